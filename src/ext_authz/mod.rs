@@ -1,0 +1,2 @@
+//! How does Envoy ask, and how is it answered?
+pub mod proto;

@@ -1,0 +1,2 @@
+//! The program `tenantgate`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Is the contract kept? One binary, so that it links once.
