@@ -4,6 +4,8 @@
 //! protocol as it is), the server half with the codec of `ext_authz::codec`, and
 //! the descriptor set that gRPC reflection serves.
 
+#![expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts through the environment")]
+
 use std::path::PathBuf;
 
 use prost::Message as _;
