@@ -1,1 +1,5 @@
-//! Is the contract kept? One binary, so that it links once.
+//! Is the contract kept? One binary, so that it links once; this list is its table of contents.
+
+mod support;
+
+mod harness;

@@ -1,0 +1,131 @@
+//! How does a test speak gRPC? As Envoy does, and in ways that Envoy never would.
+
+use std::time::Duration;
+
+use bytes::{Buf, BufMut};
+use prost::Message as _;
+use tenantgate::ext_authz::proto::envoy::service::auth::v3::authorization_client::AuthorizationClient;
+use tenantgate::ext_authz::proto::envoy::service::auth::v3::{CheckRequest, CheckResponse};
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::{Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::{Answer, PATIENCE, wait};
+
+/// The service Envoy calls.
+pub(crate) const SERVICE: &str = "envoy.service.auth.v3.Authorization";
+
+/// A connection to one listener.
+#[derive(Clone)]
+pub(crate) struct Client {
+    channel: Channel,
+}
+
+impl Client {
+    /// To `host:port` or `unix:/path`.
+    pub(crate) fn to(address: &str) -> Self {
+        let uri = if address.starts_with("unix:") { address.to_owned() } else { format!("http://{address}") };
+        Self::of(Endpoint::from_shared(uri).expect("an address"))
+    }
+
+    /// To `https://host:port`.
+    pub(crate) fn over_tls(address: &str, tls: ClientTlsConfig) -> Self {
+        let endpoint = Endpoint::from_shared(format!("https://{address}")).expect("an address");
+        Self::of(endpoint.tls_config(tls).expect("a TLS configuration"))
+    }
+
+    fn of(endpoint: Endpoint) -> Self {
+        // Connects lazily: it is the first call that fails where nobody listens.
+        let _in_runtime = super::runtime().enter();
+        Self { channel: endpoint.connect_timeout(PATIENCE).connect_lazy() }
+    }
+
+    /// One Check, for code that is asynchronous itself.
+    pub(crate) async fn ask(&self, request: impl Into<CheckRequest>) -> Result<Answer, Status> {
+        let mut client = AuthorizationClient::new(self.channel.clone());
+        client.check(request.into()).await.map(|response| Answer::of(response.into_inner()))
+    }
+
+    /// One Check that says how long it can wait.
+    pub(crate) async fn ask_within(
+        &self,
+        timeout: Duration,
+        request: impl Into<CheckRequest>,
+    ) -> Result<Answer, Status> {
+        let mut client = AuthorizationClient::new(self.channel.clone());
+        let mut request = Request::new(request.into());
+        request.set_timeout(timeout);
+        client.check(request).await.map(|response| Answer::of(response.into_inner()))
+    }
+
+    /// One Check.
+    #[track_caller]
+    pub(crate) fn check(&self, request: impl Into<CheckRequest>) -> Answer {
+        wait(self.ask(request)).unwrap_or_else(|status| panic!("no answer to a Check: {status:?}"))
+    }
+
+    /// One Check whose bytes no encoder would write.
+    pub(crate) fn check_bytes(&self, bytes: Vec<u8>) -> Result<Answer, Status> {
+        let answer = self.call(&format!("/{SERVICE}/Check"), bytes)?;
+        assert!(!answer.is_empty(), "an empty CheckResponse allows");
+        Ok(Answer::of(CheckResponse::decode(answer.as_slice()).expect("a CheckResponse")))
+    }
+
+    /// Any unary call, bytes in, bytes out.
+    pub(crate) fn call(&self, path: &str, bytes: Vec<u8>) -> Result<Vec<u8>, Status> {
+        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+        wait(async {
+            grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+            let path = PathAndQuery::try_from(path).expect("a path");
+            grpc.unary(Request::new(bytes), path, BytesCodec).await.map(tonic::Response::into_inner)
+        })
+    }
+
+    /// What gRPC health says of a service.
+    pub(crate) fn health(&self, service: &str) -> Result<ServingStatus, Status> {
+        let mut client = HealthClient::new(self.channel.clone());
+        let request = HealthCheckRequest { service: service.to_owned() };
+        wait(client.check(request)).map(|response| response.into_inner().status())
+    }
+}
+
+/// Messages as they stand on the wire.
+struct BytesCodec;
+
+impl Codec for BytesCodec {
+    type Encode = Vec<u8>;
+    type Decode = Vec<u8>;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for BytesCodec {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put_slice(&item);
+        Ok(())
+    }
+}
+
+impl Decoder for BytesCodec {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining()).to_vec()))
+    }
+}

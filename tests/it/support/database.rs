@@ -1,0 +1,188 @@
+//! Where does a test keep its data? A database of its own, on either store.
+//!
+//! On Postgres a fresh database in the shared cluster, on SQLite a file in a directory
+//! of its own; both are gone when the test is over. Raw SQL goes through sqlx, from a
+//! connection that tenantgate knows nothing of, as any other program's would.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, SqliteConnection};
+use tempfile::TempDir;
+
+use super::cli::{Run, run_in};
+use super::postgres::Cluster;
+use super::wait;
+
+/// The two stores that tenantgate has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    Postgres,
+    Sqlite,
+}
+
+/// One database, a working directory beside it, and how to get rid of both.
+pub(crate) struct Database {
+    pub(crate) backend: Backend,
+    url: String,
+    dir: TempDir,
+    cluster: Option<(&'static Cluster, String)>,
+}
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+impl Database {
+    /// An empty database; `None`, said loudly, where the machine has no Postgres.
+    pub(crate) fn empty(backend: Backend) -> Option<Self> {
+        match backend {
+            Backend::Postgres => Some(Self::postgres(Cluster::shared()?, "template1")),
+            Backend::Sqlite => Some(Self::sqlite(None)),
+        }
+    }
+
+    /// A copy of another Postgres database, to which nobody may be connected.
+    pub(crate) fn postgres(cluster: &'static Cluster, template: &str) -> Self {
+        let name = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        cluster.admin(&format!("CREATE DATABASE {name} TEMPLATE {template}"));
+        Self::of(Backend::Postgres, cluster.url(&name), Some((cluster, name)))
+    }
+
+    /// A SQLite file with these bytes, or none yet.
+    pub(crate) fn sqlite(bytes: Option<&[u8]>) -> Self {
+        let mut database = Self::of(Backend::Sqlite, String::new(), None);
+        let file = database.dir.path().join("tenantgate.db");
+        bytes.inspect(|bytes| std::fs::write(&file, bytes).expect("the file is written"));
+        database.url = format!("sqlite://{}", file.display());
+        database
+    }
+
+    /// A database that somebody else keeps, by its URL.
+    pub(crate) fn at(backend: Backend, url: &str) -> Self {
+        Self::of(backend, url.to_owned(), None)
+    }
+
+    fn of(backend: Backend, url: String, cluster: Option<(&'static Cluster, String)>) -> Self {
+        let dir = tempfile::Builder::new().prefix("tenantgate-it-").tempdir().expect("a directory");
+        Self { backend, url, dir, cluster }
+    }
+
+    /// What `--database-url` gets.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The name of the database in its cluster.
+    pub(crate) fn name(&self) -> &str {
+        self.cluster.as_ref().map_or("", |(_, name)| name)
+    }
+
+    /// The cluster it stands in.
+    pub(crate) fn cluster(&self) -> &'static Cluster {
+        self.cluster.as_ref().expect("only Postgres has a cluster").0
+    }
+
+    /// A directory for the test alone, where commands run.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Runs `tenantgate <args> --database-url <this>`.
+    pub(crate) fn cli(&self, args: &[&str]) -> Run {
+        run_in(self.dir(), &[], &[args, &["--database-url", &self.url]].concat())
+    }
+
+    /// Runs a command whose JSON is wanted.
+    pub(crate) fn json(&self, args: &[&str]) -> serde_json::Value {
+        self.cli(&[args, &["--output", "json"]].concat()).json()
+    }
+
+    /// A connection that stays open.
+    pub(crate) fn session(&self) -> Session {
+        wait(async {
+            match self.backend {
+                Backend::Postgres => {
+                    Session::Postgres(PgConnection::connect(&self.url).await.expect("postgres is up"))
+                }
+                Backend::Sqlite => {
+                    Session::Sqlite(SqliteConnection::connect(&self.url).await.expect("the file opens"))
+                }
+            }
+        })
+    }
+
+    /// Runs statements that must work.
+    pub(crate) fn sql(&self, sql: &str) {
+        self.session().sql(sql);
+    }
+
+    /// Runs statements that must not work, and gives what the database says.
+    pub(crate) fn refuses(&self, sql: &str) -> String {
+        self.session().run(sql).expect_err(sql).to_string()
+    }
+
+    /// The first column of every row, as text.
+    pub(crate) fn texts(&self, sql: &str) -> Vec<Option<String>> {
+        self.session().texts(sql)
+    }
+
+    /// The first column of the only row, as text.
+    pub(crate) fn text(&self, sql: &str) -> Option<String> {
+        let mut rows = self.texts(sql);
+        assert_eq!(rows.len(), 1, "{sql}");
+        rows.remove(0)
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let Some((cluster, name)) = &self.cluster else { return };
+        let drop_it = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
+        wait(async {
+            if let Ok(mut session) = PgConnection::connect(&cluster.url("postgres")).await {
+                let _ = sqlx::raw_sql(AssertSqlSafe(drop_it)).execute(&mut session).await;
+            }
+        });
+    }
+}
+
+/// An open connection to either store.
+pub(crate) enum Session {
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
+}
+
+impl Session {
+    /// Runs statements, as one transaction each unless they say otherwise.
+    pub(crate) fn run(&mut self, sql: &str) -> Result<u64, sqlx::Error> {
+        let statement = sqlx::raw_sql(AssertSqlSafe(sql));
+        wait(async {
+            match self {
+                Self::Postgres(session) => statement.execute(session).await.map(|done| done.rows_affected()),
+                Self::Sqlite(session) => statement.execute(session).await.map(|done| done.rows_affected()),
+            }
+        })
+    }
+
+    /// Runs statements that must work.
+    pub(crate) fn sql(&mut self, sql: &str) {
+        self.run(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
+    /// The first column of every row, as text.
+    pub(crate) fn texts(&mut self, sql: &str) -> Vec<Option<String>> {
+        let query = sqlx::query(AssertSqlSafe(sql));
+        wait(async {
+            match self {
+                Self::Postgres(session) => {
+                    let rows = query.fetch_all(session).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+                    rows.iter().map(|row| row.get(0)).collect()
+                }
+                Self::Sqlite(session) => {
+                    let query = sqlx::query(AssertSqlSafe(sql));
+                    let rows = query.fetch_all(session).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+                    rows.iter().map(|row| row.get_unchecked(0)).collect()
+                }
+            }
+        })
+    }
+}

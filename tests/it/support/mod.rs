@@ -1,0 +1,120 @@
+//! What does a test need around it? The harness, shared by all suites.
+//!
+//! A test gets a `World` (a database of its own with known tenants and keys), starts
+//! a `Server` (the real binary) on it, asks over the wire and gets an `Answer`, which
+//! has already been held against everything that `spec.md` §4 says about answers of
+//! its kind. Everything is synchronous for the test; one runtime works underneath.
+//!
+//! ```text
+//! Backend ──► Database ──► World (tenants, keys)
+//!                │              │
+//!                ├─ cli(args) ──┴─► Run      (exit code, stdout, stderr)
+//!                └─ Server::on(..).start() ─► check(Ask) ─► Answer
+//! ```
+//!
+//! Nothing here sleeps and hopes: every wait is `eventually`, level-triggered, with a
+//! deadline and a sentence that says what did not come.
+
+pub(crate) mod answer;
+pub(crate) mod ask;
+pub(crate) mod cli;
+pub(crate) mod client;
+pub(crate) mod database;
+pub(crate) mod http;
+pub(crate) mod link;
+pub(crate) mod postgres;
+pub(crate) mod server;
+pub(crate) mod transcript;
+pub(crate) mod world;
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::io::Write as _;
+use std::sync::{LazyLock, Once};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+
+pub(crate) use answer::Answer;
+pub(crate) use ask::Ask;
+pub(crate) use cli::Run;
+pub(crate) use client::Client;
+pub(crate) use database::{Backend, Database};
+pub(crate) use server::Server;
+pub(crate) use world::World;
+
+/// What anything on this machine may take before a test gives it up; generous, because nothing waits for it in vain.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime for the tests")
+});
+
+/// The one runtime that all tests of the process share.
+pub(crate) fn runtime() -> &'static Runtime {
+    &RUNTIME
+}
+
+/// Runs something asynchronous to its end.
+pub(crate) fn wait<F: Future>(work: F) -> F::Output {
+    RUNTIME.block_on(work)
+}
+
+/// Asks again and again until the answer is there, and panics with the last thing seen when it is not in time.
+pub(crate) fn eventually<T, E: Debug>(
+    what: &str,
+    deadline: Duration,
+    mut probe: impl FnMut() -> Result<T, E>,
+) -> T {
+    let start = Instant::now();
+    loop {
+        let seen = match probe() {
+            Ok(value) => return value,
+            Err(seen) => seen,
+        };
+        assert!(start.elapsed() < deadline, "{what}: not within {deadline:?}; last seen: {seen:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Is this a run in which nothing may be left out (`TENANTGATE_TEST_REQUIRE=all`)?
+pub(crate) fn nothing_may_be_missing() -> bool {
+    std::env::var_os("TENANTGATE_TEST_REQUIRE").is_some_and(|wanted| wanted == "all")
+}
+
+/// Says once, past libtest's capture, that a suite is left out; or fails, where nothing may be missing.
+pub(crate) fn left_out(once: &Once, suite: &str, why: &str) {
+    assert!(
+        !nothing_may_be_missing(),
+        "{suite}: {why}, and TENANTGATE_TEST_REQUIRE=all lets nothing be left out"
+    );
+    once.call_once(|| {
+        let line = format!("\n!!! LEFT OUT: {suite}: {why}\n\n");
+        std::io::stderr().write_all(line.as_bytes()).expect("stderr takes the line");
+    });
+}
+
+/// Makes each listed function `fn name(world: World)` two tests, `name::on_sqlite` and `name::on_postgres`.
+macro_rules! on_every_store {
+    ($($name:ident),+ $(,)?) => {$(
+        mod $name {
+            use crate::support::{Backend, World};
+
+            #[test]
+            fn on_sqlite() {
+                World::on(Backend::Sqlite).map_or((), super::$name);
+            }
+
+            #[test]
+            fn on_postgres() {
+                World::on(Backend::Postgres).map_or((), super::$name);
+            }
+        }
+    )+};
+}
+
+pub(crate) use on_every_store;

@@ -1,0 +1,191 @@
+//! Where does a real Postgres come from, and how does it never outlive the tests?
+//!
+//! One private cluster per test process, from whatever binaries the machine has, on a
+//! free port of the loopback. A small shell stands between the tests and `postgres`: it
+//! takes words on its standard input, and when that input ends, because the test
+//! process ended in whatever way, it stops the server it started and removes its files.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{LazyLock, Mutex, Once};
+
+use sqlx::{Connection as _, PgConnection};
+
+use super::link::free_port;
+use super::{PATIENCE, eventually, left_out, wait};
+
+/// The role that owns everything in a test cluster.
+pub(crate) const ROLE: &str = "tenantgate";
+
+/// The password in every test URL. Nothing checks it (the clusters trust), and nothing may ever print it.
+pub(crate) const PASSWORD: &str = "pa55-w0rd-never-printed";
+
+/// Starts and stops `postgres` on command, and cleans up when the commands end.
+const KEEPER: &str = r#"
+bin=$1 dir=$2 port=$3
+start() {
+    "$bin/postgres" -D "$dir/data" -p "$port" -k "$dir" -c listen_addresses=127.0.0.1 \
+        -c fsync=off -c full_page_writes=off -c autovacuum=off -c max_connections=200 \
+        -c shared_buffers=32MB -c log_min_messages=error >>"$dir/log" 2>&1 </dev/null &
+    server=$!
+    echo started
+}
+stop() {
+    kill "-$1" "$server"
+    wait "$server"
+    echo stopped
+}
+while read -r word; do
+    case $word in
+        start) start ;;
+        stop) stop INT ;;
+    esac
+done
+stop QUIT >/dev/null 2>&1
+rm -rf "$dir"
+"#;
+
+/// A private Postgres cluster.
+pub(crate) struct Cluster {
+    port: u16,
+    dir: PathBuf,
+    keeper: Child,
+    pipe: Mutex<(Option<ChildStdin>, BufReader<ChildStdout>)>,
+}
+
+static SHARED: LazyLock<Option<Cluster>> = LazyLock::new(Cluster::private);
+static MISSING: Once = Once::new();
+
+impl Cluster {
+    /// The cluster that all tests share; `None`, said loudly, where the machine has no Postgres.
+    pub(crate) fn shared() -> Option<&'static Self> {
+        SHARED.as_ref()
+    }
+
+    /// A cluster of the caller's own, to be stopped and started at will.
+    pub(crate) fn private() -> Option<Self> {
+        let Some(bin) = binaries() else {
+            left_out(&MISSING, "everything on Postgres", "no `initdb` and `postgres` on this machine");
+            return None;
+        };
+        let (user, group) = owner()?;
+        let dir = tempfile::Builder::new().prefix("tenantgate-pg-").tempdir().expect("a directory");
+        chown(dir.path(), user, group).expect("the directory goes to the owner of the cluster");
+        let dir = dir.keep();
+        initdb(&bin, &dir, user, group);
+        Some((0..20).find_map(|_| Self::start_at_some_port(&bin, &dir, user, group)).expect("a free port"))
+    }
+
+    fn start_at_some_port(bin: &Path, dir: &Path, user: Option<u32>, group: Option<u32>) -> Option<Self> {
+        let port = free_port();
+        let mut keeper = Command::new("sh");
+        keeper.args(["-c", KEEPER, "sh"]).arg(bin).arg(dir).arg(port.to_string());
+        keeper.current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        // A group of its own, so that an interrupt at the terminal ends the tests and leaves it its clean-up.
+        keeper.process_group(0);
+        become_user(&mut keeper, user, group);
+        let mut keeper = keeper.spawn().expect("sh starts");
+        let pipe = (keeper.stdin.take(), BufReader::new(keeper.stdout.take().expect("piped")));
+        let cluster = Self { port, dir: dir.to_owned(), keeper, pipe: Mutex::new(pipe) };
+        cluster.start().then_some(cluster)
+    }
+
+    /// Starts the server (again), and is true when it takes connections, false when its port is taken.
+    pub(crate) fn start(&self) -> bool {
+        self.tell("start", "started");
+        eventually("postgres takes connections", PATIENCE, || {
+            let log = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+            if log.contains("could not bind") {
+                return Ok(false);
+            }
+            wait(PgConnection::connect(&self.url("postgres"))).map(|_| true).map_err(|error| (error, log))
+        })
+    }
+
+    /// Stops the server as an operator would (`fast`); its files stay.
+    pub(crate) fn stop(&self) {
+        self.tell("stop", "stopped");
+    }
+
+    fn tell(&self, word: &str, echo: &str) {
+        let mut pipe = self.pipe.lock().expect("no panic while telling");
+        writeln!(pipe.0.as_mut().expect("open until dropped"), "{word}").expect("the keeper listens");
+        let mut heard = String::new();
+        pipe.1.read_line(&mut heard).expect("the keeper answers");
+        assert_eq!(heard.trim(), echo, "the keeper of the cluster in {}", self.dir.display());
+    }
+
+    /// The port on 127.0.0.1.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The URL of a database here.
+    pub(crate) fn url(&self, database: &str) -> String {
+        format!("postgres://{ROLE}:{PASSWORD}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Runs one statement in the maintenance database.
+    pub(crate) fn admin(&self, sql: &str) {
+        wait(async {
+            let mut session = PgConnection::connect(&self.url("postgres")).await.expect("postgres is up");
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut session).await.expect(sql);
+            session.close().await.expect("closes");
+        });
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(self.pipe.lock().map(|mut pipe| pipe.0.take()));
+        let _ = self.keeper.wait();
+    }
+}
+
+/// The directory with the server's programs.
+fn binaries() -> Option<PathBuf> {
+    let told = Command::new("pg_config").arg("--bindir").output().ok();
+    let told = told.map(|said| PathBuf::from(String::from_utf8_lossy(&said.stdout).trim()));
+    let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> = debian.map(|entry| entry.path().join("bin")).collect();
+    found.sort_by_key(|bin| {
+        let version = bin.parent().and_then(Path::file_name).unwrap_or_default();
+        version.to_string_lossy().parse::<u32>().unwrap_or_default()
+    });
+    found.into_iter().rev().chain(told).find(|bin| bin.join("initdb").exists() && bin.join("postgres").exists())
+}
+
+/// Whom the cluster belongs to: us, or for root, whom Postgres refuses, a user that every Debian has.
+fn owner() -> Option<(Option<u32>, Option<u32>)> {
+    if id("-u", None) != Some(0) {
+        return Some((None, None));
+    }
+    let user = ["postgres", "nobody"].into_iter().find_map(|name| Some((id("-u", Some(name))?, id("-g", Some(name))?)));
+    if user.is_none() {
+        left_out(&MISSING, "everything on Postgres", "root may not run it, and there is no user `postgres` or `nobody`");
+    }
+    user.map(|(user, group)| (Some(user), Some(group)))
+}
+
+fn id(what: &str, name: Option<&str>) -> Option<u32> {
+    let said = Command::new("id").arg(what).args(name).output().ok()?;
+    String::from_utf8_lossy(&said.stdout).trim().parse().ok()
+}
+
+fn become_user(command: &mut Command, user: Option<u32>, group: Option<u32>) {
+    if let (Some(user), Some(group)) = (user, group) {
+        command.uid(user).gid(group);
+    }
+}
+
+fn initdb(bin: &Path, dir: &Path, user: Option<u32>, group: Option<u32>) {
+    let mut initdb = Command::new(bin.join("initdb"));
+    initdb.args(["--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "-U", ROLE, "-D"]);
+    initdb.arg(dir.join("data")).current_dir(dir).stdin(Stdio::null());
+    become_user(&mut initdb, user, group);
+    let said = initdb.output().expect("initdb starts");
+    assert!(said.status.success(), "initdb: {}", String::from_utf8_lossy(&said.stderr));
+}

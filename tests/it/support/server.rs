@@ -1,0 +1,212 @@
+//! How does a test get a running tenantgate? The real binary, on ports of its own.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tenantgate::ext_authz::proto::envoy::service::auth::v3::CheckRequest;
+use tonic::Status;
+
+use super::cli::command;
+use super::http::{self, Page};
+use super::transcript::{Transcript, field, says};
+use super::{Answer, Client, Database, PATIENCE, eventually};
+
+/// What is to be started, and how.
+pub(crate) struct Plan {
+    command: Command,
+    listeners: usize,
+}
+
+/// A running server; killed when the test is done with it.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) stderr: Transcript,
+    pub(crate) stdout: Transcript,
+    /// The gRPC listeners, as really bound, in the order in which they said so.
+    pub(crate) grpc: Vec<String>,
+    /// The address of `/livez`, `/readyz` and `/metrics`.
+    pub(crate) ops: String,
+    client: Client,
+}
+
+impl Plan {
+    /// One more argument for `serve`.
+    pub(crate) fn arg(mut self, arg: &str) -> Self {
+        self.listeners += usize::from(arg == "--listen");
+        self.command.arg(arg);
+        self
+    }
+
+    /// More arguments for `serve`.
+    pub(crate) fn args(self, args: &[&str]) -> Self {
+        args.iter().fold(self, |plan, arg| plan.arg(arg))
+    }
+
+    /// One more variable in its environment.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Starts it and waits until it serves.
+    #[track_caller]
+    pub(crate) fn start(self) -> Server {
+        let server = self.start_unready();
+        server.wait_until_ready();
+        server
+    }
+
+    /// Starts it and waits until its listeners are up, whether or not it has a database.
+    #[track_caller]
+    pub(crate) fn start_unready(mut self) -> Server {
+        if self.listeners == 0 {
+            self = self.args(&["--listen", "127.0.0.1:0"]);
+        }
+        let listeners = self.listeners;
+        let (child, stdout, stderr) = self.spawn();
+        // Whatever goes wrong from here on, the child ends with this value.
+        let mut server =
+            Server { child, stderr, stdout, grpc: Vec::new(), ops: String::new(), client: Client::to("127.0.0.1:1") };
+        let bound = |lines: &[String], kind: &str| -> Vec<String> {
+            let of_kind = |line: &&String| says(line, "listening") && field(line, "listener") == Some(kind);
+            let addresses = lines.iter().filter(of_kind).filter_map(|line| field(line, "address"));
+            addresses.map(str::to_owned).collect()
+        };
+        server.ops = server.stderr.wait_for("listening listener=ops", PATIENCE, |lines| bound(lines, "ops").pop());
+        server.grpc = server.stderr.wait_for("listening listener=grpc", PATIENCE, |lines| {
+            Some(bound(lines, "grpc")).filter(|addresses| addresses.len() == listeners)
+        });
+        server.client = Client::to(&server.grpc[0]);
+        server
+    }
+
+    /// Starts it and waits until it has ended: its exit code, stdout and stderr.
+    #[track_caller]
+    pub(crate) fn run_to_end(mut self) -> (Option<i32>, String, String) {
+        if self.listeners == 0 {
+            self = self.args(&["--listen", "127.0.0.1:0"]);
+        }
+        let (mut child, stdout, stderr) = self.spawn();
+        let code = exit_code(&mut child, PATIENCE, &stderr);
+        (code, stdout.to_the_end(PATIENCE), stderr.to_the_end(PATIENCE))
+    }
+
+    fn spawn(&mut self) -> (Child, Transcript, Transcript) {
+        let mut child = self.command.spawn().expect("the binary starts");
+        let stdout = Transcript::of(child.stdout.take().expect("piped"));
+        let stderr = Transcript::of(child.stderr.take().expect("piped"));
+        (child, stdout, stderr)
+    }
+}
+
+impl Server {
+    /// `tenantgate serve` on a database, its ops listener on a port of its own.
+    pub(crate) fn on(database: &Database) -> Plan {
+        Self::plan(database.dir(), &["--database-url", database.url(), "--ops-listen", "127.0.0.1:0"])
+    }
+
+    /// `tenantgate serve` with these arguments alone, in this directory.
+    pub(crate) fn plan(dir: &Path, args: &[&str]) -> Plan {
+        let mut command = command(dir);
+        command.arg("serve").args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Plan { command, listeners: 0 }
+    }
+
+    /// Waits for the line `ready`.
+    #[track_caller]
+    pub(crate) fn wait_until_ready(&self) {
+        self.stderr.wait_for("ready", PATIENCE, |lines| lines.iter().any(|line| says(line, "ready")).then_some(()));
+    }
+
+    /// A client of its first listener.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// One Check.
+    #[track_caller]
+    pub(crate) fn check(&self, request: impl Into<CheckRequest>) -> Answer {
+        self.client.check(request)
+    }
+
+    /// One Check whose bytes no encoder would write.
+    pub(crate) fn check_bytes(&self, bytes: Vec<u8>) -> Result<Answer, Status> {
+        self.client.check_bytes(bytes)
+    }
+
+    /// HTTP status and reason of one Check, `401 mismatch`.
+    #[track_caller]
+    pub(crate) fn row(&self, request: impl Into<CheckRequest>) -> String {
+        self.check(request).row()
+    }
+
+    /// Asks the same until the row is the wanted one; gives how long that took.
+    #[track_caller]
+    pub(crate) fn row_becomes(
+        &self,
+        wanted: &str,
+        deadline: Duration,
+        request: impl Into<CheckRequest>,
+    ) -> Duration {
+        let (request, start) = (request.into(), Instant::now());
+        eventually(&format!("the row `{wanted}`"), deadline, || {
+            let row = self.row(request.clone());
+            if row == wanted { Ok(start.elapsed()) } else { Err(row) }
+        })
+    }
+
+    /// `GET path` on the ops listener.
+    #[track_caller]
+    pub(crate) fn http(&self, path: &str) -> Page {
+        http::get(&self.ops, path).expect("the ops listener answers")
+    }
+
+    /// The value of a metric: the sum of all samples whose `name{labels}` contains every one of these.
+    #[track_caller]
+    pub(crate) fn metric(&self, parts: &[&str]) -> f64 {
+        let samples = http::samples(&self.http("/metrics").body);
+        let ours = samples.iter().filter(|(name, _)| parts.iter().all(|part| name.contains(part)));
+        ours.map(|(_, value)| value).sum()
+    }
+
+    /// Sends a signal by name, `TERM`.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("sh")
+            .args(["-c", r#"kill -"$0" "$1""#, name, &self.child.id().to_string()])
+            .status()
+            .expect("sh starts");
+        assert!(sent.success(), "the signal {name} is delivered");
+    }
+
+    /// Waits until it has ended by itself; gives its exit code.
+    #[track_caller]
+    pub(crate) fn exit_code(&mut self, deadline: Duration) -> Option<i32> {
+        exit_code(&mut self.child, deadline, &self.stderr)
+    }
+
+    /// The process, for `/proc`.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+fn exit_code(child: &mut Child, deadline: Duration, stderr: &Transcript) -> Option<i32> {
+    let end = eventually("the server ends", deadline, || {
+        child.try_wait().expect("the child is ours").ok_or_else(|| stderr.lines().pop())
+    });
+    end.code()
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            #[expect(clippy::print_stderr, reason = "what the server said is the first thing to look at")]
+            {
+                eprintln!("--- the server said:\n{}\n---", self.stderr.text());
+            }
+        }
+    }
+}
