@@ -2,4 +2,9 @@
 
 mod support;
 
+mod check;
+mod credentials;
 mod harness;
+mod protocol;
+mod public;
+mod waiting;

@@ -174,12 +174,14 @@ impl Session {
         wait(async {
             match self {
                 Self::Postgres(session) => {
-                    let rows = query.fetch_all(session).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+                    let rows =
+                        query.fetch_all(session).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
                     rows.iter().map(|row| row.get(0)).collect()
                 }
                 Self::Sqlite(session) => {
                     let query = sqlx::query(AssertSqlSafe(sql));
-                    let rows = query.fetch_all(session).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+                    let rows =
+                        query.fetch_all(session).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
                     rows.iter().map(|row| row.get_unchecked(0)).collect()
                 }
             }

@@ -26,7 +26,8 @@ pub(crate) struct Link {
 impl Link {
     /// A working wire to a port of the loopback.
     pub(crate) fn to(to: u16) -> Self {
-        let link = Self { port: free_port(), to, frozen: watch::Sender::new(false), traffic: Mutex::default() };
+        let link =
+            Self { port: free_port(), to, frozen: watch::Sender::new(false), traffic: Mutex::default() };
         link.mend();
         link
     }

@@ -25,6 +25,7 @@ pub(crate) mod link;
 pub(crate) mod postgres;
 pub(crate) mod server;
 pub(crate) mod transcript;
+pub(crate) mod wire;
 pub(crate) mod world;
 
 use std::fmt::Debug;
