@@ -32,14 +32,44 @@ fn look_alikes_of_public_paths_are_not_public() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let paths = [
-        "/docs/", "//docs", "//", "/./docs", "/docs/../x", "/x/../docs", "/%64ocs", "/docs%3Fx", "/docs%00", "/docs;x=1",
-        "/docs#x", "/Docs", "/DOCS", "/docs ", " /docs", "docs", "/docsx", "/health/live", "/healthz", "/%2F", "/\\docs",
-        "/d!cs", "http://api.example.com/docs", "*", "", "?", "?/docs", "&/docs", "/v1?/docs", "/docs\u{0}", "/dоcs",
+        "/docs/",
+        "//docs",
+        "//",
+        "/./docs",
+        "/docs/../x",
+        "/x/../docs",
+        "/%64ocs",
+        "/docs%3Fx",
+        "/docs%00",
+        "/docs;x=1",
+        "/docs#x",
+        "/Docs",
+        "/DOCS",
+        "/docs ",
+        " /docs",
+        "docs",
+        "/docsx",
+        "/health/live",
+        "/healthz",
+        "/%2F",
+        "/\\docs",
+        "/d!cs",
+        "http://api.example.com/docs",
+        "*",
+        "",
+        "?",
+        "?/docs",
+        "&/docs",
+        "/v1?/docs",
+        "/docs\u{0}",
+        "/dоcs",
     ];
     for path in paths {
         assert_eq!(server.row(Ask::get(path)), "401 missing", "GET {path:?}");
     }
-    for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "get", "Get", "GET ", "", "PROPFIND"] {
+    for method in [
+        "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "get", "Get", "GET ", "", "PROPFIND",
+    ] {
         for path in ["/", "/health", "/docs"] {
             assert_eq!(server.row(Ask::new(method, path)), "401 missing", "{method:?} {path}");
         }
@@ -106,7 +136,8 @@ fn none_empties_the_list() {
     for path in ["/", "/health", "/docs"] {
         assert_eq!(server.row(Ask::get(path)), "401 missing", "{path}");
     }
-    let overruled = Server::on(&world.db).args(&["--public", "none"]).env("TENANTGATE_PUBLIC", "GET /docs").start();
+    let overruled =
+        Server::on(&world.db).args(&["--public", "none"]).env("TENANTGATE_PUBLIC", "GET /docs").start();
     assert_eq!(overruled.row(Ask::get("/docs")), "401 missing", "a flag beats its variable");
 }
 

@@ -26,7 +26,9 @@ fn all_at_once(client: &Client, callers: usize, key: &str) -> Vec<String> {
         let mut flights = JoinSet::new();
         for _ in 0..callers {
             let (client, ask) = (client.clone(), Ask::with_key(key));
-            flights.spawn(async move { client.ask(ask).await.map_or_else(|status| format!("{status:?}"), |answer| answer.row()) });
+            flights.spawn(async move {
+                client.ask(ask).await.map_or_else(|status| format!("{status:?}"), |answer| answer.row())
+            });
         }
         flights.join_all().await
     })
@@ -102,14 +104,23 @@ fn a_right_secret_is_never_locked_out_by_wrong_ones() {
 #[test]
 fn unavailable_can_be_left_to_envoys_own_policy() {
     let Some(world) = World::on(Backend::Postgres) else { return };
-    world.db.sql(&format!("UPDATE api_keys SET hashed_key = '$2x$04$damaged' WHERE key_prefix = '{}'", world.live.prefix));
+    world.db.sql(&format!(
+        "UPDATE api_keys SET hashed_key = '$2x$04$damaged' WHERE key_prefix = '{}'",
+        world.live.prefix
+    ));
     let ask = Ask::with_key(&world.live.text);
     let denying = Server::on(&world.db).start();
     let answer = denying.check(ask.clone());
-    assert_eq!((answer.row().as_str(), answer.code(), answer.is_error_response()), ("503 unavailable", 7, false));
+    assert_eq!(
+        (answer.row().as_str(), answer.code(), answer.is_error_response()),
+        ("503 unavailable", 7, false)
+    );
     let erring = Server::on(&world.db).args(&["--on-unavailable", "error"]).start();
     let answer = erring.check(ask);
-    assert_eq!((answer.row().as_str(), answer.code(), answer.is_error_response()), ("503 unavailable", 14, true));
+    assert_eq!(
+        (answer.row().as_str(), answer.code(), answer.is_error_response()),
+        ("503 unavailable", 14, true)
+    );
     // A refusal stays a refusal.
     let refused = erring.check(Ask::with_key(&world.revoked.text));
     assert_eq!((refused.row().as_str(), refused.is_error_response()), ("401 revoked", false));
