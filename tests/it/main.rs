@@ -4,7 +4,9 @@ mod support;
 
 mod check;
 mod credentials;
+mod fixtures;
 mod harness;
+mod keys;
 mod protocol;
 mod public;
 mod waiting;

@@ -14,7 +14,7 @@ const IMPATIENT: Duration = Duration::from_millis(100);
 
 on_every_store![hundreds_may_wait_for_the_one_proof_of_a_cold_key];
 
-fn hundreds_may_wait_for_the_one_proof_of_a_cold_key(world: World) {
+fn hundreds_may_wait_for_the_one_proof_of_a_cold_key(world: &World) {
     let server = Server::on(&world.db).start();
     let rows = all_at_once(server.client(), 300, &world.issued.text);
     assert_eq!(rows.iter().filter(|row| *row == "200 ok").count(), 300, "{rows:?}");

@@ -125,6 +125,20 @@ impl Database {
         self.session().texts(sql)
     }
 
+    /// Every row of every table of a Postgres database, as text.
+    pub(crate) fn everything(&self) -> String {
+        let mut session = self.session();
+        let tables = session.texts(
+            "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables \
+             WHERE schemaname NOT IN ('pg_catalog', 'information_schema')",
+        );
+        let rows = tables
+            .iter()
+            .flatten()
+            .flat_map(|table| session.texts(&format!("SELECT t::text FROM {table} t")));
+        rows.flatten().collect::<Vec<String>>().join("\n")
+    }
+
     /// The first column of the only row, as text.
     pub(crate) fn text(&self, sql: &str) -> Option<String> {
         let mut rows = self.texts(sql);

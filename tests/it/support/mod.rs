@@ -99,7 +99,7 @@ pub(crate) fn left_out(once: &Once, suite: &str, why: &str) {
     });
 }
 
-/// Makes each listed function `fn name(world: World)` two tests, `name::on_sqlite` and `name::on_postgres`.
+/// Makes each listed function `fn name(world: &World)` two tests, `name::on_sqlite` and `name::on_postgres`.
 macro_rules! on_every_store {
     ($($name:ident),+ $(,)?) => {$(
         mod $name {
@@ -107,12 +107,12 @@ macro_rules! on_every_store {
 
             #[test]
             fn on_sqlite() {
-                World::on(Backend::Sqlite).map_or((), super::$name);
+                World::on(Backend::Sqlite).as_ref().map_or((), super::$name);
             }
 
             #[test]
             fn on_postgres() {
-                World::on(Backend::Postgres).map_or((), super::$name);
+                World::on(Backend::Postgres).as_ref().map_or((), super::$name);
             }
         }
     )+};
