@@ -3,10 +3,14 @@
 mod support;
 
 mod check;
+mod check_command;
+mod cli;
 mod credentials;
 mod fixtures;
 mod harness;
+mod key_commands;
 mod keys;
 mod protocol;
 mod public;
+mod tenants;
 mod waiting;
