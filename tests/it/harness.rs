@@ -27,10 +27,8 @@ fn a_cluster_of_its_own_stops_and_starts() {
 
 #[test]
 fn a_cut_link_refuses_and_a_mended_one_carries() {
-    let Some(cluster) = Cluster::shared() else { return };
-    let link = Link::to(cluster.port());
-    let url = cluster.url("postgres").replace(&cluster.port().to_string(), &link.port().to_string());
-    let through_the_link = Database::at(Backend::Postgres, &url);
+    let Some(database) = Database::empty(Backend::Postgres) else { return };
+    let (link, through_the_link) = Link::before(&database);
     let mut session = through_the_link.session();
     link.cut();
     assert!(session.run("SELECT 1").is_err());

@@ -75,11 +75,6 @@ fn an_issued_key_is_shown_once(world: &World) {
     let nameless = world.db.json(&["key", "create", &world.acme.schema]);
     assert_eq!(nameless["name"], Value::Null);
     let text = world.db.cli(&["key", "create", &world.acme.id]).ok();
-    assert_eq!(
-        text.matches("llmk_").filter(|_| true).count(),
-        text.matches("llmk_acmecorp").count(),
-        "{text}"
-    );
     assert!(
         text.split_whitespace().any(|word| word.starts_with("llmk_") && word.len() == 5 + 17 + 1 + 38),
         "{text}"

@@ -71,6 +71,14 @@ impl Database {
         &self.url
     }
 
+    /// Ends every connection to this Postgres database, as an administrator or a failover does.
+    pub(crate) fn end_all_sessions(&self) {
+        self.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        );
+    }
+
     /// The name of the database in its cluster.
     pub(crate) fn name(&self) -> &str {
         self.cluster.as_ref().map_or("", |(_, name)| name)

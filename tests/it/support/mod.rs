@@ -93,10 +93,12 @@ pub(crate) fn left_out(once: &Once, suite: &str, why: &str) {
         !nothing_may_be_missing(),
         "{suite}: {why}, and TENANTGATE_TEST_REQUIRE=all lets nothing be left out"
     );
-    once.call_once(|| {
-        let line = format!("\n!!! LEFT OUT: {suite}: {why}\n\n");
-        std::io::stderr().write_all(line.as_bytes()).expect("stderr takes the line");
-    });
+    once.call_once(|| tell(&format!("\n!!! LEFT OUT: {suite}: {why}\n")));
+}
+
+/// Says a line past libtest's capture.
+pub(crate) fn tell(line: &str) {
+    std::io::stderr().write_all(format!("{line}\n").as_bytes()).expect("stderr takes the line");
 }
 
 /// Makes each listed function `fn name(world: &World)` two tests, `name::on_sqlite` and `name::on_postgres`.
