@@ -9,6 +9,7 @@ mod credentials;
 mod damaged;
 mod fixtures;
 mod harness;
+mod identity;
 mod key_commands;
 mod keys;
 mod lifecycle;

@@ -78,7 +78,7 @@ fn a_message_that_cannot_be_read_is_an_error_and_never_an_answer_that_allows() {
         match server.check_bytes(bytes.clone()) {
             Ok(answer) => assert_eq!(answer.http_status(), 401, "{bytes:02x?}: {answer:#?}"),
             Err(status) => {
-                assert!(![Code::Ok, Code::Unknown].contains(&status.code()), "{bytes:02x?}: {status:?}")
+                assert!(![Code::Ok, Code::Unknown].contains(&status.code()), "{bytes:02x?}: {status:?}");
             }
         }
     }

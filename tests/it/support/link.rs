@@ -19,7 +19,7 @@ use super::{Database, runtime, wait};
 /// The wire.
 pub(crate) struct Link {
     port: u16,
-    to: u16,
+    to: AtomicU16,
     frozen: watch::Sender<bool>,
     attempts: Arc<AtomicUsize>,
     traffic: Mutex<Option<JoinHandle<()>>>,
@@ -29,8 +29,13 @@ impl Link {
     /// A working wire to a port of the loopback.
     pub(crate) fn to(to: u16) -> Self {
         let frozen = watch::Sender::new(false);
-        let link =
-            Self { port: free_port(), to, frozen, attempts: Arc::default(), traffic: Mutex::default() };
+        let link = Self {
+            port: free_port(),
+            to: to.into(),
+            frozen,
+            attempts: Arc::default(),
+            traffic: Mutex::default(),
+        };
         link.mend();
         link
     }
@@ -42,6 +47,11 @@ impl Link {
         let (direct, through) = (format!(":{}/", cluster.port()), format!(":{}/", link.port));
         let seen = Database::at(database.backend, &database.url().replace(&direct, &through));
         (link, seen)
+    }
+
+    /// The end that tenantgate is given.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// Ends every connection and refuses new ones.
@@ -73,11 +83,17 @@ impl Link {
         self.attempts.load(Ordering::Relaxed)
     }
 
+    /// Leads elsewhere from now on, and works.
+    pub(crate) fn lead_to(&self, port: u16) {
+        self.to.store(port, Ordering::Relaxed);
+        self.mend();
+    }
+
     /// Works again.
     pub(crate) fn mend(&self) {
         let listener = self.listen();
         self.frozen.send_replace(false);
-        self.go_on(carry(listener, self.to, self.frozen.subscribe()));
+        self.go_on(carry(listener, self.to.load(Ordering::Relaxed), self.frozen.subscribe()));
     }
 
     fn listen(&self) -> TcpListener {

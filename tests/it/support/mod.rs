@@ -38,7 +38,6 @@ use tokio::runtime::Runtime;
 
 pub(crate) use answer::Answer;
 pub(crate) use ask::Ask;
-pub(crate) use cli::Run;
 pub(crate) use client::Client;
 pub(crate) use database::{Backend, Database};
 pub(crate) use server::Server;
@@ -109,12 +108,16 @@ macro_rules! on_every_store {
 
             #[test]
             fn on_sqlite() {
-                World::on(Backend::Sqlite).as_ref().map_or((), super::$name);
+                if let Some(world) = World::on(Backend::Sqlite) {
+                    super::$name(&world);
+                }
             }
 
             #[test]
             fn on_postgres() {
-                World::on(Backend::Postgres).as_ref().map_or((), super::$name);
+                if let Some(world) = World::on(Backend::Postgres) {
+                    super::$name(&world);
+                }
             }
         }
     )+};

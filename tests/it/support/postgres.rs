@@ -110,6 +110,11 @@ impl Cluster {
         self.tell("stop", "stopped");
     }
 
+    /// Makes the stopped server come up as a standby that waits for a primary.
+    pub(crate) fn becomes_a_standby(&self) {
+        std::fs::write(self.dir.join("data/standby.signal"), "").expect("written");
+    }
+
     fn tell(&self, word: &str, echo: &str) {
         let mut pipe = self.pipe.lock().expect("no panic while telling");
         writeln!(pipe.0.as_mut().expect("open until dropped"), "{word}").expect("the keeper listens");

@@ -199,11 +199,6 @@ impl Server {
     pub(crate) fn exit_code(&mut self, deadline: Duration) -> Option<i32> {
         exit_code(&mut self.child, deadline, &self.stderr)
     }
-
-    /// The process, for `/proc`.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
 }
 
 fn exit_code(child: &mut Child, deadline: Duration, stderr: &Transcript) -> Option<i32> {
