@@ -21,12 +21,18 @@ impl Timestamp {
     /// Before every other instant: what `-infinity` means.
     pub const MIN: Self = Self(i64::MIN);
 
+    /// Reads RFC 3339.
+    #[must_use]
+    pub fn parse_rfc_3339(text: &str) -> Option<Self> {
+        DateTime::parse_from_rfc3339(text).ok().map(|t| Self(t.timestamp_micros()))
+    }
+
     /// Reads RFC 3339, or SQL's spelling of the same (a blank for the `T`, no zone: UTC).
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let zoned = DateTime::parse_from_rfc3339(text).map(|t| t.timestamp_micros());
-        let plain = || chrono::NaiveDateTime::parse_from_str(&text.replacen('T', " ", 1), "%Y-%m-%d %H:%M:%S%.f");
-        zoned.or_else(|_| plain().map(|t| t.and_utc().timestamp_micros())).ok().map(Self)
+        let plain =
+            || chrono::NaiveDateTime::parse_from_str(&text.replacen('T', " ", 1), "%Y-%m-%d %H:%M:%S%.f");
+        Self::parse_rfc_3339(text).or_else(|| plain().ok().map(|t| Self(t.and_utc().timestamp_micros())))
     }
 
     /// This instant and `span` more; the end of time where there is none.
@@ -48,14 +54,14 @@ impl Timestamp {
     }
 }
 
-/// RFC 3339 in UTC with microseconds where there are any. Years past 9999, which RFC 3339 cannot spell,
-/// read as the last instant of 9999.
+/// RFC 3339 in UTC with microseconds: always as long, so that text sorts as time does. Years past 9999,
+/// which RFC 3339 cannot spell, read as the last instant of 9999.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const FIRST: i64 = -62_167_219_200_000_000;
         const LAST: i64 = 253_402_300_799_999_999;
         let time = DateTime::from_timestamp_micros(self.0.clamp(FIRST, LAST)).unwrap_or_default();
-        f.write_str(&time.to_rfc3339_opts(SecondsFormat::AutoSi, true))
+        f.write_str(&time.to_rfc3339_opts(SecondsFormat::Micros, true))
     }
 }
 
@@ -131,10 +137,10 @@ mod tests {
     #[test]
     fn reads_what_it_writes_and_what_sql_writes() {
         for (text, shown) in [
-            ("2026-11-23T10:00:00Z", "2026-11-23T10:00:00Z"),
-            ("2026-11-23T12:00:00+02:00", "2026-11-23T10:00:00Z"),
-            ("2026-11-23 10:00:00", "2026-11-23T10:00:00Z"),
-            ("2026-11-23T10:00:00.250", "2026-11-23T10:00:00.250Z"),
+            ("2026-11-23T10:00:00Z", "2026-11-23T10:00:00.000000Z"),
+            ("2026-11-23T12:00:00+02:00", "2026-11-23T10:00:00.000000Z"),
+            ("2026-11-23 10:00:00", "2026-11-23T10:00:00.000000Z"),
+            ("2026-11-23T10:00:00.250", "2026-11-23T10:00:00.250000Z"),
             ("2026-11-23T10:00:00.000001Z", "2026-11-23T10:00:00.000001Z"),
         ] {
             assert_eq!(Timestamp::parse(text).unwrap().to_string(), shown);
@@ -145,7 +151,7 @@ mod tests {
     #[test]
     fn shows_instants_that_rfc_3339_cannot_spell_as_the_nearest_it_can() {
         assert_eq!(Timestamp(i64::MAX).to_string(), "9999-12-31T23:59:59.999999Z");
-        assert_eq!(Timestamp::MIN.to_string(), "0000-01-01T00:00:00Z");
+        assert_eq!(Timestamp::MIN.to_string(), "0000-01-01T00:00:00.000000Z");
     }
 
     #[test]

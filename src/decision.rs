@@ -22,7 +22,7 @@
 use crate::clock::Timestamp;
 use crate::record::{KeyRecord, has_expired};
 use crate::request::Credential;
-use crate::tenant::{Tenant, TenantStatus, is_schema_name};
+use crate::tenant::{Tenant, TenantStatus};
 
 /// How true the replica is to the database.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -242,9 +242,7 @@ fn of_holder<'a>(key: &'a KeyRecord, tenant: Option<&'a Tenant>, now: Timestamp)
         Some(tenant) if tenant.status != TenantStatus::Active => {
             Decision::Deny(Denial { reason: Reason::TenantInactive, identity })
         }
-        Some(tenant) if !is_schema_name(&tenant.schema) || tenant.name.is_empty() => {
-            Decision::Unable(Fault::DamagedRow, identity)
-        }
+        Some(tenant) if !tenant.is_sound() => Decision::Unable(Fault::DamagedRow, identity),
         Some(tenant) => Decision::Allow(Grant::Tenant(key, tenant)),
     }
 }

@@ -134,7 +134,12 @@ mod tests {
     #[test]
     fn a_hash_of_another_kind_cost_length_or_alphabet_is_damaged() {
         assert_eq!(GOOD.len(), 60);
-        for good in [GOOD.to_owned(), GOOD.replace("2b", "2a"), GOOD.replace("$12$", "$04$"), GOOD.replace("$12$", "$14$")] {
+        for good in [
+            GOOD.to_owned(),
+            GOOD.replace("2b", "2a"),
+            GOOD.replace("$12$", "$04$"),
+            GOOD.replace("$12$", "$14$"),
+        ] {
             assert_eq!(SecretHash::parse(&good).unwrap().as_str(), good);
         }
         for bad in [

@@ -282,7 +282,8 @@ mod tests {
             ("", "Bearer llmk_demo_secret123", "presented"),
             ("x", "Bearer eyJ.x.y", "malformed"),
         ] {
-            let headers = [("x-llmcore-api-key", key.as_bytes()), ("authorization", authorization.as_bytes())];
+            let headers =
+                [("x-llmcore-api-key", key.as_bytes()), ("authorization", authorization.as_bytes())];
             assert_eq!(kind(read(&options, &headers).credential), expected, "{key} {authorization}");
         }
     }

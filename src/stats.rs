@@ -76,7 +76,7 @@ fn bucket_of(nanos: u64) -> usize {
 
 #[expect(clippy::cast_precision_loss, reason = "small powers of two are exact")]
 fn upper_bound(bucket: usize) -> f64 {
-    if bucket == BUCKETS - 1 { f64::MAX } else { (4_u64 << bucket) as f64 / 1e6 }
+    if bucket == BUCKETS - 1 { f64::INFINITY } else { (4_u64 << bucket) as f64 / 1e6 }
 }
 
 #[cfg(test)]
@@ -85,7 +85,9 @@ mod tests {
 
     #[test]
     fn a_duration_falls_into_the_first_bucket_that_holds_it() {
-        for (micros, bucket) in [(0, 0), (4, 0), (5, 1), (8, 1), (9, 2), (4_000_000, 20), (u64::MAX / 1000, 21)] {
+        for (micros, bucket) in
+            [(0, 0), (4, 0), (5, 1), (8, 1), (9, 2), (4_000_000, 20), (u64::MAX / 1000, 21)]
+        {
             assert_eq!(bucket_of(micros * 1000), bucket, "{micros} µs");
             assert!(upper_bound(bucket) * 1e6 >= f64::from(u32::try_from(micros).unwrap_or(u32::MAX)));
         }

@@ -77,6 +77,14 @@ pub struct Tenant {
     pub created_at: Timestamp,
 }
 
+impl Tenant {
+    /// Whether its row makes sense: a name to show the upstream, and a schema that can be one.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        !self.name.is_empty() && is_schema_name(&self.schema)
+    }
+}
+
 /// The longest name of a Postgres object.
 /// <https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS>
 const MAX_SCHEMA_BYTES: usize = 63;

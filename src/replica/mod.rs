@@ -26,7 +26,7 @@ use crate::key::KeyId;
 use crate::record::KeyRecord;
 use crate::stats::Count;
 use crate::store::{Change, Row};
-use crate::tenant::{Tenant, TenantId, is_schema_name};
+use crate::tenant::{Tenant, TenantId};
 use crate::verify::{Provable, Proven};
 
 /// Without a good look for this long the replica is stale. A healthy one looks every 50 ms.
@@ -74,15 +74,14 @@ impl Entry {
         (self.record.id, Timestamp(self.used_at.load(Relaxed)))
     }
 
-    /// This row in the place of `before`: the verdict on it holds if it is on the same key, tenant and hash.
-    fn in_place_of(self, before: &Self) -> Self {
+    /// Takes over the verdict on `before`, if it is on the same key, tenant and hash. Returns whether it is.
+    pub fn inherit(&self, before: &Self) -> bool {
         let (old, new) = (&before.record, &self.record);
-        if (old.id, old.tenant_id, old.hash) == (new.id, new.tenant_id, new.hash)
-            && let Some(seal) = before.proven.get()
-        {
+        let same = (old.id, old.tenant_id, old.hash) == (new.id, new.tenant_id, new.hash);
+        if let Some(seal) = before.proven.get().filter(|_| same) {
             let _ = self.proven.set(*seal);
         }
-        self
+        same
     }
 }
 
@@ -170,10 +169,10 @@ impl Snapshot {
     /// The entry of a row; it inherits what was proven about the one before it.
     fn heir(&self, record: KeyRecord) -> Arc<Entry> {
         let entry = Entry::new(record);
-        Arc::new(match self.keys.get(entry.key()) {
-            Some(before) => entry.in_place_of(before),
-            None => entry,
-        })
+        if let Some(before) = self.keys.get(entry.key()) {
+            entry.inherit(before);
+        }
+        Arc::new(entry)
     }
 
     /// The snapshot after these changes.
@@ -205,7 +204,7 @@ impl Snapshot {
     /// Whether the row that a change is about was damaged until now.
     fn damaged_before(&self, change: &Change) -> bool {
         let key = |prefix: &str| self.key(prefix).is_some_and(|entry| entry.record.hash.is_none());
-        let tenant = |id| self.tenant(id).is_some_and(|tenant| !is_schema_name(&tenant.schema));
+        let tenant = |id| self.tenant(id).is_some_and(|tenant| !tenant.is_sound());
         match change {
             Change::Now(Row::Key(record)) => key(&record.prefix),
             Change::NoKey(prefix) => key(prefix),

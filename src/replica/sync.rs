@@ -127,7 +127,10 @@ impl Sync {
         self.doubt(&rows, &look)?;
         say_damaged(rows.0.iter());
         if look.unusable > 0 {
-            warn!(rows = look.unusable, "rows of api_keys have a prefix that no key can have, nobody can use them");
+            warn!(
+                rows = look.unusable,
+                "rows of api_keys have a prefix that no key can have, nobody can use them"
+            );
         }
         let next = self.replica.snapshot().loaded(rows);
         self.accept(next, &look, asked);

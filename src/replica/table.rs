@@ -39,7 +39,8 @@ impl<V: Keyed> Table<V> {
     /// A table of these entries. Of two under the same key the last one stays.
     pub(super) fn new(entries: Vec<Arc<V>>) -> Self {
         let count = (entries.len() / SHARD_ENTRIES).next_power_of_two();
-        let mut table = Self { shards: vec![Arc::default(); count], hasher: DefaultHashBuilder::default(), len: 0 };
+        let mut table =
+            Self { shards: vec![Arc::default(); count], hasher: DefaultHashBuilder::default(), len: 0 };
         for entry in entries {
             table.put(entry);
         }
@@ -97,7 +98,11 @@ impl<V: Keyed> Table<V> {
     /// The top bits choose the shard; the shard itself uses others.
     fn shard_of(&self, hash: u64) -> usize {
         let bits = self.shards.len().trailing_zeros();
-        if bits == 0 { 0 } else { usize::try_from(hash >> (56 - bits)).unwrap_or(0) & (self.shards.len() - 1) }
+        if bits == 0 {
+            0
+        } else {
+            usize::try_from(hash >> (56 - bits)).unwrap_or(0) & (self.shards.len() - 1)
+        }
     }
 }
 

@@ -5,8 +5,8 @@
 
 use std::borrow::Cow;
 
-use sqlx::SqlStr;
 use sqlx::SqlSafeStr as _;
+use sqlx::SqlStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
 /// A set of migrations: version, description, SQL.
@@ -26,7 +26,11 @@ macro_rules! set {
                 "tenants and api_keys",
                 include_str!(concat!("../../migrations/", $dialect, "/1_tenants_and_api_keys.sql")),
             ),
-            (2, "key life cycle", include_str!(concat!("../../migrations/", $dialect, "/2_key_life_cycle.sql"))),
+            (
+                2,
+                "key life cycle",
+                include_str!(concat!("../../migrations/", $dialect, "/2_key_life_cycle.sql")),
+            ),
             (3, "change log", include_str!(concat!("../../migrations/", $dialect, "/3_change_log.sql"))),
         ]
     };

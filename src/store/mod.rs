@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyDetails, KeyRecord};
-use crate::tenant::{Tenant, TenantId, TenantStatus, is_schema_name};
+use crate::tenant::{Tenant, TenantId, TenantStatus};
 
 /// Why a database did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +35,9 @@ pub enum StoreError {
         why: String,
     },
     /// The tables are older than this program.
-    #[error("the database schema is at version {current}, tenantgate needs {needed}: run `tenantgate migrate`")]
+    #[error(
+        "the database schema is at version {current}, tenantgate needs {needed}: run `tenantgate migrate`"
+    )]
     OldSchema {
         /// The version of the tables; 0 without any.
         current: i64,
@@ -140,7 +142,11 @@ pub trait Store: Send + Sync {
     async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError>;
 
     /// Sets a tenant's status; nothing if there is no such tenant.
-    async fn set_tenant_status(&self, id: TenantId, status: &TenantStatus) -> Result<Option<Tenant>, StoreError>;
+    async fn set_tenant_status(
+        &self,
+        id: TenantId,
+        status: &TenantStatus,
+    ) -> Result<Option<Tenant>, StoreError>;
 
     /// Adds a key. [`StoreError::Conflict`] if its prefix, hash or identity is taken.
     async fn insert_key(&self, key: &NewKey) -> Result<KeyDetails, StoreError>;
@@ -187,7 +193,7 @@ impl Row {
     pub fn is_damaged(&self) -> bool {
         match self {
             Self::Key(key) => key.hash.is_none(),
-            Self::Tenant(tenant) => !is_schema_name(&tenant.schema),
+            Self::Tenant(tenant) => !tenant.is_sound(),
         }
     }
 }

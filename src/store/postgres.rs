@@ -31,7 +31,8 @@ use crate::record::{KeyDetails, KeyRecord, SecretHash};
 use crate::tenant::{Tenant, TenantId, TenantStatus, is_schema_name};
 
 const TENANT: &str = "id, name, db_schema_name, status, created_at";
-const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason";
+const KEY: &str =
+    "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason";
 const CHANNEL: &str = "auth_change";
 
 /// Tenants and keys in Postgres 13 or newer.
@@ -81,7 +82,7 @@ impl PostgresStore {
 const SESSION_SETTINGS: [(&str, &str); 5] = [
     ("row_security", "off"),
     ("default_transaction_read_only", "on"),
-    ("default_transaction_isolation", "'read committed'"),
+    ("default_transaction_isolation", "read committed"),
     ("statement_timeout", "60s"),
     ("lock_timeout", "2s"),
 ];
@@ -117,7 +118,12 @@ impl Store for PostgresStore {
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
         listener.listen(CHANNEL).await?;
-        Ok(Box::new(PostgresSession { listener, backend: None, snapshot: String::new(), identity: String::new() }))
+        Ok(Box::new(PostgresSession {
+            listener,
+            backend: None,
+            snapshot: String::new(),
+            identity: String::new(),
+        }))
     }
 
     async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
@@ -150,7 +156,9 @@ impl Store for PostgresStore {
             return Err(StoreError::Refused(format!("{schema:?} is no name for a tenant's schema")));
         }
         // A name cannot be a parameter; the grammar above leaves nothing that a quote would have to tame.
-        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\""))).execute(&self.pool).await?;
+        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"")))
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 
@@ -173,7 +181,11 @@ impl Store for PostgresStore {
             .collect()
     }
 
-    async fn set_tenant_status(&self, id: TenantId, status: &TenantStatus) -> Result<Option<Tenant>, StoreError> {
+    async fn set_tenant_status(
+        &self,
+        id: TenantId,
+        status: &TenantStatus,
+    ) -> Result<Option<Tenant>, StoreError> {
         let sql = format!("UPDATE tenants SET status = $2 WHERE id = $1 RETURNING {TENANT}");
         let row = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(id.0)
@@ -188,7 +200,9 @@ impl Store for PostgresStore {
     }
 
     async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError> {
-        let sql = format!("SELECT {KEY} FROM api_keys WHERE $1::uuid IS NULL OR tenant_id = $1 ORDER BY created_at, id");
+        let sql = format!(
+            "SELECT {KEY} FROM api_keys WHERE $1::uuid IS NULL OR tenant_id = $1 ORDER BY created_at, id"
+        );
         sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(tenant.map(|id| id.0))
             .fetch_all(&self.pool)
@@ -252,9 +266,11 @@ impl Store for PostgresStore {
         let (ids, at): (Vec<_>, Vec<_>) = used.iter().map(|(id, at)| (id.0, Micros(*at))).unzip();
         let mut transaction = self.pool.begin().await?;
         // A lost second of last_used_at is no loss; a revocation that waits for it would be.
-        sqlx::query("SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '500ms', true)")
-            .execute(&mut *transaction)
-            .await?;
+        sqlx::query(
+            "SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '500ms', true)",
+        )
+        .execute(&mut *transaction)
+        .await?;
         // Locked in the order of ids, rows that somebody else holds left for the next time: no deadlock.
         sqlx::query(
             "WITH used AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS u (id, at)),
@@ -331,7 +347,8 @@ const HEADER: &str = "SELECT 'h' AS rec, NULL::uuid AS id, NULL::uuid AS tenant_
 
 const KEY_COLUMNS: &str = "k.id, k.tenant_id, k.key_prefix::text, k.hashed_key, k.expires_at,
     k.revoked_at IS NOT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL";
-const TENANT_COLUMNS: &str = "t.id, NULL, NULL, NULL, NULL, NULL, t.name, t.db_schema_name, t.status, t.created_at,
+const TENANT_COLUMNS: &str =
+    "t.id, NULL, NULL, NULL, NULL, NULL, t.name, t.db_schema_name, t.status, t.created_at,
     NULL, NULL, NULL, NULL";
 
 /// One backend of the primary, for as long as it lasts.
@@ -396,7 +413,8 @@ impl Session for PostgresSession {
                 NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
                 FROM c LEFT JOIN api_keys k ON k.key_prefix = c.key_prefix WHERE c.key_prefix IS NOT NULL"
         );
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&self.snapshot).fetch_all(&mut self.listener).await?;
+        let rows =
+            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&self.snapshot).fetch_all(&mut self.listener).await?;
         let (mut header, mut changes) = (None, Vec::with_capacity(rows.len() - 1));
         for row in &rows {
             match row.try_get("rec")? {
@@ -409,7 +427,10 @@ impl Session for PostgresSession {
         if header.reload {
             return Ok(Changes::Everything);
         }
-        Ok(Changes::Rows(changes, Look { now: Some(header.now), identity: self.identity.clone(), unusable: 0 }))
+        Ok(Changes::Rows(
+            changes,
+            Look { now: Some(header.now), identity: self.identity.clone(), unusable: 0 },
+        ))
     }
 }
 
@@ -556,8 +577,8 @@ impl From<MigrateError> for StoreError {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_spelling_of_sqlalchemy_is_understood() {
+    #[tokio::test]
+    async fn the_spelling_of_sqlalchemy_is_understood() {
         for (given, plain) in [
             ("postgresql+asyncpg://u:p@h/db", "postgresql://u:p@h/db"),
             ("postgresql+asyncpg://u:p@h/db?ssl=require", "postgresql://u:p@h/db?sslmode=require"),

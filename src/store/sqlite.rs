@@ -31,7 +31,8 @@ use crate::record::{KeyDetails, KeyRecord, SecretHash};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 
 const TENANT: &str = "id, name, db_schema_name, status, created_at";
-const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason";
+const KEY: &str =
+    "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason";
 
 /// Tenants and keys in a file.
 #[derive(Debug)]
@@ -110,7 +111,9 @@ impl Store for SqliteStore {
     }
 
     async fn insert_tenant(&self, tenant: &NewTenant) -> Result<Tenant, StoreError> {
-        let sql = format!("INSERT INTO tenants (id, name, db_schema_name, status) VALUES (?1, ?2, ?3, ?4) RETURNING {TENANT}");
+        let sql = format!(
+            "INSERT INTO tenants (id, name, db_schema_name, status) VALUES (?1, ?2, ?3, ?4) RETURNING {TENANT}"
+        );
         let row = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(tenant.id.map_or_else(Uuid::new_v4, |id| id.0).to_string())
             .bind(&tenant.name)
@@ -143,7 +146,11 @@ impl Store for SqliteStore {
             .collect()
     }
 
-    async fn set_tenant_status(&self, id: TenantId, status: &TenantStatus) -> Result<Option<Tenant>, StoreError> {
+    async fn set_tenant_status(
+        &self,
+        id: TenantId,
+        status: &TenantStatus,
+    ) -> Result<Option<Tenant>, StoreError> {
         let sql = format!("UPDATE tenants SET status = ?2 WHERE id = ?1 RETURNING {TENANT}");
         let row = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(id.0.to_string())
@@ -158,7 +165,9 @@ impl Store for SqliteStore {
     }
 
     async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError> {
-        let sql = format!("SELECT {KEY} FROM api_keys WHERE ?1 IS NULL OR tenant_id = ?1 ORDER BY created_at, rowid");
+        let sql = format!(
+            "SELECT {KEY} FROM api_keys WHERE ?1 IS NULL OR tenant_id = ?1 ORDER BY created_at, rowid"
+        );
         sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(tenant.map(|id| id.0.to_string()))
             .fetch_all(&self.pool)
@@ -201,7 +210,10 @@ impl Store for SqliteStore {
     ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let sql = format!("SELECT {KEY} FROM api_keys WHERE id = ?1 AND revoked_at IS NULL");
-        let old = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.0.to_string()).fetch_optional(&mut *transaction).await?;
+        let old = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id.0.to_string())
+            .fetch_optional(&mut *transaction)
+            .await?;
         let Some(old) = old.as_ref().map(key_of).transpose()? else { return Ok(None) };
         let expires_at = old.expires_at.map_or(expires_at, |own| own.min(expires_at));
         sqlx::query("UPDATE api_keys SET expires_at = ?2 WHERE id = ?1")
@@ -336,7 +348,8 @@ impl Session for SqliteSession {
         }
         let mut transaction = self.connection.begin().await?;
         let newest: i64 = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
-        let missing: bool = sqlx::query(PRUNED).bind(self.cursor).fetch_one(&mut *transaction).await?.try_get(0)?;
+        let missing: bool =
+            sqlx::query(PRUNED).bind(self.cursor).fetch_one(&mut *transaction).await?.try_get(0)?;
         if newest < self.cursor || missing {
             return Ok(Changes::Everything);
         }
@@ -368,7 +381,10 @@ impl SqliteSession {
     }
 }
 
-async fn change_of(connection: &mut SqliteConnection, logged: &SqliteRow) -> Result<Option<Change>, StoreError> {
+async fn change_of(
+    connection: &mut SqliteConnection,
+    logged: &SqliteRow,
+) -> Result<Option<Change>, StoreError> {
     if let Some(prefix) = logged.try_get::<Option<String>, _>("key_prefix")? {
         let sql = format!("SELECT {RECORD} FROM api_keys WHERE key_prefix = ?1");
         let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&prefix).fetch_optional(connection).await?;

@@ -47,7 +47,9 @@ mod tests {
     fn what_it_hashed_it_recognises_and_nothing_else() {
         let hash = SecretHash::parse(&hash(&key("llmk_demo_secret123"), 4).unwrap()).unwrap();
         assert!(verify(&key("llmk_demo_secret123"), &hash).unwrap());
-        for other in ["llmk_demo_secret124", "llmk_demo_secret1234", "llmk_Demo_secret123", "llmk_demo_secret12"] {
+        for other in
+            ["llmk_demo_secret124", "llmk_demo_secret1234", "llmk_Demo_secret123", "llmk_demo_secret12"]
+        {
             assert!(!verify(&key(other), &hash).unwrap(), "{other}");
         }
     }

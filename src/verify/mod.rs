@@ -141,7 +141,9 @@ impl Verifier {
         let pool = Arc::new(Pool { state: Mutex::new(state), work: Condvar::new(), stats: Arc::default() });
         for n in 0..options.threads.max(1) {
             let pool = Arc::clone(&pool);
-            std::thread::Builder::new().name(format!("bcrypt-{n}")).spawn(move || pool.work_until_closed())?;
+            std::thread::Builder::new()
+                .name(format!("bcrypt-{n}"))
+                .spawn(move || pool.work_until_closed())?;
         }
         Ok(Self { sealer, _open: Arc::new(Open(Arc::clone(&pool))), pool })
     }
@@ -433,10 +435,12 @@ mod tests {
     fn wrong_attempts_are_bounded() {
         let (sealer, row) = (Sealer::random().unwrap(), row(4));
         let mut wrong = WrongAttempts::new(3);
-        let seals: Vec<_> =
-            (0_u8..5).map(|n| sealer.seal(&row.0, &row.0.hash.unwrap(), &[n])).collect();
+        let seals: Vec<_> = (0_u8..5).map(|n| sealer.seal(&row.0, &row.0.hash.unwrap(), &[n])).collect();
         seals.iter().for_each(|seal| wrong.remember(seal));
-        assert_eq!(seals.iter().map(|s| wrong.contains(s)).collect::<Vec<_>>(), [false, false, true, true, true]);
+        assert_eq!(
+            seals.iter().map(|s| wrong.contains(s)).collect::<Vec<_>>(),
+            [false, false, true, true, true]
+        );
         assert_eq!(wrong.seals.len(), 3);
     }
 }

@@ -12,7 +12,7 @@ use crate::key::KeyId;
 
 /// A bounded queue with one line per key.
 #[derive(Debug)]
-pub struct FairQueue<T> {
+pub(super) struct FairQueue<T> {
     lines: HashMap<KeyId, Vec<T>>,
     turns: VecDeque<KeyId>,
     len: usize,
@@ -22,18 +22,18 @@ pub struct FairQueue<T> {
 
 impl<T> FairQueue<T> {
     /// A queue of at most `bound` jobs, `line_bound` of them for the same key. Both are at least 1.
-    pub fn new(bound: usize, line_bound: usize) -> Self {
+    pub(super) fn new(bound: usize, line_bound: usize) -> Self {
         let (bound, line_bound) = (bound.max(1), line_bound.max(1));
         Self { lines: HashMap::new(), turns: VecDeque::new(), len: 0, bound, line_bound }
     }
 
     /// How many jobs wait.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
     /// Puts a job in the line of `key`. Returns the one that has to leave for it, which may be `job` itself.
-    pub fn push(&mut self, key: KeyId, job: T, random: u64) -> Option<T> {
+    pub(super) fn push(&mut self, key: KeyId, job: T, random: u64) -> Option<T> {
         let own = self.lines.get(&key).map_or(0, Vec::len);
         let full_line = if own >= self.line_bound {
             Some(key)
@@ -49,7 +49,7 @@ impl<T> FairQueue<T> {
     }
 
     /// Takes the next job.
-    pub fn pop(&mut self, random: u64) -> Option<T> {
+    pub(super) fn pop(&mut self, random: u64) -> Option<T> {
         let key = self.turns.pop_front()?;
         self.turns.push_back(key);
         self.draw(key, random)
