@@ -1,2 +1,20 @@
 //! Tenant-aware API keys for everything behind Envoy.
+pub mod admin;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod decision;
 pub mod ext_authz;
+pub mod gate;
+pub mod health;
+pub mod key;
+pub mod record;
+pub mod replica;
+pub mod request;
+pub mod server;
+pub mod stats;
+pub mod store;
+pub mod telemetry;
+pub mod tenant;
+pub mod usage;
+pub mod verify;

@@ -1,2 +1,10 @@
 //! How does Envoy ask, and how is it answered?
+//!
+//! The door to Envoy's `ext_authz` filter. Its words (protobuf messages, HTTP
+//! status numbers, header names that go out) are spoken in here and nowhere else;
+//! what is right or wrong about a key is not known in here.
+
+pub mod codec;
 pub mod proto;
+pub mod service;
+pub mod translate;

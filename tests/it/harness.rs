@@ -7,7 +7,8 @@ use crate::support::{Backend, Database};
 
 #[test]
 fn every_test_gets_a_postgres_database_of_its_own() {
-    let (Some(one), Some(two)) = (Database::empty(Backend::Postgres), Database::empty(Backend::Postgres)) else {
+    let (Some(one), Some(two)) = (Database::empty(Backend::Postgres), Database::empty(Backend::Postgres))
+    else {
         return;
     };
     one.sql("CREATE TABLE only_here (n int); INSERT INTO only_here VALUES (1)");
@@ -26,10 +27,8 @@ fn a_cluster_of_its_own_stops_and_starts() {
 
 #[test]
 fn a_cut_link_refuses_and_a_mended_one_carries() {
-    let Some(cluster) = Cluster::shared() else { return };
-    let link = Link::to(cluster.port());
-    let url = cluster.url("postgres").replace(&cluster.port().to_string(), &link.port().to_string());
-    let through_the_link = Database::at(Backend::Postgres, &url);
+    let Some(database) = Database::empty(Backend::Postgres) else { return };
+    let (link, through_the_link) = Link::before(&database);
     let mut session = through_the_link.session();
     link.cut();
     assert!(session.run("SELECT 1").is_err());
@@ -39,8 +38,10 @@ fn a_cut_link_refuses_and_a_mended_one_carries() {
 
 #[test]
 fn log_lines_are_read_in_both_formats() {
-    let text = r#"2026-01-01T00:00:00Z  INFO tenantgate::server: listening listener=grpc address="127.0.0.1:50051""#;
-    let json = r#"{"level":"INFO","fields":{"message":"listening","listener":"grpc","address":"127.0.0.1:50051"}}"#;
+    let text =
+        r#"2026-01-01T00:00:00Z  INFO tenantgate::server: listening listener=grpc address="127.0.0.1:50051""#;
+    let json =
+        r#"{"level":"INFO","fields":{"message":"listening","listener":"grpc","address":"127.0.0.1:50051"}}"#;
     for line in [text, json] {
         assert!(says(line, "listening"), "{line}");
         assert!(!says(line, "ready"), "{line}");

@@ -2,4 +2,24 @@
 
 mod support;
 
+mod check;
+mod check_command;
+mod cli;
+mod credentials;
+mod damaged;
+mod fixtures;
 mod harness;
+mod identity;
+mod key_commands;
+mod keys;
+mod lifecycle;
+mod migrate;
+mod outage;
+mod outcomes;
+mod protocol;
+mod public;
+mod secrets;
+mod sync;
+mod tenants;
+mod tls;
+mod waiting;

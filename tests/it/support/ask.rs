@@ -22,7 +22,8 @@ pub(crate) struct Ask {
 impl Ask {
     /// A request with the headers Envoy always tells of, and nothing else.
     pub(crate) fn new(method: &str, path: &str) -> Self {
-        let told = [(":method", method), (":path", path), (":authority", "api.example.com"), (":scheme", "http")];
+        let told =
+            [(":method", method), (":path", path), (":authority", "api.example.com"), (":scheme", "http")];
         let headers = told.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         Self { method: method.to_owned(), path: path.to_owned(), headers, raw: Vec::new() }
     }
@@ -73,7 +74,8 @@ impl Ask {
             raw_value: value.clone(),
             ..HeaderValue::default()
         };
-        let header_map = (!self.raw.is_empty()).then(|| HeaderMap { headers: self.raw.iter().map(raw).collect() });
+        let header_map =
+            (!self.raw.is_empty()).then(|| HeaderMap { headers: self.raw.iter().map(raw).collect() });
         let http = HttpRequest {
             id: "2238673397179402538".to_owned(),
             method: self.method.clone(),

@@ -13,6 +13,10 @@ use tonic::{Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use super::{Answer, PATIENCE, wait};
 
@@ -90,6 +94,23 @@ impl Client {
         let mut client = HealthClient::new(self.channel.clone());
         let request = HealthCheckRequest { service: service.to_owned() };
         wait(client.check(request)).map(|response| response.into_inner().status())
+    }
+}
+
+impl Client {
+    /// The services that reflection lists.
+    pub(crate) fn reflected(&self) -> Result<Vec<String>, Status> {
+        let mut client = ServerReflectionClient::new(self.channel.clone());
+        let list = MessageRequest::ListServices(String::new());
+        let request = ServerReflectionRequest { host: String::new(), message_request: Some(list) };
+        wait(async {
+            let mut answers = client.server_reflection_info(tokio_stream::once(request)).await?.into_inner();
+            let answer = answers.message().await?.and_then(|answer| answer.message_response);
+            let Some(MessageResponse::ListServicesResponse(list)) = answer else {
+                return Err(Status::internal(format!("no list of services: {answer:?}")));
+            };
+            Ok(list.service.into_iter().map(|service| service.name).collect())
+        })
     }
 }
 

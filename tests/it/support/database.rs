@@ -71,6 +71,14 @@ impl Database {
         &self.url
     }
 
+    /// Ends every connection to this Postgres database, as an administrator or a failover does.
+    pub(crate) fn end_all_sessions(&self) {
+        self.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        );
+    }
+
     /// The name of the database in its cluster.
     pub(crate) fn name(&self) -> &str {
         self.cluster.as_ref().map_or("", |(_, name)| name)
@@ -125,6 +133,20 @@ impl Database {
         self.session().texts(sql)
     }
 
+    /// Every row of every table of a Postgres database, as text.
+    pub(crate) fn everything(&self) -> String {
+        let mut session = self.session();
+        let tables = session.texts(
+            "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables \
+             WHERE schemaname NOT IN ('pg_catalog', 'information_schema')",
+        );
+        let rows = tables
+            .iter()
+            .flatten()
+            .flat_map(|table| session.texts(&format!("SELECT t::text FROM {table} t")));
+        rows.flatten().collect::<Vec<String>>().join("\n")
+    }
+
     /// The first column of the only row, as text.
     pub(crate) fn text(&self, sql: &str) -> Option<String> {
         let mut rows = self.texts(sql);
@@ -174,12 +196,14 @@ impl Session {
         wait(async {
             match self {
                 Self::Postgres(session) => {
-                    let rows = query.fetch_all(session).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+                    let rows =
+                        query.fetch_all(session).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
                     rows.iter().map(|row| row.get(0)).collect()
                 }
                 Self::Sqlite(session) => {
                     let query = sqlx::query(AssertSqlSafe(sql));
-                    let rows = query.fetch_all(session).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+                    let rows =
+                        query.fetch_all(session).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
                     rows.iter().map(|row| row.get_unchecked(0)).collect()
                 }
             }

@@ -41,7 +41,7 @@ fn unchunk(mut rest: &str) -> String {
     while let Some((size, tail)) = rest.split_once("\r\n") {
         let size = usize::from_str_radix(size, 16).expect("a chunk size");
         body.push_str(&tail[..size]);
-        rest = &tail[size..].trim_start_matches("\r\n");
+        rest = tail[size..].trim_start_matches("\r\n");
     }
     body
 }

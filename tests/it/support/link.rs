@@ -1,11 +1,12 @@
 //! What if the network between tenantgate and its database fails? A wire that tests can cut.
 //!
 //! Forwards a port of its own to the database. `cut` closes everything and refuses
-//! newcomers, as a dead host's neighbour does; `freeze` keeps all connections open and
-//! moves no byte, as a network that drops packets does; `mend` undoes both.
+//! newcomers, as a dead host's neighbour does; `slam` takes newcomers and hangs up, and
+//! counts them; `freeze` keeps all connections open and moves no byte, as a network that
+//! drops packets does; `mend` undoes all of them.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -13,22 +14,39 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::{runtime, wait};
+use super::{Database, runtime, wait};
 
 /// The wire.
 pub(crate) struct Link {
     port: u16,
-    to: u16,
+    to: AtomicU16,
     frozen: watch::Sender<bool>,
+    attempts: Arc<AtomicUsize>,
     traffic: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Link {
     /// A working wire to a port of the loopback.
     pub(crate) fn to(to: u16) -> Self {
-        let link = Self { port: free_port(), to, frozen: watch::Sender::new(false), traffic: Mutex::default() };
+        let frozen = watch::Sender::new(false);
+        let link = Self {
+            port: free_port(),
+            to: to.into(),
+            frozen,
+            attempts: Arc::default(),
+            traffic: Mutex::default(),
+        };
         link.mend();
         link
+    }
+
+    /// A working wire to a database, and the database as seen through it.
+    pub(crate) fn before(database: &Database) -> (Self, Database) {
+        let cluster = database.cluster();
+        let link = Self::to(cluster.port());
+        let (direct, through) = (format!(":{}/", cluster.port()), format!(":{}/", link.port));
+        let seen = Database::at(database.backend, &database.url().replace(&direct, &through));
+        (link, seen)
     }
 
     /// The end that tenantgate is given.
@@ -49,13 +67,42 @@ impl Link {
         self.frozen.send_replace(true);
     }
 
+    /// Takes every connection and ends it at once.
+    pub(crate) fn slam(&self) {
+        let listener = self.listen();
+        let attempts = Arc::clone(&self.attempts);
+        self.go_on(async move {
+            while listener.accept().await.is_ok() {
+                attempts.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+
+    /// How many connections were slammed.
+    pub(crate) fn attempts(&self) -> usize {
+        self.attempts.load(Ordering::Relaxed)
+    }
+
+    /// Leads elsewhere from now on, and works.
+    pub(crate) fn lead_to(&self, port: u16) {
+        self.to.store(port, Ordering::Relaxed);
+        self.mend();
+    }
+
     /// Works again.
     pub(crate) fn mend(&self) {
-        self.cut();
+        let listener = self.listen();
         self.frozen.send_replace(false);
-        let listener = wait(TcpListener::bind(("127.0.0.1", self.port))).expect("the port is still ours");
-        let traffic = runtime().spawn(carry(listener, self.to, self.frozen.subscribe()));
-        *self.traffic.lock().expect("no panic under the lock") = Some(traffic);
+        self.go_on(carry(listener, self.to.load(Ordering::Relaxed), self.frozen.subscribe()));
+    }
+
+    fn listen(&self) -> TcpListener {
+        self.cut();
+        wait(TcpListener::bind(("127.0.0.1", self.port))).expect("the port is still ours")
+    }
+
+    fn go_on(&self, traffic: impl Future<Output = ()> + Send + 'static) {
+        *self.traffic.lock().expect("no panic under the lock") = Some(runtime().spawn(traffic));
     }
 }
 

@@ -25,6 +25,7 @@ pub(crate) mod link;
 pub(crate) mod postgres;
 pub(crate) mod server;
 pub(crate) mod transcript;
+pub(crate) mod wire;
 pub(crate) mod world;
 
 use std::fmt::Debug;
@@ -37,7 +38,6 @@ use tokio::runtime::Runtime;
 
 pub(crate) use answer::Answer;
 pub(crate) use ask::Ask;
-pub(crate) use cli::Run;
 pub(crate) use client::Client;
 pub(crate) use database::{Backend, Database};
 pub(crate) use server::Server;
@@ -92,13 +92,15 @@ pub(crate) fn left_out(once: &Once, suite: &str, why: &str) {
         !nothing_may_be_missing(),
         "{suite}: {why}, and TENANTGATE_TEST_REQUIRE=all lets nothing be left out"
     );
-    once.call_once(|| {
-        let line = format!("\n!!! LEFT OUT: {suite}: {why}\n\n");
-        std::io::stderr().write_all(line.as_bytes()).expect("stderr takes the line");
-    });
+    once.call_once(|| tell(&format!("\n!!! LEFT OUT: {suite}: {why}\n")));
 }
 
-/// Makes each listed function `fn name(world: World)` two tests, `name::on_sqlite` and `name::on_postgres`.
+/// Says a line past libtest's capture.
+pub(crate) fn tell(line: &str) {
+    std::io::stderr().write_all(format!("{line}\n").as_bytes()).expect("stderr takes the line");
+}
+
+/// Makes each listed function `fn name(world: &World)` two tests, `name::on_sqlite` and `name::on_postgres`.
 macro_rules! on_every_store {
     ($($name:ident),+ $(,)?) => {$(
         mod $name {
@@ -106,12 +108,16 @@ macro_rules! on_every_store {
 
             #[test]
             fn on_sqlite() {
-                World::on(Backend::Sqlite).map_or((), super::$name);
+                if let Some(world) = World::on(Backend::Sqlite) {
+                    super::$name(&world);
+                }
             }
 
             #[test]
             fn on_postgres() {
-                World::on(Backend::Postgres).map_or((), super::$name);
+                if let Some(world) = World::on(Backend::Postgres) {
+                    super::$name(&world);
+                }
             }
         }
     )+};

@@ -110,6 +110,11 @@ impl Cluster {
         self.tell("stop", "stopped");
     }
 
+    /// Makes the stopped server come up as a standby that waits for a primary.
+    pub(crate) fn becomes_a_standby(&self) {
+        std::fs::write(self.dir.join("data/standby.signal"), "").expect("written");
+    }
+
     fn tell(&self, word: &str, echo: &str) {
         let mut pipe = self.pipe.lock().expect("no panic while telling");
         writeln!(pipe.0.as_mut().expect("open until dropped"), "{word}").expect("the keeper listens");
@@ -155,7 +160,11 @@ fn binaries() -> Option<PathBuf> {
         let version = bin.parent().and_then(Path::file_name).unwrap_or_default();
         version.to_string_lossy().parse::<u32>().unwrap_or_default()
     });
-    found.into_iter().rev().chain(told).find(|bin| bin.join("initdb").exists() && bin.join("postgres").exists())
+    found
+        .into_iter()
+        .rev()
+        .chain(told)
+        .find(|bin| bin.join("initdb").exists() && bin.join("postgres").exists())
 }
 
 /// Whom the cluster belongs to: us, or for root, whom Postgres refuses, a user that every Debian has.
@@ -163,9 +172,15 @@ fn owner() -> Option<(Option<u32>, Option<u32>)> {
     if id("-u", None) != Some(0) {
         return Some((None, None));
     }
-    let user = ["postgres", "nobody"].into_iter().find_map(|name| Some((id("-u", Some(name))?, id("-g", Some(name))?)));
+    let user = ["postgres", "nobody"]
+        .into_iter()
+        .find_map(|name| Some((id("-u", Some(name))?, id("-g", Some(name))?)));
     if user.is_none() {
-        left_out(&MISSING, "everything on Postgres", "root may not run it, and there is no user `postgres` or `nobody`");
+        left_out(
+            &MISSING,
+            "everything on Postgres",
+            "root may not run it, and there is no user `postgres` or `nobody`",
+        );
     }
     user.map(|(user, group)| (Some(user), Some(group)))
 }

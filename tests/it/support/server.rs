@@ -66,14 +66,21 @@ impl Plan {
         let listeners = self.listeners;
         let (child, stdout, stderr) = self.spawn();
         // Whatever goes wrong from here on, the child ends with this value.
-        let mut server =
-            Server { child, stderr, stdout, grpc: Vec::new(), ops: String::new(), client: Client::to("127.0.0.1:1") };
+        let mut server = Server {
+            child,
+            stderr,
+            stdout,
+            grpc: Vec::new(),
+            ops: String::new(),
+            client: Client::to("127.0.0.1:1"),
+        };
         let bound = |lines: &[String], kind: &str| -> Vec<String> {
             let of_kind = |line: &&String| says(line, "listening") && field(line, "listener") == Some(kind);
             let addresses = lines.iter().filter(of_kind).filter_map(|line| field(line, "address"));
             addresses.map(str::to_owned).collect()
         };
-        server.ops = server.stderr.wait_for("listening listener=ops", PATIENCE, |lines| bound(lines, "ops").pop());
+        server.ops =
+            server.stderr.wait_for("listening listener=ops", PATIENCE, |lines| bound(lines, "ops").pop());
         server.grpc = server.stderr.wait_for("listening listener=grpc", PATIENCE, |lines| {
             Some(bound(lines, "grpc")).filter(|addresses| addresses.len() == listeners)
         });
@@ -116,7 +123,8 @@ impl Server {
     /// Waits for the line `ready`.
     #[track_caller]
     pub(crate) fn wait_until_ready(&self) {
-        self.stderr.wait_for("ready", PATIENCE, |lines| lines.iter().any(|line| says(line, "ready")).then_some(()));
+        self.stderr
+            .wait_for("ready", PATIENCE, |lines| lines.iter().any(|line| says(line, "ready")).then_some(()));
     }
 
     /// A client of its first listener.
@@ -170,6 +178,13 @@ impl Server {
         ours.map(|(_, value)| value).sum()
     }
 
+    /// How many times it has run bcrypt to its end.
+    #[track_caller]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+    pub(crate) fn bcrypts(&self) -> u64 {
+        self.metric(&["bcrypt", "_count"]) as u64
+    }
+
     /// Sends a signal by name, `TERM`.
     pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("sh")
@@ -183,11 +198,6 @@ impl Server {
     #[track_caller]
     pub(crate) fn exit_code(&mut self, deadline: Duration) -> Option<i32> {
         exit_code(&mut self.child, deadline, &self.stderr)
-    }
-
-    /// The process, for `/proc`.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
     }
 }
 

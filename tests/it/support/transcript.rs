@@ -64,7 +64,11 @@ impl Transcript {
             }
             let left = end.saturating_duration_since(Instant::now());
             let over = if said.ended { "the stream ended" } else { "time is over" };
-            assert!(!said.ended && !left.is_zero(), "no `{what}`, and {over}; it said:\n{}", said.lines.join("\n"));
+            assert!(
+                !said.ended && !left.is_zero(),
+                "no `{what}`, and {over}; it said:\n{}",
+                said.lines.join("\n")
+            );
             said = news.wait_timeout(said, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -75,7 +79,11 @@ impl Transcript {
         let said = said.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = news.wait_timeout_while(said, deadline, |said| !said.ended);
         let (said, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        assert!(said.ended, "the stream is still open after {deadline:?}; it said:\n{}", said.lines.join("\n"));
+        assert!(
+            said.ended,
+            "the stream is still open after {deadline:?}; it said:\n{}",
+            said.lines.join("\n")
+        );
         said.lines.join("\n")
     }
 }
@@ -84,12 +92,12 @@ impl Transcript {
 pub(crate) fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     let json = format!("\"{name}\":");
     let text = format!("{name}=");
-    let start = line.find(&json).map(|at| at + json.len()).or_else(|| line.find(&text).map(|at| at + text.len()))?;
+    let start =
+        line.find(&json).map(|at| at + json.len()).or_else(|| line.find(&text).map(|at| at + text.len()))?;
     let value = &line[start..];
-    value.strip_prefix('"').map_or_else(
-        || value.split([' ', ',', '}']).next(),
-        |quoted| quoted.split('"').next(),
-    )
+    value
+        .strip_prefix('"')
+        .map_or_else(|| value.split([' ', ',', '}']).next(), |quoted| quoted.split('"').next())
 }
 
 /// Is this the log line with exactly this word as its message?

@@ -98,12 +98,11 @@ impl World {
     /// A fresh copy of the world; `None`, said loudly, where the machine has no Postgres.
     pub(crate) fn on(backend: Backend) -> Option<Self> {
         match backend {
-            Backend::Sqlite => {
-                Some(Self { db: Database::sqlite(Some(&SQLITE.0)), people: SQLITE.1.clone() })
-            }
-            Backend::Postgres => POSTGRES
-                .as_ref()
-                .map(|(cluster, people)| Self { db: Database::postgres(cluster, TEMPLATE), people: people.clone() }),
+            Backend::Sqlite => Some(Self { db: Database::sqlite(Some(&SQLITE.0)), people: SQLITE.1.clone() }),
+            Backend::Postgres => POSTGRES.as_ref().map(|(cluster, people)| Self {
+                db: Database::postgres(cluster, TEMPLATE),
+                people: people.clone(),
+            }),
         }
     }
 
@@ -132,7 +131,11 @@ pub(crate) fn string(object: &Value, name: &str) -> String {
 fn populate(database: &Database) -> People {
     let tenant = |args: &[&str]| {
         let made = database.json(&[&["tenant", "create"], args].concat());
-        Tenant { id: string(&made, "id"), name: string(&made, "name"), schema: string(&made, "db_schema_name") }
+        Tenant {
+            id: string(&made, "id"),
+            name: string(&made, "name"),
+            schema: string(&made, "db_schema_name"),
+        }
     };
     let acme = tenant(&["Acme Corp"]);
     let sleepy = tenant(&["Sleepy Ltd"]);

@@ -1,0 +1,183 @@
+//! What would Envoy be told?
+//!
+//! Sends one Check, as Envoy would, and shows the answer. For people who want to
+//! see what a server says without an Envoy in front.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use prost_types::value::Kind;
+use serde::Serialize;
+use tokio::net::UnixStream;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+use super::Failure;
+use super::view::Text;
+use crate::ext_authz::proto::envoy::config::core::v3::HeaderValueOption;
+use crate::ext_authz::proto::envoy::service::auth::v3::attribute_context::{HttpRequest, Request};
+use crate::ext_authz::proto::envoy::service::auth::v3::authorization_client::AuthorizationClient;
+use crate::ext_authz::proto::envoy::service::auth::v3::check_response::HttpResponse;
+use crate::ext_authz::proto::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
+use crate::request::DEFAULT_KEY_HEADER;
+
+/// The options of `check`.
+#[derive(clap::Args, Clone)]
+pub(super) struct CheckArgs {
+    /// The server: HOST:PORT, https://HOST:PORT or unix:/path
+    #[arg(long, value_name = "ADDR")]
+    target: String,
+    /// The method of the request
+    #[arg(long, value_name = "M", default_value = "GET")]
+    method: String,
+    /// The path of the request, query and all
+    #[arg(long, value_name = "P", default_value = "/")]
+    path: String,
+    /// A header of the request. May be repeated
+    #[arg(long, value_name = "k: v", value_parser = header)]
+    header: Vec<(String, String)>,
+    /// The API key, sent as x-llmcore-api-key
+    #[arg(long, value_name = "K")]
+    key: Option<String>,
+    /// The authority that signed the server's certificate (PEM); the system's own by default
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("a header is written name: value")?;
+    Ok((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
+}
+
+/// The answer to a Check.
+#[derive(Serialize)]
+pub(super) struct CheckView {
+    /// Whether the request may pass.
+    pub(super) allowed: bool,
+    http_status: i32,
+    headers_set: BTreeMap<String, String>,
+    headers_removed: Vec<String>,
+    body: Option<String>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Text for CheckView {
+    fn text(&self) -> String {
+        let mut lines =
+            vec![format!("{} {}", if self.allowed { "allowed" } else { "denied" }, self.http_status)];
+        lines.extend(self.body.iter().cloned());
+        lines.extend(self.headers_set.iter().map(|(k, v)| format!("set       {k}: {v}")));
+        lines.extend(self.headers_removed.iter().map(|k| format!("removed   {k}")));
+        lines.extend(self.metadata.iter().map(|(k, v)| format!("metadata  {k} = {v}")));
+        lines.join("\n")
+    }
+}
+
+/// Sends the Check.
+pub(super) async fn check(args: CheckArgs) -> Result<CheckView, Failure> {
+    let no_answer = |why: String| Failure::unavailable(format!("no answer from {}: {why}", args.target));
+    let channel = connect(&args).await?.map_err(|e| no_answer(chain(&e)))?;
+    let request = tonic::Request::new(request(&args));
+    let response = AuthorizationClient::new(channel)
+        .check(request)
+        .await
+        .map_err(|e| no_answer(e.message().to_owned()))?;
+    Ok(view(response.into_inner()))
+}
+
+/// The outer error is a mistake in the arguments, the inner one is the network's.
+async fn connect(args: &CheckArgs) -> Result<Result<Channel, tonic::transport::Error>, Failure> {
+    let usage = |why: String| Failure::usage(format!("--target {}: {why}", args.target));
+    let limit = Duration::from_secs(10);
+    if let Some(path) = args.target.strip_prefix("unix:") {
+        let path = PathBuf::from(path);
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+        });
+        let endpoint = Endpoint::from_static("http://localhost").connect_timeout(limit).timeout(limit);
+        return Ok(endpoint.connect_with_connector(connector).await);
+    }
+    let url =
+        if args.target.contains("://") { args.target.clone() } else { format!("http://{}", args.target) };
+    let mut endpoint = Endpoint::from_shared(url.clone())
+        .map_err(|e| usage(chain(&e)))?
+        .connect_timeout(limit)
+        .timeout(limit);
+    if url.starts_with("https://") {
+        endpoint = endpoint.tls_config(tls(args)?).map_err(|e| usage(chain(&e)))?;
+    }
+    Ok(endpoint.connect().await)
+}
+
+fn tls(args: &CheckArgs) -> Result<ClientTlsConfig, Failure> {
+    let Some(path) = &args.ca else { return Ok(ClientTlsConfig::new().with_native_roots()) };
+    let pem = std::fs::read(path).map_err(|e| Failure::usage(format!("--ca {}: {e}", path.display())))?;
+    Ok(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)))
+}
+
+/// What Envoy would send: names in lower case, duplicates joined by a comma, pseudo-headers among them.
+fn request(args: &CheckArgs) -> CheckRequest {
+    let mut headers: HashMap<String, String> =
+        [(":method".into(), args.method.clone()), (":path".into(), args.path.clone())].into();
+    let key = args.key.iter().map(|key| (DEFAULT_KEY_HEADER.to_owned(), key.clone()));
+    for (name, value) in args.header.iter().cloned().chain(key) {
+        headers.entry(name).and_modify(|before| *before = format!("{before},{value}")).or_insert(value);
+    }
+    let http = HttpRequest {
+        method: args.method.clone(),
+        path: args.path.clone(),
+        headers,
+        scheme: "http".into(),
+        protocol: "HTTP/1.1".into(),
+        ..HttpRequest::default()
+    };
+    let request = Request { http: Some(http), ..Request::default() };
+    CheckRequest {
+        attributes: Some(AttributeContext { request: Some(request), ..AttributeContext::default() }),
+    }
+}
+
+/// What Envoy would make of the answer.
+fn view(response: CheckResponse) -> CheckView {
+    let allowed = response.status.is_none_or(|status| status.code == 0);
+    let metadata =
+        response.dynamic_metadata.unwrap_or_default().fields.into_iter().filter_map(|(name, value)| {
+            if let Some(Kind::StringValue(text)) = value.kind { Some((name, text)) } else { None }
+        });
+    let mut view = CheckView {
+        allowed,
+        http_status: if allowed { 200 } else { 403 },
+        headers_set: BTreeMap::new(),
+        headers_removed: Vec::new(),
+        body: None,
+        metadata: metadata.collect(),
+    };
+    match response.http_response {
+        Some(HttpResponse::OkResponse(ok)) if allowed => {
+            view.headers_set = header_map(ok.headers);
+            view.headers_removed = ok.headers_to_remove;
+        }
+        Some(HttpResponse::DeniedResponse(denied) | HttpResponse::ErrorResponse(denied)) if !allowed => {
+            view.http_status = denied.status.map_or(0, |status| status.code);
+            view.headers_set = header_map(denied.headers);
+            view.body = Some(denied.body);
+        }
+        _ => {}
+    }
+    view
+}
+
+fn header_map(headers: Vec<HeaderValueOption>) -> BTreeMap<String, String> {
+    headers.into_iter().filter_map(|option| option.header).map(|header| (header.key, header.value)).collect()
+}
+
+/// tonic's own text says only that there was an error.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}

@@ -1,0 +1,241 @@
+//! How is a result shown?
+//!
+//! As JSON for programs: one object or array, fields in the order of the
+//! contract. As text for people: a table as wide as the terminal, or a short
+//! list of fields. A hash is in none of them, a whole key in one.
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{ContentArrangement, Table};
+use serde::Serialize;
+
+use crate::admin::Issued;
+use crate::clock::Timestamp;
+use crate::record::KeyDetails;
+use crate::tenant::Tenant;
+
+/// A tenant.
+#[derive(Serialize)]
+pub(super) struct TenantView {
+    id: String,
+    name: String,
+    db_schema_name: String,
+    status: String,
+    created_at: String,
+}
+
+impl From<&Tenant> for TenantView {
+    fn from(tenant: &Tenant) -> Self {
+        Self {
+            id: tenant.id.0.to_string(),
+            name: tenant.name.clone(),
+            db_schema_name: tenant.schema.clone(),
+            status: tenant.status.to_string(),
+            created_at: tenant.created_at.to_string(),
+        }
+    }
+}
+
+/// A key that was just made.
+#[derive(Serialize)]
+pub(super) struct IssuedView {
+    id: String,
+    key: String,
+    key_prefix: String,
+    name: Option<String>,
+    tenant_id: String,
+    created_at: String,
+    expires_at: Option<String>,
+}
+
+impl From<&Issued> for IssuedView {
+    fn from(issued: &Issued) -> Self {
+        let key = &issued.details;
+        Self {
+            id: key.id.0.to_string(),
+            key: issued.key.expose().to_owned(),
+            key_prefix: key.prefix.clone(),
+            name: key.name.clone(),
+            tenant_id: key.tenant_id.0.to_string(),
+            created_at: key.created_at.to_string(),
+            expires_at: key.expires_at.map(|at| at.to_string()),
+        }
+    }
+}
+
+/// A key.
+#[derive(Serialize)]
+pub(super) struct KeyView {
+    id: String,
+    key_prefix: String,
+    name: Option<String>,
+    tenant_id: String,
+    created_at: String,
+    expires_at: Option<String>,
+    status: &'static str,
+    last_used_at: Option<String>,
+    revoked_at: Option<String>,
+    revocation_reason: Option<String>,
+}
+
+impl KeyView {
+    /// The key as it is at `now`.
+    pub(super) fn at(key: &KeyDetails, now: Timestamp) -> Self {
+        let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
+        Self {
+            id: key.id.0.to_string(),
+            key_prefix: key.prefix.clone(),
+            name: key.name.clone(),
+            tenant_id: key.tenant_id.0.to_string(),
+            created_at: key.created_at.to_string(),
+            expires_at: text(key.expires_at),
+            status: key.state(now).as_str(),
+            last_used_at: text(key.last_used_at),
+            revoked_at: text(key.revoked_at),
+            revocation_reason: key.revocation_reason.clone(),
+        }
+    }
+}
+
+/// The demonstration tenant and its key.
+#[derive(Serialize)]
+pub(super) struct DemoView {
+    pub(super) tenant: TenantView,
+    pub(super) key: IssuedView,
+}
+
+/// A key and its successor.
+#[derive(Serialize)]
+pub(super) struct RotatedView {
+    pub(super) old: KeyView,
+    pub(super) new: IssuedView,
+}
+
+/// What a migration did.
+#[derive(Serialize)]
+pub(super) struct MigratedView {
+    pub(super) applied: Vec<i64>,
+    pub(super) current: i64,
+}
+
+/// What people see of a result.
+pub(super) trait Text {
+    /// The result as text, without the last line's end.
+    fn text(&self) -> String;
+}
+
+impl Text for TenantView {
+    fn text(&self) -> String {
+        fields(&[
+            ("id", Some(&self.id)),
+            ("name", Some(&self.name)),
+            ("schema", Some(&self.db_schema_name)),
+            ("status", Some(&self.status)),
+            ("created", Some(&self.created_at)),
+        ])
+    }
+}
+
+impl Text for IssuedView {
+    fn text(&self) -> String {
+        fields(&[
+            ("key", Some(&self.key)),
+            ("prefix", Some(&self.key_prefix)),
+            ("id", Some(&self.id)),
+            ("name", self.name.as_ref()),
+            ("tenant", Some(&self.tenant_id)),
+            ("created", Some(&self.created_at)),
+            ("expires", self.expires_at.as_ref().or(Some(&"never".to_owned()))),
+        ])
+    }
+}
+
+impl Text for KeyView {
+    fn text(&self) -> String {
+        fields(&[
+            ("prefix", Some(&self.key_prefix)),
+            ("id", Some(&self.id)),
+            ("name", self.name.as_ref()),
+            ("tenant", Some(&self.tenant_id)),
+            ("status", Some(&self.status.to_owned())),
+            ("created", Some(&self.created_at)),
+            ("expires", self.expires_at.as_ref().or(Some(&"never".to_owned()))),
+            ("last used", self.last_used_at.as_ref().or(Some(&"never".to_owned()))),
+            ("revoked", self.revoked_at.as_ref()),
+            ("reason", self.revocation_reason.as_ref()),
+        ])
+    }
+}
+
+impl Text for Vec<TenantView> {
+    fn text(&self) -> String {
+        if self.is_empty() {
+            return "no tenants yet: `tenantgate tenant create NAME` makes one".into();
+        }
+        let rows = self.iter().map(|t| [short(&t.created_at), &t.status, &t.name, &t.db_schema_name, &t.id]);
+        table(["CREATED", "STATUS", "NAME", "SCHEMA", "ID"], rows)
+    }
+}
+
+impl Text for Vec<KeyView> {
+    fn text(&self) -> String {
+        if self.is_empty() {
+            return "no keys: `tenantgate key create TENANT` makes one".into();
+        }
+        let rows = self.iter().map(|k| {
+            [
+                k.key_prefix.as_str(),
+                k.status,
+                k.name.as_deref().unwrap_or("-"),
+                k.expires_at.as_deref().map_or("never", short),
+                k.last_used_at.as_deref().map_or("never", short),
+                &k.id,
+            ]
+        });
+        table(["PREFIX", "STATUS", "NAME", "EXPIRES", "LAST USED", "ID"], rows)
+    }
+}
+
+impl Text for DemoView {
+    fn text(&self) -> String {
+        format!("{}\n\n{}", self.tenant.text(), self.key.text())
+    }
+}
+
+impl Text for RotatedView {
+    fn text(&self) -> String {
+        format!("old\n{}\n\nnew\n{}", self.old.text(), self.new.text())
+    }
+}
+
+impl Text for MigratedView {
+    fn text(&self) -> String {
+        match self.applied.as_slice() {
+            [] => format!("nothing to do, the schema is at version {}", self.current),
+            applied => {
+                let applied: Vec<_> = applied.iter().map(ToString::to_string).collect();
+                format!("applied {}, the schema is at version {}", applied.join(", "), self.current)
+            }
+        }
+    }
+}
+
+/// Seconds are precise enough for a table.
+fn short(instant: &str) -> &str {
+    instant.split('.').next().unwrap_or(instant)
+}
+
+fn fields(fields: &[(&str, Option<&String>)]) -> String {
+    let lines: Vec<_> =
+        fields.iter().filter_map(|(name, value)| value.map(|value| format!("{name:<10} {value}"))).collect();
+    lines.join("\n")
+}
+
+fn table<'a, const N: usize>(head: [&str; N], rows: impl Iterator<Item = [&'a str; N]>) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(head);
+    for row in rows {
+        table.add_row(row);
+    }
+    // Columns end in blanks that a pipe would carry along.
+    table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,360 @@
+//! What did the operator ask for?
+//!
+//! Turns what was typed into the `Options` of each machine. Every mistake is
+//! collected, so that one look at the output is enough to mend them all. This is
+//! the one place that knows how options are spelled; below it nobody knows there
+//! is such a thing.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::transport::{Certificate, Identity, ServerTlsConfig};
+use tracing_subscriber::EnvFilter;
+
+use crate::ext_authz::translate::{IDENTITY_HEADERS, OnUnavailable, Speech};
+use crate::request::{AUTHORIZATION, PublicPaths};
+use crate::server::{Address, Settings};
+use crate::store::Store;
+use crate::store::postgres::PostgresStore;
+use crate::store::sqlite::SqliteStore;
+use crate::telemetry::LogFormat;
+use crate::{ext_authz, gate, replica, request};
+
+/// The options of `serve` as they were typed. Each has its variable `TENANTGATE_…`, which it beats.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// Where Envoy asks: HOST:PORT or unix:/path. May be repeated
+    #[arg(long, env = "TENANTGATE_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
+    pub listen: Vec<String>,
+
+    /// Where /livez, /readyz and /metrics are served over HTTP
+    #[arg(long, env = "TENANTGATE_OPS_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:9464")]
+    pub ops_listen: String,
+
+    /// The header that carries the key
+    #[arg(long, env = "TENANTGATE_KEY_HEADER", value_name = "NAME", default_value = request::DEFAULT_KEY_HEADER)]
+    pub key_header: String,
+
+    /// Also take the key from `Authorization: Bearer llmk_…`
+    #[arg(long, env = "TENANTGATE_ACCEPT_BEARER", value_parser = clap::builder::BoolishValueParser::new())]
+    pub accept_bearer: bool,
+
+    /// A request that needs no key, exactly. May be repeated; replaces the default, `none` empties it
+    /// [default: GET and HEAD of /, /health and /docs]
+    #[arg(long, env = "TENANTGATE_PUBLIC", value_name = "METHOD /path")]
+    pub public: Vec<String>,
+
+    /// When no decision can be made: refuse with 503 (deny), or let Envoy's failure_mode_allow decide (error)
+    #[arg(long, env = "TENANTGATE_ON_UNAVAILABLE", value_name = "deny|error", default_value = "deny")]
+    pub on_unavailable: String,
+
+    /// How old the last good look at the database may be for known keys to pass
+    #[arg(long, env = "TENANTGATE_MAX_STALENESS", value_name = "DURATION", default_value = "5m")]
+    pub max_staleness: String,
+
+    /// How often to look for changes nobody told us of: the longest a revocation takes
+    #[arg(long, env = "TENANTGATE_SYNC_INTERVAL", value_name = "DURATION", default_value = "50ms")]
+    pub sync_interval: String,
+
+    /// The certificate chain to show to TCP clients (PEM); needs --tls-key
+    #[arg(long, env = "TENANTGATE_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The private key of --tls-cert (PEM)
+    #[arg(long, env = "TENANTGATE_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Refuse TCP clients without a certificate of this authority (PEM)
+    #[arg(long, env = "TENANTGATE_CLIENT_CA", value_name = "FILE")]
+    pub client_ca: Option<PathBuf>,
+
+    /// gRPC reflection, which grpcurl needs
+    #[arg(long, env = "TENANTGATE_REFLECTION", value_name = "on|off", default_value = "on")]
+    pub reflection: String,
+
+    /// What to log, such as `debug` or `info,tenantgate=debug`
+    #[arg(long, env = "TENANTGATE_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
+    pub log_level: String,
+
+    /// How log lines look
+    #[arg(long, env = "TENANTGATE_LOG_FORMAT", value_name = "text|json", default_value = "text")]
+    pub log_format: String,
+
+    /// Bring an old Postgres schema up to date first
+    #[arg(long, env = "TENANTGATE_MIGRATE", value_parser = clap::builder::BoolishValueParser::new())]
+    pub migrate: bool,
+
+    /// Check all of the above, say every mistake, and exit
+    #[arg(long)]
+    pub check_config: bool,
+}
+
+impl ServeArgs {
+    /// Variables hold what may be repeated separated by commas.
+    pub fn split_variables(&mut self, from_variable: impl Fn(&str) -> bool) {
+        for (name, values) in [("listen", &mut self.listen), ("public", &mut self.public)] {
+            if from_variable(name) {
+                let all = values.iter().flat_map(|v| v.split(',')).map(|v| v.trim().to_owned());
+                *values = all.filter(|v| !v.is_empty()).collect();
+            }
+        }
+    }
+}
+
+/// Mistakes in what was typed, one for each option.
+#[derive(Debug, Default)]
+pub struct Mistakes(pub Vec<String>);
+
+impl Mistakes {
+    /// The value, or a mistake noted under the option's name.
+    fn note<T, E: fmt::Display>(&mut self, option: &str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|why| self.0.push(format!("{option}: {why}"))).ok()
+    }
+
+    fn one_of<T: Copy>(&mut self, option: &str, text: &str, words: &[(&str, T)]) -> Option<T> {
+        let known = || words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" or ");
+        let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+        self.note(option, found.ok_or_else(|| format!("{text:?} is not {}", known())))
+    }
+}
+
+/// How to log.
+#[derive(Debug)]
+pub struct Logging {
+    /// What.
+    pub filter: EnvFilter,
+    /// How.
+    pub format: LogFormat,
+}
+
+/// Reads the options of `serve`.
+///
+/// # Errors
+///
+/// Every mistake there is.
+pub fn settings(args: &ServeArgs, database_url: &str) -> Result<(Settings, Logging), Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let listen = listen(args, &mut mistakes);
+    let ops_listen = mistakes.note("--ops-listen", tcp_address(&args.ops_listen));
+    let ext_authz = ext_authz_options(args, &mut mistakes);
+    let max_staleness = mistakes.note("--max-staleness", duration(&args.max_staleness));
+    let interval = mistakes.note("--sync-interval", sync_interval(&args.sync_interval));
+    let tls = tls(args, &mut mistakes);
+    let reflection = mistakes.one_of("--reflection", &args.reflection, &[("on", true), ("off", false)]);
+    let filter = mistakes.note("--log-level", EnvFilter::try_new(&args.log_level));
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let format = mistakes.one_of("--log-format", &args.log_format, &formats);
+    let store = mistakes.note("--database-url", store(database_url));
+    let all = (ops_listen, ext_authz, max_staleness, interval, tls, reflection, filter, format, store);
+    let (
+        Some(ops_listen),
+        Some(ext_authz),
+        Some(max_staleness),
+        Some(interval),
+        Some(tls),
+        Some(reflection),
+        Some(filter),
+        Some(format),
+        Some(store),
+    ) = all
+    else {
+        return Err(mistakes);
+    };
+    if !mistakes.0.is_empty() {
+        return Err(mistakes);
+    }
+    let settings = Settings {
+        listen,
+        ops_listen,
+        tls,
+        reflection,
+        ext_authz,
+        gate: gate::Options { max_staleness, ..gate::Options::default() },
+        sync: replica::sync::Options { interval, migrate: args.migrate, ..replica::sync::Options::default() },
+        ..Settings::on(store)
+    };
+    Ok((settings, Logging { filter, format }))
+}
+
+/// The store at a database URL.
+///
+/// # Errors
+///
+/// The URL makes no sense; says why, without repeating it.
+pub fn store(url: &str) -> Result<Arc<dyn Store>, String> {
+    let scheme = url.split([':', '+']).next().unwrap_or_default();
+    match scheme {
+        "postgres" | "postgresql" => Ok(Arc::new(PostgresStore::new(url)?)),
+        "sqlite" => Ok(Arc::new(SqliteStore::new(url)?)),
+        _ => Err("the database URL must start with postgres://, postgresql:// or sqlite://".into()),
+    }
+}
+
+fn listen(args: &ServeArgs, mistakes: &mut Mistakes) -> Vec<Address> {
+    if args.listen.is_empty() {
+        mistakes.0.push("--listen: at least one address is needed".into());
+    }
+    args.listen.iter().filter_map(|text| mistakes.note("--listen", address(text))).collect()
+}
+
+fn address(text: &str) -> Result<Address, String> {
+    match text.strip_prefix("unix:") {
+        Some(path) if Path::new(path).is_absolute() => Ok(Address::Unix(path.into())),
+        Some(_) => Err(format!("{text:?} needs an absolute path, such as unix:/run/tenantgate/authz.sock")),
+        None => tcp_address(text).map(Address::Tcp),
+    }
+}
+
+/// A host may be a name: it is looked up when it is bound.
+fn tcp_address(text: &str) -> Result<String, String> {
+    let fine = text.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    fine.map(|_| text.to_owned()).ok_or_else(|| format!("{text:?} is not HOST:PORT, such as 127.0.0.1:50051"))
+}
+
+fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<ext_authz::service::Options> {
+    let key_header = mistakes.note("--key-header", key_header(&args.key_header, args.accept_bearer));
+    let public = public(&args.public, mistakes);
+    let words = [("deny", OnUnavailable::Deny), ("error", OnUnavailable::Error)];
+    let on_unavailable = mistakes.one_of("--on-unavailable", &args.on_unavailable, &words)?;
+    let key_header = key_header?;
+    Some(ext_authz::service::Options {
+        speech: Speech { key_header: key_header.clone(), on_unavailable },
+        request: request::Options { key_header, accept_bearer: args.accept_bearer, public },
+    })
+}
+
+/// A field name (RFC 9110 §5.1) that is not one of those we set or that carry the request itself.
+fn key_header(name: &str, accept_bearer: bool) -> Result<String, String> {
+    let name = name.to_ascii_lowercase();
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if name.is_empty() || !name.bytes().all(token) {
+        return Err(format!("{name:?} is no header name"));
+    }
+    if IDENTITY_HEADERS.contains(&name.as_str()) || name == "host" {
+        return Err(format!("{name} is taken: choose another header"));
+    }
+    if accept_bearer && name == AUTHORIZATION {
+        return Err(
+            "authorization is read as a bearer token already: leave out --accept-bearer or choose another"
+                .into(),
+        );
+    }
+    Ok(name)
+}
+
+fn public(rules: &[String], mistakes: &mut Mistakes) -> PublicPaths {
+    match rules {
+        [] => PublicPaths::default(),
+        [none] if none == "none" => PublicPaths::none(),
+        rules => {
+            let mut public = PublicPaths::none();
+            for rule in rules {
+                mistakes.note("--public", public.add(rule).map_err(|why| format!("{rule:?} {why}")));
+            }
+            public
+        }
+    }
+}
+
+fn sync_interval(text: &str) -> Result<Duration, String> {
+    let interval = duration(text)?;
+    let fine = (Duration::from_millis(1)..=Duration::from_secs(1)).contains(&interval);
+    if fine { Ok(interval) } else { Err(format!("{text} is not between 1ms and 1s")) }
+}
+
+/// Nothing inside: no TLS. Nothing at all: a mistake was noted.
+fn tls(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<Option<ServerTlsConfig>> {
+    let mut read = |option: &str, path: &PathBuf| {
+        let content = std::fs::read(path).map_err(|e| format!("{} cannot be read: {e}", path.display()));
+        mistakes.note(option, content)
+    };
+    match (&args.tls_cert, &args.tls_key, &args.client_ca) {
+        (Some(cert), Some(key), ca) => {
+            let (cert, key) = (read("--tls-cert", cert), read("--tls-key", key));
+            let ca = ca.as_ref().map(|ca| read("--client-ca", ca));
+            let mut config = ServerTlsConfig::new().identity(Identity::from_pem(cert?, key?));
+            if let Some(ca) = ca {
+                config = config.client_ca_root(Certificate::from_pem(ca?));
+            }
+            Some(Some(config.timeout(Duration::from_secs(5))))
+        }
+        (None, None, None) => Some(None),
+        (Some(_), None, _) => mistakes.note("--tls-cert", Err("needs --tls-key")),
+        (None, Some(_), _) => mistakes.note("--tls-key", Err("needs --tls-cert")),
+        (None, None, Some(_)) => mistakes.note("--client-ca", Err("needs --tls-cert and --tls-key")),
+    }
+}
+
+/// Reads a duration: a whole number and one of the units ms, s, m, h, d, w. A number alone is refused, for
+/// nobody can know what was meant.
+///
+/// # Errors
+///
+/// What a duration looks like.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit {
+        "ms" => 0,
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        "w" => 604_800,
+        _ => return Err(not_a_duration(text)),
+    };
+    let number = u64::from_str(number).map_err(|_| not_a_duration(text))?;
+    if unit == "ms" {
+        return Ok(Duration::from_millis(number));
+    }
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| not_a_duration(text))
+}
+
+fn not_a_duration(text: &str) -> String {
+    format!("{text:?} is no duration: write a whole number and a unit (ms, s, m, h, d, w), such as 90d")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_has_a_number_and_a_unit() {
+        for (text, seconds) in [("90d", 7_776_000), ("12h", 43_200), ("1w", 604_800), ("5m", 300), ("0s", 0)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)));
+        }
+        assert_eq!(duration("50ms"), Ok(Duration::from_millis(50)));
+        for bad in ["", "5", "d", "1.5h", "-1d", "+1d", "1 d", "1D", "1y", "99999999999999999w", "١d"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_host_and_port_or_an_absolute_path() {
+        for good in ["127.0.0.1:0", "[::1]:50051", "localhost:1", "0.0.0.0:65535", "unix:/run/a.sock"] {
+            assert!(address(good).is_ok(), "{good}");
+        }
+        for bad in ["", "50051", ":50051", "127.0.0.1", "127.0.0.1:65536", "unix:a.sock", "unix:"] {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_key_header_is_a_header_name_and_not_one_of_ours() {
+        assert_eq!(key_header("X-API-Key", false), Ok("x-api-key".into()));
+        assert_eq!(key_header("Authorization", false), Ok("authorization".into()));
+        for (bad, bearer) in [
+            ("", false),
+            ("a b", false),
+            (":path", false),
+            ("X-LLMCore-Tenant-Id", false),
+            ("authorization", true),
+        ] {
+            assert!(key_header(bad, bearer).is_err(), "{bad}");
+        }
+    }
+}

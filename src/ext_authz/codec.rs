@@ -1,0 +1,434 @@
+//! What did Envoy write, byte by byte?
+//!
+//! A `CheckRequest` on the wire, walked once for the few fields that matter:
+//! method, path and headers. Nothing is copied, nothing is allocated, and nothing
+//! has to be UTF-8: Envoy passes on some bytes of the client's choosing, and a
+//! decoder that refuses the whole message for them turns into a way past us under
+//! `failure_mode_allow`.
+//!
+//! The rules are those of protobuf (<https://protobuf.dev/programming-guides/encoding/>):
+//! a scalar that is there twice counts the last time, a message that is there twice
+//! is merged, unknown fields are skipped. Only maps differ: an entry that is there
+//! twice is reported twice, because a credential that is there twice is none.
+//!
+//! What the headers mean is not known here.
+
+use bytes::{Buf, Bytes};
+use prost::Message;
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+use super::proto::envoy::service::auth::v3::CheckResponse;
+
+/// A `CheckRequest` as it came.
+#[derive(Clone)]
+pub struct WireRequest(pub Bytes);
+
+/// The request may hold a key: it is never printed.
+impl std::fmt::Debug for WireRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("WireRequest").field(&self.0.len()).finish()
+    }
+}
+
+/// A `CheckResponse` as it goes.
+pub type WireResponse = CheckResponse;
+
+/// Takes requests as they come and writes responses.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CheckCodec;
+
+impl Codec for CheckCodec {
+    type Encode = WireResponse;
+    type Decode = WireRequest;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        *self
+    }
+
+    fn decoder(&mut self) -> Self {
+        *self
+    }
+}
+
+impl Decoder for CheckCodec {
+    type Item = WireRequest;
+    type Error = Status;
+
+    fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<WireRequest>, Status> {
+        Ok(Some(WireRequest(src.copy_to_bytes(src.remaining()))))
+    }
+}
+
+impl Encoder for CheckCodec {
+    type Item = WireResponse;
+    type Error = Status;
+
+    fn encode(&mut self, item: WireResponse, dst: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        dst.reserve(item.encoded_len());
+        item.encode(dst).map_err(|e| Status::internal(e.to_string()))
+    }
+}
+
+/// The bytes are no `CheckRequest`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("this is no CheckRequest")]
+pub struct NotACheckRequest;
+
+/// Who wants to know what is in a request.
+pub trait Visitor<'a> {
+    /// `attributes.request.http.headers` or `….header_map`: once for each entry, as it comes.
+    fn header(&mut self, name: &'a [u8], value: &'a [u8]);
+}
+
+/// The scalars of a request. Empty where the request has none.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Target<'a> {
+    /// `attributes.request.http.method`.
+    pub method: &'a [u8],
+    /// `attributes.request.http.path`, query and all.
+    pub path: &'a [u8],
+}
+
+/// Walks a `CheckRequest`.
+///
+/// # Errors
+///
+/// What a protobuf decoder would refuse, too: a message cut short, a field of another wire type.
+///
+/// # Security
+///
+/// Takes time and stack in proportion to the length of the message, whatever is in it.
+pub fn walk<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<Target<'a>, NotACheckRequest> {
+    let mut target = Target::default();
+    // CheckRequest.attributes = 1, AttributeContext.request = 4, Request.http = 2.
+    each(message, |field, value| match field {
+        1 => each(value.bytes()?, |field, value| match field {
+            4 => each(value.bytes()?, |field, value| match field {
+                2 => http_request(value.bytes()?, &mut target, visitor),
+                _ => Ok(()),
+            }),
+            _ => Ok(()),
+        }),
+        _ => Ok(()),
+    })?;
+    Ok(target)
+}
+
+/// `HttpRequest`: method = 2, headers = 3, path = 4, `header_map` = 13.
+fn http_request<'a>(
+    message: &'a [u8],
+    target: &mut Target<'a>,
+    visitor: &mut impl Visitor<'a>,
+) -> Result<(), NotACheckRequest> {
+    each(message, |field, value| {
+        match field {
+            2 => target.method = value.bytes()?,
+            3 => map_entry(value.bytes()?, visitor)?,
+            4 => target.path = value.bytes()?,
+            13 => each(value.bytes()?, |field, value| match field {
+                1 => header_value(value.bytes()?, visitor),
+                _ => Ok(()),
+            })?,
+            _ => {}
+        }
+        Ok(())
+    })
+}
+
+/// An entry of `map<string, string>`: key = 1, value = 2.
+fn map_entry<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<(), NotACheckRequest> {
+    let (mut name, mut content): (&[u8], &[u8]) = (&[], &[]);
+    each(message, |field, value| {
+        match field {
+            1 => name = value.bytes()?,
+            2 => content = value.bytes()?,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    visitor.header(name, content);
+    Ok(())
+}
+
+/// `HeaderValue`: key = 1, value = 2, `raw_value` = 3. Envoy fills one of the values; a message with both is
+/// reported twice, since nobody can say which one counts.
+fn header_value<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<(), NotACheckRequest> {
+    let (mut name, mut content, mut raw): (&[u8], &[u8], &[u8]) = (&[], &[], &[]);
+    each(message, |field, value| {
+        match field {
+            1 => name = value.bytes()?,
+            2 => content = value.bytes()?,
+            3 => raw = value.bytes()?,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    if raw.is_empty() || !content.is_empty() {
+        visitor.header(name, content);
+    }
+    if !raw.is_empty() {
+        visitor.header(name, raw);
+    }
+    Ok(())
+}
+
+/// A field's value.
+#[derive(Clone, Copy)]
+enum Value<'a> {
+    Bytes(&'a [u8]),
+    /// A number or a group: no field we read is one.
+    Other,
+}
+
+impl<'a> Value<'a> {
+    fn bytes(self) -> Result<&'a [u8], NotACheckRequest> {
+        match self {
+            Self::Bytes(bytes) => Ok(bytes),
+            Self::Other => Err(NotACheckRequest),
+        }
+    }
+}
+
+/// Calls `visit` for each field of a message.
+fn each<'a>(
+    mut message: &'a [u8],
+    mut visit: impl FnMut(u32, Value<'a>) -> Result<(), NotACheckRequest>,
+) -> Result<(), NotACheckRequest> {
+    while !message.is_empty() {
+        let (field, wire_type) = tag(&mut message)?;
+        let value = match wire_type {
+            2 => Value::Bytes(length_delimited(&mut message)?),
+            other => {
+                skip(&mut message, field, other)?;
+                Value::Other
+            }
+        };
+        visit(field, value)?;
+    }
+    Ok(())
+}
+
+fn tag(message: &mut &[u8]) -> Result<(u32, u8), NotACheckRequest> {
+    let tag = u32::try_from(varint(message)?).map_err(|_| NotACheckRequest)?;
+    let wire_type = (tag & 7) as u8;
+    if tag >> 3 == 0 { Err(NotACheckRequest) } else { Ok((tag >> 3, wire_type)) }
+}
+
+/// At most ten bytes, of which the last adds one bit.
+fn varint(message: &mut &[u8]) -> Result<u64, NotACheckRequest> {
+    let mut number = 0_u64;
+    for (place, &byte) in message.iter().take(10).enumerate() {
+        if place == 9 && byte > 1 {
+            return Err(NotACheckRequest);
+        }
+        number |= u64::from(byte & 0x7f) << (7 * place);
+        if byte < 0x80 {
+            *message = &message[place + 1..];
+            return Ok(number);
+        }
+    }
+    Err(NotACheckRequest)
+}
+
+fn length_delimited<'a>(message: &mut &'a [u8]) -> Result<&'a [u8], NotACheckRequest> {
+    let len = usize::try_from(varint(message)?).map_err(|_| NotACheckRequest)?;
+    let (value, rest) = message.split_at_checked(len).ok_or(NotACheckRequest)?;
+    *message = rest;
+    Ok(value)
+}
+
+/// How deep groups may nest; prost draws the line at the same depth.
+const MAX_DEPTH: usize = 100;
+
+/// Skips a number or a group. Groups are walked with a list of the open ones instead of the stack.
+fn skip(message: &mut &[u8], field: u32, wire_type: u8) -> Result<(), NotACheckRequest> {
+    let mut open = Vec::new();
+    let (mut field, mut wire_type) = (field, wire_type);
+    loop {
+        match wire_type {
+            0 => drop(varint(message)?),
+            1 => *message = message.get(8..).ok_or(NotACheckRequest)?,
+            2 => drop(length_delimited(message)?),
+            3 if open.len() < MAX_DEPTH => open.push(field),
+            4 if open.last() == Some(&field) => drop(open.pop()),
+            5 => *message = message.get(4..).ok_or(NotACheckRequest)?,
+            _ => return Err(NotACheckRequest),
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        (field, wire_type) = tag(message)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ext_authz::proto::envoy::config::core::v3::{HeaderMap, HeaderValue};
+    use crate::ext_authz::proto::envoy::service::auth::v3::attribute_context::{
+        HttpRequest, Request, TlsSession,
+    };
+    use crate::ext_authz::proto::envoy::service::auth::v3::{AttributeContext, CheckRequest};
+
+    #[derive(Default)]
+    struct Seen(Vec<(Vec<u8>, Vec<u8>)>);
+
+    impl<'a> Visitor<'a> for Seen {
+        fn header(&mut self, name: &'a [u8], value: &'a [u8]) {
+            self.0.push((name.to_vec(), value.to_vec()));
+        }
+    }
+
+    type Walked = (Vec<u8>, Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>);
+
+    fn walked(message: &[u8]) -> Result<Walked, NotACheckRequest> {
+        let mut seen = Seen::default();
+        let target = walk(message, &mut seen)?;
+        seen.0.sort();
+        Ok((target.method.to_vec(), target.path.to_vec(), seen.0))
+    }
+
+    /// What the generated decoder makes of the same bytes.
+    fn decoded(message: &[u8]) -> Option<Walked> {
+        let request = CheckRequest::decode(message).ok()?;
+        let http =
+            request.attributes.unwrap_or_default().request.unwrap_or_default().http.unwrap_or_default();
+        let map = http.header_map.unwrap_or_default().headers.into_iter().map(|h| {
+            let value = if h.raw_value.is_empty() { h.value.into_bytes() } else { h.raw_value };
+            (h.key.into_bytes(), value)
+        });
+        let headers = http.headers.into_iter().map(|(k, v)| (k.into_bytes(), v.into_bytes()));
+        let mut all: Vec<_> = headers.chain(map).collect();
+        all.sort();
+        Some((http.method.into_bytes(), http.path.into_bytes(), all))
+    }
+
+    fn wrap(http: HttpRequest) -> CheckRequest {
+        let request = Request { http: Some(http), ..Request::default() };
+        CheckRequest {
+            attributes: Some(AttributeContext { request: Some(request), ..AttributeContext::default() }),
+        }
+    }
+
+    fn requests() -> impl Strategy<Value = CheckRequest> {
+        let headers = proptest::collection::hash_map("[a-z:-]{0,12}", "\\PC{0,20}", 0..5);
+        let value = proptest::collection::vec(any::<u8>(), 1..9);
+        let map = proptest::option::of(proptest::collection::vec(("[a-z:-]{0,12}", value), 0..5));
+        ("[A-Z]{0,7}", "/\\PC{0,30}", headers, map, "\\PC{0,9}", any::<i64>()).prop_map(
+            |(method, path, headers, map, body, size)| {
+                let header_map = map.map(|entries| HeaderMap {
+                    headers: entries
+                        .into_iter()
+                        .map(|(key, raw_value)| HeaderValue { key, raw_value, value: String::new() })
+                        .collect(),
+                });
+                wrap(HttpRequest { method, path, headers, header_map, body, size, ..HttpRequest::default() })
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn it_reads_what_the_generated_decoder_reads(request in requests()) {
+            let bytes = request.encode_to_vec();
+            prop_assert_eq!(walked(&bytes).ok(), decoded(&bytes));
+        }
+
+        #[test]
+        fn two_messages_in_a_row_are_merged_as_the_generated_decoder_does(a in requests(), b in requests()) {
+            let (a_names, b_names) = (names(&a), names(&b));
+            prop_assume!(a_names.is_disjoint(&b_names));
+            let bytes = [a.encode_to_vec(), b.encode_to_vec()].concat();
+            prop_assert_eq!(walked(&bytes).ok(), decoded(&bytes));
+        }
+
+        #[test]
+        fn what_it_reads_of_damaged_bytes_the_generated_decoder_reads_too(
+            request in requests(), at in any::<prop::sample::Index>(), byte in any::<u8>(), keep in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = request.encode_to_vec();
+            prop_assume!(!bytes.is_empty());
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            bytes.truncate(keep.index(bytes.len() + 1));
+            // The decoder also refuses what is wrong with fields that we skip; never the other way round.
+            if let (Some(theirs), ours) = (decoded(&bytes), walked(&bytes)) {
+                let ours = ours.expect("the generated decoder accepts this");
+                prop_assert!(ours.2.len() >= theirs.2.len());
+                if ours.2.len() == theirs.2.len() {
+                    prop_assert_eq!(ours, theirs);
+                }
+            }
+        }
+
+        #[test]
+        fn bytes_never_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = walked(&bytes);
+        }
+    }
+
+    fn names(request: &CheckRequest) -> std::collections::HashSet<String> {
+        let http = request.attributes.clone().unwrap().request.unwrap().http.unwrap();
+        http.headers.into_keys().collect()
+    }
+
+    #[test]
+    fn a_map_key_that_is_there_twice_is_reported_twice() {
+        let one = wrap(HttpRequest { headers: [("k".into(), "1".into())].into(), ..HttpRequest::default() });
+        let two = wrap(HttpRequest { headers: [("k".into(), "2".into())].into(), ..HttpRequest::default() });
+        let bytes = [one.encode_to_vec(), two.encode_to_vec()].concat();
+        assert_eq!(walked(&bytes).unwrap().2.len(), 2);
+        assert_eq!(decoded(&bytes).unwrap().2.len(), 1);
+    }
+
+    #[test]
+    fn a_header_with_both_values_is_reported_twice() {
+        let header = HeaderValue { key: "k".into(), value: "a".into(), raw_value: b"b".to_vec() };
+        let http =
+            HttpRequest { header_map: Some(HeaderMap { headers: vec![header] }), ..HttpRequest::default() };
+        assert_eq!(walked(&wrap(http).encode_to_vec()).unwrap().2.len(), 2);
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf_8_are_no_reason_to_refuse() {
+        let mut request =
+            wrap(HttpRequest { method: "GET".into(), path: "/xx".into(), ..HttpRequest::default() });
+        request.attributes.as_mut().unwrap().tls_session = Some(TlsSession { sni: "xx".into() });
+        let bytes: Vec<u8> =
+            request.encode_to_vec().iter().map(|b| if *b == b'x' { 0xff } else { *b }).collect();
+        assert!(CheckRequest::decode(bytes.as_slice()).is_err());
+        assert_eq!(walked(&bytes).unwrap().1, b"/\xff\xff");
+    }
+
+    #[test]
+    fn groups_and_numbers_are_skipped_and_odd_ones_refused() {
+        let group = |inner: &[u8]| [&[0x4b], inner, &[0x4c]].concat();
+        for good in [group(&[]), group(&group(&[0x10, 0x01])), vec![0x48, 0x7f], vec![0x4d, 1, 2, 3, 4]] {
+            assert!(walked(&good).is_ok(), "{good:x?}");
+            assert!(CheckRequest::decode(good.as_slice()).is_ok(), "{good:x?}");
+        }
+        let deep = (0..100_000).fold(Vec::new(), |mut bytes, _| {
+            bytes.push(0x4b);
+            bytes
+        });
+        for bad in [
+            deep,
+            vec![0x4b],
+            vec![0x4c],
+            vec![0x4b, 0x54],
+            vec![0x00],
+            vec![0x08, 0x01],
+            vec![0x0a, 0x05, 0x00],
+            vec![0x48, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02],
+            vec![0x4e],
+        ] {
+            assert!(walked(&bad).is_err(), "{:x?}", &bad[..bad.len().min(12)]);
+            assert!(CheckRequest::decode(bad.as_slice()).is_err());
+        }
+    }
+}

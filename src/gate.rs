@@ -1,0 +1,184 @@
+//! How is one request checked?
+//!
+//! ```text
+//! request ─► look up ─► recall the verdict ─► decide ─► answer      (microseconds, nothing awaited)
+//!               ▲                                │
+//!               └──── prove (bcrypt) ◄── possession not proven yet
+//! ```
+//!
+//! The only place that strings these together, and the only async on the way. A
+//! decision borrows from the snapshot it was made on, so the answer is made
+//! before the snapshot is let go, and nothing is copied or counted up for it.
+//! After a proof everything is looked up again: what was revoked while bcrypt was
+//! running is revoked.
+//!
+//! Nothing here awaits a database or knows what Envoy is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::decision::{Decision, Facts, Fault, Found, Grant, Proof, Reason, decide};
+use crate::key::PresentedKey;
+use crate::replica::{Entry, Replica, Snapshot};
+use crate::request::{AccessRequest, Credential};
+use crate::stats::{Count, Spread};
+use crate::usage::Usage;
+use crate::verify::Verifier;
+
+/// How requests are judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How old the last good look at the database may be for known keys to pass.
+    pub max_staleness: Duration,
+    /// How long a first proof is waited for when the caller sets no limit.
+    pub patience: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { max_staleness: Duration::from_secs(300), patience: Duration::from_secs(10) }
+    }
+}
+
+/// What was decided, and how long it took.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Allowed as a tenant.
+    pub ok: Count,
+    /// Allowed as nobody.
+    pub public: Count,
+    /// Denied, in the order of [`Reason::ALL`].
+    pub denied: [Count; Reason::ALL.len()],
+    /// Not decided, in the order of [`Fault::ALL`].
+    pub unable: [Count; Fault::ALL.len()],
+    /// From having read the request to having made the answer.
+    pub latency: Spread,
+}
+
+impl Stats {
+    fn count(&self, decision: &Decision<'_>) {
+        match decision {
+            Decision::Allow(Grant::Tenant(..)) => self.ok.add_one(),
+            Decision::Allow(Grant::Public) => self.public.add_one(),
+            Decision::Deny(denial) => self.denied[place(&Reason::ALL, denial.reason)].add_one(),
+            Decision::Unable(fault, _) => self.unable[place(&Fault::ALL, *fault)].add_one(),
+        }
+    }
+}
+
+fn place<T: PartialEq>(all: &[T], one: T) -> usize {
+    all.iter().position(|other| *other == one).unwrap_or(0)
+}
+
+/// A row that changes its key, tenant or hash while it is being proven is proven again, but not for ever.
+const ROUNDS: usize = 3;
+
+/// Checks requests.
+pub struct Gate {
+    replica: Replica,
+    verifier: Verifier,
+    usage: Usage,
+    clock: Arc<dyn Clock>,
+    options: Options,
+    stats: Arc<Stats>,
+}
+
+impl Gate {
+    /// A gate on these machines.
+    #[must_use]
+    pub fn new(
+        replica: Replica,
+        verifier: Verifier,
+        usage: Usage,
+        clock: Arc<dyn Clock>,
+        options: Options,
+    ) -> Self {
+        Self { replica, verifier, usage, clock, options, stats: Arc::default() }
+    }
+
+    /// What was decided so far.
+    #[must_use]
+    pub fn stats(&self) -> Arc<Stats> {
+        Arc::clone(&self.stats)
+    }
+
+    /// Checks a request and lets `answer` say the decision. A first proof is waited for until `deadline`
+    /// at the longest.
+    pub async fn check<R>(
+        &self,
+        request: &AccessRequest<'_>,
+        deadline: Option<Instant>,
+        answer: impl FnOnce(&Decision<'_>) -> R,
+    ) -> R {
+        let started = Instant::now();
+        let mut proven: Option<(Arc<Entry>, Proof)> = None;
+        for _ in 0..ROUNDS {
+            let (entry, presented) = {
+                let snapshot = self.replica.snapshot();
+                let found = self.find(&snapshot, request, proven.as_ref());
+                match decide(&self.facts(request, found)) {
+                    Some(decision) => return self.finish(&snapshot, started, &decision, answer),
+                    None => match pending(&snapshot, request) {
+                        Some(pending) => pending,
+                        None => break,
+                    },
+                }
+            };
+            let deadline = deadline.unwrap_or_else(|| Instant::now() + self.options.patience);
+            let proof = self.verifier.prove(Arc::<Entry>::clone(&entry), presented, deadline).await;
+            proven = Some((entry, proof));
+        }
+        self.finish(&self.replica.snapshot(), started, &Decision::Unable(Fault::Overloaded, None), answer)
+    }
+
+    fn facts<'a>(&self, request: &AccessRequest<'a>, found: Option<Found<'a>>) -> Facts<'a> {
+        Facts {
+            public: request.public,
+            credential: request.credential,
+            freshness: self.replica.freshness(self.clock.as_ref(), self.options.max_staleness),
+            found,
+            now: self.replica.now(self.clock.as_ref()),
+        }
+    }
+
+    fn find<'a>(
+        &self,
+        snapshot: &'a Snapshot,
+        request: &AccessRequest<'_>,
+        proven: Option<&(Arc<Entry>, Proof)>,
+    ) -> Option<Found<'a>> {
+        let Credential::Presented(presented) = request.credential else { return None };
+        let entry = snapshot.key(presented.prefix())?;
+        let proof = match (self.verifier.recall(entry.as_ref(), presented), proven) {
+            (Proof::Pending, Some((before, proof))) if entry.inherit(before) => *proof,
+            (recalled, _) => recalled,
+        };
+        Some(Found { key: entry.record(), tenant: snapshot.tenant(entry.record().tenant_id), proof })
+    }
+
+    fn finish<R>(
+        &self,
+        snapshot: &Snapshot,
+        started: Instant,
+        decision: &Decision<'_>,
+        answer: impl FnOnce(&Decision<'_>) -> R,
+    ) -> R {
+        if let Decision::Allow(Grant::Tenant(key, _)) = decision
+            && let Some(entry) = snapshot.key(&key.prefix)
+        {
+            self.usage.touch(entry, self.clock.now());
+        }
+        self.stats.count(decision);
+        let answer = answer(decision);
+        self.stats.latency.record(started.elapsed());
+        answer
+    }
+}
+
+fn pending<'a>(snapshot: &Snapshot, request: &AccessRequest<'a>) -> Option<(Arc<Entry>, PresentedKey<'a>)> {
+    let Credential::Presented(presented) = request.credential else { return None };
+    Some((Arc::clone(snapshot.key(presented.prefix())?), presented))
+}

@@ -1,0 +1,268 @@
+//! How is a key spelled?
+//!
+//! ```text
+//! llmk_ <prefix> _ <secret>      at most 71 bytes in all
+//!       │          └ 8–57 of [A-Za-z0-9_-]
+//!       └ 1–48 of [A-Za-z0-9-]: no `_`, so the first `_` after `llmk_` ends it
+//! ```
+//!
+//! Keys we issue have a prefix of up to 12 of `[a-z0-9]` from the tenant's name
+//! and 8 random base62 digits, and a secret of 32 random base62 digits (190 bits)
+//! and 6 of CRC32, by which a scanner tells a real key from a look-alike. The
+//! checksum is no security, and no key is refused for it: keys issued by others
+//! have none.
+//!
+//! Parsing allocates nothing and comes before any look-up, hash or log line.
+
+use rand::TryRng;
+use rand::rngs::SysRng;
+use zeroize::Zeroizing;
+
+use super::{PlainKey, PresentedKey};
+
+/// NEVER CHANGE THIS: every key ever issued starts with it.
+pub const SCHEME: &str = "llmk_";
+
+/// bcrypt reads 72 bytes and the last is its own NUL, so the 72nd byte of a key would not count.
+/// See "Maximum password length" in the OWASP Password Storage Cheat Sheet.
+pub const MAX_KEY_BYTES: usize = 71;
+
+const PREFIX_BYTES: std::ops::RangeInclusive<usize> = 1..=48;
+const SECRET_BYTES: std::ops::RangeInclusive<usize> = 8..=57;
+
+const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+const NAME_CHARS: usize = 12;
+const PREFIX_RANDOM: usize = 8;
+const SECRET_RANDOM: usize = 32;
+const CHECKSUM_CHARS: usize = 6;
+
+/// Why some bytes are not a key.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum FormatError {
+    /// More than [`MAX_KEY_BYTES`].
+    #[error("longer than 71 bytes")]
+    TooLong,
+    /// Does not start with `llmk_`.
+    #[error("does not start with llmk_")]
+    Scheme,
+    /// No `_` after the prefix, or a prefix outside its grammar.
+    #[error("has no prefix of 1 to 48 letters, digits or hyphens")]
+    Prefix,
+    /// A secret outside its grammar.
+    #[error("has no secret of 8 to 57 letters, digits, underscores or hyphens")]
+    Secret,
+}
+
+/// Reads a key.
+///
+/// # Errors
+///
+/// The first rule of the grammar that the bytes break.
+///
+/// # Security
+///
+/// Length first: what is longer than bcrypt reads never gets near a hash.
+///
+/// ```
+/// use tenantgate::key::format::parse;
+/// assert_eq!(parse(b"llmk_demo_secret123").unwrap().prefix(), "llmk_demo");
+/// assert!(parse(b"llmk_demo").is_err());
+/// ```
+pub fn parse(bytes: &[u8]) -> Result<PresentedKey<'_>, FormatError> {
+    if bytes.len() > MAX_KEY_BYTES {
+        return Err(FormatError::TooLong);
+    }
+    let rest = bytes.strip_prefix(SCHEME.as_bytes()).ok_or(FormatError::Scheme)?;
+    let end = rest.iter().position(|&b| b == b'_').ok_or(FormatError::Prefix)?;
+    if !PREFIX_BYTES.contains(&end) || !rest[..end].iter().copied().all(is_prefix_byte) {
+        return Err(FormatError::Prefix);
+    }
+    let secret = &rest[end + 1..];
+    if !SECRET_BYTES.contains(&secret.len()) || !secret.iter().copied().all(is_secret_byte) {
+        return Err(FormatError::Secret);
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| FormatError::Secret)?;
+    Ok(PresentedKey { text, split: SCHEME.len() + end })
+}
+
+/// Whether `text` is what `api_keys.key_prefix` of a usable key holds: `llmk_` and a prefix.
+#[must_use]
+pub fn is_stored_prefix(text: &str) -> bool {
+    text.strip_prefix(SCHEME)
+        .is_some_and(|p| PREFIX_BYTES.contains(&p.len()) && p.bytes().all(is_prefix_byte))
+}
+
+fn is_prefix_byte(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b == b'-'
+}
+
+fn is_secret_byte(b: u8) -> bool {
+    is_prefix_byte(b) || b == b'_'
+}
+
+/// Makes a new key for a tenant of this name, with randomness from the operating system.
+///
+/// # Errors
+///
+/// The operating system has no randomness to give.
+pub fn issue(tenant_name: &str) -> Result<PlainKey, rand::rngs::SysError> {
+    issue_with(&mut SysRng, tenant_name)
+}
+
+/// [`issue`] with randomness of the caller's choosing.
+///
+/// # Errors
+///
+/// `rng` failed.
+pub fn issue_with<R: TryRng>(rng: &mut R, tenant_name: &str) -> Result<PlainKey, R::Error> {
+    let mut text = Zeroizing::new(String::with_capacity(MAX_KEY_BYTES));
+    text.push_str(SCHEME);
+    text.extend(name_part(tenant_name));
+    push_base62(rng, &mut text, PREFIX_RANDOM)?;
+    let split = text.len();
+    text.push('_');
+    push_base62(rng, &mut text, SECRET_RANDOM)?;
+    let sum = checksum(text.as_bytes());
+    text.extend(sum.iter().copied().map(char::from));
+    Ok(PlainKey { text, split })
+}
+
+fn name_part(tenant_name: &str) -> impl Iterator<Item = char> + '_ {
+    tenant_name.chars().map(|c| c.to_ascii_lowercase()).filter(char::is_ascii_alphanumeric).take(NAME_CHARS)
+}
+
+/// Rejection keeps the digits even: 248 is the largest multiple of 62 a byte can hold.
+fn push_base62<R: TryRng>(rng: &mut R, text: &mut String, count: usize) -> Result<(), R::Error> {
+    let target = text.len() + count;
+    let mut pool = Zeroizing::new([0_u8; 64]);
+    while text.len() < target {
+        rng.try_fill_bytes(pool.as_mut())?;
+        let fair = pool.iter().copied().filter(|&b| b < 248);
+        text.extend(fair.take(target - text.len()).map(|b| char::from(BASE62[usize::from(b % 62)])));
+    }
+    Ok(())
+}
+
+/// The CRC32 (IEEE 802.3) of `bytes` as six base62 digits, most significant first, zero-padded.
+#[must_use]
+pub fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_CHARS] {
+    let mut rest = crc32fast::hash(bytes);
+    let mut digits = [b'0'; CHECKSUM_CHARS];
+    for digit in digits.iter_mut().rev() {
+        *digit = BASE62[(rest % 62) as usize];
+        rest /= 62;
+    }
+    digits
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_first_underscore_after_the_scheme_splits() {
+        let key = parse(b"llmk_demo_secret_1-23").unwrap();
+        assert_eq!(key.prefix(), "llmk_demo");
+        assert_eq!(key.expose(), b"llmk_demo_secret_1-23");
+    }
+
+    #[test]
+    fn what_is_not_a_key_says_why() {
+        let longest = format!("llmk_p_{}", "s".repeat(57));
+        assert!(parse(longest.as_bytes()).is_ok());
+        let at_71 = format!("llmk_{}_{}", "p".repeat(48), "s".repeat(17));
+        assert_eq!(at_71.len(), MAX_KEY_BYTES);
+        assert!(parse(at_71.as_bytes()).is_ok());
+        for (text, error) in [
+            (format!("{at_71}s"), FormatError::TooLong),
+            (format!("llmk_p_{}", "s".repeat(58)), FormatError::Secret),
+            (format!("llmk_{}_12345678", "p".repeat(49)), FormatError::Prefix),
+            (String::new(), FormatError::Scheme),
+            ("LLMK_demo_secret123".into(), FormatError::Scheme),
+            ("llmk-demo_secret123".into(), FormatError::Scheme),
+            (" llmk_demo_secret123".into(), FormatError::Scheme),
+            ("llmk_".into(), FormatError::Prefix),
+            ("llmk_demo".into(), FormatError::Prefix),
+            ("llmk__secret123".into(), FormatError::Prefix),
+            ("llmk_de.mo_secret123".into(), FormatError::Prefix),
+            ("llmk_demo_".into(), FormatError::Secret),
+            ("llmk_demo_short_7".into(), FormatError::Secret),
+            ("llmk_demo_secret123 ".into(), FormatError::Secret),
+            ("llmk_demo_secret!23".into(), FormatError::Secret),
+            ("llmk_demo_secret123,llmk_demo_secret123".into(), FormatError::Secret),
+            ("llmk_demo_secr\u{435}t123".into(), FormatError::Secret),
+            ("llmk_demo_secret\0123".into(), FormatError::Secret),
+        ] {
+            assert_eq!(parse(text.as_bytes()).err(), Some(error), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_issued_key_has_the_name_the_digits_and_the_checksum() {
+        let key = issue("Acme Corp. GmbH & Söhne").unwrap();
+        let text = key.expose();
+        assert!(key.prefix().starts_with("llmk_acmecorpgmbh"), "{}", key.prefix());
+        assert_eq!(key.prefix().len(), "llmk_acmecorpgmbh".len() + 8);
+        assert_eq!(text.len(), key.prefix().len() + 1 + 38);
+        let (body, sum) = text.split_at(text.len() - 6);
+        assert_eq!(sum.as_bytes(), checksum(body.as_bytes()));
+        assert_eq!(parse(text.as_bytes()).unwrap().prefix(), key.prefix());
+    }
+
+    #[test]
+    fn a_name_without_letters_gives_the_random_digits_alone() {
+        assert_eq!(issue("日本").unwrap().prefix().len(), "llmk_".len() + 8);
+    }
+
+    #[test]
+    fn the_checksum_is_zero_padded_base62() {
+        // CRC32 of nothing is 0; of "123456789" it is 0xCBF43926, the check value of the algorithm.
+        assert_eq!(&checksum(b""), b"000000");
+        let value = checksum(b"123456789")
+            .iter()
+            .fold(0_u64, |acc, d| acc * 62 + BASE62.iter().position(|b| b == d).unwrap() as u64);
+        assert_eq!(value, 0xCBF4_3926);
+    }
+
+    #[test]
+    fn debug_shows_the_prefix_alone() {
+        let key = parse(b"llmk_demo_secret123").unwrap();
+        for shown in [format!("{key:?}"), format!("{:?}", key.to_plain())] {
+            assert!(shown.contains("llmk_demo") && !shown.contains("secret"), "{shown}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_key_of_the_grammar_parses(p in "[A-Za-z0-9-]{1,48}", s in "[A-Za-z0-9_-]{8,57}") {
+            let text = format!("llmk_{p}_{s}");
+            let parsed = parse(text.as_bytes());
+            prop_assert_eq!(parsed.is_ok(), text.len() <= MAX_KEY_BYTES);
+            if let Ok(key) = parsed {
+                prop_assert_eq!(key.prefix(), format!("llmk_{p}"));
+                prop_assert!(is_stored_prefix(key.prefix()));
+            }
+        }
+
+        #[test]
+        fn a_byte_outside_the_grammar_anywhere_is_refused(at in 0_usize..19, bad in any::<u8>()) {
+            let mut text = b"llmk_demo_secret123".to_vec();
+            prop_assume!(!is_secret_byte(bad));
+            text[at] = bad;
+            prop_assert!(parse(&text).is_err());
+        }
+
+        #[test]
+        fn bytes_never_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = parse(&bytes);
+        }
+
+        #[test]
+        fn issued_keys_are_keys(name in "\\PC{0,40}") {
+            let key = issue(&name).unwrap();
+            prop_assert_eq!(parse(key.expose().as_bytes()).unwrap().prefix(), key.prefix());
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What do we know about a key, without knowing the key?
+//!
+//! Two views of a row of `api_keys`: [`KeyRecord`] is what judgement needs, kept
+//! for every key in memory and therefore small; [`KeyDetails`] is what people
+//! are shown.
+
+use std::fmt;
+
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::tenant::TenantId;
+
+/// What judgement needs of a row of `api_keys`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct KeyRecord {
+    /// `api_keys.id`.
+    pub id: KeyId,
+    /// `api_keys.tenant_id`.
+    pub tenant_id: TenantId,
+    /// `api_keys.key_prefix`.
+    pub prefix: Box<str>,
+    /// `api_keys.hashed_key`; nothing if it is damaged.
+    pub hash: Option<SecretHash>,
+    /// `api_keys.expires_at`; nothing for NULL and `infinity`.
+    pub expires_at: Option<Timestamp>,
+    /// Whether `api_keys.revoked_at` is set.
+    pub revoked: bool,
+}
+
+/// A bcrypt hash of the shape and cost we are ready to pay for: `$2a$`, `$2b$` or `$2y$`, cost 4 to 14.
+///
+/// `$2x$` marks the hashes of a broken implementation, and a cost of 31 is a week of CPU that one row
+/// could ask for at every request.
+#[derive(Clone, Copy, Eq, Hash, PartialEq)]
+pub struct SecretHash([u8; 60]);
+
+impl SecretHash {
+    /// Reads `api_keys.hashed_key`; nothing if the row is damaged.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes: [u8; 60] = text.as_bytes().try_into().ok()?;
+        let [b'$', b'2', b'a' | b'b' | b'y', b'$', c1, c2, b'$', rest @ ..] = &bytes else { return None };
+        let cost = (c1.is_ascii_digit() && c2.is_ascii_digit()).then(|| (c1 - b'0') * 10 + (c2 - b'0'))?;
+        let alphabet = rest.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'/'));
+        ((4..=14).contains(&cost) && alphabet).then_some(Self(bytes))
+    }
+
+    /// The hash as the database has it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+/// A hash is no secret of the first order, but it has no business in a log either.
+impl fmt::Debug for SecretHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretHash({}…)", &self.as_str()[..7])
+    }
+}
+
+/// A row of `api_keys` as people are shown it: never a hash, never a secret.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct KeyDetails {
+    /// `api_keys.id`.
+    pub id: KeyId,
+    /// `api_keys.key_prefix`.
+    pub prefix: String,
+    /// `api_keys.name`.
+    pub name: Option<String>,
+    /// `api_keys.tenant_id`.
+    pub tenant_id: TenantId,
+    /// `api_keys.created_at`.
+    pub created_at: Timestamp,
+    /// `api_keys.expires_at`; nothing for NULL and `infinity`.
+    pub expires_at: Option<Timestamp>,
+    /// `api_keys.last_used_at`.
+    pub last_used_at: Option<Timestamp>,
+    /// `api_keys.revoked_at`.
+    pub revoked_at: Option<Timestamp>,
+    /// `api_keys.revocation_reason`.
+    pub revocation_reason: Option<String>,
+}
+
+impl KeyDetails {
+    /// The state of the key at `now`.
+    #[must_use]
+    pub fn state(&self, now: Timestamp) -> KeyState {
+        if self.revoked_at.is_some() {
+            KeyState::Revoked
+        } else if has_expired(self.expires_at, now) {
+            KeyState::Expired
+        } else {
+            KeyState::Active
+        }
+    }
+}
+
+/// Whether a key may be used, its tenant aside.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum KeyState {
+    /// It may.
+    Active,
+    /// Its time is over.
+    Expired,
+    /// It was taken back.
+    Revoked,
+}
+
+impl KeyState {
+    /// As the command line spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+/// The one rule of expiry: at the very instant of `expires_at` a key is expired.
+#[must_use]
+pub fn has_expired(expires_at: Option<Timestamp>, now: Timestamp) -> bool {
+    expires_at.is_some_and(|at| at <= now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234";
+
+    #[test]
+    fn a_hash_of_another_kind_cost_length_or_alphabet_is_damaged() {
+        assert_eq!(GOOD.len(), 60);
+        for good in [
+            GOOD.to_owned(),
+            GOOD.replace("2b", "2a"),
+            GOOD.replace("$12$", "$04$"),
+            GOOD.replace("$12$", "$14$"),
+        ] {
+            assert_eq!(SecretHash::parse(&good).unwrap().as_str(), good);
+        }
+        for bad in [
+            GOOD.replace("2b", "2x"),
+            GOOD.replace("2b", "2c"),
+            GOOD.replace("$12$", "$03$"),
+            GOOD.replace("$12$", "$15$"),
+            GOOD.replace("$12$", "$31$"),
+            GOOD.replace("$12$", "$+4$"),
+            GOOD.replace("$12$", "$1é$"),
+            GOOD.replace("01234", "0123!"),
+            GOOD.replace("1234", "é23"),
+            GOOD[..59].to_owned(),
+            format!("{GOOD}0"),
+            String::new(),
+            "llmk_demo_secret123".to_owned(),
+        ] {
+            assert_eq!(SecretHash::parse(&bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn debug_does_not_show_the_hash() {
+        assert_eq!(format!("{:?}", SecretHash::parse(GOOD).unwrap()), "SecretHash($2b$12$…)");
+    }
+
+    #[test]
+    fn expired_is_expired_at_the_very_instant() {
+        assert!(has_expired(Some(Timestamp(5)), Timestamp(5)));
+        assert!(!has_expired(Some(Timestamp(6)), Timestamp(5)));
+        assert!(!has_expired(None, Timestamp(5)));
+        assert!(has_expired(Some(Timestamp::MIN), Timestamp(5)));
+    }
+}

@@ -1,0 +1,234 @@
+//! How does the replica stay true?
+//!
+//! One task owns it. It opens a session, looks at everything once, then waits
+//! for a hint or the tick and asks what changed since its last look. A hint only
+//! wakes it early: the tick alone is enough, so a lost hint costs one tick and
+//! never correctness.
+//!
+//! ```text
+//!            ┌───────────── back-off ◄──────────── any error, any doubt ◄─┐
+//!            ▼                                                            │
+//!         connect ──► load everything ──► publish ──► wait (hint | tick) ─┤
+//!                          ▲                  ▲              │            │
+//!                          │                  └── rows ── changes ────────┘
+//!                          └──────────── everything ─────────┘
+//! ```
+//!
+//! While it has no session the snapshot goes on serving, and its age says so.
+//! This module knows nothing of SQL, Envoy or what a decision is made of.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+use tracing::{debug, error, info, warn};
+
+use super::{Replica, Rows, Snapshot};
+use crate::clock::Clock;
+use crate::store::{CONNECT_TIMEOUT, Change, Changes, Look, Row, Session, Store, StoreError};
+
+/// How the replica is kept true.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How long to wait for a hint before looking anyway. This bounds how late a change is seen.
+    pub interval: Duration,
+    /// How long a look at what changed may take before the session counts as lost.
+    pub poll_timeout: Duration,
+    /// How long a look at everything may take.
+    pub load_timeout: Duration,
+    /// Whether to bring an old schema up to date.
+    pub migrate: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_millis(50),
+            poll_timeout: Duration::from_secs(2),
+            load_timeout: Duration::from_secs(60),
+            migrate: false,
+        }
+    }
+}
+
+const FIRST_BACK_OFF: Duration = Duration::from_millis(50);
+/// A lost session must be made good within two seconds of the database's return.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
+
+/// The task that writes the replica.
+pub struct Sync {
+    replica: Replica,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    options: Options,
+    /// Which database was loaded first.
+    identity: Option<String>,
+    /// What was said last about having lost the database, so that it is said once.
+    lost: Option<String>,
+}
+
+impl Sync {
+    /// A task for this replica and store.
+    #[must_use]
+    pub fn new(replica: Replica, store: Arc<dyn Store>, clock: Arc<dyn Clock>, options: Options) -> Self {
+        Self { replica, store, clock, options, identity: None, lost: None }
+    }
+
+    /// Keeps the replica true until the program ends.
+    ///
+    /// Returns only if that can never succeed: the tables prove too old before anything was loaded.
+    pub async fn run(mut self) -> StoreError {
+        let mut back_off = FIRST_BACK_OFF;
+        loop {
+            let generation = self.replica.snapshot().generation;
+            let error = match self.follow().await {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            self.replica.set_connected(false);
+            if matches!(error, StoreError::OldSchema { .. }) && self.identity.is_none() {
+                return error;
+            }
+            if self.replica.snapshot().generation > generation {
+                back_off = FIRST_BACK_OFF;
+            }
+            self.say_lost(&error);
+            sleep(back_off).await;
+            back_off = (back_off * 2).min(LONGEST_BACK_OFF);
+        }
+    }
+
+    /// Lives through one session.
+    async fn follow(&mut self) -> Result<std::convert::Infallible, StoreError> {
+        let mut session = within(CONNECT_TIMEOUT, "connect", self.connect()).await?;
+        loop {
+            self.load(session.as_mut()).await?;
+            self.follow_changes(session.as_mut()).await?;
+        }
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Session>, StoreError> {
+        let version = self.store.schema_version().await?;
+        if version.check().is_err() && (self.options.migrate || self.store.embedded()) {
+            let applied = self.store.migrate().await?;
+            info!(?applied, "schema brought up to date");
+        } else {
+            version.check()?;
+        }
+        self.store.session().await
+    }
+
+    /// Looks at everything.
+    async fn load(&mut self, session: &mut dyn Session) -> Result<(), StoreError> {
+        let asked = self.clock.uptime();
+        let mut rows = Rows::default();
+        let mut sink = |row| rows.0.push(row);
+        let look = within(self.options.load_timeout, "load", session.load(&mut sink)).await?;
+        self.doubt(&rows, &look)?;
+        say_damaged(rows.0.iter());
+        if look.unusable > 0 {
+            warn!(
+                rows = look.unusable,
+                "rows of api_keys have a prefix that no key can have, nobody can use them"
+            );
+        }
+        let next = self.replica.snapshot().loaded(rows);
+        self.accept(next, &look, asked);
+        self.replica.stats().loads.add_one();
+        Ok(())
+    }
+
+    /// Refuses a look that cannot be at the database we knew.
+    fn doubt(&self, rows: &Rows, look: &Look) -> Result<(), StoreError> {
+        let doubt = |why: &str| Err(StoreError::Unavailable(why.to_owned()));
+        match &self.identity {
+            Some(known) if *known != look.identity => doubt("the address leads to another database now"),
+            Some(_) if !rows.has_keys() && self.replica.snapshot().key_count() > 0 => {
+                doubt("the database shows no keys at all, though it had some")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn accept(&mut self, next: Snapshot, look: &Look, asked: Duration) {
+        let (keys, tenants, first) = (next.key_count(), next.tenant_count(), self.identity.is_none());
+        self.replica.publish(next);
+        self.replica.looked(asked, look.now);
+        self.replica.set_connected(true);
+        self.identity = Some(look.identity.clone());
+        self.lost = None;
+        let store = self.store.kind();
+        if first {
+            info!(store, keys, tenants, "ready");
+        } else {
+            info!(store, keys, tenants, "database is back, everything loaded again");
+        }
+    }
+
+    /// Looks at what changed, again and again. Returns when everything must be looked at again.
+    async fn follow_changes(&mut self, session: &mut dyn Session) -> Result<(), StoreError> {
+        loop {
+            // Whether a hint came or the tick passed is all the same.
+            if let Ok(hint) = timeout(self.options.interval, session.hint()).await {
+                hint?;
+            }
+            let asked = self.clock.uptime();
+            match within(self.options.poll_timeout, "poll", session.changes()).await? {
+                Changes::Everything => return Ok(()),
+                Changes::Rows(rows, look) => {
+                    self.replica.stats().polls.add_one();
+                    if !rows.is_empty() {
+                        debug!(rows = rows.len(), "applying changes");
+                        say_damaged(rows.iter().filter_map(Change::row));
+                        self.replica.stats().changed_rows.add(rows.len() as u64);
+                        let next = self.replica.snapshot().changed(rows);
+                        self.replica.publish(next);
+                    }
+                    self.replica.looked(asked, look.now);
+                }
+            }
+        }
+    }
+
+    /// One line for each change of state, not one for each try.
+    fn say_lost(&mut self, error: &StoreError) {
+        self.replica.stats().lost.add_one();
+        let text = error.to_string();
+        if self.lost.as_ref() == Some(&text) {
+            debug!(error = %text, "database still out of reach");
+        } else if self.identity.is_none() {
+            warn!(error = %text, "no database yet, trying again");
+        } else if matches!(error, StoreError::Unavailable(_)) {
+            warn!(error = %text, "lost the database, known keys are served while it is gone");
+        } else {
+            error!(error = %text, "the database is not what it was, known keys are served until that is mended");
+        }
+        self.lost = Some(text);
+    }
+}
+
+/// Names the rows that can serve no request, so that somebody mends them.
+fn say_damaged<'a>(rows: impl Iterator<Item = &'a Row>) {
+    /// A table full of them needs no line for each.
+    const LINES: usize = 100;
+    for row in rows.filter(|row| row.is_damaged()).take(LINES) {
+        match row {
+            Row::Key(k) => {
+                warn!(key.id = %k.id.0, key.prefix = %k.prefix, "damaged row of api_keys, it gets 503 until hashed_key is mended");
+            }
+            Row::Tenant(t) => {
+                warn!(tenant.id = %t.id.0, "damaged row of tenants, its keys get 503 until db_schema_name is mended");
+            }
+        }
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    what: &str,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer to {what} within {limit:?}"))))
+}

@@ -1,0 +1,171 @@
+//! How does one write a million keys' table that others are reading?
+//!
+//! A hash table in two storeys: a row of shards behind reference counts. A
+//! change copies the shards it touches (some two hundred references each) and
+//! shares the rest with the table before it, so readers keep the old table for
+//! as long as they look, and one changed key costs microseconds where copying
+//! everything would cost a tenth of a second.
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+/// What finds its own place in a [`Table`].
+pub(super) trait Keyed {
+    /// What it is found by.
+    fn key(&self) -> &[u8];
+}
+
+/// An immutable table; [`Table::with`] makes the next one.
+#[derive(Debug)]
+pub(super) struct Table<V> {
+    shards: Vec<Arc<HashTable<Arc<V>>>>,
+    hasher: DefaultHashBuilder,
+    len: usize,
+}
+
+impl<V> Clone for Table<V> {
+    fn clone(&self) -> Self {
+        Self { shards: self.shards.clone(), hasher: self.hasher.clone(), len: self.len }
+    }
+}
+
+/// Entries a shard holds when the table is made: few enough to copy in microseconds, many enough that the
+/// row of shards stays short.
+const SHARD_ENTRIES: usize = 256;
+
+impl<V: Keyed> Table<V> {
+    /// A table of these entries. Of two under the same key the last one stays.
+    pub(super) fn new(entries: Vec<Arc<V>>) -> Self {
+        let count = (entries.len() / SHARD_ENTRIES).next_power_of_two();
+        let mut table =
+            Self { shards: vec![Arc::default(); count], hasher: DefaultHashBuilder::default(), len: 0 };
+        for entry in entries {
+            table.put(entry);
+        }
+        for shard in &mut table.shards {
+            let hasher = &table.hasher;
+            Arc::make_mut(shard).shrink_to_fit(|v| hasher.hash_one(v.key()));
+        }
+        table
+    }
+
+    /// How many entries there are.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The entry under `key`.
+    pub(super) fn get(&self, key: &[u8]) -> Option<&Arc<V>> {
+        let hash = self.hasher.hash_one(key);
+        self.shards[self.shard_of(hash)].find(hash, |v| v.key() == key)
+    }
+
+    /// Adds an entry or replaces the one under its key.
+    pub(super) fn put(&mut self, entry: Arc<V>) {
+        self.remove(entry.key());
+        let hash = self.hasher.hash_one(entry.key());
+        let at = self.shard_of(hash);
+        let hasher = &self.hasher;
+        Arc::make_mut(&mut self.shards[at]).insert_unique(hash, entry, |v| hasher.hash_one(v.key()));
+        self.len += 1;
+    }
+
+    /// Removes the entry under `key`.
+    pub(super) fn remove(&mut self, key: &[u8]) {
+        if self.get(key).is_none() {
+            return;
+        }
+        let hash = self.hasher.hash_one(key);
+        let at = self.shard_of(hash);
+        if let Ok(entry) = Arc::make_mut(&mut self.shards[at]).find_entry(hash, |v| v.key() == key) {
+            entry.remove();
+            self.len -= 1;
+        }
+    }
+
+    /// Whether so many entries came since the table was made that its shards are too long.
+    pub(super) fn outgrown(&self) -> bool {
+        self.len > self.shards.len() * SHARD_ENTRIES * 4
+    }
+
+    /// All entries, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<V>> {
+        self.shards.iter().flat_map(|shard| shard.iter())
+    }
+
+    /// The top bits choose the shard; the shard itself uses others.
+    fn shard_of(&self, hash: u64) -> usize {
+        let bits = self.shards.len().trailing_zeros();
+        if bits == 0 {
+            0
+        } else {
+            usize::try_from(hash >> (56 - bits)).unwrap_or(0) & (self.shards.len() - 1)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Word(String, u32);
+
+    impl Keyed for Word {
+        fn key(&self) -> &[u8] {
+            self.0.as_bytes()
+        }
+    }
+
+    fn word(n: u32, value: u32) -> Arc<Word> {
+        Arc::new(Word(format!("word-{n}"), value))
+    }
+
+    #[test]
+    fn a_change_leaves_the_table_before_it_alone() {
+        let before = Table::new((0..10_000).map(|n| word(n, n)).collect());
+        let mut after = before.clone();
+        after.put(word(7, 70));
+        after.remove(b"word-8");
+        assert_eq!((before.len(), after.len()), (10_000, 9_999));
+        assert_eq!((before.get(b"word-7").unwrap().1, after.get(b"word-7").unwrap().1), (7, 70));
+        assert!(before.get(b"word-8").is_some() && after.get(b"word-8").is_none());
+        let copied = before.shards.iter().zip(&after.shards).filter(|(a, b)| !Arc::ptr_eq(a, b)).count();
+        assert!(copied <= 2 && before.shards.len() > 16, "{copied} of {} copied", before.shards.len());
+    }
+
+    #[test]
+    fn shards_are_filled_evenly() {
+        let table = Table::new((0..100_000).map(|n| word(n, n)).collect());
+        let longest = table.shards.iter().map(|s| s.len()).max().unwrap();
+        assert!(longest < 2 * 100_000 / table.shards.len(), "{longest}");
+    }
+
+    proptest! {
+        #[test]
+        fn it_behaves_like_a_map(changes in proptest::collection::vec((0_u32..50, proptest::option::of(any::<u32>())), 0..300)) {
+            let (mut table, mut model) = (Table::new(Vec::new()), BTreeMap::new());
+            for (n, value) in changes {
+                match value {
+                    Some(value) => {
+                        table.put(word(n, value));
+                        model.insert(format!("word-{n}"), value);
+                    }
+                    None => {
+                        table.remove(format!("word-{n}").as_bytes());
+                        model.remove(&format!("word-{n}"));
+                    }
+                }
+            }
+            let seen: BTreeMap<_, _> = table.iter().map(|w| (w.0.clone(), w.1)).collect();
+            prop_assert_eq!(table.len(), model.len());
+            prop_assert_eq!(seen, model);
+        }
+    }
+}

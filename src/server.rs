@@ -1,0 +1,400 @@
+//! How is the house put together, and how is it closed?
+//!
+//! Listeners first, so that a taken port is known at once and Envoy is answered
+//! while the database is still being looked for; then the machines; at the end
+//! everything in the opposite order: not fit any more → answer who is in →
+//! write down what was used → gone.
+
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::{StatusCode, header::CONTENT_TYPE};
+use axum::response::IntoResponse as _;
+use axum::routing::get;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::{Server, ServerTlsConfig};
+use tonic_health::server::HealthReporter;
+use tracing::{info, warn};
+
+use crate::clock::{Clock, SystemClock};
+use crate::ext_authz::proto::DESCRIPTORS;
+use crate::ext_authz::service::{AuthorizationServer, AuthorizationService, Options as ServiceOptions};
+use crate::gate::{self, Gate};
+use crate::health::Health;
+use crate::replica::Replica;
+use crate::replica::sync::{self, Sync};
+use crate::store::{Store, StoreError};
+use crate::telemetry::metrics::{self, Metrics};
+use crate::usage::{self, Usage};
+use crate::verify::{self, Verifier};
+
+/// An orderly stop is over after this long, whatever is still under way.
+const STOP_WITHIN: Duration = Duration::from_secs(8);
+
+/// What is left of it for writing down last uses.
+const FLUSH_WITHIN: Duration = Duration::from_millis(1_500);
+
+/// Limits of a connection. tonic hands its `None`s on, which removes hyper's limit of streams and h2's of
+/// resets (RUSTSEC-2024-0003): both are set.
+mod limits {
+    use std::time::Duration;
+
+    /// Envoy opens another connection beyond this.
+    pub(super) const STREAMS: u32 = 1_024;
+    /// Streams reset for the client's errors before the connection is closed.
+    pub(super) const ERROR_RESETS: usize = 256;
+    /// Streams reset by the client before we took them up (CVE-2023-44487).
+    pub(super) const PENDING_RESETS: usize = 32;
+    /// gRPC's own headers; what Envoy tells of the request is in the message.
+    pub(super) const HEADER_LIST: u32 = 8 * 1024;
+    /// Envoy's request headers are 60 KiB by default; the rest is room for bodies somebody sends along.
+    pub(super) const MESSAGE: usize = 1024 * 1024;
+    /// A peer that is gone without a word is found after both.
+    pub(super) const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(25), Duration::from_secs(10));
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Address {
+    /// `host:port`; port 0 lets the system choose.
+    Tcp(String),
+    /// A Unix socket at this path.
+    Unix(PathBuf),
+}
+
+/// Everything the house is made of.
+pub struct Settings {
+    /// Where Envoy asks.
+    pub listen: Vec<Address>,
+    /// Where operators ask.
+    pub ops_listen: String,
+    /// TLS for TCP listeners.
+    pub tls: Option<ServerTlsConfig>,
+    /// Whether to serve gRPC reflection.
+    pub reflection: bool,
+    /// The database.
+    pub store: Arc<dyn Store>,
+    /// How requests are read and answered.
+    pub ext_authz: ServiceOptions,
+    /// How they are judged.
+    pub gate: gate::Options,
+    /// How keys are proven.
+    pub verify: verify::Options,
+    /// How the replica is kept true.
+    pub sync: sync::Options,
+    /// How uses are written down.
+    pub usage: usage::Options,
+    /// The clock to go by.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Settings {
+    /// Machines as they come, on a store that is still to be named.
+    #[must_use]
+    pub fn on(store: Arc<dyn Store>) -> Self {
+        Self {
+            listen: Vec::new(),
+            ops_listen: String::new(),
+            tls: None,
+            reflection: true,
+            store,
+            ext_authz: ServiceOptions::default(),
+            gate: gate::Options::default(),
+            verify: verify::Options::default(),
+            sync: sync::Options::default(),
+            usage: usage::Options::default(),
+            clock: Arc::new(SystemClock),
+        }
+    }
+}
+
+/// Why the server ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// An address could not be listened on.
+    #[error("cannot listen on {address}: {why}")]
+    Listen {
+        /// The address as it was given.
+        address: String,
+        /// What the system said.
+        why: String,
+    },
+    /// A part of the machinery did not start.
+    #[error("cannot start: {0}")]
+    Start(String),
+    /// The database can never be served from as it is.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Serves until `shutdown` is done, then stops in order.
+///
+/// # Errors
+///
+/// An address is taken; the tables are too old.
+pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+    let listeners = Listeners::bind(&settings).await?;
+    let house = House::build(&settings)?;
+    let (stop, stopped) = watch::channel(false);
+    let mut doors = listeners.open(&settings, &house, &stopped)?;
+    let mut sync = tokio::spawn(house.sync(&settings).run());
+    let background = [
+        tokio::spawn(house.usage.clone().run(Arc::clone(&settings.store), settings.usage)),
+        tokio::spawn(house.health.clone().run(house.reporter.clone())),
+    ];
+    let outcome = tokio::select! {
+        () = shutdown => Ok(()),
+        fatal = &mut sync => Err(fatal.map_or_else(|e| ServeError::Start(e.to_string()), ServeError::Store)),
+        Some(ended) = doors.join_next() => Err(ServeError::Start(format!("a listener ended: {ended:?}"))),
+    };
+    house.close(&settings, stop, doors, sync, background).await;
+    listeners_gone(&settings.listen);
+    outcome
+}
+
+/// Addresses that are ours now.
+struct Listeners {
+    tcp: Vec<TcpListener>,
+    unix: Vec<UnixListener>,
+    ops: TcpListener,
+}
+
+impl Listeners {
+    async fn bind(settings: &Settings) -> Result<Self, ServeError> {
+        let (mut tcp, mut unix) = (Vec::new(), Vec::new());
+        for address in &settings.listen {
+            match address {
+                Address::Tcp(address) => tcp.push(bind_tcp(address, "grpc").await?),
+                Address::Unix(path) => unix.push(bind_unix(path).await?),
+            }
+        }
+        Ok(Self { tcp, unix, ops: bind_tcp(&settings.ops_listen, "ops").await? })
+    }
+
+    fn open(
+        self,
+        settings: &Settings,
+        house: &House,
+        stopped: &watch::Receiver<bool>,
+    ) -> Result<JoinSet<Result<(), String>>, ServeError> {
+        let mut doors = JoinSet::new();
+        for listener in self.tcp {
+            let router = house.router(settings, settings.tls.as_ref())?;
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            let stop = told(stopped.clone());
+            doors.spawn(async move {
+                router.serve_with_incoming_shutdown(incoming, stop).await.map_err(|e| e.to_string())
+            });
+        }
+        for listener in self.unix {
+            let router = house.router(settings, None)?;
+            let (incoming, stop) = (UnixListenerStream::new(listener), told(stopped.clone()));
+            doors.spawn(async move {
+                router.serve_with_incoming_shutdown(incoming, stop).await.map_err(|e| e.to_string())
+            });
+        }
+        let (ops, stop) = (house.ops(), told(stopped.clone()));
+        doors.spawn(async move {
+            axum::serve(self.ops, ops).with_graceful_shutdown(stop).await.map_err(|e| e.to_string())
+        });
+        Ok(doors)
+    }
+}
+
+async fn told(mut stopped: watch::Receiver<bool>) {
+    // An error means that whoever would tell is gone, which tells as much.
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+async fn bind_tcp(address: &str, listener: &str) -> Result<TcpListener, ServeError> {
+    let bound = TcpListener::bind(address).await.and_then(|bound| Ok((bound.local_addr()?, bound)));
+    let (local, bound) = bound.map_err(|e| cannot_listen(address, &e))?;
+    info!(%listener, address = %local, "listening");
+    Ok(bound)
+}
+
+fn cannot_listen(address: &str, error: &io::Error) -> ServeError {
+    let why = match error.kind() {
+        io::ErrorKind::AddrInUse => "another program listens there, stop it or choose another address".into(),
+        io::ErrorKind::PermissionDenied => {
+            "permission denied, choose another address or run as who may".into()
+        }
+        _ => error.to_string(),
+    };
+    ServeError::Listen { address: address.to_owned(), why }
+}
+
+/// A socket file that nobody listens on any more is taken over; it is what a killed process leaves behind.
+async fn bind_unix(path: &Path) -> Result<UnixListener, ServeError> {
+    let shown = format!("unix:{}", path.display());
+    let stale = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
+        && UnixStream::connect(path).await.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+    let bind = || {
+        if stale {
+            std::fs::remove_file(path)?;
+        }
+        let listener = UnixListener::bind(path)?;
+        // Owner and group: put Envoy into the group.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+        Ok(listener)
+    };
+    let listener = bind().map_err(|e: io::Error| cannot_listen(&shown, &e))?;
+    info!(listener = %"grpc", address = %shown, "listening");
+    Ok(listener)
+}
+
+fn listeners_gone(listen: &[Address]) {
+    for address in listen {
+        if let Address::Unix(path) = address {
+            // Somebody may have tidied up already.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// The machines, put together.
+struct House {
+    replica: Replica,
+    usage: Usage,
+    service: Arc<AuthorizationService>,
+    health: Health,
+    reporter: HealthReporter,
+    metrics: Metrics,
+}
+
+impl House {
+    fn build(settings: &Settings) -> Result<Self, ServeError> {
+        let clock = &settings.clock;
+        let (replica, usage) = (Replica::default(), Usage::default());
+        let verifier = Verifier::start(settings.verify).map_err(|e| ServeError::Start(e.to_string()))?;
+        let verify = verifier.stats();
+        let gate =
+            Arc::new(Gate::new(replica.clone(), verifier, usage.clone(), Arc::clone(clock), settings.gate));
+        let metrics = Metrics {
+            gate: gate.stats(),
+            verify,
+            replica: replica.clone(),
+            usage: usage.clone(),
+            clock: Arc::clone(clock),
+        };
+        let service = AuthorizationService::new(gate, Arc::clone(clock), settings.ext_authz.clone());
+        let kind = settings.store.kind();
+        let health = Health::new(replica.clone(), Arc::clone(clock), settings.gate.max_staleness, kind);
+        let reporter = HealthReporter::new();
+        Ok(Self { replica, usage, service: Arc::new(service), health, reporter, metrics })
+    }
+
+    fn sync(&self, settings: &Settings) -> Sync {
+        let (store, clock) = (Arc::clone(&settings.store), Arc::clone(&settings.clock));
+        Sync::new(self.replica.clone(), store, clock, settings.sync)
+    }
+
+    fn router(&self, settings: &Settings, tls: Option<&ServerTlsConfig>) -> Result<Router, ServeError> {
+        let mut server = Server::builder()
+            .max_concurrent_streams(limits::STREAMS)
+            .http2_max_local_error_reset_streams(Some(limits::ERROR_RESETS))
+            .http2_max_pending_accept_reset_streams(Some(limits::PENDING_RESETS))
+            .http2_max_header_list_size(limits::HEADER_LIST)
+            .http2_keepalive_interval(Some(limits::KEEPALIVE.0))
+            .http2_keepalive_timeout(Some(limits::KEEPALIVE.1));
+        if let Some(tls) = tls {
+            server = server.tls_config(tls.clone()).map_err(|e| ServeError::Start(tls_error(&e)))?;
+        }
+        let service = AuthorizationServer::from_arc(Arc::clone(&self.service))
+            .max_decoding_message_size(limits::MESSAGE);
+        let health = tonic_health::pb::health_server::HealthServer::new(
+            tonic_health::server::HealthService::from_health_reporter(self.reporter.clone()),
+        );
+        let reflection = settings.reflection.then(reflection).transpose()?;
+        Ok(server.add_service(service).add_service(health).add_optional_service(reflection))
+    }
+
+    /// What operators see over HTTP.
+    fn ops(&self) -> axum::Router {
+        let (health, metrics) = (self.health.clone(), self.metrics.clone());
+        axum::Router::new()
+            .route("/livez", get(|| async { "ok\n" }))
+            .route(
+                "/readyz",
+                get(move || async move {
+                    let readiness = health.readiness();
+                    let status = if readiness.fit { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                    (status, axum::Json(readiness)).into_response()
+                }),
+            )
+            .route(
+                "/metrics",
+                get(move || async move { ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.render()) }),
+            )
+    }
+
+    /// Not fit any more, answer who is in, write down what was used.
+    async fn close(
+        &self,
+        settings: &Settings,
+        stop: watch::Sender<bool>,
+        mut doors: JoinSet<Result<(), String>>,
+        sync: JoinHandle<StoreError>,
+        background: [JoinHandle<()>; 2],
+    ) {
+        info!("stopping");
+        self.health.drain();
+        self.health.report(&self.reporter).await;
+        stop.send_replace(true);
+        let answered =
+            timeout(STOP_WITHIN - FLUSH_WITHIN, async { while doors.join_next().await.is_some() {} });
+        if answered.await.is_err() {
+            warn!("some connections did not end in time and are cut");
+        }
+        doors.abort_all();
+        sync.abort();
+        background.iter().for_each(JoinHandle::abort);
+        let flush = usage::Options { timeout: FLUSH_WITHIN, ..settings.usage };
+        let kept = timeout(FLUSH_WITHIN, self.usage.flush(settings.store.as_ref(), flush)).await;
+        match kept {
+            Ok(0) => info!("stopped"),
+            Ok(keys) => warn!(keys, "stopped, last_used_at of some keys could not be written"),
+            Err(_) => warn!("stopped, last_used_at could not be written in time"),
+        }
+    }
+}
+
+fn reflection() -> Result<
+    impl tonic::codegen::Service<
+        http::Request<tonic::body::Body>,
+        Response = http::Response<tonic::body::Body>,
+        Error = std::convert::Infallible,
+        Future: Send,
+    > + tonic::server::NamedService
+    + Clone
+    + Send
+    + core::marker::Sync
+    + 'static,
+    ServeError,
+> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|e| ServeError::Start(e.to_string()))
+}
+
+/// tonic's own text says only that there was an error.
+fn tls_error(error: &dyn std::error::Error) -> String {
+    let mut text = format!("TLS: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,261 @@
+//! What must a database be able to do for us?
+//!
+//! Two things. The management path asks a [`Store`] for rows and changes them.
+//! The replica asks it for a [`Session`]: one look at everything, then again and
+//! again what changed since the last look. Nothing here mentions SQL, a pool or
+//! a transaction: another database needs a door of its own and no change below.
+
+mod migrations;
+pub mod postgres;
+pub mod sqlite;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::record::{KeyDetails, KeyRecord};
+use crate::tenant::{Tenant, TenantId, TenantStatus};
+
+/// Why a database did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// What was to be added is there already; says what.
+    #[error("{0}")]
+    Conflict(String),
+    /// A row we read makes no sense.
+    #[error("the row {row} of {table} makes no sense: {why}")]
+    Inconsistent {
+        /// The table.
+        table: &'static str,
+        /// The row's identity as the database shows it.
+        row: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The tables are older than this program.
+    #[error(
+        "the database schema is at version {current}, tenantgate needs {needed}: run `tenantgate migrate`"
+    )]
+    OldSchema {
+        /// The version of the tables; 0 without any.
+        current: i64,
+        /// The version this program was made for.
+        needed: i64,
+    },
+    /// The database answers, and refuses; it will refuse again.
+    #[error("the database refuses: {0}")]
+    Refused(String),
+    /// The database cannot be asked, or is not the one we want. Trying again may help.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// How far the tables are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SchemaVersion {
+    /// The newest migration that was applied; 0 for none.
+    pub current: i64,
+    /// The newest migration there is.
+    pub needed: i64,
+}
+
+impl SchemaVersion {
+    /// Nothing, if the tables are new enough.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::OldSchema`].
+    pub fn check(self) -> Result<(), StoreError> {
+        let Self { current, needed } = self;
+        if current < needed { Err(StoreError::OldSchema { current, needed }) } else { Ok(()) }
+    }
+}
+
+/// A tenant that does not exist yet.
+#[derive(Clone, Debug)]
+pub struct NewTenant {
+    /// Its identity; nothing: the database chooses.
+    pub id: Option<TenantId>,
+    /// Its name.
+    pub name: String,
+    /// Its schema.
+    pub schema: String,
+    /// Its status.
+    pub status: TenantStatus,
+}
+
+/// A key that does not exist yet.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// Its identity; nothing: the database chooses.
+    pub id: Option<KeyId>,
+    /// `llmk_<prefix>`.
+    pub prefix: String,
+    /// Its bcrypt hash.
+    pub hash: String,
+    /// Whose it is.
+    pub tenant_id: TenantId,
+    /// What people call it.
+    pub name: Option<String>,
+    /// When it was issued.
+    pub created_at: Timestamp,
+    /// When it expires; nothing: never.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A database of tenants and keys.
+///
+/// Every method fails with [`StoreError::Unavailable`] when the database cannot be asked; "not found" is
+/// `None` or an empty list, never an error.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// What kind of database this is, for people: `postgres`, `sqlite`.
+    fn kind(&self) -> &'static str;
+
+    /// Whether bringing the tables up to date is nobody's decision but ours, as in an embedded database.
+    fn embedded(&self) -> bool;
+
+    /// Whether tenants have a schema of their own that must be made.
+    fn has_schemas(&self) -> bool;
+
+    /// Opens a session for a replica.
+    async fn session(&self) -> Result<Box<dyn Session>, StoreError>;
+
+    /// How far the tables are.
+    async fn schema_version(&self) -> Result<SchemaVersion, StoreError>;
+
+    /// Applies what is missing; returns the versions that were.
+    async fn migrate(&self) -> Result<Vec<i64>, StoreError>;
+
+    /// Adds a tenant. [`StoreError::Conflict`] if its schema or identity is taken.
+    async fn insert_tenant(&self, tenant: &NewTenant) -> Result<Tenant, StoreError>;
+
+    /// Makes a tenant's schema stand, if there is such a thing here.
+    async fn create_schema(&self, schema: &str) -> Result<(), StoreError>;
+
+    /// All tenants, oldest first.
+    async fn tenants(&self) -> Result<Vec<Tenant>, StoreError>;
+
+    /// The tenants whose id, schema or exact name is `reference`.
+    async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError>;
+
+    /// Sets a tenant's status; nothing if there is no such tenant.
+    async fn set_tenant_status(
+        &self,
+        id: TenantId,
+        status: &TenantStatus,
+    ) -> Result<Option<Tenant>, StoreError>;
+
+    /// Adds a key. [`StoreError::Conflict`] if its prefix, hash or identity is taken.
+    async fn insert_key(&self, key: &NewKey) -> Result<KeyDetails, StoreError>;
+
+    /// All keys, or those of one tenant, oldest first.
+    async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError>;
+
+    /// The key whose id or prefix is `reference`.
+    async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError>;
+
+    /// Takes a key back, if that has not been done: the first instant and reason stay.
+    async fn revoke_key(
+        &self,
+        id: KeyId,
+        at: Timestamp,
+        reason: Option<&str>,
+    ) -> Result<Option<KeyDetails>, StoreError>;
+
+    /// In one step: adds `successor` and lets the key `id` expire at `expires_at` if it would not sooner.
+    /// Nothing, and no change, if the key is gone or has been revoked.
+    async fn replace_key(
+        &self,
+        id: KeyId,
+        expires_at: Timestamp,
+        successor: &NewKey,
+    ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError>;
+
+    /// Moves `last_used_at` of the keys forward, never back, and never past the database's own clock.
+    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError>;
+}
+
+/// A row, as a replica wants it.
+#[derive(Clone, Debug)]
+pub enum Row {
+    /// Of `api_keys`.
+    Key(KeyRecord),
+    /// Of `tenants`.
+    Tenant(Tenant),
+}
+
+impl Row {
+    /// Whether it can serve no request.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        match self {
+            Self::Key(key) => key.hash.is_none(),
+            Self::Tenant(tenant) => !tenant.is_sound(),
+        }
+    }
+}
+
+/// What is said of all the rows of a look at the database.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// The database's own clock.
+    pub now: Option<Timestamp>,
+    /// Which database it is, as far as it can tell; the same after a restart and a failover.
+    pub identity: String,
+    /// Rows that could not be used at all, such as one whose prefix no key can have.
+    pub unusable: u64,
+}
+
+/// A change of one row: the row as it is now, or what is gone.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// The row as it is now.
+    Now(Row),
+    /// There is no key of this prefix any more.
+    NoKey(Box<str>),
+    /// There is no such tenant any more.
+    NoTenant(TenantId),
+}
+
+impl Change {
+    /// The row as it is now, if it is.
+    #[must_use]
+    pub fn row(&self) -> Option<&Row> {
+        if let Self::Now(row) = self { Some(row) } else { None }
+    }
+}
+
+/// What changed between two looks.
+#[derive(Debug)]
+pub enum Changes {
+    /// It cannot be told: look at everything again.
+    Everything,
+    /// These rows, all as of the same instant.
+    Rows(Vec<Change>, Look),
+}
+
+/// A replica's own connection to the database.
+///
+/// Any error ends it: drop it and open another.
+#[async_trait]
+pub trait Session: Send {
+    /// Looks at everything, as of one instant, and gives it to `sink` row by row.
+    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<Look, StoreError>;
+
+    /// Waits for a hint that something changed. May come late, too often or never; an error means the
+    /// session is lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; a hint is then lost, which costs nothing but time.
+    async fn hint(&mut self) -> Result<(), StoreError>;
+
+    /// What changed since the last look of this session.
+    async fn changes(&mut self) -> Result<Changes, StoreError>;
+}
+
+/// How long a connection may take to stand up before the database counts as gone.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,0 +1,420 @@
+//! How is all that said to SQLite?
+//!
+//! The embedded default: a file, no server. SQLite has one writer at a time, so
+//! the change log's ids are in the order of commits and a replica remembers the
+//! last one it saw. `PRAGMA data_version` tells in microseconds whether anybody
+//! wrote since, so looking every 50 ms costs nothing.
+//!
+//! Identities are kept as text in lower case, instants as RFC 3339 in UTC; other
+//! programs' spelling of an instant (`2026-01-31 12:00:00`) is understood. Nothing
+//! here judges.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
+};
+use sqlx::{ConnectOptions as _, Connection as _, Row as _, Sqlite};
+use uuid::Uuid;
+
+use super::migrations;
+use super::{
+    CONNECT_TIMEOUT, Change, Changes, Look, NewKey, NewTenant, Row, SchemaVersion, Session, Store, StoreError,
+};
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::key::format::is_stored_prefix;
+use crate::record::{KeyDetails, KeyRecord, SecretHash};
+use crate::tenant::{Tenant, TenantId, TenantStatus};
+
+const TENANT: &str = "id, name, db_schema_name, status, created_at";
+const KEY: &str =
+    "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason";
+
+/// Tenants and keys in a file.
+#[derive(Debug)]
+pub struct SqliteStore {
+    pool: SqlitePool,
+    options: SqliteConnectOptions,
+}
+
+impl SqliteStore {
+    /// A store in this file (`sqlite://path`), made when it is first used.
+    ///
+    /// # Errors
+    ///
+    /// The address makes no sense.
+    pub fn new(url: &str) -> Result<Self, String> {
+        if url.contains(":memory:") || url.contains("mode=memory") {
+            return Err("a database in memory is gone before the next command: name a file".into());
+        }
+        let options = SqliteConnectOptions::from_str(url)
+            .map_err(|e| format!("the database URL makes no sense: {e}"))?
+            .create_if_missing(true)
+            .foreign_keys(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+            .busy_timeout(Duration::from_secs(5));
+        let pool = SqlitePoolOptions::new()
+            .max_connections(2)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .connect_lazy_with(options.clone());
+        Ok(Self { pool, options })
+    }
+
+    async fn applied(&self) -> Result<i64, StoreError> {
+        let known = sqlx::query("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1")
+            .bind(migrations::TABLE)
+            .fetch_optional(&self.pool)
+            .await?;
+        if known.is_none() {
+            return Ok(0);
+        }
+        let sql = migrations::NEWEST_APPLIED;
+        Ok(sqlx::query(sql).fetch_one(&self.pool).await?.try_get::<Option<i64>, _>(0)?.unwrap_or(0))
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    fn kind(&self) -> &'static str {
+        "sqlite"
+    }
+
+    fn embedded(&self) -> bool {
+        true
+    }
+
+    fn has_schemas(&self) -> bool {
+        false
+    }
+
+    async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
+        let connection = self.options.clone().connect().await?;
+        Ok(Box::new(SqliteSession { connection, cursor: 0, data_version: -1 }))
+    }
+
+    async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
+        Ok(SchemaVersion { current: self.applied().await?, needed: migrations::newest(migrations::SQLITE) })
+    }
+
+    async fn migrate(&self) -> Result<Vec<i64>, StoreError> {
+        // The migrator's lock is none on SQLite: two programs that start together take turns here.
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let before = self.applied().await?;
+        migrations::migrator(migrations::SQLITE).run_direct(None, &mut *transaction, false).await?;
+        transaction.commit().await?;
+        Ok(migrations::after(migrations::SQLITE, before))
+    }
+
+    async fn insert_tenant(&self, tenant: &NewTenant) -> Result<Tenant, StoreError> {
+        let sql = format!(
+            "INSERT INTO tenants (id, name, db_schema_name, status) VALUES (?1, ?2, ?3, ?4) RETURNING {TENANT}"
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(tenant.id.map_or_else(Uuid::new_v4, |id| id.0).to_string())
+            .bind(&tenant.name)
+            .bind(&tenant.schema)
+            .bind(tenant.status.as_str())
+            .fetch_one(&self.pool)
+            .await?;
+        tenant_of(&row)
+    }
+
+    async fn create_schema(&self, _: &str) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn tenants(&self) -> Result<Vec<Tenant>, StoreError> {
+        let sql = format!("SELECT {TENANT} FROM tenants ORDER BY created_at, rowid");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&self.pool).await?.iter().map(tenant_of).collect()
+    }
+
+    async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError> {
+        let sql = format!(
+            "SELECT {TENANT} FROM tenants WHERE id = lower(?1) OR db_schema_name = ?1 OR name = ?1 ORDER BY created_at, rowid"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(reference)
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(tenant_of)
+            .collect()
+    }
+
+    async fn set_tenant_status(
+        &self,
+        id: TenantId,
+        status: &TenantStatus,
+    ) -> Result<Option<Tenant>, StoreError> {
+        let sql = format!("UPDATE tenants SET status = ?2 WHERE id = ?1 RETURNING {TENANT}");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id.0.to_string())
+            .bind(status.as_str())
+            .fetch_optional(&self.pool)
+            .await?;
+        row.as_ref().map(tenant_of).transpose()
+    }
+
+    async fn insert_key(&self, key: &NewKey) -> Result<KeyDetails, StoreError> {
+        insert_key(&self.pool, key).await
+    }
+
+    async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError> {
+        let sql = format!(
+            "SELECT {KEY} FROM api_keys WHERE ?1 IS NULL OR tenant_id = ?1 ORDER BY created_at, rowid"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(tenant.map(|id| id.0.to_string()))
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(key_of)
+            .collect()
+    }
+
+    async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError> {
+        let sql = format!("SELECT {KEY} FROM api_keys WHERE id = lower(?1) OR key_prefix = ?1");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(reference).fetch_optional(&self.pool).await?;
+        row.as_ref().map(key_of).transpose()
+    }
+
+    async fn revoke_key(
+        &self,
+        id: KeyId,
+        at: Timestamp,
+        reason: Option<&str>,
+    ) -> Result<Option<KeyDetails>, StoreError> {
+        let sql = format!(
+            "UPDATE api_keys SET revocation_reason = CASE WHEN revoked_at IS NULL THEN ?3 ELSE revocation_reason END,
+                                 revoked_at = coalesce(revoked_at, ?2) WHERE id = ?1 RETURNING {KEY}"
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id.0.to_string())
+            .bind(at.to_string())
+            .bind(reason)
+            .fetch_optional(&self.pool)
+            .await?;
+        row.as_ref().map(key_of).transpose()
+    }
+
+    async fn replace_key(
+        &self,
+        id: KeyId,
+        expires_at: Timestamp,
+        successor: &NewKey,
+    ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let sql = format!("SELECT {KEY} FROM api_keys WHERE id = ?1 AND revoked_at IS NULL");
+        let old = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id.0.to_string())
+            .fetch_optional(&mut *transaction)
+            .await?;
+        let Some(old) = old.as_ref().map(key_of).transpose()? else { return Ok(None) };
+        let expires_at = old.expires_at.map_or(expires_at, |own| own.min(expires_at));
+        sqlx::query("UPDATE api_keys SET expires_at = ?2 WHERE id = ?1")
+            .bind(id.0.to_string())
+            .bind(expires_at.to_string())
+            .execute(&mut *transaction)
+            .await?;
+        let new = insert_key(&mut *transaction, successor).await?;
+        transaction.commit().await?;
+        Ok(Some((KeyDetails { expires_at: Some(expires_at), ..old }, new)))
+    }
+
+    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        for (id, at) in used {
+            // Fixed-width text in UTC compares as time does.
+            sqlx::query("UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1 AND (last_used_at IS NULL OR last_used_at < ?2)")
+                .bind(id.0.to_string())
+                .bind(at.to_string())
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+}
+
+async fn insert_key<'e>(
+    executor: impl sqlx::Executor<'e, Database = Sqlite>,
+    key: &NewKey,
+) -> Result<KeyDetails, StoreError> {
+    let sql = format!(
+        "INSERT INTO api_keys (id, key_prefix, hashed_key, tenant_id, name, created_at, expires_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) RETURNING {KEY}"
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(key.id.map_or_else(Uuid::new_v4, |id| id.0).to_string())
+        .bind(&key.prefix)
+        .bind(&key.hash)
+        .bind(key.tenant_id.0.to_string())
+        .bind(&key.name)
+        .bind(key.created_at.to_string())
+        .bind(key.expires_at.map(|at| at.to_string()))
+        .fetch_one(executor)
+        .await?;
+    key_of(&row)
+}
+
+fn tenant_of(row: &SqliteRow) -> Result<Tenant, StoreError> {
+    Ok(Tenant {
+        id: TenantId(uuid(row, "id", "tenants")?),
+        name: row.try_get("name")?,
+        schema: row.try_get("db_schema_name")?,
+        status: TenantStatus::parse(row.try_get("status")?),
+        created_at: instant(row, "created_at", "tenants")?.unwrap_or_default(),
+    })
+}
+
+fn key_of(row: &SqliteRow) -> Result<KeyDetails, StoreError> {
+    Ok(KeyDetails {
+        id: KeyId(uuid(row, "id", "api_keys")?),
+        prefix: row.try_get("key_prefix")?,
+        name: row.try_get("name")?,
+        tenant_id: TenantId(uuid(row, "tenant_id", "api_keys")?),
+        created_at: instant(row, "created_at", "api_keys")?.unwrap_or_default(),
+        expires_at: instant(row, "expires_at", "api_keys")?,
+        last_used_at: instant(row, "last_used_at", "api_keys")?,
+        revoked_at: instant(row, "revoked_at", "api_keys")?,
+        revocation_reason: row.try_get("revocation_reason")?,
+    })
+}
+
+fn uuid(row: &SqliteRow, column: &str, table: &'static str) -> Result<Uuid, StoreError> {
+    let text: String = row.try_get(column)?;
+    let why = format!("{column} is no UUID");
+    Uuid::parse_str(&text).map_err(|_| StoreError::Inconsistent { table, row: text, why })
+}
+
+/// NULL and `infinity` are nothing.
+fn instant(row: &SqliteRow, column: &str, table: &'static str) -> Result<Option<Timestamp>, StoreError> {
+    let text: Option<String> = row.try_get(column)?;
+    let Some(text) = text.filter(|t| t != "infinity") else { return Ok(None) };
+    let why = format!("{column} is no instant");
+    Timestamp::parse(&text).map(Some).ok_or(StoreError::Inconsistent { table, row: text, why })
+}
+
+/// A connection that only reads.
+struct SqliteSession {
+    connection: SqliteConnection,
+    /// The newest id of the change log that was taken account of.
+    cursor: i64,
+    /// What `PRAGMA data_version` said before the last look.
+    data_version: i64,
+}
+
+#[async_trait]
+impl Session for SqliteSession {
+    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<Look, StoreError> {
+        self.data_version = self.read_data_version().await?;
+        let mut transaction = self.connection.begin().await?;
+        let newest = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
+        let mut look = Look::default();
+        let sql = format!("SELECT {TENANT} FROM tenants");
+        for row in sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *transaction).await? {
+            match tenant_of(&row) {
+                Ok(tenant) => sink(Row::Tenant(tenant)),
+                Err(StoreError::Inconsistent { .. }) => look.unusable += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        let sql = format!("SELECT {RECORD} FROM api_keys");
+        for row in sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *transaction).await? {
+            match record_of(&row)? {
+                Some(record) => sink(Row::Key(record)),
+                None => look.unusable += 1,
+            }
+        }
+        transaction.commit().await?;
+        self.cursor = newest;
+        Ok(look)
+    }
+
+    /// Nobody hints: the tick is enough.
+    async fn hint(&mut self) -> Result<(), StoreError> {
+        std::future::pending().await
+    }
+
+    async fn changes(&mut self) -> Result<Changes, StoreError> {
+        let version = self.read_data_version().await?;
+        if version == self.data_version {
+            return Ok(Changes::Rows(Vec::new(), Look::default()));
+        }
+        let mut transaction = self.connection.begin().await?;
+        let newest: i64 = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
+        let missing: bool =
+            sqlx::query(PRUNED).bind(self.cursor).fetch_one(&mut *transaction).await?.try_get(0)?;
+        if newest < self.cursor || missing {
+            return Ok(Changes::Everything);
+        }
+        let mut changes = Vec::new();
+        let sql = "SELECT DISTINCT key_prefix, tenant_id FROM auth_change WHERE id > ?1";
+        for row in sqlx::query(sql).bind(self.cursor).fetch_all(&mut *transaction).await? {
+            changes.extend(change_of(&mut transaction, &row).await?);
+        }
+        transaction.commit().await?;
+        (self.cursor, self.data_version) = (newest, version);
+        Ok(Changes::Rows(changes, Look::default()))
+    }
+}
+
+const RECORD: &str = "id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at IS NOT NULL AS revoked";
+
+/// The newest id ever given, whether or not the row is still there.
+const NEWEST_CHANGE: &str =
+    "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'auth_change'), 0)";
+
+/// Whether rows after the cursor are missing from the log.
+const PRUNED: &str = "SELECT coalesce((SELECT min(id) FROM auth_change WHERE id > ?1), ?1 + 1) > ?1 + 1
+    OR (SELECT count(*) FROM auth_change WHERE id > ?1)
+       < coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'auth_change'), 0) - ?1";
+
+impl SqliteSession {
+    async fn read_data_version(&mut self) -> Result<i64, StoreError> {
+        Ok(sqlx::query("PRAGMA data_version").fetch_one(&mut self.connection).await?.try_get(0)?)
+    }
+}
+
+async fn change_of(
+    connection: &mut SqliteConnection,
+    logged: &SqliteRow,
+) -> Result<Option<Change>, StoreError> {
+    if let Some(prefix) = logged.try_get::<Option<String>, _>("key_prefix")? {
+        let sql = format!("SELECT {RECORD} FROM api_keys WHERE key_prefix = ?1");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&prefix).fetch_optional(connection).await?;
+        let record = row.as_ref().map(record_of).transpose()?.flatten();
+        return Ok(Some(record.map_or(Change::NoKey(prefix.into()), |record| Change::Now(Row::Key(record)))));
+    }
+    let Some(id) = logged.try_get::<Option<String>, _>("tenant_id")? else { return Ok(None) };
+    let Ok(tenant_id) = Uuid::parse_str(&id).map(TenantId) else { return Ok(None) };
+    let sql = format!("SELECT {TENANT} FROM tenants WHERE id = ?1");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&id).fetch_optional(connection).await?;
+    let tenant = row.as_ref().map(tenant_of).transpose()?;
+    Ok(Some(tenant.map_or(Change::NoTenant(tenant_id), |tenant| Change::Now(Row::Tenant(tenant)))))
+}
+
+/// Nothing, if nobody can use the row. A row whose expiry cannot be read is damaged, not everlasting.
+fn record_of(row: &SqliteRow) -> Result<Option<KeyRecord>, StoreError> {
+    let prefix: String = row.try_get("key_prefix")?;
+    let (Ok(id), Ok(tenant_id)) = (uuid(row, "id", "api_keys"), uuid(row, "tenant_id", "api_keys")) else {
+        return Ok(None);
+    };
+    if !is_stored_prefix(&prefix) {
+        return Ok(None);
+    }
+    let expires_at = instant(row, "expires_at", "api_keys");
+    Ok(Some(KeyRecord {
+        id: KeyId(id),
+        tenant_id: TenantId(tenant_id),
+        prefix: prefix.into(),
+        hash: SecretHash::parse(row.try_get("hashed_key")?).filter(|_| expires_at.is_ok()),
+        expires_at: expires_at.unwrap_or_default(),
+        revoked: row.try_get("revoked")?,
+    }))
+}

@@ -1,0 +1,199 @@
+//! What are the numbers called?
+//!
+//! The machines count; this room gives their counts the names and labels that
+//! Prometheus shows (<https://prometheus.io/docs/practices/naming/>). The facade
+//! crates look a metric up for each count and keep the samples of a histogram
+//! until somebody scrapes; here a count is one atomic addition, and nothing grows
+//! if nobody does. Labels are words of ours only: no tenant, no key.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::clock::Clock;
+use crate::decision::{Fault, Reason};
+use crate::replica::Replica;
+use crate::stats::Spread;
+use crate::usage::Usage;
+use crate::{gate, verify};
+
+/// The content type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Everything that counts.
+#[derive(Clone)]
+pub struct Metrics {
+    /// Decisions.
+    pub gate: Arc<gate::Stats>,
+    /// Proofs.
+    pub verify: Arc<verify::Stats>,
+    /// The replica.
+    pub replica: Replica,
+    /// `last_used_at`.
+    pub usage: Usage,
+    /// To tell the replica's age by.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Metrics {
+    /// The OpenMetrics text of all numbers.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(self.clone()));
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+        text
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Collector for Metrics {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut page = Page(encoder);
+        self.decisions(&mut page)?;
+        self.proofs(&mut page)?;
+        self.state(&mut page)?;
+        self.work(&mut page)
+    }
+}
+
+impl Metrics {
+    fn decisions(&self, page: &mut Page<'_>) -> fmt::Result {
+        let stats = &self.gate;
+        let denied = Reason::ALL.iter().zip(&stats.denied).map(|(r, n)| (("deny", r.as_str()), n.value()));
+        let unable = stats.unable.iter().map(crate::stats::Count::value).sum();
+        let rows: Vec<_> = [(("allow", "ok"), stats.ok.value()), (("allow", "public"), stats.public.value())]
+            .into_iter()
+            .chain(denied)
+            .chain([(("unable", "unavailable"), unable)])
+            .map(|((decision, reason), n)| ([("decision", decision), ("reason", reason)], n))
+            .collect();
+        page.counters("tenantgate_decisions", "Decisions by outcome and reason", &rows)?;
+        let faults: Vec<_> =
+            Fault::ALL.iter().zip(&stats.unable).map(|(f, n)| ([("cause", f.as_str())], n.value())).collect();
+        page.counters("tenantgate_unavailable", "Requests that could not be decided, by cause", &faults)?;
+        page.histogram(
+            "tenantgate_check_duration_seconds",
+            "Time from request read to answer made",
+            &stats.latency,
+        )
+    }
+
+    fn proofs(&self, page: &mut Page<'_>) -> fmt::Result {
+        let stats = &self.verify;
+        page.histogram("tenantgate_bcrypt_duration_seconds", "Time one bcrypt takes", &stats.bcrypt)?;
+        let verdicts = ["right", "wrong", "failed"];
+        let rows: Vec<_> =
+            verdicts.iter().zip(&stats.verdicts).map(|(v, n)| ([("verdict", *v)], n.value())).collect();
+        page.counters("tenantgate_bcrypt_verdicts", "What bcrypt said", &rows)?;
+        page.gauge(
+            "tenantgate_bcrypt_queue_length",
+            "First proofs that wait for a thread",
+            stats.queued.value(),
+        )?;
+        page.counter(
+            "tenantgate_bcrypt_shed",
+            "First proofs turned away because the queue was full",
+            stats.shed.value(),
+        )
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "nobody has 2^32 keys in memory on a 32-bit machine")]
+    fn state(&self, page: &mut Page<'_>) -> fmt::Result {
+        let snapshot = self.replica.snapshot();
+        let age = self.replica.age(self.clock.as_ref()).map_or(f64::NAN, |age| age.as_secs_f64());
+        page.gauge_f64(
+            "tenantgate_replica_age_seconds",
+            "Time since the last good look at the database was asked for",
+            age,
+        )?;
+        page.gauge("tenantgate_replica_keys", "Keys in memory", snapshot.key_count() as u64)?;
+        page.gauge("tenantgate_replica_tenants", "Tenants in memory", snapshot.tenant_count() as u64)?;
+        page.gauge(
+            "tenantgate_replica_damaged_rows",
+            "Rows that get 503 until they are mended",
+            snapshot.damaged as u64,
+        )?;
+        page.gauge(
+            "tenantgate_replica_generation",
+            "Snapshots taken into use since the start",
+            snapshot.generation,
+        )?;
+        let connected = u64::from(self.replica.connected());
+        page.gauge(
+            "tenantgate_database_connected",
+            "Whether the database answered when last asked",
+            connected,
+        )
+    }
+
+    fn work(&self, page: &mut Page<'_>) -> fmt::Result {
+        let (replica, usage) = (self.replica.stats(), self.usage.stats());
+        page.counter(
+            "tenantgate_replica_loads",
+            "Looks at everything in the database",
+            replica.loads.value(),
+        )?;
+        page.counter("tenantgate_replica_polls", "Looks at what changed", replica.polls.value())?;
+        page.counter("tenantgate_replica_changed_rows", "Rows that changed", replica.changed_rows.value())?;
+        page.counter(
+            "tenantgate_replica_lost_sessions",
+            "Sessions with the database that failed",
+            replica.lost.value(),
+        )?;
+        let rows = [
+            ([("result", "written")], usage.written.value()),
+            ([("result", "failed")], usage.failed.value()),
+        ];
+        page.counters("tenantgate_last_used_flushes", "Batches of last_used_at by result", &rows)?;
+        page.info("tenantgate_build", "The version that runs", &[("version", env!("CARGO_PKG_VERSION"))])
+    }
+}
+
+/// Writes metrics one below the other. Prometheus' suffixes (`_total`, `_info`) come of themselves.
+struct Page<'a>(DescriptorEncoder<'a>);
+
+impl Page<'_> {
+    fn counter(&mut self, name: &str, help: &str, n: u64) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, _, u64>(&n, None)
+    }
+
+    fn counters<L: EncodeLabelSet>(&mut self, name: &str, help: &str, rows: &[(L, u64)]) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, n) in rows {
+            family.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(n, None)?;
+        }
+        Ok(())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, n: u64) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&n)
+    }
+
+    fn gauge_f64(&mut self, name: &str, help: &str, n: f64) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&n)
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, spread: &Spread) -> fmt::Result {
+        let buckets: Vec<_> = spread.buckets().collect();
+        let count = buckets.iter().map(|(_, n)| n).sum();
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        metric.encode_histogram::<NoLabelSet>(spread.sum_seconds(), count, &buckets, None)
+    }
+
+    fn info(&mut self, name: &str, help: &str, labels: &[(&str, &str); 1]) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(labels)
+    }
+}

@@ -1,0 +1,98 @@
+//! Is there a secret in this line?
+//!
+//! The last line of defence: what is about to be printed is searched for keys
+//! and for passwords in URLs, and they are blacked out. No code of ours prints
+//! either; a library at its most verbose, or a value a person typed into the
+//! wrong place, might.
+
+use std::borrow::Cow;
+
+use crate::key::format::SCHEME;
+
+/// Blacks out the secret part of everything that looks like a key, and the password of every URL.
+#[must_use]
+pub fn scrub(text: &str) -> Cow<'_, str> {
+    if !text.contains(SCHEME) && !text.contains("://") {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(without_passwords(&without_keys(text)))
+}
+
+fn without_keys(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(SCHEME) {
+        let (before, found) = rest.split_at(at);
+        let prefix = SCHEME.len() + run(&found[SCHEME.len()..], |b| b.is_ascii_alphanumeric() || b == b'-');
+        clean.push_str(before);
+        clean.push_str(&found[..prefix]);
+        rest = &found[prefix..];
+        let secret = run(rest, |b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        if secret > 1 {
+            clean.push_str("_***");
+            rest = &rest[secret..];
+        }
+    }
+    clean.push_str(rest);
+    clean
+}
+
+/// `scheme://user:password@host` (RFC 3986 §3.2.1). The password may hold a `@` that somebody forgot to
+/// encode, so the last one before the path counts.
+fn without_passwords(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, found) = rest.split_at(at + 3);
+        clean.push_str(before);
+        let authority = run(found, |b| !b.is_ascii_whitespace() && !b"/?#\"'`".contains(&b));
+        rest = found;
+        let user_info = found[..authority].rfind('@');
+        if let Some((end, colon)) = user_info.and_then(|end| Some((end, found[..end].find(':')?))) {
+            clean.push_str(&found[..colon]);
+            clean.push_str(":***");
+            rest = &found[end..];
+        }
+    }
+    clean.push_str(rest);
+    clean
+}
+
+/// How many bytes at the start of `text` are `wanted`. Stops at the first byte of a wider character unless
+/// that is wanted too.
+fn run(text: &str, wanted: impl Fn(u8) -> bool) -> usize {
+    text.bytes().position(|b| !wanted(b)).unwrap_or(text.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn keys_and_passwords_are_blacked_out_and_the_rest_stays() {
+        for (text, clean) in [
+            ("nothing to see", "nothing to see"),
+            ("prefix llmk_demo alone", "prefix llmk_demo alone"),
+            ("key=llmk_demo_secret123,", "key=llmk_demo_***,"),
+            ("llmk_a_b_c llmk_d_e", "llmk_a_*** llmk_d_***"),
+            ("llmk__x", "llmk__***"),
+            ("postgres://u:p%40ss@h/db x", "postgres://u:***@h/db x"),
+            ("postgres://u:p@ss@h/db", "postgres://u:***@h/db"),
+            ("'postgres://u@h/db' https://h:80/", "'postgres://u@h/db' https://h:80/"),
+            ("sqlite://tenantgate.db", "sqlite://tenantgate.db"),
+        ] {
+            assert_eq!(scrub(text), clean);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_key_survives_anywhere(before in "\\PC{0,9}", p in "[A-Za-z0-9-]{1,9}", s in "[A-Za-z0-9_-]{8,20}", after in "\\PC{0,9}") {
+            let key = format!("llmk_{p}_{s}");
+            let text = format!("{before}{key}{after}");
+            prop_assert!(!scrub(&text).contains(&key));
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! Does the caller hold the key, and can we afford to find out?
+//!
+//! bcrypt takes a quarter of a second, a request a few microseconds. So bcrypt
+//! runs once for each key in the life of the process and its verdict is kept
+//! *in the row it judged* ([`Proven`]): when the row changes, a new row without a
+//! verdict takes its place, and a proof that was under way ends in the old one,
+//! where nobody will look.
+//!
+//! ```text
+//! recall   the row has a verdict?   ── seal is the same ──► Right   0.25 µs, no lock
+//!                                   └─ seal is another ───► Wrong   (no bcrypt for guesses)
+//! prove    the guess was wrong before? ───────────────────► Wrong
+//!          somebody is proving just this? ── wait with him
+//!          else ── queue (bounded, fair between keys) ── own threads ── bcrypt
+//! ```
+//!
+//! A proof goes on when its callers have gone: its verdict serves the retry. A
+//! full queue is [`Fault::Overloaded`], never a "no".
+//!
+//! This module knows nothing of requests, tenants' states or databases.
+
+pub mod bcrypt;
+pub mod memo;
+mod queue;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use rand::TryRng;
+use rand::rngs::{SysError, SysRng};
+use tokio::sync::watch;
+
+use self::memo::{Seal, Sealer};
+use self::queue::FairQueue;
+use crate::decision::{Fault, Proof};
+use crate::key::{PlainKey, PresentedKey};
+use crate::record::{KeyRecord, SecretHash};
+use crate::stats::{Count, Spread};
+
+/// How much first proofs may cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Threads that run bcrypt. One fewer than there are cores leaves one for known keys.
+    pub threads: usize,
+    /// Proofs that may wait. At four a second and thread, 64 are 16 seconds: more would only wait in vain.
+    pub queue: usize,
+    /// Proofs of the same key that may wait: different secrets, of which one at most is right.
+    pub queue_per_key: usize,
+    /// Wrong attempts that are remembered, 100 bytes each.
+    pub wrong_attempts: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { threads: (cores - 1).max(1), queue: 64, queue_per_key: 8, wrong_attempts: 4_096 }
+    }
+}
+
+/// The verdict on a row: empty until a key was proven against it, then final.
+pub type Proven = OnceLock<Seal>;
+
+/// A row that keys can be proven against.
+pub trait Provable: Send + Sync {
+    /// The row.
+    fn record(&self) -> &KeyRecord;
+    /// Its verdict.
+    fn proven(&self) -> &Proven;
+}
+
+/// What proving costs, for operators.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Time in bcrypt.
+    pub bcrypt: Spread,
+    /// Proofs that wait for a thread.
+    pub queued: Count,
+    /// Proofs turned away because the queue was full.
+    pub shed: Count,
+    /// Verdicts of bcrypt: right, wrong, failed.
+    pub verdicts: [Count; 3],
+}
+
+/// Proves keys. Cheap to clone; the threads end with the last clone.
+#[derive(Clone)]
+pub struct Verifier {
+    sealer: Sealer,
+    pool: Arc<Pool>,
+    /// Tells the threads to end when the last clone is gone.
+    _open: Arc<Open>,
+}
+
+/// A waiting proof.
+struct Job {
+    subject: Arc<dyn Provable>,
+    hash: SecretHash,
+    key: PlainKey,
+    seal: Seal,
+    verdict: watch::Sender<Option<Proof>>,
+}
+
+struct Pool {
+    state: Mutex<State>,
+    work: Condvar,
+    stats: Arc<Stats>,
+}
+
+struct State {
+    queue: FairQueue<Job>,
+    /// Proofs under way or waiting, by what they prove.
+    flights: HashMap<[u8; 32], watch::Receiver<Option<Proof>>>,
+    wrong: WrongAttempts,
+    closed: bool,
+}
+
+struct Open(Arc<Pool>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.work.notify_all();
+    }
+}
+
+impl Verifier {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    ///
+    /// The operating system has no randomness or no thread to give.
+    pub fn start(options: Options) -> std::io::Result<Self> {
+        let sealer = Sealer::random().map_err(|e: SysError| std::io::Error::other(e.to_string()))?;
+        let state = State {
+            queue: FairQueue::new(options.queue, options.queue_per_key),
+            flights: HashMap::new(),
+            wrong: WrongAttempts::new(options.wrong_attempts),
+            closed: false,
+        };
+        let pool = Arc::new(Pool { state: Mutex::new(state), work: Condvar::new(), stats: Arc::default() });
+        for n in 0..options.threads.max(1) {
+            let pool = Arc::clone(&pool);
+            std::thread::Builder::new()
+                .name(format!("bcrypt-{n}"))
+                .spawn(move || pool.work_until_closed())?;
+        }
+        Ok(Self { sealer, _open: Arc::new(Open(Arc::clone(&pool))), pool })
+    }
+
+    /// What proving costs so far.
+    #[must_use]
+    pub fn stats(&self) -> Arc<Stats> {
+        Arc::clone(&self.pool.stats)
+    }
+
+    /// The verdict, if the row already has one: takes no lock and allocates nothing.
+    ///
+    /// # Security
+    ///
+    /// A row with a verdict refuses every other key without asking bcrypt. That is sound: bcrypt confuses
+    /// two keys only beyond 71 bytes or around NUL, and neither passes the grammar of a key.
+    #[must_use]
+    pub fn recall(&self, subject: &dyn Provable, presented: PresentedKey<'_>) -> Proof {
+        let record = subject.record();
+        let Some(hash) = &record.hash else { return Proof::Impossible(Fault::DamagedRow) };
+        match subject.proven().get() {
+            None => Proof::Pending,
+            Some(proven) if proven.is(&self.sealer.seal(record, hash, presented.expose())) => Proof::Right,
+            Some(_) => Proof::Wrong,
+        }
+    }
+
+    /// The verdict of bcrypt, waited for until `deadline`.
+    ///
+    /// # Cancel safety
+    ///
+    /// The proof goes on when the caller leaves.
+    pub async fn prove(
+        &self,
+        subject: Arc<dyn Provable>,
+        presented: PresentedKey<'_>,
+        deadline: tokio::time::Instant,
+    ) -> Proof {
+        let mut flight = match self.board(subject, presented) {
+            Ok(flight) => flight,
+            Err(known) => return known,
+        };
+        let landed = tokio::time::timeout_at(deadline, flight.wait_for(Option::is_some)).await;
+        match landed {
+            Ok(Ok(verdict)) => verdict.unwrap_or(Proof::Impossible(Fault::Overloaded)),
+            Ok(Err(_)) => Proof::Impossible(Fault::Overloaded),
+            Err(_) => Proof::Impossible(Fault::DeadlineTooShort),
+        }
+    }
+
+    /// Joins the proof of exactly this, or starts it.
+    fn board(
+        &self,
+        subject: Arc<dyn Provable>,
+        presented: PresentedKey<'_>,
+    ) -> Result<watch::Receiver<Option<Proof>>, Proof> {
+        let Some(hash) = subject.record().hash else { return Err(Proof::Impossible(Fault::DamagedRow)) };
+        let seal = self.sealer.seal(subject.record(), &hash, presented.expose());
+        let mut state = self.pool.lock();
+        // A proof may have landed since the caller looked; it leaves its verdict before it leaves the map.
+        if let Some(proven) = subject.proven().get() {
+            return Err(if proven.is(&seal) { Proof::Right } else { Proof::Wrong });
+        }
+        if state.wrong.contains(&seal) {
+            return Err(Proof::Wrong);
+        }
+        if let Some(flight) = state.flights.get(&seal.as_map_key()) {
+            return Ok(flight.clone());
+        }
+        let (verdict, flight) = watch::channel(None);
+        state.flights.insert(seal.as_map_key(), flight.clone());
+        let id = subject.record().id;
+        let job = Job { subject, hash, key: presented.to_plain(), seal, verdict };
+        if let Some(shed) = state.queue.push(id, job, random()) {
+            state.flights.remove(&shed.seal.as_map_key());
+            self.pool.stats.shed.add_one();
+        }
+        self.pool.stats.queued.set(state.queue.len() as u64);
+        drop(state);
+        self.pool.work.notify_one();
+        Ok(flight)
+    }
+}
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work_until_closed(&self) {
+        while let Some(job) = self.next_job() {
+            let proof = self.run(&job);
+            self.land(&job, proof);
+        }
+    }
+
+    fn next_job(&self) -> Option<Job> {
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return None;
+            }
+            if let Some(job) = state.queue.pop(random()) {
+                self.stats.queued.set(state.queue.len() as u64);
+                return Some(job);
+            }
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Runs bcrypt. A panic in there is a failed proof, not a dead thread.
+    fn run(&self, job: &Job) -> Proof {
+        let started = Instant::now();
+        let verdict = catch_unwind(AssertUnwindSafe(|| bcrypt::verify(&job.key, &job.hash)));
+        self.stats.bcrypt.record(started.elapsed());
+        let (index, proof) = match verdict {
+            Ok(Ok(true)) => (0, Proof::Right),
+            Ok(Ok(false)) => (1, Proof::Wrong),
+            Ok(Err(_)) | Err(_) => (2, Proof::Impossible(Fault::DamagedRow)),
+        };
+        self.stats.verdicts[index].add_one();
+        proof
+    }
+
+    fn land(&self, job: &Job, proof: Proof) {
+        if proof == Proof::Right {
+            // The first verdict stays; a second one for the same row could only be the same.
+            let _ = job.subject.proven().set(job.seal);
+        }
+        let mut state = self.lock();
+        if proof == Proof::Wrong {
+            state.wrong.remember(&job.seal);
+        }
+        state.flights.remove(&job.seal.as_map_key());
+        drop(state);
+        job.verdict.send_replace(Some(proof));
+    }
+}
+
+/// The last wrong attempts, oldest out first. Bounded, and apart from the verdicts that matter, so that a
+/// flood of guesses pushes out nothing but guesses.
+struct WrongAttempts {
+    seals: HashSet<[u8; 32]>,
+    order: VecDeque<[u8; 32]>,
+    bound: usize,
+}
+
+impl WrongAttempts {
+    fn new(bound: usize) -> Self {
+        Self { seals: HashSet::new(), order: VecDeque::new(), bound }
+    }
+
+    fn contains(&self, seal: &Seal) -> bool {
+        self.seals.contains(&seal.as_map_key())
+    }
+
+    fn remember(&mut self, seal: &Seal) {
+        if self.seals.insert(seal.as_map_key()) {
+            self.order.push_back(seal.as_map_key());
+        }
+        while self.order.len() > self.bound {
+            if let Some(oldest) = self.order.pop_front() {
+                self.seals.remove(&oldest);
+            }
+        }
+    }
+}
+
+/// Fairness needs a number nobody can guess; without one the queue is still bounded.
+fn random() -> u64 {
+    SysRng.try_next_u64().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::key::KeyId;
+    use crate::key::format::parse;
+    use crate::tenant::TenantId;
+
+    const KEY: &[u8] = b"llmk_demo_secret123";
+    const WRONG: &[u8] = b"llmk_demo_secret124";
+
+    struct Row(KeyRecord, Proven);
+
+    impl Provable for Row {
+        fn record(&self) -> &KeyRecord {
+            &self.0
+        }
+        fn proven(&self) -> &Proven {
+            &self.1
+        }
+    }
+
+    fn row(cost: u32) -> Arc<Row> {
+        let text = bcrypt::hash(&parse(KEY).unwrap().to_plain(), cost).unwrap();
+        let (id, tenant_id) = (KeyId(Uuid::new_v4()), TenantId(Uuid::nil()));
+        let hash = SecretHash::parse(&text);
+        let record =
+            KeyRecord { id, tenant_id, prefix: "llmk_demo".into(), hash, expires_at: None, revoked: false };
+        Arc::new(Row(record, Proven::new()))
+    }
+
+    fn soon() -> tokio::time::Instant {
+        tokio::time::Instant::now() + Duration::from_secs(60)
+    }
+
+    async fn prove(verifier: &Verifier, row: &Arc<Row>, key: &[u8]) -> Proof {
+        verifier.prove(Arc::<Row>::clone(row), parse(key).unwrap(), soon()).await
+    }
+
+    fn runs(verifier: &Verifier) -> u64 {
+        verifier.stats().verdicts.iter().map(Count::value).sum()
+    }
+
+    #[tokio::test]
+    async fn a_proven_key_and_every_guess_after_it_cost_no_bcrypt() {
+        let (verifier, row) = (Verifier::start(Options::default()).unwrap(), row(4));
+        assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Pending);
+        assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
+        assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Right);
+        assert_eq!(verifier.recall(&*row, parse(WRONG).unwrap()), Proof::Wrong);
+        assert_eq!(runs(&verifier), 1);
+    }
+
+    #[tokio::test]
+    async fn a_wrong_attempt_is_remembered_and_does_not_stand_in_the_way_of_the_right_one() {
+        let (verifier, row) = (Verifier::start(Options::default()).unwrap(), row(4));
+        assert_eq!(prove(&verifier, &row, WRONG).await, Proof::Wrong);
+        assert_eq!(prove(&verifier, &row, WRONG).await, Proof::Wrong);
+        assert_eq!(runs(&verifier), 1);
+        assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
+    }
+
+    #[tokio::test]
+    async fn any_number_of_callers_wait_for_one_proof() {
+        let (verifier, row) = (Verifier::start(Options::default()).unwrap(), row(6));
+        let callers: Vec<_> = (0..500)
+            .map(|_| {
+                let (verifier, row) = (verifier.clone(), Arc::clone(&row));
+                tokio::spawn(async move { prove(&verifier, &row, KEY).await })
+            })
+            .collect();
+        for caller in callers {
+            assert_eq!(caller.await.unwrap(), Proof::Right);
+        }
+        assert_eq!(runs(&verifier), 1);
+    }
+
+    #[tokio::test]
+    async fn a_caller_who_cannot_wait_leaves_and_finds_the_verdict_later() {
+        let (verifier, row) = (Verifier::start(Options::default()).unwrap(), row(8));
+        let now = tokio::time::Instant::now();
+        let first = verifier.prove(Arc::<Row>::clone(&row), parse(KEY).unwrap(), now).await;
+        assert_eq!(first, Proof::Impossible(Fault::DeadlineTooShort));
+        assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
+        assert_eq!(runs(&verifier), 1);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_is_overload_and_never_a_no() {
+        let options = Options { threads: 1, queue: 1, queue_per_key: 1, wrong_attempts: 10 };
+        let (verifier, row) = (Verifier::start(options).unwrap(), row(8));
+        let guesses: Vec<_> = (0..20)
+            .map(|n| {
+                let (verifier, row) = (verifier.clone(), Arc::clone(&row));
+                let guess = format!("llmk_demo_guess{n:05}");
+                tokio::spawn(async move { prove(&verifier, &row, guess.as_bytes()).await })
+            })
+            .collect();
+        let mut shed = 0;
+        for guess in guesses {
+            match guess.await.unwrap() {
+                Proof::Wrong => {}
+                Proof::Impossible(Fault::Overloaded) => shed += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(shed > 0);
+        assert_eq!(verifier.stats().shed.value(), shed);
+        assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
+    }
+
+    #[test]
+    fn wrong_attempts_are_bounded() {
+        let (sealer, row) = (Sealer::random().unwrap(), row(4));
+        let mut wrong = WrongAttempts::new(3);
+        let seals: Vec<_> = (0_u8..5).map(|n| sealer.seal(&row.0, &row.0.hash.unwrap(), &[n])).collect();
+        seals.iter().for_each(|seal| wrong.remember(seal));
+        assert_eq!(
+            seals.iter().map(|s| wrong.contains(s)).collect::<Vec<_>>(),
+            [false, false, true, true, true]
+        );
+        assert_eq!(wrong.seals.len(), 3);
+    }
+}

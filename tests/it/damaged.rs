@@ -1,0 +1,220 @@
+//! Does a row that makes no sense harm only itself?
+
+use crate::support::world::quick_hash;
+use crate::support::{Ask, Backend, PATIENCE, Server, World, on_every_store};
+
+on_every_store![
+    a_damaged_hash_harms_only_its_key,
+    a_damaged_schema_name_harms_only_its_tenant,
+    a_damaged_row_is_said_and_counted,
+    an_unknown_status_is_inactive,
+    a_prefix_that_is_not_ours_harms_nobody,
+    columns_of_others_are_their_business,
+    a_hostile_name_stays_inside_its_header,
+];
+
+/// 53 characters as they stand behind the cost in a hash.
+fn body() -> String {
+    quick_hash("anything")[7..].to_owned()
+}
+
+/// Hashes that nothing can be proven against.
+fn damaged_hashes() -> Vec<String> {
+    let body = body();
+    vec![
+        format!("$2b$31${body}"),
+        format!("$2b$15${body}"),
+        format!("$2b$03${body}"),
+        format!("$2b$99${body}"),
+        format!("$2x$04${body}"),
+        format!("$2$04${body}"),
+        format!("$2c$04${body}"),
+        format!("$2b$04${}", &body[1..]),
+        format!("$2b$04${body}x"),
+        format!("$2b$04${}é", &body[2..]),
+        format!("$2b$04${}é", &body[1..]),
+        format!("$2b$04${}", "!".repeat(53)),
+        format!("$2b$4${body}x"),
+        format!(" $2b$04${}", &body[1..]),
+        "$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$RdescudvJCsgt3ub+b4dWRWJTmaaJObG".to_owned(),
+        "llmk_live_live-Secret-0123456789".to_owned(),
+        "é".to_owned(),
+        String::new(),
+    ]
+}
+
+fn a_damaged_hash_harms_only_its_key(world: &World) {
+    let server = Server::on(&world.db).start();
+    let mut session = world.db.session();
+    let mut set_hash = |hash: &str| {
+        let prefix = &world.live.prefix;
+        session.sql(&format!("UPDATE api_keys SET hashed_key = '{hash}' WHERE key_prefix = '{prefix}'"));
+    };
+    let good = quick_hash(&world.live.text);
+    let ask = Ask::with_key(&world.live.text);
+    for hash in damaged_hashes() {
+        set_hash(&hash);
+        server.row_becomes("503 unavailable", PATIENCE, ask.clone());
+        assert_eq!(server.row(Ask::with_key(&world.live.with_wrong_secret())), "503 unavailable", "{hash:?}");
+        assert_eq!(server.row(Ask::with_key(&world.other.text)), "200 ok", "{hash:?}");
+        assert_eq!(server.row(Ask::with_key("llmk_nobody_12345678")), "401 unknown", "{hash:?}");
+        set_hash(&good);
+        server.row_becomes("200 ok", PATIENCE, ask.clone());
+    }
+    set_hash(&damaged_hashes()[0]);
+    let fresh = Server::on(&world.db).start();
+    assert_eq!(fresh.row(ask), "503 unavailable");
+    assert_eq!(fresh.row(Ask::with_key(&world.other.text)), "200 ok");
+    assert_eq!(fresh.row(Ask::with_key(&world.of_sleepy.text)), "403 tenant_inactive");
+}
+
+fn a_damaged_schema_name_harms_only_its_tenant(world: &World) {
+    let server = Server::on(&world.db).start();
+    let mut session = world.db.session();
+    let mut set_schema = |schema: &str| {
+        session.sql(&format!(
+            "UPDATE tenants SET db_schema_name = '{schema}' WHERE name = '{}'",
+            world.acme.name
+        ));
+    };
+    for schema in [
+        "Upper",
+        "x\"; DROP SCHEMA x",
+        "pg_evil",
+        "public",
+        "information_schema",
+        "",
+        "1st",
+        "a\r\nb: c",
+        "é",
+    ] {
+        set_schema(schema);
+        server.row_becomes("503 unavailable", PATIENCE, Ask::with_key(&world.live.text));
+        assert_eq!(server.row(Ask::with_key(&world.other.text)), "503 unavailable", "{schema:?}");
+        assert_eq!(server.row(Ask::with_key(&world.of_sleepy.text)), "403 tenant_inactive", "{schema:?}");
+        set_schema(&world.acme.schema);
+        server.row_becomes("200 ok", PATIENCE, Ask::with_key(&world.live.text));
+    }
+}
+
+fn a_damaged_row_is_said_and_counted(world: &World) {
+    let hash = &damaged_hashes()[0];
+    world.db.sql(&format!(
+        "UPDATE api_keys SET hashed_key = '{hash}' WHERE key_prefix = '{}'",
+        world.live.prefix
+    ));
+    let server = Server::on(&world.db).start();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "503 unavailable");
+    let said = server.stderr.text();
+    assert!(said.contains(&world.live.prefix) || said.contains(&world.live.id), "which row it is: {said}");
+    assert!(!said.contains(hash.as_str()), "and not what stands in it: {said}");
+    assert!(server.metric(&["damaged"]) > 0.0, "{}", server.http("/metrics").body);
+}
+
+fn an_unknown_status_is_inactive(world: &World) {
+    let allow_it = match world.db.backend {
+        Backend::Postgres => "ALTER TABLE tenants DROP CONSTRAINT chk_tenant_status;",
+        Backend::Sqlite => "PRAGMA ignore_check_constraints = ON;",
+    };
+    let server = Server::on(&world.db).start();
+    let mut session = world.db.session();
+    session.sql(allow_it);
+    for status in ["frozen", "ACTIVE", "active ", "", "aktiv"] {
+        session.sql(&format!("UPDATE tenants SET status = '{status}' WHERE name = '{}'", world.acme.name));
+        server.row_becomes("403 tenant_inactive", PATIENCE, Ask::with_key(&world.live.text));
+        assert_eq!(server.row(Ask::with_key(&world.of_sleepy.text)), "403 tenant_inactive");
+        session.sql(&format!("UPDATE tenants SET status = 'active' WHERE name = '{}'", world.acme.name));
+        server.row_becomes("200 ok", PATIENCE, Ask::with_key(&world.live.text));
+    }
+    session.sql(&format!("UPDATE tenants SET status = 'frozen' WHERE name = '{}'", world.acme.name));
+    let fresh = Server::on(&world.db).start();
+    let answer = fresh.check(Ask::with_key(&world.live.text));
+    assert_eq!((answer.row().as_str(), answer.meta("tenant_status")), ("403 tenant_inactive", "frozen"));
+}
+
+fn a_prefix_that_is_not_ours_harms_nobody(world: &World) {
+    let server = Server::on(&world.db).start();
+    let mut session = world.db.session();
+    for prefix in ["sk-1234", "llmk_with_underscore", "llmk_", "", "llmk_ü", "LLMK_live"] {
+        session.sql(&format!(
+            "UPDATE api_keys SET key_prefix = '{prefix}' WHERE key_prefix = '{}'",
+            world.live.prefix
+        ));
+        server.row_becomes("401 unknown", PATIENCE, Ask::with_key(&world.live.text));
+        assert_eq!(server.row(Ask::with_key(&world.other.text)), "200 ok", "{prefix:?}");
+        session.sql(&format!(
+            "UPDATE api_keys SET key_prefix = '{}' WHERE key_prefix = '{prefix}'",
+            world.live.prefix
+        ));
+        server.row_becomes("200 ok", PATIENCE, Ask::with_key(&world.live.text));
+    }
+}
+
+fn columns_of_others_are_their_business(world: &World) {
+    let server = Server::on(&world.db).start();
+    world.db.sql("ALTER TABLE api_keys ADD COLUMN notes text");
+    world.db.sql("ALTER TABLE tenants ADD COLUMN plan text DEFAULT 'gold'");
+    world.db.sql("UPDATE api_keys SET notes = 'ours'");
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+    world.db.json(&["key", "revoke", &world.other.id]);
+    server.row_becomes("401 revoked", PATIENCE, Ask::with_key(&world.other.text));
+    let fresh = Server::on(&world.db).start();
+    assert_eq!(fresh.row(Ask::with_key(&world.live.text)), "200 ok");
+    world.db.json(&["key", "create", &world.acme.id]);
+}
+
+fn a_hostile_name_stays_inside_its_header(world: &World) {
+    let mut session = world.db.session();
+    let server = Server::on(&world.db).start();
+    let acme = &world.acme.id;
+    let by_id = format!("id = (SELECT tenant_id FROM api_keys WHERE key_prefix = '{}')", world.live.prefix);
+    session.sql(&format!("UPDATE tenants SET name = 'a\r\nx-llmcore-tenant-id: b' WHERE {by_id}"));
+    crate::support::eventually("the new name", PATIENCE, || {
+        let answer = server.check(Ask::with_key(&world.live.text));
+        assert_eq!(answer.meta("tenant_id"), acme);
+        let header = answer.headers()["x-llmcore-tenant-name"].to_owned();
+        if header == "a%0D%0Ax-llmcore-tenant-id:%20b" { Ok(()) } else { Err(header) }
+    });
+    // A name that would make an empty header: whatever the answer is, `support::answer` looks at it.
+    session.sql(&format!("UPDATE tenants SET name = '' WHERE {by_id}"));
+    crate::support::eventually("the empty name", PATIENCE, || {
+        let answer = server.check(Ask::with_key(&world.live.text));
+        if answer.meta("tenant_name").is_empty() { Ok(()) } else { Err(answer.metadata) }
+    });
+}
+
+#[test]
+fn a_key_whose_tenant_is_missing_is_never_allowed() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let server = Server::on(&world.db).start();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+    world.db.sql("ALTER TABLE api_keys DROP CONSTRAINT api_keys_tenant_id_fkey");
+    world.db.sql(&format!(
+        "UPDATE api_keys SET tenant_id = gen_random_uuid() WHERE key_prefix = '{}'",
+        world.live.prefix
+    ));
+    let no_longer_allowed = |server: &Server| {
+        crate::support::eventually("the orphan is refused", PATIENCE, || {
+            let row = server.row(Ask::with_key(&world.live.text));
+            if ["401 unknown", "503 unavailable"].contains(&row.as_str()) { Ok(()) } else { Err(row) }
+        });
+    };
+    no_longer_allowed(&server);
+    let fresh = Server::on(&world.db).start();
+    no_longer_allowed(&fresh);
+    assert_eq!(fresh.row(Ask::with_key(&world.other.text)), "200 ok");
+}
+
+#[test]
+fn the_dearest_accepted_cost_is_accepted() {
+    let world = World::somewhere();
+    // Python's bcrypt over this very text, cost 14.
+    let (prefix, key) = ("llmk_prod1cost14", "llmk_prod1cost14_cK9vXw2LmQ4tR7yU0pZs");
+    let hash = "$2b$14$GTTFGCHDwvAbQ6JowkLIYeA2Wu8xIGmmjQISNsMTajrvXAU13pjay";
+    world.db.sql(&format!(
+        "UPDATE api_keys SET key_prefix = '{prefix}', hashed_key = '{hash}' WHERE key_prefix = '{}'",
+        world.live.prefix
+    ));
+    let server = Server::on(&world.db).start();
+    assert_eq!(server.row(Ask::with_key(key)), "200 ok");
+}

@@ -1,0 +1,65 @@
+//! Is that still our database? A standby and a stranger are not, whatever they answer.
+
+use crate::support::link::Link;
+use crate::support::postgres::Cluster;
+use crate::support::world::quick_hash;
+use crate::support::{Ask, Backend, Database, PATIENCE, Server, eventually};
+
+const OURS: &str = "llmk_ours_OurSecret0123";
+const THEIRS: &str = "llmk_theirs_TheirSecret0123";
+
+/// A cluster of its own with the database `own`, in which this key is valid.
+fn cluster_with(key: &str) -> Option<Cluster> {
+    let cluster = Cluster::private()?;
+    cluster.admin("CREATE DATABASE own");
+    let database = Database::at(Backend::Postgres, &cluster.url("own"));
+    database.cli(&["migrate"]).ok();
+    let (hash, prefix) = (quick_hash(key), key.rsplit_once('_').expect("a prefix").0);
+    database.sql(&format!(
+        "INSERT INTO tenants (name, db_schema_name) VALUES ('Own', 'own'); \
+         INSERT INTO api_keys (hashed_key, key_prefix, tenant_id) SELECT '{hash}', '{prefix}', id FROM tenants"
+    ));
+    Some(cluster)
+}
+
+#[test]
+fn a_database_that_is_suddenly_another_one_is_not_believed() {
+    let (Some(ours), Some(theirs)) = (cluster_with(OURS), cluster_with(THEIRS)) else { return };
+    let link = Link::to(ours.port());
+    let url = ours.url("own").replace(&format!(":{}/", ours.port()), &format!(":{}/", link.port()));
+    let server = Server::on(&Database::at(Backend::Postgres, &url)).start();
+    assert_eq!(server.row(Ask::with_key(OURS)), "200 ok");
+    link.lead_to(theirs.port());
+    // An unknown key gets 503 as soon as nothing is known to be fresh, and nothing becomes so again.
+    server.row_becomes("503 unavailable", PATIENCE, Ask::with_key(THEIRS));
+    eventually("it says that this is another database", PATIENCE, || {
+        let log = server.stderr.lines();
+        let said =
+            log.iter().any(|line| line.contains("another database") || line.contains("system identifier"));
+        if said { Ok(()) } else { Err(log) }
+    });
+    assert_eq!(server.row(Ask::with_key(THEIRS)), "503 unavailable", "never theirs");
+    assert_eq!(server.row(Ask::with_key(OURS)), "200 ok", "and ours as long as the bound allows");
+    link.lead_to(ours.port());
+    server.row_becomes("401 unknown", PATIENCE, Ask::with_key(THEIRS));
+    assert_eq!(server.row(Ask::with_key(OURS)), "200 ok");
+}
+
+#[test]
+fn a_standby_is_not_the_database_until_it_is_promoted() {
+    let Some(cluster) = cluster_with(OURS) else { return };
+    cluster.stop();
+    cluster.becomes_a_standby();
+    assert!(cluster.start());
+    let database = Database::at(Backend::Postgres, &cluster.url("own"));
+    let server = Server::on(&database).start_unready();
+    eventually("it says that this is a standby", PATIENCE, || {
+        let log = server.stderr.lines();
+        if log.iter().any(|line| line.contains("standby")) { Ok(()) } else { Err(log) }
+    });
+    assert_eq!(server.row(Ask::with_key(OURS)), "503 unavailable");
+    assert_eq!(server.http("/readyz").status, 503);
+    cluster.admin("SELECT pg_promote()");
+    server.wait_until_ready();
+    assert_eq!(server.row(Ask::with_key(OURS)), "200 ok");
+}

@@ -1,0 +1,216 @@
+//! How does a server come up, show its health, and go?
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tonic::Code;
+use tonic_health::pb::health_check_response::ServingStatus;
+
+use crate::support::client::SERVICE;
+use crate::support::world::{hash, string};
+use crate::support::{Ask, Backend, Client, Server, World, eventually, on_every_store, runtime, wait};
+
+/// How long a server may take to go.
+const GOODBYE: Duration = Duration::from_secs(10);
+
+on_every_store![
+    a_check_in_flight_is_answered_before_the_server_goes,
+    last_use_is_written_when_the_server_goes,
+    readyz_says_what_is_loaded,
+];
+
+fn a_check_in_flight_is_answered_before_the_server_goes(world: &World) {
+    let text = "llmk_live_SlowSecret0123456789";
+    let slow = hash(text, 13);
+    world.db.sql(&format!(
+        "UPDATE api_keys SET hashed_key = '{slow}' WHERE key_prefix = '{}'",
+        world.live.prefix
+    ));
+    for signal in ["TERM", "INT"] {
+        let mut server = Server::on(&world.db).start();
+        let (client, ask) = (server.client().clone(), Ask::with_key(text));
+        let flight = runtime().spawn(async move { client.ask(ask).await });
+        eventually("the proof is under way", GOODBYE, || {
+            let under_way = server.metric(&["bcrypt", "flight"]) + server.metric(&["bcrypt", "queue"]);
+            if under_way > 0.0 || flight.is_finished() { Ok(()) } else { Err(under_way) }
+        });
+        server.signal(signal);
+        assert_eq!(wait(flight).expect("no panic").expect("an answer").row(), "200 ok", "{signal}");
+        assert_eq!(server.exit_code(GOODBYE), Some(0), "{signal}");
+        assert_eq!(server.stdout.to_the_end(GOODBYE), "", "stdout of serve says nothing");
+    }
+}
+
+fn last_use_is_written_when_the_server_goes(world: &World) {
+    let last_used = |id: &str| world.db.json(&["key", "show", id])["last_used_at"].clone();
+    assert_eq!(last_used(&world.live.id), Value::Null);
+    let before = chrono::DateTime::parse_from_rfc3339(&string(
+        &world.db.json(&["tenant", "create", "Now"]),
+        "created_at",
+    ));
+    let mut server = Server::on(&world.db).start();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+    assert_eq!(server.row(Ask::with_key(&world.other.with_wrong_secret())), "401 mismatch");
+    assert_eq!(server.row(Ask::with_key(&world.revoked.text)), "401 revoked");
+    server.signal("TERM");
+    assert_eq!(server.exit_code(GOODBYE), Some(0));
+    let used = chrono::DateTime::parse_from_rfc3339(&string(
+        &world.db.json(&["key", "show", &world.live.id]),
+        "last_used_at",
+    ));
+    let since = used.expect("RFC 3339") - before.expect("RFC 3339");
+    assert!((-1..60).contains(&since.num_seconds()), "used {since} after this test began");
+    for unused in [&world.other, &world.revoked] {
+        assert_eq!(last_used(&unused.id), Value::Null, "only what was allowed was used: {unused:?}");
+    }
+}
+
+#[test]
+fn last_use_never_goes_back_and_is_no_change_of_a_key() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let set = format!(
+        "UPDATE api_keys SET last_used_at = now() + interval '1 day' WHERE key_prefix = '{}'",
+        world.live.prefix
+    );
+    let logged = || world.db.everything().lines().count();
+    let before = logged();
+    world.db.sql(&set);
+    assert_eq!(logged(), before, "the change log grows by nothing");
+    let shown = || world.db.text("SELECT last_used_at::text FROM api_keys WHERE key_prefix = 'llmk_live'");
+    let ahead = shown();
+    let mut server = Server::on(&world.db).start();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+    server.signal("TERM");
+    assert_eq!(server.exit_code(GOODBYE), Some(0));
+    assert_eq!(shown(), ahead, "another server saw it later than this one");
+}
+
+#[test]
+fn a_flush_that_cannot_be_done_is_a_warning() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let (link, seen) = crate::support::link::Link::before(&world.db);
+    let mut server = Server::on(&seen).start();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+    link.cut();
+    server.signal("TERM");
+    assert_eq!(server.exit_code(GOODBYE), Some(0));
+    let said = server.stderr.to_the_end(GOODBYE);
+    assert!(said.lines().any(|line| line.contains("WARN") && line.contains("flush")), "{said}");
+}
+
+fn readyz_says_what_is_loaded(world: &World) {
+    let server = Server::on(&world.db).start();
+    let page = server.http("/readyz");
+    let said: Value = serde_json::from_str(&page.body).expect("JSON");
+    let names: Vec<&str> = said.as_object().expect("an object").keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        ["authentication", "database", "keys", "snapshot_age_ms", "status", "store", "tenants"]
+    );
+    let store = match world.db.backend {
+        Backend::Postgres => "postgres",
+        Backend::Sqlite => "sqlite",
+    };
+    assert_eq!(
+        (page.status, &said["status"], &said["store"]),
+        (200, &"ready".into(), &store.into()),
+        "{said}"
+    );
+    assert_eq!(
+        (&said["authentication"], &said["database"]),
+        (&"enabled".into(), &"connected".into()),
+        "{said}"
+    );
+    assert_eq!((&said["keys"], &said["tenants"]), (&8.into(), &4.into()), "{said}");
+    assert!(said["snapshot_age_ms"].as_u64().is_some_and(|age| age < 60_000), "{said}");
+    assert!(page.headers["content-type"].starts_with("application/json"), "{page:?}");
+    assert_eq!(server.http("/livez").status, 200);
+    let metrics = server.http("/metrics");
+    assert_eq!(metrics.status, 200);
+    assert!(metrics.headers["content-type"].contains("text"), "{metrics:?}");
+    assert_eq!(server.http("/").status, 404);
+    assert_eq!(server.http("/readyz/").status, 404);
+}
+
+#[test]
+fn a_server_that_goes_says_so_while_it_finishes() {
+    let world = World::somewhere();
+    let text = "llmk_live_SlowSecret0123456789";
+    let slow = hash(text, 14);
+    world.db.sql(&format!(
+        "UPDATE api_keys SET hashed_key = '{slow}' WHERE key_prefix = '{}'",
+        world.live.prefix
+    ));
+    let mut server = Server::on(&world.db).start();
+    let (client, ask) = (server.client().clone(), Ask::with_key(text));
+    let flight = runtime().spawn(async move { client.ask(ask).await });
+    eventually("the proof is under way", GOODBYE, || {
+        let under_way = server.metric(&["bcrypt", "flight"]) + server.metric(&["bcrypt", "queue"]);
+        if under_way > 0.0 || flight.is_finished() { Ok(()) } else { Err(under_way) }
+    });
+    server.signal("TERM");
+    eventually("readyz says draining", GOODBYE, || {
+        let page = server.http("/readyz");
+        if page.status == 503 && page.body.contains("\"draining\"") { Ok(()) } else { Err(page.body) }
+    });
+    assert_eq!(wait(flight).expect("no panic").expect("an answer").row(), "200 ok");
+    assert_eq!(server.exit_code(GOODBYE), Some(0));
+}
+
+#[test]
+fn health_is_told_under_both_names() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    for service in ["", SERVICE] {
+        assert_eq!(server.client().health(service).expect("known"), ServingStatus::Serving, "`{service}`");
+    }
+    assert_eq!(server.client().health("no.such.Service").expect_err("unknown").code(), Code::NotFound);
+}
+
+#[test]
+fn reflection_lists_the_service_unless_switched_off() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    let services = server.client().reflected().expect("reflection is on");
+    for service in [SERVICE, "grpc.health.v1.Health"] {
+        assert!(services.contains(&service.to_owned()), "{services:?}");
+    }
+    let off = Server::on(&world.db).args(&["--reflection", "off"]).start();
+    assert_eq!(off.client().reflected().expect_err("off").code(), Code::Unimplemented);
+}
+
+#[test]
+fn what_cannot_be_bound_is_one_clear_line() {
+    let world = World::somewhere();
+    let running = Server::on(&world.db).args(&["--listen", "127.0.0.1:0"]).start();
+    let socket = world.db.dir().join("taken.sock");
+    let live = format!("unix:{}", socket.display());
+    let _on_the_socket = Server::on(&world.db).args(&["--listen", &live]).start();
+    let file = world.db.dir().join("a-file");
+    std::fs::write(&file, "precious").expect("written");
+    let listeners = [
+        running.grpc[0].clone(),
+        live.clone(),
+        format!("unix:{}", file.display()),
+        format!("unix:{}/no/such/directory/s.sock", world.db.dir().display()),
+        "unix:/proc/tenantgate.sock".to_owned(),
+        "192.0.2.1:1".to_owned(),
+    ];
+    for listener in &listeners {
+        let (code, stdout, stderr) = Server::on(&world.db).args(&["--listen", listener]).run_to_end();
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{listener}: {stderr}");
+        let about: Vec<&str> =
+            stderr.lines().filter(|line| line.contains(listener.trim_start_matches("unix:"))).collect();
+        assert_eq!(about.len(), 1, "{listener}: {stderr}");
+    }
+    let args = ["--database-url", world.db.url(), "--listen", "127.0.0.1:0", "--ops-listen", &running.ops];
+    let (code, _, stderr) = Server::plan(world.db.dir(), &args[..2]).args(&args[2..]).run_to_end();
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains(&running.ops), "{stderr}");
+    assert_eq!(std::fs::read_to_string(&file).expect("still there"), "precious");
+    assert_eq!(
+        Client::to(&live).check(Ask::get("/v1")).row(),
+        "401 missing",
+        "a live socket is not taken away"
+    );
+}

@@ -1,0 +1,122 @@
+//! Is the list of outcomes complete, and does each look as it did? One committed table.
+//!
+//! `outcomes.txt` has a line for every way a Check can end: what the client gets, what
+//! Envoy gets, what the operator's metadata and metrics say. A new outcome, a changed
+//! text or a renamed label cannot land without a change in that file.
+//! `UPDATE_SNAPSHOTS=1 cargo test --test it outcomes` writes it anew.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::support::http::samples;
+use crate::support::link::free_port;
+use crate::support::postgres::PASSWORD;
+use crate::support::{Answer, Ask, Backend, Database, Server, World, on_every_store};
+
+on_every_store![every_outcome_is_in_the_committed_table];
+
+const HEAD: [&str; 7] = ["outcome", "HTTP", "code", "as", "body", "reason", "metric"];
+
+fn every_outcome_is_in_the_committed_table(world: &World) {
+    damage(world);
+    let nowhere = format!("postgres://tenantgate:{PASSWORD}@127.0.0.1:{}/db", free_port());
+    let nowhere = Database::at(Backend::Postgres, &nowhere);
+    let serving = Server::on(&world.db).arg("--accept-bearer").start();
+    let erring = Server::on(&world.db).args(&["--on-unavailable", "error"]).start();
+    let starting = Server::on(&nowhere).start_unready();
+    let live = &world.live.text;
+    let bearer = format!("Bearer {live}");
+    let asks = [
+        ("public path", &serving, Ask::get("/docs")),
+        ("no key", &serving, Ask::get("/v1")),
+        ("empty key", &serving, Ask::with_key("")),
+        ("not a key", &serving, Ask::with_key("sk-12345678")),
+        ("two keys in one header", &serving, Ask::with_key(&format!("{live},{live}"))),
+        (
+            "two key headers",
+            &serving,
+            Ask::get("/v1").raw("x-llmcore-api-key", live).raw("x-llmcore-api-key", live),
+        ),
+        ("key header and bearer key", &serving, Ask::with_key(live).authorization(&bearer)),
+        ("unknown prefix", &serving, Ask::with_key("llmk_nobody_12345678")),
+        ("wrong secret", &serving, Ask::with_key(&world.live.with_wrong_secret())),
+        ("revoked key", &serving, Ask::with_key(&world.revoked.text)),
+        ("expired key", &serving, Ask::with_key(&world.expired.text)),
+        ("tenant suspended", &serving, Ask::with_key(&world.of_sleepy.text)),
+        ("tenant pending_provisioning", &serving, Ask::with_key(&world.of_newborn.text)),
+        ("tenant deleted", &serving, Ask::with_key(&world.of_gone.text)),
+        ("damaged row", &serving, Ask::with_key(&world.other.text)),
+        ("damaged row, --on-unavailable=error", &erring, Ask::with_key(&world.other.text)),
+        ("never loaded", &starting, Ask::with_key(live)),
+        ("never loaded, public path", &starting, Ask::get("/docs")),
+        ("never loaded, no key", &starting, Ask::get("/v1")),
+        ("never loaded, not a key", &starting, Ask::with_key("sk-12345678")),
+        ("live key", &serving, Ask::with_key(live)),
+        ("live bearer key", &serving, Ask::get("/v1").authorization(&bearer)),
+    ];
+    let rows = asks.map(|(outcome, server, ask)| {
+        let before = decisions(server);
+        let answer = server.check(ask);
+        row(outcome, &answer, &risen(&before, &decisions(server)))
+    });
+    compare(&render(&rows), world.db.backend);
+}
+
+/// Makes `other` a key against which nothing can be proven.
+fn damage(world: &World) {
+    world.db.sql(&format!(
+        "UPDATE api_keys SET hashed_key = '$2x$04$' WHERE key_prefix = '{}'",
+        world.other.prefix
+    ));
+}
+
+/// The counters of decisions.
+fn decisions(server: &Server) -> BTreeMap<String, f64> {
+    let mut all = samples(&server.http("/metrics").body);
+    all.retain(|name, _| name.contains("decision") && name.contains("reason="));
+    all
+}
+
+/// The counters that one answer moved.
+fn risen(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> String {
+    let moved = after.iter().filter(|(name, value)| **value > before.get(*name).copied().unwrap_or_default());
+    moved.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ")
+}
+
+fn row(outcome: &str, answer: &Answer, metric: &str) -> [String; 7] {
+    let kind = match (answer.http_status(), answer.is_error_response()) {
+        (200, _) => "ok_response",
+        (_, false) => "denied_response",
+        (_, true) => "error_response",
+    };
+    let cells = [
+        outcome,
+        &answer.http_status().to_string(),
+        &answer.code().to_string(),
+        kind,
+        answer.body(),
+        answer.reason(),
+        metric,
+    ];
+    cells.map(str::to_owned)
+}
+
+fn render(rows: &[[String; 7]]) -> String {
+    let rows = [vec![HEAD.map(str::to_owned)], rows.to_vec()].concat();
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
+    let line = |row: &[String; 7]| {
+        let cells =
+            row.iter().enumerate().map(|(column, cell)| format!("{cell:width$}", width = width(column)));
+        cells.collect::<Vec<_>>().join(" | ").trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
+fn compare(seen: &str, backend: Backend) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/outcomes.txt");
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        std::fs::write(&file, seen).expect("the table is written");
+    }
+    let committed = std::fs::read_to_string(&file).expect("the table is committed");
+    assert_eq!(committed, seen, "on {backend:?}; UPDATE_SNAPSHOTS=1 writes tests/it/outcomes.txt anew");
+}

@@ -1,0 +1,116 @@
+//! Who may connect to a listener with TLS, and with a client CA?
+
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+
+use crate::support::cli::run_in;
+use crate::support::{Ask, Client, Server, World, wait};
+
+type Authority = CertifiedIssuer<'static, KeyPair>;
+
+/// A certificate authority of the test's own.
+fn authority(name: &str) -> Authority {
+    let mut params = CertificateParams::new(Vec::new()).expect("no names");
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("signed")
+}
+
+/// A certificate for `localhost`, and its key.
+fn issued_by(authority: &Authority) -> (String, String) {
+    let params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).expect("names");
+    let key = KeyPair::generate().expect("a key");
+    let certificate = params.signed_by(&key, authority).expect("signed");
+    (certificate.pem(), key.serialize_pem())
+}
+
+fn trusting(authority: &Authority) -> ClientTlsConfig {
+    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem())).domain_name("localhost")
+}
+
+/// Puts a file where the server can read it.
+fn file(directory: &Path, name: &str, content: &str) -> String {
+    let path: PathBuf = directory.join(name);
+    std::fs::write(&path, content).expect("written");
+    path.display().to_string()
+}
+
+/// The row a client gets, or `None` where it gets no answer at all.
+fn row(client: &Client, world: &World) -> Option<String> {
+    wait(client.ask(Ask::with_key(&world.live.text))).ok().map(|answer| answer.row())
+}
+
+#[test]
+fn a_listener_with_a_certificate_speaks_tls_alone() {
+    let world = World::somewhere();
+    let (ours, others) = (authority("ours"), authority("others"));
+    let (cert, key) = issued_by(&ours);
+    let (cert, key) = (file(world.db.dir(), "cert.pem", &cert), file(world.db.dir(), "key.pem", &key));
+    let server = Server::on(&world.db).args(&["--tls-cert", &cert, "--tls-key", &key]).start();
+    let address = &server.grpc[0];
+    assert_eq!(row(&Client::over_tls(address, trusting(&ours)), &world).as_deref(), Some("200 ok"));
+    assert_eq!(
+        row(&Client::over_tls(address, trusting(&others)), &world),
+        None,
+        "a client that trusts others"
+    );
+    assert_eq!(row(&Client::to(address), &world), None, "a client without TLS");
+    let ca = file(world.db.dir(), "ca.pem", &ours.pem());
+    let port = address.rsplit_once(':').expect("a port").1;
+    let target = format!("https://localhost:{port}");
+    let args = ["check", "-o", "json", "--target", &target, "--ca", &ca, "--key", &world.live.text];
+    assert_eq!(run_in(world.db.dir(), &[], &args).json()["allowed"], true);
+    let untrusted = file(world.db.dir(), "others.pem", &others.pem());
+    let args = ["check", "--target", &target, "--ca", &untrusted, "--key", &world.live.text];
+    run_in(world.db.dir(), &[], &args).unavailable();
+}
+
+#[test]
+fn a_client_ca_lets_in_only_its_own() {
+    let world = World::somewhere();
+    let (ours, clients, others) = (authority("ours"), authority("clients"), authority("others"));
+    let (cert, key) = issued_by(&ours);
+    let (cert, key) = (file(world.db.dir(), "cert.pem", &cert), file(world.db.dir(), "key.pem", &key));
+    let ca = file(world.db.dir(), "client-ca.pem", &clients.pem());
+    let args = ["--tls-cert", &cert, "--tls-key", &key, "--client-ca", &ca];
+    let server = Server::on(&world.db).args(&args).start();
+    let with = |authority: &Authority| {
+        let (cert, key) = issued_by(authority);
+        let client = trusting(&ours).identity(Identity::from_pem(cert, key));
+        row(&Client::over_tls(&server.grpc[0], client), &world)
+    };
+    assert_eq!(with(&clients).as_deref(), Some("200 ok"));
+    assert_eq!(with(&others), None, "a certificate of somebody else's");
+    assert_eq!(with(&ours), None, "the server's own authority does not make clients");
+    assert_eq!(
+        row(&Client::over_tls(&server.grpc[0], trusting(&ours)), &world),
+        None,
+        "no certificate at all"
+    );
+}
+
+#[test]
+fn tls_settings_must_make_sense() {
+    let world = World::somewhere();
+    let (cert, key) = issued_by(&authority("ours"));
+    let (_, other_key) = issued_by(&authority("others"));
+    let write = |name: &str, content: &str| file(world.db.dir(), name, content);
+    let (cert, key) = (write("cert.pem", &cert), write("key.pem", &key));
+    let (other_key, empty) = (write("other-key.pem", &other_key), write("empty.pem", ""));
+    let settings: [&[&str]; 7] = [
+        &["--tls-cert", &cert],
+        &["--tls-key", &key],
+        &["--client-ca", &cert],
+        &["--tls-cert", &cert, "--tls-key", "/no/such/key.pem"],
+        &["--tls-cert", &cert, "--tls-key", &other_key],
+        &["--tls-cert", &empty, "--tls-key", &key],
+        &["--tls-cert", &cert, "--tls-key", &key, "--client-ca", &empty],
+    ];
+    for args in settings {
+        let said = world.db.cli(&[&["serve", "--check-config"], args].concat()).usage();
+        assert!(said.contains("--tls-") || said.contains("--client-ca"), "{args:?}: {said}");
+    }
+    world.db.cli(&["serve", "--check-config", "--tls-cert", &cert, "--tls-key", &key]).ok();
+}
