@@ -10,7 +10,9 @@ mod check_command;
 mod cli;
 mod credentials;
 mod damaged;
+mod envoy;
 mod fixtures;
+
 mod harness;
 mod identity;
 mod key_commands;

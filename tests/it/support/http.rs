@@ -24,7 +24,8 @@ pub(crate) fn get(address: &str, path: &str) -> std::io::Result<Page> {
     Ok(parse(&String::from_utf8_lossy(&bytes)))
 }
 
-fn parse(text: &str) -> Page {
+/// An answer with its head and body.
+pub(crate) fn parse(text: &str) -> Page {
     let (head, body) = text.split_once("\r\n\r\n").expect("an HTTP answer has a head");
     let mut lines = head.lines();
     let status = lines.next().and_then(|line| line.split(' ').nth(1)).expect("a status line");

@@ -20,6 +20,7 @@ pub(crate) mod ask;
 pub(crate) mod cli;
 pub(crate) mod client;
 pub(crate) mod database;
+pub(crate) mod envoy;
 pub(crate) mod http;
 pub(crate) mod link;
 pub(crate) mod postgres;

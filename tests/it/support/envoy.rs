@@ -1,0 +1,353 @@
+//! How does a test get a real Envoy in front? `envoy/envoy.yaml` as users get it, on ports of its own.
+//!
+//! ```text
+//! test ──► Envoy ──► Upstream (echoes, and keeps what it saw)
+//!            │
+//!            └─► tenantgate (a `Server` of the test)
+//! ```
+//!
+//! A plan may change the file for a test, strictly: what it replaces has to stand there
+//! exactly once. So a test that means to switch something off fails when there is nothing
+//! to switch any more, and what is not named runs as users run it.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, Once};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpListener;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_stream::wrappers::TcpListenerStream;
+
+use super::http::{self, Page};
+use super::transcript::Transcript;
+use super::{PATIENCE, Server, eventually, left_out, runtime, wait};
+
+/// The file that users start from.
+pub(crate) const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/envoy.yaml");
+
+static MISSING: Once = Once::new();
+
+/// The Envoy of this machine; `None`, said loudly, where there is none.
+pub(crate) fn binary() -> Option<PathBuf> {
+    let told = std::env::var_os("TENANTGATE_ENVOY").map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|dir| dir.join("envoy"));
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/envoy");
+    let found = told.into_iter().chain(on_path).chain([ours]).find(|envoy| envoy.is_file());
+    if found.is_none() {
+        left_out(&MISSING, "everything behind Envoy", "no Envoy on this machine (`envoy/get envoy` gets one)");
+    }
+    found
+}
+
+/// One request as the upstream saw it.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    /// `GET /path HTTP/1.1`; for gRPC the path alone.
+    pub(crate) line: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Seen {
+    /// Every value of a header.
+    pub(crate) fn values(&self, name: &str) -> Vec<&str> {
+        self.headers.iter().filter(|header| header.0 == name).map(|header| header.1.as_str()).collect()
+    }
+
+    /// Every name that begins so, in order, each as often as it came.
+    pub(crate) fn names(&self, start: &str) -> Vec<&str> {
+        let mut names: Vec<&str> = self.headers.iter().map(|header| header.0.as_str()).collect();
+        names.retain(|name| name.starts_with(start));
+        names.sort_unstable();
+        names
+    }
+}
+
+type Log = Arc<Mutex<Vec<Seen>>>;
+
+/// A server behind Envoy.
+struct Upstream {
+    port: u16,
+    work: JoinHandle<()>,
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.work.abort();
+    }
+}
+
+impl Upstream {
+    fn listener() -> (TcpListener, u16) {
+        let listener = wait(TcpListener::bind("127.0.0.1:0")).expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        (listener, port)
+    }
+
+    /// HTTP/1.1: answers `echo`, and takes WebSockets, in which it says back what it hears.
+    fn http(log: Log) -> Self {
+        let (listener, port) = Self::listener();
+        let work = runtime().spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                connections.spawn(answer(stream, Arc::clone(&log)));
+            }
+        });
+        Self { port, work }
+    }
+
+    /// gRPC: the health service of tonic, which answers SERVING.
+    fn grpc(log: Log) -> Self {
+        let (listener, port) = Self::listener();
+        let (_, health) = tonic_health::server::health_reporter();
+        let keep = move |request: tonic::Request<()>| {
+            let ascii = request.metadata().clone().into_headers();
+            let text = |value: &tonic::codegen::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+            let headers = ascii.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+            log.lock().expect("no panic under the lock").push(Seen { line: "grpc".to_owned(), headers });
+            Ok(request)
+        };
+        let service = tonic::service::interceptor::InterceptedService::new(health, keep);
+        let server = tonic::transport::Server::builder().add_service(service);
+        let work = runtime().spawn(async move {
+            server.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("serves until aborted");
+        });
+        Self { port, work }
+    }
+}
+
+async fn answer(stream: tokio::net::TcpStream, log: Log) {
+    let mut stream = BufReader::new(stream);
+    while let Some(seen) = head(&mut stream).await {
+        let upgrade = seen.values("upgrade") == ["websocket"];
+        log.lock().expect("no panic under the lock").push(seen);
+        let reply: &[u8] = if upgrade {
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n"
+        } else {
+            b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\necho"
+        };
+        if stream.write_all(reply).await.is_err() || (upgrade && say_back(&mut stream).await.is_err()) {
+            return;
+        }
+    }
+}
+
+/// The next request on the connection; the tests send none with a body.
+async fn head(stream: &mut BufReader<tokio::net::TcpStream>) -> Option<Seen> {
+    let mut lines = Vec::new();
+    loop {
+        let mut line = Vec::new();
+        stream.read_until(b'\n', &mut line).await.ok().filter(|read| *read > 0)?;
+        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+        if line.is_empty() {
+            break;
+        }
+        lines.push(line);
+    }
+    let headers = lines[1..].iter().filter_map(|line| line.split_once(':'));
+    let headers = headers.map(|(name, value)| (name.to_lowercase(), value.trim().to_owned())).collect();
+    Some(Seen { line: lines[0].clone(), headers })
+}
+
+async fn say_back(stream: &mut BufReader<tokio::net::TcpStream>) -> std::io::Result<()> {
+    let mut buffer = [0; 1024];
+    while let read @ 1.. = stream.read(&mut buffer).await? {
+        stream.write_all(&buffer[..read]).await?;
+    }
+    Ok(())
+}
+
+/// An Envoy that is to be started, and with what configuration.
+pub(crate) struct Plan {
+    text: String,
+}
+
+impl Plan {
+    /// Changes the file: `from` stands there exactly once.
+    #[track_caller]
+    pub(crate) fn with(mut self, from: &str, to: &str) -> Self {
+        assert_eq!(self.text.matches(from).count(), 1, "`{from}` has to stand exactly once in envoy.yaml");
+        self.text = self.text.replacen(from, to, 1);
+        self
+    }
+
+    /// Makes an address of the file another one.
+    #[track_caller]
+    fn port(self, from: u16, to: u16) -> Self {
+        let (from, to) = (format!("port_value: {from}}}"), format!("port_value: {to}}}"));
+        self.with(&from, &to)
+    }
+
+    /// Starts it and waits until it takes requests; `None`, said loudly, without an Envoy.
+    #[track_caller]
+    pub(crate) fn start(self) -> Option<Envoy> {
+        let binary = binary()?;
+        let (http_seen, grpc_seen) = (Log::default(), Log::default());
+        let (http, grpc) = (Upstream::http(Arc::clone(&http_seen)), Upstream::grpc(Arc::clone(&grpc_seen)));
+        let plan = self.port(8080, http.port).port(8081, grpc.port).port(10000, 0).port(9901, 0);
+        let dir = tempfile::Builder::new().prefix("tenantgate-envoy-").tempdir().expect("a directory");
+        let (file, admin) = (dir.path().join("envoy.yaml"), dir.path().join("admin"));
+        std::fs::write(&file, plan.text).expect("written");
+        let mut child = Command::new(binary)
+            // Hot restart would share memory with every other Envoy on the machine.
+            .args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"])
+            .args(["--file-flush-interval-msec", "10", "-c"])
+            .arg(&file)
+            .arg("--admin-address-path")
+            .arg(&admin)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("envoy starts");
+        let access_log = Transcript::of(child.stdout.take().expect("piped"));
+        let stderr = Transcript::of(child.stderr.take().expect("piped"));
+        let mut envoy = Envoy {
+            child,
+            access_log,
+            stderr,
+            address: String::new(),
+            admin: String::new(),
+            http_seen,
+            grpc_seen,
+            _behind: (dir, http, grpc),
+        };
+        envoy.admin = eventually("envoy has an admin page", PATIENCE, || {
+            std::fs::read_to_string(&admin).ok().filter(|text| !text.is_empty()).ok_or_else(|| envoy.stderr.text())
+        });
+        eventually("envoy is ready", PATIENCE, || match envoy.ask_admin("/ready") {
+            page if page.status == 200 => Ok(()),
+            page => Err((page, envoy.stderr.text())),
+        });
+        envoy.address = envoy.listener();
+        Some(envoy)
+    }
+}
+
+/// A running Envoy and the upstreams behind it.
+pub(crate) struct Envoy {
+    child: Child,
+    /// What it wrote on stdout: the access log.
+    pub(crate) access_log: Transcript,
+    stderr: Transcript,
+    /// Where clients connect.
+    pub(crate) address: String,
+    admin: String,
+    http_seen: Log,
+    grpc_seen: Log,
+    _behind: (TempDir, Upstream, Upstream),
+}
+
+/// What came of a request: the client's view, and the upstream's, if it was reached.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) page: Page,
+    pub(crate) seen: Option<Seen>,
+}
+
+impl Envoy {
+    /// An Envoy with `envoy/envoy.yaml`, which asks this server at its first listener.
+    #[track_caller]
+    pub(crate) fn before(server: &Server) -> Plan {
+        Self::asking(&server.grpc[0])
+    }
+
+    /// An Envoy that asks at `127.0.0.1:port` or `unix:/path`.
+    #[track_caller]
+    pub(crate) fn asking(address: &str) -> Plan {
+        let plan = Plan { text: std::fs::read_to_string(FILE).expect("envoy/envoy.yaml is there") };
+        if let Some(path) = address.strip_prefix("unix:") {
+            let pipe = format!("{{pipe: {{path: {path}}}}}");
+            return plan.with("{socket_address: {address: 127.0.0.1, port_value: 50051}}", &pipe);
+        }
+        plan.port(50051, address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port"))
+    }
+
+    /// One request with exactly these headers (and what HTTP/1.1 needs), on a connection of its own.
+    #[track_caller]
+    pub(crate) fn send(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Outcome {
+        let headers: Vec<(&str, &[u8])> = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+        self.send_bytes(method, path, &headers)
+    }
+
+    /// The same, with values that need not be text.
+    #[track_caller]
+    pub(crate) fn send_bytes(&self, method: &str, path: &str, headers: &[(&str, &[u8])]) -> Outcome {
+        self.http_seen.lock().expect("no panic under the lock").clear();
+        let mut stream = self.open(method, path, headers, "close");
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).expect("an answer");
+        // Envoy answers only after the upstream did, so what has not arrived there never will.
+        let mut seen = self.http_seen.lock().expect("no panic under the lock");
+        assert!(seen.len() <= 1, "one request, one upstream request: {seen:#?}");
+        Outcome { page: http::parse(&String::from_utf8_lossy(&bytes)), seen: seen.pop() }
+    }
+
+    /// Sends the head of a request and leaves the answer to the caller.
+    #[track_caller]
+    pub(crate) fn open(&self, method: &str, path: &str, headers: &[(&str, &[u8])], connection: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).expect("envoy listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: api.example.com\r\nconnection: {connection}\r\n").into_bytes();
+        for (name, value) in headers {
+            head.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
+        }
+        head.extend(b"\r\n");
+        stream.write_all(&head).expect("sent");
+        stream
+    }
+
+    /// The requests that the gRPC upstream saw since the last look.
+    pub(crate) fn grpc_seen(&self) -> Vec<Seen> {
+        std::mem::take(&mut *self.grpc_seen.lock().expect("no panic under the lock"))
+    }
+
+    /// The access log's line about the one request of this path.
+    #[track_caller]
+    pub(crate) fn logged(&self, path: &str) -> Value {
+        let parse = |line: &String| serde_json::from_str::<Value>(line).expect("the access log is JSON");
+        self.access_log.wait_for(&format!("access log of {path}"), PATIENCE, |lines| {
+            lines.iter().map(parse).find(|line| line["path"] == path)
+        })
+    }
+
+    /// Waits until Envoy's health checks find tenantgate as said.
+    #[track_caller]
+    pub(crate) fn finds_tenantgate(&self, healthy: bool) {
+        let wanted = if healthy { "::health_flags::healthy" } else { "::health_flags::/failed_active_hc" };
+        eventually(&format!("envoy sees {wanted}"), PATIENCE, || {
+            let clusters = self.ask_admin("/clusters").body;
+            let ours = clusters.lines().find(|line| line.starts_with("tenantgate::") && line.contains("health_flags"));
+            if ours.is_some_and(|line| line.contains(wanted)) { Ok(()) } else { Err(clusters) }
+        });
+    }
+
+    fn ask_admin(&self, path: &str) -> Page {
+        http::get(&self.admin, path).expect("the admin page answers")
+    }
+
+    /// Where it really listens.
+    fn listener(&self) -> String {
+        let said: Value = serde_json::from_str(&self.ask_admin("/listeners?format=json").body).expect("JSON");
+        let port = &said["listener_statuses"][0]["local_address"]["socket_address"]["port_value"];
+        format!("127.0.0.1:{}", port.as_u64().unwrap_or_else(|| panic!("no port in {said}")))
+    }
+}
+
+impl Drop for Envoy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            #[expect(clippy::print_stderr, reason = "what Envoy said is the first thing to look at")]
+            {
+                eprintln!("--- envoy said:\n{}\n{}\n---", self.stderr.text(), self.access_log.text());
+            }
+        }
+    }
+}
