@@ -405,6 +405,7 @@ async fn serve(args: &ServeArgs, url: &str) -> Result<(), Failure> {
     let settings = config::settings(args, url).map_err(|mistakes| Failure { code: 2, lines: mistakes.0 });
     let (settings, logging) = settings?;
     if args.check_config {
+        say("the configuration is fine\n");
         return Ok(());
     }
     telemetry::start_logging(logging.filter, logging.format);
