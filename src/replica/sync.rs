@@ -100,22 +100,23 @@ impl Sync {
 
     /// Lives through one session.
     async fn follow(&mut self) -> Result<std::convert::Infallible, StoreError> {
-        let mut session = within(CONNECT_TIMEOUT, "connect", self.connect()).await?;
+        self.check_schema().await?;
+        let mut session = within(CONNECT_TIMEOUT, "connect", self.store.session()).await?;
         loop {
             self.load(session.as_mut()).await?;
             self.follow_changes(session.as_mut()).await?;
         }
     }
 
-    async fn connect(&self) -> Result<Box<dyn Session>, StoreError> {
-        let version = self.store.schema_version().await?;
+    async fn check_schema(&self) -> Result<(), StoreError> {
+        let version = within(CONNECT_TIMEOUT, "connect", self.store.schema_version()).await?;
         if version.check().is_err() && (self.options.migrate || self.store.embedded()) {
+            // No limit: a migration that is cut off is one that starts again.
             let applied = self.store.migrate().await?;
             info!(?applied, "schema brought up to date");
-        } else {
-            version.check()?;
+            return Ok(());
         }
-        self.store.session().await
+        version.check()
     }
 
     /// Looks at everything.
@@ -232,3 +233,6 @@ async fn within<T>(
         .await
         .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer to {what} within {limit:?}"))))
 }
+
+#[cfg(test)]
+mod tests;
