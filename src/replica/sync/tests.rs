@@ -81,7 +81,9 @@ impl Session for Scripted {
             Some(Step::Silence) => std::future::pending().await,
             _ => return Err(broken()),
         };
-        keys.into_iter().for_each(|prefix| sink(key(prefix)));
+        for prefix in keys {
+            sink(key(prefix));
+        }
         Ok(Look { identity: identity.into(), ..Look::default() })
     }
 
