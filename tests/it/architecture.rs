@@ -14,13 +14,13 @@ const FLOORS: [&[&str]; 6] = [
     &["decision"],
     &["store", "verify", "replica"],
     &["admin", "gate", "usage"],
-    &["ext_authz", "store/postgres", "store/sqlite", "store/migrations"],
+    &["ext_authz", "store/postgres", "store/sqlite", "store/migrations", "store/errors"],
     &["cli", "config", "health", "server", "telemetry", "main", "lib"],
 ];
 
 /// A vocabulary and the rooms it is spoken in, as beginnings of paths below `src/`.
 const ROOMS: [(&str, &[&str]); 16] = [
-    ("sqlx::", &["store/postgres", "store/sqlite", "store/migrations"]),
+    ("sqlx::", &["store/postgres", "store/sqlite", "store/migrations", "store/errors"]),
     ("api_keys SET", &["store/postgres", "store/sqlite"]),
     ("bcrypt::non_truncating", &["verify/bcrypt"]),
     ("std::env", &["main"]),
@@ -53,6 +53,7 @@ fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     collect(&root, &mut files);
+    files.retain(|path| !path.ends_with("tests.rs"));
     files.into_iter().map(|path| source(&root, &path)).collect()
 }
 
@@ -67,9 +68,9 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-fn source(root: &Path, path: &Path) -> Source {
+fn source(base: &Path, path: &Path) -> Source {
     let text = fs::read_to_string(path).unwrap();
-    let shown = path.strip_prefix(root).unwrap().with_extension("").display().to_string();
+    let shown = path.strip_prefix(base).unwrap().with_extension("").display().to_string();
     let room = shown.strip_suffix("/mod").unwrap_or(&shown).to_owned();
     let before_tests = text.split("#[cfg(test)]").next().unwrap();
     let lines = before_tests.lines().filter(|line| !line.trim_start().starts_with("//"));
