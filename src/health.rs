@@ -124,10 +124,13 @@ fn say(now: &Readiness, first: bool) {
     match (now.status, now.fit) {
         _ if first => {}
         ("stale", true) => {
-            warn!(status, age_ms, "no good look at the database, known keys are served, unknown ones get 503")
+            warn!(
+                status,
+                age_ms, "no good look at the database, known keys are served, unknown ones get 503"
+            );
         }
         ("stale", false) => {
-            warn!(status, age_ms, "the last good look is older than --max-staleness, every key gets 503")
+            warn!(status, age_ms, "the last good look is older than --max-staleness, every key gets 503");
         }
         _ => info!(status, "health"),
     }

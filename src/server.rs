@@ -37,10 +37,10 @@ use crate::telemetry::metrics::{self, Metrics};
 use crate::usage::{self, Usage};
 use crate::verify::{self, Verifier};
 
-/// An orderly stop is over after this long, whatever is still under way.
-const STOP_WITHIN: Duration = Duration::from_secs(8);
+/// How long an orderly stop waits for requests that are under way. A stop is over within 10 s.
+const DRAIN_WITHIN: Duration = Duration::from_millis(6_500);
 
-/// What is left of it for writing down last uses.
+/// How long it waits for last uses to be written down after that.
 const FLUSH_WITHIN: Duration = Duration::from_millis(1_500);
 
 /// Limits of a connection. tonic hands its `None`s on, which removes hyper's limit of streams and h2's of
@@ -350,8 +350,7 @@ impl House {
         self.health.drain();
         self.health.report(&self.reporter).await;
         stop.send_replace(true);
-        let answered =
-            timeout(STOP_WITHIN - FLUSH_WITHIN, async { while doors.join_next().await.is_some() {} });
+        let answered = timeout(DRAIN_WITHIN, async { while doors.join_next().await.is_some() {} });
         if answered.await.is_err() {
             warn!("some connections did not end in time and are cut");
         }

@@ -25,7 +25,7 @@ use crate::request::DEFAULT_KEY_HEADER;
 /// The options of `check`.
 #[derive(clap::Args, Clone)]
 pub(super) struct CheckArgs {
-    /// The server: HOST:PORT, https://HOST:PORT or unix:/path
+    /// The server: HOST:PORT, `https://HOST:PORT` or `unix:/path`
     #[arg(long, value_name = "ADDR")]
     target: String,
     /// The method of the request

@@ -39,12 +39,12 @@ use crate::tenant::TenantStatus;
 
 /// Tenant-aware API keys for everything behind Envoy.
 ///
-/// tenantgate answers Envoy's ext_authz calls: it finds the API key of a request, proves it against a bcrypt
+/// tenantgate answers the calls of Envoy's external authorization filter: it finds the API key of a request, proves it against a bcrypt
 /// hash in Postgres or SQLite, and tells the upstream which tenant is calling.
 #[derive(Parser)]
 #[command(name = "tenantgate", version, propagate_version = true, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
-    /// Where tenants and keys are: postgres://…, postgresql+asyncpg://… or sqlite://file
+    /// Where tenants and keys are: postgres://…, postgresql+asyncpg://… or `sqlite://file`
     #[arg(
         long,
         global = true,
@@ -116,7 +116,7 @@ enum TenantCommand {
         /// Its schema [default: tenant_ and the name in a-z, 0-9 and _]
         #[arg(long, value_name = "S")]
         schema: Option<String>,
-        /// Its status; pending_provisioning makes no schema
+        /// Its status; `pending_provisioning` makes no schema
         #[arg(long, value_name = "S", default_value = "active",
               value_parser = clap::builder::PossibleValuesParser::new(TenantStatus::KNOWN))]
         status: String,
@@ -233,15 +233,15 @@ struct Failure {
 }
 
 impl Failure {
-    fn refused(why: impl ToString) -> Self {
+    fn refused(why: impl std::fmt::Display) -> Self {
         Self { code: 1, lines: vec![why.to_string()] }
     }
 
-    fn usage(why: impl ToString) -> Self {
+    fn usage(why: impl std::fmt::Display) -> Self {
         Self { code: 2, lines: vec![why.to_string()] }
     }
 
-    fn unavailable(why: impl ToString) -> Self {
+    fn unavailable(why: impl std::fmt::Display) -> Self {
         Self { code: 3, lines: vec![why.to_string()] }
     }
 
@@ -405,6 +405,7 @@ async fn serve(args: &ServeArgs, url: &str) -> Result<(), Failure> {
     let settings = config::settings(args, url).map_err(|mistakes| Failure { code: 2, lines: mistakes.0 });
     let (settings, logging) = settings?;
     if args.check_config {
+        say("the configuration is fine\n");
         return Ok(());
     }
     telemetry::start_logging(logging.filter, logging.format);

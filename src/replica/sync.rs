@@ -45,7 +45,7 @@ impl Default for Options {
         Self {
             interval: Duration::from_millis(50),
             poll_timeout: Duration::from_secs(2),
-            load_timeout: Duration::from_secs(60),
+            load_timeout: Duration::from_mins(1),
             migrate: false,
         }
     }

@@ -5,6 +5,7 @@
 //! again what changed since the last look. Nothing here mentions SQL, a pool or
 //! a transaction: another database needs a door of its own and no change below.
 
+mod errors;
 mod migrations;
 pub mod postgres;
 pub mod sqlite;

@@ -1,7 +1,7 @@
 //! How is all that said to Postgres?
 //!
-//! Management goes over a small pool, one statement or one transaction at a time.
-//! A replica's session is a pool of its own with one connection, pinned: it
+//! Management opens a connection for what it has to do. A replica's session is
+//! one connection, pinned: it
 //! LISTENs and asks on the same backend, so that every answer also proves that
 //! the listener lives.
 //!
@@ -11,13 +11,14 @@
 //! and needs no order among them. Rows are read by the same statement, so under
 //! READ COMMITTED they are as of the same instant. Nothing here judges.
 
-use std::fmt;
 use std::str::FromStr;
 
 use async_trait::async_trait;
-use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgRow, PgTypeInfo, PgValueRef};
-use sqlx::{Decode, Encode, Postgres, Row as _, Type};
+use sqlx::postgres::{
+    PgConnectOptions, PgConnection, PgListener, PgPoolOptions, PgRow, PgTypeInfo, PgValueRef,
+};
+use sqlx::{ConnectOptions as _, Connection as _, Decode, Encode, Postgres, Row as _, Type};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::migrations;
@@ -38,8 +39,7 @@ const CHANNEL: &str = "auth_change";
 /// Tenants and keys in Postgres 13 or newer.
 #[derive(Debug)]
 pub struct PostgresStore {
-    pool: PgPool,
-    session: PgConnectOptions,
+    options: PgConnectOptions,
 }
 
 impl PostgresStore {
@@ -53,29 +53,34 @@ impl PostgresStore {
         let options = PgConnectOptions::from_str(&plain_url(url))
             .map_err(|e| format!("the database URL makes no sense: {e}"))?
             .application_name("tenantgate");
-        let pool = PgPoolOptions::new()
-            .max_connections(4)
-            .acquire_timeout(CONNECT_TIMEOUT)
-            .connect_lazy_with(options.clone());
-        Ok(Self { pool, session: options.options(SESSION_SETTINGS) })
+        Ok(Self { options })
     }
 
-    fn migrator() -> Migrator {
-        migrations::migrator(migrations::POSTGRES)
+    /// A connection for one piece of management. There is no pool: management is rare, and a pool hides a
+    /// refused connection behind tries of its own.
+    async fn connect(&self) -> Result<PgConnection, StoreError> {
+        timeout(CONNECT_TIMEOUT, self.options.connect())
+            .await
+            .unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut))
+            .map_err(|error| match StoreError::from(error) {
+                StoreError::Unavailable(why) => StoreError::Unavailable(format!("{}: {why}", self.address())),
+                other => other,
+            })
     }
 
-    async fn applied(&self) -> Result<i64, StoreError> {
-        let known: Option<bool> = sqlx::query("SELECT to_regclass($1) IS NOT NULL AS known")
-            .bind(migrations::TABLE)
-            .fetch_one(&self.pool)
-            .await?
-            .try_get("known")?;
-        if known != Some(true) {
-            return Ok(0);
-        }
-        let sql = migrations::NEWEST_APPLIED;
-        Ok(sqlx::query(sql).fetch_one(&self.pool).await?.try_get::<Option<i64>, _>(0)?.unwrap_or(0))
+    /// The address without user and password.
+    fn address(&self) -> String {
+        format!("{}:{}", self.options.get_host(), self.options.get_port())
     }
+}
+
+async fn applied(connection: &mut PgConnection) -> Result<i64, StoreError> {
+    let known = "SELECT to_regclass($1) IS NOT NULL";
+    if !sqlx::query(known).bind(migrations::TABLE).fetch_one(&mut *connection).await?.try_get::<bool, _>(0)? {
+        return Ok(0);
+    }
+    let sql = migrations::NEWEST_APPLIED;
+    Ok(sqlx::query(sql).fetch_one(connection).await?.try_get::<Option<i64>, _>(0)?.unwrap_or(0))
 }
 
 /// What a replica's session runs under. `row_security` off turns a policy that would hide rows into an error.
@@ -114,7 +119,7 @@ impl Store for PostgresStore {
             .acquire_timeout(CONNECT_TIMEOUT)
             .idle_timeout(None)
             .max_lifetime(None)
-            .connect_lazy_with(self.session.clone());
+            .connect_lazy_with(self.options.clone().options(SESSION_SETTINGS));
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
         listener.listen(CHANNEL).await?;
@@ -127,12 +132,14 @@ impl Store for PostgresStore {
     }
 
     async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
-        Ok(SchemaVersion { current: self.applied().await?, needed: migrations::newest(migrations::POSTGRES) })
+        let current = applied(&mut self.connect().await?).await?;
+        Ok(SchemaVersion { current, needed: migrations::newest(migrations::POSTGRES) })
     }
 
     async fn migrate(&self) -> Result<Vec<i64>, StoreError> {
-        let before = self.applied().await?;
-        Self::migrator().run(&self.pool).await?;
+        let mut connection = self.connect().await?;
+        let before = applied(&mut connection).await?;
+        migrations::migrator(migrations::POSTGRES).run_direct(None, &mut connection, false).await?;
         Ok(migrations::after(migrations::POSTGRES, before))
     }
 
@@ -146,7 +153,7 @@ impl Store for PostgresStore {
             .bind(&tenant.name)
             .bind(&tenant.schema)
             .bind(tenant.status.as_str())
-            .fetch_one(&self.pool)
+            .fetch_one(&mut self.connect().await?)
             .await?;
         tenant_of(&row)
     }
@@ -157,14 +164,19 @@ impl Store for PostgresStore {
         }
         // A name cannot be a parameter; the grammar above leaves nothing that a quote would have to tame.
         sqlx::query(sqlx::AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"")))
-            .execute(&self.pool)
+            .execute(&mut self.connect().await?)
             .await?;
         Ok(())
     }
 
     async fn tenants(&self) -> Result<Vec<Tenant>, StoreError> {
         let sql = format!("SELECT {TENANT} FROM tenants ORDER BY created_at, id");
-        sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&self.pool).await?.iter().map(tenant_of).collect()
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .fetch_all(&mut self.connect().await?)
+            .await?
+            .iter()
+            .map(tenant_of)
+            .collect()
     }
 
     async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError> {
@@ -174,7 +186,7 @@ impl Store for PostgresStore {
         sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(Uuid::parse_str(reference).ok())
             .bind(reference)
-            .fetch_all(&self.pool)
+            .fetch_all(&mut self.connect().await?)
             .await?
             .iter()
             .map(tenant_of)
@@ -190,13 +202,13 @@ impl Store for PostgresStore {
         let row = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(id.0)
             .bind(status.as_str())
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut self.connect().await?)
             .await?;
         row.as_ref().map(tenant_of).transpose()
     }
 
     async fn insert_key(&self, key: &NewKey) -> Result<KeyDetails, StoreError> {
-        insert_key(&self.pool, key).await
+        insert_key(&mut self.connect().await?, key).await
     }
 
     async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError> {
@@ -205,7 +217,7 @@ impl Store for PostgresStore {
         );
         sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(tenant.map(|id| id.0))
-            .fetch_all(&self.pool)
+            .fetch_all(&mut self.connect().await?)
             .await?
             .iter()
             .map(key_of)
@@ -217,7 +229,7 @@ impl Store for PostgresStore {
         let row = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(Uuid::parse_str(reference).ok())
             .bind(reference)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut self.connect().await?)
             .await?;
         row.as_ref().map(key_of).transpose()
     }
@@ -236,7 +248,7 @@ impl Store for PostgresStore {
             .bind(id.0)
             .bind(Micros(at))
             .bind(reason)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut self.connect().await?)
             .await?;
         row.as_ref().map(key_of).transpose()
     }
@@ -247,7 +259,8 @@ impl Store for PostgresStore {
         expires_at: Timestamp,
         successor: &NewKey,
     ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin().await?;
         let sql = format!(
             "UPDATE api_keys SET expires_at = LEAST(expires_at, $2) WHERE id = $1 AND revoked_at IS NULL RETURNING {KEY}"
         );
@@ -264,7 +277,8 @@ impl Store for PostgresStore {
 
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
         let (ids, at): (Vec<_>, Vec<_>) = used.iter().map(|(id, at)| (id.0, Micros(*at))).unzip();
-        let mut transaction = self.pool.begin().await?;
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin().await?;
         // A lost second of last_used_at is no loss; a revocation that waits for it would be.
         sqlx::query(
             "SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '500ms', true)",
@@ -539,37 +553,6 @@ impl Encode<'_, Postgres> for Micros {
     ) -> Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
         buffer.extend(&self.0.0.saturating_sub(POSTGRES_EPOCH).to_be_bytes());
         Ok(sqlx::encode::IsNull::No)
-    }
-}
-
-/// SQLSTATE classes and codes: <https://www.postgresql.org/docs/current/errcodes-appendix.html>
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> Self {
-        let Some(database) = error.as_database_error() else { return Self::Unavailable(describe(&error)) };
-        let message = database.message().to_owned();
-        let code = database.code().unwrap_or_default();
-        if database.is_unique_violation() {
-            return Self::Conflict(message);
-        }
-        match code.get(..2) {
-            // Connection, resources, operator intervention, system: they pass.
-            Some("08" | "53" | "57" | "58" | "28" | "3D" | "40" | "55" | "25") => Self::Unavailable(message),
-            _ => Self::Refused(message),
-        }
-    }
-}
-
-/// One line, and never the address: it holds the password.
-fn describe(error: &impl fmt::Display) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
-}
-
-impl From<MigrateError> for StoreError {
-    fn from(error: MigrateError) -> Self {
-        match error {
-            MigrateError::Execute(error) => error.into(),
-            other => Self::Refused(describe(&other)),
-        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! Is the contract kept? One binary, so that it links once; this list is its table of contents.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may say so")]
+
 mod support;
 
+mod architecture;
 mod check;
 mod check_command;
 mod cli;
