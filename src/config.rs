@@ -21,7 +21,7 @@ use crate::store::Store;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::LogFormat;
-use crate::{ext_authz, gate, replica, request};
+use crate::{ext_authz, gate, replica, request, server};
 
 /// The options of `serve` as they were typed. Each has its variable `TENANTGATE_…`, which it beats.
 #[derive(clap::Args, Clone, Debug)]
@@ -286,7 +286,11 @@ fn tls(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<ServerTlsConfig> {
             if let Some(ca) = ca {
                 config = config.client_ca_root(Certificate::from_pem(ca?));
             }
-            Some(config.timeout(Duration::from_secs(5)))
+            let config = config.timeout(Duration::from_secs(5));
+            // tonic reads the files when a server is built with them: here, so that a mistake is said in time.
+            let fine = tonic::transport::Server::builder().tls_config(config.clone());
+            mistakes.note("--tls-cert", fine.map_err(|e| server::tls_error(&e)))?;
+            Some(config)
         }
         (None, None, None) => None,
         (Some(_), None, _) => mistakes.note("--tls-cert", Err("needs --tls-key")),

@@ -255,6 +255,7 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(why) => Self::unavailable(format!("the database is unavailable: {why}")),
+            StoreError::Impostor(why) => Self::unavailable(why),
             other => Self::refused(other),
         }
     }

@@ -25,6 +25,9 @@ pub enum StoreError {
     /// What was to be added is there already; says what.
     #[error("{0}")]
     Conflict(String),
+    /// The database is there, and is not the one we want: a standby, another one, behind a pooler. Says which.
+    #[error("{0}")]
+    Impostor(String),
     /// A row we read makes no sense.
     #[error("the row {row} of {table} makes no sense: {why}")]
     Inconsistent {
@@ -48,7 +51,7 @@ pub enum StoreError {
     /// The database answers, and refuses; it will refuse again.
     #[error("the database refuses: {0}")]
     Refused(String),
-    /// The database cannot be asked, or is not the one we want. Trying again may help.
+    /// The database cannot be asked. Trying again may help.
     #[error("{0}")]
     Unavailable(String),
 }

@@ -114,6 +114,11 @@ impl Store for PostgresStore {
     }
 
     async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
+        // LISTEN fails on a standby, with words that do not help.
+        let mut probe = self.connect().await?;
+        if sqlx::query("SELECT pg_is_in_recovery()").fetch_one(&mut probe).await?.try_get(0)? {
+            return Err(standby());
+        }
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(CONNECT_TIMEOUT)
@@ -451,18 +456,25 @@ impl Session for PostgresSession {
 impl PostgresSession {
     /// Takes account of a look, unless it came from where it should not.
     fn accept(&mut self, header: Option<Header>) -> Result<Header, StoreError> {
-        let lost = |why: &str| StoreError::Unavailable(why.to_owned());
-        let header = header.ok_or_else(|| lost("the database answered with nothing"))?;
+        let header =
+            header.ok_or_else(|| StoreError::Unavailable("the database answered with nothing".into()))?;
         if header.standby {
-            return Err(lost("the database is a standby, tenantgate needs the primary"));
+            return Err(standby());
         }
         if self.backend.as_ref().is_some_and(|known| *known != header.backend) {
-            return Err(lost("the connection moved to another backend (a pooler in transaction mode?)"));
+            let why =
+                "the connection moved to another backend: connect to the database itself, not to a pooler";
+            return Err(StoreError::Impostor(why.into()));
         }
         self.backend = Some(header.backend.clone());
         self.snapshot.clone_from(&header.snapshot);
         Ok(header)
     }
+}
+
+/// A standby shows commits in an order of its own, and late.
+fn standby() -> StoreError {
+    StoreError::Impostor("the database is a standby, tenantgate needs the primary".into())
 }
 
 /// What a look says about itself.

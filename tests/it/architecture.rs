@@ -53,6 +53,7 @@ fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     collect(&root, &mut files);
+    files.retain(|path| !path.ends_with("tests.rs"));
     files.into_iter().map(|path| source(&root, &path)).collect()
 }
 
