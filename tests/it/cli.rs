@@ -1,6 +1,6 @@
 //! Can a script rely on the commands? Exit codes, streams, and what is never printed.
 
-use crate::support::cli::{DATABASE_URL, run_in};
+use crate::support::cli::{DATABASE_URL, command, run_in};
 use crate::support::link::free_port;
 use crate::support::postgres::PASSWORD;
 use crate::support::{Backend, Database, World, on_every_store};
@@ -229,6 +229,27 @@ fn no_message_repeats_a_key_or_a_password() {
                 assert_ne!(run.code, Some(101), "a panic: {run:#?}");
             }
         }
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_not_done() {
+    let world = World::somewhere();
+    for args in [
+        &["key", "create", "Acme Corp"][..],
+        &["key", "create", "Acme Corp", "-o", "json"],
+        &["tenant", "list"],
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+        let mut command = command(world.db.dir());
+        let said = command
+            .args(args)
+            .args(["--database-url", world.db.url()])
+            .stdout(full)
+            .output()
+            .expect("it starts");
+        assert_ne!(said.status.code(), Some(0), "a key that nobody saw was not issued: {args:?}: {said:?}");
+        assert!(!said.stderr.is_empty(), "{args:?}: {said:?}");
     }
 }
 
