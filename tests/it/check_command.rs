@@ -31,7 +31,7 @@ fn names(object: &Value) -> Vec<&str> {
 fn an_allowed_request_is_0() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
-    let run = ask(&world, &server.grpc[0], &["--key", &world.live.text]);
+    let run = ask(&world, &server.grpc[0], &["--path", "/v1", "--key", &world.live.text]);
     let said = printed(&run);
     assert_eq!(run.code, Some(0), "{run:#?}");
     assert_eq!(
@@ -113,7 +113,7 @@ fn a_unix_socket_is_a_target() {
     let world = World::somewhere();
     let socket = format!("unix:{}", world.db.dir().join("check.sock").display());
     let _server = Server::on(&world.db).args(&["--listen", &socket]).start();
-    let run = ask(&world, &socket, &["--key", &world.live.text]);
+    let run = ask(&world, &socket, &["--path", "/v1", "--key", &world.live.text]);
     assert_eq!((run.code, printed(&run)["allowed"].clone()), (Some(0), json!(true)), "{run:#?}");
 }
 
@@ -121,8 +121,12 @@ fn a_unix_socket_is_a_target() {
 fn text_says_the_same_to_people() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
-    let said =
-        run_in(world.db.dir(), &[], &["check", "--target", &server.grpc[0], "--key", &world.live.text]).ok();
+    let said = run_in(
+        world.db.dir(),
+        &[],
+        &["check", "--target", &server.grpc[0], "--path", "/v1", "--key", &world.live.text],
+    )
+    .ok();
     assert!(said.contains(&world.acme.id) && said.contains("200"), "{said}");
     let run = run_in(world.db.dir(), &[], &["check", "--target", &server.grpc[0], "--path", "/v1"]);
     assert_eq!(run.code, Some(1), "{run:#?}");

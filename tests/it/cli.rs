@@ -1,6 +1,6 @@
 //! Can a script rely on the commands? Exit codes, streams, and what is never printed.
 
-use crate::support::cli::{DATABASE_URL, run_in};
+use crate::support::cli::{DATABASE_URL, command, run_in};
 use crate::support::link::free_port;
 use crate::support::postgres::PASSWORD;
 use crate::support::{Backend, Database, World, on_every_store};
@@ -165,6 +165,20 @@ fn a_database_that_refuses_us_is_3() {
     run_in(database.dir(), &[], &["tenant", "list", "--database-url", &nobody]).unavailable();
 }
 
+#[test]
+fn a_database_url_in_the_wrong_place_is_not_repeated_either() {
+    let world = World::somewhere();
+    for url in [
+        format!("postgres://u:{PASSWORD}@localhost/db"),
+        format!("postgresql+asyncpg://u:{PASSWORD}@localhost/db"),
+    ] {
+        for command in [&["tenant", "list", "--output"][..], &["tenant", "list"], &["serve", "--listen"], &[]]
+        {
+            run_in(world.db.dir(), &[], &[command, &[&url]].concat()).usage();
+        }
+    }
+}
+
 /// What is compared is in `support::cli`: no stream of any run contains a secret from its arguments.
 #[test]
 fn no_message_repeats_a_key_or_a_password() {
@@ -209,13 +223,33 @@ fn no_message_repeats_a_key_or_a_password() {
     }
     for url in &with_password {
         for command in [&["tenant", "list"][..], &["migrate"], &["tenant"], &["serve", "--check-config"]] {
-            let run = run_in(world.db.dir(), &[], &[command, &["--database-url", url]].concat());
-            assert_ne!(run.code, Some(0), "{run:#?}");
-            let run = run_in(world.db.dir(), &[(DATABASE_URL, url)], command);
-            assert_ne!(run.code, Some(0), "{run:#?}");
+            let by_flag = run_in(world.db.dir(), &[], &[command, &["--database-url", url]].concat());
+            let by_variable = run_in(world.db.dir(), &[(DATABASE_URL, url)], command);
+            for run in [by_flag, by_variable] {
+                assert_ne!(run.code, Some(101), "a panic: {run:#?}");
+            }
         }
-        run_in(world.db.dir(), &[], &["tenant", "list", "--output", url]).usage();
-        run_in(world.db.dir(), &[], &["tenant", "list", url]).usage();
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_not_done() {
+    let world = World::somewhere();
+    for args in [
+        &["key", "create", "Acme Corp"][..],
+        &["key", "create", "Acme Corp", "-o", "json"],
+        &["tenant", "list"],
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+        let mut command = command(world.db.dir());
+        let said = command
+            .args(args)
+            .args(["--database-url", world.db.url()])
+            .stdout(full)
+            .output()
+            .expect("it starts");
+        assert_ne!(said.status.code(), Some(0), "a key that nobody saw was not issued: {args:?}: {said:?}");
+        assert!(!said.stderr.is_empty(), "{args:?}: {said:?}");
     }
 }
 

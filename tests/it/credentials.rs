@@ -202,6 +202,8 @@ fn the_key_header_can_have_another_name() {
     let answer = server.check(Ask::get("/v1").header("x-api-key", &world.live.text));
     assert_eq!((answer.row().as_str(), answer.removed()), ("200 ok", vec!["x-api-key"]));
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "401 missing");
+    let as_documented = Server::on(&world.db).args(&["--key-header", "X-Api-Key"]).start();
+    assert_eq!(as_documented.row(Ask::get("/v1").header("x-api-key", &world.live.text)), "200 ok");
     let mut removed =
         server.check(Ask::get("/")).removed().iter().map(ToString::to_string).collect::<Vec<_>>();
     removed.retain(|name| !IDENTITY.contains(&name.as_str()));

@@ -63,3 +63,26 @@ fn a_standby_is_not_the_database_until_it_is_promoted() {
     server.wait_until_ready();
     assert_eq!(server.row(Ask::with_key(OURS)), "200 ok");
 }
+
+#[test]
+fn after_a_failover_that_lost_a_change_the_new_primary_is_the_truth_and_an_alarm_is_raised() {
+    let Some(primary) = cluster_with(OURS) else { return };
+    let promoted = primary.twin();
+    let link = Link::to(primary.port());
+    let url = primary.url("own").replace(&format!(":{}/", primary.port()), &format!(":{}/", link.port()));
+    let server = Server::on(&Database::at(Backend::Postgres, &url)).start();
+    let key = Ask::with_key(OURS);
+    assert_eq!(server.row(key.clone()), "200 ok");
+    Database::at(Backend::Postgres, &primary.url("own")).sql("UPDATE api_keys SET revoked_at = now()");
+    server.row_becomes("401 revoked", PATIENCE, key.clone());
+    // The revocation was not on the standby when it was promoted.
+    link.lead_to(promoted.port());
+    server.row_becomes("200 ok", PATIENCE, key);
+    eventually("an alarm in the log", PATIENCE, || {
+        let log = server.stderr.lines();
+        if log.iter().any(|line| line.contains("ERROR")) { Ok(()) } else { Err(log) }
+    });
+    let words = ["failover", "regress", "rewound", "lost_change", "went_back"];
+    let raised: f64 = words.iter().map(|word| server.metric(&[word])).sum();
+    assert!(raised > 0.0, "an alarm in the metrics: {}", server.http("/metrics").body);
+}

@@ -76,7 +76,7 @@ fn an_issued_key_is_shown_once(world: &World) {
     assert_eq!(nameless["name"], Value::Null);
     let text = world.db.cli(&["key", "create", &world.acme.id]).ok();
     assert!(
-        text.split_whitespace().any(|word| word.starts_with("llmk_") && word.len() == 5 + 17 + 1 + 38),
+        text.split_whitespace().any(|word| word.starts_with("llmk_") && word.len() == 5 + 16 + 1 + 38),
         "{text}"
     );
 }

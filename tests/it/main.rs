@@ -24,6 +24,7 @@ mod outcomes;
 mod protocol;
 mod public;
 mod secrets;
+mod settings;
 mod sync;
 mod tenants;
 mod tls;

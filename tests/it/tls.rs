@@ -60,7 +60,8 @@ fn a_listener_with_a_certificate_speaks_tls_alone() {
     let ca = file(world.db.dir(), "ca.pem", &ours.pem());
     let port = address.rsplit_once(':').expect("a port").1;
     let target = format!("https://localhost:{port}");
-    let args = ["check", "-o", "json", "--target", &target, "--ca", &ca, "--key", &world.live.text];
+    let args =
+        ["check", "-o", "json", "--path", "/v1", "--target", &target, "--ca", &ca, "--key", &world.live.text];
     assert_eq!(run_in(world.db.dir(), &[], &args).json()["allowed"], true);
     let untrusted = file(world.db.dir(), "others.pem", &others.pem());
     let args = ["check", "--target", &target, "--ca", &untrusted, "--key", &world.live.text];

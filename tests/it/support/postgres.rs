@@ -72,11 +72,24 @@ impl Cluster {
             return None;
         };
         let (user, group) = owner()?;
-        let dir = tempfile::Builder::new().prefix("tenantgate-pg-").tempdir().expect("a directory");
-        chown(dir.path(), user, group).expect("the directory goes to the owner of the cluster");
-        let dir = dir.keep();
+        let dir = directory(user, group);
         initdb(&bin, &dir, user, group);
-        Some((0..20).find_map(|_| Self::start_at_some_port(&bin, &dir, user, group)).expect("a free port"))
+        Some(Self::start_in(&bin, &dir, user, group))
+    }
+
+    /// A second cluster that is this one as it is now, as a standby promoted at this moment would be.
+    pub(crate) fn twin(&self) -> Self {
+        let (bin, (user, group)) = (binaries().expect("found before"), owner().expect("found before"));
+        let dir = directory(user, group);
+        self.stop();
+        let copied = Command::new("cp").arg("-a").arg(self.dir.join("data")).arg(dir.join("data")).status();
+        assert!(copied.expect("cp starts").success(), "the files are copied");
+        assert!(self.start());
+        Self::start_in(&bin, &dir, user, group)
+    }
+
+    fn start_in(bin: &Path, dir: &Path, user: Option<u32>, group: Option<u32>) -> Self {
+        (0..20).find_map(|_| Self::start_at_some_port(bin, dir, user, group)).expect("a free port")
     }
 
     fn start_at_some_port(bin: &Path, dir: &Path, user: Option<u32>, group: Option<u32>) -> Option<Self> {
@@ -148,6 +161,13 @@ impl Drop for Cluster {
         drop(self.pipe.lock().map(|mut pipe| pipe.0.take()));
         let _ = self.keeper.wait();
     }
+}
+
+/// A directory that the keeper of a cluster removes.
+fn directory(user: Option<u32>, group: Option<u32>) -> PathBuf {
+    let dir = tempfile::Builder::new().prefix("tenantgate-pg-").tempdir().expect("a directory");
+    chown(dir.path(), user, group).expect("the directory goes to the owner of the cluster");
+    dir.keep()
 }
 
 /// The directory with the server's programs.

@@ -49,6 +49,12 @@ impl Plan {
         self
     }
 
+    /// How many gRPC listeners to wait for, where it is not flags that say so.
+    pub(crate) fn listeners(mut self, listeners: usize) -> Self {
+        self.listeners = listeners;
+        self
+    }
+
     /// Starts it and waits until it serves.
     #[track_caller]
     pub(crate) fn start(self) -> Server {

@@ -82,6 +82,7 @@ const TEMPLATE: &str = "world";
 static SQLITE: LazyLock<(Vec<u8>, People)> = LazyLock::new(|| {
     let database = Database::sqlite(None);
     let people = populate(&database);
+    database.sql("PRAGMA wal_checkpoint(TRUNCATE)");
     let bytes = std::fs::read(database.dir().join("tenantgate.db")).expect("the commands made the file");
     (bytes, people)
 });
