@@ -184,6 +184,21 @@ fn a_hostile_name_stays_inside_its_header(world: &World) {
 }
 
 #[test]
+fn on_sqlite_an_instant_that_is_none_harms_only_its_key() {
+    let world = World::on(Backend::Sqlite).expect("always there");
+    let prefix = &world.live.prefix;
+    world.db.sql(&format!("UPDATE api_keys SET expires_at = 'tomorrow' WHERE key_prefix = '{prefix}'"));
+    let server = Server::on(&world.db).start();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "503 unavailable");
+    assert_eq!(server.row(Ask::with_key(&world.other.text)), "200 ok");
+    // And it keeps nobody from looking at the others.
+    let run = world.db.cli(&["key", "list", "-o", "json"]);
+    let said = format!("{}{}", run.stdout, run.stderr);
+    assert!(said.contains(prefix.as_str()) || said.contains(&world.live.id), "which row it is: {run:#?}");
+    assert!(run.stdout.contains(&world.other.prefix), "the others are listed: {run:#?}");
+}
+
+#[test]
 fn a_key_whose_tenant_is_missing_is_never_allowed() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let server = Server::on(&world.db).start();
