@@ -21,12 +21,12 @@ use crate::store::Store;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::LogFormat;
-use crate::{ext_authz, gate, replica, request};
+use crate::{ext_authz, gate, replica, request, server};
 
 /// The options of `serve` as they were typed. Each has its variable `TENANTGATE_…`, which it beats.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ServeArgs {
-    /// Where Envoy asks: HOST:PORT or unix:/path. May be repeated
+    /// Where Envoy asks: HOST:PORT or `unix:/path`. May be repeated
     #[arg(long, env = "TENANTGATE_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
     pub listen: Vec<String>,
 
@@ -47,7 +47,7 @@ pub struct ServeArgs {
     #[arg(long, env = "TENANTGATE_PUBLIC", value_name = "METHOD /path")]
     pub public: Vec<String>,
 
-    /// When no decision can be made: refuse with 503 (deny), or let Envoy's failure_mode_allow decide (error)
+    /// When no decision can be made: refuse with 503 (deny), or let Envoy's `failure_mode_allow` decide (error)
     #[arg(long, env = "TENANTGATE_ON_UNAVAILABLE", value_name = "deny|error", default_value = "deny")]
     pub on_unavailable: String,
 
@@ -144,17 +144,16 @@ pub fn settings(args: &ServeArgs, database_url: &str) -> Result<(Settings, Loggi
     let interval = mistakes.note("--sync-interval", sync_interval(&args.sync_interval));
     let tls = tls(args, &mut mistakes);
     let reflection = mistakes.one_of("--reflection", &args.reflection, &[("on", true), ("off", false)]);
-    let filter = mistakes.note("--log-level", EnvFilter::try_new(&args.log_level));
+    let filter = mistakes.note("--log-level", log_filter(&args.log_level));
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     let format = mistakes.one_of("--log-format", &args.log_format, &formats);
     let store = mistakes.note("--database-url", store(database_url));
-    let all = (ops_listen, ext_authz, max_staleness, interval, tls, reflection, filter, format, store);
+    let all = (ops_listen, ext_authz, max_staleness, interval, reflection, filter, format, store);
     let (
         Some(ops_listen),
         Some(ext_authz),
         Some(max_staleness),
         Some(interval),
-        Some(tls),
         Some(reflection),
         Some(filter),
         Some(format),
@@ -259,14 +258,22 @@ fn public(rules: &[String], mistakes: &mut Mistakes) -> PublicPaths {
     }
 }
 
+/// sqlx has a line of its own for what we say in ours when a connection breaks: it is heard only when asked for.
+fn log_filter(text: &str) -> Result<EnvFilter, String> {
+    let verbose = ["sqlx", "debug", "trace"].iter().any(|word| text.to_ascii_lowercase().contains(word));
+    let filter = if verbose { text.to_owned() } else { format!("{text},sqlx=error") };
+    EnvFilter::try_new(filter)
+        .map_err(|_| format!("{text:?} is no filter, such as info or info,tenantgate=debug"))
+}
+
 fn sync_interval(text: &str) -> Result<Duration, String> {
     let interval = duration(text)?;
     let fine = (Duration::from_millis(1)..=Duration::from_secs(1)).contains(&interval);
     if fine { Ok(interval) } else { Err(format!("{text} is not between 1ms and 1s")) }
 }
 
-/// Nothing inside: no TLS. Nothing at all: a mistake was noted.
-fn tls(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<Option<ServerTlsConfig>> {
+/// The TLS that was asked for, if any. What is wrong with it is noted.
+fn tls(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<ServerTlsConfig> {
     let mut read = |option: &str, path: &PathBuf| {
         let content = std::fs::read(path).map_err(|e| format!("{} cannot be read: {e}", path.display()));
         mistakes.note(option, content)
@@ -279,9 +286,13 @@ fn tls(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<Option<ServerTlsConf
             if let Some(ca) = ca {
                 config = config.client_ca_root(Certificate::from_pem(ca?));
             }
-            Some(Some(config.timeout(Duration::from_secs(5))))
+            let config = config.timeout(Duration::from_secs(5));
+            // tonic reads the files when a server is built with them: here, so that a mistake is said in time.
+            let fine = tonic::transport::Server::builder().tls_config(config.clone());
+            mistakes.note("--tls-cert", fine.map_err(|e| server::tls_error(&e)))?;
+            Some(config)
         }
-        (None, None, None) => Some(None),
+        (None, None, None) => None,
         (Some(_), None, _) => mistakes.note("--tls-cert", Err("needs --tls-key")),
         (None, Some(_), _) => mistakes.note("--tls-key", Err("needs --tls-cert")),
         (None, None, Some(_)) => mistakes.note("--client-ca", Err("needs --tls-cert and --tls-key")),

@@ -281,7 +281,7 @@ mod tests {
         }
     }
 
-    fn facts<'a>(found: Option<Found<'a>>) -> Facts<'a> {
+    fn facts(found: Option<Found<'_>>) -> Facts<'_> {
         let credential = Credential::Presented(parse(b"llmk_demo_secret123").unwrap());
         Facts { public: false, credential, freshness: Freshness::Fresh, found, now: NOW }
     }
@@ -360,7 +360,7 @@ mod tests {
             (false, Some(Timestamp(1_001)), Some(tenant("active")), "ok"),
             (false, None, Some(tenant("active")), "ok"),
         ] {
-            let key = KeyRecord { revoked, expires_at, ..key() };
+            let key = KeyRecord { expires_at, revoked, ..key() };
             let found = Found { key: &key, tenant: tenant.as_ref(), proof: Proof::Right };
             assert_eq!(word(decide(&facts(Some(found)))), expected);
         }

@@ -39,7 +39,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_staleness: Duration::from_secs(300), patience: Duration::from_secs(10) }
+        Self { max_staleness: Duration::from_mins(5), patience: Duration::from_secs(10) }
     }
 }
 
@@ -63,14 +63,14 @@ impl Stats {
         match decision {
             Decision::Allow(Grant::Tenant(..)) => self.ok.add_one(),
             Decision::Allow(Grant::Public) => self.public.add_one(),
-            Decision::Deny(denial) => self.denied[place(&Reason::ALL, denial.reason)].add_one(),
-            Decision::Unable(fault, _) => self.unable[place(&Fault::ALL, *fault)].add_one(),
+            Decision::Deny(denial) => self.denied[place(&Reason::ALL, &denial.reason)].add_one(),
+            Decision::Unable(fault, _) => self.unable[place(&Fault::ALL, fault)].add_one(),
         }
     }
 }
 
-fn place<T: PartialEq>(all: &[T], one: T) -> usize {
-    all.iter().position(|other| *other == one).unwrap_or(0)
+fn place<T: PartialEq>(all: &[T], one: &T) -> usize {
+    all.iter().position(|other| other == one).unwrap_or(0)
 }
 
 /// A row that changes its key, tenant or hash while it is being proven is proven again, but not for ever.

@@ -98,7 +98,7 @@ impl Health {
             let now = self.readiness();
             if before != Some((now.status, now.fit)) {
                 report(&reporter, now.fit).await;
-                say(&now, before.is_none());
+                say(&now, before.map(|(status, _)| status));
                 before = Some((now.status, now.fit));
             }
             // A new snapshot or the time being up are all the same here.
@@ -119,15 +119,19 @@ async fn report(reporter: &HealthReporter, fit: bool) {
     }
 }
 
-fn say(now: &Readiness, first: bool) {
-    let (status, age_ms) = (now.status, now.snapshot_age_ms);
-    match (now.status, now.fit) {
-        _ if first => {}
+fn say(now: &Readiness, before: Option<&str>) {
+    let Readiness { status, store, keys, tenants, snapshot_age_ms: age_ms, .. } = *now;
+    match (status, now.fit) {
+        ("ready", _) if matches!(before, None | Some("starting")) => info!(store, keys, tenants, "ready"),
+        ("starting", _) => {}
         ("stale", true) => {
-            warn!(status, age_ms, "no good look at the database, known keys are served, unknown ones get 503")
+            warn!(
+                status,
+                age_ms, "no good look at the database, known keys are served, unknown ones get 503"
+            );
         }
         ("stale", false) => {
-            warn!(status, age_ms, "the last good look is older than --max-staleness, every key gets 503")
+            warn!(status, age_ms, "the last good look is older than --max-staleness, every key gets 503");
         }
         _ => info!(status, "health"),
     }

@@ -1,20 +1,75 @@
 //! Tenant-aware API keys for everything behind Envoy.
-pub mod admin;
-pub mod cli;
+//!
+//! This page is the map of the house. Users start at the README; whoever changes
+//! the code starts here.
+//!
+//! # Floors
+//!
+//! ```text
+//! floor 5  WIRING      main  cli/  config  server  health  telemetry/
+//! floor 4  DOORS       ext_authz/{proto, codec, translate, service}      store/{postgres, sqlite}
+//! floor 3  USE CASES   gate (the check path)   admin (the management path)   usage (last-used)
+//! floor 2  MACHINES    store (trait)   verify/{bcrypt, memo, queue}   replica/{table, sync}
+//! floor 1  JUDGEMENT   decision (pure, synchronous)
+//! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats
+//! ```
+//!
+//! A module uses its own floor's earlier items and the floors below, never one
+//! above. Doors do not know other doors.
+//!
+//! # Two stories
+//!
+//! Each crosses the house in one direction.
+//!
+//! ```text
+//! a request   Envoy → ext_authz::service → translate → gate → replica lookup → verify → decision → translate → Envoy
+//! a change    CLI, admin or anyone's SQL → change log in the same transaction → replica::sync → next snapshot
+//! ```
+//!
+//! # Where a line belongs
+//!
+//! Where its *foreign words* are spoken, and each vocabulary has one room:
+//! SQL in `store/`; Envoy's messages, HTTP status numbers and outgoing header
+//! names in `ext_authz/`; bcrypt in `verify/bcrypt`; flags and variables in
+//! `config` and `cli`; the operating system's clocks in `clock`; printing and
+//! exit codes in `cli`; the names of metrics in `telemetry`. A test
+//! (`tests/it/architecture.rs`) holds the code to this table.
+//!
+//! # What is not there
+//!
+//! - `decision` does no I/O, is not async, reads no clock, and knows neither HTTP nor Envoy. Allow, Deny and
+//!   Unable are three outcomes that never share a path.
+//! - Nothing on the request path awaits the database or holds a lock across an await.
+//! - A key implements neither `Display` nor `Serialize`, and its `Debug` shows the prefix. A plaintext leaves
+//!   through [`admin::Issued`] alone.
+//! - A verdict of bcrypt is kept in the row it was on. There is no cache to invalidate, and so none that could
+//!   bring back what was revoked.
+//! - No module below floor 5 knows the configuration; each machine has its own `Options`.
+//! - A third database needs a door of its own and no change below floor 4.
+
+// floor 0
 pub mod clock;
-pub mod config;
-pub mod decision;
-pub mod ext_authz;
-pub mod gate;
-pub mod health;
 pub mod key;
 pub mod record;
-pub mod replica;
 pub mod request;
-pub mod server;
 pub mod stats;
-pub mod store;
-pub mod telemetry;
 pub mod tenant;
-pub mod usage;
+// floor 1
+pub mod decision;
+// floor 2, and the doors to databases
+pub mod store;
 pub mod verify;
+// floor 2
+pub mod replica;
+// floor 3
+pub mod admin;
+pub mod gate;
+pub mod usage;
+// floor 4
+pub mod ext_authz;
+// floor 5
+pub mod cli;
+pub mod config;
+pub mod health;
+pub mod server;
+pub mod telemetry;

@@ -37,10 +37,10 @@ use crate::telemetry::metrics::{self, Metrics};
 use crate::usage::{self, Usage};
 use crate::verify::{self, Verifier};
 
-/// An orderly stop is over after this long, whatever is still under way.
-const STOP_WITHIN: Duration = Duration::from_secs(8);
+/// How long an orderly stop waits for requests that are under way. A stop is over within 10 s.
+const DRAIN_WITHIN: Duration = Duration::from_millis(6_500);
 
-/// What is left of it for writing down last uses.
+/// How long it waits for last uses to be written down after that.
 const FLUSH_WITHIN: Duration = Duration::from_millis(1_500);
 
 /// Limits of a connection. tonic hands its `None`s on, which removes hyper's limit of streams and h2's of
@@ -154,7 +154,7 @@ pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Re
     let outcome = tokio::select! {
         () = shutdown => Ok(()),
         fatal = &mut sync => Err(fatal.map_or_else(|e| ServeError::Start(e.to_string()), ServeError::Store)),
-        Some(ended) = doors.join_next() => Err(ServeError::Start(format!("a listener ended: {ended:?}"))),
+        ended = doors.ended() => Err(ServeError::Start(format!("a listener ended: {ended}"))),
     };
     house.close(&settings, stop, doors, sync, background).await;
     listeners_gone(&settings.listen);
@@ -185,28 +185,42 @@ impl Listeners {
         settings: &Settings,
         house: &House,
         stopped: &watch::Receiver<bool>,
-    ) -> Result<JoinSet<Result<(), String>>, ServeError> {
-        let mut doors = JoinSet::new();
+    ) -> Result<Doors, ServeError> {
+        let mut grpc = JoinSet::new();
         for listener in self.tcp {
             let router = house.router(settings, settings.tls.as_ref())?;
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             let stop = told(stopped.clone());
-            doors.spawn(async move {
+            grpc.spawn(async move {
                 router.serve_with_incoming_shutdown(incoming, stop).await.map_err(|e| e.to_string())
             });
         }
         for listener in self.unix {
             let router = house.router(settings, None)?;
             let (incoming, stop) = (UnixListenerStream::new(listener), told(stopped.clone()));
-            doors.spawn(async move {
+            grpc.spawn(async move {
                 router.serve_with_incoming_shutdown(incoming, stop).await.map_err(|e| e.to_string())
             });
         }
-        let (ops, stop) = (house.ops(), told(stopped.clone()));
-        doors.spawn(async move {
-            axum::serve(self.ops, ops).with_graceful_shutdown(stop).await.map_err(|e| e.to_string())
-        });
-        Ok(doors)
+        let ops = axum::serve(self.ops, house.ops());
+        Ok(Doors { grpc, ops: tokio::spawn(async move { ops.await.map_err(|e| e.to_string()) }) })
+    }
+}
+
+/// Listeners that are being served.
+struct Doors {
+    grpc: JoinSet<Result<(), String>>,
+    /// Open to the last, so that operators can watch us go.
+    ops: JoinHandle<Result<(), String>>,
+}
+
+impl Doors {
+    /// The first one that ends, which none should.
+    async fn ended(&mut self) -> String {
+        tokio::select! {
+            Some(ended) = self.grpc.join_next() => format!("{ended:?}"),
+            ended = &mut self.ops => format!("{ended:?}"),
+        }
     }
 }
 
@@ -342,7 +356,7 @@ impl House {
         &self,
         settings: &Settings,
         stop: watch::Sender<bool>,
-        mut doors: JoinSet<Result<(), String>>,
+        mut doors: Doors,
         sync: JoinHandle<StoreError>,
         background: [JoinHandle<()>; 2],
     ) {
@@ -350,12 +364,11 @@ impl House {
         self.health.drain();
         self.health.report(&self.reporter).await;
         stop.send_replace(true);
-        let answered =
-            timeout(STOP_WITHIN - FLUSH_WITHIN, async { while doors.join_next().await.is_some() {} });
+        let answered = timeout(DRAIN_WITHIN, async { while doors.grpc.join_next().await.is_some() {} });
         if answered.await.is_err() {
             warn!("some connections did not end in time and are cut");
         }
-        doors.abort_all();
+        doors.grpc.abort_all();
         sync.abort();
         background.iter().for_each(JoinHandle::abort);
         let flush = usage::Options { timeout: FLUSH_WITHIN, ..settings.usage };
@@ -365,6 +378,7 @@ impl House {
             Ok(keys) => warn!(keys, "stopped, last_used_at of some keys could not be written"),
             Err(_) => warn!("stopped, last_used_at could not be written in time"),
         }
+        doors.ops.abort();
     }
 }
 
@@ -389,7 +403,7 @@ fn reflection() -> Result<
 }
 
 /// tonic's own text says only that there was an error.
-fn tls_error(error: &dyn std::error::Error) -> String {
+pub(crate) fn tls_error(error: &dyn std::error::Error) -> String {
     let mut text = format!("TLS: {error}");
     let mut source = error.source();
     while let Some(cause) = source {

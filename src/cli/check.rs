@@ -25,9 +25,9 @@ use crate::request::DEFAULT_KEY_HEADER;
 /// The options of `check`.
 #[derive(clap::Args, Clone)]
 pub(super) struct CheckArgs {
-    /// The server: HOST:PORT, https://HOST:PORT or unix:/path
-    #[arg(long, value_name = "ADDR")]
-    target: String,
+    /// The server: HOST:PORT, `https://HOST:PORT` or `unix:/path`
+    #[arg(long, value_name = "ADDR", value_parser = target)]
+    target: Target,
     /// The method of the request
     #[arg(long, value_name = "M", default_value = "GET")]
     method: String,
@@ -86,29 +86,61 @@ pub(super) async fn check(args: CheckArgs) -> Result<CheckView, Failure> {
     Ok(view(response.into_inner()))
 }
 
+/// Where a server is.
+#[derive(Clone)]
+enum Target {
+    /// `http://…` or `https://…`.
+    Url(String),
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Url(url) => f.write_str(url),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+fn target(text: &str) -> Result<Target, String> {
+    const FORMS: &str = "an address is HOST:PORT, https://HOST:PORT or unix:/path";
+    if let Some(path) = text.strip_prefix("unix:") {
+        return if path.is_empty() { Err(FORMS.into()) } else { Ok(Target::Unix(path.into())) };
+    }
+    let (scheme, address) = text.split_once("://").unwrap_or(("http", text));
+    let fine =
+        address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if fine && ["http", "https"].contains(&scheme) {
+        Ok(Target::Url(format!("{scheme}://{address}")))
+    } else {
+        Err(FORMS.into())
+    }
+}
+
 /// The outer error is a mistake in the arguments, the inner one is the network's.
 async fn connect(args: &CheckArgs) -> Result<Result<Channel, tonic::transport::Error>, Failure> {
-    let usage = |why: String| Failure::usage(format!("--target {}: {why}", args.target));
     let limit = Duration::from_secs(10);
-    if let Some(path) = args.target.strip_prefix("unix:") {
-        let path = PathBuf::from(path);
-        let connector = tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-        });
-        let endpoint = Endpoint::from_static("http://localhost").connect_timeout(limit).timeout(limit);
-        return Ok(endpoint.connect_with_connector(connector).await);
-    }
-    let url =
-        if args.target.contains("://") { args.target.clone() } else { format!("http://{}", args.target) };
-    let mut endpoint = Endpoint::from_shared(url.clone())
-        .map_err(|e| usage(chain(&e)))?
-        .connect_timeout(limit)
-        .timeout(limit);
+    let url = match args.target.clone() {
+        Target::Url(url) => url,
+        Target::Unix(path) => return Ok(connect_unix(path, limit).await),
+    };
+    let usage = |e| Failure::usage(format!("{url}: {}", chain(&e)));
+    let mut endpoint =
+        Endpoint::from_shared(url.clone()).map_err(usage)?.connect_timeout(limit).timeout(limit);
     if url.starts_with("https://") {
-        endpoint = endpoint.tls_config(tls(args)?).map_err(|e| usage(chain(&e)))?;
+        endpoint = endpoint.tls_config(tls(args)?).map_err(usage)?;
     }
     Ok(endpoint.connect().await)
+}
+
+async fn connect_unix(path: PathBuf, limit: Duration) -> Result<Channel, tonic::transport::Error> {
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+    });
+    let endpoint = Endpoint::from_static("http://localhost").connect_timeout(limit).timeout(limit);
+    endpoint.connect_with_connector(connector).await
 }
 
 fn tls(args: &CheckArgs) -> Result<ClientTlsConfig, Failure> {

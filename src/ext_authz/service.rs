@@ -22,7 +22,14 @@ use crate::gate::Gate;
 use crate::request;
 
 mod generated {
-    #![expect(unreachable_pub, unused_qualifications, clippy::pedantic, reason = "generated")]
+    #![expect(
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        clippy::allow_attributes,
+        reason = "generated"
+    )]
     include!(concat!(env!("OUT_DIR"), "/envoy.service.auth.v3.Authorization.rs"));
 }
 
@@ -88,8 +95,8 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
     }
     let amount: u64 = digits.parse().ok()?;
     match unit {
-        "H" => Some(Duration::from_secs(amount * 3_600)),
-        "M" => Some(Duration::from_secs(amount * 60)),
+        "H" => Some(Duration::from_secs(amount.saturating_mul(3_600))),
+        "M" => Some(Duration::from_secs(amount.saturating_mul(60))),
         "S" => Some(Duration::from_secs(amount)),
         "m" => Some(Duration::from_millis(amount)),
         "u" => Some(Duration::from_micros(amount)),
@@ -129,12 +136,11 @@ impl DecisionLog {
         if !self.has_room() {
             return;
         }
-        match identity {
-            Some(Identity { key, .. }) => {
-                info!(decision.id = %id, decision = word, reason, tenant.id = %key.tenant_id.0, key.id = %key.id.0,
-                    key.prefix = %key.prefix, "refused");
-            }
-            None => info!(decision.id = %id, decision = word, reason, "refused"),
+        if let Some(Identity { key, .. }) = identity {
+            info!(decision.id = %id, decision = word, reason, tenant.id = %key.tenant_id.0, key.id = %key.id.0,
+                key.prefix = %key.prefix, "refused");
+        } else {
+            info!(decision.id = %id, decision = word, reason, "refused");
         }
     }
 
@@ -160,8 +166,8 @@ mod tests {
         for (text, expected) in [
             ("200m", Some(Duration::from_millis(200))),
             ("1S", Some(Duration::from_secs(1))),
-            ("99999999H", Some(Duration::from_secs(99_999_999 * 3_600))),
-            ("5M", Some(Duration::from_secs(300))),
+            ("99999999H", Some(Duration::from_hours(99_999_999))),
+            ("5M", Some(Duration::from_mins(5))),
             ("7u", Some(Duration::from_micros(7))),
             ("7n", Some(Duration::from_nanos(7))),
             ("", None),

@@ -193,7 +193,7 @@ mod tests {
             ("llmk_demo_secret!23".into(), FormatError::Secret),
             ("llmk_demo_secret123,llmk_demo_secret123".into(), FormatError::Secret),
             ("llmk_demo_secr\u{435}t123".into(), FormatError::Secret),
-            ("llmk_demo_secret\0123".into(), FormatError::Secret),
+            ("llmk_demo_secret\x00123".into(), FormatError::Secret),
         ] {
             assert_eq!(parse(text.as_bytes()).err(), Some(error), "{text:?}");
         }

@@ -45,7 +45,7 @@ impl Default for Options {
         Self {
             interval: Duration::from_millis(50),
             poll_timeout: Duration::from_secs(2),
-            load_timeout: Duration::from_secs(60),
+            load_timeout: Duration::from_mins(1),
             migrate: false,
         }
     }
@@ -63,7 +63,7 @@ pub struct Sync {
     options: Options,
     /// Which database was loaded first.
     identity: Option<String>,
-    /// What was said last about having lost the database, so that it is said once.
+    /// What was said last about not having the database, so that it is said once.
     lost: Option<String>,
 }
 
@@ -100,22 +100,23 @@ impl Sync {
 
     /// Lives through one session.
     async fn follow(&mut self) -> Result<std::convert::Infallible, StoreError> {
-        let mut session = within(CONNECT_TIMEOUT, "connect", self.connect()).await?;
+        self.check_schema().await?;
+        let mut session = within(CONNECT_TIMEOUT, "connect", self.store.session()).await?;
         loop {
             self.load(session.as_mut()).await?;
             self.follow_changes(session.as_mut()).await?;
         }
     }
 
-    async fn connect(&self) -> Result<Box<dyn Session>, StoreError> {
-        let version = self.store.schema_version().await?;
+    async fn check_schema(&self) -> Result<(), StoreError> {
+        let version = within(CONNECT_TIMEOUT, "connect", self.store.schema_version()).await?;
         if version.check().is_err() && (self.options.migrate || self.store.embedded()) {
+            // No limit: a migration that is cut off is one that starts again.
             let applied = self.store.migrate().await?;
             info!(?applied, "schema brought up to date");
-        } else {
-            version.check()?;
+            return Ok(());
         }
-        self.store.session().await
+        version.check()
     }
 
     /// Looks at everything.
@@ -140,7 +141,7 @@ impl Sync {
 
     /// Refuses a look that cannot be at the database we knew.
     fn doubt(&self, rows: &Rows, look: &Look) -> Result<(), StoreError> {
-        let doubt = |why: &str| Err(StoreError::Unavailable(why.to_owned()));
+        let doubt = |why: &str| Err(StoreError::Impostor(why.to_owned()));
         match &self.identity {
             Some(known) if *known != look.identity => doubt("the address leads to another database now"),
             Some(_) if !rows.has_keys() && self.replica.snapshot().key_count() > 0 => {
@@ -151,17 +152,15 @@ impl Sync {
     }
 
     fn accept(&mut self, next: Snapshot, look: &Look, asked: Duration) {
-        let (keys, tenants, first) = (next.key_count(), next.tenant_count(), self.identity.is_none());
+        let (keys, tenants) = (next.key_count(), next.tenant_count());
         self.replica.publish(next);
         self.replica.looked(asked, look.now);
         self.replica.set_connected(true);
         self.identity = Some(look.identity.clone());
-        self.lost = None;
-        let store = self.store.kind();
-        if first {
-            info!(store, keys, tenants, "ready");
+        if self.lost.take().is_some() {
+            info!(keys, tenants, "the database is there, everything loaded");
         } else {
-            info!(store, keys, tenants, "database is back, everything loaded again");
+            debug!(keys, tenants, "everything loaded");
         }
     }
 
@@ -193,17 +192,19 @@ impl Sync {
     /// One line for each change of state, not one for each try.
     fn say_lost(&mut self, error: &StoreError) {
         self.replica.stats().lost.add_one();
-        let text = error.to_string();
-        if self.lost.as_ref() == Some(&text) {
-            debug!(error = %text, "database still out of reach");
+        // How exactly a database cannot be reached changes from try to try, and is no news.
+        let gone = matches!(error, StoreError::Unavailable(_));
+        let state = if gone { String::new() } else { error.to_string() };
+        if self.lost.as_ref() == Some(&state) {
+            debug!(%error, "the database is still not there");
         } else if self.identity.is_none() {
-            warn!(error = %text, "no database yet, trying again");
-        } else if matches!(error, StoreError::Unavailable(_)) {
-            warn!(error = %text, "lost the database, known keys are served while it is gone");
+            warn!(%error, "no database yet, trying again");
+        } else if gone {
+            warn!(%error, "lost the database, known keys are served while it is gone");
         } else {
-            error!(error = %text, "the database is not what it was, known keys are served until that is mended");
+            error!(%error, "the database is not what it was, known keys are served until that is mended");
         }
-        self.lost = Some(text);
+        self.lost = Some(state);
     }
 }
 
@@ -232,3 +233,6 @@ async fn within<T>(
         .await
         .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer to {what} within {limit:?}"))))
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ pub(super) trait Keyed {
     fn key(&self) -> &[u8];
 }
 
-/// An immutable table; [`Table::with`] makes the next one.
+/// A table that is cheap to clone: changes to the clone leave the original alone.
 #[derive(Debug)]
 pub(super) struct Table<V> {
     shards: Vec<Arc<HashTable<Arc<V>>>>,
@@ -152,15 +152,12 @@ mod tests {
         fn it_behaves_like_a_map(changes in proptest::collection::vec((0_u32..50, proptest::option::of(any::<u32>())), 0..300)) {
             let (mut table, mut model) = (Table::new(Vec::new()), BTreeMap::new());
             for (n, value) in changes {
-                match value {
-                    Some(value) => {
-                        table.put(word(n, value));
-                        model.insert(format!("word-{n}"), value);
-                    }
-                    None => {
-                        table.remove(format!("word-{n}").as_bytes());
-                        model.remove(&format!("word-{n}"));
-                    }
+                if let Some(value) = value {
+                    table.put(word(n, value));
+                    model.insert(format!("word-{n}"), value);
+                } else {
+                    table.remove(format!("word-{n}").as_bytes());
+                    model.remove(&format!("word-{n}"));
                 }
             }
             let seen: BTreeMap<_, _> = table.iter().map(|w| (w.0.clone(), w.1)).collect();

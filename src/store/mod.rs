@@ -5,6 +5,7 @@
 //! again what changed since the last look. Nothing here mentions SQL, a pool or
 //! a transaction: another database needs a door of its own and no change below.
 
+mod errors;
 mod migrations;
 pub mod postgres;
 pub mod sqlite;
@@ -24,6 +25,9 @@ pub enum StoreError {
     /// What was to be added is there already; says what.
     #[error("{0}")]
     Conflict(String),
+    /// The database is there, and is not the one we want: a standby, another one, behind a pooler. Says which.
+    #[error("{0}")]
+    Impostor(String),
     /// A row we read makes no sense.
     #[error("the row {row} of {table} makes no sense: {why}")]
     Inconsistent {
@@ -47,7 +51,7 @@ pub enum StoreError {
     /// The database answers, and refuses; it will refuse again.
     #[error("the database refuses: {0}")]
     Refused(String),
-    /// The database cannot be asked, or is not the one we want. Trying again may help.
+    /// The database cannot be asked. Trying again may help.
     #[error("{0}")]
     Unavailable(String),
 }

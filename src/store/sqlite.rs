@@ -13,17 +13,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
-    SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _, Sqlite};
 use uuid::Uuid;
 
 use super::migrations;
-use super::{
-    CONNECT_TIMEOUT, Change, Changes, Look, NewKey, NewTenant, Row, SchemaVersion, Session, Store, StoreError,
-};
+use super::{Change, Changes, Look, NewKey, NewTenant, Row, SchemaVersion, Session, Store, StoreError};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::key::format::is_stored_prefix;
@@ -37,7 +32,6 @@ const KEY: &str =
 /// Tenants and keys in a file.
 #[derive(Debug)]
 pub struct SqliteStore {
-    pool: SqlitePool,
     options: SqliteConnectOptions,
 }
 
@@ -58,24 +52,21 @@ impl SqliteStore {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(Duration::from_secs(5));
-        let pool = SqlitePoolOptions::new()
-            .max_connections(2)
-            .acquire_timeout(CONNECT_TIMEOUT)
-            .connect_lazy_with(options.clone());
-        Ok(Self { pool, options })
+        Ok(Self { options })
     }
 
-    async fn applied(&self) -> Result<i64, StoreError> {
-        let known = sqlx::query("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1")
-            .bind(migrations::TABLE)
-            .fetch_optional(&self.pool)
-            .await?;
-        if known.is_none() {
-            return Ok(0);
-        }
-        let sql = migrations::NEWEST_APPLIED;
-        Ok(sqlx::query(sql).fetch_one(&self.pool).await?.try_get::<Option<i64>, _>(0)?.unwrap_or(0))
+    async fn connect(&self) -> Result<SqliteConnection, StoreError> {
+        Ok(self.options.connect().await?)
     }
+}
+
+async fn applied(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
+    let known = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1";
+    if sqlx::query(known).bind(migrations::TABLE).fetch_optional(&mut *connection).await?.is_none() {
+        return Ok(0);
+    }
+    let sql = migrations::NEWEST_APPLIED;
+    Ok(sqlx::query(sql).fetch_one(connection).await?.try_get::<Option<i64>, _>(0)?.unwrap_or(0))
 }
 
 #[async_trait]
@@ -93,18 +84,20 @@ impl Store for SqliteStore {
     }
 
     async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
-        let connection = self.options.clone().connect().await?;
+        let connection = self.connect().await?;
         Ok(Box::new(SqliteSession { connection, cursor: 0, data_version: -1 }))
     }
 
     async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
-        Ok(SchemaVersion { current: self.applied().await?, needed: migrations::newest(migrations::SQLITE) })
+        let current = applied(&mut self.connect().await?).await?;
+        Ok(SchemaVersion { current, needed: migrations::newest(migrations::SQLITE) })
     }
 
     async fn migrate(&self) -> Result<Vec<i64>, StoreError> {
         // The migrator's lock is none on SQLite: two programs that start together take turns here.
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        let before = self.applied().await?;
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        let before = applied(&mut transaction).await?;
         migrations::migrator(migrations::SQLITE).run_direct(None, &mut *transaction, false).await?;
         transaction.commit().await?;
         Ok(migrations::after(migrations::SQLITE, before))
@@ -119,7 +112,7 @@ impl Store for SqliteStore {
             .bind(&tenant.name)
             .bind(&tenant.schema)
             .bind(tenant.status.as_str())
-            .fetch_one(&self.pool)
+            .fetch_one(&mut self.connect().await?)
             .await?;
         tenant_of(&row)
     }
@@ -130,7 +123,12 @@ impl Store for SqliteStore {
 
     async fn tenants(&self) -> Result<Vec<Tenant>, StoreError> {
         let sql = format!("SELECT {TENANT} FROM tenants ORDER BY created_at, rowid");
-        sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&self.pool).await?.iter().map(tenant_of).collect()
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .fetch_all(&mut self.connect().await?)
+            .await?
+            .iter()
+            .map(tenant_of)
+            .collect()
     }
 
     async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError> {
@@ -139,7 +137,7 @@ impl Store for SqliteStore {
         );
         sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(reference)
-            .fetch_all(&self.pool)
+            .fetch_all(&mut self.connect().await?)
             .await?
             .iter()
             .map(tenant_of)
@@ -155,13 +153,13 @@ impl Store for SqliteStore {
         let row = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(id.0.to_string())
             .bind(status.as_str())
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut self.connect().await?)
             .await?;
         row.as_ref().map(tenant_of).transpose()
     }
 
     async fn insert_key(&self, key: &NewKey) -> Result<KeyDetails, StoreError> {
-        insert_key(&self.pool, key).await
+        insert_key(&mut self.connect().await?, key).await
     }
 
     async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError> {
@@ -170,7 +168,7 @@ impl Store for SqliteStore {
         );
         sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(tenant.map(|id| id.0.to_string()))
-            .fetch_all(&self.pool)
+            .fetch_all(&mut self.connect().await?)
             .await?
             .iter()
             .map(key_of)
@@ -179,7 +177,10 @@ impl Store for SqliteStore {
 
     async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError> {
         let sql = format!("SELECT {KEY} FROM api_keys WHERE id = lower(?1) OR key_prefix = ?1");
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(reference).fetch_optional(&self.pool).await?;
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(reference)
+            .fetch_optional(&mut self.connect().await?)
+            .await?;
         row.as_ref().map(key_of).transpose()
     }
 
@@ -197,7 +198,7 @@ impl Store for SqliteStore {
             .bind(id.0.to_string())
             .bind(at.to_string())
             .bind(reason)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut self.connect().await?)
             .await?;
         row.as_ref().map(key_of).transpose()
     }
@@ -208,7 +209,8 @@ impl Store for SqliteStore {
         expires_at: Timestamp,
         successor: &NewKey,
     ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         let sql = format!("SELECT {KEY} FROM api_keys WHERE id = ?1 AND revoked_at IS NULL");
         let old = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(id.0.to_string())
@@ -227,7 +229,8 @@ impl Store for SqliteStore {
     }
 
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         for (id, at) in used {
             // Fixed-width text in UTC compares as time does.
             sqlx::query("UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1 AND (last_used_at IS NULL OR last_used_at < ?2)")

@@ -109,7 +109,6 @@ impl Metrics {
         )
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "nobody has 2^32 keys in memory on a 32-bit machine")]
     fn state(&self, page: &mut Page<'_>) -> fmt::Result {
         let snapshot = self.replica.snapshot();
         let age = self.replica.age(self.clock.as_ref()).map_or(f64::NAN, |age| age.as_secs_f64());

@@ -352,7 +352,7 @@ mod tests {
     }
 
     fn soon() -> tokio::time::Instant {
-        tokio::time::Instant::now() + Duration::from_secs(60)
+        tokio::time::Instant::now() + Duration::from_mins(1)
     }
 
     async fn prove(verifier: &Verifier, row: &Arc<Row>, key: &[u8]) -> Proof {
@@ -436,7 +436,9 @@ mod tests {
         let (sealer, row) = (Sealer::random().unwrap(), row(4));
         let mut wrong = WrongAttempts::new(3);
         let seals: Vec<_> = (0_u8..5).map(|n| sealer.seal(&row.0, &row.0.hash.unwrap(), &[n])).collect();
-        seals.iter().for_each(|seal| wrong.remember(seal));
+        for seal in &seals {
+            wrong.remember(seal);
+        }
         assert_eq!(
             seals.iter().map(|s| wrong.contains(s)).collect::<Vec<_>>(),
             [false, false, true, true, true]

@@ -127,7 +127,9 @@ mod tests {
     fn every_job_of_a_line_can_be_drawn() {
         let drawn = |random| {
             let mut queue = FairQueue::new(10, 10);
-            (0..4).for_each(|job| assert_eq!(queue.push(A, job, 0), None));
+            for job in 0..4 {
+                assert_eq!(queue.push(A, job, 0), None);
+            }
             queue.pop(random).unwrap()
         };
         assert_eq!([0, 1, 2, 3].map(drawn), [0, 1, 2, 3]);

@@ -1,0 +1,60 @@
+//! How does Postgres spell an instant?
+//!
+//! `timestamptz` as it is, so that both of its infinities and its year 294276
+//! survive, which no calendar library can hold.
+
+use sqlx::postgres::{PgRow, PgTypeInfo, PgValueRef};
+use sqlx::{Decode, Encode, Postgres, Row as _, Type};
+
+use crate::clock::Timestamp;
+
+/// `timestamptz` as it is: microseconds, with Postgres' two infinities at the ends.
+/// <https://www.postgresql.org/docs/current/datatype-datetime.html>
+#[derive(Clone, Copy)]
+pub(super) struct Micros(pub(super) Timestamp);
+
+/// What `infinity` is.
+const INFINITY: Timestamp = Timestamp(i64::MAX);
+
+/// Postgres counts from 2000-01-01.
+const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+
+impl Type<Postgres> for Micros {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("timestamptz")
+    }
+}
+
+impl sqlx::postgres::PgHasArrayType for Micros {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("timestamptz[]")
+    }
+}
+
+impl<'r> Decode<'r, Postgres> for Micros {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, sqlx::error::BoxDynError> {
+        let micros = i64::from_be_bytes(value.as_bytes()?.try_into()?);
+        let infinite = micros == i64::MAX || micros == i64::MIN;
+        Ok(Self(Timestamp(if infinite { micros } else { micros.saturating_add(POSTGRES_EPOCH) })))
+    }
+}
+
+impl Encode<'_, Postgres> for Micros {
+    fn encode_by_ref(
+        &self,
+        buffer: &mut sqlx::postgres::PgArgumentBuffer,
+    ) -> Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
+        buffer.extend(&self.0.0.saturating_sub(POSTGRES_EPOCH).to_be_bytes());
+        Ok(sqlx::encode::IsNull::No)
+    }
+}
+
+/// A column that may be NULL.
+pub(super) fn instant(row: &PgRow, column: &str) -> Result<Option<Timestamp>, sqlx::Error> {
+    Ok(row.try_get::<Option<Micros>, _>(column)?.map(|m| m.0))
+}
+
+/// `expires_at`: NULL and `infinity` both mean never.
+pub(super) fn expiry(row: &PgRow) -> Result<Option<Timestamp>, sqlx::Error> {
+    Ok(instant(row, "expires_at")?.filter(|at| *at != INFINITY))
+}

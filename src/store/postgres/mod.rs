@@ -1,0 +1,340 @@
+//! How is all that said to Postgres?
+//!
+//! Management opens a connection for what it has to do: one statement or one
+//! transaction. How a replica looks at the database is in [`session`]. Nothing here
+//! judges.
+
+mod instant;
+mod session;
+
+use std::str::FromStr;
+
+use async_trait::async_trait;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
+use sqlx::{ConnectOptions as _, Connection as _, Postgres, Row as _};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use self::instant::{Micros, expiry, instant};
+use self::session::PostgresSession;
+use super::migrations;
+use super::{CONNECT_TIMEOUT, NewKey, NewTenant, SchemaVersion, Session, Store, StoreError};
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::record::KeyDetails;
+use crate::tenant::{Tenant, TenantId, TenantStatus, is_schema_name};
+
+const TENANT: &str = "id, name, db_schema_name, status, created_at";
+const KEY: &str =
+    "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason";
+
+/// Tenants and keys in Postgres 13 or newer.
+#[derive(Debug)]
+pub struct PostgresStore {
+    options: PgConnectOptions,
+}
+
+impl PostgresStore {
+    /// A store at this address, not yet connected. Takes what libpq calls a connection URI, and the
+    /// spelling of SQLAlchemy (`postgresql+asyncpg://…`).
+    ///
+    /// # Errors
+    ///
+    /// The address makes no sense; says why, without repeating it.
+    pub fn new(url: &str) -> Result<Self, String> {
+        let options = PgConnectOptions::from_str(&plain_url(url))
+            .map_err(|e| format!("the database URL makes no sense: {e}"))?
+            .application_name("tenantgate");
+        Ok(Self { options })
+    }
+
+    /// A connection for one piece of management. There is no pool: management is rare, and a pool hides a
+    /// refused connection behind tries of its own.
+    async fn connect(&self) -> Result<PgConnection, StoreError> {
+        timeout(CONNECT_TIMEOUT, self.options.connect())
+            .await
+            .unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut))
+            .map_err(|error| match StoreError::from(error) {
+                StoreError::Unavailable(why) => StoreError::Unavailable(format!("{}: {why}", self.address())),
+                other => other,
+            })
+    }
+
+    /// The address without user and password.
+    fn address(&self) -> String {
+        format!("{}:{}", self.options.get_host(), self.options.get_port())
+    }
+}
+
+async fn applied(connection: &mut PgConnection) -> Result<i64, StoreError> {
+    let known = "SELECT to_regclass($1) IS NOT NULL";
+    if !sqlx::query(known).bind(migrations::TABLE).fetch_one(&mut *connection).await?.try_get::<bool, _>(0)? {
+        return Ok(0);
+    }
+    let sql = migrations::NEWEST_APPLIED;
+    Ok(sqlx::query(sql).fetch_one(connection).await?.try_get::<Option<i64>, _>(0)?.unwrap_or(0))
+}
+
+/// `postgresql+asyncpg://…?ssl=require` as other programs of a deployment spell it.
+fn plain_url(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let scheme = scheme.split('+').next().unwrap_or_default();
+    format!("{scheme}://{}", rest.replacen("?ssl=", "?sslmode=", 1).replacen("&ssl=", "&sslmode=", 1))
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    fn kind(&self) -> &'static str {
+        "postgres"
+    }
+
+    fn embedded(&self) -> bool {
+        false
+    }
+
+    fn has_schemas(&self) -> bool {
+        true
+    }
+
+    async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
+        // LISTEN fails on a standby, with words that do not help.
+        let mut probe = self.connect().await?;
+        if sqlx::query("SELECT pg_is_in_recovery()").fetch_one(&mut probe).await?.try_get(0)? {
+            return Err(session::standby());
+        }
+        Ok(Box::new(PostgresSession::open(&self.options).await?))
+    }
+
+    async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
+        let current = applied(&mut self.connect().await?).await?;
+        Ok(SchemaVersion { current, needed: migrations::newest(migrations::POSTGRES) })
+    }
+
+    async fn migrate(&self) -> Result<Vec<i64>, StoreError> {
+        let mut connection = self.connect().await?;
+        let before = applied(&mut connection).await?;
+        migrations::migrator(migrations::POSTGRES).run_direct(None, &mut connection, false).await?;
+        Ok(migrations::after(migrations::POSTGRES, before))
+    }
+
+    async fn insert_tenant(&self, tenant: &NewTenant) -> Result<Tenant, StoreError> {
+        let sql = format!(
+            "INSERT INTO tenants (id, name, db_schema_name, status)
+             VALUES (coalesce($1, gen_random_uuid()), $2, $3, $4) RETURNING {TENANT}"
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(tenant.id.map(|id| id.0))
+            .bind(&tenant.name)
+            .bind(&tenant.schema)
+            .bind(tenant.status.as_str())
+            .fetch_one(&mut self.connect().await?)
+            .await?;
+        tenant_of(&row)
+    }
+
+    async fn create_schema(&self, schema: &str) -> Result<(), StoreError> {
+        if !is_schema_name(schema) {
+            return Err(StoreError::Refused(format!("{schema:?} is no name for a tenant's schema")));
+        }
+        // A name cannot be a parameter; the grammar above leaves nothing that a quote would have to tame.
+        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"")))
+            .execute(&mut self.connect().await?)
+            .await?;
+        Ok(())
+    }
+
+    async fn tenants(&self) -> Result<Vec<Tenant>, StoreError> {
+        let sql = format!("SELECT {TENANT} FROM tenants ORDER BY created_at, id");
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .fetch_all(&mut self.connect().await?)
+            .await?
+            .iter()
+            .map(tenant_of)
+            .collect()
+    }
+
+    async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError> {
+        let sql = format!(
+            "SELECT {TENANT} FROM tenants WHERE id = $1 OR db_schema_name = $2 OR name = $2 ORDER BY created_at, id"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(Uuid::parse_str(reference).ok())
+            .bind(reference)
+            .fetch_all(&mut self.connect().await?)
+            .await?
+            .iter()
+            .map(tenant_of)
+            .collect()
+    }
+
+    async fn set_tenant_status(
+        &self,
+        id: TenantId,
+        status: &TenantStatus,
+    ) -> Result<Option<Tenant>, StoreError> {
+        let sql = format!("UPDATE tenants SET status = $2 WHERE id = $1 RETURNING {TENANT}");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id.0)
+            .bind(status.as_str())
+            .fetch_optional(&mut self.connect().await?)
+            .await?;
+        row.as_ref().map(tenant_of).transpose()
+    }
+
+    async fn insert_key(&self, key: &NewKey) -> Result<KeyDetails, StoreError> {
+        insert_key(&mut self.connect().await?, key).await
+    }
+
+    async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError> {
+        let sql = format!(
+            "SELECT {KEY} FROM api_keys WHERE $1::uuid IS NULL OR tenant_id = $1 ORDER BY created_at, id"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(tenant.map(|id| id.0))
+            .fetch_all(&mut self.connect().await?)
+            .await?
+            .iter()
+            .map(key_of)
+            .collect()
+    }
+
+    async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError> {
+        let sql = format!("SELECT {KEY} FROM api_keys WHERE id = $1 OR key_prefix = $2");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(Uuid::parse_str(reference).ok())
+            .bind(reference)
+            .fetch_optional(&mut self.connect().await?)
+            .await?;
+        row.as_ref().map(key_of).transpose()
+    }
+
+    async fn revoke_key(
+        &self,
+        id: KeyId,
+        at: Timestamp,
+        reason: Option<&str>,
+    ) -> Result<Option<KeyDetails>, StoreError> {
+        let sql = format!(
+            "UPDATE api_keys SET revocation_reason = CASE WHEN revoked_at IS NULL THEN $3 ELSE revocation_reason END,
+                                 revoked_at = coalesce(revoked_at, $2) WHERE id = $1 RETURNING {KEY}"
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id.0)
+            .bind(Micros(at))
+            .bind(reason)
+            .fetch_optional(&mut self.connect().await?)
+            .await?;
+        row.as_ref().map(key_of).transpose()
+    }
+
+    async fn replace_key(
+        &self,
+        id: KeyId,
+        expires_at: Timestamp,
+        successor: &NewKey,
+    ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin().await?;
+        let sql = format!(
+            "UPDATE api_keys SET expires_at = LEAST(expires_at, $2) WHERE id = $1 AND revoked_at IS NULL RETURNING {KEY}"
+        );
+        let old = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id.0)
+            .bind(Micros(expires_at))
+            .fetch_optional(&mut *transaction)
+            .await?;
+        let Some(old) = old else { return Ok(None) };
+        let new = insert_key(&mut *transaction, successor).await?;
+        transaction.commit().await?;
+        Ok(Some((key_of(&old)?, new)))
+    }
+
+    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
+        let (ids, at): (Vec<_>, Vec<_>) = used.iter().map(|(id, at)| (id.0, Micros(*at))).unzip();
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin().await?;
+        // A lost second of last_used_at is no loss; a revocation that waits for it would be.
+        sqlx::query(
+            "SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '500ms', true)",
+        )
+        .execute(&mut *transaction)
+        .await?;
+        // Locked in the order of ids, rows that somebody else holds left for the next time: no deadlock.
+        sqlx::query(
+            "WITH used AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS u (id, at)),
+                  mine AS (SELECT k.id, u.at FROM api_keys k JOIN used u USING (id)
+                           WHERE k.last_used_at IS NULL OR k.last_used_at < u.at
+                           ORDER BY k.id FOR NO KEY UPDATE OF k)
+             UPDATE api_keys k SET last_used_at = GREATEST(k.last_used_at, LEAST(mine.at, now()))
+             FROM mine WHERE k.id = mine.id",
+        )
+        .bind(ids)
+        .bind(at)
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+}
+
+async fn insert_key<'e>(
+    executor: impl sqlx::Executor<'e, Database = Postgres>,
+    key: &NewKey,
+) -> Result<KeyDetails, StoreError> {
+    let sql = format!(
+        "INSERT INTO api_keys (id, key_prefix, hashed_key, tenant_id, name, created_at, expires_at)
+         VALUES (coalesce($1, gen_random_uuid()), $2, $3, $4, $5, $6, $7) RETURNING {KEY}"
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(key.id.map(|id| id.0))
+        .bind(&key.prefix)
+        .bind(&key.hash)
+        .bind(key.tenant_id.0)
+        .bind(&key.name)
+        .bind(Micros(key.created_at))
+        .bind(key.expires_at.map(Micros))
+        .fetch_one(executor)
+        .await?;
+    key_of(&row)
+}
+
+fn tenant_of(row: &PgRow) -> Result<Tenant, StoreError> {
+    Ok(Tenant {
+        id: TenantId(row.try_get("id")?),
+        name: row.try_get("name")?,
+        schema: row.try_get("db_schema_name")?,
+        status: TenantStatus::parse(row.try_get("status")?),
+        created_at: row.try_get::<Micros, _>("created_at")?.0,
+    })
+}
+
+fn key_of(row: &PgRow) -> Result<KeyDetails, StoreError> {
+    Ok(KeyDetails {
+        id: KeyId(row.try_get("id")?),
+        prefix: row.try_get("key_prefix")?,
+        name: row.try_get("name")?,
+        tenant_id: TenantId(row.try_get("tenant_id")?),
+        created_at: row.try_get::<Micros, _>("created_at")?.0,
+        expires_at: expiry(row)?,
+        last_used_at: instant(row, "last_used_at")?,
+        revoked_at: instant(row, "revoked_at")?,
+        revocation_reason: row.try_get("revocation_reason")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_spelling_of_sqlalchemy_is_understood() {
+        for (given, plain) in [
+            ("postgresql+asyncpg://u:p@h/db", "postgresql://u:p@h/db"),
+            ("postgresql+asyncpg://u:p@h/db?ssl=require", "postgresql://u:p@h/db?sslmode=require"),
+            ("postgres://h/db?sslmode=verify-full", "postgres://h/db?sslmode=verify-full"),
+        ] {
+            assert_eq!(plain_url(given), plain);
+        }
+        assert!(PostgresStore::new("postgresql+asyncpg://u:p%40ss@h:1/db").is_ok());
+    }
+}

@@ -1,0 +1,222 @@
+//! How does a replica look at Postgres?
+//!
+//! Over one connection, pinned: it LISTENs and asks on the same backend, so that
+//! every answer also proves that the listener lives.
+//!
+//! The look at what changed rests on snapshots (`pg_current_snapshot`): a row of
+//! the change log is new exactly if its transaction is visible now and was not
+//! visible at the last look. That misses no transaction, however late it commits,
+//! and needs no order among them. Rows are read by the same statement, so under
+//! READ COMMITTED they are as of the same instant.
+//! <https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT>
+
+use async_trait::async_trait;
+use sqlx::Row as _;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow};
+use tokio_stream::StreamExt as _;
+use uuid::Uuid;
+
+use super::instant::{Micros, expiry};
+use super::tenant_of;
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::key::format::is_stored_prefix;
+use crate::record::{KeyRecord, SecretHash};
+use crate::store::{CONNECT_TIMEOUT, Change, Changes, Look, Row, Session, StoreError};
+use crate::tenant::TenantId;
+
+const CHANNEL: &str = "auth_change";
+
+/// What a replica's session runs under. `row_security` off turns a policy that would hide rows into an error.
+const SETTINGS: [(&str, &str); 5] = [
+    ("row_security", "off"),
+    ("default_transaction_read_only", "on"),
+    ("default_transaction_isolation", "read committed"),
+    ("statement_timeout", "60s"),
+    ("lock_timeout", "2s"),
+];
+
+/// What every look begins with: a row of kind `h` about the look itself.
+const HEADER: &str = "SELECT 'h' AS rec, NULL::uuid AS id, NULL::uuid AS tenant_id, NULL::text AS key_prefix,
+    NULL::text AS hashed_key, NULL::timestamptz AS expires_at, NULL::bool AS revoked,
+    NULL::text AS name, NULL::text AS db_schema_name, NULL::text AS status, NULL::timestamptz AS created_at,
+    pg_current_snapshot()::text AS snapshot, pg_is_in_recovery() AS standby, clock_timestamp() AS now,
+    pg_backend_pid() || ' ' || pg_postmaster_start_time()::text AS backend";
+
+const KEY_COLUMNS: &str = "k.id, k.tenant_id, k.key_prefix::text, k.hashed_key, k.expires_at,
+    k.revoked_at IS NOT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL";
+const TENANT_COLUMNS: &str =
+    "t.id, NULL, NULL, NULL, NULL, NULL, t.name, t.db_schema_name, t.status, t.created_at,
+    NULL, NULL, NULL, NULL";
+
+/// One backend of the primary, for as long as it lasts.
+pub(super) struct PostgresSession {
+    listener: PgListener,
+    /// The backend that the first look came from; another one knows nothing of our LISTEN.
+    backend: Option<String>,
+    /// What was visible at the last look.
+    snapshot: String,
+    identity: String,
+}
+
+#[async_trait]
+impl Session for PostgresSession {
+    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<Look, StoreError> {
+        // Which cluster and which database in it: a standby that was promoted has the same, a stranger has not.
+        let identity = "SELECT system_identifier || '/' || (SELECT oid FROM pg_database WHERE datname = current_database())
+                        FROM pg_control_system()";
+        self.identity = sqlx::query(identity).fetch_one(&mut self.listener).await?.try_get(0)?;
+        let sql = format!(
+            "{HEADER}, NULL::bool AS reload UNION ALL SELECT 't', {TENANT_COLUMNS}, NULL FROM tenants t
+             UNION ALL SELECT 'k', {KEY_COLUMNS}, NULL FROM api_keys k"
+        );
+        let (mut look, mut header) = (Look::default(), None);
+        let mut rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch(&mut self.listener);
+        while let Some(row) = rows.next().await {
+            let row = row?;
+            match row.try_get("rec")? {
+                "h" => header = Some(Header::read(&row)?),
+                "t" => sink(Row::Tenant(tenant_of(&row)?)),
+                _ => match record_of(&row)? {
+                    Some(record) => sink(Row::Key(record)),
+                    None => look.unusable += 1,
+                },
+            }
+        }
+        drop(rows);
+        look.now = Some(self.accept(header)?.now);
+        look.identity.clone_from(&self.identity);
+        Ok(look)
+    }
+
+    async fn hint(&mut self) -> Result<(), StoreError> {
+        match self.listener.try_recv().await? {
+            Some(_) => Ok(()),
+            None => Err(StoreError::Unavailable("the connection to the database broke".into())),
+        }
+    }
+
+    async fn changes(&mut self) -> Result<Changes, StoreError> {
+        let sql = format!(
+            "WITH c AS MATERIALIZED (
+                SELECT DISTINCT key_prefix, tenant_id FROM auth_change
+                WHERE xid >= pg_snapshot_xmin($1::pg_snapshot) AND NOT pg_visible_in_snapshot(xid, $1::pg_snapshot))
+             {HEADER}, (SELECT xid FROM auth_change_floor) >= pg_snapshot_xmin($1::pg_snapshot)
+                OR EXISTS (SELECT FROM c WHERE key_prefix IS NULL AND tenant_id IS NULL) AS reload
+             UNION ALL SELECT 't', c.tenant_id, t.id, NULL, NULL, NULL, NULL, t.name, t.db_schema_name, t.status, t.created_at,
+                NULL, NULL, NULL, NULL, NULL
+                FROM c LEFT JOIN tenants t ON t.id = c.tenant_id WHERE c.tenant_id IS NOT NULL
+             UNION ALL SELECT 'k', k.id, k.tenant_id, c.key_prefix, k.hashed_key, k.expires_at, k.revoked_at IS NOT NULL,
+                NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+                FROM c LEFT JOIN api_keys k ON k.key_prefix = c.key_prefix WHERE c.key_prefix IS NOT NULL"
+        );
+        let rows =
+            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&self.snapshot).fetch_all(&mut self.listener).await?;
+        let (mut header, mut changes) = (None, Vec::with_capacity(rows.len() - 1));
+        for row in &rows {
+            match row.try_get("rec")? {
+                "h" => header = Some(Header::read(row)?),
+                "t" => changes.push(tenant_change(row)?),
+                _ => changes.extend(key_change(row)?),
+            }
+        }
+        let header = self.accept(header)?;
+        if header.reload {
+            return Ok(Changes::Everything);
+        }
+        Ok(Changes::Rows(
+            changes,
+            Look { now: Some(header.now), identity: self.identity.clone(), unusable: 0 },
+        ))
+    }
+}
+
+impl PostgresSession {
+    pub(super) async fn open(options: &PgConnectOptions) -> Result<Self, StoreError> {
+        // sqlx listens on connections of a pool alone; this one has a single connection and is never shared.
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_lazy_with(options.clone().options(SETTINGS));
+        let mut listener = PgListener::connect_with(&pool).await?;
+        // A connection that is lost must be seen to be lost.
+        listener.eager_reconnect(false);
+        listener.listen(CHANNEL).await?;
+        Ok(Self { listener, backend: None, snapshot: String::new(), identity: String::new() })
+    }
+
+    /// Takes account of a look, unless it came from where it should not.
+    fn accept(&mut self, header: Option<Header>) -> Result<Header, StoreError> {
+        let header =
+            header.ok_or_else(|| StoreError::Unavailable("the database answered with nothing".into()))?;
+        if header.standby {
+            return Err(standby());
+        }
+        if self.backend.as_ref().is_some_and(|known| *known != header.backend) {
+            let why =
+                "the connection moved to another backend: connect to the database itself, not to a pooler";
+            return Err(StoreError::Impostor(why.into()));
+        }
+        self.backend = Some(header.backend.clone());
+        self.snapshot.clone_from(&header.snapshot);
+        Ok(header)
+    }
+}
+
+/// A standby shows commits in an order of its own, and late.
+pub(super) fn standby() -> StoreError {
+    StoreError::Impostor("the database is a standby, tenantgate needs the primary".into())
+}
+
+/// What a look says about itself.
+struct Header {
+    snapshot: String,
+    standby: bool,
+    now: Timestamp,
+    backend: String,
+    reload: bool,
+}
+
+impl Header {
+    fn read(row: &PgRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            snapshot: row.try_get("snapshot")?,
+            standby: row.try_get("standby")?,
+            now: row.try_get::<Micros, _>("now")?.0,
+            backend: row.try_get("backend")?,
+            reload: row.try_get::<Option<bool>, _>("reload")?.unwrap_or(false),
+        })
+    }
+}
+
+/// Nothing, if no key can have this prefix.
+fn record_of(row: &PgRow) -> Result<Option<KeyRecord>, StoreError> {
+    let prefix: String = row.try_get("key_prefix")?;
+    if !is_stored_prefix(&prefix) {
+        return Ok(None);
+    }
+    Ok(Some(KeyRecord {
+        id: KeyId(row.try_get("id")?),
+        tenant_id: TenantId(row.try_get("tenant_id")?),
+        prefix: prefix.into(),
+        hash: SecretHash::parse(row.try_get("hashed_key")?),
+        expires_at: expiry(row)?,
+        revoked: row.try_get("revoked")?,
+    }))
+}
+
+fn key_change(row: &PgRow) -> Result<Option<Change>, StoreError> {
+    if row.try_get::<Option<Uuid>, _>("id")?.is_none() {
+        return Ok(Some(Change::NoKey(row.try_get::<String, _>("key_prefix")?.into())));
+    }
+    Ok(record_of(row)?.map(|record| Change::Now(Row::Key(record))))
+}
+
+fn tenant_change(row: &PgRow) -> Result<Change, StoreError> {
+    if row.try_get::<Option<Uuid>, _>("tenant_id")?.is_none() {
+        return Ok(Change::NoTenant(TenantId(row.try_get("id")?)));
+    }
+    Ok(Change::Now(Row::Tenant(tenant_of(row)?)))
+}

@@ -1,0 +1,192 @@
+//! Does every line stand in its room?
+//!
+//! `src/lib.rs` says which module stands on which floor and which vocabulary is
+//! spoken in which room. This is that table as data, held against the sources as
+//! text: unit tests and comments do not count.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The floors, lowest first. A module of `src/` may name those of its own floor and of lower ones.
+const FLOORS: [&[&str]; 6] = [
+    &["clock", "key", "tenant", "record", "request", "stats"],
+    &["decision"],
+    &["store", "verify", "replica"],
+    &["admin", "gate", "usage"],
+    &["ext_authz", "store/postgres", "store/sqlite", "store/migrations", "store/errors"],
+    &["cli", "config", "health", "server", "telemetry", "main", "lib"],
+];
+
+/// A vocabulary and the rooms it is spoken in, as beginnings of paths below `src/`.
+const ROOMS: [(&str, &[&str]); 16] = [
+    ("sqlx::", &["store/postgres", "store/sqlite", "store/migrations", "store/errors"]),
+    ("api_keys SET", &["store/postgres", "store/sqlite"]),
+    ("bcrypt::non_truncating", &["verify/bcrypt"]),
+    ("std::env", &["main"]),
+    ("clock_gettime", &["clock"]),
+    ("SystemTime", &[]),
+    ("println!", &[]),
+    ("io::stdout", &["cli/"]),
+    ("ExitCode", &["cli/", "main"]),
+    ("clap", &["cli/", "config"]),
+    ("prometheus_client", &["telemetry/"]),
+    ("StatusCode::", &["ext_authz/", "server"]),
+    ("\"x-llmcore-tenant", &["ext_authz/"]),
+    ("proto::envoy", &["ext_authz/", "cli/check"]),
+    ("tokio::spawn", &["server"]),
+    ("std::thread::Builder", &["verify/"]),
+];
+
+/// Words and judgement are silent.
+const SILENT_FLOORS: usize = 2;
+
+struct Source {
+    /// Below `src/`, without `.rs` and `/mod`.
+    room: String,
+    text: String,
+    /// Without comments and unit tests.
+    code: String,
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    files.retain(|path| !path.ends_with("tests.rs"));
+    files.into_iter().map(|path| source(&root, &path)).collect()
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+fn source(base: &Path, path: &Path) -> Source {
+    let text = fs::read_to_string(path).unwrap();
+    let shown = path.strip_prefix(base).unwrap().with_extension("").display().to_string();
+    let room = shown.strip_suffix("/mod").unwrap_or(&shown).to_owned();
+    let before_tests = text.split("#[cfg(test)]").next().unwrap();
+    let lines = before_tests.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let code = lines.collect::<Vec<_>>().join("\n");
+    Source { room, text, code }
+}
+
+fn floor_of(room: &str) -> usize {
+    let on = |floor: &[&str], name: &str| floor.contains(&name);
+    let top = room.split('/').next().unwrap();
+    FLOORS
+        .iter()
+        .position(|floor| on(floor, room))
+        .or_else(|| FLOORS.iter().position(|floor| on(floor, top)))
+        .unwrap_or_else(|| panic!("src/{room}.rs stands on no floor: put it into FLOORS and into src/lib.rs"))
+}
+
+/// Every `crate::name` in the code, and every `crate::{a, b::c}`.
+fn names_of_this_crate(code: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let list = rest.strip_prefix('{').and_then(|list| list.split('}').next()).unwrap_or_default();
+        let one = (!rest.starts_with('{')).then_some(rest);
+        for path in list.split(',').chain(one) {
+            let path: String =
+                path.trim().chars().take_while(|c| c.is_ascii_alphanumeric() || "_:".contains(*c)).collect();
+            let mut parts = path.split("::");
+            let (first, second) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+            let full = format!("{first}/{second}");
+            names.push(if FLOORS.iter().any(|f| f.contains(&full.as_str())) {
+                full
+            } else {
+                first.to_owned()
+            });
+        }
+    }
+    names.retain(|name| !name.is_empty());
+    names
+}
+
+#[test]
+fn no_module_names_one_of_a_floor_above() {
+    let mut broken = Vec::new();
+    for Source { room, code, .. } in sources() {
+        let own = floor_of(&room);
+        for name in names_of_this_crate(&code) {
+            let other = floor_of(&name);
+            if other > own {
+                broken.push(format!("src/{room}.rs (floor {own}) names {name} (floor {other})"));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "see the floors in src/lib.rs:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn doors_do_not_know_other_doors() {
+    for Source { room, code, .. } in sources().iter().filter(|s| s.room.starts_with("ext_authz")) {
+        assert!(!code.contains("crate::store"), "src/{room}.rs knows a database");
+    }
+    for Source { room, code, .. } in sources().iter().filter(|s| s.room.starts_with("store")) {
+        assert!(!code.contains("crate::ext_authz"), "src/{room}.rs knows Envoy");
+    }
+}
+
+#[test]
+fn every_vocabulary_is_spoken_in_its_rooms_alone() {
+    let mut broken = Vec::new();
+    for Source { room, code, .. } in sources() {
+        for (word, rooms) in ROOMS {
+            let at_home =
+                rooms.iter().any(|home| format!("{room}/").starts_with(home) || room.starts_with(home));
+            if code.contains(word) && !at_home {
+                broken.push(format!("src/{room}.rs says {word:?}, which belongs to {rooms:?}"));
+            }
+        }
+        if floor_of(&room) < SILENT_FLOORS && code.contains("tracing") {
+            broken.push(format!("src/{room}.rs logs, but words and judgement are silent"));
+        }
+    }
+    assert!(broken.is_empty(), "see `Where a line belongs` in src/lib.rs:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn judgement_waits_for_nobody_and_reads_no_clock() {
+    let decision = sources().into_iter().find(|s| s.room == "decision").unwrap();
+    for word in ["async", "await", "Instant", "Clock", "std::io", "std::net"] {
+        assert!(!decision.code.contains(word), "decision says {word:?}");
+    }
+}
+
+#[test]
+fn every_file_opens_with_the_question_it_answers() {
+    for folder in ["src", "tests/it"] {
+        let mut files = Vec::new();
+        collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut files);
+        for path in files {
+            let text = fs::read_to_string(&path).unwrap();
+            assert!(text.starts_with("//! "), "{} does not open with //!", path.display());
+        }
+    }
+}
+
+#[test]
+fn no_secret_can_be_printed_by_accident() {
+    let all: BTreeMap<_, _> = sources().into_iter().map(|s| (s.room, s.text)).collect();
+    for name in ["PresentedKey", "PlainKey"] {
+        for (room, text) in &all {
+            for what in ["Display", "Serialize"] {
+                assert!(!text.contains(&format!("{what} for {name}")), "src/{room}.rs: {what} for {name}");
+            }
+        }
+        let key = &all["key"];
+        let before = key.split(&format!("pub struct {name}")).next().unwrap();
+        let attributes = before.rsplit("\n\n").next().unwrap();
+        assert!(!attributes.contains("Debug"), "{name} derives Debug");
+    }
+}
