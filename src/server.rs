@@ -31,6 +31,7 @@ use crate::ext_authz::service::{AuthorizationServer, AuthorizationService, Optio
 use crate::gate::{self, Gate};
 use crate::health::Health;
 use crate::replica::Replica;
+use crate::replica::prune;
 use crate::replica::sync::{self, Sync};
 use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::{self, Metrics};
@@ -93,6 +94,8 @@ pub struct Settings {
     pub sync: sync::Options,
     /// How uses are written down.
     pub usage: usage::Options,
+    /// How the change log is cut.
+    pub prune: prune::Options,
     /// The clock to go by.
     pub clock: Arc<dyn Clock>,
 }
@@ -112,6 +115,7 @@ impl Settings {
             verify: verify::Options::default(),
             sync: sync::Options::default(),
             usage: usage::Options::default(),
+            prune: prune::Options::default(),
             clock: Arc::new(SystemClock),
         }
     }
@@ -150,6 +154,7 @@ pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Re
     let background = [
         tokio::spawn(house.usage.clone().run(Arc::clone(&settings.store), settings.usage)),
         tokio::spawn(house.health.clone().run(house.reporter.clone())),
+        tokio::spawn(prune::run(Arc::clone(&settings.store), settings.prune)),
     ];
     let outcome = tokio::select! {
         () = shutdown => Ok(()),
@@ -358,7 +363,7 @@ impl House {
         stop: watch::Sender<bool>,
         mut doors: Doors,
         sync: JoinHandle<StoreError>,
-        background: [JoinHandle<()>; 2],
+        background: [JoinHandle<()>; 3],
     ) {
         info!("stopping");
         self.health.drain();

@@ -12,6 +12,8 @@ CREATE TABLE auth_change (
     -- Exactly one of the two says what changed; neither: everything may have.
     key_prefix text   NULL,
     tenant_id  uuid   NULL,
+    -- For pruning alone: it is the start of the transaction, and orders nothing.
+    at         timestamptz NOT NULL DEFAULT now(),
     CHECK (num_nonnulls(key_prefix, tenant_id) <= 1)
 );
 CREATE INDEX auth_change_xid ON auth_change (xid);
@@ -56,6 +58,26 @@ BEGIN
             END IF;
             PERFORM pg_notify('auth_change', '');
             RETURN NULL;
+        END $body$
+    $fn$, current_schema());
+    -- Forgets what every look since has seen, and says so in the floor. Two that prune at once would only
+    -- wait for each other: the second one leaves it to the first.
+    EXECUTE format($fn$
+        CREATE FUNCTION auth_prune(keep interval) RETURNS bigint LANGUAGE plpgsql
+        SECURITY DEFINER SET search_path = pg_catalog, %1$I, pg_temp AS $body$
+        DECLARE
+            pruned bigint := 0;
+            newest xid8;
+        BEGIN
+            IF NOT pg_try_advisory_xact_lock(hashtext('tenantgate auth_prune')) THEN
+                RETURN 0;
+            END IF;
+            WITH gone AS (
+                DELETE FROM auth_change
+                WHERE xid < pg_snapshot_xmin(pg_current_snapshot()) AND at < now() - keep RETURNING xid)
+            SELECT count(*), (SELECT xid FROM gone ORDER BY xid DESC LIMIT 1) INTO pruned, newest FROM gone;
+            UPDATE auth_change_floor SET xid = newest WHERE xid < newest;
+            RETURN pruned;
         END $body$
     $fn$, current_schema());
 END $do$;

@@ -6,7 +6,9 @@ CREATE TABLE auth_change (
     -- AUTOINCREMENT: an id is never used twice, also after pruning.
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
     key_prefix TEXT NULL,
-    tenant_id  TEXT NULL
+    tenant_id  TEXT NULL,
+    -- For pruning alone.
+    at         TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
 );
 
 CREATE TRIGGER auth_key_inserted AFTER INSERT ON api_keys BEGIN

@@ -9,6 +9,7 @@
 //!
 //! This module knows nothing of SQL, Envoy or what a decision is made of.
 
+pub mod prune;
 pub mod sync;
 mod table;
 

@@ -178,6 +178,10 @@ pub trait Store: Send + Sync {
         successor: &NewKey,
     ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError>;
 
+    /// Forgets changes older than `keep`. A replica that has not looked for so long loads everything again.
+    /// Returns how many.
+    async fn prune_changes(&self, keep: Duration) -> Result<u64, StoreError>;
+
     /// Moves `last_used_at` of the keys forward, never back, and never past the database's own clock.
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError>;
 }

@@ -228,6 +228,15 @@ impl Store for SqliteStore {
         Ok(Some((KeyDetails { expires_at: Some(expires_at), replaced_by: Some(new.id), ..old }, new)))
     }
 
+    async fn prune_changes(&self, keep: Duration) -> Result<u64, StoreError> {
+        let done =
+            sqlx::query("DELETE FROM auth_change WHERE at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?1)")
+                .bind(format!("-{} seconds", keep.as_secs()))
+                .execute(&mut self.connect().await?)
+                .await?;
+        Ok(done.rows_affected())
+    }
+
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;

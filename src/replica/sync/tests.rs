@@ -172,6 +172,9 @@ impl Store for Script {
     ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
         Err(broken())
     }
+    async fn prune_changes(&self, _: Duration) -> Result<u64, StoreError> {
+        Err(broken())
+    }
     async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
         Err(broken())
     }

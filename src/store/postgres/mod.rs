@@ -8,6 +8,7 @@ mod instant;
 mod session;
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
@@ -248,6 +249,14 @@ impl Store for PostgresStore {
         let Some(old) = old else { return Ok(None) };
         transaction.commit().await?;
         Ok(Some((key_of(&old)?, new)))
+    }
+
+    async fn prune_changes(&self, keep: Duration) -> Result<u64, StoreError> {
+        let row = sqlx::query("SELECT auth_prune(make_interval(secs => $1))")
+            .bind(keep.as_secs_f64())
+            .fetch_one(&mut self.connect().await?)
+            .await?;
+        Ok(u64::try_from(row.try_get::<i64, _>(0)?).unwrap_or(0))
     }
 
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
