@@ -40,7 +40,11 @@ pub(crate) fn binary() -> Option<PathBuf> {
     let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/envoy");
     let found = told.into_iter().chain(on_path).chain([ours]).find(|envoy| envoy.is_file());
     if found.is_none() {
-        left_out(&MISSING, "everything behind Envoy", "no Envoy on this machine (`envoy/get envoy` gets one)");
+        left_out(
+            &MISSING,
+            "everything behind Envoy",
+            "no Envoy on this machine (`envoy/get envoy` gets one)",
+        );
     }
     found
 }
@@ -89,7 +93,7 @@ impl Upstream {
         (listener, port)
     }
 
-    /// HTTP/1.1: answers `echo`, and takes WebSockets, in which it says back what it hears.
+    /// HTTP/1.1: answers `echo`; on a web socket, says back what it hears.
     fn http(log: Log) -> Self {
         let (listener, port) = Self::listener();
         let work = runtime().spawn(async move {
@@ -107,7 +111,9 @@ impl Upstream {
         let (_, health) = tonic_health::server::health_reporter();
         let keep = move |request: tonic::Request<()>| {
             let ascii = request.metadata().clone().into_headers();
-            let text = |value: &tonic::codegen::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+            let text = |value: &tonic::codegen::http::HeaderValue| {
+                String::from_utf8_lossy(value.as_bytes()).into_owned()
+            };
             let headers = ascii.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
             log.lock().expect("no panic under the lock").push(Seen { line: "grpc".to_owned(), headers });
             Ok(request)
@@ -218,7 +224,10 @@ impl Plan {
             _behind: (dir, http, grpc),
         };
         envoy.admin = eventually("envoy has an admin page", PATIENCE, || {
-            std::fs::read_to_string(&admin).ok().filter(|text| !text.is_empty()).ok_or_else(|| envoy.stderr.text())
+            std::fs::read_to_string(&admin)
+                .ok()
+                .filter(|text| !text.is_empty())
+                .ok_or_else(|| envoy.stderr.text())
         });
         eventually("envoy is ready", PATIENCE, || match envoy.ask_admin("/ready") {
             page if page.status == 200 => Ok(()),
@@ -259,7 +268,7 @@ impl Envoy {
 
     /// An Envoy that asks at `127.0.0.1:port` or `unix:/path`.
     #[track_caller]
-    pub(crate) fn asking(address: &str) -> Plan {
+    fn asking(address: &str) -> Plan {
         let plan = Plan { text: std::fs::read_to_string(FILE).expect("envoy/envoy.yaml is there") };
         if let Some(path) = address.strip_prefix("unix:") {
             let pipe = format!("{{pipe: {{path: {path}}}}}");
@@ -271,7 +280,8 @@ impl Envoy {
     /// One request with exactly these headers (and what HTTP/1.1 needs), on a connection of its own.
     #[track_caller]
     pub(crate) fn send(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Outcome {
-        let headers: Vec<(&str, &[u8])> = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+        let headers: Vec<(&str, &[u8])> =
+            headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
         self.send_bytes(method, path, &headers)
     }
 
@@ -290,10 +300,18 @@ impl Envoy {
 
     /// Sends the head of a request and leaves the answer to the caller.
     #[track_caller]
-    pub(crate) fn open(&self, method: &str, path: &str, headers: &[(&str, &[u8])], connection: &str) -> TcpStream {
+    pub(crate) fn open(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &[u8])],
+        connection: &str,
+    ) -> TcpStream {
         let mut stream = TcpStream::connect(&self.address).expect("envoy listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: api.example.com\r\nconnection: {connection}\r\n").into_bytes();
+        let mut head =
+            format!("{method} {path} HTTP/1.1\r\nhost: api.example.com\r\nconnection: {connection}\r\n")
+                .into_bytes();
         for (name, value) in headers {
             head.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
         }
@@ -322,7 +340,9 @@ impl Envoy {
         let wanted = if healthy { "::health_flags::healthy" } else { "::health_flags::/failed_active_hc" };
         eventually(&format!("envoy sees {wanted}"), PATIENCE, || {
             let clusters = self.ask_admin("/clusters").body;
-            let ours = clusters.lines().find(|line| line.starts_with("tenantgate::") && line.contains("health_flags"));
+            let ours = clusters
+                .lines()
+                .find(|line| line.starts_with("tenantgate::") && line.contains("health_flags"));
             if ours.is_some_and(|line| line.contains(wanted)) { Ok(()) } else { Err(clusters) }
         });
     }
