@@ -330,13 +330,26 @@ impl Admin {
             }
         }
         let tenant = self.living_tenant(&old.tenant_id.0.to_string()).await?;
-        let as_before = old.expires_at.map(|at| now.after(at.since(old.created_at)));
+        let as_before = self.lifetime(&old).await?.map(|span| now.after(span));
         let expires_at = expiry.instant(now)?.or(as_before);
         let (new, key) = new_key(&tenant, old.name.clone(), now, expires_at).await?;
         match self.store.replace_key(old.id, now.after(grace), &new).await? {
             Some((old, details)) => Ok((old, Issued { details, key })),
             None => refused(format!("key {} was revoked in the meantime", old.prefix)),
         }
+    }
+
+    /// How long a key was issued for; nothing: for ever. A rotation shortens the life of the key it replaces,
+    /// and its successor got the length it had before.
+    async fn lifetime(&self, key: &KeyDetails) -> Result<Option<Duration>, AdminError> {
+        let mut issued = key.clone();
+        while let Some(id) = issued.replaced_by {
+            match self.store.find_key(&id.0.to_string()).await? {
+                Some(successor) => issued = successor,
+                None => break,
+            }
+        }
+        Ok(issued.expires_at.map(|at| at.since(issued.created_at)))
     }
 
     /// Makes sure the demonstration tenant and its key are there.

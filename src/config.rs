@@ -140,7 +140,7 @@ pub fn settings(args: &ServeArgs, database_url: &str) -> Result<(Settings, Loggi
     let listen = listen(args, &mut mistakes);
     let ops_listen = mistakes.note("--ops-listen", tcp_address(&args.ops_listen));
     let ext_authz = ext_authz_options(args, &mut mistakes);
-    let max_staleness = mistakes.note("--max-staleness", duration(&args.max_staleness));
+    let max_staleness = mistakes.note("--max-staleness", max_staleness(&args.max_staleness));
     let interval = mistakes.note("--sync-interval", sync_interval(&args.sync_interval));
     let tls = tls(args, &mut mistakes);
     let reflection = mistakes.one_of("--reflection", &args.reflection, &[("on", true), ("off", false)]);
@@ -264,6 +264,13 @@ fn log_filter(text: &str) -> Result<EnvFilter, String> {
     let filter = if verbose { text.to_owned() } else { format!("{text},sqlx=error") };
     EnvFilter::try_new(filter)
         .map_err(|_| format!("{text:?} is no filter, such as info or info,tenantgate=debug"))
+}
+
+/// A bound that an ordinary pause between two looks could break would only ever break.
+fn max_staleness(text: &str) -> Result<Duration, String> {
+    const LEAST: Duration = Duration::from_secs(1);
+    let bound = duration(text)?;
+    if bound < LEAST { Err(format!("{text} is too short to keep, choose 1s or more")) } else { Ok(bound) }
 }
 
 fn sync_interval(text: &str) -> Result<Duration, String> {

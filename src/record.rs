@@ -8,6 +8,7 @@ use std::fmt;
 
 use crate::clock::Timestamp;
 use crate::key::KeyId;
+use crate::key::format::is_stored_prefix;
 use crate::tenant::TenantId;
 
 /// What judgement needs of a row of `api_keys`.
@@ -19,12 +20,20 @@ pub struct KeyRecord {
     pub tenant_id: TenantId,
     /// `api_keys.key_prefix`.
     pub prefix: Box<str>,
-    /// `api_keys.hashed_key`; nothing if it is damaged.
+    /// `api_keys.hashed_key`; nothing if that or another column is damaged.
     pub hash: Option<SecretHash>,
     /// `api_keys.expires_at`; nothing for NULL and `infinity`.
     pub expires_at: Option<Timestamp>,
     /// Whether `api_keys.revoked_at` is set.
     pub revoked: bool,
+}
+
+impl KeyRecord {
+    /// Whether no request can ever pass by it: its hash is damaged, or no key has such a prefix.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.hash.is_none() || !is_stored_prefix(&self.prefix)
+    }
 }
 
 /// A bcrypt hash of the shape and cost we are ready to pay for: `$2a$`, `$2b$` or `$2y$`, cost 4 to 14.
@@ -80,6 +89,8 @@ pub struct KeyDetails {
     pub revoked_at: Option<Timestamp>,
     /// `api_keys.revocation_reason`.
     pub revocation_reason: Option<String>,
+    /// `api_keys.replaced_by`: its latest successor.
+    pub replaced_by: Option<KeyId>,
 }
 
 impl KeyDetails {

@@ -83,14 +83,13 @@ impl Usage {
         let entries = std::mem::take(&mut *self.lock());
         let mut kept = 0;
         for batch in entries.chunks(BATCH) {
-            if !self.write(store, options, batch).await {
-                kept += batch.len();
-            }
+            kept += self.write(store, options, batch).await;
         }
         kept
     }
 
-    async fn write(&self, store: &dyn Store, options: Options, batch: &[Arc<Entry>]) -> bool {
+    /// Returns how many keys it could not write.
+    async fn write(&self, store: &dyn Store, options: Options, batch: &[Arc<Entry>]) -> usize {
         let mut uses: Vec<_> = batch.iter().map(|entry| entry.take_use()).collect();
         uses.sort_unstable();
         // A key that changed meanwhile may be here as two entries; the database wants each row once.
@@ -100,7 +99,7 @@ impl Usage {
             Ok(Ok(())) => {
                 self.0.stats.written.add_one();
                 debug!(keys = uses.len(), "last_used_at written");
-                return true;
+                return 0;
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {:?}", options.timeout),
@@ -113,7 +112,7 @@ impl Usage {
                 self.lock().push(Arc::clone(entry));
             }
         }
-        false
+        uses.len()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Entry>>> {

@@ -191,9 +191,9 @@ impl From<ExpiryArgs> for Expiry {
 }
 
 fn long_duration(text: &str) -> Result<Duration, String> {
-    let short =
-        text.ends_with("ms").then(|| "milliseconds make no sense here: use s, m, h, d or w".to_owned());
-    short.map_or_else(|| config::duration(text), Err)
+    let no_duration =
+        || format!("{text:?} is no duration: write a whole number and a unit (s, m, h, d, w), such as 90d");
+    config::duration(text).ok().filter(|_| !text.ends_with("ms")).ok_or_else(no_duration)
 }
 
 fn rfc_3339(text: &str) -> Result<Timestamp, String> {

@@ -29,7 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::args::{Cli, Command, KeyCommand, Output, TenantCommand};
 use self::view::{DemoView, IssuedView, KeyView, MigratedView, RotatedView, TenantView, Text};
-use crate::admin::{Admin, AdminError};
+use crate::admin::{Admin, AdminError, Issued};
 use crate::clock::SystemClock;
 use crate::config::{self, ServeArgs};
 use crate::server::{self, ServeError};
@@ -123,8 +123,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
     });
     parsed.map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            print(&error.render().to_string());
-            ExitCode::SUCCESS
+            print(&error.render().to_string()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
         }
         _ => {
             say(&error.render().to_string());
@@ -145,8 +144,7 @@ async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tenantgate", &mut script);
-            print(&String::from_utf8_lossy(&script));
-            Ok(())
+            print(&String::from_utf8_lossy(&script))
         }
         Command::Migrate => {
             let (applied, current) = admin(&url)?.migrate().await?;
@@ -193,7 +191,7 @@ async fn key(admin: &Admin, command: KeyCommand, out: &mut Out) -> Result<(), Fa
     match command {
         KeyCommand::Create { tenant, name, expiry } => {
             let issued = admin.create_key(&tenant, name, expiry.into()).await?;
-            out.show(&IssuedView::from(&issued))?;
+            out.show(&IssuedView::from(&issued)).map_err(|e| unseen(e, &issued))?;
             out.remark("keep the key now: it is not shown again");
         }
         KeyCommand::List { tenant } => {
@@ -207,11 +205,22 @@ async fn key(admin: &Admin, command: KeyCommand, out: &mut Out) -> Result<(), Fa
         }
         KeyCommand::Rotate { key, grace, expiry } => {
             let (old, issued) = admin.rotate_key(&key.reference, grace, expiry.into()).await?;
-            out.show(&RotatedView { old: KeyView::at(&old, admin.now()), new: (&issued).into() })?;
+            let view = RotatedView { old: KeyView::at(&old, admin.now()), new: (&issued).into() };
+            out.show(&view).map_err(|e| unseen(e, &issued))?;
             out.remark("keep the new key now: it is not shown again");
         }
     }
     Ok(())
+}
+
+/// A key that nobody saw is of no use, and must not lie about.
+fn unseen(mut failure: Failure, issued: &Issued) -> Failure {
+    for line in &mut failure.lines {
+        line.push_str("; nobody saw the new key: run `tenantgate key revoke ");
+        line.push_str(&issued.details.prefix);
+        line.push('`');
+    }
+    failure
 }
 
 async fn serve(args: &ServeArgs, url: &str) -> Result<(), Failure> {
@@ -245,8 +254,7 @@ impl Out {
             Output::Text => result.text(),
         };
         text.push('\n');
-        print(&text);
-        Ok(())
+        print(&text)
     }
 
     /// Something to keep in mind, for people only.
@@ -257,9 +265,14 @@ impl Out {
     }
 }
 
-/// To standard output. Whoever closed it does not want to read on.
-fn print(text: &str) {
-    let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
+/// To standard output. Whoever closed a pipe does not want to read on, and that is fine.
+fn print(text: &str) -> Result<(), Failure> {
+    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::refused(format!("done, but the result could not be written: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// To standard error, scrubbed.

@@ -219,14 +219,21 @@ impl Text for MigratedView {
     }
 }
 
+/// Text of others without what a terminal would obey.
+fn plain(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
 /// Seconds are precise enough for a table.
 fn short(instant: &str) -> &str {
     instant.split('.').next().unwrap_or(instant)
 }
 
 fn fields(fields: &[(&str, Option<&String>)]) -> String {
-    let lines: Vec<_> =
-        fields.iter().filter_map(|(name, value)| value.map(|value| format!("{name:<10} {value}"))).collect();
+    let lines: Vec<_> = fields
+        .iter()
+        .filter_map(|(name, value)| value.map(|value| format!("{name:<10} {}", plain(value))))
+        .collect();
     lines.join("\n")
 }
 
@@ -234,7 +241,7 @@ fn table<'a, const N: usize>(head: [&str; N], rows: impl Iterator<Item = [&'a st
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(head);
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.map(plain));
     }
     // Columns end in blanks that a pipe would carry along.
     table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")

@@ -203,7 +203,7 @@ impl Snapshot {
 
     /// Whether the row that a change is about was damaged until now.
     fn damaged_before(&self, change: &Change) -> bool {
-        let key = |prefix: &str| self.key(prefix).is_some_and(|entry| entry.record.hash.is_none());
+        let key = |prefix: &str| self.key(prefix).is_some_and(|entry| entry.record.is_damaged());
         let tenant = |id| self.tenant(id).is_some_and(|tenant| !tenant.is_sound());
         match change {
             Change::Now(Row::Key(record)) => key(&record.prefix),
@@ -235,6 +235,8 @@ pub struct Stats {
     pub changed_rows: Count,
     /// Sessions that were lost.
     pub lost: Count,
+    /// Times that the database came back without a change it had had.
+    pub went_back: Count,
 }
 
 /// The replica: cheap to clone, read by all, written by [`sync`] alone.

@@ -63,6 +63,8 @@ pub struct Sync {
     options: Options,
     /// Which database was loaded first.
     identity: Option<String>,
+    /// The newest change that the database had.
+    newest_change: Option<String>,
     /// What was said last about not having the database, so that it is said once.
     lost: Option<String>,
 }
@@ -71,7 +73,7 @@ impl Sync {
     /// A task for this replica and store.
     #[must_use]
     pub fn new(replica: Replica, store: Arc<dyn Store>, clock: Arc<dyn Clock>, options: Options) -> Self {
-        Self { replica, store, clock, options, identity: None, lost: None }
+        Self { replica, store, clock, options, identity: None, newest_change: None, lost: None }
     }
 
     /// Keeps the replica true until the program ends.
@@ -127,15 +129,24 @@ impl Sync {
         let look = within(self.options.load_timeout, "load", session.load(&mut sink)).await?;
         self.doubt(&rows, &look)?;
         say_damaged(rows.0.iter());
-        if look.unusable > 0 {
-            warn!(
-                rows = look.unusable,
-                "rows of api_keys have a prefix that no key can have, nobody can use them"
-            );
-        }
+        self.look_for_lost_changes(session).await?;
         let next = self.replica.snapshot().loaded(rows);
         self.accept(next, &look, asked);
         self.replica.stats().loads.add_one();
+        Ok(())
+    }
+
+    /// The database is the truth even if it forgot something, but somebody has to know: what it forgot may be
+    /// a revocation.
+    async fn look_for_lost_changes(&mut self, session: &mut dyn Session) -> Result<(), StoreError> {
+        let Some(newest) = self.newest_change.take() else { return Ok(()) };
+        if !within(self.options.poll_timeout, "poll", session.has(&newest)).await? {
+            self.replica.stats().went_back.add_one();
+            error!(
+                "the database went back: a change it had is gone (a failover or a restore?), check what was \
+                 revoked or suspended of late"
+            );
+        }
         Ok(())
     }
 
@@ -157,6 +168,7 @@ impl Sync {
         self.replica.looked(asked, look.now);
         self.replica.set_connected(true);
         self.identity = Some(look.identity.clone());
+        self.newest_change.clone_from(&look.newest_change);
         if self.lost.take().is_some() {
             info!(keys, tenants, "the database is there, everything loaded");
         } else {
@@ -184,6 +196,7 @@ impl Sync {
                         self.replica.publish(next);
                     }
                     self.replica.looked(asked, look.now);
+                    self.newest_change = look.newest_change;
                 }
             }
         }
@@ -215,10 +228,10 @@ fn say_damaged<'a>(rows: impl Iterator<Item = &'a Row>) {
     for row in rows.filter(|row| row.is_damaged()).take(LINES) {
         match row {
             Row::Key(k) => {
-                warn!(key.id = %k.id.0, key.prefix = %k.prefix, "damaged row of api_keys, it gets 503 until hashed_key is mended");
+                warn!(key.id = %k.id.0, key.prefix = %k.prefix, "damaged row of api_keys (hashed_key, key_prefix or expires_at), it lets nobody in until it is mended");
             }
             Row::Tenant(t) => {
-                warn!(tenant.id = %t.id.0, "damaged row of tenants, its keys get 503 until db_schema_name is mended");
+                warn!(tenant.id = %t.id.0, "damaged row of tenants (name or db_schema_name), its keys get 503 until it is mended");
             }
         }
     }

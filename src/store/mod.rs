@@ -196,7 +196,7 @@ impl Row {
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         match self {
-            Self::Key(key) => key.hash.is_none(),
+            Self::Key(key) => key.is_damaged(),
             Self::Tenant(tenant) => !tenant.is_sound(),
         }
     }
@@ -209,8 +209,8 @@ pub struct Look {
     pub now: Option<Timestamp>,
     /// Which database it is, as far as it can tell; the same after a restart and a failover.
     pub identity: String,
-    /// Rows that could not be used at all, such as one whose prefix no key can have.
-    pub unusable: u64,
+    /// The newest change in the log, in words of the database's own; see [`Session::has`].
+    pub newest_change: Option<String>,
 }
 
 /// A change of one row: the row as it is now, or what is gone.
@@ -259,6 +259,10 @@ pub trait Session: Send {
 
     /// What changed since the last look of this session.
     async fn changes(&mut self) -> Result<Changes, StoreError>;
+
+    /// Whether the database still has a change that an earlier look saw ([`Look::newest_change`]). One that
+    /// has not was put back: a failover to a standby that was behind, or a restored backup.
+    async fn has(&mut self, change: &str) -> Result<bool, StoreError>;
 }
 
 /// How long a connection may take to stand up before the database counts as gone.

@@ -15,19 +15,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _, Sqlite};
+use tracing::warn;
 use uuid::Uuid;
 
 use super::migrations;
 use super::{Change, Changes, Look, NewKey, NewTenant, Row, SchemaVersion, Session, Store, StoreError};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::key::format::is_stored_prefix;
 use crate::record::{KeyDetails, KeyRecord, SecretHash};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 
 const TENANT: &str = "id, name, db_schema_name, status, created_at";
-const KEY: &str =
-    "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason";
+const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by";
 
 /// Tenants and keys in a file.
 #[derive(Debug)]
@@ -218,14 +217,15 @@ impl Store for SqliteStore {
             .await?;
         let Some(old) = old.as_ref().map(key_of).transpose()? else { return Ok(None) };
         let expires_at = old.expires_at.map_or(expires_at, |own| own.min(expires_at));
-        sqlx::query("UPDATE api_keys SET expires_at = ?2 WHERE id = ?1")
+        let new = insert_key(&mut *transaction, successor).await?;
+        sqlx::query("UPDATE api_keys SET expires_at = ?2, replaced_by = ?3 WHERE id = ?1")
             .bind(id.0.to_string())
             .bind(expires_at.to_string())
+            .bind(new.id.0.to_string())
             .execute(&mut *transaction)
             .await?;
-        let new = insert_key(&mut *transaction, successor).await?;
         transaction.commit().await?;
-        Ok(Some((KeyDetails { expires_at: Some(expires_at), ..old }, new)))
+        Ok(Some((KeyDetails { expires_at: Some(expires_at), replaced_by: Some(new.id), ..old }, new)))
     }
 
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
@@ -271,7 +271,7 @@ fn tenant_of(row: &SqliteRow) -> Result<Tenant, StoreError> {
         name: row.try_get("name")?,
         schema: row.try_get("db_schema_name")?,
         status: TenantStatus::parse(row.try_get("status")?),
-        created_at: instant(row, "created_at", "tenants")?.unwrap_or_default(),
+        created_at: instant(row, "created_at")?.unwrap_or_default(),
     })
 }
 
@@ -281,11 +281,12 @@ fn key_of(row: &SqliteRow) -> Result<KeyDetails, StoreError> {
         prefix: row.try_get("key_prefix")?,
         name: row.try_get("name")?,
         tenant_id: TenantId(uuid(row, "tenant_id", "api_keys")?),
-        created_at: instant(row, "created_at", "api_keys")?.unwrap_or_default(),
-        expires_at: instant(row, "expires_at", "api_keys")?,
-        last_used_at: instant(row, "last_used_at", "api_keys")?,
-        revoked_at: instant(row, "revoked_at", "api_keys")?,
+        created_at: instant(row, "created_at")?.unwrap_or_default(),
+        expires_at: instant(row, "expires_at")?,
+        last_used_at: instant(row, "last_used_at")?,
+        revoked_at: instant(row, "revoked_at")?,
         revocation_reason: row.try_get("revocation_reason")?,
+        replaced_by: uuid(row, "replaced_by", "api_keys").ok().map(KeyId),
     })
 }
 
@@ -295,13 +296,18 @@ fn uuid(row: &SqliteRow, column: &str, table: &'static str) -> Result<Uuid, Stor
     Uuid::parse_str(&text).map_err(|_| StoreError::Inconsistent { table, row: text, why })
 }
 
-/// NULL and `infinity` are nothing.
-fn instant(row: &SqliteRow, column: &str, table: &'static str) -> Result<Option<Timestamp>, StoreError> {
+/// NULL and `infinity` are nothing; what cannot be read is the beginning of time, so that a row with such an
+/// expiry is expired and the others are shown all the same.
+fn instant(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
     let text: Option<String> = row.try_get(column)?;
-    let Some(text) = text.filter(|t| t != "infinity") else { return Ok(None) };
-    let why = format!("{column} is no instant");
-    Timestamp::parse(&text).map(Some).ok_or(StoreError::Inconsistent { table, row: text, why })
+    Ok(text.filter(|t| t != INFINITY).map(|text| Timestamp::parse(&text).unwrap_or(Timestamp::MIN)))
 }
+
+fn is_instant(text: &str) -> bool {
+    text == INFINITY || Timestamp::parse(text).is_some()
+}
+
+const INFINITY: &str = "infinity";
 
 /// A connection that only reads.
 struct SqliteSession {
@@ -318,25 +324,23 @@ impl Session for SqliteSession {
         self.data_version = self.read_data_version().await?;
         let mut transaction = self.connection.begin().await?;
         let newest = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
-        let mut look = Look::default();
         let sql = format!("SELECT {TENANT} FROM tenants");
         for row in sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *transaction).await? {
             match tenant_of(&row) {
                 Ok(tenant) => sink(Row::Tenant(tenant)),
-                Err(StoreError::Inconsistent { .. }) => look.unusable += 1,
+                Err(StoreError::Inconsistent { row, why, .. }) => {
+                    warn!(row, why, "damaged row of tenants, its keys get 503 until it is mended");
+                }
                 Err(error) => return Err(error),
             }
         }
         let sql = format!("SELECT {RECORD} FROM api_keys");
         for row in sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *transaction).await? {
-            match record_of(&row)? {
-                Some(record) => sink(Row::Key(record)),
-                None => look.unusable += 1,
-            }
+            sink(Row::Key(record_of(&row)?));
         }
         transaction.commit().await?;
         self.cursor = newest;
-        Ok(look)
+        Ok(self.look())
     }
 
     /// Nobody hints: the tick is enough.
@@ -344,10 +348,15 @@ impl Session for SqliteSession {
         std::future::pending().await
     }
 
+    async fn has(&mut self, change: &str) -> Result<bool, StoreError> {
+        let newest: i64 = sqlx::query(NEWEST_CHANGE).fetch_one(&mut self.connection).await?.try_get(0)?;
+        Ok(change.parse::<i64>().is_ok_and(|change| change <= newest))
+    }
+
     async fn changes(&mut self) -> Result<Changes, StoreError> {
         let version = self.read_data_version().await?;
         if version == self.data_version {
-            return Ok(Changes::Rows(Vec::new(), Look::default()));
+            return Ok(Changes::Rows(Vec::new(), self.look()));
         }
         let mut transaction = self.connection.begin().await?;
         let newest: i64 = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
@@ -363,7 +372,7 @@ impl Session for SqliteSession {
         }
         transaction.commit().await?;
         (self.cursor, self.data_version) = (newest, version);
-        Ok(Changes::Rows(changes, Look::default()))
+        Ok(Changes::Rows(changes, self.look()))
     }
 }
 
@@ -379,6 +388,10 @@ const PRUNED: &str = "SELECT coalesce((SELECT min(id) FROM auth_change WHERE id 
        < coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'auth_change'), 0) - ?1";
 
 impl SqliteSession {
+    fn look(&self) -> Look {
+        Look { newest_change: Some(self.cursor.to_string()), ..Look::default() }
+    }
+
     async fn read_data_version(&mut self) -> Result<i64, StoreError> {
         Ok(sqlx::query("PRAGMA data_version").fetch_one(&mut self.connection).await?.try_get(0)?)
     }
@@ -391,7 +404,7 @@ async fn change_of(
     if let Some(prefix) = logged.try_get::<Option<String>, _>("key_prefix")? {
         let sql = format!("SELECT {RECORD} FROM api_keys WHERE key_prefix = ?1");
         let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&prefix).fetch_optional(connection).await?;
-        let record = row.as_ref().map(record_of).transpose()?.flatten();
+        let record = row.as_ref().map(record_of).transpose()?;
         return Ok(Some(record.map_or(Change::NoKey(prefix.into()), |record| Change::Now(Row::Key(record)))));
     }
     let Some(id) = logged.try_get::<Option<String>, _>("tenant_id")? else { return Ok(None) };
@@ -402,22 +415,17 @@ async fn change_of(
     Ok(Some(tenant.map_or(Change::NoTenant(tenant_id), |tenant| Change::Now(Row::Tenant(tenant)))))
 }
 
-/// Nothing, if nobody can use the row. A row whose expiry cannot be read is damaged, not everlasting.
-fn record_of(row: &SqliteRow) -> Result<Option<KeyRecord>, StoreError> {
-    let prefix: String = row.try_get("key_prefix")?;
-    let (Ok(id), Ok(tenant_id)) = (uuid(row, "id", "api_keys"), uuid(row, "tenant_id", "api_keys")) else {
-        return Ok(None);
-    };
-    if !is_stored_prefix(&prefix) {
-        return Ok(None);
-    }
-    let expires_at = instant(row, "expires_at", "api_keys");
-    Ok(Some(KeyRecord {
-        id: KeyId(id),
-        tenant_id: TenantId(tenant_id),
-        prefix: prefix.into(),
-        hash: SecretHash::parse(row.try_get("hashed_key")?).filter(|_| expires_at.is_ok()),
-        expires_at: expires_at.unwrap_or_default(),
+/// A row whose expiry cannot be read is damaged, not everlasting; so is one with an identity that is none.
+fn record_of(row: &SqliteRow) -> Result<KeyRecord, StoreError> {
+    let (id, tenant_id) = (uuid(row, "id", "api_keys"), uuid(row, "tenant_id", "api_keys"));
+    let expires_at: Option<String> = row.try_get("expires_at")?;
+    let sound = id.is_ok() && tenant_id.is_ok() && expires_at.as_deref().is_none_or(is_instant);
+    Ok(KeyRecord {
+        id: KeyId(id.unwrap_or_default()),
+        tenant_id: TenantId(tenant_id.unwrap_or_default()),
+        prefix: row.try_get::<String, _>("key_prefix")?.into(),
+        hash: SecretHash::parse(row.try_get("hashed_key")?).filter(|_| sound),
+        expires_at: instant(row, "expires_at")?,
         revoked: row.try_get("revoked")?,
-    }))
+    })
 }

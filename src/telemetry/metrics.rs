@@ -151,6 +151,9 @@ impl Metrics {
             "Sessions with the database that failed",
             replica.lost.value(),
         )?;
+        let (name, help) =
+            ("tenantgate_replica_went_back", "Times the database came back without a change it had had");
+        page.counter(name, help, replica.went_back.value())?;
         let rows = [
             ([("result", "written")], usage.written.value()),
             ([("result", "failed")], usage.failed.value()),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use crate::support::answer::{IDENTITY, UNPROVEN};
 use crate::support::ask::KEY_HEADER;
 use crate::support::world::{Key, Tenant, quick_hash};
-use crate::support::{Ask, Backend, Server, World, on_every_store};
+use crate::support::{Ask, Backend, PATIENCE, Server, World, eventually, on_every_store};
 
 on_every_store![
     each_condition_gets_its_row,
@@ -115,7 +115,7 @@ fn a_tenant_name_travels_percent_encoded(world: &World) {
             world.live.prefix
         ));
         let ask = Ask::with_key(&world.live.text);
-        let answer = crate::support::eventually("the key's new tenant", crate::support::PATIENCE, || {
+        let answer = eventually("the key's new tenant", PATIENCE, || {
             let answer = server.check(ask.clone());
             if answer.meta("tenant_id") == tenant { Ok(answer) } else { Err(answer.metadata) }
         });
@@ -174,22 +174,25 @@ fn expiry_is_exact_and_infinity_is_never() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let server = Server::on(&world.db).start();
     let mut session = world.db.session();
-    let moments = [
-        ("now() - interval '1 millisecond'", "401 expired"),
-        ("now()", "401 expired"),
-        ("'-infinity'", "401 expired"),
-        ("now() + interval '1 hour'", "200 ok"),
-        ("'infinity'", "200 ok"),
-        ("'294276-12-31 23:59:59+00'", "200 ok"),
-        ("NULL", "200 ok"),
-    ];
-    for (moment, wanted) in moments {
+    let key = Ask::with_key(&world.live.text);
+    let mut expires_at = |moment: &str, wanted: &str| {
         let prefix = &world.live.prefix;
         session.sql(&format!("UPDATE api_keys SET expires_at = {moment} WHERE key_prefix = '{prefix}'"));
-        server.row_becomes(wanted, crate::support::PATIENCE, Ask::with_key(&world.live.text));
+        server.row_becomes(wanted, PATIENCE, key.clone());
+    };
+    for past in ["now() - interval '1 millisecond'", "now()", "'-infinity'"] {
+        expires_at("now() + interval '1 hour'", "200 ok");
+        expires_at(past, "401 expired");
     }
-    let answer = server.check(Ask::with_key(&world.live.text));
-    assert_eq!(answer.metadata.get("key_expires_at"), None);
+    for future in ["now() + interval '1 hour'", "'infinity'", "'294276-12-31 23:59:59+00'", "NULL"] {
+        expires_at("now()", "401 expired");
+        expires_at(future, "200 ok");
+    }
+    for never in ["'infinity'", "NULL"] {
+        expires_at("now()", "401 expired");
+        expires_at(never, "200 ok");
+        assert_eq!(server.check(key.clone()).metadata.get("key_expires_at"), None, "{never}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Does a row that makes no sense harm only itself?
 
-use crate::support::world::quick_hash;
+use crate::support::world::{SLOW, quick_hash};
 use crate::support::{Ask, Backend, PATIENCE, Server, World, on_every_store};
 
 on_every_store![
@@ -184,6 +184,21 @@ fn a_hostile_name_stays_inside_its_header(world: &World) {
 }
 
 #[test]
+fn on_sqlite_an_instant_that_is_none_harms_only_its_key() {
+    let world = World::on(Backend::Sqlite).expect("always there");
+    let prefix = &world.live.prefix;
+    world.db.sql(&format!("UPDATE api_keys SET expires_at = 'tomorrow' WHERE key_prefix = '{prefix}'"));
+    let server = Server::on(&world.db).start();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "503 unavailable");
+    assert_eq!(server.row(Ask::with_key(&world.other.text)), "200 ok");
+    // And it keeps nobody from looking at the others.
+    let run = world.db.cli(&["key", "list", "-o", "json"]);
+    let said = format!("{}{}", run.stdout, run.stderr);
+    assert!(said.contains(prefix.as_str()) || said.contains(&world.live.id), "which row it is: {run:#?}");
+    assert!(run.stdout.contains(&world.other.prefix), "the others are listed: {run:#?}");
+}
+
+#[test]
 fn a_key_whose_tenant_is_missing_is_never_allowed() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let server = Server::on(&world.db).start();
@@ -208,13 +223,7 @@ fn a_key_whose_tenant_is_missing_is_never_allowed() {
 #[test]
 fn the_dearest_accepted_cost_is_accepted() {
     let world = World::somewhere();
-    // Python's bcrypt over this very text, cost 14.
-    let (prefix, key) = ("llmk_prod1cost14", "llmk_prod1cost14_cK9vXw2LmQ4tR7yU0pZs");
-    let hash = "$2b$14$GTTFGCHDwvAbQ6JowkLIYeA2Wu8xIGmmjQISNsMTajrvXAU13pjay";
-    world.db.sql(&format!(
-        "UPDATE api_keys SET key_prefix = '{prefix}', hashed_key = '{hash}' WHERE key_prefix = '{}'",
-        world.live.prefix
-    ));
+    world.slow_down();
     let server = Server::on(&world.db).start();
-    assert_eq!(server.row(Ask::with_key(key)), "200 ok");
+    assert_eq!(server.row(Ask::with_key(SLOW)), "200 ok");
 }

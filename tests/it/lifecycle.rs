@@ -8,7 +8,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::support::client::SERVICE;
 use crate::support::http;
-use crate::support::world::{hash, string};
+use crate::support::world::{SLOW, string};
 use crate::support::{Ask, Backend, Client, Server, World, eventually, on_every_store, runtime, wait};
 
 /// How long a server may take to go.
@@ -21,20 +21,12 @@ on_every_store![
 ];
 
 fn a_check_in_flight_is_answered_before_the_server_goes(world: &World) {
-    let text = "llmk_live_SlowSecret0123456789";
-    let slow = hash(text, 13);
-    world.db.sql(&format!(
-        "UPDATE api_keys SET hashed_key = '{slow}' WHERE key_prefix = '{}'",
-        world.live.prefix
-    ));
+    world.slow_down();
     for signal in ["TERM", "INT"] {
         let mut server = Server::on(&world.db).start();
-        let (client, ask) = (server.client().clone(), Ask::with_key(text));
+        let (client, ask) = (server.client().clone(), Ask::with_key(SLOW));
         let flight = runtime().spawn(async move { client.ask(ask).await });
-        eventually("the proof is under way", GOODBYE, || {
-            let under_way = server.metric(&["bcrypt", "flight"]) + server.metric(&["bcrypt", "queue"]);
-            if under_way > 0.0 || flight.is_finished() { Ok(()) } else { Err(under_way) }
-        });
+        server.wait_until_proving(Ask::with_key(SLOW));
         server.signal(signal);
         assert_eq!(wait(flight).expect("no panic").expect("an answer").row(), "200 ok", "{signal}");
         assert_eq!(server.exit_code(GOODBYE), Some(0), "{signal}");
@@ -136,19 +128,11 @@ fn readyz_says_what_is_loaded(world: &World) {
 #[test]
 fn a_server_that_goes_says_so_while_it_finishes() {
     let world = World::somewhere();
-    let text = "llmk_live_SlowSecret0123456789";
-    let slow = hash(text, 14);
-    world.db.sql(&format!(
-        "UPDATE api_keys SET hashed_key = '{slow}' WHERE key_prefix = '{}'",
-        world.live.prefix
-    ));
+    world.slow_down();
     let mut server = Server::on(&world.db).start();
-    let (client, ask) = (server.client().clone(), Ask::with_key(text));
+    let (client, ask) = (server.client().clone(), Ask::with_key(SLOW));
     let flight = runtime().spawn(async move { client.ask(ask).await });
-    eventually("the proof is under way", GOODBYE, || {
-        let under_way = server.metric(&["bcrypt", "flight"]) + server.metric(&["bcrypt", "queue"]);
-        if under_way > 0.0 || flight.is_finished() { Ok(()) } else { Err(under_way) }
-    });
+    server.wait_until_proving(Ask::with_key(SLOW));
     server.signal("TERM");
     eventually("readyz says draining", GOODBYE, || {
         let page = http::get(&server.ops, "/readyz").map_err(|error| error.to_string())?;

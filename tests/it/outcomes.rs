@@ -70,10 +70,10 @@ fn damage(world: &World) {
     ));
 }
 
-/// The counters of decisions.
+/// The counters of decisions, and of why none could be made.
 fn decisions(server: &Server) -> BTreeMap<String, f64> {
     let mut all = samples(&server.http("/metrics").body);
-    all.retain(|name, _| name.contains("decision") && name.contains("reason="));
+    all.retain(|name, _| name.contains("reason=") || name.contains("cause="));
     all
 }
 

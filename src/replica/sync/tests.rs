@@ -92,6 +92,10 @@ impl Session for Scripted {
         Ok(())
     }
 
+    async fn has(&mut self, _: &str) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
     async fn changes(&mut self) -> Result<Changes, StoreError> {
         match self.0.pop_front() {
             Some(Step::Changed(keys)) => {

@@ -25,8 +25,7 @@ use crate::record::KeyDetails;
 use crate::tenant::{Tenant, TenantId, TenantStatus, is_schema_name};
 
 const TENANT: &str = "id, name, db_schema_name, status, created_at";
-const KEY: &str =
-    "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason";
+const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by";
 
 /// Tenants and keys in Postgres 13 or newer.
 #[derive(Debug)]
@@ -235,16 +234,18 @@ impl Store for PostgresStore {
     ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin().await?;
+        let new = insert_key(&mut *transaction, successor).await?;
         let sql = format!(
-            "UPDATE api_keys SET expires_at = LEAST(expires_at, $2) WHERE id = $1 AND revoked_at IS NULL RETURNING {KEY}"
+            "UPDATE api_keys SET expires_at = LEAST(expires_at, $2), replaced_by = $3
+             WHERE id = $1 AND revoked_at IS NULL RETURNING {KEY}"
         );
         let old = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(id.0)
             .bind(Micros(expires_at))
+            .bind(new.id.0)
             .fetch_optional(&mut *transaction)
             .await?;
         let Some(old) = old else { return Ok(None) };
-        let new = insert_key(&mut *transaction, successor).await?;
         transaction.commit().await?;
         Ok(Some((key_of(&old)?, new)))
     }
@@ -319,6 +320,7 @@ fn key_of(row: &PgRow) -> Result<KeyDetails, StoreError> {
         last_used_at: instant(row, "last_used_at")?,
         revoked_at: instant(row, "revoked_at")?,
         revocation_reason: row.try_get("revocation_reason")?,
+        replaced_by: row.try_get::<Option<Uuid>, _>("replaced_by")?.map(KeyId),
     })
 }
 

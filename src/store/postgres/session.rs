@@ -20,7 +20,6 @@ use super::instant::{Micros, expiry};
 use super::tenant_of;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::key::format::is_stored_prefix;
 use crate::record::{KeyRecord, SecretHash};
 use crate::store::{CONNECT_TIMEOUT, Change, Changes, Look, Row, Session, StoreError};
 use crate::tenant::TenantId;
@@ -41,13 +40,14 @@ const HEADER: &str = "SELECT 'h' AS rec, NULL::uuid AS id, NULL::uuid AS tenant_
     NULL::text AS hashed_key, NULL::timestamptz AS expires_at, NULL::bool AS revoked,
     NULL::text AS name, NULL::text AS db_schema_name, NULL::text AS status, NULL::timestamptz AS created_at,
     pg_current_snapshot()::text AS snapshot, pg_is_in_recovery() AS standby, clock_timestamp() AS now,
-    pg_backend_pid() || ' ' || pg_postmaster_start_time()::text AS backend";
+    pg_backend_pid() || ' ' || pg_postmaster_start_time()::text AS backend,
+    (SELECT id || ' ' || xid::text FROM auth_change ORDER BY id DESC LIMIT 1) AS newest";
 
 const KEY_COLUMNS: &str = "k.id, k.tenant_id, k.key_prefix::text, k.hashed_key, k.expires_at,
-    k.revoked_at IS NOT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL";
+    k.revoked_at IS NOT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL";
 const TENANT_COLUMNS: &str =
     "t.id, NULL, NULL, NULL, NULL, NULL, t.name, t.db_schema_name, t.status, t.created_at,
-    NULL, NULL, NULL, NULL";
+    NULL, NULL, NULL, NULL, NULL";
 
 /// One backend of the primary, for as long as it lasts.
 pub(super) struct PostgresSession {
@@ -70,23 +70,19 @@ impl Session for PostgresSession {
             "{HEADER}, NULL::bool AS reload UNION ALL SELECT 't', {TENANT_COLUMNS}, NULL FROM tenants t
              UNION ALL SELECT 'k', {KEY_COLUMNS}, NULL FROM api_keys k"
         );
-        let (mut look, mut header) = (Look::default(), None);
+        let mut header = None;
         let mut rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch(&mut self.listener);
         while let Some(row) = rows.next().await {
             let row = row?;
             match row.try_get("rec")? {
                 "h" => header = Some(Header::read(&row)?),
                 "t" => sink(Row::Tenant(tenant_of(&row)?)),
-                _ => match record_of(&row)? {
-                    Some(record) => sink(Row::Key(record)),
-                    None => look.unusable += 1,
-                },
+                _ => sink(Row::Key(record_of(&row)?)),
             }
         }
         drop(rows);
-        look.now = Some(self.accept(header)?.now);
-        look.identity.clone_from(&self.identity);
-        Ok(look)
+        let header = self.accept(header)?;
+        Ok(self.look(header))
     }
 
     async fn hint(&mut self) -> Result<(), StoreError> {
@@ -104,30 +100,35 @@ impl Session for PostgresSession {
              {HEADER}, (SELECT xid FROM auth_change_floor) >= pg_snapshot_xmin($1::pg_snapshot)
                 OR EXISTS (SELECT FROM c WHERE key_prefix IS NULL AND tenant_id IS NULL) AS reload
              UNION ALL SELECT 't', c.tenant_id, t.id, NULL, NULL, NULL, NULL, t.name, t.db_schema_name, t.status, t.created_at,
-                NULL, NULL, NULL, NULL, NULL
+                NULL, NULL, NULL, NULL, NULL, NULL
                 FROM c LEFT JOIN tenants t ON t.id = c.tenant_id WHERE c.tenant_id IS NOT NULL
              UNION ALL SELECT 'k', k.id, k.tenant_id, c.key_prefix, k.hashed_key, k.expires_at, k.revoked_at IS NOT NULL,
-                NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+                NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
                 FROM c LEFT JOIN api_keys k ON k.key_prefix = c.key_prefix WHERE c.key_prefix IS NOT NULL"
         );
         let rows =
             sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&self.snapshot).fetch_all(&mut self.listener).await?;
-        let (mut header, mut changes) = (None, Vec::with_capacity(rows.len() - 1));
+        let (mut header, mut changes) = (None, Vec::new());
         for row in &rows {
             match row.try_get("rec")? {
                 "h" => header = Some(Header::read(row)?),
                 "t" => changes.push(tenant_change(row)?),
-                _ => changes.extend(key_change(row)?),
+                _ => changes.push(key_change(row)?),
             }
         }
         let header = self.accept(header)?;
         if header.reload {
             return Ok(Changes::Everything);
         }
-        Ok(Changes::Rows(
-            changes,
-            Look { now: Some(header.now), identity: self.identity.clone(), unusable: 0 },
-        ))
+        Ok(Changes::Rows(changes, self.look(header)))
+    }
+
+    async fn has(&mut self, change: &str) -> Result<bool, StoreError> {
+        let sql =
+            "WITH c AS (SELECT split_part($1, ' ', 1)::bigint AS id, split_part($1, ' ', 2)::xid8 AS xid)
+            SELECT EXISTS (SELECT FROM auth_change JOIN c USING (id, xid))
+                OR (SELECT f.xid >= c.xid FROM auth_change_floor f, c)";
+        Ok(sqlx::query(sql).bind(change).fetch_one(&mut self.listener).await?.try_get(0)?)
     }
 }
 
@@ -145,6 +146,10 @@ impl PostgresSession {
         listener.eager_reconnect(false);
         listener.listen(CHANNEL).await?;
         Ok(Self { listener, backend: None, snapshot: String::new(), identity: String::new() })
+    }
+
+    fn look(&self, header: Header) -> Look {
+        Look { now: Some(header.now), identity: self.identity.clone(), newest_change: header.newest }
     }
 
     /// Takes account of a look, unless it came from where it should not.
@@ -177,6 +182,7 @@ struct Header {
     now: Timestamp,
     backend: String,
     reload: bool,
+    newest: Option<String>,
 }
 
 impl Header {
@@ -187,31 +193,27 @@ impl Header {
             now: row.try_get::<Micros, _>("now")?.0,
             backend: row.try_get("backend")?,
             reload: row.try_get::<Option<bool>, _>("reload")?.unwrap_or(false),
+            newest: row.try_get("newest")?,
         })
     }
 }
 
-/// Nothing, if no key can have this prefix.
-fn record_of(row: &PgRow) -> Result<Option<KeyRecord>, StoreError> {
-    let prefix: String = row.try_get("key_prefix")?;
-    if !is_stored_prefix(&prefix) {
-        return Ok(None);
-    }
-    Ok(Some(KeyRecord {
+fn record_of(row: &PgRow) -> Result<KeyRecord, StoreError> {
+    Ok(KeyRecord {
         id: KeyId(row.try_get("id")?),
         tenant_id: TenantId(row.try_get("tenant_id")?),
-        prefix: prefix.into(),
+        prefix: row.try_get::<String, _>("key_prefix")?.into(),
         hash: SecretHash::parse(row.try_get("hashed_key")?),
         expires_at: expiry(row)?,
         revoked: row.try_get("revoked")?,
-    }))
+    })
 }
 
-fn key_change(row: &PgRow) -> Result<Option<Change>, StoreError> {
+fn key_change(row: &PgRow) -> Result<Change, StoreError> {
     if row.try_get::<Option<Uuid>, _>("id")?.is_none() {
-        return Ok(Some(Change::NoKey(row.try_get::<String, _>("key_prefix")?.into())));
+        return Ok(Change::NoKey(row.try_get::<String, _>("key_prefix")?.into()));
     }
-    Ok(record_of(row)?.map(|record| Change::Now(Row::Key(record))))
+    Ok(Change::Now(Row::Key(record_of(row)?)))
 }
 
 fn tenant_change(row: &PgRow) -> Result<Change, StoreError> {

@@ -10,7 +10,7 @@ use tonic::Status;
 use super::cli::command;
 use super::http::{self, Page};
 use super::transcript::{Transcript, field, says};
-use super::{Answer, Client, Database, PATIENCE, eventually};
+use super::{Answer, Client, Database, PATIENCE, eventually, wait};
 
 /// What is to be started, and how.
 pub(crate) struct Plan {
@@ -182,6 +182,18 @@ impl Server {
         let samples = http::samples(&self.http("/metrics").body);
         let ours = samples.iter().filter(|(name, _)| parts.iter().all(|part| name.contains(part)));
         ours.map(|(_, value)| value).sum()
+    }
+
+    /// Waits until the first proof of a key is under way: who cannot wait for it is told so.
+    #[track_caller]
+    pub(crate) fn wait_until_proving(&self, request: impl Into<CheckRequest>) {
+        let request = request.into();
+        eventually("the proof is under way", PATIENCE, || {
+            match wait(self.client.ask_within(Duration::from_millis(40), request.clone())) {
+                Ok(answer) if answer.row() == "503 unavailable" => Ok(()),
+                seen => Err(format!("{seen:?}")),
+            }
+        });
     }
 
     /// How many times it has run bcrypt to its end.

@@ -76,6 +76,12 @@ impl std::ops::Deref for World {
     }
 }
 
+/// A key of the dearest cost that is accepted, 14.
+pub(crate) const SLOW: &str = "llmk_prod1cost14_cK9vXw2LmQ4tR7yU0pZs";
+
+/// What Python's bcrypt made of it.
+const SLOW_HASH: &str = "$2b$14$GTTFGCHDwvAbQ6JowkLIYeA2Wu8xIGmmjQISNsMTajrvXAU13pjay";
+
 /// The name of the Postgres database from which worlds are copied.
 const TEMPLATE: &str = "world";
 
@@ -107,20 +113,25 @@ impl World {
         }
     }
 
+    /// Makes `live` a key that takes bcrypt a second or so, [`SLOW`], never revoked and never expiring.
+    pub(crate) fn slow_down(&self) {
+        let prefix = SLOW.rsplit_once('_').expect("a prefix").0;
+        self.db.sql(&format!(
+            "UPDATE api_keys SET key_prefix = '{prefix}', hashed_key = '{SLOW_HASH}', expires_at = NULL, revoked_at = NULL \
+             WHERE key_prefix IN ('{}', '{prefix}')",
+            self.live.prefix
+        ));
+    }
+
     /// A world where it does not matter on which store.
     pub(crate) fn somewhere() -> Self {
         Self::on(Backend::Sqlite).expect("SQLite is always there")
     }
 }
 
-/// A hash that is quick to check, of any text.
+/// A hash that is quick to check, `$2b$` as deployments have it.
 pub(crate) fn quick_hash(text: &str) -> String {
-    hash(text, 4)
-}
-
-/// A bcrypt hash, `$2b$`, as deployments have it.
-pub(crate) fn hash(text: &str, cost: u32) -> String {
-    bcrypt::non_truncating_hash(text, cost).expect("at most 71 bytes")
+    bcrypt::non_truncating_hash(text, 4).expect("at most 71 bytes")
 }
 
 /// A string in a JSON object.
