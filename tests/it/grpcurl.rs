@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::support::{Backend, Database, Server, left_out};
 
 /// The page that users read.
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.grpcurl-draft.md");
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
 
 /// The address that the page uses, and the name of the program.
 const ADDRESS: &str = "127.0.0.1:50051";
