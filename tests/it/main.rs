@@ -12,7 +12,7 @@ mod credentials;
 mod damaged;
 mod envoy;
 mod fixtures;
-
+mod grpcurl;
 mod harness;
 mod identity;
 mod key_commands;

@@ -93,7 +93,7 @@ impl Upstream {
         (listener, port)
     }
 
-    /// HTTP/1.1: answers `echo`, and takes WebSockets, in which it says back what it hears.
+    /// HTTP/1.1: answers `echo`; on a web socket, says back what it hears.
     fn http(log: Log) -> Self {
         let (listener, port) = Self::listener();
         let work = runtime().spawn(async move {
@@ -268,7 +268,7 @@ impl Envoy {
 
     /// An Envoy that asks at `127.0.0.1:port` or `unix:/path`.
     #[track_caller]
-    pub(crate) fn asking(address: &str) -> Plan {
+    fn asking(address: &str) -> Plan {
         let plan = Plan { text: std::fs::read_to_string(FILE).expect("envoy/envoy.yaml is there") };
         if let Some(path) = address.strip_prefix("unix:") {
             let pipe = format!("{{pipe: {{path: {path}}}}}");
