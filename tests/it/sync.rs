@@ -7,7 +7,7 @@ use crate::support::database::Session;
 use crate::support::world::{SLOW, quick_hash};
 use crate::support::{Backend, PATIENCE, Server, World, eventually, runtime, tell, wait};
 
-/// What `spec.md` promises of a healthy server on Postgres.
+/// What is promised of a healthy server on Postgres.
 const PROMISED: Duration = Duration::from_millis(100);
 
 /// What a loaded test machine is allowed.

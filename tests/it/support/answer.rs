@@ -1,4 +1,4 @@
-//! Is this an answer that `spec.md` §4 knows? Every answer in every test is asked.
+//! Is this an answer of the README's table of outcomes? Every answer in every test is asked.
 //!
 //! An [`Answer`] cannot be had without being held against the contract: its reason
 //! decides status, code, body, headers and the exact metadata keys. So a test that
@@ -29,7 +29,7 @@ pub(crate) const PROVEN: [&str; 6] =
 /// reason, decision, HTTP status, `status.code`, body.
 type Row = (&'static str, &'static str, i32, i32, &'static str);
 
-/// §4, with 200 and no body for "allowed".
+/// The table's, with 200 and no body for "allowed".
 const ROWS: [Row; 10] = [
     ("ok", "allow", 200, 0, ""),
     ("public", "allow", 200, 0, ""),

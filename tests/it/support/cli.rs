@@ -96,7 +96,7 @@ impl Run {
         self.stderr.trim_end().to_owned()
     }
 
-    /// No message ever repeats a full key or a database password (§6), whatever was asked.
+    /// No message ever repeats a full key or a database password, whatever was asked.
     #[track_caller]
     fn repeats_no_secret(&self, env: &[(&str, &str)]) {
         let given = self.args.iter().map(String::as_str).chain(env.iter().map(|(_, value)| *value));
