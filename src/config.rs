@@ -114,10 +114,10 @@ impl Mistakes {
         result.map_err(|why| self.0.push(format!("{option}: {why}"))).ok()
     }
 
-    fn one_of<T: Copy>(&mut self, option: &str, text: &str, words: &[(&str, T)]) -> Option<T> {
+    fn one_of<T: Copy + Default>(&mut self, option: &str, text: &str, words: &[(&str, T)]) -> T {
         let known = || words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" or ");
         let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
-        self.note(option, found.ok_or_else(|| format!("{text:?} is not {}", known())))
+        self.note(option, found.ok_or_else(|| format!("{text:?} is not {}", known()))).unwrap_or_default()
     }
 }
 
@@ -136,35 +136,21 @@ pub struct Logging {
 ///
 /// Every mistake there is.
 pub fn settings(args: &ServeArgs, database_url: &str) -> Result<(Settings, Logging), Mistakes> {
+    // A default stands in for what is wrong, so that all the rest is still looked at.
     let mut mistakes = Mistakes::default();
     let listen = listen(args, &mut mistakes);
-    let ops_listen = mistakes.note("--ops-listen", tcp_address(&args.ops_listen));
+    let ops_listen = mistakes.note("--ops-listen", tcp_address(&args.ops_listen)).unwrap_or_default();
     let ext_authz = ext_authz_options(args, &mut mistakes);
-    let max_staleness = mistakes.note("--max-staleness", max_staleness(&args.max_staleness));
-    let interval = mistakes.note("--sync-interval", sync_interval(&args.sync_interval));
+    let max_staleness =
+        mistakes.note("--max-staleness", max_staleness(&args.max_staleness)).unwrap_or_default();
+    let interval = mistakes.note("--sync-interval", sync_interval(&args.sync_interval)).unwrap_or_default();
     let tls = tls(args, &mut mistakes);
     let reflection = mistakes.one_of("--reflection", &args.reflection, &[("on", true), ("off", false)]);
-    let filter = mistakes.note("--log-level", log_filter(&args.log_level));
+    let filter = mistakes.note("--log-level", log_filter(&args.log_level)).unwrap_or_default();
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     let format = mistakes.one_of("--log-format", &args.log_format, &formats);
     let store = mistakes.note("--database-url", store(database_url));
-    let all = (ops_listen, ext_authz, max_staleness, interval, reflection, filter, format, store);
-    let (
-        Some(ops_listen),
-        Some(ext_authz),
-        Some(max_staleness),
-        Some(interval),
-        Some(reflection),
-        Some(filter),
-        Some(format),
-        Some(store),
-    ) = all
-    else {
-        return Err(mistakes);
-    };
-    if !mistakes.0.is_empty() {
-        return Err(mistakes);
-    }
+    let Some(store) = store.filter(|_| mistakes.0.is_empty()) else { return Err(mistakes) };
     let settings = Settings {
         listen,
         ops_listen,
@@ -213,16 +199,16 @@ fn tcp_address(text: &str) -> Result<String, String> {
     fine.map(|_| text.to_owned()).ok_or_else(|| format!("{text:?} is not HOST:PORT, such as 127.0.0.1:50051"))
 }
 
-fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<ext_authz::service::Options> {
+fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> ext_authz::service::Options {
     let key_header = mistakes.note("--key-header", key_header(&args.key_header, args.accept_bearer));
+    let key_header = key_header.unwrap_or_default();
     let public = public(&args.public, mistakes);
     let words = [("deny", OnUnavailable::Deny), ("error", OnUnavailable::Error)];
-    let on_unavailable = mistakes.one_of("--on-unavailable", &args.on_unavailable, &words)?;
-    let key_header = key_header?;
-    Some(ext_authz::service::Options {
+    let on_unavailable = mistakes.one_of("--on-unavailable", &args.on_unavailable, &words);
+    ext_authz::service::Options {
         speech: Speech { key_header: key_header.clone(), on_unavailable },
         request: request::Options { key_header, accept_bearer: args.accept_bearer, public },
-    })
+    }
 }
 
 /// A field name (RFC 9110 §5.1) that is not one of those we set or that carry the request itself.
