@@ -403,8 +403,17 @@ fn what_clients_write_is_not_in_the_access_log() {
     ];
     let headers: Vec<_> = misplaced.into_iter().map(|name| (name, key)).collect();
     let path = format!("/v1/misplaced?key={key}");
-    envoy.send("GET", &path, &headers).is_refused(401, MISSING);
-    envoy.logged("/v1/misplaced");
+    // With x-forwarded-for and without: without it, Envoy could take a loopback peer for "internal".
+    for headers in
+        [headers.clone(), headers.into_iter().filter(|header| header.0 != "x-forwarded-for").collect()]
+    {
+        envoy.send("GET", &path, &headers).is_refused(401, MISSING);
+    }
+    let outcome = envoy.send("GET", "/v1/last", &with_key(&world.live, &[("x-request-id", "mine")]));
+    assert!(outcome.passed().values("x-envoy-internal").is_empty(), "nobody is internal: {outcome:#?}");
+    assert_ne!(outcome.passed().values("x-request-id"), ["mine"], "{outcome:#?}");
+    envoy.logged("/v1/last");
+    assert_eq!(envoy.access_log.lines().len(), 3, "{}", envoy.access_log.text());
     assert!(!envoy.access_log.text().contains("Secret"), "{}", envoy.access_log.text());
 }
 
@@ -520,9 +529,10 @@ fn on_unavailable_error_leaves_it_to_envoy() {
     let Some(open) = Envoy::before(&server).with(OPEN.0, OPEN.1).start() else { return };
     let outcome = open.send("GET", "/v1", &FORGED);
     outcome.is_refused(401, MISSING);
-    let outcome = open.send("GET", "/v1", &[("x-llmcore-api-key", "llmk_nobody_0123456789"), FORGED[0]]);
-    let identity = outcome.passed().names("x-llmcore-tenant");
-    assert!(identity.is_empty(), "let in by the operator's wish, but not as a tenant: {outcome:#?}");
+    let claims = [("x-envoy-auth-failure-mode-allowed", "forged")];
+    let outcome = open.send("GET", "/v1", &with_key(&world.live, &[&FORGED[..], &claims].concat()));
+    let made_up = outcome.passed().headers_of("forged");
+    assert!(made_up.is_empty(), "let in by the operator's wish, but not as a tenant: {outcome:#?}");
     let Some(closed) = Envoy::before(&server).start() else { return };
     closed.send("GET", "/v1", &with_key(&world.live, &[])).is_refused(503, UNAVAILABLE);
 }

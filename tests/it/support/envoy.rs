@@ -63,6 +63,11 @@ impl Seen {
         self.headers.iter().filter(|header| header.0 == name).map(|header| header.1.as_str()).collect()
     }
 
+    /// The names of the headers with this value.
+    pub(crate) fn headers_of(&self, value: &str) -> Vec<&str> {
+        self.headers.iter().filter(|header| header.1 == value).map(|header| header.0.as_str()).collect()
+    }
+
     /// Every name that begins so, in order, each as often as it came.
     pub(crate) fn names(&self, start: &str) -> Vec<&str> {
         let mut names: Vec<&str> = self.headers.iter().map(|header| header.0.as_str()).collect();
