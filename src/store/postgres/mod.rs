@@ -19,7 +19,9 @@ use uuid::Uuid;
 use self::instant::{Micros, expiry, instant};
 use self::session::PostgresSession;
 use super::migrations;
-use super::{CONNECT_TIMEOUT, NewKey, NewTenant, SchemaVersion, Session, Store, StoreError};
+use super::{
+    Announcement, CONNECT_TIMEOUT, Laggard, NewKey, NewTenant, SchemaVersion, Session, Store, StoreError,
+};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::KeyDetails;
@@ -257,6 +259,46 @@ impl Store for PostgresStore {
             .fetch_one(&mut self.connect().await?)
             .await?;
         Ok(u64::try_from(row.try_get::<i64, _>(0)?).unwrap_or(0))
+    }
+
+    async fn announce(&self, announcement: &Announcement<'_>) -> Result<(), StoreError> {
+        let mut connection = self.connect().await?;
+        sqlx::query(
+            "INSERT INTO auth_replica (id, name, applied, seen_at, serves_until)
+             VALUES ($1, $2, $3::pg_snapshot, now(), now() + make_interval(secs => $4))
+             ON CONFLICT (id) DO UPDATE SET applied = excluded.applied, seen_at = excluded.seen_at,
+                                            serves_until = excluded.serves_until",
+        )
+        .bind(announcement.id)
+        .bind(announcement.name)
+        .bind(announcement.position)
+        .bind(announcement.serves_for.as_secs_f64())
+        .execute(&mut connection)
+        .await?;
+        Ok(())
+    }
+
+    async fn retract(&self, id: Uuid) -> Result<(), StoreError> {
+        // Its own row, and those of servers that were killed and cannot serve any more.
+        let sql = "DELETE FROM auth_replica WHERE id = $1 OR serves_until < now() - interval '1 day'";
+        sqlx::query(sql).bind(id).execute(&mut self.connect().await?).await?;
+        Ok(())
+    }
+
+    async fn mark(&self) -> Result<String, StoreError> {
+        // A transaction of its own: who sees it sees everything that was committed before it began.
+        let sql = "SELECT auth_mark()::text";
+        Ok(sqlx::query(sql).fetch_one(&mut self.connect().await?).await?.try_get(0)?)
+    }
+
+    async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError> {
+        let sql = "SELECT name, seen_at FROM auth_replica
+             WHERE serves_until > now() AND NOT pg_visible_in_snapshot($1::xid8, applied) ORDER BY name";
+        let rows = sqlx::query(sql).bind(mark).fetch_all(&mut self.connect().await?).await?;
+        let laggard = |row: &PgRow| {
+            Ok(Laggard { name: row.try_get("name")?, seen_at: row.try_get::<Micros, _>("seen_at")?.0 })
+        };
+        rows.iter().map(laggard).collect()
     }
 
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
