@@ -77,11 +77,15 @@ async fn applied(connection: &mut PgConnection) -> Result<i64, StoreError> {
     Ok(sqlx::query(sql).fetch_one(connection).await?.try_get::<Option<i64>, _>(0)?.unwrap_or(0))
 }
 
-/// `postgresql+asyncpg://…?ssl=require` as other programs of a deployment spell it.
+/// `postgresql+asyncpg://…?ssl=require` as other programs of a deployment spell it, and
+/// `postgresql://user@/db?host=/run/postgresql`, whose missing host an RFC 3986 parser will not have.
 fn plain_url(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let scheme = scheme.split('+').next().unwrap_or_default();
-    format!("{scheme}://{}", rest.replacen("?ssl=", "?sslmode=", 1).replacen("&ssl=", "&sslmode=", 1))
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let host = if authority.ends_with('@') { "localhost" } else { "" };
+    let path = path.replacen("?ssl=", "?sslmode=", 1).replacen("&ssl=", "&sslmode=", 1);
+    format!("{scheme}://{authority}{host}{path}")
 }
 
 #[async_trait]
@@ -379,15 +383,21 @@ fn key_of(row: &PgRow) -> Result<KeyDetails, StoreError> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn the_spelling_of_sqlalchemy_is_understood() {
+    #[test]
+    fn the_spelling_of_sqlalchemy_is_understood() {
         for (given, plain) in [
             ("postgresql+asyncpg://u:p@h/db", "postgresql://u:p@h/db"),
             ("postgresql+asyncpg://u:p@h/db?ssl=require", "postgresql://u:p@h/db?sslmode=require"),
+            ("postgresql://u:p@/db?host=/run/pg", "postgresql://u:p@localhost/db?host=/run/pg"),
+            ("postgresql:///db?host=/run/pg", "postgresql:///db?host=/run/pg"),
             ("postgres://h/db?sslmode=verify-full", "postgres://h/db?sslmode=verify-full"),
         ] {
             assert_eq!(plain_url(given), plain);
         }
-        assert!(PostgresStore::new("postgresql+asyncpg://u:p%40ss@h:1/db").is_ok());
+        for url in
+            ["postgresql+asyncpg://u:p%40ss@h:1/db", "postgresql://u@/db?host=/run/pg", "postgresql:///db"]
+        {
+            assert!(PostgresStore::new(url).is_ok(), "{url}");
+        }
     }
 }
