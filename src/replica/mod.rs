@@ -58,8 +58,8 @@ impl Entry {
         &self.record
     }
 
-    /// Takes note of a use. Returns whether the caller is the one who must see to it that
-    /// [`Entry::take_use`] is called: the first since the last time it was.
+    /// Takes note of a use. Returns whether the caller is the one who must see to it that it is written down:
+    /// the first since [`Entry::forget_note`].
     #[must_use]
     pub fn note_use(&self, now: Timestamp) -> bool {
         // A busy key is written once a second, not once a request.
@@ -69,10 +69,14 @@ impl Entry {
         !self.use_noted.load(Relaxed) && !self.use_noted.swap(true, Relaxed)
     }
 
-    /// The last use, for writing down.
-    #[must_use]
-    pub fn take_use(&self) -> (KeyId, Timestamp) {
+    /// From now on the next use is somebody else's to write down.
+    pub fn forget_note(&self) {
         self.use_noted.store(false, Relaxed);
+    }
+
+    /// The last use.
+    #[must_use]
+    pub fn last_use(&self) -> (KeyId, Timestamp) {
         (self.record.id, Timestamp(self.used_at.load(Relaxed)))
     }
 
@@ -444,8 +448,9 @@ mod tests {
         let entry = Entry::new(record("llmk_a"));
         assert!(entry.note_use(Timestamp(10_000_000)));
         assert!(!entry.note_use(Timestamp(12_000_000)));
-        assert_eq!(entry.take_use().1, Timestamp(12_000_000));
+        assert_eq!(entry.last_use().1, Timestamp(12_000_000));
+        entry.forget_note();
         assert!(entry.note_use(Timestamp(11_000_000)));
-        assert_eq!(entry.take_use().1, Timestamp(12_000_000));
+        assert_eq!(entry.last_use().1, Timestamp(12_000_000));
     }
 }
