@@ -8,13 +8,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::clock::{Clock, Timestamp};
 use crate::key::format::{self, SCHEME};
 use crate::key::{KeyId, PlainKey};
 use crate::record::{KeyDetails, KeyState, has_expired};
-use crate::store::{NewKey, NewTenant, Store, StoreError};
+use crate::store::{Laggard, NewKey, NewTenant, Store, StoreError};
 use crate::tenant::{Tenant, TenantId, TenantStatus, default_schema_name, is_schema_name, is_tenant_name};
 use crate::verify::bcrypt;
 
@@ -306,6 +307,26 @@ impl Admin {
         revoked.ok_or_else(|| AdminError::Refused(format!("key {} is gone", key.id.0)))
     }
 
+    /// Waits until every server knows of everything that is committed now.
+    ///
+    /// # Errors
+    ///
+    /// Some may still serve what was before when `limit` is over; says which.
+    pub async fn wait_for_servers(&self, limit: Duration) -> Result<(), AdminError> {
+        let mark = self.store.mark().await?;
+        let deadline = Instant::now() + limit;
+        loop {
+            let laggards = self.store.laggards(&mark).await?;
+            if laggards.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return refused(still_behind(&laggards, limit));
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
     /// Makes a successor to a key, which expires after `grace` unless it would sooner.
     ///
     /// # Errors
@@ -375,6 +396,14 @@ impl Admin {
         };
         Ok((tenant, Issued { details, key }))
     }
+}
+
+/// How often to ask how far the servers are.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+fn still_behind(laggards: &[Laggard], limit: Duration) -> String {
+    let names: Vec<_> = laggards.iter().map(|l| format!("{} (last seen {})", l.name, l.seen_at)).collect();
+    format!("done, but after {limit:?} these servers may still go by what was before: {}", names.join(", "))
 }
 
 fn demo_tenant() -> NewTenant {

@@ -31,6 +31,7 @@ use crate::ext_authz::service::{AuthorizationServer, AuthorizationService, Optio
 use crate::gate::{self, Gate};
 use crate::health::Health;
 use crate::replica::Replica;
+use crate::replica::announce::{self, Announcer};
 use crate::replica::prune;
 use crate::replica::sync::{self, Sync};
 use crate::store::{Store, StoreError};
@@ -154,6 +155,7 @@ pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Re
     let background = [
         tokio::spawn(house.usage.clone().run(Arc::clone(&settings.store), settings.usage)),
         tokio::spawn(house.health.clone().run(house.reporter.clone())),
+        tokio::spawn(house.announcer.clone().run()),
         tokio::spawn(prune::run(Arc::clone(&settings.store), settings.prune)),
     ];
     let outcome = tokio::select! {
@@ -288,6 +290,7 @@ struct House {
     health: Health,
     reporter: HealthReporter,
     metrics: Metrics,
+    announcer: Announcer,
 }
 
 impl House {
@@ -309,7 +312,13 @@ impl House {
         let kind = settings.store.kind();
         let health = Health::new(replica.clone(), Arc::clone(clock), settings.gate.max_staleness, kind);
         let reporter = HealthReporter::new();
-        Ok(Self { replica, usage, service: Arc::new(service), health, reporter, metrics })
+        let announce = announce::Options {
+            interval: Duration::from_secs(10),
+            max_staleness: settings.gate.max_staleness,
+        };
+        let announcer =
+            Announcer::new(process_name(), replica.clone(), Arc::clone(&settings.store), announce);
+        Ok(Self { replica, usage, service: Arc::new(service), health, reporter, metrics, announcer })
     }
 
     fn sync(&self, settings: &Settings) -> Sync {
@@ -363,7 +372,7 @@ impl House {
         stop: watch::Sender<bool>,
         mut doors: Doors,
         sync: JoinHandle<StoreError>,
-        background: [JoinHandle<()>; 3],
+        background: [JoinHandle<()>; 4],
     ) {
         info!("stopping");
         self.health.drain();
@@ -378,6 +387,8 @@ impl House {
         background.iter().for_each(JoinHandle::abort);
         let flush = usage::Options { timeout: FLUSH_WITHIN, ..settings.usage };
         let kept = timeout(FLUSH_WITHIN, self.usage.flush(settings.store.as_ref(), flush)).await;
+        // What is left of the time; a row that stays ages out.
+        let _ = timeout(FLUSH_WITHIN, self.announcer.retract()).await;
         match kept {
             Ok(0) => info!("stopped"),
             Ok(keys) => warn!(keys, "stopped, last_used_at of some keys could not be written"),
@@ -385,6 +396,12 @@ impl House {
         }
         doors.ops.abort();
     }
+}
+
+/// Which process on which host.
+fn process_name() -> String {
+    let uname = rustix::system::uname();
+    format!("{}:{}", uname.nodename().to_string_lossy(), std::process::id())
 }
 
 fn reflection() -> Result<

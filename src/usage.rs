@@ -6,6 +6,8 @@
 //! While the database is away it stays in memory; it can never be longer than
 //! there are keys, and nothing a check does waits for it.
 
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -51,6 +53,8 @@ pub struct Usage(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     noted: Mutex<Vec<Arc<Entry>>>,
+    /// Whether the last try failed.
+    failing: AtomicBool,
     stats: Stats,
 }
 
@@ -79,18 +83,27 @@ impl Usage {
     }
 
     /// Writes down what was noted. Returns how many keys could not be and are kept for the next time.
+    ///
+    /// # Cancel safety
+    ///
+    /// What is not written yet is noted again.
     pub async fn flush(&self, store: &dyn Store, options: Options) -> usize {
-        let entries = std::mem::take(&mut *self.lock());
-        let mut kept = 0;
-        for batch in entries.chunks(BATCH) {
-            kept += self.write(store, options, batch).await;
+        let mut unwritten = Unwritten { entries: std::mem::take(&mut *self.lock()), usage: self };
+        for entry in &unwritten.entries {
+            entry.forget_note();
         }
-        kept
+        while !unwritten.entries.is_empty() {
+            let from = unwritten.entries.len().saturating_sub(BATCH);
+            if !self.write(store, options, &unwritten.entries[from..]).await {
+                break;
+            }
+            unwritten.entries.truncate(from);
+        }
+        unwritten.entries.iter().map(|entry| entry.record().id).collect::<HashSet<_>>().len()
     }
 
-    /// Returns how many keys it could not write.
-    async fn write(&self, store: &dyn Store, options: Options, batch: &[Arc<Entry>]) -> usize {
-        let mut uses: Vec<_> = batch.iter().map(|entry| entry.take_use()).collect();
+    async fn write(&self, store: &dyn Store, options: Options, batch: &[Arc<Entry>]) -> bool {
+        let mut uses: Vec<_> = batch.iter().map(|entry| entry.last_use()).collect();
         uses.sort_unstable();
         // A key that changed meanwhile may be here as two entries; the database wants each row once.
         uses.reverse();
@@ -98,24 +111,82 @@ impl Usage {
         let error = match timeout(options.timeout, store.touch_keys(&uses)).await {
             Ok(Ok(())) => {
                 self.0.stats.written.add_one();
+                self.0.failing.store(false, Relaxed);
                 debug!(keys = uses.len(), "last_used_at written");
-                return 0;
+                return true;
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {:?}", options.timeout),
         };
         self.0.stats.failed.add_one();
-        warn!(error, keys = uses.len(), "last_used_at could not be written, trying again later");
-        for entry in batch {
-            // Noted again, unless a check did so in the meantime.
-            if entry.note_use(Timestamp::MIN) {
-                self.lock().push(Arc::clone(entry));
-            }
+        // One line for an outage, not one for each try.
+        if self.0.failing.swap(true, Relaxed) {
+            debug!(error, keys = uses.len(), "last_used_at still cannot be written");
+        } else {
+            warn!(error, keys = uses.len(), "last_used_at could not be written, trying again later");
         }
-        uses.len()
+        false
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Entry>>> {
         self.0.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Entries that are being written down; those that are left when it is dropped are noted again.
+struct Unwritten<'a> {
+    entries: Vec<Arc<Entry>>,
+    usage: &'a Usage,
+}
+
+impl Drop for Unwritten<'_> {
+    fn drop(&mut self) {
+        for entry in self.entries.drain(..) {
+            // A check that used it in the meantime has put it on the list itself.
+            if entry.note_use(Timestamp::MIN) {
+                self.usage.lock().push(entry);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::key::KeyId;
+    use crate::record::KeyRecord;
+    use crate::tenant::TenantId;
+
+    fn entry() -> Arc<Entry> {
+        let (id, tenant_id) = (KeyId(Uuid::new_v4()), TenantId(Uuid::nil()));
+        let prefix = "llmk_demo".into();
+        Arc::new(Entry::new(KeyRecord {
+            id,
+            tenant_id,
+            prefix,
+            hash: None,
+            expires_at: None,
+            revoked: false,
+        }))
+    }
+
+    #[test]
+    fn what_is_not_written_is_noted_again_and_only_once() {
+        let (usage, tried, untried) = (Usage::default(), entry(), entry());
+        usage.touch(&tried, Timestamp(5_000_000));
+        usage.touch(&untried, Timestamp(5_000_000));
+        for outage in 1..=5_i64 {
+            let entries = std::mem::take(&mut *usage.lock());
+            for entry in &entries {
+                entry.forget_note();
+            }
+            // A check uses one of them while the database is being asked.
+            usage.touch(&tried, Timestamp(5_000_000 + outage * 2_000_000));
+            drop(Unwritten { entries, usage: &usage });
+            assert_eq!(usage.lock().len(), 2, "a database that is away makes the list no longer");
+        }
+        assert_eq!(tried.last_use().1, Timestamp(15_000_000));
     }
 }

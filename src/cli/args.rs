@@ -102,7 +102,12 @@ pub(super) enum TenantCommand {
     /// Show a tenant
     Show(TenantRef),
     /// Stop serving a tenant: its keys get 403
-    Suspend(TenantRef),
+    Suspend {
+        #[command(flatten)]
+        tenant: TenantRef,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Serve a tenant (again)
     Activate(TenantRef),
     /// Mark a tenant as deleted; its rows stay
@@ -150,6 +155,8 @@ pub(super) enum KeyCommand {
         /// Why, for people
         #[arg(long, value_name = "R")]
         reason: Option<String>,
+        #[command(flatten)]
+        wait: WaitArgs,
     },
     /// Make a successor; the old key goes on working for the grace period
     Rotate {
@@ -168,6 +175,14 @@ pub(super) struct KeyRef {
     /// Id or prefix (llmk_…) of the key
     #[arg(value_name = "REF")]
     pub(super) reference: String,
+}
+
+#[derive(clap::Args)]
+pub(super) struct WaitArgs {
+    /// Come back when every server knows, or say which one does not after this long
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true,
+          default_missing_value = "10s", value_parser = long_duration)]
+    pub(super) wait: Option<Duration>,
 }
 
 #[derive(clap::Args)]

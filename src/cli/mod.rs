@@ -27,7 +27,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::args::{Cli, Command, KeyCommand, Output, TenantCommand};
+use self::args::{Cli, Command, KeyCommand, Output, TenantCommand, WaitArgs};
 use self::view::{DemoView, IssuedView, KeyView, MigratedView, RotatedView, TenantView, Text};
 use crate::admin::{Admin, AdminError, Issued};
 use crate::clock::SystemClock;
@@ -180,7 +180,11 @@ async fn tenant(admin: &Admin, command: TenantCommand, out: &mut Out) -> Result<
             return out.show(&tenants.iter().map(TenantView::from).collect::<Vec<_>>());
         }
         TenantCommand::Show(tenant) => admin.tenant(&tenant.reference).await?,
-        TenantCommand::Suspend(tenant) => admin.suspend_tenant(&tenant.reference).await?,
+        TenantCommand::Suspend { tenant, wait } => {
+            let tenant = admin.suspend_tenant(&tenant.reference).await?;
+            wait_for_servers(admin, &wait).await?;
+            tenant
+        }
         TenantCommand::Activate(tenant) => admin.activate_tenant(&tenant.reference).await?,
         TenantCommand::Delete { tenant, yes: _ } => admin.delete_tenant(&tenant.reference).await?,
     };
@@ -199,8 +203,9 @@ async fn key(admin: &Admin, command: KeyCommand, out: &mut Out) -> Result<(), Fa
             out.show(&keys.iter().map(|key| KeyView::at(key, admin.now())).collect::<Vec<_>>())?;
         }
         KeyCommand::Show(key) => out.show(&KeyView::at(&admin.key(&key.reference).await?, admin.now()))?,
-        KeyCommand::Revoke { key, reason } => {
+        KeyCommand::Revoke { key, reason, wait } => {
             let key = admin.revoke_key(&key.reference, reason.as_deref()).await?;
+            wait_for_servers(admin, &wait).await?;
             out.show(&KeyView::at(&key, admin.now()))?;
         }
         KeyCommand::Rotate { key, grace, expiry } => {
@@ -211,6 +216,13 @@ async fn key(admin: &Admin, command: KeyCommand, out: &mut Out) -> Result<(), Fa
         }
     }
     Ok(())
+}
+
+async fn wait_for_servers(admin: &Admin, wait: &WaitArgs) -> Result<(), Failure> {
+    match wait.wait {
+        Some(limit) => Ok(admin.wait_for_servers(limit).await?),
+        None => Ok(()),
+    }
 }
 
 /// A key that nobody saw is of no use, and must not lie about.

@@ -9,12 +9,13 @@
 //!
 //! This module knows nothing of SQL, Envoy or what a decision is made of.
 
+pub mod announce;
 pub mod prune;
 pub mod sync;
 mod table;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
@@ -57,8 +58,8 @@ impl Entry {
         &self.record
     }
 
-    /// Takes note of a use. Returns whether the caller is the one who must see to it that
-    /// [`Entry::take_use`] is called: the first since the last time it was.
+    /// Takes note of a use. Returns whether the caller is the one who must see to it that it is written down:
+    /// the first since [`Entry::forget_note`].
     #[must_use]
     pub fn note_use(&self, now: Timestamp) -> bool {
         // A busy key is written once a second, not once a request.
@@ -68,10 +69,14 @@ impl Entry {
         !self.use_noted.load(Relaxed) && !self.use_noted.swap(true, Relaxed)
     }
 
-    /// The last use, for writing down.
-    #[must_use]
-    pub fn take_use(&self) -> (KeyId, Timestamp) {
+    /// From now on the next use is somebody else's to write down.
+    pub fn forget_note(&self) {
         self.use_noted.store(false, Relaxed);
+    }
+
+    /// The last use.
+    #[must_use]
+    pub fn last_use(&self) -> (KeyId, Timestamp) {
         (self.record.id, Timestamp(self.used_at.load(Relaxed)))
     }
 
@@ -251,6 +256,7 @@ struct Shared {
     /// The database's clock less the uptime, in microseconds; `i64::MIN`: unknown.
     database_clock: AtomicI64,
     connected: AtomicBool,
+    position: Mutex<String>,
     generation: watch::Sender<u64>,
     stats: Stats,
 }
@@ -262,6 +268,7 @@ impl Default for Replica {
             looked_at: AtomicU64::new(u64::MAX),
             database_clock: AtomicI64::new(i64::MIN),
             connected: AtomicBool::new(false),
+            position: Mutex::default(),
             generation: watch::Sender::new(0),
             stats: Stats::default(),
         }))
@@ -323,10 +330,27 @@ impl Replica {
         &self.0.stats
     }
 
-    fn publish(&self, next: Snapshot) {
-        let generation = next.generation;
+    /// How far the snapshot is, in words of the database's own. Empty before the first load.
+    #[must_use]
+    pub fn position(&self) -> String {
+        self.0.position.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes a snapshot into use.
+    fn publish(&self, next: Snapshot, position: &str) {
         self.0.snapshot.store(Arc::new(next));
-        self.0.generation.send_replace(generation);
+        self.set_position(position);
+    }
+
+    /// Wakes who waits for a generation, once everything about it is in place.
+    fn tell(&self) {
+        let generation = self.snapshot().generation;
+        self.0.generation.send_if_modified(|told| std::mem::replace(told, generation) != generation);
+    }
+
+    /// The snapshot in use is as good as one of this position.
+    fn set_position(&self, position: &str) {
+        position.clone_into(&mut self.0.position.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// A good look was asked for at uptime `asked` and has been taken account of.
@@ -424,8 +448,9 @@ mod tests {
         let entry = Entry::new(record("llmk_a"));
         assert!(entry.note_use(Timestamp(10_000_000)));
         assert!(!entry.note_use(Timestamp(12_000_000)));
-        assert_eq!(entry.take_use().1, Timestamp(12_000_000));
+        assert_eq!(entry.last_use().1, Timestamp(12_000_000));
+        entry.forget_note();
         assert!(entry.note_use(Timestamp(11_000_000)));
-        assert_eq!(entry.take_use().1, Timestamp(12_000_000));
+        assert_eq!(entry.last_use().1, Timestamp(12_000_000));
     }
 }

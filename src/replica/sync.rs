@@ -139,8 +139,8 @@ impl Sync {
     /// The database is the truth even if it forgot something, but somebody has to know: what it forgot may be
     /// a revocation.
     async fn look_for_lost_changes(&mut self, session: &mut dyn Session) -> Result<(), StoreError> {
-        let Some(newest) = self.newest_change.take() else { return Ok(()) };
-        if !within(self.options.poll_timeout, "poll", session.has(&newest)).await? {
+        let Some(newest) = &self.newest_change else { return Ok(()) };
+        if !within(self.options.poll_timeout, "poll", session.has(newest)).await? {
             self.replica.stats().went_back.add_one();
             error!(
                 "the database went back: a change it had is gone (a failover or a restore?), check what was \
@@ -164,9 +164,11 @@ impl Sync {
 
     fn accept(&mut self, next: Snapshot, look: &Look, asked: Duration) {
         let (keys, tenants) = (next.key_count(), next.tenant_count());
-        self.replica.publish(next);
+        // The snapshot before its age: a fresh age on an empty snapshot would make every key unknown.
+        self.replica.publish(next, &look.position);
         self.replica.looked(asked, look.now);
         self.replica.set_connected(true);
+        self.replica.tell();
         self.identity = Some(look.identity.clone());
         self.newest_change.clone_from(&look.newest_change);
         if self.lost.take().is_some() {
@@ -188,14 +190,17 @@ impl Sync {
                 Changes::Everything => return Ok(()),
                 Changes::Rows(rows, look) => {
                     self.replica.stats().polls.add_one();
-                    if !rows.is_empty() {
+                    if rows.is_empty() {
+                        self.replica.set_position(&look.position);
+                    } else {
                         debug!(rows = rows.len(), "applying changes");
                         say_damaged(rows.iter().filter_map(Change::row));
                         self.replica.stats().changed_rows.add(rows.len() as u64);
                         let next = self.replica.snapshot().changed(rows);
-                        self.replica.publish(next);
+                        self.replica.publish(next, &look.position);
                     }
                     self.replica.looked(asked, look.now);
+                    self.replica.tell();
                     self.newest_change = look.newest_change;
                 }
             }

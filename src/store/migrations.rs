@@ -32,6 +32,7 @@ macro_rules! set {
                 include_str!(concat!("../../migrations/", $dialect, "/2_key_life_cycle.sql")),
             ),
             (3, "change log", include_str!(concat!("../../migrations/", $dialect, "/3_change_log.sql"))),
+            (4, "replicas", include_str!(concat!("../../migrations/", $dialect, "/4_replicas.sql"))),
         ]
     };
 }

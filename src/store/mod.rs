@@ -13,6 +13,7 @@ pub mod sqlite;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use crate::clock::Timestamp;
 use crate::key::KeyId;
@@ -182,8 +183,43 @@ pub trait Store: Send + Sync {
     /// Returns how many.
     async fn prune_changes(&self, keep: Duration) -> Result<u64, StoreError>;
 
+    /// Writes down how far a server has looked.
+    async fn announce(&self, announcement: &Announcement<'_>) -> Result<(), StoreError>;
+
+    /// Forgets a server that stopped in order.
+    async fn retract(&self, id: Uuid) -> Result<(), StoreError>;
+
+    /// A mark after everything that is committed now, which every server that is in touch comes to see.
+    async fn mark(&self) -> Result<String, StoreError>;
+
+    /// The servers that may still serve what was before a mark: they have not looked since, and their time to
+    /// serve without looking is not over.
+    async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError>;
+
     /// Moves `last_used_at` of the keys forward, never back, and never past the database's own clock.
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError>;
+}
+
+/// A server that holds the keys in memory.
+#[derive(Clone, Debug)]
+pub struct Announcement<'a> {
+    /// Its identity, for the life of the process.
+    pub id: Uuid,
+    /// Host and process, for people.
+    pub name: &'a str,
+    /// How far it has looked: [`Look::position`].
+    pub position: &'a str,
+    /// How long from now it lets keys pass without looking again.
+    pub serves_for: Duration,
+}
+
+/// A server that may still serve what was before a change.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Laggard {
+    /// Host and process, for people.
+    pub name: String,
+    /// When it last announced itself.
+    pub seen_at: Timestamp,
 }
 
 /// A row, as a replica wants it.
@@ -213,6 +249,8 @@ pub struct Look {
     pub now: Option<Timestamp>,
     /// Which database it is, as far as it can tell; the same after a restart and a failover.
     pub identity: String,
+    /// What was visible to this look, in words of the database's own; see [`Store::announce`].
+    pub position: String,
     /// The newest change in the log, in words of the database's own; see [`Session::has`].
     pub newest_change: Option<String>,
 }

@@ -19,7 +19,10 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::migrations;
-use super::{Change, Changes, Look, NewKey, NewTenant, Row, SchemaVersion, Session, Store, StoreError};
+use super::{
+    Announcement, Change, Changes, Laggard, Look, NewKey, NewTenant, Row, SchemaVersion, Session, Store,
+    StoreError,
+};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyDetails, KeyRecord, SecretHash};
@@ -237,6 +240,49 @@ impl Store for SqliteStore {
         Ok(done.rows_affected())
     }
 
+    async fn announce(&self, announcement: &Announcement<'_>) -> Result<(), StoreError> {
+        const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now'";
+        let sql = format!(
+            "INSERT INTO auth_replica (id, name, applied, seen_at, serves_until)
+             VALUES (?1, ?2, CAST(?3 AS INTEGER), {NOW}), {NOW}, ?4))
+             ON CONFLICT (id) DO UPDATE SET applied = excluded.applied, seen_at = excluded.seen_at,
+                                            serves_until = excluded.serves_until"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(announcement.id.to_string())
+            .bind(announcement.name)
+            .bind(announcement.position)
+            .bind(format!("+{} seconds", announcement.serves_for.as_secs_f64()))
+            .execute(&mut self.connect().await?)
+            .await?;
+        Ok(())
+    }
+
+    async fn retract(&self, id: Uuid) -> Result<(), StoreError> {
+        let sql = "DELETE FROM auth_replica
+             WHERE id = ?1 OR serves_until < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')";
+        sqlx::query(sql).bind(id.to_string()).execute(&mut self.connect().await?).await?;
+        Ok(())
+    }
+
+    async fn mark(&self) -> Result<String, StoreError> {
+        // A change of nothing: every server looks, and writes down that it has.
+        let sql = "INSERT INTO auth_change (key_prefix) VALUES ('') RETURNING id";
+        let id: i64 = sqlx::query(sql).fetch_one(&mut self.connect().await?).await?.try_get(0)?;
+        Ok(id.to_string())
+    }
+
+    async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError> {
+        let sql = "SELECT name, seen_at FROM auth_replica
+             WHERE serves_until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AND applied < CAST(?1 AS INTEGER) ORDER BY name";
+        let rows = sqlx::query(sql).bind(mark).fetch_all(&mut self.connect().await?).await?;
+        let laggard = |row: &SqliteRow| {
+            let seen_at = instant(row, "seen_at")?.unwrap_or_default();
+            Ok(Laggard { name: row.try_get("name")?, seen_at })
+        };
+        rows.iter().map(laggard).collect()
+    }
+
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
@@ -398,7 +444,11 @@ const PRUNED: &str = "SELECT coalesce((SELECT min(id) FROM auth_change WHERE id 
 
 impl SqliteSession {
     fn look(&self) -> Look {
-        Look { newest_change: Some(self.cursor.to_string()), ..Look::default() }
+        Look {
+            position: self.cursor.to_string(),
+            newest_change: Some(self.cursor.to_string()),
+            ..Look::default()
+        }
     }
 
     async fn read_data_version(&mut self) -> Result<i64, StoreError> {

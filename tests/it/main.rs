@@ -4,6 +4,7 @@
 
 mod support;
 
+mod announce;
 mod architecture;
 mod check;
 mod check_command;

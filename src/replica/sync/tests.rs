@@ -13,7 +13,7 @@ use crate::clock::Timestamp;
 use crate::decision::Freshness;
 use crate::key::KeyId;
 use crate::record::{KeyDetails, KeyRecord};
-use crate::store::{NewKey, NewTenant, SchemaVersion};
+use crate::store::{Announcement, Laggard, NewKey, NewTenant, SchemaVersion};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 
 /// A clock that runs with tokio's, which the tests hold still.
@@ -173,6 +173,18 @@ impl Store for Script {
         Err(broken())
     }
     async fn prune_changes(&self, _: Duration) -> Result<u64, StoreError> {
+        Err(broken())
+    }
+    async fn announce(&self, _: &Announcement<'_>) -> Result<(), StoreError> {
+        Err(broken())
+    }
+    async fn retract(&self, _: Uuid) -> Result<(), StoreError> {
+        Err(broken())
+    }
+    async fn mark(&self) -> Result<String, StoreError> {
+        Err(broken())
+    }
+    async fn laggards(&self, _: &str) -> Result<Vec<Laggard>, StoreError> {
         Err(broken())
     }
     async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {

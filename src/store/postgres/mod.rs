@@ -19,7 +19,9 @@ use uuid::Uuid;
 use self::instant::{Micros, expiry, instant};
 use self::session::PostgresSession;
 use super::migrations;
-use super::{CONNECT_TIMEOUT, NewKey, NewTenant, SchemaVersion, Session, Store, StoreError};
+use super::{
+    Announcement, CONNECT_TIMEOUT, Laggard, NewKey, NewTenant, SchemaVersion, Session, Store, StoreError,
+};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::KeyDetails;
@@ -75,11 +77,15 @@ async fn applied(connection: &mut PgConnection) -> Result<i64, StoreError> {
     Ok(sqlx::query(sql).fetch_one(connection).await?.try_get::<Option<i64>, _>(0)?.unwrap_or(0))
 }
 
-/// `postgresql+asyncpg://…?ssl=require` as other programs of a deployment spell it.
+/// `postgresql+asyncpg://…?ssl=require` as other programs of a deployment spell it, and
+/// `postgresql://user@/db?host=/run/postgresql`, whose missing host an RFC 3986 parser will not have.
 fn plain_url(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let scheme = scheme.split('+').next().unwrap_or_default();
-    format!("{scheme}://{}", rest.replacen("?ssl=", "?sslmode=", 1).replacen("&ssl=", "&sslmode=", 1))
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let host = if authority.ends_with('@') { "localhost" } else { "" };
+    let path = path.replacen("?ssl=", "?sslmode=", 1).replacen("&ssl=", "&sslmode=", 1);
+    format!("{scheme}://{authority}{host}{path}")
 }
 
 #[async_trait]
@@ -259,6 +265,46 @@ impl Store for PostgresStore {
         Ok(u64::try_from(row.try_get::<i64, _>(0)?).unwrap_or(0))
     }
 
+    async fn announce(&self, announcement: &Announcement<'_>) -> Result<(), StoreError> {
+        let mut connection = self.connect().await?;
+        sqlx::query(
+            "INSERT INTO auth_replica (id, name, applied, seen_at, serves_until)
+             VALUES ($1, $2, $3::pg_snapshot, now(), now() + make_interval(secs => $4))
+             ON CONFLICT (id) DO UPDATE SET applied = excluded.applied, seen_at = excluded.seen_at,
+                                            serves_until = excluded.serves_until",
+        )
+        .bind(announcement.id)
+        .bind(announcement.name)
+        .bind(announcement.position)
+        .bind(announcement.serves_for.as_secs_f64())
+        .execute(&mut connection)
+        .await?;
+        Ok(())
+    }
+
+    async fn retract(&self, id: Uuid) -> Result<(), StoreError> {
+        // Its own row, and those of servers that were killed and cannot serve any more.
+        let sql = "DELETE FROM auth_replica WHERE id = $1 OR serves_until < now() - interval '1 day'";
+        sqlx::query(sql).bind(id).execute(&mut self.connect().await?).await?;
+        Ok(())
+    }
+
+    async fn mark(&self) -> Result<String, StoreError> {
+        // A transaction of its own: who sees it sees everything that was committed before it began.
+        let sql = "SELECT auth_mark()::text";
+        Ok(sqlx::query(sql).fetch_one(&mut self.connect().await?).await?.try_get(0)?)
+    }
+
+    async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError> {
+        let sql = "SELECT name, seen_at FROM auth_replica
+             WHERE serves_until > now() AND NOT pg_visible_in_snapshot($1::xid8, applied) ORDER BY name";
+        let rows = sqlx::query(sql).bind(mark).fetch_all(&mut self.connect().await?).await?;
+        let laggard = |row: &PgRow| {
+            Ok(Laggard { name: row.try_get("name")?, seen_at: row.try_get::<Micros, _>("seen_at")?.0 })
+        };
+        rows.iter().map(laggard).collect()
+    }
+
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
         let (ids, at): (Vec<_>, Vec<_>) = used.iter().map(|(id, at)| (id.0, Micros(*at))).unzip();
         let mut connection = self.connect().await?;
@@ -337,15 +383,21 @@ fn key_of(row: &PgRow) -> Result<KeyDetails, StoreError> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn the_spelling_of_sqlalchemy_is_understood() {
+    #[test]
+    fn the_spelling_of_sqlalchemy_is_understood() {
         for (given, plain) in [
             ("postgresql+asyncpg://u:p@h/db", "postgresql://u:p@h/db"),
             ("postgresql+asyncpg://u:p@h/db?ssl=require", "postgresql://u:p@h/db?sslmode=require"),
+            ("postgresql://u:p@/db?host=/run/pg", "postgresql://u:p@localhost/db?host=/run/pg"),
+            ("postgresql:///db?host=/run/pg", "postgresql:///db?host=/run/pg"),
             ("postgres://h/db?sslmode=verify-full", "postgres://h/db?sslmode=verify-full"),
         ] {
             assert_eq!(plain_url(given), plain);
         }
-        assert!(PostgresStore::new("postgresql+asyncpg://u:p%40ss@h:1/db").is_ok());
+        for url in
+            ["postgresql+asyncpg://u:p%40ss@h:1/db", "postgresql://u@/db?host=/run/pg", "postgresql:///db"]
+        {
+            assert!(PostgresStore::new(url).is_ok(), "{url}");
+        }
     }
 }

@@ -149,7 +149,12 @@ impl PostgresSession {
     }
 
     fn look(&self, header: Header) -> Look {
-        Look { now: Some(header.now), identity: self.identity.clone(), newest_change: header.newest }
+        Look {
+            now: Some(header.now),
+            identity: self.identity.clone(),
+            position: header.snapshot,
+            newest_change: header.newest,
+        }
     }
 
     /// Takes account of a look, unless it came from where it should not.

@@ -212,6 +212,11 @@ impl Server {
         assert!(sent.success(), "the signal {name} is delivered");
     }
 
+    /// The id of its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until it has ended by itself; gives its exit code.
     #[track_caller]
     pub(crate) fn exit_code(&mut self, deadline: Duration) -> Option<i32> {

@@ -1,0 +1,83 @@
+//! How do others know how far we are?
+//!
+//! Every server writes down how far it has looked: after every change it applied,
+//! and now and then without one. Who takes a key back can then wait until the last server
+//! knows (`key revoke --wait`). A server that was killed or cut off counts for as
+//! long as it could go on serving without looking, and not longer.
+//!
+//! No check waits for this, and a database that cannot take it down loses nothing
+//! but the waiting.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tracing::{debug, warn};
+use uuid::Uuid;
+
+use super::Replica;
+use crate::store::{Announcement, Store, StoreError};
+
+/// How a server announces itself.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How often, without a change.
+    pub interval: Duration,
+    /// How long this server lets keys pass without looking at the database.
+    pub max_staleness: Duration,
+}
+
+/// Announces a server. Cheap to clone.
+#[derive(Clone)]
+pub struct Announcer {
+    id: Uuid,
+    name: String,
+    replica: Replica,
+    store: Arc<dyn Store>,
+    options: Options,
+}
+
+impl Announcer {
+    /// An announcer of this replica under a name for people.
+    #[must_use]
+    pub fn new(name: String, replica: Replica, store: Arc<dyn Store>, options: Options) -> Self {
+        Self { id: Uuid::new_v4(), name, replica, store, options }
+    }
+
+    /// Announces, for ever.
+    pub async fn run(self) {
+        let mut generation = self.replica.generation();
+        let mut silent = false;
+        loop {
+            // Whether something changed or the time is up is all the same.
+            let _ = timeout(self.options.interval, generation.changed()).await;
+            if !self.replica.connected() {
+                continue;
+            }
+            match self.announce().await {
+                Ok(()) => silent = false,
+                Err(error) if silent => debug!(%error, "still not announced"),
+                Err(error) => {
+                    warn!(%error, "cannot announce how far this server is, `--wait` does not know of it");
+                    silent = true;
+                }
+            }
+        }
+    }
+
+    async fn announce(&self) -> Result<(), StoreError> {
+        let position = self.replica.position();
+        // A server that is cut off announced itself up to an interval before its last good look; one more is
+        // for an announcement that was late.
+        let serves_for = self.options.max_staleness + 2 * self.options.interval;
+        let (id, name) = (self.id, self.name.as_str());
+        self.store.announce(&Announcement { id, name, position: &position, serves_for }).await
+    }
+
+    /// Takes the announcement back: we are gone.
+    pub async fn retract(&self) {
+        if let Err(error) = self.store.retract(self.id).await {
+            debug!(%error, "announcement not taken back, it ages out");
+        }
+    }
+}
