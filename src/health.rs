@@ -93,13 +93,14 @@ impl Health {
     /// Keeps gRPC health true, for ever. Looks at every new snapshot and ten times a second.
     pub async fn run(self, reporter: HealthReporter) {
         let mut generation = self.0.replica.generation();
-        let mut before = None;
+        let (mut before, mut was_ready) = (None, false);
         loop {
             let now = self.readiness();
             if before != Some((now.status, now.fit)) {
                 report(&reporter, now.fit).await;
-                say(&now, before.map(|(status, _)| status));
+                say(&now, was_ready);
                 before = Some((now.status, now.fit));
+                was_ready |= now.fit;
             }
             // A new snapshot or the time being up are all the same here.
             let _ = timeout(Duration::from_millis(100), generation.changed()).await;
@@ -119,10 +120,11 @@ async fn report(reporter: &HealthReporter, fit: bool) {
     }
 }
 
-fn say(now: &Readiness, before: Option<&str>) {
+/// A first load that took long is stale at once, and the server ready all the same.
+fn say(now: &Readiness, was_ready: bool) {
     let Readiness { status, store, keys, tenants, snapshot_age_ms: age_ms, .. } = *now;
     match (status, now.fit) {
-        ("ready", _) if matches!(before, None | Some("starting")) => info!(store, keys, tenants, "ready"),
+        (_, true) if !was_ready => info!(store, keys, tenants, "ready"),
         ("starting", _) => {}
         ("stale", true) => {
             warn!(

@@ -15,6 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _, Sqlite};
+use tokio_stream::StreamExt as _;
 use tracing::warn;
 use uuid::Uuid;
 
@@ -390,9 +391,11 @@ impl Session for SqliteSession {
             }
         }
         let sql = format!("SELECT {RECORD} FROM api_keys");
-        for row in sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *transaction).await? {
-            sink(Row::Key(record_of(&row)?));
+        let mut rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch(&mut *transaction);
+        while let Some(row) = rows.next().await {
+            sink(Row::Key(record_of(&row?)?));
         }
+        drop(rows);
         transaction.commit().await?;
         self.cursor = newest;
         Ok(self.look())

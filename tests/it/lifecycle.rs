@@ -199,3 +199,21 @@ fn what_cannot_be_bound_is_one_clear_line() {
         "a live socket is not taken away"
     );
 }
+
+/// What it loaded is older than a second by the time it is there, and it is ready all the same.
+#[test]
+fn a_first_load_that_takes_long_ends_in_ready() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut in_the_way = world.db.session();
+    in_the_way.sql("BEGIN; LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE");
+    let server = Server::on(&world.db).start_unready();
+    let waiting = "SELECT pid::text FROM pg_stat_activity WHERE wait_event_type = 'Lock'
+        AND application_name = 'tenantgate' AND now() - query_start > interval '1.2 seconds'";
+    eventually("its load has waited for more than a second", GOODBYE, || {
+        let pids = world.db.texts(waiting);
+        if pids.is_empty() { Err(pids) } else { Ok(()) }
+    });
+    in_the_way.sql("COMMIT");
+    server.wait_until_ready();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+}
