@@ -10,7 +10,7 @@
 //!
 //! The database moves on while anybody compares, and nobody can read it as of somebody
 //! else's statement. So it is read from its history. A look says as of which Postgres
-//! snapshot S it is ([`Look::as_of`](tenantgate::store::Look)). A trigger of the test's own
+//! snapshot S it is ([`Look::position`](tenantgate::store::Look)). A trigger of the test's own
 //! writes every version of every row into a table `history` together with its transaction
 //! ([`history`]). Versions of one row follow each other in the order of `seq`, because the
 //! writer of the next one had to wait for the lock of the last one. Once all writers have

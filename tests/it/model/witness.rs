@@ -11,10 +11,13 @@ use tenantgate::clock::Timestamp;
 use tenantgate::key::KeyId;
 use tenantgate::record::KeyDetails;
 use tenantgate::replica::{Replica, Snapshot};
-use tenantgate::store::{Changes, Look, NewKey, NewTenant, Row, SchemaVersion, Session, Store, StoreError};
+use tenantgate::store::{
+    Announcement, Changes, Laggard, Look, NewKey, NewTenant, Row, SchemaVersion, Session, Store, StoreError,
+};
 use tenantgate::tenant::{Tenant, TenantId, TenantStatus};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
+use uuid::Uuid;
 
 use super::dice::Dice;
 use crate::support::PATIENCE;
@@ -103,7 +106,7 @@ struct Watched {
 impl Session for Watched {
     async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<Look, StoreError> {
         let look = self.session.load(sink).await?;
-        self.answered = Some((look.as_of.clone(), How::Load));
+        self.answered = Some((look.position.clone(), How::Load));
         Ok(look)
     }
 
@@ -128,7 +131,7 @@ impl Session for Watched {
     async fn changes(&mut self) -> Result<Changes, StoreError> {
         let changes = self.session.changes().await?;
         if let Changes::Rows(rows, look) = &changes {
-            self.answered = Some((look.as_of.clone(), How::Changes { rows: rows.len() }));
+            self.answered = Some((look.position.clone(), How::Changes { rows: rows.len() }));
         }
         Ok(changes)
     }
@@ -220,6 +223,22 @@ impl Store for Witness {
     }
 
     async fn prune_changes(&self, _: Duration) -> Result<u64, StoreError> {
+        unreachable!()
+    }
+
+    async fn announce(&self, _: &Announcement<'_>) -> Result<(), StoreError> {
+        unreachable!()
+    }
+
+    async fn retract(&self, _: Uuid) -> Result<(), StoreError> {
+        unreachable!()
+    }
+
+    async fn mark(&self) -> Result<String, StoreError> {
+        unreachable!()
+    }
+
+    async fn laggards(&self, _: &str) -> Result<Vec<Laggard>, StoreError> {
         unreachable!()
     }
 

@@ -111,7 +111,7 @@ fn step(dice: &mut Dice) -> String {
     let on_key = |set: String| format!("UPDATE api_keys SET {set} WHERE key_prefix = '{key}'");
     let on_tenant = |set: String| format!("UPDATE tenants SET {set} WHERE id = '{tenant}'");
     let on_keys_of = |set: String| format!("UPDATE api_keys SET {set} WHERE tenant_id = '{tenant}'");
-    match dice.below(27) {
+    match dice.below(28) {
         0 => {
             let take_over =
                 "(key_prefix) DO UPDATE SET hashed_key = excluded.hashed_key, tenant_id = excluded.tenant_id";
@@ -143,6 +143,8 @@ fn step(dice: &mut Dice) -> String {
         // Its keys go with it, or, in the role of a replica, stay without one.
         17 if dice.one_in(2) => format!("DELETE FROM tenants WHERE id = '{tenant}'"),
         18 => on_tenant(format!("id = '{}'", tenant_id(dice))),
+        // The mark of a change of nothing, as `key revoke --wait` makes it.
+        19 => "INSERT INTO auth_change (key_prefix) VALUES ('')".to_owned(),
         _ => insert(dice, &key, tenant, "DO NOTHING"),
     }
 }
