@@ -20,6 +20,7 @@ mod key_commands;
 mod keys;
 mod lifecycle;
 mod migrate;
+mod model;
 mod outage;
 mod outcomes;
 mod protocol;

@@ -1,0 +1,310 @@
+//! Is the replica ever anything but the database, whatever is done to it?
+//!
+//! The real sync task follows a real database while a crowd writes at random: transactions
+//! of many rows, savepoints, rollbacks, pauses before the commit, cascades, suspended and
+//! renamed tenants, prefixes that come back, foreign keys asleep, uses of keys, the change
+//! log cut at the horizon, a replica that sleeps, and a transaction that lingers in another
+//! database. After every look the replica is compared with the database, row by row.
+//!
+//! # Why the comparison is exact
+//!
+//! The database moves on while anybody compares, and nobody can read it as of somebody
+//! else's statement. So it is read from its history. A look says as of which Postgres
+//! snapshot S it is ([`Look::position`](tenantgate::store::Look)). A trigger of the test's own
+//! writes every version of every row into a table `history` together with its transaction
+//! ([`history`]). Versions of one row follow each other in the order of `seq`, because the
+//! writer of the next one had to wait for the lock of the last one. Once all writers have
+//! ended, every transaction in the table is known to have committed, and the database as of
+//! S is, for each row, the newest version whose transaction S sees. That needs nobody to
+//! stop for a look, leaves no look out, and uses nothing of what is to be proven: neither
+//! the change log nor the difference of two snapshots.
+//!
+//! That history is right is no assumption either: all the while one statement after the
+//! other compares all of it with both tables, under the one snapshot that each has.
+//!
+//! On SQLite there is one writer at a time anyway; there the replica looks when it is told
+//! to, also in the middle of a transaction, and is compared with what can be read then.
+//!
+//! # How to run it for longer
+//!
+//! `TENANTGATE_MODEL_SECONDS=600` goes on for so long, `TENANTGATE_MODEL_SEED=7` has other
+//! choices. A seed decides what each writer does, not how the writers meet.
+
+mod dice;
+mod history;
+mod witness;
+mod writers;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::{Row as _, SqliteConnection};
+use tenantgate::clock::{SystemClock, Timestamp};
+use tenantgate::key::KeyId;
+use tenantgate::record::{KeyRecord, SecretHash};
+use tenantgate::replica::Replica;
+use tenantgate::replica::sync::{Options, Sync};
+use tenantgate::store::Store;
+use tenantgate::store::postgres::PostgresStore;
+use tenantgate::store::sqlite::SqliteStore;
+use tenantgate::tenant::{Tenant, TenantId, TenantStatus};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use self::dice::Dice;
+use self::history::{History, State};
+use self::witness::{How, Pace, Taken, Witness};
+use self::writers::{Stop, connect, run};
+use crate::support::database::Session as Connection;
+use crate::support::{Backend, Database, runtime, tell, wait};
+
+/// How many looks are compared at least.
+const COMPARISONS: usize = 1200;
+
+/// A round begins with a new replica.
+const LOOKS_IN_A_ROUND: usize = 150;
+
+const WRITERS: u64 = 8;
+
+const SEED: u64 = 3;
+
+/// What happened, so that a run in which nothing did is not taken for a proof.
+#[derive(Debug, Default)]
+struct Tally {
+    comparisons: usize,
+    /// Looks at everything, the first of each round aside.
+    reloads: usize,
+    /// Looks at what changed that showed something.
+    changes: usize,
+    /// Comparisons that would have failed had the replica not moved since the last look.
+    moves: usize,
+    committed: u64,
+    rolled_back: u64,
+    refused: u64,
+    pruned: u64,
+    audits: u64,
+}
+
+impl Tally {
+    fn add(&mut self, other: &Self) {
+        self.comparisons += other.comparisons;
+        self.reloads += other.reloads;
+        self.changes += other.changes;
+        self.moves += other.moves;
+        self.committed += other.committed;
+        self.rolled_back += other.rolled_back;
+        self.refused += other.refused;
+        self.pruned += other.pruned;
+        self.audits += other.audits;
+    }
+
+    /// Holds a look against the database at its instant.
+    #[track_caller]
+    fn compare(&mut self, state: &State, look: &Taken, before: Option<&Taken>) {
+        let differences = state.differs_from(&look.held);
+        let (number, how, as_of) = (self.comparisons, look.how, &look.as_of);
+        assert!(
+            differences.is_empty(),
+            "comparison {number}, {how:?} as of {as_of}: {} differences\n{}",
+            differences.len(),
+            differences.join("\n")
+        );
+        self.comparisons += 1;
+        self.reloads += usize::from(look.how == How::Load && before.is_some());
+        self.changes += usize::from(matches!(look.how, How::Changes { rows: 1.. }));
+        self.moves += usize::from(before.is_some_and(|before| !state.differs_from(&before.held).is_empty()));
+    }
+}
+
+/// Says how a failure is had again.
+struct Seed(u64);
+
+impl Seed {
+    fn chosen() -> Self {
+        Self(number("TENANTGATE_MODEL_SEED").unwrap_or(SEED))
+    }
+}
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tell(&format!("model: TENANTGATE_MODEL_SEED={} failed", self.0));
+        }
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var_os(variable)?;
+    let number = text.to_str().and_then(|text| text.parse().ok());
+    Some(number.unwrap_or_else(|| panic!("{variable} must be a number, not {}", text.display())))
+}
+
+fn start_sync(witness: Witness, replica: Replica) -> tokio::task::AbortHandle {
+    // The witness decides when to look; the tick only has to come after that.
+    let options = Options { interval: Duration::from_hours(1), ..Options::default() };
+    let sync = Sync::new(replica, Arc::new(witness), Arc::new(SystemClock), options);
+    runtime().spawn(sync.run()).abort_handle()
+}
+
+#[test]
+fn on_postgres_every_look_is_the_database_at_its_instant() {
+    let databases = (Database::empty(Backend::Postgres), Database::empty(Backend::Postgres));
+    let (Some(database), Some(elsewhere)) = databases else { return };
+    let seed = Seed::chosen();
+    let at_least = Duration::from_secs(number("TENANTGATE_MODEL_SECONDS").unwrap_or(0));
+    let store: Arc<dyn Store> = Arc::new(PostgresStore::new(database.url()).unwrap());
+    wait(store.migrate()).unwrap();
+    database.sql(history::SETUP);
+    database.sql(writers::ANCHOR);
+    let (start, mut tally) = (Instant::now(), Tally::default());
+    for round in 0.. {
+        wait(play(&store, &database, &elsewhere, &seed, round, &mut tally));
+        if tally.comparisons >= COMPARISONS && start.elapsed() >= at_least {
+            break;
+        }
+    }
+    tell(&format!("model: Postgres, seed {}, {:?}: {tally:?}, no difference", seed.0, start.elapsed()));
+    assert!(tally.moves > tally.comparisons / 4, "too few looks showed anything new: {tally:?}");
+    assert!(tally.reloads > 0 && tally.pruned > 0 && tally.rolled_back > 0, "{tally:?}");
+    assert!(tally.committed > tally.refused, "the writers were in each other's way: {tally:?}");
+}
+
+/// A round: everybody writes, a replica follows, and then its looks are judged.
+async fn play(
+    store: &Arc<dyn Store>,
+    database: &Database,
+    elsewhere: &Database,
+    Seed(seed): &Seed,
+    round: u64,
+    tally: &mut Tally,
+) {
+    let mut session = connect(database.url()).await;
+    run(&mut session, history::BEGIN_ANEW).await.expect("nobody writes");
+    let stop = Stop::default();
+    let url = || database.url().to_owned();
+    let dice = |player| Dice::of(*seed, round, player);
+    let mut crowd = JoinSet::new();
+    for writer in 0..WRITERS {
+        crowd.spawn(writers::write(url(), dice(writer), stop.clone()));
+    }
+    crowd.spawn(writers::prune(url(), dice(100), stop.clone()));
+    crowd.spawn(writers::audit(url(), dice(101), stop.clone()));
+    crowd.spawn(writers::linger(elsewhere.url().to_owned(), dice(102), stop.clone()));
+
+    let (replica, looks) = (Replica::default(), Arc::default());
+    let witness = Witness::of(Arc::clone(store), &replica, &looks, Pace::Random(dice(103)));
+    let sync = start_sync(witness, replica.clone());
+    looks.reach(LOOKS_IN_A_ROUND).await;
+    stop.now();
+    while let Some(ended) = crowd.join_next().await {
+        tally.add(&ended.expect("nobody panics"));
+    }
+    // One look may have been under way when the last writer ended, the next one was not.
+    looks.reach(looks.count() + 2).await;
+    sync.abort();
+
+    let history = History::read(&mut session).await;
+    let mut before = None;
+    let taken = looks.take();
+    for look in &taken {
+        let state = history.at(&history::Instant::parse(&look.as_of));
+        tally.compare(&state, look, before);
+        before = Some(look);
+    }
+    assert_eq!(replica.stats().went_back.value(), 0, "the database never went back");
+}
+
+/// How many transactions are written on SQLite, each with a look in its middle and one after it.
+const TRANSACTIONS: usize = 400;
+
+#[test]
+fn on_sqlite_every_look_is_the_database_at_its_instant() {
+    let database = Database::empty(Backend::Sqlite).expect("always there");
+    let seed = Seed::chosen();
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::new(database.url()).unwrap());
+    wait(store.migrate()).unwrap();
+    database.sql(writers::ANCHOR);
+    let (mut writer, mut reader) = (database.session(), database.session());
+    let (replica, looks, permits) = (Replica::default(), Arc::default(), Arc::new(Semaphore::new(0)));
+    let witness = Witness::of(store, &replica, &looks, Pace::Told(Arc::clone(&permits)));
+    let sync = start_sync(witness, replica);
+    let (mut dice, mut tally) = (Dice::of(seed.0, 0, 0), Tally::default());
+    let mut before = None;
+    wait(looks.reach(1));
+    for _ in 0..TRANSACTIONS {
+        let commit = begin(&mut writer, &mut dice, &mut tally);
+        for end in [None, Some(commit)] {
+            tally.pruned += end.map_or(0, |end| finish(&mut writer, &mut dice, end, &mut tally));
+            let next = looks.count() + 1;
+            permits.add_permits(1);
+            wait(looks.reach(next));
+            let look = looks.take().pop().expect("just taken");
+            tally.compare(&state_of(&mut reader), &look, before.as_ref());
+            before = Some(look);
+        }
+    }
+    sync.abort();
+    tell(&format!("model: SQLite, seed {}: {tally:?}, no difference", seed.0));
+    assert!(tally.moves > TRANSACTIONS / 4, "too few looks showed anything new: {tally:?}");
+    assert!(tally.reloads > 0 && tally.pruned > 0 && tally.rolled_back > 0, "{tally:?}");
+}
+
+/// Begins a transaction and says whether it is one to commit.
+fn begin(writer: &mut Connection, dice: &mut Dice, tally: &mut Tally) -> bool {
+    writer.sql("BEGIN IMMEDIATE");
+    for statement in writers::statements(dice) {
+        // What is refused changes nothing, and the others of the same transaction stand.
+        tally.refused += u64::from(writer.run(&statement).is_err());
+    }
+    !dice.one_in(5)
+}
+
+/// Ends a transaction, and now and then forgets changes; gives how many.
+fn finish(writer: &mut Connection, dice: &mut Dice, commit: bool, tally: &mut Tally) -> u64 {
+    writer.sql(if commit { "COMMIT" } else { "ROLLBACK" });
+    tally.committed += u64::from(commit);
+    tally.rolled_back += u64::from(!commit);
+    let prune = "DELETE FROM auth_change WHERE id % 3 <> 0";
+    if dice.one_in(9) { writer.run(prune).expect("nobody else writes") } else { 0 }
+}
+
+/// What is committed.
+fn state_of(reader: &mut Connection) -> State {
+    let Connection::Sqlite(session) = reader else { unreachable!("a file") };
+    wait(async {
+        State {
+            keys: rows(session, "SELECT * FROM api_keys")
+                .await
+                .iter()
+                .map(|row| KeyRecord {
+                    id: KeyId(uuid(row.get("id"))),
+                    tenant_id: TenantId(uuid(row.get("tenant_id"))),
+                    prefix: row.get::<String, _>("key_prefix").into(),
+                    hash: SecretHash::parse(row.get("hashed_key")),
+                    expires_at: row.get::<Option<&str>, _>("expires_at").and_then(Timestamp::parse_rfc_3339),
+                    revoked: row.get::<Option<&str>, _>("revoked_at").is_some(),
+                })
+                .collect(),
+            tenants: rows(session, "SELECT * FROM tenants")
+                .await
+                .iter()
+                .map(|row| Tenant {
+                    id: TenantId(uuid(row.get("id"))),
+                    name: row.get("name"),
+                    schema: row.get("db_schema_name"),
+                    status: TenantStatus::parse(row.get("status")),
+                    created_at: Timestamp::parse_rfc_3339(row.get("created_at")).expect("an instant"),
+                })
+                .collect(),
+        }
+    })
+}
+
+async fn rows(session: &mut SqliteConnection, sql: &'static str) -> Vec<sqlx::sqlite::SqliteRow> {
+    sqlx::query(sql).fetch_all(session).await.expect(sql)
+}
+
+fn uuid(text: &str) -> Uuid {
+    Uuid::parse_str(text).expect("a UUID")
+}

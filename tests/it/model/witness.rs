@@ -1,0 +1,248 @@
+//! What did the replica hold after each look, and as of which instant?
+//!
+//! A store between the sync task and the real one. It changes no answer; it notes what was
+//! answered and what became of it, and decides when the next look is due.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tenantgate::clock::Timestamp;
+use tenantgate::key::KeyId;
+use tenantgate::record::KeyDetails;
+use tenantgate::replica::{Replica, Snapshot};
+use tenantgate::store::{
+    Announcement, Changes, Laggard, Look, NewKey, NewTenant, Row, SchemaVersion, Session, Store, StoreError,
+};
+use tenantgate::tenant::{Tenant, TenantId, TenantStatus};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+use super::dice::Dice;
+use crate::support::PATIENCE;
+
+/// How the replica came by what it holds.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum How {
+    Load,
+    Changes { rows: usize },
+}
+
+/// A look that the replica took.
+pub(super) struct Taken {
+    pub(super) as_of: String,
+    pub(super) how: How,
+    pub(super) held: Arc<Snapshot>,
+}
+
+/// All looks of one replica.
+pub(super) struct Looks {
+    taken: Mutex<Vec<Taken>>,
+    count: watch::Sender<usize>,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self { taken: Mutex::default(), count: watch::Sender::new(0) }
+    }
+}
+
+impl Looks {
+    pub(super) fn count(&self) -> usize {
+        *self.count.borrow()
+    }
+
+    /// Waits until so many looks were taken.
+    pub(super) async fn reach(&self, count: usize) {
+        let mut told = self.count.subscribe();
+        let reached = timeout(PATIENCE, told.wait_for(|taken| *taken >= count)).await;
+        assert!(reached.is_ok(), "the replica took {} looks of {count} within {PATIENCE:?}", self.count());
+    }
+
+    /// Hands over what was noted so far.
+    pub(super) fn take(&self) -> Vec<Taken> {
+        std::mem::take(&mut self.taken.lock().expect("no panic while noting"))
+    }
+
+    fn note(&self, taken: Taken) {
+        self.taken.lock().expect("no panic while noting").push(taken);
+        self.count.send_modify(|count| *count += 1);
+    }
+}
+
+/// When the replica looks.
+pub(super) enum Pace {
+    /// At a hint or after a moment, now and then after a long one.
+    Random(Dice),
+    /// Once for each permit.
+    Told(Arc<Semaphore>),
+}
+
+/// A store whose one session is watched.
+pub(super) struct Witness {
+    store: Arc<dyn Store>,
+    replica: Replica,
+    looks: Arc<Looks>,
+    pace: Mutex<Option<Pace>>,
+}
+
+impl Witness {
+    pub(super) fn of(store: Arc<dyn Store>, replica: &Replica, looks: &Arc<Looks>, pace: Pace) -> Self {
+        Self { store, replica: replica.clone(), looks: Arc::clone(looks), pace: Mutex::new(Some(pace)) }
+    }
+}
+
+struct Watched {
+    session: Box<dyn Session>,
+    replica: Replica,
+    looks: Arc<Looks>,
+    pace: Pace,
+    /// A look that was answered, and of which the replica may not have taken account yet.
+    answered: Option<(String, How)>,
+}
+
+#[async_trait]
+impl Session for Watched {
+    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<Look, StoreError> {
+        let look = self.session.load(sink).await?;
+        self.answered = Some((look.position.clone(), How::Load));
+        Ok(look)
+    }
+
+    /// Whoever waits for the next look has taken account of the last one.
+    async fn hint(&mut self) -> Result<(), StoreError> {
+        if let Some((as_of, how)) = self.answered.take() {
+            self.looks.note(Taken { as_of, how, held: Arc::clone(&self.replica.snapshot()) });
+        }
+        match &mut self.pace {
+            Pace::Random(dice) => {
+                let most = if dice.one_in(40) { 500 } else { 12 };
+                sleep(dice.millis(0, most)).await;
+                if let Ok(hint) = timeout(dice.millis(0, 8), self.session.hint()).await {
+                    hint?;
+                }
+            }
+            Pace::Told(permits) => permits.acquire().await.expect("never closed").forget(),
+        }
+        Ok(())
+    }
+
+    async fn changes(&mut self) -> Result<Changes, StoreError> {
+        let changes = self.session.changes().await?;
+        if let Changes::Rows(rows, look) = &changes {
+            self.answered = Some((look.position.clone(), How::Changes { rows: rows.len() }));
+        }
+        Ok(changes)
+    }
+
+    async fn has(&mut self, change: &str) -> Result<bool, StoreError> {
+        self.session.has(change).await
+    }
+}
+
+/// A replica asks for a session and for the version of the tables, and for nothing else.
+#[async_trait]
+impl Store for Witness {
+    fn kind(&self) -> &'static str {
+        self.store.kind()
+    }
+
+    fn embedded(&self) -> bool {
+        self.store.embedded()
+    }
+
+    fn has_schemas(&self) -> bool {
+        self.store.has_schemas()
+    }
+
+    async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
+        let pace = self.pace.lock().expect("no panic while opening").take();
+        let pace = pace.expect("a session was lost, and nobody ended it");
+        let session = self.store.session().await?;
+        let (replica, looks) = (self.replica.clone(), Arc::clone(&self.looks));
+        Ok(Box::new(Watched { session, replica, looks, pace, answered: None }))
+    }
+
+    async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
+        self.store.schema_version().await
+    }
+
+    async fn migrate(&self) -> Result<Vec<i64>, StoreError> {
+        self.store.migrate().await
+    }
+
+    async fn insert_tenant(&self, _: &NewTenant) -> Result<Tenant, StoreError> {
+        unreachable!()
+    }
+
+    async fn create_schema(&self, _: &str) -> Result<(), StoreError> {
+        unreachable!()
+    }
+
+    async fn tenants(&self) -> Result<Vec<Tenant>, StoreError> {
+        unreachable!()
+    }
+
+    async fn find_tenants(&self, _: &str) -> Result<Vec<Tenant>, StoreError> {
+        unreachable!()
+    }
+
+    async fn set_tenant_status(&self, _: TenantId, _: &TenantStatus) -> Result<Option<Tenant>, StoreError> {
+        unreachable!()
+    }
+
+    async fn insert_key(&self, _: &NewKey) -> Result<KeyDetails, StoreError> {
+        unreachable!()
+    }
+
+    async fn keys(&self, _: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError> {
+        unreachable!()
+    }
+
+    async fn find_key(&self, _: &str) -> Result<Option<KeyDetails>, StoreError> {
+        unreachable!()
+    }
+
+    async fn revoke_key(
+        &self,
+        _: KeyId,
+        _: Timestamp,
+        _: Option<&str>,
+    ) -> Result<Option<KeyDetails>, StoreError> {
+        unreachable!()
+    }
+
+    async fn replace_key(
+        &self,
+        _: KeyId,
+        _: Timestamp,
+        _: &NewKey,
+    ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
+        unreachable!()
+    }
+
+    async fn prune_changes(&self, _: Duration) -> Result<u64, StoreError> {
+        unreachable!()
+    }
+
+    async fn announce(&self, _: &Announcement<'_>) -> Result<(), StoreError> {
+        unreachable!()
+    }
+
+    async fn retract(&self, _: Uuid) -> Result<(), StoreError> {
+        unreachable!()
+    }
+
+    async fn mark(&self) -> Result<String, StoreError> {
+        unreachable!()
+    }
+
+    async fn laggards(&self, _: &str) -> Result<Vec<Laggard>, StoreError> {
+        unreachable!()
+    }
+
+    async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
+        unreachable!()
+    }
+}

@@ -1,0 +1,235 @@
+//! What may be done to the tables? Everything that anybody's SQL does, at random and at once.
+//!
+//! The statements are plain enough for both databases. Who writes knows nothing of replicas
+//! and cannot tell whether one looks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use super::Tally;
+use super::dice::Dice;
+
+/// So few that everybody is in everybody's way.
+const PREFIXES: u64 = 40;
+const TENANTS: u64 = 8;
+
+/// A tenant and a key that nobody touches: a database without any key is one that the replica doubts.
+pub(super) const ANCHOR: &str = "
+    INSERT INTO tenants (id, name, db_schema_name, created_at)
+    VALUES ('ffffffff-ffff-4fff-8fff-ffffffffffff', 'Anchor', 'anchor', '2026-01-01T00:00:00Z');
+    INSERT INTO api_keys (id, hashed_key, key_prefix, tenant_id)
+    VALUES ('eeeeeeee-eeee-4eee-8eee-eeeeeeeeeeee', 'none', 'llmk_anchor', 'ffffffff-ffff-4fff-8fff-ffffffffffff')";
+
+/// Until it is time to stop.
+#[derive(Clone, Default)]
+pub(super) struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    pub(super) fn now(&self) {
+        self.0.store(true, Relaxed);
+    }
+
+    fn not_yet(&self) -> bool {
+        !self.0.load(Relaxed)
+    }
+}
+
+pub(super) async fn connect(url: &str) -> PgConnection {
+    PgConnection::connect(url).await.expect("postgres is up")
+}
+
+pub(super) async fn run(session: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(session).await.map(|_| ())
+}
+
+/// Writes transaction upon transaction.
+pub(super) async fn write(url: String, mut dice: Dice, stop: Stop) -> Tally {
+    let mut session = connect(&url).await;
+    run(&mut session, "SET deadlock_timeout = '20ms'; SET lock_timeout = '100ms'").await.expect("settings");
+    let mut tally = Tally::default();
+    while stop.not_yet() {
+        match transaction(&mut session, &mut dice).await {
+            Ok(true) => tally.committed += 1,
+            Ok(false) => tally.rolled_back += 1,
+            Err(error) => {
+                let code = error.as_database_error().and_then(|e| e.code().map(String::from));
+                // Unique, foreign key, deadlock, lock timeout: what a crowd must expect.
+                let expected = ["23505", "23503", "40P01", "55P03"].map(|code| Some(code.to_owned()));
+                assert!(expected.contains(&code), "a writer met {error}");
+                run(&mut session, "ROLLBACK").await.expect("a rollback always works");
+                tally.refused += 1;
+            }
+        }
+    }
+    tally
+}
+
+/// Returns whether it committed.
+async fn transaction(session: &mut PgConnection, dice: &mut Dice) -> Result<bool, sqlx::Error> {
+    run(session, "BEGIN").await?;
+    if dice.one_in(8) {
+        // As restores and logical replication do: foreign keys sleep, the change log must not.
+        run(session, "SET LOCAL session_replication_role = replica").await?;
+    }
+    for statement in statements(dice) {
+        run(session, &statement).await?;
+        if dice.one_in(8) {
+            sleep(dice.millis(0, 10)).await;
+        }
+    }
+    if dice.one_in(4) {
+        // A late commit is one that others overtake; a few are overtaken by hundreds.
+        let most = if dice.one_in(6) { 200 } else { 20 };
+        sleep(dice.millis(0, most)).await;
+    }
+    let commit = !dice.one_in(5);
+    run(session, if commit { "COMMIT" } else { "ROLLBACK" }).await?;
+    Ok(commit)
+}
+
+/// What one transaction does.
+pub(super) fn statements(dice: &mut Dice) -> Vec<String> {
+    let mut all = Vec::new();
+    for _ in 0..=dice.below(4) {
+        if dice.one_in(4) {
+            let end = if dice.one_in(3) { "RELEASE s" } else { "ROLLBACK TO s" };
+            all.extend(["SAVEPOINT s".to_owned(), step(dice), end.to_owned()]);
+        } else {
+            all.push(step(dice));
+        }
+    }
+    all
+}
+
+/// One statement, or two that belong together.
+fn step(dice: &mut Dice) -> String {
+    let (key, tenant) = (prefix(dice), tenant_id(dice));
+    let on_key = |set: String| format!("UPDATE api_keys SET {set} WHERE key_prefix = '{key}'");
+    let on_tenant = |set: String| format!("UPDATE tenants SET {set} WHERE id = '{tenant}'");
+    let on_keys_of = |set: String| format!("UPDATE api_keys SET {set} WHERE tenant_id = '{tenant}'");
+    match dice.below(28) {
+        0 => {
+            let take_over =
+                "(key_prefix) DO UPDATE SET hashed_key = excluded.hashed_key, tenant_id = excluded.tenant_id";
+            insert(dice, &key, tenant, take_over)
+        }
+        1 => {
+            let again = insert(dice, &key, tenant, "DO NOTHING");
+            format!("DELETE FROM api_keys WHERE key_prefix = '{key}'; {again}")
+        }
+        2 => format!("DELETE FROM api_keys WHERE key_prefix = '{key}'"),
+        3 => on_key(format!("revoked_at = {}", instant(dice))),
+        4 => on_key(format!("expires_at = {}", instant(dice))),
+        5 => on_key(format!("hashed_key = '{}'", hash(dice))),
+        6 => on_key(format!("key_prefix = '{}'", prefix(dice))),
+        7 => on_key(format!("tenant_id = '{tenant}'")),
+        8 => on_key(format!("id = '{}'", id(dice))),
+        9 => on_key(format!("last_used_at = {}, name = '{key}'", instant(dice))),
+        10 => on_keys_of(format!("last_used_at = {}", instant(dice))),
+        11 => on_keys_of(format!("revoked_at = {}, expires_at = {}", instant(dice), instant(dice))),
+        12..=14 => {
+            let (schema, status) = (schema(dice), status(dice));
+            format!(
+                "INSERT INTO tenants (id, name, db_schema_name, status, created_at)
+                 VALUES ('{tenant}', 'New', '{schema}', '{status}', '2026-01-01T00:00:00Z') ON CONFLICT DO NOTHING"
+            )
+        }
+        15 => on_tenant(format!("status = '{}'", status(dice))),
+        16 => on_tenant(format!("name = 'Name {}', db_schema_name = '{}'", dice.below(9), schema(dice))),
+        // Its keys go with it, or, in the role of a replica, stay without one.
+        17 if dice.one_in(2) => format!("DELETE FROM tenants WHERE id = '{tenant}'"),
+        18 => on_tenant(format!("id = '{}'", tenant_id(dice))),
+        // The mark of a change of nothing, as `key revoke --wait` makes it.
+        19 => "INSERT INTO auth_change (key_prefix) VALUES ('')".to_owned(),
+        _ => insert(dice, &key, tenant, "DO NOTHING"),
+    }
+}
+
+fn insert(dice: &mut Dice, key: &str, tenant: Uuid, on_conflict: &str) -> String {
+    let (id, hash, expires_at) = (id(dice), hash(dice), instant(dice));
+    format!(
+        "INSERT INTO api_keys (id, hashed_key, key_prefix, tenant_id, expires_at)
+         SELECT '{id}', '{hash}', '{key}', '{tenant}', {expires_at}
+         WHERE EXISTS (SELECT 1 FROM tenants WHERE id = '{tenant}') ON CONFLICT {on_conflict}"
+    )
+}
+
+fn prefix(dice: &mut Dice) -> String {
+    format!("llmk_model{}", dice.below(PREFIXES))
+}
+
+fn tenant_id(dice: &mut Dice) -> Uuid {
+    Uuid::from_u128(dice.below(TENANTS).into())
+}
+
+fn id(dice: &mut Dice) -> Uuid {
+    Uuid::from_u64_pair(dice.number(), dice.number())
+}
+
+/// Of the shape of bcrypt; now and then not.
+fn hash(dice: &mut Dice) -> String {
+    let (a, b, c) = (dice.number(), dice.number(), dice.number());
+    if dice.one_in(20) { format!("damaged {a:x}") } else { format!("$2b$04${a:016x}{b:016x}{c:016x}lorem") }
+}
+
+/// Sometimes none that a schema can have.
+fn schema(dice: &mut Dice) -> String {
+    let n = dice.below(20);
+    if n == 0 { "Damaged".to_owned() } else { format!("schema_{n}") }
+}
+
+fn status(dice: &mut Dice) -> &'static str {
+    ["active", "suspended", "pending_provisioning", "deleted"]
+        [usize::from(dice.number().to_le_bytes()[0] & 3)]
+}
+
+fn instant(dice: &mut Dice) -> String {
+    match dice.below(5) {
+        0 | 1 => "NULL".to_owned(),
+        2 => "'infinity'".to_owned(),
+        _ => format!("'20{:02}-01-31T10:00:{:02}Z'", 20 + dice.below(30), dice.below(60)),
+    }
+}
+
+/// Forgets every change as soon as that is allowed.
+pub(super) async fn prune(url: String, mut dice: Dice, stop: Stop) -> Tally {
+    let mut session = connect(&url).await;
+    let mut tally = Tally::default();
+    while stop.not_yet() {
+        sleep(dice.millis(5, 120)).await;
+        let sql = "SELECT auth_prune(interval '0')";
+        let rows: i64 = sqlx::query_scalar(sql).fetch_one(&mut session).await.expect("it prunes");
+        tally.pruned += u64::try_from(rows).expect("a count");
+    }
+    tally
+}
+
+/// Holds transactions open in a database of its own: what waits for the oldest transaction waits for these.
+pub(super) async fn linger(url: String, mut dice: Dice, stop: Stop) -> Tally {
+    let mut session = connect(&url).await;
+    while stop.not_yet() {
+        run(&mut session, "BEGIN; SELECT pg_current_xact_id()").await.expect("it begins");
+        sleep(dice.millis(50, 700)).await;
+        run(&mut session, "COMMIT").await.expect("it ends");
+        sleep(dice.millis(0, 200)).await;
+    }
+    Tally::default()
+}
+
+/// Asks again and again whether history tells the truth, see [`super::history::LIES`].
+pub(super) async fn audit(url: String, mut dice: Dice, stop: Stop) -> Tally {
+    let mut session = connect(&url).await;
+    let mut tally = Tally::default();
+    while stop.not_yet() {
+        let lies: i64 =
+            sqlx::query_scalar(super::history::LIES).fetch_one(&mut session).await.expect("an answer");
+        assert_eq!(lies, 0, "rows that history tells otherwise than the tables do");
+        tally.audits += 1;
+        sleep(dice.millis(20, 120)).await;
+    }
+    tally
+}
