@@ -1,0 +1,180 @@
+//! How long after its COMMIT does a revocation hold on every replica?
+//!
+//! Three servers on one private Postgres, valid traffic through all of them, and keys that
+//! plain SQL takes back and gives back. The time of a change begins when its COMMIT has
+//! returned and ends when the last of the three has answered accordingly, over gRPC, as
+//! Envoy would ask. Each server is asked in a tight loop over a connection that stands, so
+//! what is measured includes one round trip of a check and nothing else.
+//!
+//! It must not know how the replicas learn of a change. Whether the numbers are good is
+//! said in `benches/README.md`.
+
+#[expect(dead_code, reason = "a part of what the model test needs")]
+#[path = "../tests/it/model/dice.rs"]
+mod dice;
+#[expect(dead_code, unused_imports, unused_macros, reason = "a part of what the tests need")]
+#[path = "../tests/it/support/mod.rs"]
+mod support;
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use self::dice::Dice;
+use self::support::world::quick_hash;
+use self::support::{Ask, Backend, Client, PATIENCE, Server, World, runtime, wait};
+
+const REPLICAS: usize = 3;
+const CHANGES: usize = 1000;
+const KEYS: usize = 200;
+
+/// Valid checks that each replica answers all the while, in a second.
+const TRAFFIC: u32 = 200;
+
+/// The times of one kind of change, on all replicas.
+#[derive(Default)]
+struct Times(Vec<Duration>);
+
+impl Times {
+    /// The smallest time that so many of a hundred changes did not exceed.
+    fn percentile(&self, percent: usize) -> Duration {
+        let rank = (self.0.len() * percent).div_ceil(100).max(1);
+        self.0[rank - 1]
+    }
+
+    /// Name, p50, p99 and max in milliseconds.
+    fn row(&mut self, name: &str) -> (String, [f64; 3]) {
+        self.0.sort_unstable();
+        let millis = [50, 99, 100].map(|percent| self.percentile(percent).as_secs_f64() * 1000.0);
+        (format!("{name} ({})", self.0.len()), millis)
+    }
+}
+
+fn main() {
+    let world = World::on(Backend::Postgres).expect("what is measured needs a Postgres");
+    let keys: Vec<String> = (0..KEYS).map(|n| format!("llmk_bench{n}_Secret-0123456789")).collect();
+    for key in &keys {
+        let (prefix, hash, tenant) =
+            (key.rsplit_once('_').expect("a prefix").0, quick_hash(key), &world.acme.id);
+        world.db.sql(&format!(
+            "INSERT INTO api_keys (hashed_key, key_prefix, tenant_id) VALUES ('{hash}', '{prefix}', '{tenant}')"
+        ));
+    }
+    let servers = [(); REPLICAS].map(|()| Server::on(&world.db).start());
+    // No key is changed before each server has proven it: bcrypt is not what is measured.
+    for (server, key) in servers.iter().flat_map(|server| keys.iter().map(move |key| (server, key))) {
+        assert_eq!(server.row(Ask::with_key(key)), "200 ok");
+    }
+    let traffic = Traffic::start(&servers, &world.live.text);
+    let start = Instant::now();
+    let (mut revoked, mut restored) = measure(&world, &servers, &keys);
+    let (answered, seconds) = (traffic.stop(), start.elapsed().as_secs_f64());
+    report(&[revoked.row("refused on all three"), restored.row("allowed on all three")], answered, seconds);
+}
+
+/// Changes keys, one after the other: the times of those taken back, and of those given back.
+fn measure(world: &World, servers: &[Server; REPLICAS], keys: &[String]) -> (Times, Times) {
+    let (mut revoked, mut restored) = (Times::default(), Times::default());
+    let mut is_revoked = vec![false; keys.len()];
+    let mut session = world.db.session();
+    let mut dice = Dice::of(1, 0, 0);
+    for _ in 0..CHANGES {
+        let chosen = usize::try_from(dice.below(KEYS as u64)).expect("an index");
+        let key = &keys[chosen];
+        let revoke = !is_revoked[chosen];
+        is_revoked[chosen] = revoke;
+        let (set, wanted, times) =
+            if revoke { ("now()", "401 revoked", &mut revoked) } else { ("NULL", "200 ok", &mut restored) };
+        let prefix = key.rsplit_once('_').expect("a prefix").0;
+        session.sql(&format!("UPDATE api_keys SET revoked_at = {set} WHERE key_prefix = '{prefix}'"));
+        let committed = Instant::now();
+        wait(holds_on_all(servers, key, wanted));
+        times.0.push(committed.elapsed());
+        // Changes that follow each other at once would find the replicas always awake.
+        std::thread::sleep(dice.millis(0, 40));
+    }
+    (revoked, restored)
+}
+
+/// Returns when each server has given the wanted answer.
+async fn holds_on_all(servers: &[Server; REPLICAS], key: &str, wanted: &'static str) {
+    let mut asking = JoinSet::new();
+    for server in servers {
+        asking.spawn(holds_on(server.client().clone(), Ask::with_key(key), wanted));
+    }
+    while let Some(ended) = asking.join_next().await {
+        ended.expect("no panic");
+    }
+}
+
+async fn holds_on(client: Client, ask: Ask, wanted: &str) {
+    let asking = async { while client.ask(ask.clone()).await.expect("an answer").row() != wanted {} };
+    assert!(timeout(PATIENCE, asking).await.is_ok(), "never `{wanted}`");
+}
+
+/// Checks of a key that nobody changes.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    asking: JoinSet<()>,
+}
+
+impl Traffic {
+    fn start(servers: &[Server; REPLICAS], key: &str) -> Self {
+        let (stop, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let mut asking = JoinSet::new();
+        for server in servers {
+            // A connection of its own, as another Envoy's.
+            let (client, ask) = (Client::to(&server.grpc[0]), Ask::with_key(key));
+            let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
+            let checks = async move {
+                let mut due = interval(Duration::from_secs(1) / TRAFFIC);
+                due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                while !stop.load(Relaxed) {
+                    due.tick().await;
+                    assert_eq!(client.ask(ask.clone()).await.expect("an answer").row(), "200 ok");
+                    answered.fetch_add(1, Relaxed);
+                }
+            };
+            asking.spawn_on(checks, runtime().handle());
+        }
+        Self { stop, answered, asking }
+    }
+
+    /// How many checks were answered, every one of them with "allowed".
+    fn stop(mut self) -> u64 {
+        self.stop.store(true, Relaxed);
+        wait(async {
+            while let Some(ended) = self.asking.join_next().await {
+                ended.expect("every check was allowed");
+            }
+        });
+        self.answered.load(Relaxed)
+    }
+}
+
+/// A table for people and a line for programs.
+fn report(rows: &[(String, [f64; 3])], answered: u64, seconds: f64) {
+    let json = rows.iter().zip(["revoked", "restored"]).map(|((_, [p50, p99, max]), name)| {
+        (name.to_owned(), serde_json::json!({ "p50_ms": p50, "p99_ms": p99, "max_ms": max }))
+    });
+    let json = serde_json::json!({
+        "bench": "revocation",
+        "replicas": REPLICAS,
+        "changes": CHANGES,
+        "checks": answered,
+        "times": json.collect::<serde_json::Map<_, _>>(),
+    });
+    let mut out = std::io::stdout();
+    let mut line = |line: String| writeln!(out, "{line}").expect("stdout takes it");
+    line(format!("{:<28}{:>10}{:>10}{:>10}", "from COMMIT, in ms", "p50", "p99", "max"));
+    for (name, [p50, p99, max]) in rows {
+        line(format!("{name:<28}{p50:>10.1}{p99:>10.1}{max:>10.1}"));
+    }
+    line(format!("meanwhile {answered} valid checks in {seconds:.0} s, all allowed"));
+    line(json.to_string());
+}
