@@ -1,8 +1,9 @@
 //! How do others know how far we are?
 //!
-//! Every server writes down how far it has looked: after every change it applied,
-//! and now and then without one. Who takes a key back can then wait until the last server
-//! knows (`key revoke --wait`). A server that was killed or cut off counts for as
+//! Every server writes down how far it has looked: when somebody asks by a mark in
+//! the change log, and now and then unasked. Who takes a key back can then wait until
+//! the last server knows (`key revoke --wait`). Not after every change: that would make
+//! every server write for each of them. A server that was killed or cut off counts for as
 //! long as it could go on serving without looking, and not longer.
 //!
 //! No check waits for this, and a database that cannot take it down loses nothing
@@ -21,7 +22,7 @@ use crate::store::{Announcement, Store, StoreError};
 /// How a server announces itself.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How often, without a change.
+    /// How often, without being asked.
     pub interval: Duration,
     /// How long this server lets keys pass without looking at the database.
     pub max_staleness: Duration,
@@ -46,11 +47,11 @@ impl Announcer {
 
     /// Announces, for ever.
     pub async fn run(self) {
-        let mut generation = self.replica.generation();
+        let mut marks = self.replica.marks();
         let mut silent = false;
         loop {
-            // Whether something changed or the time is up is all the same.
-            let _ = timeout(self.options.interval, generation.changed()).await;
+            // Whether somebody asks or the time is up is all the same.
+            let _ = timeout(self.options.interval, marks.changed()).await;
             if !self.replica.connected() {
                 continue;
             }

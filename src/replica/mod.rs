@@ -258,6 +258,7 @@ struct Shared {
     connected: AtomicBool,
     position: Mutex<String>,
     generation: watch::Sender<u64>,
+    marks: watch::Sender<u64>,
     stats: Stats,
 }
 
@@ -270,6 +271,7 @@ impl Default for Replica {
             connected: AtomicBool::new(false),
             position: Mutex::default(),
             generation: watch::Sender::new(0),
+            marks: watch::Sender::new(0),
             stats: Stats::default(),
         }))
     }
@@ -340,6 +342,16 @@ impl Replica {
     fn publish(&self, next: Snapshot, position: &str) {
         self.0.snapshot.store(Arc::new(next));
         self.set_position(position);
+    }
+
+    /// Tells of every mark, and of every look at everything, which may have passed over some.
+    #[must_use]
+    pub fn marks(&self) -> watch::Receiver<u64> {
+        self.0.marks.subscribe()
+    }
+
+    fn tell_of_mark(&self) {
+        self.0.marks.send_modify(|marks| *marks += 1);
     }
 
     /// Wakes who waits for a generation, once everything about it is in place.

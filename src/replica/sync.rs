@@ -169,6 +169,7 @@ impl Sync {
         self.replica.looked(asked, look.now);
         self.replica.set_connected(true);
         self.replica.tell();
+        self.replica.tell_of_mark();
         self.identity = Some(look.identity.clone());
         self.newest_change.clone_from(&look.newest_change);
         if self.lost.take().is_some() {
@@ -190,6 +191,7 @@ impl Sync {
                 Changes::Everything => return Ok(()),
                 Changes::Rows(rows, look) => {
                     self.replica.stats().polls.add_one();
+                    let marked = rows.iter().any(Change::is_mark);
                     if rows.is_empty() {
                         self.replica.set_position(&look.position);
                     } else {
@@ -201,6 +203,9 @@ impl Sync {
                     }
                     self.replica.looked(asked, look.now);
                     self.replica.tell();
+                    if marked {
+                        self.replica.tell_of_mark();
+                    }
                     self.newest_change = look.newest_change;
                 }
             }

@@ -267,6 +267,12 @@ pub enum Change {
 }
 
 impl Change {
+    /// Whether it is no change but a mark, by which somebody asks how far we are; see [`Store::mark`].
+    #[must_use]
+    pub fn is_mark(&self) -> bool {
+        matches!(self, Self::NoKey(prefix) if prefix.is_empty())
+    }
+
     /// The row as it is now, if it is.
     #[must_use]
     pub fn row(&self) -> Option<&Row> {

@@ -87,7 +87,11 @@ impl Session for PostgresSession {
 
     async fn hint(&mut self) -> Result<(), StoreError> {
         match self.listener.try_recv().await? {
-            Some(_) => Ok(()),
+            // One look answers all the hints there are.
+            Some(_) => {
+                while self.listener.next_buffered().is_some() {}
+                Ok(())
+            }
             None => Err(StoreError::Unavailable("the connection to the database broke".into())),
         }
     }
