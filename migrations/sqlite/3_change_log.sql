@@ -34,3 +34,32 @@ CREATE TRIGGER auth_tenant_updated AFTER UPDATE OF id, name, db_schema_name, sta
     INSERT INTO auth_change (tenant_id) VALUES (old.id);
     INSERT INTO auth_change (tenant_id) SELECT new.id WHERE new.id <> old.id;
 END;
+
+-- REPLACE deletes whatever is in its way, and no trigger hears of that (recursive_triggers is a setting of
+-- each connection, and off). So what is about to be in the way is written down before.
+-- <https://www.sqlite.org/lang_conflict.html>
+CREATE TRIGGER auth_key_replaces BEFORE INSERT ON api_keys BEGIN
+    INSERT INTO auth_change (key_prefix)
+        SELECT key_prefix FROM api_keys WHERE id = new.id OR hashed_key = new.hashed_key;
+END;
+CREATE TRIGGER auth_key_update_replaces BEFORE UPDATE OF id, key_prefix, hashed_key ON api_keys BEGIN
+    INSERT INTO auth_change (key_prefix)
+        SELECT key_prefix FROM api_keys
+        WHERE rowid <> old.rowid AND (id = new.id OR hashed_key = new.hashed_key);
+END;
+-- The keys of a tenant that is in the way go with it, as unheard.
+CREATE TRIGGER auth_tenant_replaces BEFORE INSERT ON tenants BEGIN
+    INSERT INTO auth_change (key_prefix)
+        SELECT k.key_prefix FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
+        WHERE t.id = new.id OR t.db_schema_name = new.db_schema_name;
+    INSERT INTO auth_change (tenant_id)
+        SELECT id FROM tenants WHERE id = new.id OR db_schema_name = new.db_schema_name;
+END;
+CREATE TRIGGER auth_tenant_update_replaces BEFORE UPDATE OF id, db_schema_name ON tenants BEGIN
+    INSERT INTO auth_change (key_prefix)
+        SELECT k.key_prefix FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
+        WHERE t.rowid <> old.rowid AND (t.id = new.id OR t.db_schema_name = new.db_schema_name);
+    INSERT INTO auth_change (tenant_id)
+        SELECT id FROM tenants
+        WHERE rowid <> old.rowid AND (id = new.id OR db_schema_name = new.db_schema_name);
+END;

@@ -253,7 +253,13 @@ fn on_sqlite_every_look_is_the_database_at_its_instant() {
 /// Begins a transaction and says whether it is one to commit.
 fn begin(writer: &mut Connection, dice: &mut Dice, tally: &mut Tally) -> bool {
     writer.sql("BEGIN IMMEDIATE");
-    for statement in writers::statements(dice) {
+    for mut statement in writers::statements(dice) {
+        if dice.one_in(3) {
+            statement = statement.replace(" ON CONFLICT DO NOTHING", "");
+            statement = statement.replace("INSERT INTO", "INSERT OR REPLACE INTO");
+            statement = statement.replace("UPDATE api_keys", "UPDATE OR REPLACE api_keys");
+            statement = statement.replace("UPDATE tenants", "UPDATE OR REPLACE tenants");
+        }
         // What is refused changes nothing, and the others of the same transaction stand.
         tally.refused += u64::from(writer.run(&statement).is_err());
     }
