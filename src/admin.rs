@@ -14,10 +14,11 @@ use uuid::Uuid;
 use crate::clock::{Clock, Timestamp};
 use crate::key::format::{self, SCHEME};
 use crate::key::{KeyId, PlainKey};
-use crate::record::{KeyDetails, KeyState, has_expired};
+use crate::record::{KeyDetails, KeyRecord, KeyState, Memo, SecretHash, has_expired};
 use crate::store::{Laggard, NewKey, NewTenant, Store, StoreError};
 use crate::tenant::{Tenant, TenantId, TenantStatus, default_schema_name, is_schema_name, is_tenant_name};
 use crate::verify::bcrypt;
+use crate::verify::memo::Peppers;
 
 /// Why something was not done.
 #[derive(Debug, thiserror::Error)]
@@ -84,13 +85,14 @@ const DEMO_KEY_TEXT: &str = "llmk_demo_secret123";
 pub struct Admin {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
+    peppers: Peppers,
 }
 
 impl Admin {
-    /// The management of this store.
+    /// The management of this store. New keys get a memo by the first of the peppers.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
-        Self { store, clock }
+    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, peppers: Peppers) -> Self {
+        Self { store, clock, peppers }
     }
 
     /// The wall clock that this management goes by.
@@ -256,8 +258,30 @@ impl Admin {
         check_key_name(name.as_deref())?;
         let tenant = self.living_tenant(tenant).await?;
         let now = self.now();
-        let (new, key) = new_key(&tenant, name, now, expiry.instant(now)?).await?;
+        let (new, key) = self.new_key(&tenant, name, now, expiry.instant(now)?).await?;
         Ok(Issued { details: self.store.insert_key(&new).await?, key })
+    }
+
+    async fn new_key(
+        &self,
+        tenant: &Tenant,
+        name: Option<String>,
+        created_at: Timestamp,
+        expires_at: Option<Timestamp>,
+    ) -> Result<(NewKey, PlainKey), AdminError> {
+        let no_randomness = |e| AdminError::Refused(format!("no randomness: {e}"));
+        let key = format::issue(&tenant.name).map_err(no_randomness)?;
+        let (id, prefix) = (KeyId(Uuid::new_v4()), key.prefix().to_owned());
+        let hash = hashed(key.as_presented().to_plain()).await?;
+        let memo = self.memo(id, tenant.id, &hash, &key);
+        Ok((NewKey { id, prefix, hash, tenant_id: tenant.id, name, created_at, expires_at, memo }, key))
+    }
+
+    /// The memo that a key is issued with: we made the hash from it, so bcrypt need not be asked.
+    fn memo(&self, id: KeyId, tenant_id: TenantId, hash: &str, key: &PlainKey) -> Option<Memo> {
+        let (prefix, hash) = (key.prefix().into(), SecretHash::parse(hash));
+        let record = KeyRecord { id, tenant_id, prefix, hash, expires_at: None, revoked: false };
+        self.peppers.memo(&record, key.as_presented())
     }
 
     async fn living_tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
@@ -353,7 +377,7 @@ impl Admin {
         let tenant = self.living_tenant(&old.tenant_id.0.to_string()).await?;
         let as_before = self.lifetime(&old).await?.map(|span| now.after(span));
         let expires_at = expiry.instant(now)?.or(as_before);
-        let (new, key) = new_key(&tenant, old.name.clone(), now, expires_at).await?;
+        let (new, key) = self.new_key(&tenant, old.name.clone(), now, expires_at).await?;
         match self.store.replace_key(old.id, now.after(grace), &new).await? {
             Some((old, details)) => Ok((old, Issued { details, key })),
             None => refused(format!("key {} was revoked in the meantime", old.prefix)),
@@ -422,28 +446,16 @@ fn demo_key() -> Result<PlainKey, AdminError> {
 
 async fn demo_row(tenant: &Tenant, key: &PlainKey, now: Timestamp) -> Result<NewKey, AdminError> {
     Ok(NewKey {
-        id: Some(DEMO_KEY),
+        id: DEMO_KEY,
         prefix: key.prefix().to_owned(),
         hash: hashed(demo_key()?).await?,
         tenant_id: tenant.id,
         name: Some("Demo key".into()),
         created_at: now,
         expires_at: None,
+        // Everybody knows it, and its secret is too short for one.
+        memo: None,
     })
-}
-
-async fn new_key(
-    tenant: &Tenant,
-    name: Option<String>,
-    now: Timestamp,
-    expires_at: Option<Timestamp>,
-) -> Result<(NewKey, PlainKey), AdminError> {
-    let key = format::issue(&tenant.name).map_err(|e| AdminError::Refused(format!("no randomness: {e}")))?;
-    let copy =
-        format::parse(key.expose().as_bytes()).map_err(|e| AdminError::Refused(e.to_string()))?.to_plain();
-    let hash = hashed(copy).await?;
-    let prefix = key.prefix().to_owned();
-    Ok((NewKey { id: None, prefix, hash, tenant_id: tenant.id, name, created_at: now, expires_at }, key))
 }
 
 /// bcrypt takes a quarter of a second, which no worker of the runtime has to spare.

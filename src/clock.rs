@@ -75,6 +75,10 @@ pub trait Clock: Send + Sync {
     fn now(&self) -> Timestamp;
     /// Time since the machine started, suspension included; never set, never back.
     fn uptime(&self) -> Duration;
+    /// Which start of the machine the uptime counts from; empty if that cannot be told.
+    fn boot(&self) -> String {
+        String::new()
+    }
 }
 
 /// The clocks of the operating system.
@@ -90,6 +94,12 @@ impl Clock for SystemClock {
     fn uptime(&self) -> Duration {
         let time = clock_gettime(ClockId::Boottime);
         Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+    }
+
+    fn boot(&self) -> String {
+        // <https://man7.org/linux/man-pages/man4/random.4.html>
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        id.map_or_else(|_| String::new(), |id| id.trim().to_owned())
     }
 }
 

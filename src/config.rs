@@ -6,6 +6,7 @@
 //! is such a thing.
 
 use std::fmt;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -13,14 +14,18 @@ use std::time::Duration;
 
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use tracing_subscriber::EnvFilter;
+use zeroize::Zeroizing;
 
 use crate::ext_authz::translate::{IDENTITY_HEADERS, OnUnavailable, Speech};
+use crate::replica::keep;
 use crate::request::{AUTHORIZATION, PublicPaths};
 use crate::server::{Address, Settings};
 use crate::store::Store;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::LogFormat;
+use crate::verify::memo::{Peppers, Policy};
+use crate::verify::pepper::Pepper;
 use crate::{ext_authz, gate, replica, request, server};
 
 /// The options of `serve` as they were typed. Each has its variable `TENANTGATE_…`, which it beats.
@@ -59,6 +64,20 @@ pub struct ServeArgs {
     #[arg(long, env = "TENANTGATE_SYNC_INTERVAL", value_name = "DURATION", default_value = "50ms")]
     pub sync_interval: String,
 
+    /// Where the peppers are.
+    #[command(flatten)]
+    pub pepper: PepperArgs,
+
+    /// Whether a key passes that bcrypt says yes to (optional), or only one with a memo by one of the peppers
+    /// (required): then who can write the database but has no pepper can make no key
+    #[arg(long, env = "TENANTGATE_MEMO", value_name = "optional|required", default_value = "optional")]
+    pub memo: String,
+
+    /// Where to keep the last good snapshot, to serve from after a restart without the database; needs
+    /// --pepper-file
+    #[arg(long, env = "TENANTGATE_SNAPSHOT_FILE", value_name = "FILE")]
+    pub snapshot_file: Option<PathBuf>,
+
     /// The certificate chain to show to TCP clients (PEM); needs --tls-key
     #[arg(long, env = "TENANTGATE_TLS_CERT", value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
@@ -92,7 +111,41 @@ pub struct ServeArgs {
     pub check_config: bool,
 }
 
+/// Where the peppers are.
+#[derive(clap::Args, Clone, Debug)]
+pub struct PepperArgs {
+    /// Peppers for memos, so that a restart costs no bcrypt: one in a line, the first one writes, all are
+    /// understood (see `tenantgate pepper new`)
+    #[arg(long, env = "TENANTGATE_PEPPER_FILE", value_name = "FILE")]
+    pub pepper_file: Option<PathBuf>,
+}
+
+impl PepperArgs {
+    /// Reads the peppers; none without a file.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or has something else in it; says what, without repeating it.
+    pub fn read(&self, policy: Policy) -> Result<Peppers, String> {
+        let Some(path) = &self.pepper_file else { return Ok(Peppers::new(Vec::new(), policy)) };
+        let wrong = |why: String| format!("{} {why}", path.display());
+        let text =
+            std::fs::read(path).map(Zeroizing::new).map_err(|e| wrong(format!("cannot be read: {e}")))?;
+        let text = std::str::from_utf8(&text).map_err(|_| wrong("is no text".into()))?;
+        Ok(Peppers::new(Pepper::parse_all(text).map_err(wrong)?, policy))
+    }
+}
+
 impl ServeArgs {
+    /// What is allowed and should be thought over.
+    #[must_use]
+    pub fn remarks(&self) -> Vec<String> {
+        let mode = |path: &PathBuf| std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode());
+        let open = self.pepper.pepper_file.iter().filter(|path| mode(path) & 0o007 != 0);
+        open.map(|path| format!("everybody on this machine may read {}: chmod 0400 it", path.display()))
+            .collect()
+    }
+
     /// Variables hold what may be repeated separated by commas.
     pub fn split_variables(&mut self, from_variable: impl Fn(&str) -> bool) {
         for (name, values) in [("listen", &mut self.listen), ("public", &mut self.public)] {
@@ -144,6 +197,13 @@ pub fn settings(args: &ServeArgs, database_url: &str) -> Result<(Settings, Loggi
     let max_staleness =
         mistakes.note("--max-staleness", max_staleness(&args.max_staleness)).unwrap_or_default();
     let interval = mistakes.note("--sync-interval", sync_interval(&args.sync_interval)).unwrap_or_default();
+    let policies = [("optional", Policy::Optional), ("required", Policy::Required)];
+    let policy = mistakes.one_of("--memo", &args.memo, &policies);
+    if policy == Policy::Required && args.pepper.pepper_file.is_none() {
+        mistakes.0.push("--memo: required needs --pepper-file".into());
+    }
+    let peppers = mistakes.note("--pepper-file", args.pepper.read(policy)).unwrap_or_default();
+    let keep = keep(args, max_staleness, &mut mistakes);
     let tls = tls(args, &mut mistakes);
     let reflection = mistakes.one_of("--reflection", &args.reflection, &[("on", true), ("off", false)]);
     let filter = mistakes.note("--log-level", log_filter(&args.log_level)).unwrap_or_default();
@@ -158,7 +218,14 @@ pub fn settings(args: &ServeArgs, database_url: &str) -> Result<(Settings, Loggi
         reflection,
         ext_authz,
         gate: gate::Options { max_staleness, ..gate::Options::default() },
-        sync: replica::sync::Options { interval, migrate: args.migrate, ..replica::sync::Options::default() },
+        sync: replica::sync::Options {
+            interval,
+            max_staleness,
+            migrate: args.migrate,
+            ..replica::sync::Options::default()
+        },
+        peppers,
+        keep,
         ..Settings::on(store)
     };
     Ok((settings, Logging { filter, format }))
@@ -263,6 +330,21 @@ fn sync_interval(text: &str) -> Result<Duration, String> {
     let interval = duration(text)?;
     let fine = (Duration::from_millis(1)..=Duration::from_secs(1)).contains(&interval);
     if fine { Ok(interval) } else { Err(format!("{text} is not between 1ms and 1s")) }
+}
+
+/// How to keep the snapshot in a file, if that was asked for.
+fn keep(args: &ServeArgs, max_staleness: Duration, mistakes: &mut Mistakes) -> Option<keep::Options> {
+    let path = args.snapshot_file.clone()?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if args.pepper.pepper_file.is_none() {
+        mistakes.0.push("--snapshot-file: needs --pepper-file, by which the file is known to be ours".into());
+    }
+    if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
+        mistakes
+            .0
+            .push(format!("--snapshot-file: {} is no file in a directory that is there", path.display()));
+    }
+    Some(keep::Options { path, interval: Duration::from_secs(10), max_staleness })
 }
 
 /// The TLS that was asked for, if any. What is wrong with it is noted.

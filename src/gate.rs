@@ -20,8 +20,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::decision::{Decision, Facts, Fault, Found, Grant, Proof, Reason, decide};
+use crate::decision::{Decision, Facts, Fault, Found, Freshness, Grant, Proof, Reason, decide};
 use crate::key::PresentedKey;
+use crate::memos::Memos;
 use crate::replica::{Entry, Replica, Snapshot};
 use crate::request::{AccessRequest, Credential};
 use crate::stats::{Count, Spread};
@@ -81,6 +82,7 @@ pub struct Gate {
     replica: Replica,
     verifier: Verifier,
     usage: Usage,
+    memos: Memos,
     clock: Arc<dyn Clock>,
     options: Options,
     stats: Arc<Stats>,
@@ -93,10 +95,11 @@ impl Gate {
         replica: Replica,
         verifier: Verifier,
         usage: Usage,
+        memos: Memos,
         clock: Arc<dyn Clock>,
         options: Options,
     ) -> Self {
-        Self { replica, verifier, usage, clock, options, stats: Arc::default() }
+        Self { replica, verifier, usage, memos, clock, options, stats: Arc::default() }
     }
 
     /// What was decided so far.
@@ -117,10 +120,11 @@ impl Gate {
         let mut proven: Option<(Arc<Entry>, Proof)> = None;
         for _ in 0..ROUNDS {
             let (entry, presented) = {
-                let snapshot = self.replica.snapshot();
+                let (freshness, snapshot) =
+                    self.replica.view(self.clock.as_ref(), self.options.max_staleness);
                 let found = self.find(&snapshot, request, proven.as_ref());
-                match decide(&self.facts(request, found)) {
-                    Some(decision) => return self.finish(&snapshot, started, &decision, answer),
+                match decide(&self.facts(request, freshness, found)) {
+                    Some(decision) => return self.finish(&snapshot, request, started, &decision, answer),
                     None => match pending(&snapshot, request) {
                         Some(pending) => pending,
                         None => break,
@@ -131,14 +135,20 @@ impl Gate {
             let proof = self.verifier.prove(Arc::<Entry>::clone(&entry), presented, deadline).await;
             proven = Some((entry, proof));
         }
-        self.finish(&self.replica.snapshot(), started, &Decision::Unable(Fault::Overloaded, None), answer)
+        let overloaded = Decision::Unable(Fault::Overloaded, None);
+        self.finish(&self.replica.snapshot(), request, started, &overloaded, answer)
     }
 
-    fn facts<'a>(&self, request: &AccessRequest<'a>, found: Option<Found<'a>>) -> Facts<'a> {
+    fn facts<'a>(
+        &self,
+        request: &AccessRequest<'a>,
+        freshness: Freshness,
+        found: Option<Found<'a>>,
+    ) -> Facts<'a> {
         Facts {
             public: request.public,
             credential: request.credential,
-            freshness: self.replica.freshness(self.clock.as_ref(), self.options.max_staleness),
+            freshness,
             found,
             now: self.replica.now(self.clock.as_ref()),
         }
@@ -162,6 +172,7 @@ impl Gate {
     fn finish<R>(
         &self,
         snapshot: &Snapshot,
+        request: &AccessRequest<'_>,
         started: Instant,
         decision: &Decision<'_>,
         answer: impl FnOnce(&Decision<'_>) -> R,
@@ -170,11 +181,23 @@ impl Gate {
             && let Some(entry) = snapshot.key(&key.prefix)
         {
             self.usage.touch(entry, self.clock.now());
+            self.remember(entry, request);
         }
         self.stats.count(decision);
         let answer = answer(decision);
         self.stats.latency.record(started.elapsed());
         answer
+    }
+}
+
+impl Gate {
+    /// Sees to it that the next process need not ask bcrypt.
+    fn remember(&self, entry: &Entry, request: &AccessRequest<'_>) {
+        if let Credential::Presented(presented) = request.credential
+            && entry.take_memo_due()
+        {
+            self.memos.note(entry.record(), presented);
+        }
     }
 }
 

@@ -8,8 +8,8 @@
 //! ```text
 //! floor 5  WIRING      main  cli/  config  server  health  telemetry/
 //! floor 4  DOORS       ext_authz/{proto, codec, translate, service}      store/{postgres, sqlite}
-//! floor 3  USE CASES   gate (the check path)   admin (the management path)   usage (last-used)
-//! floor 2  MACHINES    store (trait)   verify/{bcrypt, memo, queue}   replica/{table, sync, prune, announce}
+//! floor 3  USE CASES   gate (the check path)   admin (the management path)   usage (last-used)   memos (proofs)
+//! floor 2  MACHINES    store (trait)   verify/{bcrypt, memo, pepper, queue}   replica/{entry, snapshot, table, sync, prune, announce, keep}
 //! floor 1  JUDGEMENT   decision (pure, synchronous)
 //! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats
 //! ```
@@ -42,8 +42,8 @@
 //! - Nothing on the request path awaits the database or holds a lock across an await.
 //! - A key implements neither `Display` nor `Serialize`, and its `Debug` shows the prefix. A plaintext leaves
 //!   through [`admin::Issued`] alone.
-//! - A verdict of bcrypt is kept in the row it was on. There is no cache to invalidate, and so none that could
-//!   bring back what was revoked.
+//! - A verdict of bcrypt is kept in the row it was on, in memory and, sealed with a pepper, in the database.
+//!   There is no cache to invalidate, and so none that could bring back what was revoked.
 //! - No module below floor 5 knows the configuration; each machine has its own `Options`.
 //! - A third database needs a door of its own and no change below floor 4.
 
@@ -63,8 +63,10 @@ pub mod verify;
 pub mod replica;
 // floor 3
 pub mod admin;
-pub mod gate;
+pub mod memos;
 pub mod usage;
+// the one that needs both
+pub mod gate;
 // floor 4
 pub mod ext_authz;
 // floor 5

@@ -6,6 +6,9 @@
 
 use std::fmt;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
+
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::key::format::is_stored_prefix;
@@ -68,6 +71,74 @@ impl fmt::Debug for SecretHash {
     }
 }
 
+/// The name of a pepper: made from the pepper itself, so that the same name never means two of them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PepperId(pub [u8; 4]);
+
+impl fmt::Display for PepperId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl PepperId {
+    /// Reads what [`fmt::Display`] writes: eight digits of hexadecimal.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let plain = text.len() == 8 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let number = plain.then(|| u32::from_str_radix(text, 16).ok()).flatten()?;
+        Some(Self(number.to_be_bytes()))
+    }
+}
+
+/// `api_keys.key_memo`: that bcrypt once said yes to a key of this row, under a pepper. Worth something only to
+/// who has the pepper, and only beside the very row it was made for.
+///
+/// ```text
+/// $llmk-hmac-sha256$v=1,k=<pepper, 8 hex>$<row, 11 base64url>$<key, 43 base64url>
+/// ```
+#[derive(Clone, Copy)]
+pub struct Memo {
+    /// Which pepper it was made with.
+    pub pepper: PepperId,
+    /// By which it is known whether it belongs to a row.
+    pub row: [u8; 8],
+    /// By which the key is known.
+    pub key: [u8; 32],
+}
+
+impl Memo {
+    const SCHEME: &str = "$llmk-hmac-sha256$v=1,k=";
+
+    /// Reads `api_keys.key_memo`; nothing if it is none, which is as good as NULL.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.strip_prefix(Self::SCHEME)?.split('$');
+        let (pepper, row, key) = (parts.next()?, parts.next()?, parts.next()?);
+        let bytes = |text: &str| URL_SAFE_NO_PAD.decode(text).ok();
+        let memo = Self {
+            pepper: PepperId::parse(pepper)?,
+            row: bytes(row)?.try_into().ok()?,
+            key: bytes(key)?.try_into().ok()?,
+        };
+        parts.next().is_none().then_some(memo)
+    }
+}
+
+impl fmt::Display for Memo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (row, key) = (URL_SAFE_NO_PAD.encode(self.row), URL_SAFE_NO_PAD.encode(self.key));
+        write!(f, "{}{}${row}${key}", Self::SCHEME, self.pepper)
+    }
+}
+
+/// Like a hash, it has no business in a log.
+impl fmt::Debug for Memo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memo").field("pepper", &self.pepper).finish_non_exhaustive()
+    }
+}
+
 /// A row of `api_keys` as people are shown it: never a hash, never a secret.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyDetails {
@@ -91,6 +162,8 @@ pub struct KeyDetails {
     pub revocation_reason: Option<String>,
     /// `api_keys.replaced_by`: its latest successor.
     pub replaced_by: Option<KeyId>,
+    /// The pepper of `api_keys.key_memo`, if it has one.
+    pub memo: Option<PepperId>,
 }
 
 impl KeyDetails {
@@ -170,6 +243,31 @@ mod tests {
         ] {
             assert_eq!(SecretHash::parse(&bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_memo_is_read_as_it_is_written_and_nothing_else_is() {
+        let memo = Memo { pepper: PepperId([0x1f, 0, 0xab, 9]), row: [7; 8], key: [200; 32] };
+        let text = memo.to_string();
+        assert_eq!(text.len(), 24 + 8 + 1 + 11 + 1 + 43);
+        assert_eq!(
+            Memo::parse(&text).map(|m| (m.pepper, m.row, m.key)),
+            Some((memo.pepper, memo.row, memo.key))
+        );
+        for bad in [
+            String::new(),
+            text.replace("v=1", "v=2"),
+            text.replace("1f00ab09", "1F00AB09"),
+            text.replace("1f00ab09", "+f00ab09"),
+            format!("{text}$"),
+            format!("{text}A"),
+            text[..text.len() - 1].to_owned(),
+            text.replace("k=1f00ab09$", "k=1f00ab09"),
+            text.replace('B', "!"),
+        ] {
+            assert!(bad == text || Memo::parse(&bad).is_none(), "{bad}");
+        }
+        assert!(!format!("{memo:?}").contains("200"));
     }
 
     #[test]

@@ -30,13 +30,16 @@ use crate::ext_authz::proto::DESCRIPTORS;
 use crate::ext_authz::service::{AuthorizationServer, AuthorizationService, Options as ServiceOptions};
 use crate::gate::{self, Gate};
 use crate::health::Health;
+use crate::memos::{self, Memos};
 use crate::replica::Replica;
 use crate::replica::announce::{self, Announcer};
+use crate::replica::keep::{self, Keeper};
 use crate::replica::prune;
 use crate::replica::sync::{self, Sync};
 use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::{self, Metrics};
 use crate::usage::{self, Usage};
+use crate::verify::memo::{Keyring, Peppers};
 use crate::verify::{self, Verifier};
 
 /// How long an orderly stop waits for requests that are under way. A stop is over within 10 s.
@@ -97,6 +100,12 @@ pub struct Settings {
     pub usage: usage::Options,
     /// How the change log is cut.
     pub prune: prune::Options,
+    /// By which proofs outlive the process, and what is asked of them.
+    pub peppers: Peppers,
+    /// How memos are written down.
+    pub memos: memos::Options,
+    /// How the snapshot is kept in a file, if it is.
+    pub keep: Option<keep::Options>,
     /// The clock to go by.
     pub clock: Arc<dyn Clock>,
 }
@@ -117,6 +126,9 @@ impl Settings {
             sync: sync::Options::default(),
             usage: usage::Options::default(),
             prune: prune::Options::default(),
+            peppers: Peppers::default(),
+            memos: memos::Options::default(),
+            keep: None,
             clock: Arc::new(SystemClock),
         }
     }
@@ -151,8 +163,13 @@ pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Re
     let house = House::build(&settings)?;
     let (stop, stopped) = watch::channel(false);
     let mut doors = listeners.open(&settings, &house, &stopped)?;
+    if let Some(keeper) = house.keeper(&settings) {
+        keeper.restore();
+    }
     let mut sync = tokio::spawn(house.sync(&settings).run());
-    let background = [
+    let background = vec![
+        tokio::spawn(house.memos.clone().run(Arc::clone(&settings.store))),
+        tokio::spawn(keep_snapshot(house.keeper(&settings))),
         tokio::spawn(house.usage.clone().run(Arc::clone(&settings.store), settings.usage)),
         tokio::spawn(house.health.clone().run(house.reporter.clone())),
         tokio::spawn(house.announcer.clone().run()),
@@ -286,6 +303,7 @@ fn listeners_gone(listen: &[Address]) {
 struct House {
     replica: Replica,
     usage: Usage,
+    memos: Memos,
     service: Arc<AuthorizationService>,
     health: Health,
     reporter: HealthReporter,
@@ -296,16 +314,22 @@ struct House {
 impl House {
     fn build(settings: &Settings) -> Result<Self, ServeError> {
         let clock = &settings.clock;
-        let (replica, usage) = (Replica::default(), Usage::default());
-        let verifier = Verifier::start(settings.verify).map_err(|e| ServeError::Start(e.to_string()))?;
+        let (peppers, usage) = (&settings.peppers, Usage::default());
+        let replica = Replica::new(peppers.clone());
+        let memos = Memos::new(peppers.clone(), settings.memos);
+        let keyring =
+            Keyring::new(peppers.clone()).map_err(|e| ServeError::Start(format!("no randomness: {e}")))?;
+        let verifier =
+            Verifier::start(settings.verify, keyring).map_err(|e| ServeError::Start(e.to_string()))?;
         let verify = verifier.stats();
-        let gate =
-            Arc::new(Gate::new(replica.clone(), verifier, usage.clone(), Arc::clone(clock), settings.gate));
+        let (ours, uses, proofs) = (replica.clone(), usage.clone(), memos.clone());
+        let gate = Arc::new(Gate::new(ours, verifier, uses, proofs, Arc::clone(clock), settings.gate));
         let metrics = Metrics {
             gate: gate.stats(),
             verify,
             replica: replica.clone(),
             usage: usage.clone(),
+            memos: memos.clone(),
             clock: Arc::clone(clock),
         };
         let service = AuthorizationService::new(gate, Arc::clone(clock), settings.ext_authz.clone());
@@ -318,7 +342,13 @@ impl House {
         };
         let announcer =
             Announcer::new(process_name(), replica.clone(), Arc::clone(&settings.store), announce);
-        Ok(Self { replica, usage, service: Arc::new(service), health, reporter, metrics, announcer })
+        Ok(Self { replica, usage, memos, service: Arc::new(service), health, reporter, metrics, announcer })
+    }
+
+    /// Who keeps the snapshot in a file, if anybody does.
+    fn keeper(&self, settings: &Settings) -> Option<Keeper> {
+        let (replica, clock) = (self.replica.clone(), Arc::clone(&settings.clock));
+        Some(Keeper::new(replica, clock, settings.store.address(), settings.keep.clone()?))
     }
 
     fn sync(&self, settings: &Settings) -> Sync {
@@ -365,6 +395,14 @@ impl House {
             )
     }
 
+    /// What saves the next process work: its snapshot and what it need not ask bcrypt.
+    async fn last_things(&self, settings: &Settings) {
+        if let Some(mut keeper) = self.keeper(settings) {
+            keeper.write().await;
+        }
+        self.memos.flush(settings.store.as_ref()).await;
+    }
+
     /// Not fit any more, answer who is in, write down what was used.
     async fn close(
         &self,
@@ -372,7 +410,7 @@ impl House {
         stop: watch::Sender<bool>,
         mut doors: Doors,
         sync: JoinHandle<StoreError>,
-        background: [JoinHandle<()>; 4],
+        background: Vec<JoinHandle<()>>,
     ) {
         info!("stopping");
         self.health.drain();
@@ -386,7 +424,10 @@ impl House {
         sync.abort();
         background.iter().for_each(JoinHandle::abort);
         let flush = usage::Options { timeout: FLUSH_WITHIN, ..settings.usage };
-        let kept = timeout(FLUSH_WITHIN, self.usage.flush(settings.store.as_ref(), flush)).await;
+        let (_, kept) = tokio::join!(
+            timeout(FLUSH_WITHIN, self.last_things(settings)),
+            timeout(FLUSH_WITHIN, self.usage.flush(settings.store.as_ref(), flush)),
+        );
         // What is left of the time; a row that stays ages out.
         let _ = timeout(FLUSH_WITHIN, self.announcer.retract()).await;
         match kept {
@@ -395,6 +436,13 @@ impl House {
             Err(_) => warn!("stopped, last_used_at could not be written in time"),
         }
         doors.ops.abort();
+    }
+}
+
+/// Keeps the snapshot in a file for ever, if somebody is to.
+async fn keep_snapshot(keeper: Option<Keeper>) {
+    if let Some(keeper) = keeper {
+        keeper.run().await;
     }
 }
 

@@ -3,6 +3,7 @@
 //! The commands and their options, apart from those of `serve`, which
 //! [`crate::config`] has. What is said here is what `--help` shows.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -10,7 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use super::check::CheckArgs;
 use crate::admin::Expiry;
 use crate::clock::Timestamp;
-use crate::config::{self, ServeArgs};
+use crate::config::{self, PepperArgs, ServeArgs};
 use crate::tenant::TenantStatus;
 
 /// Tenant-aware API keys for everything behind Envoy.
@@ -74,6 +75,9 @@ pub(super) enum Command {
     /// Manage API keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Manage peppers
+    #[command(subcommand)]
+    Pepper(PepperCommand),
     /// Send one Check to a server and show the answer; exits with 1 if it is a denial
     Check(Box<CheckArgs>),
     /// Print completions for a shell
@@ -139,6 +143,8 @@ pub(super) enum KeyCommand {
         name: Option<String>,
         #[command(flatten)]
         expiry: ExpiryArgs,
+        #[command(flatten)]
+        pepper: PepperArgs,
     },
     /// Show all keys, or those of one tenant
     List {
@@ -167,6 +173,18 @@ pub(super) enum KeyCommand {
         grace: Duration,
         #[command(flatten)]
         expiry: ExpiryArgs,
+        #[command(flatten)]
+        pepper: PepperArgs,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum PepperCommand {
+    /// Make a pepper: put it on top of a file, or print it as a line for one
+    New {
+        /// The file of `--pepper-file`; made if it is not there, for its owner alone
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
     },
 }
 

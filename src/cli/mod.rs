@@ -14,6 +14,7 @@
 
 mod args;
 mod check;
+mod pepper;
 mod view;
 
 use std::ffi::OsString;
@@ -26,16 +27,18 @@ use clap::parser::ValueSource;
 use clap::{CommandFactory as _, FromArgMatches as _};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::warn;
 
-use self::args::{Cli, Command, KeyCommand, Output, TenantCommand, WaitArgs};
+use self::args::{Cli, Command, KeyCommand, Output, PepperCommand, TenantCommand, WaitArgs};
 use self::view::{DemoView, IssuedView, KeyView, MigratedView, RotatedView, TenantView, Text};
 use crate::admin::{Admin, AdminError, Issued};
 use crate::clock::SystemClock;
-use crate::config::{self, ServeArgs};
+use crate::config::{self, PepperArgs, ServeArgs};
 use crate::server::{self, ServeError};
 use crate::store::StoreError;
 use crate::telemetry::{self, scrub::scrub};
 use crate::tenant::TenantStatus;
+use crate::verify::memo::{Peppers, Policy};
 
 /// Why a command ends with something other than 0.
 #[derive(Debug)]
@@ -147,25 +150,37 @@ async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
             print(&String::from_utf8_lossy(&script))
         }
         Command::Migrate => {
-            let (applied, current) = admin(&url)?.migrate().await?;
+            let (applied, current) = admin(&url, Peppers::default())?.migrate().await?;
             out.show(&MigratedView { applied, current })
         }
         Command::SeedDemo { force } => {
-            let (tenant, issued) = ready(&url).await?.seed_demo(force).await?;
+            let (tenant, issued) = ready(&url, Peppers::default()).await?.seed_demo(force).await?;
             out.show(&DemoView { tenant: (&tenant).into(), key: (&issued).into() })
         }
-        Command::Tenant(command) => tenant(&ready(&url).await?, command, out).await,
-        Command::Key(command) => key(&ready(&url).await?, command, out).await,
+        Command::Tenant(command) => tenant(&ready(&url, Peppers::default()).await?, command, out).await,
+        Command::Key(command) => {
+            let peppers = match &command {
+                KeyCommand::Create { pepper, .. } | KeyCommand::Rotate { pepper, .. } => peppers(pepper)?,
+                _ => Peppers::default(),
+            };
+            key(&ready(&url, peppers).await?, command, out).await
+        }
+        Command::Pepper(PepperCommand::New { file: None }) => out.show(&pepper::show()?),
+        Command::Pepper(PepperCommand::New { file: Some(file) }) => out.show(&pepper::put_on_top(&file)?),
     }
 }
 
-fn admin(url: &str) -> Result<Admin, Failure> {
+fn admin(url: &str, peppers: Peppers) -> Result<Admin, Failure> {
     let store = config::store(url).map_err(|why| Failure::usage(format!("--database-url: {why}")))?;
-    Ok(Admin::new(store, Arc::new(SystemClock)))
+    Ok(Admin::new(store, Arc::new(SystemClock), peppers))
 }
 
-async fn ready(url: &str) -> Result<Admin, Failure> {
-    let admin = admin(url)?;
+fn peppers(args: &PepperArgs) -> Result<Peppers, Failure> {
+    args.read(Policy::default()).map_err(|why| Failure::usage(format!("--pepper-file: {why}")))
+}
+
+async fn ready(url: &str, peppers: Peppers) -> Result<Admin, Failure> {
+    let admin = admin(url, peppers)?;
     admin.prepare().await?;
     Ok(admin)
 }
@@ -193,7 +208,7 @@ async fn tenant(admin: &Admin, command: TenantCommand, out: &mut Out) -> Result<
 
 async fn key(admin: &Admin, command: KeyCommand, out: &mut Out) -> Result<(), Failure> {
     match command {
-        KeyCommand::Create { tenant, name, expiry } => {
+        KeyCommand::Create { tenant, name, expiry, pepper: _ } => {
             let issued = admin.create_key(&tenant, name, expiry.into()).await?;
             out.show(&IssuedView::from(&issued)).map_err(|e| unseen(e, &issued))?;
             out.remark("keep the key now: it is not shown again");
@@ -208,7 +223,7 @@ async fn key(admin: &Admin, command: KeyCommand, out: &mut Out) -> Result<(), Fa
             wait_for_servers(admin, &wait).await?;
             out.show(&KeyView::at(&key, admin.now()))?;
         }
-        KeyCommand::Rotate { key, grace, expiry } => {
+        KeyCommand::Rotate { key, grace, expiry, pepper: _ } => {
             let (old, issued) = admin.rotate_key(&key.reference, grace, expiry.into()).await?;
             let view = RotatedView { old: KeyView::at(&old, admin.now()), new: (&issued).into() };
             out.show(&view).map_err(|e| unseen(e, &issued))?;
@@ -243,6 +258,9 @@ async fn serve(args: &ServeArgs, url: &str) -> Result<(), Failure> {
         return Ok(());
     }
     telemetry::start_logging(logging.filter, logging.format);
+    for remark in args.remarks() {
+        warn!("{remark}");
+    }
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate()).map_err(Failure::refused)?,
         signal(SignalKind::interrupt()).map_err(Failure::refused)?,

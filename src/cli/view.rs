@@ -75,6 +75,9 @@ pub(super) struct KeyView {
     last_used_at: Option<String>,
     revoked_at: Option<String>,
     revocation_reason: Option<String>,
+    /// Whether there is a memo of a proof, and the pepper it is by.
+    memo: bool,
+    memo_pepper: Option<String>,
 }
 
 impl KeyView {
@@ -92,6 +95,8 @@ impl KeyView {
             last_used_at: text(key.last_used_at),
             revoked_at: text(key.revoked_at),
             revocation_reason: key.revocation_reason.clone(),
+            memo: key.memo.is_some(),
+            memo_pepper: key.memo.map(|pepper| pepper.to_string()),
         }
     }
 }
@@ -162,6 +167,7 @@ impl Text for KeyView {
             ("last used", self.last_used_at.as_ref().or(Some(&"never".to_owned()))),
             ("revoked", self.revoked_at.as_ref()),
             ("reason", self.revocation_reason.as_ref()),
+            ("memo", self.memo_pepper.as_ref().or(Some(&"none".to_owned()))),
         ])
     }
 }
@@ -188,10 +194,11 @@ impl Text for Vec<KeyView> {
                 k.name.as_deref().unwrap_or("-"),
                 k.expires_at.as_deref().map_or("never", short),
                 k.last_used_at.as_deref().map_or("never", short),
+                k.memo_pepper.as_deref().unwrap_or("-"),
                 &k.id,
             ]
         });
-        table(["PREFIX", "STATUS", "NAME", "EXPIRES", "LAST USED", "ID"], rows)
+        table(["PREFIX", "STATUS", "NAME", "EXPIRES", "LAST USED", "MEMO", "ID"], rows)
     }
 }
 

@@ -155,6 +155,36 @@ pub fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_CHARS] {
     digits
 }
 
+/// How many bits of randomness the secret of a key, which starts at `from`, can have: its length times the
+/// bits of a character of the kinds that are in it, without a checksum of ours.
+///
+/// An upper bound, by which a secret that is too short or too plain is known; nobody can tell how a secret
+/// was really made.
+#[must_use]
+pub(super) fn secret_bits(key: &str, from: usize) -> f64 {
+    let (body, sum) = key.split_at(key.len().saturating_sub(CHECKSUM_CHARS).max(from));
+    let random = if sum.as_bytes() == checksum(body.as_bytes()) { &body[from..] } else { &key[from..] };
+    let mut different: Vec<u8> = random.bytes().collect();
+    different.sort_unstable();
+    different.dedup();
+    let count = |n: usize| f64::from(u8::try_from(n).unwrap_or(u8::MAX));
+    // Where the same few characters come again and again, they are all there is to choose from.
+    let few = different.len() * 4 < random.len();
+    count(random.len()) * if few { count(different.len()) } else { alphabet(&different) }.log2()
+}
+
+/// How many characters there are of the kinds that are here.
+fn alphabet(characters: &[u8]) -> f64 {
+    let has = |kind: fn(&u8) -> bool| characters.iter().any(kind);
+    let (digits, lower, upper) =
+        (has(u8::is_ascii_digit), has(u8::is_ascii_lowercase), has(u8::is_ascii_uppercase));
+    if lower && characters.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return 16.0;
+    }
+    let kinds = [(digits, 10.0), (lower, 26.0), (upper, 26.0), (has(u8::is_ascii_punctuation), 2.0)];
+    kinds.iter().filter(|(here, _)| *here).map(|(_, many)| many).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

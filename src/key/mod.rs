@@ -47,6 +47,13 @@ impl<'a> PresentedKey<'a> {
         self.text.as_bytes()
     }
 
+    /// The bits of randomness that the secret has at the very most: what its length and the kinds of
+    /// characters in it leave room for. See [`format::secret_bits`].
+    #[must_use]
+    pub fn secret_bits(&self) -> f64 {
+        format::secret_bits(self.text, self.split + 1)
+    }
+
     /// A copy that outlives the request and wipes itself.
     #[must_use]
     pub fn to_plain(&self) -> PlainKey {
@@ -71,6 +78,12 @@ impl PlainKey {
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.text[..self.split]
+    }
+
+    /// The key as if it had come with a request.
+    #[must_use]
+    pub fn as_presented(&self) -> PresentedKey<'_> {
+        PresentedKey { text: &self.text, split: self.split }
     }
 
     /// The whole key: to hash it, or to show it once to the one who asked for it.

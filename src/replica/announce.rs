@@ -67,7 +67,7 @@ impl Announcer {
     }
 
     async fn announce(&self) -> Result<(), StoreError> {
-        let position = self.replica.position();
+        let position = self.replica.look().position;
         // A server that is cut off announced itself up to an interval before its last good look; one more is
         // for an announcement that was late.
         let serves_for = self.options.max_staleness + 2 * self.options.interval;

@@ -23,8 +23,10 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use super::{Replica, Rows, Snapshot};
-use crate::clock::Clock;
+use super::snapshot::Rows;
+use super::{Replica, Snapshot};
+use crate::clock::{Clock, Timestamp};
+use crate::decision::Freshness;
 use crate::store::{CONNECT_TIMEOUT, Change, Changes, Look, Row, Session, Store, StoreError};
 
 /// How the replica is kept true.
@@ -36,6 +38,8 @@ pub struct Options {
     pub poll_timeout: Duration,
     /// How long a look at everything may take.
     pub load_timeout: Duration,
+    /// How old a snapshot may be to be served.
+    pub max_staleness: Duration,
     /// Whether to bring an old schema up to date.
     pub migrate: bool,
 }
@@ -46,12 +50,15 @@ impl Default for Options {
             interval: Duration::from_millis(50),
             poll_timeout: Duration::from_secs(2),
             load_timeout: Duration::from_mins(1),
+            max_staleness: Duration::from_mins(5),
             migrate: false,
         }
     }
 }
 
 const FIRST_BACK_OFF: Duration = Duration::from_millis(50);
+/// Beyond this, somebody's clock is wrong.
+const CLOCKS_MAY_DIFFER: Duration = Duration::from_secs(2);
 /// A lost session must be made good within two seconds of the database's return.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
 
@@ -61,10 +68,13 @@ pub struct Sync {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     options: Options,
-    /// Which database was loaded first.
-    identity: Option<String>,
-    /// The newest change that the database had.
-    newest_change: Option<String>,
+    /// Whether we have looked at a database ourselves. What is known before that came from the snapshot file.
+    loaded: bool,
+    /// Snapshots that readers may still be looking at: whoever lets go of the last reference to a million keys
+    /// has work to do, and that should be us.
+    retired: Vec<Arc<Snapshot>>,
+    /// Whether the clock here and the database's were too far apart at the last look.
+    clocks_differ: bool,
     /// What was said last about not having the database, so that it is said once.
     lost: Option<String>,
 }
@@ -73,7 +83,8 @@ impl Sync {
     /// A task for this replica and store.
     #[must_use]
     pub fn new(replica: Replica, store: Arc<dyn Store>, clock: Arc<dyn Clock>, options: Options) -> Self {
-        Self { replica, store, clock, options, identity: None, newest_change: None, lost: None }
+        let (loaded, retired, clocks_differ, lost) = (false, Vec::new(), false, None);
+        Self { replica, store, clock, options, loaded, retired, clocks_differ, lost }
     }
 
     /// Keeps the replica true until the program ends.
@@ -88,7 +99,7 @@ impl Sync {
                 Err(error) => error,
             };
             self.replica.set_connected(false);
-            if matches!(error, StoreError::OldSchema { .. }) && self.identity.is_none() {
+            if matches!(error, StoreError::OldSchema { .. }) && !self.loaded {
                 return error;
             }
             if self.replica.snapshot().generation > generation {
@@ -123,24 +134,41 @@ impl Sync {
 
     /// Looks at everything.
     async fn load(&mut self, session: &mut dyn Session) -> Result<(), StoreError> {
-        let asked = self.clock.uptime();
+        let asked = self.ask();
         let mut rows = Rows::default();
         let mut sink = |row| rows.0.push(row);
         let look = within(self.options.load_timeout, "load", session.load(&mut sink)).await?;
-        self.doubt(&rows, &look)?;
+        self.compare_clocks(&asked, &look);
+        let known = self.known();
+        doubt(known.as_ref(), &self.replica.snapshot(), &rows, &look)?;
         say_damaged(rows.0.iter());
-        self.look_for_lost_changes(session).await?;
-        let next = self.replica.snapshot().loaded(rows);
-        self.accept(next, &look, asked);
+        self.look_for_lost_changes(known, session).await?;
+        let next = self.replica.snapshot().loaded(rows, self.replica.peppers());
+        self.accept(next, look, &asked);
         self.replica.stats().loads.add_one();
         Ok(())
     }
 
+    fn ask(&self) -> Asked {
+        Asked { uptime: self.clock.uptime(), wall: self.clock.now() }
+    }
+
+    /// The last good look: ours, or the one that the snapshot file is of as long as it may be served.
+    fn known(&self) -> Option<Look> {
+        let freshness = self.replica.freshness(self.clock.as_ref(), self.options.max_staleness);
+        let serving = matches!(freshness, Freshness::Fresh | Freshness::Stale);
+        (self.loaded || serving).then(|| self.replica.look())
+    }
+
     /// The database is the truth even if it forgot something, but somebody has to know: what it forgot may be
     /// a revocation.
-    async fn look_for_lost_changes(&mut self, session: &mut dyn Session) -> Result<(), StoreError> {
-        let Some(newest) = &self.newest_change else { return Ok(()) };
-        if !within(self.options.poll_timeout, "poll", session.has(newest)).await? {
+    async fn look_for_lost_changes(
+        &self,
+        known: Option<Look>,
+        session: &mut dyn Session,
+    ) -> Result<(), StoreError> {
+        let Some(newest) = known.and_then(|look| look.newest_change) else { return Ok(()) };
+        if !within(self.options.poll_timeout, "poll", session.has(&newest)).await? {
             self.replica.stats().went_back.add_one();
             error!(
                 "the database went back: a change it had is gone (a failover or a restore?), check what was \
@@ -150,33 +178,43 @@ impl Sync {
         Ok(())
     }
 
-    /// Refuses a look that cannot be at the database we knew.
-    fn doubt(&self, rows: &Rows, look: &Look) -> Result<(), StoreError> {
-        let doubt = |why: &str| Err(StoreError::Impostor(why.to_owned()));
-        match &self.identity {
-            Some(known) if *known != look.identity => doubt("the address leads to another database now"),
-            Some(_) if !rows.has_keys() && self.replica.snapshot().key_count() > 0 => {
-                doubt("the database shows no keys at all, though it had some")
-            }
-            _ => Ok(()),
+    /// One line when the wall clock here and the database's come to differ, and one when they agree again.
+    fn compare_clocks(&mut self, asked: &Asked, look: &Look) {
+        let Some(database) = look.now else { return };
+        let ahead = asked.wall.since(database);
+        let behind = database.since(self.clock.now());
+        self.replica.set_clock_skew(ahead, behind);
+        let differ = ahead.max(behind) > CLOCKS_MAY_DIFFER;
+        if differ && !self.clocks_differ {
+            warn!(
+                ?ahead,
+                ?behind,
+                "the clock here differs from the database's, keys expire by the later one: mend it"
+            );
+        } else if !differ && self.clocks_differ {
+            info!("the clock here agrees with the database's again");
         }
+        self.clocks_differ = differ;
     }
 
-    fn accept(&mut self, next: Snapshot, look: &Look, asked: Duration) {
+    fn accept(&mut self, next: Snapshot, look: Look, asked: &Asked) {
         let (keys, tenants) = (next.key_count(), next.tenant_count());
         // The snapshot before its age: a fresh age on an empty snapshot would make every key unknown.
-        self.replica.publish(next, &look.position);
-        self.replica.looked(asked, look.now);
+        self.publish(next);
+        self.replica.looked(asked.uptime, look);
         self.replica.set_connected(true);
         self.replica.tell();
         self.replica.tell_of_mark();
-        self.identity = Some(look.identity.clone());
-        self.newest_change.clone_from(&look.newest_change);
+        self.loaded = true;
         if self.lost.take().is_some() {
             info!(keys, tenants, "the database is there, everything loaded");
         } else {
             debug!(keys, tenants, "everything loaded");
         }
+    }
+
+    fn publish(&mut self, next: Snapshot) {
+        self.retired.push(self.replica.publish(next));
     }
 
     /// Looks at what changed, again and again. Returns when everything must be looked at again.
@@ -186,29 +224,30 @@ impl Sync {
             if let Ok(hint) = timeout(self.options.interval, session.hint()).await {
                 hint?;
             }
-            let asked = self.clock.uptime();
+            self.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
+            let asked = self.ask();
             match within(self.options.poll_timeout, "poll", session.changes()).await? {
                 Changes::Everything => return Ok(()),
-                Changes::Rows(rows, look) => {
-                    self.replica.stats().polls.add_one();
-                    let marked = rows.iter().any(Change::is_mark);
-                    if rows.is_empty() {
-                        self.replica.set_position(&look.position);
-                    } else {
-                        debug!(rows = rows.len(), "applying changes");
-                        say_damaged(rows.iter().filter_map(Change::row));
-                        self.replica.stats().changed_rows.add(rows.len() as u64);
-                        let next = self.replica.snapshot().changed(rows);
-                        self.replica.publish(next, &look.position);
-                    }
-                    self.replica.looked(asked, look.now);
-                    self.replica.tell();
-                    if marked {
-                        self.replica.tell_of_mark();
-                    }
-                    self.newest_change = look.newest_change;
-                }
+                Changes::Rows(rows, look) => self.apply(rows, look, &asked),
             }
+        }
+    }
+
+    fn apply(&mut self, rows: Vec<Change>, look: Look, asked: &Asked) {
+        self.replica.stats().polls.add_one();
+        self.compare_clocks(asked, &look);
+        let marked = rows.iter().any(Change::is_mark);
+        if !rows.is_empty() {
+            debug!(rows = rows.len(), "applying changes");
+            say_damaged(rows.iter().filter_map(Change::row));
+            self.replica.stats().changed_rows.add(rows.len() as u64);
+            let next = self.replica.snapshot().changed(rows, self.replica.peppers());
+            self.publish(next);
+        }
+        self.replica.looked(asked.uptime, look);
+        self.replica.tell();
+        if marked {
+            self.replica.tell_of_mark();
         }
     }
 
@@ -220,7 +259,7 @@ impl Sync {
         let state = if gone { String::new() } else { error.to_string() };
         if self.lost.as_ref() == Some(&state) {
             debug!(%error, "the database is still not there");
-        } else if self.identity.is_none() {
+        } else if !self.loaded {
             warn!(%error, "no database yet, trying again");
         } else if gone {
             warn!(%error, "lost the database, known keys are served while it is gone");
@@ -231,13 +270,31 @@ impl Sync {
     }
 }
 
+/// When a look was asked for.
+struct Asked {
+    uptime: Duration,
+    wall: Timestamp,
+}
+
+/// Refuses a look that cannot be at the database we knew.
+fn doubt(known: Option<&Look>, before: &Snapshot, rows: &Rows, look: &Look) -> Result<(), StoreError> {
+    let doubt = |why: &str| Err(StoreError::Impostor(why.to_owned()));
+    match known {
+        Some(known) if known.identity != look.identity => doubt("the address leads to another database now"),
+        Some(_) if !rows.has_keys() && before.key_count() > 0 => {
+            doubt("the database shows no keys at all, though it had some")
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Names the rows that can serve no request, so that somebody mends them.
 fn say_damaged<'a>(rows: impl Iterator<Item = &'a Row>) {
     /// A table full of them needs no line for each.
     const LINES: usize = 100;
     for row in rows.filter(|row| row.is_damaged()).take(LINES) {
         match row {
-            Row::Key(k) => {
+            Row::Key(k, _) => {
                 warn!(key.id = %k.id.0, key.prefix = %k.prefix, "damaged row of api_keys (hashed_key, key_prefix or expires_at), it lets nobody in until it is mended");
             }
             Row::Tenant(t) => {

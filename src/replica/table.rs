@@ -42,7 +42,7 @@ impl<V: Keyed> Table<V> {
         let mut table =
             Self { shards: vec![Arc::default(); count], hasher: DefaultHashBuilder::default(), len: 0 };
         for entry in entries {
-            table.put(entry);
+            let _ = table.put(entry);
         }
         for shard in &mut table.shards {
             let hasher = &table.hasher;
@@ -62,27 +62,25 @@ impl<V: Keyed> Table<V> {
         self.shards[self.shard_of(hash)].find(hash, |v| v.key() == key)
     }
 
-    /// Adds an entry or replaces the one under its key.
-    pub(super) fn put(&mut self, entry: Arc<V>) {
-        self.remove(entry.key());
+    /// Adds an entry or replaces the one under its key, which is returned.
+    pub(super) fn put(&mut self, entry: Arc<V>) -> Option<Arc<V>> {
+        let before = self.remove(entry.key());
         let hash = self.hasher.hash_one(entry.key());
         let at = self.shard_of(hash);
         let hasher = &self.hasher;
         Arc::make_mut(&mut self.shards[at]).insert_unique(hash, entry, |v| hasher.hash_one(v.key()));
         self.len += 1;
+        before
     }
 
-    /// Removes the entry under `key`.
-    pub(super) fn remove(&mut self, key: &[u8]) {
-        if self.get(key).is_none() {
-            return;
-        }
+    /// Removes the entry under `key` and returns it.
+    pub(super) fn remove(&mut self, key: &[u8]) -> Option<Arc<V>> {
+        self.get(key)?;
         let hash = self.hasher.hash_one(key);
         let at = self.shard_of(hash);
-        if let Ok(entry) = Arc::make_mut(&mut self.shards[at]).find_entry(hash, |v| v.key() == key) {
-            entry.remove();
-            self.len -= 1;
-        }
+        let entry = Arc::make_mut(&mut self.shards[at]).find_entry(hash, |v| v.key() == key).ok()?;
+        self.len -= 1;
+        Some(entry.remove().0)
     }
 
     /// Whether so many entries came since the table was made that its shards are too long.

@@ -33,6 +33,7 @@ macro_rules! set {
             ),
             (3, "change log", include_str!(concat!("../../migrations/", $dialect, "/3_change_log.sql"))),
             (4, "replicas", include_str!(concat!("../../migrations/", $dialect, "/4_replicas.sql"))),
+            (5, "key memo", include_str!(concat!("../../migrations/", $dialect, "/5_key_memo.sql"))),
         ]
     };
 }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::record::{KeyDetails, KeyRecord};
+use crate::record::{KeyDetails, KeyRecord, Memo, SecretHash};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 
 /// Why a database did not do what it was asked.
@@ -94,8 +94,8 @@ pub struct NewTenant {
 /// A key that does not exist yet.
 #[derive(Clone, Debug)]
 pub struct NewKey {
-    /// Its identity; nothing: the database chooses.
-    pub id: Option<KeyId>,
+    /// Its identity.
+    pub id: KeyId,
     /// `llmk_<prefix>`.
     pub prefix: String,
     /// Its bcrypt hash.
@@ -108,6 +108,19 @@ pub struct NewKey {
     pub created_at: Timestamp,
     /// When it expires; nothing: never.
     pub expires_at: Option<Timestamp>,
+    /// By which it is known without bcrypt.
+    pub memo: Option<Memo>,
+}
+
+/// A memo for a row that is there already.
+#[derive(Clone, Debug)]
+pub struct NewMemo {
+    /// The key's identity.
+    pub id: KeyId,
+    /// The hash that the memo was made beside: beside another it would be worth nothing.
+    pub hash: SecretHash,
+    /// The memo.
+    pub memo: Memo,
 }
 
 /// A database of tenants and keys.
@@ -118,6 +131,9 @@ pub struct NewKey {
 pub trait Store: Send + Sync {
     /// What kind of database this is, for people: `postgres`, `sqlite`.
     fn kind(&self) -> &'static str;
+
+    /// Which database this is, for people and to tell it from another: without user and password.
+    fn address(&self) -> String;
 
     /// Whether bringing the tables up to date is nobody's decision but ours, as in an embedded database.
     fn embedded(&self) -> bool;
@@ -198,6 +214,9 @@ pub trait Store: Send + Sync {
 
     /// Moves `last_used_at` of the keys forward, never back, and never past the database's own clock.
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError>;
+
+    /// Puts memos beside their rows, where key and hash are still what they were made beside.
+    async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError>;
 }
 
 /// A server that holds the keys in memory.
@@ -225,8 +244,8 @@ pub struct Laggard {
 /// A row, as a replica wants it.
 #[derive(Clone, Debug)]
 pub enum Row {
-    /// Of `api_keys`.
-    Key(KeyRecord),
+    /// Of `api_keys`, and its memo if it has one.
+    Key(KeyRecord, Option<Memo>),
     /// Of `tenants`.
     Tenant(Tenant),
 }
@@ -236,7 +255,7 @@ impl Row {
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         match self {
-            Self::Key(key) => key.is_damaged(),
+            Self::Key(key, _) => key.is_damaged(),
             Self::Tenant(tenant) => !tenant.is_sound(),
         }
     }

@@ -21,16 +21,16 @@ use uuid::Uuid;
 
 use super::migrations;
 use super::{
-    Announcement, Change, Changes, Laggard, Look, NewKey, NewTenant, Row, SchemaVersion, Session, Store,
-    StoreError,
+    Announcement, Change, Changes, Laggard, Look, NewKey, NewMemo, NewTenant, Row, SchemaVersion, Session,
+    Store, StoreError,
 };
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::record::{KeyDetails, KeyRecord, SecretHash};
+use crate::record::{KeyDetails, KeyRecord, Memo, SecretHash};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 
 const TENANT: &str = "id, name, db_schema_name, status, created_at";
-const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by";
+const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo";
 
 /// Tenants and keys in a file.
 #[derive(Debug)]
@@ -76,6 +76,11 @@ async fn applied(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
 impl Store for SqliteStore {
     fn kind(&self) -> &'static str {
         "sqlite"
+    }
+
+    fn address(&self) -> String {
+        let file = self.options.get_filename();
+        format!("sqlite://{}", std::path::absolute(file).unwrap_or_else(|_| file.to_owned()).display())
     }
 
     fn embedded(&self) -> bool {
@@ -298,6 +303,23 @@ impl Store for SqliteStore {
         transaction.commit().await?;
         Ok(())
     }
+
+    async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        for new in memos {
+            sqlx::query(
+                "UPDATE api_keys SET key_memo = ?3 WHERE id = ?1 AND hashed_key = ?2 AND key_memo IS NOT ?3",
+            )
+            .bind(new.id.0.to_string())
+            .bind(new.hash.as_str())
+            .bind(new.memo.to_string())
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
 }
 
 async fn insert_key<'e>(
@@ -305,17 +327,18 @@ async fn insert_key<'e>(
     key: &NewKey,
 ) -> Result<KeyDetails, StoreError> {
     let sql = format!(
-        "INSERT INTO api_keys (id, key_prefix, hashed_key, tenant_id, name, created_at, expires_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) RETURNING {KEY}"
+        "INSERT INTO api_keys (id, key_prefix, hashed_key, tenant_id, name, created_at, expires_at, key_memo)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) RETURNING {KEY}"
     );
     let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(key.id.map_or_else(Uuid::new_v4, |id| id.0).to_string())
+        .bind(key.id.0.to_string())
         .bind(&key.prefix)
         .bind(&key.hash)
         .bind(key.tenant_id.0.to_string())
         .bind(&key.name)
         .bind(key.created_at.to_string())
         .bind(key.expires_at.map(|at| at.to_string()))
+        .bind(key.memo.map(|memo| memo.to_string()))
         .fetch_one(executor)
         .await?;
     key_of(&row)
@@ -343,6 +366,7 @@ fn key_of(row: &SqliteRow) -> Result<KeyDetails, StoreError> {
         revoked_at: instant(row, "revoked_at")?,
         revocation_reason: row.try_get("revocation_reason")?,
         replaced_by: uuid(row, "replaced_by", "api_keys").ok().map(KeyId),
+        memo: memo(row)?.map(|memo| memo.pepper),
     })
 }
 
@@ -393,7 +417,7 @@ impl Session for SqliteSession {
         let sql = format!("SELECT {RECORD} FROM api_keys");
         let mut rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch(&mut *transaction);
         while let Some(row) = rows.next().await {
-            sink(Row::Key(record_of(&row?)?));
+            sink(key_row(&row?)?);
         }
         drop(rows);
         transaction.commit().await?;
@@ -434,7 +458,8 @@ impl Session for SqliteSession {
     }
 }
 
-const RECORD: &str = "id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at IS NOT NULL AS revoked";
+const RECORD: &str =
+    "id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at IS NOT NULL AS revoked, key_memo";
 
 /// The newest id ever given, whether or not the row is still there.
 const NEWEST_CHANGE: &str =
@@ -466,8 +491,8 @@ async fn change_of(
     if let Some(prefix) = logged.try_get::<Option<String>, _>("key_prefix")? {
         let sql = format!("SELECT {RECORD} FROM api_keys WHERE key_prefix = ?1");
         let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&prefix).fetch_optional(connection).await?;
-        let record = row.as_ref().map(record_of).transpose()?;
-        return Ok(Some(record.map_or(Change::NoKey(prefix.into()), |record| Change::Now(Row::Key(record)))));
+        let row = row.as_ref().map(key_row).transpose()?;
+        return Ok(Some(row.map_or(Change::NoKey(prefix.into()), Change::Now)));
     }
     let Some(id) = logged.try_get::<Option<String>, _>("tenant_id")? else { return Ok(None) };
     let Ok(tenant_id) = Uuid::parse_str(&id).map(TenantId) else { return Ok(None) };
@@ -478,16 +503,21 @@ async fn change_of(
 }
 
 /// A row whose expiry cannot be read is damaged, not everlasting; so is one with an identity that is none.
-fn record_of(row: &SqliteRow) -> Result<KeyRecord, StoreError> {
+fn key_row(row: &SqliteRow) -> Result<Row, StoreError> {
     let (id, tenant_id) = (uuid(row, "id", "api_keys"), uuid(row, "tenant_id", "api_keys"));
     let expires_at: Option<String> = row.try_get("expires_at")?;
     let sound = id.is_ok() && tenant_id.is_ok() && expires_at.as_deref().is_none_or(is_instant);
-    Ok(KeyRecord {
+    let record = KeyRecord {
         id: KeyId(id.unwrap_or_default()),
         tenant_id: TenantId(tenant_id.unwrap_or_default()),
         prefix: row.try_get::<String, _>("key_prefix")?.into(),
         hash: SecretHash::parse(row.try_get("hashed_key")?).filter(|_| sound),
         expires_at: instant(row, "expires_at")?,
         revoked: row.try_get("revoked")?,
-    })
+    };
+    Ok(Row::Key(record, memo(row)?))
+}
+
+fn memo(row: &SqliteRow) -> Result<Option<Memo>, StoreError> {
+    Ok(row.try_get::<Option<&str>, _>("key_memo")?.and_then(Memo::parse))
 }

@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 
 use crate::clock::Clock;
 use crate::decision::{Fault, Reason};
+use crate::memos::Memos;
 use crate::replica::Replica;
 use crate::stats::Spread;
 use crate::usage::Usage;
@@ -35,6 +36,8 @@ pub struct Metrics {
     pub replica: Replica,
     /// `last_used_at`.
     pub usage: Usage,
+    /// Memos.
+    pub memos: Memos,
     /// To tell the replica's age by.
     pub clock: Arc<dyn Clock>,
 }
@@ -111,6 +114,7 @@ impl Metrics {
 
     fn state(&self, page: &mut Page<'_>) -> fmt::Result {
         let snapshot = self.replica.snapshot();
+        let skew = self.replica.clock_skew_micros();
         let age = self.replica.age(self.clock.as_ref()).map_or(f64::NAN, |age| age.as_secs_f64());
         page.gauge_f64(
             "tenantgate_replica_age_seconds",
@@ -118,6 +122,11 @@ impl Metrics {
             age,
         )?;
         page.gauge("tenantgate_replica_keys", "Keys in memory", snapshot.key_count() as u64)?;
+        page.gauge(
+            "tenantgate_replica_keys_with_memo",
+            "Keys that need no bcrypt, because they came with a memo by one of the peppers",
+            snapshot.remembered as u64,
+        )?;
         page.gauge("tenantgate_replica_tenants", "Tenants in memory", snapshot.tenant_count() as u64)?;
         page.gauge(
             "tenantgate_replica_damaged_rows",
@@ -128,6 +137,12 @@ impl Metrics {
             "tenantgate_replica_generation",
             "Snapshots taken into use since the start",
             snapshot.generation,
+        )?;
+        page.gauge_f64(
+            "tenantgate_replica_clock_skew_seconds",
+            "How far the clock here is ahead of the database's",
+            std::time::Duration::from_micros(skew.unsigned_abs()).as_secs_f64()
+                * if skew < 0 { -1.0 } else { 1.0 },
         )?;
         let connected = u64::from(self.replica.connected());
         page.gauge(
@@ -154,11 +169,25 @@ impl Metrics {
         let (name, help) =
             ("tenantgate_replica_went_back", "Times the database came back without a change it had had");
         page.counter(name, help, replica.went_back.value())?;
-        let rows = [
-            ([("result", "written")], usage.written.value()),
-            ([("result", "failed")], usage.failed.value()),
-        ];
-        page.counters("tenantgate_last_used_flushes", "Batches of last_used_at by result", &rows)?;
+        let memos = self.memos.stats();
+        for (name, help, written, failed) in [
+            (
+                "tenantgate_last_used_flushes",
+                "Batches of last_used_at by result",
+                &usage.written,
+                &usage.failed,
+            ),
+            ("tenantgate_memo_flushes", "Batches of memos by result", &memos.written, &memos.failed),
+            (
+                "tenantgate_snapshot_file_writes",
+                "Snapshots kept in a file by result",
+                &replica.kept,
+                &replica.not_kept,
+            ),
+        ] {
+            let rows = [([("result", "written")], written.value()), ([("result", "failed")], failed.value())];
+            page.counters(name, help, &rows)?;
+        }
         page.info("tenantgate_build", "The version that runs", &[("version", env!("CARGO_PKG_VERSION"))])
     }
 }

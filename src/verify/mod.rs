@@ -21,6 +21,7 @@
 
 pub mod bcrypt;
 pub mod memo;
+pub mod pepper;
 mod queue;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -29,10 +30,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use rand::TryRng;
-use rand::rngs::{SysError, SysRng};
+use rand::rngs::SysRng;
 use tokio::sync::watch;
 
-use self::memo::{Seal, Sealer};
+use self::memo::{Keyring, Policy, Seal};
 use self::queue::FairQueue;
 use crate::decision::{Fault, Proof};
 use crate::key::{PlainKey, PresentedKey};
@@ -86,7 +87,7 @@ pub struct Stats {
 /// Proves keys. Cheap to clone; the threads end with the last clone.
 #[derive(Clone)]
 pub struct Verifier {
-    sealer: Sealer,
+    keyring: Keyring,
     pool: Arc<Pool>,
     /// Tells the threads to end when the last clone is gone.
     _open: Arc<Open>,
@@ -129,9 +130,8 @@ impl Verifier {
     ///
     /// # Errors
     ///
-    /// The operating system has no randomness or no thread to give.
-    pub fn start(options: Options) -> std::io::Result<Self> {
-        let sealer = Sealer::random().map_err(|e: SysError| std::io::Error::other(e.to_string()))?;
+    /// The operating system has no thread to give.
+    pub fn start(options: Options, keyring: Keyring) -> std::io::Result<Self> {
         let state = State {
             queue: FairQueue::new(options.queue, options.queue_per_key),
             flights: HashMap::new(),
@@ -145,7 +145,7 @@ impl Verifier {
                 .name(format!("bcrypt-{n}"))
                 .spawn(move || pool.work_until_closed())?;
         }
-        Ok(Self { sealer, _open: Arc::new(Open(Arc::clone(&pool))), pool })
+        Ok(Self { keyring, _open: Arc::new(Open(Arc::clone(&pool))), pool })
     }
 
     /// What proving costs so far.
@@ -154,7 +154,16 @@ impl Verifier {
         Arc::clone(&self.pool.stats)
     }
 
+    /// What this verifier knows seals by.
+    #[must_use]
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+
     /// The verdict, if the row already has one: takes no lock and allocates nothing.
+    ///
+    /// Where nobody passes without a memo, a row that came without one is as good as another's: bcrypt is not
+    /// asked about a hash that anybody may have put there.
     ///
     /// # Security
     ///
@@ -165,8 +174,9 @@ impl Verifier {
         let record = subject.record();
         let Some(hash) = &record.hash else { return Proof::Impossible(Fault::DamagedRow) };
         match subject.proven().get() {
+            None if self.keyring.peppers().policy() == Policy::Required => Proof::Wrong,
             None => Proof::Pending,
-            Some(proven) if proven.is(&self.sealer.seal(record, hash, presented.expose())) => Proof::Right,
+            Some(proven) if self.keyring.knows(proven, record, hash, presented.expose()) => Proof::Right,
             Some(_) => Proof::Wrong,
         }
     }
@@ -201,11 +211,12 @@ impl Verifier {
         presented: PresentedKey<'_>,
     ) -> Result<watch::Receiver<Option<Proof>>, Proof> {
         let Some(hash) = subject.record().hash else { return Err(Proof::Impossible(Fault::DamagedRow)) };
-        let seal = self.sealer.seal(subject.record(), &hash, presented.expose());
+        let seal = self.keyring.seal(subject.record(), &hash, presented.expose());
         let mut state = self.pool.lock();
         // A proof may have landed since the caller looked; it leaves its verdict before it leaves the map.
-        if let Some(proven) = subject.proven().get() {
-            return Err(if proven.is(&seal) { Proof::Right } else { Proof::Wrong });
+        match self.recall(subject.as_ref(), presented) {
+            Proof::Pending => {}
+            known => return Err(known),
         }
         if state.wrong.contains(&seal) {
             return Err(Proof::Wrong);
@@ -327,6 +338,11 @@ mod tests {
     use crate::key::KeyId;
     use crate::key::format::parse;
     use crate::tenant::TenantId;
+    use crate::verify::memo::Peppers;
+
+    fn verifier(options: Options) -> Verifier {
+        Verifier::start(options, Keyring::new(Peppers::default()).unwrap()).unwrap()
+    }
 
     const KEY: &[u8] = b"llmk_demo_secret123";
     const WRONG: &[u8] = b"llmk_demo_secret124";
@@ -365,7 +381,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_proven_key_and_every_guess_after_it_cost_no_bcrypt() {
-        let (verifier, row) = (Verifier::start(Options::default()).unwrap(), row(4));
+        let (verifier, row) = (verifier(Options::default()), row(4));
         assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Pending);
         assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
         assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Right);
@@ -375,7 +391,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_wrong_attempt_is_remembered_and_does_not_stand_in_the_way_of_the_right_one() {
-        let (verifier, row) = (Verifier::start(Options::default()).unwrap(), row(4));
+        let (verifier, row) = (verifier(Options::default()), row(4));
         assert_eq!(prove(&verifier, &row, WRONG).await, Proof::Wrong);
         assert_eq!(prove(&verifier, &row, WRONG).await, Proof::Wrong);
         assert_eq!(runs(&verifier), 1);
@@ -384,7 +400,7 @@ mod tests {
 
     #[tokio::test]
     async fn any_number_of_callers_wait_for_one_proof() {
-        let (verifier, row) = (Verifier::start(Options::default()).unwrap(), row(6));
+        let (verifier, row) = (verifier(Options::default()), row(6));
         let callers: Vec<_> = (0..500)
             .map(|_| {
                 let (verifier, row) = (verifier.clone(), Arc::clone(&row));
@@ -399,7 +415,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_caller_who_cannot_wait_leaves_and_finds_the_verdict_later() {
-        let (verifier, row) = (Verifier::start(Options::default()).unwrap(), row(8));
+        let (verifier, row) = (verifier(Options::default()), row(8));
         let now = tokio::time::Instant::now();
         let first = verifier.prove(Arc::<Row>::clone(&row), parse(KEY).unwrap(), now).await;
         assert_eq!(first, Proof::Impossible(Fault::DeadlineTooShort));
@@ -410,7 +426,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_is_overload_and_never_a_no() {
         let options = Options { threads: 1, queue: 1, queue_per_key: 1, wrong_attempts: 10 };
-        let (verifier, row) = (Verifier::start(options).unwrap(), row(8));
+        let (verifier, row) = (verifier(options), row(8));
         let guesses: Vec<_> = (0..20)
             .map(|n| {
                 let (verifier, row) = (verifier.clone(), Arc::clone(&row));
@@ -433,9 +449,9 @@ mod tests {
 
     #[test]
     fn wrong_attempts_are_bounded() {
-        let (sealer, row) = (Sealer::random().unwrap(), row(4));
+        let (keyring, row) = (Keyring::new(Peppers::default()).unwrap(), row(4));
         let mut wrong = WrongAttempts::new(3);
-        let seals: Vec<_> = (0_u8..5).map(|n| sealer.seal(&row.0, &row.0.hash.unwrap(), &[n])).collect();
+        let seals: Vec<_> = (0_u8..5).map(|n| keyring.seal(&row.0, &row.0.hash.unwrap(), &[n])).collect();
         for seal in &seals {
             wrong.remember(seal);
         }

@@ -13,7 +13,7 @@ use crate::clock::Timestamp;
 use crate::decision::Freshness;
 use crate::key::KeyId;
 use crate::record::{KeyDetails, KeyRecord};
-use crate::store::{Announcement, Laggard, NewKey, NewTenant, SchemaVersion};
+use crate::store::{Announcement, Laggard, NewKey, NewMemo, NewTenant, SchemaVersion};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 
 /// A clock that runs with tokio's, which the tests hold still.
@@ -58,14 +58,19 @@ struct Script {
 struct Scripted(VecDeque<Step>, Arc<Notify>);
 
 fn key(prefix: &str) -> Row {
-    Row::Key(KeyRecord {
+    let record = KeyRecord {
         id: KeyId(Uuid::nil()),
         tenant_id: TenantId(Uuid::nil()),
         prefix: prefix.into(),
         hash: None,
         expires_at: None,
         revoked: false,
-    })
+    };
+    Row::Key(record, None)
+}
+
+fn ours() -> Look {
+    Look { identity: "ours".into(), ..Look::default() }
 }
 
 fn broken() -> StoreError {
@@ -100,12 +105,12 @@ impl Session for Scripted {
         match self.0.pop_front() {
             Some(Step::Changed(keys)) => {
                 let rows = keys.into_iter().map(|prefix| Change::Now(key(prefix))).collect();
-                Ok(Changes::Rows(rows, Look::default()))
+                Ok(Changes::Rows(rows, ours()))
             }
             Some(Step::Everything) => Ok(Changes::Everything),
             Some(Step::Silence) => std::future::pending().await,
             Some(_) => Err(broken()),
-            None => Ok(Changes::Rows(Vec::new(), Look::default())),
+            None => Ok(Changes::Rows(Vec::new(), ours())),
         }
     }
 }
@@ -114,6 +119,9 @@ impl Session for Scripted {
 impl Store for Script {
     fn kind(&self) -> &'static str {
         "script"
+    }
+    fn address(&self) -> String {
+        "script".into()
     }
     fn embedded(&self) -> bool {
         false
@@ -188,6 +196,9 @@ impl Store for Script {
         Err(broken())
     }
     async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
+        Err(broken())
+    }
+    async fn write_memos(&self, _: &[NewMemo]) -> Result<(), StoreError> {
         Err(broken())
     }
 }
@@ -304,4 +315,24 @@ async fn an_empty_database_is_fine_to_begin_with() {
 async fn old_tables_end_it_before_anything_was_loaded() {
     let run = start(Script { old_schema: true, ..Script::default() });
     assert!(matches!(run.task.await.unwrap(), StoreError::OldSchema { current: 0, needed: 1 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn clocks_that_differ_are_noticed_and_ones_that_agree_again_too() {
+    let (replica, clock) = (Replica::default(), Arc::new(TestClock(Instant::now())));
+    let store: Arc<dyn Store> = Arc::new(Script::default());
+    let mut sync = Sync::new(replica.clone(), store, Arc::<TestClock>::clone(&clock), Options::default());
+    let asked = sync.ask();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    for (database, skew, differ) in [
+        // Anything between asking and being answered is no difference.
+        (asked.wall.after(Duration::from_millis(500)), 0, false),
+        (asked.wall.after(Duration::from_secs(3)), -2_000_000, false),
+        (asked.wall.after(Duration::from_millis(3_001)), -2_001_000, true),
+        (asked.wall, 0, false),
+        (asked.wall.before(Duration::from_secs(5)), 5_000_000, true),
+    ] {
+        sync.compare_clocks(&asked, &Look { now: Some(database), ..Look::default() });
+        assert_eq!((replica.clock_skew_micros(), sync.clocks_differ), (skew, differ));
+    }
 }

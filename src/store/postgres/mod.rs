@@ -20,15 +20,16 @@ use self::instant::{Micros, expiry, instant};
 use self::session::PostgresSession;
 use super::migrations;
 use super::{
-    Announcement, CONNECT_TIMEOUT, Laggard, NewKey, NewTenant, SchemaVersion, Session, Store, StoreError,
+    Announcement, CONNECT_TIMEOUT, Laggard, NewKey, NewMemo, NewTenant, SchemaVersion, Session, Store,
+    StoreError,
 };
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::record::KeyDetails;
+use crate::record::{KeyDetails, Memo};
 use crate::tenant::{Tenant, TenantId, TenantStatus, is_schema_name};
 
 const TENANT: &str = "id, name, db_schema_name, status, created_at";
-const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by";
+const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo";
 
 /// Tenants and keys in Postgres 13 or newer.
 #[derive(Debug)]
@@ -57,13 +58,13 @@ impl PostgresStore {
             .await
             .unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut))
             .map_err(|error| match StoreError::from(error) {
-                StoreError::Unavailable(why) => StoreError::Unavailable(format!("{}: {why}", self.address())),
+                StoreError::Unavailable(why) => StoreError::Unavailable(format!("{}: {why}", self.host())),
                 other => other,
             })
     }
 
-    /// The address without user and password.
-    fn address(&self) -> String {
+    /// Where it is to be reached.
+    fn host(&self) -> String {
         format!("{}:{}", self.options.get_host(), self.options.get_port())
     }
 }
@@ -92,6 +93,10 @@ fn plain_url(url: &str) -> String {
 impl Store for PostgresStore {
     fn kind(&self) -> &'static str {
         "postgres"
+    }
+
+    fn address(&self) -> String {
+        format!("postgres://{}/{}", self.host(), self.options.get_database().unwrap_or_default())
     }
 
     fn embedded(&self) -> bool {
@@ -331,6 +336,24 @@ impl Store for PostgresStore {
         transaction.commit().await?;
         Ok(())
     }
+
+    async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError> {
+        let ids: Vec<_> = memos.iter().map(|new| new.id.0).collect();
+        let hashes: Vec<_> = memos.iter().map(|new| new.hash.as_str().to_owned()).collect();
+        let texts: Vec<_> = memos.iter().map(|new| new.memo.to_string()).collect();
+        sqlx::query(
+            "WITH new AS (SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[]) AS n (id, hash, memo)),
+                  mine AS (SELECT k.id, n.memo FROM api_keys k JOIN new n ON k.id = n.id AND k.hashed_key = n.hash
+                           WHERE k.key_memo IS DISTINCT FROM n.memo ORDER BY k.id FOR NO KEY UPDATE OF k SKIP LOCKED)
+             UPDATE api_keys k SET key_memo = mine.memo FROM mine WHERE k.id = mine.id",
+        )
+        .bind(ids)
+        .bind(hashes)
+        .bind(texts)
+        .execute(&mut self.connect().await?)
+        .await?;
+        Ok(())
+    }
 }
 
 async fn insert_key<'e>(
@@ -338,17 +361,18 @@ async fn insert_key<'e>(
     key: &NewKey,
 ) -> Result<KeyDetails, StoreError> {
     let sql = format!(
-        "INSERT INTO api_keys (id, key_prefix, hashed_key, tenant_id, name, created_at, expires_at)
-         VALUES (coalesce($1, gen_random_uuid()), $2, $3, $4, $5, $6, $7) RETURNING {KEY}"
+        "INSERT INTO api_keys (id, key_prefix, hashed_key, tenant_id, name, created_at, expires_at, key_memo)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING {KEY}"
     );
     let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(key.id.map(|id| id.0))
+        .bind(key.id.0)
         .bind(&key.prefix)
         .bind(&key.hash)
         .bind(key.tenant_id.0)
         .bind(&key.name)
         .bind(Micros(key.created_at))
         .bind(key.expires_at.map(Micros))
+        .bind(key.memo.map(|memo| memo.to_string()))
         .fetch_one(executor)
         .await?;
     key_of(&row)
@@ -376,7 +400,12 @@ fn key_of(row: &PgRow) -> Result<KeyDetails, StoreError> {
         revoked_at: instant(row, "revoked_at")?,
         revocation_reason: row.try_get("revocation_reason")?,
         replaced_by: row.try_get::<Option<Uuid>, _>("replaced_by")?.map(KeyId),
+        memo: memo(row)?.map(|memo| memo.pepper),
     })
+}
+
+fn memo(row: &PgRow) -> Result<Option<Memo>, StoreError> {
+    Ok(row.try_get::<Option<&str>, _>("key_memo")?.and_then(Memo::parse))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use tokio_stream::StreamExt as _;
 use uuid::Uuid;
 
 use super::instant::{Micros, expiry};
-use super::tenant_of;
+use super::{memo, tenant_of};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyRecord, SecretHash};
@@ -38,15 +38,15 @@ const SETTINGS: [(&str, &str); 5] = [
 /// What every look begins with: a row of kind `h` about the look itself.
 const HEADER: &str = "SELECT 'h' AS rec, NULL::uuid AS id, NULL::uuid AS tenant_id, NULL::text AS key_prefix,
     NULL::text AS hashed_key, NULL::timestamptz AS expires_at, NULL::bool AS revoked,
-    NULL::text AS name, NULL::text AS db_schema_name, NULL::text AS status, NULL::timestamptz AS created_at,
+    NULL::text AS key_memo, NULL::text AS name, NULL::text AS db_schema_name, NULL::text AS status, NULL::timestamptz AS created_at,
     pg_current_snapshot()::text AS snapshot, pg_is_in_recovery() AS standby, clock_timestamp() AS now,
     pg_backend_pid() || ' ' || pg_postmaster_start_time()::text AS backend,
     (SELECT id || ' ' || xid::text FROM auth_change ORDER BY id DESC LIMIT 1) AS newest";
 
 const KEY_COLUMNS: &str = "k.id, k.tenant_id, k.key_prefix::text, k.hashed_key, k.expires_at,
-    k.revoked_at IS NOT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL";
+    k.revoked_at IS NOT NULL, k.key_memo, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL";
 const TENANT_COLUMNS: &str =
-    "t.id, NULL, NULL, NULL, NULL, NULL, t.name, t.db_schema_name, t.status, t.created_at,
+    "t.id, NULL, NULL, NULL, NULL, NULL, NULL, t.name, t.db_schema_name, t.status, t.created_at,
     NULL, NULL, NULL, NULL, NULL";
 
 /// One backend of the primary, for as long as it lasts.
@@ -77,7 +77,7 @@ impl Session for PostgresSession {
             match row.try_get("rec")? {
                 "h" => header = Some(Header::read(&row)?),
                 "t" => sink(Row::Tenant(tenant_of(&row)?)),
-                _ => sink(Row::Key(record_of(&row)?)),
+                _ => sink(key_row(&row)?),
             }
         }
         drop(rows);
@@ -103,11 +103,11 @@ impl Session for PostgresSession {
                 WHERE xid >= pg_snapshot_xmin($1::pg_snapshot) AND NOT pg_visible_in_snapshot(xid, $1::pg_snapshot))
              {HEADER}, (SELECT xid FROM auth_change_floor) >= pg_snapshot_xmin($1::pg_snapshot)
                 OR EXISTS (SELECT FROM c WHERE key_prefix IS NULL AND tenant_id IS NULL) AS reload
-             UNION ALL SELECT 't', c.tenant_id, t.id, NULL, NULL, NULL, NULL, t.name, t.db_schema_name, t.status, t.created_at,
+             UNION ALL SELECT 't', c.tenant_id, t.id, NULL, NULL, NULL, NULL, NULL, t.name, t.db_schema_name, t.status, t.created_at,
                 NULL, NULL, NULL, NULL, NULL, NULL
                 FROM c LEFT JOIN tenants t ON t.id = c.tenant_id WHERE c.tenant_id IS NOT NULL
              UNION ALL SELECT 'k', k.id, k.tenant_id, c.key_prefix, k.hashed_key, k.expires_at, k.revoked_at IS NOT NULL,
-                NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+                k.key_memo, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
                 FROM c LEFT JOIN api_keys k ON k.key_prefix = c.key_prefix WHERE c.key_prefix IS NOT NULL"
         );
         let rows =
@@ -207,22 +207,23 @@ impl Header {
     }
 }
 
-fn record_of(row: &PgRow) -> Result<KeyRecord, StoreError> {
-    Ok(KeyRecord {
+fn key_row(row: &PgRow) -> Result<Row, StoreError> {
+    let record = KeyRecord {
         id: KeyId(row.try_get("id")?),
         tenant_id: TenantId(row.try_get("tenant_id")?),
         prefix: row.try_get::<String, _>("key_prefix")?.into(),
         hash: SecretHash::parse(row.try_get("hashed_key")?),
         expires_at: expiry(row)?,
         revoked: row.try_get("revoked")?,
-    })
+    };
+    Ok(Row::Key(record, memo(row)?))
 }
 
 fn key_change(row: &PgRow) -> Result<Change, StoreError> {
     if row.try_get::<Option<Uuid>, _>("id")?.is_none() {
         return Ok(Change::NoKey(row.try_get::<String, _>("key_prefix")?.into()));
     }
-    Ok(Change::Now(Row::Key(record_of(row)?)))
+    Ok(Change::Now(key_row(row)?))
 }
 
 fn tenant_change(row: &PgRow) -> Result<Change, StoreError> {

@@ -12,7 +12,8 @@ use tenantgate::key::KeyId;
 use tenantgate::record::KeyDetails;
 use tenantgate::replica::{Replica, Snapshot};
 use tenantgate::store::{
-    Announcement, Changes, Laggard, Look, NewKey, NewTenant, Row, SchemaVersion, Session, Store, StoreError,
+    Announcement, Changes, Laggard, Look, NewKey, NewMemo, NewTenant, Row, SchemaVersion, Session, Store,
+    StoreError,
 };
 use tenantgate::tenant::{Tenant, TenantId, TenantStatus};
 use tokio::sync::{Semaphore, watch};
@@ -148,6 +149,10 @@ impl Store for Witness {
         self.store.kind()
     }
 
+    fn address(&self) -> String {
+        self.store.address()
+    }
+
     fn embedded(&self) -> bool {
         self.store.embedded()
     }
@@ -243,6 +248,10 @@ impl Store for Witness {
     }
 
     async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
+        unreachable!()
+    }
+
+    async fn write_memos(&self, _: &[NewMemo]) -> Result<(), StoreError> {
         unreachable!()
     }
 }

@@ -1,0 +1,542 @@
+//! What if we start while the database is away?
+//!
+//! Then we serve what we knew: every server with a snapshot file writes its snapshot
+//! there now and then, and reads it once, at its start. The file is authenticated with
+//! a pepper, so that nobody can put keys into it; it carries the time of the look it is
+//! of, so that it counts as no younger than it is; and it is refused when it is older
+//! than the replica may be, from another database, or from the future. There is no
+//! plaintext in it: bcrypt hashes and memos, as in the database.
+//!
+//! ```text
+//! "tenantgate snapshot 1\n" │ pepper, 4 bytes │ Head │ Key … │ Tenant … │ HMAC-SHA-256, 32 bytes
+//!                             each of these protobuf, its length before it
+//! ```
+//!
+//! What comes from the file is doubted as if it were our own last look: a database that
+//! shows something quite different has to wait until the file is too old to serve from.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hmac::{Hmac, Mac};
+use prost::Message;
+use sha2::Sha256;
+use tokio::time::{Instant, timeout};
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+use super::snapshot::Rows;
+use super::{Replica, Snapshot};
+use crate::clock::{Clock, Timestamp};
+use crate::key::KeyId;
+use crate::record::{KeyRecord, Memo, PepperId, SecretHash};
+use crate::store::{Look, Row};
+use crate::tenant::{Tenant, TenantId, TenantStatus};
+use crate::verify::memo::Peppers;
+
+const MAGIC: &[u8] = b"tenantgate snapshot 1\n";
+const DOMAIN: &[u8] = b"tenantgate snapshot/v1\0";
+const MAC_BYTES: usize = 32;
+
+/// What two clocks may differ by without one of them being wrong.
+const SLACK: Duration = Duration::from_secs(2);
+
+/// How the snapshot is kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where.
+    pub path: PathBuf,
+    /// How soon after a change. A write of a million keys takes a second or two of one core.
+    pub interval: Duration,
+    /// How old a snapshot may be to be served.
+    pub max_staleness: Duration,
+}
+
+/// Why a file is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// It is not there, or not to be read.
+    #[error("it cannot be read: {0}")]
+    Unreadable(#[from] io::Error),
+    /// It is not one of ours, or not whole.
+    #[error("it is not a whole snapshot file of this version")]
+    Malformed,
+    /// It was not written with one of our peppers, or was changed since.
+    #[error("it was written with another pepper, or changed by somebody since")]
+    NotOurs,
+    /// It is of another database.
+    #[error("it is of the database {0}")]
+    OtherDatabase(String),
+    /// It is of a look that has not been made yet.
+    #[error("it is from the future: {0}")]
+    Future(Timestamp),
+    /// The look it is of is longer ago than we may serve.
+    #[error("it is {0:?} old, older than --max-staleness")]
+    TooOld(Duration),
+}
+
+/// Keeps the snapshot of a replica in a file.
+pub struct Keeper {
+    replica: Replica,
+    clock: Arc<dyn Clock>,
+    /// The database, as its store names it.
+    source: String,
+    options: Options,
+    written: Option<Written>,
+    failing: bool,
+}
+
+/// What was written last.
+struct Written {
+    generation: u64,
+    age_then: Duration,
+    at: Instant,
+    took: Duration,
+}
+
+impl Keeper {
+    /// A keeper of this replica, whose database its store calls `source`.
+    #[must_use]
+    pub fn new(replica: Replica, clock: Arc<dyn Clock>, source: String, options: Options) -> Self {
+        Self { replica, clock, source, options, written: None, failing: false }
+    }
+
+    /// Serves from the file, if it may be served from. Call it before the first look at the database.
+    pub fn restore(&self) {
+        match self.read() {
+            Ok((snapshot, look, age)) => {
+                let (keys, tenants) = (snapshot.key_count(), snapshot.tenant_count());
+                info!(
+                    keys,
+                    tenants,
+                    age_ms = age.as_millis(),
+                    "serving from the snapshot file until there is a database"
+                );
+                self.replica.restored(snapshot, look, age, self.clock.uptime());
+            }
+            Err(Refused::Unreadable(error)) if error.kind() == io::ErrorKind::NotFound => {
+                debug!("no snapshot file yet");
+            }
+            Err(why) => warn!(file = %self.options.path.display(), %why, "the snapshot file is not used"),
+        }
+    }
+
+    fn read(&self) -> Result<(Snapshot, Look, Duration), Refused> {
+        let bytes = fs::read(&self.options.path)?;
+        let (head, rows) = open(&bytes, self.replica.peppers())?;
+        if head.source != self.source {
+            return Err(Refused::OtherDatabase(head.source));
+        }
+        let age = self.age(&head)?;
+        let snapshot = Snapshot::empty().loaded(rows, self.replica.peppers());
+        Ok((snapshot, head.look(), age))
+    }
+
+    /// How long ago the look was: by the wall clock, and by the uptime if the machine still runs. The longer
+    /// one: a wall clock set back makes nothing young.
+    fn age(&self, head: &Head) -> Result<Duration, Refused> {
+        let (looked_at, now) = (Timestamp(head.looked_at), self.clock.now());
+        if looked_at > now.after(SLACK) {
+            return Err(Refused::Future(looked_at));
+        }
+        let same_boot = head.boot == self.clock.boot();
+        let uptime = Duration::from_millis(head.uptime_ms);
+        let by_uptime = if same_boot { self.clock.uptime().saturating_sub(uptime) } else { Duration::ZERO };
+        let age = now.since(looked_at).max(by_uptime);
+        if age > self.options.max_staleness { Err(Refused::TooOld(age)) } else { Ok(age) }
+    }
+
+    /// Writes when there is something to write, for ever.
+    pub async fn run(mut self) {
+        let mut generation = self.replica.generation();
+        loop {
+            // A new snapshot or the time being up are all the same here.
+            let _ = timeout(Duration::from_secs(1), generation.changed()).await;
+            if self.is_due() {
+                self.write().await;
+            }
+        }
+    }
+
+    /// Whether the file is too far behind. Not after every change: a busy database would have us write all
+    /// the time.
+    fn is_due(&self) -> bool {
+        let Some(age) = self.replica.age(self.clock.as_ref()) else { return false };
+        let Some(written) = &self.written else { return self.replica.connected() };
+        let changed = self.replica.snapshot().generation != written.generation;
+        let rested = written.at.elapsed() >= self.options.interval.max(written.took * 20);
+        let behind = (written.at.elapsed() + written.age_then).saturating_sub(age);
+        // While the database is away the last look gets no better, and is worth having whole.
+        let last = !self.replica.connected() && (changed || behind > SLACK);
+        last || changed && rested || behind >= self.options.max_staleness / 4
+    }
+
+    /// Writes the snapshot in use.
+    pub async fn write(&mut self) {
+        // Its age first: a snapshot that comes later is newer than its age says, and never older.
+        let Some(age) = self.replica.age(self.clock.as_ref()) else { return };
+        let head = self.head(age);
+        let snapshot = Arc::clone(&self.replica.snapshot());
+        let (generation, at) = (snapshot.generation, Instant::now());
+        let (path, peppers) = (self.options.path.clone(), self.replica.peppers().clone());
+        let work = move || save(&path, head, &snapshot, &peppers);
+        let result = tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(io::Error::other(e)));
+        self.written = Some(Written { generation, age_then: age, at, took: at.elapsed() });
+        self.say(result);
+    }
+
+    fn head(&self, age: Duration) -> Head {
+        let look = self.replica.look();
+        let (now, uptime) = (self.clock.now(), self.clock.uptime());
+        Head {
+            looked_at: now.before(age).0,
+            boot: self.clock.boot(),
+            uptime_ms: u64::try_from(uptime.saturating_sub(age).as_millis()).unwrap_or(u64::MAX),
+            source: self.source.clone(),
+            database_now: look.now.map(|now| now.0),
+            identity: look.identity,
+            position: look.position,
+            newest_change: look.newest_change,
+            keys: 0,
+            tenants: 0,
+        }
+    }
+
+    /// One line for each change of state.
+    fn say(&mut self, result: io::Result<u64>) {
+        let stats = self.replica.stats();
+        match result {
+            Ok(bytes) => {
+                stats.kept.add_one();
+                debug!(bytes, "snapshot file written");
+                self.failing = false;
+            }
+            Err(error) => {
+                stats.not_kept.add_one();
+                if !std::mem::replace(&mut self.failing, true) {
+                    let file = self.options.path.display();
+                    warn!(%file, %error, "the snapshot file cannot be written, a restart without the database would serve nothing new");
+                }
+            }
+        }
+    }
+}
+
+/// What is said of the whole file.
+#[derive(Clone, Message)]
+struct Head {
+    /// When the look was asked for, by the wall clock, in microseconds since 1970.
+    #[prost(sint64, tag = "1")]
+    looked_at: i64,
+    /// Which start of the machine `uptime_ms` counts from.
+    #[prost(string, tag = "2")]
+    boot: String,
+    #[prost(uint64, tag = "3")]
+    uptime_ms: u64,
+    #[prost(string, tag = "4")]
+    source: String,
+    #[prost(sint64, optional, tag = "5")]
+    database_now: Option<i64>,
+    #[prost(string, tag = "6")]
+    identity: String,
+    #[prost(string, tag = "7")]
+    position: String,
+    #[prost(string, optional, tag = "8")]
+    newest_change: Option<String>,
+    #[prost(uint64, tag = "9")]
+    keys: u64,
+    #[prost(uint64, tag = "10")]
+    tenants: u64,
+}
+
+impl Head {
+    fn look(self) -> Look {
+        let now = self.database_now.map(Timestamp);
+        Look { now, identity: self.identity, position: self.position, newest_change: self.newest_change }
+    }
+}
+
+#[derive(Clone, Message)]
+struct Key {
+    #[prost(bytes = "vec", tag = "1")]
+    id: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    tenant_id: Vec<u8>,
+    #[prost(string, tag = "3")]
+    prefix: String,
+    #[prost(string, tag = "4")]
+    hash: String,
+    #[prost(sint64, optional, tag = "5")]
+    expires_at: Option<i64>,
+    #[prost(bool, tag = "6")]
+    revoked: bool,
+    #[prost(string, tag = "7")]
+    memo: String,
+}
+
+impl Key {
+    fn of(record: &KeyRecord, memo: Option<Memo>) -> Self {
+        Self {
+            id: record.id.0.as_bytes().to_vec(),
+            tenant_id: record.tenant_id.0.as_bytes().to_vec(),
+            prefix: record.prefix.to_string(),
+            hash: record.hash.map_or_else(String::new, |hash| hash.as_str().to_owned()),
+            expires_at: record.expires_at.map(|at| at.0),
+            revoked: record.revoked,
+            memo: memo.map_or_else(String::new, |memo| memo.to_string()),
+        }
+    }
+
+    fn row(self) -> Result<Row, Refused> {
+        let record = KeyRecord {
+            id: KeyId(uuid(&self.id)?),
+            tenant_id: TenantId(uuid(&self.tenant_id)?),
+            prefix: self.prefix.into(),
+            hash: SecretHash::parse(&self.hash),
+            expires_at: self.expires_at.map(Timestamp),
+            revoked: self.revoked,
+        };
+        Ok(Row::Key(record, Memo::parse(&self.memo)))
+    }
+}
+
+#[derive(Clone, Message)]
+struct TenantRow {
+    #[prost(bytes = "vec", tag = "1")]
+    id: Vec<u8>,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(string, tag = "3")]
+    schema: String,
+    #[prost(string, tag = "4")]
+    status: String,
+    #[prost(sint64, tag = "5")]
+    created_at: i64,
+}
+
+impl TenantRow {
+    fn of(tenant: &Tenant) -> Self {
+        Self {
+            id: tenant.id.0.as_bytes().to_vec(),
+            name: tenant.name.clone(),
+            schema: tenant.schema.clone(),
+            status: tenant.status.as_str().to_owned(),
+            created_at: tenant.created_at.0,
+        }
+    }
+
+    fn row(self) -> Result<Row, Refused> {
+        Ok(Row::Tenant(Tenant {
+            id: TenantId(uuid(&self.id)?),
+            name: self.name,
+            schema: self.schema,
+            status: TenantStatus::parse(&self.status),
+            created_at: Timestamp(self.created_at),
+        }))
+    }
+}
+
+fn uuid(bytes: &[u8]) -> Result<Uuid, Refused> {
+    Uuid::from_slice(bytes).map_err(|_| Refused::Malformed)
+}
+
+/// Takes a file apart, once it is known to be ours.
+fn open(bytes: &[u8], peppers: &Peppers) -> Result<(Head, Rows), Refused> {
+    let rest = bytes.strip_prefix(MAGIC).ok_or(Refused::Malformed)?;
+    let (id, rest) = rest.split_first_chunk::<4>().ok_or(Refused::Malformed)?;
+    let (mut body, mac) = rest.split_last_chunk::<MAC_BYTES>().ok_or(Refused::Malformed)?;
+    let pepper = peppers.list().iter().find(|pepper| pepper.id() == PepperId(*id)).ok_or(Refused::NotOurs)?;
+    let mut ours = pepper.mac(DOMAIN);
+    ours.update(body);
+    ours.verify(mac.into()).map_err(|_| Refused::NotOurs)?;
+    let head: Head = next(&mut body)?;
+    let mut rows = Rows::default();
+    for _ in 0..head.keys {
+        rows.0.push(next::<Key>(&mut body)?.row()?);
+    }
+    for _ in 0..head.tenants {
+        rows.0.push(next::<TenantRow>(&mut body)?.row()?);
+    }
+    if body.is_empty() { Ok((head, rows)) } else { Err(Refused::Malformed) }
+}
+
+fn next<M: Message + Default>(body: &mut &[u8]) -> Result<M, Refused> {
+    M::decode_length_delimited(body).map_err(|_| Refused::Malformed)
+}
+
+/// Writes a file beside the old one and puts it in its place: at every moment there is a whole one.
+fn save(path: &Path, head: Head, snapshot: &Snapshot, peppers: &Peppers) -> io::Result<u64> {
+    let pepper = peppers.list().first().ok_or_else(|| io::Error::other("no pepper"))?;
+    let beside = path.with_added_extension("new");
+    // One that was left behind could have other rights.
+    let _ = fs::remove_file(&beside);
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+    let mut sealed = Sealed { file: BufWriter::new(file), mac: pepper.mac(DOMAIN), bytes: 0 };
+    sealed.file.write_all(MAGIC)?;
+    sealed.file.write_all(&pepper.id().0)?;
+    let (keys, tenants) = (snapshot.key_count() as u64, snapshot.tenant_count() as u64);
+    sealed.put(&Head { keys, tenants, ..head })?;
+    for entry in snapshot.keys() {
+        sealed.put(&Key::of(entry.record(), entry.memo(peppers)))?;
+    }
+    for tenant in snapshot.tenants() {
+        sealed.put(&TenantRow::of(tenant))?;
+    }
+    let (file, bytes) = sealed.finish()?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    Ok(bytes)
+}
+
+/// A file whose content is authenticated as it is written.
+struct Sealed {
+    file: BufWriter<File>,
+    mac: Hmac<Sha256>,
+    bytes: u64,
+}
+
+impl Sealed {
+    fn put(&mut self, message: &impl Message) -> io::Result<()> {
+        let bytes = message.encode_length_delimited_to_vec();
+        self.mac.update(&bytes);
+        self.bytes += bytes.len() as u64;
+        self.file.write_all(&bytes)
+    }
+
+    fn finish(mut self) -> io::Result<(File, u64)> {
+        let mac = self.mac.finalize().into_bytes();
+        self.file.write_all(&mac)?;
+        Ok((self.file.into_inner().map_err(io::IntoInnerError::into_error)?, self.bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::decision::Freshness;
+    use crate::verify::memo::Policy;
+    use crate::verify::pepper::Pepper;
+
+    const BOUND: Duration = Duration::from_mins(5);
+    const HASH: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234";
+
+    /// A machine on which a server may run, and the file that it leaves.
+    struct Machine {
+        clock: Arc<ManualClock>,
+        peppers: Peppers,
+        folder: tempfile::TempDir,
+    }
+
+    impl Machine {
+        fn new() -> Self {
+            let clock = Arc::new(ManualClock::at(Timestamp(1_000_000_000_000_000)));
+            let peppers = Peppers::new(vec![Pepper::random().unwrap()], Policy::Optional);
+            Self { clock, peppers, folder: tempfile::tempdir().unwrap() }
+        }
+
+        fn keeper(&self, replica: &Replica) -> Keeper {
+            let path = self.folder.path().join("snapshot");
+            let options = Options { path, interval: Duration::from_secs(10), max_staleness: BOUND };
+            let clock: Arc<dyn Clock> = Arc::<ManualClock>::clone(&self.clock);
+            Keeper::new(replica.clone(), clock, "postgres://here/own".into(), options)
+        }
+
+        /// A server looks, and writes its file some time later.
+        async fn leaves_a_file(&self, later: Duration) {
+            let replica = Replica::new(self.peppers.clone());
+            let tenant = Tenant {
+                id: TenantId(Uuid::from_u128(2)),
+                name: "Acme".into(),
+                schema: "acme".into(),
+                status: TenantStatus::Suspended,
+                created_at: Timestamp(5),
+            };
+            let rows = Rows(vec![Row::Key(record(), None), Row::Tenant(tenant)]);
+            let _ = replica.publish(Snapshot::empty().loaded(rows, &self.peppers));
+            let look = Look {
+                now: Some(Timestamp(2_000_000_000_000_000)),
+                identity: "own".into(),
+                ..Look::default()
+            };
+            replica.looked(self.clock.uptime(), look);
+            self.clock.advance(later);
+            self.keeper(&replica).write().await;
+        }
+
+        fn restored(&self) -> Result<Replica, Refused> {
+            let replica = Replica::new(self.peppers.clone());
+            self.keeper(&replica).read()?;
+            self.keeper(&replica).restore();
+            Ok(replica)
+        }
+    }
+
+    fn record() -> KeyRecord {
+        KeyRecord {
+            id: KeyId(Uuid::from_u128(1)),
+            tenant_id: TenantId(Uuid::from_u128(2)),
+            prefix: "llmk_a".into(),
+            hash: SecretHash::parse(HASH),
+            expires_at: Some(Timestamp(-7)),
+            revoked: true,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_known_is_known_and_is_as_old_as_its_look() {
+        let machine = Machine::new();
+        machine.leaves_a_file(Duration::from_secs(20)).await;
+        machine.clock.advance(Duration::from_mins(2));
+        let replica = machine.restored().unwrap();
+        let clock = machine.clock.as_ref();
+        assert_eq!(replica.age(clock), Some(Duration::from_secs(140)));
+        assert_eq!(replica.freshness(clock, BOUND), Freshness::Stale);
+        assert_eq!(replica.now(clock), Timestamp(2_000_000_000_000_000).after(Duration::from_secs(140)));
+        let snapshot = replica.snapshot();
+        assert_eq!(snapshot.key("llmk_a").unwrap().record(), &record());
+        let tenant = snapshot.tenant(TenantId(Uuid::from_u128(2))).unwrap();
+        assert_eq!((tenant.name.as_str(), &tenant.status), ("Acme", &TenantStatus::Suspended));
+        assert_eq!(replica.look().identity, "own");
+    }
+
+    #[tokio::test]
+    async fn beyond_the_bound_and_from_the_future_it_is_refused() {
+        let machine = Machine::new();
+        machine.leaves_a_file(Duration::ZERO).await;
+        let written = machine.clock.now();
+        machine.clock.set_wall(written.before(Duration::from_secs(3)));
+        assert!(matches!(machine.restored(), Err(Refused::Future(at)) if at == written));
+        // A wall clock that is set back makes nothing young: the uptime counts on.
+        machine.clock.advance(BOUND + Duration::from_secs(1));
+        machine.clock.set_wall(written);
+        assert!(matches!(machine.restored(), Err(Refused::TooOld(_))));
+        // Nor does a wall clock that is right make up for an uptime that is not.
+        let machine = Machine::new();
+        machine.leaves_a_file(Duration::ZERO).await;
+        machine.clock.set_wall(written.after(BOUND + Duration::from_secs(1)));
+        assert!(matches!(machine.restored(), Err(Refused::TooOld(_))));
+    }
+
+    #[tokio::test]
+    async fn it_is_written_when_there_is_something_new_and_not_all_the_time() {
+        let machine = Machine::new();
+        let replica = Replica::new(machine.peppers.clone());
+        let mut keeper = machine.keeper(&replica);
+        assert!(!keeper.is_due(), "nothing was looked at yet");
+        let _ = replica.publish(Snapshot::empty().loaded(Rows::default(), &machine.peppers));
+        replica.looked(machine.clock.uptime(), Look::default());
+        replica.set_connected(true);
+        assert!(keeper.is_due());
+        keeper.write().await;
+        assert!(!keeper.is_due());
+        let _ = replica.publish(replica.snapshot().changed(Vec::new(), &machine.peppers));
+        assert!(!keeper.is_due(), "a change has to wait");
+        replica.set_connected(false);
+        assert!(keeper.is_due(), "but not when nothing better is to be had");
+    }
+}

@@ -1,0 +1,154 @@
+//! What does the database hold, as of one instant?
+//!
+//! All keys and tenants. A [`Snapshot`] never changes: the next one is made beside it,
+//! shares with it what stayed the same, and is swapped in whole.
+
+use std::sync::Arc;
+
+use super::entry::Entry;
+use super::table::{Keyed, Table};
+use crate::record::{KeyRecord, Memo};
+use crate::store::{Change, Row};
+use crate::tenant::{Tenant, TenantId};
+use crate::verify::memo::Peppers;
+
+impl Keyed for Tenant {
+    fn key(&self) -> &[u8] {
+        self.id.0.as_bytes()
+    }
+}
+
+/// All keys and tenants as of one instant of the database.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    keys: Table<Entry>,
+    tenants: Table<Tenant>,
+    /// Rows that can serve no request.
+    pub damaged: usize,
+    /// Keys whose row came with a memo that we understand.
+    pub remembered: usize,
+    /// Counts the snapshots of this process; 0 is the empty one before the first load.
+    pub generation: u64,
+}
+
+impl Snapshot {
+    /// The key under a prefix.
+    #[must_use]
+    pub fn key(&self, prefix: &str) -> Option<&Arc<Entry>> {
+        self.keys.get(prefix.as_bytes())
+    }
+
+    /// A tenant.
+    #[must_use]
+    pub fn tenant(&self, id: TenantId) -> Option<&Tenant> {
+        self.tenants.get(id.0.as_bytes()).map(AsRef::as_ref)
+    }
+
+    /// How many keys there are.
+    #[must_use]
+    pub fn key_count(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// How many tenants there are.
+    #[must_use]
+    pub fn tenant_count(&self) -> usize {
+        self.tenants.len()
+    }
+
+    /// All keys, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.keys.iter()
+    }
+
+    /// All tenants, in no order.
+    pub fn tenants(&self) -> impl Iterator<Item = &Arc<Tenant>> {
+        self.tenants.iter()
+    }
+
+    pub(super) fn empty() -> Self {
+        let (keys, tenants) = (Table::new(Vec::new()), Table::new(Vec::new()));
+        Self { keys, tenants, damaged: 0, remembered: 0, generation: 0 }
+    }
+
+    /// The snapshot of a whole look; rows that were here before keep what was proven about them.
+    pub(super) fn loaded(&self, rows: Rows, peppers: &Peppers) -> Self {
+        let (mut keys, mut tenants) = (Vec::new(), Vec::new());
+        for row in rows.0 {
+            match row {
+                Row::Key(record, memo) => keys.push(self.heir(record, memo.as_ref(), peppers)),
+                Row::Tenant(tenant) => tenants.push(Arc::new(tenant)),
+            }
+        }
+        let (keys, tenants) = (Table::new(keys), Table::new(tenants));
+        let damaged = keys.iter().filter(|entry| entry.record().is_damaged()).count()
+            + tenants.iter().filter(|tenant| !tenant.is_sound()).count();
+        let remembered = keys.iter().filter(|entry| entry.is_remembered()).count();
+        Self { keys, tenants, damaged, remembered, generation: self.generation + 1 }
+    }
+
+    /// The entry of a row; it inherits what was proven about the one before it.
+    fn heir(&self, record: KeyRecord, memo: Option<&Memo>, peppers: &Peppers) -> Arc<Entry> {
+        let before = self.keys.get(record.prefix.as_bytes());
+        Arc::new(Entry::heir(record, memo, before.map(AsRef::as_ref), peppers))
+    }
+
+    /// The snapshot after these changes.
+    pub(super) fn changed(&self, changes: Vec<Change>, peppers: &Peppers) -> Self {
+        let mut next = Self { generation: self.generation + 1, ..self.clone() };
+        for change in changes {
+            next.apply(change, peppers);
+        }
+        if next.keys.outgrown() {
+            next.keys = Table::new(next.keys.iter().cloned().collect());
+        }
+        if next.tenants.outgrown() {
+            next.tenants = Table::new(next.tenants.iter().cloned().collect());
+        }
+        next
+    }
+
+    fn apply(&mut self, change: Change, peppers: &Peppers) {
+        match change {
+            Change::Now(Row::Key(record, memo)) => {
+                let entry = self.heir(record, memo.as_ref(), peppers);
+                self.count_key(&entry, 1);
+                let before = self.keys.put(entry);
+                before.inspect(|before| self.count_key(before, -1));
+            }
+            Change::Now(Row::Tenant(tenant)) => {
+                let tenant = Arc::new(tenant);
+                self.count_tenant(&tenant, 1);
+                let before = self.tenants.put(tenant);
+                before.inspect(|before| self.count_tenant(before, -1));
+            }
+            Change::NoKey(prefix) => {
+                let before = self.keys.remove(prefix.as_bytes());
+                before.inspect(|before| self.count_key(before, -1));
+            }
+            Change::NoTenant(id) => {
+                let before = self.tenants.remove(id.0.as_bytes());
+                before.inspect(|before| self.count_tenant(before, -1));
+            }
+        }
+    }
+
+    fn count_key(&mut self, entry: &Entry, by: isize) {
+        self.damaged = self.damaged.saturating_add_signed(by * isize::from(entry.record().is_damaged()));
+        self.remembered = self.remembered.saturating_add_signed(by * isize::from(entry.is_remembered()));
+    }
+
+    fn count_tenant(&mut self, tenant: &Tenant, by: isize) {
+        self.damaged = self.damaged.saturating_add_signed(by * isize::from(!tenant.is_sound()));
+    }
+}
+
+/// The rows of a whole look.
+#[derive(Debug, Default)]
+pub(super) struct Rows(pub(super) Vec<Row>);
+
+impl Rows {
+    pub(super) fn has_keys(&self) -> bool {
+        self.0.iter().any(|row| matches!(row, Row::Key(..)))
+    }
+}
