@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::clock::{Clock, Timestamp};
 use crate::key::format::{self, SCHEME};
 use crate::key::{KeyId, PlainKey};
-use crate::record::{KeyDetails, KeyRecord, KeyState, Memo, SecretHash, has_expired};
+use crate::record::{ExpiresAt, KeyDetails, KeyRecord, KeyState, Memo, SecretHash, has_expired};
 use crate::store::{Laggard, NewKey, NewTenant, Store, StoreError};
 use crate::tenant::{Tenant, TenantId, TenantStatus, default_schema_name, is_schema_name, is_tenant_name};
 use crate::verify::bcrypt;
@@ -280,7 +280,7 @@ impl Admin {
     /// The memo that a key is issued with: we made the hash from it, so bcrypt need not be asked.
     fn memo(&self, id: KeyId, tenant_id: TenantId, hash: &str, key: &PlainKey) -> Option<Memo> {
         let (prefix, hash) = (key.prefix().into(), SecretHash::parse(hash));
-        let record = KeyRecord { id, tenant_id, prefix, hash, expires_at: None, revoked: false };
+        let record = KeyRecord { id, tenant_id, prefix, hash, expires_at: ExpiresAt::NEVER, revoked: false };
         self.peppers.memo(&record, key.as_presented())
     }
 

@@ -234,7 +234,7 @@ fn of_holder<'a>(key: &'a KeyRecord, tenant: Option<&'a Tenant>, now: Timestamp)
     if key.revoked {
         return Decision::Deny(Denial { reason: Reason::Revoked, identity });
     }
-    if has_expired(key.expires_at, now) {
+    if has_expired(key.expires_at.at(), now) {
         return Decision::Deny(Denial { reason: Reason::Expired, identity });
     }
     match tenant {
@@ -262,13 +262,21 @@ mod tests {
     use super::*;
     use crate::key::KeyId;
     use crate::key::format::parse;
+    use crate::record::ExpiresAt;
     use crate::tenant::TenantId;
 
     const NOW: Timestamp = Timestamp(1_000);
 
     fn key() -> KeyRecord {
         let (id, tenant_id) = (KeyId(Uuid::nil()), TenantId(Uuid::nil()));
-        KeyRecord { id, tenant_id, prefix: "llmk_demo".into(), hash: None, expires_at: None, revoked: false }
+        KeyRecord {
+            id,
+            tenant_id,
+            prefix: "llmk_demo".into(),
+            hash: None,
+            expires_at: ExpiresAt::NEVER,
+            revoked: false,
+        }
     }
 
     fn tenant(status: &str) -> Tenant {
@@ -331,7 +339,7 @@ mod tests {
 
     #[test]
     fn nothing_is_said_about_a_key_before_possession_is_proven() {
-        let key = KeyRecord { revoked: true, expires_at: Some(NOW), ..key() };
+        let key = KeyRecord { revoked: true, expires_at: Some(NOW).into(), ..key() };
         let tenant = tenant("suspended");
         for (proof, expected) in [
             (Proof::Pending, "prove"),
@@ -360,7 +368,7 @@ mod tests {
             (false, Some(Timestamp(1_001)), Some(tenant("active")), "ok"),
             (false, None, Some(tenant("active")), "ok"),
         ] {
-            let key = KeyRecord { expires_at, revoked, ..key() };
+            let key = KeyRecord { expires_at: expires_at.into(), revoked, ..key() };
             let found = Found { key: &key, tenant: tenant.as_ref(), proof: Proof::Right };
             assert_eq!(word(decide(&facts(Some(found)))), expected);
         }

@@ -25,8 +25,8 @@ pub struct KeyRecord {
     pub prefix: Box<str>,
     /// `api_keys.hashed_key`; nothing if that or another column is damaged.
     pub hash: Option<SecretHash>,
-    /// `api_keys.expires_at`; nothing for NULL and `infinity`.
-    pub expires_at: Option<Timestamp>,
+    /// `api_keys.expires_at`.
+    pub expires_at: ExpiresAt,
     /// Whether `api_keys.revoked_at` is set.
     pub revoked: bool,
 }
@@ -36,6 +36,27 @@ impl KeyRecord {
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.hash.is_none() || !is_stored_prefix(&self.prefix)
+    }
+}
+
+/// When a key expires: an instant, or never, in eight bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ExpiresAt(i64);
+
+impl ExpiresAt {
+    /// What NULL and `infinity` mean.
+    pub const NEVER: Self = Self(i64::MAX);
+
+    /// The instant, if there is one.
+    #[must_use]
+    pub fn at(self) -> Option<Timestamp> {
+        (self != Self::NEVER).then_some(Timestamp(self.0))
+    }
+}
+
+impl From<Option<Timestamp>> for ExpiresAt {
+    fn from(at: Option<Timestamp>) -> Self {
+        at.map_or(Self::NEVER, |at| Self(at.0))
     }
 }
 

@@ -156,7 +156,7 @@ mod tests {
 
     use super::*;
     use crate::key::KeyId;
-    use crate::record::KeyRecord;
+    use crate::record::{ExpiresAt, KeyRecord};
     use crate::tenant::TenantId;
 
     fn entry() -> Arc<Entry> {
@@ -167,7 +167,7 @@ mod tests {
             tenant_id,
             prefix,
             hash: None,
-            expires_at: None,
+            expires_at: ExpiresAt::NEVER,
             revoked: false,
         }))
     }

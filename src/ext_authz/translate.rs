@@ -210,7 +210,7 @@ fn metadata(decision: &Decision<'_>, id: Uuid) -> Struct {
     if let Some(Identity { key, tenant }) = identity {
         put("key_id", key.id.0.to_string());
         put("key_prefix", key.prefix.to_string());
-        if let Some(at) = key.expires_at {
+        if let Some(at) = key.expires_at.at() {
             put("key_expires_at", at.to_string());
         }
         if let Some(tenant) = tenant {
@@ -233,7 +233,7 @@ mod tests {
 
     fn key() -> KeyRecord {
         let (id, tenant_id) = (KeyId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
-        let expires_at = Some(Timestamp(0));
+        let expires_at = Some(Timestamp(0)).into();
         KeyRecord { id, tenant_id, prefix: "llmk_demo".into(), hash: None, expires_at, revoked: false }
     }
 

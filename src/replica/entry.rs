@@ -65,6 +65,17 @@ impl Entry {
         entry
     }
 
+    /// Whether this is the entry of just this row: nothing about it changed.
+    pub(super) fn is_of(&self, record: &KeyRecord, memo: Option<&Memo>, peppers: &Peppers) -> bool {
+        let seal = memo.and_then(|memo| peppers.read(memo, record));
+        let same_memo = match (seal, self.proven.get()) {
+            (Some(seal), Some(proven)) => self.remembered && seal.is(proven),
+            (None, _) => !self.remembered,
+            (Some(_), None) => false,
+        };
+        same_memo && self.record == *record
+    }
+
     /// The row.
     #[must_use]
     pub fn record(&self) -> &KeyRecord {
@@ -145,7 +156,7 @@ mod tests {
 
     use super::*;
     use crate::key::format::parse;
-    use crate::record::SecretHash;
+    use crate::record::{ExpiresAt, SecretHash};
     use crate::tenant::TenantId;
     use crate::verify::memo::Keyring;
     use crate::verify::pepper::Pepper;
@@ -159,7 +170,7 @@ mod tests {
             tenant_id: TenantId(Uuid::from_u128(2)),
             prefix: "llmk_a".into(),
             hash: SecretHash::parse(HASH),
-            expires_at: None,
+            expires_at: ExpiresAt::NEVER,
             revoked: false,
         }
     }
@@ -182,7 +193,7 @@ mod tests {
     fn a_verdict_survives_a_change_of_state_and_no_change_of_key_tenant_or_hash() {
         assert!(proven_after(|_| ()));
         assert!(proven_after(|r| r.revoked = true));
-        assert!(proven_after(|r| r.expires_at = Some(Timestamp(5))));
+        assert!(proven_after(|r| r.expires_at = Some(Timestamp(5)).into()));
         assert!(!proven_after(|r| r.id = KeyId(Uuid::from_u128(9))));
         assert!(!proven_after(|r| r.tenant_id = TenantId(Uuid::from_u128(9))));
         assert!(!proven_after(|r| r.hash = SecretHash::parse(&HASH.replace("$12$", "$10$"))));

@@ -29,7 +29,6 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::snapshot::Rows;
 use super::{Replica, Snapshot};
 use crate::clock::{Clock, Timestamp};
 use crate::key::KeyId;
@@ -127,13 +126,24 @@ impl Keeper {
 
     fn read(&self) -> Result<(Snapshot, Look, Duration), Refused> {
         let bytes = fs::read(&self.options.path)?;
-        let (head, rows) = open(&bytes, self.replica.peppers())?;
+        let (head, body) = open(&bytes, self.replica.peppers())?;
         if head.source != self.source {
             return Err(Refused::OtherDatabase(head.source));
         }
         let age = self.age(&head)?;
-        let snapshot = Snapshot::empty().loaded(rows, self.replica.peppers());
+        let snapshot = self.rows(&head, body)?;
         Ok((snapshot, head.look(), age))
+    }
+
+    fn rows(&self, head: &Head, mut body: &[u8]) -> Result<Snapshot, Refused> {
+        let mut reload = self.replica.snapshot().reload(self.replica.peppers());
+        for _ in 0..head.keys {
+            reload.add(next::<Key>(&mut body)?.row()?);
+        }
+        for _ in 0..head.tenants {
+            reload.add(next::<TenantRow>(&mut body)?.row()?);
+        }
+        if body.is_empty() { Ok(reload.finish()) } else { Err(Refused::Malformed) }
     }
 
     /// How long ago the look was: by the wall clock, and by the uptime if the machine still runs. The longer
@@ -285,7 +295,7 @@ impl Key {
             tenant_id: record.tenant_id.0.as_bytes().to_vec(),
             prefix: record.prefix.to_string(),
             hash: record.hash.map_or_else(String::new, |hash| hash.as_str().to_owned()),
-            expires_at: record.expires_at.map(|at| at.0),
+            expires_at: record.expires_at.at().map(|at| at.0),
             revoked: record.revoked,
             memo: memo.map_or_else(String::new, |memo| memo.to_string()),
         }
@@ -297,7 +307,7 @@ impl Key {
             tenant_id: TenantId(uuid(&self.tenant_id)?),
             prefix: self.prefix.into(),
             hash: SecretHash::parse(&self.hash),
-            expires_at: self.expires_at.map(Timestamp),
+            expires_at: self.expires_at.map(Timestamp).into(),
             revoked: self.revoked,
         };
         Ok(Row::Key(record, Memo::parse(&self.memo)))
@@ -344,8 +354,8 @@ fn uuid(bytes: &[u8]) -> Result<Uuid, Refused> {
     Uuid::from_slice(bytes).map_err(|_| Refused::Malformed)
 }
 
-/// Takes a file apart, once it is known to be ours.
-fn open(bytes: &[u8], peppers: &Peppers) -> Result<(Head, Rows), Refused> {
+/// Opens a file that is known to be ours: its head, and the rows to be read.
+fn open<'a>(bytes: &'a [u8], peppers: &Peppers) -> Result<(Head, &'a [u8]), Refused> {
     let rest = bytes.strip_prefix(MAGIC).ok_or(Refused::Malformed)?;
     let (id, rest) = rest.split_first_chunk::<4>().ok_or(Refused::Malformed)?;
     let (mut body, mac) = rest.split_last_chunk::<MAC_BYTES>().ok_or(Refused::Malformed)?;
@@ -353,15 +363,7 @@ fn open(bytes: &[u8], peppers: &Peppers) -> Result<(Head, Rows), Refused> {
     let mut ours = pepper.mac(DOMAIN);
     ours.update(body);
     ours.verify(mac.into()).map_err(|_| Refused::NotOurs)?;
-    let head: Head = next(&mut body)?;
-    let mut rows = Rows::default();
-    for _ in 0..head.keys {
-        rows.0.push(next::<Key>(&mut body)?.row()?);
-    }
-    for _ in 0..head.tenants {
-        rows.0.push(next::<TenantRow>(&mut body)?.row()?);
-    }
-    if body.is_empty() { Ok((head, rows)) } else { Err(Refused::Malformed) }
+    Ok((next(&mut body)?, body))
 }
 
 fn next<M: Message + Default>(body: &mut &[u8]) -> Result<M, Refused> {
@@ -456,8 +458,10 @@ mod tests {
                 status: TenantStatus::Suspended,
                 created_at: Timestamp(5),
             };
-            let rows = Rows(vec![Row::Key(record(), None), Row::Tenant(tenant)]);
-            let _ = replica.publish(Snapshot::empty().loaded(rows, &self.peppers));
+            let mut reload = replica.snapshot().reload(&self.peppers);
+            reload.add(Row::Key(record(), None));
+            reload.add(Row::Tenant(tenant));
+            let _ = replica.publish(reload.finish());
             let look = Look {
                 now: Some(Timestamp(2_000_000_000_000_000)),
                 identity: "own".into(),
@@ -482,7 +486,7 @@ mod tests {
             tenant_id: TenantId(Uuid::from_u128(2)),
             prefix: "llmk_a".into(),
             hash: SecretHash::parse(HASH),
-            expires_at: Some(Timestamp(-7)),
+            expires_at: Some(Timestamp(-7)).into(),
             revoked: true,
         }
     }
@@ -528,7 +532,7 @@ mod tests {
         let replica = Replica::new(machine.peppers.clone());
         let mut keeper = machine.keeper(&replica);
         assert!(!keeper.is_due(), "nothing was looked at yet");
-        let _ = replica.publish(Snapshot::empty().loaded(Rows::default(), &machine.peppers));
+        let _ = replica.publish(replica.snapshot().reload(&machine.peppers).finish());
         replica.looked(machine.clock.uptime(), Look::default());
         replica.set_connected(true);
         assert!(keeper.is_due());

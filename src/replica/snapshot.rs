@@ -71,26 +71,20 @@ impl Snapshot {
         Self { keys, tenants, damaged: 0, remembered: 0, generation: 0 }
     }
 
-    /// The snapshot of a whole look; rows that were here before keep what was proven about them.
-    pub(super) fn loaded(&self, rows: Rows, peppers: &Peppers) -> Self {
-        let (mut keys, mut tenants) = (Vec::new(), Vec::new());
-        for row in rows.0 {
-            match row {
-                Row::Key(record, memo) => keys.push(self.heir(record, memo.as_ref(), peppers)),
-                Row::Tenant(tenant) => tenants.push(Arc::new(tenant)),
-            }
-        }
-        let (keys, tenants) = (Table::new(keys), Table::new(tenants));
-        let damaged = keys.iter().filter(|entry| entry.record().is_damaged()).count()
-            + tenants.iter().filter(|tenant| !tenant.is_sound()).count();
-        let remembered = keys.iter().filter(|entry| entry.is_remembered()).count();
-        Self { keys, tenants, damaged, remembered, generation: self.generation + 1 }
+    /// The beginning of the snapshot of a whole look.
+    pub(super) fn reload(self: &Arc<Self>, peppers: &Peppers) -> Reload {
+        let (before, peppers) = (Arc::clone(self), peppers.clone());
+        Reload { before, peppers, keys: Vec::new(), tenants: Vec::new() }
     }
 
-    /// The entry of a row; it inherits what was proven about the one before it.
+    /// The entry of a row: the one before it if nothing changed, else one that inherits what was proven about
+    /// that.
     fn heir(&self, record: KeyRecord, memo: Option<&Memo>, peppers: &Peppers) -> Arc<Entry> {
         let before = self.keys.get(record.prefix.as_bytes());
-        Arc::new(Entry::heir(record, memo, before.map(AsRef::as_ref), peppers))
+        match before {
+            Some(before) if before.is_of(&record, memo, peppers) => Arc::clone(before),
+            _ => Arc::new(Entry::heir(record, memo, before.map(AsRef::as_ref), peppers)),
+        }
     }
 
     /// The snapshot after these changes.
@@ -143,12 +137,32 @@ impl Snapshot {
     }
 }
 
-/// The rows of a whole look.
-#[derive(Debug, Default)]
-pub(super) struct Rows(pub(super) Vec<Row>);
+/// A snapshot that is being made of a whole look, row by row. Rows that were there before keep what was proven
+/// about them; those that did not change are shared with the snapshot before.
+pub(super) struct Reload {
+    before: Arc<Snapshot>,
+    peppers: Peppers,
+    keys: Vec<Arc<Entry>>,
+    tenants: Vec<Arc<Tenant>>,
+}
 
-impl Rows {
+impl Reload {
+    pub(super) fn add(&mut self, row: Row) {
+        match row {
+            Row::Key(record, memo) => self.keys.push(self.before.heir(record, memo.as_ref(), &self.peppers)),
+            Row::Tenant(tenant) => self.tenants.push(Arc::new(tenant)),
+        }
+    }
+
     pub(super) fn has_keys(&self) -> bool {
-        self.0.iter().any(|row| matches!(row, Row::Key(..)))
+        !self.keys.is_empty()
+    }
+
+    pub(super) fn finish(self) -> Snapshot {
+        let (keys, tenants) = (Table::new(self.keys), Table::new(self.tenants));
+        let damaged = keys.iter().filter(|entry| entry.record().is_damaged()).count()
+            + tenants.iter().filter(|tenant| !tenant.is_sound()).count();
+        let remembered = keys.iter().filter(|entry| entry.is_remembered()).count();
+        Snapshot { keys, tenants, damaged, remembered, generation: self.before.generation + 1 }
     }
 }

@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use super::snapshot::Rows;
+use super::snapshot::Reload;
 use super::{Replica, Snapshot};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Freshness;
@@ -135,16 +135,19 @@ impl Sync {
     /// Looks at everything.
     async fn load(&mut self, session: &mut dyn Session) -> Result<(), StoreError> {
         let asked = self.ask();
-        let mut rows = Rows::default();
-        let mut sink = |row| rows.0.push(row);
+        let mut reload = self.replica.snapshot().reload(self.replica.peppers());
+        let mut damaged = Damaged::default();
+        let mut sink = |row| {
+            damaged.look_at(&row);
+            reload.add(row);
+        };
         let look = within(self.options.load_timeout, "load", session.load(&mut sink)).await?;
         self.compare_clocks(&asked, &look);
         let known = self.known();
-        doubt(known.as_ref(), &self.replica.snapshot(), &rows, &look)?;
-        say_damaged(rows.0.iter());
+        doubt(known.as_ref(), &self.replica.snapshot(), &reload, &look)?;
+        damaged.say();
         self.look_for_lost_changes(known, session).await?;
-        let next = self.replica.snapshot().loaded(rows, self.replica.peppers());
-        self.accept(next, look, &asked);
+        self.accept(reload.finish(), look, &asked);
         self.replica.stats().loads.add_one();
         Ok(())
     }
@@ -239,7 +242,9 @@ impl Sync {
         let marked = rows.iter().any(Change::is_mark);
         if !rows.is_empty() {
             debug!(rows = rows.len(), "applying changes");
-            say_damaged(rows.iter().filter_map(Change::row));
+            let mut damaged = Damaged::default();
+            rows.iter().filter_map(Change::row).for_each(|row| damaged.look_at(row));
+            damaged.say();
             self.replica.stats().changed_rows.add(rows.len() as u64);
             let next = self.replica.snapshot().changed(rows, self.replica.peppers());
             self.publish(next);
@@ -277,11 +282,11 @@ struct Asked {
 }
 
 /// Refuses a look that cannot be at the database we knew.
-fn doubt(known: Option<&Look>, before: &Snapshot, rows: &Rows, look: &Look) -> Result<(), StoreError> {
+fn doubt(known: Option<&Look>, before: &Snapshot, now: &Reload, look: &Look) -> Result<(), StoreError> {
     let doubt = |why: &str| Err(StoreError::Impostor(why.to_owned()));
     match known {
         Some(known) if known.identity != look.identity => doubt("the address leads to another database now"),
-        Some(_) if !rows.has_keys() && before.key_count() > 0 => {
+        Some(_) if !now.has_keys() && before.key_count() > 0 => {
             doubt("the database shows no keys at all, though it had some")
         }
         _ => Ok(()),
@@ -289,16 +294,28 @@ fn doubt(known: Option<&Look>, before: &Snapshot, rows: &Rows, look: &Look) -> R
 }
 
 /// Names the rows that can serve no request, so that somebody mends them.
-fn say_damaged<'a>(rows: impl Iterator<Item = &'a Row>) {
+#[derive(Default)]
+struct Damaged(Vec<Row>);
+
+impl Damaged {
     /// A table full of them needs no line for each.
     const LINES: usize = 100;
-    for row in rows.filter(|row| row.is_damaged()).take(LINES) {
-        match row {
-            Row::Key(k, _) => {
-                warn!(key.id = %k.id.0, key.prefix = %k.prefix, "damaged row of api_keys (hashed_key, key_prefix or expires_at), it lets nobody in until it is mended");
-            }
-            Row::Tenant(t) => {
-                warn!(tenant.id = %t.id.0, "damaged row of tenants (name or db_schema_name), its keys get 503 until it is mended");
+
+    fn look_at(&mut self, row: &Row) {
+        if row.is_damaged() && self.0.len() < Self::LINES {
+            self.0.push(row.clone());
+        }
+    }
+
+    fn say(self) {
+        for row in self.0 {
+            match row {
+                Row::Key(k, _) => {
+                    warn!(key.id = %k.id.0, key.prefix = %k.prefix, "damaged row of api_keys (hashed_key, key_prefix or expires_at), it lets nobody in until it is mended");
+                }
+                Row::Tenant(t) => {
+                    warn!(tenant.id = %t.id.0, "damaged row of tenants (name or db_schema_name), its keys get 503 until it is mended");
+                }
             }
         }
     }

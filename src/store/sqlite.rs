@@ -512,7 +512,7 @@ fn key_row(row: &SqliteRow) -> Result<Row, StoreError> {
         tenant_id: TenantId(tenant_id.unwrap_or_default()),
         prefix: row.try_get::<String, _>("key_prefix")?.into(),
         hash: SecretHash::parse(row.try_get("hashed_key")?).filter(|_| sound),
-        expires_at: instant(row, "expires_at")?,
+        expires_at: instant(row, "expires_at")?.into(),
         revoked: row.try_get("revoked")?,
     };
     Ok(Row::Key(record, memo(row)?))

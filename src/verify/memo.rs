@@ -206,6 +206,7 @@ mod tests {
     use super::*;
     use crate::key::KeyId;
     use crate::key::format::parse;
+    use crate::record::ExpiresAt;
     use crate::tenant::TenantId;
 
     const HASH: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234";
@@ -214,7 +215,7 @@ mod tests {
     fn record(id: u128, tenant: u128, hash: &str) -> KeyRecord {
         let (id, tenant_id) = (KeyId(Uuid::from_u128(id)), TenantId(Uuid::from_u128(tenant)));
         let (prefix, hash) = ("llmk_demo".into(), SecretHash::parse(hash));
-        KeyRecord { id, tenant_id, prefix, hash, expires_at: None, revoked: false }
+        KeyRecord { id, tenant_id, prefix, hash, expires_at: ExpiresAt::NEVER, revoked: false }
     }
 
     fn keyring(peppers: &[&str]) -> Keyring {

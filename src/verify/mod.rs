@@ -337,6 +337,7 @@ mod tests {
     use super::*;
     use crate::key::KeyId;
     use crate::key::format::parse;
+    use crate::record::ExpiresAt;
     use crate::tenant::TenantId;
     use crate::verify::memo::Peppers;
 
@@ -362,8 +363,14 @@ mod tests {
         let text = bcrypt::hash(&parse(KEY).unwrap().to_plain(), cost).unwrap();
         let (id, tenant_id) = (KeyId(Uuid::new_v4()), TenantId(Uuid::nil()));
         let hash = SecretHash::parse(&text);
-        let record =
-            KeyRecord { id, tenant_id, prefix: "llmk_demo".into(), hash, expires_at: None, revoked: false };
+        let record = KeyRecord {
+            id,
+            tenant_id,
+            prefix: "llmk_demo".into(),
+            hash,
+            expires_at: ExpiresAt::NEVER,
+            revoked: false,
+        };
         Arc::new(Row(record, Proven::new()))
     }
 

@@ -288,7 +288,10 @@ fn state_of(reader: &mut Connection) -> State {
                     tenant_id: TenantId(uuid(row.get("tenant_id"))),
                     prefix: row.get::<String, _>("key_prefix").into(),
                     hash: SecretHash::parse(row.get("hashed_key")),
-                    expires_at: row.get::<Option<&str>, _>("expires_at").and_then(Timestamp::parse_rfc_3339),
+                    expires_at: row
+                        .get::<Option<&str>, _>("expires_at")
+                        .and_then(Timestamp::parse_rfc_3339)
+                        .into(),
                     revoked: row.get::<Option<&str>, _>("revoked_at").is_some(),
                 })
                 .collect(),

@@ -12,7 +12,7 @@ use super::*;
 use crate::clock::Timestamp;
 use crate::decision::Freshness;
 use crate::key::KeyId;
-use crate::record::{KeyDetails, KeyRecord};
+use crate::record::{ExpiresAt, KeyDetails, KeyRecord};
 use crate::store::{Announcement, Laggard, NewKey, NewMemo, NewTenant, SchemaVersion};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 
@@ -63,7 +63,7 @@ fn key(prefix: &str) -> Row {
         tenant_id: TenantId(Uuid::nil()),
         prefix: prefix.into(),
         hash: None,
-        expires_at: None,
+        expires_at: ExpiresAt::NEVER,
         revoked: false,
     };
     Row::Key(record, None)

@@ -213,7 +213,7 @@ fn key_row(row: &PgRow) -> Result<Row, StoreError> {
         tenant_id: TenantId(row.try_get("tenant_id")?),
         prefix: row.try_get::<String, _>("key_prefix")?.into(),
         hash: SecretHash::parse(row.try_get("hashed_key")?),
-        expires_at: expiry(row)?,
+        expires_at: expiry(row)?.into(),
         revoked: row.try_get("revoked")?,
     };
     Ok(Row::Key(record, memo(row)?))

@@ -136,7 +136,8 @@ fn key_of(row: &PgRow, prefix: &str) -> Result<Option<KeyRecord>, sqlx::Error> {
         hash: SecretHash::parse(row.try_get("hash")?),
         expires_at: row
             .try_get::<Option<i64>, _>("expires_at")?
-            .map(|seconds| Timestamp(seconds * 1_000_000)),
+            .map(|seconds| Timestamp(seconds * 1_000_000))
+            .into(),
         revoked: row.try_get("revoked")?,
     }))
 }

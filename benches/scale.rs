@@ -1,0 +1,181 @@
+//! What do many keys cost: to start with, to hold, to ask for, to change?
+//!
+//! For each number of keys a server starts on a private Postgres that has as many. Measured:
+//! the time from its start to `ready`; its memory, less that of a server with hardly any
+//! keys; the time from the COMMIT of a change of a tenth of the keys (100,000 at the most)
+//! until it holds; and how long the slowest valid check took meanwhile.
+//!
+//! Whether the numbers are good is said in `benches/README.md`.
+
+#[expect(dead_code, unused_imports, unused_macros, reason = "a part of what the tests need")]
+#[path = "../tests/it/support/mod.rs"]
+mod support;
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use self::support::{Ask, Backend, Client, Server, World, runtime, wait};
+
+const SIZES: [u64; 3] = [1_000, 100_000, 1_000_000];
+
+/// The most that change at once.
+const CHANGED: u64 = 100_000;
+
+/// What a server with so many keys costs.
+struct Cost {
+    keys: u64,
+    ready: Duration,
+    resident: u64,
+    peak: u64,
+    changed: u64,
+    applied: Duration,
+    /// The slowest of the valid checks before the change, and during it.
+    quiet: Duration,
+    busy: Duration,
+}
+
+fn main() {
+    let sizes: Vec<u64> = std::env::args().skip(1).filter_map(|arg| arg.parse().ok()).collect();
+    let sizes = if sizes.is_empty() { SIZES.to_vec() } else { sizes };
+    let costs: Vec<Cost> = sizes.into_iter().map(measure).collect();
+    report(&costs);
+}
+
+fn measure(keys: u64) -> Cost {
+    let world = World::on(Backend::Postgres).expect("what is measured needs a Postgres");
+    fill(&world, keys);
+    let start = Instant::now();
+    let server = Server::on(&world.db).start();
+    let ready = start.elapsed();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+    assert_eq!(server.row(Ask::with_key(&world.other.text)), "200 ok");
+    let (resident, peak) = memory(&server);
+    let quiet = Checks::start(&server, &world.live.text);
+    std::thread::sleep(Duration::from_secs(2));
+    let quiet = quiet.slowest();
+    let changed = CHANGED.min(keys / 10);
+    let mut session = world.db.session();
+    session.sql(&format!(
+        "BEGIN; UPDATE api_keys SET revoked_at = now() WHERE key_prefix = '{}' OR id IN \
+         (SELECT id FROM api_keys WHERE key_prefix LIKE 'llmk_acmecorpinc1%' LIMIT {changed})",
+        world.other.prefix
+    ));
+    let checks = Checks::start(&server, &world.live.text);
+    session.sql("COMMIT");
+    let committed = Instant::now();
+    server.row_becomes("401 revoked", Duration::from_mins(1), Ask::with_key(&world.other.text));
+    let applied = committed.elapsed();
+    std::thread::sleep(Duration::from_millis(200));
+    Cost { keys, ready, resident, peak, changed, applied, quiet, busy: checks.slowest() }
+}
+
+/// As many keys as issued ones look, of a thousand tenants, with hashes of nothing.
+fn fill(world: &World, keys: u64) {
+    world.db.sql(&format!(
+        "ALTER TABLE api_keys DISABLE TRIGGER auth_key_came_or_went;
+         INSERT INTO tenants (name, db_schema_name) SELECT 'Tenant ' || n, 'tenant_' || n FROM generate_series(1, 1000) n;
+         INSERT INTO api_keys (hashed_key, key_prefix, tenant_id, expires_at)
+         SELECT '$2b$12$' || substr(md5(n::text) || md5('x' || n), 1, 53), 'llmk_acmecorpinc1' || lpad(n::text, 8, '0'),
+                t.id, now() + interval '90 days'
+         FROM generate_series(1, {keys}) n
+         JOIN (SELECT id, row_number() OVER () AS row FROM tenants WHERE name LIKE 'Tenant %') t ON t.row = 1 + n % 1000;
+         ALTER TABLE api_keys ENABLE ALWAYS TRIGGER auth_key_came_or_went;
+         ANALYZE api_keys"
+    ));
+}
+
+/// Resident memory now and at its most, in bytes.
+fn memory(server: &Server) -> (u64, u64) {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number") * 1024
+    };
+    (field("VmRSS:"), field("VmHWM:"))
+}
+
+/// Valid checks, one after the other.
+struct Checks {
+    stop: Arc<AtomicBool>,
+    asking: tokio::task::JoinHandle<Duration>,
+}
+
+impl Checks {
+    fn start(server: &Server, key: &str) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let (client, ask, told) = (Client::to(&server.grpc[0]), Ask::with_key(key), Arc::clone(&stop));
+        // The connection stands before anything is measured.
+        wait(client.ask(ask.clone())).expect("an answer");
+        let asking = runtime().spawn(async move {
+            let mut slowest = Duration::ZERO;
+            while !told.load(Relaxed) {
+                let asked = Instant::now();
+                assert_eq!(client.ask(ask.clone()).await.expect("an answer").row(), "200 ok");
+                slowest = slowest.max(asked.elapsed());
+            }
+            slowest
+        });
+        Self { stop, asking }
+    }
+
+    fn slowest(self) -> Duration {
+        self.stop.store(true, Relaxed);
+        wait(self.asking).expect("every check was allowed")
+    }
+}
+
+/// A table for people and a line for programs.
+fn report(costs: &[Cost]) {
+    let mut out = std::io::stdout();
+    let mut line = |line: String| writeln!(out, "{line}").expect("stdout takes it");
+    let millis = |span: Duration| span.as_secs_f64() * 1000.0;
+    let base = costs.first().map_or(0, |cost| cost.resident);
+    let few = costs.first().map_or(0, |cost| cost.keys);
+    #[expect(clippy::cast_precision_loss, reason = "a rounded number is what is wanted")]
+    let each = |cost: &Cost| cost.resident.saturating_sub(base) as f64 / (cost.keys - few).max(1) as f64;
+    line(format!(
+        "{:>10}{:>11}{:>10}{:>10}{:>13}{:>11}{:>12}{:>16}{:>16}",
+        "keys",
+        "ready s",
+        "RSS MiB",
+        "peak MiB",
+        "bytes a key",
+        "changed",
+        "applied ms",
+        "slowest ms",
+        "meanwhile ms"
+    ));
+    for cost in costs {
+        line(format!(
+            "{:>10}{:>11.2}{:>10}{:>10}{:>13.0}{:>11}{:>12.0}{:>16.1}{:>16.1}",
+            cost.keys,
+            cost.ready.as_secs_f64(),
+            cost.resident >> 20,
+            cost.peak >> 20,
+            each(cost),
+            cost.changed,
+            millis(cost.applied),
+            millis(cost.quiet),
+            millis(cost.busy),
+        ));
+    }
+    let rows: Vec<_> = costs
+        .iter()
+        .map(|cost| {
+            serde_json::json!({
+                "keys": cost.keys,
+                "ready_s": cost.ready.as_secs_f64(),
+                "resident_bytes": cost.resident,
+                "peak_bytes": cost.peak,
+                "bytes_a_key": each(cost),
+                "changed": cost.changed,
+                "applied_ms": millis(cost.applied),
+                "slowest_quiet_ms": millis(cost.quiet),
+                "slowest_meanwhile_ms": millis(cost.busy),
+            })
+        })
+        .collect();
+    line(serde_json::json!({ "bench": "scale", "sizes": rows }).to_string());
+}
