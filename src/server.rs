@@ -16,7 +16,7 @@ use axum::http::{StatusCode, header::CONTENT_TYPE};
 use axum::response::IntoResponse as _;
 use axum::routing::get;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -166,7 +166,9 @@ pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Re
     if let Some(keeper) = house.keeper(&settings) {
         keeper.restore();
     }
-    let mut sync = tokio::spawn(house.sync(&settings).run());
+    // Reading and sorting in a hundred thousand rows takes a while, in which no request should have to wait for
+    // the thread.
+    let mut sync = Apart::run("replica", house.sync(&settings).run())?;
     let background = vec![
         tokio::spawn(house.memos.clone().run(Arc::clone(&settings.store))),
         tokio::spawn(keep_snapshot(house.keeper(&settings))),
@@ -177,7 +179,7 @@ pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Re
     ];
     let outcome = tokio::select! {
         () = shutdown => Ok(()),
-        fatal = &mut sync => Err(fatal.map_or_else(|e| ServeError::Start(e.to_string()), ServeError::Store)),
+        fatal = sync.ended() => Err(fatal),
         ended = doors.ended() => Err(ServeError::Start(format!("a listener ended: {ended}"))),
     };
     house.close(&settings, stop, doors, sync, background).await;
@@ -409,7 +411,7 @@ impl House {
         settings: &Settings,
         stop: watch::Sender<bool>,
         mut doors: Doors,
-        sync: JoinHandle<StoreError>,
+        sync: Apart,
         background: Vec<JoinHandle<()>>,
     ) {
         info!("stopping");
@@ -421,7 +423,7 @@ impl House {
             warn!("some connections did not end in time and are cut");
         }
         doors.grpc.abort_all();
-        sync.abort();
+        drop(sync);
         background.iter().for_each(JoinHandle::abort);
         let flush = usage::Options { timeout: FLUSH_WITHIN, ..settings.usage };
         let (_, kept) = tokio::join!(
@@ -436,6 +438,38 @@ impl House {
             Err(_) => warn!("stopped, last_used_at could not be written in time"),
         }
         doors.ops.abort();
+    }
+}
+
+/// Work on a thread and a runtime of its own, which ends when this is dropped.
+struct Apart {
+    outcome: oneshot::Receiver<StoreError>,
+    _running: oneshot::Sender<()>,
+}
+
+impl Apart {
+    fn run(name: &str, work: impl Future<Output = StoreError> + Send + 'static) -> Result<Self, ServeError> {
+        let start = |e: io::Error| ServeError::Start(format!("no thread for the {name}: {e}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(start)?;
+        let ((done, outcome), (running, dropped)) = (oneshot::channel(), oneshot::channel::<()>());
+        let until_dropped = async move {
+            tokio::select! {
+                // Who waited for the outcome may be gone.
+                error = work => drop(done.send(error)),
+                _ = dropped => {}
+            }
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        thread.spawn(move || runtime.block_on(until_dropped)).map_err(start)?;
+        Ok(Self { outcome, _running: running })
+    }
+
+    /// Why it ended, which it should not.
+    async fn ended(&mut self) -> ServeError {
+        match (&mut self.outcome).await {
+            Ok(error) => ServeError::Store(error),
+            Err(_) => ServeError::Start("the thread of the replica ended".into()),
+        }
     }
 }
 

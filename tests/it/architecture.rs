@@ -35,7 +35,7 @@ const ROOMS: [(&str, &[&str]); 16] = [
     ("\"x-llmcore-tenant", &["ext_authz/"]),
     ("proto::envoy", &["ext_authz/", "cli/check"]),
     ("tokio::spawn", &["server"]),
-    ("std::thread::Builder", &["verify/"]),
+    ("std::thread::Builder", &["verify/", "server"]),
 ];
 
 /// Words and judgement are silent.

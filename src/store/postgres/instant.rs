@@ -4,7 +4,7 @@
 //! survive, which no calendar library can hold.
 
 use sqlx::postgres::{PgRow, PgTypeInfo, PgValueRef};
-use sqlx::{Decode, Encode, Postgres, Row as _, Type};
+use sqlx::{ColumnIndex, Decode, Encode, Postgres, Row as _, Type};
 
 use crate::clock::Timestamp;
 
@@ -50,11 +50,14 @@ impl Encode<'_, Postgres> for Micros {
 }
 
 /// A column that may be NULL.
-pub(super) fn instant(row: &PgRow, column: &str) -> Result<Option<Timestamp>, sqlx::Error> {
+pub(super) fn instant(
+    row: &PgRow,
+    column: impl ColumnIndex<PgRow>,
+) -> Result<Option<Timestamp>, sqlx::Error> {
     Ok(row.try_get::<Option<Micros>, _>(column)?.map(|m| m.0))
 }
 
 /// `expires_at`: NULL and `infinity` both mean never.
-pub(super) fn expiry(row: &PgRow) -> Result<Option<Timestamp>, sqlx::Error> {
-    Ok(instant(row, "expires_at")?.filter(|at| *at != INFINITY))
+pub(super) fn expiry(row: &PgRow, column: impl ColumnIndex<PgRow>) -> Result<Option<Timestamp>, sqlx::Error> {
+    Ok(instant(row, column)?.filter(|at| *at != INFINITY))
 }

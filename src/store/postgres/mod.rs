@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
-use sqlx::{ConnectOptions as _, Connection as _, Postgres, Row as _};
+use sqlx::{ColumnIndex, ConnectOptions as _, Connection as _, Postgres, Row as _};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -395,17 +395,17 @@ fn key_of(row: &PgRow) -> Result<KeyDetails, StoreError> {
         name: row.try_get("name")?,
         tenant_id: TenantId(row.try_get("tenant_id")?),
         created_at: row.try_get::<Micros, _>("created_at")?.0,
-        expires_at: expiry(row)?,
+        expires_at: expiry(row, "expires_at")?,
         last_used_at: instant(row, "last_used_at")?,
         revoked_at: instant(row, "revoked_at")?,
         revocation_reason: row.try_get("revocation_reason")?,
         replaced_by: row.try_get::<Option<Uuid>, _>("replaced_by")?.map(KeyId),
-        memo: memo(row)?.map(|memo| memo.pepper),
+        memo: memo(row, "key_memo")?.map(|memo| memo.pepper),
     })
 }
 
-fn memo(row: &PgRow) -> Result<Option<Memo>, StoreError> {
-    Ok(row.try_get::<Option<&str>, _>("key_memo")?.and_then(Memo::parse))
+fn memo(row: &PgRow, column: impl ColumnIndex<PgRow>) -> Result<Option<Memo>, StoreError> {
+    Ok(row.try_get::<Option<&str>, _>(column)?.and_then(Memo::parse))
 }
 
 #[cfg(test)]

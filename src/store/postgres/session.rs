@@ -17,12 +17,12 @@ use tokio_stream::StreamExt as _;
 use uuid::Uuid;
 
 use super::instant::{Micros, expiry};
-use super::{memo, tenant_of};
+use super::memo;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyRecord, SecretHash};
 use crate::store::{CONNECT_TIMEOUT, Change, Changes, Look, Row, Session, StoreError};
-use crate::tenant::TenantId;
+use crate::tenant::{Tenant, TenantId, TenantStatus};
 
 const CHANNEL: &str = "auth_change";
 
@@ -42,6 +42,20 @@ const HEADER: &str = "SELECT 'h' AS rec, NULL::uuid AS id, NULL::uuid AS tenant_
     pg_current_snapshot()::text AS snapshot, pg_is_in_recovery() AS standby, clock_timestamp() AS now,
     pg_backend_pid() || ' ' || pg_postmaster_start_time()::text AS backend,
     (SELECT id || ' ' || xid::text FROM auth_change ORDER BY id DESC LIMIT 1) AS newest";
+
+// The columns of a look in their order: a million rows are read faster by place than by name.
+const REC: usize = 0;
+const ID: usize = 1;
+const TENANT_ID: usize = 2;
+const KEY_PREFIX: usize = 3;
+const HASHED_KEY: usize = 4;
+const EXPIRES_AT: usize = 5;
+const REVOKED: usize = 6;
+const KEY_MEMO: usize = 7;
+const NAME: usize = 8;
+const DB_SCHEMA_NAME: usize = 9;
+const STATUS: usize = 10;
+const CREATED_AT: usize = 11;
 
 const KEY_COLUMNS: &str = "k.id, k.tenant_id, k.key_prefix::text, k.hashed_key, k.expires_at,
     k.revoked_at IS NOT NULL, k.key_memo, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL";
@@ -74,9 +88,9 @@ impl Session for PostgresSession {
         let mut rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch(&mut self.listener);
         while let Some(row) = rows.next().await {
             let row = row?;
-            match row.try_get("rec")? {
+            match row.try_get(REC)? {
                 "h" => header = Some(Header::read(&row)?),
-                "t" => sink(Row::Tenant(tenant_of(&row)?)),
+                "t" => sink(Row::Tenant(tenant_row(&row)?)),
                 _ => sink(key_row(&row)?),
             }
         }
@@ -110,16 +124,17 @@ impl Session for PostgresSession {
                 k.key_memo, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
                 FROM c LEFT JOIN api_keys k ON k.key_prefix = c.key_prefix WHERE c.key_prefix IS NOT NULL"
         );
-        let rows =
-            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&self.snapshot).fetch_all(&mut self.listener).await?;
         let (mut header, mut changes) = (None, Vec::new());
-        for row in &rows {
-            match row.try_get("rec")? {
-                "h" => header = Some(Header::read(row)?),
-                "t" => changes.push(tenant_change(row)?),
-                _ => changes.push(key_change(row)?),
+        let mut rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&self.snapshot).fetch(&mut self.listener);
+        while let Some(row) = rows.next().await {
+            let row = row?;
+            match row.try_get(REC)? {
+                "h" => header = Some(Header::read(&row)?),
+                "t" => changes.push(tenant_change(&row)?),
+                _ => changes.push(key_change(&row)?),
             }
         }
+        drop(rows);
         let header = self.accept(header)?;
         if header.reload {
             return Ok(Changes::Everything);
@@ -209,26 +224,36 @@ impl Header {
 
 fn key_row(row: &PgRow) -> Result<Row, StoreError> {
     let record = KeyRecord {
-        id: KeyId(row.try_get("id")?),
-        tenant_id: TenantId(row.try_get("tenant_id")?),
-        prefix: row.try_get::<String, _>("key_prefix")?.into(),
-        hash: SecretHash::parse(row.try_get("hashed_key")?),
-        expires_at: expiry(row)?.into(),
-        revoked: row.try_get("revoked")?,
+        id: KeyId(row.try_get(ID)?),
+        tenant_id: TenantId(row.try_get(TENANT_ID)?),
+        prefix: row.try_get::<&str, _>(KEY_PREFIX)?.into(),
+        hash: SecretHash::parse(row.try_get(HASHED_KEY)?),
+        expires_at: expiry(row, EXPIRES_AT)?.into(),
+        revoked: row.try_get(REVOKED)?,
     };
-    Ok(Row::Key(record, memo(row)?))
+    Ok(Row::Key(record, memo(row, KEY_MEMO)?))
 }
 
 fn key_change(row: &PgRow) -> Result<Change, StoreError> {
-    if row.try_get::<Option<Uuid>, _>("id")?.is_none() {
-        return Ok(Change::NoKey(row.try_get::<String, _>("key_prefix")?.into()));
+    if row.try_get::<Option<Uuid>, _>(ID)?.is_none() {
+        return Ok(Change::NoKey(row.try_get::<&str, _>(KEY_PREFIX)?.into()));
     }
     Ok(Change::Now(key_row(row)?))
 }
 
+fn tenant_row(row: &PgRow) -> Result<Tenant, StoreError> {
+    Ok(Tenant {
+        id: TenantId(row.try_get(ID)?),
+        name: row.try_get(NAME)?,
+        schema: row.try_get(DB_SCHEMA_NAME)?,
+        status: TenantStatus::parse(row.try_get(STATUS)?),
+        created_at: row.try_get::<Micros, _>(CREATED_AT)?.0,
+    })
+}
+
 fn tenant_change(row: &PgRow) -> Result<Change, StoreError> {
-    if row.try_get::<Option<Uuid>, _>("tenant_id")?.is_none() {
-        return Ok(Change::NoTenant(TenantId(row.try_get("id")?)));
+    if row.try_get::<Option<Uuid>, _>(TENANT_ID)?.is_none() {
+        return Ok(Change::NoTenant(TenantId(row.try_get(ID)?)));
     }
-    Ok(Change::Now(Row::Tenant(tenant_of(row)?)))
+    Ok(Change::Now(Row::Tenant(tenant_row(row)?)))
 }
