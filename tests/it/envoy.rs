@@ -16,7 +16,7 @@ use crate::support::answer::IDENTITY;
 use crate::support::ask::KEY_HEADER;
 use crate::support::envoy::{Envoy, FILE, Outcome, Seen, binary};
 use crate::support::link::Link;
-use crate::support::world::{Key, Tenant};
+use crate::support::world::{Key, SLOW, Tenant};
 use crate::support::{Backend, PATIENCE, Server, World, eventually, runtime, wait};
 
 const MISSING: &str = r#"{"detail":"Missing API key"}"#;
@@ -553,4 +553,35 @@ fn without_tenantgate_clients_hear_503_and_not_that_their_key_is_bad() {
     // And when Envoy has noticed by itself.
     envoy.finds_tenantgate(false);
     envoy.send("GET", "/v1", &with_key(&world.live, &[])).is_envoys_own(503);
+}
+
+/// Envoy resets the stream of a Check whose client has left. The connection is shared by all the others, so
+/// that must be no more than one answer that nobody waits for.
+#[test]
+fn clients_that_leave_hurt_nobody_who_stays() {
+    let world = World::somewhere();
+    world.slow_down();
+    let server = Server::on(&world.db).start();
+    let Some(envoy) = Envoy::before(&server).start() else { return };
+    let leave = |n: usize| {
+        // Each another secret, so that each has a proof of its own to wait for.
+        let key = format!("{}_WrongWrongWrong{n:04}", SLOW.rsplit_once('_').expect("a secret").0);
+        drop(envoy.open("GET", "/v1/left", &[(KEY_HEADER, key.as_bytes())], "close"));
+    };
+    envoy.send("GET", "/v1", &with_key(&world.other, &[])).is_allowed_as(&world.acme, &world.other);
+    for n in 0..200 {
+        leave(n);
+        if n % 4 == 0 {
+            envoy.send("GET", "/v1", &with_key(&world.other, &[])).is_allowed_as(&world.acme, &world.other);
+        }
+    }
+    eventually("envoy has reset streams", PATIENCE, || {
+        match envoy.stat("cluster.tenantgate.upstream_rq_tx_reset") {
+            0 => Err(0),
+            resets => Ok(resets),
+        }
+    });
+    envoy.send("GET", "/v1", &with_key(&world.other, &[])).is_allowed_as(&world.acme, &world.other);
+    assert_eq!(envoy.stat("cluster.tenantgate.upstream_cx_destroy_remote"), 0, "no connection was lost");
+    assert_eq!(server.http("/livez").status, 200);
 }

@@ -352,6 +352,14 @@ impl Envoy {
         });
     }
 
+    /// A counter or gauge of Envoy's.
+    #[track_caller]
+    pub(crate) fn stat(&self, name: &str) -> u64 {
+        let page = self.ask_admin(&format!("/stats?filter=^{name}$")).body;
+        let value = page.rsplit(':').next().and_then(|value| value.trim().parse().ok());
+        value.unwrap_or_else(|| panic!("no number in {page:?}"))
+    }
+
     fn ask_admin(&self, path: &str) -> Page {
         http::get(&self.admin, path).expect("the admin page answers")
     }
