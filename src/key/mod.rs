@@ -14,6 +14,7 @@
 //! This module never knows where a key came from or whether it is any good.
 
 pub mod format;
+pub mod prefix;
 
 use std::fmt;
 

@@ -161,7 +161,7 @@ mod tests {
     use crate::verify::memo::Keyring;
     use crate::verify::pepper::Pepper;
 
-    const HASH: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234";
+    const HASH: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232";
     const KEY: &[u8] = b"llmk_a_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg";
 
     fn record() -> KeyRecord {

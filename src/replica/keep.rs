@@ -294,7 +294,7 @@ impl Key {
             id: record.id.0.as_bytes().to_vec(),
             tenant_id: record.tenant_id.0.as_bytes().to_vec(),
             prefix: record.prefix.to_string(),
-            hash: record.hash.map_or_else(String::new, |hash| hash.as_str().to_owned()),
+            hash: record.hash.map_or_else(String::new, |hash| hash.text().as_str().to_owned()),
             expires_at: record.expires_at.at().map(|at| at.0),
             revoked: record.revoked,
             memo: memo.map_or_else(String::new, |memo| memo.to_string()),
@@ -305,7 +305,7 @@ impl Key {
         let record = KeyRecord {
             id: KeyId(uuid(&self.id)?),
             tenant_id: TenantId(uuid(&self.tenant_id)?),
-            prefix: self.prefix.into(),
+            prefix: self.prefix.as_str().into(),
             hash: SecretHash::parse(&self.hash),
             expires_at: self.expires_at.map(Timestamp).into(),
             revoked: self.revoked,
@@ -425,7 +425,7 @@ mod tests {
     use crate::verify::pepper::Pepper;
 
     const BOUND: Duration = Duration::from_mins(5);
-    const HASH: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234";
+    const HASH: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232";
 
     /// A machine on which a server may run, and the file that it leaves.
     struct Machine {

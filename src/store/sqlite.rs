@@ -312,7 +312,7 @@ impl Store for SqliteStore {
                 "UPDATE api_keys SET key_memo = ?3 WHERE id = ?1 AND hashed_key = ?2 AND key_memo IS NOT ?3",
             )
             .bind(new.id.0.to_string())
-            .bind(new.hash.as_str())
+            .bind(new.hash.text().as_str().to_owned())
             .bind(new.memo.to_string())
             .execute(&mut *transaction)
             .await?;
@@ -510,7 +510,7 @@ fn key_row(row: &SqliteRow) -> Result<Row, StoreError> {
     let record = KeyRecord {
         id: KeyId(id.unwrap_or_default()),
         tenant_id: TenantId(tenant_id.unwrap_or_default()),
-        prefix: row.try_get::<String, _>("key_prefix")?.into(),
+        prefix: row.try_get::<&str, _>("key_prefix")?.into(),
         hash: SecretHash::parse(row.try_get("hashed_key")?).filter(|_| sound),
         expires_at: instant(row, "expires_at")?.into(),
         revoked: row.try_get("revoked")?,

@@ -31,7 +31,7 @@ pub fn hash(key: &PlainKey, cost: u32) -> Result<String, Failed> {
 ///
 /// The hash is no hash. This is never a "no": a damaged row must not look like a wrong key.
 pub fn verify(key: &PlainKey, hash: &SecretHash) -> Result<bool, Failed> {
-    Ok(bcrypt::non_truncating_verify(key.expose(), hash.as_str())?)
+    Ok(bcrypt::non_truncating_verify(key.expose(), hash.text().as_str())?)
 }
 
 #[cfg(test)]
@@ -59,6 +59,19 @@ mod tests {
         // By Python's bcrypt 5.0.0: bcrypt.hashpw(b"llmk_demo_secret123", bcrypt.gensalt(4)).
         let hash = SecretHash::parse("$2b$04$su2b.vqz4TpZE4efb02CmOdFIwDrm2LI8KtSjA93JDkMtHMX4hmb2").unwrap();
         assert!(verify(&key("llmk_demo_secret123"), &hash).unwrap());
+    }
+
+    #[test]
+    fn what_is_not_read_as_a_hash_would_not_be_taken_for_one_by_bcrypt_either() {
+        let good = hash(&key("llmk_demo_secret123"), 4).unwrap();
+        for at in [28, 59] {
+            let mut bad = good.clone().into_bytes();
+            // The next digit of the alphabet sets a bit that means nothing.
+            bad[at] = if bad[at] == b'.' { b'/' } else { bad[at] + 1 };
+            let bad = String::from_utf8(bad).unwrap();
+            assert!(SecretHash::parse(&bad).is_none(), "{bad}");
+            assert!(!matches!(bcrypt::non_truncating_verify("llmk_demo_secret123", &bad), Ok(true)), "{bad}");
+        }
     }
 
     #[test]

@@ -154,7 +154,7 @@ fn of_row(pepper: &Pepper, domain: &[u8], record: &KeyRecord, hash: &SecretHash)
     let mut mac = pepper.mac(domain);
     mac.update(record.id.0.as_bytes());
     mac.update(record.tenant_id.0.as_bytes());
-    mac.update(hash.as_str().as_bytes());
+    mac.update(hash.text().as_bytes());
     mac
 }
 
@@ -209,7 +209,7 @@ mod tests {
     use crate::record::ExpiresAt;
     use crate::tenant::TenantId;
 
-    const HASH: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234";
+    const HASH: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232";
     const KEY: &[u8] = b"llmk_demo_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg";
 
     fn record(id: u128, tenant: u128, hash: &str) -> KeyRecord {

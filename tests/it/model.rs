@@ -286,7 +286,7 @@ fn state_of(reader: &mut Connection) -> State {
                 .map(|row| KeyRecord {
                     id: KeyId(uuid(row.get("id"))),
                     tenant_id: TenantId(uuid(row.get("tenant_id"))),
-                    prefix: row.get::<String, _>("key_prefix").into(),
+                    prefix: row.get::<&str, _>("key_prefix").into(),
                     hash: SecretHash::parse(row.get("hashed_key")),
                     expires_at: row
                         .get::<Option<&str>, _>("expires_at")

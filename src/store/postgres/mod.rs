@@ -339,7 +339,7 @@ impl Store for PostgresStore {
 
     async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError> {
         let ids: Vec<_> = memos.iter().map(|new| new.id.0).collect();
-        let hashes: Vec<_> = memos.iter().map(|new| new.hash.as_str().to_owned()).collect();
+        let hashes: Vec<_> = memos.iter().map(|new| new.hash.text().as_str().to_owned()).collect();
         let texts: Vec<_> = memos.iter().map(|new| new.memo.to_string()).collect();
         sqlx::query(
             "WITH new AS (SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[]) AS n (id, hash, memo)),
