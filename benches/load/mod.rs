@@ -1,0 +1,103 @@
+//! How does one ask as much as many Envoys would, and not be what is measured?
+//!
+//! Over HTTP/2 by hand: messages are encoded ahead, answers are not decoded, only looked
+//! at for what they say first. A [`Line`] is one connection, as one worker thread of an
+//! Envoy has it. It must not know what is asked.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::Request;
+use tokio::net::{TcpStream, UnixStream};
+
+const PATH: &str = "http://tenantgate/envoy.service.auth.v3.Authorization/Check";
+
+/// One connection.
+#[derive(Clone)]
+pub(crate) struct Line(SendRequest<Bytes>);
+
+/// What came of one question.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heard {
+    pub(crate) allowed: bool,
+    pub(crate) took: Duration,
+}
+
+impl Line {
+    /// To `host:port` or `unix:/path`.
+    pub(crate) async fn to(address: &str) -> Self {
+        if let Some(path) = address.strip_prefix("unix:") {
+            return Self::over(UnixStream::connect(path).await.expect("it listens")).await;
+        }
+        let stream = TcpStream::connect(address).await.expect("it listens");
+        stream.set_nodelay(true).expect("TCP");
+        Self::over(stream).await
+    }
+
+    async fn over(
+        stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+    ) -> Self {
+        let (send, connection) = h2::client::handshake(stream).await.expect("it speaks HTTP/2");
+        tokio::spawn(async move { connection.await.expect("the connection stays") });
+        Self(send)
+    }
+
+    /// Asks once. The message has its gRPC frame around it already: see [`framed`].
+    pub(crate) async fn ask(&self, message: Bytes) -> Heard {
+        let request = Request::post(PATH)
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("grpc-timeout", "2S");
+        let mut send = self.0.clone().ready().await.expect("room for a stream");
+        let asked = Instant::now();
+        let (answer, mut stream) =
+            send.send_request(request.body(()).expect("a request"), false).expect("sent");
+        stream.send_data(message, true).expect("sent");
+        let mut body = answer.await.expect("an answer").into_body();
+        let mut first = None;
+        while let Some(data) = body.data().await {
+            let data = data.expect("an answer");
+            let _ = body.flow_control().release_capacity(data.len());
+            first.get_or_insert(data);
+        }
+        let trailers = body.trailers().await.expect("an end");
+        let status = trailers.as_ref().and_then(|t| t.get("grpc-status")).map(|s| s.as_bytes() == b"0");
+        assert_eq!(status, Some(true), "gRPC says it went well");
+        Heard { allowed: first.is_some_and(|data| allows(&data)), took: asked.elapsed() }
+    }
+}
+
+/// Whether an answer allows: `CheckResponse.status`, its first field, is there and says nothing but zero.
+fn allows(frame: &[u8]) -> bool {
+    frame.len() > 6 && frame[5..7] == [0x0a, 0x00]
+}
+
+/// A message with its gRPC frame: not compressed, and its length.
+pub(crate) fn framed(message: &[u8]) -> Bytes {
+    let len = u32::try_from(message.len()).expect("a short message").to_be_bytes();
+    [&[0], len.as_slice(), message].concat().into()
+}
+
+/// The duration that so many of a hundred did not exceed.
+pub(crate) fn percentile(sorted: &[Duration], percent: f64) -> Duration {
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rank"
+    )]
+    let rank = (sorted.len() as f64 * percent / 100.0).ceil() as usize;
+    sorted[rank.clamp(1, sorted.len()) - 1]
+}
+
+/// In milliseconds.
+pub(crate) fn millis(span: Duration) -> f64 {
+    span.as_secs_f64() * 1000.0
+}
+
+/// The one in the middle.
+pub(crate) fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
+}
