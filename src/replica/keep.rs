@@ -467,7 +467,7 @@ mod tests {
                 identity: "own".into(),
                 ..Look::default()
             };
-            replica.looked(self.clock.uptime(), look);
+            replica.looked(self.clock.uptime(), self.clock.uptime(), look);
             self.clock.advance(later);
             self.keeper(&replica).write().await;
         }
@@ -533,7 +533,7 @@ mod tests {
         let mut keeper = machine.keeper(&replica);
         assert!(!keeper.is_due(), "nothing was looked at yet");
         let _ = replica.publish(replica.snapshot().reload(&machine.peppers).finish());
-        replica.looked(machine.clock.uptime(), Look::default());
+        replica.looked(machine.clock.uptime(), machine.clock.uptime(), Look::default());
         replica.set_connected(true);
         assert!(keeper.is_due());
         keeper.write().await;

@@ -206,10 +206,13 @@ impl Replica {
         self.0.generation.send_if_modified(|told| std::mem::replace(told, generation) != generation);
     }
 
-    /// A good look was asked for at uptime `asked` and has been taken account of: the snapshot in use is as good
-    /// as it.
-    fn looked(&self, asked: Duration, look: Look) {
-        let ahead = look.now.map(|now| now.before(asked));
+    /// A good look was asked for at uptime `asked`, answered at `answered`, and has been taken account of: the
+    /// snapshot in use is as good as it.
+    ///
+    /// Its age counts from when it was asked for, the database's clock from when it was answered: a look that
+    /// had to wait makes the snapshot older, and no key expire too early.
+    fn looked(&self, asked: Duration, answered: Duration, look: Look) {
+        let ahead = look.now.map(|now| now.before(answered));
         self.set_look(look, ahead, millis(asked));
     }
 
@@ -249,7 +252,7 @@ mod tests {
         let (replica, clock) = (Replica::default(), ManualClock::default());
         let bound = Duration::from_mins(5);
         assert_eq!(replica.freshness(&clock, bound), Freshness::NeverLoaded);
-        replica.looked(clock.uptime(), Look::default());
+        replica.looked(clock.uptime(), clock.uptime(), Look::default());
         for (advance_ms, expected) in [
             (0, Freshness::Fresh),
             (1_000, Freshness::Fresh),
@@ -260,15 +263,30 @@ mod tests {
             clock.advance(Duration::from_millis(advance_ms));
             assert_eq!(replica.freshness(&clock, bound), expected, "{:?}", clock.uptime());
         }
-        replica.looked(clock.uptime(), Look::default());
+        replica.looked(clock.uptime(), clock.uptime(), Look::default());
         assert_eq!(replica.freshness(&clock, bound), Freshness::Fresh);
+    }
+
+    #[test]
+    fn a_look_that_had_to_wait_makes_the_snapshot_older_and_the_time_no_later() {
+        let (replica, clock) = (Replica::default(), ManualClock::at(Timestamp(1_000)));
+        let asked = clock.uptime();
+        clock.advance(Duration::from_secs(2));
+        let look = Look { now: Some(Timestamp(1_500_000)), ..Look::default() };
+        replica.looked(asked, clock.uptime(), look);
+        assert_eq!(replica.age(&clock), Some(Duration::from_secs(2)));
+        assert_eq!(replica.now(&clock), Timestamp(2_001_000), "the wall clock here, which is right");
     }
 
     #[test]
     fn a_wall_clock_set_back_does_not_set_back_the_time_of_judgement() {
         let (replica, clock) = (Replica::default(), ManualClock::at(Timestamp(1_000)));
         assert_eq!(replica.now(&clock), Timestamp(1_000));
-        replica.looked(clock.uptime(), Look { now: Some(Timestamp(5_000)), ..Look::default() });
+        replica.looked(
+            clock.uptime(),
+            clock.uptime(),
+            Look { now: Some(Timestamp(5_000)), ..Look::default() },
+        );
         clock.advance(Duration::from_micros(10));
         assert_eq!(replica.now(&clock), Timestamp(5_010));
         clock.set_wall(Timestamp(9_000));

@@ -142,6 +142,7 @@ impl Sync {
             reload.add(row);
         };
         let look = within(self.options.load_timeout, "load", session.load(&mut sink)).await?;
+        let asked = self.answered(asked);
         self.compare_clocks(&asked, &look);
         let known = self.known();
         doubt(known.as_ref(), &self.replica.snapshot(), &reload, &look)?;
@@ -153,7 +154,12 @@ impl Sync {
     }
 
     fn ask(&self) -> Asked {
-        Asked { uptime: self.clock.uptime(), wall: self.clock.now() }
+        let uptime = self.clock.uptime();
+        Asked { uptime, answered: uptime, wall: self.clock.now() }
+    }
+
+    fn answered(&self, asked: Asked) -> Asked {
+        Asked { answered: self.clock.uptime(), ..asked }
     }
 
     /// The last good look: ours, or the one that the snapshot file is of as long as it may be served.
@@ -204,7 +210,7 @@ impl Sync {
         let (keys, tenants) = (next.key_count(), next.tenant_count());
         // The snapshot before its age: a fresh age on an empty snapshot would make every key unknown.
         self.publish(next);
-        self.replica.looked(asked.uptime, look);
+        self.replica.looked(asked.uptime, asked.answered, look);
         self.replica.set_connected(true);
         self.replica.tell();
         self.replica.tell_of_mark();
@@ -231,7 +237,7 @@ impl Sync {
             let asked = self.ask();
             match within(self.options.poll_timeout, "poll", session.changes()).await? {
                 Changes::Everything => return Ok(()),
-                Changes::Rows(rows, look) => self.apply(rows, look, &asked),
+                Changes::Rows(rows, look) => self.apply(rows, look, &self.answered(asked)),
             }
         }
     }
@@ -249,7 +255,7 @@ impl Sync {
             let next = self.replica.snapshot().changed(rows, self.replica.peppers());
             self.publish(next);
         }
-        self.replica.looked(asked.uptime, look);
+        self.replica.looked(asked.uptime, asked.answered, look);
         self.replica.tell();
         if marked {
             self.replica.tell_of_mark();
@@ -275,9 +281,11 @@ impl Sync {
     }
 }
 
-/// When a look was asked for.
+/// When a look was asked for, and answered.
+#[derive(Clone, Copy)]
 struct Asked {
     uptime: Duration,
+    answered: Duration,
     wall: Timestamp,
 }
 
