@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat};
+use chrono::{DateTime, Datelike as _, Timelike as _};
 use rustix::time::{ClockId, clock_gettime};
 
 /// An instant in microseconds since 1970-01-01T00:00:00Z, the resolution of Postgres' `timestamptz`.
@@ -54,14 +54,36 @@ impl Timestamp {
     }
 }
 
+impl Timestamp {
+    /// Writes what [`fmt::Display`] shows, in ASCII.
+    pub fn write_rfc_3339(self, to: &mut Vec<u8>) {
+        const FIRST: i64 = -62_167_219_200_000_000;
+        const LAST: i64 = 253_402_300_799_999_999;
+        let time = DateTime::from_timestamp_micros(self.0.clamp(FIRST, LAST)).unwrap_or_default();
+        let (year, micros) = (time.year().unsigned_abs(), time.timestamp_subsec_micros());
+        for (number, digits, mark) in [
+            (year, 4, b'-'),
+            (time.month(), 2, b'-'),
+            (time.day(), 2, b'T'),
+            (time.hour(), 2, b':'),
+            (time.minute(), 2, b':'),
+            (time.second(), 2, b'.'),
+            (micros, 6, b'Z'),
+        ] {
+            let place = |place| u8::try_from(number / 10_u32.pow(place) % 10).unwrap_or(0);
+            to.extend((0..digits).rev().map(|at| b'0' + place(at)));
+            to.push(mark);
+        }
+    }
+}
+
 /// RFC 3339 in UTC with microseconds: always as long, so that text sorts as time does. Years past 9999,
 /// which RFC 3339 cannot spell, read as the last instant of 9999.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const FIRST: i64 = -62_167_219_200_000_000;
-        const LAST: i64 = 253_402_300_799_999_999;
-        let time = DateTime::from_timestamp_micros(self.0.clamp(FIRST, LAST)).unwrap_or_default();
-        f.write_str(&time.to_rfc3339_opts(SecondsFormat::Micros, true))
+        let mut text = Vec::with_capacity(27);
+        self.write_rfc_3339(&mut text);
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
     }
 }
 

@@ -8,3 +8,4 @@ pub mod codec;
 pub mod proto;
 pub mod service;
 pub mod translate;
+mod wire;

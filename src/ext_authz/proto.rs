@@ -1,8 +1,8 @@
 //! Which messages does Envoy speak? The generated types, and nothing else.
 //!
-//! They describe the protocol as it is: the client, the prepared answers, the
-//! tests and reflection use them. The server reads requests with
-//! `codec` instead, because a generated decoder refuses a whole
+//! They describe the protocol as it is: the client, the tests and reflection use
+//! them. The server writes answers with `wire`, which costs less, and reads requests
+//! with `codec`, because a generated decoder refuses a whole
 //! message for one string that is not UTF-8.
 #![expect(
     missing_docs,

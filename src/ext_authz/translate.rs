@@ -13,22 +13,13 @@
 //!
 //! So every answer is built by [`answer`], which leaves no way to an empty one.
 
-use std::collections::BTreeMap;
-
-use prost_types::{Struct, Value, value::Kind};
 use uuid::Uuid;
+use uuid::fmt::Hyphenated;
 
 use super::codec::{NotACheckRequest, Visitor, walk};
-use super::proto::envoy::config::core::v3::header_value_option::HeaderAppendAction;
-use super::proto::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
-use super::proto::envoy::service::auth::v3::check_response::HttpResponse;
-use super::proto::envoy::service::auth::v3::{CheckResponse, DeniedHttpResponse, OkHttpResponse};
-use super::proto::envoy::r#type::v3::{HttpStatus, StatusCode};
-use super::proto::google::rpc::Status;
-use crate::decision::{Decision, Denial, Grant, Identity, Reason};
-use crate::record::KeyRecord;
+use super::wire::Message;
+use crate::decision::{Decision, Grant, Identity, Reason};
 use crate::request::{AUTHORIZATION, AccessRequest, Options, Reader};
-use crate::tenant::Tenant;
 
 /// What an upstream is told about a caller: set on every request that passes as a tenant, removed from every
 /// other one.
@@ -40,10 +31,10 @@ pub const DECISION_ID_HEADER: &str = "x-llmcore-decision-id";
 
 /// gRPC status codes: <https://grpc.io/docs/guides/status-codes/>
 mod grpc {
-    pub(super) const OK: i32 = 0;
-    pub(super) const PERMISSION_DENIED: i32 = 7;
-    pub(super) const UNAVAILABLE: i32 = 14;
-    pub(super) const UNAUTHENTICATED: i32 = 16;
+    pub(super) const OK: u8 = 0;
+    pub(super) const PERMISSION_DENIED: u8 = 7;
+    pub(super) const UNAVAILABLE: u8 = 14;
+    pub(super) const UNAUTHENTICATED: u8 = 16;
 }
 
 /// Who decides about a request when we cannot.
@@ -84,114 +75,147 @@ pub struct Speech {
     pub on_unavailable: OnUnavailable,
 }
 
-/// Says a decision. `bearer` tells whether `Authorization` carried something of ours.
+/// Says a decision, as the bytes of a `CheckResponse`. `bearer` tells whether `Authorization` carried something
+/// of ours.
+///
+/// Written straight into one buffer: building the generated messages first takes forty allocations.
 #[must_use]
-pub fn answer(decision: &Decision<'_>, id: Uuid, bearer: bool, speech: &Speech) -> CheckResponse {
-    let metadata = metadata(decision, id);
-    let (code, http_response) = match decision {
-        Decision::Allow(grant) => (grpc::OK, HttpResponse::OkResponse(allowed(grant, bearer, speech))),
-        Decision::Deny(denial) => denied(denial, id),
-        Decision::Unable(..) => unable(id, speech.on_unavailable),
-    };
-    CheckResponse {
-        status: Some(Status { code, ..Status::default() }),
-        http_response: Some(http_response),
-        dynamic_metadata: Some(metadata),
+pub fn answer(decision: &Decision<'_>, id: Uuid, bearer: bool, speech: &Speech) -> Vec<u8> {
+    let mut buffer = [0; Hyphenated::LENGTH];
+    let id: &str = id.hyphenated().encode_lower(&mut buffer);
+    let mut response = Message::with_capacity(ROOM);
+    // CheckResponse: denied_response = 2, ok_response = 3, dynamic_metadata = 4, error_response = 5.
+    match decision {
+        Decision::Allow(grant) => {
+            status(&mut response, grpc::OK);
+            response.message(3, |ok| allowed(ok, grant, bearer, speech));
+        }
+        Decision::Deny(denial) => {
+            let (code, refusal) = refused(denial.reason);
+            status(&mut response, code);
+            response.message(2, |denied| refuse(denied, &refusal, id));
+        }
+        Decision::Unable(..) => {
+            let (code, field) = match speech.on_unavailable {
+                OnUnavailable::Deny => (grpc::PERMISSION_DENIED, 2),
+                OnUnavailable::Error => (grpc::UNAVAILABLE, 5),
+            };
+            status(&mut response, code);
+            response.message(field, |refusal| refuse(refusal, &UNAVAILABLE, id));
+        }
     }
+    response.message(4, |fields| metadata(fields, decision, id));
+    response.into_bytes()
 }
 
-fn allowed(grant: &Grant<'_>, bearer: bool, speech: &Speech) -> OkHttpResponse {
-    let mut headers_to_remove = vec![speech.key_header.clone()];
+/// What an answer with a tenant takes, with a little to spare.
+const ROOM: usize = 1024;
+
+/// `CheckResponse.status` = 1, which is there even where it says nothing. `google.rpc.Status`: code = 1.
+fn status(response: &mut Message, code: u8) {
+    response.message(1, |status| status.number(1, code));
+}
+
+/// `OkHttpResponse`: headers = 2, `headers_to_remove` = 5.
+fn allowed(ok: &mut Message, grant: &Grant<'_>, bearer: bool, speech: &Speech) {
+    if let Grant::Tenant(key, tenant) = grant {
+        let [id, name, schema, key_id] = IDENTITY_HEADERS;
+        header(ok, id, |value| hyphenated(value, tenant.id.0));
+        header(ok, name, |value| percent_encoded(value, &tenant.name));
+        header(ok, schema, |value| value.extend_from_slice(tenant.schema.as_bytes()));
+        header(ok, key_id, |value| hyphenated(value, key.id.0));
+    }
+    ok.text(5, &speech.key_header);
     if bearer {
-        headers_to_remove.push(AUTHORIZATION.to_owned());
+        ok.text(5, AUTHORIZATION);
     }
-    let headers = match grant {
-        Grant::Public => {
-            headers_to_remove.extend(IDENTITY_HEADERS.map(str::to_owned));
-            Vec::new()
+    if matches!(grant, Grant::Public) {
+        for name in IDENTITY_HEADERS {
+            ok.text(5, name);
         }
-        Grant::Tenant(key, tenant) => identity_headers(key, tenant),
-    };
-    OkHttpResponse { headers, headers_to_remove, ..OkHttpResponse::default() }
+    }
 }
 
-fn identity_headers(key: &KeyRecord, tenant: &Tenant) -> Vec<HeaderValueOption> {
-    let values =
-        [tenant.id.0.to_string(), percent_encoded(&tenant.name), tenant.schema.clone(), key.id.0.to_string()];
-    IDENTITY_HEADERS.into_iter().zip(values).map(|(name, value)| header(name, value)).collect()
+/// What a client is told that is not let in.
+struct Refusal {
+    http: u16,
+    body: &'static str,
+    /// A header that goes with the status.
+    header: Option<(&'static str, &'static str)>,
 }
 
-fn denied(denial: &Denial<'_>, id: Uuid) -> (i32, HttpResponse) {
-    let (code, status, detail) = match denial.reason {
-        Reason::Missing => (grpc::UNAUTHENTICATED, StatusCode::Unauthorized, "Missing API key"),
-        Reason::Malformed => (grpc::UNAUTHENTICATED, StatusCode::Unauthorized, "Invalid API key format"),
-        // One text for all of these: which of them it was is nobody's business but ours.
-        Reason::Unknown | Reason::Mismatch | Reason::Revoked | Reason::Expired => {
-            (grpc::UNAUTHENTICATED, StatusCode::Unauthorized, "Invalid API key")
-        }
-        Reason::TenantInactive => {
-            (grpc::PERMISSION_DENIED, StatusCode::Forbidden, "Tenant account is inactive")
-        }
-    };
-    let mut response = refusal(status, detail, id);
-    if status == StatusCode::Unauthorized {
-        // RFC 9110 §11.6.1: a 401 names the scheme it wants.
-        response.headers.push(header("www-authenticate", "ApiKey realm=\"llmcore\"".into()));
-    }
-    (code, HttpResponse::DeniedResponse(response))
-}
+/// RFC 9110 §11.6.1: a 401 names the scheme it wants.
+const CHALLENGE: Option<(&str, &str)> = Some(("www-authenticate", "ApiKey realm=\"llmcore\""));
 
 /// Seconds after which a caller may try again: what is wrong rarely passes sooner, and often by then.
-const RETRY_AFTER: &str = "1";
+const UNAVAILABLE: Refusal = Refusal {
+    http: 503,
+    body: "{\"detail\":\"Authentication service unavailable\"}",
+    header: Some(("retry-after", "1")),
+};
 
-fn unable(id: Uuid, on_unavailable: OnUnavailable) -> (i32, HttpResponse) {
-    let mut response = refusal(StatusCode::ServiceUnavailable, "Authentication service unavailable", id);
-    response.headers.push(header("retry-after", RETRY_AFTER.into()));
-    match on_unavailable {
-        OnUnavailable::Deny => (grpc::PERMISSION_DENIED, HttpResponse::DeniedResponse(response)),
-        OnUnavailable::Error => (grpc::UNAVAILABLE, HttpResponse::ErrorResponse(response)),
+fn refused(reason: Reason) -> (u8, Refusal) {
+    let unauthorized = |body| (grpc::UNAUTHENTICATED, Refusal { http: 401, body, header: CHALLENGE });
+    match reason {
+        Reason::Missing => unauthorized("{\"detail\":\"Missing API key\"}"),
+        Reason::Malformed => unauthorized("{\"detail\":\"Invalid API key format\"}"),
+        // One text for all of these: which of them it was is nobody's business but ours.
+        Reason::Unknown | Reason::Mismatch | Reason::Revoked | Reason::Expired => {
+            unauthorized("{\"detail\":\"Invalid API key\"}")
+        }
+        Reason::TenantInactive => {
+            let body = "{\"detail\":\"Tenant account is inactive\"}";
+            (grpc::PERMISSION_DENIED, Refusal { http: 403, body, header: None })
+        }
     }
 }
 
-fn refusal(status: StatusCode, detail: &str, id: Uuid) -> DeniedHttpResponse {
-    DeniedHttpResponse {
-        status: Some(HttpStatus { code: status.into() }),
-        headers: vec![
-            header("content-type", "application/json".into()),
-            header(DECISION_ID_HEADER, id.to_string()),
-        ],
-        body: format!("{{\"detail\":\"{detail}\"}}"),
+/// `DeniedHttpResponse`: status = 1, headers = 2, body = 3. `HttpStatus`: code = 1.
+fn refuse(denied: &mut Message, refusal: &Refusal, id: &str) {
+    denied.message(1, |status| status.short(1, refusal.http));
+    header(denied, "content-type", |value| value.extend_from_slice(b"application/json"));
+    header(denied, DECISION_ID_HEADER, |value| value.extend_from_slice(id.as_bytes()));
+    if let Some((name, content)) = refusal.header {
+        header(denied, name, |value| value.extend_from_slice(content.as_bytes()));
     }
+    denied.text(3, refusal.body);
 }
 
 /// A header that takes the place of the client's own. `append` stays unset and `append_action` says so
 /// explicitly: some Envoys read one and some the other.
-fn header(name: &str, value: String) -> HeaderValueOption {
-    HeaderValueOption {
-        header: Some(HeaderValue { key: name.to_owned(), value, raw_value: Vec::new() }),
-        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
-        ..HeaderValueOption::default()
-    }
+///
+/// `headers` = 2 in both kinds of response. `HeaderValueOption`: header = 1, `append_action` = 3. `HeaderValue`:
+/// key = 1, value = 2.
+fn header(response: &mut Message, name: &str, value: impl FnOnce(&mut Vec<u8>)) {
+    const OVERWRITE_IF_EXISTS_OR_ADD: u8 = 2;
+    response.message(2, |option| {
+        option.message(1, |header| {
+            header.text(1, name);
+            header.text_of(2, value);
+        });
+        option.number(3, OVERWRITE_IF_EXISTS_OR_ADD);
+    });
+}
+
+fn hyphenated(text: &mut Vec<u8>, id: Uuid) {
+    text.extend_from_slice(id.hyphenated().encode_lower(&mut [0; Hyphenated::LENGTH]).as_bytes());
 }
 
 /// A text that any header can carry: `%` and every byte outside 0x21–0x7E is percent-encoded (RFC 3986 §2.1).
-fn percent_encoded(text: &str) -> String {
-    use std::fmt::Write as _;
-    let mut encoded = String::with_capacity(text.len());
+fn percent_encoded(to: &mut Vec<u8>, text: &str) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     for byte in text.bytes() {
         if byte.is_ascii_graphic() && byte != b'%' {
-            encoded.push(char::from(byte));
+            to.push(byte);
         } else {
-            // Writing to a String cannot fail.
-            let _ = write!(encoded, "%{byte:02X}");
+            to.extend([b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 0xf)]]);
         }
     }
-    encoded
 }
 
 /// `dynamic_metadata`, which Envoy puts into the namespace `envoy.filters.http.ext_authz`. Who the caller is
 /// goes in only once it is proven.
-fn metadata(decision: &Decision<'_>, id: Uuid) -> Struct {
+fn metadata(fields: &mut Message, decision: &Decision<'_>, id: &str) {
     let (word, reason, identity) = match decision {
         Decision::Allow(Grant::Public) => ("allow", "public", None),
         Decision::Allow(Grant::Tenant(key, tenant)) => {
@@ -200,36 +224,45 @@ fn metadata(decision: &Decision<'_>, id: Uuid) -> Struct {
         Decision::Deny(denial) => ("deny", denial.reason.as_str(), denial.identity),
         Decision::Unable(_, identity) => ("unable", "unavailable", *identity),
     };
-    let mut fields = BTreeMap::new();
-    let mut put = |name: &str, value: String| {
-        fields.insert(name.to_owned(), Value { kind: Some(Kind::StringValue(value)) });
-    };
-    put("decision", word.into());
-    put("reason", reason.into());
-    put("decision_id", id.to_string());
-    if let Some(Identity { key, tenant }) = identity {
-        put("key_id", key.id.0.to_string());
-        put("key_prefix", key.prefix.to_string());
+    // In the order of their names.
+    field(fields, "decision", |value| value.extend_from_slice(word.as_bytes()));
+    field(fields, "decision_id", |value| value.extend_from_slice(id.as_bytes()));
+    if let Some(Identity { key, .. }) = identity {
         if let Some(at) = key.expires_at.at() {
-            put("key_expires_at", at.to_string());
+            field(fields, "key_expires_at", |value| at.write_rfc_3339(value));
         }
-        if let Some(tenant) = tenant {
-            put("tenant_id", tenant.id.0.to_string());
-            put("tenant_name", tenant.name.clone());
-            put("tenant_schema", tenant.schema.clone());
-            put("tenant_status", tenant.status.to_string());
-        }
+        field(fields, "key_id", |value| hyphenated(value, key.id.0));
+        field(fields, "key_prefix", |value| value.extend_from_slice(key.prefix.as_bytes()));
     }
-    Struct { fields }
+    field(fields, "reason", |value| value.extend_from_slice(reason.as_bytes()));
+    if let Some(tenant) = identity.and_then(|identity| identity.tenant) {
+        field(fields, "tenant_id", |value| hyphenated(value, tenant.id.0));
+        field(fields, "tenant_name", |value| value.extend_from_slice(tenant.name.as_bytes()));
+        field(fields, "tenant_schema", |value| value.extend_from_slice(tenant.schema.as_bytes()));
+        field(fields, "tenant_status", |value| value.extend_from_slice(tenant.status.as_str().as_bytes()));
+    }
+}
+
+/// An entry of `google.protobuf.Struct.fields` = 1: key = 1, value = 2. `Value`: `string_value` = 3.
+fn field(fields: &mut Message, name: &str, value: impl FnOnce(&mut Vec<u8>)) {
+    fields.message(1, |entry| {
+        entry.text(1, name);
+        entry.message(2, |content| content.text_of(3, value));
+    });
 }
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
     use crate::clock::Timestamp;
-    use crate::decision::Fault;
+    use crate::decision::{Denial, Fault};
+    use crate::ext_authz::proto::envoy::service::auth::v3::CheckResponse;
+    use crate::ext_authz::proto::envoy::service::auth::v3::check_response::HttpResponse;
     use crate::key::KeyId;
-    use crate::tenant::{TenantId, TenantStatus};
+    use crate::record::KeyRecord;
+    use crate::tenant::{Tenant, TenantId, TenantStatus};
 
     fn key() -> KeyRecord {
         let (id, tenant_id) = (KeyId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
@@ -252,7 +285,15 @@ mod tests {
     }
 
     fn say(decision: &Decision<'_>) -> CheckResponse {
-        answer(decision, Uuid::nil(), false, &speech(OnUnavailable::Deny))
+        say_as(decision, false, OnUnavailable::Deny)
+    }
+
+    /// What is written is what the generated encoder writes of it, to the byte.
+    fn say_as(decision: &Decision<'_>, bearer: bool, mode: OnUnavailable) -> CheckResponse {
+        let bytes = answer(decision, Uuid::nil(), bearer, &speech(mode));
+        let response = CheckResponse::decode(bytes.as_slice()).unwrap();
+        assert_eq!(response.encode_to_vec(), bytes);
+        response
     }
 
     fn every_refusal() -> Vec<Decision<'static>> {
@@ -265,7 +306,7 @@ mod tests {
     fn nothing_but_an_allow_has_the_code_that_lets_pass() {
         for decision in every_refusal() {
             for mode in [OnUnavailable::Deny, OnUnavailable::Error] {
-                let response = answer(&decision, Uuid::nil(), false, &speech(mode));
+                let response = say_as(&decision, false, mode);
                 assert_ne!(response.status.unwrap().code, 0, "{decision:?}");
                 assert!(!matches!(response.http_response.unwrap(), HttpResponse::OkResponse(_)));
             }
@@ -294,8 +335,7 @@ mod tests {
 
     #[test]
     fn a_public_request_keeps_neither_identity_nor_key() {
-        let response =
-            answer(&Decision::Allow(Grant::Public), Uuid::nil(), true, &speech(OnUnavailable::Deny));
+        let response = say_as(&Decision::Allow(Grant::Public), true, OnUnavailable::Deny);
         let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
         assert!(ok.headers.is_empty());
         assert_eq!(ok.headers_to_remove[..2], ["x-llmcore-api-key", "authorization"]);
