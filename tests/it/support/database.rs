@@ -84,11 +84,6 @@ impl Database {
         self.cluster.as_ref().map_or("", |(_, name)| name)
     }
 
-    /// The cluster it stands in.
-    pub(crate) fn cluster(&self) -> &'static Cluster {
-        self.cluster.as_ref().expect("only Postgres has a cluster").0
-    }
-
     /// A directory for the test alone, where commands run.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
