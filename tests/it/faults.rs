@@ -12,10 +12,12 @@
 //! ```
 
 mod checker;
+mod clusters;
 mod history;
 mod network;
 mod play;
 mod privileges;
+mod processes;
 mod pulse;
 mod traffic;
 mod transactions;

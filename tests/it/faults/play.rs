@@ -224,6 +224,11 @@ impl Play {
         sleep(time);
     }
 
+    /// From now on acts are done in another database, or in the same one after it was away.
+    pub(super) fn acts_on(&mut self, database: &Database) {
+        self.session = database.session();
+    }
+
     /// Runs SQL that changes nothing about any key.
     pub(super) fn sql(&mut self, sql: &str) {
         self.session.sql(sql);
@@ -294,6 +299,19 @@ impl Play {
         let wanted = |entry: &Entry| entry.key == key && entry.sent >= now && entry.row == row;
         eventually(&format!("`{row}` for {key}"), PATIENCE, || {
             if self.traffic.has(wanted) { Ok(()) } else { Err(self.server.stderr.lines().pop()) }
+        });
+    }
+
+    /// Many ask for this key at once.
+    pub(super) fn many_ask(&mut self, key: &'static str) {
+        self.traffic.burst(key, &ask(key), 50);
+    }
+
+    /// Waits until somebody gets no answer.
+    #[track_caller]
+    pub(super) fn shows_error(&self) {
+        eventually("somebody gets no answer", PATIENCE, || {
+            if self.traffic.has(|entry| entry.row.starts_with("grpc")) { Ok(()) } else { Err(()) }
         });
     }
 

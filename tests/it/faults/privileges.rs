@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::history::Sort;
 use super::play::{Plan, Play};
+use crate::support::link::Link;
 use crate::support::{Backend, Database, World};
 
 /// A role that may do what the README gives to `serve`, and owns nothing.
@@ -65,4 +66,22 @@ fn a_right_is_taken_away() {
     );
     play.ends("a right taken away");
     world.db.sql(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
+}
+
+/// All keys gone at once is what a restore into the wrong place looks like, and no reason to lock everybody out.
+#[test]
+fn every_key_is_gone_after_an_outage() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    play.sql("CREATE TABLE saved AS SELECT * FROM api_keys");
+    play.cut_off(Link::slam);
+    play.sql("DELETE FROM api_keys");
+    play.link.mend();
+    play.says("ERROR", "the database shows no keys at all");
+    play.shows("nobody", "503 unavailable");
+    play.shows("steady", "200 ok");
+    play.mend(|play| play.sql("INSERT INTO api_keys SELECT * FROM saved"));
+    play.shows("nobody", "401 unknown");
+    play.revokes_and_sees("victim");
+    play.ends("every key gone");
 }

@@ -28,10 +28,27 @@ struct Shared {
     log: Mutex<Vec<Entry>>,
 }
 
+impl Shared {
+    /// One question, its answer, and a line in the log.
+    async fn ask(&self, client: &Client, start: Instant, key: &'static str, request: CheckRequest) {
+        let sent = start.elapsed();
+        let row = match client.ask(request).await {
+            Ok(answer) => answer.row(),
+            Err(status) => format!("grpc {:?}: {}", status.code(), status.message()),
+        };
+        let entry = Entry { key, sent, received: start.elapsed(), row };
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(log.len() < AT_MOST, "more answers than a play has");
+        log.push(entry);
+    }
+}
+
 /// The callers; they stop when this is dropped.
 pub(super) struct Traffic {
     shared: Arc<Shared>,
     callers: JoinSet<()>,
+    address: String,
+    start: Instant,
 }
 
 impl Traffic {
@@ -48,7 +65,17 @@ impl Traffic {
             let (client, shared) = (clients[number % clients.len()].clone(), Arc::clone(&shared));
             callers.spawn_on(go_on_asking(client, shared, start, asks), runtime().handle());
         }
-        Self { shared, callers }
+        Self { shared, callers, address: address.to_owned(), start }
+    }
+
+    /// Many ask for one key at once, over a connection of their own.
+    pub(super) fn burst(&mut self, key: &'static str, ask: &Ask, callers: usize) {
+        let (client, start) = (Client::to(&self.address), self.start);
+        for _ in 0..callers {
+            let (client, shared, request) = (client.clone(), Arc::clone(&self.shared), ask.request());
+            let question = async move { shared.ask(&client, start, key, request).await };
+            self.callers.spawn_on(question, runtime().handle());
+        }
     }
 
     /// How many answers there are so far.
@@ -82,17 +109,7 @@ async fn go_on_asking(
         if shared.over.load(Relaxed) {
             return;
         }
-        let sent = start.elapsed();
-        let row = match client.ask(request.clone()).await {
-            Ok(answer) => answer.row(),
-            Err(status) => format!("grpc {:?}: {}", status.code(), status.message()),
-        };
-        let entry = Entry { key, sent, received: start.elapsed(), row };
-        {
-            let mut log = shared.log.lock().unwrap_or_else(PoisonError::into_inner);
-            assert!(log.len() < AT_MOST, "more answers than a play has");
-            log.push(entry);
-        }
+        shared.ask(&client, start, key, request.clone()).await;
         sleep(PACE).await;
     }
 }

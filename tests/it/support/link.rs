@@ -59,8 +59,7 @@ impl Link {
 
     /// A working wire to a database, and the database as seen through it.
     pub(crate) fn before(database: &Database) -> (Self, Database) {
-        let (_, end) = database.url().rsplit_once(':').expect("a URL with a port");
-        let port = end.split('/').next().and_then(|port| port.parse().ok()).expect("a port");
+        let port = database.port();
         let link = Self::to(port);
         let (direct, through) = (format!(":{port}/"), format!(":{}/", link.port));
         let seen = Database::at(database.backend, &database.url().replace(&direct, &through));
