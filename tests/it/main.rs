@@ -12,6 +12,7 @@ mod cli;
 mod credentials;
 mod damaged;
 mod envoy;
+mod faults;
 mod fixtures;
 mod grpcurl;
 mod harness;

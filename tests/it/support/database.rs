@@ -84,9 +84,10 @@ impl Database {
         self.cluster.as_ref().map_or("", |(_, name)| name)
     }
 
-    /// The cluster it stands in.
-    pub(crate) fn cluster(&self) -> &'static Cluster {
-        self.cluster.as_ref().expect("only Postgres has a cluster").0
+    /// The port of the loopback where this Postgres listens.
+    pub(crate) fn port(&self) -> u16 {
+        let (_, end) = self.url.rsplit_once(':').expect("a URL with a port");
+        end.split('/').next().and_then(|port| port.parse().ok()).expect("a port")
     }
 
     /// A directory for the test alone, where commands run.

@@ -3,24 +3,41 @@
 //! Forwards a port of its own to the database. `cut` closes everything and refuses
 //! newcomers, as a dead host's neighbour does; `slam` takes newcomers and hangs up, and
 //! counts them; `freeze` keeps all connections open and moves no byte, as a network that
-//! drops packets does; `mend` undoes all of them.
+//! drops packets does; `delay` lets every byte take its time; `tear` ends a connection in
+//! the middle of an answer; `mend` undoes all of them.
 
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
 
 use super::{Database, runtime, wait};
+
+/// What the wire does to the bytes on it.
+#[derive(Clone, Copy)]
+struct Weather {
+    frozen: bool,
+    /// In each direction.
+    delay: Duration,
+    /// How many bytes of answers a connection lives for.
+    tears_after: usize,
+}
+
+impl Weather {
+    const FAIR: Self = Self { frozen: false, delay: Duration::ZERO, tears_after: usize::MAX };
+}
 
 /// The wire.
 pub(crate) struct Link {
     port: u16,
     to: AtomicU16,
-    frozen: watch::Sender<bool>,
+    weather: watch::Sender<Weather>,
     attempts: Arc<AtomicUsize>,
     traffic: Mutex<Option<JoinHandle<()>>>,
 }
@@ -28,11 +45,11 @@ pub(crate) struct Link {
 impl Link {
     /// A working wire to a port of the loopback.
     pub(crate) fn to(to: u16) -> Self {
-        let frozen = watch::Sender::new(false);
+        let weather = watch::Sender::new(Weather::FAIR);
         let link = Self {
             port: free_port(),
             to: to.into(),
-            frozen,
+            weather,
             attempts: Arc::default(),
             traffic: Mutex::default(),
         };
@@ -42,9 +59,9 @@ impl Link {
 
     /// A working wire to a database, and the database as seen through it.
     pub(crate) fn before(database: &Database) -> (Self, Database) {
-        let cluster = database.cluster();
-        let link = Self::to(cluster.port());
-        let (direct, through) = (format!(":{}/", cluster.port()), format!(":{}/", link.port));
+        let port = database.port();
+        let link = Self::to(port);
+        let (direct, through) = (format!(":{port}/"), format!(":{}/", link.port));
         let seen = Database::at(database.backend, &database.url().replace(&direct, &through));
         (link, seen)
     }
@@ -64,7 +81,17 @@ impl Link {
 
     /// Lets nothing through, and says so to nobody.
     pub(crate) fn freeze(&self) {
-        self.frozen.send_replace(true);
+        self.weather.send_modify(|weather| weather.frozen = true);
+    }
+
+    /// Everything takes this much longer in each direction, from the next byte on.
+    pub(crate) fn delay(&self, delay: Duration) {
+        self.weather.send_modify(|weather| weather.delay = delay);
+    }
+
+    /// Every connection ends when that many bytes of answers have passed from now on, wherever that is in a message.
+    pub(crate) fn tear(&self, bytes: usize) {
+        self.weather.send_modify(|weather| weather.tears_after = bytes);
     }
 
     /// Takes every connection and ends it at once.
@@ -92,8 +119,8 @@ impl Link {
     /// Works again.
     pub(crate) fn mend(&self) {
         let listener = self.listen();
-        self.frozen.send_replace(false);
-        self.go_on(carry(listener, self.to.load(Ordering::Relaxed), self.frozen.subscribe()));
+        self.weather.send_replace(Weather::FAIR);
+        self.go_on(carry(listener, self.to.load(Ordering::Relaxed), self.weather.subscribe()));
     }
 
     fn listen(&self) -> TcpListener {
@@ -112,28 +139,75 @@ impl Drop for Link {
     }
 }
 
-async fn carry(listener: TcpListener, to: u16, frozen: watch::Receiver<bool>) {
+async fn carry(listener: TcpListener, to: u16, weather: watch::Receiver<Weather>) {
     let mut connections = JoinSet::new();
     while let Ok((near, _)) = listener.accept().await {
-        let frozen = frozen.clone();
+        let weather = weather.clone();
         connections.spawn(async move {
             let Ok(far) = TcpStream::connect(("127.0.0.1", to)).await else { return };
             let _ = near.set_nodelay(true);
             let _ = far.set_nodelay(true);
             let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-            tokio::join!(pump(near_in, far_out, frozen.clone()), pump(far_in, near_out, frozen));
+            let questions = pump(near_in, far_out, weather.clone(), false);
+            let _ = tokio::try_join!(questions, pump(far_in, near_out, weather, true));
         });
     }
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut frozen: watch::Receiver<bool>) {
+/// The connection is torn.
+struct Torn;
+
+/// Carries one direction to its end.
+async fn pump(
+    from: OwnedReadHalf,
+    to: OwnedWriteHalf,
+    weather: watch::Receiver<Weather>,
+    tears: bool,
+) -> Result<(), Torn> {
+    let (queue, queued) = mpsc::unbounded_channel();
+    tokio::try_join!(take(from, queue, weather.clone()), hand_over(queued, to, weather, tears)).map(|_| ())
+}
+
+/// Bytes, and when they arrive.
+type Piece = (Instant, Vec<u8>);
+
+async fn take(
+    mut from: OwnedReadHalf,
+    queue: mpsc::UnboundedSender<Piece>,
+    weather: watch::Receiver<Weather>,
+) -> Result<(), Torn> {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        if frozen.wait_for(|frozen| !frozen).await.is_err() || to.write_all(&buffer[..read]).await.is_err() {
-            return;
+        let arrives = Instant::now() + weather.borrow().delay;
+        if queue.send((arrives, buffer[..read].to_vec())).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn hand_over(
+    mut queued: mpsc::UnboundedReceiver<Piece>,
+    mut to: OwnedWriteHalf,
+    mut weather: watch::Receiver<Weather>,
+    tears: bool,
+) -> Result<(), Torn> {
+    let mut passed = 0;
+    while let Some((arrives, bytes)) = queued.recv().await {
+        sleep_until(arrives).await;
+        let Ok(now) = weather.wait_for(|weather| !weather.frozen).await.map(|now| *now) else { break };
+        let counts = tears && now.tears_after < usize::MAX;
+        let fits = if counts { now.tears_after.saturating_sub(passed).min(bytes.len()) } else { bytes.len() };
+        passed += if counts { fits } else { 0 };
+        if to.write_all(&bytes[..fits]).await.is_err() {
+            break;
+        }
+        if fits < bytes.len() {
+            return Err(Torn);
         }
     }
     let _ = to.shutdown().await;
+    Ok(())
 }
 
 /// A port that nobody has, below the range from which the kernel gives ports to others.

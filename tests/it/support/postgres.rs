@@ -42,6 +42,7 @@ while read -r word; do
     case $word in
         start) start ;;
         stop) stop INT ;;
+        kill) stop KILL ;;
     esac
 done
 stop QUIT >/dev/null 2>&1
@@ -123,6 +124,31 @@ impl Cluster {
         self.tell("stop", "stopped");
     }
 
+    /// Kills the server where it stands, as the machine does that loses its power, and waits until nothing of it runs.
+    pub(crate) fn kill(&self) {
+        let postmaster = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).expect("it runs");
+        let children = children(postmaster.lines().next().expect("a process id"));
+        self.tell("kill", "stopped");
+        eventually("the server's processes are gone", PATIENCE, || {
+            let left: Vec<_> = children.iter().filter(|pid| runs(pid)).collect();
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        });
+    }
+
+    /// A second cluster that follows this one, byte by byte, until it is promoted.
+    pub(crate) fn standby(&self) -> Self {
+        let (bin, (user, group)) = (binaries().expect("found before"), owner().expect("found before"));
+        let dir = directory(user, group);
+        let mut copy = Command::new(bin.join("pg_basebackup"));
+        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-h", "127.0.0.1", "-U", ROLE]);
+        copy.args(["-p", &self.port.to_string(), "-D"]).arg(dir.join("data"));
+        copy.current_dir(&dir).stdin(Stdio::null());
+        become_user(&mut copy, user, group);
+        let said = copy.output().expect("pg_basebackup starts");
+        assert!(said.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&said.stderr));
+        Self::start_in(&bin, &dir, user, group)
+    }
+
     /// Makes the stopped server come up as a standby that waits for a primary.
     pub(crate) fn becomes_a_standby(&self) {
         std::fs::write(self.dir.join("data/standby.signal"), "").expect("written");
@@ -161,6 +187,24 @@ impl Drop for Cluster {
         drop(self.pipe.lock().map(|mut pipe| pipe.0.take()));
         let _ = self.keeper.wait();
     }
+}
+
+/// The processes that a process started, by their ids.
+fn children(parent: &str) -> Vec<String> {
+    let processes = std::fs::read_dir("/proc").expect("Linux").flatten();
+    let pids = processes.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    pids.filter(|pid| stat(pid).is_some_and(|stat| stat.split(' ').nth(1) == Some(parent))).collect()
+}
+
+/// Whether a process is there, and is not just waiting to be buried.
+fn runs(pid: &str) -> bool {
+    stat(pid).is_some_and(|stat| !stat.starts_with('Z'))
+}
+
+/// What the kernel says of a process, from its state and its parent on.
+fn stat(pid: &str) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(") ")?.1.to_owned())
 }
 
 /// A directory that the keeper of a cluster removes.

@@ -1,0 +1,166 @@
+//! What if the network to the database breaks, in every way in which networks do?
+
+use std::time::Duration;
+
+use super::checker::Entry;
+use super::history::Sort;
+use super::play::{Plan, Play};
+use crate::support::link::Link;
+use crate::support::{Backend, PATIENCE, World, eventually};
+
+/// Long enough to be stale, and short of any bound.
+const A_WHILE: Duration = Duration::from_millis(2_500);
+
+/// Cuts the wire this way, changes what there is to change meanwhile, and mends it.
+fn cut_off_and_back(play: &mut Play, cut: impl FnOnce(&Link)) {
+    play.cut_off(cut);
+    play.revoke("victim");
+    play.fickle_becomes("suspended", "403 tenant_inactive");
+    play.shows("nobody", "503 unavailable");
+    play.shows("steady", "200 ok");
+    play.goes_on_for(A_WHILE);
+    play.link_again();
+    play.shows("victim", "401 revoked");
+    play.shows("fickle", "403 tenant_inactive");
+    play.shows("nobody", "401 unknown");
+    play.restore("victim");
+    play.shows("victim", "200 ok");
+}
+
+#[test]
+fn the_network_refuses() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    cut_off_and_back(&mut play, Link::cut);
+    play.ends("refused");
+}
+
+#[test]
+fn the_network_takes_every_connection_and_ends_it() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    cut_off_and_back(&mut play, Link::slam);
+    assert!((1..=20).contains(&play.link.attempts()), "with back-off: {}", play.link.attempts());
+    play.ends("slammed");
+}
+
+#[test]
+fn the_network_swallows_every_byte() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    cut_off_and_back(&mut play, Link::freeze);
+    play.ends("half-open");
+}
+
+#[test]
+fn the_database_is_away_at_the_start() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin_with(Link::cut);
+    play.shows("steady", "503 unavailable");
+    play.shows("nobody", "503 unavailable");
+    play.revoke("victim");
+    play.says("WARN", "no database yet, trying again");
+    assert_eq!(play.server.http("/readyz").status, 503);
+    play.goes_on_for(Duration::from_secs(1));
+    play.link_again();
+    play.server.wait_until_ready();
+    play.shows("steady", "200 ok");
+    play.shows("victim", "401 revoked");
+    play.ends("away at the start");
+}
+
+#[test]
+fn the_database_is_away_for_longer_than_the_bound() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).max_staleness(Duration::from_secs(2)).begin();
+    play.cut_off(Link::cut);
+    play.revoke("victim");
+    play.shows("nobody", "503 unavailable");
+    play.shows("steady", "503 unavailable");
+    assert_eq!(play.server.http("/readyz").status, 503);
+    play.goes_on_for(Duration::from_secs(1));
+    play.link_again();
+    play.shows("steady", "200 ok");
+    play.shows("victim", "401 revoked");
+    play.shows("nobody", "401 unknown");
+    play.says("INFO", "the database is there, everything loaded");
+    play.ends("away for longer than the bound");
+}
+
+#[test]
+fn the_network_takes_five_seconds() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    cut_off_and_back(&mut play, |link| link.delay(Duration::from_secs(5)));
+    let log = play.ends("five seconds of latency");
+    let slowest = log.iter().map(Entry::took).max();
+    assert!(slowest < Some(Duration::from_secs(1)), "a request waits for the database: {slowest:?}");
+}
+
+/// A look takes two latencies, and its age counts from when it was asked for: far from a second.
+#[test]
+fn the_network_takes_a_tenth_of_a_second() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    play.link.delay(Duration::from_millis(100));
+    for _ in 0..3 {
+        play.revokes_and_sees("victim");
+        play.restore("victim");
+        play.shows("victim", "200 ok");
+    }
+    play.ends("a tenth of a second of latency");
+}
+
+#[test]
+fn the_network_breaks_in_the_middle_of_a_message() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    // In a look at what changed, in the handshake, and in a look at everything.
+    for bytes in [20, 300, 1_500, 3_000] {
+        play.fault(Sort::Doubtful, |play| play.link.tear(bytes));
+        play.revoke("victim");
+        play.revoke("second");
+        play.goes_on_for(Duration::from_millis(600));
+        play.link_again();
+        play.shows("victim", "401 revoked");
+        play.commit(
+            "UPDATE api_keys SET revoked_at = NULL WHERE key_prefix IN ('llmk_play-victim', 'llmk_play-second')",
+            &[("victim", "200 ok"), ("second", "200 ok")],
+        );
+        play.shows("second", "200 ok");
+    }
+    play.ends("torn messages");
+}
+
+/// The connections that tenantgate has to this database, and the files that the server has open.
+fn held(world: &World, play: &Play) -> (usize, usize) {
+    let sessions = "SELECT pid::text FROM pg_stat_activity
+        WHERE application_name = 'tenantgate' AND datname = current_database()";
+    let files = std::fs::read_dir(format!("/proc/{}/fd", play.server.pid())).expect("it runs").count();
+    (world.db.texts(sessions).len(), files)
+}
+
+#[test]
+fn the_network_comes_and_goes() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    let (_, files_before) = held(&world, &play);
+    play.fault(Sort::Doubtful, |_| ());
+    for round in 0..6 {
+        play.link.slam();
+        play.goes_on_for(Duration::from_millis(300));
+        let change = [Play::revoke, Play::restore][round % 2];
+        change(&mut play, "victim");
+        play.link.mend();
+        play.goes_on_for(Duration::from_millis(300));
+    }
+    play.mend(|_| ());
+    play.revokes_and_sees("victim");
+    play.shows("nobody", "401 unknown");
+    // One follows the changes; another may be there for a moment, to announce the server.
+    eventually("no session and no file is left behind", PATIENCE, || match held(&world, &play) {
+        (sessions, files) if sessions <= 2 && files <= files_before + 1 => Ok(()),
+        seen => Err((seen, files_before)),
+    });
+    play.ends("a network that comes and goes");
+}

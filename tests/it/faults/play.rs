@@ -1,0 +1,352 @@
+//! How is a fault played? A server behind a wire, traffic all the time, and a record of what was done.
+//!
+//! A play keeps the history of its database while it makes it: every act goes through
+//! [`Play`], which takes the instants before and after. At the end [`Play::ends`] hands log
+//! and history to the checker, which knows nothing of how they came about.
+
+use std::sync::LazyLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use tenantgate::clock::{Clock as _, SystemClock, Timestamp};
+
+use super::checker::{Entry, judge, lateness};
+use super::history::{By, History, Sort, Span};
+use super::pulse::Pulse;
+use super::traffic::Traffic;
+use crate::support::database::Session;
+use crate::support::link::Link;
+use crate::support::world::quick_hash;
+use crate::support::{Ask, Database, PATIENCE, Server, eventually, tell};
+
+/// Everybody who is asked for, and the row they have when the play begins.
+const CAST: [(&str, &str); 14] = [
+    ("steady", "200 ok"),
+    ("victim", "200 ok"),
+    ("nobody", "401 unknown"),
+    ("second", "200 ok"),
+    ("fickle", "200 ok"),
+    ("steady2", "200 ok"),
+    ("fickle2", "200 ok"),
+    ("doomed", "200 ok"),
+    ("revoked", "401 revoked"),
+    ("wrong", "401 mismatch"),
+    ("asleep", "403 tenant_inactive"),
+    ("brief", "200 ok"),
+    ("late", "401 unknown"),
+    ("nothing", "401 missing"),
+];
+
+/// The keys that are in the database, and whose they are.
+const KEYS: [(&str, &str); 10] = [
+    ("steady", "calm"),
+    ("steady2", "calm"),
+    ("victim", "calm"),
+    ("second", "calm"),
+    ("revoked", "calm"),
+    ("brief", "calm"),
+    ("fickle", "fickle"),
+    ("fickle2", "fickle"),
+    ("doomed", "doomed"),
+    ("asleep", "asleep"),
+];
+
+/// How long `brief` lives: it expires in the middle of most plays.
+const BRIEF: Duration = Duration::from_secs(4);
+
+/// Between the clock of the machine and the instants of a play.
+const CLOCKS: Duration = Duration::from_millis(50);
+
+/// What `serve` lets pass as long as nobody says otherwise; no play takes as long.
+const MAX_STALENESS: Duration = Duration::from_mins(5);
+
+/// A play with fewer answers proves nothing.
+const ENOUGH: usize = 500;
+
+fn text(key: &str) -> String {
+    format!("llmk_play-{key}_Secret-0123456789")
+}
+
+fn hash(key: &str) -> String {
+    static HASHES: LazyLock<Vec<(&str, String)>> =
+        LazyLock::new(|| KEYS.map(|(key, _)| key).into_iter().chain(["late"]).map(hashed).collect());
+    HASHES.iter().find(|(known, _)| *known == key).expect("a key of the cast").1.clone()
+}
+
+fn hashed(key: &str) -> (&str, String) {
+    (key, quick_hash(&text(key)))
+}
+
+fn ask(key: &str) -> Ask {
+    match key {
+        "nothing" => Ask::get("/v1/items"),
+        "wrong" => Ask::with_key("llmk_play-steady_Wrong-0123456789"),
+        key => Ask::with_key(&text(key)),
+    }
+}
+
+/// Statements that put the cast into tables that are there.
+pub(super) fn cast_sql() -> String {
+    let mut sql = "INSERT INTO tenants (name, db_schema_name, status) VALUES ('Calm', 'calm', 'active'),
+        ('Fickle', 'fickle', 'active'), ('Doomed', 'doomed', 'active'), ('Asleep', 'asleep', 'suspended');"
+        .to_owned();
+    for (key, tenant) in KEYS {
+        sql += &insert(key, tenant);
+    }
+    let expires = format!("expires_at = now() + interval '{} ms'", BRIEF.as_millis());
+    [sql, set("revoked", "revoked_at = now()"), set("brief", &expires)].join(";")
+}
+
+/// The statement that puts a key into the table.
+pub(super) fn insert(key: &str, tenant: &str) -> String {
+    format!(
+        "INSERT INTO api_keys (hashed_key, key_prefix, tenant_id)
+         SELECT '{}', 'llmk_play-{key}', id FROM tenants WHERE db_schema_name = '{tenant}';",
+        hash(key)
+    )
+}
+
+/// The statement that changes a column of a key.
+pub(super) fn set(key: &str, what: &str) -> String {
+    format!("UPDATE api_keys SET {what} WHERE key_prefix = 'llmk_play-{key}'")
+}
+
+/// How a play begins.
+pub(super) struct Plan<'a> {
+    database: &'a Database,
+    max_staleness: Duration,
+    user: Option<String>,
+}
+
+impl<'a> Plan<'a> {
+    /// On a database whose tables are there and where nobody of the cast is.
+    pub(super) fn on(database: &'a Database) -> Self {
+        database.sql(&cast_sql());
+        Self { database, max_staleness: MAX_STALENESS, user: None }
+    }
+
+    /// With this `--max-staleness`.
+    pub(super) fn max_staleness(self, max_staleness: Duration) -> Self {
+        Self { max_staleness, ..self }
+    }
+
+    /// Nobody expires while this is played.
+    pub(super) fn nobody_expires(self) -> Self {
+        self.database.sql(&set("brief", "expires_at = now() + interval '1 hour'"));
+        self
+    }
+
+    /// The server comes as this role, and not as the owner of the tables.
+    pub(super) fn user(self, user: &str) -> Self {
+        Self { user: Some(user.to_owned()), ..self }
+    }
+
+    /// Starts the server and waits until it is ready and every answer is what it should be.
+    pub(super) fn begin(self) -> Play {
+        let play = self.open(|_| (), wait_until_fresh);
+        for (key, row) in CAST.iter().filter(|(key, _)| *key != "brief") {
+            // Whoever proves a key first waits for bcrypt; the play begins when all are proven.
+            play.shows(key, row);
+        }
+        play
+    }
+
+    /// Does something to the wire, starts the server, and lets it find out.
+    pub(super) fn begin_with(self, fault: impl FnOnce(&Link)) -> Play {
+        let mut play = self.open(fault, |_| ());
+        let start = Span { begin: Duration::ZERO, end: Duration::ZERO };
+        play.history.outage(Sort::Unloaded, start);
+        play
+    }
+
+    fn open(self, fault: impl FnOnce(&Link), wait: impl FnOnce(&Server)) -> Play {
+        let (link, mut seen) = Link::before(self.database);
+        fault(&link);
+        if let Some(user) = &self.user {
+            seen = Database::at(seen.backend, &seen.url().replace("//tenantgate:", &format!("//{user}:")));
+        }
+        let staleness = format!("{}ms", self.max_staleness.as_millis());
+        // Not a line for each refusal: the log is looked at for what is said of the database.
+        let levels = ["--log-level", "info,tenantgate::ext_authz=warn"];
+        let server = Server::on(&seen).args(&["--max-staleness", &staleness]).args(&levels).start_unready();
+        wait(&server);
+        let start = Instant::now();
+        let mut history = History::of(self.max_staleness, &CAST);
+        let expires = expiry(self.database, start);
+        history.change("brief", "401 expired", expires, By::Clock);
+        let asks = CAST.map(|(key, _)| (key, ask(key)));
+        let traffic = Traffic::to(&server.grpc[0], start, &asks);
+        let (session, pulse) = (self.database.session(), Pulse::since(start));
+        Play { link, server, history, start, session, traffic, pulse }
+    }
+}
+
+/// A first load that takes long ends in a server that is ready, and stale until its second look.
+fn wait_until_fresh(server: &Server) {
+    server.wait_until_ready();
+    eventually("the server is fresh", PATIENCE, || {
+        let said = server.http("/readyz").body;
+        if said.contains(r#""status":"ready""#) { Ok(()) } else { Err(said) }
+    });
+}
+
+/// When `brief` expires, in the instants of a play that started just now.
+fn expiry(database: &Database, start: Instant) -> Span {
+    let sql = "SELECT (extract(epoch FROM expires_at) * 1e6)::bigint::text FROM api_keys
+        WHERE key_prefix = 'llmk_play-brief'";
+    let micros = database.text(sql).and_then(|micros| micros.parse().ok()).expect("an instant");
+    let at = start.elapsed() + Timestamp(micros).since(SystemClock.now());
+    Span { begin: at.saturating_sub(CLOCKS), end: at + CLOCKS }
+}
+
+/// A play under way.
+pub(super) struct Play {
+    pub(super) link: Link,
+    pub(super) server: Server,
+    pub(super) history: History,
+    start: Instant,
+    session: Session,
+    traffic: Traffic,
+    pulse: Pulse,
+}
+
+impl Play {
+    /// An act, and the instants before and after it.
+    pub(super) fn act<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> (Span, T) {
+        let begin = self.start.elapsed();
+        let outcome = act(self);
+        (Span { begin, end: self.start.elapsed() }, outcome)
+    }
+
+    /// Time goes by, because that is the scenario.
+    #[expect(clippy::unused_self, reason = "only a play has time to let go by")]
+    pub(super) fn goes_on_for(&self, time: Duration) {
+        sleep(time);
+    }
+
+    /// From now on acts are done in another database, or in the same one after it was away.
+    pub(super) fn acts_on(&mut self, database: &Database) {
+        self.session = database.session();
+    }
+
+    /// Runs SQL that changes nothing about any key.
+    pub(super) fn sql(&mut self, sql: &str) {
+        self.session.sql(sql);
+    }
+
+    /// Commits statements that make these keys what their rows say.
+    pub(super) fn commit(&mut self, sql: &str, changes: &[(&'static str, &'static str)]) {
+        let (since, ()) = self.act(|play| play.session.sql(sql));
+        self.history.commit(since, changes);
+    }
+
+    /// Commits in somebody else's session.
+    pub(super) fn commit_in(&mut self, session: &mut Session, changes: &[(&'static str, &'static str)]) {
+        let (since, ()) = self.act(|_| session.sql("COMMIT"));
+        self.history.commit(since, changes);
+    }
+
+    /// Revokes a key.
+    pub(super) fn revoke(&mut self, key: &'static str) {
+        self.commit(&set(key, "revoked_at = now()"), &[(key, "401 revoked")]);
+    }
+
+    /// Takes a revocation back.
+    pub(super) fn restore(&mut self, key: &'static str) {
+        self.commit(&set(key, "revoked_at = NULL"), &[(key, "200 ok")]);
+    }
+
+    /// Sets the status of the tenant that has `fickle` and `fickle2`.
+    pub(super) fn fickle_becomes(&mut self, status: &str, row: &'static str) {
+        let sql = format!("UPDATE tenants SET status = '{status}' WHERE db_schema_name = 'fickle'");
+        self.commit(&sql, &[("fickle", row), ("fickle2", row)]);
+    }
+
+    /// Revokes a key and waits until that is seen.
+    pub(super) fn revokes_and_sees(&mut self, key: &'static str) {
+        self.revoke(key);
+        self.shows(key, "401 revoked");
+    }
+
+    /// Does something after which the server may not, or cannot, know.
+    pub(super) fn fault<T>(&mut self, sort: Sort, fault: impl FnOnce(&mut Self) -> T) -> T {
+        let (span, outcome) = self.act(fault);
+        self.history.outage(sort, span);
+        outcome
+    }
+
+    /// Undoes it.
+    pub(super) fn mend<T>(&mut self, mend: impl FnOnce(&mut Self) -> T) -> T {
+        let (span, outcome) = self.act(mend);
+        self.history.outage_ends(span);
+        outcome
+    }
+
+    /// From now on: cut off.
+    pub(super) fn cut_off(&mut self, cut: impl FnOnce(&Link)) {
+        self.fault(Sort::Cut, |play| cut(&play.link));
+    }
+
+    /// The wire works again.
+    pub(super) fn link_again(&mut self) {
+        self.mend(|play| play.link.mend());
+    }
+
+    /// Waits until the traffic gets this row for a question that is asked from now on.
+    #[track_caller]
+    pub(super) fn shows(&self, key: &str, row: &str) {
+        let now = self.start.elapsed();
+        let wanted = |entry: &Entry| entry.key == key && entry.sent >= now && entry.row == row;
+        eventually(&format!("`{row}` for {key}"), PATIENCE, || {
+            if self.traffic.has(wanted) { Ok(()) } else { Err(self.server.stderr.lines().pop()) }
+        });
+    }
+
+    /// Many ask for this key at once.
+    pub(super) fn many_ask(&mut self, key: &'static str) {
+        self.traffic.burst(key, &ask(key), 50);
+    }
+
+    /// Waits until somebody gets no answer.
+    #[track_caller]
+    pub(super) fn shows_error(&self) {
+        eventually("somebody gets no answer", PATIENCE, || {
+            if self.traffic.has(|entry| entry.row.starts_with("grpc")) { Ok(()) } else { Err(()) }
+        });
+    }
+
+    /// Waits for a line of the log.
+    #[track_caller]
+    pub(super) fn says(&self, level: &str, what: &str) {
+        let found = |lines: &[String]| {
+            let line = lines.iter().find(|line| line.contains(level) && line.contains(what));
+            line.map(|_| ())
+        };
+        self.server.stderr.wait_for(what, PATIENCE, found);
+    }
+
+    /// Ends the traffic, judges every answer, and says the figures.
+    #[track_caller]
+    pub(super) fn ends(self, name: &str) -> Vec<Entry> {
+        eventually("enough answers", PATIENCE, || match self.traffic.count() {
+            ENOUGH.. => Ok(()),
+            count => Err(count),
+        });
+        let (mut history, log) = (self.history, self.traffic.end());
+        history.stalls = self.pulse.stalls();
+        let wrong = judge(&history, &log);
+        let changes = history.transactions.iter().map(|change| lateness(&history, &log, change));
+        let latest = changes.max().unwrap_or_default();
+        let slowest = log.iter().map(Entry::took).max().unwrap_or_default();
+        let (answers, shown) = (log.len(), wrong.iter().take(20).cloned().collect::<Vec<_>>().join("\n"));
+        assert!(wrong.is_empty(), "{name}: {} of {answers} answers are wrong:\n{shown}", wrong.len());
+        tell(&format!(
+            "faults: {name}: {answers} answers, none wrong; the last from before a commit {} ms after it; \
+             slowest answer {} ms; the machine stood still {} times",
+            latest.as_millis(),
+            slowest.as_millis(),
+            history.stalls.len()
+        ));
+        log
+    }
+}

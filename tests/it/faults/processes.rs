@@ -1,0 +1,157 @@
+//! What if a process is stopped, held still, or cut off from the other one by an administrator?
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::history::{Sort, Span};
+use super::play::Plan;
+use crate::support::{Ask, Backend, PATIENCE, Server, World, eventually, runtime, wait};
+
+/// How long a server may take to go.
+const GOODBYE: Duration = Duration::from_secs(10);
+
+/// Many callers who wait for the first proof of a key; everybody's question has reached the server.
+fn in_flight(server: &Server, ask: &Ask) -> JoinSet<String> {
+    let (mut flights, sent) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+    for _ in 0..100 {
+        let (client, ask, sent) = (server.client().clone(), ask.clone(), Arc::clone(&sent));
+        let flight = async move {
+            sent.fetch_add(1, Relaxed);
+            client.ask(ask).await.map_or_else(|status| format!("{status:?}"), |answer| answer.row())
+        };
+        flights.spawn_on(flight, runtime().handle());
+    }
+    eventually("everybody has asked", PATIENCE, || match sent.load(Relaxed) {
+        100 => Ok(()),
+        sent => Err(sent),
+    });
+    // Over the same connection, so that it gets there after them.
+    server.wait_until_proving(ask.clone());
+    flights
+}
+
+#[test]
+fn the_server_is_told_to_go_under_load() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    play.goes_on_for(Duration::from_secs(1));
+    play.revoke("victim");
+    let flights = in_flight(&play.server, &Ask::with_key(&world.issued.text));
+    let (told, ()) = play.act(|play| play.server.signal("TERM"));
+    play.history.goodbye = Some(told.begin);
+    let rows = wait(flights.join_all());
+    assert!(rows.iter().all(|row| row == "200 ok"), "all who were let in are answered: {rows:?}");
+    assert_eq!(play.server.exit_code(GOODBYE), Some(0));
+    play.shows_error();
+    let log = play.ends("told to go under load");
+    let failed: Vec<_> = log.iter().filter(|entry| entry.row.starts_with("grpc")).collect();
+    // Who comes too late finds nobody there, or a connection on which nothing goes out any more.
+    let never_left = ["grpc Unavailable: tcp connect error", "grpc Cancelled: operation was canceled"];
+    let lost = failed.iter().filter(|entry| !never_left.iter().any(|why| entry.row.starts_with(why)));
+    let lost: Vec<_> = lost.collect();
+    assert!(lost.is_empty(), "taken and not answered: {lost:#?}");
+}
+
+/// Whether every thread of a process stands still.
+fn stands_still(pid: u32) -> Result<(), Vec<String>> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it is there").flatten();
+    let stat = threads.map(|thread| std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default());
+    let moving: Vec<String> = stat.filter(|stat| !stat.contains(") T ")).collect();
+    if moving.is_empty() { Ok(()) } else { Err(moving) }
+}
+
+/// Held still for longer than the bound while the database goes on: what it knew is too old when it wakes,
+/// and not even the first answers rest on it.
+#[test]
+fn the_server_is_held_still_for_longer_than_the_bound() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let bound = Duration::from_millis(1_500);
+    let mut play = Plan::on(&world.db).max_staleness(bound).begin();
+    play.fault(Sort::Cut, |play| {
+        play.server.signal("STOP");
+        eventually("it stands still", PATIENCE, || stands_still(play.server.pid()));
+    });
+    let (stopped, ()) = play.act(|_| ());
+    play.revoke("victim");
+    play.fickle_becomes("suspended", "403 tenant_inactive");
+    play.goes_on_for(bound * 2);
+    for key in ["victim", "fickle", "steady"] {
+        play.many_ask(key);
+    }
+    let (goes_on, ()) = play.act(|_| ());
+    play.history.stops.push(Span { begin: stopped.begin, end: goes_on.end });
+    play.mend(|play| play.server.signal("CONT"));
+    play.shows("victim", "401 revoked");
+    play.shows("fickle", "403 tenant_inactive");
+    play.shows("nobody", "401 unknown");
+    play.ends("the server held still");
+}
+
+/// The backends of Postgres that tenantgate talks to in this database.
+fn backends(world: &World) -> Vec<String> {
+    let sql = "SELECT pid::text FROM pg_stat_activity WHERE application_name = 'tenantgate'
+        AND datname = current_database() AND query LIKE '%auth_change%'";
+    world.db.texts(sql).into_iter().flatten().collect()
+}
+
+fn signal(name: &str, pid: &str) {
+    let sent = Command::new("sh").args(["-c", r#"kill -"$0" "$1""#, name, pid]).status().expect("sh starts");
+    assert!(sent.success(), "the signal {name} is delivered to {pid}");
+}
+
+/// Processes that stand still until this is dropped.
+struct Held(Vec<String>);
+
+impl Held {
+    fn still(pids: Vec<String>) -> Self {
+        for pid in &pids {
+            signal("STOP", pid);
+        }
+        Self(pids)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            signal("CONT", pid);
+        }
+    }
+}
+
+/// The session looks alive and answers nothing: it is given up, and another one takes its place.
+#[test]
+fn a_backend_of_postgres_is_held_still() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    let held = play.fault(Sort::Doubtful, |_| Held::still(backends(&world)));
+    play.revoke("victim");
+    play.shows("nobody", "503 unavailable");
+    play.shows("victim", "401 revoked");
+    play.shows("nobody", "401 unknown");
+    play.mend(|_| ());
+    play.restore("victim");
+    play.shows("victim", "200 ok");
+    drop(held);
+    play.ends("a backend held still");
+}
+
+#[test]
+fn an_administrator_ends_every_session() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE application_name = 'tenantgate' AND datname = current_database()";
+    for _ in 0..3 {
+        play.fault(Sort::Doubtful, |play| play.sql(end));
+        play.mend(|_| ());
+        play.revokes_and_sees("victim");
+        play.restore("victim");
+        play.shows("victim", "200 ok");
+    }
+    play.ends("sessions ended");
+}

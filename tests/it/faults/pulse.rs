@@ -1,0 +1,44 @@
+//! Does the machine run at all? A thread that only sleeps, and writes down when it slept too long.
+//!
+//! Where many share a machine it can stand still for a second. That is nobody's fault, and
+//! nothing that a server does in a second can be asked of it then.
+
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{JoinHandle, spawn};
+use std::time::{Duration, Instant};
+
+use super::history::Span;
+
+const BEAT: Duration = Duration::from_millis(20);
+
+/// What is no hiccup any more.
+const STALL: Duration = Duration::from_millis(200);
+
+/// The thread; it ends with this value.
+pub(super) struct Pulse {
+    stop: Sender<()>,
+    thread: JoinHandle<Vec<Span>>,
+}
+
+impl Pulse {
+    /// Feels it; instants count from `start`.
+    pub(super) fn since(start: Instant) -> Self {
+        let (stop, stopped) = channel();
+        let thread = spawn(move || {
+            let (mut stalls, mut begin) = (Vec::new(), start.elapsed());
+            while stopped.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
+                let end = start.elapsed();
+                stalls.extend(Some(Span { begin, end }).filter(|_| end.saturating_sub(begin) > BEAT + STALL));
+                begin = end;
+            }
+            stalls
+        });
+        Self { stop, thread }
+    }
+
+    /// When it stood still.
+    pub(super) fn stalls(self) -> Vec<Span> {
+        drop(self.stop);
+        self.thread.join().expect("it only sleeps")
+    }
+}

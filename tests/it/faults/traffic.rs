@@ -1,0 +1,115 @@
+//! Who asks all the time? Callers that go on whatever happens, and write down what they got.
+//!
+//! Each asks for one key after the other and waits for the answer before the next, over
+//! one of two connections, as two Envoys would; so what one caller sees is in order.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tenantgate::ext_authz::proto::envoy::service::auth::v3::CheckRequest;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::checker::Entry;
+use crate::support::{Ask, Client, PATIENCE, runtime, wait};
+
+const CALLERS: usize = 4;
+
+/// Between two questions of a caller: at most 800 questions a second, on loopback.
+const PACE: Duration = Duration::from_millis(5);
+
+/// So that a play that does not end fills no memory.
+const AT_MOST: usize = 40_000;
+
+#[derive(Default)]
+struct Shared {
+    over: AtomicBool,
+    log: Mutex<Vec<Entry>>,
+}
+
+impl Shared {
+    /// One question, its answer, and a line in the log.
+    async fn ask(&self, client: &Client, start: Instant, key: &'static str, request: CheckRequest) {
+        let sent = start.elapsed();
+        let row = match client.ask(request).await {
+            Ok(answer) => answer.row(),
+            Err(status) => format!("grpc {:?}: {}", status.code(), status.message()),
+        };
+        let entry = Entry { key, sent, received: start.elapsed(), row };
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(log.len() < AT_MOST, "more answers than a play has");
+        log.push(entry);
+    }
+}
+
+/// The callers; they stop when this is dropped.
+pub(super) struct Traffic {
+    shared: Arc<Shared>,
+    callers: JoinSet<()>,
+    address: String,
+    start: Instant,
+}
+
+impl Traffic {
+    /// Callers of a listener who ask all of these; instants count from `start`.
+    pub(super) fn to(address: &str, start: Instant, asks: &[(&'static str, Ask)]) -> Self {
+        let shared = Arc::<Shared>::default();
+        let clients = [Client::to(address), Client::to(address)];
+        let asks: Vec<(&str, CheckRequest)> = asks.iter().map(|(key, ask)| (*key, ask.request())).collect();
+        let mut callers = JoinSet::new();
+        for number in 0..CALLERS {
+            let mut asks = asks.clone();
+            let first = number * asks.len() / CALLERS;
+            asks.rotate_left(first);
+            let (client, shared) = (clients[number % clients.len()].clone(), Arc::clone(&shared));
+            callers.spawn_on(go_on_asking(client, shared, start, asks), runtime().handle());
+        }
+        Self { shared, callers, address: address.to_owned(), start }
+    }
+
+    /// Many ask for one key at once, over a connection of their own.
+    pub(super) fn burst(&mut self, key: &'static str, ask: &Ask, callers: usize) {
+        let (client, start) = (Client::to(&self.address), self.start);
+        for _ in 0..callers {
+            let (client, shared, request) = (client.clone(), Arc::clone(&self.shared), ask.request());
+            let question = async move { shared.ask(&client, start, key, request).await };
+            self.callers.spawn_on(question, runtime().handle());
+        }
+    }
+
+    /// How many answers there are so far.
+    pub(super) fn count(&self) -> usize {
+        self.shared.log.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Does the log so far hold such an entry?
+    pub(super) fn has(&self, wanted: impl Fn(&Entry) -> bool) -> bool {
+        let log = self.shared.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.iter().rev().any(wanted)
+    }
+
+    /// Lets everybody have the last answer, and gives all of them.
+    pub(super) fn end(mut self) -> Vec<Entry> {
+        self.shared.over.store(true, Relaxed);
+        let last = async { while let Some(Ok(())) = self.callers.join_next().await {} };
+        wait(async { timeout(PATIENCE, last).await }).expect("every question is answered");
+        assert!(self.callers.is_empty(), "a caller panicked: an answer that keeps no contract?");
+        std::mem::take(&mut *self.shared.log.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+async fn go_on_asking(
+    client: Client,
+    shared: Arc<Shared>,
+    start: Instant,
+    asks: Vec<(&'static str, CheckRequest)>,
+) {
+    for (key, request) in asks.iter().cycle() {
+        if shared.over.load(Relaxed) {
+            return;
+        }
+        shared.ask(&client, start, key, request.clone()).await;
+        sleep(PACE).await;
+    }
+}

@@ -1,0 +1,195 @@
+//! What if writers do what writers do? Late, in masses, taken back, and without a word.
+
+use std::time::Duration;
+
+use super::checker::lateness;
+use super::history::Sort;
+use super::play::{Plan, insert, set};
+use crate::support::world::quick_hash;
+use crate::support::{Backend, Database, World, tell};
+
+/// Takes the notification out of a trigger's function and leaves the rest.
+const MUTE: &str = "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('auth_key_changed'::regproc),
+    'PERFORM pg_notify(''auth_change'', '''');', ''); END $$";
+
+/// The next look comes after 50 ms whatever happens; that many more are for a loaded machine.
+const A_TICK: Duration = Duration::from_millis(500);
+
+#[test]
+fn notifications_are_lost() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    play.sql(MUTE);
+    let mute = "SELECT (prosrc NOT LIKE '%pg_notify%')::text FROM pg_proc WHERE proname = 'auth_key_changed'";
+    assert_eq!(world.db.text(mute).as_deref(), Some("true"));
+    for _ in 0..5 {
+        play.revokes_and_sees("victim");
+        play.restore("victim");
+        play.shows("victim", "200 ok");
+    }
+    let history = play.history.clone();
+    let log = play.ends("no notifications");
+    let late: Vec<Duration> =
+        history.transactions.iter().map(|change| lateness(&history, &log, change)).collect();
+    assert!(late.iter().all(|late| *late <= A_TICK), "within a tick: {late:?}");
+}
+
+#[test]
+fn a_transaction_lingers_in_another_database_of_the_cluster() {
+    let (Some(world), Some(elsewhere)) = (World::on(Backend::Postgres), Database::empty(Backend::Postgres))
+    else {
+        return;
+    };
+    let mut play = Plan::on(&world.db).begin();
+    let mut lingering = elsewhere.session();
+    lingering.sql("CREATE TABLE work (n int); BEGIN; INSERT INTO work VALUES (1)");
+    for _ in 0..3 {
+        play.revokes_and_sees("victim");
+        play.restore("victim");
+        play.shows("victim", "200 ok");
+    }
+    lingering.sql("COMMIT");
+    play.ends("a transaction that lingers elsewhere");
+}
+
+#[test]
+fn a_transaction_commits_late() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    let mut late = world.db.session();
+    late.sql(&format!("BEGIN; {}", set("victim", "revoked_at = now()")));
+    // Others come and go meanwhile, so that its number is far behind when it commits.
+    for _ in 0..4 {
+        play.revokes_and_sees("second");
+        play.restore("second");
+        play.shows("second", "200 ok");
+    }
+    play.goes_on_for(Duration::from_secs(1));
+    play.commit_in(&mut late, &[("victim", "401 revoked")]);
+    play.shows("victim", "401 revoked");
+    play.ends("a late commit");
+}
+
+#[test]
+fn revocations_are_rolled_back() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    let revoke = |key| set(key, "revoked_at = now()");
+    for _ in 0..10 {
+        play.sql(&format!("BEGIN; {}; ROLLBACK", revoke("steady")));
+        play.sql(&format!("BEGIN; SAVEPOINT s; {}; ROLLBACK TO s; COMMIT", revoke("steady2")));
+        let one_of_two =
+            format!("BEGIN; SAVEPOINT s; {}; ROLLBACK TO s; {}; COMMIT", revoke("steady"), revoke("victim"));
+        play.commit(&one_of_two, &[("victim", "401 revoked")]);
+        play.restore("victim");
+    }
+    play.shows("victim", "200 ok");
+    play.ends("rolled back");
+}
+
+#[test]
+fn tenants_are_suspended_and_deleted_with_all_they_have() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    for status in ["suspended", "deleted", "pending_provisioning"] {
+        play.fickle_becomes(status, "403 tenant_inactive");
+        play.shows("fickle2", "403 tenant_inactive");
+        play.fickle_becomes("active", "200 ok");
+        play.shows("fickle", "200 ok");
+    }
+    play.commit("DELETE FROM tenants WHERE db_schema_name = 'doomed'", &[("doomed", "401 unknown")]);
+    play.shows("doomed", "401 unknown");
+    play.commit(&insert("late", "calm"), &[("late", "200 ok")]);
+    play.shows("late", "200 ok");
+    play.ends("tenants");
+}
+
+/// That a hundred thousand rows are read takes its time in a program that is not optimized.
+const MASS: Duration = if cfg!(debug_assertions) { Duration::from_secs(5) } else { Duration::from_secs(1) };
+
+/// Keys that nobody has, each with a hash of its own.
+fn a_hundred_thousand_keys() -> String {
+    let hash = quick_hash("nobody has it");
+    format!(
+        "INSERT INTO api_keys (hashed_key, key_prefix, tenant_id)
+         SELECT left('{hash}', 29) || left(md5(n::text), 31), 'llmk_mass-' || n, t.id
+         FROM generate_series(1, 100000) n, tenants t WHERE t.db_schema_name = 'calm'"
+    )
+}
+
+#[test]
+fn a_hundred_thousand_keys_are_revoked_at_once() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let on_stage = Plan::on(&world.db);
+    world.db.sql(&a_hundred_thousand_keys());
+    let mut play = on_stage.begin();
+    // The look that reads them is a long one: it may make the server stale, and nothing else.
+    let mass = "UPDATE api_keys SET revoked_at = now()
+        WHERE key_prefix LIKE 'llmk_mass-%' OR key_prefix IN ('llmk_play-victim', 'llmk_play-second')";
+    play.fault(Sort::Doubtful, |play| {
+        play.commit(mass, &[("victim", "401 revoked"), ("second", "401 revoked")]);
+    });
+    play.shows("victim", "401 revoked");
+    play.shows("second", "401 revoked");
+    play.mend(|_| ());
+    assert!(play.server.metric(&["replica_damaged_rows"]) < 1.0, "all of them are keys");
+    let history = play.history.clone();
+    let log = play.ends("a hundred thousand keys revoked at once");
+    let late = lateness(&history, &log, &history.transactions[0]);
+    tell(&format!("faults: 100,000 keys revoked in one commit, in force {} ms after it", late.as_millis()));
+    assert!(late <= MASS, "in force after {late:?}");
+}
+
+#[test]
+fn tables_are_to_be_truncated() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    for sql in ["TRUNCATE api_keys", "TRUNCATE tenants CASCADE", "TRUNCATE tenants, api_keys"] {
+        let said = world.db.refuses(sql);
+        assert!(said.contains("is refused"), "{sql}: {said}");
+    }
+    play.revokes_and_sees("victim");
+    play.ends("refused TRUNCATEs");
+}
+
+#[test]
+fn rows_are_damaged() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    let prefix = "WHERE key_prefix = 'llmk_play-victim'";
+    let hash = world.db.text(&format!("SELECT hashed_key FROM api_keys {prefix}")).expect("never null");
+    for damaged in ["$2x$04$", "$2b$31$", "é"] {
+        play.commit(&set("victim", &format!("hashed_key = '{damaged}'")), &[("victim", "503 unavailable")]);
+        play.shows("victim", "503 unavailable");
+        assert!(play.server.metric(&["replica_damaged_rows"]) > 0.0);
+        play.commit(&set("victim", &format!("hashed_key = '{hash}'")), &[("victim", "200 ok")]);
+        play.shows("victim", "200 ok");
+    }
+    let schema = |from: &str, to: &str| {
+        format!("UPDATE tenants SET db_schema_name = '{to}' WHERE db_schema_name = '{from}'")
+    };
+    let both = |row| [("fickle", row), ("fickle2", row)];
+    play.commit(&schema("fickle", "No schema"), &both("503 unavailable"));
+    play.shows("fickle", "503 unavailable");
+    play.commit(&schema("No schema", "fickle"), &both("200 ok"));
+    play.shows("fickle", "200 ok");
+    play.says("WARN", "damaged row of api_keys");
+    play.says("WARN", "damaged row of tenants");
+    play.ends("damaged rows");
+}
+
+/// As a migration holds one: nobody can look, and what was known goes on.
+#[test]
+fn a_table_is_locked() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).nobody_expires().begin();
+    let mut migration = world.db.session();
+    play.fault(Sort::Doubtful, |_| migration.sql("BEGIN; LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE"));
+    play.shows("nobody", "503 unavailable");
+    play.goes_on_for(Duration::from_secs(2));
+    migration.sql(&set("victim", "revoked_at = now()"));
+    play.mend(|play| play.commit_in(&mut migration, &[("victim", "401 revoked")]));
+    play.shows("victim", "401 revoked");
+    play.shows("nobody", "401 unknown");
+    play.ends("a locked table");
+}
