@@ -105,7 +105,9 @@ impl Running {
         let mut command = match counted_to {
             Some(file) => {
                 let mut valgrind = Command::new("valgrind");
-                valgrind.args(["--tool=cachegrind", "--cache-sim=no"]).arg(format!("--cachegrind-out-file={}", file.display()));
+                valgrind
+                    .args(["--tool=cachegrind", "--cache-sim=no"])
+                    .arg(format!("--cachegrind-out-file={}", file.display()));
                 valgrind.arg(&peer.program);
                 valgrind
             }

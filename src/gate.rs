@@ -122,13 +122,15 @@ impl Gate {
             let (entry, presented) = {
                 let (freshness, snapshot) =
                     self.replica.view(self.clock.as_ref(), self.options.max_staleness);
-                let found = self.find(&snapshot, request, proven.as_ref());
-                match decide(&self.facts(request, freshness, found)) {
-                    Some(decision) => return self.finish(&snapshot, request, started, &decision, answer),
-                    None => match pending(&snapshot, request) {
-                        Some(pending) => pending,
-                        None => break,
-                    },
+                let entry = named(&snapshot, request);
+                let found = entry.map(|(entry, presented)| {
+                    let proof = self.proof(entry, presented, proven.as_ref());
+                    Found { key: entry.record(), tenant: snapshot.tenant(entry.record().tenant_id), proof }
+                });
+                match (decide(&self.facts(request, freshness, found)), entry) {
+                    (Some(decision), entry) => return self.finish(entry, started, &decision, answer),
+                    (None, Some((entry, presented))) => (Arc::clone(entry), presented),
+                    (None, None) => break,
                 }
             };
             let deadline = deadline.unwrap_or_else(|| Instant::now() + self.options.patience);
@@ -136,7 +138,7 @@ impl Gate {
             proven = Some((entry, proof));
         }
         let overloaded = Decision::Unable(Fault::Overloaded, None);
-        self.finish(&self.replica.snapshot(), request, started, &overloaded, answer)
+        self.finish(None, started, &overloaded, answer)
     }
 
     fn facts<'a>(
@@ -154,34 +156,32 @@ impl Gate {
         }
     }
 
-    fn find<'a>(
+    /// What is known of the caller's holding this key, also by a proof that was made for him a moment ago.
+    fn proof(
         &self,
-        snapshot: &'a Snapshot,
-        request: &AccessRequest<'_>,
+        entry: &Entry,
+        presented: PresentedKey<'_>,
         proven: Option<&(Arc<Entry>, Proof)>,
-    ) -> Option<Found<'a>> {
-        let Credential::Presented(presented) = request.credential else { return None };
-        let entry = snapshot.key(presented.prefix())?;
-        let proof = match (self.verifier.recall(entry.as_ref(), presented), proven) {
+    ) -> Proof {
+        match (self.verifier.recall(entry, presented), proven) {
             (Proof::Pending, Some((before, proof))) if entry.inherit(before) => *proof,
             (recalled, _) => recalled,
-        };
-        Some(Found { key: entry.record(), tenant: snapshot.tenant(entry.record().tenant_id), proof })
+        }
     }
 
     fn finish<R>(
         &self,
-        snapshot: &Snapshot,
-        request: &AccessRequest<'_>,
+        entry: Option<(&Arc<Entry>, PresentedKey<'_>)>,
         started: Instant,
         decision: &Decision<'_>,
         answer: impl FnOnce(&Decision<'_>) -> R,
     ) -> R {
-        if let Decision::Allow(Grant::Tenant(key, _)) = decision
-            && let Some(entry) = snapshot.key(&key.prefix)
-        {
+        if let (Decision::Allow(Grant::Tenant(..)), Some((entry, presented))) = (decision, entry) {
             self.usage.touch(entry, self.clock.now());
-            self.remember(entry, request);
+            // So that the next process need not ask bcrypt.
+            if entry.take_memo_due() {
+                self.memos.note(entry.record(), presented);
+            }
         }
         self.stats.count(decision);
         let answer = answer(decision);
@@ -190,18 +190,11 @@ impl Gate {
     }
 }
 
-impl Gate {
-    /// Sees to it that the next process need not ask bcrypt.
-    fn remember(&self, entry: &Entry, request: &AccessRequest<'_>) {
-        if let Credential::Presented(presented) = request.credential
-            && entry.take_memo_due()
-        {
-            self.memos.note(entry.record(), presented);
-        }
-    }
-}
-
-fn pending<'a>(snapshot: &Snapshot, request: &AccessRequest<'a>) -> Option<(Arc<Entry>, PresentedKey<'a>)> {
+/// The key that a request names, and what it presents for it.
+fn named<'s, 'a>(
+    snapshot: &'s Snapshot,
+    request: &AccessRequest<'a>,
+) -> Option<(&'s Arc<Entry>, PresentedKey<'a>)> {
     let Credential::Presented(presented) = request.credential else { return None };
-    Some((Arc::clone(snapshot.key(presented.prefix())?), presented))
+    Some((snapshot.key(presented.prefix())?, presented))
 }

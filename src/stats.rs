@@ -1,15 +1,24 @@
 //! How often, and how long?
 //!
 //! Numbers that machines count up and operators read. Counting takes one atomic
-//! addition and no lock; what the numbers are called and how they are shown is
+//! addition, on a line of the cache that no other thread writes while there are few
+//! of them, and no lock; what the numbers are called and how they are shown is
 //! not known here.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-/// A number that only grows, or one that is set.
+/// How many threads count without being in each other's way.
+const STRIPES: usize = 8;
+
+/// A number of its own line of the cache: threads that count on different ones do not wait for each other.
 #[derive(Debug, Default)]
-pub struct Count(AtomicU64);
+#[repr(align(128))]
+struct Stripe(AtomicU64);
+
+/// A number that only grows. Every thread adds to one of its parts.
+#[derive(Debug, Default)]
+pub struct Count([Stripe; STRIPES]);
 
 impl Count {
     /// Adds one.
@@ -19,14 +28,30 @@ impl Count {
 
     /// Adds `n`.
     pub fn add(&self, n: u64) {
-        self.0.fetch_add(n, Relaxed);
+        self.0[stripe()].0.fetch_add(n, Relaxed);
     }
 
-    /// Takes one away.
-    pub fn take_one(&self) {
-        self.0.fetch_sub(1, Relaxed);
+    /// Reads it.
+    #[must_use]
+    pub fn value(&self) -> u64 {
+        self.0.iter().map(|stripe| stripe.0.load(Relaxed)).sum()
     }
+}
 
+/// The part that this thread adds to.
+fn stripe() -> usize {
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static OURS: usize = THREADS.fetch_add(1, Relaxed) % STRIPES;
+    }
+    OURS.with(|ours| *ours)
+}
+
+/// A number that is set.
+#[derive(Debug, Default)]
+pub struct Level(AtomicU64);
+
+impl Level {
     /// Sets it.
     pub fn set(&self, n: u64) {
         self.0.store(n, Relaxed);
@@ -41,9 +66,14 @@ impl Count {
 
 /// How durations are spread: buckets that double from 4 µs to 4 s.
 #[derive(Debug, Default)]
-pub struct Spread {
-    buckets: [Count; BUCKETS],
-    sum_nanos: Count,
+pub struct Spread([Part; STRIPES]);
+
+/// What one thread, or a few, have taken note of.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Part {
+    buckets: [AtomicU64; BUCKETS],
+    sum_nanos: AtomicU64,
 }
 
 const BUCKETS: usize = 22;
@@ -52,20 +82,22 @@ impl Spread {
     /// Takes note of a duration.
     pub fn record(&self, span: Duration) {
         let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
-        self.buckets[bucket_of(nanos)].add_one();
-        self.sum_nanos.add(nanos);
+        let part = &self.0[stripe()];
+        part.buckets[bucket_of(nanos)].fetch_add(1, Relaxed);
+        part.sum_nanos.fetch_add(nanos, Relaxed);
     }
 
     /// The sum of all durations in seconds.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a sum for display; 53 bits of it are plenty")]
     pub fn sum_seconds(&self) -> f64 {
-        self.sum_nanos.value() as f64 / 1e9
+        self.0.iter().map(|part| part.sum_nanos.load(Relaxed)).sum::<u64>() as f64 / 1e9
     }
 
     /// Each bucket's upper bound in seconds, inclusive, and how many durations fell into it alone.
     pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
-        self.buckets.iter().enumerate().map(|(i, count)| (upper_bound(i), count.value()))
+        let count = |i: usize| self.0.iter().map(|part| part.buckets[i].load(Relaxed)).sum();
+        (0..BUCKETS).map(move |i| (upper_bound(i), count(i)))
     }
 }
 
@@ -91,6 +123,17 @@ mod tests {
             assert_eq!(bucket_of(micros * 1000), bucket, "{micros} µs");
             assert!(upper_bound(bucket) * 1e6 >= f64::from(u32::try_from(micros).unwrap_or(u32::MAX)));
         }
+    }
+
+    #[test]
+    fn what_many_threads_counted_is_counted_once() {
+        let count = Count::default();
+        std::thread::scope(|scope| {
+            for _ in 0..20 {
+                scope.spawn(|| (0..1_000).for_each(|_| count.add_one()));
+            }
+        });
+        assert_eq!(count.value(), 20_000);
     }
 
     #[test]

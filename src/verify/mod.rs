@@ -39,7 +39,7 @@ use self::queue::FairQueue;
 use crate::decision::{Fault, Proof};
 use crate::key::{PlainKey, PresentedKey};
 use crate::record::{KeyRecord, SecretHash};
-use crate::stats::{Count, Spread};
+use crate::stats::{Count, Level, Spread};
 
 /// How much first proofs may cost.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +83,7 @@ pub struct Stats {
     /// Time in bcrypt.
     pub bcrypt: Spread,
     /// Proofs that wait for a thread.
-    pub queued: Count,
+    pub queued: Level,
     /// Proofs turned away because the queue was full.
     pub shed: Count,
     /// Verdicts of bcrypt: right, wrong, failed.

@@ -13,7 +13,7 @@ fn narrow_role(database: &Database) -> String {
     database.sql(&format!(
         "CREATE ROLE {role} LOGIN;
          GRANT SELECT ON tenants, api_keys, auth_change, auth_change_floor, tenantgate_migrations TO {role};
-         GRANT UPDATE (last_used_at) ON api_keys TO {role};
+         GRANT UPDATE (last_used_at, key_memo) ON api_keys TO {role};
          GRANT SELECT, INSERT, UPDATE, DELETE ON auth_replica TO {role}"
     ));
     role
@@ -54,7 +54,7 @@ fn a_right_is_taken_away() {
     let role = narrow_role(&world.db);
     world.db.sql(&format!(
         "REVOKE SELECT ON api_keys FROM {role};
-         GRANT SELECT (id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at, last_used_at) ON api_keys TO {role}"
+         GRANT SELECT (id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at, last_used_at, key_memo) ON api_keys TO {role}"
     ));
     let mut play = Plan::on(&world.db).user(&role).begin();
     let column = |verb: &str| format!("{verb} SELECT (hashed_key) ON api_keys");

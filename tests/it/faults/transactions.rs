@@ -112,7 +112,7 @@ fn a_hundred_thousand_keys() -> String {
     let hash = quick_hash("nobody has it");
     format!(
         "INSERT INTO api_keys (hashed_key, key_prefix, tenant_id)
-         SELECT left('{hash}', 29) || left(md5(n::text), 31), 'llmk_mass-' || n, t.id
+         SELECT left('{hash}', 29) || left(md5(n::text), 30) || 'u', 'llmk_mass-' || n, t.id
          FROM generate_series(1, 100000) n, tenants t WHERE t.db_schema_name = 'calm'"
     )
 }
