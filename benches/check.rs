@@ -30,7 +30,7 @@ const ROUNDS: usize = 8;
 const BATCHED: (usize, usize, usize) = (2, 100, 40_000);
 const PING_PONG: (usize, usize, usize) = (1, 1, 10_000);
 /// Checks under cachegrind, in the short run and in the long one.
-const COUNTED: (usize, usize) = (1_000, 3_000);
+const COUNTED: (usize, usize) = (1_000, 9_000);
 
 /// Who is asked: a name, its program and its arguments.
 struct Peer {
@@ -113,7 +113,8 @@ impl Running {
             }
             None => Command::new(&peer.program),
         };
-        command.args(&peer.args).current_dir(dir).stdin(Stdio::null());
+        // As many as the stock server has.
+        command.env("TOKIO_WORKER_THREADS", "1").args(&peer.args).current_dir(dir).stdin(Stdio::null());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         let said = Transcript::of(child.stdout.take().expect("piped"));
         let logged = Transcript::of(child.stderr.take().expect("piped"));
