@@ -38,7 +38,10 @@ impl Line {
     async fn over(
         stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
     ) -> Self {
-        let (send, connection) = h2::client::handshake(stream).await.expect("it speaks HTTP/2");
+        // Windows as Envoy has them, so that no answer comes in pieces.
+        let mut windows = h2::client::Builder::new();
+        windows.initial_window_size(1 << 24).initial_connection_window_size(1 << 28);
+        let (send, connection) = windows.handshake(stream).await.expect("it speaks HTTP/2");
         tokio::spawn(async move { connection.await.expect("the connection stays") });
         Self(send)
     }
