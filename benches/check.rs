@@ -2,7 +2,7 @@
 //!
 //! Three servers are asked the same request, 1.4 kB as Envoy writes it: `stock`, a plain
 //! release build of tonic and the generated types, over TCP; `stock, same`, the same program
-//! with the flags, the allocator and the socket of tenantgate; and tenantgate, over a Unix
+//! with the flags and the socket of tenantgate; and tenantgate, over a Unix
 //! socket, with a key that it has to find, prove by its seal, judge and answer for.
 //!
 //! Instructions are counted by cachegrind: the difference of a long and a short run, so that
