@@ -1,6 +1,6 @@
 //! What does one check cost, against a server that says yes to everything?
 //!
-//! Three servers are asked the same request, 1.4 kB as Envoy writes it: `stock`, a plain
+//! Three servers are asked the same request, 1.2 kB as Envoy writes it: `stock`, a plain
 //! release build of tonic and the generated types, over TCP; `stock, same`, the same program
 //! with the flags and the socket of tenantgate; and tenantgate, over a Unix
 //! socket, with a key that it has to find, prove by its seal, judge and answer for.
