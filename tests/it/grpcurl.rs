@@ -11,7 +11,7 @@ use std::sync::Once;
 
 use serde_json::Value;
 
-use crate::support::{Backend, Database, Server, left_out};
+use crate::support::{Backend, Database, Server, excused, left_out};
 
 /// The page that users read.
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
@@ -29,8 +29,7 @@ fn binary() -> Option<PathBuf> {
     let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin").join(PROGRAM);
     let found = on_path.chain([ours]).find(|grpcurl| grpcurl.is_file());
     // Not every machine that runs everything else has a Go to build it with, so tests/run may leave it out by name.
-    let excused = std::env::var_os("TENANTGATE_TEST_WITHOUT").is_some_and(|without| without == PROGRAM);
-    if found.is_none() && !excused {
+    if found.is_none() && !excused(PROGRAM) {
         left_out(
             &MISSING,
             "the README's grpcurl recipes",

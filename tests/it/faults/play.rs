@@ -199,6 +199,14 @@ fn expiry(database: &Database, start: Instant) -> Span {
     Span { begin: at.saturating_sub(CLOCKS), end: at + CLOCKS }
 }
 
+/// The same log, but for one answer: a key that is always valid was revoked.
+fn with_a_lie(log: &[Entry]) -> Vec<Entry> {
+    let mut log = log.to_vec();
+    let told = log.iter_mut().find(|entry| entry.key == "steady" && entry.row == "200 ok");
+    "401 revoked".clone_into(&mut told.expect("it passes at some time").row);
+    log
+}
+
 /// A play under way.
 pub(super) struct Play {
     pub(super) link: Link,
@@ -340,6 +348,7 @@ impl Play {
         let slowest = log.iter().map(Entry::took).max().unwrap_or_default();
         let (answers, shown) = (log.len(), wrong.iter().take(20).cloned().collect::<Vec<_>>().join("\n"));
         assert!(wrong.is_empty(), "{name}: {} of {answers} answers are wrong:\n{shown}", wrong.len());
+        assert!(!judge(&history, &with_a_lie(&log)).is_empty(), "{name}: the checker would explain anything");
         tell(&format!(
             "faults: {name}: {answers} answers, none wrong; the last from before a commit {} ms after it; \
              slowest answer {} ms; the machine stood still {} times",

@@ -23,6 +23,7 @@ pub(crate) mod database;
 pub(crate) mod envoy;
 pub(crate) mod http;
 pub(crate) mod link;
+pub(crate) mod pooler;
 pub(crate) mod postgres;
 pub(crate) mod server;
 pub(crate) mod transcript;
@@ -85,6 +86,12 @@ pub(crate) fn eventually<T, E: Debug>(
 /// Is this a run in which nothing may be left out (`TENANTGATE_TEST_REQUIRE=all`)?
 pub(crate) fn nothing_may_be_missing() -> bool {
     std::env::var_os("TENANTGATE_TEST_REQUIRE").is_some_and(|wanted| wanted == "all")
+}
+
+/// May this program be missing, because who runs the tests knows and says so (`TENANTGATE_TEST_WITHOUT=one,other`)?
+pub(crate) fn excused(program: &str) -> bool {
+    let without = std::env::var_os("TENANTGATE_TEST_WITHOUT").unwrap_or_default();
+    without.to_string_lossy().split(',').any(|name| name == program)
 }
 
 /// Says once, past libtest's capture, that a suite is left out; or fails, where nothing may be missing.

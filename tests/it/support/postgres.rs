@@ -260,6 +260,16 @@ fn become_user(command: &mut Command, user: Option<u32>, group: Option<u32>) {
     }
 }
 
+/// Lets a command run as whom clusters belong to, in a directory that is theirs then, with all in it.
+pub(super) fn become_owner(command: &mut Command, dir: &Path) {
+    let (user, group) = owner().expect("whoever has a cluster");
+    for entry in std::fs::read_dir(dir).expect("readable").flatten() {
+        chown(entry.path(), user, group).expect("the files go to the owner");
+    }
+    chown(dir, user, group).expect("the directory goes to the owner");
+    become_user(command.current_dir(dir), user, group);
+}
+
 fn initdb(bin: &Path, dir: &Path, user: Option<u32>, group: Option<u32>) {
     let mut initdb = Command::new(bin.join("initdb"));
     initdb.args(["--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "-U", ROLE, "-D"]);

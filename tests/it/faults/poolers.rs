@@ -1,0 +1,79 @@
+//! What if a pooler in transaction mode stands behind the address? It is not the database.
+
+use std::time::Duration;
+
+use sqlx::{Connection as _, PgConnection};
+
+use super::history::Sort;
+use super::play::Plan;
+use crate::support::pooler::Pooler;
+use crate::support::{Backend, Database, PATIENCE, World, eventually, runtime};
+
+/// Others who use the pooler, so that everybody gets another backend every time.
+struct Crowd(Vec<tokio::task::AbortHandle>);
+
+impl Crowd {
+    fn at(pooler: &Pooler, database: &Database) -> Self {
+        let [direct, through] = [database.port(), pooler.port()].map(|port| format!(":{port}/"));
+        let url = database.url().replace(&direct, &through);
+        let members = (0..5).map(|_| runtime().spawn(go_on_working(url.clone())).abort_handle());
+        Self(members.collect())
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for member in &self.0 {
+            member.abort();
+        }
+    }
+}
+
+async fn go_on_working(url: String) {
+    let mut session = PgConnection::connect(&url).await.expect("the pooler lets everybody in");
+    loop {
+        let work = "BEGIN; SELECT pg_sleep(random() * 0.02); COMMIT";
+        sqlx::raw_sql(work).execute(&mut session).await.expect("work is done");
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+}
+
+#[test]
+fn the_address_is_a_poolers_from_the_start() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let Some(pooler) = Pooler::before(&world.db) else { return };
+    let home = world.db.port();
+    let mut play = Plan::on(&world.db).begin_with(|link| link.lead_to(pooler.port()));
+    play.says("WARN", "no database yet, trying again");
+    play.shows("steady", "503 unavailable");
+    play.goes_on_for(Duration::from_secs(2));
+    assert!(play.server.http("/readyz").body.contains("starting"), "not ready behind a pooler");
+    eventually("it keeps trying", PATIENCE, || {
+        let tries = play.server.metric(&["replica_lost_sessions_total"]);
+        if tries > 3.0 { Ok(()) } else { Err(tries) }
+    });
+    play.mend(|play| play.link.lead_to(home));
+    play.server.wait_until_ready();
+    play.shows("steady", "200 ok");
+    play.revokes_and_sees("victim");
+    play.ends("a pooler from the start");
+}
+
+#[test]
+fn the_address_is_suddenly_a_poolers() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let Some(pooler) = Pooler::before(&world.db) else { return };
+    let home = world.db.port();
+    let mut play = Plan::on(&world.db).begin();
+    let crowd = Crowd::at(&pooler, &world.db);
+    play.fault(Sort::Doubtful, |play| play.link.lead_to(pooler.port()));
+    play.says("ERROR", "the database is not what it was");
+    play.revoke("victim");
+    play.shows("steady", "200 ok");
+    play.goes_on_for(Duration::from_secs(2));
+    drop(crowd);
+    play.mend(|play| play.link.lead_to(home));
+    play.shows("victim", "401 revoked");
+    play.shows("nobody", "401 unknown");
+    play.ends("a pooler in between");
+}

@@ -1,0 +1,94 @@
+//! What if a pooler stands before the database? A real one, in transaction mode.
+//!
+//! `PgBouncer` gives a client another backend for each transaction, so that what was said to
+//! one of them (LISTEN, settings) holds nowhere. As with a cluster, a small shell stands
+//! between it and the tests, and ends it when they end in whatever way.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Once;
+
+use tempfile::TempDir;
+
+use super::link::free_port;
+use super::postgres::{ROLE, become_owner};
+use super::{Database, PATIENCE, eventually, excused, left_out};
+
+const PROGRAM: &str = "pgbouncer";
+
+/// Runs the pooler until the standard input ends.
+const KEEPER: &str = r#"
+"$1" -q "$2" </dev/null >"$2.log" 2>&1 &
+cat >/dev/null
+kill "$!"
+"#;
+
+static MISSING: Once = Once::new();
+
+/// A pooler before the cluster of a database; it ends with this value.
+pub(crate) struct Pooler {
+    port: u16,
+    keeper: Child,
+    _dir: TempDir,
+}
+
+impl Pooler {
+    /// Takes connections to the database; `None`, said loudly, where the machine has no pooler.
+    pub(crate) fn before(database: &Database) -> Option<Self> {
+        let program = binary()?;
+        let dir = tempfile::Builder::new().prefix("tenantgate-pool-").tempdir().expect("a directory");
+        let (port, file) = (free_port(), dir.path().join("pool.ini"));
+        std::fs::write(&file, settings(port, database.port())).expect("written");
+        // A copy, because whom clusters belong to may not look into where we found it.
+        std::fs::copy(program, dir.path().join(PROGRAM)).expect("copied");
+        let mut keeper = Command::new("sh");
+        keeper.args(["-c", KEEPER, "sh"]).arg(dir.path().join(PROGRAM)).arg(&file).stdin(Stdio::piped());
+        // It refuses root as Postgres does.
+        become_owner(&mut keeper, dir.path());
+        let keeper = keeper.spawn().expect("sh starts");
+        let pooler = Self { port, keeper, _dir: dir };
+        eventually("the pooler takes connections", PATIENCE, || {
+            let log = std::fs::read_to_string(file.with_extension("ini.log"));
+            std::net::TcpStream::connect(("127.0.0.1", port)).map(|_| ()).map_err(|error| (error, log))
+        });
+        Some(pooler)
+    }
+
+    /// The port on 127.0.0.1.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
+    }
+}
+
+/// Lets everybody in, as whom the tests come anyway, and takes what it does not understand for said.
+fn settings(port: u16, to: u16) -> String {
+    format!(
+        "[databases]\n* = host=127.0.0.1 port={to} user={ROLE}\n\
+         [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+         auth_type = any\npool_mode = transaction\nignore_startup_parameters = extra_float_digits,options\n"
+    )
+}
+
+/// The program; Debian puts it where only root's PATH looks.
+fn binary() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|dir| dir.join(PROGRAM));
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin").join(PROGRAM);
+    let debian = Path::new("/usr/sbin").join(PROGRAM);
+    let found = on_path.chain([debian, ours]).find(|program| program.is_file());
+    if found.is_none() && !excused(PROGRAM) {
+        left_out(
+            &MISSING,
+            "poolers in transaction mode",
+            "no pgbouncer on this machine (`envoy/get pgbouncer` gets one)",
+        );
+    }
+    found
+}
