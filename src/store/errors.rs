@@ -16,6 +16,7 @@ impl From<sqlx::Error> for StoreError {
         match error.as_database_error() {
             None => Self::Unavailable(unanswered(&error)),
             Some(said) if said.is_unique_violation() => Self::Conflict(first_line(&said.message())),
+            Some(said) if is_of_a_pooler(said) => Self::pooler(),
             Some(said) if passes(said) => Self::Unavailable(first_line(&said.message())),
             Some(said) => Self::Refused(first_line(&said.message())),
         }
@@ -33,6 +34,20 @@ impl From<MigrateError> for StoreError {
             other => Self::Refused(first_line(&other)),
         }
     }
+}
+
+impl StoreError {
+    /// A connection that changes backends.
+    pub(super) fn pooler() -> Self {
+        Self::Impostor(
+            "the connection moved to another backend: connect to the database itself, not to a pooler".into(),
+        )
+    }
+}
+
+/// Prepared statements that are there twice, or not at all: whoever has a backend to himself never sees that.
+fn is_of_a_pooler(error: &dyn DatabaseError) -> bool {
+    matches!(error.code().as_deref(), Some("42P05" | "26000"))
 }
 
 /// Whether trying again later may help.

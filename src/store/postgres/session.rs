@@ -184,9 +184,7 @@ impl PostgresSession {
             return Err(standby());
         }
         if self.backend.as_ref().is_some_and(|known| *known != header.backend) {
-            let why =
-                "the connection moved to another backend: connect to the database itself, not to a pooler";
-            return Err(StoreError::Impostor(why.into()));
+            return Err(StoreError::pooler());
         }
         self.backend = Some(header.backend.clone());
         self.snapshot.clone_from(&header.snapshot);

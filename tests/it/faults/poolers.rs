@@ -44,7 +44,9 @@ fn the_address_is_a_poolers_from_the_start() {
     let Some(pooler) = Pooler::before(&world.db) else { return };
     let home = world.db.port();
     let mut play = Plan::on(&world.db).begin_with(|link| link.lead_to(pooler.port()));
+    // What an operator has to know is that it is a pooler, and not which statement came to the wrong backend.
     play.says("WARN", "no database yet, trying again");
+    play.says("WARN", "not to a pooler");
     play.shows("steady", "503 unavailable");
     play.goes_on_for(Duration::from_secs(2));
     assert!(play.server.http("/readyz").body.contains("starting"), "not ready behind a pooler");
@@ -68,6 +70,7 @@ fn the_address_is_suddenly_a_poolers() {
     let crowd = Crowd::at(&pooler, &world.db);
     play.fault(Sort::Doubtful, |play| play.link.lead_to(pooler.port()));
     play.says("ERROR", "the database is not what it was");
+    play.says("ERROR", "not to a pooler");
     play.revoke("victim");
     play.shows("steady", "200 ok");
     play.goes_on_for(Duration::from_secs(2));

@@ -6,7 +6,7 @@ use super::checker::lateness;
 use super::history::Sort;
 use super::play::{Plan, insert, set};
 use crate::support::world::quick_hash;
-use crate::support::{Backend, Database, World, tell};
+use crate::support::{Backend, Database, World, eventually, tell};
 
 /// Takes the notification out of a trigger's function and leaves the rest.
 const MUTE: &str = "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('auth_key_changed'::regproc),
@@ -192,4 +192,25 @@ fn a_table_is_locked() {
     play.shows("victim", "401 revoked");
     play.shows("nobody", "401 unknown");
     play.ends("a locked table");
+}
+
+/// A look that waited for a lock must not take the time of its waiting for the database's clock.
+#[test]
+fn a_look_waits_while_a_key_is_about_to_expire() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut play = Plan::on(&world.db).begin();
+    let mut migration = world.db.session();
+    let expires_soon = |world: &World| {
+        let left = "SELECT (expires_at - clock_timestamp() < interval '2.2 s')::text FROM api_keys
+            WHERE key_prefix = 'llmk_play-brief'";
+        world.db.text(left).as_deref() == Some("true")
+    };
+    eventually("there are two seconds left", Duration::from_secs(5), || {
+        if expires_soon(&world) { Ok(()) } else { Err(()) }
+    });
+    play.fault(Sort::Doubtful, |_| migration.sql("BEGIN; LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE"));
+    play.goes_on_for(Duration::from_millis(1_500));
+    play.mend(|_| migration.sql("COMMIT"));
+    play.shows("brief", "401 expired");
+    play.ends("a key that expires just after a look that waited");
 }
