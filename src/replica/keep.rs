@@ -7,39 +7,23 @@
 //! than the replica may be, from another database, or from the future. There is no
 //! plaintext in it: bcrypt hashes and memos, as in the database.
 //!
-//! ```text
-//! "tenantgate snapshot 1\n" │ pepper, 4 bytes │ Head │ Key … │ Tenant … │ HMAC-SHA-256, 32 bytes
-//!                             each of these protobuf, its length before it
-//! ```
-//!
 //! What comes from the file is doubted as if it were our own last look: a database that
 //! shows something quite different has to wait until the file is too old to serve from.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+mod file;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fs, io};
 
-use hmac::{Hmac, Mac};
-use prost::Message;
-use sha2::Sha256;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
-use uuid::Uuid;
 
+use self::file::{Head, open, save};
 use super::{Replica, Snapshot};
 use crate::clock::{Clock, Timestamp};
-use crate::key::KeyId;
-use crate::record::{KeyRecord, Memo, PepperId, SecretHash};
-use crate::store::{Look, Row};
-use crate::tenant::{Tenant, TenantId, TenantStatus};
-use crate::verify::memo::Peppers;
-
-const MAGIC: &[u8] = b"tenantgate snapshot 1\n";
-const DOMAIN: &[u8] = b"tenantgate snapshot/v1\0";
-const MAC_BYTES: usize = 32;
+use crate::store::Look;
 
 /// What two clocks may differ by without one of them being wrong.
 const SLACK: Duration = Duration::from_secs(2);
@@ -131,19 +115,10 @@ impl Keeper {
             return Err(Refused::OtherDatabase(head.source));
         }
         let age = self.age(&head)?;
-        let snapshot = self.rows(&head, body)?;
-        Ok((snapshot, head.look(), age))
-    }
-
-    fn rows(&self, head: &Head, mut body: &[u8]) -> Result<Snapshot, Refused> {
         let mut reload = self.replica.snapshot().reload(self.replica.peppers());
-        for _ in 0..head.keys {
-            reload.add(next::<Key>(&mut body)?.row()?);
-        }
-        for _ in 0..head.tenants {
-            reload.add(next::<TenantRow>(&mut body)?.row()?);
-        }
-        if body.is_empty() { Ok(reload.finish()) } else { Err(Refused::Malformed) }
+        file::rows(&head, body, |row| reload.add(row))?;
+        let snapshot = reload.finish();
+        Ok((snapshot, head.look(), age))
     }
 
     /// How long ago the look was: by the wall clock, and by the uptime if the machine still runs. The longer
@@ -236,192 +211,18 @@ impl Keeper {
     }
 }
 
-/// What is said of the whole file.
-#[derive(Clone, Message)]
-struct Head {
-    /// When the look was asked for, by the wall clock, in microseconds since 1970.
-    #[prost(sint64, tag = "1")]
-    looked_at: i64,
-    /// Which start of the machine `uptime_ms` counts from.
-    #[prost(string, tag = "2")]
-    boot: String,
-    #[prost(uint64, tag = "3")]
-    uptime_ms: u64,
-    #[prost(string, tag = "4")]
-    source: String,
-    #[prost(sint64, optional, tag = "5")]
-    database_now: Option<i64>,
-    #[prost(string, tag = "6")]
-    identity: String,
-    #[prost(string, tag = "7")]
-    position: String,
-    #[prost(string, optional, tag = "8")]
-    newest_change: Option<String>,
-    #[prost(uint64, tag = "9")]
-    keys: u64,
-    #[prost(uint64, tag = "10")]
-    tenants: u64,
-}
-
-impl Head {
-    fn look(self) -> Look {
-        let now = self.database_now.map(Timestamp);
-        Look { now, identity: self.identity, position: self.position, newest_change: self.newest_change }
-    }
-}
-
-#[derive(Clone, Message)]
-struct Key {
-    #[prost(bytes = "vec", tag = "1")]
-    id: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    tenant_id: Vec<u8>,
-    #[prost(string, tag = "3")]
-    prefix: String,
-    #[prost(string, tag = "4")]
-    hash: String,
-    #[prost(sint64, optional, tag = "5")]
-    expires_at: Option<i64>,
-    #[prost(bool, tag = "6")]
-    revoked: bool,
-    #[prost(string, tag = "7")]
-    memo: String,
-}
-
-impl Key {
-    fn of(record: &KeyRecord, memo: Option<Memo>) -> Self {
-        Self {
-            id: record.id.0.as_bytes().to_vec(),
-            tenant_id: record.tenant_id.0.as_bytes().to_vec(),
-            prefix: record.prefix.to_string(),
-            hash: record.hash.map_or_else(String::new, |hash| hash.text().as_str().to_owned()),
-            expires_at: record.expires_at.at().map(|at| at.0),
-            revoked: record.revoked,
-            memo: memo.map_or_else(String::new, |memo| memo.to_string()),
-        }
-    }
-
-    fn row(self) -> Result<Row, Refused> {
-        let record = KeyRecord {
-            id: KeyId(uuid(&self.id)?),
-            tenant_id: TenantId(uuid(&self.tenant_id)?),
-            prefix: self.prefix.as_str().into(),
-            hash: SecretHash::parse(&self.hash),
-            expires_at: self.expires_at.map(Timestamp).into(),
-            revoked: self.revoked,
-        };
-        Ok(Row::Key(record, Memo::parse(&self.memo)))
-    }
-}
-
-#[derive(Clone, Message)]
-struct TenantRow {
-    #[prost(bytes = "vec", tag = "1")]
-    id: Vec<u8>,
-    #[prost(string, tag = "2")]
-    name: String,
-    #[prost(string, tag = "3")]
-    schema: String,
-    #[prost(string, tag = "4")]
-    status: String,
-    #[prost(sint64, tag = "5")]
-    created_at: i64,
-}
-
-impl TenantRow {
-    fn of(tenant: &Tenant) -> Self {
-        Self {
-            id: tenant.id.0.as_bytes().to_vec(),
-            name: tenant.name.clone(),
-            schema: tenant.schema.clone(),
-            status: tenant.status.as_str().to_owned(),
-            created_at: tenant.created_at.0,
-        }
-    }
-
-    fn row(self) -> Result<Row, Refused> {
-        Ok(Row::Tenant(Tenant {
-            id: TenantId(uuid(&self.id)?),
-            name: self.name,
-            schema: self.schema,
-            status: TenantStatus::parse(&self.status),
-            created_at: Timestamp(self.created_at),
-        }))
-    }
-}
-
-fn uuid(bytes: &[u8]) -> Result<Uuid, Refused> {
-    Uuid::from_slice(bytes).map_err(|_| Refused::Malformed)
-}
-
-/// Opens a file that is known to be ours: its head, and the rows to be read.
-fn open<'a>(bytes: &'a [u8], peppers: &Peppers) -> Result<(Head, &'a [u8]), Refused> {
-    let rest = bytes.strip_prefix(MAGIC).ok_or(Refused::Malformed)?;
-    let (id, rest) = rest.split_first_chunk::<4>().ok_or(Refused::Malformed)?;
-    let (mut body, mac) = rest.split_last_chunk::<MAC_BYTES>().ok_or(Refused::Malformed)?;
-    let pepper = peppers.list().iter().find(|pepper| pepper.id() == PepperId(*id)).ok_or(Refused::NotOurs)?;
-    let mut ours = pepper.mac(DOMAIN);
-    ours.update(body);
-    ours.verify(mac.into()).map_err(|_| Refused::NotOurs)?;
-    Ok((next(&mut body)?, body))
-}
-
-fn next<M: Message + Default>(body: &mut &[u8]) -> Result<M, Refused> {
-    M::decode_length_delimited(body).map_err(|_| Refused::Malformed)
-}
-
-/// Writes a file beside the old one and puts it in its place: at every moment there is a whole one.
-fn save(path: &Path, head: Head, snapshot: &Snapshot, peppers: &Peppers) -> io::Result<u64> {
-    let pepper = peppers.list().first().ok_or_else(|| io::Error::other("no pepper"))?;
-    let beside = path.with_added_extension("new");
-    // One that was left behind could have other rights.
-    let _ = fs::remove_file(&beside);
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    let mut sealed = Sealed { file: BufWriter::new(file), mac: pepper.mac(DOMAIN), bytes: 0 };
-    sealed.file.write_all(MAGIC)?;
-    sealed.file.write_all(&pepper.id().0)?;
-    let (keys, tenants) = (snapshot.key_count() as u64, snapshot.tenant_count() as u64);
-    sealed.put(&Head { keys, tenants, ..head })?;
-    for entry in snapshot.keys() {
-        sealed.put(&Key::of(entry.record(), entry.memo(peppers)))?;
-    }
-    for tenant in snapshot.tenants() {
-        sealed.put(&TenantRow::of(tenant))?;
-    }
-    let (file, bytes) = sealed.finish()?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    Ok(bytes)
-}
-
-/// A file whose content is authenticated as it is written.
-struct Sealed {
-    file: BufWriter<File>,
-    mac: Hmac<Sha256>,
-    bytes: u64,
-}
-
-impl Sealed {
-    fn put(&mut self, message: &impl Message) -> io::Result<()> {
-        let bytes = message.encode_length_delimited_to_vec();
-        self.mac.update(&bytes);
-        self.bytes += bytes.len() as u64;
-        self.file.write_all(&bytes)
-    }
-
-    fn finish(mut self) -> io::Result<(File, u64)> {
-        let mac = self.mac.finalize().into_bytes();
-        self.file.write_all(&mac)?;
-        Ok((self.file.into_inner().map_err(io::IntoInnerError::into_error)?, self.bytes))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
     use crate::clock::ManualClock;
     use crate::decision::Freshness;
-    use crate::verify::memo::Policy;
+    use crate::key::KeyId;
+    use crate::record::{KeyRecord, SecretHash};
+    use crate::store::Row;
+    use crate::tenant::{Tenant, TenantId, TenantStatus};
+    use crate::verify::memo::{Peppers, Policy};
     use crate::verify::pepper::Pepper;
 
     const BOUND: Duration = Duration::from_mins(5);
