@@ -93,12 +93,30 @@ pub fn is_stored_prefix(text: &str) -> bool {
 }
 
 fn is_prefix_byte(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b == b'-'
+    KINDS[usize::from(b)] == IN_PREFIX
 }
 
 fn is_secret_byte(b: u8) -> bool {
-    is_prefix_byte(b) || b == b'_'
+    KINDS[usize::from(b)] != 0
 }
+
+const IN_PREFIX: u8 = 1;
+const IN_SECRET_ALONE: u8 = 2;
+
+/// What each byte may be in: every byte of every key is looked up here.
+const KINDS: [u8; 256] = {
+    let mut kinds = [0; 256];
+    let mut byte = u8::MIN;
+    while byte < 0x80 {
+        kinds[byte as usize] = match byte {
+            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' => IN_PREFIX,
+            b'_' => IN_SECRET_ALONE,
+            _ => 0,
+        };
+        byte += 1;
+    }
+    kinds
+};
 
 /// Makes a new key for a tenant of this name, with randomness from the operating system.
 ///

@@ -48,6 +48,12 @@ impl<'a> PresentedKey<'a> {
         self.text.as_bytes()
     }
 
+    /// The secret alone, for hashing only.
+    #[must_use]
+    pub fn expose_secret(&self) -> &'a [u8] {
+        &self.text.as_bytes()[self.split + 1..]
+    }
+
     /// The bits of randomness that the secret has at the very most: what its length and the kinds of
     /// characters in it leave room for. See [`format::secret_bits`].
     #[must_use]

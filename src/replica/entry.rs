@@ -43,7 +43,7 @@ impl Entry {
         Self {
             record,
             remembered: seal.is_some(),
-            proven: seal.map_or_else(Proven::new, Proven::from),
+            proven: seal.into(),
             used_at: AtomicI64::new(0),
             use_noted: AtomicBool::new(false),
             memo_due: AtomicBool::new(memo_due),
@@ -68,7 +68,7 @@ impl Entry {
     /// Whether this is the entry of just this row: nothing about it changed.
     pub(super) fn is_of(&self, record: &KeyRecord, memo: Option<&Memo>, peppers: &Peppers) -> bool {
         let seal = memo.and_then(|memo| peppers.read(memo, record));
-        let same_memo = match (seal, self.proven.get()) {
+        let same_memo = match (seal, self.proven.seal()) {
             (Some(seal), Some(proven)) => self.remembered && seal.is(proven),
             (None, _) => !self.remembered,
             (Some(_), None) => false,
@@ -91,7 +91,7 @@ impl Entry {
     /// The memo that the row came with, if we understand it.
     #[must_use]
     pub(super) fn memo(&self, peppers: &Peppers) -> Option<Memo> {
-        peppers.memo_of(&self.record, self.proven.get()?)
+        peppers.memo_of(&self.record, self.proven.seal()?)
     }
 
     /// Whether the caller, who has just seen the key proven, is the one to see to it that a memo is written: the
@@ -127,8 +127,8 @@ impl Entry {
     pub fn inherit(&self, before: &Self) -> bool {
         let (old, new) = (&before.record, &self.record);
         let same = (old.id, old.tenant_id, old.hash) == (new.id, new.tenant_id, new.hash);
-        if let Some(seal) = before.proven.get().filter(|_| same) {
-            let _ = self.proven.set(*seal);
+        if let Some(seal) = before.proven.seal().filter(|_| same) {
+            self.proven.note(*seal);
         }
         same
     }
@@ -183,10 +183,10 @@ mod tests {
         let before = Entry::new(record());
         let keyring = Keyring::new(Peppers::default()).unwrap();
         let seal = keyring.seal(&record(), &SecretHash::parse(HASH).unwrap(), b"x");
-        before.proven().set(seal).unwrap();
+        before.proven().note(seal);
         let mut next = record();
         change(&mut next);
-        Entry::heir(next, None, Some(&before), keyring.peppers()).proven().get().is_some()
+        Entry::heir(next, None, Some(&before), keyring.peppers()).proven().seal().is_some()
     }
 
     #[test]
@@ -205,10 +205,10 @@ mod tests {
         let peppers = peppers(Policy::Optional);
         let memo = peppers.memo(&record(), parse(KEY).unwrap());
         let own = Entry::remembering(record(), memo.as_ref(), &peppers);
-        assert!(own.is_remembered() && own.proven().get().is_some() && !own.take_memo_due());
+        assert!(own.is_remembered() && own.proven().seal().is_some() && !own.take_memo_due());
         let moved = KeyRecord { tenant_id: TenantId(Uuid::from_u128(9)), ..record() };
         let other = Entry::remembering(moved, memo.as_ref(), &peppers);
-        assert!(!other.is_remembered() && other.proven().get().is_none());
+        assert!(!other.is_remembered() && other.proven().seal().is_none());
         assert!(other.take_memo_due() && !other.take_memo_due(), "one sees to it, once");
     }
 
@@ -218,7 +218,10 @@ mod tests {
             let peppers = peppers(policy);
             let memo = peppers.memo(&record(), parse(KEY).unwrap());
             let before = Entry::remembering(record(), memo.as_ref(), &peppers);
-            assert_eq!(Entry::heir(record(), None, Some(&before), &peppers).proven().get().is_some(), proven);
+            assert_eq!(
+                Entry::heir(record(), None, Some(&before), &peppers).proven().seal().is_some(),
+                proven
+            );
         }
     }
 

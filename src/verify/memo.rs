@@ -15,6 +15,18 @@
 //! a fixed length, so no two inputs run together. A row that gets another hash, another
 //! tenant or another id makes other seals, and a memo of before belongs to no row.
 //!
+//! A seal takes four blocks of SHA-256. Once a key was known by its seal, the row remembers a [`Token`] of it, which
+//! takes one:
+//!
+//! ```text
+//! token = SHA-256(t ‖ length ‖ secret), the first 16 bytes
+//! ```
+//!
+//! `t` is a block of random bytes of this process. A token stays in the row it is of and never leaves the memory of
+//! the process, so it need not say whose it is: nobody sees one, and nobody can put one anywhere. The length in
+//! front keeps any input from being the beginning of another, which is what a keyed prefix needs to be as good as
+//! HMAC (Bellare, Canetti, Krawczyk: Pseudorandom functions revisited, 1996).
+//!
 //! A memo adds nothing that can be attacked without the pepper. With the pepper it can be
 //! guessed at millions of times a second, so a secret of few bits gets none. Without a
 //! memo, or with one of a pepper that is gone, bcrypt is asked: it stays the authority.
@@ -23,9 +35,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use hmac::{Hmac, Mac};
-use rand::rngs::SysError;
-use sha2::Sha256;
+use rand::TryRng as _;
+use rand::rngs::{SysError, SysRng};
+use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
 
 use super::pepper::Pepper;
 use crate::key::PresentedKey;
@@ -117,6 +131,8 @@ impl Peppers {
 pub struct Keyring {
     /// This process's own, which nobody else will ever have.
     own: Pepper,
+    /// Has taken in the first block of every token.
+    tokens: Sha256,
     peppers: Peppers,
 }
 
@@ -127,13 +143,26 @@ impl Keyring {
     ///
     /// The operating system has no randomness to give.
     pub fn new(peppers: Peppers) -> Result<Self, SysError> {
-        Ok(Self { own: Pepper::random()?, peppers })
+        let mut block = Zeroizing::new([0; 64]);
+        SysRng.try_fill_bytes(block.as_mut())?;
+        Ok(Self { own: Pepper::random()?, tokens: Sha256::new_with_prefix(block.as_ref()), peppers })
     }
 
     /// Those of the operator.
     #[must_use]
     pub fn peppers(&self) -> &Peppers {
         &self.peppers
+    }
+
+    /// The token of a key, for the row that it was proven for, until this process ends.
+    #[must_use]
+    pub fn token(&self, presented: PresentedKey<'_>) -> Token {
+        let secret = presented.expose_secret();
+        let mut hash = self.tokens.clone();
+        hash.update([u8::try_from(secret.len()).unwrap_or(u8::MAX)]);
+        hash.update(secret);
+        let hash = hash.finalize();
+        Token(std::array::from_fn(|at| hash[at]))
     }
 
     /// The seal of `presented` for this very row, until this process ends.
@@ -195,6 +224,24 @@ impl Seal {
 impl fmt::Debug for Seal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Seal").finish_non_exhaustive()
+    }
+}
+
+/// By which a proven key is known at a glance, in the row it was proven for.
+#[derive(Clone, Copy)]
+pub struct Token([u8; 16]);
+
+impl Token {
+    /// Whether two tokens are the same, in a time that does not tell where they differ.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").finish_non_exhaustive()
     }
 }
 
