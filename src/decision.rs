@@ -168,6 +168,8 @@ pub enum Fault {
     DamagedRow,
     /// Proving possession takes longer than the caller waits. A retry finds it done.
     DeadlineTooShort,
+    /// Something went wrong that nobody thought of. A bug of ours; the log has more.
+    Internal,
     /// Nothing was loaded since the start. The operator looks at the database.
     NeverLoaded,
     /// More first proofs are asked for than there is CPU. A retry may find room.
@@ -180,9 +182,10 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault, for whoever has to list them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::DamagedRow,
         Self::DeadlineTooShort,
+        Self::Internal,
         Self::NeverLoaded,
         Self::Overloaded,
         Self::TooOld,
@@ -195,6 +198,7 @@ impl Fault {
         match self {
             Self::DamagedRow => "damaged_row",
             Self::DeadlineTooShort => "deadline_too_short",
+            Self::Internal => "internal",
             Self::NeverLoaded => "never_loaded",
             Self::Overloaded => "overloaded",
             Self::TooOld => "too_old",

@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::decision::{Decision, Facts, Fault, Found, Freshness, Grant, Proof, Reason, decide};
 use crate::key::PresentedKey;
 use crate::memos::Memos;
-use crate::replica::{Entry, Replica, Snapshot};
+use crate::replica::{Entry, Replica, Said, Snapshot, TenantEntry};
 use crate::request::{AccessRequest, Credential};
 use crate::stats::{Count, Spread};
 use crate::usage::Usage;
@@ -34,13 +34,11 @@ use crate::verify::Verifier;
 pub struct Options {
     /// How old the last good look at the database may be for known keys to pass.
     pub max_staleness: Duration,
-    /// How long a first proof is waited for when the caller sets no limit.
-    pub patience: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_staleness: Duration::from_mins(5), patience: Duration::from_secs(10) }
+        Self { max_staleness: Duration::from_mins(5) }
     }
 }
 
@@ -108,37 +106,64 @@ impl Gate {
         Arc::clone(&self.stats)
     }
 
-    /// Checks a request and lets `answer` say the decision. A first proof is waited for until `deadline`
-    /// at the longest.
+    /// Checks a request and lets `answer` say the decision, with what it has already made of the tenant at hand;
+    /// nothing when possession must be proven first.
+    pub fn check_now<R>(
+        &self,
+        request: &AccessRequest<'_>,
+        answer: impl FnOnce(&Decision<'_>, Option<&Said>) -> R,
+    ) -> Option<R> {
+        self.attempt(request, Instant::now(), None, answer).ok()
+    }
+
+    /// Checks a request and lets `answer` say the decision. A first proof is waited for until `deadline`.
     pub async fn check<R>(
         &self,
         request: &AccessRequest<'_>,
-        deadline: Option<Instant>,
-        answer: impl FnOnce(&Decision<'_>) -> R,
+        deadline: Instant,
+        answer: impl Fn(&Decision<'_>, Option<&Said>) -> R,
     ) -> R {
         let started = Instant::now();
         let mut proven: Option<(Arc<Entry>, Proof)> = None;
         for _ in 0..ROUNDS {
-            let (entry, presented) = {
-                let (freshness, snapshot) =
-                    self.replica.view(self.clock.as_ref(), self.options.max_staleness);
-                let entry = named(&snapshot, request);
-                let found = entry.map(|(entry, presented)| {
-                    let proof = self.proof(entry, presented, proven.as_ref());
-                    Found { key: entry.record(), tenant: snapshot.tenant(entry.record().tenant_id), proof }
-                });
-                match (decide(&self.facts(request, freshness, found)), entry) {
-                    (Some(decision), entry) => return self.finish(entry, started, &decision, answer),
-                    (None, Some((entry, presented))) => (Arc::clone(entry), presented),
-                    (None, None) => break,
-                }
+            let unproven = match self.attempt(request, started, proven.as_ref(), &answer) {
+                Ok(answer) => return answer,
+                Err(unproven) => unproven,
             };
-            let deadline = deadline.unwrap_or_else(|| Instant::now() + self.options.patience);
+            let Some((entry, presented)) = unproven else { break };
             let proof = self.verifier.prove(Arc::<Entry>::clone(&entry), presented, deadline).await;
             proven = Some((entry, proof));
         }
-        let overloaded = Decision::Unable(Fault::Overloaded, None);
-        self.finish(None, started, &overloaded, answer)
+        self.unable(Fault::Overloaded, answer)
+    }
+
+    /// What is answered when answering itself went wrong: never yes.
+    pub fn unable<R>(&self, fault: Fault, answer: impl FnOnce(&Decision<'_>, Option<&Said>) -> R) -> R {
+        self.finish(None, Instant::now(), &Decision::Unable(fault, None), |decision| answer(decision, None))
+    }
+
+    /// The answer, or the key whose possession must be proven first.
+    fn attempt<'a, R>(
+        &self,
+        request: &AccessRequest<'a>,
+        started: Instant,
+        proven: Option<&(Arc<Entry>, Proof)>,
+        answer: impl FnOnce(&Decision<'_>, Option<&Said>) -> R,
+    ) -> Result<R, Option<(Arc<Entry>, PresentedKey<'a>)>> {
+        let (freshness, snapshot) = self.replica.view(self.clock.as_ref(), self.options.max_staleness);
+        let entry = named(&snapshot, request);
+        let tenant = entry.and_then(|(entry, _)| snapshot.tenant(entry.record().tenant_id));
+        let found = entry.map(|(entry, presented)| {
+            let proof = self.proof(entry, presented, proven);
+            Found { key: entry.record(), tenant: tenant.map(TenantEntry::tenant), proof }
+        });
+        match decide(&self.facts(request, freshness, found)) {
+            Some(decision) => {
+                let said = tenant.map(TenantEntry::said);
+                Ok(self.finish(entry, started, &decision, |decision| answer(decision, said)))
+            }
+            None => Err(entry.map(|(entry, presented)| (Arc::clone(entry), presented))),
+        }
     }
 
     fn facts<'a>(

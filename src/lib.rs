@@ -6,10 +6,10 @@
 //! # Floors
 //!
 //! ```text
-//! floor 5  WIRING      main  cli/  config  server  health  telemetry/
+//! floor 5  WIRING      main  cli/  config/  server/{listen, workers, tls}  health  telemetry/
 //! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service}      store/{postgres, sqlite}
 //! floor 3  USE CASES   gate (the check path)   admin (the management path)   usage (last-used)   memos (proofs)
-//! floor 2  MACHINES    store (trait)   verify/{bcrypt, memo, pepper, queue}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}
+//! floor 2  MACHINES    store (trait)   grpc/{connection, call, bridge}   verify/{bcrypt, memo, pepper, queue}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}
 //! floor 1  JUDGEMENT   decision (pure, synchronous)
 //! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats
 //! ```
@@ -22,7 +22,7 @@
 //! Each crosses the house in one direction.
 //!
 //! ```text
-//! a request   Envoy → ext_authz::service → translate → gate → replica lookup → verify → decision → translate → Envoy
+//! a request   Envoy → server::listen → grpc::call → ext_authz::service → translate → gate → replica lookup → verify → decision → translate → Envoy
 //! a change    CLI, admin or anyone's SQL → change log in the same transaction → replica::sync → next snapshot
 //! ```
 //!
@@ -57,6 +57,7 @@ pub mod tenant;
 // floor 1
 pub mod decision;
 // floor 2, and the doors to databases
+pub mod grpc;
 pub mod store;
 pub mod verify;
 // floor 2

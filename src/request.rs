@@ -102,6 +102,14 @@ pub struct AccessRequest<'a> {
     pub bearer: bool,
 }
 
+impl AccessRequest<'_> {
+    /// What was asked when that cannot be told any more.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self { public: false, credential: Credential::Missing, bearer: false }
+    }
+}
+
 /// Reads a request header by header.
 #[derive(Debug)]
 pub struct Reader<'o, 'a> {
@@ -136,6 +144,7 @@ impl<'o, 'a> Reader<'o, 'a> {
     }
 
     /// Takes note of a header. Call it once for each that the request has, in any order.
+    #[inline]
     pub fn header(&mut self, name: &[u8], value: &'a [u8]) {
         if name == self.options.key_header.as_bytes() {
             self.key.put(value);

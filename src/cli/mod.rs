@@ -27,7 +27,6 @@ use clap::parser::ValueSource;
 use clap::{CommandFactory as _, FromArgMatches as _};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::warn;
 
 use self::args::{Cli, Command, KeyCommand, Output, PepperCommand, TenantCommand, WaitArgs};
 use self::view::{DemoView, IssuedView, KeyView, MigratedView, RotatedView, TenantView, Text};
@@ -258,9 +257,6 @@ async fn serve(args: &ServeArgs, url: &str) -> Result<(), Failure> {
         return Ok(());
     }
     telemetry::start_logging(logging.filter, logging.format);
-    for remark in args.remarks() {
-        warn!("{remark}");
-    }
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate()).map_err(Failure::refused)?,
         signal(SignalKind::interrupt()).map_err(Failure::refused)?,

@@ -5,35 +5,38 @@
 //! the one place that knows how options are spelled; below it nobody knows there
 //! is such a thing.
 
+mod listener;
+
 use std::fmt;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
+pub use self::listener::ListenerArgs;
+use self::listener::tcp_address;
 use crate::ext_authz::translate::{IDENTITY_HEADERS, OnUnavailable, Speech};
 use crate::replica::keep;
 use crate::request::{AUTHORIZATION, PublicPaths};
-use crate::server::{Address, Settings};
+use crate::server::Settings;
 use crate::store::Store;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::LogFormat;
 use crate::verify::memo::{Peppers, Policy};
 use crate::verify::pepper::Pepper;
-use crate::{ext_authz, gate, replica, request, server};
+use crate::{ext_authz, gate, replica, request};
 
 /// The options of `serve` as they were typed. Each has its variable `TENANTGATE_…`, which it beats.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ServeArgs {
-    /// Where Envoy asks: HOST:PORT or `unix:/path`. May be repeated
-    #[arg(long, env = "TENANTGATE_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
-    pub listen: Vec<String>,
+    /// Connections.
+    #[command(flatten)]
+    pub listener: ListenerArgs,
 
     /// Where /livez, /readyz and /metrics are served over HTTP
     #[arg(long, env = "TENANTGATE_OPS_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:9464")]
@@ -77,18 +80,6 @@ pub struct ServeArgs {
     /// --pepper-file
     #[arg(long, env = "TENANTGATE_SNAPSHOT_FILE", value_name = "FILE")]
     pub snapshot_file: Option<PathBuf>,
-
-    /// The certificate chain to show to TCP clients (PEM); needs --tls-key
-    #[arg(long, env = "TENANTGATE_TLS_CERT", value_name = "FILE")]
-    pub tls_cert: Option<PathBuf>,
-
-    /// The private key of --tls-cert (PEM)
-    #[arg(long, env = "TENANTGATE_TLS_KEY", value_name = "FILE")]
-    pub tls_key: Option<PathBuf>,
-
-    /// Refuse TCP clients without a certificate of this authority (PEM)
-    #[arg(long, env = "TENANTGATE_CLIENT_CA", value_name = "FILE")]
-    pub client_ca: Option<PathBuf>,
 
     /// gRPC reflection, which grpcurl needs
     #[arg(long, env = "TENANTGATE_REFLECTION", value_name = "on|off", default_value = "on")]
@@ -138,17 +129,23 @@ impl PepperArgs {
 
 impl ServeArgs {
     /// What is allowed and should be thought over.
-    #[must_use]
-    pub fn remarks(&self) -> Vec<String> {
+    fn remarks(&self) -> Vec<String> {
         let mode = |path: &PathBuf| std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode());
         let open = self.pepper.pepper_file.iter().filter(|path| mode(path) & 0o007 != 0);
-        open.map(|path| format!("everybody on this machine may read {}: chmod 0400 it", path.display()))
-            .collect()
+        let open =
+            open.map(|path| format!("everybody on this machine may read {}: chmod 0400 it", path.display()));
+        open.chain(self.listener.remarks()).collect()
     }
 
     /// Variables hold what may be repeated separated by commas.
     pub fn split_variables(&mut self, from_variable: impl Fn(&str) -> bool) {
-        for (name, values) in [("listen", &mut self.listen), ("public", &mut self.public)] {
+        let listener = &mut self.listener;
+        for (name, values) in [
+            ("listen", &mut listener.listen),
+            ("client_san", &mut listener.client_san),
+            ("unix_peer_uid", &mut listener.unix_peer_uid),
+            ("public", &mut self.public),
+        ] {
             if from_variable(name) {
                 let all = values.iter().flat_map(|v| v.split(',')).map(|v| v.trim().to_owned());
                 *values = all.filter(|v| !v.is_empty()).collect();
@@ -191,7 +188,7 @@ pub struct Logging {
 pub fn settings(args: &ServeArgs, database_url: &str) -> Result<(Settings, Logging), Mistakes> {
     // A default stands in for what is wrong, so that all the rest is still looked at.
     let mut mistakes = Mistakes::default();
-    let listen = listen(args, &mut mistakes);
+    let listen = args.listener.read(&mut mistakes);
     let ops_listen = mistakes.note("--ops-listen", tcp_address(&args.ops_listen)).unwrap_or_default();
     let ext_authz = ext_authz_options(args, &mut mistakes);
     let max_staleness =
@@ -204,7 +201,6 @@ pub fn settings(args: &ServeArgs, database_url: &str) -> Result<(Settings, Loggi
     }
     let peppers = mistakes.note("--pepper-file", args.pepper.read(policy)).unwrap_or_default();
     let keep = keep(args, max_staleness, &mut mistakes);
-    let tls = tls(args, &mut mistakes);
     let reflection = mistakes.one_of("--reflection", &args.reflection, &[("on", true), ("off", false)]);
     let filter = mistakes.note("--log-level", log_filter(&args.log_level)).unwrap_or_default();
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
@@ -214,10 +210,9 @@ pub fn settings(args: &ServeArgs, database_url: &str) -> Result<(Settings, Loggi
     let settings = Settings {
         listen,
         ops_listen,
-        tls,
         reflection,
         ext_authz,
-        gate: gate::Options { max_staleness, ..gate::Options::default() },
+        gate: gate::Options { max_staleness },
         sync: replica::sync::Options {
             interval,
             max_staleness,
@@ -226,6 +221,7 @@ pub fn settings(args: &ServeArgs, database_url: &str) -> Result<(Settings, Loggi
         },
         peppers,
         keep,
+        remarks: args.remarks(),
         ..Settings::on(store)
     };
     Ok((settings, Logging { filter, format }))
@@ -243,27 +239,6 @@ pub fn store(url: &str) -> Result<Arc<dyn Store>, String> {
         "sqlite" => Ok(Arc::new(SqliteStore::new(url)?)),
         _ => Err("the database URL must start with postgres://, postgresql:// or sqlite://".into()),
     }
-}
-
-fn listen(args: &ServeArgs, mistakes: &mut Mistakes) -> Vec<Address> {
-    if args.listen.is_empty() {
-        mistakes.0.push("--listen: at least one address is needed".into());
-    }
-    args.listen.iter().filter_map(|text| mistakes.note("--listen", address(text))).collect()
-}
-
-fn address(text: &str) -> Result<Address, String> {
-    match text.strip_prefix("unix:") {
-        Some(path) if Path::new(path).is_absolute() => Ok(Address::Unix(path.into())),
-        Some(_) => Err(format!("{text:?} needs an absolute path, such as unix:/run/tenantgate/authz.sock")),
-        None => tcp_address(text).map(Address::Tcp),
-    }
-}
-
-/// A host may be a name: it is looked up when it is bound.
-fn tcp_address(text: &str) -> Result<String, String> {
-    let fine = text.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-    fine.map(|_| text.to_owned()).ok_or_else(|| format!("{text:?} is not HOST:PORT, such as 127.0.0.1:50051"))
 }
 
 fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> ext_authz::service::Options {
@@ -347,33 +322,6 @@ fn keep(args: &ServeArgs, max_staleness: Duration, mistakes: &mut Mistakes) -> O
     Some(keep::Options { path, interval: Duration::from_secs(10), max_staleness })
 }
 
-/// The TLS that was asked for, if any. What is wrong with it is noted.
-fn tls(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<ServerTlsConfig> {
-    let mut read = |option: &str, path: &PathBuf| {
-        let content = std::fs::read(path).map_err(|e| format!("{} cannot be read: {e}", path.display()));
-        mistakes.note(option, content)
-    };
-    match (&args.tls_cert, &args.tls_key, &args.client_ca) {
-        (Some(cert), Some(key), ca) => {
-            let (cert, key) = (read("--tls-cert", cert), read("--tls-key", key));
-            let ca = ca.as_ref().map(|ca| read("--client-ca", ca));
-            let mut config = ServerTlsConfig::new().identity(Identity::from_pem(cert?, key?));
-            if let Some(ca) = ca {
-                config = config.client_ca_root(Certificate::from_pem(ca?));
-            }
-            let config = config.timeout(Duration::from_secs(5));
-            // tonic reads the files when a server is built with them: here, so that a mistake is said in time.
-            let fine = tonic::transport::Server::builder().tls_config(config.clone());
-            mistakes.note("--tls-cert", fine.map_err(|e| server::tls_error(&e)))?;
-            Some(config)
-        }
-        (None, None, None) => None,
-        (Some(_), None, _) => mistakes.note("--tls-cert", Err("needs --tls-key")),
-        (None, Some(_), _) => mistakes.note("--tls-key", Err("needs --tls-cert")),
-        (None, None, Some(_)) => mistakes.note("--client-ca", Err("needs --tls-cert and --tls-key")),
-    }
-}
-
 /// Reads a duration: a whole number and one of the units ms, s, m, h, d, w. A number alone is refused, for
 /// nobody can know what was meant.
 ///
@@ -416,16 +364,6 @@ mod tests {
         assert_eq!(duration("50ms"), Ok(Duration::from_millis(50)));
         for bad in ["", "5", "d", "1.5h", "-1d", "+1d", "1 d", "1D", "1y", "99999999999999999w", "١d"] {
             assert!(duration(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn addresses_are_host_and_port_or_an_absolute_path() {
-        for good in ["127.0.0.1:0", "[::1]:50051", "localhost:1", "0.0.0.0:65535", "unix:/run/a.sock"] {
-            assert!(address(good).is_ok(), "{good}");
-        }
-        for bad in ["", "50051", ":50051", "127.0.0.1", "127.0.0.1:65536", "unix:a.sock", "unix:"] {
-            assert!(address(bad).is_err(), "{bad}");
         }
     }
 

@@ -13,63 +13,6 @@
 //!
 //! What the headers mean is not known here.
 
-use bytes::{Buf, BufMut, Bytes};
-use tonic::Status;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-
-/// A `CheckRequest` as it came.
-#[derive(Clone)]
-pub struct WireRequest(pub Bytes);
-
-/// The request may hold a key: it is never printed.
-impl std::fmt::Debug for WireRequest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("WireRequest").field(&self.0.len()).finish()
-    }
-}
-
-/// A `CheckResponse` as it goes.
-#[derive(Clone, Debug)]
-pub struct WireResponse(pub Vec<u8>);
-
-/// Takes requests as they come and writes responses.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct CheckCodec;
-
-impl Codec for CheckCodec {
-    type Encode = WireResponse;
-    type Decode = WireRequest;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        *self
-    }
-
-    fn decoder(&mut self) -> Self {
-        *self
-    }
-}
-
-impl Decoder for CheckCodec {
-    type Item = WireRequest;
-    type Error = Status;
-
-    fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<WireRequest>, Status> {
-        Ok(Some(WireRequest(src.copy_to_bytes(src.remaining()))))
-    }
-}
-
-impl Encoder for CheckCodec {
-    type Item = WireResponse;
-    type Error = Status;
-
-    fn encode(&mut self, item: WireResponse, dst: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        dst.put_slice(&item.0);
-        Ok(())
-    }
-}
-
 /// The bytes are no `CheckRequest`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("this is no CheckRequest")]
@@ -102,17 +45,32 @@ pub struct Target<'a> {
 pub fn walk<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<Target<'a>, NotACheckRequest> {
     let mut target = Target::default();
     // CheckRequest.attributes = 1, AttributeContext.request = 4, Request.http = 2.
-    each(message, |field, value| match field {
-        1 => each(value.bytes()?, |field, value| match field {
-            4 => each(value.bytes()?, |field, value| match field {
-                2 => http_request(value.bytes()?, &mut target, visitor),
-                _ => Ok(()),
-            }),
-            _ => Ok(()),
-        }),
-        _ => Ok(()),
-    })?;
+    let mut check = Fields(message);
+    while let Some((field, value)) = check.next()? {
+        if field == 1 {
+            attributes(value.bytes()?, &mut target, visitor)?;
+        }
+    }
     Ok(target)
+}
+
+fn attributes<'a>(
+    message: &'a [u8],
+    target: &mut Target<'a>,
+    visitor: &mut impl Visitor<'a>,
+) -> Result<(), NotACheckRequest> {
+    let mut attributes = Fields(message);
+    while let Some((field, value)) = attributes.next()? {
+        if field == 4 {
+            let mut request = Fields(value.bytes()?);
+            while let Some((field, value)) = request.next()? {
+                if field == 2 {
+                    http_request(value.bytes()?, target, visitor)?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// `HttpRequest`: method = 2, headers = 3, path = 4, `header_map` = 13.
@@ -121,49 +79,78 @@ fn http_request<'a>(
     target: &mut Target<'a>,
     visitor: &mut impl Visitor<'a>,
 ) -> Result<(), NotACheckRequest> {
-    each(message, |field, value| {
+    let mut http = Fields(message);
+    while let Some((field, value)) = http.next()? {
         match field {
             2 => target.method = value.bytes()?,
             3 => map_entry(value.bytes()?, visitor)?,
             4 => target.path = value.bytes()?,
-            13 => each(value.bytes()?, |field, value| match field {
-                1 => header_value(value.bytes()?, visitor),
-                _ => Ok(()),
-            })?,
+            13 => header_map(value.bytes()?, visitor)?,
             _ => {}
         }
-        Ok(())
-    })
+    }
+    Ok(())
+}
+
+/// `HeaderMap`: headers = 1.
+fn header_map<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<(), NotACheckRequest> {
+    let mut map = Fields(message);
+    while let Some((field, value)) = map.next()? {
+        if field == 1 {
+            header_value(value.bytes()?, visitor)?;
+        }
+    }
+    Ok(())
 }
 
 /// An entry of `map<string, string>`: key = 1, value = 2.
 fn map_entry<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<(), NotACheckRequest> {
+    if let Some((name, content)) = plain_map_entry(message) {
+        visitor.header(name, content);
+        return Ok(());
+    }
     let (mut name, mut content): (&[u8], &[u8]) = (&[], &[]);
-    each(message, |field, value| {
+    let mut entry = Fields(message);
+    while let Some((field, value)) = entry.next()? {
         match field {
             1 => name = value.bytes()?,
             2 => content = value.bytes()?,
             _ => {}
         }
-        Ok(())
-    })?;
+    }
     visitor.header(name, content);
     Ok(())
+}
+
+/// An entry as everybody writes it: a short name, a value of less than 128 or 16,384 bytes, and nothing else.
+fn plain_map_entry(message: &[u8]) -> Option<(&[u8], &[u8])> {
+    const NAME: u8 = 1 << 3 | 2;
+    const CONTENT: u8 = 2 << 3 | 2;
+    let [NAME, len @ ..0x80, rest @ ..] = message else { return None };
+    let (name, rest) = rest.split_at_checked(usize::from(*len))?;
+    let (len, content) = match rest {
+        [CONTENT, len @ ..0x80, content @ ..] => (usize::from(*len), content),
+        [CONTENT, low, high @ ..0x80, content @ ..] => {
+            (usize::from(low & 0x7f) | usize::from(*high) << 7, content)
+        }
+        _ => return None,
+    };
+    (content.len() == len).then_some((name, content))
 }
 
 /// `HeaderValue`: key = 1, value = 2, `raw_value` = 3. Envoy fills one of the values; a message with both is
 /// reported twice, since nobody can say which one counts.
 fn header_value<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<(), NotACheckRequest> {
     let (mut name, mut content, mut raw): (&[u8], &[u8], &[u8]) = (&[], &[], &[]);
-    each(message, |field, value| {
+    let mut header = Fields(message);
+    while let Some((field, value)) = header.next()? {
         match field {
             1 => name = value.bytes()?,
             2 => content = value.bytes()?,
             3 => raw = value.bytes()?,
             _ => {}
         }
-        Ok(())
-    })?;
+    }
     if raw.is_empty() || !content.is_empty() {
         visitor.header(name, content);
     }
@@ -190,23 +177,34 @@ impl<'a> Value<'a> {
     }
 }
 
-/// Calls `visit` for each field of a message.
-fn each<'a>(
-    mut message: &'a [u8],
-    mut visit: impl FnMut(u32, Value<'a>) -> Result<(), NotACheckRequest>,
-) -> Result<(), NotACheckRequest> {
-    while !message.is_empty() {
-        let (field, wire_type) = tag(&mut message)?;
-        let value = match wire_type {
-            2 => Value::Bytes(length_delimited(&mut message)?),
-            other => {
-                skip(&mut message, field, other)?;
-                Value::Other
-            }
-        };
-        visit(field, value)?;
+/// The fields of a message that are still to come.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    #[inline]
+    fn next(&mut self) -> Result<Option<(u32, Value<'a>)>, NotACheckRequest> {
+        // Nearly every field is one of few, and short.
+        if let [tag @ 8..0x80, len @ ..0x80, rest @ ..] = self.0
+            && tag & 7 == 2
+            && let Some((value, rest)) = rest.split_at_checked(usize::from(*len))
+        {
+            self.0 = rest;
+            return Ok(Some((u32::from(tag >> 3), Value::Bytes(value))));
+        }
+        self.any()
     }
-    Ok(())
+
+    fn any(&mut self) -> Result<Option<(u32, Value<'a>)>, NotACheckRequest> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let (field, wire_type) = tag(&mut self.0)?;
+        if wire_type == 2 {
+            return Ok(Some((field, Value::Bytes(length_delimited(&mut self.0)?))));
+        }
+        skip(&mut self.0, field, wire_type)?;
+        Ok(Some((field, Value::Other)))
+    }
 }
 
 fn tag(message: &mut &[u8]) -> Result<(u32, u8), NotACheckRequest> {

@@ -6,34 +6,20 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
-use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status};
+use tonic::Code;
 use tracing::{debug, info};
 use uuid::{Builder, Uuid};
 
-use super::codec::{WireRequest, WireResponse};
-use super::translate::{Speech, answer, read};
+use super::translate::{ROOM, Speech, answer, read};
 use crate::clock::{Clock, Timestamp};
-use crate::decision::{Decision, Grant, Identity};
+use crate::decision::{Decision, Fault, Grant, Identity};
 use crate::gate::Gate;
-use crate::request;
-
-mod generated {
-    #![expect(
-        unreachable_pub,
-        unused_qualifications,
-        clippy::all,
-        clippy::pedantic,
-        clippy::allow_attributes,
-        reason = "generated"
-    )]
-    include!(concat!(env!("OUT_DIR"), "/envoy.service.auth.v3.Authorization.rs"));
-}
-
-pub use generated::authorization_server::{Authorization, AuthorizationServer};
+use crate::grpc::{Frame, Outcome, Refusal, Unary};
+use crate::replica::Said;
+use crate::request::{self, AccessRequest};
 
 /// The name that health checks ask for.
 pub const SERVICE_NAME: &str = "envoy.service.auth.v3.Authorization";
@@ -62,19 +48,34 @@ impl AuthorizationService {
     }
 }
 
-#[async_trait::async_trait]
-impl Authorization for AuthorizationService {
-    async fn check(&self, request: Request<WireRequest>) -> Result<Response<WireResponse>, Status> {
-        let deadline = deadline(request.metadata());
-        let message = request.into_inner().0;
-        let asked =
-            read(&message, &self.options.request).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let say = |decision: &Decision<'_>| {
-            let id = decision_id(self.log.clock.now());
-            self.log.write(decision, id);
-            WireResponse(answer(decision, id, asked.bearer, &self.options.speech))
-        };
-        Ok(Response::new(self.gate.check(&asked, deadline, say).await))
+/// The call was made with something else than a `CheckRequest`.
+const NOT_A_CHECK_REQUEST: Refusal = Refusal { code: Code::InvalidArgument, why: "this is no CheckRequest" };
+
+impl Unary for AuthorizationService {
+    const PATH: &'static str = "/envoy.service.auth.v3.Authorization/Check";
+
+    fn answer_now(&self, message: &[u8]) -> Option<Outcome> {
+        let Ok(asked) = read(message, &self.options.request) else { return Some(Err(NOT_A_CHECK_REQUEST)) };
+        self.gate.check_now(&asked, |decision, said| Ok(self.say(decision, said, &asked)))
+    }
+
+    async fn answer(&self, message: Bytes, deadline: Instant) -> Outcome {
+        let asked = read(&message, &self.options.request).map_err(|_| NOT_A_CHECK_REQUEST)?;
+        self.gate.check(&asked, deadline, |decision, said| Ok(self.say(decision, said, &asked))).await
+    }
+
+    fn broken(&self) -> Frame {
+        let asked = AccessRequest::nothing();
+        self.gate.unable(Fault::Internal, |decision, said| self.say(decision, said, &asked))
+    }
+}
+
+impl AuthorizationService {
+    fn say(&self, decision: &Decision<'_>, said: Option<&Said>, asked: &AccessRequest<'_>) -> Frame {
+        let id = decision_id(self.log.clock.now());
+        self.log.write(decision, id);
+        let speech = &self.options.speech;
+        Frame::of(ROOM, |message| answer(message, decision, said, id, asked.bearer, speech))
     }
 }
 
@@ -83,33 +84,6 @@ impl Authorization for AuthorizationService {
 fn decision_id(now: Timestamp) -> Uuid {
     let millis = u64::try_from(now.0 / 1_000).unwrap_or(0);
     Builder::from_unix_timestamp_millis(millis, &rand::random()).into_uuid()
-}
-
-/// When an answer must be on its way so that the caller still gets it: a fifth of `grpc-timeout` before its
-/// end, but 5 ms at least and 25 ms at most.
-fn deadline(metadata: &MetadataMap) -> Option<Instant> {
-    let timeout = grpc_timeout(metadata.get("grpc-timeout")?.to_str().ok()?)?;
-    let margin = (timeout / 5).clamp(Duration::from_millis(5), Duration::from_millis(25));
-    Instant::now().checked_add(timeout.saturating_sub(margin))
-}
-
-/// `grpc-timeout` as <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md> has it: at most eight
-/// digits and a unit.
-fn grpc_timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let amount: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(amount.saturating_mul(3_600))),
-        "M" => Some(Duration::from_secs(amount.saturating_mul(60))),
-        "S" => Some(Duration::from_secs(amount)),
-        "m" => Some(Duration::from_millis(amount)),
-        "u" => Some(Duration::from_micros(amount)),
-        "n" => Some(Duration::from_nanos(amount)),
-        _ => None,
-    }
 }
 
 /// One line for each refusal, but no more than [`DecisionLog::LINES`] a second: a flood of bad requests must
@@ -165,29 +139,10 @@ impl DecisionLog {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::clock::ManualClock;
-
-    #[test]
-    fn grpc_timeouts_are_read_as_the_protocol_has_them() {
-        for (text, expected) in [
-            ("200m", Some(Duration::from_millis(200))),
-            ("1S", Some(Duration::from_secs(1))),
-            ("99999999H", Some(Duration::from_hours(99_999_999))),
-            ("5M", Some(Duration::from_mins(5))),
-            ("7u", Some(Duration::from_micros(7))),
-            ("7n", Some(Duration::from_nanos(7))),
-            ("", None),
-            ("m", None),
-            ("123456789m", None),
-            ("-1m", None),
-            ("1.5S", None),
-            ("5", None),
-            ("5é", None),
-        ] {
-            assert_eq!(grpc_timeout(text), expected, "{text}");
-        }
-    }
 
     #[test]
     fn a_decision_id_is_of_its_millisecond_and_never_twice_the_same() {

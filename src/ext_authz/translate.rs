@@ -19,7 +19,9 @@ use uuid::fmt::Hyphenated;
 use super::codec::{NotACheckRequest, Visitor, walk};
 use super::wire::Message;
 use crate::decision::{Decision, Grant, Identity, Reason};
+use crate::replica::Said;
 use crate::request::{AUTHORIZATION, AccessRequest, Options, Reader};
+use crate::tenant::Tenant;
 
 /// What an upstream is told about a caller: set on every request that passes as a tenant, removed from every
 /// other one.
@@ -50,6 +52,7 @@ pub enum OnUnavailable {
 struct Headers<'o, 'a>(Reader<'o, 'a>);
 
 impl<'a> Visitor<'a> for Headers<'_, 'a> {
+    #[inline]
     fn header(&mut self, name: &'a [u8], value: &'a [u8]) {
         self.0.header(name, value);
     }
@@ -75,20 +78,27 @@ pub struct Speech {
     pub on_unavailable: OnUnavailable,
 }
 
-/// Says a decision, as the bytes of a `CheckResponse`. `bearer` tells whether `Authorization` carried something
-/// of ours.
+/// Says a decision: appends the bytes of a `CheckResponse`. `bearer` tells whether `Authorization` carried
+/// something of ours.
 ///
-/// Written straight into one buffer: building the generated messages first takes forty allocations.
-#[must_use]
-pub fn answer(decision: &Decision<'_>, id: Uuid, bearer: bool, speech: &Speech) -> Vec<u8> {
+/// Written straight into one buffer: building the generated messages first takes forty allocations. What an
+/// answer says of the tenant is written once and kept with the tenant, in `said`.
+pub fn answer(
+    to: &mut Vec<u8>,
+    decision: &Decision<'_>,
+    said: Option<&Said>,
+    id: Uuid,
+    bearer: bool,
+    speech: &Speech,
+) {
     let mut buffer = [0; Hyphenated::LENGTH];
     let id: &str = id.hyphenated().encode_lower(&mut buffer);
-    let mut response = Message::with_capacity(ROOM);
+    let mut response = Message(to);
     // CheckResponse: denied_response = 2, ok_response = 3, dynamic_metadata = 4, error_response = 5.
     match decision {
         Decision::Allow(grant) => {
             status(&mut response, grpc::OK);
-            response.message(3, |ok| allowed(ok, grant, bearer, speech));
+            response.message(3, |ok| allowed(ok, grant, said, bearer, speech));
         }
         Decision::Deny(denial) => {
             let (code, refusal) = refused(denial.reason);
@@ -104,26 +114,22 @@ pub fn answer(decision: &Decision<'_>, id: Uuid, bearer: bool, speech: &Speech) 
             response.message(field, |refusal| refuse(refusal, &UNAVAILABLE, id));
         }
     }
-    response.message(4, |fields| metadata(fields, decision, id));
-    response.into_bytes()
+    response.message(4, |fields| metadata(fields, decision, said, id));
 }
 
 /// What an answer with a tenant takes, with a little to spare.
-const ROOM: usize = 1024;
+pub const ROOM: usize = 1000;
 
 /// `CheckResponse.status` = 1, which is there even where it says nothing. `google.rpc.Status`: code = 1.
-fn status(response: &mut Message, code: u8) {
+fn status(response: &mut Message<'_>, code: u8) {
     response.message(1, |status| status.number(1, code));
 }
 
 /// `OkHttpResponse`: headers = 2, `headers_to_remove` = 5.
-fn allowed(ok: &mut Message, grant: &Grant<'_>, bearer: bool, speech: &Speech) {
+fn allowed(ok: &mut Message<'_>, grant: &Grant<'_>, said: Option<&Said>, bearer: bool, speech: &Speech) {
     if let Grant::Tenant(key, tenant) = grant {
-        let [id, name, schema, key_id] = IDENTITY_HEADERS;
-        header(ok, id, |value| hyphenated(value, tenant.id.0));
-        header(ok, name, |value| percent_encoded(value, &tenant.name));
-        header(ok, schema, |value| value.extend_from_slice(tenant.schema.as_bytes()));
-        header(ok, key_id, |value| hyphenated(value, key.id.0));
+        of_tenant(ok, tenant, said, 0);
+        header(ok, IDENTITY_HEADERS[3], |value| hyphenated(value, key.id.0));
     }
     ok.text(5, &speech.key_header);
     if bearer {
@@ -134,6 +140,35 @@ fn allowed(ok: &mut Message, grant: &Grant<'_>, bearer: bool, speech: &Speech) {
             ok.text(5, name);
         }
     }
+}
+
+/// One of the two [`PIECES`] of an answer that are about the tenant alone.
+fn of_tenant(to: &mut Message<'_>, tenant: &Tenant, said: Option<&Said>, piece: usize) {
+    let write = |piece: usize| {
+        let mut written = Vec::new();
+        PIECES[piece](&mut Message(&mut written), tenant);
+        written.into_boxed_slice()
+    };
+    match said {
+        Some(said) => to.fields(&said.get_or_init(|| [write(0), write(1)])[piece]),
+        None => PIECES[piece](to, tenant),
+    }
+}
+
+const PIECES: [fn(&mut Message<'_>, &Tenant); 2] = [tenant_headers, tenant_metadata];
+
+fn tenant_headers(ok: &mut Message<'_>, tenant: &Tenant) {
+    let [id, name, schema, _] = IDENTITY_HEADERS;
+    header(ok, id, |value| hyphenated(value, tenant.id.0));
+    header(ok, name, |value| percent_encoded(value, &tenant.name));
+    header(ok, schema, |value| value.extend_from_slice(tenant.schema.as_bytes()));
+}
+
+fn tenant_metadata(fields: &mut Message<'_>, tenant: &Tenant) {
+    field(fields, "tenant_id", |value| hyphenated(value, tenant.id.0));
+    field(fields, "tenant_name", |value| value.extend_from_slice(tenant.name.as_bytes()));
+    field(fields, "tenant_schema", |value| value.extend_from_slice(tenant.schema.as_bytes()));
+    field(fields, "tenant_status", |value| value.extend_from_slice(tenant.status.as_str().as_bytes()));
 }
 
 /// What a client is told that is not let in.
@@ -171,7 +206,7 @@ fn refused(reason: Reason) -> (u8, Refusal) {
 }
 
 /// `DeniedHttpResponse`: status = 1, headers = 2, body = 3. `HttpStatus`: code = 1.
-fn refuse(denied: &mut Message, refusal: &Refusal, id: &str) {
+fn refuse(denied: &mut Message<'_>, refusal: &Refusal, id: &str) {
     denied.message(1, |status| status.short(1, refusal.http));
     header(denied, "content-type", |value| value.extend_from_slice(b"application/json"));
     header(denied, DECISION_ID_HEADER, |value| value.extend_from_slice(id.as_bytes()));
@@ -186,7 +221,7 @@ fn refuse(denied: &mut Message, refusal: &Refusal, id: &str) {
 ///
 /// `headers` = 2 in both kinds of response. `HeaderValueOption`: header = 1, `append_action` = 3. `HeaderValue`:
 /// key = 1, value = 2.
-fn header(response: &mut Message, name: &str, value: impl FnOnce(&mut Vec<u8>)) {
+fn header(response: &mut Message<'_>, name: &str, value: impl FnOnce(&mut Vec<u8>)) {
     const OVERWRITE_IF_EXISTS_OR_ADD: u8 = 2;
     response.message(2, |option| {
         option.message(1, |header| {
@@ -215,7 +250,7 @@ fn percent_encoded(to: &mut Vec<u8>, text: &str) {
 
 /// `dynamic_metadata`, which Envoy puts into the namespace `envoy.filters.http.ext_authz`. Who the caller is
 /// goes in only once it is proven.
-fn metadata(fields: &mut Message, decision: &Decision<'_>, id: &str) {
+fn metadata(fields: &mut Message<'_>, decision: &Decision<'_>, said: Option<&Said>, id: &str) {
     let (word, reason, identity) = match decision {
         Decision::Allow(Grant::Public) => ("allow", "public", None),
         Decision::Allow(Grant::Tenant(key, tenant)) => {
@@ -236,15 +271,12 @@ fn metadata(fields: &mut Message, decision: &Decision<'_>, id: &str) {
     }
     field(fields, "reason", |value| value.extend_from_slice(reason.as_bytes()));
     if let Some(tenant) = identity.and_then(|identity| identity.tenant) {
-        field(fields, "tenant_id", |value| hyphenated(value, tenant.id.0));
-        field(fields, "tenant_name", |value| value.extend_from_slice(tenant.name.as_bytes()));
-        field(fields, "tenant_schema", |value| value.extend_from_slice(tenant.schema.as_bytes()));
-        field(fields, "tenant_status", |value| value.extend_from_slice(tenant.status.as_str().as_bytes()));
+        of_tenant(fields, tenant, said, 1);
     }
 }
 
 /// An entry of `google.protobuf.Struct.fields` = 1: key = 1, value = 2. `Value`: `string_value` = 3.
-fn field(fields: &mut Message, name: &str, value: impl FnOnce(&mut Vec<u8>)) {
+fn field(fields: &mut Message<'_>, name: &str, value: impl FnOnce(&mut Vec<u8>)) {
     fields.message(1, |entry| {
         entry.text(1, name);
         entry.message(2, |content| content.text_of(3, value));
@@ -290,7 +322,13 @@ mod tests {
 
     /// What is written is what the generated encoder writes of it, to the byte.
     fn say_as(decision: &Decision<'_>, bearer: bool, mode: OnUnavailable) -> CheckResponse {
-        let bytes = answer(decision, Uuid::nil(), bearer, &speech(mode));
+        let (said, mut bytes) = (Said::new(), Vec::new());
+        answer(&mut bytes, decision, None, Uuid::nil(), bearer, &speech(mode));
+        for time in ["first", "next"] {
+            let mut again = Vec::new();
+            answer(&mut again, decision, Some(&said), Uuid::nil(), bearer, &speech(mode));
+            assert_eq!(again, bytes, "the {time} time that it is said of a tenant");
+        }
         let response = CheckResponse::decode(bytes.as_slice()).unwrap();
         assert_eq!(response.encode_to_vec(), bytes);
         response

@@ -7,19 +7,9 @@
 
 /// A message that is being written.
 #[derive(Debug)]
-pub(super) struct Message(Vec<u8>);
+pub(super) struct Message<'b>(pub(super) &'b mut Vec<u8>);
 
-impl Message {
-    /// An empty one, with room for so many bytes.
-    pub(super) fn with_capacity(bytes: usize) -> Self {
-        Self(Vec::with_capacity(bytes))
-    }
-
-    /// The bytes.
-    pub(super) fn into_bytes(self) -> Vec<u8> {
-        self.0
-    }
-
+impl Message<'_> {
     /// A number. Zero is not written, as everywhere in proto3.
     pub(super) fn number(&mut self, field: u8, value: u8) {
         debug_assert!(value < 0x80, "one byte of varint");
@@ -48,7 +38,12 @@ impl Message {
 
     /// Text that is put together as it is written.
     pub(super) fn text_of(&mut self, field: u8, write: impl FnOnce(&mut Vec<u8>)) {
-        self.within(field, |message| write(&mut message.0));
+        self.within(field, |message| write(message.0));
+    }
+
+    /// Fields that were written before.
+    pub(super) fn fields(&mut self, written: &[u8]) {
+        self.0.extend_from_slice(written);
     }
 
     /// A message within this one.
@@ -73,6 +68,10 @@ impl Message {
             rest >>= 7;
             bytes += 1;
         }
-        self.0.splice(from - 1..from, length[..bytes].iter().copied());
+        // Moves what was written up by what the length takes more than one byte.
+        let end = self.0.len();
+        self.0.resize(end + bytes - 1, 0);
+        self.0.copy_within(from..end, from + bytes - 1);
+        self.0[from - 1..from - 1 + bytes].copy_from_slice(&length[..bytes]);
     }
 }

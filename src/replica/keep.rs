@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(replica.now(clock), Timestamp(2_000_000_000_000_000).after(Duration::from_secs(140)));
         let snapshot = replica.snapshot();
         assert_eq!(snapshot.key("llmk_a").unwrap().record(), &record());
-        let tenant = snapshot.tenant(TenantId(Uuid::from_u128(2))).unwrap();
+        let tenant = snapshot.tenant(TenantId(Uuid::from_u128(2))).unwrap().tenant();
         assert_eq!((tenant.name.as_str(), &tenant.status), ("Acme", &TenantStatus::Suspended));
         assert_eq!(replica.look().identity, "own");
     }

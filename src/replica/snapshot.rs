@@ -3,7 +3,7 @@
 //! All keys and tenants. A [`Snapshot`] never changes: the next one is made beside it,
 //! shares with it what stayed the same, and is swapped in whole.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::entry::Entry;
 use super::table::{Keyed, Table};
@@ -12,9 +12,39 @@ use crate::store::{Change, Row};
 use crate::tenant::{Tenant, TenantId};
 use crate::verify::memo::Peppers;
 
-impl Keyed for Tenant {
+/// What the door has made of a tenant once for all its requests. Two pieces of bytes that mean nothing here.
+pub type Said = OnceLock<[Box<[u8]>; 2]>;
+
+/// A tenant as the replica has it. A tenant that changes becomes a new one, of which nothing was said yet.
+#[derive(Debug)]
+pub struct TenantEntry {
+    tenant: Tenant,
+    said: Said,
+}
+
+impl TenantEntry {
+    /// A row of which nothing was said yet.
+    #[must_use]
+    pub fn new(tenant: Tenant) -> Self {
+        Self { tenant, said: Said::new() }
+    }
+
+    /// The row.
+    #[must_use]
+    pub fn tenant(&self) -> &Tenant {
+        &self.tenant
+    }
+
+    /// What was made of it.
+    #[must_use]
+    pub fn said(&self) -> &Said {
+        &self.said
+    }
+}
+
+impl Keyed for TenantEntry {
     fn key(&self) -> &[u8] {
-        self.id.0.as_bytes()
+        self.tenant.id.0.as_bytes()
     }
 }
 
@@ -22,7 +52,7 @@ impl Keyed for Tenant {
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     keys: Table<Entry>,
-    tenants: Table<Tenant>,
+    tenants: Table<TenantEntry>,
     /// Rows that can serve no request.
     pub damaged: usize,
     /// Keys whose row came with a memo that we understand.
@@ -40,7 +70,7 @@ impl Snapshot {
 
     /// A tenant.
     #[must_use]
-    pub fn tenant(&self, id: TenantId) -> Option<&Tenant> {
+    pub fn tenant(&self, id: TenantId) -> Option<&TenantEntry> {
         self.tenants.get(id.0.as_bytes()).map(AsRef::as_ref)
     }
 
@@ -62,8 +92,8 @@ impl Snapshot {
     }
 
     /// All tenants, in no order.
-    pub fn tenants(&self) -> impl Iterator<Item = &Arc<Tenant>> {
-        self.tenants.iter()
+    pub fn tenants(&self) -> impl Iterator<Item = &Tenant> {
+        self.tenants.iter().map(|entry| entry.tenant())
     }
 
     pub(super) fn empty() -> Self {
@@ -111,10 +141,9 @@ impl Snapshot {
                 before.inspect(|before| self.count_key(before, -1));
             }
             Change::Now(Row::Tenant(tenant)) => {
-                let tenant = Arc::new(tenant);
                 self.count_tenant(&tenant, 1);
-                let before = self.tenants.put(tenant);
-                before.inspect(|before| self.count_tenant(before, -1));
+                let before = self.tenants.put(Arc::new(TenantEntry::new(tenant)));
+                before.inspect(|before| self.count_tenant(before.tenant(), -1));
             }
             Change::NoKey(prefix) => {
                 let before = self.keys.remove(prefix.as_bytes());
@@ -122,7 +151,7 @@ impl Snapshot {
             }
             Change::NoTenant(id) => {
                 let before = self.tenants.remove(id.0.as_bytes());
-                before.inspect(|before| self.count_tenant(before, -1));
+                before.inspect(|before| self.count_tenant(before.tenant(), -1));
             }
         }
     }
@@ -143,14 +172,14 @@ pub(super) struct Reload {
     before: Arc<Snapshot>,
     peppers: Peppers,
     keys: Vec<Arc<Entry>>,
-    tenants: Vec<Arc<Tenant>>,
+    tenants: Vec<Arc<TenantEntry>>,
 }
 
 impl Reload {
     pub(super) fn add(&mut self, row: Row) {
         match row {
             Row::Key(record, memo) => self.keys.push(self.before.heir(record, memo.as_ref(), &self.peppers)),
-            Row::Tenant(tenant) => self.tenants.push(Arc::new(tenant)),
+            Row::Tenant(tenant) => self.tenants.push(Arc::new(TenantEntry::new(tenant))),
         }
     }
 
@@ -161,7 +190,7 @@ impl Reload {
     pub(super) fn finish(self) -> Snapshot {
         let (keys, tenants) = (Table::new(self.keys), Table::new(self.tenants));
         let damaged = keys.iter().filter(|entry| entry.record().is_damaged()).count()
-            + tenants.iter().filter(|tenant| !tenant.is_sound()).count();
+            + tenants.iter().filter(|entry| !entry.tenant().is_sound()).count();
         let remembered = keys.iter().filter(|entry| entry.is_remembered()).count();
         Snapshot { keys, tenants, damaged, remembered, generation: self.before.generation + 1 }
     }

@@ -5,30 +5,34 @@
 //! everything in the opposite order: not fit any more → answer who is in →
 //! write down what was used → gone.
 
+mod listen;
+mod tls;
+mod workers;
+
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{StatusCode, header::CONTENT_TYPE};
 use axum::response::IntoResponse as _;
 use axum::routing::get;
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::server::{Router, TcpIncoming};
-use tonic::transport::{Server, ServerTlsConfig};
+use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
 
+pub use self::listen::{Address, Options as ListenOptions, Stats as ListenStats};
+use self::listen::{Door, Listeners, bind_tcp, tidy_up};
+pub use self::tls::{Tls, TlsError, TlsFiles};
 use crate::clock::{Clock, SystemClock};
 use crate::ext_authz::proto::DESCRIPTORS;
-use crate::ext_authz::service::{AuthorizationServer, AuthorizationService, Options as ServiceOptions};
+use crate::ext_authz::service::{AuthorizationService, Options as ServiceOptions};
 use crate::gate::{self, Gate};
+use crate::grpc::Services;
 use crate::health::Health;
 use crate::memos::{self, Memos};
 use crate::replica::Replica;
@@ -48,42 +52,12 @@ const DRAIN_WITHIN: Duration = Duration::from_millis(6_500);
 /// How long it waits for last uses to be written down after that.
 const FLUSH_WITHIN: Duration = Duration::from_millis(1_500);
 
-/// Limits of a connection. tonic hands its `None`s on, which removes hyper's limit of streams and h2's of
-/// resets (RUSTSEC-2024-0003): both are set.
-mod limits {
-    use std::time::Duration;
-
-    /// Envoy opens another connection beyond this.
-    pub(super) const STREAMS: u32 = 1_024;
-    /// Streams reset for the client's errors before the connection is closed.
-    pub(super) const ERROR_RESETS: usize = 256;
-    /// Streams reset by the client before we took them up (CVE-2023-44487).
-    pub(super) const PENDING_RESETS: usize = 32;
-    /// gRPC's own headers; what Envoy tells of the request is in the message.
-    pub(super) const HEADER_LIST: u32 = 8 * 1024;
-    /// Envoy's request headers are 60 KiB by default; the rest is room for bodies somebody sends along.
-    pub(super) const MESSAGE: usize = 1024 * 1024;
-    /// A peer that is gone without a word is found after both.
-    pub(super) const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(25), Duration::from_secs(10));
-}
-
-/// Where to listen.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Address {
-    /// `host:port`; port 0 lets the system choose.
-    Tcp(String),
-    /// A Unix socket at this path.
-    Unix(PathBuf),
-}
-
 /// Everything the house is made of.
 pub struct Settings {
-    /// Where Envoy asks.
-    pub listen: Vec<Address>,
+    /// Where Envoy asks, and how much of it.
+    pub listen: ListenOptions,
     /// Where operators ask.
     pub ops_listen: String,
-    /// TLS for TCP listeners.
-    pub tls: Option<ServerTlsConfig>,
     /// Whether to serve gRPC reflection.
     pub reflection: bool,
     /// The database.
@@ -106,6 +80,8 @@ pub struct Settings {
     pub memos: memos::Options,
     /// How the snapshot is kept in a file, if it is.
     pub keep: Option<keep::Options>,
+    /// What is allowed and should be thought over: said once the listeners are up.
+    pub remarks: Vec<String>,
     /// The clock to go by.
     pub clock: Arc<dyn Clock>,
 }
@@ -115,9 +91,8 @@ impl Settings {
     #[must_use]
     pub fn on(store: Arc<dyn Store>) -> Self {
         Self {
-            listen: Vec::new(),
+            listen: ListenOptions::default(),
             ops_listen: String::new(),
-            tls: None,
             reflection: true,
             store,
             ext_authz: ServiceOptions::default(),
@@ -129,6 +104,7 @@ impl Settings {
             peppers: Peppers::default(),
             memos: memos::Options::default(),
             keep: None,
+            remarks: Vec::new(),
             clock: Arc::new(SystemClock),
         }
     }
@@ -159,17 +135,21 @@ pub enum ServeError {
 ///
 /// An address is taken; the tables are too old.
 pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-    let listeners = Listeners::bind(&settings).await?;
-    let house = House::build(&settings)?;
+    let listeners = Listeners::bind(&settings.listen).await?;
+    let ops = bind_tcp(&settings.ops_listen, "ops").await?;
+    for remark in &settings.remarks {
+        warn!("{remark}");
+    }
     let (stop, stopped) = watch::channel(false);
-    let mut doors = listeners.open(&settings, &house, &stopped)?;
+    let (house, service) = House::build(&settings)?;
+    let mut doors = Doors::open(&settings, &house, service, (listeners, ops), stopped)?;
     if let Some(keeper) = house.keeper(&settings) {
         keeper.restore();
     }
     // Reading and sorting in a hundred thousand rows takes a while, in which no request should have to wait for
     // the thread.
     let mut sync = Apart::run("replica", house.sync(&settings).run())?;
-    let background = vec![
+    let mut background = vec![
         tokio::spawn(house.memos.clone().run(Arc::clone(&settings.store))),
         tokio::spawn(keep_snapshot(house.keeper(&settings))),
         tokio::spawn(house.usage.clone().run(Arc::clone(&settings.store), settings.usage)),
@@ -177,126 +157,47 @@ pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Re
         tokio::spawn(house.announcer.clone().run()),
         tokio::spawn(prune::run(Arc::clone(&settings.store), settings.prune)),
     ];
+    background.extend(settings.listen.tls.clone().map(|tls| tokio::spawn(tls.follow())));
     let outcome = tokio::select! {
         () = shutdown => Ok(()),
         fatal = sync.ended() => Err(fatal),
         ended = doors.ended() => Err(ServeError::Start(format!("a listener ended: {ended}"))),
     };
     house.close(&settings, stop, doors, sync, background).await;
-    listeners_gone(&settings.listen);
+    tidy_up(&settings.listen.listen);
     outcome
-}
-
-/// Addresses that are ours now.
-struct Listeners {
-    tcp: Vec<TcpListener>,
-    unix: Vec<UnixListener>,
-    ops: TcpListener,
-}
-
-impl Listeners {
-    async fn bind(settings: &Settings) -> Result<Self, ServeError> {
-        let (mut tcp, mut unix) = (Vec::new(), Vec::new());
-        for address in &settings.listen {
-            match address {
-                Address::Tcp(address) => tcp.push(bind_tcp(address, "grpc").await?),
-                Address::Unix(path) => unix.push(bind_unix(path).await?),
-            }
-        }
-        Ok(Self { tcp, unix, ops: bind_tcp(&settings.ops_listen, "ops").await? })
-    }
-
-    fn open(
-        self,
-        settings: &Settings,
-        house: &House,
-        stopped: &watch::Receiver<bool>,
-    ) -> Result<Doors, ServeError> {
-        let mut grpc = JoinSet::new();
-        for listener in self.tcp {
-            let router = house.router(settings, settings.tls.as_ref())?;
-            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-            let stop = told(stopped.clone());
-            grpc.spawn(async move {
-                router.serve_with_incoming_shutdown(incoming, stop).await.map_err(|e| e.to_string())
-            });
-        }
-        for listener in self.unix {
-            let router = house.router(settings, None)?;
-            let (incoming, stop) = (UnixListenerStream::new(listener), told(stopped.clone()));
-            grpc.spawn(async move {
-                router.serve_with_incoming_shutdown(incoming, stop).await.map_err(|e| e.to_string())
-            });
-        }
-        let ops = axum::serve(self.ops, house.ops());
-        Ok(Doors { grpc, ops: tokio::spawn(async move { ops.await.map_err(|e| e.to_string()) }) })
-    }
 }
 
 /// Listeners that are being served.
 struct Doors {
-    grpc: JoinSet<Result<(), String>>,
+    door: Arc<Door<AuthorizationService>>,
+    grpc: JoinHandle<()>,
     /// Open to the last, so that operators can watch us go.
-    ops: JoinHandle<Result<(), String>>,
+    ops: JoinHandle<io::Result<()>>,
 }
 
 impl Doors {
+    fn open(
+        settings: &Settings,
+        house: &House,
+        service: AuthorizationService,
+        (listeners, ops): (Listeners, TcpListener),
+        stopped: watch::Receiver<bool>,
+    ) -> Result<Self, ServeError> {
+        let services = Services::new(service, house.others(settings)?, settings.listen.limits);
+        let clock = Arc::clone(&settings.clock);
+        let stats = Arc::clone(&house.metrics.listen);
+        let door = Arc::new(Door::open(&settings.listen, services, stopped, stats, clock)?);
+        let grpc = tokio::spawn(listeners.serve(Arc::clone(&door)));
+        let ops = axum::serve(ops, house.ops());
+        Ok(Self { door, grpc, ops: tokio::spawn(async move { ops.await }) })
+    }
+
     /// The first one that ends, which none should.
     async fn ended(&mut self) -> String {
         tokio::select! {
-            Some(ended) = self.grpc.join_next() => format!("{ended:?}"),
+            ended = &mut self.grpc => format!("{ended:?}"),
             ended = &mut self.ops => format!("{ended:?}"),
-        }
-    }
-}
-
-async fn told(mut stopped: watch::Receiver<bool>) {
-    // An error means that whoever would tell is gone, which tells as much.
-    let _ = stopped.wait_for(|stop| *stop).await;
-}
-
-async fn bind_tcp(address: &str, listener: &str) -> Result<TcpListener, ServeError> {
-    let bound = TcpListener::bind(address).await.and_then(|bound| Ok((bound.local_addr()?, bound)));
-    let (local, bound) = bound.map_err(|e| cannot_listen(address, &e))?;
-    info!(%listener, address = %local, "listening");
-    Ok(bound)
-}
-
-fn cannot_listen(address: &str, error: &io::Error) -> ServeError {
-    let why = match error.kind() {
-        io::ErrorKind::AddrInUse => "another program listens there, stop it or choose another address".into(),
-        io::ErrorKind::PermissionDenied => {
-            "permission denied, choose another address or run as who may".into()
-        }
-        _ => error.to_string(),
-    };
-    ServeError::Listen { address: address.to_owned(), why }
-}
-
-/// A socket file that nobody listens on any more is taken over; it is what a killed process leaves behind.
-async fn bind_unix(path: &Path) -> Result<UnixListener, ServeError> {
-    let shown = format!("unix:{}", path.display());
-    let stale = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
-        && UnixStream::connect(path).await.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
-    let bind = || {
-        if stale {
-            std::fs::remove_file(path)?;
-        }
-        let listener = UnixListener::bind(path)?;
-        // Owner and group: put Envoy into the group.
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-        Ok(listener)
-    };
-    let listener = bind().map_err(|e: io::Error| cannot_listen(&shown, &e))?;
-    info!(listener = %"grpc", address = %shown, "listening");
-    Ok(listener)
-}
-
-fn listeners_gone(listen: &[Address]) {
-    for address in listen {
-        if let Address::Unix(path) = address {
-            // Somebody may have tidied up already.
-            let _ = std::fs::remove_file(path);
         }
     }
 }
@@ -306,7 +207,6 @@ struct House {
     replica: Replica,
     usage: Usage,
     memos: Memos,
-    service: Arc<AuthorizationService>,
     health: Health,
     reporter: HealthReporter,
     metrics: Metrics,
@@ -314,7 +214,7 @@ struct House {
 }
 
 impl House {
-    fn build(settings: &Settings) -> Result<Self, ServeError> {
+    fn build(settings: &Settings) -> Result<(Self, AuthorizationService), ServeError> {
         let clock = &settings.clock;
         let (peppers, usage) = (&settings.peppers, Usage::default());
         let replica = Replica::new(peppers.clone());
@@ -332,6 +232,7 @@ impl House {
             replica: replica.clone(),
             usage: usage.clone(),
             memos: memos.clone(),
+            listen: Arc::default(),
             clock: Arc::clone(clock),
         };
         let service = AuthorizationService::new(gate, Arc::clone(clock), settings.ext_authz.clone());
@@ -344,7 +245,8 @@ impl House {
         };
         let announcer =
             Announcer::new(process_name(), replica.clone(), Arc::clone(&settings.store), announce);
-        Ok(Self { replica, usage, memos, service: Arc::new(service), health, reporter, metrics, announcer })
+        let house = Self { replica, usage, memos, health, reporter, metrics, announcer };
+        Ok((house, service))
     }
 
     /// Who keeps the snapshot in a file, if anybody does.
@@ -358,24 +260,11 @@ impl House {
         Sync::new(self.replica.clone(), store, clock, settings.sync)
     }
 
-    fn router(&self, settings: &Settings, tls: Option<&ServerTlsConfig>) -> Result<Router, ServeError> {
-        let mut server = Server::builder()
-            .max_concurrent_streams(limits::STREAMS)
-            .http2_max_local_error_reset_streams(Some(limits::ERROR_RESETS))
-            .http2_max_pending_accept_reset_streams(Some(limits::PENDING_RESETS))
-            .http2_max_header_list_size(limits::HEADER_LIST)
-            .http2_keepalive_interval(Some(limits::KEEPALIVE.0))
-            .http2_keepalive_timeout(Some(limits::KEEPALIVE.1));
-        if let Some(tls) = tls {
-            server = server.tls_config(tls.clone()).map_err(|e| ServeError::Start(tls_error(&e)))?;
-        }
-        let service = AuthorizationServer::from_arc(Arc::clone(&self.service))
-            .max_decoding_message_size(limits::MESSAGE);
-        let health = tonic_health::pb::health_server::HealthServer::new(
-            tonic_health::server::HealthService::from_health_reporter(self.reporter.clone()),
-        );
-        let reflection = settings.reflection.then(reflection).transpose()?;
-        Ok(server.add_service(service).add_service(health).add_optional_service(reflection))
+    /// What is served beside the check: health, and reflection if it is asked for.
+    fn others(&self, settings: &Settings) -> Result<Routes, ServeError> {
+        let health = tonic_health::server::HealthService::from_health_reporter(self.reporter.clone());
+        let others = Routes::new(tonic_health::pb::health_server::HealthServer::new(health));
+        Ok(if settings.reflection { others.add_service(reflection()?) } else { others })
     }
 
     /// What operators see over HTTP.
@@ -410,7 +299,7 @@ impl House {
         &self,
         settings: &Settings,
         stop: watch::Sender<bool>,
-        mut doors: Doors,
+        doors: Doors,
         sync: Apart,
         background: Vec<JoinHandle<()>>,
     ) {
@@ -418,11 +307,10 @@ impl House {
         self.health.drain();
         self.health.report(&self.reporter).await;
         stop.send_replace(true);
-        let answered = timeout(DRAIN_WITHIN, async { while doors.grpc.join_next().await.is_some() {} });
-        if answered.await.is_err() {
+        if timeout(DRAIN_WITHIN, doors.door.emptied()).await.is_err() {
             warn!("some connections did not end in time and are cut");
         }
-        doors.grpc.abort_all();
+        doors.grpc.abort();
         drop(sync);
         background.iter().for_each(JoinHandle::abort);
         let flush = usage::Options { timeout: FLUSH_WITHIN, ..settings.usage };
@@ -504,15 +392,4 @@ fn reflection() -> Result<
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .map_err(|e| ServeError::Start(e.to_string()))
-}
-
-/// tonic's own text says only that there was an error.
-pub(crate) fn tls_error(error: &dyn std::error::Error) -> String {
-    let mut text = format!("TLS: {error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

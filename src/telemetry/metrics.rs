@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::decision::{Fault, Reason};
 use crate::memos::Memos;
 use crate::replica::Replica;
+use crate::server::ListenStats;
 use crate::stats::Spread;
 use crate::usage::Usage;
 use crate::{gate, verify};
@@ -38,6 +39,8 @@ pub struct Metrics {
     pub usage: Usage,
     /// Memos.
     pub memos: Memos,
+    /// Connections.
+    pub listen: Arc<ListenStats>,
     /// To tell the replica's age by.
     pub clock: Arc<dyn Clock>,
 }
@@ -67,6 +70,7 @@ impl Collector for Metrics {
         self.decisions(&mut page)?;
         self.proofs(&mut page)?;
         self.state(&mut page)?;
+        self.connections(&mut page)?;
         self.work(&mut page)
     }
 }
@@ -150,6 +154,17 @@ impl Metrics {
             "Whether the database answered when last asked",
             connected,
         )
+    }
+
+    fn connections(&self, page: &mut Page<'_>) -> fmt::Result {
+        let stats = &self.listen;
+        let rows = [
+            ([("result", "accepted")], stats.accepted.value()),
+            ([("result", "no_room")], stats.no_room.value()),
+            ([("result", "turned_away")], stats.turned_away.value()),
+            ([("result", "failed")], stats.failed.value()),
+        ];
+        page.counters("tenantgate_connections", "Connections by what came of them", &rows)
     }
 
     fn work(&self, page: &mut Page<'_>) -> fmt::Result {

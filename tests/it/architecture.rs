@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 6] = [
     &["clock", "key", "tenant", "record", "request", "stats"],
     &["decision"],
-    &["store", "verify", "replica"],
+    &["grpc", "store", "verify", "replica"],
     &["admin", "gate", "memos", "usage"],
     &["ext_authz", "store/postgres", "store/sqlite", "store/migrations", "store/errors"],
     &["cli", "config", "health", "server", "telemetry", "main", "lib"],
@@ -31,10 +31,10 @@ const ROOMS: [(&str, &[&str]); 16] = [
     ("ExitCode", &["cli/", "main"]),
     ("clap", &["cli/", "config"]),
     ("prometheus_client", &["telemetry/"]),
-    ("StatusCode::", &["ext_authz/", "server"]),
+    ("StatusCode::", &["ext_authz/", "grpc/", "server"]),
     ("\"x-llmcore-tenant", &["ext_authz/"]),
     ("proto::envoy", &["ext_authz/", "cli/check"]),
-    ("tokio::spawn", &["server"]),
+    ("tokio::spawn", &["grpc/", "server"]),
     ("std::thread::Builder", &["verify/", "server"]),
 ];
 

@@ -4,8 +4,10 @@
 
 mod support;
 
+mod allocations;
 mod announce;
 mod architecture;
+mod broken;
 mod check;
 mod check_command;
 mod cli;
@@ -20,6 +22,7 @@ mod identity;
 mod key_commands;
 mod keys;
 mod lifecycle;
+mod listener;
 mod memo;
 mod migrate;
 mod model;

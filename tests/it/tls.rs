@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use crate::support::cli::run_in;
-use crate::support::{Ask, Client, Server, World, wait};
+use crate::support::{Ask, Client, PATIENCE, Server, World, eventually, wait};
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -90,6 +90,79 @@ fn a_client_ca_lets_in_only_its_own() {
         None,
         "no certificate at all"
     );
+}
+
+/// A certificate with exactly these names, and its key.
+fn named(authority: &Authority, names: &[&str]) -> (String, String) {
+    let mut params = CertificateParams::new(Vec::new()).expect("no names");
+    params.subject_alt_names = names
+        .iter()
+        .map(|name| {
+            let text = (*name).try_into().expect("ASCII");
+            if name.contains("://") { SanType::URI(text) } else { SanType::DnsName(text) }
+        })
+        .collect();
+    let key = KeyPair::generate().expect("a key");
+    (params.signed_by(&key, authority).expect("signed").pem(), key.serialize_pem())
+}
+
+#[test]
+fn a_client_needs_one_of_the_names_that_are_asked_for() {
+    let world = World::somewhere();
+    let (ours, clients) = (authority("ours"), authority("clients"));
+    let (cert, key) = issued_by(&ours);
+    let (cert, key) = (file(world.db.dir(), "cert.pem", &cert), file(world.db.dir(), "key.pem", &key));
+    let ca = file(world.db.dir(), "client-ca.pem", &clients.pem());
+    let (spiffe, dns) = ("spiffe://mesh/ns/edge/sa/envoy", "envoy.internal");
+    let args = [
+        "--tls-cert",
+        &cert,
+        "--tls-key",
+        &key,
+        "--client-ca",
+        &ca,
+        "--client-san",
+        spiffe,
+        "--client-san",
+        dns,
+    ];
+    let server = Server::on(&world.db).args(&args).start();
+    for (names, wanted) in [
+        (&[spiffe][..], Some("200 ok")),
+        (&["other.internal", dns], Some("200 ok")),
+        (&["spiffe://mesh/ns/edge/sa/envoy2"], None),
+        (&["spiffe://mesh/ns/edge/sa"], None),
+        (&["x.envoy.internal"], None),
+        (&[], None),
+    ] {
+        let (cert, key) = named(&clients, names);
+        let client = trusting(&ours).identity(Identity::from_pem(cert, key));
+        let seen = row(&Client::over_tls(&server.grpc[0], client), &world);
+        assert_eq!(seen.as_deref(), wanted, "{names:?}");
+    }
+    assert!(server.stderr.text().contains("--client-san"), "the log says why");
+}
+
+#[test]
+fn a_renewed_certificate_is_used_without_a_restart_and_a_broken_one_is_not() {
+    let world = World::somewhere();
+    let (before, after) = (authority("before"), authority("after"));
+    let (cert, key) = issued_by(&before);
+    let (cert, key) = (file(world.db.dir(), "cert.pem", &cert), file(world.db.dir(), "key.pem", &key));
+    let server = Server::on(&world.db).args(&["--tls-cert", &cert, "--tls-key", &key]).start();
+    let is_served =
+        |trusted: &Authority| row(&Client::over_tls(&server.grpc[0], trusting(trusted)), &world).is_some();
+    assert!(is_served(&before) && !is_served(&after));
+    file(world.db.dir(), "cert.pem", "half of it");
+    server.stderr.wait_for("the certificates on disk cannot be used", PATIENCE, |lines| {
+        lines.iter().any(|line| line.contains("the certificates on disk cannot be used")).then_some(())
+    });
+    assert!(is_served(&before), "those of before stay");
+    let (new_cert, new_key) = issued_by(&after);
+    file(world.db.dir(), "key.pem", &new_key);
+    file(world.db.dir(), "cert.pem", &new_cert);
+    eventually("the new certificate is used", PATIENCE, || if is_served(&after) { Ok(()) } else { Err(()) });
+    assert!(!is_served(&before));
 }
 
 #[test]

@@ -32,7 +32,7 @@ impl Inside {
     fn on(world: &World) -> Self {
         let address = format!("127.0.0.1:{}", free_port());
         let mut settings = Settings::on(Arc::new(PostgresStore::new(world.db.url()).unwrap()));
-        settings.listen = vec![Address::Tcp(address.clone())];
+        settings.listen.listen = vec![Address::Tcp(address.clone())];
         "127.0.0.1:0".clone_into(&mut settings.ops_listen);
         settings.usage = usage::Options { interval: OFTEN, ..usage::Options::default() };
         let (stop, stopped) = oneshot::channel::<()>();

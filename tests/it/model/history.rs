@@ -11,7 +11,7 @@ use sqlx::{PgConnection, Row as _};
 use tenantgate::clock::Timestamp;
 use tenantgate::key::KeyId;
 use tenantgate::record::{KeyRecord, SecretHash};
-use tenantgate::replica::Snapshot;
+use tenantgate::replica::{Snapshot, TenantEntry};
 use tenantgate::tenant::{Tenant, TenantId, TenantStatus};
 use uuid::Uuid;
 
@@ -172,7 +172,7 @@ impl State {
             }
         }
         for tenant in &self.tenants {
-            let seen = replica.tenant(tenant.id);
+            let seen = replica.tenant(tenant.id).map(TenantEntry::tenant);
             if seen != Some(tenant) {
                 found.push(format!("the database has {tenant:?}, the replica {seen:?}"));
             }

@@ -21,6 +21,7 @@ pub(crate) mod cli;
 pub(crate) mod client;
 pub(crate) mod database;
 pub(crate) mod envoy;
+pub(crate) mod frames;
 pub(crate) mod http;
 pub(crate) mod link;
 pub(crate) mod pooler;

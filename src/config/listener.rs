@@ -1,0 +1,262 @@
+//! Where, how much and from whom does the operator want to be asked?
+//!
+//! The options of `serve` that are about connections. Each limit is there against
+//! something; its help says what.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::{Mistakes, duration};
+use crate::grpc::Limits;
+use crate::server::{Address, ListenOptions, Tls, TlsFiles};
+
+/// The options of `serve` that are about connections, as they were typed.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ListenerArgs {
+    /// Where Envoy asks: HOST:PORT or `unix:/path`. May be repeated
+    #[arg(long, env = "TENANTGATE_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
+    pub listen: Vec<String>,
+
+    /// The certificate chain to show to TCP clients (PEM); needs --tls-key. Read again when it changes
+    #[arg(long, env = "TENANTGATE_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The private key of --tls-cert (PEM)
+    #[arg(long, env = "TENANTGATE_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Refuse TCP clients without a certificate of this authority (PEM)
+    #[arg(long, env = "TENANTGATE_CLIENT_CA", value_name = "FILE")]
+    pub client_ca: Option<PathBuf>,
+
+    /// And without this name in it (DNS or URI, such as a SPIFFE id), exactly; needs --client-ca. May be
+    /// repeated: one of them is enough
+    #[arg(long, env = "TENANTGATE_CLIENT_SAN", value_name = "NAME")]
+    pub client_san: Vec<String>,
+
+    /// The mode of Unix sockets
+    #[arg(long, env = "TENANTGATE_UNIX_MODE", value_name = "OCTAL", default_value = "0660")]
+    pub unix_mode: String,
+
+    /// Refuse who comes to a Unix socket as another user than this one. May be repeated
+    #[arg(long, env = "TENANTGATE_UNIX_PEER_UID", value_name = "UID")]
+    pub unix_peer_uid: Vec<String>,
+
+    /// Threads that answer [default: one for each core]
+    #[arg(long, env = "TENANTGATE_WORKERS", value_name = "N")]
+    pub workers: Option<String>,
+
+    /// Connections at a time: each takes a file descriptor and about 30 KB, used or not
+    #[arg(long, env = "TENANTGATE_MAX_CONNECTIONS", value_name = "N", default_value = "4096")]
+    pub max_connections: String,
+
+    /// Calls at a time on one connection; Envoy opens another one beyond that
+    #[arg(long, env = "TENANTGATE_MAX_CONCURRENT_STREAMS", value_name = "N", default_value = "1024")]
+    pub max_concurrent_streams: String,
+
+    /// Calls that a client takes back before they are looked at (rapid reset) until its connection is closed
+    #[arg(long, env = "TENANTGATE_MAX_PENDING_RESETS", value_name = "N", default_value = "32")]
+    pub max_pending_resets: String,
+
+    /// Calls that end by errors of the client until its connection is closed
+    #[arg(long, env = "TENANTGATE_MAX_ERROR_RESETS", value_name = "N", default_value = "256")]
+    pub max_error_resets: String,
+
+    /// Bytes of the headers of a call; what Envoy tells of a request is in the message
+    #[arg(long, env = "TENANTGATE_MAX_HEADER_BYTES", value_name = "BYTES", default_value = "8192")]
+    pub max_header_bytes: String,
+
+    /// Bytes of a message; Envoy lets through 60 KiB of headers unless told otherwise
+    #[arg(long, env = "TENANTGATE_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "1048576")]
+    pub max_message_bytes: String,
+
+    /// The longest a call takes, whatever its caller would wait: then a key that is not proven yet gets 503
+    #[arg(long, env = "TENANTGATE_REQUEST_TIMEOUT", value_name = "DURATION", default_value = "10s")]
+    pub request_timeout: String,
+
+    /// How long a new client may take to speak TLS and HTTP/2
+    #[arg(long, env = "TENANTGATE_HANDSHAKE_TIMEOUT", value_name = "DURATION", default_value = "5s")]
+    pub handshake_timeout: String,
+
+    /// How often a client is asked whether it is still there
+    #[arg(long, env = "TENANTGATE_KEEPALIVE_INTERVAL", value_name = "DURATION", default_value = "25s")]
+    pub keepalive_interval: String,
+
+    /// How long it may take to answer that
+    #[arg(long, env = "TENANTGATE_KEEPALIVE_TIMEOUT", value_name = "DURATION", default_value = "10s")]
+    pub keepalive_timeout: String,
+
+    /// How old a connection gets, a tenth more or less, before its client is told to make another one: so
+    /// that a new server gets its share
+    #[arg(long, env = "TENANTGATE_MAX_CONNECTION_AGE", value_name = "DURATION", default_value = "30m")]
+    pub max_connection_age: String,
+
+    /// How long calls may go on after that
+    #[arg(long, env = "TENANTGATE_MAX_CONNECTION_AGE_GRACE", value_name = "DURATION", default_value = "30s")]
+    pub max_connection_age_grace: String,
+}
+
+impl ListenerArgs {
+    /// What was asked for. What is wrong with it is noted.
+    pub(super) fn read(&self, mistakes: &mut Mistakes) -> ListenOptions {
+        let tls = self.tls(mistakes);
+        let uids = self.unix_peer_uid.iter();
+        let unix_peers =
+            uids.filter_map(|uid| mistakes.note("--unix-peer-uid", number(uid, 0..=u32::MAX - 1))).collect();
+        let workers = self.workers.as_ref().map(|n| mistakes.note("--workers", number(n, 1..=1_024)));
+        let connections = mistakes.note("--max-connections", number(&self.max_connections, 1..=1_000_000));
+        ListenOptions {
+            listen: self.addresses(mistakes),
+            tls,
+            unix_mode: mistakes.note("--unix-mode", mode(&self.unix_mode)).unwrap_or_default(),
+            unix_peers,
+            connections: connections.unwrap_or_default(),
+            workers: workers.flatten().unwrap_or_default(),
+            limits: self.limits(mistakes),
+        }
+    }
+
+    fn addresses(&self, mistakes: &mut Mistakes) -> Vec<Address> {
+        if self.listen.is_empty() {
+            mistakes.0.push("--listen: at least one address is needed".into());
+        }
+        self.listen.iter().filter_map(|text| mistakes.note("--listen", address(text))).collect()
+    }
+
+    fn limits(&self, mistakes: &mut Mistakes) -> Limits {
+        let mut span = |option: &str, text: &str| mistakes.note(option, positive(text)).unwrap_or_default();
+        let call = span("--request-timeout", &self.request_timeout);
+        let handshake = span("--handshake-timeout", &self.handshake_timeout);
+        let interval = span("--keepalive-interval", &self.keepalive_interval);
+        let keepalive = (interval, span("--keepalive-timeout", &self.keepalive_timeout));
+        let age = span("--max-connection-age", &self.max_connection_age);
+        let grace = span("--max-connection-age-grace", &self.max_connection_age_grace);
+        let mut count = |option: &str, text: &str, range: RangeInclusive<u32>| {
+            mistakes.note(option, number(text, range)).unwrap_or_default()
+        };
+        Limits {
+            streams: count("--max-concurrent-streams", &self.max_concurrent_streams, 1..=i32::MAX as u32),
+            pending_resets: count("--max-pending-resets", &self.max_pending_resets, 1..=1_000_000) as usize,
+            error_resets: count("--max-error-resets", &self.max_error_resets, 1..=1_000_000) as usize,
+            header_list: count("--max-header-bytes", &self.max_header_bytes, 1_024..=16 << 20),
+            message: count("--max-message-bytes", &self.max_message_bytes, 4_096..=64 << 20) as usize,
+            handshake,
+            call,
+            keepalive,
+            age,
+            grace,
+        }
+    }
+
+    /// The TLS that was asked for, if any.
+    fn tls(&self, mistakes: &mut Mistakes) -> Option<Tls> {
+        if !self.client_san.is_empty() && self.client_ca.is_none() {
+            mistakes
+                .0
+                .push("--client-san: needs --client-ca, by which a certificate is known to be good".into());
+        }
+        match (&self.tls_cert, &self.tls_key, &self.client_ca) {
+            (Some(cert), Some(key), client_ca) => {
+                let files = TlsFiles {
+                    cert: cert.clone(),
+                    key: key.clone(),
+                    client_ca: client_ca.clone(),
+                    client_sans: self.client_san.clone(),
+                };
+                mistakes.note("--tls-cert", Tls::load(files))
+            }
+            (None, None, None) => None,
+            (Some(_), None, _) => mistakes.note("--tls-cert", Err("needs --tls-key")),
+            (None, Some(_), _) => mistakes.note("--tls-key", Err("needs --tls-cert")),
+            (None, None, Some(_)) => mistakes.note("--client-ca", Err("needs --tls-cert and --tls-key")),
+        }
+    }
+
+    /// What is allowed and should be thought over.
+    pub(super) fn remarks(&self) -> Vec<String> {
+        let open = self.listen.iter().filter(|text| self.client_ca.is_none() && reaches_beyond_here(text));
+        let why = if self.tls_cert.is_some() {
+            "without --client-ca everybody who reaches it can try keys"
+        } else {
+            "without TLS keys can be read on the way, and everybody who reaches it can try some: use --tls-cert, --tls-key and --client-ca"
+        };
+        open.map(|address| format!("{address} may be reached from other machines: {why}")).collect()
+    }
+}
+
+/// Whether other machines may get there. A name counts as one that they may know.
+fn reaches_beyond_here(listen: &str) -> bool {
+    let Ok(Address::Tcp(address)) = address(listen) else { return false };
+    let host = address.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']);
+    host != "localhost" && !host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+}
+
+fn address(text: &str) -> Result<Address, String> {
+    match text.strip_prefix("unix:") {
+        Some(path) if Path::new(path).is_absolute() => Ok(Address::Unix(path.into())),
+        Some(_) => Err(format!("{text:?} needs an absolute path, such as unix:/run/tenantgate/authz.sock")),
+        None => tcp_address(text).map(Address::Tcp),
+    }
+}
+
+/// A host may be a name: it is looked up when it is bound.
+pub(super) fn tcp_address(text: &str) -> Result<String, String> {
+    let fine = text.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    fine.map(|_| text.to_owned()).ok_or_else(|| format!("{text:?} is not HOST:PORT, such as 127.0.0.1:50051"))
+}
+
+fn number<T: FromStr + PartialOrd + Display>(text: &str, range: RangeInclusive<T>) -> Result<T, String> {
+    let fine = text.parse().ok().filter(|number| range.contains(number));
+    fine.ok_or_else(|| format!("{text:?} is no whole number from {} to {}", range.start(), range.end()))
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777 && !text.starts_with('+'));
+    mode.ok_or_else(|| format!("{text:?} is no mode of a file in octal, such as 0660"))
+}
+
+fn positive(text: &str) -> Result<Duration, String> {
+    duration(text)
+        .and_then(|span| if span.is_zero() { Err(format!("{text} is too short")) } else { Ok(span) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_host_and_port_or_an_absolute_path() {
+        for good in ["127.0.0.1:0", "[::1]:50051", "localhost:1", "0.0.0.0:65535", "unix:/run/a.sock"] {
+            assert!(address(good).is_ok(), "{good}");
+        }
+        for bad in ["", "50051", ":50051", "127.0.0.1", "127.0.0.1:65536", "unix:a.sock", "unix:"] {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_others_may_reach_is_known() {
+        for here in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "unix:/run/a.sock"] {
+            assert!(!reaches_beyond_here(here), "{here}");
+        }
+        for beyond in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "gate.internal:1"] {
+            assert!(reaches_beyond_here(beyond), "{beyond}");
+        }
+    }
+
+    #[test]
+    fn numbers_and_modes_are_within_their_bounds() {
+        assert_eq!(number("7", 1..=9), Ok(7));
+        for bad in ["0", "10", "-1", "", "x", "1.5", " 7"] {
+            assert!(number(bad, 1..=9).is_err(), "{bad:?}");
+        }
+        assert_eq!((mode("0660"), mode("600")), (Ok(0o660), Ok(0o600)));
+        for bad in ["", "0888", "+660", "1777", "rw"] {
+            assert!(mode(bad).is_err(), "{bad:?}");
+        }
+        assert!(positive("0s").is_err() && positive("1ms").is_ok());
+    }
+}

@@ -1,0 +1,95 @@
+//! On which thread does a connection live?
+//!
+//! Each worker is a thread with a runtime of its own; a connection goes to the one that
+//! has the fewest and stays there, so that nothing a check touches moves between cores.
+//! What is done on a connection is not known here.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+
+/// Threads that end when this is dropped, whatever still goes on on them.
+pub(super) struct Workers(Vec<Worker>);
+
+struct Worker {
+    runtime: Handle,
+    busy: Arc<AtomicUsize>,
+    _running: oneshot::Sender<()>,
+}
+
+impl Workers {
+    /// Starts so many, and one at least.
+    pub(super) fn start(count: usize) -> io::Result<Self> {
+        (0..count.max(1)).map(Worker::start).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// Gives work to the one that has the least.
+    pub(super) fn give(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let Some(worker) = self.0.iter().min_by_key(|worker| worker.busy.load(Relaxed)) else { return };
+        let busy = Busy::one_more(&worker.busy);
+        worker.runtime.spawn(async move {
+            work.await;
+            drop(busy);
+        });
+    }
+}
+
+impl Worker {
+    fn start(number: usize) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (running, dropped) = oneshot::channel::<()>();
+        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+        thread.spawn(move || runtime.block_on(async { drop(dropped.await) }))?;
+        Ok(Self { runtime: handle, busy: Arc::default(), _running: running })
+    }
+}
+
+/// One more that a worker has, until it is dropped.
+struct Busy(Arc<AtomicUsize>);
+
+impl Busy {
+    fn one_more(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_goes_to_who_has_the_least() {
+        let workers = Workers::start(3).unwrap();
+        let (tell, mut told) = mpsc::channel(9);
+        let mut going_on = Vec::new();
+        for _ in 0..9 {
+            let (end, ended) = oneshot::channel::<()>();
+            going_on.push(end);
+            let tell = tell.clone();
+            workers.give(async move {
+                tell.send(std::thread::current().name().map(str::to_owned)).await.unwrap();
+                let _ = ended.await;
+            });
+        }
+        let mut names = Vec::new();
+        for _ in 0..9 {
+            names.push(told.recv().await.unwrap().unwrap());
+        }
+        for name in ["worker-0", "worker-1", "worker-2"] {
+            assert_eq!(names.iter().filter(|n| *n == name).count(), 3, "{names:?}");
+        }
+    }
+}

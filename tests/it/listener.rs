@@ -1,0 +1,306 @@
+//! What may a peer take of the listener, and does it do so at anybody else's cost?
+//!
+//! Raw HTTP/2, such as no library writes. After each abuse, somebody else is answered on a
+//! connection of his own, and the server has not grown.
+
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
+
+use tonic_health::pb::health_check_response::ServingStatus;
+
+use crate::support::frames::{Frame, PREFACE, Raw, kind};
+use crate::support::{Ask, Client, PATIENCE, Server, World, eventually};
+
+/// Errors of HTTP/2 (RFC 9113 §7).
+const NO_ERROR: u32 = 0;
+const FRAME_SIZE_ERROR: u32 = 6;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+/// Resident memory in MiB.
+fn resident(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+/// Runs an abuse beside somebody who minds his own business, and looks at the server afterwards.
+#[track_caller]
+fn survives(server: &Server, world: &World, abuse: impl FnOnce()) {
+    let before = resident(server);
+    abuse();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "on a connection of before");
+    let new = Client::to(&server.grpc[0]);
+    assert_eq!(new.check(Ask::with_key(&world.live.text)).row(), "200 ok", "on a new connection");
+    let after = resident(server);
+    assert!(after < before + 64, "it grew from {before} to {after} MiB");
+}
+
+#[test]
+fn the_limits_are_in_the_settings_that_a_connection_begins_with() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    let settings = Raw::to(&server.grpc[0]).settings();
+    // SETTINGS_MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE, _MAX_HEADER_LIST_SIZE (RFC 9113 §6.5.2).
+    assert_eq!(
+        (settings.get(&3), settings.get(&4), settings.get(&6)),
+        (Some(&1024), Some(&262_144), Some(&8192))
+    );
+    let args = ["--max-concurrent-streams", "7", "--max-header-bytes", "4096"];
+    let server = Server::on(&world.db).args(&args).start();
+    let settings = Raw::to(&server.grpc[0]).settings();
+    assert_eq!((settings.get(&3), settings.get(&6)), (Some(&7), Some(&4096)));
+}
+
+#[test]
+fn limits_that_make_no_sense_are_all_named_at_once() {
+    let world = World::somewhere();
+    let said = world
+        .db
+        .cli(&[
+            "serve",
+            "--check-config",
+            "--workers",
+            "0",
+            "--max-connections",
+            "many",
+            "--max-concurrent-streams",
+            "0",
+            "--max-message-bytes",
+            "1",
+            "--request-timeout",
+            "5",
+            "--max-connection-age",
+            "0s",
+            "--unix-mode",
+            "rw",
+            "--unix-peer-uid",
+            "root",
+            "--client-san",
+            "spiffe://x/y",
+        ])
+        .usage();
+    for option in [
+        "--workers",
+        "--max-connections",
+        "--max-concurrent-streams",
+        "--max-message-bytes",
+        "--request-timeout",
+        "--max-connection-age",
+        "--unix-mode",
+        "--unix-peer-uid",
+        "--client-san",
+    ] {
+        assert!(said.contains(option), "{option} is not in: {said}");
+    }
+}
+
+#[test]
+fn rapid_reset_ends_the_connection_that_does_it() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    survives(&server, &world, || {
+        let mut raw = Raw::to(&server.grpc[0]);
+        let cancel = 8_u32.to_be_bytes();
+        let pairs = (0..2_000_u32).flat_map(|n| {
+            let stream = 2 * n + 1;
+            [Frame::check(stream).bytes(), Frame::new(kind::RST_STREAM, 0, stream, &cancel).bytes()].concat()
+        });
+        // The server may have hung up before all is said.
+        let _ = raw.send(&pairs.collect::<Vec<u8>>());
+        assert_eq!(raw.goodbye(), Some(ENHANCE_YOUR_CALM));
+    });
+}
+
+#[test]
+fn headers_that_never_end_end_the_connection() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    survives(&server, &world, || {
+        let mut raw = Raw::to(&server.grpc[0]);
+        let first = Frame { flags: 0, ..Frame::check(1) };
+        let more = Frame::new(kind::CONTINUATION, 0, 1, &[0, 1, b'x', 1, b'y'].repeat(1_000)).bytes();
+        let _ = raw.send(&[first.bytes(), more.repeat(2_000)].concat());
+        assert!(raw.goodbye().is_none_or(|code| code != NO_ERROR));
+    });
+}
+
+#[test]
+fn floods_of_frames_that_mean_nothing_are_survived() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    let floods = [
+        ("PING", Vec::new(), Frame::new(kind::PING, 0, 0, &[7; 8])),
+        ("SETTINGS", Vec::new(), Frame::new(kind::SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 9])),
+        ("empty DATA", Frame::check(1).bytes(), Frame::new(kind::DATA, 0, 1, &[])),
+        ("a byte of DATA at a time", Frame::check(1).bytes(), Frame::new(kind::DATA, 0, 1, &[0])),
+        ("a frame of a kind that is none", Vec::new(), Frame::new(0xfa, 0, 0, &[0; 64])),
+    ];
+    for (what, before, frame) in floods {
+        survives(&server, &world, || {
+            let mut raw = Raw::to(&server.grpc[0]);
+            let all = [before, frame.bytes().repeat(20_000)].concat();
+            // Nothing is read meanwhile: answers pile up on the way, not in the server.
+            let sent = raw.send(&all);
+            assert!(sent.is_ok() || raw.next().is_some(), "{what}: it was at least heard");
+        });
+    }
+}
+
+#[test]
+fn a_frame_that_is_too_long_ends_the_connection() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    survives(&server, &world, || {
+        let mut raw = Raw::to(&server.grpc[0]);
+        let _ = raw.send(&Frame::new(kind::DATA, 0, 1, &vec![0; 1 << 20]).bytes());
+        assert_eq!(raw.goodbye(), Some(FRAME_SIZE_ERROR));
+    });
+}
+
+#[test]
+fn a_client_that_says_nothing_is_not_waited_for() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).args(&["--handshake-timeout", "200ms"]).start();
+    survives(&server, &world, || {
+        let mut beginnings: Vec<Raw> = (0..PREFACE.len())
+            .map(|said| {
+                let mut raw = Raw::silent(&server.grpc[0]);
+                raw.send(&PREFACE[..said]).unwrap();
+                raw
+            })
+            .collect();
+        for raw in &mut beginnings {
+            // The server has sent its settings, and then hangs up.
+            let _ = raw.goodbye();
+        }
+    });
+}
+
+#[test]
+fn a_message_that_does_not_arrive_is_not_waited_for() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).args(&["--request-timeout", "200ms"]).start();
+    survives(&server, &world, || {
+        let mut raw = Raw::to(&server.grpc[0]);
+        raw.send(&Frame::check(1).bytes()).unwrap();
+        let ended =
+            std::iter::from_fn(|| raw.next()).find(|frame| frame.kind == kind::HEADERS && frame.stream == 1);
+        // END_STREAM: trailers alone, an error.
+        assert_eq!(ended.expect("the call is answered").flags & 1, 1);
+    });
+}
+
+#[test]
+fn beyond_its_room_new_connections_are_closed_and_those_that_are_there_go_on() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).args(&["--max-connections", "50"]).start();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+    let crowd: Vec<Raw> = (0..200).map(|_| Raw::silent(&server.grpc[0])).collect();
+    eventually("those beyond the room are counted", PATIENCE, || {
+        let refused = server.metric(&["tenantgate_connections_total", "no_room"]);
+        if refused >= 150.0 { Ok(()) } else { Err(refused) }
+    });
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "who was there goes on");
+    drop(crowd);
+    eventually("there is room again", PATIENCE, || {
+        let asked = crate::support::wait(Client::to(&server.grpc[0]).ask(Ask::with_key(&world.live.text)));
+        asked.map(|answer| assert_eq!(answer.row(), "200 ok"))
+    });
+    let said = server.stderr.text().matches("no room for another connection").count();
+    assert!((1..10).contains(&said), "once a second, not once a connection: {said}");
+}
+
+#[test]
+fn without_a_file_descriptor_left_it_goes_on() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+    let open = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count() as u64;
+    limit_files(&server, open + 5);
+    let crowd: Vec<Raw> = (0..20).map(|_| Raw::to(&server.grpc[0])).collect();
+    eventually("it has none left", PATIENCE, || {
+        let text = server.stderr.text();
+        if text.contains("a connection could not be taken") { Ok(()) } else { Err(text) }
+    });
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "who was there goes on");
+    drop(crowd);
+    let new = Client::to(&server.grpc[0]);
+    eventually("new ones are taken again", PATIENCE, || {
+        crate::support::wait(new.ask(Ask::get("/v1"))).map(|_| ())
+    });
+}
+
+/// How many files the server may have open from now on (`prlimit`, of util-linux).
+fn limit_files(server: &Server, most: u64) {
+    let args = ["--pid".to_owned(), server.pid().to_string(), format!("--nofile={most}:{most}")];
+    assert!(std::process::Command::new("prlimit").args(args).status().unwrap().success());
+}
+
+#[test]
+fn a_connection_that_is_old_is_told_to_end_and_loses_nothing() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).args(&["--max-connection-age", "300ms"]).start();
+    let mut raw = Raw::to(&server.grpc[0]);
+    assert_eq!(raw.goodbye(), Some(NO_ERROR));
+    // A client that takes the hint has no call fail.
+    for _ in 0..200 {
+        assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+    }
+}
+
+#[test]
+fn a_peer_that_is_gone_without_a_word_is_found() {
+    let world = World::somewhere();
+    let args = ["--keepalive-interval", "100ms", "--keepalive-timeout", "100ms"];
+    let server = Server::on(&world.db).args(&args).start();
+    // It reads what comes and answers no ping.
+    let mut raw = Raw::to(&server.grpc[0]);
+    let kinds: Vec<u8> = std::iter::from_fn(|| raw.next()).map(|frame| frame.kind).collect();
+    assert!(kinds.contains(&kind::PING), "{kinds:?}");
+    // One that answers stays: the client of the tests does.
+    assert_eq!(server.client().health("").unwrap(), ServingStatus::Serving);
+}
+
+#[test]
+fn a_socket_has_the_mode_that_was_asked_for() {
+    let world = World::somewhere();
+    for (args, mode) in [(&[][..], 0o660), (&["--unix-mode", "0600"], 0o600)] {
+        let path = world.db.dir().join(format!("mode-{mode:o}.sock"));
+        let _server =
+            Server::on(&world.db).args(&["--listen", &format!("unix:{}", path.display())]).args(args).start();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
+    }
+}
+
+#[test]
+fn a_user_who_may_not_come_to_the_socket_is_turned_away() {
+    let world = World::somewhere();
+    let path = world.db.dir().join("peer.sock");
+    let address = format!("unix:{}", path.display());
+    let ours = std::fs::metadata("/proc/self").unwrap().uid();
+    let plan = |uid: u32| {
+        let args = ["--listen", &address, "--unix-peer-uid", &uid.to_string()].map(str::to_owned);
+        Server::on(&world.db).args(&args.each_ref().map(String::as_str)).start()
+    };
+    let server = plan(ours);
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+    drop(server);
+    let server = plan(ours + 1);
+    let mut stranger = UnixStream::connect(&path).unwrap();
+    let _ = stranger.write_all(PREFACE);
+    eventually("it is counted", PATIENCE, || {
+        let turned_away = server.metric(&["tenantgate_connections_total", "turned_away"]);
+        if turned_away >= 1.0 { Ok(()) } else { Err(turned_away) }
+    });
+    assert!(crate::support::wait(server.client().ask(Ask::with_key(&world.live.text))).is_err());
+    assert!(server.stderr.text().contains("--unix-peer-uid"), "the log says so");
+}
+
+#[test]
+fn a_listener_that_others_can_reach_without_tls_is_remarked_on() {
+    let world = World::somewhere();
+    let said = |listen: &str| Server::on(&world.db).args(&["--listen", listen]).start().stderr.text();
+    assert!(said("0.0.0.0:0").contains("may be reached from other machines"));
+    assert!(!said("127.0.0.1:0").contains("may be reached"));
+}

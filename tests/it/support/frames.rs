@@ -1,0 +1,120 @@
+//! How does a test speak HTTP/2 as no library would? Frame by frame, over a plain socket.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use super::PATIENCE;
+
+/// What a client begins with (RFC 9113 §3.4).
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Types of frames (RFC 9113 §6).
+pub(crate) mod kind {
+    pub(crate) const DATA: u8 = 0;
+    pub(crate) const HEADERS: u8 = 1;
+    pub(crate) const RST_STREAM: u8 = 3;
+    pub(crate) const SETTINGS: u8 = 4;
+    pub(crate) const PING: u8 = 6;
+    pub(crate) const GOAWAY: u8 = 7;
+    pub(crate) const CONTINUATION: u8 = 9;
+}
+
+/// A frame.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream: u32,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Frame {
+    pub(crate) fn new(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Self {
+        Self { kind, flags, stream, payload: payload.to_vec() }
+    }
+
+    /// The headers of a Check, its end not said.
+    pub(crate) fn check(stream: u32) -> Self {
+        Self::new(kind::HEADERS, 0x4, stream, &check_headers())
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let len = u32::try_from(self.payload.len()).expect("short").to_be_bytes();
+        [&len[1..], &[self.kind, self.flags], &self.stream.to_be_bytes(), &self.payload].concat()
+    }
+}
+
+/// Headers of a Check without Huffman coding or the dynamic table (RFC 7541).
+fn check_headers() -> Vec<u8> {
+    // `:method: POST` and `:scheme: http` from the static table, the others by name and value.
+    let mut block = vec![0x83, 0x86];
+    for (name, value) in [
+        (":path", "/envoy.service.auth.v3.Authorization/Check"),
+        (":authority", "tenantgate"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ] {
+        block.push(0);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).expect("short"));
+            block.extend(text.bytes());
+        }
+    }
+    block
+}
+
+/// A connection of frames.
+pub(crate) struct Raw(TcpStream);
+
+impl Raw {
+    /// A connection on which nothing was said.
+    pub(crate) fn silent(address: &str) -> Self {
+        let stream = TcpStream::connect(address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        stream.set_write_timeout(Some(PATIENCE)).expect("a socket");
+        Self(stream)
+    }
+
+    /// A connection that has begun.
+    pub(crate) fn to(address: &str) -> Self {
+        let mut raw = Self::silent(address);
+        raw.send(PREFACE).expect("sent");
+        raw.send(&Frame::new(kind::SETTINGS, 0, 0, &[]).bytes()).expect("sent");
+        raw
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_all(bytes)
+    }
+
+    /// The next frame; nothing where the connection has ended.
+    pub(crate) fn next(&mut self) -> Option<Frame> {
+        let mut head = [0; 9];
+        self.0.read_exact(&mut head).ok()?;
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        self.0.read_exact(&mut payload).ok()?;
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        Some(Frame { kind: head[3], flags: head[4], stream, payload })
+    }
+
+    /// The settings that the server begins with, by identifier.
+    pub(crate) fn settings(&mut self) -> std::collections::BTreeMap<u16, u32> {
+        let first = self.next().expect("settings come first");
+        assert_eq!((first.kind, first.flags), (kind::SETTINGS, 0), "{first:?}");
+        let pair = |six: &[u8]| {
+            (u16::from_be_bytes([six[0], six[1]]), u32::from_be_bytes([six[2], six[3], six[4], six[5]]))
+        };
+        first.payload.chunks(6).map(pair).collect()
+    }
+
+    /// Why the server ends the connection: the error code of its GOAWAY (RFC 9113 §7), or that it just ended.
+    pub(crate) fn goodbye(&mut self) -> Option<u32> {
+        let mut code = None;
+        while let Some(frame) = self.next() {
+            if frame.kind == kind::GOAWAY {
+                code = Some(u32::from_be_bytes(frame.payload[4..8].try_into().expect("four bytes")));
+            }
+        }
+        code
+    }
+}
