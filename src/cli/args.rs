@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::check::CheckArgs;
+use super::ready::ReadyArgs;
 use crate::admin::Expiry;
 use crate::clock::Timestamp;
 use crate::config::{self, PepperArgs, ServeArgs};
@@ -80,6 +81,8 @@ pub(super) enum Command {
     Pepper(PepperCommand),
     /// Send one Check to a server and show the answer; exits with 1 if it is a denial
     Check(Box<CheckArgs>),
+    /// Ask a server whether it is ready; exits with 1 if it is not
+    Ready(ReadyArgs),
     /// Print completions for a shell
     Completions {
         /// Which shell

@@ -15,6 +15,7 @@
 mod args;
 mod check;
 mod pepper;
+mod ready;
 mod view;
 
 use std::ffi::OsString;
@@ -142,6 +143,11 @@ async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
             let answer = check::check(*args).await?;
             out.show(&answer)?;
             if answer.allowed { Ok(()) } else { Err(Failure::denied()) }
+        }
+        Command::Ready(args) => {
+            let answer = ready::ready(args).await?;
+            out.show(&answer)?;
+            if answer.ready { Ok(()) } else { Err(Failure::denied()) }
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -14,10 +14,11 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::answer::IDENTITY;
 use crate::support::ask::KEY_HEADER;
-use crate::support::envoy::{Envoy, FILE, Outcome, Seen, binary};
+use crate::support::envoy::{Envoy, FILE, MTLS, Outcome, Seen, UDS, binary};
 use crate::support::link::Link;
 use crate::support::world::{Key, SLOW, Tenant};
 use crate::support::{Backend, PATIENCE, Server, World, eventually, runtime, wait};
+use crate::tls::{authority, file, issued_for};
 
 const MISSING: &str = r#"{"detail":"Missing API key"}"#;
 const MALFORMED: &str = r#"{"detail":"Invalid API key format"}"#;
@@ -173,10 +174,45 @@ fn every_kind_of_key_gets_its_answer_without_raw_headers() {
 #[test]
 fn every_kind_of_key_gets_its_answer_over_a_unix_socket() {
     let world = World::somewhere();
-    let socket = format!("unix:{}", world.db.dir().join("authz.sock").display());
-    let server = Server::on(&world.db).args(&["--listen", &socket]).start();
-    let Some(envoy) = Envoy::before(&server).start() else { return };
+    let socket = world.db.dir().join("authz.sock").display().to_string();
+    let _server = Server::on(&world.db).args(&["--listen", &format!("unix:{socket}")]).start();
+    let plan = Envoy::with_file(UDS).with("/run/tenantgate/authz.sock", &socket);
+    let Some(envoy) = plan.start() else { return };
     every_kind_of_key(&world, &envoy);
+}
+
+/// A server whose certificate is for this name, and an Envoy with one of the right authority or of another.
+fn with_certificates(world: &World, name: &str, right: bool) -> Option<(Server, Envoy)> {
+    let (servers, clients) = (authority("servers"), authority("clients"));
+    let put = |name: &str, content: &str| file(world.db.dir(), name, content);
+    let (cert, key) = issued_for(&[name], &servers);
+    let (cert, key) = (put("server.crt", &cert), put("server.key", &key));
+    let client_ca = put("clients.crt", &clients.pem());
+    let args = ["--tls-cert", &cert, "--tls-key", &key, "--client-ca", &client_ca];
+    let server = Server::on(&world.db).args(&args).start();
+    let (client, client_key) = issued_for(&["envoy.internal"], if right { &clients } else { &servers });
+    let mut plan = Envoy::with_file(MTLS).asking(&server.grpc[0]);
+    for (name, content) in [("client.crt", client), ("client.key", client_key), ("ca.crt", servers.pem())] {
+        plan = plan.with(&format!("/etc/envoy/authz/{name}"), &put(name, &content));
+    }
+    Some((server, plan.start()?))
+}
+
+#[test]
+fn every_kind_of_key_gets_its_answer_with_certificates_on_both_sides() {
+    let world = World::somewhere();
+    let Some((_server, envoy)) = with_certificates(&world, "tenantgate.internal", true) else { return };
+    every_kind_of_key(&world, &envoy);
+}
+
+#[test]
+fn with_a_certificate_of_somebody_else_on_either_side_nobody_is_let_in() {
+    for (name, right) in [("somebody.internal", true), ("tenantgate.internal", false)] {
+        let world = World::somewhere();
+        let Some((_server, envoy)) = with_certificates(&world, name, right) else { return };
+        envoy.send("GET", "/v1", &with_key(&world.live, &[])).is_envoys_own(503);
+        envoy.send("GET", "/docs", &FORGED).is_envoys_own(503);
+    }
 }
 
 #[test]

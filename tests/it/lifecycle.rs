@@ -6,6 +6,7 @@ use serde_json::Value;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 
+use crate::support::cli::run_in;
 use crate::support::client::SERVICE;
 use crate::support::http;
 use crate::support::world::{SLOW, string};
@@ -89,6 +90,26 @@ fn a_flush_that_cannot_be_done_is_a_warning() {
     assert_eq!(server.exit_code(GOODBYE), Some(0));
     let said = server.stderr.to_the_end(GOODBYE);
     assert!(said.lines().any(|line| line.contains("WARN") && line.contains("last_used_at")), "{said}");
+}
+
+#[test]
+fn the_command_ready_says_what_readyz_says() {
+    let world = World::somewhere();
+    let ready =
+        |address: &str| run_in(world.db.dir(), &[], &["ready", "-o", "json", "--ops-listen", address]);
+    let server = Server::on(&world.db).start();
+    let said = ready(&server.ops).json();
+    assert_eq!((&said["ready"], &said["readyz"]["status"]), (&true.into(), &"ready".into()), "{said}");
+    let port = server.ops.rsplit_once(':').expect("a port").1;
+    run_in(world.db.dir(), &[("TENANTGATE_OPS_LISTEN", &format!("0.0.0.0:{port}"))], &["ready"]).ok();
+    // What is there but no ops listener is no answer, and neither is nobody.
+    ready(&server.grpc[0]).unavailable();
+    ready("127.0.0.1:1").unavailable();
+    let nowhere = ["--database-url", "postgres://127.0.0.1:1/nowhere", "--ops-listen", "127.0.0.1:0"];
+    let server = Server::plan(world.db.dir(), &nowhere).start_unready();
+    let run = ready(&server.ops);
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(run.stdout.contains(r#""ready":false"#) && run.stdout.contains("starting"), "{run:?}");
 }
 
 fn readyz_says_what_is_loaded(world: &World) {

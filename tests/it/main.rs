@@ -30,6 +30,7 @@ mod outage;
 mod outcomes;
 mod protocol;
 mod public;
+mod rolling;
 mod secrets;
 mod settings;
 mod snapshot_file;

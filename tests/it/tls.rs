@@ -11,7 +11,7 @@ use crate::support::{Ask, Client, PATIENCE, Server, World, eventually, wait};
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
 /// A certificate authority of the test's own.
-fn authority(name: &str) -> Authority {
+pub(crate) fn authority(name: &str) -> Authority {
     let mut params = CertificateParams::new(Vec::new()).expect("no names");
     params.distinguished_name.push(rcgen::DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -20,7 +20,13 @@ fn authority(name: &str) -> Authority {
 
 /// A certificate for `localhost`, and its key.
 fn issued_by(authority: &Authority) -> (String, String) {
-    let params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).expect("names");
+    issued_for(&["localhost", "127.0.0.1"], authority)
+}
+
+/// A certificate for these names, and its key.
+pub(crate) fn issued_for(names: &[&str], authority: &Authority) -> (String, String) {
+    let params =
+        CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).expect("names");
     let key = KeyPair::generate().expect("a key");
     let certificate = params.signed_by(&key, authority).expect("signed");
     (certificate.pem(), key.serialize_pem())
@@ -31,7 +37,7 @@ fn trusting(authority: &Authority) -> ClientTlsConfig {
 }
 
 /// Puts a file where the server can read it.
-fn file(directory: &Path, name: &str, content: &str) -> String {
+pub(crate) fn file(directory: &Path, name: &str, content: &str) -> String {
     let path: PathBuf = directory.join(name);
     std::fs::write(&path, content).expect("written");
     path.display().to_string()

@@ -30,6 +30,12 @@ use super::{PATIENCE, Server, eventually, left_out, runtime, wait};
 /// The file that users start from.
 pub(crate) const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/envoy.yaml");
 
+/// The same for a Unix socket between Envoy and tenantgate.
+pub(crate) const UDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/plain/uds.yaml");
+
+/// The same with certificates on both sides.
+pub(crate) const MTLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/plain/mtls.yaml");
+
 static MISSING: Once = Once::new();
 
 /// The Envoy of this machine; `None`, said loudly, where there is none.
@@ -182,9 +188,15 @@ impl Plan {
     /// Changes the file: `from` stands there exactly once.
     #[track_caller]
     pub(crate) fn with(mut self, from: &str, to: &str) -> Self {
-        assert_eq!(self.text.matches(from).count(), 1, "`{from}` has to stand exactly once in envoy.yaml");
+        assert_eq!(self.text.matches(from).count(), 1, "`{from}` has to stand exactly once in the file");
         self.text = self.text.replacen(from, to, 1);
         self
+    }
+
+    /// Asks at `127.0.0.1:port`.
+    #[track_caller]
+    pub(crate) fn asking(self, address: &str) -> Self {
+        self.port(50051, address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port"))
     }
 
     /// Makes an address of the file another one.
@@ -268,18 +280,24 @@ impl Envoy {
     /// An Envoy with `envoy/envoy.yaml`, which asks this server at its first listener.
     #[track_caller]
     pub(crate) fn before(server: &Server) -> Plan {
-        Self::asking(&server.grpc[0])
+        Self::with_file(FILE).asking(&server.grpc[0])
     }
 
-    /// An Envoy that asks at `127.0.0.1:port` or `unix:/path`.
+    /// An Envoy with another of our files.
     #[track_caller]
-    fn asking(address: &str) -> Plan {
-        let plan = Plan { text: std::fs::read_to_string(FILE).expect("envoy/envoy.yaml is there") };
-        if let Some(path) = address.strip_prefix("unix:") {
-            let pipe = format!("{{pipe: {{path: {path}}}}}");
-            return plan.with("{socket_address: {address: 127.0.0.1, port_value: 50051}}", &pipe);
-        }
-        plan.port(50051, address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port"))
+    pub(crate) fn with_file(file: &str) -> Plan {
+        Plan { text: std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{file}: {error}")) }
+    }
+
+    /// An Envoy with `envoy/envoy.yaml`, which spreads its questions over servers at these addresses.
+    #[track_caller]
+    pub(crate) fn before_each_of(addresses: &[&str]) -> Plan {
+        let endpoint = "- endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 50051}}}";
+        let endpoints = addresses.iter().map(|address| {
+            let (host, port) = address.rsplit_once(':').expect("host:port");
+            endpoint.replace("127.0.0.1", host).replace("50051", port)
+        });
+        Self::with_file(FILE).with(endpoint, &endpoints.collect::<Vec<_>>().join("\n        "))
     }
 
     /// One request with exactly these headers (and what HTTP/1.1 needs), on a connection of its own.
@@ -342,12 +360,18 @@ impl Envoy {
     /// Waits until Envoy's health checks find tenantgate as said.
     #[track_caller]
     pub(crate) fn finds_tenantgate(&self, healthy: bool) {
+        self.finds("", healthy);
+    }
+
+    /// Waits until Envoy's health checks find tenantgate at this address as said.
+    #[track_caller]
+    pub(crate) fn finds(&self, address: &str, healthy: bool) {
         let wanted = if healthy { "::health_flags::healthy" } else { "::health_flags::/failed_active_hc" };
-        eventually(&format!("envoy sees {wanted}"), PATIENCE, || {
+        eventually(&format!("envoy sees {address}{wanted}"), PATIENCE, || {
             let clusters = self.ask_admin("/clusters").body;
-            let ours = clusters
-                .lines()
-                .find(|line| line.starts_with("tenantgate::") && line.contains("health_flags"));
+            let ours = clusters.lines().find(|line| {
+                line.starts_with(&format!("tenantgate::{address}")) && line.contains("health_flags")
+            });
             if ours.is_some_and(|line| line.contains(wanted)) { Ok(()) } else { Err(clusters) }
         });
     }
