@@ -188,6 +188,7 @@ fn alphabet(characters: &[u8]) -> f64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use proptest::string::string_regex;
 
     use super::*;
 
@@ -264,6 +265,49 @@ mod tests {
         }
     }
 
+    /// The grammar as the contract words it, slowly: every place where the text could be split is tried.
+    /// Gives what stands before the split.
+    fn spelled_out(bytes: &[u8]) -> Option<&str> {
+        const LETTERS_AND_DIGITS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+        let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= 71)?;
+        let made_of = |part: &str, others: &str| {
+            part.chars().all(|c| LETTERS_AND_DIGITS.contains(c) || others.contains(c))
+        };
+        let splits = text.match_indices('_').filter(|(at, _)| text.starts_with("llmk_") && *at >= 5);
+        let mut keys = splits.filter_map(|(at, _)| {
+            let (prefix, secret) = (&text[5..at], &text[at + 1..]);
+            let lengths = (1..=48).contains(&prefix.len()) && (8..=57).contains(&secret.len());
+            (lengths && made_of(prefix, "-") && made_of(secret, "-_")).then_some(&text[..at])
+        });
+        let only = keys.next();
+        assert!(keys.next().is_none(), "no text can be split in two ways: {text}");
+        only
+    }
+
+    /// Keys at and around every bound of the grammar, whole and spoiled, and what only resembles one.
+    fn nearly_keys() -> impl Strategy<Value = Vec<u8>> {
+        let key = ("[A-Za-z0-9-]{0,50}", "[A-Za-z0-9_-]{5,60}").prop_map(|(p, s)| format!("llmk_{p}_{s}"));
+        let short = ("[a-z0-9-]{1,3}", "[a-z_-]{7,9}").prop_map(|(p, s)| format!("llmk_{p}_{s}"));
+        let full = (1_usize..=48).prop_flat_map(|p| {
+            let s = 71 - "llmk__".len() - p;
+            let (less, more) = (s - 1, s + 1);
+            string_regex(&format!("llmk_[a-z]{{{p}}}_[A-Z]{{{less},{more}}}")).unwrap()
+        });
+        let family = "(llmk|LLMK|llm|llmk_|)[_-][a-z]{0,3}_?[a-z_]{6,10}";
+        let text = prop_oneof![4 => key, 4 => short, 4 => full, 2 => family, 1 => "\\PC{0,90}"];
+        (text, any::<prop::sample::Index>(), any::<u8>(), 0..4_u8).prop_map(|(text, at, byte, how)| {
+            let mut bytes = text.into_bytes();
+            let at = at.index(bytes.len() + 1);
+            match how {
+                0 => bytes.insert(at, byte),
+                1 if at < bytes.len() => bytes.splice(at..=at, []).for_each(drop),
+                2 if at < bytes.len() => bytes[at] = byte,
+                _ => {}
+            }
+            bytes
+        })
+    }
+
     proptest! {
         #[test]
         fn every_key_of_the_grammar_parses(p in "[A-Za-z0-9-]{1,48}", s in "[A-Za-z0-9_-]{8,57}") {
@@ -273,6 +317,15 @@ mod tests {
             if let Ok(key) = parsed {
                 prop_assert_eq!(key.prefix(), format!("llmk_{p}"));
                 prop_assert!(is_stored_prefix(key.prefix()));
+            }
+        }
+
+        #[test]
+        fn exactly_the_grammar_is_accepted(text in nearly_keys()) {
+            let (ours, theirs) = (parse(&text), spelled_out(&text));
+            prop_assert_eq!(ours.as_ref().ok().map(PresentedKey::prefix), theirs, "{}", text.escape_ascii());
+            if let Ok(key) = ours {
+                prop_assert_eq!(key.expose(), &text[..]);
             }
         }
 

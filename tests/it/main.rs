@@ -16,6 +16,7 @@ mod faults;
 mod fixtures;
 mod grpcurl;
 mod harness;
+mod hostile;
 mod identity;
 mod key_commands;
 mod keys;
