@@ -242,6 +242,72 @@ mod tests {
         assert_eq!(parse(text.as_bytes()).unwrap().prefix(), key.prefix());
     }
 
+    /// Randomness that counts upwards.
+    struct Counting(u8);
+
+    impl TryRng for Counting {
+        type Error = std::convert::Infallible;
+
+        fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
+            unreachable!("bytes are asked for")
+        }
+
+        fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
+            unreachable!("bytes are asked for")
+        }
+
+        fn try_fill_bytes(&mut self, to: &mut [u8]) -> Result<(), Self::Error> {
+            for byte in to {
+                (*byte, self.0) = (self.0, self.0.wrapping_add(1));
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn every_digit_is_as_likely_as_any_other() {
+        let key = issue_with(&mut Counting(244), "").unwrap();
+        // 244 to 247 are the last whole run of 62; 248 to 255 would make some digits likelier, and are left out.
+        assert_eq!(key.prefix(), "llmk_wxyz0123");
+        // The next bytes asked for are 52 to 115.
+        assert_eq!(key.expose()["llmk_wxyz0123_".len()..][..32], *"qrstuvwxyz0123456789ABCDEFGHIJKL");
+    }
+
+    #[test]
+    fn bits_are_counted_as_the_kinds_of_characters_have_them() {
+        let bits = |secret: &str| secret_bits(&format!("llmk_x_{secret}"), "llmk_x_".len());
+        let of = |characters: f64, kinds: f64| characters * kinds.log2();
+        for (secret, expected) in [
+            ("12345678", of(8.0, 10.0)),
+            ("0123cdef", of(8.0, 16.0)),
+            ("0123wxyz", of(8.0, 36.0)),
+            ("ABCDEFGH", of(8.0, 26.0)),
+            ("Abcdefg1", of(8.0, 62.0)),
+            ("Abcdef-1", of(8.0, 64.0)),
+            // The same two again and again, up to a quarter of all; then they are all there is.
+            ("abababab", of(8.0, 16.0)),
+            ("ababababa", of(9.0, 2.0)),
+        ] {
+            assert!((bits(secret) - expected).abs() < 1e-9, "{secret}: {} not {expected}", bits(secret));
+        }
+        let sum = String::from_utf8(checksum(b"llmk_x_Abcdefg1").to_vec()).unwrap();
+        assert!((bits(&format!("Abcdefg1{sum}")) - of(8.0, 62.0)).abs() < 1e-9, "a checksum is not random");
+        let key = parse(b"llmk_x_Abcdefg1").unwrap();
+        assert!((key.secret_bits() - of(8.0, 62.0)).abs() < 1e-9, "from the secret's first character on");
+    }
+
+    #[test]
+    fn a_stored_prefix_is_one_that_a_key_can_have() {
+        for good in ["llmk_a", "llmk_A-9", &format!("llmk_{}", "p".repeat(48))] {
+            assert!(is_stored_prefix(good), "{good}");
+        }
+        for bad in
+            ["", "llmk_", "LLMK_a", "sk-a", "llmk_a_b", "llmk_\u{fc}", &format!("llmk_{}", "p".repeat(49))]
+        {
+            assert!(!is_stored_prefix(bad), "{bad}");
+        }
+    }
+
     #[test]
     fn a_name_without_letters_gives_the_random_digits_alone() {
         assert_eq!(issue("日本").unwrap().prefix().len(), "llmk_".len() + 8);
