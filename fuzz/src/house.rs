@@ -7,6 +7,7 @@ use bcrypt::non_truncating_hash;
 use tempfile::TempDir;
 use tenantgate::clock::{ManualClock, SystemClock, Timestamp};
 use tenantgate::config;
+use tenantgate::decision::Decision;
 use tenantgate::ext_authz::translate::{Speech, answer, read};
 use tenantgate::gate::{self, Gate};
 use tenantgate::key::KeyId;
@@ -20,6 +21,7 @@ use tenantgate::usage::Usage;
 use tenantgate::verify::memo::{Keyring, Peppers};
 use tenantgate::verify::{self, Verifier};
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
 use crate::model::KEY_HEADER;
@@ -101,7 +103,7 @@ impl House {
     /// The bytes of the answer; nothing if the message is no `CheckRequest`.
     pub fn check(&self, message: &[u8]) -> Option<Vec<u8>> {
         let asked = read(message, &self.request).ok()?;
-        let say = |decision: &_| answer(decision, Uuid::nil(), asked.bearer, &self.speech);
+        let say = |decision: &Decision<'_>| answer(decision, Uuid::nil(), asked.bearer, &self.speech);
         Some(self.runtime.block_on(self.gate.check(&asked, None, say)))
     }
 }
@@ -144,6 +146,13 @@ impl Served {
             let ended = serve(settings, std::future::pending()).await;
             panic!("the server ended: {ended:?}");
         });
+        // What Rust's own start would have done, and libFuzzer's does not: a closed connection is an error, not
+        // the end of the process.
+        let pipe = {
+            let _in_runtime = runtime.enter();
+            signal(SignalKind::pipe()).expect("a handler")
+        };
+        drop(pipe);
         runtime.block_on(async {
             let up = async {
                 while tokio::net::UnixStream::connect(&socket).await.is_err() {

@@ -11,11 +11,12 @@ use tenantgate::ext_authz::proto::envoy::service::auth::v3::{CheckRequest, Check
 use tenantgate_fuzz::house::House;
 use tenantgate_fuzz::model::{Expected, KEY_HEADER, Verdict, expected};
 use tenantgate_fuzz::people::{KEYS, TENANTS};
+use tenantgate_fuzz::seeds;
 use uuid::Uuid;
 
 static HOUSE: LazyLock<House> = LazyLock::new(House::build);
 
-fuzz_target!(|message: &[u8]| {
+fuzz_target!(init: seeds::plant("check"), |message: &[u8]| {
     let (answer, expected) = (HOUSE.check(message), expected(message));
     let (Some(answer), Some(expected)) = (&answer, expected) else {
         assert_eq!(answer.is_some(), expected.is_some(), "whether it is a CheckRequest");

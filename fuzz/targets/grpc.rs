@@ -11,6 +11,7 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use tenantgate_fuzz::house::Served;
 use tenantgate_fuzz::people::{KEYS, TENANTS};
+use tenantgate_fuzz::seeds;
 use tenantgate_fuzz::wire;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -22,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 static SERVED: LazyLock<Served> = LazyLock::new(Served::start);
 
-fuzz_target!(|bytes: &[u8]| {
+fuzz_target!(init: seeds::plant("grpc"), |bytes: &[u8]| {
     let Some((kind, rest)) = bytes.split_first() else { return };
     let sent = match kind % 4 {
         0 => rest.to_vec(),

@@ -3,9 +3,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use tenantgate::key::format::{MAX_KEY_BYTES, is_stored_prefix, parse};
-use tenantgate_fuzz::model;
+use tenantgate_fuzz::{model, seeds};
 
-fuzz_target!(|bytes: &[u8]| {
+fuzz_target!(init: seeds::plant("key"), |bytes: &[u8]| {
     let wanted = model::key(bytes);
     match (parse(bytes), &wanted) {
         (Ok(key), Some((text, prefix))) => {

@@ -1,4 +1,4 @@
-//! What are the targets started with? Writes a file for each seed, `DIRECTORY/TARGET/NAME`.
+//! What are the targets started with?
 //!
 //! Captured requests (`tests/it/fixtures`), as they are and with every key of ours in the
 //! place of the captured one, so that mutation starts from what passes.
@@ -8,30 +8,34 @@ use std::path::{Path, PathBuf};
 
 use prost::Message as _;
 use tenantgate::ext_authz::proto::envoy::service::auth::v3::CheckRequest;
-use tenantgate_fuzz::model::KEY_HEADER;
-use tenantgate_fuzz::people::KEYS;
-use tenantgate_fuzz::wire;
 
-fn main() {
-    let directory = PathBuf::from(std::env::args().nth(1).expect("the directory to write to"));
-    let write = |target: &str, name: &str, bytes: &[u8]| {
-        let folder = directory.join(target);
-        fs::create_dir_all(&folder).expect("a directory");
-        fs::write(folder.join(name), bytes).expect("written");
+use crate::model::KEY_HEADER;
+use crate::people::KEYS;
+use crate::wire;
+
+/// Writes the seeds of a target into the directory that `FUZZ_SEEDS` names, if it names one. libFuzzer reads
+/// them afterwards.
+pub fn plant(target: &str) {
+    let Some(directory) = std::env::var_os("FUZZ_SEEDS").map(PathBuf::from) else { return };
+    let seeds = match target {
+        "key" => KEYS.iter().map(|key| (key.prefix().to_owned(), key.text.into())).collect(),
+        "check" => requests(),
+        "row" => ROWS.iter().map(|row| (row.0.to_owned(), [&[row.1], row.2.as_bytes()].concat())).collect(),
+        _ => connections(),
     };
-    for key in &KEYS {
-        write("key", key.prefix(), key.text.as_bytes());
+    for (name, bytes) in seeds {
+        fs::write(directory.join(name), bytes).expect("the directory is there");
     }
-    for (name, message) in requests() {
-        write("check", &name, &message);
-        write("grpc", &format!("call-{name}"), &[&[3], &message[..]].concat());
-    }
-    let call = wire::call(&requests()[0].1);
-    write("grpc", "raw", &[&[0], &call[..]].concat());
-    write("grpc", "ping", &[&[1], &wire::frame(6, 0, 0, &[7; 8])[..]].concat());
-    for (name, kind, text) in ROWS {
-        write("row", name, &[&[kind], text.as_bytes()].concat());
-    }
+}
+
+/// Whole calls as `targets/grpc.rs` puts them together, one as it goes over the wire, and a ping.
+fn connections() -> Vec<(String, Vec<u8>)> {
+    let raw = wire::call(&requests()[0].1);
+    let ping = wire::frame(6, 0, 0, &[7; 8]);
+    let others = [("raw", 0, raw), ("ping", 1, ping)];
+    let others = others.map(|(name, kind, bytes)| (name.to_owned(), [&[kind], &bytes[..]].concat()));
+    let calls = requests().into_iter().map(|(name, message)| (name, [&[3], &message[..]].concat()));
+    calls.chain(others).collect()
 }
 
 /// What rows and files hold, and how `targets/row.rs` takes it.
