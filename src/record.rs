@@ -299,6 +299,7 @@ mod tests {
         for bad in [
             GOOD.replace("2b", "2x"),
             GOOD.replace("2b", "2c"),
+            GOOD.replace("2b", "2?"),
             GOOD.replace("$12$", "$03$"),
             GOOD.replace("$12$", "$15$"),
             GOOD.replace("$12$", "$31$"),
@@ -337,6 +338,8 @@ mod tests {
             text.replace("v=1", "v=2"),
             text.replace("1f00ab09", "1F00AB09"),
             text.replace("1f00ab09", "+f00ab09"),
+            text.replace("1f00ab09", "1f00ab0"),
+            text.replace("1f00ab09", "01f00ab09"),
             format!("{text}$"),
             format!("{text}A"),
             text[..text.len() - 1].to_owned(),
@@ -346,6 +349,54 @@ mod tests {
             assert!(bad == text || Memo::parse(&bad).is_none(), "{bad}");
         }
         assert!(!format!("{memo:?}").contains("200"));
+    }
+
+    #[test]
+    fn a_row_is_damaged_by_its_hash_or_its_prefix() {
+        let row = |prefix: &str, hash: &str| KeyRecord {
+            id: KeyId(uuid::Uuid::nil()),
+            tenant_id: TenantId(uuid::Uuid::nil()),
+            prefix: prefix.into(),
+            hash: SecretHash::parse(hash),
+            expires_at: ExpiresAt::NEVER,
+            revoked: false,
+        };
+        assert!(!row("llmk_a", GOOD).is_damaged());
+        assert!(row("llmk_a", "").is_damaged());
+        assert!(row("llmk_", GOOD).is_damaged());
+    }
+
+    #[test]
+    fn an_instant_is_kept_and_never_is_none() {
+        assert_eq!(ExpiresAt::from(Some(Timestamp(7))).at(), Some(Timestamp(7)));
+        assert_eq!((ExpiresAt::from(None).at(), ExpiresAt::from(None)), (None, ExpiresAt::NEVER));
+    }
+
+    #[test]
+    fn a_key_is_revoked_before_it_is_expired() {
+        let details = |expires_at, revoked_at| KeyDetails {
+            id: KeyId(uuid::Uuid::nil()),
+            prefix: "llmk_a".into(),
+            name: None,
+            tenant_id: TenantId(uuid::Uuid::nil()),
+            created_at: Timestamp(0),
+            expires_at,
+            last_used_at: None,
+            revoked_at,
+            revocation_reason: None,
+            replaced_by: None,
+            memo: None,
+        };
+        let (then, now) = (Some(Timestamp(5)), Timestamp(5));
+        for (expires_at, revoked_at, expected) in [
+            (None, None, "active"),
+            (Some(Timestamp(6)), None, "active"),
+            (then, None, "expired"),
+            (then, then, "revoked"),
+            (None, then, "revoked"),
+        ] {
+            assert_eq!(details(expires_at, revoked_at).state(now).as_str(), expected);
+        }
     }
 
     #[test]

@@ -7,5 +7,7 @@
 pub mod codec;
 pub mod proto;
 pub mod service;
+#[cfg(test)]
+mod tests;
 pub mod translate;
 mod wire;

@@ -206,6 +206,7 @@ fn alphabet(characters: &[u8]) -> f64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use proptest::string::string_regex;
 
     use super::*;
 
@@ -259,6 +260,72 @@ mod tests {
         assert_eq!(parse(text.as_bytes()).unwrap().prefix(), key.prefix());
     }
 
+    /// Randomness that counts upwards.
+    struct Counting(u8);
+
+    impl TryRng for Counting {
+        type Error = std::convert::Infallible;
+
+        fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
+            unreachable!("bytes are asked for")
+        }
+
+        fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
+            unreachable!("bytes are asked for")
+        }
+
+        fn try_fill_bytes(&mut self, to: &mut [u8]) -> Result<(), Self::Error> {
+            for byte in to {
+                (*byte, self.0) = (self.0, self.0.wrapping_add(1));
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn every_digit_is_as_likely_as_any_other() {
+        let key = issue_with(&mut Counting(244), "").unwrap();
+        // 244 to 247 are the last whole run of 62; 248 to 255 would make some digits likelier, and are left out.
+        assert_eq!(key.prefix(), "llmk_wxyz0123");
+        // The next bytes asked for are 52 to 115.
+        assert_eq!(key.expose()["llmk_wxyz0123_".len()..][..32], *"qrstuvwxyz0123456789ABCDEFGHIJKL");
+    }
+
+    #[test]
+    fn bits_are_counted_as_the_kinds_of_characters_have_them() {
+        let bits = |secret: &str| secret_bits(&format!("llmk_x_{secret}"), "llmk_x_".len());
+        let of = |characters: f64, kinds: f64| characters * kinds.log2();
+        for (secret, expected) in [
+            ("12345678", of(8.0, 10.0)),
+            ("0123cdef", of(8.0, 16.0)),
+            ("0123wxyz", of(8.0, 36.0)),
+            ("ABCDEFGH", of(8.0, 26.0)),
+            ("Abcdefg1", of(8.0, 62.0)),
+            ("Abcdef-1", of(8.0, 64.0)),
+            // The same two again and again, up to a quarter of all; then they are all there is.
+            ("abababab", of(8.0, 16.0)),
+            ("ababababa", of(9.0, 2.0)),
+        ] {
+            assert!((bits(secret) - expected).abs() < 1e-9, "{secret}: {} not {expected}", bits(secret));
+        }
+        let sum = String::from_utf8(checksum(b"llmk_x_Abcdefg1").to_vec()).unwrap();
+        assert!((bits(&format!("Abcdefg1{sum}")) - of(8.0, 62.0)).abs() < 1e-9, "a checksum is not random");
+        let key = parse(b"llmk_x_Abcdefg1").unwrap();
+        assert!((key.secret_bits() - of(8.0, 62.0)).abs() < 1e-9, "from the secret's first character on");
+    }
+
+    #[test]
+    fn a_stored_prefix_is_one_that_a_key_can_have() {
+        for good in ["llmk_a", "llmk_A-9", &format!("llmk_{}", "p".repeat(48))] {
+            assert!(is_stored_prefix(good), "{good}");
+        }
+        for bad in
+            ["", "llmk_", "LLMK_a", "sk-a", "llmk_a_b", "llmk_\u{fc}", &format!("llmk_{}", "p".repeat(49))]
+        {
+            assert!(!is_stored_prefix(bad), "{bad}");
+        }
+    }
+
     #[test]
     fn a_name_without_letters_gives_the_random_digits_alone() {
         assert_eq!(issue("日本").unwrap().prefix().len(), "llmk_".len() + 8);
@@ -282,6 +349,49 @@ mod tests {
         }
     }
 
+    /// The grammar as the contract words it, slowly: every place where the text could be split is tried.
+    /// Gives what stands before the split.
+    fn spelled_out(bytes: &[u8]) -> Option<&str> {
+        const LETTERS_AND_DIGITS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+        let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= 71)?;
+        let made_of = |part: &str, others: &str| {
+            part.chars().all(|c| LETTERS_AND_DIGITS.contains(c) || others.contains(c))
+        };
+        let splits = text.match_indices('_').filter(|(at, _)| text.starts_with("llmk_") && *at >= 5);
+        let mut keys = splits.filter_map(|(at, _)| {
+            let (prefix, secret) = (&text[5..at], &text[at + 1..]);
+            let lengths = (1..=48).contains(&prefix.len()) && (8..=57).contains(&secret.len());
+            (lengths && made_of(prefix, "-") && made_of(secret, "-_")).then_some(&text[..at])
+        });
+        let only = keys.next();
+        assert!(keys.next().is_none(), "no text can be split in two ways: {text}");
+        only
+    }
+
+    /// Keys at and around every bound of the grammar, whole and spoiled, and what only resembles one.
+    fn nearly_keys() -> impl Strategy<Value = Vec<u8>> {
+        let key = ("[A-Za-z0-9-]{0,50}", "[A-Za-z0-9_-]{5,60}").prop_map(|(p, s)| format!("llmk_{p}_{s}"));
+        let short = ("[a-z0-9-]{1,3}", "[a-z_-]{7,9}").prop_map(|(p, s)| format!("llmk_{p}_{s}"));
+        let full = (1_usize..=48).prop_flat_map(|p| {
+            let s = 71 - "llmk__".len() - p;
+            let (less, more) = (s - 1, s + 1);
+            string_regex(&format!("llmk_[a-z]{{{p}}}_[A-Z]{{{less},{more}}}")).unwrap()
+        });
+        let family = "(llmk|LLMK|llm|llmk_|)[_-][a-z]{0,3}_?[a-z_]{6,10}";
+        let text = prop_oneof![4 => key, 4 => short, 4 => full, 2 => family, 1 => "\\PC{0,90}"];
+        (text, any::<prop::sample::Index>(), any::<u8>(), 0..4_u8).prop_map(|(text, at, byte, how)| {
+            let mut bytes = text.into_bytes();
+            let at = at.index(bytes.len() + 1);
+            match how {
+                0 => bytes.insert(at, byte),
+                1 if at < bytes.len() => bytes.splice(at..=at, []).for_each(drop),
+                2 if at < bytes.len() => bytes[at] = byte,
+                _ => {}
+            }
+            bytes
+        })
+    }
+
     proptest! {
         #[test]
         fn every_key_of_the_grammar_parses(p in "[A-Za-z0-9-]{1,48}", s in "[A-Za-z0-9_-]{8,57}") {
@@ -291,6 +401,15 @@ mod tests {
             if let Ok(key) = parsed {
                 prop_assert_eq!(key.prefix(), format!("llmk_{p}"));
                 prop_assert!(is_stored_prefix(key.prefix()));
+            }
+        }
+
+        #[test]
+        fn exactly_the_grammar_is_accepted(text in nearly_keys()) {
+            let (ours, theirs) = (parse(&text), spelled_out(&text));
+            prop_assert_eq!(ours.as_ref().ok().map(PresentedKey::prefix), theirs, "{}", text.escape_ascii());
+            if let Ok(key) = ours {
+                prop_assert_eq!(key.expose(), &text[..]);
             }
         }
 

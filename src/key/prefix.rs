@@ -86,5 +86,12 @@ mod tests {
             assert_eq!(prefix, prefix.clone());
         }
         assert_ne!(Prefix::from("llmk_a"), Prefix::from("llmk_b"));
+        assert_eq!(format!("{:?}", Prefix::from("llmk_a")), "\"llmk_a\"");
+    }
+
+    #[test]
+    fn only_long_ones_are_kept_elsewhere() {
+        let here = |text: &str| matches!(Prefix::from(text).0, Kept::Here(..));
+        assert!(here("") && here(&"p".repeat(30)) && !here(&"p".repeat(31)) && !here(&"p".repeat(300)));
     }
 }

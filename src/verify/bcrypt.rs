@@ -36,8 +36,11 @@ pub fn verify(key: &PlainKey, hash: &SecretHash) -> Result<bool, Failed> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::string::string_regex;
+
     use super::*;
-    use crate::key::format::parse;
+    use crate::key::format::{MAX_KEY_BYTES, parse};
 
     fn key(text: &str) -> PlainKey {
         parse(text.as_bytes()).unwrap().to_plain()
@@ -80,5 +83,81 @@ mod tests {
         let hash = SecretHash::parse(&hash(&key(&longest), 4).unwrap()).unwrap();
         let other = format!("{}t", &longest[..longest.len() - 1]);
         assert!(verify(&key(&longest), &hash).unwrap() && !verify(&key(&other), &hash).unwrap());
+    }
+
+    /// Whether somebody who presents these bytes is let in by this hash: the grammar first, as for every request.
+    fn lets_in(hash: &SecretHash, presented: &[u8]) -> bool {
+        parse(presented).is_ok_and(|presented| verify(&presented.to_plain(), hash).unwrap())
+    }
+
+    /// A key of any length, the longest of all among them.
+    fn keys() -> impl Strategy<Value = String> {
+        let longest = (1_usize..=48).prop_flat_map(|prefix| {
+            let secret = (MAX_KEY_BYTES - "llmk__".len() - prefix).min(57);
+            string_regex(&format!("llmk_[a-z]{{{prefix}}}_[A-Za-z0-9]{{{secret}}}")).unwrap()
+        });
+        prop_oneof!["llmk_[A-Za-z0-9-]{1,24}_[A-Za-z0-9_-]{8,41}", longest]
+    }
+
+    /// Everything that is nearly `key`: other bytes, and what bcrypt by itself would take for the same.
+    fn near_misses(key: &str, at: usize, byte: u8) -> Vec<Vec<u8>> {
+        let (text, at) = (key.as_bytes(), at % key.len());
+        let with = |change: fn(&mut Vec<u8>, usize, u8)| {
+            let mut bytes = text.to_vec();
+            change(&mut bytes, at, byte);
+            bytes
+        };
+        let secret = 1 + key.match_indices('_').nth(1).unwrap().0;
+        vec![
+            with(|bytes, at, byte| bytes[at] ^= 1 << (byte % 8)),
+            with(|bytes, at, byte| bytes[at] = byte),
+            with(|bytes, at, byte| bytes.insert(at, byte)),
+            with(|bytes, _, byte| bytes.push(byte)),
+            with(|bytes, at, _| bytes.splice(at..=at, []).for_each(drop)),
+            with(|bytes, _, _| bytes.truncate(bytes.len() - 1)),
+            with(|bytes, at, _| bytes.truncate(at)),
+            key.to_uppercase().into_bytes(),
+            key.to_lowercase().into_bytes(),
+            key.to_uppercase().replacen("LLMK", "llmk", 1).into_bytes(),
+            // bcrypt reads a key over and over, with a NUL between, and no further than 72 bytes.
+            [text, b"\0"].concat(),
+            [text, b"\0", text].concat(),
+            [text, b"\0", text, b"\0"].concat(),
+            text.repeat(2),
+            [text, &[b'0'; 72][..]].concat(),
+            [text, &[b'0'; 72][..]].concat()[..72].to_vec(),
+            [text, &[b'0'; 72][..]].concat()[..MAX_KEY_BYTES].to_vec(),
+            [b"\0", text].concat(),
+            // The halves of it in each other's place.
+            [b"llmk_", &text[secret..], b"_", &text[5..secret - 1]].concat(),
+        ]
+    }
+
+    proptest! {
+        // Each case is some twenty times bcrypt.
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn what_is_nearly_the_key_is_not_the_key(text in keys(), at in any::<usize>(), byte in any::<u8>()) {
+            let hash = SecretHash::parse(&hash(&key(&text), 4).unwrap()).unwrap();
+            prop_assert!(lets_in(&hash, text.as_bytes()));
+            for other in near_misses(&text, at, byte) {
+                let same = other == text.as_bytes();
+                prop_assert_eq!(lets_in(&hash, &other), same, "{} for {}", other.escape_ascii(), text);
+            }
+        }
+
+        #[test]
+        fn the_prefix_of_one_key_and_the_secret_of_another_are_no_key(one in keys(), two in keys()) {
+            let halves = |text: &str| {
+                let at = text.match_indices('_').nth(1).unwrap().0;
+                (text[..at].to_owned(), text[at..].to_owned())
+            };
+            let (of_one, of_two) = (halves(&one), halves(&two));
+            let hash = SecretHash::parse(&hash(&key(&one), 4).unwrap()).unwrap();
+            for mixed in [format!("{}{}", of_one.0, of_two.1), format!("{}{}", of_two.0, of_one.1), two.clone()] {
+                prop_assert_eq!(lets_in(&hash, mixed.as_bytes()), mixed == one, "{} for {}", mixed, one);
+            }
+        }
     }
 }

@@ -492,6 +492,45 @@ mod tests {
         assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
     }
 
+    #[tokio::test]
+    async fn where_a_memo_is_required_a_row_without_one_is_refused_unasked() {
+        let keyring = Keyring::new(Peppers::new(Vec::new(), Policy::Required)).unwrap();
+        let (verifier, row) = (Verifier::start(Options::default(), keyring).unwrap(), row(4));
+        assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Wrong);
+        assert_eq!(prove(&verifier, &row, KEY).await, Proof::Wrong);
+        assert_eq!(runs(&verifier), 0);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_hash_is_neither_right_nor_wrong() {
+        let (verifier, whole) = (verifier(Options::default()), row(4));
+        let row = Arc::new(Row(KeyRecord { hash: None, ..whole.0.clone() }, Proven::default()));
+        let damaged = Proof::Impossible(Fault::DamagedRow);
+        assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), damaged);
+        assert_eq!(prove(&verifier, &row, KEY).await, damaged);
+    }
+
+    #[tokio::test]
+    async fn the_threads_end_with_the_last_clone() {
+        let verifier = verifier(Options::default());
+        let pool = Arc::downgrade(&verifier.pool);
+        let clone = verifier.clone();
+        drop(verifier);
+        assert_eq!(prove(&clone, &row(4), KEY).await, Proof::Right);
+        drop(clone);
+        let start = Instant::now();
+        while pool.upgrade().is_some() {
+            assert!(start.elapsed() < Duration::from_secs(30), "a thread still waits for work");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn nobody_can_tell_who_is_drawn() {
+        let drawn: HashSet<u64> = (0..10).map(|_| random()).collect();
+        assert_eq!(drawn.len(), 10);
+    }
+
     #[test]
     fn wrong_attempts_are_bounded() {
         let (keyring, row) = (Keyring::new(Peppers::default()).unwrap(), row(4));

@@ -153,6 +153,14 @@ mod tests {
     }
 
     #[test]
+    fn a_file_has_room_for_sixteen() {
+        let lines: Vec<_> =
+            (0..=AT_MOST).map(|_| Pepper::random().unwrap().expose_line().to_string()).collect();
+        assert_eq!(Pepper::parse_all(&lines[..AT_MOST].join("\n")).unwrap().len(), 16);
+        assert!(Pepper::parse_all(&lines.join("\n")).unwrap_err().contains("17 peppers"));
+    }
+
+    #[test]
     fn debug_shows_its_name_alone() {
         let pepper = Pepper::random().unwrap();
         let shown = format!("{pepper:?}");

@@ -124,6 +124,15 @@ mod tests {
     }
 
     #[test]
+    fn a_full_queue_takes_from_nobody_who_has_no_more_than_the_newcomer() {
+        let mut queue = FairQueue::new(2, 2);
+        assert_eq!((queue.push(A, 1, 0), queue.push(B, 10, 0)), (None, None));
+        assert_eq!(queue.push(A, 2, 0), Some(2));
+        assert_eq!(queue.push(B, 20, 1), Some(20));
+        assert_eq!((queue.pop(0), queue.pop(0), queue.pop(0)), (Some(1), Some(10), None));
+    }
+
+    #[test]
     fn every_job_of_a_line_can_be_drawn() {
         let drawn = |random| {
             let mut queue = FairQueue::new(10, 10);

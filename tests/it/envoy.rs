@@ -37,7 +37,7 @@ const FORGED: [(&str, &str); 4] = [
 impl Outcome {
     /// Refused with this status and body, told why, and kept from the upstream.
     #[track_caller]
-    fn is_refused(&self, status: u16, body: &str) {
+    pub(crate) fn is_refused(&self, status: u16, body: &str) {
         assert_eq!((self.page.status, self.page.body.as_str()), (status, body), "{self:#?}");
         assert_eq!(self.page.headers["content-type"], "application/json", "{self:#?}");
         assert_eq!(self.page.headers["x-llmcore-decision-id"].len(), 36, "{self:#?}");
@@ -49,7 +49,7 @@ impl Outcome {
 
     /// Refused by Envoy itself: tenantgate said nothing, and the upstream was not reached.
     #[track_caller]
-    fn is_envoys_own(&self, status: u16) {
+    pub(crate) fn is_envoys_own(&self, status: u16) {
         assert_eq!(self.page.status, status, "{self:#?}");
         assert!(!self.page.headers.contains_key("x-llmcore-decision-id"), "{self:#?}");
         assert!(self.seen.is_none(), "{self:#?}");
@@ -57,14 +57,14 @@ impl Outcome {
 
     /// Let through: the upstream saw this key's identity, each header once, and no key.
     #[track_caller]
-    fn is_allowed_as(&self, tenant: &Tenant, key: &Key) {
+    pub(crate) fn is_allowed_as(&self, tenant: &Tenant, key: &Key) {
         let seen = self.passed();
         identified(seen, tenant, key);
     }
 
     /// Let through, with no identity and no key.
     #[track_caller]
-    fn is_allowed_as_nobody(&self) {
+    pub(crate) fn is_allowed_as_nobody(&self) {
         let names = self.passed().names("x-llmcore-");
         assert!(names.is_empty(), "a public request has no identity: {self:#?}");
     }

@@ -18,6 +18,7 @@ mod faults;
 mod fixtures;
 mod grpcurl;
 mod harness;
+mod hostile;
 mod identity;
 mod key_commands;
 mod keys;

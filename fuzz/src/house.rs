@@ -1,0 +1,174 @@
+//! How does a target get a tenantgate? The real machines on a real, small database.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bcrypt::non_truncating_hash;
+use tempfile::TempDir;
+use tenantgate::clock::{ManualClock, SystemClock, Timestamp};
+use tenantgate::config;
+use tenantgate::decision::Decision;
+use tenantgate::ext_authz::translate::{Speech, answer, read};
+use tenantgate::gate::{self, Gate};
+use tenantgate::key::KeyId;
+use tenantgate::memos::{self, Memos};
+use tenantgate::replica::{Replica, Said};
+use tenantgate::replica::sync::{self, Sync};
+use tenantgate::request;
+use tenantgate::store::{NewKey, NewTenant, Store};
+use tenantgate::tenant::{TenantId, TenantStatus};
+use tenantgate::usage::Usage;
+use tenantgate::verify::memo::{Keyring, Peppers};
+use tenantgate::verify::{self, Verifier};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::model::KEY_HEADER;
+use crate::people::{KEYS, State, TENANTS};
+
+/// The cheapest hash there is.
+const COST: u32 = 4;
+
+/// A database with everybody in it, in a directory that goes with this value.
+pub struct Database {
+    pub store: Arc<dyn Store>,
+    pub directory: TempDir,
+}
+
+impl Database {
+    /// Makes it.
+    pub async fn furnished() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let url = format!("sqlite://{}", directory.path().join("fuzz.db").display());
+        let store = config::store(&url).expect("a store");
+        store.migrate().await.expect("tables");
+        for tenant in &TENANTS {
+            let id = Some(TenantId(Uuid::from_u128(tenant.id)));
+            let (name, schema) = (tenant.name.to_owned(), tenant.schema.to_owned());
+            let status = TenantStatus::parse(tenant.status);
+            store.insert_tenant(&NewTenant { id, name, schema, status }).await.expect("a tenant");
+        }
+        for key in &KEYS {
+            let new = NewKey {
+                id: KeyId(Uuid::from_u128(key.id)),
+                prefix: key.prefix().to_owned(),
+                hash: non_truncating_hash(key.text, COST).expect("a hash"),
+                tenant_id: TenantId(Uuid::from_u128(key.tenant().id)),
+                name: None,
+                created_at: Timestamp(0),
+                expires_at: (key.state == State::Expired).then_some(Timestamp(1)),
+                memo: None,
+            };
+            store.insert_key(&new).await.expect("a key");
+            if key.state == State::Revoked {
+                store.revoke_key(new.id, Timestamp(1), None).await.expect("revoked");
+            }
+        }
+        Self { store, directory }
+    }
+}
+
+/// Longer than any proof of these keys takes.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Reads, judges and answers as the server does, without the server.
+pub struct House {
+    runtime: Runtime,
+    gate: Gate,
+    request: request::Options,
+    speech: Speech,
+}
+
+impl House {
+    /// Puts it together, and loads everything. Its clock stands still, so that nothing ever gets stale.
+    pub fn build() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let database = runtime.block_on(Database::furnished());
+        let clock = Arc::new(ManualClock::at(Timestamp(1_800_000_000_000_000)));
+        let replica = Replica::default();
+        runtime.block_on(async {
+            let mut loaded = replica.generation();
+            let sync =
+                Sync::new(replica.clone(), database.store.clone(), clock.clone(), sync::Options::default());
+            tokio::select! {
+                error = sync.run() => panic!("{error}"),
+                _ = loaded.changed() => {}
+            }
+        });
+        let keyring = Keyring::new(Peppers::default()).expect("randomness");
+        let verifier = Verifier::start(verify::Options::default(), keyring).expect("threads");
+        let memos = Memos::new(Peppers::default(), memos::Options::default());
+        let gate = Gate::new(replica, verifier, Usage::default(), memos, clock, gate::Options::default());
+        Self { runtime, gate, request: reading(), speech: speaking() }
+    }
+
+    /// The bytes of the answer; nothing if the message is no `CheckRequest`.
+    pub fn check(&self, message: &[u8]) -> Option<Vec<u8>> {
+        let asked = read(message, &self.request).ok()?;
+        let say = |decision: &Decision<'_>, said: Option<&Said>| {
+            let mut bytes = Vec::new();
+            answer(&mut bytes, decision, said, Uuid::nil(), asked.bearer, &self.speech);
+            bytes
+        };
+        Some(self.runtime.block_on(async { self.gate.check(&asked, Instant::now() + PATIENCE, say).await }))
+    }
+}
+
+/// Both places where a key can stand are read.
+pub fn reading() -> request::Options {
+    request::Options { key_header: KEY_HEADER.into(), accept_bearer: true, ..request::Options::default() }
+}
+
+/// How answers are said.
+pub fn speaking() -> Speech {
+    Speech { key_header: KEY_HEADER.into(), ..Speech::default() }
+}
+
+/// A whole server, with a listener on a Unix socket.
+pub struct Served {
+    pub socket: std::path::PathBuf,
+    pub runtime: Runtime,
+    _directory: TempDir,
+}
+
+impl Served {
+    /// Starts it and waits until it has loaded everything.
+    pub fn start() -> Self {
+        use tenantgate::server::{Address, Settings, serve};
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let Database { store, directory } = runtime.block_on(Database::furnished());
+        let socket = directory.path().join("grpc.sock");
+        let mut settings = Settings::on(store);
+        settings.listen.listen = vec![Address::Unix(socket.clone())];
+        settings.ops_listen = "127.0.0.1:0".into();
+        settings.ext_authz.request = reading();
+        settings.ext_authz.speech = speaking();
+        settings.clock = Arc::new(SystemClock);
+        runtime.spawn(async move {
+            let ended = serve(settings, std::future::pending()).await;
+            panic!("the server ended: {ended:?}");
+        });
+        // What Rust's own start would have done, and libFuzzer's does not: a closed connection is an error, not
+        // the end of the process.
+        let pipe = {
+            let _in_runtime = runtime.enter();
+            signal(SignalKind::pipe()).expect("a handler")
+        };
+        drop(pipe);
+        runtime.block_on(async {
+            let up = async {
+                while tokio::net::UnixStream::connect(&socket).await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(30), up).await.expect("it listens");
+        });
+        Self { socket, runtime, _directory: directory }
+    }
+}

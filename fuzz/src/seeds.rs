@@ -1,0 +1,95 @@
+//! What are the targets started with?
+//!
+//! Captured requests (`tests/it/fixtures`), as they are and with every key of ours in the
+//! place of the captured one, so that mutation starts from what passes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use prost::Message as _;
+use tenantgate::ext_authz::proto::envoy::service::auth::v3::CheckRequest;
+
+use crate::model::KEY_HEADER;
+use crate::people::KEYS;
+use crate::wire;
+
+/// Writes the seeds of a target into the directory that `FUZZ_SEEDS` names, if it names one. libFuzzer reads
+/// them afterwards.
+pub fn plant(target: &str) {
+    let Some(directory) = std::env::var_os("FUZZ_SEEDS").map(PathBuf::from) else { return };
+    let seeds = match target {
+        "key" => KEYS.iter().map(|key| (key.prefix().to_owned(), key.text.into())).collect(),
+        "check" => requests(),
+        "row" => ROWS.iter().map(|row| (row.0.to_owned(), [&[row.1], row.2.as_bytes()].concat())).collect(),
+        _ => connections(),
+    };
+    for (name, bytes) in seeds {
+        fs::write(directory.join(name), bytes).expect("the directory is there");
+    }
+}
+
+/// Whole calls as `targets/grpc.rs` puts them together, one as it goes over the wire, and a ping.
+fn connections() -> Vec<(String, Vec<u8>)> {
+    let raw = wire::call(&requests()[0].1);
+    let ping = wire::frame(6, 0, 0, &[7; 8]);
+    let others = [("raw", 0, raw), ("ping", 1, ping)];
+    let others = others.map(|(name, kind, bytes)| (name.to_owned(), [&[kind], &bytes[..]].concat()));
+    let calls = requests().into_iter().map(|(name, message)| (name, [&[3], &message[..]].concat()));
+    calls.chain(others).collect()
+}
+
+/// What rows and files hold, and how `targets/row.rs` takes it.
+const ROWS: [(&str, u8, &str); 7] = [
+    ("hash", 0, "$2b$04$su2b.vqz4TpZE4efb02CmOdFIwDrm2LI8KtSjA93JDkMtHMX4hmb2"),
+    ("hash-12", 0, "$2y$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232"),
+    ("memo", 1, "$llmk-hmac-sha256$v=1,k=1f00ab09$BwcHBwcHBwc$yMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMg"),
+    (
+        "peppers",
+        2,
+        "# new\nAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE\n\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n",
+    ),
+    ("status", 3, "pending_provisioning"),
+    ("schema", 3, "tenant_acme_1"),
+    ("reserved", 3, "pg_catalog"),
+];
+
+/// Every captured request, and the first of them that is plain with every key of ours.
+fn requests() -> Vec<(String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/it/fixtures");
+    let mut files: Vec<_> =
+        fs::read_dir(folder).expect("the fixtures").flatten().map(|file| file.path()).collect();
+    files.sort();
+    let mut all = Vec::new();
+    for file in files {
+        let name = file.file_stem().expect("a name").to_string_lossy().into_owned();
+        let bytes = fs::read(&file).expect("readable");
+        if let Ok(request) = CheckRequest::decode(&bytes[..]) {
+            all.extend(
+                KEYS.iter().map(|key| (format!("{name}-{}", key.prefix()), with_key(&request, key.text))),
+            );
+        }
+        all.push((name, bytes));
+    }
+    all
+}
+
+/// The same request with our header and a key of ours.
+fn with_key(request: &CheckRequest, key: &str) -> Vec<u8> {
+    let mut request = request.clone();
+    let http = request.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());
+    if let Some(http) = http.and_then(|request| request.http.as_mut()) {
+        if http.headers.remove("x-api-key").is_some() {
+            http.headers.insert(KEY_HEADER.into(), key.into());
+        }
+        if let Some(value) = http.headers.get_mut("authorization") {
+            *value = format!("Bearer {key}");
+        }
+        for header in http.header_map.iter_mut().flat_map(|map| &mut map.headers) {
+            if header.key == "x-api-key" {
+                header.key = KEY_HEADER.into();
+                header.raw_value = key.into();
+            }
+        }
+    }
+    request.encode_to_vec()
+}

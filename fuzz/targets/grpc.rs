@@ -1,0 +1,57 @@
+//! Can anything that is sent to the port stop the server, stall it, or get it to name a
+//! tenant to somebody who has no key of his?
+//!
+//! The first byte says what is put before the rest: nothing, the preface of HTTP/2, or that
+//! and the head of a Check, so that what follows is where messages stand.
+#![no_main]
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use libfuzzer_sys::fuzz_target;
+use tenantgate_fuzz::house::Served;
+use tenantgate_fuzz::people::{KEYS, TENANTS};
+use tenantgate_fuzz::seeds;
+use tenantgate_fuzz::wire;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+/// Far longer than anything takes; what is not over by then hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+static SERVED: LazyLock<Served> = LazyLock::new(Served::start);
+
+fuzz_target!(init: seeds::plant("grpc"), |bytes: &[u8]| {
+    let Some((kind, rest)) = bytes.split_first() else { return };
+    let sent = match kind % 4 {
+        0 => rest.to_vec(),
+        1 => [wire::PREFACE, &wire::SETTINGS, rest].concat(),
+        2 => [wire::PREFACE, &wire::SETTINGS, &wire::check_head(1), rest].concat(),
+        _ => wire::call(rest),
+    };
+    let exchange = async { timeout(PATIENCE, exchange(&sent)).await.expect("an end") };
+    let answer = SERVED.runtime.block_on(exchange);
+    let holds = |what: &[u8], text: &[u8]| what.windows(text.len()).any(|window| window == text);
+    for (at, tenant) in TENANTS.iter().enumerate() {
+        let id = Uuid::from_u128(tenant.id).to_string();
+        let has_key = KEYS.iter().any(|key| key.tenant == at && holds(&sent, key.text.as_bytes()));
+        assert!(has_key || !holds(&answer, id.as_bytes()), "{} is named to a stranger", tenant.name);
+    }
+});
+
+/// Sends everything, says that there is no more, and reads to the end.
+async fn exchange(sent: &[u8]) -> Vec<u8> {
+    let mut stream = UnixStream::connect(&SERVED.socket).await.expect("it listens");
+    let (mut from, mut to) = stream.split();
+    let mut answer = Vec::new();
+    let write = async {
+        // It may hang up before it has read everything, or before it hears that this is all.
+        let _ = to.write_all(sent).await;
+        let _ = to.shutdown().await;
+    };
+    // A reset is an end, too.
+    let (_, _) = tokio::join!(write, from.read_to_end(&mut answer));
+    answer
+}

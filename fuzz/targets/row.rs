@@ -1,0 +1,113 @@
+//! Does what a row of the database, or the file of peppers, holds do no harm?
+//!
+//! The first byte says what the rest is taken for.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use base64::Engine as _;
+use base64::alphabet::BCRYPT;
+use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
+use libfuzzer_sys::fuzz_target;
+use tenantgate::key::KeyId;
+use tenantgate::key::format::parse;
+use tenantgate::record::{ExpiresAt, KeyRecord, Memo, SecretHash};
+use tenantgate::tenant::{TenantId, TenantStatus, is_schema_name};
+use tenantgate::verify::memo::{Keyring, Peppers, Policy};
+use tenantgate::verify::pepper::Pepper;
+use tenantgate_fuzz::seeds;
+use uuid::Uuid;
+
+const KEY: &[u8] = b"llmk_demo_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg";
+const HASH: &str = "$2b$04$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232";
+const PEPPER: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+static KEYRING: LazyLock<Keyring> = LazyLock::new(|| {
+    let peppers = Pepper::parse_all(PEPPER).expect("a pepper");
+    Keyring::new(Peppers::new(peppers, Policy::Optional)).expect("randomness")
+});
+
+fuzz_target!(init: seeds::plant("row"), |bytes: &[u8]| {
+    let Some((kind, rest)) = bytes.split_first() else { return };
+    let Ok(text) = std::str::from_utf8(rest) else { return };
+    match kind % 4 {
+        0 => hash(text),
+        1 => memo(text),
+        2 => peppers(text),
+        _ => words(text),
+    }
+});
+
+/// `hashed_key`: exactly what bcrypt could have written at a cost that we pay for.
+fn hash(text: &str) {
+    let parsed = SecretHash::parse(text);
+    assert_eq!(parsed.is_some(), is_hash(text), "{text:?}");
+    let Some(hash) = parsed else { return };
+    assert_eq!(hash.text().as_str(), text);
+    assert!(!format!("{hash:?}").contains(&text[7..]));
+    if text[4..6] == *"04" {
+        // What passes is never an error of bcrypt's, which would be a fault and not a no.
+        bcrypt::non_truncating_verify(KEY, text).expect("a hash");
+    }
+}
+
+fn is_hash(text: &str) -> bool {
+    let coding = GeneralPurpose::new(&BCRYPT, NO_PAD);
+    let whole = |part: &str, bytes: usize| {
+        coding.decode(part).is_ok_and(|decoded| decoded.len() == bytes && coding.encode(decoded) == part)
+    };
+    text.is_ascii()
+        && text.len() == 60
+        && ["$2a$", "$2b$", "$2y$"].contains(&&text[..4])
+        && (4..=14).any(|cost| text[4..7] == format!("{cost:02}$"))
+        && whole(&text[7..29], 16)
+        && whole(&text[29..], 23)
+}
+
+fn record() -> KeyRecord {
+    let (id, tenant_id) = (KeyId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
+    let (prefix, hash) = ("llmk_demo".into(), SecretHash::parse(HASH));
+    KeyRecord { id, tenant_id, prefix, hash, expires_at: ExpiresAt::NEVER, revoked: false }
+}
+
+/// `key_memo`: of all memos, one belongs to this row and lets this key pass.
+fn memo(text: &str) {
+    let Some(memo) = Memo::parse(text) else { return };
+    assert_eq!(memo.to_string(), text);
+    let (row, key) = (record(), parse(KEY).expect("a key"));
+    let peppers = KEYRING.peppers();
+    let genuine = peppers.memo(&row, key).expect("a secret of many bits");
+    let seal = peppers.read(&memo, &row);
+    assert_eq!(seal.is_some(), (memo.pepper, memo.row) == (genuine.pepper, genuine.row));
+    let known = seal.is_some_and(|seal| KEYRING.knows(&seal, &row, &row.hash.expect("a hash"), KEY));
+    assert_eq!(known, text == genuine.to_string());
+}
+
+/// A file of peppers: read as it would be written again, or refused without repeating it.
+fn peppers(text: &str) {
+    match Pepper::parse_all(text) {
+        Ok(peppers) => {
+            assert!((1..=16).contains(&peppers.len()));
+            let written: Vec<_> = peppers.iter().map(|pepper| pepper.expose_line().to_string()).collect();
+            let again = Pepper::parse_all(&written.join("\n")).expect("as it was written");
+            assert!(again.iter().map(Pepper::id).eq(peppers.iter().map(Pepper::id)));
+        }
+        Err(why) => {
+            let repeats = |line: &&str| line.len() > 20 && why.contains(*line);
+            assert!(!text.lines().any(|line| repeats(&line)), "{why}");
+        }
+    }
+}
+
+/// The words of a tenant.
+fn words(text: &str) {
+    assert_eq!(TenantStatus::parse(text).as_str(), text);
+    let bytes = text.as_bytes();
+    let letters = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
+    let sound = (1..=63).contains(&bytes.len())
+        && bytes.iter().all(letters)
+        && !bytes[0].is_ascii_digit()
+        && !text.starts_with("pg_")
+        && !["public", "information_schema"].contains(&text);
+    assert_eq!(is_schema_name(text), sound, "{text:?}");
+}

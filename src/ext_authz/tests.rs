@@ -1,0 +1,185 @@
+//! Is what is read and said what stands on the wire? At the bounds, byte by byte, and against the generated types.
+
+use std::collections::BTreeMap;
+
+use prost::Message as _;
+use prost::encoding::encode_varint;
+use uuid::Uuid;
+
+use super::codec::{Visitor, walk};
+use super::proto::envoy::service::auth::v3::check_response::HttpResponse;
+use super::proto::envoy::service::auth::v3::{CheckRequest, CheckResponse};
+use super::translate::{OnUnavailable, Speech, answer, read};
+use crate::decision::{Decision, Denial, Fault, Reason};
+use crate::request::{Credential, DEFAULT_KEY_HEADER, Options};
+
+/// A length-delimited field.
+fn field(number: u64, content: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode_varint(number << 3 | 2, &mut bytes);
+    encode_varint(content.len() as u64, &mut bytes);
+    bytes.extend(content);
+    bytes
+}
+
+/// A `CheckRequest` with this in its `attributes.request.http`.
+fn http(content: &[u8]) -> Vec<u8> {
+    field(1, &field(4, &field(2, content)))
+}
+
+/// An entry of `headers`.
+fn entry(name: &[u8], value: &[u8]) -> Vec<u8> {
+    field(3, &[field(1, name), field(2, value)].concat())
+}
+
+/// An entry of `header_map` with these fields.
+fn raw(fields: &[Vec<u8>]) -> Vec<u8> {
+    field(13, &field(1, &fields.concat()))
+}
+
+#[derive(Default)]
+struct Seen(Vec<(Vec<u8>, Vec<u8>)>);
+
+impl<'a> Visitor<'a> for Seen {
+    fn header(&mut self, name: &'a [u8], value: &'a [u8]) {
+        self.0.push((name.to_vec(), value.to_vec()));
+    }
+}
+
+/// The headers that are seen in `attributes.request.http`; nothing if it cannot be read.
+fn seen(content: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut seen = Seen::default();
+    walk(&http(content), &mut seen).ok()?;
+    Some(seen.0)
+}
+
+fn one(name: &[u8], value: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    vec![(name.to_vec(), value.to_vec())]
+}
+
+#[test]
+fn a_value_of_any_length_is_read_whole() {
+    for length in [0, 1, 127, 128, 129, 255, 256, 16_383, 16_384, 16_385, 70_000] {
+        let value = vec![b'v'; length];
+        assert_eq!(seen(&entry(b"k", &value)), Some(one(b"k", &value)), "{length}");
+        let path = field(4, &value);
+        let message = http(&path);
+        assert_eq!(walk(&message, &mut Seen::default()).map(|target| target.path.len()), Ok(length));
+    }
+}
+
+#[test]
+fn a_header_is_reported_with_the_value_it_has_and_also_with_none() {
+    let (name, value, raw_value) = (field(1, b"k"), field(2, b"text"), field(3, b"raw"));
+    assert_eq!(seen(&raw(&[name.clone(), value.clone()])), Some(one(b"k", b"text")));
+    assert_eq!(seen(&raw(&[name.clone(), raw_value.clone()])), Some(one(b"k", b"raw")));
+    assert_eq!(seen(&raw(std::slice::from_ref(&name))), Some(one(b"k", b"")));
+    let both = [one(b"k", b"text"), one(b"k", b"raw")].concat();
+    assert_eq!(seen(&raw(&[name, value, raw_value])), Some(both));
+}
+
+#[test]
+fn what_is_skipped_is_skipped_to_its_end_and_what_is_none_is_refused() {
+    let header = entry(b"k", b"v");
+    let eight = [&[0x79][..], &[0xff; 8]].concat();
+    let four = [&[0x7d][..], &[0xff; 4]].concat();
+    let longest = [&[0x78][..], &[0xff; 9], &[0x01]].concat();
+    let group =
+        [&[0x7b, 0x12, 0x01, b'x', 0x09][..], &[0; 8], &[0x0d, 0, 0, 0, 0, 0x08, 0x80, 0x01, 0x7c]].concat();
+    for skipped in [eight, four, longest, group, vec![0x78, 0x80, 0x01], field(500, b"later")] {
+        for content in [[&skipped[..], &header].concat(), [&header[..], &skipped].concat()] {
+            assert_eq!(seen(&content), Some(one(b"k", b"v")), "{skipped:x?}");
+            assert!(CheckRequest::decode(&http(&content)[..]).is_ok(), "{skipped:x?}");
+        }
+    }
+    let too_long = [&[0x78][..], &[0x80; 10], &[0x01]].concat();
+    for bad in [vec![0x02, 0x00], vec![0x79, 0, 0], vec![0x7d, 0], vec![0x7e], vec![0x7f], too_long] {
+        assert_eq!(seen(&bad), None, "{bad:x?}");
+        assert!(CheckRequest::decode(&http(&bad)[..]).is_err(), "{bad:x?}");
+    }
+}
+
+#[test]
+fn groups_may_nest_as_deep_as_in_the_generated_decoder() {
+    for depth in [1, 50, 98, 99, 100, 101, 102, 200] {
+        let message = [vec![0x7b; depth], vec![0x7c; depth]].concat();
+        let ours = walk(&message, &mut Seen::default()).is_ok();
+        assert_eq!(ours, CheckRequest::decode(&message[..]).is_ok(), "{depth}");
+    }
+}
+
+#[test]
+fn a_request_is_read_with_its_key_and_its_path() {
+    let options = Options { accept_bearer: true, ..Options::default() };
+    let key = DEFAULT_KEY_HEADER.as_bytes();
+    let target = [field(2, b"GET"), field(4, b"/docs")].concat();
+    let kind = |content: &[u8]| {
+        let message = http(content);
+        let asked = read(&message, &options).unwrap();
+        let credential = match asked.credential {
+            Credential::Missing => "missing".to_owned(),
+            Credential::Malformed => "malformed".to_owned(),
+            Credential::Presented(key) => key.prefix().to_owned(),
+        };
+        (asked.public, credential, asked.bearer)
+    };
+    assert_eq!(kind(&[]), (false, "missing".into(), false));
+    assert_eq!(kind(&target), (true, "missing".into(), false));
+    assert_eq!(kind(&entry(key, b"llmk_demo_secret123")), (false, "llmk_demo".into(), false));
+    let bearer = entry(b"authorization", b"Bearer llmk_demo_secret123");
+    assert_eq!(kind(&bearer), (false, "llmk_demo".into(), true));
+    let twice = [entry(key, b""), raw(&[field(1, key)])].concat();
+    assert_eq!(kind(&twice), (false, "malformed".into(), false));
+    assert!(read(b"\x08\x01", &options).is_err());
+    assert!(!read(b"", &options).unwrap().public);
+}
+
+/// `status.code`, HTTP status, body and headers of a refusal.
+type Refusal = (i32, i32, String, BTreeMap<String, String>);
+
+fn refusal(decision: &Decision<'_>, on_unavailable: OnUnavailable) -> Refusal {
+    let speech = Speech { key_header: DEFAULT_KEY_HEADER.into(), on_unavailable };
+    let mut bytes = Vec::new();
+    answer(&mut bytes, decision, None, Uuid::from_u128(7), false, &speech);
+    let response = CheckResponse::decode(&bytes[..]).unwrap();
+    let Some(HttpResponse::DeniedResponse(said) | HttpResponse::ErrorResponse(said)) = response.http_response
+    else {
+        panic!("no refusal: {decision:?}")
+    };
+    let headers = said.headers.into_iter().map(|option| option.header.unwrap());
+    let headers = headers.map(|header| (header.key, header.value)).collect();
+    (response.status.unwrap().code, said.status.unwrap().code, said.body, headers)
+}
+
+#[test]
+fn every_refusal_says_what_the_contract_has_it_say() {
+    let detail = |text: &str| format!("{{\"detail\":\"{text}\"}}");
+    let headers = |more: &[(&str, &str)]| -> BTreeMap<String, String> {
+        let always = [
+            ("content-type", "application/json"),
+            ("x-llmcore-decision-id", "00000000-0000-0000-0000-000000000007"),
+        ];
+        always.iter().chain(more).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+    let challenge = headers(&[("www-authenticate", "ApiKey realm=\"llmcore\"")]);
+    let unauthorized = |text: &str| (16, 401, detail(text), challenge.clone());
+    for reason in Reason::ALL {
+        let expected = match reason {
+            Reason::Missing => unauthorized("Missing API key"),
+            Reason::Malformed => unauthorized("Invalid API key format"),
+            Reason::Unknown | Reason::Mismatch | Reason::Revoked | Reason::Expired => {
+                unauthorized("Invalid API key")
+            }
+            Reason::TenantInactive => (7, 403, detail("Tenant account is inactive"), headers(&[])),
+        };
+        let decision = Decision::Deny(Denial { reason, identity: None });
+        assert_eq!(refusal(&decision, OnUnavailable::Deny), expected);
+    }
+    for fault in Fault::ALL {
+        for (mode, code) in [(OnUnavailable::Deny, 7), (OnUnavailable::Error, 14)] {
+            let body = detail("Authentication service unavailable");
+            let expected = (code, 503, body, headers(&[("retry-after", "1")]));
+            assert_eq!(refusal(&Decision::Unable(fault, None), mode), expected);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Does every bad input that we know of get its exact answer, and does nobody else notice?
+//!
+//! A catalogue with numbers. What is an HTTP request ([`requests`]) is asked three times:
+//! as Envoy writes it into `headers`, as Envoy writes it into `header_map`, and for real,
+//! through Envoy. What only a caller of gRPC can send is in [`messages`] (bytes that are
+//! no `CheckRequest`, or a large one) and [`frames`] (bytes that are no gRPC). After each
+//! row a good key still passes; after all of them the server is no larger than before, has
+//! run no more bcrypt than it had to, and has logged no secret.
+
+mod frames;
+mod messages;
+mod requests;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use self::requests::{Http, Request, furnish, requests};
+use crate::support::envoy::{Envoy, Outcome};
+use crate::support::{Answer, Ask, Server, World, on_every_store};
+
+/// The numbers that are asked about in another suite, and the test there. Numbers that
+/// are in neither list (14, 28, 36, 38) were given to rows that turned out to be none.
+const ELSEWHERE: [(u8, &str, &str); 3] = [
+    (27, "damaged", "a_key_whose_tenant_is_missing_is_never_allowed"),
+    (46, "waiting", "hundreds_may_wait_for_the_one_proof_of_a_cold_key"),
+    // And floods, stalls and strangers, 42 to 45, which are no input but behaviour.
+    (20, "outage", "known_keys_outlive_the_database_and_unknown_ones_wait"),
+];
+
+on_every_store![the_instant_of_expiry_is_exact];
+
+#[test]
+fn no_row_is_left_out() {
+    let world = World::somewhere();
+    furnish(&world);
+    let numbers = requests(&world).iter().map(|row| row.number).collect::<Vec<_>>();
+    let numbers = numbers.into_iter().chain(messages::NUMBERS).chain(frames::NUMBERS).chain([24]);
+    let numbers: BTreeSet<u8> = numbers.chain(ELSEWHERE.map(|row| row.0)).collect();
+    let known = (1..=46).filter(|number| ![14, 28, 36, 38, 42, 43, 44, 45].contains(number));
+    assert_eq!(numbers, known.collect());
+    for (number, suite, test) in ELSEWHERE {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/it/{suite}.rs"));
+        let text = std::fs::read_to_string(file).expect("the suite is there");
+        assert!(text.contains(&format!("fn {test}(")), "row {number}: no {test} in {suite}");
+    }
+}
+
+/// The server that the catalogue is asked of: one that reads both places where a key can stand.
+fn server(world: &World) -> Server {
+    Server::on(&world.db).arg("--accept-bearer").start()
+}
+
+#[test]
+fn every_bad_request_gets_its_answer_from_tenantgate() {
+    let world = World::somewhere();
+    let deleted = furnish(&world);
+    let server = server(&world);
+    for row in requests(&world) {
+        for request in &row.requests {
+            for ask in [request.joined(), request.raw()] {
+                let answer = server.check(ask);
+                assert_eq!(answer.row(), request.wanted, "row {} ({}): {request}", row.number, row.what);
+                tells_nothing_of_the_request(&answer, request);
+            }
+        }
+        assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "after row {}", row.number);
+    }
+    assert_eq!(server.row(Ask::with_key(&deleted)), "401 unknown", "row 25: a key whose row is gone");
+    let log = server.stderr.text();
+    assert!(!log.contains("Secret") && !log.contains("jndi"), "{log}");
+}
+
+/// A refusal says the same whatever was sent.
+#[track_caller]
+fn tells_nothing_of_the_request(answer: &Answer, request: &Request) {
+    if answer.http_status() != 200 {
+        let said = format!("{:?} {:?}", answer.body(), answer.headers());
+        assert!(!said.contains("llmk_") && !said.contains("forged"), "{request}: {said}");
+    }
+}
+
+#[test]
+fn every_bad_request_gets_its_answer_through_envoy() {
+    let world = World::somewhere();
+    furnish(&world);
+    let server = server(&world);
+    let Some(envoy) = Envoy::before(&server).start() else { return };
+    for row in requests(&world) {
+        for request in &row.requests {
+            let what = format!("row {} ({}): {request}", row.number, row.what);
+            let headers: Vec<_> = request.headers.iter().map(|(name, value)| (*name, &value[..])).collect();
+            let send = || envoy.send_bytes(request.method, &request.path, &headers);
+            match request.http {
+                Http::Same => holds(&world, &send(), request.wanted, &what),
+                Http::Becomes(row) => holds(&world, &send(), row, &what),
+                Http::Refused(status) => {
+                    let outcome = send();
+                    assert_eq!(outcome.page.status, status, "{what}");
+                    outcome.is_envoys_own(status);
+                }
+                Http::Unsayable => {}
+            }
+        }
+        let live = [("x-llmcore-api-key", world.live.text.as_str())];
+        envoy.send("GET", "/v1", &live).is_allowed_as(&world.acme, &world.live);
+    }
+    assert_eq!(envoy.stat("cluster.tenantgate.upstream_cx_destroy_remote"), 0, "no connection was lost");
+    assert_eq!(envoy.stat("http.edge.ext_authz.error"), 0, "no Check was left without an answer");
+}
+
+/// What a client gets for a row of the contract.
+#[track_caller]
+fn holds(world: &World, outcome: &Outcome, wanted: &str, what: &str) {
+    let body = match wanted {
+        "200 ok" => return outcome.is_allowed_as(&world.acme, &world.live),
+        "401 missing" => r#"{"detail":"Missing API key"}"#,
+        "401 malformed" => r#"{"detail":"Invalid API key format"}"#,
+        "403 tenant_inactive" => r#"{"detail":"Tenant account is inactive"}"#,
+        _ => r#"{"detail":"Invalid API key"}"#,
+    };
+    assert_eq!(outcome.page.body, body, "{what}: {outcome:#?}");
+    outcome.is_refused(if wanted.starts_with("403") { 403 } else { 401 }, body);
+}
+
+#[test]
+fn a_guess_at_a_proven_key_costs_no_more_than_one_at_nobodys() {
+    let world = World::somewhere();
+    furnish(&world);
+    let server = server(&world);
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+    let proven = server.bcrypts();
+    for row in requests(&world).iter().filter(|row| [12, 15, 16, 17, 18, 19, 20, 29].contains(&row.number)) {
+        for request in &row.requests {
+            assert_eq!(server.row(request.joined()), request.wanted, "row {}: {request}", row.number);
+        }
+    }
+    assert_eq!(server.bcrypts(), proven, "refused by the grammar, the look-up or the verdict there is");
+}
+
+/// Row 24, in the database's own words for an instant.
+fn the_instant_of_expiry_is_exact(world: &World) {
+    use crate::support::{Backend, PATIENCE};
+    let server = Server::on(&world.db).start();
+    let (ago, now, far) = match world.db.backend {
+        Backend::Postgres => ("now() - interval '1 millisecond'", "now()", "'294276-12-31T23:59:59Z'"),
+        // A year has four digits there.
+        Backend::Sqlite => (
+            "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-0.001 seconds')",
+            "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
+            "'9999-12-31T23:59:59Z'",
+        ),
+    };
+    let mut rows = vec![(ago, "401 expired"), (now, "401 expired"), (far, "200 ok"), ("NULL", "200 ok")];
+    if world.db.backend == Backend::Postgres {
+        rows.extend([("'infinity'", "200 ok"), ("'-infinity'", "401 expired")]);
+    }
+    let mut session = world.db.session();
+    for (at, wanted) in rows {
+        let prefix = &world.live.prefix;
+        session.sql(&format!("UPDATE api_keys SET expires_at = {at} WHERE key_prefix = '{prefix}'"));
+        // A mark, so that it is known when this has arrived: the other key is revoked and comes back.
+        let mark = |to: &str| {
+            format!("UPDATE api_keys SET revoked_at = {to} WHERE key_prefix = '{}'", world.other.prefix)
+        };
+        session.sql(&mark("'2026-01-01T00:00:00Z'"));
+        server.row_becomes("401 revoked", PATIENCE, Ask::with_key(&world.other.text));
+        assert_eq!(server.row(Ask::with_key(&world.live.text)), wanted, "{at}");
+        session.sql(&mark("NULL"));
+        server.row_becomes("200 ok", PATIENCE, Ask::with_key(&world.other.text));
+    }
+}
