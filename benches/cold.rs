@@ -5,6 +5,7 @@
 //! keys and for a few seconds: what bcrypt yields, and what a key that is proven already
 //! waits beside it, against the same without.
 
+#[expect(dead_code, reason = "a part of what the benches need")]
 #[path = "load/mod.rs"]
 mod load;
 #[expect(dead_code, unused_imports, unused_macros, reason = "a part of what the tests need")]
@@ -25,7 +26,7 @@ use tenantgate::verify::memo::{Peppers, Policy};
 use tenantgate::verify::pepper::Pepper;
 use uuid::Uuid;
 
-use self::load::{Line, framed, median, millis, percentile};
+use self::load::{Line, count, framed, median, millis, percentile};
 use self::support::{Ask, Backend, Server, World, runtime, wait};
 
 const KEYS: usize = 100_000;
@@ -126,10 +127,6 @@ async fn ask_all(address: &str, messages: Vec<Bytes>) -> Vec<Duration> {
         }
     }
     asking.join_all().await.concat()
-}
-
-fn count(n: usize) -> f64 {
-    f64::from(u32::try_from(n).expect("few"))
 }
 
 /// First proofs a second; the ratio of a proven key's p99 beside them and alone, and both.

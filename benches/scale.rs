@@ -7,6 +7,9 @@
 //!
 //! Whether the numbers are good is said in `benches/README.md`.
 
+#[expect(dead_code, reason = "a part of what the benches need")]
+#[path = "load/mod.rs"]
+mod load;
 #[expect(dead_code, unused_imports, unused_macros, reason = "a part of what the tests need")]
 #[path = "../tests/it/support/mod.rs"]
 mod support;
@@ -16,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use self::load::cost::memory;
 use self::support::{Ask, Backend, Client, Server, World, runtime, wait};
 
 const SIZES: [u64; 3] = [1_000, 100_000, 1_000_000];
@@ -51,7 +55,7 @@ fn measure(keys: u64) -> Cost {
     let ready = start.elapsed();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
     assert_eq!(server.row(Ask::with_key(&world.other.text)), "200 ok");
-    let (resident, peak) = memory(&server);
+    let (resident, peak) = memory(server.pid());
     let quiet = Checks::start(&server, &world.live.text);
     std::thread::sleep(Duration::from_secs(2));
     let quiet = quiet.slowest();
@@ -84,16 +88,6 @@ fn fill(world: &World, keys: u64) {
          ALTER TABLE api_keys ENABLE ALWAYS TRIGGER auth_key_came_or_went;
          ANALYZE api_keys"
     ));
-}
-
-/// Resident memory now and at its most, in bytes.
-fn memory(server: &Server) -> (u64, u64) {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect(name);
-        line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number") * 1024
-    };
-    (field("VmRSS:"), field("VmHWM:"))
 }
 
 /// Valid checks, one after the other.
