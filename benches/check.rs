@@ -48,8 +48,8 @@ fn main() {
 /// Instructions of a check.
 fn instructions(peer: &Peer, message: &Bytes) -> f64 {
     let server = Running::start_countable(peer);
-    server.warm_up(message);
-    let instructions = server.instructions(COUNTED, message);
+    server.warm_up(std::slice::from_ref(message));
+    let instructions = server.instructions(COUNTED, std::slice::from_ref(message));
     server.stop();
     instructions
 }
@@ -59,7 +59,7 @@ fn cpu(peers: &[Peer], load: (usize, usize, usize), message: &Bytes) -> Vec<Vec<
     let mut rounds = vec![Vec::new(); peers.len()];
     let servers: Vec<Running> = peers.iter().map(Running::start).collect();
     for server in &servers {
-        server.warm_up(message);
+        server.warm_up(std::slice::from_ref(message));
     }
     for _ in 0..ROUNDS {
         for (server, times) in servers.iter().zip(&mut rounds) {

@@ -5,6 +5,7 @@
 //! start, where nothing is counted until somebody wants it, and then says how many there
 //! were between two moments. It must not know what the process is, nor what it is asked.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -29,7 +30,7 @@ pub(crate) fn memory(pid: u32) -> (u64, u64) {
 }
 
 /// A program that can be counted; arguments are the caller's to add. What callgrind has to say goes to `file`.
-pub(crate) fn countable(program: &str, file: &Path) -> Command {
+pub(crate) fn countable(program: &OsStr, file: &Path) -> Command {
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--tool=callgrind", "--instr-atstart=no", "--quiet"]);
     valgrind.arg(format!("--callgrind-out-file={}", file.display())).arg(program);

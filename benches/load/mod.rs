@@ -5,7 +5,11 @@
 //! Envoy has it. It must not know what is asked.
 
 pub(crate) mod cost;
+pub(crate) mod keys;
+pub(crate) mod pace;
 pub(crate) mod peer;
+pub(crate) mod proxy;
+pub(crate) mod web;
 
 use std::time::{Duration, Instant};
 

@@ -3,6 +3,7 @@
 //! Servers that are compared get the same: one worker thread, a directory of their own,
 //! nothing of the caller's on their standard input. It must not know what they answer.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -10,6 +11,7 @@ use bytes::Bytes;
 
 use super::cost::{self, Counter, countable};
 use super::{Line, count};
+use crate::support::cli::tenantgate;
 use crate::support::transcript::{Transcript, field, says};
 use crate::support::{PATIENCE, eventually, wait};
 
@@ -17,15 +19,15 @@ use crate::support::{PATIENCE, eventually, wait};
 #[derive(Clone)]
 pub(crate) struct Peer {
     pub(crate) name: &'static str,
-    pub(crate) program: String,
+    pub(crate) program: OsString,
     pub(crate) args: Vec<String>,
 }
 
 impl Peer {
     /// The server that says yes to everything, at `127.0.0.1:0` or `unix:NAME`, as `benches/run` builds it.
     pub(crate) fn stock(name: &'static str, profile: &str, address: &str) -> Self {
-        let program = format!("{}/target/stock/{profile}/stock", env!("CARGO_MANIFEST_DIR"));
-        assert!(Path::new(&program).exists(), "`benches/run` builds the stock server");
+        let program = format!("{}/target/stock/{profile}/stock", env!("CARGO_MANIFEST_DIR")).into();
+        assert!(Path::new::<OsString>(&program).exists(), "`benches/run` builds the stock server");
         Self { name, program, args: vec![address.to_owned()] }
     }
 
@@ -34,7 +36,7 @@ impl Peer {
         let own =
             ["serve", "--database-url", database_url, "--ops-listen", "127.0.0.1:0", "--sync-interval", "1s"];
         let args = own.iter().chain(args).map(ToString::to_string).collect();
-        Self { name, program: env!("CARGO_BIN_EXE_tenantgate").into(), args }
+        Self { name, program: tenantgate(), args }
     }
 }
 
@@ -91,11 +93,13 @@ impl Running {
         self.child.id()
     }
 
-    /// Asks until the answer is yes: the key is proven, and everything has been set up once.
-    pub(crate) fn warm_up(&self, message: &Bytes) {
+    /// Asks each until the answer is yes: the key is proven, and everything has been set up once.
+    pub(crate) fn warm_up(&self, messages: &[Bytes]) {
         wait(async {
             let line = Line::to(self.address()).await;
-            while !line.ask(message.clone()).await.allowed {}
+            for message in messages {
+                while !line.ask(message.clone()).await.allowed {}
+            }
         });
     }
 
@@ -109,19 +113,19 @@ impl Running {
         Counter::start(self.pid(), self.counted.as_ref().expect("started to be counted"))
     }
 
-    /// Instructions of a check, one after the other over one connection. It has been warmed up.
-    pub(crate) fn instructions(&self, checks: usize, message: &Bytes) -> f64 {
+    /// Instructions of a check: of these in turn, so many, over one connection. It has been warmed up.
+    pub(crate) fn instructions(&self, checks: usize, messages: &[Bytes]) -> f64 {
         let mut counter = self.counter();
-        // What is done once for a connection, or every so many checks, has been done then.
-        wait(super::ask(self.address(), (1, 1, checks / 8), message));
         let line = wait(Line::to(self.address()));
-        wait(line.ask(message.clone()));
-        counter.zero();
-        wait(async {
-            for _ in 0..checks {
+        let ask = async |checks| {
+            for message in messages.iter().cycle().take(checks) {
                 assert!(line.ask(message.clone()).await.allowed);
             }
-        });
+        };
+        // What is done once for a connection, or every so many checks, has been done then.
+        wait(ask(checks / 8));
+        counter.zero();
+        wait(ask(checks));
         counter.read() / count(checks)
     }
 
