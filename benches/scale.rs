@@ -3,10 +3,14 @@
 //! For each number of keys a server starts on a private Postgres that has as many. Measured:
 //! the time from its start to `ready`; its memory, less that of a server with hardly any
 //! keys; the time from the COMMIT of a change of a tenth of the keys (100,000 at the most)
-//! until it holds; and how long the slowest valid check took meanwhile.
+//! until it holds; how long the slowest valid check took meanwhile; and the instructions of
+//! a check, of a hundred keys in turn, so that none is lucky in its place in the table.
 //!
 //! Whether the numbers are good is said in `benches/README.md`.
 
+#[expect(dead_code, reason = "a part of what the benches need")]
+#[path = "load/mod.rs"]
+mod load;
 #[expect(dead_code, unused_imports, unused_macros, reason = "a part of what the tests need")]
 #[path = "../tests/it/support/mod.rs"]
 mod support;
@@ -16,9 +20,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
+use self::load::cost::memory;
+use self::load::framed;
+use self::load::peer::{Peer, Running};
+use self::support::world::quick_hash;
 use self::support::{Ask, Backend, Client, Server, World, runtime, wait};
 
 const SIZES: [u64; 3] = [1_000, 100_000, 1_000_000];
+
+/// Keys that are right, and checks that are counted.
+const RIGHT: usize = 100;
+const COUNTED: usize = 8_000;
 
 /// The most that change at once.
 const CHANGED: u64 = 100_000;
@@ -34,6 +48,8 @@ struct Cost {
     /// The slowest of the valid checks before the change, and during it.
     quiet: Duration,
     busy: Duration,
+    /// Of a check.
+    instructions: f64,
 }
 
 fn main() {
@@ -51,7 +67,7 @@ fn measure(keys: u64) -> Cost {
     let ready = start.elapsed();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
     assert_eq!(server.row(Ask::with_key(&world.other.text)), "200 ok");
-    let (resident, peak) = memory(&server);
+    let (resident, peak) = memory(server.pid());
     let quiet = Checks::start(&server, &world.live.text);
     std::thread::sleep(Duration::from_secs(2));
     let quiet = quiet.slowest();
@@ -68,7 +84,28 @@ fn measure(keys: u64) -> Cost {
     server.row_becomes("401 revoked", Duration::from_mins(1), Ask::with_key(&world.other.text));
     let applied = committed.elapsed();
     std::thread::sleep(Duration::from_millis(200));
-    Cost { keys, ready, resident, peak, changed, applied, quiet, busy: checks.slowest() }
+    let busy = checks.slowest();
+    drop(server);
+    let instructions = instructions(&world);
+    Cost { keys, ready, resident, peak, changed, applied, quiet, busy, instructions }
+}
+
+/// Instructions of a check.
+fn instructions(world: &World) -> f64 {
+    let keys: Vec<String> = (0..RIGHT).map(|n| format!("llmk_right{n:03}_Secret-0123456789")).collect();
+    let row = |key: &String| {
+        let prefix = key.rsplit_once('_').expect("a prefix").0;
+        format!("('{}', '{prefix}', '{}')", quick_hash(key), world.acme.id)
+    };
+    let rows = keys.iter().map(row).collect::<Vec<_>>().join(",");
+    world.db.sql(&format!("INSERT INTO api_keys (hashed_key, key_prefix, tenant_id) VALUES {rows}"));
+    let messages: Vec<Bytes> = keys.iter().map(|key| framed(&Ask::with_key(key).bytes())).collect();
+    let peer = Peer::tenantgate("tenantgate", world.db.url(), &["--listen", "unix:socket"]);
+    let server = Running::start_countable(&peer);
+    server.warm_up(&messages);
+    let instructions = server.instructions(COUNTED, &messages);
+    server.stop();
+    instructions
 }
 
 /// As many keys as issued ones look, of a thousand tenants, with hashes of nothing.
@@ -84,16 +121,6 @@ fn fill(world: &World, keys: u64) {
          ALTER TABLE api_keys ENABLE ALWAYS TRIGGER auth_key_came_or_went;
          ANALYZE api_keys"
     ));
-}
-
-/// Resident memory now and at its most, in bytes.
-fn memory(server: &Server) -> (u64, u64) {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect(name);
-        line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number") * 1024
-    };
-    (field("VmRSS:"), field("VmHWM:"))
 }
 
 /// Valid checks, one after the other.
@@ -135,8 +162,9 @@ fn report(costs: &[Cost]) {
     let few = costs.first().map_or(0, |cost| cost.keys);
     #[expect(clippy::cast_precision_loss, reason = "a rounded number is what is wanted")]
     let each = |cost: &Cost| cost.resident.saturating_sub(base) as f64 / (cost.keys - few).max(1) as f64;
+    let ratio = |cost: &Cost| cost.instructions / costs[0].instructions;
     line(format!(
-        "{:>10}{:>11}{:>10}{:>10}{:>13}{:>11}{:>12}{:>16}{:>16}",
+        "{:>10}{:>11}{:>10}{:>10}{:>13}{:>11}{:>12}{:>16}{:>16}{:>11}{:>7}",
         "keys",
         "ready s",
         "RSS MiB",
@@ -145,11 +173,13 @@ fn report(costs: &[Cost]) {
         "changed",
         "applied ms",
         "slowest ms",
-        "meanwhile ms"
+        "meanwhile ms",
+        "instr.",
+        "ratio"
     ));
     for cost in costs {
         line(format!(
-            "{:>10}{:>11.2}{:>10}{:>10}{:>13.0}{:>11}{:>12.0}{:>16.1}{:>16.1}",
+            "{:>10}{:>11.2}{:>10}{:>10}{:>13.0}{:>11}{:>12.0}{:>16.1}{:>16.1}{:>11.0}{:>7.3}",
             cost.keys,
             cost.ready.as_secs_f64(),
             cost.resident >> 20,
@@ -159,6 +189,8 @@ fn report(costs: &[Cost]) {
             millis(cost.applied),
             millis(cost.quiet),
             millis(cost.busy),
+            cost.instructions,
+            ratio(cost),
         ));
     }
     let rows: Vec<_> = costs
@@ -174,6 +206,8 @@ fn report(costs: &[Cost]) {
                 "applied_ms": millis(cost.applied),
                 "slowest_quiet_ms": millis(cost.quiet),
                 "slowest_meanwhile_ms": millis(cost.busy),
+                "instructions": cost.instructions,
+                "ratio_instructions": ratio(cost),
             })
         })
         .collect();

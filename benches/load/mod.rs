@@ -4,6 +4,13 @@
 //! at for what they say first. A [`Line`] is one connection, as one worker thread of an
 //! Envoy has it. It must not know what is asked.
 
+pub(crate) mod cost;
+pub(crate) mod keys;
+pub(crate) mod pace;
+pub(crate) mod peer;
+pub(crate) mod proxy;
+pub(crate) mod web;
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -80,6 +87,53 @@ fn allows(frame: &[u8]) -> bool {
 pub(crate) fn framed(message: &[u8]) -> Bytes {
     let len = u32::try_from(message.len()).expect("a short message").to_be_bytes();
     [&[0], len.as_slice(), message].concat().into()
+}
+
+/// Asks the same so many times, over so many connections with so many streams each; every answer has to allow.
+pub(crate) async fn ask(address: &str, (lines, streams, checks): (usize, usize, usize), message: &Bytes) {
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..lines {
+        let line = Line::to(address).await;
+        for _ in 0..streams {
+            let (line, message) = (line.clone(), message.clone());
+            asking.spawn(async move {
+                for _ in 0..checks / lines / streams {
+                    assert!(line.ask(message.clone()).await.allowed);
+                }
+            });
+        }
+    }
+    asking.join_all().await;
+}
+
+/// What a browser says of itself, and what an Envoy before this one adds.
+pub(crate) fn realistic() -> Vec<(&'static str, String)> {
+    let cookie = "session=".to_owned() + &"0123456789abcdef".repeat(20);
+    let fixed = [
+        (
+            "user-agent",
+            "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36",
+        ),
+        ("accept", "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"),
+        ("accept-language", "en-GB,en;q=0.9,de;q=0.8"),
+        ("accept-encoding", "gzip, deflate, br, zstd"),
+        ("cookie", &cookie),
+        ("referer", "https://console.example.com/projects/4711/models"),
+        ("x-forwarded-for", "192.0.2.44, 198.51.100.7"),
+        ("x-forwarded-proto", "https"),
+        ("x-request-id", "3f0c3b9e-6b0e-4a3c-9f6e-0b8f6c1d2e3a"),
+        ("x-envoy-expected-rq-timeout-ms", "15000"),
+        ("sec-fetch-dest", "empty"),
+        ("sec-fetch-mode", "cors"),
+        ("sec-fetch-site", "same-origin"),
+        ("cache-control", "no-cache"),
+    ];
+    fixed.map(|(name, value)| (name, value.to_owned())).to_vec()
+}
+
+/// A number of things, to calculate with.
+pub(crate) fn count(n: usize) -> f64 {
+    f64::from(u32::try_from(n).expect("few"))
 }
 
 /// The duration that so many of a hundred did not exceed.

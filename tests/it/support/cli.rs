@@ -1,5 +1,6 @@
 //! What does the program do when it is run as a command?
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -7,8 +8,10 @@ use serde_json::Value;
 
 use super::postgres::PASSWORD;
 
-/// The binary under test.
-pub(crate) const TENANTGATE: &str = env!("CARGO_BIN_EXE_tenantgate");
+/// The binary under test: the one that cargo built beside, or another one that `TENANTGATE_BINARY` names.
+pub(crate) fn tenantgate() -> OsString {
+    std::env::var_os("TENANTGATE_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_tenantgate").into())
+}
 
 /// The variable that names the database.
 pub(crate) const DATABASE_URL: &str = "LLMCORE_AUTH_DATABASE_URL";
@@ -24,7 +27,7 @@ pub(crate) struct Run {
 
 /// The program with none of the caller's settings around it.
 pub(crate) fn command(dir: &Path) -> Command {
-    let mut command = Command::new(TENANTGATE);
+    let mut command = Command::new(tenantgate());
     let ours = |name: &str| {
         ["TENANTGATE_", "LLMCORE_", "PG", "RUST_LOG", "DATABASE_URL", "COLUMNS", "NO_COLOR", "CLICOLOR"]
             .iter()

@@ -1,0 +1,249 @@
+//! What does the question cost, all in all: Envoy that asks, and whoever answers?
+//!
+//! One real Envoy with one worker thread and a listener for each way to judge a request:
+//! not at all; by its own filter for API keys, which has them in its configuration; by
+//! asking a server that says yes to everything; by asking tenantgate. The same request
+//! goes through each in interleaved rounds, from many clients and from one alone. Then all
+//! are started again where their instructions can be counted.
+//!
+//! Whether the numbers are good is said in `benches/README.md`.
+
+#[expect(dead_code, reason = "a part of what the benches need")]
+#[path = "load/mod.rs"]
+mod load;
+#[expect(dead_code, unused_imports, unused_macros, reason = "a part of what the tests need")]
+#[path = "../tests/it/support/mod.rs"]
+mod support;
+
+use std::io::Write as _;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use self::load::peer::{Peer, Running};
+use self::load::proxy::{Cluster, Filter, Proxy};
+use self::load::web::{Browser, browse, get};
+use self::load::{cost, count, median, millis, percentile, realistic};
+use self::support::ask::KEY_HEADER;
+use self::support::{World, envoy, wait};
+
+const ROUNDS: usize = 12;
+/// Connections, and requests in a round.
+const CROWD: (usize, usize) = (16, 3_200);
+const ALONE: (usize, usize) = (1, 300);
+/// Requests before instructions are counted, and while they are.
+const COUNTED: (usize, usize) = (100, 1_000);
+
+/// Nobody is as slow as this, not even under valgrind.
+const TIMEOUT: &str = "60s";
+
+/// A way to judge a request.
+struct Way {
+    name: &'static str,
+    filter: Filter,
+    /// Which of the services it asks.
+    asks: Option<usize>,
+}
+
+/// What a way cost in one round, a request: µs of CPU in Envoy and in the service; and how it was for clients.
+struct Spent {
+    envoy: f64,
+    service: f64,
+    rate: f64,
+    p50: f64,
+    p99: f64,
+    alone: f64,
+}
+
+fn main() {
+    let world = World::somewhere();
+    let mut asked = realistic();
+    asked.push((KEY_HEADER, world.live.text.clone()));
+    let request = get("/v1/items", &asked);
+    let ways = ways(&world.live.text);
+    let peers = [
+        Peer::stock("stock", "release", "127.0.0.1:0"),
+        Peer::tenantgate(
+            "tenantgate",
+            world.db.url(),
+            &["--listen", "127.0.0.1:0", "--listen", "unix:socket"],
+        ),
+    ];
+    let spent = rounds(&ways, &peers.each_ref().map(Running::start), &request);
+    let counted = instructions(&ways, &peers.each_ref().map(Running::start_countable), &request);
+    report(&ways, &spent, &counted);
+}
+
+fn ways(key: &str) -> Vec<Way> {
+    let way = |name, filter, asks| Way { name, filter, asks };
+    vec![
+        way("no auth", String::new(), None),
+        way("api_key_auth, 1 key", native(1, key), None),
+        way("api_key_auth, 100,000 keys", native(100_000, key), None),
+        way("stock, TCP, all headers", ext_authz("stock", false), Some(0)),
+        way("stock, TCP, allowed_headers", ext_authz("stock", true), Some(0)),
+        way("tenantgate, TCP, all headers", ext_authz("tenantgate_tcp", false), Some(1)),
+        way("tenantgate, TCP, allowed_headers", ext_authz("tenantgate_tcp", true), Some(1)),
+        way("tenantgate, Unix, all headers", ext_authz("tenantgate_unix", false), Some(1)),
+        way("tenantgate, Unix, allowed_headers", ext_authz("tenantgate_unix", true), Some(1)),
+        way("tenantgate, Unix, as in envoy.yaml", as_users_have_it("tenantgate_unix"), Some(1)),
+    ]
+}
+
+/// Envoy's own filter, with so many keys of which ours is one.
+fn native(keys: usize, key: &str) -> Filter {
+    let others = (1..keys).map(|n| format!("{{key: llmk_other{n:06}_{n:032}, client: tenant{n}}}"));
+    let credentials = others.chain([format!("{{key: {key}, client: tenant0}}")]).collect::<Vec<_>>();
+    let separator = ",\n                ";
+    format!(
+        r#"          - name: envoy.filters.http.api_key_auth
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.api_key_auth.v3.ApiKeyAuth
+              key_sources: [{{header: {KEY_HEADER}}}]
+              credentials: [{}]"#,
+        credentials.join(separator)
+    )
+}
+
+/// The filter with hardly anything set.
+fn ext_authz(cluster: &str, trimmed: bool) -> Filter {
+    let allowed = "\n              allowed_headers:\n                patterns:\n                - {exact: x-llmcore-api-key, ignore_case: true}\n                - {exact: authorization, ignore_case: true}";
+    format!(
+        r#"          - name: envoy.filters.http.ext_authz
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz
+              transport_api_version: V3
+              grpc_service: {{envoy_grpc: {{cluster_name: {cluster}}}, timeout: {TIMEOUT}}}{}"#,
+        if trimmed { allowed } else { "" }
+    )
+}
+
+/// The filter of `envoy/envoy.yaml`, word by word but for whom it asks, and how long it waits.
+fn as_users_have_it(cluster: &str) -> Filter {
+    let file = std::fs::read_to_string(envoy::FILE).expect("envoy/envoy.yaml is there");
+    let (_, rest) = file.split_once("          - name: envoy.filters.http.ext_authz").expect("the filter");
+    let (filter, _) = rest.split_once("          - name: envoy.filters.http.router").expect("its end");
+    assert_eq!(filter.matches("cluster_name: tenantgate").count(), 1);
+    let filter = filter.replace("cluster_name: tenantgate", &format!("cluster_name: {cluster}"));
+    let filter = filter.replace(": 2s", &format!(": {TIMEOUT}"));
+    format!("          - name: envoy.filters.http.ext_authz{}", filter.trim_end())
+}
+
+fn clusters(services: &[Running; 2]) -> [Cluster<'_>; 3] {
+    let [stock, own] = services;
+    let is_unix = |address: &&String| address.starts_with("unix:");
+    let tcp = own.addresses.iter().find(|address| !is_unix(address)).expect("it listens on both");
+    let unix = own.addresses.iter().find(is_unix).expect("it listens on both");
+    [("stock", stock.address()), ("tenantgate_tcp", tcp), ("tenantgate_unix", unix)]
+}
+
+/// What each way cost in each round.
+fn rounds(ways: &[Way], services: &[Running; 2], request: &Bytes) -> Vec<Vec<Spent>> {
+    let filters: Vec<Filter> = ways.iter().map(|way| way.filter.clone()).collect();
+    let proxy = Proxy::start(&filters, &clusters(services), false);
+    for address in &proxy.addresses {
+        // The key is proven, and connections stand.
+        wait(browse(address, CROWD.0, CROWD.0 * 10, request));
+    }
+    let mut spent: Vec<Vec<Spent>> = ways.iter().map(|_| Vec::new()).collect();
+    for round in 0..ROUNDS {
+        for at in 0..ways.len() {
+            // Nobody always comes after the same one.
+            let at = (at + round) % ways.len();
+            let service = ways[at].asks.map(|asks| &services[asks]);
+            spent[at].push(spend(&proxy, &proxy.addresses[at], service, request));
+        }
+    }
+    spent
+}
+
+fn spend(proxy: &Proxy, address: &str, service: Option<&Running>, request: &Bytes) -> Spent {
+    let cpu = || (cost::cpu(proxy.pid()), service.map_or(0.0, Running::cpu));
+    let mut alone = wait(browse(address, ALONE.0, ALONE.1, request));
+    alone.sort_unstable();
+    let (before, begun) = (cpu(), Instant::now());
+    let mut times = wait(browse(address, CROWD.0, CROWD.1, request));
+    let (after, requests) = (cpu(), count(times.len()));
+    let rate = requests / begun.elapsed().as_secs_f64();
+    times.sort_unstable();
+    Spent {
+        envoy: (after.0 - before.0) / requests,
+        service: (after.1 - before.1) / requests,
+        rate,
+        p50: millis(percentile(&times, 50.0)),
+        p99: millis(percentile(&times, 99.0)),
+        alone: millis(percentile(&alone, 50.0)),
+    }
+}
+
+/// Instructions of each way, a request: in Envoy and in the service. One request after the other.
+fn instructions(ways: &[Way], services: &[Running; 2], request: &Bytes) -> Vec<(f64, f64)> {
+    let filters: Vec<Filter> = ways.iter().map(|way| way.filter.clone()).collect();
+    let proxy = Proxy::start(&filters, &clusters(services), true);
+    let mut counters = [services[0].counter(), services[1].counter()];
+    let mut envoy = proxy.counter();
+    let each = ways.iter().zip(&proxy.addresses).map(|(way, address)| {
+        let mut browser = wait(Browser::to(address));
+        wait(ask(&mut browser, COUNTED.0, request));
+        envoy.zero();
+        counters.iter().for_each(cost::Counter::zero);
+        wait(ask(&mut browser, COUNTED.1, request));
+        let service = way.asks.map_or(0.0, |asks| counters[asks].read());
+        (envoy.read() / count(COUNTED.1), service / count(COUNTED.1))
+    });
+    each.collect()
+}
+
+async fn ask(browser: &mut Browser, requests: usize, request: &Bytes) {
+    for _ in 0..requests {
+        browser.ask(request).await;
+    }
+}
+
+/// A table for people and a line for programs. Ratios of a round are against no auth in the same round.
+fn report(ways: &[Way], spent: &[Vec<Spent>], counted: &[(f64, f64)]) {
+    let mut out = std::io::stdout();
+    let mut line = |line: String| writeln!(out, "{line}").expect("stdout takes it");
+    line(format!(
+        "{:<36}{:>9}{:>7}{:>9}{:>9}{:>10}{:>10}{:>11}{:>7}{:>14}{:>14}{:>7}",
+        "a request through Envoy",
+        "req/s",
+        "ratio",
+        "p50 ms",
+        "p99 ms",
+        "alone ms",
+        "envoy µs",
+        "service µs",
+        "ratio",
+        "envoy instr.",
+        "service instr.",
+        "ratio"
+    ));
+    let mut rows = Vec::new();
+    for (at, way) in ways.iter().enumerate() {
+        let of = |what: fn(&Spent) -> f64| median(spent[at].iter().map(what).collect());
+        let ratio = |what: fn(&Spent) -> f64| {
+            median(spent[at].iter().zip(&spent[0]).map(|(ours, none)| what(ours) / what(none)).collect())
+        };
+        let (rate, cpu) = (ratio(|s| s.rate), ratio(|s| s.envoy + s.service));
+        let (envoy, service) = counted[at];
+        let instructions = (envoy + service) / counted[0].0;
+        line(format!(
+            "{:<36}{:>9.0}{rate:>7.2}{:>9.2}{:>9.2}{:>10.3}{:>10.1}{:>11.1}{cpu:>7.2}{envoy:>14.0}{service:>14.0}{instructions:>7.2}",
+            way.name,
+            of(|s| s.rate),
+            of(|s| s.p50),
+            of(|s| s.p99),
+            of(|s| s.alone),
+            of(|s| s.envoy),
+            of(|s| s.service),
+        ));
+        rows.push(serde_json::json!({
+            "way": way.name, "per_second": of(|s| s.rate), "p50_ms": of(|s| s.p50), "p99_ms": of(|s| s.p99),
+            "alone_p50_ms": of(|s| s.alone), "envoy_us": of(|s| s.envoy), "service_us": of(|s| s.service),
+            "envoy_instructions": envoy, "service_instructions": service,
+            "ratio_per_second": rate, "ratio_cpu": cpu, "ratio_instructions": instructions,
+        }));
+    }
+    line(serde_json::json!({ "bench": "envoy", "ways": rows }).to_string());
+}

@@ -1,0 +1,156 @@
+//! Who is asked? A server that says where it listens, and can be weighed.
+//!
+//! Servers that are compared get the same: one worker thread, a directory of their own,
+//! nothing of the caller's on their standard input. It must not know what they answer.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use bytes::Bytes;
+
+use super::cost::{self, Counter, countable};
+use super::{Line, count};
+use crate::support::cli::tenantgate;
+use crate::support::transcript::{Transcript, field, says};
+use crate::support::{PATIENCE, eventually, wait};
+
+/// A name, a program and its arguments. `unix:NAME` among them is a socket in its directory.
+#[derive(Clone)]
+pub(crate) struct Peer {
+    pub(crate) name: &'static str,
+    pub(crate) program: OsString,
+    pub(crate) args: Vec<String>,
+}
+
+impl Peer {
+    /// The server that says yes to everything, at `127.0.0.1:0` or `unix:NAME`, as `benches/run` builds it.
+    pub(crate) fn stock(name: &'static str, profile: &str, address: &str) -> Self {
+        let program = format!("{}/target/stock/{profile}/stock", env!("CARGO_MANIFEST_DIR")).into();
+        assert!(Path::new::<OsString>(&program).exists(), "`benches/run` builds the stock server");
+        Self { name, program, args: vec![address.to_owned()] }
+    }
+
+    /// tenantgate on a database. It looks there once a second: looking is no part of a check.
+    pub(crate) fn tenantgate(name: &'static str, database_url: &str, args: &[&str]) -> Self {
+        let own =
+            ["serve", "--database-url", database_url, "--ops-listen", "127.0.0.1:0", "--sync-interval", "1s"];
+        let args = own.iter().chain(args).map(ToString::to_string).collect();
+        Self { name, program: tenantgate(), args }
+    }
+}
+
+/// A server that runs.
+pub(crate) struct Running {
+    child: Child,
+    /// Where it listens, in the order in which it said so.
+    pub(crate) addresses: Vec<String>,
+    counted: Option<PathBuf>,
+    _dir: tempfile::TempDir,
+}
+
+impl Running {
+    /// Starts it.
+    pub(crate) fn start(peer: &Peer) -> Self {
+        Self::start_as(peer, false)
+    }
+
+    /// Starts it where its instructions can be counted. It takes its time.
+    pub(crate) fn start_countable(peer: &Peer) -> Self {
+        Self::start_as(peer, true)
+    }
+
+    fn start_as(peer: &Peer, is_counted: bool) -> Self {
+        let dir = tempfile::Builder::new().prefix("tenantgate-bench-").tempdir().expect("a directory");
+        let counted = is_counted.then(|| dir.path().join("callgrind.out"));
+        let mut command = counted
+            .as_ref()
+            .map_or_else(|| Command::new(&peer.program), |file| countable(&peer.program, file));
+        command.args(peer.args.iter().map(|arg| match arg.strip_prefix("unix:") {
+            Some(name) => format!("unix:{}", dir.path().join(name).display()),
+            None => arg.clone(),
+        }));
+        // As many as the stock server has.
+        command.env("TOKIO_WORKER_THREADS", "1").current_dir(dir.path()).stdin(Stdio::null());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        let said = Transcript::of(child.stdout.take().expect("piped"));
+        let logged = Transcript::of(child.stderr.take().expect("piped"));
+        let wanted = peer.args.iter().filter(|arg| *arg == "--listen").count().max(1);
+        let addresses = eventually("it listens", PATIENCE * 4, || {
+            let addresses = addresses(&said.lines(), &logged.lines());
+            if addresses.len() == wanted { Ok(addresses) } else { Err(logged.text()) }
+        });
+        Self { child, addresses, counted, _dir: dir }
+    }
+
+    /// The first of its addresses.
+    pub(crate) fn address(&self) -> &str {
+        &self.addresses[0]
+    }
+
+    /// The id of its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks each until the answer is yes: the key is proven, and everything has been set up once.
+    pub(crate) fn warm_up(&self, messages: &[Bytes]) {
+        wait(async {
+            let line = Line::to(self.address()).await;
+            for message in messages {
+                while !line.ask(message.clone()).await.allowed {}
+            }
+        });
+    }
+
+    /// CPU time so far, in microseconds.
+    pub(crate) fn cpu(&self) -> f64 {
+        cost::cpu(self.pid())
+    }
+
+    /// A counter of its instructions, that starts now.
+    pub(crate) fn counter(&self) -> Counter {
+        Counter::start(self.pid(), self.counted.as_ref().expect("started to be counted"))
+    }
+
+    /// Instructions of a check: of these in turn, so many, over one connection. It has been warmed up.
+    pub(crate) fn instructions(&self, checks: usize, messages: &[Bytes]) -> f64 {
+        let mut counter = self.counter();
+        let line = wait(Line::to(self.address()));
+        let ask = async |checks| {
+            for message in messages.iter().cycle().take(checks) {
+                assert!(line.ask(message.clone()).await.allowed);
+            }
+        };
+        // What is done once for a connection, or every so many checks, has been done then.
+        wait(ask(checks / 8));
+        counter.zero();
+        wait(ask(checks));
+        counter.read() / count(checks)
+    }
+
+    /// Ends it as an operator would.
+    pub(crate) fn stop(mut self) {
+        let stopped =
+            Command::new("sh").args(["-c", r#"kill -TERM "$0""#, &self.child.id().to_string()]).status();
+        assert!(stopped.expect("sh starts").success());
+        self.child.wait().expect("it ends");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Where a server listens: tenantgate logs it, the stock server prints it.
+fn addresses(said: &[String], logged: &[String]) -> Vec<String> {
+    let ours = logged
+        .iter()
+        .filter(|line| says(line, "listening") && field(line, "listener") == Some("grpc"))
+        .filter_map(|line| field(line, "address"));
+    let stock = said.iter().filter_map(|line| line.strip_prefix("listening "));
+    ours.chain(stock).map(str::to_owned).collect()
+}

@@ -1,0 +1,139 @@
+//! How are many set-ups of Envoy compared with nothing between them but the set-up?
+//!
+//! One Envoy with a listener for each, which answers 200 by itself (`direct_response`)
+//! after its filters have let the request through. So all of them are the same process,
+//! with the same memory, and no idle one stands beside the one that is measured. It must
+//! not know what the filters do.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use super::cost::{Counter, countable};
+use crate::support::transcript::Transcript;
+use crate::support::{PATIENCE, envoy, eventually, http};
+
+/// What stands between a client and its answer: a filter as YAML, ten blanks in, or nothing.
+pub(crate) type Filter = String;
+
+/// Someone whom filters ask over HTTP/2: a name, and `host:port` or `unix:/path`.
+pub(crate) type Cluster<'a> = (&'a str, &'a str);
+
+/// An Envoy with a listener for each filter.
+pub(crate) struct Proxy {
+    child: Child,
+    /// Where each of them listens, in order.
+    pub(crate) addresses: Vec<String>,
+    counted: Option<PathBuf>,
+    _dir: tempfile::TempDir,
+}
+
+impl Proxy {
+    /// Starts it, perhaps where its instructions can be counted, which takes its time.
+    pub(crate) fn start(filters: &[Filter], clusters: &[Cluster<'_>], is_counted: bool) -> Self {
+        let binary = envoy::binary().expect("what is measured needs an Envoy: `envoy/get envoy`");
+        let binary = binary.as_os_str();
+        let dir = tempfile::Builder::new().prefix("tenantgate-bench-").tempdir().expect("a directory");
+        let (file, admin) = (dir.path().join("envoy.yaml"), dir.path().join("admin"));
+        std::fs::write(&file, configuration(filters, clusters)).expect("written");
+        let counted = is_counted.then(|| dir.path().join("callgrind.out"));
+        let mut command =
+            counted.as_ref().map_or_else(|| Command::new(binary), |file| countable(binary, file));
+        command
+            .args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "error", "-c"])
+            .arg(&file);
+        command.arg("--admin-address-path").arg(&admin).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("envoy starts");
+        let stderr = Transcript::of(child.stderr.take().expect("piped"));
+        let mut proxy = Self { child, addresses: Vec::new(), counted, _dir: dir };
+        let admin = eventually("envoy has an admin page", PATIENCE * 10, || {
+            let address = std::fs::read_to_string(&admin).unwrap_or_default();
+            if address.is_empty() { Err(stderr.text()) } else { Ok(address) }
+        });
+        eventually("envoy is ready", PATIENCE * 10, || match http::get(&admin, "/ready") {
+            Ok(page) if page.status == 200 => Ok(()),
+            _ => Err(stderr.text()),
+        });
+        let listeners = http::get(&admin, "/listeners?format=json").expect("the admin page answers").body;
+        proxy.addresses = (0..filters.len()).map(|n| address_of(&listeners, n)).collect();
+        proxy
+    }
+
+    /// The id of its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A counter of its instructions, that starts now.
+    pub(crate) fn counter(&self) -> Counter {
+        Counter::start(self.pid(), self.counted.as_ref().expect("started to be counted"))
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Where the listener of the n-th filter listens.
+fn address_of(listeners: &str, n: usize) -> String {
+    let listeners: Value = serde_json::from_str(listeners).expect("JSON");
+    let all = listeners["listener_statuses"].as_array().expect("a list");
+    let name = Value::String(n.to_string());
+    let ours = all.iter().find(|one| one["name"] == name).expect("listens");
+    format!("127.0.0.1:{}", ours["local_address"]["socket_address"]["port_value"])
+}
+
+fn configuration(filters: &[Filter], clusters: &[Cluster<'_>]) -> String {
+    let listeners: String = filters.iter().enumerate().map(|(n, filter)| listener(n, filter)).collect();
+    let clusters: String = clusters.iter().map(cluster).collect();
+    format!(
+        "admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}\n\
+         static_resources:\n  listeners:\n{listeners}  clusters:\n{clusters}"
+    )
+}
+
+fn listener(n: usize, filter: &Filter) -> String {
+    format!(
+        r#"  - name: "{n}"
+    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: "listener{n}"
+          route_config:
+            virtual_hosts:
+            - {{name: all, domains: ["*"], routes: [{{match: {{prefix: /}}, direct_response: {{status: 200}}}}]}}
+          http_filters:
+{filter}
+          - name: envoy.filters.http.router
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+"#
+    )
+}
+
+fn cluster((name, address): &Cluster<'_>) -> String {
+    let address = if let Some(path) = address.strip_prefix("unix:") {
+        format!("{{pipe: {{path: {path}}}}}")
+    } else {
+        let port = address.rsplit(':').next().expect("a port");
+        format!("{{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}")
+    };
+    format!(
+        r#"  - name: {name}
+    type: STATIC
+    load_assignment:
+      cluster_name: {name}
+      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {address}}}}}]}}]
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {{http2_protocol_options: {{}}}}
+"#
+    )
+}
