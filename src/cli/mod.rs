@@ -176,7 +176,7 @@ async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
 }
 
 fn admin(url: &str, peppers: Peppers) -> Result<Admin, Failure> {
-    let store = config::store(url).map_err(|why| Failure::usage(format!("--database-url: {why}")))?;
+    let store = config::management(url).map_err(|why| Failure::usage(format!("--database-url: {why}")))?;
     Ok(Admin::new(store, Arc::new(SystemClock), peppers))
 }
 

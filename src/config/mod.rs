@@ -23,9 +23,9 @@ use crate::ext_authz::translate::{IDENTITY_HEADERS, OnUnavailable, Speech};
 use crate::replica::keep;
 use crate::request::{AUTHORIZATION, PublicPaths};
 use crate::server::Settings;
-use crate::store::Store;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
+use crate::store::{Management, Store};
 use crate::telemetry::LogFormat;
 use crate::verify::memo::{Peppers, Policy};
 use crate::verify::pepper::Pepper;
@@ -233,6 +233,15 @@ pub fn settings(args: &ServeArgs, database_url: &str) -> Result<(Settings, Loggi
 ///
 /// The URL makes no sense; says why, without repeating it.
 pub fn store(url: &str) -> Result<Arc<dyn Store>, String> {
+    Ok(management(url)?)
+}
+
+/// [`store`], with all that people can do to it.
+///
+/// # Errors
+///
+/// As [`store`].
+pub fn management(url: &str) -> Result<Arc<dyn Management>, String> {
     let scheme = url.split([':', '+']).next().unwrap_or_default();
     match scheme {
         "postgres" | "postgresql" => Ok(Arc::new(PostgresStore::new(url)?)),

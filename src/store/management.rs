@@ -1,0 +1,117 @@
+//! What must a database be able to do for those who manage it?
+//!
+//! Rows are found, added and changed here, one method for each thing that people
+//! want. Servers need none of it: they ask a [`Store`].
+
+use async_trait::async_trait;
+
+use super::{Store, StoreError};
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::record::{KeyDetails, Memo};
+use crate::tenant::{Tenant, TenantId, TenantStatus};
+
+/// A tenant that does not exist yet.
+#[derive(Clone, Debug)]
+pub struct NewTenant {
+    /// Its identity; nothing: the database chooses.
+    pub id: Option<TenantId>,
+    /// Its name.
+    pub name: String,
+    /// Its schema.
+    pub schema: String,
+    /// Its status.
+    pub status: TenantStatus,
+}
+
+/// A key that does not exist yet.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// Its identity.
+    pub id: KeyId,
+    /// `llmk_<prefix>`.
+    pub prefix: String,
+    /// Its bcrypt hash.
+    pub hash: String,
+    /// Whose it is.
+    pub tenant_id: TenantId,
+    /// What people call it.
+    pub name: Option<String>,
+    /// When it was issued.
+    pub created_at: Timestamp,
+    /// When it expires; nothing: never.
+    pub expires_at: Option<Timestamp>,
+    /// By which it is known without bcrypt.
+    pub memo: Option<Memo>,
+}
+
+/// A server that may still serve what was before a change.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Laggard {
+    /// Host and process, for people.
+    pub name: String,
+    /// When it last announced itself.
+    pub seen_at: Timestamp,
+}
+
+/// A database of tenants and keys, as those who manage it need it.
+///
+/// Every method fails with [`StoreError::Unavailable`] when the database cannot be asked; "not found" is
+/// `None` or an empty list, never an error.
+#[async_trait]
+pub trait Management: Store {
+    /// Whether tenants have a schema of their own that must be made.
+    fn has_schemas(&self) -> bool;
+
+    /// Adds a tenant. [`StoreError::Conflict`] if its schema or identity is taken.
+    async fn insert_tenant(&self, tenant: &NewTenant) -> Result<Tenant, StoreError>;
+
+    /// Makes a tenant's schema stand, if there is such a thing here.
+    async fn create_schema(&self, schema: &str) -> Result<(), StoreError>;
+
+    /// All tenants, oldest first.
+    async fn tenants(&self) -> Result<Vec<Tenant>, StoreError>;
+
+    /// The tenants whose id, schema or exact name is `reference`.
+    async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError>;
+
+    /// Sets a tenant's status; nothing if there is no such tenant.
+    async fn set_tenant_status(
+        &self,
+        id: TenantId,
+        status: &TenantStatus,
+    ) -> Result<Option<Tenant>, StoreError>;
+
+    /// Adds a key. [`StoreError::Conflict`] if its prefix, hash or identity is taken.
+    async fn insert_key(&self, key: &NewKey) -> Result<KeyDetails, StoreError>;
+
+    /// All keys, or those of one tenant, oldest first.
+    async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError>;
+
+    /// The key whose id or prefix is `reference`.
+    async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError>;
+
+    /// Takes a key back, if that has not been done: the first instant and reason stay.
+    async fn revoke_key(
+        &self,
+        id: KeyId,
+        at: Timestamp,
+        reason: Option<&str>,
+    ) -> Result<Option<KeyDetails>, StoreError>;
+
+    /// In one step: adds `successor` and lets the key `id` expire at `expires_at` if it would not sooner.
+    /// Nothing, and no change, if the key is gone or has been revoked.
+    async fn replace_key(
+        &self,
+        id: KeyId,
+        expires_at: Timestamp,
+        successor: &NewKey,
+    ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError>;
+
+    /// A mark after everything that is committed now, which every server that is in touch comes to see.
+    async fn mark(&self) -> Result<String, StoreError>;
+
+    /// The servers that may still serve what was before a mark: they have not looked since, and their time to
+    /// serve without looking is not over.
+    async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError>;
+}
