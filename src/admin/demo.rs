@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::keys::hashed;
 use super::{Admin, AdminError, Issued, refused};
+use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::{KeyId, PlainKey, format};
 use crate::store::{NewKey, NewTenant};
@@ -33,12 +34,14 @@ impl Admin {
         }
         let tenant = match tenants.into_iter().find(|t| t.id == DEMO_TENANT) {
             Some(tenant) => tenant,
-            None => self.provision(demo_tenant()).await?,
+            None => self.provision(demo_tenant(), Action::SeedDemo).await?,
         };
         let key = demo_key()?;
         let details = match self.store.find_key(&DEMO_KEY.0.to_string()).await? {
             Some(details) => details,
-            None => self.store.insert_key(&demo_row(&tenant, &key, self.now()).await?).await?,
+            None => {
+                self.store.insert_key(&demo_row(&tenant, &key, self.now()).await?, Action::SeedDemo).await?
+            }
         };
         Ok((tenant, Issued { details, key }))
     }

@@ -8,8 +8,9 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Admin, AdminError, refused};
+use crate::audit::Action;
 use crate::clock::Timestamp;
-use crate::key::format::{self, SCHEME};
+use crate::key::format::{self, holds_key};
 use crate::key::{KeyId, PlainKey};
 use crate::record::{ExpiresAt, KeyDetails, KeyRecord, KeyState, Memo, SecretHash, has_expired};
 use crate::store::NewKey;
@@ -68,7 +69,7 @@ impl Admin {
         let tenant = self.living_tenant(tenant).await?;
         let now = self.now();
         let (new, key) = self.new_key(&tenant, name, now, expiry.instant(now)?).await?;
-        Ok(Issued { details: self.store.insert_key(&new).await?, key })
+        Ok(Issued { details: self.store.insert_key(&new, Action::KeyCreate).await?, key })
     }
 
     async fn new_key(
@@ -135,6 +136,10 @@ impl Admin {
     ///
     /// As [`Admin::key`].
     pub async fn revoke_key(&self, reference: &str, reason: Option<&str>) -> Result<KeyDetails, AdminError> {
+        if reason.is_some_and(holds_key) {
+            // What is in the audit log cannot be taken out again.
+            return Err(AdminError::BadRequest("a reason must not hold a key: name it by its prefix".into()));
+        }
         let key = self.key(reference).await?;
         let revoked = self.store.revoke_key(key.id, self.now(), reason).await?;
         revoked.ok_or_else(|| AdminError::Refused(format!("key {} is gone", key.id.0)))
@@ -200,8 +205,8 @@ fn check_key_name(name: Option<&str>) -> Result<(), AdminError> {
         Some(name) if !is_tenant_name(name) => Err(AdminError::BadRequest(
             "a key's name has 1 to 255 characters and no control characters".into(),
         )),
-        Some(name) if name.contains(SCHEME) && format::parse(name.as_bytes()).is_ok() => {
-            Err(AdminError::BadRequest("a key's name must not be a key".into()))
+        Some(name) if holds_key(name) => {
+            Err(AdminError::BadRequest("a key's name must not hold a key".into()))
         }
         _ => Ok(()),
     }

@@ -5,6 +5,7 @@
 //! once, in [`Issued`]; what the database gets is its hash. Nothing here knows
 //! SQL, or how a result is printed.
 
+mod audit;
 mod demo;
 mod keys;
 mod tenants;
@@ -12,6 +13,7 @@ mod waiting;
 
 use std::sync::Arc;
 
+pub use self::audit::Verified;
 pub use self::demo::{DEMO_KEY, DEMO_TENANT};
 pub use self::keys::{Expiry, Issued};
 use crate::clock::{Clock, Timestamp};

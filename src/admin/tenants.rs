@@ -3,6 +3,8 @@
 //! A tenant is pending until its schema stands, and stays in the database for ever.
 
 use super::{Admin, AdminError, refused};
+use crate::audit::Action;
+use crate::key::format::holds_key;
 use crate::store::{NewTenant, StoreError};
 use crate::tenant::{Tenant, TenantStatus, default_schema_name, is_schema_name, is_tenant_name};
 
@@ -18,9 +20,9 @@ impl Admin {
         schema: Option<&str>,
         status: TenantStatus,
     ) -> Result<Tenant, AdminError> {
-        if !is_tenant_name(name) {
+        if !is_tenant_name(name) || holds_key(name) {
             return Err(AdminError::BadRequest(
-                "a tenant's name has 1 to 255 characters and no control characters".into(),
+                "a tenant's name has 1 to 255 characters, no control characters, and no key in it".into(),
             ));
         }
         let schema = schema.map_or_else(|| default_schema_name(name), str::to_owned);
@@ -30,16 +32,16 @@ impl Admin {
                  and none of Postgres' own (pg_*, public, information_schema)"
             )));
         }
-        self.provision(NewTenant { id: None, name: name.into(), schema, status }).await
+        self.provision(NewTenant { id: None, name: name.into(), schema, status }, Action::TenantCreate).await
     }
 
     /// A tenant is pending until its schema stands.
-    pub(super) async fn provision(&self, tenant: NewTenant) -> Result<Tenant, AdminError> {
+    pub(super) async fn provision(&self, tenant: NewTenant, action: Action) -> Result<Tenant, AdminError> {
         let wanted = tenant.status.clone();
         let without_schema = !self.store.has_schemas() || wanted == TenantStatus::PendingProvisioning;
         let first = if without_schema { wanted.clone() } else { TenantStatus::PendingProvisioning };
         let schema = tenant.schema.clone();
-        let added = match self.store.insert_tenant(&NewTenant { status: first, ..tenant }).await {
+        let added = match self.store.insert_tenant(&NewTenant { status: first, ..tenant }, action).await {
             Err(StoreError::Conflict(_)) => {
                 return refused(format!(
                     "the schema {schema:?} belongs to another tenant: choose one with --schema"
@@ -57,11 +59,16 @@ impl Admin {
                 added.id.0, added.id.0
             ));
         }
-        self.set_status(&added, &wanted).await
+        self.set_status(&added, &wanted, Action::TenantProvision).await
     }
 
-    async fn set_status(&self, tenant: &Tenant, status: &TenantStatus) -> Result<Tenant, AdminError> {
-        let changed = self.store.set_tenant_status(tenant.id, status).await?;
+    async fn set_status(
+        &self,
+        tenant: &Tenant,
+        status: &TenantStatus,
+        action: Action,
+    ) -> Result<Tenant, AdminError> {
+        let changed = self.store.set_tenant_status(tenant.id, status, action).await?;
         changed.ok_or_else(|| AdminError::Refused(format!("tenant {} is gone", tenant.id.0)))
     }
 
@@ -103,7 +110,7 @@ impl Admin {
     ///
     /// As [`Admin::tenant`].
     pub async fn suspend_tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
-        self.set_status(&self.tenant(reference).await?, &TenantStatus::Suspended).await
+        self.set_status(&self.tenant(reference).await?, &TenantStatus::Suspended, Action::TenantSuspend).await
     }
 
     /// Serves a tenant (again); its schema is made to stand first.
@@ -114,7 +121,7 @@ impl Admin {
     pub async fn activate_tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
         let tenant = self.tenant(reference).await?;
         self.store.create_schema(&tenant.schema).await?;
-        self.set_status(&tenant, &TenantStatus::Active).await
+        self.set_status(&tenant, &TenantStatus::Active, Action::TenantActivate).await
     }
 
     /// Marks a tenant as deleted; its rows stay.
@@ -123,6 +130,6 @@ impl Admin {
     ///
     /// As [`Admin::tenant`].
     pub async fn delete_tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
-        self.set_status(&self.tenant(reference).await?, &TenantStatus::Deleted).await
+        self.set_status(&self.tenant(reference).await?, &TenantStatus::Deleted, Action::TenantDelete).await
     }
 }

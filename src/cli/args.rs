@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use super::check::CheckArgs;
 use super::ready::ReadyArgs;
 use crate::admin::Expiry;
+use crate::audit::Actor;
 use crate::clock::Timestamp;
 use crate::config::{self, PepperArgs, ServeArgs};
 use crate::tenant::TenantStatus;
@@ -36,6 +37,15 @@ pub(super) struct Cli {
     /// How to print results
     #[arg(long, short, global = true, value_enum, default_value = "text")]
     pub(super) output: Output,
+
+    /// In whose name this is done, for the audit log; the user of the operating system by default. For
+    /// `audit list`: whose changes to show
+    #[arg(long, global = true, env = "TENANTGATE_ACTOR", value_name = "NAME", value_parser = actor)]
+    pub(super) actor: Option<Actor>,
+
+    /// Whether the actor was said on the command line.
+    #[arg(skip)]
+    pub(super) actor_was_said: bool,
 
     #[command(subcommand)]
     pub(super) command: Command,
@@ -76,6 +86,9 @@ pub(super) enum Command {
     /// Manage API keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// See what was done by the command line, and check that nobody touched the log of it
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Manage peppers
     #[command(subcommand)]
     Pepper(PepperCommand),
@@ -182,6 +195,47 @@ pub(super) enum KeyCommand {
 }
 
 #[derive(Subcommand)]
+pub(super) enum AuditCommand {
+    /// Show what was done, oldest first
+    List {
+        /// From this instant on (RFC 3339), or from this long ago on, such as 7d
+        #[arg(long, value_name = "INSTANT", value_parser = when)]
+        since: Option<When>,
+        /// Before this instant (RFC 3339), or up to this long ago
+        #[arg(long, value_name = "INSTANT", value_parser = when)]
+        until: Option<When>,
+        /// About this tenant (id, schema, name) or key (id, prefix), or, given the id of a tenant, its keys
+        #[arg(long, value_name = "REF")]
+        subject: Option<String>,
+        /// The newest so many
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+        limit: Option<i64>,
+    },
+    /// Follow the chain of hashes from the first row to the last
+    Verify {
+        /// A hash noted earlier: the chain must pass through it, else it was cut or written anew
+        #[arg(long, value_name = "HASH", value_parser = row_hash)]
+        expect_head: Option<String>,
+    },
+}
+
+/// An instant, or how long ago.
+#[derive(Clone, Copy)]
+pub(super) enum When {
+    At(Timestamp),
+    Ago(Duration),
+}
+
+impl When {
+    pub(super) fn instant(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::At(at) => at,
+            Self::Ago(span) => now.before(span),
+        }
+    }
+}
+
+#[derive(Subcommand)]
 pub(super) enum PepperCommand {
     /// Make a pepper: put it on top of a file, or print it as a line for one
     New {
@@ -224,6 +278,23 @@ impl From<ExpiryArgs> for Expiry {
             (None, None) => Self::Unsaid,
         }
     }
+}
+
+fn actor(text: &str) -> Result<Actor, String> {
+    Actor::new(text)
+}
+
+fn when(text: &str) -> Result<When, String> {
+    let instant = rfc_3339(text).map(When::At);
+    instant.or_else(|_| long_duration(text).map(When::Ago)).map_err(|_| {
+        "is neither an RFC 3339 instant, such as 2027-01-31T00:00:00Z, nor a duration, such as 7d".into()
+    })
+}
+
+fn row_hash(text: &str) -> Result<String, String> {
+    let hash = text.to_ascii_lowercase();
+    let fine = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
+    fine.then_some(hash).ok_or_else(|| "is no hash of a row: 64 hexadecimal digits".into())
 }
 
 fn long_duration(text: &str) -> Result<Duration, String> {

@@ -1,11 +1,13 @@
 //! What must a database be able to do for those who manage it?
 //!
 //! Rows are found, added and changed here, one method for each thing that people
-//! want. Servers need none of it: they ask a [`Store`].
+//! want. Every method that changes something writes to the audit log in the same
+//! transaction. Servers need none of it: they ask a [`Store`].
 
 use async_trait::async_trait;
 
 use super::{Store, StoreError};
+use crate::audit::{Action, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyDetails, Memo};
@@ -54,6 +56,19 @@ pub struct Laggard {
     pub seen_at: Timestamp,
 }
 
+/// Which rows of the audit log are asked for; nothing: all.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct AuditFilter {
+    /// From this instant on.
+    pub since: Option<Timestamp>,
+    /// Before this instant.
+    pub until: Option<Timestamp>,
+    /// By this actor.
+    pub actor: Option<String>,
+    /// About the tenant or key of this id, prefix, schema or name, or the keys of the tenant of this id.
+    pub subject: Option<String>,
+}
+
 /// A database of tenants and keys, as those who manage it need it.
 ///
 /// Every method fails with [`StoreError::Unavailable`] when the database cannot be asked; "not found" is
@@ -64,7 +79,7 @@ pub trait Management: Store {
     fn has_schemas(&self) -> bool;
 
     /// Adds a tenant. [`StoreError::Conflict`] if its schema or identity is taken.
-    async fn insert_tenant(&self, tenant: &NewTenant) -> Result<Tenant, StoreError>;
+    async fn insert_tenant(&self, tenant: &NewTenant, action: Action) -> Result<Tenant, StoreError>;
 
     /// Makes a tenant's schema stand, if there is such a thing here.
     async fn create_schema(&self, schema: &str) -> Result<(), StoreError>;
@@ -80,10 +95,11 @@ pub trait Management: Store {
         &self,
         id: TenantId,
         status: &TenantStatus,
+        action: Action,
     ) -> Result<Option<Tenant>, StoreError>;
 
     /// Adds a key. [`StoreError::Conflict`] if its prefix, hash or identity is taken.
-    async fn insert_key(&self, key: &NewKey) -> Result<KeyDetails, StoreError>;
+    async fn insert_key(&self, key: &NewKey, action: Action) -> Result<KeyDetails, StoreError>;
 
     /// All keys, or those of one tenant, oldest first.
     async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError>;
@@ -114,4 +130,15 @@ pub trait Management: Store {
     /// The servers that may still serve what was before a mark: they have not looked since, and their time to
     /// serve without looking is not over.
     async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError>;
+
+    /// The first `page` rows of the audit log after the row `after`, oldest first.
+    async fn audit_entries(
+        &self,
+        filter: &AuditFilter,
+        after: i64,
+        page: i64,
+    ) -> Result<Vec<Entry>, StoreError>;
+
+    /// After which row of the audit log the newest `count` begin.
+    async fn audit_before_newest(&self, filter: &AuditFilter, count: i64) -> Result<i64, StoreError>;
 }

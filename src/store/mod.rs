@@ -17,7 +17,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-pub use self::management::{Laggard, Management, NewKey, NewTenant};
+pub use self::management::{AuditFilter, Laggard, Management, NewKey, NewTenant};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyRecord, Memo, SecretHash};
@@ -113,7 +113,7 @@ pub trait Store: Send + Sync {
     /// How far the tables are.
     async fn schema_version(&self) -> Result<SchemaVersion, StoreError>;
 
-    /// Applies what is missing; returns the versions that were.
+    /// Applies what is missing, all or nothing; returns the versions that were. The audit log has it.
     async fn migrate(&self) -> Result<Vec<i64>, StoreError>;
 
     /// Forgets changes older than `keep`. A replica that has not looked for so long loads everything again.
@@ -126,8 +126,9 @@ pub trait Store: Send + Sync {
     /// Forgets a server that stopped in order.
     async fn retract(&self, id: Uuid) -> Result<(), StoreError>;
 
-    /// Moves `last_used_at` of the keys forward, never back, and never past the database's own clock.
-    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError>;
+    /// Moves `last_used_at` of the keys forward, never back, and never past the database's own clock. Returns
+    /// which of them were never used before, on any server.
+    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError>;
 
     /// Puts memos beside their rows, where key and hash are still what they were made beside.
     async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError>;

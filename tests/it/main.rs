@@ -7,6 +7,7 @@ mod support;
 mod allocations;
 mod announce;
 mod architecture;
+mod audit;
 mod broken;
 mod check;
 mod check_command;

@@ -146,7 +146,7 @@ impl Store for Script {
     async fn retract(&self, _: Uuid) -> Result<(), StoreError> {
         Err(broken())
     }
-    async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
+    async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError> {
         Err(broken())
     }
     async fn write_memos(&self, _: &[NewMemo]) -> Result<(), StoreError> {

@@ -4,6 +4,7 @@
 //! transaction. How a replica looks at the database is in [`session`]. Nothing here
 //! judges.
 
+mod audit;
 mod instant;
 mod management;
 mod session;
@@ -21,6 +22,7 @@ use self::instant::Micros;
 use self::session::PostgresSession;
 use super::migrations;
 use super::{Announcement, CONNECT_TIMEOUT, NewMemo, SchemaVersion, Session, Store, StoreError};
+use crate::audit::Actor;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::Memo;
@@ -29,6 +31,7 @@ use crate::record::Memo;
 #[derive(Debug)]
 pub struct PostgresStore {
     options: PgConnectOptions,
+    actor: Actor,
 }
 
 impl PostgresStore {
@@ -42,7 +45,14 @@ impl PostgresStore {
         let options = PgConnectOptions::from_str(&plain_url(url))
             .map_err(|e| format!("the database URL makes no sense: {e}"))?
             .application_name("tenantgate");
-        Ok(Self { options })
+        Ok(Self { options, actor: Actor::default() })
+    }
+
+    /// The same store, opened by somebody: the audit log has his name.
+    #[must_use]
+    pub fn acting_for(mut self, actor: Actor) -> Self {
+        self.actor = actor;
+        self
     }
 
     /// A connection for one piece of management. There is no pool: management is rare, and a pool hides a
@@ -113,9 +123,16 @@ impl Store for PostgresStore {
 
     async fn migrate(&self) -> Result<Vec<i64>, StoreError> {
         let mut connection = self.connect().await?;
-        let before = applied(&mut connection).await?;
-        migrations::migrator(migrations::POSTGRES).run_direct(None, &mut connection, false).await?;
-        Ok(migrations::after(migrations::POSTGRES, before))
+        let mut transaction = connection.begin_with(audit::BEGIN).await?;
+        // The migrator's own lock ends before our transaction does.
+        let lock = "SELECT pg_advisory_xact_lock(hashtext('tenantgate migrate'))";
+        sqlx::query(lock).execute(&mut *transaction).await?;
+        let before = applied(&mut transaction).await?;
+        migrations::migrator(migrations::POSTGRES).run_direct(None, &mut *transaction, false).await?;
+        let applied = migrations::after(migrations::POSTGRES, before);
+        audit::append(&mut transaction, &self.actor, migrations::draft(before, &applied)).await?;
+        transaction.commit().await?;
+        Ok(applied)
     }
 
     async fn prune_changes(&self, keep: Duration) -> Result<u64, StoreError> {
@@ -150,7 +167,7 @@ impl Store for PostgresStore {
         Ok(())
     }
 
-    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
+    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError> {
         let (ids, at): (Vec<_>, Vec<_>) = used.iter().map(|(id, at)| (id.0, Micros(*at))).unzip();
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin().await?;
@@ -161,20 +178,21 @@ impl Store for PostgresStore {
         .execute(&mut *transaction)
         .await?;
         // Locked in the order of ids, rows that somebody else holds left for the next time: no deadlock.
-        sqlx::query(
+        let rows = sqlx::query(
             "WITH used AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS u (id, at)),
-                  mine AS (SELECT k.id, u.at FROM api_keys k JOIN used u USING (id)
+                  mine AS (SELECT k.id, u.at, k.last_used_at IS NULL AS never FROM api_keys k JOIN used u USING (id)
                            WHERE k.last_used_at IS NULL OR k.last_used_at < u.at
                            ORDER BY k.id FOR NO KEY UPDATE OF k)
              UPDATE api_keys k SET last_used_at = GREATEST(k.last_used_at, LEAST(mine.at, now()))
-             FROM mine WHERE k.id = mine.id",
+             FROM mine WHERE k.id = mine.id RETURNING CASE WHEN mine.never THEN k.id END",
         )
         .bind(ids)
         .bind(at)
-        .execute(&mut *transaction)
+        .fetch_all(&mut *transaction)
         .await?;
         transaction.commit().await?;
-        Ok(())
+        let first = rows.iter().filter_map(|row| row.try_get::<Option<Uuid>, _>(0).transpose());
+        Ok(first.map(|id| id.map(KeyId)).collect::<Result<_, _>>()?)
     }
 
     async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError> {

@@ -4,15 +4,17 @@
 //! judges.
 
 use async_trait::async_trait;
-use sqlx::sqlite::SqliteRow;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection as _, Row as _, Sqlite};
 use uuid::Uuid;
 
+use super::audit::{self, BEGIN};
 use super::{SqliteStore, TENANT, instant, memo, tenant_of, uuid};
+use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::KeyDetails;
-use crate::store::{Laggard, Management, NewKey, NewTenant, StoreError};
+use crate::store::{AuditFilter, Laggard, Management, NewKey, NewTenant, StoreError};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 
 const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo";
@@ -23,7 +25,9 @@ impl Management for SqliteStore {
         false
     }
 
-    async fn insert_tenant(&self, tenant: &NewTenant) -> Result<Tenant, StoreError> {
+    async fn insert_tenant(&self, tenant: &NewTenant, action: Action) -> Result<Tenant, StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with(BEGIN).await?;
         let sql = format!(
             "INSERT INTO tenants (id, name, db_schema_name, status) VALUES (?1, ?2, ?3, ?4) RETURNING {TENANT}"
         );
@@ -32,9 +36,13 @@ impl Management for SqliteStore {
             .bind(&tenant.name)
             .bind(&tenant.schema)
             .bind(tenant.status.as_str())
-            .fetch_one(&mut self.connect().await?)
+            .fetch_one(&mut *transaction)
             .await?;
-        tenant_of(&row)
+        let tenant = tenant_of(&row)?;
+        let draft = Draft::of_tenant(action, None, &tenant);
+        audit::append(&mut transaction, &self.actor, draft).await?;
+        transaction.commit().await?;
+        Ok(tenant)
     }
 
     async fn create_schema(&self, _: &str) -> Result<(), StoreError> {
@@ -68,18 +76,36 @@ impl Management for SqliteStore {
         &self,
         id: TenantId,
         status: &TenantStatus,
+        action: Action,
     ) -> Result<Option<Tenant>, StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        let sql = format!("SELECT {TENANT} FROM tenants WHERE id = ?1");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id.0.to_string())
+            .fetch_optional(&mut *transaction)
+            .await?;
+        let Some(before) = row.as_ref().map(tenant_of).transpose()? else { return Ok(None) };
         let sql = format!("UPDATE tenants SET status = ?2 WHERE id = ?1 RETURNING {TENANT}");
         let row = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(id.0.to_string())
             .bind(status.as_str())
-            .fetch_optional(&mut self.connect().await?)
+            .fetch_one(&mut *transaction)
             .await?;
-        row.as_ref().map(tenant_of).transpose()
+        let tenant = tenant_of(&row)?;
+        audit::append(&mut transaction, &self.actor, Draft::of_tenant(action, Some(&before), &tenant))
+            .await?;
+        transaction.commit().await?;
+        Ok(Some(tenant))
     }
 
-    async fn insert_key(&self, key: &NewKey) -> Result<KeyDetails, StoreError> {
-        insert_key(&mut self.connect().await?, key).await
+    async fn insert_key(&self, key: &NewKey, action: Action) -> Result<KeyDetails, StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        let key = insert_key(&mut *transaction, key).await?;
+        audit::append(&mut transaction, &self.actor, Draft::of_key(action, None, &key)).await?;
+        transaction.commit().await?;
+        Ok(key)
     }
 
     async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError> {
@@ -110,6 +136,9 @@ impl Management for SqliteStore {
         at: Timestamp,
         reason: Option<&str>,
     ) -> Result<Option<KeyDetails>, StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        let Some(before) = key_to_change(&mut transaction, id).await? else { return Ok(None) };
         let sql = format!(
             "UPDATE api_keys SET revocation_reason = CASE WHEN revoked_at IS NULL THEN ?3 ELSE revocation_reason END,
                                  revoked_at = coalesce(revoked_at, ?2) WHERE id = ?1 RETURNING {KEY}"
@@ -118,9 +147,13 @@ impl Management for SqliteStore {
             .bind(id.0.to_string())
             .bind(at.to_string())
             .bind(reason)
-            .fetch_optional(&mut self.connect().await?)
+            .fetch_one(&mut *transaction)
             .await?;
-        row.as_ref().map(key_of).transpose()
+        let key = key_of(&row)?;
+        let draft = Draft::of_key(Action::KeyRevoke, Some(&before), &key);
+        audit::append(&mut transaction, &self.actor, draft).await?;
+        transaction.commit().await?;
+        Ok(Some(key))
     }
 
     async fn replace_key(
@@ -130,23 +163,27 @@ impl Management for SqliteStore {
         successor: &NewKey,
     ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
         let mut connection = self.connect().await?;
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        let sql = format!("SELECT {KEY} FROM api_keys WHERE id = ?1 AND revoked_at IS NULL");
-        let old = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(id.0.to_string())
-            .fetch_optional(&mut *transaction)
-            .await?;
-        let Some(old) = old.as_ref().map(key_of).transpose()? else { return Ok(None) };
-        let expires_at = old.expires_at.map_or(expires_at, |own| own.min(expires_at));
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        let before = key_to_change(&mut transaction, id).await?;
+        let Some(before) = before.filter(|key| key.revoked_at.is_none()) else { return Ok(None) };
         let new = insert_key(&mut *transaction, successor).await?;
-        sqlx::query("UPDATE api_keys SET expires_at = ?2, replaced_by = ?3 WHERE id = ?1")
+        let expires_at = before.expires_at.map_or(expires_at, |own| own.min(expires_at));
+        let sql =
+            format!("UPDATE api_keys SET expires_at = ?2, replaced_by = ?3 WHERE id = ?1 RETURNING {KEY}");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(id.0.to_string())
             .bind(expires_at.to_string())
             .bind(new.id.0.to_string())
-            .execute(&mut *transaction)
+            .fetch_one(&mut *transaction)
             .await?;
+        let old = key_of(&row)?;
+        let drafts = [
+            Draft::of_key(Action::KeyRotate, Some(&before), &old),
+            Draft::of_key(Action::KeyRotate, None, &new),
+        ];
+        audit::append(&mut transaction, &self.actor, drafts.into_iter().flatten()).await?;
         transaction.commit().await?;
-        Ok(Some((KeyDetails { expires_at: Some(expires_at), replaced_by: Some(new.id), ..old }, new)))
+        Ok(Some((old, new)))
     }
 
     async fn mark(&self) -> Result<String, StoreError> {
@@ -166,6 +203,29 @@ impl Management for SqliteStore {
         };
         rows.iter().map(laggard).collect()
     }
+
+    async fn audit_entries(
+        &self,
+        filter: &AuditFilter,
+        after: i64,
+        page: i64,
+    ) -> Result<Vec<Entry>, StoreError> {
+        audit::entries(&mut self.connect().await?, filter, after, page).await
+    }
+
+    async fn audit_before_newest(&self, filter: &AuditFilter, count: i64) -> Result<i64, StoreError> {
+        audit::before_newest(&mut self.connect().await?, filter, count).await
+    }
+}
+
+/// The key as it is, which nobody else changes until this transaction is over.
+async fn key_to_change(
+    connection: &mut SqliteConnection,
+    id: KeyId,
+) -> Result<Option<KeyDetails>, StoreError> {
+    let sql = format!("SELECT {KEY} FROM api_keys WHERE id = ?1");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.0.to_string()).fetch_optional(connection).await?;
+    row.as_ref().map(key_of).transpose()
 }
 
 async fn insert_key<'e>(

@@ -9,6 +9,7 @@
 //! programs' spelling of an instant (`2026-01-31 12:00:00`) is understood. Nothing
 //! here judges.
 
+mod audit;
 mod management;
 mod session;
 
@@ -23,6 +24,7 @@ use uuid::Uuid;
 use self::session::SqliteSession;
 use super::migrations;
 use super::{Announcement, NewMemo, SchemaVersion, Session, Store, StoreError};
+use crate::audit::Actor;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::Memo;
@@ -34,6 +36,7 @@ const TENANT: &str = "id, name, db_schema_name, status, created_at";
 #[derive(Debug)]
 pub struct SqliteStore {
     options: SqliteConnectOptions,
+    actor: Actor,
 }
 
 impl SqliteStore {
@@ -53,7 +56,14 @@ impl SqliteStore {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(Duration::from_secs(5));
-        Ok(Self { options })
+        Ok(Self { options, actor: Actor::default() })
+    }
+
+    /// The same store, opened by somebody: the audit log has his name.
+    #[must_use]
+    pub fn acting_for(mut self, actor: Actor) -> Self {
+        self.actor = actor;
+        self
     }
 
     async fn connect(&self) -> Result<SqliteConnection, StoreError> {
@@ -101,8 +111,10 @@ impl Store for SqliteStore {
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         let before = applied(&mut transaction).await?;
         migrations::migrator(migrations::SQLITE).run_direct(None, &mut *transaction, false).await?;
+        let applied = migrations::after(migrations::SQLITE, before);
+        audit::append(&mut transaction, &self.actor, migrations::draft(before, &applied)).await?;
         transaction.commit().await?;
-        Ok(migrations::after(migrations::SQLITE, before))
+        Ok(applied)
     }
 
     async fn prune_changes(&self, keep: Duration) -> Result<u64, StoreError> {
@@ -139,19 +151,23 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
+    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError> {
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        let mut first = Vec::new();
         for (id, at) in used {
+            let touched = |sql| sqlx::query(sql).bind(id.0.to_string()).bind(at.to_string());
+            let never = "UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1 AND last_used_at IS NULL";
+            if touched(never).execute(&mut *transaction).await?.rows_affected() > 0 {
+                first.push(*id);
+                continue;
+            }
             // Fixed-width text in UTC compares as time does.
-            sqlx::query("UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1 AND (last_used_at IS NULL OR last_used_at < ?2)")
-                .bind(id.0.to_string())
-                .bind(at.to_string())
-                .execute(&mut *transaction)
-                .await?;
+            let before = "UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1 AND last_used_at < ?2";
+            touched(before).execute(&mut *transaction).await?;
         }
         transaction.commit().await?;
-        Ok(())
+        Ok(first)
     }
 
     async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError> {

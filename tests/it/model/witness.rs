@@ -182,7 +182,7 @@ impl Store for Witness {
         unreachable!()
     }
 
-    async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
+    async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError> {
         unreachable!()
     }
 
