@@ -8,6 +8,7 @@
 mod audit;
 mod demo;
 mod keys;
+mod report;
 mod tenants;
 mod waiting;
 
@@ -16,6 +17,7 @@ use std::sync::Arc;
 pub use self::audit::Verified;
 pub use self::demo::{DEMO_KEY, DEMO_TENANT};
 pub use self::keys::{Expiry, Issued};
+pub use self::report::{Criteria, Finding};
 use crate::clock::{Clock, Timestamp};
 use crate::store::{Management, StoreError};
 use crate::verify::memo::Peppers;

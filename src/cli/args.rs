@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use super::check::CheckArgs;
 use super::ready::ReadyArgs;
-use crate::admin::Expiry;
+use crate::admin::{Criteria, Expiry};
 use crate::audit::Actor;
 use crate::clock::Timestamp;
 use crate::config::{self, PepperArgs, ServeArgs};
@@ -60,12 +60,14 @@ const EXAMPLES: &str = "Examples:
 
 Exit codes: 0 done, 1 refused or not found, 2 usage, 3 database or network unavailable.";
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Eq, PartialEq, ValueEnum)]
 pub(super) enum Output {
     /// For people
     Text,
     /// For programs: one object or array
     Json,
+    /// For spreadsheets; reports alone
+    Csv,
 }
 
 #[derive(Subcommand)]
@@ -89,6 +91,9 @@ pub(super) enum Command {
     /// See what was done by the command line, and check that nobody touched the log of it
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Show what somebody should look at
+    #[command(subcommand)]
+    Report(ReportCommand),
     /// Manage peppers
     #[command(subcommand)]
     Pepper(PepperCommand),
@@ -232,6 +237,51 @@ impl When {
             Self::At(at) => at,
             Self::Ago(span) => now.before(span),
         }
+    }
+}
+
+#[derive(Subcommand)]
+pub(super) enum ReportCommand {
+    /// Live keys of which any of this holds; without options, all of it with the values in brackets
+    Keys(ReportKeysArgs),
+}
+
+#[derive(clap::Args)]
+pub(super) struct ReportKeysArgs {
+    /// Only the keys of this tenant: id, schema name or exact name
+    #[arg(value_name = "TENANT_REF")]
+    pub(super) tenant: Option<String>,
+    /// Not used for this long, or never, and made this long ago [90d]
+    #[arg(long, value_name = "DURATION", value_parser = long_duration)]
+    unused_for: Option<Duration>,
+    /// Expires within this span [30d]
+    #[arg(long, value_name = "DURATION", value_parser = long_duration)]
+    expiring_within: Option<Duration>,
+    /// Never used
+    #[arg(long)]
+    never_used: bool,
+    /// Never expires
+    #[arg(long)]
+    without_expiry: bool,
+    /// Has no memo, so that after a restart it costs one bcrypt
+    #[arg(long)]
+    without_memo: bool,
+    /// The cost of its hash is lower [12]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(5..=15))]
+    cost_below: Option<u8>,
+}
+
+impl From<&ReportKeysArgs> for Criteria {
+    fn from(args: &ReportKeysArgs) -> Self {
+        let asked = Self {
+            unused_for: args.unused_for,
+            expiring_within: args.expiring_within,
+            never_used: args.never_used,
+            without_expiry: args.without_expiry,
+            without_memo: args.without_memo,
+            cost_below: args.cost_below,
+        };
+        if asked == Self::default() { Self::ALL } else { asked }
     }
 }
 

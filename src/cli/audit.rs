@@ -10,7 +10,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::args::AuditCommand;
-use super::rows::{Line, Rows};
+use super::rows::{Row, Rows};
 use super::view::{Text, plain};
 use super::{Failure, Out};
 use crate::admin::{Admin, Verified};
@@ -37,7 +37,7 @@ pub(super) async fn audit(
     let mut rows = Rows::new(out.0);
     let show = |page: &[Entry]| page.iter().try_for_each(|entry| rows.row(&EntryView::from(entry)));
     admin.audit(&filter, limit, show).await?;
-    rows.finish("nothing was done that this could show")
+    rows.finish::<EntryView<'_>>("nothing was done that this could show")
 }
 
 /// A row of the audit log.
@@ -87,7 +87,7 @@ impl<'a> From<&'a Entry> for EntryView<'a> {
     }
 }
 
-impl Line for EntryView<'_> {
+impl Row for EntryView<'_> {
     fn line(&self) -> String {
         let before = self.before.as_ref().map(Seen::fields);
         let after = self.after.as_ref().map(Seen::fields).unwrap_or_default();

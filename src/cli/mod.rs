@@ -17,6 +17,7 @@ mod audit;
 mod check;
 mod pepper;
 mod ready;
+mod report;
 mod rows;
 mod view;
 
@@ -151,6 +152,10 @@ fn said(matches: &ArgMatches, name: &str) -> bool {
 }
 
 async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
+    // Before anything is done that could then not be shown.
+    if cli.output == Output::Csv && !matches!(cli.command, Command::Report(_)) {
+        return Err(Failure::usage("--output csv is for reports: say text or json"));
+    }
     let by = By { url: cli.database_url, actor: cli.actor.clone().unwrap_or_else(os_user) };
     match cli.command {
         Command::Serve(args) => serve(&args, &by).await,
@@ -184,6 +189,9 @@ async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
                 _ => Peppers::default(),
             };
             key(&ready(&by, peppers).await?, command, out).await
+        }
+        Command::Report(command) => {
+            report::report(&ready(&by, Peppers::default()).await?, &command, out).await
         }
         Command::Audit(command) => {
             let whose = cli.actor.filter(|_| cli.actor_was_said);
@@ -317,7 +325,7 @@ impl Out {
     fn show(&mut self, result: &(impl Serialize + Text)) -> Result<(), Failure> {
         let mut text = match self.0 {
             Output::Json => serde_json::to_string(result).map_err(Failure::refused)?,
-            Output::Text => result.text(),
+            Output::Text | Output::Csv => result.text(),
         };
         text.push('\n');
         print(&text)

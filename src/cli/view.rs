@@ -232,7 +232,7 @@ pub(super) fn plain(text: &str) -> String {
 }
 
 /// Seconds are precise enough for a table.
-fn short(instant: &str) -> &str {
+pub(super) fn short(instant: &str) -> &str {
     instant.split('.').next().unwrap_or(instant)
 }
 

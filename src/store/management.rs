@@ -4,6 +4,8 @@
 //! want. Every method that changes something writes to the audit log in the same
 //! transaction. Servers need none of it: they ask a [`Store`].
 
+use std::fmt;
+
 use async_trait::async_trait;
 
 use super::{Store, StoreError};
@@ -56,6 +58,23 @@ pub struct Laggard {
     pub seen_at: Timestamp,
 }
 
+/// A row of `api_keys` with its hash, for reports and exports.
+#[derive(Clone)]
+pub struct StoredKey {
+    /// What people are shown of it.
+    pub details: KeyDetails,
+    /// The schema of its tenant; empty if there is no such tenant.
+    pub tenant_schema: String,
+    /// `api_keys.hashed_key`, whatever stands there.
+    pub hash: String,
+}
+
+impl fmt::Debug for StoredKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredKey").field("details", &self.details).finish_non_exhaustive()
+    }
+}
+
 /// Which rows of the audit log are asked for; nothing: all.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct AuditFilter {
@@ -103,6 +122,14 @@ pub trait Management: Store {
 
     /// All keys, or those of one tenant, oldest first.
     async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError>;
+
+    /// The first `page` keys, of all or one tenant, after the one with the id `after`, by id.
+    async fn keys_page(
+        &self,
+        tenant: Option<TenantId>,
+        after: Option<KeyId>,
+        page: i64,
+    ) -> Result<Vec<StoredKey>, StoreError>;
 
     /// The key whose id or prefix is `reference`.
     async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError>;

@@ -31,6 +31,7 @@ mod outage;
 mod outcomes;
 mod protocol;
 mod public;
+mod reports;
 mod rolling;
 mod secrets;
 mod settings;

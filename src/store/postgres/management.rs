@@ -15,7 +15,7 @@ use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::KeyDetails;
-use crate::store::{AuditFilter, Laggard, Management, NewKey, NewTenant, StoreError};
+use crate::store::{AuditFilter, Laggard, Management, NewKey, NewTenant, StoreError, StoredKey};
 use crate::tenant::{Tenant, TenantId, TenantStatus, is_schema_name};
 
 const TENANT: &str = "id, name, db_schema_name, status, created_at";
@@ -126,6 +126,29 @@ impl Management for PostgresStore {
             .await?
             .iter()
             .map(key_of)
+            .collect()
+    }
+
+    async fn keys_page(
+        &self,
+        tenant: Option<TenantId>,
+        after: Option<KeyId>,
+        page: i64,
+    ) -> Result<Vec<StoredKey>, StoreError> {
+        let sql = format!(
+            "SELECT k.*, coalesce(t.db_schema_name, '') AS db_schema_name
+             FROM (SELECT {KEY}, hashed_key FROM api_keys
+                   WHERE ($1::uuid IS NULL OR tenant_id = $1) AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3) AS k
+             LEFT JOIN tenants t ON t.id = k.tenant_id ORDER BY k.id"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(tenant.map(|id| id.0))
+            .bind(after.map(|id| id.0))
+            .bind(page)
+            .fetch_all(&mut self.connect().await?)
+            .await?
+            .iter()
+            .map(stored_key_of)
             .collect()
     }
 
@@ -277,5 +300,13 @@ fn key_of(row: &PgRow) -> Result<KeyDetails, StoreError> {
         revocation_reason: row.try_get("revocation_reason")?,
         replaced_by: row.try_get::<Option<Uuid>, _>("replaced_by")?.map(KeyId),
         memo: memo(row, "key_memo")?.map(|memo| memo.pepper),
+    })
+}
+
+fn stored_key_of(row: &PgRow) -> Result<StoredKey, StoreError> {
+    Ok(StoredKey {
+        details: key_of(row)?,
+        tenant_schema: row.try_get("db_schema_name")?,
+        hash: row.try_get("hashed_key")?,
     })
 }

@@ -14,7 +14,7 @@ use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::KeyDetails;
-use crate::store::{AuditFilter, Laggard, Management, NewKey, NewTenant, StoreError};
+use crate::store::{AuditFilter, Laggard, Management, NewKey, NewTenant, StoreError, StoredKey};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 
 const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo";
@@ -118,6 +118,29 @@ impl Management for SqliteStore {
             .await?
             .iter()
             .map(key_of)
+            .collect()
+    }
+
+    async fn keys_page(
+        &self,
+        tenant: Option<TenantId>,
+        after: Option<KeyId>,
+        page: i64,
+    ) -> Result<Vec<StoredKey>, StoreError> {
+        let sql = format!(
+            "SELECT k.*, coalesce(t.db_schema_name, '') AS db_schema_name
+             FROM (SELECT {KEY}, hashed_key FROM api_keys
+                   WHERE (?1 IS NULL OR tenant_id = ?1) AND (?2 IS NULL OR id > ?2) ORDER BY id LIMIT ?3) AS k
+             LEFT JOIN tenants t ON t.id = k.tenant_id ORDER BY k.id"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(tenant.map(|id| id.0.to_string()))
+            .bind(after.map(|id| id.0.to_string()))
+            .bind(page)
+            .fetch_all(&mut self.connect().await?)
+            .await?
+            .iter()
+            .map(stored_key_of)
             .collect()
     }
 
@@ -263,5 +286,13 @@ fn key_of(row: &SqliteRow) -> Result<KeyDetails, StoreError> {
         revocation_reason: row.try_get("revocation_reason")?,
         replaced_by: uuid(row, "replaced_by", "api_keys").ok().map(KeyId),
         memo: memo(row)?.map(|memo| memo.pepper),
+    })
+}
+
+fn stored_key_of(row: &SqliteRow) -> Result<StoredKey, StoreError> {
+    Ok(StoredKey {
+        details: key_of(row)?,
+        tenant_schema: row.try_get("db_schema_name")?,
+        hash: row.try_get("hashed_key")?,
     })
 }
