@@ -88,7 +88,7 @@ impl Admin {
     }
 
     /// The memo that a key is issued with: we made the hash from it, so bcrypt need not be asked.
-    fn memo(&self, id: KeyId, tenant_id: TenantId, hash: &str, key: &PlainKey) -> Option<Memo> {
+    pub(super) fn memo(&self, id: KeyId, tenant_id: TenantId, hash: &str, key: &PlainKey) -> Option<Memo> {
         let (prefix, hash) = (key.prefix().into(), SecretHash::parse(hash));
         let record = KeyRecord { id, tenant_id, prefix, hash, expires_at: ExpiresAt::NEVER, revoked: false };
         self.peppers.memo(&record, key.as_presented())
@@ -200,7 +200,7 @@ pub(super) async fn hashed(key: PlainKey) -> Result<String, AdminError> {
         .map_err(|e| AdminError::Refused(e.to_string()))
 }
 
-fn check_key_name(name: Option<&str>) -> Result<(), AdminError> {
+pub(super) fn check_key_name(name: Option<&str>) -> Result<(), AdminError> {
     match name {
         Some(name) if !is_tenant_name(name) => Err(AdminError::BadRequest(
             "a key's name has 1 to 255 characters and no control characters".into(),

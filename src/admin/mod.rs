@@ -6,6 +6,7 @@
 //! SQL, or how a result is printed.
 
 mod audit;
+pub mod bulk;
 mod demo;
 mod keys;
 mod report;

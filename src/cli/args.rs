@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use super::bulk::{ExportArgs, ImportArgs, KeyExportArgs};
 use super::check::CheckArgs;
 use super::ready::ReadyArgs;
 use crate::admin::{Criteria, Expiry};
@@ -143,6 +144,10 @@ pub(super) enum TenantCommand {
         #[arg(long, required = true)]
         yes: bool,
     },
+    /// Take tenants over from a file
+    Import(ImportArgs),
+    /// Write all tenants into a file
+    Export(ExportArgs),
 }
 
 #[derive(clap::Args)]
@@ -167,6 +172,15 @@ pub(super) enum KeyCommand {
         #[command(flatten)]
         pepper: PepperArgs,
     },
+    /// Take keys over from a file: whole keys, or hashes that another program made
+    Import {
+        #[command(flatten)]
+        import: ImportArgs,
+        #[command(flatten)]
+        pepper: PepperArgs,
+    },
+    /// Write keys into a file; never a whole key
+    Export(KeyExportArgs),
     /// Show all keys, or those of one tenant
     List {
         /// Id, schema name or exact name of the tenant

@@ -14,6 +14,7 @@
 
 mod args;
 mod audit;
+mod bulk;
 mod check;
 mod pepper;
 mod ready;
@@ -185,7 +186,9 @@ async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
         Command::Tenant(command) => tenant(&ready(&by, Peppers::default()).await?, command, out).await,
         Command::Key(command) => {
             let peppers = match &command {
-                KeyCommand::Create { pepper, .. } | KeyCommand::Rotate { pepper, .. } => peppers(pepper)?,
+                KeyCommand::Create { pepper, .. }
+                | KeyCommand::Import { pepper, .. }
+                | KeyCommand::Rotate { pepper, .. } => peppers(pepper)?,
                 _ => Peppers::default(),
             };
             key(&ready(&by, peppers).await?, command, out).await
@@ -240,6 +243,8 @@ async fn tenant(admin: &Admin, command: TenantCommand, out: &mut Out) -> Result<
             let tenants = admin.tenants().await?;
             return out.show(&tenants.iter().map(TenantView::from).collect::<Vec<_>>());
         }
+        TenantCommand::Import(args) => return bulk::import_tenants(admin, &args, out).await,
+        TenantCommand::Export(args) => return bulk::export_tenants(admin, &args, out).await,
         TenantCommand::Show(tenant) => admin.tenant(&tenant.reference).await?,
         TenantCommand::Suspend { tenant, wait } => {
             let tenant = admin.suspend_tenant(&tenant.reference).await?;
@@ -259,6 +264,8 @@ async fn key(admin: &Admin, command: KeyCommand, out: &mut Out) -> Result<(), Fa
             out.show(&IssuedView::from(&issued)).map_err(|e| unseen(e, &issued))?;
             out.remark("keep the key now: it is not shown again");
         }
+        KeyCommand::Import { import, pepper: _ } => bulk::import_keys(admin, &import, out).await?,
+        KeyCommand::Export(args) => bulk::export_keys(admin, &args, out).await?,
         KeyCommand::List { tenant } => {
             let keys = admin.keys(tenant.as_deref()).await?;
             out.show(&keys.iter().map(|key| KeyView::at(key, admin.now())).collect::<Vec<_>>())?;

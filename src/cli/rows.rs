@@ -97,7 +97,6 @@ pub(super) fn guard(cell: &str) -> String {
     format!("{quote}{cell}")
 }
 
-#[cfg(test)]
 /// What [`guard`] was given.
 pub(super) fn unguard(cell: &str) -> &str {
     cell.strip_prefix('\'').filter(|rest| begins_like_a_formula(rest)).unwrap_or(cell)

@@ -9,7 +9,7 @@ use std::fmt;
 use async_trait::async_trait;
 
 use super::{Store, StoreError};
-use crate::audit::{Action, Entry};
+use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyDetails, Memo};
@@ -56,6 +56,21 @@ pub struct Laggard {
     pub name: String,
     /// When it last announced itself.
     pub seen_at: Timestamp,
+}
+
+/// A key that comes with a history.
+#[derive(Clone, Debug)]
+pub struct ImportedKey {
+    /// What every key has.
+    pub new: NewKey,
+    /// When it was last used.
+    pub last_used_at: Option<Timestamp>,
+    /// When it was taken back.
+    pub revoked_at: Option<Timestamp>,
+    /// Why.
+    pub revocation_reason: Option<String>,
+    /// Its successor.
+    pub replaced_by: Option<KeyId>,
 }
 
 /// A row of `api_keys` with its hash, for reports and exports.
@@ -130,6 +145,22 @@ pub trait Management: Store {
         after: Option<KeyId>,
         page: i64,
     ) -> Result<Vec<StoredKey>, StoreError>;
+
+    /// The keys of which one of `names` is the id, the prefix or the hash.
+    async fn keys_named(&self, names: &[String]) -> Result<Vec<StoredKey>, StoreError>;
+
+    /// The first `page` tenants after the one with the id `after`, by id.
+    async fn tenants_page(&self, after: Option<TenantId>, page: i64) -> Result<Vec<Tenant>, StoreError>;
+
+    /// The tenants of which one of `names` is the id, the schema or the exact name.
+    async fn tenants_named(&self, names: &[String]) -> Result<Vec<Tenant>, StoreError>;
+
+    /// Adds all these keys, or none: [`StoreError::Conflict`] if a prefix, hash or identity is taken.
+    async fn import_keys(&self, keys: &[ImportedKey], draft: Draft) -> Result<(), StoreError>;
+
+    /// Adds all these tenants and makes the schemas stand of those that are active or suspended, or does
+    /// nothing: [`StoreError::Conflict`] if a schema or identity is taken.
+    async fn import_tenants(&self, tenants: &[Tenant], draft: Draft) -> Result<(), StoreError>;
 
     /// The key whose id or prefix is `reference`.
     async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError>;

@@ -17,7 +17,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-pub use self::management::{AuditFilter, Laggard, Management, NewKey, NewTenant, StoredKey};
+pub use self::management::{AuditFilter, ImportedKey, Laggard, Management, NewKey, NewTenant, StoredKey};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyRecord, Memo, SecretHash};

@@ -9,6 +9,7 @@ mod announce;
 mod architecture;
 mod audit;
 mod broken;
+mod bulk;
 mod check;
 mod check_command;
 mod cli;

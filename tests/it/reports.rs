@@ -59,7 +59,7 @@ fn every_selector_finds_its_keys(world: &World) {
     assert_eq!(prefixes(world, &["--unused-for", "7w"]), ["llmk_live", "llmk_other"]);
     assert!(!prefixes(world, &["--never-used"]).contains(&"llmk_live".to_owned()));
     assert_eq!(prefixes(world, &["--expiring-within", "89d"]), Vec::<String>::new());
-    assert_eq!(prefixes(world, &["--expiring-within", "91d"]), [world.issued.prefix.clone()]);
+    assert_eq!(prefixes(world, &["--expiring-within", "91d"]), [world.issued.prefix.as_str()]);
     assert!(!prefixes(world, &["--without-expiry"]).contains(&world.issued.prefix));
     assert_eq!(prefixes(world, &["--without-expiry"]).len(), 5);
     assert_eq!(prefixes(world, &["--without-memo"]).len(), 6);

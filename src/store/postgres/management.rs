@@ -9,17 +9,18 @@ use sqlx::{Connection as _, Postgres, Row as _};
 use uuid::Uuid;
 
 use super::audit::{self, BEGIN};
+use super::bulk;
 use super::instant::{Micros, expiry, instant};
 use super::{PostgresStore, memo};
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::KeyDetails;
-use crate::store::{AuditFilter, Laggard, Management, NewKey, NewTenant, StoreError, StoredKey};
+use crate::store::{AuditFilter, ImportedKey, Laggard, Management, NewKey, NewTenant, StoreError, StoredKey};
 use crate::tenant::{Tenant, TenantId, TenantStatus, is_schema_name};
 
-const TENANT: &str = "id, name, db_schema_name, status, created_at";
-const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo";
+pub(super) const TENANT: &str = "id, name, db_schema_name, status, created_at";
+pub(super) const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo";
 
 #[async_trait]
 impl Management for PostgresStore {
@@ -49,14 +50,7 @@ impl Management for PostgresStore {
     }
 
     async fn create_schema(&self, schema: &str) -> Result<(), StoreError> {
-        if !is_schema_name(schema) {
-            return Err(StoreError::Refused(format!("{schema:?} is no name for a tenant's schema")));
-        }
-        // A name cannot be a parameter; the grammar above leaves nothing that a quote would have to tame.
-        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"")))
-            .execute(&mut self.connect().await?)
-            .await?;
-        Ok(())
+        create_schema(&mut self.connect().await?, schema).await
     }
 
     async fn tenants(&self) -> Result<Vec<Tenant>, StoreError> {
@@ -135,21 +129,27 @@ impl Management for PostgresStore {
         after: Option<KeyId>,
         page: i64,
     ) -> Result<Vec<StoredKey>, StoreError> {
-        let sql = format!(
-            "SELECT k.*, coalesce(t.db_schema_name, '') AS db_schema_name
-             FROM (SELECT {KEY}, hashed_key FROM api_keys
-                   WHERE ($1::uuid IS NULL OR tenant_id = $1) AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3) AS k
-             LEFT JOIN tenants t ON t.id = k.tenant_id ORDER BY k.id"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(tenant.map(|id| id.0))
-            .bind(after.map(|id| id.0))
-            .bind(page)
-            .fetch_all(&mut self.connect().await?)
-            .await?
-            .iter()
-            .map(stored_key_of)
-            .collect()
+        bulk::keys_page(&mut self.connect().await?, tenant, after, page).await
+    }
+
+    async fn keys_named(&self, names: &[String]) -> Result<Vec<StoredKey>, StoreError> {
+        bulk::keys_named(&mut self.connect().await?, names).await
+    }
+
+    async fn tenants_page(&self, after: Option<TenantId>, page: i64) -> Result<Vec<Tenant>, StoreError> {
+        bulk::tenants_page(&mut self.connect().await?, after, page).await
+    }
+
+    async fn tenants_named(&self, names: &[String]) -> Result<Vec<Tenant>, StoreError> {
+        bulk::tenants_named(&mut self.connect().await?, names).await
+    }
+
+    async fn import_keys(&self, keys: &[ImportedKey], draft: Draft) -> Result<(), StoreError> {
+        bulk::import_keys(&mut self.connect().await?, &self.actor, keys, draft).await
+    }
+
+    async fn import_tenants(&self, tenants: &[Tenant], draft: Draft) -> Result<(), StoreError> {
+        bulk::import_tenants(&mut self.connect().await?, &self.actor, tenants, draft).await
     }
 
     async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError> {
@@ -255,6 +255,17 @@ async fn key_to_change(connection: &mut PgConnection, id: KeyId) -> Result<Optio
     row.as_ref().map(key_of).transpose()
 }
 
+pub(super) async fn create_schema(connection: &mut PgConnection, schema: &str) -> Result<(), StoreError> {
+    if !is_schema_name(schema) {
+        return Err(StoreError::Refused(format!("{schema:?} is no name for a tenant's schema")));
+    }
+    // A name cannot be a parameter; the grammar above leaves nothing that a quote would have to tame.
+    sqlx::query(sqlx::AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"")))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 async fn insert_key<'e>(
     executor: impl sqlx::Executor<'e, Database = Postgres>,
     key: &NewKey,
@@ -277,7 +288,7 @@ async fn insert_key<'e>(
     key_of(&row)
 }
 
-fn tenant_of(row: &PgRow) -> Result<Tenant, StoreError> {
+pub(super) fn tenant_of(row: &PgRow) -> Result<Tenant, StoreError> {
     Ok(Tenant {
         id: TenantId(row.try_get("id")?),
         name: row.try_get("name")?,
@@ -303,7 +314,7 @@ fn key_of(row: &PgRow) -> Result<KeyDetails, StoreError> {
     })
 }
 
-fn stored_key_of(row: &PgRow) -> Result<StoredKey, StoreError> {
+pub(super) fn stored_key_of(row: &PgRow) -> Result<StoredKey, StoreError> {
     Ok(StoredKey {
         details: key_of(row)?,
         tenant_schema: row.try_get("db_schema_name")?,

@@ -5,6 +5,7 @@
 //! judges.
 
 mod audit;
+mod bulk;
 mod instant;
 mod management;
 mod session;

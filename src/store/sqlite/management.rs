@@ -9,15 +9,16 @@ use sqlx::{Connection as _, Row as _, Sqlite};
 use uuid::Uuid;
 
 use super::audit::{self, BEGIN};
+use super::bulk;
 use super::{SqliteStore, TENANT, instant, memo, tenant_of, uuid};
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::KeyDetails;
-use crate::store::{AuditFilter, Laggard, Management, NewKey, NewTenant, StoreError, StoredKey};
+use crate::store::{AuditFilter, ImportedKey, Laggard, Management, NewKey, NewTenant, StoreError, StoredKey};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 
-const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo";
+pub(super) const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo";
 
 #[async_trait]
 impl Management for SqliteStore {
@@ -127,21 +128,27 @@ impl Management for SqliteStore {
         after: Option<KeyId>,
         page: i64,
     ) -> Result<Vec<StoredKey>, StoreError> {
-        let sql = format!(
-            "SELECT k.*, coalesce(t.db_schema_name, '') AS db_schema_name
-             FROM (SELECT {KEY}, hashed_key FROM api_keys
-                   WHERE (?1 IS NULL OR tenant_id = ?1) AND (?2 IS NULL OR id > ?2) ORDER BY id LIMIT ?3) AS k
-             LEFT JOIN tenants t ON t.id = k.tenant_id ORDER BY k.id"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(tenant.map(|id| id.0.to_string()))
-            .bind(after.map(|id| id.0.to_string()))
-            .bind(page)
-            .fetch_all(&mut self.connect().await?)
-            .await?
-            .iter()
-            .map(stored_key_of)
-            .collect()
+        bulk::keys_page(&mut self.connect().await?, tenant, after, page).await
+    }
+
+    async fn keys_named(&self, names: &[String]) -> Result<Vec<StoredKey>, StoreError> {
+        bulk::keys_named(&mut self.connect().await?, names).await
+    }
+
+    async fn tenants_page(&self, after: Option<TenantId>, page: i64) -> Result<Vec<Tenant>, StoreError> {
+        bulk::tenants_page(&mut self.connect().await?, after, page).await
+    }
+
+    async fn tenants_named(&self, names: &[String]) -> Result<Vec<Tenant>, StoreError> {
+        bulk::tenants_named(&mut self.connect().await?, names).await
+    }
+
+    async fn import_keys(&self, keys: &[ImportedKey], draft: Draft) -> Result<(), StoreError> {
+        bulk::import_keys(&mut self.connect().await?, &self.actor, keys, draft).await
+    }
+
+    async fn import_tenants(&self, tenants: &[Tenant], draft: Draft) -> Result<(), StoreError> {
+        bulk::import_tenants(&mut self.connect().await?, &self.actor, tenants, draft).await
     }
 
     async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError> {
@@ -289,7 +296,7 @@ fn key_of(row: &SqliteRow) -> Result<KeyDetails, StoreError> {
     })
 }
 
-fn stored_key_of(row: &SqliteRow) -> Result<StoredKey, StoreError> {
+pub(super) fn stored_key_of(row: &SqliteRow) -> Result<StoredKey, StoreError> {
     Ok(StoredKey {
         details: key_of(row)?,
         tenant_schema: row.try_get("db_schema_name")?,

@@ -10,6 +10,7 @@
 //! here judges.
 
 mod audit;
+mod bulk;
 mod management;
 mod session;
 
