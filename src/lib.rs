@@ -8,10 +8,10 @@
 //! ```text
 //! floor 5  WIRING      main  cli/  config/  server/{listen, workers, tls}  health  telemetry/
 //! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service}      store/{postgres, sqlite}
-//! floor 3  USE CASES   gate (the check path)   admin (the management path)   usage (last-used)   memos (proofs)
-//! floor 2  MACHINES    store (trait)   grpc/{connection, call, bridge}   verify/{bcrypt, memo, pepper, queue}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}
+//! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   usage (last-used)   memos (proofs)
+//! floor 2  MACHINES    store/{management} (traits)   grpc/{connection, call, bridge}   verify/{bcrypt, memo, pepper, queue}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}
 //! floor 1  JUDGEMENT   decision (pure, synchronous)
-//! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats
+//! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats   audit
 //! ```
 //!
 //! A module uses its own floor's earlier items and the floors below, never one
@@ -48,6 +48,7 @@
 //! - A third database needs a door of its own and no change below floor 4.
 
 // floor 0
+pub mod audit;
 pub mod clock;
 pub mod key;
 pub mod record;

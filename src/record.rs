@@ -102,10 +102,16 @@ impl SecretHash {
         Some(Self { kind: NonZeroU8::new(u8::try_from(letter).ok()? | cost << 3)?, bytes })
     }
 
+    /// The cost of the hash: the binary logarithm of its rounds.
+    #[must_use]
+    pub fn cost(&self) -> u8 {
+        self.kind.get() >> 3
+    }
+
     /// The hash as the database has it.
     #[must_use]
     pub fn text(&self) -> HashText {
-        let (letter, cost) = (LETTERS[usize::from(self.kind.get() & 7)], self.kind.get() >> 3);
+        let (letter, cost) = (LETTERS[usize::from(self.kind.get() & 7)], self.cost());
         let mut text = [b'$'; 60];
         [text[1], text[2], text[4], text[5]] = [b'2', letter, b'0' + cost / 10, b'0' + cost % 10];
         let (salt, digest) = self.bytes.split_at(SALT);

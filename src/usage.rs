@@ -12,9 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{interval, timeout};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::clock::Timestamp;
+use crate::key::KeyId;
 use crate::replica::Entry;
 use crate::stats::Count;
 use crate::store::Store;
@@ -109,7 +110,8 @@ impl Usage {
         uses.reverse();
         uses.dedup_by_key(|(id, _)| *id);
         let error = match timeout(options.timeout, store.touch_keys(&uses)).await {
-            Ok(Ok(())) => {
+            Ok(Ok(first)) => {
+                tell_first_uses(batch, &first);
                 self.0.stats.written.add_one();
                 self.0.failing.store(false, Relaxed);
                 debug!(keys = uses.len(), "last_used_at written");
@@ -130,6 +132,23 @@ impl Usage {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Entry>>> {
         self.0.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A line for each key that nobody had ever used, for those who watch out for that: once, whichever server it
+/// was used on.
+fn tell_first_uses(batch: &[Arc<Entry>], first: &[KeyId]) {
+    let first: HashSet<_> = first.iter().collect();
+    let mut told = HashSet::new();
+    for record in batch.iter().map(|entry| entry.record()) {
+        if first.contains(&record.id) && told.insert(record.id) {
+            let (key, tenant) = (record.id.0, record.tenant_id.0);
+            info!(
+                target: "tenantgate::audit",
+                { key.id = %key, key.prefix = %record.prefix, tenant.id = %tenant },
+                "first use"
+            );
+        }
     }
 }
 
@@ -155,7 +174,6 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::key::KeyId;
     use crate::record::{ExpiresAt, KeyRecord};
     use crate::tenant::TenantId;
 

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use super::bulk::{ExportArgs, ImportArgs, KeyExportArgs};
 use super::check::CheckArgs;
 use super::ready::ReadyArgs;
-use crate::admin::Expiry;
+use crate::admin::{Criteria, Expiry};
+use crate::audit::Actor;
 use crate::clock::Timestamp;
 use crate::config::{self, PepperArgs, ServeArgs};
 use crate::tenant::TenantStatus;
@@ -37,6 +39,15 @@ pub(super) struct Cli {
     #[arg(long, short, global = true, value_enum, default_value = "text")]
     pub(super) output: Output,
 
+    /// In whose name this is done, for the audit log; the user of the operating system by default. For
+    /// `audit list`: whose changes to show
+    #[arg(long, global = true, env = "TENANTGATE_ACTOR", value_name = "NAME", value_parser = actor)]
+    pub(super) actor: Option<Actor>,
+
+    /// Whether the actor was said on the command line.
+    #[arg(skip)]
+    pub(super) actor_was_said: bool,
+
     #[command(subcommand)]
     pub(super) command: Command,
 }
@@ -50,12 +61,14 @@ const EXAMPLES: &str = "Examples:
 
 Exit codes: 0 done, 1 refused or not found, 2 usage, 3 database or network unavailable.";
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Eq, PartialEq, ValueEnum)]
 pub(super) enum Output {
     /// For people
     Text,
     /// For programs: one object or array
     Json,
+    /// For spreadsheets; reports alone
+    Csv,
 }
 
 #[derive(Subcommand)]
@@ -76,6 +89,12 @@ pub(super) enum Command {
     /// Manage API keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// See what was done by the command line, and check that nobody touched the log of it
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Show what somebody should look at
+    #[command(subcommand)]
+    Report(ReportCommand),
     /// Manage peppers
     #[command(subcommand)]
     Pepper(PepperCommand),
@@ -125,6 +144,10 @@ pub(super) enum TenantCommand {
         #[arg(long, required = true)]
         yes: bool,
     },
+    /// Take tenants over from a file
+    Import(ImportArgs),
+    /// Write all tenants into a file
+    Export(ExportArgs),
 }
 
 #[derive(clap::Args)]
@@ -149,6 +172,15 @@ pub(super) enum KeyCommand {
         #[command(flatten)]
         pepper: PepperArgs,
     },
+    /// Take keys over from a file: whole keys, or hashes that another program made
+    Import {
+        #[command(flatten)]
+        import: ImportArgs,
+        #[command(flatten)]
+        pepper: PepperArgs,
+    },
+    /// Write keys into a file; never a whole key
+    Export(KeyExportArgs),
     /// Show all keys, or those of one tenant
     List {
         /// Id, schema name or exact name of the tenant
@@ -179,6 +211,92 @@ pub(super) enum KeyCommand {
         #[command(flatten)]
         pepper: PepperArgs,
     },
+}
+
+#[derive(Subcommand)]
+pub(super) enum AuditCommand {
+    /// Show what was done, oldest first
+    List {
+        /// From this instant on (RFC 3339), or from this long ago on, such as 7d
+        #[arg(long, value_name = "INSTANT", value_parser = when)]
+        since: Option<When>,
+        /// Before this instant (RFC 3339), or up to this long ago
+        #[arg(long, value_name = "INSTANT", value_parser = when)]
+        until: Option<When>,
+        /// About this tenant (id, schema, name) or key (id, prefix), or, given the id of a tenant, its keys
+        #[arg(long, value_name = "REF")]
+        subject: Option<String>,
+        /// The newest so many
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+        limit: Option<i64>,
+    },
+    /// Follow the chain of hashes from the first row to the last
+    Verify {
+        /// A hash noted earlier: the chain must pass through it, else it was cut or written anew
+        #[arg(long, value_name = "HASH", value_parser = row_hash)]
+        expect_head: Option<String>,
+    },
+}
+
+/// An instant, or how long ago.
+#[derive(Clone, Copy)]
+pub(super) enum When {
+    At(Timestamp),
+    Ago(Duration),
+}
+
+impl When {
+    pub(super) fn instant(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::At(at) => at,
+            Self::Ago(span) => now.before(span),
+        }
+    }
+}
+
+#[derive(Subcommand)]
+pub(super) enum ReportCommand {
+    /// Live keys of which any of this holds; without options, all of it with the values in brackets
+    Keys(ReportKeysArgs),
+}
+
+#[derive(clap::Args)]
+pub(super) struct ReportKeysArgs {
+    /// Only the keys of this tenant: id, schema name or exact name
+    #[arg(value_name = "TENANT_REF")]
+    pub(super) tenant: Option<String>,
+    /// Not used for this long, or never, and made this long ago [90d]
+    #[arg(long, value_name = "DURATION", value_parser = long_duration)]
+    unused_for: Option<Duration>,
+    /// Expires within this span [30d]
+    #[arg(long, value_name = "DURATION", value_parser = long_duration)]
+    expiring_within: Option<Duration>,
+    /// Never used
+    #[arg(long)]
+    never_used: bool,
+    /// Never expires
+    #[arg(long)]
+    without_expiry: bool,
+    /// Has no memo, so that after a restart it costs one bcrypt
+    #[arg(long)]
+    without_memo: bool,
+    /// The cost of its hash is lower [12]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(5..=15))]
+    cost_below: Option<u8>,
+}
+
+impl From<&ReportKeysArgs> for Criteria {
+    fn from(args: &ReportKeysArgs) -> Self {
+        let asked = Self {
+            unused_for: args.unused_for,
+            expiring_within: args.expiring_within,
+            never_used: args.never_used,
+            without_expiry: args.without_expiry,
+            without_memo: args.without_memo,
+            cost_below: args.cost_below,
+        };
+        if asked == Self::default() { Self::ALL } else { asked }
+    }
 }
 
 #[derive(Subcommand)]
@@ -224,6 +342,23 @@ impl From<ExpiryArgs> for Expiry {
             (None, None) => Self::Unsaid,
         }
     }
+}
+
+fn actor(text: &str) -> Result<Actor, String> {
+    Actor::new(text)
+}
+
+fn when(text: &str) -> Result<When, String> {
+    let instant = rfc_3339(text).map(When::At);
+    instant.or_else(|_| long_duration(text).map(When::Ago)).map_err(|_| {
+        "is neither an RFC 3339 instant, such as 2027-01-31T00:00:00Z, nor a duration, such as 7d".into()
+    })
+}
+
+fn row_hash(text: &str) -> Result<String, String> {
+    let hash = text.to_ascii_lowercase();
+    let fine = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
+    fine.then_some(hash).ok_or_else(|| "is no hash of a row: 64 hexadecimal digits".into())
 }
 
 fn long_duration(text: &str) -> Result<Duration, String> {

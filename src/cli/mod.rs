@@ -13,9 +13,13 @@
 //! because people paste them into the wrong place.
 
 mod args;
+mod audit;
+mod bulk;
 mod check;
 mod pepper;
 mod ready;
+mod report;
+mod rows;
 mod view;
 
 use std::ffi::OsString;
@@ -25,13 +29,14 @@ use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{CommandFactory as _, FromArgMatches as _};
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::args::{Cli, Command, KeyCommand, Output, PepperCommand, TenantCommand, WaitArgs};
 use self::view::{DemoView, IssuedView, KeyView, MigratedView, RotatedView, TenantView, Text};
 use crate::admin::{Admin, AdminError, Issued};
+use crate::audit::Actor;
 use crate::clock::SystemClock;
 use crate::config::{self, PepperArgs, ServeArgs};
 use crate::server::{self, ServeError};
@@ -58,6 +63,11 @@ impl Failure {
 
     fn unavailable(why: impl std::fmt::Display) -> Self {
         Self { code: 3, lines: vec![why.to_string()] }
+    }
+
+    /// Whoever reads wants no more, and that is fine.
+    fn closed() -> Self {
+        Self { code: 0, lines: Vec::new() }
     }
 
     /// The answer was printed, and is no.
@@ -119,6 +129,7 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
     let parsed = Cli::command().try_get_matches_from(args).and_then(|matches| {
         let mut cli = Cli::from_arg_matches(&matches)?;
+        cli.actor_was_said = said(&matches, "actor");
         if let (Command::Serve(args), Some(serve)) = (&mut cli.command, matches.subcommand_matches("serve")) {
             args.split_variables(|name| serve.value_source(name) == Some(ValueSource::EnvVariable));
         }
@@ -135,10 +146,20 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
     })
 }
 
+/// Whether an argument of all commands was given as one, and not by a variable.
+fn said(matches: &ArgMatches, name: &str) -> bool {
+    let here = matches.value_source(name) == Some(ValueSource::CommandLine);
+    here || matches.subcommand().is_some_and(|(_, below)| said(below, name))
+}
+
 async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
-    let url = cli.database_url;
+    // Before anything is done that could then not be shown.
+    if cli.output == Output::Csv && !matches!(cli.command, Command::Report(_)) {
+        return Err(Failure::usage("--output csv is for reports: say text or json"));
+    }
+    let by = By { url: cli.database_url, actor: cli.actor.clone().unwrap_or_else(os_user) };
     match cli.command {
-        Command::Serve(args) => serve(&args, &url).await,
+        Command::Serve(args) => serve(&args, &by).await,
         Command::Check(args) => {
             let answer = check::check(*args).await?;
             out.show(&answer)?;
@@ -155,28 +176,51 @@ async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
             print(&String::from_utf8_lossy(&script))
         }
         Command::Migrate => {
-            let (applied, current) = admin(&url, Peppers::default())?.migrate().await?;
+            let (applied, current) = admin(&by, Peppers::default())?.migrate().await?;
             out.show(&MigratedView { applied, current })
         }
         Command::SeedDemo { force } => {
-            let (tenant, issued) = ready(&url, Peppers::default()).await?.seed_demo(force).await?;
+            let (tenant, issued) = ready(&by, Peppers::default()).await?.seed_demo(force).await?;
             out.show(&DemoView { tenant: (&tenant).into(), key: (&issued).into() })
         }
-        Command::Tenant(command) => tenant(&ready(&url, Peppers::default()).await?, command, out).await,
+        Command::Tenant(command) => tenant(&ready(&by, Peppers::default()).await?, command, out).await,
         Command::Key(command) => {
             let peppers = match &command {
-                KeyCommand::Create { pepper, .. } | KeyCommand::Rotate { pepper, .. } => peppers(pepper)?,
+                KeyCommand::Create { pepper, .. }
+                | KeyCommand::Import { pepper, .. }
+                | KeyCommand::Rotate { pepper, .. } => peppers(pepper)?,
                 _ => Peppers::default(),
             };
-            key(&ready(&url, peppers).await?, command, out).await
+            key(&ready(&by, peppers).await?, command, out).await
+        }
+        Command::Report(command) => {
+            report::report(&ready(&by, Peppers::default()).await?, &command, out).await
+        }
+        Command::Audit(command) => {
+            let whose = cli.actor.filter(|_| cli.actor_was_said);
+            audit::audit(&ready(&by, Peppers::default()).await?, command, whose, out).await
         }
         Command::Pepper(PepperCommand::New { file: None }) => out.show(&pepper::show()?),
         Command::Pepper(PepperCommand::New { file: Some(file) }) => out.show(&pepper::put_on_top(&file)?),
     }
 }
 
-fn admin(url: &str, peppers: Peppers) -> Result<Admin, Failure> {
-    let store = config::store(url).map_err(|why| Failure::usage(format!("--database-url: {why}")))?;
+/// Which database, and in whose name.
+struct By {
+    url: String,
+    actor: Actor,
+}
+
+/// The user of the operating system that runs this.
+fn os_user() -> Actor {
+    let name = whoami::username().ok().and_then(|name| Actor::new(&name).ok());
+    let number = || Actor::new(&format!("uid {}", rustix::process::getuid().as_raw())).unwrap_or_default();
+    name.unwrap_or_else(number)
+}
+
+fn admin(by: &By, peppers: Peppers) -> Result<Admin, Failure> {
+    let store = config::management(&by.url, by.actor.clone())
+        .map_err(|why| Failure::usage(format!("--database-url: {why}")))?;
     Ok(Admin::new(store, Arc::new(SystemClock), peppers))
 }
 
@@ -184,8 +228,8 @@ fn peppers(args: &PepperArgs) -> Result<Peppers, Failure> {
     args.read(Policy::default()).map_err(|why| Failure::usage(format!("--pepper-file: {why}")))
 }
 
-async fn ready(url: &str, peppers: Peppers) -> Result<Admin, Failure> {
-    let admin = admin(url, peppers)?;
+async fn ready(by: &By, peppers: Peppers) -> Result<Admin, Failure> {
+    let admin = admin(by, peppers)?;
     admin.prepare().await?;
     Ok(admin)
 }
@@ -199,6 +243,8 @@ async fn tenant(admin: &Admin, command: TenantCommand, out: &mut Out) -> Result<
             let tenants = admin.tenants().await?;
             return out.show(&tenants.iter().map(TenantView::from).collect::<Vec<_>>());
         }
+        TenantCommand::Import(args) => return bulk::import_tenants(admin, &args, out).await,
+        TenantCommand::Export(args) => return bulk::export_tenants(admin, &args, out).await,
         TenantCommand::Show(tenant) => admin.tenant(&tenant.reference).await?,
         TenantCommand::Suspend { tenant, wait } => {
             let tenant = admin.suspend_tenant(&tenant.reference).await?;
@@ -218,6 +264,8 @@ async fn key(admin: &Admin, command: KeyCommand, out: &mut Out) -> Result<(), Fa
             out.show(&IssuedView::from(&issued)).map_err(|e| unseen(e, &issued))?;
             out.remark("keep the key now: it is not shown again");
         }
+        KeyCommand::Import { import, pepper: _ } => bulk::import_keys(admin, &import, out).await?,
+        KeyCommand::Export(args) => bulk::export_keys(admin, &args, out).await?,
         KeyCommand::List { tenant } => {
             let keys = admin.keys(tenant.as_deref()).await?;
             out.show(&keys.iter().map(|key| KeyView::at(key, admin.now())).collect::<Vec<_>>())?;
@@ -255,8 +303,9 @@ fn unseen(mut failure: Failure, issued: &Issued) -> Failure {
     failure
 }
 
-async fn serve(args: &ServeArgs, url: &str) -> Result<(), Failure> {
-    let settings = config::settings(args, url).map_err(|mistakes| Failure { code: 2, lines: mistakes.0 });
+async fn serve(args: &ServeArgs, by: &By) -> Result<(), Failure> {
+    let settings = config::settings(args, &by.url, by.actor.clone())
+        .map_err(|mistakes| Failure { code: 2, lines: mistakes.0 });
     let (settings, logging) = settings?;
     if args.check_config {
         say("the configuration is fine\n");
@@ -283,7 +332,7 @@ impl Out {
     fn show(&mut self, result: &(impl Serialize + Text)) -> Result<(), Failure> {
         let mut text = match self.0 {
             Output::Json => serde_json::to_string(result).map_err(Failure::refused)?,
-            Output::Text => result.text(),
+            Output::Text | Output::Csv => result.text(),
         };
         text.push('\n');
         print(&text)

@@ -227,12 +227,12 @@ impl Text for MigratedView {
 }
 
 /// Text of others without what a terminal would obey.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// Seconds are precise enough for a table.
-fn short(instant: &str) -> &str {
+pub(super) fn short(instant: &str) -> &str {
     instant.split('.').next().unwrap_or(instant)
 }
 

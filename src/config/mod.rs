@@ -19,13 +19,14 @@ use zeroize::Zeroizing;
 
 pub use self::listener::ListenerArgs;
 use self::listener::tcp_address;
+use crate::audit::Actor;
 use crate::ext_authz::translate::{IDENTITY_HEADERS, OnUnavailable, Speech};
 use crate::replica::keep;
 use crate::request::{AUTHORIZATION, PublicPaths};
 use crate::server::Settings;
-use crate::store::Store;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
+use crate::store::{Management, Store};
 use crate::telemetry::LogFormat;
 use crate::verify::memo::{Peppers, Policy};
 use crate::verify::pepper::Pepper;
@@ -185,7 +186,7 @@ pub struct Logging {
 /// # Errors
 ///
 /// Every mistake there is.
-pub fn settings(args: &ServeArgs, database_url: &str) -> Result<(Settings, Logging), Mistakes> {
+pub fn settings(args: &ServeArgs, database_url: &str, actor: Actor) -> Result<(Settings, Logging), Mistakes> {
     // A default stands in for what is wrong, so that all the rest is still looked at.
     let mut mistakes = Mistakes::default();
     let listen = args.listener.read(&mut mistakes);
@@ -205,7 +206,7 @@ pub fn settings(args: &ServeArgs, database_url: &str) -> Result<(Settings, Loggi
     let filter = mistakes.note("--log-level", log_filter(&args.log_level)).unwrap_or_default();
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     let format = mistakes.one_of("--log-format", &args.log_format, &formats);
-    let store = mistakes.note("--database-url", store(database_url));
+    let store = mistakes.note("--database-url", management(database_url, actor));
     let Some(store) = store.filter(|_| mistakes.0.is_empty()) else { return Err(mistakes) };
     let settings = Settings {
         listen,
@@ -233,10 +234,19 @@ pub fn settings(args: &ServeArgs, database_url: &str) -> Result<(Settings, Loggi
 ///
 /// The URL makes no sense; says why, without repeating it.
 pub fn store(url: &str) -> Result<Arc<dyn Store>, String> {
+    Ok(management(url, Actor::default())?)
+}
+
+/// [`store`], with all that people can do to it, in the name of `actor`.
+///
+/// # Errors
+///
+/// As [`store`].
+pub fn management(url: &str, actor: Actor) -> Result<Arc<dyn Management>, String> {
     let scheme = url.split([':', '+']).next().unwrap_or_default();
     match scheme {
-        "postgres" | "postgresql" => Ok(Arc::new(PostgresStore::new(url)?)),
-        "sqlite" => Ok(Arc::new(SqliteStore::new(url)?)),
+        "postgres" | "postgresql" => Ok(Arc::new(PostgresStore::new(url)?.acting_for(actor))),
+        "sqlite" => Ok(Arc::new(SqliteStore::new(url)?.acting_for(actor))),
         _ => Err("the database URL must start with postgres://, postgresql:// or sqlite://".into()),
     }
 }

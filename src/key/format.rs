@@ -92,6 +92,17 @@ pub fn is_stored_prefix(text: &str) -> bool {
         .is_some_and(|p| PREFIX_BYTES.contains(&p.len()) && p.bytes().all(is_prefix_byte))
 }
 
+/// Whether a whole key stands somewhere in `text`, be there something typed after it.
+#[must_use]
+pub fn holds_key(text: &str) -> bool {
+    text.match_indices(SCHEME).any(|(at, _)| {
+        let rest = &text.as_bytes()[at + SCHEME.len()..];
+        let prefix = rest.iter().take_while(|&&b| is_prefix_byte(b)).count();
+        let secret = rest.iter().skip(prefix + 1).take_while(|&&b| is_secret_byte(b)).count();
+        prefix > 0 && rest.get(prefix) == Some(&b'_') && secret >= *SECRET_BYTES.start()
+    })
+}
+
 fn is_prefix_byte(b: u8) -> bool {
     KINDS[usize::from(b)] == IN_PREFIX
 }
@@ -209,6 +220,19 @@ mod tests {
     use proptest::string::string_regex;
 
     use super::*;
+
+    #[test]
+    fn a_key_is_found_wherever_it_stands() {
+        let long = format!("llmk_demo_{}", "s".repeat(80));
+        for holds in
+            ["llmk_demo_secret123", "see llmk_demo_secret123, leaked", "llmk_llmk_demo_secret123", &long]
+        {
+            assert!(holds_key(holds), "{holds}");
+        }
+        for not in ["", "llmk_", "llmk_demo", "llmk_demo leaked", "llmk_demo_short", "llmk_demo, llmk_b"] {
+            assert!(!holds_key(not), "{not}");
+        }
+    }
 
     #[test]
     fn the_first_underscore_after_the_scheme_splits() {

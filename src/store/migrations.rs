@@ -9,6 +9,8 @@ use sqlx::SqlSafeStr as _;
 use sqlx::SqlStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
+use crate::audit::{Action, Draft};
+
 /// A set of migrations: version, description, SQL.
 pub(super) type Set = &'static [(i64, &'static str, &'static str)];
 
@@ -34,6 +36,7 @@ macro_rules! set {
             (3, "change log", include_str!(concat!("../../migrations/", $dialect, "/3_change_log.sql"))),
             (4, "replicas", include_str!(concat!("../../migrations/", $dialect, "/4_replicas.sql"))),
             (5, "key memo", include_str!(concat!("../../migrations/", $dialect, "/5_key_memo.sql"))),
+            (6, "audit log", include_str!(concat!("../../migrations/", $dialect, "/6_audit_log.sql"))),
         ]
     };
 }
@@ -63,4 +66,12 @@ pub(super) fn newest(set: Set) -> i64 {
 /// The versions of a set that come after `version`.
 pub(super) fn after(set: Set, version: i64) -> Vec<i64> {
     set.iter().map(|(v, ..)| *v).filter(|v| *v > version).collect()
+}
+
+/// What the audit log says of versions that were applied; nothing if there were none.
+pub(super) fn draft(before: i64, applied: &[i64]) -> Option<Draft> {
+    let current = applied.last()?;
+    let was = (before > 0).then(|| serde_json::json!({ "current": before }));
+    let is = serde_json::json!({ "applied": applied, "current": current });
+    Some(Draft::of(Action::Migrate, "schema".into(), was.as_ref(), &is))
 }

@@ -1,11 +1,13 @@
 //! What must a database be able to do for us?
 //!
-//! Two things. The management path asks a [`Store`] for rows and changes them.
-//! The replica asks it for a [`Session`]: one look at everything, then again and
-//! again what changed since the last look. Nothing here mentions SQL, a pool or
-//! a transaction: another database needs a door of its own and no change below.
+//! Two things. The replica asks a [`Store`] for a [`Session`]: one look at
+//! everything, then again and again what changed since the last look. The
+//! management path asks a [`Management`] for rows and changes them. Nothing here
+//! mentions SQL, a pool or a transaction: another database needs a door of its
+//! own and no change below.
 
 mod errors;
+pub mod management;
 mod migrations;
 pub mod postgres;
 pub mod sqlite;
@@ -15,10 +17,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+pub use self::management::{AuditFilter, ImportedKey, Laggard, Management, NewKey, NewTenant, StoredKey};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::record::{KeyDetails, KeyRecord, Memo, SecretHash};
-use crate::tenant::{Tenant, TenantId, TenantStatus};
+use crate::record::{KeyRecord, Memo, SecretHash};
+use crate::tenant::{Tenant, TenantId};
 
 /// Why a database did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -78,40 +81,6 @@ impl SchemaVersion {
     }
 }
 
-/// A tenant that does not exist yet.
-#[derive(Clone, Debug)]
-pub struct NewTenant {
-    /// Its identity; nothing: the database chooses.
-    pub id: Option<TenantId>,
-    /// Its name.
-    pub name: String,
-    /// Its schema.
-    pub schema: String,
-    /// Its status.
-    pub status: TenantStatus,
-}
-
-/// A key that does not exist yet.
-#[derive(Clone, Debug)]
-pub struct NewKey {
-    /// Its identity.
-    pub id: KeyId,
-    /// `llmk_<prefix>`.
-    pub prefix: String,
-    /// Its bcrypt hash.
-    pub hash: String,
-    /// Whose it is.
-    pub tenant_id: TenantId,
-    /// What people call it.
-    pub name: Option<String>,
-    /// When it was issued.
-    pub created_at: Timestamp,
-    /// When it expires; nothing: never.
-    pub expires_at: Option<Timestamp>,
-    /// By which it is known without bcrypt.
-    pub memo: Option<Memo>,
-}
-
 /// A memo for a row that is there already.
 #[derive(Clone, Debug)]
 pub struct NewMemo {
@@ -123,7 +92,7 @@ pub struct NewMemo {
     pub memo: Memo,
 }
 
-/// A database of tenants and keys.
+/// A database of tenants and keys, as a server needs it. People need more: [`Management`].
 ///
 /// Every method fails with [`StoreError::Unavailable`] when the database cannot be asked; "not found" is
 /// `None` or an empty list, never an error.
@@ -138,62 +107,14 @@ pub trait Store: Send + Sync {
     /// Whether bringing the tables up to date is nobody's decision but ours, as in an embedded database.
     fn embedded(&self) -> bool;
 
-    /// Whether tenants have a schema of their own that must be made.
-    fn has_schemas(&self) -> bool;
-
     /// Opens a session for a replica.
     async fn session(&self) -> Result<Box<dyn Session>, StoreError>;
 
     /// How far the tables are.
     async fn schema_version(&self) -> Result<SchemaVersion, StoreError>;
 
-    /// Applies what is missing; returns the versions that were.
+    /// Applies what is missing, all or nothing; returns the versions that were. The audit log has it.
     async fn migrate(&self) -> Result<Vec<i64>, StoreError>;
-
-    /// Adds a tenant. [`StoreError::Conflict`] if its schema or identity is taken.
-    async fn insert_tenant(&self, tenant: &NewTenant) -> Result<Tenant, StoreError>;
-
-    /// Makes a tenant's schema stand, if there is such a thing here.
-    async fn create_schema(&self, schema: &str) -> Result<(), StoreError>;
-
-    /// All tenants, oldest first.
-    async fn tenants(&self) -> Result<Vec<Tenant>, StoreError>;
-
-    /// The tenants whose id, schema or exact name is `reference`.
-    async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError>;
-
-    /// Sets a tenant's status; nothing if there is no such tenant.
-    async fn set_tenant_status(
-        &self,
-        id: TenantId,
-        status: &TenantStatus,
-    ) -> Result<Option<Tenant>, StoreError>;
-
-    /// Adds a key. [`StoreError::Conflict`] if its prefix, hash or identity is taken.
-    async fn insert_key(&self, key: &NewKey) -> Result<KeyDetails, StoreError>;
-
-    /// All keys, or those of one tenant, oldest first.
-    async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError>;
-
-    /// The key whose id or prefix is `reference`.
-    async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError>;
-
-    /// Takes a key back, if that has not been done: the first instant and reason stay.
-    async fn revoke_key(
-        &self,
-        id: KeyId,
-        at: Timestamp,
-        reason: Option<&str>,
-    ) -> Result<Option<KeyDetails>, StoreError>;
-
-    /// In one step: adds `successor` and lets the key `id` expire at `expires_at` if it would not sooner.
-    /// Nothing, and no change, if the key is gone or has been revoked.
-    async fn replace_key(
-        &self,
-        id: KeyId,
-        expires_at: Timestamp,
-        successor: &NewKey,
-    ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError>;
 
     /// Forgets changes older than `keep`. A replica that has not looked for so long loads everything again.
     /// Returns how many.
@@ -205,15 +126,9 @@ pub trait Store: Send + Sync {
     /// Forgets a server that stopped in order.
     async fn retract(&self, id: Uuid) -> Result<(), StoreError>;
 
-    /// A mark after everything that is committed now, which every server that is in touch comes to see.
-    async fn mark(&self) -> Result<String, StoreError>;
-
-    /// The servers that may still serve what was before a mark: they have not looked since, and their time to
-    /// serve without looking is not over.
-    async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError>;
-
-    /// Moves `last_used_at` of the keys forward, never back, and never past the database's own clock.
-    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError>;
+    /// Moves `last_used_at` of the keys forward, never back, and never past the database's own clock. Returns
+    /// which of them were never used before, on any server.
+    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError>;
 
     /// Puts memos beside their rows, where key and hash are still what they were made beside.
     async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError>;
@@ -230,15 +145,6 @@ pub struct Announcement<'a> {
     pub position: &'a str,
     /// How long from now it lets keys pass without looking again.
     pub serves_for: Duration,
-}
-
-/// A server that may still serve what was before a change.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Laggard {
-    /// Host and process, for people.
-    pub name: String,
-    /// When it last announced itself.
-    pub seen_at: Timestamp,
 }
 
 /// A row, as a replica wants it.

@@ -12,9 +12,9 @@ use super::*;
 use crate::clock::Timestamp;
 use crate::decision::Freshness;
 use crate::key::KeyId;
-use crate::record::{ExpiresAt, KeyDetails, KeyRecord};
-use crate::store::{Announcement, Laggard, NewKey, NewMemo, NewTenant, SchemaVersion};
-use crate::tenant::{Tenant, TenantId, TenantStatus};
+use crate::record::{ExpiresAt, KeyRecord};
+use crate::store::{Announcement, NewMemo, SchemaVersion};
+use crate::tenant::TenantId;
 
 /// A clock that runs with tokio's, which the tests hold still.
 struct TestClock(Instant);
@@ -126,9 +126,6 @@ impl Store for Script {
     fn embedded(&self) -> bool {
         false
     }
-    fn has_schemas(&self) -> bool {
-        false
-    }
     async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
         self.asked.lock().unwrap().push(Instant::now());
         let steps = self.sessions.lock().unwrap().pop_front().ok_or_else(broken)?;
@@ -140,46 +137,6 @@ impl Store for Script {
     async fn migrate(&self) -> Result<Vec<i64>, StoreError> {
         Err(broken())
     }
-    async fn insert_tenant(&self, _: &NewTenant) -> Result<Tenant, StoreError> {
-        Err(broken())
-    }
-    async fn create_schema(&self, _: &str) -> Result<(), StoreError> {
-        Err(broken())
-    }
-    async fn tenants(&self) -> Result<Vec<Tenant>, StoreError> {
-        Err(broken())
-    }
-    async fn find_tenants(&self, _: &str) -> Result<Vec<Tenant>, StoreError> {
-        Err(broken())
-    }
-    async fn set_tenant_status(&self, _: TenantId, _: &TenantStatus) -> Result<Option<Tenant>, StoreError> {
-        Err(broken())
-    }
-    async fn insert_key(&self, _: &NewKey) -> Result<KeyDetails, StoreError> {
-        Err(broken())
-    }
-    async fn keys(&self, _: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError> {
-        Err(broken())
-    }
-    async fn find_key(&self, _: &str) -> Result<Option<KeyDetails>, StoreError> {
-        Err(broken())
-    }
-    async fn revoke_key(
-        &self,
-        _: KeyId,
-        _: Timestamp,
-        _: Option<&str>,
-    ) -> Result<Option<KeyDetails>, StoreError> {
-        Err(broken())
-    }
-    async fn replace_key(
-        &self,
-        _: KeyId,
-        _: Timestamp,
-        _: &NewKey,
-    ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
-        Err(broken())
-    }
     async fn prune_changes(&self, _: Duration) -> Result<u64, StoreError> {
         Err(broken())
     }
@@ -189,13 +146,7 @@ impl Store for Script {
     async fn retract(&self, _: Uuid) -> Result<(), StoreError> {
         Err(broken())
     }
-    async fn mark(&self) -> Result<String, StoreError> {
-        Err(broken())
-    }
-    async fn laggards(&self, _: &str) -> Result<Vec<Laggard>, StoreError> {
-        Err(broken())
-    }
-    async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
+    async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError> {
         Err(broken())
     }
     async fn write_memos(&self, _: &[NewMemo]) -> Result<(), StoreError> {

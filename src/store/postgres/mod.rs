@@ -4,7 +4,10 @@
 //! transaction. How a replica looks at the database is in [`session`]. Nothing here
 //! judges.
 
+mod audit;
+mod bulk;
 mod instant;
+mod management;
 mod session;
 
 use std::str::FromStr;
@@ -12,29 +15,24 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
-use sqlx::{ColumnIndex, ConnectOptions as _, Connection as _, Postgres, Row as _};
+use sqlx::{ColumnIndex, ConnectOptions as _, Connection as _, Row as _};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use self::instant::{Micros, expiry, instant};
+use self::instant::Micros;
 use self::session::PostgresSession;
 use super::migrations;
-use super::{
-    Announcement, CONNECT_TIMEOUT, Laggard, NewKey, NewMemo, NewTenant, SchemaVersion, Session, Store,
-    StoreError,
-};
+use super::{Announcement, CONNECT_TIMEOUT, NewMemo, SchemaVersion, Session, Store, StoreError};
+use crate::audit::Actor;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::record::{KeyDetails, Memo};
-use crate::tenant::{Tenant, TenantId, TenantStatus, is_schema_name};
-
-const TENANT: &str = "id, name, db_schema_name, status, created_at";
-const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo";
+use crate::record::Memo;
 
 /// Tenants and keys in Postgres 13 or newer.
 #[derive(Debug)]
 pub struct PostgresStore {
     options: PgConnectOptions,
+    actor: Actor,
 }
 
 impl PostgresStore {
@@ -48,7 +46,14 @@ impl PostgresStore {
         let options = PgConnectOptions::from_str(&plain_url(url))
             .map_err(|e| format!("the database URL makes no sense: {e}"))?
             .application_name("tenantgate");
-        Ok(Self { options })
+        Ok(Self { options, actor: Actor::default() })
+    }
+
+    /// The same store, opened by somebody: the audit log has his name.
+    #[must_use]
+    pub fn acting_for(mut self, actor: Actor) -> Self {
+        self.actor = actor;
+        self
     }
 
     /// A connection for one piece of management. There is no pool: management is rare, and a pool hides a
@@ -103,10 +108,6 @@ impl Store for PostgresStore {
         false
     }
 
-    fn has_schemas(&self) -> bool {
-        true
-    }
-
     async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
         // LISTEN fails on a standby, with words that do not help.
         let mut probe = self.connect().await?;
@@ -123,143 +124,16 @@ impl Store for PostgresStore {
 
     async fn migrate(&self) -> Result<Vec<i64>, StoreError> {
         let mut connection = self.connect().await?;
-        let before = applied(&mut connection).await?;
-        migrations::migrator(migrations::POSTGRES).run_direct(None, &mut connection, false).await?;
-        Ok(migrations::after(migrations::POSTGRES, before))
-    }
-
-    async fn insert_tenant(&self, tenant: &NewTenant) -> Result<Tenant, StoreError> {
-        let sql = format!(
-            "INSERT INTO tenants (id, name, db_schema_name, status)
-             VALUES (coalesce($1, gen_random_uuid()), $2, $3, $4) RETURNING {TENANT}"
-        );
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(tenant.id.map(|id| id.0))
-            .bind(&tenant.name)
-            .bind(&tenant.schema)
-            .bind(tenant.status.as_str())
-            .fetch_one(&mut self.connect().await?)
-            .await?;
-        tenant_of(&row)
-    }
-
-    async fn create_schema(&self, schema: &str) -> Result<(), StoreError> {
-        if !is_schema_name(schema) {
-            return Err(StoreError::Refused(format!("{schema:?} is no name for a tenant's schema")));
-        }
-        // A name cannot be a parameter; the grammar above leaves nothing that a quote would have to tame.
-        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"")))
-            .execute(&mut self.connect().await?)
-            .await?;
-        Ok(())
-    }
-
-    async fn tenants(&self) -> Result<Vec<Tenant>, StoreError> {
-        let sql = format!("SELECT {TENANT} FROM tenants ORDER BY created_at, id");
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .fetch_all(&mut self.connect().await?)
-            .await?
-            .iter()
-            .map(tenant_of)
-            .collect()
-    }
-
-    async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError> {
-        let sql = format!(
-            "SELECT {TENANT} FROM tenants WHERE id = $1 OR db_schema_name = $2 OR name = $2 ORDER BY created_at, id"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(Uuid::parse_str(reference).ok())
-            .bind(reference)
-            .fetch_all(&mut self.connect().await?)
-            .await?
-            .iter()
-            .map(tenant_of)
-            .collect()
-    }
-
-    async fn set_tenant_status(
-        &self,
-        id: TenantId,
-        status: &TenantStatus,
-    ) -> Result<Option<Tenant>, StoreError> {
-        let sql = format!("UPDATE tenants SET status = $2 WHERE id = $1 RETURNING {TENANT}");
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(id.0)
-            .bind(status.as_str())
-            .fetch_optional(&mut self.connect().await?)
-            .await?;
-        row.as_ref().map(tenant_of).transpose()
-    }
-
-    async fn insert_key(&self, key: &NewKey) -> Result<KeyDetails, StoreError> {
-        insert_key(&mut self.connect().await?, key).await
-    }
-
-    async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError> {
-        let sql = format!(
-            "SELECT {KEY} FROM api_keys WHERE $1::uuid IS NULL OR tenant_id = $1 ORDER BY created_at, id"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(tenant.map(|id| id.0))
-            .fetch_all(&mut self.connect().await?)
-            .await?
-            .iter()
-            .map(key_of)
-            .collect()
-    }
-
-    async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError> {
-        let sql = format!("SELECT {KEY} FROM api_keys WHERE id = $1 OR key_prefix = $2");
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(Uuid::parse_str(reference).ok())
-            .bind(reference)
-            .fetch_optional(&mut self.connect().await?)
-            .await?;
-        row.as_ref().map(key_of).transpose()
-    }
-
-    async fn revoke_key(
-        &self,
-        id: KeyId,
-        at: Timestamp,
-        reason: Option<&str>,
-    ) -> Result<Option<KeyDetails>, StoreError> {
-        let sql = format!(
-            "UPDATE api_keys SET revocation_reason = CASE WHEN revoked_at IS NULL THEN $3 ELSE revocation_reason END,
-                                 revoked_at = coalesce(revoked_at, $2) WHERE id = $1 RETURNING {KEY}"
-        );
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(id.0)
-            .bind(Micros(at))
-            .bind(reason)
-            .fetch_optional(&mut self.connect().await?)
-            .await?;
-        row.as_ref().map(key_of).transpose()
-    }
-
-    async fn replace_key(
-        &self,
-        id: KeyId,
-        expires_at: Timestamp,
-        successor: &NewKey,
-    ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
-        let mut connection = self.connect().await?;
-        let mut transaction = connection.begin().await?;
-        let new = insert_key(&mut *transaction, successor).await?;
-        let sql = format!(
-            "UPDATE api_keys SET expires_at = LEAST(expires_at, $2), replaced_by = $3
-             WHERE id = $1 AND revoked_at IS NULL RETURNING {KEY}"
-        );
-        let old = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(id.0)
-            .bind(Micros(expires_at))
-            .bind(new.id.0)
-            .fetch_optional(&mut *transaction)
-            .await?;
-        let Some(old) = old else { return Ok(None) };
+        let mut transaction = connection.begin_with(audit::BEGIN).await?;
+        // The migrator's own lock ends before our transaction does.
+        let lock = "SELECT pg_advisory_xact_lock(hashtext('tenantgate migrate'))";
+        sqlx::query(lock).execute(&mut *transaction).await?;
+        let before = applied(&mut transaction).await?;
+        migrations::migrator(migrations::POSTGRES).run_direct(None, &mut *transaction, false).await?;
+        let applied = migrations::after(migrations::POSTGRES, before);
+        audit::append(&mut transaction, &self.actor, migrations::draft(before, &applied)).await?;
         transaction.commit().await?;
-        Ok(Some((key_of(&old)?, new)))
+        Ok(applied)
     }
 
     async fn prune_changes(&self, keep: Duration) -> Result<u64, StoreError> {
@@ -294,23 +168,7 @@ impl Store for PostgresStore {
         Ok(())
     }
 
-    async fn mark(&self) -> Result<String, StoreError> {
-        // A transaction of its own: who sees it sees everything that was committed before it began.
-        let sql = "SELECT auth_mark()::text";
-        Ok(sqlx::query(sql).fetch_one(&mut self.connect().await?).await?.try_get(0)?)
-    }
-
-    async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError> {
-        let sql = "SELECT name, seen_at FROM auth_replica
-             WHERE serves_until > now() AND NOT pg_visible_in_snapshot($1::xid8, applied) ORDER BY name";
-        let rows = sqlx::query(sql).bind(mark).fetch_all(&mut self.connect().await?).await?;
-        let laggard = |row: &PgRow| {
-            Ok(Laggard { name: row.try_get("name")?, seen_at: row.try_get::<Micros, _>("seen_at")?.0 })
-        };
-        rows.iter().map(laggard).collect()
-    }
-
-    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
+    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError> {
         let (ids, at): (Vec<_>, Vec<_>) = used.iter().map(|(id, at)| (id.0, Micros(*at))).unzip();
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin().await?;
@@ -321,20 +179,21 @@ impl Store for PostgresStore {
         .execute(&mut *transaction)
         .await?;
         // Locked in the order of ids, rows that somebody else holds left for the next time: no deadlock.
-        sqlx::query(
+        let rows = sqlx::query(
             "WITH used AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS u (id, at)),
-                  mine AS (SELECT k.id, u.at FROM api_keys k JOIN used u USING (id)
+                  mine AS (SELECT k.id, u.at, k.last_used_at IS NULL AS never FROM api_keys k JOIN used u USING (id)
                            WHERE k.last_used_at IS NULL OR k.last_used_at < u.at
                            ORDER BY k.id FOR NO KEY UPDATE OF k)
              UPDATE api_keys k SET last_used_at = GREATEST(k.last_used_at, LEAST(mine.at, now()))
-             FROM mine WHERE k.id = mine.id",
+             FROM mine WHERE k.id = mine.id RETURNING CASE WHEN mine.never THEN k.id END",
         )
         .bind(ids)
         .bind(at)
-        .execute(&mut *transaction)
+        .fetch_all(&mut *transaction)
         .await?;
         transaction.commit().await?;
-        Ok(())
+        let first = rows.iter().filter_map(|row| row.try_get::<Option<Uuid>, _>(0).transpose());
+        Ok(first.map(|id| id.map(KeyId)).collect::<Result<_, _>>()?)
     }
 
     async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError> {
@@ -354,54 +213,6 @@ impl Store for PostgresStore {
         .await?;
         Ok(())
     }
-}
-
-async fn insert_key<'e>(
-    executor: impl sqlx::Executor<'e, Database = Postgres>,
-    key: &NewKey,
-) -> Result<KeyDetails, StoreError> {
-    let sql = format!(
-        "INSERT INTO api_keys (id, key_prefix, hashed_key, tenant_id, name, created_at, expires_at, key_memo)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING {KEY}"
-    );
-    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(key.id.0)
-        .bind(&key.prefix)
-        .bind(&key.hash)
-        .bind(key.tenant_id.0)
-        .bind(&key.name)
-        .bind(Micros(key.created_at))
-        .bind(key.expires_at.map(Micros))
-        .bind(key.memo.map(|memo| memo.to_string()))
-        .fetch_one(executor)
-        .await?;
-    key_of(&row)
-}
-
-fn tenant_of(row: &PgRow) -> Result<Tenant, StoreError> {
-    Ok(Tenant {
-        id: TenantId(row.try_get("id")?),
-        name: row.try_get("name")?,
-        schema: row.try_get("db_schema_name")?,
-        status: TenantStatus::parse(row.try_get("status")?),
-        created_at: row.try_get::<Micros, _>("created_at")?.0,
-    })
-}
-
-fn key_of(row: &PgRow) -> Result<KeyDetails, StoreError> {
-    Ok(KeyDetails {
-        id: KeyId(row.try_get("id")?),
-        prefix: row.try_get("key_prefix")?,
-        name: row.try_get("name")?,
-        tenant_id: TenantId(row.try_get("tenant_id")?),
-        created_at: row.try_get::<Micros, _>("created_at")?.0,
-        expires_at: expiry(row, "expires_at")?,
-        last_used_at: instant(row, "last_used_at")?,
-        revoked_at: instant(row, "revoked_at")?,
-        revocation_reason: row.try_get("revocation_reason")?,
-        replaced_by: row.try_get::<Option<Uuid>, _>("replaced_by")?.map(KeyId),
-        memo: memo(row, "key_memo")?.map(|memo| memo.pepper),
-    })
 }
 
 fn memo(row: &PgRow, column: impl ColumnIndex<PgRow>) -> Result<Option<Memo>, StoreError> {

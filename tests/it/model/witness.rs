@@ -9,13 +9,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tenantgate::clock::Timestamp;
 use tenantgate::key::KeyId;
-use tenantgate::record::KeyDetails;
 use tenantgate::replica::{Replica, Snapshot};
 use tenantgate::store::{
-    Announcement, Changes, Laggard, Look, NewKey, NewMemo, NewTenant, Row, SchemaVersion, Session, Store,
-    StoreError,
+    Announcement, Changes, Look, NewMemo, Row, SchemaVersion, Session, Store, StoreError,
 };
-use tenantgate::tenant::{Tenant, TenantId, TenantStatus};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
@@ -157,10 +154,6 @@ impl Store for Witness {
         self.store.embedded()
     }
 
-    fn has_schemas(&self) -> bool {
-        self.store.has_schemas()
-    }
-
     async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
         let pace = self.pace.lock().expect("no panic while opening").take();
         let pace = pace.expect("a session was lost, and nobody ended it");
@@ -177,56 +170,6 @@ impl Store for Witness {
         self.store.migrate().await
     }
 
-    async fn insert_tenant(&self, _: &NewTenant) -> Result<Tenant, StoreError> {
-        unreachable!()
-    }
-
-    async fn create_schema(&self, _: &str) -> Result<(), StoreError> {
-        unreachable!()
-    }
-
-    async fn tenants(&self) -> Result<Vec<Tenant>, StoreError> {
-        unreachable!()
-    }
-
-    async fn find_tenants(&self, _: &str) -> Result<Vec<Tenant>, StoreError> {
-        unreachable!()
-    }
-
-    async fn set_tenant_status(&self, _: TenantId, _: &TenantStatus) -> Result<Option<Tenant>, StoreError> {
-        unreachable!()
-    }
-
-    async fn insert_key(&self, _: &NewKey) -> Result<KeyDetails, StoreError> {
-        unreachable!()
-    }
-
-    async fn keys(&self, _: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError> {
-        unreachable!()
-    }
-
-    async fn find_key(&self, _: &str) -> Result<Option<KeyDetails>, StoreError> {
-        unreachable!()
-    }
-
-    async fn revoke_key(
-        &self,
-        _: KeyId,
-        _: Timestamp,
-        _: Option<&str>,
-    ) -> Result<Option<KeyDetails>, StoreError> {
-        unreachable!()
-    }
-
-    async fn replace_key(
-        &self,
-        _: KeyId,
-        _: Timestamp,
-        _: &NewKey,
-    ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
-        unreachable!()
-    }
-
     async fn prune_changes(&self, _: Duration) -> Result<u64, StoreError> {
         unreachable!()
     }
@@ -239,15 +182,7 @@ impl Store for Witness {
         unreachable!()
     }
 
-    async fn mark(&self) -> Result<String, StoreError> {
-        unreachable!()
-    }
-
-    async fn laggards(&self, _: &str) -> Result<Vec<Laggard>, StoreError> {
-        unreachable!()
-    }
-
-    async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
+    async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError> {
         unreachable!()
     }
 

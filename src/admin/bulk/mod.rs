@@ -1,0 +1,203 @@
+//! How do many keys and tenants move in at once?
+//!
+//! A batch at a time: every row is judged by itself, what the database has already is
+//! compared, and what is new goes in, in one transaction with its row of the audit log.
+//! So an import that was interrupted has lost one batch, and doing it again does the
+//! rest: rows that are there are counted and left alone, rows that contradict what is
+//! there are refused.
+//!
+//! Nothing here knows what a file looks like.
+
+mod keys;
+mod tenants;
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher as _, RandomState};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+pub use self::keys::KeyRow;
+pub use self::tenants::TenantRow;
+use super::AdminError;
+use crate::audit::{Action, Draft};
+use crate::clock::Timestamp;
+use crate::store::StoredKey;
+use crate::tenant::{Tenant, TenantId};
+
+/// A row and the line of the file it is on.
+pub type Numbered<R> = (u64, R);
+
+/// What became of a batch.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Rows that are in the database now, and were not before.
+    pub imported: u64,
+    /// Rows that were there.
+    pub already_there: u64,
+    /// Rows that were refused, and why.
+    pub refused: Vec<Numbered<String>>,
+}
+
+impl Outcome {
+    fn refuse(&mut self, line: u64, why: impl Into<String>) {
+        self.refused.push((line, why.into()));
+    }
+
+    fn add(&mut self, other: Self) {
+        self.imported += other.imported;
+        self.already_there += other.already_there;
+        self.refused.extend(other.refused);
+    }
+}
+
+/// One import, from its first batch to its last.
+pub struct Import {
+    /// Its identity, by which its rows of the audit log are known.
+    id: Uuid,
+    source: Source,
+    dry_run: bool,
+    hasher: RandomState,
+    /// What a dry run would have put into the database, as hashes: of every row eight bytes.
+    seen: HashSet<u64>,
+    /// Tenants that were looked up, by what they are called.
+    tenants: HashMap<String, Result<TenantId, String>>,
+}
+
+/// Where rows come from, for the audit log.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Source {
+    /// The name of the file.
+    pub file: String,
+    /// Its SHA-256; nothing while that is not known.
+    pub sha256: Option<String>,
+}
+
+/// What the audit log has of a batch.
+#[derive(Serialize)]
+struct Imported<'a> {
+    #[serde(flatten)]
+    source: &'a Source,
+    first_line: u64,
+    last_line: u64,
+    rows: usize,
+    first_id: String,
+    last_id: String,
+}
+
+impl Import {
+    /// An import; a dry run changes nothing.
+    #[must_use]
+    pub fn new(source: Source, dry_run: bool) -> Self {
+        let (hasher, seen, tenants) = (RandomState::new(), HashSet::new(), HashMap::new());
+        Self { id: Uuid::new_v4(), source, dry_run, hasher, seen, tenants }
+    }
+
+    /// The digest of the file, once it has been read to its end.
+    pub fn has_sha256(&mut self, sha256: String) {
+        self.source.sha256 = Some(sha256);
+    }
+
+    fn draft(&self, action: Action, lines: &[u64], ids: &[Uuid]) -> Draft {
+        let id = |id: Option<&Uuid>| id.map(ToString::to_string).unwrap_or_default();
+        let imported = Imported {
+            source: &self.source,
+            first_line: lines.first().copied().unwrap_or_default(),
+            last_line: lines.last().copied().unwrap_or_default(),
+            rows: ids.len(),
+            first_id: id(ids.first()),
+            last_id: id(ids.last()),
+        };
+        Draft::of(action, format!("import {}", self.id), None::<&()>, &imported)
+    }
+
+    /// Whether a dry run meets this for the first time.
+    fn is_new(&mut self, what: &str) -> bool {
+        let hash = self.hasher.hash_one(what);
+        self.seen.insert(hash)
+    }
+}
+
+/// Cuts rows where one has something that must be unique and an earlier one has too: what comes first is in the
+/// database when the second is compared with it.
+fn cut_at_doubles<R>(rows: Vec<R>, unique: impl Fn(&R) -> Vec<String>) -> Vec<Vec<R>> {
+    let (mut parts, mut part, mut taken) = (Vec::new(), Vec::new(), HashSet::new());
+    for row in rows {
+        let names = unique(&row);
+        if names.iter().any(|name| taken.contains(name)) {
+            parts.push(std::mem::take(&mut part));
+            taken.clear();
+        }
+        taken.extend(names);
+        part.push(row);
+    }
+    parts.push(part);
+    parts
+}
+
+fn instant(column: &str, text: Option<&str>) -> Result<Option<Timestamp>, String> {
+    let wrong = || format!("{column} is no RFC 3339 instant, such as 2027-01-31T00:00:00Z");
+    match text {
+        None | Some("infinity") => Ok(None),
+        Some(text) => Timestamp::parse(text).map(Some).ok_or_else(wrong),
+    }
+}
+
+fn uuid(column: &str, text: Option<&str>) -> Result<Option<Uuid>, String> {
+    text.map(|text| Uuid::parse_str(text).map_err(|_| format!("{column} is no UUID"))).transpose()
+}
+
+impl super::Admin {
+    /// Gives every key, of all or one tenant, to `sink`, hash and all.
+    ///
+    /// # Errors
+    ///
+    /// As [`super::Admin::tenant`]; the database cannot be asked; or `sink` wants no more.
+    pub async fn export_keys<E: From<AdminError>>(
+        &self,
+        tenant: Option<&str>,
+        sink: impl FnMut(&StoredKey) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.each_key(tenant, sink).await
+    }
+
+    /// Gives every tenant to `sink`.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked, or `sink` wants no more.
+    pub async fn export_tenants<E: From<AdminError>>(
+        &self,
+        mut sink: impl FnMut(&Tenant) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut after = None;
+        loop {
+            let page = self.store.tenants_page(after, super::report::PAGE).await.map_err(AdminError::from)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.id);
+            page.iter().try_for_each(&mut sink)?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_cut_where_something_comes_twice() {
+        let cut = |rows: &[&str]| {
+            let rows = rows.iter().map(ToString::to_string).collect();
+            cut_at_doubles(rows, |row: &String| row.split(' ').map(ToOwned::to_owned).collect())
+        };
+        assert_eq!(cut(&["a x", "b y"]), [["a x", "b y"]]);
+        assert_eq!(cut(&["a x", "b x", "c z"]), [vec!["a x"], vec!["b x", "c z"]]);
+        assert_eq!(cut(&["a", "a", "a"]), [["a"], ["a"], ["a"]]);
+    }
+
+    #[test]
+    fn a_dry_run_remembers_what_it_would_have_done() {
+        let mut import = Import::new(Source::default(), true);
+        assert!(import.is_new("llmk_a") && import.is_new("llmk_b") && !import.is_new("llmk_a"));
+    }
+}

@@ -1,0 +1,169 @@
+//! How do many tenants move in at once?
+//!
+//! With their schemas: those that are to stand are made in the same transaction.
+
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::super::{Admin, AdminError};
+use super::{Import, Numbered, Outcome, cut_at_doubles, instant, uuid};
+use crate::audit::Action;
+use crate::clock::Timestamp;
+use crate::key::format::holds_key;
+use crate::store::StoreError;
+use crate::tenant::{Tenant, TenantId, TenantStatus, default_schema_name, is_schema_name, is_tenant_name};
+
+/// A tenant as a file has it: everything text, nothing checked.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TenantRow {
+    /// Its id; nothing: a new one.
+    pub id: Option<String>,
+    /// Its name.
+    pub name: Option<String>,
+    /// Its schema; nothing: made of the name.
+    pub db_schema_name: Option<String>,
+    /// Its status; nothing: active.
+    pub status: Option<String>,
+    /// When it was made; nothing: now.
+    pub created_at: Option<String>,
+}
+
+/// A row that makes sense.
+struct Candidate {
+    line: u64,
+    id: Option<Uuid>,
+    name: String,
+    schema: String,
+    status: Option<TenantStatus>,
+    created_at: Option<Timestamp>,
+}
+
+impl Candidate {
+    fn read(line: u64, row: TenantRow) -> Result<Self, String> {
+        let name = row.name.filter(|name| is_tenant_name(name) && !holds_key(name));
+        let name = name.ok_or("name is not 1 to 255 characters, without control characters and keys")?;
+        let schema = row.db_schema_name.unwrap_or_else(|| default_schema_name(&name));
+        if !is_schema_name(&schema) {
+            return Err(format!("{schema:?} is no name for a schema"));
+        }
+        let status = row.status.as_deref().map(TenantStatus::parse);
+        if let Some(TenantStatus::Other(other)) = &status {
+            return Err(format!("{other:?} is no status: {}", TenantStatus::KNOWN.join(", ")));
+        }
+        let (id, created_at) =
+            (uuid("id", row.id.as_deref())?, instant("created_at", row.created_at.as_deref())?);
+        Ok(Self { line, id, name, schema, status, created_at })
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.id.map(|id| id.to_string()).into_iter().chain([self.schema.clone()]).collect()
+    }
+
+    /// Nothing if the tenant is as the row says.
+    fn contradiction(&self, there: &Tenant) -> Option<&'static str> {
+        let differing = [
+            (self.schema != there.schema, "schema"),
+            (self.id.is_some_and(|id| id != there.id.0), "id"),
+            (self.name != there.name, "name"),
+            (self.status.as_ref().is_some_and(|status| *status != there.status), "status"),
+            (self.created_at.is_some_and(|at| at != there.created_at), "created_at"),
+        ];
+        differing.into_iter().find_map(|(differs, column)| differs.then_some(column))
+    }
+
+    fn tenant(&self, now: Timestamp) -> Tenant {
+        Tenant {
+            id: TenantId(self.id.unwrap_or_else(Uuid::new_v4)),
+            name: self.name.clone(),
+            schema: self.schema.clone(),
+            status: self.status.clone().unwrap_or(TenantStatus::Active),
+            created_at: self.created_at.unwrap_or(now),
+        }
+    }
+}
+
+impl Admin {
+    /// Takes a batch of tenants over.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked or refuses all of it. Rows that are refused are no error.
+    pub async fn import_tenants(
+        &self,
+        import: &mut Import,
+        rows: Vec<Numbered<TenantRow>>,
+    ) -> Result<Outcome, AdminError> {
+        let mut outcome = Outcome::default();
+        let mut candidates = Vec::with_capacity(rows.len());
+        for (line, row) in rows {
+            match Candidate::read(line, row) {
+                Ok(candidate) => candidates.push(candidate),
+                Err(why) => outcome.refuse(line, why),
+            }
+        }
+        for part in cut_at_doubles(candidates, Candidate::names) {
+            self.import_tenants_part(import, part, &mut outcome).await?;
+        }
+        Ok(outcome)
+    }
+
+    async fn import_tenants_part(
+        &self,
+        import: &mut Import,
+        part: Vec<Candidate>,
+        outcome: &mut Outcome,
+    ) -> Result<(), AdminError> {
+        let new = self.compare_tenants(import, part, outcome).await?;
+        if !import.dry_run && !new.is_empty() {
+            let now = self.now();
+            let tenants: Vec<_> = new.iter().map(|candidate| candidate.tenant(now)).collect();
+            let lines: Vec<_> = new.iter().map(|candidate| candidate.line).collect();
+            let ids: Vec<_> = tenants.iter().map(|tenant| tenant.id.0).collect();
+            let draft = import.draft(Action::TenantImport, &lines, &ids);
+            match self.store.import_tenants(&tenants, draft).await {
+                Err(StoreError::Conflict(_)) => {
+                    let why = "somebody else adds the same tenants at the same time: try again";
+                    for candidate in &new {
+                        outcome.refuse(candidate.line, why);
+                    }
+                    return Ok(());
+                }
+                done => done?,
+            }
+        }
+        outcome.imported += new.len() as u64;
+        Ok(())
+    }
+
+    /// Sorts out what is there; returns what is not.
+    async fn compare_tenants(
+        &self,
+        import: &mut Import,
+        part: Vec<Candidate>,
+        outcome: &mut Outcome,
+    ) -> Result<Vec<Candidate>, AdminError> {
+        let names: Vec<_> = part.iter().flat_map(Candidate::names).collect();
+        let there = self.store.tenants_named(&names).await?;
+        let mut new = Vec::with_capacity(part.len());
+        for candidate in part {
+            let same = |t: &&Tenant| t.schema == candidate.schema || Some(t.id.0) == candidate.id;
+            match there.iter().find(same) {
+                None if import.dry_run
+                    && candidate.names().iter().filter(|name| !import.is_new(name)).count() > 0 =>
+                {
+                    outcome.refuse(candidate.line, format!("{} is in the file twice", candidate.schema));
+                }
+                None => new.push(candidate),
+                Some(tenant) => match candidate.contradiction(tenant) {
+                    None => outcome.already_there += 1,
+                    Some(column) => {
+                        let why = format!("{} is there already, with another {column}", tenant.schema);
+                        outcome.refuse(candidate.line, why);
+                    }
+                },
+            }
+        }
+        Ok(new)
+    }
+}

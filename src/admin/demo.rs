@@ -1,0 +1,76 @@
+//! What can be shown to somebody who has nothing yet?
+//!
+//! One tenant and one key that everybody knows.
+
+use uuid::Uuid;
+
+use super::keys::hashed;
+use super::{Admin, AdminError, Issued, refused};
+use crate::audit::Action;
+use crate::clock::Timestamp;
+use crate::key::{KeyId, PlainKey, format};
+use crate::store::{NewKey, NewTenant};
+use crate::tenant::{Tenant, TenantId, TenantStatus};
+
+/// The demonstration tenant.
+pub const DEMO_TENANT: TenantId = TenantId(Uuid::from_u128(0x550e_8400_e29b_41d4_a716_4466_5544_0000));
+/// The demonstration key.
+pub const DEMO_KEY: KeyId = KeyId(Uuid::from_u128(0x660e_8400_e29b_41d4_a716_4466_5544_0001));
+/// Known to everybody who can read this: never in a migration, and never beside other tenants unasked.
+const DEMO_KEY_TEXT: &str = "llmk_demo_secret123";
+
+impl Admin {
+    /// Makes sure the demonstration tenant and its key are there.
+    ///
+    /// # Errors
+    ///
+    /// The database holds other tenants and `force` is not given.
+    pub async fn seed_demo(&self, force: bool) -> Result<(Tenant, Issued), AdminError> {
+        let tenants = self.store.tenants().await?;
+        if !force && tenants.iter().any(|t| t.id != DEMO_TENANT) {
+            return refused(
+                "this database holds other tenants, and everybody knows the demo key: use --force if you mean it",
+            );
+        }
+        let tenant = match tenants.into_iter().find(|t| t.id == DEMO_TENANT) {
+            Some(tenant) => tenant,
+            None => self.provision(demo_tenant(), Action::SeedDemo).await?,
+        };
+        let key = demo_key()?;
+        let details = match self.store.find_key(&DEMO_KEY.0.to_string()).await? {
+            Some(details) => details,
+            None => {
+                self.store.insert_key(&demo_row(&tenant, &key, self.now()).await?, Action::SeedDemo).await?
+            }
+        };
+        Ok((tenant, Issued { details, key }))
+    }
+}
+
+fn demo_tenant() -> NewTenant {
+    NewTenant {
+        id: Some(DEMO_TENANT),
+        name: "Demo Tenant".into(),
+        schema: "tenant_demo".into(),
+        status: TenantStatus::Active,
+    }
+}
+
+fn demo_key() -> Result<PlainKey, AdminError> {
+    let key = format::parse(DEMO_KEY_TEXT.as_bytes()).map_err(|e| AdminError::Refused(e.to_string()))?;
+    Ok(key.to_plain())
+}
+
+async fn demo_row(tenant: &Tenant, key: &PlainKey, now: Timestamp) -> Result<NewKey, AdminError> {
+    Ok(NewKey {
+        id: DEMO_KEY,
+        prefix: key.prefix().to_owned(),
+        hash: hashed(demo_key()?).await?,
+        tenant_id: tenant.id,
+        name: Some("Demo key".into()),
+        created_at: now,
+        expires_at: None,
+        // Everybody knows it, and its secret is too short for one.
+        memo: None,
+    })
+}

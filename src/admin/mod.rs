@@ -1,0 +1,87 @@
+//! How are tenants and keys managed?
+//!
+//! The use cases behind the command line. Each is one sentence of a person who
+//! runs the place: create this tenant, take back that key. A new key leaves here
+//! once, in [`Issued`]; what the database gets is its hash. Nothing here knows
+//! SQL, or how a result is printed.
+
+mod audit;
+pub mod bulk;
+mod demo;
+mod keys;
+mod report;
+mod tenants;
+mod waiting;
+
+use std::sync::Arc;
+
+pub use self::audit::Verified;
+pub use self::demo::{DEMO_KEY, DEMO_TENANT};
+pub use self::keys::{Expiry, Issued};
+pub use self::report::{Criteria, Finding};
+use crate::clock::{Clock, Timestamp};
+use crate::store::{Management, StoreError};
+use crate::verify::memo::Peppers;
+
+/// Why something was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// What was asked for makes no sense, whatever is in the database.
+    #[error("{0}")]
+    BadRequest(String),
+    /// It makes sense and is not allowed, or what it is about does not exist.
+    #[error("{0}")]
+    Refused(String),
+    /// The database did not do its part.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn refused<T>(why: impl Into<String>) -> Result<T, AdminError> {
+    Err(AdminError::Refused(why.into()))
+}
+
+/// Manages a store.
+pub struct Admin {
+    store: Arc<dyn Management>,
+    clock: Arc<dyn Clock>,
+    peppers: Peppers,
+}
+
+impl Admin {
+    /// The management of this store. New keys get a memo by the first of the peppers.
+    #[must_use]
+    pub fn new(store: Arc<dyn Management>, clock: Arc<dyn Clock>, peppers: Peppers) -> Self {
+        Self { store, clock, peppers }
+    }
+
+    /// The wall clock that this management goes by.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Makes sure the tables are as new as we need them; an embedded database is brought up to date.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::OldSchema`], or the database cannot be asked.
+    pub async fn prepare(&self) -> Result<(), StoreError> {
+        let version = self.store.schema_version().await?;
+        if version.check().is_err() && self.store.embedded() {
+            self.store.migrate().await?;
+            return Ok(());
+        }
+        version.check()
+    }
+
+    /// Brings the tables up to date; returns what was applied and where they are now.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked, or refuses a migration.
+    pub async fn migrate(&self) -> Result<(Vec<i64>, i64), StoreError> {
+        let applied = self.store.migrate().await?;
+        Ok((applied, self.store.schema_version().await?.current))
+    }
+}

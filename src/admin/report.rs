@@ -1,0 +1,213 @@
+//! Which keys should somebody look at?
+//!
+//! A key that is live and that nobody uses, that ends soon or never, or that is
+//! guarded less well than it could be. What is revoked or expired can do no harm, and
+//! is not reported. Keys are read a page at a time, in the order of their ids, however
+//! many there are.
+
+use std::time::Duration;
+
+use super::{Admin, AdminError};
+use crate::clock::Timestamp;
+use crate::record::{KeyState, SecretHash};
+use crate::store::StoredKey;
+
+/// Keys that are read at once: some hundred kilobytes.
+pub(super) const PAGE: i64 = 1_000;
+
+/// What may be found about a key.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Finding {
+    /// It expires soon.
+    Expiring,
+    /// Its hash is of a low cost.
+    LowCost,
+    /// Nobody ever used it.
+    NeverUsed,
+    /// Nobody has used it for long.
+    Unused,
+    /// It never expires.
+    WithoutExpiry,
+    /// After a restart it costs one bcrypt.
+    WithoutMemo,
+}
+
+impl Finding {
+    /// As reports spell it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Expiring => "expiring",
+            Self::LowCost => "low_cost",
+            Self::NeverUsed => "never_used",
+            Self::Unused => "unused",
+            Self::WithoutExpiry => "without_expiry",
+            Self::WithoutMemo => "without_memo",
+        }
+    }
+}
+
+/// What is looked for.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Criteria {
+    /// Not used for this long, or, if never, made this long ago.
+    pub unused_for: Option<Duration>,
+    /// Expires within this span.
+    pub expiring_within: Option<Duration>,
+    /// Never used.
+    pub never_used: bool,
+    /// Never expires.
+    pub without_expiry: bool,
+    /// Has no memo.
+    pub without_memo: bool,
+    /// Its hash costs less.
+    pub cost_below: Option<u8>,
+}
+
+impl Criteria {
+    /// Everything: not used for 90 days, expiring within 30, of a cost below the one of the keys we make.
+    pub const ALL: Self = Self {
+        unused_for: Some(Duration::from_hours(90 * 24)),
+        expiring_within: Some(Duration::from_hours(30 * 24)),
+        never_used: true,
+        without_expiry: true,
+        without_memo: true,
+        cost_below: Some(12),
+    };
+
+    /// What holds of a key at `now`, in the order of the options.
+    #[must_use]
+    pub fn findings(&self, key: &StoredKey, now: Timestamp) -> Vec<Finding> {
+        let details = &key.details;
+        if details.state(now) != KeyState::Active {
+            return Vec::new();
+        }
+        let last_sign_of_life = details.last_used_at.unwrap_or(details.created_at);
+        let soon = |span| details.expires_at.is_some_and(|at| at <= now.after(span));
+        let cheap = |cost| SecretHash::parse(&key.hash).is_some_and(|hash| hash.cost() < cost);
+        let all = [
+            (self.unused_for.is_some_and(|span| last_sign_of_life <= now.before(span)), Finding::Unused),
+            (self.expiring_within.is_some_and(soon), Finding::Expiring),
+            (self.never_used && details.last_used_at.is_none(), Finding::NeverUsed),
+            (self.without_expiry && details.expires_at.is_none(), Finding::WithoutExpiry),
+            (self.without_memo && details.memo.is_none(), Finding::WithoutMemo),
+            (self.cost_below.is_some_and(cheap), Finding::LowCost),
+        ];
+        all.into_iter().filter_map(|(holds, finding)| holds.then_some(finding)).collect()
+    }
+}
+
+impl Admin {
+    /// Gives every key of which something was found to `sink`, with what was found.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::tenant`]; the database cannot be asked; or `sink` wants no more.
+    pub async fn report_keys<E: From<AdminError>>(
+        &self,
+        tenant: Option<&str>,
+        criteria: &Criteria,
+        mut sink: impl FnMut(&StoredKey, &[Finding]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let now = self.now();
+        self.each_key(tenant, |key| match criteria.findings(key, now).as_slice() {
+            [] => Ok(()),
+            findings => sink(key, findings),
+        })
+        .await
+    }
+
+    /// Gives every key, of all or one tenant, to `sink`.
+    pub(super) async fn each_key<E: From<AdminError>>(
+        &self,
+        tenant: Option<&str>,
+        mut sink: impl FnMut(&StoredKey) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let tenant = match tenant {
+            Some(reference) => Some(self.tenant(reference).await?.id),
+            None => None,
+        };
+        let mut after = None;
+        loop {
+            let page = self.store.keys_page(tenant, after, PAGE).await.map_err(AdminError::from)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.details.id);
+            page.iter().try_for_each(&mut sink)?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::key::KeyId;
+    use crate::record::{KeyDetails, PepperId};
+    use crate::tenant::TenantId;
+
+    const DAY: i64 = 86_400_000_000;
+    const NOW: Timestamp = Timestamp(1_000 * DAY);
+
+    /// A key that nobody has to look at.
+    fn fine() -> StoredKey {
+        let details = KeyDetails {
+            id: KeyId(Uuid::nil()),
+            prefix: "llmk_fine".into(),
+            name: None,
+            tenant_id: TenantId(Uuid::nil()),
+            created_at: Timestamp(NOW.0 - 500 * DAY),
+            expires_at: Some(Timestamp(NOW.0 + 31 * DAY)),
+            last_used_at: Some(Timestamp(NOW.0 - 89 * DAY)),
+            revoked_at: None,
+            revocation_reason: None,
+            replaced_by: None,
+            memo: Some(PepperId([0; 4])),
+        };
+        let hash = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232".into();
+        StoredKey { details, tenant_schema: "tenant_a".into(), hash }
+    }
+
+    fn found(change: impl Fn(&mut StoredKey)) -> Vec<&'static str> {
+        let mut key = fine();
+        change(&mut key);
+        let all = Criteria::ALL.findings(&key, NOW);
+        all.into_iter().map(Finding::as_str).collect()
+    }
+
+    #[test]
+    fn each_finding_is_found_at_its_edge_and_not_before() {
+        let none: [&str; 0] = [];
+        assert_eq!(found(|_| ()), none);
+        assert_eq!(found(|k| k.details.last_used_at = Some(Timestamp(NOW.0 - 90 * DAY))), ["unused"]);
+        assert_eq!(found(|k| k.details.expires_at = Some(Timestamp(NOW.0 + 30 * DAY))), ["expiring"]);
+        assert_eq!(found(|k| k.details.expires_at = None), ["without_expiry"]);
+        assert_eq!(found(|k| k.details.memo = None), ["without_memo"]);
+        assert_eq!(found(|k| k.hash = k.hash.replace("$12$", "$11$")), ["low_cost"]);
+        assert_eq!(found(|k| k.hash = "damaged".into()), none);
+        assert_eq!(found(|k| k.details.last_used_at = None), ["unused", "never_used"]);
+        let young = |k: &mut StoredKey| {
+            (k.details.last_used_at, k.details.created_at) = (None, Timestamp(NOW.0 - DAY));
+        };
+        assert_eq!(found(young), ["never_used"], "a key of yesterday is not unused for 90 days");
+    }
+
+    #[test]
+    fn a_key_that_is_over_is_not_reported() {
+        assert!(found(|k| (k.details.revoked_at, k.details.memo) = (Some(NOW), None)).is_empty());
+        assert!(found(|k| (k.details.expires_at, k.details.memo) = (Some(NOW), None)).is_empty());
+    }
+
+    #[test]
+    fn only_what_is_looked_for_is_found() {
+        let mut key = fine();
+        (key.details.last_used_at, key.details.expires_at, key.details.memo) = (None, None, None);
+        let criteria = Criteria { never_used: true, cost_below: Some(13), ..Criteria::default() };
+        assert_eq!(criteria.findings(&key, NOW), [Finding::NeverUsed, Finding::LowCost]);
+    }
+
+    #[test]
+    fn debug_does_not_show_the_hash() {
+        assert!(!format!("{:?}", fine()).contains("$2b$"));
+    }
+}

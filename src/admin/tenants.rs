@@ -1,0 +1,135 @@
+//! How are tenants managed?
+//!
+//! A tenant is pending until its schema stands, and stays in the database for ever.
+
+use super::{Admin, AdminError, refused};
+use crate::audit::Action;
+use crate::key::format::holds_key;
+use crate::store::{NewTenant, StoreError};
+use crate::tenant::{Tenant, TenantStatus, default_schema_name, is_schema_name, is_tenant_name};
+
+impl Admin {
+    /// Adds a tenant and makes its schema stand.
+    ///
+    /// # Errors
+    ///
+    /// A name or schema outside its grammar, or a schema that is taken.
+    pub async fn create_tenant(
+        &self,
+        name: &str,
+        schema: Option<&str>,
+        status: TenantStatus,
+    ) -> Result<Tenant, AdminError> {
+        if !is_tenant_name(name) || holds_key(name) {
+            return Err(AdminError::BadRequest(
+                "a tenant's name has 1 to 255 characters, no control characters, and no key in it".into(),
+            ));
+        }
+        let schema = schema.map_or_else(|| default_schema_name(name), str::to_owned);
+        if !is_schema_name(&schema) {
+            return Err(AdminError::BadRequest(format!(
+                "{schema:?} is no schema name: use a lower-case letter or _, then up to 62 of a-z, 0-9 and _, \
+                 and none of Postgres' own (pg_*, public, information_schema)"
+            )));
+        }
+        self.provision(NewTenant { id: None, name: name.into(), schema, status }, Action::TenantCreate).await
+    }
+
+    /// A tenant is pending until its schema stands.
+    pub(super) async fn provision(&self, tenant: NewTenant, action: Action) -> Result<Tenant, AdminError> {
+        let wanted = tenant.status.clone();
+        let without_schema = !self.store.has_schemas() || wanted == TenantStatus::PendingProvisioning;
+        let first = if without_schema { wanted.clone() } else { TenantStatus::PendingProvisioning };
+        let schema = tenant.schema.clone();
+        let added = match self.store.insert_tenant(&NewTenant { status: first, ..tenant }, action).await {
+            Err(StoreError::Conflict(_)) => {
+                return refused(format!(
+                    "the schema {schema:?} belongs to another tenant: choose one with --schema"
+                ));
+            }
+            other => other?,
+        };
+        if without_schema {
+            return Ok(added);
+        }
+        if let Err(error) = self.store.create_schema(&schema).await {
+            return refused(format!(
+                "tenant {} is pending_provisioning because its schema {schema:?} could not be made ({error}): \
+                 mend that, then run `tenantgate tenant activate {}`",
+                added.id.0, added.id.0
+            ));
+        }
+        self.set_status(&added, &wanted, Action::TenantProvision).await
+    }
+
+    async fn set_status(
+        &self,
+        tenant: &Tenant,
+        status: &TenantStatus,
+        action: Action,
+    ) -> Result<Tenant, AdminError> {
+        let changed = self.store.set_tenant_status(tenant.id, status, action).await?;
+        changed.ok_or_else(|| AdminError::Refused(format!("tenant {} is gone", tenant.id.0)))
+    }
+
+    /// All tenants, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn tenants(&self) -> Result<Vec<Tenant>, AdminError> {
+        Ok(self.store.tenants().await?)
+    }
+
+    /// The tenant whose id, schema or exact name is `reference`.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or more than one.
+    pub async fn tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
+        let mut found = self.store.find_tenants(reference).await?;
+        if let Some(at) = found.iter().position(|t| t.id.0.to_string().eq_ignore_ascii_case(reference)) {
+            return Ok(found.swap_remove(at));
+        }
+        match found.len() {
+            0 => refused(format!("there is no tenant {reference:?}: `tenantgate tenant list` shows all")),
+            1 => Ok(found.swap_remove(0)),
+            _ => {
+                let ids: Vec<_> = found.iter().map(|t| t.id.0.to_string()).collect();
+                refused(format!(
+                    "{reference:?} means more than one tenant, name one by its id: {}",
+                    ids.join(", ")
+                ))
+            }
+        }
+    }
+
+    /// Stops serving a tenant.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::tenant`].
+    pub async fn suspend_tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
+        self.set_status(&self.tenant(reference).await?, &TenantStatus::Suspended, Action::TenantSuspend).await
+    }
+
+    /// Serves a tenant (again); its schema is made to stand first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::tenant`], or its schema cannot be made.
+    pub async fn activate_tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
+        let tenant = self.tenant(reference).await?;
+        self.store.create_schema(&tenant.schema).await?;
+        self.set_status(&tenant, &TenantStatus::Active, Action::TenantActivate).await
+    }
+
+    /// Marks a tenant as deleted; its rows stay.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::tenant`].
+    pub async fn delete_tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
+        self.set_status(&self.tenant(reference).await?, &TenantStatus::Deleted, Action::TenantDelete).await
+    }
+}

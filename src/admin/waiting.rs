@@ -1,0 +1,40 @@
+//! Does every server know?
+//!
+//! A change is over when the last server that could serve what was before has seen it.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{Admin, AdminError, refused};
+use crate::store::Laggard;
+
+impl Admin {
+    /// Waits until every server knows of everything that is committed now.
+    ///
+    /// # Errors
+    ///
+    /// Some may still serve what was before when `limit` is over; says which.
+    pub async fn wait_for_servers(&self, limit: Duration) -> Result<(), AdminError> {
+        let mark = self.store.mark().await?;
+        let deadline = Instant::now() + limit;
+        loop {
+            let laggards = self.store.laggards(&mark).await?;
+            if laggards.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return refused(still_behind(&laggards, limit));
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
+/// How often to ask how far the servers are.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+fn still_behind(laggards: &[Laggard], limit: Duration) -> String {
+    let names: Vec<_> = laggards.iter().map(|l| format!("{} (last seen {})", l.name, l.seen_at)).collect();
+    format!("done, but after {limit:?} these servers may still go by what was before: {}", names.join(", "))
+}

@@ -1,0 +1,406 @@
+//! What was changed, by whom, and can that still be believed?
+//!
+//! Every change by the command line leaves an [`Entry`] in the audit log, in the same
+//! transaction. The entries are chained: the hash of each is over the hash of the one
+//! before it and over its own fields, so that none can be changed, taken out or put in
+//! without changing the hashes of all that follow.
+//!
+//! ```text
+//! hash(n) = hex SHA-256( hash(n - 1) ‖ net(seq) ‖ net(at) ‖ net(actor) ‖ net(action)
+//!                        ‖ net(subject) ‖ net(before) ‖ net(after) )
+//! hash(0) = 64 zeros          net(x) = <bytes of x, in decimal> ":" x ","
+//! at      = 2026-11-25T02:34:04.123456Z          NULL is written as the empty text
+//! ```
+//!
+//! NEVER CHANGE THIS: logs that are there could not be verified any more.
+//!
+//! What is written down of a key or tenant is what people are shown of it. There is no
+//! way from a hash, a memo or a secret into an entry.
+
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::clock::Timestamp;
+use crate::key::format::holds_key;
+use crate::record::KeyDetails;
+use crate::tenant::Tenant;
+
+/// Who changes something: a user of the operating system, or whom a person says he is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Actor(Box<str>);
+
+impl Actor {
+    /// An actor of this name.
+    ///
+    /// # Errors
+    ///
+    /// It is empty, longer than 255 characters, or holds control characters or a whole key; says so.
+    pub fn new(name: &str) -> Result<Self, String> {
+        let fine = (1..=255).contains(&name.chars().count()) && !name.chars().any(char::is_control);
+        if !fine || holds_key(name) {
+            return Err("an actor has 1 to 255 characters, no control characters, and is no key".into());
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A program that nobody gave a name.
+impl Default for Actor {
+    fn default() -> Self {
+        Self("tenantgate".into())
+    }
+}
+
+/// What is done.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Action {
+    /// A key is made.
+    KeyCreate,
+    /// Keys are taken over from a file.
+    KeyImport,
+    /// A key is taken back.
+    KeyRevoke,
+    /// A key gets a successor.
+    KeyRotate,
+    /// The tables are brought up to date.
+    Migrate,
+    /// The demonstration tenant and key are made.
+    SeedDemo,
+    /// A tenant is served (again).
+    TenantActivate,
+    /// A tenant is made.
+    TenantCreate,
+    /// A tenant is marked as deleted.
+    TenantDelete,
+    /// Tenants are taken over from a file.
+    TenantImport,
+    /// The schema of a tenant stands: it is not pending any more.
+    TenantProvision,
+    /// A tenant is not served any more.
+    TenantSuspend,
+}
+
+impl Action {
+    /// As `audit_log.action` has it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::KeyCreate => "key.create",
+            Self::KeyImport => "key.import",
+            Self::KeyRevoke => "key.revoke",
+            Self::KeyRotate => "key.rotate",
+            Self::Migrate => "migrate",
+            Self::SeedDemo => "seed-demo",
+            Self::TenantActivate => "tenant.activate",
+            Self::TenantCreate => "tenant.create",
+            Self::TenantDelete => "tenant.delete",
+            Self::TenantImport => "tenant.import",
+            Self::TenantProvision => "tenant.provision",
+            Self::TenantSuspend => "tenant.suspend",
+        }
+    }
+}
+
+/// What is to be written down of a change.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Draft {
+    action: Action,
+    subject: String,
+    before: Option<String>,
+    after: Option<String>,
+}
+
+impl Draft {
+    /// A change of something else than a tenant or a key.
+    #[must_use]
+    pub fn of(
+        action: Action,
+        subject: String,
+        before: Option<&impl Serialize>,
+        after: &impl Serialize,
+    ) -> Self {
+        Self { action, subject, before: before.map(json), after: Some(json(after)) }
+    }
+
+    /// A tenant that was made or changed; nothing if it is as before.
+    #[must_use]
+    pub fn of_tenant(action: Action, before: Option<&Tenant>, after: &Tenant) -> Option<Self> {
+        let shown = before.map(SeenTenant::from);
+        let draft = Self::of(action, after.id.0.to_string(), shown.as_ref(), &SeenTenant::from(after));
+        (draft.before != draft.after).then_some(draft)
+    }
+
+    /// A key that was made or changed; nothing if it is as before.
+    #[must_use]
+    pub fn of_key(action: Action, before: Option<&KeyDetails>, after: &KeyDetails) -> Option<Self> {
+        let shown = before.map(SeenKey::from);
+        let draft = Self::of(action, after.id.0.to_string(), shown.as_ref(), &SeenKey::from(after));
+        (draft.before != draft.after).then_some(draft)
+    }
+}
+
+/// Text and plain words cannot fail to become JSON.
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// A tenant as the log has it: the fields of the command line.
+#[derive(Serialize)]
+struct SeenTenant<'a> {
+    id: String,
+    name: &'a str,
+    db_schema_name: &'a str,
+    status: &'a str,
+    created_at: String,
+}
+
+impl<'a> From<&'a Tenant> for SeenTenant<'a> {
+    fn from(tenant: &'a Tenant) -> Self {
+        Self {
+            id: tenant.id.0.to_string(),
+            name: &tenant.name,
+            db_schema_name: &tenant.schema,
+            status: tenant.status.as_str(),
+            created_at: tenant.created_at.to_string(),
+        }
+    }
+}
+
+/// A key as the log has it: what people do to keys, and not what their use leaves behind.
+#[derive(Serialize)]
+struct SeenKey<'a> {
+    id: String,
+    key_prefix: &'a str,
+    name: Option<&'a str>,
+    tenant_id: String,
+    created_at: String,
+    expires_at: Option<String>,
+    revoked_at: Option<String>,
+    revocation_reason: Option<&'a str>,
+    replaced_by: Option<String>,
+}
+
+impl<'a> From<&'a KeyDetails> for SeenKey<'a> {
+    fn from(key: &'a KeyDetails) -> Self {
+        Self {
+            id: key.id.0.to_string(),
+            key_prefix: &key.prefix,
+            name: key.name.as_deref(),
+            tenant_id: key.tenant_id.0.to_string(),
+            created_at: key.created_at.to_string(),
+            expires_at: key.expires_at.map(|at| at.to_string()),
+            revoked_at: key.revoked_at.map(|at| at.to_string()),
+            revocation_reason: key.revocation_reason.as_deref(),
+            replaced_by: key.replaced_by.map(|id| id.0.to_string()),
+        }
+    }
+}
+
+/// A row of `audit_log`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Entry {
+    /// 1, 2, 3 and so on.
+    pub seq: i64,
+    /// When, by the clock of the database.
+    pub at: Timestamp,
+    /// Who.
+    pub actor: String,
+    /// What was done.
+    pub action: String,
+    /// To what: the id of a tenant or key, mostly.
+    pub subject: String,
+    /// What it was before, as JSON.
+    pub before: Option<String>,
+    /// What it is now, as JSON.
+    pub after: Option<String>,
+    /// What binds it to all rows before it.
+    pub hash: String,
+}
+
+impl Entry {
+    fn digest(&self, previous: &str) -> String {
+        let mut hash = Sha256::new();
+        hash.update(previous);
+        let (seq, at) = (self.seq.to_string(), self.at.to_string());
+        let (before, after) = (self.before.as_deref(), self.after.as_deref());
+        let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
+        for field in [&seq, &at, &self.actor, &self.action, &self.subject, before, after] {
+            hash.update(format!("{}:{field},", field.len()));
+        }
+        hex(&hash.finalize())
+    }
+}
+
+/// Lower-case hexadecimal.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+}
+
+/// The end of a log: how many rows there are, and the hash of the last.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Head {
+    /// The number of the last row, which is how many there are.
+    pub seq: i64,
+    /// Its hash.
+    pub hash: String,
+}
+
+/// The head of a log without rows.
+impl Default for Head {
+    fn default() -> Self {
+        Self { seq: 0, hash: "0".repeat(64) }
+    }
+}
+
+impl Head {
+    /// The next row, which becomes the head.
+    pub fn append(&mut self, at: Timestamp, actor: &Actor, draft: Draft) -> Entry {
+        let Draft { action, subject, before, after } = draft;
+        let mut entry = Entry {
+            seq: self.seq + 1,
+            at,
+            actor: actor.as_str().to_owned(),
+            action: action.as_str().to_owned(),
+            subject,
+            before,
+            after,
+            hash: String::new(),
+        };
+        entry.hash = entry.digest(&self.hash);
+        *self = Self { seq: entry.seq, hash: entry.hash.clone() };
+        entry
+    }
+
+    /// Takes the next row of a log that is there.
+    ///
+    /// # Errors
+    ///
+    /// It is not the next row, or not what was written.
+    pub fn follow(&mut self, entry: &Entry) -> Result<(), Broken> {
+        let seq = self.seq + 1;
+        if entry.seq != seq {
+            return Err(Broken::Missing(seq));
+        }
+        if entry.hash != entry.digest(&self.hash) {
+            return Err(Broken::Changed(seq));
+        }
+        *self = Self { seq, hash: entry.hash.clone() };
+        Ok(())
+    }
+}
+
+/// The first row of a log that is not as it was written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Broken {
+    /// Its hash is not that of its fields and of the row before it.
+    #[error("row {0} of the audit log is not what was written: its hash does not fit it and the row before")]
+    Changed(i64),
+    /// It is not there, and later ones are.
+    #[error("row {0} of the audit log is missing")]
+    Missing(i64),
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::tenant::{TenantId, TenantStatus};
+
+    fn tenant(status: TenantStatus) -> Tenant {
+        Tenant {
+            id: TenantId(Uuid::from_u128(7)),
+            name: "Söhne, \"A\"".into(),
+            schema: "tenant_s".into(),
+            status,
+            created_at: Timestamp(0),
+        }
+    }
+
+    /// A log of three rows.
+    fn log() -> Vec<Entry> {
+        let (mut head, actor) = (Head::default(), Actor::new("alice").unwrap());
+        let (active, suspended) = (tenant(TenantStatus::Active), tenant(TenantStatus::Suspended));
+        let drafts = [
+            Draft::of_tenant(Action::TenantCreate, None, &active),
+            Draft::of_tenant(Action::TenantSuspend, Some(&active), &suspended),
+            Draft::of_tenant(Action::TenantActivate, Some(&suspended), &active),
+        ];
+        let mut at = Timestamp(1_764_000_000_000_001);
+        let entries = drafts.into_iter().flatten().map(|draft| {
+            at = Timestamp(at.0 + 1);
+            head.append(at, &actor, draft)
+        });
+        entries.collect()
+    }
+
+    fn verify(log: &[Entry]) -> Result<Head, Broken> {
+        let mut head = Head::default();
+        log.iter().try_for_each(|entry| head.follow(entry))?;
+        Ok(head)
+    }
+
+    #[test]
+    fn a_log_that_nobody_touched_is_intact() {
+        let log = log();
+        assert_eq!(verify(&log), Ok(Head { seq: 3, hash: log[2].hash.clone() }));
+        assert_eq!(verify(&[]), Ok(Head::default()));
+    }
+
+    #[test]
+    fn the_hash_is_the_documented_one() {
+        // By Python's hashlib, from the drawing above.
+        assert_eq!(log()[0].hash, "143fa954cf46bf32548c00c7b897379381b55e6450de16725114e085d59d2185");
+        assert_eq!(log()[1].hash, "95edfe4833d5c22b9708a73c0326384a6aabc2e94d1d956590d23b91b001545c");
+    }
+
+    #[test]
+    fn whatever_is_done_to_a_row_is_seen_at_that_row() {
+        let changes: [fn(&mut Entry); 7] = [
+            |e| e.at = Timestamp(e.at.0 + 1),
+            |e| e.actor = "mallory".into(),
+            |e| e.action = "tenant.delete".into(),
+            |e| e.subject.push(' '),
+            |e| e.before = None,
+            |e| e.after = Some("{}".into()),
+            |e| (e.actor, e.action) = (format!("{}t", e.actor), e.action[1..].into()),
+        ];
+        for change in changes {
+            let mut log = log();
+            change(&mut log[1]);
+            assert_eq!(verify(&log), Err(Broken::Changed(2)), "{:?}", log[1]);
+        }
+        let mut without = log();
+        without.remove(1);
+        assert_eq!(verify(&without), Err(Broken::Missing(2)));
+        let mut swapped = log();
+        swapped.swap(1, 2);
+        assert_eq!(verify(&swapped), Err(Broken::Missing(2)));
+        let mut headless = log();
+        headless.remove(0);
+        assert_eq!(verify(&headless), Err(Broken::Missing(1)));
+    }
+
+    #[test]
+    fn what_changes_nothing_leaves_no_draft() {
+        let active = tenant(TenantStatus::Active);
+        assert_eq!(Draft::of_tenant(Action::TenantActivate, Some(&active), &active), None);
+    }
+
+    #[test]
+    fn an_actor_is_a_line_and_no_key() {
+        for good in ["alice", "Alice B. <a@example.org>", "jürgen", &"x".repeat(255)] {
+            assert_eq!(Actor::new(good).unwrap().as_str(), good);
+        }
+        for bad in ["", "a\nb", &"x".repeat(256), "llmk_demo_secret123", "by llmk_demo_secret123."] {
+            assert!(Actor::new(bad).is_err(), "{bad}");
+        }
+    }
+}

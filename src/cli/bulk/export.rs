@@ -1,0 +1,254 @@
+//! How do keys and tenants go out?
+//!
+//! Row by row into standard output or a file, which is there whole or not at all. No
+//! plaintext goes out, because there is none; hashes only for who asks for them, and
+//! never onto a screen. What goes out with hashes can come in again.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::super::rows::{guard, record, unwritten};
+use super::super::{Failure, Out};
+use super::source::Format;
+use super::{FileRow, is_stdout};
+use crate::admin::Admin;
+use crate::admin::bulk::TenantRow;
+use crate::store::StoredKey;
+use crate::tenant::Tenant;
+
+/// What all exports can be told.
+#[derive(clap::Args)]
+pub(in crate::cli) struct ExportArgs {
+    /// The file: .csv, .jsonl or .ndjson; `-` is standard output
+    #[arg(value_name = "FILE", default_value = "-")]
+    file: PathBuf,
+    /// How to write it, if its name does not say so [default: csv]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+}
+
+#[derive(clap::Args)]
+pub(in crate::cli) struct KeyExportArgs {
+    #[command(flatten)]
+    to: ExportArgs,
+    /// Only the keys of this tenant: id, schema name or exact name
+    #[arg(long, value_name = "TENANT_REF")]
+    tenant: Option<String>,
+    /// With the bcrypt hashes, so that it can be imported again. Keep it like the database itself
+    #[arg(long)]
+    with_hashes: bool,
+}
+
+/// Writes keys.
+pub(in crate::cli) async fn export_keys(
+    admin: &Admin,
+    args: &KeyExportArgs,
+    out: &Out,
+) -> Result<(), Failure> {
+    if args.with_hashes && is_stdout(&args.to.file) && io::stdout().is_terminal() {
+        return Err(Failure::refused(
+            "hashes do not belong on a screen: name a file, or redirect the output",
+        ));
+    }
+    let mut columns = KEY_COLUMNS.to_vec();
+    columns.extend(args.with_hashes.then_some("hashed_key"));
+    let mut sink = Sink::open(&args.to, &columns)?;
+    let write = |key: &StoredKey| sink.row(&ExportedKey::of(key, args.with_hashes), |row| row.cells());
+    admin.export_keys(args.tenant.as_deref(), write).await?;
+    sink.finish(out, "keys")
+}
+
+/// Writes tenants.
+pub(in crate::cli) async fn export_tenants(
+    admin: &Admin,
+    args: &ExportArgs,
+    out: &Out,
+) -> Result<(), Failure> {
+    let mut sink = Sink::open(args, TenantRow::COLUMNS)?;
+    let write = |tenant: &Tenant| sink.row(&ExportedTenant::from(tenant), |row| row.cells());
+    admin.export_tenants(write).await?;
+    sink.finish(out, "tenants")
+}
+
+const KEY_COLUMNS: [&str; 11] = [
+    "id",
+    "key_prefix",
+    "name",
+    "tenant_id",
+    "tenant",
+    "created_at",
+    "expires_at",
+    "last_used_at",
+    "revoked_at",
+    "revocation_reason",
+    "replaced_by",
+];
+
+#[derive(Serialize)]
+struct ExportedKey<'a> {
+    id: String,
+    key_prefix: &'a str,
+    name: Option<&'a str>,
+    tenant_id: String,
+    tenant: &'a str,
+    created_at: String,
+    expires_at: Option<String>,
+    last_used_at: Option<String>,
+    revoked_at: Option<String>,
+    revocation_reason: Option<&'a str>,
+    replaced_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hashed_key: Option<&'a str>,
+}
+
+impl<'a> ExportedKey<'a> {
+    fn of(key: &'a StoredKey, with_hash: bool) -> Self {
+        let details = &key.details;
+        Self {
+            id: details.id.0.to_string(),
+            key_prefix: &details.prefix,
+            name: details.name.as_deref(),
+            tenant_id: details.tenant_id.0.to_string(),
+            tenant: &key.tenant_schema,
+            created_at: details.created_at.to_string(),
+            expires_at: details.expires_at.map(|at| at.to_string()),
+            last_used_at: details.last_used_at.map(|at| at.to_string()),
+            revoked_at: details.revoked_at.map(|at| at.to_string()),
+            revocation_reason: details.revocation_reason.as_deref(),
+            replaced_by: details.replaced_by.map(|id| id.0.to_string()),
+            hashed_key: with_hash.then_some(key.hash.as_str()),
+        }
+    }
+
+    fn cells(&self) -> Vec<&str> {
+        let mut cells = vec![
+            self.id.as_str(),
+            self.key_prefix,
+            self.name.unwrap_or_default(),
+            &self.tenant_id,
+            self.tenant,
+            &self.created_at,
+            self.expires_at.as_deref().unwrap_or_default(),
+            self.last_used_at.as_deref().unwrap_or_default(),
+            self.revoked_at.as_deref().unwrap_or_default(),
+            self.revocation_reason.unwrap_or_default(),
+            self.replaced_by.as_deref().unwrap_or_default(),
+        ];
+        cells.extend(self.hashed_key);
+        cells
+    }
+}
+
+#[derive(Serialize)]
+struct ExportedTenant<'a> {
+    id: String,
+    name: &'a str,
+    db_schema_name: &'a str,
+    status: &'a str,
+    created_at: String,
+}
+
+impl<'a> From<&'a Tenant> for ExportedTenant<'a> {
+    fn from(tenant: &'a Tenant) -> Self {
+        Self {
+            id: tenant.id.0.to_string(),
+            name: &tenant.name,
+            db_schema_name: &tenant.schema,
+            status: tenant.status.as_str(),
+            created_at: tenant.created_at.to_string(),
+        }
+    }
+}
+
+impl ExportedTenant<'_> {
+    fn cells(&self) -> Vec<&str> {
+        vec![&self.id, self.name, self.db_schema_name, self.status, &self.created_at]
+    }
+}
+
+/// Where an export goes.
+struct Sink {
+    to: BufWriter<Box<dyn Write>>,
+    format: Format,
+    /// What it is called, and what it is called until it is whole.
+    file: Option<(PathBuf, PathBuf)>,
+    written: u64,
+}
+
+impl Sink {
+    fn open(args: &ExportArgs, columns: &[&str]) -> Result<Self, Failure> {
+        let format = args.format.or_else(|| Format::of(&args.file)).unwrap_or(Format::Csv);
+        let (to, file): (Box<dyn Write>, _) = if is_stdout(&args.file) {
+            (Box::new(io::stdout()), None)
+        } else {
+            let beside = args.file.with_added_extension("new");
+            let failed = |error| unwritten_file(&args.file, &error);
+            (Box::new(create(&beside).map_err(failed)?), Some((args.file.clone(), beside)))
+        };
+        let mut sink = Self { to: BufWriter::new(to), format, file, written: 0 };
+        if format == Format::Csv {
+            sink.write(|to| to.write_all(&record(columns)?))?;
+        }
+        Ok(sink)
+    }
+
+    fn row<'a, R: Serialize>(
+        &mut self,
+        row: &'a R,
+        cells: impl Fn(&'a R) -> Vec<&'a str>,
+    ) -> Result<(), Failure> {
+        self.written += 1;
+        let format = self.format;
+        self.write(|to| match format {
+            Format::Csv => {
+                let cells: Vec<_> = cells(row).into_iter().map(guard).collect();
+                to.write_all(&record(&cells)?)
+            }
+            Format::Jsonl => {
+                serde_json::to_writer(&mut *to, row)?;
+                to.write_all(b"\n")
+            }
+        })
+    }
+
+    fn write(
+        &mut self,
+        write: impl FnOnce(&mut BufWriter<Box<dyn Write>>) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        let file = &self.file;
+        write(&mut self.to).map_err(|error| match file {
+            Some((file, _)) => unwritten_file(file, &error),
+            None => unwritten(&error),
+        })
+    }
+
+    fn finish(mut self, out: &Out, what: &str) -> Result<(), Failure> {
+        self.write(Write::flush)?;
+        let Some((file, beside)) = self.file.take() else { return Ok(()) };
+        fs::rename(&beside, &file).map_err(|error| unwritten_file(&file, &error))?;
+        out.remark(&format!("{} {what} are in {}", self.written, file.display()));
+        Ok(())
+    }
+}
+
+/// What is not whole does not stay.
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if let Some((_, beside)) = &self.file {
+            let _ = fs::remove_file(beside);
+        }
+    }
+}
+
+/// For its owner alone.
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+fn unwritten_file(path: &Path, error: &io::Error) -> Failure {
+    Failure::refused(format!("{} cannot be written: {error}", path.display()))
+}

@@ -1,0 +1,144 @@
+//! How are many rows shown?
+//!
+//! One after the other, as they come: a line each for people, elements of one array for
+//! programs, records for spreadsheets. Nothing is printed before there is a row or an
+//! end, so that what fails at once leaves standard output empty.
+
+use std::io::{self, BufWriter, Stdout, Write as _};
+
+use serde::Serialize;
+
+use super::Failure;
+use super::args::Output;
+
+/// A row that can be shown.
+pub(super) trait Row: Serialize {
+    /// The names of [`Row::cells`].
+    const COLUMNS: &'static [&'static str] = &[];
+
+    /// The line above all lines, for people.
+    fn head() -> Option<String> {
+        None
+    }
+
+    /// The row as one line for people, without its end.
+    fn line(&self) -> String;
+
+    /// The row for a spreadsheet.
+    fn cells(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Rows on their way to standard output.
+pub(super) struct Rows {
+    output: Output,
+    to: BufWriter<Stdout>,
+    written: u64,
+}
+
+impl Rows {
+    pub(super) fn new(output: Output) -> Self {
+        Self { output, to: BufWriter::new(io::stdout()), written: 0 }
+    }
+
+    pub(super) fn row<R: Row>(&mut self, row: &R) -> Result<(), Failure> {
+        let first = self.written == 0;
+        self.written += 1;
+        self.write(row, first).map_err(|error| unwritten(&error))
+    }
+
+    fn write<R: Row>(&mut self, row: &R, first: bool) -> io::Result<()> {
+        match self.output {
+            Output::Text => {
+                if let Some(head) = R::head().filter(|_| first) {
+                    writeln!(self.to, "{head}")?;
+                }
+                writeln!(self.to, "{}", row.line())
+            }
+            Output::Json => {
+                write!(self.to, "{}", if first { "[" } else { ",\n" })?;
+                serde_json::to_writer(&mut self.to, row).map_err(io::Error::other)
+            }
+            Output::Csv => {
+                let head = first.then(|| record(R::COLUMNS)).transpose()?.unwrap_or_default();
+                self.to.write_all(&head)?;
+                let cells: Vec<_> = row.cells().iter().map(|cell| guard(cell)).collect();
+                self.to.write_all(&record(&cells)?)
+            }
+        }
+    }
+
+    /// The end; people who would otherwise see nothing are told `nothing`.
+    pub(super) fn finish<R: Row>(mut self, nothing: &str) -> Result<(), Failure> {
+        let end = match (self.output, self.written) {
+            (Output::Text, 0) => writeln!(self.to, "{nothing}"),
+            (Output::Json, 0) => writeln!(self.to, "[]"),
+            (Output::Csv, 0) => record(R::COLUMNS).and_then(|head| self.to.write_all(&head)),
+            (Output::Text | Output::Csv, _) => Ok(()),
+            (Output::Json, _) => writeln!(self.to, "]"),
+        };
+        end.and_then(|()| self.to.flush()).map_err(|error| unwritten(&error))
+    }
+}
+
+/// Cells as RFC 4180 has them.
+pub(super) fn record<T: AsRef<[u8]>>(cells: &[T]) -> io::Result<Vec<u8>> {
+    let mut record = csv::Writer::from_writer(Vec::new());
+    record.write_record(cells)?;
+    record.into_inner().map_err(csv::IntoInnerError::into_error)
+}
+
+/// A cell that no spreadsheet takes for a formula: what begins like one gets a `'` in front, and so does what
+/// already has one there, so that [`unguard`] gives back what was.
+/// <https://owasp.org/www-community/attacks/CSV_Injection>
+pub(super) fn guard(cell: &str) -> String {
+    let quote = if begins_like_a_formula(cell) { "'" } else { "" };
+    format!("{quote}{cell}")
+}
+
+/// What [`guard`] was given.
+pub(super) fn unguard(cell: &str) -> &str {
+    cell.strip_prefix('\'').filter(|rest| begins_like_a_formula(rest)).unwrap_or(cell)
+}
+
+fn begins_like_a_formula(cell: &str) -> bool {
+    cell.trim_start_matches('\'').starts_with(['=', '+', '-', '@', '\t', '\r'])
+}
+
+pub(super) fn unwritten(error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::closed(),
+        _ => Failure::refused(format!("the result could not be written: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_cell_is_a_formula_and_each_comes_back_as_it_was() {
+        for (cell, guarded) in [
+            ("=1+1", "'=1+1"),
+            ("+1", "'+1"),
+            ("-1", "'-1"),
+            ("@a", "'@a"),
+            ("\t=1", "'\t=1"),
+            ("'=1", "''=1"),
+            ("'a", "'a"),
+            ("", ""),
+            ("a=1", "a=1"),
+            ("'", "'"),
+        ] {
+            assert_eq!((guard(cell).as_str(), unguard(guarded)), (guarded, cell));
+        }
+    }
+
+    #[test]
+    fn a_record_quotes_what_must_be_quoted() {
+        let cells = ["a", "b,c", "d\"e", "two\nlines", ""];
+        let record = String::from_utf8(record(&cells).unwrap()).unwrap();
+        assert_eq!(record, "a,\"b,c\",\"d\"\"e\",\"two\nlines\",\n");
+    }
+}

@@ -1,0 +1,202 @@
+//! What must a database be able to do for those who manage it?
+//!
+//! Rows are found, added and changed here, one method for each thing that people
+//! want. Every method that changes something writes to the audit log in the same
+//! transaction. Servers need none of it: they ask a [`Store`].
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+use super::{Store, StoreError};
+use crate::audit::{Action, Draft, Entry};
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::record::{KeyDetails, Memo};
+use crate::tenant::{Tenant, TenantId, TenantStatus};
+
+/// A tenant that does not exist yet.
+#[derive(Clone, Debug)]
+pub struct NewTenant {
+    /// Its identity; nothing: the database chooses.
+    pub id: Option<TenantId>,
+    /// Its name.
+    pub name: String,
+    /// Its schema.
+    pub schema: String,
+    /// Its status.
+    pub status: TenantStatus,
+}
+
+/// A key that does not exist yet.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// Its identity.
+    pub id: KeyId,
+    /// `llmk_<prefix>`.
+    pub prefix: String,
+    /// Its bcrypt hash.
+    pub hash: String,
+    /// Whose it is.
+    pub tenant_id: TenantId,
+    /// What people call it.
+    pub name: Option<String>,
+    /// When it was issued.
+    pub created_at: Timestamp,
+    /// When it expires; nothing: never.
+    pub expires_at: Option<Timestamp>,
+    /// By which it is known without bcrypt.
+    pub memo: Option<Memo>,
+}
+
+/// A server that may still serve what was before a change.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Laggard {
+    /// Host and process, for people.
+    pub name: String,
+    /// When it last announced itself.
+    pub seen_at: Timestamp,
+}
+
+/// A key that comes with a history.
+#[derive(Clone, Debug)]
+pub struct ImportedKey {
+    /// What every key has.
+    pub new: NewKey,
+    /// When it was last used.
+    pub last_used_at: Option<Timestamp>,
+    /// When it was taken back.
+    pub revoked_at: Option<Timestamp>,
+    /// Why.
+    pub revocation_reason: Option<String>,
+    /// Its successor.
+    pub replaced_by: Option<KeyId>,
+}
+
+/// A row of `api_keys` with its hash, for reports and exports.
+#[derive(Clone)]
+pub struct StoredKey {
+    /// What people are shown of it.
+    pub details: KeyDetails,
+    /// The schema of its tenant; empty if there is no such tenant.
+    pub tenant_schema: String,
+    /// `api_keys.hashed_key`, whatever stands there.
+    pub hash: String,
+}
+
+impl fmt::Debug for StoredKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredKey").field("details", &self.details).finish_non_exhaustive()
+    }
+}
+
+/// Which rows of the audit log are asked for; nothing: all.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct AuditFilter {
+    /// From this instant on.
+    pub since: Option<Timestamp>,
+    /// Before this instant.
+    pub until: Option<Timestamp>,
+    /// By this actor.
+    pub actor: Option<String>,
+    /// About the tenant or key of this id, prefix, schema or name, or the keys of the tenant of this id.
+    pub subject: Option<String>,
+}
+
+/// A database of tenants and keys, as those who manage it need it.
+///
+/// Every method fails with [`StoreError::Unavailable`] when the database cannot be asked; "not found" is
+/// `None` or an empty list, never an error.
+#[async_trait]
+pub trait Management: Store {
+    /// Whether tenants have a schema of their own that must be made.
+    fn has_schemas(&self) -> bool;
+
+    /// Adds a tenant. [`StoreError::Conflict`] if its schema or identity is taken.
+    async fn insert_tenant(&self, tenant: &NewTenant, action: Action) -> Result<Tenant, StoreError>;
+
+    /// Makes a tenant's schema stand, if there is such a thing here.
+    async fn create_schema(&self, schema: &str) -> Result<(), StoreError>;
+
+    /// All tenants, oldest first.
+    async fn tenants(&self) -> Result<Vec<Tenant>, StoreError>;
+
+    /// The tenants whose id, schema or exact name is `reference`.
+    async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError>;
+
+    /// Sets a tenant's status; nothing if there is no such tenant.
+    async fn set_tenant_status(
+        &self,
+        id: TenantId,
+        status: &TenantStatus,
+        action: Action,
+    ) -> Result<Option<Tenant>, StoreError>;
+
+    /// Adds a key. [`StoreError::Conflict`] if its prefix, hash or identity is taken.
+    async fn insert_key(&self, key: &NewKey, action: Action) -> Result<KeyDetails, StoreError>;
+
+    /// All keys, or those of one tenant, oldest first.
+    async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError>;
+
+    /// The first `page` keys, of all or one tenant, after the one with the id `after`, by id.
+    async fn keys_page(
+        &self,
+        tenant: Option<TenantId>,
+        after: Option<KeyId>,
+        page: i64,
+    ) -> Result<Vec<StoredKey>, StoreError>;
+
+    /// The keys of which one of `names` is the id, the prefix or the hash.
+    async fn keys_named(&self, names: &[String]) -> Result<Vec<StoredKey>, StoreError>;
+
+    /// The first `page` tenants after the one with the id `after`, by id.
+    async fn tenants_page(&self, after: Option<TenantId>, page: i64) -> Result<Vec<Tenant>, StoreError>;
+
+    /// The tenants of which one of `names` is the id, the schema or the exact name.
+    async fn tenants_named(&self, names: &[String]) -> Result<Vec<Tenant>, StoreError>;
+
+    /// Adds all these keys, or none: [`StoreError::Conflict`] if a prefix, hash or identity is taken.
+    async fn import_keys(&self, keys: &[ImportedKey], draft: Draft) -> Result<(), StoreError>;
+
+    /// Adds all these tenants and makes the schemas stand of those that are active or suspended, or does
+    /// nothing: [`StoreError::Conflict`] if a schema or identity is taken.
+    async fn import_tenants(&self, tenants: &[Tenant], draft: Draft) -> Result<(), StoreError>;
+
+    /// The key whose id or prefix is `reference`.
+    async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError>;
+
+    /// Takes a key back, if that has not been done: the first instant and reason stay.
+    async fn revoke_key(
+        &self,
+        id: KeyId,
+        at: Timestamp,
+        reason: Option<&str>,
+    ) -> Result<Option<KeyDetails>, StoreError>;
+
+    /// In one step: adds `successor` and lets the key `id` expire at `expires_at` if it would not sooner.
+    /// Nothing, and no change, if the key is gone or has been revoked.
+    async fn replace_key(
+        &self,
+        id: KeyId,
+        expires_at: Timestamp,
+        successor: &NewKey,
+    ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError>;
+
+    /// A mark after everything that is committed now, which every server that is in touch comes to see.
+    async fn mark(&self) -> Result<String, StoreError>;
+
+    /// The servers that may still serve what was before a mark: they have not looked since, and their time to
+    /// serve without looking is not over.
+    async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError>;
+
+    /// The first `page` rows of the audit log after the row `after`, oldest first.
+    async fn audit_entries(
+        &self,
+        filter: &AuditFilter,
+        after: i64,
+        page: i64,
+    ) -> Result<Vec<Entry>, StoreError>;
+
+    /// After which row of the audit log the newest `count` begin.
+    async fn audit_before_newest(&self, filter: &AuditFilter, count: i64) -> Result<i64, StoreError>;
+}

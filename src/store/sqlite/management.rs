@@ -1,0 +1,305 @@
+//! How are rows of SQLite found, added and changed?
+//!
+//! One statement or one transaction for each thing that people want. Nothing here
+//! judges.
+
+use async_trait::async_trait;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::{Connection as _, Row as _, Sqlite};
+use uuid::Uuid;
+
+use super::audit::{self, BEGIN};
+use super::bulk;
+use super::{SqliteStore, TENANT, instant, memo, tenant_of, uuid};
+use crate::audit::{Action, Draft, Entry};
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::record::KeyDetails;
+use crate::store::{AuditFilter, ImportedKey, Laggard, Management, NewKey, NewTenant, StoreError, StoredKey};
+use crate::tenant::{Tenant, TenantId, TenantStatus};
+
+pub(super) const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo";
+
+#[async_trait]
+impl Management for SqliteStore {
+    fn has_schemas(&self) -> bool {
+        false
+    }
+
+    async fn insert_tenant(&self, tenant: &NewTenant, action: Action) -> Result<Tenant, StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        let sql = format!(
+            "INSERT INTO tenants (id, name, db_schema_name, status) VALUES (?1, ?2, ?3, ?4) RETURNING {TENANT}"
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(tenant.id.map_or_else(Uuid::new_v4, |id| id.0).to_string())
+            .bind(&tenant.name)
+            .bind(&tenant.schema)
+            .bind(tenant.status.as_str())
+            .fetch_one(&mut *transaction)
+            .await?;
+        let tenant = tenant_of(&row)?;
+        let draft = Draft::of_tenant(action, None, &tenant);
+        audit::append(&mut transaction, &self.actor, draft).await?;
+        transaction.commit().await?;
+        Ok(tenant)
+    }
+
+    async fn create_schema(&self, _: &str) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn tenants(&self) -> Result<Vec<Tenant>, StoreError> {
+        let sql = format!("SELECT {TENANT} FROM tenants ORDER BY created_at, rowid");
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .fetch_all(&mut self.connect().await?)
+            .await?
+            .iter()
+            .map(tenant_of)
+            .collect()
+    }
+
+    async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError> {
+        let sql = format!(
+            "SELECT {TENANT} FROM tenants WHERE id = lower(?1) OR db_schema_name = ?1 OR name = ?1 ORDER BY created_at, rowid"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(reference)
+            .fetch_all(&mut self.connect().await?)
+            .await?
+            .iter()
+            .map(tenant_of)
+            .collect()
+    }
+
+    async fn set_tenant_status(
+        &self,
+        id: TenantId,
+        status: &TenantStatus,
+        action: Action,
+    ) -> Result<Option<Tenant>, StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        let sql = format!("SELECT {TENANT} FROM tenants WHERE id = ?1");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id.0.to_string())
+            .fetch_optional(&mut *transaction)
+            .await?;
+        let Some(before) = row.as_ref().map(tenant_of).transpose()? else { return Ok(None) };
+        let sql = format!("UPDATE tenants SET status = ?2 WHERE id = ?1 RETURNING {TENANT}");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id.0.to_string())
+            .bind(status.as_str())
+            .fetch_one(&mut *transaction)
+            .await?;
+        let tenant = tenant_of(&row)?;
+        audit::append(&mut transaction, &self.actor, Draft::of_tenant(action, Some(&before), &tenant))
+            .await?;
+        transaction.commit().await?;
+        Ok(Some(tenant))
+    }
+
+    async fn insert_key(&self, key: &NewKey, action: Action) -> Result<KeyDetails, StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        let key = insert_key(&mut *transaction, key).await?;
+        audit::append(&mut transaction, &self.actor, Draft::of_key(action, None, &key)).await?;
+        transaction.commit().await?;
+        Ok(key)
+    }
+
+    async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError> {
+        let sql = format!(
+            "SELECT {KEY} FROM api_keys WHERE ?1 IS NULL OR tenant_id = ?1 ORDER BY created_at, rowid"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(tenant.map(|id| id.0.to_string()))
+            .fetch_all(&mut self.connect().await?)
+            .await?
+            .iter()
+            .map(key_of)
+            .collect()
+    }
+
+    async fn keys_page(
+        &self,
+        tenant: Option<TenantId>,
+        after: Option<KeyId>,
+        page: i64,
+    ) -> Result<Vec<StoredKey>, StoreError> {
+        bulk::keys_page(&mut self.connect().await?, tenant, after, page).await
+    }
+
+    async fn keys_named(&self, names: &[String]) -> Result<Vec<StoredKey>, StoreError> {
+        bulk::keys_named(&mut self.connect().await?, names).await
+    }
+
+    async fn tenants_page(&self, after: Option<TenantId>, page: i64) -> Result<Vec<Tenant>, StoreError> {
+        bulk::tenants_page(&mut self.connect().await?, after, page).await
+    }
+
+    async fn tenants_named(&self, names: &[String]) -> Result<Vec<Tenant>, StoreError> {
+        bulk::tenants_named(&mut self.connect().await?, names).await
+    }
+
+    async fn import_keys(&self, keys: &[ImportedKey], draft: Draft) -> Result<(), StoreError> {
+        bulk::import_keys(&mut self.connect().await?, &self.actor, keys, draft).await
+    }
+
+    async fn import_tenants(&self, tenants: &[Tenant], draft: Draft) -> Result<(), StoreError> {
+        bulk::import_tenants(&mut self.connect().await?, &self.actor, tenants, draft).await
+    }
+
+    async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError> {
+        let sql = format!("SELECT {KEY} FROM api_keys WHERE id = lower(?1) OR key_prefix = ?1");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(reference)
+            .fetch_optional(&mut self.connect().await?)
+            .await?;
+        row.as_ref().map(key_of).transpose()
+    }
+
+    async fn revoke_key(
+        &self,
+        id: KeyId,
+        at: Timestamp,
+        reason: Option<&str>,
+    ) -> Result<Option<KeyDetails>, StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        let Some(before) = key_to_change(&mut transaction, id).await? else { return Ok(None) };
+        let sql = format!(
+            "UPDATE api_keys SET revocation_reason = CASE WHEN revoked_at IS NULL THEN ?3 ELSE revocation_reason END,
+                                 revoked_at = coalesce(revoked_at, ?2) WHERE id = ?1 RETURNING {KEY}"
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id.0.to_string())
+            .bind(at.to_string())
+            .bind(reason)
+            .fetch_one(&mut *transaction)
+            .await?;
+        let key = key_of(&row)?;
+        let draft = Draft::of_key(Action::KeyRevoke, Some(&before), &key);
+        audit::append(&mut transaction, &self.actor, draft).await?;
+        transaction.commit().await?;
+        Ok(Some(key))
+    }
+
+    async fn replace_key(
+        &self,
+        id: KeyId,
+        expires_at: Timestamp,
+        successor: &NewKey,
+    ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        let before = key_to_change(&mut transaction, id).await?;
+        let Some(before) = before.filter(|key| key.revoked_at.is_none()) else { return Ok(None) };
+        let new = insert_key(&mut *transaction, successor).await?;
+        let expires_at = before.expires_at.map_or(expires_at, |own| own.min(expires_at));
+        let sql =
+            format!("UPDATE api_keys SET expires_at = ?2, replaced_by = ?3 WHERE id = ?1 RETURNING {KEY}");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id.0.to_string())
+            .bind(expires_at.to_string())
+            .bind(new.id.0.to_string())
+            .fetch_one(&mut *transaction)
+            .await?;
+        let old = key_of(&row)?;
+        let drafts = [
+            Draft::of_key(Action::KeyRotate, Some(&before), &old),
+            Draft::of_key(Action::KeyRotate, None, &new),
+        ];
+        audit::append(&mut transaction, &self.actor, drafts.into_iter().flatten()).await?;
+        transaction.commit().await?;
+        Ok(Some((old, new)))
+    }
+
+    async fn mark(&self) -> Result<String, StoreError> {
+        // A change of nothing: every server looks, and writes down that it has.
+        let sql = "INSERT INTO auth_change (key_prefix) VALUES ('') RETURNING id";
+        let id: i64 = sqlx::query(sql).fetch_one(&mut self.connect().await?).await?.try_get(0)?;
+        Ok(id.to_string())
+    }
+
+    async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError> {
+        let sql = "SELECT name, seen_at FROM auth_replica
+             WHERE serves_until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AND applied < CAST(?1 AS INTEGER) ORDER BY name";
+        let rows = sqlx::query(sql).bind(mark).fetch_all(&mut self.connect().await?).await?;
+        let laggard = |row: &SqliteRow| {
+            let seen_at = instant(row, "seen_at")?.unwrap_or_default();
+            Ok(Laggard { name: row.try_get("name")?, seen_at })
+        };
+        rows.iter().map(laggard).collect()
+    }
+
+    async fn audit_entries(
+        &self,
+        filter: &AuditFilter,
+        after: i64,
+        page: i64,
+    ) -> Result<Vec<Entry>, StoreError> {
+        audit::entries(&mut self.connect().await?, filter, after, page).await
+    }
+
+    async fn audit_before_newest(&self, filter: &AuditFilter, count: i64) -> Result<i64, StoreError> {
+        audit::before_newest(&mut self.connect().await?, filter, count).await
+    }
+}
+
+/// The key as it is, which nobody else changes until this transaction is over.
+async fn key_to_change(
+    connection: &mut SqliteConnection,
+    id: KeyId,
+) -> Result<Option<KeyDetails>, StoreError> {
+    let sql = format!("SELECT {KEY} FROM api_keys WHERE id = ?1");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.0.to_string()).fetch_optional(connection).await?;
+    row.as_ref().map(key_of).transpose()
+}
+
+async fn insert_key<'e>(
+    executor: impl sqlx::Executor<'e, Database = Sqlite>,
+    key: &NewKey,
+) -> Result<KeyDetails, StoreError> {
+    let sql = format!(
+        "INSERT INTO api_keys (id, key_prefix, hashed_key, tenant_id, name, created_at, expires_at, key_memo)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) RETURNING {KEY}"
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(key.id.0.to_string())
+        .bind(&key.prefix)
+        .bind(&key.hash)
+        .bind(key.tenant_id.0.to_string())
+        .bind(&key.name)
+        .bind(key.created_at.to_string())
+        .bind(key.expires_at.map(|at| at.to_string()))
+        .bind(key.memo.map(|memo| memo.to_string()))
+        .fetch_one(executor)
+        .await?;
+    key_of(&row)
+}
+
+fn key_of(row: &SqliteRow) -> Result<KeyDetails, StoreError> {
+    Ok(KeyDetails {
+        id: KeyId(uuid(row, "id", "api_keys")?),
+        prefix: row.try_get("key_prefix")?,
+        name: row.try_get("name")?,
+        tenant_id: TenantId(uuid(row, "tenant_id", "api_keys")?),
+        created_at: instant(row, "created_at")?.unwrap_or_default(),
+        expires_at: instant(row, "expires_at")?,
+        last_used_at: instant(row, "last_used_at")?,
+        revoked_at: instant(row, "revoked_at")?,
+        revocation_reason: row.try_get("revocation_reason")?,
+        replaced_by: uuid(row, "replaced_by", "api_keys").ok().map(KeyId),
+        memo: memo(row)?.map(|memo| memo.pepper),
+    })
+}
+
+pub(super) fn stored_key_of(row: &SqliteRow) -> Result<StoredKey, StoreError> {
+    Ok(StoredKey {
+        details: key_of(row)?,
+        tenant_schema: row.try_get("db_schema_name")?,
+        hash: row.try_get("hashed_key")?,
+    })
+}

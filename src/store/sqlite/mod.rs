@@ -1,0 +1,219 @@
+//! How is all that said to SQLite?
+//!
+//! The embedded default: a file, no server. SQLite has one writer at a time, so
+//! the change log's ids are in the order of commits and a replica remembers the
+//! last one it saw. `PRAGMA data_version` tells in microseconds whether anybody
+//! wrote since, so looking every 50 ms costs nothing.
+//!
+//! Identities are kept as text in lower case, instants as RFC 3339 in UTC; other
+//! programs' spelling of an instant (`2026-01-31 12:00:00`) is understood. Nothing
+//! here judges.
+
+mod audit;
+mod bulk;
+mod management;
+mod session;
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous};
+use sqlx::{ConnectOptions as _, Connection as _, Row as _};
+use uuid::Uuid;
+
+use self::session::SqliteSession;
+use super::migrations;
+use super::{Announcement, NewMemo, SchemaVersion, Session, Store, StoreError};
+use crate::audit::Actor;
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::record::Memo;
+use crate::tenant::{Tenant, TenantId, TenantStatus};
+
+const TENANT: &str = "id, name, db_schema_name, status, created_at";
+
+/// Tenants and keys in a file.
+#[derive(Debug)]
+pub struct SqliteStore {
+    options: SqliteConnectOptions,
+    actor: Actor,
+}
+
+impl SqliteStore {
+    /// A store in this file (`sqlite://path`), made when it is first used.
+    ///
+    /// # Errors
+    ///
+    /// The address makes no sense.
+    pub fn new(url: &str) -> Result<Self, String> {
+        if url.contains(":memory:") || url.contains("mode=memory") {
+            return Err("a database in memory is gone before the next command: name a file".into());
+        }
+        let options = SqliteConnectOptions::from_str(url)
+            .map_err(|e| format!("the database URL makes no sense: {e}"))?
+            .create_if_missing(true)
+            .foreign_keys(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+            .busy_timeout(Duration::from_secs(5));
+        Ok(Self { options, actor: Actor::default() })
+    }
+
+    /// The same store, opened by somebody: the audit log has his name.
+    #[must_use]
+    pub fn acting_for(mut self, actor: Actor) -> Self {
+        self.actor = actor;
+        self
+    }
+
+    async fn connect(&self) -> Result<SqliteConnection, StoreError> {
+        Ok(self.options.connect().await?)
+    }
+}
+
+async fn applied(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
+    let known = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1";
+    if sqlx::query(known).bind(migrations::TABLE).fetch_optional(&mut *connection).await?.is_none() {
+        return Ok(0);
+    }
+    let sql = migrations::NEWEST_APPLIED;
+    Ok(sqlx::query(sql).fetch_one(connection).await?.try_get::<Option<i64>, _>(0)?.unwrap_or(0))
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    fn kind(&self) -> &'static str {
+        "sqlite"
+    }
+
+    fn address(&self) -> String {
+        let file = self.options.get_filename();
+        format!("sqlite://{}", std::path::absolute(file).unwrap_or_else(|_| file.to_owned()).display())
+    }
+
+    fn embedded(&self) -> bool {
+        true
+    }
+
+    async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
+        let connection = self.connect().await?;
+        Ok(Box::new(SqliteSession::on(connection)))
+    }
+
+    async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
+        let current = applied(&mut self.connect().await?).await?;
+        Ok(SchemaVersion { current, needed: migrations::newest(migrations::SQLITE) })
+    }
+
+    async fn migrate(&self) -> Result<Vec<i64>, StoreError> {
+        // The migrator's lock is none on SQLite: two programs that start together take turns here.
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        let before = applied(&mut transaction).await?;
+        migrations::migrator(migrations::SQLITE).run_direct(None, &mut *transaction, false).await?;
+        let applied = migrations::after(migrations::SQLITE, before);
+        audit::append(&mut transaction, &self.actor, migrations::draft(before, &applied)).await?;
+        transaction.commit().await?;
+        Ok(applied)
+    }
+
+    async fn prune_changes(&self, keep: Duration) -> Result<u64, StoreError> {
+        let done =
+            sqlx::query("DELETE FROM auth_change WHERE at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?1)")
+                .bind(format!("-{} seconds", keep.as_secs()))
+                .execute(&mut self.connect().await?)
+                .await?;
+        Ok(done.rows_affected())
+    }
+
+    async fn announce(&self, announcement: &Announcement<'_>) -> Result<(), StoreError> {
+        const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now'";
+        let sql = format!(
+            "INSERT INTO auth_replica (id, name, applied, seen_at, serves_until)
+             VALUES (?1, ?2, CAST(?3 AS INTEGER), {NOW}), {NOW}, ?4))
+             ON CONFLICT (id) DO UPDATE SET applied = excluded.applied, seen_at = excluded.seen_at,
+                                            serves_until = excluded.serves_until"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(announcement.id.to_string())
+            .bind(announcement.name)
+            .bind(announcement.position)
+            .bind(format!("+{} seconds", announcement.serves_for.as_secs_f64()))
+            .execute(&mut self.connect().await?)
+            .await?;
+        Ok(())
+    }
+
+    async fn retract(&self, id: Uuid) -> Result<(), StoreError> {
+        let sql = "DELETE FROM auth_replica
+             WHERE id = ?1 OR serves_until < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')";
+        sqlx::query(sql).bind(id.to_string()).execute(&mut self.connect().await?).await?;
+        Ok(())
+    }
+
+    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        let mut first = Vec::new();
+        for (id, at) in used {
+            let touched = |sql| sqlx::query(sql).bind(id.0.to_string()).bind(at.to_string());
+            let never = "UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1 AND last_used_at IS NULL";
+            if touched(never).execute(&mut *transaction).await?.rows_affected() > 0 {
+                first.push(*id);
+                continue;
+            }
+            // Fixed-width text in UTC compares as time does.
+            let before = "UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1 AND last_used_at < ?2";
+            touched(before).execute(&mut *transaction).await?;
+        }
+        transaction.commit().await?;
+        Ok(first)
+    }
+
+    async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        for new in memos {
+            sqlx::query(
+                "UPDATE api_keys SET key_memo = ?3 WHERE id = ?1 AND hashed_key = ?2 AND key_memo IS NOT ?3",
+            )
+            .bind(new.id.0.to_string())
+            .bind(new.hash.text().as_str().to_owned())
+            .bind(new.memo.to_string())
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+}
+
+fn tenant_of(row: &SqliteRow) -> Result<Tenant, StoreError> {
+    Ok(Tenant {
+        id: TenantId(uuid(row, "id", "tenants")?),
+        name: row.try_get("name")?,
+        schema: row.try_get("db_schema_name")?,
+        status: TenantStatus::parse(row.try_get("status")?),
+        created_at: instant(row, "created_at")?.unwrap_or_default(),
+    })
+}
+
+fn uuid(row: &SqliteRow, column: &str, table: &'static str) -> Result<Uuid, StoreError> {
+    let text: String = row.try_get(column)?;
+    let why = format!("{column} is no UUID");
+    Uuid::parse_str(&text).map_err(|_| StoreError::Inconsistent { table, row: text, why })
+}
+
+/// NULL and `infinity` are nothing; what cannot be read is the beginning of time, so that a row with such an
+/// expiry is expired and the others are shown all the same.
+fn instant(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
+    let text: Option<String> = row.try_get(column)?;
+    Ok(text.filter(|t| t != INFINITY).map(|text| Timestamp::parse(&text).unwrap_or(Timestamp::MIN)))
+}
+
+const INFINITY: &str = "infinity";
+
+fn memo(row: &SqliteRow) -> Result<Option<Memo>, StoreError> {
+    Ok(row.try_get::<Option<&str>, _>("key_memo")?.and_then(Memo::parse))
+}

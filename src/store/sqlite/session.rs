@@ -1,0 +1,156 @@
+//! How does a replica look at SQLite?
+//!
+//! Over one connection that only reads. Whether there is anything to see,
+//! `PRAGMA data_version` tells; what, the change log after the last id seen.
+
+use async_trait::async_trait;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::{Connection as _, Row as _};
+use tokio_stream::StreamExt as _;
+use tracing::warn;
+use uuid::Uuid;
+
+use super::{INFINITY, TENANT, instant, memo, tenant_of, uuid};
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::record::{KeyRecord, SecretHash};
+use crate::store::{Change, Changes, Look, Row, Session, StoreError};
+use crate::tenant::TenantId;
+
+/// A connection that only reads.
+pub(super) struct SqliteSession {
+    connection: SqliteConnection,
+    /// The newest id of the change log that was taken account of.
+    cursor: i64,
+    /// What `PRAGMA data_version` said before the last look.
+    data_version: i64,
+}
+
+#[async_trait]
+impl Session for SqliteSession {
+    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<Look, StoreError> {
+        self.data_version = self.read_data_version().await?;
+        let mut transaction = self.connection.begin().await?;
+        let newest = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
+        let sql = format!("SELECT {TENANT} FROM tenants");
+        for row in sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *transaction).await? {
+            match tenant_of(&row) {
+                Ok(tenant) => sink(Row::Tenant(tenant)),
+                Err(StoreError::Inconsistent { row, why, .. }) => {
+                    warn!(row, why, "damaged row of tenants, its keys get 503 until it is mended");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let sql = format!("SELECT {RECORD} FROM api_keys");
+        let mut rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch(&mut *transaction);
+        while let Some(row) = rows.next().await {
+            sink(key_row(&row?)?);
+        }
+        drop(rows);
+        transaction.commit().await?;
+        self.cursor = newest;
+        Ok(self.look())
+    }
+
+    /// Nobody hints: the tick is enough.
+    async fn hint(&mut self) -> Result<(), StoreError> {
+        std::future::pending().await
+    }
+
+    async fn has(&mut self, change: &str) -> Result<bool, StoreError> {
+        let newest: i64 = sqlx::query(NEWEST_CHANGE).fetch_one(&mut self.connection).await?.try_get(0)?;
+        Ok(change.parse::<i64>().is_ok_and(|change| change <= newest))
+    }
+
+    async fn changes(&mut self) -> Result<Changes, StoreError> {
+        let version = self.read_data_version().await?;
+        if version == self.data_version {
+            return Ok(Changes::Rows(Vec::new(), self.look()));
+        }
+        let mut transaction = self.connection.begin().await?;
+        let newest: i64 = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
+        let missing: bool =
+            sqlx::query(PRUNED).bind(self.cursor).fetch_one(&mut *transaction).await?.try_get(0)?;
+        if newest < self.cursor || missing {
+            return Ok(Changes::Everything);
+        }
+        let mut changes = Vec::new();
+        let sql = "SELECT DISTINCT key_prefix, tenant_id FROM auth_change WHERE id > ?1";
+        for row in sqlx::query(sql).bind(self.cursor).fetch_all(&mut *transaction).await? {
+            changes.extend(change_of(&mut transaction, &row).await?);
+        }
+        transaction.commit().await?;
+        (self.cursor, self.data_version) = (newest, version);
+        Ok(Changes::Rows(changes, self.look()))
+    }
+}
+
+const RECORD: &str =
+    "id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at IS NOT NULL AS revoked, key_memo";
+
+/// The newest id ever given, whether or not the row is still there.
+const NEWEST_CHANGE: &str =
+    "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'auth_change'), 0)";
+
+/// Whether rows after the cursor are missing from the log.
+const PRUNED: &str = "SELECT coalesce((SELECT min(id) FROM auth_change WHERE id > ?1), ?1 + 1) > ?1 + 1
+    OR (SELECT count(*) FROM auth_change WHERE id > ?1)
+       < coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'auth_change'), 0) - ?1";
+
+impl SqliteSession {
+    /// A session that has not looked yet.
+    pub(super) fn on(connection: SqliteConnection) -> Self {
+        Self { connection, cursor: 0, data_version: -1 }
+    }
+
+    fn look(&self) -> Look {
+        Look {
+            position: self.cursor.to_string(),
+            newest_change: Some(self.cursor.to_string()),
+            ..Look::default()
+        }
+    }
+
+    async fn read_data_version(&mut self) -> Result<i64, StoreError> {
+        Ok(sqlx::query("PRAGMA data_version").fetch_one(&mut self.connection).await?.try_get(0)?)
+    }
+}
+
+async fn change_of(
+    connection: &mut SqliteConnection,
+    logged: &SqliteRow,
+) -> Result<Option<Change>, StoreError> {
+    if let Some(prefix) = logged.try_get::<Option<String>, _>("key_prefix")? {
+        let sql = format!("SELECT {RECORD} FROM api_keys WHERE key_prefix = ?1");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&prefix).fetch_optional(connection).await?;
+        let row = row.as_ref().map(key_row).transpose()?;
+        return Ok(Some(row.map_or(Change::NoKey(prefix.into()), Change::Now)));
+    }
+    let Some(id) = logged.try_get::<Option<String>, _>("tenant_id")? else { return Ok(None) };
+    let Ok(tenant_id) = Uuid::parse_str(&id).map(TenantId) else { return Ok(None) };
+    let sql = format!("SELECT {TENANT} FROM tenants WHERE id = ?1");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&id).fetch_optional(connection).await?;
+    let tenant = row.as_ref().map(tenant_of).transpose()?;
+    Ok(Some(tenant.map_or(Change::NoTenant(tenant_id), |tenant| Change::Now(Row::Tenant(tenant)))))
+}
+
+/// A row whose expiry cannot be read is damaged, not everlasting; so is one with an identity that is none.
+fn key_row(row: &SqliteRow) -> Result<Row, StoreError> {
+    let (id, tenant_id) = (uuid(row, "id", "api_keys"), uuid(row, "tenant_id", "api_keys"));
+    let expires_at: Option<String> = row.try_get("expires_at")?;
+    let sound = id.is_ok() && tenant_id.is_ok() && expires_at.as_deref().is_none_or(is_instant);
+    let record = KeyRecord {
+        id: KeyId(id.unwrap_or_default()),
+        tenant_id: TenantId(tenant_id.unwrap_or_default()),
+        prefix: row.try_get::<&str, _>("key_prefix")?.into(),
+        hash: SecretHash::parse(row.try_get("hashed_key")?).filter(|_| sound),
+        expires_at: instant(row, "expires_at")?.into(),
+        revoked: row.try_get("revoked")?,
+    };
+    Ok(Row::Key(record, memo(row)?))
+}
+
+fn is_instant(text: &str) -> bool {
+    text == INFINITY || Timestamp::parse(text).is_some()
+}
