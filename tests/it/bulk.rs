@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::cli::{Run, TENANTGATE, command};
+use crate::support::cli::{Run, command, tenantgate};
 use crate::support::world::quick_hash;
 use crate::support::{Ask, Backend, Database, PATIENCE, Server, World, eventually, on_every_store};
 
@@ -457,7 +457,8 @@ fn on_a_terminal_there_is_a_bar_and_hashes_are_not_shown() {
         return;
     }
     let on_a_terminal = |args: &str| {
-        let line = format!("{TENANTGATE} {args} --database-url {}", world.db.url());
+        let program = tenantgate();
+        let line = format!("{} {args} --database-url {}", program.display(), world.db.url());
         let run = std::process::Command::new(&script)
             .args(["-qec", &line, "/dev/null"])
             .stdin(Stdio::null())
