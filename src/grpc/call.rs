@@ -18,11 +18,11 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::Code;
 
 use super::frame::{PREFIX, announced, only_message};
-use super::{Frame, Outcome, Refusal, Services, Unary};
+use super::{Frame, Limits, Outcome, Refusal, Services, Unary};
 
 static GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -37,9 +37,6 @@ pub(super) fn take_up<U: Unary>(
 ) {
     let (head, mut body) = request.into_parts();
     let responder = Responder { services: Arc::clone(services), respond: Some(respond) };
-    if let Err(status) = is_grpc(&head.method, &head.headers) {
-        return responder.turn_away(status);
-    }
     // What is not here yet is waited for elsewhere, by who asks again; this task has a connection to look after.
     let first = body.poll_data(&mut Context::from_waker(Waker::noop()));
     if let Poll::Ready(Some(Ok(bytes))) = &first
@@ -118,16 +115,8 @@ impl<U: Unary> Responder<U> {
         if let Some(respond) = self.respond.take() {
             match outcome {
                 Ok(frame) => send(respond, frame),
-                Err(refusal) => refuse(respond, StatusCode::OK, refusal),
+                Err(refusal) => refuse(respond, refusal),
             }
-        }
-    }
-
-    /// Not even gRPC.
-    fn turn_away(mut self, status: StatusCode) {
-        if let Some(respond) = self.respond.take() {
-            let why = "this takes calls of gRPC";
-            refuse(respond, status, Refusal { code: Code::InvalidArgument, why });
         }
     }
 }
@@ -155,9 +144,8 @@ fn send(mut respond: SendResponse<Bytes>, frame: Frame) {
 }
 
 /// Headers that are trailers, too.
-fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, refusal: Refusal) {
+fn refuse(mut respond: SendResponse<Bytes>, refusal: Refusal) {
     let mut head = Response::new(());
-    *head.status_mut() = status;
     let headers = head.headers_mut();
     headers.insert(CONTENT_TYPE, GRPC.clone());
     headers.insert(GRPC_STATUS.clone(), HeaderValue::from(i32::from(refusal.code)));
@@ -165,15 +153,31 @@ fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, refusal: Refusal
     let _ = respond.send_response(head, true);
 }
 
-fn is_grpc(method: &Method, headers: &HeaderMap) -> Result<(), StatusCode> {
+/// Whether this is a call at all, or else the status of HTTP that says why not.
+pub(super) fn is_grpc(method: &Method, headers: &HeaderMap) -> Result<(), StatusCode> {
     let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    if method != Method::POST {
-        return Err(StatusCode::METHOD_NOT_ALLOWED);
-    }
     // `application/grpc+proto` and parameters are fine, `application/grpc-web` is something else.
     match kind.strip_prefix(b"application/grpc") {
-        Some([] | [b'+' | b';', ..]) => Ok(()),
+        Some([] | [b'+' | b';', ..]) if method == Method::POST => Ok(()),
+        Some([] | [b'+' | b';', ..]) => Err(StatusCode::METHOD_NOT_ALLOWED),
         _ => Err(StatusCode::UNSUPPORTED_MEDIA_TYPE),
+    }
+}
+
+/// Answers what is no call, for who looks with a browser; once it was said, but not for ever and not all of it.
+pub(super) async fn turn_away(
+    status: StatusCode,
+    body: RecvStream,
+    mut respond: SendResponse<Bytes>,
+    limits: Limits,
+) {
+    const WORDS: &[u8] = b"this is a server of gRPC: ask it with grpcurl, or tenantgate check\n";
+    let _ = timeout(limits.call, gather(None, body, limits.message)).await;
+    let mut head = Response::new(());
+    *head.status_mut() = status;
+    head.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    if let Ok(mut stream) = respond.send_response(head, false) {
+        let _ = stream.send_data(Bytes::from_static(WORDS), true);
     }
 }
 
@@ -262,7 +266,8 @@ mod tests {
         ] {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
             assert_eq!(is_grpc(&Method::POST, &headers).is_ok(), fine, "{kind}");
-            assert_eq!(is_grpc(&Method::GET, &headers), Err(StatusCode::METHOD_NOT_ALLOWED));
+            let why = if fine { StatusCode::METHOD_NOT_ALLOWED } else { StatusCode::UNSUPPORTED_MEDIA_TYPE };
+            assert_eq!(is_grpc(&Method::GET, &headers), Err(why), "{kind}");
         }
     }
 }

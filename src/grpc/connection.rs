@@ -79,10 +79,12 @@ where
             end = &mut end => return end,
         };
         let Some(Ok((request, respond))) = accepted else { return End::Now };
-        if request.uri().path() == U::PATH {
-            call::take_up(services, request, respond);
-        } else {
-            tokio::spawn(bridge::answer(services.others.clone(), request, respond));
+        match call::is_grpc(request.method(), request.headers()) {
+            Ok(()) if request.uri().path() == U::PATH => call::take_up(services, request, respond),
+            Ok(()) => drop(tokio::spawn(bridge::answer(services.others.clone(), request, respond))),
+            Err(status) => {
+                tokio::spawn(call::turn_away(status, request.into_body(), respond, services.limits));
+            }
         }
     }
 }

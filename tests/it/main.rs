@@ -19,6 +19,7 @@ mod envoy;
 mod faults;
 mod fixtures;
 mod grpcurl;
+mod h2spec;
 mod harness;
 mod hostile;
 mod identity;
