@@ -125,6 +125,15 @@ impl Admin {
         Ok((applied, self.store.schema_version().await?.current))
     }
 
+    /// Makes the roles of least privilege; returns their names.
+    ///
+    /// # Errors
+    ///
+    /// The database has none, or whoever asks may not make them.
+    pub async fn create_roles(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        self.store.create_roles(prefix).await
+    }
+
     /// Adds a tenant and makes its schema stand.
     ///
     /// # Errors

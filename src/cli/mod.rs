@@ -154,9 +154,14 @@ async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut Cli::command(), "tenantgate", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
-        Command::Migrate => {
-            let (applied, current) = admin(&url, Peppers::default())?.migrate().await?;
-            out.show(&MigratedView { applied, current })
+        Command::Migrate { roles } => {
+            let admin = admin(&url, Peppers::default())?;
+            let (applied, current) = admin.migrate().await?;
+            let roles = match roles {
+                Some(prefix) => Some(admin.create_roles(&prefix).await?),
+                None => None,
+            };
+            out.show(&MigratedView { applied, current, roles })
         }
         Command::SeedDemo { force } => {
             let (tenant, issued) = ready(&url, Peppers::default()).await?.seed_demo(force).await?;

@@ -150,6 +150,16 @@ pub trait Store: Send + Sync {
     /// Applies what is missing; returns the versions that were.
     async fn migrate(&self) -> Result<Vec<i64>, StoreError>;
 
+    /// Makes the roles of least privilege, their names beginning with `prefix`, and gives each what it needs of
+    /// the tables and nothing else. Returns their names.
+    async fn create_roles(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let _ = prefix;
+        Err(StoreError::Refused(format!(
+            "{} has no roles: whoever may write the file may do all",
+            self.kind()
+        )))
+    }
+
     /// Adds a tenant. [`StoreError::Conflict`] if its schema or identity is taken.
     async fn insert_tenant(&self, tenant: &NewTenant) -> Result<Tenant, StoreError>;
 

@@ -32,6 +32,7 @@ mod outcomes;
 mod protocol;
 mod public;
 mod rolling;
+mod roles;
 mod secrets;
 mod settings;
 mod snapshot_file;

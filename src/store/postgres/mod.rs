@@ -128,6 +128,14 @@ impl Store for PostgresStore {
         Ok(migrations::after(migrations::POSTGRES, before))
     }
 
+    async fn create_roles(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let mut connection = self.connect().await?;
+        let named = "SELECT set_config('tenantgate.roles', $1, false)";
+        sqlx::query(named).bind(prefix).execute(&mut connection).await?;
+        sqlx::raw_sql(migrations::ROLES).execute(&mut connection).await?;
+        Ok(["serve", "admin", "migrate"].map(|role| format!("{prefix}_{role}")).to_vec())
+    }
+
     async fn insert_tenant(&self, tenant: &NewTenant) -> Result<Tenant, StoreError> {
         let sql = format!(
             "INSERT INTO tenants (id, name, db_schema_name, status)
