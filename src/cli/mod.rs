@@ -98,6 +98,7 @@ impl From<ServeError> for Failure {
 
 /// Does what `args` say.
 pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    telemetry::panics::say_no_secrets();
     let (cli, mut out) = match parse(args) {
         Ok(cli) => {
             let out = Out(cli.output);

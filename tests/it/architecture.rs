@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 6] = [
     &["clock", "key", "tenant", "record", "request", "stats"],
     &["decision"],
-    &["grpc", "store", "verify", "replica"],
+    &["supervise", "grpc", "store", "verify", "replica"],
     &["admin", "gate", "memos", "usage"],
     &["ext_authz", "store/postgres", "store/sqlite", "store/migrations", "store/errors"],
     &["cli", "config", "health", "server", "telemetry", "main", "lib"],
