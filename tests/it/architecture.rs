@@ -41,15 +41,17 @@ const ROOMS: [(&str, &[&str]); 16] = [
 /// Words and judgement are silent.
 const SILENT_FLOORS: usize = 2;
 
-struct Source {
+/// A file below `src/`.
+pub(crate) struct Source {
     /// Below `src/`, without `.rs` and `/mod`.
-    room: String,
+    pub(crate) room: String,
     text: String,
     /// Without comments and unit tests.
-    code: String,
+    pub(crate) code: String,
 }
 
-fn sources() -> Vec<Source> {
+/// All of them.
+pub(crate) fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     collect(&root, &mut files);
