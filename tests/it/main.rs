@@ -37,6 +37,7 @@ mod rolling;
 mod secrets;
 mod settings;
 mod snapshot_file;
+mod supply_chain;
 mod sync;
 mod tenants;
 mod tls;
