@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::support::PATIENCE;
-use crate::support::cli::{DATABASE_URL, TENANTGATE, command};
+use crate::support::cli::{DATABASE_URL, command, tenantgate};
 use crate::support::transcript::{Transcript, says};
 
 /// Ends with the test.
@@ -43,7 +43,7 @@ fn read(process: &Child, file: &str) -> String {
 fn nobody_dumps_the_memory_of_a_server_or_reads_it() {
     let dir = tempfile::tempdir().expect("a directory");
     let program = dir.path().join("tenantgate");
-    std::fs::copy(TENANTGATE, &program).expect("copied to where everybody gets at it");
+    std::fs::copy(tenantgate(), &program).expect("copied to where everybody gets at it");
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).expect("ours");
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("ours");
     let mut plan = Command::new(&program);
