@@ -9,7 +9,7 @@
 //! floor 5  WIRING      main  cli/  config/  server/{listen, workers, tls}  health  telemetry/
 //! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service}      store/{postgres, sqlite}
 //! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   usage (last-used)   memos (proofs)
-//! floor 2  MACHINES    store/{management} (traits)   grpc/{connection, call, bridge}   verify/{bcrypt, memo, pepper, queue}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}
+//! floor 2  MACHINES    supervise   store/{management} (traits)   grpc/{connection, call, bridge}   verify/{bcrypt, memo, pepper, queue}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}
 //! floor 1  JUDGEMENT   decision (pure, synchronous)
 //! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats   audit
 //! ```
@@ -60,6 +60,7 @@ pub mod decision;
 // floor 2, and the doors to databases
 pub mod grpc;
 pub mod store;
+pub mod supervise;
 pub mod verify;
 // floor 2
 pub mod replica;

@@ -84,4 +84,13 @@ impl Admin {
         let applied = self.store.migrate().await?;
         Ok((applied, self.store.schema_version().await?.current))
     }
+
+    /// Makes the roles of least privilege; returns their names.
+    ///
+    /// # Errors
+    ///
+    /// The database has none, or whoever asks may not make them.
+    pub async fn create_roles(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        self.store.create_roles(prefix).await
+    }
 }

@@ -76,7 +76,13 @@ pub(super) enum Command {
     /// Answer Envoy
     Serve(Box<ServeArgs>),
     /// Bring the database schema up to date; adopts the tables of an existing deployment
-    Migrate,
+    Migrate {
+        /// Also make the roles `tenantgate_serve`, `tenantgate_admin` and `tenantgate_migrate` (or with another
+        /// beginning) and give each what it needs and nothing else; Postgres only
+        #[arg(long, value_name = "PREFIX", num_args = 0..=1, require_equals = true, default_missing_value = "tenantgate",
+              value_parser = role_prefix)]
+        roles: Option<String>,
+    },
     /// Add the demonstration tenant and its well-known key
     SeedDemo {
         /// Also beside other tenants
@@ -365,6 +371,15 @@ fn long_duration(text: &str) -> Result<Duration, String> {
     let no_duration =
         || format!("{text:?} is no duration: write a whole number and a unit (s, m, h, d, w), such as 90d");
     config::duration(text).ok().filter(|_| !text.ends_with("ms")).ok_or_else(no_duration)
+}
+
+fn role_prefix(text: &str) -> Result<String, String> {
+    let tail = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    let head = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b == b'_');
+    let fine = head && text.bytes().all(tail) && text.len() <= 50 && !text.starts_with("pg_");
+    let no_prefix =
+        || format!("{text:?} is no beginning for names of roles: use a-z, 0-9 and _, such as tenantgate");
+    fine.then(|| text.to_owned()).ok_or_else(no_prefix)
 }
 
 fn rfc_3339(text: &str) -> Result<Timestamp, String> {

@@ -108,6 +108,7 @@ impl From<ServeError> for Failure {
 
 /// Does what `args` say.
 pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    telemetry::panics::say_no_secrets();
     let (cli, mut out) = match parse(args) {
         Ok(cli) => {
             let out = Out(cli.output);
@@ -175,9 +176,14 @@ async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut Cli::command(), "tenantgate", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
-        Command::Migrate => {
-            let (applied, current) = admin(&by, Peppers::default())?.migrate().await?;
-            out.show(&MigratedView { applied, current })
+        Command::Migrate { roles } => {
+            let admin = admin(&by, Peppers::default())?;
+            let (applied, current) = admin.migrate().await?;
+            let roles = match roles {
+                Some(prefix) => Some(admin.create_roles(&prefix).await?),
+                None => None,
+            };
+            out.show(&MigratedView { applied, current, roles })
         }
         Command::SeedDemo { force } => {
             let (tenant, issued) = ready(&by, Peppers::default()).await?.seed_demo(force).await?;

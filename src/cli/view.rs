@@ -120,6 +120,9 @@ pub(super) struct RotatedView {
 pub(super) struct MigratedView {
     pub(super) applied: Vec<i64>,
     pub(super) current: i64,
+    /// The roles that have their rights now, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) roles: Option<Vec<String>>,
 }
 
 /// What people see of a result.
@@ -216,13 +219,18 @@ impl Text for RotatedView {
 
 impl Text for MigratedView {
     fn text(&self) -> String {
-        match self.applied.as_slice() {
+        let mut text = match self.applied.as_slice() {
             [] => format!("nothing to do, the schema is at version {}", self.current),
             applied => {
                 let applied: Vec<_> = applied.iter().map(ToString::to_string).collect();
                 format!("applied {}, the schema is at version {}", applied.join(", "), self.current)
             }
+        };
+        if let Some(roles) = &self.roles {
+            text.push_str("\nthe roles have their rights: ");
+            text.push_str(&roles.join(", "));
         }
+        text
     }
 }
 

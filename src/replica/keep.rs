@@ -62,7 +62,8 @@ pub enum Refused {
     TooOld(Duration),
 }
 
-/// Keeps the snapshot of a replica in a file.
+/// Keeps the snapshot of a replica in a file. Cheap to clone.
+#[derive(Clone)]
 pub struct Keeper {
     replica: Replica,
     clock: Arc<dyn Clock>,
@@ -74,6 +75,7 @@ pub struct Keeper {
 }
 
 /// What was written last.
+#[derive(Clone, Copy)]
 struct Written {
     generation: u64,
     age_then: Duration,
@@ -169,7 +171,9 @@ impl Keeper {
         let (generation, at) = (snapshot.generation, Instant::now());
         let (path, peppers) = (self.options.path.clone(), self.replica.peppers().clone());
         let work = move || save(&path, head, &snapshot, &peppers);
-        let result = tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(io::Error::other(e)));
+        // What a panic says may be about anything, and is said without that elsewhere.
+        let panicked = |_| Err(io::Error::other("a panic while it was written"));
+        let result = tokio::task::spawn_blocking(work).await.unwrap_or_else(panicked);
         self.written = Some(Written { generation, age_then: age, at, took: at.elapsed() });
         self.say(result);
     }

@@ -45,6 +45,8 @@ pub struct Stats {
     pub polls: Count,
     /// Rows that changed.
     pub changed_rows: Count,
+    /// Looks that ended in a panic.
+    pub panics: Count,
     /// Sessions that were lost.
     pub lost: Count,
     /// Times that the database came back without a change it had had.

@@ -28,6 +28,7 @@ use super::{Replica, Snapshot};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Freshness;
 use crate::store::{CONNECT_TIMEOUT, Change, Changes, Look, Row, Session, Store, StoreError};
+use crate::supervise::{Panicked, caught};
 
 /// How the replica is kept true.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +57,8 @@ impl Default for Options {
     }
 }
 
+/// Why there is no session any more, if that is our own fault.
+const PANICKED: &str = "the replica panicked";
 const FIRST_BACK_OFF: Duration = Duration::from_millis(50);
 /// Beyond this, somebody's clock is wrong.
 const CLOCKS_MAY_DIFFER: Duration = Duration::from_secs(2);
@@ -94,11 +97,17 @@ impl Sync {
         let mut back_off = FIRST_BACK_OFF;
         loop {
             let generation = self.replica.snapshot().generation;
-            let error = match self.follow().await {
-                Ok(never) => match never {},
-                Err(error) => error,
-            };
+            let ended = caught(self.follow()).await;
             self.replica.set_connected(false);
+            let error = match ended {
+                Ok(Ok(never)) => match never {},
+                Ok(Err(error)) => error,
+                // A doubt like any other: what is known is served, and grows old, until everything was loaded.
+                Err(Panicked) => {
+                    self.replica.stats().panics.add_one();
+                    StoreError::Unavailable(PANICKED.to_owned())
+                }
+            };
             if matches!(error, StoreError::OldSchema { .. }) && !self.loaded {
                 return error;
             }
@@ -266,9 +275,11 @@ impl Sync {
     fn say_lost(&mut self, error: &StoreError) {
         self.replica.stats().lost.add_one();
         // How exactly a database cannot be reached changes from try to try, and is no news.
-        let gone = matches!(error, StoreError::Unavailable(_));
+        let gone = matches!(error, StoreError::Unavailable(why) if why != PANICKED);
         let state = if gone { String::new() } else { error.to_string() };
-        if self.lost.as_ref() == Some(&state) {
+        if state == PANICKED {
+            error!(part = "replica", "a part of the server panicked and is begun again");
+        } else if self.lost.as_ref() == Some(&state) {
             debug!(%error, "the database is still not there");
         } else if !self.loaded {
             warn!(%error, "no database yet, trying again");

@@ -41,6 +41,7 @@ use crate::replica::keep::{self, Keeper};
 use crate::replica::prune;
 use crate::replica::sync::{self, Sync};
 use crate::store::{Store, StoreError};
+use crate::supervise::{Part, Supervisor};
 use crate::telemetry::metrics::{self, Metrics};
 use crate::usage::{self, Usage};
 use crate::verify::memo::{Keyring, Peppers};
@@ -149,15 +150,7 @@ pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Re
     // Reading and sorting in a hundred thousand rows takes a while, in which no request should have to wait for
     // the thread.
     let mut sync = Apart::run("replica", house.sync(&settings).run())?;
-    let mut background = vec![
-        tokio::spawn(house.memos.clone().run(Arc::clone(&settings.store))),
-        tokio::spawn(keep_snapshot(house.keeper(&settings))),
-        tokio::spawn(house.usage.clone().run(Arc::clone(&settings.store), settings.usage)),
-        tokio::spawn(house.health.clone().run(house.reporter.clone())),
-        tokio::spawn(house.announcer.clone().run()),
-        tokio::spawn(prune::run(Arc::clone(&settings.store), settings.prune)),
-    ];
-    background.extend(settings.listen.tls.clone().map(|tls| tokio::spawn(tls.follow())));
+    let background = house.background(&settings);
     let outcome = tokio::select! {
         () = shutdown => Ok(()),
         fatal = sync.ended() => Err(fatal),
@@ -211,6 +204,7 @@ struct House {
     reporter: HealthReporter,
     metrics: Metrics,
     announcer: Announcer,
+    supervisor: Supervisor,
 }
 
 impl House {
@@ -226,6 +220,7 @@ impl House {
         let verify = verifier.stats();
         let (ours, uses, proofs) = (replica.clone(), usage.clone(), memos.clone());
         let gate = Arc::new(Gate::new(ours, verifier, uses, proofs, Arc::clone(clock), settings.gate));
+        let supervisor = Supervisor::default();
         let metrics = Metrics {
             gate: gate.stats(),
             verify,
@@ -233,6 +228,7 @@ impl House {
             usage: usage.clone(),
             memos: memos.clone(),
             listen: Arc::default(),
+            supervisor: supervisor.clone(),
             clock: Arc::clone(clock),
         };
         let service = AuthorizationService::new(gate, Arc::clone(clock), settings.ext_authz.clone());
@@ -245,7 +241,7 @@ impl House {
         };
         let announcer =
             Announcer::new(process_name(), replica.clone(), Arc::clone(&settings.store), announce);
-        let house = Self { replica, usage, memos, health, reporter, metrics, announcer };
+        let house = Self { replica, usage, memos, health, reporter, metrics, announcer, supervisor };
         Ok((house, service))
     }
 
@@ -253,6 +249,34 @@ impl House {
     fn keeper(&self, settings: &Settings) -> Option<Keeper> {
         let (replica, clock) = (self.replica.clone(), Arc::clone(&settings.clock));
         Some(Keeper::new(replica, clock, settings.store.address(), settings.keep.clone()?))
+    }
+
+    /// What runs beside requests, for ever and in spite of panics.
+    fn background(&self, settings: &Settings) -> Vec<JoinHandle<()>> {
+        let (memos, usage, health) = (self.memos.clone(), self.usage.clone(), self.health.clone());
+        let (keeper, reporter, announcer) =
+            (self.keeper(settings), self.reporter.clone(), self.announcer.clone());
+        let (uses, cut) = (settings.usage, settings.prune);
+        let [to_memos, to_usage, to_prune] = [(); 3].map(|()| Arc::clone(&settings.store));
+        let certificates = settings.listen.tls.clone();
+        let mut parts = vec![
+            self.run(Part::Memos, move || memos.clone().run(Arc::clone(&to_memos))),
+            self.run(Part::Keep, move || keep_snapshot(keeper.clone())),
+            self.run(Part::Usage, move || usage.clone().run(Arc::clone(&to_usage), uses)),
+            self.run(Part::Health, move || health.clone().run(reporter.clone())),
+            self.run(Part::Announce, move || announcer.clone().run()),
+            self.run(Part::Prune, move || prune::run(Arc::clone(&to_prune), cut)),
+        ];
+        parts.extend(certificates.map(|tls| self.run(Part::Certificates, move || tls.clone().follow())));
+        parts
+    }
+
+    fn run<W>(&self, part: Part, begin: impl FnMut() -> W + Send + 'static) -> JoinHandle<()>
+    where
+        W: Future<Output = ()> + Send + 'static,
+    {
+        let supervisor = self.supervisor.clone();
+        tokio::spawn(async move { supervisor.run(part, begin).await })
     }
 
     fn sync(&self, settings: &Settings) -> Sync {

@@ -112,6 +112,16 @@ pub trait Management: Store {
     /// Whether tenants have a schema of their own that must be made.
     fn has_schemas(&self) -> bool;
 
+    /// Makes the roles of least privilege, their names beginning with `prefix`, and gives each what it needs of
+    /// the tables and nothing else. Returns their names.
+    async fn create_roles(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let _ = prefix;
+        Err(StoreError::Refused(format!(
+            "{} has no roles: whoever may write the file may do all",
+            self.kind()
+        )))
+    }
+
     /// Adds a tenant. [`StoreError::Conflict`] if its schema or identity is taken.
     async fn insert_tenant(&self, tenant: &NewTenant, action: Action) -> Result<Tenant, StoreError>;
 

@@ -37,6 +37,11 @@ macro_rules! set {
             (4, "replicas", include_str!(concat!("../../migrations/", $dialect, "/4_replicas.sql"))),
             (5, "key memo", include_str!(concat!("../../migrations/", $dialect, "/5_key_memo.sql"))),
             (6, "audit log", include_str!(concat!("../../migrations/", $dialect, "/6_audit_log.sql"))),
+            (
+                8,
+                "functions of few",
+                include_str!(concat!("../../migrations/", $dialect, "/8_functions_of_few.sql")),
+            ),
         ]
     };
 }
@@ -45,6 +50,9 @@ macro_rules! set {
 pub(super) const POSTGRES: Set = set!("postgres");
 /// For SQLite.
 pub(super) const SQLITE: Set = set!("sqlite");
+
+/// Who may do what, on Postgres.
+pub(super) const ROLES: &str = include_str!("../../migrations/roles.sql");
 
 /// What applies a set. Migrations of a newer program are left alone: they only ever add.
 pub(super) fn migrator(set: Set) -> Migrator {

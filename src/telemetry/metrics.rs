@@ -20,6 +20,7 @@ use crate::memos::Memos;
 use crate::replica::Replica;
 use crate::server::ListenStats;
 use crate::stats::Spread;
+use crate::supervise::Supervisor;
 use crate::usage::Usage;
 use crate::{gate, verify};
 
@@ -41,6 +42,8 @@ pub struct Metrics {
     pub memos: Memos,
     /// Connections.
     pub listen: Arc<ListenStats>,
+    /// Parts that were begun again.
+    pub supervisor: Supervisor,
     /// To tell the replica's age by.
     pub clock: Arc<dyn Clock>,
 }
@@ -203,6 +206,13 @@ impl Metrics {
             let rows = [([("result", "written")], written.value()), ([("result", "failed")], failed.value())];
             page.counters(name, help, &rows)?;
         }
+        let own = [("bcrypt", self.verify.panics.value()), ("replica", replica.panics.value())];
+        let restarts: Vec<_> = own
+            .into_iter()
+            .chain(self.supervisor.restarts())
+            .map(|(part, n)| ([("part", part)], n))
+            .collect();
+        page.counters("tenantgate_restarts", "Parts that panicked and were begun again", &restarts)?;
         page.info("tenantgate_build", "The version that runs", &[("version", env!("CARGO_PKG_VERSION"))])
     }
 }

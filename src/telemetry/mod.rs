@@ -3,10 +3,11 @@
 //! Log lines on standard error and numbers at `/metrics`. The fields of log
 //! lines: `decision.id`, `decision`, `reason`, `key.id`, `key.prefix`,
 //! `tenant.id`, `listener`, `address`, `store`, `keys`, `tenants`, `status`,
-//! `age_ms`, `rows`, `error`. Nothing that goes out of here can hold a key: see
+//! `age_ms`, `rows`, `error`, `part`, `at`. Nothing that goes out of here can hold a key: see
 //! [`scrub`].
 
 pub mod metrics;
+pub mod panics;
 pub mod scrub;
 
 use std::io::{self, IsTerminal as _, Write};

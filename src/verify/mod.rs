@@ -27,12 +27,13 @@ mod queue;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::TryRng;
 use rand::rngs::SysRng;
 use rustix::process::setpriority_process;
 use tokio::sync::watch;
+use tracing::error;
 
 use self::memo::{Keyring, Policy, Seal, Token};
 use self::queue::FairQueue;
@@ -65,6 +66,9 @@ impl Default for Options {
 /// the machine has nothing else to do bcrypt is as fast. A tenth of a core is left to it where all are busy.
 /// <https://man7.org/linux/man-pages/man7/sched.7.html>
 const NICE: i32 = 10;
+
+/// How long a thread that panicked stands still: one that does nothing else must not take a core.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The verdict on a row: empty until a key was proven against it, then final.
 #[derive(Debug, Default)]
@@ -112,6 +116,8 @@ pub struct Stats {
     pub shed: Count,
     /// Verdicts of bcrypt: right, wrong, failed.
     pub verdicts: [Count; 3],
+    /// Threads that were begun again after a panic.
+    pub panics: Count,
 }
 
 /// Proves keys. Cheap to clone; the threads end with the last clone.
@@ -258,7 +264,9 @@ impl Verifier {
         if state.wrong.contains(&seal) {
             return Err(Proof::Wrong);
         }
-        if let Some(flight) = state.flights.get(&seal.as_map_key()) {
+        // One that nobody will land any more was in a thread that panicked.
+        let in_the_air = |flight: &&watch::Receiver<_>| flight.has_changed().is_ok();
+        if let Some(flight) = state.flights.get(&seal.as_map_key()).filter(in_the_air) {
             return Ok(flight.clone());
         }
         let (verdict, flight) = watch::channel(None);
@@ -284,6 +292,15 @@ impl Pool {
     fn work_until_closed(&self) {
         // On Linux this is about the thread that asks. Where it is refused, proven keys wait a little longer.
         let _ = setpriority_process(None, NICE);
+        // A panic between two jobs costs the one it was about: who waits for that is told that we cannot say.
+        while catch_unwind(AssertUnwindSafe(|| self.work())).is_err() {
+            self.stats.panics.add_one();
+            error!(part = "bcrypt", "a part of the server panicked and is begun again");
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn work(&self) {
         while let Some(job) = self.next_job() {
             let proof = self.run(&job);
             self.land(&job, proof);
@@ -368,7 +385,7 @@ fn random() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
     use uuid::Uuid;
 
@@ -529,6 +546,32 @@ mod tests {
     fn nobody_can_tell_who_is_drawn() {
         let drawn: HashSet<u64> = (0..10).map(|_| random()).collect();
         assert_eq!(drawn.len(), 10);
+    }
+
+    /// A row that panics once, when a thread of bcrypt wants to leave its verdict there.
+    struct Cursed(Row, AtomicBool);
+
+    impl Provable for Cursed {
+        fn record(&self) -> &KeyRecord {
+            self.0.record()
+        }
+        fn proven(&self) -> &Proven {
+            let of_bcrypt = std::thread::current().name().is_some_and(|name| name.starts_with("bcrypt"));
+            assert!(!of_bcrypt || self.1.swap(true, Relaxed), "cursed");
+            self.0.proven()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_panics_lets_nobody_in_and_proves_the_retry() {
+        let options = Options { threads: 1, ..Options::default() };
+        let (verifier, row) = (verifier(options), row(4));
+        let row = Arc::new(Cursed(Arc::into_inner(row).unwrap(), AtomicBool::new(false)));
+        let prove = || verifier.prove(Arc::<Cursed>::clone(&row), parse(KEY).unwrap(), soon());
+        assert_eq!(prove().await, Proof::Impossible(Fault::Overloaded));
+        assert!(row.0.proven().seal().is_none());
+        assert_eq!(prove().await, Proof::Right);
+        assert_eq!(verifier.stats().panics.value(), 1);
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! Does anything that is printed contain a key? At its most verbose, and grepped.
 
+mod places;
+mod process;
+mod types;
+
 use crate::support::postgres::PASSWORD;
 use crate::support::world::string;
 use crate::support::{Ask, PATIENCE, Server, World, on_every_store};

@@ -16,6 +16,7 @@ use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::KeyDetails;
+use crate::store::migrations;
 use crate::store::{AuditFilter, ImportedKey, Laggard, Management, NewKey, NewTenant, StoreError, StoredKey};
 use crate::tenant::{Tenant, TenantId, TenantStatus, is_schema_name};
 
@@ -26,6 +27,14 @@ pub(super) const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expir
 impl Management for PostgresStore {
     fn has_schemas(&self) -> bool {
         true
+    }
+
+    async fn create_roles(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let mut connection = self.connect().await?;
+        let named = "SELECT set_config('tenantgate.roles', $1, false)";
+        sqlx::query(named).bind(prefix).execute(&mut connection).await?;
+        sqlx::raw_sql(migrations::ROLES).execute(&mut connection).await?;
+        Ok(["serve", "admin", "migrate"].map(|role| format!("{prefix}_{role}")).to_vec())
     }
 
     async fn insert_tenant(&self, tenant: &NewTenant, action: Action) -> Result<Tenant, StoreError> {

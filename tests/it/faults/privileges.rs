@@ -5,19 +5,7 @@ use std::time::Duration;
 use super::history::Sort;
 use super::play::{Plan, Play};
 use crate::support::link::Link;
-use crate::support::{Backend, Database, World};
-
-/// A role that may do what the README gives to `serve`, and owns nothing.
-fn narrow_role(database: &Database) -> String {
-    let role = format!("serve_{}", database.name());
-    database.sql(&format!(
-        "CREATE ROLE {role} LOGIN;
-         GRANT SELECT ON tenants, api_keys, auth_change, auth_change_floor, tenantgate_migrations TO {role};
-         GRANT UPDATE (last_used_at, key_memo) ON api_keys TO {role};
-         GRANT SELECT, INSERT, UPDATE, DELETE ON auth_replica TO {role}"
-    ));
-    role
-}
+use crate::support::{Backend, World};
 
 /// Something hides rows; what was known goes on, and a line says what is wrong, until that is mended.
 fn is_not_believed(play: &mut Play, hide: &str, line: &str, show: &str) {
@@ -37,7 +25,7 @@ fn is_not_believed(play: &mut Play, hide: &str, line: &str, show: &str) {
 #[test]
 fn a_policy_hides_every_row() {
     let Some(world) = World::on(Backend::Postgres) else { return };
-    let role = narrow_role(&world.db);
+    let role = format!("{}_serve", world.db.with_roles());
     let mut play = Plan::on(&world.db).user(&role).begin();
     for table in ["api_keys", "tenants"] {
         let hide = format!("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY");
@@ -45,17 +33,12 @@ fn a_policy_hides_every_row() {
         is_not_believed(&mut play, &hide, &format!("row-level security policy for table \"{table}\""), &show);
     }
     play.ends("row-level security");
-    world.db.sql(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
 }
 
 #[test]
 fn a_right_is_taken_away() {
     let Some(world) = World::on(Backend::Postgres) else { return };
-    let role = narrow_role(&world.db);
-    world.db.sql(&format!(
-        "REVOKE SELECT ON api_keys FROM {role};
-         GRANT SELECT (id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at, last_used_at, key_memo) ON api_keys TO {role}"
-    ));
+    let role = format!("{}_serve", world.db.with_roles());
     let mut play = Plan::on(&world.db).user(&role).begin();
     let column = |verb: &str| format!("{verb} SELECT (hashed_key) ON api_keys");
     is_not_believed(
@@ -65,7 +48,6 @@ fn a_right_is_taken_away() {
         &format!("{} TO {role}", column("GRANT")),
     );
     play.ends("a right taken away");
-    world.db.sql(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
 }
 
 /// All keys gone at once is what a restore into the wrong place looks like, and no reason to lock everybody out.

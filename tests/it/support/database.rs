@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, SqliteConnect
 use tempfile::TempDir;
 
 use super::cli::{Run, run_in};
-use super::postgres::Cluster;
+use super::postgres::{Cluster, ROLE};
 use super::wait;
 
 /// The two stores that tenantgate has.
@@ -69,6 +69,22 @@ impl Database {
     /// What `--database-url` gets.
     pub(crate) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Makes the roles of least privilege for this Postgres database and lets people log in as them; gives what
+    /// their names begin with.
+    pub(crate) fn with_roles(&self) -> String {
+        let prefix = format!("roles_{}", self.name());
+        self.cli(&["migrate", &format!("--roles={prefix}")]).ok();
+        for role in ["serve", "admin", "migrate"] {
+            self.sql(&format!("ALTER ROLE {prefix}_{role} LOGIN"));
+        }
+        prefix
+    }
+
+    /// This Postgres database as a role sees it.
+    pub(crate) fn seen_by(&self, role: &str) -> Self {
+        Self::at(self.backend, &self.url.replacen(&format!("//{ROLE}:"), &format!("//{role}:"), 1))
     }
 
     /// Ends every connection to this Postgres database, as an administrator or a failover does.

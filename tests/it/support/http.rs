@@ -1,7 +1,7 @@
 //! What do the ops endpoints say? The smallest HTTP client that can ask.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 
 use super::PATIENCE;
@@ -14,13 +14,16 @@ pub(crate) struct Page {
     pub(crate) body: String,
 }
 
-/// `GET path` over a connection of its own; an error when nobody listens.
+/// `GET path` over a connection of its own; an error when nobody listens or answers.
 pub(crate) fn get(address: &str, path: &str) -> std::io::Result<Page> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
+    if bytes.is_empty() {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
     Ok(parse(&String::from_utf8_lossy(&bytes)))
 }
 

@@ -1,0 +1,140 @@
+-- Least privilege on Postgres: three roles, and what each of them may do.
+--
+--   tenantgate_serve     `tenantgate serve`: reads; writes last_used_at, memos and how far it has looked
+--   tenantgate_admin     `tenantgate tenant`, `tenantgate key`: makes and changes rows, deletes none
+--   tenantgate_migrate   `tenantgate migrate`: owns the tables and functions
+--
+-- `tenantgate migrate --roles` runs this file. By hand: psql -v ON_ERROR_STOP=1 -f migrations/roles.sql. The
+-- first time it takes a superuser, or the owner of database and tables with CREATEROLE; afterwards anybody in
+-- tenantgate_migrate. Again does no harm: after it each role has exactly what is written here, also on tables
+-- that came with a newer version.
+--
+-- Nobody logs in as one of them; they are there to be in:
+--
+--   CREATE ROLE gate LOGIN PASSWORD '…' IN ROLE tenantgate_serve;
+--
+-- Roles belong to a cluster and tables to a database. Where several databases of a cluster have tables of ours,
+-- give each its own: `tenantgate migrate --roles=blue`, or here
+--
+--   SET tenantgate.roles = 'blue';   -- blue_serve, blue_admin, blue_migrate
+
+DO $do$
+DECLARE
+    prefix  text := coalesce(nullif(current_setting('tenantgate.roles', true), ''), 'tenantgate');
+    serve   text := prefix || '_serve';
+    admin   text := prefix || '_admin';
+    migrate text := prefix || '_migrate';
+    -- What is owned. A table or a function that comes later gets its line here, and its rights below.
+    tables  regclass[] := ARRAY[
+        'tenants',
+        'api_keys',
+        'auth_change',
+        'auth_change_floor',
+        'auth_replica',
+        'audit_log',
+        'tenantgate_migrations'
+    ];
+    functions regprocedure[] := ARRAY[
+        'auth_key_changed()',
+        'auth_tenant_changed()',
+        'auth_refuse_truncate()',
+        'auth_prune(interval)',
+        'auth_mark()',
+        'audit_refuse()'
+    ];
+    home    text := (SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 'api_keys'::regclass);
+    -- Whoever runs this.
+    we      pg_roles := (SELECT r FROM pg_roles r WHERE rolname = current_user);
+    one     text;
+    found   record;
+BEGIN
+    IF prefix !~ '^[a-z_][a-z0-9_]{0,49}$' OR prefix ~ '^pg_' THEN
+        RAISE EXCEPTION '% is no beginning for names of roles: use a-z, 0-9 and _', quote_literal(prefix);
+    END IF;
+    -- One at a time, and nobody waits long for a table that somebody else holds.
+    PERFORM pg_advisory_xact_lock(hashtext('tenantgate roles')), set_config('lock_timeout', '5s', true);
+
+    FOREACH one IN ARRAY ARRAY[serve, admin, migrate] LOOP
+        IF EXISTS (SELECT FROM pg_roles WHERE rolname = one) THEN
+            CONTINUE;
+        END IF;
+        IF NOT (we.rolsuper OR we.rolcreaterole) THEN
+            RAISE EXCEPTION 'the role % is not there, and % may not make it: run this once as a superuser, or '
+                'as the owner of the database with CREATEROLE', one, current_user;
+        END IF;
+        EXECUTE format('CREATE ROLE %I NOLOGIN', one);
+    END LOOP;
+
+    -- A role of such a name that was there before may be somebody else's, and mighty.
+    FOR one IN SELECT rolname FROM pg_roles r
+        WHERE rolname IN (serve, admin, migrate) AND rolsuper
+           OR rolname IN (serve, admin) AND (rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls
+              OR pg_has_role(rolname, migrate, 'MEMBER')
+              OR EXISTS (SELECT FROM pg_roles su WHERE su.rolsuper AND pg_has_role(r.rolname, su.oid, 'MEMBER'))
+              OR EXISTS (SELECT FROM pg_class c WHERE c.oid = ANY (tables) AND pg_has_role(r.rolname, relowner, 'MEMBER')))
+    LOOP
+        RAISE EXCEPTION 'the role % was there and may do more than it should (a superuser, an owner of the '
+            'tables, or one with rights of its own): choose other names with --roles=NAME', one;
+    END LOOP;
+
+    -- The tables go to `migrate`. Who owned them goes on as before, by being in it.
+    EXECUTE format('GRANT USAGE, CREATE ON SCHEMA %s TO %I', home, migrate);
+    IF NOT we.rolsuper AND NOT pg_has_role(current_user, migrate, 'USAGE') THEN
+        EXECUTE format('GRANT %I TO %I', migrate, current_user);
+    END IF;
+    FOR found IN SELECT format('TABLE %s', c.oid::regclass) AS thing, relowner::regrole::text AS owner FROM pg_class c
+            WHERE c.oid = ANY (tables) AND relowner <> migrate::regrole
+        UNION ALL SELECT format('FUNCTION %s', p.oid::regprocedure), proowner::regrole::text FROM pg_proc p
+            WHERE p.oid = ANY (functions) AND proowner <> migrate::regrole
+    LOOP
+        -- A superuser is asked for no right.
+        IF NOT pg_has_role(found.owner::regrole, migrate, 'USAGE') THEN
+            EXECUTE format('GRANT %I TO %s', migrate, found.owner);
+        END IF;
+        EXECUTE format('ALTER %s OWNER TO %I', found.thing, migrate);
+    END LOOP;
+
+    -- What others were given is theirs; what these two were given before is forgotten.
+    EXECUTE format('REVOKE ALL ON %s FROM %I, %I',
+        (SELECT string_agg(t::text, ', ') FROM unnest(tables) t), serve, admin);
+    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, %I, %I',
+        (SELECT string_agg(f::text, ', ') FROM unnest(functions) f), serve, admin);
+    -- As Postgres 15 has it from the start: who may connect need not be able to put things beside our tables.
+    EXECUTE format('REVOKE CREATE ON SCHEMA %s FROM PUBLIC', home);
+
+    EXECUTE format($grants$
+        GRANT USAGE ON SCHEMA %4$s TO %1$I, %2$I;
+
+        -- serve. Not what people call a key or why it was taken back: judgement needs neither.
+        GRANT SELECT ON tenants, auth_change, auth_change_floor, tenantgate_migrations TO %1$I;
+        GRANT SELECT (id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at, last_used_at, key_memo) ON api_keys TO %1$I;
+        GRANT UPDATE (last_used_at, key_memo) ON api_keys TO %1$I;
+        -- Every server is this role, so each could also write the row of another.
+        GRANT SELECT, INSERT, DELETE, UPDATE (applied, seen_at, serves_until) ON auth_replica TO %1$I;
+        GRANT EXECUTE ON FUNCTION auth_prune(interval) TO %1$I;
+
+        -- admin. It reads hashes to report their cost, to export them, and to know one that it imports again.
+        GRANT SELECT, INSERT, UPDATE (status) ON tenants TO %2$I;
+        GRANT SELECT, INSERT, UPDATE (expires_at, revoked_at, revocation_reason, replaced_by) ON api_keys TO %2$I;
+        -- Whoever changes something writes down that he did. Nobody changes what is written down.
+        GRANT SELECT, INSERT ON audit_log TO %2$I;
+        GRANT SELECT ON auth_replica, tenantgate_migrations TO %2$I;
+        GRANT EXECUTE ON FUNCTION auth_mark() TO %2$I;
+        -- A tenant gets a schema of its own.
+        GRANT CREATE ON DATABASE %3$I TO %2$I;
+    $grants$, serve, admin, current_database(), home);
+
+    -- Rights come by other ways too: given to everybody, or to a role that one of these is in.
+    FOR found IN SELECT r AS role, t::text AS thing FROM unnest(ARRAY[serve, admin]) r, unnest(tables) t
+        WHERE has_table_privilege(r, t, 'TRUNCATE, REFERENCES, TRIGGER')
+           OR has_table_privilege(r, t, 'UPDATE')
+           OR has_table_privilege(r, t, 'DELETE') AND NOT (r = serve AND t = 'auth_replica'::regclass)
+           OR has_table_privilege(r, t, 'INSERT') AND NOT (r = serve AND t = 'auth_replica'::regclass
+              OR r = admin AND t IN ('tenants'::regclass, 'api_keys'::regclass, 'audit_log'::regclass))
+        UNION ALL SELECT r, 'the schema ' || home FROM unnest(ARRAY[serve, admin]) r
+        WHERE has_schema_privilege(r, home, 'CREATE')
+    LOOP
+        RAISE EXCEPTION '% may still do more on % than it should, by what PUBLIC or a role that it is in was given: '
+            'its owner has to take that back', found.role, found.thing;
+    END LOOP;
+END $do$;

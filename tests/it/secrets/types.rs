@@ -1,0 +1,136 @@
+//! Can a secret be printed, compared or left behind by accident?
+//!
+//! What a type must not implement is held by the compiler: this file does not build when
+//! somebody adds it. Where a plaintext may be looked at, and that nothing is compared byte by
+//! byte that an attacker could measure, is held against the sources as text.
+
+use std::fmt::{Display, LowerHex};
+use std::hash::Hash;
+
+use serde::Serialize;
+use sha2::Sha256;
+use tenantgate::admin::Issued;
+use tenantgate::key::{PlainKey, PresentedKey};
+use tenantgate::record::Memo;
+use tenantgate::verify::memo::{Keyring, Peppers, Seal};
+use tenantgate::verify::pepper::Pepper;
+use zeroize::{ZeroizeOnDrop, Zeroizing};
+
+use crate::architecture::sources;
+
+/// Does not compile if the type implements any of the traits: then it would not be known which of two
+/// implementations of `Never` is meant.
+macro_rules! never {
+    ($type:ty: $($trait:path),+ $(,)?) => {{
+        $({
+            struct Implemented;
+            trait Never<T> {
+                fn checked() {}
+            }
+            impl<T: ?Sized> Never<()> for T {}
+            impl<T: ?Sized + $trait> Never<Implemented> for T {}
+            <$type as Never<_>>::checked();
+        })+
+    }};
+}
+
+#[test]
+fn no_secret_can_be_shown_or_compared() {
+    never!(PlainKey: Display, Serialize, LowerHex, PartialEq, Eq, PartialOrd, Hash, Clone, AsRef<str>, AsRef<[u8]>);
+    never!(PresentedKey<'static>: Display, Serialize, LowerHex, PartialEq, Eq, PartialOrd, Hash, AsRef<str>, AsRef<[u8]>);
+    never!(Pepper: Display, Serialize, LowerHex, PartialEq, Eq, PartialOrd, Hash, AsRef<str>, AsRef<[u8]>);
+    never!(Peppers: Display, Serialize, PartialEq, Hash);
+    never!(Keyring: Display, Serialize, PartialEq, Hash);
+    never!(Seal: Display, Serialize, LowerHex, PartialEq, Eq, PartialOrd, Hash, AsRef<[u8]>);
+    never!(Memo: Serialize, PartialEq, Eq, PartialOrd, Hash);
+    never!(Issued: Display, Serialize, PartialEq, Clone);
+}
+
+#[test]
+fn what_holds_a_secret_wipes_itself() {
+    fn wipes<T: ZeroizeOnDrop>() {}
+    // What PlainKey and Pepper are made of.
+    wipes::<Zeroizing<String>>();
+    wipes::<Zeroizing<[u8; 32]>>();
+    // What HMAC keeps of a pepper is two states of these.
+    wipes::<Sha256>();
+}
+
+/// Where a plaintext is looked at, and nowhere else: to hash it, and to show it once.
+const EXPOSED: [&str; 6] = ["key", "key/format", "cli/pepper", "cli/view", "verify", "verify/bcrypt"];
+
+#[test]
+fn a_plaintext_is_looked_at_in_few_places() {
+    for source in sources() {
+        let looked = source.code.contains("expose()") || source.code.contains("expose_line()");
+        let home = EXPOSED.contains(&source.room.as_str()) || source.room == "verify/memo";
+        assert!(!looked || home, "src/{}.rs looks at a plaintext", source.room);
+    }
+}
+
+/// What holds a secret, or a code that must be right: by these names.
+const SECRET: [&str; 12] = [
+    "expose",
+    "secret",
+    "plain",
+    "pepper.bytes",
+    "self.bytes",
+    ".mac",
+    "_mac(",
+    "memo.key",
+    "memo.row",
+    "seal",
+    "presented",
+    "as_map_key",
+];
+
+/// Comparisons whose duration tells where two things differ.
+const COMPARISONS: [&str; 8] =
+    ["==", "!=", ".eq(", ".ne(", ".cmp(", ".starts_with(", ".ends_with(", "assert_eq!("];
+
+/// What looks like one and is none: the number of a maker, a length, a policy, a state.
+const HARMLESS: [&str; 10] = [
+    "rest.get(prefix) == ",
+    "secret >= *SECRET_BYTES",
+    "seal.by == ",
+    ".len() == ",
+    ".id() == ",
+    ".id == ",
+    "policy() == ",
+    "proof == Proof::",
+    "secret_bits() >= ",
+    "at.elapsed()",
+];
+
+fn measurable(line: &str) -> bool {
+    let line = HARMLESS.iter().fold(line.to_owned(), |line, harmless| line.replace(harmless, ""));
+    let has = |words: &[&str]| words.iter().any(|word| line.contains(word));
+    has(&COMPARISONS) && has(&SECRET)
+}
+
+#[test]
+fn nothing_secret_is_compared_in_a_time_that_tells() {
+    for line in [
+        "if key.expose() == other.expose() {",
+        "self.mac != other.mac",
+        "seal == *proven",
+        "memo.row.eq(&row_mac(pepper, record, hash))",
+        "presented.expose().starts_with(known)",
+        "row_mac(&self.list[at], record, hash) == memo.row",
+    ] {
+        assert!(measurable(line), "the rule must find: {line}");
+    }
+    let rooms = ["key", "verify", "gate", "ext_authz", "replica", "memos", "admin", "request", "server"];
+    let mut found = Vec::new();
+    for source in sources() {
+        if rooms.contains(&source.room.split('/').next().unwrap_or_default()) {
+            let lines = source.code.lines().filter(|line| measurable(line));
+            found.extend(lines.map(|line| format!("src/{}.rs: {}", source.room, line.trim())));
+        }
+    }
+    assert!(
+        found.is_empty(),
+        "use subtle::ConstantTimeEq, or say in HARMLESS why not:\n{}",
+        found.join("\n")
+    );
+}
