@@ -19,6 +19,8 @@
 //! The precise reason of a denial is for operators; what the client is told is
 //! settled elsewhere, and is less.
 
+pub mod rows;
+
 use crate::clock::Timestamp;
 use crate::record::{KeyRecord, has_expired};
 use crate::request::Credential;
@@ -269,9 +271,9 @@ mod tests {
     use crate::record::ExpiresAt;
     use crate::tenant::TenantId;
 
-    const NOW: Timestamp = Timestamp(1_000);
+    pub(super) const NOW: Timestamp = Timestamp(1_000);
 
-    fn key() -> KeyRecord {
+    pub(super) fn key() -> KeyRecord {
         let (id, tenant_id) = (KeyId(Uuid::nil()), TenantId(Uuid::nil()));
         KeyRecord {
             id,
@@ -283,7 +285,7 @@ mod tests {
         }
     }
 
-    fn tenant(status: &str) -> Tenant {
+    pub(super) fn tenant(status: &str) -> Tenant {
         Tenant {
             id: TenantId(Uuid::nil()),
             name: "Demo".into(),
@@ -293,13 +295,13 @@ mod tests {
         }
     }
 
-    fn facts(found: Option<Found<'_>>) -> Facts<'_> {
+    pub(super) fn facts(found: Option<Found<'_>>) -> Facts<'_> {
         let credential = Credential::Presented(parse(b"llmk_demo_secret123").unwrap());
         Facts { public: false, credential, freshness: Freshness::Fresh, found, now: NOW }
     }
 
     /// What a decision says, in a word.
-    fn word(decision: Option<Decision<'_>>) -> String {
+    pub(super) fn word(decision: Option<Decision<'_>>) -> String {
         match decision {
             None => "prove".into(),
             Some(Decision::Allow(Grant::Public)) => "public".into(),

@@ -7,11 +7,11 @@
 //!
 //! ```text
 //! floor 5  WIRING      main  cli/  config/  server/{listen, workers, tls}  health  telemetry/
-//! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service}      store/{postgres, sqlite}
-//! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   usage (last-used)   memos (proofs)
-//! floor 2  MACHINES    supervise   store/{management} (traits)   grpc/{connection, call, bridge}   verify/{bcrypt, memo, pepper, queue}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}
-//! floor 1  JUDGEMENT   decision (pure, synchronous)
-//! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats   audit
+//! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service}      envoy/{admin, config, probe, verdict}      store/{postgres, sqlite}
+//! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   usage (last-used)   memos (proofs)   explain (why)
+//! floor 2  MACHINES    supervise   store/{management, inspect} (traits)   grpc/{connection, call, bridge}   verify/{bcrypt, memo, pepper, queue}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}   trust
+//! floor 1  JUDGEMENT   decision/{rows} (pure, synchronous)
+//! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats   audit   finding
 //! ```
 //!
 //! A module uses its own floor's earlier items and the floors below, never one
@@ -30,7 +30,7 @@
 //!
 //! Where its *foreign words* are spoken, and each vocabulary has one room:
 //! SQL in `store/`; Envoy's messages, HTTP status numbers and outgoing header
-//! names in `ext_authz/`; bcrypt in `verify/bcrypt`; flags and variables in
+//! names in `ext_authz/`; Envoy's configuration in `envoy/`; bcrypt in `verify/bcrypt`; flags and variables in
 //! `config` and `cli`; the operating system's clocks in `clock`; printing and
 //! exit codes in `cli`; the names of metrics in `telemetry`. A test
 //! (`tests/it/architecture.rs`) holds the code to this table.
@@ -50,6 +50,7 @@
 // floor 0
 pub mod audit;
 pub mod clock;
+pub mod finding;
 pub mod key;
 pub mod record;
 pub mod request;
@@ -64,13 +65,17 @@ pub mod supervise;
 pub mod verify;
 // floor 2
 pub mod replica;
+pub mod trust;
 // floor 3
 pub mod admin;
 pub mod memos;
 pub mod usage;
 // the one that needs both
 pub mod gate;
+// the one that tells what it does
+pub mod explain;
 // floor 4
+pub mod envoy;
 pub mod ext_authz;
 // floor 5
 pub mod cli;

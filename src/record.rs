@@ -148,7 +148,7 @@ impl fmt::Debug for SecretHash {
 }
 
 /// The name of a pepper: made from the pepper itself, so that the same name never means two of them.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct PepperId(pub [u8; 4]);
 
 impl fmt::Display for PepperId {

@@ -10,6 +10,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use super::bulk::{ExportArgs, ImportArgs, KeyExportArgs};
 use super::check::CheckArgs;
+use super::doctor::DoctorArgs;
+use super::explain::ExplainArgs;
 use super::ready::ReadyArgs;
 use crate::admin::{Criteria, Expiry};
 use crate::audit::Actor;
@@ -108,6 +110,10 @@ pub(super) enum Command {
     Check(Box<CheckArgs>),
     /// Ask a server whether it is ready; exits with 1 if it is not
     Ready(ReadyArgs),
+    /// Explain the answer that a key gets: walk the table of outcomes against the database
+    Explain(Box<ExplainArgs>),
+    /// Check what serve relies on, one line each: ok, warn or bad, and what to do; exits with 1 if something is bad
+    Doctor(Box<DoctorArgs>),
     /// Print completions for a shell
     Completions {
         /// Which shell
@@ -382,7 +388,7 @@ fn role_prefix(text: &str) -> Result<String, String> {
     fine.then(|| text.to_owned()).ok_or_else(no_prefix)
 }
 
-fn rfc_3339(text: &str) -> Result<Timestamp, String> {
+pub(super) fn rfc_3339(text: &str) -> Result<Timestamp, String> {
     Timestamp::parse_rfc_3339(text)
         .ok_or_else(|| "is no RFC 3339 instant, such as 2027-01-31T00:00:00Z".into())
 }

@@ -4,10 +4,11 @@
 //! see what a server says without an Envoy in front.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use prost::Message as _;
 use prost_types::value::Kind;
 use serde::Serialize;
 use tokio::net::UnixStream;
@@ -55,11 +56,11 @@ fn header(text: &str) -> Result<(String, String), String> {
 pub(super) struct CheckView {
     /// Whether the request may pass.
     pub(super) allowed: bool,
-    http_status: i32,
+    pub(super) http_status: i32,
     headers_set: BTreeMap<String, String>,
     headers_removed: Vec<String>,
-    body: Option<String>,
-    metadata: BTreeMap<String, String>,
+    pub(super) body: Option<String>,
+    pub(super) metadata: BTreeMap<String, String>,
 }
 
 impl Text for CheckView {
@@ -74,10 +75,24 @@ impl Text for CheckView {
     }
 }
 
+/// Whether a request without a key is allowed, and for what reason.
+pub(super) async fn probe(target: &Target, path: &str, ca: Option<&Path>) -> Result<(bool, String), Failure> {
+    let args = CheckArgs {
+        target: target.clone(),
+        method: "GET".into(),
+        path: path.into(),
+        header: Vec::new(),
+        key: None,
+        ca: ca.map(Path::to_owned),
+    };
+    let CheckView { allowed, mut metadata, .. } = check(args).await?;
+    Ok((allowed, metadata.remove("reason").unwrap_or_default()))
+}
+
 /// Sends the Check.
 pub(super) async fn check(args: CheckArgs) -> Result<CheckView, Failure> {
     let no_answer = |why: String| Failure::unavailable(format!("no answer from {}: {why}", args.target));
-    let channel = connect(&args).await?.map_err(|e| no_answer(chain(&e)))?;
+    let channel = connect(&args.target, args.ca.as_deref()).await?.map_err(|e| no_answer(chain(&e)))?;
     let request = tonic::Request::new(request(&args));
     let response = AuthorizationClient::new(channel)
         .check(request)
@@ -88,7 +103,7 @@ pub(super) async fn check(args: CheckArgs) -> Result<CheckView, Failure> {
 
 /// Where a server is.
 #[derive(Clone)]
-enum Target {
+pub(super) enum Target {
     /// `http://…` or `https://…`.
     Url(String),
     Unix(PathBuf),
@@ -103,7 +118,7 @@ impl std::fmt::Display for Target {
     }
 }
 
-fn target(text: &str) -> Result<Target, String> {
+pub(super) fn target(text: &str) -> Result<Target, String> {
     const FORMS: &str = "an address is HOST:PORT, https://HOST:PORT or unix:/path";
     if let Some(path) = text.strip_prefix("unix:") {
         return if path.is_empty() { Err(FORMS.into()) } else { Ok(Target::Unix(path.into())) };
@@ -119,9 +134,12 @@ fn target(text: &str) -> Result<Target, String> {
 }
 
 /// The outer error is a mistake in the arguments, the inner one is the network's.
-async fn connect(args: &CheckArgs) -> Result<Result<Channel, tonic::transport::Error>, Failure> {
+pub(super) async fn connect(
+    target: &Target,
+    ca: Option<&Path>,
+) -> Result<Result<Channel, tonic::transport::Error>, Failure> {
     let limit = Duration::from_secs(10);
-    let url = match args.target.clone() {
+    let url = match target.clone() {
         Target::Url(url) => url,
         Target::Unix(path) => return Ok(connect_unix(path, limit).await),
     };
@@ -129,7 +147,7 @@ async fn connect(args: &CheckArgs) -> Result<Result<Channel, tonic::transport::E
     let mut endpoint =
         Endpoint::from_shared(url.clone()).map_err(usage)?.connect_timeout(limit).timeout(limit);
     if url.starts_with("https://") {
-        endpoint = endpoint.tls_config(tls(args)?).map_err(usage)?;
+        endpoint = endpoint.tls_config(tls(ca)?).map_err(usage)?;
     }
     Ok(endpoint.connect().await)
 }
@@ -143,8 +161,8 @@ async fn connect_unix(path: PathBuf, limit: Duration) -> Result<Channel, tonic::
     endpoint.connect_with_connector(connector).await
 }
 
-fn tls(args: &CheckArgs) -> Result<ClientTlsConfig, Failure> {
-    let Some(path) = &args.ca else { return Ok(ClientTlsConfig::new().with_native_roots()) };
+fn tls(ca: Option<&Path>) -> Result<ClientTlsConfig, Failure> {
+    let Some(path) = ca else { return Ok(ClientTlsConfig::new().with_native_roots()) };
     let pem = std::fs::read(path).map_err(|e| Failure::usage(format!("--ca {}: {e}", path.display())))?;
     Ok(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)))
 }
@@ -169,6 +187,13 @@ fn request(args: &CheckArgs) -> CheckRequest {
     CheckRequest {
         attributes: Some(AttributeContext { request: Some(request), ..AttributeContext::default() }),
     }
+}
+
+/// What Envoy would make of an answer of ours, and its `status.code`.
+pub(super) fn of_answer(answer: &[u8]) -> (CheckView, i32) {
+    let response = CheckResponse::decode(answer).unwrap_or_default();
+    let code = response.status.as_ref().map_or(0, |status| status.code);
+    (view(response), code)
 }
 
 /// What Envoy would make of the answer.
@@ -206,7 +231,7 @@ fn header_map(headers: Vec<HeaderValueOption>) -> BTreeMap<String, String> {
 }
 
 /// tonic's own text says only that there was an error.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;

@@ -16,6 +16,8 @@ mod args;
 mod audit;
 mod bulk;
 mod check;
+mod doctor;
+mod explain;
 mod pepper;
 mod ready;
 mod report;
@@ -131,8 +133,14 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
     let parsed = Cli::command().try_get_matches_from(args).and_then(|matches| {
         let mut cli = Cli::from_arg_matches(&matches)?;
         cli.actor_was_said = said(&matches, "actor");
-        if let (Command::Serve(args), Some(serve)) = (&mut cli.command, matches.subcommand_matches("serve")) {
-            args.split_variables(|name| serve.value_source(name) == Some(ValueSource::EnvVariable));
+        if let Some((_, matches)) = matches.subcommand() {
+            let from_variable = |name: &str| matches.value_source(name) == Some(ValueSource::EnvVariable);
+            match &mut cli.command {
+                Command::Serve(args) => args.split_variables(from_variable),
+                Command::Explain(args) => args.judgement.split_variables(from_variable),
+                Command::Doctor(args) => args.judgement.split_variables(from_variable),
+                _ => {}
+            }
         }
         Ok(cli)
     });
@@ -170,6 +178,16 @@ async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
             let answer = ready::ready(args).await?;
             out.show(&answer)?;
             if answer.ready { Ok(()) } else { Err(Failure::denied()) }
+        }
+        Command::Doctor(args) => {
+            let report = doctor::examine(&args, &by).await?;
+            out.show(&report)?;
+            report.verdict()
+        }
+        Command::Explain(args) => {
+            let (explanation, whole) = explain::explain(&args, &by).await?;
+            out.show(&explanation)?;
+            whole
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();

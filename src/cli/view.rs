@@ -35,6 +35,13 @@ impl From<&Tenant> for TenantView {
     }
 }
 
+impl TenantView {
+    /// In a line.
+    pub(super) fn line(&self) -> String {
+        format!("{}, {}, schema {}, id {}", self.name, self.status, self.db_schema_name, self.id)
+    }
+}
+
 /// A key that was just made.
 #[derive(Serialize)]
 pub(super) struct IssuedView {
@@ -98,6 +105,14 @@ impl KeyView {
             memo: key.memo.is_some(),
             memo_pepper: key.memo.map(|pepper| pepper.to_string()),
         }
+    }
+}
+
+impl KeyView {
+    /// In a line.
+    pub(super) fn line(&self) -> String {
+        let name = self.name.as_ref().map(|name| format!(", name {name}")).unwrap_or_default();
+        format!("{}, {}{name}, id {}", self.key_prefix, self.status, self.id)
     }
 }
 
@@ -181,7 +196,7 @@ impl Text for Vec<TenantView> {
             return "no tenants yet: `tenantgate tenant create NAME` makes one".into();
         }
         let rows = self.iter().map(|t| [short(&t.created_at), &t.status, &t.name, &t.db_schema_name, &t.id]);
-        table(["CREATED", "STATUS", "NAME", "SCHEMA", "ID"], rows)
+        fixed_table(["CREATED", "STATUS", "NAME", "SCHEMA", "ID"], rows)
     }
 }
 
@@ -201,7 +216,7 @@ impl Text for Vec<KeyView> {
                 &k.id,
             ]
         });
-        table(["PREFIX", "STATUS", "NAME", "EXPIRES", "LAST USED", "MEMO", "ID"], rows)
+        fixed_table(["PREFIX", "STATUS", "NAME", "EXPIRES", "LAST USED", "MEMO", "ID"], rows)
     }
 }
 
@@ -252,11 +267,19 @@ fn fields(fields: &[(&str, Option<&String>)]) -> String {
     lines.join("\n")
 }
 
-fn table<'a, const N: usize>(head: [&str; N], rows: impl Iterator<Item = [&'a str; N]>) -> String {
+pub(super) fn fixed_table<'a, const N: usize>(
+    head: [&str; N],
+    rows: impl Iterator<Item = [&'a str; N]>,
+) -> String {
+    table(head.map(str::to_owned).into(), rows.map(|row| row.map(str::to_owned).into()))
+}
+
+/// A table whose number of columns shows only when it is made.
+pub(super) fn table(head: Vec<String>, rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(head);
     for row in rows {
-        table.add_row(row.map(plain));
+        table.add_row(row.iter().map(|cell| plain(cell)));
     }
     // Columns end in blanks that a pipe would carry along.
     table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")

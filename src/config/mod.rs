@@ -24,6 +24,7 @@ use crate::ext_authz::translate::{IDENTITY_HEADERS, OnUnavailable, Speech};
 use crate::replica::keep;
 use crate::request::{AUTHORIZATION, PublicPaths};
 use crate::server::Settings;
+use crate::store::inspect::Inspect;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Management, Store};
@@ -43,18 +44,9 @@ pub struct ServeArgs {
     #[arg(long, env = "TENANTGATE_OPS_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:9464")]
     pub ops_listen: String,
 
-    /// The header that carries the key
-    #[arg(long, env = "TENANTGATE_KEY_HEADER", value_name = "NAME", default_value = request::DEFAULT_KEY_HEADER)]
-    pub key_header: String,
-
-    /// Also take the key from `Authorization: Bearer llmk_…`
-    #[arg(long, env = "TENANTGATE_ACCEPT_BEARER", value_parser = clap::builder::BoolishValueParser::new())]
-    pub accept_bearer: bool,
-
-    /// A request that needs no key, exactly. May be repeated; replaces the default, `none` empties it
-    /// [default: GET and HEAD of /, /health and /docs]
-    #[arg(long, env = "TENANTGATE_PUBLIC", value_name = "METHOD /path")]
-    pub public: Vec<String>,
+    /// How requests are read and keys are proven.
+    #[command(flatten)]
+    pub judgement: JudgementArgs,
 
     /// When no decision can be made: refuse with 503 (deny), or let Envoy's `failure_mode_allow` decide (error)
     #[arg(long, env = "TENANTGATE_ON_UNAVAILABLE", value_name = "deny|error", default_value = "deny")]
@@ -67,15 +59,6 @@ pub struct ServeArgs {
     /// How often to look for changes nobody told us of: the longest a revocation takes
     #[arg(long, env = "TENANTGATE_SYNC_INTERVAL", value_name = "DURATION", default_value = "50ms")]
     pub sync_interval: String,
-
-    /// Where the peppers are.
-    #[command(flatten)]
-    pub pepper: PepperArgs,
-
-    /// Whether a key passes that bcrypt says yes to (optional), or only one with a memo by one of the peppers
-    /// (required): then who can write the database but has no pepper can make no key
-    #[arg(long, env = "TENANTGATE_MEMO", value_name = "optional|required", default_value = "optional")]
-    pub memo: String,
 
     /// Where to keep the last good snapshot, to serve from after a restart without the database; needs
     /// --pepper-file
@@ -101,6 +84,32 @@ pub struct ServeArgs {
     /// Check all of the above, say every mistake, and exit
     #[arg(long)]
     pub check_config: bool,
+}
+
+/// What a request is judged by besides the database: `serve` and whoever explains it have to agree on it.
+#[derive(clap::Args, Clone, Debug)]
+pub struct JudgementArgs {
+    /// The header that carries the key
+    #[arg(long, env = "TENANTGATE_KEY_HEADER", value_name = "NAME", default_value = request::DEFAULT_KEY_HEADER)]
+    pub key_header: String,
+
+    /// Also take the key from `Authorization: Bearer llmk_…`
+    #[arg(long, env = "TENANTGATE_ACCEPT_BEARER", value_parser = clap::builder::BoolishValueParser::new())]
+    pub accept_bearer: bool,
+
+    /// A request that needs no key, exactly. May be repeated; replaces the default, `none` empties it
+    /// [default: GET and HEAD of /, /health and /docs]
+    #[arg(long, env = "TENANTGATE_PUBLIC", value_name = "METHOD /path")]
+    pub public: Vec<String>,
+
+    /// Where the peppers are.
+    #[command(flatten)]
+    pub pepper: PepperArgs,
+
+    /// Whether a key passes that bcrypt says yes to (optional), or only one with a memo by one of the peppers
+    /// (required): then who can write the database but has no pepper can make no key
+    #[arg(long, env = "TENANTGATE_MEMO", value_name = "optional|required", default_value = "optional")]
+    pub memo: String,
 }
 
 /// Where the peppers are.
@@ -132,7 +141,7 @@ impl ServeArgs {
     /// What is allowed and should be thought over.
     fn remarks(&self) -> Vec<String> {
         let mode = |path: &PathBuf| std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode());
-        let open = self.pepper.pepper_file.iter().filter(|path| mode(path) & 0o007 != 0);
+        let open = self.judgement.pepper.pepper_file.iter().filter(|path| mode(path) & 0o007 != 0);
         let open =
             open.map(|path| format!("everybody on this machine may read {}: chmod 0400 it", path.display()));
         open.chain(self.listener.remarks()).collect()
@@ -145,14 +154,27 @@ impl ServeArgs {
             ("listen", &mut listener.listen),
             ("client_san", &mut listener.client_san),
             ("unix_peer_uid", &mut listener.unix_peer_uid),
-            ("public", &mut self.public),
         ] {
             if from_variable(name) {
-                let all = values.iter().flat_map(|v| v.split(',')).map(|v| v.trim().to_owned());
-                *values = all.filter(|v| !v.is_empty()).collect();
+                split(values);
             }
         }
+        self.judgement.split_variables(from_variable);
     }
+}
+
+impl JudgementArgs {
+    /// Variables hold what may be repeated separated by commas.
+    pub fn split_variables(&mut self, from_variable: impl Fn(&str) -> bool) {
+        if from_variable("public") {
+            split(&mut self.public);
+        }
+    }
+}
+
+fn split(values: &mut Vec<String>) {
+    let all = values.iter().flat_map(|v| v.split(',')).map(|v| v.trim().to_owned());
+    *values = all.filter(|v| !v.is_empty()).collect();
 }
 
 /// Mistakes in what was typed, one for each option.
@@ -195,12 +217,7 @@ pub fn settings(args: &ServeArgs, database_url: &str, actor: Actor) -> Result<(S
     let max_staleness =
         mistakes.note("--max-staleness", max_staleness(&args.max_staleness)).unwrap_or_default();
     let interval = mistakes.note("--sync-interval", sync_interval(&args.sync_interval)).unwrap_or_default();
-    let policies = [("optional", Policy::Optional), ("required", Policy::Required)];
-    let policy = mistakes.one_of("--memo", &args.memo, &policies);
-    if policy == Policy::Required && args.pepper.pepper_file.is_none() {
-        mistakes.0.push("--memo: required needs --pepper-file".into());
-    }
-    let peppers = mistakes.note("--pepper-file", args.pepper.read(policy)).unwrap_or_default();
+    let peppers = peppers(&args.judgement, &mut mistakes);
     let keep = keep(args, max_staleness, &mut mistakes);
     let reflection = mistakes.one_of("--reflection", &args.reflection, &[("on", true), ("off", false)]);
     let filter = mistakes.note("--log-level", log_filter(&args.log_level)).unwrap_or_default();
@@ -243,6 +260,15 @@ pub fn store(url: &str) -> Result<Arc<dyn Store>, String> {
 ///
 /// As [`store`].
 pub fn management(url: &str, actor: Actor) -> Result<Arc<dyn Management>, String> {
+    Ok(inspected(url, actor)?)
+}
+
+/// The same, for who wants to look into it.
+///
+/// # Errors
+///
+/// As [`store`].
+pub fn inspected(url: &str, actor: Actor) -> Result<Arc<dyn Inspect>, String> {
     let scheme = url.split([':', '+']).next().unwrap_or_default();
     match scheme {
         "postgres" | "postgresql" => Ok(Arc::new(PostgresStore::new(url)?.acting_for(actor))),
@@ -252,15 +278,40 @@ pub fn management(url: &str, actor: Actor) -> Result<Arc<dyn Management>, String
 }
 
 fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> ext_authz::service::Options {
-    let key_header = mistakes.note("--key-header", key_header(&args.key_header, args.accept_bearer));
-    let key_header = key_header.unwrap_or_default();
-    let public = public(&args.public, mistakes);
+    let request = request_options(&args.judgement, mistakes);
     let words = [("deny", OnUnavailable::Deny), ("error", OnUnavailable::Error)];
     let on_unavailable = mistakes.one_of("--on-unavailable", &args.on_unavailable, &words);
     ext_authz::service::Options {
-        speech: Speech { key_header: key_header.clone(), on_unavailable },
-        request: request::Options { key_header, accept_bearer: args.accept_bearer, public },
+        speech: Speech { key_header: request.key_header.clone(), on_unavailable },
+        request,
     }
+}
+
+/// Reads what a request is judged by.
+///
+/// # Errors
+///
+/// Every mistake there is.
+pub fn judgement(args: &JudgementArgs) -> Result<(request::Options, Peppers), Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let judgement = (request_options(args, &mut mistakes), peppers(args, &mut mistakes));
+    if mistakes.0.is_empty() { Ok(judgement) } else { Err(mistakes) }
+}
+
+fn request_options(args: &JudgementArgs, mistakes: &mut Mistakes) -> request::Options {
+    let accept_bearer = args.accept_bearer;
+    let key_header = mistakes.note("--key-header", key_header(&args.key_header, accept_bearer));
+    let public = public(&args.public, mistakes);
+    request::Options { key_header: key_header.unwrap_or_default(), accept_bearer, public }
+}
+
+fn peppers(args: &JudgementArgs, mistakes: &mut Mistakes) -> Peppers {
+    let policies = [("optional", Policy::Optional), ("required", Policy::Required)];
+    let policy = mistakes.one_of("--memo", &args.memo, &policies);
+    if policy == Policy::Required && args.pepper.pepper_file.is_none() {
+        mistakes.0.push("--memo: required needs --pepper-file".into());
+    }
+    mistakes.note("--pepper-file", args.pepper.read(policy)).unwrap_or_default()
 }
 
 /// A field name (RFC 9110 §5.1) that is not one of those we set or that carry the request itself.
@@ -321,7 +372,7 @@ fn sync_interval(text: &str) -> Result<Duration, String> {
 fn keep(args: &ServeArgs, max_staleness: Duration, mistakes: &mut Mistakes) -> Option<keep::Options> {
     let path = args.snapshot_file.clone()?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    if args.pepper.pepper_file.is_none() {
+    if args.judgement.pepper.pepper_file.is_none() {
         mistakes.0.push("--snapshot-file: needs --pepper-file, by which the file is known to be ours".into());
     }
     if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {

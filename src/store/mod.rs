@@ -7,6 +7,8 @@
 //! own and no change below.
 
 mod errors;
+mod expected;
+pub mod inspect;
 pub mod management;
 mod migrations;
 pub mod postgres;

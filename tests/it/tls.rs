@@ -1,10 +1,13 @@
 //! Who may connect to a listener with TLS, and with a client CA?
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use tenantgate::clock::{Clock as _, SystemClock, Timestamp};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
+use crate::doctor::doctor;
 use crate::support::cli::run_in;
 use crate::support::{Ask, Client, PATIENCE, Server, World, eventually, wait};
 
@@ -25,8 +28,16 @@ fn issued_by(authority: &Authority) -> (String, String) {
 
 /// A certificate for these names, and its key.
 pub(crate) fn issued_for(names: &[&str], authority: &Authority) -> (String, String) {
-    let params =
-        CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).expect("names");
+    certificate(authority, names, SystemClock.now().after(CENTURY))
+}
+
+const CENTURY: Duration = Duration::from_hours(100 * 365 * 24);
+
+/// The same, with this end.
+fn certificate(authority: &Authority, names: &[&str], end: Timestamp) -> (String, String) {
+    let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+    let mut params = CertificateParams::new(names).expect("names");
+    params.not_after = rcgen::date_time_ymd(1970, 1, 1) + end.since(Timestamp(0));
     let key = KeyPair::generate().expect("a key");
     let certificate = params.signed_by(&key, authority).expect("signed");
     (certificate.pem(), key.serialize_pem())
@@ -193,4 +204,27 @@ fn tls_settings_must_make_sense() {
         assert!(said.contains("--tls-") || said.contains("--client-ca"), "{args:?}: {said}");
     }
     world.db.cli(&["serve", "--check-config", "--tls-cert", &cert, "--tls-key", &key]).ok();
+}
+
+#[test]
+fn the_doctor_sees_whether_a_certificate_is_good_and_for_how_long() {
+    let world = World::somewhere();
+    let (ours, others) = (authority("ours"), authority("others"));
+    let (ca, untrusted) =
+        (file(world.db.dir(), "ca.pem", &ours.pem()), file(world.db.dir(), "others.pem", &others.pem()));
+    let listener = |names: &[&str], ends_in: Duration, ca: &str| {
+        let (cert, key) = certificate(&ours, names, SystemClock.now().after(ends_in));
+        let (cert, key) = (file(world.db.dir(), "cert.pem", &cert), file(world.db.dir(), "key.pem", &key));
+        let server = Server::on(&world.db).args(&["--tls-cert", &cert, "--tls-key", &key]).start();
+        let target = format!("https://localhost:{}", server.grpc[0].rsplit_once(':').expect("a port").1);
+        let (found, _) = doctor(&world.db, &["--target", &target, "--ca", ca]);
+        found.not_ok().into_iter().filter(|found| found.starts_with("listener")).collect::<Vec<_>>()
+    };
+    let day = Duration::from_hours(24);
+    assert_eq!(listener(&["localhost"], CENTURY, &ca), Vec::<String>::new());
+    assert_eq!(listener(&["localhost"], day * 15, &ca), Vec::<String>::new());
+    assert_eq!(listener(&["localhost"], day * 13, &ca), ["listener.tls warn"]);
+    let both = ["listener.tls bad", "listener.answers bad"];
+    assert_eq!(listener(&["localhost"], CENTURY, &untrusted), both);
+    assert_eq!(listener(&["api.example.com"], CENTURY, &ca), both);
 }

@@ -6,7 +6,10 @@
 
 mod audit;
 mod bulk;
+mod examine;
+mod inspect;
 mod instant;
+mod made;
 mod management;
 mod session;
 

@@ -12,7 +12,7 @@
 
 use async_trait::async_trait;
 use sqlx::Row as _;
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions, PgRow};
 use tokio_stream::StreamExt as _;
 use uuid::Uuid;
 
@@ -20,7 +20,7 @@ use super::instant::{Micros, expiry};
 use super::memo;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::record::{KeyRecord, SecretHash};
+use crate::record::{KeyRecord, Memo, SecretHash};
 use crate::store::{CONNECT_TIMEOUT, Change, Changes, Look, Row, Session, StoreError};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 
@@ -220,7 +220,21 @@ impl Header {
     }
 }
 
+/// One key, read as a look reads it.
+pub(super) async fn key_record(
+    connection: &mut PgConnection,
+    prefix: &str,
+) -> Result<Option<(KeyRecord, Option<Memo>)>, StoreError> {
+    let sql = format!("SELECT 'k', {KEY_COLUMNS} FROM api_keys k WHERE k.key_prefix = $1");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(prefix).fetch_optional(connection).await?;
+    row.as_ref().map(record).transpose()
+}
+
 fn key_row(row: &PgRow) -> Result<Row, StoreError> {
+    record(row).map(|(record, memo)| Row::Key(record, memo))
+}
+
+fn record(row: &PgRow) -> Result<(KeyRecord, Option<Memo>), StoreError> {
     let record = KeyRecord {
         id: KeyId(row.try_get(ID)?),
         tenant_id: TenantId(row.try_get(TENANT_ID)?),
@@ -229,7 +243,7 @@ fn key_row(row: &PgRow) -> Result<Row, StoreError> {
         expires_at: expiry(row, EXPIRES_AT)?.into(),
         revoked: row.try_get(REVOKED)?,
     };
-    Ok(Row::Key(record, memo(row, KEY_MEMO)?))
+    Ok((record, memo(row, KEY_MEMO)?))
 }
 
 fn key_change(row: &PgRow) -> Result<Change, StoreError> {

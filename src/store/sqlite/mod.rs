@@ -11,6 +11,7 @@
 
 mod audit;
 mod bulk;
+mod inspect;
 mod management;
 mod session;
 

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{INFINITY, TENANT, instant, memo, tenant_of, uuid};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::record::{KeyRecord, SecretHash};
+use crate::record::{KeyRecord, Memo, SecretHash};
 use crate::store::{Change, Changes, Look, Row, Session, StoreError};
 use crate::tenant::TenantId;
 
@@ -122,9 +122,8 @@ async fn change_of(
     logged: &SqliteRow,
 ) -> Result<Option<Change>, StoreError> {
     if let Some(prefix) = logged.try_get::<Option<String>, _>("key_prefix")? {
-        let sql = format!("SELECT {RECORD} FROM api_keys WHERE key_prefix = ?1");
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&prefix).fetch_optional(connection).await?;
-        let row = row.as_ref().map(key_row).transpose()?;
+        let row = key_record(connection, &prefix).await?;
+        let row = row.map(|(record, memo)| Row::Key(record, memo));
         return Ok(Some(row.map_or(Change::NoKey(prefix.into()), Change::Now)));
     }
     let Some(id) = logged.try_get::<Option<String>, _>("tenant_id")? else { return Ok(None) };
@@ -135,8 +134,22 @@ async fn change_of(
     Ok(Some(tenant.map_or(Change::NoTenant(tenant_id), |tenant| Change::Now(Row::Tenant(tenant)))))
 }
 
-/// A row whose expiry cannot be read is damaged, not everlasting; so is one with an identity that is none.
+/// One key, read as a look reads it.
+pub(super) async fn key_record(
+    connection: &mut SqliteConnection,
+    prefix: &str,
+) -> Result<Option<(KeyRecord, Option<Memo>)>, StoreError> {
+    let sql = format!("SELECT {RECORD} FROM api_keys WHERE key_prefix = ?1");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(prefix).fetch_optional(connection).await?;
+    row.as_ref().map(record).transpose()
+}
+
 fn key_row(row: &SqliteRow) -> Result<Row, StoreError> {
+    record(row).map(|(record, memo)| Row::Key(record, memo))
+}
+
+/// A row whose expiry cannot be read is damaged, not everlasting; so is one with an identity that is none.
+fn record(row: &SqliteRow) -> Result<(KeyRecord, Option<Memo>), StoreError> {
     let (id, tenant_id) = (uuid(row, "id", "api_keys"), uuid(row, "tenant_id", "api_keys"));
     let expires_at: Option<String> = row.try_get("expires_at")?;
     let sound = id.is_ok() && tenant_id.is_ok() && expires_at.as_deref().is_none_or(is_instant);
@@ -148,7 +161,7 @@ fn key_row(row: &SqliteRow) -> Result<Row, StoreError> {
         expires_at: instant(row, "expires_at")?.into(),
         revoked: row.try_get("revoked")?,
     };
-    Ok(Row::Key(record, memo(row)?))
+    Ok((record, memo(row)?))
 }
 
 fn is_instant(text: &str) -> bool {

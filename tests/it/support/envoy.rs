@@ -384,6 +384,11 @@ impl Envoy {
         value.unwrap_or_else(|| panic!("no number in {page:?}"))
     }
 
+    /// The address of its admin page.
+    pub(crate) fn admin(&self) -> &str {
+        &self.admin
+    }
+
     fn ask_admin(&self, path: &str) -> Page {
         http::get(&self.admin, path).expect("the admin page answers")
     }

@@ -1,0 +1,218 @@
+//! Is everything as it has to be?
+//!
+//! Looks at each thing that `serve` relies on, with the eyes of whoever knows it, and
+//! shows one line for each finding: how it is, what was seen, what to do. Nothing is
+//! changed.
+//!
+//! ```text
+//! database   store::inspect      rows, peppers   a load as a server's
+//! listener   one Check, health, the certificate
+//! envoy      its admin page; requests through it
+//! ```
+
+mod listener;
+mod rows;
+mod tls;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ::http::Uri;
+use serde::Serialize;
+use tokio::net::TcpListener;
+
+use self::rows::Rows;
+use super::check::{Target, target};
+use super::explain::read_key;
+use super::view::{Text, plain};
+use super::{By, Failure, one_line};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{self, JudgementArgs};
+use crate::envoy::probe::Probe;
+use crate::envoy::{Expected, admin, http};
+use crate::ext_authz::service::SERVICE_NAME;
+use crate::ext_authz::translate::{DECISION_ID_HEADER, IDENTITY_HEADERS};
+use crate::finding::{Finding, Level};
+use crate::store::StoreError;
+use crate::store::inspect::Inspect;
+use crate::verify::memo::Peppers;
+
+/// The options of `doctor`.
+#[derive(clap::Args, Clone)]
+pub(crate) struct DoctorArgs {
+    /// Also ask this server: HOST:PORT, `https://HOST:PORT` or `unix:/path`
+    #[arg(long, value_name = "ADDR", value_parser = target)]
+    target: Option<Target>,
+    /// Also read the admin page of this Envoy: HOST:PORT
+    #[arg(long, value_name = "ADDR", value_parser = http::address)]
+    envoy_admin: Option<Uri>,
+    /// Also send requests through this Envoy: `http://HOST:PORT` or `https://HOST:PORT`
+    #[arg(long, value_name = "URL", value_parser = http::address)]
+    envoy: Option<Uri>,
+    /// A key that passes, in a file or on standard input (-), to see what arrives behind Envoy
+    #[arg(long, value_name = "FILE", requires = "envoy")]
+    key_file: Option<PathBuf>,
+    /// The path to ask Envoy for: not a public one, and with --key-file one whose upstream says its request back
+    #[arg(long, value_name = "P", default_value = "/tenantgate-doctor", requires = "envoy")]
+    path: String,
+    /// Listen here for the request that a route of Envoy's leads to, and see what arrives
+    #[arg(long, value_name = "HOST:PORT", requires = "key_file")]
+    sink: Option<String>,
+    /// The authority that signed the certificates of --target and --envoy (PEM); the system's own by default
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// What `serve` is told too
+    #[command(flatten)]
+    pub(crate) judgement: JudgementArgs,
+}
+
+/// What was found.
+pub(super) struct Report {
+    findings: Vec<Finding>,
+    /// Whether the database could not even be asked.
+    no_database: bool,
+}
+
+impl Report {
+    /// What the command ends with.
+    pub(super) fn verdict(&self) -> Result<(), Failure> {
+        let bad = self.findings.iter().any(|finding| finding.level == Level::Bad);
+        match (self.no_database, bad) {
+            (true, _) => Err(Failure { code: 3, lines: Vec::new() }),
+            (false, true) => Err(Failure::denied()),
+            (false, false) => Ok(()),
+        }
+    }
+}
+
+/// Looks at everything that the arguments name.
+pub(super) async fn examine(args: &DoctorArgs, by: &By) -> Result<Report, Failure> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let mut report = Report { findings: Vec::new(), no_database: false };
+    let peppers = pepper_file(args, &mut report.findings)?;
+    let store = config::inspected(&by.url, by.actor.clone())
+        .map_err(|why| Failure::usage(format!("--database-url: {why}")))?;
+    match database(store.as_ref(), clock.as_ref(), peppers.as_ref()).await {
+        Ok(findings) => report.findings.extend(findings),
+        Err(error) => {
+            report.no_database = matches!(error, StoreError::Unavailable(_));
+            let remedy = "start it, or mend --database-url";
+            report.findings.push(Finding::bad("database.reachable", error.to_string(), remedy));
+        }
+    }
+    if let Some(target) = &args.target {
+        report.findings.extend(listener::examine(target, args.ca.as_deref(), clock.as_ref()).await?);
+    }
+    report.findings.extend(Box::pin(envoy(args)).await?);
+    Ok(report)
+}
+
+/// What is found of Envoy, as far as its addresses are given.
+async fn envoy(args: &DoctorArgs) -> Result<Vec<Finding>, Failure> {
+    let key_header = args.judgement.key_header.to_ascii_lowercase();
+    let expected = Expected {
+        identity: &IDENTITY_HEADERS,
+        key_header: &key_header,
+        bearer: args.judgement.accept_bearer,
+        health_service: SERVICE_NAME,
+        decision_id: DECISION_ID_HEADER,
+    };
+    let server = |url: &Uri| http::Server { url: url.clone(), ca: args.ca.as_deref() };
+    let mut findings = Vec::new();
+    if let Some(url) = &args.envoy_admin {
+        findings.extend(admin::examine(&server(url), &expected).await);
+    }
+    let Some(url) = &args.envoy else { return Ok(findings) };
+    let key = args.key_file.as_deref().map(read_key).transpose()?;
+    let sink = match &args.sink {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .map_err(|e| Failure::unavailable(format!("--sink {address}: {e}")))?,
+        ),
+        None => None,
+    };
+    let key = key.as_ref().map(|key| key.as_str());
+    let probe = Probe { server: server(url), path: &args.path, key, sink };
+    findings.extend(probe.examine(&expected).await);
+    Ok(findings)
+}
+
+async fn database(
+    store: &dyn Inspect,
+    clock: &dyn Clock,
+    peppers: Option<&Peppers>,
+) -> Result<Vec<Finding>, StoreError> {
+    let mut findings = store.examine(clock).await?;
+    let fit =
+        findings.iter().all(|finding| finding.level != Level::Bad || finding.check == "database.triggers");
+    let schema = findings.iter().find(|finding| finding.check == "database.schema");
+    if fit && schema.is_some_and(|schema| schema.level == Level::Ok) {
+        findings.extend(Rows::load(store).await?.findings(peppers));
+    }
+    Ok(findings)
+}
+
+/// The peppers, if there are any to be had; what is wrong with them is a finding, other options are usage.
+fn pepper_file(args: &DoctorArgs, findings: &mut Vec<Finding>) -> Result<Option<Peppers>, Failure> {
+    const CHECK: &str = "pepper.file";
+    let Some(path) = &args.judgement.pepper.pepper_file else {
+        let usage = |mistakes: config::Mistakes| Failure { code: 2, lines: mistakes.0 };
+        return config::judgement(&args.judgement).map(|(_, peppers)| Some(peppers)).map_err(usage);
+    };
+    let mode = std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode());
+    match config::judgement(&args.judgement) {
+        Err(mistakes) => {
+            let (pepper, other): (Vec<_>, Vec<_>) =
+                mistakes.0.into_iter().partition(|mistake| mistake.starts_with("--pepper-file: "));
+            if !other.is_empty() {
+                return Err(Failure { code: 2, lines: other });
+            }
+            let remedy = "mend it, or make one: `tenantgate pepper new FILE`";
+            findings.extend(pepper.into_iter().map(|what| Finding::bad(CHECK, what, remedy)));
+            Ok(None)
+        }
+        Ok((_, peppers)) => {
+            let count = peppers.list().len();
+            findings.push(if mode & 0o007 != 0 {
+                let what = format!("everybody on this machine may read {}", path.display());
+                Finding::warn(CHECK, what, format!("chmod 0400 {}", path.display()))
+            } else {
+                Finding::ok(CHECK, format!("{count} peppers, for its owner and group alone"))
+            });
+            Ok(Some(peppers))
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct FindingView<'a> {
+    check: &'a str,
+    level: &'static str,
+    what: &'a str,
+    remedy: Option<&'a str>,
+}
+
+impl Serialize for Report {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.findings.iter().map(|finding| FindingView {
+            check: finding.check,
+            level: finding.level.as_str(),
+            what: &finding.what,
+            remedy: finding.remedy.as_deref(),
+        }))
+    }
+}
+
+impl Text for Report {
+    fn text(&self) -> String {
+        let line = |finding: &Finding| {
+            let remedy = finding.remedy.iter().map(|remedy| format!("; do: {remedy}"));
+            let what: String = [finding.what.clone()].into_iter().chain(remedy).collect();
+            let what = plain(&one_line(&what));
+            format!("{:<4}  {:<22}  {what}", finding.level.as_str(), finding.check)
+        };
+        self.findings.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+}

@@ -1,0 +1,99 @@
+//! Does a server answer where Envoy would ask?
+
+use std::path::Path;
+
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::super::Failure;
+use super::super::check::{self, Target, connect};
+use super::tls;
+use crate::clock::Clock;
+use crate::ext_authz::service::SERVICE_NAME;
+use crate::finding::Finding;
+
+/// A path that nobody makes public.
+const PATH: &str = "/tenantgate-doctor/is-this-refused";
+
+/// Asks it.
+pub(super) async fn examine(
+    target: &Target,
+    ca: Option<&Path>,
+    clock: &dyn Clock,
+) -> Result<Vec<Finding>, Failure> {
+    let mut findings = vec![transport(target, ca, clock).await];
+    match check::probe(target, PATH, ca).await {
+        Ok((_, reason)) if reason == "missing" => {
+            findings
+                .push(Finding::ok("listener.answers", format!("{target} refuses a request without a key")));
+        }
+        Ok((allowed, reason)) => {
+            let what =
+                format!("{target} says allowed={allowed}, reason {reason:?}, to a request without a key");
+            findings.push(Finding::bad(
+                "listener.answers",
+                what,
+                "is that tenantgate, and does it enforce? see its --public",
+            ));
+        }
+        Err(failure) if failure.code == 3 => {
+            let remedy = "start serve, or mend --target and --ca; with --client-ca it takes nobody without a certificate";
+            findings.push(Finding::bad("listener.answers", failure.lines.join("; "), remedy));
+            return Ok(findings);
+        }
+        Err(failure) => return Err(failure),
+    }
+    findings.push(health(target, ca).await?);
+    Ok(findings)
+}
+
+async fn transport(target: &Target, ca: Option<&Path>, clock: &dyn Clock) -> Finding {
+    const CHECK: &str = "listener.tls";
+    match target {
+        Target::Unix(_) => Finding::ok(CHECK, "a Unix socket, guarded by file modes"),
+        Target::Url(url) if url.starts_with("https://") => tls::examine(CHECK, url, ca, clock).await,
+        Target::Url(url) if is_loopback(url) => {
+            Finding::ok(CHECK, "not encrypted, and does not leave the machine")
+        }
+        Target::Url(_) => Finding::warn(
+            CHECK,
+            "not encrypted beyond this machine: keys cross the network in the clear, and anybody may try some",
+            "--tls-cert, --tls-key and --client-ca, or a Unix socket",
+        ),
+    }
+}
+
+fn is_loopback(url: &str) -> bool {
+    let host = host_and_port(url).0;
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// The two halves of what stands after `://`; an IPv6 address without its brackets.
+pub(super) fn host_and_port(url: &str) -> (String, String) {
+    let address = url.split_once("://").map_or(url, |(_, address)| address);
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+    (host.trim_matches(['[', ']']).to_owned(), port.to_owned())
+}
+
+async fn health(target: &Target, ca: Option<&Path>) -> Result<Finding, Failure> {
+    const CHECK: &str = "listener.health";
+    let channel = match connect(target, ca).await? {
+        Ok(channel) => channel,
+        Err(error) => {
+            return Ok(Finding::bad(CHECK, check::chain(&error), "try again: it answered a moment ago"));
+        }
+    };
+    let request = HealthCheckRequest { service: SERVICE_NAME.into() };
+    let said = HealthClient::new(channel).check(request).await;
+    Ok(match said.map(|said| said.into_inner().status()) {
+        Ok(ServingStatus::Serving) => Finding::ok(CHECK, "SERVING"),
+        Ok(status) => {
+            let what = format!("{}: Envoy takes it out of its cluster", status.as_str_name());
+            Finding::bad(CHECK, what, "see /readyz on its ops listener: no database, or draining")
+        }
+        Err(status) => {
+            Finding::bad(CHECK, status.message(), "is that tenantgate? it serves grpc.health.v1.Health")
+        }
+    })
+}

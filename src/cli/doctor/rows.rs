@@ -1,0 +1,123 @@
+//! Could a server load this database, and what would it get?
+//!
+//! Loads everything as a server does, keeps none of it, and counts: damaged rows, keys
+//! without a tenant, memos and whose peppers they are by.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::finding::Finding;
+use crate::record::{KeyRecord, Memo, PepperId};
+use crate::store::inspect::Inspect;
+use crate::store::{Row, StoreError};
+use crate::tenant::TenantId;
+use crate::verify::memo::{Peppers, Policy};
+
+/// What was counted.
+#[derive(Default)]
+pub(super) struct Rows {
+    keys: usize,
+    tenants: HashSet<TenantId>,
+    tenants_of_keys: HashSet<TenantId>,
+    damaged: Vec<String>,
+    /// Keys by whose pepper their memo is.
+    memos: HashMap<PepperId, usize>,
+    without_memo: usize,
+    /// Why nothing could be loaded, where that is so.
+    refused: Option<String>,
+}
+
+impl Rows {
+    /// Loads everything.
+    pub(super) async fn load(store: &dyn Inspect) -> Result<Self, StoreError> {
+        let mut rows = Self::default();
+        let loaded = match store.session().await {
+            Ok(mut session) => session.load(&mut |row| rows.count(&row)).await.map(|_| ()),
+            Err(error) => Err(error),
+        };
+        match loaded {
+            Err(error @ StoreError::Unavailable(_)) => return Err(error),
+            Err(error) => rows.refused = Some(error.to_string()),
+            Ok(()) => {}
+        }
+        Ok(rows)
+    }
+
+    fn count(&mut self, row: &Row) {
+        let damaged = row.is_damaged();
+        match row {
+            Row::Key(key, memo) => self.count_key(key, memo.as_ref(), damaged),
+            Row::Tenant(tenant) => {
+                self.tenants.insert(tenant.id);
+                if damaged {
+                    self.damaged.push(format!("tenant {}", tenant.id.0));
+                }
+            }
+        }
+    }
+
+    fn count_key(&mut self, key: &KeyRecord, memo: Option<&Memo>, damaged: bool) {
+        self.keys += 1;
+        self.tenants_of_keys.insert(key.tenant_id);
+        if damaged {
+            self.damaged.push(format!("key {}", key.id.0));
+        }
+        match memo {
+            Some(memo) => *self.memos.entry(memo.pepper).or_default() += 1,
+            None => self.without_memo += 1,
+        }
+    }
+
+    /// What follows. Without peppers nothing is said of memos: what is wrong with the file was said.
+    pub(super) fn findings(&self, peppers: Option<&Peppers>) -> Vec<Finding> {
+        if let Some(why) = &self.refused {
+            return vec![Finding::bad("database.load", why, "a server could not load it either: mend that")];
+        }
+        let what = format!("{} keys of {} tenants", self.keys, self.tenants.len());
+        let mut findings = vec![Finding::ok("database.load", what), self.damage()];
+        findings.extend(peppers.map(|peppers| self.proofs(peppers)));
+        findings
+    }
+
+    fn damage(&self) -> Finding {
+        const CHECK: &str = "database.rows";
+        let orphan = self.tenants_of_keys.difference(&self.tenants).next();
+        match (self.damaged.as_slice(), orphan) {
+            ([], None) => Finding::ok(CHECK, "no row is damaged"),
+            ([], Some(tenant)) => {
+                let what =
+                    format!("there are keys of the tenant {}, which is not there: they get 503", tenant.0);
+                Finding::bad(CHECK, what, "put the tenant back, or DELETE its keys")
+            }
+            ([first, ..], _) => {
+                let what = format!(
+                    "{} rows are damaged, the {first} is one: their keys get 503",
+                    self.damaged.len()
+                );
+                Finding::bad(CHECK, what, "UPDATE the row, or revoke the key and make another")
+            }
+        }
+    }
+
+    fn proofs(&self, peppers: &Peppers) -> Finding {
+        const CHECK: &str = "pepper.memos";
+        let known = |id: &PepperId| peppers.list().iter().any(|pepper| pepper.id() == *id);
+        let of =
+            |ours: bool| self.memos.iter().filter(|(id, _)| known(id) == ours).map(|(_, n)| n).sum::<usize>();
+        let (understood, foreign) = (of(true), of(false));
+        let rest = self.without_memo + foreign;
+        let counts = format!("{understood} of {} keys have a memo by a pepper of the file", self.keys);
+        if peppers.policy() == Policy::Required && rest > 0 {
+            let what = format!("{counts}: --memo required refuses the other {rest}");
+            Finding::warn(CHECK, what, "run with --memo optional until every key in use has one")
+        } else if foreign > 0 {
+            let what = format!(
+                "{foreign} keys have a memo by a pepper that is not here: each costs one bcrypt after a restart"
+            );
+            Finding::warn(CHECK, what, "put the old pepper back below the new one")
+        } else if peppers.list().is_empty() {
+            Finding::ok(CHECK, "no --pepper-file: after a restart each key costs one bcrypt")
+        } else {
+            Finding::ok(CHECK, counts)
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What does Envoy make of a request?
+//!
+//! Sends a real one, and tells who answered it.
+
+use std::path::Path;
+
+use http::{Method, Uri};
+use serde::Serialize;
+
+use super::super::Failure;
+use crate::envoy::http::{Server, send};
+use crate::envoy::verdict;
+use crate::ext_authz::translate::DECISION_ID_HEADER;
+use crate::telemetry::scrub::scrub;
+
+/// As much of a body as is shown.
+const SHOWN: usize = 500;
+
+/// What came of the request.
+#[derive(Serialize)]
+pub(super) struct ThroughView {
+    url: String,
+    pub(super) method: String,
+    path: String,
+    pub(super) http_status: u16,
+    decision_id: Option<String>,
+    pub(super) answered_by: &'static str,
+    what: String,
+    look: String,
+    pub(super) body: String,
+    /// Whether that is what the database says it should be; nothing where that is not known.
+    pub(super) as_explained: Option<bool>,
+}
+
+/// Sends the request. `header` carries the key, if there is one.
+pub(super) async fn through(
+    url: &Uri,
+    ca: Option<&Path>,
+    (method, path): (&str, &str),
+    header: Option<(&str, &str)>,
+) -> Result<ThroughView, Failure> {
+    let server = Server { url: url.clone(), ca };
+    let known = Method::from_bytes(method.as_bytes()).map_err(|_| Failure::usage("--method: is none"))?;
+    let headers: Vec<_> = header.into_iter().collect();
+    let answer = send(&server, &known, path, &headers).await;
+    let answer = answer.map_err(|why| Failure::unavailable(format!("no answer from {url}: {why}")))?;
+    let verdict = verdict::of(&answer, DECISION_ID_HEADER);
+    Ok(ThroughView {
+        url: url.to_string(),
+        method: method.to_owned(),
+        path: scrub(path).into_owned(),
+        http_status: answer.status,
+        decision_id: answer.header(DECISION_ID_HEADER).map(str::to_owned),
+        answered_by: verdict.by.as_str(),
+        what: verdict.what,
+        look: verdict.look,
+        // An upstream may say back what it was sent.
+        body: scrub(&answer.body).chars().take(SHOWN).collect(),
+        as_explained: None,
+    })
+}
+
+impl ThroughView {
+    /// In lines, the name of each before it.
+    pub(super) fn lines(&self) -> Vec<(&'static str, String)> {
+        let id = self.decision_id.as_ref().map(|id| format!(", decision {id}")).unwrap_or_default();
+        let mut lines = vec![
+            ("through", format!("{} {} at {}", self.method, self.path, self.url)),
+            ("got", format!("{} from {}{id}", self.http_status, self.answered_by)),
+        ];
+        if !self.body.is_empty() {
+            lines.push(("body", self.body.clone()));
+        }
+        lines.push(("means", self.what.clone()));
+        lines.push(("look at", self.look.clone()));
+        lines.extend(self.as_explained.map(|same| {
+            let said = if same {
+                "yes"
+            } else {
+                "no: another database, other options, a stale server, or an exempt route"
+            };
+            ("explained", said.to_owned())
+        }));
+        lines
+    }
+}

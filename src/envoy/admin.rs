@@ -1,0 +1,121 @@
+//! What does Envoy say about itself?
+
+use http::Method;
+use serde_json::Value;
+
+use super::http::{Server, send};
+use super::json::{is_true, items, text};
+use super::{Expected, config};
+use crate::finding::Finding;
+
+/// The first release that answers as `status_on_error` says when a gRPC call fails.
+const LEAST_VERSION: (u32, u32) = (1, 37);
+
+/// Reads the admin page at `server` and tells what is wrong with the Envoy behind it, and what is right.
+pub async fn examine(server: &Server<'_>, expected: &Expected<'_>) -> Vec<Finding> {
+    match read(server).await {
+        Ok(pages) => pages.findings(expected),
+        Err(why) => {
+            let what = format!("{}: {why}", server.url);
+            vec![Finding::bad("envoy.admin", what, "give the address of its admin page with --envoy-admin")]
+        }
+    }
+}
+
+/// What the admin page says.
+struct Pages {
+    info: Value,
+    dump: Value,
+    clusters: Value,
+    stats: Value,
+}
+
+async fn read(server: &Server<'_>) -> Result<Pages, String> {
+    Ok(Pages {
+        info: page(server, "/server_info").await?,
+        dump: page(server, "/config_dump").await?,
+        clusters: page(server, "/clusters?format=json").await?,
+        stats: page(server, "/stats?format=json&filter=ext_authz").await?,
+    })
+}
+
+async fn page(server: &Server<'_>, path: &str) -> Result<Value, String> {
+    let answer = send(server, &Method::GET, path, &[]).await?;
+    if answer.status != 200 {
+        return Err(format!("{path} answers {}, is that an admin page?", answer.status));
+    }
+    serde_json::from_str(&answer.body).map_err(|e| format!("{path} is not what an admin page says: {e}"))
+}
+
+impl Pages {
+    fn findings(&self, expected: &Expected<'_>) -> Vec<Finding> {
+        let mut findings = vec![self.version()];
+        findings.extend(config::examine(&self.dump, expected));
+        let cluster =
+            super::json::of_type(&self.dump, "ExtAuthz").into_iter().find_map(super::cluster::asked);
+        findings.extend(cluster.map(|cluster| self.hosts(cluster)));
+        findings.push(self.errors());
+        findings
+    }
+
+    /// `<commit>/1.40.0/Clean/RELEASE/BoringSSL`
+    fn version(&self) -> Finding {
+        const CHECK: &str = "envoy.version";
+        let version =
+            text(&self.info, "/version").and_then(|text| text.split('/').nth(1)).unwrap_or("unknown");
+        let mut numbers = version.split(['.', '-']).map(|number| number.parse().unwrap_or(0));
+        let known = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        let what = format!("Envoy {version}");
+        if known >= LEAST_VERSION {
+            Finding::ok(CHECK, what)
+        } else {
+            let what = format!("{what}: it answers 403 where status_on_error says 503");
+            Finding::warn(CHECK, what, "Envoy 1.37 or newer")
+        }
+    }
+
+    fn hosts(&self, cluster: &str) -> Finding {
+        const CHECK: &str = "envoy.hosts";
+        let ours =
+            items(&self.clusters, "/cluster_statuses").find(|status| text(status, "/name") == Some(cluster));
+        let hosts: Vec<_> = ours.into_iter().flat_map(|status| items(status, "/host_statuses")).collect();
+        let sick = |host: &&&Value| {
+            let flags = host["health_status"].as_object().into_iter().flatten();
+            flags.into_iter().any(|(name, _)| name.starts_with("failed_"))
+                || is_true(host, "/health_status/pending_active_hc")
+        };
+        let fit = hosts.len() - hosts.iter().filter(sick).count();
+        let what = format!("{fit} of {} hosts of the cluster {cluster} are healthy", hosts.len());
+        match fit {
+            0 => Finding::bad(CHECK, what, "see `tenantgate doctor --target` at each, and its /readyz"),
+            fit if fit < hosts.len() => Finding::warn(CHECK, what, "see /readyz of the others"),
+            _ => Finding::ok(CHECK, what),
+        }
+    }
+
+    /// Checks that ended in no answer, since Envoy was started.
+    fn errors(&self) -> Finding {
+        const CHECK: &str = "envoy.errors";
+        let count = |end: &str| -> u64 {
+            let ours = items(&self.stats, "/stats").filter(|stat| {
+                text(stat, "/name").is_some_and(|name| name.starts_with("http.") && name.ends_with(end))
+            });
+            ours.filter_map(|stat| stat["value"].as_u64()).sum()
+        };
+        let (errors, open) = (count("ext_authz.error"), count("ext_authz.failure_mode_allowed"));
+        let all = count("ext_authz.ok") + count("ext_authz.denied") + errors;
+        let what = format!("{errors} of {all} checks since its start got no answer");
+        if open > 0 {
+            let what = format!("{what}, and {open} requests were let in without one");
+            Finding::bad(CHECK, what, "failure_mode_allow: false")
+        } else if errors > 0 {
+            Finding::warn(
+                CHECK,
+                what,
+                "503 without a decision id: tenantgate away, too slow (timeout), or too much at once",
+            )
+        } else {
+            Finding::ok(CHECK, what)
+        }
+    }
+}

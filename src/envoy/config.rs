@@ -1,0 +1,171 @@
+//! Does Envoy's configuration do what tenantgate relies on?
+//!
+//! Reads a configuration dump: finds the HTTP connection managers that ask an
+//! authorization server over gRPC, and looks at each, at its filter and at the
+//! cluster it asks. Numbers and defaults are those of Envoy 1.40.
+
+use serde_json::Value;
+
+use super::json::{is_of_type, is_true, items, of_type, text};
+use super::{Expected, cluster, filter};
+use crate::finding::Finding;
+
+/// What is wrong with a configuration, and what is right.
+pub(super) fn examine(dump: &Value, expected: &Expected<'_>) -> Vec<Finding> {
+    let managers: Vec<_> =
+        managers(dump).into_iter().filter_map(|manager| Some((manager, asks(manager)?))).collect();
+    if managers.is_empty() {
+        let what = "no listener has an ext_authz filter that asks over gRPC: nobody is asked for a key";
+        return vec![Finding::bad("envoy.filter", what, "take the filter from envoy/envoy.yaml")];
+    }
+    let names: Vec<_> = managers.iter().map(|(manager, _)| name(manager)).collect();
+    let mut findings =
+        vec![Finding::ok("envoy.filter", format!("ext_authz is asked by {}", names.join(", ")))];
+    for (manager, asked) in &managers {
+        let mut found = filter::examine(asked, expected);
+        found.extend(manager_findings(dump, manager, expected));
+        found.extend(cluster::examine(dump, asked, expected));
+        if managers.len() > 1 {
+            for finding in &mut found {
+                finding.what = format!("{}: {}", name(manager), finding.what);
+            }
+        }
+        findings.extend(found);
+    }
+    findings
+}
+
+/// The connection managers of the listeners. The bootstrap has them a second time.
+fn managers(dump: &Value) -> Vec<&Value> {
+    let listeners = items(dump, "/configs").filter(|config| is_of_type(config, "ListenersConfigDump"));
+    listeners.flat_map(|config| of_type(config, "HttpConnectionManager")).collect()
+}
+
+fn name(manager: &Value) -> &str {
+    text(manager, "/stat_prefix").unwrap_or("a listener")
+}
+
+/// The filter by which a manager asks over gRPC.
+fn asks(manager: &Value) -> Option<&Value> {
+    let filters = items(manager, "/http_filters").map(|filter| &filter["typed_config"]);
+    filters.into_iter().find(|config| is_of_type(config, "ExtAuthz") && config.get("grpc_service").is_some())
+}
+
+fn manager_findings(dump: &Value, manager: &Value, expected: &Expected<'_>) -> Vec<Finding> {
+    let exempt = exempt_routes(dump, manager);
+    let stripped = strips_early(manager, expected);
+    let mut findings = vec![forged(stripped, exempt), routes(dump, manager, stripped, exempt, expected)];
+    findings.push(underscores(manager));
+    findings.push(paths(manager));
+    findings
+}
+
+/// Whether there are routes on which nobody is asked.
+fn exempt_routes(dump: &Value, manager: &Value) -> bool {
+    routes_of(dump, manager)
+        .into_iter()
+        .flat_map(|routes| of_type(routes, "ExtAuthzPerRoute"))
+        .any(|route| is_true(route, "/disabled"))
+}
+
+/// The routes of a manager: in it, or by name in the dump.
+fn routes_of<'a>(dump: &'a Value, manager: &'a Value) -> Vec<&'a Value> {
+    let inline = manager.get("route_config").into_iter();
+    let Some(named) = text(manager, "/rds/route_config_name") else { return inline.collect() };
+    let configs = items(dump, "/configs").filter(|config| is_of_type(config, "RoutesConfigDump"));
+    let all = configs.flat_map(|config| of_type(config, "RouteConfiguration"));
+    inline.chain(all.filter(|routes| text(routes, "/name") == Some(named))).collect()
+}
+
+/// Whether every identity header is taken away before the filter is asked.
+fn strips_early(manager: &Value, expected: &Expected<'_>) -> bool {
+    let early =
+        items(manager, "/early_header_mutation_extensions").map(|extension| &extension["typed_config"]);
+    let filters = items(manager, "/http_filters").map(|filter| &filter["typed_config"]);
+    let before = filters.take_while(|config| !is_of_type(config, "ExtAuthz"));
+    let removed: Vec<_> = early.flat_map(removals).chain(before.flat_map(removals)).collect();
+    expected.identity.iter().all(|name| removed.iter().any(|removed| removed.eq_ignore_ascii_case(name)))
+}
+
+/// The names that a header mutation removes, early or as a filter.
+fn removals(config: &Value) -> Vec<&str> {
+    let lists = ["/mutations", "/mutations/request_mutations"];
+    lists
+        .iter()
+        .flat_map(|list| items(config, list))
+        .filter_map(|mutation| text(mutation, "/remove"))
+        .collect()
+}
+
+fn forged(stripped: bool, exempt: bool) -> Finding {
+    const CHECK: &str = "envoy.forged_headers";
+    const REMEDY: &str = "early_header_mutation_extensions, as in envoy/envoy.yaml";
+    match (stripped, exempt) {
+        (true, _) => Finding::ok(CHECK, "forged identity headers are stripped before anything is asked"),
+        (false, true) => Finding::bad(
+            CHECK,
+            "forged identity headers reach the upstream on routes that are exempt from the check",
+            REMEDY,
+        ),
+        (false, false) => Finding::warn(
+            CHECK,
+            "forged identity headers are stripped by tenantgate's answer alone: not on a route exempted later",
+            REMEDY,
+        ),
+    }
+}
+
+fn routes(dump: &Value, manager: &Value, stripped: bool, exempt: bool, expected: &Expected<'_>) -> Finding {
+    const CHECK: &str = "envoy.routes";
+    let mut removed = None;
+    for routes in routes_of(dump, manager) {
+        super::json::for_each_object(routes, &mut |object| {
+            let names = items(object, "/request_headers_to_remove").filter_map(Value::as_str);
+            removed = removed.or(names.into_iter().find(|name| expected.identity.contains(name)));
+        });
+    }
+    if let Some(name) = removed {
+        let what =
+            format!("a route removes {name} after tenantgate set it: the upstream never learns the tenant");
+        return Finding::bad(CHECK, what, "take it out of request_headers_to_remove");
+    }
+    match (exempt, stripped) {
+        (false, _) => Finding::ok(CHECK, "no route is exempt from the check"),
+        (true, _) => Finding::warn(
+            CHECK,
+            "some routes are exempt from the check: a key that a client sends there goes through to the upstream",
+            "drop ExtAuthzPerRoute.disabled, and make paths public with tenantgate's --public",
+        ),
+    }
+}
+
+fn underscores(manager: &Value) -> Finding {
+    const CHECK: &str = "envoy.underscores";
+    let action = text(manager, "/common_http_protocol_options/headers_with_underscores_action");
+    match action {
+        Some(action @ ("REJECT_REQUEST" | "DROP_HEADER")) => {
+            Finding::ok(CHECK, format!("headers with underscores: {action}"))
+        }
+        _ => Finding::warn(
+            CHECK,
+            "x_llmcore_tenant_id reaches the upstream, which may read it as x-llmcore-tenant-id",
+            "common_http_protocol_options: {headers_with_underscores_action: REJECT_REQUEST}",
+        ),
+    }
+}
+
+fn paths(manager: &Value) -> Finding {
+    const CHECK: &str = "envoy.paths";
+    let escaped = text(manager, "/path_with_escaped_slashes_action");
+    let decided = escaped.is_some_and(|action| action != "KEEP_UNCHANGED");
+    if is_true(manager, "/normalize_path") && is_true(manager, "/merge_slashes") && decided {
+        Finding::ok(CHECK, "a path has one meaning to tenantgate and to the upstream")
+    } else {
+        let what = "paths are not brought into one form: the upstream may take a path for another than tenantgate did";
+        Finding::warn(
+            CHECK,
+            what,
+            "normalize_path, merge_slashes, path_with_escaped_slashes_action: REJECT_REQUEST",
+        )
+    }
+}

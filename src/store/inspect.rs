@@ -1,0 +1,26 @@
+//! What do people want to know of a database that judgement does not?
+//!
+//! Beside [`Management`], for the commands that explain and examine: a single row as
+//! a replica would have it, the database's own time, and what is wrong with it.
+
+use async_trait::async_trait;
+
+use super::StoreError;
+use super::management::Management;
+use crate::clock::{Clock, Timestamp};
+use crate::finding::Finding;
+use crate::record::{KeyRecord, Memo};
+
+/// A database that can be looked into.
+#[async_trait]
+pub trait Inspect: Management {
+    /// The row of `api_keys` of this prefix as a replica would have it, and its memo.
+    async fn key_record(&self, prefix: &str) -> Result<Option<(KeyRecord, Option<Memo>)>, StoreError>;
+
+    /// What time the database says it is; nothing if it has no clock of its own.
+    async fn time(&self) -> Result<Option<Timestamp>, StoreError>;
+
+    /// Looks at everything that `serve` relies on, and changes nothing. Stops early where the rest could not be
+    /// looked at: with what is bad, then.
+    async fn examine(&self, clock: &dyn Clock) -> Result<Vec<Finding>, StoreError>;
+}

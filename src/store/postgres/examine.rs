@@ -1,0 +1,290 @@
+//! Is this Postgres fit to serve from?
+//!
+//! Each check is one statement that changes nothing, over an ordinary connection
+//! with the rights of the role itself. Whether triggers and functions are what they
+//! were made is [`made`]'s.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection as _, Row as _};
+
+use super::instant::Micros;
+use super::{PostgresStore, applied, made};
+use crate::clock::{Clock, Timestamp};
+use crate::finding::Finding;
+use crate::store::migrations::{self, POSTGRES};
+use crate::store::{Store as _, StoreError};
+
+/// Looks at everything.
+pub(super) async fn examine(store: &PostgresStore, clock: &dyn Clock) -> Result<Vec<Finding>, StoreError> {
+    let mut connection = store.connect().await?;
+    let pooler = pooler(store, &mut connection).await?;
+    if pooler.remedy.is_some() {
+        return Ok(vec![pooler]);
+    }
+    let mut findings = vec![Finding::ok("database.reachable", store.address()), pooler];
+    findings.push(version(&mut connection).await?);
+    findings.push(primary(&mut connection).await?);
+    findings.push(transport(&mut connection).await?);
+    findings.push(time(&mut connection, clock).await?);
+    findings.push(role(&mut connection).await?);
+    let current = applied_or_unreadable(&mut connection).await?;
+    let newest = migrations::newest(POSTGRES);
+    findings.push(schema(current, newest));
+    if current.is_some_and(|current| current >= newest) {
+        findings.push(rights(&mut connection).await?);
+        findings.push(row_security(&mut connection).await?);
+        findings.extend(made::triggers(&mut connection).await?);
+        findings.extend(made::functions(&mut connection).await?);
+        findings.extend(schemas(&mut connection).await?);
+        findings.extend(change_log(&mut connection).await?);
+    }
+    Ok(findings)
+}
+
+async fn version(connection: &mut PgConnection) -> Result<Finding, StoreError> {
+    let sql = "SELECT current_setting('server_version'), current_setting('server_version_num')::int";
+    let row = sqlx::query(sql).fetch_one(connection).await?;
+    let (version, number): (String, i32) = (row.try_get(0)?, row.try_get(1)?);
+    let what = format!("Postgres {version}");
+    Ok(if number < 130_000 {
+        Finding::bad("database.version", what, "use Postgres 13 or newer: older ones have no xid8")
+    } else {
+        Finding::ok("database.version", what)
+    })
+}
+
+async fn primary(connection: &mut PgConnection) -> Result<Finding, StoreError> {
+    let standby = sqlx::query("SELECT pg_is_in_recovery()").fetch_one(connection).await?.try_get(0)?;
+    Ok(if standby {
+        Finding::bad(
+            "database.primary",
+            "a standby, which shows commits late and takes no changes",
+            "point the URL at the primary",
+        )
+    } else {
+        Finding::ok("database.primary", "the primary")
+    })
+}
+
+/// Two connections of a transaction pooler take turns on the same backends: a second one that begins a
+/// transaction gets the backend of the first, or pushes it to another.
+async fn pooler(store: &PostgresStore, first: &mut PgConnection) -> Result<Finding, StoreError> {
+    let before = backend(first).await?;
+    let mut second = store.connect().await?;
+    // A pooler would not know the prepared statements of an ordinary query.
+    sqlx::raw_sql("BEGIN").execute(&mut second).await?;
+    let other = backend(&mut second).await?;
+    let after = backend(first).await?;
+    sqlx::raw_sql("ROLLBACK").execute(&mut second).await?;
+    second.close().await?;
+    Ok(if other == before || after != before {
+        Finding::bad(
+            "database.pooler",
+            "a pooler in transaction mode: a session moves from backend to backend, LISTEN holds nowhere",
+            "connect to the database itself, or use the pooler's session mode",
+        )
+    } else {
+        Finding::ok("database.pooler", "no pooler in transaction mode before it")
+    })
+}
+
+async fn backend(connection: &mut PgConnection) -> Result<i32, StoreError> {
+    Ok(sqlx::raw_sql("SELECT pg_backend_pid()").fetch_one(connection).await?.try_get_unchecked(0)?)
+}
+
+async fn transport(connection: &mut PgConnection) -> Result<Finding, StoreError> {
+    let sql = "SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false),
+                      coalesce(inet_client_addr() <<= '127.0.0.0/8' OR inet_client_addr() = '::1'
+                               OR inet_client_addr() = inet_server_addr(), true)";
+    let row = sqlx::query(sql).fetch_one(connection).await?;
+    let (tls, near): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(match (tls, near) {
+        (true, _) => Finding::ok("database.tls", "the connection is encrypted"),
+        (false, true) => Finding::ok("database.tls", "not encrypted, and does not leave the machine"),
+        (false, false) => Finding::warn(
+            "database.tls",
+            "hashes and the password's proof cross the network in the clear",
+            "add ?sslmode=verify-full&sslrootcert=/path/ca.pem to the URL",
+        ),
+    })
+}
+
+/// By how much the clocks may differ: what `serve` warns of too.
+const SKEW_MICROS: i64 = 2_000_000;
+
+async fn time(connection: &mut PgConnection, clock: &dyn Clock) -> Result<Finding, StoreError> {
+    let before = clock.now();
+    let row = sqlx::query("SELECT clock_timestamp()").fetch_one(connection).await?;
+    Ok(skew(before, row.try_get::<Micros, _>(0)?.0, clock.now()))
+}
+
+/// The database read its clock at some instant between two looks at ours.
+fn skew(before: Timestamp, there: Timestamp, after: Timestamp) -> Finding {
+    let ahead = before.0.saturating_sub(there.0).max(0);
+    let behind = there.0.saturating_sub(after.0).max(0);
+    if ahead.max(behind) <= SKEW_MICROS {
+        return Finding::ok("database.clock", "the clock here agrees with the database's");
+    }
+    let seconds = ahead.max(behind) / 1_000_000;
+    let way = if ahead > behind { "ahead of" } else { "behind" };
+    let what = format!("the clock here is {seconds} s {way} the database's: keys expire by the later one");
+    Finding::warn("database.clock", what, "mend the clock (NTP)")
+}
+
+async fn role(connection: &mut PgConnection) -> Result<Finding, StoreError> {
+    let sql = "SELECT current_user::text, rolsuper FROM pg_roles WHERE rolname = current_user";
+    let row = sqlx::query(sql).fetch_one(connection).await?;
+    let (name, superuser): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(if superuser {
+        let what = format!("the role {name} is a superuser: whoever has its password has the whole cluster");
+        Finding::warn("database.role", what, "give serve a role of its own (README, least privileges)")
+    } else {
+        Finding::ok("database.role", format!("the role {name} is no superuser"))
+    })
+}
+
+/// A role that may not read where migrations are written down cannot tell; `serve` could not either.
+async fn applied_or_unreadable(connection: &mut PgConnection) -> Result<Option<i64>, StoreError> {
+    match applied(connection).await {
+        Ok(current) => Ok(Some(current)),
+        Err(StoreError::Refused(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn schema(current: Option<i64>, newest: i64) -> Finding {
+    const CHECK: &str = "database.schema";
+    match current {
+        None => Finding::bad(
+            CHECK,
+            "the role may not read tenantgate_migrations",
+            "GRANT SELECT ON tenantgate_migrations (README, least privileges)",
+        ),
+        Some(current) if current < newest => {
+            let what = format!("the schema is at version {current}, tenantgate needs {newest}");
+            Finding::bad(CHECK, what, "run `tenantgate migrate` as the owner of the tables")
+        }
+        Some(current) if current > newest => {
+            Finding::ok(CHECK, format!("the schema is at version {current}, newer than the {newest} needed"))
+        }
+        Some(current) => Finding::ok(CHECK, format!("the schema is at version {current}")),
+    }
+}
+
+/// A right of the role: what it is called, what asks for it, and whether `serve` answers nothing without it.
+const RIGHTS: [(&str, &str, bool); 11] = [
+    ("SELECT ON tenants", "has_table_privilege('tenants', 'SELECT')", true),
+    (
+        "SELECT ON api_keys",
+        "(SELECT bool_and(has_column_privilege('api_keys', c, 'SELECT')) FROM unnest(ARRAY['id', 'tenant_id', 'key_prefix',
+          'hashed_key', 'expires_at', 'revoked_at', 'last_used_at', 'key_memo']) AS c)",
+        true,
+    ),
+    ("SELECT ON auth_change", "has_table_privilege('auth_change', 'SELECT')", true),
+    ("SELECT ON auth_change_floor", "has_table_privilege('auth_change_floor', 'SELECT')", true),
+    ("SELECT ON tenantgate_migrations", "has_table_privilege('tenantgate_migrations', 'SELECT')", true),
+    ("EXECUTE ON FUNCTION pg_control_system()", "has_function_privilege('pg_control_system()', 'EXECUTE')", true),
+    ("UPDATE (last_used_at) ON api_keys", "has_column_privilege('api_keys', 'last_used_at', 'UPDATE')", false),
+    ("UPDATE (key_memo) ON api_keys", "has_column_privilege('api_keys', 'key_memo', 'UPDATE')", false),
+    (
+        "SELECT, INSERT, UPDATE, DELETE ON auth_replica",
+        "(SELECT bool_and(has_table_privilege('auth_replica', p)) FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p)",
+        false,
+    ),
+    ("EXECUTE ON FUNCTION auth_prune(interval)", "has_function_privilege('auth_prune(interval)', 'EXECUTE')", false),
+    ("EXECUTE ON FUNCTION auth_mark()", "has_function_privilege('auth_mark()', 'EXECUTE')", false),
+];
+
+async fn rights(connection: &mut PgConnection) -> Result<Finding, StoreError> {
+    let asked = RIGHTS.map(|(_, ask, _)| ask).join(", ");
+    let row = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT {asked}"))).fetch_one(connection).await?;
+    let (mut missing, mut essential) = (Vec::new(), false);
+    for (at, (name, _, needed)) in RIGHTS.into_iter().enumerate() {
+        if !row.try_get::<Option<bool>, _>(at)?.unwrap_or(false) {
+            missing.push(name);
+            essential |= needed;
+        }
+    }
+    let what = || format!("the role lacks {}", missing.join("; "));
+    Ok(if missing.is_empty() {
+        Finding::ok("database.rights", "the role may do all that serve does")
+    } else if essential {
+        Finding::bad(
+            "database.rights",
+            what(),
+            "GRANT it (README, least privileges): serve answers 503 without",
+        )
+    } else {
+        Finding::warn(
+            "database.rights",
+            what(),
+            "GRANT it (README, least privileges): last_used_at, memos, --wait or pruning need it",
+        )
+    })
+}
+
+async fn row_security(connection: &mut PgConnection) -> Result<Finding, StoreError> {
+    let sql = "SELECT row_security_active('api_keys') OR row_security_active('tenants')";
+    let active: bool = sqlx::query(sql).fetch_one(connection).await?.try_get(0)?;
+    Ok(if active {
+        let remedy = "exempt the role (BYPASSRLS), or disable row-level security on both tables";
+        Finding::bad(
+            "database.row_security",
+            "a policy decides which rows the role sees: serve takes none of them",
+            remedy,
+        )
+    } else {
+        Finding::ok("database.row_security", "no policy hides rows")
+    })
+}
+
+/// Tenants that are served, and have no schema for the upstream to look into.
+async fn schemas(connection: &mut PgConnection) -> Result<Option<Finding>, StoreError> {
+    let sql = "SELECT db_schema_name::text FROM tenants WHERE status = 'active'
+               AND db_schema_name NOT IN (SELECT nspname FROM pg_namespace) ORDER BY 1";
+    let Ok(rows) = sqlx::query(sql).fetch_all(connection).await else { return Ok(None) };
+    let missing: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    Ok(Some(match missing.as_slice() {
+        [] => Finding::ok("database.schemas", "every active tenant has its schema"),
+        [first, ..] => {
+            let what = format!("{} active tenants have no schema, {first:?} is the first", missing.len());
+            Finding::warn("database.schemas", what, "`tenantgate tenant activate REF` makes it")
+        }
+    }))
+}
+
+/// `serve` cuts the log to an hour; what is older stays where no server runs, or a transaction keeps it.
+async fn change_log(connection: &mut PgConnection) -> Result<Option<Finding>, StoreError> {
+    const CHECK: &str = "database.change_log";
+    let sql = "SELECT count(*) FROM auth_change WHERE at < now() - interval '2 hours'";
+    let Ok(row) = sqlx::query(sql).fetch_one(connection).await else { return Ok(None) };
+    let old: i64 = row.try_get(0)?;
+    Ok(Some(if old == 0 {
+        Finding::ok(CHECK, "the change log is cut in time")
+    } else {
+        let what = format!("{old} rows of auth_change are older than two hours");
+        let remedy =
+            "no serve runs? else end the transaction that is open for hours: pg_stat_activity, xact_start";
+        Finding::warn(CHECK, what, remedy)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_agree_unless_no_instant_of_the_question_is_near() {
+        let at = |seconds: i64| Timestamp(seconds * 1_000_000);
+        for (before, there, after, expected) in [
+            (10, 10, 10, "agrees"),
+            (10, 12, 10, "agrees"),
+            (10, 500, 600, "agrees"),
+            (10, 13, 10, "3 s behind"),
+            (15, 10, 16, "5 s ahead of"),
+        ] {
+            let found = skew(at(before), at(there), at(after));
+            assert!(found.what.contains(expected), "{found:?}");
+        }
+    }
+}

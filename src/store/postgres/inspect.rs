@@ -1,0 +1,28 @@
+//! What do people want to know of Postgres?
+
+use async_trait::async_trait;
+use sqlx::Row as _;
+
+use super::instant::Micros;
+use super::{PostgresStore, examine, session};
+use crate::clock::{Clock, Timestamp};
+use crate::finding::Finding;
+use crate::record::{KeyRecord, Memo};
+use crate::store::StoreError;
+use crate::store::inspect::Inspect;
+
+#[async_trait]
+impl Inspect for PostgresStore {
+    async fn key_record(&self, prefix: &str) -> Result<Option<(KeyRecord, Option<Memo>)>, StoreError> {
+        session::key_record(&mut self.connect().await?, prefix).await
+    }
+
+    async fn time(&self) -> Result<Option<Timestamp>, StoreError> {
+        let row = sqlx::query("SELECT clock_timestamp()").fetch_one(&mut self.connect().await?).await?;
+        Ok(Some(row.try_get::<Micros, _>(0)?.0))
+    }
+
+    async fn examine(&self, clock: &dyn Clock) -> Result<Vec<Finding>, StoreError> {
+        examine::examine(self, clock).await
+    }
+}

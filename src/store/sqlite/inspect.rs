@@ -1,0 +1,126 @@
+//! What do people want to know of a SQLite file, and is it fit to serve from?
+//!
+//! The examination opens the file as it is: it makes none, and brings none up to
+//! date.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
+
+use async_trait::async_trait;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions as _, Row as _};
+
+use super::session::key_record;
+use super::{SqliteStore, applied};
+use crate::clock::{Clock, Timestamp};
+use crate::finding::Finding;
+use crate::record::{KeyRecord, Memo};
+use crate::store::inspect::Inspect;
+use crate::store::migrations::{self, SQLITE};
+use crate::store::{StoreError, expected};
+
+#[async_trait]
+impl Inspect for SqliteStore {
+    async fn key_record(&self, prefix: &str) -> Result<Option<(KeyRecord, Option<Memo>)>, StoreError> {
+        key_record(&mut self.connect().await?, prefix).await
+    }
+
+    /// A file has no clock.
+    async fn time(&self) -> Result<Option<Timestamp>, StoreError> {
+        Ok(None)
+    }
+
+    async fn examine(&self, _: &dyn Clock) -> Result<Vec<Finding>, StoreError> {
+        let file = self.options.get_filename();
+        let mut findings = vec![match std::fs::metadata(file) {
+            Ok(meta) => permissions(meta.permissions().mode()),
+            Err(error) => {
+                let what = format!("{} cannot be read: {error}", file.display());
+                let remedy = "look at --database-url; `tenantgate tenant create NAME` makes a new one";
+                return Ok(vec![Finding::bad("database.file", what, remedy)]);
+            }
+        }];
+        // Without the settings of a server, which would be changes.
+        let mut connection = SqliteConnectOptions::new().filename(file).connect().await?;
+        findings.push(integrity(&mut connection).await?);
+        findings.push(wal(&mut connection).await?);
+        let (current, newest) = (applied(&mut connection).await?, migrations::newest(SQLITE));
+        findings.push(schema(current, newest));
+        if current >= newest {
+            findings.extend(triggers(&mut connection).await?);
+            findings.push(orphans(&mut connection).await?);
+        }
+        Ok(findings)
+    }
+}
+
+fn permissions(mode: u32) -> Finding {
+    if mode & 0o007 != 0 {
+        let remedy = "chmod 0600 it, and its -wal and -shm beside it";
+        return Finding::warn("database.file", "everybody on this machine may read the hashes in it", remedy);
+    }
+    Finding::ok("database.file", "only its owner and group may read it")
+}
+
+async fn integrity(connection: &mut SqliteConnection) -> Result<Finding, StoreError> {
+    let said: String = sqlx::query("PRAGMA quick_check(1)").fetch_one(connection).await?.try_get(0)?;
+    Ok(if said == "ok" {
+        Finding::ok("database.integrity", "the file is sound")
+    } else {
+        let what = format!("the file is damaged: {}", said.lines().next().unwrap_or_default());
+        Finding::bad("database.integrity", what, "restore it from a backup, or `sqlite3 FILE .recover`")
+    })
+}
+
+async fn wal(connection: &mut SqliteConnection) -> Result<Finding, StoreError> {
+    let mode: String = sqlx::query("PRAGMA journal_mode").fetch_one(connection).await?.try_get(0)?;
+    Ok(if mode == "wal" {
+        Finding::ok("database.wal", "readers and the writer do not wait for each other")
+    } else {
+        let what = format!("the journal mode is {mode}: a writer makes readers wait");
+        Finding::warn("database.wal", what, "a file system with shared memory; not a network one")
+    })
+}
+
+fn schema(current: i64, newest: i64) -> Finding {
+    if current < newest {
+        let what = format!("the schema is at version {current}, tenantgate needs {newest}");
+        Finding::warn("database.schema", what, "nothing: the next command brings it up to date")
+    } else {
+        Finding::ok("database.schema", format!("the schema is at version {current}"))
+    }
+}
+
+async fn triggers(connection: &mut SqliteConnection) -> Result<Vec<Finding>, StoreError> {
+    const CHECK: &str = "database.triggers";
+    let mut there = BTreeMap::new();
+    for row in sqlx::query("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+        .fetch_all(connection)
+        .await?
+    {
+        there.insert(row.try_get::<String, _>(0)?, row.try_get::<String, _>(1)?);
+    }
+    let expected = expected::triggers(SQLITE, "END;");
+    let wrong = |(name, sql): (&str, &str)| {
+        let words = expected::words(&format!("{sql}END"));
+        let same = there.get(name).is_some_and(|sql| expected::words(sql) == words);
+        let what = format!("the trigger {name} is missing or another one: changes are not seen");
+        (!same).then(|| Finding::bad(CHECK, what, format!("make it again: {}", words.join(" "))))
+    };
+    let count = expected.len();
+    let wrong: Vec<_> = expected.into_iter().filter_map(wrong).collect();
+    let fine = || vec![Finding::ok(CHECK, format!("{count} triggers as the migrations made them"))];
+    Ok(if wrong.is_empty() { fine() } else { wrong })
+}
+
+/// Keys whose tenant a shell deleted that did not heed foreign keys.
+async fn orphans(connection: &mut SqliteConnection) -> Result<Finding, StoreError> {
+    let sql = "SELECT count(*) FROM pragma_foreign_key_check('api_keys')";
+    let orphans: i64 = sqlx::query(sql).fetch_one(connection).await?.try_get(0)?;
+    Ok(if orphans == 0 {
+        Finding::ok("database.tenants", "every key has its tenant")
+    } else {
+        let remedy = "DELETE them; a shell that deletes tenants needs PRAGMA foreign_keys = on";
+        Finding::bad("database.tenants", format!("{orphans} keys have no tenant and get 503"), remedy)
+    })
+}

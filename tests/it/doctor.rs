@@ -1,0 +1,245 @@
+//! Does `doctor` find what is wrong, and nothing else? Each test spoils one thing.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use serde_json::Value;
+
+use crate::support::cli::{Run, run_in};
+use crate::support::link::free_port;
+use crate::support::pooler::Pooler;
+use crate::support::postgres::Cluster;
+use crate::support::{Backend, Database, Server, World};
+
+/// What was found.
+#[derive(Debug)]
+pub(crate) struct Findings(Vec<(String, String, String)>);
+
+impl Findings {
+    fn of(run: &Run) -> Self {
+        let said: Value =
+            serde_json::from_str(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run:#?}"));
+        let word = |finding: &Value, name: &str| finding[name].as_str().unwrap_or_default().to_owned();
+        let finding = |finding: &Value| {
+            assert_eq!(
+                finding["remedy"].is_null(),
+                finding["level"] == "ok",
+                "what to do, where there is: {finding}"
+            );
+            (word(finding, "check"), word(finding, "level"), word(finding, "what"))
+        };
+        Self(said.as_array().unwrap().iter().map(finding).collect())
+    }
+
+    /// `check level` of everything that is not ok.
+    pub(crate) fn not_ok(&self) -> Vec<String> {
+        let wrong = self.0.iter().filter(|(_, level, _)| level != "ok");
+        wrong.map(|(check, level, _)| format!("{check} {level}")).collect()
+    }
+
+    /// Whether a check is ok.
+    pub(crate) fn is_ok(&self, check: &str) -> bool {
+        self.0.iter().any(|found| found.0 == check && found.1 == "ok")
+    }
+
+    /// What was seen by a check that is not ok.
+    fn what(&self, check: &str) -> &str {
+        let found = self.0.iter().find(|found| found.0 == check && found.1 != "ok");
+        &found.unwrap_or_else(|| panic!("{check} is ok: {self:#?}")).2
+    }
+}
+
+/// Runs the doctor on a database; the findings and the exit code.
+#[track_caller]
+pub(crate) fn doctor(database: &Database, args: &[&str]) -> (Findings, Option<i32>) {
+    let run = database.cli(&[&["doctor", "--output", "json"], args].concat());
+    (Findings::of(&run), run.code)
+}
+
+/// Spoils a Postgres world and expects exactly these findings beside the ones of an unspoilt one.
+#[track_caller]
+fn spoilt(spoil: &str, expected: &[&str]) -> Option<(World, Findings)> {
+    let world = World::on(Backend::Postgres)?;
+    world.db.sql(spoil);
+    let (found, code) = doctor(&world.db, &[]);
+    let mut seen = found.not_ok();
+    seen.retain(|found| found != SUPERUSER);
+    assert_eq!(seen, expected, "{found:#?}");
+    assert_eq!(code, Some(i32::from(expected.iter().any(|found| found.ends_with(" bad")))));
+    Some((world, found))
+}
+
+/// The tests come as who made the cluster.
+const SUPERUSER: &str = "database.role warn";
+
+#[test]
+fn a_sound_world_is_sound_on_either_store() {
+    if let Some(world) = World::on(Backend::Postgres) {
+        let (found, code) = doctor(&world.db, &[]);
+        assert_eq!((found.not_ok(), code), (vec![SUPERUSER.to_owned()], Some(0)), "{found:#?}");
+        for check in
+            ["version", "primary", "pooler", "clock", "schema", "rights", "triggers", "functions", "rows"]
+        {
+            assert!(found.is_ok(&format!("database.{check}")), "{check}: {found:#?}");
+        }
+    }
+    let world = World::somewhere();
+    let file = world.db.url().trim_start_matches("sqlite://");
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let (found, code) = doctor(&world.db, &[]);
+    assert_eq!((found.not_ok(), code), (vec![], Some(0)), "{found:#?}");
+    for check in ["file", "integrity", "wal", "schema", "triggers", "tenants", "rows"] {
+        assert!(found.is_ok(&format!("database.{check}")), "{check}: {found:#?}");
+    }
+}
+
+#[test]
+fn a_trigger_that_is_disabled_missing_or_another_one_is_found() {
+    let alter = |how: &str| format!("ALTER TABLE api_keys {how} TRIGGER auth_key_updated");
+    let Some((_, found)) = spoilt(&alter("DISABLE"), &["database.triggers bad"]) else { return };
+    assert!(found.what("database.triggers").contains("auth_key_updated is disabled"), "{found:#?}");
+    spoilt(&alter("ENABLE REPLICA"), &["database.triggers bad"]);
+    let (_, found) = spoilt(&alter("ENABLE"), &["database.triggers warn"]).unwrap();
+    assert!(found.what("database.triggers").contains("session_replication_role"), "{found:#?}");
+    let (_, found) =
+        spoilt("DROP TRIGGER auth_tenant_truncated ON tenants", &["database.triggers bad"]).unwrap();
+    assert!(found.what("database.triggers").contains("auth_tenant_truncated is missing"), "{found:#?}");
+    let narrower = "DROP TRIGGER auth_tenant_updated ON tenants;
+        CREATE TRIGGER auth_tenant_updated AFTER UPDATE ON tenants FOR EACH ROW
+        WHEN ((old.id, old.name, old.db_schema_name) IS DISTINCT FROM (new.id, new.name, new.db_schema_name))
+        EXECUTE FUNCTION auth_tenant_changed();
+        ALTER TABLE tenants ENABLE ALWAYS TRIGGER auth_tenant_updated";
+    let (_, found) = spoilt(narrower, &["database.triggers bad"]).unwrap();
+    assert!(found.what("database.triggers").contains("auth_tenant_updated is another one"), "{found:#?}");
+    spoilt(
+        "CREATE OR REPLACE FUNCTION auth_key_changed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
+        &["database.functions bad"],
+    );
+}
+
+#[test]
+fn what_is_spoilt_is_found_once() {
+    if World::on(Backend::Postgres).is_none() {
+        return;
+    }
+    spoilt("UPDATE tenantgate_migrations SET success = false WHERE version > 1", &["database.schema bad"]);
+    spoilt("UPDATE api_keys SET hashed_key = 'plain' WHERE key_prefix = 'llmk_live'", &["database.rows bad"]);
+    spoilt("DROP SCHEMA tenant_acme_corp", &["database.schemas warn"]);
+    spoilt("UPDATE auth_change SET at = now() - interval '3 hours'", &["database.change_log warn"]);
+    // A superuser is above every policy.
+    spoilt("ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY", &[]);
+}
+
+#[test]
+fn the_rights_of_the_role_are_what_serve_needs() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let role = format!("doctor_{}", world.db.name());
+    let url = world.db.url().replacen("postgres://tenantgate", &format!("postgres://{role}"), 1);
+    assert_ne!(url, world.db.url());
+    world.db.sql(&format!("CREATE ROLE {role} LOGIN"));
+    let as_role = Database::at(Backend::Postgres, &url);
+    let (found, code) = doctor(&as_role, &[]);
+    assert_eq!((found.not_ok(), code), (vec!["database.schema bad".to_owned()], Some(1)), "{found:#?}");
+    world.db.sql(&format!("GRANT SELECT ON tenantgate_migrations TO {role}"));
+    let (found, _) = doctor(&as_role, &[]);
+    assert!(found.not_ok().contains(&"database.rights bad".to_owned()), "{found:#?}");
+    world.db.sql(&format!(
+        "GRANT SELECT ON tenants, api_keys, auth_change, auth_change_floor TO {role};
+         GRANT UPDATE (last_used_at, key_memo) ON api_keys TO {role}"
+    ));
+    let (found, code) = doctor(&as_role, &[]);
+    assert_eq!((found.not_ok(), code), (vec!["database.rights warn".to_owned()], Some(0)), "{found:#?}");
+    assert!(found.what("database.rights").contains("auth_replica"), "{found:#?}");
+    world.db.sql(&format!("GRANT SELECT, INSERT, UPDATE, DELETE ON auth_replica TO {role}"));
+    assert_eq!(doctor(&as_role, &[]).0.not_ok(), Vec::<String>::new(), "what the README grants is enough");
+    world.db.sql("ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY");
+    let (found, _) = doctor(&as_role, &[]);
+    assert_eq!(found.not_ok(), ["database.row_security bad"], "{found:#?}");
+    world.db.sql(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
+}
+
+#[test]
+fn a_standby_a_pooler_and_nobody_are_told_apart() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    if let Some(pooler) = Pooler::before(&world.db) {
+        let seen = world.db.url().replace(&format!(":{}/", world.db.port()), &format!(":{}/", pooler.port()));
+        let (found, code) = doctor(&Database::at(Backend::Postgres, &seen), &[]);
+        assert_eq!((found.not_ok(), code), (vec!["database.pooler bad".to_owned()], Some(1)), "{found:#?}");
+    }
+    let cluster = Cluster::private().unwrap();
+    Database::at(Backend::Postgres, &cluster.url("postgres")).cli(&["migrate"]).ok();
+    let standby = cluster.standby();
+    let (found, code) = doctor(&Database::at(Backend::Postgres, &standby.url("postgres")), &[]);
+    assert_eq!(code, Some(1));
+    assert_eq!(found.not_ok(), ["database.primary bad", SUPERUSER], "{found:#?}");
+    let nobody = format!("postgres://postgres@127.0.0.1:{}/x", free_port());
+    let (found, code) = doctor(&Database::at(Backend::Postgres, &nobody), &[]);
+    assert_eq!((found.not_ok(), code), (vec!["database.reachable bad".to_owned()], Some(3)), "{found:#?}");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_not_made() {
+    let world = World::somewhere();
+    let file = world.db.dir().join("nothing.db");
+    let url = format!("sqlite://{}", file.display());
+    let (found, code) = doctor(&Database::at(Backend::Sqlite, &url), &[]);
+    assert_eq!((found.not_ok(), code), (vec!["database.file bad".to_owned()], Some(1)), "{found:#?}");
+    assert!(!file.exists());
+    world.db.sql("DROP TRIGGER auth_key_updated; PRAGMA foreign_keys = off; DELETE FROM tenants");
+    let (found, _) = doctor(&world.db, &[]);
+    let wrong = found.not_ok();
+    for check in ["database.triggers bad", "database.tenants bad"] {
+        assert_eq!(wrong.iter().filter(|found| *found == check).count(), 1, "{found:#?}");
+    }
+}
+
+#[test]
+fn the_pepper_file_is_read_and_held_against_the_memos() {
+    let world = World::somewhere();
+    let file = world.db.dir().join("pepper");
+    let path = file.to_str().unwrap();
+    let mode = |mode| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+    let pepper = |args: &[&str]| {
+        let (found, _) = doctor(&world.db, &[&["--pepper-file", path], args].concat());
+        found.not_ok().into_iter().filter(|found| found.starts_with("pepper")).collect::<Vec<_>>()
+    };
+    assert_eq!(pepper(&[]), ["pepper.file bad"]);
+    world.db.cli(&["pepper", "new", path]).ok();
+    assert_eq!(pepper(&[]), Vec::<String>::new());
+    mode(0o644);
+    assert_eq!(pepper(&[]), ["pepper.file warn"]);
+    mode(0o600);
+    assert_eq!(pepper(&["--memo", "required"]), ["pepper.memos warn"]);
+    world.db.json(&["key", "create", &world.acme.id, "--pepper-file", path]);
+    assert_eq!(pepper(&[]), Vec::<String>::new());
+    std::fs::remove_file(&file).unwrap();
+    world.db.cli(&["pepper", "new", path]).ok();
+    assert_eq!(pepper(&[]), ["pepper.memos warn"], "a memo by a pepper that is gone");
+    std::fs::write(&file, "nonsense").unwrap();
+    assert_eq!(pepper(&[]), ["pepper.file bad"]);
+    world.db.cli(&["doctor", "--public", "nonsense"]).usage();
+}
+
+#[test]
+fn a_listener_is_asked_as_envoy_asks() {
+    let world = World::somewhere();
+    let listener = |target: &str| {
+        let (found, code) = doctor(&world.db, &["--target", target]);
+        (found.not_ok().into_iter().filter(|found| found.starts_with("listener")).collect::<Vec<_>>(), code)
+    };
+    let server = Server::on(&world.db).start();
+    assert_eq!(listener(&server.grpc[0]), (vec![], Some(0)));
+    let nobody = format!("127.0.0.1:{}", free_port());
+    assert_eq!(listener(&nobody), (vec!["listener.answers bad".to_owned()], Some(1)));
+    let open = Server::on(&world.db).args(&["--public", "GET /tenantgate-doctor/is-this-refused"]).start();
+    assert_eq!(listener(&open.grpc[0]).0, ["listener.answers bad"]);
+}
+
+#[test]
+fn people_see_one_line_for_each_finding() {
+    let world = World::somewhere();
+    let said = run_in(world.db.dir(), &[], &["doctor", "--database-url", "sqlite://nothing.db"]);
+    assert_eq!(said.code, Some(1), "{said:#?}");
+    assert!(said.stdout.starts_with("bad   database.file"), "{said:#?}");
+    assert!(said.stdout.contains("; do: look at --database-url"), "{said:#?}");
+    assert_eq!((said.stdout.lines().count(), said.stderr.as_str()), (1, ""), "{said:#?}");
+}

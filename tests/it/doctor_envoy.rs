@@ -1,0 +1,187 @@
+//! Does `doctor` see what is wrong with a real Envoy? `envoy/envoy.yaml` as it is, and spoilt.
+
+use crate::doctor::doctor;
+use crate::support::envoy::{Envoy, Plan};
+use crate::support::link::free_port;
+use crate::support::{Server, World};
+
+/// Everything found about Envoy that is not ok, in the order of its names.
+fn not_ok(world: &World, args: &[&str]) -> Vec<String> {
+    let (found, _) = doctor(&world.db, args);
+    let mut found: Vec<_> = found.not_ok().into_iter().filter(|found| found.starts_with("envoy.")).collect();
+    found.sort();
+    found
+}
+
+/// Spoils the file and expects exactly these findings of its admin page.
+#[track_caller]
+fn spoilt(world: &World, server: &Server, spoil: &[(&str, &str)], expected: &[&str]) {
+    let plan = spoil.iter().fold(Envoy::before(server), |plan, (from, to)| plan.with(from, to));
+    let Some(envoy) = plan.start() else { return };
+    envoy.finds_tenantgate(true);
+    assert_eq!(not_ok(world, &["--envoy-admin", envoy.admin()]), expected);
+}
+
+const GRPC_ROUTE: &str = "              - match: {prefix: /, grpc: {}}\n";
+
+/// A route of a path of its own to a port where nobody listens yet.
+fn with_sink(plan: Plan, port: u16, per_filter: &str) -> Plan {
+    let route = format!(
+        "              - match: {{path: /sink}}\n                route: {{cluster: sink}}\n{per_filter}{GRPC_ROUTE}"
+    );
+    let cluster = format!(
+        "  - name: sink\n    type: STATIC\n    load_assignment:\n      cluster_name: sink\n      endpoints:\n      \
+         - lb_endpoints:\n        - endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}\n"
+    );
+    plan.with(GRPC_ROUTE, &route).with("  - name: api_grpc\n", &format!("{cluster}  - name: api_grpc\n"))
+}
+
+const EXEMPT: &str = "                typed_per_filter_config:
+                  envoy.filters.http.ext_authz:
+                    \"@type\": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute
+                    disabled: true
+";
+
+#[test]
+fn the_file_that_users_start_from_is_as_it_should_be() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    let port = free_port();
+    let Some(envoy) = with_sink(Envoy::before(&server), port, "").start() else { return };
+    envoy.finds_tenantgate(true);
+    let key = world.db.dir().join("key");
+    std::fs::write(&key, &world.live.text).unwrap();
+    let (key, sink, url) =
+        (key.to_str().unwrap(), format!("127.0.0.1:{port}"), format!("http://{}", envoy.address));
+    let live = ["--envoy", &url, "--path", "/sink", "--key-file", key, "--sink", &sink];
+    let args = [&["--envoy-admin", envoy.admin()][..], &live].concat();
+    let (found, code) = doctor(&world.db, &args);
+    let wrong: Vec<_> = found.not_ok().into_iter().filter(|found| found.starts_with("envoy.")).collect();
+    assert_eq!((wrong, code), (vec![], Some(0)), "{found:#?}");
+    let checks = "version filter failure_mode status_on_error timeout retries key_header raw_headers mutations enforced \
+        forged_headers routes underscores paths cluster http2 circuit_breakers health_checks transport hosts errors \
+        refuses passes forged_arrive key_arrives";
+    for check in checks.split_whitespace() {
+        assert!(found.is_ok(&format!("envoy.{check}")), "{check}: {found:#?}");
+    }
+    // An upstream that does not say its request back proves nothing.
+    let live = ["--envoy", &url, "--path", "/v1", "--key-file", key];
+    assert_eq!(not_ok(&world, &live), ["envoy.arrives warn"]);
+    // Nobody leads the request to where we listen.
+    let live = ["--envoy", &url, "--path", "/v1", "--key-file", key, "--sink", &sink];
+    assert_eq!(not_ok(&world, &live), ["envoy.arrives bad"]);
+    std::fs::write(key, world.revoked.text.as_bytes()).unwrap();
+    assert_eq!(not_ok(&world, &["--envoy", &url, "--key-file", key]), ["envoy.passes bad"]);
+    assert_eq!(not_ok(&world, &["--envoy", &url, "--path", "/docs"]), ["envoy.refuses bad"]);
+}
+
+#[test]
+fn what_is_spoilt_in_the_filter_is_found_once() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    spoilt(
+        &world,
+        &server,
+        &[
+            ("failure_mode_allow: false", "failure_mode_allow: true"),
+            ("              status_on_error: {code: ServiceUnavailable}\n", ""),
+            ("                timeout: 2s\n", "                timeout: 0.5s\n"),
+            ("max_interval: 2s}", "max_interval: 0.1s}"),
+            ("- {exact: x-llmcore-api-key, ignore_case: true}", "- {exact: x-other, ignore_case: true}"),
+            ("encode_raw_headers: true", "encode_raw_headers: false\n              shadow_mode: true"),
+            ("|x-llmcore-key-id|", "|"),
+        ],
+        &[
+            "envoy.enforced bad",
+            "envoy.failure_mode bad",
+            "envoy.key_header bad",
+            "envoy.mutations bad",
+            "envoy.raw_headers warn",
+            "envoy.retries bad",
+            "envoy.status_on_error warn",
+            "envoy.timeout warn",
+        ],
+    );
+}
+
+#[test]
+fn what_is_spoilt_in_the_listener_is_found_once() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    let last = "                route: {cluster: api, timeout: 300s}\n";
+    spoilt(
+        &world,
+        &server,
+        &[
+            ("headers_with_underscores_action: REJECT_REQUEST", "headers_with_underscores_action: ALLOW"),
+            ("          merge_slashes: true\n", ""),
+            ("              - {remove: x-llmcore-key-id}\n", ""),
+            ("max_requests: 100000", "max_requests: 1024"),
+        ],
+        &[
+            "envoy.circuit_breakers warn",
+            "envoy.forged_headers warn",
+            "envoy.paths warn",
+            "envoy.underscores warn",
+        ],
+    );
+    let exempt = format!("{last}{EXEMPT}");
+    spoilt(&world, &server, &[(last, &exempt)], &["envoy.routes warn"]);
+    let removes = "                request_headers_to_remove: [x-llmcore-tenant-id]\n";
+    let exempt = format!("{last}{removes}{EXEMPT}");
+    spoilt(
+        &world,
+        &server,
+        &[(last, &exempt), ("              - {remove: x-llmcore-key-id}\n", "")],
+        &["envoy.forged_headers bad", "envoy.routes bad"],
+    );
+}
+
+#[test]
+fn a_cluster_that_speaks_no_grpc_is_found() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    let http2 =
+        "          http2_protocol_options:\n            connection_keepalive: {interval: 10s, timeout: 2s}\n";
+    let health = "      grpc_health_check: {service_name: envoy.service.auth.v3.Authorization}";
+    let plan = Envoy::before(&server).with(http2, "          http_protocol_options: {}\n");
+    let plan = plan.with(health, "      tcp_health_check: {}");
+    let Some(envoy) = plan.start() else { return };
+    let url = format!("http://{}", envoy.address);
+    let found = not_ok(&world, &["--envoy", &url]);
+    assert_eq!(found, ["envoy.refuses bad"], "Envoy answers by itself");
+    envoy.finds_tenantgate(true);
+    let found = not_ok(&world, &["--envoy-admin", envoy.admin()]);
+    assert_eq!(found, ["envoy.errors warn", "envoy.health_checks warn", "envoy.http2 bad"]);
+}
+
+#[test]
+fn what_really_arrives_behind_an_exempt_route_is_seen() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    let port = free_port();
+    let early =
+        ["id", "name", "schema"].map(|name| format!("              - {{remove: x-llmcore-tenant-{name}}}\n"));
+    let plan = with_sink(Envoy::before(&server), port, EXEMPT);
+    let plan = early.iter().fold(plan, |plan, line| plan.with(line, ""));
+    let Some(envoy) = plan.start() else { return };
+    let key = world.db.dir().join("key");
+    std::fs::write(&key, &world.live.text).unwrap();
+    let (url, sink) = (format!("http://{}", envoy.address), format!("127.0.0.1:{port}"));
+    let live = ["--envoy", &url, "--path", "/sink", "--key-file", key.to_str().unwrap(), "--sink", &sink];
+    assert_eq!(
+        not_ok(&world, &live),
+        ["envoy.forged_arrive bad", "envoy.key_arrives bad", "envoy.refuses bad"]
+    );
+}
+
+#[test]
+fn an_admin_page_that_is_none_is_said() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    for address in [format!("127.0.0.1:{}", free_port()), server.ops.clone()] {
+        assert_eq!(not_ok(&world, &["--envoy-admin", &address]), ["envoy.admin bad"]);
+    }
+    world.db.cli(&["doctor", "--envoy-admin", "ftp://x"]).usage();
+    world.db.cli(&["doctor", "--key-file", "-"]).usage();
+}

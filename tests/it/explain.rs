@@ -1,0 +1,178 @@
+//! Can an operator see why a key gets the answer it gets? The `explain` command, held against a real server.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::support::cli::run_in;
+use crate::support::{Ask, Server, World, on_every_store};
+
+/// Explains to JSON.
+fn explain(world: &World, args: &[&str]) -> Value {
+    world.db.json(&[&["explain", "--path", "/v1"], args].concat())
+}
+
+/// A file with this in it.
+fn file(world: &World, name: &str, text: &str) -> PathBuf {
+    let path = world.db.dir().join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// `presented: HTTP reason, row that held`, of each case.
+fn cases(said: &Value) -> Vec<String> {
+    let case = |case: &Value| {
+        let held: Vec<_> =
+            case["rows"].as_array().unwrap().iter().filter(|row| row["state"] == "held").collect();
+        assert_eq!(held.len(), 1, "one row is the answer: {said}");
+        let outcome = &case["outcome"];
+        let http = outcome["http_status"].as_u64().map_or("-".into(), |http| http.to_string());
+        let (presented, reason) = (case["presented"].as_str().unwrap(), outcome["reason"].as_str().unwrap());
+        format!("{presented}: {http} {reason}, row {}", held[0]["row"])
+    };
+    said["cases"].as_array().unwrap().iter().map(case).collect()
+}
+
+on_every_store!(
+    a_prefix_is_explained_for_the_right_secret_and_for_a_wrong_one,
+    what_is_explained_is_what_a_server_answers,
+    a_damaged_row_is_explained_as_such,
+    the_past_is_judged_as_far_as_the_row_can_tell,
+);
+
+fn a_prefix_is_explained_for_the_right_secret_and_for_a_wrong_one(world: &World) {
+    let wrong = "a wrong secret: 401 mismatch, row 4";
+    for (key, right) in [
+        (&world.live, "the right secret: - ok, row 7"),
+        (&world.revoked, "the right secret: 401 revoked, row 4"),
+        (&world.expired, "the right secret: 401 expired, row 4"),
+        (&world.of_sleepy, "the right secret: 403 tenant_inactive, row 5"),
+        (&world.of_newborn, "the right secret: 403 tenant_inactive, row 5"),
+        (&world.of_gone, "the right secret: 403 tenant_inactive, row 5"),
+    ] {
+        let said = explain(world, &["--key-prefix", &key.prefix]);
+        assert_eq!(cases(&said), [right, wrong], "{said}");
+        assert_eq!(said["key"]["id"], key.id.as_str());
+    }
+    let said = explain(world, &["--key-prefix", "llmk_nobody"]);
+    assert_eq!((cases(&said), &said["key"]), (vec!["any secret: 401 unknown, row 4".into()], &Value::Null));
+    let said = explain(world, &[]);
+    assert_eq!(cases(&said), ["no key: 401 missing, row 2"]);
+    let said = world.db.json(&["explain", "--path", "/docs?q", "--key-prefix", &world.revoked.prefix]);
+    assert_eq!(cases(&said), ["the right secret: - public, row 1", "a wrong secret: - public, row 1"]);
+}
+
+fn what_is_explained_is_what_a_server_answers(world: &World) {
+    let server = Server::on(&world.db).start();
+    let texts = [
+        world.live.text.clone(),
+        world.live.with_wrong_secret(),
+        world.revoked.text.clone(),
+        world.expired.text.clone(),
+        world.of_sleepy.text.clone(),
+        "llmk_nobody_12345678".into(),
+        "llmk_x".into(),
+        String::new(),
+    ];
+    for text in &texts {
+        let file = file(world, "key", &format!("{text}\n"));
+        let said = explain(world, &["--key-file", file.to_str().unwrap()]);
+        let answer = server.check(Ask::get("/v1").key(text));
+        let outcome = &said["cases"][0]["outcome"];
+        let http = outcome["http_status"].as_u64().unwrap_or(200);
+        assert_eq!(format!("{http} {}", outcome["reason"].as_str().unwrap()), answer.row(), "{said}");
+        assert_eq!(outcome["code"], answer.code(), "{said}");
+        assert_eq!(outcome["body"].as_str().unwrap_or_default(), answer.body(), "{said}");
+        assert_eq!(said["cases"].as_array().unwrap().len(), 1);
+    }
+}
+
+fn a_damaged_row_is_explained_as_such(world: &World) {
+    world.db.sql(&format!("UPDATE api_keys SET hashed_key = 'plain' WHERE id = '{}'", world.live.id));
+    let said = explain(world, &["--key-prefix", &world.live.prefix]);
+    assert_eq!(cases(&said), ["any secret: 503 unavailable, row 6"]);
+    assert_eq!(said["cases"][0]["outcome"]["cause"], "damaged_row");
+    world.db.sql(&format!("UPDATE tenants SET db_schema_name = 'no schema' WHERE id = '{}'", world.acme.id));
+    let said = explain(world, &["--key-prefix", &world.other.prefix]);
+    assert_eq!(cases(&said)[0], "the right secret: 503 unavailable, row 6");
+}
+
+fn the_past_is_judged_as_far_as_the_row_can_tell(world: &World) {
+    let at = |key: &str, at: &str| cases(&explain(world, &["--key-prefix", key, "--at", at])).remove(0);
+    let revoked = &world.revoked.prefix;
+    world.db.sql(&format!(
+        "UPDATE api_keys SET created_at = '2026-01-01T00:00:00.000000Z', revoked_at = '2026-03-01T00:00:00.000000Z', \
+         expires_at = '2026-06-01T00:00:00.000000Z' WHERE key_prefix = '{revoked}'"
+    ));
+    assert_eq!(at(revoked, "2025-12-31T23:59:59Z"), "any secret: 401 unknown, row 4");
+    assert_eq!(at(revoked, "2026-02-01T00:00:00Z"), "the right secret: - ok, row 7");
+    assert_eq!(at(revoked, "2026-03-01T00:00:00Z"), "the right secret: 401 revoked, row 4");
+    world.db.sql(&format!("UPDATE api_keys SET revoked_at = NULL WHERE key_prefix = '{revoked}'"));
+    assert_eq!(at(revoked, "2026-05-31T23:59:59Z"), "the right secret: - ok, row 7");
+    assert_eq!(at(revoked, "2026-06-01T00:00:00Z"), "the right secret: 401 expired, row 4");
+}
+
+#[test]
+fn a_memo_that_is_required_and_missing_lets_no_secret_pass() {
+    let world = World::somewhere();
+    let pepper = world.db.dir().join("pepper");
+    world.db.cli(&["pepper", "new", pepper.to_str().unwrap()]).ok();
+    let args =
+        ["--key-prefix", &world.live.prefix, "--pepper-file", pepper.to_str().unwrap(), "--memo", "required"];
+    let said = explain(&world, &args);
+    assert_eq!(cases(&said), ["any secret: 401 mismatch, row 4"]);
+    assert!(said["notes"].to_string().contains("--memo is required"), "{said}");
+}
+
+#[test]
+fn a_key_is_proven_by_its_memo_and_else_by_bcrypt() {
+    let world = World::somewhere();
+    let pepper = world.db.dir().join("pepper");
+    let pepper = pepper.to_str().unwrap();
+    world.db.cli(&["pepper", "new", pepper]).ok();
+    let issued = world.db.json(&["key", "create", &world.acme.id, "--pepper-file", pepper]);
+    let key = file(&world, "key", issued["key"].as_str().unwrap());
+    for (args, how) in [(vec!["--pepper-file", pepper], "without bcrypt"), (vec![], "bcrypt was asked")] {
+        let said = explain(&world, &[vec!["--key-file", key.to_str().unwrap()], args].concat());
+        assert_eq!(cases(&said), ["this key: - ok, row 7"]);
+        assert!(said["notes"].to_string().contains(how), "{said}");
+    }
+}
+
+#[test]
+fn the_options_of_serve_count_here_too() {
+    let world = World::somewhere();
+    let key = file(&world, "key", &world.live.text);
+    let key = key.to_str().unwrap();
+    let bearer = explain(&world, &["--key-file", key, "--bearer"]);
+    assert_eq!(cases(&bearer), ["no key: 401 missing, row 2"]);
+    assert!(bearer["notes"].to_string().contains("--accept-bearer"), "{bearer}");
+    let bearer = explain(&world, &["--key-file", key, "--bearer", "--accept-bearer"]);
+    assert_eq!(cases(&bearer), ["this key: - ok, row 7"]);
+    let public = explain(&world, &["--public", "GET /v1"]);
+    assert_eq!(cases(&public), ["no key: - public, row 1"]);
+    let env = [("TENANTGATE_PUBLIC", "POST /x,GET /v1"), ("LLMCORE_AUTH_DATABASE_URL", world.db.url())];
+    let said = run_in(world.db.dir(), &env, &["explain", "--path", "/v1", "-o", "json"]).json();
+    assert_eq!(cases(&said), ["no key: - public, row 1"]);
+    world.db.cli(&["explain", "--public", "nonsense"]).usage();
+}
+
+#[test]
+fn a_whole_key_is_no_prefix_and_is_not_repeated() {
+    let world = World::somewhere();
+    let said = world.db.cli(&["explain", "--key-prefix", &world.live.text]).usage();
+    assert!(said.contains("--key-file"), "{said}");
+    world.db.cli(&["explain", "--key-prefix", "llmk_!"]).usage();
+    world.db.cli(&["explain", "--key-file", "/nowhere"]).usage();
+}
+
+#[test]
+fn people_see_a_table_of_conditions_and_what_the_client_gets() {
+    let world = World::somewhere();
+    let said = world.db.cli(&["explain", "--path", "/v1", "--key-prefix", &world.revoked.prefix]).ok();
+    for wanted in ["THE RIGHT SECRET", "the key is revoked", "held", "not reached", "revoked_at ", "code 16"]
+    {
+        assert!(said.contains(wanted), "{wanted} in {said}");
+    }
+    assert!(said.contains(r#"the right secret: 401 {"detail":"Invalid API key"}"#), "{said}");
+}
