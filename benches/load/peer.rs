@@ -33,9 +33,10 @@ impl Peer {
 
     /// tenantgate on a database. It looks there once a second: looking is no part of a check.
     pub(crate) fn tenantgate(name: &'static str, database_url: &str, args: &[&str]) -> Self {
-        let own =
-            ["serve", "--database-url", database_url, "--ops-listen", "127.0.0.1:0", "--sync-interval", "1s"];
-        let args = own.iter().chain(args).map(ToString::to_string).collect();
+        let own = ["serve", "--database-url", database_url, "--ops-listen", "127.0.0.1:0"];
+        // As many workers as the stock server has.
+        let own = own.iter().chain(&["--sync-interval", "1s", "--workers", "1"]);
+        let args = own.chain(args).map(ToString::to_string).collect();
         Self { name, program: tenantgate(), args }
     }
 }
@@ -70,8 +71,7 @@ impl Running {
             Some(name) => format!("unix:{}", dir.path().join(name).display()),
             None => arg.clone(),
         }));
-        // As many as the stock server has.
-        command.env("TOKIO_WORKER_THREADS", "1").current_dir(dir.path()).stdin(Stdio::null());
+        command.current_dir(dir.path()).stdin(Stdio::null());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         let said = Transcript::of(child.stdout.take().expect("piped"));
         let logged = Transcript::of(child.stderr.take().expect("piped"));
