@@ -83,6 +83,14 @@ fn memo(text: &str) {
     assert_eq!(known, text == genuine.to_string());
 }
 
+/// What is said of a file of peppers, without the numbers: nothing of the file is in it.
+const REFUSALS: [&str; 4] = [
+    "line  is no pepper ( bytes in baseurl): `tenantgate pepper new` makes one",
+    "has no pepper in it: `tenantgate pepper new` makes one",
+    "has  peppers, more than : remove the old ones",
+    "has the same pepper twice",
+];
+
 /// A file of peppers: read as it would be written again, or refused without repeating it.
 fn peppers(text: &str) {
     match Pepper::parse_all(text) {
@@ -93,8 +101,8 @@ fn peppers(text: &str) {
             assert!(again.iter().map(Pepper::id).eq(peppers.iter().map(Pepper::id)));
         }
         Err(why) => {
-            let repeats = |line: &&str| line.len() > 20 && why.contains(*line);
-            assert!(!text.lines().any(|line| repeats(&line)), "{why}");
+            let without_numbers: String = why.chars().filter(|c| !c.is_ascii_digit()).collect();
+            assert!(REFUSALS.contains(&without_numbers.as_str()), "{why}");
         }
     }
 }

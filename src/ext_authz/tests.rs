@@ -10,6 +10,7 @@ use super::codec::{Visitor, walk};
 use super::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use super::proto::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use super::translate::{OnUnavailable, Speech, answer, read};
+use super::wire::Message;
 use crate::decision::{Decision, Denial, Fault, Reason};
 use crate::request::{Credential, DEFAULT_KEY_HEADER, Options};
 
@@ -182,4 +183,27 @@ fn every_refusal_says_what_the_contract_has_it_say() {
             assert_eq!(refusal(&Decision::Unable(fault, None), mode), expected);
         }
     }
+}
+
+#[test]
+fn lengths_and_numbers_are_written_as_the_generated_encoder_would() {
+    for length in [1, 126, 127, 128, 129, 16_382, 16_383, 16_384, 16_385, 2_097_151, 2_097_152] {
+        let (text, mut written) = ("t".repeat(length), Vec::new());
+        Message(&mut written).text(2, &text);
+        assert!(written == field(2, text.as_bytes()), "{length}");
+        let mut written = Vec::new();
+        Message(&mut written).message(3, |message| message.text(2, &text));
+        assert!(written == field(3, &field(2, text.as_bytes())), "{length}, within a message");
+    }
+    for number in [1, 0x7f, 0x80, 0xff, 0x100, 401, 403, 503, 0x3fff] {
+        let (mut written, mut expected) = (Vec::new(), vec![5 << 3]);
+        Message(&mut written).short(5, number);
+        encode_varint(u64::from(number), &mut expected);
+        assert_eq!(written, expected, "{number}");
+    }
+    let mut written = Vec::new();
+    Message(&mut written).number(1, 0);
+    Message(&mut written).short(1, 0);
+    Message(&mut written).text(1, "");
+    assert_eq!(written, b"", "nothing is what nothing takes");
 }

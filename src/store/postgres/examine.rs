@@ -172,7 +172,7 @@ fn schema(current: Option<i64>, newest: i64) -> Finding {
 }
 
 /// A right of the role: what it is called, what asks for it, and whether `serve` answers nothing without it.
-const RIGHTS: [(&str, &str, bool); 11] = [
+const RIGHTS: [(&str, &str, bool); 10] = [
     ("SELECT ON tenants", "has_table_privilege('tenants', 'SELECT')", true),
     (
         "SELECT ON api_keys",
@@ -187,12 +187,13 @@ const RIGHTS: [(&str, &str, bool); 11] = [
     ("UPDATE (last_used_at) ON api_keys", "has_column_privilege('api_keys', 'last_used_at', 'UPDATE')", false),
     ("UPDATE (key_memo) ON api_keys", "has_column_privilege('api_keys', 'key_memo', 'UPDATE')", false),
     (
-        "SELECT, INSERT, UPDATE, DELETE ON auth_replica",
-        "(SELECT bool_and(has_table_privilege('auth_replica', p)) FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p)",
+        "SELECT, INSERT, UPDATE (applied, seen_at, serves_until), DELETE ON auth_replica",
+        "(SELECT bool_and(has_table_privilege('auth_replica', p)) FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS p)
+          AND (SELECT bool_and(has_column_privilege('auth_replica', c, 'UPDATE'))
+               FROM unnest(ARRAY['applied', 'seen_at', 'serves_until']) AS c)",
         false,
     ),
     ("EXECUTE ON FUNCTION auth_prune(interval)", "has_function_privilege('auth_prune(interval)', 'EXECUTE')", false),
-    ("EXECUTE ON FUNCTION auth_mark()", "has_function_privilege('auth_mark()', 'EXECUTE')", false),
 ];
 
 async fn rights(connection: &mut PgConnection) -> Result<Finding, StoreError> {
@@ -218,7 +219,7 @@ async fn rights(connection: &mut PgConnection) -> Result<Finding, StoreError> {
         Finding::warn(
             "database.rights",
             what(),
-            "GRANT it (README, least privileges): last_used_at, memos, --wait or pruning need it",
+            "GRANT it (README, least privileges): last_used_at, memos, --wait of others or pruning need it",
         )
     })
 }
