@@ -6,12 +6,12 @@
 //! # Floors
 //!
 //! ```text
-//! floor 5  WIRING      main  cli/  config/  server/{listen, workers, tls}  health  telemetry/
-//! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service}      store/{postgres, sqlite}
-//! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   usage (last-used)   memos (proofs)
+//! floor 5  WIRING      main  cli/  config/  server/{listen, workers, tls}  health  telemetry/{metrics, page, process, scrub, traces}
+//! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service, spans, origin}      store/{postgres, sqlite}
+//! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   usage (last-used)   memos (proofs)   shadow (would-be refusals)
 //! floor 2  MACHINES    store/{management} (traits)   grpc/{connection, call, bridge}   verify/{bcrypt, memo, pepper, queue}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}
 //! floor 1  JUDGEMENT   decision (pure, synchronous)
-//! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats   audit
+//! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats   audit   trace
 //! ```
 //!
 //! A module uses its own floor's earlier items and the floors below, never one
@@ -55,6 +55,7 @@ pub mod record;
 pub mod request;
 pub mod stats;
 pub mod tenant;
+pub mod trace;
 // floor 1
 pub mod decision;
 // floor 2, and the doors to databases
@@ -66,6 +67,7 @@ pub mod replica;
 // floor 3
 pub mod admin;
 pub mod memos;
+pub mod shadow;
 pub mod usage;
 // the one that needs both
 pub mod gate;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use prost_types::value::Kind;
 use serde::Serialize;
+use serde_json::Value;
 use tokio::net::UnixStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
@@ -59,7 +60,7 @@ pub(super) struct CheckView {
     headers_set: BTreeMap<String, String>,
     headers_removed: Vec<String>,
     body: Option<String>,
-    metadata: BTreeMap<String, String>,
+    metadata: BTreeMap<String, Value>,
 }
 
 impl Text for CheckView {
@@ -69,7 +70,8 @@ impl Text for CheckView {
         lines.extend(self.body.iter().cloned());
         lines.extend(self.headers_set.iter().map(|(k, v)| format!("set       {k}: {v}")));
         lines.extend(self.headers_removed.iter().map(|k| format!("removed   {k}")));
-        lines.extend(self.metadata.iter().map(|(k, v)| format!("metadata  {k} = {v}")));
+        let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        lines.extend(self.metadata.iter().map(|(k, v)| format!("metadata  {k} = {}", plain(v))));
         lines.join("\n")
     }
 }
@@ -176,7 +178,11 @@ fn view(response: CheckResponse) -> CheckView {
     let allowed = response.status.is_none_or(|status| status.code == 0);
     let metadata =
         response.dynamic_metadata.unwrap_or_default().fields.into_iter().filter_map(|(name, value)| {
-            if let Some(Kind::StringValue(text)) = value.kind { Some((name, text)) } else { None }
+            match value.kind {
+                Some(Kind::StringValue(text)) => Some((name, text.into())),
+                Some(Kind::BoolValue(flag)) => Some((name, flag.into())),
+                _ => None,
+            }
         });
     let mut view = CheckView {
         allowed,

@@ -14,7 +14,7 @@ fn narrow_role(database: &Database) -> String {
         "CREATE ROLE {role} LOGIN;
          GRANT SELECT ON tenants, api_keys, auth_change, auth_change_floor, tenantgate_migrations TO {role};
          GRANT UPDATE (last_used_at, key_memo) ON api_keys TO {role};
-         GRANT SELECT, INSERT, UPDATE, DELETE ON auth_replica TO {role}"
+         GRANT SELECT, INSERT, UPDATE, DELETE ON auth_replica, shadow_report TO {role}"
     ));
     role
 }
