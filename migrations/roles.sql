@@ -32,6 +32,7 @@ DECLARE
         'auth_change_floor',
         'auth_replica',
         'audit_log',
+        'shadow_report',
         'tenantgate_migrations'
     ];
     functions regprocedure[] := ARRAY[
@@ -112,13 +113,15 @@ BEGIN
         -- Every server is this role, so each could also write the row of another.
         GRANT SELECT, INSERT, DELETE, UPDATE (applied, seen_at, serves_until) ON auth_replica TO %1$I;
         GRANT EXECUTE ON FUNCTION auth_prune(interval) TO %1$I;
+        -- What it would have refused in shadow mode, counted, and forgotten after a month.
+        GRANT SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON shadow_report TO %1$I;
 
         -- admin. It reads hashes to report their cost, to export them, and to know one that it imports again.
-        GRANT SELECT, INSERT, UPDATE (status) ON tenants TO %2$I;
+        GRANT SELECT, INSERT, UPDATE (status, mode) ON tenants TO %2$I;
         GRANT SELECT, INSERT, UPDATE (expires_at, revoked_at, revocation_reason, replaced_by) ON api_keys TO %2$I;
         -- Whoever changes something writes down that he did. Nobody changes what is written down.
         GRANT SELECT, INSERT ON audit_log TO %2$I;
-        GRANT SELECT ON auth_replica, tenantgate_migrations TO %2$I;
+        GRANT SELECT ON auth_replica, tenantgate_migrations, shadow_report TO %2$I;
         GRANT EXECUTE ON FUNCTION auth_mark() TO %2$I;
         -- A tenant gets a schema of its own.
         GRANT CREATE ON DATABASE %3$I TO %2$I;
@@ -128,8 +131,8 @@ BEGIN
     FOR found IN SELECT r AS role, t::text AS thing FROM unnest(ARRAY[serve, admin]) r, unnest(tables) t
         WHERE has_table_privilege(r, t, 'TRUNCATE, REFERENCES, TRIGGER')
            OR has_table_privilege(r, t, 'UPDATE')
-           OR has_table_privilege(r, t, 'DELETE') AND NOT (r = serve AND t = 'auth_replica'::regclass)
-           OR has_table_privilege(r, t, 'INSERT') AND NOT (r = serve AND t = 'auth_replica'::regclass
+           OR has_table_privilege(r, t, 'DELETE') AND NOT (r = serve AND t IN ('auth_replica'::regclass, 'shadow_report'::regclass))
+           OR has_table_privilege(r, t, 'INSERT') AND NOT (r = serve AND t IN ('auth_replica'::regclass, 'shadow_report'::regclass)
               OR r = admin AND t IN ('tenants'::regclass, 'api_keys'::regclass, 'audit_log'::regclass))
         UNION ALL SELECT r, 'the schema ' || home FROM unnest(ARRAY[serve, admin]) r
         WHERE has_schema_privilege(r, home, 'CREATE')

@@ -23,7 +23,7 @@ use sha2::{Digest as _, Sha256};
 use crate::clock::Timestamp;
 use crate::key::format::holds_key;
 use crate::record::KeyDetails;
-use crate::tenant::Tenant;
+use crate::tenant::{Mode, Tenant};
 
 /// Who changes something: a user of the operating system, or whom a person says he is.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -80,6 +80,8 @@ pub enum Action {
     TenantDelete,
     /// Tenants are taken over from a file.
     TenantImport,
+    /// It is said what becomes of a tenant's keys that are to be refused.
+    TenantMode,
     /// The schema of a tenant stands: it is not pending any more.
     TenantProvision,
     /// A tenant is not served any more.
@@ -101,6 +103,7 @@ impl Action {
             Self::TenantCreate => "tenant.create",
             Self::TenantDelete => "tenant.delete",
             Self::TenantImport => "tenant.import",
+            Self::TenantMode => "tenant.mode",
             Self::TenantProvision => "tenant.provision",
             Self::TenantSuspend => "tenant.suspend",
         }
@@ -157,6 +160,8 @@ struct SeenTenant<'a> {
     name: &'a str,
     db_schema_name: &'a str,
     status: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mode: Option<&'static str>,
     created_at: String,
 }
 
@@ -167,6 +172,7 @@ impl<'a> From<&'a Tenant> for SeenTenant<'a> {
             name: &tenant.name,
             db_schema_name: &tenant.schema,
             status: tenant.status.as_str(),
+            mode: tenant.mode.map(Mode::as_str),
             created_at: tenant.created_at.to_string(),
         }
     }
@@ -320,6 +326,7 @@ mod tests {
             name: "Söhne, \"A\"".into(),
             schema: "tenant_s".into(),
             status,
+            mode: None,
             created_at: Timestamp(0),
         }
     }

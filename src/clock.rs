@@ -47,6 +47,12 @@ impl Timestamp {
         Self(self.0.saturating_sub(micros(span)))
     }
 
+    /// The number of its day (UTC) since 1970-01-01.
+    #[must_use]
+    pub fn day(self) -> i64 {
+        self.0.div_euclid(86_400_000_000)
+    }
+
     /// How long after `earlier` this is; nothing if it is not.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
@@ -123,6 +129,13 @@ impl Clock for SystemClock {
         let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
         id.map_or_else(|_| String::new(), |id| id.trim().to_owned())
     }
+}
+
+/// The CPU time that this process has taken so far.
+#[must_use]
+pub fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// A clock that stands still until it is told otherwise.

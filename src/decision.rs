@@ -18,13 +18,16 @@
 //!
 //! The precise reason of a denial is for operators; what the client is told is
 //! settled elsewhere, and is less.
+//!
+//! What becomes of it ([`Decision::in_mode`]) is another matter: in shadow mode what was to be
+//! refused passes as nobody.
 
 pub mod rows;
 
 use crate::clock::Timestamp;
 use crate::record::{KeyRecord, has_expired};
 use crate::request::Credential;
-use crate::tenant::{Tenant, TenantStatus};
+use crate::tenant::{Mode, Tenant, TenantStatus};
 
 /// How true the replica is to the database.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -99,11 +102,60 @@ pub enum Decision<'a> {
     Unable(Fault, Option<Identity<'a>>),
 }
 
+impl Decision<'_> {
+    /// What becomes of it on a server in this mode. The mode of a tenant comes before the server's, once it is
+    /// proven that the caller is one of its own: before that anybody could claim to be.
+    pub fn in_mode(self, server: Mode) -> Self {
+        let objection = match self {
+            // What was asked is not even known: nothing could be taken off it.
+            Self::Allow(_) | Self::Unable(Fault::Internal, _) => return self,
+            Self::Deny(denial) => Objection::Denied(denial),
+            Self::Unable(fault, identity) => Objection::Unable(fault, identity),
+        };
+        let tenant = objection.identity().and_then(|identity| identity.tenant);
+        match tenant.and_then(|tenant| tenant.mode).unwrap_or(server) {
+            Mode::Enforce => self,
+            Mode::Shadow => Self::Allow(Grant::Shadow(objection)),
+        }
+    }
+}
+
+/// Why a request would not have passed if it were not for shadow mode.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Objection<'a> {
+    /// It would have been denied.
+    Denied(Denial<'a>),
+    /// We could not have said.
+    Unable(Fault, Option<Identity<'a>>),
+}
+
+impl<'a> Objection<'a> {
+    /// As metadata, metrics and the report spell it.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Denied(denial) => denial.reason.as_str(),
+            Self::Unable(..) => "unavailable",
+        }
+    }
+
+    /// Who holds the key, if that was proven. For operators: an upstream is told of nobody.
+    #[must_use]
+    pub fn identity(&self) -> Option<Identity<'a>> {
+        match self {
+            Self::Denied(denial) => denial.identity,
+            Self::Unable(_, identity) => *identity,
+        }
+    }
+}
+
 /// As whom a request passes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Grant<'a> {
     /// As nobody.
     Public,
+    /// As nobody, though it was to be refused.
+    Shadow(Objection<'a>),
     /// As this key of this tenant.
     Tenant(&'a KeyRecord, &'a Tenant),
 }
@@ -291,6 +343,7 @@ mod tests {
             name: "Demo".into(),
             schema: "tenant_demo".into(),
             status: TenantStatus::parse(status),
+            mode: None,
             created_at: NOW,
         }
     }
@@ -305,6 +358,7 @@ mod tests {
         match decision {
             None => "prove".into(),
             Some(Decision::Allow(Grant::Public)) => "public".into(),
+            Some(Decision::Allow(Grant::Shadow(objection))) => format!("shadow {}", objection.as_str()),
             Some(Decision::Allow(Grant::Tenant(..))) => "ok".into(),
             Some(Decision::Deny(Denial { reason, identity })) => {
                 format!("{}{}", reason.as_str(), if identity.is_some() { " proven" } else { "" })
@@ -377,6 +431,48 @@ mod tests {
             let key = KeyRecord { expires_at: expires_at.into(), revoked, ..key() };
             let found = Found { key: &key, tenant: tenant.as_ref(), proof: Proof::Right };
             assert_eq!(word(decide(&facts(Some(found)))), expected);
+        }
+    }
+
+    #[test]
+    fn in_shadow_mode_what_was_to_be_refused_passes_as_nobody_and_the_rest_stays() {
+        let (key, active) = (key(), tenant("active"));
+        let right = Found { key: &key, tenant: Some(&active), proof: Proof::Right };
+        for (facts, enforced, shadowed) in [
+            (Facts { public: true, ..facts(None) }, "public", "public"),
+            (facts(Some(right)), "ok", "ok"),
+            (Facts { credential: Credential::Missing, ..facts(None) }, "missing", "shadow missing"),
+            (Facts { credential: Credential::Malformed, ..facts(None) }, "malformed", "shadow malformed"),
+            (facts(None), "unknown", "shadow unknown"),
+            (facts(Some(Found { proof: Proof::Wrong, ..right })), "mismatch", "shadow mismatch"),
+            (
+                Facts { freshness: Freshness::NeverLoaded, ..facts(None) },
+                "unable never_loaded",
+                "shadow unavailable",
+            ),
+        ] {
+            let decision = decide(&facts).unwrap();
+            assert_eq!(word(Some(decision.in_mode(Mode::Enforce))), enforced);
+            assert_eq!(word(Some(decision.in_mode(Mode::Shadow))), shadowed);
+        }
+    }
+
+    #[test]
+    fn a_tenants_own_mode_counts_for_its_proven_holders_alone() {
+        let key = KeyRecord { revoked: true, ..key() };
+        for (own, server, proof, expected) in [
+            (None, Mode::Enforce, Proof::Right, "revoked proven"),
+            (None, Mode::Shadow, Proof::Right, "shadow revoked"),
+            (Some(Mode::Shadow), Mode::Enforce, Proof::Right, "shadow revoked"),
+            (Some(Mode::Enforce), Mode::Shadow, Proof::Right, "revoked proven"),
+            (Some(Mode::Shadow), Mode::Enforce, Proof::Wrong, "mismatch"),
+            (Some(Mode::Enforce), Mode::Shadow, Proof::Wrong, "shadow mismatch"),
+            (Some(Mode::Shadow), Mode::Enforce, Proof::Impossible(Fault::Overloaded), "unable overloaded"),
+        ] {
+            let tenant = Tenant { mode: own, ..tenant("active") };
+            let found = Found { key: &key, tenant: Some(&tenant), proof };
+            let decision = decide(&facts(Some(found))).unwrap();
+            assert_eq!(word(Some(decision.in_mode(server))), expected, "{own:?} {server:?} {proof:?}");
         }
     }
 }

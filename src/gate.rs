@@ -20,12 +20,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::decision::{Decision, Facts, Fault, Found, Freshness, Grant, Proof, Reason, decide};
+use crate::decision::{Decision, Facts, Fault, Found, Freshness, Grant, Objection, Proof, Reason, decide};
 use crate::key::PresentedKey;
 use crate::memos::Memos;
 use crate::replica::{Entry, Replica, Said, Snapshot, TenantEntry};
 use crate::request::{AccessRequest, Credential};
 use crate::stats::{Count, Spread};
+use crate::tenant::Mode;
 use crate::usage::Usage;
 use crate::verify::Verifier;
 
@@ -34,11 +35,13 @@ use crate::verify::Verifier;
 pub struct Options {
     /// How old the last good look at the database may be for known keys to pass.
     pub max_staleness: Duration,
+    /// What becomes of requests that are to be refused.
+    pub mode: Mode,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_staleness: Duration::from_mins(5) }
+        Self { max_staleness: Duration::from_mins(5), mode: Mode::Enforce }
     }
 }
 
@@ -49,19 +52,34 @@ pub struct Stats {
     pub ok: Count,
     /// Allowed as nobody.
     pub public: Count,
+    /// Allowed as nobody in shadow mode, in the order of [`Reason::ALL`] and the undecided ones after them.
+    pub shadow: [Count; Reason::ALL.len() + 1],
     /// Denied, in the order of [`Reason::ALL`].
     pub denied: [Count; Reason::ALL.len()],
-    /// Not decided, in the order of [`Fault::ALL`].
+    /// Not decided, in the order of [`Fault::ALL`]; [`Stats::excused`] of them passed all the same.
     pub unable: [Count; Fault::ALL.len()],
     /// From having read the request to having made the answer.
     pub latency: Spread,
 }
 
 impl Stats {
+    /// Requests that could not be decided and passed in shadow mode.
+    #[must_use]
+    pub fn excused(&self) -> &Count {
+        &self.shadow[Reason::ALL.len()]
+    }
+
     fn count(&self, decision: &Decision<'_>) {
         match decision {
             Decision::Allow(Grant::Tenant(..)) => self.ok.add_one(),
             Decision::Allow(Grant::Public) => self.public.add_one(),
+            Decision::Allow(Grant::Shadow(Objection::Denied(denial))) => {
+                self.shadow[place(&Reason::ALL, &denial.reason)].add_one();
+            }
+            Decision::Allow(Grant::Shadow(Objection::Unable(fault, _))) => {
+                self.unable[place(&Fault::ALL, fault)].add_one();
+                self.shadow[Reason::ALL.len()].add_one();
+            }
             Decision::Deny(denial) => self.denied[place(&Reason::ALL, &denial.reason)].add_one(),
             Decision::Unable(fault, _) => self.unable[place(&Fault::ALL, fault)].add_one(),
         }
@@ -208,6 +226,7 @@ impl Gate {
                 self.memos.note(entry.record(), presented);
             }
         }
+        let decision = &decision.in_mode(self.options.mode);
         self.stats.count(decision);
         let answer = answer(decision);
         self.stats.latency.record(started.elapsed());

@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::decision::Freshness;
 use crate::ext_authz::service::SERVICE_NAME;
 use crate::replica::Replica;
+use crate::tenant::Mode;
 
 /// Looks after our fitness. Cheap to clone.
 #[derive(Clone)]
@@ -29,6 +30,7 @@ struct Shared {
     clock: Arc<dyn Clock>,
     max_staleness: Duration,
     store: &'static str,
+    mode: Mode,
     draining: AtomicBool,
 }
 
@@ -55,13 +57,21 @@ impl Health {
         clock: Arc<dyn Clock>,
         max_staleness: Duration,
         store: &'static str,
+        mode: Mode,
     ) -> Self {
-        Self(Arc::new(Shared { replica, clock, max_staleness, store, draining: AtomicBool::new(false) }))
+        let draining = AtomicBool::new(false);
+        Self(Arc::new(Shared { replica, clock, max_staleness, store, mode, draining }))
     }
 
     /// From now on we are on our way out.
     pub fn drain(&self) {
         self.0.draining.store(true, Relaxed);
+    }
+
+    /// How old the last good look at the database may be.
+    #[must_use]
+    pub fn max_staleness(&self) -> Duration {
+        self.0.max_staleness
     }
 
     /// How we are.
@@ -80,7 +90,10 @@ impl Health {
         let age = shared.replica.age(shared.clock.as_ref());
         Readiness {
             status,
-            authentication: "enabled",
+            authentication: match shared.mode {
+                Mode::Enforce => "enabled",
+                Mode::Shadow => "shadow",
+            },
             database: if shared.replica.connected() { "connected" } else { "disconnected" },
             store: shared.store,
             keys: snapshot.key_count(),

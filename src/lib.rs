@@ -6,12 +6,12 @@
 //! # Floors
 //!
 //! ```text
-//! floor 5  WIRING      main  cli/  config/  server/{listen, workers, tls}  health  telemetry/
-//! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service}      envoy/{admin, config, probe, verdict}      store/{postgres, sqlite}
-//! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   usage (last-used)   memos (proofs)   explain (why)
+//! floor 5  WIRING      main  cli/  config/  server/{listen, workers, tls}  health  telemetry/{metrics, page, panics, process, scrub, traces}
+//! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      store/{postgres, sqlite}
+//! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   usage (last-used)   memos (proofs)   shadow (would-be refusals)   explain (why)
 //! floor 2  MACHINES    supervise   store/{management, inspect} (traits)   grpc/{connection, call, bridge}   verify/{bcrypt, memo, pepper, queue}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}   trust
 //! floor 1  JUDGEMENT   decision/{rows} (pure, synchronous)
-//! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats   audit   finding
+//! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats   audit   finding   trace
 //! ```
 //!
 //! A module uses its own floor's earlier items and the floors below, never one
@@ -56,6 +56,7 @@ pub mod record;
 pub mod request;
 pub mod stats;
 pub mod tenant;
+pub mod trace;
 // floor 1
 pub mod decision;
 // floor 2, and the doors to databases
@@ -69,6 +70,7 @@ pub mod trust;
 // floor 3
 pub mod admin;
 pub mod memos;
+pub mod shadow;
 pub mod usage;
 // the one that needs both
 pub mod gate;

@@ -56,14 +56,24 @@ pub enum Part {
     Memos,
     /// Cuts the change log.
     Prune,
+    /// Writes the shadow report down.
+    Shadow,
     /// Writes uses down.
     Usage,
 }
 
 impl Part {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 7] =
-        [Self::Announce, Self::Certificates, Self::Health, Self::Keep, Self::Memos, Self::Prune, Self::Usage];
+    pub const ALL: [Self; 8] = [
+        Self::Announce,
+        Self::Certificates,
+        Self::Health,
+        Self::Keep,
+        Self::Memos,
+        Self::Prune,
+        Self::Shadow,
+        Self::Usage,
+    ];
 
     /// Its name in logs and metrics.
     #[must_use]
@@ -75,6 +85,7 @@ impl Part {
             Self::Keep => "keep",
             Self::Memos => "memos",
             Self::Prune => "prune",
+            Self::Shadow => "shadow",
             Self::Usage => "usage",
         }
     }

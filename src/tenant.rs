@@ -62,6 +62,33 @@ impl fmt::Display for TenantStatus {
     }
 }
 
+/// What becomes of a request that is to be refused: `--mode`, and `tenants.mode`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Mode {
+    /// It is refused.
+    #[default]
+    Enforce,
+    /// It passes as nobody, and is written down.
+    Shadow,
+}
+
+impl Mode {
+    /// Reads `tenants.mode`. What makes no sense lets nobody pass.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        if text == "shadow" { Self::Shadow } else { Self::Enforce }
+    }
+
+    /// As options, metrics and `tenants.mode` spell it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Shadow => "shadow",
+        }
+    }
+}
+
 /// A row of `tenants`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Tenant {
@@ -73,6 +100,8 @@ pub struct Tenant {
     pub schema: String,
     /// `tenants.status`.
     pub status: TenantStatus,
+    /// `tenants.mode`; nothing: the server's.
+    pub mode: Option<Mode>,
     /// `tenants.created_at`.
     pub created_at: Timestamp,
 }

@@ -4,9 +4,10 @@
 
 use super::{Admin, AdminError, refused};
 use crate::audit::Action;
+use crate::clock::Timestamp;
 use crate::key::format::holds_key;
-use crate::store::{NewTenant, StoreError};
-use crate::tenant::{Tenant, TenantStatus, default_schema_name, is_schema_name, is_tenant_name};
+use crate::store::{NewTenant, Shadowed, StoreError};
+use crate::tenant::{Mode, Tenant, TenantStatus, default_schema_name, is_schema_name, is_tenant_name};
 
 impl Admin {
     /// Adds a tenant and makes its schema stand.
@@ -122,6 +123,26 @@ impl Admin {
         let tenant = self.tenant(reference).await?;
         self.store.create_schema(&tenant.schema).await?;
         self.set_status(&tenant, &TenantStatus::Active, Action::TenantActivate).await
+    }
+
+    /// Sets what becomes of a tenant's proven keys that are to be refused; nothing: what the server's mode says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::tenant`].
+    pub async fn set_tenant_mode(&self, reference: &str, mode: Option<Mode>) -> Result<Tenant, AdminError> {
+        let tenant = self.tenant(reference).await?;
+        let changed = self.store.set_tenant_mode(tenant.id, mode, Action::TenantMode).await?;
+        changed.ok_or_else(|| AdminError::Refused(format!("tenant {} is gone", tenant.id.0)))
+    }
+
+    /// What the shadow report has of the days since `since`.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn shadow_report(&self, since: Timestamp) -> Result<Vec<Shadowed>, AdminError> {
+        Ok(self.store.shadowed(since).await?)
     }
 
     /// Marks a tenant as deleted; its rows stay.

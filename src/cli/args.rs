@@ -17,7 +17,7 @@ use crate::admin::{Criteria, Expiry};
 use crate::audit::Actor;
 use crate::clock::Timestamp;
 use crate::config::{self, PepperArgs, ServeArgs};
-use crate::tenant::TenantStatus;
+use crate::tenant::{Mode, TenantStatus};
 
 /// Tenant-aware API keys for everything behind Envoy.
 ///
@@ -146,6 +146,16 @@ pub(super) enum TenantCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// What becomes of a tenant's proven keys that are to be refused (revoked, expired, tenant not active)
+    Mode {
+        #[command(flatten)]
+        tenant: TenantRef,
+        /// They are refused, pass as nobody and are reported, or what `serve --mode` says
+        #[arg(value_enum)]
+        mode: TenantMode,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Serve a tenant (again)
     Activate(TenantRef),
     /// Mark a tenant as deleted; its rows stay
@@ -160,6 +170,26 @@ pub(super) enum TenantCommand {
     Import(ImportArgs),
     /// Write all tenants into a file
     Export(ExportArgs),
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum TenantMode {
+    /// Refused
+    Enforce,
+    /// Let pass as nobody, and reported
+    Shadow,
+    /// What `serve --mode` says
+    Inherit,
+}
+
+impl From<TenantMode> for Option<Mode> {
+    fn from(mode: TenantMode) -> Self {
+        match mode {
+            TenantMode::Enforce => Some(Mode::Enforce),
+            TenantMode::Shadow => Some(Mode::Shadow),
+            TenantMode::Inherit => None,
+        }
+    }
 }
 
 #[derive(clap::Args)]
@@ -270,6 +300,12 @@ impl When {
 pub(super) enum ReportCommand {
     /// Live keys of which any of this holds; without options, all of it with the values in brackets
     Keys(ReportKeysArgs),
+    /// Which requests passed in shadow mode that enforcing would refuse, the most frequent first
+    Shadow {
+        /// Of the days since this instant (RFC 3339), or since this long ago; 30 days are kept
+        #[arg(long, value_name = "INSTANT", default_value = "7d", value_parser = when)]
+        since: When,
+    },
 }
 
 #[derive(clap::Args)]

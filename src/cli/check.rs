@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use prost::Message as _;
 use prost_types::value::Kind;
 use serde::Serialize;
+use serde_json::Value;
 use tokio::net::UnixStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
@@ -60,7 +61,7 @@ pub(super) struct CheckView {
     headers_set: BTreeMap<String, String>,
     headers_removed: Vec<String>,
     pub(super) body: Option<String>,
-    pub(super) metadata: BTreeMap<String, String>,
+    pub(super) metadata: BTreeMap<String, Value>,
 }
 
 impl Text for CheckView {
@@ -70,7 +71,8 @@ impl Text for CheckView {
         lines.extend(self.body.iter().cloned());
         lines.extend(self.headers_set.iter().map(|(k, v)| format!("set       {k}: {v}")));
         lines.extend(self.headers_removed.iter().map(|k| format!("removed   {k}")));
-        lines.extend(self.metadata.iter().map(|(k, v)| format!("metadata  {k} = {v}")));
+        let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        lines.extend(self.metadata.iter().map(|(k, v)| format!("metadata  {k} = {}", plain(v))));
         lines.join("\n")
     }
 }
@@ -86,7 +88,7 @@ pub(super) async fn probe(target: &Target, path: &str, ca: Option<&Path>) -> Res
         ca: ca.map(Path::to_owned),
     };
     let CheckView { allowed, mut metadata, .. } = check(args).await?;
-    Ok((allowed, metadata.remove("reason").unwrap_or_default()))
+    Ok((allowed, text(metadata.remove("reason"))))
 }
 
 /// Sends the Check.
@@ -201,7 +203,11 @@ fn view(response: CheckResponse) -> CheckView {
     let allowed = response.status.is_none_or(|status| status.code == 0);
     let metadata =
         response.dynamic_metadata.unwrap_or_default().fields.into_iter().filter_map(|(name, value)| {
-            if let Some(Kind::StringValue(text)) = value.kind { Some((name, text)) } else { None }
+            match value.kind {
+                Some(Kind::StringValue(text)) => Some((name, text.into())),
+                Some(Kind::BoolValue(flag)) => Some((name, flag.into())),
+                _ => None,
+            }
         });
     let mut view = CheckView {
         allowed,
@@ -237,4 +243,9 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         innermost = source;
     }
     innermost.to_string()
+}
+
+/// A field of metadata that is text, as nearly all are.
+pub(super) fn text(field: Option<Value>) -> String {
+    field.and_then(|field| field.as_str().map(str::to_owned)).unwrap_or_default()
 }

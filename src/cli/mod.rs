@@ -22,6 +22,7 @@ mod pepper;
 mod ready;
 mod report;
 mod rows;
+mod shadow;
 mod view;
 
 use std::ffi::OsString;
@@ -272,6 +273,11 @@ async fn tenant(admin: &Admin, command: TenantCommand, out: &mut Out) -> Result<
         TenantCommand::Show(tenant) => admin.tenant(&tenant.reference).await?,
         TenantCommand::Suspend { tenant, wait } => {
             let tenant = admin.suspend_tenant(&tenant.reference).await?;
+            wait_for_servers(admin, &wait).await?;
+            tenant
+        }
+        TenantCommand::Mode { tenant, mode, wait } => {
+            let tenant = admin.set_tenant_mode(&tenant.reference, mode.into()).await?;
             wait_for_servers(admin, &wait).await?;
             tenant
         }

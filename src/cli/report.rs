@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::args::{ReportCommand, ReportKeysArgs};
 use super::rows::{Row, Rows};
 use super::view::{plain, short};
-use super::{Failure, Out};
+use super::{Failure, Out, shadow};
 use crate::admin::{Admin, Criteria, Finding};
 use crate::record::SecretHash;
 use crate::store::StoredKey;
@@ -14,6 +14,7 @@ use crate::store::StoredKey;
 pub(super) async fn report(admin: &Admin, command: &ReportCommand, out: &Out) -> Result<(), Failure> {
     match command {
         ReportCommand::Keys(args) => keys(admin, args, out).await,
+        ReportCommand::Shadow { since } => shadow::report(admin, *since, out).await,
     }
 }
 

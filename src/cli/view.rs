@@ -20,6 +20,9 @@ pub(super) struct TenantView {
     name: String,
     db_schema_name: String,
     status: String,
+    /// Where it is not the server's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mode: Option<String>,
     created_at: String,
 }
 
@@ -30,6 +33,7 @@ impl From<&Tenant> for TenantView {
             name: tenant.name.clone(),
             db_schema_name: tenant.schema.clone(),
             status: tenant.status.to_string(),
+            mode: tenant.mode.map(|mode| mode.as_str().to_owned()),
             created_at: tenant.created_at.to_string(),
         }
     }
@@ -153,6 +157,7 @@ impl Text for TenantView {
             ("name", Some(&self.name)),
             ("schema", Some(&self.db_schema_name)),
             ("status", Some(&self.status)),
+            ("mode", self.mode.as_ref()),
             ("created", Some(&self.created_at)),
         ])
     }

@@ -29,6 +29,7 @@ use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Management, Store};
 use crate::telemetry::LogFormat;
+use crate::tenant::Mode;
 use crate::verify::memo::{Peppers, Policy};
 use crate::verify::pepper::Pepper;
 use crate::{ext_authz, gate, replica, request};
@@ -51,6 +52,11 @@ pub struct ServeArgs {
     /// When no decision can be made: refuse with 503 (deny), or let Envoy's `failure_mode_allow` decide (error)
     #[arg(long, env = "TENANTGATE_ON_UNAVAILABLE", value_name = "deny|error", default_value = "deny")]
     pub on_unavailable: String,
+
+    /// What becomes of requests that are to be refused: they are (enforce), or they pass as nobody, and are
+    /// counted, logged and reported (shadow)
+    #[arg(long, env = "TENANTGATE_MODE", value_name = "enforce|shadow", default_value = "enforce")]
+    pub mode: String,
 
     /// How old the last good look at the database may be for known keys to pass
     #[arg(long, env = "TENANTGATE_MAX_STALENESS", value_name = "DURATION", default_value = "5m")]
@@ -76,6 +82,11 @@ pub struct ServeArgs {
     /// How log lines look
     #[arg(long, env = "TENANTGATE_LOG_FORMAT", value_name = "text|json", default_value = "text")]
     pub log_format: String,
+
+    /// Where to send spans of checks, as part of Envoy's traces: a collector that takes OTLP over gRPC, such as
+    /// `http://127.0.0.1:4317`
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
 
     /// Bring an old Postgres schema up to date first
     #[arg(long, env = "TENANTGATE_MIGRATE", value_parser = clap::builder::BoolishValueParser::new())]
@@ -144,7 +155,10 @@ impl ServeArgs {
         let open = self.judgement.pepper.pepper_file.iter().filter(|path| mode(path) & 0o007 != 0);
         let open =
             open.map(|path| format!("everybody on this machine may read {}: chmod 0400 it", path.display()));
-        open.chain(self.listener.remarks()).collect()
+        let shadow = (self.mode == Mode::Shadow.as_str()).then(|| {
+            "shadow mode: nothing is refused, what would be is counted, see `tenantgate report shadow`".into()
+        });
+        open.chain(shadow).chain(self.listener.remarks()).collect()
     }
 
     /// Variables hold what may be repeated separated by commas.
@@ -217,12 +231,16 @@ pub fn settings(args: &ServeArgs, database_url: &str, actor: Actor) -> Result<(S
     let max_staleness =
         mistakes.note("--max-staleness", max_staleness(&args.max_staleness)).unwrap_or_default();
     let interval = mistakes.note("--sync-interval", sync_interval(&args.sync_interval)).unwrap_or_default();
+    let modes = [Mode::Enforce, Mode::Shadow].map(|mode| (mode.as_str(), mode));
+    let mode = mistakes.one_of("--mode", &args.mode, &modes);
     let peppers = peppers(&args.judgement, &mut mistakes);
     let keep = keep(args, max_staleness, &mut mistakes);
     let reflection = mistakes.one_of("--reflection", &args.reflection, &[("on", true), ("off", false)]);
     let filter = mistakes.note("--log-level", log_filter(&args.log_level)).unwrap_or_default();
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     let format = mistakes.one_of("--log-format", &args.log_format, &formats);
+    let otlp_endpoint = args.otlp_endpoint.as_deref().filter(|url| !url.is_empty());
+    let otlp_endpoint = otlp_endpoint.and_then(|url| mistakes.note("--otlp-endpoint", collector(url)));
     let store = mistakes.note("--database-url", management(database_url, actor));
     let Some(store) = store.filter(|_| mistakes.0.is_empty()) else { return Err(mistakes) };
     let settings = Settings {
@@ -230,13 +248,14 @@ pub fn settings(args: &ServeArgs, database_url: &str, actor: Actor) -> Result<(S
         ops_listen,
         reflection,
         ext_authz,
-        gate: gate::Options { max_staleness },
+        gate: gate::Options { max_staleness, mode },
         sync: replica::sync::Options {
             interval,
             max_staleness,
             migrate: args.migrate,
             ..replica::sync::Options::default()
         },
+        otlp_endpoint,
         peppers,
         keep,
         remarks: args.remarks(),
@@ -345,6 +364,16 @@ fn public(rules: &[String], mistakes: &mut Mistakes) -> PublicPaths {
             public
         }
     }
+}
+
+/// An address of OTLP over gRPC has a scheme, a host, and no path.
+fn collector(url: &str) -> Result<String, String> {
+    let uri = url.parse::<http::Uri>().ok().filter(|uri| {
+        let scheme = uri.scheme_str().is_some_and(|scheme| ["http", "https"].contains(&scheme));
+        scheme && uri.path_and_query().is_none_or(|path| path == "/")
+    });
+    uri.map(|_| url.to_owned())
+        .ok_or_else(|| format!("{url:?} is no collector of OTLP over gRPC, such as http://127.0.0.1:4317"))
 }
 
 /// sqlx has a line of its own for what we say in ours when a connection breaks: it is heard only when asked for.

@@ -162,14 +162,14 @@ fn header_value<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result
 
 /// A field's value.
 #[derive(Clone, Copy)]
-enum Value<'a> {
+pub(super) enum Value<'a> {
     Bytes(&'a [u8]),
     /// A number or a group: no field we read is one.
     Other,
 }
 
 impl<'a> Value<'a> {
-    fn bytes(self) -> Result<&'a [u8], NotACheckRequest> {
+    pub(super) fn bytes(self) -> Result<&'a [u8], NotACheckRequest> {
         match self {
             Self::Bytes(bytes) => Ok(bytes),
             Self::Other => Err(NotACheckRequest),
@@ -178,11 +178,11 @@ impl<'a> Value<'a> {
 }
 
 /// The fields of a message that are still to come.
-struct Fields<'a>(&'a [u8]);
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl<'a> Fields<'a> {
     #[inline]
-    fn next(&mut self) -> Result<Option<(u32, Value<'a>)>, NotACheckRequest> {
+    pub(super) fn next(&mut self) -> Result<Option<(u32, Value<'a>)>, NotACheckRequest> {
         // Nearly every field is one of few, and short.
         if let [tag @ 8..0x80, len @ ..0x80, rest @ ..] = self.0
             && tag & 7 == 2

@@ -5,8 +5,10 @@
 //! what is right or wrong about a key is not known in here.
 
 pub mod codec;
+mod origin;
 pub mod proto;
 pub mod service;
+pub mod spans;
 #[cfg(test)]
 mod tests;
 pub mod translate;

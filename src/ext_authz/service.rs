@@ -13,13 +13,17 @@ use tonic::Code;
 use tracing::{debug, info};
 use uuid::{Builder, Uuid};
 
+use super::origin::origin;
+use super::spans::{CheckSpan, Spans};
 use super::translate::{ROOM, Speech, answer, read};
 use crate::clock::{Clock, Timestamp};
-use crate::decision::{Decision, Fault, Grant, Identity};
+use crate::decision::{Decision, Fault, Grant, Identity, Objection};
 use crate::gate::Gate;
 use crate::grpc::{Frame, Outcome, Refusal, Unary};
 use crate::replica::Said;
 use crate::request::{self, AccessRequest};
+use crate::shadow::Report;
+use crate::trace::Parent;
 
 /// The name that health checks ask for.
 pub const SERVICE_NAME: &str = "envoy.service.auth.v3.Authorization";
@@ -37,14 +41,23 @@ pub struct Options {
 pub struct AuthorizationService {
     gate: Arc<Gate>,
     options: Options,
+    shadow: Report,
+    /// Who keeps spans, if anybody does.
+    spans: Option<Arc<dyn Spans>>,
     log: DecisionLog,
 }
 
 impl AuthorizationService {
     /// The service on this gate.
     #[must_use]
-    pub fn new(gate: Arc<Gate>, clock: Arc<dyn Clock>, options: Options) -> Self {
-        Self { gate, options, log: DecisionLog::new(clock) }
+    pub fn new(gate: Arc<Gate>, clock: Arc<dyn Clock>, shadow: Report, options: Options) -> Self {
+        Self { gate, options, shadow, spans: None, log: DecisionLog::new(clock) }
+    }
+
+    /// Makes checks part of the traces that callers keep.
+    #[must_use]
+    pub fn with_spans(self, spans: Option<Arc<dyn Spans>>) -> Self {
+        Self { spans, ..self }
     }
 }
 
@@ -54,26 +67,57 @@ const NOT_A_CHECK_REQUEST: Refusal = Refusal { code: Code::InvalidArgument, why:
 impl Unary for AuthorizationService {
     const PATH: &'static str = "/envoy.service.auth.v3.Authorization/Check";
 
-    fn answer_now(&self, message: &[u8]) -> Option<Outcome> {
-        let Ok(asked) = read(message, &self.options.request) else { return Some(Err(NOT_A_CHECK_REQUEST)) };
-        self.gate.check_now(&asked, |decision, said| Ok(self.say(decision, said, &asked)))
+    fn traces(&self) -> bool {
+        self.spans.is_some()
     }
 
-    async fn answer(&self, message: Bytes, deadline: Instant) -> Outcome {
+    fn answer_now(&self, message: &[u8], parent: Option<Parent>) -> Option<Outcome> {
+        let Ok(asked) = read(message, &self.options.request) else { return Some(Err(NOT_A_CHECK_REQUEST)) };
+        let call = self.call(message, parent);
+        self.gate.check_now(&asked, |decision, said| Ok(self.say(decision, said, &asked, &call)))
+    }
+
+    async fn answer(&self, message: Bytes, deadline: Instant, parent: Option<Parent>) -> Outcome {
         let asked = read(&message, &self.options.request).map_err(|_| NOT_A_CHECK_REQUEST)?;
-        self.gate.check(&asked, deadline, |decision, said| Ok(self.say(decision, said, &asked))).await
+        let call = self.call(&message, parent);
+        let say = |decision: &Decision<'_>, said: Option<&Said>| Ok(self.say(decision, said, &asked, &call));
+        self.gate.check(&asked, deadline, say).await
     }
 
     fn broken(&self) -> Frame {
-        let asked = AccessRequest::nothing();
-        self.gate.unable(Fault::Internal, |decision, said| self.say(decision, said, &asked))
+        let (asked, call) = (AccessRequest::nothing(), self.call(&[], None));
+        self.gate.unable(Fault::Internal, |decision, said| self.say(decision, said, &asked, &call))
     }
 }
 
+/// A call, as far as it matters after it was decided.
+struct Call<'a> {
+    message: &'a [u8],
+    /// The trace it is part of, and since when.
+    trace: Option<(Parent, Timestamp)>,
+}
+
 impl AuthorizationService {
-    fn say(&self, decision: &Decision<'_>, said: Option<&Said>, asked: &AccessRequest<'_>) -> Frame {
-        let id = decision_id(self.log.clock.now());
+    fn call<'a>(&self, message: &'a [u8], parent: Option<Parent>) -> Call<'a> {
+        Call { message, trace: parent.map(|parent| (parent, self.log.clock.now())) }
+    }
+
+    fn say(
+        &self,
+        decision: &Decision<'_>,
+        said: Option<&Said>,
+        asked: &AccessRequest<'_>,
+        call: &Call<'_>,
+    ) -> Frame {
+        let now = self.log.clock.now();
+        let id = decision_id(now);
+        if let Decision::Allow(Grant::Shadow(objection)) = decision {
+            self.shadow.note(objection, &origin(call.message), now);
+        }
         self.log.write(decision, id);
+        if let (Some(spans), Some((parent, started))) = (&self.spans, call.trace) {
+            spans.check(&CheckSpan { parent, started, ended: now, decision, decision_id: id });
+        }
         let speech = &self.options.speech;
         Frame::of(ROOM, |message| answer(message, decision, said, id, asked.bearer, speech))
     }
@@ -111,6 +155,7 @@ impl DecisionLog {
                 return debug!(decision.id = %id, decision = "allow", reason = "ok", tenant.id = %tenant.id.0,
                     key.id = %key.id.0, "decided");
             }
+            Decision::Allow(Grant::Shadow(objection)) => return self.write_objection(objection, id),
             Decision::Deny(denial) => ("deny", denial.reason.as_str(), denial.identity),
             Decision::Unable(fault, identity) => ("unable", fault.as_str(), *identity),
         };
@@ -123,6 +168,17 @@ impl DecisionLog {
         } else {
             info!(decision.id = %id, decision = word, reason, "refused");
         }
+    }
+
+    fn write_objection(&self, objection: &Objection<'_>, id: Uuid) {
+        if !self.has_room() {
+            return;
+        }
+        let key = objection.identity().map(|holder| holder.key);
+        let cause = if let Objection::Unable(fault, _) = objection { Some(fault.as_str()) } else { None };
+        info!(decision.id = %id, decision = "allow", reason = "shadow", would_deny = objection.as_str(), cause,
+            tenant.id = key.map(|key| display(key.tenant_id.0)), key.id = key.map(|key| display(key.id.0)),
+            key.prefix = key.map(|key| display(&key.prefix)), "would be refused");
     }
 
     fn has_room(&self) -> bool {

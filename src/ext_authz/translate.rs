@@ -135,7 +135,7 @@ fn allowed(ok: &mut Message<'_>, grant: &Grant<'_>, said: Option<&Said>, bearer:
     if bearer {
         ok.text(5, AUTHORIZATION);
     }
-    if matches!(grant, Grant::Public) {
+    if matches!(grant, Grant::Public | Grant::Shadow(_)) {
         for name in IDENTITY_HEADERS {
             ok.text(5, name);
         }
@@ -253,6 +253,7 @@ fn percent_encoded(to: &mut Vec<u8>, text: &str) {
 fn metadata(fields: &mut Message<'_>, decision: &Decision<'_>, said: Option<&Said>, id: &str) {
     let (word, reason, identity) = match decision {
         Decision::Allow(Grant::Public) => ("allow", "public", None),
+        Decision::Allow(Grant::Shadow(_)) => ("allow", "shadow", None),
         Decision::Allow(Grant::Tenant(key, tenant)) => {
             ("allow", "ok", Some(Identity { key, tenant: Some(tenant) }))
         }
@@ -270,8 +271,16 @@ fn metadata(fields: &mut Message<'_>, decision: &Decision<'_>, said: Option<&Sai
         field(fields, "key_prefix", |value| value.extend_from_slice(key.prefix.as_bytes()));
     }
     field(fields, "reason", |value| value.extend_from_slice(reason.as_bytes()));
+    let shadow =
+        if let Decision::Allow(Grant::Shadow(objection)) = decision { Some(objection) } else { None };
+    if shadow.is_some() {
+        flag(fields, "shadow");
+    }
     if let Some(tenant) = identity.and_then(|identity| identity.tenant) {
         of_tenant(fields, tenant, said, 1);
+    }
+    if let Some(objection) = shadow {
+        field(fields, "would_deny", |value| value.extend_from_slice(objection.as_str().as_bytes()));
     }
 }
 
@@ -280,6 +289,14 @@ fn field(fields: &mut Message<'_>, name: &str, value: impl FnOnce(&mut Vec<u8>))
     fields.message(1, |entry| {
         entry.text(1, name);
         entry.message(2, |content| content.text_of(3, value));
+    });
+}
+
+/// The same with `Value.bool_value` = 4, true.
+fn flag(fields: &mut Message, name: &str) {
+    fields.message(1, |entry| {
+        entry.text(1, name);
+        entry.message(2, |content| content.number(4, 1));
     });
 }
 
@@ -308,6 +325,7 @@ mod tests {
             name: "Söhne & 100%".into(),
             schema: "tenant_demo".into(),
             status: TenantStatus::Active,
+            mode: None,
             created_at: Timestamp(0),
         }
     }

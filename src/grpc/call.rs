@@ -23,6 +23,7 @@ use tonic::Code;
 
 use super::frame::{PREFIX, announced, only_message};
 use super::{Frame, Limits, Outcome, Refusal, Services, Unary};
+use crate::trace::Parent;
 
 static GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -37,6 +38,7 @@ pub(super) fn take_up<U: Unary>(
 ) {
     let (head, mut body) = request.into_parts();
     let responder = Responder { services: Arc::clone(services), respond: Some(respond) };
+    let parent = services.unary.traces().then(|| parent(&head.headers)).flatten();
     // What is not here yet is waited for elsewhere, by who asks again; this task has a connection to look after.
     let first = body.poll_data(&mut Context::from_waker(Waker::noop()));
     if let Poll::Ready(Some(Ok(bytes))) = &first
@@ -47,7 +49,7 @@ pub(super) fn take_up<U: Unary>(
             Err(refusal) => return responder.respond(Err(refusal)),
         };
         // A panic is the responder's to answer, and not the end of the connection.
-        let answer = catch_unwind(AssertUnwindSafe(|| services.unary.answer_now(&message)));
+        let answer = catch_unwind(AssertUnwindSafe(|| services.unary.answer_now(&message, parent)));
         match answer {
             Ok(Some(outcome)) => return responder.respond(outcome),
             Ok(None) => {}
@@ -60,7 +62,7 @@ pub(super) fn take_up<U: Unary>(
             Poll::Ready(first) => Some(first),
             Poll::Pending => None,
         };
-        let outcome = wait_for_answer(&responder.services, first, body, deadline).await;
+        let outcome = wait_for_answer(&responder.services, first, body, deadline, parent).await;
         responder.respond(outcome);
     });
 }
@@ -72,12 +74,13 @@ async fn wait_for_answer<U: Unary>(
     first: Option<Chunk>,
     body: RecvStream,
     deadline: Instant,
+    parent: Option<Parent>,
 ) -> Outcome {
     const LATE: Refusal =
         Refusal { code: Code::DeadlineExceeded, why: "the message took too long to arrive" };
     let whole = timeout_at(deadline, gather(first, body, services.limits.message));
     let message = only_message(whole.await.map_err(|_| LATE)??, services.limits.message)?;
-    services.unary.answer(message, deadline).await
+    services.unary.answer(message, deadline, parent).await
 }
 
 /// Waits for all of a body that has one message of at most `most` bytes.
@@ -179,6 +182,11 @@ pub(super) async fn turn_away(
     if let Ok(mut stream) = respond.send_response(head, false) {
         let _ = stream.send_data(Bytes::from_static(WORDS), true);
     }
+}
+
+/// The trace that the caller keeps.
+fn parent(headers: &HeaderMap) -> Option<Parent> {
+    Parent::sampled(headers.get("traceparent")?.as_bytes())
 }
 
 /// When an answer must be on its way so that the caller still gets it: a fifth of `grpc-timeout` before its

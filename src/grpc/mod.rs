@@ -29,17 +29,28 @@ use tonic::service::Routes;
 
 pub use self::connection::serve;
 pub use self::frame::Frame;
+use crate::trace::Parent;
 
 /// A call that takes one message and gives one.
 pub trait Unary: Send + Sync + 'static {
     /// `/package.Service/Method`.
     const PATH: &'static str;
 
+    /// Whether to look for the trace that a call is part of.
+    fn traces(&self) -> bool {
+        false
+    }
+
     /// The answer, if it can be given at once. Awaits nothing.
-    fn answer_now(&self, message: &[u8]) -> Option<Outcome>;
+    fn answer_now(&self, message: &[u8], parent: Option<Parent>) -> Option<Outcome>;
 
     /// The answer, waited for until `deadline`. Also gives answers that could be given at once.
-    fn answer(&self, message: Bytes, deadline: Instant) -> impl Future<Output = Outcome> + Send;
+    fn answer(
+        &self,
+        message: Bytes,
+        deadline: Instant,
+        parent: Option<Parent>,
+    ) -> impl Future<Output = Outcome> + Send;
 
     /// What is said when answering went wrong in a way that nobody thought of.
     fn broken(&self) -> Frame;

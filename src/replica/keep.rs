@@ -225,7 +225,7 @@ mod tests {
     use crate::key::KeyId;
     use crate::record::{KeyRecord, SecretHash};
     use crate::store::Row;
-    use crate::tenant::{Tenant, TenantId, TenantStatus};
+    use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
     use crate::verify::memo::{Peppers, Policy};
     use crate::verify::pepper::Pepper;
 
@@ -261,6 +261,7 @@ mod tests {
                 name: "Acme".into(),
                 schema: "acme".into(),
                 status: TenantStatus::Suspended,
+                mode: Some(Mode::Shadow),
                 created_at: Timestamp(5),
             };
             let mut reload = replica.snapshot().reload(&self.peppers);
@@ -310,6 +311,7 @@ mod tests {
         assert_eq!(snapshot.key("llmk_a").unwrap().record(), &record());
         let tenant = snapshot.tenant(TenantId(Uuid::from_u128(2))).unwrap().tenant();
         assert_eq!((tenant.name.as_str(), &tenant.status), ("Acme", &TenantStatus::Suspended));
+        assert_eq!(tenant.mode, Some(Mode::Shadow));
         assert_eq!(replica.look().identity, "own");
     }
 

@@ -14,7 +14,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::{StatusCode, header::CONTENT_TYPE};
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse as _;
 use axum::routing::get;
 use tokio::net::TcpListener;
@@ -31,6 +32,7 @@ pub use self::tls::{Tls, TlsError, TlsFiles};
 use crate::clock::{Clock, SystemClock};
 use crate::ext_authz::proto::DESCRIPTORS;
 use crate::ext_authz::service::{AuthorizationService, Options as ServiceOptions};
+use crate::ext_authz::spans::Spans;
 use crate::gate::{self, Gate};
 use crate::grpc::Services;
 use crate::health::Health;
@@ -40,9 +42,12 @@ use crate::replica::announce::{self, Announcer};
 use crate::replica::keep::{self, Keeper};
 use crate::replica::prune;
 use crate::replica::sync::{self, Sync};
+use crate::shadow;
 use crate::store::{Store, StoreError};
 use crate::supervise::{Part, Supervisor};
-use crate::telemetry::metrics::{self, Metrics};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::page::Format;
+use crate::telemetry::traces::Traces;
 use crate::usage::{self, Usage};
 use crate::verify::memo::{Keyring, Peppers};
 use crate::verify::{self, Verifier};
@@ -79,6 +84,10 @@ pub struct Settings {
     pub peppers: Peppers,
     /// How memos are written down.
     pub memos: memos::Options,
+    /// Where to send spans, if anywhere.
+    pub otlp_endpoint: Option<String>,
+    /// How the shadow report is kept.
+    pub shadow: shadow::Options,
     /// How the snapshot is kept in a file, if it is.
     pub keep: Option<keep::Options>,
     /// What is allowed and should be thought over: said once the listeners are up.
@@ -104,6 +113,8 @@ impl Settings {
             prune: prune::Options::default(),
             peppers: Peppers::default(),
             memos: memos::Options::default(),
+            otlp_endpoint: None,
+            shadow: shadow::Options::default(),
             keep: None,
             remarks: Vec::new(),
             clock: Arc::new(SystemClock),
@@ -200,6 +211,8 @@ struct House {
     replica: Replica,
     usage: Usage,
     memos: Memos,
+    shadow: shadow::Report,
+    traces: Option<Arc<Traces>>,
     health: Health,
     reporter: HealthReporter,
     metrics: Metrics,
@@ -220,6 +233,13 @@ impl House {
         let verify = verifier.stats();
         let (ours, uses, proofs) = (replica.clone(), usage.clone(), memos.clone());
         let gate = Arc::new(Gate::new(ours, verifier, uses, proofs, Arc::clone(clock), settings.gate));
+        let kind = settings.store.kind();
+        let (limit, mode) = (settings.gate.max_staleness, settings.gate.mode);
+        let health = Health::new(replica.clone(), Arc::clone(clock), limit, kind, mode);
+        let shadow = shadow::Report::new(settings.shadow);
+        let traces = settings.otlp_endpoint.as_deref().map(Traces::to).transpose();
+        let traces =
+            traces.map_err(|why| ServeError::Start(format!("--otlp-endpoint: {why}")))?.map(Arc::new);
         let supervisor = Supervisor::default();
         let metrics = Metrics {
             gate: gate.stats(),
@@ -229,11 +249,15 @@ impl House {
             memos: memos.clone(),
             listen: Arc::default(),
             supervisor: supervisor.clone(),
+            shadow: shadow.clone(),
+            traces: traces.as_ref().map(|traces| traces.stats()),
+            mode,
+            health: health.clone(),
             clock: Arc::clone(clock),
+            started: clock.now(),
         };
-        let service = AuthorizationService::new(gate, Arc::clone(clock), settings.ext_authz.clone());
-        let kind = settings.store.kind();
-        let health = Health::new(replica.clone(), Arc::clone(clock), settings.gate.max_staleness, kind);
+        let service =
+            AuthorizationService::new(gate, Arc::clone(clock), shadow.clone(), settings.ext_authz.clone());
         let reporter = HealthReporter::new();
         let announce = announce::Options {
             interval: Duration::from_secs(10),
@@ -241,8 +265,10 @@ impl House {
         };
         let announcer =
             Announcer::new(process_name(), replica.clone(), Arc::clone(&settings.store), announce);
-        let house = Self { replica, usage, memos, health, reporter, metrics, announcer, supervisor };
-        Ok((house, service))
+        let spans = traces.clone().map(|traces| -> Arc<dyn Spans> { traces });
+        let house =
+            Self { replica, usage, memos, shadow, traces, health, reporter, metrics, announcer, supervisor };
+        Ok((house, service.with_spans(spans)))
     }
 
     /// Who keeps the snapshot in a file, if anybody does.
@@ -257,7 +283,8 @@ impl House {
         let (keeper, reporter, announcer) =
             (self.keeper(settings), self.reporter.clone(), self.announcer.clone());
         let (uses, cut) = (settings.usage, settings.prune);
-        let [to_memos, to_usage, to_prune] = [(); 3].map(|()| Arc::clone(&settings.store));
+        let [to_memos, to_usage, to_prune, to_shadow] = [(); 4].map(|()| Arc::clone(&settings.store));
+        let shadow = self.shadow.clone();
         let certificates = settings.listen.tls.clone();
         let mut parts = vec![
             self.run(Part::Memos, move || memos.clone().run(Arc::clone(&to_memos))),
@@ -266,6 +293,7 @@ impl House {
             self.run(Part::Health, move || health.clone().run(reporter.clone())),
             self.run(Part::Announce, move || announcer.clone().run()),
             self.run(Part::Prune, move || prune::run(Arc::clone(&to_prune), cut)),
+            self.run(Part::Shadow, move || shadow.clone().run(Arc::clone(&to_shadow))),
         ];
         parts.extend(certificates.map(|tls| self.run(Part::Certificates, move || tls.clone().follow())));
         parts
@@ -306,7 +334,12 @@ impl House {
             )
             .route(
                 "/metrics",
-                get(move || async move { ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.render()) }),
+                get(move |headers: HeaderMap| async move {
+                    let accept =
+                        headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+                    let format = Format::wanted(accept);
+                    ([(CONTENT_TYPE, format.content_type())], metrics.render(format))
+                }),
             )
     }
 
@@ -316,6 +349,14 @@ impl House {
             keeper.write().await;
         }
         self.memos.flush(settings.store.as_ref()).await;
+        self.shadow.flush(settings.store.as_ref()).await;
+    }
+
+    /// On a thread that may block, because the library does.
+    async fn send_spans(&self) {
+        if let Some(traces) = self.traces.clone() {
+            let _ = tokio::task::spawn_blocking(move || traces.stop(FLUSH_WITHIN)).await;
+        }
     }
 
     /// Not fit any more, answer who is in, write down what was used.
@@ -343,7 +384,10 @@ impl House {
             timeout(FLUSH_WITHIN, self.usage.flush(settings.store.as_ref(), flush)),
         );
         // What is left of the time; a row that stays ages out.
-        let _ = timeout(FLUSH_WITHIN, self.announcer.retract()).await;
+        let _ = tokio::join!(
+            timeout(FLUSH_WITHIN, self.announcer.retract()),
+            timeout(FLUSH_WITHIN, self.send_spans())
+        );
         match kept {
             Ok(0) => info!("stopped"),
             Ok(keys) => warn!(keys, "stopped, last_used_at of some keys could not be written"),

@@ -8,12 +8,12 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use super::{Store, StoreError};
+use super::{Shadowed, Store, StoreError};
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyDetails, Memo};
-use crate::tenant::{Tenant, TenantId, TenantStatus};
+use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
 /// A tenant that does not exist yet.
 #[derive(Clone, Debug)]
@@ -141,6 +141,17 @@ pub trait Management: Store {
         status: &TenantStatus,
         action: Action,
     ) -> Result<Option<Tenant>, StoreError>;
+
+    /// Sets a tenant's mode, or takes it away; nothing if there is no such tenant.
+    async fn set_tenant_mode(
+        &self,
+        id: TenantId,
+        mode: Option<Mode>,
+        action: Action,
+    ) -> Result<Option<Tenant>, StoreError>;
+
+    /// What the shadow report has of the days since `since`, that of all days together, the most frequent first.
+    async fn shadowed(&self, since: Timestamp) -> Result<Vec<Shadowed>, StoreError>;
 
     /// Adds a key. [`StoreError::Conflict`] if its prefix, hash or identity is taken.
     async fn insert_key(&self, key: &NewKey, action: Action) -> Result<KeyDetails, StoreError>;

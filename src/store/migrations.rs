@@ -37,6 +37,7 @@ macro_rules! set {
             (4, "replicas", include_str!(concat!("../../migrations/", $dialect, "/4_replicas.sql"))),
             (5, "key memo", include_str!(concat!("../../migrations/", $dialect, "/5_key_memo.sql"))),
             (6, "audit log", include_str!(concat!("../../migrations/", $dialect, "/6_audit_log.sql"))),
+            (7, "shadow mode", include_str!(concat!("../../migrations/", $dialect, "/7_shadow_mode.sql"))),
             (
                 8,
                 "functions of few",

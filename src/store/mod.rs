@@ -94,6 +94,36 @@ pub struct NewMemo {
     pub memo: Memo,
 }
 
+/// What requests have in common that passed in shadow mode and were to be refused.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ShadowedKind {
+    /// Why they would have been refused.
+    pub reason: String,
+    /// The client's network.
+    pub network: String,
+    /// The program it says it is.
+    pub user_agent: String,
+    /// The method.
+    pub method: String,
+    /// The path, without what is particular to one request.
+    pub path: String,
+    /// The prefix of a key that was proven; else empty.
+    pub key_prefix: String,
+}
+
+/// Requests that passed in shadow mode and were to be refused.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Shadowed {
+    /// What they have in common.
+    pub kind: ShadowedKind,
+    /// How many.
+    pub requests: u64,
+    /// When the first one came.
+    pub first_seen: Timestamp,
+    /// When the last one came.
+    pub last_seen: Timestamp,
+}
+
 /// A database of tenants and keys, as a server needs it. People need more: [`Management`].
 ///
 /// Every method fails with [`StoreError::Unavailable`] when the database cannot be asked; "not found" is
@@ -134,6 +164,9 @@ pub trait Store: Send + Sync {
 
     /// Puts memos beside their rows, where key and hash are still what they were made beside.
     async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError>;
+
+    /// Adds to the shadow report, and takes out of it what is older than 30 days.
+    async fn write_shadowed(&self, requests: &[Shadowed]) -> Result<(), StoreError>;
 }
 
 /// A server that holds the keys in memory.

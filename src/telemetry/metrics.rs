@@ -10,22 +10,22 @@ use std::fmt;
 use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
 
-use crate::clock::Clock;
+use super::page::{Format, Page};
+use super::{process, traces};
+use crate::clock::{Clock, Timestamp};
 use crate::decision::{Fault, Reason};
+use crate::health::Health;
 use crate::memos::Memos;
 use crate::replica::Replica;
 use crate::server::ListenStats;
-use crate::stats::Spread;
+use crate::stats::Count;
 use crate::supervise::Supervisor;
+use crate::tenant::Mode;
 use crate::usage::Usage;
-use crate::{gate, verify};
-
-/// The content type of [`Metrics::render`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use crate::{gate, shadow, verify};
 
 /// Everything that counts.
 #[derive(Clone)]
@@ -44,20 +44,30 @@ pub struct Metrics {
     pub listen: Arc<ListenStats>,
     /// Parts that were begun again.
     pub supervisor: Supervisor,
+    /// The shadow report.
+    pub shadow: shadow::Report,
+    /// Spans, if they are sent anywhere.
+    pub traces: Option<Arc<traces::Stats>>,
+    /// What becomes of requests that are to be refused.
+    pub mode: Mode,
+    /// Whether we are fit to serve.
+    pub health: Health,
     /// To tell the replica's age by.
     pub clock: Arc<dyn Clock>,
+    /// When the process started.
+    pub started: Timestamp,
 }
 
 impl Metrics {
-    /// The OpenMetrics text of all numbers.
+    /// The page of all numbers.
     #[must_use]
-    pub fn render(&self) -> String {
+    pub fn render(&self, format: Format) -> String {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self.clone()));
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
-        text
+        format.of(text)
     }
 }
 
@@ -71,10 +81,13 @@ impl Collector for Metrics {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut page = Page(encoder);
         self.decisions(&mut page)?;
+        self.shadow(&mut page)?;
         self.proofs(&mut page)?;
+        self.fitness(&mut page)?;
         self.state(&mut page)?;
         self.connections(&mut page)?;
-        self.work(&mut page)
+        self.work(&mut page)?;
+        process::write(&mut page, self.started)
     }
 }
 
@@ -82,8 +95,13 @@ impl Metrics {
     fn decisions(&self, page: &mut Page<'_>) -> fmt::Result {
         let stats = &self.gate;
         let denied = Reason::ALL.iter().zip(&stats.denied).map(|(r, n)| (("deny", r.as_str()), n.value()));
-        let unable = stats.unable.iter().map(crate::stats::Count::value).sum();
-        let rows: Vec<_> = [(("allow", "ok"), stats.ok.value()), (("allow", "public"), stats.public.value())]
+        let unable = stats.unable.iter().map(Count::value).sum::<u64>();
+        // Read later, so that it can never seem to be more than all of them.
+        let unable = unable.saturating_sub(stats.excused().value());
+        let shadow = stats.shadow.iter().map(Count::value).sum();
+        let allowed = [("ok", stats.ok.value()), ("public", stats.public.value()), ("shadow", shadow)];
+        let rows: Vec<_> = allowed
+            .map(|(reason, n)| (("allow", reason), n))
             .into_iter()
             .chain(denied)
             .chain([(("unable", "unavailable"), unable)])
@@ -97,6 +115,20 @@ impl Metrics {
             "tenantgate_check_duration_seconds",
             "Time from request read to answer made",
             &stats.latency,
+        )
+    }
+
+    fn shadow(&self, page: &mut Page<'_>) -> fmt::Result {
+        let on = u64::from(self.mode == Mode::Shadow);
+        page.gauge("tenantgate_shadow_mode", "Whether this server only notes what it would refuse", on)?;
+        let reasons = Reason::ALL.iter().map(|reason| reason.as_str()).chain(["unavailable"]);
+        let rows: Vec<_> =
+            reasons.zip(&self.gate.shadow).map(|(reason, n)| ([("reason", reason)], n.value())).collect();
+        page.counters("tenantgate_shadow", "Requests that passed and were to be refused, by reason", &rows)?;
+        page.counter(
+            "tenantgate_shadow_report_crowded",
+            "Requests that found no room of their own in the shadow report",
+            self.shadow.stats().crowded.value(),
         )
     }
 
@@ -116,6 +148,22 @@ impl Metrics {
             "tenantgate_bcrypt_shed",
             "First proofs turned away because the queue was full",
             stats.shed.value(),
+        )
+    }
+
+    fn fitness(&self, page: &mut Page<'_>) -> fmt::Result {
+        let fit = u64::from(self.health.readiness().fit);
+        page.gauge("tenantgate_ready", "Whether requests should be sent here, as /readyz says", fit)?;
+        let connected = u64::from(self.replica.connected());
+        page.gauge(
+            "tenantgate_database_connected",
+            "Whether the database answered when last asked",
+            connected,
+        )?;
+        page.gauge_f64(
+            "tenantgate_replica_max_staleness_seconds",
+            "The age from which every key gets 503, --max-staleness",
+            self.health.max_staleness().as_secs_f64(),
         )
     }
 
@@ -150,12 +198,6 @@ impl Metrics {
             "How far the clock here is ahead of the database's",
             std::time::Duration::from_micros(skew.unsigned_abs()).as_secs_f64()
                 * if skew < 0 { -1.0 } else { 1.0 },
-        )?;
-        let connected = u64::from(self.replica.connected());
-        page.gauge(
-            "tenantgate_database_connected",
-            "Whether the database answered when last asked",
-            connected,
         )
     }
 
@@ -187,7 +229,7 @@ impl Metrics {
         let (name, help) =
             ("tenantgate_replica_went_back", "Times the database came back without a change it had had");
         page.counter(name, help, replica.went_back.value())?;
-        let memos = self.memos.stats();
+        let (memos, shadow) = (self.memos.stats(), self.shadow.stats());
         for (name, help, written, failed) in [
             (
                 "tenantgate_last_used_flushes",
@@ -196,6 +238,12 @@ impl Metrics {
                 &usage.failed,
             ),
             ("tenantgate_memo_flushes", "Batches of memos by result", &memos.written, &memos.failed),
+            (
+                "tenantgate_shadow_report_flushes",
+                "Batches of the shadow report by result",
+                &shadow.written,
+                &shadow.failed,
+            ),
             (
                 "tenantgate_snapshot_file_writes",
                 "Snapshots kept in a file by result",
@@ -213,43 +261,13 @@ impl Metrics {
             .map(|(part, n)| ([("part", part)], n))
             .collect();
         page.counters("tenantgate_restarts", "Parts that panicked and were begun again", &restarts)?;
+        let (sent, lost) =
+            self.traces.as_ref().map_or((0, 0), |stats| (stats.written.value(), stats.failed.value()));
+        page.counters(
+            "tenantgate_trace_flushes",
+            "Batches of spans by result",
+            &[([("result", "written")], sent), ([("result", "failed")], lost)],
+        )?;
         page.info("tenantgate_build", "The version that runs", &[("version", env!("CARGO_PKG_VERSION"))])
-    }
-}
-
-/// Writes metrics one below the other. Prometheus' suffixes (`_total`, `_info`) come of themselves.
-struct Page<'a>(DescriptorEncoder<'a>);
-
-impl Page<'_> {
-    fn counter(&mut self, name: &str, help: &str, n: u64) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        metric.encode_counter::<NoLabelSet, _, u64>(&n, None)
-    }
-
-    fn counters<L: EncodeLabelSet>(&mut self, name: &str, help: &str, rows: &[(L, u64)]) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, n) in rows {
-            family.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(n, None)?;
-        }
-        Ok(())
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, n: u64) -> fmt::Result {
-        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&n)
-    }
-
-    fn gauge_f64(&mut self, name: &str, help: &str, n: f64) -> fmt::Result {
-        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&n)
-    }
-
-    fn histogram(&mut self, name: &str, help: &str, spread: &Spread) -> fmt::Result {
-        let buckets: Vec<_> = spread.buckets().collect();
-        let count = buckets.iter().map(|(_, n)| n).sum();
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        metric.encode_histogram::<NoLabelSet>(spread.sum_seconds(), count, &buckets, None)
-    }
-
-    fn info(&mut self, name: &str, help: &str, labels: &[(&str, &str); 1]) -> fmt::Result {
-        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(labels)
     }
 }

@@ -1,14 +1,15 @@
 //! How do we speak to operators?
 //!
-//! Log lines on standard error and numbers at `/metrics`. The fields of log
-//! lines: `decision.id`, `decision`, `reason`, `key.id`, `key.prefix`,
-//! `tenant.id`, `listener`, `address`, `store`, `keys`, `tenants`, `status`,
-//! `age_ms`, `rows`, `error`, `part`, `at`. Nothing that goes out of here can hold a key: see
+//! Log lines on standard error, numbers at `/metrics`, and spans for who keeps
+//! traces. The fields of log lines stand in the README. Nothing that goes out of here can hold a key: see
 //! [`scrub`].
 
 pub mod metrics;
+pub mod page;
 pub mod panics;
+mod process;
 pub mod scrub;
+pub mod traces;
 
 use std::io::{self, IsTerminal as _, Write};
 

@@ -12,6 +12,7 @@ use tenantgate::grpc::Unary as _;
 use tenantgate::memos::{self, Memos};
 use tenantgate::replica::Replica;
 use tenantgate::replica::sync::{self, Sync};
+use tenantgate::shadow::{self, Report};
 use tenantgate::store::Store;
 use tenantgate::store::sqlite::SqliteStore;
 use tenantgate::usage::Usage;
@@ -38,7 +39,12 @@ fn service(world: &World) -> AuthorizationService {
         key_header: tenantgate::request::DEFAULT_KEY_HEADER.to_owned(),
         ..Default::default()
     };
-    AuthorizationService::new(Arc::new(gate), clock, Options { speech, ..Options::default() })
+    AuthorizationService::new(
+        Arc::new(gate),
+        clock,
+        Report::new(shadow::Options::default()),
+        Options { speech, ..Options::default() },
+    )
 }
 
 #[test]
@@ -58,8 +64,8 @@ fn a_check_allocates_its_answer_and_nothing_else() {
     for (what, ask) in asks {
         let message = ask.header("user-agent", "Mozilla/5.0").header("cookie", &"c".repeat(300)).bytes();
         // The first time a key is proven, and its tenant said.
-        wait(service.answer(message.clone().into(), Instant::now() + PATIENCE)).unwrap();
-        let answer = || service.answer_now(&message).unwrap().unwrap();
+        wait(service.answer(message.clone().into(), Instant::now() + PATIENCE, None)).unwrap();
+        let answer = || service.answer_now(&message, None).unwrap().unwrap();
         drop(answer());
         let counted = allocation_counter::measure(|| drop(answer()));
         assert_eq!(counted.count_total, 1, "{what}");

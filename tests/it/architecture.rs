@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 /// The floors, lowest first. A module of `src/` may name those of its own floor and of lower ones.
 const FLOORS: [&[&str]; 6] = [
-    &["clock", "finding", "key", "tenant", "record", "request", "stats", "audit"],
+    &["clock", "finding", "key", "tenant", "record", "request", "stats", "audit", "trace"],
     &["decision"],
     &["supervise", "grpc", "store", "verify", "replica", "trust"],
-    &["admin", "explain", "gate", "memos", "usage"],
+    &["admin", "explain", "gate", "memos", "shadow", "usage"],
     &[
         "envoy",
         "ext_authz",
@@ -27,7 +27,7 @@ const FLOORS: [&[&str]; 6] = [
 ];
 
 /// A vocabulary and the rooms it is spoken in, as beginnings of paths below `src/`.
-const ROOMS: [(&str, &[&str]); 21] = [
+const ROOMS: [(&str, &[&str]); 22] = [
     ("sqlx::", &["store/postgres", "store/sqlite", "store/migrations", "store/errors"]),
     ("api_keys SET", &["store/postgres", "store/sqlite"]),
     ("bcrypt::non_truncating", &["verify/bcrypt"]),
@@ -42,6 +42,7 @@ const ROOMS: [(&str, &[&str]); 21] = [
     ("ExitCode", &["cli/", "main"]),
     ("clap", &["cli/", "config"]),
     ("prometheus_client", &["telemetry/"]),
+    ("opentelemetry", &["telemetry/"]),
     ("StatusCode::", &["ext_authz/", "grpc/", "server"]),
     ("\"x-llmcore-tenant", &["ext_authz/"]),
     ("proto::envoy", &["ext_authz/", "cli/check"]),

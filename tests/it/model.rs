@@ -303,6 +303,7 @@ fn state_of(reader: &mut Connection) -> State {
                     name: row.get("name"),
                     schema: row.get("db_schema_name"),
                     status: TenantStatus::parse(row.get("status")),
+                    mode: None,
                     created_at: Timestamp::parse_rfc_3339(row.get("created_at")).expect("an instant"),
                 })
                 .collect(),

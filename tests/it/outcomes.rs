@@ -23,6 +23,7 @@ fn every_outcome_is_in_the_committed_table(world: &World) {
     let nowhere = Database::at(Backend::Postgres, &nowhere);
     let serving = Server::on(&world.db).arg("--accept-bearer").start();
     let erring = Server::on(&world.db).args(&["--on-unavailable", "error"]).start();
+    let shadow = Server::on(&world.db).args(&["--mode", "shadow"]).start();
     let starting = Server::on(&nowhere).start_unready();
     let live = &world.live.text;
     let bearer = format!("Bearer {live}");
@@ -51,6 +52,16 @@ fn every_outcome_is_in_the_committed_table(world: &World) {
         ("never loaded, public path", &starting, Ask::get("/docs")),
         ("never loaded, no key", &starting, Ask::get("/v1")),
         ("never loaded, not a key", &starting, Ask::with_key("sk-12345678")),
+        ("shadow mode, no key", &shadow, Ask::get("/v1")),
+        ("shadow mode, not a key", &shadow, Ask::with_key("sk-12345678")),
+        ("shadow mode, unknown prefix", &shadow, Ask::with_key("llmk_nobody_12345678")),
+        ("shadow mode, wrong secret", &shadow, Ask::with_key(&world.live.with_wrong_secret())),
+        ("shadow mode, revoked key", &shadow, Ask::with_key(&world.revoked.text)),
+        ("shadow mode, expired key", &shadow, Ask::with_key(&world.expired.text)),
+        ("shadow mode, tenant suspended", &shadow, Ask::with_key(&world.of_sleepy.text)),
+        ("shadow mode, damaged row", &shadow, Ask::with_key(&world.other.text)),
+        ("shadow mode, public path", &shadow, Ask::get("/docs")),
+        ("shadow mode, live key", &shadow, Ask::with_key(live)),
         ("live key", &serving, Ask::with_key(live)),
         ("live bearer key", &serving, Ask::get("/v1").authorization(&bearer)),
     ];

@@ -17,7 +17,8 @@ use tenantgate::replica::{keep, prune};
 use tenantgate::server::{Address, Settings, serve};
 use tenantgate::store::sqlite::SqliteStore;
 use tenantgate::store::{
-    Announcement, Changes, Look, Management as _, NewMemo, Row, SchemaVersion, Session, Store, StoreError,
+    Announcement, Changes, Look, Management as _, NewMemo, Row, SchemaVersion, Session, Shadowed, Store,
+    StoreError,
 };
 use tenantgate::telemetry::{self, LogFormat, panics};
 use tenantgate::verify::memo::{Peppers, Policy};
@@ -175,6 +176,10 @@ impl Store for Trap {
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError> {
         self.springs.step_on("usage");
         self.store.touch_keys(used).await
+    }
+
+    async fn write_shadowed(&self, shadowed: &[Shadowed]) -> Result<(), StoreError> {
+        self.store.write_shadowed(shadowed).await
     }
 
     async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError> {

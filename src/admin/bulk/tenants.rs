@@ -78,6 +78,7 @@ impl Candidate {
             name: self.name.clone(),
             schema: self.schema.clone(),
             status: self.status.clone().unwrap_or(TenantStatus::Active),
+            mode: None,
             created_at: self.created_at.unwrap_or(now),
         }
     }

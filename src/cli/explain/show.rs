@@ -3,7 +3,7 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::super::check::{CheckView, of_answer};
+use super::super::check::{CheckView, of_answer, text};
 use super::super::view::{KeyView, TenantView, Text, plain, table};
 use super::logged::Logged;
 use super::through::ThroughView;
@@ -133,8 +133,8 @@ fn outcome(decision: &Decision<'_>, speech: &Speech) -> OutcomeView {
     let cause = if let Decision::Unable(fault, _) = decision { Some(fault.as_str()) } else { None };
     OutcomeView {
         allowed,
-        decision: metadata.remove("decision").unwrap_or_default(),
-        reason: metadata.remove("reason").unwrap_or_default(),
+        decision: text(metadata.remove("decision")),
+        reason: text(metadata.remove("reason")),
         cause,
         http_status: (!allowed).then_some(http_status),
         code,

@@ -24,7 +24,7 @@ use crate::key::KeyId;
 use crate::record::{KeyRecord, Memo, PepperId, SecretHash};
 use crate::replica::Snapshot;
 use crate::store::{Look, Row};
-use crate::tenant::{Tenant, TenantId, TenantStatus};
+use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 use crate::verify::memo::Peppers;
 
 const MAGIC: &[u8] = b"tenantgate snapshot 1\n";
@@ -121,6 +121,8 @@ struct TenantRow {
     status: String,
     #[prost(sint64, tag = "5")]
     created_at: i64,
+    #[prost(string, optional, tag = "6")]
+    mode: Option<String>,
 }
 
 impl TenantRow {
@@ -131,6 +133,7 @@ impl TenantRow {
             schema: tenant.schema.clone(),
             status: tenant.status.as_str().to_owned(),
             created_at: tenant.created_at.0,
+            mode: tenant.mode.map(|mode| mode.as_str().to_owned()),
         }
     }
 
@@ -140,6 +143,7 @@ impl TenantRow {
             name: self.name,
             schema: self.schema,
             status: TenantStatus::parse(&self.status),
+            mode: self.mode.as_deref().map(Mode::parse),
             created_at: Timestamp(self.created_at),
         }))
     }

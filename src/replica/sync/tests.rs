@@ -13,7 +13,7 @@ use crate::clock::Timestamp;
 use crate::decision::Freshness;
 use crate::key::KeyId;
 use crate::record::{ExpiresAt, KeyRecord};
-use crate::store::{Announcement, NewMemo, SchemaVersion};
+use crate::store::{Announcement, NewMemo, SchemaVersion, Shadowed};
 use crate::tenant::TenantId;
 
 /// A clock that runs with tokio's, which the tests hold still.
@@ -150,6 +150,9 @@ impl Store for Script {
         Err(broken())
     }
     async fn write_memos(&self, _: &[NewMemo]) -> Result<(), StoreError> {
+        Err(broken())
+    }
+    async fn write_shadowed(&self, _: &[Shadowed]) -> Result<(), StoreError> {
         Err(broken())
     }
 }

@@ -17,10 +17,13 @@ use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::KeyDetails;
 use crate::store::migrations;
-use crate::store::{AuditFilter, ImportedKey, Laggard, Management, NewKey, NewTenant, StoreError, StoredKey};
-use crate::tenant::{Tenant, TenantId, TenantStatus, is_schema_name};
+use crate::store::{
+    AuditFilter, ImportedKey, Laggard, Management, NewKey, NewTenant, Shadowed, ShadowedKind, StoreError,
+    StoredKey,
+};
+use crate::tenant::{Mode, Tenant, TenantId, TenantStatus, is_schema_name};
 
-pub(super) const TENANT: &str = "id, name, db_schema_name, status, created_at";
+pub(super) const TENANT: &str = "id, name, db_schema_name, status, mode, created_at";
 pub(super) const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo";
 
 #[async_trait]
@@ -92,22 +95,27 @@ impl Management for PostgresStore {
         status: &TenantStatus,
         action: Action,
     ) -> Result<Option<Tenant>, StoreError> {
-        let mut connection = self.connect().await?;
-        let mut transaction = connection.begin_with(BEGIN).await?;
-        let sql = format!("SELECT {TENANT} FROM tenants WHERE id = $1 FOR UPDATE");
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.0).fetch_optional(&mut *transaction).await?;
-        let Some(before) = row.as_ref().map(tenant_of).transpose()? else { return Ok(None) };
-        let sql = format!("UPDATE tenants SET status = $2 WHERE id = $1 RETURNING {TENANT}");
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(id.0)
-            .bind(status.as_str())
-            .fetch_one(&mut *transaction)
-            .await?;
-        let tenant = tenant_of(&row)?;
-        audit::append(&mut transaction, &self.actor, Draft::of_tenant(action, Some(&before), &tenant))
-            .await?;
-        transaction.commit().await?;
-        Ok(Some(tenant))
+        self.change_tenant(id, "status", Some(status.as_str()), action).await
+    }
+
+    async fn set_tenant_mode(
+        &self,
+        id: TenantId,
+        mode: Option<Mode>,
+        action: Action,
+    ) -> Result<Option<Tenant>, StoreError> {
+        self.change_tenant(id, "mode", mode.map(Mode::as_str), action).await
+    }
+
+    async fn shadowed(&self, since: Timestamp) -> Result<Vec<Shadowed>, StoreError> {
+        let sql =
+            "SELECT reason, network, user_agent, method, path, key_prefix, sum(requests)::bigint AS requests,
+                    min(first_seen) AS first_seen, max(last_seen) AS last_seen
+             FROM shadow_report WHERE day >= ($1::timestamptz AT TIME ZONE 'UTC')::date
+             GROUP BY reason, network, user_agent, method, path, key_prefix
+             ORDER BY 7 DESC, reason, network, user_agent, method, path, key_prefix";
+        let rows = sqlx::query(sql).bind(Micros(since)).fetch_all(&mut self.connect().await?).await?;
+        rows.iter().map(shadowed_of).collect()
     }
 
     async fn insert_key(&self, key: &NewKey, action: Action) -> Result<KeyDetails, StoreError> {
@@ -264,6 +272,31 @@ async fn key_to_change(connection: &mut PgConnection, id: KeyId) -> Result<Optio
     row.as_ref().map(key_of).transpose()
 }
 
+impl PostgresStore {
+    /// Sets one column of a tenant; `column` is a name of ours.
+    async fn change_tenant(
+        &self,
+        id: TenantId,
+        column: &str,
+        value: Option<&str>,
+        action: Action,
+    ) -> Result<Option<Tenant>, StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        let sql = format!("SELECT {TENANT} FROM tenants WHERE id = $1 FOR UPDATE");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.0).fetch_optional(&mut *transaction).await?;
+        let Some(before) = row.as_ref().map(tenant_of).transpose()? else { return Ok(None) };
+        let sql = format!("UPDATE tenants SET {column} = $2 WHERE id = $1 RETURNING {TENANT}");
+        let row =
+            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.0).bind(value).fetch_one(&mut *transaction).await?;
+        let tenant = tenant_of(&row)?;
+        audit::append(&mut transaction, &self.actor, Draft::of_tenant(action, Some(&before), &tenant))
+            .await?;
+        transaction.commit().await?;
+        Ok(Some(tenant))
+    }
+}
+
 pub(super) async fn create_schema(connection: &mut PgConnection, schema: &str) -> Result<(), StoreError> {
     if !is_schema_name(schema) {
         return Err(StoreError::Refused(format!("{schema:?} is no name for a tenant's schema")));
@@ -303,7 +336,25 @@ pub(super) fn tenant_of(row: &PgRow) -> Result<Tenant, StoreError> {
         name: row.try_get("name")?,
         schema: row.try_get("db_schema_name")?,
         status: TenantStatus::parse(row.try_get("status")?),
+        mode: row.try_get::<Option<&str>, _>("mode")?.map(Mode::parse),
         created_at: row.try_get::<Micros, _>("created_at")?.0,
+    })
+}
+
+fn shadowed_of(row: &PgRow) -> Result<Shadowed, StoreError> {
+    let kind = ShadowedKind {
+        reason: row.try_get("reason")?,
+        network: row.try_get("network")?,
+        user_agent: row.try_get("user_agent")?,
+        method: row.try_get("method")?,
+        path: row.try_get("path")?,
+        key_prefix: row.try_get("key_prefix")?,
+    };
+    Ok(Shadowed {
+        kind,
+        requests: u64::try_from(row.try_get::<i64, _>("requests")?).unwrap_or(0),
+        first_seen: row.try_get::<Micros, _>("first_seen")?.0,
+        last_seen: row.try_get::<Micros, _>("last_seen")?.0,
     })
 }
 

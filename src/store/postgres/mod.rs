@@ -25,7 +25,9 @@ use uuid::Uuid;
 use self::instant::Micros;
 use self::session::PostgresSession;
 use super::migrations;
-use super::{Announcement, CONNECT_TIMEOUT, NewMemo, SchemaVersion, Session, Store, StoreError};
+use super::{
+    Announcement, CONNECT_TIMEOUT, NewMemo, SchemaVersion, Session, Shadowed, ShadowedKind, Store, StoreError,
+};
 use crate::audit::Actor;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
@@ -213,6 +215,43 @@ impl Store for PostgresStore {
         .bind(hashes)
         .bind(texts)
         .execute(&mut self.connect().await?)
+        .await?;
+        Ok(())
+    }
+
+    async fn write_shadowed(&self, requests: &[Shadowed]) -> Result<(), StoreError> {
+        let column = |of: fn(&ShadowedKind) -> &String| -> Vec<String> {
+            requests.iter().map(|row| of(&row.kind).clone()).collect()
+        };
+        let instants = |of: fn(&Shadowed) -> Timestamp| requests.iter().map(|row| Micros(of(row))).collect();
+        let (first, last): (Vec<_>, Vec<_>) = (instants(|row| row.first_seen), instants(|row| row.last_seen));
+        let counts: Vec<_> =
+            requests.iter().map(|row| i64::try_from(row.requests).unwrap_or(i64::MAX)).collect();
+        let mut connection = self.connect().await?;
+        sqlx::query("DELETE FROM shadow_report WHERE day < (now() AT TIME ZONE 'UTC')::date - 30")
+            .execute(&mut connection)
+            .await?;
+        sqlx::query(
+            "INSERT INTO shadow_report (day, reason, network, user_agent, method, path, key_prefix, requests, first_seen, last_seen)
+             SELECT (s.first_seen AT TIME ZONE 'UTC')::date, s.*
+             FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[],
+                         $8::timestamptz[], $9::timestamptz[])
+               AS s (reason, network, user_agent, method, path, key_prefix, requests, first_seen, last_seen)
+             ON CONFLICT (day, reason, network, user_agent, method, path, key_prefix) DO UPDATE
+             SET requests = shadow_report.requests + excluded.requests,
+                 first_seen = LEAST(shadow_report.first_seen, excluded.first_seen),
+                 last_seen = GREATEST(shadow_report.last_seen, excluded.last_seen)",
+        )
+        .bind(column(|kind| &kind.reason))
+        .bind(column(|kind| &kind.network))
+        .bind(column(|kind| &kind.user_agent))
+        .bind(column(|kind| &kind.method))
+        .bind(column(|kind| &kind.path))
+        .bind(column(|kind| &kind.key_prefix))
+        .bind(counts)
+        .bind(first)
+        .bind(last)
+        .execute(&mut connection)
         .await?;
         Ok(())
     }

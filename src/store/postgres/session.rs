@@ -22,7 +22,7 @@ use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyRecord, Memo, SecretHash};
 use crate::store::{CONNECT_TIMEOUT, Change, Changes, Look, Row, Session, StoreError};
-use crate::tenant::{Tenant, TenantId, TenantStatus};
+use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
 const CHANNEL: &str = "auth_change";
 
@@ -38,7 +38,7 @@ const SETTINGS: [(&str, &str); 5] = [
 /// What every look begins with: a row of kind `h` about the look itself.
 const HEADER: &str = "SELECT 'h' AS rec, NULL::uuid AS id, NULL::uuid AS tenant_id, NULL::text AS key_prefix,
     NULL::text AS hashed_key, NULL::timestamptz AS expires_at, NULL::bool AS revoked,
-    NULL::text AS key_memo, NULL::text AS name, NULL::text AS db_schema_name, NULL::text AS status, NULL::timestamptz AS created_at,
+    NULL::text AS key_memo, NULL::text AS name, NULL::text AS db_schema_name, NULL::text AS status, NULL::timestamptz AS created_at, NULL::text AS mode,
     pg_current_snapshot()::text AS snapshot, pg_is_in_recovery() AS standby, clock_timestamp() AS now,
     pg_backend_pid() || ' ' || pg_postmaster_start_time()::text AS backend,
     (SELECT id || ' ' || xid::text FROM auth_change ORDER BY id DESC LIMIT 1) AS newest";
@@ -56,11 +56,12 @@ const NAME: usize = 8;
 const DB_SCHEMA_NAME: usize = 9;
 const STATUS: usize = 10;
 const CREATED_AT: usize = 11;
+const MODE: usize = 12;
 
 const KEY_COLUMNS: &str = "k.id, k.tenant_id, k.key_prefix::text, k.hashed_key, k.expires_at,
-    k.revoked_at IS NOT NULL, k.key_memo, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL";
+    k.revoked_at IS NOT NULL, k.key_memo, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL";
 const TENANT_COLUMNS: &str =
-    "t.id, NULL, NULL, NULL, NULL, NULL, NULL, t.name, t.db_schema_name, t.status, t.created_at,
+    "t.id, NULL, NULL, NULL, NULL, NULL, NULL, t.name, t.db_schema_name, t.status, t.created_at, t.mode,
     NULL, NULL, NULL, NULL, NULL";
 
 /// One backend of the primary, for as long as it lasts.
@@ -118,10 +119,10 @@ impl Session for PostgresSession {
              {HEADER}, (SELECT xid FROM auth_change_floor) >= pg_snapshot_xmin($1::pg_snapshot)
                 OR EXISTS (SELECT FROM c WHERE key_prefix IS NULL AND tenant_id IS NULL) AS reload
              UNION ALL SELECT 't', c.tenant_id, t.id, NULL, NULL, NULL, NULL, NULL, t.name, t.db_schema_name, t.status, t.created_at,
-                NULL, NULL, NULL, NULL, NULL, NULL
+                t.mode, NULL, NULL, NULL, NULL, NULL, NULL
                 FROM c LEFT JOIN tenants t ON t.id = c.tenant_id WHERE c.tenant_id IS NOT NULL
              UNION ALL SELECT 'k', k.id, k.tenant_id, c.key_prefix, k.hashed_key, k.expires_at, k.revoked_at IS NOT NULL,
-                k.key_memo, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+                k.key_memo, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
                 FROM c LEFT JOIN api_keys k ON k.key_prefix = c.key_prefix WHERE c.key_prefix IS NOT NULL"
         );
         let (mut header, mut changes) = (None, Vec::new());
@@ -259,6 +260,7 @@ fn tenant_row(row: &PgRow) -> Result<Tenant, StoreError> {
         name: row.try_get(NAME)?,
         schema: row.try_get(DB_SCHEMA_NAME)?,
         status: TenantStatus::parse(row.try_get(STATUS)?),
+        mode: row.try_get::<Option<&str>, _>(MODE)?.map(Mode::parse),
         created_at: row.try_get::<Micros, _>(CREATED_AT)?.0,
     })
 }

@@ -128,7 +128,7 @@ pub(super) async fn import_tenants(
     draft: Draft,
 ) -> Result<(), StoreError> {
     let row = |tenant: &Tenant| {
-        let Tenant { id, name, schema, status, created_at } = tenant;
+        let Tenant { id, name, schema, status, mode: _, created_at } = tenant;
         [id.0.to_string(), name.clone(), schema.clone(), status.to_string(), created_at.to_string()]
     };
     let rows: Vec<_> = tenants.iter().map(row).collect();

@@ -15,8 +15,11 @@ use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::KeyDetails;
-use crate::store::{AuditFilter, ImportedKey, Laggard, Management, NewKey, NewTenant, StoreError, StoredKey};
-use crate::tenant::{Tenant, TenantId, TenantStatus};
+use crate::store::{
+    AuditFilter, ImportedKey, Laggard, Management, NewKey, NewTenant, Shadowed, ShadowedKind, StoreError,
+    StoredKey,
+};
+use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
 pub(super) const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo";
 
@@ -79,25 +82,26 @@ impl Management for SqliteStore {
         status: &TenantStatus,
         action: Action,
     ) -> Result<Option<Tenant>, StoreError> {
-        let mut connection = self.connect().await?;
-        let mut transaction = connection.begin_with(BEGIN).await?;
-        let sql = format!("SELECT {TENANT} FROM tenants WHERE id = ?1");
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(id.0.to_string())
-            .fetch_optional(&mut *transaction)
-            .await?;
-        let Some(before) = row.as_ref().map(tenant_of).transpose()? else { return Ok(None) };
-        let sql = format!("UPDATE tenants SET status = ?2 WHERE id = ?1 RETURNING {TENANT}");
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(id.0.to_string())
-            .bind(status.as_str())
-            .fetch_one(&mut *transaction)
-            .await?;
-        let tenant = tenant_of(&row)?;
-        audit::append(&mut transaction, &self.actor, Draft::of_tenant(action, Some(&before), &tenant))
-            .await?;
-        transaction.commit().await?;
-        Ok(Some(tenant))
+        self.change_tenant(id, "status", Some(status.as_str()), action).await
+    }
+
+    async fn set_tenant_mode(
+        &self,
+        id: TenantId,
+        mode: Option<Mode>,
+        action: Action,
+    ) -> Result<Option<Tenant>, StoreError> {
+        self.change_tenant(id, "mode", mode.map(Mode::as_str), action).await
+    }
+
+    async fn shadowed(&self, since: Timestamp) -> Result<Vec<Shadowed>, StoreError> {
+        let sql = "SELECT reason, network, user_agent, method, path, key_prefix, sum(requests) AS requests,
+                    min(first_seen) AS first_seen, max(last_seen) AS last_seen
+             FROM shadow_report WHERE day >= substr(?1, 1, 10)
+             GROUP BY reason, network, user_agent, method, path, key_prefix
+             ORDER BY 7 DESC, reason, network, user_agent, method, path, key_prefix";
+        let rows = sqlx::query(sql).bind(since.to_string()).fetch_all(&mut self.connect().await?).await?;
+        rows.iter().map(shadowed_of).collect()
     }
 
     async fn insert_key(&self, key: &NewKey, action: Action) -> Result<KeyDetails, StoreError> {
@@ -258,6 +262,37 @@ async fn key_to_change(
     row.as_ref().map(key_of).transpose()
 }
 
+impl SqliteStore {
+    /// Sets one column of a tenant; `column` is a name of ours.
+    async fn change_tenant(
+        &self,
+        id: TenantId,
+        column: &str,
+        value: Option<&str>,
+        action: Action,
+    ) -> Result<Option<Tenant>, StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        let sql = format!("SELECT {TENANT} FROM tenants WHERE id = ?1");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id.0.to_string())
+            .fetch_optional(&mut *transaction)
+            .await?;
+        let Some(before) = row.as_ref().map(tenant_of).transpose()? else { return Ok(None) };
+        let sql = format!("UPDATE tenants SET {column} = ?2 WHERE id = ?1 RETURNING {TENANT}");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id.0.to_string())
+            .bind(value)
+            .fetch_one(&mut *transaction)
+            .await?;
+        let tenant = tenant_of(&row)?;
+        audit::append(&mut transaction, &self.actor, Draft::of_tenant(action, Some(&before), &tenant))
+            .await?;
+        transaction.commit().await?;
+        Ok(Some(tenant))
+    }
+}
+
 async fn insert_key<'e>(
     executor: impl sqlx::Executor<'e, Database = Sqlite>,
     key: &NewKey,
@@ -278,6 +313,23 @@ async fn insert_key<'e>(
         .fetch_one(executor)
         .await?;
     key_of(&row)
+}
+
+fn shadowed_of(row: &SqliteRow) -> Result<Shadowed, StoreError> {
+    let kind = ShadowedKind {
+        reason: row.try_get("reason")?,
+        network: row.try_get("network")?,
+        user_agent: row.try_get("user_agent")?,
+        method: row.try_get("method")?,
+        path: row.try_get("path")?,
+        key_prefix: row.try_get("key_prefix")?,
+    };
+    Ok(Shadowed {
+        kind,
+        requests: u64::try_from(row.try_get::<i64, _>("requests")?).unwrap_or(0),
+        first_seen: instant(row, "first_seen")?.unwrap_or_default(),
+        last_seen: instant(row, "last_seen")?.unwrap_or_default(),
+    })
 }
 
 fn key_of(row: &SqliteRow) -> Result<KeyDetails, StoreError> {

@@ -25,14 +25,14 @@ use uuid::Uuid;
 
 use self::session::SqliteSession;
 use super::migrations;
-use super::{Announcement, NewMemo, SchemaVersion, Session, Store, StoreError};
+use super::{Announcement, NewMemo, SchemaVersion, Session, Shadowed, Store, StoreError};
 use crate::audit::Actor;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::Memo;
-use crate::tenant::{Tenant, TenantId, TenantStatus};
+use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
-const TENANT: &str = "id, name, db_schema_name, status, created_at";
+const TENANT: &str = "id, name, db_schema_name, status, mode, created_at";
 
 /// Tenants and keys in a file.
 #[derive(Debug)]
@@ -188,6 +188,36 @@ impl Store for SqliteStore {
         transaction.commit().await?;
         Ok(())
     }
+
+    async fn write_shadowed(&self, requests: &[Shadowed]) -> Result<(), StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query("DELETE FROM shadow_report WHERE day < date('now', '-30 days')")
+            .execute(&mut *transaction)
+            .await?;
+        for Shadowed { kind, requests, first_seen, last_seen } in requests {
+            // Fixed-width text in UTC compares as time does, and begins with the day.
+            sqlx::query(
+                "INSERT INTO shadow_report (day, reason, network, user_agent, method, path, key_prefix, requests, first_seen, last_seen)
+                 VALUES (substr(?8, 1, 10), ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                 ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,
+                     first_seen = min(first_seen, excluded.first_seen), last_seen = max(last_seen, excluded.last_seen)",
+            )
+            .bind(&kind.reason)
+            .bind(&kind.network)
+            .bind(&kind.user_agent)
+            .bind(&kind.method)
+            .bind(&kind.path)
+            .bind(&kind.key_prefix)
+            .bind(i64::try_from(*requests).unwrap_or(i64::MAX))
+            .bind(first_seen.to_string())
+            .bind(last_seen.to_string())
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
 }
 
 fn tenant_of(row: &SqliteRow) -> Result<Tenant, StoreError> {
@@ -196,6 +226,7 @@ fn tenant_of(row: &SqliteRow) -> Result<Tenant, StoreError> {
         name: row.try_get("name")?,
         schema: row.try_get("db_schema_name")?,
         status: TenantStatus::parse(row.try_get("status")?),
+        mode: row.try_get::<Option<&str>, _>("mode")?.map(Mode::parse),
         created_at: instant(row, "created_at")?.unwrap_or_default(),
     })
 }

@@ -151,6 +151,7 @@ fn tenant_of(row: &PgRow, id: TenantId) -> Result<Option<Tenant>, sqlx::Error> {
         name: row.try_get("name")?,
         schema: row.try_get("schema")?,
         status: TenantStatus::parse(row.try_get("status")?),
+        mode: None,
         created_at: Timestamp(row.try_get::<i64, _>("created_at")? * 1_000_000),
     }))
 }

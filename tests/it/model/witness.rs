@@ -11,7 +11,7 @@ use tenantgate::clock::Timestamp;
 use tenantgate::key::KeyId;
 use tenantgate::replica::{Replica, Snapshot};
 use tenantgate::store::{
-    Announcement, Changes, Look, NewMemo, Row, SchemaVersion, Session, Store, StoreError,
+    Announcement, Changes, Look, NewMemo, Row, SchemaVersion, Session, Shadowed, Store, StoreError,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -187,6 +187,10 @@ impl Store for Witness {
     }
 
     async fn write_memos(&self, _: &[NewMemo]) -> Result<(), StoreError> {
+        unreachable!()
+    }
+
+    async fn write_shadowed(&self, _: &[Shadowed]) -> Result<(), StoreError> {
         unreachable!()
     }
 }

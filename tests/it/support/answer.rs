@@ -26,13 +26,17 @@ pub(crate) const UNPROVEN: [&str; 3] = ["decision", "decision_id", "reason"];
 pub(crate) const PROVEN: [&str; 6] =
     ["key_id", "key_prefix", "tenant_id", "tenant_name", "tenant_schema", "tenant_status"];
 
+/// What metadata says of a request that passes in shadow mode alone.
+const SHADOWED: [&str; 2] = ["shadow", "would_deny"];
+
 /// reason, decision, HTTP status, `status.code`, body.
 type Row = (&'static str, &'static str, i32, i32, &'static str);
 
 /// The table's, with 200 and no body for "allowed".
-const ROWS: [Row; 10] = [
+const ROWS: [Row; 11] = [
     ("ok", "allow", 200, 0, ""),
     ("public", "allow", 200, 0, ""),
+    ("shadow", "allow", 200, 0, ""),
     ("missing", "deny", 401, 16, r#"{"detail":"Missing API key"}"#),
     ("malformed", "deny", 401, 16, r#"{"detail":"Invalid API key format"}"#),
     ("unknown", "deny", 401, 16, r#"{"detail":"Invalid API key"}"#),
@@ -159,6 +163,7 @@ impl Answer {
         let proven = ["ok", "revoked", "expired", "tenant_inactive"].contains(&reason);
         let mut names: Vec<&str> = UNPROVEN.to_vec();
         names.extend(PROVEN.iter().filter(|_| proven));
+        names.extend(SHADOWED.iter().filter(|_| reason == "shadow"));
         names.extend(Some("key_expires_at").filter(|name| proven && self.metadata.contains_key(*name)));
         names.sort_unstable();
         assert_eq!(self.meta_names(), names, "the metadata keys of `{reason}`: {self:#?}");
@@ -227,6 +232,7 @@ fn plain(option: &HeaderValueOption) -> bool {
 fn text(kind: Option<&Kind>) -> String {
     match kind {
         Some(Kind::StringValue(text)) => text.clone(),
-        other => panic!("metadata values are strings, this one is {other:?}"),
+        Some(Kind::BoolValue(flag)) => flag.to_string(),
+        other => panic!("metadata values are strings and flags, this one is {other:?}"),
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use prost::Message as _;
-use tenantgate::ext_authz::proto::envoy::config::core::v3::{HeaderMap, HeaderValue};
-use tenantgate::ext_authz::proto::envoy::service::auth::v3::attribute_context::{HttpRequest, Request};
+use tenantgate::ext_authz::proto::envoy::config::core::v3::address::Address as Kind;
+use tenantgate::ext_authz::proto::envoy::config::core::v3::{Address, HeaderMap, HeaderValue, SocketAddress};
+use tenantgate::ext_authz::proto::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer, Request};
 use tenantgate::ext_authz::proto::envoy::service::auth::v3::{AttributeContext, CheckRequest};
 
 /// The header in which a key travels unless it is told otherwise.
@@ -17,6 +18,7 @@ pub(crate) struct Ask {
     path: String,
     headers: HashMap<String, String>,
     raw: Vec<(String, Vec<u8>)>,
+    source: Option<String>,
 }
 
 impl Ask {
@@ -25,7 +27,7 @@ impl Ask {
         let told =
             [(":method", method), (":path", path), (":authority", "api.example.com"), (":scheme", "http")];
         let headers = told.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Self { method: method.to_owned(), path: path.to_owned(), headers, raw: Vec::new() }
+        Self { method: method.to_owned(), path: path.to_owned(), headers, raw: Vec::new(), source: None }
     }
 
     /// `GET path`.
@@ -60,6 +62,12 @@ impl Ask {
         self
     }
 
+    /// Comes from this address.
+    pub(crate) fn from(mut self, address: &str) -> Self {
+        self.source = Some(address.to_owned());
+        self
+    }
+
     /// Leaves `headers` empty, as Envoy does under `encode_raw_headers`.
     pub(crate) fn only_raw(mut self) -> Self {
         let told = self.headers.drain().map(|(name, value)| (name, value.into_bytes()));
@@ -88,7 +96,8 @@ impl Ask {
             ..HttpRequest::default()
         };
         let request = Request { http: Some(http), ..Request::default() };
-        let attributes = AttributeContext { request: Some(request), ..AttributeContext::default() };
+        let source = self.source.as_deref().map(peer);
+        let attributes = AttributeContext { request: Some(request), source, ..AttributeContext::default() };
         CheckRequest { attributes: Some(attributes) }
     }
 
@@ -96,6 +105,11 @@ impl Ask {
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.request().encode_to_vec()
     }
+}
+
+fn peer(address: &str) -> Peer {
+    let socket = SocketAddress { address: address.to_owned(), ..SocketAddress::default() };
+    Peer { address: Some(Address { address: Some(Kind::SocketAddress(socket)) }), ..Peer::default() }
 }
 
 impl From<Ask> for CheckRequest {

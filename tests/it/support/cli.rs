@@ -29,9 +29,19 @@ pub(crate) struct Run {
 pub(crate) fn command(dir: &Path) -> Command {
     let mut command = Command::new(tenantgate());
     let ours = |name: &str| {
-        ["TENANTGATE_", "LLMCORE_", "PG", "RUST_LOG", "DATABASE_URL", "COLUMNS", "NO_COLOR", "CLICOLOR"]
-            .iter()
-            .any(|start| name.starts_with(start))
+        [
+            "TENANTGATE_",
+            "OTEL_",
+            "LLMCORE_",
+            "PG",
+            "RUST_LOG",
+            "DATABASE_URL",
+            "COLUMNS",
+            "NO_COLOR",
+            "CLICOLOR",
+        ]
+        .iter()
+        .any(|start| name.starts_with(start))
     };
     for (name, _) in std::env::vars_os() {
         if ours(&name.to_string_lossy()) {

@@ -8,6 +8,7 @@ use tenantgate::ext_authz::proto::envoy::service::auth::v3::authorization_client
 use tenantgate::ext_authz::proto::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -64,6 +65,16 @@ impl Client {
         let mut request = Request::new(request.into());
         request.set_timeout(timeout);
         client.check(request).await.map(|response| Answer::of(response.into_inner()))
+    }
+
+    /// One Check as part of a trace, with this `traceparent`.
+    #[track_caller]
+    pub(crate) fn check_traced(&self, traceparent: &'static str, request: impl Into<CheckRequest>) -> Answer {
+        let mut client = AuthorizationClient::new(self.channel.clone());
+        let mut request = Request::new(request.into());
+        request.metadata_mut().insert("traceparent", MetadataValue::from_static(traceparent));
+        let answer = wait(client.check(request)).expect("an answer to a Check");
+        Answer::of(answer.into_inner())
     }
 
     /// One Check.

@@ -1,0 +1,149 @@
+//! How is a page of numbers written?
+//!
+//! In one of two formats: `OpenMetrics`, which Prometheus asks for, and the older text
+//! format (<https://prometheus.io/docs/instrumenting/exposition_formats/>) for whoever
+//! does not ask for that: people with curl, `promtool check metrics`, small collectors.
+//! They say the same; only the names of the families differ. What the numbers mean
+//! is not known here.
+
+use std::fmt;
+
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+
+use crate::stats::Spread;
+
+/// How the page is written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Format {
+    /// `OpenMetrics` 1.0.
+    OpenMetrics,
+    /// The text format 0.0.4.
+    Text,
+}
+
+impl Format {
+    /// What a client wants that sent this `Accept`.
+    #[must_use]
+    pub fn wanted(accept: &str) -> Self {
+        if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Text }
+    }
+
+    /// As HTTP calls it.
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+
+    /// Writes in this format what is written in `OpenMetrics`.
+    pub(super) fn of(self, open_metrics: String) -> String {
+        match self {
+            Self::OpenMetrics => open_metrics,
+            Self::Text => older(&open_metrics),
+        }
+    }
+}
+
+/// In the older format a family has the name of its samples, and there is no info.
+fn older(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len() + 256);
+    let mut help = "";
+    for line in open_metrics.lines() {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some("HELP"), _, Some(words)) => help = words,
+            (Some("#"), Some("TYPE"), Some(name), Some(kind)) => {
+                let (suffix, kind) = match kind {
+                    "counter" => ("_total", kind),
+                    "info" => ("_info", "gauge"),
+                    _ => ("", kind),
+                };
+                text.extend(["# HELP ", name, suffix, " ", help, "\n"]);
+                text.extend(["# TYPE ", name, suffix, " ", kind, "\n"]);
+            }
+            (Some("#"), ..) => {}
+            _ => text.extend([line, "\n"]),
+        }
+    }
+    text
+}
+
+/// Writes metrics one below the other. Prometheus' suffixes (`_total`, `_info`) come of themselves.
+pub(super) struct Page<'a>(pub(super) DescriptorEncoder<'a>);
+
+impl Page<'_> {
+    pub(super) fn counter(&mut self, name: &str, help: &str, n: u64) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, _, u64>(&n, None)
+    }
+
+    pub(super) fn counter_f64(&mut self, name: &str, help: &str, n: f64) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, _, u64>(&n, None)
+    }
+
+    pub(super) fn counters<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: &[(L, u64)],
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, n) in rows {
+            family.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(n, None)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn gauge(&mut self, name: &str, help: &str, n: u64) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&n)
+    }
+
+    pub(super) fn gauge_f64(&mut self, name: &str, help: &str, n: f64) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&n)
+    }
+
+    pub(super) fn histogram(&mut self, name: &str, help: &str, spread: &Spread) -> fmt::Result {
+        let buckets: Vec<_> = spread.buckets().collect();
+        let count = buckets.iter().map(|(_, n)| n).sum();
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        metric.encode_histogram::<NoLabelSet>(spread.sum_seconds(), count, &buckets, None)
+    }
+
+    pub(super) fn info(&mut self, name: &str, help: &str, labels: &[(&str, &str); 1]) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(labels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_older_format_says_the_same_under_the_names_of_the_samples() {
+        let given = "# HELP a_seconds A\n# TYPE a_seconds gauge\n# UNIT a_seconds seconds\na_seconds 1\n\
+                     # HELP b B of b\n# TYPE b counter\nb_total{x=\"# y\"} 2\n\
+                     # HELP c C\n# TYPE c info\nc_info{v=\"1\"} 1\n# EOF\n";
+        let wanted = "# HELP a_seconds A\n# TYPE a_seconds gauge\na_seconds 1\n\
+                      # HELP b_total B of b\n# TYPE b_total counter\nb_total{x=\"# y\"} 2\n\
+                      # HELP c_info C\n# TYPE c_info gauge\nc_info{v=\"1\"} 1\n";
+        assert_eq!(older(given), wanted);
+    }
+
+    #[test]
+    fn who_does_not_ask_for_open_metrics_gets_text() {
+        for (accept, format) in [
+            (
+                "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
+                Format::OpenMetrics,
+            ),
+            ("*/*", Format::Text),
+            ("", Format::Text),
+        ] {
+            assert_eq!(Format::wanted(accept), format, "{accept}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Whose trace is a request part of?
+//!
+//! W3C Trace Context (<https://www.w3.org/TR/trace-context/#traceparent-header>):
+//!
+//! ```text
+//! 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01
+//! version       trace-id                  parent-id    flags: 01 = sampled
+//! ```
+//!
+//! Only traces that somebody keeps are of interest: without the flag there is no parent.
+//! How spans are sent, and where, is not known here.
+
+/// The span that a span of ours is a child of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Parent {
+    /// The trace.
+    pub trace_id: u128,
+    /// The span within it.
+    pub span_id: u64,
+}
+
+impl Parent {
+    /// Reads `traceparent`; nothing if it makes no sense, or if nobody keeps the trace.
+    #[must_use]
+    pub fn sampled(traceparent: &[u8]) -> Option<Self> {
+        // Later versions may have more to say after this, behind another hyphen.
+        let (known, rest) = traceparent.split_at_checked(LENGTH)?;
+        let fits = rest.is_empty() || (!known.starts_with(b"00") && rest.starts_with(b"-"));
+        let [version, trace_id, span_id, flags] =
+            known.split(|b| *b == b'-').collect::<Vec<_>>().try_into().ok()?;
+        let (version, flags) = (hex(version, 2)?, hex(flags, 2)?);
+        let (trace_id, span_id) = (hex(trace_id, 32)?, u64::try_from(hex(span_id, 16)?).ok()?);
+        let sound = fits && version != 0xff && trace_id != 0 && span_id != 0;
+        (sound && flags & 1 == 1).then_some(Self { trace_id, span_id })
+    }
+}
+
+const LENGTH: usize = 55;
+
+/// So many digits, in lower case.
+fn hex(digits: &[u8], length: usize) -> Option<u128> {
+    let lower = digits.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
+    let digits = std::str::from_utf8(digits).ok().filter(|digits| lower && digits.len() == length)?;
+    u128::from_str_radix(digits, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_is_read_as_the_standard_has_it_and_only_if_sampled() {
+        let parent = Some(Parent {
+            trace_id: 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736,
+            span_id: 0x00f0_67aa_0ba9_02b7,
+        });
+        for (text, expected) in [
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", parent),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03", parent),
+            ("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-what-comes", parent),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00", None),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more", None),
+            ("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01.more", None),
+            ("ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", None),
+            ("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", None),
+            ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", None),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", None),
+            ("00-4bf92f3577b34da6a3ce929d0e0e47360-0f067aa0ba902b7-01", None),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-+1", None),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7", None),
+            ("", None),
+        ] {
+            assert_eq!(Parent::sampled(text.as_bytes()), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Do dashboard, alerts and README speak of the numbers that there are? A real Prometheus knows.
+//!
+//! What stands in `envoy/observability/` and in the README under "Metrics" is held against
+//! what a live server says, in both directions, so that no number is renamed on one side
+//! alone: an alert on a metric that does not exist never fires, and nobody notices.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::support::prometheus::{ALERTS, Prometheus, promtool};
+use crate::support::{Ask, PATIENCE, Server, World, eventually};
+
+/// Every label there is. None of them can hold a tenant or a key.
+const LABELS: [&str; 6] = ["cause", "decision", "le", "reason", "result", "verdict"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// The families of a page in the text format, and their types.
+fn families(page: &str) -> BTreeMap<String, String> {
+    let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    types.map(|(name, kind)| (name.to_owned(), kind.to_owned())).collect()
+}
+
+/// The metrics of the README's table, and their types.
+fn documented() -> BTreeMap<String, String> {
+    let readme = read("README.md");
+    let (_, section) = readme.split_once("\n### Metrics\n").expect("a section on metrics");
+    let (section, _) = section.split_once("\n### ").expect("and one after it");
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" | "));
+    rows.flat_map(|(names, rest)| {
+        let kind = rest.split(" | ").next().expect("a type").to_owned();
+        let names = names.split(", ").map(|name| name.trim_matches('`'));
+        names
+            .map(move |name| (name.split('{').next().expect("a name").to_owned(), kind.clone()))
+            .collect::<Vec<_>>()
+    })
+    .collect()
+}
+
+#[test]
+fn every_number_is_in_the_readme_and_named_as_prometheus_would() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    server.check(Ask::with_key(&world.live.text));
+    let page = server.http("/metrics");
+    assert_eq!(page.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    assert_eq!(families(&page.body), documented(), "left: /metrics, right: the README's table");
+    for line in page.body.lines().filter(|line| !line.starts_with('#')) {
+        let labels = line.split_once('{').map_or("", |(_, rest)| rest.split('}').next().unwrap_or_default());
+        for label in labels.split(',').filter_map(|pair| pair.split('=').next()).filter(|l| !l.is_empty()) {
+            let known = LABELS.contains(&label) || line.starts_with("tenantgate_build_info{version=");
+            assert!(known, "{line}");
+        }
+    }
+    let Some(checked) = promtool(&["check", "metrics"], &page.body) else { return };
+    let said = String::from_utf8_lossy(&[checked.stdout, checked.stderr].concat()).into_owned();
+    assert!(checked.status.success() && said.is_empty(), "{said}");
+}
+
+#[test]
+fn each_alert_fires_in_its_case_and_not_while_all_is_well() {
+    for args in [
+        &["check", "rules", "envoy/observability/alerts.yml"],
+        &["test", "rules", "envoy/observability/alerts_test.yml"],
+    ] {
+        let Some(done) = promtool(&absolute(args).iter().map(String::as_str).collect::<Vec<_>>(), "") else {
+            return;
+        };
+        assert!(done.status.success(), "{args:?}: {done:#?}");
+    }
+    let (alerts, cases) = (alerts(), read("envoy/observability/alerts_test.yml"));
+    assert!(alerts.len() > 10, "{alerts:?}");
+    for alert in alerts {
+        assert!(cases.contains(&format!("{{alertname=\"{alert}\"")), "no case in which {alert} fires");
+    }
+}
+
+/// Paths of the repository as the tool finds them from anywhere.
+fn absolute(args: &[&str]) -> Vec<String> {
+    let path = |arg: &str| root().join(arg).display().to_string();
+    args.iter().map(|arg| if arg.contains('/') { path(arg) } else { (*arg).to_owned() }).collect()
+}
+
+fn alerts() -> Vec<String> {
+    let text = std::fs::read_to_string(ALERTS).expect("the alerts are there");
+    text.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn each_alert_says_what_to_do_where_it_says_so() {
+    let text = std::fs::read_to_string(ALERTS).expect("the alerts are there");
+    let links = text.lines().filter_map(|line| line.trim().strip_prefix("runbook_url: "));
+    let links: Vec<_> = links.collect();
+    assert_eq!(links.len(), alerts().len(), "one for each");
+    for (alert, link) in alerts().iter().zip(links) {
+        let (page, anchor) = link.split_once('#').expect("an anchor");
+        assert_eq!(anchor, alert.to_lowercase());
+        assert!(read(page).contains(&format!("\n### {alert}\n")), "{page} has no heading {alert}");
+    }
+}
+
+/// Two servers with something to do, and a Prometheus that watches.
+struct Watched {
+    world: World,
+    servers: [Server; 2],
+    prometheus: Prometheus,
+}
+
+impl Watched {
+    fn start() -> Option<Self> {
+        let world = World::somewhere();
+        let servers = [(); 2].map(|()| Server::on(&world.db).start());
+        let prometheus = Prometheus::of(&[&servers[0], &servers[1]])?;
+        Some(Self { world, servers, prometheus })
+    }
+
+    /// A little of everything that can be asked, bcrypt included.
+    fn traffic(&self, round: usize) {
+        for server in &self.servers {
+            server.check(Ask::get("/docs"));
+            server.check(Ask::get("/v1"));
+            server.check(Ask::with_key(&self.world.live.text));
+            server.check(Ask::with_key(&format!("{}_Wrong{round:08}", self.world.other.prefix)));
+        }
+    }
+
+    /// Waits until an expression gives a number; with what it gave.
+    fn answers(&self, expression: &str) -> Vec<Value> {
+        let mut round = 0;
+        let number = |sample: &Value| {
+            sample["value"][1].as_str().and_then(|n| n.parse::<f64>().ok()).is_some_and(|n| !n.is_nan())
+        };
+        eventually(&format!("an answer to {expression}"), PATIENCE, || {
+            round += 1;
+            self.traffic(round);
+            match self.prometheus.query(expression) {
+                Ok(samples) if samples.iter().any(number) => Ok(samples),
+                other => Err(format!("{other:?}")),
+            }
+        })
+    }
+}
+
+#[test]
+fn every_query_of_the_dashboard_has_an_answer() {
+    let dashboard: Value = serde_json::from_str(&read("envoy/observability/dashboard.json")).expect("JSON");
+    let Some(watched) = Watched::start() else { return };
+    let plain = |query: &str| {
+        let query = query.replace("$__rate_interval", "5s").replace("$job", "tenantgate");
+        let query = query.replace("$instance", ".*");
+        assert!(!query.contains('$'), "a variable nobody knows: {query}");
+        query
+    };
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().cloned().unwrap_or_default());
+    let queries: Vec<_> = targets.map(|target| plain(target["expr"].as_str().expect("a query"))).collect();
+    assert!(queries.len() > 30, "{queries:#?}");
+    for query in &queries {
+        watched.answers(query);
+    }
+    for variable in dashboard["templating"]["list"].as_array().expect("variables") {
+        if let Some(of) = variable["definition"].as_str().and_then(|text| text.strip_prefix("label_values("))
+        {
+            let (series, label) = of.rsplit_once(", ").expect("a series and a label");
+            let samples = watched.answers(&plain(series));
+            assert!(samples[0]["metric"][label.trim_end_matches(')')].is_string(), "{samples:?}");
+        }
+    }
+    for note in dashboard["annotations"]["list"].as_array().expect("annotations") {
+        watched.prometheus.query(&plain(note["expr"].as_str().expect("a query"))).expect("it is a query");
+    }
+}
+
+#[test]
+fn every_alert_is_evaluated_on_numbers_that_there_are() {
+    let Some(watched) = Watched::start() else { return };
+    let names: BTreeSet<_> = alerts().into_iter().collect();
+    let evaluated = |rule: &Value| rule["health"] == "ok";
+    let rules = eventually("every alert is evaluated", PATIENCE, || {
+        let rules = watched.prometheus.rules();
+        if !rules.is_empty() && rules.iter().all(evaluated) { Ok(rules) } else { Err(rules) }
+    });
+    assert_eq!(
+        rules.iter().map(|rule| rule["name"].as_str().expect("a name").to_owned()).collect::<BTreeSet<_>>(),
+        names
+    );
+    for metric in rules.iter().flat_map(|rule| metrics_of(rule["query"].as_str().expect("a query"))) {
+        watched.answers(&metric);
+    }
+    watched.world.db.sql("UPDATE api_keys SET hashed_key = 'damaged' WHERE key_prefix = 'llmk_other'");
+    eventually("the damaged row is noticed", PATIENCE, || {
+        let rules = watched.prometheus.rules();
+        let states = rules.iter().map(|rule| (rule["name"].as_str().unwrap_or_default(), &rule["state"]));
+        let active: Vec<_> =
+            states.filter(|(_, state)| **state != "inactive").map(|(name, _)| name).collect();
+        if active == ["TenantgateDamagedRows"] { Ok(()) } else { Err(format!("{active:?}")) }
+    });
+}
+
+/// The metrics that an expression speaks of.
+fn metrics_of(expression: &str) -> BTreeSet<String> {
+    let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let ours = words.filter(|word| word.starts_with("tenantgate_") || word.starts_with("process_"));
+    ours.map(str::to_owned).collect()
+}
+
+/// So that the file the README names is the one that is tested.
+#[test]
+fn the_readme_leads_to_dashboard_and_alerts() {
+    let readme = read("README.md");
+    for file in ["dashboard.json", "alerts.yml", "alerts_test.yml", "README.md"] {
+        let path: PathBuf = ["envoy", "observability", file].iter().collect();
+        assert!(root().join(&path).is_file() && readme.contains(&format!("({})", path.display())), "{file}");
+    }
+}
