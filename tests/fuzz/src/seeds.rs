@@ -55,7 +55,7 @@ const ROWS: [(&str, u8, &str); 7] = [
 
 /// Every captured request, and the first of them that is plain with every key of ours.
 fn requests() -> Vec<(String, Vec<u8>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/it/fixtures");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../it/fixtures");
     let mut files: Vec<_> =
         fs::read_dir(folder).expect("the fixtures").flatten().map(|file| file.path()).collect();
     files.sort();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bcrypt::non_truncating_hash;
 use tempfile::TempDir;
+use tenantgate::audit::{Action, Actor};
 use tenantgate::clock::{ManualClock, SystemClock, Timestamp};
 use tenantgate::config;
 use tenantgate::decision::Decision;
@@ -15,7 +16,7 @@ use tenantgate::memos::{self, Memos};
 use tenantgate::replica::sync::{self, Sync};
 use tenantgate::replica::{Replica, Said};
 use tenantgate::request;
-use tenantgate::store::{NewKey, NewTenant, Store};
+use tenantgate::store::{Management, NewKey, NewTenant};
 use tenantgate::tenant::{TenantId, TenantStatus};
 use tenantgate::usage::Usage;
 use tenantgate::verify::memo::{Keyring, Peppers};
@@ -33,7 +34,7 @@ const COST: u32 = 4;
 
 /// A database with everybody in it, in a directory that goes with this value.
 pub struct Database {
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn Management>,
     pub directory: TempDir,
 }
 
@@ -42,13 +43,13 @@ impl Database {
     pub async fn furnished() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let url = format!("sqlite://{}", directory.path().join("fuzz.db").display());
-        let store = config::store(&url).expect("a store");
+        let store = config::management(&url, Actor::default()).expect("a store");
         store.migrate().await.expect("tables");
         for tenant in &TENANTS {
             let id = Some(TenantId(Uuid::from_u128(tenant.id)));
             let (name, schema) = (tenant.name.to_owned(), tenant.schema.to_owned());
             let status = TenantStatus::parse(tenant.status);
-            store.insert_tenant(&NewTenant { id, name, schema, status }).await.expect("a tenant");
+            store.insert_tenant(&NewTenant { id, name, schema, status }, Action::TenantCreate).await.expect("a tenant");
         }
         for key in &KEYS {
             let new = NewKey {
@@ -61,7 +62,7 @@ impl Database {
                 expires_at: (key.state == State::Expired).then_some(Timestamp(1)),
                 memo: None,
             };
-            store.insert_key(&new).await.expect("a key");
+            store.insert_key(&new, Action::KeyCreate).await.expect("a key");
             if key.state == State::Revoked {
                 store.revoke_key(new.id, Timestamp(1), None).await.expect("revoked");
             }
