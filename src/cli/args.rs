@@ -313,10 +313,10 @@ pub(super) struct ReportKeysArgs {
     /// Only the keys of this tenant: id, schema name or exact name
     #[arg(value_name = "TENANT_REF")]
     pub(super) tenant: Option<String>,
-    /// Not used for this long, or never, and made this long ago [90d]
+    /// Not used for this long, or never, and made this long ago (90d)
     #[arg(long, value_name = "DURATION", value_parser = long_duration)]
     unused_for: Option<Duration>,
-    /// Expires within this span [30d]
+    /// Expires within this span (30d)
     #[arg(long, value_name = "DURATION", value_parser = long_duration)]
     expiring_within: Option<Duration>,
     /// Never used
@@ -328,7 +328,7 @@ pub(super) struct ReportKeysArgs {
     /// Has no memo, so that after a restart it costs one bcrypt
     #[arg(long)]
     without_memo: bool,
-    /// The cost of its hash is lower [12]
+    /// The cost of its hash is lower (12)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(5..=15))]
     cost_below: Option<u8>,
 }

@@ -227,7 +227,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// Whether it is no change but a mark, by which somebody asks how far we are; see [`Store::mark`].
+    /// Whether it is no change but a mark, by which somebody asks how far we are; see [`Management::mark`].
     #[must_use]
     pub fn is_mark(&self) -> bool {
         matches!(self, Self::NoKey(prefix) if prefix.is_empty())

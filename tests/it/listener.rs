@@ -238,15 +238,20 @@ fn limit_files(server: &Server, most: u64) {
 }
 
 #[test]
-fn a_connection_that_is_old_is_told_to_end_and_loses_nothing() {
+fn a_connection_that_is_old_is_told_to_end_and_what_was_asked_is_answered() {
     let world = World::somewhere();
     let server = Server::on(&world.db).args(&["--max-connection-age", "300ms"]).start();
     let mut raw = Raw::to(&server.grpc[0]);
-    assert_eq!(raw.goodbye(), Some(NO_ERROR));
-    // A client that takes the hint has no call fail.
-    for _ in 0..200 {
-        assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
-    }
+    raw.send(&Frame::check(1).bytes()).unwrap();
+    let told =
+        std::iter::from_fn(|| raw.next()).find(|frame| frame.kind == kind::GOAWAY).expect("it is told");
+    assert_eq!(told.payload[4..8], NO_ERROR.to_be_bytes());
+    let message = Ask::with_key(&world.live.text).bytes();
+    let prefix = [&[0], u32::try_from(message.len()).unwrap().to_be_bytes().as_slice()].concat();
+    let end_stream = 1;
+    raw.send(&Frame::new(kind::DATA, end_stream, 1, &[prefix, message].concat()).bytes()).unwrap();
+    let answer = std::iter::from_fn(|| raw.next()).find(|frame| frame.kind == kind::DATA).expect("an answer");
+    assert!(answer.stream == 1 && answer.payload.len() > 100, "{answer:?}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::support::prometheus::{ALERTS, Prometheus, promtool};
 use crate::support::{Ask, PATIENCE, Server, World, eventually};
 
 /// Every label there is. None of them can hold a tenant or a key.
-const LABELS: [&str; 6] = ["cause", "decision", "le", "reason", "result", "verdict"];
+const LABELS: [&str; 7] = ["cause", "decision", "le", "part", "reason", "result", "verdict"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
