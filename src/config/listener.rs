@@ -49,7 +49,7 @@ pub struct ListenerArgs {
     #[arg(long, env = "TENANTGATE_WORKERS", value_name = "N")]
     pub workers: Option<String>,
 
-    /// Connections at a time: each takes a file descriptor and about 30 KB, used or not
+    /// Connections at a time: each takes a file descriptor and about 50 KB, used or not
     #[arg(long, env = "TENANTGATE_MAX_CONNECTIONS", value_name = "N", default_value = "4096")]
     pub max_connections: String,
 

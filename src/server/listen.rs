@@ -44,7 +44,7 @@ pub struct Options {
     pub unix_mode: u32,
     /// Who may connect to a Unix socket, by user id; empty: whoever its mode lets.
     pub unix_peers: Vec<u32>,
-    /// Connections at a time, over all listeners: each takes 30 KB and a file descriptor.
+    /// Connections at a time, over all listeners: each takes 50 KB and a file descriptor.
     pub connections: u32,
     /// Threads that serve them; 0: as many as there are cores.
     pub workers: usize,
