@@ -4,17 +4,21 @@
 //! anybody is still there, and is told to come to an end when it is old or when we stop:
 //! then no new calls begin on it, and those under way are answered.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::server::{Builder, Connection};
-use h2::{Ping, PingPong};
+use h2::server::{Builder, Connection, SendResponse};
+use h2::{Ping, PingPong, RecvStream};
+use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::held::Held;
 use super::{Limits, Services, Unary, bridge, call};
 
 /// Bytes that may be on their way to us on a stream and on a connection: messages that Envoy sends fit whole.
@@ -27,17 +31,19 @@ where
     U: Unary,
 {
     let limits = services.limits;
-    let hello = settings(&limits).handshake(io);
+    let held = Held::new(io);
+    let hello = settings(&limits).handshake(held.clone());
     let Ok(Ok(mut connection)) = timeout(limits.handshake, hello).await else { return };
     let Some(pings) = connection.ping_pong() else { return };
+    held.hold();
     // On a task of its own: clocks that a call would ask for nothing.
     let (say, said) = oneshot::channel();
     let mut life = JoinSet::new();
     life.spawn(async move { drop(say.send(end_of_life(pings, limits, stop).await)) });
     let end = async { said.await.unwrap_or(End::Now) };
-    let End::InOrder = take_calls(&mut connection, &services, end).await else { return };
+    let End::InOrder = take_calls(&mut connection, &held, &services, end).await else { return };
     connection.graceful_shutdown();
-    let _ = take_calls(&mut connection, &services, sleep_then(limits.grace, End::Now)).await;
+    let _ = take_calls(&mut connection, &held, &services, sleep_then(limits.grace, End::Now)).await;
 }
 
 fn settings(limits: &Limits) -> Builder {
@@ -62,7 +68,8 @@ enum End {
 
 /// Takes calls until the peer has gone or `end` says how to end.
 async fn take_calls<T, U>(
-    connection: &mut Connection<T, Bytes>,
+    connection: &mut Connection<Held<T>, Bytes>,
+    held: &Held<T>,
     services: &Arc<Services<U>>,
     end: impl Future<Output = End>,
 ) -> End
@@ -72,13 +79,13 @@ where
 {
     let mut end = std::pin::pin!(end);
     loop {
-        let accepted = tokio::select! {
+        let call = tokio::select! {
             // While there are calls to take, nothing else is looked at.
             biased;
-            accepted = connection.accept() => accepted,
+            call = next_call(connection, held) => call,
             end = &mut end => return end,
         };
-        let Some(Ok((request, respond))) = accepted else { return End::Now };
+        let Some((request, respond)) = call else { return End::Now };
         match call::is_grpc(request.method(), request.headers()) {
             Ok(()) if request.uri().path() == U::PATH => call::take_up(services, request, respond),
             Ok(()) => drop(tokio::spawn(bridge::answer(services.others.clone(), request, respond))),
@@ -87,6 +94,25 @@ where
             }
         }
     }
+}
+
+type Call = (Request<RecvStream>, SendResponse<Bytes>);
+
+/// The next call, or nothing when there will be none. Answers that were made meanwhile go out once there is none to
+/// take up at once.
+async fn next_call<T>(connection: &mut Connection<Held<T>, Bytes>, held: &Held<T>) -> Option<Call>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    poll_fn(|cx| match connection.poll_accept(cx) {
+        Poll::Ready(Some(Ok(call))) => Poll::Ready(Some(call)),
+        Poll::Ready(_) => held.let_go(cx).map(|_| None),
+        Poll::Pending => match held.let_go(cx) {
+            Poll::Ready(Err(_)) => Poll::Ready(None),
+            _ => Poll::Pending,
+        },
+    })
+    .await
 }
 
 async fn end_of_life(pings: PingPong, limits: Limits, stop: impl Future<Output = ()>) -> End {

@@ -18,6 +18,7 @@ mod bridge;
 mod call;
 mod connection;
 mod frame;
+mod held;
 
 use std::sync::Arc;
 use std::time::Duration;
