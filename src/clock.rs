@@ -109,6 +109,30 @@ pub trait Clock: Send + Sync {
     }
 }
 
+/// What both clocks said at one moment: a clock that stands still.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    now: Timestamp,
+    uptime: Duration,
+}
+
+impl Moment {
+    /// What they say.
+    pub fn of(clock: &dyn Clock) -> Self {
+        Self { now: clock.now(), uptime: clock.uptime() }
+    }
+}
+
+impl Clock for Moment {
+    fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    fn uptime(&self) -> Duration {
+        self.uptime
+    }
+}
+
 /// The clocks of the operating system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;

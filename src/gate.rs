@@ -12,14 +12,17 @@
 //! After a proof everything is looked up again: what was revoked while bcrypt was
 //! running is revoked.
 //!
+//! A process that has only just started has not loaded anything yet, and will have in a moment: then who asks is
+//! let wait for that, as long as he can.
+//!
 //! Nothing here awaits a database or knows what Envoy is.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment, Timestamp};
 use crate::decision::{Decision, Facts, Fault, Found, Freshness, Grant, Objection, Proof, Reason, decide};
 use crate::key::PresentedKey;
 use crate::memos::Memos;
@@ -90,8 +93,32 @@ fn place<T: PartialEq>(all: &[T], one: &T) -> usize {
     all.iter().position(|other| other == one).unwrap_or(0)
 }
 
+/// A decision, for who says it.
+#[derive(Clone, Copy, Debug)]
+pub struct Judged<'a> {
+    /// What was decided.
+    pub decision: &'a Decision<'a>,
+    /// What was said before of the tenant that the key belongs to.
+    pub said: Option<&'a Said>,
+    /// When, by the wall clock.
+    pub at: Timestamp,
+}
+
 /// A row that changes its key, tenant or hash while it is being proven is proven again, but not for ever.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 4;
+
+/// How long after its start a process lets requests wait for the first load.
+const STARTING: Duration = Duration::from_secs(1);
+
+/// What a decision has to wait for.
+enum Lacking<'a> {
+    /// The first load.
+    Rows,
+    /// A proof of this key.
+    Proof(Arc<Entry>, PresentedKey<'a>),
+    /// Nothing that would come.
+    Nothing,
+}
 
 /// Checks requests.
 pub struct Gate {
@@ -102,6 +129,8 @@ pub struct Gate {
     clock: Arc<dyn Clock>,
     options: Options,
     stats: Arc<Stats>,
+    /// Until when it starts, by the uptime.
+    starts_until: Duration,
 }
 
 impl Gate {
@@ -115,7 +144,8 @@ impl Gate {
         clock: Arc<dyn Clock>,
         options: Options,
     ) -> Self {
-        Self { replica, verifier, usage, memos, clock, options, stats: Arc::default() }
+        let starts_until = clock.uptime() + STARTING;
+        Self { replica, verifier, usage, memos, clock, options, stats: Arc::default(), starts_until }
     }
 
     /// What was decided so far.
@@ -124,69 +154,96 @@ impl Gate {
         Arc::clone(&self.stats)
     }
 
-    /// Checks a request and lets `answer` say the decision, with what it has already made of the tenant at hand;
-    /// nothing when possession must be proven first.
+    /// Checks a request and lets `answer` say the decision; nothing when that must wait for something.
     pub fn check_now<R>(
         &self,
         request: &AccessRequest<'_>,
-        answer: impl FnOnce(&Decision<'_>, Option<&Said>) -> R,
+        answer: impl FnOnce(&Judged<'_>) -> R,
     ) -> Option<R> {
-        self.attempt(request, Instant::now(), None, answer).ok()
+        let now = self.moment();
+        self.attempt(request, now, now.uptime(), None, answer).ok()
     }
 
-    /// Checks a request and lets `answer` say the decision. A first proof is waited for until `deadline`.
+    /// Checks a request and lets `answer` say the decision. A first load or proof is waited for until `deadline`.
     pub async fn check<R>(
         &self,
         request: &AccessRequest<'_>,
         deadline: Instant,
-        answer: impl Fn(&Decision<'_>, Option<&Said>) -> R,
+        answer: impl Fn(&Judged<'_>) -> R,
     ) -> R {
-        let started = Instant::now();
+        let started = self.clock.uptime();
         let mut proven: Option<(Arc<Entry>, Proof)> = None;
         for _ in 0..ROUNDS {
-            let unproven = match self.attempt(request, started, proven.as_ref(), &answer) {
+            let lacking = match self.attempt(request, self.moment(), started, proven.as_ref(), &answer) {
                 Ok(answer) => return answer,
-                Err(unproven) => unproven,
+                Err(lacking) => lacking,
             };
-            let Some((entry, presented)) = unproven else { break };
-            let proof = self.verifier.prove(Arc::<Entry>::clone(&entry), presented, deadline).await;
-            proven = Some((entry, proof));
+            match lacking {
+                Lacking::Rows if self.loaded(deadline).await => {}
+                Lacking::Rows => return self.unable(Fault::NeverLoaded, answer),
+                Lacking::Proof(entry, presented) => {
+                    let proof = self.verifier.prove(Arc::<Entry>::clone(&entry), presented, deadline).await;
+                    proven = Some((entry, proof));
+                }
+                Lacking::Nothing => break,
+            }
         }
         self.unable(Fault::Overloaded, answer)
     }
 
-    /// What is answered when answering itself went wrong: never yes.
-    pub fn unable<R>(&self, fault: Fault, answer: impl FnOnce(&Decision<'_>, Option<&Said>) -> R) -> R {
-        self.finish(None, Instant::now(), &Decision::Unable(fault, None), |decision| answer(decision, None))
+    /// Waits for the first load. Returns whether it came.
+    async fn loaded(&self, deadline: Instant) -> bool {
+        let left = self.starts_until.saturating_sub(self.clock.uptime());
+        let mut generation = self.replica.generation();
+        let first = generation.wait_for(|generation| *generation > 0);
+        matches!(timeout_at(deadline.min(Instant::now() + left), first).await, Ok(Ok(_)))
     }
 
-    /// The answer, or the key whose possession must be proven first.
+    /// What is answered when answering itself went wrong: never yes.
+    pub fn unable<R>(&self, fault: Fault, answer: impl FnOnce(&Judged<'_>) -> R) -> R {
+        let now = self.moment();
+        let decision = Decision::Unable(fault, None);
+        self.finish(None, now.uptime(), Judged { decision: &decision, said: None, at: now.now() }, answer)
+    }
+
+    /// The clocks are asked once for a decision, and once more for how long it took.
+    fn moment(&self) -> Moment {
+        Moment::of(self.clock.as_ref())
+    }
+
+    /// The answer, or what it has to wait for.
     fn attempt<'a, R>(
         &self,
         request: &AccessRequest<'a>,
-        started: Instant,
+        now: Moment,
+        started: Duration,
         proven: Option<&(Arc<Entry>, Proof)>,
-        answer: impl FnOnce(&Decision<'_>, Option<&Said>) -> R,
-    ) -> Result<R, Option<(Arc<Entry>, PresentedKey<'a>)>> {
-        let (freshness, snapshot) = self.replica.view(self.clock.as_ref(), self.options.max_staleness);
+        answer: impl FnOnce(&Judged<'_>) -> R,
+    ) -> Result<R, Lacking<'a>> {
+        let (freshness, snapshot) = self.replica.view(&now, self.options.max_staleness);
         let entry = named(&snapshot, request);
         let tenant = entry.and_then(|(entry, _)| snapshot.tenant(entry.record().tenant_id));
         let found = entry.map(|(entry, presented)| {
             let proof = self.proof(entry, presented, proven);
             Found { key: entry.record(), tenant: tenant.map(TenantEntry::tenant), proof }
         });
-        match decide(&self.facts(request, freshness, found)) {
+        match decide(&self.facts(request, now, freshness, found)) {
+            Some(Decision::Unable(Fault::NeverLoaded, _)) if now.uptime() < self.starts_until => {
+                Err(Lacking::Rows)
+            }
             Some(decision) => {
                 let said = tenant.map(TenantEntry::said);
-                Ok(self.finish(entry, started, &decision, |decision| answer(decision, said)))
+                Ok(self.finish(entry, started, Judged { decision: &decision, said, at: now.now() }, answer))
             }
-            None => Err(entry.map(|(entry, presented)| (Arc::clone(entry), presented))),
+            None => Err(entry
+                .map_or(Lacking::Nothing, |(entry, presented)| Lacking::Proof(Arc::clone(entry), presented))),
         }
     }
 
     fn facts<'a>(
         &self,
         request: &AccessRequest<'a>,
+        now: Moment,
         freshness: Freshness,
         found: Option<Found<'a>>,
     ) -> Facts<'a> {
@@ -195,7 +252,7 @@ impl Gate {
             credential: request.credential,
             freshness,
             found,
-            now: self.replica.now(self.clock.as_ref()),
+            now: self.replica.now(&now),
         }
     }
 
@@ -215,21 +272,21 @@ impl Gate {
     fn finish<R>(
         &self,
         entry: Option<(&Arc<Entry>, PresentedKey<'_>)>,
-        started: Instant,
-        decision: &Decision<'_>,
-        answer: impl FnOnce(&Decision<'_>) -> R,
+        started: Duration,
+        judged: Judged<'_>,
+        answer: impl FnOnce(&Judged<'_>) -> R,
     ) -> R {
-        if let (Decision::Allow(Grant::Tenant(..)), Some((entry, presented))) = (decision, entry) {
-            self.usage.touch(entry, self.clock.now());
+        if let (Decision::Allow(Grant::Tenant(..)), Some((entry, presented))) = (judged.decision, entry) {
+            self.usage.touch(entry, judged.at);
             // So that the next process need not ask bcrypt.
             if entry.take_memo_due() {
                 self.memos.note(entry.record(), presented);
             }
         }
-        let decision = &decision.in_mode(self.options.mode);
+        let decision = &judged.decision.in_mode(self.options.mode);
         self.stats.count(decision);
-        let answer = answer(decision);
-        self.stats.latency.record(started.elapsed());
+        let answer = answer(&Judged { decision, ..judged });
+        self.stats.latency.record(self.clock.uptime().saturating_sub(started));
         answer
     }
 }

@@ -18,9 +18,8 @@ use super::spans::{CheckSpan, Spans};
 use super::translate::{ROOM, Speech, answer, read};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Decision, Fault, Grant, Identity, Objection};
-use crate::gate::Gate;
+use crate::gate::{Gate, Judged};
 use crate::grpc::{Frame, Outcome, Refusal, Unary};
-use crate::replica::Said;
 use crate::request::{self, AccessRequest};
 use crate::shadow::Report;
 use crate::trace::Parent;
@@ -74,19 +73,18 @@ impl Unary for AuthorizationService {
     fn answer_now(&self, message: &[u8], parent: Option<Parent>) -> Option<Outcome> {
         let Ok(asked) = read(message, &self.options.request) else { return Some(Err(NOT_A_CHECK_REQUEST)) };
         let call = self.call(message, parent);
-        self.gate.check_now(&asked, |decision, said| Ok(self.say(decision, said, &asked, &call)))
+        self.gate.check_now(&asked, |judged| Ok(self.say(judged, &asked, &call)))
     }
 
     async fn answer(&self, message: Bytes, deadline: Instant, parent: Option<Parent>) -> Outcome {
         let asked = read(&message, &self.options.request).map_err(|_| NOT_A_CHECK_REQUEST)?;
         let call = self.call(&message, parent);
-        let say = |decision: &Decision<'_>, said: Option<&Said>| Ok(self.say(decision, said, &asked, &call));
-        self.gate.check(&asked, deadline, say).await
+        self.gate.check(&asked, deadline, |judged| Ok(self.say(judged, &asked, &call))).await
     }
 
     fn broken(&self) -> Frame {
         let (asked, call) = (AccessRequest::nothing(), self.call(&[], None));
-        self.gate.unable(Fault::Internal, |decision, said| self.say(decision, said, &asked, &call))
+        self.gate.unable(Fault::Internal, |judged| self.say(judged, &asked, &call))
     }
 }
 
@@ -102,24 +100,18 @@ impl AuthorizationService {
         Call { message, trace: parent.map(|parent| (parent, self.log.clock.now())) }
     }
 
-    fn say(
-        &self,
-        decision: &Decision<'_>,
-        said: Option<&Said>,
-        asked: &AccessRequest<'_>,
-        call: &Call<'_>,
-    ) -> Frame {
-        let now = self.log.clock.now();
-        let id = decision_id(now);
+    fn say(&self, judged: &Judged<'_>, asked: &AccessRequest<'_>, call: &Call<'_>) -> Frame {
+        let (decision, id) = (judged.decision, decision_id(judged.at));
         if let Decision::Allow(Grant::Shadow(objection)) = decision {
-            self.shadow.note(objection, &origin(call.message), now);
+            self.shadow.note(objection, &origin(call.message), judged.at);
         }
         self.log.write(decision, id);
         if let (Some(spans), Some((parent, started))) = (&self.spans, call.trace) {
-            spans.check(&CheckSpan { parent, started, ended: now, decision, decision_id: id });
+            let ended = self.log.clock.now();
+            spans.check(&CheckSpan { parent, started, ended, decision, decision_id: id });
         }
         let speech = &self.options.speech;
-        Frame::of(ROOM, |message| answer(message, decision, said, id, asked.bearer, speech))
+        Frame::of(ROOM, |message| answer(message, judged, id, asked.bearer, speech))
     }
 }
 

@@ -11,7 +11,9 @@ use super::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use super::proto::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use super::translate::{OnUnavailable, Speech, answer, read};
 use super::wire::Message;
+use crate::clock::Timestamp;
 use crate::decision::{Decision, Denial, Fault, Reason};
+use crate::gate::Judged;
 use crate::request::{Credential, DEFAULT_KEY_HEADER, Options};
 
 /// A length-delimited field.
@@ -141,7 +143,8 @@ type Refusal = (i32, i32, String, BTreeMap<String, String>);
 fn refusal(decision: &Decision<'_>, on_unavailable: OnUnavailable) -> Refusal {
     let speech = Speech { key_header: DEFAULT_KEY_HEADER.into(), on_unavailable };
     let mut bytes = Vec::new();
-    answer(&mut bytes, decision, None, Uuid::from_u128(7), false, &speech);
+    let judged = Judged { decision, said: None, at: Timestamp::default() };
+    answer(&mut bytes, &judged, Uuid::from_u128(7), false, &speech);
     let response = CheckResponse::decode(&bytes[..]).unwrap();
     let Some(HttpResponse::DeniedResponse(said) | HttpResponse::ErrorResponse(said)) = response.http_response
     else {

@@ -19,6 +19,7 @@ use uuid::fmt::Hyphenated;
 use super::codec::{NotACheckRequest, Visitor, walk};
 use super::wire::Message;
 use crate::decision::{Decision, Grant, Identity, Reason};
+use crate::gate::Judged;
 use crate::replica::Said;
 use crate::request::{AUTHORIZATION, AccessRequest, Options, Reader};
 use crate::tenant::Tenant;
@@ -83,14 +84,8 @@ pub struct Speech {
 ///
 /// Written straight into one buffer: building the generated messages first takes forty allocations. What an
 /// answer says of the tenant is written once and kept with the tenant, in `said`.
-pub fn answer(
-    to: &mut Vec<u8>,
-    decision: &Decision<'_>,
-    said: Option<&Said>,
-    id: Uuid,
-    bearer: bool,
-    speech: &Speech,
-) {
+pub fn answer(to: &mut Vec<u8>, judged: &Judged<'_>, id: Uuid, bearer: bool, speech: &Speech) {
+    let &Judged { decision, said, .. } = judged;
     let mut buffer = [0; Hyphenated::LENGTH];
     let id: &str = id.hyphenated().encode_lower(&mut buffer);
     let mut response = Message(to);
@@ -341,10 +336,11 @@ mod tests {
     /// What is written is what the generated encoder writes of it, to the byte.
     fn say_as(decision: &Decision<'_>, bearer: bool, mode: OnUnavailable) -> CheckResponse {
         let (said, mut bytes) = (Said::new(), Vec::new());
-        answer(&mut bytes, decision, None, Uuid::nil(), bearer, &speech(mode));
+        let judged = |said| Judged { decision, said, at: Timestamp(0) };
+        answer(&mut bytes, &judged(None), Uuid::nil(), bearer, &speech(mode));
         for time in ["first", "next"] {
             let mut again = Vec::new();
-            answer(&mut again, decision, Some(&said), Uuid::nil(), bearer, &speech(mode));
+            answer(&mut again, &judged(Some(&said)), Uuid::nil(), bearer, &speech(mode));
             assert_eq!(again, bytes, "the {time} time that it is said of a tenant");
         }
         let response = CheckResponse::decode(bytes.as_slice()).unwrap();

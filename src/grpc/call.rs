@@ -8,6 +8,7 @@
 //! be taken for a reason to let the request pass.
 
 use std::future::poll_fn;
+use std::mem::take;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -17,6 +18,7 @@ use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::header::CONTENT_TYPE;
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::Code;
@@ -36,9 +38,9 @@ pub(super) fn take_up<U: Unary>(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) {
-    let (head, mut body) = request.into_parts();
-    let responder = Responder { services: Arc::clone(services), respond: Some(respond) };
-    let parent = services.unary.traces().then(|| parent(&head.headers)).flatten();
+    let (Parts { headers, .. }, mut body) = request.into_parts();
+    let parent = services.unary.traces().then(|| parent(&headers)).flatten();
+    let responder = Responder { services: Arc::clone(services), respond: Some(respond), headers };
     // What is not here yet is waited for elsewhere, by who asks again; this task has a connection to look after.
     let first = body.poll_data(&mut Context::from_waker(Waker::noop()));
     if let Poll::Ready(Some(Ok(bytes))) = &first
@@ -56,7 +58,7 @@ pub(super) fn take_up<U: Unary>(
             Err(_) => return,
         }
     }
-    let deadline = deadline(&head.headers, services.limits.call);
+    let deadline = deadline(&responder.headers, services.limits.call);
     tokio::spawn(async move {
         let first = match first {
             Poll::Ready(first) => Some(first),
@@ -111,13 +113,15 @@ async fn gather(first: Option<Chunk>, mut body: RecvStream, most: usize) -> Resu
 struct Responder<U: Unary> {
     services: Arc<Services<U>>,
     respond: Option<SendResponse<Bytes>>,
+    /// Those of the request, whose memory those of the answer will be in.
+    headers: HeaderMap,
 }
 
 impl<U: Unary> Responder<U> {
     fn respond(mut self, outcome: Outcome) {
         if let Some(respond) = self.respond.take() {
             match outcome {
-                Ok(frame) => send(respond, frame),
+                Ok(frame) => send(respond, take(&mut self.headers), frame),
                 Err(refusal) => refuse(respond, refusal),
             }
         }
@@ -129,15 +133,17 @@ impl<U: Unary> Drop for Responder<U> {
         let Some(respond) = self.respond.take() else { return };
         // Perhaps in the middle of a panic, which a second one would turn into the end of the process.
         if let Ok(frame) = catch_unwind(AssertUnwindSafe(|| self.services.unary.broken())) {
-            send(respond, frame);
+            send(respond, take(&mut self.headers), frame);
         }
     }
 }
 
 /// Headers, message, trailers. Whoever has gone meanwhile gets none of them, which is all there is to an error.
-fn send(mut respond: SendResponse<Bytes>, frame: Frame) {
+fn send(mut respond: SendResponse<Bytes>, mut headers: HeaderMap, frame: Frame) {
+    headers.clear();
+    headers.insert(CONTENT_TYPE, GRPC.clone());
     let mut head = Response::new(());
-    head.headers_mut().insert(CONTENT_TYPE, GRPC.clone());
+    *head.headers_mut() = headers;
     let Ok(mut stream) = respond.send_response(head, false) else { return };
     if stream.send_data(frame.into_bytes(), false).is_ok() {
         let mut trailers = HeaderMap::with_capacity(1);

@@ -6,51 +6,18 @@
 use std::sync::Arc;
 
 use tenantgate::clock::SystemClock;
-use tenantgate::ext_authz::service::{AuthorizationService, Options};
-use tenantgate::gate::{self, Gate};
 use tenantgate::grpc::Unary as _;
-use tenantgate::memos::{self, Memos};
-use tenantgate::replica::Replica;
-use tenantgate::replica::sync::{self, Sync};
-use tenantgate::shadow::{self, Report};
-use tenantgate::store::Store;
-use tenantgate::store::sqlite::SqliteStore;
-use tenantgate::usage::Usage;
-use tenantgate::verify::memo::{Keyring, Peppers};
-use tenantgate::verify::{self, Verifier};
 use tokio::time::Instant;
 
-use crate::support::{Ask, Backend, PATIENCE, World, runtime, wait};
-
-/// The service as a server has it, on a replica of the world.
-fn service(world: &World) -> AuthorizationService {
-    let (clock, replica) = (Arc::new(SystemClock), Replica::default());
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::new(world.db.url()).unwrap());
-    let sync = Sync::new(replica.clone(), store, Arc::<SystemClock>::clone(&clock), sync::Options::default());
-    runtime().spawn(sync.run());
-    wait(replica.generation().wait_for(|generation| *generation > 0)).unwrap();
-    let peppers = Peppers::default();
-    let verifier =
-        Verifier::start(verify::Options::default(), Keyring::new(peppers.clone()).unwrap()).unwrap();
-    let memos = Memos::new(peppers, memos::Options::default());
-    let ours = Arc::<SystemClock>::clone(&clock);
-    let gate = Gate::new(replica, verifier, Usage::default(), memos, ours, gate::Options::default());
-    let speech = tenantgate::ext_authz::translate::Speech {
-        key_header: tenantgate::request::DEFAULT_KEY_HEADER.to_owned(),
-        ..Default::default()
-    };
-    AuthorizationService::new(
-        Arc::new(gate),
-        clock,
-        Report::new(shadow::Options::default()),
-        Options { speech, ..Options::default() },
-    )
-}
+use crate::support::service::Service;
+use crate::support::{Ask, Backend, PATIENCE, World, wait};
 
 #[test]
 fn a_check_allocates_its_answer_and_nothing_else() {
     let world = World::on(Backend::Sqlite).unwrap();
-    let service = service(&world);
+    let service = Service::new(Arc::new(SystemClock));
+    service.load(&world);
+    let service = service.authorization;
     let asks = [
         ("a live key", Ask::with_key(&world.live.text)),
         ("a wrong secret", Ask::with_key(&world.live.with_wrong_secret())),

@@ -48,6 +48,7 @@ mod secrets;
 mod settings;
 mod shadow;
 mod snapshot_file;
+mod starting;
 mod supply_chain;
 mod sync;
 mod tenants;

@@ -7,10 +7,12 @@ use super::super::check::{CheckView, of_answer, text};
 use super::super::view::{KeyView, TenantView, Text, plain, table};
 use super::logged::Logged;
 use super::through::ThroughView;
+use crate::clock::Timestamp;
 use crate::decision::Decision;
 use crate::decision::rows::{Row, Step};
 use crate::explain::{Case, Explanation};
 use crate::ext_authz::translate::{Speech, answer};
+use crate::gate::Judged;
 
 /// A row of the table and what became of it.
 #[derive(Serialize)]
@@ -127,7 +129,9 @@ fn case_view(explanation: &Explanation<'_>, case: &Case<'_>, speech: &Speech) ->
 /// What Envoy would be told, and make of it.
 fn outcome(decision: &Decision<'_>, speech: &Speech) -> OutcomeView {
     let mut message = Vec::new();
-    answer(&mut message, decision, None, Uuid::nil(), false, speech);
+    // Neither the id nor the time of an answer is shown.
+    let judged = Judged { decision, said: None, at: Timestamp::default() };
+    answer(&mut message, &judged, Uuid::nil(), false, speech);
     let (said, code) = of_answer(&message);
     let CheckView { allowed, http_status, body, mut metadata, .. } = said;
     let cause = if let Decision::Unable(fault, _) = decision { Some(fault.as_str()) } else { None };

@@ -8,13 +8,12 @@ use tempfile::TempDir;
 use tenantgate::audit::{Action, Actor};
 use tenantgate::clock::{ManualClock, SystemClock, Timestamp};
 use tenantgate::config;
-use tenantgate::decision::Decision;
 use tenantgate::ext_authz::translate::{Speech, answer, read};
-use tenantgate::gate::{self, Gate};
+use tenantgate::gate::{self, Gate, Judged};
 use tenantgate::key::KeyId;
 use tenantgate::memos::{self, Memos};
+use tenantgate::replica::Replica;
 use tenantgate::replica::sync::{self, Sync};
-use tenantgate::replica::{Replica, Said};
 use tenantgate::request;
 use tenantgate::store::{Management, NewKey, NewTenant};
 use tenantgate::tenant::{TenantId, TenantStatus};
@@ -109,9 +108,9 @@ impl House {
     /// server does, and then the same as in good time.
     pub fn check(&self, message: &[u8]) -> Option<Vec<u8>> {
         let asked = read(message, &self.request).ok()?;
-        let say = |decision: &Decision<'_>, said: Option<&Said>| {
+        let say = |judged: &Judged<'_>| {
             let mut bytes = Vec::new();
-            answer(&mut bytes, decision, said, Uuid::nil(), asked.bearer, &self.speech);
+            answer(&mut bytes, judged, Uuid::nil(), asked.bearer, &self.speech);
             bytes
         };
         let now = self.gate.check_now(&asked, say);

@@ -1,0 +1,62 @@
+//! What is answered before the first load? Nothing that waiting for a moment would not answer better, and
+//! nothing later than the caller waits.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use prost::Message as _;
+use tenantgate::clock::{ManualClock, SystemClock};
+use tenantgate::ext_authz::proto::envoy::service::auth::v3::CheckResponse;
+use tenantgate::grpc::{Outcome, Unary as _};
+use tokio::time::Instant;
+
+use crate::support::service::Service;
+use crate::support::{Ask, Backend, PATIENCE, World, wait};
+
+/// The reason that an answer gives in its metadata.
+fn reason(outcome: &Outcome) -> String {
+    let response = CheckResponse::decode(outcome.as_ref().unwrap().message()).unwrap();
+    let reason = &response.dynamic_metadata.unwrap().fields["reason"];
+    format!("{:?}", reason.kind.as_ref().unwrap())
+}
+
+fn is(outcome: &Outcome, expected: &str) -> bool {
+    reason(outcome).contains(&format!("{expected:?}"))
+}
+
+#[test]
+fn who_asks_a_process_that_has_just_started_waits_for_the_first_load() {
+    let world = World::on(Backend::Sqlite).unwrap();
+    let service = Service::new(Arc::new(SystemClock));
+    let message = Ask::with_key(&world.live.text).bytes();
+    assert!(service.authorization.answer_now(&message, None).is_none(), "not at once");
+    let public = service.authorization.answer_now(&Ask::get("/docs").bytes(), None).unwrap();
+    assert!(is(&public, "public"), "what needs no key does not wait");
+    let mut answer = Box::pin(service.authorization.answer(message.into(), Instant::now() + PATIENCE, None));
+    wait(async {
+        assert!(matches!(answer.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Pending));
+        service.follow(&world);
+        assert!(is(&answer.await, "ok"));
+    });
+}
+
+#[test]
+fn who_cannot_wait_for_the_first_load_is_told_in_time() {
+    let service = Service::new(Arc::new(SystemClock));
+    let message = Ask::with_key("llmk_demo_0123456789abcdef").bytes();
+    let deadline = Duration::from_millis(20);
+    let outcome =
+        wait(async { service.authorization.answer(message.into(), Instant::now() + deadline, None).await });
+    assert!(is(&outcome, "unavailable"));
+}
+
+#[test]
+fn a_process_that_cannot_load_lets_nobody_wait_for_ever() {
+    let clock = Arc::new(ManualClock::default());
+    let service = Service::new(Arc::<ManualClock>::clone(&clock));
+    let message = Ask::with_key("llmk_demo_0123456789abcdef").bytes();
+    assert!(service.authorization.answer_now(&message, None).is_none());
+    clock.advance(Duration::from_secs(1));
+    assert!(is(&service.authorization.answer_now(&message, None).unwrap(), "unavailable"));
+}

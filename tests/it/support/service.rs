@@ -1,0 +1,54 @@
+//! The service as a server has it, without the server: for what is not to be seen from outside.
+
+use std::sync::Arc;
+
+use tenantgate::clock::{Clock, SystemClock};
+use tenantgate::ext_authz::service::{AuthorizationService, Options};
+use tenantgate::ext_authz::translate::Speech;
+use tenantgate::gate::{self, Gate};
+use tenantgate::memos::{self, Memos};
+use tenantgate::replica::Replica;
+use tenantgate::replica::sync::{self, Sync};
+use tenantgate::request::DEFAULT_KEY_HEADER;
+use tenantgate::shadow::{self, Report};
+use tenantgate::store::Store;
+use tenantgate::store::sqlite::SqliteStore;
+use tenantgate::usage::Usage;
+use tenantgate::verify::memo::{Keyring, Peppers};
+use tenantgate::verify::{self, Verifier};
+
+use super::{World, runtime, wait};
+
+/// A service, and the replica that it has not loaded yet.
+pub(crate) struct Service {
+    pub(crate) authorization: AuthorizationService,
+    replica: Replica,
+}
+
+impl Service {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+        let (peppers, replica) = (Peppers::default(), Replica::default());
+        let keyring = Keyring::new(peppers.clone()).expect("randomness");
+        let verifier = Verifier::start(verify::Options::default(), keyring).expect("threads");
+        let memos = Memos::new(peppers, memos::Options::default());
+        let (ours, options) = (Arc::clone(&clock), gate::Options::default());
+        let gate = Gate::new(replica.clone(), verifier, Usage::default(), memos, ours, options);
+        let speech = Speech { key_header: DEFAULT_KEY_HEADER.to_owned(), ..Speech::default() };
+        let report = Report::new(shadow::Options::default());
+        let options = Options { speech, ..Options::default() };
+        Self { authorization: AuthorizationService::new(Arc::new(gate), clock, report, options), replica }
+    }
+
+    /// Begins to follow the world's database, which is one of SQLite.
+    pub(crate) fn follow(&self, world: &World) {
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::new(world.db.url()).expect("an address"));
+        let sync = Sync::new(self.replica.clone(), store, Arc::new(SystemClock), sync::Options::default());
+        runtime().spawn(sync.run());
+    }
+
+    /// Follows it, and has loaded it.
+    pub(crate) fn load(&self, world: &World) {
+        self.follow(world);
+        wait(self.replica.generation().wait_for(|generation| *generation > 0)).expect("it stays");
+    }
+}
