@@ -1,5 +1,7 @@
 //! Who may connect to a listener with TLS, and with a client CA?
 
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -107,6 +109,42 @@ fn a_client_ca_lets_in_only_its_own() {
         None,
         "no certificate at all"
     );
+}
+
+/// Bytes that the server says before it hangs up; it does not hang up in time if this panics.
+fn until_hung_up(mut stream: TcpStream) {
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    match stream.read_to_end(&mut Vec::new()) {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+        Err(error) => panic!("the server does not hang up: {error}"),
+    }
+}
+
+#[test]
+fn a_client_that_stops_in_the_middle_of_a_handshake_is_not_waited_for() {
+    let world = World::somewhere();
+    let ours = authority("ours");
+    let (cert, key) = issued_by(&ours);
+    let (cert, key) = (file(world.db.dir(), "cert.pem", &cert), file(world.db.dir(), "key.pem", &key));
+    let args = ["--tls-cert", &cert, "--tls-key", &key, "--handshake-timeout", "300ms"];
+    let server = Server::on(&world.db).args(&args).start();
+    let address = &server.grpc[0];
+    // A record of TLS that announces 512 bytes, of which few ever come (RFC 8446 §5.1).
+    const RECORD: [u8; 9] = [22, 3, 1, 2, 0, 1, 0, 1, 252];
+    let half_open: Vec<_> = (0..=RECORD.len())
+        .map(|said| {
+            let mut stream = TcpStream::connect(address).expect("there is room");
+            stream.write_all(&RECORD[..said]).expect("sent");
+            stream
+        })
+        .collect();
+    let client = Client::over_tls(address, trusting(&ours));
+    assert_eq!(row(&client, &world).as_deref(), Some("200 ok"), "beside them");
+    half_open.into_iter().for_each(until_hung_up);
+    let turned_away = ["tenantgate_connections_total", "result=\"turned_away\""];
+    assert!(server.metric(&turned_away) >= f64::from(u8::try_from(RECORD.len()).expect("few")));
+    assert_eq!(row(&client, &world).as_deref(), Some("200 ok"), "after them");
 }
 
 /// A certificate with exactly these names, and its key.
