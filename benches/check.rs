@@ -3,7 +3,8 @@
 //! Three servers are asked the same request, 1.2 kB as Envoy writes it: `stock`, a plain
 //! release build of tonic and the generated types, over TCP; `stock, same`, the same program
 //! with the flags and the socket of tenantgate; and tenantgate, over a Unix
-//! socket, with a key that it has to find, prove by its seal, judge and answer for.
+//! socket, with a key that it has to find, prove by its seal, judge and answer for; once with one worker, as
+//! the others have, and once with two, which must not be in each other's way.
 //!
 //! Instructions are counted by callgrind, from when everything is warm. CPU is what the kernel has booked, in interleaved rounds.
 
@@ -35,21 +36,25 @@ fn main() {
         Peer::stock("stock, TCP", "release", "127.0.0.1:0"),
         Peer::stock("stock, same flags and socket", "same", "unix:socket"),
         Peer::tenantgate("tenantgate", world.db.url(), &["--listen", "unix:socket"]),
+        Peer::tenantgate_of(2, "tenantgate, 2 workers", world.db.url(), &["--listen", "unix:socket"]),
     ];
     let asked = realistic();
     let asked =
         asked.iter().fold(Ask::with_key(&world.live.text), |ask, (name, value)| ask.header(name, value));
     let message = framed(&asked.bytes());
-    let instructions: Vec<f64> = peers.iter().map(|peer| instructions(peer, &message)).collect();
+    // Each worker gets a connection.
+    let lines = [1, 1, 1, 2];
+    let each = peers.iter().zip(lines);
+    let instructions: Vec<f64> = each.map(|(peer, lines)| instructions(peer, lines, &message)).collect();
     let [batched, ping_pong] = [BATCHED, PING_PONG].map(|load| cpu(&peers, load, &message));
     report(&peers, message.len(), &instructions, &batched, &ping_pong);
 }
 
 /// Instructions of a check.
-fn instructions(peer: &Peer, message: &Bytes) -> f64 {
+fn instructions(peer: &Peer, lines: usize, message: &Bytes) -> f64 {
     let server = Running::start_countable(peer);
     server.warm_up(std::slice::from_ref(message));
-    let instructions = server.instructions(COUNTED, std::slice::from_ref(message));
+    let instructions = server.instructions(lines, COUNTED, std::slice::from_ref(message));
     server.stop();
     instructions
 }
@@ -100,5 +105,7 @@ fn report(peers: &[Peer], bytes: usize, instructions: &[f64], batched: &[Vec<f64
         "same flags and socket: tenantgate takes {:.2} of the instructions",
         instructions[2] / instructions[1]
     ));
+    let two = batched[3].iter().zip(&batched[2]).map(|(two, one)| two / one).collect();
+    line(format!("two workers: {:.2} of the CPU of one, batched", median(two)));
     line(serde_json::json!({ "bench": "check", "peers": rows }).to_string());
 }

@@ -103,7 +103,7 @@ fn instructions(world: &World) -> f64 {
     let peer = Peer::tenantgate("tenantgate", world.db.url(), &["--listen", "unix:socket"]);
     let server = Running::start_countable(&peer);
     server.warm_up(&messages);
-    let instructions = server.instructions(COUNTED, &messages);
+    let instructions = server.instructions(1, COUNTED, &messages);
     server.stop();
     instructions
 }

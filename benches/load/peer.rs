@@ -33,10 +33,21 @@ impl Peer {
 
     /// tenantgate on a database. It looks there once a second: looking is no part of a check.
     pub(crate) fn tenantgate(name: &'static str, database_url: &str, args: &[&str]) -> Self {
-        let own = ["serve", "--database-url", database_url, "--ops-listen", "127.0.0.1:0"];
         // As many workers as the stock server has.
-        let own = own.iter().chain(&["--sync-interval", "1s", "--workers", "1"]);
-        let args = own.chain(args).map(ToString::to_string).collect();
+        Self::tenantgate_of(1, name, database_url, args)
+    }
+
+    /// The same with so many workers.
+    pub(crate) fn tenantgate_of(
+        workers: usize,
+        name: &'static str,
+        database_url: &str,
+        args: &[&str],
+    ) -> Self {
+        let workers = workers.to_string();
+        let own = ["serve", "--database-url", database_url, "--ops-listen", "127.0.0.1:0"];
+        let paced = ["--sync-interval", "1s", "--workers", &workers];
+        let args = own.iter().chain(&paced).chain(args).map(ToString::to_string).collect();
         Self { name, program: tenantgate(), args }
     }
 }
@@ -113,12 +124,12 @@ impl Running {
         Counter::start(self.pid(), self.counted.as_ref().expect("started to be counted"))
     }
 
-    /// Instructions of a check: of these in turn, so many, over one connection. It has been warmed up.
-    pub(crate) fn instructions(&self, checks: usize, messages: &[Bytes]) -> f64 {
+    /// Instructions of a check: of these in turn, so many, over so many connections in turn. It has been warmed up.
+    pub(crate) fn instructions(&self, lines: usize, checks: usize, messages: &[Bytes]) -> f64 {
         let mut counter = self.counter();
-        let line = wait(Line::to(self.address()));
+        let lines: Vec<_> = (0..lines).map(|_| wait(Line::to(self.address()))).collect();
         let ask = async |checks| {
-            for message in messages.iter().cycle().take(checks) {
+            for (message, line) in messages.iter().cycle().zip(lines.iter().cycle()).take(checks) {
                 assert!(line.ask(message.clone()).await.allowed);
             }
         };

@@ -111,7 +111,10 @@ fn a_client_ca_lets_in_only_its_own() {
     );
 }
 
-/// Bytes that the server says before it hangs up; it does not hang up in time if this panics.
+/// The beginning of a record of TLS that announces 512 bytes, of which no more come (RFC 8446 §5.1).
+const RECORD: [u8; 9] = [22, 3, 1, 2, 0, 1, 0, 1, 252];
+
+/// Waits until the server hangs up; it does not in time if this panics.
 fn until_hung_up(mut stream: TcpStream) {
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     match stream.read_to_end(&mut Vec::new()) {
@@ -130,8 +133,6 @@ fn a_client_that_stops_in_the_middle_of_a_handshake_is_not_waited_for() {
     let args = ["--tls-cert", &cert, "--tls-key", &key, "--handshake-timeout", "300ms"];
     let server = Server::on(&world.db).args(&args).start();
     let address = &server.grpc[0];
-    // A record of TLS that announces 512 bytes, of which few ever come (RFC 8446 §5.1).
-    const RECORD: [u8; 9] = [22, 3, 1, 2, 0, 1, 0, 1, 252];
     let half_open: Vec<_> = (0..=RECORD.len())
         .map(|said| {
             let mut stream = TcpStream::connect(address).expect("there is room");
