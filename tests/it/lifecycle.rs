@@ -19,7 +19,15 @@ on_every_store![
     a_check_in_flight_is_answered_before_the_server_goes,
     last_use_is_written_when_the_server_goes,
     readyz_says_what_is_loaded,
+    the_first_request_after_a_start_waits_for_the_first_load,
 ];
+
+fn the_first_request_after_a_start_waits_for_the_first_load(world: &World) {
+    for _ in 0..5 {
+        let server = Server::on(&world.db).start_unready();
+        assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "{}", server.stderr.text());
+    }
+}
 
 fn a_check_in_flight_is_answered_before_the_server_goes(world: &World) {
     world.slow_down();
@@ -219,6 +227,19 @@ fn what_cannot_be_bound_is_one_clear_line() {
         "401 missing",
         "a live socket is not taken away"
     );
+}
+
+#[test]
+fn a_first_load_that_does_not_end_is_not_waited_for() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut in_the_way = world.db.session();
+    in_the_way.sql("BEGIN; LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE");
+    let server = Server::on(&world.db).start_unready();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "503 unavailable");
+    assert_eq!(server.row(Ask::get("/docs")), "200 public");
+    in_the_way.sql("COMMIT");
+    server.wait_until_ready();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
 }
 
 /// What it loaded is older than a second by the time it is there, and it is ready all the same.
