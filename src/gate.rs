@@ -107,8 +107,8 @@ pub struct Judged<'a> {
 /// A row that changes its key, tenant or hash while it is being proven is proven again, but not for ever.
 const ROUNDS: usize = 4;
 
-/// How long after its start a process lets requests wait for the first load.
-const STARTING: Duration = Duration::from_secs(1);
+/// How long after its start a process lets requests wait for the first load: that of a million keys takes as long.
+const STARTING: Duration = Duration::from_secs(2);
 
 /// What a decision has to wait for.
 enum Lacking<'a> {
@@ -199,10 +199,14 @@ impl Gate {
         matches!(timeout_at(deadline.min(Instant::now() + left), first).await, Ok(Ok(_)))
     }
 
-    /// What is answered when answering itself went wrong: never yes.
-    pub fn unable<R>(&self, fault: Fault, answer: impl FnOnce(&Judged<'_>) -> R) -> R {
-        let now = self.moment();
-        let decision = Decision::Unable(fault, None);
+    /// What is answered when not even the request is known: never yes, in no mode, since nothing could be taken off it.
+    pub fn unread<R>(&self, fault: Fault, answer: impl FnOnce(&Judged<'_>) -> R) -> R {
+        let (now, decision) = (self.moment(), Decision::Unable(fault, None));
+        self.say(now.uptime(), Judged { decision: &decision, said: None, at: now.now() }, answer)
+    }
+
+    fn unable<R>(&self, fault: Fault, answer: impl FnOnce(&Judged<'_>) -> R) -> R {
+        let (now, decision) = (self.moment(), Decision::Unable(fault, None));
         self.finish(None, now.uptime(), Judged { decision: &decision, said: None, at: now.now() }, answer)
     }
 
@@ -284,8 +288,13 @@ impl Gate {
             }
         }
         let decision = &judged.decision.in_mode(self.options.mode);
-        self.stats.count(decision);
-        let answer = answer(&Judged { decision, ..judged });
+        self.say(started, Judged { decision, ..judged }, answer)
+    }
+
+    /// Has a decision said that is final.
+    fn say<R>(&self, started: Duration, judged: Judged<'_>, answer: impl FnOnce(&Judged<'_>) -> R) -> R {
+        self.stats.count(judged.decision);
+        let answer = answer(&judged);
         self.stats.latency.record(self.clock.uptime().saturating_sub(started));
         answer
     }

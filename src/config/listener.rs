@@ -73,6 +73,11 @@ pub struct ListenerArgs {
     #[arg(long, env = "TENANTGATE_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "1048576")]
     pub max_message_bytes: String,
 
+    /// Bytes that all calls together may take that wait: for the rest of their message, for a proof, or for
+    /// their client to take the answer. Beyond it they get 503, and a client that takes no answers is hung up on
+    #[arg(long, env = "TENANTGATE_MAX_PENDING_BYTES", value_name = "BYTES", default_value = "67108864")]
+    pub max_pending_bytes: String,
+
     /// The longest a call takes, whatever its caller would wait: then a key that is not proven yet gets 503
     #[arg(long, env = "TENANTGATE_REQUEST_TIMEOUT", value_name = "DURATION", default_value = "10s")]
     pub request_timeout: String,
@@ -143,6 +148,7 @@ impl ListenerArgs {
             error_resets: count("--max-error-resets", &self.max_error_resets, 1..=1_000_000) as usize,
             header_list: count("--max-header-bytes", &self.max_header_bytes, 1_024..=16 << 20),
             message: count("--max-message-bytes", &self.max_message_bytes, 4_096..=64 << 20) as usize,
+            pending: count("--max-pending-bytes", &self.max_pending_bytes, 1 << 20..=u32::MAX) as usize,
             handshake,
             call,
             keepalive,

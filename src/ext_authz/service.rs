@@ -83,8 +83,11 @@ impl Unary for AuthorizationService {
     }
 
     fn broken(&self) -> Frame {
-        let (asked, call) = (AccessRequest::nothing(), self.call(&[], None));
-        self.gate.unable(Fault::Internal, |judged| self.say(judged, &asked, &call))
+        self.unable(Fault::Internal)
+    }
+
+    fn overloaded(&self) -> Frame {
+        self.unable(Fault::Overloaded)
     }
 }
 
@@ -96,6 +99,12 @@ struct Call<'a> {
 }
 
 impl AuthorizationService {
+    /// What is said when a request is not even looked at.
+    fn unable(&self, fault: Fault) -> Frame {
+        let (asked, call) = (AccessRequest::nothing(), self.call(&[], None));
+        self.gate.unread(fault, |judged| self.say(judged, &asked, &call))
+    }
+
     fn call<'a>(&self, message: &'a [u8], parent: Option<Parent>) -> Call<'a> {
         Call { message, trace: parent.map(|parent| (parent, self.log.clock.now())) }
     }

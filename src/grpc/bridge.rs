@@ -16,8 +16,10 @@ use http_body::{Body, Frame};
 use tonic::service::Routes;
 use tower::ServiceExt as _;
 
+use super::room::Parcel;
+
 /// Answers a call by one of these services.
-pub(super) async fn answer(others: Routes, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+pub(super) async fn answer(others: Routes, request: Request<RecvStream>, mut respond: SendResponse<Parcel>) {
     let response: Result<Response<_>, Infallible> = others.oneshot(request.map(Incoming)).await;
     let Ok(response) = response;
     let (head, body) = response.into_parts();
@@ -28,10 +30,10 @@ pub(super) async fn answer(others: Routes, request: Request<RecvStream>, mut res
     }
 }
 
-async fn send(mut stream: SendStream<Bytes>, body: tonic::body::Body) {
+async fn send(mut stream: SendStream<Parcel>, body: tonic::body::Body) {
     let mut body = std::pin::pin!(body);
     // Who leaves in the middle of a watch is not waited for.
-    let mut next = async |stream: &mut SendStream<Bytes>| {
+    let mut next = async |stream: &mut SendStream<Parcel>| {
         poll_fn(|cx| match stream.poll_reset(cx) {
             Poll::Ready(_) => Poll::Ready(Err(Gone)),
             Poll::Pending => body.as_mut().poll_frame(cx).map(Ok),
@@ -40,7 +42,7 @@ async fn send(mut stream: SendStream<Bytes>, body: tonic::body::Body) {
     };
     while let Ok(frame) = next(&mut stream).await {
         match frame.map(|frame| frame.map(Frame::into_data)) {
-            None => return drop(stream.send_data(Bytes::new(), true)),
+            None => return drop(stream.send_data(Bytes::new().into(), true)),
             Some(Err(_)) => return stream.send_reset(Reason::INTERNAL_ERROR),
             Some(Ok(Ok(data))) => {
                 if send_all(&mut stream, data).await.is_err() {
@@ -58,12 +60,12 @@ async fn send(mut stream: SendStream<Bytes>, body: tonic::body::Body) {
 struct Gone;
 
 /// As the peer takes it: nothing piles up for one that does not read.
-async fn send_all(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), Gone> {
+async fn send_all(stream: &mut SendStream<Parcel>, mut data: Bytes) -> Result<(), Gone> {
     while !data.is_empty() {
         stream.reserve_capacity(data.len());
         let room = poll_fn(|cx| stream.poll_capacity(cx)).await.ok_or(Gone)?.map_err(|_| Gone)?;
         let part = data.split_to(room.min(data.len()));
-        stream.send_data(part, false).map_err(|_| Gone)?;
+        stream.send_data(part.into(), false).map_err(|_| Gone)?;
     }
     Ok(())
 }

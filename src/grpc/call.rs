@@ -24,7 +24,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tonic::Code;
 
 use super::frame::{PREFIX, announced, only_message};
-use super::{Frame, Limits, Outcome, Refusal, Services, Unary};
+use super::room::{Parcel, Share, Waiting};
+use super::{Frame, Limits, Outcome, Refusal, Services, Unary, bridge};
 use crate::trace::Parent;
 
 static GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -35,12 +36,14 @@ static OK: HeaderValue = HeaderValue::from_static("0");
 /// Takes up a call.
 pub(super) fn take_up<U: Unary>(
     services: &Arc<Services<U>>,
+    share: &Arc<Share>,
     request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
+    respond: SendResponse<Parcel>,
 ) {
     let (Parts { headers, .. }, mut body) = request.into_parts();
     let parent = services.unary.traces().then(|| parent(&headers)).flatten();
-    let responder = Responder { services: Arc::clone(services), respond: Some(respond), headers };
+    let unsent = Some((respond, Arc::clone(share)));
+    let responder = Responder { services: Arc::clone(services), unsent, headers };
     // What is not here yet is waited for elsewhere, by who asks again; this task has a connection to look after.
     let first = body.poll_data(&mut Context::from_waker(Waker::noop()));
     if let Poll::Ready(Some(Ok(bytes))) = &first
@@ -58,14 +61,33 @@ pub(super) fn take_up<U: Unary>(
             Err(_) => return,
         }
     }
+    let Some(waiting) = share.wait() else {
+        return responder.respond(Ok(services.unary.overloaded()));
+    };
     let deadline = deadline(&responder.headers, services.limits.call);
     tokio::spawn(async move {
         let first = match first {
             Poll::Ready(first) => Some(first),
             Poll::Pending => None,
         };
-        let outcome = wait_for_answer(&responder.services, first, body, deadline, parent).await;
+        let outcome = wait_for_answer(&responder.services, waiting, (first, body), deadline, parent).await;
         responder.respond(outcome);
+    });
+}
+
+/// Has a call answered that is not ours.
+pub(super) fn hand_over<U: Unary>(
+    services: &Services<U>,
+    share: &Arc<Share>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Parcel>,
+) {
+    const NO_ROOM: Refusal = Refusal { code: Code::ResourceExhausted, why: "too many calls wait" };
+    let Some(waiting) = share.wait() else { return refuse(respond, NO_ROOM) };
+    let others = services.others.clone();
+    tokio::spawn(async move {
+        bridge::answer(others, request, respond).await;
+        drop(waiting);
     });
 }
 
@@ -73,20 +95,27 @@ type Chunk = Option<Result<Bytes, h2::Error>>;
 
 async fn wait_for_answer<U: Unary>(
     services: &Services<U>,
-    first: Option<Chunk>,
-    body: RecvStream,
+    mut waiting: Waiting,
+    (first, body): (Option<Chunk>, RecvStream),
     deadline: Instant,
     parent: Option<Parent>,
 ) -> Outcome {
     const LATE: Refusal =
         Refusal { code: Code::DeadlineExceeded, why: "the message took too long to arrive" };
-    let whole = timeout_at(deadline, gather(first, body, services.limits.message));
-    let message = only_message(whole.await.map_err(|_| LATE)??, services.limits.message)?;
-    services.unary.answer(message, deadline, parent).await
+    let whole = gather(first, body, services.limits.message, &mut waiting);
+    let Some(whole) = timeout_at(deadline, whole).await.map_err(|_| LATE)?? else {
+        return Ok(services.unary.overloaded());
+    };
+    services.unary.answer(only_message(whole, services.limits.message)?, deadline, parent).await
 }
 
-/// Waits for all of a body that has one message of at most `most` bytes.
-async fn gather(first: Option<Chunk>, mut body: RecvStream, most: usize) -> Result<Bytes, Refusal> {
+/// Waits for all of a body that has one message of at most `most` bytes; nothing if there is no room for it.
+async fn gather(
+    first: Option<Chunk>,
+    mut body: RecvStream,
+    most: usize,
+    waiting: &mut Waiting,
+) -> Result<Option<Bytes>, Refusal> {
     const GONE: Refusal = Refusal { code: Code::Cancelled, why: "the call was given up" };
     let mut all = BytesMut::new();
     let mut next = first;
@@ -95,8 +124,11 @@ async fn gather(first: Option<Chunk>, mut body: RecvStream, most: usize) -> Resu
             Some(chunk) => chunk,
             None => poll_fn(|cx| body.poll_data(cx)).await,
         };
-        let Some(chunk) = chunk else { return Ok(all.freeze()) };
+        let Some(chunk) = chunk else { return Ok(Some(all.freeze())) };
         let chunk = chunk.map_err(|_| GONE)?;
+        if !waiting.grow(chunk.len()) {
+            return Ok(None);
+        }
         all.extend_from_slice(&chunk);
         // Nothing is read on for a message that is refused anyway.
         if let Some(prefix) = all.get(..PREFIX) {
@@ -112,16 +144,16 @@ async fn gather(first: Option<Chunk>, mut body: RecvStream, most: usize) -> Resu
 /// A call that has not been answered yet.
 struct Responder<U: Unary> {
     services: Arc<Services<U>>,
-    respond: Option<SendResponse<Bytes>>,
+    unsent: Option<(SendResponse<Parcel>, Arc<Share>)>,
     /// Those of the request, whose memory those of the answer will be in.
     headers: HeaderMap,
 }
 
 impl<U: Unary> Responder<U> {
     fn respond(mut self, outcome: Outcome) {
-        if let Some(respond) = self.respond.take() {
+        if let Some((respond, share)) = self.unsent.take() {
             match outcome {
-                Ok(frame) => send(respond, take(&mut self.headers), frame),
+                Ok(frame) => send(respond, share, take(&mut self.headers), frame),
                 Err(refusal) => refuse(respond, refusal),
             }
         }
@@ -130,22 +162,22 @@ impl<U: Unary> Responder<U> {
 
 impl<U: Unary> Drop for Responder<U> {
     fn drop(&mut self) {
-        let Some(respond) = self.respond.take() else { return };
+        let Some((respond, share)) = self.unsent.take() else { return };
         // Perhaps in the middle of a panic, which a second one would turn into the end of the process.
         if let Ok(frame) = catch_unwind(AssertUnwindSafe(|| self.services.unary.broken())) {
-            send(respond, take(&mut self.headers), frame);
+            send(respond, share, take(&mut self.headers), frame);
         }
     }
 }
 
 /// Headers, message, trailers. Whoever has gone meanwhile gets none of them, which is all there is to an error.
-fn send(mut respond: SendResponse<Bytes>, mut headers: HeaderMap, frame: Frame) {
+fn send(mut respond: SendResponse<Parcel>, share: Arc<Share>, mut headers: HeaderMap, frame: Frame) {
     headers.clear();
     headers.insert(CONTENT_TYPE, GRPC.clone());
     let mut head = Response::new(());
     *head.headers_mut() = headers;
     let Ok(mut stream) = respond.send_response(head, false) else { return };
-    if stream.send_data(frame.into_bytes(), false).is_ok() {
+    if stream.send_data(Parcel::counted(frame.into_bytes(), share), false).is_ok() {
         let mut trailers = HeaderMap::with_capacity(1);
         trailers.insert(GRPC_STATUS.clone(), OK.clone());
         let _ = stream.send_trailers(trailers);
@@ -153,7 +185,7 @@ fn send(mut respond: SendResponse<Bytes>, mut headers: HeaderMap, frame: Frame) 
 }
 
 /// Headers that are trailers, too.
-fn refuse(mut respond: SendResponse<Bytes>, refusal: Refusal) {
+fn refuse(mut respond: SendResponse<Parcel>, refusal: Refusal) {
     let mut head = Response::new(());
     let headers = head.headers_mut();
     headers.insert(CONTENT_TYPE, GRPC.clone());
@@ -174,20 +206,23 @@ pub(super) fn is_grpc(method: &Method, headers: &HeaderMap) -> Result<(), Status
 }
 
 /// Answers what is no call, for who looks with a browser; once it was said, but not for ever and not all of it.
-pub(super) async fn turn_away(
-    status: StatusCode,
-    body: RecvStream,
-    mut respond: SendResponse<Bytes>,
-    limits: Limits,
+pub(super) fn turn_away(
+    share: &Arc<Share>,
+    (status, limits): (StatusCode, Limits),
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Parcel>,
 ) {
     const WORDS: &[u8] = b"this is a server of gRPC: ask it with grpcurl, or tenantgate check\n";
-    let _ = timeout(limits.call, gather(None, body, limits.message)).await;
-    let mut head = Response::new(());
-    *head.status_mut() = status;
-    head.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    if let Ok(mut stream) = respond.send_response(head, false) {
-        let _ = stream.send_data(Bytes::from_static(WORDS), true);
-    }
+    let Some(mut waiting) = share.wait() else { return };
+    tokio::spawn(async move {
+        let _ = timeout(limits.call, gather(None, request.into_body(), limits.message, &mut waiting)).await;
+        let mut head = Response::new(());
+        *head.status_mut() = status;
+        head.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        if let Ok(mut stream) = respond.send_response(head, false) {
+            let _ = stream.send_data(Bytes::from_static(WORDS).into(), true);
+        }
+    });
 }
 
 /// The trace that the caller keeps.

@@ -45,6 +45,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Held<T> {
         self.lock().holds = true;
     }
 
+    /// Whether the peer has to read before more can be written.
+    pub(super) fn is_full(&self) -> bool {
+        self.lock().waiting.len() >= MOST
+    }
+
     /// Lets go of what was held back. What the peer does not take yet goes when it does, if the task is polled again.
     pub(super) fn let_go(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.lock().flush(cx)

@@ -19,6 +19,7 @@ mod call;
 mod connection;
 mod frame;
 mod held;
+mod room;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +29,9 @@ use tokio::time::Instant;
 use tonic::Code;
 use tonic::service::Routes;
 
-pub use self::connection::serve;
+pub use self::connection::{Parting, serve};
 pub use self::frame::Frame;
+use self::room::Room;
 use crate::trace::Parent;
 
 /// A call that takes one message and gives one.
@@ -55,6 +57,9 @@ pub trait Unary: Send + Sync + 'static {
 
     /// What is said when answering went wrong in a way that nobody thought of.
     fn broken(&self) -> Frame;
+
+    /// What is said when a call would have to wait and there is no room to.
+    fn overloaded(&self) -> Frame;
 }
 
 /// What came of a call: an answer, or the status it fails with.
@@ -77,13 +82,14 @@ pub struct Services<U> {
     pub others: Routes,
     /// What a peer may take.
     pub limits: Limits,
+    room: Arc<Room>,
 }
 
 impl<U> Services<U> {
     /// Ready to be shared by connections.
     #[must_use]
     pub fn new(unary: U, others: Routes, limits: Limits) -> Arc<Self> {
-        Arc::new(Self { unary, others: others.prepare(), limits })
+        Arc::new(Self { unary, others: others.prepare(), limits, room: Room::of(limits.pending) })
     }
 }
 
@@ -102,6 +108,9 @@ pub struct Limits {
     pub header_list: u32,
     /// Bytes of a message.
     pub message: usize,
+    /// Bytes that all calls may take together that wait: for the rest of their message, for their answer, or for
+    /// their caller to take it (CVE-2019-9517).
+    pub pending: usize,
     /// How long a peer may take to say that it speaks HTTP/2, TLS included.
     pub handshake: Duration,
     /// How long a call may take whose caller sets no limit, and the longest that any may.
@@ -124,6 +133,7 @@ impl Default for Limits {
             pending_resets: 32,
             header_list: 8 * 1024,
             message: 1024 * 1024,
+            pending: 64 * 1024 * 1024,
             handshake: Duration::from_secs(5),
             call: Duration::from_secs(10),
             keepalive: (Duration::from_secs(25), Duration::from_secs(10)),

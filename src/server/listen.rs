@@ -21,7 +21,7 @@ use super::ServeError;
 use super::tls::Tls;
 use super::workers::Workers;
 use crate::clock::Clock;
-use crate::grpc::{self, Services, Unary};
+use crate::grpc::{self, Parting, Services, Unary};
 use crate::stats::Count;
 
 /// Where to listen.
@@ -75,6 +75,8 @@ pub struct Stats {
     pub no_room: Count,
     /// Closed at once because the peer may not come: the wrong user, or no certificate that is asked for.
     pub turned_away: Count,
+    /// Hung up on because the peer did not take its answers.
+    pub not_taking: Count,
     /// Times that the system had no connection to give, such as without a file descriptor left.
     pub failed: Count,
 }
@@ -264,7 +266,13 @@ impl<U: Unary> Door<U> {
     }
 
     async fn talk(&self, io: impl AsyncRead + AsyncWrite + Unpin) {
-        grpc::serve(io, Arc::clone(&self.services), told(self.stop.clone())).await;
+        let parting = grpc::serve(io, Arc::clone(&self.services), told(self.stop.clone())).await;
+        if parting == Parting::NotTaking {
+            self.stats.not_taking.add_one();
+            self.complaint.once_a_second(|| {
+                warn!("hung up on a client that does not take its answers: see --max-pending-bytes");
+            });
+        }
     }
 }
 

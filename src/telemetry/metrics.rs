@@ -207,6 +207,7 @@ impl Metrics {
             ([("result", "accepted")], stats.accepted.value()),
             ([("result", "no_room")], stats.no_room.value()),
             ([("result", "turned_away")], stats.turned_away.value()),
+            ([("result", "not_taking")], stats.not_taking.value()),
             ([("result", "failed")], stats.failed.value()),
         ];
         page.counters("tenantgate_connections", "Connections by what came of them", &rows)

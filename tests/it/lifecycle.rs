@@ -19,15 +19,7 @@ on_every_store![
     a_check_in_flight_is_answered_before_the_server_goes,
     last_use_is_written_when_the_server_goes,
     readyz_says_what_is_loaded,
-    the_first_request_after_a_start_waits_for_the_first_load,
 ];
-
-fn the_first_request_after_a_start_waits_for_the_first_load(world: &World) {
-    for _ in 0..5 {
-        let server = Server::on(&world.db).start_unready();
-        assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "{}", server.stderr.text());
-    }
-}
 
 fn a_check_in_flight_is_answered_before_the_server_goes(world: &World) {
     world.slow_down();

@@ -191,6 +191,74 @@ fn a_message_that_does_not_arrive_is_not_waited_for() {
     });
 }
 
+/// A check of this key as one goes: headers, and a message that ends it.
+fn whole_check(stream: u32, key: &str) -> Vec<u8> {
+    let message = Ask::with_key(key).bytes();
+    let prefix = [&[0], u32::try_from(message.len()).unwrap().to_be_bytes().as_slice()].concat();
+    let end_stream = 1;
+    let data = Frame::new(kind::DATA, end_stream, stream, &[prefix, message].concat());
+    [Frame::check(stream).bytes(), data.bytes()].concat()
+}
+
+/// Answers that cannot be sent pile up with who asks all the same (CVE-2019-9517).
+#[test]
+fn a_client_that_opens_no_window_for_answers_is_hung_up_on() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).args(&["--max-pending-bytes", "1048576"]).start();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "proven");
+    // SETTINGS_INITIAL_WINDOW_SIZE = 4, nothing (RFC 9113 §6.5.2).
+    let no_window = Frame::new(kind::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]).bytes();
+    // As many as fit into the window that a connection begins with; each answer would take 3 KB.
+    let checks: Vec<u8> = (0..200).flat_map(|n| whole_check(2 * n + 1, &world.live.text)).collect();
+    survives(&server, &world, || {
+        let greedy = || {
+            let mut raw = Raw::silent(&server.grpc[0]);
+            raw.send(&[PREFACE, &no_window, &checks].concat()).unwrap();
+            raw
+        };
+        let _crowd: Vec<Raw> = (0..200).map(|_| greedy()).collect();
+        eventually("most of them are hung up on", PATIENCE, || {
+            let hung_up = server.metric(&["tenantgate_connections_total", "not_taking"]);
+            if hung_up >= 190.0 { Ok(()) } else { Err(hung_up) }
+        });
+    });
+    assert!(server.stderr.text().contains("--max-pending-bytes"), "the log says so");
+}
+
+#[test]
+fn a_client_that_takes_no_answers_at_all_is_not_listened_to() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    let (most, mut sent) = (10_000, 0);
+    survives(&server, &world, || {
+        let mut raw = Raw::impatient(&server.grpc[0]);
+        // None of them is a stream, so no number of streams is an end to it.
+        let pings = Frame::new(kind::PING, 0, 0, &[7; 8]).bytes().repeat(1_000);
+        sent = (0..most).take_while(|_| raw.send(&pings).is_ok()).count();
+    });
+    assert!(sent < most, "what is not read is not answered for ever");
+}
+
+#[test]
+fn calls_that_wait_are_as_many_as_there_is_room_for() {
+    let world = World::somewhere();
+    let args = ["--max-pending-bytes", "1048576", "--request-timeout", "30s"];
+    let server = Server::on(&world.db).args(&args).start();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "proven");
+    survives(&server, &world, || {
+        let mut raw = Raw::to(&server.grpc[0]);
+        // Headers, and a message that never comes: 4 KB each, and 32 KB are the connection's own.
+        let begun: Vec<u8> = (0..300).flat_map(|n| Frame::check(2 * n + 1).bytes()).collect();
+        raw.send(&begun).unwrap();
+        let answers = std::iter::from_fn(|| raw.next()).filter(|frame| frame.kind == kind::DATA);
+        for frame in answers.take(300 - 256 - 8) {
+            assert!(frame.payload.windows(19).any(|part| part == b"service unavailable"), "{frame:?}");
+        }
+        assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "others have room of their own");
+    });
+    assert!(server.metric(&["tenantgate_unavailable_total", "overloaded"]) >= 36.0);
+}
+
 #[test]
 fn beyond_its_room_new_connections_are_closed_and_those_that_are_there_go_on() {
     let world = World::somewhere();

@@ -75,6 +75,13 @@ impl Raw {
         Self(stream)
     }
 
+    /// A connection that has begun, and gives up soon where nothing is read of what it says.
+    pub(crate) fn impatient(address: &str) -> Self {
+        let raw = Self::to(address);
+        raw.0.set_write_timeout(Some(std::time::Duration::from_millis(500))).expect("a socket");
+        raw
+    }
+
     /// A connection that has begun.
     pub(crate) fn to(address: &str) -> Self {
         let mut raw = Self::silent(address);
