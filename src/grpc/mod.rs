@@ -8,7 +8,8 @@
 //!
 //! The one call goes straight from `h2`'s stream to its answer: no task, no boxed future and no layer in
 //! between. A server's framework costs twice what the whole check does (see `benches/README.md`). Everything
-//! else is rare, and goes the usual way.
+//! else is rare, and goes the usual way. Answers leave when there is nothing more to take up ([`held`]), and what
+//! has to wait is counted ([`room`]).
 //!
 //! <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
 //!
