@@ -8,18 +8,16 @@
 //! Losing a memo costs one bcrypt, so nothing is done to keep one at all costs: while
 //! the database is away they wait in memory, and beyond a bound they are let go.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{interval, timeout};
-use tracing::{debug, warn};
+use tokio::time::interval;
 
 use crate::key::PresentedKey;
 use crate::record::KeyRecord;
-use crate::stats::Count;
 use crate::store::{NewMemo, Store};
 use crate::verify::memo::Peppers;
+use crate::writing::Writing;
 
 /// How memos are written down.
 #[derive(Clone, Copy, Debug)]
@@ -41,15 +39,6 @@ impl Default for Options {
 /// Rows per statement: few enough that they are locked for milliseconds.
 const BATCH: usize = 500;
 
-/// What writing memos costs, for operators.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Batches written.
-    pub written: Count,
-    /// Batches that could not be written, and wait for the next time.
-    pub failed: Count,
-}
-
 /// The memos not written down yet. Cheap to clone.
 #[derive(Clone)]
 pub struct Memos(Arc<Shared>);
@@ -58,17 +47,15 @@ struct Shared {
     peppers: Peppers,
     options: Options,
     waiting: Mutex<Vec<NewMemo>>,
-    /// Whether the last try failed.
-    failing: AtomicBool,
-    stats: Stats,
+    writing: Writing,
 }
 
 impl Memos {
     /// Memos by the first of these peppers.
     #[must_use]
     pub fn new(peppers: Peppers, options: Options) -> Self {
-        let (waiting, failing, stats) = (Mutex::default(), AtomicBool::new(false), Stats::default());
-        Self(Arc::new(Shared { peppers, options, waiting, failing, stats }))
+        let writing = Writing::of("memos");
+        Self(Arc::new(Shared { peppers, options, waiting: Mutex::default(), writing }))
     }
 
     /// Takes note that `presented` was proven against this row. Half a microsecond, so it is for the first check
@@ -82,10 +69,10 @@ impl Memos {
         }
     }
 
-    /// What it costs.
+    /// What came of writing them.
     #[must_use]
-    pub fn stats(&self) -> &Stats {
-        &self.0.stats
+    pub fn writing(&self) -> &Writing {
+        &self.0.writing
     }
 
     /// Writes down what was noted every [`Options::interval`], for ever.
@@ -116,23 +103,12 @@ impl Memos {
     }
 
     async fn write(&self, store: &dyn Store, batch: &[NewMemo]) -> bool {
-        let error = match timeout(self.0.options.timeout, store.write_memos(batch)).await {
-            Ok(Ok(())) => {
-                self.0.stats.written.add_one();
-                self.0.failing.store(false, Relaxed);
-                debug!(keys = batch.len(), "memos written");
-                return true;
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {:?}", self.0.options.timeout),
-        };
-        self.lock().extend_from_slice(batch);
-        self.0.stats.failed.add_one();
-        // One line for an outage, not one for each try.
-        if !self.0.failing.swap(true, Relaxed) {
-            warn!(error, keys = batch.len(), "memos could not be written, trying again later");
+        let write = store.write_memos(batch);
+        let written = self.0.writing.attempt(batch.len(), self.0.options.timeout, write).await.is_some();
+        if !written {
+            self.lock().extend_from_slice(batch);
         }
-        false
+        written
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<NewMemo>> {

@@ -13,17 +13,16 @@
 mod plain;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{interval, timeout};
-use tracing::{debug, warn};
+use tokio::time::interval;
 
 use crate::clock::Timestamp;
 use crate::decision::Objection;
 use crate::stats::Count;
 use crate::store::{Shadowed, ShadowedKind, Store};
+use crate::writing::Writing;
 
 /// How the report is kept.
 #[derive(Clone, Copy, Debug)]
@@ -61,17 +60,6 @@ pub struct Origin<'a> {
     pub path: &'a [u8],
 }
 
-/// What keeping the report costs, for operators.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Batches written.
-    pub written: Count,
-    /// Batches that could not be written, and wait for the next time.
-    pub failed: Count,
-    /// Requests that found no room of their own.
-    pub crowded: Count,
-}
-
 /// What was noted, and is not all written down yet. Cheap to clone.
 #[derive(Clone)]
 pub struct Report(Arc<Shared>);
@@ -79,9 +67,8 @@ pub struct Report(Arc<Shared>);
 struct Shared {
     options: Options,
     day: Mutex<Day>,
-    /// Whether the last try failed.
-    failing: AtomicBool,
-    stats: Stats,
+    writing: Writing,
+    crowded: Count,
 }
 
 /// The entries of a day, those written down too: they count against the bound.
@@ -103,8 +90,8 @@ impl Report {
     /// An empty report.
     #[must_use]
     pub fn new(options: Options) -> Self {
-        let (day, failing, stats) = (Mutex::default(), AtomicBool::new(false), Stats::default());
-        Self(Arc::new(Shared { options, day, failing, stats }))
+        let (day, writing) = (Mutex::default(), Writing::of("the shadow report"));
+        Self(Arc::new(Shared { options, day, writing, crowded: Count::default() }))
     }
 
     /// Takes note of a request that passed and was to be refused.
@@ -122,15 +109,21 @@ impl Report {
         let crowded = day.entries.len() >= self.0.options.bound && !day.entries.contains_key(&kind);
         let kind = if crowded { others(&kind.reason) } else { kind };
         if crowded {
-            self.0.stats.crowded.add_one();
+            self.0.crowded.add_one();
         }
         day.entries.entry(kind).or_insert(Tally { requests: 0, first: now, last: now }).add(now);
     }
 
-    /// What it costs.
+    /// What came of writing it.
     #[must_use]
-    pub fn stats(&self) -> &Stats {
-        &self.0.stats
+    pub fn writing(&self) -> &Writing {
+        &self.0.writing
+    }
+
+    /// Requests that found no room of their own.
+    #[must_use]
+    pub fn crowded(&self) -> &Count {
+        &self.0.crowded
     }
 
     /// Writes down what was noted every [`Options::interval`], for ever.
@@ -149,30 +142,12 @@ impl Report {
     /// What is being written when it is dropped may be counted twice.
     pub async fn flush(&self, store: &dyn Store) {
         for batch in self.unwritten().chunks(BATCH) {
-            if !self.write(store, batch).await {
+            let write = store.write_shadowed(batch);
+            if self.0.writing.attempt(batch.len(), self.0.options.timeout, write).await.is_none() {
                 return;
             }
             self.lock().forget(batch);
         }
-    }
-
-    async fn write(&self, store: &dyn Store, batch: &[Shadowed]) -> bool {
-        let error = match timeout(self.0.options.timeout, store.write_shadowed(batch)).await {
-            Ok(Ok(())) => {
-                self.0.stats.written.add_one();
-                self.0.failing.store(false, Relaxed);
-                debug!(entries = batch.len(), "shadow report written");
-                return true;
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {:?}", self.0.options.timeout),
-        };
-        self.0.stats.failed.add_one();
-        // One line for an outage, not one for each try.
-        if !self.0.failing.swap(true, Relaxed) {
-            warn!(error, entries = batch.len(), "the shadow report could not be written, trying again later");
-        }
-        false
     }
 
     /// In an order that all servers keep, so that two that write the same rows wait for each other and no more.
@@ -276,7 +251,7 @@ mod tests {
             note(&report, path, 1);
         }
         assert_eq!(rows(&report), [(OTHERS.into(), 2, 1, 1), ("/a".into(), 2, 1, 1), ("/b".into(), 1, 1, 1)]);
-        assert_eq!(report.stats().crowded.value(), 2);
+        assert_eq!(report.crowded().value(), 2);
     }
 
     #[test]

@@ -7,18 +7,17 @@
 //! there are keys, and nothing a check does waits for it.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{interval, timeout};
-use tracing::{debug, info, warn};
+use tokio::time::interval;
+use tracing::info;
 
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::replica::Entry;
-use crate::stats::Count;
 use crate::store::Store;
+use crate::writing::Writing;
 
 /// How uses are written down.
 #[derive(Clone, Copy, Debug)]
@@ -38,25 +37,19 @@ impl Default for Options {
 /// Keys per statement: few enough that their rows are locked for milliseconds.
 const BATCH: usize = 1_000;
 
-/// What writing uses down costs, for operators.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Batches written.
-    pub written: Count,
-    /// Batches that could not be written, and wait for the next time.
-    pub failed: Count,
-}
-
 /// The uses not written down yet. Cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Usage(Arc<Shared>);
 
-#[derive(Default)]
 struct Shared {
     noted: Mutex<Vec<Arc<Entry>>>,
-    /// Whether the last try failed.
-    failing: AtomicBool,
-    stats: Stats,
+    writing: Writing,
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        Self(Arc::new(Shared { noted: Mutex::default(), writing: Writing::of("last_used_at") }))
+    }
 }
 
 impl Usage {
@@ -67,10 +60,10 @@ impl Usage {
         }
     }
 
-    /// What it costs.
+    /// What came of writing them.
     #[must_use]
-    pub fn stats(&self) -> &Stats {
-        &self.0.stats
+    pub fn writing(&self) -> &Writing {
+        &self.0.writing
     }
 
     /// Writes down what was noted every [`Options::interval`], for ever.
@@ -109,25 +102,12 @@ impl Usage {
         // A key that changed meanwhile may be here as two entries; the database wants each row once.
         uses.reverse();
         uses.dedup_by_key(|(id, _)| *id);
-        let error = match timeout(options.timeout, store.touch_keys(&uses)).await {
-            Ok(Ok(first)) => {
-                tell_first_uses(batch, &first);
-                self.0.stats.written.add_one();
-                self.0.failing.store(false, Relaxed);
-                debug!(keys = uses.len(), "last_used_at written");
-                return true;
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {:?}", options.timeout),
+        let write = store.touch_keys(&uses);
+        let Some(first) = self.0.writing.attempt(uses.len(), options.timeout, write).await else {
+            return false;
         };
-        self.0.stats.failed.add_one();
-        // One line for an outage, not one for each try.
-        if self.0.failing.swap(true, Relaxed) {
-            debug!(error, keys = uses.len(), "last_used_at still cannot be written");
-        } else {
-            warn!(error, keys = uses.len(), "last_used_at could not be written, trying again later");
-        }
-        false
+        tell_first_uses(batch, &first);
+        true
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Entry>>> {

@@ -128,7 +128,7 @@ impl Metrics {
         page.counter(
             "tenantgate_shadow_report_crowded",
             "Requests that found no room of their own in the shadow report",
-            self.shadow.stats().crowded.value(),
+            self.shadow.crowded().value(),
         )
     }
 
@@ -214,7 +214,7 @@ impl Metrics {
     }
 
     fn work(&self, page: &mut Page<'_>) -> fmt::Result {
-        let (replica, usage) = (self.replica.stats(), self.usage.stats());
+        let replica = self.replica.stats();
         page.counter(
             "tenantgate_replica_loads",
             "Looks at everything in the database",
@@ -230,7 +230,7 @@ impl Metrics {
         let (name, help) =
             ("tenantgate_replica_went_back", "Times the database came back without a change it had had");
         page.counter(name, help, replica.went_back.value())?;
-        let (memos, shadow) = (self.memos.stats(), self.shadow.stats());
+        let (usage, memos, shadow) = (self.usage.writing(), self.memos.writing(), self.shadow.writing());
         for (name, help, written, failed) in [
             (
                 "tenantgate_last_used_flushes",

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 6] = [
     &["clock", "finding", "key", "tenant", "record", "request", "stats", "audit", "trace"],
     &["decision"],
-    &["supervise", "grpc", "store", "verify", "replica", "trust"],
+    &["supervise", "writing", "grpc", "store", "verify", "replica", "trust"],
     &["admin", "explain", "gate", "memos", "shadow", "usage"],
     &[
         "envoy",
