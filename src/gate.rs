@@ -308,3 +308,6 @@ fn named<'s, 'a>(
     let Credential::Presented(presented) = request.credential else { return None };
     Some((snapshot.key(presented.prefix())?, presented))
 }
+
+#[cfg(test)]
+mod tests;

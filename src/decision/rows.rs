@@ -189,6 +189,8 @@ pub fn walk(facts: &Facts<'_>) -> [(Row, Step); Row::ALL.len()] {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::super::tests::{NOW, facts, key, tenant, word};
     use super::super::{Fault, Found, Reason, decide};
     use super::*;
@@ -267,6 +269,24 @@ mod tests {
             let end = steps.iter().position(|step| *step != Step::Not).unwrap();
             assert!(steps[end + 1..].iter().all(|step| *step == Step::NotReached), "{steps:?}");
         });
+    }
+
+    #[test]
+    fn possession_is_asked_for_after_the_rows_that_need_none() {
+        let (key, tenant) = (key(), tenant("active"));
+        let found = Found { key: &key, tenant: Some(&tenant), proof: Proof::Pending };
+        let (before, after) = Row::ALL.split_at(7);
+        let expected = before.iter().map(|row| (*row, Step::Not));
+        let expected = expected.chain(after.iter().map(|row| (*row, Step::NotReached)));
+        assert_eq!(walk(&facts(Some(found))).to_vec(), expected.collect::<Vec<_>>());
+        assert_eq!(before.last(), Some(&Row::Unknown));
+    }
+
+    #[test]
+    fn every_row_has_a_condition_of_its_own() {
+        let conditions: BTreeSet<_> = Row::ALL.map(Row::condition).into_iter().collect();
+        assert_eq!(conditions.len(), Row::ALL.len());
+        assert_eq!(Row::Revoked.condition(), "the key is revoked");
     }
 
     #[test]

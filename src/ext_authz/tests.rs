@@ -82,6 +82,30 @@ fn a_header_is_reported_with_the_value_it_has_and_also_with_none() {
 }
 
 #[test]
+fn an_entry_of_a_map_is_read_as_it_stands_with_whatever_follows_and_not_if_it_is_cut_short() {
+    let name = field(1, b"k");
+    for length in [0, 1, 127, 128, 133, 255, 16_383, 16_384] {
+        // What could pass for a part of its own length.
+        let (value, mut after) = (vec![1; length], Vec::new());
+        for _ in 0..130 {
+            let content = [&name[..], &field(2, &value), &field(3, &after)].concat();
+            assert_eq!(seen(&field(3, &content)), Some(one(b"k", &value)), "{length}, {}", after.len());
+            after.push(0);
+        }
+        // The value says it is longer than what is left.
+        let whole = [&name[..], &field(2, &value)].concat();
+        for missing in [1, 2, 128, length].into_iter().filter(|missing| (1..=length).contains(missing)) {
+            assert_eq!(seen(&field(3, &whole[..whole.len() - missing])), None, "{length}, {missing} missing");
+        }
+    }
+    // No field has the number 0, though its bytes could pass for a name or a value.
+    for wrong in [0x00, 0x02] {
+        assert_eq!(seen(&field(3, &[wrong, 1, b'k', 0x12, 1, b'v'])), None);
+        assert_eq!(seen(&field(3, &[0x0a, 1, b'k', wrong, 1, b'v'])), None);
+    }
+}
+
+#[test]
 fn what_is_skipped_is_skipped_to_its_end_and_what_is_none_is_refused() {
     let header = entry(b"k", b"v");
     let eight = [&[0x79][..], &[0xff; 8]].concat();

@@ -298,6 +298,7 @@ fn flag(fields: &mut Message, name: &str) {
 #[cfg(test)]
 mod tests {
     use prost::Message as _;
+    use prost_types::value::Kind;
 
     use super::*;
     use crate::clock::Timestamp;
@@ -306,7 +307,7 @@ mod tests {
     use crate::ext_authz::proto::envoy::service::auth::v3::check_response::HttpResponse;
     use crate::key::KeyId;
     use crate::record::KeyRecord;
-    use crate::tenant::{Tenant, TenantId, TenantStatus};
+    use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
     fn key() -> KeyRecord {
         let (id, tenant_id) = (KeyId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
@@ -408,5 +409,19 @@ mod tests {
             names(&Decision::Allow(Grant::Tenant(&key, &tenant))),
             "decision decision_id key_expires_at key_id key_prefix reason tenant_id tenant_name tenant_schema tenant_status"
         );
+    }
+
+    #[test]
+    fn metadata_says_of_a_request_that_passed_in_shadow_mode_why_it_would_not_have() {
+        for (decision, reason) in every_refusal().into_iter().zip(Reason::ALL.map(Reason::as_str)) {
+            let Decision::Allow(grant @ Grant::Shadow(_)) = decision.in_mode(Mode::Shadow) else { panic!() };
+            let fields = say(&Decision::Allow(grant)).dynamic_metadata.unwrap().fields;
+            assert_eq!(
+                fields.keys().cloned().collect::<Vec<_>>().join(" "),
+                "decision decision_id reason shadow would_deny"
+            );
+            assert_eq!(fields["shadow"].kind, Some(Kind::BoolValue(true)));
+            assert_eq!(fields["would_deny"].kind, Some(Kind::StringValue(reason.to_owned())));
+        }
     }
 }

@@ -229,9 +229,10 @@ mod tests {
         {
             assert!(holds_key(holds), "{holds}");
         }
-        for not in ["", "llmk_", "llmk_demo", "llmk_demo leaked", "llmk_demo_short", "llmk_demo, llmk_b"] {
+        for not in ["", "llmk_", "llmk_demo", "llmk_demo leaked", "llmk_demo_seven77", "llmk__secret123"] {
             assert!(!holds_key(not), "{not}");
         }
+        assert!(!holds_key("llmk_demo, llmk_b") && holds_key("llmk_demo_eight888"));
     }
 
     #[test]
@@ -239,6 +240,7 @@ mod tests {
         let key = parse(b"llmk_demo_secret_1-23").unwrap();
         assert_eq!(key.prefix(), "llmk_demo");
         assert_eq!(key.expose(), b"llmk_demo_secret_1-23");
+        assert_eq!(key.expose_secret(), b"secret_1-23");
     }
 
     #[test]

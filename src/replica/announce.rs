@@ -82,3 +82,68 @@ impl Announcer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::replica::sync::tests::Script;
+    use crate::replica::tests::said;
+
+    fn announcer() -> (Announcer, Replica, Arc<Script>) {
+        let (replica, script) = (Replica::default(), Arc::new(Script::default()));
+        let options = Options { interval: Duration::from_secs(10), max_staleness: Duration::from_mins(5) };
+        let store = Arc::<Script>::clone(&script);
+        (Announcer::new("here".into(), replica.clone(), store, options), replica, script)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_announces_now_and_then_and_when_asked_as_long_as_it_has_the_database() {
+        let (announcer, replica, script) = announcer();
+        let running = tokio::spawn(announcer.run());
+        let times = || script.announced.lock().unwrap().len();
+        replica.tell_of_mark();
+        sleep(Duration::from_secs(25)).await;
+        assert_eq!(times(), 0);
+        replica.set_connected(true);
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(times(), 1);
+        replica.tell_of_mark();
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(times(), 2);
+        let serves_for = Duration::from_secs(320);
+        assert_eq!(script.announced.lock().unwrap()[1], (String::new(), serves_for));
+        running.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_it_cannot_is_said_once_and_again_after_it_could() {
+        let (announcer, replica, script) = announcer();
+        replica.set_connected(true);
+        let running = tokio::spawn(announcer.run());
+        let warning = "WARN: cannot announce how far this server is, `--wait` does not know of it";
+        // Until it listens.
+        sleep(Duration::from_millis(1)).await;
+        let _ = said();
+        for (refuses, line) in
+            [(true, Some(warning)), (true, None), (false, None), (false, None), (true, Some(warning))]
+        {
+            script.refuses_announcements.store(refuses, Relaxed);
+            replica.tell_of_mark();
+            sleep(Duration::from_millis(1)).await;
+            assert_eq!(said(), Vec::from_iter(line));
+        }
+        assert_eq!(script.announced.lock().unwrap().len(), 5);
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn what_it_takes_back_is_its_own() {
+        let (announcer, _, script) = announcer();
+        announcer.retract().await;
+        assert_eq!(*script.retracted.lock().unwrap(), [announcer.id]);
+    }
+}

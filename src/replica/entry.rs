@@ -226,6 +226,35 @@ mod tests {
     }
 
     #[test]
+    fn a_row_is_the_same_if_its_memo_is_too_or_neither_is_understood() {
+        let (old, new) = (Pepper::random().unwrap(), Pepper::random().unwrap());
+        let memo_by = |pepper: &Pepper| {
+            let peppers = Peppers::new(vec![pepper.clone()], Policy::Optional);
+            peppers.memo(&record(), parse(KEY).unwrap())
+        };
+        let (by_old, by_new, foreign) = (memo_by(&old), memo_by(&new), memo_by(&Pepper::random().unwrap()));
+        let peppers = Peppers::new(vec![new, old], Policy::Optional);
+        let plain = Entry::new(record());
+        let remembering = Entry::remembering(record(), by_old.as_ref(), &peppers);
+        // What was proven by a memo stays proven when the memo is gone.
+        let forgotten = Entry::heir(record(), None, Some(&remembering), &peppers);
+        assert!(forgotten.proven().seal().is_some());
+        for (entry, same) in [
+            (&plain, [true, true, false, false]),
+            (&remembering, [false, false, true, false]),
+            (&forgotten, [true, true, false, false]),
+        ] {
+            let memos = [None, foreign.as_ref(), by_old.as_ref(), by_new.as_ref()];
+            assert_eq!(memos.map(|memo| entry.is_of(&record(), memo, &peppers)), same);
+            let revoked = KeyRecord { revoked: true, ..record() };
+            assert_eq!(memos.map(|memo| entry.is_of(&revoked, memo, &peppers)), [false; 4]);
+        }
+        let kept = |entry: &Entry| entry.memo(&peppers).map(|memo| memo.to_string());
+        assert_eq!(kept(&remembering), by_old.map(|memo| memo.to_string()));
+        assert_eq!(kept(&plain), None);
+    }
+
+    #[test]
     fn the_first_use_since_the_last_writing_is_for_the_caller_to_see_to() {
         let entry = Entry::new(record());
         assert!(entry.note_use(Timestamp(10_000_000)));
@@ -234,5 +263,10 @@ mod tests {
         entry.forget_note();
         assert!(entry.note_use(Timestamp(11_000_000)));
         assert_eq!(entry.last_use().1, Timestamp(12_000_000));
+        // A use within a second of the last is as good as that one.
+        for (now, noted) in [(13_000_000, 12_000_000), (13_000_001, 13_000_001)] {
+            assert!(!entry.note_use(Timestamp(now)));
+            assert_eq!(entry.last_use().1, Timestamp(noted));
+        }
     }
 }

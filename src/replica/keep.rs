@@ -223,7 +223,9 @@ mod tests {
     use crate::clock::ManualClock;
     use crate::decision::Freshness;
     use crate::key::KeyId;
+    use crate::key::format::parse;
     use crate::record::{KeyRecord, SecretHash};
+    use crate::replica::tests::said;
     use crate::store::Row;
     use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
     use crate::verify::memo::{Peppers, Policy};
@@ -316,10 +318,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_was_proven_is_known_to_be_and_a_file_by_an_older_pepper_is_read() {
+        let (old, new) = (Pepper::random().unwrap(), Pepper::random().unwrap());
+        let peppers =
+            |list: &[&Pepper]| Peppers::new(list.iter().copied().cloned().collect(), Policy::Optional);
+        let mut machine = Machine { peppers: peppers(&[&old]), ..Machine::new() };
+        let replica = Replica::new(machine.peppers.clone());
+        let key = parse(b"llmk_a_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg").unwrap();
+        let memo = machine.peppers.memo(&record(), key).unwrap();
+        replica.sees(vec![Row::Key(record(), Some(memo))], machine.clock.as_ref());
+        machine.keeper(&replica).write().await;
+        for (list, known) in [(&[&old][..], true), (&[&new, &old], true), (&[&new], false), (&[], false)] {
+            machine.peppers = peppers(list);
+            let remembered = machine.restored().map(|replica| replica.snapshot().remembered);
+            assert_eq!(remembered.ok(), known.then_some(1));
+        }
+    }
+
+    #[tokio::test]
     async fn beyond_the_bound_and_from_the_future_it_is_refused() {
         let machine = Machine::new();
         machine.leaves_a_file(Duration::ZERO).await;
         let written = machine.clock.now();
+        machine.clock.set_wall(written.before(SLACK));
+        assert!(machine.restored().is_ok(), "clocks may differ by so much");
+        machine.clock.set_wall(written.after(BOUND));
+        assert!(machine.restored().is_ok(), "at the bound and not beyond");
         machine.clock.set_wall(written.before(Duration::from_secs(3)));
         assert!(matches!(machine.restored(), Err(Refused::Future(at)) if at == written));
         // A wall clock that is set back makes nothing young: the uptime counts on.
@@ -349,5 +373,86 @@ mod tests {
         assert!(!keeper.is_due(), "a change has to wait");
         replica.set_connected(false);
         assert!(keeper.is_due(), "but not when nothing better is to be had");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_due_after_a_rest_with_a_change_and_without_one_before_it_gets_too_old() {
+        // Whether there is a database, whether something changed, and in milliseconds: how long ago it was
+        // written, how old it was then, how old what we have is now, and how long the writing took.
+        for (connected, changed, elapsed, age_then, age, took, due) in [
+            (true, true, 9_999, 0, 0, 0, false),
+            (true, true, 10_000, 0, 0, 0, true),
+            (true, true, 19_999, 0, 0, 1_000, false),
+            (true, true, 20_000, 0, 0, 1_000, true),
+            (true, false, 20_000, 0, 0, 0, false),
+            (true, false, 74_999, 0, 0, 0, false),
+            (true, false, 75_000, 0, 0, 0, true),
+            (true, false, 75_000, 0, 1, 0, false),
+            (true, false, 74_000, 1_000, 0, 0, true),
+            (false, true, 0, 0, 0, 0, true),
+            (false, false, 2_000, 0, 0, 0, false),
+            (false, false, 2_001, 0, 0, 0, true),
+            (false, false, 0, 2_001, 0, 0, true),
+            (false, false, 60_000, 0, 60_000, 0, false),
+        ] {
+            let (machine, millis) = (Machine::new(), Duration::from_millis);
+            let replica = Replica::new(machine.peppers.clone());
+            replica.sees(Vec::new(), machine.clock.as_ref());
+            replica.set_connected(connected);
+            machine.clock.advance(millis(age));
+            let mut keeper = machine.keeper(&replica);
+            let (generation, at) = (u64::from(!changed), Instant::now());
+            keeper.written = Some(Written { generation, age_then: millis(age_then), at, took: millis(took) });
+            tokio::time::advance(millis(elapsed)).await;
+            let case = (connected, changed, elapsed, age_then, age, took);
+            assert_eq!(keeper.is_due(), due, "{case:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_written_once_there_is_something_and_told_of_when_it_cannot_be() {
+        let machine = Machine::new();
+        let replica = Replica::new(machine.peppers.clone());
+        let running = tokio::spawn(machine.keeper(&replica).run());
+        replica.sees(Vec::new(), machine.clock.as_ref());
+        replica.set_connected(true);
+        let written = async {
+            while replica.stats().kept.value() == 0 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        timeout(Duration::from_mins(1), written).await.unwrap();
+        running.abort();
+        let mut keeper = machine.keeper(&replica);
+        let there = keeper.options.path.clone();
+        let lost = "WARN: the snapshot file cannot be written, a restart without the database would serve nothing new";
+        let _ = said();
+        for (path, line) in [
+            (there.join("below"), Some(lost)),
+            (there.join("below"), None),
+            (there.clone(), None),
+            (there.join("below"), Some(lost)),
+        ] {
+            keeper.options.path = path;
+            keeper.write().await;
+            assert_eq!(said(), Vec::from_iter(line));
+        }
+        assert_eq!((replica.stats().kept.value(), replica.stats().not_kept.value()), (2, 3));
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_no_news_and_one_that_is_not_used_is() {
+        let (machine, replica) = (Machine::new(), Replica::default());
+        let keeper = machine.keeper(&replica);
+        let _ = said();
+        keeper.restore();
+        assert_eq!(said(), [] as [String; 0]);
+        fs::write(&keeper.options.path, "nonsense").unwrap();
+        keeper.restore();
+        assert_eq!(said(), ["WARN: the snapshot file is not used"]);
+        fs::remove_file(&keeper.options.path).unwrap();
+        fs::create_dir(&keeper.options.path).unwrap();
+        keeper.restore();
+        assert_eq!(said(), ["WARN: the snapshot file is not used"]);
     }
 }

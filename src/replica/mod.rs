@@ -246,8 +246,63 @@ fn millis(uptime: Duration) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::io;
+    use std::sync::Once;
+
+    use tracing::Level;
+
     use super::*;
     use crate::clock::ManualClock;
+    use crate::store::Row;
+
+    thread_local! {
+        static SAID: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// Writes to where its own thread looks.
+    struct Said;
+
+    impl io::Write for Said {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            SAID.with_borrow_mut(|said| said.extend(bytes));
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The lines that this thread has logged since it last asked: the level and the message, without what is
+    /// said beside it. Nothing the first time.
+    pub(super) fn said() -> Vec<String> {
+        static LISTEN: Once = Once::new();
+        LISTEN.call_once(|| {
+            let lines = tracing_subscriber::fmt().with_max_level(Level::INFO).with_writer(|| Said).json();
+            let _ = tracing::subscriber::set_global_default(lines.finish());
+        });
+        let said = String::from_utf8(SAID.take()).unwrap();
+        let line = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+            format!("{}: {}", text(&line["level"]), text(&line["fields"]["message"]))
+        };
+        said.lines().map(line).collect()
+    }
+
+    impl Replica {
+        /// Has just looked, and seen these rows and no others.
+        pub(crate) fn sees(&self, rows: Vec<Row>, clock: &dyn Clock) {
+            let mut reload = self.snapshot().reload(self.peppers());
+            for row in rows {
+                reload.add(row);
+            }
+            let _ = self.publish(reload.finish());
+            self.looked(clock.uptime(), clock.uptime(), Look::default());
+            self.tell();
+        }
+    }
 
     #[test]
     fn freshness_follows_the_age_of_the_last_good_look() {

@@ -37,3 +37,18 @@ pub async fn run(store: Arc<dyn Store>, options: Options) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replica::sync::tests::Script;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_cut_again_and_again_whether_that_succeeds_or_not() {
+        let (script, options) = (Arc::new(Script::default()), Options::default());
+        let running = tokio::spawn(run(Arc::<Script>::clone(&script), options));
+        sleep(2 * options.interval + Duration::from_secs(1)).await;
+        assert_eq!(*script.pruned.lock().unwrap(), [options.keep; 2]);
+        running.abort();
+    }
+}

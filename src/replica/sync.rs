@@ -351,4 +351,4 @@ async fn within<T>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

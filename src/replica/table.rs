@@ -106,7 +106,7 @@ impl<V: Keyed> Table<V> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use proptest::prelude::*;
 
@@ -143,6 +143,28 @@ mod tests {
         let table = Table::new((0..100_000).map(|n| word(n, n)).collect());
         let longest = table.shards.iter().map(|s| s.len()).max().unwrap();
         assert!(longest < 2 * 100_000 / table.shards.len(), "{longest}");
+    }
+
+    #[test]
+    fn what_chooses_the_shard_leaves_the_place_in_it_open() {
+        let table = Table::new((0..100_000).map(|n| word(n, n)).collect());
+        let places = table.shards[0].iter().map(|word| table.hasher.hash_one(word.key()) % 256);
+        let places: BTreeSet<_> = places.collect();
+        assert!(places.len() > 100, "{} entries begin at {}", table.shards[0].len(), places.len());
+    }
+
+    #[test]
+    fn a_table_is_outgrown_when_it_holds_four_times_what_it_was_made_for() {
+        for (made_for, bound) in [(0, 1_024), (1_024, 4_096)] {
+            let mut table = Table::new((0..made_for).map(|n| word(n, n)).collect());
+            for n in made_for..bound {
+                assert!(!table.outgrown(), "{n} of {bound}");
+                table.put(word(n, n));
+            }
+            assert!(!table.outgrown(), "{bound}");
+            table.put(word(bound, bound));
+            assert!(table.outgrown(), "more than {bound}");
+        }
     }
 
     proptest! {

@@ -340,6 +340,21 @@ mod tests {
         assert!(keyring(&[]).peppers().is_settled(None));
         assert_eq!(both.peppers().memo_of(&row, &seal).unwrap().to_string(), old.to_string());
         assert!(both.peppers().memo_of(&row, &both.seal(&row, &row.hash.unwrap(), KEY)).is_none());
+        assert_eq!(
+            both.peppers().list().iter().map(Pepper::id).collect::<Vec<_>>(),
+            [new.pepper, old.pepper]
+        );
+    }
+
+    #[test]
+    fn a_seal_and_a_token_are_those_of_their_key_and_of_no_other() {
+        let (ring, row) = (keyring(&[]), record(1, 2, HASH));
+        let other: &[u8] = b"llmk_demo_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Ph";
+        let seal = |key| ring.seal(&row, &row.hash.unwrap(), key);
+        assert!(seal(KEY).is(&seal(KEY)) && !seal(KEY).is(&seal(other)));
+        let token = |key| ring.token(parse(key).unwrap());
+        assert!(token(KEY).is(&token(KEY)) && !token(KEY).is(&token(other)));
+        assert!(!token(KEY).is(&keyring(&[]).token(parse(KEY).unwrap())), "of another process");
     }
 
     #[test]
@@ -365,8 +380,9 @@ mod tests {
     fn debug_shows_nothing() {
         let (ring, row) = (keyring(&[OLD]), record(1, 2, HASH));
         let seal = ring.seal(&row, &row.hash.unwrap(), KEY);
-        let shown = format!("{ring:?} {seal:?}");
-        assert!(shown.ends_with("Seal { .. }") && !shown.contains("AAAA"), "{shown}");
+        let shown = format!("{ring:?} {seal:?} {:?}", ring.token(parse(KEY).unwrap()));
+        assert!(shown.starts_with("Keyring { peppers: Peppers {") && !shown.contains("AAAA"), "{shown}");
+        assert!(shown.ends_with(", .. } Seal { .. } Token { .. }"), "{shown}");
     }
 
     proptest! {

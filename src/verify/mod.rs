@@ -446,9 +446,22 @@ mod tests {
         let (verifier, row) = (verifier(Options::default()), row(4));
         assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Pending);
         assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
-        assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Right);
-        assert_eq!(verifier.recall(&*row, parse(WRONG).unwrap()), Proof::Wrong);
+        for time in ["by the seal", "by the token", "by the token"] {
+            assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Right, "{time}");
+            assert_eq!(verifier.recall(&*row, parse(WRONG).unwrap()), Proof::Wrong, "{time}");
+        }
         assert_eq!(runs(&verifier), 1);
+    }
+
+    #[tokio::test]
+    async fn a_row_that_comes_with_a_seal_is_known_by_it_and_costs_no_bcrypt() {
+        let (verifier, row) = (verifier(Options::default()), row(4));
+        let seal = verifier.keyring().seal(&row.0, &row.0.hash.unwrap(), KEY);
+        let row = Arc::new(Row(row.0.clone(), Proven::from(Some(seal))));
+        assert_eq!(prove(&verifier, &row, WRONG).await, Proof::Wrong);
+        assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
+        assert_eq!(runs(&verifier), 0);
+        assert!(Proven::from(None).seal().is_none());
     }
 
     #[tokio::test]

@@ -225,3 +225,29 @@ impl Sealed {
         Ok((self.file.into_inner().map_err(io::IntoInnerError::into_error)?, self.bytes))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verify::memo::Policy;
+    use crate::verify::pepper::Pepper;
+
+    #[test]
+    fn it_says_how_much_it_wrote_and_reads_no_more_and_no_less() {
+        let peppers = Peppers::new(vec![Pepper::random().unwrap()], Policy::Optional);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("snapshot");
+        let written = save(&path, Head::default(), &Snapshot::empty(), &peppers).unwrap();
+        assert_eq!(written, 1, "the length of a head that says nothing");
+        let head = Head { source: "here".into(), keys: 9, ..Head::default() };
+        let written = save(&path, head, &Snapshot::empty(), &peppers).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes.len() as u64, written + (MAGIC.len() + 4 + MAC_BYTES) as u64);
+        let (head, body) = open(&bytes, &peppers).unwrap();
+        assert_eq!((head.source.as_str(), head.keys, body), ("here", 0, &[][..]));
+        assert!(rows(&head, body, |_| ()).is_ok());
+        assert!(matches!(rows(&head, &[0], |_| ()), Err(Refused::Malformed)), "a row too many");
+        let more = Head { tenants: 1, ..head };
+        assert!(matches!(rows(&more, body, |_| ()), Err(Refused::Malformed)), "a row too few");
+    }
+}

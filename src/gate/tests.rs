@@ -1,0 +1,200 @@
+//! Is what is known brought together as drawn? With rows of our own, and the clocks held still.
+
+use tokio::join;
+use uuid::Uuid;
+
+use super::*;
+use crate::clock::ManualClock;
+use crate::decision::Denial;
+use crate::key::KeyId;
+use crate::key::format::parse;
+use crate::memos;
+use crate::record::{ExpiresAt, KeyRecord, SecretHash};
+use crate::store::Row;
+use crate::tenant::{Tenant, TenantId, TenantStatus};
+use crate::verify::memo::{Keyring, Peppers};
+use crate::verify::{self, bcrypt};
+
+const KEY: &str = "llmk_demo_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg";
+const WRONG: &str = "llmk_demo_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Ph";
+
+/// A gate, and what it stands on.
+struct House {
+    clock: Arc<ManualClock>,
+    replica: Replica,
+    gate: Gate,
+}
+
+impl House {
+    fn new(mode: Mode) -> Self {
+        let clock = Arc::new(ManualClock::at(Timestamp(1_000_000_000)));
+        let replica = Replica::default();
+        let keyring = Keyring::new(Peppers::default()).unwrap();
+        let verifier = Verifier::start(verify::Options::default(), keyring).unwrap();
+        let memos = Memos::new(Peppers::default(), memos::Options::default());
+        let (same, options) = (Arc::<ManualClock>::clone(&clock), Options { mode, ..Options::default() });
+        let gate = Gate::new(replica.clone(), verifier, Usage::default(), memos, same, options);
+        Self { clock, replica, gate }
+    }
+
+    fn sees(&self, rows: Vec<Row>) {
+        self.replica.sees(rows, self.clock.as_ref());
+    }
+
+    fn now(&self, key: &str) -> Option<String> {
+        self.gate.check_now(&presenting(key), word)
+    }
+
+    async fn soon(&self, key: &str) -> String {
+        self.gate.check(&presenting(key), Instant::now() + Duration::from_mins(1), word).await
+    }
+
+    /// What is decided after this proof of this entry; nothing where another is needed.
+    fn after(&self, entry: &Arc<Entry>, proof: Proof) -> Option<String> {
+        let (now, proven) = (self.gate.moment(), (Arc::clone(entry), proof));
+        self.gate.attempt(&presenting(KEY), now, now.uptime(), Some(&proven), word).ok()
+    }
+
+    fn entry(&self) -> Arc<Entry> {
+        Arc::clone(self.replica.snapshot().key("llmk_demo").unwrap())
+    }
+}
+
+fn presenting(key: &str) -> AccessRequest<'_> {
+    let credential = Credential::Presented(parse(key.as_bytes()).unwrap());
+    AccessRequest { public: false, credential, bearer: false }
+}
+
+fn word(judged: &Judged<'_>) -> String {
+    match judged.decision {
+        Decision::Allow(Grant::Public) => "public".to_owned(),
+        Decision::Allow(Grant::Shadow(objection)) => format!("shadow {}", objection.as_str()),
+        Decision::Allow(Grant::Tenant(..)) => "ok".to_owned(),
+        Decision::Deny(denial) => denial.reason.as_str().to_owned(),
+        Decision::Unable(fault, _) => fault.as_str().to_owned(),
+    }
+}
+
+/// The row of [`KEY`], with a hash of its own each time.
+fn key() -> KeyRecord {
+    let hash = bcrypt::hash(&parse(KEY.as_bytes()).unwrap().to_plain(), 4).unwrap();
+    KeyRecord {
+        id: KeyId(Uuid::from_u128(1)),
+        tenant_id: TenantId(Uuid::from_u128(2)),
+        prefix: "llmk_demo".into(),
+        hash: SecretHash::parse(&hash),
+        expires_at: ExpiresAt::NEVER,
+        revoked: false,
+    }
+}
+
+fn rows(key: KeyRecord) -> Vec<Row> {
+    let tenant = Tenant {
+        id: TenantId(Uuid::from_u128(2)),
+        name: "Demo".into(),
+        schema: "tenant_demo".into(),
+        status: TenantStatus::Active,
+        mode: None,
+        created_at: Timestamp(0),
+    };
+    vec![Row::Key(key, None), Row::Tenant(tenant)]
+}
+
+#[tokio::test]
+async fn a_key_is_proven_once_and_then_passes_at_once() {
+    let house = House::new(Mode::Enforce);
+    house.sees(rows(key()));
+    assert_eq!(house.now(KEY), None);
+    assert_eq!(house.soon(WRONG).await, "mismatch");
+    assert_eq!(house.soon(KEY).await, "ok");
+    assert_eq!(house.now(KEY).as_deref(), Some("ok"));
+    assert_eq!(house.now(WRONG).as_deref(), Some("mismatch"));
+    assert_eq!(house.now("llmk_other_secret123").as_deref(), Some("unknown"));
+    assert_eq!(house.entry().last_use().1, house.clock.now());
+    let stats = house.gate.stats();
+    let denied: Vec<_> = stats.denied.iter().map(Count::value).collect();
+    assert_eq!((stats.ok.value(), denied), (2, vec![0, 0, 2, 0, 0, 0, 1]));
+}
+
+#[test]
+fn a_proof_counts_for_the_row_it_was_made_on_whatever_became_of_its_state() {
+    let house = House::new(Mode::Enforce);
+    let row = key();
+    house.sees(rows(row.clone()));
+    let before = house.entry();
+    assert_eq!(house.after(&before, Proof::Wrong).as_deref(), Some("mismatch"));
+    assert_eq!(house.after(&before, Proof::Right).as_deref(), Some("ok"));
+    house.sees(rows(KeyRecord { revoked: true, ..row.clone() }));
+    assert_eq!(house.after(&before, Proof::Right).as_deref(), Some("revoked"));
+    for other in [
+        key(),
+        KeyRecord { id: KeyId(Uuid::from_u128(9)), ..row.clone() },
+        KeyRecord { tenant_id: TenantId(Uuid::from_u128(9)), ..row },
+    ] {
+        house.sees(rows(other));
+        assert_eq!(house.after(&before, Proof::Right), None);
+        assert_eq!(house.after(&before, Proof::Wrong), None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_before_the_first_load_waits_for_it() {
+    let house = House::new(Mode::Enforce);
+    assert_eq!(house.now(KEY), None);
+    let load = async { house.sees(Vec::new()) };
+    let started = Instant::now();
+    assert_eq!(join!(house.soon(KEY), load), ("unknown".to_owned(), ()));
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_the_first_load_beyond_his_deadline_or_the_time_that_a_start_takes() {
+    let house = House::new(Mode::Enforce);
+    for (patience, waits) in [(20, 20), (60_000, 1_000)] {
+        let started = Instant::now();
+        let deadline = started + Duration::from_millis(patience);
+        assert_eq!(house.gate.check(&presenting(KEY), deadline, word).await, "never_loaded");
+        let waited = started.elapsed();
+        assert!((waits..waits + 2).contains(&waited.as_millis()), "{waited:?}");
+    }
+    house.clock.advance(Duration::from_millis(999));
+    assert_eq!(house.now(KEY), None);
+    house.clock.advance(Duration::from_millis(1));
+    assert_eq!(house.now(KEY).as_deref(), Some("never_loaded"));
+    house.clock.advance(Duration::from_millis(1));
+    assert_eq!(house.now(KEY).as_deref(), Some("never_loaded"));
+}
+
+#[test]
+fn in_shadow_mode_what_is_said_is_what_becomes_of_the_decision() {
+    let house = House::new(Mode::Shadow);
+    house.sees(Vec::new());
+    assert_eq!(house.now(KEY).as_deref(), Some("shadow unknown"));
+    assert_eq!(house.gate.unable(Fault::Overloaded, word), "shadow unavailable");
+    let stats = house.gate.stats();
+    assert_eq!(stats.shadow.iter().map(Count::value).collect::<Vec<_>>(), [0, 0, 0, 0, 0, 0, 1, 1]);
+    assert_eq!(stats.excused().value(), 1);
+    assert_eq!(stats.latency.buckets().map(|(_, n)| n).sum::<u64>(), 2);
+}
+
+#[test]
+fn every_decision_is_counted_under_its_own_name() {
+    let stats = Stats::default();
+    for (at, reason) in Reason::ALL.into_iter().enumerate() {
+        let denial = Denial { reason, identity: None };
+        for _ in 0..=at {
+            stats.count(&Decision::Deny(denial));
+            stats.count(&Decision::Allow(Grant::Shadow(Objection::Denied(denial))));
+        }
+    }
+    for (at, fault) in Fault::ALL.into_iter().enumerate() {
+        (0..=at).for_each(|_| stats.count(&Decision::Unable(fault, None)));
+    }
+    stats.count(&Decision::Allow(Grant::Shadow(Objection::Unable(Fault::TooOld, None))));
+    stats.count(&Decision::Allow(Grant::Public));
+    let values = |counts: &[Count]| counts.iter().map(Count::value).collect::<Vec<_>>();
+    assert_eq!(values(&stats.denied), [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(values(&stats.shadow), [1, 2, 3, 4, 5, 6, 7, 1]);
+    assert_eq!(values(&stats.unable), [1, 2, 3, 4, 5, 7, 7]);
+    assert_eq!((stats.public.value(), stats.ok.value()), (1, 0));
+}
