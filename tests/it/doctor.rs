@@ -41,6 +41,12 @@ impl Findings {
         self.0.iter().any(|found| found.0 == check && found.1 == "ok")
     }
 
+    /// What was seen by a check.
+    pub(crate) fn seen(&self, check: &str) -> &str {
+        let found = self.0.iter().find(|found| found.0 == check);
+        &found.unwrap_or_else(|| panic!("no {check}: {self:#?}")).2
+    }
+
     /// What was seen by a check that is not ok.
     fn what(&self, check: &str) -> &str {
         let found = self.0.iter().find(|found| found.0 == check && found.1 != "ok");
@@ -283,10 +289,20 @@ fn a_listener_is_asked_as_envoy_asks() {
     };
     let server = Server::on(&world.db).start();
     assert_eq!(listener(&server.grpc[0]), (vec![], Some(0)));
+    for (reflection, says) in
+        [("on", "on: grpcurl needs no"), ("off", "off: grpcurl needs our files, -import-path proto")]
+    {
+        let server = Server::on(&world.db).args(&["--reflection", reflection]).start();
+        let (found, _) = doctor(&world.db, &["--target", &server.grpc[0]]);
+        assert!(found.is_ok("listener.reflection"), "{found:#?}");
+        assert!(found.seen("listener.reflection").starts_with(says), "{found:#?}");
+    }
     let nobody = format!("127.0.0.1:{}", free_port());
     assert_eq!(listener(&nobody), (vec!["listener.answers bad".to_owned()], Some(1)));
     let open = Server::on(&world.db).args(&["--public", "GET /tenantgate-doctor/is-this-refused"]).start();
     assert_eq!(listener(&open.grpc[0]).0, ["listener.answers bad"]);
+    let shadow = Server::on(&world.db).args(&["--mode", "shadow"]).start();
+    assert_eq!(listener(&shadow.grpc[0]), (vec!["listener.answers warn".to_owned()], Some(0)));
 }
 
 #[test]
