@@ -48,7 +48,7 @@ fn validity(check: &'static str, end: Option<Timestamp>, now: Timestamp) -> Find
     let Some(end) = end else { return Finding::ok(check, "the certificate is good") };
     let what = format!("the certificate is good until {end}");
     if end < now.after(SOON) {
-        Finding::warn(check, what, "renew it, and restart serve, which reads it once")
+        Finding::warn(check, what, "renew it: serve sees the new files by itself, within 5 s")
     } else {
         Finding::ok(check, what)
     }
