@@ -69,7 +69,7 @@ pub(crate) struct ExplainArgs {
     /// What `serve` is told too
     #[command(flatten)]
     pub(crate) judgement: JudgementArgs,
-    /// And this
+    /// And what becomes of what is to be refused
     #[command(flatten)]
     mode: ModeArgs,
 }

@@ -1,5 +1,6 @@
 //! Does a server answer where Envoy would ask?
 
+use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -12,7 +13,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use super::super::Failure;
 use super::super::check;
 use super::super::target::{Target, TlsArgs, chain, connect};
-use super::tls;
+use super::tls::{self, PATIENCE};
 use crate::clock::Clock;
 use crate::ext_authz::service::SERVICE_NAME;
 use crate::finding::Finding;
@@ -113,7 +114,9 @@ async fn health(channel: Channel) -> Finding {
 /// Envoy needs none, so nothing is bad about a server without it.
 async fn reflection(channel: Channel) -> Finding {
     const CHECK: &str = "listener.reflection";
-    match services(channel).await {
+    // What bounds other calls is not there for the messages of a stream.
+    let said = timeout(PATIENCE, services(channel)).await;
+    match said.unwrap_or_else(|_| Err(Status::deadline_exceeded("not in time"))) {
         Ok(()) => Finding::ok(CHECK, "on: grpcurl needs no proto files"),
         Err(status) if status.code() == Code::Unimplemented => Finding::ok(
             CHECK,

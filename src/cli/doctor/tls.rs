@@ -21,7 +21,8 @@ use crate::trust;
 /// days before their end.
 const SOON: Duration = Duration::from_hours(14 * 24);
 
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a server may take to answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Looks at the certificate that is shown at a URL.
 pub(super) async fn examine(check: &'static str, url: &str, tls: &TlsArgs, clock: &dyn Clock) -> Finding {
