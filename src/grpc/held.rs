@@ -96,7 +96,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Held<T> {
         let mut stream = self.lock();
         ready!(stream.poll_room(cx))?;
         let before = stream.waiting.len();
-        bufs.iter().for_each(|buf| stream.waiting.extend_from_slice(buf));
+        for buf in bufs {
+            stream.waiting.extend_from_slice(buf);
+        }
         Poll::Ready(Ok(stream.waiting.len() - before))
     }
 
