@@ -1,13 +1,13 @@
 //! Why does a request get the answer it gets?
 //!
 //! Gathers the facts about one key as a server would have them, has them judged by
-//! the one that judges requests ([`decide`]), and walks the table beside it
-//! ([`rows`]). The secret is proven by the very machine that `serve` proves it with;
+//! the one that judges requests ([`decide`]), in the mode of the server and the
+//! tenant, and walks the table beside it ([`rows`]). The secret is proven by the very machine that `serve` proves it with;
 //! where only a prefix is known, both cases are told: who presents the right
 //! secret, and who presents a wrong one.
 //!
 //! ```text
-//! prefix ─► row, memo, tenant ─► as of --at ─► recall / prove ─► decide
+//! prefix ─► row, memo, tenant ─► as of --at ─► recall / prove ─► decide ─► in_mode
 //!                                                           └──► rows::walk
 //! ```
 //!
@@ -28,7 +28,7 @@ use crate::replica::Entry;
 use crate::request::{AccessRequest, Credential};
 use crate::store::StoreError;
 use crate::store::inspect::Inspect;
-use crate::tenant::Tenant;
+use crate::tenant::{Mode, Tenant};
 use crate::verify::memo::{Keyring, Peppers};
 use crate::verify::{self, Provable as _, Verifier};
 
@@ -46,6 +46,8 @@ pub struct Question<'a> {
     pub at: Option<Timestamp>,
     /// How true the replica is taken to be that judges.
     pub freshness: Freshness,
+    /// The mode of the server.
+    pub mode: Mode,
 }
 
 /// Who presents the key.
@@ -84,6 +86,7 @@ pub struct Case<'a> {
     pub presenter: Presenter,
     request: AccessRequest<'a>,
     freshness: Freshness,
+    mode: Mode,
     key: Option<KeyRecord>,
     tenant: Option<Tenant>,
     proof: Proof,
@@ -102,10 +105,10 @@ impl Case<'_> {
         }
     }
 
-    /// The judgement.
+    /// The judgement, and what becomes of it in the mode of the server and the tenant.
     pub fn decision(&self) -> Decision<'_> {
         // Nothing is left to be proven here.
-        decide(&self.facts()).unwrap_or(Decision::Unable(Fault::Overloaded, None))
+        decide(&self.facts()).unwrap_or(Decision::Unable(Fault::Overloaded, None)).in_mode(self.mode)
     }
 
     /// Every row of the table, and what became of it.
@@ -273,6 +276,7 @@ fn case<'a>(
         presenter,
         request: question.request,
         freshness: question.freshness,
+        mode: question.mode,
         key: subject.map(|subject| subject.record.clone()),
         tenant: subject.and_then(|subject| subject.tenant.clone()),
         proof,

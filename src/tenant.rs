@@ -73,6 +73,9 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// Every mode.
+    pub const ALL: [Self; 2] = [Self::Enforce, Self::Shadow];
+
     /// Reads `tenants.mode`. What makes no sense lets nobody pass.
     #[must_use]
     pub fn parse(text: &str) -> Self {

@@ -1,8 +1,8 @@
-//! Whom does a client of ours trust?
+//! Whom does a client of ours trust, and who is it?
 //!
 //! Commands that connect somewhere with TLS trust the authority that was named, and
-//! then no other, or those of the system. What is spoken over the connection is not
-//! known here.
+//! then no other, or those of the system. To who asks for a certificate they show
+//! their own, if they have one. What is spoken over the connection is not known here.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -13,20 +13,47 @@ use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::client::danger::ServerCertVerifier as _;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{CertificateError, ClientConfig, Error, RootCertStore};
 
 use crate::clock::Timestamp;
+
+/// A certificate of ours and its private key, both PEM.
+#[derive(Clone, Copy, Debug)]
+pub struct Own<'a> {
+    /// The file of the certificate, with what leads to its authority.
+    pub cert: &'a Path,
+    /// The file of the key.
+    pub key: &'a Path,
+}
+
+impl Own<'_> {
+    fn read(self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), String> {
+        let wrong = |option: &str, path: &Path, e: &dyn Display| format!("{option} {}: {e}", path.display());
+        let chain = CertificateDer::pem_file_iter(self.cert).and_then(Iterator::collect);
+        let chain = chain.map_err(|e| wrong("--client-cert", self.cert, &e))?;
+        let key = PrivateKeyDer::from_pem_file(self.key);
+        Ok((chain, key.map_err(|e| wrong("--client-key", self.key, &e))?))
+    }
+}
 
 /// The TLS of a client that speaks the protocol of this name (ALPN).
 ///
 /// # Errors
 ///
-/// The file of the authority cannot be read, or is none.
-pub fn client(ca: Option<&Path>, protocol: &str) -> Result<ClientConfig, String> {
+/// A file cannot be read, or is not what it should be.
+pub fn client(ca: Option<&Path>, own: Option<Own<'_>>, protocol: &str) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let builder = builder.with_safe_default_protocol_versions().map_err(|e| e.to_string())?;
-    let mut config = builder.with_root_certificates(roots(ca)?).with_no_client_auth();
+    let builder = builder.with_root_certificates(roots(ca)?);
+    let mut config = match own {
+        None => builder.with_no_client_auth(),
+        Some(own) => {
+            let (chain, key) = own.read()?;
+            let fits = builder.with_client_auth_cert(chain, key);
+            fits.map_err(|e| format!("--client-cert {} with its --client-key: {e}", own.cert.display()))?
+        }
+    };
     config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
     Ok(config)
 }

@@ -4,18 +4,14 @@
 //! see what a server says without an Envoy in front.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use prost::Message as _;
 use prost_types::value::Kind;
 use serde::Serialize;
 use serde_json::Value;
-use tokio::net::UnixStream;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use super::Failure;
+use super::target::{Target, TlsArgs, chain, connect, target};
 use super::view::Text;
 use crate::ext_authz::proto::envoy::config::core::v3::HeaderValueOption;
 use crate::ext_authz::proto::envoy::service::auth::v3::attribute_context::{HttpRequest, Request};
@@ -42,9 +38,9 @@ pub(super) struct CheckArgs {
     /// The API key, sent as x-llmcore-api-key
     #[arg(long, value_name = "K")]
     key: Option<String>,
-    /// The authority that signed the server's certificate (PEM); the system's own by default
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
+    /// TLS.
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 fn header(text: &str) -> Result<(String, String), String> {
@@ -78,14 +74,14 @@ impl Text for CheckView {
 }
 
 /// Whether a request without a key is allowed, and for what reason.
-pub(super) async fn probe(target: &Target, path: &str, ca: Option<&Path>) -> Result<(bool, String), Failure> {
+pub(super) async fn probe(target: &Target, path: &str, tls: &TlsArgs) -> Result<(bool, String), Failure> {
     let args = CheckArgs {
         target: target.clone(),
         method: "GET".into(),
         path: path.into(),
         header: Vec::new(),
         key: None,
-        ca: ca.map(Path::to_owned),
+        tls: tls.clone(),
     };
     let CheckView { allowed, mut metadata, .. } = check(args).await?;
     Ok((allowed, text(metadata.remove("reason"))))
@@ -94,79 +90,13 @@ pub(super) async fn probe(target: &Target, path: &str, ca: Option<&Path>) -> Res
 /// Sends the Check.
 pub(super) async fn check(args: CheckArgs) -> Result<CheckView, Failure> {
     let no_answer = |why: String| Failure::unavailable(format!("no answer from {}: {why}", args.target));
-    let channel = connect(&args.target, args.ca.as_deref()).await?.map_err(|e| no_answer(chain(&e)))?;
+    let channel = connect(&args.target, &args.tls).await?.map_err(|e| no_answer(chain(&e)))?;
     let request = tonic::Request::new(request(&args));
     let response = AuthorizationClient::new(channel)
         .check(request)
         .await
         .map_err(|e| no_answer(e.message().to_owned()))?;
     Ok(view(response.into_inner()))
-}
-
-/// Where a server is.
-#[derive(Clone)]
-pub(super) enum Target {
-    /// `http://…` or `https://…`.
-    Url(String),
-    Unix(PathBuf),
-}
-
-impl std::fmt::Display for Target {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Url(url) => f.write_str(url),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-pub(super) fn target(text: &str) -> Result<Target, String> {
-    const FORMS: &str = "an address is HOST:PORT, https://HOST:PORT or unix:/path";
-    if let Some(path) = text.strip_prefix("unix:") {
-        return if path.is_empty() { Err(FORMS.into()) } else { Ok(Target::Unix(path.into())) };
-    }
-    let (scheme, address) = text.split_once("://").unwrap_or(("http", text));
-    let fine =
-        address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-    if fine && ["http", "https"].contains(&scheme) {
-        Ok(Target::Url(format!("{scheme}://{address}")))
-    } else {
-        Err(FORMS.into())
-    }
-}
-
-/// The outer error is a mistake in the arguments, the inner one is the network's.
-pub(super) async fn connect(
-    target: &Target,
-    ca: Option<&Path>,
-) -> Result<Result<Channel, tonic::transport::Error>, Failure> {
-    let limit = Duration::from_secs(10);
-    let url = match target.clone() {
-        Target::Url(url) => url,
-        Target::Unix(path) => return Ok(connect_unix(path, limit).await),
-    };
-    let usage = |e| Failure::usage(format!("{url}: {}", chain(&e)));
-    let mut endpoint =
-        Endpoint::from_shared(url.clone()).map_err(usage)?.connect_timeout(limit).timeout(limit);
-    if url.starts_with("https://") {
-        endpoint = endpoint.tls_config(tls(ca)?).map_err(usage)?;
-    }
-    Ok(endpoint.connect().await)
-}
-
-async fn connect_unix(path: PathBuf, limit: Duration) -> Result<Channel, tonic::transport::Error> {
-    let connector = tower::service_fn(move |_| {
-        let path = path.clone();
-        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-    });
-    let endpoint = Endpoint::from_static("http://localhost").connect_timeout(limit).timeout(limit);
-    endpoint.connect_with_connector(connector).await
-}
-
-fn tls(ca: Option<&Path>) -> Result<ClientTlsConfig, Failure> {
-    let Some(path) = ca else { return Ok(ClientTlsConfig::new().with_native_roots()) };
-    let pem = std::fs::read(path).map_err(|e| Failure::usage(format!("--ca {}: {e}", path.display())))?;
-    Ok(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)))
 }
 
 /// What Envoy would send: names in lower case, duplicates joined by a comma, pseudo-headers among them.
@@ -234,15 +164,6 @@ fn view(response: CheckResponse) -> CheckView {
 
 fn header_map(headers: Vec<HeaderValueOption>) -> BTreeMap<String, String> {
     headers.into_iter().filter_map(|option| option.header).map(|header| (header.key, header.value)).collect()
-}
-
-/// tonic's own text says only that there was an error.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }
 
 /// A field of metadata that is text, as nearly all are.

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! database   store::inspect      rows, peppers   a load as a server's
-//! listener   one Check, health, the certificate
+//! listener   one Check, health, reflection, the certificate
 //! envoy      its admin page; requests through it
 //! ```
 
@@ -23,8 +23,8 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 
 use self::rows::Rows;
-use super::check::{Target, target};
 use super::explain::read_key;
+use super::target::{Target, TlsArgs, target};
 use super::view::{Text, plain};
 use super::{By, Failure, one_line};
 use crate::clock::{Clock, SystemClock};
@@ -59,9 +59,9 @@ pub(crate) struct DoctorArgs {
     /// Listen here for the request that a route of Envoy's leads to, and see what arrives
     #[arg(long, value_name = "HOST:PORT", requires = "key_file")]
     sink: Option<String>,
-    /// The authority that signed the certificates of --target and --envoy (PEM); the system's own by default
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
+    /// TLS.
+    #[command(flatten)]
+    tls: TlsArgs,
     /// What `serve` is told too
     #[command(flatten)]
     pub(crate) judgement: JudgementArgs,
@@ -102,7 +102,7 @@ pub(super) async fn examine(args: &DoctorArgs, by: &By) -> Result<Report, Failur
         }
     }
     if let Some(target) = &args.target {
-        report.findings.extend(listener::examine(target, args.ca.as_deref(), clock.as_ref()).await?);
+        report.findings.extend(listener::examine(target, &args.tls, clock.as_ref()).await?);
     }
     report.findings.extend(Box::pin(envoy(args)).await?);
     Ok(report)
@@ -118,7 +118,7 @@ async fn envoy(args: &DoctorArgs) -> Result<Vec<Finding>, Failure> {
         health_service: SERVICE_NAME,
         decision_id: DECISION_ID_HEADER,
     };
-    let server = |url: &Uri| http::Server { url: url.clone(), ca: args.ca.as_deref() };
+    let server = |url: &Uri| http::Server { url: url.clone(), ca: args.tls.ca.as_deref() };
     let mut findings = Vec::new();
     if let Some(url) = &args.envoy_admin {
         findings.extend(admin::examine(&server(url), &expected).await);

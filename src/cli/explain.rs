@@ -23,13 +23,14 @@ use self::show::{DecisionView, ExplainView};
 use self::through::ThroughView;
 use super::{By, Failure, ready};
 use crate::clock::{SystemClock, Timestamp};
-use crate::config::{self, JudgementArgs};
+use crate::config::{self, JudgementArgs, ModeArgs};
 use crate::decision::Freshness;
 use crate::envoy;
 use crate::explain::{Explainer, Explanation, Question};
 use crate::ext_authz::translate::Speech;
 use crate::key::format::{SCHEME, is_stored_prefix, parse};
 use crate::request::{self, AUTHORIZATION, Reader};
+use crate::tenant::Mode;
 use crate::verify::memo::Peppers;
 
 /// The options of `explain`.
@@ -68,6 +69,9 @@ pub(crate) struct ExplainArgs {
     /// What `serve` is told too
     #[command(flatten)]
     pub(crate) judgement: JudgementArgs,
+    /// And what becomes of what is to be refused
+    #[command(flatten)]
+    mode: ModeArgs,
 }
 
 fn prefix(text: &str) -> Result<String, String> {
@@ -112,7 +116,7 @@ impl<'a> Asked<'a> {
             method: first(|line| &line.method).unwrap_or_else(|| args.method.clone()),
             path: args.path.clone().or_else(|| first(|line| &line.path)).or(root),
             at: args.at.or(args.decision_id.map(logged::made_at)),
-            freshness: freshness(first(|line| &line.reason).as_deref()),
+            freshness: freshness(first(|line| &line.cause).or(first(|line| &line.reason)).as_deref()),
         })
     }
 
@@ -137,8 +141,8 @@ pub(super) async fn explain(
     args: &ExplainArgs,
     by: &By,
 ) -> Result<(ExplainView, Result<(), Failure>), Failure> {
-    let judgement = config::judgement(&args.judgement);
-    let (options, peppers) = judgement.map_err(|mistakes| Failure { code: 2, lines: mistakes.0 })?;
+    let judgement = config::judgement_in_mode(&args.judgement, &args.mode);
+    let (options, peppers, mode) = judgement.map_err(|mistakes| Failure { code: 2, lines: mistakes.0 })?;
     let store = config::inspected(&by.url, by.actor.clone())
         .map_err(|why| Failure::usage(format!("--database-url: {why}")))?;
     let decision = args.decision_id.map(|id| looked_up(args, id)).transpose()?;
@@ -149,7 +153,7 @@ pub(super) async fn explain(
     let mut whole = Ok(());
     if asked.has_cases() {
         let explainer = Explainer::new(store, Arc::new(SystemClock), peppers);
-        match judged(&asked, &explainer, by, &options, &database).await {
+        match judged(&asked, &explainer, by, (&options, mode), &database).await {
             Ok(judged) => view = judged,
             Err(failure) if failure.code == 3 && (through.is_some() || decision.is_some()) => {
                 whole = Err(failure);
@@ -187,6 +191,14 @@ fn advice(decision: &DecisionView, asked: &Asked<'_>) -> Vec<String> {
                     .into(),
             ]
         }
+        (logged, true)
+            if asked.args.mode.mode != Mode::Shadow.as_str() && logged.iter().any(Logged::is_shadow) =>
+        {
+            vec![
+                "it passed in shadow mode, the server's or the tenant's: say --mode if it was the server's"
+                    .into(),
+            ]
+        }
         (_, true) => Vec::new(),
     }
 }
@@ -206,14 +218,15 @@ async fn judged(
     asked: &Asked<'_>,
     explainer: &Explainer,
     by: &By,
-    options: &request::Options,
+    (options, mode): (&request::Options, Mode),
     database: &str,
 ) -> Result<ExplainView, Failure> {
     ready(by, Peppers::default()).await?;
     let carried = asked.key.as_ref().map(|key| carried(key, asked.args.bearer));
     let request = read(options, carried.as_ref(), asked);
     let (stand_in, at, freshness) = (asked.stand_in, asked.at, asked.freshness);
-    let mut explanation = explainer.explain(Question { request, stand_in, at, freshness }).await?;
+    let question = Question { request, stand_in, at, freshness, mode };
+    let mut explanation = explainer.explain(question).await?;
     explanation.notes.extend(remarks(asked, options, asked.key.as_ref(), &explanation));
     let speech = Speech { key_header: options.key_header.clone(), ..Speech::default() };
     let prefix = asked.key.as_ref().and_then(|key| Some(parse(key.as_bytes()).ok()?.prefix()));

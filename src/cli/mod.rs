@@ -23,6 +23,7 @@ mod ready;
 mod report;
 mod rows;
 mod shadow;
+mod target;
 mod view;
 
 use std::ffi::OsString;

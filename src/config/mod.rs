@@ -53,10 +53,9 @@ pub struct ServeArgs {
     #[arg(long, env = "TENANTGATE_ON_UNAVAILABLE", value_name = "deny|error", default_value = "deny")]
     pub on_unavailable: String,
 
-    /// What becomes of requests that are to be refused: they are (enforce), or they pass as nobody, and are
-    /// counted, logged and reported (shadow)
-    #[arg(long, env = "TENANTGATE_MODE", value_name = "enforce|shadow", default_value = "enforce")]
-    pub mode: String,
+    /// What becomes of what is to be refused.
+    #[command(flatten)]
+    pub mode: ModeArgs,
 
     /// How old the last good look at the database may be for known keys to pass
     #[arg(long, env = "TENANTGATE_MAX_STALENESS", value_name = "DURATION", default_value = "5m")]
@@ -123,6 +122,21 @@ pub struct JudgementArgs {
     pub memo: String,
 }
 
+/// What becomes of requests that are to be refused: `serve` and whoever explains it have to agree on it.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ModeArgs {
+    /// What becomes of requests that are to be refused: they are (enforce), or they pass as nobody, and are
+    /// counted, logged and reported (shadow)
+    #[arg(long, env = "TENANTGATE_MODE", value_name = "enforce|shadow", default_value = "enforce")]
+    pub mode: String,
+}
+
+impl ModeArgs {
+    fn read(&self, mistakes: &mut Mistakes) -> Mode {
+        mistakes.one_of("--mode", &self.mode, &Mode::ALL.map(|mode| (mode.as_str(), mode)))
+    }
+}
+
 /// Where the peppers are.
 #[derive(clap::Args, Clone, Debug)]
 pub struct PepperArgs {
@@ -155,7 +169,7 @@ impl ServeArgs {
         let open = self.judgement.pepper.pepper_file.iter().filter(|path| mode(path) & 0o007 != 0);
         let open =
             open.map(|path| format!("everybody on this machine may read {}: chmod 0400 it", path.display()));
-        let shadow = (self.mode == Mode::Shadow.as_str()).then(|| {
+        let shadow = (self.mode.mode == Mode::Shadow.as_str()).then(|| {
             "shadow mode: nothing is refused, what would be is counted, see `tenantgate report shadow`".into()
         });
         open.chain(shadow).chain(self.listener.remarks()).collect()
@@ -231,8 +245,7 @@ pub fn settings(args: &ServeArgs, database_url: &str, actor: Actor) -> Result<(S
     let max_staleness =
         mistakes.note("--max-staleness", max_staleness(&args.max_staleness)).unwrap_or_default();
     let interval = mistakes.note("--sync-interval", sync_interval(&args.sync_interval)).unwrap_or_default();
-    let modes = [Mode::Enforce, Mode::Shadow].map(|mode| (mode.as_str(), mode));
-    let mode = mistakes.one_of("--mode", &args.mode, &modes);
+    let mode = args.mode.read(&mut mistakes);
     let peppers = peppers(&args.judgement, &mut mistakes);
     let keep = keep(args, max_staleness, &mut mistakes);
     let reflection = mistakes.one_of("--reflection", &args.reflection, &[("on", true), ("off", false)]);
@@ -315,6 +328,21 @@ pub fn judgement(args: &JudgementArgs) -> Result<(request::Options, Peppers), Mi
     let mut mistakes = Mistakes::default();
     let judgement = (request_options(args, &mut mistakes), peppers(args, &mut mistakes));
     if mistakes.0.is_empty() { Ok(judgement) } else { Err(mistakes) }
+}
+
+/// [`judgement`], and what becomes of what is to be refused.
+///
+/// # Errors
+///
+/// As [`judgement`].
+pub fn judgement_in_mode(
+    args: &JudgementArgs,
+    mode: &ModeArgs,
+) -> Result<(request::Options, Peppers, Mode), Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let (options, peppers) = (request_options(args, &mut mistakes), peppers(args, &mut mistakes));
+    let mode = mode.read(&mut mistakes);
+    if mistakes.0.is_empty() { Ok((options, peppers, mode)) } else { Err(mistakes) }
 }
 
 fn request_options(args: &JudgementArgs, mistakes: &mut Mistakes) -> request::Options {

@@ -100,7 +100,7 @@ async fn connect_and_send(server: &Server<'_>, request: Request<Empty<Bytes>>) -
     if !tls {
         return exchange(stream, request).await;
     }
-    let connector = TlsConnector::from(Arc::new(trust::client(server.ca, "http/1.1")?));
+    let connector = TlsConnector::from(Arc::new(trust::client(server.ca, None, "http/1.1")?));
     let name = ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
     exchange(connector.connect(name, stream).await.map_err(|e| e.to_string())?, request).await
 }

@@ -23,6 +23,7 @@ on_every_store![
     an_import_that_is_killed_goes_on_where_it_was,
     every_batch_is_a_row_of_the_audit_log,
     tenants_come_in_with_their_schemas,
+    the_mode_of_a_tenant_comes_in_and_goes_out_with_it,
 ];
 
 /// Writes a file beside the database.
@@ -359,6 +360,46 @@ fn tenants_come_in_with_their_schemas(world: &World) {
         assert!(stands("tenant_one_co") && stands("the_two") && !stands("the_three"));
     }
     assert_eq!(world.db.json(&["audit", "list", "--limit", "1"])[0]["action"], "tenant.import");
+}
+
+fn the_mode_of_a_tenant_comes_in_and_goes_out_with_it(world: &World) {
+    world.db.json(&["tenant", "mode", &world.acme.id, "shadow"]);
+    let csv = "name,mode\nOne,shadow\nTwo,enforce\nThree,\nFour,Shadow\nAcme Corp,shadow\nAcme Corp,\n\
+               Acme Corp,enforce\nSleepy Ltd,shadow\n";
+    let said = refused(&world.db.cli(&["tenant", "import", &file(world, "tenants.csv", csv), "-o", "json"]));
+    assert_eq!(counts(&said), [8, 3, 2, 3], "{said}");
+    let rows = [(5, "no mode: enforce, shadow"), (8, "another mode"), (9, "another mode")];
+    for ((line, why), row) in rows.into_iter().zip(said["refused"].as_array().expect("an array")) {
+        assert!(
+            row["line"] == line && row["reason"].as_str().is_some_and(|said| said.contains(why)),
+            "{row}"
+        );
+    }
+    let lines = r#"{"name":"Five","mode":""}
+        {"name":"Six","mode":null}
+        {"name":"Seven","mode":"shadow"}
+        {"name":"Eight","mode":"off"}"#;
+    let jsonl = file(world, "tenants.jsonl", lines);
+    let said = refused(&world.db.cli(&["tenant", "import", &jsonl, "-o", "json"]));
+    assert_eq!((counts(&said), &said["refused"][0]["line"]), ([4, 3, 0, 1], &4.into()), "{said}");
+    let mode = |name: &str| world.db.json(&["tenant", "show", name])["mode"].as_str().map(ToOwned::to_owned);
+    for (name, said) in [("One", Some("shadow")), ("Two", Some("enforce")), ("Seven", Some("shadow"))] {
+        assert_eq!(mode(name).as_deref(), said, "{name}");
+    }
+    for name in ["Three", "Five", "Six", "Sleepy Ltd"] {
+        assert_eq!(mode(name), None, "{name}");
+    }
+    for format in ["csv", "jsonl"] {
+        let Some(other) = Database::empty(world.db.backend) else { return };
+        other.cli(&["migrate"]).ok();
+        let out = world.db.cli(&["tenant", "export", "--format", format]).ok();
+        assert!(
+            out.contains(if format == "csv" { ",active,shadow," } else { r#""mode":"shadow""# }),
+            "{out}"
+        );
+        other.cli(&["tenant", "import", &file(world, &format!("all.{format}"), &out)]).ok();
+        assert_eq!(other.cli(&["tenant", "export", "--format", format]).ok(), out);
+    }
 }
 
 /// A file that is no file of keys is refused as a whole, in one line.

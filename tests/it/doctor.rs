@@ -41,6 +41,12 @@ impl Findings {
         self.0.iter().any(|found| found.0 == check && found.1 == "ok")
     }
 
+    /// What was seen by a check.
+    pub(crate) fn seen(&self, check: &str) -> &str {
+        let found = self.0.iter().find(|found| found.0 == check);
+        &found.unwrap_or_else(|| panic!("no {check}: {self:#?}")).2
+    }
+
     /// What was seen by a check that is not ok.
     fn what(&self, check: &str) -> &str {
         let found = self.0.iter().find(|found| found.0 == check && found.1 != "ok");
@@ -153,11 +159,63 @@ fn the_rights_of_the_role_are_what_serve_needs() {
         "GRANT SELECT, INSERT, UPDATE, DELETE ON auth_replica TO {role};
          GRANT EXECUTE ON FUNCTION auth_prune(interval) TO {role}"
     ));
+    let (found, _) = doctor(&as_role, &[]);
+    assert_eq!(found.not_ok(), ["database.rights warn"], "{found:#?}");
+    let lacks =
+        "the role lacks SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON shadow_report";
+    assert_eq!(found.what("database.rights"), lacks);
+    world.db.sql(&format!(
+        "GRANT SELECT, INSERT, DELETE, UPDATE (requests, first_seen, last_seen) ON shadow_report TO {role}"
+    ));
     assert_eq!(doctor(&as_role, &[]).0.not_ok(), Vec::<String>::new(), "what roles.sql grants is enough");
+    world.db.sql(&format!("GRANT INSERT ON api_keys TO {role}"));
+    let (found, code) = doctor(&as_role, &[]);
+    assert_eq!(
+        (found.not_ok(), code),
+        (vec!["database.admin_rights warn".to_owned()], Some(0)),
+        "{found:#?}"
+    );
+    for lacking in ["ON tenants", "ON audit_log", "FUNCTION auth_mark()", "CREATE ON DATABASE"] {
+        assert!(found.what("database.admin_rights").contains(lacking), "{lacking}: {found:#?}");
+    }
+    world.db.sql(&format!("REVOKE INSERT ON api_keys FROM {role}"));
     world.db.sql("ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY");
     let (found, _) = doctor(&as_role, &[]);
     assert_eq!(found.not_ok(), ["database.row_security bad"], "{found:#?}");
     world.db.sql(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
+}
+
+#[test]
+fn the_roles_that_we_make_have_the_rights_that_are_looked_for() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let prefix = world.db.with_roles();
+    let (serve, admin) =
+        (world.db.seen_by(&format!("{prefix}_serve")), world.db.seen_by(&format!("{prefix}_admin")));
+    let (found, code) = doctor(&serve, &[]);
+    assert_eq!((found.not_ok(), code), (vec![], Some(0)), "{found:#?}");
+    assert!(found.is_ok("database.rights") && found.is_ok("database.admin_rights"), "{found:#?}");
+    for right in ["SELECT", "INSERT", "DELETE", "UPDATE (requests)"] {
+        world.db.sql(&format!("REVOKE {right} ON shadow_report FROM {prefix}_serve"));
+        let (found, _) = doctor(&serve, &[]);
+        assert_eq!(found.not_ok(), ["database.rights warn"], "{right}: {found:#?}");
+        assert!(found.what("database.rights").contains("ON shadow_report"), "{found:#?}");
+        world.db.sql(&format!("GRANT {right} ON shadow_report TO {prefix}_serve"));
+    }
+    let (found, _) = doctor(&admin, &[]);
+    assert_eq!(found.not_ok(), ["database.rights bad"], "it is not for serve: {found:#?}");
+    assert!(found.is_ok("database.admin_rights"), "{found:#?}");
+    for (right, table) in [
+        ("INSERT", "audit_log"),
+        ("SELECT", "audit_log"),
+        ("SELECT", "shadow_report"),
+        ("UPDATE (mode)", "tenants"),
+    ] {
+        world.db.sql(&format!("REVOKE {right} ON {table} FROM {prefix}_admin"));
+        let (found, _) = doctor(&admin, &[]);
+        assert_eq!(found.not_ok(), ["database.rights bad", "database.admin_rights warn"], "{found:#?}");
+        assert!(found.what("database.admin_rights").contains(&format!("ON {table}")), "{found:#?}");
+        world.db.sql(&format!("GRANT {right} ON {table} TO {prefix}_admin"));
+    }
 }
 
 #[test]
@@ -231,10 +289,20 @@ fn a_listener_is_asked_as_envoy_asks() {
     };
     let server = Server::on(&world.db).start();
     assert_eq!(listener(&server.grpc[0]), (vec![], Some(0)));
+    for (reflection, says) in
+        [("on", "on: grpcurl needs no"), ("off", "off: grpcurl needs our files, -import-path proto")]
+    {
+        let server = Server::on(&world.db).args(&["--reflection", reflection]).start();
+        let (found, _) = doctor(&world.db, &["--target", &server.grpc[0]]);
+        assert!(found.is_ok("listener.reflection"), "{found:#?}");
+        assert!(found.seen("listener.reflection").starts_with(says), "{found:#?}");
+    }
     let nobody = format!("127.0.0.1:{}", free_port());
     assert_eq!(listener(&nobody), (vec!["listener.answers bad".to_owned()], Some(1)));
     let open = Server::on(&world.db).args(&["--public", "GET /tenantgate-doctor/is-this-refused"]).start();
     assert_eq!(listener(&open.grpc[0]).0, ["listener.answers bad"]);
+    let shadow = Server::on(&world.db).args(&["--mode", "shadow"]).start();
+    assert_eq!(listener(&shadow.grpc[0]), (vec!["listener.answers warn".to_owned()], Some(0)));
 }
 
 #[test]

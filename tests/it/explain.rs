@@ -36,6 +36,8 @@ fn cases(said: &Value) -> Vec<String> {
 on_every_store!(
     a_prefix_is_explained_for_the_right_secret_and_for_a_wrong_one,
     what_is_explained_is_what_a_server_answers,
+    in_shadow_mode_too_what_is_explained_is_what_a_server_answers,
+    a_tenants_own_mode_counts_as_in_a_server,
     a_damaged_row_is_explained_as_such,
     the_past_is_judged_as_far_as_the_row_can_tell,
 );
@@ -75,16 +77,68 @@ fn what_is_explained_is_what_a_server_answers(world: &World) {
         String::new(),
     ];
     for text in &texts {
-        let file = file(world, "key", &format!("{text}\n"));
-        let said = explain(world, &["--key-file", file.to_str().unwrap()]);
-        let answer = server.check(Ask::get("/v1").key(text));
-        let outcome = &said["cases"][0]["outcome"];
-        let http = outcome["http_status"].as_u64().unwrap_or(200);
-        assert_eq!(format!("{http} {}", outcome["reason"].as_str().unwrap()), answer.row(), "{said}");
-        assert_eq!(outcome["code"], answer.code(), "{said}");
-        assert_eq!(outcome["body"].as_str().unwrap_or_default(), answer.body(), "{said}");
-        assert_eq!(said["cases"].as_array().unwrap().len(), 1);
+        is_as_explained(world, &server, text, &[]);
     }
+}
+
+/// What a server answers to this key, which is what is explained with these arguments.
+#[track_caller]
+fn is_as_explained(world: &World, server: &Server, text: &str, args: &[&str]) -> String {
+    let file = file(world, "key", &format!("{text}\n"));
+    let said = explain(world, &[&["--key-file", file.to_str().unwrap()], args].concat());
+    let answer = server.check(Ask::get("/v1").key(text));
+    let outcome = &said["cases"][0]["outcome"];
+    let http = outcome["http_status"].as_u64().unwrap_or(200);
+    assert_eq!(format!("{http} {}", outcome["reason"].as_str().unwrap()), answer.row(), "{said}");
+    assert_eq!(outcome["allowed"], http == 200, "{said}");
+    assert_eq!(outcome["code"], answer.code(), "{said}");
+    assert_eq!(outcome["body"].as_str().unwrap_or_default(), answer.body(), "{said}");
+    let would_deny = answer.metadata.get("would_deny").map(String::as_str);
+    assert_eq!(outcome["would_deny"].as_str(), would_deny, "{said}");
+    assert_eq!(said["cases"].as_array().unwrap().len(), 1);
+    [answer.row().as_str(), would_deny.unwrap_or_default()].join(" ").trim_end().to_owned()
+}
+
+fn in_shadow_mode_too_what_is_explained_is_what_a_server_answers(world: &World) {
+    world.db.sql("UPDATE api_keys SET hashed_key = '$2x$04$' WHERE key_prefix = 'llmk_other'");
+    let server = Server::on(&world.db).args(&["--mode", "shadow"]).start();
+    for (text, expected) in [
+        (world.live.text.clone(), "200 ok"),
+        (world.live.with_wrong_secret(), "200 shadow mismatch"),
+        (world.revoked.text.clone(), "200 shadow revoked"),
+        (world.expired.text.clone(), "200 shadow expired"),
+        (world.of_sleepy.text.clone(), "200 shadow tenant_inactive"),
+        (world.other.text.clone(), "200 shadow unavailable"),
+        ("llmk_nobody_12345678".into(), "200 shadow unknown"),
+        ("llmk_x".into(), "200 shadow malformed"),
+        (String::new(), "200 shadow missing"),
+    ] {
+        assert_eq!(is_as_explained(world, &server, &text, &["--mode", "shadow"]), expected);
+    }
+    let said = explain(world, &["--key-prefix", &world.other.prefix, "--mode", "shadow"]);
+    assert_eq!(cases(&said), ["any secret: - shadow, row 6"], "the table is as ever");
+    assert_eq!(said["cases"][0]["outcome"]["cause"], "damaged_row");
+}
+
+fn a_tenants_own_mode_counts_as_in_a_server(world: &World) {
+    world.db.json(&["tenant", "mode", &world.sleepy.id, "shadow"]);
+    world.db.json(&["tenant", "mode", &world.acme.id, "enforce"]);
+    for (mode, of_nobody) in [("enforce", "401 mismatch"), ("shadow", "200 shadow mismatch")] {
+        let server = Server::on(&world.db).args(&["--mode", mode]).start();
+        for (text, expected) in [
+            (world.of_sleepy.text.clone(), "200 shadow tenant_inactive"),
+            (world.of_sleepy.with_wrong_secret(), of_nobody),
+            (world.revoked.text.clone(), "401 revoked"),
+            (world.revoked.with_wrong_secret(), of_nobody),
+        ] {
+            assert_eq!(is_as_explained(world, &server, &text, &["--mode", mode]), expected, "{mode}");
+        }
+    }
+    let said = explain(world, &["--key-prefix", &world.of_sleepy.prefix]);
+    let wrong = "a wrong secret: 401 mismatch, row 4";
+    assert_eq!(cases(&said), ["the right secret: - shadow, row 5", wrong]);
+    assert_eq!(said["cases"][0]["outcome"]["would_deny"], "tenant_inactive");
+    assert_eq!(said["cases"][1]["outcome"]["would_deny"], Value::Null);
 }
 
 fn a_damaged_row_is_explained_as_such(world: &World) {
@@ -155,6 +209,11 @@ fn the_options_of_serve_count_here_too() {
     let said = run_in(world.db.dir(), &env, &["explain", "--path", "/v1", "-o", "json"]).json();
     assert_eq!(cases(&said), ["no key: - public, row 1"]);
     world.db.cli(&["explain", "--public", "nonsense"]).usage();
+    let env = [("TENANTGATE_MODE", "shadow"), ("LLMCORE_AUTH_DATABASE_URL", world.db.url())];
+    let said = run_in(world.db.dir(), &env, &["explain", "-o", "json"]).json();
+    assert_eq!(cases(&said), ["no key: - shadow, row 2"]);
+    let said = world.db.cli(&["explain", "--mode", "open"]).usage();
+    assert!(said.contains(r#"--mode: "open" is not enforce or shadow"#), "{said}");
 }
 
 #[test]
@@ -175,4 +234,7 @@ fn people_see_a_table_of_conditions_and_what_the_client_gets() {
         assert!(said.contains(wanted), "{wanted} in {said}");
     }
     assert!(said.contains(r#"the right secret: 401 {"detail":"Invalid API key"}"#), "{said}");
+    let args = ["explain", "--path", "/v1", "--key-prefix", &world.revoked.prefix, "--mode", "shadow"];
+    let said = world.db.cli(&args).ok();
+    assert!(said.contains("the right secret: allowed in shadow mode, would be refused: revoked"), "{said}");
 }

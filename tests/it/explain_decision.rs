@@ -87,6 +87,25 @@ fn before_possession_is_proven_a_decision_names_no_key() {
 }
 
 #[test]
+fn what_passed_in_shadow_mode_is_found_with_the_reason_it_would_have_been_refused_for() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).args(&["--mode", "shadow"]).start();
+    let answer = server.check(Ask::with_key(&world.revoked.text));
+    let id = answer.meta("decision_id");
+    let log = log_of(&world, &server, id);
+    let said = explain(&world, id, &log);
+    let logged = &said["decision"]["logged"][0];
+    assert_eq!((&logged["reason"], &logged["would_deny"]), (&json!("shadow"), &json!("revoked")), "{said}");
+    assert_eq!((&logged["row"], &logged["cause"]), (&json!(4), &Value::Null), "{said}");
+    assert_eq!(outcomes(&said), ["revoked", "mismatch"]);
+    assert!(said["notes"].to_string().contains("--mode"), "{said}");
+    let args = ["explain", "--decision-id", id, "--log", log.to_str().unwrap(), "--mode", "shadow"];
+    let said = world.db.json(&args);
+    assert_eq!(outcomes(&said), ["shadow", "shadow"]);
+    assert!(!said["notes"].to_string().contains("--mode"), "{said}");
+}
+
+#[test]
 fn without_a_log_the_id_tells_when_and_what_to_run() {
     let world = World::somewhere();
     let id = "018bcfe5-687b-7abc-8def-0123456789ab";

@@ -267,3 +267,53 @@ fn the_doctor_sees_whether_a_certificate_is_good_and_for_how_long() {
     assert_eq!(listener(&["localhost"], CENTURY, &untrusted), both);
     assert_eq!(listener(&["api.example.com"], CENTURY, &ca), both);
 }
+
+#[test]
+fn check_and_doctor_show_a_certificate_to_a_listener_that_asks_for_one() {
+    let world = World::somewhere();
+    let (ours, clients, others) = (authority("ours"), authority("clients"), authority("others"));
+    let write = |name: &str, content: &str| file(world.db.dir(), name, content);
+    let pair = |name: &str, (cert, key): (String, String)| {
+        (write(&format!("{name}.pem"), &cert), write(&format!("{name}-key.pem"), &key))
+    };
+    let (cert, key) = pair("server", issued_by(&ours));
+    let (ca, client_ca) = (write("ca.pem", &ours.pem()), write("client-ca.pem", &clients.pem()));
+    let args = ["--tls-cert", &cert, "--tls-key", &key, "--client-ca", &client_ca];
+    let server = Server::on(&world.db).args(&args).start();
+    let target = format!("https://localhost:{}", server.grpc[0].rsplit_once(':').expect("a port").1);
+    let (good, bad) = (pair("client", issued_by(&clients)), pair("other", issued_by(&others)));
+    let shown = |(cert, key): &(String, String)| {
+        ["--client-cert", cert, "--client-key", key].map(str::to_owned).to_vec()
+    };
+    for (own, allowed) in [(shown(&good), true), (shown(&bad), false), (vec![], false)] {
+        let own: Vec<_> = own.iter().map(String::as_str).collect();
+        let to = [&["--target", &target, "--ca", &ca], own.as_slice()].concat();
+        let (found, code) = doctor(&world.db, &to);
+        let not_ok: Vec<_> =
+            found.not_ok().into_iter().filter(|found| found.starts_with("listener")).collect();
+        let asked = ["check", "--path", "/v1", "--key", &world.live.text];
+        let run = run_in(world.db.dir(), &[], &[&asked, to.as_slice()].concat());
+        if allowed {
+            assert_eq!((not_ok, code), (vec![], Some(0)), "{found:#?}");
+            assert!(found.is_ok("listener.health") && found.is_ok("listener.reflection"), "{found:#?}");
+            assert!(run.ok().starts_with("allowed"));
+        } else {
+            assert_eq!(not_ok.last().map(String::as_str), Some("listener.answers bad"), "{found:#?}");
+            run.unavailable();
+        }
+    }
+    let usage = |args: &[&str]| {
+        for command in ["check", "doctor"] {
+            let said = world.db.cli(&[&[command], args].concat()).usage();
+            assert!(said.contains("--client-"), "{command} {args:?}: {said}");
+        }
+    };
+    usage(&["--target", &target, "--client-cert", &good.0]);
+    usage(&["--target", &target, "--client-key", &good.1]);
+    usage(&["--target", &target, "--ca", &ca, "--client-cert", &good.0, "--client-key", &bad.1]);
+    usage(&["--target", &target, "--ca", &ca, "--client-cert", "/no/such.pem", "--client-key", &good.1]);
+    usage(&["--target", &target, "--ca", &ca, "--client-cert", &good.0, "--client-key", &ca]);
+    usage(&["--target", &server.grpc[0], "--client-cert", &good.0, "--client-key", &good.1]);
+    let alone = ["doctor", "--client-cert", &good.0, "--client-key", &good.1];
+    assert!(world.db.cli(&alone).usage().contains("--target"));
+}

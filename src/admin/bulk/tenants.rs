@@ -11,7 +11,9 @@ use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format::holds_key;
 use crate::store::StoreError;
-use crate::tenant::{Tenant, TenantId, TenantStatus, default_schema_name, is_schema_name, is_tenant_name};
+use crate::tenant::{
+    Mode, Tenant, TenantId, TenantStatus, default_schema_name, is_schema_name, is_tenant_name,
+};
 
 /// A tenant as a file has it: everything text, nothing checked.
 #[derive(Default, Deserialize)]
@@ -25,6 +27,8 @@ pub struct TenantRow {
     pub db_schema_name: Option<String>,
     /// Its status; nothing: active.
     pub status: Option<String>,
+    /// Its mode; nothing: the server's.
+    pub mode: Option<String>,
     /// When it was made; nothing: now.
     pub created_at: Option<String>,
 }
@@ -36,6 +40,7 @@ struct Candidate {
     name: String,
     schema: String,
     status: Option<TenantStatus>,
+    mode: Option<Mode>,
     created_at: Option<Timestamp>,
 }
 
@@ -51,9 +56,10 @@ impl Candidate {
         if let Some(TenantStatus::Other(other)) = &status {
             return Err(format!("{other:?} is no status: {}", TenantStatus::KNOWN.join(", ")));
         }
+        let mode = mode(row.mode.as_deref())?;
         let (id, created_at) =
             (uuid("id", row.id.as_deref())?, instant("created_at", row.created_at.as_deref())?);
-        Ok(Self { line, id, name, schema, status, created_at })
+        Ok(Self { line, id, name, schema, status, mode, created_at })
     }
 
     fn names(&self) -> Vec<String> {
@@ -67,6 +73,7 @@ impl Candidate {
             (self.id.is_some_and(|id| id != there.id.0), "id"),
             (self.name != there.name, "name"),
             (self.status.as_ref().is_some_and(|status| *status != there.status), "status"),
+            (self.mode.is_some() && self.mode != there.mode, "mode"),
             (self.created_at.is_some_and(|at| at != there.created_at), "created_at"),
         ];
         differing.into_iter().find_map(|(differs, column)| differs.then_some(column))
@@ -78,10 +85,17 @@ impl Candidate {
             name: self.name.clone(),
             schema: self.schema.clone(),
             status: self.status.clone().unwrap_or(TenantStatus::Active),
-            mode: None,
+            mode: self.mode,
             created_at: self.created_at.unwrap_or(now),
         }
     }
+}
+
+/// What is empty says nothing; what makes no sense is refused, and not taken for a mode.
+fn mode(text: Option<&str>) -> Result<Option<Mode>, String> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let known = Mode::ALL.into_iter().find(|mode| mode.as_str() == text);
+    known.map(Some).ok_or_else(|| format!("{text:?} is no mode: {}", Mode::ALL.map(Mode::as_str).join(", ")))
 }
 
 impl Admin {

@@ -18,7 +18,7 @@ use super::{FileRow, is_stdout};
 use crate::admin::Admin;
 use crate::admin::bulk::TenantRow;
 use crate::store::StoredKey;
-use crate::tenant::Tenant;
+use crate::tenant::{Mode, Tenant};
 
 /// What all exports can be told.
 #[derive(clap::Args)]
@@ -149,6 +149,7 @@ struct ExportedTenant<'a> {
     name: &'a str,
     db_schema_name: &'a str,
     status: &'a str,
+    mode: Option<&'static str>,
     created_at: String,
 }
 
@@ -159,6 +160,7 @@ impl<'a> From<&'a Tenant> for ExportedTenant<'a> {
             name: &tenant.name,
             db_schema_name: &tenant.schema,
             status: tenant.status.as_str(),
+            mode: tenant.mode.map(Mode::as_str),
             created_at: tenant.created_at.to_string(),
         }
     }
@@ -166,7 +168,8 @@ impl<'a> From<&'a Tenant> for ExportedTenant<'a> {
 
 impl ExportedTenant<'_> {
     fn cells(&self) -> Vec<&str> {
-        vec![&self.id, self.name, self.db_schema_name, self.status, &self.created_at]
+        let mode = self.mode.unwrap_or_default();
+        vec![&self.id, self.name, self.db_schema_name, self.status, mode, &self.created_at]
     }
 }
 

@@ -104,7 +104,8 @@ impl FileRow for KeyRow {
 }
 
 impl FileRow for TenantRow {
-    const COLUMNS: &'static [&'static str] = &["id", "name", "db_schema_name", "status", "created_at"];
+    const COLUMNS: &'static [&'static str] =
+        &["id", "name", "db_schema_name", "status", "mode", "created_at"];
     const NEEDED: &'static [&'static [&'static str]] = &[&["name"]];
     /// Each makes a schema.
     const BATCH: usize = 250;

@@ -1,14 +1,19 @@
 //! Does a server answer where Envoy would ask?
 
-use std::path::Path;
-
+use tokio::time::timeout;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use super::super::Failure;
-use super::super::check::{self, Target, connect};
-use super::tls;
+use super::super::check;
+use super::super::target::{Target, TlsArgs, chain, connect};
+use super::tls::{self, PATIENCE};
 use crate::clock::Clock;
 use crate::ext_authz::service::SERVICE_NAME;
 use crate::finding::Finding;
@@ -19,15 +24,20 @@ const PATH: &str = "/tenantgate-doctor/is-this-refused";
 /// Asks it.
 pub(super) async fn examine(
     target: &Target,
-    ca: Option<&Path>,
+    tls: &TlsArgs,
     clock: &dyn Clock,
 ) -> Result<Vec<Finding>, Failure> {
-    let mut findings = vec![transport(target, ca, clock).await];
-    match check::probe(target, PATH, ca).await {
+    let mut findings = vec![transport(target, tls, clock).await];
+    match check::probe(target, PATH, tls).await {
         Ok((_, reason)) if reason == "missing" => {
             findings
                 .push(Finding::ok("listener.answers", format!("{target} refuses a request without a key")));
         }
+        Ok((_, reason)) if reason == "shadow" => findings.push(Finding::warn(
+            "listener.answers",
+            format!("{target} is in shadow mode: it lets everybody pass"),
+            "once `tenantgate report shadow` shows nobody who must pass, restart it without --mode shadow",
+        )),
         Ok((allowed, reason)) => {
             let what =
                 format!("{target} says allowed={allowed}, reason {reason:?}, to a request without a key");
@@ -38,21 +48,30 @@ pub(super) async fn examine(
             ));
         }
         Err(failure) if failure.code == 3 => {
-            let remedy = "start serve, or mend --target and --ca; with --client-ca it takes nobody without a certificate";
+            let remedy = "start serve, or mend --target and --ca; with --client-ca it takes nobody without a certificate: \
+                          --client-cert and --client-key";
             findings.push(Finding::bad("listener.answers", failure.lines.join("; "), remedy));
             return Ok(findings);
         }
         Err(failure) => return Err(failure),
     }
-    findings.push(health(target, ca).await?);
+    let channel = match connect(target, tls).await? {
+        Ok(channel) => channel,
+        Err(error) => {
+            let remedy = "try again: it answered a moment ago";
+            findings.push(Finding::bad("listener.health", chain(&error), remedy));
+            return Ok(findings);
+        }
+    };
+    findings.extend([health(channel.clone()).await, reflection(channel).await]);
     Ok(findings)
 }
 
-async fn transport(target: &Target, ca: Option<&Path>, clock: &dyn Clock) -> Finding {
+async fn transport(target: &Target, tls: &TlsArgs, clock: &dyn Clock) -> Finding {
     const CHECK: &str = "listener.tls";
     match target {
         Target::Unix(_) => Finding::ok(CHECK, "a Unix socket, guarded by file modes"),
-        Target::Url(url) if url.starts_with("https://") => tls::examine(CHECK, url, ca, clock).await,
+        Target::Url(url) if url.starts_with("https://") => tls::examine(CHECK, url, tls, clock).await,
         Target::Url(url) if is_loopback(url) => {
             Finding::ok(CHECK, "not encrypted, and does not leave the machine")
         }
@@ -76,17 +95,11 @@ pub(super) fn host_and_port(url: &str) -> (String, String) {
     (host.trim_matches(['[', ']']).to_owned(), port.to_owned())
 }
 
-async fn health(target: &Target, ca: Option<&Path>) -> Result<Finding, Failure> {
+async fn health(channel: Channel) -> Finding {
     const CHECK: &str = "listener.health";
-    let channel = match connect(target, ca).await? {
-        Ok(channel) => channel,
-        Err(error) => {
-            return Ok(Finding::bad(CHECK, check::chain(&error), "try again: it answered a moment ago"));
-        }
-    };
     let request = HealthCheckRequest { service: SERVICE_NAME.into() };
     let said = HealthClient::new(channel).check(request).await;
-    Ok(match said.map(|said| said.into_inner().status()) {
+    match said.map(|said| said.into_inner().status()) {
         Ok(ServingStatus::Serving) => Finding::ok(CHECK, "SERVING"),
         Ok(status) => {
             let what = format!("{}: Envoy takes it out of its cluster", status.as_str_name());
@@ -95,5 +108,32 @@ async fn health(target: &Target, ca: Option<&Path>) -> Result<Finding, Failure> 
         Err(status) => {
             Finding::bad(CHECK, status.message(), "is that tenantgate? it serves grpc.health.v1.Health")
         }
-    })
+    }
+}
+
+/// Envoy needs none, so nothing is bad about a server without it.
+async fn reflection(channel: Channel) -> Finding {
+    const CHECK: &str = "listener.reflection";
+    // What bounds other calls is not there for the messages of a stream.
+    let said = timeout(PATIENCE, services(channel)).await;
+    match said.unwrap_or_else(|_| Err(Status::deadline_exceeded("not in time"))) {
+        Ok(()) => Finding::ok(CHECK, "on: grpcurl needs no proto files"),
+        Err(status) if status.code() == Code::Unimplemented => Finding::ok(
+            CHECK,
+            "off: grpcurl needs our files, -import-path proto -proto envoy/service/auth/v3/external_auth.proto",
+        ),
+        Err(status) => {
+            let what = format!("no answer: {}", status.message());
+            Finding::warn(CHECK, what, "if somebody needs grpcurl: try again, or give it the files in proto/")
+        }
+    }
+}
+
+/// Asks for the list of services, as grpcurl does first.
+async fn services(channel: Channel) -> Result<(), Status> {
+    let message_request = Some(MessageRequest::ListServices(String::new()));
+    let request = ServerReflectionRequest { host: String::new(), message_request };
+    let asked = tokio_stream::once(request);
+    let mut said = ServerReflectionClient::new(channel).server_reflection_info(asked).await?.into_inner();
+    said.message().await?.map(|_| ()).ok_or_else(|| Status::unknown("it ended before it said anything"))
 }

@@ -36,6 +36,10 @@ pub(super) struct Logged {
     pub(super) source: String,
     pub(super) decision: Option<String>,
     pub(super) reason: Option<String>,
+    /// The reason for which it would have been refused if it had not been for shadow mode.
+    pub(super) would_deny: Option<String>,
+    /// Why it could not be said, where the reason is another word.
+    pub(super) cause: Option<String>,
     /// The row of the table that answered.
     pub(super) row: Option<u8>,
     pub(super) condition: Option<&'static str>,
@@ -48,6 +52,11 @@ pub(super) struct Logged {
 }
 
 impl Logged {
+    /// Whether it passed in shadow mode.
+    pub(super) fn is_shadow(&self) -> bool {
+        self.would_deny.is_some()
+    }
+
     /// In a line.
     pub(super) fn line(&self) -> String {
         let or = |field: &Option<String>| field.clone().unwrap_or_else(|| "-".into());
@@ -55,6 +64,8 @@ impl Logged {
         let mut line =
             format!("{}, reason {}{}", or(&self.decision), or(&self.reason), row.unwrap_or_default());
         let more = [
+            ("would deny", &self.would_deny),
+            ("cause", &self.cause),
             ("key", &self.key_prefix),
             ("tenant", &self.tenant_id),
             ("method", &self.method),
@@ -108,8 +119,11 @@ fn read(line: &str, source: String) -> Logged {
         None => names.iter().find_map(|name| token(&plain, name)),
     };
     let reason = field(&["reason"]);
-    let row = reason.as_deref().and_then(Row::named);
-    let unable = reason.as_deref() == Some("unavailable");
+    let (would_deny, cause) = (field(&["would_deny"]), field(&["cause"]));
+    // The most precise word there is.
+    let word = cause.as_ref().or(would_deny.as_ref()).or(reason.as_ref());
+    let row = word.and_then(|word| Row::named(word));
+    let unable = word.is_some_and(|word| word == "unavailable");
     Logged {
         source,
         decision: field(&["decision"]),
@@ -118,6 +132,8 @@ fn read(line: &str, source: String) -> Logged {
             .map(Row::condition)
             .or(unable.then_some("cannot decide: the log of tenantgate has the cause")),
         reason,
+        would_deny,
+        cause,
         key_prefix: field(&["key.prefix", "key_prefix"]),
         tenant_id: field(&["tenant.id", "tenant_id"]),
         method: field(&["method", "http.method"]),
@@ -203,6 +219,12 @@ mod tests {
             ),
             (
                 format!(
+                    r#"decision.id={ID} decision="allow" reason="shadow" would_deny="revoked" tenant.id=550e key.prefix=llmk_demo"#
+                ),
+                "allow shadow llmk_demo 550e - -",
+            ),
+            (
+                format!(
                     r#"2026-11-25 stdout F {{"path":"/v1","status":403,"reason":"tenant_inactive","decision":"deny","decision_id":"{ID}","tenant_id":"550e","key_prefix":"llmk_demo"}}"#
                 ),
                 "deny tenant_inactive llmk_demo 550e /v1 403",
@@ -212,6 +234,9 @@ mod tests {
         }
         assert_eq!(read(r#"{"reason":"revoked"}"#, String::new()).row, Some(4));
         assert_eq!(read(r#"{"reason":"unavailable"}"#, String::new()).row, Some(6));
+        assert_eq!(read(r#"{"reason":"shadow","would_deny":"tenant_inactive"}"#, String::new()).row, Some(5));
+        let unable = read(r#"reason="shadow" would_deny="unavailable" cause="too_old""#, String::new());
+        assert_eq!((unable.row, unable.condition), (Some(6), Some(Row::TooOld.condition())));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use super::super::view::{KeyView, TenantView, Text, plain, table};
 use super::logged::Logged;
 use super::through::ThroughView;
 use crate::clock::Timestamp;
-use crate::decision::Decision;
 use crate::decision::rows::{Row, Step};
+use crate::decision::{Decision, Fault, Grant, Objection};
 use crate::explain::{Case, Explanation};
 use crate::ext_authz::translate::{Speech, answer};
 use crate::gate::Judged;
@@ -29,6 +29,8 @@ struct OutcomeView {
     allowed: bool,
     decision: String,
     reason: String,
+    /// The reason for which it would be refused if it were not for shadow mode.
+    would_deny: Option<String>,
     /// Why it cannot be said, where it cannot.
     cause: Option<&'static str>,
     /// Nothing where the upstream answers.
@@ -134,30 +136,38 @@ fn outcome(decision: &Decision<'_>, speech: &Speech) -> OutcomeView {
     answer(&mut message, &judged, Uuid::nil(), false, speech);
     let (said, code) = of_answer(&message);
     let CheckView { allowed, http_status, body, mut metadata, .. } = said;
-    let cause = if let Decision::Unable(fault, _) = decision { Some(fault.as_str()) } else { None };
     OutcomeView {
         allowed,
         decision: text(metadata.remove("decision")),
         reason: text(metadata.remove("reason")),
-        cause,
+        would_deny: metadata.remove("would_deny").map(|reason| text(Some(reason))),
+        cause: fault(decision).map(Fault::as_str),
         http_status: (!allowed).then_some(http_status),
         code,
         body,
     }
 }
 
+/// Why it cannot be said, whether or not it passes all the same.
+fn fault(decision: &Decision<'_>) -> Option<Fault> {
+    match decision {
+        Decision::Unable(fault, _) | Decision::Allow(Grant::Shadow(Objection::Unable(fault, _))) => {
+            Some(*fault)
+        }
+        _ => None,
+    }
+}
+
 impl OutcomeView {
     fn line(&self) -> String {
         let cause = self.cause.map(|cause| format!(", {cause}")).unwrap_or_default();
-        match (&self.http_status, &self.body) {
-            (Some(http), Some(body)) => {
-                format!(
-                    "{http} {body}   code {}, {}, reason {}{cause}",
-                    self.code, self.decision, self.reason
-                )
-            }
-            _ => format!("allowed   code {}, reason {}", self.code, self.reason),
+        let Self { code, decision, reason, .. } = self;
+        if let (Some(http), Some(body)) = (&self.http_status, &self.body) {
+            return format!("{http} {body}   code {code}, {decision}, reason {reason}{cause}");
         }
+        let shadow = |why| format!(" in shadow mode, would be refused: {why}");
+        let shadow = self.would_deny.as_ref().map(shadow).unwrap_or_default();
+        format!("allowed{shadow}   code {code}, reason {reason}{cause}")
     }
 }
 

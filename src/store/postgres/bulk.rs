@@ -14,7 +14,7 @@ use super::management::{KEY, TENANT, create_schema, stored_key_of, tenant_of};
 use crate::audit::{Actor, Draft};
 use crate::key::KeyId;
 use crate::store::{ImportedKey, StoreError, StoredKey};
-use crate::tenant::{Tenant, TenantId, TenantStatus};
+use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
 /// The keys of a page with the schemas of their tenants; `keys` says which.
 fn stored_keys(keys: &str) -> String {
@@ -111,13 +111,14 @@ pub(super) async fn import_tenants(
 ) -> Result<(), StoreError> {
     let mut transaction = connection.begin_with(BEGIN).await?;
     sqlx::query(
-        "INSERT INTO tenants (id, name, db_schema_name, status, created_at)
-         SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])",
+        "INSERT INTO tenants (id, name, db_schema_name, status, mode, created_at)
+         SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[])",
     )
     .bind(tenants.iter().map(|tenant| tenant.id.0).collect::<Vec<_>>())
     .bind(tenants.iter().map(|tenant| tenant.name.clone()).collect::<Vec<_>>())
     .bind(tenants.iter().map(|tenant| tenant.schema.clone()).collect::<Vec<_>>())
     .bind(tenants.iter().map(|tenant| tenant.status.to_string()).collect::<Vec<_>>())
+    .bind(tenants.iter().map(|tenant| tenant.mode.map(Mode::as_str)).collect::<Vec<_>>())
     .bind(tenants.iter().map(|tenant| Micros(tenant.created_at)).collect::<Vec<_>>())
     .execute(&mut *transaction)
     .await?;

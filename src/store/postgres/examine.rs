@@ -2,13 +2,13 @@
 //!
 //! Each check is one statement that changes nothing, over an ordinary connection
 //! with the rights of the role itself. Whether triggers and functions are what they
-//! were made is [`made`]'s.
+//! were made is [`made`]'s, what the role may do [`rights`]'.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Row as _};
 
 use super::instant::Micros;
-use super::{PostgresStore, applied, made};
+use super::{PostgresStore, applied, made, rights};
 use crate::clock::{Clock, Timestamp};
 use crate::finding::Finding;
 use crate::store::migrations::{self, POSTGRES};
@@ -31,7 +31,7 @@ pub(super) async fn examine(store: &PostgresStore, clock: &dyn Clock) -> Result<
     let newest = migrations::newest(POSTGRES);
     findings.push(schema(current, newest));
     if current.is_some_and(|current| current >= newest) {
-        findings.push(rights(&mut connection).await?);
+        findings.extend(rights::examine(&mut connection).await?);
         findings.push(row_security(&mut connection).await?);
         findings.extend(made::triggers(&mut connection).await?);
         findings.extend(made::functions(&mut connection).await?);
@@ -169,59 +169,6 @@ fn schema(current: Option<i64>, newest: i64) -> Finding {
         }
         Some(current) => Finding::ok(CHECK, format!("the schema is at version {current}")),
     }
-}
-
-/// A right of the role: what it is called, what asks for it, and whether `serve` answers nothing without it.
-const RIGHTS: [(&str, &str, bool); 10] = [
-    ("SELECT ON tenants", "has_table_privilege('tenants', 'SELECT')", true),
-    (
-        "SELECT ON api_keys",
-        "(SELECT bool_and(has_column_privilege('api_keys', c, 'SELECT')) FROM unnest(ARRAY['id', 'tenant_id', 'key_prefix',
-          'hashed_key', 'expires_at', 'revoked_at', 'last_used_at', 'key_memo']) AS c)",
-        true,
-    ),
-    ("SELECT ON auth_change", "has_table_privilege('auth_change', 'SELECT')", true),
-    ("SELECT ON auth_change_floor", "has_table_privilege('auth_change_floor', 'SELECT')", true),
-    ("SELECT ON tenantgate_migrations", "has_table_privilege('tenantgate_migrations', 'SELECT')", true),
-    ("EXECUTE ON FUNCTION pg_control_system()", "has_function_privilege('pg_control_system()', 'EXECUTE')", true),
-    ("UPDATE (last_used_at) ON api_keys", "has_column_privilege('api_keys', 'last_used_at', 'UPDATE')", false),
-    ("UPDATE (key_memo) ON api_keys", "has_column_privilege('api_keys', 'key_memo', 'UPDATE')", false),
-    (
-        "SELECT, INSERT, UPDATE (applied, seen_at, serves_until), DELETE ON auth_replica",
-        "(SELECT bool_and(has_table_privilege('auth_replica', p)) FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS p)
-          AND (SELECT bool_and(has_column_privilege('auth_replica', c, 'UPDATE'))
-               FROM unnest(ARRAY['applied', 'seen_at', 'serves_until']) AS c)",
-        false,
-    ),
-    ("EXECUTE ON FUNCTION auth_prune(interval)", "has_function_privilege('auth_prune(interval)', 'EXECUTE')", false),
-];
-
-async fn rights(connection: &mut PgConnection) -> Result<Finding, StoreError> {
-    let asked = RIGHTS.map(|(_, ask, _)| ask).join(", ");
-    let row = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT {asked}"))).fetch_one(connection).await?;
-    let (mut missing, mut essential) = (Vec::new(), false);
-    for (at, (name, _, needed)) in RIGHTS.into_iter().enumerate() {
-        if !row.try_get::<Option<bool>, _>(at)?.unwrap_or(false) {
-            missing.push(name);
-            essential |= needed;
-        }
-    }
-    let what = || format!("the role lacks {}", missing.join("; "));
-    Ok(if missing.is_empty() {
-        Finding::ok("database.rights", "the role may do all that serve does")
-    } else if essential {
-        Finding::bad(
-            "database.rights",
-            what(),
-            "GRANT it (README, least privileges): serve answers 503 without",
-        )
-    } else {
-        Finding::warn(
-            "database.rights",
-            what(),
-            "GRANT it (README, least privileges): last_used_at, memos, --wait of others or pruning need it",
-        )
-    })
 }
 
 async fn row_security(connection: &mut PgConnection) -> Result<Finding, StoreError> {

@@ -11,6 +11,7 @@ mod inspect;
 mod instant;
 mod made;
 mod management;
+mod rights;
 mod session;
 
 use std::str::FromStr;

@@ -127,15 +127,11 @@ pub(super) async fn import_tenants(
     tenants: &[Tenant],
     draft: Draft,
 ) -> Result<(), StoreError> {
-    let row = |tenant: &Tenant| {
-        let Tenant { id, name, schema, status, mode: _, created_at } = tenant;
-        [id.0.to_string(), name.clone(), schema.clone(), status.to_string(), created_at.to_string()]
-    };
-    let rows: Vec<_> = tenants.iter().map(row).collect();
+    let rows: Vec<_> = tenants.iter().map(tenant_values).collect();
     let mut transaction = connection.begin_with(BEGIN).await?;
     sqlx::query(
-        "INSERT INTO tenants (id, name, db_schema_name, status, created_at)
-         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?1)",
+        "INSERT INTO tenants (id, name, db_schema_name, status, mode, created_at)
+         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5 FROM json_each(?1)",
     )
     .bind(serde_json::to_string(&rows).unwrap_or_default())
     .execute(&mut *transaction)
@@ -143,4 +139,16 @@ pub(super) async fn import_tenants(
     audit::append(&mut transaction, actor, [draft]).await?;
     transaction.commit().await?;
     Ok(())
+}
+
+/// The columns in the order of the statement above.
+fn tenant_values(tenant: &Tenant) -> [Option<String>; 6] {
+    [
+        Some(tenant.id.0.to_string()),
+        Some(tenant.name.clone()),
+        Some(tenant.schema.clone()),
+        Some(tenant.status.to_string()),
+        tenant.mode.map(|mode| mode.as_str().to_owned()),
+        Some(tenant.created_at.to_string()),
+    ]
 }

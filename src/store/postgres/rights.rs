@@ -1,0 +1,129 @@
+//! What may the role do?
+//!
+//! Holds what it may do of the tables against what `serve` does, and against what the
+//! commands do that change something: the same as `migrations/roles.sql` gives to the
+//! one and to the other. Only asks; nothing is tried.
+
+use sqlx::Row as _;
+use sqlx::postgres::PgConnection;
+
+use crate::finding::Finding;
+use crate::store::StoreError;
+
+/// A right: what it is called, what asks for it, and whether `serve` answers nothing without it.
+type Right = (&'static str, &'static str, bool);
+
+/// What `serve` does.
+const SERVE: [Right; 11] = [
+    ("SELECT ON tenants", "has_table_privilege('tenants', 'SELECT')", true),
+    (
+        "SELECT ON api_keys",
+        "(SELECT bool_and(has_column_privilege('api_keys', c, 'SELECT')) FROM unnest(ARRAY['id', 'tenant_id', 'key_prefix',
+          'hashed_key', 'expires_at', 'revoked_at', 'last_used_at', 'key_memo']) AS c)",
+        true,
+    ),
+    ("SELECT ON auth_change", "has_table_privilege('auth_change', 'SELECT')", true),
+    ("SELECT ON auth_change_floor", "has_table_privilege('auth_change_floor', 'SELECT')", true),
+    ("SELECT ON tenantgate_migrations", "has_table_privilege('tenantgate_migrations', 'SELECT')", true),
+    ("EXECUTE ON FUNCTION pg_control_system()", "has_function_privilege('pg_control_system()', 'EXECUTE')", true),
+    ("UPDATE (last_used_at) ON api_keys", "has_column_privilege('api_keys', 'last_used_at', 'UPDATE')", false),
+    ("UPDATE (key_memo) ON api_keys", "has_column_privilege('api_keys', 'key_memo', 'UPDATE')", false),
+    (
+        "SELECT, INSERT, UPDATE (applied, seen_at, serves_until), DELETE ON auth_replica",
+        "(SELECT bool_and(has_table_privilege('auth_replica', p)) FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS p)
+          AND (SELECT bool_and(has_column_privilege('auth_replica', c, 'UPDATE'))
+               FROM unnest(ARRAY['applied', 'seen_at', 'serves_until']) AS c)",
+        false,
+    ),
+    (
+        "SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON shadow_report",
+        "(SELECT bool_and(has_table_privilege('shadow_report', p)) FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS p)
+          AND (SELECT bool_and(has_column_privilege('shadow_report', c, 'UPDATE'))
+               FROM unnest(ARRAY['requests', 'first_seen', 'last_seen']) AS c)",
+        false,
+    ),
+    ("EXECUTE ON FUNCTION auth_prune(interval)", "has_function_privilege('auth_prune(interval)', 'EXECUTE')", false),
+];
+
+/// What `tenant`, `key`, `report` and `audit` do.
+const ADMIN: [Right; 7] = [
+    (
+        "SELECT, INSERT, UPDATE (status, mode) ON tenants",
+        "has_table_privilege('tenants', 'SELECT') AND has_table_privilege('tenants', 'INSERT')
+          AND has_column_privilege('tenants', 'status', 'UPDATE') AND has_column_privilege('tenants', 'mode', 'UPDATE')",
+        false,
+    ),
+    (
+        "SELECT, INSERT, UPDATE (expires_at, revoked_at, revocation_reason, replaced_by) ON api_keys",
+        "has_table_privilege('api_keys', 'SELECT') AND has_table_privilege('api_keys', 'INSERT')
+          AND (SELECT bool_and(has_column_privilege('api_keys', c, 'UPDATE'))
+               FROM unnest(ARRAY['expires_at', 'revoked_at', 'revocation_reason', 'replaced_by']) AS c)",
+        false,
+    ),
+    (
+        "SELECT, INSERT ON audit_log",
+        "has_table_privilege('audit_log', 'SELECT') AND has_table_privilege('audit_log', 'INSERT')",
+        false,
+    ),
+    ("SELECT ON auth_replica", "has_table_privilege('auth_replica', 'SELECT')", false),
+    ("SELECT ON shadow_report", "has_table_privilege('shadow_report', 'SELECT')", false),
+    ("EXECUTE ON FUNCTION auth_mark()", "has_function_privilege('auth_mark()', 'EXECUTE')", false),
+    ("CREATE ON DATABASE", "has_database_privilege(current_database(), 'CREATE')", false),
+];
+
+/// Who can do one of these is meant to manage tenants and keys.
+const CHANGES_SOMETHING: &str = "has_table_privilege('tenants', 'INSERT') OR has_table_privilege('api_keys', 'INSERT')
+    OR has_column_privilege('tenants', 'status', 'UPDATE') OR has_column_privilege('api_keys', 'revoked_at', 'UPDATE')";
+
+/// Asks for both.
+pub(super) async fn examine(connection: &mut PgConnection) -> Result<[Finding; 2], StoreError> {
+    Ok([serve(&missing(connection, &SERVE).await?), admin(connection).await?])
+}
+
+fn serve(missing: &[Right]) -> Finding {
+    const CHECK: &str = "database.rights";
+    if missing.is_empty() {
+        return Finding::ok(CHECK, "the role may do all that serve does");
+    }
+    let what = lacks(missing);
+    if missing.iter().any(|(_, _, essential)| *essential) {
+        Finding::bad(CHECK, what, "GRANT it (README, least privileges): serve answers 503 without")
+    } else {
+        let remedy = "GRANT it (README, least privileges): last_used_at, memos, --wait of others, the shadow report or \
+                      pruning need it";
+        Finding::warn(CHECK, what, remedy)
+    }
+}
+
+async fn admin(connection: &mut PgConnection) -> Result<Finding, StoreError> {
+    const CHECK: &str = "database.admin_rights";
+    if !asked(connection, CHANGES_SOMETHING).await?.iter().any(|holds| *holds) {
+        return Ok(Finding::ok(CHECK, "the role may change no tenant and no key, which serve does not need"));
+    }
+    let missing = missing(connection, &ADMIN).await?;
+    Ok(if missing.is_empty() {
+        Finding::ok(CHECK, "the role may do all that `tenant` and `key` do")
+    } else {
+        let remedy = "GRANT it (README, least privileges), or take the rest: what `tenant` and `key` change goes into the \
+                      audit log, too, or is refused";
+        Finding::warn(CHECK, lacks(&missing), remedy)
+    })
+}
+
+fn lacks(missing: &[Right]) -> String {
+    let names: Vec<_> = missing.iter().map(|(name, ..)| *name).collect();
+    format!("the role lacks {}", names.join("; "))
+}
+
+async fn missing(connection: &mut PgConnection, rights: &[Right]) -> Result<Vec<Right>, StoreError> {
+    let questions: Vec<_> = rights.iter().map(|(_, ask, _)| *ask).collect();
+    let holds = asked(connection, &questions.join(", ")).await?;
+    Ok(rights.iter().zip(holds).filter(|(_, holds)| !holds).map(|(right, _)| *right).collect())
+}
+
+/// The answers to some questions; nothing counts as no.
+async fn asked(connection: &mut PgConnection, questions: &str) -> Result<Vec<bool>, StoreError> {
+    let row = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT {questions}"))).fetch_one(connection).await?;
+    let answer = |at| Ok(row.try_get::<Option<bool>, _>(at)?.unwrap_or(false));
+    (0..row.len()).map(answer).collect()
+}
