@@ -159,7 +159,8 @@ impl Keeper {
         let behind = (written.at.elapsed() + written.age_then).saturating_sub(age);
         // While the database is away the last look gets no better, and is worth having whole.
         let last = !self.replica.connected() && (changed || behind > SLACK);
-        last || changed && rested || behind >= self.options.max_staleness / 4
+        // What could not be written is tried again, changed or not.
+        last || (changed || self.failing) && rested || behind >= self.options.max_staleness / 4
     }
 
     /// Writes the snapshot in use.
@@ -373,6 +374,33 @@ mod tests {
         assert!(!keeper.is_due(), "a change has to wait");
         replica.set_connected(false);
         assert!(keeper.is_due(), "but not when nothing better is to be had");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_could_not_be_written_is_tried_again_after_a_rest_also_without_a_database() {
+        for connected in [true, false] {
+            let machine = Machine::new();
+            let replica = Replica::new(machine.peppers.clone());
+            replica.sees(Vec::new(), machine.clock.as_ref());
+            replica.set_connected(connected);
+            let mut keeper = machine.keeper(&replica);
+            keeper.options.path = machine.folder.path().join("missing").join("snapshot");
+            keeper.write().await;
+            // The time of the test and that of the machine go on together.
+            let go_on = async |millis| {
+                tokio::time::advance(Duration::from_millis(millis)).await;
+                machine.clock.advance(Duration::from_millis(millis));
+            };
+            assert!(!keeper.is_due(), "not at once");
+            go_on(9_999).await;
+            assert!(!keeper.is_due());
+            go_on(20_000).await;
+            assert!(keeper.is_due());
+            keeper.options.path = machine.folder.path().join("snapshot");
+            keeper.write().await;
+            go_on(20_000).await;
+            assert!(!keeper.is_due(), "written, and nothing has changed");
+        }
     }
 
     #[tokio::test(start_paused = true)]
