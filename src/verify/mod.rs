@@ -22,24 +22,19 @@
 pub mod bcrypt;
 pub mod memo;
 pub mod pepper;
+mod pool;
 mod queue;
+mod wrong;
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
 
-use rand::TryRng;
-use rand::rngs::SysRng;
-use rustix::process::setpriority_process;
 use tokio::sync::watch;
-use tracing::error;
 
 use self::memo::{Keyring, Policy, Seal, Token};
-use self::queue::FairQueue;
+use self::pool::{Job, Pool};
 use crate::decision::{Fault, Proof};
-use crate::key::{PlainKey, PresentedKey};
-use crate::record::{KeyRecord, SecretHash};
+use crate::key::PresentedKey;
+use crate::record::KeyRecord;
 use crate::stats::{Count, Level, Spread};
 
 /// How much first proofs may cost.
@@ -61,14 +56,6 @@ impl Default for Options {
         Self { threads: (cores - 1).max(1), queue: 64, queue_per_key: 8, wrong_attempts: 4_096 }
     }
 }
-
-/// What a thread that runs bcrypt gives way by: a proven key is answered at once, beside it or not, and where
-/// the machine has nothing else to do bcrypt is as fast. A tenth of a core is left to it where all are busy.
-/// <https://man7.org/linux/man-pages/man7/sched.7.html>
-const NICE: i32 = 10;
-
-/// How long a thread that panicked stands still: one that does nothing else must not take a core.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// The verdict on a row: empty until a key was proven against it, then final.
 #[derive(Debug, Default)]
@@ -129,35 +116,11 @@ pub struct Verifier {
     _open: Arc<Open>,
 }
 
-/// A waiting proof.
-struct Job {
-    subject: Arc<dyn Provable>,
-    hash: SecretHash,
-    key: PlainKey,
-    seal: Seal,
-    verdict: watch::Sender<Option<Proof>>,
-}
-
-struct Pool {
-    state: Mutex<State>,
-    work: Condvar,
-    stats: Arc<Stats>,
-}
-
-struct State {
-    queue: FairQueue<Job>,
-    /// Proofs under way or waiting, by what they prove.
-    flights: HashMap<[u8; 32], watch::Receiver<Option<Proof>>>,
-    wrong: WrongAttempts,
-    closed: bool,
-}
-
 struct Open(Arc<Pool>);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.lock().closed = true;
-        self.0.work.notify_all();
+        self.0.close();
     }
 }
 
@@ -168,19 +131,7 @@ impl Verifier {
     ///
     /// The operating system has no thread to give.
     pub fn start(options: Options, keyring: Keyring) -> std::io::Result<Self> {
-        let state = State {
-            queue: FairQueue::new(options.queue, options.queue_per_key),
-            flights: HashMap::new(),
-            wrong: WrongAttempts::new(options.wrong_attempts),
-            closed: false,
-        };
-        let pool = Arc::new(Pool { state: Mutex::new(state), work: Condvar::new(), stats: Arc::default() });
-        for n in 0..options.threads.max(1) {
-            let pool = Arc::clone(&pool);
-            std::thread::Builder::new()
-                .name(format!("bcrypt-{n}"))
-                .spawn(move || pool.work_until_closed())?;
-        }
+        let pool = Pool::start(options)?;
         Ok(Self { keyring, _open: Arc::new(Open(Arc::clone(&pool))), pool })
     }
 
@@ -271,128 +222,22 @@ impl Verifier {
         }
         let (verdict, flight) = watch::channel(None);
         state.flights.insert(seal.as_map_key(), flight.clone());
-        let id = subject.record().id;
-        let job = Job { subject, hash, key: presented.to_plain(), seal, verdict };
-        if let Some(shed) = state.queue.push(id, job, random()) {
-            state.flights.remove(&shed.seal.as_map_key());
-            self.pool.stats.shed.add_one();
-        }
-        self.pool.stats.queued.set(state.queue.len() as u64);
-        drop(state);
-        self.pool.work.notify_one();
+        self.pool.take_on(state, Job { subject, hash, key: presented.to_plain(), seal, verdict });
         Ok(flight)
     }
-}
-
-impl Pool {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn work_until_closed(&self) {
-        // On Linux this is about the thread that asks. Where it is refused, proven keys wait a little longer.
-        let _ = setpriority_process(None, NICE);
-        // A panic between two jobs costs the one it was about: who waits for that is told that we cannot say.
-        while catch_unwind(AssertUnwindSafe(|| self.work())).is_err() {
-            self.stats.panics.add_one();
-            error!(part = "bcrypt", "a part of the server panicked and is begun again");
-            std::thread::sleep(PAUSE);
-        }
-    }
-
-    fn work(&self) {
-        while let Some(job) = self.next_job() {
-            let proof = self.run(&job);
-            self.land(&job, proof);
-        }
-    }
-
-    fn next_job(&self) -> Option<Job> {
-        let mut state = self.lock();
-        loop {
-            if state.closed {
-                return None;
-            }
-            if let Some(job) = state.queue.pop(random()) {
-                self.stats.queued.set(state.queue.len() as u64);
-                return Some(job);
-            }
-            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Runs bcrypt. A panic in there is a failed proof, not a dead thread.
-    fn run(&self, job: &Job) -> Proof {
-        let started = Instant::now();
-        let verdict = catch_unwind(AssertUnwindSafe(|| bcrypt::verify(&job.key, &job.hash)));
-        self.stats.bcrypt.record(started.elapsed());
-        let (index, proof) = match verdict {
-            Ok(Ok(true)) => (0, Proof::Right),
-            Ok(Ok(false)) => (1, Proof::Wrong),
-            Ok(Err(_)) | Err(_) => (2, Proof::Impossible(Fault::DamagedRow)),
-        };
-        self.stats.verdicts[index].add_one();
-        proof
-    }
-
-    fn land(&self, job: &Job, proof: Proof) {
-        if proof == Proof::Right {
-            job.subject.proven().note(job.seal);
-        }
-        let mut state = self.lock();
-        if proof == Proof::Wrong {
-            state.wrong.remember(&job.seal);
-        }
-        state.flights.remove(&job.seal.as_map_key());
-        drop(state);
-        job.verdict.send_replace(Some(proof));
-    }
-}
-
-/// The last wrong attempts, oldest out first. Bounded, and apart from the verdicts that matter, so that a
-/// flood of guesses pushes out nothing but guesses.
-struct WrongAttempts {
-    seals: HashSet<[u8; 32]>,
-    order: VecDeque<[u8; 32]>,
-    bound: usize,
-}
-
-impl WrongAttempts {
-    fn new(bound: usize) -> Self {
-        Self { seals: HashSet::new(), order: VecDeque::new(), bound }
-    }
-
-    fn contains(&self, seal: &Seal) -> bool {
-        self.seals.contains(&seal.as_map_key())
-    }
-
-    fn remember(&mut self, seal: &Seal) {
-        if self.seals.insert(seal.as_map_key()) {
-            self.order.push_back(seal.as_map_key());
-        }
-        while self.order.len() > self.bound {
-            if let Some(oldest) = self.order.pop_front() {
-                self.seals.remove(&oldest);
-            }
-        }
-    }
-}
-
-/// Fairness needs a number nobody can guess; without one the queue is still bounded.
-fn random() -> u64 {
-    SysRng.try_next_u64().unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    use std::time::{Duration, Instant};
 
     use uuid::Uuid;
 
     use super::*;
     use crate::key::KeyId;
     use crate::key::format::parse;
-    use crate::record::ExpiresAt;
+    use crate::record::{ExpiresAt, SecretHash};
     use crate::tenant::TenantId;
     use crate::verify::memo::Peppers;
 
@@ -555,12 +400,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn nobody_can_tell_who_is_drawn() {
-        let drawn: HashSet<u64> = (0..10).map(|_| random()).collect();
-        assert_eq!(drawn.len(), 10);
-    }
-
     /// A row that panics once, when a thread of bcrypt wants to leave its verdict there.
     struct Cursed(Row, AtomicBool);
 
@@ -585,20 +424,5 @@ mod tests {
         assert!(row.0.proven().seal().is_none());
         assert_eq!(prove().await, Proof::Right);
         assert_eq!(verifier.stats().panics.value(), 1);
-    }
-
-    #[test]
-    fn wrong_attempts_are_bounded() {
-        let (keyring, row) = (Keyring::new(Peppers::default()).unwrap(), row(4));
-        let mut wrong = WrongAttempts::new(3);
-        let seals: Vec<_> = (0_u8..5).map(|n| keyring.seal(&row.0, &row.0.hash.unwrap(), &[n])).collect();
-        for seal in &seals {
-            wrong.remember(seal);
-        }
-        assert_eq!(
-            seals.iter().map(|s| wrong.contains(s)).collect::<Vec<_>>(),
-            [false, false, true, true, true]
-        );
-        assert_eq!(wrong.seals.len(), 3);
     }
 }
