@@ -4,7 +4,7 @@
 //! release build of tonic and the generated types, over TCP; `stock, same`, the same program
 //! with the flags and the socket of tenantgate; and tenantgate, over a Unix
 //! socket, with a key that it has to find, prove by its seal, judge and answer for; once with one worker, as
-//! the others have, and once with two, which must not be in each other's way.
+//! the others have, once with two, which must not be in each other's way, and once over TCP.
 //!
 //! Instructions are counted by callgrind, from when everything is warm. CPU is what the kernel has booked, in interleaved rounds.
 
@@ -37,13 +37,14 @@ fn main() {
         Peer::stock("stock, same flags and socket", "same", "unix:socket"),
         Peer::tenantgate("tenantgate", world.db.url(), &["--listen", "unix:socket"]),
         Peer::tenantgate_of(2, "tenantgate, 2 workers", world.db.url(), &["--listen", "unix:socket"]),
+        Peer::tenantgate("tenantgate, TCP", world.db.url(), &["--listen", "127.0.0.1:0"]),
     ];
     let asked = realistic();
     let asked =
         asked.iter().fold(Ask::with_key(&world.live.text), |ask, (name, value)| ask.header(name, value));
     let message = framed(&asked.bytes());
     // Each worker gets a connection.
-    let lines = [1, 1, 1, 2];
+    let lines = [1, 1, 1, 2, 1];
     let each = peers.iter().zip(lines);
     let instructions: Vec<f64> = each.map(|(peer, lines)| instructions(peer, lines, &message)).collect();
     let [batched, ping_pong] = [BATCHED, PING_PONG].map(|load| cpu(&peers, load, &message));
