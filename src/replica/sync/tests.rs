@@ -115,7 +115,7 @@ impl Session for Scripted {
         Ok(())
     }
 
-    async fn has(&mut self, _: &str) -> Result<bool, StoreError> {
+    async fn has(&mut self, _: &Look) -> Result<bool, StoreError> {
         Ok(self.remembers)
     }
 
@@ -448,7 +448,7 @@ async fn a_mark_is_told_of_and_a_change_is_none() {
 #[test]
 fn not_having_the_database_is_said_once_for_each_reason() {
     let gone = |why: &str| StoreError::Unavailable(why.into());
-    let other = |why: &str| StoreError::Impostor(why.into());
+    let other = |why: &str| StoreError::WrongDatabase(why.into());
     let mut sync = idle();
     let _ = said();
     let mut says = |loaded: bool, error: &StoreError| {

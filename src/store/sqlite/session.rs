@@ -1,16 +1,17 @@
-//! How does a replica look at SQLite?
+//! A replica's session with SQLite.
 //!
-//! Over one connection that only reads. Whether there is anything to see,
-//! `PRAGMA data_version` tells; what, the change log after the last id seen.
+//! One connection that only reads. `PRAGMA data_version` tells whether another connection wrote, the change log what.
+
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{Connection as _, Row as _};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteRow};
+use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 use tokio_stream::StreamExt as _;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::{INFINITY, TENANT, instant, memo, tenant_of, uuid};
+use super::{INFINITY, TENANT, file_id, instant, memo, tenant_of, uuid};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyRecord, Memo, SecretHash};
@@ -22,15 +23,22 @@ pub(super) struct SqliteSession {
     connection: SqliteConnection,
     /// The newest id of the change log that was taken account of.
     cursor: i64,
-    /// What `PRAGMA data_version` said before the last look.
+    /// What `PRAGMA data_version` said before the last poll.
     data_version: i64,
+    file: PathBuf,
+    /// Which file was opened.
+    file_id: (u64, u64),
+    identity: String,
 }
 
 #[async_trait]
 impl Session for SqliteSession {
     async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<Look, StoreError> {
+        self.is_the_same_file()?;
         self.data_version = self.read_data_version().await?;
         let mut transaction = self.connection.begin().await?;
+        let identity = sqlx::query("SELECT id FROM tenantgate_identity").fetch_optional(&mut *transaction).await?;
+        self.identity = identity.map(|row| row.try_get(0)).transpose()?.unwrap_or_default();
         let newest = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
         let sql = format!("SELECT {TENANT} FROM tenants");
         for row in sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *transaction).await? {
@@ -58,12 +66,14 @@ impl Session for SqliteSession {
         std::future::pending().await
     }
 
-    async fn has(&mut self, change: &str) -> Result<bool, StoreError> {
+    async fn has(&mut self, known: &Look) -> Result<bool, StoreError> {
         let newest: i64 = sqlx::query(NEWEST_CHANGE).fetch_one(&mut self.connection).await?.try_get(0)?;
+        let change = known.newest_change.as_deref().unwrap_or_default();
         Ok(change.parse::<i64>().is_ok_and(|change| change <= newest))
     }
 
     async fn changes(&mut self) -> Result<Changes, StoreError> {
+        self.is_the_same_file()?;
         let version = self.read_data_version().await?;
         if version == self.data_version {
             return Ok(Changes::Rows(Vec::new(), self.look()));
@@ -76,7 +86,7 @@ impl Session for SqliteSession {
             return Ok(Changes::Everything);
         }
         let mut changes = Vec::new();
-        let sql = "SELECT DISTINCT key_prefix, tenant_id FROM auth_change WHERE id > ?1";
+        let sql = "SELECT DISTINCT key_prefix, tenant_id FROM tenantgate_change WHERE id > ?1";
         for row in sqlx::query(sql).bind(self.cursor).fetch_all(&mut *transaction).await? {
             changes.extend(change_of(&mut transaction, &row).await?);
         }
@@ -91,23 +101,41 @@ const RECORD: &str =
 
 /// The newest id ever given, whether or not the row is still there.
 const NEWEST_CHANGE: &str =
-    "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'auth_change'), 0)";
+    "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'tenantgate_change'), 0)";
 
 /// Whether rows after the cursor are missing from the log.
-const PRUNED: &str = "SELECT coalesce((SELECT min(id) FROM auth_change WHERE id > ?1), ?1 + 1) > ?1 + 1
-    OR (SELECT count(*) FROM auth_change WHERE id > ?1)
-       < coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'auth_change'), 0) - ?1";
+const PRUNED: &str = "SELECT coalesce((SELECT min(id) FROM tenantgate_change WHERE id > ?1), ?1 + 1) > ?1 + 1
+    OR (SELECT count(*) FROM tenantgate_change WHERE id > ?1)
+       < coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'tenantgate_change'), 0) - ?1";
 
 impl SqliteSession {
-    /// A session that has not looked yet.
-    pub(super) fn on(connection: SqliteConnection) -> Self {
-        Self { connection, cursor: 0, data_version: -1 }
+    /// A session that has not loaded yet.
+    pub(super) async fn open(options: &SqliteConnectOptions) -> Result<Self, StoreError> {
+        let file = options.get_filename().to_owned();
+        let before = std::fs::metadata(&file).map(|meta| file_id(&meta)).map_err(|_| gone(&file))?;
+        // A load hands over a million rows from the driver's thread: not one by one.
+        let connection = options.clone().row_buffer_size(ROWS_AT_ONCE).connect().await?;
+        let session =
+            Self { connection, cursor: 0, data_version: -1, file, file_id: before, identity: String::new() };
+        session.is_the_same_file()?;
+        Ok(session)
+    }
+
+    /// Changes of a file that was replaced would go unseen: the connection is to the old one.
+    fn is_the_same_file(&self) -> Result<(), StoreError> {
+        match std::fs::metadata(&self.file) {
+            Ok(meta) if file_id(&meta) == self.file_id => Ok(()),
+            Ok(_) => Err(StoreError::Unavailable(format!("{} was replaced by another file", self.file.display()))),
+            Err(_) => Err(gone(&self.file)),
+        }
     }
 
     fn look(&self) -> Look {
         Look {
             position: self.cursor.to_string(),
             newest_change: Some(self.cursor.to_string()),
+            identity: self.identity.clone(),
+            place: format!("{}:{}", self.file_id.0, self.file_id.1),
             ..Look::default()
         }
     }
@@ -116,6 +144,13 @@ impl SqliteSession {
         Ok(sqlx::query("PRAGMA data_version").fetch_one(&mut self.connection).await?.try_get(0)?)
     }
 }
+
+fn gone(file: &Path) -> StoreError {
+    StoreError::Unavailable(format!("{} is gone", file.display()))
+}
+
+/// How many rows the driver's thread reads ahead.
+const ROWS_AT_ONCE: usize = 4096;
 
 async fn change_of(
     connection: &mut SqliteConnection,
