@@ -32,7 +32,7 @@ const CHANNEL: &str = "tenantgate_change";
 /// a quarter of a million, and it would choose bitmaps, hashes and compilation that cost a hundred times more than
 /// the rows. Without those methods the plan is the same whatever the estimates are, and costs what has changed. A
 /// load reads whole tables, which has one plan.
-const SETTINGS: [(&str, &str); 11] = [
+const SETTINGS: [(&str, &str); 12] = [
     ("default_transaction_read_only", "on"),
     ("default_transaction_isolation", "read committed"),
     ("statement_timeout", "60s"),
@@ -44,6 +44,8 @@ const SETTINGS: [(&str, &str); 11] = [
     ("enable_mergejoin", "off"),
     ("enable_seqscan", "off"),
     ("max_parallel_workers_per_gather", "0"),
+    // Planning takes longer than the poll; the one plan is made once.
+    ("plan_cache_mode", "force_generic_plan"),
 ];
 
 /// What every look begins with: a row of kind `h` about the look itself.
