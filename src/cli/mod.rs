@@ -159,7 +159,8 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
     let parsed = Cli::command().try_get_matches_from(args).and_then(|matches| {
         let mut cli = Cli::from_arg_matches(&matches)?;
         cli.actor_was_said = said(&matches, "actor");
-        cli.database_said = ["database_url", "database_url_file"].into_iter().filter(|name| said(&matches, name)).collect();
+        cli.database_said =
+            ["database_url", "database_url_file"].into_iter().filter(|name| said(&matches, name)).collect();
         if let Some((_, matches)) = matches.subcommand() {
             let from_variable = |name: &str| matches.value_source(name) == Some(ValueSource::EnvVariable);
             match &mut cli.command {
@@ -383,8 +384,11 @@ fn unseen(mut failure: Failure, issued: &Issued) -> Failure {
 }
 
 async fn serve(args: &ServeArgs, by: &By) -> Result<(), Failure> {
-    let settings = config::settings(args, &by.database, by.actor.clone())
-        .map_err(|mistakes| Failure { code: 2, lines: mistakes.0, locked: false });
+    let settings = config::settings(args, &by.database, by.actor.clone()).map_err(|mistakes| Failure {
+        code: 2,
+        lines: mistakes.0,
+        locked: false,
+    });
     let (settings, logging) = settings?;
     if args.check_config {
         say("the configuration is fine\n");

@@ -261,7 +261,9 @@ impl Text for RotatedView {
 impl Text for MigratedView {
     fn text(&self) -> String {
         let mut text = match self.applied.as_slice() {
-            [] if self.mended.is_empty() => format!("nothing to do, the schema is at version {}", self.current),
+            [] if self.mended.is_empty() => {
+                format!("nothing to do, the schema is at version {}", self.current)
+            }
             [] => format!("the schema is at version {}", self.current),
             applied => {
                 let applied: Vec<_> = applied.iter().map(ToString::to_string).collect();

@@ -233,7 +233,11 @@ pub struct Logging {
 /// # Errors
 ///
 /// Every mistake there is.
-pub fn settings(args: &ServeArgs, database: &Database, actor: Actor) -> Result<(Settings, Logging), Mistakes> {
+pub fn settings(
+    args: &ServeArgs,
+    database: &Database,
+    actor: Actor,
+) -> Result<(Settings, Logging), Mistakes> {
     // A default stands in for what is wrong, so that all the rest is still looked at.
     let mut mistakes = Mistakes::default();
     let listen = args.listener.read(&mut mistakes);

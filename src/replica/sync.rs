@@ -322,7 +322,8 @@ impl Sync {
     fn say_lost(&mut self, error: &StoreError) {
         self.replica.stats().lost.add_one();
         // How exactly a database cannot be reached changes from try to try, and is no news.
-        let gone = matches!(error, StoreError::Unavailable(why) if why != PANICKED) || matches!(error, StoreError::Locked(_));
+        let gone = matches!(error, StoreError::Unavailable(why) if why != PANICKED)
+            || matches!(error, StoreError::Locked(_));
         let state = if gone { String::new() } else { error.to_string() };
         if state == PANICKED {
             error!(part = "replica", "a part of the server panicked and is begun again");

@@ -30,7 +30,11 @@ macro_rules! set {
             ),
             (2, "change log", include_str!(concat!("../../migrations/", $dialect, "/2_change_log.sql"))),
             (3, "audit log", include_str!(concat!("../../migrations/", $dialect, "/3_audit_log.sql"))),
-            (4, "shadow report", include_str!(concat!("../../migrations/", $dialect, "/4_shadow_report.sql"))),
+            (
+                4,
+                "shadow report",
+                include_str!(concat!("../../migrations/", $dialect, "/4_shadow_report.sql")),
+            ),
         ]
     };
 }

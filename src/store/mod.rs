@@ -18,9 +18,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-pub use self::source::UrlSource;
 pub use self::management::{Adoption, Migrated};
 pub use self::management::{AuditFilter, ImportedKey, Laggard, Management, NewKey, NewTenant, StoredKey};
+pub use self::source::UrlSource;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyRecord, Memo, SecretHash};

@@ -46,9 +46,11 @@ impl UrlSource {
     #[must_use]
     pub fn where_the_password_is(&self) -> String {
         match self {
-            Self::Text(_) => "check the password in the database URL or the password file; to change it without a \
+            Self::Text(_) => {
+                "check the password in the database URL or the password file; to change it without a \
                               restart use --database-url-file"
-                .into(),
+                    .into()
+            }
             Self::File(path) => format!("put the new password into {}", path.display()),
         }
     }

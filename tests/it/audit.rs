@@ -119,7 +119,9 @@ fn what_is_refused_or_changes_nothing_is_no_row(world: &World) {
     assert_eq!(head(&world.db), before);
     // Where the log cannot be written, nothing is done.
     let full = match world.db.backend {
-        Backend::Postgres => "ALTER TABLE tenantgate_audit_log ADD CONSTRAINT full_up CHECK (seq < 1) NOT VALID",
+        Backend::Postgres => {
+            "ALTER TABLE tenantgate_audit_log ADD CONSTRAINT full_up CHECK (seq < 1) NOT VALID"
+        }
         Backend::Sqlite => {
             "CREATE TRIGGER full_up BEFORE INSERT ON tenantgate_audit_log BEGIN SELECT RAISE(ABORT, 'full_up'); END"
         }
@@ -201,7 +203,10 @@ fn a_log_that_was_cut_is_told_by_a_noted_head(world: &World) {
     let verified = world.db.json(&["audit", "verify", "--expect-head", &noted.to_uppercase()]);
     assert_eq!((&verified["rows"], &verified["rows_since_expected"]), (&json!(rows + 1), &json!(1)));
     let (_, newest) = head(&world.db);
-    without_triggers(&world.db, "DELETE FROM tenantgate_audit_log WHERE seq = (SELECT max(seq) FROM tenantgate_audit_log)");
+    without_triggers(
+        &world.db,
+        "DELETE FROM tenantgate_audit_log WHERE seq = (SELECT max(seq) FROM tenantgate_audit_log)",
+    );
     assert_eq!(head(&world.db), (rows, noted.clone()), "by itself a shorter log is as good as any");
     let line = world.db.cli(&["audit", "verify", "--expect-head", &newest]).refused();
     assert!(line.contains("cut") && line.contains(&noted), "{line}");
@@ -343,7 +348,9 @@ fn a_stranger_can_verify_a_dump(world: &World) {
     };
     let columns = ["seq", at, "actor", "action", "subject", "before", "after", "hash"]
         .map(|column| format!("'\"' || replace(coalesce(CAST({column} AS text), ''), '\"', '\"\"') || '\"'"));
-    let dump = world.db.texts(&format!("SELECT {} FROM tenantgate_audit_log ORDER BY seq", columns.join(" || ',' || ")));
+    let dump = world
+        .db
+        .texts(&format!("SELECT {} FROM tenantgate_audit_log ORDER BY seq", columns.join(" || ',' || ")));
     let dump: Vec<String> = dump.into_iter().flatten().collect();
     let header = "seq,at,actor,action,subject,before,after,hash\n";
     let run = |dump: &str| {

@@ -6,7 +6,7 @@ mod reached;
 mod sqlite;
 
 use crate::support::world::quick_hash;
-use crate::support::{Backend, Database};
+use crate::support::{Backend, Database, Server};
 
 /// The two tables of an existing deployment, with one key of one tenant.
 const PLAIN: &str = "CREATE TABLE tenants (
@@ -35,4 +35,10 @@ fn postgres_with(sql: &str) -> Option<Database> {
     let database = Database::empty(Backend::Postgres)?;
     database.sql(sql);
     Some(database)
+}
+
+/// A counter of the server's metrics.
+fn count(server: &Server, name: &str) -> u64 {
+    let value = server.metric(&[name]);
+    format!("{value:.0}").parse().expect("a counter")
 }

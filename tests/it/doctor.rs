@@ -115,7 +115,10 @@ fn a_trigger_that_is_disabled_missing_or_another_one_is_found() {
         EXECUTE FUNCTION tenantgate_tenant_changed();
         ALTER TABLE tenants ENABLE ALWAYS TRIGGER tenantgate_tenant_updated";
     let (_, found) = spoilt(narrower, &["database.triggers bad"]).unwrap();
-    assert!(found.what("database.triggers").contains("tenantgate_tenant_updated is another one"), "{found:#?}");
+    assert!(
+        found.what("database.triggers").contains("tenantgate_tenant_updated is another one"),
+        "{found:#?}"
+    );
     spoilt(
         "CREATE OR REPLACE FUNCTION tenantgate_key_changed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
         &["database.functions bad"],
@@ -161,8 +164,7 @@ fn the_rights_of_the_role_are_what_serve_needs() {
     ));
     let (found, _) = doctor(&as_role, &[]);
     assert_eq!(found.not_ok(), ["database.rights warn"], "{found:#?}");
-    let lacks =
-        "the role lacks SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON tenantgate_shadow_report";
+    let lacks = "the role lacks SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON tenantgate_shadow_report";
     assert_eq!(found.what("database.rights"), lacks);
     world.db.sql(&format!(
         "GRANT SELECT, INSERT, DELETE, UPDATE (requests, first_seen, last_seen) ON tenantgate_shadow_report TO {role}"
@@ -175,7 +177,9 @@ fn the_rights_of_the_role_are_what_serve_needs() {
         (vec!["database.admin_rights warn".to_owned()], Some(0)),
         "{found:#?}"
     );
-    for lacking in ["ON tenants", "ON tenantgate_audit_log", "FUNCTION tenantgate_mark()", "CREATE ON DATABASE"] {
+    for lacking in
+        ["ON tenants", "ON tenantgate_audit_log", "FUNCTION tenantgate_mark()", "CREATE ON DATABASE"]
+    {
         assert!(found.what("database.admin_rights").contains(lacking), "{lacking}: {found:#?}");
     }
     world.db.sql(&format!("REVOKE INSERT ON api_keys FROM {role}"));

@@ -237,7 +237,9 @@ fn a_right_that_was_given_before_is_taken_back_and_one_that_cannot_be_is_named()
     let Some(world) = World::on(Backend::Postgres) else { return };
     let prefix = world.db.with_roles();
     let roles = format!("--roles={prefix}");
-    world.db.sql(&format!("GRANT ALL ON api_keys, tenants, tenantgate_replica TO {prefix}_serve, {prefix}_admin"));
+    world.db.sql(&format!(
+        "GRANT ALL ON api_keys, tenants, tenantgate_replica TO {prefix}_serve, {prefix}_admin"
+    ));
     world.db.cli(&["migrate", &roles]).ok();
     let mut session = world.db.seen_by(&format!("{prefix}_serve")).session();
     may_not(&mut session, &prefix, &NOT_FOR_SERVE);
@@ -280,6 +282,14 @@ fn the_functions_are_not_everybodys() {
     let stranger = format!("stranger_{}", world.db.name());
     world.db.sql(&format!("CREATE ROLE {stranger} LOGIN"));
     let mut session = world.db.seen_by(&stranger).session();
-    may_not(&mut session, "", &["SELECT tenantgate_prune(interval '0')", "SELECT tenantgate_mark()", FOR_THE_OWNER[13]]);
-    may_not(&mut session, "", &["SELECT FROM api_keys", "SELECT FROM tenants", "SELECT FROM tenantgate_change"]);
+    may_not(
+        &mut session,
+        "",
+        &["SELECT tenantgate_prune(interval '0')", "SELECT tenantgate_mark()", FOR_THE_OWNER[13]],
+    );
+    may_not(
+        &mut session,
+        "",
+        &["SELECT FROM api_keys", "SELECT FROM tenants", "SELECT FROM tenantgate_change"],
+    );
 }

@@ -32,6 +32,8 @@ impl Clock for TestClock {
 
 /// What a session does at its next look.
 enum Step {
+    /// Everything, after a while.
+    Slow(Vec<&'static str>),
     /// Shows these keys.
     Load(Vec<&'static str>),
     /// Shows these keys of another database.
@@ -101,6 +103,10 @@ impl Session for Scripted {
         let (keys, identity) = match self.steps.pop_front() {
             Some(Step::Load(keys)) => (keys, "ours"),
             Some(Step::Stranger(keys)) => (keys, "another"),
+            Some(Step::Slow(keys)) => {
+                sleep(Duration::from_secs(5)).await;
+                (keys, "ours")
+            }
             Some(Step::Silence) => std::future::pending().await,
             _ => return Err(broken()),
         };
@@ -416,6 +422,14 @@ async fn a_database_that_forgot_a_change_is_believed_and_told_of() {
         assert_eq!(run.replica.stats().went_back.value(), u64::from(!remembers));
         assert!(run.knows("b"));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_took_long_is_caught_up_with_before_it_is_used() {
+    let run = run(vec![vec![Step::Slow(vec!["a"]), Step::Changed(vec!["b"]), Step::Silence]]);
+    run.generation(2).await;
+    assert!(run.knows("a") && run.knows("b"));
+    assert_eq!(run.freshness(), Freshness::Fresh, "an unknown key is unknown, not undecided");
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
+/// Settings of a session, by name.
+pub(super) type Settings = Vec<(String, String)>;
+
 /// A Postgres database, as its URL names it.
 #[derive(Clone)]
 pub(super) struct Address {
@@ -17,7 +20,7 @@ pub(super) struct Address {
     /// The one schema that `options=-c search_path=…` names, if it does.
     pub(super) schema: Option<String>,
     /// Other settings of `options`, to be set after connecting.
-    pub(super) settings: Vec<(String, String)>,
+    pub(super) settings: Settings,
     /// `connect_timeout`, if it is given.
     pub(super) connect_timeout: Option<Duration>,
 }
@@ -36,7 +39,7 @@ struct Parts {
     sslkey: Option<String>,
     application_name: Option<String>,
     connect_timeout: Option<Duration>,
-    options: Vec<(String, String)>,
+    options: Settings,
 }
 
 const FORM: &str = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE";
@@ -115,7 +118,9 @@ impl Parts {
             self.password = Some(decoded("the password", password)?);
         }
         if host.contains(',') {
-            return Err("several hosts are not understood: name the primary alone, or a name that follows it".into());
+            return Err(
+                "several hosts are not understood: name the primary alone, or a name that follows it".into(),
+            );
         }
         let (host, port) = match host.strip_prefix('[') {
             Some(rest) => {
@@ -141,9 +146,10 @@ impl Parts {
 
     fn parameter(&mut self, name: &str, value: String) -> Result<(), String> {
         let one_of = |words: &[&str]| {
-            words.contains(&value.as_str()).then_some(()).ok_or_else(|| {
-                format!("invalid {name}: expected one of {}", words.join(", "))
-            })
+            words
+                .contains(&value.as_str())
+                .then_some(())
+                .ok_or_else(|| format!("invalid {name}: expected one of {}", words.join(", ")))
         };
         match name {
             "sslmode" | "ssl-mode" => {
@@ -199,14 +205,16 @@ impl Parts {
                         .into());
                 }
             },
-            "channel_binding" => match value.as_str() {
-                "prefer" | "disable" => {}
-                _ => {
-                    return Err("channel_binding=require is not supported: remove it, and write sslmode=verify-full \
+            "channel_binding" => {
+                match value.as_str() {
+                    "prefer" | "disable" => {}
+                    _ => {
+                        return Err("channel_binding=require is not supported: remove it, and write sslmode=verify-full \
                                 to be sure of the server"
                         .into());
+                    }
                 }
-            },
+            }
             "gssencmode" => match value.as_str() {
                 "prefer" | "disable" => {}
                 _ => return Err("gssencmode=require is not supported: remove it, and use sslmode".into()),
@@ -242,7 +250,8 @@ impl Parts {
         let canonical = self.canonical(mode.as_deref(), root.as_deref());
         let options = PgConnectOptions::from_str(&canonical)
             .map_err(|_| format!("the database URL is not valid: write {FORM}"))?;
-        let name = self.application_name.as_deref().or(options.get_application_name()).unwrap_or("tenantgate");
+        let name =
+            self.application_name.as_deref().or(options.get_application_name()).unwrap_or("tenantgate");
         let name = name.to_owned();
         // Poolers refuse what is not one of their own startup parameters: settings are set after connecting.
         let options = options.application_name(&name).extra_float_digits(None);
@@ -321,7 +330,7 @@ fn port_of(text: &str) -> Result<u16, String> {
 }
 
 /// The settings of `-c name=value -cname=value --name=value`; a backslash keeps the next character.
-fn settings(text: &str) -> Result<Vec<(String, String)>, String> {
+fn settings(text: &str) -> Result<Settings, String> {
     let invalid = || "invalid options: expected -c NAME=VALUE".to_owned();
     let mut words = vec![String::new()];
     let mut characters = text.chars();
@@ -350,17 +359,17 @@ fn settings(text: &str) -> Result<Vec<(String, String)>, String> {
 }
 
 /// Takes `search_path` out of the settings: it may name one schema.
-fn schema_of(
-    settings: Vec<(String, String)>,
-) -> Result<(Option<String>, Vec<(String, String)>), String> {
+fn schema_of(settings: Settings) -> Result<(Option<String>, Settings), String> {
     let (paths, rest): (Vec<_>, Vec<_>) =
         settings.into_iter().partition(|(name, _)| name.eq_ignore_ascii_case("search_path"));
     let Some((_, path)) = paths.last() else { return Ok((None, rest)) };
     let name = path.trim().trim_matches('"');
     if path.contains(',') || name.contains('$') || !is_schema(name) {
-        return Err("options sets search_path to more than one schema: name the schema of tenants and api_keys \
+        return Err(
+            "options sets search_path to more than one schema: name the schema of tenants and api_keys \
                     with --database-schema"
-            .into());
+                .into(),
+        );
     }
     Ok((Some(name.to_owned()), rest))
 }
@@ -440,10 +449,22 @@ mod tests {
             ("postgresql+asyncpg://u:p@h/db?ssl=require", "h 5432 u db Require"),
             ("postgresql+psycopg2://u:p@h:5432/db?sslmode=disable", "h 5432 u db Disable"),
             // Heroku, Supabase (direct and its session pooler), Neon
-            ("postgres://abc:d1e2@ec2-1-2-3-4.compute-1.amazonaws.com:5432/d9f", "ec2-1-2-3-4.compute-1.amazonaws.com 5432 abc d9f Prefer"),
-            ("postgresql://postgres:[YOUR-PASSWORD]@db.abc.supabase.co:5432/postgres", "db.abc.supabase.co 5432 postgres postgres Prefer"),
-            ("postgresql://postgres.abc:p@aws-0-eu-central-1.pooler.supabase.com:5432/postgres", "aws-0-eu-central-1.pooler.supabase.com 5432 postgres.abc postgres Prefer"),
-            ("postgresql://u:p@ep-x-1.eu-central-1.aws.neon.tech/neondb?sslmode=require", "ep-x-1.eu-central-1.aws.neon.tech 5432 u neondb Require"),
+            (
+                "postgres://abc:d1e2@ec2-1-2-3-4.compute-1.amazonaws.com:5432/d9f",
+                "ec2-1-2-3-4.compute-1.amazonaws.com 5432 abc d9f Prefer",
+            ),
+            (
+                "postgresql://postgres:[YOUR-PASSWORD]@db.abc.supabase.co:5432/postgres",
+                "db.abc.supabase.co 5432 postgres postgres Prefer",
+            ),
+            (
+                "postgresql://postgres.abc:p@aws-0-eu-central-1.pooler.supabase.com:5432/postgres",
+                "aws-0-eu-central-1.pooler.supabase.com 5432 postgres.abc postgres Prefer",
+            ),
+            (
+                "postgresql://u:p@ep-x-1.eu-central-1.aws.neon.tech/neondb?sslmode=require",
+                "ep-x-1.eu-central-1.aws.neon.tech 5432 u neondb Require",
+            ),
         ] {
             assert_eq!(shown(url).as_deref(), Ok(wanted), "{url}");
         }

@@ -10,11 +10,8 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _};
 use tokio::time::timeout;
 
 use super::PostgresStore;
-use super::address::Address;
+use super::address::{Address, Settings};
 use crate::store::{CONNECT_TIMEOUT, StoreError};
-
-/// Settings of a session, by name.
-pub(super) type Settings = Vec<(String, String)>;
 
 impl PostgresStore {
     /// A connection for one command. There is no pool: management is rare, and a pool hides a refused connection
@@ -66,7 +63,8 @@ impl PostgresStore {
 
 /// Makes the settings and reads them back.
 pub(super) async fn pin(connection: &mut PgConnection, settings: &Settings) -> Result<(), StoreError> {
-    let set = |(name, value): &(String, String)| format!("set_config({}, {}, false)", text(name), text(value));
+    let set =
+        |(name, value): &(String, String)| format!("set_config({}, {}, false)", text(name), text(value));
     let read = |(name, _): &(String, String)| format!("current_setting({})", text(name));
     let set = answers(connection, &settings.iter().map(set).collect::<Vec<_>>()).await?;
     let read = answers(connection, &settings.iter().map(read).collect::<Vec<_>>()).await?;

@@ -234,7 +234,9 @@ async fn identity(connection: &mut PgConnection) -> Result<Option<Finding>, Stor
     };
     let (id, foreign): (Option<String>, bool) = (row.try_get(0)?, row.try_get(1)?);
     Ok(Some(match id {
-        None => Finding::bad(CHECK, "the database has no identity: serve refuses it", "run `tenantgate migrate`"),
+        None => {
+            Finding::bad(CHECK, "the database has no identity: serve refuses it", "run `tenantgate migrate`")
+        }
         Some(_) if foreign => {
             let what = "the change log holds rows of another cluster (a restored dump); they do not count as changes";
             Finding::bad(CHECK, what, "run `tenantgate migrate`, which removes them")
@@ -252,7 +254,10 @@ async fn subscription(connection: &mut PgConnection) -> Result<Finding, StoreErr
     let sql = "SELECT EXISTS (SELECT FROM pg_stat_subscription WHERE subname = $1 AND pid IS NOT NULL)";
     let alive: bool = sqlx::query(sql).bind(&name).fetch_one(connection).await?.try_get(0)?;
     Ok(if alive {
-        Finding::ok(CHECK, format!("the subscription {name} writes tenants and keys; commands change them at its publisher"))
+        Finding::ok(
+            CHECK,
+            format!("the subscription {name} writes tenants and keys; commands change them at its publisher"),
+        )
     } else {
         let what = format!("the subscription {name} has no running worker: revocations do not arrive");
         Finding::bad(CHECK, what, "see the log of Postgres for why it stops, and pg_stat_subscription")
@@ -269,10 +274,15 @@ async fn schemas(connection: &mut PgConnection, home: &str) -> Result<Vec<Findin
     let mut findings = Vec::new();
     let mut missing = Vec::new();
     for row in &rows {
-        let (schema, taken, lacking): (String, bool, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let (schema, taken, lacking): (String, bool, bool) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         if taken {
             let what = format!("a tenant has the schema {schema:?}, which is ours or has the name of a role");
-            findings.push(Finding::bad(CHECK, what, "rename the schema and db_schema_name, or rename the role"));
+            findings.push(Finding::bad(
+                CHECK,
+                what,
+                "rename the schema and db_schema_name, or rename the role",
+            ));
         }
         if lacking {
             missing.push(schema);

@@ -21,7 +21,8 @@ pub(super) async fn holder(store: &PostgresStore) -> Result<Option<String>, Stor
     let Some(row) = sqlx::query(sql).bind(&store.schema).fetch_optional(&mut connection).await? else {
         return Ok(None);
     };
-    let (pid, role, state): (i32, Option<String>, String) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let (pid, role, state): (i32, Option<String>, String) =
+        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let (since, program): (Option<String>, String) = (row.try_get(3)?, row.try_get(4)?);
     let since = since.unwrap_or_else(|| "a time not visible to this role".into());
     let role = role.unwrap_or_else(|| "unknown".into());

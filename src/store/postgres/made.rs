@@ -24,7 +24,11 @@ const REMEDY: &str = "run `tenantgate migrate` as the owner of the tables";
 pub(super) async fn wrong(connection: &mut PgConnection, schema: &str) -> Result<Vec<String>, StoreError> {
     let mut findings = triggers(&mut *connection).await?;
     findings.extend(functions(connection, schema).await?);
-    Ok(findings.into_iter().filter(|finding| finding.level != Level::Ok).map(|finding| finding.what).collect())
+    Ok(findings
+        .into_iter()
+        .filter(|finding| finding.level != Level::Ok)
+        .map(|finding| finding.what)
+        .collect())
 }
 
 /// What is wrong with the triggers; or that nothing is.
@@ -118,7 +122,9 @@ pub(super) async fn functions(
                 format!("the function {name} is another one")
             }
             Some(function) if !function.pinned => {
-                format!("the function {name} does not look names up in {schema} alone: changes fail or go astray")
+                format!(
+                    "the function {name} does not look names up in {schema} alone: changes fail or go astray"
+                )
             }
             Some(function) if function.everybodys => {
                 format!("every role may call the function {name}")

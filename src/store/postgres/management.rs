@@ -15,8 +15,8 @@ use crate::key::KeyId;
 use crate::record::{KeyDetails, KeyState};
 use crate::store::migrations;
 use crate::store::{
-    Adoption, AuditFilter, ImportedKey, Laggard, Management, Migrated, NewKey, NewTenant, Shadowed, ShadowedKind, StoreError,
-    StoredKey,
+    Adoption, AuditFilter, ImportedKey, Laggard, Management, Migrated, NewKey, NewTenant, Shadowed,
+    ShadowedKind, StoreError, StoredKey,
 };
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
@@ -175,7 +175,8 @@ impl Management for PostgresStore {
     }
 
     async fn import_tenants(&self, tenants: &[Tenant], draft: Draft) -> Result<(), StoreError> {
-        bulk::import_tenants(&mut self.connect_to_change().await?, &self.schema, &self.actor, tenants, draft).await
+        bulk::import_tenants(&mut self.connect_to_change().await?, &self.schema, &self.actor, tenants, draft)
+            .await
     }
 
     async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError> {

@@ -63,12 +63,14 @@ pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Resul
 }
 
 fn drafts(before: i64, migrated: &Migrated) -> impl Iterator<Item = Draft> {
-    let other = (!migrated.mended.is_empty() || migrated.identity.is_some() || migrated.publication.is_some())
-        .then(|| {
-            let is = serde_json::json!({ "mended": migrated.mended, "identity": migrated.identity,
+    let other = (!migrated.mended.is_empty()
+        || migrated.identity.is_some()
+        || migrated.publication.is_some())
+    .then(|| {
+        let is = serde_json::json!({ "mended": migrated.mended, "identity": migrated.identity,
                                          "publication": migrated.publication });
-            Draft::of(Action::Migrate, "schema".into(), None::<&()>, &is)
-        });
+        Draft::of(Action::Migrate, "schema".into(), None::<&()>, &is)
+    });
     migrations::draft(before, &migrated.applied).into_iter().chain(other)
 }
 

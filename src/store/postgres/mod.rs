@@ -31,8 +31,8 @@ use self::instant::Micros;
 use self::session::PostgresSession;
 use super::migrations;
 use super::{
-    Adoption, Announcement, LOCK_TIMEOUT, NewMemo, SchemaVersion, Session, Shadowed, ShadowedKind, Store, StoreError,
-    UrlSource,
+    Adoption, Announcement, LOCK_TIMEOUT, NewMemo, SchemaVersion, Session, Shadowed, ShadowedKind, Store,
+    StoreError, UrlSource,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;

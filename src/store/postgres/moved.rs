@@ -10,7 +10,8 @@ use uuid::Uuid;
 use crate::store::StoreError;
 
 /// Rows that came from a cluster whose transactions were numbered higher.
-pub(super) const FOREIGN: &str = "EXISTS (SELECT FROM tenantgate_change WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
+pub(super) const FOREIGN: &str =
+    "EXISTS (SELECT FROM tenantgate_change WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
     OR EXISTS (SELECT FROM tenantgate_change_floor WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))";
 
 /// Removes foreign rows of the log. Without the right to do so they stay, and still do not count.
@@ -38,7 +39,10 @@ pub(super) async fn mend(connection: &mut PgConnection) -> Result<Vec<String>, S
     }
     for (sql, what) in [
         ("INSERT INTO tenantgate_identity DEFAULT VALUES ON CONFLICT DO NOTHING", "the identity was missing"),
-        ("INSERT INTO tenantgate_change_floor DEFAULT VALUES ON CONFLICT DO NOTHING", "the floor of the change log was missing"),
+        (
+            "INSERT INTO tenantgate_change_floor DEFAULT VALUES ON CONFLICT DO NOTHING",
+            "the floor of the change log was missing",
+        ),
     ] {
         let table = sql.split(' ').nth(2).unwrap_or_default();
         let known = format!("SELECT EXISTS (SELECT FROM {table})");

@@ -49,6 +49,8 @@ pub(super) async fn create(
 ) -> Result<(), StoreError> {
     check(&mut *connection, home, schema, adopt).await?;
     // A name cannot be a parameter; the grammar leaves nothing to quote.
-    sqlx::query(AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\""))).execute(connection).await?;
+    sqlx::query(AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"")))
+        .execute(connection)
+        .await?;
     Ok(())
 }

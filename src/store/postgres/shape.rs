@@ -73,6 +73,7 @@ const SWITCHES: [&str; 9] = [
 ];
 
 /// A column as it is.
+#[expect(clippy::struct_excessive_bools, reason = "the catalogue says so much of it")]
 struct Column {
     type_name: String,
     shown: String,
@@ -111,10 +112,15 @@ pub(super) async fn adopt(
         );
         if column.has_default {
             // A default of the old type would be read in the time zone of each session.
-            sql = format!("ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT; {sql}; ALTER TABLE {table} ALTER COLUMN {name} SET DEFAULT now()");
+            sql = format!(
+                "ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT; {sql}; ALTER TABLE {table} ALTER COLUMN {name} SET DEFAULT now()"
+            );
         }
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
-        notes.push(format!("{table}.{name} was {} and is timestamptz now, its values read as UTC", column.shown));
+        notes.push(format!(
+            "{table}.{name} was {} and is timestamptz now, its values read as UTC",
+            column.shown
+        ));
     }
     Ok(notes)
 }
@@ -126,11 +132,14 @@ pub(super) async fn examine(connection: &mut PgConnection) -> Result<Vec<String>
     let mut wrong = wrong_tables(&tables);
     wrong.extend(wrong_columns(&tables, &columns));
     let naive = columns.iter().filter(|((table, name), column)| {
-        column.type_name == "timestamp" && wanted(table, name).is_some_and(|(_, _, kind, ..)| *kind == Kind::Instant)
+        column.type_name == "timestamp"
+            && wanted(table, name).is_some_and(|(_, _, kind, ..)| *kind == Kind::Instant)
     });
-    wrong.extend(naive.map(|((table, name), column)| {
-        format!("{table}.{name} is {}: must be timestamptz", column.shown)
-    }));
+    wrong.extend(
+        naive.map(|((table, name), column)| {
+            format!("{table}.{name} is {}: must be timestamptz", column.shown)
+        }),
+    );
     Ok(wrong)
 }
 
@@ -142,14 +151,19 @@ pub(super) async fn revoke(
     let columns = columns(&mut *connection).await?;
     let mut notes = Vec::new();
     for (name, value) in &adoption.revoke_where {
-        let (only, column) = name.split_once('.').map_or((None, name.as_str()), |(table, name)| (Some(table), name));
+        let (only, column) =
+            name.split_once('.').map_or((None, name.as_str()), |(table, name)| (Some(table), name));
         for (table, sql, verb) in [
             (
                 "api_keys",
                 "UPDATE api_keys SET revoked_at = now(), revocation_reason = $2 WHERE revoked_at IS NULL",
                 "revoked",
             ),
-            ("tenants", "UPDATE tenants SET status = 'suspended' WHERE status = 'active' AND $2 <> ''", "suspended"),
+            (
+                "tenants",
+                "UPDATE tenants SET status = 'suspended' WHERE status = 'active' AND $2 <> ''",
+                "suspended",
+            ),
         ] {
             let there = columns.contains_key(&(table.to_owned(), column.to_owned()));
             if !there || only.is_some_and(|only| only != table) {
@@ -157,7 +171,8 @@ pub(super) async fn revoke(
             }
             let sql = format!("{sql} AND {}::text = $1", quoted(column));
             let reason = format!("{name} = {value} when the table was adopted");
-            let done = sqlx::query(AssertSqlSafe(sql)).bind(value).bind(reason).execute(&mut *connection).await?;
+            let done =
+                sqlx::query(AssertSqlSafe(sql)).bind(value).bind(reason).execute(&mut *connection).await?;
             notes.push(format!("{verb} {} rows of {table} where {column} is {value}", done.rows_affected()));
         }
     }
@@ -254,9 +269,11 @@ fn switches(columns: &Columns, adoption: &Adoption) -> Vec<String> {
     let is_switch = |((_, name), column): &(&(String, String), &Column)| {
         column.type_name == "bool" && SWITCHES.contains(&name.as_str())
     };
-    let said = |table: &str, name: &str| adoption.names().any(|said| {
-        said == name || said.strip_prefix(table).and_then(|rest| rest.strip_prefix('.')) == Some(name)
-    });
+    let said = |table: &str, name: &str| {
+        adoption.names().any(|said| {
+            said == name || said.strip_prefix(table).and_then(|rest| rest.strip_prefix('.')) == Some(name)
+        })
+    };
     let unsaid = columns.iter().filter(is_switch).filter(|((table, name), _)| !said(table, name));
     unsaid
         .map(|((table, name), _)| {
@@ -274,5 +291,9 @@ fn unknown_names(columns: &Columns, adoption: &Adoption) -> Vec<String> {
         let (table, name) = said.split_once('.').map_or((None, *said), |(table, name)| (Some(table), name));
         !columns.keys().any(|(t, n)| n == name && table.is_none_or(|table| table == t))
     };
-    adoption.names().filter(known).map(|name| format!("{name} is not a column of tenants or api_keys")).collect()
+    adoption
+        .names()
+        .filter(known)
+        .map(|name| format!("{name} is not a column of tenants or api_keys"))
+        .collect()
 }

@@ -45,8 +45,7 @@ pub(super) async fn migrate(store: &SqliteStore, adoption: &Adoption) -> Result<
         check_shape(&mut transaction, adoption).await?;
     }
     migrations::migrator(SQLITE).run_direct(None, &mut *transaction, false).await?;
-    let mut migrated =
-        Migrated { applied: migrations::after(SQLITE, before), ..Migrated::default() };
+    let mut migrated = Migrated { applied: migrations::after(SQLITE, before), ..Migrated::default() };
     if before == 0 {
         migrated.notes = revoke(&mut transaction, adoption).await?;
     }
@@ -126,8 +125,7 @@ async fn revoke(connection: &mut SqliteConnection, adoption: &Adoption) -> Resul
                 other => other,
             };
             let column = column.replace('"', "\"\"");
-            let sql =
-                format!("UPDATE {table} SET {set} AND lower(CAST(\"{column}\" AS TEXT)) IN (?1, ?3)");
+            let sql = format!("UPDATE {table} SET {set} AND lower(CAST(\"{column}\" AS TEXT)) IN (?1, ?3)");
             let reason = format!("{name} = {value} when the table was adopted");
             let query = sqlx::query(AssertSqlSafe(sql)).bind(value).bind(reason).bind(number);
             let done = query.execute(&mut *connection).await?;

@@ -13,8 +13,8 @@ use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyDetails, KeyState};
 use crate::store::{
-    Adoption, AuditFilter, ImportedKey, Laggard, Management, Migrated, NewKey, NewTenant, Shadowed, ShadowedKind, StoreError,
-    StoredKey,
+    Adoption, AuditFilter, ImportedKey, Laggard, Management, Migrated, NewKey, NewTenant, Shadowed,
+    ShadowedKind, StoreError, StoredKey,
 };
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 

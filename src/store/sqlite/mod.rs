@@ -28,7 +28,9 @@ use uuid::Uuid;
 
 use self::session::SqliteSession;
 use super::migrations;
-use super::{Adoption, Announcement, LOCK_TIMEOUT, NewMemo, SchemaVersion, Session, Shadowed, Store, StoreError};
+use super::{
+    Adoption, Announcement, LOCK_TIMEOUT, NewMemo, SchemaVersion, Session, Shadowed, Store, StoreError,
+};
 use crate::audit::Actor;
 use crate::clock::Timestamp;
 use crate::key::KeyId;

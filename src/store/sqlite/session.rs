@@ -5,13 +5,14 @@
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use serde::Deserialize;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteRow};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 use tokio_stream::StreamExt as _;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::{INFINITY, TENANT, file_id, instant, memo, tenant_of, uuid};
+use super::{INFINITY, TENANT, file_id, tenant_of};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyRecord, Memo, SecretHash};
@@ -37,7 +38,8 @@ impl Session for SqliteSession {
         self.is_the_same_file()?;
         self.data_version = self.read_data_version().await?;
         let mut transaction = self.connection.begin().await?;
-        let identity = sqlx::query("SELECT id FROM tenantgate_identity").fetch_optional(&mut *transaction).await?;
+        let identity =
+            sqlx::query("SELECT id FROM tenantgate_identity").fetch_optional(&mut *transaction).await?;
         self.identity = identity.map(|row| row.try_get(0)).transpose()?.unwrap_or_default();
         let newest = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
         let sql = format!("SELECT {TENANT} FROM tenants");
@@ -50,10 +52,15 @@ impl Session for SqliteSession {
                 Err(error) => return Err(error),
             }
         }
-        let sql = format!("SELECT {RECORD} FROM api_keys");
-        let mut rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch(&mut *transaction);
+        let mut rows = sqlx::query(PAGES).fetch(&mut *transaction);
         while let Some(row) = rows.next().await {
-            sink(key_row(&row?)?);
+            let page: Option<String> = row?.try_get(0)?;
+            let page: Vec<RawKey> = serde_json::from_str(page.as_deref().unwrap_or("[]"))
+                .map_err(|error| StoreError::Refused(format!("rows of api_keys cannot be read: {error}")))?;
+            for raw in page {
+                let (record, memo) = raw.record();
+                sink(Row::Key(record, memo));
+            }
         }
         drop(rows);
         transaction.commit().await?;
@@ -96,8 +103,20 @@ impl Session for SqliteSession {
     }
 }
 
-const RECORD: &str =
-    "id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at IS NOT NULL AS revoked, key_memo";
+/// All keys, a thousand to a row. Each row of a result is handed over from the driver's thread to ours: a million of
+/// them would take longer than reading the file.
+const PAGES: &str = "WITH RECURSIVE page (first) AS (
+        SELECT min(rowid) FROM api_keys
+        UNION ALL SELECT (SELECT min(rowid) FROM api_keys WHERE rowid >= first + 1000) FROM page WHERE first IS NOT NULL)
+    SELECT (SELECT json_group_array(json_array(CAST(id AS TEXT), CAST(tenant_id AS TEXT), CAST(key_prefix AS TEXT),
+                CAST(hashed_key AS TEXT), CAST(expires_at AS TEXT), revoked_at IS NOT NULL, CAST(key_memo AS TEXT)))
+            FROM api_keys WHERE rowid >= first AND rowid < first + 1000)
+    FROM page WHERE first IS NOT NULL";
+
+/// One key, in the same form.
+const ONE: &str = "SELECT json_array(CAST(id AS TEXT), CAST(tenant_id AS TEXT), CAST(key_prefix AS TEXT),
+    CAST(hashed_key AS TEXT), CAST(expires_at AS TEXT), revoked_at IS NOT NULL, CAST(key_memo AS TEXT))
+    FROM api_keys WHERE key_prefix = ?1";
 
 /// The newest id ever given, whether or not the row is still there.
 const NEWEST_CHANGE: &str =
@@ -113,8 +132,7 @@ impl SqliteSession {
     pub(super) async fn open(options: &SqliteConnectOptions) -> Result<Self, StoreError> {
         let file = options.get_filename().to_owned();
         let before = std::fs::metadata(&file).map(|meta| file_id(&meta)).map_err(|_| gone(&file))?;
-        // A load hands over a million rows from the driver's thread: not one by one.
-        let connection = options.clone().row_buffer_size(ROWS_AT_ONCE).connect().await?;
+        let connection = options.connect().await?;
         let session =
             Self { connection, cursor: 0, data_version: -1, file, file_id: before, identity: String::new() };
         session.is_the_same_file()?;
@@ -125,7 +143,9 @@ impl SqliteSession {
     fn is_the_same_file(&self) -> Result<(), StoreError> {
         match std::fs::metadata(&self.file) {
             Ok(meta) if file_id(&meta) == self.file_id => Ok(()),
-            Ok(_) => Err(StoreError::Unavailable(format!("{} was replaced by another file", self.file.display()))),
+            Ok(_) => {
+                Err(StoreError::Unavailable(format!("{} was replaced by another file", self.file.display())))
+            }
             Err(_) => Err(gone(&self.file)),
         }
     }
@@ -149,9 +169,6 @@ fn gone(file: &Path) -> StoreError {
     StoreError::Unavailable(format!("{} is gone", file.display()))
 }
 
-/// How many rows the driver's thread reads ahead.
-const ROWS_AT_ONCE: usize = 4096;
-
 async fn change_of(
     connection: &mut SqliteConnection,
     logged: &SqliteRow,
@@ -174,29 +191,42 @@ pub(super) async fn key_record(
     connection: &mut SqliteConnection,
     prefix: &str,
 ) -> Result<Option<(KeyRecord, Option<Memo>)>, StoreError> {
-    let sql = format!("SELECT {RECORD} FROM api_keys WHERE key_prefix = ?1");
-    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(prefix).fetch_optional(connection).await?;
-    row.as_ref().map(record).transpose()
+    let Some(row) = sqlx::query(ONE).bind(prefix).fetch_optional(connection).await? else { return Ok(None) };
+    let raw: RawKey = serde_json::from_str(row.try_get(0)?)
+        .map_err(|error| StoreError::Refused(format!("a row of api_keys cannot be read: {error}")))?;
+    Ok(Some(raw.record()))
 }
 
-fn key_row(row: &SqliteRow) -> Result<Row, StoreError> {
-    record(row).map(|(record, memo)| Row::Key(record, memo))
-}
+/// Id, tenant, prefix, hash, expiry, whether revoked, memo.
+#[derive(Deserialize)]
+struct RawKey(
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    u8,
+    Option<String>,
+);
 
-/// A row whose expiry cannot be read is damaged, not everlasting; so is one with an identity that is none.
-fn record(row: &SqliteRow) -> Result<(KeyRecord, Option<Memo>), StoreError> {
-    let (id, tenant_id) = (uuid(row, "id", "api_keys"), uuid(row, "tenant_id", "api_keys"));
-    let expires_at: Option<String> = row.try_get("expires_at")?;
-    let sound = id.is_ok() && tenant_id.is_ok() && expires_at.as_deref().is_none_or(is_instant);
-    let record = KeyRecord {
-        id: KeyId(id.unwrap_or_default()),
-        tenant_id: TenantId(tenant_id.unwrap_or_default()),
-        prefix: row.try_get::<&str, _>("key_prefix")?.into(),
-        hash: SecretHash::parse(row.try_get("hashed_key")?).filter(|_| sound),
-        expires_at: instant(row, "expires_at")?.into(),
-        revoked: row.try_get("revoked")?,
-    };
-    Ok((record, memo(row)?))
+impl RawKey {
+    /// A row whose expiry cannot be read is damaged, not everlasting; so is one whose identity is not a UUID.
+    fn record(self) -> (KeyRecord, Option<Memo>) {
+        let Self(id, tenant_id, prefix, hash, expires_at, revoked, memo) = self;
+        let uuid = |text: Option<String>| text.and_then(|text| Uuid::parse_str(&text).ok());
+        let (id, tenant_id) = (uuid(id), uuid(tenant_id));
+        let sound = id.is_some() && tenant_id.is_some() && expires_at.as_deref().is_none_or(is_instant);
+        let expires_at = expires_at.filter(|text| text != INFINITY);
+        let record = KeyRecord {
+            id: KeyId(id.unwrap_or_default()),
+            tenant_id: TenantId(tenant_id.unwrap_or_default()),
+            prefix: prefix.unwrap_or_default().as_str().into(),
+            hash: SecretHash::parse(hash.as_deref().unwrap_or_default()).filter(|_| sound),
+            expires_at: expires_at.map(|text| Timestamp::parse(&text).unwrap_or(Timestamp::MIN)).into(),
+            revoked: revoked != 0,
+        };
+        (record, memo.as_deref().and_then(Memo::parse))
+    }
 }
 
 fn is_instant(text: &str) -> bool {

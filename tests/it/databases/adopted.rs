@@ -10,7 +10,15 @@ fn a_schema_named_like_the_role_makes_no_second_set_of_tables() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let line = world.db.cli(&["tenant", "create", "Owner Inc", "--schema", "tenantgate"]).refused();
     assert!(line.contains("name of a role"), "{line}");
-    let line = world.db.cli(&["tenant", "create", "Odd Inc", "--status", "pending_provisioning", "--schema", "tenantgate"]);
+    let line = world.db.cli(&[
+        "tenant",
+        "create",
+        "Odd Inc",
+        "--status",
+        "pending_provisioning",
+        "--schema",
+        "tenantgate",
+    ]);
     assert!(line.refused().contains("name of a role"));
     world.db.sql("CREATE SCHEMA tenantgate");
     assert_eq!(world.db.json(&["migrate"])["applied"], serde_json::json!([]));
@@ -38,7 +46,8 @@ fn tables_in_another_schema_are_refused_with_the_option_to_use() {
     assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
     // The same said by the URL; two that differ are a usage error.
     let url = format!("{}?options=-c%20search_path%3Dapp", database.url());
-    let shown = run_in(database.dir(), &[], &["key", "show", "llmk_ours", "--database-url", &url, "-o", "json"]);
+    let shown =
+        run_in(database.dir(), &[], &["key", "show", "llmk_ours", "--database-url", &url, "-o", "json"]);
     assert_eq!(shown.json()["key_prefix"], "llmk_ours");
     let args = ["key", "list", "--database-url", &url, "--database-schema", "public"];
     run_in(database.dir(), &[], &args).usage();
@@ -67,7 +76,11 @@ fn the_administrators_role_cannot_put_tables_before_ours() {
 
 #[test]
 fn a_tenant_gets_no_schema_of_somebody_else() {
-    let Some(database) = postgres_with("CREATE SCHEMA app; CREATE TABLE app.theirs (n int); CREATE SCHEMA bare") else { return };
+    let Some(database) =
+        postgres_with("CREATE SCHEMA app; CREATE TABLE app.theirs (n int); CREATE SCHEMA bare")
+    else {
+        return;
+    };
     database.cli(&["migrate", "--database-schema", "gate"]).ok();
     let create = |schema: &str, more: &[&str]| {
         let args = ["tenant", "create", "New", "--schema", schema, "--database-schema", "gate"];
@@ -84,12 +97,18 @@ fn a_tenant_gets_no_schema_of_somebody_else() {
 /// Statements that spoil the plain tables, and what the refusal must name.
 const SPOILT: [(&str, &str); 8] = [
     ("ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_prefix_key", "api_keys.key_prefix is not UNIQUE"),
-    ("ALTER TABLE api_keys ALTER id DROP DEFAULT, ALTER id TYPE varchar(36)", "api_keys.id is character varying(36): must be uuid"),
+    (
+        "ALTER TABLE api_keys ALTER id DROP DEFAULT, ALTER id TYPE varchar(36)",
+        "api_keys.id is character varying(36): must be uuid",
+    ),
     (
         "CREATE TYPE state AS ENUM ('active'); ALTER TABLE tenants ALTER status DROP DEFAULT, ALTER status TYPE state USING 'active'::state",
         "tenants.status is state (an enum)",
     ),
-    ("ALTER TABLE api_keys ADD owner text NOT NULL DEFAULT 'x'; ALTER TABLE api_keys ALTER owner DROP DEFAULT", "api_keys.owner is NOT NULL without a default"),
+    (
+        "ALTER TABLE api_keys ADD owner text NOT NULL DEFAULT 'x'; ALTER TABLE api_keys ALTER owner DROP DEFAULT",
+        "api_keys.owner is NOT NULL without a default",
+    ),
     ("ALTER TABLE api_keys ALTER hashed_key DROP NOT NULL", "api_keys.hashed_key may be NULL"),
     ("ALTER TABLE api_keys RENAME TO keys; CREATE VIEW api_keys AS SELECT * FROM keys", "api_keys is a view"),
     ("ALTER TABLE api_keys ALTER expires_at TYPE text", "api_keys.expires_at is text: must be timestamptz"),
@@ -127,7 +146,11 @@ fn naive_timestamps_are_converted_and_switches_are_heeded_as_told() {
     assert_eq!(shown[0]["expires_at"].as_str().map(|at| &at[..19]), Some("2099-01-01T00:00:00"), "{shown}");
     assert_eq!(database.json(&["key", "show", "llmk_off"])["status"], "revoked");
     database.cli(&["tenant", "create", "New"]).ok();
-    assert_eq!(database.text("SELECT count(*)::text FROM audit_log").as_deref(), Some("0"), "theirs is theirs");
+    assert_eq!(
+        database.text("SELECT count(*)::text FROM audit_log").as_deref(),
+        Some("0"),
+        "theirs is theirs"
+    );
     assert_eq!(database.json(&["migrate"])["applied"], serde_json::json!([]), "asked once");
 }
 
@@ -135,7 +158,12 @@ fn naive_timestamps_are_converted_and_switches_are_heeded_as_told() {
 fn a_column_may_be_ignored() {
     let sql = format!("{PLAIN} {}; ALTER TABLE api_keys ADD is_active bool DEFAULT false", rows());
     let Some(database) = postgres_with(&sql) else { return };
-    assert!(database.cli(&["migrate", "--ignore-column", "no_such"]).refused_lines().contains("no_such is not a column"));
+    assert!(
+        database
+            .cli(&["migrate", "--ignore-column", "no_such"])
+            .refused_lines()
+            .contains("no_such is not a column")
+    );
     database.cli(&["migrate", "--ignore-column", "is_active"]).ok();
     assert_eq!(Server::on(&database).start().row(Ask::with_key(KEY)), "200 ok");
 }
@@ -173,7 +201,8 @@ fn a_key_has_one_live_successor() {
     let Some(worlds) = World::on(Backend::Postgres).map(|world| [world, World::somewhere()]) else { return };
     for world in worlds {
         let rotate = || world.db.cli(&["key", "rotate", "llmk_live", "--grace", "7d", "-o", "json"]);
-        let runs = std::thread::scope(|scope| [(); 2].map(|()| scope.spawn(rotate)).map(|run| run.join().unwrap()));
+        let runs =
+            std::thread::scope(|scope| [(); 2].map(|()| scope.spawn(rotate)).map(|run| run.join().unwrap()));
         let done = runs.iter().filter(|run| run.code == Some(0)).count();
         assert_eq!(done, 1, "of two at once one does it: {runs:#?}");
         let line = rotate().refused();
@@ -199,13 +228,20 @@ fn a_key_that_nobody_could_read_is_no_success() {
 fn instants_are_read_as_postgres_writes_them_and_need_a_zone() {
     let world = World::somewhere();
     let import = |at: &str| {
-        let file = format!("hashed_key,key_prefix,tenant,expires_at\n{},llmk_at,{},{at}\n", quick_hash("llmk_at_Secret0123"), world.acme.id);
+        let file = format!(
+            "hashed_key,key_prefix,tenant,expires_at\n{},llmk_at,{},{at}\n",
+            quick_hash("llmk_at_Secret0123"),
+            world.acme.id
+        );
         std::fs::write(world.db.dir().join("keys.csv"), file).unwrap();
         world.db.cli(&["key", "import", world.db.dir().join("keys.csv").to_str().unwrap()])
     };
     assert_ne!(import("2027-01-31 00:00:00").code, Some(0), "no zone");
     import("2027-01-31 00:00:00+00").ok();
-    assert_eq!(world.db.json(&["key", "show", "llmk_at"])["expires_at"].as_str().map(|at| &at[..19]), Some("2027-01-31T00:00:00"));
+    assert_eq!(
+        world.db.json(&["key", "show", "llmk_at"])["expires_at"].as_str().map(|at| &at[..19]),
+        Some("2027-01-31T00:00:00")
+    );
 }
 
 #[test]
@@ -221,7 +257,12 @@ fn a_value_that_cannot_be_read_is_no_outage() {
 #[test]
 fn a_missing_database_is_named_and_not_made() {
     let database = Database::empty(Backend::Sqlite).expect("always there");
-    for command in [&["key", "revoke", "llmk_x"][..], &["tenant", "list"], &["key", "show", "llmk_x"], &["audit", "list"]] {
+    for command in [
+        &["key", "revoke", "llmk_x"][..],
+        &["tenant", "list"],
+        &["key", "show", "llmk_x"],
+        &["audit", "list"],
+    ] {
         let said = run_in(database.dir(), &[], command);
         assert_eq!((said.code, said.stdout.as_str()), (Some(3), ""), "{said:#?}");
         assert!(said.stderr.contains("tenantgate.db"), "{said:#?}");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{KEY, rows};
+use super::{KEY, count, rows};
 use crate::support::link::Link;
 use crate::support::postgres::Cluster;
 use crate::support::{Ask, Backend, Database, PATIENCE, Server, eventually};
@@ -27,7 +27,7 @@ fn polls_without_loading_again(server: &Server) {
     let polls = || server.metric(&["tenantgate_replica_polls_total"]);
     let before = polls();
     eventually("it polls", PATIENCE, || if polls() > before + 20.0 { Ok(()) } else { Err(polls()) });
-    assert_eq!(server.metric(&["tenantgate_replica_loads_total"]), 1.0, "one load");
+    assert_eq!(count(server, "tenantgate_replica_loads_total"), 1, "one load");
 }
 
 #[test]
@@ -85,19 +85,21 @@ fn the_same_database_in_another_place_is_followed_and_one_that_went_back_raises_
     database.sql("UPDATE api_keys SET revoked_at = now()");
     server.row_becomes("401 revoked", PATIENCE, key.clone());
     let newer = cluster.dump("own", &[]);
-    let moves = || server.metric(&["tenantgate_database_moves_total"]);
-    let alarms = || server.metric(&["tenantgate_replica_went_back_total"]);
+    let moves = || count(&server, "tenantgate_database_moves_total");
+    let alarms = || count(&server, "tenantgate_replica_went_back_total");
     // What nobody lost: followed with a warning, no alarm.
     cluster.admin("DROP DATABASE own WITH (FORCE)");
     cluster.restore("own", &newer);
-    eventually("the move is counted", PATIENCE, || if moves() > 0.0 { Ok(()) } else { Err(server.stderr.lines()) });
-    assert_eq!((moves(), alarms()), (1.0, 0.0), "{}", server.stderr.text());
+    eventually("the move is counted", PATIENCE, || {
+        if moves() > 0 { Ok(()) } else { Err(server.stderr.lines()) }
+    });
+    assert_eq!((moves(), alarms()), (1, 0), "{}", server.stderr.text());
     assert_eq!(server.row(key.clone()), "401 revoked");
     // An older copy under the same name is the truth now.
     cluster.admin("DROP DATABASE own WITH (FORCE)");
     cluster.restore("own", &older);
     server.row_becomes("200 ok", PATIENCE, key);
-    assert_eq!((moves(), alarms()), (2.0, 1.0), "{}", server.stderr.text());
+    assert_eq!((moves(), alarms()), (2, 1), "{}", server.stderr.text());
     assert!(server.stderr.text().contains("the database went back"));
 }
 
@@ -109,14 +111,15 @@ fn a_copy_that_is_made_a_database_of_its_own_is_refused() {
     let server = server_through(&link, &cluster);
     assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
     let said = Database::at(Backend::Postgres, &cluster.url("own")).json(&["migrate", "--new-identity"]);
-    let identity = Database::at(Backend::Postgres, &cluster.url("own")).text("SELECT id::text FROM tenantgate_identity");
+    let identity =
+        Database::at(Backend::Postgres, &cluster.url("own")).text("SELECT id::text FROM tenantgate_identity");
     assert_eq!(said["identity"].as_str(), identity.as_deref());
     Database::at(Backend::Postgres, &cluster.url("own")).end_all_sessions();
     eventually("it says so", PATIENCE, || {
         let log = server.stderr.text();
         if log.contains("another database") { Ok(()) } else { Err(log) }
     });
-    assert_eq!(server.metric(&["tenantgate_database_moves_total"]), 0.0);
+    assert_eq!(count(&server, "tenantgate_database_moves_total"), 0);
 }
 
 /// A publisher with [`KEY`] and a subscriber, each with a database `own`.
@@ -146,7 +149,11 @@ fn subscribed(publication: &str, how: &str) -> Option<(Cluster, Cluster)> {
     eventually("the rows are copied", PATIENCE, || {
         let copied = copy.text("SELECT count(*)::text FROM pg_subscription_rel WHERE srsubstate <> 'r'");
         let keys = copy.text("SELECT count(*)::text FROM api_keys");
-        if (copied.as_deref(), keys.as_deref()) == (Some("0"), Some("1")) { Ok(()) } else { Err((copied, keys)) }
+        if (copied.as_deref(), keys.as_deref()) == (Some("0"), Some("1")) {
+            Ok(())
+        } else {
+            Err((copied, keys))
+        }
     });
     Some((publisher, subscriber))
 }
@@ -177,7 +184,7 @@ fn a_subscriber_is_a_database_for_its_own_servers_and_read_only_until_promoted()
             let theirs = || here.text("SELECT count(*)::text FROM theirs");
             eventually("their tables go on", PATIENCE, || theirs().filter(|n| n == "1").ok_or_else(theirs));
         }
-        assert_eq!(server.metric(&["tenantgate_replica_loads_total"]), 1.0, "{publication} {how}");
+        assert_eq!(count(&server, "tenantgate_replica_loads_total"), 1, "{publication} {how}");
         let line = here.cli(&["tenant", "create", "New"]).refused();
         assert!(line.contains("read-only") && line.contains("\"region\""), "{line}");
         assert_eq!(here.cli(&["doctor"]).code, Some(0), "{:#?}", here.cli(&["doctor"]));

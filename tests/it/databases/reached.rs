@@ -33,7 +33,9 @@ fn the_name_of_the_application_is_kept() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let url = format!("{}?application_name=gate-7", world.db.url());
     let _server = Server::on(&Database::at(Backend::Postgres, &url)).start();
-    let seen = world.db.texts("SELECT DISTINCT application_name FROM pg_stat_activity WHERE application_name = 'gate-7'");
+    let seen = world
+        .db
+        .texts("SELECT DISTINCT application_name FROM pg_stat_activity WHERE application_name = 'gate-7'");
     assert_eq!(seen, [Some("gate-7".to_owned())]);
 }
 
@@ -61,7 +63,11 @@ fn a_rotated_password_needs_no_restart_and_a_refused_one_is_said() {
     database.end_all_sessions();
     eventually("the refusal is in the log", PATIENCE, || {
         let log = server.stderr.text();
-        if log.contains("the database refuses the password") && log.contains(name) { Ok(()) } else { Err(log) }
+        if log.contains("the database refuses the password") && log.contains(name) {
+            Ok(())
+        } else {
+            Err(log)
+        }
     });
     assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
     std::fs::write(&file, url("second")).unwrap();
@@ -78,12 +84,12 @@ fn a_pooler_in_session_mode_is_the_database() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let Some(pooler) = Pooler::in_session_mode(&world.db) else { return };
     let url = world.db.url().replace(&format!(":{}/", world.db.port()), &format!(":{}/", pooler.port()));
-    let pooled = Database::at(Backend::Postgres, &url);
-    let server = Server::on(&pooled).start();
+    let behind = Database::at(Backend::Postgres, &url);
+    let server = Server::on(&behind).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
-    pooled.cli(&["key", "revoke", &world.live.id, "--wait=10s"]).ok();
+    behind.cli(&["key", "revoke", &world.live.id, "--wait=10s"]).ok();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "401 revoked");
-    let said = pooled.cli(&["doctor"]);
+    let said = behind.cli(&["doctor"]);
     assert_eq!(said.code, Some(0), "{said:#?}");
 }
 
@@ -128,10 +134,15 @@ fn a_poll_is_as_quick_with_a_long_log_as_with_none() {
         })
     };
     let short = median();
-    world.db.sql("INSERT INTO tenantgate_change (key_prefix) SELECT 'llmk_' || n FROM generate_series(1, 400000) n");
+    world.db.sql(
+        "INSERT INTO tenantgate_change (key_prefix) SELECT 'llmk_' || n FROM generate_series(1, 400000) n",
+    );
     for analyzed in ["SELECT 1", "ANALYZE tenantgate_change"] {
         world.db.sql(analyzed);
         let long = median();
-        assert!(long < short * 3 + std::time::Duration::from_millis(1), "{analyzed}: {long:?} with a long log, {short:?} without");
+        assert!(
+            long < short * 3 + std::time::Duration::from_millis(1),
+            "{analyzed}: {long:?} with a long log, {short:?} without"
+        );
     }
 }

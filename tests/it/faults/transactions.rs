@@ -20,7 +20,8 @@ fn notifications_are_lost() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
     play.sql(MUTE);
-    let mute = "SELECT (prosrc NOT LIKE '%pg_notify%')::text FROM pg_proc WHERE proname = 'tenantgate_key_changed'";
+    let mute =
+        "SELECT (prosrc NOT LIKE '%pg_notify%')::text FROM pg_proc WHERE proname = 'tenantgate_key_changed'";
     assert_eq!(world.db.text(mute).as_deref(), Some("true"));
     for _ in 0..5 {
         play.revokes_and_sees("victim");

@@ -127,7 +127,9 @@ impl Cluster {
 
     /// Asks for the password of this role from now on.
     pub(crate) fn asks_for_the_password_of(&self, role: &str) {
-        let hba = format!("host all {role} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\nlocal all all trust\n");
+        let hba = format!(
+            "host all {role} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\nlocal all all trust\n"
+        );
         std::fs::write(self.dir.join("data/pg_hba.conf"), hba).expect("written");
         self.admin("SELECT pg_reload_conf()");
     }
