@@ -1,7 +1,5 @@
 //! Databases that were dumped and restored, replicated, promoted.
 
-use std::time::Duration;
-
 use super::{KEY, count, rows};
 use crate::support::link::Link;
 use crate::support::postgres::Cluster;
@@ -195,7 +193,7 @@ fn a_subscriber_is_a_database_for_its_own_servers_and_read_only_until_promoted()
         here.sql("ALTER SUBSCRIPTION region DISABLE; ALTER SUBSCRIPTION region SET (slot_name = NONE); DROP SUBSCRIPTION region");
         here.cli(&["tenant", "create", "New"]).ok();
         let made = here.json(&["key", "create", "tenant_new"]);
-        server.row_becomes("200 ok", Duration::from_secs(5), Ask::with_key(made["key"].as_str().unwrap()));
+        server.row_becomes("200 ok", PATIENCE, Ask::with_key(made["key"].as_str().unwrap()));
         let said = here.cli(&["audit", "verify"]);
         assert_eq!(said.code, Some(0), "{publication} {how}: {said:#?}");
     }
