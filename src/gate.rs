@@ -72,6 +72,12 @@ impl Stats {
         &self.shadow[Reason::ALL.len()]
     }
 
+    /// The number of decisions so far.
+    #[must_use]
+    pub fn decisions(&self) -> u64 {
+        self.latency.buckets().map(|(_, count)| count).sum()
+    }
+
     fn count(&self, decision: &Decision<'_>) {
         match decision {
             Decision::Allow(Grant::Tenant(..)) => self.ok.add_one(),

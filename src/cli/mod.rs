@@ -24,6 +24,7 @@ mod report;
 mod rows;
 mod shadow;
 mod target;
+mod unreachable;
 mod view;
 
 use std::ffi::OsString;

@@ -18,8 +18,9 @@ use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
 pub use self::listener::ListenerArgs;
-use self::listener::tcp_address;
+use self::listener::{conflict, tcp_address};
 use crate::audit::Actor;
+use crate::client_address::ClientAddress;
 use crate::ext_authz::translate::{IDENTITY_HEADERS, OnUnavailable, Speech};
 use crate::replica::keep;
 use crate::request::{AUTHORIZATION, PublicPaths};
@@ -52,6 +53,16 @@ pub struct ServeArgs {
     /// When no decision can be made: refuse with 503 (deny), or let Envoy's `failure_mode_allow` decide (error)
     #[arg(long, env = "TENANTGATE_ON_UNAVAILABLE", value_name = "deny|error", default_value = "deny")]
     pub on_unavailable: String,
+
+    /// Where the address of the client is taken from, for logs and the shadow report: `source` (the peer of Envoy's
+    /// connection), `metadata:NAME` (gRPC metadata that Envoy fills by `initial_metadata`; best), `xff:N` (the N-th
+    /// from the right in `x-forwarded-for`) or `header:NAME`
+    #[arg(long, env = "TENANTGATE_CLIENT_ADDRESS", value_name = "SOURCE", default_value = "source")]
+    pub client_address: String,
+
+    /// Leave the key on requests that pass, for a second filter that checks them again
+    #[arg(long, env = "TENANTGATE_KEEP_KEY_HEADER", value_parser = clap::builder::BoolishValueParser::new())]
+    pub keep_key_header: bool,
 
     /// What becomes of what is to be refused.
     #[command(flatten)]
@@ -166,13 +177,17 @@ impl ServeArgs {
     /// What is allowed and should be thought over.
     fn remarks(&self) -> Vec<String> {
         let mode = |path: &PathBuf| std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode());
+        let key_stays = self.keep_key_header.then(|| {
+            "--keep-key-header: upstreams see the API keys of their callers; remove the header behind the last filter"
+                .into()
+        });
         let open = self.judgement.pepper.pepper_file.iter().filter(|path| mode(path) & 0o007 != 0);
         let open =
             open.map(|path| format!("everybody on this machine may read {}: chmod 0400 it", path.display()));
         let shadow = (self.mode.mode == Mode::Shadow.as_str()).then(|| {
             "shadow mode: nothing is refused, what would be is counted, see `tenantgate report shadow`".into()
         });
-        open.chain(shadow).chain(self.listener.remarks()).collect()
+        open.chain(shadow).chain(key_stays).chain(self.listener.remarks()).collect()
     }
 
     /// Variables hold what may be repeated separated by commas.
@@ -241,6 +256,9 @@ pub fn settings(args: &ServeArgs, database_url: &str, actor: Actor) -> Result<(S
     let mut mistakes = Mistakes::default();
     let listen = args.listener.read(&mut mistakes);
     let ops_listen = mistakes.note("--ops-listen", tcp_address(&args.ops_listen)).unwrap_or_default();
+    if let Some(same) = listen.listen.iter().find_map(|address| conflict(address, &ops_listen)) {
+        mistakes.0.push(format!("--ops-listen: {same} is taken by --listen: choose another port"));
+    }
     let ext_authz = ext_authz_options(args, &mut mistakes);
     let max_staleness =
         mistakes.note("--max-staleness", max_staleness(&args.max_staleness)).unwrap_or_default();
@@ -313,9 +331,15 @@ fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> ext_authz::se
     let request = request_options(&args.judgement, mistakes);
     let words = [("deny", OnUnavailable::Deny), ("error", OnUnavailable::Error)];
     let on_unavailable = mistakes.one_of("--on-unavailable", &args.on_unavailable, &words);
+    let client_address = mistakes.note("--client-address", ClientAddress::parse(&args.client_address));
     ext_authz::service::Options {
-        speech: Speech { key_header: request.key_header.clone(), on_unavailable },
+        speech: Speech {
+            key_header: request.key_header.clone(),
+            keep_key_header: args.keep_key_header,
+            on_unavailable,
+        },
         request,
+        client_address: client_address.unwrap_or_default(),
     }
 }
 

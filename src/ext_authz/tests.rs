@@ -165,7 +165,7 @@ fn a_request_is_read_with_its_key_and_its_path() {
 type Refusal = (i32, i32, String, BTreeMap<String, String>);
 
 fn refusal(decision: &Decision<'_>, on_unavailable: OnUnavailable) -> Refusal {
-    let speech = Speech { key_header: DEFAULT_KEY_HEADER.into(), on_unavailable };
+    let speech = Speech { key_header: DEFAULT_KEY_HEADER.into(), keep_key_header: false, on_unavailable };
     let mut bytes = Vec::new();
     let judged = Judged { decision, said: None, at: Timestamp::default() };
     answer(&mut bytes, &judged, Uuid::from_u128(7), false, &speech);
@@ -204,7 +204,10 @@ fn every_refusal_says_what_the_contract_has_it_say() {
         assert_eq!(refusal(&decision, OnUnavailable::Deny), expected);
     }
     for fault in Fault::ALL {
-        for (mode, code) in [(OnUnavailable::Deny, 7), (OnUnavailable::Error, 14)] {
+        // What a client can cause must not become a way in.
+        let ours = [Fault::DeadlineTooShort, Fault::Internal, Fault::Overloaded, Fault::TooLarge];
+        let error = if ours.contains(&fault) { 7 } else { 14 };
+        for (mode, code) in [(OnUnavailable::Deny, 7), (OnUnavailable::Error, error)] {
             let body = detail("Authentication service unavailable");
             let expected = (code, 503, body, headers(&[("retry-after", "1")]));
             assert_eq!(refusal(&Decision::Unable(fault, None), mode), expected);

@@ -46,7 +46,7 @@ pub enum OnUnavailable {
     /// We do: it is refused with 503, whatever Envoy is set to.
     #[default]
     Deny,
-    /// Envoy does, by its `failure_mode_allow`.
+    /// Envoy does, by its `failure_mode_allow`, unless a client can cause it ([`Fault::is_caused_by_clients`](crate::decision::Fault::is_caused_by_clients)).
     Error,
 }
 
@@ -75,6 +75,8 @@ pub fn read<'a>(message: &'a [u8], options: &Options) -> Result<AccessRequest<'a
 pub struct Speech {
     /// The header that carried the key, which no upstream may see.
     pub key_header: String,
+    /// Whether the key stays on requests that pass all the same, for a second filter.
+    pub keep_key_header: bool,
     /// Who decides when we cannot.
     pub on_unavailable: OnUnavailable,
 }
@@ -100,10 +102,10 @@ pub fn answer(to: &mut Vec<u8>, judged: &Judged<'_>, id: Uuid, bearer: bool, spe
             status(&mut response, code);
             response.message(2, |denied| refuse(denied, &refusal, id));
         }
-        Decision::Unable(..) => {
+        Decision::Unable(fault, _) => {
             let (code, field) = match speech.on_unavailable {
-                OnUnavailable::Deny => (grpc::PERMISSION_DENIED, 2),
-                OnUnavailable::Error => (grpc::UNAVAILABLE, 5),
+                OnUnavailable::Error if !fault.is_caused_by_clients() => (grpc::UNAVAILABLE, 5),
+                OnUnavailable::Deny | OnUnavailable::Error => (grpc::PERMISSION_DENIED, 2),
             };
             status(&mut response, code);
             response.message(field, |refusal| refuse(refusal, &UNAVAILABLE, id));
@@ -126,9 +128,11 @@ fn allowed(ok: &mut Message<'_>, grant: &Grant<'_>, said: Option<&Said>, bearer:
         of_tenant(ok, tenant, said, 0);
         header(ok, IDENTITY_HEADERS[3], |value| hyphenated(value, key.id.0));
     }
-    ok.text(5, &speech.key_header);
-    if bearer {
-        ok.text(5, AUTHORIZATION);
+    if !speech.keep_key_header {
+        ok.text(5, &speech.key_header);
+        if bearer {
+            ok.text(5, AUTHORIZATION);
+        }
     }
     if matches!(grant, Grant::Public | Grant::Shadow(_)) {
         for name in IDENTITY_HEADERS {
@@ -327,7 +331,7 @@ mod tests {
     }
 
     fn speech(on_unavailable: OnUnavailable) -> Speech {
-        Speech { key_header: "x-llmcore-api-key".into(), on_unavailable }
+        Speech { key_header: "x-llmcore-api-key".into(), keep_key_header: false, on_unavailable }
     }
 
     fn say(decision: &Decision<'_>) -> CheckResponse {
@@ -336,12 +340,16 @@ mod tests {
 
     /// What is written is what the generated encoder writes of it, to the byte.
     fn say_as(decision: &Decision<'_>, bearer: bool, mode: OnUnavailable) -> CheckResponse {
+        say_by(decision, bearer, &speech(mode))
+    }
+
+    fn say_by(decision: &Decision<'_>, bearer: bool, speech: &Speech) -> CheckResponse {
         let (said, mut bytes) = (Said::new(), Vec::new());
         let judged = |said| Judged { decision, said, at: Timestamp(0) };
-        answer(&mut bytes, &judged(None), Uuid::nil(), bearer, &speech(mode));
+        answer(&mut bytes, &judged(None), Uuid::nil(), bearer, speech);
         for time in ["first", "next"] {
             let mut again = Vec::new();
-            answer(&mut again, &judged(Some(&said)), Uuid::nil(), bearer, &speech(mode));
+            answer(&mut again, &judged(Some(&said)), Uuid::nil(), bearer, speech);
             assert_eq!(again, bytes, "the {time} time that it is said of a tenant");
         }
         let response = CheckResponse::decode(bytes.as_slice()).unwrap();
@@ -393,6 +401,19 @@ mod tests {
         assert!(ok.headers.is_empty());
         assert_eq!(ok.headers_to_remove[..2], ["x-llmcore-api-key", "authorization"]);
         assert_eq!(ok.headers_to_remove[2..], IDENTITY_HEADERS);
+    }
+
+    #[test]
+    fn a_key_that_is_to_stay_stays_and_identity_headers_do_not() {
+        let speech = Speech { keep_key_header: true, ..speech(OnUnavailable::Deny) };
+        let (key, tenant) = (key(), tenant());
+        for (grant, removed) in
+            [(Grant::Tenant(&key, &tenant), &[][..]), (Grant::Public, &IDENTITY_HEADERS[..])]
+        {
+            let response = say_by(&Decision::Allow(grant), true, &speech);
+            let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
+            assert_eq!(ok.headers_to_remove, removed);
+        }
     }
 
     #[test]

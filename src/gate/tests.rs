@@ -195,6 +195,6 @@ fn every_decision_is_counted_under_its_own_name() {
     let values = |counts: &[Count]| counts.iter().map(Count::value).collect::<Vec<_>>();
     assert_eq!(values(&stats.denied), [1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(values(&stats.shadow), [1, 2, 3, 4, 5, 6, 7, 1]);
-    assert_eq!(values(&stats.unable), [1, 2, 3, 4, 5, 7, 7]);
+    assert_eq!(values(&stats.unable), [1, 2, 3, 4, 5, 6, 8, 8]);
     assert_eq!((stats.public.value(), stats.ok.value()), (1, 0));
 }

@@ -20,6 +20,7 @@ mod doctor_envoy;
 mod envoy;
 mod explain;
 mod explain_decision;
+mod failures;
 mod faults;
 mod fixtures;
 mod grpcurl;
