@@ -28,7 +28,7 @@ use super::target::{Target, TlsArgs, target};
 use super::view::{Text, plain};
 use super::{By, Failure, one_line};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{self, JudgementArgs};
+use crate::config::{self, JudgementArgs, SizeArgs};
 use crate::envoy::probe::Probe;
 use crate::envoy::{Expected, admin, http};
 use crate::ext_authz::service::SERVICE_NAME;
@@ -65,6 +65,9 @@ pub(crate) struct DoctorArgs {
     /// What `serve` is told too
     #[command(flatten)]
     pub(crate) judgement: JudgementArgs,
+    /// And how large a call it takes
+    #[command(flatten)]
+    size: SizeArgs,
 }
 
 /// What was found.
@@ -111,12 +114,16 @@ pub(super) async fn examine(args: &DoctorArgs, by: &By) -> Result<Report, Failur
 /// What is found of Envoy, as far as its addresses are given.
 async fn envoy(args: &DoctorArgs) -> Result<Vec<Finding>, Failure> {
     let key_header = args.judgement.key_header.to_ascii_lowercase();
+    let usage = |mistakes: config::Mistakes| Failure { code: 2, lines: mistakes.0 };
+    let (header_bytes, message_bytes) = config::sizes(&args.size).map_err(usage)?;
     let expected = Expected {
         identity: &IDENTITY_HEADERS,
         key_header: &key_header,
         bearer: args.judgement.accept_bearer,
         health_service: SERVICE_NAME,
         decision_id: DECISION_ID_HEADER,
+        header_bytes: header_bytes.into(),
+        message_bytes: message_bytes.into(),
     };
     let server = |url: &Uri| http::Server { url: url.clone(), ca: args.tls.ca.as_deref() };
     let mut findings = Vec::new();

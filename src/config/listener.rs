@@ -53,15 +53,9 @@ pub struct ListenerArgs {
     #[arg(long, env = "TENANTGATE_MAX_CONNECTIONS", value_name = "N", default_value = "4096")]
     pub max_connections: String,
 
-    /// Bytes of the header list of a call; a longer one gets 503. Envoy copies trace headers of its clients into its
-    /// calls, so keep it above Envoy's `max_request_headers_kb`
-    #[arg(long, env = "TENANTGATE_MAX_HEADER_BYTES", value_name = "BYTES", default_value = "10485760")]
-    pub max_header_bytes: String,
-
-    /// Bytes of a message; a larger one gets 503. It holds the request's headers and, with `with_request_body`, its
-    /// body: keep it above the sum of Envoy's `max_request_headers_kb` and `max_request_bytes`
-    #[arg(long, env = "TENANTGATE_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "16777216")]
-    pub max_message_bytes: String,
+    /// How large a call may be.
+    #[command(flatten)]
+    pub size: SizeArgs,
 
     /// Bytes that all calls together may hold while they wait: for the rest of their message, for a proof, or for
     /// their client to take the response. Beyond it a call gets 503
@@ -92,6 +86,33 @@ pub struct ListenerArgs {
     /// How long calls may go on after that
     #[arg(long, env = "TENANTGATE_MAX_CONNECTION_AGE_GRACE", value_name = "DURATION", default_value = "30s")]
     pub max_connection_age_grace: String,
+}
+
+/// How large a call may be: `serve` and `doctor` have to agree on it.
+#[derive(clap::Args, Clone, Debug)]
+pub struct SizeArgs {
+    /// Bytes of the header list of a call; a longer one gets 503. Envoy copies trace headers of its clients into its
+    /// calls, so keep it above Envoy's `max_request_headers_kb`
+    #[arg(long, env = "TENANTGATE_MAX_HEADER_BYTES", value_name = "BYTES", default_value = "10485760")]
+    pub max_header_bytes: String,
+
+    /// Bytes of a message; a larger one gets 503. It holds the request's headers and, with `with_request_body`, its
+    /// body: keep it above the sum of Envoy's `max_request_headers_kb` and `max_request_bytes`
+    #[arg(long, env = "TENANTGATE_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "16777216")]
+    pub max_message_bytes: String,
+}
+
+impl SizeArgs {
+    /// The bytes of a header list and of a message.
+    pub(super) fn read(&self, mistakes: &mut Mistakes) -> (u32, u32) {
+        let mut count = |option: &str, text: &str, range: RangeInclusive<u32>| {
+            mistakes.note(option, number(text, range)).unwrap_or_default()
+        };
+        (
+            count("--max-header-bytes", &self.max_header_bytes, 1_024..=64 << 20),
+            count("--max-message-bytes", &self.max_message_bytes, 4_096..=256 << 20),
+        )
+    }
 }
 
 impl ListenerArgs {
@@ -141,13 +162,13 @@ impl ListenerArgs {
         let keepalive = (interval, span("--keepalive-timeout", &self.keepalive_timeout));
         let age = span("--max-connection-age", &self.max_connection_age);
         let grace = span("--max-connection-age-grace", &self.max_connection_age_grace);
-        let mut count = |option: &str, text: &str, range: RangeInclusive<u32>| {
-            mistakes.note(option, number(text, range)).unwrap_or_default()
-        };
+        let pending =
+            mistakes.note("--max-pending-bytes", number(&self.max_pending_bytes, 1 << 20..=u32::MAX));
+        let (header_list, message) = self.size.read(mistakes);
         Limits {
-            header_list: count("--max-header-bytes", &self.max_header_bytes, 1_024..=64 << 20),
-            message: count("--max-message-bytes", &self.max_message_bytes, 4_096..=256 << 20) as usize,
-            pending: count("--max-pending-bytes", &self.max_pending_bytes, 1 << 20..=u32::MAX) as usize,
+            header_list,
+            message: message as usize,
+            pending: pending.unwrap_or_default() as usize,
             handshake,
             call,
             keepalive,

@@ -17,7 +17,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
-pub use self::listener::ListenerArgs;
+pub use self::listener::{ListenerArgs, SizeArgs};
 use self::listener::{conflict, tcp_address};
 use crate::audit::Actor;
 use crate::client_address::ClientAddress;
@@ -352,6 +352,17 @@ pub fn judgement(args: &JudgementArgs) -> Result<(request::Options, Peppers), Mi
     let mut mistakes = Mistakes::default();
     let judgement = (request_options(args, &mut mistakes), peppers(args, &mut mistakes));
     if mistakes.0.is_empty() { Ok(judgement) } else { Err(mistakes) }
+}
+
+/// Reads how large a call may be: the bytes of its header list and of its message.
+///
+/// # Errors
+///
+/// Every mistake there is.
+pub fn sizes(args: &SizeArgs) -> Result<(u32, u32), Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let sizes = args.read(&mut mistakes);
+    if mistakes.0.is_empty() { Ok(sizes) } else { Err(mistakes) }
 }
 
 /// [`judgement`], and what becomes of what is to be refused.

@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -20,9 +21,10 @@ use super::translate::{ROOM, Speech, answer, read};
 use crate::client_address::ClientAddress;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Decision, Fault, Grant, Identity, Objection};
-use crate::gate::{Gate, Judged};
+use crate::gate::{Gate, Verdict};
 use crate::rate_limited_log::RateLimitedLog;
-use crate::request::{self, AccessRequest};
+use crate::replica::TenantEntry;
+use crate::request;
 use crate::shadow::Report;
 use crate::trace::Parent;
 use crate::transport::{CallFailure, Frame, Unable, Unary};
@@ -72,8 +74,9 @@ impl Unary for AuthorizationService {
         let Ok(asked) = read(message, &self.options.request) else {
             return Some(Err(CallFailure::InvalidMessage));
         };
-        let call = self.call(message, metadata);
-        self.gate.check_now(&asked, |judged| Ok(self.say(judged, &asked, &call)))
+        let view = self.gate.view();
+        let verdict = view.judge(&asked).ok()?;
+        Some(Ok(self.respond(&verdict, view.started(), asked.bearer, &Call { message, metadata })))
     }
 
     async fn answer(
@@ -83,8 +86,11 @@ impl Unary for AuthorizationService {
         deadline: Instant,
     ) -> Result<Frame, CallFailure> {
         let asked = read(&message, &self.options.request).map_err(|_| CallFailure::InvalidMessage)?;
-        let call = self.call(&message, metadata);
-        self.gate.check(&asked, deadline, |judged| Ok(self.say(judged, &asked, &call))).await
+        let view = self.gate.settle(&asked, deadline).await;
+        let call = Call { message: &message, metadata };
+        // A settled view has a verdict.
+        let verdict = view.judge(&asked).unwrap_or_else(|_| self.gate.unread(Fault::Internal));
+        Ok(self.respond(&verdict, view.started(), asked.bearer, &call))
     }
 
     fn compact(&self, message: Bytes) -> Bytes {
@@ -98,39 +104,50 @@ impl Unary for AuthorizationService {
             Unable::TooLarge => Fault::TooLarge,
             Unable::TooLate => Fault::DeadlineTooShort,
         };
-        let (asked, metadata) = (AccessRequest::nothing(), HeaderMap::new());
-        let call = self.call(&[], &metadata);
-        self.gate.unread(fault, |judged| self.say(judged, &asked, &call))
+        let (verdict, started) = (self.gate.unread(fault), self.log.clock.uptime());
+        self.respond(&verdict, started, false, &Call { message: &[], metadata: &HeaderMap::new() })
     }
 }
 
-/// A call, as far as it matters after it was decided.
+/// A call, as far as it matters after it was judged.
 struct Call<'a> {
     message: &'a [u8],
     metadata: &'a HeaderMap,
-    /// The trace it is part of, and since when.
-    trace: Option<(Parent, Timestamp)>,
 }
 
 impl AuthorizationService {
-    fn call<'a>(&self, message: &'a [u8], metadata: &'a HeaderMap) -> Call<'a> {
-        let parent = self.spans.is_some().then(|| parent(metadata)).flatten();
-        Call { message, metadata, trace: parent.map(|parent| (parent, self.log.clock.now())) }
-    }
-
-    fn say(&self, judged: &Judged<'_>, asked: &AccessRequest<'_>, call: &Call<'_>) -> Frame {
-        let (decision, id) = (judged.decision, decision_id(judged.at));
+    /// Renders the response to a verdict, logs it, and records it. `bearer` tells whether `authorization` carried
+    /// something of ours.
+    fn respond(&self, verdict: &Verdict<'_>, started: Duration, bearer: bool, call: &Call<'_>) -> Frame {
+        let (decision, id) = (&verdict.decision, decision_id(verdict.at));
         let origin = || origin(call.message, call.metadata, &self.options.client_address);
         if let Decision::Allow(Grant::Shadow(objection)) = decision {
-            self.shadow.note(objection, &origin(), judged.at);
+            self.shadow.note(objection, &origin(), verdict.at);
         }
         self.log.write(decision, id, || origin().address);
-        if let (Some(spans), Some((parent, started))) = (&self.spans, call.trace) {
-            let ended = self.log.clock.now();
-            spans.check(&CheckSpan { parent, started, ended, decision, decision_id: id });
-        }
+        let cache = verdict.tenant.map(TenantEntry::responses);
         let speech = &self.options.speech;
-        Frame::of(ROOM, |message| answer(message, judged, id, asked.bearer, speech))
+        let frame = Frame::of(ROOM, |message| answer(message, (decision, cache), id, bearer, speech));
+        if let Some(spans) = &self.spans {
+            self.trace(spans.as_ref(), verdict, started, (id, call));
+        }
+        self.gate.record(verdict, started);
+        frame
+    }
+
+    /// Makes the check a span, if the caller keeps its trace.
+    fn trace(
+        &self,
+        spans: &dyn Spans,
+        verdict: &Verdict<'_>,
+        started: Duration,
+        (id, call): (Uuid, &Call<'_>),
+    ) {
+        let Some(parent) = parent(call.metadata) else { return };
+        let ended = self.log.clock.now();
+        let took = self.log.clock.uptime().saturating_sub(started);
+        let decision = &verdict.decision;
+        spans.check(&CheckSpan { parent, started: ended.before(took), ended, decision, decision_id: id });
     }
 }
 

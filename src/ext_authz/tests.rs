@@ -11,9 +11,7 @@ use super::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use super::proto::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use super::translate::{OnUnavailable, Speech, answer, read};
 use super::wire::Message;
-use crate::clock::Timestamp;
 use crate::decision::{Decision, Denial, Fault, Reason};
-use crate::gate::Judged;
 use crate::request::{Credential, DEFAULT_KEY_HEADER, Options};
 
 /// A length-delimited field.
@@ -167,8 +165,7 @@ type Refusal = (i32, i32, String, BTreeMap<String, String>);
 fn refusal(decision: &Decision<'_>, on_unavailable: OnUnavailable) -> Refusal {
     let speech = Speech { key_header: DEFAULT_KEY_HEADER.into(), keep_key_header: false, on_unavailable };
     let mut bytes = Vec::new();
-    let judged = Judged { decision, said: None, at: Timestamp::default() };
-    answer(&mut bytes, &judged, Uuid::from_u128(7), false, &speech);
+    answer(&mut bytes, (decision, None), Uuid::from_u128(7), false, &speech);
     let response = CheckResponse::decode(&bytes[..]).unwrap();
     let Some(HttpResponse::DeniedResponse(said) | HttpResponse::ErrorResponse(said)) = response.http_response
     else {

@@ -315,7 +315,7 @@ impl<U: Unary> Acceptor<U> {
     }
 
     async fn talk(&self, io: impl AsyncRead + AsyncWrite + Unpin, peer: Peer) {
-        transport::serve(io, peer, Arc::clone(&self.services), told(self.stop.clone())).await;
+        transport::serve(io, peer, Arc::clone(&self.services), self.stop.clone()).await;
     }
 }
 

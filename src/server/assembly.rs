@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
@@ -42,11 +42,11 @@ const QUIET_WITHIN: Duration = Duration::from_millis(2_500);
 /// How long no request must have come for the clients to have noticed.
 const QUIET: Duration = Duration::from_millis(250);
 
-/// How long connections may take to end after their GOAWAY.
-const DRAIN_WITHIN: Duration = Duration::from_secs(3);
+/// How long connections may take to end, with the time for the clients to notice.
+const DRAIN_WITHIN: Duration = Duration::from_millis(6_500);
 
 /// How long those may take that the kernel had accepted before the listeners were closed.
-const LAST_WITHIN: Duration = Duration::from_millis(500);
+const LAST_WITHIN: Duration = Duration::from_millis(300);
 
 /// How long the last writes to the database may take.
 const FLUSH_WITHIN: Duration = Duration::from_millis(1_500);
@@ -203,10 +203,11 @@ impl Assembly {
         info!("stopping");
         self.health.drain();
         self.health.report(&self.reporter).await;
+        let drained_by = Instant::now() + DRAIN_WITHIN;
         self.serve_until_quiet(&endpoints).await;
         // New connections are still accepted, and get a GOAWAY at once: what they send meanwhile is answered.
         stop.send_replace(true);
-        let drained = timeout(DRAIN_WITHIN, endpoints.acceptor.idle()).await;
+        let drained = timeout_at(drained_by, endpoints.acceptor.idle()).await;
         endpoints.close_listeners().await;
         let last = timeout(LAST_WITHIN, endpoints.acceptor.idle()).await;
         if drained.is_err() || last.is_err() {

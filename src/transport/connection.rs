@@ -18,7 +18,7 @@ use h2::server::{Builder, Connection, SendResponse};
 use h2::{Ping, PingPong, RecvStream};
 use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -35,13 +35,9 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How often a connection is looked at for responses that are not taken.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Serves a connection to its end, which is in order once `stop` is done. What fails is recorded in `services`.
-pub async fn serve<T, U>(
-    io: T,
-    peer: Peer,
-    services: Arc<Services<U>>,
-    stop: impl Future<Output = ()> + Send + 'static,
-) where
+/// Serves a connection to its end, which is in order once `stop` is true. What fails is recorded in `services`.
+pub async fn serve<T, U>(io: T, peer: Peer, services: Arc<Services<U>>, stop: watch::Receiver<bool>)
+where
     T: AsyncRead + AsyncWrite + Unpin,
     U: Unary,
 {
@@ -57,7 +53,7 @@ async fn attempt<T, U>(
     io: T,
     peer: Peer,
     services: &Arc<Services<U>>,
-    stop: impl Future<Output = ()> + Send + 'static,
+    stop: watch::Receiver<bool>,
 ) -> Result<(), Failed>
 where
     T: AsyncRead + AsyncWrite + Unpin,
@@ -65,10 +61,14 @@ where
 {
     let limits = services.limits;
     let io = BufferedIo::new(io);
-    let mut connection = match timeout(limits.handshake, settings(&limits).handshake(io.clone())).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return no_handshake(&io.first_bytes(), Some(error.to_string())),
-        Err(_) => return no_handshake(&io.first_bytes(), None),
+    let connected = tokio::select! {
+        connected = settings(&limits).handshake(io.clone()) => Some(connected),
+        () = too_late(&io, &limits, stop.clone()) => None,
+    };
+    let mut connection = match connected {
+        Some(Ok(connection)) => connection,
+        Some(Err(error)) => return no_handshake(&io.first_bytes(), Some(error.to_string())),
+        None => return no_handshake(&io.first_bytes(), None),
     };
     let Some(pings) = connection.ping_pong() else { return Ok(()) };
     let budget = ConnectionBudget::new(&services.budget, peer);
@@ -77,7 +77,7 @@ where
     let (send_end, end) = oneshot::channel();
     let mut clocks = JoinSet::new();
     let ours = Arc::clone(&budget);
-    clocks.spawn(async move { drop(send_end.send(end_of_life(pings, ours, limits, stop).await)) });
+    clocks.spawn(async move { drop(send_end.send(end_of_life(pings, ours, limits, told(stop)).await)) });
     let mut served = Served { connection, io, backlog: budget.backlog(), budget };
     let end = async { end.await.unwrap_or(End::Now) };
     match served.accept_calls(services, end).await {
@@ -115,14 +115,44 @@ fn settings(limits: &Limits) -> Builder {
     settings
 }
 
-/// Why there was no handshake, by what the peer sent first. A peer that closes without a byte, as probes of load
-/// balancers do, has not failed.
+/// Returns when a peer has had its time for the handshake, which begins with its first byte.
+///
+/// Envoy opens connections on which it sends nothing until it has a request again, if the client that they were opened
+/// for has hung up. Closing one of those could lose the request that comes next, so a silent peer is closed only when
+/// the connection is old or the server stops.
+async fn too_late<T: AsyncRead + AsyncWrite + Unpin>(
+    io: &BufferedIo<T>,
+    limits: &Limits,
+    stop: watch::Receiver<bool>,
+) {
+    let spoken = async {
+        loop {
+            sleep(limits.handshake).await;
+            if !io.first_bytes().is_empty() {
+                return sleep(limits.handshake).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = spoken => {}
+        () = sleep(jittered(limits.age)) => {}
+        () = told(stop) => sleep(LINGER).await,
+    }
+}
+
+/// Returns once `stop` is true, or its sender has gone.
+async fn told(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Why there was no handshake, by what the peer sent first. A peer that never sent a byte, as probes of load balancers
+/// do, has not failed.
 fn no_handshake(first: &[u8], error: Option<String>) -> Result<(), Failed> {
     const METHODS: [&[u8]; 9] =
         [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"CONNECT ", b"OPTIONS ", b"TRACE ", b"PATCH "];
     let http1 = METHODS.iter().any(|method| first.starts_with(&method[..method.len().min(8)]));
     let failure = match first {
-        [] if error.is_some() => return Ok(()),
+        [] => return Ok(()),
         [0x16, 0x03, ..] => ConnectionFailure::TlsOnPlaintext,
         _ if http1 => ConnectionFailure::Http1,
         _ if error.is_none() => ConnectionFailure::HandshakeTimeout,
@@ -287,7 +317,7 @@ mod tests {
         };
         for (first, error, expected) in [
             (&b""[..], true, Ok(())),
-            (b"", false, Err("handshake_timeout")),
+            (b"", false, Ok(())),
             (b"\x16\x03\x01\x02\0\x01\0\x01", true, Err("tls_on_plaintext")),
             (b"\x16\x03\x01", false, Err("tls_on_plaintext")),
             (b"GET / HT", true, Err("http1")),

@@ -54,9 +54,10 @@ fn what_is_not_http_2_on_a_plain_listener_is_counted_and_logged() {
     is_told(&server, "tls_on_plaintext", "--tls-cert");
     send(address, b"SSH-2.0-OpenSSH_9.6\r\n");
     is_told(&server, "not_http2", "does not speak HTTP/2");
-    let silent = TcpStream::connect(address).expect("it listens");
+    let mut half = TcpStream::connect(address).expect("it listens");
+    half.write_all(b"PRI * HT").expect("sent");
     is_told(&server, "handshake_timeout", "--handshake-timeout");
-    drop(silent);
+    drop(half);
     // A probe of a load balancer connects and closes; it has not failed.
     let failed = || server.metric(&["tenantgate_connections_total", "turned_away"]);
     let before = failed();
@@ -189,8 +190,10 @@ fn a_call_that_fails_is_counted_and_logged() {
     for reason in ["compressed", "invalid_framing", "invalid_message"] {
         let counted = server.metric(&["tenantgate_call_failures_total", &format!("\"{reason}\"")]);
         assert!((counted - 1.0).abs() < f64::EPSILON, "{reason}: {counted}");
-        let said = server.stderr.text();
-        assert!(said.contains(&format!("reason=\"{reason}\"")) && said.contains("call failed: "), "{said}");
+        server.stderr.wait_for(reason, PATIENCE, |lines| {
+            let said = format!("reason=\"{reason}\"");
+            lines.iter().any(|line| line.contains("call failed: ") && line.contains(&said)).then_some(())
+        });
     }
 }
 
@@ -319,8 +322,9 @@ fn the_client_address_is_taken_from_where_the_operator_says() {
         let metadata = [("x-client", "203.0.113.77:4711")];
         let answer = server.client().check_with(&metadata, CheckRequest::from(ask()));
         assert_eq!(answer.row(), "200 shadow");
-        let said = server.stderr.text();
-        let line = said.lines().find(|line| line.contains("would be refused")).expect("a line");
+        let line = server.stderr.wait_for("a line", PATIENCE, |lines| {
+            lines.iter().find(|line| line.contains("would be refused")).cloned()
+        });
         let address = network.trim_end_matches("0/24");
         assert!(network == "unknown" || line.contains(&format!("client.address={address}")), "{line}");
         assert_eq!(networks(&world, &mut server), [network], "{source}");

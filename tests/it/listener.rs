@@ -209,11 +209,11 @@ fn a_frame_that_is_too_long_ends_the_connection() {
 }
 
 #[test]
-fn a_client_that_says_nothing_is_not_waited_for() {
+fn a_client_that_stops_in_the_middle_of_its_hello_is_not_waited_for() {
     let world = World::somewhere();
     let server = Server::on(&world.db).args(&["--handshake-timeout", "200ms"]).start();
     survives(&server, &world, || {
-        let mut beginnings: Vec<Raw> = (0..PREFACE.len())
+        let mut beginnings: Vec<Raw> = (1..PREFACE.len())
             .map(|said| {
                 let mut raw = Raw::silent(&server.grpc[0]);
                 raw.send(&PREFACE[..said]).unwrap();
@@ -227,10 +227,33 @@ fn a_client_that_says_nothing_is_not_waited_for() {
     });
 }
 
+/// As Envoy has them whose client hung up before the connection was there.
+#[test]
+fn a_client_that_has_said_nothing_yet_can_still_ask() {
+    let world = World::somewhere();
+    let mut server = Server::on(&world.db).args(&["--handshake-timeout", "100ms"]).start();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "proven");
+    let mut raw = Raw::silent(&server.grpc[0]);
+    // One that has begun is disconnected meanwhile, so the time is over.
+    let mut begun = Raw::silent(&server.grpc[0]);
+    begun.send(&PREFACE[..5]).unwrap();
+    let _ = begun.goodbye();
+    raw.send(
+        &[PREFACE, &Frame::new(kind::SETTINGS, 0, 0, &[]).bytes(), &whole_check(1, &world.live.text)]
+            .concat(),
+    )
+    .unwrap();
+    assert!(std::iter::from_fn(|| raw.next()).any(|frame| frame.kind == kind::DATA && frame.stream == 1));
+    let _silent = Raw::silent(&server.grpc[0]);
+    server.signal("TERM");
+    assert_eq!(server.exit_code(PATIENCE), Some(0), "it does not keep the server from stopping");
+}
+
 #[test]
 fn a_message_that_does_not_arrive_is_not_waited_for() {
     let world = World::somewhere();
     let server = Server::on(&world.db).args(&["--request-timeout", "200ms"]).start();
+    server.row_becomes("200 ok", PATIENCE, Ask::with_key(&world.live.text));
     survives(&server, &world, || {
         let mut raw = Raw::to(&server.grpc[0]);
         raw.send(&Frame::check(1).bytes()).unwrap();
@@ -246,6 +269,7 @@ fn a_message_that_does_not_arrive_is_not_waited_for() {
 fn a_header_list_that_does_not_arrive_is_not_waited_for() {
     let world = World::somewhere();
     let server = Server::on(&world.db).args(&["--request-timeout", "200ms"]).start();
+    server.row_becomes("200 ok", PATIENCE, Ask::with_key(&world.live.text));
     survives(&server, &world, || {
         let mut raw = Raw::to(&server.grpc[0]);
         let first = Frame { flags: 0, ..Frame::check(1) };

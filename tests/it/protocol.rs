@@ -8,7 +8,7 @@ use tonic::Code;
 use crate::support::ask::KEY_HEADER;
 use crate::support::client::{Client, SERVICE};
 use crate::support::wire::{Entry, Headers};
-use crate::support::{Ask, Server, World};
+use crate::support::{Ask, PATIENCE, Server, World};
 
 #[test]
 fn absent_attributes_are_a_missing_key() {
@@ -109,8 +109,10 @@ fn size_is_bounded_and_within_the_bound_all_is_read() {
     // A gRPC status would let the request pass under Envoy's `failure_mode_allow`.
     assert_eq!(server.row(big(16)), "503 unavailable");
     assert!(server.metric(&["tenantgate_unavailable_total", "too_large"]) >= 1.0);
-    let said = server.stderr.text();
-    assert!(said.contains("larger than --max-message-bytes") && said.contains("peer=127.0.0.1:"), "{said}");
+    server.stderr.wait_for("a line", PATIENCE, |lines| {
+        let line = lines.iter().find(|line| line.contains("larger than --max-message-bytes"));
+        line.map(|line| assert!(line.contains("peer=127.0.0.1:"), "{line}"))
+    });
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
 }
 
