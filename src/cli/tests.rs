@@ -3,6 +3,7 @@
 //! Each page has parts between `<!-- generated: NAME -->` and `<!-- end -->`, which are rendered from clap's
 //! definitions. `TENANTGATE_BLESS=1 cargo test --lib reference` rewrites them.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -12,6 +13,15 @@ use super::args::Cli;
 
 const START: &str = "<!-- generated: ";
 const END: &str = "<!-- end -->";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+// Not `include_str!`: the image is built without these pages.
+fn read(page: &str) -> String {
+    std::fs::read_to_string(root().join(page)).expect("the page exists")
+}
 
 #[test]
 fn the_reference_pages_show_the_commands_and_options_of_the_program() {
@@ -25,17 +35,34 @@ fn the_reference_pages_show_the_commands_and_options_of_the_program() {
         ),
         ("docs/reference/serve-options.md", vec![("options of serve", table(serve))]),
     ] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
-        let committed = std::fs::read_to_string(&path).expect("the page exists");
+        let committed = read(page);
         let rendered =
             parts.iter().fold(committed.clone(), |page, (name, text)| with_part(&page, name, text));
         if std::env::var_os("TENANTGATE_BLESS").is_some() {
-            std::fs::write(&path, &rendered).expect("the page is writable");
+            std::fs::write(root().join(page), &rendered).expect("the page is writable");
         } else {
             let remedy = "run `TENANTGATE_BLESS=1 cargo test --lib reference`";
             assert!(committed == rendered, "{page} does not show the program's definitions: {remedy}");
         }
     }
+}
+
+/// The hand-written tables of the page begin each row with the options that it explains.
+#[test]
+fn every_option_of_serve_is_explained_and_no_other() {
+    let mut program = Cli::command();
+    program.build();
+    let serve = program.find_subcommand("serve").expect("a command of ours");
+    let name = |arg: &Arg| arg.get_long().map(|name| format!("--{name}"));
+    let defined: BTreeSet<_> = own(serve).filter_map(name).collect();
+    let common: BTreeSet<_> =
+        program.get_arguments().filter(|arg| arg.is_global_set()).filter_map(name).collect();
+    let page = read("docs/reference/serve-options.md");
+    let (_, explained) = page.rsplit_once(END).expect("a generated part");
+    let cells = explained.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let explained = cells.flat_map(|names| names.split(", ")).map(|name| name.trim_matches('`').to_owned());
+    let explained: BTreeSet<_> = explained.filter(|name| !common.contains(name)).collect();
+    assert_eq!(defined, explained, "left: the program, right: docs/reference/serve-options.md");
 }
 
 /// Replaces one generated part of a page.
@@ -86,7 +113,8 @@ fn commands(command: &Command) -> String {
 
 /// One argument as an item of a list.
 fn item(arg: &Arg) -> String {
-    let mut notes = vec![format!("`{arg}`: {}", help(arg))];
+    let short = arg.get_short().map_or(String::new(), |letter| format!("`-{letter}`, "));
+    let mut notes = vec![format!("{short}`{arg}`: {}", help(arg))];
     notes.extend(variable(arg).map(|name| format!("Variable {name}")));
     notes.extend(default(arg).map(|value| format!("Default {value}")));
     notes.extend(values(arg).map(|values| format!("Values: {values}")));
