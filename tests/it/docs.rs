@@ -141,7 +141,16 @@ fn every_page_is_in_the_summary_once_and_every_entry_is_a_page() {
     let listed: BTreeSet<_> = summary.iter().map(|link| Path::new("docs").join(link)).collect();
     let mut there: BTreeSet<_> = below("docs").into_iter().collect();
     there.remove(Path::new(SUMMARY));
-    assert_eq!(listed, there, "left: {SUMMARY}, right: the pages");
+    assert_eq!(
+        listed.difference(&there).collect::<Vec<_>>(),
+        Vec::<&PathBuf>::new(),
+        "listed, but not there"
+    );
+    assert_eq!(
+        there.difference(&listed).collect::<Vec<_>>(),
+        Vec::<&PathBuf>::new(),
+        "there, but not listed"
+    );
     assert_eq!(summary.len(), listed.len(), "a page is listed twice");
 }
 
