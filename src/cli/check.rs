@@ -28,10 +28,10 @@ pub(super) struct CheckArgs {
     /// The method of the request
     #[arg(long, value_name = "M", default_value = "GET")]
     method: String,
-    /// The path of the request, query and all
+    /// The path of the request, with its query
     #[arg(long, value_name = "P", default_value = "/")]
     path: String,
-    /// A header of the request. May be repeated
+    /// A header of the request. Repeatable
     #[arg(long, value_name = "k: v", value_parser = header)]
     header: Vec<(String, String)>,
     /// The API key, sent as x-llmcore-api-key

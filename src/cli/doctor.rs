@@ -41,22 +41,22 @@ use crate::verify::memo::Peppers;
 /// The options of `doctor`.
 #[derive(clap::Args, Clone)]
 pub(crate) struct DoctorArgs {
-    /// Also ask this server: HOST:PORT, `https://HOST:PORT` or `unix:/path`
+    /// Also check this server: HOST:PORT, `https://HOST:PORT` or `unix:/path`
     #[arg(long, value_name = "ADDR", value_parser = target)]
     target: Option<Target>,
-    /// Also read the admin page of this Envoy: HOST:PORT
+    /// Also check the Envoy with this admin page: HOST:PORT
     #[arg(long, value_name = "ADDR", value_parser = http::address)]
     envoy_admin: Option<Uri>,
     /// Also send requests through this Envoy: `http://HOST:PORT` or `https://HOST:PORT`
     #[arg(long, value_name = "URL", value_parser = http::address)]
     envoy: Option<Uri>,
-    /// A key that passes, in a file or on standard input (-), to see what arrives behind Envoy
+    /// The file with a valid key, or `-` for standard input, to check what arrives behind Envoy
     #[arg(long, value_name = "FILE", requires = "envoy")]
     key_file: Option<PathBuf>,
-    /// The path to ask Envoy for: not a public one, and with --key-file one whose upstream says its request back
+    /// The path of requests through Envoy: not a public one, and with --key-file one whose upstream echoes its request
     #[arg(long, value_name = "P", default_value = "/tenantgate-doctor", requires = "envoy")]
     path: String,
-    /// Listen here for the request that a route of Envoy's leads to, and see what arrives
+    /// Listen on this address as the upstream of a route of Envoy, and check what arrives
     #[arg(long, value_name = "HOST:PORT", requires = "key_file")]
     sink: Option<String>,
     /// TLS.

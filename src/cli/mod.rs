@@ -24,6 +24,8 @@ mod report;
 mod rows;
 mod shadow;
 mod target;
+#[cfg(test)]
+mod tests;
 mod unreachable;
 mod view;
 

@@ -15,10 +15,10 @@ use crate::trust::{self, Own};
 /// Whom to trust, and who we are.
 #[derive(clap::Args, Clone)]
 pub(super) struct TlsArgs {
-    /// The authority that signed the certificate of whoever is asked (PEM); the system's own by default
+    /// The authority that signed the certificate of the server (PEM); defaults to the system's authorities
     #[arg(long, value_name = "FILE")]
     pub(super) ca: Option<PathBuf>,
-    /// The certificate to show to --target, if that takes nobody without one (PEM); needs --client-key
+    /// The client certificate for a --target that requires one (PEM); needs --client-key
     #[arg(long, value_name = "FILE", requires_all = ["client_key", "target"])]
     client_cert: Option<PathBuf>,
     /// The private key of --client-cert (PEM)

@@ -16,11 +16,11 @@ use crate::transport::Limits;
 /// The options of `serve` that are about connections, as they were typed.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ListenerArgs {
-    /// Where Envoy asks: HOST:PORT or `unix:/path`. May be repeated
+    /// The address for Envoy's Checks: HOST:PORT or `unix:/path`. Repeatable
     #[arg(long, env = "TENANTGATE_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
     pub listen: Vec<String>,
 
-    /// The certificate chain to show to TCP clients (PEM); needs --tls-key. Read again when it changes
+    /// The certificate chain for TCP listeners (PEM); needs --tls-key. Reloaded when the file changes
     #[arg(long, env = "TENANTGATE_TLS_CERT", value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
 
@@ -28,12 +28,12 @@ pub struct ListenerArgs {
     #[arg(long, env = "TENANTGATE_TLS_KEY", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
 
-    /// Refuse TCP clients without a certificate of this authority (PEM)
+    /// Reject TCP clients without a certificate of this authority (PEM)
     #[arg(long, env = "TENANTGATE_CLIENT_CA", value_name = "FILE")]
     pub client_ca: Option<PathBuf>,
 
-    /// And without this name in it (DNS or URI, such as a SPIFFE id), exactly; needs --client-ca. May be
-    /// repeated: one of them is enough
+    /// Reject client certificates without this exact name (DNS or URI, such as a SPIFFE id); needs --client-ca.
+    /// Repeatable: one of the names is sufficient
     #[arg(long, env = "TENANTGATE_CLIENT_SAN", value_name = "NAME")]
     pub client_san: Vec<String>,
 
@@ -41,15 +41,15 @@ pub struct ListenerArgs {
     #[arg(long, env = "TENANTGATE_UNIX_MODE", value_name = "OCTAL", default_value = "0660")]
     pub unix_mode: String,
 
-    /// Refuse who comes to a Unix socket as another user than this one. May be repeated
+    /// Reject clients of a Unix socket that run as another user than this one. Repeatable
     #[arg(long, env = "TENANTGATE_UNIX_PEER_UID", value_name = "UID")]
     pub unix_peer_uid: Vec<String>,
 
-    /// Threads that answer [default: one for each core]
+    /// The number of threads that answer Checks [default: one for each core]
     #[arg(long, env = "TENANTGATE_WORKERS", value_name = "N")]
     pub workers: Option<String>,
 
-    /// Connections at a time: each takes a file descriptor and about 50 KB, used or not
+    /// The maximum number of connections: each takes a file descriptor and about 50 KB, used or not
     #[arg(long, env = "TENANTGATE_MAX_CONNECTIONS", value_name = "N", default_value = "4096")]
     pub max_connections: String,
 
@@ -62,28 +62,28 @@ pub struct ListenerArgs {
     #[arg(long, env = "TENANTGATE_MAX_PENDING_BYTES", value_name = "BYTES", default_value = "268435456")]
     pub max_pending_bytes: String,
 
-    /// The longest a call takes, whatever its caller would wait: then a key that is not proven yet gets 503
+    /// The maximum duration of a call, even if its caller would wait longer: a key that is not proven by then gets 503
     #[arg(long, env = "TENANTGATE_REQUEST_TIMEOUT", value_name = "DURATION", default_value = "10s")]
     pub request_timeout: String,
 
-    /// How long a new client may take to speak TLS and HTTP/2
+    /// The maximum duration of the TLS and HTTP/2 handshakes of a client
     #[arg(long, env = "TENANTGATE_HANDSHAKE_TIMEOUT", value_name = "DURATION", default_value = "5s")]
     pub handshake_timeout: String,
 
-    /// How often a client is asked whether it is still there
+    /// The interval between keepalive pings to a client
     #[arg(long, env = "TENANTGATE_KEEPALIVE_INTERVAL", value_name = "DURATION", default_value = "25s")]
     pub keepalive_interval: String,
 
-    /// How long it may take to answer that
+    /// How long a client may take to answer a ping before its connection is closed
     #[arg(long, env = "TENANTGATE_KEEPALIVE_TIMEOUT", value_name = "DURATION", default_value = "10s")]
     pub keepalive_timeout: String,
 
-    /// How old a connection gets, a tenth more or less, before its client is told to make another one: so
-    /// that a new server gets its share
+    /// The maximum age of a connection, varied by a tenth; then its client must open another one, so that a new
+    /// server gets its share
     #[arg(long, env = "TENANTGATE_MAX_CONNECTION_AGE", value_name = "DURATION", default_value = "30m")]
     pub max_connection_age: String,
 
-    /// How long calls may go on after that
+    /// How long running calls may continue after that
     #[arg(long, env = "TENANTGATE_MAX_CONNECTION_AGE_GRACE", value_name = "DURATION", default_value = "30s")]
     pub max_connection_age_grace: String,
 }

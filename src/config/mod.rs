@@ -42,7 +42,7 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub listener: ListenerArgs,
 
-    /// Where /livez, /readyz and /metrics are served over HTTP
+    /// The address of /livez, /readyz and /metrics over HTTP
     #[arg(long, env = "TENANTGATE_OPS_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:9464")]
     pub ops_listen: String,
 
@@ -50,7 +50,7 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub judgement: JudgementArgs,
 
-    /// When no decision can be made: refuse with 503 (deny), or let Envoy's `failure_mode_allow` decide (error)
+    /// What to do when no decision is possible: reject with 503 (deny), or let Envoy's `failure_mode_allow` decide (error)
     #[arg(long, env = "TENANTGATE_ON_UNAVAILABLE", value_name = "deny|error", default_value = "deny")]
     pub on_unavailable: String,
 
@@ -68,41 +68,39 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub mode: ModeArgs,
 
-    /// How old the last good look at the database may be for known keys to pass
+    /// The maximum age of the last successful poll of the database; beyond it every key gets 503
     #[arg(long, env = "TENANTGATE_MAX_STALENESS", value_name = "DURATION", default_value = "5m")]
     pub max_staleness: String,
 
-    /// How often to look for changes nobody told us of: the longest a revocation takes
+    /// The interval between polls for changes: the longest delay of a change whose notification is lost
     #[arg(long, env = "TENANTGATE_SYNC_INTERVAL", value_name = "DURATION", default_value = "50ms")]
     pub sync_interval: String,
 
-    /// Where to keep the last good snapshot, to serve from after a restart without the database; needs
-    /// --pepper-file
+    /// The file that keeps the last snapshot, for a start without the database; needs --pepper-file
     #[arg(long, env = "TENANTGATE_SNAPSHOT_FILE", value_name = "FILE")]
     pub snapshot_file: Option<PathBuf>,
 
-    /// gRPC reflection, which grpcurl needs
+    /// Whether to offer gRPC reflection, which grpcurl needs
     #[arg(long, env = "TENANTGATE_REFLECTION", value_name = "on|off", default_value = "on")]
     pub reflection: String,
 
-    /// What to log, such as `debug` or `info,tenantgate=debug`
+    /// The log filter, such as `debug` or `info,tenantgate=debug`
     #[arg(long, env = "TENANTGATE_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
     pub log_level: String,
 
-    /// How log lines look
+    /// The format of log lines
     #[arg(long, env = "TENANTGATE_LOG_FORMAT", value_name = "text|json", default_value = "text")]
     pub log_format: String,
 
-    /// Where to send spans of checks, as part of Envoy's traces: a collector that takes OTLP over gRPC, such as
-    /// `http://127.0.0.1:4317`
+    /// The collector for spans of Checks, as part of Envoy's traces (OTLP over gRPC), such as `http://127.0.0.1:4317`
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
 
-    /// Bring an old Postgres schema up to date first
+    /// Migrate an old Postgres schema at the start
     #[arg(long, env = "TENANTGATE_MIGRATE", value_parser = clap::builder::BoolishValueParser::new())]
     pub migrate: bool,
 
-    /// Check all of the above, say every mistake, and exit
+    /// Check all options, report every mistake, and exit
     #[arg(long)]
     pub check_config: bool,
 }
@@ -118,7 +116,7 @@ pub struct JudgementArgs {
     #[arg(long, env = "TENANTGATE_ACCEPT_BEARER", value_parser = clap::builder::BoolishValueParser::new())]
     pub accept_bearer: bool,
 
-    /// A request that needs no key, exactly. May be repeated; replaces the default, `none` empties it
+    /// A method and an exact path that need no key. Repeatable; replaces the default, `none` empties the list
     /// [default: GET and HEAD of /, /health and /docs]
     #[arg(long, env = "TENANTGATE_PUBLIC", value_name = "METHOD /path")]
     pub public: Vec<String>,
@@ -127,8 +125,8 @@ pub struct JudgementArgs {
     #[command(flatten)]
     pub pepper: PepperArgs,
 
-    /// Whether a key passes that bcrypt says yes to (optional), or only one with a memo by one of the peppers
-    /// (required): then who can write the database but has no pepper can make no key
+    /// Whether keys without a memo are accepted (optional) or rejected (required). With `required`, an attacker who can
+    /// write to the database but has no pepper cannot create a key
     #[arg(long, env = "TENANTGATE_MEMO", value_name = "optional|required", default_value = "optional")]
     pub memo: String,
 }
@@ -136,7 +134,7 @@ pub struct JudgementArgs {
 /// What becomes of requests that are to be refused: `serve` and whoever explains it have to agree on it.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ModeArgs {
-    /// What becomes of requests that are to be refused: they are (enforce), or they pass as nobody, and are
+    /// What happens to a request that is not allowed: it is rejected (enforce), or it passes without a tenant and is
     /// counted, logged and reported (shadow)
     #[arg(long, env = "TENANTGATE_MODE", value_name = "enforce|shadow", default_value = "enforce")]
     pub mode: String,
@@ -151,8 +149,8 @@ impl ModeArgs {
 /// Where the peppers are.
 #[derive(clap::Args, Clone, Debug)]
 pub struct PepperArgs {
-    /// Peppers for memos, so that a restart costs no bcrypt: one in a line, the first one writes, all are
-    /// understood (see `tenantgate pepper new`)
+    /// The file with the peppers for memos, which avoid bcrypt after a restart: one per line; the first one writes
+    /// memos, all are accepted (see `tenantgate pepper new`)
     #[arg(long, env = "TENANTGATE_PEPPER_FILE", value_name = "FILE")]
     pub pepper_file: Option<PathBuf>,
 }

@@ -15,6 +15,7 @@ mod check_command;
 mod cli;
 mod credentials;
 mod damaged;
+mod docs;
 mod doctor;
 mod doctor_envoy;
 mod envoy;
