@@ -111,14 +111,14 @@ fn instructions(world: &World) -> f64 {
 /// As many keys as issued ones look, of a thousand tenants, with hashes of nothing.
 fn fill(world: &World, keys: u64) {
     world.db.sql(&format!(
-        "ALTER TABLE api_keys DISABLE TRIGGER auth_key_came_or_went;
+        "ALTER TABLE api_keys DISABLE TRIGGER tenantgate_key_came_or_went;
          INSERT INTO tenants (name, db_schema_name) SELECT 'Tenant ' || n, 'tenant_' || n FROM generate_series(1, 1000) n;
          INSERT INTO api_keys (hashed_key, key_prefix, tenant_id, expires_at)
          SELECT '$2b$12$' || substr(md5(n::text), 1, 21) || 'u' || substr(md5('x' || n), 1, 30) || 'u', 'llmk_acmecorpinc1' || lpad(n::text, 8, '0'),
                 t.id, now() + interval '90 days'
          FROM generate_series(1, {keys}) n
          JOIN (SELECT id, row_number() OVER () AS row FROM tenants WHERE name LIKE 'Tenant %') t ON t.row = 1 + n % 1000;
-         ALTER TABLE api_keys ENABLE ALWAYS TRIGGER auth_key_came_or_went;
+         ALTER TABLE api_keys ENABLE ALWAYS TRIGGER tenantgate_key_came_or_went;
          ANALYZE api_keys"
     ));
 }

@@ -4,7 +4,8 @@
 --   tenantgate_admin     `tenantgate tenant`, `tenantgate key`: makes and changes rows, deletes none
 --   tenantgate_migrate   `tenantgate migrate`: owns the tables and functions
 --
--- `tenantgate migrate --roles` runs this file. By hand: psql -v ON_ERROR_STOP=1 -f migrations/roles.sql. The
+-- `tenantgate migrate --roles` runs this file. By hand, with the schema of the tables first in search_path:
+-- psql -v ON_ERROR_STOP=1 -f migrations/roles.sql. The
 -- first time it takes a superuser, or the owner of database and tables with CREATEROLE; afterwards anybody in
 -- tenantgate_migrate. Again does no harm: after it each role has exactly what is written here, also on tables
 -- that came with a newer version.
@@ -28,21 +29,17 @@ DECLARE
     tables  regclass[] := ARRAY[
         'tenants',
         'api_keys',
-        'auth_change',
-        'auth_change_floor',
-        'auth_replica',
-        'audit_log',
-        'shadow_report',
+        'tenantgate_change',
+        'tenantgate_change_floor',
+        'tenantgate_identity',
+        'tenantgate_replica',
+        'tenantgate_audit_log',
+        'tenantgate_shadow_report',
         'tenantgate_migrations'
     ];
-    functions regprocedure[] := ARRAY[
-        'auth_key_changed()',
-        'auth_tenant_changed()',
-        'auth_refuse_truncate()',
-        'auth_prune(interval)',
-        'auth_mark()',
-        'audit_refuse()'
-    ];
+    functions regprocedure[] := ARRAY(SELECT p.oid::regprocedure FROM pg_proc p
+        WHERE p.proname LIKE 'tenantgate\_%'
+          AND p.pronamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'api_keys'::regclass));
     home    text := (SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 'api_keys'::regclass);
     -- Whoever runs this.
     we      pg_roles := (SELECT r FROM pg_roles r WHERE rolname = current_user);
@@ -52,8 +49,9 @@ BEGIN
     IF prefix !~ '^[a-z_][a-z0-9_]{0,49}$' OR prefix ~ '^pg_' THEN
         RAISE EXCEPTION '% is no beginning for names of roles: use a-z, 0-9 and _', quote_literal(prefix);
     END IF;
-    -- One at a time, and nobody waits long for a table that somebody else holds.
-    PERFORM pg_advisory_xact_lock(hashtext('tenantgate roles')), set_config('lock_timeout', '5s', true);
+    -- One run at a time, and no long wait for a lock that another session holds.
+    PERFORM set_config('lock_timeout', coalesce(nullif(current_setting('lock_timeout'), '0'), '5s'), true);
+    PERFORM pg_advisory_xact_lock(hashtext('tenantgate roles'));
 
     FOREACH one IN ARRAY ARRAY[serve, admin, migrate] LOOP
         IF EXISTS (SELECT FROM pg_roles WHERE rolname = one) THEN
@@ -107,22 +105,23 @@ BEGIN
         GRANT USAGE ON SCHEMA %4$s TO %1$I, %2$I;
 
         -- serve. Not what people call a key or why it was taken back: judgement needs neither.
-        GRANT SELECT ON tenants, auth_change, auth_change_floor, tenantgate_migrations TO %1$I;
+        GRANT SELECT ON tenants, tenantgate_change, tenantgate_change_floor, tenantgate_identity, tenantgate_migrations TO %1$I;
+        GRANT SELECT ON SEQUENCE tenantgate_change_id_seq TO %1$I;
         GRANT SELECT (id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at, last_used_at, key_memo) ON api_keys TO %1$I;
         GRANT UPDATE (last_used_at, key_memo) ON api_keys TO %1$I;
         -- Every server is this role, so each could also write the row of another.
-        GRANT SELECT, INSERT, DELETE, UPDATE (applied, seen_at, serves_until) ON auth_replica TO %1$I;
-        GRANT EXECUTE ON FUNCTION auth_prune(interval) TO %1$I;
+        GRANT SELECT, INSERT, DELETE, UPDATE (applied, seen_at, serves_until) ON tenantgate_replica TO %1$I;
+        GRANT EXECUTE ON FUNCTION tenantgate_prune(interval), tenantgate_settle() TO %1$I;
         -- What it would have refused in shadow mode, counted, and forgotten after a month.
-        GRANT SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON shadow_report TO %1$I;
+        GRANT SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON tenantgate_shadow_report TO %1$I;
 
         -- admin. It reads hashes to report their cost, to export them, and to know one that it imports again.
         GRANT SELECT, INSERT, UPDATE (status, mode) ON tenants TO %2$I;
         GRANT SELECT, INSERT, UPDATE (expires_at, revoked_at, revocation_reason, replaced_by) ON api_keys TO %2$I;
         -- Whoever changes something writes down that he did. Nobody changes what is written down.
-        GRANT SELECT, INSERT ON audit_log TO %2$I;
-        GRANT SELECT ON auth_replica, tenantgate_migrations, shadow_report TO %2$I;
-        GRANT EXECUTE ON FUNCTION auth_mark() TO %2$I;
+        GRANT SELECT, INSERT ON tenantgate_audit_log TO %2$I;
+        GRANT SELECT ON tenantgate_replica, tenantgate_identity, tenantgate_migrations, tenantgate_shadow_report TO %2$I;
+        GRANT EXECUTE ON FUNCTION tenantgate_mark() TO %2$I;
         -- A tenant gets a schema of its own.
         GRANT CREATE ON DATABASE %3$I TO %2$I;
     $grants$, serve, admin, current_database(), home);
@@ -131,9 +130,9 @@ BEGIN
     FOR found IN SELECT r AS role, t::text AS thing FROM unnest(ARRAY[serve, admin]) r, unnest(tables) t
         WHERE has_table_privilege(r, t, 'TRUNCATE, REFERENCES, TRIGGER')
            OR has_table_privilege(r, t, 'UPDATE')
-           OR has_table_privilege(r, t, 'DELETE') AND NOT (r = serve AND t IN ('auth_replica'::regclass, 'shadow_report'::regclass))
-           OR has_table_privilege(r, t, 'INSERT') AND NOT (r = serve AND t IN ('auth_replica'::regclass, 'shadow_report'::regclass)
-              OR r = admin AND t IN ('tenants'::regclass, 'api_keys'::regclass, 'audit_log'::regclass))
+           OR has_table_privilege(r, t, 'DELETE') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass))
+           OR has_table_privilege(r, t, 'INSERT') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass)
+              OR r = admin AND t IN ('tenants'::regclass, 'api_keys'::regclass, 'tenantgate_audit_log'::regclass))
         UNION ALL SELECT r, 'the schema ' || home FROM unnest(ARRAY[serve, admin]) r
         WHERE has_schema_privilege(r, home, 'CREATE')
     LOOP

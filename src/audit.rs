@@ -89,7 +89,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// As `audit_log.action` has it.
+    /// As `tenantgate_audit_log.action` has it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -208,7 +208,7 @@ impl<'a> From<&'a KeyDetails> for SeenKey<'a> {
     }
 }
 
-/// A row of `audit_log`.
+/// A row of `tenantgate_audit_log`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Entry {
     /// 1, 2, 3 and so on.

@@ -35,6 +35,13 @@ impl Timestamp {
         Self::parse_rfc_3339(text).or_else(|| plain().ok().map(|t| Self(t.and_utc().timestamp_micros())))
     }
 
+    /// Reads RFC 3339, or what Postgres writes (`2027-01-31 00:00:00+00`). An instant without a zone is not one.
+    #[must_use]
+    pub fn parse_zoned(text: &str) -> Option<Self> {
+        let plain = || DateTime::parse_from_str(&text.replacen('T', " ", 1), "%Y-%m-%d %H:%M:%S%.f%#z");
+        Self::parse_rfc_3339(text).or_else(|| plain().ok().map(|t| Self(t.timestamp_micros())))
+    }
+
     /// This instant and `span` more; the end of time where there is none.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
@@ -202,6 +209,22 @@ impl Clock for ManualClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_instant_is_read_as_postgres_writes_it_and_needs_a_zone() {
+        let noon = Timestamp::parse_rfc_3339("2027-01-31T12:00:00Z");
+        for text in [
+            "2027-01-31 12:00:00+00",
+            "2027-01-31 14:00:00.000+02",
+            "2027-01-31T17:30:00+05:30",
+            "2027-01-31 12:00:00Z",
+        ] {
+            assert_eq!(Timestamp::parse_zoned(text), noon, "{text}");
+        }
+        for text in ["2027-01-31 12:00:00", "2027-01-31T12:00:00", "2027-01-31", "12:00:00+00"] {
+            assert_eq!(Timestamp::parse_zoned(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn reads_what_it_writes_and_what_sql_writes() {

@@ -1,5 +1,5 @@
 -- Tenants and their API keys, as deployments that predate tenantgate have them.
--- Where the tables stand already they are adopted, rows and all; nothing is re-issued.
+-- Existing tables are adopted with their rows; no key is re-issued. Columns of ours are added at the end.
 
 CREATE TABLE IF NOT EXISTS tenants (
     id             uuid         PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -39,3 +39,27 @@ COMMENT ON COLUMN api_keys.hashed_key IS 'bcrypt of the whole key';
 COMMENT ON COLUMN api_keys.key_prefix IS 'llmk_ and the public part of the key';
 COMMENT ON COLUMN api_keys.expires_at IS 'From this instant on the key is expired; NULL: never';
 COMMENT ON COLUMN api_keys.last_used_at IS 'Last successful use, up to half a minute late';
+
+-- The life cycle of a key.
+ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS name varchar(255) NULL;
+ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS revoked_at timestamptz NULL;
+ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS revocation_reason text NULL;
+ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS replaced_by uuid NULL;
+-- Records that bcrypt accepted a key, keyed by a pepper that is not in the database, so that a restart costs no
+-- bcrypt. Worthless without the pepper, or beside another hash, tenant or id. Setting it to NULL is always safe
+-- and costs one bcrypt.
+ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS key_memo text NULL CONSTRAINT chk_key_memo
+    CHECK (key_memo ~ '^\$llmk-hmac-sha256\$v=1,k=[0-9a-f]{8}\$[A-Za-z0-9_-]{11}\$[A-Za-z0-9_-]{43}$');
+ALTER TABLE tenants ADD COLUMN IF NOT EXISTS mode text NULL
+    CONSTRAINT chk_tenant_mode CHECK (mode IN ('enforce', 'shadow'));
+
+COMMENT ON COLUMN api_keys.name IS 'For people; need not be unique';
+COMMENT ON COLUMN api_keys.revoked_at IS 'NULL: live';
+COMMENT ON COLUMN api_keys.revocation_reason IS 'For people';
+COMMENT ON COLUMN api_keys.replaced_by IS 'The successor that a rotation issued; it has the lifetime that this key was issued with';
+COMMENT ON COLUMN api_keys.key_memo IS 'Proof of an earlier bcrypt check, under the pepper k; NULL: bcrypt is asked';
+COMMENT ON COLUMN tenants.mode IS 'What happens to proven keys of this tenant that are to be refused; NULL: what serve --mode says';
+
+-- last_used_at changes often and has no index: with room on the page, such an update stays there (a HOT update)
+-- and does not touch the indexes.
+ALTER TABLE api_keys SET (fillfactor = 80);

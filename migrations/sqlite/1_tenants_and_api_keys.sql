@@ -29,3 +29,16 @@ CREATE INDEX IF NOT EXISTS idx_api_keys_prefix ON api_keys (key_prefix);
 CREATE INDEX IF NOT EXISTS idx_api_keys_tenant_id ON api_keys (tenant_id);
 CREATE INDEX IF NOT EXISTS idx_tenants_status ON tenants (status);
 CREATE INDEX IF NOT EXISTS idx_tenants_schema_name ON tenants (db_schema_name);
+
+-- The life cycle of a key.
+ALTER TABLE api_keys ADD COLUMN name TEXT NULL;
+ALTER TABLE api_keys ADD COLUMN revoked_at TEXT NULL;
+ALTER TABLE api_keys ADD COLUMN revocation_reason TEXT NULL;
+-- The successor that a rotation issued; it has the lifetime that this key was issued with.
+ALTER TABLE api_keys ADD COLUMN replaced_by TEXT NULL;
+-- Records that bcrypt accepted a key, keyed by a pepper that is not in the database, so that a restart costs no
+-- bcrypt. Setting it to NULL is always safe and costs one bcrypt.
+ALTER TABLE api_keys ADD COLUMN key_memo TEXT NULL
+    CHECK (key_memo GLOB '$llmk-hmac-sha256$v=1,k=*' AND length(key_memo) = 88);
+-- NULL: what serve --mode says.
+ALTER TABLE tenants ADD COLUMN mode TEXT NULL CHECK (mode IN ('enforce', 'shadow'));

@@ -34,7 +34,7 @@ impl Admin {
         }
         let tenant = match tenants.into_iter().find(|t| t.id == DEMO_TENANT) {
             Some(tenant) => tenant,
-            None => self.provision(demo_tenant(), Action::SeedDemo).await?,
+            None => self.provision(demo_tenant(), false, Action::SeedDemo).await?,
         };
         let key = demo_key()?;
         let details = match self.store.find_key(&DEMO_KEY.0.to_string()).await? {

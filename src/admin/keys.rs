@@ -13,7 +13,7 @@ use crate::clock::Timestamp;
 use crate::key::format::{self, holds_key};
 use crate::key::{KeyId, PlainKey};
 use crate::record::{ExpiresAt, KeyDetails, KeyRecord, KeyState, Memo, SecretHash, has_expired};
-use crate::store::NewKey;
+use crate::store::{NewKey, StoreError};
 use crate::tenant::{Tenant, TenantId, TenantStatus, is_tenant_name};
 use crate::verify::bcrypt;
 
@@ -126,7 +126,10 @@ impl Admin {
             None if format::parse(reference.as_bytes()).is_ok() => refused(
                 "that is a whole key: name it by its prefix (up to the second _) or its id, and keep the rest to yourself",
             ),
-            None => refused(format!("there is no key {reference:?}: `tenantgate key list` shows all")),
+            None => refused(format!(
+                "there is no key {reference:?} in {}: `tenantgate key list` shows all",
+                self.store.address()
+            )),
         }
     }
 
@@ -172,9 +175,14 @@ impl Admin {
         let as_before = self.lifetime(&old).await?.map(|span| now.after(span));
         let expires_at = expiry.instant(now)?.or(as_before);
         let (new, key) = self.new_key(&tenant, old.name.clone(), now, expires_at).await?;
-        match self.store.replace_key(old.id, now.after(grace), &new).await? {
-            Some((old, details)) => Ok((old, Issued { details, key })),
-            None => refused(format!("key {} was revoked in the meantime", old.prefix)),
+        match self.store.replace_key(old.id, now.after(grace), &new).await {
+            Err(StoreError::Conflict(successor)) if successor != new.prefix => refused(format!(
+                "key {} has a live successor, {successor}: rotate or revoke that one",
+                old.prefix
+            )),
+            Err(error) => Err(error.into()),
+            Ok(Some((old, details))) => Ok((old, Issued { details, key })),
+            Ok(None) => refused(format!("key {} was revoked in the meantime", old.prefix)),
         }
     }
 

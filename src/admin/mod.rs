@@ -20,7 +20,7 @@ pub use self::demo::{DEMO_KEY, DEMO_TENANT};
 pub use self::keys::{Expiry, Issued};
 pub use self::report::{Criteria, Finding};
 use crate::clock::{Clock, Timestamp};
-use crate::store::{Management, StoreError};
+use crate::store::{Adoption, Management, Migrated, StoreError};
 use crate::verify::memo::Peppers;
 
 /// Why something was not done.
@@ -75,14 +75,14 @@ impl Admin {
         version.check()
     }
 
-    /// Brings the tables up to date; returns what was applied and where they are now.
+    /// Brings the tables up to date; returns what was done and the version they have now.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked, or refuses a migration.
-    pub async fn migrate(&self) -> Result<(Vec<i64>, i64), StoreError> {
-        let applied = self.store.migrate().await?;
-        Ok((applied, self.store.schema_version().await?.current))
+    /// The database cannot be asked, or refuses a migration; its tables cannot be adopted.
+    pub async fn migrate(&self, adoption: &Adoption) -> Result<(Migrated, i64), StoreError> {
+        let migrated = self.store.adopt(adoption).await?;
+        Ok((migrated, self.store.schema_version().await?.current))
     }
 
     /// Makes the roles of least privilege; returns their names.

@@ -1,6 +1,6 @@
-//! How are tenants managed?
+//! Manages tenants.
 //!
-//! A tenant is pending until its schema stands, and stays in the database for ever.
+//! A tenant is pending until its schema exists, and its row stays in the database for ever.
 
 use super::{Admin, AdminError, refused};
 use crate::audit::Action;
@@ -10,7 +10,7 @@ use crate::store::{NewTenant, Shadowed, StoreError};
 use crate::tenant::{Mode, Tenant, TenantStatus, default_schema_name, is_schema_name, is_tenant_name};
 
 impl Admin {
-    /// Adds a tenant and makes its schema stand.
+    /// Adds a tenant and creates its schema; with `adopt`, takes one that exists and is not empty.
     ///
     /// # Errors
     ///
@@ -19,6 +19,7 @@ impl Admin {
         &self,
         name: &str,
         schema: Option<&str>,
+        adopt: bool,
         status: TenantStatus,
     ) -> Result<Tenant, AdminError> {
         if !is_tenant_name(name) || holds_key(name) {
@@ -33,11 +34,22 @@ impl Admin {
                  and none of Postgres' own (pg_*, public, information_schema)"
             )));
         }
-        self.provision(NewTenant { id: None, name: name.into(), schema, status }, Action::TenantCreate).await
+        let tenant = NewTenant { id: None, name: name.into(), schema, status };
+        self.provision(tenant, adopt, Action::TenantCreate).await
     }
 
-    /// A tenant is pending until its schema stands.
-    pub(super) async fn provision(&self, tenant: NewTenant, action: Action) -> Result<Tenant, AdminError> {
+    /// A tenant is pending until its schema exists.
+    pub(super) async fn provision(
+        &self,
+        tenant: NewTenant,
+        adopt: bool,
+        action: Action,
+    ) -> Result<Tenant, AdminError> {
+        let taken = self.store.find_tenants(&tenant.schema).await?;
+        if !taken.iter().any(|other| other.schema == tenant.schema) {
+            // Of another tenant says more than of one that is not empty.
+            self.store.check_schema(&tenant.schema, adopt).await?;
+        }
         let wanted = tenant.status.clone();
         let without_schema = !self.store.has_schemas() || wanted == TenantStatus::PendingProvisioning;
         let first = if without_schema { wanted.clone() } else { TenantStatus::PendingProvisioning };
@@ -53,10 +65,10 @@ impl Admin {
         if without_schema {
             return Ok(added);
         }
-        if let Err(error) = self.store.create_schema(&schema).await {
+        if let Err(error) = self.store.create_schema(&schema, adopt).await {
             return refused(format!(
-                "tenant {} is pending_provisioning because its schema {schema:?} could not be made ({error}): \
-                 mend that, then run `tenantgate tenant activate {}`",
+                "tenant {} is pending_provisioning because its schema {schema:?} could not be created ({error}): \
+                 correct that, then run `tenantgate tenant activate {}`",
                 added.id.0, added.id.0
             ));
         }
@@ -93,7 +105,10 @@ impl Admin {
             return Ok(found.swap_remove(at));
         }
         match found.len() {
-            0 => refused(format!("there is no tenant {reference:?}: `tenantgate tenant list` shows all")),
+            0 => refused(format!(
+                "there is no tenant {reference:?} in {}: `tenantgate tenant list` shows all",
+                self.store.address()
+            )),
             1 => Ok(found.swap_remove(0)),
             _ => {
                 let ids: Vec<_> = found.iter().map(|t| t.id.0.to_string()).collect();
@@ -121,7 +136,7 @@ impl Admin {
     /// As [`Admin::tenant`], or its schema cannot be made.
     pub async fn activate_tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
         let tenant = self.tenant(reference).await?;
-        self.store.create_schema(&tenant.schema).await?;
+        self.store.create_schema(&tenant.schema, true).await?;
         self.set_status(&tenant, &TenantStatus::Active, Action::TenantActivate).await
     }
 

@@ -16,7 +16,8 @@ use super::ready::ReadyArgs;
 use crate::admin::{Criteria, Expiry};
 use crate::audit::Actor;
 use crate::clock::Timestamp;
-use crate::config::{self, PepperArgs, ServeArgs};
+use crate::config::{self, DatabaseArgs, PepperArgs, ServeArgs};
+use crate::store::Adoption;
 use crate::tenant::{Mode, TenantStatus};
 
 /// Tenant-aware API keys for everything behind Envoy.
@@ -26,16 +27,13 @@ use crate::tenant::{Mode, TenantStatus};
 #[derive(Parser)]
 #[command(name = "tenantgate", version, propagate_version = true, max_term_width = 100, after_help = EXAMPLES)]
 pub(super) struct Cli {
-    /// The database with tenants and keys: postgres://…, postgresql+asyncpg://… or `sqlite://file`
-    #[arg(
-        long,
-        global = true,
-        env = "LLMCORE_AUTH_DATABASE_URL",
-        hide_env_values = true,
-        value_name = "URL",
-        default_value = "sqlite://tenantgate.db"
-    )]
-    pub(super) database_url: String,
+    /// The database.
+    #[command(flatten)]
+    pub(super) database: DatabaseArgs,
+
+    /// Which of its options were given on the command line.
+    #[arg(skip)]
+    pub(super) database_said: Vec<&'static str>,
 
     /// The format of results
     #[arg(long, short, global = true, value_enum, default_value = "text")]
@@ -77,14 +75,9 @@ pub(super) enum Output {
 pub(super) enum Command {
     /// Run the server that answers Envoy
     Serve(Box<ServeArgs>),
-    /// Create or update the database schema; adopts the tables of an existing deployment
-    Migrate {
-        /// Also create the roles `tenantgate_serve`, `tenantgate_admin` and `tenantgate_migrate` (or with another
-        /// prefix), each with only the rights that it needs; Postgres only
-        #[arg(long, value_name = "PREFIX", num_args = 0..=1, require_equals = true, default_missing_value = "tenantgate",
-              value_parser = role_prefix)]
-        roles: Option<String>,
-    },
+    /// Create or update the database schema; adopts the tables of an existing deployment, and restores functions,
+    /// triggers and rows that a restore or an operator has lost
+    Migrate(MigrateArgs),
     /// Create the demo tenant and its well-known key
     SeedDemo {
         /// Do so even if the database has other tenants
@@ -121,6 +114,40 @@ pub(super) enum Command {
     },
 }
 
+#[derive(clap::Args)]
+pub(super) struct MigrateArgs {
+    /// Also create the roles `tenantgate_serve`, `tenantgate_admin` and `tenantgate_migrate` (or with another prefix),
+    /// each with only the rights that it needs; Postgres only
+    #[arg(long, value_name = "PREFIX", num_args = 0..=1, require_equals = true, default_missing_value = "tenantgate",
+          value_parser = role_prefix)]
+    pub(super) roles: Option<String>,
+    /// Make this copy a database of its own, such as staging from a dump of production: servers of the original
+    /// then refuse it
+    #[arg(long)]
+    new_identity: bool,
+    /// Also create the publication `tenantgate` for logical replication; Postgres only
+    #[arg(long)]
+    publication: bool,
+    /// When adopting tables: ignore this column, although its name says that it switches rows off
+    #[arg(long, value_name = "NAME")]
+    ignore_column: Vec<String>,
+    /// When adopting tables: revoke the keys, and suspend the tenants, whose column NAME has this value, such as
+    /// `is_active=false`
+    #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
+    revoke_where: Vec<(String, String)>,
+}
+
+impl From<MigrateArgs> for Adoption {
+    fn from(args: MigrateArgs) -> Self {
+        Self {
+            ignore_columns: args.ignore_column,
+            revoke_where: args.revoke_where,
+            new_identity: args.new_identity,
+            publication: args.publication,
+        }
+    }
+}
+
 #[derive(Subcommand)]
 pub(super) enum TenantCommand {
     /// Create a tenant and its schema
@@ -130,6 +157,9 @@ pub(super) enum TenantCommand {
         /// The schema of the tenant [default: tenant_ and the name in a-z, 0-9 and _]
         #[arg(long, value_name = "S")]
         schema: Option<String>,
+        /// Use the schema even if it exists and is not empty
+        #[arg(long)]
+        adopt_schema: bool,
         /// The status of the tenant; `pending_provisioning` does not create the schema
         #[arg(long, value_name = "S", default_value = "active",
               value_parser = clap::builder::PossibleValuesParser::new(TenantStatus::KNOWN))]
@@ -414,6 +444,13 @@ fn long_duration(text: &str) -> Result<Duration, String> {
     let no_duration =
         || format!("{text:?} is no duration: write a whole number and a unit (s, m, h, d, w), such as 90d");
     config::duration(text).ok().filter(|_| !text.ends_with("ms")).ok_or_else(no_duration)
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').unwrap_or_default();
+    let fine = !name.is_empty() && !value.is_empty();
+    fine.then(|| (name.to_owned(), value.to_ascii_lowercase()))
+        .ok_or_else(|| "expected NAME=VALUE, such as is_active=false".to_owned())
 }
 
 fn role_prefix(text: &str) -> Result<String, String> {

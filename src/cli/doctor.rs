@@ -82,7 +82,7 @@ impl Report {
     pub(super) fn verdict(&self) -> Result<(), Failure> {
         let bad = self.findings.iter().any(|finding| finding.level == Level::Bad);
         match (self.no_database, bad) {
-            (true, _) => Err(Failure { code: 3, lines: Vec::new() }),
+            (true, _) => Err(Failure { code: 3, lines: Vec::new(), locked: false }),
             (false, true) => Err(Failure::denied()),
             (false, false) => Ok(()),
         }
@@ -94,13 +94,13 @@ pub(super) async fn examine(args: &DoctorArgs, by: &By) -> Result<Report, Failur
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let mut report = Report { findings: Vec::new(), no_database: false };
     let peppers = pepper_file(args, &mut report.findings)?;
-    let store = config::inspected(&by.url, by.actor.clone())
-        .map_err(|why| Failure::usage(format!("--database-url: {why}")))?;
+    let store = config::inspected(&by.database, by.actor.clone())
+        .map_err(|why| Failure::usage(format!("{}: {why}", by.database.option())))?;
     match database(store.as_ref(), clock.as_ref(), peppers.as_ref()).await {
         Ok(findings) => report.findings.extend(findings),
         Err(error) => {
             report.no_database = matches!(error, StoreError::Unavailable(_));
-            let remedy = "start it, or mend --database-url";
+            let remedy = "start it, or correct --database-url";
             report.findings.push(Finding::bad("database.reachable", error.to_string(), remedy));
         }
     }
@@ -114,7 +114,7 @@ pub(super) async fn examine(args: &DoctorArgs, by: &By) -> Result<Report, Failur
 /// What is found of Envoy, as far as its addresses are given.
 async fn envoy(args: &DoctorArgs) -> Result<Vec<Finding>, Failure> {
     let key_header = args.judgement.key_header.to_ascii_lowercase();
-    let usage = |mistakes: config::Mistakes| Failure { code: 2, lines: mistakes.0 };
+    let usage = |mistakes: config::Mistakes| Failure { code: 2, lines: mistakes.0, locked: false };
     let (header_bytes, message_bytes) = config::sizes(&args.size).map_err(usage)?;
     let expected = Expected {
         identity: &IDENTITY_HEADERS,
@@ -165,7 +165,7 @@ async fn database(
 fn pepper_file(args: &DoctorArgs, findings: &mut Vec<Finding>) -> Result<Option<Peppers>, Failure> {
     const CHECK: &str = "pepper.file";
     let Some(path) = &args.judgement.pepper.pepper_file else {
-        let usage = |mistakes: config::Mistakes| Failure { code: 2, lines: mistakes.0 };
+        let usage = |mistakes: config::Mistakes| Failure { code: 2, lines: mistakes.0, locked: false };
         return config::judgement(&args.judgement).map(|(_, peppers)| Some(peppers)).map_err(usage);
     };
     let mode = std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode());
@@ -174,7 +174,7 @@ fn pepper_file(args: &DoctorArgs, findings: &mut Vec<Finding>) -> Result<Option<
             let (pepper, other): (Vec<_>, Vec<_>) =
                 mistakes.0.into_iter().partition(|mistake| mistake.starts_with("--pepper-file: "));
             if !other.is_empty() {
-                return Err(Failure { code: 2, lines: other });
+                return Err(Failure { code: 2, lines: other, locked: false });
             }
             let remedy = "mend it, or make one: `tenantgate pepper new FILE`";
             findings.extend(pepper.into_iter().map(|what| Finding::bad(CHECK, what, remedy)));

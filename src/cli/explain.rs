@@ -142,9 +142,10 @@ pub(super) async fn explain(
     by: &By,
 ) -> Result<(ExplainView, Result<(), Failure>), Failure> {
     let judgement = config::judgement_in_mode(&args.judgement, &args.mode);
-    let (options, peppers, mode) = judgement.map_err(|mistakes| Failure { code: 2, lines: mistakes.0 })?;
-    let store = config::inspected(&by.url, by.actor.clone())
-        .map_err(|why| Failure::usage(format!("--database-url: {why}")))?;
+    let (options, peppers, mode) =
+        judgement.map_err(|mistakes| Failure { code: 2, lines: mistakes.0, locked: false })?;
+    let store = config::inspected(&by.database, by.actor.clone())
+        .map_err(|why| Failure::usage(format!("{}: {why}", by.database.option())))?;
     let decision = args.decision_id.map(|id| looked_up(args, id)).transpose()?;
     let asked = Asked::new(args, decision.as_ref().map_or(&[], |decision| &decision.logged))?;
     let through = sent(&asked, &options).await?;

@@ -45,7 +45,7 @@ use self::view::{DemoView, IssuedView, KeyView, MigratedView, RotatedView, Tenan
 use crate::admin::{Admin, AdminError, Issued};
 use crate::audit::Actor;
 use crate::clock::SystemClock;
-use crate::config::{self, PepperArgs, ServeArgs};
+use crate::config::{self, Database, PepperArgs, ServeArgs};
 use crate::server::{self, ServeError};
 use crate::store::StoreError;
 use crate::telemetry::{self, scrub::scrub};
@@ -57,29 +57,31 @@ use crate::verify::memo::{Peppers, Policy};
 struct Failure {
     code: u8,
     lines: Vec<String>,
+    /// Whether another session holds a lock, which may be named.
+    locked: bool,
 }
 
 impl Failure {
     fn refused(why: impl std::fmt::Display) -> Self {
-        Self { code: 1, lines: vec![why.to_string()] }
+        Self { code: 1, lines: vec![why.to_string()], locked: false }
     }
 
     fn usage(why: impl std::fmt::Display) -> Self {
-        Self { code: 2, lines: vec![why.to_string()] }
+        Self { code: 2, lines: vec![why.to_string()], locked: false }
     }
 
     fn unavailable(why: impl std::fmt::Display) -> Self {
-        Self { code: 3, lines: vec![why.to_string()] }
+        Self { code: 3, lines: vec![why.to_string()], locked: false }
     }
 
     /// Whoever reads wants no more, and that is fine.
     fn closed() -> Self {
-        Self { code: 0, lines: Vec::new() }
+        Self { code: 0, lines: Vec::new(), locked: false }
     }
 
     /// The answer was printed, and is no.
     fn denied() -> Self {
-        Self { code: 1, lines: Vec::new() }
+        Self { code: 1, lines: Vec::new(), locked: false }
     }
 }
 
@@ -87,7 +89,15 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(why) => Self::unavailable(format!("the database is unavailable: {why}")),
-            StoreError::Impostor(why) => Self::unavailable(why),
+            StoreError::WrongDatabase(why) => Self::unavailable(why),
+            StoreError::Credentials(why) => {
+                Self::unavailable(format!("the database refuses the role or its password: {why}"))
+            }
+            StoreError::Locked(_) => Self {
+                locked: true,
+                ..Self::unavailable("gave up waiting for a lock that another session holds (--lock-timeout)")
+            },
+            StoreError::Shape(lines) => Self { code: 1, lines, locked: false },
             other => Self::refused(other),
         }
     }
@@ -123,9 +133,23 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Err(code) => return code,
     };
-    match dispatch(cli, &mut out).await {
+    let by = match by(&cli) {
+        Ok(by) => by,
+        Err(why) => {
+            say(&format!("error: {why}\n"));
+            return ExitCode::from(2);
+        }
+    };
+    match dispatch(cli, &by, &mut out).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
+        Err(mut failure) => {
+            if failure.locked
+                && let Some(line) = failure.lines.first_mut()
+                && let Some(holder) = lock_holder(&by).await
+            {
+                line.push_str(": ");
+                line.push_str(&holder);
+            }
             for line in &failure.lines {
                 say(&format!("error: {}\n", one_line(line)));
             }
@@ -138,6 +162,8 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
     let parsed = Cli::command().try_get_matches_from(args).and_then(|matches| {
         let mut cli = Cli::from_arg_matches(&matches)?;
         cli.actor_was_said = said(&matches, "actor");
+        cli.database_said =
+            ["database_url", "database_url_file"].into_iter().filter(|name| said(&matches, name)).collect();
         if let Some((_, matches)) = matches.subcommand() {
             let from_variable = |name: &str| matches.value_source(name) == Some(ValueSource::EnvVariable);
             match &mut cli.command {
@@ -166,14 +192,32 @@ fn said(matches: &ArgMatches, name: &str) -> bool {
     here || matches.subcommand().is_some_and(|(_, below)| said(below, name))
 }
 
-async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
+/// Which database, and on whose behalf.
+fn by(cli: &Cli) -> Result<By, String> {
+    let makes = matches!(
+        cli.command,
+        Command::Serve(_)
+            | Command::Migrate(_)
+            | Command::SeedDemo { .. }
+            | Command::Tenant(TenantCommand::Create { .. })
+    );
+    let database = cli.database.database(|name| cli.database_said.contains(&name), makes)?;
+    Ok(By { database, actor: cli.actor.clone().unwrap_or_else(os_user) })
+}
+
+/// The session that holds a lock, if it can be named.
+async fn lock_holder(by: &By) -> Option<String> {
+    let store = config::management(&by.database, by.actor.clone()).ok()?;
+    store.lock_holder().await.ok().flatten()
+}
+
+async fn dispatch(cli: Cli, by: &By, out: &mut Out) -> Result<(), Failure> {
     // Before anything is done that could then not be shown.
     if cli.output == Output::Csv && !matches!(cli.command, Command::Report(_)) {
         return Err(Failure::usage("--output csv is for reports: say text or json"));
     }
-    let by = By { url: cli.database_url, actor: cli.actor.clone().unwrap_or_else(os_user) };
     match cli.command {
-        Command::Serve(args) => serve(&args, &by).await,
+        Command::Serve(args) => serve(&args, by).await,
         Command::Check(args) => {
             let answer = check::check(*args).await?;
             out.show(&answer)?;
@@ -185,12 +229,12 @@ async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
             if answer.ready { Ok(()) } else { Err(Failure::denied()) }
         }
         Command::Doctor(args) => {
-            let report = doctor::examine(&args, &by).await?;
+            let report = doctor::examine(&args, by).await?;
             out.show(&report)?;
             report.verdict()
         }
         Command::Explain(args) => {
-            let (explanation, whole) = explain::explain(&args, &by).await?;
+            let (explanation, whole) = explain::explain(&args, by).await?;
             out.show(&explanation)?;
             whole
         }
@@ -199,20 +243,24 @@ async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut Cli::command(), "tenantgate", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
-        Command::Migrate { roles } => {
-            let admin = admin(&by, Peppers::default())?;
-            let (applied, current) = admin.migrate().await?;
-            let roles = match roles {
+        Command::Migrate(args) => {
+            let admin = admin(by, Peppers::default())?;
+            let prefix = args.roles.clone();
+            let (migrated, current) = admin.migrate(&args.into()).await?;
+            let roles = match prefix {
                 Some(prefix) => Some(admin.create_roles(&prefix).await?),
                 None => None,
             };
-            out.show(&MigratedView { applied, current, roles })
+            for note in &migrated.notes {
+                say(&format!("note: {note}\n"));
+            }
+            out.show(&MigratedView::new(migrated, current, roles))
         }
         Command::SeedDemo { force } => {
-            let (tenant, issued) = ready(&by, Peppers::default()).await?.seed_demo(force).await?;
+            let (tenant, issued) = ready(by, Peppers::default()).await?.seed_demo(force).await?;
             out.show(&DemoView { tenant: (&tenant).into(), key: (&issued).into() })
         }
-        Command::Tenant(command) => tenant(&ready(&by, Peppers::default()).await?, command, out).await,
+        Command::Tenant(command) => tenant(&ready(by, Peppers::default()).await?, command, out).await,
         Command::Key(command) => {
             let peppers = match &command {
                 KeyCommand::Create { pepper, .. }
@@ -220,23 +268,23 @@ async fn dispatch(cli: Cli, out: &mut Out) -> Result<(), Failure> {
                 | KeyCommand::Rotate { pepper, .. } => peppers(pepper)?,
                 _ => Peppers::default(),
             };
-            key(&ready(&by, peppers).await?, command, out).await
+            key(&ready(by, peppers).await?, command, out).await
         }
         Command::Report(command) => {
-            report::report(&ready(&by, Peppers::default()).await?, &command, out).await
+            report::report(&ready(by, Peppers::default()).await?, &command, out).await
         }
         Command::Audit(command) => {
             let whose = cli.actor.filter(|_| cli.actor_was_said);
-            audit::audit(&ready(&by, Peppers::default()).await?, command, whose, out).await
+            audit::audit(&ready(by, Peppers::default()).await?, command, whose, out).await
         }
         Command::Pepper(PepperCommand::New { file: None }) => out.show(&pepper::show()?),
         Command::Pepper(PepperCommand::New { file: Some(file) }) => out.show(&pepper::put_on_top(&file)?),
     }
 }
 
-/// Which database, and in whose name.
+/// Which database, and on whose behalf.
 struct By {
-    url: String,
+    database: Database,
     actor: Actor,
 }
 
@@ -248,8 +296,8 @@ fn os_user() -> Actor {
 }
 
 fn admin(by: &By, peppers: Peppers) -> Result<Admin, Failure> {
-    let store = config::management(&by.url, by.actor.clone())
-        .map_err(|why| Failure::usage(format!("--database-url: {why}")))?;
+    let store = config::management(&by.database, by.actor.clone())
+        .map_err(|why| Failure::usage(format!("{}: {why}", by.database.option())))?;
     Ok(Admin::new(store, Arc::new(SystemClock), peppers))
 }
 
@@ -265,8 +313,9 @@ async fn ready(by: &By, peppers: Peppers) -> Result<Admin, Failure> {
 
 async fn tenant(admin: &Admin, command: TenantCommand, out: &mut Out) -> Result<(), Failure> {
     let tenant = match command {
-        TenantCommand::Create { name, schema, status } => {
-            admin.create_tenant(&name, schema.as_deref(), TenantStatus::parse(&status)).await?
+        TenantCommand::Create { name, schema, adopt_schema, status } => {
+            let status = TenantStatus::parse(&status);
+            admin.create_tenant(&name, schema.as_deref(), adopt_schema, status).await?
         }
         TenantCommand::List => {
             let tenants = admin.tenants().await?;
@@ -295,7 +344,7 @@ async fn key(admin: &Admin, command: KeyCommand, out: &mut Out) -> Result<(), Fa
     match command {
         KeyCommand::Create { tenant, name, expiry, pepper: _ } => {
             let issued = admin.create_key(&tenant, name, expiry.into()).await?;
-            out.show(&IssuedView::from(&issued)).map_err(|e| unseen(e, &issued))?;
+            out.show_once(&IssuedView::from(&issued)).map_err(|e| unseen(e, &issued))?;
             out.remark("keep the key now: it is not shown again");
         }
         KeyCommand::Import { import, pepper: _ } => bulk::import_keys(admin, &import, out).await?,
@@ -313,7 +362,7 @@ async fn key(admin: &Admin, command: KeyCommand, out: &mut Out) -> Result<(), Fa
         KeyCommand::Rotate { key, grace, expiry, pepper: _ } => {
             let (old, issued) = admin.rotate_key(&key.reference, grace, expiry.into()).await?;
             let view = RotatedView { old: KeyView::at(&old, admin.now()), new: (&issued).into() };
-            out.show(&view).map_err(|e| unseen(e, &issued))?;
+            out.show_once(&view).map_err(|e| unseen(e, &issued))?;
             out.remark("keep the new key now: it is not shown again");
         }
     }
@@ -327,10 +376,10 @@ async fn wait_for_servers(admin: &Admin, wait: &WaitArgs) -> Result<(), Failure>
     }
 }
 
-/// A key that nobody saw is of no use, and must not lie about.
+/// If printing failed, tells the operator to revoke the lost key.
 fn unseen(mut failure: Failure, issued: &Issued) -> Failure {
     for line in &mut failure.lines {
-        line.push_str("; nobody saw the new key: run `tenantgate key revoke ");
+        line.push_str("; the new key was not shown and is lost: run `tenantgate key revoke ");
         line.push_str(&issued.details.prefix);
         line.push('`');
     }
@@ -338,8 +387,11 @@ fn unseen(mut failure: Failure, issued: &Issued) -> Failure {
 }
 
 async fn serve(args: &ServeArgs, by: &By) -> Result<(), Failure> {
-    let settings = config::settings(args, &by.url, by.actor.clone())
-        .map_err(|mistakes| Failure { code: 2, lines: mistakes.0 });
+    let settings = config::settings(args, &by.database, by.actor.clone()).map_err(|mistakes| Failure {
+        code: 2,
+        lines: mistakes.0,
+        locked: false,
+    });
     let (settings, logging) = settings?;
     if args.check_config {
         say("the configuration is fine\n");
@@ -364,12 +416,21 @@ struct Out(Output);
 
 impl Out {
     fn show(&mut self, result: &(impl Serialize + Text)) -> Result<(), Failure> {
+        print(&self.rendered(result)?)
+    }
+
+    /// Something that is never shown again: a reader that has closed the pipe has lost it.
+    fn show_once(&mut self, result: &(impl Serialize + Text)) -> Result<(), Failure> {
+        write_out(&self.rendered(result)?).map_err(not_written)
+    }
+
+    fn rendered(&self, result: &(impl Serialize + Text)) -> Result<String, Failure> {
         let mut text = match self.0 {
             Output::Json => serde_json::to_string(result).map_err(Failure::refused)?,
             Output::Text | Output::Csv => result.text(),
         };
         text.push('\n');
-        print(&text)
+        Ok(text)
     }
 
     /// Something to keep in mind, for people only.
@@ -380,14 +441,22 @@ impl Out {
     }
 }
 
-/// To standard output. Whoever closed a pipe does not want to read on, and that is fine.
+/// To standard output. A reader that has closed the pipe wants no more, which is no failure.
 fn print(text: &str) -> Result<(), Failure> {
-    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::refused(format!("done, but the result could not be written: {error}")))
-        }
+    match write_out(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(not_written(error)),
         _ => Ok(()),
     }
+}
+
+fn write_out(text: &str) -> io::Result<()> {
+    io::stdout().write_all(text.as_bytes())?;
+    io::stdout().flush()
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it maps errors")]
+fn not_written(error: io::Error) -> Failure {
+    Failure::refused(format!("done, but the result could not be written: {error}"))
 }
 
 /// To standard error, scrubbed.

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::admin::Issued;
 use crate::clock::Timestamp;
 use crate::record::KeyDetails;
+use crate::store::Migrated;
 use crate::tenant::Tenant;
 
 /// A tenant.
@@ -137,11 +138,31 @@ pub(super) struct RotatedView {
 /// What a migration did.
 #[derive(Serialize)]
 pub(super) struct MigratedView {
-    pub(super) applied: Vec<i64>,
-    pub(super) current: i64,
+    applied: Vec<i64>,
+    current: i64,
+    /// What was wrong and is not any more.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    mended: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    publication: Option<String>,
     /// The roles that have their rights now, if that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) roles: Option<Vec<String>>,
+    roles: Option<Vec<String>>,
+}
+
+impl MigratedView {
+    pub(super) fn new(migrated: Migrated, current: i64, roles: Option<Vec<String>>) -> Self {
+        Self {
+            applied: migrated.applied,
+            current,
+            mended: migrated.mended,
+            identity: migrated.identity.map(|id| id.to_string()),
+            publication: migrated.publication,
+            roles,
+        }
+    }
 }
 
 /// What people see of a result.
@@ -240,12 +261,27 @@ impl Text for RotatedView {
 impl Text for MigratedView {
     fn text(&self) -> String {
         let mut text = match self.applied.as_slice() {
-            [] => format!("nothing to do, the schema is at version {}", self.current),
+            [] if self.mended.is_empty() => {
+                format!("nothing to do, the schema is at version {}", self.current)
+            }
+            [] => format!("the schema is at version {}", self.current),
             applied => {
                 let applied: Vec<_> = applied.iter().map(ToString::to_string).collect();
                 format!("applied {}, the schema is at version {}", applied.join(", "), self.current)
             }
         };
+        for what in &self.mended {
+            text.push_str("\nfixed: ");
+            text.push_str(what);
+        }
+        if let Some(id) = &self.identity {
+            text.push_str("\nthe new identity is ");
+            text.push_str(id);
+        }
+        if let Some(publication) = &self.publication {
+            text.push_str("\nthe publication is ");
+            text.push_str(publication);
+        }
         if let Some(roles) = &self.roles {
             text.push_str("\nthe roles have their rights: ");
             text.push_str(&roles.join(", "));

@@ -5,18 +5,19 @@
 //! the one place that knows how options are spelled; below it nobody knows there
 //! is such a thing.
 
+mod database;
 mod listener;
 
 use std::fmt;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
+pub use self::database::{Database, DatabaseArgs, inspected, management, store};
 pub use self::listener::{ListenerArgs, SizeArgs};
 use self::listener::{conflict, tcp_address};
 use crate::audit::Actor;
@@ -25,10 +26,6 @@ use crate::ext_authz::translate::{IDENTITY_HEADERS, OnUnavailable, Speech};
 use crate::replica::keep;
 use crate::request::{AUTHORIZATION, PublicPaths};
 use crate::server::Settings;
-use crate::store::inspect::Inspect;
-use crate::store::postgres::PostgresStore;
-use crate::store::sqlite::SqliteStore;
-use crate::store::{Management, Store};
 use crate::telemetry::LogFormat;
 use crate::tenant::Mode;
 use crate::verify::memo::{Peppers, Policy};
@@ -249,7 +246,11 @@ pub struct Logging {
 /// # Errors
 ///
 /// Every mistake there is.
-pub fn settings(args: &ServeArgs, database_url: &str, actor: Actor) -> Result<(Settings, Logging), Mistakes> {
+pub fn settings(
+    args: &ServeArgs,
+    database: &Database,
+    actor: Actor,
+) -> Result<(Settings, Logging), Mistakes> {
     // A default stands in for what is wrong, so that all the rest is still looked at.
     let mut mistakes = Mistakes::default();
     let listen = args.listener.read(&mut mistakes);
@@ -270,7 +271,7 @@ pub fn settings(args: &ServeArgs, database_url: &str, actor: Actor) -> Result<(S
     let format = mistakes.one_of("--log-format", &args.log_format, &formats);
     let otlp_endpoint = args.otlp_endpoint.as_deref().filter(|url| !url.is_empty());
     let otlp_endpoint = otlp_endpoint.and_then(|url| mistakes.note("--otlp-endpoint", collector(url)));
-    let store = mistakes.note("--database-url", management(database_url, actor));
+    let store = mistakes.note(database.option(), management(database, actor));
     let Some(store) = store.filter(|_| mistakes.0.is_empty()) else { return Err(mistakes) };
     let settings = Settings {
         listen,
@@ -291,38 +292,6 @@ pub fn settings(args: &ServeArgs, database_url: &str, actor: Actor) -> Result<(S
         ..Settings::on(store)
     };
     Ok((settings, Logging { filter, format }))
-}
-
-/// The store at a database URL.
-///
-/// # Errors
-///
-/// The URL makes no sense; says why, without repeating it.
-pub fn store(url: &str) -> Result<Arc<dyn Store>, String> {
-    Ok(management(url, Actor::default())?)
-}
-
-/// [`store`], with all that people can do to it, in the name of `actor`.
-///
-/// # Errors
-///
-/// As [`store`].
-pub fn management(url: &str, actor: Actor) -> Result<Arc<dyn Management>, String> {
-    Ok(inspected(url, actor)?)
-}
-
-/// The same, for who wants to look into it.
-///
-/// # Errors
-///
-/// As [`store`].
-pub fn inspected(url: &str, actor: Actor) -> Result<Arc<dyn Inspect>, String> {
-    let scheme = url.split([':', '+']).next().unwrap_or_default();
-    match scheme {
-        "postgres" | "postgresql" => Ok(Arc::new(PostgresStore::new(url)?.acting_for(actor))),
-        "sqlite" => Ok(Arc::new(SqliteStore::new(url)?.acting_for(actor))),
-        _ => Err("the database URL must start with postgres://, postgresql:// or sqlite://".into()),
-    }
 }
 
 fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> ext_authz::service::Options {

@@ -189,6 +189,7 @@ impl Keeper {
             source: self.source.clone(),
             database_now: look.now.map(|now| now.0),
             identity: look.identity,
+            place: look.place,
             position: look.position,
             newest_change: look.newest_change,
             keys: 0,

@@ -49,6 +49,8 @@ pub struct Stats {
     pub panics: Count,
     /// Sessions that were lost.
     pub lost: Count,
+    /// Times that the same database was found in another place.
+    pub moved: Count,
     /// Times that the database came back without a change it had had.
     pub went_back: Count,
     /// Snapshots written to the file.

@@ -9,7 +9,7 @@ use super::entry::Entry;
 use super::table::{Keyed, Table};
 use crate::record::{KeyRecord, Memo};
 use crate::store::{Change, Row};
-use crate::tenant::{Tenant, TenantId};
+use crate::tenant::{Tenant, TenantId, TenantStatus};
 use crate::verify::memo::Peppers;
 
 /// Cached response fragments of a tenant, opaque here: whoever renders responses fills it once.
@@ -94,6 +94,20 @@ impl Snapshot {
     /// All tenants, in no order.
     pub fn tenants(&self) -> impl Iterator<Item = &Tenant> {
         self.tenants.iter().map(|entry| entry.tenant())
+    }
+
+    /// How many keys and tenants are in force here and were revoked or not active in `before`.
+    pub(super) fn revived_since(&self, before: &Self) -> usize {
+        let key = |entry: &&Arc<Entry>| {
+            let record = entry.record();
+            let now = self.keys.get(record.prefix.as_bytes()).map(|now| now.record());
+            record.revoked && now.is_some_and(|now| now.id == record.id && !now.revoked)
+        };
+        let tenant = |before: &&Tenant| {
+            let now = self.tenant(before.id).map(TenantEntry::tenant);
+            before.status != TenantStatus::Active && now.is_some_and(|now| now.status == TenantStatus::Active)
+        };
+        before.keys().filter(key).count() + before.tenants().filter(tenant).count()
     }
 
     pub(super) fn empty() -> Self {
@@ -208,7 +222,6 @@ mod tests {
     use crate::key::KeyId;
     use crate::key::format::parse;
     use crate::record::{ExpiresAt, SecretHash};
-    use crate::tenant::TenantStatus;
     use crate::verify::memo::Policy;
     use crate::verify::pepper::Pepper;
 

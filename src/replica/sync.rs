@@ -60,6 +60,8 @@ impl Default for Options {
 /// Why there is no session any more, if that is our own fault.
 const PANICKED: &str = "the replica panicked";
 const FIRST_BACK_OFF: Duration = Duration::from_millis(50);
+/// A load that took longer is caught up with before it is used.
+const LONG_LOAD: Duration = Duration::from_millis(500);
 /// Beyond this, somebody's clock is wrong.
 const CLOCKS_MAY_DIFFER: Duration = Duration::from_secs(2);
 /// A lost session must be made good within two seconds of the database's return.
@@ -108,7 +110,8 @@ impl Sync {
                     StoreError::Unavailable(PANICKED.to_owned())
                 }
             };
-            if matches!(error, StoreError::OldSchema { .. }) && !self.loaded {
+            let old = matches!(error, StoreError::OldSchema { .. } | StoreError::Elsewhere { .. });
+            if old && !self.loaded {
                 return error;
             }
             if self.replica.snapshot().generation > generation {
@@ -156,10 +159,38 @@ impl Sync {
         let known = self.known();
         doubt(known.as_ref(), &self.replica.snapshot(), &reload, &look)?;
         damaged.say();
-        self.look_for_lost_changes(known, session).await?;
-        self.accept(reload.finish(), look, &asked);
+        let next = reload.finish();
+        self.look_for_lost_changes(known, &next, &look, session).await?;
+        let Some((next, look, asked)) = self.catch_up(next, look, asked, session).await? else {
+            return Box::pin(self.load(session)).await;
+        };
+        self.accept(next, look, &asked);
         self.replica.stats().loads.add_one();
         Ok(())
+    }
+
+    /// A load that took long is old when it is done: what changed meanwhile is applied before it is used. `None` if
+    /// that cannot be told.
+    async fn catch_up(
+        &self,
+        mut next: Snapshot,
+        mut look: Look,
+        mut asked: Asked,
+        session: &mut dyn Session,
+    ) -> Result<Option<(Snapshot, Look, Asked)>, StoreError> {
+        while asked.answered.saturating_sub(asked.uptime) > LONG_LOAD {
+            let again = self.ask();
+            match within(self.options.poll_timeout, "poll", session.changes()).await? {
+                Changes::Everything => return Ok(None),
+                Changes::Rows(rows, newer) => {
+                    (look, asked) = (newer, self.answered(again));
+                    if !rows.is_empty() {
+                        next = next.changed(rows, self.replica.peppers());
+                    }
+                }
+            }
+        }
+        Ok(Some((next, look, asked)))
     }
 
     fn ask(&self) -> Asked {
@@ -178,17 +209,33 @@ impl Sync {
         (self.loaded || serving).then(|| self.replica.look())
     }
 
-    /// The database is the truth even if it forgot something, but somebody has to know: what it forgot may be
-    /// a revocation.
+    /// The database is the truth wherever it is and even if it forgot something, but operators have to know: what it
+    /// forgot may be a revocation.
     async fn look_for_lost_changes(
         &self,
         known: Option<Look>,
+        next: &Snapshot,
+        look: &Look,
         session: &mut dyn Session,
     ) -> Result<(), StoreError> {
-        let Some(newest) = known.and_then(|look| look.newest_change) else { return Ok(()) };
-        if !within(self.options.poll_timeout, "poll", session.has(&newest)).await? {
+        let Some(known) = known else { return Ok(()) };
+        let moved = !known.place.is_empty() && known.place != look.place;
+        if moved {
+            self.replica.stats().moved.add_one();
+            warn!(
+                identity = look.identity,
+                from = known.place,
+                to = look.place,
+                "the database has moved to another place (a restore, a failover or a replica?), it is followed there"
+            );
+        }
+        let forgot = known.newest_change.is_some()
+            && !within(self.options.poll_timeout, "poll", session.has(&known)).await?;
+        let revived = if moved { next.revived_since(&self.replica.snapshot()) } else { 0 };
+        if forgot || revived > 0 {
             self.replica.stats().went_back.add_one();
             error!(
+                revived,
                 "the database went back: a change it had is gone (a failover or a restore?), check what was \
                  revoked or suspended of late"
             );
@@ -275,12 +322,15 @@ impl Sync {
     fn say_lost(&mut self, error: &StoreError) {
         self.replica.stats().lost.add_one();
         // How exactly a database cannot be reached changes from try to try, and is no news.
-        let gone = matches!(error, StoreError::Unavailable(why) if why != PANICKED);
+        let gone = matches!(error, StoreError::Unavailable(why) if why != PANICKED)
+            || matches!(error, StoreError::Locked(_));
         let state = if gone { String::new() } else { error.to_string() };
         if state == PANICKED {
             error!(part = "replica", "a part of the server panicked and is begun again");
         } else if self.lost.as_ref() == Some(&state) {
             debug!(%error, "the database is still not there");
+        } else if matches!(error, StoreError::Credentials(_)) {
+            error!(%error, "the database refuses the password or the role, known keys are served while it does");
         } else if !self.loaded {
             warn!(%error, "no database yet, trying again");
         } else if gone {
@@ -302,9 +352,13 @@ struct Asked {
 
 /// Refuses a look that cannot be at the database we knew.
 fn doubt(known: Option<&Look>, before: &Snapshot, now: &Reload, look: &Look) -> Result<(), StoreError> {
-    let doubt = |why: &str| Err(StoreError::Impostor(why.to_owned()));
+    let doubt = |why: &str| Err(StoreError::WrongDatabase(why.to_owned()));
     match known {
-        Some(known) if known.identity != look.identity => doubt("the address leads to another database now"),
+        Some(known) if known.identity != look.identity => doubt(&format!(
+            "the address leads to another database now: its tenantgate_identity is {}, ours is {}; if that is meant, \
+             restart serve (and remove its --snapshot-file)",
+            look.identity, known.identity
+        )),
         Some(_) if !now.has_keys() && before.key_count() > 0 => {
             doubt("the database shows no keys at all, though it had some")
         }

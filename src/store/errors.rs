@@ -1,8 +1,7 @@
-//! What does it mean that the database said no?
+//! Sorts the errors of both databases.
 //!
-//! Sorts the errors of both databases into those that pass (the database is not
-//! there, or busy) and those that stay (it refuses). The text is one line and never
-//! holds the address, which holds the password.
+//! Some pass (the database is not there, or busy), others stay (it refuses). The text is one line and never contains
+//! the address, which contains the password.
 
 use std::fmt;
 
@@ -13,8 +12,23 @@ use super::{CONNECT_TIMEOUT, StoreError};
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
+        let error = match error {
+            // One of ours that had to pass through the driver.
+            sqlx::Error::Configuration(inner) => match inner.downcast::<Self>() {
+                Ok(ours) => return *ours,
+                Err(other) => sqlx::Error::Configuration(other),
+            },
+            other => other,
+        };
         match error.as_database_error() {
+            None if is_unreadable(&error) => {
+                Self::Refused(format!("a value is not as expected: {}", first_line(&error)))
+            }
             None => Self::Unavailable(unanswered(&error)),
+            Some(said) if said.code().is_some_and(|code| code.starts_with("28")) => {
+                Self::Credentials(first_line(&said.message()))
+            }
+            Some(said) if is_locked(said) => Self::Locked(first_line(&said.message())),
             Some(said) if said.is_unique_violation() => Self::Conflict(first_line(&said.message())),
             Some(said) if is_of_a_pooler(said) => Self::pooler(),
             Some(said) if passes(said) => Self::Unavailable(first_line(&said.message())),
@@ -39,22 +53,42 @@ impl From<MigrateError> for StoreError {
 impl StoreError {
     /// A connection that changes backends.
     pub(super) fn pooler() -> Self {
-        Self::Impostor(
-            "the connection moved to another backend: connect to the database itself, not to a pooler".into(),
+        Self::WrongDatabase(
+            "the connection moved to another backend: connect to the database itself, or to a pooler in session mode, \
+             not to a pooler in transaction mode".into(),
         )
     }
 }
 
-/// Prepared statements that are there twice, or not at all: whoever has a backend to himself never sees that.
+/// A column of another type than we read: asking again will not help.
+fn is_unreadable(error: &sqlx::Error) -> bool {
+    use sqlx::Error::{ColumnDecode, ColumnIndexOutOfBounds, ColumnNotFound, Decode, TypeNotFound};
+    matches!(
+        error,
+        ColumnDecode { .. }
+            | ColumnIndexOutOfBounds { .. }
+            | ColumnNotFound(_)
+            | Decode(_)
+            | TypeNotFound { .. }
+    )
+}
+
+/// Another session holds a lock: of Postgres, or of the SQLite file.
+fn is_locked(error: &dyn DatabaseError) -> bool {
+    let code = error.code().unwrap_or_default();
+    code == "55P03" || (code.len() < 5 && code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6)))
+}
+
+/// Prepared statements that exist twice, or not at all. Occurs only behind a transaction pooler.
 fn is_of_a_pooler(error: &dyn DatabaseError) -> bool {
     matches!(error.code().as_deref(), Some("42P05" | "26000"))
 }
 
 /// Whether trying again later may help.
 fn passes(error: &dyn DatabaseError) -> bool {
-    /// Classes of SQLSTATE: connection, authentication, database, rollback, resources, operator, system, busy,
-    /// wrong state. <https://www.postgresql.org/docs/current/errcodes-appendix.html>
-    const SQLSTATE: [&str; 9] = ["08", "25", "28", "3D", "40", "53", "55", "57", "58"];
+    /// Classes of SQLSTATE: connection, wrong state, database, rollback, resources, operator, system,
+    /// busy. <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+    const SQLSTATE: [&str; 8] = ["08", "25", "3D", "40", "53", "55", "57", "58"];
     /// Busy, locked, read-only, I/O, corrupt, full, cannot open, not a database. <https://sqlite.org/rescode.html>
     const SQLITE: [u32; 8] = [5, 6, 8, 10, 11, 13, 14, 26];
     let code = error.code().unwrap_or_default();

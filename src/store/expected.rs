@@ -1,58 +1,47 @@
-//! What did the migrations make?
-//!
-//! Read out of the migrations themselves, so that what a database is held against
-//! can never be another thing than what made it.
+//! The functions and triggers that a database must have, read from the file that makes them.
 
 use std::collections::BTreeMap;
 
-use super::migrations::Set;
-
-/// What is there under a name, in the words of the migration that made it last.
+/// Definitions by name.
 pub(super) type Named = BTreeMap<&'static str, &'static str>;
 
-/// Every trigger that stands after all migrations, from `CREATE TRIGGER` to before `end`.
-pub(super) fn triggers(set: Set, end: &str) -> Named {
-    let mut triggers = Named::new();
-    for (.., sql) in set {
-        for (at, _) in sql.match_indices("TRIGGER ") {
-            let (before, rest) = (&sql[..at], &sql[at + "TRIGGER ".len()..]);
-            let name =
-                rest.trim_start_matches("IF EXISTS ").split(|c: char| !is_word(c)).next().unwrap_or("");
-            if before.ends_with("DROP ") {
-                triggers.remove(name);
-            } else if before.ends_with("CREATE ") {
-                let start = at - "CREATE ".len();
-                triggers.insert(name, sql[start..].split(end).next().unwrap_or_default());
-            }
-        }
-    }
-    triggers
+/// Every trigger, from `CREATE TRIGGER` to before `end`.
+pub(super) fn triggers(objects: &'static str, end: &str) -> Named {
+    let definition = |(at, _): (usize, &str)| {
+        let rest = &objects[at..];
+        (name(&rest["CREATE TRIGGER ".len()..]), rest.split(end).next().unwrap_or_default())
+    };
+    objects.match_indices("CREATE TRIGGER ").map(definition).collect()
 }
 
-/// The triggers that are to fire whatever the session says of itself.
-pub(super) fn is_always(set: Set, trigger: &str) -> bool {
-    let wanted = format!("ENABLE ALWAYS TRIGGER {trigger};");
-    set.iter().any(|(.., sql)| sql.contains(&wanted))
+/// `pg_trigger.tgenabled` of a trigger: fires `A`lways, under `R`eplication, or `O`rdinarily.
+pub(super) fn enabled(objects: &str, trigger: &str) -> &'static str {
+    let says = |how: &str| objects.contains(&format!("ENABLE {how} TRIGGER {trigger};"));
+    if says("ALWAYS") {
+        "A"
+    } else if says("REPLICA") {
+        "R"
+    } else {
+        "O"
+    }
 }
 
 /// The body of every function.
-pub(super) fn functions(set: Set) -> Named {
-    let mut functions = Named::new();
-    for (.., sql) in set {
-        for (at, _) in sql.match_indices("FUNCTION ") {
-            let before = &sql[..at];
-            if !before.ends_with("CREATE ") && !before.ends_with("CREATE OR REPLACE ") {
-                continue;
-            }
-            let rest = &sql[at + "FUNCTION ".len()..];
-            let name = rest.split(|c: char| !is_word(c)).next().unwrap_or_default();
-            functions.extend(body(rest).map(|body| (name, body)));
-        }
-    }
-    functions
+pub(super) fn functions(objects: &'static str) -> Named {
+    let start = "CREATE OR REPLACE FUNCTION ";
+    let definition = |(at, _): (usize, &str)| {
+        let rest: &'static str = &objects[at + start.len()..];
+        body(rest).map(|body| (name(rest), body))
+    };
+    objects.match_indices(start).filter_map(definition).collect()
 }
 
-/// What stands between the dollar quotes after `AS`.
+/// The word that a definition begins with.
+fn name(definition: &'static str) -> &'static str {
+    definition.split(|c: char| !is_word(c)).next().unwrap_or_default()
+}
+
+/// The text between the dollar quotes after `AS`.
 fn body(definition: &'static str) -> Option<&'static str> {
     let (_, quoted) = definition.split_once("AS $")?;
     let (tag, rest) = quoted.split_once('$')?;
@@ -63,32 +52,34 @@ fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
-/// A text without regard to how it is laid out.
+/// A text without its layout.
 pub(super) fn words(sql: &str) -> Vec<String> {
     sql.split_whitespace().map(str::to_owned).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::migrations::{POSTGRES, SQLITE};
+    use super::super::migrations::{POSTGRES_OBJECTS, SQLITE_OBJECTS};
     use super::*;
 
     #[test]
-    fn what_was_made_last_is_what_is_expected() {
-        let triggers = triggers(POSTGRES, ";");
-        assert!(triggers.len() >= 6 && triggers["auth_key_updated"].contains("new.key_memo"));
-        assert!(is_always(POSTGRES, "auth_key_updated") && !is_always(POSTGRES, "auth_key"));
-        let functions = functions(POSTGRES);
-        assert!(functions["auth_mark"].contains("RETURN pg_current_xact_id();"));
-        assert!(functions["auth_refuse_truncate"].contains("RAISE EXCEPTION"));
-        assert!(functions.len() >= 5);
+    fn functions_and_triggers_of_postgres_are_read() {
+        let triggers = triggers(POSTGRES_OBJECTS, ";");
+        assert!(triggers.len() >= 15 && triggers["tenantgate_key_updated"].contains("new.key_memo"));
+        assert_eq!(enabled(POSTGRES_OBJECTS, "tenantgate_key_updated"), "A");
+        assert_eq!(enabled(POSTGRES_OBJECTS, "tenantgate_change_replicated"), "R");
+        assert_eq!(enabled(POSTGRES_OBJECTS, "tenantgate_key"), "O");
+        let functions = functions(POSTGRES_OBJECTS);
+        assert!(functions["tenantgate_mark"].contains("RETURN pg_current_xact_id();"));
+        assert!(functions["tenantgate_refuse_truncate"].contains("RAISE EXCEPTION"));
+        assert!(functions.len() >= 8);
     }
 
     #[test]
     fn a_trigger_of_sqlite_is_read_to_its_end() {
-        let triggers = triggers(SQLITE, "END;");
-        assert!(triggers["auth_key_updated"].contains("key_memo ON api_keys"));
-        assert!(triggers["auth_tenant_update_replaces"].ends_with("db_schema_name);\n"));
+        let triggers = triggers(SQLITE_OBJECTS, "END;");
+        assert!(triggers["tenantgate_key_updated"].contains("key_memo ON api_keys"));
+        assert!(triggers["tenantgate_tenant_update_replaces"].ends_with("db_schema_name);\n"));
         assert!(triggers.len() >= 10);
     }
 }

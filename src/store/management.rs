@@ -1,8 +1,7 @@
-//! What must a database be able to do for those who manage it?
+//! The trait by which tenants and keys are managed.
 //!
-//! Rows are found, added and changed here, one method for each thing that people
-//! want. Every method that changes something writes to the audit log in the same
-//! transaction. Servers need none of it: they ask a [`Store`].
+//! Every method that changes something writes to the audit log in the same transaction. Servers need none of it: they
+//! ask a [`Store`].
 
 use std::fmt;
 
@@ -90,6 +89,41 @@ impl fmt::Debug for StoredKey {
     }
 }
 
+/// How to adopt existing tables, and what else `migrate` is to do.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Adoption {
+    /// Columns that switch rows off and are to be ignored.
+    pub ignore_columns: Vec<String>,
+    /// Columns and values: keys with such a row are revoked, tenants suspended.
+    pub revoke_where: Vec<(String, String)>,
+    /// Make this a database of its own.
+    pub new_identity: bool,
+    /// Make a publication for logical replication.
+    pub publication: bool,
+}
+
+impl Adoption {
+    /// Every column that it names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.ignore_columns.iter().chain(self.revoke_where.iter().map(|(name, _)| name)).map(String::as_str)
+    }
+}
+
+/// What a migration did.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Migrated {
+    /// The versions that were applied.
+    pub applied: Vec<i64>,
+    /// What was wrong and is not any more.
+    pub mended: Vec<String>,
+    /// What else was done, for people.
+    pub notes: Vec<String>,
+    /// The new identity, if one was asked for.
+    pub identity: Option<uuid::Uuid>,
+    /// The publication, if one was asked for.
+    pub publication: Option<String>,
+}
+
 /// Which rows of the audit log are asked for; nothing: all.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct AuditFilter {
@@ -112,6 +146,16 @@ pub trait Management: Store {
     /// Whether tenants have a schema of their own that must be made.
     fn has_schemas(&self) -> bool;
 
+    /// Brings the tables up to date as [`Store::migrate`] does, adopts what exists as told, and restores what was
+    /// lost.
+    async fn adopt(&self, adoption: &Adoption) -> Result<Migrated, StoreError>;
+
+    /// The session that holds a lock which a command gave up on, for people.
+    async fn lock_holder(&self) -> Result<Option<String>, StoreError>;
+
+    /// Refuses a schema that a new tenant may not have; see [`Management::create_schema`].
+    async fn check_schema(&self, schema: &str, adopt: bool) -> Result<(), StoreError>;
+
     /// Makes the roles of least privilege, their names beginning with `prefix`, and gives each what it needs of
     /// the tables and nothing else. Returns their names.
     async fn create_roles(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
@@ -125,8 +169,8 @@ pub trait Management: Store {
     /// Adds a tenant. [`StoreError::Conflict`] if its schema or identity is taken.
     async fn insert_tenant(&self, tenant: &NewTenant, action: Action) -> Result<Tenant, StoreError>;
 
-    /// Makes a tenant's schema stand, if there is such a thing here.
-    async fn create_schema(&self, schema: &str) -> Result<(), StoreError>;
+    /// Creates a tenant's schema, if there is such a thing here. Without `adopt`, refuses one that is not empty.
+    async fn create_schema(&self, schema: &str, adopt: bool) -> Result<(), StoreError>;
 
     /// All tenants, oldest first.
     async fn tenants(&self) -> Result<Vec<Tenant>, StoreError>;
@@ -195,7 +239,8 @@ pub trait Management: Store {
     ) -> Result<Option<KeyDetails>, StoreError>;
 
     /// In one step: adds `successor` and lets the key `id` expire at `expires_at` if it would not sooner.
-    /// Nothing, and no change, if the key is gone or has been revoked.
+    /// `None`, and no change, if the key is gone or has been revoked; [`StoreError::Conflict`] if it has been replaced
+    /// already, by a key that is not revoked.
     async fn replace_key(
         &self,
         id: KeyId,

@@ -28,20 +28,12 @@ macro_rules! set {
                 "tenants and api_keys",
                 include_str!(concat!("../../migrations/", $dialect, "/1_tenants_and_api_keys.sql")),
             ),
+            (2, "change log", include_str!(concat!("../../migrations/", $dialect, "/2_change_log.sql"))),
+            (3, "audit log", include_str!(concat!("../../migrations/", $dialect, "/3_audit_log.sql"))),
             (
-                2,
-                "key life cycle",
-                include_str!(concat!("../../migrations/", $dialect, "/2_key_life_cycle.sql")),
-            ),
-            (3, "change log", include_str!(concat!("../../migrations/", $dialect, "/3_change_log.sql"))),
-            (4, "replicas", include_str!(concat!("../../migrations/", $dialect, "/4_replicas.sql"))),
-            (5, "key memo", include_str!(concat!("../../migrations/", $dialect, "/5_key_memo.sql"))),
-            (6, "audit log", include_str!(concat!("../../migrations/", $dialect, "/6_audit_log.sql"))),
-            (7, "shadow mode", include_str!(concat!("../../migrations/", $dialect, "/7_shadow_mode.sql"))),
-            (
-                8,
-                "functions of few",
-                include_str!(concat!("../../migrations/", $dialect, "/8_functions_of_few.sql")),
+                4,
+                "shadow report",
+                include_str!(concat!("../../migrations/", $dialect, "/4_shadow_report.sql")),
             ),
         ]
     };
@@ -51,6 +43,11 @@ macro_rules! set {
 pub(super) const POSTGRES: Set = set!("postgres");
 /// For SQLite.
 pub(super) const SQLITE: Set = set!("sqlite");
+
+/// The functions and triggers on Postgres. May be run again at any time.
+pub(super) const POSTGRES_OBJECTS: &str = include_str!("../../migrations/postgres/objects.sql");
+/// The triggers on SQLite. May be run again at any time.
+pub(super) const SQLITE_OBJECTS: &str = include_str!("../../migrations/sqlite/objects.sql");
 
 /// Who may do what, on Postgres.
 pub(super) const ROLES: &str = include_str!("../../migrations/roles.sql");
@@ -64,6 +61,8 @@ pub(super) fn migrator(set: Set) -> Migrator {
     let mut migrator = Migrator::with_migrations(set.iter().map(migration).collect());
     migrator.dangerous_set_table_name(TABLE);
     migrator.set_ignore_missing(true);
+    // Its lock is a session's, and ends before our transaction does: both stores take one of their own.
+    migrator.set_locking(false);
     migrator
 }
 

@@ -1,10 +1,8 @@
-//! What must a database be able to do for us?
+//! The traits that a database implements.
 //!
-//! Two things. The replica asks a [`Store`] for a [`Session`]: one look at
-//! everything, then again and again what changed since the last look. The
-//! management path asks a [`Management`] for rows and changes them. Nothing here
-//! mentions SQL, a pool or a transaction: another database needs a door of its
-//! own and no change below.
+//! The replica asks a [`Store`] for a [`Session`]: one load of everything, then polls of what changed. The management
+//! path asks a [`Management`] for rows and changes them. Nothing here mentions SQL, a pool or a transaction: another
+//! database needs a module of its own and no change below.
 
 mod errors;
 mod expected;
@@ -12,6 +10,7 @@ pub mod inspect;
 pub mod management;
 mod migrations;
 pub mod postgres;
+mod source;
 pub mod sqlite;
 
 use std::time::Duration;
@@ -19,7 +18,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+pub use self::management::{Adoption, Migrated};
 pub use self::management::{AuditFilter, ImportedKey, Laggard, Management, NewKey, NewTenant, StoredKey};
+pub use self::source::UrlSource;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyRecord, Memo, SecretHash};
@@ -28,13 +29,24 @@ use crate::tenant::{Tenant, TenantId};
 /// Why a database did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// What was to be added is there already; says what.
+    /// A row that was to be added exists.
     #[error("{0}")]
     Conflict(String),
-    /// The database is there, and is not the one we want: a standby, another one, behind a pooler. Says which.
+    /// The database refuses the role or its password.
     #[error("{0}")]
-    Impostor(String),
-    /// A row we read makes no sense.
+    Credentials(String),
+    /// The tables are in another schema than the one that was named.
+    #[error(
+        "tenants and api_keys are in the schema {found:?}, not in {wanted:?}: add --database-schema {found} \
+         (TENANTGATE_DATABASE_SCHEMA)"
+    )]
+    Elsewhere {
+        /// Where they are.
+        found: String,
+        /// Where they were to be.
+        wanted: String,
+    },
+    /// A row makes no sense.
     #[error("the row {row} of {table} makes no sense: {why}")]
     Inconsistent {
         /// The table.
@@ -44,6 +56,9 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
+    /// Another session held a lock for too long.
+    #[error("gave up waiting for a lock: {0}")]
+    Locked(String),
     /// The tables are older than this program.
     #[error(
         "the database schema is at version {current}, tenantgate needs {needed}: run `tenantgate migrate`"
@@ -57,9 +72,15 @@ pub enum StoreError {
     /// The database answers, and refuses; it will refuse again.
     #[error("the database refuses: {0}")]
     Refused(String),
+    /// Tables that exist cannot be adopted; one line for each fault.
+    #[error("the tables cannot be adopted: {}", .0.join("; "))]
+    Shape(Vec<String>),
     /// The database cannot be asked. Trying again may help.
     #[error("{0}")]
     Unavailable(String),
+    /// The database is not the one we want: a standby, another one, behind a transaction pooler. Says which.
+    #[error("{0}")]
+    WrongDatabase(String),
 }
 
 /// How far the tables are.
@@ -207,8 +228,10 @@ impl Row {
 pub struct Look {
     /// The database's own clock.
     pub now: Option<Timestamp>,
-    /// Which database it is, as far as it can tell; the same after a restart and a failover.
+    /// The id of the database: the same after a failover, in a restored dump and on a logical replica.
     pub identity: String,
+    /// Where it is: another cluster or file is another place. Empty if unknown.
+    pub place: String,
     /// What was visible to this look, in words of the database's own; see [`Store::announce`].
     pub position: String,
     /// The newest change in the log, in words of the database's own; see [`Session::has`].
@@ -268,10 +291,13 @@ pub trait Session: Send {
     /// What changed since the last look of this session.
     async fn changes(&mut self) -> Result<Changes, StoreError>;
 
-    /// Whether the database still has a change that an earlier look saw ([`Look::newest_change`]). One that
-    /// has not was put back: a failover to a standby that was behind, or a restored backup.
-    async fn has(&mut self, change: &str) -> Result<bool, StoreError>;
+    /// Whether the database still has the newest change that an earlier look saw ([`Look::newest_change`]). One that
+    /// has not went back: a failover to a standby that was behind, or a restored backup.
+    async fn has(&mut self, known: &Look) -> Result<bool, StoreError>;
 }
 
-/// How long a connection may take to stand up before the database counts as gone.
+/// How long a command waits for a lock, unless told otherwise.
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long connecting may take before the database counts as gone.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -236,6 +236,11 @@ impl Metrics {
             "Sessions with the database that failed",
             replica.lost.value(),
         )?;
+        page.counter(
+            "tenantgate_database_moves",
+            "Times the same database was found in another place",
+            replica.moved.value(),
+        )?;
         let (name, help) =
             ("tenantgate_replica_went_back", "Times the database came back without a change it had had");
         page.counter(name, help, replica.went_back.value())?;

@@ -21,7 +21,7 @@ fn two_servers(world: &World) -> [Server; 2] {
 
 fn announced(world: &World, count: usize) {
     eventually("every server has announced itself", PATIENCE, || {
-        let rows = world.db.texts("SELECT name FROM auth_replica");
+        let rows = world.db.texts("SELECT name FROM tenantgate_replica");
         if rows.len() == count { Ok(()) } else { Err(rows) }
     });
 }

@@ -119,9 +119,11 @@ fn what_is_refused_or_changes_nothing_is_no_row(world: &World) {
     assert_eq!(head(&world.db), before);
     // Where the log cannot be written, nothing is done.
     let full = match world.db.backend {
-        Backend::Postgres => "ALTER TABLE audit_log ADD CONSTRAINT full_up CHECK (seq < 1) NOT VALID",
+        Backend::Postgres => {
+            "ALTER TABLE tenantgate_audit_log ADD CONSTRAINT full_up CHECK (seq < 1) NOT VALID"
+        }
         Backend::Sqlite => {
-            "CREATE TRIGGER full_up BEFORE INSERT ON audit_log BEGIN SELECT RAISE(ABORT, 'full_up'); END"
+            "CREATE TRIGGER full_up BEFORE INSERT ON tenantgate_audit_log BEGIN SELECT RAISE(ABORT, 'full_up'); END"
         }
     };
     world.db.sql(full);
@@ -144,26 +146,26 @@ fn what_is_refused_or_changes_nothing_is_no_row(world: &World) {
 fn the_log_is_append_only(world: &World) {
     let before = head(&world.db);
     let mut refused = vec![
-        "UPDATE audit_log SET actor = 'nobody'",
-        "UPDATE audit_log SET actor = 'nobody' WHERE seq = 2",
-        "DELETE FROM audit_log",
-        "DELETE FROM audit_log WHERE seq = (SELECT max(seq) FROM audit_log)",
+        "UPDATE tenantgate_audit_log SET actor = 'nobody'",
+        "UPDATE tenantgate_audit_log SET actor = 'nobody' WHERE seq = 2",
+        "DELETE FROM tenantgate_audit_log",
+        "DELETE FROM tenantgate_audit_log WHERE seq = (SELECT max(seq) FROM tenantgate_audit_log)",
     ];
     match world.db.backend {
         Backend::Postgres => refused.extend([
-            "TRUNCATE audit_log",
-            "SET session_replication_role = replica; DELETE FROM audit_log",
-            "INSERT INTO audit_log SELECT * FROM audit_log WHERE seq = 2
+            "TRUNCATE tenantgate_audit_log",
+            "SET session_replication_role = replica; DELETE FROM tenantgate_audit_log",
+            "INSERT INTO tenantgate_audit_log SELECT * FROM tenantgate_audit_log WHERE seq = 2
              ON CONFLICT (seq) DO UPDATE SET actor = 'nobody'",
         ]),
         Backend::Sqlite => refused.extend([
-            "REPLACE INTO audit_log SELECT * FROM audit_log WHERE seq = 2",
-            "INSERT INTO audit_log SELECT 99, at, actor, action, subject, before, after, hash FROM audit_log WHERE seq = 2",
+            "REPLACE INTO tenantgate_audit_log SELECT * FROM tenantgate_audit_log WHERE seq = 2",
+            "INSERT INTO tenantgate_audit_log SELECT 99, at, actor, action, subject, before, after, hash FROM tenantgate_audit_log WHERE seq = 2",
         ]),
     }
     for sql in refused {
         let said = world.db.refuses(sql);
-        assert!(said.contains("audit_log"), "{sql}: {said}");
+        assert!(said.contains("tenantgate_audit_log"), "{sql}: {said}");
     }
     assert_eq!(head(&world.db), before);
 }
@@ -171,9 +173,9 @@ fn the_log_is_append_only(world: &World) {
 /// Lets the owner of the tables do what the triggers refuse to everybody.
 fn without_triggers(database: &Database, sql: &str) {
     let off = match database.backend {
-        Backend::Postgres => "ALTER TABLE audit_log DISABLE TRIGGER ALL;",
+        Backend::Postgres => "ALTER TABLE tenantgate_audit_log DISABLE TRIGGER ALL;",
         Backend::Sqlite => {
-            "DROP TRIGGER IF EXISTS audit_log_not_updated; DROP TRIGGER IF EXISTS audit_log_not_deleted;"
+            "DROP TRIGGER IF EXISTS tenantgate_audit_log_not_updated; DROP TRIGGER IF EXISTS tenantgate_audit_log_not_deleted;"
         }
     };
     database.sql(&format!("{off} {sql}"));
@@ -189,10 +191,10 @@ fn a_row_that_was_touched_is_named(world: &World) {
             assert!(line.contains(&format!("row {row} ")) && line.contains(word), "{sql}: {line}");
         }
     };
-    broken("UPDATE audit_log SET actor = 'nobody' WHERE seq = 5", 5, "not what was written");
-    broken("UPDATE audit_log SET after = '{}' WHERE seq = 4", 4, "not what was written");
-    broken("DELETE FROM audit_log WHERE seq = 3", 3, "missing");
-    broken("DELETE FROM audit_log WHERE seq = 1", 1, "missing");
+    broken("UPDATE tenantgate_audit_log SET actor = 'nobody' WHERE seq = 5", 5, "not what was written");
+    broken("UPDATE tenantgate_audit_log SET after = '{}' WHERE seq = 4", 4, "not what was written");
+    broken("DELETE FROM tenantgate_audit_log WHERE seq = 3", 3, "missing");
+    broken("DELETE FROM tenantgate_audit_log WHERE seq = 1", 1, "missing");
 }
 
 fn a_log_that_was_cut_is_told_by_a_noted_head(world: &World) {
@@ -201,7 +203,10 @@ fn a_log_that_was_cut_is_told_by_a_noted_head(world: &World) {
     let verified = world.db.json(&["audit", "verify", "--expect-head", &noted.to_uppercase()]);
     assert_eq!((&verified["rows"], &verified["rows_since_expected"]), (&json!(rows + 1), &json!(1)));
     let (_, newest) = head(&world.db);
-    without_triggers(&world.db, "DELETE FROM audit_log WHERE seq = (SELECT max(seq) FROM audit_log)");
+    without_triggers(
+        &world.db,
+        "DELETE FROM tenantgate_audit_log WHERE seq = (SELECT max(seq) FROM tenantgate_audit_log)",
+    );
     assert_eq!(head(&world.db), (rows, noted.clone()), "by itself a shorter log is as good as any");
     let line = world.db.cli(&["audit", "verify", "--expect-head", &newest]).refused();
     assert!(line.contains("cut") && line.contains(&noted), "{line}");
@@ -234,7 +239,7 @@ fn the_log_holds_no_secret(world: &World) {
     let issued = world.db.json(&["key", "create", &world.acme.id, "--pepper-file", pepper]);
     let rotated = world.db.json(&["key", "rotate", &world.live.id, "--pepper-file", pepper]);
     assert_eq!(world.db.json(&["key", "show", issued["id"].as_str().unwrap_or_default()])["memo"], true);
-    let log = world.db.texts("SELECT coalesce(CAST(before AS text), '') || coalesce(CAST(after AS text), '') || subject || actor FROM audit_log");
+    let log = world.db.texts("SELECT coalesce(CAST(before AS text), '') || coalesce(CAST(after AS text), '') || subject || actor FROM tenantgate_audit_log");
     let log: String = log.into_iter().flatten().collect();
     let secret =
         |key: &Value| key["key"].as_str().and_then(|k| k.rsplit_once('_')).expect("a key").1.to_owned();
@@ -343,7 +348,9 @@ fn a_stranger_can_verify_a_dump(world: &World) {
     };
     let columns = ["seq", at, "actor", "action", "subject", "before", "after", "hash"]
         .map(|column| format!("'\"' || replace(coalesce(CAST({column} AS text), ''), '\"', '\"\"') || '\"'"));
-    let dump = world.db.texts(&format!("SELECT {} FROM audit_log ORDER BY seq", columns.join(" || ',' || ")));
+    let dump = world
+        .db
+        .texts(&format!("SELECT {} FROM tenantgate_audit_log ORDER BY seq", columns.join(" || ',' || ")));
     let dump: Vec<String> = dump.into_iter().flatten().collect();
     let header = "seq,at,actor,action,subject,before,after,hash\n";
     let run = |dump: &str| {

@@ -100,24 +100,27 @@ fn a_sound_world_is_sound_on_either_store() {
 
 #[test]
 fn a_trigger_that_is_disabled_missing_or_another_one_is_found() {
-    let alter = |how: &str| format!("ALTER TABLE api_keys {how} TRIGGER auth_key_updated");
+    let alter = |how: &str| format!("ALTER TABLE api_keys {how} TRIGGER tenantgate_key_updated");
     let Some((_, found)) = spoilt(&alter("DISABLE"), &["database.triggers bad"]) else { return };
-    assert!(found.what("database.triggers").contains("auth_key_updated is disabled"), "{found:#?}");
+    assert!(found.what("database.triggers").contains("tenantgate_key_updated is disabled"), "{found:#?}");
     spoilt(&alter("ENABLE REPLICA"), &["database.triggers bad"]);
     let (_, found) = spoilt(&alter("ENABLE"), &["database.triggers warn"]).unwrap();
     assert!(found.what("database.triggers").contains("session_replication_role"), "{found:#?}");
     let (_, found) =
-        spoilt("DROP TRIGGER auth_tenant_truncated ON tenants", &["database.triggers bad"]).unwrap();
-    assert!(found.what("database.triggers").contains("auth_tenant_truncated is missing"), "{found:#?}");
-    let narrower = "DROP TRIGGER auth_tenant_updated ON tenants;
-        CREATE TRIGGER auth_tenant_updated AFTER UPDATE ON tenants FOR EACH ROW
+        spoilt("DROP TRIGGER tenantgate_tenant_truncated ON tenants", &["database.triggers bad"]).unwrap();
+    assert!(found.what("database.triggers").contains("tenantgate_tenant_truncated is missing"), "{found:#?}");
+    let narrower = "DROP TRIGGER tenantgate_tenant_updated ON tenants;
+        CREATE TRIGGER tenantgate_tenant_updated AFTER UPDATE ON tenants FOR EACH ROW
         WHEN ((old.id, old.name, old.db_schema_name) IS DISTINCT FROM (new.id, new.name, new.db_schema_name))
-        EXECUTE FUNCTION auth_tenant_changed();
-        ALTER TABLE tenants ENABLE ALWAYS TRIGGER auth_tenant_updated";
+        EXECUTE FUNCTION tenantgate_tenant_changed();
+        ALTER TABLE tenants ENABLE ALWAYS TRIGGER tenantgate_tenant_updated";
     let (_, found) = spoilt(narrower, &["database.triggers bad"]).unwrap();
-    assert!(found.what("database.triggers").contains("auth_tenant_updated is another one"), "{found:#?}");
+    assert!(
+        found.what("database.triggers").contains("tenantgate_tenant_updated is another one"),
+        "{found:#?}"
+    );
     spoilt(
-        "CREATE OR REPLACE FUNCTION auth_key_changed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
+        "CREATE OR REPLACE FUNCTION tenantgate_key_changed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
         &["database.functions bad"],
     );
 }
@@ -130,7 +133,7 @@ fn what_is_spoilt_is_found_once() {
     spoilt("UPDATE tenantgate_migrations SET success = false WHERE version > 1", &["database.schema bad"]);
     spoilt("UPDATE api_keys SET hashed_key = 'plain' WHERE key_prefix = 'llmk_live'", &["database.rows bad"]);
     spoilt("DROP SCHEMA tenant_acme_corp", &["database.schemas warn"]);
-    spoilt("UPDATE auth_change SET at = now() - interval '3 hours'", &["database.change_log warn"]);
+    spoilt("UPDATE tenantgate_change SET at = now() - interval '3 hours'", &["database.change_log warn"]);
     // A superuser is above every policy.
     spoilt("ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY", &[]);
 }
@@ -149,23 +152,22 @@ fn the_rights_of_the_role_are_what_serve_needs() {
     let (found, _) = doctor(&as_role, &[]);
     assert!(found.not_ok().contains(&"database.rights bad".to_owned()), "{found:#?}");
     world.db.sql(&format!(
-        "GRANT SELECT ON tenants, api_keys, auth_change, auth_change_floor TO {role};
+        "GRANT SELECT ON tenants, api_keys, tenantgate_change, tenantgate_change_floor, tenantgate_identity TO {role};
          GRANT UPDATE (last_used_at, key_memo) ON api_keys TO {role}"
     ));
     let (found, code) = doctor(&as_role, &[]);
     assert_eq!((found.not_ok(), code), (vec!["database.rights warn".to_owned()], Some(0)), "{found:#?}");
-    assert!(found.what("database.rights").contains("auth_replica"), "{found:#?}");
+    assert!(found.what("database.rights").contains("tenantgate_replica"), "{found:#?}");
     world.db.sql(&format!(
-        "GRANT SELECT, INSERT, UPDATE, DELETE ON auth_replica TO {role};
-         GRANT EXECUTE ON FUNCTION auth_prune(interval) TO {role}"
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON tenantgate_replica TO {role};
+         GRANT EXECUTE ON FUNCTION tenantgate_prune(interval), tenantgate_settle() TO {role}"
     ));
     let (found, _) = doctor(&as_role, &[]);
     assert_eq!(found.not_ok(), ["database.rights warn"], "{found:#?}");
-    let lacks =
-        "the role lacks SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON shadow_report";
+    let lacks = "the role lacks SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON tenantgate_shadow_report";
     assert_eq!(found.what("database.rights"), lacks);
     world.db.sql(&format!(
-        "GRANT SELECT, INSERT, DELETE, UPDATE (requests, first_seen, last_seen) ON shadow_report TO {role}"
+        "GRANT SELECT, INSERT, DELETE, UPDATE (requests, first_seen, last_seen) ON tenantgate_shadow_report TO {role}"
     ));
     assert_eq!(doctor(&as_role, &[]).0.not_ok(), Vec::<String>::new(), "what roles.sql grants is enough");
     world.db.sql(&format!("GRANT INSERT ON api_keys TO {role}"));
@@ -175,7 +177,9 @@ fn the_rights_of_the_role_are_what_serve_needs() {
         (vec!["database.admin_rights warn".to_owned()], Some(0)),
         "{found:#?}"
     );
-    for lacking in ["ON tenants", "ON audit_log", "FUNCTION auth_mark()", "CREATE ON DATABASE"] {
+    for lacking in
+        ["ON tenants", "ON tenantgate_audit_log", "FUNCTION tenantgate_mark()", "CREATE ON DATABASE"]
+    {
         assert!(found.what("database.admin_rights").contains(lacking), "{lacking}: {found:#?}");
     }
     world.db.sql(&format!("REVOKE INSERT ON api_keys FROM {role}"));
@@ -195,19 +199,19 @@ fn the_roles_that_we_make_have_the_rights_that_are_looked_for() {
     assert_eq!((found.not_ok(), code), (vec![], Some(0)), "{found:#?}");
     assert!(found.is_ok("database.rights") && found.is_ok("database.admin_rights"), "{found:#?}");
     for right in ["SELECT", "INSERT", "DELETE", "UPDATE (requests)"] {
-        world.db.sql(&format!("REVOKE {right} ON shadow_report FROM {prefix}_serve"));
+        world.db.sql(&format!("REVOKE {right} ON tenantgate_shadow_report FROM {prefix}_serve"));
         let (found, _) = doctor(&serve, &[]);
         assert_eq!(found.not_ok(), ["database.rights warn"], "{right}: {found:#?}");
-        assert!(found.what("database.rights").contains("ON shadow_report"), "{found:#?}");
-        world.db.sql(&format!("GRANT {right} ON shadow_report TO {prefix}_serve"));
+        assert!(found.what("database.rights").contains("ON tenantgate_shadow_report"), "{found:#?}");
+        world.db.sql(&format!("GRANT {right} ON tenantgate_shadow_report TO {prefix}_serve"));
     }
     let (found, _) = doctor(&admin, &[]);
     assert_eq!(found.not_ok(), ["database.rights bad"], "it is not for serve: {found:#?}");
     assert!(found.is_ok("database.admin_rights"), "{found:#?}");
     for (right, table) in [
-        ("INSERT", "audit_log"),
-        ("SELECT", "audit_log"),
-        ("SELECT", "shadow_report"),
+        ("INSERT", "tenantgate_audit_log"),
+        ("SELECT", "tenantgate_audit_log"),
+        ("SELECT", "tenantgate_shadow_report"),
         ("UPDATE (mode)", "tenants"),
     ] {
         world.db.sql(&format!("REVOKE {right} ON {table} FROM {prefix}_admin"));
@@ -245,7 +249,7 @@ fn a_file_that_is_not_there_is_not_made() {
     let (found, code) = doctor(&Database::at(Backend::Sqlite, &url), &[]);
     assert_eq!((found.not_ok(), code), (vec!["database.file bad".to_owned()], Some(1)), "{found:#?}");
     assert!(!file.exists());
-    world.db.sql("DROP TRIGGER auth_key_updated; PRAGMA foreign_keys = off; DELETE FROM tenants");
+    world.db.sql("DROP TRIGGER tenantgate_key_updated; PRAGMA foreign_keys = off; DELETE FROM tenants");
     let (found, _) = doctor(&world.db, &[]);
     let wrong = found.not_ok();
     for check in ["database.triggers bad", "database.tenants bad"] {
@@ -311,6 +315,6 @@ fn people_see_one_line_for_each_finding() {
     let said = run_in(world.db.dir(), &[], &["doctor", "--database-url", "sqlite://nothing.db"]);
     assert_eq!(said.code, Some(1), "{said:#?}");
     assert!(said.stdout.starts_with("bad   database.file"), "{said:#?}");
-    assert!(said.stdout.contains("; do: look at --database-url"), "{said:#?}");
+    assert!(said.stdout.contains("; do: check --database-url"), "{said:#?}");
     assert_eq!((said.stdout.lines().count(), said.stderr.as_str()), (1, ""), "{said:#?}");
 }

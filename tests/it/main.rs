@@ -15,6 +15,7 @@ mod check_command;
 mod cli;
 mod credentials;
 mod damaged;
+mod databases;
 mod docs;
 mod doctor;
 mod doctor_envoy;

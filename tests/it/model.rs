@@ -271,7 +271,7 @@ fn finish(writer: &mut Connection, dice: &mut Dice, commit: bool, tally: &mut Ta
     writer.sql(if commit { "COMMIT" } else { "ROLLBACK" });
     tally.committed += u64::from(commit);
     tally.rolled_back += u64::from(!commit);
-    let prune = "DELETE FROM auth_change WHERE id % 3 <> 0";
+    let prune = "DELETE FROM tenantgate_change WHERE id % 3 <> 0";
     if dice.one_in(9) { writer.run(prune).expect("nobody else writes") } else { 0 }
 }
 

@@ -126,7 +126,7 @@ impl Session for TrappedSession {
         self.session.changes().await
     }
 
-    async fn has(&mut self, change: &str) -> Result<bool, StoreError> {
+    async fn has(&mut self, change: &Look) -> Result<bool, StoreError> {
         self.session.has(change).await
     }
 }

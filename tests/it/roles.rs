@@ -22,16 +22,16 @@ const FOR_THE_OWNER: [&str; 16] = [
     "DELETE FROM tenants",
     "DROP TABLE tenantgate_migrations",
     "DELETE FROM tenantgate_migrations",
-    "DELETE FROM auth_change",
-    "INSERT INTO auth_change (key_prefix) VALUES ('llmk_x')",
-    "UPDATE auth_change_floor SET xid = xid",
+    "DELETE FROM tenantgate_change",
+    "INSERT INTO tenantgate_change (key_prefix) VALUES ('llmk_x')",
+    "UPDATE tenantgate_change_floor SET xid = xid",
     "ALTER TABLE api_keys DISABLE TRIGGER ALL",
     "ALTER TABLE api_keys ADD COLUMN mine int",
     "ALTER TABLE tenants ENABLE ROW LEVEL SECURITY",
-    "CREATE TRIGGER mine AFTER INSERT ON tenants FOR EACH ROW EXECUTE FUNCTION auth_tenant_changed()",
+    "CREATE TRIGGER mine AFTER INSERT ON tenants FOR EACH ROW EXECUTE FUNCTION tenantgate_tenant_changed()",
     "CREATE TEMP TABLE t (key_prefix text);
-     CREATE TRIGGER mine AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION auth_key_changed()",
-    "DROP FUNCTION auth_prune(interval)",
+     CREATE TRIGGER mine AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION tenantgate_key_changed()",
+    "DROP FUNCTION tenantgate_prune(interval)",
     "CREATE TABLE mine (n int)",
 ];
 
@@ -46,7 +46,7 @@ const FOR_SUPERUSERS: [&str; 6] = [
 ];
 
 const NOT_FOR_SERVE: [&str; 21] = [
-    "SELECT FROM audit_log",
+    "SELECT FROM tenantgate_audit_log",
     "SELECT * FROM api_keys",
     "SELECT name FROM api_keys",
     "SELECT revocation_reason FROM api_keys",
@@ -61,8 +61,8 @@ const NOT_FOR_SERVE: [&str; 21] = [
     "INSERT INTO tenants (name, db_schema_name) VALUES ('Mine', 'mine')",
     "UPDATE tenants SET status = 'active'",
     "UPDATE tenants SET db_schema_name = 'mine'",
-    "UPDATE auth_replica SET name = 'mine'",
-    "SELECT auth_mark()",
+    "UPDATE tenantgate_replica SET name = 'mine'",
+    "SELECT tenantgate_mark()",
     "CREATE SCHEMA mine",
     "CREATE EXTENSION pgcrypto",
     "SET ROLE {}_admin",
@@ -70,8 +70,8 @@ const NOT_FOR_SERVE: [&str; 21] = [
 ];
 
 const NOT_FOR_ADMIN: [&str; 16] = [
-    "UPDATE audit_log SET actor = 'nobody'",
-    "DELETE FROM audit_log",
+    "UPDATE tenantgate_audit_log SET actor = 'nobody'",
+    "DELETE FROM tenantgate_audit_log",
     "UPDATE api_keys SET hashed_key = 'mine'",
     "UPDATE api_keys SET key_prefix = 'llmk_mine'",
     "UPDATE api_keys SET key_memo = NULL",
@@ -79,10 +79,10 @@ const NOT_FOR_ADMIN: [&str; 16] = [
     "UPDATE api_keys SET tenant_id = (SELECT id FROM tenants LIMIT 1)",
     "UPDATE tenants SET name = 'mine'",
     "UPDATE tenants SET db_schema_name = 'mine'",
-    "SELECT FROM auth_change",
-    "SELECT auth_prune(interval '0')",
-    "DELETE FROM auth_replica",
-    "INSERT INTO auth_replica SELECT * FROM auth_replica",
+    "SELECT FROM tenantgate_change",
+    "SELECT tenantgate_prune(interval '0')",
+    "DELETE FROM tenantgate_replica",
+    "INSERT INTO tenantgate_replica SELECT * FROM tenantgate_replica",
     "ALTER TABLE tenants OWNER TO {}_admin",
     "SET ROLE {}_serve",
     "SET ROLE {}_migrate",
@@ -140,7 +140,7 @@ fn a_server_does_all_its_work_as_serve_while_people_work_as_admin() {
     // A transaction of somebody else in the cluster holds it up.
     eventually("the log is cut", PATIENCE, || {
         wait(PostgresStore::new(serve.url()).unwrap().prune_changes(Duration::ZERO)).unwrap();
-        world.db.text("SELECT count(*)::text FROM auth_change").filter(|rows| rows == "0").ok_or(())
+        world.db.text("SELECT count(*)::text FROM tenantgate_change").filter(|rows| rows == "0").ok_or(())
     });
     server.signal("TERM");
     assert_eq!(server.exit_code(PATIENCE), Some(0));
@@ -153,7 +153,7 @@ fn a_server_does_all_its_work_as_serve_while_people_work_as_admin() {
         world.db.texts(used),
         [made["key_prefix"].as_str(), Some(&*world.live.prefix)].map(|p| p.map(str::to_owned))
     );
-    assert_eq!(world.db.text("SELECT count(*)::text FROM auth_replica").as_deref(), Some("0"));
+    assert_eq!(world.db.text("SELECT count(*)::text FROM tenantgate_replica").as_deref(), Some("0"));
     assert!(world.db.dir().join("snapshot").exists());
 }
 
@@ -223,9 +223,9 @@ fn the_owner_of_a_database_makes_them_and_whoever_is_in_migrate_goes_on() {
     let deploy = database.seen_by("deploy_of_one");
     deploy.sql("ALTER TABLE api_keys DROP COLUMN theirs");
     deploy.cli(&["migrate", "--roles=one"]).ok();
-    let owners = "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname IN ('tenants', 'auth_change', 'tenantgate_migrations')";
+    let owners = "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname IN ('tenants', 'tenantgate_change', 'tenantgate_migrations')";
     assert_eq!(database.texts(owners), [Some("one_migrate".to_owned())]);
-    let owners = "SELECT DISTINCT proowner::regrole::text FROM pg_proc WHERE proname LIKE 'auth\\_%'";
+    let owners = "SELECT DISTINCT proowner::regrole::text FROM pg_proc WHERE proname LIKE 'tenantgate\\_%'";
     assert_eq!(database.texts(owners), [Some("one_migrate".to_owned())]);
     let mut session = deploy.session();
     may_not(&mut session, "one", &FOR_SUPERUSERS);
@@ -237,7 +237,9 @@ fn a_right_that_was_given_before_is_taken_back_and_one_that_cannot_be_is_named()
     let Some(world) = World::on(Backend::Postgres) else { return };
     let prefix = world.db.with_roles();
     let roles = format!("--roles={prefix}");
-    world.db.sql(&format!("GRANT ALL ON api_keys, tenants, auth_replica TO {prefix}_serve, {prefix}_admin"));
+    world.db.sql(&format!(
+        "GRANT ALL ON api_keys, tenants, tenantgate_replica TO {prefix}_serve, {prefix}_admin"
+    ));
     world.db.cli(&["migrate", &roles]).ok();
     let mut session = world.db.seen_by(&format!("{prefix}_serve")).session();
     may_not(&mut session, &prefix, &NOT_FOR_SERVE);
@@ -280,6 +282,14 @@ fn the_functions_are_not_everybodys() {
     let stranger = format!("stranger_{}", world.db.name());
     world.db.sql(&format!("CREATE ROLE {stranger} LOGIN"));
     let mut session = world.db.seen_by(&stranger).session();
-    may_not(&mut session, "", &["SELECT auth_prune(interval '0')", "SELECT auth_mark()", FOR_THE_OWNER[13]]);
-    may_not(&mut session, "", &["SELECT FROM api_keys", "SELECT FROM tenants", "SELECT FROM auth_change"]);
+    may_not(
+        &mut session,
+        "",
+        &["SELECT tenantgate_prune(interval '0')", "SELECT tenantgate_mark()", FOR_THE_OWNER[13]],
+    );
+    may_not(
+        &mut session,
+        "",
+        &["SELECT FROM api_keys", "SELECT FROM tenants", "SELECT FROM tenantgate_change"],
+    );
 }

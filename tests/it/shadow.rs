@@ -121,7 +121,7 @@ fn the_report_says_who_and_what_and_why(world: &World) {
 #[test]
 fn a_server_that_may_not_write_the_report_says_so_once_and_serves_on() {
     let Some(world) = World::on(Backend::Postgres) else { return };
-    world.db.sql("DROP TABLE shadow_report");
+    world.db.sql("DROP TABLE tenantgate_shadow_report");
     let mut server = shadow(&world);
     assert_eq!(server.row(Ask::get("/v1")), "200 shadow");
     server.signal("TERM");

@@ -136,10 +136,11 @@ fn cut_at_doubles<R>(rows: Vec<R>, unique: impl Fn(&R) -> Vec<String>) -> Vec<Ve
 }
 
 fn instant(column: &str, text: Option<&str>) -> Result<Option<Timestamp>, String> {
-    let wrong = || format!("{column} is no RFC 3339 instant, such as 2027-01-31T00:00:00Z");
+    let wrong =
+        || format!("invalid {column}: expected an instant with its zone, such as 2027-01-31T00:00:00Z");
     match text {
         None | Some("infinity") => Ok(None),
-        Some(text) => Timestamp::parse(text).map(Some).ok_or_else(wrong),
+        Some(text) => Timestamp::parse_zoned(text).map(Some).ok_or_else(wrong),
     }
 }
 

@@ -56,12 +56,20 @@ pub(super) struct Head {
     pub(super) keys: u64,
     #[prost(uint64, tag = "10")]
     pub(super) tenants: u64,
+    #[prost(string, tag = "11")]
+    pub(super) place: String,
 }
 
 impl Head {
     pub(super) fn look(self) -> Look {
         let now = self.database_now.map(Timestamp);
-        Look { now, identity: self.identity, position: self.position, newest_change: self.newest_change }
+        Look {
+            now,
+            identity: self.identity,
+            place: self.place,
+            position: self.position,
+            newest_change: self.newest_change,
+        }
     }
 }
 

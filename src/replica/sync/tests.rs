@@ -32,6 +32,8 @@ impl Clock for TestClock {
 
 /// What a session does at its next look.
 enum Step {
+    /// Everything, after a while.
+    Slow(Vec<&'static str>),
     /// Shows these keys.
     Load(Vec<&'static str>),
     /// Shows these keys of another database.
@@ -101,6 +103,10 @@ impl Session for Scripted {
         let (keys, identity) = match self.steps.pop_front() {
             Some(Step::Load(keys)) => (keys, "ours"),
             Some(Step::Stranger(keys)) => (keys, "another"),
+            Some(Step::Slow(keys)) => {
+                sleep(Duration::from_secs(5)).await;
+                (keys, "ours")
+            }
             Some(Step::Silence) => std::future::pending().await,
             _ => return Err(broken()),
         };
@@ -115,7 +121,7 @@ impl Session for Scripted {
         Ok(())
     }
 
-    async fn has(&mut self, _: &str) -> Result<bool, StoreError> {
+    async fn has(&mut self, _: &Look) -> Result<bool, StoreError> {
         Ok(self.remembers)
     }
 
@@ -419,6 +425,14 @@ async fn a_database_that_forgot_a_change_is_believed_and_told_of() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_load_that_took_long_is_caught_up_with_before_it_is_used() {
+    let run = run(vec![vec![Step::Slow(vec!["a"]), Step::Changed(vec!["b"]), Step::Silence]]);
+    run.generation(2).await;
+    assert!(run.knows("a") && run.knows("b"));
+    assert_eq!(run.freshness(), Freshness::Fresh, "an unknown key is unknown, not undecided");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_snapshot_is_kept_until_no_reader_looks_at_it_and_not_longer() {
     let run = run(vec![vec![Step::Load(vec!["a"]), Step::Changed(vec!["b"])]]);
     run.generation(1).await;
@@ -448,7 +462,7 @@ async fn a_mark_is_told_of_and_a_change_is_none() {
 #[test]
 fn not_having_the_database_is_said_once_for_each_reason() {
     let gone = |why: &str| StoreError::Unavailable(why.into());
-    let other = |why: &str| StoreError::Impostor(why.into());
+    let other = |why: &str| StoreError::WrongDatabase(why.into());
     let mut sync = idle();
     let _ = said();
     let mut says = |loaded: bool, error: &StoreError| {

@@ -26,7 +26,7 @@ pub(super) async fn append(
     if drafts.peek().is_none() {
         return Ok(());
     }
-    let lock = "SELECT pg_advisory_xact_lock(hashtext('tenantgate audit_log'))";
+    let lock = "SELECT pg_advisory_xact_lock(hashtext('tenantgate tenantgate_audit_log'))";
     sqlx::query(lock).execute(&mut *connection).await?;
     let (now, mut head) = head(connection).await?;
     for draft in drafts {
@@ -38,7 +38,7 @@ pub(super) async fn append(
 /// The time, and the end of the log.
 async fn head(connection: &mut PgConnection) -> Result<(Timestamp, Head), StoreError> {
     let sql = "SELECT clock_timestamp() AS now, a.seq, a.hash FROM (SELECT 1) AS one
-         LEFT JOIN (SELECT seq, hash FROM audit_log ORDER BY seq DESC LIMIT 1) AS a ON true";
+         LEFT JOIN (SELECT seq, hash FROM tenantgate_audit_log ORDER BY seq DESC LIMIT 1) AS a ON true";
     let row = sqlx::query(sql).fetch_one(connection).await?;
     let head = match (row.try_get("seq")?, row.try_get("hash")?) {
         (Some(seq), Some(hash)) => Head { seq, hash },
@@ -49,7 +49,7 @@ async fn head(connection: &mut PgConnection) -> Result<(Timestamp, Head), StoreE
 
 async fn insert(connection: &mut PgConnection, entry: &Entry) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO audit_log (seq, at, actor, action, subject, before, after, hash)
+        "INSERT INTO tenantgate_audit_log (seq, at, actor, action, subject, before, after, hash)
          VALUES ($1, $2, $3, $4, $5, $6::text::json, $7::text::json, $8)",
     )
     .bind(entry.seq)
@@ -81,7 +81,7 @@ pub(super) async fn entries(
 ) -> Result<Vec<Entry>, StoreError> {
     let sql = format!(
         "SELECT seq, at, actor, action, subject, before::text AS before, after::text AS after, hash
-         FROM audit_log WHERE {WANTED} AND seq > $5 ORDER BY seq LIMIT $6"
+         FROM tenantgate_audit_log WHERE {WANTED} AND seq > $5 ORDER BY seq LIMIT $6"
     );
     let query = sqlx::query(AssertSqlSafe(sql)).bind(filter.since.map(Micros)).bind(filter.until.map(Micros));
     let query = query.bind(&filter.actor).bind(&filter.subject).bind(after).bind(page);
@@ -96,7 +96,7 @@ pub(super) async fn before_newest(
 ) -> Result<i64, StoreError> {
     let sql = format!(
         "SELECT coalesce(min(seq) - 1, 0) FROM
-         (SELECT seq FROM audit_log WHERE {WANTED} ORDER BY seq DESC LIMIT $5) AS newest"
+         (SELECT seq FROM tenantgate_audit_log WHERE {WANTED} ORDER BY seq DESC LIMIT $5) AS newest"
     );
     let query = sqlx::query(AssertSqlSafe(sql)).bind(filter.since.map(Micros)).bind(filter.until.map(Micros));
     let query = query.bind(&filter.actor).bind(&filter.subject).bind(count);

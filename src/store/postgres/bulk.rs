@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use super::audit::{self, BEGIN};
 use super::instant::Micros;
-use super::management::{KEY, TENANT, create_schema, stored_key_of, tenant_of};
+use super::management::{KEY, TENANT, stored_key_of, tenant_of};
+use super::schemas;
 use crate::audit::{Actor, Draft};
 use crate::key::KeyId;
 use crate::store::{ImportedKey, StoreError, StoredKey};
@@ -105,6 +106,7 @@ pub(super) async fn import_keys(
 
 pub(super) async fn import_tenants(
     connection: &mut PgConnection,
+    home: &str,
     actor: &Actor,
     tenants: &[Tenant],
     draft: Draft,
@@ -124,7 +126,8 @@ pub(super) async fn import_tenants(
     .await?;
     for tenant in tenants {
         if [TenantStatus::Active, TenantStatus::Suspended].contains(&tenant.status) {
-            create_schema(&mut transaction, &tenant.schema).await?;
+            // Its schema usually came with the data.
+            schemas::create(&mut transaction, home, &tenant.schema, true).await?;
         }
     }
     audit::append(&mut transaction, actor, [draft]).await?;

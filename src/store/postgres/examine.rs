@@ -1,14 +1,13 @@
-//! Is this Postgres fit to serve from?
+//! Examines a Postgres database for `doctor`.
 //!
-//! Each check is one statement that changes nothing, over an ordinary connection
-//! with the rights of the role itself. Whether triggers and functions are what they
-//! were made is [`made`]'s, what the role may do [`rights`]'.
+//! Each check is one statement that changes nothing, over an ordinary connection with the rights of the role itself.
+//! Triggers and functions are [`made`]'s, what the role may do [`rights`]', moved data [`moved`]'s.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Row as _};
 
 use super::instant::Micros;
-use super::{PostgresStore, applied, made, rights};
+use super::{PostgresStore, applied, made, migrate, moved, rights, shape};
 use crate::clock::{Clock, Timestamp};
 use crate::finding::Finding;
 use crate::store::migrations::{self, POSTGRES};
@@ -29,13 +28,25 @@ pub(super) async fn examine(store: &PostgresStore, clock: &dyn Clock) -> Result<
     findings.push(role(&mut connection).await?);
     let current = applied_or_unreadable(&mut connection).await?;
     let newest = migrations::newest(POSTGRES);
+    if current == Some(0)
+        && let Err(elsewhere @ StoreError::Elsewhere { .. }) =
+            migrate::refuse_tables_elsewhere(&mut connection, &store.schema).await
+    {
+        let remedy = "name that schema; never run migrate without it";
+        findings.push(Finding::bad("database.schema", elsewhere.to_string(), remedy));
+        return Ok(findings);
+    }
     findings.push(schema(current, newest));
     if current.is_some_and(|current| current >= newest) {
         findings.extend(rights::examine(&mut connection).await?);
         findings.push(row_security(&mut connection).await?);
         findings.extend(made::triggers(&mut connection).await?);
-        findings.extend(made::functions(&mut connection).await?);
-        findings.extend(schemas(&mut connection).await?);
+        findings.extend(made::functions(&mut connection, &store.schema).await?);
+        findings.extend(shapes(&mut connection).await?);
+        findings.push(second_set(&mut connection, &store.schema).await?);
+        findings.extend(identity(&mut connection).await?);
+        findings.push(subscription(&mut connection).await?);
+        findings.extend(schemas(&mut connection, &store.schema).await?);
         findings.extend(change_log(&mut connection).await?);
     }
     Ok(findings)
@@ -137,7 +148,7 @@ async fn role(connection: &mut PgConnection) -> Result<Finding, StoreError> {
     let (name, superuser): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
     Ok(if superuser {
         let what = format!("the role {name} is a superuser: whoever has its password has the whole cluster");
-        Finding::warn("database.role", what, "give serve a role of its own (README, least privileges)")
+        Finding::warn("database.role", what, "give serve a role of its own (docs/guides/postgres-roles.md)")
     } else {
         Finding::ok("database.role", format!("the role {name} is no superuser"))
     })
@@ -158,7 +169,7 @@ fn schema(current: Option<i64>, newest: i64) -> Finding {
         None => Finding::bad(
             CHECK,
             "the role may not read tenantgate_migrations",
-            "GRANT SELECT ON tenantgate_migrations (README, least privileges)",
+            "GRANT SELECT ON tenantgate_migrations (docs/guides/postgres-roles.md)",
         ),
         Some(current) if current < newest => {
             let what = format!("the schema is at version {current}, tenantgate needs {newest}");
@@ -186,31 +197,117 @@ async fn row_security(connection: &mut PgConnection) -> Result<Finding, StoreErr
     })
 }
 
-/// Tenants that are served, and have no schema for the upstream to look into.
-async fn schemas(connection: &mut PgConnection) -> Result<Option<Finding>, StoreError> {
-    let sql = "SELECT db_schema_name::text FROM tenants WHERE status = 'active'
-               AND db_schema_name NOT IN (SELECT nspname FROM pg_namespace) ORDER BY 1";
-    let Ok(rows) = sqlx::query(sql).fetch_all(connection).await else { return Ok(None) };
-    let missing: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-    Ok(Some(match missing.as_slice() {
-        [] => Finding::ok("database.schemas", "every active tenant has its schema"),
-        [first, ..] => {
-            let what = format!("{} active tenants have no schema, {first:?} is the first", missing.len());
-            Finding::warn("database.schemas", what, "`tenantgate tenant activate REF` makes it")
+/// Columns that an application changed after its tables were adopted.
+async fn shapes(connection: &mut PgConnection) -> Result<Vec<Finding>, StoreError> {
+    const CHECK: &str = "database.columns";
+    let wrong = shape::examine(connection).await?;
+    let fine = || vec![Finding::ok(CHECK, "tenants and api_keys have the columns that are read")];
+    let bad = |what: String| Finding::bad(CHECK, what, "change the column with ALTER TABLE");
+    Ok(if wrong.is_empty() { fine() } else { wrong.into_iter().map(bad).collect() })
+}
+
+/// A second set of our tables is one that somebody believes in.
+async fn second_set(connection: &mut PgConnection, home: &str) -> Result<Finding, StoreError> {
+    const CHECK: &str = "database.tables";
+    let sql = "SELECT n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+               WHERE c.relname = 'tenantgate_migrations' AND n.nspname <> $1 ORDER BY 1 LIMIT 1";
+    Ok(match sqlx::query(sql).bind(home).fetch_optional(connection).await? {
+        None => Finding::ok(CHECK, format!("the only tables of tenantgate are in the schema {home}")),
+        Some(row) => {
+            let other: String = row.try_get(0)?;
+            let what = format!("the schema {other} has tables of tenantgate, too; {home} is served");
+            Finding::warn(CHECK, what, "use --database-schema to name the right one, and drop the other set")
         }
+    })
+}
+
+/// What a restore brought along.
+async fn identity(connection: &mut PgConnection) -> Result<Option<Finding>, StoreError> {
+    const CHECK: &str = "database.identity";
+    let sql = format!("SELECT (SELECT id::text FROM tenantgate_identity), {}", moved::FOREIGN);
+    let asked = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_one(connection).await;
+    let row = match asked.map_err(StoreError::from) {
+        Ok(row) => row,
+        // What right is missing is said by another finding.
+        Err(StoreError::Refused(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let (id, foreign): (Option<String>, bool) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(Some(match id {
+        None => {
+            Finding::bad(CHECK, "the database has no identity: serve refuses it", "run `tenantgate migrate`")
+        }
+        Some(_) if foreign => {
+            let what = "the change log holds rows of another cluster (a restored dump); they do not count as changes";
+            Finding::bad(CHECK, what, "run `tenantgate migrate`, which removes them")
+        }
+        Some(id) => Finding::ok(CHECK, format!("servers know this database as {id}")),
     }))
+}
+
+/// A subscriber, and whether its rows still arrive.
+async fn subscription(connection: &mut PgConnection) -> Result<Finding, StoreError> {
+    const CHECK: &str = "database.replication";
+    let Some(name) = moved::subscription(&mut *connection).await? else {
+        return Ok(Finding::ok(CHECK, "tenants and keys are changed here"));
+    };
+    let sql = "SELECT EXISTS (SELECT FROM pg_stat_subscription WHERE subname = $1 AND pid IS NOT NULL)";
+    let alive: bool = sqlx::query(sql).bind(&name).fetch_one(connection).await?.try_get(0)?;
+    Ok(if alive {
+        Finding::ok(
+            CHECK,
+            format!("the subscription {name} writes tenants and keys; commands change them at its publisher"),
+        )
+    } else {
+        let what = format!("the subscription {name} has no running worker: revocations do not arrive");
+        Finding::bad(CHECK, what, "see the log of Postgres for why it stops, and pg_stat_subscription")
+    })
+}
+
+/// Schemas that would be found before ours, and tenants that are served and have none.
+async fn schemas(connection: &mut PgConnection, home: &str) -> Result<Vec<Finding>, StoreError> {
+    const CHECK: &str = "database.schemas";
+    let sql = "SELECT db_schema_name::text, db_schema_name = $1 OR EXISTS (SELECT FROM pg_roles WHERE rolname = db_schema_name),
+                      status = 'active' AND NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = db_schema_name)
+               FROM tenants ORDER BY 1";
+    let Ok(rows) = sqlx::query(sql).bind(home).fetch_all(connection).await else { return Ok(Vec::new()) };
+    let mut findings = Vec::new();
+    let mut missing = Vec::new();
+    for row in &rows {
+        let (schema, taken, lacking): (String, bool, bool) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        if taken {
+            let what = format!("a tenant has the schema {schema:?}, which is ours or has the name of a role");
+            findings.push(Finding::bad(
+                CHECK,
+                what,
+                "rename the schema and db_schema_name, or rename the role",
+            ));
+        }
+        if lacking {
+            missing.push(schema);
+        }
+    }
+    if let Some(first) = missing.first() {
+        let what = format!("{} active tenants have no schema, {first:?} is the first", missing.len());
+        findings.push(Finding::warn(CHECK, what, "`tenantgate tenant activate REF` makes it"));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(CHECK, "every active tenant has its schema"));
+    }
+    Ok(findings)
 }
 
 /// `serve` cuts the log to an hour; what is older stays where no server runs, or a transaction keeps it.
 async fn change_log(connection: &mut PgConnection) -> Result<Option<Finding>, StoreError> {
     const CHECK: &str = "database.change_log";
-    let sql = "SELECT count(*) FROM auth_change WHERE at < now() - interval '2 hours'";
+    let sql = "SELECT count(*) FROM tenantgate_change WHERE at < now() - interval '2 hours'";
     let Ok(row) = sqlx::query(sql).fetch_one(connection).await else { return Ok(None) };
     let old: i64 = row.try_get(0)?;
     Ok(Some(if old == 0 {
         Finding::ok(CHECK, "the change log is cut in time")
     } else {
-        let what = format!("{old} rows of auth_change are older than two hours");
+        let what = format!("{old} rows of tenantgate_change are older than two hours");
         let remedy =
             "no serve runs? else end the transaction that is open for hours: pg_stat_activity, xact_start";
         Finding::warn(CHECK, what, remedy)

@@ -1,22 +1,34 @@
-//! Are triggers and functions still what the migrations made them?
+//! Compares triggers and functions with the file that makes them.
 //!
-//! What they ought to be is read out of the migrations ([`expected`]). Postgres tells of a
-//! trigger in words of its own, so definitions are compared word by word, without those
-//! that it adds.
+//! Postgres shows a trigger in words of its own, so definitions are compared word by word, without those that it adds.
 
 use std::collections::BTreeMap;
 
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 
-use crate::finding::Finding;
-use crate::store::migrations::POSTGRES;
+use crate::finding::{Finding, Level};
+use crate::store::migrations::POSTGRES_OBJECTS;
 use crate::store::{StoreError, expected};
 
 /// A trigger as the database has it.
 struct Trigger {
     definition: String,
     enabled: String,
+}
+
+/// What to do about all of it.
+const REMEDY: &str = "run `tenantgate migrate` as the owner of the tables";
+
+/// What is wrong with functions and triggers, one sentence each.
+pub(super) async fn wrong(connection: &mut PgConnection, schema: &str) -> Result<Vec<String>, StoreError> {
+    let mut findings = triggers(&mut *connection).await?;
+    findings.extend(functions(connection, schema).await?);
+    Ok(findings
+        .into_iter()
+        .filter(|finding| finding.level != Level::Ok)
+        .map(|finding| finding.what)
+        .collect())
 }
 
 /// What is wrong with the triggers; or that nothing is.
@@ -30,44 +42,34 @@ pub(super) async fn triggers(connection: &mut PgConnection) -> Result<Vec<Findin
         let trigger = Trigger { definition: row.try_get(1)?, enabled: row.try_get(2)? };
         there.insert(row.try_get::<String, _>(0)?, trigger);
     }
-    let expected = expected::triggers(POSTGRES, ";");
+    let expected = expected::triggers(POSTGRES_OBJECTS, ";");
     let count = expected.len();
     let wrong: Vec<_> =
-        expected.into_iter().filter_map(|(name, sql)| wrong(name, sql, there.get(name))).collect();
+        expected.into_iter().filter_map(|(name, sql)| wrong_trigger(name, sql, there.get(name))).collect();
     let fine =
         || vec![Finding::ok("database.triggers", format!("{count} triggers as the migrations made them"))];
     Ok(if wrong.is_empty() { fine() } else { wrong })
 }
 
 /// What is wrong with a trigger, if anything is.
-fn wrong(name: &str, expected: &str, there: Option<&Trigger>) -> Option<Finding> {
+fn wrong_trigger(name: &str, expected: &str, there: Option<&Trigger>) -> Option<Finding> {
     const CHECK: &str = "database.triggers";
-    const UNSEEN: &str = "what changes may go unseen";
+    const UNSEEN: &str = "changes may go unseen";
     let Some(trigger) = there else {
-        let remedy =
-            format!("make it again, as its migration has it: {}", expected::words(expected).join(" "));
-        return Some(Finding::bad(CHECK, format!("the trigger {name} is missing: {UNSEEN}"), remedy));
+        return Some(Finding::bad(CHECK, format!("the trigger {name} is missing: {UNSEEN}"), REMEDY));
     };
-    let table = table_of(expected);
-    let enable = format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}");
     if spelled(&trigger.definition) != spelled(expected) {
-        let remedy = format!("drop it, and make it again: {}", expected::words(expected).join(" "));
-        return Some(Finding::bad(CHECK, format!("the trigger {name} is another one: {UNSEEN}"), remedy));
+        return Some(Finding::bad(CHECK, format!("the trigger {name} is another one: {UNSEEN}"), REMEDY));
     }
+    let wanted = expected::enabled(POSTGRES_OBJECTS, name);
     match trigger.enabled.as_str() {
-        "A" => None,
-        "O" if !expected::is_always(POSTGRES, name) => None,
-        "O" => {
-            let what = format!("the trigger {name} is silent under session_replication_role = replica");
-            Some(Finding::warn(CHECK, what, enable))
+        enabled if enabled == wanted => None,
+        "O" if wanted == "A" => {
+            let what = format!("the trigger {name} does not fire under session_replication_role = replica");
+            Some(Finding::warn(CHECK, what, REMEDY))
         }
-        _ => Some(Finding::bad(CHECK, format!("the trigger {name} is disabled: {UNSEEN}"), enable)),
+        _ => Some(Finding::bad(CHECK, format!("the trigger {name} is disabled: {UNSEEN}"), REMEDY)),
     }
-}
-
-fn table_of(trigger: &str) -> &str {
-    let (_, rest) = trigger.split_once(" ON ").unwrap_or_default();
-    rest.split_whitespace().next().unwrap_or_default()
 }
 
 /// The words of a trigger, sorted, without those that Postgres adds or drops when it tells of one: schemas, casts,
@@ -89,24 +91,52 @@ fn spelled(definition: &str) -> Vec<String> {
     words
 }
 
+/// A function as the database has it.
+struct Function {
+    source: String,
+    pinned: bool,
+    everybodys: bool,
+}
+
 /// What is wrong with the functions; or that nothing is.
-pub(super) async fn functions(connection: &mut PgConnection) -> Result<Vec<Finding>, StoreError> {
-    let sql = "SELECT p.proname::text, p.prosrc FROM pg_proc p
+pub(super) async fn functions(
+    connection: &mut PgConnection,
+    schema: &str,
+) -> Result<Vec<Finding>, StoreError> {
+    const CHECK: &str = "database.functions";
+    let sql = "SELECT p.proname::text, p.prosrc,
+                   coalesce(p.proconfig @> ARRAY['search_path=pg_catalog, ' || quote_ident($1) || ', pg_temp'], false),
+                   p.proacl IS NULL OR EXISTS (SELECT FROM aclexplode(p.proacl) a WHERE a.grantee = 0)
+               FROM pg_proc p
                WHERE p.pronamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('api_keys'))";
     let mut there = BTreeMap::new();
-    for row in sqlx::query(sql).fetch_all(connection).await? {
-        there.insert(row.try_get::<String, _>(0)?, row.try_get::<String, _>(1)?);
+    for row in sqlx::query(sql).bind(schema).fetch_all(connection).await? {
+        let function =
+            Function { source: row.try_get(1)?, pinned: row.try_get(2)?, everybodys: row.try_get(3)? };
+        there.insert(row.try_get::<String, _>(0)?, function);
     }
-    let expected = expected::functions(POSTGRES);
+    let expected = expected::functions(POSTGRES_OBJECTS);
     let wrong = |(name, body): (&str, &str)| {
-        let same = there.get(name).is_some_and(|source| expected::words(source) == expected::words(body));
-        let what = format!("the function {name} is missing or another one");
-        (!same).then(|| Finding::bad("database.functions", what, "make it again, as its migration has it"))
+        let what = match there.get(name) {
+            Some(function) if expected::words(&function.source) != expected::words(body) => {
+                format!("the function {name} is another one")
+            }
+            Some(function) if !function.pinned => {
+                format!(
+                    "the function {name} does not look names up in {schema} alone: changes fail or go astray"
+                )
+            }
+            Some(function) if function.everybodys => {
+                format!("every role may call the function {name}")
+            }
+            Some(_) => return None,
+            None => format!("the function {name} is missing"),
+        };
+        Some(Finding::bad(CHECK, what, REMEDY))
     };
     let count = expected.len();
     let wrong: Vec<_> = expected.into_iter().filter_map(wrong).collect();
-    let fine =
-        || vec![Finding::ok("database.functions", format!("{count} functions as the migrations made them"))];
+    let fine = || vec![Finding::ok(CHECK, format!("{count} functions as the migrations made them"))];
     Ok(if wrong.is_empty() { fine() } else { wrong })
 }
 

@@ -1,7 +1,4 @@
-//! How are rows of Postgres found, added and changed?
-//!
-//! One statement or one transaction for each thing that people want. Nothing here
-//! judges.
+//! Finds, adds and changes rows of Postgres: one statement or one transaction for each method.
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnection, PgRow};
@@ -11,17 +8,17 @@ use uuid::Uuid;
 use super::audit::{self, BEGIN};
 use super::bulk;
 use super::instant::{Micros, expiry, instant};
-use super::{PostgresStore, memo};
+use super::{PostgresStore, locks, memo, migrate, moved, schemas};
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::record::KeyDetails;
+use crate::record::{KeyDetails, KeyState};
 use crate::store::migrations;
 use crate::store::{
-    AuditFilter, ImportedKey, Laggard, Management, NewKey, NewTenant, Shadowed, ShadowedKind, StoreError,
-    StoredKey,
+    Adoption, AuditFilter, ImportedKey, Laggard, Management, Migrated, NewKey, NewTenant, Shadowed,
+    ShadowedKind, StoreError, StoredKey,
 };
-use crate::tenant::{Mode, Tenant, TenantId, TenantStatus, is_schema_name};
+use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
 pub(super) const TENANT: &str = "id, name, db_schema_name, status, mode, created_at";
 pub(super) const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo";
@@ -41,11 +38,11 @@ impl Management for PostgresStore {
     }
 
     async fn insert_tenant(&self, tenant: &NewTenant, action: Action) -> Result<Tenant, StoreError> {
-        let mut connection = self.connect().await?;
+        let mut connection = self.connect_to_change().await?;
         let mut transaction = connection.begin_with(BEGIN).await?;
         let sql = format!(
-            "INSERT INTO tenants (id, name, db_schema_name, status)
-             VALUES (coalesce($1, gen_random_uuid()), $2, $3, $4) RETURNING {TENANT}"
+            "INSERT INTO tenants (id, name, db_schema_name, status, created_at)
+             VALUES (coalesce($1, gen_random_uuid()), $2, $3, $4, now()) RETURNING {TENANT}"
         );
         let row = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(tenant.id.map(|id| id.0))
@@ -61,8 +58,20 @@ impl Management for PostgresStore {
         Ok(tenant)
     }
 
-    async fn create_schema(&self, schema: &str) -> Result<(), StoreError> {
-        create_schema(&mut self.connect().await?, schema).await
+    async fn adopt(&self, adoption: &Adoption) -> Result<Migrated, StoreError> {
+        migrate::migrate(self, adoption).await
+    }
+
+    async fn lock_holder(&self) -> Result<Option<String>, StoreError> {
+        locks::holder(self).await
+    }
+
+    async fn check_schema(&self, schema: &str, adopt: bool) -> Result<(), StoreError> {
+        schemas::check(&mut self.connect().await?, &self.schema, schema, adopt).await
+    }
+
+    async fn create_schema(&self, schema: &str, adopt: bool) -> Result<(), StoreError> {
+        schemas::create(&mut self.connect_to_change().await?, &self.schema, schema, adopt).await
     }
 
     async fn tenants(&self) -> Result<Vec<Tenant>, StoreError> {
@@ -111,7 +120,7 @@ impl Management for PostgresStore {
         let sql =
             "SELECT reason, network, user_agent, method, path, key_prefix, sum(requests)::bigint AS requests,
                     min(first_seen) AS first_seen, max(last_seen) AS last_seen
-             FROM shadow_report WHERE day >= ($1::timestamptz AT TIME ZONE 'UTC')::date
+             FROM tenantgate_shadow_report WHERE day >= ($1::timestamptz AT TIME ZONE 'UTC')::date
              GROUP BY reason, network, user_agent, method, path, key_prefix
              ORDER BY 7 DESC, reason, network, user_agent, method, path, key_prefix";
         let rows = sqlx::query(sql).bind(Micros(since)).fetch_all(&mut self.connect().await?).await?;
@@ -119,7 +128,7 @@ impl Management for PostgresStore {
     }
 
     async fn insert_key(&self, key: &NewKey, action: Action) -> Result<KeyDetails, StoreError> {
-        let mut connection = self.connect().await?;
+        let mut connection = self.connect_to_change().await?;
         let mut transaction = connection.begin_with(BEGIN).await?;
         let key = insert_key(&mut *transaction, key).await?;
         audit::append(&mut transaction, &self.actor, Draft::of_key(action, None, &key)).await?;
@@ -162,11 +171,12 @@ impl Management for PostgresStore {
     }
 
     async fn import_keys(&self, keys: &[ImportedKey], draft: Draft) -> Result<(), StoreError> {
-        bulk::import_keys(&mut self.connect().await?, &self.actor, keys, draft).await
+        bulk::import_keys(&mut self.connect_to_change().await?, &self.actor, keys, draft).await
     }
 
     async fn import_tenants(&self, tenants: &[Tenant], draft: Draft) -> Result<(), StoreError> {
-        bulk::import_tenants(&mut self.connect().await?, &self.actor, tenants, draft).await
+        bulk::import_tenants(&mut self.connect_to_change().await?, &self.schema, &self.actor, tenants, draft)
+            .await
     }
 
     async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError> {
@@ -185,7 +195,7 @@ impl Management for PostgresStore {
         at: Timestamp,
         reason: Option<&str>,
     ) -> Result<Option<KeyDetails>, StoreError> {
-        let mut connection = self.connect().await?;
+        let mut connection = self.connect_to_change().await?;
         let mut transaction = connection.begin_with(BEGIN).await?;
         let Some(before) = key_to_change(&mut transaction, id).await? else { return Ok(None) };
         let sql = format!(
@@ -211,10 +221,16 @@ impl Management for PostgresStore {
         expires_at: Timestamp,
         successor: &NewKey,
     ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
-        let mut connection = self.connect().await?;
+        let mut connection = self.connect_to_change().await?;
         let mut transaction = connection.begin_with(BEGIN).await?;
         let before = key_to_change(&mut transaction, id).await?;
         let Some(before) = before.filter(|key| key.revoked_at.is_none()) else { return Ok(None) };
+        if let Some(id) = before.replaced_by
+            && let Some(live) = key_to_change(&mut transaction, id).await?
+            && live.state(successor.created_at) == KeyState::Active
+        {
+            return Err(StoreError::Conflict(live.prefix));
+        }
         let new = insert_key(&mut *transaction, successor).await?;
         let sql = format!(
             "UPDATE api_keys SET expires_at = LEAST(expires_at, $2), replaced_by = $3 WHERE id = $1 RETURNING {KEY}"
@@ -237,12 +253,12 @@ impl Management for PostgresStore {
 
     async fn mark(&self) -> Result<String, StoreError> {
         // A transaction of its own: who sees it sees everything that was committed before it began.
-        let sql = "SELECT auth_mark()::text";
+        let sql = "SELECT tenantgate_mark()::text";
         Ok(sqlx::query(sql).fetch_one(&mut self.connect().await?).await?.try_get(0)?)
     }
 
     async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError> {
-        let sql = "SELECT name, seen_at FROM auth_replica
+        let sql = "SELECT name, seen_at FROM tenantgate_replica
              WHERE serves_until > now() AND NOT pg_visible_in_snapshot($1::xid8, applied) ORDER BY name";
         let rows = sqlx::query(sql).bind(mark).fetch_all(&mut self.connect().await?).await?;
         let laggard = |row: &PgRow| {
@@ -273,6 +289,13 @@ async fn key_to_change(connection: &mut PgConnection, id: KeyId) -> Result<Optio
 }
 
 impl PostgresStore {
+    /// A connection for a command that changes tenants or keys.
+    async fn connect_to_change(&self) -> Result<PgConnection, StoreError> {
+        let mut connection = self.connect().await?;
+        moved::refuse_on_subscriber(&mut connection).await?;
+        Ok(connection)
+    }
+
     /// Sets one column of a tenant; `column` is a name of ours.
     async fn change_tenant(
         &self,
@@ -281,7 +304,7 @@ impl PostgresStore {
         value: Option<&str>,
         action: Action,
     ) -> Result<Option<Tenant>, StoreError> {
-        let mut connection = self.connect().await?;
+        let mut connection = self.connect_to_change().await?;
         let mut transaction = connection.begin_with(BEGIN).await?;
         let sql = format!("SELECT {TENANT} FROM tenants WHERE id = $1 FOR UPDATE");
         let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.0).fetch_optional(&mut *transaction).await?;
@@ -295,17 +318,6 @@ impl PostgresStore {
         transaction.commit().await?;
         Ok(Some(tenant))
     }
-}
-
-pub(super) async fn create_schema(connection: &mut PgConnection, schema: &str) -> Result<(), StoreError> {
-    if !is_schema_name(schema) {
-        return Err(StoreError::Refused(format!("{schema:?} is no name for a tenant's schema")));
-    }
-    // A name cannot be a parameter; the grammar above leaves nothing that a quote would have to tame.
-    sqlx::query(sqlx::AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"")))
-        .execute(connection)
-        .await?;
-    Ok(())
 }
 
 async fn insert_key<'e>(

@@ -1,44 +1,61 @@
-//! How is all that said to Postgres?
+//! The Postgres store.
 //!
-//! Management opens a connection for what it has to do: one statement or one
-//! transaction. How a replica looks at the database is in [`session`]. Nothing here
-//! judges.
+//! Management opens a connection for each command. How a replica follows the database is in [`session`].
 
+mod address;
 mod audit;
 mod bulk;
+mod connection;
 mod examine;
 mod inspect;
 mod instant;
+mod locks;
 mod made;
 mod management;
+mod migrate;
+mod moved;
 mod rights;
+mod schemas;
 mod session;
+mod shape;
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
-use sqlx::{ColumnIndex, ConnectOptions as _, Connection as _, Row as _};
-use tokio::time::timeout;
+use sqlx::{ColumnIndex, Connection as _, Row as _};
 use uuid::Uuid;
 
+use self::address::Address;
 use self::instant::Micros;
 use self::session::PostgresSession;
 use super::migrations;
 use super::{
-    Announcement, CONNECT_TIMEOUT, NewMemo, SchemaVersion, Session, Shadowed, ShadowedKind, Store, StoreError,
+    Adoption, Announcement, LOCK_TIMEOUT, NewMemo, SchemaVersion, Session, Shadowed, ShadowedKind, Store,
+    StoreError, UrlSource,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::Memo;
 
+/// The schema of tenants and keys, unless another one is named.
+const DEFAULT_SCHEMA: &str = "public";
+
 /// Tenants and keys in Postgres 13 or newer.
-#[derive(Debug)]
 pub struct PostgresStore {
-    options: PgConnectOptions,
+    source: UrlSource,
+    /// As it was first read.
+    address: Address,
+    schema: String,
+    lock_timeout: Duration,
     actor: Actor,
+}
+
+impl std::fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PostgresStore").field("address", &self.address()).finish_non_exhaustive()
+    }
 }
 
 impl PostgresStore {
@@ -47,36 +64,65 @@ impl PostgresStore {
     ///
     /// # Errors
     ///
-    /// The address makes no sense; says why, without repeating it.
+    /// The address is not valid; says why, without repeating it.
     pub fn new(url: &str) -> Result<Self, String> {
-        let options = PgConnectOptions::from_str(&plain_url(url))
-            .map_err(|e| format!("the database URL makes no sense: {e}"))?
-            .application_name("tenantgate");
-        Ok(Self { options, actor: Actor::default() })
+        Self::at(UrlSource::Text(url.to_owned()), None)
     }
 
-    /// The same store, opened by somebody: the audit log has his name.
+    /// A store whose address comes from `source`, with its tables in `schema`.
+    ///
+    /// # Errors
+    ///
+    /// The address is not valid, or names another schema.
+    pub fn at(source: UrlSource, schema: Option<&str>) -> Result<Self, String> {
+        let address = Address::parse(&source.read()?)?;
+        let schema = match (schema, address.schema.as_deref()) {
+            (Some(said), _) if !address::is_schema(said) => {
+                return Err("invalid --database-schema: expected the name of one Postgres schema".into());
+            }
+            (Some(said), Some(other)) if said != other => {
+                return Err(format!(
+                    "the URL's options set search_path to {other:?}, --database-schema says {said:?}: name one schema"
+                ));
+            }
+            (said, other) => said.or(other).unwrap_or(DEFAULT_SCHEMA).to_owned(),
+        };
+        Ok(Self { source, address, schema, lock_timeout: LOCK_TIMEOUT, actor: Actor::default() })
+    }
+
+    /// The same store, on behalf of `actor`, for the audit log.
     #[must_use]
     pub fn acting_for(mut self, actor: Actor) -> Self {
         self.actor = actor;
         self
     }
 
-    /// A connection for one piece of management. There is no pool: management is rare, and a pool hides a
-    /// refused connection behind tries of its own.
-    async fn connect(&self) -> Result<PgConnection, StoreError> {
-        timeout(CONNECT_TIMEOUT, self.options.connect())
-            .await
-            .unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut))
-            .map_err(|error| match StoreError::from(error) {
-                StoreError::Unavailable(why) => StoreError::Unavailable(format!("{}: {why}", self.host())),
-                other => other,
-            })
+    /// The same store, which waits for a lock at most this long.
+    #[must_use]
+    pub fn giving_up_on_locks_after(mut self, limit: Duration) -> Self {
+        self.lock_timeout = limit;
+        self
     }
 
-    /// Where it is to be reached.
-    fn host(&self) -> String {
-        format!("{}:{}", self.options.get_host(), self.options.get_port())
+    /// The address as it is now; the file is read again, and so is the password file.
+    fn address_now(&self) -> Result<Address, StoreError> {
+        let read = self.source.read().and_then(|url| Address::parse(&url));
+        let address = read.map_err(|why| StoreError::Unavailable(format!("the database URL: {why}")))?;
+        if address.schema.as_ref().is_some_and(|schema| *schema != self.schema) {
+            let why = "the database URL names another schema than at the start: restart serve".to_owned();
+            return Err(StoreError::WrongDatabase(why));
+        }
+        Ok(address)
+    }
+}
+
+/// The host and port, for people.
+fn host(options: &PgConnectOptions) -> String {
+    let (host, port) = (options.get_host(), options.get_port());
+    match options.get_socket() {
+        Some(socket) => format!("{}:{port}", socket.display()),
+        None if host.contains(':') => format!("[{host}]:{port}"),
+        None => format!("{host}:{port}"),
     }
 }
 
@@ -89,17 +135,6 @@ async fn applied(connection: &mut PgConnection) -> Result<i64, StoreError> {
     Ok(sqlx::query(sql).fetch_one(connection).await?.try_get::<Option<i64>, _>(0)?.unwrap_or(0))
 }
 
-/// `postgresql+asyncpg://…?ssl=require` as other programs of a deployment spell it, and
-/// `postgresql://user@/db?host=/run/postgresql`, whose missing host an RFC 3986 parser will not have.
-fn plain_url(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let scheme = scheme.split('+').next().unwrap_or_default();
-    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    let host = if authority.ends_with('@') { "localhost" } else { "" };
-    let path = path.replacen("?ssl=", "?sslmode=", 1).replacen("&ssl=", "&sslmode=", 1);
-    format!("{scheme}://{authority}{host}{path}")
-}
-
 #[async_trait]
 impl Store for PostgresStore {
     fn kind(&self) -> &'static str {
@@ -107,7 +142,8 @@ impl Store for PostgresStore {
     }
 
     fn address(&self) -> String {
-        format!("postgres://{}/{}", self.host(), self.options.get_database().unwrap_or_default())
+        let options = &self.address.options;
+        format!("postgres://{}/{}", host(options), options.get_database().unwrap_or_default())
     }
 
     fn embedded(&self) -> bool {
@@ -120,30 +156,25 @@ impl Store for PostgresStore {
         if sqlx::query("SELECT pg_is_in_recovery()").fetch_one(&mut probe).await?.try_get(0)? {
             return Err(session::standby());
         }
-        Ok(Box::new(PostgresSession::open(&self.options).await?))
+        moved::settle(&mut probe).await?;
+        Ok(Box::new(PostgresSession::open(self).await?))
     }
 
     async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
-        let current = applied(&mut self.connect().await?).await?;
+        let mut connection = self.connect().await?;
+        let current = applied(&mut connection).await?;
+        if current == 0 {
+            migrate::refuse_tables_elsewhere(&mut connection, &self.schema).await?;
+        }
         Ok(SchemaVersion { current, needed: migrations::newest(migrations::POSTGRES) })
     }
 
     async fn migrate(&self) -> Result<Vec<i64>, StoreError> {
-        let mut connection = self.connect().await?;
-        let mut transaction = connection.begin_with(audit::BEGIN).await?;
-        // The migrator's own lock ends before our transaction does.
-        let lock = "SELECT pg_advisory_xact_lock(hashtext('tenantgate migrate'))";
-        sqlx::query(lock).execute(&mut *transaction).await?;
-        let before = applied(&mut transaction).await?;
-        migrations::migrator(migrations::POSTGRES).run_direct(None, &mut *transaction, false).await?;
-        let applied = migrations::after(migrations::POSTGRES, before);
-        audit::append(&mut transaction, &self.actor, migrations::draft(before, &applied)).await?;
-        transaction.commit().await?;
-        Ok(applied)
+        Ok(migrate::migrate(self, &Adoption::default()).await?.applied)
     }
 
     async fn prune_changes(&self, keep: Duration) -> Result<u64, StoreError> {
-        let row = sqlx::query("SELECT auth_prune(make_interval(secs => $1))")
+        let row = sqlx::query("SELECT tenantgate_prune(make_interval(secs => $1))")
             .bind(keep.as_secs_f64())
             .fetch_one(&mut self.connect().await?)
             .await?;
@@ -153,7 +184,7 @@ impl Store for PostgresStore {
     async fn announce(&self, announcement: &Announcement<'_>) -> Result<(), StoreError> {
         let mut connection = self.connect().await?;
         sqlx::query(
-            "INSERT INTO auth_replica (id, name, applied, seen_at, serves_until)
+            "INSERT INTO tenantgate_replica (id, name, applied, seen_at, serves_until)
              VALUES ($1, $2, $3::pg_snapshot, now(), now() + make_interval(secs => $4))
              ON CONFLICT (id) DO UPDATE SET applied = excluded.applied, seen_at = excluded.seen_at,
                                             serves_until = excluded.serves_until",
@@ -169,7 +200,7 @@ impl Store for PostgresStore {
 
     async fn retract(&self, id: Uuid) -> Result<(), StoreError> {
         // Its own row, and those of servers that were killed and cannot serve any more.
-        let sql = "DELETE FROM auth_replica WHERE id = $1 OR serves_until < now() - interval '1 day'";
+        let sql = "DELETE FROM tenantgate_replica WHERE id = $1 OR serves_until < now() - interval '1 day'";
         sqlx::query(sql).bind(id).execute(&mut self.connect().await?).await?;
         Ok(())
     }
@@ -229,19 +260,19 @@ impl Store for PostgresStore {
         let counts: Vec<_> =
             requests.iter().map(|row| i64::try_from(row.requests).unwrap_or(i64::MAX)).collect();
         let mut connection = self.connect().await?;
-        sqlx::query("DELETE FROM shadow_report WHERE day < (now() AT TIME ZONE 'UTC')::date - 30")
+        sqlx::query("DELETE FROM tenantgate_shadow_report WHERE day < (now() AT TIME ZONE 'UTC')::date - 30")
             .execute(&mut connection)
             .await?;
         sqlx::query(
-            "INSERT INTO shadow_report (day, reason, network, user_agent, method, path, key_prefix, requests, first_seen, last_seen)
+            "INSERT INTO tenantgate_shadow_report (day, reason, network, user_agent, method, path, key_prefix, requests, first_seen, last_seen)
              SELECT (s.first_seen AT TIME ZONE 'UTC')::date, s.*
              FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[],
                          $8::timestamptz[], $9::timestamptz[])
                AS s (reason, network, user_agent, method, path, key_prefix, requests, first_seen, last_seen)
              ON CONFLICT (day, reason, network, user_agent, method, path, key_prefix) DO UPDATE
-             SET requests = shadow_report.requests + excluded.requests,
-                 first_seen = LEAST(shadow_report.first_seen, excluded.first_seen),
-                 last_seen = GREATEST(shadow_report.last_seen, excluded.last_seen)",
+             SET requests = tenantgate_shadow_report.requests + excluded.requests,
+                 first_seen = LEAST(tenantgate_shadow_report.first_seen, excluded.first_seen),
+                 last_seen = GREATEST(tenantgate_shadow_report.last_seen, excluded.last_seen)",
         )
         .bind(column(|kind| &kind.reason))
         .bind(column(|kind| &kind.network))
@@ -260,27 +291,4 @@ impl Store for PostgresStore {
 
 fn memo(row: &PgRow, column: impl ColumnIndex<PgRow>) -> Result<Option<Memo>, StoreError> {
     Ok(row.try_get::<Option<&str>, _>(column)?.and_then(Memo::parse))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_spelling_of_sqlalchemy_is_understood() {
-        for (given, plain) in [
-            ("postgresql+asyncpg://u:p@h/db", "postgresql://u:p@h/db"),
-            ("postgresql+asyncpg://u:p@h/db?ssl=require", "postgresql://u:p@h/db?sslmode=require"),
-            ("postgresql://u:p@/db?host=/run/pg", "postgresql://u:p@localhost/db?host=/run/pg"),
-            ("postgresql:///db?host=/run/pg", "postgresql:///db?host=/run/pg"),
-            ("postgres://h/db?sslmode=verify-full", "postgres://h/db?sslmode=verify-full"),
-        ] {
-            assert_eq!(plain_url(given), plain);
-        }
-        for url in
-            ["postgresql+asyncpg://u:p%40ss@h:1/db", "postgresql://u@/db?host=/run/pg", "postgresql:///db"]
-        {
-            assert!(PostgresStore::new(url).is_ok(), "{url}");
-        }
-    }
 }

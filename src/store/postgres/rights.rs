@@ -14,7 +14,7 @@ use crate::store::StoreError;
 type Right = (&'static str, &'static str, bool);
 
 /// What `serve` does.
-const SERVE: [Right; 11] = [
+const SERVE: [Right; 13] = [
     ("SELECT ON tenants", "has_table_privilege('tenants', 'SELECT')", true),
     (
         "SELECT ON api_keys",
@@ -22,27 +22,29 @@ const SERVE: [Right; 11] = [
           'hashed_key', 'expires_at', 'revoked_at', 'last_used_at', 'key_memo']) AS c)",
         true,
     ),
-    ("SELECT ON auth_change", "has_table_privilege('auth_change', 'SELECT')", true),
-    ("SELECT ON auth_change_floor", "has_table_privilege('auth_change_floor', 'SELECT')", true),
+    ("SELECT ON tenantgate_change", "has_table_privilege('tenantgate_change', 'SELECT')", true),
+    ("SELECT ON tenantgate_change_floor", "has_table_privilege('tenantgate_change_floor', 'SELECT')", true),
+    ("SELECT ON tenantgate_identity", "has_table_privilege('tenantgate_identity', 'SELECT')", true),
+    ("EXECUTE ON FUNCTION tenantgate_settle()", "has_function_privilege('tenantgate_settle()', 'EXECUTE')", false),
     ("SELECT ON tenantgate_migrations", "has_table_privilege('tenantgate_migrations', 'SELECT')", true),
     ("EXECUTE ON FUNCTION pg_control_system()", "has_function_privilege('pg_control_system()', 'EXECUTE')", true),
     ("UPDATE (last_used_at) ON api_keys", "has_column_privilege('api_keys', 'last_used_at', 'UPDATE')", false),
     ("UPDATE (key_memo) ON api_keys", "has_column_privilege('api_keys', 'key_memo', 'UPDATE')", false),
     (
-        "SELECT, INSERT, UPDATE (applied, seen_at, serves_until), DELETE ON auth_replica",
-        "(SELECT bool_and(has_table_privilege('auth_replica', p)) FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS p)
-          AND (SELECT bool_and(has_column_privilege('auth_replica', c, 'UPDATE'))
+        "SELECT, INSERT, UPDATE (applied, seen_at, serves_until), DELETE ON tenantgate_replica",
+        "(SELECT bool_and(has_table_privilege('tenantgate_replica', p)) FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS p)
+          AND (SELECT bool_and(has_column_privilege('tenantgate_replica', c, 'UPDATE'))
                FROM unnest(ARRAY['applied', 'seen_at', 'serves_until']) AS c)",
         false,
     ),
     (
-        "SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON shadow_report",
-        "(SELECT bool_and(has_table_privilege('shadow_report', p)) FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS p)
-          AND (SELECT bool_and(has_column_privilege('shadow_report', c, 'UPDATE'))
+        "SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON tenantgate_shadow_report",
+        "(SELECT bool_and(has_table_privilege('tenantgate_shadow_report', p)) FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS p)
+          AND (SELECT bool_and(has_column_privilege('tenantgate_shadow_report', c, 'UPDATE'))
                FROM unnest(ARRAY['requests', 'first_seen', 'last_seen']) AS c)",
         false,
     ),
-    ("EXECUTE ON FUNCTION auth_prune(interval)", "has_function_privilege('auth_prune(interval)', 'EXECUTE')", false),
+    ("EXECUTE ON FUNCTION tenantgate_prune(interval)", "has_function_privilege('tenantgate_prune(interval)', 'EXECUTE')", false),
 ];
 
 /// What `tenant`, `key`, `report` and `audit` do.
@@ -61,13 +63,13 @@ const ADMIN: [Right; 7] = [
         false,
     ),
     (
-        "SELECT, INSERT ON audit_log",
-        "has_table_privilege('audit_log', 'SELECT') AND has_table_privilege('audit_log', 'INSERT')",
+        "SELECT, INSERT ON tenantgate_audit_log",
+        "has_table_privilege('tenantgate_audit_log', 'SELECT') AND has_table_privilege('tenantgate_audit_log', 'INSERT')",
         false,
     ),
-    ("SELECT ON auth_replica", "has_table_privilege('auth_replica', 'SELECT')", false),
-    ("SELECT ON shadow_report", "has_table_privilege('shadow_report', 'SELECT')", false),
-    ("EXECUTE ON FUNCTION auth_mark()", "has_function_privilege('auth_mark()', 'EXECUTE')", false),
+    ("SELECT ON tenantgate_replica", "has_table_privilege('tenantgate_replica', 'SELECT')", false),
+    ("SELECT ON tenantgate_shadow_report", "has_table_privilege('tenantgate_shadow_report', 'SELECT')", false),
+    ("EXECUTE ON FUNCTION tenantgate_mark()", "has_function_privilege('tenantgate_mark()', 'EXECUTE')", false),
     ("CREATE ON DATABASE", "has_database_privilege(current_database(), 'CREATE')", false),
 ];
 
@@ -87,9 +89,9 @@ fn serve(missing: &[Right]) -> Finding {
     }
     let what = lacks(missing);
     if missing.iter().any(|(_, _, essential)| *essential) {
-        Finding::bad(CHECK, what, "GRANT it (README, least privileges): serve answers 503 without")
+        Finding::bad(CHECK, what, "GRANT it (docs/guides/postgres-roles.md): serve answers 503 without")
     } else {
-        let remedy = "GRANT it (README, least privileges): last_used_at, memos, --wait of others, the shadow report or \
+        let remedy = "GRANT it (docs/guides/postgres-roles.md): last_used_at, memos, --wait of others, the shadow report or \
                       pruning need it";
         Finding::warn(CHECK, what, remedy)
     }
@@ -104,7 +106,7 @@ async fn admin(connection: &mut PgConnection) -> Result<Finding, StoreError> {
     Ok(if missing.is_empty() {
         Finding::ok(CHECK, "the role may do all that `tenant` and `key` do")
     } else {
-        let remedy = "GRANT it (README, least privileges), or take the rest: what `tenant` and `key` change goes into the \
+        let remedy = "GRANT it (docs/guides/postgres-roles.md), or take the rest: what `tenant` and `key` change goes into the \
                       audit log, too, or is refused";
         Finding::warn(CHECK, lacks(&missing), remedy)
     })

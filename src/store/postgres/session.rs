@@ -1,38 +1,51 @@
-//! How does a replica look at Postgres?
+//! A replica's session with Postgres.
 //!
-//! Over one connection, pinned: it LISTENs and asks on the same backend, so that
-//! every answer also proves that the listener lives.
+//! One pinned connection: it LISTENs and polls on the same backend, so every answer also proves that the listener
+//! lives.
 //!
-//! The look at what changed rests on snapshots (`pg_current_snapshot`): a row of
-//! the change log is new exactly if its transaction is visible now and was not
-//! visible at the last look. That misses no transaction, however late it commits,
-//! and needs no order among them. Rows are read by the same statement, so under
-//! READ COMMITTED they are as of the same instant.
+//! Polls rest on snapshots (`pg_current_snapshot`): a row of the change log is new exactly if its transaction is
+//! visible now, was not visible at the last poll, and is not of the future. The last condition leaves out rows that
+//! a restore brought from another cluster. This misses no transaction, however late it commits, and needs no order
+//! among them. Rows are read by the same statement, so under READ COMMITTED they are as of the same instant.
 //! <https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT>
 
 use async_trait::async_trait;
 use sqlx::Row as _;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgConnection, PgListener, PgPoolOptions, PgRow};
 use tokio_stream::StreamExt as _;
 use uuid::Uuid;
 
+use super::connection::pin;
 use super::instant::{Micros, expiry};
-use super::memo;
+use super::{PostgresStore, memo};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyRecord, Memo, SecretHash};
 use crate::store::{CONNECT_TIMEOUT, Change, Changes, Look, Row, Session, StoreError};
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
-const CHANNEL: &str = "auth_change";
+const CHANNEL: &str = "tenantgate_change";
 
-/// What a replica's session runs under. `row_security` off turns a policy that would hide rows into an error.
-const SETTINGS: [(&str, &str); 5] = [
-    ("row_security", "off"),
+/// What a replica's session runs under, beside what every session does.
+///
+/// A poll finds a handful of rows through indexes. The planner cannot know that: after a bulk load its estimates say
+/// a quarter of a million, and it would choose bitmaps, hashes and compilation that cost a hundred times more than
+/// the rows. Without those methods the plan is the same whatever the estimates are, and costs what has changed. A
+/// load reads whole tables, which has one plan.
+const SETTINGS: [(&str, &str); 12] = [
     ("default_transaction_read_only", "on"),
     ("default_transaction_isolation", "read committed"),
     ("statement_timeout", "60s"),
     ("lock_timeout", "2s"),
+    ("jit", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_hashagg", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("enable_seqscan", "off"),
+    ("max_parallel_workers_per_gather", "0"),
+    // Planning takes longer than the poll; the one plan is made once.
+    ("plan_cache_mode", "force_generic_plan"),
 ];
 
 /// What every look begins with: a row of kind `h` about the look itself.
@@ -41,7 +54,7 @@ const HEADER: &str = "SELECT 'h' AS rec, NULL::uuid AS id, NULL::uuid AS tenant_
     NULL::text AS key_memo, NULL::text AS name, NULL::text AS db_schema_name, NULL::text AS status, NULL::timestamptz AS created_at, NULL::text AS mode,
     pg_current_snapshot()::text AS snapshot, pg_is_in_recovery() AS standby, clock_timestamp() AS now,
     pg_backend_pid() || ' ' || pg_postmaster_start_time()::text AS backend,
-    (SELECT id || ' ' || xid::text FROM auth_change ORDER BY id DESC LIMIT 1) AS newest";
+    (SELECT id || ' ' || xid::text FROM tenantgate_change ORDER BY id DESC LIMIT 1) AS newest";
 
 // The columns of a look in their order: a million rows are read faster by place than by name.
 const REC: usize = 0;
@@ -71,16 +84,23 @@ pub(super) struct PostgresSession {
     backend: Option<String>,
     /// What was visible at the last look.
     snapshot: String,
+    which: Which,
+    schema: String,
+}
+
+/// Which database it is.
+#[derive(Default)]
+struct Which {
     identity: String,
+    place: String,
+    /// Which change log it has.
+    log: String,
 }
 
 #[async_trait]
 impl Session for PostgresSession {
     async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<Look, StoreError> {
-        // Which cluster and which database in it: a standby that was promoted has the same, a stranger has not.
-        let identity = "SELECT system_identifier || '/' || (SELECT oid FROM pg_database WHERE datname = current_database())
-                        FROM pg_control_system()";
-        self.identity = sqlx::query(identity).fetch_one(&mut self.listener).await?.try_get(0)?;
+        self.which = which(&mut self.listener).await?;
         let sql = format!(
             "{HEADER}, NULL::bool AS reload UNION ALL SELECT 't', {TENANT_COLUMNS}, NULL FROM tenants t
              UNION ALL SELECT 'k', {KEY_COLUMNS}, NULL FROM api_keys k"
@@ -114,9 +134,11 @@ impl Session for PostgresSession {
     async fn changes(&mut self) -> Result<Changes, StoreError> {
         let sql = format!(
             "WITH c AS MATERIALIZED (
-                SELECT DISTINCT key_prefix, tenant_id FROM auth_change
-                WHERE xid >= pg_snapshot_xmin($1::pg_snapshot) AND NOT pg_visible_in_snapshot(xid, $1::pg_snapshot))
-             {HEADER}, (SELECT xid FROM auth_change_floor) >= pg_snapshot_xmin($1::pg_snapshot)
+                SELECT DISTINCT key_prefix, tenant_id FROM tenantgate_change
+                WHERE xid >= pg_snapshot_xmin($1::pg_snapshot) AND xid < pg_snapshot_xmax(pg_current_snapshot())
+                  AND NOT pg_visible_in_snapshot(xid, $1::pg_snapshot))
+             {HEADER}, coalesce((SELECT xid FROM tenantgate_change_floor WHERE xid < pg_snapshot_xmax(pg_current_snapshot()))
+                >= pg_snapshot_xmin($1::pg_snapshot), false)
                 OR EXISTS (SELECT FROM c WHERE key_prefix IS NULL AND tenant_id IS NULL) AS reload
              UNION ALL SELECT 't', c.tenant_id, t.id, NULL, NULL, NULL, NULL, NULL, t.name, t.db_schema_name, t.status, t.created_at,
                 t.mode, NULL, NULL, NULL, NULL, NULL, NULL
@@ -143,37 +165,72 @@ impl Session for PostgresSession {
         Ok(Changes::Rows(changes, self.look(header)))
     }
 
-    async fn has(&mut self, change: &str) -> Result<bool, StoreError> {
-        let sql =
-            "WITH c AS (SELECT split_part($1, ' ', 1)::bigint AS id, split_part($1, ' ', 2)::xid8 AS xid)
-            SELECT EXISTS (SELECT FROM auth_change JOIN c USING (id, xid))
-                OR (SELECT f.xid >= c.xid FROM auth_change_floor f, c)";
-        Ok(sqlx::query(sql).bind(change).fetch_one(&mut self.listener).await?.try_get(0)?)
+    async fn has(&mut self, known: &Look) -> Result<bool, StoreError> {
+        let change: Vec<_> = known.newest_change.as_deref().unwrap_or_default().split(' ').collect();
+        let [log, id, xid] = change.as_slice() else { return Ok(true) };
+        // A subscriber has a log of its own, which says nothing of its publisher's.
+        if *log != self.which.log {
+            return Ok(true);
+        }
+        // Elsewhere, transactions have other numbers; how far the log had come is what moved with it.
+        let moved = known.place != self.which.place;
+        let sql = "SELECT CASE WHEN $3 THEN
+                (SELECT coalesce(last_value, 0) >= $1::text::bigint FROM pg_sequences
+                 WHERE schemaname = $4 AND sequencename = 'tenantgate_change_id_seq')
+            ELSE EXISTS (SELECT FROM tenantgate_change WHERE id = $1::text::bigint AND xid = $2::text::xid8)
+                OR (SELECT xid >= $2::text::xid8 FROM tenantgate_change_floor) END";
+        let query = sqlx::query(sql).bind(id).bind(xid).bind(moved).bind(&self.schema);
+        Ok(query.fetch_one(&mut self.listener).await?.try_get::<Option<bool>, _>(0)?.unwrap_or(true))
     }
 }
 
+/// Reads which database this is.
+async fn which(listener: &mut PgListener) -> Result<Which, StoreError> {
+    let sql = "SELECT i.id::text, i.log::text, (SELECT system_identifier FROM pg_control_system()) || '/' ||
+                      (SELECT oid FROM pg_database WHERE datname = current_database())
+               FROM (SELECT 1) AS one LEFT JOIN tenantgate_identity i ON true";
+    let row = sqlx::query(sql).fetch_one(listener).await?;
+    let Some(identity) = row.try_get(0)? else {
+        let why = "the database has no identity (tenantgate_identity is empty): run `tenantgate migrate`";
+        return Err(StoreError::WrongDatabase(why.into()));
+    };
+    Ok(Which { identity, log: row.try_get(1)?, place: row.try_get(2)? })
+}
+
 impl PostgresSession {
-    pub(super) async fn open(options: &PgConnectOptions) -> Result<Self, StoreError> {
-        // sqlx listens on connections of a pool alone; this one has a single connection and is never shared.
+    pub(super) async fn open(store: &PostgresStore) -> Result<Self, StoreError> {
+        let address = store.address_now()?;
+        let settings = store.settings(&address, &SETTINGS);
+        // sqlx listens only on connections of a pool; this one has a single connection and is never shared.
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(CONNECT_TIMEOUT)
             .idle_timeout(None)
             .max_lifetime(None)
-            .connect_lazy_with(options.clone().options(SETTINGS));
-        let mut listener = PgListener::connect_with(&pool).await?;
+            .after_connect(move |connection, _| {
+                let settings = settings.clone();
+                Box::pin(async move {
+                    let pinned = pin(connection, &settings).await;
+                    pinned.map_err(|error| sqlx::Error::Configuration(Box::new(error)))
+                })
+            })
+            .connect_lazy_with(address.options.clone());
+        let mut listener =
+            PgListener::connect_with(&pool).await.map_err(|error| store.at_host(&address, error.into()))?;
         // A connection that is lost must be seen to be lost.
         listener.eager_reconnect(false);
         listener.listen(CHANNEL).await?;
-        Ok(Self { listener, backend: None, snapshot: String::new(), identity: String::new() })
+        let (backend, snapshot, schema) = (None, String::new(), store.schema.clone());
+        Ok(Self { listener, backend, snapshot, which: Which::default(), schema })
     }
 
     fn look(&self, header: Header) -> Look {
         Look {
             now: Some(header.now),
-            identity: self.identity.clone(),
+            identity: self.which.identity.clone(),
+            place: self.which.place.clone(),
             position: header.snapshot,
-            newest_change: header.newest,
+            newest_change: header.newest.map(|newest| format!("{} {newest}", self.which.log)),
         }
     }
 
@@ -195,7 +252,7 @@ impl PostgresSession {
 
 /// A standby shows commits in an order of its own, and late.
 pub(super) fn standby() -> StoreError {
-    StoreError::Impostor("the database is a standby, tenantgate needs the primary".into())
+    StoreError::WrongDatabase("the database is a standby, tenantgate needs the primary".into())
 }
 
 /// What a look says about itself.

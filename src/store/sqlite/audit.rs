@@ -29,7 +29,7 @@ pub(super) async fn append(
 /// The time, and the end of the log.
 async fn head(connection: &mut SqliteConnection) -> Result<(Timestamp, Head), StoreError> {
     let sql = "SELECT strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AS now, a.seq, a.hash FROM (SELECT 1) AS one
-         LEFT JOIN (SELECT seq, hash FROM audit_log ORDER BY seq DESC LIMIT 1) AS a ON true";
+         LEFT JOIN (SELECT seq, hash FROM tenantgate_audit_log ORDER BY seq DESC LIMIT 1) AS a ON true";
     let row = sqlx::query(sql).fetch_one(connection).await?;
     let head = match (row.try_get("seq")?, row.try_get("hash")?) {
         (Some(seq), Some(hash)) => Head { seq, hash },
@@ -40,7 +40,7 @@ async fn head(connection: &mut SqliteConnection) -> Result<(Timestamp, Head), St
 
 async fn insert(connection: &mut SqliteConnection, entry: &Entry) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO audit_log (seq, at, actor, action, subject, before, after, hash)
+        "INSERT INTO tenantgate_audit_log (seq, at, actor, action, subject, before, after, hash)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )
     .bind(entry.seq)
@@ -71,7 +71,7 @@ pub(super) async fn entries(
 ) -> Result<Vec<Entry>, StoreError> {
     let sql = format!(
         "SELECT seq, at, actor, action, subject, before, after, hash
-         FROM audit_log WHERE {WANTED} AND seq > ?5 ORDER BY seq LIMIT ?6"
+         FROM tenantgate_audit_log WHERE {WANTED} AND seq > ?5 ORDER BY seq LIMIT ?6"
     );
     let (since, until) = (filter.since.map(|at| at.to_string()), filter.until.map(|at| at.to_string()));
     let query = sqlx::query(AssertSqlSafe(sql)).bind(since).bind(until);
@@ -87,7 +87,7 @@ pub(super) async fn before_newest(
 ) -> Result<i64, StoreError> {
     let sql = format!(
         "SELECT coalesce(min(seq) - 1, 0) FROM
-         (SELECT seq FROM audit_log WHERE {WANTED} ORDER BY seq DESC LIMIT ?5) AS newest"
+         (SELECT seq FROM tenantgate_audit_log WHERE {WANTED} ORDER BY seq DESC LIMIT ?5) AS newest"
     );
     let (since, until) = (filter.since.map(|at| at.to_string()), filter.until.map(|at| at.to_string()));
     let query = sqlx::query(AssertSqlSafe(sql)).bind(since).bind(until);

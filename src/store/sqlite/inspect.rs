@@ -16,7 +16,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::finding::Finding;
 use crate::record::{KeyRecord, Memo};
 use crate::store::inspect::Inspect;
-use crate::store::migrations::{self, SQLITE};
+use crate::store::migrations::{self, SQLITE, SQLITE_OBJECTS};
 use crate::store::{StoreError, expected};
 
 #[async_trait]
@@ -36,7 +36,7 @@ impl Inspect for SqliteStore {
             Ok(meta) => permissions(meta.permissions().mode()),
             Err(error) => {
                 let what = format!("{} cannot be read: {error}", file.display());
-                let remedy = "look at --database-url; `tenantgate tenant create NAME` makes a new one";
+                let remedy = "check --database-url; `tenantgate migrate` makes a new one";
                 return Ok(vec![Finding::bad("database.file", what, remedy)]);
             }
         }];
@@ -91,7 +91,7 @@ fn schema(current: i64, newest: i64) -> Finding {
     }
 }
 
-async fn triggers(connection: &mut SqliteConnection) -> Result<Vec<Finding>, StoreError> {
+pub(super) async fn triggers(connection: &mut SqliteConnection) -> Result<Vec<Finding>, StoreError> {
     const CHECK: &str = "database.triggers";
     let mut there = BTreeMap::new();
     for row in sqlx::query("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
@@ -100,12 +100,12 @@ async fn triggers(connection: &mut SqliteConnection) -> Result<Vec<Finding>, Sto
     {
         there.insert(row.try_get::<String, _>(0)?, row.try_get::<String, _>(1)?);
     }
-    let expected = expected::triggers(SQLITE, "END;");
+    let expected = expected::triggers(SQLITE_OBJECTS, "END;");
     let wrong = |(name, sql): (&str, &str)| {
         let words = expected::words(&format!("{sql}END"));
         let same = there.get(name).is_some_and(|sql| expected::words(sql) == words);
         let what = format!("the trigger {name} is missing or another one: changes are not seen");
-        (!same).then(|| Finding::bad(CHECK, what, format!("make it again: {}", words.join(" "))))
+        (!same).then(|| Finding::bad(CHECK, what, "run `tenantgate migrate`"))
     };
     let count = expected.len();
     let wrong: Vec<_> = expected.into_iter().filter_map(wrong).collect();

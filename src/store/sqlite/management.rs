@@ -1,7 +1,4 @@
-//! How are rows of SQLite found, added and changed?
-//!
-//! One statement or one transaction for each thing that people want. Nothing here
-//! judges.
+//! Finds, adds and changes rows of SQLite: one statement or one transaction for each method.
 
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
@@ -10,14 +7,14 @@ use uuid::Uuid;
 
 use super::audit::{self, BEGIN};
 use super::bulk;
-use super::{SqliteStore, TENANT, instant, memo, tenant_of, uuid};
+use super::{SqliteStore, TENANT, adopt, instant, memo, tenant_of, uuid};
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::record::KeyDetails;
+use crate::record::{KeyDetails, KeyState};
 use crate::store::{
-    AuditFilter, ImportedKey, Laggard, Management, NewKey, NewTenant, Shadowed, ShadowedKind, StoreError,
-    StoredKey,
+    Adoption, AuditFilter, ImportedKey, Laggard, Management, Migrated, NewKey, NewTenant, Shadowed,
+    ShadowedKind, StoreError, StoredKey,
 };
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
@@ -33,7 +30,8 @@ impl Management for SqliteStore {
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin_with(BEGIN).await?;
         let sql = format!(
-            "INSERT INTO tenants (id, name, db_schema_name, status) VALUES (?1, ?2, ?3, ?4) RETURNING {TENANT}"
+            "INSERT INTO tenants (id, name, db_schema_name, status, created_at)
+             VALUES (?1, ?2, ?3, ?4, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) RETURNING {TENANT}"
         );
         let row = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(tenant.id.map_or_else(Uuid::new_v4, |id| id.0).to_string())
@@ -49,7 +47,19 @@ impl Management for SqliteStore {
         Ok(tenant)
     }
 
-    async fn create_schema(&self, _: &str) -> Result<(), StoreError> {
+    async fn adopt(&self, adoption: &Adoption) -> Result<Migrated, StoreError> {
+        adopt::migrate(self, adoption).await
+    }
+
+    async fn lock_holder(&self) -> Result<Option<String>, StoreError> {
+        Ok(Some(format!("another process is writing to {}", self.file().display())))
+    }
+
+    async fn check_schema(&self, _: &str, _: bool) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn create_schema(&self, _: &str, _: bool) -> Result<(), StoreError> {
         Ok(())
     }
 
@@ -97,7 +107,7 @@ impl Management for SqliteStore {
     async fn shadowed(&self, since: Timestamp) -> Result<Vec<Shadowed>, StoreError> {
         let sql = "SELECT reason, network, user_agent, method, path, key_prefix, sum(requests) AS requests,
                     min(first_seen) AS first_seen, max(last_seen) AS last_seen
-             FROM shadow_report WHERE day >= substr(?1, 1, 10)
+             FROM tenantgate_shadow_report WHERE day >= substr(?1, 1, 10)
              GROUP BY reason, network, user_agent, method, path, key_prefix
              ORDER BY 7 DESC, reason, network, user_agent, method, path, key_prefix";
         let rows = sqlx::query(sql).bind(since.to_string()).fetch_all(&mut self.connect().await?).await?;
@@ -200,6 +210,12 @@ impl Management for SqliteStore {
         let mut transaction = connection.begin_with(BEGIN).await?;
         let before = key_to_change(&mut transaction, id).await?;
         let Some(before) = before.filter(|key| key.revoked_at.is_none()) else { return Ok(None) };
+        if let Some(id) = before.replaced_by
+            && let Some(live) = key_to_change(&mut transaction, id).await?
+            && live.state(successor.created_at) == KeyState::Active
+        {
+            return Err(StoreError::Conflict(live.prefix));
+        }
         let new = insert_key(&mut *transaction, successor).await?;
         let expires_at = before.expires_at.map_or(expires_at, |own| own.min(expires_at));
         let sql =
@@ -222,13 +238,13 @@ impl Management for SqliteStore {
 
     async fn mark(&self) -> Result<String, StoreError> {
         // A change of nothing: every server looks, and writes down that it has.
-        let sql = "INSERT INTO auth_change (key_prefix) VALUES ('') RETURNING id";
+        let sql = "INSERT INTO tenantgate_change (key_prefix) VALUES ('') RETURNING id";
         let id: i64 = sqlx::query(sql).fetch_one(&mut self.connect().await?).await?.try_get(0)?;
         Ok(id.to_string())
     }
 
     async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError> {
-        let sql = "SELECT name, seen_at FROM auth_replica
+        let sql = "SELECT name, seen_at FROM tenantgate_replica
              WHERE serves_until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AND applied < CAST(?1 AS INTEGER) ORDER BY name";
         let rows = sqlx::query(sql).bind(mark).fetch_all(&mut self.connect().await?).await?;
         let laggard = |row: &SqliteRow| {

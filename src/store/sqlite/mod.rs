@@ -1,21 +1,24 @@
-//! How is all that said to SQLite?
+//! The SQLite store: the embedded default, a file and no server.
 //!
-//! The embedded default: a file, no server. SQLite has one writer at a time, so
-//! the change log's ids are in the order of commits and a replica remembers the
-//! last one it saw. `PRAGMA data_version` tells in microseconds whether anybody
-//! wrote since, so looking every 50 ms costs nothing.
+//! SQLite has one writer at a time, so the change log's ids are in the order of commits and a replica remembers the
+//! last one it saw. `PRAGMA data_version` tells in microseconds whether another connection wrote since, so a poll
+//! every 50 ms is cheap.
 //!
-//! Identities are kept as text in lower case, instants as RFC 3339 in UTC; other
-//! programs' spelling of an instant (`2026-01-31 12:00:00`) is understood. Nothing
-//! here judges.
+//! Identities are text in lower case, instants are RFC 3339 in UTC; other programs' spelling of an instant
+//! (`2026-01-31 12:00:00`) is understood.
 
+mod adopt;
 mod audit;
 mod bulk;
 mod inspect;
 mod management;
 mod session;
 
+use std::fs::{Metadata, OpenOptions};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,7 +28,9 @@ use uuid::Uuid;
 
 use self::session::SqliteSession;
 use super::migrations;
-use super::{Announcement, NewMemo, SchemaVersion, Session, Shadowed, Store, StoreError};
+use super::{
+    Adoption, Announcement, LOCK_TIMEOUT, NewMemo, SchemaVersion, Session, Shadowed, Store, StoreError,
+};
 use crate::audit::Actor;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
@@ -39,6 +44,8 @@ const TENANT: &str = "id, name, db_schema_name, status, mode, created_at";
 pub struct SqliteStore {
     options: SqliteConnectOptions,
     actor: Actor,
+    /// Whether the file may be made. One that was there and is gone is never made again.
+    may_create: AtomicBool,
 }
 
 impl SqliteStore {
@@ -46,31 +53,76 @@ impl SqliteStore {
     ///
     /// # Errors
     ///
-    /// The address makes no sense.
+    /// The address is not valid.
     pub fn new(url: &str) -> Result<Self, String> {
         if url.contains(":memory:") || url.contains("mode=memory") {
             return Err("a database in memory is gone before the next command: name a file".into());
         }
         let options = SqliteConnectOptions::from_str(url)
-            .map_err(|e| format!("the database URL makes no sense: {e}"))?
-            .create_if_missing(true)
+            .map_err(|e| format!("the database URL is not valid: {e}"))?
             .foreign_keys(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
-            .busy_timeout(Duration::from_secs(5));
-        Ok(Self { options, actor: Actor::default() })
+            .busy_timeout(LOCK_TIMEOUT);
+        Ok(Self { options, actor: Actor::default(), may_create: AtomicBool::new(true) })
     }
 
-    /// The same store, opened by somebody: the audit log has his name.
+    /// The same store, on behalf of `actor`, for the audit log.
     #[must_use]
     pub fn acting_for(mut self, actor: Actor) -> Self {
         self.actor = actor;
         self
     }
 
-    async fn connect(&self) -> Result<SqliteConnection, StoreError> {
-        Ok(self.options.connect().await?)
+    /// The same store, which waits for a lock at most this long.
+    #[must_use]
+    pub fn giving_up_on_locks_after(mut self, limit: Duration) -> Self {
+        self.options = self.options.busy_timeout(limit);
+        self
     }
+
+    /// The same store; a file that does not exist is an error.
+    #[must_use]
+    pub fn of_existing_file(self) -> Self {
+        self.may_create.store(false, Relaxed);
+        self
+    }
+
+    async fn connect(&self) -> Result<SqliteConnection, StoreError> {
+        self.make_file()?;
+        let connection = self.options.connect().await?;
+        self.may_create.store(false, Relaxed);
+        Ok(connection)
+    }
+
+    /// The file is made for its owner alone; SQLite gives its companions (`-wal`, `-shm`) the same rights.
+    fn make_file(&self) -> Result<(), StoreError> {
+        let file = self.file();
+        if file.exists() {
+            return Ok(());
+        }
+        let unavailable = |why: String| Err(StoreError::Unavailable(format!("{}: {why}", self.address())));
+        if !self.may_create.load(Relaxed) {
+            return unavailable(
+                "there is no such file; check --database-url, or make it with `tenantgate migrate`".into(),
+            );
+        }
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(file) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                unavailable(format!("the file cannot be made: {error}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn file(&self) -> &Path {
+        self.options.get_filename()
+    }
+}
+
+/// Which file this is: another one under the same name is another one.
+fn file_id(meta: &Metadata) -> (u64, u64) {
+    (meta.dev(), meta.ino())
 }
 
 async fn applied(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
@@ -98,8 +150,8 @@ impl Store for SqliteStore {
     }
 
     async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
-        let connection = self.connect().await?;
-        Ok(Box::new(SqliteSession::on(connection)))
+        self.make_file()?;
+        Ok(Box::new(SqliteSession::open(&self.options).await?))
     }
 
     async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
@@ -108,20 +160,12 @@ impl Store for SqliteStore {
     }
 
     async fn migrate(&self) -> Result<Vec<i64>, StoreError> {
-        // The migrator's lock is none on SQLite: two programs that start together take turns here.
-        let mut connection = self.connect().await?;
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        let before = applied(&mut transaction).await?;
-        migrations::migrator(migrations::SQLITE).run_direct(None, &mut *transaction, false).await?;
-        let applied = migrations::after(migrations::SQLITE, before);
-        audit::append(&mut transaction, &self.actor, migrations::draft(before, &applied)).await?;
-        transaction.commit().await?;
-        Ok(applied)
+        Ok(adopt::migrate(self, &Adoption::default()).await?.applied)
     }
 
     async fn prune_changes(&self, keep: Duration) -> Result<u64, StoreError> {
         let done =
-            sqlx::query("DELETE FROM auth_change WHERE at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?1)")
+            sqlx::query("DELETE FROM tenantgate_change WHERE at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?1)")
                 .bind(format!("-{} seconds", keep.as_secs()))
                 .execute(&mut self.connect().await?)
                 .await?;
@@ -131,7 +175,7 @@ impl Store for SqliteStore {
     async fn announce(&self, announcement: &Announcement<'_>) -> Result<(), StoreError> {
         const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now'";
         let sql = format!(
-            "INSERT INTO auth_replica (id, name, applied, seen_at, serves_until)
+            "INSERT INTO tenantgate_replica (id, name, applied, seen_at, serves_until)
              VALUES (?1, ?2, CAST(?3 AS INTEGER), {NOW}), {NOW}, ?4))
              ON CONFLICT (id) DO UPDATE SET applied = excluded.applied, seen_at = excluded.seen_at,
                                             serves_until = excluded.serves_until"
@@ -147,7 +191,7 @@ impl Store for SqliteStore {
     }
 
     async fn retract(&self, id: Uuid) -> Result<(), StoreError> {
-        let sql = "DELETE FROM auth_replica
+        let sql = "DELETE FROM tenantgate_replica
              WHERE id = ?1 OR serves_until < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')";
         sqlx::query(sql).bind(id.to_string()).execute(&mut self.connect().await?).await?;
         Ok(())
@@ -192,13 +236,13 @@ impl Store for SqliteStore {
     async fn write_shadowed(&self, requests: &[Shadowed]) -> Result<(), StoreError> {
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        sqlx::query("DELETE FROM shadow_report WHERE day < date('now', '-30 days')")
+        sqlx::query("DELETE FROM tenantgate_shadow_report WHERE day < date('now', '-30 days')")
             .execute(&mut *transaction)
             .await?;
         for Shadowed { kind, requests, first_seen, last_seen } in requests {
             // Fixed-width text in UTC compares as time does, and begins with the day.
             sqlx::query(
-                "INSERT INTO shadow_report (day, reason, network, user_agent, method, path, key_prefix, requests, first_seen, last_seen)
+                "INSERT INTO tenantgate_shadow_report (day, reason, network, user_agent, method, path, key_prefix, requests, first_seen, last_seen)
                  VALUES (substr(?8, 1, 10), ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
                  ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,
                      first_seen = min(first_seen, excluded.first_seen), last_seen = max(last_seen, excluded.last_seen)",

@@ -1,16 +1,18 @@
-//! How does a replica look at SQLite?
+//! A replica's session with SQLite.
 //!
-//! Over one connection that only reads. Whether there is anything to see,
-//! `PRAGMA data_version` tells; what, the change log after the last id seen.
+//! One connection that only reads. `PRAGMA data_version` tells whether another connection wrote, the change log what.
+
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{Connection as _, Row as _};
+use serde::Deserialize;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteRow};
+use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 use tokio_stream::StreamExt as _;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::{INFINITY, TENANT, instant, memo, tenant_of, uuid};
+use super::{INFINITY, TENANT, file_id, tenant_of};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyRecord, Memo, SecretHash};
@@ -22,15 +24,23 @@ pub(super) struct SqliteSession {
     connection: SqliteConnection,
     /// The newest id of the change log that was taken account of.
     cursor: i64,
-    /// What `PRAGMA data_version` said before the last look.
+    /// What `PRAGMA data_version` said before the last poll.
     data_version: i64,
+    file: PathBuf,
+    /// Which file was opened.
+    file_id: (u64, u64),
+    identity: String,
 }
 
 #[async_trait]
 impl Session for SqliteSession {
     async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<Look, StoreError> {
+        self.is_the_same_file()?;
         self.data_version = self.read_data_version().await?;
         let mut transaction = self.connection.begin().await?;
+        let identity =
+            sqlx::query("SELECT id FROM tenantgate_identity").fetch_optional(&mut *transaction).await?;
+        self.identity = identity.map(|row| row.try_get(0)).transpose()?.unwrap_or_default();
         let newest = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
         let sql = format!("SELECT {TENANT} FROM tenants");
         for row in sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *transaction).await? {
@@ -42,10 +52,15 @@ impl Session for SqliteSession {
                 Err(error) => return Err(error),
             }
         }
-        let sql = format!("SELECT {RECORD} FROM api_keys");
-        let mut rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch(&mut *transaction);
+        let mut rows = sqlx::query(PAGES).fetch(&mut *transaction);
         while let Some(row) = rows.next().await {
-            sink(key_row(&row?)?);
+            let page: Option<String> = row?.try_get(0)?;
+            let page: Vec<RawKey> = serde_json::from_str(page.as_deref().unwrap_or("[]"))
+                .map_err(|error| StoreError::Refused(format!("rows of api_keys cannot be read: {error}")))?;
+            for raw in page {
+                let (record, memo) = raw.record();
+                sink(Row::Key(record, memo));
+            }
         }
         drop(rows);
         transaction.commit().await?;
@@ -58,12 +73,14 @@ impl Session for SqliteSession {
         std::future::pending().await
     }
 
-    async fn has(&mut self, change: &str) -> Result<bool, StoreError> {
+    async fn has(&mut self, known: &Look) -> Result<bool, StoreError> {
         let newest: i64 = sqlx::query(NEWEST_CHANGE).fetch_one(&mut self.connection).await?.try_get(0)?;
+        let change = known.newest_change.as_deref().unwrap_or_default();
         Ok(change.parse::<i64>().is_ok_and(|change| change <= newest))
     }
 
     async fn changes(&mut self) -> Result<Changes, StoreError> {
+        self.is_the_same_file()?;
         let version = self.read_data_version().await?;
         if version == self.data_version {
             return Ok(Changes::Rows(Vec::new(), self.look()));
@@ -76,7 +93,7 @@ impl Session for SqliteSession {
             return Ok(Changes::Everything);
         }
         let mut changes = Vec::new();
-        let sql = "SELECT DISTINCT key_prefix, tenant_id FROM auth_change WHERE id > ?1";
+        let sql = "SELECT DISTINCT key_prefix, tenant_id FROM tenantgate_change WHERE id > ?1";
         for row in sqlx::query(sql).bind(self.cursor).fetch_all(&mut *transaction).await? {
             changes.extend(change_of(&mut transaction, &row).await?);
         }
@@ -86,28 +103,59 @@ impl Session for SqliteSession {
     }
 }
 
-const RECORD: &str =
-    "id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at IS NOT NULL AS revoked, key_memo";
+/// All keys, a thousand to a row. Each row of a result is handed over from the driver's thread to ours: a million of
+/// them would take longer than reading the file.
+const PAGES: &str = "WITH RECURSIVE page (first) AS (
+        SELECT min(rowid) FROM api_keys
+        UNION ALL SELECT (SELECT min(rowid) FROM api_keys WHERE rowid >= first + 1000) FROM page WHERE first IS NOT NULL)
+    SELECT (SELECT json_group_array(json_array(CAST(id AS TEXT), CAST(tenant_id AS TEXT), CAST(key_prefix AS TEXT),
+                CAST(hashed_key AS TEXT), CAST(expires_at AS TEXT), revoked_at IS NOT NULL, CAST(key_memo AS TEXT)))
+            FROM api_keys WHERE rowid >= first AND rowid < first + 1000)
+    FROM page WHERE first IS NOT NULL";
+
+/// One key, in the same form.
+const ONE: &str = "SELECT json_array(CAST(id AS TEXT), CAST(tenant_id AS TEXT), CAST(key_prefix AS TEXT),
+    CAST(hashed_key AS TEXT), CAST(expires_at AS TEXT), revoked_at IS NOT NULL, CAST(key_memo AS TEXT))
+    FROM api_keys WHERE key_prefix = ?1";
 
 /// The newest id ever given, whether or not the row is still there.
 const NEWEST_CHANGE: &str =
-    "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'auth_change'), 0)";
+    "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'tenantgate_change'), 0)";
 
 /// Whether rows after the cursor are missing from the log.
-const PRUNED: &str = "SELECT coalesce((SELECT min(id) FROM auth_change WHERE id > ?1), ?1 + 1) > ?1 + 1
-    OR (SELECT count(*) FROM auth_change WHERE id > ?1)
-       < coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'auth_change'), 0) - ?1";
+const PRUNED: &str = "SELECT coalesce((SELECT min(id) FROM tenantgate_change WHERE id > ?1), ?1 + 1) > ?1 + 1
+    OR (SELECT count(*) FROM tenantgate_change WHERE id > ?1)
+       < coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'tenantgate_change'), 0) - ?1";
 
 impl SqliteSession {
-    /// A session that has not looked yet.
-    pub(super) fn on(connection: SqliteConnection) -> Self {
-        Self { connection, cursor: 0, data_version: -1 }
+    /// A session that has not loaded yet.
+    pub(super) async fn open(options: &SqliteConnectOptions) -> Result<Self, StoreError> {
+        let file = options.get_filename().to_owned();
+        let before = std::fs::metadata(&file).map(|meta| file_id(&meta)).map_err(|_| gone(&file))?;
+        let connection = options.connect().await?;
+        let session =
+            Self { connection, cursor: 0, data_version: -1, file, file_id: before, identity: String::new() };
+        session.is_the_same_file()?;
+        Ok(session)
+    }
+
+    /// Changes of a file that was replaced would go unseen: the connection is to the old one.
+    fn is_the_same_file(&self) -> Result<(), StoreError> {
+        match std::fs::metadata(&self.file) {
+            Ok(meta) if file_id(&meta) == self.file_id => Ok(()),
+            Ok(_) => {
+                Err(StoreError::Unavailable(format!("{} was replaced by another file", self.file.display())))
+            }
+            Err(_) => Err(gone(&self.file)),
+        }
     }
 
     fn look(&self) -> Look {
         Look {
             position: self.cursor.to_string(),
             newest_change: Some(self.cursor.to_string()),
+            identity: self.identity.clone(),
+            place: format!("{}:{}", self.file_id.0, self.file_id.1),
             ..Look::default()
         }
     }
@@ -115,6 +163,10 @@ impl SqliteSession {
     async fn read_data_version(&mut self) -> Result<i64, StoreError> {
         Ok(sqlx::query("PRAGMA data_version").fetch_one(&mut self.connection).await?.try_get(0)?)
     }
+}
+
+fn gone(file: &Path) -> StoreError {
+    StoreError::Unavailable(format!("{} is gone", file.display()))
 }
 
 async fn change_of(
@@ -139,29 +191,42 @@ pub(super) async fn key_record(
     connection: &mut SqliteConnection,
     prefix: &str,
 ) -> Result<Option<(KeyRecord, Option<Memo>)>, StoreError> {
-    let sql = format!("SELECT {RECORD} FROM api_keys WHERE key_prefix = ?1");
-    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(prefix).fetch_optional(connection).await?;
-    row.as_ref().map(record).transpose()
+    let Some(row) = sqlx::query(ONE).bind(prefix).fetch_optional(connection).await? else { return Ok(None) };
+    let raw: RawKey = serde_json::from_str(row.try_get(0)?)
+        .map_err(|error| StoreError::Refused(format!("a row of api_keys cannot be read: {error}")))?;
+    Ok(Some(raw.record()))
 }
 
-fn key_row(row: &SqliteRow) -> Result<Row, StoreError> {
-    record(row).map(|(record, memo)| Row::Key(record, memo))
-}
+/// Id, tenant, prefix, hash, expiry, whether revoked, memo.
+#[derive(Deserialize)]
+struct RawKey(
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    u8,
+    Option<String>,
+);
 
-/// A row whose expiry cannot be read is damaged, not everlasting; so is one with an identity that is none.
-fn record(row: &SqliteRow) -> Result<(KeyRecord, Option<Memo>), StoreError> {
-    let (id, tenant_id) = (uuid(row, "id", "api_keys"), uuid(row, "tenant_id", "api_keys"));
-    let expires_at: Option<String> = row.try_get("expires_at")?;
-    let sound = id.is_ok() && tenant_id.is_ok() && expires_at.as_deref().is_none_or(is_instant);
-    let record = KeyRecord {
-        id: KeyId(id.unwrap_or_default()),
-        tenant_id: TenantId(tenant_id.unwrap_or_default()),
-        prefix: row.try_get::<&str, _>("key_prefix")?.into(),
-        hash: SecretHash::parse(row.try_get("hashed_key")?).filter(|_| sound),
-        expires_at: instant(row, "expires_at")?.into(),
-        revoked: row.try_get("revoked")?,
-    };
-    Ok((record, memo(row)?))
+impl RawKey {
+    /// A row whose expiry cannot be read is damaged, not everlasting; so is one whose identity is not a UUID.
+    fn record(self) -> (KeyRecord, Option<Memo>) {
+        let Self(id, tenant_id, prefix, hash, expires_at, revoked, memo) = self;
+        let uuid = |text: Option<String>| text.and_then(|text| Uuid::parse_str(&text).ok());
+        let (id, tenant_id) = (uuid(id), uuid(tenant_id));
+        let sound = id.is_some() && tenant_id.is_some() && expires_at.as_deref().is_none_or(is_instant);
+        let expires_at = expires_at.filter(|text| text != INFINITY);
+        let record = KeyRecord {
+            id: KeyId(id.unwrap_or_default()),
+            tenant_id: TenantId(tenant_id.unwrap_or_default()),
+            prefix: prefix.unwrap_or_default().as_str().into(),
+            hash: SecretHash::parse(hash.as_deref().unwrap_or_default()).filter(|_| sound),
+            expires_at: expires_at.map(|text| Timestamp::parse(&text).unwrap_or(Timestamp::MIN)).into(),
+            revoked: revoked != 0,
+        };
+        (record, memo.as_deref().and_then(Memo::parse))
+    }
 }
 
 fn is_instant(text: &str) -> bool {

@@ -42,7 +42,7 @@ impl Database {
     pub async fn furnished() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let url = format!("sqlite://{}", directory.path().join("fuzz.db").display());
-        let store = config::management(&url, Actor::default()).expect("a store");
+        let store = config::management(&config::Database::at(&url), Actor::default()).expect("a store");
         store.migrate().await.expect("tables");
         for tenant in &TENANTS {
             let id = Some(TenantId(Uuid::from_u128(tenant.id)));

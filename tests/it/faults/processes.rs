@@ -98,7 +98,7 @@ fn the_server_is_held_still_for_longer_than_the_bound() {
 /// The backends of Postgres that tenantgate talks to in this database.
 fn backends(world: &World) -> Vec<String> {
     let sql = "SELECT pid::text FROM pg_stat_activity WHERE application_name = 'tenantgate'
-        AND datname = current_database() AND query LIKE '%auth_change%'";
+        AND datname = current_database() AND query LIKE '%tenantgate_change%'";
     world.db.texts(sql).into_iter().flatten().collect()
 }
 

@@ -9,8 +9,8 @@ use crate::support::world::quick_hash;
 use crate::support::{Backend, Database, World, eventually, tell};
 
 /// Takes the notification out of a trigger's function and leaves the rest.
-const MUTE: &str = "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('auth_key_changed'::regproc),
-    'PERFORM pg_notify(''auth_change'', '''');', ''); END $$";
+const MUTE: &str = "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('tenantgate_key_changed'::regproc),
+    'PERFORM pg_notify(''tenantgate_change'', '''');', ''); END $$";
 
 /// The next look comes after 50 ms whatever happens; that many more are for a loaded machine.
 const A_TICK: Duration = Duration::from_millis(500);
@@ -20,7 +20,8 @@ fn notifications_are_lost() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
     play.sql(MUTE);
-    let mute = "SELECT (prosrc NOT LIKE '%pg_notify%')::text FROM pg_proc WHERE proname = 'auth_key_changed'";
+    let mute =
+        "SELECT (prosrc NOT LIKE '%pg_notify%')::text FROM pg_proc WHERE proname = 'tenantgate_key_changed'";
     assert_eq!(world.db.text(mute).as_deref(), Some("true"));
     for _ in 0..5 {
         play.revokes_and_sees("victim");

@@ -95,7 +95,7 @@ fn rows_are_locked_and_the_database_is_read_only() {
         ("nobody", Ask::with_key("llmk_nobody_12345678")),
         ("revoked", Ask::with_key(&world.revoked.text)),
     ];
-    let changes = || world.db.text("SELECT count(*)::text FROM auth_change");
+    let changes = || world.db.text("SELECT count(*)::text FROM tenantgate_change");
     let logged = changes();
     let traffic = Traffic::to(&server.address, Instant::now(), &asks);
 

@@ -134,7 +134,7 @@ impl Session for Watched {
         Ok(changes)
     }
 
-    async fn has(&mut self, change: &str) -> Result<bool, StoreError> {
+    async fn has(&mut self, change: &Look) -> Result<bool, StoreError> {
         self.session.has(change).await
     }
 }

@@ -144,7 +144,7 @@ fn step(dice: &mut Dice) -> String {
         17 if dice.one_in(2) => format!("DELETE FROM tenants WHERE id = '{tenant}'"),
         18 => on_tenant(format!("id = '{}'", tenant_id(dice))),
         // The mark of a change of nothing, as `key revoke --wait` makes it.
-        19 => "INSERT INTO auth_change (key_prefix) VALUES ('')".to_owned(),
+        19 => "INSERT INTO tenantgate_change (key_prefix) VALUES ('')".to_owned(),
         _ => insert(dice, &key, tenant, "DO NOTHING"),
     }
 }
@@ -205,7 +205,7 @@ pub(super) async fn prune(url: String, mut dice: Dice, stop: Stop) -> Tally {
     let mut tally = Tally::default();
     while stop.not_yet() {
         sleep(dice.millis(5, 120)).await;
-        let sql = "SELECT auth_prune(interval '0')";
+        let sql = "SELECT tenantgate_prune(interval '0')";
         let rows: i64 = sqlx::query_scalar(sql).fetch_one(&mut session).await.expect("it prunes");
         tally.pruned += u64::try_from(rows).expect("a count");
     }

@@ -86,6 +86,13 @@ impl Run {
         self.one_line(1)
     }
 
+    /// Exit 1, nothing on stdout, some lines on stderr: gives them.
+    #[track_caller]
+    pub(crate) fn refused_lines(self) -> String {
+        assert_eq!((self.code, self.stdout.as_str()), (Some(1), ""), "{self:#?}");
+        self.stderr
+    }
+
     /// Exit 2, and something said about it: gives that.
     #[track_caller]
     pub(crate) fn usage(self) -> String {

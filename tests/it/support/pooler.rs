@@ -1,4 +1,4 @@
-//! What if a pooler stands before the database? A real one, in transaction mode.
+//! A real pooler before the database, in transaction or session mode.
 //!
 //! `PgBouncer` gives a client another backend for each transaction, so that what was said to
 //! one of them (LISTEN, settings) holds nowhere. As with a cluster, a small shell stands
@@ -35,10 +35,20 @@ pub(crate) struct Pooler {
 impl Pooler {
     /// Takes connections to the database; `None`, said loudly, where the machine has no pooler.
     pub(crate) fn before(database: &Database) -> Option<Self> {
+        let ignored = "ignore_startup_parameters = extra_float_digits,options\n";
+        Self::in_mode(database, &format!("pool_mode = transaction\n{ignored}"))
+    }
+
+    /// One in session mode with the settings that it comes with.
+    pub(crate) fn in_session_mode(database: &Database) -> Option<Self> {
+        Self::in_mode(database, "pool_mode = session\n")
+    }
+
+    fn in_mode(database: &Database, mode: &str) -> Option<Self> {
         let program = binary()?;
         let dir = tempfile::Builder::new().prefix("tenantgate-pool-").tempdir().expect("a directory");
         let (port, file) = (free_port(), dir.path().join("pool.ini"));
-        std::fs::write(&file, settings(port, database.port())).expect("written");
+        std::fs::write(&file, settings(port, database.port(), mode)).expect("written");
         // A copy, because whom clusters belong to may not look into where we found it.
         std::fs::copy(program, dir.path().join(PROGRAM)).expect("copied");
         let mut keeper = Command::new("sh");
@@ -68,11 +78,11 @@ impl Drop for Pooler {
 }
 
 /// Lets everybody in, as whom the tests come anyway, and takes what it does not understand for said.
-fn settings(port: u16, to: u16) -> String {
+fn settings(port: u16, to: u16, mode: &str) -> String {
     format!(
         "[databases]\n* = host=127.0.0.1 port={to} user={ROLE}\n\
          [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
-         auth_type = any\npool_mode = transaction\nignore_startup_parameters = extra_float_digits,options\n"
+         auth_type = any\n{mode}"
     )
 }
 

@@ -89,6 +89,51 @@ impl Cluster {
         Self::start_in(&bin, &dir, user, group)
     }
 
+    /// A cluster of the caller's own that can publish changes.
+    pub(crate) fn publisher() -> Option<Self> {
+        let cluster = Self::private()?;
+        cluster.admin("ALTER SYSTEM SET wal_level = logical");
+        cluster.stop();
+        assert!(cluster.start());
+        Some(cluster)
+    }
+
+    /// Uses up transactions, so that this cluster's are numbered higher than those of a new one.
+    pub(crate) fn use_up_transactions(&self, count: u32) {
+        self.admin(&format!(
+            "DO $$ BEGIN FOR n IN 1..{count} LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
+        ));
+    }
+
+    /// A database as `pg_dump` writes it.
+    pub(crate) fn dump(&self, database: &str, args: &[&str]) -> String {
+        let bin = binaries().expect("found before");
+        let mut dump = Command::new(bin.join("pg_dump"));
+        let said = dump.args(args).arg(self.url(database)).output().expect("pg_dump starts");
+        assert!(said.status.success(), "pg_dump: {}", String::from_utf8_lossy(&said.stderr));
+        String::from_utf8(said.stdout).expect("UTF-8")
+    }
+
+    /// Makes a database of a dump.
+    pub(crate) fn restore(&self, database: &str, dump: &str) {
+        self.admin(&format!("CREATE DATABASE {database}"));
+        let mut psql = Command::new(binaries().expect("found before").join("psql"));
+        psql.args(["-q", "-v", "ON_ERROR_STOP=1", "-d"]).arg(self.url(database));
+        psql.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::inherit());
+        let mut psql = psql.spawn().expect("psql starts");
+        psql.stdin.take().expect("piped").write_all(dump.as_bytes()).expect("psql reads");
+        assert!(psql.wait().expect("psql ends").success(), "the dump is restored");
+    }
+
+    /// Asks for the password of this role from now on.
+    pub(crate) fn asks_for_the_password_of(&self, role: &str) {
+        let hba = format!(
+            "host all {role} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\nlocal all all trust\n"
+        );
+        std::fs::write(self.dir.join("data/pg_hba.conf"), hba).expect("written");
+        self.admin("SELECT pg_reload_conf()");
+    }
+
     fn start_in(bin: &Path, dir: &Path, user: Option<u32>, group: Option<u32>) -> Self {
         (0..20).find_map(|_| Self::start_at_some_port(bin, dir, user, group)).expect("a free port")
     }

@@ -1,0 +1,21 @@
+-- Shadow mode: requests that would have been refused passed without an identity, and are counted here.
+
+-- One row for each kind of request and day: a server adds to it, and bounds the number of rows.
+CREATE TABLE tenantgate_shadow_report (
+    day        date   NOT NULL,
+    -- Why it would have been refused.
+    reason     text   NOT NULL,
+    -- The client's network, /24 or /56, never a whole address.
+    network    text   NOT NULL,
+    user_agent text   NOT NULL,
+    method     text   NOT NULL,
+    -- Without its query; parts that look like identities are *.
+    path       text   NOT NULL,
+    -- Of proven keys; else empty.
+    key_prefix text   NOT NULL,
+    requests   bigint NOT NULL,
+    first_seen timestamptz NOT NULL,
+    last_seen  timestamptz NOT NULL,
+    PRIMARY KEY (day, reason, network, user_agent, method, path, key_prefix)
+);
+COMMENT ON TABLE tenantgate_shadow_report IS 'tenantgate: requests that enforcing would refuse; kept for 30 days';

@@ -1,0 +1,227 @@
+-- Functions and triggers. `tenantgate migrate` runs this file after each migration, and again whenever the database
+-- differs from it (a restore without rights, a renamed schema, a trigger that was dropped). It may be run again at
+-- any time, with the schema of the tables first in search_path.
+
+-- Rows of keys and tenants -------------------------------------------------------------------------------------
+--
+-- These run with the rights of their owner, so that a role that may change a key needs no right to the log.
+
+CREATE OR REPLACE FUNCTION tenantgate_key_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $body$
+BEGIN
+    IF tg_op <> 'INSERT' THEN
+        INSERT INTO tenantgate_change (key_prefix) VALUES (old.key_prefix);
+    END IF;
+    IF tg_op = 'INSERT' OR (tg_op = 'UPDATE' AND new.key_prefix <> old.key_prefix) THEN
+        INSERT INTO tenantgate_change (key_prefix) VALUES (new.key_prefix);
+    END IF;
+    PERFORM pg_notify('tenantgate_change', '');
+    RETURN NULL;
+END $body$;
+
+CREATE OR REPLACE FUNCTION tenantgate_tenant_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $body$
+BEGIN
+    IF tg_op <> 'INSERT' THEN
+        INSERT INTO tenantgate_change (tenant_id) VALUES (old.id);
+    END IF;
+    IF tg_op = 'INSERT' OR (tg_op = 'UPDATE' AND new.id <> old.id) THEN
+        INSERT INTO tenantgate_change (tenant_id) VALUES (new.id);
+    END IF;
+    PERFORM pg_notify('tenantgate_change', '');
+    RETURN NULL;
+END $body$;
+
+CREATE OR REPLACE FUNCTION tenantgate_refuse_truncate() RETURNS trigger LANGUAGE plpgsql AS $body$
+BEGIN
+    RAISE EXCEPTION 'TRUNCATE of % is refused', tg_table_name
+        USING HINT = 'DELETE the rows instead: every replica of tenantgate then sees them go.';
+END $body$;
+
+-- The change log -----------------------------------------------------------------------------------------------
+
+-- Deletes what every later snapshot has seen, and records that in the floor. Of two that prune at once the second
+-- leaves it to the first.
+CREATE OR REPLACE FUNCTION tenantgate_prune(keep interval) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER AS $body$
+DECLARE
+    pruned bigint := 0;
+    newest xid8;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtext('tenantgate prune')) THEN
+        RETURN 0;
+    END IF;
+    WITH gone AS (
+        DELETE FROM tenantgate_change
+        WHERE xid < pg_snapshot_xmin(pg_current_snapshot()) AND at < now() - keep RETURNING xid)
+    SELECT count(*), (SELECT xid FROM gone ORDER BY xid DESC LIMIT 1) INTO pruned, newest FROM gone;
+    UPDATE tenantgate_change_floor SET xid = newest WHERE xid < newest;
+    RETURN pruned;
+END $body$;
+
+-- Removes what a restore brought from a cluster whose transactions were numbered higher: rows that are visible, and
+-- of a transaction that has not been yet. They never count as changes; this keeps them from coming of age.
+CREATE OR REPLACE FUNCTION tenantgate_settle() RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER AS $body$
+DECLARE
+    removed bigint;
+BEGIN
+    DELETE FROM tenantgate_change
+        WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()) AND xid <> pg_current_xact_id();
+    GET DIAGNOSTICS removed = ROW_COUNT;
+    UPDATE tenantgate_change_floor SET xid = '0' WHERE xid >= pg_snapshot_xmax(pg_current_snapshot());
+    DELETE FROM tenantgate_replica WHERE pg_snapshot_xmax(applied) > pg_snapshot_xmax(pg_current_snapshot());
+    RETURN removed;
+END $body$;
+
+-- Logs a change of nothing, so that every server polls and records that it has.
+CREATE OR REPLACE FUNCTION tenantgate_mark() RETURNS xid8 LANGUAGE plpgsql SECURITY DEFINER AS $body$
+BEGIN
+    INSERT INTO tenantgate_change (key_prefix) VALUES ('');
+    PERFORM pg_notify('tenantgate_change', '');
+    RETURN pg_current_xact_id();
+END $body$;
+
+-- The audit log ------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION tenantgate_audit_refuse() RETURNS trigger LANGUAGE plpgsql AS $body$
+BEGIN
+    -- Logical replication replaces a row of the subscriber's own by the publisher's: see tenantgate_replicated.
+    IF tg_op = 'DELETE' AND pg_trigger_depth() > 1 AND current_setting('session_replication_role') = 'replica' THEN
+        RETURN old;
+    END IF;
+    RAISE EXCEPTION '% of % is refused', tg_op, tg_table_name
+        USING HINT = 'The audit log is append-only.';
+END $body$;
+
+-- Logical replication ------------------------------------------------------------------------------------------
+--
+-- Fires for replicated rows alone. The change log of a subscriber is its own: the triggers of the two tables write
+-- it while their rows are applied. So replicated rows of the log, and of what servers write, are discarded. The
+-- identity is the publisher's.
+
+CREATE OR REPLACE FUNCTION tenantgate_replicated() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $body$
+BEGIN
+    IF pg_trigger_depth() > 1 THEN
+        -- Written by one of our triggers, not replicated.
+        NULL;
+    ELSIF tg_table_name IN ('tenantgate_change', 'tenantgate_change_floor', 'tenantgate_replica',
+                            'tenantgate_shadow_report') THEN
+        RETURN NULL;
+    ELSIF tg_table_name = 'tenantgate_identity' AND tg_op <> 'DELETE' THEN
+        IF tg_op = 'UPDATE' THEN
+            new.log := old.log;
+        ELSIF EXISTS (SELECT FROM tenantgate_identity) THEN
+            UPDATE tenantgate_identity SET id = new.id, made_at = new.made_at;
+            RETURN NULL;
+        ELSE
+            new.log := gen_random_uuid();
+        END IF;
+    ELSIF tg_table_name = 'tenantgate_audit_log' AND tg_op = 'INSERT' THEN
+        DELETE FROM tenantgate_audit_log WHERE seq = new.seq;
+    ELSIF tg_table_name = 'tenantgate_migrations' AND tg_op = 'INSERT' THEN
+        IF EXISTS (SELECT FROM tenantgate_migrations WHERE version = new.version) THEN
+            RETURN NULL;
+        END IF;
+    END IF;
+    IF tg_op = 'DELETE' THEN
+        RETURN old;
+    END IF;
+    RETURN new;
+END $body$;
+
+-- Each function looks names up in the schema of the tables alone, whatever the session's search_path is, and is not
+-- everybody's to call. Triggers need no right to their function.
+DO $do$
+DECLARE
+    ours text;
+BEGIN
+    FOR ours IN SELECT p.oid::regprocedure::text FROM pg_proc p
+        WHERE p.pronamespace = current_schema()::regnamespace AND p.proname LIKE 'tenantgate\_%'
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp', ours, current_schema());
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', ours);
+    END LOOP;
+END $do$;
+
+-- Triggers -----------------------------------------------------------------------------------------------------
+--
+-- ALWAYS: also under session_replication_role = replica, which restores and logical replication set.
+-- REPLICA: only there.
+
+DROP TRIGGER IF EXISTS tenantgate_key_came_or_went ON api_keys;
+CREATE TRIGGER tenantgate_key_came_or_went AFTER INSERT OR DELETE ON api_keys
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_key_changed();
+ALTER TABLE api_keys ENABLE ALWAYS TRIGGER tenantgate_key_came_or_went;
+
+-- Only what a decision needs: last_used_at and names change without a row in the log.
+DROP TRIGGER IF EXISTS tenantgate_key_updated ON api_keys;
+CREATE TRIGGER tenantgate_key_updated AFTER UPDATE ON api_keys FOR EACH ROW
+    WHEN ((old.id, old.tenant_id, old.key_prefix, old.hashed_key, old.expires_at, old.revoked_at, old.key_memo)
+          IS DISTINCT FROM
+          (new.id, new.tenant_id, new.key_prefix, new.hashed_key, new.expires_at, new.revoked_at, new.key_memo))
+    EXECUTE FUNCTION tenantgate_key_changed();
+ALTER TABLE api_keys ENABLE ALWAYS TRIGGER tenantgate_key_updated;
+
+DROP TRIGGER IF EXISTS tenantgate_key_truncated ON api_keys;
+CREATE TRIGGER tenantgate_key_truncated BEFORE TRUNCATE ON api_keys
+    FOR EACH STATEMENT EXECUTE FUNCTION tenantgate_refuse_truncate();
+ALTER TABLE api_keys ENABLE ALWAYS TRIGGER tenantgate_key_truncated;
+
+DROP TRIGGER IF EXISTS tenantgate_tenant_came_or_went ON tenants;
+CREATE TRIGGER tenantgate_tenant_came_or_went AFTER INSERT OR DELETE ON tenants
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_tenant_changed();
+ALTER TABLE tenants ENABLE ALWAYS TRIGGER tenantgate_tenant_came_or_went;
+
+DROP TRIGGER IF EXISTS tenantgate_tenant_updated ON tenants;
+CREATE TRIGGER tenantgate_tenant_updated AFTER UPDATE ON tenants FOR EACH ROW
+    WHEN ((old.id, old.name, old.db_schema_name, old.status, old.mode)
+          IS DISTINCT FROM (new.id, new.name, new.db_schema_name, new.status, new.mode))
+    EXECUTE FUNCTION tenantgate_tenant_changed();
+ALTER TABLE tenants ENABLE ALWAYS TRIGGER tenantgate_tenant_updated;
+
+DROP TRIGGER IF EXISTS tenantgate_tenant_truncated ON tenants;
+CREATE TRIGGER tenantgate_tenant_truncated BEFORE TRUNCATE ON tenants
+    FOR EACH STATEMENT EXECUTE FUNCTION tenantgate_refuse_truncate();
+ALTER TABLE tenants ENABLE ALWAYS TRIGGER tenantgate_tenant_truncated;
+
+DROP TRIGGER IF EXISTS tenantgate_audit_log_kept ON tenantgate_audit_log;
+CREATE TRIGGER tenantgate_audit_log_kept BEFORE UPDATE OR DELETE ON tenantgate_audit_log
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_audit_refuse();
+ALTER TABLE tenantgate_audit_log ENABLE ALWAYS TRIGGER tenantgate_audit_log_kept;
+
+DROP TRIGGER IF EXISTS tenantgate_audit_log_not_truncated ON tenantgate_audit_log;
+CREATE TRIGGER tenantgate_audit_log_not_truncated BEFORE TRUNCATE ON tenantgate_audit_log
+    FOR EACH STATEMENT EXECUTE FUNCTION tenantgate_audit_refuse();
+ALTER TABLE tenantgate_audit_log ENABLE ALWAYS TRIGGER tenantgate_audit_log_not_truncated;
+
+DROP TRIGGER IF EXISTS tenantgate_change_replicated ON tenantgate_change;
+CREATE TRIGGER tenantgate_change_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_change
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
+ALTER TABLE tenantgate_change ENABLE REPLICA TRIGGER tenantgate_change_replicated;
+
+DROP TRIGGER IF EXISTS tenantgate_change_floor_replicated ON tenantgate_change_floor;
+CREATE TRIGGER tenantgate_change_floor_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_change_floor
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
+ALTER TABLE tenantgate_change_floor ENABLE REPLICA TRIGGER tenantgate_change_floor_replicated;
+
+DROP TRIGGER IF EXISTS tenantgate_replica_replicated ON tenantgate_replica;
+CREATE TRIGGER tenantgate_replica_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_replica
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
+ALTER TABLE tenantgate_replica ENABLE REPLICA TRIGGER tenantgate_replica_replicated;
+
+DROP TRIGGER IF EXISTS tenantgate_shadow_report_replicated ON tenantgate_shadow_report;
+CREATE TRIGGER tenantgate_shadow_report_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_shadow_report
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
+ALTER TABLE tenantgate_shadow_report ENABLE REPLICA TRIGGER tenantgate_shadow_report_replicated;
+
+DROP TRIGGER IF EXISTS tenantgate_identity_replicated ON tenantgate_identity;
+CREATE TRIGGER tenantgate_identity_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_identity
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
+ALTER TABLE tenantgate_identity ENABLE REPLICA TRIGGER tenantgate_identity_replicated;
+
+DROP TRIGGER IF EXISTS tenantgate_audit_log_replicated ON tenantgate_audit_log;
+CREATE TRIGGER tenantgate_audit_log_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_audit_log
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
+ALTER TABLE tenantgate_audit_log ENABLE REPLICA TRIGGER tenantgate_audit_log_replicated;
+
+DROP TRIGGER IF EXISTS tenantgate_migrations_replicated ON tenantgate_migrations;
+CREATE TRIGGER tenantgate_migrations_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_migrations
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
+ALTER TABLE tenantgate_migrations ENABLE REPLICA TRIGGER tenantgate_migrations_replicated;

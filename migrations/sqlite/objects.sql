@@ -1,0 +1,80 @@
+-- Triggers. They are made after each migration, and again by `tenantgate migrate` whenever the database differs from
+-- this file.
+
+DROP TRIGGER IF EXISTS tenantgate_key_inserted;
+CREATE TRIGGER tenantgate_key_inserted AFTER INSERT ON api_keys BEGIN
+    INSERT INTO tenantgate_change (key_prefix) VALUES (new.key_prefix);
+END;
+DROP TRIGGER IF EXISTS tenantgate_key_deleted;
+CREATE TRIGGER tenantgate_key_deleted AFTER DELETE ON api_keys BEGIN
+    INSERT INTO tenantgate_change (key_prefix) VALUES (old.key_prefix);
+END;
+-- Only what a decision needs: last_used_at and names change without a row in the log.
+DROP TRIGGER IF EXISTS tenantgate_key_updated;
+CREATE TRIGGER tenantgate_key_updated
+AFTER UPDATE OF id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at, key_memo ON api_keys BEGIN
+    INSERT INTO tenantgate_change (key_prefix) VALUES (old.key_prefix);
+    INSERT INTO tenantgate_change (key_prefix) SELECT new.key_prefix WHERE new.key_prefix <> old.key_prefix;
+END;
+
+DROP TRIGGER IF EXISTS tenantgate_tenant_inserted;
+CREATE TRIGGER tenantgate_tenant_inserted AFTER INSERT ON tenants BEGIN
+    INSERT INTO tenantgate_change (tenant_id) VALUES (new.id);
+END;
+DROP TRIGGER IF EXISTS tenantgate_tenant_deleted;
+CREATE TRIGGER tenantgate_tenant_deleted AFTER DELETE ON tenants BEGIN
+    INSERT INTO tenantgate_change (tenant_id) VALUES (old.id);
+END;
+DROP TRIGGER IF EXISTS tenantgate_tenant_updated;
+CREATE TRIGGER tenantgate_tenant_updated AFTER UPDATE OF id, name, db_schema_name, status, mode ON tenants BEGIN
+    INSERT INTO tenantgate_change (tenant_id) VALUES (old.id);
+    INSERT INTO tenantgate_change (tenant_id) SELECT new.id WHERE new.id <> old.id;
+END;
+
+-- REPLACE deletes the rows it conflicts with, and fires no trigger for them (recursive_triggers is a setting of
+-- each connection, and off). So the rows that are about to be deleted are logged before.
+-- <https://www.sqlite.org/lang_conflict.html>
+DROP TRIGGER IF EXISTS tenantgate_key_replaces;
+CREATE TRIGGER tenantgate_key_replaces BEFORE INSERT ON api_keys BEGIN
+    INSERT INTO tenantgate_change (key_prefix)
+        SELECT key_prefix FROM api_keys WHERE id = new.id OR hashed_key = new.hashed_key;
+END;
+DROP TRIGGER IF EXISTS tenantgate_key_update_replaces;
+CREATE TRIGGER tenantgate_key_update_replaces BEFORE UPDATE OF id, key_prefix, hashed_key ON api_keys BEGIN
+    INSERT INTO tenantgate_change (key_prefix)
+        SELECT key_prefix FROM api_keys
+        WHERE rowid <> old.rowid AND (id = new.id OR hashed_key = new.hashed_key);
+END;
+-- The keys of a replaced tenant are deleted with it, also without a trigger.
+DROP TRIGGER IF EXISTS tenantgate_tenant_replaces;
+CREATE TRIGGER tenantgate_tenant_replaces BEFORE INSERT ON tenants BEGIN
+    INSERT INTO tenantgate_change (key_prefix)
+        SELECT k.key_prefix FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
+        WHERE t.id = new.id OR t.db_schema_name = new.db_schema_name;
+    INSERT INTO tenantgate_change (tenant_id)
+        SELECT id FROM tenants WHERE id = new.id OR db_schema_name = new.db_schema_name;
+END;
+DROP TRIGGER IF EXISTS tenantgate_tenant_update_replaces;
+CREATE TRIGGER tenantgate_tenant_update_replaces BEFORE UPDATE OF id, db_schema_name ON tenants BEGIN
+    INSERT INTO tenantgate_change (key_prefix)
+        SELECT k.key_prefix FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
+        WHERE t.rowid <> old.rowid AND (t.id = new.id OR t.db_schema_name = new.db_schema_name);
+    INSERT INTO tenantgate_change (tenant_id)
+        SELECT id FROM tenants
+        WHERE rowid <> old.rowid AND (id = new.id OR db_schema_name = new.db_schema_name);
+END;
+
+DROP TRIGGER IF EXISTS tenantgate_audit_log_not_updated;
+CREATE TRIGGER tenantgate_audit_log_not_updated BEFORE UPDATE ON tenantgate_audit_log BEGIN
+    SELECT RAISE(ABORT, 'UPDATE of tenantgate_audit_log is refused, it is append-only');
+END;
+DROP TRIGGER IF EXISTS tenantgate_audit_log_not_deleted;
+CREATE TRIGGER tenantgate_audit_log_not_deleted BEFORE DELETE ON tenantgate_audit_log BEGIN
+    SELECT RAISE(ABORT, 'DELETE of tenantgate_audit_log is refused, it is append-only');
+END;
+-- REPLACE would delete the row it conflicts with, and fire no trigger for that.
+DROP TRIGGER IF EXISTS tenantgate_audit_log_appended;
+CREATE TRIGGER tenantgate_audit_log_appended BEFORE INSERT ON tenantgate_audit_log
+WHEN new.seq IS NOT (SELECT coalesce(max(seq), 0) + 1 FROM tenantgate_audit_log) BEGIN
+    SELECT RAISE(ABORT, 'tenantgate_audit_log is append-only: the next row has the next number');
+END;

@@ -1,0 +1,141 @@
+//! Which database, and how long to wait for it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::duration;
+use crate::audit::Actor;
+use crate::store::inspect::Inspect;
+use crate::store::postgres::PostgresStore;
+use crate::store::sqlite::SqliteStore;
+use crate::store::{LOCK_TIMEOUT, Management, Store, UrlSource};
+
+/// The default of `--database-url`.
+const DEFAULT_URL: &str = "sqlite://tenantgate.db";
+
+/// The options that every command takes.
+#[derive(clap::Args, Clone, Debug)]
+pub struct DatabaseArgs {
+    /// Where tenants and keys are: postgres://…, postgresql+asyncpg://… or `sqlite://file`
+    #[arg(
+        long,
+        global = true,
+        env = "LLMCORE_AUTH_DATABASE_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        default_value = DEFAULT_URL
+    )]
+    pub database_url: String,
+
+    /// A file whose one line is the database URL, read again at every connect, so that a new password needs no
+    /// restart
+    #[arg(long, global = true, env = "TENANTGATE_DATABASE_URL_FILE", value_name = "FILE")]
+    pub database_url_file: Option<PathBuf>,
+
+    /// The Postgres schema of tenants, `api_keys` and the tables of tenantgate [default: public]
+    #[arg(long, global = true, env = "TENANTGATE_DATABASE_SCHEMA", value_name = "NAME")]
+    pub database_schema: Option<String>,
+
+    /// How long a command waits for a lock that another session holds before it exits with 3
+    #[arg(long, global = true, env = "TENANTGATE_LOCK_TIMEOUT", value_name = "DURATION", default_value = "5s",
+          value_parser = lock_timeout)]
+    pub lock_timeout: Duration,
+}
+
+/// Which database to use.
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// Where its address comes from.
+    pub source: UrlSource,
+    /// The Postgres schema of its tables, if it was named.
+    pub schema: Option<String>,
+    /// How long to wait for a lock.
+    pub lock_timeout: Duration,
+    /// Whether a SQLite file may be made.
+    pub may_create: bool,
+}
+
+impl Database {
+    /// The database at this URL.
+    #[must_use]
+    pub fn at(url: &str) -> Self {
+        let source = UrlSource::Text(url.to_owned());
+        Self { source, schema: None, lock_timeout: LOCK_TIMEOUT, may_create: true }
+    }
+
+    /// The option that its address comes from.
+    #[must_use]
+    pub fn option(&self) -> &'static str {
+        match self.source {
+            UrlSource::Text(_) => "--database-url",
+            UrlSource::File(_) => "--database-url-file",
+        }
+    }
+}
+
+impl DatabaseArgs {
+    /// The database that is meant. `said` tells whether an option was given on the command line.
+    ///
+    /// # Errors
+    ///
+    /// Both the URL and the file are given on the command line.
+    pub fn database(&self, said: impl Fn(&str) -> bool, may_create: bool) -> Result<Database, String> {
+        let url = || UrlSource::Text(self.database_url.clone());
+        // A flag beats a variable.
+        let source = match &self.database_url_file {
+            Some(_) if said("database_url") && said("database_url_file") => {
+                return Err("--database-url and --database-url-file name two databases: use one".into());
+            }
+            Some(file) if !said("database_url") => UrlSource::File(file.clone()),
+            _ => url(),
+        };
+        let schema = self.database_schema.clone().filter(|schema| !schema.is_empty());
+        Ok(Database { source, schema, lock_timeout: self.lock_timeout, may_create })
+    }
+}
+
+/// The store of a database.
+///
+/// # Errors
+///
+/// Its address is not valid; says why, without repeating it.
+pub fn store(url: &str) -> Result<Arc<dyn Store>, String> {
+    Ok(management(&Database::at(url), Actor::default())?)
+}
+
+/// A store with everything that commands do, on behalf of `actor`.
+///
+/// # Errors
+///
+/// As [`store`].
+pub fn management(database: &Database, actor: Actor) -> Result<Arc<dyn Management>, String> {
+    Ok(inspected(database, actor)?)
+}
+
+/// A store that can also be examined.
+///
+/// # Errors
+///
+/// As [`store`].
+pub fn inspected(database: &Database, actor: Actor) -> Result<Arc<dyn Inspect>, String> {
+    let url = database.source.read()?;
+    let limit = database.lock_timeout;
+    if url.starts_with("sqlite:") {
+        if database.schema.is_some() {
+            return Err("SQLite has no schemas: leave out --database-schema".into());
+        }
+        let store = SqliteStore::new(&url)?.acting_for(actor).giving_up_on_locks_after(limit);
+        return Ok(Arc::new(if database.may_create { store } else { store.of_existing_file() }));
+    }
+    if !url.contains("://") && !url.contains('=') && !url.starts_with("jdbc:") {
+        return Err("the database URL must start with postgres://, postgresql:// or sqlite://".into());
+    }
+    let store = PostgresStore::at(database.source.clone(), database.schema.as_deref())?;
+    Ok(Arc::new(store.acting_for(actor).giving_up_on_locks_after(limit)))
+}
+
+fn lock_timeout(text: &str) -> Result<Duration, String> {
+    let limit = duration(text)?;
+    if limit.is_zero() { Err("0 would wait for ever: name a time, such as 5s".into()) } else { Ok(limit) }
+}

@@ -1,0 +1,502 @@
+//! Reads the addresses that Postgres clients write.
+//!
+//! Each form and each parameter is either taken with the meaning that libpq gives it, or refused with what to write
+//! instead; none is ignored. No message repeats any part of a password.
+
+use std::fmt::Write as _;
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+
+/// Settings of a session, by name.
+pub(super) type Settings = Vec<(String, String)>;
+
+/// A Postgres database, as its URL names it.
+#[derive(Clone)]
+pub(super) struct Address {
+    /// For the driver.
+    pub(super) options: PgConnectOptions,
+    /// The one schema that `options=-c search_path=…` names, if it does.
+    pub(super) schema: Option<String>,
+    /// Other settings of `options`, to be set after connecting.
+    pub(super) settings: Settings,
+    /// `connect_timeout`, if it is given.
+    pub(super) connect_timeout: Option<Duration>,
+}
+
+/// The parts of a URL, decoded.
+#[derive(Default)]
+struct Parts {
+    user: Option<String>,
+    password: Option<String>,
+    host: Option<String>,
+    port: Option<u16>,
+    database: Option<String>,
+    sslmode: Option<String>,
+    sslrootcert: Option<String>,
+    sslcert: Option<String>,
+    sslkey: Option<String>,
+    application_name: Option<String>,
+    connect_timeout: Option<Duration>,
+    options: Settings,
+}
+
+const FORM: &str = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE";
+
+impl Address {
+    /// Reads a URL.
+    ///
+    /// # Errors
+    ///
+    /// What to write instead.
+    pub(super) fn parse(url: &str) -> Result<Self, String> {
+        let url = url.trim();
+        if url.starts_with("jdbc:") {
+            return Err(format!("a JDBC URL is not understood: write {FORM}"));
+        }
+        let Some((scheme, rest)) = url.split_once("://") else {
+            return Err(if url.contains('=') {
+                format!("a connection string of keywords (host=… dbname=…) is not understood: write {FORM}")
+            } else {
+                format!("the database URL is not valid: write {FORM}")
+            });
+        };
+        if !matches!(scheme.split('+').next(), Some("postgres" | "postgresql")) {
+            return Err(format!("the database URL is not valid: write {FORM}"));
+        }
+        let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
+        let (authority, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
+        raw_characters(authority, path, query)?;
+        let mut parts = Parts::default();
+        parts.authority(authority)?;
+        if let Some(path) = path.filter(|path| !path.is_empty()) {
+            parts.database = Some(decoded("the database's name", path)?);
+        }
+        for pair in query.into_iter().flat_map(|query| query.split('&')).filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let name = decoded("a parameter's name", name)?;
+            let value = decoded(&name, value)?;
+            parts.parameter(&name, value)?;
+        }
+        parts.finish()
+    }
+}
+
+/// A password with a character that ends it must be percent-encoded: which one it is can be told by where the `@` is.
+fn raw_characters(authority: &str, path: Option<&str>, query: Option<&str>) -> Result<(), String> {
+    let encode = |raw: char, as_: &str| {
+        Err(format!("the password (or user) contains a raw {raw:?}: percent-encode it, as {as_}"))
+    };
+    let end = authority.rfind('@');
+    if end.is_some_and(|end| authority[..end].contains('@')) {
+        return encode('@', "%40");
+    }
+    if end.is_none() && path.is_some_and(|path| path.contains('@')) {
+        return encode('/', "%2F");
+    }
+    if end.is_none() && path.is_none() && query.is_some_and(|query| query.contains('@')) {
+        return encode('?', "%3F");
+    }
+    if end.is_some_and(|end| authority[..end].matches(':').count() > 1) {
+        return encode(':', "%3A");
+    }
+    if authority.contains('#') || path.is_some_and(|path| path.contains('#')) {
+        return encode('#', "%23");
+    }
+    Ok(())
+}
+
+impl Parts {
+    fn authority(&mut self, authority: &str) -> Result<(), String> {
+        let (user, host) = authority.rsplit_once('@').map_or(("", authority), |parts| parts);
+        let (user, password) = user.split_once(':').map_or((user, None), |(user, pw)| (user, Some(pw)));
+        if !user.is_empty() {
+            self.user = Some(decoded("the user", user)?);
+        }
+        if let Some(password) = password.filter(|password| !password.is_empty()) {
+            self.password = Some(decoded("the password", password)?);
+        }
+        if host.contains(',') {
+            return Err(
+                "several hosts are not understood: name the primary alone, or a name that follows it".into(),
+            );
+        }
+        let (host, port) = match host.strip_prefix('[') {
+            Some(rest) => {
+                let (host, after) = rest.split_once(']').ok_or("the IPv6 address has no closing bracket")?;
+                if host.parse::<std::net::Ipv6Addr>().is_err() {
+                    return Err("invalid host: expected an IPv6 address between the brackets".into());
+                }
+                (host, after.strip_prefix(':').or((!after.is_empty()).then_some("?")))
+            }
+            None if host.matches(':').count() > 1 => {
+                return Err("an IPv6 address needs brackets: write [::1]:5432".into());
+            }
+            None => host.split_once(':').map_or((host, None), |(host, port)| (host, Some(port))),
+        };
+        if !host.is_empty() {
+            self.host = Some(decoded("the host", host)?);
+        }
+        if let Some(port) = port.filter(|port| !port.is_empty()) {
+            self.port = Some(port_of(port)?);
+        }
+        Ok(())
+    }
+
+    fn parameter(&mut self, name: &str, value: String) -> Result<(), String> {
+        let one_of = |words: &[&str]| {
+            words
+                .contains(&value.as_str())
+                .then_some(())
+                .ok_or_else(|| format!("invalid {name}: expected one of {}", words.join(", ")))
+        };
+        match name {
+            "sslmode" | "ssl-mode" => {
+                one_of(&["disable", "allow", "prefer", "require", "verify-ca", "verify-full"])?;
+                self.sslmode = Some(value);
+            }
+            "ssl" => {
+                if ["true", "1", "on", "false", "0", "off"].contains(&value.as_str()) {
+                    return Err("ssl=true or false is not understood: write sslmode=verify-full, \
+                                sslmode=require or sslmode=disable"
+                        .into());
+                }
+                one_of(&["disable", "allow", "prefer", "require", "verify-ca", "verify-full"])?;
+                self.sslmode = Some(value);
+            }
+            "sslrootcert" | "ssl-root-cert" | "ssl-ca" => self.sslrootcert = Some(value),
+            "sslcert" | "ssl-cert" => self.sslcert = Some(value),
+            "sslkey" | "ssl-key" => self.sslkey = Some(value),
+            "host" if value.contains(',') => {
+                return Err("several hosts are not understood: name the primary alone".into());
+            }
+            "host" | "hostaddr" => {
+                self.host = Some(value.trim_start_matches('[').trim_end_matches(']').to_owned());
+            }
+            "port" => self.port = Some(port_of(&value)?),
+            "dbname" => self.database = Some(value),
+            "user" => self.user = Some(value),
+            "password" => self.password = Some(value),
+            "application_name" => self.application_name = Some(value),
+            "fallback_application_name" => {
+                self.application_name.get_or_insert(value);
+            }
+            "connect_timeout" => {
+                let seconds: u64 =
+                    value.parse().map_err(|_| "invalid connect_timeout: expected seconds".to_owned())?;
+                self.connect_timeout = (seconds > 0).then(|| Duration::from_secs(seconds.max(2)));
+            }
+            "options" => self.options.extend(settings(&value)?),
+            _ if name.starts_with("options[") && name.ends_with(']') => {
+                self.options.push((name["options[".len()..name.len() - 1].to_owned(), value));
+            }
+            "client_encoding" => {
+                if !value.eq_ignore_ascii_case("utf8") && !value.eq_ignore_ascii_case("utf-8") {
+                    return Err("invalid client_encoding: tenantgate speaks UTF8, remove it".into());
+                }
+            }
+            // We insist on the primary in any case.
+            "target_session_attrs" => match value.as_str() {
+                "any" | "read-write" | "primary" => {}
+                _ => {
+                    return Err("invalid target_session_attrs: tenantgate needs the primary, write \
+                                target_session_attrs=read-write"
+                        .into());
+                }
+            },
+            "channel_binding" => {
+                match value.as_str() {
+                    "prefer" | "disable" => {}
+                    _ => {
+                        return Err("channel_binding=require is not supported: remove it, and write sslmode=verify-full \
+                                to be sure of the server"
+                        .into());
+                    }
+                }
+            }
+            "gssencmode" => match value.as_str() {
+                "prefer" | "disable" => {}
+                _ => return Err("gssencmode=require is not supported: remove it, and use sslmode".into()),
+            },
+            "sslnegotiation" => match value.as_str() {
+                "postgres" => {}
+                _ => return Err("sslnegotiation=direct is not supported: remove it".into()),
+            },
+            _ => return Err(unknown(name)),
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Address, String> {
+        let root = self.sslrootcert.take().filter(|root| !root.is_empty());
+        // libpq: the system's certificates are for every name, so the name must be checked.
+        let system = root.as_deref() == Some("system");
+        let mode = match self.sslmode.take() {
+            Some(mode) if system && mode != "verify-full" => {
+                return Err("sslrootcert=system needs sslmode=verify-full".into());
+            }
+            None if system => Some("verify-full".to_owned()),
+            // libpq: with a root certificate `require` verifies the chain.
+            Some(mode) if mode == "require" && root.is_some() => Some("verify-ca".to_owned()),
+            other => other,
+        };
+        let verifies = matches!(mode.as_deref(), Some("verify-ca" | "verify-full"));
+        let root = root.filter(|_| !system);
+        if let Some(root) = root.as_deref().filter(|_| verifies) {
+            std::fs::File::open(root).map_err(|error| format!("sslrootcert cannot be read: {error}"))?;
+        }
+        let (schema, settings) = schema_of(std::mem::take(&mut self.options))?;
+        let canonical = self.canonical(mode.as_deref(), root.as_deref());
+        let options = PgConnectOptions::from_str(&canonical)
+            .map_err(|_| format!("the database URL is not valid: write {FORM}"))?;
+        let name =
+            self.application_name.as_deref().or(options.get_application_name()).unwrap_or("tenantgate");
+        let name = name.to_owned();
+        // Poolers refuse what is not one of their own startup parameters: settings are set after connecting.
+        let options = options.application_name(&name).extra_float_digits(None);
+        Ok(Address { options, schema, settings, connect_timeout: self.connect_timeout })
+    }
+
+    /// The same in the one spelling that the driver reads as we mean it.
+    fn canonical(&self, sslmode: Option<&str>, sslrootcert: Option<&str>) -> String {
+        let mut url = format!("postgres:///{}?", self.database.as_deref().map(encoded).unwrap_or_default());
+        let port = self.port.map(|port| port.to_string());
+        for (name, value) in [
+            ("user", self.user.as_deref()),
+            ("password", self.password.as_deref()),
+            ("host", self.host.as_deref()),
+            ("port", port.as_deref()),
+            ("sslmode", sslmode),
+            ("sslrootcert", sslrootcert),
+            ("sslcert", self.sslcert.as_deref()),
+            ("sslkey", self.sslkey.as_deref()),
+        ] {
+            if let Some(value) = value {
+                let _ = write!(url, "{name}={}&", encoded(value));
+            }
+        }
+        url.pop();
+        url
+    }
+}
+
+/// A parameter that is not taken, and what to write instead.
+fn unknown(name: &str) -> String {
+    const INSTEAD: [(&str, &str); 13] = [
+        ("currentschema", "use --database-schema"),
+        ("schema", "use --database-schema"),
+        ("search_path", "use --database-schema"),
+        ("service", "service files are not read: write host, port, user and database into the URL"),
+        ("servicefile", "service files are not read: write host, port, user and database into the URL"),
+        ("passfile", "set the variable PGPASSFILE"),
+        ("pgbouncer", "connect to the database itself, or to a pooler in session mode"),
+        ("require_auth", "remove it, and write sslmode=verify-full to be sure of the server"),
+        ("requirepeer", "remove it"),
+        ("krbsrvname", "Kerberos is not supported"),
+        ("sslcrl", "certificate revocation lists are not supported"),
+        ("sslpassword", "use a key file without a password"),
+        ("requiressl", "write sslmode=require"),
+    ];
+    const KNOWN: [&str; 14] = [
+        "sslmode",
+        "sslrootcert",
+        "sslcert",
+        "sslkey",
+        "host",
+        "hostaddr",
+        "port",
+        "dbname",
+        "user",
+        "password",
+        "options",
+        "application_name",
+        "connect_timeout",
+        "target_session_attrs",
+    ];
+    let lower = name.to_ascii_lowercase();
+    if let Some((_, instead)) = INSTEAD.iter().find(|(known, _)| *known == lower) {
+        return format!("the parameter {name} is not supported: {instead}");
+    }
+    let close = lower.replace(['-', '_'], "");
+    match KNOWN.iter().find(|known| known.replace('_', "") == close) {
+        Some(known) => format!("the parameter {name} is not supported: write {known}"),
+        None => format!("the parameter {name} is not supported: remove it"),
+    }
+}
+
+fn port_of(text: &str) -> Result<u16, String> {
+    text.parse().ok().filter(|port| *port > 0).ok_or_else(|| "invalid port: expected 1 to 65535".to_owned())
+}
+
+/// The settings of `-c name=value -cname=value --name=value`; a backslash keeps the next character.
+fn settings(text: &str) -> Result<Settings, String> {
+    let invalid = || "invalid options: expected -c NAME=VALUE".to_owned();
+    let mut words = vec![String::new()];
+    let mut characters = text.chars();
+    while let Some(c) = characters.next() {
+        match c {
+            '\\' => words.last_mut().ok_or_else(invalid)?.extend(characters.next()),
+            c if c.is_whitespace() => words.push(String::new()),
+            c => words.last_mut().ok_or_else(invalid)?.push(c),
+        }
+    }
+    let mut words = words.into_iter().filter(|word| !word.is_empty());
+    let mut found = Vec::new();
+    while let Some(word) = words.next() {
+        let setting = match word.as_str() {
+            "-c" => words.next().ok_or_else(invalid)?,
+            word => word.strip_prefix("--").or(word.strip_prefix("-c")).ok_or_else(invalid)?.to_owned(),
+        };
+        let (name, value) = setting.split_once('=').ok_or_else(invalid)?;
+        let known = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if name.is_empty() || !known {
+            return Err(invalid());
+        }
+        found.push((name.replace('-', "_"), value.to_owned()));
+    }
+    Ok(found)
+}
+
+/// Takes `search_path` out of the settings: it may name one schema.
+fn schema_of(settings: Settings) -> Result<(Option<String>, Settings), String> {
+    let (paths, rest): (Vec<_>, Vec<_>) =
+        settings.into_iter().partition(|(name, _)| name.eq_ignore_ascii_case("search_path"));
+    let Some((_, path)) = paths.last() else { return Ok((None, rest)) };
+    let name = path.trim().trim_matches('"');
+    if path.contains(',') || name.contains('$') || !is_schema(name) {
+        return Err(
+            "options sets search_path to more than one schema: name the schema of tenants and api_keys \
+                    with --database-schema"
+                .into(),
+        );
+    }
+    Ok((Some(name.to_owned()), rest))
+}
+
+/// Whether this can be the name of a schema.
+pub(super) fn is_schema(name: &str) -> bool {
+    let fine = |c: char| !c.is_control() && !"\"'\\,".contains(c);
+    (1..=63).contains(&name.len()) && name.chars().all(fine) && !name.starts_with("pg_")
+}
+
+fn decoded(what: &str, text: &str) -> Result<String, String> {
+    let invalid = || format!("{what} is not valid: a % must be written %25");
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || rest.next().and_then(|b| char::from(b).to_digit(16));
+        let (Some(high), Some(low)) = (digit(), digit()) else { return Err(invalid()) };
+        bytes.push(u8::try_from(high * 16 + low).map_err(|_| invalid())?);
+    }
+    String::from_utf8(bytes).map_err(|_| invalid())
+}
+
+fn encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an address comes to: host or socket, port, user, database, sslmode.
+    fn shown(url: &str) -> Result<String, String> {
+        let Address { options, schema, .. } = Address::parse(url)?;
+        let socket = options.get_socket().map(|path| path.display().to_string());
+        Ok(format!(
+            "{} {} {} {} {:?}{}",
+            socket.unwrap_or_else(|| options.get_host().to_owned()),
+            options.get_port(),
+            options.get_username(),
+            options.get_database().unwrap_or("-"),
+            options.get_ssl_mode(),
+            schema.map(|schema| format!(" {schema}")).unwrap_or_default()
+        ))
+    }
+
+    #[test]
+    fn every_form_that_clients_write_is_taken_or_refused_with_what_to_write() {
+        for (url, wanted) in [
+            // libpq
+            ("postgres://u:p@h/db", "h 5432 u db Prefer"),
+            ("postgresql://u@h:6432/db?sslmode=verify-full", "h 6432 u db VerifyFull"),
+            ("postgresql://u:p%40%3A%2Fss@h/db", "h 5432 u db Prefer"),
+            ("postgresql://u@[::1]:5433/db", "::1 5433 u db Prefer"),
+            ("postgresql://u@/db?host=/run/postgresql", "/run/postgresql 5432 u db Prefer"),
+            ("postgresql:///db?host=/run/postgresql&user=u", "/run/postgresql 5432 u db Prefer"),
+            ("postgresql://u@%2Frun%2Fpg/db", "/run/pg 5432 u db Prefer"),
+            ("postgresql://u@h?dbname=db&port=1", "h 1 u db Prefer"),
+            ("postgresql://u@h/db?sslrootcert=system", "h 5432 u db VerifyFull"),
+            ("postgresql://u@h/db?sslmode=require&sslrootcert=/dev/null", "h 5432 u db VerifyCa"),
+            ("postgresql://u@h/db?target_session_attrs=read-write&connect_timeout=10", "h 5432 u db Prefer"),
+            ("postgresql://u@h/db?application_name=mine&channel_binding=prefer", "h 5432 u db Prefer"),
+            ("postgresql://u@h/db?options=-c%20search_path%3Dapp", "h 5432 u db Prefer app"),
+            ("postgresql://u@h/db?options=-csearch_path=app%20-c%20work_mem=4MB", "h 5432 u db Prefer app"),
+            // SQLAlchemy, asyncpg
+            ("postgresql+asyncpg://u:p@h/db", "h 5432 u db Prefer"),
+            ("postgresql+asyncpg://u:p@h/db?ssl=require", "h 5432 u db Require"),
+            ("postgresql+psycopg2://u:p@h:5432/db?sslmode=disable", "h 5432 u db Disable"),
+            // Heroku, Supabase (direct and its session pooler), Neon
+            (
+                "postgres://abc:d1e2@ec2-1-2-3-4.compute-1.amazonaws.com:5432/d9f",
+                "ec2-1-2-3-4.compute-1.amazonaws.com 5432 abc d9f Prefer",
+            ),
+            (
+                "postgresql://postgres:[YOUR-PASSWORD]@db.abc.supabase.co:5432/postgres",
+                "db.abc.supabase.co 5432 postgres postgres Prefer",
+            ),
+            (
+                "postgresql://postgres.abc:p@aws-0-eu-central-1.pooler.supabase.com:5432/postgres",
+                "aws-0-eu-central-1.pooler.supabase.com 5432 postgres.abc postgres Prefer",
+            ),
+            (
+                "postgresql://u:p@ep-x-1.eu-central-1.aws.neon.tech/neondb?sslmode=require",
+                "ep-x-1.eu-central-1.aws.neon.tech 5432 u neondb Require",
+            ),
+        ] {
+            assert_eq!(shown(url).as_deref(), Ok(wanted), "{url}");
+        }
+        for (url, hint) in [
+            ("postgresql://u:p@ss@h/db", "%40"),
+            ("postgresql://u:p/ss@h/db", "%2F"),
+            ("postgresql://u:p:ss@h/db", "%3A"),
+            ("postgresql://u:p?ss@h/db", "%3F"),
+            ("postgresql://u:p#ss@h/db", "%23"),
+            ("postgresql://u:p%ss@h/db", "%25"),
+            ("postgresql://h1,h2/db", "several hosts"),
+            ("postgresql://u@::1/db", "brackets"),
+            ("postgresql://u@h:x/db", "invalid port"),
+            ("postgresql://u@h/db?sslMode=verify-full", "write sslmode"),
+            ("postgresql://u@h/db?sslmode=verify", "invalid sslmode"),
+            ("postgresql://u@h/db?ssl=true", "sslmode=verify-full"),
+            ("postgresql://u@h/db?sslmode=require&channel_binding=require", "sslmode=verify-full"),
+            ("postgresql://u@h/db?sslmode=require&sslrootcert=system", "sslmode=verify-full"),
+            ("postgresql://u@h/db?sslmode=verify-ca&sslrootcert=/nowhere/ca", "cannot be read"),
+            ("postgresql://u@h/db?target_session_attrs=standby", "read-write"),
+            ("postgresql://u@h/db?service=prod", "service files"),
+            ("postgresql://u@h/db?currentSchema=app", "--database-schema"),
+            ("postgresql://u@h/db?pgbouncer=true", "session mode"),
+            ("postgresql://u@h/db?pool_size=5", "pool_size"),
+            ("postgresql://u@h/db?options=-c%20search_path%3Dapp,public", "--database-schema"),
+            ("jdbc:postgresql://h/db?user=u&password=p", "postgresql://USER"),
+            ("host=h dbname=db user=u", "postgresql://USER"),
+            ("mysql://u@h/db", "postgresql://USER"),
+        ] {
+            let said = shown(url).expect_err(url);
+            assert!(said.contains(hint), "{url}: {said}");
+            assert!(!said.contains("ss@") && !said.contains("p@"), "{url}: {said}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Opens sessions that see one schema.
+//!
+//! Settings are made after connecting, because poolers refuse them as startup parameters, and are read back: a
+//! session that has lost them is not used.
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _};
+use tokio::time::timeout;
+
+use super::PostgresStore;
+use super::address::{Address, Settings};
+use crate::store::{CONNECT_TIMEOUT, StoreError};
+
+impl PostgresStore {
+    /// A connection for one command. There is no pool: management is rare, and a pool hides a refused connection
+    /// behind retries of its own.
+    pub(super) async fn connect(&self) -> Result<PgConnection, StoreError> {
+        let address = self.address_now()?;
+        let settings = self.settings(&address, &[("lock_timeout", &millis(self.lock_timeout))]);
+        self.connect_to(&address, &settings).await
+    }
+
+    pub(super) async fn connect_to(
+        &self,
+        address: &Address,
+        settings: &Settings,
+    ) -> Result<PgConnection, StoreError> {
+        let limit = address.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
+        let mut connection = timeout(limit, address.options.connect())
+            .await
+            .unwrap_or(Err(sqlx::Error::PoolTimedOut))
+            .map_err(|error| self.at_host(address, error.into()))?;
+        pin(&mut connection, settings).await?;
+        Ok(connection)
+    }
+
+    /// The same error with the host, and with the role whose password was refused.
+    pub(super) fn at_host(&self, address: &Address, error: StoreError) -> StoreError {
+        let host = super::host(&address.options);
+        match error {
+            StoreError::Unavailable(why) => StoreError::Unavailable(format!("{host}: {why}")),
+            StoreError::Credentials(why) => {
+                StoreError::Credentials(format!("{host}: {why}: {}", self.source.where_the_password_is()))
+            }
+            other => other,
+        }
+    }
+
+    /// What a session runs under: the schema, what the URL sets, and `more`.
+    pub(super) fn settings(&self, address: &Address, more: &[(&str, &str)]) -> Settings {
+        let path = ("search_path", format!("pg_catalog, {}", quoted(&self.schema)));
+        // A database or role may have set it to what breaks our quoting.
+        let quotes = ("standard_conforming_strings", "on".to_owned());
+        // A policy that would hide rows becomes an error.
+        let rows = ("row_security", "off".to_owned());
+        let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        let ours = [quotes, path, rows].into_iter().chain(more);
+        address.settings.iter().cloned().chain(ours.map(|(name, value)| (name.to_owned(), value))).collect()
+    }
+}
+
+/// Makes the settings and reads them back.
+pub(super) async fn pin(connection: &mut PgConnection, settings: &Settings) -> Result<(), StoreError> {
+    let set =
+        |(name, value): &(String, String)| format!("set_config({}, {}, false)", text(name), text(value));
+    let read = |(name, _): &(String, String)| format!("current_setting({})", text(name));
+    let set = answers(connection, &settings.iter().map(set).collect::<Vec<_>>()).await?;
+    let read = answers(connection, &settings.iter().map(read).collect::<Vec<_>>()).await?;
+    if set == read { Ok(()) } else { Err(StoreError::pooler()) }
+}
+
+/// Through the simple protocol: a pooler in transaction mode does not know prepared statements.
+async fn answers(connection: &mut PgConnection, questions: &[String]) -> Result<Vec<String>, StoreError> {
+    let sql = format!("SELECT {}", questions.join(", "));
+    let row: PgRow = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(connection).await?;
+    (0..row.len()).map(|at| Ok(row.try_get_unchecked(at)?)).collect()
+}
+
+/// A string constant.
+fn text(value: &str) -> String {
+    format!("'{}'", value.replace('\'', "''"))
+}
+
+/// A name of the database's.
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+pub(super) fn millis(span: Duration) -> String {
+    format!("{}ms", span.as_millis())
+}

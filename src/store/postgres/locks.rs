@@ -1,0 +1,33 @@
+//! Names the session that holds a lock which a command gave up on.
+
+use sqlx::Row as _;
+
+use super::PostgresStore;
+use crate::store::StoreError;
+
+/// The oldest transaction that holds a lock on our tables, or that holds one of our own locks.
+pub(super) async fn holder(store: &PostgresStore) -> Result<Option<String>, StoreError> {
+    let sql = "SELECT a.pid, a.usename::text, coalesce(a.state, 'state not visible to this role'),
+                to_char(a.query_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), coalesce(a.application_name, '')
+         FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+         WHERE l.granted AND a.pid <> pg_backend_pid()
+           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+           AND (l.locktype = 'advisory' OR l.relation IN (
+                SELECT c.oid FROM pg_class c
+                WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
+                  AND (c.relname IN ('tenants', 'api_keys') OR c.relname LIKE 'tenantgate\\_%')))
+         ORDER BY a.xact_start NULLS LAST LIMIT 1";
+    let mut connection = store.connect().await?;
+    let Some(row) = sqlx::query(sql).bind(&store.schema).fetch_optional(&mut connection).await? else {
+        return Ok(None);
+    };
+    let (pid, role, state): (i32, Option<String>, String) =
+        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let (since, program): (Option<String>, String) = (row.try_get(3)?, row.try_get(4)?);
+    let since = since.unwrap_or_else(|| "a time not visible to this role".into());
+    let role = role.unwrap_or_else(|| "unknown".into());
+    Ok(Some(format!(
+        "pid {pid} holds it (role {role}, program {program:?}, {state}, query started at {since}): end it with SELECT \
+         pg_terminate_backend({pid}), or wait longer with --lock-timeout"
+    )))
+}

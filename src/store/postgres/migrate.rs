@@ -1,0 +1,129 @@
+//! Brings the tables up to date, adopts existing ones, and restores what a dump or an operator has lost.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection as _, Row as _};
+
+use super::connection::quoted;
+use super::{PostgresStore, applied, audit, made, moved, shape};
+use crate::audit::{Action, Draft};
+use crate::store::migrations::{self, POSTGRES, POSTGRES_OBJECTS};
+use crate::store::{Adoption, Migrated, StoreError};
+
+/// The name of the publication for logical replication.
+const PUBLICATION: &str = "tenantgate";
+
+/// What a subscriber needs. Each publishes its own change log.
+const PUBLISHED: [&str; 3] = ["tenants", "api_keys", "tenantgate_identity"];
+
+/// Does all of it in one transaction, or nothing.
+pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Result<Migrated, StoreError> {
+    let mut connection = store.connect().await?;
+    let mut transaction = connection.begin_with(audit::BEGIN).await?;
+    let lock = "SELECT pg_advisory_xact_lock(hashtext('tenantgate migrate'))";
+    sqlx::query(lock).execute(&mut *transaction).await?;
+    let before = applied(&mut transaction).await?;
+    if before == 0 {
+        refuse_tables_elsewhere(&mut transaction, &store.schema).await?;
+        make_schema(&mut transaction, &store.schema).await?;
+    } else if !adoption.revoke_where.is_empty() {
+        return Err(StoreError::Refused(
+            "--revoke-where is for adopting tables, and these were adopted before: use `tenantgate key revoke`".into(),
+        ));
+    }
+    // New tables go into the first schema of the path; pg_catalog is searched before it all the same.
+    let path = format!("SET LOCAL search_path = {}, pg_temp", quoted(&store.schema));
+    sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *transaction).await?;
+    let mut migrated = Migrated::default();
+    if before == 0 {
+        migrated.notes.extend(shape::adopt(&mut transaction, adoption).await?);
+    }
+    migrations::migrator(POSTGRES).run_direct(None, &mut *transaction, false).await?;
+    migrated.applied = migrations::after(POSTGRES, before);
+    if before == 0 {
+        migrated.notes.extend(shape::revoke(&mut transaction, adoption).await?);
+    }
+    if migrated.applied.is_empty() {
+        migrated.mended = mend(&mut transaction, &store.schema).await?;
+    } else {
+        sqlx::raw_sql(POSTGRES_OBJECTS).execute(&mut *transaction).await?;
+    }
+    if adoption.new_identity {
+        migrated.identity = Some(moved::renew_identity(&mut transaction).await?);
+    }
+    if adoption.publication {
+        migrated.notes.extend(publish(&mut transaction).await?);
+        migrated.publication = Some(PUBLICATION.to_owned());
+    }
+    // The audit log of a subscriber is its publisher's.
+    if moved::subscription(&mut transaction).await?.is_none() {
+        audit::append(&mut transaction, &store.actor, drafts(before, &migrated)).await?;
+    }
+    transaction.commit().await?;
+    Ok(migrated)
+}
+
+fn drafts(before: i64, migrated: &Migrated) -> impl Iterator<Item = Draft> {
+    let other = (!migrated.mended.is_empty()
+        || migrated.identity.is_some()
+        || migrated.publication.is_some())
+    .then(|| {
+        let is = serde_json::json!({ "mended": migrated.mended, "identity": migrated.identity,
+                                         "publication": migrated.publication });
+        Draft::of(Action::Migrate, "schema".into(), None::<&()>, &is)
+    });
+    migrations::draft(before, &migrated.applied).into_iter().chain(other)
+}
+
+/// Makes functions, triggers and the identity anew if they are not as they must be; says what was wrong.
+async fn mend(connection: &mut PgConnection, schema: &str) -> Result<Vec<String>, StoreError> {
+    let mut wrong = made::wrong(connection, schema).await?;
+    if !wrong.is_empty() {
+        sqlx::raw_sql(POSTGRES_OBJECTS).execute(&mut *connection).await?;
+    }
+    wrong.extend(moved::mend(connection).await?);
+    Ok(wrong)
+}
+
+async fn make_schema(connection: &mut PgConnection, schema: &str) -> Result<(), StoreError> {
+    let known = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)";
+    if !sqlx::query(known).bind(schema).fetch_one(&mut *connection).await?.try_get::<bool, _>(0)? {
+        let sql = format!("CREATE SCHEMA {}", quoted(schema));
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
+    }
+    Ok(())
+}
+
+/// Never a second set: tables of ours, or the two that could be adopted, in another schema than the one we are to use.
+pub(super) async fn refuse_tables_elsewhere(
+    connection: &mut PgConnection,
+    schema: &str,
+) -> Result<(), StoreError> {
+    let sql = "WITH found AS (
+            SELECT n.nspname, bool_or(c.relname = 'tenantgate_migrations') AS ours,
+                   count(*) FILTER (WHERE c.relname IN ('tenants', 'api_keys')) = 2 AS adoptable
+            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE c.relname IN ('tenantgate_migrations', 'tenants', 'api_keys') AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+              AND n.nspname !~ '^pg_' GROUP BY 1)
+        SELECT nspname::text FROM found WHERE nspname <> $1
+          AND (ours OR adoptable AND NOT EXISTS (SELECT FROM found f WHERE f.nspname = $1 AND f.adoptable))
+        ORDER BY ours DESC, 1 LIMIT 1";
+    let row = sqlx::query(sql).bind(schema).fetch_optional(connection).await?;
+    match row {
+        None => Ok(()),
+        Some(row) => Err(StoreError::Elsewhere { found: row.try_get(0)?, wanted: schema.to_owned() }),
+    }
+}
+
+/// Makes the publication that a subscriber needs, or adds what it lacks.
+async fn publish(connection: &mut PgConnection) -> Result<Option<String>, StoreError> {
+    let known = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1), current_setting('wal_level')";
+    let row = sqlx::query(known).bind(PUBLICATION).fetch_one(&mut *connection).await?;
+    let (known, level): (bool, String) = (row.try_get(0)?, row.try_get(1)?);
+    let verb = if known { "ALTER" } else { "CREATE" };
+    let set = if known { "SET" } else { "FOR" };
+    let sql = format!("{verb} PUBLICATION {PUBLICATION} {set} TABLE {}", PUBLISHED.join(", "));
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
+    Ok((level != "logical").then(|| {
+        format!("wal_level is {level}: set it to logical and restart Postgres before anything subscribes")
+    }))
+}

@@ -1,0 +1,82 @@
+//! Databases that were moved: restored, replicated, promoted.
+//!
+//! `tenantgate_identity` says which database this is, wherever it is. Rows of the change log that came with the data
+//! from another cluster are of transactions that this one has not had yet; they never count, and are removed.
+
+use sqlx::Row as _;
+use sqlx::postgres::PgConnection;
+use uuid::Uuid;
+
+use crate::store::StoreError;
+
+/// Rows that came from a cluster whose transactions were numbered higher.
+pub(super) const FOREIGN: &str =
+    "EXISTS (SELECT FROM tenantgate_change WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
+    OR EXISTS (SELECT FROM tenantgate_change_floor WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))";
+
+/// Removes foreign rows of the log. Without the right to do so they stay, and still do not count.
+pub(super) async fn settle(connection: &mut PgConnection) -> Result<bool, StoreError> {
+    let sql = format!("SELECT {FOREIGN}");
+    let asked = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_one(&mut *connection).await;
+    match asked.map_err(StoreError::from) {
+        Ok(row) if row.try_get::<bool, _>(0)? => {}
+        // What is missing is said by the load that follows.
+        Ok(_) | Err(StoreError::Refused(_)) => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    match sqlx::query("SELECT tenantgate_settle()").execute(connection).await.map_err(StoreError::from) {
+        Ok(_) => Ok(true),
+        Err(StoreError::Refused(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes foreign rows, and makes the rows of which there must be one; says what was wrong.
+pub(super) async fn mend(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
+    let mut mended = Vec::new();
+    if settle(&mut *connection).await? {
+        mended.push("the change log held rows of another cluster".to_owned());
+    }
+    for (sql, what) in [
+        ("INSERT INTO tenantgate_identity DEFAULT VALUES ON CONFLICT DO NOTHING", "the identity was missing"),
+        (
+            "INSERT INTO tenantgate_change_floor DEFAULT VALUES ON CONFLICT DO NOTHING",
+            "the floor of the change log was missing",
+        ),
+    ] {
+        let table = sql.split(' ').nth(2).unwrap_or_default();
+        let known = format!("SELECT EXISTS (SELECT FROM {table})");
+        let row = sqlx::query(sqlx::AssertSqlSafe(known)).fetch_one(&mut *connection).await?;
+        if !row.try_get::<bool, _>(0)? {
+            sqlx::query(sql).execute(&mut *connection).await?;
+            mended.push(what.to_owned());
+        }
+    }
+    Ok(mended)
+}
+
+/// Makes this a database of its own.
+pub(super) async fn renew_identity(connection: &mut PgConnection) -> Result<Uuid, StoreError> {
+    sqlx::query("DELETE FROM tenantgate_replica").execute(&mut *connection).await?;
+    let sql = "UPDATE tenantgate_identity SET id = gen_random_uuid(), log = gen_random_uuid(), made_at = now() RETURNING id";
+    Ok(sqlx::query(sql).fetch_one(connection).await?.try_get(0)?)
+}
+
+/// The subscription that writes tenants and keys here, if there is one.
+pub(super) async fn subscription(connection: &mut PgConnection) -> Result<Option<String>, StoreError> {
+    let sql = "SELECT s.subname::text FROM pg_subscription s JOIN pg_subscription_rel r ON r.srsubid = s.oid
+               WHERE s.subenabled AND r.srrelid IN (to_regclass('tenants'), to_regclass('api_keys')) LIMIT 1";
+    let row = sqlx::query(sql).fetch_optional(connection).await?;
+    Ok(row.map(|row| row.try_get(0)).transpose()?)
+}
+
+/// Refuses a change on a subscriber: the publisher would undo it or collide with it.
+pub(super) async fn refuse_on_subscriber(connection: &mut PgConnection) -> Result<(), StoreError> {
+    match subscription(connection).await? {
+        None => Ok(()),
+        Some(name) => Err(StoreError::Refused(format!(
+            "tenants and keys are read-only here: the subscription {name:?} writes them. Run the command on the \
+             publisher, or promote this database with DROP SUBSCRIPTION {name}"
+        ))),
+    }
+}

@@ -1,0 +1,56 @@
+//! Schemas of tenants: which names may be used, and how they are made.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Row as _};
+
+use crate::store::StoreError;
+use crate::tenant::is_schema_name;
+
+/// Refuses a name that would shadow our tables or a role's own schema and, without `adopt`, a schema that holds
+/// something.
+pub(super) async fn check(
+    connection: &mut PgConnection,
+    home: &str,
+    schema: &str,
+    adopt: bool,
+) -> Result<(), StoreError> {
+    if !is_schema_name(schema) {
+        return Err(StoreError::Refused(format!("{schema:?} is not a valid name for a tenant's schema")));
+    }
+    let sql = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1),
+            EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1)
+            OR EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = pronamespace WHERE nspname = $1)
+            OR EXISTS (SELECT FROM pg_type t JOIN pg_namespace n ON n.oid = typnamespace WHERE nspname = $1)";
+    let row = sqlx::query(sql).bind(schema).fetch_one(connection).await?;
+    let (role, full): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
+    let refuse = |why: &str| {
+        Err(StoreError::Refused(format!("the schema {schema:?} {why}: choose another one with --schema")))
+    };
+    if schema == home {
+        refuse("holds the tables of tenantgate")
+    } else if role {
+        refuse("has the name of a role, whose sessions would find its tables first")
+    } else if full && !adopt {
+        Err(StoreError::Refused(format!(
+            "the schema {schema:?} exists and is not empty: choose another one with --schema, or give it to the tenant \
+             with --adopt-schema"
+        )))
+    } else {
+        Ok(())
+    }
+}
+
+/// Checks the name and makes the schema, if it does not exist.
+pub(super) async fn create(
+    connection: &mut PgConnection,
+    home: &str,
+    schema: &str,
+    adopt: bool,
+) -> Result<(), StoreError> {
+    check(&mut *connection, home, schema, adopt).await?;
+    // A name cannot be a parameter; the grammar leaves nothing to quote.
+    sqlx::query(AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"")))
+        .execute(connection)
+        .await?;
+    Ok(())
+}

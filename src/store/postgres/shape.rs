@@ -1,0 +1,299 @@
+//! The two tables as an existing deployment has them: refused, before any change, if they cannot be served.
+
+use std::collections::BTreeMap;
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Row as _};
+
+use super::connection::quoted;
+use crate::store::{Adoption, StoreError};
+
+/// What a column must be.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Kind {
+    Uuid,
+    Text,
+    Instant,
+}
+
+impl Kind {
+    fn wanted(self) -> &'static str {
+        match self {
+            Self::Uuid => "uuid",
+            Self::Text => "text or varchar",
+            Self::Instant => "timestamptz",
+        }
+    }
+
+    fn fits(self, name: &str) -> bool {
+        match self {
+            Self::Uuid => name == "uuid",
+            Self::Text => ["text", "varchar"].contains(&name),
+            // The other one is converted.
+            Self::Instant => ["timestamptz", "timestamp"].contains(&name),
+        }
+    }
+}
+
+/// A column that we read: table, name, kind, whether it is always set, whether it is unique, whether it is theirs.
+type Wanted = (&'static str, &'static str, Kind, bool, bool, bool);
+
+const WANTED: [Wanted; 18] = [
+    ("tenants", "id", Kind::Uuid, true, true, true),
+    ("tenants", "name", Kind::Text, true, false, true),
+    ("tenants", "db_schema_name", Kind::Text, true, true, true),
+    ("tenants", "created_at", Kind::Instant, true, false, true),
+    ("tenants", "status", Kind::Text, true, false, true),
+    ("api_keys", "id", Kind::Uuid, true, true, true),
+    ("api_keys", "hashed_key", Kind::Text, true, true, true),
+    ("api_keys", "key_prefix", Kind::Text, true, true, true),
+    ("api_keys", "tenant_id", Kind::Uuid, true, false, true),
+    ("api_keys", "created_at", Kind::Instant, true, false, true),
+    ("api_keys", "expires_at", Kind::Instant, false, false, true),
+    ("api_keys", "last_used_at", Kind::Instant, false, false, true),
+    ("api_keys", "name", Kind::Text, false, false, false),
+    ("api_keys", "revoked_at", Kind::Instant, false, false, false),
+    ("api_keys", "revocation_reason", Kind::Text, false, false, false),
+    ("api_keys", "replaced_by", Kind::Uuid, false, false, false),
+    ("api_keys", "key_memo", Kind::Text, false, false, false),
+    ("tenants", "mode", Kind::Text, false, false, false),
+];
+
+/// Names of columns that switch a row off.
+const SWITCHES: [&str; 9] = [
+    "is_active",
+    "active",
+    "enabled",
+    "is_enabled",
+    "disabled",
+    "is_disabled",
+    "revoked",
+    "is_revoked",
+    "is_deleted",
+];
+
+/// A column as it is.
+#[expect(clippy::struct_excessive_bools, reason = "the catalogue says so much of it")]
+struct Column {
+    type_name: String,
+    shown: String,
+    is_enum: bool,
+    not_null: bool,
+    has_default: bool,
+    unique: bool,
+}
+
+/// Columns by table and name.
+type Columns = BTreeMap<(String, String), Column>;
+
+/// Checks tables that stand already, and converts what is to be converted; says what was.
+pub(super) async fn adopt(
+    connection: &mut PgConnection,
+    adoption: &Adoption,
+) -> Result<Vec<String>, StoreError> {
+    let tables = tables(&mut *connection).await?;
+    let columns = columns(&mut *connection).await?;
+    let mut wrong = wrong_tables(&tables);
+    if wrong.is_empty() {
+        wrong = wrong_columns(&tables, &columns);
+        wrong.extend(switches(&columns, adoption));
+        wrong.extend(unknown_names(&columns, adoption));
+    }
+    if !wrong.is_empty() {
+        return Err(StoreError::Shape(wrong));
+    }
+    let mut notes = Vec::new();
+    for ((table, name), column) in columns.iter().filter(|(_, column)| column.type_name == "timestamp") {
+        if wanted(table, name).is_none_or(|(_, _, kind, ..)| *kind != Kind::Instant) {
+            continue;
+        }
+        let mut sql = format!(
+            "ALTER TABLE {table} ALTER COLUMN {name} TYPE timestamptz USING {name} AT TIME ZONE 'UTC'"
+        );
+        if column.has_default {
+            // A default of the old type would be read in the time zone of each session.
+            sql = format!(
+                "ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT; {sql}; ALTER TABLE {table} ALTER COLUMN {name} SET DEFAULT now()"
+            );
+        }
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
+        notes.push(format!(
+            "{table}.{name} was {} and is timestamptz now, its values read as UTC",
+            column.shown
+        ));
+    }
+    Ok(notes)
+}
+
+/// Finds what serve cannot read, in tables that were adopted before; for doctor.
+pub(super) async fn examine(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
+    let tables = tables(&mut *connection).await?;
+    let columns = columns(connection).await?;
+    let mut wrong = wrong_tables(&tables);
+    wrong.extend(wrong_columns(&tables, &columns));
+    let naive = columns.iter().filter(|((table, name), column)| {
+        column.type_name == "timestamp"
+            && wanted(table, name).is_some_and(|(_, _, kind, ..)| *kind == Kind::Instant)
+    });
+    wrong.extend(
+        naive.map(|((table, name), column)| {
+            format!("{table}.{name} is {}: must be timestamptz", column.shown)
+        }),
+    );
+    Ok(wrong)
+}
+
+/// Revokes what `--revoke-where` names; suspends tenants. Says how many rows.
+pub(super) async fn revoke(
+    connection: &mut PgConnection,
+    adoption: &Adoption,
+) -> Result<Vec<String>, StoreError> {
+    let columns = columns(&mut *connection).await?;
+    let mut notes = Vec::new();
+    for (name, value) in &adoption.revoke_where {
+        let (only, column) =
+            name.split_once('.').map_or((None, name.as_str()), |(table, name)| (Some(table), name));
+        for (table, sql, verb) in [
+            (
+                "api_keys",
+                "UPDATE api_keys SET revoked_at = now(), revocation_reason = $2 WHERE revoked_at IS NULL",
+                "revoked",
+            ),
+            (
+                "tenants",
+                "UPDATE tenants SET status = 'suspended' WHERE status = 'active' AND $2 <> ''",
+                "suspended",
+            ),
+        ] {
+            let there = columns.contains_key(&(table.to_owned(), column.to_owned()));
+            if !there || only.is_some_and(|only| only != table) {
+                continue;
+            }
+            let sql = format!("{sql} AND {}::text = $1", quoted(column));
+            let reason = format!("{name} = {value} when the table was adopted");
+            let done =
+                sqlx::query(AssertSqlSafe(sql)).bind(value).bind(reason).execute(&mut *connection).await?;
+            notes.push(format!("{verb} {} rows of {table} where {column} is {value}", done.rows_affected()));
+        }
+    }
+    Ok(notes)
+}
+
+fn wanted(table: &str, name: &str) -> Option<&'static Wanted> {
+    WANTED.iter().find(|(t, n, ..)| *t == table && *n == name)
+}
+
+/// `pg_class.relkind` of those that stand.
+async fn tables(connection: &mut PgConnection) -> Result<BTreeMap<String, String>, StoreError> {
+    let sql = "SELECT relname::text, relkind::text FROM pg_class WHERE oid IN (to_regclass('tenants'), to_regclass('api_keys'))";
+    let rows = sqlx::query(sql).fetch_all(connection).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+async fn columns(connection: &mut PgConnection) -> Result<Columns, StoreError> {
+    let sql = "SELECT c.relname::text, a.attname::text, t.typname::text, format_type(a.atttypid, a.atttypmod), t.typtype = 'e',
+            a.attnotnull, a.atthasdef OR a.attidentity <> '',
+            EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
+                    AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum)
+         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid JOIN pg_type t ON t.oid = a.atttypid
+         WHERE c.oid IN (to_regclass('tenants'), to_regclass('api_keys')) AND a.attnum > 0 AND NOT a.attisdropped";
+    let mut columns = Columns::new();
+    for row in sqlx::query(sql).fetch_all(connection).await? {
+        let column = Column {
+            type_name: row.try_get(2)?,
+            shown: row.try_get(3)?,
+            is_enum: row.try_get(4)?,
+            not_null: row.try_get(5)?,
+            has_default: row.try_get(6)?,
+            unique: row.try_get(7)?,
+        };
+        columns.insert((row.try_get(0)?, row.try_get(1)?), column);
+    }
+    Ok(columns)
+}
+
+fn wrong_tables(tables: &BTreeMap<String, String>) -> Vec<String> {
+    let wrong = |(name, kind): (&String, &String)| {
+        let is = match kind.as_str() {
+            "r" => return None,
+            "p" => "a partitioned table",
+            "v" => "a view",
+            "m" => "a materialized view",
+            "f" => "a foreign table",
+            _ => "not a table",
+        };
+        Some(format!("{name} is {is}: must be an ordinary table"))
+    };
+    let mut wrong: Vec<_> = tables.iter().filter_map(wrong).collect();
+    if let [(there, _)] = tables.iter().collect::<Vec<_>>().as_slice() {
+        let missing = if *there == "tenants" { "api_keys" } else { "tenants" };
+        wrong.push(format!("{missing} is missing beside {there}: both tables or none must exist"));
+    }
+    wrong
+}
+
+fn wrong_columns(tables: &BTreeMap<String, String>, columns: &Columns) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (table, name, kind, always, unique, theirs) in
+        WANTED.into_iter().filter(|(table, ..)| tables.contains_key(*table))
+    {
+        let Some(column) = columns.get(&(table.to_owned(), name.to_owned())) else {
+            if theirs {
+                wrong.push(format!("{table}.{name} is missing: must be {}", kind.wanted()));
+            }
+            continue;
+        };
+        if !kind.fits(&column.type_name) {
+            let what = if column.is_enum { " (an enum)" } else { "" };
+            wrong.push(format!("{table}.{name} is {}{what}: must be {}", column.shown, kind.wanted()));
+        } else if always && !column.not_null {
+            wrong.push(format!("{table}.{name} may be NULL: must be NOT NULL"));
+        } else if unique && !column.unique {
+            wrong.push(format!("{table}.{name} is not UNIQUE: must have a UNIQUE constraint of its own"));
+        } else if !always && column.not_null && !column.has_default {
+            wrong.push(format!("{table}.{name} is NOT NULL: must allow NULL"));
+        }
+    }
+    for ((table, name), column) in columns {
+        if wanted(table, name).is_none() && column.not_null && !column.has_default {
+            wrong.push(format!(
+                "{table}.{name} is NOT NULL without a default: must have a default, or tenantgate could add no row"
+            ));
+        }
+    }
+    wrong
+}
+
+/// Columns that switch rows off, of which nothing was said.
+fn switches(columns: &Columns, adoption: &Adoption) -> Vec<String> {
+    let is_switch = |((_, name), column): &(&(String, String), &Column)| {
+        column.type_name == "bool" && SWITCHES.contains(&name.as_str())
+    };
+    let said = |table: &str, name: &str| {
+        adoption.names().any(|said| {
+            said == name || said.strip_prefix(table).and_then(|rest| rest.strip_prefix('.')) == Some(name)
+        })
+    };
+    let unsaid = columns.iter().filter(is_switch).filter(|((table, name), _)| !said(table, name));
+    unsaid
+        .map(|((table, name), _)| {
+            let off = !(name.contains("active") || name.contains("enabled"));
+            format!(
+                "{table}.{name} is a boolean that tenantgate does not read, rows that it switches off would be live: \
+                 say --revoke-where {name}={off} (or the other value), or --ignore-column {name}"
+            )
+        })
+        .collect()
+}
+
+fn unknown_names(columns: &Columns, adoption: &Adoption) -> Vec<String> {
+    let known = |said: &&str| {
+        let (table, name) = said.split_once('.').map_or((None, *said), |(table, name)| (Some(table), name));
+        !columns.keys().any(|(t, n)| n == name && table.is_none_or(|table| table == t))
+    };
+    adoption
+        .names()
+        .filter(known)
+        .map(|name| format!("{name} is not a column of tenants or api_keys"))
+        .collect()
+}

@@ -1,0 +1,274 @@
+//! Whose tables: the pinned schema, schemas of tenants, shapes of adopted tables.
+
+use super::{KEY, PLAIN, postgres_with, rows};
+use crate::support::cli::run_in;
+use crate::support::world::quick_hash;
+use crate::support::{Ask, Backend, Database, Server, World};
+
+#[test]
+fn a_schema_named_like_the_role_makes_no_second_set_of_tables() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let line = world.db.cli(&["tenant", "create", "Owner Inc", "--schema", "tenantgate"]).refused();
+    assert!(line.contains("name of a role"), "{line}");
+    let line = world.db.cli(&[
+        "tenant",
+        "create",
+        "Odd Inc",
+        "--status",
+        "pending_provisioning",
+        "--schema",
+        "tenantgate",
+    ]);
+    assert!(line.refused().contains("name of a role"));
+    world.db.sql("CREATE SCHEMA tenantgate");
+    assert_eq!(world.db.json(&["migrate"])["applied"], serde_json::json!([]));
+    let count = "SELECT count(*)::text FROM pg_class WHERE relname = 'api_keys'";
+    assert_eq!(world.db.text(count).as_deref(), Some("1"));
+    let server = Server::on(&world.db).start();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+}
+
+#[test]
+fn tables_in_another_schema_are_refused_with_the_option_to_use() {
+    let sql = format!("CREATE SCHEMA app; SET search_path = app; {PLAIN} {}", rows());
+    let Some(database) = postgres_with(&sql) else { return };
+    database.sql(&format!("ALTER DATABASE {} SET search_path = app, public", database.name()));
+    for command in [&["migrate"][..], &["tenant", "list"], &["key", "revoke", "llmk_ours"]] {
+        let line = database.cli(command).refused();
+        assert!(line.contains("\"app\"") && line.contains("--database-schema app"), "{line}");
+    }
+    let (code, _, stderr) = Server::on(&database).run_to_end();
+    assert_eq!((code, stderr.matches("--database-schema").count()), (Some(1), 1), "{stderr}");
+    let count = "SELECT count(*)::text FROM pg_class WHERE relname IN ('tenants', 'api_keys', 'tenantgate_migrations')";
+    assert_eq!(database.text(count).as_deref(), Some("2"), "nothing was made");
+    database.cli(&["migrate", "--database-schema", "app"]).ok();
+    let server = Server::on(&database).env("TENANTGATE_DATABASE_SCHEMA", "app").start();
+    assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
+    // The same said by the URL; two that differ are a usage error.
+    let url = format!("{}?options=-c%20search_path%3Dapp", database.url());
+    let shown =
+        run_in(database.dir(), &[], &["key", "show", "llmk_ours", "--database-url", &url, "-o", "json"]);
+    assert_eq!(shown.json()["key_prefix"], "llmk_ours");
+    let args = ["key", "list", "--database-url", &url, "--database-schema", "public"];
+    run_in(database.dir(), &[], &args).usage();
+    let said = database.cli(&["doctor"]);
+    assert!(said.stdout.contains("bad   database.schema"), "{said:#?}");
+}
+
+#[test]
+fn the_administrators_role_cannot_put_tables_before_ours() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let prefix = world.db.with_roles();
+    let (serve, admin) = (format!("{prefix}_serve"), world.db.seen_by(&format!("{prefix}_admin")));
+    let forged = "llmk_forged_ForgedSecret0123";
+    admin.sql(&format!(
+        "CREATE SCHEMA {serve}; SET search_path = {serve};
+         CREATE TABLE tenants AS SELECT * FROM public.tenants;
+         CREATE TABLE api_keys AS SELECT * FROM public.api_keys LIMIT 1;
+         UPDATE api_keys SET key_prefix = 'llmk_forged', hashed_key = '{}', revoked_at = NULL, expires_at = NULL;
+         GRANT USAGE ON SCHEMA {serve} TO PUBLIC; GRANT SELECT ON tenants, api_keys TO PUBLIC",
+        quick_hash(forged)
+    ));
+    let server = Server::on(&world.db.seen_by(&serve)).start();
+    assert_eq!(server.row(Ask::with_key(forged)), "401 unknown");
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+}
+
+#[test]
+fn a_tenant_gets_no_schema_of_somebody_else() {
+    let Some(database) =
+        postgres_with("CREATE SCHEMA app; CREATE TABLE app.theirs (n int); CREATE SCHEMA bare")
+    else {
+        return;
+    };
+    database.cli(&["migrate", "--database-schema", "gate"]).ok();
+    let create = |schema: &str, more: &[&str]| {
+        let args = ["tenant", "create", "New", "--schema", schema, "--database-schema", "gate"];
+        database.cli(&[&args, more].concat())
+    };
+    assert!(create("gate", &[]).refused().contains("tables of tenantgate"));
+    assert!(create("app", &[]).refused().contains("--adopt-schema"));
+    create("bare", &[]).ok();
+    create("app", &["--adopt-schema"]).ok();
+    let rows = database.text("SELECT count(*)::text FROM gate.tenants");
+    assert_eq!(rows.as_deref(), Some("2"), "what was refused left no row");
+}
+
+/// Statements that spoil the plain tables, and what the refusal must name.
+const SPOILT: [(&str, &str); 8] = [
+    ("ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_prefix_key", "api_keys.key_prefix is not UNIQUE"),
+    (
+        "ALTER TABLE api_keys ALTER id DROP DEFAULT, ALTER id TYPE varchar(36)",
+        "api_keys.id is character varying(36): must be uuid",
+    ),
+    (
+        "CREATE TYPE state AS ENUM ('active'); ALTER TABLE tenants ALTER status DROP DEFAULT, ALTER status TYPE state USING 'active'::state",
+        "tenants.status is state (an enum)",
+    ),
+    (
+        "ALTER TABLE api_keys ADD owner text NOT NULL DEFAULT 'x'; ALTER TABLE api_keys ALTER owner DROP DEFAULT",
+        "api_keys.owner is NOT NULL without a default",
+    ),
+    ("ALTER TABLE api_keys ALTER hashed_key DROP NOT NULL", "api_keys.hashed_key may be NULL"),
+    ("ALTER TABLE api_keys RENAME TO keys; CREATE VIEW api_keys AS SELECT * FROM keys", "api_keys is a view"),
+    ("ALTER TABLE api_keys ALTER expires_at TYPE text", "api_keys.expires_at is text: must be timestamptz"),
+    ("ALTER TABLE api_keys ADD is_active bool NOT NULL DEFAULT true", "--revoke-where is_active=false"),
+];
+
+#[test]
+fn tables_that_cannot_be_served_are_refused_before_any_change() {
+    for (spoil, wanted) in SPOILT {
+        let Some(database) = postgres_with(&format!("{PLAIN} {spoil}")) else { return };
+        let said = database.cli(&["migrate"]);
+        assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{spoil}: {said:#?}");
+        assert!(said.stderr.contains(wanted), "{spoil}: {said:#?}");
+        let ours = database.text("SELECT count(*)::text FROM pg_class WHERE relname LIKE 'tenantgate%'");
+        assert_eq!(ours.as_deref(), Some("0"), "{spoil}");
+    }
+}
+
+#[test]
+fn naive_timestamps_are_converted_and_switches_are_heeded_as_told() {
+    let more = "INSERT INTO api_keys (hashed_key, key_prefix, tenant_id, is_active)
+                SELECT 'x', 'llmk_off', id, false FROM tenants;
+                CREATE TABLE audit_log (theirs int);";
+    let sql = format!(
+        "{} {}; ALTER TABLE api_keys ADD is_active bool NOT NULL DEFAULT true; {more}",
+        PLAIN.replace("timestamptz", "timestamp"),
+        rows()
+    );
+    let Some(database) = postgres_with(&sql) else { return };
+    database.sql("UPDATE api_keys SET expires_at = '2099-01-01 00:00:00'");
+    database.cli(&["migrate", "--revoke-where", "is_active=false"]).ok();
+    let server = Server::on(&database).start();
+    assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
+    let shown = database.json(&["key", "list"]);
+    assert_eq!(shown[0]["expires_at"].as_str().map(|at| &at[..19]), Some("2099-01-01T00:00:00"), "{shown}");
+    assert_eq!(database.json(&["key", "show", "llmk_off"])["status"], "revoked");
+    database.cli(&["tenant", "create", "New"]).ok();
+    assert_eq!(
+        database.text("SELECT count(*)::text FROM audit_log").as_deref(),
+        Some("0"),
+        "theirs is theirs"
+    );
+    assert_eq!(database.json(&["migrate"])["applied"], serde_json::json!([]), "asked once");
+}
+
+#[test]
+fn a_column_may_be_ignored() {
+    let sql = format!("{PLAIN} {}; ALTER TABLE api_keys ADD is_active bool DEFAULT false", rows());
+    let Some(database) = postgres_with(&sql) else { return };
+    assert!(
+        database
+            .cli(&["migrate", "--ignore-column", "no_such"])
+            .refused_lines()
+            .contains("no_such is not a column")
+    );
+    database.cli(&["migrate", "--ignore-column", "is_active"]).ok();
+    assert_eq!(Server::on(&database).start().row(Ask::with_key(KEY)), "200 ok");
+}
+
+#[test]
+fn what_a_restore_or_a_rename_lost_is_found_and_fixed() {
+    for spoil in [
+        "GRANT EXECUTE ON FUNCTION tenantgate_mark() TO PUBLIC",
+        "ALTER FUNCTION tenantgate_key_changed() RESET ALL",
+        "DROP TRIGGER tenantgate_key_updated ON api_keys",
+        "ALTER TABLE tenants DISABLE TRIGGER tenantgate_tenant_updated",
+        "DROP FUNCTION tenantgate_settle()",
+        "DELETE FROM tenantgate_identity",
+    ] {
+        let Some(world) = World::on(Backend::Postgres) else { return };
+        world.db.sql(spoil);
+        let said = world.db.cli(&["doctor"]);
+        assert_eq!(said.code, Some(1), "{spoil}: {said:#?}");
+        let mended = world.db.json(&["migrate"]);
+        assert_eq!(mended["mended"].as_array().map(Vec::len), Some(1), "{spoil}: {mended}");
+        assert_eq!(world.db.cli(&["doctor"]).code, Some(0), "{spoil}");
+    }
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    world.db.sql("ALTER SCHEMA public RENAME TO gate; CREATE SCHEMA public");
+    let gate = ["--database-schema", "gate"];
+    let cli = |args: &[&str]| world.db.cli(&[args, &gate].concat());
+    assert_eq!(cli(&["doctor"]).code, Some(1));
+    cli(&["migrate"]).ok();
+    assert_eq!(cli(&["doctor"]).code, Some(0));
+    cli(&["key", "create", &world.acme.id]).ok();
+}
+
+#[test]
+fn a_key_has_one_live_successor() {
+    let Some(worlds) = World::on(Backend::Postgres).map(|world| [world, World::somewhere()]) else { return };
+    for world in worlds {
+        let rotate = || world.db.cli(&["key", "rotate", "llmk_live", "--grace", "7d", "-o", "json"]);
+        let runs =
+            std::thread::scope(|scope| [(); 2].map(|()| scope.spawn(rotate)).map(|run| run.join().unwrap()));
+        let done = runs.iter().filter(|run| run.code == Some(0)).count();
+        assert_eq!(done, 1, "of two at once one does it: {runs:#?}");
+        let line = rotate().refused();
+        let successor = world.db.text("SELECT s.key_prefix FROM api_keys k JOIN api_keys s ON s.id = k.replaced_by WHERE k.key_prefix = 'llmk_live'");
+        assert!(line.contains(&successor.unwrap()), "{line}");
+    }
+}
+
+#[test]
+fn a_key_that_nobody_could_read_is_no_success() {
+    let world = World::somewhere();
+    let mut command = crate::support::cli::command(world.db.dir());
+    command.args(["key", "create", &world.acme.id, "--database-url", world.db.url()]);
+    let (read, write) = std::io::pipe().unwrap();
+    drop(read);
+    let said = command.stdout(write).stderr(std::process::Stdio::piped()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert_eq!(said.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("tenantgate key revoke llmk_"), "{stderr}");
+}
+
+#[test]
+fn instants_are_read_as_postgres_writes_them_and_need_a_zone() {
+    let world = World::somewhere();
+    let import = |at: &str| {
+        let file = format!(
+            "hashed_key,key_prefix,tenant,expires_at\n{},llmk_at,{},{at}\n",
+            quick_hash("llmk_at_Secret0123"),
+            world.acme.id
+        );
+        std::fs::write(world.db.dir().join("keys.csv"), file).unwrap();
+        world.db.cli(&["key", "import", world.db.dir().join("keys.csv").to_str().unwrap()])
+    };
+    assert_ne!(import("2027-01-31 00:00:00").code, Some(0), "no zone");
+    import("2027-01-31 00:00:00+00").ok();
+    assert_eq!(
+        world.db.json(&["key", "show", "llmk_at"])["expires_at"].as_str().map(|at| &at[..19]),
+        Some("2027-01-31T00:00:00")
+    );
+}
+
+#[test]
+fn a_value_that_cannot_be_read_is_no_outage() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    world.db.sql("ALTER TABLE api_keys DROP COLUMN last_used_at; ALTER TABLE api_keys ADD last_used_at text DEFAULT 'x'");
+    let said = world.db.cli(&["key", "list"]);
+    assert_eq!(said.code, Some(1), "{said:#?}");
+    let said = world.db.cli(&["doctor"]);
+    assert!(said.stdout.contains("api_keys.last_used_at is text"), "{said:#?}");
+}
+
+#[test]
+fn a_missing_database_is_named_and_not_made() {
+    let database = Database::empty(Backend::Sqlite).expect("always there");
+    for command in [
+        &["key", "revoke", "llmk_x"][..],
+        &["tenant", "list"],
+        &["key", "show", "llmk_x"],
+        &["audit", "list"],
+    ] {
+        let said = run_in(database.dir(), &[], command);
+        assert_eq!((said.code, said.stdout.as_str()), (Some(3), ""), "{said:#?}");
+        assert!(said.stderr.contains("tenantgate.db"), "{said:#?}");
+    }
+    assert!(!database.dir().join("tenantgate.db").exists());
+    let world = World::somewhere();
+    let line = world.db.cli(&["key", "revoke", "llmk_nobody"]).refused();
+    assert!(line.contains("tenantgate.db"), "{line}");
+}

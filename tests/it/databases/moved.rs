@@ -1,0 +1,202 @@
+//! Databases that were dumped and restored, replicated, promoted.
+
+use std::time::Duration;
+
+use super::{KEY, count, rows};
+use crate::support::link::Link;
+use crate::support::postgres::Cluster;
+use crate::support::{Ask, Backend, Database, PATIENCE, Server, eventually};
+
+/// A database `own` in a cluster, migrated, with [`KEY`].
+fn own(cluster: &Cluster) -> Database {
+    cluster.admin("CREATE DATABASE own");
+    let database = Database::at(Backend::Postgres, &cluster.url("own"));
+    database.cli(&["migrate"]).ok();
+    database.sql(&rows());
+    database
+}
+
+/// A server on a database that tests may lead elsewhere.
+fn server_through(link: &Link, cluster: &Cluster) -> Server {
+    let url = cluster.url("own").replace(&format!(":{}/", cluster.port()), &format!(":{}/", link.port()));
+    Server::on(&Database::at(Backend::Postgres, &url)).start()
+}
+
+#[track_caller]
+fn polls_without_loading_again(server: &Server) {
+    let polls = || server.metric(&["tenantgate_replica_polls_total"]);
+    let before = polls();
+    eventually("it polls", PATIENCE, || if polls() > before + 20.0 { Ok(()) } else { Err(polls()) });
+    assert_eq!(count(server, "tenantgate_replica_loads_total"), 1, "one load");
+}
+
+#[test]
+fn a_restored_dump_costs_one_load_whatever_the_numbers_of_its_transactions() {
+    let (Some(high), Some(low)) = (Cluster::private(), Cluster::private()) else { return };
+    high.use_up_transactions(20_000);
+    let database = own(&high);
+    database.sql("SELECT tenantgate_prune(interval '0')");
+    database.sql("UPDATE api_keys SET expires_at = '2099-01-01'");
+    for args in [&[][..], &["--exclude-table-data=tenantgate_change"]] {
+        low.restore("own", &high.dump("own", args));
+        let restored = Database::at(Backend::Postgres, &low.url("own"));
+        let said = restored.cli(&["doctor"]);
+        assert!(said.stdout.contains("bad   database.identity"), "{said:#?}");
+        let server = Server::on(&restored).start();
+        polls_without_loading_again(&server);
+        assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
+        restored.cli(&["key", "revoke", "llmk_ours", "--wait=10s"]).ok();
+        assert_eq!(server.row(Ask::with_key(KEY)), "401 revoked");
+        assert_eq!(restored.cli(&["doctor"]).code, Some(0));
+        drop(server);
+        low.admin("DROP DATABASE own WITH (FORCE)");
+    }
+    // The other way: numbers that this cluster has used up long ago.
+    let database = own(&low);
+    drop(database);
+    high.admin("DROP DATABASE own WITH (FORCE)");
+    high.restore("own", &low.dump("own", &[]));
+    let restored = Database::at(Backend::Postgres, &high.url("own"));
+    let server = Server::on(&restored).start();
+    polls_without_loading_again(&server);
+    restored.cli(&["key", "revoke", "llmk_ours", "--wait=10s"]).ok();
+    assert_eq!(server.row(Ask::with_key(KEY)), "401 revoked");
+}
+
+#[test]
+fn a_dump_without_rights_is_found_and_fixed() {
+    let Some(cluster) = Cluster::private() else { return };
+    drop(own(&cluster));
+    cluster.restore("bare", &cluster.dump("own", &["--no-acl", "--no-owner"]));
+    let bare = Database::at(Backend::Postgres, &cluster.url("bare"));
+    let said = bare.cli(&["doctor"]);
+    assert!(said.stdout.contains("every role may call the function"), "{said:#?}");
+    bare.cli(&["migrate"]).ok();
+    assert_eq!(bare.cli(&["doctor"]).code, Some(0));
+}
+
+#[test]
+fn the_same_database_in_another_place_is_followed_and_one_that_went_back_raises_the_alarm() {
+    let Some(cluster) = Cluster::private() else { return };
+    let database = own(&cluster);
+    let older = cluster.dump("own", &[]);
+    let server = Server::on(&database).start();
+    let key = Ask::with_key(KEY);
+    database.sql("UPDATE api_keys SET revoked_at = now()");
+    server.row_becomes("401 revoked", PATIENCE, key.clone());
+    let newer = cluster.dump("own", &[]);
+    let moves = || count(&server, "tenantgate_database_moves_total");
+    let alarms = || count(&server, "tenantgate_replica_went_back_total");
+    // What nobody lost: followed with a warning, no alarm.
+    cluster.admin("DROP DATABASE own WITH (FORCE)");
+    cluster.restore("own", &newer);
+    eventually("the move is counted", PATIENCE, || {
+        if moves() > 0 { Ok(()) } else { Err(server.stderr.lines()) }
+    });
+    assert_eq!((moves(), alarms()), (1, 0), "{}", server.stderr.text());
+    assert_eq!(server.row(key.clone()), "401 revoked");
+    // An older copy under the same name is the truth now.
+    cluster.admin("DROP DATABASE own WITH (FORCE)");
+    cluster.restore("own", &older);
+    server.row_becomes("200 ok", PATIENCE, key);
+    assert_eq!((moves(), alarms()), (2, 1), "{}", server.stderr.text());
+    assert!(server.stderr.text().contains("the database went back"));
+}
+
+#[test]
+fn a_copy_that_is_made_a_database_of_its_own_is_refused() {
+    let Some(cluster) = Cluster::private() else { return };
+    drop(own(&cluster));
+    let link = Link::to(cluster.port());
+    let server = server_through(&link, &cluster);
+    assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
+    let said = Database::at(Backend::Postgres, &cluster.url("own")).json(&["migrate", "--new-identity"]);
+    let identity =
+        Database::at(Backend::Postgres, &cluster.url("own")).text("SELECT id::text FROM tenantgate_identity");
+    assert_eq!(said["identity"].as_str(), identity.as_deref());
+    Database::at(Backend::Postgres, &cluster.url("own")).end_all_sessions();
+    eventually("it says so", PATIENCE, || {
+        let log = server.stderr.text();
+        if log.contains("another database") { Ok(()) } else { Err(log) }
+    });
+    assert_eq!(count(&server, "tenantgate_database_moves_total"), 0);
+}
+
+/// A publisher with [`KEY`] and a subscriber, each with a database `own`.
+fn subscribed(publication: &str, how: &str) -> Option<(Cluster, Cluster)> {
+    let (publisher, subscriber) = (Cluster::publisher()?, Cluster::private()?);
+    let database = own(&publisher);
+    database.sql("CREATE TABLE theirs (id int PRIMARY KEY)");
+    if publication == "tenantgate" {
+        let said = database.json(&["migrate", "--publication"]);
+        assert_eq!(said["publication"], "tenantgate");
+    } else {
+        database.sql(&format!("CREATE PUBLICATION {publication} FOR ALL TABLES"));
+    }
+    subscriber.admin("CREATE DATABASE own");
+    let copy = Database::at(Backend::Postgres, &subscriber.url("own"));
+    if how == "dump" {
+        subscriber.admin("DROP DATABASE own");
+        subscriber.restore("own", &publisher.dump("own", &["--schema-only", "--no-publications"]));
+    } else {
+        copy.cli(&["migrate"]).ok();
+        copy.sql("CREATE TABLE theirs (id int PRIMARY KEY)");
+    }
+    copy.sql(&format!(
+        "CREATE SUBSCRIPTION region CONNECTION '{}' PUBLICATION {publication}",
+        publisher.url("own")
+    ));
+    eventually("the rows are copied", PATIENCE, || {
+        let copied = copy.text("SELECT count(*)::text FROM pg_subscription_rel WHERE srsubstate <> 'r'");
+        let keys = copy.text("SELECT count(*)::text FROM api_keys");
+        if (copied.as_deref(), keys.as_deref()) == (Some("0"), Some("1")) {
+            Ok(())
+        } else {
+            Err((copied, keys))
+        }
+    });
+    Some((publisher, subscriber))
+}
+
+#[test]
+fn a_subscriber_is_a_database_for_its_own_servers_and_read_only_until_promoted() {
+    for (publication, how) in [("tenantgate", "migrate"), ("everything", "migrate"), ("everything", "dump")] {
+        let Some((publisher, subscriber)) = subscribed(publication, how) else { return };
+        let here = Database::at(Backend::Postgres, &subscriber.url("own"));
+        let there = Database::at(Backend::Postgres, &publisher.url("own"));
+        if how == "dump" {
+            // The rows of which there must be one are not in a dump of the schema.
+            here.cli(&["migrate"]).ok();
+        }
+        let server = Server::on(&here).start();
+        let key = Ask::with_key(KEY);
+        assert_eq!(server.row(key.clone()), "200 ok", "{publication} {how}");
+        let id = "SELECT id::text FROM tenantgate_identity";
+        assert_eq!(here.text(id), there.text(id), "the same database");
+        let origin = Server::on(&there).start();
+        there.cli(&["key", "revoke", "llmk_ours", "--wait=10s"]).ok();
+        assert_eq!(origin.row(key.clone()), "401 revoked");
+        server.row_becomes("401 revoked", PATIENCE, key.clone());
+        there.sql("DELETE FROM tenants");
+        server.row_becomes("401 unknown", PATIENCE, key.clone());
+        if publication == "everything" {
+            there.sql("INSERT INTO theirs VALUES (1)");
+            let theirs = || here.text("SELECT count(*)::text FROM theirs");
+            eventually("their tables go on", PATIENCE, || theirs().filter(|n| n == "1").ok_or_else(theirs));
+        }
+        assert_eq!(count(&server, "tenantgate_replica_loads_total"), 1, "{publication} {how}");
+        let line = here.cli(&["tenant", "create", "New"]).refused();
+        assert!(line.contains("read-only") && line.contains("\"region\""), "{line}");
+        assert_eq!(here.cli(&["doctor"]).code, Some(0), "{:#?}", here.cli(&["doctor"]));
+        // The publisher is lost: the region goes on, and is promoted.
+        drop(origin);
+        publisher.stop();
+        assert_eq!(server.row(key), "401 unknown");
+        here.sql("ALTER SUBSCRIPTION region DISABLE; ALTER SUBSCRIPTION region SET (slot_name = NONE); DROP SUBSCRIPTION region");
+        here.cli(&["tenant", "create", "New"]).ok();
+        let made = here.json(&["key", "create", "tenant_new"]);
+        server.row_becomes("200 ok", Duration::from_secs(5), Ask::with_key(made["key"].as_str().unwrap()));
+        let said = here.cli(&["audit", "verify"]);
+        assert_eq!(said.code, Some(0), "{publication} {how}: {said:#?}");
+    }
+}

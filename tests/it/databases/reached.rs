@@ -1,0 +1,148 @@
+//! How a database is reached: URLs, passwords, poolers, locks.
+
+use std::time::Instant;
+
+use super::{KEY, rows};
+use crate::support::cli::run_in;
+use crate::support::pooler::Pooler;
+use crate::support::postgres::Cluster;
+use crate::support::{Ask, Backend, Database, PATIENCE, Server, World, eventually};
+
+#[test]
+fn a_parameter_that_is_not_understood_is_a_usage_error_and_repeats_no_password() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for (url, hint) in [
+        ("postgresql://u:pa55-w0rd-never-printed@h/db?sslMode=verify-full", "sslMode"),
+        ("postgresql://u:pa55-w0rd-never-printed@h/db?channel_binding=require", "channel_binding"),
+        ("postgresql://u:pa55-w0rd-never@printed@h/db", "%40"),
+        ("postgresql://u:pa55-w0rd-never/printed@h/db", "%2F"),
+        ("jdbc:postgresql://h/db?user=u&password=pa55-w0rd-never-printed", "postgresql://"),
+        ("host=h dbname=db password=pa55-w0rd-never-printed", "postgresql://"),
+    ] {
+        for command in [&["tenant", "list"][..], &["serve", "--check-config"]] {
+            let args = [command, &["--database-url", url]].concat();
+            let said = run_in(dir.path(), &[], &args).usage();
+            assert!(said.contains(hint), "{url}: {said}");
+            assert!(!said.contains("pa55-w0rd-never"), "{url}: {said}");
+        }
+    }
+}
+
+#[test]
+fn the_name_of_the_application_is_kept() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let url = format!("{}?application_name=gate-7", world.db.url());
+    let _server = Server::on(&Database::at(Backend::Postgres, &url)).start();
+    let seen = world
+        .db
+        .texts("SELECT DISTINCT application_name FROM pg_stat_activity WHERE application_name = 'gate-7'");
+    assert_eq!(seen, [Some("gate-7".to_owned())]);
+}
+
+#[test]
+fn a_rotated_password_needs_no_restart_and_a_refused_one_is_said() {
+    let Some(cluster) = Cluster::private() else { return };
+    cluster.admin("CREATE DATABASE own");
+    let database = Database::at(Backend::Postgres, &cluster.url("own"));
+    database.cli(&["migrate"]).ok();
+    database.sql(&rows());
+    database.sql("CREATE ROLE gate LOGIN SUPERUSER PASSWORD 'first'");
+    cluster.asks_for_the_password_of("gate");
+    let url = |password: &str| format!("postgres://gate:{password}@127.0.0.1:{}/own", cluster.port());
+    let file = database.dir().join("url");
+    std::fs::write(&file, url("first") + "\n").unwrap();
+    let name = file.to_str().unwrap();
+    eventually("passwords are asked for", PATIENCE, || {
+        let run = run_in(database.dir(), &[], &["tenant", "list", "--database-url", &url("wrong")]);
+        if run.code == Some(3) && run.stderr.contains("password") { Ok(()) } else { Err(run) }
+    });
+    let plan = Server::plan(database.dir(), &["--ops-listen", "127.0.0.1:0", "--database-url-file", name]);
+    let server = plan.start();
+    assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
+    database.sql("ALTER ROLE gate PASSWORD 'second'");
+    database.end_all_sessions();
+    eventually("the refusal is in the log", PATIENCE, || {
+        let log = server.stderr.text();
+        if log.contains("the database refuses the password") && log.contains(name) {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    });
+    assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
+    std::fs::write(&file, url("second")).unwrap();
+    database.sql("UPDATE api_keys SET revoked_at = now()");
+    server.row_becomes("401 revoked", PATIENCE, Ask::with_key(KEY));
+    let both = ["tenant", "list", "--database-url", "sqlite://x.db", "--database-url-file", name];
+    run_in(database.dir(), &[], &both).usage();
+    let env = [("LLMCORE_AUTH_DATABASE_URL", "sqlite://x.db"), ("TENANTGATE_DATABASE_URL_FILE", name)];
+    run_in(database.dir(), &env, &["tenant", "list"]).ok();
+}
+
+#[test]
+fn a_pooler_in_session_mode_is_the_database() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let Some(pooler) = Pooler::in_session_mode(&world.db) else { return };
+    let url = world.db.url().replace(&format!(":{}/", world.db.port()), &format!(":{}/", pooler.port()));
+    let behind = Database::at(Backend::Postgres, &url);
+    let server = Server::on(&behind).start();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+    behind.cli(&["key", "revoke", &world.live.id, "--wait=10s"]).ok();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "401 revoked");
+    let said = behind.cli(&["doctor"]);
+    assert_eq!(said.code, Some(0), "{said:#?}");
+}
+
+#[test]
+fn a_command_gives_up_on_a_lock_and_names_who_holds_it() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let mut idle = world.db.session();
+    idle.sql("BEGIN; SELECT count(*) FROM api_keys; UPDATE api_keys SET name = name");
+    let pid = idle.texts("SELECT pg_backend_pid()::text").remove(0).unwrap();
+    let start = Instant::now();
+    let revoke = ["key", "revoke", &world.live.id, "--lock-timeout", "300ms"];
+    world.db.sql("DROP TRIGGER tenantgate_tenant_updated ON tenants");
+    for command in [&revoke[..], &["migrate", "--lock-timeout", "300ms"]] {
+        let said = world.db.cli(command).unavailable();
+        assert!(said.contains(&format!("pid {pid} ")) && said.contains("query started at 20"), "{said}");
+    }
+    assert!(start.elapsed() < PATIENCE);
+    idle.sql("ROLLBACK");
+    world.db.cli(&revoke).ok();
+    world.db.cli(&["tenant", "list", "--lock-timeout", "0s"]).usage();
+}
+
+/// A poll costs what has changed, whatever the planner believes of the log.
+#[test]
+fn a_poll_is_as_quick_with_a_long_log_as_with_none() {
+    use tenantgate::store::Store as _;
+    use tenantgate::store::postgres::PostgresStore;
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let median = || {
+        crate::support::wait(async {
+            let store = PostgresStore::new(world.db.url()).unwrap();
+            let mut session = store.session().await.unwrap();
+            session.load(&mut |_| {}).await.unwrap();
+            let mut times = Vec::new();
+            for _ in 0..101 {
+                let start = Instant::now();
+                session.changes().await.unwrap();
+                times.push(start.elapsed());
+            }
+            times.sort_unstable();
+            times[50]
+        })
+    };
+    let short = median();
+    world.db.sql(
+        "INSERT INTO tenantgate_change (key_prefix) SELECT 'llmk_' || n FROM generate_series(1, 400000) n",
+    );
+    for analyzed in ["SELECT 1", "ANALYZE tenantgate_change"] {
+        world.db.sql(analyzed);
+        let long = median();
+        assert!(
+            long < short * 3 + std::time::Duration::from_millis(1),
+            "{analyzed}: {long:?} with a long log, {short:?} without"
+        );
+    }
+}
