@@ -222,11 +222,9 @@ impl Sync {
         let moved = !known.place.is_empty() && known.place != look.place;
         if moved {
             self.replica.stats().moved.add_one();
+            let (from, to) = (&known.place, &look.place);
             warn!(
-                identity = look.identity,
-                from = known.place,
-                to = look.place,
-                "the database has moved to another place (a restore, a failover or a replica?), it is followed there"
+                "the database has moved from {from} to {to} (a restore, a failover or a replica?), it is followed there"
             );
         }
         let forgot = known.newest_change.is_some()
@@ -235,9 +233,8 @@ impl Sync {
         if forgot || revived > 0 {
             self.replica.stats().went_back.add_one();
             error!(
-                revived,
                 "the database went back: a change it had is gone (a failover or a restore?), check what was \
-                 revoked or suspended of late"
+                 revoked or suspended of late ({revived} keys and tenants are in force again)"
             );
         }
         Ok(())

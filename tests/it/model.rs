@@ -57,7 +57,8 @@ use self::history::{History, State};
 use self::witness::{How, Pace, Taken, Witness};
 use self::writers::{Stop, connect, run};
 use crate::support::database::Session as Connection;
-use crate::support::{Backend, Database, runtime, tell, wait};
+use crate::support::postgres::Cluster;
+use crate::support::{Backend, Database, PATIENCE, runtime, tell, wait};
 
 /// How many looks are compared at least.
 const COMPARISONS: usize = 1200;
@@ -159,7 +160,8 @@ fn on_postgres_every_look_is_the_database_at_its_instant() {
     database.sql(writers::ANCHOR);
     let (start, mut tally) = (Instant::now(), Tally::default());
     for round in 0.. {
-        wait(play(&store, &database, &elsewhere, &seed, round, &mut tally));
+        let places = Places { written: database.url(), read: database.url(), elsewhere: elsewhere.url() };
+        wait(play(&store, &places, &seed, round, &mut tally));
         if tally.comparisons >= COMPARISONS && start.elapsed() >= at_least {
             break;
         }
@@ -170,27 +172,76 @@ fn on_postgres_every_look_is_the_database_at_its_instant() {
     assert!(tally.committed > tally.refused, "the writers were in each other's way: {tally:?}");
 }
 
+/// The same, while the rows are written by a crowd at the publisher and by logical replication here.
+#[test]
+fn on_a_subscriber_every_look_is_the_database_at_its_instant() {
+    let (Some(publisher), Some(elsewhere)) = (Cluster::publisher(), Database::empty(Backend::Postgres))
+    else {
+        return;
+    };
+    publisher.admin("CREATE DATABASE own");
+    let origin = Database::at(Backend::Postgres, &publisher.url("own"));
+    let database = Database::empty(Backend::Postgres).expect("a cluster is there");
+    let store: Arc<dyn Store> = Arc::new(PostgresStore::new(database.url()).unwrap());
+    origin.cli(&["migrate", "--publication"]).ok();
+    wait(store.migrate()).unwrap();
+    database.sql(history::SETUP);
+    origin.sql(writers::ANCHOR);
+    let subscription = "CREATE SUBSCRIPTION model CONNECTION";
+    database.sql(&format!("{subscription} '{}' PUBLICATION tenantgate", origin.url()));
+    let (seed, mut tally) = (Seed::chosen(), Tally::default());
+    let places = Places { written: origin.url(), read: database.url(), elsewhere: elsewhere.url() };
+    for round in 0..2 {
+        wait(play(&store, &places, &seed, round, &mut tally));
+    }
+    database.sql("DROP SUBSCRIPTION model");
+    tell(&format!("model: a subscriber, seed {}: {tally:?}, no difference", seed.0));
+    assert!(tally.changes > 0 && tally.pruned > 0 && tally.rolled_back > 0, "{tally:?}");
+}
+
+/// Where the crowd writes, where the replica reads, and where a transaction lingers.
+struct Places<'a> {
+    written: &'a str,
+    read: &'a str,
+    elsewhere: &'a str,
+}
+
+impl Places<'_> {
+    /// Waits until what was written can be read, while nobody writes.
+    async fn settle(&self) {
+        const ROWS: &str =
+            "SELECT coalesce((SELECT md5(string_agg(k::text, ',' ORDER BY id)) FROM api_keys k), '')
+            || coalesce((SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM tenants t), '')";
+        let (mut there, mut here) = (connect(self.written).await, connect(self.read).await);
+        let start = Instant::now();
+        loop {
+            let rows = |session| sqlx::query_scalar::<_, String>(ROWS).fetch_one(session);
+            let (written, read) =
+                (rows(&mut there).await.expect("rows"), rows(&mut here).await.expect("rows"));
+            if written == read {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "the subscriber does not catch up");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
 /// A round: everybody writes, a replica follows, and then its looks are judged.
-async fn play(
-    store: &Arc<dyn Store>,
-    database: &Database,
-    elsewhere: &Database,
-    Seed(seed): &Seed,
-    round: u64,
-    tally: &mut Tally,
-) {
-    let mut session = connect(database.url()).await;
+async fn play(store: &Arc<dyn Store>, places: &Places<'_>, Seed(seed): &Seed, round: u64, tally: &mut Tally) {
+    places.settle().await;
+    let mut session = connect(places.read).await;
     run(&mut session, history::BEGIN_ANEW).await.expect("nobody writes");
     let stop = Stop::default();
-    let url = || database.url().to_owned();
+    let (written, url) = (|| places.written.to_owned(), || places.read.to_owned());
     let dice = |player| Dice::of(*seed, round, player);
     let mut crowd = JoinSet::new();
     for writer in 0..WRITERS {
-        crowd.spawn(writers::write(url(), dice(writer), stop.clone()));
+        crowd.spawn(writers::write(written(), dice(writer), stop.clone()));
     }
     crowd.spawn(writers::prune(url(), dice(100), stop.clone()));
     crowd.spawn(writers::audit(url(), dice(101), stop.clone()));
-    crowd.spawn(writers::linger(elsewhere.url().to_owned(), dice(102), stop.clone()));
+    crowd.spawn(writers::linger(places.elsewhere.to_owned(), dice(102), stop.clone()));
 
     let (replica, looks) = (Replica::default(), Arc::default());
     let witness = Witness::of(Arc::clone(store), &replica, &looks, Pace::Random(dice(103)));
@@ -200,6 +251,7 @@ async fn play(
     while let Some(ended) = crowd.join_next().await {
         tally.add(&ended.expect("nobody panics"));
     }
+    places.settle().await;
     // One look may have been under way when the last writer ended, the next one was not.
     looks.reach(looks.count() + 2).await;
     sync.abort();

@@ -241,11 +241,7 @@ impl Parts {
             Some(mode) if mode == "require" && root.is_some() => Some("verify-ca".to_owned()),
             other => other,
         };
-        let verifies = matches!(mode.as_deref(), Some("verify-ca" | "verify-full"));
         let root = root.filter(|_| !system);
-        if let Some(root) = root.as_deref().filter(|_| verifies) {
-            std::fs::File::open(root).map_err(|error| format!("sslrootcert cannot be read: {error}"))?;
-        }
         let (schema, settings) = schema_of(std::mem::take(&mut self.options))?;
         let canonical = self.canonical(mode.as_deref(), root.as_deref());
         let options = PgConnectOptions::from_str(&canonical)
@@ -483,7 +479,6 @@ mod tests {
             ("postgresql://u@h/db?ssl=true", "sslmode=verify-full"),
             ("postgresql://u@h/db?sslmode=require&channel_binding=require", "sslmode=verify-full"),
             ("postgresql://u@h/db?sslmode=require&sslrootcert=system", "sslmode=verify-full"),
-            ("postgresql://u@h/db?sslmode=verify-ca&sslrootcert=/nowhere/ca", "cannot be read"),
             ("postgresql://u@h/db?target_session_attrs=standby", "read-write"),
             ("postgresql://u@h/db?service=prod", "service files"),
             ("postgresql://u@h/db?currentSchema=app", "--database-schema"),

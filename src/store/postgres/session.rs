@@ -132,6 +132,7 @@ impl Session for PostgresSession {
     }
 
     async fn changes(&mut self) -> Result<Changes, StoreError> {
+        // OFFSET 0: each row is looked up by its index, also if the table was empty when the plan was made.
         let sql = format!(
             "WITH c AS MATERIALIZED (
                 SELECT DISTINCT key_prefix, tenant_id FROM tenantgate_change
@@ -142,10 +143,12 @@ impl Session for PostgresSession {
                 OR EXISTS (SELECT FROM c WHERE key_prefix IS NULL AND tenant_id IS NULL) AS reload
              UNION ALL SELECT 't', c.tenant_id, t.id, NULL, NULL, NULL, NULL, NULL, t.name, t.db_schema_name, t.status, t.created_at,
                 t.mode, NULL, NULL, NULL, NULL, NULL, NULL
-                FROM c LEFT JOIN tenants t ON t.id = c.tenant_id WHERE c.tenant_id IS NOT NULL
+                FROM c LEFT JOIN LATERAL (SELECT * FROM tenants WHERE id = c.tenant_id OFFSET 0) t ON true
+                WHERE c.tenant_id IS NOT NULL
              UNION ALL SELECT 'k', k.id, k.tenant_id, c.key_prefix, k.hashed_key, k.expires_at, k.revoked_at IS NOT NULL,
                 k.key_memo, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
-                FROM c LEFT JOIN api_keys k ON k.key_prefix = c.key_prefix WHERE c.key_prefix IS NOT NULL"
+                FROM c LEFT JOIN LATERAL (SELECT id, tenant_id, hashed_key, expires_at, revoked_at, key_memo
+                    FROM api_keys WHERE key_prefix = c.key_prefix OFFSET 0) k ON true WHERE c.key_prefix IS NOT NULL"
         );
         let (mut header, mut changes) = (None, Vec::new());
         let mut rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&self.snapshot).fetch(&mut self.listener);

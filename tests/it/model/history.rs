@@ -20,12 +20,12 @@ pub(super) const SETUP: &str = "
     CREATE TABLE history (
         seq bigint GENERATED ALWAYS AS IDENTITY, xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
         key_prefix text, k api_keys, tenant_id uuid, t tenants);
-    CREATE FUNCTION history_of_key() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    CREATE FUNCTION history_of_key() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN
         IF tg_op <> 'INSERT' THEN INSERT INTO history (key_prefix) VALUES (old.key_prefix); END IF;
         IF tg_op <> 'DELETE' THEN INSERT INTO history (key_prefix, k) VALUES (new.key_prefix, new); END IF;
         RETURN NULL;
     END $$;
-    CREATE FUNCTION history_of_tenant() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    CREATE FUNCTION history_of_tenant() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$ BEGIN
         IF tg_op <> 'INSERT' THEN INSERT INTO history (tenant_id) VALUES (old.id); END IF;
         IF tg_op <> 'DELETE' THEN INSERT INTO history (tenant_id, t) VALUES (new.id, new); END IF;
         RETURN NULL;
