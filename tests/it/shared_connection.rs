@@ -27,6 +27,11 @@ pub(crate) fn fail_open(server: &Server) -> Plan {
         .with(retries, "")
         // A build for tests on a busy machine decodes megabytes slowly.
         .with("                timeout: 2s\n", "                timeout: 20s\n")
+        .with("    connect_timeout: 0.25s\n", "    connect_timeout: 20s\n")
+        .with(
+            "  - name: api\n    type: STATIC\n    connect_timeout: 1s\n",
+            "  - name: api\n    type: STATIC\n    connect_timeout: 20s\n",
+        )
 }
 
 const MANAGER: &str = "          stat_prefix: edge\n";
