@@ -66,7 +66,6 @@ fn rapid_reset(to: &str, _: &mut Vec<Raw>) -> usize {
     };
     let mut raw = Raw::to(to);
     let _ = raw.send(&(0..STREAMS).flat_map(|n| pair(2 * n + 1)).collect::<Vec<u8>>());
-    let _ = raw.goodbye();
     STREAMS as usize
 }
 
@@ -75,7 +74,6 @@ fn endless_headers(to: &str, _: &mut Vec<Raw>) -> usize {
     let more = Frame::new(kind::CONTINUATION, 0, 1, &[0, 1, b'x', 1, b'y'].repeat(200)).bytes();
     let mut raw = Raw::to(to);
     let _ = raw.send(&[first.bytes(), more.repeat(50)].concat());
-    let _ = raw.goodbye();
     50
 }
 

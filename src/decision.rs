@@ -228,6 +228,8 @@ pub enum Fault {
     NeverLoaded,
     /// More first proofs are asked for than there is CPU. A retry may find room.
     Overloaded,
+    /// The request is larger than the server reads. The operator raises the limit, or Envoy sends less.
+    TooLarge,
     /// The last good look at the database is older than the operator allows.
     TooOld,
     /// No key has this prefix, but the replica is stale and the key may be new.
@@ -236,15 +238,26 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault, for whoever has to list them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::DamagedRow,
         Self::DeadlineTooShort,
         Self::Internal,
         Self::NeverLoaded,
         Self::Overloaded,
+        Self::TooLarge,
         Self::TooOld,
         Self::UnknownWhileStale,
     ];
+
+    /// Whether a client can cause it by what it sends: a first proof that takes too long, a request that is too large.
+    /// Such a request must never pass because of it, whatever the operator chose for outages.
+    #[must_use]
+    pub fn is_caused_by_clients(self) -> bool {
+        match self {
+            Self::DeadlineTooShort | Self::Internal | Self::Overloaded | Self::TooLarge => true,
+            Self::DamagedRow | Self::NeverLoaded | Self::TooOld | Self::UnknownWhileStale => false,
+        }
+    }
 
     /// As logs and metrics spell it.
     #[must_use]
@@ -255,6 +268,7 @@ impl Fault {
             Self::Internal => "internal",
             Self::NeverLoaded => "never_loaded",
             Self::Overloaded => "overloaded",
+            Self::TooLarge => "too_large",
             Self::TooOld => "too_old",
             Self::UnknownWhileStale => "unknown_while_stale",
         }

@@ -1,32 +1,31 @@
-//! How is one request checked?
+//! Checks one request.
 //!
 //! ```text
-//! request ─► look up ─► recall the verdict ─► decide ─► answer      (microseconds, nothing awaited)
+//! request ─► look up ─► recall the verdict ─► decide ─► Verdict     (microseconds, nothing awaited)
 //!               ▲                                │
 //!               └──── prove (bcrypt) ◄── possession not proven yet
 //! ```
 //!
-//! The only place that strings these together, and the only async on the way. A
-//! decision borrows from the snapshot it was made on, so the answer is made
-//! before the snapshot is let go, and nothing is copied or counted up for it.
-//! After a proof everything is looked up again: what was revoked while bcrypt was
-//! running is revoked.
+//! A [`Verdict`] borrows from the [`View`] that it was judged on, and nothing is copied or counted up for it: the
+//! caller renders the response, then has it [recorded](Gate::record). The only code that is async here waits for what
+//! a verdict still needs ([`Gate::settle`]). After a proof everything is looked up again: a key that was revoked while
+//! bcrypt was running is revoked.
 //!
-//! A process that has only just started has not loaded anything yet, and will have in a moment: then who asks is
-//! let wait for that, as long as he can.
+//! Until the first load, requests wait, up to their own deadline and for two seconds at most.
 //!
-//! Nothing here awaits a database or knows what Envoy is.
+//! Depends on: the replica, the verifier. Awaits no database, does not know what Envoy is.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::Guard;
 use tokio::time::{Instant, timeout_at};
 
 use crate::clock::{Clock, Moment, Timestamp};
 use crate::decision::{Decision, Facts, Fault, Found, Freshness, Grant, Objection, Proof, Reason, decide};
 use crate::key::PresentedKey;
 use crate::memos::Memos;
-use crate::replica::{Entry, Replica, Said, Snapshot, TenantEntry};
+use crate::replica::{Entry, Replica, Snapshot, TenantEntry};
 use crate::request::{AccessRequest, Credential};
 use crate::stats::{Count, Spread};
 use crate::tenant::Mode;
@@ -72,6 +71,12 @@ impl Stats {
         &self.shadow[Reason::ALL.len()]
     }
 
+    /// The number of decisions so far.
+    #[must_use]
+    pub fn decisions(&self) -> u64 {
+        self.latency.buckets().map(|(_, count)| count).sum()
+    }
+
     fn count(&self, decision: &Decision<'_>) {
         match decision {
             Decision::Allow(Grant::Tenant(..)) => self.ok.add_one(),
@@ -93,15 +98,16 @@ fn place<T: PartialEq>(all: &[T], one: &T) -> usize {
     all.iter().position(|other| other == one).unwrap_or(0)
 }
 
-/// A decision, for who says it.
+/// A judgement, with what is needed to respond by it.
 #[derive(Clone, Copy, Debug)]
-pub struct Judged<'a> {
+pub struct Verdict<'v> {
     /// What was decided.
-    pub decision: &'a Decision<'a>,
-    /// What was said before of the tenant that the key belongs to.
-    pub said: Option<&'a Said>,
+    pub decision: Decision<'v>,
+    /// The tenant that the key belongs to, with the response fragments cached for it.
+    pub tenant: Option<&'v TenantEntry>,
     /// When, by the wall clock.
     pub at: Timestamp,
+    used: Option<(&'v Arc<Entry>, PresentedKey<'v>)>,
 }
 
 /// A row that changes its key, tenant or hash while it is being proven is proven again, but not for ever.
@@ -110,14 +116,13 @@ const ROUNDS: usize = 4;
 /// How long after its start a process lets requests wait for the first load: that of a million keys takes as long.
 const STARTING: Duration = Duration::from_secs(2);
 
-/// What a decision has to wait for.
-enum Lacking<'a> {
+/// What a verdict has to wait for.
+#[derive(Debug)]
+pub enum Lacking<'a> {
     /// The first load.
     Rows,
     /// A proof of this key.
     Proof(Arc<Entry>, PresentedKey<'a>),
-    /// Nothing that would come.
-    Nothing,
 }
 
 /// Checks requests.
@@ -154,41 +159,41 @@ impl Gate {
         Arc::clone(&self.stats)
     }
 
-    /// Checks a request and lets `answer` say the decision; nothing when that must wait for something.
-    pub fn check_now<R>(
-        &self,
-        request: &AccessRequest<'_>,
-        answer: impl FnOnce(&Judged<'_>) -> R,
-    ) -> Option<R> {
-        let now = self.moment();
-        self.attempt(request, now, now.uptime(), None, answer).ok()
+    /// The state of everything that requests are judged by, as of now. Do not hold it across an await.
+    #[must_use]
+    pub fn view(&self) -> View<'_> {
+        // The clocks are read once for a verdict, and once more for how long it took.
+        let moment = Moment::of(self.clock.as_ref());
+        self.view_since(moment, moment.uptime())
     }
 
-    /// Checks a request and lets `answer` say the decision. A first load or proof is waited for until `deadline`.
-    pub async fn check<R>(
-        &self,
-        request: &AccessRequest<'_>,
-        deadline: Instant,
-        answer: impl Fn(&Judged<'_>) -> R,
-    ) -> R {
+    fn view_since(&self, moment: Moment, started: Duration) -> View<'_> {
+        let (freshness, snapshot) = self.replica.view(&moment, self.options.max_staleness);
+        View { gate: self, snapshot, freshness, moment, started, proven: None, unable: None }
+    }
+
+    /// Waits for whatever a request still needs, until `deadline`, and returns a view that has a verdict on it.
+    pub async fn settle<'g>(&'g self, request: &AccessRequest<'_>, deadline: Instant) -> View<'g> {
         let started = self.clock.uptime();
-        let mut proven: Option<(Arc<Entry>, Proof)> = None;
+        let mut proven = None;
         for _ in 0..ROUNDS {
-            let lacking = match self.attempt(request, self.moment(), started, proven.as_ref(), &answer) {
-                Ok(answer) => return answer,
-                Err(lacking) => lacking,
+            let lacking = {
+                let view = View { proven, ..self.view_since(Moment::of(self.clock.as_ref()), started) };
+                match view.judge(request).map(|_| ()) {
+                    Ok(()) => return view,
+                    Err(lacking) => lacking,
+                }
             };
-            match lacking {
-                Lacking::Rows if self.loaded(deadline).await => {}
-                Lacking::Rows => return self.unable(Fault::NeverLoaded, answer),
+            proven = match lacking {
+                Lacking::Rows if self.loaded(deadline).await => None,
+                Lacking::Rows => return self.unable(Fault::NeverLoaded, started),
                 Lacking::Proof(entry, presented) => {
                     let proof = self.verifier.prove(Arc::<Entry>::clone(&entry), presented, deadline).await;
-                    proven = Some((entry, proof));
+                    Some((entry, proof))
                 }
-                Lacking::Nothing => break,
-            }
+            };
         }
-        self.unable(Fault::Overloaded, answer)
+        self.unable(Fault::Overloaded, started)
     }
 
     /// Waits for the first load. Returns whether it came.
@@ -199,104 +204,104 @@ impl Gate {
         matches!(timeout_at(deadline.min(Instant::now() + left), first).await, Ok(Ok(_)))
     }
 
-    /// What is answered when not even the request is known: never yes, in no mode, since nothing could be taken off it.
-    pub fn unread<R>(&self, fault: Fault, answer: impl FnOnce(&Judged<'_>) -> R) -> R {
-        let (now, decision) = (self.moment(), Decision::Unable(fault, None));
-        self.say(now.uptime(), Judged { decision: &decision, said: None, at: now.now() }, answer)
+    fn unable(&self, fault: Fault, started: Duration) -> View<'_> {
+        View { unable: Some(fault), ..self.view_since(Moment::of(self.clock.as_ref()), started) }
     }
 
-    fn unable<R>(&self, fault: Fault, answer: impl FnOnce(&Judged<'_>) -> R) -> R {
-        let (now, decision) = (self.moment(), Decision::Unable(fault, None));
-        self.finish(None, now.uptime(), Judged { decision: &decision, said: None, at: now.now() }, answer)
+    /// The verdict on a request that was not read. It refuses in every mode, because no header of such a request could
+    /// be removed.
+    #[must_use]
+    pub fn unread(&self, fault: Fault) -> Verdict<'static> {
+        Verdict { decision: Decision::Unable(fault, None), tenant: None, at: self.clock.now(), used: None }
     }
 
-    /// The clocks are asked once for a decision, and once more for how long it took.
-    fn moment(&self) -> Moment {
-        Moment::of(self.clock.as_ref())
-    }
-
-    /// The answer, or what it has to wait for.
-    fn attempt<'a, R>(
-        &self,
-        request: &AccessRequest<'a>,
-        now: Moment,
-        started: Duration,
-        proven: Option<&(Arc<Entry>, Proof)>,
-        answer: impl FnOnce(&Judged<'_>) -> R,
-    ) -> Result<R, Lacking<'a>> {
-        let (freshness, snapshot) = self.replica.view(&now, self.options.max_staleness);
-        let entry = named(&snapshot, request);
-        let tenant = entry.and_then(|(entry, _)| snapshot.tenant(entry.record().tenant_id));
-        let found = entry.map(|(entry, presented)| {
-            let proof = self.proof(entry, presented, proven);
-            Found { key: entry.record(), tenant: tenant.map(TenantEntry::tenant), proof }
-        });
-        match decide(&self.facts(request, now, freshness, found)) {
-            Some(Decision::Unable(Fault::NeverLoaded, _)) if now.uptime() < self.starts_until => {
-                Err(Lacking::Rows)
-            }
-            Some(decision) => {
-                let said = tenant.map(TenantEntry::said);
-                Ok(self.finish(entry, started, Judged { decision: &decision, said, at: now.now() }, answer))
-            }
-            None => Err(entry
-                .map_or(Lacking::Nothing, |(entry, presented)| Lacking::Proof(Arc::clone(entry), presented))),
-        }
-    }
-
-    fn facts<'a>(
-        &self,
-        request: &AccessRequest<'a>,
-        now: Moment,
-        freshness: Freshness,
-        found: Option<Found<'a>>,
-    ) -> Facts<'a> {
-        Facts {
-            public: request.public,
-            credential: request.credential,
-            freshness,
-            found,
-            now: self.replica.now(&now),
-        }
-    }
-
-    /// What is known of the caller's holding this key, also by a proof that was made for him a moment ago.
-    fn proof(
-        &self,
-        entry: &Entry,
-        presented: PresentedKey<'_>,
-        proven: Option<&(Arc<Entry>, Proof)>,
-    ) -> Proof {
-        match (self.verifier.recall(entry, presented), proven) {
-            (Proof::Pending, Some((before, proof))) if entry.inherit(before) => *proof,
-            (recalled, _) => recalled,
-        }
-    }
-
-    fn finish<R>(
-        &self,
-        entry: Option<(&Arc<Entry>, PresentedKey<'_>)>,
-        started: Duration,
-        judged: Judged<'_>,
-        answer: impl FnOnce(&Judged<'_>) -> R,
-    ) -> R {
-        if let (Decision::Allow(Grant::Tenant(..)), Some((entry, presented))) = (judged.decision, entry) {
-            self.usage.touch(entry, judged.at);
+    /// Records a verdict once the response is rendered: counters, latency since `started`, the use of the key.
+    pub fn record(&self, verdict: &Verdict<'_>, started: Duration) {
+        if let (Decision::Allow(Grant::Tenant(..)), Some((entry, presented))) =
+            (verdict.decision, verdict.used)
+        {
+            self.usage.touch(entry, verdict.at);
             // So that the next process need not ask bcrypt.
             if entry.take_memo_due() {
                 self.memos.note(entry.record(), presented);
             }
         }
-        let decision = &judged.decision.in_mode(self.options.mode);
-        self.say(started, Judged { decision, ..judged }, answer)
+        self.stats.count(&verdict.decision);
+        self.stats.latency.record(self.clock.uptime().saturating_sub(started));
+    }
+}
+
+/// What requests are judged by, as of one instant.
+pub struct View<'g> {
+    gate: &'g Gate,
+    snapshot: Guard<Arc<Snapshot>>,
+    freshness: Freshness,
+    moment: Moment,
+    started: Duration,
+    /// A proof that was made for this request a moment ago.
+    proven: Option<(Arc<Entry>, Proof)>,
+    /// Why no verdict can be reached any more.
+    unable: Option<Fault>,
+}
+
+impl View<'_> {
+    /// The uptime at which the request was first looked at.
+    #[must_use]
+    pub fn started(&self) -> Duration {
+        self.started
     }
 
-    /// Has a decision said that is final.
-    fn say<R>(&self, started: Duration, judged: Judged<'_>, answer: impl FnOnce(&Judged<'_>) -> R) -> R {
-        self.stats.count(judged.decision);
-        let answer = answer(&judged);
-        self.stats.latency.record(self.clock.uptime().saturating_sub(started));
-        answer
+    /// Judges a request.
+    ///
+    /// # Errors
+    ///
+    /// What has to be waited for first: see [`Gate::settle`].
+    pub fn judge<'v, 'a: 'v>(&'v self, request: &AccessRequest<'a>) -> Result<Verdict<'v>, Lacking<'a>> {
+        if let Some(fault) = self.unable {
+            return Ok(self.verdict(Decision::Unable(fault, None), None, None));
+        }
+        let entry = named(&self.snapshot, request);
+        let tenant = entry.and_then(|(entry, _)| self.snapshot.tenant(entry.record().tenant_id));
+        let found = entry.map(|(entry, presented)| Found {
+            key: entry.record(),
+            tenant: tenant.map(TenantEntry::tenant),
+            proof: self.proof(entry, presented),
+        });
+        let facts = Facts {
+            public: request.public,
+            credential: request.credential,
+            freshness: self.freshness,
+            found,
+            now: self.gate.replica.now(&self.moment),
+        };
+        match (decide(&facts), entry) {
+            (Some(Decision::Unable(Fault::NeverLoaded, _)), _) if self.is_starting() => Err(Lacking::Rows),
+            (Some(decision), _) => Ok(self.verdict(decision, tenant, entry)),
+            (None, Some((entry, presented))) => Err(Lacking::Proof(Arc::clone(entry), presented)),
+            // Only the proof of a key that was found can be missing.
+            (None, None) => Ok(self.verdict(Decision::Unable(Fault::Internal, None), None, None)),
+        }
+    }
+
+    fn verdict<'v>(
+        &self,
+        decision: Decision<'v>,
+        tenant: Option<&'v TenantEntry>,
+        used: Option<(&'v Arc<Entry>, PresentedKey<'v>)>,
+    ) -> Verdict<'v> {
+        Verdict { decision: decision.in_mode(self.gate.options.mode), tenant, at: self.moment.now(), used }
+    }
+
+    fn is_starting(&self) -> bool {
+        self.moment.uptime() < self.gate.starts_until
+    }
+
+    /// Whether the caller holds this key, as far as that is known; also by a proof made for this request.
+    fn proof(&self, entry: &Entry, presented: PresentedKey<'_>) -> Proof {
+        match (self.gate.verifier.recall(entry, presented), &self.proven) {
+            (Proof::Pending, Some((before, proof))) if entry.inherit(before) => *proof,
+            (recalled, _) => recalled,
+        }
     }
 }
 

@@ -9,9 +9,9 @@
 //! floor 5  WIRING      main  cli/  config/  server/{house, listen, ops, tls, workers}  health  telemetry/{metrics, page, panics, process, scrub, traces}
 //! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      store/{postgres, sqlite}
 //! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   usage (last-used)   memos (proofs)   shadow (would-be refusals)   explain (why)
-//! floor 2  MACHINES    supervise   store/{management, inspect} (traits)   grpc/{connection, call, held, room, bridge}   verify/{bcrypt, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}   writing   trust
+//! floor 2  MACHINES    supervise   store/{management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}   writing   trust
 //! floor 1  JUDGEMENT   decision/{rows} (pure, synchronous)
-//! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats   audit   finding   trace
+//! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats   rate_limited_log   client_address   audit   finding   trace
 //! ```
 //!
 //! A module uses its own floor's earlier items and the floors below, never one
@@ -22,7 +22,7 @@
 //! Each crosses the house in one direction.
 //!
 //! ```text
-//! a request   Envoy → server::listen → grpc::call → ext_authz::service → translate → gate → replica lookup → verify → decision → translate → Envoy
+//! a request   Envoy → server::listen → transport::call → ext_authz::service → translate → gate → replica lookup → verify → decision → translate → Envoy
 //! a change    CLI, admin or anyone's SQL → change log in the same transaction → replica::sync → next snapshot
 //! ```
 //!
@@ -49,9 +49,11 @@
 
 // floor 0
 pub mod audit;
+pub mod client_address;
 pub mod clock;
 pub mod finding;
 pub mod key;
+pub mod rate_limited_log;
 pub mod record;
 pub mod request;
 pub mod stats;
@@ -60,9 +62,9 @@ pub mod trace;
 // floor 1
 pub mod decision;
 // floor 2, and the doors to databases
-pub mod grpc;
 pub mod store;
 pub mod supervise;
+pub mod transport;
 pub mod verify;
 // floor 2
 pub mod replica;

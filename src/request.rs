@@ -102,14 +102,6 @@ pub struct AccessRequest<'a> {
     pub bearer: bool,
 }
 
-impl AccessRequest<'_> {
-    /// What was asked when that cannot be told any more.
-    #[must_use]
-    pub fn nothing() -> Self {
-        Self { public: false, credential: Credential::Missing, bearer: false }
-    }
-}
-
 /// Reads a request header by header.
 #[derive(Debug)]
 pub struct Reader<'o, 'a> {

@@ -13,6 +13,7 @@
 mod plain;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -50,8 +51,8 @@ pub const OTHERS: &str = "(others)";
 /// Where a request comes from and what it is for, as the client says.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Origin<'a> {
-    /// The client's address.
-    pub address: &'a [u8],
+    /// The client's address, if it is known.
+    pub address: Option<IpAddr>,
     /// The program it says it is.
     pub user_agent: &'a [u8],
     /// The method.
@@ -226,7 +227,7 @@ mod tests {
     }
 
     fn note(report: &Report, path: &str, at: i64) {
-        let origin = Origin { address: b"192.0.2.7", path: path.as_bytes(), ..Origin::default() };
+        let origin = Origin { address: "192.0.2.7".parse().ok(), path: path.as_bytes(), ..Origin::default() };
         report.note(&missing(), &origin, Timestamp(at));
     }
 

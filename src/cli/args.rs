@@ -35,12 +35,12 @@ pub(super) struct Cli {
     #[arg(skip)]
     pub(super) database_said: Vec<&'static str>,
 
-    /// How to print results
+    /// The format of results
     #[arg(long, short, global = true, value_enum, default_value = "text")]
     pub(super) output: Output,
 
-    /// In whose name this is done, for the audit log; the user of the operating system by default. For
-    /// `audit list`: whose changes to show
+    /// The name that the audit log records for a change; defaults to the user of the operating system. With
+    /// `audit list`: show only changes with this name
     #[arg(long, global = true, env = "TENANTGATE_ACTOR", value_name = "NAME", value_parser = actor)]
     pub(super) actor: Option<Actor>,
 
@@ -59,28 +59,28 @@ const EXAMPLES: &str = "Examples:
   tenantgate check --target 127.0.0.1:50051 --path /v1 --key \"$KEY\"
   tenantgate key revoke llmk_acmecorp7Gk2mQ9x --reason leaked
 
-Exit codes: 0 done, 1 refused or not found, 2 usage, 3 database or network unavailable.";
+Exit codes: 0 done, 1 rejected or not found, 2 usage, 3 database or network unavailable.";
 
 #[derive(Clone, Copy, Eq, PartialEq, ValueEnum)]
 pub(super) enum Output {
-    /// For people
+    /// For human readers
     Text,
     /// For programs: one object or array
     Json,
-    /// For spreadsheets; reports alone
+    /// For spreadsheets; reports only
     Csv,
 }
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Answer Envoy
+    /// Run the server that answers Envoy
     Serve(Box<ServeArgs>),
-    /// Bring the database schema up to date; adopts the tables of an existing deployment, and restores functions,
+    /// Create or update the database schema; adopts the tables of an existing deployment, and restores functions,
     /// triggers and rows that a restore or an operator has lost
     Migrate(MigrateArgs),
-    /// Add the demonstration tenant and its well-known key
+    /// Create the demo tenant and its well-known key
     SeedDemo {
-        /// Also beside other tenants
+        /// Do so even if the database has other tenants
         #[arg(long)]
         force: bool,
     },
@@ -90,34 +90,34 @@ pub(super) enum Command {
     /// Manage API keys
     #[command(subcommand)]
     Key(KeyCommand),
-    /// See what was done by the command line, and check that nobody touched the log of it
+    /// Show and verify the audit log of changes made by the command line
     #[command(subcommand)]
     Audit(AuditCommand),
-    /// Show what somebody should look at
+    /// Show reports about keys and about shadow mode
     #[command(subcommand)]
     Report(ReportCommand),
     /// Manage peppers
     #[command(subcommand)]
     Pepper(PepperCommand),
-    /// Send one Check to a server and show the answer; exits with 1 if it is a denial
+    /// Send one Check to a server and show the answer; exits with 1 if the request is denied
     Check(Box<CheckArgs>),
-    /// Ask a server whether it is ready; exits with 1 if it is not
+    /// Show whether the server on this machine is ready; exits with 1 if it is not
     Ready(ReadyArgs),
-    /// Explain the answer that a key gets: walk the table of outcomes against the database
+    /// Explain which answer a key gets, and why
     Explain(Box<ExplainArgs>),
-    /// Check what serve relies on, one line each: ok, warn or bad, and what to do; exits with 1 if something is bad
+    /// Check everything that `serve` depends on; exits with 1 if a check is bad
     Doctor(Box<DoctorArgs>),
     /// Print completions for a shell
     Completions {
-        /// Which shell
+        /// The shell
         shell: clap_complete::Shell,
     },
 }
 
 #[derive(clap::Args)]
 pub(super) struct MigrateArgs {
-    /// Also make the roles `tenantgate_serve`, `tenantgate_admin` and `tenantgate_migrate` (or with another
-    /// beginning) and grant each exactly what it needs; Postgres only
+    /// Also create the roles `tenantgate_serve`, `tenantgate_admin` and `tenantgate_migrate` (or with another prefix),
+    /// each with only the rights that it needs; Postgres only
     #[arg(long, value_name = "PREFIX", num_args = 0..=1, require_equals = true, default_missing_value = "tenantgate",
           value_parser = role_prefix)]
     pub(super) roles: Option<String>,
@@ -125,7 +125,7 @@ pub(super) struct MigrateArgs {
     /// then refuse it
     #[arg(long)]
     new_identity: bool,
-    /// Also make the publication `tenantgate` for logical replication; Postgres only
+    /// Also create the publication `tenantgate` for logical replication; Postgres only
     #[arg(long)]
     publication: bool,
     /// When adopting tables: ignore this column, although its name says that it switches rows off
@@ -150,17 +150,17 @@ impl From<MigrateArgs> for Adoption {
 
 #[derive(Subcommand)]
 pub(super) enum TenantCommand {
-    /// Add a tenant and create its schema
+    /// Create a tenant and its schema
     Create {
-        /// Its name, 1 to 255 characters
+        /// The name of the tenant, 1 to 255 characters
         name: String,
-        /// Its schema [default: tenant_ and the name in a-z, 0-9 and _]
+        /// The schema of the tenant [default: tenant_ and the name in a-z, 0-9 and _]
         #[arg(long, value_name = "S")]
         schema: Option<String>,
-        /// Give it the schema even if that exists and is not empty
+        /// Use the schema even if it exists and is not empty
         #[arg(long)]
         adopt_schema: bool,
-        /// Its status; `pending_provisioning` makes no schema
+        /// The status of the tenant; `pending_provisioning` does not create the schema
         #[arg(long, value_name = "S", default_value = "active",
               value_parser = clap::builder::PossibleValuesParser::new(TenantStatus::KNOWN))]
         status: String,
@@ -169,46 +169,46 @@ pub(super) enum TenantCommand {
     List,
     /// Show a tenant
     Show(TenantRef),
-    /// Stop serving a tenant: its keys get 403
+    /// Suspend a tenant: its keys get 403
     Suspend {
         #[command(flatten)]
         tenant: TenantRef,
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// What becomes of a tenant's proven keys that are to be refused (revoked, expired, tenant not active)
+    /// Set whether a tenant's proven keys are rejected when they are revoked or expired, or the tenant is not active
     Mode {
         #[command(flatten)]
         tenant: TenantRef,
-        /// They are refused, pass as nobody and are reported, or what `serve --mode` says
+        /// Reject such requests, let them pass without a tenant and report them, or do as `serve --mode` says
         #[arg(value_enum)]
         mode: TenantMode,
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Serve a tenant (again)
+    /// Activate a tenant; creates its schema if it is missing
     Activate(TenantRef),
-    /// Mark a tenant as deleted; its rows stay
+    /// Mark a tenant as deleted; its rows remain
     Delete {
         #[command(flatten)]
         tenant: TenantRef,
-        /// Yes, delete it
+        /// Confirm the deletion
         #[arg(long, required = true)]
         yes: bool,
     },
-    /// Take tenants over from a file
+    /// Import tenants from a file
     Import(ImportArgs),
-    /// Write all tenants into a file
+    /// Export all tenants to a file
     Export(ExportArgs),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum TenantMode {
-    /// Refused
+    /// Reject them
     Enforce,
-    /// Let pass as nobody, and reported
+    /// Let them pass without a tenant, and report them
     Shadow,
-    /// What `serve --mode` says
+    /// Do as `serve --mode` says
     Inherit,
 }
 
@@ -224,19 +224,19 @@ impl From<TenantMode> for Option<Mode> {
 
 #[derive(clap::Args)]
 pub(super) struct TenantRef {
-    /// Id, schema name or exact name of the tenant
+    /// The id, schema name or exact name of the tenant
     #[arg(value_name = "REF")]
     pub(super) reference: String,
 }
 
 #[derive(Subcommand)]
 pub(super) enum KeyCommand {
-    /// Make a key; it is shown now and never again
+    /// Create a key; it is shown only once
     Create {
-        /// Id, schema name or exact name of the tenant
+        /// The id, schema name or exact name of the tenant
         #[arg(value_name = "TENANT_REF")]
         tenant: String,
-        /// What to call it
+        /// A name for the key
         #[arg(long, value_name = "N")]
         name: Option<String>,
         #[command(flatten)]
@@ -244,38 +244,38 @@ pub(super) enum KeyCommand {
         #[command(flatten)]
         pepper: PepperArgs,
     },
-    /// Take keys over from a file: whole keys, or hashes that another program made
+    /// Import keys from a file: whole keys, or hashes that another program made
     Import {
         #[command(flatten)]
         import: ImportArgs,
         #[command(flatten)]
         pepper: PepperArgs,
     },
-    /// Write keys into a file; never a whole key
+    /// Export keys to a file; never contains a whole key
     Export(KeyExportArgs),
     /// Show all keys, or those of one tenant
     List {
-        /// Id, schema name or exact name of the tenant
+        /// The id, schema name or exact name of the tenant
         #[arg(value_name = "TENANT_REF")]
         tenant: Option<String>,
     },
     /// Show a key
     Show(KeyRef),
-    /// Take a key back: it gets 401 within a tenth of a second
+    /// Revoke a key: it gets 401 within 100 ms
     Revoke {
         #[command(flatten)]
         key: KeyRef,
-        /// Why, for people
+        /// The reason, for human readers
         #[arg(long, value_name = "R")]
         reason: Option<String>,
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Make a successor; the old key goes on working for the grace period
+    /// Create a successor of a key; the old key expires after the grace period
     Rotate {
         #[command(flatten)]
         key: KeyRef,
-        /// How long the old key goes on working
+        /// How long the old key remains valid
         #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = long_duration)]
         grace: Duration,
         #[command(flatten)]
@@ -287,24 +287,24 @@ pub(super) enum KeyCommand {
 
 #[derive(Subcommand)]
 pub(super) enum AuditCommand {
-    /// Show what was done, oldest first
+    /// List changes, oldest first
     List {
-        /// From this instant on (RFC 3339), or from this long ago on, such as 7d
+        /// The earliest time (RFC 3339), or how long ago, such as 7d
         #[arg(long, value_name = "INSTANT", value_parser = when)]
         since: Option<When>,
-        /// Before this instant (RFC 3339), or up to this long ago
+        /// The end of the period, exclusive (RFC 3339), or how long ago
         #[arg(long, value_name = "INSTANT", value_parser = when)]
         until: Option<When>,
-        /// About this tenant (id, schema, name) or key (id, prefix), or, given the id of a tenant, its keys
+        /// Only changes of this tenant (id, schema, name) or key (id, prefix); the id of a tenant includes its keys
         #[arg(long, value_name = "REF")]
         subject: Option<String>,
-        /// The newest so many
+        /// Only the newest N changes
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
         limit: Option<i64>,
     },
-    /// Follow the chain of hashes from the first row to the last
+    /// Verify the chain of hashes from the first row to the last
     Verify {
-        /// A hash noted earlier: the chain must pass through it, else it was cut or written anew
+        /// A head recorded earlier: the chain must contain it, otherwise rows were removed or rewritten
         #[arg(long, value_name = "HASH", value_parser = row_hash)]
         expect_head: Option<String>,
     },
@@ -328,11 +328,12 @@ impl When {
 
 #[derive(Subcommand)]
 pub(super) enum ReportCommand {
-    /// Live keys of which any of this holds; without options, all of it with the values in brackets
+    /// List active keys to which any of the options applies; without options, all of them apply with the values in
+    /// parentheses
     Keys(ReportKeysArgs),
-    /// Which requests passed in shadow mode that enforcing would refuse, the most frequent first
+    /// List the requests that passed in shadow mode and would be rejected otherwise, the most frequent first
     Shadow {
-        /// Of the days since this instant (RFC 3339), or since this long ago; 30 days are kept
+        /// The earliest day (RFC 3339), or how long ago; 30 days are kept
         #[arg(long, value_name = "INSTANT", default_value = "7d", value_parser = when)]
         since: When,
     },
@@ -343,10 +344,10 @@ pub(super) struct ReportKeysArgs {
     /// Only the keys of this tenant: id, schema name or exact name
     #[arg(value_name = "TENANT_REF")]
     pub(super) tenant: Option<String>,
-    /// Not used for this long, or never, and made this long ago (90d)
+    /// Last used at least this long ago, or never used and older than this (90d)
     #[arg(long, value_name = "DURATION", value_parser = long_duration)]
     unused_for: Option<Duration>,
-    /// Expires within this span (30d)
+    /// Expires within this time (30d)
     #[arg(long, value_name = "DURATION", value_parser = long_duration)]
     expiring_within: Option<Duration>,
     /// Never used
@@ -355,10 +356,10 @@ pub(super) struct ReportKeysArgs {
     /// Never expires
     #[arg(long)]
     without_expiry: bool,
-    /// Has no memo, so that after a restart it costs one bcrypt
+    /// Has no memo, so it costs one bcrypt after a restart
     #[arg(long)]
     without_memo: bool,
-    /// The cost of its hash is lower (12)
+    /// The bcrypt cost of its hash is lower (12)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(5..=15))]
     cost_below: Option<u8>,
 }
@@ -379,9 +380,9 @@ impl From<&ReportKeysArgs> for Criteria {
 
 #[derive(Subcommand)]
 pub(super) enum PepperCommand {
-    /// Make a pepper: put it on top of a file, or print it as a line for one
+    /// Create a pepper: add it as the first line of a file, or print it
     New {
-        /// The file of `--pepper-file`; made if it is not there, for its owner alone
+        /// The file of `--pepper-file`; if it does not exist, it is created with mode 0600
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
     },
@@ -389,14 +390,14 @@ pub(super) enum PepperCommand {
 
 #[derive(clap::Args)]
 pub(super) struct KeyRef {
-    /// Id or prefix (llmk_…) of the key
+    /// The id or prefix (llmk_…) of the key
     #[arg(value_name = "REF")]
     pub(super) reference: String,
 }
 
 #[derive(clap::Args)]
 pub(super) struct WaitArgs {
-    /// Come back when every server knows, or say which one does not after this long
+    /// Return when every server has applied the change; after this time, name the servers that have not [default: 10s]
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true,
           default_missing_value = "10s", value_parser = long_duration)]
     pub(super) wait: Option<Duration>,
@@ -404,10 +405,10 @@ pub(super) struct WaitArgs {
 
 #[derive(clap::Args)]
 pub(super) struct ExpiryArgs {
-    /// It expires after this long, such as 90d (units s, m, h, d, w)
+    /// The life of the key, such as 90d (units s, m, h, d, w)
     #[arg(long, value_name = "DURATION", value_parser = long_duration, conflicts_with = "expires_at")]
     pub(super) expires_in: Option<Duration>,
-    /// It expires at this instant (RFC 3339), such as 2027-01-31T00:00:00Z
+    /// The time at which the key expires (RFC 3339), such as 2027-01-31T00:00:00Z
     #[arg(long, value_name = "INSTANT", value_parser = rfc_3339)]
     pub(super) expires_at: Option<Timestamp>,
 }

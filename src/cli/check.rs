@@ -1,7 +1,6 @@
-//! What would Envoy be told?
+//! Sends one Check, as Envoy would, and shows the response.
 //!
-//! Sends one Check, as Envoy would, and shows the answer. For people who want to
-//! see what a server says without an Envoy in front.
+//! For people who want to see what a server answers without an Envoy in front.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,9 +9,9 @@ use prost_types::value::Kind;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Failure;
 use super::target::{Target, TlsArgs, chain, connect, target};
 use super::view::Text;
+use super::{Failure, unreachable};
 use crate::ext_authz::proto::envoy::config::core::v3::HeaderValueOption;
 use crate::ext_authz::proto::envoy::service::auth::v3::attribute_context::{HttpRequest, Request};
 use crate::ext_authz::proto::envoy::service::auth::v3::authorization_client::AuthorizationClient;
@@ -29,10 +28,10 @@ pub(super) struct CheckArgs {
     /// The method of the request
     #[arg(long, value_name = "M", default_value = "GET")]
     method: String,
-    /// The path of the request, query and all
+    /// The path of the request, with its query
     #[arg(long, value_name = "P", default_value = "/")]
     path: String,
-    /// A header of the request. May be repeated
+    /// A header of the request. Repeatable
     #[arg(long, value_name = "k: v", value_parser = header)]
     header: Vec<(String, String)>,
     /// The API key, sent as x-llmcore-api-key
@@ -89,14 +88,25 @@ pub(super) async fn probe(target: &Target, path: &str, tls: &TlsArgs) -> Result<
 
 /// Sends the Check.
 pub(super) async fn check(args: CheckArgs) -> Result<CheckView, Failure> {
-    let no_answer = |why: String| Failure::unavailable(format!("no answer from {}: {why}", args.target));
-    let channel = connect(&args.target, &args.tls).await?.map_err(|e| no_answer(chain(&e)))?;
-    let request = tonic::Request::new(request(&args));
-    let response = AuthorizationClient::new(channel)
-        .check(request)
-        .await
-        .map_err(|e| no_answer(e.message().to_owned()))?;
-    Ok(view(response.into_inner()))
+    let failed = match connect(&args.target, &args.tls).await? {
+        Ok(channel) => {
+            match AuthorizationClient::new(channel).check(tonic::Request::new(request(&args))).await {
+                Ok(response) => return Ok(view(response.into_inner())),
+                Err(status) => no_grpc(status.message()),
+            }
+        }
+        Err(error) => chain(&error),
+    };
+    let why = unreachable::reason(&args.target, &args.tls).await.unwrap_or(failed);
+    Err(Failure::unavailable(format!("no answer from {}: {why}", args.target)))
+}
+
+/// The client's text for a response without `grpc-status`, in words; others as they are.
+fn no_grpc(message: &str) -> String {
+    if message.contains("grpc-status header missing") {
+        return "the server speaks HTTP, but not gRPC: that is not its gRPC listener".into();
+    }
+    message.to_owned()
 }
 
 /// What Envoy would send: names in lower case, duplicates joined by a comma, pseudo-headers among them.

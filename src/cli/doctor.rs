@@ -28,7 +28,7 @@ use super::target::{Target, TlsArgs, target};
 use super::view::{Text, plain};
 use super::{By, Failure, one_line};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{self, JudgementArgs};
+use crate::config::{self, JudgementArgs, SizeArgs};
 use crate::envoy::probe::Probe;
 use crate::envoy::{Expected, admin, http};
 use crate::ext_authz::service::SERVICE_NAME;
@@ -41,22 +41,22 @@ use crate::verify::memo::Peppers;
 /// The options of `doctor`.
 #[derive(clap::Args, Clone)]
 pub(crate) struct DoctorArgs {
-    /// Also ask this server: HOST:PORT, `https://HOST:PORT` or `unix:/path`
+    /// Also check this server: HOST:PORT, `https://HOST:PORT` or `unix:/path`
     #[arg(long, value_name = "ADDR", value_parser = target)]
     target: Option<Target>,
-    /// Also read the admin page of this Envoy: HOST:PORT
+    /// Also check the Envoy with this admin page: HOST:PORT
     #[arg(long, value_name = "ADDR", value_parser = http::address)]
     envoy_admin: Option<Uri>,
     /// Also send requests through this Envoy: `http://HOST:PORT` or `https://HOST:PORT`
     #[arg(long, value_name = "URL", value_parser = http::address)]
     envoy: Option<Uri>,
-    /// A key that passes, in a file or on standard input (-), to see what arrives behind Envoy
+    /// The file with a valid key, or `-` for standard input, to check what arrives behind Envoy
     #[arg(long, value_name = "FILE", requires = "envoy")]
     key_file: Option<PathBuf>,
-    /// The path to ask Envoy for: not a public one, and with --key-file one whose upstream says its request back
+    /// The path of requests through Envoy: not a public one, and with --key-file one whose upstream echoes its request
     #[arg(long, value_name = "P", default_value = "/tenantgate-doctor", requires = "envoy")]
     path: String,
-    /// Listen here for the request that a route of Envoy's leads to, and see what arrives
+    /// Listen on this address as the upstream of a route of Envoy, and check what arrives
     #[arg(long, value_name = "HOST:PORT", requires = "key_file")]
     sink: Option<String>,
     /// TLS.
@@ -65,6 +65,9 @@ pub(crate) struct DoctorArgs {
     /// What `serve` is told too
     #[command(flatten)]
     pub(crate) judgement: JudgementArgs,
+    /// And how large a call it takes
+    #[command(flatten)]
+    size: SizeArgs,
 }
 
 /// What was found.
@@ -111,12 +114,16 @@ pub(super) async fn examine(args: &DoctorArgs, by: &By) -> Result<Report, Failur
 /// What is found of Envoy, as far as its addresses are given.
 async fn envoy(args: &DoctorArgs) -> Result<Vec<Finding>, Failure> {
     let key_header = args.judgement.key_header.to_ascii_lowercase();
+    let usage = |mistakes: config::Mistakes| Failure { code: 2, lines: mistakes.0, locked: false };
+    let (header_bytes, message_bytes) = config::sizes(&args.size).map_err(usage)?;
     let expected = Expected {
         identity: &IDENTITY_HEADERS,
         key_header: &key_header,
         bearer: args.judgement.accept_bearer,
         health_service: SERVICE_NAME,
         decision_id: DECISION_ID_HEADER,
+        header_bytes: header_bytes.into(),
+        message_bytes: message_bytes.into(),
     };
     let server = |url: &Uri| http::Server { url: url.clone(), ca: args.tls.ca.as_deref() };
     let mut findings = Vec::new();

@@ -36,10 +36,10 @@ use crate::verify::memo::Peppers;
 /// The options of `explain`.
 #[derive(clap::Args, Clone)]
 pub(crate) struct ExplainArgs {
-    /// The key, by its public prefix (llmk_…): explained for the right secret and for a wrong one
+    /// The public prefix of the key (llmk_…); explains the right secret and a wrong one
     #[arg(long, value_name = "PREFIX", value_parser = prefix, conflicts_with = "key_file")]
     key_prefix: Option<String>,
-    /// The whole key, in a file or on standard input (-): it is proven
+    /// The file with the whole key, or `-` for standard input; the key is verified
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
     /// The key comes as `Authorization: Bearer`, not in the key header
@@ -48,22 +48,22 @@ pub(crate) struct ExplainArgs {
     /// The method of the request
     #[arg(long, value_name = "M", default_value = "GET")]
     method: String,
-    /// The path of the request; without it, one that is not public
+    /// The path of the request; defaults to a path that is not public
     #[arg(long, value_name = "P")]
     path: Option<String>,
-    /// As of when to judge (RFC 3339), such as 2027-01-31T00:00:00Z [default: now]
+    /// The time for which to decide (RFC 3339), such as 2027-01-31T00:00:00Z [default: now]
     #[arg(long, value_name = "TIME", value_parser = super::args::rfc_3339)]
     at: Option<Timestamp>,
-    /// The id of a decision, which the client of a refusal has in x-llmcore-decision-id
+    /// The id of a decision; the client of a rejected request has it in x-llmcore-decision-id
     #[arg(long, value_name = "ID", value_parser = logged::decision_id)]
     decision_id: Option<Uuid>,
-    /// Where the decision is logged: the log of tenantgate or Envoy's access log, or standard input (-). May be repeated
+    /// A log that contains the decision: tenantgate's or Envoy's, or `-` for standard input. Repeatable
     #[arg(long, value_name = "FILE", requires = "decision_id")]
     log: Vec<PathBuf>,
     /// Also send the request through this Envoy: `http://HOST:PORT` or `https://HOST:PORT`
     #[arg(long, value_name = "URL", value_parser = envoy::http::address, conflicts_with_all = ["key_prefix", "decision_id"])]
     through: Option<Uri>,
-    /// The authority that signed the certificate of --through (PEM); the system's own by default
+    /// The authority that signed the certificate of --through (PEM); defaults to the system's authorities
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// What `serve` is told too

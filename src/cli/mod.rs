@@ -24,6 +24,9 @@ mod report;
 mod rows;
 mod shadow;
 mod target;
+#[cfg(test)]
+mod tests;
+mod unreachable;
 mod view;
 
 use std::ffi::OsString;

@@ -22,7 +22,7 @@ const LONGEST: u64 = 64 * 1024;
 /// The options of `ready`.
 #[derive(clap::Args, Clone)]
 pub(super) struct ReadyArgs {
-    /// Where the server has its ops listener, as told to `serve`
+    /// The ops listener of the server, as given to `serve`
     #[arg(long, env = "TENANTGATE_OPS_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:9464")]
     ops_listen: String,
 }

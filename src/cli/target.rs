@@ -1,6 +1,6 @@
-//! How does a command reach a listener?
+//! Connects commands to a listener, as Envoy would.
 //!
-//! Reads where it is, whom to trust and who we are to it, and connects as Envoy would.
+//! Parses its address and the TLS options: the authority to trust and the certificate to show.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::trust::{self, Own};
 /// Whom to trust, and who we are.
 #[derive(clap::Args, Clone)]
 pub(super) struct TlsArgs {
-    /// The authority that signed the certificate of whoever is asked (PEM); the system's own by default
+    /// The authority that signed the certificate of the server (PEM); defaults to the system's authorities
     #[arg(long, value_name = "FILE")]
     pub(super) ca: Option<PathBuf>,
-    /// The certificate to show to --target, if that takes nobody without one (PEM); needs --client-key
+    /// The client certificate for a --target that requires one (PEM); needs --client-key
     #[arg(long, value_name = "FILE", requires_all = ["client_key", "target"])]
     client_cert: Option<PathBuf>,
     /// The private key of --client-cert (PEM)
@@ -42,7 +42,7 @@ pub(super) enum Target {
 }
 
 impl Target {
-    fn has_tls(&self) -> bool {
+    pub(super) fn has_tls(&self) -> bool {
         matches!(self, Self::Url(url) if url.starts_with("https://"))
     }
 }
@@ -118,6 +118,13 @@ fn config(tls: &TlsArgs) -> Result<ClientTlsConfig, Failure> {
         config = config.identity(Identity::from_pem(cert?, key?));
     }
     Ok(config)
+}
+
+/// The host and the port of a URL; an IPv6 address without its brackets.
+pub(super) fn host_and_port(url: &str) -> (String, String) {
+    let address = url.split_once("://").map_or(url, |(_, address)| address);
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+    (host.trim_matches(['[', ']']).to_owned(), port.to_owned())
 }
 
 /// tonic's own text says only that there was an error.

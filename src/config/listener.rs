@@ -10,17 +10,17 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::{Mistakes, duration};
-use crate::grpc::Limits;
 use crate::server::{Address, ListenOptions, Tls, TlsFiles};
+use crate::transport::Limits;
 
 /// The options of `serve` that are about connections, as they were typed.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ListenerArgs {
-    /// Where Envoy asks: HOST:PORT or `unix:/path`. May be repeated
+    /// The address for Envoy's Checks: HOST:PORT or `unix:/path`. Repeatable
     #[arg(long, env = "TENANTGATE_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
     pub listen: Vec<String>,
 
-    /// The certificate chain to show to TCP clients (PEM); needs --tls-key. Read again when it changes
+    /// The certificate chain for TCP listeners (PEM); needs --tls-key. Reloaded when the file changes
     #[arg(long, env = "TENANTGATE_TLS_CERT", value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
 
@@ -28,12 +28,12 @@ pub struct ListenerArgs {
     #[arg(long, env = "TENANTGATE_TLS_KEY", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
 
-    /// Refuse TCP clients without a certificate of this authority (PEM)
+    /// Reject TCP clients without a certificate of this authority (PEM)
     #[arg(long, env = "TENANTGATE_CLIENT_CA", value_name = "FILE")]
     pub client_ca: Option<PathBuf>,
 
-    /// And without this name in it (DNS or URI, such as a SPIFFE id), exactly; needs --client-ca. May be
-    /// repeated: one of them is enough
+    /// Reject client certificates without this exact name (DNS or URI, such as a SPIFFE id); needs --client-ca.
+    /// Repeatable: one of the names is sufficient
     #[arg(long, env = "TENANTGATE_CLIENT_SAN", value_name = "NAME")]
     pub client_san: Vec<String>,
 
@@ -41,67 +41,78 @@ pub struct ListenerArgs {
     #[arg(long, env = "TENANTGATE_UNIX_MODE", value_name = "OCTAL", default_value = "0660")]
     pub unix_mode: String,
 
-    /// Refuse who comes to a Unix socket as another user than this one. May be repeated
+    /// Reject clients of a Unix socket that run as another user than this one. Repeatable
     #[arg(long, env = "TENANTGATE_UNIX_PEER_UID", value_name = "UID")]
     pub unix_peer_uid: Vec<String>,
 
-    /// Threads that answer [default: one for each core]
+    /// The number of threads that answer Checks [default: one for each core]
     #[arg(long, env = "TENANTGATE_WORKERS", value_name = "N")]
     pub workers: Option<String>,
 
-    /// Connections at a time: each takes a file descriptor and about 50 KB, used or not
+    /// The maximum number of connections: each takes a file descriptor and about 50 KB, used or not
     #[arg(long, env = "TENANTGATE_MAX_CONNECTIONS", value_name = "N", default_value = "4096")]
     pub max_connections: String,
 
-    /// Calls at a time on one connection; Envoy opens another one beyond that
-    #[arg(long, env = "TENANTGATE_MAX_CONCURRENT_STREAMS", value_name = "N", default_value = "1024")]
-    pub max_concurrent_streams: String,
+    /// How large a call may be.
+    #[command(flatten)]
+    pub size: SizeArgs,
 
-    /// Calls that a client takes back before they are looked at (rapid reset) until its connection is closed
-    #[arg(long, env = "TENANTGATE_MAX_PENDING_RESETS", value_name = "N", default_value = "32")]
-    pub max_pending_resets: String,
-
-    /// Calls that end by errors of the client until its connection is closed
-    #[arg(long, env = "TENANTGATE_MAX_ERROR_RESETS", value_name = "N", default_value = "256")]
-    pub max_error_resets: String,
-
-    /// Bytes of the headers of a call; what Envoy tells of a request is in the message
-    #[arg(long, env = "TENANTGATE_MAX_HEADER_BYTES", value_name = "BYTES", default_value = "8192")]
-    pub max_header_bytes: String,
-
-    /// Bytes of a message; Envoy lets through 60 KiB of headers unless told otherwise
-    #[arg(long, env = "TENANTGATE_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "1048576")]
-    pub max_message_bytes: String,
-
-    /// Bytes that all calls together may take that wait: for the rest of their message, for a proof, or for
-    /// their client to take the answer. Beyond it they get 503, and a client that takes no answers is hung up on
-    #[arg(long, env = "TENANTGATE_MAX_PENDING_BYTES", value_name = "BYTES", default_value = "67108864")]
+    /// Bytes that all calls together may hold while they wait: for the rest of their message, for a proof, or for
+    /// their client to take the response. Beyond it a call gets 503
+    #[arg(long, env = "TENANTGATE_MAX_PENDING_BYTES", value_name = "BYTES", default_value = "268435456")]
     pub max_pending_bytes: String,
 
-    /// The longest a call takes, whatever its caller would wait: then a key that is not proven yet gets 503
+    /// The maximum duration of a call, even if its caller would wait longer: a key that is not proven by then gets 503
     #[arg(long, env = "TENANTGATE_REQUEST_TIMEOUT", value_name = "DURATION", default_value = "10s")]
     pub request_timeout: String,
 
-    /// How long a new client may take to speak TLS and HTTP/2
+    /// The maximum duration of the TLS and HTTP/2 handshakes of a client
     #[arg(long, env = "TENANTGATE_HANDSHAKE_TIMEOUT", value_name = "DURATION", default_value = "5s")]
     pub handshake_timeout: String,
 
-    /// How often a client is asked whether it is still there
+    /// The interval between keepalive pings to a client
     #[arg(long, env = "TENANTGATE_KEEPALIVE_INTERVAL", value_name = "DURATION", default_value = "25s")]
     pub keepalive_interval: String,
 
-    /// How long it may take to answer that
+    /// How long a client may take to answer a ping before its connection is closed
     #[arg(long, env = "TENANTGATE_KEEPALIVE_TIMEOUT", value_name = "DURATION", default_value = "10s")]
     pub keepalive_timeout: String,
 
-    /// How old a connection gets, a tenth more or less, before its client is told to make another one: so
-    /// that a new server gets its share
+    /// The maximum age of a connection, varied by a tenth; then its client must open another one, so that a new
+    /// server gets its share
     #[arg(long, env = "TENANTGATE_MAX_CONNECTION_AGE", value_name = "DURATION", default_value = "30m")]
     pub max_connection_age: String,
 
-    /// How long calls may go on after that
+    /// How long running calls may continue after that
     #[arg(long, env = "TENANTGATE_MAX_CONNECTION_AGE_GRACE", value_name = "DURATION", default_value = "30s")]
     pub max_connection_age_grace: String,
+}
+
+/// How large a call may be: `serve` and `doctor` have to agree on it.
+#[derive(clap::Args, Clone, Debug)]
+pub struct SizeArgs {
+    /// Bytes of the header list of a call; a longer one gets 503. Envoy copies trace headers of its clients into its
+    /// calls, so keep it above Envoy's `max_request_headers_kb`
+    #[arg(long, env = "TENANTGATE_MAX_HEADER_BYTES", value_name = "BYTES", default_value = "10485760")]
+    pub max_header_bytes: String,
+
+    /// Bytes of a message; a larger one gets 503. It holds the request's headers and, with `with_request_body`, its
+    /// body: keep it above the sum of Envoy's `max_request_headers_kb` and `max_request_bytes`
+    #[arg(long, env = "TENANTGATE_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "16777216")]
+    pub max_message_bytes: String,
+}
+
+impl SizeArgs {
+    /// The bytes of a header list and of a message.
+    pub(super) fn read(&self, mistakes: &mut Mistakes) -> (u32, u32) {
+        let mut count = |option: &str, text: &str, range: RangeInclusive<u32>| {
+            mistakes.note(option, number(text, range)).unwrap_or_default()
+        };
+        (
+            count("--max-header-bytes", &self.max_header_bytes, 1_024..=64 << 20),
+            count("--max-message-bytes", &self.max_message_bytes, 4_096..=256 << 20),
+        )
+    }
 }
 
 impl ListenerArgs {
@@ -128,7 +139,19 @@ impl ListenerArgs {
         if self.listen.is_empty() {
             mistakes.0.push("--listen: at least one address is needed".into());
         }
-        self.listen.iter().filter_map(|text| mistakes.note("--listen", address(text))).collect()
+        let all: Vec<_> =
+            self.listen.iter().filter_map(|text| mistakes.note("--listen", address(text))).collect();
+        for (at, one) in all.iter().enumerate() {
+            let before = &all[..at];
+            let taken = match one {
+                Address::Tcp(text) => before.iter().find_map(|other| conflict(other, text)),
+                Address::Unix(path) => before.contains(one).then(|| format!("unix:{}", path.display())),
+            };
+            if let Some(taken) = taken {
+                mistakes.0.push(format!("--listen: {taken} is given twice: leave one out"));
+            }
+        }
+        all
     }
 
     fn limits(&self, mistakes: &mut Mistakes) -> Limits {
@@ -139,16 +162,13 @@ impl ListenerArgs {
         let keepalive = (interval, span("--keepalive-timeout", &self.keepalive_timeout));
         let age = span("--max-connection-age", &self.max_connection_age);
         let grace = span("--max-connection-age-grace", &self.max_connection_age_grace);
-        let mut count = |option: &str, text: &str, range: RangeInclusive<u32>| {
-            mistakes.note(option, number(text, range)).unwrap_or_default()
-        };
+        let pending =
+            mistakes.note("--max-pending-bytes", number(&self.max_pending_bytes, 1 << 20..=u32::MAX));
+        let (header_list, message) = self.size.read(mistakes);
         Limits {
-            streams: count("--max-concurrent-streams", &self.max_concurrent_streams, 1..=i32::MAX as u32),
-            pending_resets: count("--max-pending-resets", &self.max_pending_resets, 1..=1_000_000) as usize,
-            error_resets: count("--max-error-resets", &self.max_error_resets, 1..=1_000_000) as usize,
-            header_list: count("--max-header-bytes", &self.max_header_bytes, 1_024..=16 << 20),
-            message: count("--max-message-bytes", &self.max_message_bytes, 4_096..=64 << 20) as usize,
-            pending: count("--max-pending-bytes", &self.max_pending_bytes, 1 << 20..=u32::MAX) as usize,
+            header_list,
+            message: message as usize,
+            pending: pending.unwrap_or_default() as usize,
             handshake,
             call,
             keepalive,
@@ -202,16 +222,54 @@ fn reaches_beyond_here(listen: &str) -> bool {
 
 fn address(text: &str) -> Result<Address, String> {
     match text.strip_prefix("unix:") {
-        Some(path) if Path::new(path).is_absolute() => Ok(Address::Unix(path.into())),
-        Some(_) => Err(format!("{text:?} needs an absolute path, such as unix:/run/tenantgate/authz.sock")),
+        Some(path) if !Path::new(path).is_absolute() => {
+            Err(format!("{text:?} needs an absolute path, such as unix:/run/tenantgate/authz.sock"))
+        }
+        Some(path) if path.len() > LONGEST_PATH => Err(format!(
+            "{text:?} is too long: the path of a Unix socket has at most {LONGEST_PATH} bytes, this one has {}",
+            path.len()
+        )),
+        Some(path) => Ok(Address::Unix(path.into())),
         None => tcp_address(text).map(Address::Tcp),
     }
 }
 
-/// A host may be a name: it is looked up when it is bound.
+/// `sockaddr_un.sun_path` has 108 bytes, and the last one is NUL (unix(7)).
+const LONGEST_PATH: usize = 107;
+
+/// A host is an address or a name, which is looked up when it is bound.
 pub(super) fn tcp_address(text: &str) -> Result<String, String> {
-    let fine = text.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-    fine.map(|_| text.to_owned()).ok_or_else(|| format!("{text:?} is not HOST:PORT, such as 127.0.0.1:50051"))
+    let invalid = |hint: &str| Err(format!("invalid address {text:?}: {hint}"));
+    if text.contains("://") {
+        return invalid("expected HOST:PORT without a scheme, such as 127.0.0.1:50051");
+    }
+    let Some((host, port)) = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()) else {
+        return invalid("expected HOST:PORT, such as 127.0.0.1:50051");
+    };
+    if port.parse::<u16>().is_err() || port.starts_with('+') {
+        return invalid("expected a port from 0 to 65535");
+    }
+    let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+    match in_brackets {
+        Some(v6) if v6.parse::<std::net::Ipv6Addr>().is_ok() => Ok(text.to_owned()),
+        Some(_) => invalid("expected an IPv6 address in the brackets"),
+        None if host == "*" => invalid("write 0.0.0.0 or [::] for all addresses of this machine"),
+        None if host.contains(':') => invalid("write an IPv6 address in brackets, such as [::1]:50051"),
+        None if host.bytes().all(name) => Ok(text.to_owned()),
+        None => invalid("expected a host name or an IP address"),
+    }
+}
+
+/// The address that both would bind, if they cannot be bound together.
+pub(super) fn conflict(one: &Address, other: &str) -> Option<String> {
+    let Address::Tcp(one) = one else { return None };
+    let ((host, port), (other_host, other_port)) = (one.rsplit_once(':')?, other.rsplit_once(':')?);
+    let any = |host: &str| ["0.0.0.0", "[::]"].contains(&host);
+    let same = host.eq_ignore_ascii_case(other_host) || any(host) || any(other_host);
+    let local = |host: &str| if host == "localhost" { "127.0.0.1".to_owned() } else { host.to_owned() };
+    let same = same || local(host) == local(other_host);
+    (port == other_port && port != "0" && same).then(|| other.to_owned())
 }
 
 fn number<T: FromStr + PartialOrd + Display>(text: &str, range: RangeInclusive<T>) -> Result<T, String> {
@@ -238,8 +296,48 @@ mod tests {
         for good in ["127.0.0.1:0", "[::1]:50051", "localhost:1", "0.0.0.0:65535", "unix:/run/a.sock"] {
             assert!(address(good).is_ok(), "{good}");
         }
-        for bad in ["", "50051", ":50051", "127.0.0.1", "127.0.0.1:65536", "unix:a.sock", "unix:"] {
+        for bad in [
+            "",
+            "50051",
+            ":50051",
+            "127.0.0.1",
+            "127.0.0.1:65536",
+            "127.0.0.1:+1",
+            "unix:a.sock",
+            "unix:",
+            "*:1",
+            "http://127.0.0.1:1",
+            "http://127.0.0.1",
+            "::1:50051",
+            "[localhost]:1",
+            "a b:1",
+            "a/b:1",
+            "[::1]",
+        ] {
             assert!(address(bad).is_err(), "{bad}");
+        }
+        let path = |len: usize| format!("unix:/{}", "x".repeat(len - 1));
+        assert!(address(&path(107)).is_ok() && address(&path(108)).is_err());
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_bound_together_are_known() {
+        let conflict = |one: &str, other| conflict(&address(one).unwrap(), other).is_some();
+        for (one, other) in [
+            ("127.0.0.1:1", "127.0.0.1:1"),
+            ("0.0.0.0:1", "127.0.0.1:1"),
+            ("127.0.0.1:1", "[::]:1"),
+            ("localhost:1", "127.0.0.1:1"),
+        ] {
+            assert!(conflict(one, other), "{one} {other}");
+        }
+        for (one, other) in [
+            ("127.0.0.1:1", "127.0.0.1:2"),
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            ("127.0.0.1:1", "127.0.0.2:1"),
+            ("unix:/run/a.sock", "127.0.0.1:1"),
+        ] {
+            assert!(!conflict(one, other), "{one} {other}");
         }
     }
 

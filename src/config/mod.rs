@@ -18,9 +18,10 @@ use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
 pub use self::database::{Database, DatabaseArgs, inspected, management, store};
-pub use self::listener::ListenerArgs;
-use self::listener::tcp_address;
+pub use self::listener::{ListenerArgs, SizeArgs};
+use self::listener::{conflict, tcp_address};
 use crate::audit::Actor;
+use crate::client_address::ClientAddress;
 use crate::ext_authz::translate::{IDENTITY_HEADERS, OnUnavailable, Speech};
 use crate::replica::keep;
 use crate::request::{AUTHORIZATION, PublicPaths};
@@ -38,7 +39,7 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub listener: ListenerArgs,
 
-    /// Where /livez, /readyz and /metrics are served over HTTP
+    /// The address of /livez, /readyz and /metrics over HTTP
     #[arg(long, env = "TENANTGATE_OPS_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:9464")]
     pub ops_listen: String,
 
@@ -46,49 +47,57 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub judgement: JudgementArgs,
 
-    /// When no decision can be made: refuse with 503 (deny), or let Envoy's `failure_mode_allow` decide (error)
+    /// What to do when no decision is possible: reject with 503 (deny), or let Envoy's `failure_mode_allow` decide (error)
     #[arg(long, env = "TENANTGATE_ON_UNAVAILABLE", value_name = "deny|error", default_value = "deny")]
     pub on_unavailable: String,
+
+    /// Where the address of the client is taken from, for logs and the shadow report: `source` (the peer of Envoy's
+    /// connection), `metadata:NAME` (gRPC metadata that Envoy fills by `initial_metadata`; best), `xff:N` (the N-th
+    /// from the right in `x-forwarded-for`) or `header:NAME`
+    #[arg(long, env = "TENANTGATE_CLIENT_ADDRESS", value_name = "SOURCE", default_value = "source")]
+    pub client_address: String,
+
+    /// Leave the key on requests that pass, for a second filter that checks them again
+    #[arg(long, env = "TENANTGATE_KEEP_KEY_HEADER", value_parser = clap::builder::BoolishValueParser::new())]
+    pub keep_key_header: bool,
 
     /// What becomes of what is to be refused.
     #[command(flatten)]
     pub mode: ModeArgs,
 
-    /// How old the last good look at the database may be for known keys to pass
+    /// The maximum age of the last successful poll of the database; beyond it every key gets 503
     #[arg(long, env = "TENANTGATE_MAX_STALENESS", value_name = "DURATION", default_value = "5m")]
     pub max_staleness: String,
 
-    /// How often to look for changes nobody told us of: the longest a revocation takes
+    /// The interval between polls for changes: the longest delay of a change whose notification is lost
     #[arg(long, env = "TENANTGATE_SYNC_INTERVAL", value_name = "DURATION", default_value = "50ms")]
     pub sync_interval: String,
 
-    /// Where to keep the last good snapshot, to serve from after a restart without the database; needs
-    /// --pepper-file
+    /// The file that keeps the last snapshot, for a start without the database; needs --pepper-file
     #[arg(long, env = "TENANTGATE_SNAPSHOT_FILE", value_name = "FILE")]
     pub snapshot_file: Option<PathBuf>,
 
-    /// gRPC reflection, which grpcurl needs
+    /// Whether to offer gRPC reflection, which grpcurl needs
     #[arg(long, env = "TENANTGATE_REFLECTION", value_name = "on|off", default_value = "on")]
     pub reflection: String,
 
-    /// What to log, such as `debug` or `info,tenantgate=debug`
+    /// The log filter, such as `debug` or `info,tenantgate=debug`
     #[arg(long, env = "TENANTGATE_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
     pub log_level: String,
 
-    /// How log lines look
+    /// The format of log lines
     #[arg(long, env = "TENANTGATE_LOG_FORMAT", value_name = "text|json", default_value = "text")]
     pub log_format: String,
 
-    /// Where to send spans of checks, as part of Envoy's traces: a collector that takes OTLP over gRPC, such as
-    /// `http://127.0.0.1:4317`
+    /// The collector for spans of Checks, as part of Envoy's traces (OTLP over gRPC), such as `http://127.0.0.1:4317`
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
 
-    /// Bring an old Postgres schema up to date first
+    /// Migrate an old Postgres schema at the start
     #[arg(long, env = "TENANTGATE_MIGRATE", value_parser = clap::builder::BoolishValueParser::new())]
     pub migrate: bool,
 
-    /// Check all of the above, say every mistake, and exit
+    /// Check all options, report every mistake, and exit
     #[arg(long)]
     pub check_config: bool,
 }
@@ -104,7 +113,7 @@ pub struct JudgementArgs {
     #[arg(long, env = "TENANTGATE_ACCEPT_BEARER", value_parser = clap::builder::BoolishValueParser::new())]
     pub accept_bearer: bool,
 
-    /// A request that needs no key, exactly. May be repeated; replaces the default, `none` empties it
+    /// A method and an exact path that need no key. Repeatable; replaces the default, `none` empties the list
     /// [default: GET and HEAD of /, /health and /docs]
     #[arg(long, env = "TENANTGATE_PUBLIC", value_name = "METHOD /path")]
     pub public: Vec<String>,
@@ -113,8 +122,8 @@ pub struct JudgementArgs {
     #[command(flatten)]
     pub pepper: PepperArgs,
 
-    /// Whether a key passes that bcrypt says yes to (optional), or only one with a memo by one of the peppers
-    /// (required): then who can write the database but has no pepper can make no key
+    /// Whether keys without a memo are accepted (optional) or rejected (required). With `required`, an attacker who can
+    /// write to the database but has no pepper cannot create a key
     #[arg(long, env = "TENANTGATE_MEMO", value_name = "optional|required", default_value = "optional")]
     pub memo: String,
 }
@@ -122,7 +131,7 @@ pub struct JudgementArgs {
 /// What becomes of requests that are to be refused: `serve` and whoever explains it have to agree on it.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ModeArgs {
-    /// What becomes of requests that are to be refused: they are (enforce), or they pass as nobody, and are
+    /// What happens to a request that is not allowed: it is rejected (enforce), or it passes without a tenant and is
     /// counted, logged and reported (shadow)
     #[arg(long, env = "TENANTGATE_MODE", value_name = "enforce|shadow", default_value = "enforce")]
     pub mode: String,
@@ -137,8 +146,8 @@ impl ModeArgs {
 /// Where the peppers are.
 #[derive(clap::Args, Clone, Debug)]
 pub struct PepperArgs {
-    /// Peppers for memos, so that a restart costs no bcrypt: one in a line, the first one writes, all are
-    /// understood (see `tenantgate pepper new`)
+    /// The file with the peppers for memos, which avoid bcrypt after a restart: one per line; the first one writes
+    /// memos, all are accepted (see `tenantgate pepper new`)
     #[arg(long, env = "TENANTGATE_PEPPER_FILE", value_name = "FILE")]
     pub pepper_file: Option<PathBuf>,
 }
@@ -163,13 +172,17 @@ impl ServeArgs {
     /// What is allowed and should be thought over.
     fn remarks(&self) -> Vec<String> {
         let mode = |path: &PathBuf| std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode());
+        let key_stays = self.keep_key_header.then(|| {
+            "--keep-key-header: upstreams see the API keys of their callers; remove the header behind the last filter"
+                .into()
+        });
         let open = self.judgement.pepper.pepper_file.iter().filter(|path| mode(path) & 0o007 != 0);
         let open =
             open.map(|path| format!("everybody on this machine may read {}: chmod 0400 it", path.display()));
         let shadow = (self.mode.mode == Mode::Shadow.as_str()).then(|| {
             "shadow mode: nothing is refused, what would be is counted, see `tenantgate report shadow`".into()
         });
-        open.chain(shadow).chain(self.listener.remarks()).collect()
+        open.chain(shadow).chain(key_stays).chain(self.listener.remarks()).collect()
     }
 
     /// Variables hold what may be repeated separated by commas.
@@ -242,6 +255,9 @@ pub fn settings(
     let mut mistakes = Mistakes::default();
     let listen = args.listener.read(&mut mistakes);
     let ops_listen = mistakes.note("--ops-listen", tcp_address(&args.ops_listen)).unwrap_or_default();
+    if let Some(same) = listen.listen.iter().find_map(|address| conflict(address, &ops_listen)) {
+        mistakes.0.push(format!("--ops-listen: {same} is taken by --listen: choose another port"));
+    }
     let ext_authz = ext_authz_options(args, &mut mistakes);
     let max_staleness =
         mistakes.note("--max-staleness", max_staleness(&args.max_staleness)).unwrap_or_default();
@@ -282,9 +298,15 @@ fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> ext_authz::se
     let request = request_options(&args.judgement, mistakes);
     let words = [("deny", OnUnavailable::Deny), ("error", OnUnavailable::Error)];
     let on_unavailable = mistakes.one_of("--on-unavailable", &args.on_unavailable, &words);
+    let client_address = mistakes.note("--client-address", ClientAddress::parse(&args.client_address));
     ext_authz::service::Options {
-        speech: Speech { key_header: request.key_header.clone(), on_unavailable },
+        speech: Speech {
+            key_header: request.key_header.clone(),
+            keep_key_header: args.keep_key_header,
+            on_unavailable,
+        },
         request,
+        client_address: client_address.unwrap_or_default(),
     }
 }
 
@@ -297,6 +319,17 @@ pub fn judgement(args: &JudgementArgs) -> Result<(request::Options, Peppers), Mi
     let mut mistakes = Mistakes::default();
     let judgement = (request_options(args, &mut mistakes), peppers(args, &mut mistakes));
     if mistakes.0.is_empty() { Ok(judgement) } else { Err(mistakes) }
+}
+
+/// Reads how large a call may be: the bytes of its header list and of its message.
+///
+/// # Errors
+///
+/// Every mistake there is.
+pub fn sizes(args: &SizeArgs) -> Result<(u32, u32), Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let sizes = args.read(&mut mistakes);
+    if mistakes.0.is_empty() { Ok(sizes) } else { Err(mistakes) }
 }
 
 /// [`judgement`], and what becomes of what is to be refused.

@@ -128,7 +128,7 @@ impl Row {
             Self::TooOld => &["too_old"],
             Self::UnknownWhileStale => &["unknown_while_stale"],
             Self::Unknown => &["unknown"],
-            Self::Unproven => &["damaged_row", "deadline_too_short", "internal", "overloaded"],
+            Self::Unproven => &["damaged_row", "deadline_too_short", "internal", "overloaded", "too_large"],
             Self::Mismatch => &["mismatch"],
             Self::Revoked => &["revoked"],
             Self::Expired => &["expired"],

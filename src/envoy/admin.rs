@@ -8,7 +8,7 @@ use super::json::{is_true, items, text};
 use super::{Expected, config};
 use crate::finding::Finding;
 
-/// The first release that answers as `status_on_error` says when a gRPC call fails.
+/// The first release that supports error responses: 1.36 answers them with an empty 403.
 const LEAST_VERSION: (u32, u32) = (1, 37);
 
 /// Reads the admin page at `server` and tells what is wrong with the Envoy behind it, and what is right.
@@ -69,8 +69,8 @@ impl Pages {
         if known >= LEAST_VERSION {
             Finding::ok(CHECK, what)
         } else {
-            let what = format!("{what}: it answers 403 where status_on_error says 503");
-            Finding::warn(CHECK, what, "Envoy 1.37 or newer")
+            let what = format!("{what}: it answers `serve --on-unavailable error` with an empty 403");
+            Finding::warn(CHECK, what, "use Envoy 1.37 or newer, or `--on-unavailable deny`")
         }
     }
 

@@ -24,6 +24,7 @@ pub(super) fn examine(dump: &Value, expected: &Expected<'_>) -> Vec<Finding> {
     for (manager, asked) in &managers {
         let mut found = filter::examine(asked, expected);
         found.extend(manager_findings(dump, manager, expected));
+        found.push(limits(manager, asked, expected));
         found.extend(cluster::examine(dump, asked, expected));
         if managers.len() > 1 {
             for finding in &mut found {
@@ -137,6 +138,41 @@ fn routes(dump: &Value, manager: &Value, stripped: bool, exempt: bool, expected:
             "drop ExtAuthzPerRoute.disabled, and make paths public with tenantgate's --public",
         ),
     }
+}
+
+/// Whether everything that Envoy takes from a client fits into a call.
+fn limits(manager: &Value, filter: &Value, expected: &Expected<'_>) -> Finding {
+    const CHECK: &str = "envoy.limits";
+    /// `max_request_headers_kb` if it is not set.
+    const DEFAULT_HEADERS_KB: u64 = 60;
+    /// What Envoy adds to the headers and the body of a request.
+    const OWN: u64 = 64 * 1024;
+    let number = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_u64);
+    let headers = number(manager, "/max_request_headers_kb").unwrap_or(DEFAULT_HEADERS_KB) * 1024 + OWN;
+    let body = number(filter, "/with_request_body/max_request_bytes").unwrap_or(0);
+    // Trace headers of the client are copied into the call, and whatever initial_metadata names.
+    let copies =
+        manager.get("tracing").is_some() || filter.pointer("/grpc_service/initial_metadata").is_some();
+    if headers + body > expected.message_bytes {
+        let what = format!(
+            "a request of {} bytes can be sent to tenantgate, which takes {}: a larger one gets 503",
+            headers + body,
+            expected.message_bytes
+        );
+        return Finding::warn(
+            CHECK,
+            what,
+            "raise --max-message-bytes, or lower max_request_headers_kb or max_request_bytes",
+        );
+    }
+    if copies && headers > expected.header_bytes {
+        let what = format!(
+            "trace headers of {headers} bytes can be sent to tenantgate, which takes {}: a larger one gets 503",
+            expected.header_bytes
+        );
+        return Finding::warn(CHECK, what, "raise --max-header-bytes, or lower max_request_headers_kb");
+    }
+    Finding::ok(CHECK, "whatever Envoy takes from a client fits into a call to tenantgate")
 }
 
 fn underscores(manager: &Value) -> Finding {

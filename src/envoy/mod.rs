@@ -36,4 +36,8 @@ pub struct Expected<'a> {
     pub health_service: &'a str,
     /// The response header that carries the id of a decision.
     pub decision_id: &'a str,
+    /// Bytes of a call's header list that the server takes.
+    pub header_bytes: u64,
+    /// Bytes of a message that the server takes.
+    pub message_bytes: u64,
 }

@@ -1,70 +1,224 @@
-//! Where does a request come from?
+//! The origin of a request, and what a large message can be reduced to.
 //!
-//! Asked only of requests that pass in shadow mode: the message is walked a second time
-//! for that, so that no other request pays for it.
+//! The origin is read only for requests that are logged or reported: the message is walked a second time for that, so
+//! that other requests do not pay for it.
 
-use super::codec::{Fields, Visitor, walk};
+use std::net::IpAddr;
+
+use http::HeaderMap;
+
+use super::codec::{Fields, NotACheckRequest, Visitor, walk};
+use super::wire::Message;
+use crate::client_address::{ClientAddress, address_from_the_right, only_address, parse_address};
+use crate::request::{AUTHORIZATION, Options};
 use crate::shadow::Origin;
 
-struct UserAgent<'a>(&'a [u8]);
+const USER_AGENT: &[u8] = b"user-agent";
 
-impl<'a> Visitor<'a> for UserAgent<'a> {
+/// The user agent, and the lines of the header that has the client's address.
+struct Told<'a, 'o> {
+    user_agent: &'a [u8],
+    header: Option<&'o str>,
+    lines: Vec<&'a [u8]>,
+}
+
+impl<'a> Visitor<'a> for Told<'a, '_> {
     fn header(&mut self, name: &'a [u8], value: &'a [u8]) {
-        if name == b"user-agent" {
-            self.0 = value;
+        if name == USER_AGENT {
+            self.user_agent = value;
+        }
+        if self.header.is_some_and(|header| header.as_bytes() == name) {
+            self.lines.push(value);
         }
     }
 }
 
-/// What a `CheckRequest` says of its origin; nothing where it does not, or makes no sense.
-pub(super) fn origin(message: &[u8]) -> Origin<'_> {
-    let mut user_agent = UserAgent(&[]);
-    let target = walk(message, &mut user_agent).unwrap_or_default();
-    Origin { address: address(message), user_agent: user_agent.0, method: target.method, path: target.path }
+/// The origin of a `CheckRequest`. Parts that it does not tell, or that are invalid, are empty.
+pub(super) fn origin<'a>(message: &'a [u8], metadata: &HeaderMap, from: &ClientAddress) -> Origin<'a> {
+    let mut told = Told { user_agent: &[], header: from.header(), lines: Vec::new() };
+    let target = walk(message, &mut told).unwrap_or_default();
+    let address = match from {
+        ClientAddress::Source => parse_address(source_address(message)),
+        ClientAddress::Metadata(name) => in_metadata(metadata, name),
+        ClientAddress::XForwardedFor(n) => address_from_the_right(&told.lines, *n),
+        ClientAddress::Header(_) => only_address(&told.lines),
+    };
+    Origin { address, user_agent: told.user_agent, method: target.method, path: target.path }
 }
 
-/// CheckRequest.attributes = 1, AttributeContext.source = 1, Peer.address = 1, `Address.socket_address` = 1,
-/// SocketAddress.address = 2.
-fn address(message: &[u8]) -> &[u8] {
-    [1, 1, 1, 1, 2].into_iter().try_fold(message, field).unwrap_or_default()
+fn in_metadata(metadata: &HeaderMap, name: &str) -> Option<IpAddr> {
+    let lines: Vec<_> = metadata.get_all(name).iter().map(http::HeaderValue::as_bytes).collect();
+    only_address(&lines)
+}
+
+/// The fields on the way to `AttributeContext.Peer.address`: CheckRequest.attributes = 1, AttributeContext.source = 1,
+/// Peer.address = 1, `Address.socket_address` = 1, SocketAddress.address = 2.
+const SOURCE_ADDRESS: [u8; 5] = [1, 1, 1, 1, 2];
+
+fn source_address(message: &[u8]) -> &[u8] {
+    SOURCE_ADDRESS.into_iter().try_fold(message, field).unwrap_or_default()
 }
 
 /// The last field of this number, as in the generated decoder where it is a scalar; Envoy writes each once.
-fn field(message: &[u8], number: u32) -> Option<&[u8]> {
+fn field(message: &[u8], number: u8) -> Option<&[u8]> {
     let (mut fields, mut found) = (Fields(message), None);
     while let Some((field, value)) = fields.next().ok()? {
-        if field == number {
+        if field == u32::from(number) {
             found = Some(value.bytes().ok()?);
         }
     }
     found
 }
 
+/// The headers that anything is read from.
+struct Kept<'a, 'o> {
+    names: [Option<&'o [u8]>; 4],
+    headers: Vec<(&'a [u8], &'a [u8])>,
+}
+
+impl<'a> Visitor<'a> for Kept<'a, '_> {
+    fn header(&mut self, name: &'a [u8], value: &'a [u8]) {
+        if self.names.contains(&Some(name)) {
+            self.headers.push((name, value));
+        }
+    }
+}
+
+/// Writes the parts of a `CheckRequest` that are read, without its body and its other headers.
+///
+/// # Errors
+///
+/// The bytes are not a `CheckRequest`.
+pub(super) fn compact(
+    message: &[u8],
+    options: &Options,
+    from: &ClientAddress,
+) -> Result<Vec<u8>, NotACheckRequest> {
+    let names = [options.key_header.as_str(), AUTHORIZATION].map(|name| Some(name.as_bytes()));
+    let names = [names[0], names[1], Some(USER_AGENT), from.header().map(str::as_bytes)];
+    let mut kept = Kept { names, headers: Vec::new() };
+    let target = walk(message, &mut kept)?;
+    let mut compact = Vec::new();
+    // CheckRequest.attributes = 1; AttributeContext.source = 1, request = 4; Request.http = 2; `HttpRequest`: method =
+    // 2, headers = 3, path = 4. An entry of a map: key = 1, value = 2.
+    Message(&mut compact).message(1, |attributes| {
+        attributes.message(1, |peer| within(peer, &SOURCE_ADDRESS[2..], source_address(message)));
+        attributes.message(4, |request| {
+            request.message(2, |http| {
+                http.bytes(2, target.method);
+                for (name, value) in &kept.headers {
+                    http.message(3, |entry| {
+                        entry.bytes(1, name);
+                        entry.bytes(2, value);
+                    });
+                }
+                http.bytes(4, target.path);
+            });
+        });
+    });
+    Ok(compact)
+}
+
+/// Writes bytes at the end of a path of fields.
+fn within(message: &mut Message<'_>, path: &[u8], bytes: &[u8]) {
+    match path {
+        [] => {}
+        [last] => message.bytes(*last, bytes),
+        [first, rest @ ..] => message.message(*first, |inner| within(inner, rest, bytes)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
     use prost::Message as _;
 
     use super::*;
     use crate::ext_authz::proto::envoy::service::auth::v3::CheckRequest;
+    use crate::ext_authz::translate::read;
+
+    const CAPTURED: [&str; 5] =
+        ["http1_basic", "http2_grpc", "tls_client_cert", "raw_headers_dup_nonutf8", "body_partial_raw"];
+
+    fn captured(file: &str) -> Vec<u8> {
+        let path = format!("{}/tests/it/fixtures/{file}.bin", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read(path).unwrap()
+    }
+
+    fn of<'a>(message: &'a [u8], from: &ClientAddress) -> Origin<'a> {
+        origin(message, &HeaderMap::new(), from)
+    }
 
     /// Requests as Envoy 1.40 sent them: the address is where the generated decoder finds it.
     #[test]
     fn the_origin_is_what_envoy_says() {
-        for file in ["http1_basic", "http2_grpc", "tls_client_cert", "raw_headers_dup_nonutf8"] {
-            let path = format!("{}/tests/it/fixtures/{file}.bin", env!("CARGO_MANIFEST_DIR"));
-            let bytes = std::fs::read(path).unwrap();
-            let origin = origin(&bytes);
-            assert!(std::str::from_utf8(origin.address).unwrap().parse::<std::net::IpAddr>().is_ok());
+        for file in CAPTURED {
+            let bytes = captured(file);
+            let origin = of(&bytes, &ClientAddress::Source);
+            assert!(origin.address.is_some(), "{origin:?}");
             assert!(origin.path.starts_with(b"/") && !origin.method.is_empty(), "{origin:?}");
             assert!(CheckRequest::decode(bytes.as_slice()).is_ok());
         }
     }
 
     #[test]
-    fn a_request_that_says_nothing_has_no_origin() {
+    fn a_request_that_tells_nothing_has_no_origin() {
         for message in [&[][..], &[0x0a, 0x00], &[0xff], b"not protobuf"] {
-            let origin = origin(message);
-            assert!(origin.address.is_empty() && origin.user_agent.is_empty() && origin.path.is_empty());
+            let origin = of(message, &ClientAddress::Source);
+            assert!(origin.address.is_none() && origin.user_agent.is_empty() && origin.path.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_address_is_taken_from_where_the_operator_says() {
+        let header = |http: &mut Message<'_>, name: &[u8], value: &[u8]| {
+            http.message(3, |entry| {
+                entry.bytes(1, name);
+                entry.bytes(2, value);
+            });
+        };
+        let mut message = Vec::new();
+        Message(&mut message).message(1, |attributes| {
+            attributes.message(1, |peer| within(peer, &SOURCE_ADDRESS[2..], b"10.0.0.1"));
+            attributes.message(4, |request| {
+                request.message(2, |http| {
+                    header(http, b"x-forwarded-for", b"6.6.6.6, 192.0.2.7, 10.0.0.2");
+                    header(http, b"x-real-ip", b"192.0.2.8");
+                });
+            });
+        });
+        let mut metadata = HeaderMap::new();
+        metadata.append("x-client", HeaderValue::from_static("[2001:db8::1]:9"));
+        let from = |text: &str| {
+            let from = ClientAddress::parse(text).unwrap();
+            origin(&message, &metadata, &from).address.map(|address| address.to_string())
+        };
+        assert_eq!(from("source").as_deref(), Some("10.0.0.1"));
+        assert_eq!(from("xff:2").as_deref(), Some("192.0.2.7"));
+        assert_eq!(from("header:x-real-ip").as_deref(), Some("192.0.2.8"));
+        assert_eq!(from("metadata:x-client").as_deref(), Some("2001:db8::1"));
+        for unknown in ["xff:4", "header:x-forwarded-for", "header:x-other", "metadata:x-other"] {
+            assert_eq!(from(unknown), None, "{unknown}");
+        }
+        metadata.append("x-client", HeaderValue::from_static("192.0.2.9"));
+        let twice = origin(&message, &metadata, &ClientAddress::parse("metadata:x-client").unwrap());
+        assert_eq!(twice.address, None);
+    }
+
+    #[test]
+    fn a_compact_message_is_read_as_the_whole_one() {
+        let options = Options { accept_bearer: true, ..Options::default() };
+        let from = ClientAddress::XForwardedFor(1);
+        for file in CAPTURED.into_iter().chain(["http1_bearer", "http1_dup_key", "http1_no_key"]) {
+            let whole = captured(file);
+            let compact = compact(&whole, &options, &from).unwrap();
+            assert!(compact.len() < whole.len() && CheckRequest::decode(compact.as_slice()).is_ok());
+            let shown = |message: &[u8]| {
+                let read = format!("{:?}", read(message, &options).unwrap());
+                let origins = [&from, &ClientAddress::Source].map(|from| format!("{:?}", of(message, from)));
+                (read, origins)
+            };
+            assert_eq!(shown(&compact), shown(&whole), "{file}");
         }
     }
 }

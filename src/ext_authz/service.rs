@@ -4,25 +4,30 @@
 //! and keeps the caller's deadline. Every decision gets an id, under which the
 //! client's refusal, Envoy's metadata and our log line can be found together.
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use tokio::time::Instant;
-use tonic::Code;
+use tracing::field::display;
 use tracing::{debug, info};
 use uuid::{Builder, Uuid};
 
-use super::origin::origin;
+use super::origin::{compact, origin};
 use super::spans::{CheckSpan, Spans};
 use super::translate::{ROOM, Speech, answer, read};
+use crate::client_address::ClientAddress;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Decision, Fault, Grant, Identity, Objection};
-use crate::gate::{Gate, Judged};
-use crate::grpc::{Frame, Outcome, Refusal, Unary};
-use crate::request::{self, AccessRequest};
+use crate::gate::{Gate, Verdict};
+use crate::rate_limited_log::RateLimitedLog;
+use crate::replica::TenantEntry;
+use crate::request;
 use crate::shadow::Report;
 use crate::trace::Parent;
+use crate::transport::{CallFailure, Frame, Unable, Unary};
 
 /// The name that health checks ask for.
 pub const SERVICE_NAME: &str = "envoy.service.auth.v3.Authorization";
@@ -34,6 +39,8 @@ pub struct Options {
     pub request: request::Options,
     /// How decisions are said.
     pub speech: Speech,
+    /// Where the client's address is taken from.
+    pub client_address: ClientAddress,
 }
 
 /// `envoy.service.auth.v3.Authorization`.
@@ -60,68 +67,93 @@ impl AuthorizationService {
     }
 }
 
-/// The call was made with something else than a `CheckRequest`.
-const NOT_A_CHECK_REQUEST: Refusal = Refusal { code: Code::InvalidArgument, why: "this is no CheckRequest" };
-
 impl Unary for AuthorizationService {
     const PATH: &'static str = "/envoy.service.auth.v3.Authorization/Check";
 
-    fn traces(&self) -> bool {
-        self.spans.is_some()
+    fn answer_now(&self, message: &[u8], metadata: &HeaderMap) -> Option<Result<Frame, CallFailure>> {
+        let Ok(asked) = read(message, &self.options.request) else {
+            return Some(Err(CallFailure::InvalidMessage));
+        };
+        let view = self.gate.view();
+        let verdict = view.judge(&asked).ok()?;
+        Some(Ok(self.respond(&verdict, view.started(), asked.bearer, &Call { message, metadata })))
     }
 
-    fn answer_now(&self, message: &[u8], parent: Option<Parent>) -> Option<Outcome> {
-        let Ok(asked) = read(message, &self.options.request) else { return Some(Err(NOT_A_CHECK_REQUEST)) };
-        let call = self.call(message, parent);
-        self.gate.check_now(&asked, |judged| Ok(self.say(judged, &asked, &call)))
+    async fn answer(
+        &self,
+        message: Bytes,
+        metadata: &HeaderMap,
+        deadline: Instant,
+    ) -> Result<Frame, CallFailure> {
+        let asked = read(&message, &self.options.request).map_err(|_| CallFailure::InvalidMessage)?;
+        let view = self.gate.settle(&asked, deadline).await;
+        let call = Call { message: &message, metadata };
+        // A settled view has a verdict.
+        let verdict = view.judge(&asked).unwrap_or_else(|_| self.gate.unread(Fault::Internal));
+        Ok(self.respond(&verdict, view.started(), asked.bearer, &call))
     }
 
-    async fn answer(&self, message: Bytes, deadline: Instant, parent: Option<Parent>) -> Outcome {
-        let asked = read(&message, &self.options.request).map_err(|_| NOT_A_CHECK_REQUEST)?;
-        let call = self.call(&message, parent);
-        self.gate.check(&asked, deadline, |judged| Ok(self.say(judged, &asked, &call))).await
+    fn compact(&self, message: Bytes) -> Bytes {
+        compact(&message, &self.options.request, &self.options.client_address).map_or(message, Bytes::from)
     }
 
-    fn broken(&self) -> Frame {
-        self.unable(Fault::Internal)
-    }
-
-    fn overloaded(&self) -> Frame {
-        self.unable(Fault::Overloaded)
+    fn unable(&self, why: Unable) -> Frame {
+        let fault = match why {
+            Unable::NoRoom => Fault::Overloaded,
+            Unable::Panicked => Fault::Internal,
+            Unable::TooLarge => Fault::TooLarge,
+            Unable::TooLate => Fault::DeadlineTooShort,
+        };
+        let (verdict, started) = (self.gate.unread(fault), self.log.clock.uptime());
+        self.respond(&verdict, started, false, &Call { message: &[], metadata: &HeaderMap::new() })
     }
 }
 
-/// A call, as far as it matters after it was decided.
+/// A call, as far as it matters after it was judged.
 struct Call<'a> {
     message: &'a [u8],
-    /// The trace it is part of, and since when.
-    trace: Option<(Parent, Timestamp)>,
+    metadata: &'a HeaderMap,
 }
 
 impl AuthorizationService {
-    /// What is said when a request is not even looked at.
-    fn unable(&self, fault: Fault) -> Frame {
-        let (asked, call) = (AccessRequest::nothing(), self.call(&[], None));
-        self.gate.unread(fault, |judged| self.say(judged, &asked, &call))
-    }
-
-    fn call<'a>(&self, message: &'a [u8], parent: Option<Parent>) -> Call<'a> {
-        Call { message, trace: parent.map(|parent| (parent, self.log.clock.now())) }
-    }
-
-    fn say(&self, judged: &Judged<'_>, asked: &AccessRequest<'_>, call: &Call<'_>) -> Frame {
-        let (decision, id) = (judged.decision, decision_id(judged.at));
+    /// Renders the response to a verdict, logs it, and records it. `bearer` tells whether `authorization` carried
+    /// something of ours.
+    fn respond(&self, verdict: &Verdict<'_>, started: Duration, bearer: bool, call: &Call<'_>) -> Frame {
+        let (decision, id) = (&verdict.decision, decision_id(verdict.at));
+        let origin = || origin(call.message, call.metadata, &self.options.client_address);
         if let Decision::Allow(Grant::Shadow(objection)) = decision {
-            self.shadow.note(objection, &origin(call.message), judged.at);
+            self.shadow.note(objection, &origin(), verdict.at);
         }
-        self.log.write(decision, id);
-        if let (Some(spans), Some((parent, started))) = (&self.spans, call.trace) {
-            let ended = self.log.clock.now();
-            spans.check(&CheckSpan { parent, started, ended, decision, decision_id: id });
-        }
+        self.log.write(decision, id, || origin().address);
+        let cache = verdict.tenant.map(TenantEntry::responses);
         let speech = &self.options.speech;
-        Frame::of(ROOM, |message| answer(message, judged, id, asked.bearer, speech))
+        let frame = Frame::of(ROOM, |message| answer(message, (decision, cache), id, bearer, speech));
+        if let Some(spans) = &self.spans {
+            self.trace(spans.as_ref(), verdict, started, (id, call));
+        }
+        self.gate.record(verdict, started);
+        frame
     }
+
+    /// Makes the check a span, if the caller keeps its trace.
+    fn trace(
+        &self,
+        spans: &dyn Spans,
+        verdict: &Verdict<'_>,
+        started: Duration,
+        (id, call): (Uuid, &Call<'_>),
+    ) {
+        let Some(parent) = parent(call.metadata) else { return };
+        let ended = self.log.clock.now();
+        let took = self.log.clock.uptime().saturating_sub(started);
+        let decision = &verdict.decision;
+        spans.check(&CheckSpan { parent, started: ended.before(took), ended, decision, decision_id: id });
+    }
+}
+
+/// The trace that the caller keeps.
+fn parent(metadata: &HeaderMap) -> Option<Parent> {
+    Parent::sampled(metadata.get("traceparent")?.as_bytes())
 }
 
 /// A `UUIDv7` (RFC 9562 §5.7) of this instant. The library's own takes a lock that all threads share and asks the
@@ -131,23 +163,20 @@ fn decision_id(now: Timestamp) -> Uuid {
     Builder::from_unix_timestamp_millis(millis, &rand::random()).into_uuid()
 }
 
-/// One line for each refusal, but no more than [`DecisionLog::LINES`] a second: a flood of bad requests must
-/// not become a flood of log. What is left out is counted and said.
+/// One line for each refusal, but at most [`DecisionLog::LINES`] a second.
 struct DecisionLog {
     clock: Arc<dyn Clock>,
-    /// The second that is counted for, and how many lines it had.
-    second: AtomicU64,
-    lines: AtomicU64,
+    limit: RateLimitedLog,
 }
 
 impl DecisionLog {
     const LINES: u64 = 50;
 
     fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, second: AtomicU64::new(0), lines: AtomicU64::new(0) }
+        Self { limit: RateLimitedLog::new(Arc::clone(&clock), Self::LINES), clock }
     }
 
-    fn write(&self, decision: &Decision<'_>, id: Uuid) {
+    fn write(&self, decision: &Decision<'_>, id: Uuid, client: impl FnOnce() -> Option<IpAddr>) {
         let (word, reason, identity) = match decision {
             Decision::Allow(Grant::Public) => {
                 return debug!(decision.id = %id, decision = "allow", reason = "public", "decided");
@@ -156,50 +185,45 @@ impl DecisionLog {
                 return debug!(decision.id = %id, decision = "allow", reason = "ok", tenant.id = %tenant.id.0,
                     key.id = %key.id.0, "decided");
             }
-            Decision::Allow(Grant::Shadow(objection)) => return self.write_objection(objection, id),
+            Decision::Allow(Grant::Shadow(objection)) => return self.write_objection(objection, id, client),
             Decision::Deny(denial) => ("deny", denial.reason.as_str(), denial.identity),
             Decision::Unable(fault, identity) => ("unable", fault.as_str(), *identity),
         };
-        if !self.has_room() {
-            return;
-        }
-        if let Some(Identity { key, .. }) = identity {
-            info!(decision.id = %id, decision = word, reason, tenant.id = %key.tenant_id.0, key.id = %key.id.0,
-                key.prefix = %key.prefix, "refused");
-        } else {
-            info!(decision.id = %id, decision = word, reason, "refused");
-        }
-    }
-
-    fn write_objection(&self, objection: &Objection<'_>, id: Uuid) {
-        if !self.has_room() {
-            return;
-        }
-        let key = objection.identity().map(|holder| holder.key);
-        let cause = if let Objection::Unable(fault, _) = objection { Some(fault.as_str()) } else { None };
-        info!(decision.id = %id, decision = "allow", reason = "shadow", would_deny = objection.as_str(), cause,
-            tenant.id = key.map(|key| display(key.tenant_id.0)), key.id = key.map(|key| display(key.id.0)),
-            key.prefix = key.map(|key| display(&key.prefix)), "would be refused");
-    }
-
-    fn has_room(&self) -> bool {
-        let now = self.clock.uptime().as_secs();
-        if self.second.swap(now, Relaxed) != now {
-            let unsaid = self.lines.swap(0, Relaxed).saturating_sub(Self::LINES);
-            if unsaid > 0 {
-                info!(refusals = unsaid, "more refusals than lines, the metrics have them all");
+        self.limit.write(|left_out| {
+            say_left_out(left_out);
+            let client = client().map(display);
+            if let Some(Identity { key, .. }) = identity {
+                info!(decision.id = %id, decision = word, reason, tenant.id = %key.tenant_id.0,
+                    key.id = %key.id.0, key.prefix = %key.prefix, client.address = client, "refused");
+            } else {
+                info!(decision.id = %id, decision = word, reason, client.address = client, "refused");
             }
-        }
-        self.lines.fetch_add(1, Relaxed) < Self::LINES
+        });
+    }
+
+    fn write_objection(&self, objection: &Objection<'_>, id: Uuid, client: impl FnOnce() -> Option<IpAddr>) {
+        self.limit.write(|left_out| {
+            say_left_out(left_out);
+            let client = client().map(display);
+            let key = objection.identity().map(|holder| holder.key);
+            let cause =
+                if let Objection::Unable(fault, _) = objection { Some(fault.as_str()) } else { None };
+            info!(decision.id = %id, decision = "allow", reason = "shadow", would_deny = objection.as_str(), cause,
+                tenant.id = key.map(|key| display(key.tenant_id.0)), key.id = key.map(|key| display(key.id.0)),
+                key.prefix = key.map(|key| display(&key.prefix)), client.address = client, "would be refused");
+        });
+    }
+}
+
+fn say_left_out(refusals: u64) {
+    if refusals > 0 {
+        info!(refusals, "more refusals than lines, the metrics have them all");
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::clock::ManualClock;
 
     #[test]
     fn a_decision_id_is_of_its_millisecond_and_never_twice_the_same() {
@@ -210,14 +234,5 @@ mod tests {
             assert!(id.to_string().starts_with("018bcfe5-687b-7") && id.get_version_num() == 7);
             assert_eq!(id.get_variant(), uuid::Variant::RFC4122);
         }
-    }
-
-    #[test]
-    fn a_flood_of_refusals_is_not_a_flood_of_log() {
-        let clock = Arc::new(ManualClock::default());
-        let log = DecisionLog::new(Arc::<ManualClock>::clone(&clock));
-        assert_eq!((0..1_000).filter(|_| log.has_room()).count(), 50);
-        clock.advance(Duration::from_secs(1));
-        assert!(log.has_room());
     }
 }

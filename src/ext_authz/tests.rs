@@ -11,9 +11,7 @@ use super::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use super::proto::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use super::translate::{OnUnavailable, Speech, answer, read};
 use super::wire::Message;
-use crate::clock::Timestamp;
 use crate::decision::{Decision, Denial, Fault, Reason};
-use crate::gate::Judged;
 use crate::request::{Credential, DEFAULT_KEY_HEADER, Options};
 
 /// A length-delimited field.
@@ -165,10 +163,9 @@ fn a_request_is_read_with_its_key_and_its_path() {
 type Refusal = (i32, i32, String, BTreeMap<String, String>);
 
 fn refusal(decision: &Decision<'_>, on_unavailable: OnUnavailable) -> Refusal {
-    let speech = Speech { key_header: DEFAULT_KEY_HEADER.into(), on_unavailable };
+    let speech = Speech { key_header: DEFAULT_KEY_HEADER.into(), keep_key_header: false, on_unavailable };
     let mut bytes = Vec::new();
-    let judged = Judged { decision, said: None, at: Timestamp::default() };
-    answer(&mut bytes, &judged, Uuid::from_u128(7), false, &speech);
+    answer(&mut bytes, (decision, None), Uuid::from_u128(7), false, &speech);
     let response = CheckResponse::decode(&bytes[..]).unwrap();
     let Some(HttpResponse::DeniedResponse(said) | HttpResponse::ErrorResponse(said)) = response.http_response
     else {
@@ -204,7 +201,10 @@ fn every_refusal_says_what_the_contract_has_it_say() {
         assert_eq!(refusal(&decision, OnUnavailable::Deny), expected);
     }
     for fault in Fault::ALL {
-        for (mode, code) in [(OnUnavailable::Deny, 7), (OnUnavailable::Error, 14)] {
+        // What a client can cause must not become a way in.
+        let ours = [Fault::DeadlineTooShort, Fault::Internal, Fault::Overloaded, Fault::TooLarge];
+        let error = if ours.contains(&fault) { 7 } else { 14 };
+        for (mode, code) in [(OnUnavailable::Deny, 7), (OnUnavailable::Error, error)] {
             let body = detail("Authentication service unavailable");
             let expected = (code, 503, body, headers(&[("retry-after", "1")]));
             assert_eq!(refusal(&Decision::Unable(fault, None), mode), expected);

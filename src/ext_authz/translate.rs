@@ -19,8 +19,7 @@ use uuid::fmt::Hyphenated;
 use super::codec::{NotACheckRequest, Visitor, walk};
 use super::wire::Message;
 use crate::decision::{Decision, Grant, Identity, Reason};
-use crate::gate::Judged;
-use crate::replica::Said;
+use crate::replica::ResponseCache;
 use crate::request::{AUTHORIZATION, AccessRequest, Options, Reader};
 use crate::tenant::Tenant;
 
@@ -46,7 +45,7 @@ pub enum OnUnavailable {
     /// We do: it is refused with 503, whatever Envoy is set to.
     #[default]
     Deny,
-    /// Envoy does, by its `failure_mode_allow`.
+    /// Envoy does, by its `failure_mode_allow`, unless a client can cause it ([`Fault::is_caused_by_clients`](crate::decision::Fault::is_caused_by_clients)).
     Error,
 }
 
@@ -75,6 +74,8 @@ pub fn read<'a>(message: &'a [u8], options: &Options) -> Result<AccessRequest<'a
 pub struct Speech {
     /// The header that carried the key, which no upstream may see.
     pub key_header: String,
+    /// Whether the key stays on requests that pass all the same, for a second filter.
+    pub keep_key_header: bool,
     /// Who decides when we cannot.
     pub on_unavailable: OnUnavailable,
 }
@@ -83,9 +84,14 @@ pub struct Speech {
 /// something of ours.
 ///
 /// Written straight into one buffer: building the generated messages first takes forty allocations. What an
-/// answer says of the tenant is written once and kept with the tenant, in `said`.
-pub fn answer(to: &mut Vec<u8>, judged: &Judged<'_>, id: Uuid, bearer: bool, speech: &Speech) {
-    let &Judged { decision, said, .. } = judged;
+/// answer says of the tenant is written once and kept with the tenant, in `cache`.
+pub fn answer(
+    to: &mut Vec<u8>,
+    (decision, cache): (&Decision<'_>, Option<&ResponseCache>),
+    id: Uuid,
+    bearer: bool,
+    speech: &Speech,
+) {
     let mut buffer = [0; Hyphenated::LENGTH];
     let id: &str = id.hyphenated().encode_lower(&mut buffer);
     let mut response = Message(to);
@@ -93,23 +99,23 @@ pub fn answer(to: &mut Vec<u8>, judged: &Judged<'_>, id: Uuid, bearer: bool, spe
     match decision {
         Decision::Allow(grant) => {
             status(&mut response, grpc::OK);
-            response.message(3, |ok| allowed(ok, grant, said, bearer, speech));
+            response.message(3, |ok| allowed(ok, grant, cache, bearer, speech));
         }
         Decision::Deny(denial) => {
             let (code, refusal) = refused(denial.reason);
             status(&mut response, code);
             response.message(2, |denied| refuse(denied, &refusal, id));
         }
-        Decision::Unable(..) => {
+        Decision::Unable(fault, _) => {
             let (code, field) = match speech.on_unavailable {
-                OnUnavailable::Deny => (grpc::PERMISSION_DENIED, 2),
-                OnUnavailable::Error => (grpc::UNAVAILABLE, 5),
+                OnUnavailable::Error if !fault.is_caused_by_clients() => (grpc::UNAVAILABLE, 5),
+                OnUnavailable::Deny | OnUnavailable::Error => (grpc::PERMISSION_DENIED, 2),
             };
             status(&mut response, code);
             response.message(field, |refusal| refuse(refusal, &UNAVAILABLE, id));
         }
     }
-    response.message(4, |fields| metadata(fields, decision, said, id));
+    response.message(4, |fields| metadata(fields, decision, cache, id));
 }
 
 /// What an answer with a tenant takes, with a little to spare.
@@ -121,14 +127,22 @@ fn status(response: &mut Message<'_>, code: u8) {
 }
 
 /// `OkHttpResponse`: headers = 2, `headers_to_remove` = 5.
-fn allowed(ok: &mut Message<'_>, grant: &Grant<'_>, said: Option<&Said>, bearer: bool, speech: &Speech) {
+fn allowed(
+    ok: &mut Message<'_>,
+    grant: &Grant<'_>,
+    cache: Option<&ResponseCache>,
+    bearer: bool,
+    speech: &Speech,
+) {
     if let Grant::Tenant(key, tenant) = grant {
-        of_tenant(ok, tenant, said, 0);
+        of_tenant(ok, tenant, cache, 0);
         header(ok, IDENTITY_HEADERS[3], |value| hyphenated(value, key.id.0));
     }
-    ok.text(5, &speech.key_header);
-    if bearer {
-        ok.text(5, AUTHORIZATION);
+    if !speech.keep_key_header {
+        ok.text(5, &speech.key_header);
+        if bearer {
+            ok.text(5, AUTHORIZATION);
+        }
     }
     if matches!(grant, Grant::Public | Grant::Shadow(_)) {
         for name in IDENTITY_HEADERS {
@@ -138,14 +152,14 @@ fn allowed(ok: &mut Message<'_>, grant: &Grant<'_>, said: Option<&Said>, bearer:
 }
 
 /// One of the two [`PIECES`] of an answer that are about the tenant alone.
-fn of_tenant(to: &mut Message<'_>, tenant: &Tenant, said: Option<&Said>, piece: usize) {
+fn of_tenant(to: &mut Message<'_>, tenant: &Tenant, cache: Option<&ResponseCache>, piece: usize) {
     let write = |piece: usize| {
         let mut written = Vec::new();
         PIECES[piece](&mut Message(&mut written), tenant);
         written.into_boxed_slice()
     };
-    match said {
-        Some(said) => to.fields(&said.get_or_init(|| [write(0), write(1)])[piece]),
+    match cache {
+        Some(cache) => to.fields(&cache.get_or_init(|| [write(0), write(1)])[piece]),
         None => PIECES[piece](to, tenant),
     }
 }
@@ -245,7 +259,7 @@ fn percent_encoded(to: &mut Vec<u8>, text: &str) {
 
 /// `dynamic_metadata`, which Envoy puts into the namespace `envoy.filters.http.ext_authz`. Who the caller is
 /// goes in only once it is proven.
-fn metadata(fields: &mut Message<'_>, decision: &Decision<'_>, said: Option<&Said>, id: &str) {
+fn metadata(fields: &mut Message<'_>, decision: &Decision<'_>, cache: Option<&ResponseCache>, id: &str) {
     let (word, reason, identity) = match decision {
         Decision::Allow(Grant::Public) => ("allow", "public", None),
         Decision::Allow(Grant::Shadow(_)) => ("allow", "shadow", None),
@@ -272,7 +286,7 @@ fn metadata(fields: &mut Message<'_>, decision: &Decision<'_>, said: Option<&Sai
         flag(fields, "shadow");
     }
     if let Some(tenant) = identity.and_then(|identity| identity.tenant) {
-        of_tenant(fields, tenant, said, 1);
+        of_tenant(fields, tenant, cache, 1);
     }
     if let Some(objection) = shadow {
         field(fields, "would_deny", |value| value.extend_from_slice(objection.as_str().as_bytes()));
@@ -327,7 +341,7 @@ mod tests {
     }
 
     fn speech(on_unavailable: OnUnavailable) -> Speech {
-        Speech { key_header: "x-llmcore-api-key".into(), on_unavailable }
+        Speech { key_header: "x-llmcore-api-key".into(), keep_key_header: false, on_unavailable }
     }
 
     fn say(decision: &Decision<'_>) -> CheckResponse {
@@ -336,12 +350,15 @@ mod tests {
 
     /// What is written is what the generated encoder writes of it, to the byte.
     fn say_as(decision: &Decision<'_>, bearer: bool, mode: OnUnavailable) -> CheckResponse {
-        let (said, mut bytes) = (Said::new(), Vec::new());
-        let judged = |said| Judged { decision, said, at: Timestamp(0) };
-        answer(&mut bytes, &judged(None), Uuid::nil(), bearer, &speech(mode));
+        say_by(decision, bearer, &speech(mode))
+    }
+
+    fn say_by(decision: &Decision<'_>, bearer: bool, speech: &Speech) -> CheckResponse {
+        let (cache, mut bytes) = (ResponseCache::new(), Vec::new());
+        answer(&mut bytes, (decision, None), Uuid::nil(), bearer, speech);
         for time in ["first", "next"] {
             let mut again = Vec::new();
-            answer(&mut again, &judged(Some(&said)), Uuid::nil(), bearer, &speech(mode));
+            answer(&mut again, (decision, Some(&cache)), Uuid::nil(), bearer, speech);
             assert_eq!(again, bytes, "the {time} time that it is said of a tenant");
         }
         let response = CheckResponse::decode(bytes.as_slice()).unwrap();
@@ -393,6 +410,19 @@ mod tests {
         assert!(ok.headers.is_empty());
         assert_eq!(ok.headers_to_remove[..2], ["x-llmcore-api-key", "authorization"]);
         assert_eq!(ok.headers_to_remove[2..], IDENTITY_HEADERS);
+    }
+
+    #[test]
+    fn a_key_that_is_to_stay_stays_and_identity_headers_do_not() {
+        let speech = Speech { keep_key_header: true, ..speech(OnUnavailable::Deny) };
+        let (key, tenant) = (key(), tenant());
+        for (grant, removed) in
+            [(Grant::Tenant(&key, &tenant), &[][..]), (Grant::Public, &IDENTITY_HEADERS[..])]
+        {
+            let response = say_by(&Decision::Allow(grant), true, &speech);
+            let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
+            assert_eq!(ok.headers_to_remove, removed);
+        }
     }
 
     #[test]

@@ -31,8 +31,13 @@ impl Message<'_> {
 
     /// Text. An empty one is not written.
     pub(super) fn text(&mut self, field: u8, value: &str) {
+        self.bytes(field, value.as_bytes());
+    }
+
+    /// Bytes. None are not written.
+    pub(super) fn bytes(&mut self, field: u8, value: &[u8]) {
         if !value.is_empty() {
-            self.within(field, |message| message.0.extend_from_slice(value.as_bytes()));
+            self.within(field, |message| message.0.extend_from_slice(value));
         }
     }
 

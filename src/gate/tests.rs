@@ -41,18 +41,30 @@ impl House {
         self.replica.sees(rows, self.clock.as_ref());
     }
 
+    /// The verdict if there is one at once, recorded.
     fn now(&self, key: &str) -> Option<String> {
-        self.gate.check_now(&presenting(key), word)
+        self.on(&self.gate.view(), key)
     }
 
     async fn soon(&self, key: &str) -> String {
-        self.gate.check(&presenting(key), Instant::now() + Duration::from_mins(1), word).await
+        self.by(key, Instant::now() + Duration::from_mins(1)).await
+    }
+
+    async fn by(&self, key: &str, deadline: Instant) -> String {
+        let view = self.gate.settle(&presenting(key), deadline).await;
+        self.on(&view, key).expect("a settled view has a verdict")
+    }
+
+    fn on(&self, view: &View<'_>, key: &str) -> Option<String> {
+        let verdict = view.judge(&presenting(key)).ok()?;
+        self.gate.record(&verdict, view.started());
+        Some(word(&verdict))
     }
 
     /// What is decided after this proof of this entry; nothing where another is needed.
     fn after(&self, entry: &Arc<Entry>, proof: Proof) -> Option<String> {
-        let (now, proven) = (self.gate.moment(), (Arc::clone(entry), proof));
-        self.gate.attempt(&presenting(KEY), now, now.uptime(), Some(&proven), word).ok()
+        let view = View { proven: Some((Arc::clone(entry), proof)), ..self.gate.view() };
+        self.on(&view, KEY)
     }
 
     fn entry(&self) -> Arc<Entry> {
@@ -65,8 +77,8 @@ fn presenting(key: &str) -> AccessRequest<'_> {
     AccessRequest { public: false, credential, bearer: false }
 }
 
-fn word(judged: &Judged<'_>) -> String {
-    match judged.decision {
+fn word(verdict: &Verdict<'_>) -> String {
+    match verdict.decision {
         Decision::Allow(Grant::Public) => "public".to_owned(),
         Decision::Allow(Grant::Shadow(objection)) => format!("shadow {}", objection.as_str()),
         Decision::Allow(Grant::Tenant(..)) => "ok".to_owned(),
@@ -153,7 +165,7 @@ async fn nobody_waits_for_the_first_load_beyond_his_deadline_or_the_time_that_a_
     for (patience, waits) in [(20, 20), (60_000, 2_000)] {
         let started = Instant::now();
         let deadline = started + Duration::from_millis(patience);
-        assert_eq!(house.gate.check(&presenting(KEY), deadline, word).await, "never_loaded");
+        assert_eq!(house.by(KEY, deadline).await, "never_loaded");
         let waited = started.elapsed();
         assert!((waits..waits + 2).contains(&waited.as_millis()), "{waited:?}");
     }
@@ -170,7 +182,8 @@ fn in_shadow_mode_what_is_said_is_what_becomes_of_the_decision() {
     let house = House::new(Mode::Shadow);
     house.sees(Vec::new());
     assert_eq!(house.now(KEY).as_deref(), Some("shadow unknown"));
-    assert_eq!(house.gate.unable(Fault::Overloaded, word), "shadow unavailable");
+    let view = house.gate.unable(Fault::Overloaded, Duration::ZERO);
+    assert_eq!(house.on(&view, KEY).as_deref(), Some("shadow unavailable"));
     let stats = house.gate.stats();
     assert_eq!(stats.shadow.iter().map(Count::value).collect::<Vec<_>>(), [0, 0, 0, 0, 0, 0, 1, 1]);
     assert_eq!(stats.excused().value(), 1);
@@ -195,6 +208,6 @@ fn every_decision_is_counted_under_its_own_name() {
     let values = |counts: &[Count]| counts.iter().map(Count::value).collect::<Vec<_>>();
     assert_eq!(values(&stats.denied), [1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(values(&stats.shadow), [1, 2, 3, 4, 5, 6, 7, 1]);
-    assert_eq!(values(&stats.unable), [1, 2, 3, 4, 5, 7, 7]);
+    assert_eq!(values(&stats.unable), [1, 2, 3, 4, 5, 6, 8, 8]);
     assert_eq!((stats.public.value(), stats.ok.value()), (1, 0));
 }

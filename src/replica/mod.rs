@@ -26,7 +26,7 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
 pub use self::entry::Entry;
-pub use self::snapshot::{Said, Snapshot, TenantEntry};
+pub use self::snapshot::{ResponseCache, Snapshot, TenantEntry};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Freshness;
 use crate::stats::Count;

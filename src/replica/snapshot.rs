@@ -12,21 +12,21 @@ use crate::store::{Change, Row};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 use crate::verify::memo::Peppers;
 
-/// What the door has made of a tenant once for all its requests. Two pieces of bytes that mean nothing here.
-pub type Said = OnceLock<[Box<[u8]>; 2]>;
+/// Cached response fragments of a tenant, opaque here: whoever renders responses fills it once.
+pub type ResponseCache = OnceLock<[Box<[u8]>; 2]>;
 
-/// A tenant as the replica has it. A tenant that changes becomes a new one, of which nothing was said yet.
+/// A tenant as the replica has it. A tenant that changes becomes a new entry with an empty cache.
 #[derive(Debug)]
 pub struct TenantEntry {
     tenant: Tenant,
-    said: Said,
+    responses: ResponseCache,
 }
 
 impl TenantEntry {
-    /// A row of which nothing was said yet.
+    /// An entry with an empty cache.
     #[must_use]
     pub fn new(tenant: Tenant) -> Self {
-        Self { tenant, said: Said::new() }
+        Self { tenant, responses: ResponseCache::new() }
     }
 
     /// The row.
@@ -35,10 +35,10 @@ impl TenantEntry {
         &self.tenant
     }
 
-    /// What was made of it.
+    /// The cached response fragments.
     #[must_use]
-    pub fn said(&self) -> &Said {
-        &self.said
+    pub fn responses(&self) -> &ResponseCache {
+        &self.responses
     }
 }
 
@@ -331,9 +331,9 @@ mod tests {
     #[test]
     fn what_is_said_of_a_tenant_is_said_until_he_changes() {
         let (peppers, id) = (peppers(), TenantId(Uuid::from_u128(1)));
-        let said = |snapshot: &Snapshot| snapshot.tenant(id).map(|entry| entry.said().get().is_some());
+        let said = |snapshot: &Snapshot| snapshot.tenant(id).map(|entry| entry.responses().get().is_some());
         let before = Snapshot::empty().changed(vec![Change::Now(tenant(1, true))], &peppers);
-        before.tenant(id).unwrap().said().set(Default::default()).unwrap();
+        before.tenant(id).unwrap().responses().set(Default::default()).unwrap();
         let other = before.changed(vec![Change::Now(tenant(2, true))], &peppers);
         let after = other.changed(vec![Change::Now(tenant(1, false))], &peppers);
         assert_eq!([&before, &other, &after].map(said), [Some(true), Some(true), Some(false)]);

@@ -1,16 +1,16 @@
-//! How is the house put together, and how is it closed?
+//! Starts the server and stops it.
 //!
-//! Listeners first, so that a taken port is known at once and Envoy is answered
-//! while the database is still being looked for; then the machines; at the end
-//! everything in the opposite order: not fit any more → answer who is in →
-//! write down what was used → gone.
+//! Listeners are bound first, so that a taken port is known at once and Envoy is answered while the database is not
+//! there yet; then the parts start. The stop has the opposite order: `NOT_SERVING`, answer what comes, end the
+//! connections, write what is left to write.
 
-mod apart;
-mod house;
-mod listen;
+mod acceptor;
+mod assembly;
+mod dedicated_runtime;
+mod grpc_services;
 mod ops;
 mod tls;
-mod workers;
+mod worker_pool;
 
 use std::future::Future;
 use std::io;
@@ -21,16 +21,16 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::warn;
 
-use self::apart::Apart;
-use self::house::House;
-pub use self::listen::{Address, Options as ListenOptions, Stats as ListenStats};
-use self::listen::{Door, Listeners, bind_tcp, tidy_up};
+use self::acceptor::{Acceptor, Listeners, bind_tcp, remove_sockets};
+pub use self::acceptor::{Address, Options as ListenOptions, Stats as ListenStats};
+use self::assembly::Assembly;
+use self::dedicated_runtime::DedicatedRuntime;
 pub use self::tls::{Tls, TlsError, TlsFiles};
 use crate::clock::{Clock, SystemClock};
 use crate::ext_authz::service::{AuthorizationService, Options as ServiceOptions};
-use crate::grpc::Services;
 use crate::replica::{keep, prune, sync};
 use crate::store::{Store, StoreError};
+use crate::transport::Services;
 use crate::verify::memo::Peppers;
 use crate::{gate, memos, shadow, usage, verify};
 
@@ -129,51 +129,61 @@ pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Re
         warn!("{remark}");
     }
     let (stop, stopped) = watch::channel(false);
-    let (house, service) = House::build(&settings)?;
-    let mut doors = Doors::open(&settings, &house, service, (listeners, ops), stopped)?;
-    if let Some(keeper) = house.keeper(&settings) {
+    let (assembly, service) = Assembly::build(&settings)?;
+    let mut endpoints = Endpoints::open(&settings, &assembly, service, (listeners, ops), stopped)?;
+    if let Some(keeper) = assembly.keeper(&settings) {
         keeper.restore();
     }
     // Reading and sorting in a hundred thousand rows takes a while, in which no request should have to wait for
     // the thread.
-    let mut sync = Apart::run("replica", house.sync(&settings).run())?;
-    let background = house.background(&settings);
+    let mut sync = DedicatedRuntime::run("replica", assembly.sync(&settings).run())?;
+    let background = assembly.background(&settings);
     let outcome = tokio::select! {
         () = shutdown => Ok(()),
         fatal = sync.ended() => Err(fatal),
-        ended = doors.ended() => Err(ServeError::Start(format!("a listener ended: {ended}"))),
+        ended = endpoints.ended() => Err(ServeError::Start(format!("a listener ended: {ended}"))),
     };
-    house.close(&settings, stop, doors, sync, background).await;
-    tidy_up(&settings.listen.listen);
+    assembly.close(&settings, stop, endpoints, sync, background).await;
+    remove_sockets(&settings.listen.listen);
     outcome
 }
 
-/// Listeners that are being served.
-struct Doors {
-    door: Arc<Door<AuthorizationService>>,
+/// The listeners that are being served.
+struct Endpoints {
+    acceptor: Arc<Acceptor<AuthorizationService>>,
     grpc: JoinHandle<()>,
-    /// Open to the last, so that operators can watch us go.
+    closing: watch::Sender<bool>,
+    /// Open to the last, so that operators can watch the stop.
     ops: JoinHandle<io::Result<()>>,
 }
 
-impl Doors {
+impl Endpoints {
     fn open(
         settings: &Settings,
-        house: &House,
+        assembly: &Assembly,
         service: AuthorizationService,
         (listeners, operators): (Listeners, TcpListener),
         stopped: watch::Receiver<bool>,
     ) -> Result<Self, ServeError> {
-        let services = Services::new(service, house.others(settings)?, settings.listen.limits);
-        let clock = Arc::clone(&settings.clock);
-        let stats = Arc::clone(&house.metrics.listen);
-        let door = Arc::new(Door::open(&settings.listen, services, stopped, stats, clock)?);
-        let grpc = tokio::spawn(listeners.serve(Arc::clone(&door)));
-        let ops = axum::serve(operators, ops::router(house.health.clone(), house.metrics.clone()));
-        Ok(Self { door, grpc, ops: tokio::spawn(async move { ops.await }) })
+        let (clock, stats) = (Arc::clone(&settings.clock), Arc::clone(&assembly.metrics.listen));
+        let (others, failures) = (assembly.others(settings)?, Arc::clone(&stats.failures));
+        let services = Services::new(service, others, settings.listen.limits, failures);
+        let acceptor = Arc::new(Acceptor::new(&settings.listen, services, stopped, stats, clock)?);
+        let (closing, closed) = watch::channel(false);
+        let grpc = tokio::spawn(listeners.serve(Arc::clone(&acceptor), closed));
+        let ops = axum::serve(operators, ops::router(assembly.health.clone(), assembly.metrics.clone()));
+        Ok(Self { acceptor, grpc, closing, ops: tokio::spawn(async move { ops.await }) })
     }
 
-    /// The first one that ends, which none should.
+    /// Closes the gRPC listeners, after they have accepted what had come.
+    async fn close_listeners(&mut self) {
+        self.closing.send_replace(true);
+        if !self.grpc.is_finished() {
+            let _ = (&mut self.grpc).await;
+        }
+    }
+
+    /// Waits for the first listener that ends, which none should.
     async fn ended(&mut self) -> String {
         tokio::select! {
             ended = &mut self.grpc => format!("{ended:?}"),

@@ -1,22 +1,27 @@
-//! With which certificate do we speak, and whose do we accept?
+//! TLS of the listeners, with certificates that are reloaded when their files change.
 //!
-//! The files are read again every few seconds, so that a renewed certificate needs no
-//! restart. Files that make no sense leave everything as it was, with a line in the log.
+//! The files are read every few seconds, so that a renewed certificate needs no restart. Files that cannot be used are
+//! logged, and the certificates loaded before stay.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::net::TcpStream;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
-use tokio_rustls::rustls::{Error, RootCertStore, ServerConfig, ServerConnection};
+use tokio_rustls::rustls::{CertificateError, Error, RootCertStore, ServerConfig, ServerConnection};
+use tokio_rustls::server::TlsStream;
 use tracing::{error, info};
 use webpki::EndEntityCert;
+
+use crate::transport::ConnectionFailure;
 
 /// Where the certificates are, and who may come.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -36,13 +41,16 @@ pub struct TlsFiles {
 pub enum TlsError {
     /// A file cannot be read.
     #[error("{0} cannot be read: {1}")]
-    Read(PathBuf, std::io::Error),
+    Read(PathBuf, io::Error),
     /// A file has no certificate or key in it.
     #[error("{0} has no {1} in PEM: {2}")]
     Pem(PathBuf, &'static str, tokio_rustls::rustls::pki_types::pem::Error),
     /// A file has nothing in it.
     #[error("{0} has no certificate in it")]
     Empty(PathBuf),
+    /// The private key cannot be used.
+    #[error("the private key in {0} {1}")]
+    Key(PathBuf, &'static str),
     /// They do not fit together.
     #[error("the certificate and its key cannot be used: {0}")]
     Config(#[from] Error),
@@ -72,14 +80,28 @@ impl Tls {
         Ok(Self { files: Arc::new(files), config: Arc::new(ArcSwap::new(config)) })
     }
 
-    /// What the next connection is taken with.
-    pub(super) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.config.load_full())
+    /// Performs the handshake with a client.
+    ///
+    /// # Errors
+    ///
+    /// Why the client is not admitted, and what the library says of it; no reason for a client that closed the
+    /// connection without a byte.
+    pub(super) async fn accept(
+        &self,
+        stream: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, (Option<ConnectionFailure>, String)> {
+        let acceptor = TlsAcceptor::from(self.config.load_full());
+        let stream = acceptor.accept(stream).await.map_err(|error| (failure(&error), error.to_string()))?;
+        if self.has_allowed_name(stream.get_ref().1) {
+            Ok(stream)
+        } else {
+            Err((Some(ConnectionFailure::ClientSanNotAllowed), "no allowed name in the certificate".into()))
+        }
     }
 
-    /// Whether this client's certificate has one of the names that are asked for. That its chain is good was
-    /// seen in the handshake.
-    pub(super) fn may_come(&self, connection: &ServerConnection) -> bool {
+    /// Whether the client's certificate has one of the names that are asked for. Its chain was checked in the
+    /// handshake.
+    fn has_allowed_name(&self, connection: &ServerConnection) -> bool {
         let sans = &self.files.client_sans;
         if sans.is_empty() {
             return true;
@@ -117,6 +139,24 @@ impl Tls {
     }
 }
 
+/// Why a handshake failed; `None` if the client closed the connection without a word.
+fn failure(error: &io::Error) -> Option<ConnectionFailure> {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    Some(match tls {
+        None if error.kind() == io::ErrorKind::UnexpectedEof => return None,
+        Some(Error::NoCertificatesPresented) => ConnectionFailure::ClientCertificateMissing,
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
+            ConnectionFailure::ClientCertificateUnknownCa
+        }
+        Some(Error::InvalidCertificate(_)) => ConnectionFailure::ClientCertificateInvalid,
+        Some(Error::PeerIncompatible(_)) => ConnectionFailure::TlsVersion,
+        Some(Error::NoApplicationProtocol) => ConnectionFailure::NoAlpnH2,
+        Some(Error::InvalidMessage(_)) => ConnectionFailure::PlaintextOnTls,
+        Some(Error::AlertReceived(_)) => ConnectionFailure::CertificateRefused,
+        _ => ConnectionFailure::TlsError,
+    })
+}
+
 /// What is in the files.
 #[derive(Eq, PartialEq)]
 struct Contents {
@@ -134,8 +174,17 @@ impl Contents {
 
     fn config(&self, files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
         let chain = certificates(&self.cert, &files.cert)?;
+        let unusable = |why| TlsError::Key(files.key.clone(), why);
+        if is_encrypted(&self.key) {
+            return Err(unusable(
+                "is encrypted: decrypt it, for example by `openssl pkey -in FILE -out NEW_FILE`",
+            ));
+        }
         let key = PrivateKeyDer::from_pem_slice(&self.key)
             .map_err(|e| TlsError::Pem(files.key.clone(), "private key", e))?;
+        if default_provider().key_provider.load_private_key(key.clone_key()).is_err() {
+            return Err(unusable(unsupported(key.secret_der())));
+        }
         let provider = Arc::new(default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()?;
@@ -151,9 +200,39 @@ impl Contents {
             }
             _ => builder.with_no_client_auth(),
         };
-        let mut config = builder.with_single_cert(chain, key)?;
+        let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
+            Error::InconsistentKeys(_) => unusable("does not belong to the certificate"),
+            other => TlsError::Config(other),
+        })?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Arc::new(config))
+    }
+}
+
+/// Whether a PEM file has an encrypted key (RFC 5958 §3, RFC 1421 §4.6.1.1).
+fn is_encrypted(pem: &[u8]) -> bool {
+    let marks: [&[u8]; 2] = [b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED"];
+    marks.iter().any(|mark| pem.windows(mark.len()).any(|part| part == *mark))
+}
+
+/// What is wrong with a key that the library does not load, by the object identifiers in it (RFC 5480 §2.1.1.1,
+/// RFC 8017 appendix A.1).
+fn unsupported(der: &[u8]) -> &'static str {
+    const P_521: &[u8] = &[0x2b, 0x81, 0x04, 0x00, 0x23];
+    const EC: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
+    const ED_448: &[u8] = &[0x2b, 0x65, 0x71];
+    const RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
+    // The numbers of a key of 2048 bits take over 1,100 bytes.
+    const SHORT: usize = 1_100;
+    let has = |oid: &[u8]| der.windows(oid.len()).any(|part| part == oid);
+    if has(P_521) {
+        "uses the curve P-521, which is not supported: use P-256, P-384, Ed25519 or RSA of 2048 to 8192 bits"
+    } else if has(EC) || has(ED_448) {
+        "uses a curve that is not supported: use P-256, P-384, Ed25519 or RSA of 2048 to 8192 bits"
+    } else if has(RSA) && der.len() < SHORT || der.starts_with(&[0x30, 0x82]) && der.len() < SHORT {
+        "is shorter than 2048 bits: use RSA of 2048 to 8192 bits, P-256, P-384 or Ed25519"
+    } else {
+        "is not supported: use P-256, P-384, Ed25519 or RSA of 2048 to 8192 bits"
     }
 }
 

@@ -206,11 +206,20 @@ impl Metrics {
         let rows = [
             ([("result", "accepted")], stats.accepted.value()),
             ([("result", "no_room")], stats.no_room.value()),
-            ([("result", "turned_away")], stats.turned_away.value()),
-            ([("result", "not_taking")], stats.not_taking.value()),
+            ([("result", "turned_away")], stats.turned_away()),
+            ([("result", "not_taking")], stats.not_taking()),
             ([("result", "failed")], stats.failed.value()),
         ];
-        page.counters("tenantgate_connections", "Connections by what came of them", &rows)
+        page.counters("tenantgate_connections", "Connections by what came of them", &rows)?;
+        let failed: Vec<_> =
+            stats.failures.connections().map(|(reason, n)| ([("reason", reason)], n)).collect();
+        page.counters(
+            "tenantgate_connection_failures",
+            "Connections that failed before or between calls, by reason",
+            &failed,
+        )?;
+        let failed: Vec<_> = stats.failures.calls().map(|(reason, n)| ([("reason", reason)], n)).collect();
+        page.counters("tenantgate_call_failures", "Calls that ended without a decision, by reason", &failed)
     }
 
     fn work(&self, page: &mut Page<'_>) -> fmt::Result {

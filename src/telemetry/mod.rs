@@ -1,7 +1,7 @@
 //! How do we speak to operators?
 //!
 //! Log lines on standard error, numbers at `/metrics`, and spans for who keeps
-//! traces. The fields of log lines stand in the README. Nothing that goes out of here can hold a key: see
+//! traces. `docs/reference/log-lines.md` lists the fields of log lines. Nothing that goes out of here can hold a key: see
 //! [`scrub`].
 
 pub mod metrics;

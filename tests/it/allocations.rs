@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
+use http::HeaderMap;
 use tenantgate::clock::SystemClock;
-use tenantgate::grpc::Unary as _;
+use tenantgate::transport::Unary as _;
 use tokio::time::Instant;
 
 use crate::support::service::Service;
@@ -18,6 +19,7 @@ fn a_check_allocates_its_answer_and_nothing_else() {
     let service = Service::new(Arc::new(SystemClock));
     service.load(&world);
     let service = service.authorization;
+    let metadata = HeaderMap::new();
     let asks = [
         ("a live key", Ask::with_key(&world.live.text)),
         ("a wrong secret", Ask::with_key(&world.live.with_wrong_secret())),
@@ -31,8 +33,8 @@ fn a_check_allocates_its_answer_and_nothing_else() {
     for (what, ask) in asks {
         let message = ask.header("user-agent", "Mozilla/5.0").header("cookie", &"c".repeat(300)).bytes();
         // The first time a key is proven, and its tenant said.
-        wait(service.answer(message.clone().into(), Instant::now() + PATIENCE, None)).unwrap();
-        let answer = || service.answer_now(&message, None).unwrap().unwrap();
+        wait(service.answer(message.clone().into(), &metadata, Instant::now() + PATIENCE)).unwrap();
+        let answer = || service.answer_now(&message, &metadata).unwrap().unwrap();
         drop(answer());
         let counted = allocation_counter::measure(|| drop(answer()));
         assert_eq!(counted.count_total, 1, "{what}");

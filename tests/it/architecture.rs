@@ -10,9 +10,21 @@ use std::path::{Path, PathBuf};
 
 /// The floors, lowest first. A module of `src/` may name those of its own floor and of lower ones.
 const FLOORS: [&[&str]; 6] = [
-    &["clock", "finding", "key", "tenant", "record", "request", "stats", "audit", "trace"],
+    &[
+        "clock",
+        "finding",
+        "key",
+        "tenant",
+        "record",
+        "request",
+        "stats",
+        "audit",
+        "trace",
+        "client_address",
+        "rate_limited_log",
+    ],
     &["decision"],
-    &["supervise", "writing", "grpc", "store", "verify", "replica", "trust"],
+    &["supervise", "writing", "transport", "store", "verify", "replica", "trust"],
     &["admin", "explain", "gate", "memos", "shadow", "usage"],
     &[
         "envoy",
@@ -43,12 +55,12 @@ const ROOMS: [(&str, &[&str]); 22] = [
     ("clap", &["cli/", "config"]),
     ("prometheus_client", &["telemetry/"]),
     ("opentelemetry", &["telemetry/"]),
-    ("StatusCode::", &["ext_authz/", "grpc/", "server"]),
+    ("StatusCode::", &["ext_authz/", "transport/", "server"]),
     ("\"x-llmcore-tenant", &["ext_authz/"]),
     ("proto::envoy", &["ext_authz/", "cli/check"]),
     ("ExtAuthz", &["envoy/"]),
     ("rustls_native_certs", &["trust"]),
-    ("tokio::spawn", &["grpc/", "server"]),
+    ("tokio::spawn", &["transport/", "server"]),
     ("std::thread::Builder", &["verify/", "server"]),
 ];
 

@@ -337,10 +337,10 @@ fn the_first_use_of_a_key_is_a_line(world: &World) {
     assert_eq!(use_it(), Vec::<String>::new(), "the second use is not the first, on whatever server");
 }
 
-/// The program in the README, fed with a dump as CSV.
+/// The documented program verifies a dump as CSV.
 fn a_stranger_can_verify_a_dump(world: &World) {
-    let readme = include_str!("../../README.md");
-    let (_, program) = readme.split_once("```python audit\n").expect("the README has the program");
+    let page = include_str!("../../docs/reference/audit.md");
+    let (_, program) = page.split_once("```python audit\n").expect("the page has the program");
     let program = program.split("```").next().expect("it ends");
     let at = match world.db.backend {
         Backend::Postgres => r#"to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#,

@@ -59,7 +59,7 @@ fn the_file_that_users_start_from_is_as_it_should_be() {
     let wrong: Vec<_> = found.not_ok().into_iter().filter(|found| found.starts_with("envoy.")).collect();
     assert_eq!((wrong, code), (vec![], Some(0)), "{found:#?}");
     let checks = "version filter failure_mode status_on_error timeout retries key_header raw_headers mutations enforced \
-        forged_headers routes underscores paths cluster http2 circuit_breakers health_checks transport hosts errors \
+        forged_headers routes underscores paths limits cluster http2 circuit_breakers health_checks transport hosts errors \
         refuses passes forged_arrive key_arrives";
     for check in checks.split_whitespace() {
         assert!(found.is_ok(&format!("envoy.{check}")), "{check}: {found:#?}");
@@ -102,6 +102,34 @@ fn what_is_spoilt_in_the_filter_is_found_once() {
             "envoy.timeout warn",
         ],
     );
+}
+
+#[test]
+fn limits_below_those_of_envoy_are_found() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    let plan = Envoy::before(&server)
+        .with("          stat_prefix:", "          max_request_headers_kb: 8192\n          stat_prefix:");
+    let Some(envoy) = plan.start() else { return };
+    envoy.finds_tenantgate(true);
+    let found = |args: &[&str]| not_ok(&world, &[&["--envoy-admin", envoy.admin()], args].concat());
+    assert_eq!(found(&[]), Vec::<String>::new(), "the defaults are above the most that Envoy takes");
+    assert_eq!(found(&["--max-message-bytes", "1048576"]), ["envoy.limits warn"]);
+    assert_eq!(
+        found(&["--max-header-bytes", "8192"]),
+        Vec::<String>::new(),
+        "nothing is copied without tracing"
+    );
+    drop(envoy);
+    let spoilt_by = "          tracing:\n            provider:\n              name: envoy.tracers.opentelemetry\n              \
+        typed_config:\n                \"@type\": type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig\n                \
+        grpc_service: {envoy_grpc: {cluster_name: tenantgate}, timeout: 1s}\n          stat_prefix:";
+    let Some(envoy) = Envoy::before(&server).with("          stat_prefix:", spoilt_by).start() else {
+        return;
+    };
+    envoy.finds_tenantgate(true);
+    let args = ["--envoy-admin", envoy.admin(), "--max-header-bytes", "8192"];
+    assert_eq!(not_ok(&world, &args), ["envoy.limits warn"]);
 }
 
 #[test]

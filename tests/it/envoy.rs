@@ -70,7 +70,7 @@ impl Outcome {
     }
 
     #[track_caller]
-    fn passed(&self) -> &Seen {
+    pub(crate) fn passed(&self) -> &Seen {
         assert_eq!(self.page.status, 200, "{self:#?}");
         self.seen.as_ref().unwrap_or_else(|| panic!("the upstream was not reached: {self:#?}"))
     }

@@ -183,6 +183,7 @@ fn a_request_through_envoy_shows_who_answered_and_whether_that_was_to_be_expecte
     assert_eq!(through(&world.db, &url, &[]), "upstream 200 true", "GET / is public");
     assert_eq!(through(&world.db, &url, &["--path", "/v1/a%2fb"]), "envoy 400 false");
     let other = Database::sqlite(None);
+    other.cli(&["migrate"]).ok();
     let live = key(&world.live.text);
     assert_eq!(through(&other, &url, &["--path", "/v1", "--key-file", &live]), "upstream 200 false");
     drop(server);

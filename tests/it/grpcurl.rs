@@ -1,4 +1,4 @@
-//! Do the grpcurl recipes in the README work, with the real grpcurl?
+//! Checks that the documented grpcurl recipes work with the real grpcurl.
 //!
 //! Each recipe is a fenced block with the info string `sh grpcurl`. The blocks are run as
 //! they stand, by a shell, one after the other, against a server with the demo data; only
@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::support::{Backend, Database, Server, excused, left_out};
 
 /// The page that users read.
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/grpcurl.md");
 
 /// The address that the page uses, and the name of the program.
 const ADDRESS: &str = "127.0.0.1:50051";
@@ -32,7 +32,7 @@ fn binary() -> Option<PathBuf> {
     if found.is_none() && !excused(PROGRAM) {
         left_out(
             &MISSING,
-            "the README's grpcurl recipes",
+            "the grpcurl recipes of the documentation",
             "no grpcurl on this machine (`envoy/get grpcurl` gets one)",
         );
     }

@@ -1,4 +1,4 @@
-//! Does every field of a log line have the name that the README says?
+//! Checks that every field of a log line has a documented name.
 //!
 //! Programs read these lines, so a name is a promise. The sources tell which fields there
 //! can be, also in lines that no test brings about; a server that logs JSON tells that
@@ -16,12 +16,11 @@ on_every_store![every_line_is_an_object_of_documented_fields];
 /// What is in every line of JSON.
 const FRAME: [&str; 4] = ["level", "message", "target", "timestamp"];
 
-/// The README's table of fields.
+/// The table of fields in the reference.
 fn documented() -> BTreeSet<String> {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = std::fs::read_to_string(readme).expect("there is a README");
-    let (_, section) = readme.split_once("\n### Fields of log lines\n").expect("a section on fields");
-    let (section, _) = section.split_once("\n## ").expect("and one after it");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/log-lines.md");
+    let page = std::fs::read_to_string(page).expect("the page exists");
+    let (_, section) = page.split_once("\n## Fields\n").expect("the page has a section on fields");
     let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
     rows.flat_map(|names| names.split(", ").map(|name| name.trim_matches('`').to_owned())).collect()
 }
@@ -88,10 +87,10 @@ fn fields_of(call: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_readme_has_every_field_and_no_other() {
+fn the_reference_has_every_field_and_no_other() {
     let sources: BTreeSet<_> = in_sources().into_iter().chain(FRAME.map(str::to_owned)).collect();
     assert!(sources.contains("key.prefix") && sources.contains("age_ms"), "{sources:?}");
-    assert_eq!(sources, documented(), "left: the sources, right: the README's table");
+    assert_eq!(sources, documented(), "left: the sources, right: the table of docs/reference/log-lines.md");
 }
 
 #[test]

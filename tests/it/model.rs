@@ -30,7 +30,7 @@
 //! `TENANTGATE_MODEL_SECONDS=600` goes on for so long, `TENANTGATE_MODEL_SEED=7` has other
 //! choices. A seed decides what each writer does, not how the writers meet.
 
-mod dice;
+pub(crate) mod dice;
 mod history;
 mod witness;
 mod writers;

@@ -1,6 +1,6 @@
-//! Do dashboard, alerts and README speak of the numbers that there are? A real Prometheus knows.
+//! Checks dashboard, alerts and reference against the metrics of a live server, with a real Prometheus.
 //!
-//! What stands in `envoy/observability/` and in the README under "Metrics" is held against
+//! What stands in `envoy/observability/` and in `docs/reference/metrics.md` is held against
 //! what a live server says, in both directions, so that no number is renamed on one side
 //! alone: an alert on a metric that does not exist never fires, and nobody notices.
 
@@ -29,12 +29,10 @@ fn families(page: &str) -> BTreeMap<String, String> {
     types.map(|(name, kind)| (name.to_owned(), kind.to_owned())).collect()
 }
 
-/// The metrics of the README's table, and their types.
+/// The metrics of the reference, and their types.
 fn documented() -> BTreeMap<String, String> {
-    let readme = read("README.md");
-    let (_, section) = readme.split_once("\n### Metrics\n").expect("a section on metrics");
-    let (section, _) = section.split_once("\n### ").expect("and one after it");
-    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" | "));
+    let page = read("docs/reference/metrics.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" | "));
     rows.flat_map(|(names, rest)| {
         let kind = rest.split(" | ").next().expect("a type").to_owned();
         let names = names.split(", ").map(|name| name.trim_matches('`'));
@@ -46,13 +44,13 @@ fn documented() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn every_number_is_in_the_readme_and_named_as_prometheus_would() {
+fn every_number_is_in_the_reference_and_named_as_prometheus_would() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     server.check(Ask::with_key(&world.live.text));
     let page = server.http("/metrics");
     assert_eq!(page.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
-    assert_eq!(families(&page.body), documented(), "left: /metrics, right: the README's table");
+    assert_eq!(families(&page.body), documented(), "left: /metrics, right: docs/reference/metrics.md");
     for line in page.body.lines().filter(|line| !line.starts_with('#')) {
         let labels = line.split_once('{').map_or("", |(_, rest)| rest.split('}').next().unwrap_or_default());
         for label in labels.split(',').filter_map(|pair| pair.split('=').next()).filter(|l| !l.is_empty()) {
@@ -212,12 +210,15 @@ fn metrics_of(expression: &str) -> BTreeSet<String> {
     ours.map(str::to_owned).collect()
 }
 
-/// So that the file the README names is the one that is tested.
+/// So that the files that the documentation names are the ones that are tested.
 #[test]
-fn the_readme_leads_to_dashboard_and_alerts() {
-    let readme = read("README.md");
-    for file in ["dashboard.json", "alerts.yml", "alerts_test.yml", "README.md"] {
+fn the_documentation_leads_to_dashboard_and_alerts() {
+    let page = read("docs/operations/alerts.md");
+    for file in ["dashboard.json", "alerts.yml", "alerts_test.yml"] {
         let path: PathBuf = ["envoy", "observability", file].iter().collect();
-        assert!(root().join(&path).is_file() && readme.contains(&format!("({})", path.display())), "{file}");
+        assert!(
+            root().join(&path).is_file() && page.contains(&format!("(../../{})", path.display())),
+            "{file}"
+        );
     }
 }

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use http::HeaderMap;
 use prost::Message as _;
 use tenantgate::clock::{ManualClock, SystemClock};
 use tenantgate::ext_authz::proto::envoy::service::auth::v3::CheckResponse;
-use tenantgate::grpc::{Outcome, Unary as _};
+use tenantgate::transport::{CallFailure, Frame, Unary as _};
 use tokio::time::Instant;
 
 use crate::support::service::Service;
 use crate::support::{Ask, Backend, PATIENCE, World, wait};
+
+type Outcome = Result<Frame, CallFailure>;
 
 /// The reason that an answer gives in its metadata.
 fn reason(outcome: &Outcome) -> String {
@@ -29,11 +32,13 @@ fn is(outcome: &Outcome, expected: &str) -> bool {
 fn who_asks_a_process_that_has_just_started_waits_for_the_first_load() {
     let world = World::on(Backend::Sqlite).unwrap();
     let service = Service::new(Arc::new(SystemClock));
+    let metadata = HeaderMap::new();
     let message = Ask::with_key(&world.live.text).bytes();
-    assert!(service.authorization.answer_now(&message, None).is_none(), "not at once");
-    let public = service.authorization.answer_now(&Ask::get("/docs").bytes(), None).unwrap();
+    assert!(service.authorization.answer_now(&message, &metadata).is_none(), "not at once");
+    let public = service.authorization.answer_now(&Ask::get("/docs").bytes(), &metadata).unwrap();
     assert!(is(&public, "public"), "what needs no key does not wait");
-    let mut answer = Box::pin(service.authorization.answer(message.into(), Instant::now() + PATIENCE, None));
+    let mut answer =
+        Box::pin(service.authorization.answer(message.into(), &metadata, Instant::now() + PATIENCE));
     wait(async {
         assert!(matches!(answer.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Pending));
         service.follow(&world);
@@ -44,10 +49,12 @@ fn who_asks_a_process_that_has_just_started_waits_for_the_first_load() {
 #[test]
 fn who_cannot_wait_for_the_first_load_is_told_in_time() {
     let service = Service::new(Arc::new(SystemClock));
+    let metadata = HeaderMap::new();
     let message = Ask::with_key("llmk_demo_0123456789abcdef").bytes();
     let deadline = Duration::from_millis(20);
-    let outcome =
-        wait(async { service.authorization.answer(message.into(), Instant::now() + deadline, None).await });
+    let outcome = wait(async {
+        service.authorization.answer(message.into(), &metadata, Instant::now() + deadline).await
+    });
     assert!(is(&outcome, "unavailable"));
 }
 
@@ -55,8 +62,9 @@ fn who_cannot_wait_for_the_first_load_is_told_in_time() {
 fn a_process_that_cannot_load_lets_nobody_wait_for_ever() {
     let clock = Arc::new(ManualClock::default());
     let service = Service::new(Arc::<ManualClock>::clone(&clock));
+    let metadata = HeaderMap::new();
     let message = Ask::with_key("llmk_demo_0123456789abcdef").bytes();
-    assert!(service.authorization.answer_now(&message, None).is_none());
+    assert!(service.authorization.answer_now(&message, &metadata).is_none());
     clock.advance(Duration::from_secs(2));
-    assert!(is(&service.authorization.answer_now(&message, None).unwrap(), "unavailable"));
+    assert!(is(&service.authorization.answer_now(&message, &metadata).unwrap(), "unavailable"));
 }

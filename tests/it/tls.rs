@@ -45,7 +45,7 @@ fn certificate(authority: &Authority, names: &[&str], end: Timestamp) -> (String
     (certificate.pem(), key.serialize_pem())
 }
 
-fn trusting(authority: &Authority) -> ClientTlsConfig {
+pub(crate) fn trusting(authority: &Authority) -> ClientTlsConfig {
     ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem())).domain_name("localhost")
 }
 

@@ -26,7 +26,7 @@ pub(in crate::cli) struct ExportArgs {
     /// The file: .csv, .jsonl or .ndjson; `-` is standard output
     #[arg(value_name = "FILE", default_value = "-")]
     file: PathBuf,
-    /// How to write it, if its name does not say so [default: csv]
+    /// The format of the file, if its name does not tell it [default: csv]
     #[arg(long, value_enum)]
     format: Option<Format>,
 }
@@ -38,7 +38,7 @@ pub(in crate::cli) struct KeyExportArgs {
     /// Only the keys of this tenant: id, schema name or exact name
     #[arg(long, value_name = "TENANT_REF")]
     tenant: Option<String>,
-    /// With the bcrypt hashes, so that it can be imported again. Keep it like the database itself
+    /// Include the bcrypt hashes, so that the file can be imported again. Protect the file like the database
     #[arg(long)]
     with_hashes: bool,
 }

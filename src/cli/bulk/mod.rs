@@ -28,13 +28,13 @@ pub(super) struct ImportArgs {
     /// The file: .csv, .jsonl or .ndjson; `-` is standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// How the file is written, if its name does not say so
+    /// The format of the file, if its name does not tell it
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Check every row and change nothing
+    /// Check every row, but change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Import nothing if any row would be refused: reads the file twice
+    /// Import nothing if any row would be rejected; reads the file twice
     #[arg(long)]
     all_or_nothing: bool,
 }

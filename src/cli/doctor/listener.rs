@@ -12,7 +12,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use super::super::Failure;
 use super::super::check;
-use super::super::target::{Target, TlsArgs, chain, connect};
+use super::super::target::{Target, TlsArgs, chain, connect, host_and_port};
 use super::tls::{self, PATIENCE};
 use crate::clock::Clock;
 use crate::ext_authz::service::SERVICE_NAME;
@@ -48,8 +48,7 @@ pub(super) async fn examine(
             ));
         }
         Err(failure) if failure.code == 3 => {
-            let remedy = "start serve, or mend --target and --ca; with --client-ca it takes nobody without a certificate: \
-                          --client-cert and --client-key";
+            let remedy = "start serve there, or correct --target, --ca, --client-cert and --client-key";
             findings.push(Finding::bad("listener.answers", failure.lines.join("; "), remedy));
             return Ok(findings);
         }
@@ -86,13 +85,6 @@ async fn transport(target: &Target, tls: &TlsArgs, clock: &dyn Clock) -> Finding
 fn is_loopback(url: &str) -> bool {
     let host = host_and_port(url).0;
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-/// The two halves of what stands after `://`; an IPv6 address without its brackets.
-pub(super) fn host_and_port(url: &str) -> (String, String) {
-    let address = url.split_once("://").map_or(url, |(_, address)| address);
-    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
-    (host.trim_matches(['[', ']']).to_owned(), port.to_owned())
 }
 
 async fn health(channel: Channel) -> Finding {

@@ -11,8 +11,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::super::target::TlsArgs;
-use super::listener::host_and_port;
+use super::super::target::{TlsArgs, host_and_port};
 use crate::clock::{Clock, Timestamp};
 use crate::finding::Finding;
 use crate::trust;

@@ -7,12 +7,10 @@ use super::super::check::{CheckView, of_answer, text};
 use super::super::view::{KeyView, TenantView, Text, plain, table};
 use super::logged::Logged;
 use super::through::ThroughView;
-use crate::clock::Timestamp;
 use crate::decision::rows::{Row, Step};
 use crate::decision::{Decision, Fault, Grant, Objection};
 use crate::explain::{Case, Explanation};
 use crate::ext_authz::translate::{Speech, answer};
-use crate::gate::Judged;
 
 /// A row of the table and what became of it.
 #[derive(Serialize)]
@@ -131,9 +129,8 @@ fn case_view(explanation: &Explanation<'_>, case: &Case<'_>, speech: &Speech) ->
 /// What Envoy would be told, and make of it.
 fn outcome(decision: &Decision<'_>, speech: &Speech) -> OutcomeView {
     let mut message = Vec::new();
-    // Neither the id nor the time of an answer is shown.
-    let judged = Judged { decision, said: None, at: Timestamp::default() };
-    answer(&mut message, &judged, Uuid::nil(), false, speech);
+    // The id of the response is not shown.
+    answer(&mut message, (decision, None), Uuid::nil(), false, speech);
     let (said, code) = of_answer(&message);
     let CheckView { allowed, http_status, body, mut metadata, .. } = said;
     OutcomeView {

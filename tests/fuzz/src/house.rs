@@ -9,7 +9,8 @@ use tenantgate::audit::{Action, Actor};
 use tenantgate::clock::{ManualClock, SystemClock, Timestamp};
 use tenantgate::config;
 use tenantgate::ext_authz::translate::{Speech, answer, read};
-use tenantgate::gate::{self, Gate, Judged};
+use tenantgate::gate::{self, Gate, View};
+use tenantgate::replica::TenantEntry;
 use tenantgate::key::KeyId;
 use tenantgate::memos::{self, Memos};
 use tenantgate::replica::Replica;
@@ -108,14 +109,17 @@ impl House {
     /// server does, and then the same as in good time.
     pub fn check(&self, message: &[u8]) -> Option<Vec<u8>> {
         let asked = read(message, &self.request).ok()?;
-        let say = |judged: &Judged<'_>| {
-            let mut bytes = Vec::new();
-            answer(&mut bytes, judged, Uuid::nil(), asked.bearer, &self.speech);
-            bytes
+        let respond = |view: &View<'_>| {
+            let verdict = view.judge(&asked).ok()?;
+            let (mut bytes, cache) = (Vec::new(), verdict.tenant.map(TenantEntry::responses));
+            answer(&mut bytes, (&verdict.decision, cache), Uuid::nil(), asked.bearer, &self.speech);
+            self.gate.record(&verdict, view.started());
+            Some(bytes)
         };
-        let now = self.gate.check_now(&asked, say);
-        let then =
-            self.runtime.block_on(async { self.gate.check(&asked, Instant::now() + PATIENCE, say).await });
+        let now = respond(&self.gate.view());
+        let then = self.runtime.block_on(async {
+            respond(&self.gate.settle(&asked, Instant::now() + PATIENCE).await).expect("a settled view has a verdict")
+        });
         assert!(now.is_none_or(|now| now == then), "at once it is another answer");
         Some(then)
     }

@@ -3,6 +3,7 @@
 //! Each asks for one key after the other and waits for the answer before the next, over
 //! one of two connections, as two Envoys would; so what one caller sees is in order.
 
+use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use tenantgate::ext_authz::proto::envoy::service::auth::v3::CheckRequest;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tonic::Status;
 
 use super::checker::Entry;
 use crate::support::{Ask, Client, PATIENCE, runtime, wait};
@@ -28,12 +30,26 @@ struct Shared {
     log: Mutex<Vec<Entry>>,
 }
 
+/// Whether the client's HTTP/2 gave up a call because the server had announced the end of the connection (RFC 9113
+/// §6.8): it was never processed, and may be sent again.
+fn refused_by_goaway(status: &Status) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = status.source();
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
+        }
+        cause = error.source();
+    }
+    false
+}
+
 impl Shared {
     /// One question, its answer, and a line in the log.
     async fn ask(&self, client: &Client, start: Instant, key: &'static str, request: CheckRequest) {
         let sent = start.elapsed();
         let row = match client.ask(request).await {
             Ok(answer) => answer.row(),
+            Err(status) if refused_by_goaway(&status) => "grpc refused by GOAWAY".to_owned(),
             Err(status) => format!("grpc {:?}: {}", status.code(), status.message()),
         };
         let entry = Entry { key, sent, received: start.elapsed(), row };

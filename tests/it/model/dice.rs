@@ -4,18 +4,18 @@
 
 use std::time::Duration;
 
-pub(super) struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
     /// The dice of one player: their throws are the same in every run with this seed.
-    pub(super) fn of(seed: u64, round: u64, player: u64) -> Self {
+    pub(crate) fn of(seed: u64, round: u64, player: u64) -> Self {
         let mut dice = Self(seed);
         dice.0 = dice.number() ^ round;
         dice.0 = dice.number() ^ player;
         dice
     }
 
-    pub(super) fn number(&mut self) -> u64 {
+    pub(crate) fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -24,15 +24,15 @@ impl Dice {
     }
 
     /// One of `0..end`.
-    pub(super) fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.number() % end
     }
 
-    pub(super) fn one_in(&mut self, times: u64) -> bool {
+    pub(crate) fn one_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
     }
 
-    pub(super) fn millis(&mut self, least: u64, most: u64) -> Duration {
+    pub(crate) fn millis(&mut self, least: u64, most: u64) -> Duration {
         Duration::from_micros(least * 1000 + self.below((most - least) * 1000 + 1))
     }
 }

@@ -1,4 +1,4 @@
-//! Is this an answer of the README's table of outcomes? Every answer in every test is asked.
+//! Checks every answer in every test against the documented table of outcomes.
 //!
 //! An [`Answer`] cannot be had without being held against the contract: its reason
 //! decides status, code, body, headers and the exact metadata keys. So a test that

@@ -70,9 +70,21 @@ impl Client {
     /// One Check as part of a trace, with this `traceparent`.
     #[track_caller]
     pub(crate) fn check_traced(&self, traceparent: &'static str, request: impl Into<CheckRequest>) -> Answer {
+        self.check_with(&[("traceparent", traceparent)], request)
+    }
+
+    /// One Check with these metadata.
+    #[track_caller]
+    pub(crate) fn check_with(
+        &self,
+        metadata: &[(&'static str, &'static str)],
+        request: impl Into<CheckRequest>,
+    ) -> Answer {
         let mut client = AuthorizationClient::new(self.channel.clone());
         let mut request = Request::new(request.into());
-        request.metadata_mut().insert("traceparent", MetadataValue::from_static(traceparent));
+        for (name, value) in metadata {
+            request.metadata_mut().append(*name, MetadataValue::from_static(value));
+        }
         let answer = wait(client.check(request)).expect("an answer to a Check");
         Answer::of(answer.into_inner())
     }
@@ -88,6 +100,11 @@ impl Client {
         let answer = self.call(&format!("/{SERVICE}/Check"), bytes)?;
         assert!(!answer.is_empty(), "an empty CheckResponse allows");
         Ok(Answer::of(CheckResponse::decode(answer.as_slice()).expect("a CheckResponse")))
+    }
+
+    /// The connection, for other clients.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     /// Any unary call, bytes in, bytes out.

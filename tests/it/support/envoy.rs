@@ -142,6 +142,9 @@ async fn answer(stream: tokio::net::TcpStream, log: Log) {
     let mut stream = BufReader::new(stream);
     while let Some(seen) = head(&mut stream).await {
         let upgrade = seen.values("upgrade") == ["websocket"];
+        if skip_body(&mut stream, &seen).await.is_err() {
+            return;
+        }
         log.lock().expect("no panic under the lock").push(seen);
         let reply: &[u8] = if upgrade {
             b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n"
@@ -154,7 +157,40 @@ async fn answer(stream: tokio::net::TcpStream, log: Log) {
     }
 }
 
-/// The next request on the connection; the tests send none with a body.
+/// Reads and discards the body of a request.
+async fn skip_body(stream: &mut BufReader<tokio::net::TcpStream>, seen: &Seen) -> std::io::Result<()> {
+    let sized = seen.values("content-length").first().and_then(|length| length.parse().ok());
+    let mut length: u64 = sized.unwrap_or(0);
+    if seen.values("transfer-encoding").contains(&"chunked") {
+        length = chunk(stream).await?;
+    }
+    while length > 0 {
+        tokio::io::copy(&mut stream.take(length), &mut tokio::io::sink()).await?;
+        length = if sized.is_some() { 0 } else { chunk(stream).await? };
+    }
+    Ok(())
+}
+
+/// The length of the next chunk (RFC 9112 §7.1), after the line that ends the one before; 0 after the trailers.
+async fn chunk(stream: &mut BufReader<tokio::net::TcpStream>) -> std::io::Result<u64> {
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let digits = line.trim().split(';').next().unwrap_or_default();
+        match u64::from_str_radix(digits, 16) {
+            Ok(0) => {
+                while stream.read_line(&mut line).await? > 2 {}
+                return Ok(0);
+            }
+            Ok(length) => return Ok(length),
+            Err(_) => {}
+        }
+    }
+}
+
+/// The head of the next request on the connection.
 async fn head(stream: &mut BufReader<tokio::net::TcpStream>) -> Option<Seen> {
     let mut lines = Vec::new();
     loop {
@@ -341,6 +377,11 @@ impl Envoy {
         head.extend(b"\r\n");
         stream.write_all(&head).expect("sent");
         stream
+    }
+
+    /// The requests that the HTTP upstream saw since the last look.
+    pub(crate) fn http_seen(&self) -> Vec<Seen> {
+        std::mem::take(&mut *self.http_seen.lock().expect("no panic under the lock"))
     }
 
     /// The requests that the gRPC upstream saw since the last look.

@@ -16,6 +16,7 @@ pub(crate) mod kind {
     pub(crate) const SETTINGS: u8 = 4;
     pub(crate) const PING: u8 = 6;
     pub(crate) const GOAWAY: u8 = 7;
+    pub(crate) const WINDOW_UPDATE: u8 = 8;
     pub(crate) const CONTINUATION: u8 = 9;
 }
 
@@ -35,32 +36,39 @@ impl Frame {
 
     /// The headers of a Check, its end not said.
     pub(crate) fn check(stream: u32) -> Self {
-        Self::new(kind::HEADERS, 0x4, stream, &check_headers())
+        let headers = [
+            (":path", "/envoy.service.auth.v3.Authorization/Check"),
+            (":authority", "tenantgate"),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+        ];
+        // `:method: POST` and `:scheme: http` from the static table.
+        Self::headers(stream, 0x4, &[0x83, 0x86], headers)
+    }
+
+    /// A HEADERS frame: fields of the static table as they stand in `indexed`, and others without Huffman coding or the
+    /// dynamic table (RFC 7541).
+    pub(crate) fn headers<'a>(
+        stream: u32,
+        flags: u8,
+        indexed: &[u8],
+        fields: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Self {
+        let mut block = indexed.to_vec();
+        for (name, value) in fields {
+            block.push(0);
+            for text in [name, value] {
+                block.push(u8::try_from(text.len()).ok().filter(|len| *len < 0x7f).expect("short"));
+                block.extend(text.bytes());
+            }
+        }
+        Self::new(kind::HEADERS, flags, stream, &block)
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let len = u32::try_from(self.payload.len()).expect("short").to_be_bytes();
         [&len[1..], &[self.kind, self.flags], &self.stream.to_be_bytes(), &self.payload].concat()
     }
-}
-
-/// Headers of a Check without Huffman coding or the dynamic table (RFC 7541).
-fn check_headers() -> Vec<u8> {
-    // `:method: POST` and `:scheme: http` from the static table, the others by name and value.
-    let mut block = vec![0x83, 0x86];
-    for (name, value) in [
-        (":path", "/envoy.service.auth.v3.Authorization/Check"),
-        (":authority", "tenantgate"),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-    ] {
-        block.push(0);
-        for text in [name, value] {
-            block.push(u8::try_from(text.len()).expect("short"));
-            block.extend(text.bytes());
-        }
-    }
-    block
 }
 
 /// A connection of frames.

@@ -2,7 +2,7 @@
 //!
 //! A test gets a `World` (a database of its own with known tenants and keys), starts
 //! a `Server` (the real binary) on it, asks over the wire and gets an `Answer`, which
-//! has already been held against everything that the README says about answers of
+//! has already been held against everything that the documentation says about answers of
 //! its kind. Everything is synchronous for the test; one runtime works underneath.
 //!
 //! ```text

@@ -23,21 +23,18 @@ app.kubernetes.io/part-of: tenantgate
 {{ .Values.image.repository }}{{ if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ include "tenantgate.tag" . }}{{ end }}
 {{- end }}
 
-{{- define "tenantgate.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-# Secrets belong to root; by their group we may read them.
-fsGroup: 65532
-fsGroupChangePolicy: OnRootMismatch
-seccompProfile:
-  type: RuntimeDefault
+{{- define "tenantgate.migrateName" -}}
+{{- $tag := include "tenantgate.tag" . | lower | replace "." "-" | replace "_" "-" | trunc 12 | trimSuffix "-" -}}
+{{ include "tenantgate.name" . }}-migrate-{{ $tag }}-{{ include "tenantgate.image" . | sha256sum | trunc 6 }}
 {{- end }}
 
-{{- define "tenantgate.containerSecurity" -}}
-allowPrivilegeEscalation: false
-privileged: false
-readOnlyRootFilesystem: true
-capabilities:
-  drop: [ALL]
+{{- /* The values without those that are null: `runAsUser: null` removes the field. */ -}}
+{{- define "tenantgate.withoutNulls" -}}
+{{- $kept := dict }}
+{{- range $name, $value := . }}{{ if not (kindIs "invalid" $value) }}{{ $_ := set $kept $name $value }}{{ end }}{{ end }}
+{{- if $kept }}{{ toYaml $kept }}{{ end }}
+{{- end }}
+
+{{- define "tenantgate.appProtocol" -}}
+{{ .Values.service.appProtocol | default (ternary "grpc" "kubernetes.io/h2c" (not (empty .Values.tls.secretName))) }}
 {{- end }}

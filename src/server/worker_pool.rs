@@ -1,8 +1,7 @@
-//! On which thread does a connection live?
+//! Threads that serve connections.
 //!
-//! Each worker is a thread with a runtime of its own; a connection goes to the one that
-//! has the fewest and stays there, so that nothing a check touches moves between cores.
-//! What is done on a connection is not known here.
+//! Each worker is a thread with a runtime of its own. A connection is given to the worker that has the fewest and
+//! stays there, so that nothing that a check touches moves between cores.
 
 use std::io;
 use std::sync::Arc;
@@ -11,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-/// Threads that end when this is dropped, whatever still goes on on them.
-pub(super) struct Workers(Vec<Worker>);
+/// A fixed number of threads. They end when this is dropped, whatever still runs on them.
+pub(super) struct WorkerPool(Vec<Worker>);
 
 struct Worker {
     runtime: Handle,
@@ -20,13 +19,13 @@ struct Worker {
     _running: oneshot::Sender<()>,
 }
 
-impl Workers {
-    /// Starts so many, and one at least.
+impl WorkerPool {
+    /// Starts `count` threads, at least one.
     pub(super) fn start(count: usize) -> io::Result<Self> {
         (0..count.max(1)).map(Worker::start).collect::<io::Result<_>>().map(Self)
     }
 
-    /// Gives work to the one that has the least.
+    /// Gives a future to the worker that has the fewest.
     pub(super) fn give(&self, work: impl Future<Output = ()> + Send + 'static) {
         let Some(worker) = self.0.iter().min_by_key(|worker| worker.busy.load(Relaxed)) else { return };
         let busy = Busy::one_more(&worker.busy);
@@ -48,7 +47,7 @@ impl Worker {
     }
 }
 
-/// One more that a worker has, until it is dropped.
+/// Counts as a future of a worker until it is dropped.
 struct Busy(Arc<AtomicUsize>);
 
 impl Busy {
@@ -71,8 +70,8 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn work_goes_to_who_has_the_least() {
-        let workers = Workers::start(3).unwrap();
+    async fn work_goes_to_the_worker_that_has_the_least() {
+        let workers = WorkerPool::start(3).unwrap();
         let (tell, mut told) = mpsc::channel(9);
         let mut going_on = Vec::new();
         for _ in 0..9 {

@@ -1,6 +1,6 @@
-//! Which machines are there, what runs beside requests, and how does it all end?
+//! Builds the parts of the server, runs those that work beside requests, and stops everything in order.
 //!
-//! Listeners are not put up here.
+//! Listeners are bound elsewhere.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
 
-use super::apart::Apart;
-use super::{Doors, ServeError, Settings};
-use crate::ext_authz::proto::DESCRIPTORS;
+use super::dedicated_runtime::DedicatedRuntime;
+use super::grpc_services;
+use super::{Endpoints, ListenStats, ServeError, Settings};
 use crate::ext_authz::service::AuthorizationService;
 use crate::ext_authz::spans::Spans;
 use crate::gate::Gate;
@@ -34,14 +34,25 @@ use crate::usage::{self, Usage};
 use crate::verify::Verifier;
 use crate::verify::memo::Keyring;
 
-/// How long an orderly stop waits for requests that are under way. A stop is over within 10 s.
+// An orderly stop is over within 10 s.
+
+/// How long requests are still served as usual after health says `NOT_SERVING`, for clients that have not noticed yet.
+const QUIET_WITHIN: Duration = Duration::from_millis(2_500);
+
+/// How long no request must have come for the clients to have noticed.
+const QUIET: Duration = Duration::from_millis(250);
+
+/// How long connections may take to end, with the time for the clients to notice.
 const DRAIN_WITHIN: Duration = Duration::from_millis(6_500);
 
-/// How long it waits for last uses to be written down after that.
+/// How long those may take that the kernel had accepted before the listeners were closed.
+const LAST_WITHIN: Duration = Duration::from_millis(300);
+
+/// How long the last writes to the database may take.
 const FLUSH_WITHIN: Duration = Duration::from_millis(1_500);
 
-/// The machines, put together.
-pub(super) struct House {
+/// The parts of the server.
+pub(super) struct Assembly {
     replica: Replica,
     usage: Usage,
     memos: Memos,
@@ -54,7 +65,7 @@ pub(super) struct House {
     supervisor: Supervisor,
 }
 
-impl House {
+impl Assembly {
     pub(super) fn build(settings: &Settings) -> Result<(Self, AuthorizationService), ServeError> {
         let clock = &settings.clock;
         let (peppers, usage) = (&settings.peppers, Usage::default());
@@ -81,7 +92,7 @@ impl House {
             replica: replica.clone(),
             usage: usage.clone(),
             memos: memos.clone(),
-            listen: Arc::default(),
+            listen: Arc::new(ListenStats::new(clock)),
             supervisor: supervisor.clone(),
             shadow: shadow.clone(),
             traces: traces.as_ref().map(|traces| traces.stats()),
@@ -100,9 +111,9 @@ impl House {
         let announcer =
             Announcer::new(process_name(), replica.clone(), Arc::clone(&settings.store), announce);
         let spans = traces.clone().map(|traces| -> Arc<dyn Spans> { traces });
-        let house =
+        let assembly =
             Self { replica, usage, memos, shadow, traces, health, reporter, metrics, announcer, supervisor };
-        Ok((house, service.with_spans(spans)))
+        Ok((assembly, service.with_spans(spans)))
     }
 
     /// Who keeps the snapshot in a file, if anybody does.
@@ -146,11 +157,9 @@ impl House {
         Sync::new(self.replica.clone(), store, clock, settings.sync)
     }
 
-    /// What is served beside the check: health, and reflection if it is asked for.
+    /// The gRPC services beside the check.
     pub(super) fn others(&self, settings: &Settings) -> Result<Routes, ServeError> {
-        let health = tonic_health::server::HealthService::from_health_reporter(self.reporter.clone());
-        let others = Routes::new(tonic_health::pb::health_server::HealthServer::new(health));
-        Ok(if settings.reflection { others.add_service(reflection()?) } else { others })
+        grpc_services::routes(self.health.clone(), &self.reporter, settings.reflection)
     }
 
     /// What saves the next process work: its snapshot and what it need not ask bcrypt.
@@ -169,23 +178,43 @@ impl House {
         }
     }
 
-    /// Not fit any more, answer who is in, write down what was used.
+    /// Goes on serving until no request comes any more, or for [`QUIET_WITHIN`]: Envoy needs a health check to learn
+    /// that this server is about to stop.
+    async fn serve_until_quiet(&self, endpoints: &Endpoints) {
+        let began = Instant::now();
+        while endpoints.acceptor.is_in_use() && began.elapsed() < QUIET_WITHIN {
+            let before = self.metrics.gate.decisions();
+            sleep(QUIET).await;
+            if self.metrics.gate.decisions() == before {
+                return;
+            }
+        }
+    }
+
+    /// Stops in order: `NOT_SERVING`, answer what comes, end the connections, write what is left to write.
     pub(super) async fn close(
         &self,
         settings: &Settings,
         stop: watch::Sender<bool>,
-        doors: Doors,
-        sync: Apart,
+        mut endpoints: Endpoints,
+        sync: DedicatedRuntime,
         background: Vec<JoinHandle<()>>,
     ) {
         info!("stopping");
         self.health.drain();
         self.health.report(&self.reporter).await;
+        let drained_by = Instant::now() + DRAIN_WITHIN;
+        self.serve_until_quiet(&endpoints).await;
+        // New connections are still accepted, and get a GOAWAY at once: what they send meanwhile is answered.
         stop.send_replace(true);
-        if timeout(DRAIN_WITHIN, doors.door.emptied()).await.is_err() {
-            warn!("some connections did not end in time and are cut");
+        let drained = timeout_at(drained_by, endpoints.acceptor.idle()).await;
+        endpoints.close_listeners().await;
+        let last = timeout(LAST_WITHIN, endpoints.acceptor.idle()).await;
+        if drained.is_err() || last.is_err() {
+            warn!(
+                "connections that did not end in time are closed: their peers ignore GOAWAY or do not read"
+            );
         }
-        doors.grpc.abort();
         drop(sync);
         background.iter().for_each(JoinHandle::abort);
         let flush = usage::Options { timeout: FLUSH_WITHIN, ..settings.usage };
@@ -203,7 +232,7 @@ impl House {
             Ok(keys) => warn!(keys, "stopped, last_used_at of some keys could not be written"),
             Err(_) => warn!("stopped, last_used_at could not be written in time"),
         }
-        doors.ops.abort();
+        endpoints.ops.abort();
     }
 }
 
@@ -218,24 +247,4 @@ async fn keep_snapshot(keeper: Option<Keeper>) {
 fn process_name() -> String {
     let uname = rustix::system::uname();
     format!("{}:{}", uname.nodename().to_string_lossy(), std::process::id())
-}
-
-fn reflection() -> Result<
-    impl tonic::codegen::Service<
-        http::Request<tonic::body::Body>,
-        Response = http::Response<tonic::body::Body>,
-        Error = std::convert::Infallible,
-        Future: Send,
-    > + tonic::server::NamedService
-    + Clone
-    + Send
-    + core::marker::Sync
-    + 'static,
-    ServeError,
-> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(|e| ServeError::Start(e.to_string()))
 }

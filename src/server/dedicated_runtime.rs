@@ -1,4 +1,4 @@
-//! What must not wait for other work, nor let it wait?
+//! Runs a future on a dedicated thread and runtime, so that it neither delays other work nor waits for it.
 
 use std::future::Future;
 use std::io;
@@ -8,23 +8,23 @@ use tokio::sync::oneshot;
 use super::ServeError;
 use crate::store::StoreError;
 
-/// Work on a thread and a runtime of its own, which ends when this is dropped.
-pub(super) struct Apart {
+/// A future on a thread and runtime of its own. Both end when this is dropped.
+pub(super) struct DedicatedRuntime {
     outcome: oneshot::Receiver<StoreError>,
     _running: oneshot::Sender<()>,
 }
 
-impl Apart {
+impl DedicatedRuntime {
     pub(super) fn run(
         name: &str,
         work: impl Future<Output = StoreError> + Send + 'static,
     ) -> Result<Self, ServeError> {
-        let start = |e: io::Error| ServeError::Start(format!("no thread for the {name}: {e}"));
+        let start = |e: io::Error| ServeError::Start(format!("cannot start a thread for the {name}: {e}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(start)?;
         let ((done, outcome), (running, dropped)) = (oneshot::channel(), oneshot::channel::<()>());
         let until_dropped = async move {
             tokio::select! {
-                // Who waited for the outcome may be gone.
+                // The receiver may have been dropped.
                 error = work => drop(done.send(error)),
                 _ = dropped => {}
             }
@@ -34,7 +34,7 @@ impl Apart {
         Ok(Self { outcome, _running: running })
     }
 
-    /// Why it ended, which it should not.
+    /// Waits until the future ends, which it should not, and returns why.
     pub(super) async fn ended(&mut self) -> ServeError {
         match (&mut self.outcome).await {
             Ok(error) => ServeError::Store(error),

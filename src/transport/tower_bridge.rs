@@ -1,7 +1,7 @@
-//! How do calls that are not ours reach who answers them?
+//! Bridges `h2` streams to tower services.
 //!
-//! Health and reflection come as tower services that speak `http_body`. They are called
-//! rarely, so each call gets a task, and its bodies are handed over frame by frame.
+//! Health and reflection come as tower services that speak `http_body`. They are called rarely, so each call gets a
+//! task, and its bodies are passed on frame by frame.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -16,10 +16,14 @@ use http_body::{Body, Frame};
 use tonic::service::Routes;
 use tower::ServiceExt as _;
 
-use super::room::Parcel;
+use super::memory_budget::CountedBuf;
 
-/// Answers a call by one of these services.
-pub(super) async fn answer(others: Routes, request: Request<RecvStream>, mut respond: SendResponse<Parcel>) {
+/// Answers a call by the service that it names.
+pub(super) async fn answer(
+    others: Routes,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<CountedBuf>,
+) {
     let response: Result<Response<_>, Infallible> = others.oneshot(request.map(Incoming)).await;
     let Ok(response) = response;
     let (head, body) = response.into_parts();
@@ -30,10 +34,10 @@ pub(super) async fn answer(others: Routes, request: Request<RecvStream>, mut res
     }
 }
 
-async fn send(mut stream: SendStream<Parcel>, body: tonic::body::Body) {
+async fn send(mut stream: SendStream<CountedBuf>, body: tonic::body::Body) {
     let mut body = std::pin::pin!(body);
-    // Who leaves in the middle of a watch is not waited for.
-    let mut next = async |stream: &mut SendStream<Parcel>| {
+    // Stops streaming once the client resets the stream.
+    let mut next = async |stream: &mut SendStream<CountedBuf>| {
         poll_fn(|cx| match stream.poll_reset(cx) {
             Poll::Ready(_) => Poll::Ready(Err(Gone)),
             Poll::Pending => body.as_mut().poll_frame(cx).map(Ok),
@@ -56,11 +60,11 @@ async fn send(mut stream: SendStream<Parcel>, body: tonic::body::Body) {
     }
 }
 
-/// The peer takes no more of an answer.
+/// The peer takes no more of a response.
 struct Gone;
 
-/// As the peer takes it: nothing piles up for one that does not read.
-async fn send_all(stream: &mut SendStream<Parcel>, mut data: Bytes) -> Result<(), Gone> {
+/// Sends data as fast as the peer takes it, so that nothing piles up.
+async fn send_all(stream: &mut SendStream<CountedBuf>, mut data: Bytes) -> Result<(), Gone> {
     while !data.is_empty() {
         stream.reserve_capacity(data.len());
         let room = poll_fn(|cx| stream.poll_capacity(cx)).await.ok_or(Gone)?.map_err(|_| Gone)?;
@@ -70,7 +74,7 @@ async fn send_all(stream: &mut SendStream<Parcel>, mut data: Bytes) -> Result<()
     Ok(())
 }
 
-/// What comes in on a stream.
+/// The body of a request.
 struct Incoming(RecvStream);
 
 impl Body for Incoming {

@@ -1,0 +1,151 @@
+//! Finds out why a listener does not answer.
+//!
+//! The gRPC client says "transport error" for everything. This connects once more, one layer at a time, and names the
+//! first layer that fails and what to do about it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{AlertDescription, CertificateError, Error};
+
+use super::target::{Target, TlsArgs, host_and_port};
+use crate::trust;
+
+/// How long one layer may take.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What an HTTP/2 client sends first: the preface and empty settings (RFC 9113 §3.4).
+const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Why the target does not answer; `None` if all layers below gRPC work.
+pub(super) async fn reason(target: &Target, tls: &TlsArgs) -> Option<String> {
+    match timeout(3 * PATIENCE, layers(target, tls)).await {
+        Ok(Ok(())) => None,
+        Ok(Err(why)) => Some(why),
+        Err(_) => Some("it does not answer in time: is that a gRPC listener?".into()),
+    }
+}
+
+async fn layers(target: &Target, tls: &TlsArgs) -> Result<(), String> {
+    let url = match target {
+        Target::Unix(path) => {
+            let stream = UnixStream::connect(path).await.map_err(|error| unix_error(&error))?;
+            return http2(stream, "is your user id one of its --unix-peer-uid?").await;
+        }
+        Target::Url(url) => url,
+    };
+    let (host, port) = host_and_port(url);
+    let port: u16 = port.parse().map_err(|_| "the target has no port".to_owned())?;
+    let connect = timeout(PATIENCE, TcpStream::connect((host.as_str(), port)));
+    let late = |_| "the host does not answer: check the address and firewalls".to_owned();
+    let stream = connect.await.map_err(late)?.map_err(|error| tcp_error(&error))?;
+    if !target.has_tls() {
+        return http2(stream, "does it expect TLS? then use https://HOST:PORT").await;
+    }
+    let connector = TlsConnector::from(Arc::new(trust::client(tls.ca.as_deref(), tls.own(), "h2")?));
+    let name = ServerName::try_from(host).map_err(|error| error.to_string())?;
+    let stream = connector.connect(name, stream).await.map_err(|error| tls_error(&error))?;
+    if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+        return Err("the server does not offer HTTP/2 by ALPN: is that tenantgate?".into());
+    }
+    http2(stream, "does the certificate of --client-cert have a name of its --client-san?").await
+}
+
+/// Says hello in HTTP/2 and looks at the first bytes of the answer.
+async fn http2(mut stream: impl AsyncRead + AsyncWrite + Unpin, if_closed: &str) -> Result<(), String> {
+    let closed = || format!("the server closed the connection: {if_closed}");
+    let mut first = [0; 9];
+    let exchange = async {
+        stream.write_all(HELLO).await?;
+        stream.flush().await?;
+        let mut read = 0;
+        while read < first.len() {
+            match stream.read(&mut first[read..]).await? {
+                0 => break,
+                n => read += n,
+            }
+        }
+        Ok::<_, io::Error>(read)
+    };
+    let read =
+        timeout(PATIENCE, exchange).await.map_err(|_| "the server does not speak HTTP/2".to_owned())?;
+    match read {
+        Err(error) if of_tls(&error).is_some() => Err(tls_error(&error)),
+        Err(_) | Ok(0) => Err(closed()),
+        Ok(_) if first.starts_with(b"HTTP/1") => {
+            Err("the server speaks HTTP/1.1: that is not its gRPC listener".into())
+        }
+        Ok(_) if matches!(first, [0x15 | 0x16, 0x03, ..]) => {
+            Err("the server expects TLS: use https://HOST:PORT, with --ca for its authority".into())
+        }
+        // SETTINGS come first (RFC 9113 §3.4).
+        Ok(9) if first[3] == 4 => Ok(()),
+        Ok(_) => Err("the server does not speak HTTP/2".into()),
+    }
+}
+
+fn tcp_error(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused: nothing listens there".into(),
+        _ => error.to_string(),
+    }
+}
+
+fn unix_error(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such socket: is serve running, with this --listen?".into(),
+        io::ErrorKind::ConnectionRefused => "nothing listens on this socket: is serve running?".into(),
+        io::ErrorKind::PermissionDenied => {
+            "permission denied: join the group that owns the socket (see --unix-mode)".into()
+        }
+        _ => error.to_string(),
+    }
+}
+
+fn of_tls(error: &io::Error) -> Option<&Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+fn tls_error(error: &io::Error) -> String {
+    let known = match of_tls(error) {
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            "the server's certificate is of an authority that is not trusted: give its authority with --ca"
+        }
+        Some(Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        )) => "the server's certificate is not for this host: use one of the names in it",
+        Some(Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        )) => "the server's certificate has expired: renew it",
+        Some(Error::InvalidMessage(_)) => "the server does not speak TLS: use HOST:PORT without https://",
+        Some(Error::AlertReceived(AlertDescription::CertificateRequired)) => {
+            "the server needs a client certificate: use --client-cert and --client-key"
+        }
+        Some(Error::AlertReceived(
+            AlertDescription::UnknownCA
+            | AlertDescription::BadCertificate
+            | AlertDescription::DecryptError
+            | AlertDescription::CertificateUnknown,
+        )) => "the server does not accept the certificate of --client-cert: use one of its --client-ca",
+        Some(Error::AlertReceived(AlertDescription::CertificateExpired)) => {
+            "the certificate of --client-cert has expired: renew it"
+        }
+        Some(
+            Error::AlertReceived(AlertDescription::NoApplicationProtocol) | Error::NoApplicationProtocol,
+        ) => "the server does not offer HTTP/2 by ALPN: is that tenantgate?",
+        Some(Error::AlertReceived(AlertDescription::ProtocolVersion) | Error::PeerIncompatible(_)) => {
+            "the server offers neither TLS 1.2 nor 1.3"
+        }
+        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            "the server closed the connection during the TLS handshake: is that a TLS listener?"
+        }
+        _ => return error.to_string(),
+    };
+    known.into()
+}

@@ -1,0 +1,183 @@
+//! Which address a request comes from.
+//!
+//! Behind a load balancer the address of the connection is the balancer's, and what a client writes into
+//! `x-forwarded-for` can be forged. Only the operator knows which source to trust, so it is an option
+//! (`--client-address`). An address that is not there, not unique or not an address is unknown, never guessed.
+
+use std::net::IpAddr;
+
+use http::HeaderName;
+
+/// The header that proxies append addresses to.
+pub const X_FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// Where the address of the client is taken from.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum ClientAddress {
+    /// `source.address` of the `CheckRequest`: the peer of Envoy's connection.
+    #[default]
+    Source,
+    /// gRPC metadata of the call, which Envoy fills by `initial_metadata` and no client can forge.
+    Metadata(String),
+    /// The n-th address from the right of all `x-forwarded-for` lines together; 1 is the last one.
+    XForwardedFor(usize),
+    /// A header of the request.
+    Header(String),
+}
+
+impl ClientAddress {
+    /// Parses the value of `--client-address`.
+    ///
+    /// # Errors
+    ///
+    /// What is expected instead.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "source" => Ok(Self::Source),
+            Some(("metadata", name)) if name.eq_ignore_ascii_case(X_FORWARDED_FOR) => Err(format!(
+                "metadata:{name} cannot be trusted, because Envoy's gRPC client sets it itself: choose another name, \
+                 such as metadata:x-tenantgate-client-address"
+            )),
+            Some(("metadata", name)) => metadata_name(name).map(Self::Metadata),
+            Some(("header", name)) => header_name(name).map(Self::Header),
+            Some(("xff", n)) => match n.parse() {
+                Ok(n @ 1..=32) if !text.contains('+') => Ok(Self::XForwardedFor(n)),
+                _ => Err(format!("invalid position {n:?} in xff:N: expected a whole number from 1 to 32")),
+            },
+            _ => Err(format!("invalid value {text:?}: expected source, metadata:NAME, xff:N or header:NAME")),
+        }
+    }
+
+    /// The header of the request that is needed, in lower case.
+    #[must_use]
+    pub fn header(&self) -> Option<&str> {
+        match self {
+            Self::Source | Self::Metadata(_) => None,
+            Self::XForwardedFor(_) => Some(X_FORWARDED_FOR),
+            Self::Header(name) => Some(name),
+        }
+    }
+}
+
+fn header_name(name: &str) -> Result<String, String> {
+    let parsed = HeaderName::from_bytes(name.as_bytes());
+    parsed.map(|name| name.as_str().to_owned()).map_err(|_| format!("invalid header name {name:?}"))
+}
+
+/// Names that end in `-bin` have values in Base64, and those that begin with `grpc-` belong to gRPC.
+fn metadata_name(name: &str) -> Result<String, String> {
+    let name = header_name(name)?;
+    if name.ends_with("-bin") || name.starts_with("grpc-") {
+        return Err(format!("invalid metadata name {name:?}: choose one without grpc- and -bin"));
+    }
+    Ok(name)
+}
+
+/// Parses an address, with or without a port or brackets. An IPv4-mapped address is IPv4.
+#[must_use]
+pub fn parse_address(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text).ok()?.trim_matches([' ', '\t']);
+    let plain = || text.parse::<IpAddr>().ok();
+    let with_port = || text.parse::<std::net::SocketAddr>().ok().map(|address| address.ip());
+    let in_brackets = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<std::net::Ipv6Addr>().ok();
+    plain().or_else(with_port).or_else(|| in_brackets().map(IpAddr::V6)).map(|address| address.to_canonical())
+}
+
+/// The only address in these lines of a header; `None` if there are several.
+#[must_use]
+pub fn only_address(lines: &[&[u8]]) -> Option<IpAddr> {
+    if let [line] = lines { parse_address(line) } else { None }
+}
+
+/// The `n`-th address from the right in these lines of `x-forwarded-for`, which are in the order of the request.
+#[must_use]
+pub fn address_from_the_right(lines: &[&[u8]], n: usize) -> Option<IpAddr> {
+    let mut from_the_right = lines.iter().rev().flat_map(|line| line.rsplit(|byte| *byte == b','));
+    parse_address(from_the_right.nth(n.checked_sub(1)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_option_is_read_as_it_is_documented() {
+        for (text, expected) in [
+            ("source", ClientAddress::Source),
+            (
+                "metadata:X-Tenantgate-Client-Address",
+                ClientAddress::Metadata("x-tenantgate-client-address".into()),
+            ),
+            ("xff:1", ClientAddress::XForwardedFor(1)),
+            ("xff:32", ClientAddress::XForwardedFor(32)),
+            ("header:X-Envoy-External-Address", ClientAddress::Header("x-envoy-external-address".into())),
+        ] {
+            assert_eq!(ClientAddress::parse(text), Ok(expected), "{text}");
+        }
+        for bad in [
+            "",
+            "Source",
+            "source:",
+            "xff",
+            "xff:",
+            "xff:0",
+            "xff:33",
+            "xff:-1",
+            "xff:+1",
+            "header",
+            "header:",
+            "header:a b",
+            "metadata:",
+            "metadata:x-forwarded-for",
+            "metadata:X-Forwarded-For",
+            "metadata:a-bin",
+            "metadata:grpc-timeout",
+            "leftmost",
+        ] {
+            assert!(ClientAddress::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_address_may_have_a_port_or_brackets() {
+        for (text, expected) in [
+            ("192.0.2.7", Some("192.0.2.7")),
+            (" 192.0.2.7\t", Some("192.0.2.7")),
+            ("192.0.2.7:443", Some("192.0.2.7")),
+            ("2001:db8::1", Some("2001:db8::1")),
+            ("[2001:db8::1]", Some("2001:db8::1")),
+            ("[2001:db8::1]:443", Some("2001:db8::1")),
+            ("::ffff:192.0.2.7", Some("192.0.2.7")),
+            ("[::ffff:192.0.2.7]:1", Some("192.0.2.7")),
+            ("", None),
+            ("unknown", None),
+            ("192.0.2.7:", None),
+            ("192.0.2.7:99999", None),
+            ("[192.0.2.7]", None),
+            ("192.0.2.7, 192.0.2.8", None),
+            ("192.0.2.07", None),
+            ("/run/envoy.sock", None),
+        ] {
+            let expected = expected.map(|address| address.parse().unwrap());
+            assert_eq!(parse_address(text.as_bytes()), expected, "{text:?}");
+        }
+        assert_eq!(parse_address(b"192.0.2.7\xff"), None);
+    }
+
+    #[test]
+    fn forwarded_addresses_count_from_the_right_over_all_lines() {
+        let lines: [&[u8]; 3] = [b"6.6.6.6, 1.1.1.1", b"2.2.2.2", b"3.3.3.3,, 4.4.4.4"];
+        let at = |n| address_from_the_right(&lines, n).map(|address| address.to_string());
+        assert_eq!(at(1).as_deref(), Some("4.4.4.4"));
+        assert_eq!(at(2), None, "an empty entry is not skipped");
+        assert_eq!(at(3).as_deref(), Some("3.3.3.3"));
+        assert_eq!(at(4).as_deref(), Some("2.2.2.2"));
+        assert_eq!((at(6).as_deref(), at(7), at(0)), (Some("6.6.6.6"), None, None));
+        assert_eq!(address_from_the_right(&[], 1), None);
+        assert_eq!(
+            only_address(&[b"1.1.1.1"]).map(|address| address.to_string()).as_deref(),
+            Some("1.1.1.1")
+        );
+        assert_eq!((only_address(&[]), only_address(&[b"1.1.1.1", b"1.1.1.1"])), (None, None));
+    }
+}

@@ -1,0 +1,67 @@
+//! A limit on repeated log lines.
+//!
+//! A flood of bad requests must not become a flood of log lines. The metrics count every event; of the log lines only
+//! the first few in each second are written, and the next one says how many were left out.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::clock::Clock;
+
+/// Allows a number of lines a second. Shared by all threads; takes no lock.
+pub struct RateLimitedLog {
+    clock: Arc<dyn Clock>,
+    lines: u64,
+    /// The second being counted, and the events in it so far.
+    second: AtomicU64,
+    events: AtomicU64,
+}
+
+impl RateLimitedLog {
+    /// A log of at most `lines` lines a second.
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>, lines: u64) -> Self {
+        Self { clock, lines, second: AtomicU64::new(u64::MAX), events: AtomicU64::new(0) }
+    }
+
+    /// Calls `write` unless this second had its lines, with the number of lines left out before.
+    pub fn write(&self, write: impl FnOnce(u64)) {
+        let now = self.clock.uptime().as_secs();
+        let left_out = if self.second.swap(now, Relaxed) == now {
+            0
+        } else {
+            self.events.swap(0, Relaxed).saturating_sub(self.lines)
+        };
+        if self.events.fetch_add(1, Relaxed) < self.lines {
+            write(left_out);
+        }
+    }
+}
+
+impl fmt::Debug for RateLimitedLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RateLimitedLog").field("lines", &self.lines).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::ManualClock;
+
+    #[test]
+    fn a_flood_of_events_is_not_a_flood_of_lines_and_none_is_forgotten() {
+        let clock = Arc::new(ManualClock::default());
+        let log = RateLimitedLog::new(Arc::<ManualClock>::clone(&clock), 50);
+        let mut written = Vec::new();
+        (0..1_000).for_each(|_| log.write(|left_out| written.push(left_out)));
+        assert_eq!(written, [0; 50]);
+        clock.advance(Duration::from_secs(1));
+        log.write(|left_out| written.push(left_out));
+        log.write(|left_out| written.push(left_out));
+        assert_eq!(written[50..], [950, 0]);
+    }
+}

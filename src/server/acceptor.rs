@@ -1,0 +1,393 @@
+//! Accepts connections and gives them to workers.
+//!
+//! A listener accepts a connection, checks whether there is room for it and whether the peer is allowed, and gives it
+//! to a worker. It goes on whatever happens to a single connection, also when the system has no file descriptor left
+//! for the next one.
+//!
+//! When the server stops, listeners go on accepting until the connections that are there have ended, and take what
+//! the kernel has already accepted before they close: a connection that the kernel resets is a lost request.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use super::ServeError;
+use super::tls::Tls;
+use super::worker_pool::WorkerPool;
+use crate::clock::Clock;
+use crate::rate_limited_log::RateLimitedLog;
+use crate::stats::Count;
+use crate::transport::{self, ConnectionFailure, Failures, Peer, Services, Unary};
+
+/// Where to listen.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Address {
+    /// `host:port`; port 0 lets the system choose.
+    Tcp(String),
+    /// A Unix socket at this path.
+    Unix(PathBuf),
+}
+
+/// Who may connect, and how many at a time.
+#[derive(Clone)]
+pub struct Options {
+    /// The addresses.
+    pub listen: Vec<Address>,
+    /// TLS for TCP listeners.
+    pub tls: Option<Tls>,
+    /// The mode of Unix sockets. Owner and group by default: put Envoy into the group.
+    pub unix_mode: u32,
+    /// The user ids that may connect to a Unix socket; empty for any that its mode admits.
+    pub unix_peers: Vec<u32>,
+    /// Connections at a time, over all listeners: each takes 50 KB and a file descriptor.
+    pub connections: u32,
+    /// Threads that serve them; 0 for one for each core.
+    pub workers: usize,
+    /// What a peer may take of a connection.
+    pub limits: transport::Limits,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: Vec::new(),
+            tls: None,
+            unix_mode: 0o660,
+            unix_peers: Vec::new(),
+            connections: 4_096,
+            workers: 0,
+            limits: transport::Limits::default(),
+        }
+    }
+}
+
+/// Connections, for operators.
+#[derive(Debug)]
+pub struct Stats {
+    /// Accepted.
+    pub accepted: Count,
+    /// Closed at once because there was no room.
+    pub no_room: Count,
+    /// Times that the system had no connection to give, such as without a file descriptor left.
+    pub failed: Count,
+    /// Connections and calls that failed without a decision.
+    pub failures: Arc<Failures>,
+}
+
+impl Stats {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new(clock: &Arc<dyn Clock>) -> Self {
+        let failures = Arc::new(Failures::new(clock));
+        Self { accepted: Count::default(), no_room: Count::default(), failed: Count::default(), failures }
+    }
+
+    /// Connections of peers that were not admitted.
+    #[must_use]
+    pub fn turned_away(&self) -> u64 {
+        let admitted = |failure: &ConnectionFailure| !failure.is_handshake();
+        let all = ConnectionFailure::ALL.iter().zip(self.failures.connections());
+        all.filter(|(failure, _)| !admitted(failure)).map(|(_, (_, count))| count).sum()
+    }
+
+    /// Connections that were ended because their peer took no responses.
+    #[must_use]
+    pub fn not_taking(&self) -> u64 {
+        let name = ConnectionFailure::ResponsesNotTaken.as_str();
+        self.failures.connections().find(|(reason, _)| *reason == name).map_or(0, |(_, count)| count)
+    }
+}
+
+/// Bound addresses.
+pub(super) struct Listeners(Vec<Listener>);
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+enum Socket {
+    Tcp(std::net::TcpStream, Peer),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Listeners {
+    pub(super) async fn bind(options: &Options) -> Result<Self, ServeError> {
+        let mut listeners = Vec::new();
+        for address in &options.listen {
+            listeners.push(match address {
+                Address::Tcp(address) => Listener::Tcp(bind_tcp(address, "grpc").await?),
+                Address::Unix(path) => Listener::Unix(bind_unix(path, options.unix_mode).await?),
+            });
+        }
+        Ok(Self(listeners))
+    }
+
+    /// Accepts connections until `closing`, then those that the kernel has accepted already.
+    pub(super) async fn serve<U: Unary>(self, acceptor: Arc<Acceptor<U>>, closing: watch::Receiver<bool>) {
+        let mut each = tokio::task::JoinSet::new();
+        for listener in self.0 {
+            let (acceptor, closing) = (Arc::clone(&acceptor), closing.clone());
+            each.spawn(async move { acceptor.serve(listener, closing).await });
+        }
+        while each.join_next().await.is_some() {}
+    }
+}
+
+impl Listener {
+    /// The next connection, ready to be given to another thread.
+    async fn accept(&self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                // A response is one small packet; it must not wait for a second one.
+                stream.set_nodelay(true)?;
+                stream.into_std().map(|stream| Socket::Tcp(stream, Peer::Tcp(address)))
+            }
+            Self::Unix(listener) => listener.accept().await?.0.into_std().map(Socket::Unix),
+        }
+    }
+
+    /// The connections that the kernel has accepted and nobody has taken. Closes the listener.
+    fn rest(self) -> Box<dyn Iterator<Item = Socket>> {
+        // Without the runtime, which may not know of the latest ones yet. The sockets do not block: tokio made them.
+        match self {
+            Self::Tcp(listener) => {
+                let listener = listener.into_std();
+                Box::new(std::iter::from_fn(move || {
+                    let (stream, address) = listener.as_ref().ok()?.accept().ok()?;
+                    stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).ok()?;
+                    Some(Socket::Tcp(stream, Peer::Tcp(address)))
+                }))
+            }
+            Self::Unix(listener) => {
+                let listener = listener.into_std();
+                Box::new(std::iter::from_fn(move || {
+                    let (stream, _) = listener.as_ref().ok()?.accept().ok()?;
+                    stream.set_nonblocking(true).ok()?;
+                    Some(Socket::Unix(stream))
+                }))
+            }
+        }
+    }
+}
+
+/// Admits connections, from all listeners.
+pub(super) struct Acceptor<U> {
+    services: Arc<Services<U>>,
+    workers: WorkerPool,
+    tls: Option<Tls>,
+    peers: Vec<u32>,
+    most: u32,
+    open: watch::Sender<u32>,
+    stop: watch::Receiver<bool>,
+    stats: Arc<Stats>,
+    log: RateLimitedLog,
+}
+
+impl<U: Unary> Acceptor<U> {
+    pub(super) fn new(
+        options: &Options,
+        services: Arc<Services<U>>,
+        stop: watch::Receiver<bool>,
+        stats: Arc<Stats>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ServeError> {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = if options.workers == 0 { cores() } else { options.workers };
+        let workers = WorkerPool::start(workers)
+            .map_err(|e| ServeError::Start(format!("cannot start a worker: {e}")))?;
+        Ok(Self {
+            services,
+            workers,
+            tls: options.tls.clone(),
+            peers: options.unix_peers.clone(),
+            most: options.connections,
+            open: watch::Sender::new(0),
+            stop,
+            stats,
+            log: RateLimitedLog::new(clock, 1),
+        })
+    }
+
+    /// Whether a connection is open.
+    pub(super) fn is_in_use(&self) -> bool {
+        *self.open.borrow() > 0
+    }
+
+    /// Waits until no connection is open.
+    pub(super) async fn idle(&self) {
+        // The sender is not dropped meanwhile.
+        let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
+    }
+
+    async fn serve(self: Arc<Self>, listener: Listener, closing: watch::Receiver<bool>) {
+        let mut closing = std::pin::pin!(told(closing));
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = &mut closing => break,
+            };
+            match accepted {
+                Ok(socket) => self.admit(socket),
+                Err(error) => self.go_on_after(&error).await,
+            }
+        }
+        listener.rest().for_each(|socket| self.admit(socket));
+    }
+
+    fn admit(self: &Arc<Self>, socket: Socket) {
+        let Some(place) = Place::take(self) else {
+            self.stats.no_room.add_one();
+            let connections = self.most;
+            return self.log.write(|left_out| {
+                warn!(
+                    connections,
+                    left_out,
+                    "connection closed: --max-connections are open; raise it, or find the client that has so many"
+                );
+            });
+        };
+        self.stats.accepted.add_one();
+        let acceptor = Arc::clone(self);
+        self.workers.give(async move {
+            acceptor.welcome(socket).await;
+            drop(place);
+        });
+    }
+
+    /// A connection that the peer closed before it was accepted says nothing about the next one; without a file
+    /// descriptor or memory the next one fails, too, until another one ends.
+    async fn go_on_after(&self, error: &io::Error) {
+        use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+        if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
+            return;
+        }
+        self.stats.failed.add_one();
+        self.log.write(|left_out| {
+            warn!(%error, left_out, "a connection could not be accepted: raise the limit of open files");
+        });
+        sleep(Duration::from_millis(50)).await;
+    }
+
+    /// Runs on a worker.
+    async fn welcome(self: &Arc<Self>, socket: Socket) {
+        match socket {
+            Socket::Tcp(stream, peer) => {
+                if let Ok(stream) = TcpStream::from_std(stream) {
+                    self.over_tcp(stream, peer).await;
+                }
+            }
+            Socket::Unix(stream) => {
+                if let Ok(stream) = UnixStream::from_std(stream) {
+                    self.over_unix(stream).await;
+                }
+            }
+        }
+    }
+
+    async fn over_tcp(&self, stream: TcpStream, peer: Peer) {
+        let Some(tls) = &self.tls else { return self.talk(stream, peer).await };
+        match timeout(self.services.limits.handshake, tls.accept(stream)).await {
+            Ok(Ok(stream)) => self.talk(stream, peer).await,
+            Ok(Err((Some(failure), detail))) => self.stats.failures.connection(failure, &peer, Some(&detail)),
+            // The peer closed the connection without a byte, as probes do.
+            Ok(Err((None, _))) => {}
+            Err(_) => self.stats.failures.connection(ConnectionFailure::HandshakeTimeout, &peer, None),
+        }
+    }
+
+    async fn over_unix(&self, stream: UnixStream) {
+        let peer = stream.peer_cred().map_or(Peer::Unknown, |peer| Peer::Unix(peer.uid()));
+        let allowed = matches!(peer, Peer::Unix(uid) if self.peers.contains(&uid));
+        if self.peers.is_empty() || allowed {
+            return self.talk(stream, peer).await;
+        }
+        self.stats.failures.connection(ConnectionFailure::PeerUidNotAllowed, &peer, None);
+    }
+
+    async fn talk(&self, io: impl AsyncRead + AsyncWrite + Unpin, peer: Peer) {
+        transport::serve(io, peer, Arc::clone(&self.services), self.stop.clone()).await;
+    }
+}
+
+/// One of the connections that may be open, until it is dropped.
+struct Place(watch::Sender<u32>);
+
+impl Place {
+    fn take<U>(acceptor: &Acceptor<U>) -> Option<Self> {
+        let mut taken = false;
+        acceptor.open.send_if_modified(|open| {
+            taken = *open < acceptor.most;
+            *open += u32::from(taken);
+            taken
+        });
+        taken.then(|| Self(acceptor.open.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
+}
+
+/// Returns once `stopped` says so.
+pub(super) async fn told(mut stopped: watch::Receiver<bool>) {
+    // An error means that the sender has gone, which tells as much.
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+pub(super) async fn bind_tcp(address: &str, listener: &str) -> Result<TcpListener, ServeError> {
+    let bound = TcpListener::bind(address).await.and_then(|bound| Ok((bound.local_addr()?, bound)));
+    let (local, bound) = bound.map_err(|e| cannot_listen(address, &e))?;
+    info!(%listener, address = %local, "listening");
+    Ok(bound)
+}
+
+fn cannot_listen(address: &str, error: &io::Error) -> ServeError {
+    let why = match error.kind() {
+        io::ErrorKind::AddrInUse => "another program listens there, stop it or choose another address".into(),
+        io::ErrorKind::PermissionDenied => {
+            "permission denied, choose another address or run as a user permitted to bind it".into()
+        }
+        _ => error.to_string(),
+    };
+    ServeError::Listen { address: address.to_owned(), why }
+}
+
+/// Replaces a socket file that nobody listens on, which is what a killed process leaves behind.
+async fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, ServeError> {
+    let shown = format!("unix:{}", path.display());
+    let stale = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
+        && UnixStream::connect(path).await.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+    let bind = || {
+        if stale {
+            std::fs::remove_file(path)?;
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+        Ok(listener)
+    };
+    let listener = bind().map_err(|e: io::Error| cannot_listen(&shown, &e))?;
+    info!(listener = %"grpc", address = %shown, "listening");
+    Ok(listener)
+}
+
+/// Removes the socket files.
+pub(super) fn remove_sockets(listen: &[Address]) {
+    for address in listen {
+        if let Address::Unix(path) = address {
+            // It may be removed already.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! A stream that batches writes and bounds reads.
+//!
+//! Calls that arrive together are answered together: while buffering is on, bytes written by `h2` are kept until the
+//! connection has no further call to accept, and then leave in one system call, where `h2` makes two for each
+//! response.
+//!
+//! Reads are bounded as well. `h2` keeps every stream that is opened until it is accepted, even one that the peer has
+//! reset meanwhile, and reads on as long as the socket has bytes. So at most [`READ_BUDGET`] bytes are read between
+//! two moments at which all streams have been accepted: a burst of resets then costs a bounded amount of memory and
+//! no connection has to be closed for it (CVE-2023-44487). Nor are more bytes read of a header list than the memory
+//! budget has room for.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::time::{Sleep, sleep, timeout};
+
+use super::frame_scanner::FrameScanner;
+use super::memory_budget::HeaderBlock;
+
+/// Bytes buffered at most; further writes wait until the peer has read some.
+const MOST: usize = 64 * 1024;
+
+/// Capacity that an idle connection keeps: a response or two.
+const KEPT: usize = 4 * 1024;
+
+/// Bytes read at most before all streams that they opened are accepted. The smallest stream that can be opened and
+/// reset takes about 23 bytes.
+const READ_BUDGET: usize = 64 * 1024;
+
+/// Bytes of a header block that has not arrived whole from which on it is accounted for, and how much memory a byte
+/// of it may take: entries of the compression table are short to send and long to keep.
+const SMALL_BLOCK: usize = 4 * 1024;
+const EXPANSION: usize = 8;
+
+/// How often the budget is asked again for room that it did not have.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Bytes kept of what the peer sent first, to tell which protocol it speaks.
+const FIRST: usize = 8;
+
+/// Bytes discarded at most after the last response was sent.
+const LINGER_BYTES: u64 = 1024 * 1024;
+
+/// A shared stream. Clones are of the same stream: one is given to `h2`, which does not return it, another controls
+/// it.
+pub(super) struct BufferedIo<T>(Arc<Mutex<Stream<T>>>);
+
+struct Stream<T> {
+    io: T,
+    buffering: bool,
+    unsent: Vec<u8>,
+    /// How many bytes of `unsent` have been sent.
+    sent: usize,
+    read_budget: usize,
+    first: [u8; FIRST],
+    first_len: usize,
+    scanner: FrameScanner,
+    header_block: Option<HeaderBlock>,
+    /// Bytes of header block that `header_block` stands for.
+    accounted: usize,
+    retry: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T> Clone for BufferedIo<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> BufferedIo<T> {
+    /// Only the one task that polls the connection locks it, so this never waits.
+    fn lock(&self) -> MutexGuard<'_, Stream<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
+    /// Wraps a stream. Buffering is off.
+    pub(super) fn new(io: T) -> Self {
+        Self(Arc::new(Mutex::new(Stream {
+            io,
+            buffering: false,
+            unsent: Vec::new(),
+            sent: 0,
+            read_budget: READ_BUDGET,
+            first: [0; FIRST],
+            first_len: 0,
+            scanner: FrameScanner::new(),
+            header_block: None,
+            accounted: 0,
+            retry: None,
+        })))
+    }
+
+    /// Buffers all bytes written from now on, and accounts for header blocks with `header_block`.
+    pub(super) fn start_buffering(&self, header_block: HeaderBlock) {
+        let mut stream = self.lock();
+        stream.buffering = true;
+        stream.header_block = Some(header_block);
+    }
+
+    /// Whether the peer has to read before more can be written.
+    pub(super) fn is_full(&self) -> bool {
+        self.lock().unsent.len() >= MOST
+    }
+
+    /// Sends the buffered bytes. Bytes that the peer does not take yet are sent when the task is polled again.
+    pub(super) fn send_buffered(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.lock().flush(cx)
+    }
+
+    /// Allows the next [`READ_BUDGET`] bytes to be read: call it once every stream has been accepted. Returns whether
+    /// reading had stopped, so that the connection has to be polled again.
+    pub(super) fn renew_read_budget(&self) -> bool {
+        std::mem::replace(&mut self.lock().read_budget, READ_BUDGET) == 0
+    }
+
+    /// The first bytes that the peer sent, at most [`FIRST`].
+    pub(super) fn first_bytes(&self) -> Vec<u8> {
+        let stream = self.lock();
+        stream.first[..stream.first_len].to_vec()
+    }
+
+    /// Closes the writing side, then reads and discards until the peer closes, for at most `within`.
+    ///
+    /// Closing a TCP socket that still has unread bytes makes the kernel reset the connection, and a reset discards
+    /// responses that the peer has not received yet (RFC 9112 §9.6 describes the same for HTTP/1.1).
+    pub(super) async fn linger(&self, within: Duration) {
+        let discard = async {
+            let mut discarded = 0;
+            let mut buffer = [0; 4096];
+            let mut stream = self.clone();
+            if stream.shutdown().await.is_err() {
+                return;
+            }
+            while discarded < LINGER_BYTES {
+                self.renew_read_budget();
+                match stream.read(&mut buffer).await {
+                    Ok(n @ 1..) => discarded += n as u64,
+                    _ => return,
+                }
+            }
+        };
+        let _ = timeout(within, discard).await;
+    }
+}
+
+impl<T: AsyncWrite + Unpin> Stream<T> {
+    fn flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(rest @ [_, ..]) = self.unsent.get(self.sent..) {
+            match ready!(Pin::new(&mut self.io).poll_write(cx, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.sent += written,
+            }
+        }
+        self.sent = 0;
+        self.unsent.clear();
+        self.unsent.shrink_to(KEPT);
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    /// Waits for room in the buffer, which there is unless the peer does not read.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.unsent.len() < MOST { Poll::Ready(Ok(())) } else { self.flush(cx) }
+    }
+}
+
+impl<T> Stream<T> {
+    /// Accounts for the header block that is arriving; pending while the budget has no room for it.
+    fn account(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let unfinished = self.scanner.unfinished();
+        let counted = if unfinished > SMALL_BLOCK { unfinished } else { 0 };
+        while counted != self.accounted {
+            let Some(block) = &mut self.header_block else { break };
+            if block.resize(counted * EXPANSION) {
+                (self.accounted, self.retry) = (counted, None);
+                break;
+            }
+            let retry = self.retry.get_or_insert_with(|| Box::pin(sleep(RETRY)));
+            ready!(retry.as_mut().poll(cx));
+            self.retry = None;
+        }
+        Poll::Ready(())
+    }
+
+    /// Records the beginning of what the peer sends.
+    fn note_first(&mut self, bytes: &[u8]) {
+        let taken = bytes.len().min(FIRST - self.first_len);
+        self.first[self.first_len..][..taken].copy_from_slice(&bytes[..taken]);
+        self.first_len += taken;
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for BufferedIo<T> {
+    /// Pending without a wake-up once the budget is used: [`BufferedIo::renew_read_budget`] tells to poll again.
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut stream = self.lock();
+        if stream.read_budget == 0 {
+            return Poll::Pending;
+        }
+        ready!(stream.account(cx));
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut stream.io).poll_read(cx, buf))?;
+        let read = &buf.filled()[before..];
+        stream.read_budget = stream.read_budget.saturating_sub(read.len());
+        stream.scanner.scan(read);
+        if stream.first_len < FIRST {
+            stream.note_first(read);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for BufferedIo<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut stream = self.lock();
+        ready!(stream.poll_room(cx))?;
+        let before = stream.unsent.len();
+        for buf in bufs {
+            stream.unsent.extend_from_slice(buf);
+        }
+        Poll::Ready(Ok(stream.unsent.len() - before))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut stream = self.lock();
+        if stream.buffering { Poll::Ready(Ok(())) } else { stream.flush(cx) }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut stream = self.lock();
+        ready!(stream.flush(cx))?;
+        Pin::new(&mut stream.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::super::Peer;
+    use super::super::memory_budget::{ConnectionBudget, MemoryBudget};
+    use super::*;
+
+    fn header_block() -> HeaderBlock {
+        HeaderBlock::new(&ConnectionBudget::new(&MemoryBudget::new(1 << 20), Peer::Unknown))
+    }
+
+    #[tokio::test]
+    async fn buffered_bytes_are_sent_on_demand_and_not_before() {
+        let (io, mut peer) = duplex(1024);
+        let buffered = BufferedIo::new(io);
+        let mut inner = buffered.clone();
+        inner.write_all(b"hello ").await.unwrap();
+        inner.flush().await.unwrap();
+        buffered.start_buffering(header_block());
+        inner.write_all(b"wor").await.unwrap();
+        inner.write_all(b"ld").await.unwrap();
+        inner.flush().await.unwrap();
+        let mut read = vec![0; 64];
+        assert_eq!(peer.read(&mut read).await.unwrap(), 6, "written before buffering started");
+        poll_fn(|cx| buffered.send_buffered(cx)).await.unwrap();
+        assert_eq!(peer.read(&mut read).await.unwrap(), 5);
+        assert_eq!(read[..5], *b"world");
+    }
+
+    #[tokio::test]
+    async fn writes_wait_for_a_peer_that_does_not_read() {
+        let (io, mut peer) = duplex(1024);
+        let buffered = BufferedIo::new(io);
+        buffered.start_buffering(header_block());
+        let mut inner = buffered.clone();
+        let all: Vec<u8> = (0..2 * MOST).map(|n| u8::try_from(n % 251).unwrap()).collect();
+        let mut sent = 0;
+        poll_fn(|cx| {
+            while sent < all.len() {
+                let Poll::Ready(written) = Pin::new(&mut inner).poll_write(cx, &all[sent..][..1000]) else {
+                    break;
+                };
+                sent += written.unwrap();
+            }
+            Poll::Ready(())
+        })
+        .await;
+        assert!(sent < MOST + 1000, "{sent} bytes are buffered");
+        let write = async {
+            inner.write_all(&all[sent..]).await.unwrap();
+            inner.shutdown().await.unwrap();
+        };
+        let mut read = Vec::new();
+        let (read_all, ()) = tokio::join!(peer.read_to_end(&mut read), write);
+        assert_eq!(read_all.unwrap(), all.len());
+        assert_eq!(read, all);
+        assert!(buffered.lock().unsent.capacity() <= KEPT);
+    }
+
+    #[tokio::test]
+    async fn reading_stops_at_the_budget_until_it_is_renewed() {
+        let (io, mut peer) = duplex(4 * READ_BUDGET);
+        let buffered = BufferedIo::new(io);
+        peer.write_all(&vec![7; 2 * READ_BUDGET]).await.unwrap();
+        let mut reader = buffered.clone();
+        let mut bytes = vec![0; 3 * READ_BUDGET];
+        let mut read_once = async || {
+            poll_fn(|cx| {
+                let mut buf = ReadBuf::new(&mut bytes[..1000]);
+                Poll::Ready(match Pin::new(&mut reader).poll_read(cx, &mut buf) {
+                    Poll::Ready(read) => read.map(|()| buf.filled().len()).unwrap(),
+                    Poll::Pending => 0,
+                })
+            })
+            .await
+        };
+        assert!(!buffered.renew_read_budget(), "reading has not stopped yet");
+        let mut total = 0;
+        while let n @ 1.. = read_once().await {
+            total += n;
+        }
+        assert!((READ_BUDGET..READ_BUDGET + 1000).contains(&total), "{total}");
+        assert!(buffered.renew_read_budget(), "it had stopped");
+        assert!(read_once().await > 0);
+        assert_eq!(buffered.first_bytes(), [7; FIRST]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lingering_discards_what_the_peer_still_sends_and_ends() {
+        let (io, mut peer) = duplex(1024);
+        let buffered = BufferedIo::new(io);
+        peer.write_all(b"late").await.unwrap();
+        drop(peer);
+        buffered.linger(Duration::from_secs(1)).await;
+        let (io, _silent) = duplex(1024);
+        BufferedIo::new(io).linger(Duration::from_secs(1)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_header_list_is_read_as_far_as_the_budget_has_room() {
+        let budget = ConnectionBudget::new(&MemoryBudget::new(4 * 16_384 * EXPANSION / 3), Peer::Unknown);
+        let mut others = HeaderBlock::new(&budget);
+        assert!(others.resize(1), "somebody else's header list");
+        let (io, mut peer) = duplex(1 << 20);
+        let buffered = BufferedIo::new(io);
+        buffered.start_buffering(HeaderBlock::new(&budget));
+        // HEADERS without END_HEADERS (RFC 9113 §6.2).
+        let frame = [&[0, 0x40, 0, 1, 0, 0, 0, 0, 1][..], &[0; 0x4000]].concat();
+        peer.write_all(&[&[0; 24][..], &frame, b"more"].concat()).await.unwrap();
+        let mut reader = buffered.clone();
+        let mut all = vec![0; 24 + frame.len()];
+        reader.read_exact(&mut all).await.unwrap();
+        let mut more = [0; 4];
+        let early = timeout(Duration::from_secs(5), reader.read(&mut more)).await;
+        assert!(early.is_err(), "there is no room for the rest yet");
+        drop(others);
+        assert_eq!(reader.read(&mut more).await.unwrap(), 4);
+    }
+}

@@ -1,0 +1,408 @@
+//! Answers one call.
+//!
+//! Nearly always at once, on the task of its connection: the message arrives with the headers, and the response is
+//! known. Otherwise a task of its own waits for the rest.
+//!
+//! Every call gets exactly one response: a [`Responder`] that is dropped without one sends the response for
+//! [`Unable::Panicked`]. An error made by `h2` would let the request pass under Envoy's `failure_mode_allow`. For the
+//! same reason whatever a client of Envoy can cause (a large message, a long header list, a full server) is answered
+//! with a response that refuses the request, and never with a gRPC status.
+
+use std::future::poll_fn;
+use std::mem::take;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::header::CONTENT_TYPE;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::frame::{PREFIX, announced, only_message};
+use super::memory_budget::{CALL, ConnectionBudget, CountedBuf, LARGE, PendingCall};
+use super::{CallFailure, Frame, Services, Unable, Unary, tower_bridge};
+
+static GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+static GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+static IDENTITY: HeaderValue = HeaderValue::from_static("identity");
+static OK: HeaderValue = HeaderValue::from_static("0");
+
+/// What a call ends with instead of the service's response.
+#[derive(Debug)]
+enum Rejection {
+    /// A response that refuses the request.
+    Unable(Unable),
+    /// The same, for a message of so many bytes.
+    TooLarge(usize),
+    /// A gRPC status.
+    Status(CallFailure),
+}
+
+impl From<CallFailure> for Rejection {
+    fn from(failure: CallFailure) -> Self {
+        Self::Status(failure)
+    }
+}
+
+/// Answers a call of the unary method.
+pub(super) fn answer<U: Unary>(
+    services: &Arc<Services<U>>,
+    budget: &Arc<ConnectionBudget>,
+    request: Request<RecvStream>,
+    respond: SendResponse<CountedBuf>,
+) {
+    let (Parts { headers, .. }, mut body) = request.into_parts();
+    let unsent = Some((respond, Arc::clone(budget)));
+    let responder = Responder { services: Arc::clone(services), unsent, headers };
+    let most = services.limits.header_list as usize;
+    if let Err(size) = within(&responder.headers, most) {
+        services.failures.too_large(&budget.peer, "--max-header-bytes", size, most);
+        return responder.respond(Err(Rejection::Unable(Unable::TooLarge)));
+    }
+    // Polled once. If the body is incomplete, a spawned task waits for the rest: this one serves the connection.
+    let first = body.poll_data(&mut Context::from_waker(Waker::noop()));
+    if let Poll::Ready(Some(Ok(bytes))) = &first
+        && body.is_end_stream()
+    {
+        let message = match whole_message(bytes.clone(), services.limits.message) {
+            Ok(message) => message,
+            Err(rejection) => return responder.respond(Err(rejection)),
+        };
+        // The responder answers a panic, so that it does not end the connection.
+        let now = || services.unary.answer_now(&message, &responder.headers);
+        match catch_unwind(AssertUnwindSafe(now)) {
+            Ok(Some(outcome)) => return responder.respond(outcome.map_err(Rejection::from)),
+            Ok(None) => {}
+            Err(_) => return,
+        }
+    }
+    let Some(pending) = budget.admit() else {
+        return responder.respond(Err(Rejection::Unable(Unable::NoRoom)));
+    };
+    let deadline = deadline(&responder.headers, services.limits.call);
+    tokio::spawn(async move {
+        let first = match first {
+            Poll::Ready(first) => Some(first),
+            Poll::Pending => None,
+        };
+        let outcome = wait_for_answer(&responder, pending, (first, body), deadline).await;
+        responder.respond(outcome);
+    });
+}
+
+/// Passes a call of another method to the services that answer those.
+pub(super) fn pass_on<U: Unary>(
+    services: &Services<U>,
+    budget: &Arc<ConnectionBudget>,
+    request: Request<RecvStream>,
+    respond: SendResponse<CountedBuf>,
+) {
+    let Some(pending) = budget.admit() else {
+        return send_status(respond, tonic::Code::ResourceExhausted, "too many calls are waiting");
+    };
+    let others = services.others.clone();
+    tokio::spawn(async move {
+        tower_bridge::answer(others, request, respond).await;
+        drop(pending);
+    });
+}
+
+type Chunk = Option<Result<Bytes, h2::Error>>;
+
+async fn wait_for_answer<U: Unary>(
+    responder: &Responder<U>,
+    mut pending: PendingCall,
+    (first, body): (Option<Chunk>, RecvStream),
+    deadline: Instant,
+) -> Result<Frame, Rejection> {
+    let (services, late) = (&responder.services, |_| Rejection::Unable(Unable::TooLate));
+    let whole = gather(first, body, services.limits.message, &mut pending);
+    let whole = timeout_at(deadline, whole).await.map_err(late)??;
+    let mut message = only_message(whole)?;
+    if message.len() > LARGE {
+        // A large message is not kept while a proof is awaited.
+        message = services.unary.compact(message);
+        pending.shrink_to(CALL + message.len());
+    }
+    Ok(services.unary.answer(message, &responder.headers, deadline).await?)
+}
+
+/// The message of a complete body, if it is not too large.
+fn whole_message(body: Bytes, most: usize) -> Result<Bytes, Rejection> {
+    if body.len() > PREFIX + most {
+        Err(Rejection::TooLarge(body.len() - PREFIX))
+    } else {
+        Ok(only_message(body)?)
+    }
+}
+
+/// Waits for the whole body, which has one message of at most `most` bytes.
+async fn gather(
+    first: Option<Chunk>,
+    mut body: RecvStream,
+    most: usize,
+    pending: &mut PendingCall,
+) -> Result<Bytes, Rejection> {
+    let mut all = BytesMut::new();
+    let mut next = first;
+    loop {
+        let chunk = match next.take() {
+            Some(chunk) => chunk,
+            None => poll_fn(|cx| body.poll_data(cx)).await,
+        };
+        let Some(chunk) = chunk else { return Ok(all.freeze()) };
+        let chunk = chunk.map_err(|_| CallFailure::Cancelled)?;
+        if !pending.grow(chunk.len()) {
+            return Err(Rejection::Unable(Unable::NoRoom));
+        }
+        all.extend_from_slice(&chunk);
+        // A message that is too large is answered at once: the rest of it is not awaited.
+        if let Some(prefix) = all.get(..PREFIX) {
+            let len = announced(prefix)?;
+            if len > most {
+                return Err(Rejection::TooLarge(len));
+            }
+            if all.len() > PREFIX + len {
+                return Err(CallFailure::InvalidFraming.into());
+            }
+        }
+        let _ = body.flow_control().release_capacity(chunk.len());
+    }
+}
+
+/// The size of a header list (RFC 9113 §6.5.2) without the pseudo-header fields, as an error if it is over `most`.
+fn within(headers: &HeaderMap, most: usize) -> Result<(), usize> {
+    const OVERHEAD: usize = 32;
+    let size = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + OVERHEAD).sum();
+    if size > most { Err(size) } else { Ok(()) }
+}
+
+/// A call that has no response yet.
+struct Responder<U: Unary> {
+    services: Arc<Services<U>>,
+    unsent: Option<(SendResponse<CountedBuf>, Arc<ConnectionBudget>)>,
+    /// The headers of the request; their memory is reused for those of the response.
+    headers: HeaderMap,
+}
+
+impl<U: Unary> Responder<U> {
+    fn respond(mut self, outcome: Result<Frame, Rejection>) {
+        let Some((respond, budget)) = self.unsent.take() else { return };
+        match outcome {
+            Ok(frame) => send(respond, budget, take(&mut self.headers), frame),
+            Err(Rejection::Status(failure)) => {
+                self.services.failures.call(failure, &budget.peer);
+                refuse(respond, failure);
+            }
+            Err(Rejection::Unable(why)) => {
+                let frame = self.services.unary.unable(why);
+                send(respond, budget, take(&mut self.headers), frame);
+            }
+            Err(Rejection::TooLarge(bytes)) => {
+                let limit = self.services.limits.message;
+                self.services.failures.too_large(&budget.peer, "--max-message-bytes", bytes, limit);
+                let frame = self.services.unary.unable(Unable::TooLarge);
+                send(respond, budget, take(&mut self.headers), frame);
+            }
+        }
+    }
+}
+
+impl<U: Unary> Drop for Responder<U> {
+    fn drop(&mut self) {
+        let Some((respond, budget)) = self.unsent.take() else { return };
+        // This may be during a panic, and a second panic would abort the process.
+        let panicked = || self.services.unary.unable(Unable::Panicked);
+        if let Ok(frame) = catch_unwind(AssertUnwindSafe(panicked)) {
+            send(respond, budget, take(&mut self.headers), frame);
+        }
+    }
+}
+
+/// Sends headers, message and trailers. An error means that the peer has gone.
+fn send(
+    mut respond: SendResponse<CountedBuf>,
+    budget: Arc<ConnectionBudget>,
+    mut headers: HeaderMap,
+    frame: Frame,
+) {
+    headers.clear();
+    headers.insert(CONTENT_TYPE, GRPC.clone());
+    let mut head = Response::new(());
+    *head.headers_mut() = headers;
+    let Ok(mut stream) = respond.send_response(head, false) else { return };
+    if stream.send_data(CountedBuf::response(frame.into_bytes(), budget), false).is_ok() {
+        let mut trailers = HeaderMap::with_capacity(1);
+        trailers.insert(GRPC_STATUS.clone(), OK.clone());
+        let _ = stream.send_trailers(trailers);
+    }
+}
+
+/// Ends a call with the status of a failure.
+fn refuse(respond: SendResponse<CountedBuf>, failure: CallFailure) {
+    let (code, message) = failure.status();
+    send_status(respond, code, message);
+}
+
+/// Sends a response of headers alone, which are the trailers, too.
+fn send_status(mut respond: SendResponse<CountedBuf>, code: tonic::Code, message: &'static str) {
+    let mut head = Response::new(());
+    let headers = head.headers_mut();
+    headers.insert(CONTENT_TYPE, GRPC.clone());
+    headers.insert(GRPC_ACCEPT_ENCODING.clone(), IDENTITY.clone());
+    headers.insert(GRPC_STATUS.clone(), HeaderValue::from(i32::from(code)));
+    headers.insert(GRPC_MESSAGE.clone(), HeaderValue::from_static(message));
+    let _ = respond.send_response(head, true);
+}
+
+/// Whether a request is a gRPC call; otherwise the HTTP status that says why not.
+pub(super) fn is_grpc(method: &Method, headers: &HeaderMap) -> Result<(), StatusCode> {
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    // `application/grpc+proto` and parameters are gRPC, `application/grpc-web` is another protocol.
+    match kind.strip_prefix(b"application/grpc") {
+        Some([] | [b'+' | b';', ..]) if method == Method::POST => Ok(()),
+        Some([] | [b'+' | b';', ..]) => Err(StatusCode::METHOD_NOT_ALLOWED),
+        _ => Err(StatusCode::UNSUPPORTED_MEDIA_TYPE),
+    }
+}
+
+/// Responds to a request that is not gRPC after reading a bounded part of its body.
+pub(super) fn refuse_http<U: Unary>(
+    services: &Services<U>,
+    budget: &Arc<ConnectionBudget>,
+    status: StatusCode,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<CountedBuf>,
+) {
+    const BODY: &[u8] = b"This port serves gRPC. Use grpcurl, or tenantgate check.\n";
+    services.failures.call(CallFailure::NotGrpc, &budget.peer);
+    let Some(mut pending) = budget.admit() else { return };
+    let (limits, mut body) = (services.limits, request.into_body());
+    tokio::spawn(async move {
+        let _ = timeout(limits.call, discard(&mut body, &mut pending)).await;
+        let mut head = Response::new(());
+        *head.status_mut() = status;
+        head.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        if let Ok(mut stream) = respond.send_response(head, false) {
+            let _ = stream.send_data(Bytes::from_static(BODY).into(), true);
+        }
+    });
+}
+
+/// Reads a body up to its end, or to [`LARGE`] bytes.
+async fn discard(body: &mut RecvStream, pending: &mut PendingCall) {
+    let mut read = 0;
+    while let Some(Ok(chunk)) = poll_fn(|cx| body.poll_data(cx)).await {
+        read += chunk.len();
+        let _ = body.flow_control().release_capacity(chunk.len());
+        if read > LARGE || !pending.grow(chunk.len()) {
+            return;
+        }
+    }
+}
+
+/// When a response must be on its way so that the caller still gets it: a fifth of `grpc-timeout` before its end, but
+/// at least 5 ms and at most 25 ms; `most` from now at the latest.
+fn deadline(headers: &HeaderMap, most: Duration) -> Instant {
+    let timeout = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
+    let margin = |timeout: Duration| (timeout / 5).clamp(Duration::from_millis(5), Duration::from_millis(25));
+    let left = timeout.map_or(most, |timeout| timeout.saturating_sub(margin(timeout)).min(most));
+    Instant::now() + left
+}
+
+/// Parses `grpc-timeout`: at most eight digits and a unit.
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(amount.saturating_mul(3_600))),
+        "M" => Some(Duration::from_secs(amount.saturating_mul(60))),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts_are_read_as_the_protocol_has_them() {
+        for (text, expected) in [
+            ("200m", Some(Duration::from_millis(200))),
+            ("1S", Some(Duration::from_secs(1))),
+            ("99999999H", Some(Duration::from_hours(99_999_999))),
+            ("5M", Some(Duration::from_mins(5))),
+            ("7u", Some(Duration::from_micros(7))),
+            ("7n", Some(Duration::from_nanos(7))),
+            ("", None),
+            ("m", None),
+            ("123456789m", None),
+            ("-1m", None),
+            ("1.5S", None),
+            ("5", None),
+            ("5é", None),
+        ] {
+            assert_eq!(grpc_timeout(text), expected, "{text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_due_before_the_caller_leaves_and_never_later_than_we_allow() {
+        let due = |timeout: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            timeout.map(|timeout| headers.insert("grpc-timeout", HeaderValue::from_static(timeout)));
+            (deadline(&headers, Duration::from_secs(10)) - Instant::now()).as_millis()
+        };
+        for (timeout, expected) in [
+            (None, 10_000),
+            (Some("soon"), 10_000),
+            (Some("1H"), 10_000),
+            (Some("2S"), 1_975),
+            (Some("100m"), 80),
+            (Some("10m"), 5),
+            (Some("1m"), 0),
+        ] {
+            assert_eq!(due(timeout), expected, "{timeout:?}");
+        }
+    }
+
+    #[test]
+    fn a_header_list_has_the_size_that_http_2_gives_it() {
+        let mut headers = HeaderMap::new();
+        headers.append("tracestate", HeaderValue::from_static("0123456789"));
+        headers.append("tracestate", HeaderValue::from_static(""));
+        assert_eq!((within(&headers, 94), within(&headers, 93)), (Ok(()), Err(94)));
+    }
+
+    #[test]
+    fn a_call_of_grpc_is_a_post_of_its_type() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(is_grpc(&Method::POST, &headers), Err(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+        for (kind, fine) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=utf-8", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            assert_eq!(is_grpc(&Method::POST, &headers).is_ok(), fine, "{kind}");
+            let why = if fine { StatusCode::METHOD_NOT_ALLOWED } else { StatusCode::UNSUPPORTED_MEDIA_TYPE };
+            assert_eq!(is_grpc(&Method::GET, &headers), Err(why), "{kind}");
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Serves one HTTP/2 connection from its handshake to its end.
+//!
+//! The handshake has a timeout, the peer is pinged now and then, and the connection is ended in order when it is old
+//! or when the server stops: GOAWAY first, so that the peer opens no further stream; then the calls under way are
+//! answered; then the socket is closed once the peer has read everything.
+//!
+//! No limit here ends a connection for what a client of Envoy does. `h2`'s own limits that would (resets before a
+//! stream is accepted, streams that end by an error, concurrent streams) are off: [`buffered_io`](super::buffered_io)
+//! bounds what they protected, by reading no further, and [`memory_budget`](super::memory_budget) what each call
+//! takes. A refused stream would be a request that passes under Envoy's `failure_mode_allow`.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use h2::server::{Builder, Connection, SendResponse};
+use h2::{Ping, PingPong, RecvStream};
+use http::Request;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::buffered_io::BufferedIo;
+use super::memory_budget::{ConnectionBudget, CountedBuf, HeaderBlock, ResponseBacklog};
+use super::{ConnectionFailure, Limits, Peer, Services, Unary, call};
+
+/// Bytes that may be on their way on a stream and on a connection: messages that Envoy sends fit whole.
+const WINDOWS: (u32, u32) = (256 * 1024, 1024 * 1024);
+
+/// How long a peer may take to close its side after the last response.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How often a connection is looked at for responses that are not taken.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Serves a connection to its end, which is in order once `stop` is true. What fails is recorded in `services`.
+pub async fn serve<T, U>(io: T, peer: Peer, services: Arc<Services<U>>, stop: watch::Receiver<bool>)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    U: Unary,
+{
+    if let Err((failure, detail)) = attempt(io, peer, &services, stop).await {
+        services.failures.connection(failure, &peer, detail.as_deref());
+    }
+}
+
+/// A failure, and what the library says of it.
+type Failed = (ConnectionFailure, Option<String>);
+
+async fn attempt<T, U>(
+    io: T,
+    peer: Peer,
+    services: &Arc<Services<U>>,
+    stop: watch::Receiver<bool>,
+) -> Result<(), Failed>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    U: Unary,
+{
+    let limits = services.limits;
+    let io = BufferedIo::new(io);
+    let connected = tokio::select! {
+        connected = settings(&limits).handshake(io.clone()) => Some(connected),
+        () = too_late(&io, &limits, stop.clone()) => None,
+    };
+    let mut connection = match connected {
+        Some(Ok(connection)) => connection,
+        Some(Err(error)) => return no_handshake(&io.first_bytes(), Some(error.to_string())),
+        None => return no_handshake(&io.first_bytes(), None),
+    };
+    let Some(pings) = connection.ping_pong() else { return Ok(()) };
+    let budget = ConnectionBudget::new(&services.budget, peer);
+    io.start_buffering(HeaderBlock::new(&budget));
+    // The clocks run on a task of their own: a call would poll them for nothing.
+    let (send_end, end) = oneshot::channel();
+    let mut clocks = JoinSet::new();
+    let ours = Arc::clone(&budget);
+    clocks.spawn(async move { drop(send_end.send(end_of_life(pings, ours, limits, told(stop)).await)) });
+    let mut served = Served { connection, io, backlog: budget.backlog(), budget };
+    let end = async { end.await.unwrap_or(End::Now) };
+    match served.accept_calls(services, end).await {
+        End::InOrder => {}
+        End::Now => return Ok(()),
+        End::Failed(failure, detail) => return Err((failure, detail)),
+    }
+    served.connection.graceful_shutdown();
+    let grace = async {
+        sleep(limits.grace).await;
+        End::Now
+    };
+    let end = served.accept_calls(services, grace).await;
+    let Served { connection, io, .. } = served;
+    drop(connection);
+    io.linger(LINGER).await;
+    match end {
+        End::Failed(failure, detail) => Err((failure, detail)),
+        End::InOrder | End::Now => Ok(()),
+    }
+}
+
+fn settings(limits: &Limits) -> Builder {
+    // A longer header list than the limit is answered by `call`; far beyond it `h2` answers 431 by itself, which no
+    // client of Envoy can reach, since Envoy bounds all headers of a request together.
+    const LEAST: u32 = 8 * 1024 * 1024;
+    let header_list = limits.header_list.max(LEAST).saturating_mul(2);
+    let mut settings = Builder::new();
+    settings
+        .max_local_error_reset_streams(None)
+        .max_pending_accept_reset_streams(usize::MAX)
+        .max_header_list_size(header_list)
+        .initial_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1);
+    settings
+}
+
+/// Returns when a peer has had its time for the handshake, which begins with its first byte.
+///
+/// Envoy opens connections on which it sends nothing until it has a request again, if the client that they were opened
+/// for has hung up. Closing one of those could lose the request that comes next, so a silent peer is closed only when
+/// the connection is old or the server stops.
+async fn too_late<T: AsyncRead + AsyncWrite + Unpin>(
+    io: &BufferedIo<T>,
+    limits: &Limits,
+    stop: watch::Receiver<bool>,
+) {
+    let spoken = async {
+        loop {
+            sleep(limits.handshake).await;
+            if !io.first_bytes().is_empty() {
+                return sleep(limits.handshake).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = spoken => {}
+        () = sleep(jittered(limits.age)) => {}
+        () = told(stop) => sleep(LINGER).await,
+    }
+}
+
+/// Returns once `stop` is true, or its sender has gone.
+async fn told(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Why there was no handshake, by what the peer sent first. A peer that never sent a byte, as probes of load balancers
+/// do, has not failed.
+fn no_handshake(first: &[u8], error: Option<String>) -> Result<(), Failed> {
+    const METHODS: [&[u8]; 9] =
+        [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"CONNECT ", b"OPTIONS ", b"TRACE ", b"PATCH "];
+    let http1 = METHODS.iter().any(|method| first.starts_with(&method[..method.len().min(8)]));
+    let failure = match first {
+        [] => return Ok(()),
+        [0x16, 0x03, ..] => ConnectionFailure::TlsOnPlaintext,
+        _ if http1 => ConnectionFailure::Http1,
+        _ if error.is_none() => ConnectionFailure::HandshakeTimeout,
+        _ if first.starts_with(b"PRI * HT") => ConnectionFailure::ProtocolError,
+        _ => ConnectionFailure::NotHttp2,
+    };
+    Err((failure, error))
+}
+
+/// How a connection ends.
+enum End {
+    /// Calls under way are answered.
+    InOrder,
+    /// At once: the peer has gone.
+    Now,
+    /// At once, and it is recorded.
+    Failed(ConnectionFailure, Option<String>),
+}
+
+impl End {
+    fn failed(failure: ConnectionFailure) -> Self {
+        Self::Failed(failure, None)
+    }
+
+    /// The end of a connection that `h2` gave up.
+    fn of(error: &h2::Error) -> Self {
+        let ours = !error.is_io() && !error.is_remote();
+        if ours { Self::Failed(ConnectionFailure::ProtocolError, Some(error.to_string())) } else { Self::Now }
+    }
+}
+
+/// A connection with its calls and the responses on their way out.
+struct Served<T> {
+    connection: Connection<BufferedIo<T>, CountedBuf>,
+    io: BufferedIo<T>,
+    budget: Arc<ConnectionBudget>,
+    backlog: ResponseBacklog,
+}
+
+type Call = (Request<RecvStream>, SendResponse<CountedBuf>);
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Served<T> {
+    /// Accepts calls until the peer has gone or `end` says how to end.
+    async fn accept_calls<U: Unary>(
+        &mut self,
+        services: &Arc<Services<U>>,
+        end: impl Future<Output = End>,
+    ) -> End {
+        let mut end = std::pin::pin!(end);
+        loop {
+            let call = tokio::select! {
+                // While there are calls to accept, nothing else is polled.
+                biased;
+                call = poll_fn(|cx| self.poll_call(cx)) => call,
+                end = &mut end => return end,
+            };
+            match call {
+                Ok(call) => self.answer(services, call),
+                Err(end) => return end,
+            }
+        }
+    }
+
+    /// The next call, or how the connection ends. Responses are sent once there is no call left to accept.
+    fn poll_call(&mut self, cx: &mut Context<'_>) -> Poll<Result<Call, End>> {
+        // Backpressure: accepts no calls while the peer is not reading.
+        if self.io.is_full() && self.io.send_buffered(cx).is_pending() {
+            return Poll::Pending;
+        }
+        match self.connection.poll_accept(cx) {
+            Poll::Ready(Some(Ok(call))) => return Poll::Ready(Ok(call)),
+            Poll::Ready(Some(Err(error))) => {
+                return self.io.send_buffered(cx).map(|_| Err(End::of(&error)));
+            }
+            Poll::Ready(None) => return self.io.send_buffered(cx).map(|_| Err(End::Now)),
+            Poll::Pending => {}
+        }
+        if self.io.renew_read_budget() {
+            cx.waker().wake_by_ref();
+        }
+        match self.io.send_buffered(cx) {
+            Poll::Ready(Err(_)) => Poll::Ready(Err(End::Now)),
+            _ if self.backlog.is_tolerable() => Poll::Pending,
+            _ => Poll::Ready(Err(End::failed(ConnectionFailure::ResponsesNotTaken))),
+        }
+    }
+
+    fn answer<U: Unary>(&self, services: &Arc<Services<U>>, (request, respond): Call) {
+        match call::is_grpc(request.method(), request.headers()) {
+            Ok(()) if request.uri().path() == U::PATH => {
+                call::answer(services, &self.budget, request, respond);
+            }
+            Ok(()) => call::pass_on(services, &self.budget, request, respond),
+            Err(status) => call::refuse_http(services, &self.budget, status, request, respond),
+        }
+    }
+}
+
+async fn end_of_life(
+    pings: PingPong,
+    budget: Arc<ConnectionBudget>,
+    limits: Limits,
+    stop: impl Future<Output = ()>,
+) -> End {
+    tokio::select! {
+        () = stop => End::InOrder,
+        () = sleep(jittered(limits.age)) => End::InOrder,
+        () = until_silent(pings, limits.keepalive) => End::failed(ConnectionFailure::KeepaliveTimeout),
+        failure = until_stuck(&budget, limits.call) => End::failed(failure),
+    }
+}
+
+/// A tenth more or less, so that connections made together do not end together.
+fn jittered(age: Duration) -> Duration {
+    age.mul_f64(rand::random_range(0.9..1.1))
+}
+
+/// Returns when the peer no longer answers pings.
+async fn until_silent(mut pings: PingPong, (interval, patience): (Duration, Duration)) {
+    loop {
+        sleep(interval).await;
+        let pong = timeout(patience, pings.ping(Ping::opaque())).await;
+        match pong {
+            Ok(Ok(_)) => {}
+            // The connection has ended, which its own task finds, too.
+            Ok(Err(_)) => std::future::pending().await,
+            Err(_) => return,
+        }
+    }
+}
+
+/// Returns when responses pile up of which none was taken for `patience`, or for a tick if the budget is used up; or
+/// when a header list has not arrived for `patience`.
+async fn until_stuck(budget: &ConnectionBudget, patience: Duration) -> ConnectionFailure {
+    let tick = TICK.min(patience);
+    let (mut before, mut since) = ((None, None), [Duration::ZERO; 2]);
+    loop {
+        sleep(tick).await;
+        let now = (budget.stuck_at(), budget.unfinished_header_block());
+        let same = [now.0.is_some() && now.0 == before.0, now.1.is_some() && now.1 == before.1];
+        before = now;
+        for (since, same) in since.iter_mut().zip(same) {
+            *since = if same { *since + tick } else { Duration::ZERO };
+        }
+        if since[0] >= patience || (since[0] >= tick && budget.is_over()) {
+            return ConnectionFailure::ResponsesNotTaken;
+        }
+        if since[1] >= patience {
+            return ConnectionFailure::SlowHeaders;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bytes_tell_what_the_peer_speaks() {
+        let failure = |first: &[u8], error: bool| {
+            no_handshake(first, error.then(|| "h2".into())).map_err(|(failure, _)| failure.as_str())
+        };
+        for (first, error, expected) in [
+            (&b""[..], true, Ok(())),
+            (b"", false, Ok(())),
+            (b"\x16\x03\x01\x02\0\x01\0\x01", true, Err("tls_on_plaintext")),
+            (b"\x16\x03\x01", false, Err("tls_on_plaintext")),
+            (b"GET / HT", true, Err("http1")),
+            (b"OPTIONS ", true, Err("http1")),
+            (b"CONNECT ", false, Err("http1")),
+            (b"PRI * HT", true, Err("protocol_error")),
+            (b"PRI * HT", false, Err("handshake_timeout")),
+            (b"SSH-2.0-", true, Err("not_http2")),
+        ] {
+            assert_eq!(failure(first, error), expected, "{first:?}");
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! How calls and connections can fail without a decision.
+//!
+//! Each way has a name, for the metrics, and a sentence that says what to do, for the log. A way that a client of
+//! Envoy can cause is not among them: such a call gets a response that refuses the request (see [`Unable`]), because
+//! Envoy takes every other end of a call for a failure of the server, and lets the request pass under
+//! `failure_mode_allow`. `docs/reference/how-a-check-ends.md` has the whole list.
+
+use std::sync::Arc;
+
+use tonic::Code;
+use tracing::{debug, warn};
+
+use super::Peer;
+use crate::clock::Clock;
+use crate::rate_limited_log::RateLimitedLog;
+use crate::stats::Count;
+
+/// Why a call gets a response that refuses the request without having judged it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Unable {
+    /// There is no memory left for another call that waits.
+    NoRoom,
+    /// The code that answers calls panicked.
+    Panicked,
+    /// The message or the header list is larger than [`super::Limits`] allow.
+    TooLarge,
+    /// The message did not arrive before the caller's deadline.
+    TooLate,
+}
+
+/// Why a call ended with a gRPC status instead of a response.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum CallFailure {
+    /// The peer reset the stream before its message had arrived, as Envoy does when its client has gone.
+    Cancelled,
+    /// The message is compressed.
+    Compressed,
+    /// The call ended before its message did.
+    Incomplete,
+    /// The body is not one length-prefixed message.
+    InvalidFraming,
+    /// The message cannot be decoded.
+    InvalidMessage,
+    /// The request is not a gRPC call.
+    NotGrpc,
+}
+
+impl CallFailure {
+    /// All of them, in the order of their names.
+    pub const ALL: [Self; 6] = [
+        Self::Cancelled,
+        Self::Compressed,
+        Self::Incomplete,
+        Self::InvalidFraming,
+        Self::InvalidMessage,
+        Self::NotGrpc,
+    ];
+
+    /// The name in metrics and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cancelled => "cancelled",
+            Self::Compressed => "compressed",
+            Self::Incomplete => "incomplete",
+            Self::InvalidFraming => "invalid_framing",
+            Self::InvalidMessage => "invalid_message",
+            Self::NotGrpc => "not_grpc",
+        }
+    }
+
+    /// The status that the call ends with, and its message: ASCII without `%`.
+    pub(super) fn status(self) -> (Code, &'static str) {
+        match self {
+            Self::Cancelled => (Code::Cancelled, "the call was cancelled"),
+            Self::Compressed => {
+                (Code::Unimplemented, "compressed messages are not supported: send identity encoding")
+            }
+            Self::Incomplete => (Code::Internal, "the call ended before its message was complete"),
+            Self::InvalidFraming => {
+                (Code::Internal, "invalid gRPC framing: expected one length-prefixed message")
+            }
+            Self::InvalidMessage => (Code::InvalidArgument, "invalid CheckRequest"),
+            Self::NotGrpc => (Code::Unimplemented, "not a gRPC call"),
+        }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Cancelled => "the peer cancelled it",
+            Self::Compressed => "disable gRPC compression in the client",
+            Self::Incomplete | Self::InvalidFraming => "the client's gRPC implementation is broken",
+            Self::InvalidMessage => "the client does not send an envoy.service.auth.v3.CheckRequest",
+            Self::NotGrpc => "this port serves gRPC only: use `tenantgate check` or grpcurl",
+        }
+    }
+}
+
+/// Why a connection ended, or never began.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ConnectionFailure {
+    /// The client refused the certificate of the server.
+    CertificateRefused,
+    /// The peer does not answer pings.
+    KeepaliveTimeout,
+    /// The client certificate cannot be used: expired, not for clients, damaged.
+    ClientCertificateInvalid,
+    /// The client certificate is not of an authority in `--client-ca`.
+    ClientCertificateUnknownCa,
+    /// The client has no certificate.
+    ClientCertificateMissing,
+    /// The client certificate has none of the names in `--client-san`.
+    ClientSanNotAllowed,
+    /// The peer did not finish TLS and HTTP/2 in time.
+    HandshakeTimeout,
+    /// The peer speaks HTTP/1.1.
+    Http1,
+    /// The client does not offer `h2` by ALPN (RFC 7301).
+    NoAlpnH2,
+    /// The peer speaks neither HTTP/2 nor TLS.
+    NotHttp2,
+    /// The user id is none of `--unix-peer-uid`.
+    PeerUidNotAllowed,
+    /// The peer sends without TLS.
+    PlaintextOnTls,
+    /// The peer violates HTTP/2.
+    ProtocolError,
+    /// The peer takes no responses.
+    ResponsesNotTaken,
+    /// A header list stopped arriving.
+    SlowHeaders,
+    /// The TLS handshake failed in another way.
+    TlsError,
+    /// The peer sends TLS to a listener without.
+    TlsOnPlaintext,
+    /// The client does not offer TLS 1.2 or 1.3.
+    TlsVersion,
+}
+
+impl ConnectionFailure {
+    /// All of them.
+    pub const ALL: [Self; 18] = [
+        Self::CertificateRefused,
+        Self::ClientCertificateInvalid,
+        Self::ClientCertificateMissing,
+        Self::ClientCertificateUnknownCa,
+        Self::ClientSanNotAllowed,
+        Self::HandshakeTimeout,
+        Self::Http1,
+        Self::KeepaliveTimeout,
+        Self::NoAlpnH2,
+        Self::NotHttp2,
+        Self::PeerUidNotAllowed,
+        Self::PlaintextOnTls,
+        Self::ProtocolError,
+        Self::ResponsesNotTaken,
+        Self::SlowHeaders,
+        Self::TlsError,
+        Self::TlsOnPlaintext,
+        Self::TlsVersion,
+    ];
+
+    /// The name in metrics and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CertificateRefused => "certificate_refused",
+            Self::ClientCertificateInvalid => "client_certificate_invalid",
+            Self::ClientCertificateMissing => "client_certificate_missing",
+            Self::ClientCertificateUnknownCa => "client_certificate_unknown_ca",
+            Self::ClientSanNotAllowed => "client_san_not_allowed",
+            Self::HandshakeTimeout => "handshake_timeout",
+            Self::Http1 => "http1",
+            Self::KeepaliveTimeout => "keepalive_timeout",
+            Self::NoAlpnH2 => "no_alpn_h2",
+            Self::NotHttp2 => "not_http2",
+            Self::PeerUidNotAllowed => "peer_uid_not_allowed",
+            Self::PlaintextOnTls => "plaintext_on_tls",
+            Self::ProtocolError => "protocol_error",
+            Self::ResponsesNotTaken => "responses_not_taken",
+            Self::SlowHeaders => "slow_headers",
+            Self::TlsError => "tls_error",
+            Self::TlsOnPlaintext => "tls_on_plaintext",
+            Self::TlsVersion => "tls_version",
+        }
+    }
+
+    /// Whether the peer was not admitted: it never got as far as a call.
+    #[must_use]
+    pub fn is_handshake(self) -> bool {
+        !matches!(
+            self,
+            Self::KeepaliveTimeout | Self::ProtocolError | Self::ResponsesNotTaken | Self::SlowHeaders
+        )
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Self::CertificateRefused => {
+                "the client does not trust the certificate of --tls-cert: give the client its authority"
+            }
+            Self::ClientCertificateInvalid => "renew or replace the client's certificate",
+            Self::ClientCertificateMissing => "give the client a certificate of --client-ca",
+            Self::ClientCertificateUnknownCa => {
+                "the client's certificate is not of an authority in --client-ca"
+            }
+            Self::ClientSanNotAllowed => "the client's certificate has none of the names in --client-san",
+            Self::HandshakeTimeout => "it took longer than --handshake-timeout",
+            Self::Http1 => "the client speaks HTTP/1.1: set http2_protocol_options in Envoy's cluster",
+            Self::KeepaliveTimeout => "the peer did not answer a ping within --keepalive-timeout",
+            Self::NoAlpnH2 => {
+                "the client does not offer h2 by ALPN: set http2_protocol_options in Envoy's cluster"
+            }
+            Self::NotHttp2 => "the client does not speak HTTP/2",
+            Self::PeerUidNotAllowed => "the client's user id is none of --unix-peer-uid",
+            Self::PlaintextOnTls => "the client does not use TLS: set a transport_socket in Envoy's cluster",
+            Self::ProtocolError => "the peer violates HTTP/2",
+            Self::ResponsesNotTaken => "the peer takes no responses: see --max-pending-bytes",
+            Self::SlowHeaders => "a header list did not arrive within --request-timeout",
+            Self::TlsError => "the TLS handshake failed",
+            Self::TlsOnPlaintext => {
+                "the client uses TLS, the listener does not: set --tls-cert and --tls-key, or remove it from Envoy's \
+                 cluster"
+            }
+            Self::TlsVersion => "the client does not offer TLS 1.2 or 1.3",
+        }
+    }
+}
+
+/// Counts and logs failures.
+#[derive(Debug)]
+pub struct Failures {
+    calls: [(Count, RateLimitedLog); CallFailure::ALL.len()],
+    connections: [(Count, RateLimitedLog); ConnectionFailure::ALL.len()],
+    too_large: RateLimitedLog,
+}
+
+impl Failures {
+    /// No failures yet.
+    #[must_use]
+    pub fn new(clock: &Arc<dyn Clock>) -> Self {
+        // Each kind has a line of its own, so that a flood of one does not hide another.
+        let log = || RateLimitedLog::new(Arc::clone(clock), 1);
+        Self {
+            calls: std::array::from_fn(|_| (Count::default(), log())),
+            connections: std::array::from_fn(|_| (Count::default(), log())),
+            too_large: log(),
+        }
+    }
+
+    /// Records a call that failed.
+    pub(super) fn call(&self, failure: CallFailure, peer: &Peer) {
+        let Some((count, log)) = entry(&CallFailure::ALL, &self.calls, &failure) else { return };
+        count.add_one();
+        let (reason, advice) = (failure.as_str(), failure.advice());
+        // Clients of Envoy that hang up are no fault of anybody's.
+        if failure == CallFailure::Cancelled {
+            return debug!(%peer, reason, "call failed: {advice}");
+        }
+        log.write(|left_out| warn!(%peer, reason, left_out, "call failed: {advice}"));
+    }
+
+    /// Records a connection that failed; `detail` is what the library said of it.
+    pub fn connection(&self, failure: ConnectionFailure, peer: &Peer, detail: Option<&str>) {
+        let Some((count, log)) = entry(&ConnectionFailure::ALL, &self.connections, &failure) else { return };
+        count.add_one();
+        let (reason, advice) = (failure.as_str(), failure.advice());
+        log.write(|left_out| warn!(%peer, reason, detail, left_out, "connection failed: {advice}"));
+    }
+
+    /// Logs a call that is refused for its size.
+    pub(super) fn too_large(&self, peer: &Peer, option: &'static str, bytes: usize, limit: usize) {
+        self.too_large.write(|left_out| {
+            warn!(
+                %peer, bytes, limit, left_out,
+                "call rejected with 503: larger than {option}, raise it above what Envoy accepts"
+            );
+        });
+    }
+
+    /// The failed calls, by reason.
+    pub fn calls(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        CallFailure::ALL
+            .iter()
+            .zip(&self.calls)
+            .map(|(failure, (count, _))| (failure.as_str(), count.value()))
+    }
+
+    /// The failed connections, by reason.
+    pub fn connections(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let named = ConnectionFailure::ALL.iter().zip(&self.connections);
+        named.map(|(failure, (count, _))| (failure.as_str(), count.value()))
+    }
+}
+
+fn entry<'a, F: PartialEq, E>(all: &[F], entries: &'a [E], failure: &F) -> Option<&'a E> {
+    all.iter().position(|other| other == failure).and_then(|at| entries.get(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_failure_has_a_name_and_advice_of_its_own() {
+        let calls: BTreeSet<_> = CallFailure::ALL.map(|f| (f.as_str(), f.status().1)).into();
+        assert_eq!(calls.len(), CallFailure::ALL.len());
+        assert!(calls.iter().all(|(_, message)| message.is_ascii() && !message.contains('%')));
+        let connections: BTreeSet<_> = ConnectionFailure::ALL.map(|f| (f.as_str(), f.advice())).into();
+        assert_eq!(connections.len(), ConnectionFailure::ALL.len());
+        assert!(CallFailure::ALL.map(CallFailure::as_str).is_sorted());
+        assert!(ConnectionFailure::ALL.map(ConnectionFailure::as_str).is_sorted());
+    }
+}
