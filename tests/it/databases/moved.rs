@@ -62,6 +62,29 @@ fn a_restored_dump_costs_one_load_whatever_the_numbers_of_its_transactions() {
 }
 
 #[test]
+fn a_restored_dump_of_200_000_keys_costs_one_load() {
+    let (Some(high), Some(low)) = (Cluster::private(), Cluster::private()) else { return };
+    high.use_up_transactions(20_000);
+    let database = own(&high);
+    database.sql(
+        "INSERT INTO api_keys (hashed_key, key_prefix, tenant_id) \
+         SELECT overlay(hashed_key PLACING lpad(n::text, 8, '0') FROM 40), 'llmk_many' || n, tenant_id \
+         FROM api_keys, generate_series(1, 199999) n",
+    );
+    low.restore("own", &high.dump("own", &[]));
+    let restored = Database::at(Backend::Postgres, &low.url("own"));
+    let server = Server::on(&restored).start();
+    polls_without_loading_again(&server);
+    assert_eq!(count(&server, "tenantgate_replica_keys"), 200_000);
+    let status = server.http("/readyz").body;
+    assert!(status.contains(r#""status":"ready""#), "not stale: {status}");
+    assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
+    restored.cli(&["key", "revoke", "llmk_ours", "--wait=10s"]).ok();
+    assert_eq!(server.row(Ask::with_key(KEY)), "401 revoked");
+    polls_without_loading_again(&server);
+}
+
+#[test]
 fn a_dump_without_rights_is_found_and_fixed() {
     let Some(cluster) = Cluster::private() else { return };
     drop(own(&cluster));
