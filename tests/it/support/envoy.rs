@@ -425,6 +425,12 @@ impl Envoy {
         value.unwrap_or_else(|| panic!("no number in {page:?}"))
     }
 
+    /// The counters and gauges that match a pattern and are not zero.
+    pub(crate) fn stats(&self, pattern: &str) -> String {
+        let page = self.ask_admin(&format!("/stats?usedonly&type=All&filter={pattern}")).body;
+        page.lines().filter(|line| !line.ends_with(": 0")).collect::<Vec<_>>().join("\n")
+    }
+
     /// The address of its admin page.
     pub(crate) fn admin(&self) -> &str {
         &self.admin
