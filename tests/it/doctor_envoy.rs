@@ -1,7 +1,7 @@
 //! Does `doctor` see what is wrong with a real Envoy? `envoy/envoy.yaml` as it is, and spoilt.
 
 use crate::doctor::doctor;
-use crate::support::envoy::{Envoy, Plan};
+use crate::support::envoy::{Envoy, FILE, Plan};
 use crate::support::link::free_port;
 use crate::support::{Server, World};
 
@@ -169,8 +169,10 @@ fn what_is_spoilt_in_the_listener_is_found_once() {
 fn a_cluster_that_speaks_no_grpc_is_found() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
+    let file = std::fs::read_to_string(FILE).unwrap();
     let http2 =
-        "          http2_protocol_options:\n            connection_keepalive: {interval: 10s, timeout: 2s}\n";
+        file.split("        explicit_http_config:\n").nth(1).expect("that of the cluster of tenantgate");
+    let http2 = http2.split("    # WHY: every request").next().expect("what comes next");
     let health = "      grpc_health_check: {service_name: envoy.service.auth.v3.Authorization}";
     let plan = Envoy::before(&server).with(http2, "          http_protocol_options: {}\n");
     let plan = plan.with(health, "      tcp_health_check: {}");
