@@ -153,7 +153,7 @@ fn no_trace_header_lets_a_request_pass_or_stops_one_that_may() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let Some(envoy) = tracing(fail_open(&server)).start() else { return };
-    for size in [0, 100, 8_000, 9_000, 70_000, 1_000_000, 8_000_000] {
+    for size in [0, 100, 8_000, 9_000, 70_000, 1_000_000, 2_000_000] {
         let state = "v".repeat(size);
         let headers = [TRACE, ("tracestate", state.as_str())];
         let outcome = envoy.send("GET", "/v1", &headers);
@@ -224,7 +224,7 @@ fn no_size_of_a_request_lets_it_pass_or_stops_one_that_may() {
         assert_eq!(post(&envoy, &[], size), 401, "a body of {size} bytes and no key");
         assert_eq!(post(&envoy, &[key], size), 200, "a body of {size} bytes and a key");
     }
-    for size in [60_000, 2_000_000, 7_000_000] {
+    for size in [60_000, 2_000_000, 4_000_000] {
         let cookie = "c".repeat(size);
         envoy.send("GET", "/v1", &[("cookie", &cookie)]).is_refused(401, r#"{"detail":"Missing API key"}"#);
         envoy.send("GET", "/v1", &[("cookie", &cookie), key]).is_allowed_as(&world.acme, &world.live);
