@@ -57,6 +57,12 @@ impl ClientAddress {
             Self::Header(name) => Some(name),
         }
     }
+
+    /// The metadata of the call that is needed, in lower case.
+    #[must_use]
+    pub fn metadata(&self) -> Option<&str> {
+        if let Self::Metadata(name) = self { Some(name) } else { None }
+    }
 }
 
 fn header_name(name: &str) -> Result<String, String> {

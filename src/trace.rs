@@ -10,6 +10,9 @@
 //! Only traces that somebody keeps are of interest: without the flag there is no parent.
 //! How spans are sent, and where, is not known here.
 
+/// The header that a trace is carried in.
+pub const TRACEPARENT: &str = "traceparent";
+
 /// The span that a span of ours is a child of.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Parent {
