@@ -14,6 +14,9 @@
 //! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats   rate_limited_log   client_address   audit   finding   trace
 //! ```
 //!
+//! The floors 0 and 1 are the crate `tenantgate-core` as far as they need no operating system, and stand here under the
+//! same names. A module inside Envoy can use that crate alone.
+//!
 //! A module uses its own floor's earlier items and the floors below, never one
 //! above. Doors do not know other doors.
 //!
@@ -49,18 +52,13 @@
 
 // floor 0
 pub mod audit;
-pub mod client_address;
 pub mod clock;
 pub mod finding;
-pub mod key;
 pub mod rate_limited_log;
-pub mod record;
-pub mod request;
 pub mod stats;
-pub mod tenant;
 pub mod trace;
-// floor 1
-pub mod decision;
+// floors 0 and 1 of crates/core
+pub use tenantgate_core::{client_address, decision, key, record, request, tenant};
 // floor 2, and the doors to databases
 pub mod store;
 pub mod supervise;
