@@ -13,6 +13,13 @@ const FLOORS: [&[&str]; 6] = [
     &[
         "clock",
         "finding",
+        "invalid",
+        "labels",
+        "network",
+        "path",
+        "plan",
+        "route",
+        "scope",
         "key",
         "tenant",
         "record",

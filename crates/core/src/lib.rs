@@ -11,9 +11,14 @@
 // floor 0
 pub mod client_address;
 pub mod clock;
+pub mod invalid;
 pub mod key;
+pub mod labels;
+pub mod network;
+pub mod plan;
 pub mod record;
 pub mod request;
+pub mod scope;
 pub mod tenant;
 // floor 1
 pub mod decision;
