@@ -7,12 +7,15 @@
 //!
 //! ```text
 //! floor 5  WIRING      main  cli/  config/  server/{house, listen, ops, tls, workers}  health  telemetry/{metrics, page, panics, process, scrub, traces}
-//! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      store/{postgres, sqlite}
+//! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      store/{sql, postgres, sqlite}
 //! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   usage (last-used)   memos (proofs)   shadow (would-be refusals)   explain (why)
 //! floor 2  MACHINES    supervise   store/{management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}   writing   trust
 //! floor 1  JUDGEMENT   decision/{rows} (pure, synchronous)
-//! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats   rate_limited_log   client_address   audit   finding   trace
+//! floor 0  WORDS       key/{format}   tenant   record   request   scope   network   plan   labels   path   route   invalid   clock   stats   rate_limited_log   client_address   audit   finding   trace
 //! ```
+//!
+//! The floors 0 and 1 are the crate `tenantgate-core` as far as they need no operating system, and stand here under the
+//! same names. A module inside Envoy can use that crate alone.
 //!
 //! A module uses its own floor's earlier items and the floors below, never one
 //! above. Doors do not know other doors.
@@ -49,18 +52,15 @@
 
 // floor 0
 pub mod audit;
-pub mod client_address;
 pub mod clock;
 pub mod finding;
-pub mod key;
 pub mod rate_limited_log;
-pub mod record;
-pub mod request;
 pub mod stats;
-pub mod tenant;
 pub mod trace;
-// floor 1
-pub mod decision;
+// floors 0 and 1 of crates/core
+pub use tenantgate_core::{
+    client_address, decision, invalid, key, labels, network, plan, record, request, scope, tenant,
+};
 // floor 2, and the doors to databases
 pub mod store;
 pub mod supervise;
