@@ -24,12 +24,12 @@ use tokio::time::{Instant, timeout_at};
 use crate::clock::{Clock, Moment, Timestamp};
 use crate::decision::{Decision, Facts, Fault, Found, Freshness, Grant, Objection, Proof, Reason, decide};
 use crate::key::PresentedKey;
-use crate::memos::Memos;
+use crate::last_used::LastUsed;
+use crate::memo_writer::MemoWriter;
 use crate::replica::{Entry, Replica, Snapshot, TenantEntry};
 use crate::request::{AccessRequest, Credential};
 use crate::stats::{Count, Spread};
 use crate::tenant::Mode;
-use crate::usage::Usage;
 use crate::verify::Verifier;
 
 /// How requests are judged.
@@ -129,8 +129,8 @@ pub enum Lacking<'a> {
 pub struct Gate {
     replica: Replica,
     verifier: Verifier,
-    usage: Usage,
-    memos: Memos,
+    last_used: LastUsed,
+    memos: MemoWriter,
     clock: Arc<dyn Clock>,
     options: Options,
     stats: Arc<Stats>,
@@ -144,13 +144,13 @@ impl Gate {
     pub fn new(
         replica: Replica,
         verifier: Verifier,
-        usage: Usage,
-        memos: Memos,
+        last_used: LastUsed,
+        memos: MemoWriter,
         clock: Arc<dyn Clock>,
         options: Options,
     ) -> Self {
         let starts_until = clock.uptime() + STARTING;
-        Self { replica, verifier, usage, memos, clock, options, stats: Arc::default(), starts_until }
+        Self { replica, verifier, last_used, memos, clock, options, stats: Arc::default(), starts_until }
     }
 
     /// What was decided so far.
@@ -220,7 +220,7 @@ impl Gate {
         if let (Decision::Allow(Grant::Tenant(..)), Some((entry, presented))) =
             (verdict.decision, verdict.used)
         {
-            self.usage.touch(entry, verdict.at);
+            self.last_used.touch(entry, verdict.at);
             // So that the next process need not ask bcrypt.
             if entry.take_memo_due() {
                 self.memos.note(entry.record(), presented);

@@ -8,8 +8,8 @@
 //! ```text
 //! floor 5  WIRING      main  cli/  config/  server/{house, listen, ops, tls, workers}  health  telemetry/{metrics, page, panics, process, scrub, traces}
 //! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      store/{postgres, sqlite}
-//! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   usage (last-used)   memos (proofs)   shadow (would-be refusals)   explain (why)
-//! floor 2  MACHINES    supervise   store/{management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}   writing   trust
+//! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   last_used   memo_writer (proofs)   shadow (would-be refusals)   explain (why)
+//! floor 2  MACHINES    supervise   store/{management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}   batch_writer   trust
 //! floor 1  JUDGEMENT   decision/{rows} (pure, synchronous)
 //! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats   rate_limited_log   client_address   audit   finding   trace
 //! ```
@@ -67,14 +67,14 @@ pub mod supervise;
 pub mod transport;
 pub mod verify;
 // floor 2
+pub mod batch_writer;
 pub mod replica;
 pub mod trust;
-pub mod writing;
 // floor 3
 pub mod admin;
-pub mod memos;
+pub mod last_used;
+pub mod memo_writer;
 pub mod shadow;
-pub mod usage;
 // the one that needs both
 pub mod gate;
 // the one that tells what it does

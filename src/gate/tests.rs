@@ -4,11 +4,11 @@ use tokio::join;
 use uuid::Uuid;
 
 use super::*;
+use crate::batch_writer::Schedule;
 use crate::clock::ManualClock;
 use crate::decision::Denial;
 use crate::key::KeyId;
 use crate::key::format::parse;
-use crate::memos;
 use crate::record::{ExpiresAt, KeyRecord, SecretHash};
 use crate::store::Row;
 use crate::tenant::{Tenant, TenantId, TenantStatus};
@@ -31,9 +31,16 @@ impl House {
         let replica = Replica::default();
         let keyring = Keyring::new(Peppers::default()).unwrap();
         let verifier = Verifier::start(verify::Options::default(), keyring).unwrap();
-        let memos = Memos::new(Peppers::default(), memos::Options::default());
+        let memos = MemoWriter::new(Peppers::default(), Schedule::every(Duration::from_secs(1)));
         let (same, options) = (Arc::<ManualClock>::clone(&clock), Options { mode, ..Options::default() });
-        let gate = Gate::new(replica.clone(), verifier, Usage::default(), memos, same, options);
+        let gate = Gate::new(
+            replica.clone(),
+            verifier,
+            LastUsed::new(Schedule::every(Duration::from_secs(30))),
+            memos,
+            same,
+            options,
+        );
         Self { clock, replica, gate }
     }
 

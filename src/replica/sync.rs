@@ -402,4 +402,4 @@ async fn within<T>(
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -20,7 +20,8 @@ use crate::ext_authz::service::AuthorizationService;
 use crate::ext_authz::spans::Spans;
 use crate::gate::Gate;
 use crate::health::Health;
-use crate::memos::Memos;
+use crate::last_used::LastUsed;
+use crate::memo_writer::MemoWriter;
 use crate::replica::Replica;
 use crate::replica::announce::{self, Announcer};
 use crate::replica::keep::Keeper;
@@ -30,7 +31,6 @@ use crate::shadow;
 use crate::supervise::{Part, Supervisor};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Traces;
-use crate::usage::{self, Usage};
 use crate::verify::Verifier;
 use crate::verify::memo::Keyring;
 
@@ -54,8 +54,8 @@ const FLUSH_WITHIN: Duration = Duration::from_millis(1_500);
 /// The parts of the server.
 pub(super) struct Assembly {
     replica: Replica,
-    usage: Usage,
-    memos: Memos,
+    last_used: LastUsed,
+    memos: MemoWriter,
     shadow: shadow::Report,
     traces: Option<Arc<Traces>>,
     pub(super) health: Health,
@@ -68,15 +68,15 @@ pub(super) struct Assembly {
 impl Assembly {
     pub(super) fn build(settings: &Settings) -> Result<(Self, AuthorizationService), ServeError> {
         let clock = &settings.clock;
-        let (peppers, usage) = (&settings.peppers, Usage::default());
+        let (peppers, last_used) = (&settings.peppers, LastUsed::new(settings.last_used));
         let replica = Replica::new(peppers.clone());
-        let memos = Memos::new(peppers.clone(), settings.memos);
+        let memos = MemoWriter::new(peppers.clone(), settings.memos);
         let keyring =
             Keyring::new(peppers.clone()).map_err(|e| ServeError::Start(format!("no randomness: {e}")))?;
         let verifier =
             Verifier::start(settings.verify, keyring).map_err(|e| ServeError::Start(e.to_string()))?;
         let verify = verifier.stats();
-        let (ours, uses, proofs) = (replica.clone(), usage.clone(), memos.clone());
+        let (ours, uses, proofs) = (replica.clone(), last_used.clone(), memos.clone());
         let gate = Arc::new(Gate::new(ours, verifier, uses, proofs, Arc::clone(clock), settings.gate));
         let kind = settings.store.kind();
         let (limit, mode) = (settings.gate.max_staleness, settings.gate.mode);
@@ -90,7 +90,7 @@ impl Assembly {
             gate: gate.stats(),
             verify,
             replica: replica.clone(),
-            usage: usage.clone(),
+            last_used: last_used.clone(),
             memos: memos.clone(),
             listen: Arc::new(ListenStats::new(clock)),
             supervisor: supervisor.clone(),
@@ -111,8 +111,18 @@ impl Assembly {
         let announcer =
             Announcer::new(process_name(), replica.clone(), Arc::clone(&settings.store), announce);
         let spans = traces.clone().map(|traces| -> Arc<dyn Spans> { traces });
-        let assembly =
-            Self { replica, usage, memos, shadow, traces, health, reporter, metrics, announcer, supervisor };
+        let assembly = Self {
+            replica,
+            last_used,
+            memos,
+            shadow,
+            traces,
+            health,
+            reporter,
+            metrics,
+            announcer,
+            supervisor,
+        };
         Ok((assembly, service.with_spans(spans)))
     }
 
@@ -124,17 +134,17 @@ impl Assembly {
 
     /// What runs beside requests, for ever and in spite of panics.
     pub(super) fn background(&self, settings: &Settings) -> Vec<JoinHandle<()>> {
-        let (memos, usage, health) = (self.memos.clone(), self.usage.clone(), self.health.clone());
+        let (memos, last_used, health) = (self.memos.clone(), self.last_used.clone(), self.health.clone());
         let (keeper, reporter, announcer) =
             (self.keeper(settings), self.reporter.clone(), self.announcer.clone());
-        let (uses, cut) = (settings.usage, settings.prune);
-        let [to_memos, to_usage, to_prune, to_shadow] = [(); 4].map(|()| Arc::clone(&settings.store));
+        let cut = settings.prune;
+        let [to_memos, to_uses, to_prune, to_shadow] = [(); 4].map(|()| Arc::clone(&settings.store));
         let shadow = self.shadow.clone();
         let certificates = settings.listen.tls.clone();
         let mut parts = vec![
             self.run(Part::Memos, move || memos.clone().run(Arc::clone(&to_memos))),
             self.run(Part::Keep, move || keep_snapshot(keeper.clone())),
-            self.run(Part::Usage, move || usage.clone().run(Arc::clone(&to_usage), uses)),
+            self.run(Part::Usage, move || last_used.clone().run(Arc::clone(&to_uses))),
             self.run(Part::Health, move || health.clone().run(reporter.clone())),
             self.run(Part::Announce, move || announcer.clone().run()),
             self.run(Part::Prune, move || prune::run(Arc::clone(&to_prune), cut)),
@@ -167,8 +177,8 @@ impl Assembly {
         if let Some(mut keeper) = self.keeper(settings) {
             keeper.write().await;
         }
-        self.memos.flush(settings.store.as_ref()).await;
-        self.shadow.flush(settings.store.as_ref()).await;
+        self.memos.flush(settings.store.as_ref(), FLUSH_WITHIN).await;
+        self.shadow.flush(settings.store.as_ref(), FLUSH_WITHIN).await;
     }
 
     /// On a thread that may block, because the library does.
@@ -217,10 +227,9 @@ impl Assembly {
         }
         drop(sync);
         background.iter().for_each(JoinHandle::abort);
-        let flush = usage::Options { timeout: FLUSH_WITHIN, ..settings.usage };
         let (_, kept) = tokio::join!(
             timeout(FLUSH_WITHIN, self.last_things(settings)),
-            timeout(FLUSH_WITHIN, self.usage.flush(settings.store.as_ref(), flush)),
+            timeout(FLUSH_WITHIN, self.last_used.flush(settings.store.as_ref(), FLUSH_WITHIN)),
         );
         // What is left of the time; a row that stays ages out.
         let _ = tokio::join!(

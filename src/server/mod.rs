@@ -26,13 +26,14 @@ pub use self::acceptor::{Address, Options as ListenOptions, Stats as ListenStats
 use self::assembly::Assembly;
 use self::dedicated_runtime::DedicatedRuntime;
 pub use self::tls::{Tls, TlsError, TlsFiles};
+use crate::batch_writer::Schedule;
 use crate::clock::{Clock, SystemClock};
 use crate::ext_authz::service::{AuthorizationService, Options as ServiceOptions};
 use crate::replica::{keep, prune, sync};
 use crate::store::{Store, StoreError};
 use crate::transport::Services;
 use crate::verify::memo::Peppers;
-use crate::{gate, memos, shadow, usage, verify};
+use crate::{gate, last_used, memo_writer, shadow, verify};
 
 /// Everything the house is made of.
 pub struct Settings {
@@ -52,18 +53,18 @@ pub struct Settings {
     pub verify: verify::Options,
     /// How the replica is kept true.
     pub sync: sync::Options,
-    /// How uses are written down.
-    pub usage: usage::Options,
+    /// When uses of keys are written.
+    pub last_used: Schedule,
     /// How the change log is cut.
     pub prune: prune::Options,
     /// By which proofs outlive the process, and what is asked of them.
     pub peppers: Peppers,
-    /// How memos are written down.
-    pub memos: memos::Options,
+    /// When memos are written.
+    pub memos: Schedule,
     /// Where to send spans, if anywhere.
     pub otlp_endpoint: Option<String>,
-    /// How the shadow report is kept.
-    pub shadow: shadow::Options,
+    /// When the shadow report is written.
+    pub shadow: Schedule,
     /// How the snapshot is kept in a file, if it is.
     pub keep: Option<keep::Options>,
     /// What is allowed and should be thought over: said once the listeners are up.
@@ -85,12 +86,12 @@ impl Settings {
             gate: gate::Options::default(),
             verify: verify::Options::default(),
             sync: sync::Options::default(),
-            usage: usage::Options::default(),
+            last_used: Schedule::every(last_used::INTERVAL),
             prune: prune::Options::default(),
             peppers: Peppers::default(),
-            memos: memos::Options::default(),
+            memos: Schedule::every(memo_writer::INTERVAL),
             otlp_endpoint: None,
-            shadow: shadow::Options::default(),
+            shadow: Schedule::every(shadow::INTERVAL),
             keep: None,
             remarks: Vec::new(),
             clock: Arc::new(SystemClock),

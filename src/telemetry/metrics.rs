@@ -18,13 +18,13 @@ use super::{process, traces};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Fault, Reason};
 use crate::health::Health;
-use crate::memos::Memos;
+use crate::last_used::LastUsed;
+use crate::memo_writer::MemoWriter;
 use crate::replica::Replica;
 use crate::server::ListenStats;
 use crate::stats::Count;
 use crate::supervise::Supervisor;
 use crate::tenant::Mode;
-use crate::usage::Usage;
 use crate::{gate, shadow, verify};
 
 /// Everything that counts.
@@ -37,9 +37,9 @@ pub struct Metrics {
     /// The replica.
     pub replica: Replica,
     /// `last_used_at`.
-    pub usage: Usage,
+    pub last_used: LastUsed,
     /// Memos.
-    pub memos: Memos,
+    pub memos: MemoWriter,
     /// Connections.
     pub listen: Arc<ListenStats>,
     /// Parts that were begun again.
@@ -244,13 +244,13 @@ impl Metrics {
         let (name, help) =
             ("tenantgate_replica_went_back", "Times the database came back without a change it had had");
         page.counter(name, help, replica.went_back.value())?;
-        let (usage, memos, shadow) = (self.usage.writing(), self.memos.writing(), self.shadow.writing());
+        let (uses, memos, shadow) = (self.last_used.stats(), self.memos.stats(), self.shadow.stats());
         for (name, help, written, failed) in [
             (
                 "tenantgate_last_used_flushes",
                 "Batches of last_used_at by result",
-                &usage.written,
-                &usage.failed,
+                &uses.written,
+                &uses.failed,
             ),
             ("tenantgate_memo_flushes", "Batches of memos by result", &memos.written, &memos.failed),
             (

@@ -24,8 +24,8 @@ const FLOORS: [&[&str]; 6] = [
         "rate_limited_log",
     ],
     &["decision"],
-    &["supervise", "writing", "transport", "store", "verify", "replica", "trust"],
-    &["admin", "explain", "gate", "memos", "shadow", "usage"],
+    &["supervise", "batch_writer", "transport", "store", "verify", "replica", "trust"],
+    &["admin", "explain", "gate", "last_used", "memo_writer", "shadow"],
     &[
         "envoy",
         "ext_authz",

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tenantgate::batch_writer::Schedule;
 use tenantgate::clock::{Clock, SystemClock, Timestamp};
 use tenantgate::key::KeyId;
 use tenantgate::replica::{keep, prune};
@@ -23,7 +24,6 @@ use tenantgate::store::{
 use tenantgate::telemetry::{self, LogFormat, panics};
 use tenantgate::verify::memo::{Peppers, Policy};
 use tenantgate::verify::pepper::Pepper;
-use tenantgate::{memos, usage};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -234,8 +234,8 @@ fn settings(world: &World, springs: &Arc<Springs>, dir: &Path) -> Settings {
     let store = SqliteStore::new(world.db.url()).unwrap();
     let mut settings = Settings::on(Arc::new(Trap { store, springs: Arc::clone(springs) }));
     settings.clock = Arc::new(TrappedClock(Arc::clone(springs)));
-    settings.usage = usage::Options { interval: OFTEN, ..usage::Options::default() };
-    settings.memos = memos::Options { interval: OFTEN, ..memos::Options::default() };
+    settings.last_used = Schedule::every(OFTEN);
+    settings.memos = Schedule::every(OFTEN);
     settings.prune = prune::Options { interval: OFTEN, ..prune::Options::default() };
     settings.peppers = Peppers::new(vec![Pepper::random().unwrap()], Policy::Optional);
     let (path, max_staleness) = (dir.join("snapshot"), Duration::from_mins(5));

@@ -53,7 +53,7 @@ enum Step {
 /// A database that follows a script: one list of steps for each session. After the last step of the last
 /// session nothing changes any more.
 #[derive(Default)]
-pub(in crate::replica) struct Script {
+pub(crate) struct Script {
     sessions: Mutex<VecDeque<Vec<Step>>>,
     old_schema: bool,
     embedded: bool,
