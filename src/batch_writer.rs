@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::{interval, timeout};
 use tracing::{debug, warn};
 
-use crate::stats::Count;
+use crate::stats::Counter;
 use crate::store::{Store, StoreError};
 
 /// When batches are written.
@@ -58,9 +58,9 @@ pub trait Buffer: Send + Sync + 'static {
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Batches written.
-    pub written: Count,
+    pub written: Counter,
     /// Batches that failed and will be retried.
-    pub failed: Count,
+    pub failed: Counter,
 }
 
 /// Writes the rows of a buffer. Cheap to clone.

@@ -28,7 +28,7 @@ use crate::last_used::LastUsed;
 use crate::memo_writer::MemoWriter;
 use crate::replica::{Entry, Replica, Snapshot, TenantEntry};
 use crate::request::{AccessRequest, Credential};
-use crate::stats::{Count, Spread};
+use crate::stats::{Counter, Histogram};
 use crate::tenant::Mode;
 use crate::verify::Verifier;
 
@@ -51,23 +51,23 @@ impl Default for Options {
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Allowed as a tenant.
-    pub ok: Count,
+    pub ok: Counter,
     /// Allowed as nobody.
-    pub public: Count,
+    pub public: Counter,
     /// Allowed as nobody in shadow mode, in the order of [`Reason::ALL`] and the undecided ones after them.
-    pub shadow: [Count; Reason::ALL.len() + 1],
+    pub shadow: [Counter; Reason::ALL.len() + 1],
     /// Denied, in the order of [`Reason::ALL`].
-    pub denied: [Count; Reason::ALL.len()],
+    pub denied: [Counter; Reason::ALL.len()],
     /// Not decided, in the order of [`Fault::ALL`]; [`Stats::excused`] of them passed all the same.
-    pub unable: [Count; Fault::ALL.len()],
+    pub unable: [Counter; Fault::ALL.len()],
     /// From having read the request to having made the answer.
-    pub latency: Spread,
+    pub latency: Histogram,
 }
 
 impl Stats {
     /// Requests that could not be decided and passed in shadow mode.
     #[must_use]
-    pub fn excused(&self) -> &Count {
+    pub fn excused(&self) -> &Counter {
         &self.shadow[Reason::ALL.len()]
     }
 

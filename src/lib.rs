@@ -6,12 +6,12 @@
 //! # Floors
 //!
 //! ```text
-//! floor 5  WIRING      main  cli/  config/  server/{house, listen, ops, tls, workers}  health  telemetry/{metrics, page, panics, process, scrub, traces}
+//! floor 5  WIRING      main  cli/  config/  server/{assembly, acceptor, dedicated_runtime, grpc_services, ops, tls, worker_pool}  health  telemetry/{metrics, page, panics, process, scrub, traces}
 //! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      store/{postgres, sqlite}
 //! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   last_used   memo_writer (proofs)   shadow (would-be refusals)   explain (why)
-//! floor 2  MACHINES    supervise   store/{management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}   batch_writer   trust
+//! floor 2  MACHINES    supervise   store/{management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, heartbeat, snapshot_file/format}   batch_writer   client_tls
 //! floor 1  JUDGEMENT   decision/{rows} (pure, synchronous)
-//! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats   rate_limited_log   client_address   audit   finding   trace
+//! floor 0  WORDS       key/{format}   tenant   record   request   clock   stats   rate_limited_log   client_address   audit   diagnostics   trace
 //! ```
 //!
 //! A module uses its own floor's earlier items and the floors below, never one
@@ -51,7 +51,7 @@
 pub mod audit;
 pub mod client_address;
 pub mod clock;
-pub mod finding;
+pub mod diagnostics;
 pub mod key;
 pub mod rate_limited_log;
 pub mod record;
@@ -68,8 +68,8 @@ pub mod transport;
 pub mod verify;
 // floor 2
 pub mod batch_writer;
+pub mod client_tls;
 pub mod replica;
-pub mod trust;
 // floor 3
 pub mod admin;
 pub mod last_used;

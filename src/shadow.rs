@@ -18,7 +18,7 @@ use std::time::Duration;
 use crate::batch_writer::{BatchWriter, Buffer, Schedule};
 use crate::clock::Timestamp;
 use crate::decision::Objection;
-use crate::stats::Count;
+use crate::stats::Counter;
 use crate::store::{Shadowed, ShadowedKind, Store, StoreError};
 
 /// The default interval.
@@ -50,7 +50,7 @@ pub type Report = BatchWriter<Entries>;
 pub struct Entries {
     bound: usize,
     day: Mutex<Day>,
-    crowded: Count,
+    crowded: Counter,
 }
 
 /// The entries of a day. Written entries stay until the day ends, because they count against the bound.
@@ -82,14 +82,14 @@ impl Report {
 
     /// The number of requests beyond the bound.
     #[must_use]
-    pub fn crowded(&self) -> &Count {
+    pub fn crowded(&self) -> &Counter {
         &self.buffer().crowded
     }
 }
 
 impl Entries {
     fn new(bound: usize) -> Self {
-        Self { bound, day: Mutex::default(), crowded: Count::default() }
+        Self { bound, day: Mutex::default(), crowded: Counter::default() }
     }
 
     fn note(&self, objection: &Objection<'_>, origin: &Origin<'_>, now: Timestamp) {

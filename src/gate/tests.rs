@@ -131,7 +131,7 @@ async fn a_key_is_proven_once_and_then_passes_at_once() {
     assert_eq!(house.now("llmk_other_secret123").as_deref(), Some("unknown"));
     assert_eq!(house.entry().last_use().1, house.clock.now());
     let stats = house.gate.stats();
-    let denied: Vec<_> = stats.denied.iter().map(Count::value).collect();
+    let denied: Vec<_> = stats.denied.iter().map(Counter::value).collect();
     assert_eq!((stats.ok.value(), denied), (2, vec![0, 0, 2, 0, 0, 0, 1]));
 }
 
@@ -192,7 +192,7 @@ fn in_shadow_mode_what_is_said_is_what_becomes_of_the_decision() {
     let view = house.gate.unable(Fault::Overloaded, Duration::ZERO);
     assert_eq!(house.on(&view, KEY).as_deref(), Some("shadow unavailable"));
     let stats = house.gate.stats();
-    assert_eq!(stats.shadow.iter().map(Count::value).collect::<Vec<_>>(), [0, 0, 0, 0, 0, 0, 1, 1]);
+    assert_eq!(stats.shadow.iter().map(Counter::value).collect::<Vec<_>>(), [0, 0, 0, 0, 0, 0, 1, 1]);
     assert_eq!(stats.excused().value(), 1);
     assert_eq!(stats.latency.buckets().map(|(_, n)| n).sum::<u64>(), 2);
 }
@@ -212,7 +212,7 @@ fn every_decision_is_counted_under_its_own_name() {
     }
     stats.count(&Decision::Allow(Grant::Shadow(Objection::Unable(Fault::TooOld, None))));
     stats.count(&Decision::Allow(Grant::Public));
-    let values = |counts: &[Count]| counts.iter().map(Count::value).collect::<Vec<_>>();
+    let values = |counts: &[Counter]| counts.iter().map(Counter::value).collect::<Vec<_>>();
     assert_eq!(values(&stats.denied), [1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(values(&stats.shadow), [1, 2, 3, 4, 5, 6, 7, 1]);
     assert_eq!(values(&stats.unable), [1, 2, 3, 4, 5, 6, 8, 8]);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 6] = [
     &[
         "clock",
-        "finding",
+        "diagnostics",
         "key",
         "tenant",
         "record",
@@ -24,7 +24,7 @@ const FLOORS: [&[&str]; 6] = [
         "rate_limited_log",
     ],
     &["decision"],
-    &["supervise", "batch_writer", "transport", "store", "verify", "replica", "trust"],
+    &["supervise", "batch_writer", "transport", "store", "verify", "replica", "client_tls"],
     &["admin", "explain", "gate", "last_used", "memo_writer", "shadow"],
     &[
         "envoy",
@@ -59,7 +59,7 @@ const ROOMS: [(&str, &[&str]); 22] = [
     ("\"x-llmcore-tenant", &["ext_authz/"]),
     ("proto::envoy", &["ext_authz/", "cli/check"]),
     ("ExtAuthz", &["envoy/"]),
-    ("rustls_native_certs", &["trust"]),
+    ("rustls_native_certs", &["client_tls"]),
     ("tokio::spawn", &["transport/", "server"]),
     ("std::thread::Builder", &["verify/", "server"]),
 ];

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{SqliteStore, applied, audit, inspect};
 use crate::audit::{Action, Draft};
-use crate::finding::Level;
+use crate::diagnostics::Level;
 use crate::store::migrations::{self, SQLITE, SQLITE_OBJECTS};
 use crate::store::{Adoption, Migrated, StoreError};
 
