@@ -24,12 +24,12 @@ use tokio::time::{Instant, timeout_at};
 use crate::clock::{Clock, Moment, Timestamp};
 use crate::decision::{Decision, Facts, Fault, Found, Freshness, Grant, Objection, Proof, Reason, decide};
 use crate::key::PresentedKey;
-use crate::memos::Memos;
+use crate::last_used::LastUsed;
+use crate::memo_writer::MemoWriter;
 use crate::replica::{Entry, Replica, Snapshot, TenantEntry};
 use crate::request::{AccessRequest, Credential};
-use crate::stats::{Count, Spread};
+use crate::stats::{Counter, Histogram};
 use crate::tenant::Mode;
-use crate::usage::Usage;
 use crate::verify::Verifier;
 
 /// How requests are judged.
@@ -51,23 +51,23 @@ impl Default for Options {
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Allowed as a tenant.
-    pub ok: Count,
+    pub ok: Counter,
     /// Allowed as nobody.
-    pub public: Count,
+    pub public: Counter,
     /// Allowed as nobody in shadow mode, in the order of [`Reason::ALL`] and the undecided ones after them.
-    pub shadow: [Count; Reason::ALL.len() + 1],
+    pub shadow: [Counter; Reason::ALL.len() + 1],
     /// Denied, in the order of [`Reason::ALL`].
-    pub denied: [Count; Reason::ALL.len()],
+    pub denied: [Counter; Reason::ALL.len()],
     /// Not decided, in the order of [`Fault::ALL`]; [`Stats::excused`] of them passed all the same.
-    pub unable: [Count; Fault::ALL.len()],
+    pub unable: [Counter; Fault::ALL.len()],
     /// From having read the request to having made the answer.
-    pub latency: Spread,
+    pub latency: Histogram,
 }
 
 impl Stats {
     /// Requests that could not be decided and passed in shadow mode.
     #[must_use]
-    pub fn excused(&self) -> &Count {
+    pub fn excused(&self) -> &Counter {
         &self.shadow[Reason::ALL.len()]
     }
 
@@ -129,8 +129,8 @@ pub enum Lacking<'a> {
 pub struct Gate {
     replica: Replica,
     verifier: Verifier,
-    usage: Usage,
-    memos: Memos,
+    last_used: LastUsed,
+    memos: MemoWriter,
     clock: Arc<dyn Clock>,
     options: Options,
     stats: Arc<Stats>,
@@ -144,13 +144,13 @@ impl Gate {
     pub fn new(
         replica: Replica,
         verifier: Verifier,
-        usage: Usage,
-        memos: Memos,
+        last_used: LastUsed,
+        memos: MemoWriter,
         clock: Arc<dyn Clock>,
         options: Options,
     ) -> Self {
         let starts_until = clock.uptime() + STARTING;
-        Self { replica, verifier, usage, memos, clock, options, stats: Arc::default(), starts_until }
+        Self { replica, verifier, last_used, memos, clock, options, stats: Arc::default(), starts_until }
     }
 
     /// What was decided so far.
@@ -220,7 +220,7 @@ impl Gate {
         if let (Decision::Allow(Grant::Tenant(..)), Some((entry, presented))) =
             (verdict.decision, verdict.used)
         {
-            self.usage.touch(entry, verdict.at);
+            self.last_used.touch(entry, verdict.at);
             // So that the next process need not ask bcrypt.
             if entry.take_memo_due() {
                 self.memos.note(entry.record(), presented);

@@ -1,9 +1,8 @@
-//! Are we fit to serve?
+//! Readiness of the server.
 //!
-//! One judgement, said in three ways: gRPC health for Envoy and Kubernetes,
-//! `/readyz` for people and load balancers, and a log line when it changes. Fit
-//! is who has loaded once, is not older than allowed and is not on its way out;
-//! it starts as "not".
+//! One judgement is reported in three ways: as gRPC health status for Envoy and Kubernetes, at `/readyz` for people and load
+//! balancers, and as a log line when it changes. Ready means: loaded once, not older than `--max-staleness`, and not draining.
+//! A server is not ready at first.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -21,7 +20,7 @@ use crate::ext_authz::service::SERVICE_NAME;
 use crate::replica::Replica;
 use crate::tenant::Mode;
 
-/// Looks after our fitness. Cheap to clone.
+/// Computes and reports readiness. Cheap to clone.
 #[derive(Clone)]
 pub struct Health(Arc<Shared>);
 
@@ -34,7 +33,7 @@ struct Shared {
     draining: AtomicBool,
 }
 
-/// What `/readyz` says.
+/// The body of `/readyz`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Readiness {
     status: &'static str,
@@ -44,9 +43,9 @@ pub struct Readiness {
     keys: usize,
     tenants: usize,
     snapshot_age_ms: Option<u64>,
-    /// Whether to send us requests.
+    /// Whether the server should get requests.
     #[serde(skip)]
-    pub fit: bool,
+    pub ready: bool,
 }
 
 impl Health {
@@ -63,23 +62,23 @@ impl Health {
         Self(Arc::new(Shared { replica, clock, max_staleness, store, mode, draining }))
     }
 
-    /// From now on we are on our way out.
+    /// Reports `draining` from now on.
     pub fn drain(&self) {
         self.0.draining.store(true, Relaxed);
     }
 
-    /// How old the last good look at the database may be.
+    /// The maximum age of the snapshot.
     #[must_use]
     pub fn max_staleness(&self) -> Duration {
         self.0.max_staleness
     }
 
-    /// How we are.
+    /// Returns the current readiness.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
         let shared = &*self.0;
         let freshness = shared.replica.freshness(shared.clock.as_ref(), shared.max_staleness);
-        let (status, fit) = match freshness {
+        let (status, ready) = match freshness {
             _ if shared.draining.load(Relaxed) => ("draining", false),
             Freshness::NeverLoaded => ("starting", false),
             Freshness::Fresh => ("ready", true),
@@ -99,54 +98,57 @@ impl Health {
             keys: snapshot.key_count(),
             tenants: snapshot.tenant_count(),
             snapshot_age_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-            fit,
+            ready,
         }
     }
 
-    /// Keeps gRPC health true, for ever. Looks at every new snapshot and ten times a second.
+    /// Reports every change of readiness, forever. Checks it at every new snapshot and ten times a second.
     pub async fn run(self, reporter: HealthReporter) {
         let mut generation = self.0.replica.generation();
         let (mut before, mut was_ready) = (None, false);
         loop {
             let now = self.readiness();
-            if before != Some((now.status, now.fit)) {
-                report(&reporter, now.fit).await;
-                say(&now, was_ready);
-                before = Some((now.status, now.fit));
-                was_ready |= now.fit;
+            if before != Some((now.status, now.ready)) {
+                report(&reporter, now.ready).await;
+                log(&now, was_ready);
+                before = Some((now.status, now.ready));
+                was_ready |= now.ready;
             }
-            // A new snapshot or the time being up are all the same here.
+            // Both outcomes lead to the next check.
             let _ = timeout(Duration::from_millis(100), generation.changed()).await;
         }
     }
 
-    /// Says at once what [`Health::run`] would say within a tenth of a second.
+    /// Reports the gRPC health status at once; [`Health::run`] does so within 100 ms.
     pub async fn report(&self, reporter: &HealthReporter) {
-        report(reporter, self.readiness().fit).await;
+        report(reporter, self.readiness().ready).await;
     }
 }
 
-async fn report(reporter: &HealthReporter, fit: bool) {
-    let status = if fit { ServingStatus::Serving } else { ServingStatus::NotServing };
+async fn report(reporter: &HealthReporter, ready: bool) {
+    let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
     for service in ["", SERVICE_NAME] {
         reporter.set_service_status(service, status).await;
     }
 }
 
-/// A first load that took long is stale at once, and the server ready all the same.
-fn say(now: &Readiness, was_ready: bool) {
+/// Logs a change. A first load that took long makes the snapshot stale at once, but the server is ready.
+fn log(now: &Readiness, was_ready: bool) {
     let Readiness { status, store, keys, tenants, snapshot_age_ms: age_ms, .. } = *now;
-    match (status, now.fit) {
+    match (status, now.ready) {
         (_, true) if !was_ready => info!(store, keys, tenants, "ready"),
         ("starting", _) => {}
         ("stale", true) => {
             warn!(
                 status,
-                age_ms, "no good look at the database, known keys are served, unknown ones get 503"
+                age_ms, "the database cannot be polled, known keys are served, unknown ones get 503"
             );
         }
         ("stale", false) => {
-            warn!(status, age_ms, "the last good look is older than --max-staleness, every key gets 503");
+            warn!(
+                status,
+                age_ms, "the last successful poll is older than --max-staleness, every key gets 503"
+            );
         }
         _ => info!(status, "health"),
     }

@@ -6,12 +6,12 @@
 //! # Floors
 //!
 //! ```text
-//! floor 5  WIRING      main  cli/  config/  server/{house, listen, ops, tls, workers}  health  telemetry/{metrics, page, panics, process, scrub, traces}
+//! floor 5  WIRING      main  cli/  config/  server/{assembly, acceptor, dedicated_runtime, grpc_services, ops, tls, worker_pool}  health  telemetry/{metrics, page, panics, process, scrub, traces}
 //! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      store/{sql, postgres, sqlite}
-//! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   usage (last-used)   memos (proofs)   shadow (would-be refusals)   explain (why)
-//! floor 2  MACHINES    supervise   store/{management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}   writing   trust
+//! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   last_used   memo_writer (proofs)   shadow (would-be refusals)   explain (why)
+//! floor 2  MACHINES    supervise   store/{management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, heartbeat, snapshot_file/format}   batch_writer   client_tls
 //! floor 1  JUDGEMENT   decision/{rows} (pure, synchronous)
-//! floor 0  WORDS       key/{format}   tenant   record   request   scope   network   plan   labels   path   route   invalid   clock   stats   rate_limited_log   client_address   audit   finding   trace
+//! floor 0  WORDS       key/{format}   tenant   record   request   scope   network   plan   labels   path   route   invalid   clock   stats   rate_limited_log   client_address   audit   diagnostics   trace
 //! ```
 //!
 //! The floors 0 and 1 are the crate `tenantgate-core` as far as they need no operating system, and stand here under the
@@ -53,7 +53,7 @@
 // floor 0
 pub mod audit;
 pub mod clock;
-pub mod finding;
+pub mod diagnostics;
 pub mod rate_limited_log;
 pub mod stats;
 pub mod trace;
@@ -67,14 +67,14 @@ pub mod supervise;
 pub mod transport;
 pub mod verify;
 // floor 2
+pub mod batch_writer;
+pub mod client_tls;
 pub mod replica;
-pub mod trust;
-pub mod writing;
 // floor 3
 pub mod admin;
-pub mod memos;
+pub mod last_used;
+pub mod memo_writer;
 pub mod shadow;
-pub mod usage;
 // the one that needs both
 pub mod gate;
 // the one that tells what it does

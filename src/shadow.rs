@@ -1,85 +1,66 @@
-//! Whom would enforcing hurt?
+//! Collects what enforcement would reject, for the shadow report.
 //!
-//! In shadow mode a request that was to be refused passes, and is noted here
-//! ([`Report::note`]): from which network, with which program, for what, and why it
-//! would have been refused. Requests that are alike in all of that are one entry; the
-//! entries of a day are bounded, and what finds no room any more is counted together.
-//! What was noted is added to a table every half minute, where
-//! `tenantgate report shadow` reads it.
+//! In shadow mode, a request that would be rejected passes and is recorded ([`Report::note`]): its network, client
+//! program, method, path, and the reason. Requests that are equal in all of these share one entry. The number of entries
+//! a day is bounded; requests beyond the bound are counted together. Every half minute the entries are added to a table,
+//! which `tenantgate report shadow` reads.
 //!
-//! All of this comes from strangers, so it is kept short, printable, and free of what
-//! could be a secret ([`plain`]). What Envoy calls these things is not known here.
+//! Clients choose all of this text. It is therefore cut, made printable, and cleaned of everything that could be a
+//! secret ([`plain`]). Depends on: no message of Envoy.
 
 mod plain;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::interval;
-
+use crate::batch_writer::{BatchWriter, Buffer, Schedule};
 use crate::clock::Timestamp;
 use crate::decision::Objection;
-use crate::stats::Count;
-use crate::store::{Shadowed, ShadowedKind, Store};
-use crate::writing::Writing;
+use crate::stats::Counter;
+use crate::store::{Shadowed, ShadowedKind, Store, StoreError};
 
-/// How the report is kept.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// How often it is written down.
-    pub interval: Duration,
-    /// How long one batch may take before it is left for the next time.
-    pub timeout: Duration,
-    /// How many entries a day may have, half a kilobyte each.
-    pub bound: usize,
-}
+/// The default interval.
+pub const INTERVAL: Duration = Duration::from_secs(30);
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { interval: Duration::from_secs(30), timeout: Duration::from_secs(5), bound: 2_000 }
-    }
-}
+/// The maximum number of entries a day, half a kilobyte each.
+const BOUND: usize = 2_000;
 
-/// Rows per statement.
-const BATCH: usize = 500;
-
-/// What stands for everything that found no room.
+/// Stands for all requests beyond the bound.
 pub const OTHERS: &str = "(others)";
 
-/// Where a request comes from and what it is for, as the client says.
+/// The origin and the target of a request, as the client gives them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Origin<'a> {
     /// The client's address, if it is known.
     pub address: Option<IpAddr>,
-    /// The program it says it is.
+    /// The `user-agent` header.
     pub user_agent: &'a [u8],
     /// The method.
     pub method: &'a [u8],
-    /// The path, query and all.
+    /// The path with its query.
     pub path: &'a [u8],
 }
 
-/// What was noted, and is not all written down yet. Cheap to clone.
-#[derive(Clone)]
-pub struct Report(Arc<Shared>);
+/// Collects and writes the report. Cheap to clone.
+pub type Report = BatchWriter<Entries>;
 
-struct Shared {
-    options: Options,
+/// The entries of the current day, and those not written yet.
+pub struct Entries {
+    bound: usize,
     day: Mutex<Day>,
-    writing: Writing,
-    crowded: Count,
+    crowded: Counter,
 }
 
-/// The entries of a day, those written down too: they count against the bound.
+/// The entries of a day. Written entries stay until the day ends, because they count against the bound.
 #[derive(Default)]
 struct Day {
     number: i64,
     entries: HashMap<ShadowedKind, Tally>,
 }
 
-/// What is not written down of an entry.
+/// The requests of an entry that are not written yet.
 #[derive(Clone, Copy)]
 struct Tally {
     requests: u64,
@@ -90,13 +71,28 @@ struct Tally {
 impl Report {
     /// An empty report.
     #[must_use]
-    pub fn new(options: Options) -> Self {
-        let (day, writing) = (Mutex::default(), Writing::of("the shadow report"));
-        Self(Arc::new(Shared { options, day, writing, crowded: Count::default() }))
+    pub fn new(schedule: Schedule) -> Self {
+        Self::of(Entries::new(BOUND), schedule)
     }
 
-    /// Takes note of a request that passed and was to be refused.
+    /// Records a request that passed and would be rejected by enforcement.
     pub fn note(&self, objection: &Objection<'_>, origin: &Origin<'_>, now: Timestamp) {
+        self.buffer().note(objection, origin, now);
+    }
+
+    /// The number of requests beyond the bound.
+    #[must_use]
+    pub fn crowded(&self) -> &Counter {
+        &self.buffer().crowded
+    }
+}
+
+impl Entries {
+    fn new(bound: usize) -> Self {
+        Self { bound, day: Mutex::default(), crowded: Counter::default() }
+    }
+
+    fn note(&self, objection: &Objection<'_>, origin: &Origin<'_>, now: Timestamp) {
         let kind = ShadowedKind {
             reason: objection.as_str().into(),
             network: plain::network(origin.address),
@@ -107,67 +103,48 @@ impl Report {
         };
         let mut day = self.lock();
         day.turn(now);
-        let crowded = day.entries.len() >= self.0.options.bound && !day.entries.contains_key(&kind);
+        let crowded = day.entries.len() >= self.bound && !day.entries.contains_key(&kind);
         let kind = if crowded { others(&kind.reason) } else { kind };
         if crowded {
-            self.0.crowded.add_one();
+            self.crowded.add_one();
         }
-        day.entries.entry(kind).or_insert(Tally { requests: 0, first: now, last: now }).add(now);
+        day.add(kind, Tally { requests: 1, first: now, last: now });
     }
 
-    /// What came of writing it.
-    #[must_use]
-    pub fn writing(&self) -> &Writing {
-        &self.0.writing
+    fn lock(&self) -> MutexGuard<'_, Day> {
+        self.day.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Requests that found no room of their own.
-    #[must_use]
-    pub fn crowded(&self) -> &Count {
-        &self.0.crowded
-    }
+impl Buffer for Entries {
+    type Row = Shadowed;
+    const NAME: &'static str = "the shadow report";
+    const BATCH: usize = 500;
 
-    /// Writes down what was noted every [`Options::interval`], for ever.
-    pub async fn run(self, store: Arc<dyn Store>) {
-        let mut ticks = interval(self.0.options.interval);
-        loop {
-            ticks.tick().await;
-            self.flush(store.as_ref()).await;
-        }
-    }
-
-    /// Writes down what was noted. What cannot be is kept for the next time.
-    ///
-    /// # Cancel safety
-    ///
-    /// What is being written when it is dropped may be counted twice.
-    pub async fn flush(&self, store: &dyn Store) {
-        for batch in self.unwritten().chunks(BATCH) {
-            let write = store.write_shadowed(batch);
-            if self.0.writing.attempt(batch.len(), self.0.options.timeout, write).await.is_none() {
-                return;
-            }
-            self.lock().forget(batch);
-        }
-    }
-
-    /// In an order that all servers keep, so that two that write the same rows wait for each other and no more.
-    fn unwritten(&self) -> Vec<Shadowed> {
-        let day = self.lock();
-        let noted = day.entries.iter().filter(|(_, tally)| tally.requests > 0);
-        let mut rows: Vec<_> = noted.map(|(kind, tally)| tally.row(kind.clone())).collect();
+    /// Takes the rows in an order that is the same on all servers, so that two servers cannot deadlock.
+    fn take(&self) -> Vec<Shadowed> {
+        let mut day = self.lock();
+        let waiting = day.entries.iter_mut().filter(|(_, tally)| tally.requests > 0);
+        let mut rows: Vec<_> = waiting.map(|(kind, tally)| tally.take().row(kind.clone())).collect();
         drop(day);
         rows.sort_unstable_by(|a, b| (a.first_seen.day(), &a.kind).cmp(&(b.first_seen.day(), &b.kind)));
         rows
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Day> {
-        self.0.day.lock().unwrap_or_else(PoisonError::into_inner)
+    fn put_back(&self, rows: Vec<Shadowed>) {
+        let mut day = self.lock();
+        for Shadowed { kind, requests, first_seen: first, last_seen: last } in rows {
+            day.add(kind, Tally { requests, first, last });
+        }
+    }
+
+    async fn write(&self, store: &dyn Store, batch: &[Shadowed]) -> Result<(), StoreError> {
+        store.write_shadowed(batch).await
     }
 }
 
 impl Day {
-    /// Makes room when a new day begins.
+    /// Drops the written entries of the day before when a new day begins.
     fn turn(&mut self, now: Timestamp) {
         if self.number != now.day() {
             self.number = now.day();
@@ -175,23 +152,26 @@ impl Day {
         }
     }
 
-    /// Takes what was written off what is to be.
-    fn forget(&mut self, written: &[Shadowed]) {
-        for row in written {
-            if let Some(tally) = self.entries.get_mut(&row.kind) {
-                tally.requests = tally.requests.saturating_sub(row.requests);
-            }
-        }
+    fn add(&mut self, kind: ShadowedKind, more: Tally) {
+        let tally = self.entries.entry(kind).or_insert(Tally { requests: 0, ..more });
+        *tally = if tally.requests == 0 { more } else { tally.plus(more) };
     }
 }
 
 impl Tally {
-    fn add(&mut self, now: Timestamp) {
-        if self.requests == 0 {
-            (self.first, self.last) = (now, now);
+    fn plus(self, more: Self) -> Self {
+        Self {
+            requests: self.requests + more.requests,
+            first: self.first.min(more.first),
+            last: self.last.max(more.last),
         }
-        self.requests += 1;
-        self.last = self.last.max(now);
+    }
+
+    /// Leaves nothing to write.
+    fn take(&mut self) -> Self {
+        let taken = *self;
+        self.requests = 0;
+        taken
     }
 
     fn row(self, kind: ShadowedKind) -> Shadowed {
@@ -222,54 +202,58 @@ mod tests {
         Objection::Denied(Denial { reason: Reason::Missing, identity: None })
     }
 
-    fn report(bound: usize) -> Report {
-        Report::new(Options { bound, ..Options::default() })
-    }
-
-    fn note(report: &Report, path: &str, at: i64) {
+    fn note(entries: &Entries, path: &str, at: i64) {
         let origin = Origin { address: "192.0.2.7".parse().ok(), path: path.as_bytes(), ..Origin::default() };
-        report.note(&missing(), &origin, Timestamp(at));
+        entries.note(&missing(), &origin, Timestamp(at));
     }
 
-    fn rows(report: &Report) -> Vec<(String, u64, i64, i64)> {
+    fn written(entries: &Entries) -> Vec<(String, u64, i64, i64)> {
         let row = |row: Shadowed| (row.kind.path, row.requests, row.first_seen.0, row.last_seen.0);
-        report.unwritten().into_iter().map(row).collect()
+        entries.take().into_iter().map(row).collect()
     }
 
     #[test]
-    fn requests_that_are_alike_are_one_entry() {
-        let report = report(10);
-        note(&report, "/a", 5);
-        note(&report, "/a?x=1", 9);
-        note(&report, "/b", 7);
-        assert_eq!(rows(&report), [("/a".into(), 2, 5, 9), ("/b".into(), 1, 7, 7)]);
+    fn equal_requests_share_one_entry() {
+        let entries = Entries::new(10);
+        note(&entries, "/a", 5);
+        note(&entries, "/a?x=1", 9);
+        note(&entries, "/b", 7);
+        assert_eq!(written(&entries), [("/a".into(), 2, 5, 9), ("/b".into(), 1, 7, 7)]);
     }
 
     #[test]
-    fn a_day_has_so_many_entries_and_what_finds_no_room_is_counted_together() {
-        let report = report(2);
+    fn requests_beyond_the_bound_of_a_day_are_counted_together() {
+        let entries = Entries::new(2);
         for path in ["/a", "/b", "/c", "/d", "/a"] {
-            note(&report, path, 1);
+            note(&entries, path, 1);
         }
-        assert_eq!(rows(&report), [(OTHERS.into(), 2, 1, 1), ("/a".into(), 2, 1, 1), ("/b".into(), 1, 1, 1)]);
-        assert_eq!(report.crowded().value(), 2);
+        let expected = [(OTHERS.into(), 2, 1, 1), ("/a".into(), 2, 1, 1), ("/b".into(), 1, 1, 1)];
+        assert_eq!(written(&entries), expected);
+        assert_eq!(entries.crowded.value(), 2);
     }
 
     #[test]
-    fn what_was_written_is_not_written_again_and_makes_room_the_next_day() {
-        let report = report(1);
-        note(&report, "/a", 1);
-        let written = report.unwritten();
-        note(&report, "/a", 2);
-        report.lock().forget(&written);
-        assert_eq!(rows(&report), [("/a".into(), 1, 1, 2)]);
-        let written = report.unwritten();
-        report.lock().forget(&written);
-        note(&report, "/b", 3);
-        assert_eq!(rows(&report), [(OTHERS.into(), 1, 3, 3)], "written entries count against the bound");
-        let written = report.unwritten();
-        report.lock().forget(&written);
-        note(&report, "/b", DAY);
-        assert_eq!(rows(&report), [("/b".into(), 1, DAY, DAY)]);
+    fn a_request_is_written_once_and_its_entry_is_dropped_the_next_day() {
+        let entries = Entries::new(1);
+        note(&entries, "/a", 1);
+        assert_eq!(written(&entries), [("/a".into(), 1, 1, 1)]);
+        note(&entries, "/a", 2);
+        assert_eq!(written(&entries), [("/a".into(), 1, 2, 2)]);
+        note(&entries, "/b", 3);
+        assert_eq!(written(&entries), [(OTHERS.into(), 1, 3, 3)], "written entries count against the bound");
+        note(&entries, "/b", DAY);
+        assert_eq!(written(&entries), [("/b".into(), 1, DAY, DAY)]);
+    }
+
+    #[test]
+    fn rows_that_were_put_back_are_added_to_later_requests() {
+        let entries = Entries::new(10);
+        note(&entries, "/a", 5);
+        note(&entries, "/a", 7);
+        let failed = entries.take();
+        note(&entries, "/a", 9);
+        entries.put_back(failed);
+        assert_eq!(written(&entries), [("/a".into(), 3, 5, 9)]);
+        assert_eq!(written(&entries), []);
     }
 }

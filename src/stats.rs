@@ -1,26 +1,24 @@
-//! How often, and how long?
+//! Counters, gauges and histograms for operators.
 //!
-//! Numbers that machines count up and operators read. Counting takes one atomic
-//! addition, on a line of the cache that no other thread writes while there are few
-//! of them, and no lock; what the numbers are called and how they are shown is
-//! not known here.
+//! Counting takes one atomic addition and no lock. Each of the first eight threads writes to a cache line of its own, so
+//! that they do not slow each other down. Metric names and output formats belong to `telemetry`.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-/// How many threads count without being in each other's way.
+/// The number of threads that can count without sharing a cache line.
 const STRIPES: usize = 8;
 
-/// A number of its own line of the cache: threads that count on different ones do not wait for each other.
+/// A number in its own cache line.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Stripe(AtomicU64);
 
-/// A number that only grows. Every thread adds to one of its parts.
+/// A number that only grows. Each thread adds to one of its stripes.
 #[derive(Debug, Default)]
-pub struct Count([Stripe; STRIPES]);
+pub struct Counter([Stripe; STRIPES]);
 
-impl Count {
+impl Counter {
     /// Adds one.
     pub fn add_one(&self) {
         self.add(1);
@@ -31,14 +29,14 @@ impl Count {
         self.0[stripe()].0.fetch_add(n, Relaxed);
     }
 
-    /// Reads it.
+    /// Returns the sum over all threads.
     #[must_use]
     pub fn value(&self) -> u64 {
         self.0.iter().map(|stripe| stripe.0.load(Relaxed)).sum()
     }
 }
 
-/// The part that this thread adds to.
+/// Returns the index of the stripe of this thread.
 fn stripe() -> usize {
     static THREADS: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
@@ -47,28 +45,28 @@ fn stripe() -> usize {
     OURS.with(|ours| *ours)
 }
 
-/// A number that is set.
+/// A number that can go up and down.
 #[derive(Debug, Default)]
-pub struct Level(AtomicU64);
+pub struct Gauge(AtomicU64);
 
-impl Level {
+impl Gauge {
     /// Sets it.
     pub fn set(&self, n: u64) {
         self.0.store(n, Relaxed);
     }
 
-    /// Reads it.
+    /// Returns the last number set, 0 at first.
     #[must_use]
     pub fn value(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }
 
-/// How durations are spread: buckets that double from 4 µs to 4 s.
+/// A histogram of durations, with buckets that double from 4 µs to 4 s.
 #[derive(Debug, Default)]
-pub struct Spread([Part; STRIPES]);
+pub struct Histogram([Part; STRIPES]);
 
-/// What one thread, or a few, have taken note of.
+/// The durations that the threads of one stripe recorded.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Part {
@@ -78,8 +76,8 @@ struct Part {
 
 const BUCKETS: usize = 22;
 
-impl Spread {
-    /// Takes note of a duration.
+impl Histogram {
+    /// Records a duration.
     pub fn record(&self, span: Duration) {
         let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
         let part = &self.0[stripe()];
@@ -87,14 +85,15 @@ impl Spread {
         part.sum_nanos.fetch_add(nanos, Relaxed);
     }
 
-    /// The sum of all durations in seconds.
+    /// Returns the sum of all durations in seconds.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "a sum for display; 53 bits of it are plenty")]
+    #[expect(clippy::cast_precision_loss, reason = "a sum for display, for which 53 bits are enough")]
     pub fn sum_seconds(&self) -> f64 {
         self.0.iter().map(|part| part.sum_nanos.load(Relaxed)).sum::<u64>() as f64 / 1e9
     }
 
-    /// Each bucket's upper bound in seconds, inclusive, and how many durations fell into it alone.
+    /// Returns each bucket's inclusive upper bound in seconds, and the number of durations in this bucket alone (not
+    /// cumulative).
     pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
         let count = |i: usize| self.0.iter().map(|part| part.buckets[i].load(Relaxed)).sum();
         (0..BUCKETS).map(move |i| (upper_bound(i), count(i)))
@@ -116,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_duration_falls_into_the_first_bucket_that_holds_it() {
+    fn a_duration_falls_into_the_lowest_bucket_that_holds_it() {
         for (micros, bucket) in
             [(0, 0), (4, 0), (5, 1), (8, 1), (9, 2), (4_000_000, 20), (u64::MAX / 1000, 21)]
         {
@@ -126,22 +125,22 @@ mod tests {
     }
 
     #[test]
-    fn what_many_threads_counted_is_counted_once() {
-        let count = Count::default();
+    fn additions_of_many_threads_are_counted_once() {
+        let counter = Counter::default();
         std::thread::scope(|scope| {
             for _ in 0..20 {
-                scope.spawn(|| (0..1_000).for_each(|_| count.add_one()));
+                scope.spawn(|| (0..1_000).for_each(|_| counter.add_one()));
             }
         });
-        assert_eq!(count.value(), 20_000);
+        assert_eq!(counter.value(), 20_000);
     }
 
     #[test]
     fn the_sum_and_the_buckets_agree_with_what_was_recorded() {
-        let spread = Spread::default();
-        spread.record(Duration::from_micros(3));
-        spread.record(Duration::from_millis(270));
-        assert!((spread.sum_seconds() - 0.270_003).abs() < 1e-9);
-        assert_eq!(spread.buckets().map(|(_, n)| n).sum::<u64>(), 2);
+        let histogram = Histogram::default();
+        histogram.record(Duration::from_micros(3));
+        histogram.record(Duration::from_millis(270));
+        assert!((histogram.sum_seconds() - 0.270_003).abs() < 1e-9);
+        assert_eq!(histogram.buckets().map(|(_, n)| n).sum::<u64>(), 2);
     }
 }

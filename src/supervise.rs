@@ -1,14 +1,12 @@
-//! What if a part of us panics?
+//! Restarts background tasks that panic.
 //!
-//! A panic is a defect, and a defect in one part is no reason to take the others along: what is in
-//! memory goes on answering. The work that panicked is dropped where it stood and begun again,
-//! soon the first time and later and later if that does not help. It is counted, and said in one line; where
-//! it happened is said by `telemetry`, which hears of every panic.
+//! A panic is a defect, but a defect in one task must not stop the others: the server continues to answer from memory. The
+//! future that panicked is dropped, and the task starts again, after a pause that doubles each time. Each restart is counted
+//! and logged in one line; the panic hook in `telemetry` logs where it happened.
 //!
-//! Nobody is let in because of it. A part that stands still shows as what it is: a snapshot that grows
-//! old, a batch that waits.
+//! A panic never allows a request. A task that does not run shows in its own metrics: the snapshot gets older, a batch waits.
 //!
-//! This module knows nothing of what the parts do.
+//! Depends on: nothing of what the tasks do.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,17 +18,17 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tracing::error;
 
-use crate::stats::Count;
+use crate::stats::Counter;
 
-/// Work that panicked. What it said is not kept: it may be about a key.
+/// The future panicked. The message is not kept, because it may contain a key.
 #[derive(Clone, Copy, Debug)]
 pub struct Panicked;
 
-/// The outcome of `work`, or that it panicked; it is dropped then.
+/// Returns the output of `work`.
 ///
 /// # Errors
 ///
-/// It panicked.
+/// `work` panicked.
 pub async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     let mut work = pin!(work);
     poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
@@ -41,29 +39,29 @@ pub async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     .await
 }
 
-/// What runs beside requests.
+/// A background task.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Part {
-    /// Tells others how far we are.
+    /// Writes how far this server has read the change log.
     Announce,
-    /// Reads certificates again that changed.
+    /// Reloads certificates that changed.
     Certificates,
-    /// Keeps gRPC health true.
+    /// Keeps the gRPC health status current.
     Health,
-    /// Keeps the snapshot in a file.
+    /// Writes the snapshot file.
     Keep,
-    /// Writes memos down.
+    /// Writes memos.
     Memos,
-    /// Cuts the change log.
+    /// Prunes the change log.
     Prune,
-    /// Writes the shadow report down.
+    /// Writes the shadow report.
     Shadow,
-    /// Writes uses down.
+    /// Writes `last_used_at`.
     Usage,
 }
 
 impl Part {
-    /// All of them, in the order of their numbers.
+    /// All tasks, in the order of their numbers.
     pub const ALL: [Self; 8] = [
         Self::Announce,
         Self::Certificates,
@@ -75,7 +73,7 @@ impl Part {
         Self::Usage,
     ];
 
-    /// Its name in logs and metrics.
+    /// The name in logs and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -91,20 +89,20 @@ impl Part {
     }
 }
 
-/// The longest that a part stands still before it is begun again.
+/// The longest pause before a restart.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
-/// Begins parts again that panicked, and counts how often. Cheap to clone.
+/// Restarts tasks that panicked, and counts the restarts. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Supervisor(Arc<[Count; Part::ALL.len()]>);
+pub struct Supervisor(Arc<[Counter; Part::ALL.len()]>);
 
 impl Supervisor {
-    /// Does the work that `begin` begins, again and again until it ends without a panic.
+    /// Runs the future that `begin` creates, and creates another one whenever it panics.
     ///
     /// # Cancel safety
     ///
-    /// That of the work.
+    /// As cancel safe as the future.
     pub async fn run<T, W: Future<Output = T>>(&self, part: Part, mut begin: impl FnMut() -> W) -> T {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -113,15 +111,15 @@ impl Supervisor {
                 return outcome;
             }
             self.0[part as usize].add_one();
-            // What went well for so long was not begun in vain.
+            // A task that ran for long has recovered: the next panic is a new one.
             pause = if since.elapsed() > LONGEST_PAUSE { FIRST_PAUSE } else { pause };
-            error!(part = part.as_str(), again_in = ?pause, "a part of the server panicked and is begun again");
+            error!(part = part.as_str(), again_in = ?pause, "a part of the server panicked and is restarted");
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
-    /// How often each part was begun again.
+    /// Returns the number of restarts of each task.
     pub fn restarts(&self) -> impl Iterator<Item = (&'static str, u64)> {
         Part::ALL.into_iter().map(|part| (part.as_str(), self.0[part as usize].value()))
     }
@@ -134,7 +132,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_ends_well_is_handed_on_and_what_panics_is_told() {
+    async fn an_output_is_returned_and_a_panic_is_reported() {
         assert_eq!(caught(async { 7 }).await.unwrap(), 7);
         let later = async {
             tokio::task::yield_now().await;
@@ -144,9 +142,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_part_is_begun_again_until_it_ends_later_and_later() {
+    async fn a_task_is_restarted_with_longer_pauses_until_it_ends() {
         let (supervisor, tries) = (Supervisor::default(), Cell::new(0_u32));
-        let begun = Instant::now();
+        let started = Instant::now();
         let work = || async {
             tries.set(tries.get() + 1);
             tokio::task::yield_now().await;
@@ -154,25 +152,25 @@ mod tests {
             tries.get()
         };
         assert_eq!(supervisor.run(Part::Memos, work).await, 5);
-        assert_eq!(begun.elapsed().as_millis(), 50 + 100 + 200 + 400);
+        assert_eq!(started.elapsed().as_millis(), 50 + 100 + 200 + 400);
         let counted: Vec<_> = supervisor.restarts().filter(|(_, n)| *n > 0).collect();
         assert_eq!(counted, [("memos", 4)]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_never_stands_still_for_longer_than_half_a_minute() {
+    async fn no_pause_is_longer_than_half_a_minute() {
         let (supervisor, tries) = (Supervisor::default(), Cell::new(0_u32));
         let work = || async {
             tries.set(tries.get() + 1);
             assert!(tries.get() > 100, "not yet");
         };
-        let begun = Instant::now();
+        let started = Instant::now();
         supervisor.run(Part::Usage, work).await;
-        assert!(begun.elapsed() <= 100 * LONGEST_PAUSE);
+        assert!(started.elapsed() <= 100 * LONGEST_PAUSE);
     }
 
     #[test]
-    fn parts_are_numbered_as_they_are_listed() {
+    fn numbers_follow_the_order_of_the_list() {
         for (at, part) in Part::ALL.into_iter().enumerate() {
             assert_eq!(part as usize, at);
         }

@@ -26,14 +26,14 @@ use self::rows::Rows;
 use super::explain::read_key;
 use super::target::{Target, TlsArgs, target};
 use super::view::{Text, plain};
-use super::{By, Failure, one_line};
+use super::{Failure, Session, one_line};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, JudgementArgs, SizeArgs};
+use crate::diagnostics::{Finding, Level};
 use crate::envoy::probe::Probe;
 use crate::envoy::{Expected, admin, http};
 use crate::ext_authz::service::SERVICE_NAME;
 use crate::ext_authz::translate::{DECISION_ID_HEADER, IDENTITY_HEADERS};
-use crate::finding::{Finding, Level};
 use crate::store::StoreError;
 use crate::store::inspect::Inspect;
 use crate::verify::memo::Peppers;
@@ -90,7 +90,7 @@ impl Report {
 }
 
 /// Looks at everything that the arguments name.
-pub(super) async fn examine(args: &DoctorArgs, by: &By) -> Result<Report, Failure> {
+pub(super) async fn examine(args: &DoctorArgs, by: &Session) -> Result<Report, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let mut report = Report { findings: Vec::new(), no_database: false };
     let peppers = pepper_file(args, &mut report.findings)?;

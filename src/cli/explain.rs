@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 use self::logged::Logged;
 use self::show::{DecisionView, ExplainView};
 use self::through::ThroughView;
-use super::{By, Failure, ready};
+use super::{Failure, Session, open_admin};
 use crate::clock::{SystemClock, Timestamp};
 use crate::config::{self, JudgementArgs, ModeArgs};
 use crate::decision::Freshness;
@@ -139,7 +139,7 @@ fn freshness(reason: Option<&str>) -> Freshness {
 /// Explains what the arguments describe; and why that is not all, where it is not.
 pub(super) async fn explain(
     args: &ExplainArgs,
-    by: &By,
+    by: &Session,
 ) -> Result<(ExplainView, Result<(), Failure>), Failure> {
     let judgement = config::judgement_in_mode(&args.judgement, &args.mode);
     let (options, peppers, mode) =
@@ -218,11 +218,11 @@ async fn sent(asked: &Asked<'_>, options: &request::Options) -> Result<Option<Th
 async fn judged(
     asked: &Asked<'_>,
     explainer: &Explainer,
-    by: &By,
+    by: &Session,
     (options, mode): (&request::Options, Mode),
     database: &str,
 ) -> Result<ExplainView, Failure> {
-    ready(by, Peppers::default()).await?;
+    open_admin(by, Peppers::default()).await?;
     let carried = asked.key.as_ref().map(|key| carried(key, asked.args.bearer));
     let request = read(options, carried.as_ref(), asked);
     let (stand_in, at, freshness) = (asked.stand_in, asked.at, asked.freshness);

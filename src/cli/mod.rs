@@ -125,7 +125,7 @@ impl From<ServeError> for Failure {
 
 /// Does what `args` say.
 pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    telemetry::panics::say_no_secrets();
+    telemetry::panics::hide_secrets();
     let (cli, mut out) = match parse(args) {
         Ok(cli) => {
             let out = Out(cli.output);
@@ -193,7 +193,7 @@ fn said(matches: &ArgMatches, name: &str) -> bool {
 }
 
 /// Which database, and on whose behalf.
-fn by(cli: &Cli) -> Result<By, String> {
+fn by(cli: &Cli) -> Result<Session, String> {
     let makes = matches!(
         cli.command,
         Command::Serve(_)
@@ -202,16 +202,16 @@ fn by(cli: &Cli) -> Result<By, String> {
             | Command::Tenant(TenantCommand::Create { .. })
     );
     let database = cli.database.database(|name| cli.database_said.contains(&name), makes)?;
-    Ok(By { database, actor: cli.actor.clone().unwrap_or_else(os_user) })
+    Ok(Session { database, actor: cli.actor.clone().unwrap_or_else(os_user) })
 }
 
 /// The session that holds a lock, if it can be named.
-async fn lock_holder(by: &By) -> Option<String> {
+async fn lock_holder(by: &Session) -> Option<String> {
     let store = config::management(&by.database, by.actor.clone()).ok()?;
     store.lock_holder().await.ok().flatten()
 }
 
-async fn dispatch(cli: Cli, by: &By, out: &mut Out) -> Result<(), Failure> {
+async fn dispatch(cli: Cli, by: &Session, out: &mut Out) -> Result<(), Failure> {
     // Before anything is done that could then not be shown.
     if cli.output == Output::Csv && !matches!(cli.command, Command::Report(_)) {
         return Err(Failure::usage("--output csv is for reports: say text or json"));
@@ -224,7 +224,7 @@ async fn dispatch(cli: Cli, by: &By, out: &mut Out) -> Result<(), Failure> {
             if answer.allowed { Ok(()) } else { Err(Failure::denied()) }
         }
         Command::Ready(args) => {
-            let answer = ready::ready(args).await?;
+            let answer = ready::check(args).await?;
             out.show(&answer)?;
             if answer.ready { Ok(()) } else { Err(Failure::denied()) }
         }
@@ -257,10 +257,10 @@ async fn dispatch(cli: Cli, by: &By, out: &mut Out) -> Result<(), Failure> {
             out.show(&MigratedView::new(migrated, current, roles))
         }
         Command::SeedDemo { force } => {
-            let (tenant, issued) = ready(by, Peppers::default()).await?.seed_demo(force).await?;
+            let (tenant, issued) = open_admin(by, Peppers::default()).await?.seed_demo(force).await?;
             out.show(&DemoView { tenant: (&tenant).into(), key: (&issued).into() })
         }
-        Command::Tenant(command) => tenant(&ready(by, Peppers::default()).await?, command, out).await,
+        Command::Tenant(command) => tenant(&open_admin(by, Peppers::default()).await?, command, out).await,
         Command::Key(command) => {
             let peppers = match &command {
                 KeyCommand::Create { pepper, .. }
@@ -268,14 +268,14 @@ async fn dispatch(cli: Cli, by: &By, out: &mut Out) -> Result<(), Failure> {
                 | KeyCommand::Rotate { pepper, .. } => peppers(pepper)?,
                 _ => Peppers::default(),
             };
-            key(&ready(by, peppers).await?, command, out).await
+            key(&open_admin(by, peppers).await?, command, out).await
         }
         Command::Report(command) => {
-            report::report(&ready(by, Peppers::default()).await?, &command, out).await
+            report::report(&open_admin(by, Peppers::default()).await?, &command, out).await
         }
         Command::Audit(command) => {
             let whose = cli.actor.filter(|_| cli.actor_was_said);
-            audit::audit(&ready(by, Peppers::default()).await?, command, whose, out).await
+            audit::audit(&open_admin(by, Peppers::default()).await?, command, whose, out).await
         }
         Command::Pepper(PepperCommand::New { file: None }) => out.show(&pepper::show()?),
         Command::Pepper(PepperCommand::New { file: Some(file) }) => out.show(&pepper::put_on_top(&file)?),
@@ -283,7 +283,7 @@ async fn dispatch(cli: Cli, by: &By, out: &mut Out) -> Result<(), Failure> {
 }
 
 /// Which database, and on whose behalf.
-struct By {
+struct Session {
     database: Database,
     actor: Actor,
 }
@@ -295,7 +295,7 @@ fn os_user() -> Actor {
     name.unwrap_or_else(number)
 }
 
-fn admin(by: &By, peppers: Peppers) -> Result<Admin, Failure> {
+fn admin(by: &Session, peppers: Peppers) -> Result<Admin, Failure> {
     let store = config::management(&by.database, by.actor.clone())
         .map_err(|why| Failure::usage(format!("{}: {why}", by.database.option())))?;
     Ok(Admin::new(store, Arc::new(SystemClock), peppers))
@@ -305,7 +305,7 @@ fn peppers(args: &PepperArgs) -> Result<Peppers, Failure> {
     args.read(Policy::default()).map_err(|why| Failure::usage(format!("--pepper-file: {why}")))
 }
 
-async fn ready(by: &By, peppers: Peppers) -> Result<Admin, Failure> {
+async fn open_admin(by: &Session, peppers: Peppers) -> Result<Admin, Failure> {
     let admin = admin(by, peppers)?;
     admin.prepare().await?;
     Ok(admin)
@@ -386,7 +386,7 @@ fn unseen(mut failure: Failure, issued: &Issued) -> Failure {
     failure
 }
 
-async fn serve(args: &ServeArgs, by: &By) -> Result<(), Failure> {
+async fn serve(args: &ServeArgs, by: &Session) -> Result<(), Failure> {
     let settings = config::settings(args, &by.database, by.actor.clone()).map_err(|mistakes| Failure {
         code: 2,
         lines: mistakes.0,

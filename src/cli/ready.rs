@@ -1,23 +1,19 @@
-//! Is a server ready?
+//! The command `ready`: shows whether the server on this machine is ready.
 //!
-//! Asks `/readyz`, for where nothing else can: the health check of an image without a shell. Knows nothing of
-//! what the server is for.
+//! It requests `/readyz` and is made for health checks of images without a shell or curl.
 
 use std::time::Duration;
 
+use http::Method;
 use serde::Serialize;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Failure;
 use super::view::Text;
+use crate::envoy::http::{Answer, Server, address, send};
 
-/// How long to wait for the answer: a health check that hangs is a no.
+/// The time limit: a health check that hangs has failed.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// More than the answer has; a stranger at the port may send for ever.
-const LONGEST: u64 = 64 * 1024;
 
 /// The options of `ready`.
 #[derive(clap::Args, Clone)]
@@ -27,10 +23,10 @@ pub(super) struct ReadyArgs {
     ops_listen: String,
 }
 
-/// What the server said.
+/// The result.
 #[derive(Serialize)]
 pub(super) struct ReadyView {
-    /// Whether to send it requests.
+    /// Whether the server should get requests.
     pub(super) ready: bool,
     readyz: serde_json::Value,
 }
@@ -41,38 +37,30 @@ impl Text for ReadyView {
     }
 }
 
-/// Asks the server how it is.
-pub(super) async fn ready(args: ReadyArgs) -> Result<ReadyView, Failure> {
-    let address = reachable(&args.ops_listen);
-    let silent = |why: &str| Failure::unavailable(format!("{address} gives no answer: {why}"));
-    let page = timeout(PATIENCE, page(&address)).await.map_err(|_| silent("it takes too long"))?;
-    let page = page.map_err(|e| silent(&e.to_string()))?;
-    read(&page).ok_or_else(|| silent("that is not the ops listener of tenantgate"))
+/// Requests `/readyz`.
+pub(super) async fn check(args: ReadyArgs) -> Result<ReadyView, Failure> {
+    let target = reachable(&args.ops_listen);
+    let failed = |why: String| Failure::unavailable(format!("{target} does not respond: {why}"));
+    let url = address(&target).map_err(|why| Failure::usage(format!("--ops-listen: {why}")))?;
+    let server = Server { url, ca: None };
+    let answer = timeout(PATIENCE, send(&server, &Method::GET, "/readyz", &[]));
+    let answer = answer.await.map_err(|_| failed(format!("no response within {} s", PATIENCE.as_secs())))?;
+    read(&answer.map_err(failed)?).ok_or_else(|| failed("it is not the ops listener of tenantgate".into()))
 }
 
-/// All addresses are bound, of which one can be asked.
+/// Replaces an address that stands for all addresses of the machine by the one of loopback.
 fn reachable(listen: &str) -> String {
     let host = |all: &str, one: &str| listen.strip_prefix(all).map(|port| format!("{one}{port}"));
     host("0.0.0.0:", "127.0.0.1:").or_else(|| host("[::]:", "[::1]:")).unwrap_or_else(|| listen.to_owned())
 }
 
-async fn page(address: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    let question = format!("GET /readyz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-    stream.write_all(question.as_bytes()).await?;
-    let mut page = String::new();
-    stream.take(LONGEST).read_to_string(&mut page).await?;
-    Ok(page)
-}
-
-fn read(page: &str) -> Option<ReadyView> {
-    let (head, body) = page.split_once("\r\n\r\n")?;
-    let ready = match head.split(' ').nth(1)? {
-        "200" => true,
-        "503" => false,
+fn read(answer: &Answer) -> Option<ReadyView> {
+    let ready = match answer.status {
+        200 => true,
+        503 => false,
         _ => return None,
     };
-    let readyz: serde_json::Value = serde_json::from_str(body).ok()?;
+    let readyz: serde_json::Value = serde_json::from_str(&answer.body).ok()?;
     readyz.get("status")?;
     Some(ReadyView { ready, readyz })
 }
@@ -82,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_address_is_asked_at_one_of_them() {
+    fn an_address_that_stands_for_all_becomes_loopback() {
         for (listen, asked) in [
             ("0.0.0.0:9464", "127.0.0.1:9464"),
             ("[::]:9464", "[::1]:9464"),

@@ -10,9 +10,9 @@ use tokio::net::UnixStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use super::Failure;
-use crate::trust::{self, Own};
+use crate::client_tls::{ClientTls, Own};
 
-/// Whom to trust, and who we are.
+/// The TLS options of a client.
 #[derive(clap::Args, Clone)]
 pub(super) struct TlsArgs {
     /// The authority that signed the certificate of the server (PEM); defaults to the system's authorities
@@ -27,13 +27,13 @@ pub(super) struct TlsArgs {
 }
 
 impl TlsArgs {
-    /// What we show to who asks for a certificate.
+    /// The client certificate, if one is given.
     pub(super) fn own(&self) -> Option<Own<'_>> {
         Some(Own { cert: self.client_cert.as_deref()?, key: self.client_key.as_deref()? })
     }
 }
 
-/// Where a server is.
+/// The address of a server.
 #[derive(Clone)]
 pub(super) enum Target {
     /// `http://…` or `https://…`.
@@ -57,7 +57,7 @@ impl std::fmt::Display for Target {
 }
 
 pub(super) fn target(text: &str) -> Result<Target, String> {
-    const FORMS: &str = "an address is HOST:PORT, https://HOST:PORT or unix:/path";
+    const FORMS: &str = "expected HOST:PORT, https://HOST:PORT or unix:/path";
     if let Some(path) = text.strip_prefix("unix:") {
         return if path.is_empty() { Err(FORMS.into()) } else { Ok(Target::Unix(path.into())) };
     }
@@ -71,14 +71,14 @@ pub(super) fn target(text: &str) -> Result<Target, String> {
     }
 }
 
-/// The outer error is a mistake in the arguments, the inner one is the network's.
+/// Connects to a server. The outer error is about the arguments, the inner one about the network.
 pub(super) async fn connect(
     target: &Target,
     tls: &TlsArgs,
 ) -> Result<Result<Channel, tonic::transport::Error>, Failure> {
     let limit = Duration::from_secs(10);
     if tls.own().is_some() && !target.has_tls() {
-        return Err(Failure::usage("--client-cert: --target has no TLS, it takes https://HOST:PORT"));
+        return Err(Failure::usage("--client-cert: needs a --target with TLS, https://HOST:PORT"));
     }
     let url = match target.clone() {
         Target::Url(url) => url,
@@ -112,22 +112,24 @@ fn config(tls: &TlsArgs) -> Result<ClientTlsConfig, Failure> {
         }
     };
     if let Some(own) = tls.own() {
-        // Says what is wrong with the files, which tonic does not.
-        trust::client(tls.ca.as_deref(), Some(own), "h2").map_err(Failure::usage)?;
+        // Reports what is wrong with the files, which tonic does not.
+        ClientTls { ca: tls.ca.as_deref(), own: Some(own), protocol: "h2" }
+            .config()
+            .map_err(Failure::usage)?;
         let [cert, key] = [own.cert, own.key].map(|path| read(path).map_err(Failure::usage));
         config = config.identity(Identity::from_pem(cert?, key?));
     }
     Ok(config)
 }
 
-/// The host and the port of a URL; an IPv6 address without its brackets.
+/// Splits a URL into host and port. An IPv6 address loses its brackets.
 pub(super) fn host_and_port(url: &str) -> (String, String) {
     let address = url.split_once("://").map_or(url, |(_, address)| address);
     let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
     (host.trim_matches(['[', ']']).to_owned(), port.to_owned())
 }
 
-/// tonic's own text says only that there was an error.
+/// Returns the innermost error, because tonic's own text says only that there was one.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {

@@ -1,34 +1,31 @@
-//! Finds out why a listener does not answer.
+//! Finds out why a listener cannot be reached.
 //!
-//! The gRPC client says "transport error" for everything. This connects once more, one layer at a time, and names the
+//! The gRPC client reports "transport error" for everything. This module connects once more, one layer at a time, and names the
 //! first layer that fails and what to do about it.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{AlertDescription, CertificateError, Error};
 
 use super::target::{Target, TlsArgs, host_and_port};
-use crate::trust;
+use crate::client_tls::{ClientTls, ConnectError};
 
-/// How long one layer may take.
+/// The time limit of one layer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What an HTTP/2 client sends first: the preface and empty settings (RFC 9113 §3.4).
-const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+const START: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Why the target does not answer; `None` if all layers below gRPC work.
+/// Returns why the target cannot be reached; `None` if all layers below gRPC work.
 pub(super) async fn reason(target: &Target, tls: &TlsArgs) -> Option<String> {
     match timeout(3 * PATIENCE, layers(target, tls)).await {
         Ok(Ok(())) => None,
         Ok(Err(why)) => Some(why),
-        Err(_) => Some("it does not answer in time: is that a gRPC listener?".into()),
+        Err(_) => Some("the server does not respond in time: is that a gRPC listener?".into()),
     }
 }
 
@@ -43,26 +40,28 @@ async fn layers(target: &Target, tls: &TlsArgs) -> Result<(), String> {
     let (host, port) = host_and_port(url);
     let port: u16 = port.parse().map_err(|_| "the target has no port".to_owned())?;
     let connect = timeout(PATIENCE, TcpStream::connect((host.as_str(), port)));
-    let late = |_| "the host does not answer: check the address and firewalls".to_owned();
+    let late = |_| "the host does not respond: check the address and firewalls".to_owned();
     let stream = connect.await.map_err(late)?.map_err(|error| tcp_error(&error))?;
     if !target.has_tls() {
         return http2(stream, "does it expect TLS? then use https://HOST:PORT").await;
     }
-    let connector = TlsConnector::from(Arc::new(trust::client(tls.ca.as_deref(), tls.own(), "h2")?));
-    let name = ServerName::try_from(host).map_err(|error| error.to_string())?;
-    let stream = connector.connect(name, stream).await.map_err(|error| tls_error(&error))?;
+    let client = ClientTls { ca: tls.ca.as_deref(), own: tls.own(), protocol: "h2" };
+    let stream = client.connect(&host, stream).await.map_err(|error| match error {
+        ConnectError::Options(why) => why,
+        ConnectError::Handshake(error) => tls_error(&error),
+    })?;
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err("the server does not offer HTTP/2 by ALPN: is that tenantgate?".into());
     }
     http2(stream, "does the certificate of --client-cert have a name of its --client-san?").await
 }
 
-/// Says hello in HTTP/2 and looks at the first bytes of the answer.
+/// Starts HTTP/2 and examines the first bytes of the response.
 async fn http2(mut stream: impl AsyncRead + AsyncWrite + Unpin, if_closed: &str) -> Result<(), String> {
     let closed = || format!("the server closed the connection: {if_closed}");
     let mut first = [0; 9];
     let exchange = async {
-        stream.write_all(HELLO).await?;
+        stream.write_all(START).await?;
         stream.flush().await?;
         let mut read = 0;
         while read < first.len() {

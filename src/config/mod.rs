@@ -23,7 +23,7 @@ use self::listener::{conflict, tcp_address};
 use crate::audit::Actor;
 use crate::client_address::ClientAddress;
 use crate::ext_authz::translate::{IDENTITY_HEADERS, OnUnavailable, Speech};
-use crate::replica::keep;
+use crate::replica::snapshot_file;
 use crate::request::{AUTHORIZATION, PublicPaths};
 use crate::server::Settings;
 use crate::telemetry::LogFormat;
@@ -264,7 +264,7 @@ pub fn settings(
     let interval = mistakes.note("--sync-interval", sync_interval(&args.sync_interval)).unwrap_or_default();
     let mode = args.mode.read(&mut mistakes);
     let peppers = peppers(&args.judgement, &mut mistakes);
-    let keep = keep(args, max_staleness, &mut mistakes);
+    let snapshot_file = snapshot_file(args, max_staleness, &mut mistakes);
     let reflection = mistakes.one_of("--reflection", &args.reflection, &[("on", true), ("off", false)]);
     let filter = mistakes.note("--log-level", log_filter(&args.log_level)).unwrap_or_default();
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
@@ -287,7 +287,7 @@ pub fn settings(
         },
         otlp_endpoint,
         peppers,
-        keep,
+        snapshot_file,
         remarks: args.remarks(),
         ..Settings::on(store)
     };
@@ -427,8 +427,12 @@ fn sync_interval(text: &str) -> Result<Duration, String> {
     if fine { Ok(interval) } else { Err(format!("{text} is not between 1ms and 1s")) }
 }
 
-/// How to keep the snapshot in a file, if that was asked for.
-fn keep(args: &ServeArgs, max_staleness: Duration, mistakes: &mut Mistakes) -> Option<keep::Options> {
+/// Reads the options of the snapshot file; `None` if it is not enabled.
+fn snapshot_file(
+    args: &ServeArgs,
+    max_staleness: Duration,
+    mistakes: &mut Mistakes,
+) -> Option<snapshot_file::Options> {
     let path = args.snapshot_file.clone()?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if args.judgement.pepper.pepper_file.is_none() {
@@ -439,7 +443,7 @@ fn keep(args: &ServeArgs, max_staleness: Duration, mistakes: &mut Mistakes) -> O
             .0
             .push(format!("--snapshot-file: {} is no file in a directory that is there", path.display()));
     }
-    Some(keep::Options { path, interval: Duration::from_secs(10), max_staleness })
+    Some(snapshot_file::Options { path, interval: Duration::from_secs(10), max_staleness })
 }
 
 /// Reads a duration: a whole number and one of the units ms, s, m, h, d, w. A number alone is refused, for

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::http::{Server, send};
 use super::json::{is_true, items, text};
 use super::{Expected, config};
-use crate::finding::Finding;
+use crate::diagnostics::Finding;
 
 /// The first release that supports error responses: 1.36 answers them with an empty 403.
 const LEAST_VERSION: (u32, u32) = (1, 37);

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::Expected;
 use super::json::{is_of_type, items, text};
-use crate::finding::Finding;
+use crate::diagnostics::Finding;
 
 /// Requests that a cluster takes at once if nothing is said, beyond which Envoy answers by itself.
 const DEFAULT_REQUESTS: u64 = 1_024;

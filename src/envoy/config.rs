@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::json::{is_of_type, is_true, items, of_type, text};
 use super::{Expected, cluster, filter};
-use crate::finding::Finding;
+use crate::diagnostics::Finding;
 
 /// What is wrong with a configuration, and what is right.
 pub(super) fn examine(dump: &Value, expected: &Expected<'_>) -> Vec<Finding> {

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::Expected;
 use super::json::{is_true, items, seconds, text};
-use crate::finding::Finding;
+use crate::diagnostics::Finding;
 
 /// What Envoy waits for if nothing is said.
 const DEFAULT_TIMEOUT: f64 = 0.2;

@@ -1,10 +1,6 @@
-//! How is one request sent?
-//!
-//! HTTP/1.1 over a connection of its own, with or without TLS, within a bounded time
-//! and to a bounded size: the least that asking an Envoy takes.
+//! A small HTTP/1.1 client for single requests, with or without TLS, with a time limit and a size limit.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Method, Request, Uri};
@@ -15,27 +11,25 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
 
-use crate::trust;
+use crate::client_tls::ClientTls;
 
-/// As long as Envoy lets a request wait that it sets no other limit to.
+/// The default timeout of a request in Envoy.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A configuration dump of thousands of clusters has some megabytes.
+/// The largest body. A configuration dump with thousands of clusters has several megabytes.
 const LONGEST: usize = 64 * 1024 * 1024;
 
-/// Where requests are sent.
+/// The server that gets the requests.
 #[derive(Clone, Debug)]
 pub struct Server<'a> {
     /// `http://host:port` or `https://host:port`.
     pub url: Uri,
-    /// Whom to trust; nothing: whom the system trusts.
+    /// The file of the trusted authorities; `None` for those of the system.
     pub ca: Option<&'a Path>,
 }
 
-/// What came back.
+/// The response.
 #[derive(Debug)]
 pub struct Answer {
     /// The status.
@@ -47,18 +41,18 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The first value of a header, as text.
+    /// Returns the first value of a header, as text.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 }
 
-/// Reads where a server is: `http://HOST[:PORT]`, `https://HOST[:PORT]` or `HOST:PORT`.
+/// Parses an address: `http://HOST[:PORT]`, `https://HOST[:PORT]` or `HOST:PORT`.
 ///
 /// # Errors
 ///
-/// What an address looks like.
+/// The address is invalid; the error lists the valid forms.
 pub fn address(text: &str) -> Result<Uri, String> {
     let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let uri: Option<Uri> = full.parse().ok();
@@ -67,14 +61,15 @@ pub fn address(text: &str) -> Result<Uri, String> {
             && uri.host().is_some()
             && matches!(uri.path(), "" | "/")
     };
-    uri.filter(fine).ok_or_else(|| "an address is http://HOST:PORT, https://HOST:PORT or HOST:PORT".into())
+    uri.filter(fine)
+        .ok_or_else(|| "invalid address: expected http://HOST:PORT, https://HOST:PORT or HOST:PORT".into())
 }
 
-/// Sends a request without a body. The headers are sent as they are.
+/// Sends a request without a body, with exactly these headers and `host`.
 ///
 /// # Errors
 ///
-/// Nobody answers, not in time, or not in HTTP; says why.
+/// There is no response in time, or it is not HTTP; the error says why.
 pub async fn send(
     server: &Server<'_>,
     method: &Method,
@@ -89,7 +84,7 @@ pub async fn send(
     let request = request.body(Empty::new()).map_err(|e| e.to_string())?;
     timeout(PATIENCE, connect_and_send(server, request))
         .await
-        .map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))?
+        .map_err(|_| format!("no response within {} s", PATIENCE.as_secs()))?
 }
 
 async fn connect_and_send(server: &Server<'_>, request: Request<Empty<Bytes>>) -> Result<Answer, String> {
@@ -100,9 +95,8 @@ async fn connect_and_send(server: &Server<'_>, request: Request<Empty<Bytes>>) -
     if !tls {
         return exchange(stream, request).await;
     }
-    let connector = TlsConnector::from(Arc::new(trust::client(server.ca, None, "http/1.1")?));
-    let name = ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
-    exchange(connector.connect(name, stream).await.map_err(|e| e.to_string())?, request).await
+    let client = ClientTls { ca: server.ca, own: None, protocol: "http/1.1" };
+    exchange(client.connect(host, stream).await.map_err(|e| e.to_string())?, request).await
 }
 
 async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Answer, String>
@@ -117,7 +111,7 @@ where
         let body = String::from_utf8_lossy(&body).into_owned();
         Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
     };
-    // The connection ends when the sender is gone, which is when the answer is there.
+    // The connection ends when the sender is dropped, after the response.
     tokio::join!(answer, connection).0
 }
 

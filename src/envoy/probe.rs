@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::Expected;
 use super::http::{Answer, Server, send};
 use super::verdict::{self, Answerer};
-use crate::finding::Finding;
+use crate::diagnostics::Finding;
 
 /// How to ask, and who tells what arrived.
 #[derive(Debug)]

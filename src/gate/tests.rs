@@ -4,11 +4,11 @@ use tokio::join;
 use uuid::Uuid;
 
 use super::*;
+use crate::batch_writer::Schedule;
 use crate::clock::ManualClock;
 use crate::decision::Denial;
 use crate::key::KeyId;
 use crate::key::format::parse;
-use crate::memos;
 use crate::record::{ExpiresAt, KeyRecord, SecretHash};
 use crate::store::Row;
 use crate::tenant::{Tenant, TenantId, TenantStatus};
@@ -31,9 +31,16 @@ impl House {
         let replica = Replica::default();
         let keyring = Keyring::new(Peppers::default()).unwrap();
         let verifier = Verifier::start(verify::Options::default(), keyring).unwrap();
-        let memos = Memos::new(Peppers::default(), memos::Options::default());
+        let memos = MemoWriter::new(Peppers::default(), Schedule::every(Duration::from_secs(1)));
         let (same, options) = (Arc::<ManualClock>::clone(&clock), Options { mode, ..Options::default() });
-        let gate = Gate::new(replica.clone(), verifier, Usage::default(), memos, same, options);
+        let gate = Gate::new(
+            replica.clone(),
+            verifier,
+            LastUsed::new(Schedule::every(Duration::from_secs(30))),
+            memos,
+            same,
+            options,
+        );
         Self { clock, replica, gate }
     }
 
@@ -124,7 +131,7 @@ async fn a_key_is_proven_once_and_then_passes_at_once() {
     assert_eq!(house.now("llmk_other_secret123").as_deref(), Some("unknown"));
     assert_eq!(house.entry().last_use().1, house.clock.now());
     let stats = house.gate.stats();
-    let denied: Vec<_> = stats.denied.iter().map(Count::value).collect();
+    let denied: Vec<_> = stats.denied.iter().map(Counter::value).collect();
     assert_eq!((stats.ok.value(), denied), (2, vec![0, 0, 2, 0, 0, 0, 1]));
 }
 
@@ -185,7 +192,7 @@ fn in_shadow_mode_what_is_said_is_what_becomes_of_the_decision() {
     let view = house.gate.unable(Fault::Overloaded, Duration::ZERO);
     assert_eq!(house.on(&view, KEY).as_deref(), Some("shadow unavailable"));
     let stats = house.gate.stats();
-    assert_eq!(stats.shadow.iter().map(Count::value).collect::<Vec<_>>(), [0, 0, 0, 0, 0, 0, 1, 1]);
+    assert_eq!(stats.shadow.iter().map(Counter::value).collect::<Vec<_>>(), [0, 0, 0, 0, 0, 0, 1, 1]);
     assert_eq!(stats.excused().value(), 1);
     assert_eq!(stats.latency.buckets().map(|(_, n)| n).sum::<u64>(), 2);
 }
@@ -205,7 +212,7 @@ fn every_decision_is_counted_under_its_own_name() {
     }
     stats.count(&Decision::Allow(Grant::Shadow(Objection::Unable(Fault::TooOld, None))));
     stats.count(&Decision::Allow(Grant::Public));
-    let values = |counts: &[Count]| counts.iter().map(Count::value).collect::<Vec<_>>();
+    let values = |counts: &[Counter]| counts.iter().map(Counter::value).collect::<Vec<_>>();
     assert_eq!(values(&stats.denied), [1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(values(&stats.shadow), [1, 2, 3, 4, 5, 6, 7, 1]);
     assert_eq!(values(&stats.unable), [1, 2, 3, 4, 5, 6, 8, 8]);

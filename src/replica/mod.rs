@@ -9,11 +9,11 @@
 //!
 //! This module knows nothing of SQL, Envoy or what a decision is made of.
 
-pub mod announce;
 mod entry;
-pub mod keep;
+pub mod heartbeat;
 pub mod prune;
 mod snapshot;
+pub mod snapshot_file;
 pub mod sync;
 mod table;
 
@@ -29,7 +29,7 @@ pub use self::entry::Entry;
 pub use self::snapshot::{ResponseCache, Snapshot, TenantEntry};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Freshness;
-use crate::stats::Count;
+use crate::stats::Counter;
 use crate::store::Look;
 use crate::verify::memo::Peppers;
 
@@ -40,23 +40,23 @@ pub const STALE_AFTER: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Looks at everything.
-    pub loads: Count,
+    pub loads: Counter,
     /// Looks at what changed.
-    pub polls: Count,
+    pub polls: Counter,
     /// Rows that changed.
-    pub changed_rows: Count,
+    pub changed_rows: Counter,
     /// Looks that ended in a panic.
-    pub panics: Count,
+    pub panics: Counter,
     /// Sessions that were lost.
-    pub lost: Count,
+    pub lost: Counter,
     /// Times that the same database was found in another place.
-    pub moved: Count,
+    pub moved: Counter,
     /// Times that the database came back without a change it had had.
-    pub went_back: Count,
+    pub went_back: Counter,
     /// Snapshots written to the file.
-    pub kept: Count,
+    pub kept: Counter,
     /// Snapshots that could not be.
-    pub not_kept: Count,
+    pub not_kept: Counter,
 }
 
 /// The replica: cheap to clone, read by all, written by [`sync`] alone.

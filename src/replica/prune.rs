@@ -1,8 +1,7 @@
-//! When is a change forgotten?
+//! Prunes the change log.
 //!
-//! The change log only serves replicas that looked a moment ago. Every server cuts
-//! it now and then; which of them does it makes no difference. A replica that was
-//! away for longer than the log reaches back notices, and loads everything again.
+//! Only replicas that polled recently need the change log. Every server prunes it regularly; it does not matter which one
+//! does. A replica that was disconnected for longer than the log reaches back notices that and loads everything again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +11,13 @@ use tracing::debug;
 
 use crate::store::Store;
 
-/// How the change log is cut.
+/// Options of pruning.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How often.
+    /// The interval.
     pub interval: Duration,
-    /// How much is kept: longer than any pause a replica may make, so that it need not load everything again.
+    /// The age up to which changes are kept: longer than the usual pauses of a replica, after which it would have to load
+    /// everything again.
     pub keep: Duration,
 }
 
@@ -27,13 +27,13 @@ impl Default for Options {
     }
 }
 
-/// Cuts the log for ever. A try that fails is no harm: the next one cuts more.
+/// Prunes the log, forever. A failed attempt does no harm: the next one prunes more.
 pub async fn run(store: Arc<dyn Store>, options: Options) {
     loop {
         sleep(options.interval).await;
         match store.prune_changes(options.keep).await {
-            Ok(rows) => debug!(rows, "change log cut"),
-            Err(error) => debug!(%error, "change log not cut"),
+            Ok(rows) => debug!(rows, "change log pruned"),
+            Err(error) => debug!(%error, "change log not pruned"),
         }
     }
 }
@@ -44,7 +44,7 @@ mod tests {
     use crate::replica::sync::tests::Script;
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_cut_again_and_again_whether_that_succeeds_or_not() {
+    async fn it_continues_after_success_and_failure() {
         let (script, options) = (Arc::new(Script::default()), Options::default());
         let running = tokio::spawn(run(Arc::<Script>::clone(&script), options));
         sleep(2 * options.interval + Duration::from_secs(1)).await;

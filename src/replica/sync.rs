@@ -323,7 +323,7 @@ impl Sync {
             || matches!(error, StoreError::Locked(_));
         let state = if gone { String::new() } else { error.to_string() };
         if state == PANICKED {
-            error!(part = "replica", "a part of the server panicked and is begun again");
+            error!(part = "replica", "a part of the server panicked and is restarted");
         } else if self.lost.as_ref() == Some(&state) {
             debug!(%error, "the database is still not there");
         } else if matches!(error, StoreError::Credentials(_)) {
@@ -402,4 +402,4 @@ async fn within<T>(
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -24,10 +24,10 @@ use super::tls::{NotAdmitted, Tls};
 use super::worker_pool::WorkerPool;
 use crate::clock::Clock;
 use crate::rate_limited_log::RateLimitedLog;
-use crate::stats::Count;
+use crate::stats::Counter;
 use crate::transport::{self, ConnectionFailure, Failures, Peer, Services, Unary};
 
-/// Where to listen.
+/// An address to listen on.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Address {
     /// `host:port`; port 0 lets the system choose.
@@ -36,7 +36,7 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// Who may connect, and how many at a time.
+/// The listeners, the peers that may connect, and the limits.
 #[derive(Clone)]
 pub struct Options {
     /// The addresses.
@@ -51,7 +51,7 @@ pub struct Options {
     pub connections: u32,
     /// Threads that serve them; 0 for one for each core.
     pub workers: usize,
-    /// What a peer may take of a connection.
+    /// Limits of each connection.
     pub limits: transport::Limits,
 }
 
@@ -69,28 +69,33 @@ impl Default for Options {
     }
 }
 
-/// Connections, for operators.
+/// Counts of connections, for operators.
 #[derive(Debug)]
 pub struct Stats {
     /// Accepted.
-    pub accepted: Count,
+    pub accepted: Counter,
     /// Closed at once because there was no room.
-    pub no_room: Count,
-    /// Times that the system had no connection to give, such as without a file descriptor left.
-    pub failed: Count,
+    pub no_room: Counter,
+    /// Failed attempts to accept, for example without a file descriptor left.
+    pub failed: Counter,
     /// Connections and calls that failed without a decision.
     pub failures: Arc<Failures>,
 }
 
 impl Stats {
-    /// Nothing yet.
+    /// All counts at zero.
     #[must_use]
     pub fn new(clock: &Arc<dyn Clock>) -> Self {
         let failures = Arc::new(Failures::new(clock));
-        Self { accepted: Count::default(), no_room: Count::default(), failed: Count::default(), failures }
+        Self {
+            accepted: Counter::default(),
+            no_room: Counter::default(),
+            failed: Counter::default(),
+            failures,
+        }
     }
 
-    /// Connections of peers that were not admitted.
+    /// The number of connections whose peers were not admitted.
     #[must_use]
     pub fn turned_away(&self) -> u64 {
         let admitted = |failure: &ConnectionFailure| !failure.is_handshake();
@@ -98,7 +103,7 @@ impl Stats {
         all.filter(|(failure, _)| !admitted(failure)).map(|(_, (_, count))| count).sum()
     }
 
-    /// Connections that were ended because their peer took no responses.
+    /// The number of connections closed because the peer did not read its responses.
     #[must_use]
     pub fn not_taking(&self) -> u64 {
         let name = ConnectionFailure::ResponsesNotTaken.as_str();
@@ -156,7 +161,7 @@ impl Listener {
         }
     }
 
-    /// The connections that the kernel has accepted and nobody has taken. Closes the listener.
+    /// Returns the connections that are still in the queue of the kernel. Closes the listener.
     fn rest(self) -> Box<dyn Iterator<Item = Socket>> {
         // Without the runtime, which may not know of the latest ones yet. The sockets do not block: tokio made them.
         match self {
@@ -358,9 +363,9 @@ impl Drop for Place {
     }
 }
 
-/// Returns once `stopped` says so.
+/// Returns once `stopped` is true or its sender is gone.
 pub(super) async fn told(mut stopped: watch::Receiver<bool>) {
-    // An error means that the sender has gone, which tells as much.
+    // An error means that the sender is gone.
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 

@@ -1,6 +1,6 @@
-//! Builds the parts of the server, runs those that work beside requests, and stops everything in order.
+//! Builds the parts of the server, runs the background tasks, and stops everything in order.
 //!
-//! Listeners are bound elsewhere.
+//! The listeners are bound in the parent module.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -20,17 +20,17 @@ use crate::ext_authz::service::AuthorizationService;
 use crate::ext_authz::spans::Spans;
 use crate::gate::Gate;
 use crate::health::Health;
-use crate::memos::Memos;
+use crate::last_used::LastUsed;
+use crate::memo_writer::MemoWriter;
 use crate::replica::Replica;
-use crate::replica::announce::{self, Announcer};
-use crate::replica::keep::Keeper;
+use crate::replica::heartbeat::{self, Heartbeat};
 use crate::replica::prune;
+use crate::replica::snapshot_file::SnapshotFile;
 use crate::replica::sync::Sync;
 use crate::shadow;
 use crate::supervise::{Part, Supervisor};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Traces;
-use crate::usage::{self, Usage};
 use crate::verify::Verifier;
 use crate::verify::memo::Keyring;
 
@@ -54,29 +54,29 @@ const FLUSH_WITHIN: Duration = Duration::from_millis(1_500);
 /// The parts of the server.
 pub(super) struct Assembly {
     replica: Replica,
-    usage: Usage,
-    memos: Memos,
+    last_used: LastUsed,
+    memos: MemoWriter,
     shadow: shadow::Report,
     traces: Option<Arc<Traces>>,
     pub(super) health: Health,
     reporter: HealthReporter,
     pub(super) metrics: Metrics,
-    announcer: Announcer,
+    heartbeat: Heartbeat,
     supervisor: Supervisor,
 }
 
 impl Assembly {
     pub(super) fn build(settings: &Settings) -> Result<(Self, AuthorizationService), ServeError> {
         let clock = &settings.clock;
-        let (peppers, usage) = (&settings.peppers, Usage::default());
+        let (peppers, last_used) = (&settings.peppers, LastUsed::new(settings.last_used));
         let replica = Replica::new(peppers.clone());
-        let memos = Memos::new(peppers.clone(), settings.memos);
-        let keyring =
-            Keyring::new(peppers.clone()).map_err(|e| ServeError::Start(format!("no randomness: {e}")))?;
+        let memos = MemoWriter::new(peppers.clone(), settings.memos);
+        let keyring = Keyring::new(peppers.clone())
+            .map_err(|e| ServeError::Start(format!("the system has no randomness: {e}")))?;
         let verifier =
             Verifier::start(settings.verify, keyring).map_err(|e| ServeError::Start(e.to_string()))?;
         let verify = verifier.stats();
-        let (ours, uses, proofs) = (replica.clone(), usage.clone(), memos.clone());
+        let (ours, uses, proofs) = (replica.clone(), last_used.clone(), memos.clone());
         let gate = Arc::new(Gate::new(ours, verifier, uses, proofs, Arc::clone(clock), settings.gate));
         let kind = settings.store.kind();
         let (limit, mode) = (settings.gate.max_staleness, settings.gate.mode);
@@ -90,7 +90,7 @@ impl Assembly {
             gate: gate.stats(),
             verify,
             replica: replica.clone(),
-            usage: usage.clone(),
+            last_used: last_used.clone(),
             memos: memos.clone(),
             listen: Arc::new(ListenStats::new(clock)),
             supervisor: supervisor.clone(),
@@ -104,39 +104,48 @@ impl Assembly {
         let service =
             AuthorizationService::new(gate, Arc::clone(clock), shadow.clone(), settings.ext_authz.clone());
         let reporter = HealthReporter::new();
-        let announce = announce::Options {
+        let options = heartbeat::Options {
             interval: Duration::from_secs(10),
             max_staleness: settings.gate.max_staleness,
         };
-        let announcer =
-            Announcer::new(process_name(), replica.clone(), Arc::clone(&settings.store), announce);
+        let heartbeat = Heartbeat::new(process_name(), replica.clone(), Arc::clone(&settings.store), options);
         let spans = traces.clone().map(|traces| -> Arc<dyn Spans> { traces });
-        let assembly =
-            Self { replica, usage, memos, shadow, traces, health, reporter, metrics, announcer, supervisor };
+        let assembly = Self {
+            replica,
+            last_used,
+            memos,
+            shadow,
+            traces,
+            health,
+            reporter,
+            metrics,
+            heartbeat,
+            supervisor,
+        };
         Ok((assembly, service.with_spans(spans)))
     }
 
-    /// Who keeps the snapshot in a file, if anybody does.
-    pub(super) fn keeper(&self, settings: &Settings) -> Option<Keeper> {
+    /// The writer of the snapshot file, if it is enabled.
+    pub(super) fn snapshot_file(&self, settings: &Settings) -> Option<SnapshotFile> {
         let (replica, clock) = (self.replica.clone(), Arc::clone(&settings.clock));
-        Some(Keeper::new(replica, clock, settings.store.address(), settings.keep.clone()?))
+        Some(SnapshotFile::new(replica, clock, settings.store.address(), settings.snapshot_file.clone()?))
     }
 
-    /// What runs beside requests, for ever and in spite of panics.
+    /// Starts the background tasks. They run until they are aborted, and are restarted after a panic.
     pub(super) fn background(&self, settings: &Settings) -> Vec<JoinHandle<()>> {
-        let (memos, usage, health) = (self.memos.clone(), self.usage.clone(), self.health.clone());
-        let (keeper, reporter, announcer) =
-            (self.keeper(settings), self.reporter.clone(), self.announcer.clone());
-        let (uses, cut) = (settings.usage, settings.prune);
-        let [to_memos, to_usage, to_prune, to_shadow] = [(); 4].map(|()| Arc::clone(&settings.store));
+        let (memos, last_used, health) = (self.memos.clone(), self.last_used.clone(), self.health.clone());
+        let (file, reporter, heartbeat) =
+            (self.snapshot_file(settings), self.reporter.clone(), self.heartbeat.clone());
+        let cut = settings.prune;
+        let [to_memos, to_uses, to_prune, to_shadow] = [(); 4].map(|()| Arc::clone(&settings.store));
         let shadow = self.shadow.clone();
         let certificates = settings.listen.tls.clone();
         let mut parts = vec![
             self.run(Part::Memos, move || memos.clone().run(Arc::clone(&to_memos))),
-            self.run(Part::Keep, move || keep_snapshot(keeper.clone())),
-            self.run(Part::Usage, move || usage.clone().run(Arc::clone(&to_usage), uses)),
+            self.run(Part::Keep, move || write_snapshots(file.clone())),
+            self.run(Part::Usage, move || last_used.clone().run(Arc::clone(&to_uses))),
             self.run(Part::Health, move || health.clone().run(reporter.clone())),
-            self.run(Part::Announce, move || announcer.clone().run()),
+            self.run(Part::Announce, move || heartbeat.clone().run()),
             self.run(Part::Prune, move || prune::run(Arc::clone(&to_prune), cut)),
             self.run(Part::Shadow, move || shadow.clone().run(Arc::clone(&to_shadow))),
         ];
@@ -157,29 +166,29 @@ impl Assembly {
         Sync::new(self.replica.clone(), store, clock, settings.sync)
     }
 
-    /// The gRPC services beside the check.
+    /// The gRPC services other than the check.
     pub(super) fn others(&self, settings: &Settings) -> Result<Routes, ServeError> {
         grpc_services::routes(self.health.clone(), &self.reporter, settings.reflection)
     }
 
-    /// What saves the next process work: its snapshot and what it need not ask bcrypt.
+    /// Writes what saves work after the next start: the snapshot file and memos. Then writes the shadow report.
     async fn last_things(&self, settings: &Settings) {
-        if let Some(mut keeper) = self.keeper(settings) {
-            keeper.write().await;
+        if let Some(mut file) = self.snapshot_file(settings) {
+            file.write().await;
         }
-        self.memos.flush(settings.store.as_ref()).await;
-        self.shadow.flush(settings.store.as_ref()).await;
+        self.memos.flush(settings.store.as_ref(), FLUSH_WITHIN).await;
+        self.shadow.flush(settings.store.as_ref(), FLUSH_WITHIN).await;
     }
 
-    /// On a thread that may block, because the library does.
+    /// Sends the remaining spans, on a thread that may block, because the library blocks.
     async fn send_spans(&self) {
         if let Some(traces) = self.traces.clone() {
             let _ = tokio::task::spawn_blocking(move || traces.stop(FLUSH_WITHIN)).await;
         }
     }
 
-    /// Goes on serving until no request comes any more, or for [`QUIET_WITHIN`]: Envoy needs a health check to learn
-    /// that this server is about to stop.
+    /// Continues to serve until no request arrives any more, for at most [`QUIET_WITHIN`]: Envoy learns only from its next
+    /// health check that this server is about to stop.
     async fn serve_until_quiet(&self, endpoints: &Endpoints) {
         let began = Instant::now();
         while endpoints.acceptor.is_in_use() && began.elapsed() < QUIET_WITHIN {
@@ -191,7 +200,7 @@ impl Assembly {
         }
     }
 
-    /// Stops in order: `NOT_SERVING`, answer what comes, end the connections, write what is left to write.
+    /// Stops in order: reports `NOT_SERVING`, answers remaining requests, ends the connections, and flushes all buffers.
     pub(super) async fn close(
         &self,
         settings: &Settings,
@@ -217,14 +226,13 @@ impl Assembly {
         }
         drop(sync);
         background.iter().for_each(JoinHandle::abort);
-        let flush = usage::Options { timeout: FLUSH_WITHIN, ..settings.usage };
         let (_, kept) = tokio::join!(
             timeout(FLUSH_WITHIN, self.last_things(settings)),
-            timeout(FLUSH_WITHIN, self.usage.flush(settings.store.as_ref(), flush)),
+            timeout(FLUSH_WITHIN, self.last_used.flush(settings.store.as_ref(), FLUSH_WITHIN)),
         );
-        // What is left of the time; a row that stays ages out.
+        // In the remaining time. A heartbeat that is not removed expires.
         let _ = tokio::join!(
-            timeout(FLUSH_WITHIN, self.announcer.retract()),
+            timeout(FLUSH_WITHIN, self.heartbeat.retract()),
             timeout(FLUSH_WITHIN, self.send_spans())
         );
         match kept {
@@ -236,14 +244,14 @@ impl Assembly {
     }
 }
 
-/// Keeps the snapshot in a file for ever, if somebody is to.
-async fn keep_snapshot(keeper: Option<Keeper>) {
-    if let Some(keeper) = keeper {
-        keeper.run().await;
+/// Runs the writer of the snapshot file, if it is enabled.
+async fn write_snapshots(file: Option<SnapshotFile>) {
+    if let Some(file) = file {
+        file.run().await;
     }
 }
 
-/// Which process on which host.
+/// Names this process: host and process id.
 fn process_name() -> String {
     let uname = rustix::system::uname();
     format!("{}:{}", uname.nodename().to_string_lossy(), std::process::id())

@@ -23,7 +23,7 @@ use crate::ext_authz::proto::DESCRIPTORS;
 use crate::ext_authz::service::SERVICE_NAME;
 use crate::health::Health;
 
-/// Health, and reflection if it is asked for.
+/// Health, and reflection if it is enabled.
 pub(super) fn routes(
     health: Health,
     reporter: &HealthReporter,
@@ -39,7 +39,7 @@ pub(super) fn routes(
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         routes = routes.add_service(builder().build_v1().map_err(start)?);
-        // grpcurl before 1.9 and other older tools know this one alone.
+        // grpcurl before 1.9 and other older tools support only this version.
         routes = routes.add_service(builder().build_v1alpha().map_err(start)?);
     }
     Ok(routes.into_axum_router().route_service("/grpc.health.v1.Health/List", ListHealth(health)).into())
@@ -82,8 +82,8 @@ impl tonic::server::UnaryService<HealthListRequest> for ListHealth {
     type Future = Ready<Result<Response<HealthListResponse>, Status>>;
 
     fn call(&mut self, _: Request<HealthListRequest>) -> Self::Future {
-        let fit = self.0.readiness().fit;
-        let status = if fit { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let is_ready = self.0.readiness().ready;
+        let status = if is_ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         let response = HealthCheckResponse { status: status.into() };
         let statuses = ["", SERVICE_NAME].map(|service| (service.to_owned(), response));
         ready(Ok(Response::new(HealthListResponse { statuses: statuses.into() })))

@@ -26,19 +26,20 @@ pub use self::acceptor::{Address, Options as ListenOptions, Stats as ListenStats
 use self::assembly::Assembly;
 use self::dedicated_runtime::DedicatedRuntime;
 pub use self::tls::{Tls, TlsError, TlsFiles};
+use crate::batch_writer::Schedule;
 use crate::clock::{Clock, SystemClock};
 use crate::ext_authz::service::{AuthorizationService, Options as ServiceOptions};
-use crate::replica::{keep, prune, sync};
+use crate::replica::{prune, snapshot_file, sync};
 use crate::store::{Store, StoreError};
 use crate::transport::Services;
 use crate::verify::memo::Peppers;
-use crate::{gate, memos, shadow, usage, verify};
+use crate::{gate, last_used, memo_writer, shadow, verify};
 
-/// Everything the house is made of.
+/// All settings of a server.
 pub struct Settings {
-    /// Where Envoy asks, and how much of it.
+    /// The gRPC listeners and their limits.
     pub listen: ListenOptions,
-    /// Where operators ask.
+    /// The address of the HTTP listener for operators.
     pub ops_listen: String,
     /// Whether to serve gRPC reflection.
     pub reflection: bool,
@@ -46,34 +47,34 @@ pub struct Settings {
     pub store: Arc<dyn Store>,
     /// How requests are read and answered.
     pub ext_authz: ServiceOptions,
-    /// How they are judged.
+    /// How they are decided.
     pub gate: gate::Options,
-    /// How keys are proven.
+    /// How keys are verified.
     pub verify: verify::Options,
-    /// How the replica is kept true.
+    /// How the replica polls the database.
     pub sync: sync::Options,
-    /// How uses are written down.
-    pub usage: usage::Options,
-    /// How the change log is cut.
+    /// When uses of keys are written.
+    pub last_used: Schedule,
+    /// How the change log is pruned.
     pub prune: prune::Options,
-    /// By which proofs outlive the process, and what is asked of them.
+    /// The peppers for memos, and whether a memo is required.
     pub peppers: Peppers,
-    /// How memos are written down.
-    pub memos: memos::Options,
-    /// Where to send spans, if anywhere.
+    /// When memos are written.
+    pub memos: Schedule,
+    /// The collector for trace spans, if tracing is enabled.
     pub otlp_endpoint: Option<String>,
-    /// How the shadow report is kept.
-    pub shadow: shadow::Options,
-    /// How the snapshot is kept in a file, if it is.
-    pub keep: Option<keep::Options>,
-    /// What is allowed and should be thought over: said once the listeners are up.
+    /// When the shadow report is written.
+    pub shadow: Schedule,
+    /// Where and when the snapshot file is written, if it is enabled.
+    pub snapshot_file: Option<snapshot_file::Options>,
+    /// Warnings about settings that are valid but risky. They are logged once the listeners are bound.
     pub remarks: Vec<String>,
-    /// The clock to go by.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
 }
 
 impl Settings {
-    /// Machines as they come, on a store that is still to be named.
+    /// The defaults, with this store and without listeners.
     #[must_use]
     pub fn on(store: Arc<dyn Store>) -> Self {
         Self {
@@ -85,34 +86,34 @@ impl Settings {
             gate: gate::Options::default(),
             verify: verify::Options::default(),
             sync: sync::Options::default(),
-            usage: usage::Options::default(),
+            last_used: Schedule::every(last_used::INTERVAL),
             prune: prune::Options::default(),
             peppers: Peppers::default(),
-            memos: memos::Options::default(),
+            memos: Schedule::every(memo_writer::INTERVAL),
             otlp_endpoint: None,
-            shadow: shadow::Options::default(),
-            keep: None,
+            shadow: Schedule::every(shadow::INTERVAL),
+            snapshot_file: None,
             remarks: Vec::new(),
             clock: Arc::new(SystemClock),
         }
     }
 }
 
-/// Why the server ended before it was told to.
+/// Why the server ended without being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// An address could not be listened on.
+    /// An address cannot be bound.
     #[error("cannot listen on {address}: {why}")]
     Listen {
         /// The address as it was given.
         address: String,
-        /// What the system said.
+        /// The reason, and what to do.
         why: String,
     },
-    /// A part of the machinery did not start.
+    /// A part of the server did not start.
     #[error("cannot start: {0}")]
     Start(String),
-    /// The database can never be served from as it is.
+    /// The database cannot be used without a change by the operator.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -121,7 +122,7 @@ pub enum ServeError {
 ///
 /// # Errors
 ///
-/// An address is taken; the tables are too old.
+/// An address is in use, a part did not start, or the schema of the database is too old.
 pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
     let listeners = Listeners::bind(&settings.listen).await?;
     let ops = bind_tcp(&settings.ops_listen, "ops").await?;
@@ -131,11 +132,10 @@ pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Re
     let (stop, stopped) = watch::channel(false);
     let (assembly, service) = Assembly::build(&settings)?;
     let mut endpoints = Endpoints::open(&settings, &assembly, service, (listeners, ops), stopped)?;
-    if let Some(keeper) = assembly.keeper(&settings) {
-        keeper.restore();
+    if let Some(file) = assembly.snapshot_file(&settings) {
+        file.restore();
     }
-    // Reading and sorting in a hundred thousand rows takes a while, in which no request should have to wait for
-    // the thread.
+    // Loading a hundred thousand rows takes a while, during which no request should wait for the thread.
     let mut sync = DedicatedRuntime::run("replica", assembly.sync(&settings).run())?;
     let background = assembly.background(&settings);
     let outcome = tokio::select! {
@@ -153,7 +153,7 @@ struct Endpoints {
     acceptor: Arc<Acceptor<AuthorizationService>>,
     grpc: JoinHandle<()>,
     closing: watch::Sender<bool>,
-    /// Open to the last, so that operators can watch the stop.
+    /// Stays open to the end, so that operators can watch the stop.
     ops: JoinHandle<io::Result<()>>,
 }
 
@@ -175,7 +175,7 @@ impl Endpoints {
         Ok(Self { acceptor, grpc, closing, ops: tokio::spawn(async move { ops.await }) })
     }
 
-    /// Closes the gRPC listeners, after they have accepted what had come.
+    /// Closes the gRPC listeners after they have accepted the connections that the kernel had accepted.
     async fn close_listeners(&mut self) {
         self.closing.send_replace(true);
         if !self.grpc.is_finished() {
@@ -183,7 +183,7 @@ impl Endpoints {
         }
     }
 
-    /// Waits for the first listener that ends, which none should.
+    /// Waits until a listener ends, which is an error.
     async fn ended(&mut self) -> String {
         tokio::select! {
             ended = &mut self.grpc => format!("{ended:?}"),

@@ -1,4 +1,4 @@
-//! What do operators see over HTTP?
+//! The HTTP endpoints for operators.
 
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
@@ -9,11 +9,11 @@ use crate::health::Health;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::page::Format;
 
-/// `/livez`, `/readyz` and `/metrics`.
+/// Serves `/livez`, `/readyz` and `/metrics`.
 pub(super) fn router(health: Health, metrics: Metrics) -> axum::Router {
     let readyz = move || async move {
         let readiness = health.readiness();
-        let status = if readiness.fit { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         (status, axum::Json(readiness)).into_response()
     };
     let page = move |headers: HeaderMap| async move {

@@ -26,16 +26,16 @@ use webpki::EndEntityCert;
 
 use crate::transport::ConnectionFailure;
 
-/// Where the certificates are, and who may come.
+/// The files of certificates and key, and the clients that may connect.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TlsFiles {
-    /// Our certificate chain (PEM).
+    /// The certificate chain of the server (PEM).
     pub cert: PathBuf,
     /// Its private key (PEM).
     pub key: PathBuf,
-    /// Whose clients may come in (PEM); without, anybody may.
+    /// The authorities of client certificates (PEM). Without it, clients need no certificate.
     pub client_ca: Option<PathBuf>,
-    /// Names of which a client's certificate must have one (DNS or URI, such as a SPIFFE id); empty: any.
+    /// Allowed names (DNS or URI, such as a SPIFFE id): a client's certificate must have one of them. Empty allows all.
     pub client_sans: Vec<String>,
 }
 
@@ -45,27 +45,27 @@ pub enum TlsError {
     /// A file cannot be read.
     #[error("{0} cannot be read: {1}")]
     Read(PathBuf, io::Error),
-    /// A file has no certificate or key in it.
+    /// A file has no valid certificate or key.
     #[error("{0} has no {1} in PEM: {2}")]
     Pem(PathBuf, &'static str, tokio_rustls::rustls::pki_types::pem::Error),
-    /// A file has nothing in it.
+    /// A file is empty.
     #[error("{0} has no certificate in it")]
     Empty(PathBuf),
     /// The private key cannot be used.
     #[error("the private key in {0} {1}")]
     Key(PathBuf, &'static str),
-    /// They do not fit together.
+    /// The certificate and the key do not belong together.
     #[error("the certificate and its key cannot be used: {0}")]
     Config(#[from] Error),
-    /// The authorities make no sense.
+    /// The file of client authorities is invalid.
     #[error("the client authorities cannot be used: {0}")]
     Authorities(#[from] VerifierBuilderError),
 }
 
-/// How often the files are read again.
+/// The pause between two checks of the files.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// TLS as it stands. Cheap to clone; all clones change together.
+/// The current TLS configuration. Cheap to clone; all clones are reloaded together.
 #[derive(Clone)]
 pub struct Tls {
     files: Arc<TlsFiles>,
@@ -77,7 +77,7 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// What is wrong with them; no key is repeated.
+    /// A file is missing or invalid. The error never contains a key.
     pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
         let config = Contents::read(&files)?.config(&files)?;
         Ok(Self { files: Arc::new(files), config: Arc::new(ArcSwap::new(config)) })
@@ -112,8 +112,7 @@ impl Tls {
         }
     }
 
-    /// Whether the client's certificate has one of the names that are asked for. Its chain was checked in the
-    /// handshake.
+    /// Whether the client's certificate has one of the allowed names. The handshake has already checked its chain.
     fn has_allowed_name(&self, connection: &ServerConnection) -> bool {
         let sans = &self.files.client_sans;
         if sans.is_empty() {

@@ -1,7 +1,7 @@
 //! Threads that serve connections.
 //!
-//! Each worker is a thread with a runtime of its own. A connection is given to the worker that has the fewest and
-//! stays there, so that nothing that a check touches moves between cores.
+//! Each worker is a thread with a runtime of its own. A connection is given to the worker with the fewest connections
+//! and stays there, so that the data of a check does not move between cores.
 
 use std::io;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-/// A fixed number of threads. They end when this is dropped, whatever still runs on them.
+/// A fixed number of threads. They end when the pool is dropped, even with futures still running.
 pub(super) struct WorkerPool(Vec<Worker>);
 
 struct Worker {
@@ -25,7 +25,7 @@ impl WorkerPool {
         (0..count.max(1)).map(Worker::start).collect::<io::Result<_>>().map(Self)
     }
 
-    /// Gives a future to the worker that has the fewest.
+    /// Gives a future to the worker with the fewest.
     pub(super) fn give(&self, work: impl Future<Output = ()> + Send + 'static) {
         let Some(worker) = self.0.iter().min_by_key(|worker| worker.busy.load(Relaxed)) else { return };
         let busy = Busy::one_more(&worker.busy);
@@ -47,7 +47,7 @@ impl Worker {
     }
 }
 
-/// Counts as a future of a worker until it is dropped.
+/// Counts as one future of a worker until it is dropped.
 struct Busy(Arc<AtomicUsize>);
 
 impl Busy {

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use super::StoreError;
 use super::management::Management;
 use crate::clock::{Clock, Timestamp};
-use crate::finding::Finding;
+use crate::diagnostics::Finding;
 use crate::record::{KeyRecord, Memo};
 
 /// A database that can be looked into.

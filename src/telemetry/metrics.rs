@@ -1,10 +1,9 @@
-//! What are the numbers called?
+//! Names and labels of all metrics, as Prometheus shows them (<https://prometheus.io/docs/practices/naming/>).
 //!
-//! The machines count; this room gives their counts the names and labels that
-//! Prometheus shows (<https://prometheus.io/docs/practices/naming/>). The facade
-//! crates look a metric up for each count and keep the samples of a histogram
-//! until somebody scrapes; here a count is one atomic addition, and nothing grows
-//! if nobody does. Labels are words of ours only: no tenant, no key.
+//! The modules that know an event count it with [`crate::stats`]; this module reads the counts at each scrape. The usual facade
+//! crates are not used: they look up a metric for each count, and keep the samples of a histogram in memory until the next
+//! scrape. Here a count is one atomic addition, and memory does not grow without scrapes. Labels have few fixed values: never
+//! a tenant, never a key.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,16 +17,16 @@ use super::{process, traces};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Fault, Reason};
 use crate::health::Health;
-use crate::memos::Memos;
+use crate::last_used::LastUsed;
+use crate::memo_writer::MemoWriter;
 use crate::replica::Replica;
 use crate::server::ListenStats;
-use crate::stats::Count;
+use crate::stats::Counter;
 use crate::supervise::Supervisor;
 use crate::tenant::Mode;
-use crate::usage::Usage;
 use crate::{gate, shadow, verify};
 
-/// Everything that counts.
+/// The modules whose counts are shown.
 #[derive(Clone)]
 pub struct Metrics {
     /// Decisions.
@@ -37,29 +36,29 @@ pub struct Metrics {
     /// The replica.
     pub replica: Replica,
     /// `last_used_at`.
-    pub usage: Usage,
+    pub last_used: LastUsed,
     /// Memos.
-    pub memos: Memos,
+    pub memos: MemoWriter,
     /// Connections.
     pub listen: Arc<ListenStats>,
-    /// Parts that were begun again.
+    /// Restarts of background tasks.
     pub supervisor: Supervisor,
     /// The shadow report.
     pub shadow: shadow::Report,
     /// Spans, if they are sent anywhere.
     pub traces: Option<Arc<traces::Stats>>,
-    /// What becomes of requests that are to be refused.
+    /// Whether rejections are enforced.
     pub mode: Mode,
-    /// Whether we are fit to serve.
+    /// The readiness of the server.
     pub health: Health,
-    /// To tell the replica's age by.
+    /// The clock for the age of the replica.
     pub clock: Arc<dyn Clock>,
     /// When the process started.
     pub started: Timestamp,
 }
 
 impl Metrics {
-    /// The page of all numbers.
+    /// Writes the page with all metrics.
     #[must_use]
     pub fn render(&self, format: Format) -> String {
         let mut registry = Registry::default();
@@ -95,10 +94,10 @@ impl Metrics {
     fn decisions(&self, page: &mut Page<'_>) -> fmt::Result {
         let stats = &self.gate;
         let denied = Reason::ALL.iter().zip(&stats.denied).map(|(r, n)| (("deny", r.as_str()), n.value()));
-        let unable = stats.unable.iter().map(Count::value).sum::<u64>();
-        // Read later, so that it can never seem to be more than all of them.
+        let unable = stats.unable.iter().map(Counter::value).sum::<u64>();
+        // Read after the sum, and subtracted with saturation: a race never gives a huge number.
         let unable = unable.saturating_sub(stats.excused().value());
-        let shadow = stats.shadow.iter().map(Count::value).sum();
+        let shadow = stats.shadow.iter().map(Counter::value).sum();
         let allowed = [("ok", stats.ok.value()), ("public", stats.public.value()), ("shadow", shadow)];
         let rows: Vec<_> = allowed
             .map(|(reason, n)| (("allow", reason), n))
@@ -113,32 +112,36 @@ impl Metrics {
         page.counters("tenantgate_unavailable", "Requests that could not be decided, by cause", &faults)?;
         page.histogram(
             "tenantgate_check_duration_seconds",
-            "Time from request read to answer made",
+            "Time from the complete request to the complete answer",
             &stats.latency,
         )
     }
 
     fn shadow(&self, page: &mut Page<'_>) -> fmt::Result {
         let on = u64::from(self.mode == Mode::Shadow);
-        page.gauge("tenantgate_shadow_mode", "Whether this server only notes what it would refuse", on)?;
+        page.gauge("tenantgate_shadow_mode", "1 if rejections are only recorded, not enforced", on)?;
         let reasons = Reason::ALL.iter().map(|reason| reason.as_str()).chain(["unavailable"]);
         let rows: Vec<_> =
             reasons.zip(&self.gate.shadow).map(|(reason, n)| ([("reason", reason)], n.value())).collect();
-        page.counters("tenantgate_shadow", "Requests that passed and were to be refused, by reason", &rows)?;
+        page.counters(
+            "tenantgate_shadow",
+            "Requests that passed in shadow mode and would be rejected otherwise, by reason",
+            &rows,
+        )?;
         page.counter(
             "tenantgate_shadow_report_crowded",
-            "Requests that found no room of their own in the shadow report",
+            "Requests that the shadow report counts as (others)",
             self.shadow.crowded().value(),
         )
     }
 
     fn proofs(&self, page: &mut Page<'_>) -> fmt::Result {
         let stats = &self.verify;
-        page.histogram("tenantgate_bcrypt_duration_seconds", "Time one bcrypt takes", &stats.bcrypt)?;
+        page.histogram("tenantgate_bcrypt_duration_seconds", "Duration of one bcrypt", &stats.bcrypt)?;
         let verdicts = ["right", "wrong", "failed"];
         let rows: Vec<_> =
             verdicts.iter().zip(&stats.verdicts).map(|(v, n)| ([("verdict", *v)], n.value())).collect();
-        page.counters("tenantgate_bcrypt_verdicts", "What bcrypt said", &rows)?;
+        page.counters("tenantgate_bcrypt_verdicts", "Results of bcrypt", &rows)?;
         page.gauge(
             "tenantgate_bcrypt_queue_length",
             "First proofs that wait for a thread",
@@ -146,18 +149,18 @@ impl Metrics {
         )?;
         page.counter(
             "tenantgate_bcrypt_shed",
-            "First proofs turned away because the queue was full",
+            "First proofs rejected because the queue was full",
             stats.shed.value(),
         )
     }
 
     fn fitness(&self, page: &mut Page<'_>) -> fmt::Result {
-        let fit = u64::from(self.health.readiness().fit);
-        page.gauge("tenantgate_ready", "Whether requests should be sent here, as /readyz says", fit)?;
+        let ready = u64::from(self.health.readiness().ready);
+        page.gauge("tenantgate_ready", "1 if the server is ready, as /readyz", ready)?;
         let connected = u64::from(self.replica.connected());
         page.gauge(
             "tenantgate_database_connected",
-            "Whether the database answered when last asked",
+            "1 if the last request to the database succeeded",
             connected,
         )?;
         page.gauge_f64(
@@ -173,29 +176,29 @@ impl Metrics {
         let age = self.replica.age(self.clock.as_ref()).map_or(f64::NAN, |age| age.as_secs_f64());
         page.gauge_f64(
             "tenantgate_replica_age_seconds",
-            "Time since the last good look at the database was asked for",
+            "Time since the start of the last successful poll of the database",
             age,
         )?;
         page.gauge("tenantgate_replica_keys", "Keys in memory", snapshot.key_count() as u64)?;
         page.gauge(
             "tenantgate_replica_keys_with_memo",
-            "Keys that need no bcrypt, because they came with a memo by one of the peppers",
+            "Keys that need no bcrypt, because they have a memo made with a known pepper",
             snapshot.remembered as u64,
         )?;
         page.gauge("tenantgate_replica_tenants", "Tenants in memory", snapshot.tenant_count() as u64)?;
         page.gauge(
             "tenantgate_replica_damaged_rows",
-            "Rows that get 503 until they are mended",
+            "Damaged rows, whose keys get 503 until the rows are corrected",
             snapshot.damaged as u64,
         )?;
         page.gauge(
             "tenantgate_replica_generation",
-            "Snapshots taken into use since the start",
+            "Snapshots published since the start",
             snapshot.generation,
         )?;
         page.gauge_f64(
             "tenantgate_replica_clock_skew_seconds",
-            "How far the clock here is ahead of the database's",
+            "The clock of this machine minus the clock of the database",
             std::time::Duration::from_micros(skew.unsigned_abs()).as_secs_f64()
                 * if skew < 0 { -1.0 } else { 1.0 },
         )
@@ -210,7 +213,7 @@ impl Metrics {
             ([("result", "not_taking")], stats.not_taking()),
             ([("result", "failed")], stats.failed.value()),
         ];
-        page.counters("tenantgate_connections", "Connections by what came of them", &rows)?;
+        page.counters("tenantgate_connections", "Connections by result", &rows)?;
         let failed: Vec<_> =
             stats.failures.connections().map(|(reason, n)| ([("reason", reason)], n)).collect();
         page.counters(
@@ -224,16 +227,16 @@ impl Metrics {
 
     fn work(&self, page: &mut Page<'_>) -> fmt::Result {
         let replica = self.replica.stats();
+        page.counter("tenantgate_replica_loads", "Complete loads of the database", replica.loads.value())?;
+        page.counter("tenantgate_replica_polls", "Polls of the change log", replica.polls.value())?;
         page.counter(
-            "tenantgate_replica_loads",
-            "Looks at everything in the database",
-            replica.loads.value(),
+            "tenantgate_replica_changed_rows",
+            "Changed rows applied",
+            replica.changed_rows.value(),
         )?;
-        page.counter("tenantgate_replica_polls", "Looks at what changed", replica.polls.value())?;
-        page.counter("tenantgate_replica_changed_rows", "Rows that changed", replica.changed_rows.value())?;
         page.counter(
             "tenantgate_replica_lost_sessions",
-            "Sessions with the database that failed",
+            "Database sessions that failed",
             replica.lost.value(),
         )?;
         page.counter(
@@ -241,16 +244,18 @@ impl Metrics {
             "Times the same database was found in another place",
             replica.moved.value(),
         )?;
-        let (name, help) =
-            ("tenantgate_replica_went_back", "Times the database came back without a change it had had");
+        let (name, help) = (
+            "tenantgate_replica_went_back",
+            "Times the database came back without a change that it had had before",
+        );
         page.counter(name, help, replica.went_back.value())?;
-        let (usage, memos, shadow) = (self.usage.writing(), self.memos.writing(), self.shadow.writing());
+        let (uses, memos, shadow) = (self.last_used.stats(), self.memos.stats(), self.shadow.stats());
         for (name, help, written, failed) in [
             (
                 "tenantgate_last_used_flushes",
                 "Batches of last_used_at by result",
-                &usage.written,
-                &usage.failed,
+                &uses.written,
+                &uses.failed,
             ),
             ("tenantgate_memo_flushes", "Batches of memos by result", &memos.written, &memos.failed),
             (
@@ -261,7 +266,7 @@ impl Metrics {
             ),
             (
                 "tenantgate_snapshot_file_writes",
-                "Snapshots kept in a file by result",
+                "Writes of the snapshot file by result",
                 &replica.kept,
                 &replica.not_kept,
             ),
@@ -275,7 +280,11 @@ impl Metrics {
             .chain(self.supervisor.restarts())
             .map(|(part, n)| ([("part", part)], n))
             .collect();
-        page.counters("tenantgate_restarts", "Parts that panicked and were begun again", &restarts)?;
+        page.counters(
+            "tenantgate_restarts",
+            "Restarts of background tasks after a panic, by part",
+            &restarts,
+        )?;
         let (sent, lost) =
             self.traces.as_ref().map_or((0, 0), |stats| (stats.written.value(), stats.failed.value()));
         page.counters(
@@ -283,6 +292,6 @@ impl Metrics {
             "Batches of spans by result",
             &[([("result", "written")], sent), ([("result", "failed")], lost)],
         )?;
-        page.info("tenantgate_build", "The version that runs", &[("version", env!("CARGO_PKG_VERSION"))])
+        page.info("tenantgate_build", "The running version", &[("version", env!("CARGO_PKG_VERSION"))])
     }
 }

@@ -1,8 +1,7 @@
-//! How do we speak to operators?
+//! Log lines on standard error, metrics at `/metrics`, and trace spans when tracing is enabled.
 //!
-//! Log lines on standard error, numbers at `/metrics`, and spans for who keeps
-//! traces. `docs/reference/log-lines.md` lists the fields of log lines. Nothing that goes out of here can hold a key: see
-//! [`scrub`].
+//! `docs/reference/log-lines.md` lists the fields of log lines. Everything that is written here is cleaned of keys and
+//! passwords first: see [`scrub`].
 
 pub mod metrics;
 pub mod page;
@@ -16,27 +15,27 @@ use std::io::{self, IsTerminal as _, Write};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum LogFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
 }
 
-/// Starts logging to standard error. Does nothing if that was done before.
+/// Starts logging to standard error. Does nothing if logging was started before.
 pub fn start_logging(filter: EnvFilter, format: LogFormat) {
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(ScrubbedStderr);
-    // Whoever started logging first has the say; in tests that is another test.
+    // An error means that it was started before, in tests by another test.
     let _ = match format {
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
         LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).try_init(),
     };
 }
 
-/// Standard error, scrubbed. Each line arrives in one piece.
+/// Standard error behind [`scrub`]. Each line arrives in one piece.
 #[derive(Clone, Copy, Debug)]
 struct ScrubbedStderr;
 

@@ -1,19 +1,17 @@
-//! How is a page of numbers written?
+//! Writes the metrics page in one of two formats.
 //!
-//! In one of two formats: `OpenMetrics`, which Prometheus asks for, and the older text
-//! format (<https://prometheus.io/docs/instrumenting/exposition_formats/>) for whoever
-//! does not ask for that: people with curl, `promtool check metrics`, small collectors.
-//! They say the same; only the names of the families differ. What the numbers mean
-//! is not known here.
+//! `OpenMetrics` is written if the client asks for it, as Prometheus does. All others, such as curl, `promtool check metrics`
+//! and small collectors, get the older text format (<https://prometheus.io/docs/instrumenting/exposition_formats/>). Both have
+//! the same content; only the names of the families differ. What the metrics mean belongs to `metrics`.
 
 use std::fmt;
 
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-use crate::stats::Spread;
+use crate::stats::Histogram;
 
-/// How the page is written.
+/// The format of the page.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Format {
     /// `OpenMetrics` 1.0.
@@ -23,13 +21,13 @@ pub enum Format {
 }
 
 impl Format {
-    /// What a client wants that sent this `Accept`.
+    /// Chooses the format for this `Accept` header.
     #[must_use]
     pub fn wanted(accept: &str) -> Self {
         if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Text }
     }
 
-    /// As HTTP calls it.
+    /// The value of the `content-type` header.
     #[must_use]
     pub fn content_type(self) -> &'static str {
         match self {
@@ -38,7 +36,7 @@ impl Format {
         }
     }
 
-    /// Writes in this format what is written in `OpenMetrics`.
+    /// Converts a page of `OpenMetrics` to this format.
     pub(super) fn of(self, open_metrics: String) -> String {
         match self {
             Self::OpenMetrics => open_metrics,
@@ -47,7 +45,7 @@ impl Format {
     }
 }
 
-/// In the older format a family has the name of its samples, and there is no info.
+/// Converts to the older format, in which a family has the name of its samples, and `info` is a gauge.
 fn older(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len() + 256);
     let mut help = "";
@@ -71,7 +69,7 @@ fn older(open_metrics: &str) -> String {
     text
 }
 
-/// Writes metrics one below the other. Prometheus' suffixes (`_total`, `_info`) come of themselves.
+/// Writes metrics one after the other. The encoder adds Prometheus' suffixes (`_total`, `_info`).
 pub(super) struct Page<'a>(pub(super) DescriptorEncoder<'a>);
 
 impl Page<'_> {
@@ -106,11 +104,11 @@ impl Page<'_> {
         self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&n)
     }
 
-    pub(super) fn histogram(&mut self, name: &str, help: &str, spread: &Spread) -> fmt::Result {
-        let buckets: Vec<_> = spread.buckets().collect();
+    pub(super) fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) -> fmt::Result {
+        let buckets: Vec<_> = histogram.buckets().collect();
         let count = buckets.iter().map(|(_, n)| n).sum();
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        metric.encode_histogram::<NoLabelSet>(spread.sum_seconds(), count, &buckets, None)
+        metric.encode_histogram::<NoLabelSet>(histogram.sum_seconds(), count, &buckets, None)
     }
 
     pub(super) fn info(&mut self, name: &str, help: &str, labels: &[(&str, &str); 1]) -> fmt::Result {
@@ -123,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_older_format_says_the_same_under_the_names_of_the_samples() {
+    fn the_older_format_has_the_same_content_under_the_names_of_the_samples() {
         let given = "# HELP a_seconds A\n# TYPE a_seconds gauge\n# UNIT a_seconds seconds\na_seconds 1\n\
                      # HELP b B of b\n# TYPE b counter\nb_total{x=\"# y\"} 2\n\
                      # HELP c C\n# TYPE c info\nc_info{v=\"1\"} 1\n# EOF\n";
@@ -134,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_ask_for_open_metrics_gets_text() {
+    fn a_client_that_does_not_ask_for_open_metrics_gets_text() {
         for (accept, format) in [
             (
                 "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",

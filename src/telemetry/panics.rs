@@ -1,9 +1,8 @@
-//! What is said of a panic?
+//! Logs panics without their secrets.
 //!
-//! That there was one and where, which is what a report of the defect needs; and its words, if they are
-//! a sentence of the program's own. Words that were put together when it happened may repeat what was
-//! being worked on: the end of a key, cut from its `llmk_`, that nobody would know again to black it out.
-//! They are not said.
+//! A report of the defect needs the place of the panic, and its message if that is a literal of the program. A message that was
+//! formatted may contain what the code was working on, such as the end of a key, cut from its `llmk_`, which no pattern
+//! would recognize. Such a message is not logged.
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -12,16 +11,16 @@ use std::panic::{self, PanicHookInfo};
 
 use tracing::{dispatcher, error, field};
 
-/// From now on panics are said without what they are about.
-pub fn say_no_secrets() {
-    panic::set_hook(Box::new(say));
+/// Logs panics from now on, without values.
+pub fn hide_secrets() {
+    panic::set_hook(Box::new(report));
 }
 
-fn say(info: &PanicHookInfo<'_>) {
+fn report(info: &PanicHookInfo<'_>) {
     let at = info.location().map(ToString::to_string).unwrap_or_default();
     let message = sentence(info.payload());
     if !dispatcher::has_been_set() {
-        // Before a log, and in commands, which have none.
+        // Before logging starts, and in commands, which do not log.
         let _ = writeln!(
             io::stderr(),
             "error: panic at {at}, a defect of tenantgate, please report it: {message}"
@@ -29,7 +28,7 @@ fn say(info: &PanicHookInfo<'_>) {
         return;
     }
     let thread = std::thread::current().name().unwrap_or_default().to_owned();
-    // Taken if the operator asks for it (RUST_BACKTRACE); names of functions and places, no values.
+    // Captured if the operator sets RUST_BACKTRACE. It has names of functions and places, no values.
     let backtrace = Some(Backtrace::capture()).filter(|trace| trace.status() == BacktraceStatus::Captured);
     error!(
         at,
@@ -40,7 +39,7 @@ fn say(info: &PanicHookInfo<'_>) {
     );
 }
 
-/// A literal is the program's own; anything else was put together.
+/// Returns the message if it is a literal of the program, which a formatted one is not.
 fn sentence(payload: &(dyn Any + Send)) -> &'static str {
     payload.downcast_ref::<&'static str>().copied().unwrap_or("(not said: it may hold a secret)")
 }
@@ -49,26 +48,26 @@ fn sentence(payload: &(dyn Any + Send)) -> &'static str {
 mod tests {
     use super::*;
 
-    fn said(work: impl FnOnce() + panic::UnwindSafe) -> &'static str {
+    fn logged(work: impl FnOnce() + panic::UnwindSafe) -> &'static str {
         sentence(panic::catch_unwind(work).unwrap_err().as_ref())
     }
 
     #[test]
-    fn only_sentences_of_the_programs_own_are_said() {
+    fn only_literals_of_the_program_are_logged() {
         let key = "llmk_demo_secret123".to_owned();
-        assert_eq!(said(|| panic!("a sentence")), "a sentence");
+        assert_eq!(logged(|| panic!("a sentence")), "a sentence");
         for silent in [
-            said(|| panic!("about {key}")),
-            said(|| panic!("{key}")),
-            said(|| {
+            logged(|| panic!("about {key}")),
+            logged(|| panic!("{key}")),
+            logged(|| {
                 let _ = &key[key.len() / 2..][..key.len()];
             }),
-            said(|| {
+            logged(|| {
                 let wrong: Result<u8, _> = std::hint::black_box(Err(key.clone()));
                 let _ = wrong.unwrap();
             }),
-            said(|| assert_eq!(key, "")),
-            said(|| panic::panic_any(key.clone())),
+            logged(|| assert_eq!(key, "")),
+            logged(|| panic::panic_any(key.clone())),
         ] {
             assert_eq!(silent, "(not said: it may hold a secret)");
         }

@@ -1,15 +1,13 @@
-//! Is there a secret in this line?
+//! Removes keys and passwords from text before it is printed.
 //!
-//! The last line of defence: what is about to be printed is searched for keys
-//! and for passwords in URLs, and they are blacked out. No code of ours prints
-//! either; a library at its most verbose, or a value a person typed into the
-//! wrong place, might.
+//! This is the last line of defence. The program itself prints neither, but a library at its most verbose level might, or a
+//! person may have typed a secret into the wrong place.
 
 use std::borrow::Cow;
 
 use crate::key::format::SCHEME;
 
-/// Blacks out the secret part of everything that looks like a key, and the password of every URL.
+/// Replaces the secret part of everything that looks like a key, and the password of every URL, by `***`.
 #[must_use]
 pub fn scrub(text: &str) -> Cow<'_, str> {
     if !text.contains(SCHEME) && !text.contains("://") {
@@ -37,8 +35,8 @@ fn without_keys(text: &str) -> String {
     clean
 }
 
-/// `scheme://user:password@host` (RFC 3986 §3.2.1). The password may hold a `@` that somebody forgot to
-/// encode, so the last one before the path counts.
+/// Handles `scheme://user:password@host` (RFC 3986 §3.2.1). The password may contain a `@` that is not encoded, so the
+/// last one before the path counts.
 fn without_passwords(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     let mut rest = text;
@@ -58,8 +56,8 @@ fn without_passwords(text: &str) -> String {
     clean
 }
 
-/// How many bytes at the start of `text` are `wanted`. Stops at the first byte of a wider character unless
-/// that is wanted too.
+/// Returns the number of bytes at the start of `text` that are `wanted`. Stops at the first byte of a wider character
+/// unless that is wanted, too.
 fn run(text: &str, wanted: impl Fn(u8) -> bool) -> usize {
     text.bytes().position(|b| !wanted(b)).unwrap_or(text.len())
 }
@@ -71,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_and_passwords_are_blacked_out_and_the_rest_stays() {
+    fn keys_and_passwords_are_replaced_and_the_rest_stays() {
         for (text, clean) in [
             ("nothing to see", "nothing to see"),
             ("prefix llmk_demo alone", "prefix llmk_demo alone"),

@@ -1,11 +1,10 @@
-//! How do checks become part of somebody's trace?
+//! Adds checks to the traces that Envoy samples.
 //!
-//! Spans in the words of OpenTelemetry, sent over OTLP (gRPC) in batches by a thread of
-//! the library's own. Nothing is sampled here: Envoy decided, and only checks of traces
-//! that are kept arrive. The attributes are named as in our log lines; who the caller is
-//! stands there only once it is proven.
+//! A thread of the OpenTelemetry library sends the spans in batches over OTLP (gRPC). There is no sampling here: Envoy decides,
+//! and only checks of sampled traces arrive. Attributes have the names of the log fields; the tenant and the key are present
+//! only once they are proven.
 //!
-//! Spans that cannot be sent are lost, and no request notices.
+//! Spans that cannot be sent are lost. Requests are not affected.
 
 use std::fmt;
 use std::sync::Arc;
@@ -27,15 +26,15 @@ use tracing::{debug, info, warn};
 use crate::clock::Timestamp;
 use crate::decision::{Decision, Grant, Identity, Objection};
 use crate::ext_authz::spans::{CheckSpan, Spans};
-use crate::stats::Count;
+use crate::stats::Counter;
 
-/// What sending spans costs, for operators.
+/// The results of sending spans, for operators.
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Batches sent.
-    pub written: Count,
-    /// Batches that could not be sent, and are lost.
-    pub failed: Count,
+    pub written: Counter,
+    /// Batches that could not be sent and are lost.
+    pub failed: Counter,
 }
 
 /// Sends spans.
@@ -46,12 +45,11 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Sends spans to this collector, `http://host:4317` or `https://…`. To be called on a runtime, which
-    /// does the sending.
+    /// Sends spans to this collector, `http://host:4317` or `https://…`. Must be called on a runtime, which sends them.
     ///
     /// # Errors
     ///
-    /// The address makes no sense; says why.
+    /// The address is invalid; the error says why.
     pub fn to(endpoint: &str) -> Result<Self, String> {
         let exporter = OtlpExporter::builder().with_tonic().with_endpoint(endpoint);
         let exporter = if endpoint.starts_with("https:") {
@@ -67,15 +65,15 @@ impl Traces {
         Ok(Self { tracer: provider.tracer("tenantgate"), provider, stats })
     }
 
-    /// What it costs.
+    /// The results so far.
     #[must_use]
     pub fn stats(&self) -> Arc<Stats> {
         Arc::clone(&self.stats)
     }
 
-    /// Sends what is left. Blocks for so long at the most.
+    /// Sends the remaining spans. Blocks for at most `limit`.
     pub fn stop(&self, limit: Duration) {
-        // What could not be sent was said by whoever tried.
+        // The exporter has logged a failure.
         let _ = self.provider.shutdown_with_timeout(limit);
     }
 }
@@ -86,7 +84,7 @@ impl fmt::Debug for Traces {
     }
 }
 
-/// What `OTEL_RESOURCE_ATTRIBUTES` and `OTEL_SERVICE_NAME` say; without them we are `tenantgate`.
+/// Reads `OTEL_RESOURCE_ATTRIBUTES` and `OTEL_SERVICE_NAME`. The service name defaults to `tenantgate`.
 fn resource() -> Resource {
     let named = Resource::builder().build();
     let name = named.get(&"service.name".into()).map(|name| name.to_string()).unwrap_or_default();
@@ -123,7 +121,7 @@ impl Spans for Traces {
     }
 }
 
-/// As our log lines have them.
+/// The attributes, with the names of the log fields.
 fn attributes(check: &CheckSpan<'_>) -> Vec<KeyValue> {
     let (decision, reason, identity) = match check.decision {
         Decision::Allow(Grant::Public) => ("allow", "public", None),
@@ -158,7 +156,7 @@ fn attributes(check: &CheckSpan<'_>) -> Vec<KeyValue> {
     all
 }
 
-/// An exporter whose failures are counted, and said once.
+/// An exporter that counts failures and logs the first one of each outage.
 #[derive(Debug)]
 struct Watched {
     exporter: OtlpExporter,
@@ -180,7 +178,7 @@ impl SpanExporter for Watched {
             }
             Err(error) => {
                 self.stats.failed.add_one();
-                // One line for an outage, not one for each try.
+                // One line per outage, not one per attempt.
                 if !self.failing.swap(true, Relaxed) {
                     warn!(%error, spans, "spans could not be sent and are lost");
                 }

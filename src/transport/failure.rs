@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use super::Peer;
 use crate::clock::Clock;
 use crate::rate_limited_log::RateLimitedLog;
-use crate::stats::Count;
+use crate::stats::Counter;
 
 /// Why a call gets a response that refuses the request without having judged it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -230,8 +230,8 @@ impl ConnectionFailure {
 /// Counts and logs failures.
 #[derive(Debug)]
 pub struct Failures {
-    calls: [(Count, RateLimitedLog); CallFailure::ALL.len()],
-    connections: [(Count, RateLimitedLog); ConnectionFailure::ALL.len()],
+    calls: [(Counter, RateLimitedLog); CallFailure::ALL.len()],
+    connections: [(Counter, RateLimitedLog); ConnectionFailure::ALL.len()],
     too_large: RateLimitedLog,
 }
 
@@ -242,8 +242,8 @@ impl Failures {
         // Each kind has a line of its own, so that a flood of one does not hide another.
         let log = || RateLimitedLog::new(Arc::clone(clock), 1);
         Self {
-            calls: std::array::from_fn(|_| (Count::default(), log())),
-            connections: std::array::from_fn(|_| (Count::default(), log())),
+            calls: std::array::from_fn(|_| (Counter::default(), log())),
+            connections: std::array::from_fn(|_| (Counter::default(), log())),
             too_large: log(),
         }
     }

@@ -35,7 +35,7 @@ use self::pool::{Job, Pool};
 use crate::decision::{Fault, Proof};
 use crate::key::PresentedKey;
 use crate::record::KeyRecord;
-use crate::stats::{Count, Level, Spread};
+use crate::stats::{Counter, Gauge, Histogram};
 
 /// How much first proofs may cost.
 #[derive(Clone, Copy, Debug)]
@@ -96,15 +96,15 @@ pub trait Provable: Send + Sync {
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Time in bcrypt.
-    pub bcrypt: Spread,
+    pub bcrypt: Histogram,
     /// Proofs that wait for a thread.
-    pub queued: Level,
+    pub queued: Gauge,
     /// Proofs turned away because the queue was full.
-    pub shed: Count,
+    pub shed: Counter,
     /// Verdicts of bcrypt: right, wrong, failed.
-    pub verdicts: [Count; 3],
+    pub verdicts: [Counter; 3],
     /// Threads that were begun again after a panic.
-    pub panics: Count,
+    pub panics: Counter,
 }
 
 /// Proves keys. Cheap to clone; the threads end with the last clone.
@@ -283,7 +283,7 @@ mod tests {
     }
 
     fn runs(verifier: &Verifier) -> u64 {
-        verifier.stats().verdicts.iter().map(Count::value).sum()
+        verifier.stats().verdicts.iter().map(Counter::value).sum()
     }
 
     #[tokio::test]

@@ -100,7 +100,7 @@ impl Pool {
         // A panic between two jobs costs the one it was about: who waits for that is told that we cannot say.
         while catch_unwind(AssertUnwindSafe(|| self.work())).is_err() {
             self.stats.panics.add_one();
-            error!(part = "bcrypt", "a part of the server panicked and is begun again");
+            error!(part = "bcrypt", "a part of the server panicked and is restarted");
             std::thread::sleep(PAUSE);
         }
     }

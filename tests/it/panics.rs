@@ -1,8 +1,8 @@
-//! What if a part of the server panics? It is begun again, the others go on, and nobody is let in.
+//! Checks that a part of the server that panics is restarted, that the other parts continue, and that no request passes
+//! because of it.
 //!
-//! The panics come from a database and a clock that panic when they are told to, in a server
-//! inside of the tests: of a process of its own, because how panics are said is a matter of the
-//! whole process, and because what was said is looked at afterwards.
+//! The panics come from a database and a clock that panic on demand. The server runs in a process of its own, because the
+//! panic hook belongs to the whole process, and because the tests read its log afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tenantgate::batch_writer::Schedule;
 use tenantgate::clock::{Clock, SystemClock, Timestamp};
 use tenantgate::key::KeyId;
-use tenantgate::replica::{keep, prune};
+use tenantgate::replica::{prune, snapshot_file};
 use tenantgate::server::{Address, Settings, serve};
 use tenantgate::store::sqlite::SqliteStore;
 use tenantgate::store::{
@@ -23,22 +24,21 @@ use tenantgate::store::{
 use tenantgate::telemetry::{self, LogFormat, panics};
 use tenantgate::verify::memo::{Peppers, Policy};
 use tenantgate::verify::pepper::Pepper;
-use tenantgate::{memos, usage};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::support::link::free_port;
 use crate::support::{Ask, Client, PATIENCE, World, eventually, http, runtime, wait};
 
-/// The variable that tells the process it is the one.
+/// Set in the process that runs the server.
 const INSIDE: &str = "TENANTGATE_TEST_PANICS";
 
-/// What the panics are about. None of it may be said, also not the end that no pattern would know.
+/// The key in the text of the panics. No part of it may be logged, not even the end, which no pattern would recognize.
 const ABOUT: &str = "llmk_panicked_SecretInAPanic0123456789";
 const OFTEN: Duration = Duration::from_millis(100);
 
 #[test]
-fn a_part_that_panics_is_begun_again_and_its_words_are_not_said() {
+fn a_part_that_panics_is_restarted_and_its_values_are_not_logged() {
     let program = std::env::current_exe().expect("this program");
     let test = "panics::in_a_process_of_its_own";
     let mut child = Command::new(program);
@@ -48,7 +48,7 @@ fn a_part_that_panics_is_begun_again_and_its_words_are_not_said() {
     assert!(said.status.success() && all.contains("1 passed"), "{all}");
     for part in ["announce", "bcrypt", "health", "keep", "memos", "prune", "replica", "usage"] {
         let begun_again =
-            |line: &str| line.contains("begun again") && line.contains(&format!("part=\"{part}\""));
+            |line: &str| line.contains("is restarted") && line.contains(&format!("part=\"{part}\""));
         assert_eq!(all.lines().any(begun_again), part != "bcrypt", "{part}: {all}");
     }
     assert!(
@@ -196,19 +196,19 @@ struct Stage {
 }
 
 impl Stage {
-    /// How often a part was begun again; nothing while the page itself panics.
+    /// How often a part was restarted; `None` while the metrics page itself panics.
     fn restarts(&self, part: &str) -> Option<f64> {
         let page = http::get(&self.ops, "/metrics").ok().filter(|page| page.status == 200)?;
         let name = format!("tenantgate_restarts_total{{part=\"{part}\"}}");
         Some(http::samples(&page.body)[&name])
     }
 
-    /// Something that a part does panics once; it is begun again, and does that again.
+    /// Lets an action of a part panic once, and waits until the part was restarted and repeats the action.
     #[track_caller]
     fn panics_once(&self, what: &'static str, part: &str, nudge: impl Fn()) {
         let before = self.restarts(part).expect("the page is there");
         self.springs.once.lock().unwrap().insert(what);
-        eventually(&format!("{part} is begun again"), PATIENCE, || {
+        eventually(&format!("{part} is restarted"), PATIENCE, || {
             nudge();
             self.restarts(part).filter(|n| *n > before).ok_or(())
         });
@@ -234,12 +234,12 @@ fn settings(world: &World, springs: &Arc<Springs>, dir: &Path) -> Settings {
     let store = SqliteStore::new(world.db.url()).unwrap();
     let mut settings = Settings::on(Arc::new(Trap { store, springs: Arc::clone(springs) }));
     settings.clock = Arc::new(TrappedClock(Arc::clone(springs)));
-    settings.usage = usage::Options { interval: OFTEN, ..usage::Options::default() };
-    settings.memos = memos::Options { interval: OFTEN, ..memos::Options::default() };
+    settings.last_used = Schedule::every(OFTEN);
+    settings.memos = Schedule::every(OFTEN);
     settings.prune = prune::Options { interval: OFTEN, ..prune::Options::default() };
     settings.peppers = Peppers::new(vec![Pepper::random().unwrap()], Policy::Optional);
     let (path, max_staleness) = (dir.join("snapshot"), Duration::from_mins(5));
-    settings.keep = Some(keep::Options { path, interval: OFTEN, max_staleness });
+    settings.snapshot_file = Some(snapshot_file::Options { path, interval: OFTEN, max_staleness });
     settings
 }
 
@@ -250,7 +250,7 @@ fn in_a_process_of_its_own() {
         return;
     }
     let world = World::somewhere();
-    panics::say_no_secrets();
+    panics::hide_secrets();
     telemetry::start_logging("trace".parse().unwrap(), LogFormat::Text);
     let springs = Arc::new(Springs::default());
     let mut settings = settings(&world, &springs, world.db.dir());
@@ -273,14 +273,14 @@ fn in_a_process_of_its_own() {
     // A memo is left once for a key, and lost here.
     stage.springs.once.lock().unwrap().insert("memos");
     stage.becomes("200 ok", other);
-    eventually("memos is begun again", PATIENCE, || stage.restarts("memos").filter(|n| *n > 0.0).ok_or(()));
+    eventually("memos is restarted", PATIENCE, || stage.restarts("memos").filter(|n| *n > 0.0).ok_or(()));
     stage.becomes("403 tenant_inactive", &world.of_sleepy.text);
     stage.becomes("200 ok", &world.issued.text);
     let memo = format!("SELECT key_memo FROM api_keys WHERE id = '{}'", world.issued.id);
     eventually("memos are written again", PATIENCE, || world.db.text(&memo).map(drop).ok_or(()));
     // Whoever asks for the time: the two tasks that do, or this very page.
     for part in ["health", "keep"] {
-        eventually(&format!("{part} is begun again"), PATIENCE, || {
+        eventually(&format!("{part} is restarted"), PATIENCE, || {
             stage.springs.once.lock().unwrap().insert("uptime");
             stage.restarts(part).filter(|n| *n > 0.0).ok_or(())
         });

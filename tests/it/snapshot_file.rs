@@ -145,12 +145,12 @@ fn a_file_that_is_not_ours_or_not_whole_is_refused() {
         let mut bad = good.clone();
         bad[at] ^= 1;
         std::fs::write(&kept.file, bad).expect("written");
-        kept.refused(kept.server(), "changed by somebody");
+        kept.refused(kept.server(), "modified later");
     }
     std::fs::write(&kept.file, &good[..good.len() - 100]).expect("written");
-    kept.refused(kept.server(), "changed by somebody");
+    kept.refused(kept.server(), "modified later");
     std::fs::write(&kept.file, b"something else").expect("written");
-    kept.refused(kept.server(), "not a whole snapshot file");
+    kept.refused(kept.server(), "not a complete snapshot file");
     std::fs::write(&kept.file, &good).expect("written");
     kept.pepper("pepper");
     kept.refused(kept.server(), "another pepper");
@@ -164,7 +164,7 @@ fn a_file_of_another_database_or_too_old_is_refused() {
     let (pepper, file) = (pepper.to_str().expect("plain"), kept.file.to_str().expect("plain"));
     let args = ["--pepper-file", pepper, "--snapshot-file", file];
     let other = Database::at(Backend::Postgres, &elsewhere);
-    kept.refused(Server::on(&other).args(&args), "it is of the database");
+    kept.refused(Server::on(&other).args(&args), "written for another database");
     eventually("the file is older than a second", PATIENCE, || {
         let age = std::fs::metadata(&kept.file).and_then(|meta| meta.modified()).expect("there").elapsed();
         let age = age.expect("in the past");

@@ -15,8 +15,8 @@ use super::super::check;
 use super::super::target::{Target, TlsArgs, chain, connect, host_and_port};
 use super::tls::{self, PATIENCE};
 use crate::clock::Clock;
+use crate::diagnostics::Finding;
 use crate::ext_authz::service::SERVICE_NAME;
-use crate::finding::Finding;
 
 /// A path that nobody makes public.
 const PATH: &str = "/tenantgate-doctor/is-this-refused";

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::finding::Finding;
+use crate::diagnostics::Finding;
 use crate::record::{KeyRecord, Memo, PepperId};
 use crate::store::inspect::Inspect;
 use crate::store::{Row, StoreError};

@@ -53,7 +53,7 @@ enum Step {
 /// A database that follows a script: one list of steps for each session. After the last step of the last
 /// session nothing changes any more.
 #[derive(Default)]
-pub(in crate::replica) struct Script {
+pub(crate) struct Script {
     sessions: Mutex<VecDeque<Vec<Step>>>,
     old_schema: bool,
     embedded: bool,
@@ -473,7 +473,7 @@ fn not_having_the_database_is_said_once_for_each_reason() {
     let never = "WARN: no database yet, trying again";
     let mended = "ERROR: the database is not what it was, known keys are served until that is mended";
     let lost = "WARN: lost the database, known keys are served while it is gone";
-    let panicked = "ERROR: a part of the server panicked and is begun again";
+    let panicked = "ERROR: a part of the server panicked and is restarted";
     assert_eq!(says(false, &gone("refused")), never);
     assert_eq!(says(false, &gone("reset")), "", "how exactly is no news");
     assert_eq!(says(false, &other("a standby")), never);

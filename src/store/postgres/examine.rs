@@ -9,7 +9,7 @@ use sqlx::{Connection as _, Row as _};
 use super::instant::Micros;
 use super::{PostgresStore, applied, made, migrate, moved, rights, shape};
 use crate::clock::{Clock, Timestamp};
-use crate::finding::Finding;
+use crate::diagnostics::Finding;
 use crate::store::migrations::{self, POSTGRES};
 use crate::store::{Store as _, StoreError};
 

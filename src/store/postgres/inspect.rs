@@ -6,7 +6,7 @@ use sqlx::Row as _;
 use super::instant::Micros;
 use super::{PostgresStore, examine, session};
 use crate::clock::{Clock, Timestamp};
-use crate::finding::Finding;
+use crate::diagnostics::Finding;
 use crate::record::{KeyRecord, Memo};
 use crate::store::StoreError;
 use crate::store::inspect::Inspect;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 
-use crate::finding::{Finding, Level};
+use crate::diagnostics::{Finding, Level};
 use crate::store::migrations::POSTGRES_OBJECTS;
 use crate::store::{StoreError, expected};
 

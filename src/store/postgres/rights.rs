@@ -7,7 +7,7 @@
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 
-use crate::finding::Finding;
+use crate::diagnostics::Finding;
 use crate::store::StoreError;
 
 /// A right: what it is called, what asks for it, and whether `serve` answers nothing without it.

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{SqliteStore, applied, inspect};
 use crate::audit::{Action, Draft};
-use crate::finding::Level;
+use crate::diagnostics::Level;
 use crate::store::migrations::{self, SQLITE, SQLITE_OBJECTS};
 use crate::store::sql::{Link, SQLITE as DIALECT, audit};
 use crate::store::{Adoption, Migrated, StoreError};

@@ -13,7 +13,7 @@ use sqlx::{ConnectOptions as _, Row as _};
 use super::session::key_record;
 use super::{SqliteStore, applied};
 use crate::clock::{Clock, Timestamp};
-use crate::finding::Finding;
+use crate::diagnostics::Finding;
 use crate::record::{KeyRecord, Memo};
 use crate::store::inspect::Inspect;
 use crate::store::migrations::{self, SQLITE, SQLITE_OBJECTS};

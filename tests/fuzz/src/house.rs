@@ -6,19 +6,20 @@ use std::time::Duration;
 use bcrypt::non_truncating_hash;
 use tempfile::TempDir;
 use tenantgate::audit::{Action, Actor};
+use tenantgate::batch_writer::Schedule;
 use tenantgate::clock::{ManualClock, SystemClock, Timestamp};
 use tenantgate::config;
 use tenantgate::ext_authz::translate::{Speech, answer, read};
 use tenantgate::gate::{self, Gate, View};
 use tenantgate::replica::TenantEntry;
 use tenantgate::key::KeyId;
-use tenantgate::memos::{self, Memos};
+use tenantgate::last_used::LastUsed;
+use tenantgate::memo_writer::MemoWriter;
 use tenantgate::replica::Replica;
 use tenantgate::replica::sync::{self, Sync};
 use tenantgate::request;
 use tenantgate::store::{Management, NewKey, NewTenant};
 use tenantgate::tenant::{TenantId, TenantStatus};
-use tenantgate::usage::Usage;
 use tenantgate::verify::memo::{Keyring, Peppers};
 use tenantgate::verify::{self, Verifier};
 use tokio::runtime::Runtime;
@@ -100,8 +101,8 @@ impl House {
         });
         let keyring = Keyring::new(Peppers::default()).expect("randomness");
         let verifier = Verifier::start(verify::Options::default(), keyring).expect("threads");
-        let memos = Memos::new(Peppers::default(), memos::Options::default());
-        let gate = Gate::new(replica, verifier, Usage::default(), memos, clock, gate::Options::default());
+        let memos = MemoWriter::new(Peppers::default(), Schedule::every(Duration::from_secs(1)));
+        let gate = Gate::new(replica, verifier, LastUsed::new(Schedule::every(Duration::from_secs(30))), memos, clock, gate::Options::default());
         Self { runtime, gate, request: reading(), speech: speaking() }
     }
 

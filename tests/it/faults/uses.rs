@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tenantgate::batch_writer::Schedule;
 use tenantgate::server::{Address, ServeError, Settings, serve};
 use tenantgate::store::postgres::PostgresStore;
-use tenantgate::usage;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -34,7 +34,7 @@ impl Inside {
         let mut settings = Settings::on(Arc::new(PostgresStore::new(world.db.url()).unwrap()));
         settings.listen.listen = vec![Address::Tcp(address.clone())];
         "127.0.0.1:0".clone_into(&mut settings.ops_listen);
-        settings.usage = usage::Options { interval: OFTEN, ..usage::Options::default() };
+        settings.last_used = Schedule::every(OFTEN);
         let (stop, stopped) = oneshot::channel::<()>();
         let server = runtime().spawn(serve(settings, async move {
             let _ = stopped.await;

@@ -120,7 +120,8 @@ fn nothing_secret_is_compared_in_a_time_that_tells() {
     ] {
         assert!(measurable(line), "the rule must find: {line}");
     }
-    let rooms = ["key", "verify", "gate", "ext_authz", "replica", "memos", "admin", "request", "server"];
+    let rooms =
+        ["key", "verify", "gate", "ext_authz", "replica", "memo_writer", "admin", "request", "server"];
     let mut found = Vec::new();
     for source in sources() {
         if rooms.contains(&source.room.split('/').next().unwrap_or_default()) {

@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
+use tenantgate::batch_writer::Schedule;
 use tenantgate::clock::{Clock, SystemClock};
 use tenantgate::ext_authz::service::{AuthorizationService, Options};
 use tenantgate::ext_authz::translate::Speech;
 use tenantgate::gate::{self, Gate};
-use tenantgate::memos::{self, Memos};
+use tenantgate::last_used::{self, LastUsed};
+use tenantgate::memo_writer::{self, MemoWriter};
 use tenantgate::replica::Replica;
 use tenantgate::replica::sync::{self, Sync};
 use tenantgate::request::DEFAULT_KEY_HEADER;
 use tenantgate::shadow::{self, Report};
 use tenantgate::store::Store;
 use tenantgate::store::sqlite::SqliteStore;
-use tenantgate::usage::Usage;
 use tenantgate::verify::memo::{Keyring, Peppers};
 use tenantgate::verify::{self, Verifier};
 
@@ -30,11 +31,18 @@ impl Service {
         let (peppers, replica) = (Peppers::default(), Replica::default());
         let keyring = Keyring::new(peppers.clone()).expect("randomness");
         let verifier = Verifier::start(verify::Options::default(), keyring).expect("threads");
-        let memos = Memos::new(peppers, memos::Options::default());
+        let memos = MemoWriter::new(peppers, Schedule::every(memo_writer::INTERVAL));
         let (ours, options) = (Arc::clone(&clock), gate::Options::default());
-        let gate = Gate::new(replica.clone(), verifier, Usage::default(), memos, ours, options);
+        let gate = Gate::new(
+            replica.clone(),
+            verifier,
+            LastUsed::new(Schedule::every(last_used::INTERVAL)),
+            memos,
+            ours,
+            options,
+        );
         let speech = Speech { key_header: DEFAULT_KEY_HEADER.to_owned(), ..Speech::default() };
-        let report = Report::new(shadow::Options::default());
+        let report = Report::new(Schedule::every(shadow::INTERVAL));
         let options = Options { speech, ..Options::default() };
         Self { authorization: AuthorizationService::new(Arc::new(gate), clock, report, options), replica }
     }

@@ -1,13 +1,11 @@
-//! How do others know how far we are?
+//! Publishes how far this server has read the change log.
 //!
-//! Every server writes down how far it has looked: when somebody asks by a mark in
-//! the change log, and now and then unasked. Who takes a key back can then wait until
-//! the last server knows (`key revoke --wait`). Not after every change: that would make
-//! every server write for each of them. A server that was killed or cut off counts for as
-//! long as it could go on serving without looking, and not longer.
+//! Every server writes its position to the database: when a client asks for it by a mark in the change log, and otherwise at an
+//! interval. Commands can then wait until the last server has applied a change (`key revoke --wait`). A server does not write
+//! after every change, because every change would then cause a write by every server. The position of a server that was killed
+//! or disconnected counts as long as the server could continue to serve without polling.
 //!
-//! No check waits for this, and a database that cannot take it down loses nothing
-//! but the waiting.
+//! No check depends on this. If the database rejects the position, only `--wait` is affected.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,18 +17,18 @@ use uuid::Uuid;
 use super::Replica;
 use crate::store::{Announcement, Store, StoreError};
 
-/// How a server announces itself.
+/// Options of the heartbeat.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How often, without being asked.
+    /// The interval without a mark.
     pub interval: Duration,
-    /// How long this server lets keys pass without looking at the database.
+    /// How long this server accepts keys without a successful poll.
     pub max_staleness: Duration,
 }
 
-/// Announces a server. Cheap to clone.
+/// The heartbeat of a server. Cheap to clone.
 #[derive(Clone)]
-pub struct Announcer {
+pub struct Heartbeat {
     id: Uuid,
     name: String,
     replica: Replica,
@@ -38,47 +36,49 @@ pub struct Announcer {
     options: Options,
 }
 
-impl Announcer {
-    /// An announcer of this replica under a name for people.
+impl Heartbeat {
+    /// The heartbeat of this replica; `name` is for people.
     #[must_use]
     pub fn new(name: String, replica: Replica, store: Arc<dyn Store>, options: Options) -> Self {
         Self { id: Uuid::new_v4(), name, replica, store, options }
     }
 
-    /// Announces, for ever.
+    /// Publishes the position at every mark and at the interval, forever.
     pub async fn run(self) {
         let mut marks = self.replica.marks();
-        let mut silent = false;
+        let mut failing = false;
         loop {
-            // Whether somebody asks or the time is up is all the same.
+            // Both outcomes lead to the next heartbeat.
             let _ = timeout(self.options.interval, marks.changed()).await;
             if !self.replica.connected() {
                 continue;
             }
-            match self.announce().await {
-                Ok(()) => silent = false,
-                Err(error) if silent => debug!(%error, "still not announced"),
+            match self.beat().await {
+                Ok(()) => failing = false,
+                Err(error) if failing => {
+                    debug!(%error, "the position of this server still cannot be written")
+                }
                 Err(error) => {
-                    warn!(%error, "cannot announce how far this server is, `--wait` does not know of it");
-                    silent = true;
+                    warn!(%error, "the position of this server cannot be written, `--wait` does not wait for it");
+                    failing = true;
                 }
             }
         }
     }
 
-    async fn announce(&self) -> Result<(), StoreError> {
+    async fn beat(&self) -> Result<(), StoreError> {
         let position = self.replica.look().position;
-        // A server that is cut off announced itself up to an interval before its last good look; one more is
-        // for an announcement that was late.
+        // A disconnected server wrote its position up to one interval before its last successful poll; another interval
+        // covers a late heartbeat.
         let serves_for = self.options.max_staleness + 2 * self.options.interval;
         let (id, name) = (self.id, self.name.as_str());
         self.store.announce(&Announcement { id, name, position: &position, serves_for }).await
     }
 
-    /// Takes the announcement back: we are gone.
+    /// Removes the position of this server, which stops.
     pub async fn retract(&self) {
         if let Err(error) = self.store.retract(self.id).await {
-            debug!(%error, "announcement not taken back, it ages out");
+            debug!(%error, "the position of this server was not removed, it expires");
         }
     }
 }
@@ -93,17 +93,17 @@ mod tests {
     use crate::replica::sync::tests::Script;
     use crate::replica::tests::said;
 
-    fn announcer() -> (Announcer, Replica, Arc<Script>) {
+    fn heartbeat() -> (Heartbeat, Replica, Arc<Script>) {
         let (replica, script) = (Replica::default(), Arc::new(Script::default()));
         let options = Options { interval: Duration::from_secs(10), max_staleness: Duration::from_mins(5) };
         let store = Arc::<Script>::clone(&script);
-        (Announcer::new("here".into(), replica.clone(), store, options), replica, script)
+        (Heartbeat::new("here".into(), replica.clone(), store, options), replica, script)
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_announces_now_and_then_and_when_asked_as_long_as_it_has_the_database() {
-        let (announcer, replica, script) = announcer();
-        let running = tokio::spawn(announcer.run());
+    async fn it_publishes_at_an_interval_and_at_marks_while_the_database_is_connected() {
+        let (heartbeat, replica, script) = heartbeat();
+        let running = tokio::spawn(heartbeat.run());
         let times = || script.announced.lock().unwrap().len();
         replica.tell_of_mark();
         sleep(Duration::from_secs(25)).await;
@@ -120,12 +120,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn that_it_cannot_is_said_once_and_again_after_it_could() {
-        let (announcer, replica, script) = announcer();
+    async fn a_failure_is_logged_once_per_outage() {
+        let (heartbeat, replica, script) = heartbeat();
         replica.set_connected(true);
-        let running = tokio::spawn(announcer.run());
-        let warning = "WARN: cannot announce how far this server is, `--wait` does not know of it";
-        // Until it listens.
+        let running = tokio::spawn(heartbeat.run());
+        let warning = "WARN: the position of this server cannot be written, `--wait` does not wait for it";
+        // Until the task waits for marks.
         sleep(Duration::from_millis(1)).await;
         let _ = said();
         for (refuses, line) in
@@ -141,9 +141,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_it_takes_back_is_its_own() {
-        let (announcer, _, script) = announcer();
-        announcer.retract().await;
-        assert_eq!(*script.retracted.lock().unwrap(), [announcer.id]);
+    async fn it_removes_its_own_position_only() {
+        let (heartbeat, _, script) = heartbeat();
+        heartbeat.retract().await;
+        assert_eq!(*script.retracted.lock().unwrap(), [heartbeat.id]);
     }
 }

@@ -1,16 +1,14 @@
-//! What if we start while the database is away?
+//! Keeps a copy of the snapshot in a file, so that a server can start while the database is unavailable.
 //!
-//! Then we serve what we knew: every server with a snapshot file writes its snapshot
-//! there now and then, and reads it once, at its start. The file is authenticated with
-//! a pepper, so that nobody can put keys into it; it carries the time of the look it is
-//! of, so that it counts as no younger than it is; and it is refused when it is older
-//! than the replica may be, from another database, or from the future. There is no
-//! plaintext in it: bcrypt hashes and memos, as in the database.
+//! A server with a snapshot file writes its snapshot there regularly, and reads it once, when it starts. The file is
+//! authenticated with a pepper, so that nobody without it can add keys. It contains the time of its last poll, so that it is
+//! never treated as younger than it is. It is rejected if it is older than `--max-staleness`, of another database, or from the
+//! future. It contains no plain text of keys: bcrypt hashes and memos, as the database does.
 //!
-//! What comes from the file is doubted as if it were our own last look: a database that
-//! shows something quite different has to wait until the file is too old to serve from.
+//! A restored snapshot is treated like an own poll: if a database with quite different content appears, the server waits until
+//! the file is too old to serve from.
 
-mod file;
+mod format;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,61 +18,61 @@ use std::{fs, io};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
-use self::file::{Head, open, save};
+use self::format::{Head, open, save};
 use super::{Replica, Snapshot};
 use crate::clock::{Clock, Timestamp};
 use crate::store::Look;
 
-/// What two clocks may differ by without one of them being wrong.
+/// The difference between two clocks that is still normal.
 const SLACK: Duration = Duration::from_secs(2);
 
-/// How the snapshot is kept.
+/// Options of the file.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where.
+    /// The path of the file.
     pub path: PathBuf,
-    /// How soon after a change. A write of a million keys takes a second or two of one core.
+    /// The pause between two writes while the data changes. Writing a million keys takes one to two seconds of one core.
     pub interval: Duration,
-    /// How old a snapshot may be to be served.
+    /// The maximum age of a snapshot that is served.
     pub max_staleness: Duration,
 }
 
 /// Why a file is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// It is not there, or not to be read.
-    #[error("it cannot be read: {0}")]
+    /// The file is missing or cannot be read.
+    #[error("cannot be read: {0}")]
     Unreadable(#[from] io::Error),
-    /// It is not one of ours, or not whole.
-    #[error("it is not a whole snapshot file of this version")]
+    /// The file is incomplete or has another format.
+    #[error("not a complete snapshot file of this version")]
     Malformed,
-    /// It was not written with one of our peppers, or was changed since.
-    #[error("it was written with another pepper, or changed by somebody since")]
+    /// The file was not written with one of the peppers, or was changed later.
+    #[error("written with another pepper, or modified later")]
     NotOurs,
-    /// It is of another database.
-    #[error("it is of the database {0}")]
+    /// The file is of another database.
+    #[error("written for another database, {0}")]
     OtherDatabase(String),
-    /// It is of a look that has not been made yet.
-    #[error("it is from the future: {0}")]
+    /// The time in the file is in the future.
+    #[error("from the future, {0}: check the clock of this machine")]
     Future(Timestamp),
-    /// The look it is of is longer ago than we may serve.
-    #[error("it is {0:?} old, older than --max-staleness")]
+    /// The last poll before the file was written is too long ago.
+    #[error("{0:?} old, older than --max-staleness")]
     TooOld(Duration),
 }
 
-/// Keeps the snapshot of a replica in a file. Cheap to clone.
+/// Writes and restores the snapshot file of a replica. Cheap to clone.
 #[derive(Clone)]
-pub struct Keeper {
+pub struct SnapshotFile {
     replica: Replica,
     clock: Arc<dyn Clock>,
-    /// The database, as its store names it.
+    /// The name of the database, from its store.
     source: String,
     options: Options,
     written: Option<Written>,
     failing: bool,
 }
 
-/// What was written last.
+/// The last write.
 #[derive(Clone, Copy)]
 struct Written {
     generation: u64,
@@ -83,14 +81,14 @@ struct Written {
     took: Duration,
 }
 
-impl Keeper {
-    /// A keeper of this replica, whose database its store calls `source`.
+impl SnapshotFile {
+    /// The file of this replica, whose database its store calls `source`.
     #[must_use]
     pub fn new(replica: Replica, clock: Arc<dyn Clock>, source: String, options: Options) -> Self {
         Self { replica, clock, source, options, written: None, failing: false }
     }
 
-    /// Serves from the file, if it may be served from. Call it before the first look at the database.
+    /// Publishes the snapshot in the file, if it is valid. Must be called before the first poll.
     pub fn restore(&self) {
         match self.read() {
             Ok((snapshot, look, age)) => {
@@ -118,13 +116,13 @@ impl Keeper {
         }
         let age = self.age(&head)?;
         let mut reload = self.replica.snapshot().reload(self.replica.peppers());
-        file::rows(&head, body, |row| reload.add(row))?;
+        format::rows(&head, body, |row| reload.add(row))?;
         let snapshot = reload.finish();
         Ok((snapshot, head.look(), age))
     }
 
-    /// How long ago the look was: by the wall clock, and by the uptime if the machine still runs. The longer
-    /// one: a wall clock set back makes nothing young.
+    /// Returns the time since the last poll before the file was written: by the wall clock, and also by the uptime if the
+    /// machine was not restarted. The longer one counts, so that setting the wall clock back does not make a file younger.
     fn age(&self, head: &Head) -> Result<Duration, Refused> {
         let (looked_at, now) = (Timestamp(head.looked_at), self.clock.now());
         if looked_at > now.after(SLACK) {
@@ -137,11 +135,11 @@ impl Keeper {
         if age > self.options.max_staleness { Err(Refused::TooOld(age)) } else { Ok(age) }
     }
 
-    /// Writes when there is something to write, for ever.
+    /// Writes the file whenever it is due, forever.
     pub async fn run(mut self) {
         let mut generation = self.replica.generation();
         loop {
-            // A new snapshot or the time being up are all the same here.
+            // Both outcomes lead to the next check.
             let _ = timeout(Duration::from_secs(1), generation.changed()).await;
             if self.is_due() {
                 self.write().await;
@@ -149,34 +147,34 @@ impl Keeper {
         }
     }
 
-    /// Whether the file is too far behind. Not after every change: a busy database would have us write all
-    /// the time.
+    /// Whether the file should be written. It is not due after every change, because a busy database would cause constant
+    /// writes.
     fn is_due(&self) -> bool {
         let Some(age) = self.replica.age(self.clock.as_ref()) else { return false };
         let Some(written) = &self.written else { return self.replica.connected() };
         let changed = self.replica.snapshot().generation != written.generation;
         let rested = written.at.elapsed() >= self.options.interval.max(written.took * 20);
         let behind = (written.at.elapsed() + written.age_then).saturating_sub(age);
-        // While the database is away the last look gets no better, and is worth having whole.
+        // Without the database the snapshot will not get newer: write the last one at once.
         let last = !self.replica.connected() && (changed || behind > SLACK);
-        // What could not be written is tried again, changed or not.
+        // A failed write is retried, also without a change.
         last || (changed || self.failing) && rested || behind >= self.options.max_staleness / 4
     }
 
-    /// Writes the snapshot in use.
+    /// Writes the current snapshot.
     pub async fn write(&mut self) {
-        // Its age first: a snapshot that comes later is newer than its age says, and never older.
+        // The age is read first: if a snapshot is published in between, the file is newer than it claims, never older.
         let Some(age) = self.replica.age(self.clock.as_ref()) else { return };
         let head = self.head(age);
         let snapshot = Arc::clone(&self.replica.snapshot());
         let (generation, at) = (snapshot.generation, Instant::now());
         let (path, peppers) = (self.options.path.clone(), self.replica.peppers().clone());
         let work = move || save(&path, head, &snapshot, &peppers);
-        // What a panic says may be about anything, and is said without that elsewhere.
-        let panicked = |_| Err(io::Error::other("a panic while it was written"));
+        // The message of a panic may contain secrets; the panic hook logs it without them.
+        let panicked = |_| Err(io::Error::other("a panic during the write"));
         let result = tokio::task::spawn_blocking(work).await.unwrap_or_else(panicked);
         self.written = Some(Written { generation, age_then: age, at, took: at.elapsed() });
-        self.say(result);
+        self.record(result);
     }
 
     fn head(&self, age: Duration) -> Head {
@@ -197,8 +195,8 @@ impl Keeper {
         }
     }
 
-    /// One line for each change of state.
-    fn say(&mut self, result: io::Result<u64>) {
+    /// Counts the result. Logs one line for each change between success and failure.
+    fn record(&mut self, result: io::Result<u64>) {
         let stats = self.replica.stats();
         match result {
             Ok(bytes) => {
@@ -210,7 +208,7 @@ impl Keeper {
                 stats.not_kept.add_one();
                 if !std::mem::replace(&mut self.failing, true) {
                     let file = self.options.path.display();
-                    warn!(%file, %error, "the snapshot file cannot be written, a restart without the database would serve nothing new");
+                    warn!(%file, %error, "the snapshot file cannot be written, a restart without the database would serve old data or nothing");
                 }
             }
         }
@@ -236,7 +234,7 @@ mod tests {
     const BOUND: Duration = Duration::from_mins(5);
     const HASH: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232";
 
-    /// A machine on which a server may run, and the file that it leaves.
+    /// A machine with a clock and a folder for the file.
     struct Machine {
         clock: Arc<ManualClock>,
         peppers: Peppers,
@@ -250,14 +248,14 @@ mod tests {
             Self { clock, peppers, folder: tempfile::tempdir().unwrap() }
         }
 
-        fn keeper(&self, replica: &Replica) -> Keeper {
+        fn file(&self, replica: &Replica) -> SnapshotFile {
             let path = self.folder.path().join("snapshot");
             let options = Options { path, interval: Duration::from_secs(10), max_staleness: BOUND };
             let clock: Arc<dyn Clock> = Arc::<ManualClock>::clone(&self.clock);
-            Keeper::new(replica.clone(), clock, "postgres://here/own".into(), options)
+            SnapshotFile::new(replica.clone(), clock, "postgres://here/own".into(), options)
         }
 
-        /// A server looks, and writes its file some time later.
+        /// A server polls, and writes its file some time later.
         async fn leaves_a_file(&self, later: Duration) {
             let replica = Replica::new(self.peppers.clone());
             let tenant = Tenant {
@@ -279,13 +277,13 @@ mod tests {
             };
             replica.looked(self.clock.uptime(), self.clock.uptime(), look);
             self.clock.advance(later);
-            self.keeper(&replica).write().await;
+            self.file(&replica).write().await;
         }
 
         fn restored(&self) -> Result<Replica, Refused> {
             let replica = Replica::new(self.peppers.clone());
-            self.keeper(&replica).read()?;
-            self.keeper(&replica).restore();
+            self.file(&replica).read()?;
+            self.file(&replica).restore();
             Ok(replica)
         }
     }
@@ -302,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_known_is_known_and_is_as_old_as_its_look() {
+    async fn a_restored_snapshot_is_complete_and_as_old_as_its_last_poll() {
         let machine = Machine::new();
         machine.leaves_a_file(Duration::from_secs(20)).await;
         machine.clock.advance(Duration::from_mins(2));
@@ -320,7 +318,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_proven_is_known_to_be_and_a_file_by_an_older_pepper_is_read() {
+    async fn memos_are_restored_and_a_file_written_with_an_older_pepper_is_read() {
         let (old, new) = (Pepper::random().unwrap(), Pepper::random().unwrap());
         let peppers =
             |list: &[&Pepper]| Peppers::new(list.iter().copied().cloned().collect(), Policy::Optional);
@@ -329,7 +327,7 @@ mod tests {
         let key = parse(b"llmk_a_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg").unwrap();
         let memo = machine.peppers.memo(&record(), key).unwrap();
         replica.sees(vec![Row::Key(record(), Some(memo))], machine.clock.as_ref());
-        machine.keeper(&replica).write().await;
+        machine.file(&replica).write().await;
         for (list, known) in [(&[&old][..], true), (&[&new, &old], true), (&[&new], false), (&[], false)] {
             machine.peppers = peppers(list);
             let remembered = machine.restored().map(|replica| replica.snapshot().remembered);
@@ -338,21 +336,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn beyond_the_bound_and_from_the_future_it_is_refused() {
+    async fn a_file_that_is_too_old_or_from_the_future_is_rejected() {
         let machine = Machine::new();
         machine.leaves_a_file(Duration::ZERO).await;
         let written = machine.clock.now();
         machine.clock.set_wall(written.before(SLACK));
-        assert!(machine.restored().is_ok(), "clocks may differ by so much");
+        assert!(machine.restored().is_ok(), "clocks may differ by this much");
         machine.clock.set_wall(written.after(BOUND));
-        assert!(machine.restored().is_ok(), "at the bound and not beyond");
+        assert!(machine.restored().is_ok(), "exactly at the bound");
         machine.clock.set_wall(written.before(Duration::from_secs(3)));
         assert!(matches!(machine.restored(), Err(Refused::Future(at)) if at == written));
-        // A wall clock that is set back makes nothing young: the uptime counts on.
+        // The wall clock is set back, but the uptime counts.
         machine.clock.advance(BOUND + Duration::from_secs(1));
         machine.clock.set_wall(written);
         assert!(matches!(machine.restored(), Err(Refused::TooOld(_))));
-        // Nor does a wall clock that is right make up for an uptime that is not.
+        // The uptime is short, but the wall clock counts.
         let machine = Machine::new();
         machine.leaves_a_file(Duration::ZERO).await;
         machine.clock.set_wall(written.after(BOUND + Duration::from_secs(1)));
@@ -360,54 +358,54 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_written_when_there_is_something_new_and_not_all_the_time() {
+    async fn a_write_is_due_after_a_change_but_not_all_the_time() {
         let machine = Machine::new();
         let replica = Replica::new(machine.peppers.clone());
-        let mut keeper = machine.keeper(&replica);
-        assert!(!keeper.is_due(), "nothing was looked at yet");
+        let mut file = machine.file(&replica);
+        assert!(!file.is_due(), "no poll yet");
         let _ = replica.publish(replica.snapshot().reload(&machine.peppers).finish());
         replica.looked(machine.clock.uptime(), machine.clock.uptime(), Look::default());
         replica.set_connected(true);
-        assert!(keeper.is_due());
-        keeper.write().await;
-        assert!(!keeper.is_due());
+        assert!(file.is_due());
+        file.write().await;
+        assert!(!file.is_due());
         let _ = replica.publish(replica.snapshot().changed(Vec::new(), &machine.peppers));
-        assert!(!keeper.is_due(), "a change has to wait");
+        assert!(!file.is_due(), "a change has to wait");
         replica.set_connected(false);
-        assert!(keeper.is_due(), "but not when nothing better is to be had");
+        assert!(file.is_due(), "but not without the database");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_could_not_be_written_is_tried_again_after_a_rest_also_without_a_database() {
+    async fn a_failed_write_is_retried_after_a_pause_also_without_a_database() {
         for connected in [true, false] {
             let machine = Machine::new();
             let replica = Replica::new(machine.peppers.clone());
             replica.sees(Vec::new(), machine.clock.as_ref());
             replica.set_connected(connected);
-            let mut keeper = machine.keeper(&replica);
-            keeper.options.path = machine.folder.path().join("missing").join("snapshot");
-            keeper.write().await;
-            // The time of the test and that of the machine go on together.
-            let go_on = async |millis| {
+            let mut file = machine.file(&replica);
+            file.options.path = machine.folder.path().join("missing").join("snapshot");
+            file.write().await;
+            // Advances tokio's clock and the manual clock together.
+            let advance = async |millis| {
                 tokio::time::advance(Duration::from_millis(millis)).await;
                 machine.clock.advance(Duration::from_millis(millis));
             };
-            assert!(!keeper.is_due(), "not at once");
-            go_on(9_999).await;
-            assert!(!keeper.is_due());
-            go_on(20_000).await;
-            assert!(keeper.is_due());
-            keeper.options.path = machine.folder.path().join("snapshot");
-            keeper.write().await;
-            go_on(20_000).await;
-            assert!(!keeper.is_due(), "written, and nothing has changed");
+            assert!(!file.is_due(), "not at once");
+            advance(9_999).await;
+            assert!(!file.is_due());
+            advance(20_000).await;
+            assert!(file.is_due());
+            file.options.path = machine.folder.path().join("snapshot");
+            file.write().await;
+            advance(20_000).await;
+            assert!(!file.is_due(), "written, and nothing has changed");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_due_after_a_rest_with_a_change_and_without_one_before_it_gets_too_old() {
-        // Whether there is a database, whether something changed, and in milliseconds: how long ago it was
-        // written, how old it was then, how old what we have is now, and how long the writing took.
+    async fn a_write_is_due_a_pause_after_a_change_and_before_the_file_gets_too_old() {
+        // Whether the database is connected, whether the data changed, and in milliseconds: the time since the last
+        // write, the age of the snapshot then and now, and the duration of the write.
         for (connected, changed, elapsed, age_then, age, took, due) in [
             (true, true, 9_999, 0, 0, 0, false),
             (true, true, 10_000, 0, 0, 0, true),
@@ -429,20 +427,20 @@ mod tests {
             replica.sees(Vec::new(), machine.clock.as_ref());
             replica.set_connected(connected);
             machine.clock.advance(millis(age));
-            let mut keeper = machine.keeper(&replica);
+            let mut file = machine.file(&replica);
             let (generation, at) = (u64::from(!changed), Instant::now());
-            keeper.written = Some(Written { generation, age_then: millis(age_then), at, took: millis(took) });
+            file.written = Some(Written { generation, age_then: millis(age_then), at, took: millis(took) });
             tokio::time::advance(millis(elapsed)).await;
             let case = (connected, changed, elapsed, age_then, age, took);
-            assert_eq!(keeper.is_due(), due, "{case:?}");
+            assert_eq!(file.is_due(), due, "{case:?}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_written_once_there_is_something_and_told_of_when_it_cannot_be() {
+    async fn the_first_load_is_written_and_a_failure_is_logged_once() {
         let machine = Machine::new();
         let replica = Replica::new(machine.peppers.clone());
-        let running = tokio::spawn(machine.keeper(&replica).run());
+        let running = tokio::spawn(machine.file(&replica).run());
         replica.sees(Vec::new(), machine.clock.as_ref());
         replica.set_connected(true);
         let written = async {
@@ -452,9 +450,9 @@ mod tests {
         };
         timeout(Duration::from_mins(1), written).await.unwrap();
         running.abort();
-        let mut keeper = machine.keeper(&replica);
-        let there = keeper.options.path.clone();
-        let lost = "WARN: the snapshot file cannot be written, a restart without the database would serve nothing new";
+        let mut file = machine.file(&replica);
+        let there = file.options.path.clone();
+        let lost = "WARN: the snapshot file cannot be written, a restart without the database would serve old data or nothing";
         let _ = said();
         for (path, line) in [
             (there.join("below"), Some(lost)),
@@ -462,26 +460,26 @@ mod tests {
             (there.clone(), None),
             (there.join("below"), Some(lost)),
         ] {
-            keeper.options.path = path;
-            keeper.write().await;
+            file.options.path = path;
+            file.write().await;
             assert_eq!(said(), Vec::from_iter(line));
         }
         assert_eq!((replica.stats().kept.value(), replica.stats().not_kept.value()), (2, 3));
     }
 
     #[test]
-    fn a_file_that_is_not_there_is_no_news_and_one_that_is_not_used_is() {
+    fn a_missing_file_is_not_logged_and_a_rejected_one_is() {
         let (machine, replica) = (Machine::new(), Replica::default());
-        let keeper = machine.keeper(&replica);
+        let file = machine.file(&replica);
         let _ = said();
-        keeper.restore();
+        file.restore();
         assert_eq!(said(), [] as [String; 0]);
-        fs::write(&keeper.options.path, "nonsense").unwrap();
-        keeper.restore();
+        fs::write(&file.options.path, "nonsense").unwrap();
+        file.restore();
         assert_eq!(said(), ["WARN: the snapshot file is not used"]);
-        fs::remove_file(&keeper.options.path).unwrap();
-        fs::create_dir(&keeper.options.path).unwrap();
-        keeper.restore();
+        fs::remove_file(&file.options.path).unwrap();
+        fs::create_dir(&file.options.path).unwrap();
+        file.restore();
         assert_eq!(said(), ["WARN: the snapshot file is not used"]);
     }
 }

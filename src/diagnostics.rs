@@ -1,22 +1,21 @@
-//! What was found when something was looked at?
+//! Findings: what a check examined, how severe the result is, and what to do.
 //!
-//! The words of an examination: what was looked at, how it is, and what to do.
-//! Whoever speaks the foreign words of a thing (a database, Envoy) makes the
-//! findings about it; nothing here knows who that is or how they are shown.
+//! The adapters that know a thing (a database, Envoy) create findings about it. This module knows neither what is checked nor
+//! how findings are shown.
 
-/// How good or bad it is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Level {
-    /// As it should be.
+    /// Everything is in order.
     Ok,
-    /// It works, and should be thought over.
+    /// It works, but should be reviewed.
     Warn,
     /// It does not work, or is not safe.
     Bad,
 }
 
 impl Level {
-    /// As people and programs read it.
+    /// The word in text and JSON output.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -27,33 +26,33 @@ impl Level {
     }
 }
 
-/// What was found of one thing.
+/// The result of one check.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Finding {
-    /// What was looked at, `database.version`: the same word every time.
+    /// The stable name of the check, such as `database.version`.
     pub check: &'static str,
-    /// How it is.
+    /// The severity.
     pub level: Level,
-    /// What was seen, in a sentence without an end.
+    /// What was found: a sentence without a full stop.
     pub what: String,
-    /// What to do about it; nothing where nothing is to be done.
+    /// What to do; `None` if nothing is to be done.
     pub remedy: Option<String>,
 }
 
 impl Finding {
-    /// As it should be.
+    /// Creates a finding that needs no action.
     #[must_use]
     pub fn ok(check: &'static str, what: impl Into<String>) -> Self {
         Self { check, level: Level::Ok, what: what.into(), remedy: None }
     }
 
-    /// It works, and should be thought over.
+    /// Creates a finding that should be reviewed.
     #[must_use]
     pub fn warn(check: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { check, level: Level::Warn, what: what.into(), remedy: Some(remedy.into()) }
     }
 
-    /// It does not work, or is not safe.
+    /// Creates a finding that must be corrected.
     #[must_use]
     pub fn bad(check: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { check, level: Level::Bad, what: what.into(), remedy: Some(remedy.into()) }

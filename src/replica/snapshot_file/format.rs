@@ -1,12 +1,11 @@
-//! What does a snapshot look like in a file?
+//! The format of the snapshot file.
 //!
 //! ```text
 //! "tenantgate snapshot 1\n" │ pepper, 4 bytes │ Head │ Key … │ Tenant … │ HMAC-SHA-256, 32 bytes
-//!                             each of these protobuf, its length before it
+//!                             each of these is protobuf with its length before it
 //! ```
 //!
-//! Nothing of it is believed before the HMAC is right. Whether it may be served from is
-//! not known here.
+//! Nothing in the file is used before the HMAC is verified. Whether a valid file may be served is decided elsewhere.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write as _};
@@ -31,13 +30,13 @@ const MAGIC: &[u8] = b"tenantgate snapshot 1\n";
 const DOMAIN: &[u8] = b"tenantgate snapshot/v1\0";
 const MAC_BYTES: usize = 32;
 
-/// What is said of the whole file.
+/// The properties of the whole file.
 #[derive(Clone, Message)]
 pub(super) struct Head {
-    /// When the look was asked for, by the wall clock, in microseconds since 1970.
+    /// The start of the last poll by the wall clock, in microseconds since 1970.
     #[prost(sint64, tag = "1")]
     pub(super) looked_at: i64,
-    /// Which start of the machine `uptime_ms` counts from.
+    /// The id of the boot that `uptime_ms` counts from.
     #[prost(string, tag = "2")]
     pub(super) boot: String,
     #[prost(uint64, tag = "3")]
@@ -161,7 +160,7 @@ fn uuid(bytes: &[u8]) -> Result<Uuid, Refused> {
     Uuid::from_slice(bytes).map_err(|_| Refused::Malformed)
 }
 
-/// Opens a file that is known to be ours: its head, and the rows to be read.
+/// Verifies the HMAC of a file and returns its head, and the bytes of its rows.
 pub(super) fn open<'a>(bytes: &'a [u8], peppers: &Peppers) -> Result<(Head, &'a [u8]), Refused> {
     let rest = bytes.strip_prefix(MAGIC).ok_or(Refused::Malformed)?;
     let (id, rest) = rest.split_first_chunk::<4>().ok_or(Refused::Malformed)?;
@@ -173,7 +172,7 @@ pub(super) fn open<'a>(bytes: &'a [u8], peppers: &Peppers) -> Result<(Head, &'a 
     Ok((next(&mut body)?, body))
 }
 
-/// Gives every row of the file to `sink`.
+/// Passes every row of the file to `sink`.
 pub(super) fn rows(head: &Head, mut body: &[u8], mut sink: impl FnMut(Row)) -> Result<(), Refused> {
     for _ in 0..head.keys {
         sink(next::<Key>(&mut body)?.row()?);
@@ -188,11 +187,12 @@ fn next<M: Message + Default>(body: &mut &[u8]) -> Result<M, Refused> {
     M::decode_length_delimited(body).map_err(|_| Refused::Malformed)
 }
 
-/// Writes a file beside the old one and puts it in its place: at every moment there is a whole one.
+/// Writes a new file and renames it over the old one: there is a complete file at every moment. Returns the number of
+/// bytes of its rows.
 pub(super) fn save(path: &Path, head: Head, snapshot: &Snapshot, peppers: &Peppers) -> io::Result<u64> {
     let pepper = peppers.list().first().ok_or_else(|| io::Error::other("no pepper"))?;
     let beside = path.with_added_extension("new");
-    // One that was left behind could have other rights.
+    // A file left behind by a crash may have other permissions.
     let _ = fs::remove_file(&beside);
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
     let mut sealed = Sealed { file: BufWriter::new(file), mac: pepper.mac(DOMAIN), bytes: 0 };
@@ -212,7 +212,7 @@ pub(super) fn save(path: &Path, head: Head, snapshot: &Snapshot, peppers: &Peppe
     Ok(bytes)
 }
 
-/// A file whose content is authenticated as it is written.
+/// A file whose HMAC is computed while it is written.
 struct Sealed {
     file: BufWriter<File>,
     mac: Hmac<Sha256>,
@@ -241,12 +241,12 @@ mod tests {
     use crate::verify::pepper::Pepper;
 
     #[test]
-    fn it_says_how_much_it_wrote_and_reads_no_more_and_no_less() {
+    fn save_returns_the_size_and_reading_accepts_exactly_the_rows_of_the_head() {
         let peppers = Peppers::new(vec![Pepper::random().unwrap()], Policy::Optional);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("snapshot");
         let written = save(&path, Head::default(), &Snapshot::empty(), &peppers).unwrap();
-        assert_eq!(written, 1, "the length of a head that says nothing");
+        assert_eq!(written, 1, "the length of an empty head");
         let head = Head { source: "here".into(), keys: 9, ..Head::default() };
         let written = save(&path, head, &Snapshot::empty(), &peppers).unwrap();
         let bytes = fs::read(&path).unwrap();
