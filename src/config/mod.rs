@@ -178,7 +178,7 @@ impl ServeArgs {
         });
         let open = self.judgement.pepper.pepper_file.iter().filter(|path| mode(path) & 0o007 != 0);
         let open =
-            open.map(|path| format!("everybody on this machine may read {}: chmod 0400 it", path.display()));
+            open.map(|path| format!("all users of this machine can read {}: run chmod 0400", path.display()));
         let shadow = (self.mode.mode == Mode::Shadow.as_str()).then(|| {
             "shadow mode: nothing is refused, what would be is counted, see `tenantgate report shadow`".into()
         });

@@ -236,7 +236,7 @@ fn what_is_wrong_with_peppers_is_said() {
     let broken = broken.to_str().expect("plain");
     for (args, why) in [
         (vec!["--pepper-file", "nowhere"], "nowhere cannot be read"),
-        (vec!["--pepper-file", broken], "line 1 is no pepper"),
+        (vec!["--pepper-file", broken], "line 1 is not a valid pepper"),
         (vec!["--memo", "required"], "needs --pepper-file"),
         (vec!["--memo", "maybe"], "optional or required"),
         (vec!["--snapshot-file", "snapshot"], "needs --pepper-file"),
@@ -246,9 +246,9 @@ fn what_is_wrong_with_peppers_is_said() {
         assert!(said.contains(why) && !said.contains("my-secret-pepper"), "{args:?}: {said}");
     }
     let said = database.cli(&["key", "create", "acme", "--pepper-file", broken]).usage();
-    assert!(said.contains("line 1 is no pepper") && !said.contains("my-secret"), "{said}");
+    assert!(said.contains("line 1 is not a valid pepper") && !said.contains("my-secret"), "{said}");
     let said = pepper_new(&database, Some(&broken.into())).refused();
-    assert!(said.contains("line 1 is no pepper") && !said.contains("my-secret"), "{said}");
+    assert!(said.contains("line 1 is not a valid pepper") && !said.contains("my-secret"), "{said}");
     assert_eq!(std::fs::read_to_string(broken).expect("there"), "my-secret-pepper\n", "nothing is lost");
 }
 

@@ -111,7 +111,7 @@ fn a_report_has_one_shape(world: &World) {
             "csv",
             "id,key_prefix,name,tenant_id,tenant_schema,created_at,expires_at,last_used_at,cost,findings\n",
         ),
-        ("text", "nothing to look at\n"),
+        ("text", "no findings\n"),
     ] {
         let said = world.db.cli(&["report", "keys", "--unused-for", "1d", "-o", output]).ok();
         assert_eq!(said, nothing);

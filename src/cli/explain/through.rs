@@ -53,7 +53,7 @@ pub(super) async fn through(
         decision_id: answer.header(DECISION_ID_HEADER).map(str::to_owned),
         answered_by: verdict.by.as_str(),
         what: verdict.what,
-        look: verdict.look,
+        look: verdict.next,
         // An upstream may say back what it was sent.
         body: scrub(&answer.body).chars().take(SHOWN).collect(),
         as_explained: None,

@@ -85,10 +85,10 @@ fn memo(text: &str) {
 
 /// What is said of a file of peppers, without the numbers: nothing of the file is in it.
 const REFUSALS: [&str; 4] = [
-    "line  is no pepper ( bytes in baseurl): `tenantgate pepper new` makes one",
-    "has no pepper in it: `tenantgate pepper new` makes one",
-    "has  peppers, more than : remove the old ones",
-    "has the same pepper twice",
+    "line  is not a valid pepper ( bytes in baseurl): create one with `tenantgate pepper new`",
+    "contains no pepper: create one with `tenantgate pepper new`",
+    "contains  peppers, at most  are allowed: remove old ones",
+    "contains the same pepper twice",
 ];
 
 /// A file of peppers: read as it would be written again, or refused without repeating it.
