@@ -294,7 +294,7 @@ fn a_listener_is_asked_as_envoy_asks() {
     let server = Server::on(&world.db).start();
     assert_eq!(listener(&server.grpc[0]), (vec![], Some(0)));
     for (reflection, says) in
-        [("on", "on: grpcurl needs no"), ("off", "off: grpcurl needs our files, -import-path proto")]
+        [("on", "on: grpcurl needs no"), ("off", "off: grpcurl needs -import-path proto")]
     {
         let server = Server::on(&world.db).args(&["--reflection", reflection]).start();
         let (found, _) = doctor(&world.db, &["--target", &server.grpc[0]]);

@@ -145,7 +145,7 @@ fn a_server_does_all_its_work_as_serve_while_people_work_as_admin() {
     server.signal("TERM");
     assert_eq!(server.exit_code(PATIENCE), Some(0));
     let log = server.stderr.to_the_end(PATIENCE);
-    for bad in ["permission denied", "WARN", "ERROR", "could not", "cannot", "not cut", "not taken back"] {
+    for bad in ["permission denied", "WARN", "ERROR", "could not", "cannot", "not pruned", "not removed"] {
         assert!(!log.contains(bad), "{bad}: {log}");
     }
     let used = "SELECT key_prefix FROM api_keys WHERE last_used_at > now() - interval '1 hour' ORDER BY 1";
