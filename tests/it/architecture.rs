@@ -1,15 +1,14 @@
-//! Does every line stand in its room?
+//! Checks that every module is in its layer and uses only the words of its place.
 //!
-//! `src/lib.rs` says which module stands on which floor and which vocabulary is
-//! spoken in which room. This is that table as data, held against the sources as
-//! text: unit tests and comments do not count.
+//! `src/lib.rs` describes which module belongs to which layer, and which vocabulary to which place. This file contains the same
+//! table as data and checks the text of the sources against it, without unit tests and comments.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The floors, lowest first. A module of `src/` may name those of its own floor and of lower ones.
-const FLOORS: [&[&str]; 6] = [
+/// The layers, lowest first. A module of `src/` may use those of its own layer and of lower ones.
+const LAYERS: [&[&str]; 6] = [
     &[
         "clock",
         "diagnostics",
@@ -38,8 +37,8 @@ const FLOORS: [&[&str]; 6] = [
     &["cli", "config", "health", "server", "telemetry", "main", "lib"],
 ];
 
-/// A vocabulary and the rooms it is spoken in, as beginnings of paths below `src/`.
-const ROOMS: [(&str, &[&str]); 22] = [
+/// Words and the places that may use them, as prefixes of paths below `src/`.
+const PLACES: [(&str, &[&str]); 22] = [
     ("sqlx::", &["store/postgres", "store/sqlite", "store/migrations", "store/errors"]),
     ("api_keys SET", &["store/postgres", "store/sqlite"]),
     ("bcrypt::non_truncating", &["verify/bcrypt"]),
@@ -64,8 +63,8 @@ const ROOMS: [(&str, &[&str]); 22] = [
     ("std::thread::Builder", &["verify/", "server"]),
 ];
 
-/// Words and judgement are silent.
-const SILENT_FLOORS: usize = 2;
+/// Vocabulary and judgement do not log.
+const SILENT_LAYERS: usize = 2;
 
 /// A file below `src/`.
 pub(crate) struct Source {
@@ -76,7 +75,7 @@ pub(crate) struct Source {
     pub(crate) code: String,
 }
 
-/// All of them.
+/// All source files without unit tests.
 pub(crate) fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
@@ -106,18 +105,18 @@ fn source(base: &Path, path: &Path) -> Source {
     Source { room, text, code }
 }
 
-fn floor_of(room: &str) -> usize {
-    let place = |name: &str| FLOORS.iter().position(|floor| floor.contains(&name));
-    // What is not named itself stands where the room does that it is in.
+fn layer_of(room: &str) -> usize {
+    let place = |name: &str| LAYERS.iter().position(|layer| layer.contains(&name));
+    // A module that is not listed belongs to the layer of its parent.
     let ends = room.match_indices('/').map(|(at, _)| at).rev();
     [room]
         .into_iter()
         .chain(ends.map(|end| &room[..end]))
         .find_map(place)
-        .unwrap_or_else(|| panic!("src/{room}.rs stands on no floor: put it into FLOORS and into src/lib.rs"))
+        .unwrap_or_else(|| panic!("src/{room}.rs belongs to no layer: add it to LAYERS and to src/lib.rs"))
 }
 
-/// Every `crate::name` in the code, and every `crate::{a, b::c}`.
+/// Returns every `crate::name` in the code, also in `crate::{a, b::c}`.
 fn names_of_this_crate(code: &str) -> Vec<String> {
     let mut names = Vec::new();
     for (at, _) in code.match_indices("crate::") {
@@ -130,7 +129,7 @@ fn names_of_this_crate(code: &str) -> Vec<String> {
             let mut parts = path.split("::");
             let (first, second) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
             let full = format!("{first}/{second}");
-            names.push(if FLOORS.iter().any(|f| f.contains(&full.as_str())) {
+            names.push(if LAYERS.iter().any(|f| f.contains(&full.as_str())) {
                 full
             } else {
                 first.to_owned()
@@ -142,22 +141,22 @@ fn names_of_this_crate(code: &str) -> Vec<String> {
 }
 
 #[test]
-fn no_module_names_one_of_a_floor_above() {
+fn no_module_uses_one_of_a_layer_above() {
     let mut broken = Vec::new();
     for Source { room, code, .. } in sources() {
-        let own = floor_of(&room);
+        let own = layer_of(&room);
         for name in names_of_this_crate(&code) {
-            let other = floor_of(&name);
+            let other = layer_of(&name);
             if other > own {
-                broken.push(format!("src/{room}.rs (floor {own}) names {name} (floor {other})"));
+                broken.push(format!("src/{room}.rs (layer {own}) uses {name} (layer {other})"));
             }
         }
     }
-    assert!(broken.is_empty(), "see the floors in src/lib.rs:\n{}", broken.join("\n"));
+    assert!(broken.is_empty(), "see the layers in src/lib.rs:\n{}", broken.join("\n"));
 }
 
 #[test]
-fn doors_do_not_know_other_doors() {
+fn adapters_do_not_know_each_other() {
     for Source { room, code, .. } in sources().iter().filter(|s| s.room.starts_with("ext_authz")) {
         assert!(!code.contains("crate::store"), "src/{room}.rs knows a database");
     }
@@ -172,45 +171,45 @@ fn doors_do_not_know_other_doors() {
 }
 
 #[test]
-fn every_vocabulary_is_spoken_in_its_rooms_alone() {
+fn every_vocabulary_is_used_only_in_its_places() {
     let mut broken = Vec::new();
     for Source { room, code, .. } in sources() {
-        for (word, rooms) in ROOMS {
+        for (word, rooms) in PLACES {
             let at_home =
                 rooms.iter().any(|home| format!("{room}/").starts_with(home) || room.starts_with(home));
             if code.contains(word) && !at_home {
-                broken.push(format!("src/{room}.rs says {word:?}, which belongs to {rooms:?}"));
+                broken.push(format!("src/{room}.rs uses {word:?}, which belongs to {rooms:?}"));
             }
         }
-        if floor_of(&room) < SILENT_FLOORS && code.contains("tracing") {
-            broken.push(format!("src/{room}.rs logs, but words and judgement are silent"));
+        if layer_of(&room) < SILENT_LAYERS && code.contains("tracing") {
+            broken.push(format!("src/{room}.rs logs, but vocabulary and judgement do not log"));
         }
     }
     assert!(broken.is_empty(), "see `Where a line belongs` in src/lib.rs:\n{}", broken.join("\n"));
 }
 
 #[test]
-fn judgement_waits_for_nobody_and_reads_no_clock() {
+fn judgement_is_synchronous_and_reads_no_clock() {
     let decision = sources().into_iter().find(|s| s.room == "decision").unwrap();
     for word in ["async", "await", "Instant", "Clock", "std::io", "std::net"] {
-        assert!(!decision.code.contains(word), "decision says {word:?}");
+        assert!(!decision.code.contains(word), "decision uses {word:?}");
     }
 }
 
 #[test]
-fn every_file_opens_with_the_question_it_answers() {
+fn every_file_begins_with_its_documentation() {
     for folder in ["src", "tests/it"] {
         let mut files = Vec::new();
         collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut files);
         for path in files {
             let text = fs::read_to_string(&path).unwrap();
-            assert!(text.starts_with("//! "), "{} does not open with //!", path.display());
+            assert!(text.starts_with("//! "), "{} does not begin with //!", path.display());
         }
     }
 }
 
 #[test]
-fn no_secret_can_be_printed_by_accident() {
+fn no_secret_implements_display_or_serialize_or_derives_debug() {
     let all: BTreeMap<_, _> = sources().into_iter().map(|s| (s.room, s.text)).collect();
     for name in ["PresentedKey", "PlainKey", "Pepper"] {
         for (room, text) in &all {

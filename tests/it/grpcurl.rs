@@ -32,7 +32,7 @@ fn binary() -> Option<PathBuf> {
     if found.is_none() && !excused(PROGRAM) {
         left_out(
             &MISSING,
-            "the grpcurl recipes of the documentation",
+            "the grpcurl commands in the docs",
             "no grpcurl on this machine (`envoy/get grpcurl` gets one)",
         );
     }

@@ -17,7 +17,7 @@ fn h2spec_finds_nothing_wrong() {
     let h2spec = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/h2spec");
     if !h2spec.is_file() {
         if !excused("h2spec") {
-            left_out(&MISSING, "HTTP/2 as h2spec knows it", "no h2spec (`envoy/get h2spec` gets one)");
+            left_out(&MISSING, "HTTP/2 conformance by h2spec", "no h2spec (`envoy/get h2spec` gets one)");
         }
         return;
     }

@@ -28,7 +28,7 @@ fn binary(program: &str) -> Option<PathBuf> {
     if found.is_none() && !excused("prometheus") {
         left_out(
             &MISSING,
-            "dashboard and alerts before a real Prometheus",
+            "dashboard and alerts with a real Prometheus",
             "no prometheus or promtool on this machine (`envoy/get prometheus` gets both)",
         );
     }
