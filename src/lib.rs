@@ -5,13 +5,16 @@
 //! # Layers
 //!
 //! ```text
-//! layer 5  WIRING       main  cli/  config/  server/{assembly, acceptor, dedicated_runtime, grpc_services, ops, tls, worker_pool}  health  telemetry/{metrics, page, panics, process, scrub, traces}
-//! layer 4  ADAPTERS     ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      store/{postgres, sqlite}
-//! layer 3  USE CASES    gate (the check path)   admin/ (the management path)   last_used   memo_writer (proofs)   shadow (would-be refusals)   explain (why)
+//! layer 5  WIRING      main  cli/  config/  server/{assembly, acceptor, dedicated_runtime, grpc_services, ops, tls, worker_pool}  health  telemetry/{metrics, page, panics, process, scrub, traces}
+//! layer 4  ADAPTERS     ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      store/{sql, postgres, sqlite}
+//! layer 3  USE CASES   gate (the check path)   admin/ (the management path)   last_used   memo_writer (proofs)   shadow (would-be refusals)   explain (why)
 //! layer 2  MECHANISMS   supervise   store/{management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, heartbeat, snapshot_file/format}   batch_writer   client_tls
-//! layer 1  JUDGEMENT    decision/{rows} (pure, synchronous)
-//! layer 0  VOCABULARY   key/{format}   tenant   record   request   clock   stats   rate_limited_log   client_address   audit   diagnostics   trace
+//! layer 1  JUDGEMENT   decision/{rows} (pure, synchronous)
+//! layer 0  VOCABULARY      key/{format}   tenant   record   request   scope   network   plan   labels   path   route   invalid   clock   stats   rate_limited_log   client_address   audit   diagnostics   trace
 //! ```
+//!
+//! The parts of layers 0 and 1 that need no operating system are the crate `tenantgate-core`, and are re-exported here
+//! under the same names. A module inside Envoy can use that crate alone.
 //!
 //! A module uses earlier modules of its own layer and the layers below, never a layer
 //! above. Adapters do not know each other.
@@ -48,18 +51,15 @@
 
 // layer 0
 pub mod audit;
-pub mod client_address;
 pub mod clock;
 pub mod diagnostics;
-pub mod key;
 pub mod rate_limited_log;
-pub mod record;
-pub mod request;
 pub mod stats;
-pub mod tenant;
 pub mod trace;
-// layer 1
-pub mod decision;
+// layers 0 and 1 of crates/core
+pub use tenantgate_core::{
+    client_address, decision, invalid, key, labels, network, plan, record, request, scope, tenant,
+};
 // layer 2, with the adapters of databases
 pub mod store;
 pub mod supervise;

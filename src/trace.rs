@@ -9,6 +9,9 @@
 //!
 //! Only sampled traces matter: without that flag there is no parent. Sending spans belongs to `telemetry`.
 
+/// The header that a trace is carried in.
+pub const TRACEPARENT: &str = "traceparent";
+
 /// The span that the span of a check is a child of.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Parent {

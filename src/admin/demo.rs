@@ -49,7 +49,7 @@ impl Admin {
 
 fn demo_tenant() -> NewTenant {
     NewTenant {
-        id: Some(DEMO_TENANT),
+        id: DEMO_TENANT,
         name: "Demo Tenant".into(),
         schema: "tenant_demo".into(),
         status: TenantStatus::Active,

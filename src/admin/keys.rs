@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use rand::rngs::SysRng;
 use uuid::Uuid;
 
 use super::{Admin, AdminError, refused};
@@ -80,7 +81,7 @@ impl Admin {
         expires_at: Option<Timestamp>,
     ) -> Result<(NewKey, PlainKey), AdminError> {
         let no_randomness = |e| AdminError::Refused(format!("no randomness: {e}"));
-        let key = format::issue(&tenant.name).map_err(no_randomness)?;
+        let key = format::issue_with(&mut SysRng, &tenant.name).map_err(no_randomness)?;
         let (id, prefix) = (KeyId(Uuid::new_v4()), key.prefix().to_owned());
         let hash = hashed(key.as_presented().to_plain()).await?;
         let memo = self.memo(id, tenant.id, &hash, &key);

@@ -67,7 +67,7 @@ impl Admin {
     ///
     /// [`StoreError::OldSchema`], or the database cannot be asked.
     pub async fn prepare(&self) -> Result<(), StoreError> {
-        let version = self.store.schema_version().await?;
+        let version = self.store.version().await?;
         if version.check().is_err() && self.store.embedded() {
             self.store.migrate().await?;
             return Ok(());
@@ -82,7 +82,7 @@ impl Admin {
     /// The database cannot be asked, or refuses a migration; its tables cannot be adopted.
     pub async fn migrate(&self, adoption: &Adoption) -> Result<(Migrated, i64), StoreError> {
         let migrated = self.store.adopt(adoption).await?;
-        Ok((migrated, self.store.schema_version().await?.current))
+        Ok((migrated, self.store.version().await?.current))
     }
 
     /// Makes the roles of least privilege; returns their names.

@@ -2,12 +2,16 @@
 //!
 //! A tenant is pending until its schema exists, and its row stays in the database for ever.
 
+use uuid::Uuid;
+
 use super::{Admin, AdminError, refused};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format::holds_key;
 use crate::store::{NewTenant, Shadowed, StoreError};
-use crate::tenant::{Mode, Tenant, TenantStatus, default_schema_name, is_schema_name, is_tenant_name};
+use crate::tenant::{
+    Mode, Tenant, TenantId, TenantStatus, default_schema_name, is_schema_name, is_tenant_name,
+};
 
 impl Admin {
     /// Adds a tenant and creates its schema; with `adopt`, takes one that exists and is not empty.
@@ -34,7 +38,7 @@ impl Admin {
                  and none of Postgres' own (pg_*, public, information_schema)"
             )));
         }
-        let tenant = NewTenant { id: None, name: name.into(), schema, status };
+        let tenant = NewTenant { id: TenantId(Uuid::new_v4()), name: name.into(), schema, status };
         self.provision(tenant, adopt, Action::TenantCreate).await
     }
 

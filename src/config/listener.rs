@@ -265,8 +265,13 @@ pub(super) fn tcp_address(text: &str) -> Result<String, String> {
 pub(super) fn conflict(one: &Address, other: &str) -> Option<String> {
     let Address::Tcp(one) = one else { return None };
     let ((host, port), (other_host, other_port)) = (one.rsplit_once(':')?, other.rsplit_once(':')?);
-    let any = |host: &str| ["0.0.0.0", "[::]"].contains(&host);
-    let same = host.eq_ignore_ascii_case(other_host) || any(host) || any(other_host);
+    // The IPv6 wildcard accepts IPv4, too (ipv6(7), IPV6_V6ONLY).
+    let covers = |wide: &str, host: &str| match wide {
+        "[::]" => true,
+        "0.0.0.0" => !host.starts_with('['),
+        _ => false,
+    };
+    let same = host.eq_ignore_ascii_case(other_host) || covers(host, other_host) || covers(other_host, host);
     let local = |host: &str| if host == "localhost" { "127.0.0.1".to_owned() } else { host.to_owned() };
     let same = same || local(host) == local(other_host);
     (port == other_port && port != "0" && same).then(|| other.to_owned())

@@ -5,13 +5,14 @@
 
 use std::net::IpAddr;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
 use super::codec::{Fields, NotACheckRequest, Visitor, walk};
 use super::wire::Message;
 use crate::client_address::{ClientAddress, address_from_the_right, only_address, parse_address};
 use crate::request::{AUTHORIZATION, Options};
 use crate::shadow::Origin;
+use crate::trace::TRACEPARENT;
 
 const USER_AGENT: &[u8] = b"user-agent";
 
@@ -47,7 +48,7 @@ pub(super) fn origin<'a>(message: &'a [u8], metadata: &HeaderMap, from: &ClientA
 }
 
 fn in_metadata(metadata: &HeaderMap, name: &str) -> Option<IpAddr> {
-    let lines: Vec<_> = metadata.get_all(name).iter().map(http::HeaderValue::as_bytes).collect();
+    let lines: Vec<_> = metadata.get_all(name).iter().map(HeaderValue::as_bytes).collect();
     only_address(&lines)
 }
 
@@ -117,6 +118,22 @@ pub(super) fn compact(
         });
     });
     Ok(compact)
+}
+
+/// Copies the headers of a call that anything is read from. Their values are copied to the byte, since a value may keep
+/// the memory of a whole header list alive.
+pub(super) fn compact_metadata(metadata: &HeaderMap, from: &ClientAddress) -> HeaderMap {
+    let names = [Some(TRACEPARENT), from.metadata()];
+    let mut compact = HeaderMap::new();
+    for (name, value) in metadata.iter().filter(|(name, _)| names.contains(&Some(name.as_str()))) {
+        // Nothing tells three lines from two: either is ambiguous.
+        if compact.get_all(name).iter().nth(1).is_none()
+            && let Ok(value) = HeaderValue::from_bytes(value.as_bytes())
+        {
+            compact.append(name, value);
+        }
+    }
+    compact
 }
 
 /// Writes bytes at the end of a path of fields.
@@ -220,5 +237,26 @@ mod tests {
             };
             assert_eq!(shown(&compact), shown(&whole), "{file}");
         }
+    }
+
+    #[test]
+    fn a_call_that_waits_keeps_only_the_metadata_that_is_read() {
+        let mut metadata = HeaderMap::new();
+        for (name, value) in [
+            ("traceparent", "00-1"),
+            ("tracestate", "large"),
+            ("x-client", "192.0.2.1"),
+            ("x-client", "192.0.2.2"),
+            ("x-client", "192.0.2.3"),
+        ] {
+            metadata.append(name, HeaderValue::from_static(value));
+        }
+        let kept = |from: &str| {
+            let compact = compact_metadata(&metadata, &ClientAddress::parse(from).unwrap());
+            let fields = compact.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
+            fields.collect::<Vec<_>>()
+        };
+        assert_eq!(kept("source"), ["traceparent: 00-1"]);
+        assert_eq!(kept("metadata:x-client")[1..], ["x-client: 192.0.2.1", "x-client: 192.0.2.2"]);
     }
 }

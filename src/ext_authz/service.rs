@@ -15,7 +15,7 @@ use tracing::field::display;
 use tracing::{debug, info};
 use uuid::{Builder, Uuid};
 
-use super::origin::{compact, origin};
+use super::origin::{compact, compact_metadata, origin};
 use super::spans::{CheckSpan, Spans};
 use super::translate::{ROOM, Speech, answer, read};
 use crate::client_address::ClientAddress;
@@ -26,7 +26,7 @@ use crate::rate_limited_log::RateLimitedLog;
 use crate::replica::TenantEntry;
 use crate::request;
 use crate::shadow::Report;
-use crate::trace::Parent;
+use crate::trace::{Parent, TRACEPARENT};
 use crate::transport::{CallFailure, Frame, Unable, Unary};
 
 /// The name that health checks ask for.
@@ -97,6 +97,10 @@ impl Unary for AuthorizationService {
         compact(&message, &self.options.request, &self.options.client_address).map_or(message, Bytes::from)
     }
 
+    fn compact_metadata(&self, metadata: &HeaderMap) -> HeaderMap {
+        compact_metadata(metadata, &self.options.client_address)
+    }
+
     fn unable(&self, why: Unable) -> Frame {
         let fault = match why {
             Unable::NoRoom => Fault::Overloaded,
@@ -128,10 +132,10 @@ impl AuthorizationService {
         let cache = verdict.tenant.map(TenantEntry::responses);
         let speech = &self.options.speech;
         let frame = Frame::of(ROOM, |message| answer(message, (decision, cache), id, bearer, speech));
+        self.gate.record(verdict, started);
         if let Some(spans) = &self.spans {
             self.trace(spans.as_ref(), verdict, started, (id, call));
         }
-        self.gate.record(verdict, started);
         frame
     }
 
@@ -153,7 +157,7 @@ impl AuthorizationService {
 
 /// The trace that the caller keeps.
 fn parent(metadata: &HeaderMap) -> Option<Parent> {
-    Parent::sampled(metadata.get("traceparent")?.as_bytes())
+    Parent::sampled(metadata.get(TRACEPARENT)?.as_bytes())
 }
 
 /// A `UUIDv7` (RFC 9562 §5.7) of this instant. The library's own takes a lock that all threads share and asks the

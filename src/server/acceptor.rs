@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::ServeError;
-use super::tls::Tls;
+use super::tls::{NotAdmitted, Tls};
 use super::worker_pool::WorkerPool;
 use crate::clock::Clock;
 use crate::rate_limited_log::RateLimitedLog;
@@ -166,23 +166,42 @@ impl Listener {
         // Without the runtime, which may not know of the latest ones yet. The sockets do not block: tokio made them.
         match self {
             Self::Tcp(listener) => {
-                let listener = listener.into_std();
-                Box::new(std::iter::from_fn(move || {
-                    let (stream, address) = listener.as_ref().ok()?.accept().ok()?;
+                let listener = listener.into_std().ok();
+                let accept = move || listener.as_ref().map(std::net::TcpListener::accept);
+                Box::new(all(accept).filter_map(|(stream, address)| {
                     stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).ok()?;
                     Some(Socket::Tcp(stream, Peer::Tcp(address)))
                 }))
             }
             Self::Unix(listener) => {
-                let listener = listener.into_std();
-                Box::new(std::iter::from_fn(move || {
-                    let (stream, _) = listener.as_ref().ok()?.accept().ok()?;
+                let listener = listener.into_std().ok();
+                let accept = move || listener.as_ref().map(std::os::unix::net::UnixListener::accept);
+                Box::new(all(accept).filter_map(|(stream, _)| {
                     stream.set_nonblocking(true).ok()?;
                     Some(Socket::Unix(stream))
                 }))
             }
         }
     }
+}
+
+/// Everything that is accepted until there is nothing left. A connection that the peer has closed already is skipped.
+fn all<T>(mut accept: impl FnMut() -> Option<io::Result<T>>) -> impl Iterator<Item = T> {
+    std::iter::from_fn(move || {
+        loop {
+            match accept()? {
+                Ok(socket) => return Some(socket),
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(_) => return None,
+            }
+        }
+    })
+}
+
+/// Whether a failure to accept a connection says nothing about the next one: the peer closed it before.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
 /// Admits connections, from all listeners.
@@ -269,11 +288,9 @@ impl<U: Unary> Acceptor<U> {
         });
     }
 
-    /// Handles a failed accept. If the peer closed the connection before it was accepted, the next one may succeed. Without
-    /// a file descriptor or memory the next one fails, too, until a connection ends.
+    /// Without a file descriptor or memory the next connection fails, too, until another one ends.
     async fn recover_from(&self, error: &io::Error) {
-        use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-        if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
+        if is_of_one_connection(error) {
             return;
         }
         self.stats.failed.add_one();
@@ -303,9 +320,10 @@ impl<U: Unary> Acceptor<U> {
         let Some(tls) = &self.tls else { return self.serve_stream(stream, peer).await };
         match timeout(self.services.limits.handshake, tls.accept(stream)).await {
             Ok(Ok(stream)) => self.serve_stream(stream, peer).await,
-            Ok(Err((Some(failure), detail))) => self.stats.failures.connection(failure, &peer, Some(&detail)),
-            // The peer closed the connection without a byte, as probes do.
-            Ok(Err((None, _))) => {}
+            Ok(Err(NotAdmitted::Failed(failure, detail))) => {
+                self.stats.failures.connection(failure, &peer, detail.as_deref());
+            }
+            Ok(Err(NotAdmitted::Probe)) => {}
             Err(_) => self.stats.failures.connection(ConnectionFailure::HandshakeTimeout, &peer, None),
         }
     }

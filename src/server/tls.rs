@@ -16,7 +16,10 @@ use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
-use tokio_rustls::rustls::{CertificateError, Error, RootCertStore, ServerConfig, ServerConnection};
+use tokio_rustls::rustls::{
+    AlertDescription, CertificateError, Error, PeerIncompatible, RootCertStore, ServerConfig,
+    ServerConnection,
+};
 use tokio_rustls::server::TlsStream;
 use tracing::{error, info};
 use webpki::EndEntityCert;
@@ -84,18 +87,28 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// The reason why the client is not admitted, and the error of the library. The reason is `None` for a client that
-    /// closed the connection without a byte.
-    pub(super) async fn accept(
-        &self,
-        stream: TcpStream,
-    ) -> Result<TlsStream<TcpStream>, (Option<ConnectionFailure>, String)> {
+    /// Why the client is not admitted.
+    pub(super) async fn accept(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, NotAdmitted> {
+        let mut first = [0];
+        match stream.peek(&mut first).await {
+            Ok(1..) if first == [HANDSHAKE] => {}
+            Ok(1..) => return Err(NotAdmitted::Failed(ConnectionFailure::PlaintextOnTls, None)),
+            Ok(0) | Err(_) => return Err(NotAdmitted::Probe),
+        }
         let acceptor = TlsAcceptor::from(self.config.load_full());
-        let stream = acceptor.accept(stream).await.map_err(|error| (failure(&error), error.to_string()))?;
+        let stream = acceptor.accept(stream).await.map_err(|error| {
+            let detail = match error.kind() {
+                io::ErrorKind::UnexpectedEof => {
+                    "the client closed the connection during the handshake".into()
+                }
+                _ => error.to_string(),
+            };
+            NotAdmitted::Failed(failure(&error), Some(detail))
+        })?;
         if self.has_allowed_name(stream.get_ref().1) {
             Ok(stream)
         } else {
-            Err((Some(ConnectionFailure::ClientSanNotAllowed), "no allowed name in the certificate".into()))
+            Err(NotAdmitted::Failed(ConnectionFailure::ClientSanNotAllowed, None))
         }
     }
 
@@ -138,22 +151,48 @@ impl Tls {
     }
 }
 
-/// Returns why a handshake failed; `None` if the client closed the connection without a byte.
-fn failure(error: &io::Error) -> Option<ConnectionFailure> {
+/// The content type of a record of the handshake (RFC 8446 §5.1), with which every TLS connection begins.
+const HANDSHAKE: u8 = 0x16;
+
+/// Why a client is not admitted.
+#[derive(Debug)]
+pub(super) enum NotAdmitted {
+    /// It closed the connection without a byte, as the probes of load balancers do.
+    Probe,
+    /// The handshake failed, and what the library reports.
+    Failed(ConnectionFailure, Option<String>),
+}
+
+/// Why a handshake failed.
+fn failure(error: &io::Error) -> ConnectionFailure {
+    use AlertDescription as Alert;
+    use PeerIncompatible as Incompatible;
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-    Some(match tls {
-        None if error.kind() == io::ErrorKind::UnexpectedEof => return None,
+    match tls {
         Some(Error::NoCertificatesPresented) => ConnectionFailure::ClientCertificateMissing,
         Some(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
             ConnectionFailure::ClientCertificateUnknownCa
         }
         Some(Error::InvalidCertificate(_)) => ConnectionFailure::ClientCertificateInvalid,
-        Some(Error::PeerIncompatible(_)) => ConnectionFailure::TlsVersion,
+        Some(
+            Error::PeerIncompatible(
+                Incompatible::Tls12NotOffered
+                | Incompatible::Tls12NotOfferedOrEnabled
+                | Incompatible::SupportedVersionsExtensionRequired,
+            )
+            | Error::AlertReceived(Alert::ProtocolVersion),
+        ) => ConnectionFailure::TlsVersion,
         Some(Error::NoApplicationProtocol) => ConnectionFailure::NoAlpnH2,
-        Some(Error::InvalidMessage(_)) => ConnectionFailure::PlaintextOnTls,
-        Some(Error::AlertReceived(_)) => ConnectionFailure::CertificateRefused,
+        Some(Error::AlertReceived(
+            Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA,
+        )) => ConnectionFailure::CertificateRefused,
         _ => ConnectionFailure::TlsError,
-    })
+    }
 }
 
 /// The contents of the files.

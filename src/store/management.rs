@@ -7,7 +7,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use super::{Shadowed, Store, StoreError};
+use super::{SchemaVersion, Shadowed, Store, StoreError};
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
@@ -17,8 +17,8 @@ use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 /// A tenant that does not exist yet.
 #[derive(Clone, Debug)]
 pub struct NewTenant {
-    /// Its identity; nothing: the database chooses.
-    pub id: Option<TenantId>,
+    /// Its identity.
+    pub id: TenantId,
     /// Its name.
     pub name: String,
     /// Its schema.
@@ -146,6 +146,9 @@ pub trait Management: Store {
     /// Whether tenants have a schema of their own that must be made.
     fn has_schemas(&self) -> bool;
 
+    /// How far the tables are: [`Store::schema_version`], by the connection that commands use.
+    async fn version(&self) -> Result<SchemaVersion, StoreError>;
+
     /// Brings the tables up to date as [`Store::migrate`] does, adopts what exists as told, and restores what was
     /// lost.
     async fn adopt(&self, adoption: &Adoption) -> Result<Migrated, StoreError>;
@@ -158,13 +161,7 @@ pub trait Management: Store {
 
     /// Makes the roles of least privilege, their names beginning with `prefix`, and gives each what it needs of
     /// the tables and nothing else. Returns their names.
-    async fn create_roles(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        let _ = prefix;
-        Err(StoreError::Refused(format!(
-            "{} has no roles: whoever may write the file may do all",
-            self.kind()
-        )))
-    }
+    async fn create_roles(&self, prefix: &str) -> Result<Vec<String>, StoreError>;
 
     /// Adds a tenant. [`StoreError::Conflict`] if its schema or identity is taken.
     async fn insert_tenant(&self, tenant: &NewTenant, action: Action) -> Result<Tenant, StoreError>;

@@ -11,6 +11,7 @@ pub mod management;
 mod migrations;
 pub mod postgres;
 mod source;
+mod sql;
 pub mod sqlite;
 
 use std::time::Duration;

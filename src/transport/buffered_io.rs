@@ -32,10 +32,23 @@ const KEPT: usize = 4 * 1024;
 /// reset takes about 23 bytes.
 const READ_BUDGET: usize = 64 * 1024;
 
-/// Bytes of a header block that has not arrived whole from which on it is accounted for, and how much memory a byte
-/// of it may take: entries of the compression table are short to send and long to keep.
+/// The same while memory is scarce: what is answered then may have to be kept for a peer that does not read.
+const SMALL_READ_BUDGET: usize = 4 * 1024;
+
+/// Bytes of a header block that has not arrived whole from which on it is accounted for.
 const SMALL_BLOCK: usize = 4 * 1024;
-const EXPANSION: usize = 8;
+
+/// Memory that a byte of a header block takes at most: a field that is an index into the compression table (RFC 7541
+/// §6.1) is one byte, and an entry of a header map afterwards.
+const FIELD: usize = 80;
+
+/// Memory that a byte of a string takes at most: itself, while it is incomplete, in a buffer that doubles; and Huffman
+/// codes take five bits and more.
+const STRING: usize = 4;
+
+/// Memory that a byte of a header list takes at most (each field counts 32 bytes more than its name and value), in
+/// vectors that double.
+const LISTED: usize = 5;
 
 /// How often the budget is asked again for room that it did not have.
 const RETRY: Duration = Duration::from_millis(10);
@@ -61,6 +74,8 @@ struct Stream<T> {
     first_len: usize,
     scanner: FrameScanner,
     header_block: Option<HeaderBlock>,
+    /// Bytes of header list that `h2` keeps.
+    header_list: usize,
     /// Bytes of header block that `header_block` stands for.
     accounted: usize,
     retry: Option<Pin<Box<Sleep>>>,
@@ -92,15 +107,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
             first_len: 0,
             scanner: FrameScanner::new(),
             header_block: None,
+            header_list: 0,
             accounted: 0,
             retry: None,
         })))
     }
 
-    /// Buffers all bytes written from now on, and accounts for header blocks with `header_block`.
-    pub(super) fn start_buffering(&self, header_block: HeaderBlock) {
+    /// Buffers all bytes written from now on, and accounts for header blocks with `header_block`, of which `h2` keeps
+    /// `header_list` bytes at most.
+    pub(super) fn start_buffering(&self, header_block: HeaderBlock, header_list: u32) {
         let mut stream = self.lock();
         stream.buffering = true;
+        stream.header_list = header_list as usize;
         stream.header_block = Some(header_block);
     }
 
@@ -114,10 +132,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
         self.lock().flush(cx)
     }
 
-    /// Allows the next [`READ_BUDGET`] bytes to be read: call it once every stream has been accepted. Returns whether
-    /// reading had stopped, so that the connection has to be polled again.
-    pub(super) fn renew_read_budget(&self) -> bool {
-        std::mem::replace(&mut self.lock().read_budget, READ_BUDGET) == 0
+    /// Allows the next bytes to be read, fewer if memory `is_scarce`: call it once every stream has been accepted.
+    /// Returns whether reading had stopped, so that the connection has to be polled again.
+    pub(super) fn renew_read_budget(&self, is_scarce: bool) -> bool {
+        let budget = if is_scarce { SMALL_READ_BUDGET } else { READ_BUDGET };
+        std::mem::replace(&mut self.lock().read_budget, budget) == 0
     }
 
     /// The first bytes that the peer sent, at most [`FIRST`].
@@ -139,7 +158,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
                 return;
             }
             while discarded < LINGER_BYTES {
-                self.renew_read_budget();
+                self.renew_read_budget(false);
                 match stream.read(&mut buffer).await {
                     Ok(n @ 1..) => discarded += n as u64,
                     _ => return,
@@ -177,7 +196,8 @@ impl<T> Stream<T> {
         let counted = if unfinished > SMALL_BLOCK { unfinished } else { 0 };
         while counted != self.accounted {
             let Some(block) = &mut self.header_block else { break };
-            if block.resize(counted * EXPANSION) {
+            let memory = (counted * FIELD).min(counted * STRING + self.header_list * LISTED);
+            if block.resize(counted, memory) {
                 (self.accounted, self.retry) = (counted, None);
                 break;
             }
@@ -272,7 +292,7 @@ mod tests {
         let mut inner = buffered.clone();
         inner.write_all(b"hello ").await.unwrap();
         inner.flush().await.unwrap();
-        buffered.start_buffering(header_block());
+        buffered.start_buffering(header_block(), 1 << 20);
         inner.write_all(b"wor").await.unwrap();
         inner.write_all(b"ld").await.unwrap();
         inner.flush().await.unwrap();
@@ -287,7 +307,7 @@ mod tests {
     async fn writes_wait_for_a_peer_that_does_not_read() {
         let (io, mut peer) = duplex(1024);
         let buffered = BufferedIo::new(io);
-        buffered.start_buffering(header_block());
+        buffered.start_buffering(header_block(), 1 << 20);
         let mut inner = buffered.clone();
         let all: Vec<u8> = (0..2 * MOST).map(|n| u8::try_from(n % 251).unwrap()).collect();
         let mut sent = 0;
@@ -330,13 +350,13 @@ mod tests {
             })
             .await
         };
-        assert!(!buffered.renew_read_budget(), "reading has not stopped yet");
+        assert!(!buffered.renew_read_budget(false), "reading has not stopped yet");
         let mut total = 0;
         while let n @ 1.. = read_once().await {
             total += n;
         }
         assert!((READ_BUDGET..READ_BUDGET + 1000).contains(&total), "{total}");
-        assert!(buffered.renew_read_budget(), "it had stopped");
+        assert!(buffered.renew_read_budget(false), "it had stopped");
         assert!(read_once().await > 0);
         assert_eq!(buffered.first_bytes(), [7; FIRST]);
     }
@@ -353,13 +373,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_header_list_is_read_as_far_as_the_budget_has_room() {
-        let budget = ConnectionBudget::new(&MemoryBudget::new(4 * 16_384 * EXPANSION / 3), Peer::Unknown);
-        let mut others = HeaderBlock::new(&budget);
-        assert!(others.resize(1), "somebody else's header list");
+    async fn a_header_block_is_read_as_far_as_the_budget_has_room() {
+        let total = MemoryBudget::new(1000);
+        let [budget, others] = [(); 2].map(|()| ConnectionBudget::new(&total, Peer::Unknown));
+        let mut exceeding = HeaderBlock::new(&others);
+        assert!(exceeding.resize(2000, 2000), "the header block of another connection");
         let (io, mut peer) = duplex(1 << 20);
         let buffered = BufferedIo::new(io);
-        buffered.start_buffering(HeaderBlock::new(&budget));
+        buffered.start_buffering(HeaderBlock::new(&budget), 1 << 20);
         // HEADERS without END_HEADERS (RFC 9113 §6.2).
         let frame = [&[0, 0x40, 0, 1, 0, 0, 0, 0, 1][..], &[0; 0x4000]].concat();
         peer.write_all(&[&[0; 24][..], &frame, b"more"].concat()).await.unwrap();
@@ -369,7 +390,9 @@ mod tests {
         let mut more = [0; 4];
         let early = timeout(Duration::from_secs(5), reader.read(&mut more)).await;
         assert!(early.is_err(), "there is no room for the rest yet");
-        drop(others);
+        assert!(budget.unfinished_header_block().is_none(), "the peer is not to blame");
+        drop(exceeding);
         assert_eq!(reader.read(&mut more).await.unwrap(), 4);
+        assert!(budget.unfinished_header_block().is_some());
     }
 }

@@ -13,9 +13,10 @@ use std::mem::take;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::thread::panicking;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::header::CONTENT_TYPE;
@@ -24,8 +25,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::frame::{PREFIX, announced, only_message};
-use super::memory_budget::{CALL, ConnectionBudget, CountedBuf, LARGE, PendingCall};
+use super::memory_budget::{ConnectionBudget, CountedBuf, LARGE, PendingCall};
 use super::{CallFailure, Frame, Services, Unable, Unary, tower_bridge};
+
+/// Bytes of a message from which on a call that waits keeps only what it needs of it.
+const COMPACTED: usize = 8 * 1024;
+
+/// Capacity of a header map, in fields, up to which it is reused for a response.
+const REUSED: usize = 64;
 
 static GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -60,7 +67,7 @@ pub(super) fn answer<U: Unary>(
 ) {
     let (Parts { headers, .. }, mut body) = request.into_parts();
     let unsent = Some((respond, Arc::clone(budget)));
-    let responder = Responder { services: Arc::clone(services), unsent, headers };
+    let mut responder = Responder { services: Arc::clone(services), unsent, headers };
     let most = services.limits.header_list as usize;
     if let Err(size) = within(&responder.headers, most) {
         services.failures.too_large(&budget.peer, "--max-header-bytes", size, most);
@@ -80,13 +87,18 @@ pub(super) fn answer<U: Unary>(
         match catch_unwind(AssertUnwindSafe(now)) {
             Ok(Some(outcome)) => return responder.respond(outcome.map_err(Rejection::from)),
             Ok(None) => {}
-            Err(_) => return,
+            Err(_) => return responder.respond(Err(Rejection::Unable(Unable::Panicked))),
         }
     }
-    let Some(pending) = budget.admit() else {
+    if let Poll::Ready(Some(Err(_))) = first {
+        return responder.respond(Err(CallFailure::Cancelled.into()));
+    }
+    let deadline = deadline(&responder.headers, services.limits.call);
+    // A call that waits keeps no more of its headers than it needs.
+    responder.headers = services.unary.compact_metadata(&responder.headers);
+    let Some(pending) = budget.admit(weight(&responder.headers)) else {
         return responder.respond(Err(Rejection::Unable(Unable::NoRoom)));
     };
-    let deadline = deadline(&responder.headers, services.limits.call);
     tokio::spawn(async move {
         let first = match first {
             Poll::Ready(first) => Some(first),
@@ -104,7 +116,7 @@ pub(super) fn pass_on<U: Unary>(
     request: Request<RecvStream>,
     respond: SendResponse<CountedBuf>,
 ) {
-    let Some(pending) = budget.admit() else {
+    let Some(pending) = budget.admit(weight(request.headers())) else {
         return send_status(respond, tonic::Code::ResourceExhausted, "too many calls are waiting");
     };
     let others = services.others.clone();
@@ -126,10 +138,9 @@ async fn wait_for_answer<U: Unary>(
     let whole = gather(first, body, services.limits.message, &mut pending);
     let whole = timeout_at(deadline, whole).await.map_err(late)??;
     let mut message = only_message(whole)?;
-    if message.len() > LARGE {
-        // A large message is not kept while a proof is awaited.
+    if message.len() > COMPACTED {
         message = services.unary.compact(message);
-        pending.shrink_to(CALL + message.len());
+        pending.shrink_to(message.len());
     }
     Ok(services.unary.answer(message, &responder.headers, deadline).await?)
 }
@@ -150,17 +161,24 @@ async fn gather(
     most: usize,
     pending: &mut PendingCall,
 ) -> Result<Bytes, Rejection> {
-    let mut all = BytesMut::new();
+    let mut all = Vec::new();
     let mut next = first;
     loop {
         let chunk = match next.take() {
             Some(chunk) => chunk,
             None => poll_fn(|cx| body.poll_data(cx)).await,
         };
-        let Some(chunk) = chunk else { return Ok(all.freeze()) };
+        let Some(chunk) = chunk else { return Ok(all.into()) };
         let chunk = chunk.map_err(|_| CallFailure::Cancelled)?;
-        if !pending.grow(chunk.len()) {
-            return Err(Rejection::Unable(Unable::NoRoom));
+        let len = all.len() + chunk.len();
+        if len > all.capacity() {
+            // The buffer doubles, but never beyond what was announced, and is counted as large as it is.
+            let announced = all.get(..PREFIX).map_or(Ok(0), announced)?;
+            let capacity = len.max((2 * all.capacity()).min(PREFIX + announced));
+            if !pending.grow(capacity - all.capacity()) {
+                return Err(Rejection::Unable(Unable::NoRoom));
+            }
+            all.reserve_exact(capacity - all.len());
         }
         all.extend_from_slice(&chunk);
         // A message that is too large is answered at once: the rest of it is not awaited.
@@ -182,6 +200,13 @@ fn within(headers: &HeaderMap, most: usize) -> Result<(), usize> {
     const OVERHEAD: usize = 32;
     let size = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + OVERHEAD).sum();
     if size > most { Err(size) } else { Ok(()) }
+}
+
+/// Memory that a header list takes: an entry of a [`HeaderMap`] is at most 80 bytes besides its name and value, in
+/// vectors that double.
+fn weight(headers: &HeaderMap) -> usize {
+    const ENTRY: usize = 2 * 80;
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ENTRY).sum()
 }
 
 /// A call that has no response yet.
@@ -218,9 +243,11 @@ impl<U: Unary> Responder<U> {
 impl<U: Unary> Drop for Responder<U> {
     fn drop(&mut self) {
         let Some((respond, budget)) = self.unsent.take() else { return };
-        // This may be during a panic, and a second panic would abort the process.
-        let panicked = || self.services.unary.unable(Unable::Panicked);
-        if let Ok(frame) = catch_unwind(AssertUnwindSafe(panicked)) {
+        // Dropped by a panic, or because the server ends while the call waits.
+        let why = if panicking() { Unable::Panicked } else { Unable::TooLate };
+        // A second panic during a panic would abort the process.
+        let unable = || self.services.unary.unable(why);
+        if let Ok(frame) = catch_unwind(AssertUnwindSafe(unable)) {
             send(respond, budget, take(&mut self.headers), frame);
         }
     }
@@ -233,6 +260,10 @@ fn send(
     mut headers: HeaderMap,
     frame: Frame,
 ) {
+    // `h2` keeps it until it is sent, with its capacity.
+    if headers.capacity() > REUSED {
+        headers = HeaderMap::with_capacity(1);
+    }
     headers.clear();
     headers.insert(CONTENT_TYPE, GRPC.clone());
     let mut head = Response::new(());
@@ -283,14 +314,20 @@ pub(super) fn refuse_http<U: Unary>(
 ) {
     const BODY: &[u8] = b"This port serves gRPC. Use grpcurl, or tenantgate check.\n";
     services.failures.call(CallFailure::NotGrpc, &budget.peer);
-    let Some(mut pending) = budget.admit() else { return };
-    let (limits, mut body) = (services.limits, request.into_body());
-    tokio::spawn(async move {
-        let _ = timeout(limits.call, discard(&mut body, &mut pending)).await;
+    let head = |status: StatusCode| {
         let mut head = Response::new(());
         *head.status_mut() = status;
         head.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-        if let Ok(mut stream) = respond.send_response(head, false) {
+        head
+    };
+    let Some(mut pending) = budget.admit(0) else {
+        let _ = respond.send_response(head(status), true);
+        return;
+    };
+    let (limits, mut body) = (services.limits, request.into_body());
+    tokio::spawn(async move {
+        let _ = timeout(limits.call, discard(&mut body, &mut pending)).await;
+        if let Ok(mut stream) = respond.send_response(head(status), false) {
             let _ = stream.send_data(Bytes::from_static(BODY).into(), true);
         }
     });

@@ -72,7 +72,7 @@ where
     };
     let Some(pings) = connection.ping_pong() else { return Ok(()) };
     let budget = ConnectionBudget::new(&services.budget, peer);
-    io.start_buffering(HeaderBlock::new(&budget));
+    io.start_buffering(HeaderBlock::new(&budget), header_list_of_h2(&limits));
     // The clocks run on a task of their own: a call would poll them for nothing.
     let (send_end, end) = oneshot::channel();
     let mut clocks = JoinSet::new();
@@ -100,16 +100,19 @@ where
     }
 }
 
+/// The header list that `h2` keeps. A longer one than the limit is answered by `call`; far beyond it `h2` answers 431 by
+/// itself, which no client of Envoy can reach, since Envoy bounds all headers of a request together (8 MiB at most).
+fn header_list_of_h2(limits: &Limits) -> u32 {
+    const LEAST: u32 = 10 * 1024 * 1024;
+    limits.header_list.max(LEAST).saturating_add(LEAST / 2)
+}
+
 fn settings(limits: &Limits) -> Builder {
-    // A longer header list than the limit is answered by `call`; far beyond it `h2` answers 431 by itself, which no
-    // client of Envoy can reach, since Envoy bounds all headers of a request together.
-    const LEAST: u32 = 8 * 1024 * 1024;
-    let header_list = limits.header_list.max(LEAST).saturating_mul(2);
     let mut settings = Builder::new();
     settings
         .max_local_error_reset_streams(None)
         .max_pending_accept_reset_streams(usize::MAX)
-        .max_header_list_size(header_list)
+        .max_header_list_size(header_list_of_h2(limits))
         .initial_window_size(WINDOWS.0)
         .initial_connection_window_size(WINDOWS.1);
     settings
@@ -218,10 +221,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Served<T> {
 
     /// The next call, or how the connection ends. Responses are sent once there is no call left to accept.
     fn poll_call(&mut self, cx: &mut Context<'_>) -> Poll<Result<Call, End>> {
-        // Backpressure: accepts no calls while the peer is not reading.
-        if self.io.is_full() && self.io.send_buffered(cx).is_pending() {
-            return Poll::Pending;
-        }
+        // Every stream that was opened is accepted, also while the peer does not read: inside `h2` it would cost as
+        // much, and nothing would count it.
         match self.connection.poll_accept(cx) {
             Poll::Ready(Some(Ok(call))) => return Poll::Ready(Ok(call)),
             Poll::Ready(Some(Err(error))) => {
@@ -230,14 +231,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Served<T> {
             Poll::Ready(None) => return self.io.send_buffered(cx).map(|_| Err(End::Now)),
             Poll::Pending => {}
         }
-        if self.io.renew_read_budget() {
+        let was_full = self.io.is_full();
+        if let Poll::Ready(Err(_)) = self.io.send_buffered(cx) {
+            return Poll::Ready(Err(End::Now));
+        }
+        self.backlog.account();
+        // Backpressure: reads no further calls while the peer takes no responses.
+        let is_full = self.io.is_full();
+        let goes_on =
+            !is_full && self.budget.may_read() && self.io.renew_read_budget(self.budget.is_scarce());
+        if goes_on || (was_full && !is_full) {
             cx.waker().wake_by_ref();
         }
-        match self.io.send_buffered(cx) {
-            Poll::Ready(Err(_)) => Poll::Ready(Err(End::Now)),
-            _ if self.backlog.is_tolerable() => Poll::Pending,
-            _ => Poll::Ready(Err(End::failed(ConnectionFailure::ResponsesNotTaken))),
-        }
+        Poll::Pending
     }
 
     fn answer<U: Unary>(&self, services: &Arc<Services<U>>, (request, respond): Call) {
@@ -285,24 +291,37 @@ async fn until_silent(mut pings: PingPong, (interval, patience): (Duration, Dura
 }
 
 /// Returns when responses pile up of which none was taken for `patience`, or for a tick if the budget is used up; or
-/// when a header list has not arrived for `patience`.
+/// when the peer takes too long to send a header block.
 async fn until_stuck(budget: &ConnectionBudget, patience: Duration) -> ConnectionFailure {
     let tick = TICK.min(patience);
-    let (mut before, mut since) = ((None, None), [Duration::ZERO; 2]);
+    let (mut stuck, mut block) = (Unchanged::default(), Unchanged::default());
     loop {
         sleep(tick).await;
-        let now = (budget.stuck_at(), budget.unfinished_header_block());
-        let same = [now.0.is_some() && now.0 == before.0, now.1.is_some() && now.1 == before.1];
-        before = now;
-        for (since, same) in since.iter_mut().zip(same) {
-            *since = if same { *since + tick } else { Duration::ZERO };
-        }
-        if since[0] >= patience || (since[0] >= tick && budget.is_over()) {
+        let not_taken = stuck.time(budget.stuck_at(), tick);
+        if not_taken >= patience || (not_taken >= tick && budget.is_over()) {
             return ConnectionFailure::ResponsesNotTaken;
         }
-        if since[1] >= patience {
+        if let Some(unfinished) = budget.unfinished_header_block()
+            && block.time(Some(unfinished.number), tick) >= unfinished.time_allowed(patience)
+        {
             return ConnectionFailure::SlowHeaders;
         }
+    }
+}
+
+/// How long a number has been the same.
+#[derive(Default)]
+struct Unchanged {
+    number: Option<u64>,
+    time: Duration,
+}
+
+impl Unchanged {
+    /// Looks at the number after another `tick`. Returns zero if it is another one than before, or none.
+    fn time(&mut self, number: Option<u64>, tick: Duration) -> Duration {
+        self.time = if number.is_some() && number == self.number { self.time + tick } else { Duration::ZERO };
+        self.number = number;
+        self.time
     }
 }
 

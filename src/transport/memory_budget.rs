@@ -12,18 +12,23 @@
 //! - A full budget refuses or delays a single call. It never closes a connection, with one exception: a peer that
 //!   takes no responses, which no client of Envoy can cause (CVE-2019-9517).
 //!
+//! A header block holds up its whole connection until it is complete (RFC 9113 §4.3), so header blocks must not wait
+//! for each other without end. One of them at a time may exceed the budget, which therefore always completes and lets
+//! the next one go on.
+//!
 //! Responses that cannot be sent, because the peer opens no flow-control window, stay inside `h2`, so they are counted
 //! until they have left: see [`CountedBuf`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
 use super::Peer;
 
-/// Bytes that a pending call takes besides its message: a task, a stream, headers.
-pub(super) const CALL: usize = 4 * 1024;
+/// Bytes that a pending call takes besides its headers and its message: a task, a stream.
+const CALL: usize = 4 * 1024;
 
 /// Bytes from which on a call counts as large.
 pub(super) const LARGE: usize = 64 * 1024;
@@ -37,21 +42,26 @@ const RESPONSE: usize = 2_500;
 /// Bytes of unsent responses that each connection may hold whatever the others hold.
 const OWN_RESPONSES: usize = 64 * 1024;
 
-/// Bytes of unsent responses that a connection may hold for a moment although the budget is used up: more than a
-/// peer that reads can have outstanding, because reading stops while it does not (see `buffered_io`).
-const BURST_OF_RESPONSES: usize = 512 * 1024;
+/// Bytes of unsent responses up to which a connection is read from although the budget is used up: what opens the
+/// peer's flow-control window has to be read.
+const READ_WHILE_OVER: usize = 256 * 1024;
+
+/// The slowest rate, in bytes a second, at which a header block may arrive.
+const SLOWEST: u64 = 64 * 1024;
 
 /// A number of bytes shared by all connections.
 #[derive(Debug)]
 pub(super) struct MemoryBudget {
     most: usize,
     used: AtomicUsize,
+    /// Whether a header block exceeds the budget: at most one at a time.
+    exceeded: AtomicBool,
 }
 
 impl MemoryBudget {
     /// A budget of `most` bytes.
     pub(super) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, used: AtomicUsize::new(0) })
+        Arc::new(Self { most, used: AtomicUsize::new(0), exceeded: AtomicBool::new(false) })
     }
 
     /// What large calls, header lists and responses may use: the rest is kept for ordinary calls.
@@ -107,8 +117,34 @@ pub(super) struct ConnectionBudget {
     responses: AtomicU64,
     /// Whether the unsent responses found no room in the budget.
     over: AtomicBool,
-    /// Twice the number of header blocks that were accounted for, and one more while one is arriving.
-    header_blocks: AtomicU64,
+    header_block: Progress,
+}
+
+/// How far the header block is that is arriving on a connection.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The number of header blocks that were accounted for before it.
+    number: AtomicU64,
+    /// Its bytes so far; 0 while none is arriving.
+    bytes: AtomicU64,
+    /// Whether it waits for room in the budget: the server's fault, not the peer's.
+    waits: AtomicBool,
+}
+
+/// A header block that the peer has not finished yet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Unfinished {
+    /// Another number for each header block of a connection.
+    pub(super) number: u64,
+    /// Its bytes so far.
+    bytes: u64,
+}
+
+impl Unfinished {
+    /// How long the peer may have kept the server waiting for it: `patience`, and more for what has arrived.
+    pub(super) fn time_allowed(self, patience: Duration) -> Duration {
+        patience + Duration::from_secs(self.bytes / SLOWEST)
+    }
 }
 
 /// A response that was sent.
@@ -123,15 +159,17 @@ impl ConnectionBudget {
             own_calls: AtomicUsize::new(0),
             responses: AtomicU64::new(0),
             over: AtomicBool::new(false),
-            header_blocks: AtomicU64::new(0),
+            header_block: Progress::default(),
         })
     }
 
-    /// Admits a pending call. `None` if there is no room for another one.
-    pub(super) fn admit(self: &Arc<Self>) -> Option<PendingCall> {
+    /// Admits a pending call whose header list takes `headers` bytes. `None` if there is no room for another one.
+    pub(super) fn admit(self: &Arc<Self>, headers: usize) -> Option<PendingCall> {
         let reservation = Reservation::empty(&self.total);
-        let mut call = PendingCall { budget: Arc::clone(self), own: 0, bytes: 0, reservation };
-        call.grow(CALL).then_some(call)
+        let mut call = PendingCall { budget: Arc::clone(self), own: 0, bytes: 0, fixed: 0, reservation };
+        let admitted = call.grow(CALL + headers);
+        call.fixed = call.bytes;
+        admitted.then_some(call)
     }
 
     /// The unsent responses beyond [`OWN_RESPONSES`].
@@ -149,14 +187,26 @@ impl ConnectionBudget {
         (self.excess() > 0).then(|| self.responses.load(Relaxed) / ONE_SENT)
     }
 
-    /// A number that is another one for each header block; `None` while none is arriving.
-    pub(super) fn unfinished_header_block(&self) -> Option<u64> {
-        Some(self.header_blocks.load(Relaxed)).filter(|n| n % 2 == 1)
+    /// The header block that the peer has not finished; `None` if there is none, or if it waits for room.
+    pub(super) fn unfinished_header_block(&self) -> Option<Unfinished> {
+        let Progress { number, bytes, waits } = &self.header_block;
+        let unfinished = Unfinished { number: number.load(Relaxed), bytes: bytes.load(Relaxed) };
+        (unfinished.bytes > 0 && !waits.load(Relaxed)).then_some(unfinished)
+    }
+
+    /// Whether little of what all connections share is left.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.total.used.load(Relaxed) >= self.total.for_large()
     }
 
     /// Whether responses pile up for which the budget has no room.
     pub(super) fn is_over(&self) -> bool {
         self.over.load(Relaxed)
+    }
+
+    /// Whether further calls may be read.
+    pub(super) fn may_read(&self) -> bool {
+        !self.is_over() || self.excess() <= READ_WHILE_OVER
     }
 }
 
@@ -165,6 +215,8 @@ pub(super) struct PendingCall {
     budget: Arc<ConnectionBudget>,
     own: usize,
     bytes: usize,
+    /// Those of `bytes` that are no part of the message.
+    fixed: usize,
     reservation: Reservation,
 }
 
@@ -188,9 +240,9 @@ impl PendingCall {
         fits
     }
 
-    /// Returns what the call does not need any more.
-    pub(super) fn shrink_to(&mut self, bytes: usize) {
-        let freed = self.bytes.saturating_sub(bytes).min(self.reservation.bytes);
+    /// Returns what the call does not need any more, if its message takes `message` bytes from now on.
+    pub(super) fn shrink_to(&mut self, message: usize) {
+        let freed = self.bytes.saturating_sub(self.fixed + message).min(self.reservation.bytes);
         if self.reservation.resize(self.reservation.bytes - freed, usize::MAX) {
             self.bytes -= freed;
         }
@@ -203,27 +255,51 @@ impl Drop for PendingCall {
     }
 }
 
-/// The memory of a header list that is still arriving, returned when it is dropped.
+/// The memory of a header block that is still arriving, returned when it is dropped.
 pub(super) struct HeaderBlock {
     budget: Arc<ConnectionBudget>,
     reservation: Reservation,
+    /// Whether it is the one that exceeds the budget.
+    exceeds: bool,
 }
 
 impl HeaderBlock {
     /// A header block of no bytes.
     pub(super) fn new(budget: &Arc<ConnectionBudget>) -> Self {
-        Self { budget: Arc::clone(budget), reservation: Reservation::empty(&budget.total) }
+        Self { budget: Arc::clone(budget), reservation: Reservation::empty(&budget.total), exceeds: false }
     }
 
-    /// Sets its size. One that is larger than all that large calls may use counts as just that much, so that it fits
-    /// when it is alone. Returns whether there is room for it.
+    /// Records that `arrived` bytes of it have arrived, which may take `memory` bytes. Returns whether there is room:
+    /// the budget has some, or no other header block exceeds the budget.
     #[must_use]
-    pub(super) fn resize(&mut self, bytes: usize) -> bool {
-        let most = self.budget.total.for_large();
-        if (bytes > 0) != self.budget.unfinished_header_block().is_some() {
-            self.budget.header_blocks.fetch_add(1, Relaxed);
+    pub(super) fn resize(&mut self, arrived: usize, memory: usize) -> bool {
+        let budget = Arc::clone(&self.budget);
+        let (total, progress) = (&budget.total, &budget.header_block);
+        let arrived = u64::try_from(arrived).unwrap_or(u64::MAX);
+        if progress.bytes.swap(arrived, Relaxed) > arrived {
+            progress.number.fetch_add(1, Relaxed);
         }
-        self.reservation.resize(bytes.min(most), most)
+        let fits = self.reservation.resize(memory, total.for_large());
+        if !fits && !self.exceeds {
+            self.exceeds = total.exceeded.compare_exchange(false, true, Relaxed, Relaxed).is_ok();
+        } else if fits && memory == 0 {
+            self.release();
+        }
+        let has_room = fits || (self.exceeds && self.reservation.resize(memory, usize::MAX));
+        progress.waits.store(!has_room, Relaxed);
+        has_room
+    }
+
+    fn release(&mut self) {
+        if std::mem::take(&mut self.exceeds) {
+            self.budget.total.exceeded.store(false, Relaxed);
+        }
+    }
+}
+
+impl Drop for HeaderBlock {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
@@ -234,15 +310,13 @@ pub(super) struct ResponseBacklog {
 }
 
 impl ResponseBacklog {
-    /// Accounts for the responses that wait now. Returns `false` if they are more than a peer that reads can have.
-    #[must_use]
-    pub(super) fn is_tolerable(&mut self) -> bool {
-        let excess = self.budget.excess();
-        let fits = self.reservation.resize(excess, self.reservation.budget.for_large());
+    /// Accounts for the responses that wait now: see [`ConnectionBudget::is_over`].
+    pub(super) fn account(&mut self) {
+        let most = self.reservation.budget.for_large();
+        let fits = self.reservation.resize(self.budget.excess(), most);
         if self.budget.is_over() == fits {
             self.budget.over.store(!fits, Relaxed);
         }
-        fits || excess <= BURST_OF_RESPONSES
     }
 }
 
@@ -316,9 +390,9 @@ mod tests {
     fn a_connection_that_uses_up_the_budget_does_not_starve_the_others() {
         let budget = MemoryBudget::new(10 * CALL);
         let [greedy, other] = [(); 2].map(|()| connection(&budget));
-        let all: Vec<_> = std::iter::from_fn(|| greedy.admit()).collect();
+        let all: Vec<_> = std::iter::from_fn(|| greedy.admit(0)).collect();
         assert_eq!(all.len(), 8 + 10);
-        let mut theirs: Vec<_> = std::iter::from_fn(|| other.admit()).collect();
+        let mut theirs: Vec<_> = std::iter::from_fn(|| other.admit(0)).collect();
         assert_eq!(theirs.len(), 8);
         assert!(!theirs[0].grow(1), "no more");
         drop(all);
@@ -332,29 +406,54 @@ mod tests {
     fn large_calls_leave_room_for_ordinary_ones() {
         let budget = MemoryBudget::new(16 * LARGE);
         let connection = connection(&budget);
-        let _own: Vec<_> = (0..8).map(|_| connection.admit().unwrap()).collect();
-        let mut large: Vec<_> = (0..12).map(|_| connection.admit().unwrap()).collect();
+        let _own: Vec<_> = (0..8).map(|_| connection.admit(0).unwrap()).collect();
+        let mut large: Vec<_> = (0..12).map(|_| connection.admit(0).unwrap()).collect();
         let grown = large.iter_mut().filter_map(|call| call.grow(LARGE).then_some(())).count();
         assert_eq!(grown, 11, "three quarters of sixteen, less what the twelve took before");
         assert!(!large[0].grow(LARGE), "no more large ones");
-        let ordinary: Vec<_> = std::iter::from_fn(|| connection.admit()).collect();
+        let ordinary: Vec<_> = std::iter::from_fn(|| connection.admit(0)).collect();
         assert!(ordinary.len() > 50, "{}", ordinary.len());
-        large[0].shrink_to(CALL);
+        large[0].shrink_to(0);
         assert!(large[1].grow(LARGE - 2 * CALL) || budget.used.load(Relaxed) > budget.for_large());
         drop((large, ordinary));
         assert_eq!(budget.used.load(Relaxed), 0);
     }
 
     #[test]
-    fn a_header_list_larger_than_the_budget_fits_when_it_is_alone() {
+    fn one_header_block_at_a_time_may_exceed_the_budget_so_that_one_always_completes() {
         let budget = MemoryBudget::new(1000);
-        let connection = connection(&budget);
-        let mut alone = HeaderBlock::new(&connection);
-        assert!(alone.resize(100_000));
-        let mut second = HeaderBlock::new(&connection);
-        assert!(!second.resize(1));
-        drop(alone);
-        assert!(second.resize(1));
+        let connections = [(); 3].map(|()| connection(&budget));
+        let [mut one, mut two, mut three] = connections.each_ref().map(HeaderBlock::new);
+        assert!(one.resize(300, 300) && two.resize(300, 300), "both have room");
+        assert!(one.resize(500, 500), "exceeds 750");
+        assert!(!two.resize(310, 310) && !three.resize(1, 1), "they wait");
+        assert!(one.resize(100_000, 100_000), "goes on to its end");
+        let unfinished = connections.each_ref().map(|c| c.unfinished_header_block().map(|u| u.bytes));
+        assert_eq!(unfinished, [Some(100_000), None, None], "those that wait are not the peer's fault");
+        assert!(
+            one.resize(0, 0) && two.resize(310, 310) && three.resize(600, 600),
+            "the next one exceeds it"
+        );
+        assert!(!one.resize(1000, 1000) && !two.resize(320, 320));
+        drop(three);
+        assert!(two.resize(320, 320) && one.resize(1000, 1000));
+        drop((one, two));
+        assert_eq!((budget.used.load(Relaxed), budget.exceeded.load(Relaxed)), (0, false));
+    }
+
+    #[test]
+    fn a_header_block_has_a_number_and_time_for_what_has_arrived() {
+        let connection = connection(&MemoryBudget::new(1 << 20));
+        let mut block = HeaderBlock::new(&connection);
+        assert!(connection.unfinished_header_block().is_none());
+        assert!(block.resize(10, 10) && block.resize(128 * 1024, 20));
+        let first = connection.unfinished_header_block().unwrap();
+        assert_eq!(first.time_allowed(Duration::from_secs(10)), Duration::from_secs(12));
+        assert!(block.resize(0, 0) && connection.unfinished_header_block().is_none());
+        assert!(block.resize(5, 5));
+        let second = connection.unfinished_header_block().unwrap();
+        assert!(second.number != first.number);
+        assert_eq!(second.time_allowed(Duration::from_secs(10)), Duration::from_secs(10));
     }
 
     #[test]
@@ -366,7 +465,8 @@ mod tests {
         let mut responses: Vec<_> = (0..count).map(|_| response()).collect();
         let expected = count * (RESPONSE + 100) - OWN_RESPONSES;
         assert_eq!((connection.excess(), connection.stuck_at()), (expected, Some(0)));
-        assert!(backlog.is_tolerable() && connection.is_over(), "{expected}");
+        backlog.account();
+        assert!(connection.is_over() && connection.may_read());
         let mut last = responses.remove(0);
         last.advance(100);
         drop(CountedBuf::from(Bytes::from_static(b"not counted")));
@@ -374,12 +474,21 @@ mod tests {
         drop(last);
         assert_eq!(connection.stuck_at(), Some(1));
         responses.truncate(26);
-        assert!(connection.excess() > 0 && backlog.is_tolerable() && !connection.is_over());
+        backlog.account();
+        assert!(connection.excess() > 0 && !connection.is_over());
         assert_eq!(budget.used.load(Relaxed), connection.excess());
-        responses.extend((0..BURST_OF_RESPONSES / RESPONSE).map(|_| response()));
-        assert!(!backlog.is_tolerable() && connection.is_over(), "no peer that reads has so many");
+        responses.extend((0..READ_WHILE_OVER / RESPONSE).map(|_| response()));
+        assert!(connection.may_read(), "not accounted for yet");
+        backlog.account();
+        assert!(!connection.may_read(), "no peer that reads has so many");
         drop(responses);
         assert_eq!((connection.excess(), connection.stuck_at()), (0, None));
-        assert!(backlog.is_tolerable() && !connection.is_over() && budget.used.load(Relaxed) == 0);
+        backlog.account();
+        assert!(
+            !connection.is_over()
+                && connection.may_read()
+                && !connection.is_scarce()
+                && budget.used.load(Relaxed) == 0
+        );
     }
 }

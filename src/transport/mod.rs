@@ -72,6 +72,9 @@ pub trait Unary: Send + Sync + 'static {
     /// Removes from a large message what [`Unary::answer`] does not need.
     fn compact(&self, message: Bytes) -> Bytes;
 
+    /// Copies what [`Unary::answer`] needs of the headers of a call.
+    fn compact_metadata(&self, metadata: &HeaderMap) -> HeaderMap;
+
     /// Returns the response to a call whose message was not looked at. It refuses the request.
     fn unable(&self, why: Unable) -> Frame;
 }

@@ -367,7 +367,7 @@ mod tests {
         ] {
             assert_eq!(ring.peppers().memo(&row, parse(key.as_bytes()).unwrap()).is_some(), memo, "{key}");
         }
-        let issued = crate::key::format::issue("Acme").unwrap();
+        let issued = crate::key::format::issue_with(&mut SysRng, "Acme").unwrap();
         assert!(ring.peppers().memo(&row, issued.as_presented()).is_some());
         assert!(keyring(&[]).peppers().memo(&row, issued.as_presented()).is_none());
     }

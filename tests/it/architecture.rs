@@ -7,11 +7,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The layers, lowest first. A module of `src/` may use those of its own layer and of lower ones.
+/// The layers, lowest first. A module may use those of its own layer and of lower ones.
 const LAYERS: [&[&str]; 6] = [
     &[
         "clock",
         "diagnostics",
+        "invalid",
+        "labels",
+        "network",
+        "path",
+        "plan",
+        "route",
+        "scope",
         "key",
         "tenant",
         "record",
@@ -30,6 +37,7 @@ const LAYERS: [&[&str]; 6] = [
         "ext_authz",
         "store/postgres",
         "store/sqlite",
+        "store/sql",
         "store/migrations",
         "store/errors",
         "store/expected",
@@ -37,10 +45,10 @@ const LAYERS: [&[&str]; 6] = [
     &["cli", "config", "health", "server", "telemetry", "main", "lib"],
 ];
 
-/// Words and the places that may use them, as prefixes of paths below `src/`.
+/// Words and the places that may use them, as prefixes of paths below `src/` and `crates/core/src/`.
 const PLACES: [(&str, &[&str]); 22] = [
-    ("sqlx::", &["store/postgres", "store/sqlite", "store/migrations", "store/errors"]),
-    ("api_keys SET", &["store/postgres", "store/sqlite"]),
+    ("sqlx::", &["store/postgres", "store/sqlite", "store/sql", "store/migrations", "store/errors"]),
+    ("api_keys SET", &["store/postgres", "store/sqlite", "store/sql"]),
     ("bcrypt::non_truncating", &["verify/bcrypt"]),
     ("whoami", &["cli/"]),
     ("csv::", &["cli/"]),
@@ -66,10 +74,18 @@ const PLACES: [(&str, &[&str]); 22] = [
 /// Vocabulary and judgement do not log.
 const SILENT_LAYERS: usize = 2;
 
-/// A file below `src/`.
+/// The folders with sources: the program, and the shared parts of layers 0 and 1.
+const FOLDERS: [&str; 2] = ["src", "crates/core/src"];
+
+/// The modules of `crates/core`, which needs nothing of the program.
+const CORE: &str = "crates/core/";
+
+/// A source file.
 pub(crate) struct Source {
-    /// Below `src/`, without `.rs` and `/mod`.
-    pub(crate) room: String,
+    /// Below the top of the repository.
+    pub(crate) path: String,
+    /// Below its folder, without `.rs` and `/mod`.
+    pub(crate) module: String,
     text: String,
     /// Without comments and unit tests.
     pub(crate) code: String,
@@ -77,11 +93,15 @@ pub(crate) struct Source {
 
 /// All source files without unit tests.
 pub(crate) fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    collect(&root, &mut files);
-    files.retain(|path| !path.ends_with("tests.rs"));
-    files.into_iter().map(|path| source(&root, &path)).collect()
+    let mut sources = Vec::new();
+    for folder in FOLDERS {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        let mut files = Vec::new();
+        collect(&root, &mut files);
+        files.retain(|path| !path.ends_with("tests.rs"));
+        sources.extend(files.iter().map(|path| source(folder, &root, path)));
+    }
+    sources
 }
 
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
@@ -95,25 +115,25 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-fn source(base: &Path, path: &Path) -> Source {
+fn source(folder: &str, base: &Path, path: &Path) -> Source {
     let text = fs::read_to_string(path).unwrap();
     let shown = path.strip_prefix(base).unwrap().with_extension("").display().to_string();
-    let room = shown.strip_suffix("/mod").unwrap_or(&shown).to_owned();
+    let module = shown.strip_suffix("/mod").unwrap_or(&shown).to_owned();
     let before_tests = text.split("#[cfg(test)]").next().unwrap();
     let lines = before_tests.lines().filter(|line| !line.trim_start().starts_with("//"));
     let code = lines.collect::<Vec<_>>().join("\n");
-    Source { room, text, code }
+    Source { path: format!("{folder}/{shown}.rs"), module, text, code }
 }
 
-fn layer_of(room: &str) -> usize {
+fn layer_of(module: &str) -> usize {
     let place = |name: &str| LAYERS.iter().position(|layer| layer.contains(&name));
     // A module that is not listed belongs to the layer of its parent.
-    let ends = room.match_indices('/').map(|(at, _)| at).rev();
-    [room]
+    let ends = module.match_indices('/').map(|(at, _)| at).rev();
+    [module]
         .into_iter()
-        .chain(ends.map(|end| &room[..end]))
+        .chain(ends.map(|end| &module[..end]))
         .find_map(place)
-        .unwrap_or_else(|| panic!("src/{room}.rs belongs to no layer: add it to LAYERS and to src/lib.rs"))
+        .unwrap_or_else(|| panic!("{module} belongs to no layer: add it to LAYERS and to src/lib.rs"))
 }
 
 /// Returns every `crate::name` in the code, also in `crate::{a, b::c}`.
@@ -143,12 +163,12 @@ fn names_of_this_crate(code: &str) -> Vec<String> {
 #[test]
 fn no_module_uses_one_of_a_layer_above() {
     let mut broken = Vec::new();
-    for Source { room, code, .. } in sources() {
-        let own = layer_of(&room);
+    for Source { path, module, code, .. } in sources() {
+        let own = layer_of(&module);
         for name in names_of_this_crate(&code) {
             let other = layer_of(&name);
             if other > own {
-                broken.push(format!("src/{room}.rs (layer {own}) uses {name} (layer {other})"));
+                broken.push(format!("{path} (layer {own}) uses {name} (layer {other})"));
             }
         }
     }
@@ -156,33 +176,49 @@ fn no_module_uses_one_of_a_layer_above() {
 }
 
 #[test]
-fn adapters_do_not_know_each_other() {
-    for Source { room, code, .. } in sources().iter().filter(|s| s.room.starts_with("ext_authz")) {
-        assert!(!code.contains("crate::store"), "src/{room}.rs knows a database");
+fn the_shared_crate_has_only_the_lowest_layers() {
+    let core: Vec<_> =
+        sources().into_iter().filter(|s| s.path.starts_with(CORE) && s.module != "lib").collect();
+    assert!(core.len() > 5, "the sources of crates/core are not found");
+    for Source { path, module, .. } in core {
+        assert!(layer_of(&module) < SILENT_LAYERS, "{path} is in layer {}", layer_of(&module));
     }
-    for Source { room, code, .. } in sources().iter().filter(|s| s.room.starts_with("envoy")) {
+    let manifest =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/core/Cargo.toml")).unwrap();
+    for no in ["tokio", "sqlx", "tonic", "rustix", "tracing"] {
+        assert!(!manifest.contains(no), "crates/core depends on {no}");
+    }
+}
+
+#[test]
+fn adapters_do_not_know_each_other() {
+    for Source { path, code, .. } in sources().iter().filter(|s| s.module.starts_with("ext_authz")) {
+        assert!(!code.contains("crate::store"), "{path} knows a database");
+    }
+    for Source { path, code, .. } in sources().iter().filter(|s| s.module.starts_with("envoy")) {
         for other in ["crate::store", "crate::ext_authz::"] {
-            assert!(!code.contains(other), "src/{room}.rs knows {other}");
+            assert!(!code.contains(other), "{path} knows {other}");
         }
     }
-    for Source { room, code, .. } in sources().iter().filter(|s| s.room.starts_with("store")) {
-        assert!(!code.contains("crate::ext_authz"), "src/{room}.rs knows Envoy");
+    for Source { path, code, .. } in sources().iter().filter(|s| s.module.starts_with("store")) {
+        assert!(!code.contains("crate::ext_authz"), "{path} knows Envoy");
     }
 }
 
 #[test]
 fn every_vocabulary_is_used_only_in_its_places() {
     let mut broken = Vec::new();
-    for Source { room, code, .. } in sources() {
-        for (word, rooms) in PLACES {
-            let at_home =
-                rooms.iter().any(|home| format!("{room}/").starts_with(home) || room.starts_with(home));
+    for Source { path, module, code, .. } in sources() {
+        for (word, places) in PLACES {
+            let at_home = places
+                .iter()
+                .any(|place| format!("{module}/").starts_with(place) || module.starts_with(place));
             if code.contains(word) && !at_home {
-                broken.push(format!("src/{room}.rs uses {word:?}, which belongs to {rooms:?}"));
+                broken.push(format!("{path} uses {word:?}, which belongs to {places:?}"));
             }
         }
-        if layer_of(&room) < SILENT_LAYERS && code.contains("tracing") {
-            broken.push(format!("src/{room}.rs logs, but vocabulary and judgement do not log"));
+        if layer_of(&module) < SILENT_LAYERS && code.contains("tracing") {
+            broken.push(format!("{path} logs, but vocabulary and judgement do not log"));
         }
     }
     assert!(broken.is_empty(), "see `Where a line belongs` in src/lib.rs:\n{}", broken.join("\n"));
@@ -190,7 +226,7 @@ fn every_vocabulary_is_used_only_in_its_places() {
 
 #[test]
 fn judgement_is_synchronous_and_reads_no_clock() {
-    let decision = sources().into_iter().find(|s| s.room == "decision").unwrap();
+    let decision = sources().into_iter().find(|s| s.module == "decision").unwrap();
     for word in ["async", "await", "Instant", "Clock", "std::io", "std::net"] {
         assert!(!decision.code.contains(word), "decision uses {word:?}");
     }
@@ -198,7 +234,7 @@ fn judgement_is_synchronous_and_reads_no_clock() {
 
 #[test]
 fn every_file_begins_with_its_documentation() {
-    for folder in ["src", "tests/it"] {
+    for folder in ["src", "crates/core/src", "tests/it"] {
         let mut files = Vec::new();
         collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut files);
         for path in files {
@@ -210,16 +246,16 @@ fn every_file_begins_with_its_documentation() {
 
 #[test]
 fn no_secret_implements_display_or_serialize_or_derives_debug() {
-    let all: BTreeMap<_, _> = sources().into_iter().map(|s| (s.room, s.text)).collect();
+    let all: BTreeMap<_, _> = sources().into_iter().map(|s| (s.path, s.text)).collect();
     for name in ["PresentedKey", "PlainKey", "Pepper"] {
-        for (room, text) in &all {
+        for (path, text) in &all {
             for what in ["Display", "Serialize"] {
                 let ends = |text: &str| !text.starts_with(|c: char| c.is_alphanumeric());
                 let found = text.split(&format!("{what} for {name}")).skip(1).any(ends);
-                assert!(!found, "src/{room}.rs: {what} for {name}");
+                assert!(!found, "{path}: {what} for {name}");
             }
         }
-        let key = &all[if name == "Pepper" { "verify/pepper" } else { "key" }];
+        let key = &all[if name == "Pepper" { "src/verify/pepper.rs" } else { "crates/core/src/key/mod.rs" }];
         let before = key.split(&format!("pub struct {name}")).next().unwrap();
         let attributes = before.rsplit("\n\n").next().unwrap();
         assert!(!attributes.contains("Debug"), "{name} derives Debug");

@@ -19,6 +19,7 @@ mod databases;
 mod docs;
 mod doctor;
 mod doctor_envoy;
+mod edge;
 mod envoy;
 mod explain;
 mod explain_decision;

@@ -11,7 +11,7 @@ use crate::clock::Timestamp;
 /// `timestamptz` as it is: microseconds, with Postgres' two infinities at the ends.
 /// <https://www.postgresql.org/docs/current/datatype-datetime.html>
 #[derive(Clone, Copy)]
-pub(super) struct Micros(pub(super) Timestamp);
+pub(in crate::store) struct Micros(pub(in crate::store) Timestamp);
 
 /// What `infinity` is.
 const INFINITY: Timestamp = Timestamp(i64::MAX);

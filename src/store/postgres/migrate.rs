@@ -4,9 +4,10 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 
 use super::connection::quoted;
-use super::{PostgresStore, applied, audit, made, moved, shape};
+use super::{PostgresStore, applied, made, moved, shape};
 use crate::audit::{Action, Draft};
 use crate::store::migrations::{self, POSTGRES, POSTGRES_OBJECTS};
+use crate::store::sql::{Link, POSTGRES as DIALECT, audit};
 use crate::store::{Adoption, Migrated, StoreError};
 
 /// The name of the publication for logical replication.
@@ -18,7 +19,7 @@ const PUBLISHED: [&str; 3] = ["tenants", "api_keys", "tenantgate_identity"];
 /// Does all of it in one transaction, or nothing.
 pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Result<Migrated, StoreError> {
     let mut connection = store.connect().await?;
-    let mut transaction = connection.begin_with(audit::BEGIN).await?;
+    let mut transaction = connection.begin_with(DIALECT.begin).await?;
     let lock = "SELECT pg_advisory_xact_lock(hashtext('tenantgate migrate'))";
     sqlx::query(lock).execute(&mut *transaction).await?;
     let before = applied(&mut transaction).await?;
@@ -56,7 +57,7 @@ pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Resul
     }
     // The audit log of a subscriber is its publisher's.
     if moved::subscription(&mut transaction).await?.is_none() {
-        audit::append(&mut transaction, &store.actor, drafts(before, &migrated)).await?;
+        audit::append(&mut Link::Postgres(&mut transaction), &store.actor, drafts(before, &migrated)).await?;
     }
     transaction.commit().await?;
     Ok(migrated)

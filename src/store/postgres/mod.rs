@@ -1,17 +1,14 @@
 //! The Postgres store.
 //!
-//! Management opens a connection for each command. How a replica follows the database is in [`session`].
+//! Rows of tenants and keys are managed by [`super::sql`]. How a replica follows the database is in [`session`].
 
 mod address;
-mod audit;
-mod bulk;
 mod connection;
 mod examine;
 mod inspect;
-mod instant;
+pub(in crate::store) mod instant;
 mod locks;
 mod made;
-mod management;
 mod migrate;
 mod moved;
 mod rights;
@@ -30,9 +27,10 @@ use self::address::Address;
 use self::instant::Micros;
 use self::session::PostgresSession;
 use super::migrations;
+use super::sql::{self, Link, Slot, SqlStore};
 use super::{
-    Adoption, Announcement, LOCK_TIMEOUT, NewMemo, SchemaVersion, Session, Shadowed, ShadowedKind, Store,
-    StoreError, UrlSource,
+    Adoption, Announcement, LOCK_TIMEOUT, Migrated, NewMemo, SchemaVersion, Session, Shadowed, ShadowedKind,
+    Store, StoreError, UrlSource,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;
@@ -50,6 +48,7 @@ pub struct PostgresStore {
     schema: String,
     lock_timeout: Duration,
     actor: Actor,
+    slot: Slot,
 }
 
 impl std::fmt::Debug for PostgresStore {
@@ -87,7 +86,14 @@ impl PostgresStore {
             }
             (said, other) => said.or(other).unwrap_or(DEFAULT_SCHEMA).to_owned(),
         };
-        Ok(Self { source, address, schema, lock_timeout: LOCK_TIMEOUT, actor: Actor::default() })
+        Ok(Self {
+            source,
+            address,
+            schema,
+            lock_timeout: LOCK_TIMEOUT,
+            actor: Actor::default(),
+            slot: Slot::default(),
+        })
     }
 
     /// The same store, on behalf of `actor`, for the audit log.
@@ -113,6 +119,71 @@ impl PostgresStore {
             return Err(StoreError::WrongDatabase(why));
         }
         Ok(address)
+    }
+}
+
+impl PostgresStore {
+    async fn version_at(&self, connection: &mut PgConnection) -> Result<SchemaVersion, StoreError> {
+        let current = applied(&mut *connection).await?;
+        if current == 0 {
+            migrate::refuse_tables_elsewhere(connection, &self.schema).await?;
+        }
+        Ok(SchemaVersion { current, needed: migrations::newest(migrations::POSTGRES) })
+    }
+}
+
+#[async_trait]
+impl SqlStore for PostgresStore {
+    fn actor(&self) -> &Actor {
+        &self.actor
+    }
+
+    fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
+    async fn open(&self) -> Result<sql::Connection, StoreError> {
+        Ok(self.connect().await?.into())
+    }
+
+    async fn leads_here(&self, connection: &mut sql::Connection) -> bool {
+        connection.answers().await
+    }
+
+    async fn version(&self, link: &mut Link<'_>) -> Result<SchemaVersion, StoreError> {
+        self.version_at(link.postgres()?).await
+    }
+
+    async fn refuse_change(&self, link: &mut Link<'_>) -> Result<(), StoreError> {
+        moved::refuse_on_subscriber(link.postgres()?).await
+    }
+
+    fn has_schemas(&self) -> bool {
+        true
+    }
+
+    async fn check_schema(&self, link: &mut Link<'_>, schema: &str, adopt: bool) -> Result<(), StoreError> {
+        schemas::check(link.postgres()?, &self.schema, schema, adopt).await
+    }
+
+    async fn create_schema(&self, link: &mut Link<'_>, schema: &str, adopt: bool) -> Result<(), StoreError> {
+        schemas::create(link.postgres()?, &self.schema, schema, adopt).await
+    }
+
+    async fn adopt(&self, adoption: &Adoption) -> Result<Migrated, StoreError> {
+        migrate::migrate(self, adoption).await
+    }
+
+    async fn lock_holder(&self) -> Result<Option<String>, StoreError> {
+        locks::holder(self).await
+    }
+
+    async fn create_roles(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let mut connection = self.connect().await?;
+        let named = "SELECT set_config('tenantgate.roles', $1, false)";
+        sqlx::query(named).bind(prefix).execute(&mut connection).await?;
+        sqlx::raw_sql(migrations::ROLES).execute(&mut connection).await?;
+        Ok(["serve", "admin", "migrate"].map(|role| format!("{prefix}_{role}")).to_vec())
     }
 }
 
@@ -161,12 +232,7 @@ impl Store for PostgresStore {
     }
 
     async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
-        let mut connection = self.connect().await?;
-        let current = applied(&mut connection).await?;
-        if current == 0 {
-            migrate::refuse_tables_elsewhere(&mut connection, &self.schema).await?;
-        }
-        Ok(SchemaVersion { current, needed: migrations::newest(migrations::POSTGRES) })
+        self.version_at(&mut self.connect().await?).await
     }
 
     async fn migrate(&self) -> Result<Vec<i64>, StoreError> {

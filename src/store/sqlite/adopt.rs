@@ -4,10 +4,11 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 use uuid::Uuid;
 
-use super::{SqliteStore, applied, audit, inspect};
+use super::{SqliteStore, applied, inspect};
 use crate::audit::{Action, Draft};
 use crate::diagnostics::Level;
 use crate::store::migrations::{self, SQLITE, SQLITE_OBJECTS};
+use crate::store::sql::{Link, SQLITE as DIALECT, audit};
 use crate::store::{Adoption, Migrated, StoreError};
 
 /// The columns that existing tables must have.
@@ -39,7 +40,7 @@ pub(super) async fn migrate(store: &SqliteStore, adoption: &Adoption) -> Result<
     }
     let mut connection = store.connect().await?;
     // Two programs that start together take turns here.
-    let mut transaction = connection.begin_with(audit::BEGIN).await?;
+    let mut transaction = connection.begin_with(DIALECT.begin).await?;
     let before = applied(&mut transaction).await?;
     if before == 0 {
         check_shape(&mut transaction, adoption).await?;
@@ -68,7 +69,7 @@ pub(super) async fn migrate(store: &SqliteStore, adoption: &Adoption) -> Result<
         Draft::of(Action::Migrate, "schema".into(), None::<&()>, &is)
     });
     let drafts = migrations::draft(before, &migrated.applied).into_iter().chain(other);
-    audit::append(&mut transaction, &store.actor, drafts).await?;
+    audit::append(&mut Link::Sqlite(&mut transaction), &store.actor, drafts).await?;
     transaction.commit().await?;
     Ok(migrated)
 }

@@ -8,10 +8,7 @@
 //! (`2026-01-31 12:00:00`) is understood.
 
 mod adopt;
-mod audit;
-mod bulk;
 mod inspect;
-mod management;
 mod session;
 
 use std::fs::{Metadata, OpenOptions};
@@ -22,30 +19,34 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 use uuid::Uuid;
 
 use self::session::SqliteSession;
 use super::migrations;
+use super::sql::{self, Link, Slot, SqlStore};
 use super::{
-    Adoption, Announcement, LOCK_TIMEOUT, NewMemo, SchemaVersion, Session, Shadowed, Store, StoreError,
+    Adoption, Announcement, LOCK_TIMEOUT, Migrated, NewMemo, SchemaVersion, Session, Shadowed, Store,
+    StoreError,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::record::Memo;
-use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
-
-const TENANT: &str = "id, name, db_schema_name, status, mode, created_at";
 
 /// Tenants and keys in a file.
-#[derive(Debug)]
 pub struct SqliteStore {
     options: SqliteConnectOptions,
     actor: Actor,
     /// Whether the file may be made. One that was there and is gone is never made again.
     may_create: AtomicBool,
+    slot: Slot,
+}
+
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteStore").field("address", &self.address()).finish_non_exhaustive()
+    }
 }
 
 impl SqliteStore {
@@ -64,7 +65,12 @@ impl SqliteStore {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(LOCK_TIMEOUT);
-        Ok(Self { options, actor: Actor::default(), may_create: AtomicBool::new(true) })
+        Ok(Self {
+            options,
+            actor: Actor::default(),
+            may_create: AtomicBool::new(true),
+            slot: Slot::default(),
+        })
     }
 
     /// The same store, on behalf of `actor`, for the audit log.
@@ -134,6 +140,46 @@ async fn applied(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
     Ok(sqlx::query(sql).fetch_one(connection).await?.try_get::<Option<i64>, _>(0)?.unwrap_or(0))
 }
 
+async fn version(connection: &mut SqliteConnection) -> Result<SchemaVersion, StoreError> {
+    let current = applied(connection).await?;
+    Ok(SchemaVersion { current, needed: migrations::newest(migrations::SQLITE) })
+}
+
+#[async_trait]
+impl SqlStore for SqliteStore {
+    fn actor(&self) -> &Actor {
+        &self.actor
+    }
+
+    fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
+    async fn open(&self) -> Result<sql::Connection, StoreError> {
+        let connection = self.connect().await?;
+        let meta = std::fs::metadata(self.file()).ok();
+        Ok(sql::Connection::from(connection).reading(meta.map(|meta| file_id(&meta))))
+    }
+
+    /// A file that was replaced is another database.
+    async fn leads_here(&self, connection: &mut sql::Connection) -> bool {
+        let meta = std::fs::metadata(self.file()).ok();
+        connection.file() == meta.map(|meta| file_id(&meta))
+    }
+
+    async fn version(&self, link: &mut Link<'_>) -> Result<SchemaVersion, StoreError> {
+        version(link.sqlite()?).await
+    }
+
+    async fn adopt(&self, adoption: &Adoption) -> Result<Migrated, StoreError> {
+        adopt::migrate(self, adoption).await
+    }
+
+    async fn lock_holder(&self) -> Result<Option<String>, StoreError> {
+        Ok(Some(format!("another process is writing to {}", self.file().display())))
+    }
+}
+
 #[async_trait]
 impl Store for SqliteStore {
     fn kind(&self) -> &'static str {
@@ -155,8 +201,7 @@ impl Store for SqliteStore {
     }
 
     async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
-        let current = applied(&mut self.connect().await?).await?;
-        Ok(SchemaVersion { current, needed: migrations::newest(migrations::SQLITE) })
+        version(&mut self.connect().await?).await
     }
 
     async fn migrate(&self) -> Result<Vec<i64>, StoreError> {
@@ -264,32 +309,5 @@ impl Store for SqliteStore {
     }
 }
 
-fn tenant_of(row: &SqliteRow) -> Result<Tenant, StoreError> {
-    Ok(Tenant {
-        id: TenantId(uuid(row, "id", "tenants")?),
-        name: row.try_get("name")?,
-        schema: row.try_get("db_schema_name")?,
-        status: TenantStatus::parse(row.try_get("status")?),
-        mode: row.try_get::<Option<&str>, _>("mode")?.map(Mode::parse),
-        created_at: instant(row, "created_at")?.unwrap_or_default(),
-    })
-}
-
-fn uuid(row: &SqliteRow, column: &str, table: &'static str) -> Result<Uuid, StoreError> {
-    let text: String = row.try_get(column)?;
-    let why = format!("{column} is no UUID");
-    Uuid::parse_str(&text).map_err(|_| StoreError::Inconsistent { table, row: text, why })
-}
-
-/// NULL and `infinity` are nothing; what cannot be read is the beginning of time, so that a row with such an
-/// expiry is expired and the others are shown all the same.
-fn instant(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
-    let text: Option<String> = row.try_get(column)?;
-    Ok(text.filter(|t| t != INFINITY).map(|text| Timestamp::parse(&text).unwrap_or(Timestamp::MIN)))
-}
-
+/// What does not come.
 const INFINITY: &str = "infinity";
-
-fn memo(row: &SqliteRow) -> Result<Option<Memo>, StoreError> {
-    Ok(row.try_get::<Option<&str>, _>("key_memo")?.and_then(Memo::parse))
-}

@@ -12,10 +12,11 @@ use tokio_stream::StreamExt as _;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::{INFINITY, TENANT, file_id, tenant_of};
+use super::{INFINITY, file_id};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyRecord, Memo, SecretHash};
+use crate::store::sql::{self, TENANT, tenant_of};
 use crate::store::{Change, Changes, Look, Row, Session, StoreError};
 use crate::tenant::TenantId;
 
@@ -44,7 +45,7 @@ impl Session for SqliteSession {
         let newest = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
         let sql = format!("SELECT {TENANT} FROM tenants");
         for row in sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *transaction).await? {
-            match tenant_of(&row) {
+            match tenant_of(&sql::Row::Sqlite(row)) {
                 Ok(tenant) => sink(Row::Tenant(tenant)),
                 Err(StoreError::Inconsistent { row, why, .. }) => {
                     warn!(row, why, "damaged row of tenants, its keys get 503 until it is mended");
@@ -182,7 +183,7 @@ async fn change_of(
     let Ok(tenant_id) = Uuid::parse_str(&id).map(TenantId) else { return Ok(None) };
     let sql = format!("SELECT {TENANT} FROM tenants WHERE id = ?1");
     let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&id).fetch_optional(connection).await?;
-    let tenant = row.as_ref().map(tenant_of).transpose()?;
+    let tenant = row.map(|row| tenant_of(&sql::Row::Sqlite(row))).transpose()?;
     Ok(Some(tenant.map_or(Change::NoTenant(tenant_id), |tenant| Change::Now(Row::Tenant(tenant)))))
 }
 

@@ -47,7 +47,7 @@ impl Database {
         let store = config::management(&config::Database::at(&url), Actor::default()).expect("a store");
         store.migrate().await.expect("tables");
         for tenant in &TENANTS {
-            let id = Some(TenantId(Uuid::from_u128(tenant.id)));
+            let id = TenantId(Uuid::from_u128(tenant.id));
             let (name, schema) = (tenant.name.to_owned(), tenant.schema.to_owned());
             let status = TenantStatus::parse(tenant.status);
             store.insert_tenant(&NewTenant { id, name, schema, status }, Action::TenantCreate).await.expect("a tenant");

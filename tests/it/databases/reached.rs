@@ -2,8 +2,10 @@
 
 use std::time::Instant;
 
-use tenantgate::store::Store as _;
+use tenantgate::audit::Action;
 use tenantgate::store::postgres::PostgresStore;
+use tenantgate::store::{Management as _, Store as _};
+use tenantgate::tenant::TenantId;
 
 use super::{KEY, rows};
 use crate::support::cli::run_in;
@@ -40,6 +42,39 @@ fn the_name_of_the_application_is_kept() {
         .db
         .texts("SELECT DISTINCT application_name FROM pg_stat_activity WHERE application_name = 'gate-7'");
     assert_eq!(seen, [Some("gate-7".to_owned())]);
+}
+
+#[test]
+fn management_keeps_one_connection_and_replaces_one_that_broke() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let _context = runtime().enter();
+    let store = PostgresStore::new(&format!("{}?application_name=one-of-us", world.db.url())).unwrap();
+    let backends = || {
+        world
+            .db
+            .texts("SELECT pid::text FROM pg_stat_activity WHERE application_name = 'one-of-us' ORDER BY 1")
+    };
+    let mark = wait(store.mark()).unwrap();
+    let first = backends();
+    assert_eq!(first.len(), 1);
+    wait(store.laggards(&mark)).unwrap();
+    wait(store.tenants()).unwrap();
+    // A refused change leaves no transaction behind.
+    let nobody = wait(store.set_tenant_mode(TenantId(uuid::Uuid::nil()), None, Action::TenantMode));
+    assert_eq!(nobody.unwrap(), None);
+    wait(store.tenants()).unwrap();
+    eventually("the connection that was left inside a transaction is closed", PATIENCE, || {
+        let now = backends();
+        if now.len() == 1 && now != first { Ok(()) } else { Err(now) }
+    });
+    world
+        .db
+        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'one-of-us'");
+    eventually("the backend has ended", PATIENCE, || {
+        if backends().is_empty() { Ok(()) } else { Err(backends()) }
+    });
+    wait(store.tenants()).unwrap();
+    assert_eq!(backends().len(), 1);
 }
 
 #[test]

@@ -141,12 +141,15 @@ async fn answer(stream: tokio::net::TcpStream, log: Log) {
     let mut stream = BufReader::new(stream);
     while let Some(seen) = head(&mut stream).await {
         let upgrade = seen.values("upgrade") == ["websocket"];
+        // Written down before the body, which may never come.
+        log.lock().expect("no panic under the lock").push(seen.clone());
         if skip_body(&mut stream, &seen).await.is_err() {
             return;
         }
-        log.lock().expect("no panic under the lock").push(seen);
         let reply: &[u8] = if upgrade {
             b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n"
+        } else if seen.line.starts_with("HEAD ") {
+            b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
         } else {
             b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\necho"
         };
@@ -217,9 +220,15 @@ async fn say_back(stream: &mut BufReader<tokio::net::TcpStream>) -> std::io::Res
 /// The configuration of an Envoy to start.
 pub(crate) struct Plan {
     text: String,
+    workers: u8,
 }
 
 impl Plan {
+    /// Runs it with so many worker threads, each of which has a connection of its own to tenantgate.
+    pub(crate) fn workers(self, workers: u8) -> Self {
+        Self { workers, ..self }
+    }
+
     /// Changes the file. `from` must occur exactly once.
     #[track_caller]
     pub(crate) fn with(mut self, from: &str, to: &str) -> Self {
@@ -253,7 +262,8 @@ impl Plan {
         std::fs::write(&file, plan.text).expect("written");
         let mut child = Command::new(binary)
             // Hot restart would share memory with every other Envoy on the machine.
-            .args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"])
+            .args(["--disable-hot-restart", "--log-level", "warning", "--concurrency"])
+            .arg(plan.workers.to_string())
             .args(["--file-flush-interval-msec", "10", "-c"])
             .arg(&file)
             .arg("--admin-address-path")
@@ -321,7 +331,8 @@ impl Envoy {
     /// An Envoy with another of our files.
     #[track_caller]
     pub(crate) fn with_file(file: &str) -> Plan {
-        Plan { text: std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{file}: {error}")) }
+        let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{file}: {error}"));
+        Plan { text, workers: 1 }
     }
 
     /// An Envoy with `envoy/envoy.yaml`, which distributes its checks over servers at these addresses.
@@ -424,10 +435,12 @@ impl Envoy {
         value.unwrap_or_else(|| panic!("no number in {page:?}"))
     }
 
-    /// Returns the counters and gauges that match a pattern and are not zero.
-    pub(crate) fn stats(&self, pattern: &str) -> String {
-        let page = self.ask_admin(&format!("/stats?usedonly&type=All&filter={pattern}")).body;
-        page.lines().filter(|line| !line.ends_with(": 0")).collect::<Vec<_>>().join("\n")
+    /// What it counted about tenantgate, without what is zero: the first thing to read after a failure.
+    #[track_caller]
+    pub(crate) fn story(&self) -> String {
+        let page = self.ask_admin("/stats?filter=(cluster.tenantgate|ext_authz|overload)").body;
+        let told = page.lines().filter(|line| !line.ends_with(": 0") && !line.contains("No recorded values"));
+        told.collect::<Vec<_>>().join("\n")
     }
 
     /// The address of its admin page.

@@ -56,11 +56,7 @@ impl Frame {
     ) -> Self {
         let mut block = indexed.to_vec();
         for (name, value) in fields {
-            block.push(0);
-            for text in [name, value] {
-                block.push(u8::try_from(text.len()).ok().filter(|len| *len < 0x7f).expect("short"));
-                block.extend(text.bytes());
-            }
+            literal(&mut block, name.as_bytes(), value.as_bytes());
         }
         Self::new(kind::HEADERS, flags, stream, &block)
     }
@@ -70,6 +66,47 @@ impl Frame {
         [&len[1..], &[self.kind, self.flags], &self.stream.to_be_bytes(), &self.payload].concat()
     }
 }
+
+/// Appends a field by name and value, without Huffman coding or the dynamic table (RFC 7541 §6.2.2).
+pub(crate) fn literal(block: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    block.push(0);
+    for text in [name, value] {
+        length(block, text.len());
+        block.extend(text);
+    }
+}
+
+/// The length of a string: an integer with a prefix of 7 bits (RFC 7541 §5.1).
+fn length(block: &mut Vec<u8>, length: usize) {
+    let Some(mut rest) = length.checked_sub(0x7f) else {
+        return block.push(u8::try_from(length).expect("below 127"));
+    };
+    block.push(0x7f);
+    while rest >= 0x80 {
+        block.push(u8::try_from(rest % 0x80).expect("7 bits") | 0x80);
+        rest /= 0x80;
+    }
+    block.push(u8::try_from(rest).expect("7 bits"));
+}
+
+/// A header block of any size: one HEADERS frame, and CONTINUATION frames for the rest (RFC 9113 §6.10).
+pub(crate) fn header_frames(stream: u32, end_stream: bool, block: &[u8], size: usize) -> Vec<u8> {
+    let parts: Vec<&[u8]> = block.chunks(size.min(MAX_FRAME)).collect();
+    let mut bytes = Vec::with_capacity(block.len() + 9 * parts.len());
+    for (n, part) in parts.iter().enumerate() {
+        let end_headers = if n + 1 == parts.len() { 0x4 } else { 0 };
+        let frame = if n == 0 {
+            Frame::new(kind::HEADERS, end_headers | u8::from(end_stream), stream, part)
+        } else {
+            Frame::new(kind::CONTINUATION, end_headers, stream, part)
+        };
+        bytes.extend(frame.bytes());
+    }
+    bytes
+}
+
+/// The largest payload that every peer accepts (RFC 9113 §4.2).
+pub(crate) const MAX_FRAME: usize = 16_384;
 
 /// A connection of frames.
 pub(crate) struct Raw(TcpStream);

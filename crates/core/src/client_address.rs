@@ -6,8 +6,6 @@
 
 use std::net::IpAddr;
 
-use http::HeaderName;
-
 /// The header that proxies append addresses to.
 pub const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
@@ -57,11 +55,21 @@ impl ClientAddress {
             Self::Header(name) => Some(name),
         }
     }
+
+    /// The metadata of the call that is needed, in lower case.
+    #[must_use]
+    pub fn metadata(&self) -> Option<&str> {
+        if let Self::Metadata(name) = self { Some(name) } else { None }
+    }
 }
 
+/// A token (RFC 9110 §5.6.2), in lower case.
 fn header_name(name: &str) -> Result<String, String> {
-    let parsed = HeaderName::from_bytes(name.as_bytes());
-    parsed.map(|name| name.as_str().to_owned()).map_err(|_| format!("invalid header name {name:?}"))
+    let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if name.is_empty() || !name.bytes().all(is_token) {
+        return Err(format!("invalid header name {name:?}"));
+    }
+    Ok(name.to_ascii_lowercase())
 }
 
 /// Names that end in `-bin` have values in Base64, and those that begin with `grpc-` belong to gRPC.

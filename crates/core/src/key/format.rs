@@ -15,7 +15,6 @@
 //! Parsing allocates nothing and comes before any look-up, hash or log line.
 
 use rand::TryRng;
-use rand::rngs::SysRng;
 use zeroize::Zeroizing;
 
 use super::{PlainKey, PresentedKey};
@@ -64,7 +63,7 @@ pub enum FormatError {
 /// Length first: what is longer than bcrypt reads never gets near a hash.
 ///
 /// ```
-/// use tenantgate::key::format::parse;
+/// use tenantgate_core::key::format::parse;
 /// assert_eq!(parse(b"llmk_demo_secret123").unwrap().prefix(), "llmk_demo");
 /// assert!(parse(b"llmk_demo").is_err());
 /// ```
@@ -129,16 +128,7 @@ const KINDS: [u8; 256] = {
     kinds
 };
 
-/// Makes a new key for a tenant of this name, with randomness from the operating system.
-///
-/// # Errors
-///
-/// The operating system has no randomness to give.
-pub fn issue(tenant_name: &str) -> Result<PlainKey, rand::rngs::SysError> {
-    issue_with(&mut SysRng, tenant_name)
-}
-
-/// [`issue`] with randomness of the caller's choosing.
+/// Makes a new key for a tenant of this name.
 ///
 /// # Errors
 ///
@@ -218,6 +208,7 @@ fn alphabet(characters: &[u8]) -> f64 {
 mod tests {
     use proptest::prelude::*;
     use proptest::string::string_regex;
+    use rand::rngs::SysRng;
 
     use super::*;
 
@@ -276,7 +267,7 @@ mod tests {
 
     #[test]
     fn an_issued_key_has_the_name_the_digits_and_the_checksum() {
-        let key = issue("Acme Corp. GmbH & Söhne").unwrap();
+        let key = issue_with(&mut SysRng, "Acme Corp. GmbH & Söhne").unwrap();
         let text = key.expose();
         assert!(key.prefix().starts_with("llmk_acmecorpgmbh"), "{}", key.prefix());
         assert_eq!(key.prefix().len(), "llmk_acmecorpgmbh".len() + 8);
@@ -354,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_name_without_letters_gives_the_random_digits_alone() {
-        assert_eq!(issue("日本").unwrap().prefix().len(), "llmk_".len() + 8);
+        assert_eq!(issue_with(&mut SysRng, "日本").unwrap().prefix().len(), "llmk_".len() + 8);
     }
 
     #[test]
@@ -454,7 +445,7 @@ mod tests {
 
         #[test]
         fn issued_keys_are_keys(name in "\\PC{0,40}") {
-            let key = issue(&name).unwrap();
+            let key = issue_with(&mut SysRng, &name).unwrap();
             prop_assert_eq!(parse(key.expose().as_bytes()).unwrap().prefix(), key.prefix());
         }
     }

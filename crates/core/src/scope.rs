@@ -1,0 +1,450 @@
+//! What a key is granted, and what a route needs.
+//!
+//! ```text
+//! granted   models.read invoices:*       a list; `*` as the last part grants everything longer below it
+//! needed    a b | c                      (a and b) or c
+//! ```
+//!
+//! A key without granted scopes at all (`NULL`) may do everything: that is an `Option` of the caller, and not a state of
+//! [`Scopes`]. An empty list grants nothing.
+
+use std::fmt;
+
+use crate::invalid::{Invalid, words};
+
+/// The longest scope.
+pub const MAX_SCOPE_BYTES: usize = 64;
+
+/// The most scopes of a key.
+pub const MAX_SCOPES: usize = 64;
+
+/// The most terms of a route's needs.
+pub const MAX_TERMS: usize = 4;
+
+/// The most scopes of one term.
+pub const MAX_TERM_SCOPES: usize = 16;
+
+fn is_scope_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"_.:/-".contains(&byte)
+}
+
+/// Checks a scope; `wild` allows a `*` as its last part.
+fn check(what: &'static str, scope: &str, wild: bool) -> Result<(), Invalid> {
+    let plain = match scope.strip_suffix('*') {
+        Some(before) if wild && (before.is_empty() || before.ends_with(['.', ':', '/'])) => before,
+        _ => scope,
+    };
+    if let Some(at) = plain.bytes().position(|byte| !is_scope_byte(byte)) {
+        let star = plain.as_bytes()[at] == b'*';
+        return Err(Invalid::new(
+            what,
+            at,
+            match (star, wild) {
+                (true, true) => "* only as the last part, alone or after one of . : /",
+                (true, false) => "a scope without *",
+                (false, _) => "letters, digits or one of _ . : / -",
+            },
+        ));
+    }
+    if scope.len() > MAX_SCOPE_BYTES {
+        return Err(Invalid::new(what, MAX_SCOPE_BYTES, "the end of a scope of at most 64 characters"));
+    }
+    Ok(())
+}
+
+/// Whether a granted scope, which may end in `*`, covers a needed one.
+fn covers(granted: &str, needed: &str) -> bool {
+    match granted.strip_suffix('*') {
+        Some(below) => needed.len() > below.len() && needed.starts_with(below),
+        None => granted == needed,
+    }
+}
+
+/// The scopes that a key is granted: at most 64, each once, in the order in which they were written.
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Scopes(Box<str>);
+
+impl Scopes {
+    /// Parses `api_keys.scopes`.
+    ///
+    /// # Errors
+    ///
+    /// The first scope that is not one, or the first one too many.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        const WHAT: &str = "list of scopes";
+        let mut kept: Vec<&str> = Vec::new();
+        for (at, scope) in words(text) {
+            check(WHAT, scope, true).map_err(|error| error.moved(at))?;
+            if kept.contains(&scope) {
+                continue;
+            }
+            if kept.len() == MAX_SCOPES {
+                return Err(Invalid::new(WHAT, at, "the end of a list of at most 64 scopes"));
+            }
+            kept.push(scope);
+        }
+        Ok(Self(kept.join(" ").into()))
+    }
+
+    /// The scopes, as they were written.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.split(' ').filter(|scope| !scope.is_empty())
+    }
+
+    /// Whether this scope is granted.
+    #[must_use]
+    pub fn grants(&self, scope: &str) -> bool {
+        self.iter().any(|granted| covers(granted, scope))
+    }
+
+    /// The text, with single blanks.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Scopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Scopes that are needed together: 1 to 16, each once.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Term(Box<str>);
+
+impl Term {
+    /// The scopes.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.split(' ')
+    }
+
+    /// The text, with single blanks.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What a route needs: one of its terms. There is at least one, and at most four.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Needs(Box<[Term]>);
+
+impl Needs {
+    /// Parses `tenantgate_route.scopes`, or `tenantgate.scopes` of Envoy.
+    ///
+    /// # Errors
+    ///
+    /// The first scope that is not one, the first one or the first term too many, or a term without scopes.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        const WHAT: &str = "needs";
+        let mut terms: Vec<Term> = Vec::new();
+        let mut start = 0;
+        for part in text.split('|') {
+            let mut kept: Vec<&str> = Vec::new();
+            for (at, scope) in words(part) {
+                check(WHAT, scope, false).map_err(|error| error.moved(start + at))?;
+                if kept.contains(&scope) {
+                    continue;
+                }
+                if kept.len() == MAX_TERM_SCOPES {
+                    return Err(Invalid::new(WHAT, start + at, "at most 16 scopes between two |"));
+                }
+                kept.push(scope);
+            }
+            if kept.is_empty() {
+                return Err(Invalid::new(WHAT, start + part.len(), "a scope, as in `a b | c`"));
+            }
+            let term = Term(kept.join(" ").into());
+            if !terms.contains(&term) {
+                if terms.len() == MAX_TERMS {
+                    return Err(Invalid::new(WHAT, start, "at most 4 terms with | between them"));
+                }
+                terms.push(term);
+            }
+            start += part.len() + 1;
+        }
+        Ok(Self(terms.into()))
+    }
+
+    /// The terms, as they were written.
+    #[must_use]
+    pub fn terms(&self) -> &[Term] {
+        &self.0
+    }
+
+    /// The first term, which a client is told if its key lacks it.
+    #[must_use]
+    pub fn first_term(&self) -> &str {
+        self.0.first().map(Term::as_str).unwrap_or_default()
+    }
+
+    /// Whether these scopes meet them.
+    #[must_use]
+    pub fn are_met_by(&self, granted: &Scopes) -> bool {
+        self.0.iter().any(|term| term.iter().all(|scope| granted.grants(scope)))
+    }
+}
+
+impl fmt::Display for Needs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, term) in self.0.iter().enumerate() {
+            write!(f, "{}{}", if number > 0 { " | " } else { "" }, term.as_str())?;
+        }
+        Ok(())
+    }
+}
+
+/// The scopes that rules need, numbered, so that judging one is a look at a bit.
+///
+/// They are sorted, so what a granted `*` covers stands together.
+#[derive(Clone, Debug, Default)]
+pub struct ScopeNumbers(Box<[Box<str>]>);
+
+impl ScopeNumbers {
+    /// Numbers the scopes of all these needs.
+    #[must_use]
+    pub fn of<'n>(needs: impl IntoIterator<Item = &'n Needs>) -> Self {
+        let terms = needs.into_iter().flat_map(Needs::terms);
+        let mut all: Vec<&str> = terms.flat_map(Term::iter).collect();
+        all.sort_unstable();
+        all.dedup();
+        Self(all.into_iter().map(Into::into).collect())
+    }
+
+    /// The scopes, sorted.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(AsRef::as_ref)
+    }
+
+    fn number(&self, scope: &str) -> Option<usize> {
+        self.0.binary_search_by(|known| (**known).cmp(scope)).ok()
+    }
+
+    /// Compiles granted scopes.
+    #[must_use]
+    pub fn granted(&self, scopes: &Scopes) -> Granted {
+        let mut bits = vec![0_u64; self.0.len().div_ceil(64)];
+        for scope in scopes.iter() {
+            let range = if let Some(below) = scope.strip_suffix('*') {
+                let start = self.0.partition_point(|known| **known <= *below);
+                let more = self.0[start..].iter().take_while(|known| known.starts_with(below)).count();
+                start..start + more
+            } else {
+                self.number(scope).map_or(0..0, |number| number..number + 1)
+            };
+            for number in range {
+                bits[number / 64] |= 1 << (number % 64);
+            }
+        }
+        Granted(bits.into())
+    }
+
+    /// Compiles needs. A scope that has no number is granted by nobody.
+    #[must_use]
+    pub fn needed(&self, needs: &Needs) -> Needed {
+        let number = |scope| self.number(scope).and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
+        Needed(needs.terms().iter().map(|term| term.iter().map(number).collect()).collect())
+    }
+}
+
+/// What a list of granted scopes covers, as bits by the numbers of scopes.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Granted(Box<[u64]>);
+
+impl Granted {
+    fn has(&self, number: u32) -> bool {
+        let number = number as usize;
+        self.0.get(number / 64).is_some_and(|word| word >> (number % 64) & 1 == 1)
+    }
+}
+
+/// Needs as the numbers of scopes.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Needed(Box<[Box<[u32]>]>);
+
+impl Needed {
+    /// Whether a key meets them.
+    #[must_use]
+    pub fn are_met_by(&self, granted: &Granted) -> bool {
+        self.0.iter().any(|term| term.iter().all(|scope| granted.has(*scope)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn scopes(text: &str) -> Scopes {
+        Scopes::parse(text).unwrap()
+    }
+
+    #[test]
+    fn granted_scopes_are_read_and_folded() {
+        let many = (0..64).map(|n| format!("s{n}")).collect::<Vec<_>>().join(" ");
+        for (text, shown) in [
+            ("", ""),
+            ("   ", ""),
+            ("a", "a"),
+            ("  b  a b ", "b a"),
+            ("*", "*"),
+            ("models.* m:* m/* a", "models.* m:* m/* a"),
+            ("A-Z_0.:/", "A-Z_0.:/"),
+            (&"x".repeat(64), &"x".repeat(64)),
+            (&format!("{}.*", "x".repeat(62)), &format!("{}.*", "x".repeat(62))),
+            (&format!("{many} s0 s63"), &many),
+        ] {
+            assert_eq!(scopes(text).as_str(), shown, "{text:?}");
+            assert_eq!(scopes(shown).to_string(), shown);
+        }
+        assert_eq!(scopes("b a").iter().collect::<Vec<_>>(), ["b", "a"]);
+        assert_eq!(scopes("").iter().count(), 0);
+    }
+
+    #[test]
+    fn a_bad_scope_is_named_by_its_position_and_what_is_expected() {
+        let many = (0..65).map(|n| format!("s{n:02}")).collect::<Vec<_>>().join(" ");
+        for (text, at, expected) in [
+            ("a b,c", 4, "letters, digits"),
+            ("a\tb", 2, "letters, digits"),
+            ("é", 1, "letters, digits"),
+            ("a*", 2, "* only as the last part"),
+            ("a *b", 3, "* only as the last part"),
+            ("**", 1, "* only as the last part"),
+            ("a.*.b", 3, "* only as the last part"),
+            ("a-*", 3, "* only as the last part"),
+            (&"x".repeat(65), 65, "at most 64 characters"),
+            (&format!("{}.*", "x".repeat(63)), 65, "at most 64 characters"),
+            (&many, 64 * 4 + 1, "at most 64 scopes"),
+        ] {
+            let error = Scopes::parse(text).unwrap_err();
+            assert_eq!(error.position(), at, "{text}: {error}");
+            assert!(error.to_string().contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_star_grants_what_is_longer_below_it_and_nothing_else() {
+        for (granted, scope, expected) in [
+            ("models.*", "models.read", true),
+            ("models.*", "models.a.b", true),
+            ("models.*", "models", false),
+            ("models.*", "models.", false),
+            ("models.*", "modelsX", false),
+            ("models.*", "models:read", false),
+            ("models:*", "models:r", true),
+            ("a/*", "a/b", true),
+            ("*", "a", true),
+            ("a", "a", true),
+            ("a", "ab", false),
+            ("a b", "b", true),
+            ("", "a", false),
+            ("A", "a", false),
+        ] {
+            assert_eq!(scopes(granted).grants(scope), expected, "{granted} {scope}");
+        }
+    }
+
+    #[test]
+    fn needs_are_read_and_folded() {
+        for (text, shown) in [
+            ("a", "a"),
+            ("a b|c", "a b | c"),
+            ("  a   b  |  c ", "a b | c"),
+            ("a a | a", "a"),
+            ("a|b|c|d", "a | b | c | d"),
+            ("a|b|c|d|a", "a | b | c | d"),
+        ] {
+            let needs = Needs::parse(text).unwrap();
+            assert_eq!(needs.to_string(), shown);
+            assert_eq!(Needs::parse(shown), Ok(needs));
+        }
+        assert_eq!(Needs::parse("a b | c").unwrap().first_term(), "a b");
+    }
+
+    #[test]
+    fn bad_needs_are_named_by_their_position_and_what_is_expected() {
+        let long = (0..17).map(|n| format!("s{n:02}")).collect::<Vec<_>>().join(" ");
+        for (text, at, expected) in [
+            ("", 1, "a scope"),
+            ("  ", 3, "a scope"),
+            ("|", 1, "a scope"),
+            ("a |", 4, "a scope"),
+            ("a || b", 4, "a scope"),
+            ("a | b.*", 7, "without *"),
+            ("*", 1, "without *"),
+            ("a & b", 3, "letters, digits"),
+            ("(a b)", 1, "letters, digits"),
+            ("a|b|c|d|e", 9, "at most 4 terms"),
+            (&format!("x | {long}"), 5 + 16 * 4, "at most 16 scopes"),
+        ] {
+            let error = Needs::parse(text).unwrap_err();
+            assert_eq!(error.position(), at, "{text}: {error}");
+            assert!(error.to_string().contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn needs_are_met_by_one_whole_term() {
+        let needs = Needs::parse("a b | c").unwrap();
+        for (granted, expected) in [
+            ("a", false),
+            ("a b", true),
+            ("b a x", true),
+            ("c", true),
+            ("*", true),
+            ("", false),
+            ("d", false),
+        ] {
+            assert_eq!(needs.are_met_by(&scopes(granted)), expected, "{granted}");
+        }
+    }
+
+    #[test]
+    fn a_scope_that_was_not_numbered_is_never_granted() {
+        let numbers = ScopeNumbers::of([&Needs::parse("a").unwrap()]);
+        let other = numbers.needed(&Needs::parse("a b").unwrap());
+        assert!(!other.are_met_by(&numbers.granted(&scopes("*"))));
+        assert_eq!(numbers.iter().collect::<Vec<_>>(), ["a"]);
+        assert!(!Needed::default().are_met_by(&Granted::default()));
+    }
+
+    fn a_scope() -> impl Strategy<Value = String> {
+        proptest::string::string_regex("[ab.:]{1,4}").unwrap()
+    }
+
+    fn a_grant() -> impl Strategy<Value = String> {
+        proptest::string::string_regex("\\*|[ab]{0,2}[.:]\\*|[ab.:]{1,4}").unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn bits_agree_with_texts(
+            needs in proptest::collection::vec(
+                proptest::collection::vec(proptest::collection::vec(a_scope(), 1..4), 1..4), 1..40),
+            granted in proptest::collection::vec(a_grant(), 0..5),
+        ) {
+            let text = |terms: &Vec<Vec<String>>| terms.iter().map(|t| t.join(" ")).collect::<Vec<_>>().join("|");
+            let needs: Vec<_> = needs.iter().map(|terms| Needs::parse(&text(terms)).unwrap()).collect();
+            let granted = scopes(&granted.join(" "));
+            let numbers = ScopeNumbers::of(&needs);
+            let bits = numbers.granted(&granted);
+            for one in &needs {
+                prop_assert_eq!(numbers.needed(one).are_met_by(&bits), one.are_met_by(&granted), "{}", one);
+            }
+        }
+
+        #[test]
+        fn what_is_shown_is_read_back(text in "[ab*.:| ]{0,20}") {
+            if let Ok(read) = Scopes::parse(&text) {
+                prop_assert_eq!(Scopes::parse(read.as_str()), Ok(read));
+            }
+            if let Ok(read) = Needs::parse(&text) {
+                prop_assert_eq!(Needs::parse(&read.to_string()), Ok(read));
+            }
+        }
+    }
+}

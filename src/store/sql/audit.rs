@@ -1,0 +1,93 @@
+//! The audit log.
+//!
+//! A change appends to the log last, before it commits: the lock that gives the log its order is the last one that a
+//! transaction takes, so transactions do not wait for each other in a circle, and it is held for two short
+//! statements and the commit. If there were two next rows all the same, the primary key would refuse the second.
+
+use super::connection::{Link, Query, ask};
+use super::rows::entry_of;
+use crate::audit::{Actor, Draft, Entry, Head};
+use crate::clock::Timestamp;
+use crate::store::{AuditFilter, StoreError};
+
+/// Appends to the log, in the transaction that the connection is in.
+pub(in crate::store) async fn append(
+    link: &mut Link<'_>,
+    actor: &Actor,
+    drafts: impl IntoIterator<Item = Draft>,
+) -> Result<(), StoreError> {
+    let mut drafts = drafts.into_iter().peekable();
+    if drafts.peek().is_none() {
+        return Ok(());
+    }
+    if let Some(lock) = link.dialect().lock_audit {
+        link.run(lock).await?;
+    }
+    let (now, mut head) = head(link).await?;
+    for draft in drafts {
+        insert(link, &head.append(now, actor, draft)).await?;
+    }
+    Ok(())
+}
+
+/// The time, and the end of the log.
+async fn head(link: &mut Link<'_>) -> Result<(Timestamp, Head), StoreError> {
+    let now = link.dialect().now;
+    let sql = format!(
+        "SELECT {now} AS now, a.seq, a.hash FROM (SELECT 1) AS one
+         LEFT JOIN (SELECT seq, hash FROM tenantgate_audit_log ORDER BY seq DESC LIMIT 1) AS a ON true"
+    );
+    let row = ask(sql).one(link).await?;
+    let head = match (row.get("seq")?, row.get("hash")?) {
+        (Some(seq), Some(hash)) => Head { seq, hash },
+        _ => Head::default(),
+    };
+    Ok((row.instant("now")?.unwrap_or_default(), head))
+}
+
+async fn insert(link: &mut Link<'_>, entry: &Entry) -> Result<(), StoreError> {
+    let json = link.dialect().json;
+    let sql = format!(
+        "INSERT INTO tenantgate_audit_log (seq, at, actor, action, subject, before, after, hash)
+         VALUES ($1, $2, $3, $4, $5, $6{json}, $7{json}, $8)"
+    );
+    let query = ask(sql).bind(entry.seq).bind(entry.at).bind(&entry.actor).bind(&entry.action);
+    query.bind(&entry.subject).bind(&entry.before).bind(&entry.after).bind(&entry.hash).execute(link).await
+}
+
+/// Which rows are asked for: parameters 1 to 4.
+const WANTED: &str = "($1 IS NULL OR at >= $1) AND ($2 IS NULL OR at < $2) AND ($3 IS NULL OR actor = $3)
+     AND ($4 IS NULL OR lower($4) = subject OR $4 IN (subject,
+        coalesce(after, before) ->> 'key_prefix', coalesce(after, before) ->> 'tenant_id',
+        coalesce(after, before) ->> 'db_schema_name', coalesce(after, before) ->> 'name'))";
+
+fn filtered(sql: String, filter: &AuditFilter) -> Query {
+    ask(sql).bind(filter.since).bind(filter.until).bind(&filter.actor).bind(&filter.subject)
+}
+
+/// A page of the log: rows after `after`, oldest first.
+pub(super) async fn entries(
+    link: &mut Link<'_>,
+    filter: &AuditFilter,
+    after: i64,
+    page: i64,
+) -> Result<Vec<Entry>, StoreError> {
+    let sql = format!(
+        "SELECT seq, at, actor, action, subject, CAST(before AS text) AS before, CAST(after AS text) AS after, hash
+         FROM tenantgate_audit_log WHERE {WANTED} AND seq > $5 ORDER BY seq LIMIT $6"
+    );
+    filtered(sql, filter).bind(after).bind(page).all(link).await?.iter().map(entry_of).collect()
+}
+
+/// After which row the newest `count` begin.
+pub(super) async fn before_newest(
+    link: &mut Link<'_>,
+    filter: &AuditFilter,
+    count: i64,
+) -> Result<i64, StoreError> {
+    let sql = format!(
+        "SELECT coalesce(min(seq) - 1, 0) AS before FROM
+         (SELECT seq FROM tenantgate_audit_log WHERE {WANTED} ORDER BY seq DESC LIMIT $5) AS newest"
+    );
+    filtered(sql, filter).bind(count).one(link).await?.get("before")
+}

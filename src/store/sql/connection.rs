@@ -1,0 +1,248 @@
+//! One connection and one query for both databases.
+
+use sqlx::postgres::{PgArguments, PgConnection};
+use sqlx::query::Query as SqlxQuery;
+use sqlx::sqlite::{SqliteArguments, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Postgres, Sqlite};
+
+use super::row::Row;
+use super::value::{Value, Wanted};
+use super::{Dialect, POSTGRES, SQLITE};
+use crate::store::StoreError;
+use crate::store::postgres::instant::Micros;
+
+/// A connection of ours.
+pub(in crate::store) struct Connection {
+    driver: Driver,
+    in_transaction: bool,
+    file: Option<(u64, u64)>,
+}
+
+enum Driver {
+    Postgres(Box<PgConnection>),
+    Sqlite(Box<SqliteConnection>),
+}
+
+impl From<PgConnection> for Connection {
+    fn from(connection: PgConnection) -> Self {
+        Self { driver: Driver::Postgres(Box::new(connection)), in_transaction: false, file: None }
+    }
+}
+
+impl From<SqliteConnection> for Connection {
+    fn from(connection: SqliteConnection) -> Self {
+        Self { driver: Driver::Sqlite(Box::new(connection)), in_transaction: false, file: None }
+    }
+}
+
+impl Connection {
+    /// What queries go to.
+    pub(in crate::store) fn link(&mut self) -> Link<'_> {
+        match &mut self.driver {
+            Driver::Postgres(connection) => Link::Postgres(connection),
+            Driver::Sqlite(connection) => Link::Sqlite(connection),
+        }
+    }
+
+    /// The same connection, to this file.
+    pub(in crate::store) fn reading(self, file: Option<(u64, u64)>) -> Self {
+        Self { file, ..self }
+    }
+
+    /// The file that it leads to.
+    pub(in crate::store) fn file(&self) -> Option<(u64, u64)> {
+        self.file
+    }
+
+    /// Whether the other side answers.
+    pub(in crate::store) async fn answers(&mut self) -> bool {
+        match &mut self.driver {
+            Driver::Postgres(connection) => connection.ping().await.is_ok(),
+            Driver::Sqlite(connection) => connection.ping().await.is_ok(),
+        }
+    }
+
+    pub(super) fn is_in_transaction(&self) -> bool {
+        self.in_transaction
+    }
+
+    pub(super) async fn begin(&mut self) -> Result<(), StoreError> {
+        let begin = self.link().dialect().begin;
+        self.in_transaction = true;
+        self.link().run(begin).await
+    }
+
+    /// Ends the transaction. A connection on which that did not succeed is not used again.
+    pub(super) async fn commit(&mut self) -> Result<(), StoreError> {
+        self.link().run("COMMIT").await?;
+        self.in_transaction = false;
+        Ok(())
+    }
+}
+
+/// A connection of either database.
+pub(in crate::store) enum Link<'c> {
+    /// To Postgres.
+    Postgres(&'c mut PgConnection),
+    /// To SQLite.
+    Sqlite(&'c mut SqliteConnection),
+}
+
+impl Link<'_> {
+    /// What it is to Postgres.
+    pub(in crate::store) fn postgres(&mut self) -> Result<&mut PgConnection, StoreError> {
+        match self {
+            Self::Postgres(connection) => Ok(connection),
+            Self::Sqlite(_) => {
+                Err(StoreError::Refused("a connection to SQLite is not one to Postgres".into()))
+            }
+        }
+    }
+
+    /// What it is to SQLite.
+    pub(in crate::store) fn sqlite(&mut self) -> Result<&mut SqliteConnection, StoreError> {
+        match self {
+            Self::Sqlite(connection) => Ok(connection),
+            Self::Postgres(_) => {
+                Err(StoreError::Refused("a connection to Postgres is not one to SQLite".into()))
+            }
+        }
+    }
+
+    pub(super) fn dialect(&self) -> &'static Dialect {
+        match self {
+            Self::Postgres(_) => &POSTGRES,
+            Self::Sqlite(_) => &SQLITE,
+        }
+    }
+
+    /// Runs a statement without parameters and rows.
+    pub(super) async fn run(&mut self, sql: &'static str) -> Result<(), StoreError> {
+        match self {
+            Self::Postgres(connection) => sqlx::raw_sql(sql).execute(&mut **connection).await.map(drop)?,
+            Self::Sqlite(connection) => sqlx::raw_sql(sql).execute(&mut **connection).await.map(drop)?,
+        }
+        Ok(())
+    }
+
+    /// After a column: it is one of the list `$at`.
+    pub(super) fn any(&self, at: usize) -> String {
+        match self {
+            Self::Postgres(_) => format!("= ANY(${at})"),
+            Self::Sqlite(_) => format!("IN (SELECT value FROM json_each(${at}))"),
+        }
+    }
+
+    /// Adds rows to a table in one statement. Every row has a value for each of the columns.
+    pub(super) async fn insert<const N: usize>(
+        &mut self,
+        table: &str,
+        columns: [&str; N],
+        rows: Vec<[Value; N]>,
+    ) -> Result<(), StoreError> {
+        let into = format!("INSERT INTO {table} ({}) SELECT", columns.join(", "));
+        let numbers = 0..N;
+        match self {
+            Self::Postgres(_) => {
+                let arrays: Vec<_> = numbers.map(|column| Value::column(&rows, column)).collect();
+                let all = arrays
+                    .iter()
+                    .enumerate()
+                    .map(|(at, array)| format!("${}::{}", at + 1, array.array_type()));
+                let sql = format!("{into} * FROM unnest({})", all.collect::<Vec<_>>().join(", "));
+                Query { sql, values: arrays }.execute(self).await
+            }
+            Self::Sqlite(_) => {
+                let all: Vec<_> = numbers.map(|column| format!("value ->> {column}")).collect();
+                let rows: Vec<Vec<_>> =
+                    rows.into_iter().map(|row| row.into_iter().map(Value::text).collect()).collect();
+                let json = serde_json::to_string(&rows).unwrap_or_default();
+                ask(format!("{into} {} FROM json_each($1)", all.join(", "))).bind(json).execute(self).await
+            }
+        }
+    }
+}
+
+/// A statement and its parameters.
+pub(in crate::store) struct Query {
+    sql: String,
+    values: Vec<Value>,
+}
+
+/// A statement without parameters so far.
+pub(in crate::store) fn ask(sql: impl Into<String>) -> Query {
+    Query { sql: sql.into(), values: Vec::new() }
+}
+
+impl Query {
+    /// The same query, with the next parameter.
+    pub(in crate::store) fn bind(mut self, value: impl Into<Value>) -> Self {
+        self.values.push(value.into());
+        self
+    }
+
+    /// The same query, with the parameters of conditions.
+    pub(in crate::store) fn bind_all(mut self, wanted: Wanted) -> Self {
+        self.values.extend(wanted.values);
+        self
+    }
+
+    /// All rows.
+    pub(in crate::store) async fn all(self, link: &mut Link<'_>) -> Result<Vec<Row>, StoreError> {
+        Ok(match link {
+            Link::Postgres(connection) => {
+                self.postgres().fetch_all(&mut **connection).await?.into_iter().map(Row::Postgres).collect()
+            }
+            Link::Sqlite(connection) => {
+                self.sqlite().fetch_all(&mut **connection).await?.into_iter().map(Row::Sqlite).collect()
+            }
+        })
+    }
+
+    /// The first row.
+    pub(in crate::store) async fn maybe(self, link: &mut Link<'_>) -> Result<Option<Row>, StoreError> {
+        Ok(match link {
+            Link::Postgres(connection) => {
+                self.postgres().fetch_optional(&mut **connection).await?.map(Row::Postgres)
+            }
+            Link::Sqlite(connection) => {
+                self.sqlite().fetch_optional(&mut **connection).await?.map(Row::Sqlite)
+            }
+        })
+    }
+
+    /// The only row.
+    pub(in crate::store) async fn one(self, link: &mut Link<'_>) -> Result<Row, StoreError> {
+        self.maybe(link).await?.ok_or_else(|| sqlx::Error::RowNotFound.into())
+    }
+
+    /// Runs it for what it does.
+    pub(in crate::store) async fn execute(self, link: &mut Link<'_>) -> Result<(), StoreError> {
+        match link {
+            Link::Postgres(connection) => self.postgres().execute(&mut **connection).await.map(drop)?,
+            Link::Sqlite(connection) => self.sqlite().execute(&mut **connection).await.map(drop)?,
+        }
+        Ok(())
+    }
+
+    fn postgres(self) -> SqlxQuery<'static, Postgres, PgArguments> {
+        let query = sqlx::query(AssertSqlSafe(self.sql));
+        self.values.into_iter().fold(query, |query, value| match value {
+            Value::Id(id) => query.bind(id),
+            Value::Ids(ids) => query.bind(ids),
+            Value::Instant(at) => query.bind(at.map(Micros)),
+            Value::Instants(all) => query.bind(all.into_iter().map(|at| at.map(Micros)).collect::<Vec<_>>()),
+            Value::Number(number) => query.bind(number),
+            Value::Text(text) => query.bind(text),
+            Value::Texts(texts) => query.bind(texts),
+        })
+    }
+
+    fn sqlite(self) -> SqlxQuery<'static, Sqlite, SqliteArguments> {
+        let query = sqlx::query(AssertSqlSafe(self.sql));
+        self.values.into_iter().fold(query, |query, value| match value {
+            Value::Number(number) => query.bind(number),
+            other => query.bind(other.text()),
+        })
+    }
+}

@@ -1,0 +1,158 @@
+//! What the two databases have in common: rows of tenants, keys, the audit log and reports, by one text and one code.
+//!
+//! A [`SqlStore`] adds what differs: how to connect, schemas of tenants, locks, migrations. Parameters are `$1`, `$2`
+//! and so on in both databases; the few words that differ are in [`Dialect`].
+//!
+//! A store keeps one connection for the management of tenants and keys, for as long as the store lives.
+
+pub(super) mod audit;
+mod bulk;
+mod connection;
+mod management;
+mod row;
+mod rows;
+mod value;
+
+use async_trait::async_trait;
+use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
+
+pub(super) use self::connection::{Connection, Link};
+pub(super) use self::row::Row;
+pub(super) use self::rows::{TENANT, tenant_of};
+use super::{Adoption, Migrated, SchemaVersion, Store, StoreError};
+use crate::audit::Actor;
+use crate::tenant::Tenant;
+
+/// The words that the two databases spell differently.
+pub(super) struct Dialect {
+    /// How a change begins.
+    pub(super) begin: &'static str,
+    /// The time by the clock of the database.
+    pub(super) now: &'static str,
+    /// After a SELECT: other sessions do not change the row until the transaction is over.
+    pub(super) lock: &'static str,
+    /// After a parameter that is JSON.
+    json: &'static str,
+    /// What orders rows that were made at the same instant.
+    tie: &'static str,
+    /// The day of the instant `$1`.
+    day: &'static str,
+    /// Takes the lock that gives the audit log its order, where a transaction is not alone.
+    lock_audit: Option<&'static str>,
+    /// Writes a mark into the change log, and returns it as `mark`.
+    mark: &'static str,
+    /// Servers that have not seen the mark `$1`.
+    behind: &'static str,
+}
+
+/// Under another isolation level, the end of the audit log that a transaction reads would not be the newest.
+pub(super) const POSTGRES: Dialect = Dialect {
+    begin: "BEGIN ISOLATION LEVEL READ COMMITTED",
+    now: "clock_timestamp()",
+    lock: " FOR UPDATE",
+    json: "::json",
+    tie: "id",
+    day: "($1 AT TIME ZONE 'UTC')::date",
+    lock_audit: Some("SELECT pg_advisory_xact_lock(hashtext('tenantgate tenantgate_audit_log'))"),
+    mark: "SELECT tenantgate_mark()::text AS mark",
+    behind: "serves_until > now() AND NOT pg_visible_in_snapshot($1::xid8, applied)",
+};
+
+/// One transaction writes at a time.
+pub(super) const SQLITE: Dialect = Dialect {
+    begin: "BEGIN IMMEDIATE",
+    now: "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
+    lock: "",
+    json: "",
+    tie: "rowid",
+    day: "substr($1, 1, 10)",
+    lock_audit: None,
+    mark: "INSERT INTO tenantgate_change (key_prefix) VALUES ('') RETURNING CAST(id AS TEXT) AS mark",
+    behind: "serves_until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AND applied < CAST($1 AS INTEGER)",
+};
+
+/// The connection that a store keeps for the management of tenants and keys.
+pub(super) type Slot = Mutex<Option<Connection>>;
+
+/// A store that this layer manages.
+#[async_trait]
+pub(super) trait SqlStore: Store {
+    /// On whose behalf changes are made.
+    fn actor(&self) -> &Actor;
+
+    /// Where the connection is kept.
+    fn slot(&self) -> &Slot;
+
+    /// Opens a connection.
+    async fn open(&self) -> Result<Connection, StoreError>;
+
+    /// Whether a connection that was kept still leads to the database.
+    async fn leads_here(&self, connection: &mut Connection) -> bool;
+
+    /// How far the tables are.
+    async fn version(&self, link: &mut Link<'_>) -> Result<SchemaVersion, StoreError>;
+
+    /// Refuses a change that must be made elsewhere.
+    async fn refuse_change(&self, _: &mut Link<'_>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// See [`super::Management::has_schemas`].
+    fn has_schemas(&self) -> bool {
+        false
+    }
+
+    /// See [`super::Management::check_schema`].
+    async fn check_schema(&self, _: &mut Link<'_>, _: &str, _: bool) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// See [`super::Management::create_schema`].
+    async fn create_schema(&self, _: &mut Link<'_>, _: &str, _: bool) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// See [`super::Management::adopt`].
+    async fn adopt(&self, adoption: &Adoption) -> Result<Migrated, StoreError>;
+
+    /// See [`super::Management::lock_holder`].
+    async fn lock_holder(&self) -> Result<Option<String>, StoreError>;
+
+    /// See [`super::Management::create_roles`].
+    async fn create_roles(&self, _: &str) -> Result<Vec<String>, StoreError> {
+        Err(StoreError::Refused(format!(
+            "{} has no roles: whoever may write the file may do all",
+            self.kind()
+        )))
+    }
+}
+
+/// A store's connection, for one command.
+type Held<'a> = MappedMutexGuard<'a, Connection>;
+
+/// Returns the store's connection. One that broke, or that was left inside a transaction, is replaced.
+async fn hold(store: &impl SqlStore) -> Result<Held<'_>, StoreError> {
+    let mut slot = store.slot().lock().await;
+    let kept = match slot.take() {
+        Some(mut kept) => (!kept.is_in_transaction() && store.leads_here(&mut kept).await).then_some(kept),
+        None => None,
+    };
+    let connection = match kept {
+        Some(kept) => kept,
+        None => store.open().await?,
+    };
+    Ok(MutexGuard::map(slot, |slot| slot.insert(connection)))
+}
+
+/// The store's connection in a transaction. Dropped before [`Connection::commit`], nothing has changed.
+async fn change(store: &impl SqlStore) -> Result<Held<'_>, StoreError> {
+    let mut connection = hold(store).await?;
+    store.refuse_change(&mut connection.link()).await?;
+    connection.begin().await?;
+    Ok(connection)
+}
+
+/// Tenants, read from the rows that a query returns.
+async fn tenants(query: connection::Query, link: &mut Link<'_>) -> Result<Vec<Tenant>, StoreError> {
+    query.all(link).await?.iter().map(tenant_of).collect()
+}

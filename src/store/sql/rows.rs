@@ -1,0 +1,80 @@
+//! Tenants, keys and entries of reports, read from rows.
+
+use super::row::Row;
+use crate::audit::Entry;
+use crate::key::KeyId;
+use crate::record::{KeyDetails, Memo};
+use crate::store::{Shadowed, ShadowedKind, StoreError, StoredKey};
+use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
+
+/// The columns of [`tenant_of`].
+pub(in crate::store) const TENANT: &str = "id, name, db_schema_name, status, mode, created_at";
+
+/// The columns of [`key_of`].
+pub(super) const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo";
+
+pub(in crate::store) fn tenant_of(row: &Row) -> Result<Tenant, StoreError> {
+    Ok(Tenant {
+        id: TenantId(row.id("id", "tenants")?),
+        name: row.get("name")?,
+        schema: row.get("db_schema_name")?,
+        status: TenantStatus::parse(&row.get::<String>("status")?),
+        mode: row.get::<Option<String>>("mode")?.as_deref().map(Mode::parse),
+        created_at: row.instant("created_at")?.unwrap_or_default(),
+    })
+}
+
+pub(super) fn key_of(row: &Row) -> Result<KeyDetails, StoreError> {
+    let memo: Option<String> = row.get("key_memo")?;
+    Ok(KeyDetails {
+        id: KeyId(row.id("id", "api_keys")?),
+        prefix: row.get("key_prefix")?,
+        name: row.get("name")?,
+        tenant_id: TenantId(row.id("tenant_id", "api_keys")?),
+        created_at: row.instant("created_at")?.unwrap_or_default(),
+        expires_at: row.expiry("expires_at")?,
+        last_used_at: row.instant("last_used_at")?,
+        revoked_at: row.instant("revoked_at")?,
+        revocation_reason: row.get("revocation_reason")?,
+        replaced_by: row.maybe_id("replaced_by")?.map(KeyId),
+        memo: memo.as_deref().and_then(Memo::parse).map(|memo| memo.pepper),
+    })
+}
+
+pub(super) fn stored_key_of(row: &Row) -> Result<StoredKey, StoreError> {
+    Ok(StoredKey {
+        details: key_of(row)?,
+        tenant_schema: row.get("db_schema_name")?,
+        hash: row.get("hashed_key")?,
+    })
+}
+
+pub(super) fn shadowed_of(row: &Row) -> Result<Shadowed, StoreError> {
+    let kind = ShadowedKind {
+        reason: row.get("reason")?,
+        network: row.get("network")?,
+        user_agent: row.get("user_agent")?,
+        method: row.get("method")?,
+        path: row.get("path")?,
+        key_prefix: row.get("key_prefix")?,
+    };
+    Ok(Shadowed {
+        kind,
+        requests: u64::try_from(row.get::<i64>("requests")?).unwrap_or(0),
+        first_seen: row.instant("first_seen")?.unwrap_or_default(),
+        last_seen: row.instant("last_seen")?.unwrap_or_default(),
+    })
+}
+
+pub(super) fn entry_of(row: &Row) -> Result<Entry, StoreError> {
+    Ok(Entry {
+        seq: row.get("seq")?,
+        at: row.instant("at")?.unwrap_or_default(),
+        actor: row.get("actor")?,
+        action: row.get("action")?,
+        subject: row.get("subject")?,
+        before: row.get("before")?,
+        after: row.get("after")?,
+        hash: row.get("hash")?,
+    })
+}

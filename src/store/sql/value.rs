@@ -1,0 +1,119 @@
+//! Parameters of queries.
+
+use uuid::Uuid;
+
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::tenant::TenantId;
+
+/// A parameter.
+pub(in crate::store) enum Value {
+    Id(Option<Uuid>),
+    Ids(Vec<Option<Uuid>>),
+    Instant(Option<Timestamp>),
+    Instants(Vec<Option<Timestamp>>),
+    Number(i64),
+    Text(Option<String>),
+    Texts(Vec<Option<String>>),
+}
+
+impl Value {
+    /// The value as SQLite has it, unless it is a number.
+    pub(super) fn text(self) -> Option<String> {
+        let json = |list: &[Option<String>]| serde_json::to_string(list).unwrap_or_default();
+        match self {
+            Self::Id(id) => id.map(|id| id.to_string()),
+            Self::Ids(ids) => Some(json(&ids.into_iter().map(|id| Self::Id(id).text()).collect::<Vec<_>>())),
+            Self::Instant(at) => at.map(|at| at.to_string()),
+            Self::Instants(all) => {
+                Some(json(&all.into_iter().map(|at| Self::Instant(at).text()).collect::<Vec<_>>()))
+            }
+            Self::Number(number) => Some(number.to_string()),
+            Self::Text(text) => text,
+            Self::Texts(texts) => Some(json(&texts)),
+        }
+    }
+
+    /// One column of many rows.
+    pub(super) fn column<const N: usize>(rows: &[[Self; N]], at: usize) -> Self {
+        let cells = || rows.iter().filter_map(|row| row.get(at));
+        match cells().next() {
+            Some(Self::Id(_)) => {
+                Self::Ids(cells().map(|cell| if let Self::Id(id) = cell { *id } else { None }).collect())
+            }
+            Some(Self::Instant(_)) => Self::Instants(
+                cells().map(|cell| if let Self::Instant(at) = cell { *at } else { None }).collect(),
+            ),
+            _ => Self::Texts(
+                cells().map(|cell| if let Self::Text(text) = cell { text.clone() } else { None }).collect(),
+            ),
+        }
+    }
+
+    pub(super) fn array_type(&self) -> &'static str {
+        match self {
+            Self::Ids(_) => "uuid[]",
+            Self::Instants(_) => "timestamptz[]",
+            _ => "text[]",
+        }
+    }
+}
+
+/// What each type becomes.
+macro_rules! values {
+    ($($from:ty => $value:expr),* $(,)?) => {
+        $(impl From<$from> for Value {
+            fn from(from: $from) -> Self {
+                let value: fn($from) -> Self = $value;
+                value(from)
+            }
+        })*
+    };
+}
+
+values! {
+    Uuid => |id| Self::Id(Some(id)),
+    Option<Uuid> => Self::Id,
+    KeyId => |id| Self::Id(Some(id.0)),
+    Option<KeyId> => |id| Self::Id(id.map(|id| id.0)),
+    TenantId => |id| Self::Id(Some(id.0)),
+    Vec<Uuid> => |ids| Self::Ids(ids.into_iter().map(Some).collect()),
+    Timestamp => |at| Self::Instant(Some(at)),
+    Option<Timestamp> => Self::Instant,
+    i64 => Self::Number,
+    String => |text| Self::Text(Some(text)),
+    &str => |text| Self::Text(Some(text.to_owned())),
+    &String => |text| Self::Text(Some(text.clone())),
+    Option<&str> => |text| Self::Text(text.map(str::to_owned)),
+    Option<String> => Self::Text,
+    &Option<String> => |text| Self::Text(text.clone()),
+    &[String] => |texts| Self::Texts(texts.iter().cloned().map(Some).collect()),
+}
+
+/// Conditions that all hold, and their parameters.
+#[derive(Default)]
+pub(in crate::store) struct Wanted {
+    conditions: Vec<String>,
+    pub(super) values: Vec<Value>,
+}
+
+impl Wanted {
+    /// The same conditions, and one more unless there is no value for it. `?` in it is the value.
+    pub(in crate::store) fn and(mut self, condition: &str, value: Option<impl Into<Value>>) -> Self {
+        if let Some(value) = value {
+            self.conditions.push(condition.replace('?', &format!("${}", self.next())));
+            self.values.push(value.into());
+        }
+        self
+    }
+
+    /// What stands after WHERE.
+    pub(in crate::store) fn sql(&self) -> String {
+        if self.conditions.is_empty() { "true".into() } else { self.conditions.join(" AND ") }
+    }
+
+    /// The number of the next parameter.
+    pub(in crate::store) fn next(&self) -> usize {
+        self.values.len() + 1
+    }
+}
