@@ -387,7 +387,7 @@ fn cannot_listen(address: &str, error: &io::Error) -> ServeError {
     ServeError::Listen { address: address.to_owned(), why }
 }
 
-/// Replaces a socket file that nobody listens on, which is what a killed process leaves behind.
+/// Binds a Unix socket. Replaces a socket file without a listener, which a killed process leaves behind.
 async fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, ServeError> {
     let shown = format!("unix:{}", path.display());
     let stale = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
