@@ -236,5 +236,5 @@ fn people_see_a_table_of_conditions_and_what_the_client_gets() {
     assert!(said.contains(r#"the right secret: 401 {"detail":"Invalid API key"}"#), "{said}");
     let args = ["explain", "--path", "/v1", "--key-prefix", &world.revoked.prefix, "--mode", "shadow"];
     let said = world.db.cli(&args).ok();
-    assert!(said.contains("the right secret: allowed in shadow mode, would be refused: revoked"), "{said}");
+    assert!(said.contains("the right secret: allowed in shadow mode, would be rejected: revoked"), "{said}");
 }
