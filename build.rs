@@ -1,7 +1,7 @@
 //! Compiles `proto/` without protoc.
 //!
-//! It creates the message types and the client, and the descriptor set for gRPC reflection. The server part is written by hand:
-//! see `transport` and `ext_authz::codec`.
+//! It creates the message types and the client, and the descriptor set for gRPC reflection. The server part is written
+//! by hand: see `transport` and `ext_authz::codec`.
 
 #![expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts through the environment")]
 

@@ -1,9 +1,9 @@
 //! Measures how long checks of proven keys wait while clients abuse the listener.
 //!
-//! Valid, proven keys are checked 1,000 times a second on their own connections, alone and beside each abuse of HTTP/2 and of
-//! connections: streams that are reset at once, headers that never end, meaningless frames, clients that stop during the
-//! handshake, 10,000 idle connections. Each is compared with the quiet rounds before and after it. The memory of the server is
-//! recorded, too.
+//! Valid, proven keys are checked 1,000 times a second on their own connections, alone and beside each abuse of HTTP/2
+//! and of connections: streams that are reset at once, headers that never end, meaningless frames, clients that stop
+//! during the handshake, 10,000 idle connections. Each is compared with the quiet rounds before and after it. The
+//! memory of the server is recorded, too.
 //!
 //! The abuse runs on the same machine and uses a part of it, so it pauses for a millisecond between bursts.
 

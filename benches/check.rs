@@ -1,9 +1,9 @@
 //! Measures what one check costs, compared with a server that allows everything.
 //!
-//! All servers get the same request of 1.2 kB, as Envoy encodes it. `stock` is a plain release build of tonic and the generated
-//! types, over TCP. `stock, same` is the same program with the build flags and the socket of tenantgate. tenantgate must find
-//! the key, verify its token, decide and respond; it runs over a Unix socket with one worker, as the others, with two workers
-//! (which must not slow each other down), and over TCP.
+//! All servers get the same request of 1.2 kB, as Envoy encodes it. `stock` is a plain release build of tonic and the
+//! generated types, over TCP. `stock, same` is the same program with the build flags and the socket of tenantgate.
+//! tenantgate must find the key, verify its token, decide and respond; it runs over a Unix socket with one worker, as
+//! the others, with two workers (which must not slow each other down), and over TCP.
 //!
 //! Callgrind counts instructions after a warm-up. CPU is the time that the kernel has recorded, in interleaved rounds.
 
@@ -82,7 +82,8 @@ fn cpu(peers: &[Peer], load: (usize, usize, usize), message: &Bytes) -> Vec<Vec<
     rounds
 }
 
-/// Prints a table for people and a line of JSON for programs. Ratios of CPU are medians over rounds, each against the same round.
+/// Prints a table for people and a line of JSON for programs. Ratios of CPU are medians over rounds, each against the
+/// same round.
 fn report(peers: &[Peer], bytes: usize, instructions: &[f64], batched: &[Vec<f64>], ping_pong: &[Vec<f64>]) {
     let mut out = std::io::stdout();
     let mut line = |line: String| writeln!(out, "{line}").expect("stdout is writable");

@@ -1,8 +1,8 @@
 //! Measures what a restart costs when every key must be proven again.
 //!
-//! A hundred thousand keys are each used once right after the start of the server: with memos, and therefore without bcrypt.
-//! Then the same without a pepper, with a few keys and for a few seconds: the rate of bcrypt, and how long a proven key waits
-//! beside it, compared with the same without it.
+//! A hundred thousand keys are each used once right after the start of the server: with memos, and therefore without
+//! bcrypt. Then the same without a pepper, with a few keys and for a few seconds: the rate of bcrypt, and how long a
+//! proven key waits beside it, compared with the same without it.
 
 #[expect(dead_code, reason = "each bench needs only a part")]
 #[path = "load/mod.rs"]

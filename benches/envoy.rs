@@ -1,9 +1,9 @@
 //! Measures the total cost of a check: Envoy and the authorization server.
 //!
-//! One real Envoy has one worker thread and one listener for each way to check a request: not at all; with its own filter for API
-//! keys, which has the keys in its configuration; by calling a server that allows everything; by calling tenantgate. The same
-//! request goes through each in interleaved rounds, from many clients and from one alone. Then all are started again under
-//! callgrind, which counts instructions.
+//! One real Envoy has one worker thread and one listener for each way to check a request: not at all; with its own
+//! filter for API keys, which has the keys in its configuration; by calling a server that allows everything; by calling
+//! tenantgate. The same request goes through each in interleaved rounds, from many clients and from one alone. Then all
+//! are started again under callgrind, which counts instructions.
 //!
 //! `benches/README.md` discusses the results.
 

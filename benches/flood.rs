@@ -1,11 +1,12 @@
 //! Measures how long checks of proven keys wait while clients flood the server with invalid keys.
 //!
 //! Valid, proven keys are checked 1,000 times a second, alone and beside 10,000 other checks a second: valid keys, for
-//! comparison; wrong secrets of proven keys; wrong secrets of keys that are not proven, which need bcrypt; unknown prefixes;
-//! malformed keys. Each of the 10,000 is different. The rounds are interleaved, and each is compared with the two quiet ones
-//! beside it. The memory of the server, which should not grow, is recorded, too.
+//! comparison; wrong secrets of proven keys; wrong secrets of keys that are not proven, which need bcrypt; unknown
+//! prefixes; malformed keys. Each of the 10,000 is different. The rounds are interleaved, and each is compared with the
+//! two quiet ones beside it. The memory of the server, which should not grow, is recorded, too.
 //!
-//! The flood runs on the same machine and uses a part of it, which is why there is a flood of valid keys for comparison.
+//! The flood runs on the same machine and uses a part of it, which is why there is a flood of valid keys for
+//! comparison.
 
 #[expect(dead_code, reason = "each bench needs only a part")]
 #[path = "load/mod.rs"]

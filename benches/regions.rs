@@ -1,7 +1,7 @@
 //! Measures how long after its COMMIT on a publisher a revocation holds in another region.
 //!
-//! Two private clusters on the loopback; the second one subscribes to the first. A server beside each. Plain SQL revokes
-//! and restores keys on the publisher. A time runs from the return of COMMIT until the server of the region has
+//! Two private clusters on the loopback; the second one subscribes to the first. A server beside each. Plain SQL
+//! revokes and restores keys on the publisher. A time runs from the return of COMMIT until the server of the region has
 //! answered accordingly. Then the publisher is stopped: the region must go on, and take changes once it is promoted.
 
 #[expect(dead_code, reason = "the benches need only a part of the model test")]

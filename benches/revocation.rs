@@ -1,10 +1,10 @@
 //! Measures how long after its COMMIT a revocation holds on every replica.
 //!
-//! Three servers use one private Postgres. Valid checks run on all of them, while plain SQL revokes and restores keys. A time
-//! starts when COMMIT has returned, and ends when the last of the three servers has answered accordingly over gRPC, as Envoy
-//! would call it. Each server is checked again a millisecond after its last response, over an open connection, so a time is up
-//! to two milliseconds and a round trip too long. Without that pause, the checks would use up a small machine, and the wait for
-//! a core would be measured.
+//! Three servers use one private Postgres. Valid checks run on all of them, while plain SQL revokes and restores keys.
+//! A time starts when COMMIT has returned, and ends when the last of the three servers has answered accordingly over
+//! gRPC, as Envoy would call it. Each server is checked again a millisecond after its last response, over an open
+//! connection, so a time is up to two milliseconds and a round trip too long. Without that pause, the checks would use
+//! up a small machine, and the wait for a core would be measured.
 //!
 //! `benches/README.md` discusses the results.
 

@@ -1,9 +1,9 @@
 //! Measures what many keys cost: start, memory, checks and changes.
 //!
-//! For each number of keys, a server starts on a private Postgres that has this many. Measured are: the time from its start to
-//! `ready`; its memory, minus that of a server with few keys; the time from the COMMIT of a change of a tenth of the keys (at
-//! most 100,000) until it holds; the latency of the slowest valid check during the change; and instructions per check, of a
-//! hundred keys in turn, so that the position of a key in the table does not matter.
+//! For each number of keys, a server starts on a private Postgres that has this many. Measured are: the time from its
+//! start to `ready`; its memory, minus that of a server with few keys; the time from the COMMIT of a change of a tenth
+//! of the keys (at most 100,000) until it holds; the latency of the slowest valid check during the change; and
+//! instructions per check, of a hundred keys in turn, so that the position of a key in the table does not matter.
 //!
 //! `benches/README.md` discusses the results.
 

@@ -1,8 +1,8 @@
 //! The audit log: who changed what, in a chain of hashes.
 //!
-//! Every change by the command line adds an [`Entry`] in the same transaction. The hash of each entry covers the hash of the
-//! entry before it and its own fields, so no entry can be changed, removed or inserted without changing the hashes of all
-//! later ones.
+//! Every change by the command line adds an [`Entry`] in the same transaction. The hash of each entry covers the hash
+//! of the entry before it and its own fields, so no entry can be changed, removed or inserted without changing the
+//! hashes of all later ones.
 //!
 //! ```text
 //! hash(n) = hex SHA-256( hash(n - 1) ‖ net(seq) ‖ net(at) ‖ net(actor) ‖ net(action)

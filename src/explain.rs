@@ -1,8 +1,9 @@
 //! Explains why a request gets its answer.
 //!
-//! Collects the facts about one key as a server would have them, decides with the same function as requests ([`decide`]) in the
-//! mode of the server and the tenant, and walks the outcome table beside it ([`rows`]). The same code as in `serve` verifies
-//! the secret. If only a prefix is known, both cases are explained: the right secret and a wrong one.
+//! Collects the facts about one key as a server would have them, decides with the same function as requests
+//! ([`decide`]) in the mode of the server and the tenant, and walks the outcome table beside it ([`rows`]). The same
+//! code as in `serve` verifies the secret. If only a prefix is known, both cases are explained: the right secret and a
+//! wrong one.
 //!
 //! ```text
 //! prefix ─► row, memo, tenant ─► as of --at ─► recall / prove ─► decide ─► in_mode

@@ -11,8 +11,8 @@ async fn main() -> ExitCode {
     tenantgate::cli::run(std::env::args_os()).await
 }
 
-/// Disables core dumps, and debuggers of the same user, because keys are in memory. Failures are ignored: the program is
-/// then no less safe than without this.
+/// Disables core dumps, and debuggers of the same user, because keys are in memory. Failures are ignored: the program
+/// is then no less safe than without this.
 fn protect_memory() {
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);

@@ -1,8 +1,8 @@
 //! CPU, memory and instructions of a process.
 //!
-//! CPU and memory are those that the kernel records. Instructions are those in user mode, counted by callgrind for the whole
-//! process and without noise: the process runs under valgrind from its start, and counting is switched on for the interval to
-//! measure.
+//! CPU and memory are those that the kernel records. Instructions are those in user mode, counted by callgrind for the
+//! whole process and without noise: the process runs under valgrind from its start, and counting is switched on for the
+//! interval to measure.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

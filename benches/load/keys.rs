@@ -1,7 +1,7 @@
 //! Writes any number of keys by plain SQL.
 //!
-//! Their hashes match no key. With a memo this does not matter, because bcrypt is not used; without one, every secret is wrong
-//! and costs as much as a right one.
+//! Their hashes match no key. With a memo this does not matter, because bcrypt is not used; without one, every secret
+//! is wrong and costs as much as a right one.
 
 use tenantgate::key::KeyId;
 use tenantgate::key::format::parse;

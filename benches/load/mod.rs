@@ -1,7 +1,7 @@
 //! A client that creates the load of many Envoys at little cost of its own.
 //!
-//! It uses HTTP/2 by hand: messages are encoded in advance, and responses are not decoded; only their first field is read. A
-//! [`Line`] is one connection, as one worker thread of an Envoy has it.
+//! It uses HTTP/2 by hand: messages are encoded in advance, and responses are not decoded; only their first field is
+//! read. A [`Line`] is one connection, as one worker thread of an Envoy has it.
 
 pub(crate) mod cost;
 pub(crate) mod keys;

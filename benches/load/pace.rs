@@ -1,8 +1,8 @@
 //! Sends checks at a steady rate, and measures the latency of others beside them.
 //!
-//! A check is sent without waiting for the response to the one before, as independent clients do: when the server stalls,
-//! checks continue to arrive, and all of them count as delayed. Each sender has its own thread, so that the load does not
-//! delay the few checks that are measured.
+//! A check is sent without waiting for the response to the one before, as independent clients do: when the server
+//! stalls, checks continue to arrive, and all of them count as delayed. Each sender has its own thread, so that the
+//! load does not delay the few checks that are measured.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

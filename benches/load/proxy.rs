@@ -1,7 +1,7 @@
 //! Starts one Envoy with a listener for each filter configuration to compare.
 //!
-//! After the filters, each listener responds with 200 itself (`direct_response`). All configurations therefore run in the same
-//! process with the same memory, and no idle one runs beside the one that is measured.
+//! After the filters, each listener responds with 200 itself (`direct_response`). All configurations therefore run in
+//! the same process with the same memory, and no idle one runs beside the one that is measured.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

@@ -1,7 +1,7 @@
 //! A client of an Envoy: HTTP/1.1 with keep-alive.
 //!
-//! The request is encoded in advance, and the response is read up to the end of its head, because a `direct_response` has no
-//! body.
+//! The request is encoded in advance, and the response is read up to the end of its head, because a `direct_response`
+//! has no body.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! The command `doctor`: checks everything that `serve` relies on.
 //!
-//! Each adapter examines what it knows, and each finding becomes one line: severity, what was found, what to do. Nothing is
-//! changed.
+//! Each adapter examines what it knows, and each finding becomes one line: severity, what was found, what to do.
+//! Nothing is changed.
 //!
 //! ```text
 //! database   store::inspect      rows, peppers   a complete load, as a server does it

@@ -1,9 +1,9 @@
 //! The command `explain`: shows why a request gets its answer.
 //!
-//! Reads the arguments and shows the outcome table with the rows that applied, for people as a table, for programs as an array.
-//! The client's answer is read from the very message that Envoy would get. With a decision id, the decision is searched in logs
-//! first, and its key is decided for the time of the decision. A request can also be sent through Envoy, to compare the result
-//! with the explanation.
+//! Reads the arguments and shows the outcome table with the rows that applied, for people as a table, for programs as
+//! an array. The client's answer is read from the very message that Envoy would get. With a decision id, the decision
+//! is searched in logs first, and its key is decided for the time of the decision. A request can also be sent through
+//! Envoy, to compare the result with the explanation.
 
 mod logged;
 mod show;

@@ -1,7 +1,7 @@
 //! The command `pepper new`: creates a pepper and shows it, or adds it to a file.
 //!
-//! In a file the new pepper goes to the top: it writes memos from then on, and the old ones are still accepted. The file is
-//! replaced as a whole and is readable only by its owner; comments in it stay.
+//! In a file the new pepper goes to the top: it writes memos from then on, and the old ones are still accepted. The
+//! file is replaced as a whole and is readable only by its owner; comments in it stay.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};

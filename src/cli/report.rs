@@ -108,7 +108,8 @@ impl Row for FoundView {
     }
 }
 
-/// Formats a line with fixed column widths, so that the first of a million lines is printed without waiting for the last.
+/// Formats a line with fixed column widths, so that the first of a million lines is printed without waiting for the
+/// last.
 fn columns(cells: [&str; 7]) -> String {
     let [prefix, tenant, name, expires, used, cost, findings] = cells;
     format!("{prefix:<25}  {tenant:<24}  {name:<16}  {expires:<19}  {used:<19}  {cost:>4}  {findings}")

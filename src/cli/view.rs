@@ -1,7 +1,7 @@
 //! Formats results: as JSON for programs, as text for people.
 //!
-//! JSON is one object or array with the fields in the order of the contract. Text is a table as wide as the terminal, or a short
-//! list of fields. Neither contains a hash; only [`IssuedView`] contains a whole key.
+//! JSON is one object or array with the fields in the order of the contract. Text is a table as wide as the terminal,
+//! or a short list of fields. Neither contains a hash; only [`IssuedView`] contains a whole key.
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};

@@ -1,7 +1,7 @@
 //! Checks Envoy's configuration for everything that tenantgate relies on.
 //!
-//! Reads a configuration dump, finds the HTTP connection managers with an ext_authz filter over gRPC, and examines each of
-//! them, its filter, and the cluster of the filter. Numbers and defaults are those of Envoy 1.40.
+//! Reads a configuration dump, finds the HTTP connection managers with an ext_authz filter over gRPC, and examines each
+//! of them, its filter, and the cluster of the filter. Numbers and defaults are those of Envoy 1.40.
 
 use serde_json::Value;
 

@@ -1,8 +1,8 @@
 //! Checks that an Envoy is set up as tenantgate requires.
 //!
-//! This adapter sees Envoy as its operator (the admin page) and as its client (requests). The words of Envoy's configuration
-//! occur only here. Envoy's calls to tenantgate belong to [`crate::ext_authz`], and the caller gives the names of headers
-//! ([`Expected`]).
+//! This adapter sees Envoy as its operator (the admin page) and as its client (requests). The words of Envoy's
+//! configuration occur only here. Envoy's calls to tenantgate belong to [`crate::ext_authz`], and the caller gives the
+//! names of headers ([`Expected`]).
 //!
 //! ```text
 //! admin    the admin page: versions, hosts, counters      ─┐

@@ -1,8 +1,8 @@
 //! Sends real requests through Envoy and checks what happens.
 //!
-//! A request with forged identity headers and without a key must be rejected. If it is possible to see what arrives behind
-//! Envoy, a second request with a key follows: neither the forged headers nor the key may arrive. Either the upstream echoes
-//! its request, or a route leads to a sink of this program.
+//! A request with forged identity headers and without a key must be rejected. If it is possible to see what arrives
+//! behind Envoy, a second request with a key follows: neither the forged headers nor the key may arrive. Either the
+//! upstream echoes its request, or a route leads to a sink of this program.
 
 use http::Method;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -1,7 +1,7 @@
 //! Tells who answered a request that was sent through Envoy.
 //!
-//! Rejections of tenantgate carry the id of the decision. Envoy's own responses are recognized by status and text (as observed
-//! with 1.40). All others come from the upstream.
+//! Rejections of tenantgate carry the id of the decision. Envoy's own responses are recognized by status and text (as
+//! observed with 1.40). All others come from the upstream.
 
 use super::http::Answer;
 

@@ -1,7 +1,7 @@
 //! Reduces text of clients to what may be stored.
 //!
-//! The result is short, printable, and contains neither personal data nor secrets: networks instead of addresses, paths without
-//! query and without parts that look like identities, and no key.
+//! The result is short, printable, and contains neither personal data nor secrets: networks instead of addresses, paths
+//! without query and without parts that look like identities, and no key.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;

@@ -1,8 +1,8 @@
 //! Logs panics without their secrets.
 //!
-//! A report of the defect needs the place of the panic, and its message if that is a literal of the program. A message that was
-//! formatted may contain what the code was working on, such as the end of a key, cut from its `llmk_`, which no pattern
-//! would recognize. Such a message is not logged.
+//! A report of the defect needs the place of the panic, and its message if that is a literal of the program. A message
+//! that was formatted may contain what the code was working on, such as the end of a key, cut from its `llmk_`, which
+//! no pattern would recognize. Such a message is not logged.
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};

@@ -1,7 +1,7 @@
 //! Hashes and verifies keys with the bcrypt crate.
 //!
-//! Only this module uses the crate, and only its functions that do not truncate: [`crate::key::format`] rejects keys that bcrypt
-//! would truncate. bcrypt is slow on purpose; [`super`] decides when and how often it runs.
+//! Only this module uses the crate, and only its functions that do not truncate: [`crate::key::format`] rejects keys
+//! that bcrypt would truncate. bcrypt is slow on purpose; [`super`] decides when and how often it runs.
 
 use crate::key::PlainKey;
 use crate::record::SecretHash;

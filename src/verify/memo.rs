@@ -1,31 +1,31 @@
 //! Seals, memos and tokens: three records of a successful proof, which save bcrypt.
 //!
-//! A [`Seal`] records that bcrypt accepted a key for a row: an HMAC-SHA-256 over the row and the whole presented key, with a
-//! secret of the server. Checking it takes a quarter of a microsecond.
+//! A [`Seal`] records that bcrypt accepted a key for a row: an HMAC-SHA-256 over the row and the whole presented key,
+//! with a secret of the server. Checking it takes a quarter of a microsecond.
 //!
 //! ```text
 //! seal = HMAC(k, "llmk-memo/v1\0" ‖ key id ‖ tenant id ‖ hashed_key ‖ length ‖ presented key)
 //! row  = HMAC(k, "llmk-fp/v1\0"   ‖ key id ‖ tenant id ‖ hashed_key), the first 8 bytes
 //! ```
 //!
-//! `k` is either random, which ends the seal with the process, or a [`Pepper`], which is kept outside of the database. A seal
-//! with a pepper is written beside the row as its [`Memo`], and saves bcrypt after a restart. Everything before the presented
-//! key has a fixed length, so different inputs cannot give the same bytes. If a row gets another hash, tenant or id, its seals
-//! change, and an older memo is no longer valid.
+//! `k` is either random, which ends the seal with the process, or a [`Pepper`], which is kept outside of the database.
+//! A seal with a pepper is written beside the row as its [`Memo`], and saves bcrypt after a restart. Everything before
+//! the presented key has a fixed length, so different inputs cannot give the same bytes. If a row gets another hash,
+//! tenant or id, its seals change, and an older memo is no longer valid.
 //!
-//! A seal takes four blocks of SHA-256. After the first check by a seal, the row stores a [`Token`], which takes one block of
-//! BLAKE3 and is as fast on every processor:
+//! A seal takes four blocks of SHA-256. After the first check by a seal, the row stores a [`Token`], which takes one
+//! block of BLAKE3 and is as fast on every processor:
 //!
 //! ```text
 //! token = BLAKE3(t, secret), the first 16 bytes
 //! ```
 //!
-//! `t` is random per process, and the key of BLAKE3's keyed mode (<https://github.com/BLAKE3-team/BLAKE3-specs>, §2.2). A token
-//! stays in its row and never leaves the memory of the process. It therefore need not contain the row: nobody can read a token
-//! or store one elsewhere.
+//! `t` is random per process, and the key of BLAKE3's keyed mode (<https://github.com/BLAKE3-team/BLAKE3-specs>, §2.2).
+//! A token stays in its row and never leaves the memory of the process. It therefore need not contain the row: nobody
+//! can read a token or store one elsewhere.
 //!
-//! Without the pepper, a memo does not help an attacker. With the pepper, millions of guesses a second are possible, so a
-//! secret of few bits gets no memo. Without a memo, or with the memo of a pepper that was removed, bcrypt decides.
+//! Without the pepper, a memo does not help an attacker. With the pepper, millions of guesses a second are possible, so
+//! a secret of few bits gets no memo. Without a memo, or with the memo of a pepper that was removed, bcrypt decides.
 
 use std::fmt;
 use std::sync::Arc;

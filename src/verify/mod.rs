@@ -1,8 +1,8 @@
 //! Verifies keys with bcrypt, once per key and process.
 //!
-//! bcrypt takes a quarter of a second, a request a few microseconds. The verdict is therefore kept *in the row that it is
-//! about* ([`Proven`]). When the row changes, a new row without a verdict replaces it, and a proof that was in progress ends in
-//! the old row, which is no longer used.
+//! bcrypt takes a quarter of a second, a request a few microseconds. The verdict is therefore kept *in the row that it
+//! is about* ([`Proven`]). When the row changes, a new row without a verdict replaces it, and a proof that was in
+//! progress ends in the old row, which is no longer used.
 //!
 //! ```text
 //! recall   the row has a verdict?   ── same token or seal ──► Right   0.1 µs, no lock
@@ -40,8 +40,8 @@ use crate::stats::{Counter, Gauge, Histogram};
 pub struct Options {
     /// Threads that run bcrypt. Defaults to one fewer than there are cores, which leaves one for proven keys.
     pub threads: usize,
-    /// The maximum number of waiting proofs. With four proofs a second per thread, 64 take 16 seconds; further ones would
-    /// exceed the timeout of their requests.
+    /// The maximum number of waiting proofs. With four proofs a second per thread, 64 take 16 seconds; further ones
+    /// would exceed the timeout of their requests.
     pub queue: usize,
     /// The maximum number of waiting proofs of one key: different secrets, of which at most one is right.
     pub queue_per_key: usize,

@@ -9,8 +9,9 @@
 //! Zm9vYmFy…
 //! ```
 //!
-//! The first pepper writes memos, all are accepted. To replace one, put the new one at the top, distribute the file to every
-//! server, and remove the old one when its memos are replaced. Losing a pepper costs one bcrypt per key and nothing else.
+//! The first pepper writes memos, all are accepted. To replace one, put the new one at the top, distribute the file to
+//! every server, and remove the old one when its memos are replaced. Losing a pepper costs one bcrypt per key and
+//! nothing else.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! A bounded queue that is fair between keys.
 //!
-//! Every key has its own line, and the lines take turns, so a flood of guesses at one key delays only that key. Within a line
-//! the next job is drawn at random, and a full line or a full queue drops one of its jobs at random. The holder of the right
-//! secret of a key under attack therefore has the same chance at every attempt, and is never locked out.
+//! Every key has its own line, and the lines take turns, so a flood of guesses at one key delays only that key. Within
+//! a line the next job is drawn at random, and a full line or a full queue drops one of its jobs at random. The holder
+//! of the right secret of a key under attack therefore has the same chance at every attempt, and is never locked out.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -1,7 +1,7 @@
-//! What does a check allocate? The buffer of its answer, and nothing else.
+//! Checks that a decision allocates only the buffer of its answer.
 //!
-//! What HTTP/2 takes for a stream is its own; here the whole decision is counted, from the
-//! message as it came to the frame as it goes.
+//! Allocations of HTTP/2 streams do not count: the decision is measured from the message as received to the frame as
+//! sent.
 
 use std::sync::Arc;
 

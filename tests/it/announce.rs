@@ -1,4 +1,4 @@
-//! Does `--wait` come back when every server knows, and not before?
+//! Checks that `--wait` returns when every server has applied the change, and not earlier.
 
 use crate::support::ask::Ask;
 use crate::support::{PATIENCE, Server, World, eventually, on_every_store};

@@ -1,7 +1,7 @@
 //! Checks that every module is in its layer and uses only the words of its place.
 //!
-//! `src/lib.rs` describes which module belongs to which layer, and which vocabulary to which place. This file contains the same
-//! table as data and checks the text of the sources against it, without unit tests and comments.
+//! `src/lib.rs` describes which module belongs to which layer, and which vocabulary to which place. This file contains
+//! the same table as data and checks the text of the sources against it, without unit tests and comments.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Is everything that the command line changes written down, and can nobody touch that unseen?
+//! Checks that every change by a command is in the audit log, and that the log cannot be changed without detection.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};

@@ -1,4 +1,4 @@
-//! What if we are wrong ourselves? A panic answers 503, and everybody else is served.
+//! Checks that a panic in a request gives 503, and that other requests are served.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};

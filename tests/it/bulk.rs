@@ -1,4 +1,4 @@
-//! Do many keys and tenants come in and go out as they are, on either store, whatever the file is like?
+//! Tests import and export of many keys and tenants, on both stores, with all kinds of files.
 
 use std::fmt::Write as _;
 use std::io::Write as _;

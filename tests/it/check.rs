@@ -1,8 +1,7 @@
-//! Does every row of the decision table come over the wire as the contract has it?
+//! Tests every row of the outcome table over gRPC.
 //!
-//! What belongs to a row (status, code, body, headers, metadata keys) is compared by
-//! `support::answer` for every single answer; here it is which row, in which order,
-//! and what stands in it.
+//! `support::answer` compares what belongs to a row (status, code, body, headers, metadata keys) for every single
+//! answer. Here the tests check which row applies, in which order, and its values.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Can an operator ask what Envoy would be told? The `check` command against a real server.
+//! Tests the command `check` against a real server.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Can a script rely on the commands? Exit codes, streams, and what is never printed.
+//! Tests what scripts rely on: exit codes, streams, and that secrets are never printed.
 
 use crate::support::cli::{DATABASE_URL, command, run_in};
 use crate::support::link::free_port;

@@ -1,4 +1,4 @@
-//! Where may a key stand in a request, and where is it not ours?
+//! Tests all places of a key in a request, and values there that are not keys.
 
 use crate::support::answer::IDENTITY;
 use crate::support::ask::KEY_HEADER;

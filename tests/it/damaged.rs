@@ -1,4 +1,4 @@
-//! Does a row that makes no sense harm only itself?
+//! Checks that a damaged row affects only itself.
 
 use crate::support::world::{SLOW, quick_hash};
 use crate::support::{Ask, Backend, PATIENCE, Server, World, on_every_store};

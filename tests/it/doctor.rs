@@ -1,4 +1,4 @@
-//! Does `doctor` find what is wrong, and nothing else? Each test spoils one thing.
+//! Checks that `doctor` finds each problem and reports no others. Each test breaks one thing.
 
 use std::os::unix::fs::PermissionsExt as _;
 

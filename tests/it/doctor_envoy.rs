@@ -1,4 +1,4 @@
-//! Does `doctor` see what is wrong with a real Envoy? `envoy/envoy.yaml` as it is, and spoilt.
+//! Checks the findings of `doctor` about a real Envoy, with `envoy/envoy.yaml` unchanged and broken.
 
 use crate::doctor::doctor;
 use crate::support::envoy::{Envoy, FILE, Plan};

@@ -1,8 +1,7 @@
-//! What do clients and upstreams get, with a real Envoy between them?
+//! Tests what clients and upstreams get with a real Envoy between them.
 //!
-//! The Envoy runs `envoy/envoy.yaml`; where a test needs it otherwise, it says what it
-//! changes. What tenantgate answers in detail is asked elsewhere, over gRPC: here counts
-//! what Envoy makes of it.
+//! Envoy runs `envoy/envoy.yaml`; a test that needs changes lists them. Other files test the answers of tenantgate over
+//! gRPC; here the tests check what Envoy does with them.
 
 use std::io::{Read as _, Write as _};
 use std::process::Command;

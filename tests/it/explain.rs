@@ -1,4 +1,4 @@
-//! Can an operator see why a key gets the answer it gets? The `explain` command, held against a real server.
+//! Compares the command `explain` with a real server.
 
 use std::path::PathBuf;
 

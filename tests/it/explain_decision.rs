@@ -1,4 +1,4 @@
-//! Can an operator find out about a refusal from its id, and about a request by sending it through Envoy?
+//! Tests `explain` with the id of a decision, and through Envoy.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,7 @@
-//! What does real Envoy traffic get? Every captured request, replayed.
+//! Replays every captured request of a real Envoy.
 //!
-//! `fixtures/*.bin` are `CheckRequest`s as Envoy 1.40 sent them. They carry their key in
-//! `x-api-key`, and it is not one of ours; so each is asked twice, as it was captured and
-//! with a live key in the place of the captured one.
+//! `fixtures/*.bin` are `CheckRequest`s as sent by Envoy 1.40. They carry a foreign key in `x-api-key`. Each is sent
+//! twice: as captured, and with a live key instead of the captured one.
 
 use std::path::Path;
 

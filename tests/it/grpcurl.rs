@@ -1,9 +1,8 @@
-//! Checks that the documented grpcurl recipes work with the real grpcurl.
+//! Runs the documented grpcurl commands with the real grpcurl.
 //!
-//! Each recipe is a fenced block with the info string `sh grpcurl`. The blocks are run as
-//! they stand, by a shell, one after the other, against a server with the demo data; only
-//! the address is put in. The expectations below are in the order of the page: a recipe
-//! that is added or dropped there fails here until it is said what it should show.
+//! Each command is a fenced block with the info string `sh grpcurl`. A shell runs the blocks one after the other
+//! against a server with the demo data; only the address is replaced. The expectations below are in the order of the
+//! page: a command that is added or removed there fails here until its expectation is updated.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

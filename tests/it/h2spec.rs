@@ -1,4 +1,4 @@
-//! Does the listener speak HTTP/2 as RFC 9113 and RFC 7541 have it, in the eyes of h2spec?
+//! Checks the conformance of the listener to RFC 9113 and RFC 7541 with h2spec.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,11 +1,10 @@
-//! Does every bad input that we know of get its exact answer, and does nobody else notice?
+//! Checks that every known bad input gets its exact answer and affects no other request.
 //!
-//! A catalogue with numbers. What is an HTTP request ([`requests`]) is asked three times:
-//! as Envoy writes it into `headers`, as Envoy writes it into `header_map`, and for real,
-//! through Envoy. What only a caller of gRPC can send is in [`messages`] (bytes that are
-//! no `CheckRequest`, or a large one) and [`frames`] (bytes that are no gRPC). After each
-//! row a good key still passes; after all of them the server is no larger than before, has
-//! run no more bcrypt than it had to, and has logged no secret.
+//! A numbered catalogue. HTTP requests ([`requests`]) are sent three times: as Envoy writes them into `headers`, as
+//! Envoy writes them into `header_map`, and through a real Envoy. Inputs that only a gRPC client can send are in
+//! [`messages`] (bytes that are not a `CheckRequest`, or a large one) and [`frames`] (bytes that are not gRPC). After
+//! each row a valid key still passes. After all of them the server uses no more memory than before, has run no
+//! unnecessary bcrypt, and has logged no secret.
 
 mod frames;
 mod messages;

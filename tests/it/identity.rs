@@ -1,4 +1,4 @@
-//! Is that still our database? A standby and a stranger are not, whatever they answer.
+//! Checks that a standby and a foreign database are recognized, whatever they answer.
 
 use crate::support::link::Link;
 use crate::support::postgres::Cluster;

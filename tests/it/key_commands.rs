@@ -1,4 +1,4 @@
-//! Do the key commands do what they say, on either store?
+//! Tests the key commands on both stores.
 
 use chrono::{DateTime, FixedOffset, TimeDelta};
 use serde_json::Value;

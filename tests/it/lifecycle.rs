@@ -1,4 +1,4 @@
-//! How does a server come up, show its health, and go?
+//! Tests start, health and stop of a server.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
-//! What may a peer take of the listener, and does it do so at anybody else's cost?
+//! Tests the limits of the listener, and that no peer can exceed them at the cost of others.
 //!
-//! Raw HTTP/2, such as no library writes. After each abuse, somebody else is answered on a
-//! connection of his own, and the server has not grown.
+//! The tests send raw HTTP/2 that no library writes. After each abuse, another client gets answers on its own
+//! connection, and the server uses no more memory.
 
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};

@@ -1,8 +1,7 @@
-//! Checks that every field of a log line has a documented name.
+//! Checks that every field of a log line is documented.
 //!
-//! Programs read these lines, so a name is a promise. The sources tell which fields there
-//! can be, also in lines that no test brings about; a server that logs JSON tells that
-//! they come out as such.
+//! Programs read these lines, so a field name is an interface. The test collects fields from the sources, which
+//! includes lines that no test causes, and from a server that logs JSON.
 
 use std::collections::BTreeSet;
 use std::path::Path;

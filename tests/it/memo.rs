@@ -1,4 +1,4 @@
-//! Does a proof outlive the process, and only where it may?
+//! Checks that a proof outlives the process where it may, and only there.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
-//! Does a database that others made work as it stands, and what does it refuse?
+//! Tests migration of existing tables, and the tables that are rejected.
 //!
-//! The legacy tables are written here as existing deployments have them, with rows whose
-//! hashes Python's bcrypt made; nothing in this file asks the program how it would do it.
+//! The legacy tables are written as in existing deployments, with hashes by Python's bcrypt. No part of this file uses
+//! the program's own definitions.
 
 use crate::support::cli::{DATABASE_URL, run_in};
 use crate::support::{Ask, Backend, Database, Server, World, on_every_store};

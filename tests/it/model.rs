@@ -1,34 +1,30 @@
-//! Is the replica ever anything but the database, whatever is done to it?
+//! Compares the replica with the database after every poll, under random writes.
 //!
-//! The real sync task follows a real database while a crowd writes at random: transactions
-//! of many rows, savepoints, rollbacks, pauses before the commit, cascades, suspended and
-//! renamed tenants, prefixes that come back, foreign keys asleep, uses of keys, the change
-//! log cut at the horizon, a replica that sleeps, and a transaction that lingers in another
-//! database. After every look the replica is compared with the database, row by row.
+//! The real sync task follows a real database while many writers act at random: transactions of many rows, savepoints,
+//! rollbacks, pauses before the commit, cascades, suspended and renamed tenants, reused prefixes, disabled foreign
+//! keys, uses of keys, pruning of the change log at the horizon, a replica that pauses, and a transaction that stays
+//! open in another database. After every poll the replica is compared with the database, row by row.
 //!
 //! # Why the comparison is exact
 //!
-//! The database moves on while anybody compares, and nobody can read it as of somebody
-//! else's statement. So it is read from its history. A look says as of which Postgres
-//! snapshot S it is ([`Look::position`](tenantgate::store::Look)). A trigger of the test's own
-//! writes every version of every row into a table `history` together with its transaction
-//! ([`history`]). Versions of one row follow each other in the order of `seq`, because the
-//! writer of the next one had to wait for the lock of the last one. Once all writers have
-//! ended, every transaction in the table is known to have committed, and the database as of
-//! S is, for each row, the newest version whose transaction S sees. That needs nobody to
-//! stop for a look, leaves no look out, and uses nothing of what is to be proven: neither
-//! the change log nor the difference of two snapshots.
+//! The database changes during a comparison, and a statement cannot read it as of the snapshot of another one. The
+//! comparison therefore uses a history. A poll states its Postgres snapshot S
+//! ([`Look::position`](tenantgate::store::Look)). A trigger of the test writes every version of every row into a table
+//! `history` together with its transaction ([`history`]). Versions of one row are ordered by `seq`, because each writer
+//! had to wait for the lock of the one before. Once all writers have ended, every transaction in the table has
+//! committed, and the state as of S is, for each row, the newest version whose transaction S sees. This needs no pause,
+//! covers every poll, and uses nothing that is under test: neither the change log nor the difference of two snapshots.
 //!
-//! That history is right is no assumption either: all the while one statement after the
-//! other compares all of it with both tables, under the one snapshot that each has.
+//! That the history is correct is also checked: during the run, statements compare the whole history with both tables
+//! under the snapshot of each statement.
 //!
-//! On SQLite there is one writer at a time anyway; there the replica looks when it is told
-//! to, also in the middle of a transaction, and is compared with what can be read then.
+//! SQLite has one writer at a time. There the replica polls on demand, also within a transaction, and is compared with
+//! what can be read then.
 //!
 //! # How to run it for longer
 //!
-//! `TENANTGATE_MODEL_SECONDS=600` goes on for so long, `TENANTGATE_MODEL_SEED=7` has other
-//! choices. A seed decides what each writer does, not how the writers meet.
+//! `TENANTGATE_MODEL_SECONDS=600` sets the duration, `TENANTGATE_MODEL_SEED=7` changes the random choices. A seed
+//! determines what each writer does, not how the writers interleave.
 
 pub(crate) mod dice;
 mod history;

@@ -1,4 +1,4 @@
-//! Does a report name the keys that somebody should look at, to people, programs and spreadsheets?
+//! Tests the reports about keys that need attention, as text, JSON and CSV.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
-//! Does each role do its work, and can it do no more?
+//! Checks that each role can do its work, and nothing more.
 //!
-//! The roles are those of `migrations/roles.sql`, made as the README says. What a role must
-//! not do is a table of statements, each of which Postgres refuses for want of a right.
+//! The roles are those of `migrations/roles.sql`, created as the docs describe. What a role must not do is a table of
+//! statements, each of which Postgres rejects for a missing privilege.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Does shadow mode let everybody pass, as nobody, and say whom enforcing would hurt?
+//! Checks that shadow mode passes all requests without an identity and reports what enforcing would reject.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Is what we are made of what we meant? And is what SECURITY.md claims still tested?
+//! Checks the dependencies, and that the tests named in SECURITY.md exist.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Who may connect to a listener with TLS, and with a client CA?
+//! Tests which clients can connect to a listener with TLS and with client authorities.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;

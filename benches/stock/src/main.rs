@@ -1,7 +1,7 @@
 //! The server for comparison: it allows every request.
 //!
-//! It uses tonic and the generated types of Envoy's protocol as their documentation shows. It listens on the address of its
-//! first argument, `host:port` or `unix:/path`, and prints that address.
+//! It uses tonic and the generated types of Envoy's protocol as their documentation shows. It listens on the address of
+//! its first argument, `host:port` or `unix:/path`, and prints that address.
 
 use envoy_types::ext_authz::v3::CheckResponseExt as _;
 use envoy_types::ext_authz::v3::pb::{Authorization, AuthorizationServer, CheckRequest, CheckResponse};

@@ -1,6 +1,7 @@
 //! Checks whether a server could load this database, and what it would get.
 //!
-//! Loads everything as a server does, keeps none of it, and counts damaged rows, keys without a tenant, and memos by pepper.
+//! Loads everything as a server does, keeps none of it, and counts damaged rows, keys without a tenant, and memos by
+//! pepper.
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,7 +1,8 @@
 //! Finds a decision in logs.
 //!
-//! Searches tenantgate's own log and Envoy's access log, as JSON or text and with any prefix of a collector, for the id of a
-//! decision, and reads the fields that both have in common. The id is a `UUIDv7` (RFC 9562 §5.7), which contains the time.
+//! Searches tenantgate's own log and Envoy's access log, as JSON or text and with any prefix of a collector, for the id
+//! of a decision, and reads the fields that both have in common. The id is a `UUIDv7` (RFC 9562 §5.7), which contains
+//! the time.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};

@@ -106,8 +106,8 @@ impl House {
         Self { runtime, gate, request: reading(), speech: speaking() }
     }
 
-    /// Returns the bytes of the answer; `None` if the message is not a valid `CheckRequest`. Synchronous if possible, as the
-    /// server does, and then also asynchronous, with the same result.
+    /// Returns the bytes of the answer; `None` if the message is not a valid `CheckRequest`. Synchronous if possible,
+    /// as the server does, and then also asynchronous, with the same result.
     pub fn check(&self, message: &[u8]) -> Option<Vec<u8>> {
         let asked = read(message, &self.request).ok()?;
         let respond = |view: &View<'_>| {

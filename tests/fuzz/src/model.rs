@@ -1,8 +1,8 @@
 //! The expected answer, by a literal and slow implementation of the contract.
 //!
-//! It shares no code with tenantgate: prost decodes the message into lists, the grammar of keys tries every split, and a key is
-//! searched in a list and compared as text. A request passes only if its bytes contain exactly one key, the key is live, and its
-//! tenant is active.
+//! It shares no code with tenantgate: prost decodes the message into lists, the grammar of keys tries every split, and
+//! a key is searched in a list and compared as text. A request passes only if its bytes contain exactly one key, the
+//! key is live, and its tenant is active.
 
 use prost::Message;
 

@@ -1,7 +1,7 @@
 //! The first inputs of the targets.
 //!
-//! Captured requests (`tests/it/fixtures`), unchanged and with each of the known keys instead of the captured one, so that mutation
-//! starts from requests that pass.
+//! Captured requests (`tests/it/fixtures`), unchanged and with each of the known keys instead of the captured one, so
+//! that mutation starts from requests that pass.
 
 use std::fs;
 use std::path::{Path, PathBuf};

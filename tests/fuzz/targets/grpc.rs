@@ -1,7 +1,8 @@
-//! Checks that no bytes sent to the port can stop the server, stall it, or make it reveal a tenant to a client without its key.
+//! Checks that no bytes sent to the port can stop the server, stall it, or make it reveal a tenant to a client without
+//! its key.
 //!
-//! The first byte selects what precedes the rest: nothing, the preface of HTTP/2, or the preface and the head of a Check, so that
-//! the rest is in the position of messages.
+//! The first byte selects what precedes the rest: nothing, the preface of HTTP/2, or the preface and the head of a
+//! Check, so that the rest is in the position of messages.
 #![no_main]
 
 use std::sync::LazyLock;

@@ -1,14 +1,14 @@
-//! Is every answer one that could be given? A pure function of what was answered and what was true.
+//! A pure function that checks each answer against the history of the database.
 //!
-//! An answer rests on the database as of some instant, and on how old the server knows its
-//! knowledge to be. Neither can be seen from outside, but both have bounds: the instant is
-//! not before the last look that a server must have had, and not after the answer was
-//! received. What no instant within these bounds explains is wrong:
+//! An answer depends on the state of the database at some instant, and on the age of the server's data. Neither is
+//! visible from outside, but both are bounded: the instant is not before the last poll that the server must have made,
+//! and not after the answer was received. An answer is wrong if no instant within these bounds explains it:
 //!
-//! - a key allowed that was nowhere in the bounds valid, refused that was everywhere in them valid;
-//! - a known key told 503 by a server that may not be too old to know, or told anything else by one that must be;
-//! - an unknown key told 401 by a server that must be stale, 503 by one that cannot be, or allowed;
-//! - an answer from before a transaction, asked for after an answer from after it: a torn view, or one gone back.
+//! - a key was allowed that was valid at no instant within the bounds, or rejected although it was valid at all of
+//!   them;
+//! - a known key got 503 although the data cannot be too old, or another answer although it must be;
+//! - an unknown key got 401 although the data must be stale, 503 although it cannot be, or was allowed;
+//! - an answer from before a transaction, requested after an answer from after it: a torn or reverted snapshot.
 
 use std::time::Duration;
 

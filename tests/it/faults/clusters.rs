@@ -1,4 +1,4 @@
-//! What if Postgres itself dies, restarts, or is another one of its kind?
+//! Faults of Postgres itself: it dies, restarts, or is replaced by another server.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
-//! What was true when? Every change of validity, and every time somebody was cut off.
+//! The history of a play: every change of validity, and every loss of the connection.
 //!
-//! An act has an instant before it and one after it, between which it took effect: nobody
-//! can tell more exactly when a commit was one. All instants count from the start of a play.
+//! An act has an instant before it and one after it, and took effect in between, because the time of a commit is not
+//! known more precisely. All instants count from the start of the play.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What if the network to the database breaks, in every way in which networks do?
+//! Faults of the network to the database, in every way in which networks fail.
 
 use std::time::Duration;
 

@@ -1,8 +1,7 @@
-//! How is a fault played? A server behind a wire, traffic all the time, and a record of what was done.
+//! Runs a fault: a server behind a link, constant traffic, and a record of all acts.
 //!
-//! A play keeps the history of its database while it makes it: every act goes through
-//! [`Play`], which takes the instants before and after. At the end [`Play::ends`] hands log
-//! and history to the checker, which knows nothing of how they came about.
+//! A play records the history of its database: every act goes through [`Play`], which takes the instants before and
+//! after. At the end, [`Play::ends`] passes log and history to the checker, which does not know how they were created.
 
 use std::sync::LazyLock;
 use std::thread::sleep;

@@ -1,4 +1,4 @@
-//! What if a process is stopped, held still, or cut off from the other one by an administrator?
+//! Faults of processes: one is stopped, paused, or its sessions are terminated by an administrator.
 
 use std::process::Command;
 use std::sync::Arc;

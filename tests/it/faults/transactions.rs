@@ -1,4 +1,4 @@
-//! What if writers do what writers do? Late, in masses, taken back, and without a word.
+//! Faults by writers: late commits, mass changes, rollbacks, and writes without notification.
 
 use std::time::Duration;
 

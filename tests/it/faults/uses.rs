@@ -1,7 +1,6 @@
-//! What if uses of keys cannot be written down? Nobody waits for that, and none is lost.
+//! Checks that no request waits, and no use is lost, while uses of keys cannot be written.
 //!
-//! A server that runs inside of the tests, because it writes down every tenth of a second
-//! here what takes it half a minute otherwise.
+//! The server runs inside the test process, with a flush interval of 100 ms instead of half a minute.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! What if the caller speaks no gRPC, or speaks it wrongly? Rows 34 and 37.
+//! Callers that do not speak gRPC, or speak it incorrectly: rows 34 and 37.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;

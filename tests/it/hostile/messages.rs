@@ -1,4 +1,4 @@
-//! Which bad messages are there? Rows 31 to 41, as far as it takes a caller of gRPC to send them.
+//! Bad messages that need a gRPC client: rows 31 to 41.
 
 use prost::Message as _;
 use prost::encoding::encode_varint;

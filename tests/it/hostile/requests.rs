@@ -1,4 +1,4 @@
-//! Which bad HTTP requests are there? Rows 1 to 41, as data.
+//! Bad HTTP requests as data: rows 1 to 41.
 
 mod places;
 mod spellings;

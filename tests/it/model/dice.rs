@@ -1,6 +1,6 @@
-//! What comes next? Chance that can be had again: a seed decides every choice.
+//! Reproducible random choices: a seed determines all of them.
 //!
-//! It knows nothing of what is chosen. (`SplitMix64`: <https://prng.di.unimi.it/splitmix64.c>)
+//! It does not know what is chosen. (`SplitMix64`: <https://prng.di.unimi.it/splitmix64.c>)
 
 use std::time::Duration;
 

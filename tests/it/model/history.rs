@@ -1,8 +1,7 @@
-//! What was in the database at any instant? Every version of every row, and whose it was.
+//! The history of the database: every version of every row, with its transaction.
 //!
-//! A trigger of the test's own writes down each version with its transaction, in the order
-//! in which versions of a row follow each other. It knows nothing of tenantgate's change
-//! log: it has no exceptions, keeps whole rows, and nothing is ever taken out of it.
+//! A trigger of the test records each version in the order of the versions of a row. It is independent of tenantgate's
+//! change log: it has no exceptions, contains whole rows, and is never pruned.
 
 use std::collections::BTreeMap;
 

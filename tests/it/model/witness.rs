@@ -1,7 +1,7 @@
-//! What did the replica hold after each look, and as of which instant?
+//! Records what the replica contained after each poll, and the snapshot of the poll.
 //!
-//! A store between the sync task and the real one. It changes no answer; it notes what was
-//! answered and what became of it, and decides when the next look is due.
+//! It is a store between the sync task and the real one. It passes results through unchanged, records them, and decides
+//! when the next poll is due.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,7 +1,6 @@
-//! What may be done to the tables? Everything that anybody's SQL does, at random and at once.
+//! Writers that change the tables at random and concurrently, with all kinds of SQL that clients may use.
 //!
-//! The statements are plain enough for both databases. Who writes knows nothing of replicas
-//! and cannot tell whether one looks.
+//! The statements work on both databases. The writers know nothing of replicas.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

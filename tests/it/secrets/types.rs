@@ -1,8 +1,7 @@
-//! Can a secret be printed, compared or left behind by accident?
+//! Checks that secrets cannot be printed, compared or left in memory by accident.
 //!
-//! What a type must not implement is held by the compiler: this file does not build when
-//! somebody adds it. Where a plaintext may be looked at, and that nothing is compared byte by
-//! byte that an attacker could measure, is held against the sources as text.
+//! The compiler checks the traits that a type must not implement: this file does not build if one is added. The places
+//! that use a plain text, and comparisons that an attacker could time, are checked in the text of the sources.
 
 use std::fmt::{Display, LowerHex};
 use std::hash::Hash;

@@ -1,7 +1,8 @@
 //! A database for each test, on either store.
 //!
-//! On Postgres it is a new database in the shared cluster, on SQLite a file in its own directory. Both are removed after the
-//! test. Raw SQL goes through sqlx on a connection that tenantgate does not know, like that of any other program.
+//! On Postgres it is a new database in the shared cluster, on SQLite a file in its own directory. Both are removed
+//! after the test. Raw SQL goes through sqlx on a connection that tenantgate does not know, like that of any other
+//! program.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};

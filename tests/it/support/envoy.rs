@@ -6,8 +6,8 @@
 //!            └─► tenantgate (a `Server` of the test)
 //! ```
 //!
-//! A plan may change the file for a test. The text to replace must occur exactly once, so a test that switches something off
-//! fails when there is nothing to switch off any more. Everything else runs as users run it.
+//! A plan may change the file for a test. The text to replace must occur exactly once, so a test that switches
+//! something off fails when there is nothing to switch off any more. Everything else runs as users run it.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;

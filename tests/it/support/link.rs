@@ -1,9 +1,9 @@
 //! A network link between tenantgate and its database that tests can break.
 //!
-//! It forwards a port to the database. `cut` closes all connections and refuses new ones, as after the death of a host; `slam`
-//! accepts new connections, closes them at once, and counts them; `freeze` keeps all connections open and forwards no byte, as
-//! a network that drops packets; `delay` delays every byte; `tear` ends a connection in the middle of a response; `mend`
-//! restores normal operation.
+//! It forwards a port to the database. `cut` closes all connections and refuses new ones, as after the death of a host;
+//! `slam` accepts new connections, closes them at once, and counts them; `freeze` keeps all connections open and
+//! forwards no byte, as a network that drops packets; `delay` delays every byte; `tear` ends a connection in the middle
+//! of a response; `mend` restores normal operation.
 
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

@@ -1,8 +1,8 @@
 //! The test support that all suites share.
 //!
-//! A test gets a `World` (a database of its own with known tenants and keys), starts a `Server` (the real binary) on it, sends
-//! Checks over the network and gets an `Answer`, which is already verified against the documentation. The interface is
-//! synchronous; one runtime works underneath.
+//! A test gets a `World` (a database of its own with known tenants and keys), starts a `Server` (the real binary) on
+//! it, sends Checks over the network and gets an `Answer`, which is already verified against the documentation. The
+//! interface is synchronous; one runtime works underneath.
 //!
 //! ```text
 //! Backend ──► Database ──► World (tenants, keys)
@@ -11,8 +11,8 @@
 //!                └─ Server::on(..).start() ─► check(Ask) ─► Answer
 //! ```
 //!
-//! There are no fixed waiting times: every wait is `eventually`, level-triggered, with a deadline and a sentence that names
-//! what did not happen.
+//! There are no fixed waiting times: every wait is `eventually`, level-triggered, with a deadline and a sentence that
+//! names what did not happen.
 
 pub(crate) mod answer;
 pub(crate) mod ask;

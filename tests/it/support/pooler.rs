@@ -1,7 +1,7 @@
 //! A real pooler in front of the database, in transaction or session mode.
 //!
-//! `PgBouncer` gives a client another backend for each transaction, so session state (LISTEN, settings) does not last. As for a
-//! cluster, a small shell between it and the tests ends it when the tests end for any reason.
+//! `PgBouncer` gives a client another backend for each transaction, so session state (LISTEN, settings) does not last.
+//! As for a cluster, a small shell between it and the tests ends it when the tests end for any reason.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -1,8 +1,8 @@
 //! Starts a real Postgres that never outlives the tests.
 //!
-//! There is one private cluster per test process, with the binaries of the machine, on a free port of the loopback. A small
-//! shell stands between the tests and `postgres`: it reads commands on its standard input. When that input ends, because the
-//! test process ended for any reason, it stops the server and removes its files.
+//! There is one private cluster per test process, with the binaries of the machine, on a free port of the loopback. A
+//! small shell stands between the tests and `postgres`: it reads commands on its standard input. When that input ends,
+//! because the test process ended for any reason, it stops the server and removes its files.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::chown;
@@ -275,7 +275,8 @@ fn binaries() -> Option<PathBuf> {
         .find(|bin| bin.join("initdb").exists() && bin.join("postgres").exists())
 }
 
-/// The owner of the cluster: the current user, or a user of every Debian if that is root, as which Postgres does not run.
+/// The owner of the cluster: the current user, or a user of every Debian if that is root, as which Postgres does not
+/// run.
 fn owner() -> Option<(Option<u32>, Option<u32>)> {
     if id("-u", None) != Some(0) {
         return Some((None, None));

@@ -1,7 +1,7 @@
 //! Messages that no generated encoder writes.
 //!
-//! The field numbers are those of Envoy's messages, but every string is bytes and every map is a list, so that a test can
-//! repeat a header or send an SNI that is not UTF-8.
+//! The field numbers are those of Envoy's messages, but every string is bytes and every map is a list, so that a test
+//! can repeat a header or send an SNI that is not UTF-8.
 
 use prost::Message;
 

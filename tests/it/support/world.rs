@@ -1,7 +1,7 @@
 //! The same tenants and keys for every test, on either store.
 //!
-//! The program's own commands create this world once per store, and each test gets a copy. All keys except `issued` then get a
-//! known text and a hash of cost 4, so that tests do not wait for bcrypt unless they want to.
+//! The program's own commands create this world once per store, and each test gets a copy. All keys except `issued`
+//! then get a known text and a hash of cost 4, so that tests do not wait for bcrypt unless they want to.
 
 use std::sync::LazyLock;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Where does a key stand, how often, when, and in what company?
+//! Places of a key: where, how often, when, and beside what.
 
 use super::{MALFORMED, MISMATCH, MISSING, OK, Request, Rows, UNKNOWN, authorization, key, longest};
 use crate::support::World;

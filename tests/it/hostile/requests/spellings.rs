@@ -1,4 +1,4 @@
-//! How is it spelled, and what does it say?
+//! Spellings of a key.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
