@@ -191,8 +191,8 @@ fn a_row_that_was_touched_is_named(world: &World) {
             assert!(line.contains(&format!("row {row} ")) && line.contains(word), "{sql}: {line}");
         }
     };
-    broken("UPDATE tenantgate_audit_log SET actor = 'nobody' WHERE seq = 5", 5, "not what was written");
-    broken("UPDATE tenantgate_audit_log SET after = '{}' WHERE seq = 4", 4, "not what was written");
+    broken("UPDATE tenantgate_audit_log SET actor = 'nobody' WHERE seq = 5", 5, "was changed");
+    broken("UPDATE tenantgate_audit_log SET after = '{}' WHERE seq = 4", 4, "was changed");
     broken("DELETE FROM tenantgate_audit_log WHERE seq = 3", 3, "missing");
     broken("DELETE FROM tenantgate_audit_log WHERE seq = 1", 1, "missing");
 }

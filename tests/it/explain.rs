@@ -175,7 +175,7 @@ fn a_memo_that_is_required_and_missing_lets_no_secret_pass() {
         ["--key-prefix", &world.live.prefix, "--pepper-file", pepper.to_str().unwrap(), "--memo", "required"];
     let said = explain(&world, &args);
     assert_eq!(cases(&said), ["any secret: 401 mismatch, row 4"]);
-    assert!(said["notes"].to_string().contains("--memo is required"), "{said}");
+    assert!(said["notes"].to_string().contains("memos are required"), "{said}");
 }
 
 #[test]
@@ -186,7 +186,9 @@ fn a_key_is_proven_by_its_memo_and_else_by_bcrypt() {
     world.db.cli(&["pepper", "new", pepper]).ok();
     let issued = world.db.json(&["key", "create", &world.acme.id, "--pepper-file", pepper]);
     let key = file(&world, "key", issued["key"].as_str().unwrap());
-    for (args, how) in [(vec!["--pepper-file", pepper], "without bcrypt"), (vec![], "bcrypt was asked")] {
+    for (args, how) in
+        [(vec!["--pepper-file", pepper], "without bcrypt"), (vec![], "bcrypt verified the key")]
+    {
         let said = explain(&world, &[vec!["--key-file", key.to_str().unwrap()], args].concat());
         assert_eq!(cases(&said), ["this key: - ok, row 7"]);
         assert!(said["notes"].to_string().contains(how), "{said}");

@@ -68,7 +68,7 @@ fn what_was_true_then_and_what_is_true_now_are_told_apart() {
     let said = explain(&world, id, &log);
     assert_eq!(said["decision"]["logged"][0]["reason"], "tenant_inactive");
     assert_eq!(outcomes(&said), ["ok", "mismatch"]);
-    assert!(said["notes"].to_string().contains("the past of a row is not kept"), "{said}");
+    assert!(said["notes"].to_string().contains("old values of a row are not stored"), "{said}");
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn without_a_log_the_id_tells_when_and_what_to_run() {
     }
     let empty = written(&world, "empty", "nothing\n");
     let said = world.db.cli(&["explain", "--decision-id", id, "--log", empty.to_str().unwrap()]).refused();
-    assert!(said.contains("50 refusals a second"), "{said}");
+    assert!(said.contains("50 rejections a second"), "{said}");
     world.db.cli(&["explain", "--decision-id", "550e8400-e29b-41d4-a716-446655440000"]).usage();
     world.db.cli(&["explain", "--log", "-"]).usage();
     let line = format!(
