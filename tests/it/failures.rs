@@ -234,8 +234,8 @@ fn addresses_that_cannot_be_listened_on_are_refused_before_anything_starts() {
         (&["--listen", "::1:50051"], "[::1]"),
         (&["--listen", &long], "107 bytes"),
         (&["--listen", "127.0.0.1:1", "--listen", "127.0.0.1:1"], "given twice"),
-        (&["--listen", "127.0.0.1:9464"], "taken by --listen"),
-        (&["--listen", "0.0.0.0:1", "--ops-listen", "127.0.0.1:1"], "taken by --listen"),
+        (&["--listen", "127.0.0.1:9464"], "used by --listen"),
+        (&["--listen", "0.0.0.0:1", "--ops-listen", "127.0.0.1:1"], "used by --listen"),
         (&["--ops-listen", "*:1"], "0.0.0.0"),
     ] {
         let said = world.db.cli(&[&["serve", "--check-config"], args].concat()).usage();

@@ -463,6 +463,6 @@ fn a_user_who_may_not_come_to_the_socket_is_turned_away() {
 fn a_listener_that_others_can_reach_without_tls_is_remarked_on() {
     let world = World::somewhere();
     let said = |listen: &str| Server::on(&world.db).args(&["--listen", listen]).start().stderr.text();
-    assert!(said("0.0.0.0:0").contains("may be reached from other machines"));
-    assert!(!said("127.0.0.1:0").contains("may be reached"));
+    assert!(said("0.0.0.0:0").contains("is reachable from other machines"));
+    assert!(!said("127.0.0.1:0").contains("is reachable"));
 }

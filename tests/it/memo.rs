@@ -240,7 +240,7 @@ fn what_is_wrong_with_peppers_is_said() {
         (vec!["--memo", "required"], "needs --pepper-file"),
         (vec!["--memo", "maybe"], "optional or required"),
         (vec!["--snapshot-file", "snapshot"], "needs --pepper-file"),
-        (vec!["--snapshot-file", "no/where"], "no file in a directory that is there"),
+        (vec!["--snapshot-file", "no/where"], "must be a file in an existing directory"),
     ] {
         let said = database.cli(&[&["serve", "--check-config"], args.as_slice()].concat()).usage();
         assert!(said.contains(why) && !said.contains("my-secret-pepper"), "{args:?}: {said}");
