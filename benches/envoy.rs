@@ -109,7 +109,7 @@ fn native(keys: usize, key: &str) -> Filter {
     )
 }
 
-/// The ext_authz filter with few options.
+/// The `ext_authz` filter with few options.
 fn ext_authz(cluster: &str, trimmed: bool) -> Filter {
     let allowed = "\n              allowed_headers:\n                patterns:\n                - {exact: x-llmcore-api-key, ignore_case: true}\n                - {exact: authorization, ignore_case: true}";
     format!(

@@ -1,4 +1,4 @@
-//! Checks the Envoy cluster that the ext_authz filter calls.
+//! Checks the Envoy cluster that the `ext_authz` filter calls.
 
 use serde_json::Value;
 

@@ -1,7 +1,7 @@
 //! Checks Envoy's configuration for everything that tenantgate relies on.
 //!
-//! Reads a configuration dump, finds the HTTP connection managers with an ext_authz filter over gRPC, and examines each
-//! of them, its filter, and the cluster of the filter. Numbers and defaults are those of Envoy 1.40.
+//! Reads a configuration dump, finds the HTTP connection managers with an `ext_authz` filter over gRPC, and examines
+//! each of them, its filter, and the cluster of the filter. Numbers and defaults are those of Envoy 1.40.
 
 use serde_json::Value;
 
@@ -47,7 +47,7 @@ fn name(manager: &Value) -> &str {
     text(manager, "/stat_prefix").unwrap_or("a listener")
 }
 
-/// Returns the ext_authz filter of a manager, if it uses gRPC.
+/// Returns the `ext_authz` filter of a manager, if it uses gRPC.
 fn filter_of(manager: &Value) -> Option<&Value> {
     let filters = items(manager, "/http_filters").map(|filter| &filter["typed_config"]);
     filters.into_iter().find(|config| is_of_type(config, "ExtAuthz") && config.get("grpc_service").is_some())

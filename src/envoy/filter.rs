@@ -1,4 +1,4 @@
-//! Checks the configuration of the ext_authz filter.
+//! Checks the configuration of the `ext_authz` filter.
 
 use serde_json::Value;
 

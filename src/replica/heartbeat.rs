@@ -57,7 +57,7 @@ impl Heartbeat {
             match self.beat().await {
                 Ok(()) => failing = false,
                 Err(error) if failing => {
-                    debug!(%error, "the position of this server still cannot be written")
+                    debug!(%error, "the position of this server still cannot be written");
                 }
                 Err(error) => {
                     warn!(%error, "the position of this server cannot be written, `--wait` does not wait for it");

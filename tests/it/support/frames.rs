@@ -34,7 +34,7 @@ impl Frame {
         Self { kind, flags, stream, payload: payload.to_vec() }
     }
 
-    /// The headers of a Check, without END_STREAM.
+    /// The headers of a Check, without `END_STREAM`.
     pub(crate) fn check(stream: u32) -> Self {
         let headers = [
             (":path", "/envoy.service.auth.v3.Authorization/Check"),
