@@ -32,7 +32,7 @@ fn a_check_allocates_its_answer_and_nothing_else() {
     ];
     for (what, ask) in asks {
         let message = ask.header("user-agent", "Mozilla/5.0").header("cookie", &"c".repeat(300)).bytes();
-        // The first time a key is proven, and its tenant said.
+        // Warm-up: proves the key and renders its tenant.
         wait(service.answer(message.clone().into(), &metadata, Instant::now() + PATIENCE)).unwrap();
         let answer = || service.answer_now(&message, &metadata).unwrap().unwrap();
         drop(answer());

@@ -12,7 +12,7 @@ on_every_store! {
     without_a_server_there_is_nothing_to_wait_for,
 }
 
-/// Two servers that have announced themselves.
+/// Two servers with a heartbeat.
 fn two_servers(world: &World) -> [Server; 2] {
     let servers = [(); 2].map(|()| Server::on(&world.db).start());
     announced(world, 2);

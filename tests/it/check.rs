@@ -57,10 +57,10 @@ fn proof_comes_before_the_state_of_key_and_tenant(world: &World) {
     world.db.json(&["key", "revoke", &world.of_sleepy.id]);
     world.db.json(&["key", "revoke", &world.expired.id]);
     let server = Server::on(&world.db).start();
-    // The key's state (row 4) is told before the tenant's (row 5).
+    // The state of the key (row 4) precedes that of the tenant (row 5).
     assert_eq!(server.row(Ask::with_key(&world.of_sleepy.text)), "401 revoked");
     assert_eq!(server.row(Ask::with_key(&world.expired.text)), "401 revoked");
-    // And identity is in the metadata of each that was proven.
+    // The metadata has the identity of every proven key.
     let whom: [(&Key, &Tenant, &str); 4] = [
         (&world.revoked, &world.acme, "active"),
         (&world.of_newborn, &world.newborn, "pending_provisioning"),

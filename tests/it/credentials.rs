@@ -109,7 +109,7 @@ fn two_credentials_are_malformed_even_when_equal() {
     for ask in asks {
         assert_eq!(server.row(ask.clone()), "401 malformed", "{ask:?}");
     }
-    // Two lines of which none is ours stay somebody else's business.
+    // Two values that are not keys are ignored.
     let foreign = Ask::with_key(live).raw("authorization", "Basic eDp5").raw("authorization", "Basic eDp5");
     assert_eq!(server.row(foreign), "200 ok");
 }

@@ -7,19 +7,19 @@ use serde_json::Value;
 use crate::support::cli::run_in;
 use crate::support::{Ask, Server, World, on_every_store};
 
-/// Explains to JSON.
+/// Runs `explain` and returns its JSON.
 fn explain(world: &World, args: &[&str]) -> Value {
     world.db.json(&[&["explain", "--path", "/v1"], args].concat())
 }
 
-/// A file with this in it.
+/// Creates a file with this content.
 fn file(world: &World, name: &str, text: &str) -> PathBuf {
     let path = world.db.dir().join(name);
     std::fs::write(&path, text).unwrap();
     path
 }
 
-/// `presented: HTTP reason, row that held`, of each case.
+/// Returns `presented: HTTP reason, row` of each case.
 fn cases(said: &Value) -> Vec<String> {
     let case = |case: &Value| {
         let held: Vec<_> =
@@ -81,7 +81,7 @@ fn what_is_explained_is_what_a_server_answers(world: &World) {
     }
 }
 
-/// What a server answers to this key, which is what is explained with these arguments.
+/// Compares a server's answer for this key with the explanation for these arguments.
 #[track_caller]
 fn is_as_explained(world: &World, server: &Server, text: &str, args: &[&str]) -> String {
     let file = file(world, "key", &format!("{text}\n"));

@@ -70,7 +70,7 @@ fn read(name: &str) -> Vec<u8> {
     std::fs::read(directory().join(name).with_extension("bin")).expect(name)
 }
 
-/// The same request with another key.
+/// Returns the same request with another key.
 fn with_key(bytes: &[u8], key: &str) -> Vec<u8> {
     let Ok(mut request) = CheckRequest::decode(bytes) else { return with_key_in_bytes(bytes, key) };
     let http = request.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());
@@ -91,7 +91,7 @@ fn with_key(bytes: &[u8], key: &str) -> Vec<u8> {
     request.encode_to_vec()
 }
 
-/// The same, where the generated decoder refuses the message.
+/// The same, if the generated decoder rejects the message.
 fn with_key_in_bytes(bytes: &[u8], key: &str) -> Vec<u8> {
     let mut check = Check::decode(bytes).expect("protobuf");
     let http = check.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());

@@ -21,13 +21,13 @@ const PROGRAM: &str = "grpcurl";
 
 static MISSING: Once = Once::new();
 
-/// The grpcurl of this machine; `None`, said loudly, where there is none.
+/// The grpcurl of this machine; `None` with a message if there is none.
 fn binary() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|dir| dir.join(PROGRAM));
     let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin").join(PROGRAM);
     let found = on_path.chain([ours]).find(|grpcurl| grpcurl.is_file());
-    // Not every machine that runs everything else has a Go to build it with, so tests/run may leave it out by name.
+    // grpcurl needs Go, which not every machine has, so tests/run may omit it by name.
     if found.is_none() && !excused(PROGRAM) {
         left_out(
             &MISSING,
@@ -38,7 +38,7 @@ fn binary() -> Option<PathBuf> {
     found
 }
 
-/// The recipes of the page, in order.
+/// Returns the commands of the page, in order.
 fn recipes(page: &str) -> Vec<String> {
     let mut blocks =
         page.split("```sh grpcurl\n").map(|rest| rest.split("```").next().expect("split gives one"));
@@ -46,7 +46,7 @@ fn recipes(page: &str) -> Vec<String> {
     blocks.map(str::to_owned).collect()
 }
 
-/// Runs a recipe as a reader would paste it; gives what it printed.
+/// Runs a command as a reader would paste it. Returns its output.
 #[track_caller]
 fn run(grpcurl: &Path, recipe: &str, address: &str) -> String {
     assert!(recipe.starts_with(PROGRAM), "a recipe is one grpcurl command: {recipe}");

@@ -17,12 +17,12 @@ use self::requests::{Http, Request, furnish, requests};
 use crate::support::envoy::{Envoy, Outcome};
 use crate::support::{Answer, Ask, Server, World, on_every_store};
 
-/// The numbers that are asked about in another suite, and the test there. Numbers that
-/// are in neither list (14, 28, 36, 38) were given to rows that turned out to be none.
+/// Rows that another suite tests, with the test. Numbers
+/// in neither list (14, 28, 36, 38) are unused.
 const ELSEWHERE: [(u8, &str, &str); 3] = [
     (27, "damaged", "a_key_whose_tenant_is_missing_is_never_allowed"),
     (46, "waiting", "hundreds_may_wait_for_the_one_proof_of_a_cold_key"),
-    // And floods, stalls and strangers, 42 to 45, which are no input but behaviour.
+    // 42 to 45 are behaviour instead of input: floods, stalls, unknown peers.
     (20, "outage", "known_keys_outlive_the_database_and_unknown_ones_wait"),
 ];
 
@@ -44,7 +44,7 @@ fn no_row_is_left_out() {
     }
 }
 
-/// The server that the catalogue is asked of: one that reads both places where a key can stand.
+/// The server for the catalogue, which reads both places of keys.
 fn server(world: &World) -> Server {
     Server::on(&world.db).arg("--accept-bearer").start()
 }
@@ -69,7 +69,7 @@ fn every_bad_request_gets_its_answer_from_tenantgate() {
     assert!(!log.contains("Secret") && !log.contains("jndi"), "{log}");
 }
 
-/// A refusal says the same whatever was sent.
+/// A rejection has the same text for all inputs.
 #[track_caller]
 fn tells_nothing_of_the_request(answer: &Answer, request: &Request) {
     if answer.http_status() != 200 {
@@ -107,7 +107,7 @@ fn every_bad_request_gets_its_answer_through_envoy() {
     assert_eq!(envoy.stat("http.edge.ext_authz.error"), 0, "no Check was left without an answer");
 }
 
-/// What a client gets for a row of the contract.
+/// Returns what a client gets for a row of the contract.
 #[track_caller]
 fn holds(world: &World, outcome: &Outcome, wanted: &str, what: &str) {
     let body = match wanted {
@@ -157,7 +157,7 @@ fn the_instant_of_expiry_is_exact(world: &World) {
     for (at, wanted) in rows {
         let prefix = &world.live.prefix;
         session.sql(&format!("UPDATE api_keys SET expires_at = {at} WHERE key_prefix = '{prefix}'"));
-        // A mark, so that it is known when this has arrived: the other key is revoked and comes back.
+        // Another key is revoked and restored, to know when this change has been applied.
         let mark = |to: &str| {
             format!("UPDATE api_keys SET revoked_at = {to} WHERE key_prefix = '{}'", world.other.prefix)
         };
