@@ -1,8 +1,7 @@
 //! Compiles `proto/` without protoc.
 //!
-//! Two things come out: the message types and the client (they describe the protocol as
-//! it is), and the descriptor set that gRPC reflection serves. The server's half is
-//! written by hand: see `grpc` and `ext_authz::codec`.
+//! It creates the message types and the client, and the descriptor set for gRPC reflection. The server part is written
+//! by hand: see `transport` and `ext_authz::codec`.
 
 #![expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts through the environment")]
 

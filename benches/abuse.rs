@@ -1,18 +1,21 @@
-//! What do hot keys wait while somebody abuses the listener?
+//! Measures how long checks of proven keys wait while clients abuse the listener.
 //!
-//! Keys that are right and proven are asked for 1,000 times a second on connections of
-//! their own, alone and beside each abuse of HTTP/2 and of connections: streams that are
-//! taken back at once, headers that never end, frames that mean nothing, clients that stop
-//! in the middle of saying hello, 10,000 connections that do nothing. Each is compared with
-//! the quiet rounds before and after it. And the memory of the server meanwhile.
+//! Valid, proven keys are checked 1,000 times a second on their own connections, alone and beside each abuse of HTTP/2
+//! and of connections: streams that are reset at once, headers that never end, meaningless frames, clients that stop
+//! during the handshake, 10,000 idle connections. Each is compared with the quiet rounds before and after it. The
+//! memory of the server is recorded, too.
 //!
-//! The abuse comes from the same machine and takes its share of it, so it pauses a
-//! millisecond between bursts.
+//! The abuse runs on the same machine and uses a part of it, so it pauses for a millisecond between bursts.
 
-#[expect(dead_code, reason = "a part of what the benches need")]
+#[expect(dead_code, reason = "each bench needs only a part")]
 #[path = "load/mod.rs"]
 mod load;
-#[expect(dead_code, unused_imports, unused_macros, reason = "a part of what the tests need")]
+#[expect(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "the benches need only a part of the test support"
+)]
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
@@ -35,10 +38,10 @@ const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(2);
 const IDLE: usize = 10_000;
 
-/// Something that somebody does again and again.
+/// One kind of abuse, repeated.
 struct Abuse {
     name: &'static str,
-    /// Once, on a connection of its own; counts what it did.
+    /// Runs once on its own connection, and counts its actions.
     burst: fn(&str, &mut Vec<Raw>) -> usize,
 }
 
@@ -77,7 +80,7 @@ fn endless_headers(to: &str, _: &mut Vec<Raw>) -> usize {
     50
 }
 
-/// A thousand of a frame. What comes back is not read.
+/// Sends a frame a thousand times, without reading responses.
 fn flood(to: &str, frame: &Frame, before: &[u8]) -> usize {
     let mut raw = Raw::to(to);
     let _ = raw.send(&[before, &frame.bytes().repeat(1_000)].concat());
@@ -93,14 +96,14 @@ fn half_a_hello(to: &str, held: &mut Vec<Raw>) -> usize {
     1
 }
 
-/// Until there are all of them, a hundred at a time.
+/// Opens connections, a hundred at a time, until all are open.
 fn idle(to: &str, held: &mut Vec<Raw>) -> usize {
     let more = 100.min(IDLE - held.len());
     held.extend((0..more).map(|_| Raw::to(to)));
     more
 }
 
-/// Somebody who does it until he is stopped.
+/// A thread that repeats the abuse until it is stopped.
 struct Abuser {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicUsize>,
@@ -129,7 +132,7 @@ impl Abuser {
     }
 }
 
-/// One abuse in one round.
+/// The result of one abuse in one round.
 struct Seen {
     beside: f64,
     alone: f64,
@@ -138,7 +141,7 @@ struct Seen {
 }
 
 fn main() {
-    let world = World::on(Backend::Sqlite).expect("SQLite is always there");
+    let world = World::on(Backend::Sqlite).expect("SQLite needs no server");
     let pepper = with_memos(&world, HOT);
     let server =
         Server::on(&world.db).args(&["--pepper-file", &pepper, "--max-connections", "16384"]).start();
@@ -163,10 +166,10 @@ fn main() {
     report(&seen, before);
 }
 
-/// A table for people and a line for programs. Ratios are medians over rounds.
+/// Prints a table for people and a line of JSON for programs. Ratios are medians over rounds.
 fn report(seen: &[Vec<Seen>; ABUSES.len()], before: u64) {
     let mut out = std::io::stdout();
-    let mut line = |line: String| writeln!(out, "{line}").expect("stdout takes it");
+    let mut line = |line: String| writeln!(out, "{line}").expect("stdout is writable");
     line(format!(
         "{:<34}{:>10}{:>10}{:>10}{:>8}{:>16}",
         "1,000 right keys a second, beside", "a second", "p99 ms", "alone ms", "ratio", "resident, MiB"

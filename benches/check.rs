@@ -1,17 +1,21 @@
-//! What does one check cost, against a server that says yes to everything?
+//! Measures what one check costs, compared with a server that allows everything.
 //!
-//! Three servers are asked the same request, 1.2 kB as Envoy writes it: `stock`, a plain
-//! release build of tonic and the generated types, over TCP; `stock, same`, the same program
-//! with the flags and the socket of tenantgate; and tenantgate, over a Unix
-//! socket, with a key that it has to find, prove by its seal, judge and answer for; once with one worker, as
-//! the others have, once with two, which must not be in each other's way, and once over TCP.
+//! All servers get the same request of 1.2 kB, as Envoy encodes it. `stock` is a plain release build of tonic and the
+//! generated types, over TCP. `stock, same` is the same program with the build flags and the socket of tenantgate.
+//! tenantgate must find the key, verify its token, decide and respond; it runs over a Unix socket with one worker, as
+//! the others, with two workers (which must not slow each other down), and over TCP.
 //!
-//! Instructions are counted by callgrind, from when everything is warm. CPU is what the kernel has booked, in interleaved rounds.
+//! Callgrind counts instructions after a warm-up. CPU is the time that the kernel has recorded, in interleaved rounds.
 
-#[expect(dead_code, reason = "a part of what the benches need")]
+#[expect(dead_code, reason = "each bench needs only a part")]
 #[path = "load/mod.rs"]
 mod load;
-#[expect(dead_code, unused_imports, unused_macros, reason = "a part of what the tests need")]
+#[expect(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "the benches need only a part of the test support"
+)]
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
@@ -24,10 +28,10 @@ use self::load::{ask, count, framed, median, realistic};
 use self::support::{Ask, World, wait};
 
 const ROUNDS: usize = 8;
-/// Connections, streams on each, and checks in a round.
+/// The number of connections, of streams on each, and of checks in a round.
 const BATCHED: (usize, usize, usize) = (2, 100, 40_000);
 const PING_PONG: (usize, usize, usize) = (1, 1, 10_000);
-/// Checks that are counted.
+/// The number of checks during which instructions are counted.
 const COUNTED: usize = 8_000;
 
 fn main() {
@@ -51,7 +55,7 @@ fn main() {
     report(&peers, message.len(), &instructions, &batched, &ping_pong);
 }
 
-/// Instructions of a check.
+/// Returns instructions per check.
 fn instructions(peer: &Peer, lines: usize, message: &Bytes) -> f64 {
     let server = Running::start_countable(peer);
     server.warm_up(std::slice::from_ref(message));
@@ -60,7 +64,7 @@ fn instructions(peer: &Peer, lines: usize, message: &Bytes) -> f64 {
     instructions
 }
 
-/// Microseconds of CPU a check, of each peer, in each round.
+/// Returns microseconds of CPU per check, for each peer and round.
 fn cpu(peers: &[Peer], load: (usize, usize, usize), message: &Bytes) -> Vec<Vec<f64>> {
     let mut rounds = vec![Vec::new(); peers.len()];
     let servers: Vec<Running> = peers.iter().map(Running::start).collect();
@@ -78,10 +82,11 @@ fn cpu(peers: &[Peer], load: (usize, usize, usize), message: &Bytes) -> Vec<Vec<
     rounds
 }
 
-/// A table for people and a line for programs. Ratios of CPU are medians over rounds, each against the same round.
+/// Prints a table for people and a line of JSON for programs. Ratios of CPU are medians over rounds, each against the
+/// same round.
 fn report(peers: &[Peer], bytes: usize, instructions: &[f64], batched: &[Vec<f64>], ping_pong: &[Vec<f64>]) {
     let mut out = std::io::stdout();
-    let mut line = |line: String| writeln!(out, "{line}").expect("stdout takes it");
+    let mut line = |line: String| writeln!(out, "{line}").expect("stdout is writable");
     let ratio = |of: &[Vec<f64>], peer: usize| {
         median(of[peer].iter().zip(&of[0]).map(|(ours, theirs)| ours / theirs).collect())
     };

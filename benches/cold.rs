@@ -1,14 +1,18 @@
-//! What does a restart cost, when every key has to be proven again?
+//! Measures what a restart costs when every key must be proven again.
 //!
-//! A hundred thousand keys that the server has never seen are each used once, right after
-//! its start: with memos, and so without bcrypt. Then the same without a pepper, with a few
-//! keys and for a few seconds: what bcrypt yields, and what a key that is proven already
-//! waits beside it, against the same without.
+//! A hundred thousand keys are each used once right after the start of the server: with memos, and therefore without
+//! bcrypt. Then the same without a pepper, with a few keys and for a few seconds: the rate of bcrypt, and how long a
+//! proven key waits beside it, compared with the same without it.
 
-#[expect(dead_code, reason = "a part of what the benches need")]
+#[expect(dead_code, reason = "each bench needs only a part")]
 #[path = "load/mod.rs"]
 mod load;
-#[expect(dead_code, unused_imports, unused_macros, reason = "a part of what the tests need")]
+#[expect(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "the benches need only a part of the test support"
+)]
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
@@ -28,7 +32,7 @@ const KEYS: usize = 100_000;
 const LINES: usize = 2;
 const STREAMS: usize = 50;
 
-/// Keys of cost 12 that nobody has proven.
+/// Keys of cost 12 that are not proven.
 const UNPROVEN: usize = 400;
 const ROUNDS: usize = 12;
 const ROUND: Duration = Duration::from_secs(2);
@@ -37,7 +41,7 @@ fn main() {
     let (rate, spread) = by_memos();
     let (proofs, ratio, with, without) = by_bcrypt();
     let mut out = std::io::stdout();
-    let mut line = |line: String| writeln!(out, "{line}").expect("stdout takes it");
+    let mut line = |line: String| writeln!(out, "{line}").expect("stdout is writable");
     line(format!("{KEYS} keys, each used once after the start, by their memos: {rate:.0}/s"));
     line(format!("  p50 {:.1} ms, p99 {:.1} ms, slowest {:.1} ms", spread[0], spread[1], spread[2]));
     line(format!("without a pepper, cost 12: {proofs:.1} first proofs/s"));
@@ -52,21 +56,21 @@ fn main() {
     line(json.to_string());
 }
 
-/// Rate, and p50, p99 and the slowest in milliseconds.
+/// Returns the rate, and p50, p99 and the maximum in milliseconds.
 fn by_memos() -> (f64, [f64; 3]) {
-    let world = World::on(Backend::Postgres).expect("what is measured needs a Postgres");
+    let world = World::on(Backend::Postgres).expect("this bench needs a Postgres");
     let pepper = with_memos(&world, KEYS);
     let server = Server::on(&world.db).args(&["--pepper-file", &pepper]).start();
     let messages: Vec<Bytes> = (0..KEYS).map(|n| framed(&Ask::with_key(&text(n)).bytes())).collect();
     let begun = Instant::now();
     let mut times = wait(ask_all(&server.grpc[0], messages));
     let rate = count(times.len()) / begun.elapsed().as_secs_f64();
-    assert_eq!(server.bcrypts(), 0, "nobody asked bcrypt");
+    assert_eq!(server.bcrypts(), 0, "no bcrypt ran");
     times.sort_unstable();
     (rate, [50.0, 99.0, 100.0].map(|p| millis(percentile(&times, p))))
 }
 
-/// Asks each once, over a few connections with a few streams each. Gives how long each took.
+/// Checks each key once, over a few connections with a few streams each. Returns the durations.
 async fn ask_all(address: &str, messages: Vec<Bytes>) -> Vec<Duration> {
     let (messages, next) = (Arc::new(messages), Arc::new(AtomicUsize::new(0)));
     let mut asking = tokio::task::JoinSet::new();
@@ -78,7 +82,7 @@ async fn ask_all(address: &str, messages: Vec<Bytes>) -> Vec<Duration> {
                 let mut times = Vec::new();
                 while let Some(message) = messages.get(next.fetch_add(1, Relaxed)) {
                     let heard = line.ask(message.clone()).await;
-                    assert!(heard.allowed, "a memo is as good as bcrypt");
+                    assert!(heard.allowed, "a memo replaces bcrypt");
                     times.push(heard.took);
                 }
                 times
@@ -88,9 +92,9 @@ async fn ask_all(address: &str, messages: Vec<Bytes>) -> Vec<Duration> {
     asking.join_all().await.concat()
 }
 
-/// First proofs a second; the ratio of a proven key's p99 beside them and alone, and both.
+/// Returns first proofs a second; then the ratio of a proven key's p99 beside them to its p99 alone, and both values.
 fn by_bcrypt() -> (f64, f64, f64, f64) {
-    let world = World::on(Backend::Postgres).expect("what is measured needs a Postgres");
+    let world = World::on(Backend::Postgres).expect("this bench needs a Postgres");
     unproven(&world, UNPROVEN, 12);
     let server = Server::on(&world.db).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
@@ -107,7 +111,7 @@ fn by_bcrypt() -> (f64, f64, f64, f64) {
         with.push(p99());
         guesses.stop();
         busy += begun.elapsed();
-        // What the machine does meanwhile is the same for both.
+        // Both are measured under the same conditions.
         without.push(first.midpoint(p99()));
     }
     let proofs = count(usize::try_from(server.bcrypts() - before).expect("few")) / busy.as_secs_f64();
@@ -115,7 +119,7 @@ fn by_bcrypt() -> (f64, f64, f64, f64) {
     (proofs, median(ratios), median(with), median(without))
 }
 
-/// Keys that have to be proven, as many as there is room for in the queue, all the while.
+/// Keeps the queue full of keys that must be proven.
 async fn guess(address: String, round: usize, stop: Arc<AtomicBool>) {
     let line = Line::to(&address).await;
     let mut asking = tokio::task::JoinSet::new();

@@ -1,17 +1,21 @@
-//! What does the question cost, all in all: Envoy that asks, and whoever answers?
+//! Measures the total cost of a check: Envoy and the authorization server.
 //!
-//! One real Envoy with one worker thread and a listener for each way to judge a request:
-//! not at all; by its own filter for API keys, which has them in its configuration; by
-//! asking a server that says yes to everything; by asking tenantgate. The same request
-//! goes through each in interleaved rounds, from many clients and from one alone. Then all
-//! are started again where their instructions can be counted.
+//! One real Envoy has one worker thread and one listener for each way to check a request: not at all; with its own
+//! filter for API keys, which has the keys in its configuration; by calling a server that allows everything; by calling
+//! tenantgate. The same request goes through each in interleaved rounds, from many clients and from one alone. Then all
+//! are started again under callgrind, which counts instructions.
 //!
-//! Whether the numbers are good is said in `benches/README.md`.
+//! `benches/README.md` discusses the results.
 
-#[expect(dead_code, reason = "a part of what the benches need")]
+#[expect(dead_code, reason = "each bench needs only a part")]
 #[path = "load/mod.rs"]
 mod load;
-#[expect(dead_code, unused_imports, unused_macros, reason = "a part of what the tests need")]
+#[expect(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "the benches need only a part of the test support"
+)]
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
@@ -28,24 +32,24 @@ use self::support::ask::KEY_HEADER;
 use self::support::{World, envoy, wait};
 
 const ROUNDS: usize = 12;
-/// Connections, and requests in a round.
+/// The number of connections, and of requests in a round.
 const CROWD: (usize, usize) = (16, 3_200);
 const ALONE: (usize, usize) = (1, 300);
-/// Requests before instructions are counted, and while they are.
+/// The number of requests before instructions are counted, and during it.
 const COUNTED: (usize, usize) = (100, 1_000);
 
-/// Nobody is as slow as this, not even under valgrind.
+/// Longer than any check, even under valgrind.
 const TIMEOUT: &str = "60s";
 
-/// A way to judge a request.
+/// A way to check a request.
 struct Way {
     name: &'static str,
     filter: Filter,
-    /// Which of the services it asks.
+    /// The server that it calls, if any.
     asks: Option<usize>,
 }
 
-/// What a way cost in one round, a request: µs of CPU in Envoy and in the service; and how it was for clients.
+/// The cost of a way in one round, per request: µs of CPU in Envoy and in the server, and latency for clients.
 struct Spent {
     envoy: f64,
     service: f64,
@@ -90,7 +94,7 @@ fn ways(key: &str) -> Vec<Way> {
     ]
 }
 
-/// Envoy's own filter, with so many keys of which ours is one.
+/// Envoy's own filter, with this number of keys, one of them ours.
 fn native(keys: usize, key: &str) -> Filter {
     let others = (1..keys).map(|n| format!("{{key: llmk_other{n:06}_{n:032}, client: tenant{n}}}"));
     let credentials = others.chain([format!("{{key: {key}, client: tenant0}}")]).collect::<Vec<_>>();
@@ -105,7 +109,7 @@ fn native(keys: usize, key: &str) -> Filter {
     )
 }
 
-/// The filter with hardly anything set.
+/// The `ext_authz` filter with few options.
 fn ext_authz(cluster: &str, trimmed: bool) -> Filter {
     let allowed = "\n              allowed_headers:\n                patterns:\n                - {exact: x-llmcore-api-key, ignore_case: true}\n                - {exact: authorization, ignore_case: true}";
     format!(
@@ -118,7 +122,7 @@ fn ext_authz(cluster: &str, trimmed: bool) -> Filter {
     )
 }
 
-/// The filter of `envoy/envoy.yaml`, word by word but for whom it asks, and how long it waits.
+/// The filter of `envoy/envoy.yaml`, unchanged except for its cluster and its timeout.
 fn as_users_have_it(cluster: &str) -> Filter {
     let file = std::fs::read_to_string(envoy::FILE).expect("envoy/envoy.yaml is there");
     let (_, rest) = file.split_once("          - name: envoy.filters.http.ext_authz").expect("the filter");
@@ -137,18 +141,18 @@ fn clusters(services: &[Running; 2]) -> [Cluster<'_>; 3] {
     [("stock", stock.address()), ("tenantgate_tcp", tcp), ("tenantgate_unix", unix)]
 }
 
-/// What each way cost in each round.
+/// Returns the cost of each way in each round.
 fn rounds(ways: &[Way], services: &[Running; 2], request: &Bytes) -> Vec<Vec<Spent>> {
     let filters: Vec<Filter> = ways.iter().map(|way| way.filter.clone()).collect();
     let proxy = Proxy::start(&filters, &clusters(services), false);
     for address in &proxy.addresses {
-        // The key is proven, and connections stand.
+        // Warm-up: proves the key and opens connections.
         wait(browse(address, CROWD.0, CROWD.0 * 10, request));
     }
     let mut spent: Vec<Vec<Spent>> = ways.iter().map(|_| Vec::new()).collect();
     for round in 0..ROUNDS {
         for at in 0..ways.len() {
-            // Nobody always comes after the same one.
+            // The order changes, so that no candidate always follows the same one.
             let at = (at + round) % ways.len();
             let service = ways[at].asks.map(|asks| &services[asks]);
             spent[at].push(spend(&proxy, &proxy.addresses[at], service, request));
@@ -176,7 +180,7 @@ fn spend(proxy: &Proxy, address: &str, service: Option<&Running>, request: &Byte
     }
 }
 
-/// Instructions of each way, a request: in Envoy and in the service. One request after the other.
+/// Returns instructions per request of each way, in Envoy and in the server, with one request after the other.
 fn instructions(ways: &[Way], services: &[Running; 2], request: &Bytes) -> Vec<(f64, f64)> {
     let filters: Vec<Filter> = ways.iter().map(|way| way.filter.clone()).collect();
     let proxy = Proxy::start(&filters, &clusters(services), true);
@@ -200,10 +204,10 @@ async fn ask(browser: &mut Browser, requests: usize, request: &Bytes) {
     }
 }
 
-/// A table for people and a line for programs. Ratios of a round are against no auth in the same round.
+/// Prints a table for people and a line of JSON for programs. Ratios of a round are against no auth in the same round.
 fn report(ways: &[Way], spent: &[Vec<Spent>], counted: &[(f64, f64)]) {
     let mut out = std::io::stdout();
-    let mut line = |line: String| writeln!(out, "{line}").expect("stdout takes it");
+    let mut line = |line: String| writeln!(out, "{line}").expect("stdout is writable");
     line(format!(
         "{:<36}{:>9}{:>7}{:>9}{:>9}{:>10}{:>10}{:>11}{:>7}{:>14}{:>14}{:>7}",
         "a request through Envoy",

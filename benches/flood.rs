@@ -1,19 +1,22 @@
-//! What do hot keys wait while somebody floods the server with keys that are none?
+//! Measures how long checks of proven keys wait while clients flood the server with invalid keys.
 //!
-//! Keys that are right and proven are asked for 1,000 times a second, alone and beside
-//! 10,000 a second of something else: right keys, for comparison; wrong secrets of keys
-//! that are proven, and of keys that nobody has proven, so that bcrypt is asked; prefixes
-//! that nobody has; keys that are none by their form. Every one of the 10,000 is new. The
-//! rounds are interleaved and each is compared with the two quiet ones beside it. And the
-//! memory of the server, which should not grow.
+//! Valid, proven keys are checked 1,000 times a second, alone and beside 10,000 other checks a second: valid keys, for
+//! comparison; wrong secrets of proven keys; wrong secrets of keys that are not proven, which need bcrypt; unknown
+//! prefixes; malformed keys. Each of the 10,000 is different. The rounds are interleaved, and each is compared with the
+//! two quiet ones beside it. The memory of the server, which should not grow, is recorded, too.
 //!
-//! The flood comes from the same machine, and takes its share of it: that is why there is
-//! one of right keys.
+//! The flood runs on the same machine and uses a part of it, which is why there is a flood of valid keys for
+//! comparison.
 
-#[expect(dead_code, reason = "a part of what the benches need")]
+#[expect(dead_code, reason = "each bench needs only a part")]
 #[path = "load/mod.rs"]
 mod load;
-#[expect(dead_code, unused_imports, unused_macros, reason = "a part of what the tests need")]
+#[expect(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "the benches need only a part of the test support"
+)]
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
@@ -33,10 +36,10 @@ const HOT: usize = 100;
 const PER_SECOND: u32 = 10_000;
 const ROUNDS: usize = 10;
 const ROUND: Duration = Duration::from_secs(2);
-/// Until a flood has risen.
+/// The time until a flood has reached its rate.
 const RISE: Duration = Duration::from_millis(200);
 
-/// Something to ask 10,000 times a second.
+/// The keys of a flood of 10,000 checks a second.
 struct Flood {
     name: &'static str,
     key: fn(usize) -> String,
@@ -59,7 +62,7 @@ const FLOODS: [Flood; 5] = [
     Flood { name: "malformed keys", key: |n| format!("llmk_acme {n}_wrong{n:030}"), allowed: false },
 ];
 
-/// One flood in one round: how hot keys did beside it and alone, in milliseconds, and how much it was.
+/// One flood in one round: latency of proven keys beside it and alone, in milliseconds, and the rate of the flood.
 struct Seen {
     beside: f64,
     alone: f64,
@@ -67,7 +70,7 @@ struct Seen {
 }
 
 fn main() {
-    let world = World::on(Backend::Postgres).expect("what is measured needs a Postgres");
+    let world = World::on(Backend::Postgres).expect("this bench needs a Postgres");
     let pepper = with_memos(&world, KEYS);
     unproven(&world, KEYS, 12);
     let server = Server::on(&world.db).args(&["--pepper-file", &pepper]).start();
@@ -78,7 +81,7 @@ fn main() {
     let mut sent = 0;
     for round in 0..ROUNDS {
         for at in 0..FLOODS.len() {
-            // Nobody always comes after the same one.
+            // The order changes, so that no candidate always follows the same one.
             let at = (at + round) % FLOODS.len();
             seen[at].push(look(&server, &FLOODS[at], &hot, &mut sent));
         }
@@ -87,7 +90,7 @@ fn main() {
     report(&seen, &resident, &[&server.bcrypts().to_string(), &sent.to_string()]);
 }
 
-/// One flood, with a quiet round before and after it.
+/// Runs one flood, with a quiet round before and after it.
 fn look(server: &Server, flood: &'static Flood, hot: &[Bytes], sent: &mut usize) -> Seen {
     let address = &server.grpc[0];
     let before = hot_p99(address, hot, ROUND / 2);
@@ -106,10 +109,10 @@ fn look(server: &Server, flood: &'static Flood, hot: &[Bytes], sent: &mut usize)
     Seen { beside: millis(beside), alone, per_second: count(heard.len()) / took.as_secs_f64() }
 }
 
-/// A table for people and a line for programs. Ratios are medians over rounds.
+/// Prints a table for people and a line of JSON for programs. Ratios are medians over rounds.
 fn report(seen: &[Vec<Seen>; FLOODS.len()], resident: &[u64], [bcrypts, sent]: &[&str; 2]) {
     let mut out = std::io::stdout();
-    let mut line = |line: String| writeln!(out, "{line}").expect("stdout takes it");
+    let mut line = |line: String| writeln!(out, "{line}").expect("stdout is writable");
     line(format!(
         "{:<34}{:>10}{:>12}{:>12}{:>14}{:>16}",
         "1,000 right keys a second, beside", "a second", "p99 ms", "alone ms", "ratio", "to right keys"

@@ -1,13 +1,18 @@
 //! Measures how long after its COMMIT on a publisher a revocation holds in another region.
 //!
-//! Two private clusters on the loopback; the second one subscribes to the first. A server beside each. Plain SQL revokes
-//! and restores keys on the publisher. A time runs from the return of COMMIT until the server of the region has
+//! Two private clusters on the loopback; the second one subscribes to the first. A server beside each. Plain SQL
+//! revokes and restores keys on the publisher. A time runs from the return of COMMIT until the server of the region has
 //! answered accordingly. Then the publisher is stopped: the region must go on, and take changes once it is promoted.
 
-#[expect(dead_code, reason = "a part of what the model test needs")]
+#[expect(dead_code, reason = "the benches need only a part of the model test")]
 #[path = "../tests/it/model/dice.rs"]
 mod dice;
-#[expect(dead_code, unused_imports, unused_macros, reason = "a part of what the tests need")]
+#[expect(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "the benches need only a part of the test support"
+)]
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
@@ -23,7 +28,7 @@ const CHANGES: usize = 500;
 const KEYS: u64 = 100;
 
 fn main() {
-    let publisher = Cluster::publisher().expect("what is measured needs a Postgres");
+    let publisher = Cluster::publisher().expect("this bench needs a Postgres");
     let region = Cluster::private().expect("a second cluster");
     for cluster in [&publisher, &region] {
         cluster.admin("CREATE DATABASE own");
@@ -88,15 +93,15 @@ fn prefix(key: &str) -> &str {
     key.rsplit_once('_').expect("a prefix").0
 }
 
-/// The smallest time that so many of a hundred did not exceed, in milliseconds.
+/// Returns a percentile of the times, in milliseconds.
 fn percentile(times: &[Duration], percent: usize) -> f64 {
     times[(times.len() * percent).div_ceil(100).max(1) - 1].as_secs_f64() * 1000.0
 }
 
-/// A table for people and a line for programs.
+/// Prints a table for people and a line of JSON for programs.
 fn report(near: &mut [Duration], far: &mut [Duration], promoted: Duration) {
     let mut out = std::io::stdout();
-    let mut line = |line: String| writeln!(out, "{line}").expect("stdout takes it");
+    let mut line = |line: String| writeln!(out, "{line}").expect("stdout is writable");
     line(format!("{:<28}{:>10}{:>10}{:>10}", "from COMMIT, in ms", "p50", "p99", "max"));
     let mut times = serde_json::Map::new();
     for (name, row) in [("publisher", near), ("region", far)] {

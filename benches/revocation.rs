@@ -1,19 +1,22 @@
-//! How long after its COMMIT does a revocation hold on every replica?
+//! Measures how long after its COMMIT a revocation holds on every replica.
 //!
-//! Three servers on one private Postgres, valid traffic through all of them, and keys that
-//! plain SQL takes back and gives back. The time of a change begins when its COMMIT has
-//! returned and ends when the last of the three has answered accordingly, over gRPC, as
-//! Envoy would ask. Each server is asked again a millisecond after its last answer, over a
-//! connection that stands: a time is up to two milliseconds and a round trip too long. Without
-//! the pause the questions take all of a small machine, and the wait for a core is what is measured.
+//! Three servers use one private Postgres. Valid checks run on all of them, while plain SQL revokes and restores keys.
+//! A time starts when COMMIT has returned, and ends when the last of the three servers has answered accordingly over
+//! gRPC, as Envoy would call it. Each server is checked again a millisecond after its last response, over an open
+//! connection, so a time is up to two milliseconds and a round trip too long. Without that pause, the checks would use
+//! up a small machine, and the wait for a core would be measured.
 //!
-//! It must not know how the replicas learn of a change. Whether the numbers are good is
-//! said in `benches/README.md`.
+//! `benches/README.md` discusses the results.
 
-#[expect(dead_code, reason = "a part of what the model test needs")]
+#[expect(dead_code, reason = "the benches need only a part of the model test")]
 #[path = "../tests/it/model/dice.rs"]
 mod dice;
-#[expect(dead_code, unused_imports, unused_macros, reason = "a part of what the tests need")]
+#[expect(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "the benches need only a part of the test support"
+)]
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
@@ -33,10 +36,10 @@ const REPLICAS: usize = 3;
 const CHANGES: usize = 1000;
 const KEYS: usize = 200;
 
-/// Valid checks that each replica answers all the while, in a second.
+/// The rate of valid checks on each replica.
 const TRAFFIC: u32 = 200;
 
-/// How long a server is left alone before it is asked again whether it knows.
+/// The pause before a server is checked again.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// The times of one kind of change, on all replicas.
@@ -44,7 +47,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 struct Times(Vec<Duration>);
 
 impl Times {
-    /// The smallest time that so many of a hundred changes did not exceed.
+    /// Returns a percentile of the times.
     fn percentile(&self, percent: usize) -> Duration {
         let rank = (self.0.len() * percent).div_ceil(100).max(1);
         self.0[rank - 1]
@@ -59,7 +62,7 @@ impl Times {
 }
 
 fn main() {
-    let world = World::on(Backend::Postgres).expect("what is measured needs a Postgres");
+    let world = World::on(Backend::Postgres).expect("this bench needs a Postgres");
     let keys: Vec<String> = (0..KEYS).map(|n| format!("llmk_bench{n}_Secret-0123456789")).collect();
     for key in &keys {
         let (prefix, hash, tenant) =
@@ -69,7 +72,7 @@ fn main() {
         ));
     }
     let servers = [(); REPLICAS].map(|()| Server::on(&world.db).start());
-    // No key is changed before each server has proven it: bcrypt is not what is measured.
+    // Each server proves every key first, so that bcrypt is not measured.
     for (server, key) in servers.iter().flat_map(|server| keys.iter().map(move |key| (server, key))) {
         assert_eq!(server.row(Ask::with_key(key)), "200 ok");
     }
@@ -85,7 +88,7 @@ fn main() {
     report(&rows, answered, seconds);
 }
 
-/// Copies a million keys in at once: the change log holds a row for each of them until it is pruned.
+/// Copies a million keys at once. The change log has a row for each of them until it is pruned.
 fn load(world: &World, servers: &[Server; REPLICAS]) {
     world.db.sql(&format!(
         "UPDATE api_keys SET revoked_at = NULL WHERE key_prefix LIKE 'llmk_bench%';
@@ -102,7 +105,7 @@ fn load(world: &World, servers: &[Server; REPLICAS]) {
     }
 }
 
-/// Changes keys, one after the other: the times of those taken back, and of those given back.
+/// Changes keys, one after the other. Returns the times of revocations and of restorations.
 fn measure(world: &World, servers: &[Server; REPLICAS], keys: &[String]) -> (Times, Times) {
     let (mut revoked, mut restored) = (Times::default(), Times::default());
     let mut is_revoked = vec![false; keys.len()];
@@ -120,7 +123,7 @@ fn measure(world: &World, servers: &[Server; REPLICAS], keys: &[String]) -> (Tim
         let committed = Instant::now();
         wait(holds_on_all(servers, key, wanted));
         times.0.push(committed.elapsed());
-        // Changes that follow each other at once would find the replicas always awake.
+        // Without a pause, replicas would always be awake.
         std::thread::sleep(dice.millis(0, 40));
     }
     (revoked, restored)
@@ -146,7 +149,7 @@ async fn holds_on(client: Client, ask: Ask, wanted: &str) {
     assert!(timeout(PATIENCE, asking).await.is_ok(), "never `{wanted}`");
 }
 
-/// Checks of a key that nobody changes.
+/// Checks of a key that does not change.
 struct Traffic {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
@@ -158,7 +161,7 @@ impl Traffic {
         let (stop, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let mut asking = JoinSet::new();
         for server in servers {
-            // A connection of its own, as another Envoy's.
+            // Its own connection, like another Envoy.
             let (client, ask) = (Client::to(&server.grpc[0]), Ask::with_key(key));
             let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
             let checks = async move {
@@ -175,7 +178,7 @@ impl Traffic {
         Self { stop, answered, asking }
     }
 
-    /// How many checks were answered, every one of them with "allowed".
+    /// Returns the number of checks, all of which were allowed.
     fn stop(mut self) -> u64 {
         self.stop.store(true, Relaxed);
         wait(async {
@@ -187,7 +190,7 @@ impl Traffic {
     }
 }
 
-/// A table for people and a line for programs.
+/// Prints a table for people and a line of JSON for programs.
 fn report(rows: &[(String, [f64; 3])], answered: u64, seconds: f64) {
     let json = rows.iter().zip(["revoked", "restored", "revoked_loaded", "restored_loaded"]).map(
         |((_, [p50, p99, max]), name)| {
@@ -202,7 +205,7 @@ fn report(rows: &[(String, [f64; 3])], answered: u64, seconds: f64) {
         "times": json.collect::<serde_json::Map<_, _>>(),
     });
     let mut out = std::io::stdout();
-    let mut line = |line: String| writeln!(out, "{line}").expect("stdout takes it");
+    let mut line = |line: String| writeln!(out, "{line}").expect("stdout is writable");
     line(format!("{:<28}{:>10}{:>10}{:>10}", "from COMMIT, in ms", "p50", "p99", "max"));
     for (name, [p50, p99, max]) in rows {
         line(format!("{name:<28}{p50:>10.1}{p99:>10.1}{max:>10.1}"));

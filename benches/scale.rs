@@ -1,17 +1,21 @@
-//! What do many keys cost: to start with, to hold, to ask for, to change?
+//! Measures what many keys cost: start, memory, checks and changes.
 //!
-//! For each number of keys a server starts on a private Postgres that has as many. Measured:
-//! the time from its start to `ready`; its memory, less that of a server with hardly any
-//! keys; the time from the COMMIT of a change of a tenth of the keys (100,000 at the most)
-//! until it holds; how long the slowest valid check took meanwhile; and the instructions of
-//! a check, of a hundred keys in turn, so that none is lucky in its place in the table.
+//! For each number of keys, a server starts on a private Postgres that has this many. Measured are: the time from its
+//! start to `ready`; its memory, minus that of a server with few keys; the time from the COMMIT of a change of a tenth
+//! of the keys (at most 100,000) until it holds; the latency of the slowest valid check during the change; and
+//! instructions per check, of a hundred keys in turn, so that the position of a key in the table does not matter.
 //!
-//! Whether the numbers are good is said in `benches/README.md`.
+//! `benches/README.md` discusses the results.
 
-#[expect(dead_code, reason = "a part of what the benches need")]
+#[expect(dead_code, reason = "each bench needs only a part")]
 #[path = "load/mod.rs"]
 mod load;
-#[expect(dead_code, unused_imports, unused_macros, reason = "a part of what the tests need")]
+#[expect(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "the benches need only a part of the test support"
+)]
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
@@ -30,14 +34,14 @@ use self::support::{Ask, Backend, Client, Server, World, runtime, wait};
 
 const SIZES: [u64; 3] = [1_000, 100_000, 1_000_000];
 
-/// Keys that are right, and checks that are counted.
+/// The number of valid keys, and of checks during which instructions are counted.
 const RIGHT: usize = 100;
 const COUNTED: usize = 8_000;
 
-/// The most that change at once.
+/// The maximum number of keys in one change.
 const CHANGED: u64 = 100_000;
 
-/// What a server with so many keys costs.
+/// The cost of a server with one number of keys.
 struct Cost {
     keys: u64,
     ready: Duration,
@@ -45,10 +49,10 @@ struct Cost {
     peak: u64,
     changed: u64,
     applied: Duration,
-    /// The slowest of the valid checks before the change, and during it.
+    /// The latency of the slowest valid check before the change, and during it.
     quiet: Duration,
     busy: Duration,
-    /// Of a check.
+    /// Instructions per check.
     instructions: f64,
 }
 
@@ -60,7 +64,7 @@ fn main() {
 }
 
 fn measure(keys: u64) -> Cost {
-    let world = World::on(Backend::Postgres).expect("what is measured needs a Postgres");
+    let world = World::on(Backend::Postgres).expect("this bench needs a Postgres");
     fill(&world, keys);
     let start = Instant::now();
     let server = Server::on(&world.db).start();
@@ -90,7 +94,7 @@ fn measure(keys: u64) -> Cost {
     Cost { keys, ready, resident, peak, changed, applied, quiet, busy, instructions }
 }
 
-/// Instructions of a check.
+/// Returns instructions per check.
 fn instructions(world: &World) -> f64 {
     let keys: Vec<String> = (0..RIGHT).map(|n| format!("llmk_right{n:03}_Secret-0123456789")).collect();
     let row = |key: &String| {
@@ -108,7 +112,7 @@ fn instructions(world: &World) -> f64 {
     instructions
 }
 
-/// As many keys as issued ones look, of a thousand tenants, with hashes of nothing.
+/// Creates keys that look like issued ones, of a thousand tenants, with hashes that match no key.
 fn fill(world: &World, keys: u64) {
     world.db.sql(&format!(
         "ALTER TABLE api_keys DISABLE TRIGGER tenantgate_key_came_or_went;
@@ -123,7 +127,7 @@ fn fill(world: &World, keys: u64) {
     ));
 }
 
-/// Valid checks, one after the other.
+/// Sends valid checks, one after the other.
 struct Checks {
     stop: Arc<AtomicBool>,
     asking: tokio::task::JoinHandle<Duration>,
@@ -133,7 +137,7 @@ impl Checks {
     fn start(server: &Server, key: &str) -> Self {
         let stop = Arc::<AtomicBool>::default();
         let (client, ask, told) = (Client::to(&server.grpc[0]), Ask::with_key(key), Arc::clone(&stop));
-        // The connection stands before anything is measured.
+        // Opens the connection before anything is measured.
         wait(client.ask(ask.clone())).expect("an answer");
         let asking = runtime().spawn(async move {
             let mut slowest = Duration::ZERO;
@@ -153,10 +157,10 @@ impl Checks {
     }
 }
 
-/// A table for people and a line for programs.
+/// Prints a table for people and a line of JSON for programs.
 fn report(costs: &[Cost]) {
     let mut out = std::io::stdout();
-    let mut line = |line: String| writeln!(out, "{line}").expect("stdout takes it");
+    let mut line = |line: String| writeln!(out, "{line}").expect("stdout is writable");
     let millis = |span: Duration| span.as_secs_f64() * 1000.0;
     let base = costs.first().map_or(0, |cost| cost.resident);
     let few = costs.first().map_or(0, |cost| cost.keys);

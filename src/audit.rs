@@ -1,9 +1,8 @@
-//! What was changed, by whom, and can that still be believed?
+//! The audit log: who changed what, in a chain of hashes.
 //!
-//! Every change by the command line leaves an [`Entry`] in the audit log, in the same
-//! transaction. The entries are chained: the hash of each is over the hash of the one
-//! before it and over its own fields, so that none can be changed, taken out or put in
-//! without changing the hashes of all that follow.
+//! Every change by the command line adds an [`Entry`] in the same transaction. The hash of each entry covers the hash
+//! of the entry before it and its own fields, so no entry can be changed, removed or inserted without changing the
+//! hashes of all later ones.
 //!
 //! ```text
 //! hash(n) = hex SHA-256( hash(n - 1) ‖ net(seq) ‖ net(at) ‖ net(actor) ‖ net(action)
@@ -12,10 +11,9 @@
 //! at      = 2026-11-25T02:34:04.123456Z          NULL is written as the empty text
 //! ```
 //!
-//! NEVER CHANGE THIS: logs that are there could not be verified any more.
+//! NEVER CHANGE THIS: existing logs could no longer be verified.
 //!
-//! What is written down of a key or tenant is what people are shown of it. There is no
-//! way from a hash, a memo or a secret into an entry.
+//! An entry contains what commands show of a key or tenant. A hash, a memo or a secret cannot get into an entry.
 
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -25,7 +23,7 @@ use crate::key::format::holds_key;
 use crate::record::KeyDetails;
 use crate::tenant::{Mode, Tenant};
 
-/// Who changes something: a user of the operating system, or whom a person says he is.
+/// The author of a change: a user of the operating system, or the name given with `--actor`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Actor(Box<str>);
 
@@ -34,11 +32,13 @@ impl Actor {
     ///
     /// # Errors
     ///
-    /// It is empty, longer than 255 characters, or holds control characters or a whole key; says so.
+    /// The name is empty, longer than 255 characters, or contains control characters or a whole key.
     pub fn new(name: &str) -> Result<Self, String> {
         let fine = (1..=255).contains(&name.chars().count()) && !name.chars().any(char::is_control);
         if !fine || holds_key(name) {
-            return Err("an actor has 1 to 255 characters, no control characters, and is no key".into());
+            return Err(
+                "invalid actor: expected 1 to 255 characters without control characters and keys".into()
+            );
         }
         Ok(Self(name.into()))
     }
@@ -50,46 +50,46 @@ impl Actor {
     }
 }
 
-/// A program that nobody gave a name.
+/// The program itself.
 impl Default for Actor {
     fn default() -> Self {
         Self("tenantgate".into())
     }
 }
 
-/// What is done.
+/// The kind of a change.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Action {
-    /// A key is made.
+    /// A key is created.
     KeyCreate,
-    /// Keys are taken over from a file.
+    /// Keys are imported from a file.
     KeyImport,
-    /// A key is taken back.
+    /// A key is revoked.
     KeyRevoke,
-    /// A key gets a successor.
+    /// A key is rotated.
     KeyRotate,
-    /// The tables are brought up to date.
+    /// The schema is migrated.
     Migrate,
-    /// The demonstration tenant and key are made.
+    /// The demonstration tenant and key are created.
     SeedDemo,
-    /// A tenant is served (again).
+    /// A tenant is activated.
     TenantActivate,
-    /// A tenant is made.
+    /// A tenant is created.
     TenantCreate,
     /// A tenant is marked as deleted.
     TenantDelete,
-    /// Tenants are taken over from a file.
+    /// Tenants are imported from a file.
     TenantImport,
-    /// It is said what becomes of a tenant's keys that are to be refused.
+    /// The mode of a tenant is set: whether rejections are enforced.
     TenantMode,
-    /// The schema of a tenant stands: it is not pending any more.
+    /// The provisioning of a tenant is complete.
     TenantProvision,
-    /// A tenant is not served any more.
+    /// A tenant is suspended.
     TenantSuspend,
 }
 
 impl Action {
-    /// As `tenantgate_audit_log.action` has it.
+    /// The value of `tenantgate_audit_log.action`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -110,7 +110,7 @@ impl Action {
     }
 }
 
-/// What is to be written down of a change.
+/// A change to record.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Draft {
     action: Action,
@@ -120,7 +120,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// A change of something else than a tenant or a key.
+    /// A change that is not about a tenant or a key.
     #[must_use]
     pub fn of(
         action: Action,
@@ -131,7 +131,7 @@ impl Draft {
         Self { action, subject, before: before.map(json), after: Some(json(after)) }
     }
 
-    /// A tenant that was made or changed; nothing if it is as before.
+    /// A tenant that was created or changed; `None` if nothing changed.
     #[must_use]
     pub fn of_tenant(action: Action, before: Option<&Tenant>, after: &Tenant) -> Option<Self> {
         let shown = before.map(SeenTenant::from);
@@ -139,7 +139,7 @@ impl Draft {
         (draft.before != draft.after).then_some(draft)
     }
 
-    /// A key that was made or changed; nothing if it is as before.
+    /// A key that was created or changed; `None` if nothing changed.
     #[must_use]
     pub fn of_key(action: Action, before: Option<&KeyDetails>, after: &KeyDetails) -> Option<Self> {
         let shown = before.map(SeenKey::from);
@@ -148,12 +148,12 @@ impl Draft {
     }
 }
 
-/// Text and plain words cannot fail to become JSON.
+/// Encodes JSON, which cannot fail for text fields.
 fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-/// A tenant as the log has it: the fields of the command line.
+/// A tenant in the log: the fields that commands show.
 #[derive(Serialize)]
 struct SeenTenant<'a> {
     id: String,
@@ -178,7 +178,7 @@ impl<'a> From<&'a Tenant> for SeenTenant<'a> {
     }
 }
 
-/// A key as the log has it: what people do to keys, and not what their use leaves behind.
+/// A key in the log: the fields that commands change, without those of its use.
 #[derive(Serialize)]
 struct SeenKey<'a> {
     id: String,
@@ -213,19 +213,19 @@ impl<'a> From<&'a KeyDetails> for SeenKey<'a> {
 pub struct Entry {
     /// 1, 2, 3 and so on.
     pub seq: i64,
-    /// When, by the clock of the database.
+    /// The time, by the clock of the database.
     pub at: Timestamp,
-    /// Who.
+    /// The author.
     pub actor: String,
-    /// What was done.
+    /// The kind of the change.
     pub action: String,
-    /// To what: the id of a tenant or key, mostly.
+    /// The changed object: usually the id of a tenant or key.
     pub subject: String,
-    /// What it was before, as JSON.
+    /// Its fields before, as JSON.
     pub before: Option<String>,
-    /// What it is now, as JSON.
+    /// Its fields after, as JSON.
     pub after: Option<String>,
-    /// What binds it to all rows before it.
+    /// The hash over this row and all rows before it.
     pub hash: String,
 }
 
@@ -243,22 +243,22 @@ impl Entry {
     }
 }
 
-/// Lower-case hexadecimal.
+/// Encodes lower-case hexadecimal.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
-/// The end of a log: how many rows there are, and the hash of the last.
+/// The end of a log: the number of rows, and the last hash.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Head {
-    /// The number of the last row, which is how many there are.
+    /// The number of the last row, which is the number of rows.
     pub seq: i64,
     /// Its hash.
     pub hash: String,
 }
 
-/// The head of a log without rows.
+/// The head of an empty log.
 impl Default for Head {
     fn default() -> Self {
         Self { seq: 0, hash: "0".repeat(64) }
@@ -266,7 +266,7 @@ impl Default for Head {
 }
 
 impl Head {
-    /// The next row, which becomes the head.
+    /// Creates the next row, which becomes the head.
     pub fn append(&mut self, at: Timestamp, actor: &Actor, draft: Draft) -> Entry {
         let Draft { action, subject, before, after } = draft;
         let mut entry = Entry {
@@ -284,11 +284,11 @@ impl Head {
         entry
     }
 
-    /// Takes the next row of a log that is there.
+    /// Verifies the next row of an existing log.
     ///
     /// # Errors
     ///
-    /// It is not the next row, or not what was written.
+    /// A row is missing, or this one was changed.
     pub fn follow(&mut self, entry: &Entry) -> Result<(), Broken> {
         let seq = self.seq + 1;
         if entry.seq != seq {
@@ -302,13 +302,13 @@ impl Head {
     }
 }
 
-/// The first row of a log that is not as it was written.
+/// The first row of a log that was changed or removed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Broken {
-    /// Its hash is not that of its fields and of the row before it.
-    #[error("row {0} of the audit log is not what was written: its hash does not fit it and the row before")]
+    /// The hash does not match the fields and the row before.
+    #[error("row {0} of the audit log was changed: its hash does not match it and the row before")]
     Changed(i64),
-    /// It is not there, and later ones are.
+    /// The row is missing, but later ones exist.
     #[error("row {0} of the audit log is missing")]
     Missing(i64),
 }
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn the_hash_is_the_documented_one() {
-        // By Python's hashlib, from the drawing above.
+        // Computed with Python's hashlib, by the formula above.
         assert_eq!(log()[0].hash, "143fa954cf46bf32548c00c7b897379381b55e6450de16725114e085d59d2185");
         assert_eq!(log()[1].hash, "95edfe4833d5c22b9708a73c0326384a6aabc2e94d1d956590d23b91b001545c");
     }

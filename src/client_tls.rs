@@ -1,7 +1,7 @@
 //! TLS for all commands that connect to a server.
 //!
-//! A command trusts the given authority and no other, or else the authorities of the system. It shows its own certificate,
-//! if it has one, to servers that ask for it. The protocol on top belongs to the caller.
+//! A command trusts the given authority and no other, or else the authorities of the system. It shows its own
+//! certificate, if it has one, to servers that ask for it. The protocol on top belongs to the caller.
 
 use std::fmt::Display;
 use std::io;

@@ -1,7 +1,7 @@
 //! Findings: what a check examined, how severe the result is, and what to do.
 //!
-//! The adapters that know a thing (a database, Envoy) create findings about it. This module knows neither what is checked nor
-//! how findings are shown.
+//! The adapters that know a thing (a database, Envoy) create findings about it. This module knows neither what is
+//! checked nor how findings are shown.
 
 /// The severity of a finding.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]

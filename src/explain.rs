@@ -1,18 +1,16 @@
-//! Why does a request get the answer it gets?
+//! Explains why a request gets its answer.
 //!
-//! Gathers the facts about one key as a server would have them, has them judged by
-//! the one that judges requests ([`decide`]), in the mode of the server and the
-//! tenant, and walks the table beside it ([`rows`]). The secret is proven by the very machine that `serve` proves it with;
-//! where only a prefix is known, both cases are told: who presents the right
-//! secret, and who presents a wrong one.
+//! Collects the facts about one key as a server would have them, decides with the same function as requests
+//! ([`decide`]) in the mode of the server and the tenant, and walks the outcome table beside it ([`rows`]). The same
+//! code as in `serve` verifies the secret. If only a prefix is known, both cases are explained: the right secret and a
+//! wrong one.
 //!
 //! ```text
 //! prefix ─► row, memo, tenant ─► as of --at ─► recall / prove ─► decide ─► in_mode
 //!                                                           └──► rows::walk
 //! ```
 //!
-//! Nothing here knows SQL, HTTP or how an answer is shown, and nothing is changed:
-//! a proof made here is not written down.
+//! Nothing is changed: a proof made here is not stored. Depends on: no SQL, no HTTP, no output format.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,19 +30,19 @@ use crate::tenant::{Mode, Tenant};
 use crate::verify::memo::{Keyring, Peppers};
 use crate::verify::{self, Provable as _, Verifier};
 
-/// bcrypt at cost 14 on a busy machine, and then some.
+/// Longer than bcrypt of cost 14 on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What is to be explained.
+/// The request to explain.
 #[derive(Clone, Copy, Debug)]
 pub struct Question<'a> {
     /// The request.
     pub request: AccessRequest<'a>,
-    /// Whether only the prefix of its key is known, and the secret stands in for any.
+    /// Whether only the prefix of its key is known, so that the secret is a placeholder.
     pub stand_in: bool,
-    /// As of when to judge; nothing: now.
+    /// The time for which to decide; `None` for now.
     pub at: Option<Timestamp>,
-    /// How true the replica is taken to be that judges.
+    /// The assumed freshness of the replica.
     pub freshness: Freshness,
     /// The mode of the server.
     pub mode: Mode,
@@ -53,20 +51,20 @@ pub struct Question<'a> {
 /// Who presents the key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Presenter {
-    /// Nobody: there is none.
+    /// There is no key.
     Nobody,
-    /// Anybody: the secret makes no difference.
+    /// The secret makes no difference.
     Anybody,
-    /// Who holds the key that was given.
+    /// The holder of the given key.
     Holder,
-    /// Whoever has the right secret.
+    /// A client with the right secret.
     RightSecret,
-    /// Whoever has another one.
+    /// A client with a wrong secret.
     WrongSecret,
 }
 
 impl Presenter {
-    /// In words.
+    /// The text in output.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -79,7 +77,7 @@ impl Presenter {
     }
 }
 
-/// What a request that presents the key so is judged by.
+/// The facts for one way to present the key.
 #[derive(Clone, Debug)]
 pub struct Case<'a> {
     /// Who presents it.
@@ -105,36 +103,36 @@ impl Case<'_> {
         }
     }
 
-    /// The judgement, and what becomes of it in the mode of the server and the tenant.
+    /// Returns the decision in the mode of the server and the tenant.
     pub fn decision(&self) -> Decision<'_> {
-        // Nothing is left to be proven here.
+        // The proof is known here.
         decide(&self.facts()).unwrap_or(Decision::Unable(Fault::Overloaded, None)).in_mode(self.mode)
     }
 
-    /// Every row of the table, and what became of it.
+    /// Returns every row of the outcome table with its result.
     #[must_use]
     pub fn rows(&self) -> [(Row, Step); Row::ALL.len()] {
         rows::walk(&self.facts())
     }
 }
 
-/// What is known of a key, and what follows from it.
+/// The facts about a key, and the resulting cases.
 #[derive(Debug)]
 pub struct Explanation<'a> {
-    /// As of when it was judged.
+    /// The time for which it was decided.
     pub judged_at: Timestamp,
     /// The key as it is now.
     pub key: Option<KeyDetails>,
     /// Its tenant as it is now.
     pub tenant: Option<Tenant>,
-    /// The cases there are.
+    /// The cases.
     pub cases: Vec<Case<'a>>,
-    /// What else is worth knowing.
+    /// Further remarks.
     pub notes: Vec<String>,
 }
 
 impl Explanation<'_> {
-    /// What a row was decided by, as the database has it.
+    /// Returns the value in the database that decided a row.
     #[must_use]
     pub fn because(&self, row: Row, step: Step) -> Option<String> {
         let key = self.key.as_ref().filter(|_| step != Step::NotReached)?;
@@ -162,9 +160,9 @@ pub struct Explainer {
     peppers: Peppers,
 }
 
-/// A key as the database has it.
+/// A key with its tenant in the database.
 struct Subject {
-    /// Nothing where the row cannot even be shown.
+    /// `None` if the row is too damaged to show.
     details: Option<KeyDetails>,
     record: KeyRecord,
     memo: Option<Memo>,
@@ -172,7 +170,7 @@ struct Subject {
 }
 
 impl Explainer {
-    /// One that looks into this store.
+    /// An explainer for this store.
     #[must_use]
     pub fn new(store: Arc<dyn Inspect>, clock: Arc<dyn Clock>, peppers: Peppers) -> Self {
         Self { store, clock, peppers }
@@ -182,9 +180,9 @@ impl Explainer {
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn explain<'a>(&self, question: Question<'a>) -> Result<Explanation<'a>, StoreError> {
-        // As a server does: the later one of the two clocks.
+        // The later of the two clocks, as in a server.
         let now = self.store.time().await?.unwrap_or_default().max(self.clock.now());
         let judged_at = question.at.unwrap_or(now);
         let mut explanation =
@@ -223,7 +221,7 @@ impl Explainer {
         Ok(Some(Subject { details, record, memo, tenant }))
     }
 
-    /// Who can present the key, and what proving it comes to.
+    /// Returns the ways to present the key, and the result of each proof.
     async fn proofs(
         &self,
         subject: &Subject,
@@ -236,7 +234,7 @@ impl Explainer {
         let verifier = self.verifier()?;
         let recalled = verifier.recall(&*entry, presented);
         if recalled == Proof::Wrong && entry.proven().seal().is_none() {
-            let why = "no secret passes: --memo is required, and the row has no memo by one of these peppers";
+            let why = "no secret passes: memos are required, and the row has no memo of one of these peppers";
             notes.push(why.into());
             return Ok(vec![(Presenter::Anybody, Proof::Wrong)]);
         }
@@ -247,18 +245,18 @@ impl Explainer {
             }
             (Proof::Pending, false) => {
                 let deadline = Instant::now() + PATIENCE;
-                notes.push("bcrypt was asked, as the first request after a start asks it".into());
+                notes.push("bcrypt verified the key, as for the first request after a start".into());
                 vec![(Presenter::Holder, verifier.prove(entry, presented, deadline).await)]
             }
             (known, false) => {
-                notes.push("the memo beside the row told, without bcrypt".into());
+                notes.push("the memo of the row verified the key, without bcrypt".into());
                 vec![(Presenter::Holder, known)]
             }
         })
     }
 
     fn verifier(&self) -> Result<Verifier, StoreError> {
-        let no = |why: &dyn std::fmt::Display| StoreError::Unavailable(format!("cannot prove a key: {why}"));
+        let no = |why: &dyn std::fmt::Display| StoreError::Unavailable(format!("cannot verify a key: {why}"));
         let keyring = Keyring::new(self.peppers.clone()).map_err(|e| no(&e))?;
         let options = verify::Options { threads: 1, ..verify::Options::default() };
         Verifier::start(options, keyring).map_err(|e| no(&e))
@@ -284,7 +282,7 @@ fn case<'a>(
     }
 }
 
-/// A row that makes no sense is one that cannot be shown, not the end.
+/// Turns an inconsistent row into `None`, because the rest can still be explained.
 fn readable<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match read {
         Ok(read) => Ok(Some(read)),
@@ -293,19 +291,19 @@ fn readable<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     }
 }
 
-/// A key as it was at another instant, as far as its row can tell: when it was made, and when it was taken back.
-/// Nothing if it was not there yet.
+/// Returns a key as it was at another time, as far as its row contains that: creation and revocation. `None` if it did
+/// not exist yet.
 fn as_of(at: Timestamp, now: Timestamp, mut subject: Subject, notes: &mut Vec<String>) -> Option<Subject> {
     if at < now {
         notes.push(
-            "the past of a row is not kept: secret, expiry and tenant are judged as they are now, \
-             creation, revocation and time as of then"
+            "old values of a row are not stored: secret, expiry and tenant are those of now, \
+             creation, revocation and time those of then"
                 .into(),
         );
     }
     let Some(details) = &subject.details else { return Some(subject) };
     if details.created_at > at {
-        notes.push(format!("the key was made at {}, after that", details.created_at));
+        notes.push(format!("the key was created at {}, after that time", details.created_at));
         return None;
     }
     subject.record.revoked = details.revoked_at.is_some_and(|revoked_at| revoked_at <= at);

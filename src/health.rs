@@ -1,8 +1,8 @@
 //! Readiness of the server.
 //!
-//! One judgement is reported in three ways: as gRPC health status for Envoy and Kubernetes, at `/readyz` for people and load
-//! balancers, and as a log line when it changes. Ready means: loaded once, not older than `--max-staleness`, and not draining.
-//! A server is not ready at first.
+//! One judgement is reported in three ways: as gRPC health status for Envoy and Kubernetes, at `/readyz` for people and
+//! load balancers, and as a log line when it changes. Ready means: loaded once, not older than `--max-staleness`, and
+//! not draining. A server is not ready at first.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -1,7 +1,7 @@
 //! Writes when a key was last used.
 //!
-//! A check only updates memory ([`LastUsed::touch`]): the entry of the key stores the instant, and the first use since the
-//! last flush adds the entry to a list. The list is written every half minute and when the server stops. While the
+//! A check only updates memory ([`LastUsed::touch`]): the entry of the key stores the instant, and the first use since
+//! the last flush adds the entry to a list. The list is written every half minute and when the server stops. While the
 //! database is unavailable the list stays in memory; it is never longer than the number of keys. No check waits for it.
 
 use std::collections::HashSet;

@@ -1,88 +1,87 @@
 //! Tenant-aware API keys for everything behind Envoy.
 //!
-//! This page is the map of the house. Users start at the README; whoever changes
-//! the code starts here.
+//! This page is the map of the code for developers. Users start at the README.
 //!
-//! # Floors
+//! # Layers
 //!
 //! ```text
-//! floor 5  WIRING      main  cli/  config/  server/{assembly, acceptor, dedicated_runtime, grpc_services, ops, tls, worker_pool}  health  telemetry/{metrics, page, panics, process, scrub, traces}
-//! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      store/{sql, postgres, sqlite}
-//! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   last_used   memo_writer (proofs)   shadow (would-be refusals)   explain (why)
-//! floor 2  MACHINES    supervise   store/{management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, heartbeat, snapshot_file/format}   batch_writer   client_tls
-//! floor 1  JUDGEMENT   decision/{rows} (pure, synchronous)
-//! floor 0  WORDS       key/{format}   tenant   record   request   scope   network   plan   labels   path   route   invalid   clock   stats   rate_limited_log   client_address   audit   diagnostics   trace
+//! layer 5  WIRING      main  cli/  config/  server/{assembly, acceptor, dedicated_runtime, grpc_services, ops, tls, worker_pool}  health  telemetry/{metrics, page, panics, process, scrub, traces}
+//! layer 4  ADAPTERS     ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      store/{sql, postgres, sqlite}
+//! layer 3  USE CASES   gate (the check path)   admin/ (the management path)   last_used   memo_writer (proofs)   shadow (would-be refusals)   explain (why)
+//! layer 2  MECHANISMS   supervise   store/{management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, heartbeat, snapshot_file/format}   batch_writer   client_tls
+//! layer 1  JUDGEMENT   decision/{rows} (pure, synchronous)
+//! layer 0  VOCABULARY      key/{format}   tenant   record   request   scope   network   plan   labels   path   route   invalid   clock   stats   rate_limited_log   client_address   audit   diagnostics   trace
 //! ```
 //!
-//! The floors 0 and 1 are the crate `tenantgate-core` as far as they need no operating system, and stand here under the
-//! same names. A module inside Envoy can use that crate alone.
+//! The parts of layers 0 and 1 that need no operating system are the crate `tenantgate-core`, and are re-exported here
+//! under the same names. A module inside Envoy can use that crate alone.
 //!
-//! A module uses its own floor's earlier items and the floors below, never one
-//! above. Doors do not know other doors.
+//! A module uses earlier modules of its own layer and the layers below, never a layer
+//! above. Adapters do not know each other.
 //!
-//! # Two stories
+//! # Two paths
 //!
-//! Each crosses the house in one direction.
+//! Each crosses the layers in one direction.
 //!
 //! ```text
 //! a request   Envoy → server::listen → transport::call → ext_authz::service → translate → gate → replica lookup → verify → decision → translate → Envoy
-//! a change    CLI, admin or anyone's SQL → change log in the same transaction → replica::sync → next snapshot
+//! a change    CLI, admin, or SQL of any client → change log in the same transaction → replica::sync → next snapshot
 //! ```
 //!
 //! # Where a line belongs
 //!
-//! Where its *foreign words* are spoken, and each vocabulary has one room:
+//! Each foreign vocabulary has one place:
 //! SQL in `store/`; Envoy's messages, HTTP status numbers and outgoing header
 //! names in `ext_authz/`; Envoy's configuration in `envoy/`; bcrypt in `verify/bcrypt`; flags and variables in
 //! `config` and `cli`; the operating system's clocks in `clock`; printing and
-//! exit codes in `cli`; the names of metrics in `telemetry`. A test
-//! (`tests/it/architecture.rs`) holds the code to this table.
+//! exit codes in `cli`; the names of metrics in `telemetry`. The test
+//! `tests/it/architecture.rs` checks the code against this list.
 //!
-//! # What is not there
+//! # Rules
 //!
 //! - `decision` does no I/O, is not async, reads no clock, and knows neither HTTP nor Envoy. Allow, Deny and
-//!   Unable are three outcomes that never share a path.
+//!   Unable are three separate outcomes.
 //! - Nothing on the request path awaits the database or holds a lock across an await.
-//! - A key implements neither `Display` nor `Serialize`, and its `Debug` shows the prefix. A plaintext leaves
-//!   through [`admin::Issued`] alone.
-//! - A verdict of bcrypt is kept in the row it was on, in memory and, sealed with a pepper, in the database.
-//!   There is no cache to invalidate, and so none that could bring back what was revoked.
-//! - No module below floor 5 knows the configuration; each machine has its own `Options`.
-//! - A third database needs a door of its own and no change below floor 4.
+//! - A key implements neither `Display` nor `Serialize`, and its `Debug` shows the prefix. The plain text
+//!   leaves the program only through [`admin::Issued`].
+//! - A verdict of bcrypt is stored in the row that it is about: in memory and, sealed with a pepper, in the database.
+//!   There is no separate cache to invalidate, and therefore none that could accept a revoked key.
+//! - No module below layer 5 knows the configuration; each mechanism has its own `Options`.
+//! - A third database needs one more adapter and no change below layer 4.
 
-// floor 0
+// layer 0
 pub mod audit;
 pub mod clock;
 pub mod diagnostics;
 pub mod rate_limited_log;
 pub mod stats;
 pub mod trace;
-// floors 0 and 1 of crates/core
+// layers 0 and 1 of crates/core
 pub use tenantgate_core::{
     client_address, decision, invalid, key, labels, network, plan, record, request, scope, tenant,
 };
-// floor 2, and the doors to databases
+// layer 2, with the adapters of databases
 pub mod store;
 pub mod supervise;
 pub mod transport;
 pub mod verify;
-// floor 2
+// layer 2
 pub mod batch_writer;
 pub mod client_tls;
 pub mod replica;
-// floor 3
+// layer 3
 pub mod admin;
 pub mod last_used;
 pub mod memo_writer;
 pub mod shadow;
-// the one that needs both
+// uses both
 pub mod gate;
-// the one that tells what it does
+// describes what gate does
 pub mod explain;
-// floor 4
+// layer 4
 pub mod envoy;
 pub mod ext_authz;
-// floor 5
+// layer 5
 pub mod cli;
 pub mod config;
 pub mod health;

@@ -1,4 +1,4 @@
-//! The program `tenantgate`: a runtime, and what [`tenantgate::cli`] makes of the arguments.
+//! The program `tenantgate`: starts a runtime and runs [`tenantgate::cli`].
 
 use std::process::ExitCode;
 
@@ -6,20 +6,20 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpabl
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    keep_memory_to_ourselves();
-    take_all_files_there_are();
+    protect_memory();
+    raise_file_limit();
     tenantgate::cli::run(std::env::args_os()).await
 }
 
-/// Keys pass through our memory: no core dump takes them along, and no debugger of the same user reads them.
-/// Where the system refuses, we are no worse off than without.
-fn keep_memory_to_ourselves() {
+/// Disables core dumps, and debuggers of the same user, because keys are in memory. Failures are ignored: the program
+/// is then no less safe than without this.
+fn protect_memory() {
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
-/// A connection takes a file descriptor, and the number that is customary (1,024) is from another time.
-fn take_all_files_there_are() {
+/// Raises the limit of open files to its maximum: each connection needs one, and the usual limit of 1,024 is too low.
+fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }

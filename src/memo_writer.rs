@@ -1,11 +1,11 @@
 //! Writes memos, which save bcrypt after a restart and on other replicas.
 //!
-//! With a pepper, the first check that proves a key creates a memo ([`MemoWriter::note`]). It is written beside the row of
-//! the key a second later; every replica reads it from there. The first check of a key after the writing pepper was
+//! With a pepper, the first check that proves a key creates a memo ([`MemoWriter::note`]). It is written beside the row
+//! of the key a second later; every replica reads it from there. The first check of a key after the writing pepper was
 //! replaced creates a new memo.
 //!
-//! A lost memo costs one bcrypt. While the database is unavailable, memos wait in memory, up to a bound; memos beyond it
-//! are dropped.
+//! A lost memo costs one bcrypt. While the database is unavailable, memos wait in memory, up to a bound; memos beyond
+//! it are dropped.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

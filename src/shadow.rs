@@ -1,9 +1,9 @@
 //! Collects what enforcement would reject, for the shadow report.
 //!
 //! In shadow mode, a request that would be rejected passes and is recorded ([`Report::note`]): its network, client
-//! program, method, path, and the reason. Requests that are equal in all of these share one entry. The number of entries
-//! a day is bounded; requests beyond the bound are counted together. Every half minute the entries are added to a table,
-//! which `tenantgate report shadow` reads.
+//! program, method, path, and the reason. Requests that are equal in all of these share one entry. The number of
+//! entries a day is bounded; requests beyond the bound are counted together. Every half minute the entries are added to
+//! a table, which `tenantgate report shadow` reads.
 //!
 //! Clients choose all of this text. It is therefore cut, made printable, and cleaned of everything that could be a
 //! secret ([`plain`]). Depends on: no message of Envoy.

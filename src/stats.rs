@@ -1,7 +1,7 @@
 //! Counters, gauges and histograms for operators.
 //!
-//! Counting takes one atomic addition and no lock. Each of the first eight threads writes to a cache line of its own, so
-//! that they do not slow each other down. Metric names and output formats belong to `telemetry`.
+//! Counting takes one atomic addition and no lock. Each of the first eight threads writes to a cache line of its own,
+//! so that they do not slow each other down. Metric names and output formats belong to `telemetry`.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;

@@ -1,10 +1,11 @@
 //! Restarts background tasks that panic.
 //!
-//! A panic is a defect, but a defect in one task must not stop the others: the server continues to answer from memory. The
-//! future that panicked is dropped, and the task starts again, after a pause that doubles each time. Each restart is counted
-//! and logged in one line; the panic hook in `telemetry` logs where it happened.
+//! A panic is a defect, but a defect in one task must not stop the others: the server continues to answer from memory.
+//! The future that panicked is dropped, and the task starts again, after a pause that doubles each time. Each restart
+//! is counted and logged in one line; the panic hook in `telemetry` logs where it happened.
 //!
-//! A panic never allows a request. A task that does not run shows in its own metrics: the snapshot gets older, a batch waits.
+//! A panic never allows a request. A task that does not run shows in its own metrics: the snapshot gets older, a batch
+//! waits.
 //!
 //! Depends on: nothing of what the tasks do.
 

@@ -1,4 +1,4 @@
-//! Whose trace is a request part of?
+//! The parent of a check in a trace.
 //!
 //! W3C Trace Context (<https://www.w3.org/TR/trace-context/#traceparent-header>):
 //!
@@ -7,26 +7,25 @@
 //! version       trace-id                  parent-id    flags: 01 = sampled
 //! ```
 //!
-//! Only traces that somebody keeps are of interest: without the flag there is no parent.
-//! How spans are sent, and where, is not known here.
+//! Only sampled traces matter: without that flag there is no parent. Sending spans belongs to `telemetry`.
 
 /// The header that a trace is carried in.
 pub const TRACEPARENT: &str = "traceparent";
 
-/// The span that a span of ours is a child of.
+/// The span that the span of a check is a child of.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Parent {
-    /// The trace.
+    /// The id of the trace.
     pub trace_id: u128,
-    /// The span within it.
+    /// The id of the span within it.
     pub span_id: u64,
 }
 
 impl Parent {
-    /// Reads `traceparent`; nothing if it makes no sense, or if nobody keeps the trace.
+    /// Parses `traceparent`. Returns `None` if it is invalid or the trace is not sampled.
     #[must_use]
     pub fn sampled(traceparent: &[u8]) -> Option<Self> {
-        // Later versions may have more to say after this, behind another hyphen.
+        // Later versions may append fields after another hyphen.
         let (known, rest) = traceparent.split_at_checked(LENGTH)?;
         let fits = rest.is_empty() || (!known.starts_with(b"00") && rest.starts_with(b"-"));
         let [version, trace_id, span_id, flags] =
@@ -40,7 +39,7 @@ impl Parent {
 
 const LENGTH: usize = 55;
 
-/// So many digits, in lower case.
+/// Parses exactly `length` hexadecimal digits in lower case.
 fn hex(digits: &[u8], length: usize) -> Option<u128> {
     let lower = digits.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
     let digits = std::str::from_utf8(digits).ok().filter(|digits| lower && digits.len() == length)?;
@@ -52,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_parent_is_read_as_the_standard_has_it_and_only_if_sampled() {
+    fn a_parent_is_parsed_as_the_standard_defines_and_only_if_sampled() {
         let parent = Some(Parent {
             trace_id: 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736,
             span_id: 0x00f0_67aa_0ba9_02b7,

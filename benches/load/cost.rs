@@ -1,15 +1,14 @@
-//! What does a process cost: CPU, memory, instructions?
+//! CPU, memory and instructions of a process.
 //!
-//! CPU and memory as the kernel has booked them. Instructions in user mode as callgrind
-//! counts them, of the whole process and free of noise: it runs under valgrind from its
-//! start, where nothing is counted until somebody wants it, and then says how many there
-//! were between two moments. It must not know what the process is, nor what it is asked.
+//! CPU and memory are those that the kernel records. Instructions are those in user mode, counted by callgrind for the
+//! whole process and without noise: the process runs under valgrind from its start, and counting is switched on for the
+//! interval to measure.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// CPU time so far, in microseconds: of all its threads, to the nanosecond, where `/proc/PID/stat` has ticks.
+/// Returns the CPU time so far of all threads, in microseconds. Unlike `/proc/PID/stat`, it is precise to nanoseconds.
 /// <https://docs.kernel.org/scheduler/sched-stats.html>
 pub(crate) fn cpu(pid: u32) -> f64 {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs").flatten();
@@ -19,7 +18,7 @@ pub(crate) fn cpu(pid: u32) -> f64 {
     nanos.sum::<f64>() / 1_000.0
 }
 
-/// Resident memory now and at its most, in bytes.
+/// Returns the resident memory now and at its peak, in bytes.
 pub(crate) fn memory(pid: u32) -> (u64, u64) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     let field = |name: &str| {
@@ -29,7 +28,7 @@ pub(crate) fn memory(pid: u32) -> (u64, u64) {
     (field("VmRSS:"), field("VmHWM:"))
 }
 
-/// A program that can be counted; arguments are the caller's to add. What callgrind has to say goes to `file`.
+/// Returns the command for a program under callgrind; the caller adds arguments. The counts go to `file`.
 pub(crate) fn countable(program: &OsStr, file: &Path) -> Command {
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--tool=callgrind", "--instr-atstart=no", "--quiet"]);
@@ -45,19 +44,19 @@ pub(crate) struct Counter {
 }
 
 impl Counter {
-    /// Counts from now on.
+    /// Starts counting.
     pub(crate) fn start(pid: u32, file: &Path) -> Self {
         let counter = Self { pid, file: file.to_owned(), read: 0 };
         counter.tell(&["-i", "on"]);
         counter
     }
 
-    /// Forgets what it has counted so far.
+    /// Resets the count.
     pub(crate) fn zero(&self) {
         self.tell(&["-z"]);
     }
 
-    /// How many there were since it was read, zeroed or started the last time.
+    /// Returns the count since the last read, reset or start.
     pub(crate) fn read(&mut self) -> f64 {
         self.read += 1;
         self.tell(&["-d"]);
@@ -70,6 +69,6 @@ impl Counter {
     fn tell(&self, args: &[&str]) {
         let said = Command::new("callgrind_control").args(args).arg(self.pid.to_string()).output();
         let said = String::from_utf8_lossy(&said.expect("it comes with valgrind").stdout).into_owned();
-        assert!(said.contains("OK."), "callgrind does as it is told: {args:?} {said}");
+        assert!(said.contains("OK."), "callgrind accepts the command: {args:?} {said}");
     }
 }

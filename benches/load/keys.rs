@@ -1,7 +1,7 @@
-//! Which keys are there? As many as wanted, in rows that plain SQL writes.
+//! Writes any number of keys by plain SQL.
 //!
-//! Their hashes are of nothing. With a memo that does not matter, because nobody asks
-//! bcrypt; without one, every secret is wrong and costs as much as a right one.
+//! Their hashes match no key. With a memo this does not matter, because bcrypt is not used; without one, every secret
+//! is wrong and costs as much as a right one.
 
 use tenantgate::key::KeyId;
 use tenantgate::key::format::parse;
@@ -13,12 +13,12 @@ use uuid::Uuid;
 
 use crate::support::World;
 
-/// The text of a key that has a memo.
+/// Returns the text of the n-th key with a memo.
 pub(crate) fn text(n: usize) -> String {
     format!("llmk_acmecorpinc1{n:08}_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5V{n:08}")
 }
 
-/// Makes so many keys with memos. Gives the file with their pepper.
+/// Creates keys with memos. Returns the file with their pepper.
 pub(crate) fn with_memos(world: &World, keys: usize) -> String {
     let pepper = Pepper::random().expect("randomness");
     let file = world.db.dir().join("pepper");
@@ -30,7 +30,7 @@ pub(crate) fn with_memos(world: &World, keys: usize) -> String {
     file.to_str().expect("plain").to_owned()
 }
 
-/// Makes so many keys, `llmk_cold0` and so on, that nobody has proven, of this cost.
+/// Creates keys of this cost without memos, `llmk_cold0` and so on.
 pub(crate) fn unproven(world: &World, keys: usize, cost: u32) {
     let row = |n| format!("('{}', 'llmk_cold{n}', '{}')", hash(n, cost), world.acme.id);
     insert(world, "hashed_key, key_prefix, tenant_id", &(0..keys).map(row).collect::<Vec<_>>());
@@ -43,13 +43,13 @@ fn insert(world: &World, columns: &str, rows: &[String]) {
     }
 }
 
-/// Another salt for each.
+/// Returns a hash with a different salt for each n.
 fn hash(n: usize, cost: u32) -> String {
     format!("$2b${cost:02}$GTTFGCHDwvAbQ{n:08}uA2Wu8xIGmmjQISNsMTajrvXAU13pjae")
 }
 
 fn row(n: usize, tenant_id: TenantId, peppers: &Peppers) -> String {
-    // A cost of its own, so that no hash is there twice.
+    // A different cost, so that no hash occurs twice.
     let (key, id, hash) = (text(n), Uuid::from_u128(n as u128), hash(n, 11));
     let record = KeyRecord {
         id: KeyId(id),

@@ -1,8 +1,7 @@
-//! How does one ask as much as many Envoys would, and not be what is measured?
+//! A client that creates the load of many Envoys at little cost of its own.
 //!
-//! Over HTTP/2 by hand: messages are encoded ahead, answers are not decoded, only looked
-//! at for what they say first. A [`Line`] is one connection, as one worker thread of an
-//! Envoy has it. It must not know what is asked.
+//! It uses HTTP/2 by hand: messages are encoded in advance, and responses are not decoded; only their first field is
+//! read. A [`Line`] is one connection, as one worker thread of an Envoy has it.
 
 pub(crate) mod cost;
 pub(crate) mod keys;
@@ -24,7 +23,7 @@ const PATH: &str = "http://tenantgate/envoy.service.auth.v3.Authorization/Check"
 #[derive(Clone)]
 pub(crate) struct Line(SendRequest<Bytes>);
 
-/// What came of one question.
+/// The result of one check.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Heard {
     pub(crate) allowed: bool,
@@ -32,7 +31,7 @@ pub(crate) struct Heard {
 }
 
 impl Line {
-    /// To `host:port` or `unix:/path`.
+    /// Connects to `host:port` or `unix:/path`.
     pub(crate) async fn to(address: &str) -> Self {
         if let Some(path) = address.strip_prefix("unix:") {
             return Self::over(UnixStream::connect(path).await.expect("it listens")).await;
@@ -45,7 +44,7 @@ impl Line {
     async fn over(
         stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
     ) -> Self {
-        // Windows as Envoy has them, so that no answer comes in pieces.
+        // The windows of Envoy, so that a response is not split.
         let mut windows = h2::client::Builder::new();
         windows.initial_window_size(1 << 24).initial_connection_window_size(1 << 28);
         let (send, connection) = windows.handshake(stream).await.expect("it speaks HTTP/2");
@@ -53,7 +52,7 @@ impl Line {
         Self(send)
     }
 
-    /// Asks once. The message has its gRPC frame around it already: see [`framed`].
+    /// Sends one check. The message must already have its gRPC frame: see [`framed`].
     pub(crate) async fn ask(&self, message: Bytes) -> Heard {
         let request = Request::post(PATH)
             .header("content-type", "application/grpc")
@@ -73,23 +72,23 @@ impl Line {
         }
         let trailers = body.trailers().await.expect("an end");
         let status = trailers.as_ref().and_then(|t| t.get("grpc-status")).map(|s| s.as_bytes() == b"0");
-        assert_eq!(status, Some(true), "gRPC says it went well");
+        assert_eq!(status, Some(true), "the gRPC status is OK");
         Heard { allowed: first.is_some_and(|data| allows(&data)), took: asked.elapsed() }
     }
 }
 
-/// Whether an answer allows: `CheckResponse.status`, its first field, is there and says nothing but zero.
+/// Whether a response allows: its first field, `CheckResponse.status`, is present and contains only zeros.
 fn allows(frame: &[u8]) -> bool {
     frame.len() > 6 && frame[5..7] == [0x0a, 0x00]
 }
 
-/// A message with its gRPC frame: not compressed, and its length.
+/// Adds the gRPC frame to a message: not compressed, and its length.
 pub(crate) fn framed(message: &[u8]) -> Bytes {
     let len = u32::try_from(message.len()).expect("a short message").to_be_bytes();
     [&[0], len.as_slice(), message].concat().into()
 }
 
-/// Asks the same so many times, over so many connections with so many streams each; every answer has to allow.
+/// Sends the same check many times, over several connections with several streams each. Every response must allow.
 pub(crate) async fn ask(address: &str, (lines, streams, checks): (usize, usize, usize), message: &Bytes) {
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..lines {
@@ -106,7 +105,7 @@ pub(crate) async fn ask(address: &str, (lines, streams, checks): (usize, usize, 
     asking.join_all().await;
 }
 
-/// What a browser says of itself, and what an Envoy before this one adds.
+/// The headers of a browser, and those that another Envoy in front adds.
 pub(crate) fn realistic() -> Vec<(&'static str, String)> {
     let cookie = "session=".to_owned() + &"0123456789abcdef".repeat(20);
     let fixed = [
@@ -131,12 +130,12 @@ pub(crate) fn realistic() -> Vec<(&'static str, String)> {
     fixed.map(|(name, value)| (name, value.to_owned())).to_vec()
 }
 
-/// A number of things, to calculate with.
+/// Converts a count for calculations.
 pub(crate) fn count(n: usize) -> f64 {
     f64::from(u32::try_from(n).expect("few"))
 }
 
-/// The duration that so many of a hundred did not exceed.
+/// Returns a percentile of durations.
 pub(crate) fn percentile(sorted: &[Duration], percent: f64) -> Duration {
     #[expect(
         clippy::cast_precision_loss,
@@ -148,12 +147,12 @@ pub(crate) fn percentile(sorted: &[Duration], percent: f64) -> Duration {
     sorted[rank.clamp(1, sorted.len()) - 1]
 }
 
-/// In milliseconds.
+/// Converts to milliseconds.
 pub(crate) fn millis(span: Duration) -> f64 {
     span.as_secs_f64() * 1000.0
 }
 
-/// The one in the middle.
+/// Returns the median.
 pub(crate) fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     numbers[numbers.len() / 2]

@@ -1,9 +1,8 @@
-//! How does one ask at a steady pace, and measure who waits beside it?
+//! Sends checks at a steady rate, and measures the latency of others beside them.
 //!
-//! Nobody waits for an answer before he asks again, as clients do not wait for each
-//! other: a server that stalls is asked all the same, and every one of those who asked
-//! meanwhile has waited. Whoever asks does so on a thread of his own, so that the many
-//! do not stand in the way of the few whose times are taken.
+//! A check is sent without waiting for the response to the one before, as independent clients do: when the server
+//! stalls, checks continue to arrive, and all of them count as delayed. Each sender has its own thread, so that the
+//! load does not delay the few checks that are measured.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -15,17 +14,17 @@ use tokio::task::JoinSet;
 
 use super::{Heard, Line, percentile};
 
-/// More unanswered questions than these, and the next one waits: the pace that was reached says so.
+/// The maximum number of checks in flight. Beyond it the sender waits, which shows in the rate that was reached.
 const UNANSWERED: usize = 1_000;
 
-/// Somebody who asks until he is told to stop.
+/// A sender on its own thread that runs until it is stopped.
 pub(crate) struct Asking<T> {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<T>,
 }
 
 impl<T: Send + 'static> Asking<T> {
-    /// Starts it, on a thread and a runtime of its own.
+    /// Starts it, on its own thread and runtime.
     pub(crate) fn start<F: Future<Output = T>>(
         work: impl FnOnce(Arc<AtomicBool>) -> F + Send + 'static,
     ) -> Self {
@@ -38,7 +37,7 @@ impl<T: Send + 'static> Asking<T> {
         Self { stop, thread }
     }
 
-    /// Tells it to stop, and gives what came of it.
+    /// Stops it and returns its result.
     pub(crate) fn stop(self) -> T {
         self.stop.store(true, Relaxed);
         self.wait()
@@ -50,7 +49,7 @@ impl<T: Send + 'static> Asking<T> {
     }
 }
 
-/// Asks these, so many a second over two connections, until there are no more or `stop` says so.
+/// Sends these checks at a rate over two connections, until there are no more or `stop` is set.
 pub(crate) async fn paced(
     address: String,
     per_second: u32,
@@ -81,14 +80,14 @@ pub(crate) async fn paced(
     heard
 }
 
-/// The p99 of keys that are right and proven, each asked for in turn, 1,000 times a second for so long.
+/// Returns the p99 of valid, proven keys, checked in turn 1,000 times a second for this time.
 pub(crate) fn hot_p99(address: &str, messages: &[Bytes], span: Duration) -> Duration {
     const PER_SECOND: u32 = 1_000;
     let times = usize::try_from(span.as_millis()).expect("short");
     let messages: Vec<Bytes> = messages.iter().cycle().take(times).cloned().collect();
     let address = address.to_owned();
     let heard = Asking::start(|stop| paced(address, PER_SECOND, messages.into_iter(), stop)).wait();
-    assert!(heard.iter().all(|heard| heard.allowed), "a right key is allowed, whatever happens beside it");
+    assert!(heard.iter().all(|heard| heard.allowed), "a valid key is always allowed");
     let mut times: Vec<Duration> = heard.iter().map(|heard| heard.took).collect();
     times.sort_unstable();
     percentile(&times, 99.0)

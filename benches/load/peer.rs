@@ -1,7 +1,6 @@
-//! Who is asked? A server that says where it listens, and can be weighed.
+//! Starts a server to measure: tenantgate, or one to compare it with.
 //!
-//! Servers that are compared get the same: one worker thread, a directory of their own,
-//! nothing of the caller's on their standard input. It must not know what they answer.
+//! All servers get the same conditions: one worker thread, their own directory, no standard input.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -15,7 +14,7 @@ use crate::support::cli::tenantgate;
 use crate::support::transcript::{Transcript, field, says};
 use crate::support::{PATIENCE, eventually, wait};
 
-/// A name, a program and its arguments. `unix:NAME` among them is a socket in its directory.
+/// A name, a program and its arguments. `unix:NAME` in them stands for a socket in its directory.
 #[derive(Clone)]
 pub(crate) struct Peer {
     pub(crate) name: &'static str,
@@ -24,20 +23,20 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// The server that says yes to everything, at `127.0.0.1:0` or `unix:NAME`, as `benches/run` builds it.
+    /// The server that allows everything, at `127.0.0.1:0` or `unix:NAME`, as built by `benches/run`.
     pub(crate) fn stock(name: &'static str, profile: &str, address: &str) -> Self {
         let program = format!("{}/target/stock/{profile}/stock", env!("CARGO_MANIFEST_DIR")).into();
         assert!(Path::new::<OsString>(&program).exists(), "`benches/run` builds the stock server");
         Self { name, program, args: vec![address.to_owned()] }
     }
 
-    /// tenantgate on a database. It looks there once a second: looking is no part of a check.
+    /// tenantgate on a database. It polls once a second, because polls are not part of a check.
     pub(crate) fn tenantgate(name: &'static str, database_url: &str, args: &[&str]) -> Self {
-        // As many workers as the stock server has.
+        // The same number of workers as the stock server.
         Self::tenantgate_of(1, name, database_url, args)
     }
 
-    /// The same with so many workers.
+    /// The same with another number of workers.
     pub(crate) fn tenantgate_of(
         workers: usize,
         name: &'static str,
@@ -52,10 +51,10 @@ impl Peer {
     }
 }
 
-/// A server that runs.
+/// A running server.
 pub(crate) struct Running {
     child: Child,
-    /// Where it listens, in the order in which it said so.
+    /// Its addresses, in the order of its output.
     pub(crate) addresses: Vec<String>,
     counted: Option<PathBuf>,
     _dir: tempfile::TempDir,
@@ -67,7 +66,7 @@ impl Running {
         Self::start_as(peer, false)
     }
 
-    /// Starts it where its instructions can be counted. It takes its time.
+    /// Starts it under callgrind, which takes a while.
     pub(crate) fn start_countable(peer: &Peer) -> Self {
         Self::start_as(peer, true)
     }
@@ -99,12 +98,12 @@ impl Running {
         &self.addresses[0]
     }
 
-    /// The id of its process.
+    /// Returns its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Asks each until the answer is yes: the key is proven, and everything has been set up once.
+    /// Repeats each check until it is allowed: the key is proven then, and everything is set up.
     pub(crate) fn warm_up(&self, messages: &[Bytes]) {
         wait(async {
             let line = Line::to(self.address()).await;
@@ -114,17 +113,17 @@ impl Running {
         });
     }
 
-    /// CPU time so far, in microseconds.
+    /// Returns its CPU time so far, in microseconds.
     pub(crate) fn cpu(&self) -> f64 {
         cost::cpu(self.pid())
     }
 
-    /// A counter of its instructions, that starts now.
+    /// Starts a counter of its instructions.
     pub(crate) fn counter(&self) -> Counter {
         Counter::start(self.pid(), self.counted.as_ref().expect("started to be counted"))
     }
 
-    /// Instructions of a check: of these in turn, so many, over so many connections in turn. It has been warmed up.
+    /// Returns instructions per check, for these checks in turn over several connections. Warms the server up first.
     pub(crate) fn instructions(&self, lines: usize, checks: usize, messages: &[Bytes]) -> f64 {
         let mut counter = self.counter();
         let lines: Vec<_> = (0..lines).map(|_| wait(Line::to(self.address()))).collect();
@@ -133,14 +132,14 @@ impl Running {
                 assert!(line.ask(message.clone()).await.allowed);
             }
         };
-        // What is done once for a connection, or every so many checks, has been done then.
+        // Work per connection and work every few checks is done by then.
         wait(ask(checks / 8));
         counter.zero();
         wait(ask(checks));
         counter.read() / count(checks)
     }
 
-    /// Ends it as an operator would.
+    /// Stops it as an operator would.
     pub(crate) fn stop(mut self) {
         let stopped =
             Command::new("sh").args(["-c", r#"kill -TERM "$0""#, &self.child.id().to_string()]).status();
@@ -156,7 +155,7 @@ impl Drop for Running {
     }
 }
 
-/// Where a server listens: tenantgate logs it, the stock server prints it.
+/// Reads the addresses of a server: tenantgate logs them, the stock server prints them.
 fn addresses(said: &[String], logged: &[String]) -> Vec<String> {
     let ours = logged
         .iter()

@@ -1,9 +1,7 @@
-//! How are many set-ups of Envoy compared with nothing between them but the set-up?
+//! Starts one Envoy with a listener for each filter configuration to compare.
 //!
-//! One Envoy with a listener for each, which answers 200 by itself (`direct_response`)
-//! after its filters have let the request through. So all of them are the same process,
-//! with the same memory, and no idle one stands beside the one that is measured. It must
-//! not know what the filters do.
+//! After the filters, each listener responds with 200 itself (`direct_response`). All configurations therefore run in
+//! the same process with the same memory, and no idle one runs beside the one that is measured.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -14,25 +12,25 @@ use super::cost::{Counter, countable};
 use crate::support::transcript::Transcript;
 use crate::support::{PATIENCE, envoy, eventually, http};
 
-/// What stands between a client and its answer: a filter as YAML, ten blanks in, or nothing.
+/// A filter as YAML, indented by ten blanks; may be empty.
 pub(crate) type Filter = String;
 
-/// Someone whom filters ask over HTTP/2: a name, and `host:port` or `unix:/path`.
+/// A server that filters call over HTTP/2: its name, and `host:port` or `unix:/path`.
 pub(crate) type Cluster<'a> = (&'a str, &'a str);
 
 /// An Envoy with a listener for each filter.
 pub(crate) struct Proxy {
     child: Child,
-    /// Where each of them listens, in order.
+    /// The address of each listener, in order.
     pub(crate) addresses: Vec<String>,
     counted: Option<PathBuf>,
     _dir: tempfile::TempDir,
 }
 
 impl Proxy {
-    /// Starts it, perhaps where its instructions can be counted, which takes its time.
+    /// Starts it, optionally under callgrind, which takes a while.
     pub(crate) fn start(filters: &[Filter], clusters: &[Cluster<'_>], is_counted: bool) -> Self {
-        let binary = envoy::binary().expect("what is measured needs an Envoy: `envoy/get envoy`");
+        let binary = envoy::binary().expect("this bench needs an Envoy: `envoy/get envoy`");
         let binary = binary.as_os_str();
         let dir = tempfile::Builder::new().prefix("tenantgate-bench-").tempdir().expect("a directory");
         let (file, admin) = (dir.path().join("envoy.yaml"), dir.path().join("admin"));
@@ -60,12 +58,12 @@ impl Proxy {
         proxy
     }
 
-    /// The id of its process.
+    /// Returns its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// A counter of its instructions, that starts now.
+    /// Starts a counter of its instructions.
     pub(crate) fn counter(&self) -> Counter {
         Counter::start(self.pid(), self.counted.as_ref().expect("started to be counted"))
     }
@@ -78,7 +76,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Where the listener of the n-th filter listens.
+/// Returns the address of the listener of the n-th filter.
 fn address_of(listeners: &str, n: usize) -> String {
     let listeners: Value = serde_json::from_str(listeners).expect("JSON");
     let all = listeners["listener_statuses"].as_array().expect("a list");

@@ -1,8 +1,7 @@
-//! How does one ask through an Envoy as many clients would? HTTP/1.1, kept alive.
+//! A client of an Envoy: HTTP/1.1 with keep-alive.
 //!
-//! The request is written ahead and the answer is read up to the end of its head: an
-//! Envoy that answers by itself (`direct_response`) sends no body. It must not know what
-//! the Envoy asks before it answers.
+//! The request is encoded in advance, and the response is read up to the end of its head, because a `direct_response`
+//! has no body.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// A `GET` with these headers, as bytes.
+/// Encodes a `GET` with these headers.
 pub(crate) fn get(path: &str, headers: &[(&str, String)]) -> Bytes {
     let lines =
         headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect::<Vec<_>>().concat();
@@ -27,7 +26,7 @@ impl Browser {
         Self(stream)
     }
 
-    /// Asks once; the answer has to be 200.
+    /// Sends one request; the response must be 200.
     pub(crate) async fn ask(&mut self, request: &[u8]) -> Duration {
         let asked = Instant::now();
         self.0.write_all(request).await.expect("sent");
@@ -44,7 +43,7 @@ impl Browser {
     }
 }
 
-/// Asks so many times over so many connections. Gives how long each took.
+/// Sends many requests over several connections. Returns their durations.
 pub(crate) async fn browse(
     address: &str,
     connections: usize,

@@ -1,13 +1,13 @@
-// Command crds checks custom resources as the API server of Kubernetes would.
+// Command crds checks custom resources as the API server of Kubernetes does.
 //
 //	crds CRDS RESOURCES
 //
-// Both are files of YAML documents, several separated by commas. CRDS are the definitions: those that the projects
-// ship in their Go modules, and envoy/crds/tables.yaml for the projects whose modules cannot be had. Each document of
-// RESOURCES is held against the one of its kind: no unknown or doubled field, types, required fields, enums, patterns,
-// and the rules in CEL. Istio's MeshConfig has no definition, but a Go type, which knows every field.
+// Both are comma-separated lists of YAML files. CRDS are the definitions: those that the projects ship in their Go
+// modules, and envoy/crds/tables.yaml for projects whose modules are not available. Each document of RESOURCES is
+// checked against the definition of its kind: unknown and duplicate fields, types, required fields, enums, patterns, and
+// CEL rules. Istio's MeshConfig has no definition, but a Go type with every field.
 //
-// It knows nothing of what the resources mean together.
+// It does not check the consistency between resources.
 package main
 
 import (
@@ -38,7 +38,7 @@ import (
 	strict "sigs.k8s.io/yaml"
 )
 
-// The Go types of some kinds: a second opinion, by those who wrote the controllers.
+// The Go types of some kinds, for a second check with the types of the controllers.
 var types = map[string]func() any{
 	"gateway.envoyproxy.io/v1alpha1/SecurityPolicy":      func() any { return &egalpha.SecurityPolicy{} },
 	"gateway.envoyproxy.io/v1alpha1/ClientTrafficPolicy": func() any { return &egalpha.ClientTrafficPolicy{} },
@@ -100,7 +100,7 @@ func load(file string, definitions map[string]*apiextensionsv1.CustomResourceVal
 	return nil
 }
 
-// The documents of a file, without the empty ones.
+// Returns the documents of a file, without empty ones.
 func documents(file string) ([][]byte, error) {
 	content, err := os.ReadFile(file)
 	if err != nil {
@@ -137,7 +137,7 @@ func check(document []byte, definitions map[string]*apiextensionsv1.CustomResour
 	name := fmt.Sprintf("%v/%v", object["apiVersion"], object["kind"])
 	definition, ok := definitions[name]
 	if !ok {
-		return []error{fmt.Errorf("%s: there is no definition of it", name)}
+		return []error{fmt.Errorf("%s: no definition of this kind", name)}
 	}
 	found := checkResource(object, definition)
 	if typed, ok := types[name]; ok {
@@ -151,7 +151,7 @@ func check(document []byte, definitions map[string]*apiextensionsv1.CustomResour
 	return found
 }
 
-// Istio's MeshConfig, as the values of its chart have it.
+// Checks Istio's MeshConfig in the values of its chart.
 func checkMesh(settings any) []error {
 	value, err := strict.Marshal(settings)
 	if err == nil {

@@ -1,7 +1,6 @@
-//! What was done, as people and programs are shown it?
+//! The command `audit`: lists and verifies the audit log.
 //!
-//! What a row was before and is now stands in it as JSON, to the byte; people see what
-//! differs.
+//! The rows before and after are shown as JSON, unchanged to the byte; the text for people shows the differences.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +16,7 @@ use crate::admin::{Admin, Verified};
 use crate::audit::{Actor, Entry};
 use crate::store::AuditFilter;
 
-/// Does what is asked of the audit log.
+/// Runs the command.
 pub(super) async fn audit(
     admin: &Admin,
     command: AuditCommand,
@@ -37,7 +36,7 @@ pub(super) async fn audit(
     let mut rows = Rows::new(out.0);
     let show = |page: &[Entry]| page.iter().try_for_each(|entry| rows.row(&EntryView::from(entry)));
     admin.audit(&filter, limit, show).await?;
-    rows.finish::<EntryView<'_>>("nothing was done that this could show")
+    rows.finish::<EntryView<'_>>("no matching entries")
 }
 
 /// A row of the audit log.
@@ -53,7 +52,7 @@ struct EntryView<'a> {
     hash: &'a str,
 }
 
-/// JSON as it was written; a text if somebody made it something else.
+/// JSON as stored; a text if the column was changed to something else.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Seen<'a> {
@@ -103,7 +102,7 @@ impl Row for EntryView<'_> {
     }
 }
 
-/// `status: active → suspended`.
+/// Formats changes: `status: active → suspended`.
 fn differences(before: &BTreeMap<String, Value>, after: &BTreeMap<String, Value>) -> String {
     let shown = |value: Option<&Value>| match value {
         None | Some(Value::Null) => "-".to_owned(),
@@ -117,7 +116,7 @@ fn differences(before: &BTreeMap<String, Value>, after: &BTreeMap<String, Value>
     words.join(", ")
 }
 
-/// A log that nobody touched.
+/// A log that is intact.
 #[derive(Serialize)]
 struct VerifiedView {
     rows: i64,

@@ -1,11 +1,10 @@
-//! Is everything as it has to be?
+//! The command `doctor`: checks everything that `serve` relies on.
 //!
-//! Looks at each thing that `serve` relies on, with the eyes of whoever knows it, and
-//! shows one line for each finding: how it is, what was seen, what to do. Nothing is
-//! changed.
+//! Each adapter examines what it knows, and each finding becomes one line: severity, what was found, what to do.
+//! Nothing is changed.
 //!
 //! ```text
-//! database   store::inspect      rows, peppers   a load as a server's
+//! database   store::inspect      rows, peppers   a complete load, as a server does it
 //! listener   one Check, health, reflection, the certificate
 //! envoy      its admin page; requests through it
 //! ```
@@ -62,23 +61,23 @@ pub(crate) struct DoctorArgs {
     /// TLS.
     #[command(flatten)]
     tls: TlsArgs,
-    /// What `serve` is told too
+    /// Options that must be the same as for `serve`
     #[command(flatten)]
     pub(crate) judgement: JudgementArgs,
-    /// And how large a call it takes
+    /// Its size limits
     #[command(flatten)]
     size: SizeArgs,
 }
 
-/// What was found.
+/// All findings.
 pub(super) struct Report {
     findings: Vec<Finding>,
-    /// Whether the database could not even be asked.
+    /// Whether the database was not reachable.
     no_database: bool,
 }
 
 impl Report {
-    /// What the command ends with.
+    /// The result of the command.
     pub(super) fn verdict(&self) -> Result<(), Failure> {
         let bad = self.findings.iter().any(|finding| finding.level == Level::Bad);
         match (self.no_database, bad) {
@@ -89,7 +88,7 @@ impl Report {
     }
 }
 
-/// Looks at everything that the arguments name.
+/// Examines everything that the arguments name.
 pub(super) async fn examine(args: &DoctorArgs, by: &Session) -> Result<Report, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let mut report = Report { findings: Vec::new(), no_database: false };
@@ -100,7 +99,7 @@ pub(super) async fn examine(args: &DoctorArgs, by: &Session) -> Result<Report, F
         Ok(findings) => report.findings.extend(findings),
         Err(error) => {
             report.no_database = matches!(error, StoreError::Unavailable(_));
-            let remedy = "start it, or correct --database-url";
+            let remedy = "start the database, or correct --database-url";
             report.findings.push(Finding::bad("database.reachable", error.to_string(), remedy));
         }
     }
@@ -111,7 +110,7 @@ pub(super) async fn examine(args: &DoctorArgs, by: &Session) -> Result<Report, F
     Ok(report)
 }
 
-/// What is found of Envoy, as far as its addresses are given.
+/// Examines Envoy, as far as its addresses are given.
 async fn envoy(args: &DoctorArgs) -> Result<Vec<Finding>, Failure> {
     let key_header = args.judgement.key_header.to_ascii_lowercase();
     let usage = |mistakes: config::Mistakes| Failure { code: 2, lines: mistakes.0, locked: false };
@@ -152,16 +151,16 @@ async fn database(
     peppers: Option<&Peppers>,
 ) -> Result<Vec<Finding>, StoreError> {
     let mut findings = store.examine(clock).await?;
-    let fit =
+    let loadable =
         findings.iter().all(|finding| finding.level != Level::Bad || finding.check == "database.triggers");
     let schema = findings.iter().find(|finding| finding.check == "database.schema");
-    if fit && schema.is_some_and(|schema| schema.level == Level::Ok) {
+    if loadable && schema.is_some_and(|schema| schema.level == Level::Ok) {
         findings.extend(Rows::load(store).await?.findings(peppers));
     }
     Ok(findings)
 }
 
-/// The peppers, if there are any to be had; what is wrong with them is a finding, other options are usage.
+/// Reads the peppers. An invalid file is a finding; invalid options are a usage error.
 fn pepper_file(args: &DoctorArgs, findings: &mut Vec<Finding>) -> Result<Option<Peppers>, Failure> {
     const CHECK: &str = "pepper.file";
     let Some(path) = &args.judgement.pepper.pepper_file else {
@@ -176,17 +175,17 @@ fn pepper_file(args: &DoctorArgs, findings: &mut Vec<Finding>) -> Result<Option<
             if !other.is_empty() {
                 return Err(Failure { code: 2, lines: other, locked: false });
             }
-            let remedy = "mend it, or make one: `tenantgate pepper new FILE`";
+            let remedy = "correct the file, or create one with `tenantgate pepper new FILE`";
             findings.extend(pepper.into_iter().map(|what| Finding::bad(CHECK, what, remedy)));
             Ok(None)
         }
         Ok((_, peppers)) => {
             let count = peppers.list().len();
             findings.push(if mode & 0o007 != 0 {
-                let what = format!("everybody on this machine may read {}", path.display());
+                let what = format!("all users of this machine can read {}", path.display());
                 Finding::warn(CHECK, what, format!("chmod 0400 {}", path.display()))
             } else {
-                Finding::ok(CHECK, format!("{count} peppers, for its owner and group alone"))
+                Finding::ok(CHECK, format!("{count} peppers, readable only by owner and group"))
             });
             Ok(Some(peppers))
         }

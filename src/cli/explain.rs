@@ -1,10 +1,9 @@
-//! Why would this be refused?
+//! The command `explain`: shows why a request gets its answer.
 //!
-//! Reads what is to be explained, and shows the table of outcomes with the rows that
-//! held: for people as a table, for programs as an array. What a client gets is read
-//! out of the very message that Envoy would be sent. A decision that was made is looked
-//! up in the logs first, and its key judged as of then; a request may be sent through
-//! Envoy, and what came of it is held against the explanation.
+//! Reads the arguments and shows the outcome table with the rows that applied, for people as a table, for programs as
+//! an array. The client's answer is read from the very message that Envoy would get. With a decision id, the decision
+//! is searched in logs first, and its key is decided for the time of the decision. A request can also be sent through
+//! Envoy, to compare the result with the explanation.
 
 mod logged;
 mod show;
@@ -66,10 +65,10 @@ pub(crate) struct ExplainArgs {
     /// The authority that signed the certificate of --through (PEM); defaults to the system's authorities
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// What `serve` is told too
+    /// Options that must be the same as for `serve`
     #[command(flatten)]
     pub(crate) judgement: JudgementArgs,
-    /// And what becomes of what is to be refused
+    /// Whether rejections are enforced
     #[command(flatten)]
     mode: ModeArgs,
 }
@@ -78,18 +77,18 @@ fn prefix(text: &str) -> Result<String, String> {
     if is_stored_prefix(text) {
         Ok(text.to_owned())
     } else if parse(text.as_bytes()).is_ok() {
-        Err("is a whole key: give its prefix (up to the second _), or the key in a file with --key-file"
+        Err("this is a whole key: give its prefix (up to the second _), or the key in a file with --key-file"
             .into())
     } else {
-        Err(format!("is no prefix: {SCHEME} and 1 to 48 letters, digits or hyphens"))
+        Err(format!("invalid prefix: expected {SCHEME} and 1 to 48 letters, digits or hyphens"))
     }
 }
 
-/// What is to be explained: what was typed, and what the logs add to it.
+/// The question: the arguments, and what the logs add to them.
 struct Asked<'a> {
     args: &'a ExplainArgs,
     key: Option<Zeroizing<String>>,
-    /// Whether the secret of the key stands in for any.
+    /// Whether the secret of the key is a placeholder.
     stand_in: bool,
     method: String,
     path: Option<String>,
@@ -120,13 +119,13 @@ impl<'a> Asked<'a> {
         })
     }
 
-    /// Of a decision without a key there is nothing to be judged, but of a request there is.
+    /// Whether there is something to decide: a request always, a decision from a log only with its key.
     fn has_cases(&self) -> bool {
         self.key.is_some() || self.args.decision_id.is_none()
     }
 }
 
-/// How true the replica must have been that gave this reason.
+/// Returns the freshness of a replica that gives this reason.
 fn freshness(reason: Option<&str>) -> Freshness {
     match reason {
         Some("never_loaded") => Freshness::NeverLoaded,
@@ -136,7 +135,7 @@ fn freshness(reason: Option<&str>) -> Freshness {
     }
 }
 
-/// Explains what the arguments describe; and why that is not all, where it is not.
+/// Explains the request that the arguments describe. The inner error says why the explanation is incomplete.
 pub(super) async fn explain(
     args: &ExplainArgs,
     by: &Session,
@@ -169,12 +168,12 @@ pub(super) async fn explain(
     Ok((view, whole))
 }
 
-/// What the logs say about a decision; nothing without a log.
+/// Searches a decision in the logs.
 fn looked_up(args: &ExplainArgs, id: Uuid) -> Result<DecisionView, Failure> {
     let logged = logged::find(&args.log, id)?;
     if logged.is_empty() && !args.log.is_empty() {
         let why = format!(
-            "none of these logs has the decision {id}, made at {}: tenantgate logs at most 50 refusals a second, Envoy's access log has all",
+            "none of these logs contains the decision {id}, made at {}: tenantgate logs at most 50 rejections a second, Envoy's access log contains all",
             logged::made_at(id)
         );
         return Err(Failure::refused(why));
@@ -182,13 +181,13 @@ fn looked_up(args: &ExplainArgs, id: Uuid) -> Result<DecisionView, Failure> {
     Ok(DecisionView { id: id.to_string(), made_at: logged::made_at(id).to_string(), logged })
 }
 
-/// What is to be done to know more of a decision.
+/// Returns advice on how to learn more about a decision.
 fn advice(decision: &DecisionView, asked: &Asked<'_>) -> Vec<String> {
     match (decision.logged.as_slice(), asked.has_cases()) {
         ([], _) => asked.args.decision_id.map(logged::how_to_find).unwrap_or_default(),
         (_, false) => {
             vec![
-                "no log names a key before possession is proven: say with --key-prefix which one is meant"
+                "logs name a key only after the client has proven it: give its prefix with --key-prefix"
                     .into(),
             ]
         }
@@ -196,7 +195,7 @@ fn advice(decision: &DecisionView, asked: &Asked<'_>) -> Vec<String> {
             if asked.args.mode.mode != Mode::Shadow.as_str() && logged.iter().any(Logged::is_shadow) =>
         {
             vec![
-                "it passed in shadow mode, the server's or the tenant's: say --mode if it was the server's"
+                "it passed in shadow mode of the server or the tenant: use --mode shadow if it was the server's"
                     .into(),
             ]
         }
@@ -204,7 +203,7 @@ fn advice(decision: &DecisionView, asked: &Asked<'_>) -> Vec<String> {
     }
 }
 
-/// What Envoy makes of the request.
+/// Sends the request through Envoy, if requested.
 async fn sent(asked: &Asked<'_>, options: &request::Options) -> Result<Option<ThroughView>, Failure> {
     let Some(url) = &asked.args.through else { return Ok(None) };
     let carried = asked.key.as_ref().map(|key| carried(key, asked.args.bearer));
@@ -214,7 +213,7 @@ async fn sent(asked: &Asked<'_>, options: &request::Options) -> Result<Option<Th
     through::through(url, asked.args.ca.as_deref(), target, header).await.map(Some)
 }
 
-/// Has the request judged; what is to be shown of it.
+/// Decides the request and prepares the output.
 async fn judged(
     asked: &Asked<'_>,
     explainer: &Explainer,
@@ -234,7 +233,7 @@ async fn judged(
     Ok(ExplainView::of(database.to_owned()).with(&explanation, prefix, &speech))
 }
 
-/// Whatever is in the file but the end of its line: what is malformed is to be explained too.
+/// Reads the file without its line end. Malformed keys are accepted, because they can be explained, too.
 pub(super) fn read_key(file: &Path) -> Result<Zeroizing<String>, Failure> {
     const LONGEST: u64 = 64 * 1024;
     let mut text = Zeroizing::new(String::new());
@@ -280,15 +279,16 @@ fn remarks(
         remarks.push(format!("the key is malformed: it {why}"));
     }
     if asked.args.bearer && !options.accept_bearer {
-        remarks.push("without --accept-bearer nobody looks into Authorization".into());
+        remarks.push("without --accept-bearer, serve ignores Authorization".into());
     }
     if asked.path.is_none() {
-        remarks.push("no --path was given: taken for one that is not public".into());
+        remarks.push("without --path, the path counts as not public".into());
     }
     let known = explanation.key.as_ref();
     if let Some(successor) = known.and_then(|key| key.replaced_by) {
-        remarks.push(format!("a rotation put the key {} in its place", successor.0));
+        remarks.push(format!("a rotation replaced it by the key {}", successor.0));
     }
-    remarks.push("a server without a good look at the database answers otherwise: see its /readyz".into());
+    remarks
+        .push("a server without a recent poll of the database answers differently: see its /readyz".into());
     remarks
 }

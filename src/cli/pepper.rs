@@ -1,8 +1,7 @@
-//! How does a pepper come into being?
+//! The command `pepper new`: creates a pepper and shows it, or adds it to a file.
 //!
-//! Random, and shown or written once. In a file the new one goes on top: it writes from
-//! then on, and the old ones are still understood. The file is replaced whole, for its
-//! owner alone to read, and what people wrote into it stays.
+//! In a file the new pepper goes to the top: it writes memos from then on, and the old ones are still accepted. The
+//! file is replaced as a whole and is readable only by its owner; comments in it stay.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -16,7 +15,7 @@ use super::Failure;
 use super::view::Text;
 use crate::verify::pepper::Pepper;
 
-/// A pepper that is shown.
+/// A pepper to show.
 #[derive(Serialize)]
 pub(super) struct ShownView {
     id: String,
@@ -29,7 +28,7 @@ impl Text for ShownView {
     }
 }
 
-/// A pepper that was put into a file.
+/// A pepper that was added to a file.
 #[derive(Serialize)]
 pub(super) struct WrittenView {
     id: String,
@@ -40,17 +39,17 @@ pub(super) struct WrittenView {
 impl Text for WrittenView {
     fn text(&self) -> String {
         let Self { id, file, peppers } = self;
-        format!("pepper {id} is the first of {peppers} in {}, and the one that writes", file.display())
+        format!("pepper {id} is the first of {peppers} in {} and writes memos from now on", file.display())
     }
 }
 
-/// A new pepper to be shown.
+/// Creates a pepper to show.
 pub(super) fn show() -> Result<ShownView, Failure> {
     let pepper = random()?;
     Ok(ShownView { id: pepper.id().to_string(), pepper: pepper.expose_line().to_string() })
 }
 
-/// A new pepper on top of a file.
+/// Creates a pepper and adds it to the top of a file.
 pub(super) fn put_on_top(file: &Path) -> Result<WrittenView, Failure> {
     let refused = |why: &dyn std::fmt::Display| Failure::refused(format!("{}: {why}", file.display()));
     let before = match fs::read_to_string(file) {
@@ -68,16 +67,16 @@ pub(super) fn put_on_top(file: &Path) -> Result<WrittenView, Failure> {
 }
 
 fn random() -> Result<Pepper, Failure> {
-    Pepper::random().map_err(|e| Failure::refused(format!("no randomness: {e}")))
+    Pepper::random().map_err(|e| Failure::refused(format!("the system has no randomness: {e}")))
 }
 
-/// At every moment there is a whole file. Behind a link, the file that it leads to is replaced.
+/// Replaces the file; there is a complete file at every moment. If `file` is a link, its target is replaced.
 fn replace(file: &Path, text: &str) -> io::Result<()> {
     let file = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     let beside = file.with_added_extension("new");
     let mut new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
     let written = new.write_all(text.as_bytes()).and_then(|()| new.sync_all()).and_then(|()| {
-        // Whoever could read the old one is who has to read the new one.
+        // The server that could read the old file must be able to read the new one.
         if let Ok(old) = fs::metadata(&file) {
             chown(&beside, Some(old.uid()), Some(old.gid()))?;
             fs::set_permissions(&beside, old.permissions())?;

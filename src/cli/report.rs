@@ -1,4 +1,4 @@
-//! What should somebody look at, as people, programs and spreadsheets are shown it?
+//! The command `report`: keys that need attention, and the shadow report.
 
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ use crate::admin::{Admin, Criteria, Finding};
 use crate::record::SecretHash;
 use crate::store::StoredKey;
 
-/// Makes the report.
+/// Prints the report.
 pub(super) async fn report(admin: &Admin, command: &ReportCommand, out: &Out) -> Result<(), Failure> {
     match command {
         ReportCommand::Keys(args) => keys(admin, args, out).await,
@@ -22,10 +22,10 @@ async fn keys(admin: &Admin, args: &ReportKeysArgs, out: &Out) -> Result<(), Fai
     let mut rows = Rows::new(out.0);
     let show = |key: &StoredKey, findings: &[Finding]| rows.row(&FoundView::of(key, findings));
     admin.report_keys(args.tenant.as_deref(), &Criteria::from(args), show).await?;
-    rows.finish::<FoundView>("nothing to look at")
+    rows.finish::<FoundView>("no findings")
 }
 
-/// A key and what was found of it.
+/// A key with its findings.
 #[derive(Serialize)]
 struct FoundView {
     id: String,
@@ -108,8 +108,8 @@ impl Row for FoundView {
     }
 }
 
-/// A line of columns as wide as what mostly stands in them: there may be a million lines, and nobody waits for
-/// the last to see the first.
+/// Formats a line with fixed column widths, so that the first of a million lines is printed without waiting for the
+/// last.
 fn columns(cells: [&str; 7]) -> String {
     let [prefix, tenant, name, expires, used, cost, findings] = cells;
     format!("{prefix:<25}  {tenant:<24}  {name:<16}  {expires:<19}  {used:<19}  {cost:>4}  {findings}")

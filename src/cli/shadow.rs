@@ -1,4 +1,4 @@
-//! Whom would enforcing hurt, as people, programs and spreadsheets are shown it?
+//! Shows what enforcing would reject: the command `report shadow`.
 
 use serde::Serialize;
 
@@ -9,16 +9,16 @@ use super::{Failure, Out};
 use crate::admin::Admin;
 use crate::store::Shadowed;
 
-/// Makes the report.
+/// Prints the report.
 pub(super) async fn report(admin: &Admin, since: When, out: &Out) -> Result<(), Failure> {
     let mut rows = Rows::new(out.0);
     for row in admin.shadow_report(since.instant(admin.now())).await? {
         rows.row(&ShadowedView::from(row))?;
     }
-    rows.finish::<ShadowedView>("nothing passed in shadow mode that enforcing would refuse")
+    rows.finish::<ShadowedView>("no request passed in shadow mode that enforcing would reject")
 }
 
-/// Requests that passed in shadow mode and were to be refused. All but the numbers was chosen by strangers.
+/// Requests that passed in shadow mode and would be rejected otherwise. Clients chose all of it except the numbers.
 #[derive(Serialize)]
 struct ShadowedView {
     reason: String,
@@ -26,7 +26,7 @@ struct ShadowedView {
     user_agent: String,
     method: String,
     path: String,
-    /// Of a key that was proven.
+    /// The prefix of the key, if it was proven.
     key_prefix: Option<String>,
     requests: u64,
     first_seen: String,
@@ -106,7 +106,7 @@ impl Row for ShadowedView {
     }
 }
 
-/// What is long stands at the end.
+/// Formats a line, with the longest columns at the end.
 fn columns(cells: [&str; 9]) -> String {
     let [requests, reason, first, last, network, key, method, path, agent] = cells;
     let line = format!(

@@ -1,7 +1,7 @@
 //! Finds out why a listener cannot be reached.
 //!
-//! The gRPC client reports "transport error" for everything. This module connects once more, one layer at a time, and names the
-//! first layer that fails and what to do about it.
+//! The gRPC client reports "transport error" for everything. This module connects once more, one layer at a time, and
+//! names the first layer that fails and what to do about it.
 
 use std::io;
 use std::time::Duration;

@@ -1,8 +1,7 @@
-//! How is a result shown?
+//! Formats results: as JSON for programs, as text for people.
 //!
-//! As JSON for programs: one object or array, fields in the order of the
-//! contract. As text for people: a table as wide as the terminal, or a short
-//! list of fields. A hash is in none of them, a whole key in one.
+//! JSON is one object or array with the fields in the order of the contract. Text is a table as wide as the terminal,
+//! or a short list of fields. Neither contains a hash; only [`IssuedView`] contains a whole key.
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
@@ -21,7 +20,7 @@ pub(super) struct TenantView {
     name: String,
     db_schema_name: String,
     status: String,
-    /// Where it is not the server's.
+    /// The mode, if it differs from the server's.
     #[serde(skip_serializing_if = "Option::is_none")]
     mode: Option<String>,
     created_at: String,
@@ -41,13 +40,13 @@ impl From<&Tenant> for TenantView {
 }
 
 impl TenantView {
-    /// In a line.
+    /// Formats it in one line.
     pub(super) fn line(&self) -> String {
         format!("{}, {}, schema {}, id {}", self.name, self.status, self.db_schema_name, self.id)
     }
 }
 
-/// A key that was just made.
+/// A key that was just created.
 #[derive(Serialize)]
 pub(super) struct IssuedView {
     id: String,
@@ -87,13 +86,13 @@ pub(super) struct KeyView {
     last_used_at: Option<String>,
     revoked_at: Option<String>,
     revocation_reason: Option<String>,
-    /// Whether there is a memo of a proof, and the pepper it is by.
+    /// Whether there is a memo, and the id of its pepper.
     memo: bool,
     memo_pepper: Option<String>,
 }
 
 impl KeyView {
-    /// The key as it is at `now`.
+    /// The key with its status at `now`.
     pub(super) fn at(key: &KeyDetails, now: Timestamp) -> Self {
         let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
         Self {
@@ -114,7 +113,7 @@ impl KeyView {
 }
 
 impl KeyView {
-    /// In a line.
+    /// Formats it in one line.
     pub(super) fn line(&self) -> String {
         let name = self.name.as_ref().map(|name| format!(", name {name}")).unwrap_or_default();
         format!("{}, {}{name}, id {}", self.key_prefix, self.status, self.id)
@@ -135,19 +134,19 @@ pub(super) struct RotatedView {
     pub(super) new: IssuedView,
 }
 
-/// What a migration did.
+/// The result of a migration.
 #[derive(Serialize)]
 pub(super) struct MigratedView {
     applied: Vec<i64>,
     current: i64,
-    /// What was wrong and is not any more.
+    /// What was corrected.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     mended: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     identity: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     publication: Option<String>,
-    /// The roles that have their rights now, if that was asked for.
+    /// The roles that got their rights, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     roles: Option<Vec<String>>,
 }
@@ -165,9 +164,9 @@ impl MigratedView {
     }
 }
 
-/// What people see of a result.
+/// A result as text for people.
 pub(super) trait Text {
-    /// The result as text, without the last line's end.
+    /// Returns the text, without a newline at the end.
     fn text(&self) -> String;
 }
 
@@ -219,7 +218,7 @@ impl Text for KeyView {
 impl Text for Vec<TenantView> {
     fn text(&self) -> String {
         if self.is_empty() {
-            return "no tenants yet: `tenantgate tenant create NAME` makes one".into();
+            return "no tenants yet: create one with `tenantgate tenant create NAME`".into();
         }
         let rows = self.iter().map(|t| [short(&t.created_at), &t.status, &t.name, &t.db_schema_name, &t.id]);
         fixed_table(["CREATED", "STATUS", "NAME", "SCHEMA", "ID"], rows)
@@ -229,7 +228,7 @@ impl Text for Vec<TenantView> {
 impl Text for Vec<KeyView> {
     fn text(&self) -> String {
         if self.is_empty() {
-            return "no keys: `tenantgate key create TENANT` makes one".into();
+            return "no keys: create one with `tenantgate key create TENANT`".into();
         }
         let rows = self.iter().map(|k| {
             [
@@ -290,12 +289,12 @@ impl Text for MigratedView {
     }
 }
 
-/// Text of others without what a terminal would obey.
+/// Escapes control characters, which a terminal would execute.
 pub(super) fn plain(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
-/// Seconds are precise enough for a table.
+/// Cuts an instant to seconds, for tables.
 pub(super) fn short(instant: &str) -> &str {
     instant.split('.').next().unwrap_or(instant)
 }
@@ -315,13 +314,13 @@ pub(super) fn fixed_table<'a, const N: usize>(
     table(head.map(str::to_owned).into(), rows.map(|row| row.map(str::to_owned).into()))
 }
 
-/// A table whose number of columns shows only when it is made.
+/// Formats a table with any number of columns.
 pub(super) fn table(head: Vec<String>, rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(head);
     for row in rows {
         table.add_row(row.iter().map(|cell| plain(cell)));
     }
-    // Columns end in blanks that a pipe would carry along.
+    // Removes the trailing blanks of the columns.
     table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }

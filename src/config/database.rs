@@ -1,4 +1,4 @@
-//! Which database, and how long to wait for it.
+//! The options of the database, which every command has.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,13 +46,13 @@ pub struct DatabaseArgs {
 /// Which database to use.
 #[derive(Clone, Debug)]
 pub struct Database {
-    /// Where its address comes from.
+    /// The source of its URL.
     pub source: UrlSource,
-    /// The Postgres schema of its tables, if it was named.
+    /// The Postgres schema of its tables, if it was given.
     pub schema: Option<String>,
-    /// How long to wait for a lock.
+    /// The maximum wait for a lock.
     pub lock_timeout: Duration,
-    /// Whether a SQLite file may be made.
+    /// Whether a SQLite file may be created.
     pub may_create: bool,
 }
 
@@ -64,7 +64,7 @@ impl Database {
         Self { source, schema: None, lock_timeout: LOCK_TIMEOUT, may_create: true }
     }
 
-    /// The option that its address comes from.
+    /// Returns the option that its URL comes from.
     #[must_use]
     pub fn option(&self) -> &'static str {
         match self.source {
@@ -75,7 +75,7 @@ impl Database {
 }
 
 impl DatabaseArgs {
-    /// The database that is meant. `said` tells whether an option was given on the command line.
+    /// Selects the database. `said` tells whether an option was given on the command line.
     ///
     /// # Errors
     ///
@@ -95,16 +95,16 @@ impl DatabaseArgs {
     }
 }
 
-/// The store of a database.
+/// Opens the store of a database.
 ///
 /// # Errors
 ///
-/// Its address is not valid; says why, without repeating it.
+/// The URL is invalid. The error does not repeat it.
 pub fn store(url: &str) -> Result<Arc<dyn Store>, String> {
     Ok(management(&Database::at(url), Actor::default())?)
 }
 
-/// A store with everything that commands do, on behalf of `actor`.
+/// Opens a store for the commands of `actor`.
 ///
 /// # Errors
 ///
@@ -113,7 +113,7 @@ pub fn management(database: &Database, actor: Actor) -> Result<Arc<dyn Managemen
     Ok(inspected(database, actor)?)
 }
 
-/// A store that can also be examined.
+/// Opens a store that can be examined.
 ///
 /// # Errors
 ///
@@ -123,7 +123,7 @@ pub fn inspected(database: &Database, actor: Actor) -> Result<Arc<dyn Inspect>, 
     let limit = database.lock_timeout;
     if url.starts_with("sqlite:") {
         if database.schema.is_some() {
-            return Err("SQLite has no schemas: leave out --database-schema".into());
+            return Err("SQLite has no schemas: omit --database-schema".into());
         }
         let store = SqliteStore::new(&url)?.acting_for(actor).giving_up_on_locks_after(limit);
         return Ok(Arc::new(if database.may_create { store } else { store.of_existing_file() }));
@@ -137,5 +137,5 @@ pub fn inspected(database: &Database, actor: Actor) -> Result<Arc<dyn Inspect>, 
 
 fn lock_timeout(text: &str) -> Result<Duration, String> {
     let limit = duration(text)?;
-    if limit.is_zero() { Err("0 would wait for ever: name a time, such as 5s".into()) } else { Ok(limit) }
+    if limit.is_zero() { Err("0 would wait forever: give a time, such as 5s".into()) } else { Ok(limit) }
 }

@@ -1,7 +1,6 @@
-//! Where, how much and from whom does the operator want to be asked?
+//! The options of `serve` about connections.
 //!
-//! The options of `serve` that are about connections. Each limit is there against
-//! something; its help says what.
+//! Each limit protects against something; its help text says what.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -13,7 +12,7 @@ use super::{Mistakes, duration};
 use crate::server::{Address, ListenOptions, Tls, TlsFiles};
 use crate::transport::Limits;
 
-/// The options of `serve` that are about connections, as they were typed.
+/// The options about connections, as typed.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ListenerArgs {
     /// The address for Envoy's Checks: HOST:PORT or `unix:/path`. Repeatable
@@ -53,7 +52,7 @@ pub struct ListenerArgs {
     #[arg(long, env = "TENANTGATE_MAX_CONNECTIONS", value_name = "N", default_value = "4096")]
     pub max_connections: String,
 
-    /// How large a call may be.
+    /// The size limits of a call.
     #[command(flatten)]
     pub size: SizeArgs,
 
@@ -88,7 +87,7 @@ pub struct ListenerArgs {
     pub max_connection_age_grace: String,
 }
 
-/// How large a call may be: `serve` and `doctor` have to agree on it.
+/// The size limits of a call. They must be the same for `serve` and `doctor`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct SizeArgs {
     /// Bytes of the header list of a call; a longer one gets 503. Envoy copies trace headers of its clients into its
@@ -103,7 +102,7 @@ pub struct SizeArgs {
 }
 
 impl SizeArgs {
-    /// The bytes of a header list and of a message.
+    /// Returns the maximum bytes of a header list and of a message.
     pub(super) fn read(&self, mistakes: &mut Mistakes) -> (u32, u32) {
         let mut count = |option: &str, text: &str, range: RangeInclusive<u32>| {
             mistakes.note(option, number(text, range)).unwrap_or_default()
@@ -116,7 +115,7 @@ impl SizeArgs {
 }
 
 impl ListenerArgs {
-    /// What was asked for. What is wrong with it is noted.
+    /// Returns the options and records mistakes.
     pub(super) fn read(&self, mistakes: &mut Mistakes) -> ListenOptions {
         let tls = self.tls(mistakes);
         let uids = self.unix_peer_uid.iter();
@@ -148,7 +147,7 @@ impl ListenerArgs {
                 Address::Unix(path) => before.contains(one).then(|| format!("unix:{}", path.display())),
             };
             if let Some(taken) = taken {
-                mistakes.0.push(format!("--listen: {taken} is given twice: leave one out"));
+                mistakes.0.push(format!("--listen: {taken} is given twice: remove one of them"));
             }
         }
         all
@@ -177,12 +176,10 @@ impl ListenerArgs {
         }
     }
 
-    /// The TLS that was asked for, if any.
+    /// Loads TLS, if it is enabled.
     fn tls(&self, mistakes: &mut Mistakes) -> Option<Tls> {
         if !self.client_san.is_empty() && self.client_ca.is_none() {
-            mistakes
-                .0
-                .push("--client-san: needs --client-ca, by which a certificate is known to be good".into());
+            mistakes.0.push("--client-san: needs --client-ca, which authenticates certificates".into());
         }
         match (&self.tls_cert, &self.tls_key, &self.client_ca) {
             (Some(cert), Some(key), client_ca) => {
@@ -201,19 +198,19 @@ impl ListenerArgs {
         }
     }
 
-    /// What is allowed and should be thought over.
+    /// Returns warnings about settings that are valid but risky.
     pub(super) fn remarks(&self) -> Vec<String> {
         let open = self.listen.iter().filter(|text| self.client_ca.is_none() && reaches_beyond_here(text));
         let why = if self.tls_cert.is_some() {
-            "without --client-ca everybody who reaches it can try keys"
+            "without --client-ca, every client that can connect can guess keys"
         } else {
-            "without TLS keys can be read on the way, and everybody who reaches it can try some: use --tls-cert, --tls-key and --client-ca"
+            "without TLS, keys can be read on the network, and every client that can connect can guess keys: use --tls-cert, --tls-key and --client-ca"
         };
-        open.map(|address| format!("{address} may be reached from other machines: {why}")).collect()
+        open.map(|address| format!("{address} is reachable from other machines: {why}")).collect()
     }
 }
 
-/// Whether other machines may get there. A name counts as one that they may know.
+/// Whether other machines can reach an address. A name counts as reachable.
 fn reaches_beyond_here(listen: &str) -> bool {
     let Ok(Address::Tcp(address)) = address(listen) else { return false };
     let host = address.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']);
@@ -237,7 +234,7 @@ fn address(text: &str) -> Result<Address, String> {
 /// `sockaddr_un.sun_path` has 108 bytes, and the last one is NUL (unix(7)).
 const LONGEST_PATH: usize = 107;
 
-/// A host is an address or a name, which is looked up when it is bound.
+/// Checks HOST:PORT. A host is an address, or a name that is resolved when it is bound.
 pub(super) fn tcp_address(text: &str) -> Result<String, String> {
     let invalid = |hint: &str| Err(format!("invalid address {text:?}: {hint}"));
     if text.contains("://") {
@@ -261,7 +258,7 @@ pub(super) fn tcp_address(text: &str) -> Result<String, String> {
     }
 }
 
-/// The address that both would bind, if they cannot be bound together.
+/// Returns the address that both would bind, if they conflict.
 pub(super) fn conflict(one: &Address, other: &str) -> Option<String> {
     let Address::Tcp(one) = one else { return None };
     let ((host, port), (other_host, other_port)) = (one.rsplit_once(':')?, other.rsplit_once(':')?);
@@ -279,12 +276,14 @@ pub(super) fn conflict(one: &Address, other: &str) -> Option<String> {
 
 fn number<T: FromStr + PartialOrd + Display>(text: &str, range: RangeInclusive<T>) -> Result<T, String> {
     let fine = text.parse().ok().filter(|number| range.contains(number));
-    fine.ok_or_else(|| format!("{text:?} is no whole number from {} to {}", range.start(), range.end()))
+    fine.ok_or_else(|| {
+        format!("invalid number {text:?}: expected a whole number from {} to {}", range.start(), range.end())
+    })
 }
 
 fn mode(text: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777 && !text.starts_with('+'));
-    mode.ok_or_else(|| format!("{text:?} is no mode of a file in octal, such as 0660"))
+    mode.ok_or_else(|| format!("invalid mode {text:?}: expected an octal number, such as 0660"))
 }
 
 fn positive(text: &str) -> Result<Duration, String> {

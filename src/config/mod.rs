@@ -1,9 +1,6 @@
-//! What did the operator ask for?
+//! The options of `serve`, and their translation into the `Options` of each module.
 //!
-//! Turns what was typed into the `Options` of each machine. Every mistake is
-//! collected, so that one look at the output is enough to mend them all. This is
-//! the one place that knows how options are spelled; below it nobody knows there
-//! is such a thing.
+//! All mistakes are collected, so that one run shows all of them. Only this module knows the spelling of options.
 
 mod database;
 mod listener;
@@ -32,7 +29,7 @@ use crate::verify::memo::{Peppers, Policy};
 use crate::verify::pepper::Pepper;
 use crate::{ext_authz, gate, replica, request};
 
-/// The options of `serve` as they were typed. Each has its variable `TENANTGATE_…`, which it beats.
+/// The options of `serve` as typed. Each has a variable `TENANTGATE_…`, over which the option takes precedence.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ServeArgs {
     /// Connections.
@@ -47,7 +44,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub judgement: JudgementArgs,
 
-    /// What to do when no decision is possible: reject with 503 (deny), or let Envoy's `failure_mode_allow` decide (error)
+    /// What to do when no decision is possible: reject with 503 (deny), or let Envoy's `failure_mode_allow` decide
+    /// (error)
     #[arg(long, env = "TENANTGATE_ON_UNAVAILABLE", value_name = "deny|error", default_value = "deny")]
     pub on_unavailable: String,
 
@@ -61,7 +59,7 @@ pub struct ServeArgs {
     #[arg(long, env = "TENANTGATE_KEEP_KEY_HEADER", value_parser = clap::builder::BoolishValueParser::new())]
     pub keep_key_header: bool,
 
-    /// What becomes of what is to be refused.
+    /// Whether rejections are enforced.
     #[command(flatten)]
     pub mode: ModeArgs,
 
@@ -102,7 +100,7 @@ pub struct ServeArgs {
     pub check_config: bool,
 }
 
-/// What a request is judged by besides the database: `serve` and whoever explains it have to agree on it.
+/// The options, besides the database, that decide about a request. They must be the same for `serve` and `explain`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct JudgementArgs {
     /// The header that carries the key
@@ -118,7 +116,7 @@ pub struct JudgementArgs {
     #[arg(long, env = "TENANTGATE_PUBLIC", value_name = "METHOD /path")]
     pub public: Vec<String>,
 
-    /// Where the peppers are.
+    /// The file of peppers.
     #[command(flatten)]
     pub pepper: PepperArgs,
 
@@ -128,7 +126,7 @@ pub struct JudgementArgs {
     pub memo: String,
 }
 
-/// What becomes of requests that are to be refused: `serve` and whoever explains it have to agree on it.
+/// Whether rejections are enforced. It must be the same for `serve` and `explain`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ModeArgs {
     /// What happens to a request that is not allowed: it is rejected (enforce), or it passes without a tenant and is
@@ -143,7 +141,7 @@ impl ModeArgs {
     }
 }
 
-/// Where the peppers are.
+/// The file of peppers.
 #[derive(clap::Args, Clone, Debug)]
 pub struct PepperArgs {
     /// The file with the peppers for memos, which avoid bcrypt after a restart: one per line; the first one writes
@@ -157,7 +155,7 @@ impl PepperArgs {
     ///
     /// # Errors
     ///
-    /// The file cannot be read, or has something else in it; says what, without repeating it.
+    /// The file cannot be read or is invalid. The error does not repeat its content.
     pub fn read(&self, policy: Policy) -> Result<Peppers, String> {
         let Some(path) = &self.pepper_file else { return Ok(Peppers::new(Vec::new(), policy)) };
         let wrong = |why: String| format!("{} {why}", path.display());
@@ -169,7 +167,7 @@ impl PepperArgs {
 }
 
 impl ServeArgs {
-    /// What is allowed and should be thought over.
+    /// Returns warnings about settings that are valid but risky.
     fn remarks(&self) -> Vec<String> {
         let mode = |path: &PathBuf| std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode());
         let key_stays = self.keep_key_header.then(|| {
@@ -178,14 +176,14 @@ impl ServeArgs {
         });
         let open = self.judgement.pepper.pepper_file.iter().filter(|path| mode(path) & 0o007 != 0);
         let open =
-            open.map(|path| format!("everybody on this machine may read {}: chmod 0400 it", path.display()));
+            open.map(|path| format!("all users of this machine can read {}: run chmod 0400", path.display()));
         let shadow = (self.mode.mode == Mode::Shadow.as_str()).then(|| {
-            "shadow mode: nothing is refused, what would be is counted, see `tenantgate report shadow`".into()
+            "shadow mode: no request is rejected; rejections are only counted, see `tenantgate report shadow`".into()
         });
         open.chain(shadow).chain(key_stays).chain(self.listener.remarks()).collect()
     }
 
-    /// Variables hold what may be repeated separated by commas.
+    /// Splits variables: repeatable values are separated by commas.
     pub fn split_variables(&mut self, from_variable: impl Fn(&str) -> bool) {
         let listener = &mut self.listener;
         for (name, values) in [
@@ -202,7 +200,7 @@ impl ServeArgs {
 }
 
 impl JudgementArgs {
-    /// Variables hold what may be repeated separated by commas.
+    /// Splits variables: repeatable values are separated by commas.
     pub fn split_variables(&mut self, from_variable: impl Fn(&str) -> bool) {
         if from_variable("public") {
             split(&mut self.public);
@@ -215,12 +213,12 @@ fn split(values: &mut Vec<String>) {
     *values = all.filter(|v| !v.is_empty()).collect();
 }
 
-/// Mistakes in what was typed, one for each option.
+/// Mistakes in options, one for each.
 #[derive(Debug, Default)]
 pub struct Mistakes(pub Vec<String>);
 
 impl Mistakes {
-    /// The value, or a mistake noted under the option's name.
+    /// Returns the value, or records the mistake with the name of the option.
     fn note<T, E: fmt::Display>(&mut self, option: &str, result: Result<T, E>) -> Option<T> {
         result.map_err(|why| self.0.push(format!("{option}: {why}"))).ok()
     }
@@ -228,16 +226,17 @@ impl Mistakes {
     fn one_of<T: Copy + Default>(&mut self, option: &str, text: &str, words: &[(&str, T)]) -> T {
         let known = || words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" or ");
         let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
-        self.note(option, found.ok_or_else(|| format!("{text:?} is not {}", known()))).unwrap_or_default()
+        self.note(option, found.ok_or_else(|| format!("invalid value {text:?}: expected {}", known())))
+            .unwrap_or_default()
     }
 }
 
-/// How to log.
+/// The options of logging.
 #[derive(Debug)]
 pub struct Logging {
-    /// What.
+    /// The filter.
     pub filter: EnvFilter,
-    /// How.
+    /// The format.
     pub format: LogFormat,
 }
 
@@ -245,18 +244,18 @@ pub struct Logging {
 ///
 /// # Errors
 ///
-/// Every mistake there is.
+/// All mistakes.
 pub fn settings(
     args: &ServeArgs,
     database: &Database,
     actor: Actor,
 ) -> Result<(Settings, Logging), Mistakes> {
-    // A default stands in for what is wrong, so that all the rest is still looked at.
+    // A default replaces an invalid value, so that all other options are checked, too.
     let mut mistakes = Mistakes::default();
     let listen = args.listener.read(&mut mistakes);
     let ops_listen = mistakes.note("--ops-listen", tcp_address(&args.ops_listen)).unwrap_or_default();
     if let Some(same) = listen.listen.iter().find_map(|address| conflict(address, &ops_listen)) {
-        mistakes.0.push(format!("--ops-listen: {same} is taken by --listen: choose another port"));
+        mistakes.0.push(format!("--ops-listen: {same} is used by --listen: choose another port"));
     }
     let ext_authz = ext_authz_options(args, &mut mistakes);
     let max_staleness =
@@ -310,29 +309,29 @@ fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> ext_authz::se
     }
 }
 
-/// Reads what a request is judged by.
+/// Reads the options that decide about a request.
 ///
 /// # Errors
 ///
-/// Every mistake there is.
+/// All mistakes.
 pub fn judgement(args: &JudgementArgs) -> Result<(request::Options, Peppers), Mistakes> {
     let mut mistakes = Mistakes::default();
     let judgement = (request_options(args, &mut mistakes), peppers(args, &mut mistakes));
     if mistakes.0.is_empty() { Ok(judgement) } else { Err(mistakes) }
 }
 
-/// Reads how large a call may be: the bytes of its header list and of its message.
+/// Reads the size limits of a call: the bytes of its header list and of its message.
 ///
 /// # Errors
 ///
-/// Every mistake there is.
+/// All mistakes.
 pub fn sizes(args: &SizeArgs) -> Result<(u32, u32), Mistakes> {
     let mut mistakes = Mistakes::default();
     let sizes = args.read(&mut mistakes);
     if mistakes.0.is_empty() { Ok(sizes) } else { Err(mistakes) }
 }
 
-/// [`judgement`], and what becomes of what is to be refused.
+/// Reads the same as [`judgement`], and the mode.
 ///
 /// # Errors
 ///
@@ -363,19 +362,19 @@ fn peppers(args: &JudgementArgs, mistakes: &mut Mistakes) -> Peppers {
     mistakes.note("--pepper-file", args.pepper.read(policy)).unwrap_or_default()
 }
 
-/// A field name (RFC 9110 §5.1) that is not one of those we set or that carry the request itself.
+/// Parses a field name (RFC 9110 §5.1) that is neither set by tenantgate nor part of the request line.
 fn key_header(name: &str, accept_bearer: bool) -> Result<String, String> {
     let name = name.to_ascii_lowercase();
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if name.is_empty() || !name.bytes().all(token) {
-        return Err(format!("{name:?} is no header name"));
+        return Err(format!("invalid header name {name:?}"));
     }
     if IDENTITY_HEADERS.contains(&name.as_str()) || name == "host" {
-        return Err(format!("{name} is taken: choose another header"));
+        return Err(format!("{name} is reserved: choose another header"));
     }
     if accept_bearer && name == AUTHORIZATION {
         return Err(
-            "authorization is read as a bearer token already: leave out --accept-bearer or choose another"
+            "authorization is already read as a bearer token: omit --accept-bearer or choose another header"
                 .into(),
         );
     }
@@ -396,35 +395,37 @@ fn public(rules: &[String], mistakes: &mut Mistakes) -> PublicPaths {
     }
 }
 
-/// An address of OTLP over gRPC has a scheme, a host, and no path.
+/// Checks an address of OTLP over gRPC: a scheme, a host, and no path.
 fn collector(url: &str) -> Result<String, String> {
     let uri = url.parse::<http::Uri>().ok().filter(|uri| {
         let scheme = uri.scheme_str().is_some_and(|scheme| ["http", "https"].contains(&scheme));
         scheme && uri.path_and_query().is_none_or(|path| path == "/")
     });
-    uri.map(|_| url.to_owned())
-        .ok_or_else(|| format!("{url:?} is no collector of OTLP over gRPC, such as http://127.0.0.1:4317"))
+    uri.map(|_| url.to_owned()).ok_or_else(|| {
+        format!("invalid collector {url:?}: expected OTLP over gRPC, such as http://127.0.0.1:4317")
+    })
 }
 
-/// sqlx has a line of its own for what we say in ours when a connection breaks: it is heard only when asked for.
+/// Parses the log filter. Lines of sqlx about broken connections are omitted unless requested, because tenantgate logs
+/// its own.
 fn log_filter(text: &str) -> Result<EnvFilter, String> {
     let verbose = ["sqlx", "debug", "trace"].iter().any(|word| text.to_ascii_lowercase().contains(word));
     let filter = if verbose { text.to_owned() } else { format!("{text},sqlx=error") };
     EnvFilter::try_new(filter)
-        .map_err(|_| format!("{text:?} is no filter, such as info or info,tenantgate=debug"))
+        .map_err(|_| format!("invalid filter {text:?}: expected, for example, info or info,tenantgate=debug"))
 }
 
-/// A bound that an ordinary pause between two looks could break would only ever break.
+/// Parses the bound. It must be longer than ordinary pauses between two polls.
 fn max_staleness(text: &str) -> Result<Duration, String> {
     const LEAST: Duration = Duration::from_secs(1);
     let bound = duration(text)?;
-    if bound < LEAST { Err(format!("{text} is too short to keep, choose 1s or more")) } else { Ok(bound) }
+    if bound < LEAST { Err(format!("{text} is too short: use 1s or more")) } else { Ok(bound) }
 }
 
 fn sync_interval(text: &str) -> Result<Duration, String> {
     let interval = duration(text)?;
     let fine = (Duration::from_millis(1)..=Duration::from_secs(1)).contains(&interval);
-    if fine { Ok(interval) } else { Err(format!("{text} is not between 1ms and 1s")) }
+    if fine { Ok(interval) } else { Err(format!("invalid value {text}: expected 1ms to 1s")) }
 }
 
 /// Reads the options of the snapshot file; `None` if it is not enabled.
@@ -436,22 +437,22 @@ fn snapshot_file(
     let path = args.snapshot_file.clone()?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if args.judgement.pepper.pepper_file.is_none() {
-        mistakes.0.push("--snapshot-file: needs --pepper-file, by which the file is known to be ours".into());
+        mistakes.0.push("--snapshot-file: needs --pepper-file, which authenticates the file".into());
     }
     if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
         mistakes
             .0
-            .push(format!("--snapshot-file: {} is no file in a directory that is there", path.display()));
+            .push(format!("--snapshot-file: {} must be a file in an existing directory", path.display()));
     }
     Some(snapshot_file::Options { path, interval: Duration::from_secs(10), max_staleness })
 }
 
-/// Reads a duration: a whole number and one of the units ms, s, m, h, d, w. A number alone is refused, for
-/// nobody can know what was meant.
+/// Parses a duration: a whole number and one of the units ms, s, m, h, d, w. A number without a unit is ambiguous and
+/// rejected.
 ///
 /// # Errors
 ///
-/// What a duration looks like.
+/// The text is not a duration; the error describes the format.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -472,7 +473,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 }
 
 fn not_a_duration(text: &str) -> String {
-    format!("{text:?} is no duration: write a whole number and a unit (ms, s, m, h, d, w), such as 90d")
+    format!("invalid duration {text:?}: expected a whole number and a unit (ms, s, m, h, d, w), such as 90d")
 }
 
 #[cfg(test)]

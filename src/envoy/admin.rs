@@ -1,4 +1,4 @@
-//! What does Envoy say about itself?
+//! Reads Envoy's admin page: version, configuration, hosts and counters.
 
 use http::Method;
 use serde_json::Value;
@@ -8,21 +8,25 @@ use super::json::{is_true, items, text};
 use super::{Expected, config};
 use crate::diagnostics::Finding;
 
-/// The first release that supports error responses: 1.36 answers them with an empty 403.
+/// The first release that supports error responses: 1.36 replaces them by an empty 403.
 const LEAST_VERSION: (u32, u32) = (1, 37);
 
-/// Reads the admin page at `server` and tells what is wrong with the Envoy behind it, and what is right.
+/// Reads the admin page at `server` and returns findings about this Envoy.
 pub async fn examine(server: &Server<'_>, expected: &Expected<'_>) -> Vec<Finding> {
     match read(server).await {
         Ok(pages) => pages.findings(expected),
         Err(why) => {
             let what = format!("{}: {why}", server.url);
-            vec![Finding::bad("envoy.admin", what, "give the address of its admin page with --envoy-admin")]
+            vec![Finding::bad(
+                "envoy.admin",
+                what,
+                "give the address of Envoy's admin page with --envoy-admin",
+            )]
         }
     }
 }
 
-/// What the admin page says.
+/// The content of the admin page.
 struct Pages {
     info: Value,
     dump: Value,
@@ -42,9 +46,10 @@ async fn read(server: &Server<'_>) -> Result<Pages, String> {
 async fn page(server: &Server<'_>, path: &str) -> Result<Value, String> {
     let answer = send(server, &Method::GET, path, &[]).await?;
     if answer.status != 200 {
-        return Err(format!("{path} answers {}, is that an admin page?", answer.status));
+        return Err(format!("{path} has the status {}: is this Envoy's admin page?", answer.status));
     }
-    serde_json::from_str(&answer.body).map_err(|e| format!("{path} is not what an admin page says: {e}"))
+    serde_json::from_str(&answer.body)
+        .map_err(|e| format!("{path} is not valid JSON: {e}: is this Envoy's admin page?"))
 }
 
 impl Pages {
@@ -52,7 +57,7 @@ impl Pages {
         let mut findings = vec![self.version()];
         findings.extend(config::examine(&self.dump, expected));
         let cluster =
-            super::json::of_type(&self.dump, "ExtAuthz").into_iter().find_map(super::cluster::asked);
+            super::json::of_type(&self.dump, "ExtAuthz").into_iter().find_map(super::cluster::called);
         findings.extend(cluster.map(|cluster| self.hosts(cluster)));
         findings.push(self.errors());
         findings
@@ -69,7 +74,8 @@ impl Pages {
         if known >= LEAST_VERSION {
             Finding::ok(CHECK, what)
         } else {
-            let what = format!("{what}: it answers `serve --on-unavailable error` with an empty 403");
+            let what =
+                format!("{what}: it replaces the response of `serve --on-unavailable error` by an empty 403");
             Finding::warn(CHECK, what, "use Envoy 1.37 or newer, or `--on-unavailable deny`")
         }
     }
@@ -79,21 +85,25 @@ impl Pages {
         let ours =
             items(&self.clusters, "/cluster_statuses").find(|status| text(status, "/name") == Some(cluster));
         let hosts: Vec<_> = ours.into_iter().flat_map(|status| items(status, "/host_statuses")).collect();
-        let sick = |host: &&&Value| {
+        let unhealthy = |host: &&&Value| {
             let flags = host["health_status"].as_object().into_iter().flatten();
             flags.into_iter().any(|(name, _)| name.starts_with("failed_"))
                 || is_true(host, "/health_status/pending_active_hc")
         };
-        let fit = hosts.len() - hosts.iter().filter(sick).count();
-        let what = format!("{fit} of {} hosts of the cluster {cluster} are healthy", hosts.len());
-        match fit {
-            0 => Finding::bad(CHECK, what, "see `tenantgate doctor --target` at each, and its /readyz"),
-            fit if fit < hosts.len() => Finding::warn(CHECK, what, "see /readyz of the others"),
+        let healthy = hosts.len() - hosts.iter().filter(unhealthy).count();
+        let what = format!("{healthy} of {} hosts of the cluster {cluster} are healthy", hosts.len());
+        match healthy {
+            0 => Finding::bad(
+                CHECK,
+                what,
+                "run `tenantgate doctor --target` for each host, and see its /readyz",
+            ),
+            healthy if healthy < hosts.len() => Finding::warn(CHECK, what, "see /readyz of the other hosts"),
             _ => Finding::ok(CHECK, what),
         }
     }
 
-    /// Checks that ended in no answer, since Envoy was started.
+    /// Counts checks without an answer since Envoy was started.
     fn errors(&self) -> Finding {
         const CHECK: &str = "envoy.errors";
         let count = |end: &str| -> u64 {
@@ -104,15 +114,15 @@ impl Pages {
         };
         let (errors, open) = (count("ext_authz.error"), count("ext_authz.failure_mode_allowed"));
         let all = count("ext_authz.ok") + count("ext_authz.denied") + errors;
-        let what = format!("{errors} of {all} checks since its start got no answer");
+        let what = format!("{errors} of {all} checks since Envoy's start got no answer");
         if open > 0 {
-            let what = format!("{what}, and {open} requests were let in without one");
-            Finding::bad(CHECK, what, "failure_mode_allow: false")
+            let what = format!("{what}, and {open} requests passed without one");
+            Finding::bad(CHECK, what, "set failure_mode_allow: false")
         } else if errors > 0 {
             Finding::warn(
                 CHECK,
                 what,
-                "503 without a decision id: tenantgate away, too slow (timeout), or too much at once",
+                "a 503 without a decision id: tenantgate is down, or slower than the timeout, or the circuit breaker is open",
             )
         } else {
             Finding::ok(CHECK, what)

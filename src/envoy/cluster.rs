@@ -1,4 +1,4 @@
-//! Is the cluster that is asked set up well?
+//! Checks the Envoy cluster that the `ext_authz` filter calls.
 
 use serde_json::Value;
 
@@ -6,29 +6,29 @@ use super::Expected;
 use super::json::{is_of_type, items, text};
 use crate::diagnostics::Finding;
 
-/// Requests that a cluster takes at once if nothing is said, beyond which Envoy answers by itself.
+/// The default limit of concurrent requests of a cluster. Envoy rejects further requests itself.
 const DEFAULT_REQUESTS: u64 = 1_024;
 
-/// The name of the cluster that a filter asks.
-pub(super) fn asked(filter: &Value) -> Option<&str> {
+/// Returns the name of the cluster that a filter calls.
+pub(super) fn called(filter: &Value) -> Option<&str> {
     text(filter, "/grpc_service/envoy_grpc/cluster_name")
 }
 
-/// Looks at the cluster that a filter asks.
+/// Examines the cluster that a filter calls.
 pub(super) fn examine(dump: &Value, filter: &Value, expected: &Expected<'_>) -> Vec<Finding> {
     const CHECK: &str = "envoy.cluster";
-    let Some(name) = asked(filter) else {
-        let what = "google_grpc asks: it heeds no retry policy, and is not looked at here";
+    let Some(name) = called(filter) else {
+        let what = "the filter uses google_grpc, which ignores retry policies; its target is not examined";
         return vec![Finding::warn(CHECK, what, "use envoy_grpc with a cluster")];
     };
     let Some(cluster) = find(dump, name) else {
         return vec![Finding::bad(
             CHECK,
-            format!("there is no cluster {name}"),
+            format!("the cluster {name} does not exist"),
             "add it, as in envoy/envoy.yaml",
         )];
     };
-    let found = Finding::ok(CHECK, format!("the cluster {name} is asked"));
+    let found = Finding::ok(CHECK, format!("the filter calls the cluster {name}"));
     vec![found, http2(cluster), requests(cluster), health(cluster, expected), transport(cluster)]
 }
 
@@ -46,13 +46,13 @@ fn http2(cluster: &Value) -> Finding {
         explicit |= object.pointer("/explicit_http_config/http2_protocol_options").is_some();
     });
     if explicit {
-        Finding::ok(CHECK, "tenantgate is asked over HTTP/2")
+        Finding::ok(CHECK, "Envoy calls tenantgate over HTTP/2")
     } else {
-        let what = "tenantgate is asked over HTTP/1.1, which is no gRPC: every check fails";
+        let what = "Envoy calls tenantgate over HTTP/1.1, which cannot carry gRPC: every check fails";
         Finding::bad(
             CHECK,
             what,
-            "typed_extension_protocol_options … explicit_http_config: {http2_protocol_options: {}}",
+            "set typed_extension_protocol_options … explicit_http_config: {http2_protocol_options: {}}",
         )
     }
 }
@@ -62,14 +62,14 @@ fn requests(cluster: &Value) -> Finding {
     let most = cluster.pointer("/circuit_breakers/thresholds/0/max_requests").and_then(Value::as_u64);
     let most = most.unwrap_or(DEFAULT_REQUESTS);
     if most > DEFAULT_REQUESTS {
-        Finding::ok(CHECK, format!("{most} checks at once"))
+        Finding::ok(CHECK, format!("up to {most} concurrent checks"))
     } else {
         let what =
-            format!("beyond {most} checks at once Envoy answers by itself, as if tenantgate were down");
+            format!("beyond {most} concurrent checks Envoy rejects requests, as if tenantgate were down");
         Finding::warn(
             CHECK,
             what,
-            "circuit_breakers: {thresholds: [{max_requests: 100000, max_pending_requests: 10000}]}",
+            "set circuit_breakers: {thresholds: [{max_requests: 100000, max_pending_requests: 10000}]}",
         )
     }
 }
@@ -79,13 +79,13 @@ fn health(cluster: &Value, expected: &Expected<'_>) -> Finding {
     let service = expected.health_service;
     let asks = |check: &Value| text(check, "/grpc_health_check/service_name") == Some(service);
     if items(cluster, "/health_checks").any(asks) {
-        Finding::ok(CHECK, "a replica that is not fit is spared")
+        Finding::ok(CHECK, "Envoy does not call replicas that are not ready")
     } else {
-        let what = "a replica that starts, drains or lost its database is asked all the same";
+        let what = "Envoy also calls replicas that start, drain or have lost the database";
         Finding::warn(
             CHECK,
             what,
-            format!("health_checks with grpc_health_check: {{service_name: {service}}}"),
+            format!("add health_checks with grpc_health_check: {{service_name: {service}}}"),
         )
     }
 }
@@ -95,26 +95,26 @@ fn transport(cluster: &Value) -> Finding {
     let mut beyond = None;
     super::json::for_each_object(&cluster["load_assignment"], &mut |object| {
         let address = text(object, "/socket_address/address");
-        beyond = beyond.or(address.filter(|address| !is_near(address)));
+        beyond = beyond.or(address.filter(|address| !is_local(address)));
     });
     match (beyond, cluster.get("transport_socket")) {
         (Some(address), None) => Finding::warn(
             CHECK,
-            format!("keys cross the network to {address} in the clear"),
-            "UpstreamTlsContext, and --tls-cert, --tls-key, --client-ca at tenantgate",
+            format!("keys are sent to {address} over the network without encryption"),
+            "add an UpstreamTlsContext, and --tls-cert, --tls-key, --client-ca to serve",
         ),
-        (_, Some(_)) => Finding::ok(CHECK, "tenantgate is asked over TLS"),
+        (_, Some(_)) => Finding::ok(CHECK, "Envoy calls tenantgate over TLS"),
         (None, None) if cluster.get("load_assignment").is_some() => {
-            Finding::ok(CHECK, "tenantgate is asked on this machine")
+            Finding::ok(CHECK, "Envoy calls tenantgate on the same machine")
         }
         (None, None) => Finding::warn(
             CHECK,
-            "no TLS, and the hosts come from discovery: keys may cross a network in the clear",
-            "see that they are near, or an UpstreamTlsContext",
+            "there is no TLS, and the hosts come from discovery: keys may be sent over a network without encryption",
+            "make sure that the hosts are on the same machine, or add an UpstreamTlsContext",
         ),
     }
 }
 
-fn is_near(address: &str) -> bool {
+fn is_local(address: &str) -> bool {
     address == "localhost" || address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

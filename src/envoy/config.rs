@@ -1,8 +1,7 @@
-//! Does Envoy's configuration do what tenantgate relies on?
+//! Checks Envoy's configuration for everything that tenantgate relies on.
 //!
-//! Reads a configuration dump: finds the HTTP connection managers that ask an
-//! authorization server over gRPC, and looks at each, at its filter and at the
-//! cluster it asks. Numbers and defaults are those of Envoy 1.40.
+//! Reads a configuration dump, finds the HTTP connection managers with an `ext_authz` filter over gRPC, and examines
+//! each of them, its filter, and the cluster of the filter. Numbers and defaults are those of Envoy 1.40.
 
 use serde_json::Value;
 
@@ -10,17 +9,19 @@ use super::json::{is_of_type, is_true, items, of_type, text};
 use super::{Expected, cluster, filter};
 use crate::diagnostics::Finding;
 
-/// What is wrong with a configuration, and what is right.
+/// Returns findings about a configuration.
 pub(super) fn examine(dump: &Value, expected: &Expected<'_>) -> Vec<Finding> {
     let managers: Vec<_> =
-        managers(dump).into_iter().filter_map(|manager| Some((manager, asks(manager)?))).collect();
+        managers(dump).into_iter().filter_map(|manager| Some((manager, filter_of(manager)?))).collect();
     if managers.is_empty() {
-        let what = "no listener has an ext_authz filter that asks over gRPC: nobody is asked for a key";
-        return vec![Finding::bad("envoy.filter", what, "take the filter from envoy/envoy.yaml")];
+        let what = "no listener has an ext_authz filter with gRPC: requests need no key";
+        return vec![Finding::bad("envoy.filter", what, "add the filter, as in envoy/envoy.yaml")];
     }
     let names: Vec<_> = managers.iter().map(|(manager, _)| name(manager)).collect();
-    let mut findings =
-        vec![Finding::ok("envoy.filter", format!("ext_authz is asked by {}", names.join(", ")))];
+    let mut findings = vec![Finding::ok(
+        "envoy.filter",
+        format!("these listeners have the ext_authz filter: {}", names.join(", ")),
+    )];
     for (manager, asked) in &managers {
         let mut found = filter::examine(asked, expected);
         found.extend(manager_findings(dump, manager, expected));
@@ -36,7 +37,7 @@ pub(super) fn examine(dump: &Value, expected: &Expected<'_>) -> Vec<Finding> {
     findings
 }
 
-/// The connection managers of the listeners. The bootstrap has them a second time.
+/// Returns the connection managers of the listeners. The copies in the bootstrap are ignored.
 fn managers(dump: &Value) -> Vec<&Value> {
     let listeners = items(dump, "/configs").filter(|config| is_of_type(config, "ListenersConfigDump"));
     listeners.flat_map(|config| of_type(config, "HttpConnectionManager")).collect()
@@ -46,8 +47,8 @@ fn name(manager: &Value) -> &str {
     text(manager, "/stat_prefix").unwrap_or("a listener")
 }
 
-/// The filter by which a manager asks over gRPC.
-fn asks(manager: &Value) -> Option<&Value> {
+/// Returns the `ext_authz` filter of a manager, if it uses gRPC.
+fn filter_of(manager: &Value) -> Option<&Value> {
     let filters = items(manager, "/http_filters").map(|filter| &filter["typed_config"]);
     filters.into_iter().find(|config| is_of_type(config, "ExtAuthz") && config.get("grpc_service").is_some())
 }
@@ -61,7 +62,7 @@ fn manager_findings(dump: &Value, manager: &Value, expected: &Expected<'_>) -> V
     findings
 }
 
-/// Whether there are routes on which nobody is asked.
+/// Whether the filter is disabled on some routes.
 fn exempt_routes(dump: &Value, manager: &Value) -> bool {
     routes_of(dump, manager)
         .into_iter()
@@ -69,7 +70,7 @@ fn exempt_routes(dump: &Value, manager: &Value) -> bool {
         .any(|route| is_true(route, "/disabled"))
 }
 
-/// The routes of a manager: in it, or by name in the dump.
+/// Returns the routes of a manager, inline or by name in the dump.
 fn routes_of<'a>(dump: &'a Value, manager: &'a Value) -> Vec<&'a Value> {
     let inline = manager.get("route_config").into_iter();
     let Some(named) = text(manager, "/rds/route_config_name") else { return inline.collect() };
@@ -88,7 +89,7 @@ fn strips_early(manager: &Value, expected: &Expected<'_>) -> bool {
     expected.identity.iter().all(|name| removed.iter().any(|removed| removed.eq_ignore_ascii_case(name)))
 }
 
-/// The names that a header mutation removes, early or as a filter.
+/// Returns the names that a header mutation removes.
 fn removals(config: &Value) -> Vec<&str> {
     let lists = ["/mutations", "/mutations/request_mutations"];
     lists
@@ -100,9 +101,9 @@ fn removals(config: &Value) -> Vec<&str> {
 
 fn forged(stripped: bool, exempt: bool) -> Finding {
     const CHECK: &str = "envoy.forged_headers";
-    const REMEDY: &str = "early_header_mutation_extensions, as in envoy/envoy.yaml";
+    const REMEDY: &str = "add early_header_mutation_extensions, as in envoy/envoy.yaml";
     match (stripped, exempt) {
-        (true, _) => Finding::ok(CHECK, "forged identity headers are stripped before anything is asked"),
+        (true, _) => Finding::ok(CHECK, "Envoy removes forged identity headers before the check"),
         (false, true) => Finding::bad(
             CHECK,
             "forged identity headers reach the upstream on routes that are exempt from the check",
@@ -110,7 +111,7 @@ fn forged(stripped: bool, exempt: bool) -> Finding {
         ),
         (false, false) => Finding::warn(
             CHECK,
-            "forged identity headers are stripped by tenantgate's answer alone: not on a route exempted later",
+            "only tenantgate's response removes forged identity headers: a route that is exempted later would pass them",
             REMEDY,
         ),
     }
@@ -127,20 +128,20 @@ fn routes(dump: &Value, manager: &Value, stripped: bool, exempt: bool, expected:
     }
     if let Some(name) = removed {
         let what =
-            format!("a route removes {name} after tenantgate set it: the upstream never learns the tenant");
-        return Finding::bad(CHECK, what, "take it out of request_headers_to_remove");
+            format!("a route removes {name}, which tenantgate sets: the upstream does not get the tenant");
+        return Finding::bad(CHECK, what, "remove it from request_headers_to_remove");
     }
     match (exempt, stripped) {
         (false, _) => Finding::ok(CHECK, "no route is exempt from the check"),
         (true, _) => Finding::warn(
             CHECK,
-            "some routes are exempt from the check: a key that a client sends there goes through to the upstream",
-            "drop ExtAuthzPerRoute.disabled, and make paths public with tenantgate's --public",
+            "some routes are exempt from the check: keys that clients send there reach the upstream",
+            "remove ExtAuthzPerRoute.disabled, and make paths public with --public of serve",
         ),
     }
 }
 
-/// Whether everything that Envoy takes from a client fits into a call.
+/// Checks that every request that Envoy accepts fits into a call.
 fn limits(manager: &Value, filter: &Value, expected: &Expected<'_>) -> Finding {
     const CHECK: &str = "envoy.limits";
     /// `max_request_headers_kb` if it is not set.
@@ -150,12 +151,12 @@ fn limits(manager: &Value, filter: &Value, expected: &Expected<'_>) -> Finding {
     let number = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_u64);
     let headers = number(manager, "/max_request_headers_kb").unwrap_or(DEFAULT_HEADERS_KB) * 1024 + OWN;
     let body = number(filter, "/with_request_body/max_request_bytes").unwrap_or(0);
-    // Trace headers of the client are copied into the call, and whatever initial_metadata names.
+    // Envoy copies trace headers of the client into the headers of the call, and those in initial_metadata.
     let copies =
         manager.get("tracing").is_some() || filter.pointer("/grpc_service/initial_metadata").is_some();
     if headers + body > expected.message_bytes {
         let what = format!(
-            "a request of {} bytes can be sent to tenantgate, which takes {}: a larger one gets 503",
+            "Envoy may send a request of {} bytes, but tenantgate accepts {}: larger requests get 503",
             headers + body,
             expected.message_bytes
         );
@@ -167,12 +168,12 @@ fn limits(manager: &Value, filter: &Value, expected: &Expected<'_>) -> Finding {
     }
     if copies && headers > expected.header_bytes {
         let what = format!(
-            "trace headers of {headers} bytes can be sent to tenantgate, which takes {}: a larger one gets 503",
+            "Envoy may send trace headers of {headers} bytes, but tenantgate accepts {}: larger requests get 503",
             expected.header_bytes
         );
         return Finding::warn(CHECK, what, "raise --max-header-bytes, or lower max_request_headers_kb");
     }
-    Finding::ok(CHECK, "whatever Envoy takes from a client fits into a call to tenantgate")
+    Finding::ok(CHECK, "every request that Envoy accepts fits into a call to tenantgate")
 }
 
 fn underscores(manager: &Value) -> Finding {
@@ -184,8 +185,8 @@ fn underscores(manager: &Value) -> Finding {
         }
         _ => Finding::warn(
             CHECK,
-            "x_llmcore_tenant_id reaches the upstream, which may read it as x-llmcore-tenant-id",
-            "common_http_protocol_options: {headers_with_underscores_action: REJECT_REQUEST}",
+            "x_llmcore_tenant_id reaches the upstream, which may treat it as x-llmcore-tenant-id",
+            "set common_http_protocol_options: {headers_with_underscores_action: REJECT_REQUEST}",
         ),
     }
 }
@@ -195,13 +196,13 @@ fn paths(manager: &Value) -> Finding {
     let escaped = text(manager, "/path_with_escaped_slashes_action");
     let decided = escaped.is_some_and(|action| action != "KEEP_UNCHANGED");
     if is_true(manager, "/normalize_path") && is_true(manager, "/merge_slashes") && decided {
-        Finding::ok(CHECK, "a path has one meaning to tenantgate and to the upstream")
+        Finding::ok(CHECK, "paths are normalized: they mean the same to tenantgate and to the upstream")
     } else {
-        let what = "paths are not brought into one form: the upstream may take a path for another than tenantgate did";
+        let what = "paths are not normalized: the upstream may interpret a path differently from tenantgate";
         Finding::warn(
             CHECK,
             what,
-            "normalize_path, merge_slashes, path_with_escaped_slashes_action: REJECT_REQUEST",
+            "set normalize_path, merge_slashes, path_with_escaped_slashes_action: REJECT_REQUEST",
         )
     }
 }

@@ -1,16 +1,15 @@
-//! What does Envoy do, and is it set up to do it?
+//! Checks that an Envoy is set up as tenantgate requires.
 //!
-//! The door to Envoy from its other side: as its operator, who reads its admin page,
-//! and as its client, who sends it requests. The words of Envoy's configuration are
-//! spoken here and nowhere else; how Envoy asks us is [`crate::ext_authz`]'s, and
-//! what we call our headers is told by the caller ([`Expected`]).
+//! This adapter sees Envoy as its operator (the admin page) and as its client (requests). The words of Envoy's
+//! configuration occur only here. Envoy's calls to tenantgate belong to [`crate::ext_authz`], and the caller gives the
+//! names of headers ([`Expected`]).
 //!
 //! ```text
 //! admin    the admin page: versions, hosts, counters      ─┐
 //! config   the configuration dump: listeners, filters      ├─► findings
-//! cluster  the cluster that is asked                       │
+//! cluster  the cluster of tenantgate                       │
 //! probe    a request with forged headers, and a sink      ─┘
-//! http     one request, one answer
+//! http     one request, one response
 //! verdict  who answered a request: tenantgate, Envoy or the upstream
 //! ```
 
@@ -23,21 +22,21 @@ mod json;
 pub mod probe;
 pub mod verdict;
 
-/// What Envoy has to do for us, in our words.
+/// What Envoy must do, in the terms of tenantgate.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
-    /// The headers that tell the upstream who calls.
+    /// The headers that tell the upstream the caller's identity.
     pub identity: &'a [&'a str],
     /// The header that carries the key.
     pub key_header: &'a str,
-    /// Whether a key may come in `authorization`.
+    /// Whether keys are also accepted in `authorization`.
     pub bearer: bool,
-    /// The service whose health is asked.
+    /// The gRPC service of the health check.
     pub health_service: &'a str,
     /// The response header that carries the id of a decision.
     pub decision_id: &'a str,
-    /// Bytes of a call's header list that the server takes.
+    /// The maximum size of a call's header list, in bytes.
     pub header_bytes: u64,
-    /// Bytes of a message that the server takes.
+    /// The maximum size of a message, in bytes.
     pub message_bytes: u64,
 }

@@ -1,9 +1,8 @@
-//! Does Envoy do what it has to, when it is really asked?
+//! Sends real requests through Envoy and checks what happens.
 //!
-//! Sends a request with forged identity headers and without a key, which must be
-//! refused; then, where somebody can tell what arrives behind Envoy, one with a key,
-//! of which neither the forged headers nor the key may arrive. Who can tell is an
-//! upstream that says its request back, or a sink of our own that a route leads to.
+//! A request with forged identity headers and without a key must be rejected. If it is possible to see what arrives
+//! behind Envoy, a second request with a key follows: neither the forged headers nor the key may arrive. Either the
+//! upstream echoes its request, or a route leads to a sink of this program.
 
 use http::Method;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -15,24 +14,24 @@ use super::http::{Answer, Server, send};
 use super::verdict::{self, Answerer};
 use crate::diagnostics::Finding;
 
-/// How to ask, and who tells what arrived.
+/// The requests to send, and the way to see what arrives.
 #[derive(Debug)]
 pub struct Probe<'a> {
-    /// Where clients connect.
+    /// The address that clients connect to.
     pub server: Server<'a>,
-    /// The path to ask for.
+    /// The path of the requests.
     pub path: &'a str,
-    /// A key that passes.
+    /// A valid key.
     pub key: Option<&'a str>,
-    /// Where a route leads to that has this path; nothing: the upstream says its request back.
+    /// The listener that the route of this path leads to; `None` if the upstream echoes its request.
     pub sink: Option<TcpListener>,
 }
 
-/// By which our request is known wherever it arrives.
+/// The header that marks the request, to recognize it where it arrives.
 const MARKER: &str = "x-tenantgate-doctor";
 
 impl Probe<'_> {
-    /// Asks.
+    /// Sends the requests.
     pub async fn examine(self, expected: &Expected<'_>) -> Vec<Finding> {
         let mut findings = vec![self.refusal(expected).await];
         if let Some(key) = self.key {
@@ -48,7 +47,7 @@ impl Probe<'_> {
             Ok(answer) => answer,
             Err(why) => {
                 let what = format!("{}: {why}", self.server.url);
-                return Finding::bad(CHECK, what, "give the address where clients connect with --envoy");
+                return Finding::bad(CHECK, what, "give the address that clients connect to with --envoy");
             }
         };
         let verdict = verdict::of(&answer, expected.decision_id);
@@ -56,11 +55,11 @@ impl Probe<'_> {
         if verdict.by == Answerer::Tenantgate && answer.status == 401 {
             Finding::ok(CHECK, what)
         } else {
-            Finding::bad(CHECK, what, verdict.look)
+            Finding::bad(CHECK, what, verdict.next)
         }
     }
 
-    /// What a request with a key brings to the upstream.
+    /// Checks what a request with a key carries to the upstream.
     async fn passage(self, key: &str, expected: &Expected<'_>) -> Vec<Finding> {
         const CHECK: &str = "envoy.passes";
         let (marker, forged) = (Uuid::new_v4().to_string(), format!("forged-{}", Uuid::new_v4()));
@@ -76,29 +75,29 @@ impl Probe<'_> {
         let verdict = verdict::of(&answer, expected.decision_id);
         if verdict.by != Answerer::Upstream {
             let what = format!("a request with the key gets {}: {}", answer.status, verdict.what);
-            return vec![Finding::bad(CHECK, what, verdict.look)];
+            return vec![Finding::bad(CHECK, what, verdict.next)];
         }
         let passed = Finding::ok(CHECK, format!("a request with the key gets {}", answer.status));
-        match seen.or_else(|| said_back(&answer, &marker, by_sink)) {
+        match seen.or_else(|| echoed(&answer, &marker, by_sink)) {
             Some(seen) => vec![passed, forged_arrive(&seen, &forged, expected), key_arrives(&seen, key)],
             None => vec![passed, unseen(self.path, by_sink)],
         }
     }
 }
 
-/// The request as the upstream says it back, if it does.
-fn said_back(answer: &Answer, marker: &str, by_sink: bool) -> Option<String> {
+/// Returns the request as the upstream echoes it; `None` if it does not.
+fn echoed(answer: &Answer, marker: &str, by_sink: bool) -> Option<String> {
     (!by_sink && answer.body.contains(marker)).then(|| answer.body.clone())
 }
 
 fn unseen(path: &str, by_sink: bool) -> Finding {
     const CHECK: &str = "envoy.arrives";
     if by_sink {
-        let what = format!("the request to {path} did not come to the sink");
+        let what = format!("the request to {path} did not reach the sink");
         Finding::bad(CHECK, what, format!("add a route for {path} to a cluster with the address of --sink"))
     } else {
-        let what = "the upstream does not say its request back: what arrives there cannot be seen";
-        Finding::warn(CHECK, what, "--path of an echo, or --sink ADDR and a route to it")
+        let what = "the upstream does not echo its request: what arrives there is unknown";
+        Finding::warn(CHECK, what, "use the --path of an echo service, or --sink ADDR with a route to it")
     }
 }
 
@@ -110,26 +109,30 @@ fn forged_arrive(seen: &str, forged: &str, expected: &Expected<'_>) -> Finding {
         Finding::bad(
             CHECK,
             "forged identity headers arrive at the upstream",
-            "is ext_authz disabled on this route?",
+            "check whether ext_authz is disabled on this route",
         )
     } else if missing.is_empty() {
-        Finding::ok(CHECK, "forged identity headers do not arrive, tenantgate's do")
+        Finding::ok(CHECK, "forged identity headers do not arrive, those of tenantgate do")
     } else {
         let what = format!("{} did not arrive at the upstream", missing.join(", "));
-        Finding::bad(CHECK, what, "does something after ext_authz remove it? is the path public?")
+        Finding::bad(CHECK, what, "check whether a later filter removes it, and whether the path is public")
     }
 }
 
 fn key_arrives(seen: &str, key: &str) -> Finding {
     const CHECK: &str = "envoy.key_arrives";
     if seen.contains(key) {
-        Finding::bad(CHECK, "the key arrives at the upstream", "is --key-header the one that serve has?")
+        Finding::bad(
+            CHECK,
+            "the key arrives at the upstream",
+            "check that --key-header is the same as for serve",
+        )
     } else {
         Finding::ok(CHECK, "the key does not arrive")
     }
 }
 
-/// The answer to a request, and what came to the sink of it.
+/// Returns the response to a request, and what reached the sink.
 async fn with_sink(
     asked: impl Future<Output = Result<Answer, String>>,
     sink: Option<TcpListener>,
@@ -144,7 +147,7 @@ async fn with_sink(
     (answer, seen)
 }
 
-/// Answers whoever comes, and keeps the head of the one request that is ours.
+/// Answers all requests, and keeps the head of the marked one.
 async fn take_all(listener: TcpListener, marker: &str, seen: &mut Option<String>) -> Result<Answer, String> {
     loop {
         let (stream, _) = listener.accept().await.map_err(|e| format!("--sink: {e}"))?;
@@ -155,7 +158,7 @@ async fn take_all(listener: TcpListener, marker: &str, seen: &mut Option<String>
     }
 }
 
-/// The head of one request, which is then answered.
+/// Reads the head of one request and answers it.
 async fn take(mut stream: TcpStream) -> std::io::Result<String> {
     const LONGEST: usize = 64 * 1024;
     let (mut head, mut buffer) = (Vec::new(), vec![0; 4096]);

@@ -1,34 +1,34 @@
-//! Who answered a request that was sent through Envoy?
+//! Tells who answered a request that was sent through Envoy.
 //!
-//! tenantgate's refusals carry the id of the decision. Envoy's own answers have texts
-//! and gaps of their own (1.40, as observed); whatever is neither came from behind it.
+//! Rejections of tenantgate carry the id of the decision. Envoy's own responses are recognized by status and text (as
+//! observed with 1.40). All others come from the upstream.
 
 use super::http::Answer;
 
-/// Who it was, what that means, and where to look next.
+/// Who answered, what it means, and what to check next.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Verdict {
     /// Who answered.
     pub by: Answerer,
-    /// What that means.
+    /// What it means.
     pub what: String,
-    /// Where to look next.
-    pub look: String,
+    /// What to check next.
+    pub next: String,
 }
 
-/// Who can answer.
+/// Who can answer a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Answerer {
     /// Envoy, by itself.
     Envoy,
     /// tenantgate, through Envoy.
     Tenantgate,
-    /// What is behind Envoy.
+    /// The upstream behind Envoy.
     Upstream,
 }
 
 impl Answerer {
-    /// As people and programs read it.
+    /// The word in text and JSON output.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -39,85 +39,86 @@ impl Answerer {
     }
 }
 
-/// Tells who gave an answer. `decision_id` is the header by which tenantgate's are known.
+/// Tells who gave an answer. `decision_id` is the header that marks rejections of tenantgate.
 #[must_use]
 pub fn of(answer: &Answer, decision_id: &str) -> Verdict {
-    let verdict = |by, what: &str, look: &str| Verdict { by, what: what.into(), look: look.into() };
+    let verdict = |by, what: &str, next: &str| Verdict { by, what: what.into(), next: next.into() };
     if let Some(id) = answer.header(decision_id) {
-        let look = format!("grep {id} in the logs, and `tenantgate explain --decision-id {id} --log FILE`");
-        return verdict(Answerer::Tenantgate, "tenantgate refused it", &look);
+        let next =
+            format!("search {id} in the logs, or run `tenantgate explain --decision-id {id} --log FILE`");
+        return verdict(Answerer::Tenantgate, "tenantgate rejected it", &next);
     }
-    if let Some((_, _, what, look)) = OWN.iter().find(|(status, text, ..)| {
+    if let Some((_, _, what, next)) = OWN.iter().find(|(status, text, ..)| {
         answer.status == *status
             && if text.is_empty() { answer.body.is_empty() } else { answer.body.starts_with(text) }
     }) {
-        return verdict(Answerer::Envoy, what, look);
+        return verdict(Answerer::Envoy, what, next);
     }
     verdict(
         Answerer::Upstream,
-        "it passed, and what is behind Envoy answered",
-        "a path may be public, a route exempt from the check: see decision and reason in Envoy's access log",
+        "it passed, and the upstream answered",
+        "the path may be public, or the route exempt from the check: see decision and reason in Envoy's access log",
     )
 }
 
-/// What Envoy answers by itself: status, how the body begins (empty: there is none), what it means, where to look.
+/// Envoy's own responses: status, beginning of the body (empty for none), meaning, and what to check.
 const OWN: [(u16, &str, &str, &str); 12] = [
     (
         400,
         "",
-        "Envoy took the request for malformed and asked nobody",
-        "headers with underscores, escaped slashes or a bad host? see details in its access log",
+        "Envoy rejected the request as malformed, without a check",
+        "check for headers with underscores, escaped slashes or an invalid host; see the details in its access log",
     ),
-    (403, "RBAC", "Envoy's RBAC filter refused it", "see its rules"),
+    (403, "RBAC", "Envoy's RBAC filter rejected it", "check the rules of that filter"),
     (
         403,
         "",
-        "tenantgate could not be asked, and status_on_error is not set; or the upgrade is not enabled",
-        "flags UAEX and details ext_authz_error in its access log; `tenantgate doctor --envoy-admin ADDR`",
+        "Envoy got no answer of tenantgate, and status_on_error is not set; or the upgrade is not enabled",
+        "see flags UAEX and details ext_authz_error in its access log; run `tenantgate doctor --envoy-admin ADDR`",
     ),
     (
         404,
         "",
-        "no route of Envoy's has this host and path, and nobody was asked",
-        "its routes; the Host header; details route_not_found in its access log",
+        "Envoy has no route for this host and path; there was no check",
+        "check its routes and the Host header; see details route_not_found in its access log",
     ),
     (
         413,
         "",
-        "the body is longer than Envoy takes",
-        "with_request_body.max_request_bytes, or the buffer filter",
+        "the body is larger than Envoy accepts",
+        "check with_request_body.max_request_bytes and the buffer filter",
     ),
-    (426, "", "Envoy does not take HTTP/1.0", "accept_http_10"),
-    (431, "", "the headers are longer than Envoy takes", "max_request_headers_kb"),
+    (426, "", "Envoy does not accept HTTP/1.0", "set accept_http_10"),
+    (431, "", "the headers are larger than Envoy accepts", "raise max_request_headers_kb"),
     (
         500,
         "",
-        "tenantgate's answer could not be applied to the request",
-        "decoder_header_mutation_rules, limits of headers; details ext_authz_invalid in its access log",
+        "Envoy could not apply the answer of tenantgate to the request",
+        "check decoder_header_mutation_rules and the limits of headers; see details ext_authz_invalid in its access log",
     ),
     (
         503,
         "",
-        "tenantgate could not be asked, not in time, or too much was asked at once",
-        "flags UAEX and details ext_authz_error in its access log; `tenantgate doctor --envoy-admin ADDR`",
+        "Envoy got no answer of tenantgate: it was down, too slow, or there were too many concurrent checks",
+        "see flags UAEX and details ext_authz_error in its access log; run `tenantgate doctor --envoy-admin ADDR`",
     ),
     (
         503,
         "no healthy upstream",
-        "it passed, and no host behind Envoy is healthy",
-        "the cluster of the route",
+        "it passed, but no host of the upstream is healthy",
+        "check the cluster of the route",
     ),
     (
         503,
         "upstream connect error",
-        "it passed, and the host behind Envoy does not answer",
-        "the cluster of the route",
+        "it passed, but the host of the upstream does not respond",
+        "check the cluster of the route",
     ),
     (
         504,
         "upstream request timeout",
-        "it passed, and the host behind Envoy took too long",
-        "the timeout of the route",
+        "it passed, but the host of the upstream took too long",
+        "check the timeout of the route",
     ),
 ];
 

@@ -1,9 +1,10 @@
 //! Publishes how far this server has read the change log.
 //!
-//! Every server writes its position to the database: when a client asks for it by a mark in the change log, and otherwise at an
-//! interval. Commands can then wait until the last server has applied a change (`key revoke --wait`). A server does not write
-//! after every change, because every change would then cause a write by every server. The position of a server that was killed
-//! or disconnected counts as long as the server could continue to serve without polling.
+//! Every server writes its position to the database: when a client asks for it by a mark in the change log, and
+//! otherwise at an interval. Commands can then wait until the last server has applied a change (`key revoke --wait`). A
+//! server does not write after every change, because every change would then cause a write by every server. The
+//! position of a server that was killed or disconnected counts as long as the server could continue to serve without
+//! polling.
 //!
 //! No check depends on this. If the database rejects the position, only `--wait` is affected.
 
@@ -56,7 +57,7 @@ impl Heartbeat {
             match self.beat().await {
                 Ok(()) => failing = false,
                 Err(error) if failing => {
-                    debug!(%error, "the position of this server still cannot be written")
+                    debug!(%error, "the position of this server still cannot be written");
                 }
                 Err(error) => {
                     warn!(%error, "the position of this server cannot be written, `--wait` does not wait for it");

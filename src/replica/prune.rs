@@ -1,7 +1,8 @@
 //! Prunes the change log.
 //!
-//! Only replicas that polled recently need the change log. Every server prunes it regularly; it does not matter which one
-//! does. A replica that was disconnected for longer than the log reaches back notices that and loads everything again.
+//! Only replicas that polled recently need the change log. Every server prunes it regularly; it does not matter which
+//! one does. A replica that was disconnected for longer than the log reaches back notices that and loads everything
+//! again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,8 @@ use crate::store::Store;
 pub struct Options {
     /// The interval.
     pub interval: Duration,
-    /// The age up to which changes are kept: longer than the usual pauses of a replica, after which it would have to load
-    /// everything again.
+    /// The age up to which changes are kept: longer than the usual pauses of a replica, after which it would have to
+    /// load everything again.
     pub keep: Duration,
 }
 

@@ -1,12 +1,12 @@
 //! Keeps a copy of the snapshot in a file, so that a server can start while the database is unavailable.
 //!
 //! A server with a snapshot file writes its snapshot there regularly, and reads it once, when it starts. The file is
-//! authenticated with a pepper, so that nobody without it can add keys. It contains the time of its last poll, so that it is
-//! never treated as younger than it is. It is rejected if it is older than `--max-staleness`, of another database, or from the
-//! future. It contains no plain text of keys: bcrypt hashes and memos, as the database does.
+//! authenticated with a pepper, so that nobody without it can add keys. It contains the time of its last poll, so that
+//! it is never treated as younger than it is. It is rejected if it is older than `--max-staleness`, of another
+//! database, or from the future. It contains no plain text of keys: bcrypt hashes and memos, as the database does.
 //!
-//! A restored snapshot is treated like an own poll: if a database with quite different content appears, the server waits until
-//! the file is too old to serve from.
+//! A restored snapshot is treated like an own poll: if a database with quite different content appears, the server
+//! waits until the file is too old to serve from.
 
 mod format;
 
@@ -31,7 +31,8 @@ const SLACK: Duration = Duration::from_secs(2);
 pub struct Options {
     /// The path of the file.
     pub path: PathBuf,
-    /// The pause between two writes while the data changes. Writing a million keys takes one to two seconds of one core.
+    /// The pause between two writes while the data changes. Writing a million keys takes one to two seconds of one
+    /// core.
     pub interval: Duration,
     /// The maximum age of a snapshot that is served.
     pub max_staleness: Duration,
@@ -121,8 +122,9 @@ impl SnapshotFile {
         Ok((snapshot, head.look(), age))
     }
 
-    /// Returns the time since the last poll before the file was written: by the wall clock, and also by the uptime if the
-    /// machine was not restarted. The longer one counts, so that setting the wall clock back does not make a file younger.
+    /// Returns the time since the last poll before the file was written: by the wall clock, and also by the uptime if
+    /// the machine was not restarted. The longer one counts, so that setting the wall clock back does not make a file
+    /// younger.
     fn age(&self, head: &Head) -> Result<Duration, Refused> {
         let (looked_at, now) = (Timestamp(head.looked_at), self.clock.now());
         if looked_at > now.after(SLACK) {
@@ -147,8 +149,8 @@ impl SnapshotFile {
         }
     }
 
-    /// Whether the file should be written. It is not due after every change, because a busy database would cause constant
-    /// writes.
+    /// Whether the file should be written. It is not due after every change, because a busy database would cause
+    /// constant writes.
     fn is_due(&self) -> bool {
         let Some(age) = self.replica.age(self.clock.as_ref()) else { return false };
         let Some(written) = &self.written else { return self.replica.connected() };

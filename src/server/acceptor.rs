@@ -162,7 +162,7 @@ impl Listener {
     }
 
     /// Returns the connections that are still in the queue of the kernel. Closes the listener.
-    fn rest(self) -> Box<dyn Iterator<Item = Socket>> {
+    fn queued(self) -> Box<dyn Iterator<Item = Socket>> {
         // Without the runtime, which may not know of the latest ones yet. The sockets do not block: tokio made them.
         match self {
             Self::Tcp(listener) => {
@@ -254,7 +254,7 @@ impl<U: Unary> Acceptor<U> {
     }
 
     async fn serve(self: Arc<Self>, listener: Listener, closing: watch::Receiver<bool>) {
-        let mut closing = std::pin::pin!(told(closing));
+        let mut closing = std::pin::pin!(stopped(closing));
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -262,14 +262,14 @@ impl<U: Unary> Acceptor<U> {
             };
             match accepted {
                 Ok(socket) => self.admit(socket),
-                Err(error) => self.go_on_after(&error).await,
+                Err(error) => self.recover_from(&error).await,
             }
         }
-        listener.rest().for_each(|socket| self.admit(socket));
+        listener.queued().for_each(|socket| self.admit(socket));
     }
 
     fn admit(self: &Arc<Self>, socket: Socket) {
-        let Some(place) = Place::take(self) else {
+        let Some(slot) = Slot::take(self) else {
             self.stats.no_room.add_one();
             let connections = self.most;
             return self.log.write(|left_out| {
@@ -283,13 +283,13 @@ impl<U: Unary> Acceptor<U> {
         self.stats.accepted.add_one();
         let acceptor = Arc::clone(self);
         self.workers.give(async move {
-            acceptor.welcome(socket).await;
-            drop(place);
+            acceptor.handle(socket).await;
+            drop(slot);
         });
     }
 
     /// Without a file descriptor or memory the next connection fails, too, until another one ends.
-    async fn go_on_after(&self, error: &io::Error) {
+    async fn recover_from(&self, error: &io::Error) {
         if is_of_one_connection(error) {
             return;
         }
@@ -301,7 +301,7 @@ impl<U: Unary> Acceptor<U> {
     }
 
     /// Runs on a worker.
-    async fn welcome(self: &Arc<Self>, socket: Socket) {
+    async fn handle(self: &Arc<Self>, socket: Socket) {
         match socket {
             Socket::Tcp(stream, peer) => {
                 if let Ok(stream) = TcpStream::from_std(stream) {
@@ -317,9 +317,9 @@ impl<U: Unary> Acceptor<U> {
     }
 
     async fn over_tcp(&self, stream: TcpStream, peer: Peer) {
-        let Some(tls) = &self.tls else { return self.talk(stream, peer).await };
+        let Some(tls) = &self.tls else { return self.serve_stream(stream, peer).await };
         match timeout(self.services.limits.handshake, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.talk(stream, peer).await,
+            Ok(Ok(stream)) => self.serve_stream(stream, peer).await,
             Ok(Err(NotAdmitted::Failed(failure, detail))) => {
                 self.stats.failures.connection(failure, &peer, detail.as_deref());
             }
@@ -332,20 +332,20 @@ impl<U: Unary> Acceptor<U> {
         let peer = stream.peer_cred().map_or(Peer::Unknown, |peer| Peer::Unix(peer.uid()));
         let allowed = matches!(peer, Peer::Unix(uid) if self.peers.contains(&uid));
         if self.peers.is_empty() || allowed {
-            return self.talk(stream, peer).await;
+            return self.serve_stream(stream, peer).await;
         }
         self.stats.failures.connection(ConnectionFailure::PeerUidNotAllowed, &peer, None);
     }
 
-    async fn talk(&self, io: impl AsyncRead + AsyncWrite + Unpin, peer: Peer) {
+    async fn serve_stream(&self, io: impl AsyncRead + AsyncWrite + Unpin, peer: Peer) {
         transport::serve(io, peer, Arc::clone(&self.services), self.stop.clone()).await;
     }
 }
 
-/// One of the connections that may be open, until it is dropped.
-struct Place(watch::Sender<u32>);
+/// One of the allowed open connections, until it is dropped.
+struct Slot(watch::Sender<u32>);
 
-impl Place {
+impl Slot {
     fn take<U>(acceptor: &Acceptor<U>) -> Option<Self> {
         let mut taken = false;
         acceptor.open.send_if_modified(|open| {
@@ -357,14 +357,14 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.0.send_modify(|open| *open -= 1);
     }
 }
 
 /// Returns once `stopped` is true or its sender is gone.
-pub(super) async fn told(mut stopped: watch::Receiver<bool>) {
+pub(super) async fn stopped(mut stopped: watch::Receiver<bool>) {
     // An error means that the sender is gone.
     let _ = stopped.wait_for(|stop| *stop).await;
 }
@@ -387,7 +387,7 @@ fn cannot_listen(address: &str, error: &io::Error) -> ServeError {
     ServeError::Listen { address: address.to_owned(), why }
 }
 
-/// Replaces a socket file that nobody listens on, which is what a killed process leaves behind.
+/// Binds a Unix socket. Replaces a socket file without a listener, which a killed process leaves behind.
 async fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, ServeError> {
     let shown = format!("unix:{}", path.display());
     let stale = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())

@@ -187,8 +187,8 @@ impl Assembly {
         }
     }
 
-    /// Continues to serve until no request arrives any more, for at most [`QUIET_WITHIN`]: Envoy learns only from its next
-    /// health check that this server is about to stop.
+    /// Continues to serve until no request arrives any more, for at most [`QUIET_WITHIN`]: Envoy learns only from its
+    /// next health check that this server is about to stop.
     async fn serve_until_quiet(&self, endpoints: &Endpoints) {
         let began = Instant::now();
         while endpoints.acceptor.is_in_use() && began.elapsed() < QUIET_WITHIN {
@@ -200,7 +200,8 @@ impl Assembly {
         }
     }
 
-    /// Stops in order: reports `NOT_SERVING`, answers remaining requests, ends the connections, and flushes all buffers.
+    /// Stops in order: reports `NOT_SERVING`, answers remaining requests, ends the connections, and flushes all
+    /// buffers.
     pub(super) async fn close(
         &self,
         settings: &Settings,

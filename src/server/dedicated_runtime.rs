@@ -1,17 +1,41 @@
-//! Runs a future on a dedicated thread and runtime, so that it neither delays other work nor waits for it.
+//! Runs futures on a dedicated thread and runtime, so that they neither delay other work nor wait for it.
 
 use std::future::Future;
 use std::io;
 
+use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 use super::ServeError;
 use crate::store::StoreError;
 
+/// A thread with a single-threaded runtime. Both end when this is dropped, even with futures still running.
+pub(super) struct RuntimeThread {
+    runtime: Handle,
+    _running: oneshot::Sender<()>,
+}
+
+impl RuntimeThread {
+    /// Starts the thread.
+    pub(super) fn start(name: String) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (running, dropped) = oneshot::channel::<()>();
+        let thread = std::thread::Builder::new().name(name);
+        thread.spawn(move || runtime.block_on(async { drop(dropped.await) }))?;
+        Ok(Self { runtime: handle, _running: running })
+    }
+
+    /// Runs a future on the thread.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(work);
+    }
+}
+
 /// A future on a thread and runtime of its own. Both end when this is dropped.
 pub(super) struct DedicatedRuntime {
     outcome: oneshot::Receiver<StoreError>,
-    _running: oneshot::Sender<()>,
+    _thread: RuntimeThread,
 }
 
 impl DedicatedRuntime {
@@ -20,21 +44,14 @@ impl DedicatedRuntime {
         work: impl Future<Output = StoreError> + Send + 'static,
     ) -> Result<Self, ServeError> {
         let start = |e: io::Error| ServeError::Start(format!("cannot start a thread for the {name}: {e}"));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(start)?;
-        let ((done, outcome), (running, dropped)) = (oneshot::channel(), oneshot::channel::<()>());
-        let until_dropped = async move {
-            tokio::select! {
-                // The receiver may have been dropped.
-                error = work => drop(done.send(error)),
-                _ = dropped => {}
-            }
-        };
-        let thread = std::thread::Builder::new().name(name.to_owned());
-        thread.spawn(move || runtime.block_on(until_dropped)).map_err(start)?;
-        Ok(Self { outcome, _running: running })
+        let thread = RuntimeThread::start(name.to_owned()).map_err(start)?;
+        let (done, outcome) = oneshot::channel();
+        // The receiver may have been dropped.
+        thread.spawn(async move { drop(done.send(work.await)) });
+        Ok(Self { outcome, _thread: thread })
     }
 
-    /// Waits until the future ends, which it should not, and returns why.
+    /// Waits until the future ends, which is an error, and returns the reason.
     pub(super) async fn ended(&mut self) -> ServeError {
         match (&mut self.outcome).await {
             Ok(error) => ServeError::Store(error),

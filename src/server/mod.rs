@@ -1,8 +1,8 @@
 //! Starts the server and stops it.
 //!
-//! Listeners are bound first, so that a taken port is known at once and Envoy is answered while the database is not
-//! there yet; then the parts start. The stop has the opposite order: `NOT_SERVING`, answer what comes, end the
-//! connections, write what is left to write.
+//! Listeners are bound first, so that a port in use is reported at once, and Envoy gets answers before the database is
+//! loaded. Then the parts start. The stop has the opposite order: report `NOT_SERVING`, answer remaining requests, end
+//! the connections, flush all buffers.
 
 mod acceptor;
 mod assembly;

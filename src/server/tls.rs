@@ -46,10 +46,10 @@ pub enum TlsError {
     #[error("{0} cannot be read: {1}")]
     Read(PathBuf, io::Error),
     /// A file has no valid certificate or key.
-    #[error("{0} has no {1} in PEM: {2}")]
+    #[error("{0} has no valid {1} in PEM: {2}")]
     Pem(PathBuf, &'static str, tokio_rustls::rustls::pki_types::pem::Error),
     /// A file is empty.
-    #[error("{0} has no certificate in it")]
+    #[error("{0} contains no certificate")]
     Empty(PathBuf),
     /// The private key cannot be used.
     #[error("the private key in {0} {1}")]
@@ -122,7 +122,7 @@ impl Tls {
         certificate.valid_dns_names().any(named) || certificate.valid_uri_names().any(named)
     }
 
-    /// Follows the files, for ever.
+    /// Reloads the files whenever they change, forever.
     pub(super) async fn follow(self) {
         let mut before = Contents::read(&self.files).ok();
         let mut failing = false;
@@ -135,12 +135,12 @@ impl Tls {
             match read.and_then(|now| Ok((now.config(&self.files)?, now))) {
                 Ok((config, now)) => {
                     self.config.store(config);
-                    info!("the certificates were read again, new connections have them");
+                    info!("certificates reloaded, new connections use them");
                     (before, failing) = (Some(now), false);
                 }
-                // Said once: half a renewal is there for a moment, and a broken one for long.
+                // Logged once: a renewal in progress is invalid for a moment, a broken one for long.
                 Err(error) if !failing => {
-                    error!(%error, "the certificates on disk cannot be used, those of before stay");
+                    error!(%error, "the certificate files are not valid, the certificates loaded before stay in use");
                     failing = true;
                 }
                 Err(_) => {}
@@ -195,7 +195,7 @@ fn failure(error: &io::Error) -> ConnectionFailure {
     }
 }
 
-/// What is in the files.
+/// The contents of the files.
 #[derive(Eq, PartialEq)]
 struct Contents {
     cert: Vec<u8>,
@@ -247,14 +247,14 @@ impl Contents {
     }
 }
 
-/// Whether a PEM file has an encrypted key (RFC 5958 §3, RFC 1421 §4.6.1.1).
+/// Whether a PEM file contains an encrypted key (RFC 5958 §3, RFC 1421 §4.6.1.1).
 fn is_encrypted(pem: &[u8]) -> bool {
     let marks: [&[u8]; 2] = [b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED"];
     marks.iter().any(|mark| pem.windows(mark.len()).any(|part| part == *mark))
 }
 
-/// What is wrong with a key that the library does not load, by the object identifiers in it (RFC 5480 §2.1.1.1,
-/// RFC 8017 appendix A.1).
+/// Describes why the library does not load a key, by the object identifiers in it (RFC 5480 §2.1.1.1, RFC 8017
+/// appendix A.1).
 fn unsupported(der: &[u8]) -> &'static str {
     const P_521: &[u8] = &[0x2b, 0x81, 0x04, 0x00, 0x23];
     const EC: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];

@@ -7,16 +7,14 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use tokio::runtime::{Builder, Handle};
-use tokio::sync::oneshot;
+use super::dedicated_runtime::RuntimeThread;
 
 /// A fixed number of threads. They end when the pool is dropped, even with futures still running.
 pub(super) struct WorkerPool(Vec<Worker>);
 
 struct Worker {
-    runtime: Handle,
+    thread: RuntimeThread,
     busy: Arc<AtomicUsize>,
-    _running: oneshot::Sender<()>,
 }
 
 impl WorkerPool {
@@ -29,7 +27,7 @@ impl WorkerPool {
     pub(super) fn give(&self, work: impl Future<Output = ()> + Send + 'static) {
         let Some(worker) = self.0.iter().min_by_key(|worker| worker.busy.load(Relaxed)) else { return };
         let busy = Busy::one_more(&worker.busy);
-        worker.runtime.spawn(async move {
+        worker.thread.spawn(async move {
             work.await;
             drop(busy);
         });
@@ -38,12 +36,7 @@ impl WorkerPool {
 
 impl Worker {
     fn start(number: usize) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let handle = runtime.handle().clone();
-        let (running, dropped) = oneshot::channel::<()>();
-        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
-        thread.spawn(move || runtime.block_on(async { drop(dropped.await) }))?;
-        Ok(Self { runtime: handle, busy: Arc::default(), _running: running })
+        Ok(Self { thread: RuntimeThread::start(format!("worker-{number}"))?, busy: Arc::default() })
     }
 }
 
@@ -65,12 +58,12 @@ impl Drop for Busy {
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::mpsc;
+    use tokio::sync::{mpsc, oneshot};
 
     use super::*;
 
     #[tokio::test]
-    async fn work_goes_to_the_worker_that_has_the_least() {
+    async fn work_goes_to_the_worker_with_the_least() {
         let workers = WorkerPool::start(3).unwrap();
         let (tell, mut told) = mpsc::channel(9);
         let mut going_on = Vec::new();

@@ -1,22 +1,21 @@
-//! What of a stranger's words may be kept?
+//! Reduces text of clients to what may be stored.
 //!
-//! Little, printable, and nothing that tells one person from another or opens a door:
-//! networks in place of addresses, paths without their query and without parts that look
-//! like identities, and no key, wherever somebody pasted it.
+//! The result is short, printable, and contains neither personal data nor secrets: networks instead of addresses, paths
+//! without query and without parts that look like identities, and no key.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use crate::key::format::SCHEME;
 
-/// How much is kept of a user agent, in bytes.
+/// The maximum length of a user agent, in bytes.
 pub(super) const USER_AGENT: usize = 128;
-/// How much is kept of a method.
+/// The maximum length of a method.
 pub(super) const METHOD: usize = 16;
-/// How much is kept of a path.
+/// The maximum length of a path.
 const PATH: usize = 256;
 
-/// The network of an address: what one customer usually has, a /24 of IPv4 and a /56 of IPv6.
+/// Returns the network of an address, in the size that one customer usually has: a /24 of IPv4, a /56 of IPv6.
 pub(super) fn network(address: Option<IpAddr>) -> String {
     match address.map(|address| address.to_canonical()) {
         Some(IpAddr::V4(v4)) => {
@@ -28,15 +27,15 @@ pub(super) fn network(address: Option<IpAddr>) -> String {
     }
 }
 
-/// The path without its query; parts that look like an identity or a token become `*`, so that requests for
-/// different things of one kind are alike.
+/// Returns the path without its query. Parts that look like an identity or a token become `*`, so that requests for
+/// different objects of one kind are equal.
 pub(super) fn path(path: &[u8]) -> String {
     let path = path.split(|b| *b == b'?' || *b == b'#').next().unwrap_or_default();
     let parts = path.split(|b| *b == b'/').map(|part| if is_identity(part) { b"*".as_slice() } else { part });
     text(&parts.collect::<Vec<_>>().join(b"/".as_slice()), PATH)
 }
 
-/// Numbers, and anything long with a digit in it: UUIDs, hashes, tokens.
+/// Whether a part is a number, or long with a digit in it, such as a UUID, a hash or a token.
 fn is_identity(part: &[u8]) -> bool {
     let digits = part.iter().filter(|b| b.is_ascii_digit()).count();
     digits > 0 && (digits == part.len() || part.len() >= LONG)
@@ -44,7 +43,7 @@ fn is_identity(part: &[u8]) -> bool {
 
 const LONG: usize = 16;
 
-/// As it is, but in visible ASCII (other bytes as `\xNN`), at most so long, and up to the first key in it.
+/// Returns the text in visible ASCII (other bytes as `\xNN`), at most `longest` bytes, and up to the first key in it.
 pub(super) fn text(bytes: &[u8], longest: usize) -> String {
     let mut text = String::with_capacity(bytes.len().min(longest));
     for byte in bytes {
@@ -86,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_loses_its_query_and_whatever_looks_like_an_identity() {
+    fn a_path_loses_its_query_and_parts_that_look_like_an_identity() {
         for (given, expected) in [
             ("/v1/models?key=llmk_a_12345678", "/v1/models"),
             ("/users/42/orders/550e8400-e29b-41d4-a716-446655440000", "/users/*/orders/*"),
@@ -108,7 +107,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_kept_is_short_printable_and_no_key(
+        fn the_result_is_short_and_printable_and_contains_no_key(
             before in proptest::collection::vec(any::<u8>(), 0..200), key in "llmk_[a-z]{1,9}_[A-Za-z]{8,20}", slash in any::<bool>(),
         ) {
             let given = [before.as_slice(), if slash { b"/" } else { b" " }, key.as_bytes()].concat();

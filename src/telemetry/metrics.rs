@@ -1,9 +1,9 @@
 //! Names and labels of all metrics, as Prometheus shows them (<https://prometheus.io/docs/practices/naming/>).
 //!
-//! The modules that know an event count it with [`crate::stats`]; this module reads the counts at each scrape. The usual facade
-//! crates are not used: they look up a metric for each count, and keep the samples of a histogram in memory until the next
-//! scrape. Here a count is one atomic addition, and memory does not grow without scrapes. Labels have few fixed values: never
-//! a tenant, never a key.
+//! The modules that know an event count it with [`crate::stats`]; this module reads the counts at each scrape. The
+//! usual facade crates are not used: they look up a metric for each count, and keep the samples of a histogram in
+//! memory until the next scrape. Here a count is one atomic addition, and memory does not grow without scrapes. Labels
+//! have few fixed values: never a tenant, never a key.
 
 use std::fmt;
 use std::sync::Arc;

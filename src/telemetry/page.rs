@@ -1,8 +1,9 @@
 //! Writes the metrics page in one of two formats.
 //!
-//! `OpenMetrics` is written if the client asks for it, as Prometheus does. All others, such as curl, `promtool check metrics`
-//! and small collectors, get the older text format (<https://prometheus.io/docs/instrumenting/exposition_formats/>). Both have
-//! the same content; only the names of the families differ. What the metrics mean belongs to `metrics`.
+//! `OpenMetrics` is written if the client asks for it, as Prometheus does. All others, such as curl, `promtool check
+//! metrics` and small collectors, get the older text format
+//! (<https://prometheus.io/docs/instrumenting/exposition_formats/>). Both have the same content; only the names of the
+//! families differ. What the metrics mean belongs to `metrics`.
 
 use std::fmt;
 

@@ -1,8 +1,8 @@
 //! Logs panics without their secrets.
 //!
-//! A report of the defect needs the place of the panic, and its message if that is a literal of the program. A message that was
-//! formatted may contain what the code was working on, such as the end of a key, cut from its `llmk_`, which no pattern
-//! would recognize. Such a message is not logged.
+//! A report of the defect needs the place of the panic, and its message if that is a literal of the program. A message
+//! that was formatted may contain what the code was working on, such as the end of a key, cut from its `llmk_`, which
+//! no pattern would recognize. Such a message is not logged.
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -41,7 +41,7 @@ fn report(info: &PanicHookInfo<'_>) {
 
 /// Returns the message if it is a literal of the program, which a formatted one is not.
 fn sentence(payload: &(dyn Any + Send)) -> &'static str {
-    payload.downcast_ref::<&'static str>().copied().unwrap_or("(not said: it may hold a secret)")
+    payload.downcast_ref::<&'static str>().copied().unwrap_or("(omitted: it may contain a secret)")
 }
 
 #[cfg(test)]
@@ -69,7 +69,7 @@ mod tests {
             logged(|| assert_eq!(key, "")),
             logged(|| panic::panic_any(key.clone())),
         ] {
-            assert_eq!(silent, "(not said: it may hold a secret)");
+            assert_eq!(silent, "(omitted: it may contain a secret)");
         }
     }
 }

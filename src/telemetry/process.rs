@@ -1,9 +1,9 @@
 //! Metrics of the process itself.
 //!
 //! They have the names that all Prometheus client libraries use
-//! (<https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>), so that dashboards and alerts for any
-//! program work for this one. They are read from the system at each scrape; a number that the system does not provide is
-//! omitted.
+//! (<https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>), so that dashboards and alerts for
+//! any program work for this one. They are read from the system at each scrape; a number that the system does not
+//! provide is omitted.
 
 use std::fmt;
 use std::fs;

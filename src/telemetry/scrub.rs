@@ -1,7 +1,7 @@
 //! Removes keys and passwords from text before it is printed.
 //!
-//! This is the last line of defence. The program itself prints neither, but a library at its most verbose level might, or a
-//! person may have typed a secret into the wrong place.
+//! This is the last line of defence. The program itself prints neither, but a library at its most verbose level might,
+//! or a person may have typed a secret into the wrong place.
 
 use std::borrow::Cow;
 

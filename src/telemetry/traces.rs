@@ -1,8 +1,8 @@
 //! Adds checks to the traces that Envoy samples.
 //!
-//! A thread of the OpenTelemetry library sends the spans in batches over OTLP (gRPC). There is no sampling here: Envoy decides,
-//! and only checks of sampled traces arrive. Attributes have the names of the log fields; the tenant and the key are present
-//! only once they are proven.
+//! A thread of the OpenTelemetry library sends the spans in batches over OTLP (gRPC). There is no sampling here: Envoy
+//! decides, and only checks of sampled traces arrive. Attributes have the names of the log fields; the tenant and the
+//! key are present only once they are proven.
 //!
 //! Spans that cannot be sent are lost. Requests are not affected.
 

@@ -1,17 +1,15 @@
-//! Does bcrypt say yes?
+//! Hashes and verifies keys with the bcrypt crate.
 //!
-//! The only room that speaks to the bcrypt crate, and only to the part of it
-//! that does not truncate: what it would cut off never gets here, because
-//! [`crate::key::format`] refuses longer keys. Slow on purpose; who may call it
-//! and how often is settled in [`super`].
+//! Only this module uses the crate, and only its functions that do not truncate: [`crate::key::format`] rejects keys
+//! that bcrypt would truncate. bcrypt is slow on purpose; [`super`] decides when and how often it runs.
 
 use crate::key::PlainKey;
 use crate::record::SecretHash;
 
-/// The cost of hashes we make: 2^12 rounds, about a quarter of a second.
+/// The cost of new hashes: 2^12 rounds, about a quarter of a second.
 pub const DEFAULT_COST: u32 = 12;
 
-/// bcrypt could not do its work.
+/// bcrypt returned an error.
 #[derive(Debug, thiserror::Error)]
 #[error("bcrypt failed")]
 pub struct Failed(#[from] bcrypt::BcryptError);
@@ -29,7 +27,7 @@ pub fn hash(key: &PlainKey, cost: u32) -> Result<String, Failed> {
 ///
 /// # Errors
 ///
-/// The hash is no hash. This is never a "no": a damaged row must not look like a wrong key.
+/// The hash is invalid. This must not be treated as a wrong key, because the row is damaged.
 pub fn verify(key: &PlainKey, hash: &SecretHash) -> Result<bool, Failed> {
     Ok(bcrypt::non_truncating_verify(key.expose(), hash.text().as_str())?)
 }
@@ -47,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_hashed_it_recognises_and_nothing_else() {
+    fn a_hash_matches_its_key_and_no_other() {
         let hash = SecretHash::parse(&hash(&key("llmk_demo_secret123"), 4).unwrap()).unwrap();
         assert!(verify(&key("llmk_demo_secret123"), &hash).unwrap());
         for other in
@@ -65,11 +63,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_read_as_a_hash_would_not_be_taken_for_one_by_bcrypt_either() {
+    fn a_text_that_is_not_parsed_as_a_hash_is_also_rejected_by_bcrypt() {
         let good = hash(&key("llmk_demo_secret123"), 4).unwrap();
         for at in [28, 59] {
             let mut bad = good.clone().into_bytes();
-            // The next digit of the alphabet sets a bit that means nothing.
+            // The next digit of the alphabet sets a bit that is not part of the hash.
             bad[at] = if bad[at] == b'.' { b'/' } else { bad[at] + 1 };
             let bad = String::from_utf8(bad).unwrap();
             assert!(SecretHash::parse(&bad).is_none(), "{bad}");
@@ -85,12 +83,12 @@ mod tests {
         assert!(verify(&key(&longest), &hash).unwrap() && !verify(&key(&other), &hash).unwrap());
     }
 
-    /// Whether somebody who presents these bytes is let in by this hash: the grammar first, as for every request.
-    fn lets_in(hash: &SecretHash, presented: &[u8]) -> bool {
+    /// Whether these bytes are accepted for this hash: by the grammar first, as in every request.
+    fn accepts(hash: &SecretHash, presented: &[u8]) -> bool {
         parse(presented).is_ok_and(|presented| verify(&presented.to_plain(), hash).unwrap())
     }
 
-    /// A key of any length, the longest of all among them.
+    /// Keys of any length up to the longest.
     fn keys() -> impl Strategy<Value = String> {
         let longest = (1_usize..=48).prop_flat_map(|prefix| {
             let secret = (MAX_KEY_BYTES - "llmk__".len() - prefix).min(57);
@@ -99,7 +97,7 @@ mod tests {
         prop_oneof!["llmk_[A-Za-z0-9-]{1,24}_[A-Za-z0-9_-]{8,41}", longest]
     }
 
-    /// Everything that is nearly `key`: other bytes, and what bcrypt by itself would take for the same.
+    /// Near misses of `key`: changed bytes, and texts that bcrypt by itself would treat as equal.
     fn near_misses(key: &str, at: usize, byte: u8) -> Vec<Vec<u8>> {
         let (text, at) = (key.as_bytes(), at % key.len());
         let with = |change: fn(&mut Vec<u8>, usize, u8)| {
@@ -128,27 +126,27 @@ mod tests {
             [text, &[b'0'; 72][..]].concat()[..72].to_vec(),
             [text, &[b'0'; 72][..]].concat()[..MAX_KEY_BYTES].to_vec(),
             [b"\0", text].concat(),
-            // The halves of it in each other's place.
+            // Prefix and secret exchanged.
             [b"llmk_", &text[secret..], b"_", &text[5..secret - 1]].concat(),
         ]
     }
 
     proptest! {
-        // Each case is some twenty times bcrypt.
+        // Each case runs bcrypt about twenty times.
         #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
-        fn what_is_nearly_the_key_is_not_the_key(text in keys(), at in any::<usize>(), byte in any::<u8>()) {
+        fn a_near_miss_of_a_key_is_rejected(text in keys(), at in any::<usize>(), byte in any::<u8>()) {
             let hash = SecretHash::parse(&hash(&key(&text), 4).unwrap()).unwrap();
-            prop_assert!(lets_in(&hash, text.as_bytes()));
+            prop_assert!(accepts(&hash, text.as_bytes()));
             for other in near_misses(&text, at, byte) {
                 let same = other == text.as_bytes();
-                prop_assert_eq!(lets_in(&hash, &other), same, "{} for {}", other.escape_ascii(), text);
+                prop_assert_eq!(accepts(&hash, &other), same, "{} for {}", other.escape_ascii(), text);
             }
         }
 
         #[test]
-        fn the_prefix_of_one_key_and_the_secret_of_another_are_no_key(one in keys(), two in keys()) {
+        fn the_prefix_of_one_key_with_the_secret_of_another_is_rejected(one in keys(), two in keys()) {
             let halves = |text: &str| {
                 let at = text.match_indices('_').nth(1).unwrap().0;
                 (text[..at].to_owned(), text[at..].to_owned())
@@ -156,7 +154,7 @@ mod tests {
             let (of_one, of_two) = (halves(&one), halves(&two));
             let hash = SecretHash::parse(&hash(&key(&one), 4).unwrap()).unwrap();
             for mixed in [format!("{}{}", of_one.0, of_two.1), format!("{}{}", of_two.0, of_one.1), two.clone()] {
-                prop_assert_eq!(lets_in(&hash, mixed.as_bytes()), mixed == one, "{} for {}", mixed, one);
+                prop_assert_eq!(accepts(&hash, mixed.as_bytes()), mixed == one, "{} for {}", mixed, one);
             }
         }
     }

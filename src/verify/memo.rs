@@ -1,34 +1,31 @@
-//! Did we already check exactly this?
+//! Seals, memos and tokens: three records of a successful proof, which save bcrypt.
 //!
-//! A [`Seal`] records that bcrypt said yes: HMAC-SHA-256 under a key that only we
-//! have, over the row and the whole key that was presented. To know one again takes
-//! a quarter of a microsecond.
+//! A [`Seal`] records that bcrypt accepted a key for a row: an HMAC-SHA-256 over the row and the whole presented key,
+//! with a secret of the server. Checking it takes a quarter of a microsecond.
 //!
 //! ```text
 //! seal = HMAC(k, "llmk-memo/v1\0" ‖ key id ‖ tenant id ‖ hashed_key ‖ length ‖ presented key)
 //! row  = HMAC(k, "llmk-fp/v1\0"   ‖ key id ‖ tenant id ‖ hashed_key), the first 8 bytes
 //! ```
 //!
-//! `k` is random and this process's own: then a seal ends with the process. Or it is
-//! a [`Pepper`], kept outside of the database: then it can be written beside the row as
-//! its [`Memo`], and a restart costs no bcrypt. Everything before the presented key has
-//! a fixed length, so no two inputs run together. A row that gets another hash, another
-//! tenant or another id makes other seals, and a memo of before belongs to no row.
+//! `k` is either random, which ends the seal with the process, or a [`Pepper`], which is kept outside of the database.
+//! A seal with a pepper is written beside the row as its [`Memo`], and saves bcrypt after a restart. Everything before
+//! the presented key has a fixed length, so different inputs cannot give the same bytes. If a row gets another hash,
+//! tenant or id, its seals change, and an older memo is no longer valid.
 //!
-//! A seal takes four blocks of SHA-256. Once a key was known by its seal, the row remembers a [`Token`] of it, which
-//! takes one of BLAKE3, as fast on every processor:
+//! A seal takes four blocks of SHA-256. After the first check by a seal, the row stores a [`Token`], which takes one
+//! block of BLAKE3 and is as fast on every processor:
 //!
 //! ```text
 //! token = BLAKE3(t, secret), the first 16 bytes
 //! ```
 //!
-//! `t` is random and this process's own, and the key of BLAKE3's keyed mode (<https://github.com/BLAKE3-team/BLAKE3-specs>,
-//! §2.2). A token stays in the row it is of and never leaves the memory of the process, so it need not say whose it
-//! is: nobody sees one, and nobody can put one anywhere.
+//! `t` is random per process, and the key of BLAKE3's keyed mode (<https://github.com/BLAKE3-team/BLAKE3-specs>, §2.2).
+//! A token stays in its row and never leaves the memory of the process. It therefore need not contain the row: nobody
+//! can read a token or store one elsewhere.
 //!
-//! A memo adds nothing that can be attacked without the pepper. With the pepper it can be
-//! guessed at millions of times a second, so a secret of few bits gets none. Without a
-//! memo, or with one of a pepper that is gone, bcrypt is asked: it stays the authority.
+//! Without the pepper, a memo does not help an attacker. With the pepper, millions of guesses a second are possible, so
+//! a secret of few bits gets no memo. Without a memo, or with the memo of a pepper that was removed, bcrypt decides.
 
 use std::fmt;
 use std::sync::Arc;
@@ -47,47 +44,47 @@ use crate::record::{KeyRecord, Memo, SecretHash};
 const KEY_DOMAIN: &[u8] = b"llmk-memo/v1\0";
 const ROW_DOMAIN: &[u8] = b"llmk-fp/v1\0";
 
-/// The least a secret must have for a memo: what NIST SP 800-63B asks of a secret that is hashed quickly.
+/// The minimum entropy of a secret for a memo: the requirement of NIST SP 800-63B for secrets with a fast hash.
 pub const LEAST_BITS: f64 = 112.0;
 
-/// Who may pass without a memo.
+/// Whether keys need a memo.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Policy {
-    /// Whoever bcrypt lets pass.
+    /// bcrypt decides about rows without a memo.
     #[default]
     Optional,
-    /// Nobody: who can write the database but has no pepper can make no key that works.
+    /// Rows without a memo are rejected: write access to the database without the pepper cannot create a valid key.
     Required,
 }
 
-/// The peppers of the operator, and what is asked of them. Cheap to clone; by default there are none.
+/// The peppers of the operator, none by default, and the policy. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Peppers {
-    /// The first writes, all are understood.
+    /// The first one writes memos, all are accepted.
     list: Arc<[Pepper]>,
     policy: Policy,
 }
 
 impl Peppers {
-    /// These peppers, of which the first writes.
+    /// These peppers; the first one writes memos.
     #[must_use]
     pub fn new(list: Vec<Pepper>, policy: Policy) -> Self {
         Self { list: list.into(), policy }
     }
 
-    /// All of them, the one that writes first.
+    /// All peppers, first the one that writes.
     #[must_use]
     pub fn list(&self) -> &[Pepper] {
         &self.list
     }
 
-    /// Who may pass without a memo.
+    /// Whether keys need a memo.
     #[must_use]
     pub fn policy(&self) -> Policy {
         self.policy
     }
 
-    /// What a memo beside this row says; nothing if it belongs to another row or its pepper is not here.
+    /// Returns the seal in a memo; `None` if the memo belongs to another row or its pepper is unknown.
     #[must_use]
     pub fn read(&self, memo: &Memo, record: &KeyRecord) -> Option<Seal> {
         let hash = record.hash.as_ref()?;
@@ -97,7 +94,7 @@ impl Peppers {
         ours.then_some(Seal { by, mac: memo.key })
     }
 
-    /// The memo that records a proof of `presented`; nothing without a pepper or with a secret of few bits.
+    /// Creates a memo for a proof of `presented`; `None` without a pepper or for a secret of few bits.
     #[must_use]
     pub fn memo(&self, record: &KeyRecord, presented: PresentedKey<'_>) -> Option<Memo> {
         let (hash, pepper) = (record.hash.as_ref()?, self.list.first()?);
@@ -106,15 +103,14 @@ impl Peppers {
         strong.then(|| Memo { pepper: pepper.id(), row: row_mac(pepper, record, hash), key: key() })
     }
 
-    /// The memo that a seal came from, if it came from one.
+    /// Returns the memo that a seal was read from; `None` if it was made by this process.
     #[must_use]
     pub fn memo_of(&self, record: &KeyRecord, seal: &Seal) -> Option<Memo> {
         let (hash, pepper) = (record.hash.as_ref()?, self.made(seal)?);
         Some(Memo { pepper: pepper.id(), row: row_mac(pepper, record, hash), key: seal.mac })
     }
 
-    /// Whether there is no memo to write for a row with this seal: it has one by the pepper that writes, or
-    /// there is none.
+    /// Whether a row with this seal needs no new memo: it has one of the writing pepper, or there is no pepper.
     #[must_use]
     pub fn is_settled(&self, seal: Option<&Seal>) -> bool {
         self.list.is_empty() || seal.is_some_and(|seal| seal.by == 1)
@@ -125,12 +121,12 @@ impl Peppers {
     }
 }
 
-/// Everything that seals are made and known with. Cheap to clone.
+/// The secrets for seals and tokens. Cheap to clone.
 #[derive(Clone)]
 pub struct Keyring {
-    /// This process's own, which nobody else will ever have.
+    /// The secret of this process.
     own: Pepper,
-    /// What tokens are made with.
+    /// The key for tokens.
     tokens: Arc<Zeroizing<[u8; blake3::KEY_LEN]>>,
     peppers: Peppers,
 }
@@ -140,33 +136,33 @@ impl Keyring {
     ///
     /// # Errors
     ///
-    /// The operating system has no randomness to give.
+    /// The operating system provides no randomness.
     pub fn new(peppers: Peppers) -> Result<Self, SysError> {
         let mut tokens = Zeroizing::new([0; blake3::KEY_LEN]);
         SysRng.try_fill_bytes(tokens.as_mut())?;
         Ok(Self { own: Pepper::random()?, tokens: Arc::new(tokens), peppers })
     }
 
-    /// Those of the operator.
+    /// The peppers of the operator.
     #[must_use]
     pub fn peppers(&self) -> &Peppers {
         &self.peppers
     }
 
-    /// The token of a key, for the row that it was proven for, until this process ends.
+    /// Creates the token of a key. It is valid until this process ends, in the row that the key was proven for.
     #[must_use]
     pub fn token(&self, presented: PresentedKey<'_>) -> Token {
         let hash = blake3::keyed_hash(&self.tokens, presented.expose_secret());
         Token(std::array::from_fn(|at| hash.as_bytes()[at]))
     }
 
-    /// The seal of `presented` for this very row, until this process ends.
+    /// Creates the seal of `presented` for this row. It is valid until this process ends.
     #[must_use]
     pub fn seal(&self, record: &KeyRecord, hash: &SecretHash, presented: &[u8]) -> Seal {
         Seal { by: 0, mac: key_mac(&self.own, record, hash, presented) }
     }
 
-    /// Whether `seal` is that of `presented` for this very row, in a time that does not tell where it differs.
+    /// Whether `seal` is that of `presented` for this row. Compares in constant time.
     #[must_use]
     pub fn knows(&self, seal: &Seal, record: &KeyRecord, hash: &SecretHash, presented: &[u8]) -> bool {
         let maker = if seal.by == 0 { Some(&self.own) } else { self.peppers.made(seal) };
@@ -200,22 +196,22 @@ fn row_mac(pepper: &Pepper, record: &KeyRecord, hash: &SecretHash) -> [u8; 8] {
     std::array::from_fn(|at| mac[at])
 }
 
-/// A verdict of bcrypt that can be known again.
+/// A recorded verdict of bcrypt.
 #[derive(Clone, Copy)]
 pub struct Seal {
     mac: [u8; 32],
-    /// Which sealer of the keyring made it.
+    /// 0 for the secret of this process, otherwise the position of the pepper in the list, from 1.
     by: u8,
 }
 
 impl Seal {
-    /// Whether two seals of the same maker are the same, in a time that does not tell where they differ.
+    /// Compares two seals with the same secret in constant time.
     #[must_use]
     pub fn is(&self, other: &Self) -> bool {
         self.mac.ct_eq(&other.mac).into()
     }
 
-    /// The seal as a key of a map: what an attacker cannot compute, he cannot steer to collide.
+    /// The seal as the key of a map. Attackers cannot cause collisions, because they cannot compute seals.
     #[must_use]
     pub fn as_map_key(&self) -> [u8; 32] {
         self.mac
@@ -228,12 +224,12 @@ impl fmt::Debug for Seal {
     }
 }
 
-/// By which a proven key is known at a glance, in the row it was proven for.
+/// A short hash that recognizes a proven key in its row.
 #[derive(Clone, Copy)]
 pub struct Token([u8; 16]);
 
 impl Token {
-    /// Whether two tokens are the same, in a time that does not tell where they differ.
+    /// Compares two tokens in constant time.
     #[must_use]
     pub fn is(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
@@ -271,11 +267,11 @@ mod tests {
         Keyring::new(Peppers::new(peppers, Policy::Optional)).unwrap()
     }
 
-    /// Two peppers as a file has them.
+    /// Two peppers, as in a file.
     const OLD: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
     const NEW: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE";
 
-    /// Whether the key is known by the memo that this row carries, as it is read from the database.
+    /// Whether the key is recognized by this memo, as it is read from the database.
     fn remembers(keyring: &Keyring, memo: &Memo, row: &KeyRecord, key: &[u8]) -> bool {
         let memo = Memo::parse(&memo.to_string()).unwrap();
         let seal = keyring.peppers().read(&memo, row);
@@ -322,12 +318,12 @@ mod tests {
         }
         assert!(!remembers(&ring, &memo, &row, &KEY[..KEY.len() - 1]));
         assert!(ring.peppers().read(&memo, &KeyRecord { hash: None, ..row.clone() }).is_none());
-        // The state of a key is no part of who holds it.
+        // The state of a key is not part of the memo.
         assert!(remembers(&ring, &memo, &KeyRecord { revoked: true, ..row }, KEY));
     }
 
     #[test]
-    fn the_first_pepper_writes_and_what_another_wrote_is_written_anew() {
+    fn the_first_pepper_writes_and_memos_of_others_are_replaced() {
         let (row, key) = (record(1, 2, HASH), parse(KEY).unwrap());
         let old = keyring(&[OLD]).peppers().memo(&row, key).unwrap();
         let both = keyring(&[NEW, OLD]);
@@ -347,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seal_and_a_token_are_those_of_their_key_and_of_no_other() {
+    fn a_seal_and_a_token_match_their_key_and_no_other() {
         let (ring, row) = (keyring(&[]), record(1, 2, HASH));
         let other: &[u8] = b"llmk_demo_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Ph";
         let seal = |key| ring.seal(&row, &row.hash.unwrap(), key);
@@ -387,7 +383,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_flipped_bit_is_never_known(at in 0_usize..KEY.len(), bit in 0_u8..8) {
+        fn one_flipped_bit_is_never_recognized(at in 0_usize..KEY.len(), bit in 0_u8..8) {
             let (ring, row) = (keyring(&[OLD]), record(1, 2, HASH));
             let (seal, memo) = (ring.seal(&row, &row.hash.unwrap(), KEY), ring.peppers().memo(&row, parse(KEY).unwrap()).unwrap());
             let mut other = KEY.to_vec();
@@ -397,7 +393,7 @@ mod tests {
         }
 
         #[test]
-        fn a_memo_that_was_tampered_with_lets_nobody_pass(at in 0_usize..96, with in any::<u8>()) {
+        fn a_changed_memo_accepts_no_key(at in 0_usize..96, with in any::<u8>()) {
             let (ring, row) = (keyring(&[OLD]), record(1, 2, HASH));
             let text = ring.peppers().memo(&row, parse(KEY).unwrap()).unwrap().to_string();
             let mut other = text.clone().into_bytes();

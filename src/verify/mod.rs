@@ -1,23 +1,21 @@
-//! Does the caller hold the key, and can we afford to find out?
+//! Verifies keys with bcrypt, once per key and process.
 //!
-//! bcrypt takes a quarter of a second, a request a few microseconds. So bcrypt
-//! runs once for each key in the life of the process and its verdict is kept
-//! *in the row it judged* ([`Proven`]): when the row changes, a new row without a
-//! verdict takes its place, and a proof that was under way ends in the old one,
-//! where nobody will look.
+//! bcrypt takes a quarter of a second, a request a few microseconds. The verdict is therefore kept *in the row that it
+//! is about* ([`Proven`]). When the row changes, a new row without a verdict replaces it, and a proof that was in
+//! progress ends in the old row, which is no longer used.
 //!
 //! ```text
-//! recall   the row has a verdict?   ── token or seal is the same ──► Right   0.1 µs, no lock
-//!                                   └─ it is another ──────────────► Wrong   (no bcrypt for guesses)
-//! prove    the guess was wrong before? ───────────────────► Wrong
-//!          somebody is proving just this? ── wait with him
+//! recall   the row has a verdict?   ── same token or seal ──► Right   0.1 µs, no lock
+//!                                   └─ another one ─────────► Wrong   (guesses cost no bcrypt)
+//! prove    the same guess was wrong before? ──────────────► Wrong
+//!          the same proof is in progress? ── wait for it
 //!          else ── queue (bounded, fair between keys) ── own threads ── bcrypt
 //! ```
 //!
-//! A proof goes on when its callers have gone: its verdict serves the retry. A
-//! full queue is [`Fault::Overloaded`], never a "no".
+//! A proof continues when its callers have left, because the client's retry needs the verdict. A full queue is
+//! [`Fault::Overloaded`], never a rejection.
 //!
-//! This module knows nothing of requests, tenants' states or databases.
+//! Depends on: nothing of requests, states of tenants, or databases.
 
 pub mod bcrypt;
 pub mod memo;
@@ -37,16 +35,17 @@ use crate::key::PresentedKey;
 use crate::record::KeyRecord;
 use crate::stats::{Counter, Gauge, Histogram};
 
-/// How much first proofs may cost.
+/// The limits of first proofs.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Threads that run bcrypt. One fewer than there are cores leaves one for known keys.
+    /// Threads that run bcrypt. Defaults to one fewer than there are cores, which leaves one for proven keys.
     pub threads: usize,
-    /// Proofs that may wait. At four a second and thread, 64 are 16 seconds: more would only wait in vain.
+    /// The maximum number of waiting proofs. With four proofs a second per thread, 64 take 16 seconds; further ones
+    /// would exceed the timeout of their requests.
     pub queue: usize,
-    /// Proofs of the same key that may wait: different secrets, of which one at most is right.
+    /// The maximum number of waiting proofs of one key: different secrets, of which at most one is right.
     pub queue_per_key: usize,
-    /// Wrong attempts that are remembered, 100 bytes each.
+    /// The number of wrong attempts that are remembered, 100 bytes each.
     pub wrong_attempts: usize,
 }
 
@@ -61,7 +60,7 @@ impl Default for Options {
 #[derive(Debug, Default)]
 pub struct Proven {
     seal: OnceLock<Seal>,
-    /// Of the key that the seal is of, once that was presented.
+    /// The token of the key that was proven, once it was presented again.
     token: OnceLock<Token>,
 }
 
@@ -72,7 +71,7 @@ impl Proven {
         self.seal.get()
     }
 
-    /// Takes note of a proof. The first one stays; a second one for the same row could only be the same.
+    /// Stores a proof. The first one stays; a second one for the same row could only be equal.
     pub fn note(&self, seal: Seal) {
         let _ = self.seal.set(seal);
     }
@@ -88,31 +87,31 @@ impl From<Option<Seal>> for Proven {
 pub trait Provable: Send + Sync {
     /// The row.
     fn record(&self) -> &KeyRecord;
-    /// Its verdict.
+    /// The verdict on the row.
     fn proven(&self) -> &Proven;
 }
 
-/// What proving costs, for operators.
+/// Counts and durations of proofs, for operators.
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Time in bcrypt.
     pub bcrypt: Histogram,
     /// Proofs that wait for a thread.
     pub queued: Gauge,
-    /// Proofs turned away because the queue was full.
+    /// Proofs rejected because the queue was full.
     pub shed: Counter,
     /// Verdicts of bcrypt: right, wrong, failed.
     pub verdicts: [Counter; 3],
-    /// Threads that were begun again after a panic.
+    /// Threads that were restarted after a panic.
     pub panics: Counter,
 }
 
-/// Proves keys. Cheap to clone; the threads end with the last clone.
+/// Verifies keys. Cheap to clone; the threads end with the last clone.
 #[derive(Clone)]
 pub struct Verifier {
     keyring: Keyring,
     pool: Arc<Pool>,
-    /// Tells the threads to end when the last clone is gone.
+    /// Ends the threads when the last clone is dropped.
     _open: Arc<Open>,
 }
 
@@ -129,33 +128,33 @@ impl Verifier {
     ///
     /// # Errors
     ///
-    /// The operating system has no thread to give.
+    /// The operating system cannot start a thread.
     pub fn start(options: Options, keyring: Keyring) -> std::io::Result<Self> {
         let pool = Pool::start(options)?;
         Ok(Self { keyring, _open: Arc::new(Open(Arc::clone(&pool))), pool })
     }
 
-    /// What proving costs so far.
+    /// The counts and durations so far.
     #[must_use]
     pub fn stats(&self) -> Arc<Stats> {
         Arc::clone(&self.pool.stats)
     }
 
-    /// What this verifier knows seals by.
+    /// The keyring for seals and tokens.
     #[must_use]
     pub fn keyring(&self) -> &Keyring {
         &self.keyring
     }
 
-    /// The verdict, if the row already has one: takes no lock and allocates nothing.
+    /// Returns the verdict of the row, if there is one. Takes no lock and does not allocate.
     ///
-    /// Where nobody passes without a memo, a row that came without one is as good as another's: bcrypt is not
-    /// asked about a hash that anybody may have put there.
+    /// If memos are required, a row without one is rejected without bcrypt, because its hash may be written by a
+    /// database user without the pepper.
     ///
     /// # Security
     ///
-    /// A row with a verdict refuses every other key without asking bcrypt. That is sound: bcrypt confuses
-    /// two keys only beyond 71 bytes or around NUL, and neither passes the grammar of a key.
+    /// A row with a verdict rejects every other key without bcrypt. That is sound: bcrypt treats two keys as equal only
+    /// beyond 71 bytes or around NUL, and neither passes the grammar of a key.
     #[must_use]
     pub fn recall(&self, subject: &dyn Provable, presented: PresentedKey<'_>) -> Proof {
         let record = subject.record();
@@ -175,11 +174,11 @@ impl Verifier {
         if known { Proof::Right } else { Proof::Wrong }
     }
 
-    /// The verdict of bcrypt, waited for until `deadline`.
+    /// Waits for the verdict of bcrypt until `deadline`.
     ///
     /// # Cancel safety
     ///
-    /// The proof goes on when the caller leaves.
+    /// The proof continues when the caller leaves.
     pub async fn prove(
         &self,
         subject: Arc<dyn Provable>,
@@ -198,7 +197,7 @@ impl Verifier {
         }
     }
 
-    /// Joins the proof of exactly this, or starts it.
+    /// Joins a proof of the same row and key, or starts one.
     fn board(
         &self,
         subject: Arc<dyn Provable>,
@@ -207,7 +206,7 @@ impl Verifier {
         let Some(hash) = subject.record().hash else { return Err(Proof::Impossible(Fault::DamagedRow)) };
         let seal = self.keyring.seal(subject.record(), &hash, presented.expose());
         let mut state = self.pool.lock();
-        // A proof may have landed since the caller looked; it leaves its verdict before it leaves the map.
+        // A proof may have ended since the caller checked; it stores its verdict before it leaves the map.
         match self.recall(subject.as_ref(), presented) {
             Proof::Pending => {}
             known => return Err(known),
@@ -215,14 +214,14 @@ impl Verifier {
         if state.wrong.contains(&seal) {
             return Err(Proof::Wrong);
         }
-        // One that nobody will land any more was in a thread that panicked.
-        let in_the_air = |flight: &&watch::Receiver<_>| flight.has_changed().is_ok();
-        if let Some(flight) = state.flights.get(&seal.as_map_key()).filter(in_the_air) {
+        // A proof without a sender was lost when its thread panicked.
+        let in_progress = |flight: &&watch::Receiver<_>| flight.has_changed().is_ok();
+        if let Some(flight) = state.flights.get(&seal.as_map_key()).filter(in_progress) {
             return Ok(flight.clone());
         }
         let (verdict, flight) = watch::channel(None);
         state.flights.insert(seal.as_map_key(), flight.clone());
-        self.pool.take_on(state, Job { subject, hash, key: presented.to_plain(), seal, verdict });
+        self.pool.add(state, Job { subject, hash, key: presented.to_plain(), seal, verdict });
         Ok(flight)
     }
 }
@@ -310,7 +309,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wrong_attempt_is_remembered_and_does_not_stand_in_the_way_of_the_right_one() {
+    async fn a_wrong_attempt_is_remembered_and_does_not_block_the_right_key() {
         let (verifier, row) = (verifier(Options::default()), row(4));
         assert_eq!(prove(&verifier, &row, WRONG).await, Proof::Wrong);
         assert_eq!(prove(&verifier, &row, WRONG).await, Proof::Wrong);
@@ -334,7 +333,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_caller_who_cannot_wait_leaves_and_finds_the_verdict_later() {
+    async fn a_proof_continues_after_its_caller_has_left() {
         let (verifier, row) = (verifier(Options::default()), row(8));
         let now = tokio::time::Instant::now();
         let first = verifier.prove(Arc::<Row>::clone(&row), parse(KEY).unwrap(), now).await;
@@ -368,7 +367,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn where_a_memo_is_required_a_row_without_one_is_refused_unasked() {
+    async fn a_row_without_a_required_memo_is_rejected_without_bcrypt() {
         let keyring = Keyring::new(Peppers::new(Vec::new(), Policy::Required)).unwrap();
         let (verifier, row) = (Verifier::start(Options::default(), keyring).unwrap(), row(4));
         assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Wrong);
@@ -400,7 +399,7 @@ mod tests {
         }
     }
 
-    /// A row that panics once, when a thread of bcrypt wants to leave its verdict there.
+    /// A row that panics once, when a thread of bcrypt stores its verdict.
     struct Cursed(Row, AtomicBool);
 
     impl Provable for Cursed {
@@ -415,7 +414,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_thread_that_panics_lets_nobody_in_and_proves_the_retry() {
+    async fn a_panic_of_a_thread_accepts_no_key_and_the_retry_is_proven() {
         let options = Options { threads: 1, ..Options::default() };
         let (verifier, row) = (verifier(options), row(4));
         let row = Arc::new(Cursed(Arc::into_inner(row).unwrap(), AtomicBool::new(false)));

@@ -1,18 +1,17 @@
-//! What is a pepper, and how is it kept?
+//! Peppers: 32 random bytes that are kept outside of the database.
 //!
-//! 32 random bytes that are never in the database. A file has one in a line, as
-//! base64url; blank lines and lines that begin with `#` are for people:
+//! A file has one pepper per line, as base64url. Blank lines and lines that begin with `#` are ignored:
 //!
 //! ```text
-//! # since 2026-11: writes
+//! # since 2026-11: writes memos
 //! 3q2-7wQz…
-//! # until all keys were used once more: is still understood
+//! # until all keys were used once more: still accepted
 //! Zm9vYmFy…
 //! ```
 //!
-//! The first one writes memos, all of them are understood. So a new one is put on top,
-//! every server gets the new file, and the old one goes when its memos are replaced.
-//! Losing a pepper costs one bcrypt a key and nothing else.
+//! The first pepper writes memos, all are accepted. To replace one, put the new one at the top, distribute the file to
+//! every server, and remove the old one when its memos are replaced. Losing a pepper costs one bcrypt per key and
+//! nothing else.
 
 use std::fmt;
 use std::sync::Arc;
@@ -30,24 +29,24 @@ use crate::record::PepperId;
 const BYTES: usize = 32;
 const ID_DOMAIN: &[u8] = b"llmk-pepper-id/v1\0";
 
-/// How many a file may have: more are never in use at the same time.
+/// The maximum number in a file: more are never in use at the same time.
 const AT_MOST: usize = 16;
 
-/// A pepper. Wipes itself.
+/// A pepper. It is wiped from memory when it is dropped.
 #[derive(Clone)]
 pub struct Pepper {
     id: PepperId,
     bytes: Arc<Zeroizing<[u8; BYTES]>>,
-    /// HMAC that has taken the bytes in: half the work of every one that is made with them.
+    /// An HMAC that is already keyed with the bytes, which saves half the work of each use.
     keyed: Hmac<Sha256>,
 }
 
 impl Pepper {
-    /// A new one, with randomness from the operating system.
+    /// Creates a pepper with randomness from the operating system.
     ///
     /// # Errors
     ///
-    /// The operating system has no randomness to give.
+    /// The operating system provides no randomness.
     pub fn random() -> Result<Self, SysError> {
         let mut bytes = Zeroizing::new([0; BYTES]);
         SysRng.try_fill_bytes(bytes.as_mut())?;
@@ -55,7 +54,7 @@ impl Pepper {
     }
 
     fn of(bytes: Zeroizing<[u8; BYTES]>) -> Self {
-        // Filled up with zeros to a block of SHA-256, as HMAC does with a shorter key (RFC 2104 §2).
+        // Padded with zeros to a block of SHA-256, as HMAC does with a shorter key (RFC 2104 §2).
         let mut block = Zeroizing::new([0_u8; 64]);
         block[..BYTES].copy_from_slice(bytes.as_ref());
         let keyed: Hmac<Sha256> = Hmac::new((&*block).into());
@@ -65,28 +64,30 @@ impl Pepper {
         Self { id: PepperId(std::array::from_fn(|at| id[at])), bytes: Arc::new(bytes), keyed }
     }
 
-    /// Reads a file of peppers.
+    /// Parses a file of peppers.
     ///
     /// # Errors
     ///
-    /// Which line is wrong, without repeating it.
+    /// A line is invalid, or the number of peppers is. The error has the number of the line, not its text.
     pub fn parse_all(text: &str) -> Result<Vec<Self>, String> {
         let lines = text.lines().map(str::trim).enumerate();
         let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
         let peppers = lines.map(|(at, line)| Self::parse(line).ok_or(at + 1)).collect::<Result<Vec<_>, _>>();
         let peppers = peppers.map_err(|line| {
-            format!("line {line} is no pepper (32 bytes in base64url): `tenantgate pepper new` makes one")
+            format!("line {line} is not a valid pepper (32 bytes in base64url): create one with `tenantgate pepper new`")
         })?;
         let twice = |(at, pepper): (usize, &Self)| peppers[..at].iter().any(|other| other.id == pepper.id);
         match peppers.len() {
-            0 => Err("has no pepper in it: `tenantgate pepper new` makes one".into()),
-            n if n > AT_MOST => Err(format!("has {n} peppers, more than {AT_MOST}: remove the old ones")),
-            _ if peppers.iter().enumerate().any(twice) => Err("has the same pepper twice".into()),
+            0 => Err("contains no pepper: create one with `tenantgate pepper new`".into()),
+            n if n > AT_MOST => {
+                Err(format!("contains {n} peppers, at most {AT_MOST} are allowed: remove old ones"))
+            }
+            _ if peppers.iter().enumerate().any(twice) => Err("contains the same pepper twice".into()),
             _ => Ok(peppers),
         }
     }
 
-    /// The alphabets of base64 and base64url, with padding or without: people have their tools.
+    /// Accepts the alphabets of base64 and base64url, with or without padding, because tools differ.
     fn parse(line: &str) -> Option<Self> {
         let plain = Zeroizing::new(line.trim_end_matches('=').replace('+', "-").replace('/', "_"));
         let decoded = Zeroizing::new(BASE64_URL_SAFE_NO_PAD.decode(plain.as_bytes()).ok()?);
@@ -95,19 +96,19 @@ impl Pepper {
         Some(Self::of(bytes))
     }
 
-    /// As a line of a file has it: to write it there, and nowhere else.
+    /// Returns the line for a file. Must be written only there.
     #[must_use]
     pub fn expose_line(&self) -> Zeroizing<String> {
         Zeroizing::new(BASE64_URL_SAFE_NO_PAD.encode(self.bytes.as_ref()))
     }
 
-    /// Its name, which tells nothing of it.
+    /// The id, from which the pepper cannot be derived.
     #[must_use]
     pub fn id(&self) -> PepperId {
         self.id
     }
 
-    /// HMAC-SHA-256 under this pepper, begun with a word for what it is about.
+    /// Starts an HMAC-SHA-256 with this pepper for one domain.
     #[must_use]
     pub fn mac(&self, domain: &[u8]) -> Hmac<Sha256> {
         let mut mac = self.keyed.clone();
@@ -127,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_read_as_it_is_written_in_the_order_of_its_lines() {
+    fn peppers_are_parsed_in_the_order_of_their_lines() {
         let (one, two) = (Pepper::random().unwrap(), Pepper::random().unwrap());
         let text = format!("# new\n{}\n\n  {}=\r\n", &*one.expose_line(), &*two.expose_line());
         let read = Pepper::parse_all(&text).unwrap();
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_file_is_said_and_not_repeated() {
+    fn an_error_names_the_line_and_does_not_repeat_it() {
         let good = Pepper::random().unwrap().expose_line();
         for (text, why) in [
             (String::new(), "no pepper"),
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_has_room_for_sixteen() {
+    fn a_file_has_at_most_sixteen_peppers() {
         let lines: Vec<_> =
             (0..=AT_MOST).map(|_| Pepper::random().unwrap().expose_line().to_string()).collect();
         assert_eq!(Pepper::parse_all(&lines[..AT_MOST].join("\n")).unwrap().len(), 16);
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_its_name_alone() {
+    fn debug_shows_only_the_id() {
         let pepper = Pepper::random().unwrap();
         let shown = format!("{pepper:?}");
         assert!(shown.contains("PepperId") && !shown.contains("bytes"), "{shown}");

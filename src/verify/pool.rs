@@ -1,7 +1,6 @@
-//! Who runs bcrypt, and on what?
+//! A fixed thread pool for bcrypt that survives panicking jobs.
 //!
-//! Threads of its own, each with one job after the other, which a panic does not end. Who waits for a job, and why, is not
-//! known here.
+//! Each thread runs one job after the other. Callers and their deadlines belong to [`super`].
 
 use std::collections::HashMap;
 use std::io;
@@ -23,12 +22,12 @@ use crate::decision::{Fault, Proof};
 use crate::key::PlainKey;
 use crate::record::SecretHash;
 
-/// What a thread that runs bcrypt gives way by: a proven key is answered at once, beside it or not, and where
-/// the machine has nothing else to do bcrypt is as fast. A tenth of a core is left to it where all are busy.
+/// The nice value of bcrypt threads, so that checks of proven keys are not delayed. On an idle machine bcrypt is as
+/// fast as without it; when all cores are busy it still gets about a tenth of a core.
 /// <https://man7.org/linux/man-pages/man7/sched.7.html>
 const NICE: i32 = 10;
 
-/// How long a thread that panicked stands still: one that does nothing else must not take a core.
+/// The pause after a panic, so that repeated panics do not use a whole core.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A waiting proof.
@@ -48,7 +47,7 @@ pub(super) struct Pool {
 
 pub(super) struct State {
     queue: FairQueue<Job>,
-    /// Proofs under way or waiting, by what they prove.
+    /// Proofs that run or wait, by the seal of row and key.
     pub(super) flights: HashMap<[u8; 32], watch::Receiver<Option<Proof>>>,
     pub(super) wrong: WrongAttempts,
     closed: bool,
@@ -72,14 +71,14 @@ impl Pool {
         Ok(pool)
     }
 
-    /// The threads end when they have done what they are at.
+    /// Ends the threads after their current jobs.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.work.notify_all();
     }
 
-    /// Puts a job into the queue, be it that another one has to go for it.
-    pub(super) fn take_on(&self, mut state: MutexGuard<'_, State>, job: Job) {
+    /// Adds a job to the queue, which may drop another one for it.
+    pub(super) fn add(&self, mut state: MutexGuard<'_, State>, job: Job) {
         let id = job.subject.record().id;
         if let Some(shed) = state.queue.push(id, job, random()) {
             state.flights.remove(&shed.seal.as_map_key());
@@ -95,9 +94,9 @@ impl Pool {
     }
 
     fn work_until_closed(&self) {
-        // On Linux this is about the thread that asks. Where it is refused, proven keys wait a little longer.
+        // On Linux this applies to the calling thread. If it fails, proven keys may wait a little longer.
         let _ = setpriority_process(None, NICE);
-        // A panic between two jobs costs the one it was about: who waits for that is told that we cannot say.
+        // A panic outside of bcrypt loses the current job; its callers get `Overloaded`.
         while catch_unwind(AssertUnwindSafe(|| self.work())).is_err() {
             self.stats.panics.add_one();
             error!(part = "bcrypt", "a part of the server panicked and is restarted");
@@ -108,7 +107,7 @@ impl Pool {
     fn work(&self) {
         while let Some(job) = self.next_job() {
             let proof = self.run(&job);
-            self.land(&job, proof);
+            self.finish(&job, proof);
         }
     }
 
@@ -126,7 +125,7 @@ impl Pool {
         }
     }
 
-    /// Runs bcrypt. A panic in there is a failed proof, not a dead thread.
+    /// Runs bcrypt. A panic inside is a failed proof, and the thread continues.
     fn run(&self, job: &Job) -> Proof {
         let started = Instant::now();
         let verdict = catch_unwind(AssertUnwindSafe(|| bcrypt::verify(&job.key, &job.hash)));
@@ -140,7 +139,7 @@ impl Pool {
         proof
     }
 
-    fn land(&self, job: &Job, proof: Proof) {
+    fn finish(&self, job: &Job, proof: Proof) {
         if proof == Proof::Right {
             job.subject.proven().note(job.seal);
         }
@@ -154,7 +153,8 @@ impl Pool {
     }
 }
 
-/// Fairness needs a number nobody can guess; without one the queue is still bounded.
+/// A number for the fairness of the queue that clients cannot guess; 0 if the system has no randomness, which keeps the
+/// queue bounded.
 fn random() -> u64 {
     SysRng.try_next_u64().unwrap_or_default()
 }
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_can_tell_who_is_drawn() {
+    fn numbers_cannot_be_predicted() {
         let drawn: HashSet<u64> = (0..10).map(|_| random()).collect();
         assert_eq!(drawn.len(), 10);
     }

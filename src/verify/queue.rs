@@ -1,10 +1,8 @@
-//! Who is hashed next?
+//! A bounded queue that is fair between keys.
 //!
-//! A bounded queue that is fair between keys. Every key has its own line and the
-//! lines take turns, so a flood of guesses at one key delays that key alone.
-//! Within a line the next job is drawn at random, and a full line or a full queue
-//! gives up one of its jobs at random: whoever holds the right secret of a key
-//! under attack has the same chance at every try, and is never locked out.
+//! Every key has its own line, and the lines take turns, so a flood of guesses at one key delays only that key. Within
+//! a line the next job is drawn at random, and a full line or a full queue drops one of its jobs at random. The holder
+//! of the right secret of a key under attack therefore has the same chance at every attempt, and is never locked out.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -27,12 +25,12 @@ impl<T> FairQueue<T> {
         Self { lines: HashMap::new(), turns: VecDeque::new(), len: 0, bound, line_bound }
     }
 
-    /// How many jobs wait.
+    /// The number of waiting jobs.
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// Puts a job in the line of `key`. Returns the one that has to leave for it, which may be `job` itself.
+    /// Adds a job to the line of `key`. Returns the job that is dropped for it, if any, which may be `job` itself.
     pub(super) fn push(&mut self, key: KeyId, job: T, random: u64) -> Option<T> {
         let own = self.lines.get(&key).map_or(0, Vec::len);
         let full_line = if own >= self.line_bound {
@@ -103,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_line_gives_up_one_of_its_own_newcomer_included() {
+    fn a_full_line_drops_one_of_its_jobs_including_the_new_one() {
         let mut queue = FairQueue::new(10, 2);
         assert_eq!((queue.push(A, 1, 0), queue.push(A, 2, 0)), (None, None));
         assert_eq!(queue.push(A, 3, 2), Some(3));
@@ -112,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_makes_room_out_of_the_longest_line() {
+    fn a_full_queue_drops_a_job_of_the_longest_line() {
         let mut queue = FairQueue::new(3, 3);
         for job in 1..=3 {
             assert_eq!(queue.push(A, job, 0), None);
@@ -124,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_takes_from_nobody_who_has_no_more_than_the_newcomer() {
+    fn a_full_queue_drops_no_job_of_a_line_that_is_not_longer() {
         let mut queue = FairQueue::new(2, 2);
         assert_eq!((queue.push(A, 1, 0), queue.push(B, 10, 0)), (None, None));
         assert_eq!(queue.push(A, 2, 0), Some(2));

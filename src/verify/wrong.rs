@@ -1,11 +1,11 @@
-//! Which guesses were wrong a moment ago?
+//! Remembers recent wrong attempts, so that repeating one costs no bcrypt.
 
 use std::collections::{HashSet, VecDeque};
 
 use super::memo::Seal;
 
-/// The last wrong attempts, oldest out first. Bounded, and apart from the verdicts that matter, so that a
-/// flood of guesses pushes out nothing but guesses.
+/// The last wrong attempts, a bounded number. They are kept apart from successful proofs, so that a flood of guesses
+/// displaces only other guesses.
 pub(super) struct WrongAttempts {
     seals: HashSet<[u8; 32]>,
     order: VecDeque<[u8; 32]>,

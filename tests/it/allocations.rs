@@ -1,7 +1,7 @@
-//! What does a check allocate? The buffer of its answer, and nothing else.
+//! Checks that a decision allocates only the buffer of its answer.
 //!
-//! What HTTP/2 takes for a stream is its own; here the whole decision is counted, from the
-//! message as it came to the frame as it goes.
+//! Allocations of HTTP/2 streams do not count: the decision is measured from the message as received to the frame as
+//! sent.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ fn a_check_allocates_its_answer_and_nothing_else() {
     ];
     for (what, ask) in asks {
         let message = ask.header("user-agent", "Mozilla/5.0").header("cookie", &"c".repeat(300)).bytes();
-        // The first time a key is proven, and its tenant said.
+        // Warm-up: proves the key and renders its tenant.
         wait(service.answer(message.clone().into(), &metadata, Instant::now() + PATIENCE)).unwrap();
         let answer = || service.answer_now(&message, &metadata).unwrap().unwrap();
         drop(answer());

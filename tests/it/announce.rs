@@ -1,4 +1,4 @@
-//! Does `--wait` come back when every server knows, and not before?
+//! Checks that `--wait` returns when every server has applied the change, and not earlier.
 
 use crate::support::ask::Ask;
 use crate::support::{PATIENCE, Server, World, eventually, on_every_store};
@@ -12,7 +12,7 @@ on_every_store! {
     without_a_server_there_is_nothing_to_wait_for,
 }
 
-/// Two servers that have announced themselves.
+/// Two servers with a heartbeat.
 fn two_servers(world: &World) -> [Server; 2] {
     let servers = [(); 2].map(|()| Server::on(&world.db).start());
     announced(world, 2);

@@ -1,15 +1,14 @@
-//! Does every line stand in its room?
+//! Checks that every module is in its layer and uses only the words of its place.
 //!
-//! `src/lib.rs` says which module stands on which floor and which vocabulary is
-//! spoken in which room. This is that table as data, held against the sources as
-//! text: unit tests and comments do not count.
+//! `src/lib.rs` describes which module belongs to which layer, and which vocabulary to which place. This file contains
+//! the same table as data and checks the text of the sources against it, without unit tests and comments.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The floors, lowest first. A module may name those of its own floor and of lower ones.
-const FLOORS: [&[&str]; 6] = [
+/// The layers, lowest first. A module may use those of its own layer and of lower ones.
+const LAYERS: [&[&str]; 6] = [
     &[
         "clock",
         "diagnostics",
@@ -46,8 +45,8 @@ const FLOORS: [&[&str]; 6] = [
     &["cli", "config", "health", "server", "telemetry", "main", "lib"],
 ];
 
-/// A vocabulary and the rooms it is spoken in, as beginnings of paths below `src/` and `crates/core/src/`.
-const ROOMS: [(&str, &[&str]); 22] = [
+/// Words and the places that may use them, as prefixes of paths below `src/` and `crates/core/src/`.
+const PLACES: [(&str, &[&str]); 22] = [
     ("sqlx::", &["store/postgres", "store/sqlite", "store/sql", "store/migrations", "store/errors"]),
     ("api_keys SET", &["store/postgres", "store/sqlite", "store/sql"]),
     ("bcrypt::non_truncating", &["verify/bcrypt"]),
@@ -72,10 +71,10 @@ const ROOMS: [(&str, &[&str]); 22] = [
     ("std::thread::Builder", &["verify/", "server"]),
 ];
 
-/// Words and judgement are silent.
-const SILENT_FLOORS: usize = 2;
+/// Vocabulary and judgement do not log.
+const SILENT_LAYERS: usize = 2;
 
-/// Where sources are: the program, and the floors 0 and 1 that it shares.
+/// The folders with sources: the program, and the shared parts of layers 0 and 1.
 const FOLDERS: [&str; 2] = ["src", "crates/core/src"];
 
 /// The modules of `crates/core`, which needs nothing of the program.
@@ -86,13 +85,13 @@ pub(crate) struct Source {
     /// Below the top of the repository.
     pub(crate) path: String,
     /// Below its folder, without `.rs` and `/mod`.
-    pub(crate) room: String,
+    pub(crate) module: String,
     text: String,
     /// Without comments and unit tests.
     pub(crate) code: String,
 }
 
-/// All of them.
+/// All source files without unit tests.
 pub(crate) fn sources() -> Vec<Source> {
     let mut sources = Vec::new();
     for folder in FOLDERS {
@@ -119,25 +118,25 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
 fn source(folder: &str, base: &Path, path: &Path) -> Source {
     let text = fs::read_to_string(path).unwrap();
     let shown = path.strip_prefix(base).unwrap().with_extension("").display().to_string();
-    let room = shown.strip_suffix("/mod").unwrap_or(&shown).to_owned();
+    let module = shown.strip_suffix("/mod").unwrap_or(&shown).to_owned();
     let before_tests = text.split("#[cfg(test)]").next().unwrap();
     let lines = before_tests.lines().filter(|line| !line.trim_start().starts_with("//"));
     let code = lines.collect::<Vec<_>>().join("\n");
-    Source { path: format!("{folder}/{shown}.rs"), room, text, code }
+    Source { path: format!("{folder}/{shown}.rs"), module, text, code }
 }
 
-fn floor_of(room: &str) -> usize {
-    let place = |name: &str| FLOORS.iter().position(|floor| floor.contains(&name));
-    // What is not named itself stands where the room does that it is in.
-    let ends = room.match_indices('/').map(|(at, _)| at).rev();
-    [room]
+fn layer_of(module: &str) -> usize {
+    let place = |name: &str| LAYERS.iter().position(|layer| layer.contains(&name));
+    // A module that is not listed belongs to the layer of its parent.
+    let ends = module.match_indices('/').map(|(at, _)| at).rev();
+    [module]
         .into_iter()
-        .chain(ends.map(|end| &room[..end]))
+        .chain(ends.map(|end| &module[..end]))
         .find_map(place)
-        .unwrap_or_else(|| panic!("{room} stands on no floor: put it into FLOORS and into src/lib.rs"))
+        .unwrap_or_else(|| panic!("{module} belongs to no layer: add it to LAYERS and to src/lib.rs"))
 }
 
-/// Every `crate::name` in the code, and every `crate::{a, b::c}`.
+/// Returns every `crate::name` in the code, also in `crate::{a, b::c}`.
 fn names_of_this_crate(code: &str) -> Vec<String> {
     let mut names = Vec::new();
     for (at, _) in code.match_indices("crate::") {
@@ -150,7 +149,7 @@ fn names_of_this_crate(code: &str) -> Vec<String> {
             let mut parts = path.split("::");
             let (first, second) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
             let full = format!("{first}/{second}");
-            names.push(if FLOORS.iter().any(|f| f.contains(&full.as_str())) {
+            names.push(if LAYERS.iter().any(|f| f.contains(&full.as_str())) {
                 full
             } else {
                 first.to_owned()
@@ -162,27 +161,27 @@ fn names_of_this_crate(code: &str) -> Vec<String> {
 }
 
 #[test]
-fn no_module_names_one_of_a_floor_above() {
+fn no_module_uses_one_of_a_layer_above() {
     let mut broken = Vec::new();
-    for Source { path, room, code, .. } in sources() {
-        let own = floor_of(&room);
+    for Source { path, module, code, .. } in sources() {
+        let own = layer_of(&module);
         for name in names_of_this_crate(&code) {
-            let other = floor_of(&name);
+            let other = layer_of(&name);
             if other > own {
-                broken.push(format!("{path} (floor {own}) names {name} (floor {other})"));
+                broken.push(format!("{path} (layer {own}) uses {name} (layer {other})"));
             }
         }
     }
-    assert!(broken.is_empty(), "see the floors in src/lib.rs:\n{}", broken.join("\n"));
+    assert!(broken.is_empty(), "see the layers in src/lib.rs:\n{}", broken.join("\n"));
 }
 
 #[test]
-fn what_is_shared_stands_on_the_lowest_floors() {
+fn the_shared_crate_has_only_the_lowest_layers() {
     let core: Vec<_> =
-        sources().into_iter().filter(|s| s.path.starts_with(CORE) && s.room != "lib").collect();
+        sources().into_iter().filter(|s| s.path.starts_with(CORE) && s.module != "lib").collect();
     assert!(core.len() > 5, "the sources of crates/core are not found");
-    for Source { path, room, .. } in core {
-        assert!(floor_of(&room) < SILENT_FLOORS, "{path} stands on floor {}", floor_of(&room));
+    for Source { path, module, .. } in core {
+        assert!(layer_of(&module) < SILENT_LAYERS, "{path} is in layer {}", layer_of(&module));
     }
     let manifest =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/core/Cargo.toml")).unwrap();
@@ -192,60 +191,61 @@ fn what_is_shared_stands_on_the_lowest_floors() {
 }
 
 #[test]
-fn doors_do_not_know_other_doors() {
-    for Source { path, code, .. } in sources().iter().filter(|s| s.room.starts_with("ext_authz")) {
+fn adapters_do_not_know_each_other() {
+    for Source { path, code, .. } in sources().iter().filter(|s| s.module.starts_with("ext_authz")) {
         assert!(!code.contains("crate::store"), "{path} knows a database");
     }
-    for Source { path, code, .. } in sources().iter().filter(|s| s.room.starts_with("envoy")) {
+    for Source { path, code, .. } in sources().iter().filter(|s| s.module.starts_with("envoy")) {
         for other in ["crate::store", "crate::ext_authz::"] {
             assert!(!code.contains(other), "{path} knows {other}");
         }
     }
-    for Source { path, code, .. } in sources().iter().filter(|s| s.room.starts_with("store")) {
+    for Source { path, code, .. } in sources().iter().filter(|s| s.module.starts_with("store")) {
         assert!(!code.contains("crate::ext_authz"), "{path} knows Envoy");
     }
 }
 
 #[test]
-fn every_vocabulary_is_spoken_in_its_rooms_alone() {
+fn every_vocabulary_is_used_only_in_its_places() {
     let mut broken = Vec::new();
-    for Source { path, room, code, .. } in sources() {
-        for (word, rooms) in ROOMS {
-            let at_home =
-                rooms.iter().any(|home| format!("{room}/").starts_with(home) || room.starts_with(home));
+    for Source { path, module, code, .. } in sources() {
+        for (word, places) in PLACES {
+            let at_home = places
+                .iter()
+                .any(|place| format!("{module}/").starts_with(place) || module.starts_with(place));
             if code.contains(word) && !at_home {
-                broken.push(format!("{path} says {word:?}, which belongs to {rooms:?}"));
+                broken.push(format!("{path} uses {word:?}, which belongs to {places:?}"));
             }
         }
-        if floor_of(&room) < SILENT_FLOORS && code.contains("tracing") {
-            broken.push(format!("{path} logs, but words and judgement are silent"));
+        if layer_of(&module) < SILENT_LAYERS && code.contains("tracing") {
+            broken.push(format!("{path} logs, but vocabulary and judgement do not log"));
         }
     }
     assert!(broken.is_empty(), "see `Where a line belongs` in src/lib.rs:\n{}", broken.join("\n"));
 }
 
 #[test]
-fn judgement_waits_for_nobody_and_reads_no_clock() {
-    let decision = sources().into_iter().find(|s| s.room == "decision").unwrap();
+fn judgement_is_synchronous_and_reads_no_clock() {
+    let decision = sources().into_iter().find(|s| s.module == "decision").unwrap();
     for word in ["async", "await", "Instant", "Clock", "std::io", "std::net"] {
-        assert!(!decision.code.contains(word), "decision says {word:?}");
+        assert!(!decision.code.contains(word), "decision uses {word:?}");
     }
 }
 
 #[test]
-fn every_file_opens_with_the_question_it_answers() {
+fn every_file_begins_with_its_documentation() {
     for folder in ["src", "crates/core/src", "tests/it"] {
         let mut files = Vec::new();
         collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut files);
         for path in files {
             let text = fs::read_to_string(&path).unwrap();
-            assert!(text.starts_with("//! "), "{} does not open with //!", path.display());
+            assert!(text.starts_with("//! "), "{} does not begin with //!", path.display());
         }
     }
 }
 
 #[test]
-fn no_secret_can_be_printed_by_accident() {
+fn no_secret_implements_display_or_serialize_or_derives_debug() {
     let all: BTreeMap<_, _> = sources().into_iter().map(|s| (s.path, s.text)).collect();
     for name in ["PresentedKey", "PlainKey", "Pepper"] {
         for (path, text) in &all {

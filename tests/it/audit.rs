@@ -1,4 +1,4 @@
-//! Is everything that the command line changes written down, and can nobody touch that unseen?
+//! Checks that every change by a command is in the audit log, and that the log cannot be changed without detection.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -32,7 +32,7 @@ fn head(database: &Database) -> (i64, String) {
     (verified["rows"].as_i64().expect("a number"), verified["head"].as_str().expect("a hash").to_owned())
 }
 
-/// What a command leaves in the log: action, subject, before, after.
+/// The entry of a command: action, subject, before, after.
 fn left(world: &World, args: &[&str]) -> Vec<(String, String, Value, Value)> {
     let (rows, _) = head(&world.db);
     world.db.cli(args).ok();
@@ -44,7 +44,7 @@ fn left(world: &World, args: &[&str]) -> Vec<(String, String, Value, Value)> {
     .collect()
 }
 
-/// The names of fields in which two objects differ.
+/// Returns the names of fields in which two objects differ.
 fn differing(before: &Value, after: &Value) -> Vec<String> {
     let after = after.as_object().expect("an object");
     after
@@ -117,7 +117,7 @@ fn what_is_refused_or_changes_nothing_is_no_row(world: &World) {
         world.db.cli(command).ok();
     }
     assert_eq!(head(&world.db), before);
-    // Where the log cannot be written, nothing is done.
+    // If the log cannot be written, nothing is changed.
     let full = match world.db.backend {
         Backend::Postgres => {
             "ALTER TABLE tenantgate_audit_log ADD CONSTRAINT full_up CHECK (seq < 1) NOT VALID"
@@ -170,7 +170,7 @@ fn the_log_is_append_only(world: &World) {
     assert_eq!(head(&world.db), before);
 }
 
-/// Lets the owner of the tables do what the triggers refuse to everybody.
+/// Disables the triggers, as only the owner of the tables can.
 fn without_triggers(database: &Database, sql: &str) {
     let off = match database.backend {
         Backend::Postgres => "ALTER TABLE tenantgate_audit_log DISABLE TRIGGER ALL;",
@@ -191,8 +191,8 @@ fn a_row_that_was_touched_is_named(world: &World) {
             assert!(line.contains(&format!("row {row} ")) && line.contains(word), "{sql}: {line}");
         }
     };
-    broken("UPDATE tenantgate_audit_log SET actor = 'nobody' WHERE seq = 5", 5, "not what was written");
-    broken("UPDATE tenantgate_audit_log SET after = '{}' WHERE seq = 4", 4, "not what was written");
+    broken("UPDATE tenantgate_audit_log SET actor = 'nobody' WHERE seq = 5", 5, "was changed");
+    broken("UPDATE tenantgate_audit_log SET after = '{}' WHERE seq = 4", 4, "was changed");
     broken("DELETE FROM tenantgate_audit_log WHERE seq = 3", 3, "missing");
     broken("DELETE FROM tenantgate_audit_log WHERE seq = 1", 1, "missing");
 }

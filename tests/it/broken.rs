@@ -1,4 +1,4 @@
-//! What if we are wrong ourselves? A panic answers 503, and everybody else is served.
+//! Checks that a panic in a request gives 503, and that other requests are served.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::support::link::free_port;
 use crate::support::{Ask, Backend, Client, PATIENCE, World, eventually, runtime, wait};
 
-/// A clock that breaks so many times, on threads that serve.
+/// A clock that panics a number of times on worker threads.
 #[derive(Default)]
 struct BrittleClock(AtomicUsize);
 
@@ -53,13 +53,13 @@ fn a_panic_while_answering_is_a_503_and_the_next_request_is_answered() {
         Ok(row) if row == "200 ok" => Ok(()),
         other => Err(format!("{other:?}")),
     });
-    // At once, and on a task of its own: the first proof of a key.
+    // Synchronously, and on a separate task: the first proof of a key.
     for key in [&world.live.text, &world.other.text] {
         clock.0.store(1, SeqCst);
         assert_eq!(row(key).unwrap(), "503 unavailable");
         assert_eq!(row(key).unwrap(), "200 ok");
     }
-    // Saying that it is broken can break, too: then there is no answer, and still nobody passes.
+    // The answer to a panic may panic, too: then there is no answer, and the request does not pass.
     clock.0.store(2, SeqCst);
     assert!(row(&world.live.text).is_err());
     assert_eq!(row(&world.live.text).unwrap(), "200 ok");

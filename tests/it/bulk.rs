@@ -1,4 +1,4 @@
-//! Do many keys and tenants come in and go out as they are, on either store, whatever the file is like?
+//! Tests import and export of many keys and tenants, on both stores, with all kinds of files.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -37,7 +37,7 @@ fn text_of(n: usize) -> String {
     format!("llmk_moved{n}_Moved-Secret-{n:010}")
 }
 
-/// A CSV of so many keys that another program hashed. The hashes differ in their salts; only the first few are real.
+/// A CSV of keys hashed by another program. The hashes differ in their salts; only the first few are real.
 fn hashed_csv(tenant: &str, rows: usize) -> String {
     let mut csv = String::from("key_prefix,hashed_key,tenant,name\n");
     for n in 0..rows {
@@ -51,7 +51,7 @@ fn fake_hash(n: usize) -> String {
     format!("$2b$04${n:08}4TpZE4efb02CmOdFIwDrm2LI8KtSjA93JDkMtHMX4hmb2")
 }
 
-/// A run that refused rows: exit 1, and its JSON.
+/// Asserts a run that rejected rows: exit 1; returns its JSON.
 fn refused(run: &Run) -> Value {
     assert_eq!(run.code, Some(1), "{run:#?}");
     serde_json::from_str(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run:#?}"))
@@ -244,7 +244,7 @@ fn what_goes_out_comes_in_again_as_it_was(world: &World) {
         assert_eq!(mode & 0o777, 0o600, "for its owner alone");
         other.cli(&["tenant", "import", &path("tenants")]).ok();
         other.cli(&["key", "import", &path("keys")]).ok();
-        // Exported and imported, it is the same to the byte, and importing it is no change.
+        // An export that is imported and exported again is the same to the byte, and the import changes nothing.
         let again = other.dir().join(format!("again.{format}")).to_str().expect("UTF-8").to_owned();
         other.cli(&["key", "export", &again, "--with-hashes"]).ok();
         let read = |path: &str| std::fs::read_to_string(path).expect("it is there");
@@ -270,7 +270,7 @@ fn what_goes_out_comes_in_again_as_it_was(world: &World) {
     world.db.cli(&["key", "export", nowhere.to_str().expect("UTF-8")]).refused();
 }
 
-/// Kills an import in the middle, and does it again.
+/// Kills an import in the middle, and repeats it.
 fn an_import_that_is_killed_goes_on_where_it_was(world: &World) {
     const ROWS: usize = 12_000;
     let csv = file(world, "keys.csv", hashed_csv(&world.acme.id, ROWS));
@@ -296,7 +296,7 @@ fn an_import_that_is_killed_goes_on_where_it_was(world: &World) {
     });
     assert!(first > 0, "something was done");
     let said = world.db.json(&["key", "import", &csv]);
-    // A commit that was under way when the program was killed may have come after the count.
+    // A commit in progress when the program was killed may have ended after the count.
     assert_eq!(
         said["imported"].as_u64().zip(said["already_there"].as_u64()).map(|(a, b)| a + b),
         Some(ROWS as u64)
@@ -402,7 +402,7 @@ fn the_mode_of_a_tenant_comes_in_and_goes_out_with_it(world: &World) {
     }
 }
 
-/// A file that is no file of keys is refused as a whole, in one line.
+/// A file without the format of keys is rejected as a whole, in one line.
 #[test]
 fn a_bad_file_is_one_clear_line() {
     let world = World::somewhere();
@@ -469,7 +469,7 @@ fn standard_input_is_a_file_too_and_where_it_ends_in_the_middle_the_rest_is_said
             .spawn()
             .expect("it starts");
         let mut input = child.stdin.take().expect("piped");
-        // It may not want to read on.
+        // The program may have stopped reading.
         let _ = input.write_all(text.as_bytes());
         drop(input);
         child.wait_with_output().expect("it ends")

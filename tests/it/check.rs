@@ -1,8 +1,7 @@
-//! Does every row of the decision table come over the wire as the contract has it?
+//! Tests every row of the outcome table over gRPC.
 //!
-//! What belongs to a row (status, code, body, headers, metadata keys) is compared by
-//! `support::answer` for every single answer; here it is which row, in which order,
-//! and what stands in it.
+//! `support::answer` compares what belongs to a row (status, code, body, headers, metadata keys) for every single
+//! answer. Here the tests check which row applies, in which order, and its values.
 
 use std::collections::BTreeMap;
 
@@ -58,10 +57,10 @@ fn proof_comes_before_the_state_of_key_and_tenant(world: &World) {
     world.db.json(&["key", "revoke", &world.of_sleepy.id]);
     world.db.json(&["key", "revoke", &world.expired.id]);
     let server = Server::on(&world.db).start();
-    // The key's state (row 4) is told before the tenant's (row 5).
+    // The state of the key (row 4) precedes that of the tenant (row 5).
     assert_eq!(server.row(Ask::with_key(&world.of_sleepy.text)), "401 revoked");
     assert_eq!(server.row(Ask::with_key(&world.expired.text)), "401 revoked");
-    // And identity is in the metadata of each that was proven.
+    // The metadata has the identity of every proven key.
     let whom: [(&Key, &Tenant, &str); 4] = [
         (&world.revoked, &world.acme, "active"),
         (&world.of_newborn, &world.newborn, "pending_provisioning"),

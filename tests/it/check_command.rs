@@ -1,4 +1,4 @@
-//! Can an operator ask what Envoy would be told? The `check` command against a real server.
+//! Tests the command `check` against a real server.
 
 use serde_json::{Value, json};
 
@@ -8,14 +8,14 @@ use crate::support::cli::{Run, run_in};
 use crate::support::link::free_port;
 use crate::support::{Server, World};
 
-/// What every answer is printed as.
+/// The fields of every printed answer.
 const SHAPE: [&str; 6] = ["allowed", "body", "headers_removed", "headers_set", "http_status", "metadata"];
 
 fn ask(world: &World, target: &str, args: &[&str]) -> Run {
     run_in(world.db.dir(), &[], &[&["check", "--output", "json", "--target", target], args].concat())
 }
 
-/// The JSON that stands on stdout, whatever the exit code.
+/// Returns the JSON on stdout for any exit code.
 fn printed(run: &Run) -> Value {
     let printed: Value =
         serde_json::from_str(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run:#?}"));
@@ -103,7 +103,7 @@ fn nobody_there_is_3() {
     let world = World::somewhere();
     ask(&world, &format!("127.0.0.1:{}", free_port()), &["--key", &world.live.text]).unavailable();
     ask(&world, &format!("unix:{}/nobody.sock", world.db.dir().display()), &[]).unavailable();
-    // Somebody is there, but it does not speak gRPC.
+    // There is a listener, but without gRPC.
     let server = Server::on(&world.db).start();
     ask(&world, &server.ops, &[]).unavailable();
 }

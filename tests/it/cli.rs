@@ -1,11 +1,11 @@
-//! Can a script rely on the commands? Exit codes, streams, and what is never printed.
+//! Tests what scripts rely on: exit codes, streams, and that secrets are never printed.
 
 use crate::support::cli::{DATABASE_URL, command, run_in};
 use crate::support::link::free_port;
 use crate::support::postgres::PASSWORD;
 use crate::support::{Backend, Database, World, on_every_store};
 
-/// A full key that nobody issued; no message may repeat it.
+/// A full key that was never issued; no message may repeat it.
 const KEY: &str = "llmk_typed_SecretThatIsTyped0123";
 
 on_every_store![text_is_for_people_and_json_for_programs, what_is_not_there_is_one_clear_line];
@@ -182,7 +182,7 @@ fn a_database_url_in_the_wrong_place_is_not_repeated_either() {
     }
 }
 
-/// What is compared is in `support::cli`: no stream of any run contains a secret from its arguments.
+/// `support::cli` asserts that no stream of any run contains a secret of its arguments.
 #[test]
 fn no_message_repeats_a_key_or_a_password() {
     let world = World::somewhere();

@@ -1,4 +1,4 @@
-//! Where may a key stand in a request, and where is it not ours?
+//! Tests all places of a key in a request, and values there that are not keys.
 
 use crate::support::answer::IDENTITY;
 use crate::support::ask::KEY_HEADER;
@@ -109,7 +109,7 @@ fn two_credentials_are_malformed_even_when_equal() {
     for ask in asks {
         assert_eq!(server.row(ask.clone()), "401 malformed", "{ask:?}");
     }
-    // Two lines of which none is ours stay somebody else's business.
+    // Two values that are not keys are ignored.
     let foreign = Ask::with_key(live).raw("authorization", "Basic eDp5").raw("authorization", "Basic eDp5");
     assert_eq!(server.row(foreign), "200 ok");
 }

@@ -1,4 +1,4 @@
-//! Does a row that makes no sense harm only itself?
+//! Checks that a damaged row affects only itself.
 
 use crate::support::world::{SLOW, quick_hash};
 use crate::support::{Ask, Backend, PATIENCE, Server, World, on_every_store};
@@ -13,12 +13,12 @@ on_every_store![
     a_hostile_name_stays_inside_its_header,
 ];
 
-/// 53 characters as they stand behind the cost in a hash.
+/// The 53 characters after the cost in a hash.
 fn body() -> String {
     quick_hash("anything")[7..].to_owned()
 }
 
-/// Hashes that nothing can be proven against.
+/// Hashes that no key can match.
 fn damaged_hashes() -> Vec<String> {
     let body = body();
     vec![
@@ -175,7 +175,7 @@ fn a_hostile_name_stays_inside_its_header(world: &World) {
         let header = answer.headers()["x-llmcore-tenant-name"].to_owned();
         if header == "a%0D%0Ax-llmcore-tenant-id:%20b" { Ok(()) } else { Err(header) }
     });
-    // A name that would make an empty header: whatever the answer is, `support::answer` looks at it.
+    // A name that would give an empty header; `support::answer` checks the answer.
     session.sql(&format!("UPDATE tenants SET name = '' WHERE {by_id}"));
     crate::support::eventually("the empty name", PATIENCE, || {
         let answer = server.check(Ask::with_key(&world.live.text));
@@ -191,7 +191,7 @@ fn on_sqlite_an_instant_that_is_none_harms_only_its_key() {
     let server = Server::on(&world.db).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "503 unavailable");
     assert_eq!(server.row(Ask::with_key(&world.other.text)), "200 ok");
-    // And it keeps nobody from looking at the others.
+    // And the other rows can still be listed.
     let run = world.db.cli(&["key", "list", "-o", "json"]);
     let said = format!("{}{}", run.stdout, run.stderr);
     assert!(said.contains(prefix.as_str()) || said.contains(&world.live.id), "which row it is: {run:#?}");

@@ -1,4 +1,4 @@
-//! Databases as they are found: shared with other programs, moved, restored, replicated, replaced.
+//! Databases as they occur: shared with other programs, moved, restored, replicated, replaced.
 
 mod adopted;
 mod moved;

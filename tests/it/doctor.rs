@@ -1,4 +1,4 @@
-//! Does `doctor` find what is wrong, and nothing else? Each test spoils one thing.
+//! Checks that `doctor` finds each problem and reports no others. Each test breaks one thing.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -10,7 +10,7 @@ use crate::support::pooler::Pooler;
 use crate::support::postgres::Cluster;
 use crate::support::{Backend, Database, Server, World};
 
-/// What was found.
+/// The findings.
 #[derive(Debug)]
 pub(crate) struct Findings(Vec<(String, String, String)>);
 
@@ -30,7 +30,7 @@ impl Findings {
         Self(said.as_array().unwrap().iter().map(finding).collect())
     }
 
-    /// `check level` of everything that is not ok.
+    /// Returns `check level` of every finding that is not ok.
     pub(crate) fn not_ok(&self) -> Vec<String> {
         let wrong = self.0.iter().filter(|(_, level, _)| level != "ok");
         wrong.map(|(check, level, _)| format!("{check} {level}")).collect()
@@ -41,27 +41,27 @@ impl Findings {
         self.0.iter().any(|found| found.0 == check && found.1 == "ok")
     }
 
-    /// What was seen by a check.
+    /// Returns what a check found.
     pub(crate) fn seen(&self, check: &str) -> &str {
         let found = self.0.iter().find(|found| found.0 == check);
         &found.unwrap_or_else(|| panic!("no {check}: {self:#?}")).2
     }
 
-    /// What was seen by a check that is not ok.
+    /// Returns what a check that is not ok found.
     fn what(&self, check: &str) -> &str {
         let found = self.0.iter().find(|found| found.0 == check && found.1 != "ok");
         &found.unwrap_or_else(|| panic!("{check} is ok: {self:#?}")).2
     }
 }
 
-/// Runs the doctor on a database; the findings and the exit code.
+/// Runs doctor on a database. Returns the findings and the exit code.
 #[track_caller]
 pub(crate) fn doctor(database: &Database, args: &[&str]) -> (Findings, Option<i32>) {
     let run = database.cli(&[&["doctor", "--output", "json"], args].concat());
     (Findings::of(&run), run.code)
 }
 
-/// Spoils a Postgres world and expects exactly these findings beside the ones of an unspoilt one.
+/// Breaks a Postgres world and expects exactly these findings in addition to those of an intact one.
 #[track_caller]
 fn spoilt(spoil: &str, expected: &[&str]) -> Option<(World, Findings)> {
     let world = World::on(Backend::Postgres)?;
@@ -74,7 +74,7 @@ fn spoilt(spoil: &str, expected: &[&str]) -> Option<(World, Findings)> {
     Some((world, found))
 }
 
-/// The tests come as who made the cluster.
+/// The tests connect as the owner of the cluster.
 const SUPERUSER: &str = "database.role warn";
 
 #[test]
@@ -134,7 +134,7 @@ fn what_is_spoilt_is_found_once() {
     spoilt("UPDATE api_keys SET hashed_key = 'plain' WHERE key_prefix = 'llmk_live'", &["database.rows bad"]);
     spoilt("DROP SCHEMA tenant_acme_corp", &["database.schemas warn"]);
     spoilt("UPDATE tenantgate_change SET at = now() - interval '3 hours'", &["database.change_log warn"]);
-    // A superuser is above every policy.
+    // Policies do not apply to a superuser.
     spoilt("ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY", &[]);
 }
 
@@ -294,7 +294,7 @@ fn a_listener_is_asked_as_envoy_asks() {
     let server = Server::on(&world.db).start();
     assert_eq!(listener(&server.grpc[0]), (vec![], Some(0)));
     for (reflection, says) in
-        [("on", "on: grpcurl needs no"), ("off", "off: grpcurl needs our files, -import-path proto")]
+        [("on", "on: grpcurl needs no"), ("off", "off: grpcurl needs -import-path proto")]
     {
         let server = Server::on(&world.db).args(&["--reflection", reflection]).start();
         let (found, _) = doctor(&world.db, &["--target", &server.grpc[0]]);

@@ -1,11 +1,11 @@
-//! Does `doctor` see what is wrong with a real Envoy? `envoy/envoy.yaml` as it is, and spoilt.
+//! Checks the findings of `doctor` about a real Envoy, with `envoy/envoy.yaml` unchanged and broken.
 
 use crate::doctor::doctor;
 use crate::support::envoy::{Envoy, FILE, Plan};
 use crate::support::link::free_port;
 use crate::support::{Server, World};
 
-/// Everything found about Envoy that is not ok, in the order of its names.
+/// Returns all findings about Envoy that are not ok, sorted by name.
 fn not_ok(world: &World, args: &[&str]) -> Vec<String> {
     let (found, _) = doctor(&world.db, args);
     let mut found: Vec<_> = found.not_ok().into_iter().filter(|found| found.starts_with("envoy.")).collect();
@@ -13,7 +13,7 @@ fn not_ok(world: &World, args: &[&str]) -> Vec<String> {
     found
 }
 
-/// Spoils the file and expects exactly these findings of its admin page.
+/// Breaks the file and expects exactly these findings of its admin page.
 #[track_caller]
 fn spoilt(world: &World, server: &Server, spoil: &[(&str, &str)], expected: &[&str]) {
     let plan = spoil.iter().fold(Envoy::before(server), |plan, (from, to)| plan.with(from, to));
@@ -24,7 +24,7 @@ fn spoilt(world: &World, server: &Server, spoil: &[(&str, &str)], expected: &[&s
 
 const GRPC_ROUTE: &str = "              - match: {prefix: /, grpc: {}}\n";
 
-/// A route of a path of its own to a port where nobody listens yet.
+/// A route for a separate path to a port without a listener yet.
 fn with_sink(plan: Plan, port: u16, per_filter: &str) -> Plan {
     let route = format!(
         "              - match: {{path: /sink}}\n                route: {{cluster: sink}}\n{per_filter}{GRPC_ROUTE}"
@@ -64,10 +64,10 @@ fn the_file_that_users_start_from_is_as_it_should_be() {
     for check in checks.split_whitespace() {
         assert!(found.is_ok(&format!("envoy.{check}")), "{check}: {found:#?}");
     }
-    // An upstream that does not say its request back proves nothing.
+    // An upstream that does not echo its request proves nothing.
     let live = ["--envoy", &url, "--path", "/v1", "--key-file", key];
     assert_eq!(not_ok(&world, &live), ["envoy.arrives warn"]);
-    // Nobody leads the request to where we listen.
+    // No route leads to the sink.
     let live = ["--envoy", &url, "--path", "/v1", "--key-file", key, "--sink", &sink];
     assert_eq!(not_ok(&world, &live), ["envoy.arrives bad"]);
     std::fs::write(key, world.revoked.text.as_bytes()).unwrap();

@@ -1,8 +1,7 @@
-//! What do clients and upstreams get, with a real Envoy between them?
+//! Tests what clients and upstreams get with a real Envoy between them.
 //!
-//! The Envoy runs `envoy/envoy.yaml`; where a test needs it otherwise, it says what it
-//! changes. What tenantgate answers in detail is asked elsewhere, over gRPC: here counts
-//! what Envoy makes of it.
+//! Envoy runs `envoy/envoy.yaml`; a test that needs changes lists them. Other files test the answers of tenantgate over
+//! gRPC; here the tests check what Envoy does with them.
 
 use std::io::{Read as _, Write as _};
 use std::process::Command;
@@ -26,7 +25,7 @@ const INVALID: &str = r#"{"detail":"Invalid API key"}"#;
 const INACTIVE: &str = r#"{"detail":"Tenant account is inactive"}"#;
 const UNAVAILABLE: &str = r#"{"detail":"Authentication service unavailable"}"#;
 
-/// What a client might make up.
+/// Headers that a client might forge.
 const FORGED: [(&str, &str); 4] = [
     ("x-llmcore-tenant-id", "forged"),
     ("X-LLMCore-Tenant-Name", "forged"),
@@ -35,7 +34,7 @@ const FORGED: [(&str, &str); 4] = [
 ];
 
 impl Outcome {
-    /// Refused with this status and body, told why, and kept from the upstream.
+    /// Asserts that the request was rejected with this status and body, and did not reach the upstream.
     #[track_caller]
     pub(crate) fn is_refused(&self, status: u16, body: &str) {
         assert_eq!((self.page.status, self.page.body.as_str()), (status, body), "{self:#?}");
@@ -47,7 +46,7 @@ impl Outcome {
         assert!(self.seen.is_none(), "a refused request reached the upstream: {self:#?}");
     }
 
-    /// Refused by Envoy itself: tenantgate said nothing, and the upstream was not reached.
+    /// Asserts that Envoy itself rejected the request, and that it did not reach the upstream.
     #[track_caller]
     pub(crate) fn is_envoys_own(&self, status: u16) {
         assert_eq!(self.page.status, status, "{self:#?}");
@@ -55,14 +54,14 @@ impl Outcome {
         assert!(self.seen.is_none(), "{self:#?}");
     }
 
-    /// Let through: the upstream saw this key's identity, each header once, and no key.
+    /// Asserts that the request passed: the upstream saw the identity of this key, each header once, and no key.
     #[track_caller]
     pub(crate) fn is_allowed_as(&self, tenant: &Tenant, key: &Key) {
         let seen = self.passed();
         identified(seen, tenant, key);
     }
 
-    /// Let through, with no identity and no key.
+    /// Asserts that the request passed without identity and key.
     #[track_caller]
     pub(crate) fn is_allowed_as_nobody(&self) {
         let names = self.passed().names("x-llmcore-");
@@ -90,7 +89,7 @@ fn identified(seen: &Seen, tenant: &Tenant, key: &Key) {
     }
 }
 
-/// Headers with a key in front.
+/// Adds the key header in front.
 fn with_key<'a>(key: &'a Key, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     [&[("X-LLMCore-API-Key", key.text.as_str())], more].concat()
 }
@@ -102,7 +101,7 @@ fn the_file_is_valid() {
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
 }
 
-/// Every kind of key, and that Envoy's access log tells of each what became of it.
+/// Every kind of key, with the result in Envoy's access log.
 #[track_caller]
 fn every_kind_of_key(world: &World, envoy: &Envoy) {
     let unknown = "llmk_nobody_0123456789";
@@ -134,7 +133,7 @@ fn every_kind_of_key(world: &World, envoy: &Envoy) {
             "{logged}"
         );
     }
-    // `issued` costs a whole bcrypt first: Envoy's patience has to be long enough for that.
+    // `issued` costs a bcrypt of normal cost first: Envoy's timeout must be long enough.
     for key in [&world.live, &world.issued] {
         let path = format!("/v1/allowed/{}", key.prefix);
         envoy.send("GET", &path, &with_key(key, &[])).is_allowed_as(&world.acme, key);
@@ -245,7 +244,7 @@ fn public_paths_need_no_key_and_give_no_identity() {
         for method in ["GET", "HEAD"] {
             envoy.send(method, path, &[]).is_allowed_as_nobody();
             envoy.send(method, path, &FORGED).is_allowed_as_nobody();
-            // A key that nobody asked for is nobody's business, whether or not it is one.
+            // On a public path, keys are ignored, valid or not.
             envoy.send(method, path, &with_key(&world.live, &[])).is_allowed_as_nobody();
             envoy.send(method, path, &[(KEY_HEADER, "sesame")]).is_allowed_as_nobody();
         }
@@ -276,7 +275,7 @@ fn look_alikes_of_public_paths_need_a_key() {
     }
     envoy.send("GET", "/docs%2f..%2fx", &[]).is_envoys_own(400);
     envoy.send("get", "/docs", &[]).is_envoys_own(400);
-    // Envoy brings these into the form of a public path, and the upstream is asked for that form.
+    // Envoy normalizes these to a public path, and the upstream gets that path.
     for path in ["//docs", "/%64ocs", "/x/../docs", "/docs/../docs"] {
         let outcome = envoy.send("GET", path, &[]);
         outcome.is_allowed_as_nobody();
@@ -304,7 +303,7 @@ fn look_alikes_are_told_apart_even_if_envoy_tidies_no_path() {
     envoy.send("GET", "/docs", &[]).is_allowed_as_nobody();
 }
 
-/// Nothing that a client made up gets through, on whatever way it is let in.
+/// No forged header reaches the upstream, whatever the reason to pass is.
 #[track_caller]
 fn forgeries(world: &World, envoy: &Envoy) {
     let bearer = format!("bearer {}", world.other.text);
@@ -332,7 +331,7 @@ fn no_client_makes_up_a_tenant() {
         envoy.send("GET", "/v1", &with_key(&world.live, &[(twin, "forged")])).is_envoys_own(400);
         envoy.send("GET", "/docs", &[(twin, "forged")]).is_envoys_own(400);
     }
-    // Naming the headers as hop-by-hop must not make Envoy drop what tenantgate sets.
+    // A client that names the headers as hop-by-hop must not make Envoy remove those that tenantgate sets.
     let nominated = "x-llmcore-tenant-id, x-llmcore-key-id, close";
     let mut stream = envoy.open("GET", "/v1", &[(KEY_HEADER, world.live.text.as_bytes())], nominated);
     let mut answer = String::new();
@@ -352,7 +351,7 @@ fn tenantgate_alone_keeps_forgeries_out_if_envoy_strips_nothing() {
     forgeries(&world, &envoy);
 }
 
-/// One key header, or none of it counts.
+/// Only a single key header counts.
 #[track_caller]
 fn duplicates(world: &World, envoy: &Envoy) {
     let (live, other) = (world.live.text.as_str(), world.other.text.as_str());
@@ -453,7 +452,7 @@ fn what_clients_write_is_not_in_the_access_log() {
     assert!(!envoy.access_log.text().contains("Secret"), "{}", envoy.access_log.text());
 }
 
-/// One gRPC call through Envoy to the upstream's health service.
+/// Sends one gRPC call through Envoy to the upstream's health service.
 fn grpc(envoy: &Envoy, metadata: &[(&'static str, &str)]) -> Result<(), Status> {
     let _in_runtime = runtime().enter();
     let channel =
@@ -520,7 +519,7 @@ fn a_websocket_is_judged_before_it_opens() {
     }
 }
 
-/// With `failure_mode_allow`, which users are told not to set.
+/// With `failure_mode_allow`, which the docs advise against.
 const OPEN: (&str, &str) = ("failure_mode_allow: false", "failure_mode_allow: true");
 
 #[test]
@@ -529,7 +528,7 @@ fn a_store_that_never_was_lets_nobody_in_even_if_envoy_fails_open() {
     let nowhere = ["--database-url", "postgres://127.0.0.1:1/nowhere", "--ops-listen", "127.0.0.1:0"];
     let server = Server::plan(world.db.dir(), &nowhere).start_unready();
     let Some(envoy) = Envoy::before(&server).with(OPEN.0, OPEN.1).start() else { return };
-    // The trap: once Envoy counts the only tenantgate as sick, it must go on asking it.
+    // Once Envoy considers the only tenantgate unhealthy, it must still call it.
     envoy.finds_tenantgate(false);
     let outcome = envoy.send("GET", "/v1/unable", &with_key(&world.live, &FORGED));
     outcome.is_refused(503, UNAVAILABLE);
@@ -586,13 +585,13 @@ fn without_tenantgate_clients_hear_503_and_not_that_their_key_is_bad() {
     let status = grpc(&envoy, &[(KEY_HEADER, world.live.text.as_str())]).expect_err("closed");
     assert_eq!(status.code(), Code::Unavailable);
     assert_eq!(envoy.logged("/v1/gone")["details"], "ext_authz_error");
-    // And when Envoy has noticed by itself.
+    // And after Envoy's health check has noticed.
     envoy.finds_tenantgate(false);
     envoy.send("GET", "/v1", &with_key(&world.live, &[])).is_envoys_own(503);
 }
 
-/// Envoy resets the stream of a Check whose client has left. The connection is shared by all the others, so
-/// that must be no more than one answer that nobody waits for.
+/// Envoy resets the stream of a Check whose client has left. All other clients share the connection, so
+/// this must only cancel one answer.
 #[test]
 fn clients_that_leave_hurt_nobody_who_stays() {
     let world = World::somewhere();
@@ -600,7 +599,7 @@ fn clients_that_leave_hurt_nobody_who_stays() {
     let server = Server::on(&world.db).start();
     let Some(envoy) = Envoy::before(&server).start() else { return };
     let leave = |n: usize| {
-        // Each another secret, so that each has a proof of its own to wait for.
+        // Different secrets, so that each waits for its own proof.
         let key = format!("{}_WrongWrongWrong{n:04}", SLOW.rsplit_once('_').expect("a secret").0);
         drop(envoy.open("GET", "/v1/left", &[(KEY_HEADER, key.as_bytes())], "close"));
     };

@@ -1,4 +1,4 @@
-//! Can an operator see why a key gets the answer it gets? The `explain` command, held against a real server.
+//! Compares the command `explain` with a real server.
 
 use std::path::PathBuf;
 
@@ -7,19 +7,19 @@ use serde_json::Value;
 use crate::support::cli::run_in;
 use crate::support::{Ask, Server, World, on_every_store};
 
-/// Explains to JSON.
+/// Runs `explain` and returns its JSON.
 fn explain(world: &World, args: &[&str]) -> Value {
     world.db.json(&[&["explain", "--path", "/v1"], args].concat())
 }
 
-/// A file with this in it.
+/// Creates a file with this content.
 fn file(world: &World, name: &str, text: &str) -> PathBuf {
     let path = world.db.dir().join(name);
     std::fs::write(&path, text).unwrap();
     path
 }
 
-/// `presented: HTTP reason, row that held`, of each case.
+/// Returns `presented: HTTP reason, row` of each case.
 fn cases(said: &Value) -> Vec<String> {
     let case = |case: &Value| {
         let held: Vec<_> =
@@ -81,7 +81,7 @@ fn what_is_explained_is_what_a_server_answers(world: &World) {
     }
 }
 
-/// What a server answers to this key, which is what is explained with these arguments.
+/// Compares a server's answer for this key with the explanation for these arguments.
 #[track_caller]
 fn is_as_explained(world: &World, server: &Server, text: &str, args: &[&str]) -> String {
     let file = file(world, "key", &format!("{text}\n"));
@@ -175,7 +175,7 @@ fn a_memo_that_is_required_and_missing_lets_no_secret_pass() {
         ["--key-prefix", &world.live.prefix, "--pepper-file", pepper.to_str().unwrap(), "--memo", "required"];
     let said = explain(&world, &args);
     assert_eq!(cases(&said), ["any secret: 401 mismatch, row 4"]);
-    assert!(said["notes"].to_string().contains("--memo is required"), "{said}");
+    assert!(said["notes"].to_string().contains("memos are required"), "{said}");
 }
 
 #[test]
@@ -186,7 +186,9 @@ fn a_key_is_proven_by_its_memo_and_else_by_bcrypt() {
     world.db.cli(&["pepper", "new", pepper]).ok();
     let issued = world.db.json(&["key", "create", &world.acme.id, "--pepper-file", pepper]);
     let key = file(&world, "key", issued["key"].as_str().unwrap());
-    for (args, how) in [(vec!["--pepper-file", pepper], "without bcrypt"), (vec![], "bcrypt was asked")] {
+    for (args, how) in
+        [(vec!["--pepper-file", pepper], "without bcrypt"), (vec![], "bcrypt verified the key")]
+    {
         let said = explain(&world, &[vec!["--key-file", key.to_str().unwrap()], args].concat());
         assert_eq!(cases(&said), ["this key: - ok, row 7"]);
         assert!(said["notes"].to_string().contains(how), "{said}");
@@ -213,7 +215,7 @@ fn the_options_of_serve_count_here_too() {
     let said = run_in(world.db.dir(), &env, &["explain", "-o", "json"]).json();
     assert_eq!(cases(&said), ["no key: - shadow, row 2"]);
     let said = world.db.cli(&["explain", "--mode", "open"]).usage();
-    assert!(said.contains(r#"--mode: "open" is not enforce or shadow"#), "{said}");
+    assert!(said.contains(r#"--mode: invalid value "open": expected enforce or shadow"#), "{said}");
 }
 
 #[test]
@@ -236,5 +238,5 @@ fn people_see_a_table_of_conditions_and_what_the_client_gets() {
     assert!(said.contains(r#"the right secret: 401 {"detail":"Invalid API key"}"#), "{said}");
     let args = ["explain", "--path", "/v1", "--key-prefix", &world.revoked.prefix, "--mode", "shadow"];
     let said = world.db.cli(&args).ok();
-    assert!(said.contains("the right secret: allowed in shadow mode, would be refused: revoked"), "{said}");
+    assert!(said.contains("the right secret: allowed in shadow mode, would be rejected: revoked"), "{said}");
 }

@@ -1,4 +1,4 @@
-//! Can an operator find out about a refusal from its id, and about a request by sending it through Envoy?
+//! Tests `explain` with the id of a decision, and through Envoy.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::support::envoy::Envoy;
 use crate::support::link::free_port;
 use crate::support::{Ask, Database, PATIENCE, Server, World};
 
-/// What the server said until it spoke of this decision, in a file.
+/// Writes the server's log up to this decision into a file.
 fn log_of(world: &World, server: &Server, id: &str) -> PathBuf {
     server.stderr.wait_for(&format!("a line about {id}"), PATIENCE, |lines| {
         lines.iter().any(|line| line.contains(id)).then_some(())
@@ -26,7 +26,7 @@ fn written(world: &World, name: &str, text: &str) -> PathBuf {
     file
 }
 
-/// Explains a decision out of a log.
+/// Explains a decision from a log.
 fn explain(world: &World, id: &str, log: &Path) -> Value {
     world.db.json(&["explain", "--decision-id", id, "--log", log.to_str().unwrap()])
 }
@@ -68,7 +68,7 @@ fn what_was_true_then_and_what_is_true_now_are_told_apart() {
     let said = explain(&world, id, &log);
     assert_eq!(said["decision"]["logged"][0]["reason"], "tenant_inactive");
     assert_eq!(outcomes(&said), ["ok", "mismatch"]);
-    assert!(said["notes"].to_string().contains("the past of a row is not kept"), "{said}");
+    assert!(said["notes"].to_string().contains("old values of a row are not stored"), "{said}");
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn without_a_log_the_id_tells_when_and_what_to_run() {
     }
     let empty = written(&world, "empty", "nothing\n");
     let said = world.db.cli(&["explain", "--decision-id", id, "--log", empty.to_str().unwrap()]).refused();
-    assert!(said.contains("50 refusals a second"), "{said}");
+    assert!(said.contains("50 rejections a second"), "{said}");
     world.db.cli(&["explain", "--decision-id", "550e8400-e29b-41d4-a716-446655440000"]).usage();
     world.db.cli(&["explain", "--log", "-"]).usage();
     let line = format!(
@@ -131,7 +131,7 @@ fn without_a_log_the_id_tells_when_and_what_to_run() {
     child.stdin.take().unwrap().write_all(line.as_bytes()).unwrap();
     let said: Value = serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap();
     assert_eq!(said["decision"]["logged"][0]["source"], "-:1");
-    // The key was made after that; a server that is too far behind says so before it looks.
+    // The key was created after that; a server with old data reports its age first.
     assert_eq!(outcomes(&said), ["unavailable"], "{said}");
 }
 
@@ -153,7 +153,7 @@ fn a_decision_is_found_in_envoys_access_log() {
     assert_eq!(outcomes(&said), ["tenant_inactive", "mismatch"]);
 }
 
-/// Sends a request through Envoy and gives `answered_by http_status as_explained`.
+/// Sends a request through Envoy. Returns `answered_by http_status as_explained`.
 fn through(database: &Database, url: &str, args: &[&str]) -> String {
     let said = database.json(&[&["explain", "--through", url], args].concat());
     let through = &said["through"];

@@ -116,7 +116,7 @@ fn every_handshake_of_tls_that_fails_says_why_on_both_sides() {
     let printed = check(&[&server.grpc[0]]).unavailable();
     assert!(printed.contains("expects TLS"), "{printed}");
     is_told(&server, "plaintext_on_tls", "transport_socket");
-    // Of what the library refuses by itself: no certificate is needed for that.
+    // Handshakes that the library rejects itself, before certificates.
     old_tls(&server);
     is_told(&server, "tls_version", "TLS 1.2");
     let identity = Identity::from_pem(std::fs::read(&good.0).unwrap(), std::fs::read(&good.1).unwrap());
@@ -156,7 +156,7 @@ fn check_names_what_stands_where_no_listener_does() {
     assert!(said(&format!("127.0.0.1:{free}")).contains("nothing listens there"));
 }
 
-/// Sends one message under this compression flag; gives the headers of the response, which has no body.
+/// Sends one message with this compression flag. Returns the headers of the response, which has no body.
 fn flagged(address: &str, path: &str, flag: u8) -> http::HeaderMap {
     let message = Ask::get("/v1").bytes();
     let len = u32::try_from(message.len()).expect("short").to_be_bytes();
@@ -234,8 +234,8 @@ fn addresses_that_cannot_be_listened_on_are_refused_before_anything_starts() {
         (&["--listen", "::1:50051"], "[::1]"),
         (&["--listen", &long], "107 bytes"),
         (&["--listen", "127.0.0.1:1", "--listen", "127.0.0.1:1"], "given twice"),
-        (&["--listen", "127.0.0.1:9464"], "taken by --listen"),
-        (&["--listen", "0.0.0.0:1", "--ops-listen", "127.0.0.1:1"], "taken by --listen"),
+        (&["--listen", "127.0.0.1:9464"], "used by --listen"),
+        (&["--listen", "0.0.0.0:1", "--ops-listen", "127.0.0.1:1"], "used by --listen"),
         (&["--ops-listen", "*:1"], "0.0.0.0"),
     ] {
         let said = world.db.cli(&[&["serve", "--check-config"], args].concat()).usage();
@@ -245,7 +245,7 @@ fn addresses_that_cannot_be_listened_on_are_refused_before_anything_starts() {
 
 static NO_OPENSSL: Once = Once::new();
 
-/// Has openssl make a private key; gives its file, or `None` where there is no openssl.
+/// Creates a private key with openssl. Returns its file, or `None` without openssl.
 fn openssl(directory: &Path, name: &str, args: &[&str]) -> Option<String> {
     let path = directory.join(name).display().to_string();
     let run = Command::new("openssl").args(args).args(["-out", &path]).output();

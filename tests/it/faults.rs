@@ -1,13 +1,12 @@
-//! Is every answer right while things break?
+//! Checks every answer while parts of the system fail.
 //!
-//! Traffic runs through every fault: callers ask for keys that stay valid, keys that are
-//! revoked, suspended, deleted or expire meanwhile, unknown keys and wrong secrets, and
-//! write down what they get and when. A history says what was true when. One pure function
-//! holds every answer against it ([`checker`]); what only one fault is about is asserted
-//! where that fault is played.
+//! Traffic runs during every fault: callers present keys that stay valid, keys that are revoked, suspended, deleted or
+//! expire meanwhile, unknown keys and wrong secrets, and record each answer with its time. A history records what was
+//! true when. One pure function checks every answer against the history ([`checker`]). A test of a fault contains only
+//! assertions that are specific to this fault.
 //!
 //! ```text
-//! Plan ─► Play (server, wire, traffic) ─► acts ─► history ─┐
+//! Plan ─► Play (server, link, traffic) ─► acts ─► history ─┐
 //!                           └───────────► answers ─► log ──┴─► checker::judge ─► nothing
 //! ```
 

@@ -1,8 +1,7 @@
-//! What does real Envoy traffic get? Every captured request, replayed.
+//! Replays every captured request of a real Envoy.
 //!
-//! `fixtures/*.bin` are `CheckRequest`s as Envoy 1.40 sent them. They carry their key in
-//! `x-api-key`, and it is not one of ours; so each is asked twice, as it was captured and
-//! with a live key in the place of the captured one.
+//! `fixtures/*.bin` are `CheckRequest`s as sent by Envoy 1.40. They carry a foreign key in `x-api-key`. Each is sent
+//! twice: as captured, and with a live key instead of the captured one.
 
 use std::path::Path;
 
@@ -71,7 +70,7 @@ fn read(name: &str) -> Vec<u8> {
     std::fs::read(directory().join(name).with_extension("bin")).expect(name)
 }
 
-/// The same request with another key.
+/// Returns the same request with another key.
 fn with_key(bytes: &[u8], key: &str) -> Vec<u8> {
     let Ok(mut request) = CheckRequest::decode(bytes) else { return with_key_in_bytes(bytes, key) };
     let http = request.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());
@@ -92,7 +91,7 @@ fn with_key(bytes: &[u8], key: &str) -> Vec<u8> {
     request.encode_to_vec()
 }
 
-/// The same, where the generated decoder refuses the message.
+/// The same, if the generated decoder rejects the message.
 fn with_key_in_bytes(bytes: &[u8], key: &str) -> Vec<u8> {
     let mut check = Check::decode(bytes).expect("protobuf");
     let http = check.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());

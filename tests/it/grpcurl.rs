@@ -1,9 +1,8 @@
-//! Checks that the documented grpcurl recipes work with the real grpcurl.
+//! Runs the documented grpcurl commands with the real grpcurl.
 //!
-//! Each recipe is a fenced block with the info string `sh grpcurl`. The blocks are run as
-//! they stand, by a shell, one after the other, against a server with the demo data; only
-//! the address is put in. The expectations below are in the order of the page: a recipe
-//! that is added or dropped there fails here until it is said what it should show.
+//! Each command is a fenced block with the info string `sh grpcurl`. A shell runs the blocks one after the other
+//! against a server with the demo data; only the address is replaced. The expectations below are in the order of the
+//! page: a command that is added or removed there fails here until its expectation is updated.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,24 +21,24 @@ const PROGRAM: &str = "grpcurl";
 
 static MISSING: Once = Once::new();
 
-/// The grpcurl of this machine; `None`, said loudly, where there is none.
+/// The grpcurl of this machine; `None` with a message if there is none.
 fn binary() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|dir| dir.join(PROGRAM));
     let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin").join(PROGRAM);
     let found = on_path.chain([ours]).find(|grpcurl| grpcurl.is_file());
-    // Not every machine that runs everything else has a Go to build it with, so tests/run may leave it out by name.
+    // grpcurl needs Go, which not every machine has, so tests/run may omit it by name.
     if found.is_none() && !excused(PROGRAM) {
         left_out(
             &MISSING,
-            "the grpcurl recipes of the documentation",
+            "the grpcurl commands in the docs",
             "no grpcurl on this machine (`envoy/get grpcurl` gets one)",
         );
     }
     found
 }
 
-/// The recipes of the page, in order.
+/// Returns the commands of the page, in order.
 fn recipes(page: &str) -> Vec<String> {
     let mut blocks =
         page.split("```sh grpcurl\n").map(|rest| rest.split("```").next().expect("split gives one"));
@@ -47,7 +46,7 @@ fn recipes(page: &str) -> Vec<String> {
     blocks.map(str::to_owned).collect()
 }
 
-/// Runs a recipe as a reader would paste it; gives what it printed.
+/// Runs a command as a reader would paste it. Returns its output.
 #[track_caller]
 fn run(grpcurl: &Path, recipe: &str, address: &str) -> String {
     assert!(recipe.starts_with(PROGRAM), "a recipe is one grpcurl command: {recipe}");

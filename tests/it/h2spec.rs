@@ -1,4 +1,4 @@
-//! Does the listener speak HTTP/2 as RFC 9113 and RFC 7541 have it, in the eyes of h2spec?
+//! Checks the conformance of the listener to RFC 9113 and RFC 7541 with h2spec.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,7 +17,7 @@ fn h2spec_finds_nothing_wrong() {
     let h2spec = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/h2spec");
     if !h2spec.is_file() {
         if !excused("h2spec") {
-            left_out(&MISSING, "HTTP/2 as h2spec knows it", "no h2spec (`envoy/get h2spec` gets one)");
+            left_out(&MISSING, "HTTP/2 conformance by h2spec", "no h2spec (`envoy/get h2spec` gets one)");
         }
         return;
     }

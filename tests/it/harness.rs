@@ -1,4 +1,4 @@
-//! Does the harness itself hold? Then a failure elsewhere is tenantgate's.
+//! Tests the test support itself.
 
 use crate::support::link::Link;
 use crate::support::postgres::Cluster;

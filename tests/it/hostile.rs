@@ -1,11 +1,10 @@
-//! Does every bad input that we know of get its exact answer, and does nobody else notice?
+//! Checks that every known bad input gets its exact answer and affects no other request.
 //!
-//! A catalogue with numbers. What is an HTTP request ([`requests`]) is asked three times:
-//! as Envoy writes it into `headers`, as Envoy writes it into `header_map`, and for real,
-//! through Envoy. What only a caller of gRPC can send is in [`messages`] (bytes that are
-//! no `CheckRequest`, or a large one) and [`frames`] (bytes that are no gRPC). After each
-//! row a good key still passes; after all of them the server is no larger than before, has
-//! run no more bcrypt than it had to, and has logged no secret.
+//! A numbered catalogue. HTTP requests ([`requests`]) are sent three times: as Envoy writes them into `headers`, as
+//! Envoy writes them into `header_map`, and through a real Envoy. Inputs that only a gRPC client can send are in
+//! [`messages`] (bytes that are not a `CheckRequest`, or a large one) and [`frames`] (bytes that are not gRPC). After
+//! each row a valid key still passes. After all of them the server uses no more memory than before, has run no
+//! unnecessary bcrypt, and has logged no secret.
 
 mod frames;
 mod messages;
@@ -18,12 +17,12 @@ use self::requests::{Http, Request, furnish, requests};
 use crate::support::envoy::{Envoy, Outcome};
 use crate::support::{Answer, Ask, Server, World, on_every_store};
 
-/// The numbers that are asked about in another suite, and the test there. Numbers that
-/// are in neither list (14, 28, 36, 38) were given to rows that turned out to be none.
+/// Rows that another suite tests, with the test. Numbers
+/// in neither list (14, 28, 36, 38) are unused.
 const ELSEWHERE: [(u8, &str, &str); 3] = [
     (27, "damaged", "a_key_whose_tenant_is_missing_is_never_allowed"),
     (46, "waiting", "hundreds_may_wait_for_the_one_proof_of_a_cold_key"),
-    // And floods, stalls and strangers, 42 to 45, which are no input but behaviour.
+    // 42 to 45 are behaviour instead of input: floods, stalls, unknown peers.
     (20, "outage", "known_keys_outlive_the_database_and_unknown_ones_wait"),
 ];
 
@@ -45,7 +44,7 @@ fn no_row_is_left_out() {
     }
 }
 
-/// The server that the catalogue is asked of: one that reads both places where a key can stand.
+/// The server for the catalogue, which reads both places of keys.
 fn server(world: &World) -> Server {
     Server::on(&world.db).arg("--accept-bearer").start()
 }
@@ -70,7 +69,7 @@ fn every_bad_request_gets_its_answer_from_tenantgate() {
     assert!(!log.contains("Secret") && !log.contains("jndi"), "{log}");
 }
 
-/// A refusal says the same whatever was sent.
+/// A rejection has the same text for all inputs.
 #[track_caller]
 fn tells_nothing_of_the_request(answer: &Answer, request: &Request) {
     if answer.http_status() != 200 {
@@ -108,7 +107,7 @@ fn every_bad_request_gets_its_answer_through_envoy() {
     assert_eq!(envoy.stat("http.edge.ext_authz.error"), 0, "no Check was left without an answer");
 }
 
-/// What a client gets for a row of the contract.
+/// Returns what a client gets for a row of the contract.
 #[track_caller]
 fn holds(world: &World, outcome: &Outcome, wanted: &str, what: &str) {
     let body = match wanted {
@@ -158,7 +157,7 @@ fn the_instant_of_expiry_is_exact(world: &World) {
     for (at, wanted) in rows {
         let prefix = &world.live.prefix;
         session.sql(&format!("UPDATE api_keys SET expires_at = {at} WHERE key_prefix = '{prefix}'"));
-        // A mark, so that it is known when this has arrived: the other key is revoked and comes back.
+        // Another key is revoked and restored, to know when this change has been applied.
         let mark = |to: &str| {
             format!("UPDATE api_keys SET revoked_at = {to} WHERE key_prefix = '{}'", world.other.prefix)
         };

@@ -1,4 +1,4 @@
-//! Is that still our database? A standby and a stranger are not, whatever they answer.
+//! Checks that a standby and a foreign database are recognized, whatever they answer.
 
 use crate::support::link::Link;
 use crate::support::postgres::Cluster;
@@ -30,7 +30,7 @@ fn a_database_that_is_suddenly_another_one_is_not_believed() {
     let server = Server::on(&Database::at(Backend::Postgres, &url)).start();
     assert_eq!(server.row(Ask::with_key(OURS)), "200 ok");
     link.lead_to(theirs.port());
-    // An unknown key gets 503 as soon as nothing is known to be fresh, and nothing becomes so again.
+    // An unknown key gets 503 once the data is stale, and it stays stale.
     server.row_becomes("503 unavailable", PATIENCE, Ask::with_key(THEIRS));
     eventually("it says that this is another database", PATIENCE, || {
         let log = server.stderr.lines();

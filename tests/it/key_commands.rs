@@ -1,4 +1,4 @@
-//! Do the key commands do what they say, on either store?
+//! Tests the key commands on both stores.
 
 use chrono::{DateTime, FixedOffset, TimeDelta};
 use serde_json::Value;
@@ -6,10 +6,10 @@ use serde_json::Value;
 use crate::support::world::string;
 use crate::support::{Ask, PATIENCE, Server, World, on_every_store};
 
-/// What `key create` prints: the only time a key appears.
+/// The fields of `key create`, the only output with a key.
 const ISSUED: [&str; 7] = ["created_at", "expires_at", "id", "key", "key_prefix", "name", "tenant_id"];
 
-/// What every other view of a key has.
+/// The fields of every other view of a key.
 const SHOWN: [&str; 9] = [
     "created_at",
     "expires_at",
@@ -52,7 +52,7 @@ fn lifetime(key: &Value) -> TimeDelta {
     TimeDelta::seconds((exact.num_milliseconds() + 500).div_euclid(1000))
 }
 
-/// Two times that a command took from the same clock reading, or nearly.
+/// Two times that a command read from the clock almost at once.
 fn close(one: TimeDelta, other: TimeDelta) -> bool {
     (one - other).num_seconds().abs() <= 5
 }

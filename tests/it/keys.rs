@@ -1,4 +1,4 @@
-//! What is a key? Its format as issued, and what is refused before anything is looked up.
+//! Tests the format of keys: as issued, and texts that are rejected before any look-up.
 
 use crate::support::world::{quick_hash, string};
 use crate::support::{Ask, Backend, Database, PATIENCE, Server, World, on_every_store};

@@ -1,4 +1,4 @@
-//! How does a server come up, show its health, and go?
+//! Tests start, health and stop of a server.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::http;
 use crate::support::world::{SLOW, string};
 use crate::support::{Ask, Backend, Client, Server, World, eventually, on_every_store, runtime, wait};
 
-/// How long a server may take to go.
+/// The maximum duration of a stop.
 const GOODBYE: Duration = Duration::from_secs(10);
 
 on_every_store![
@@ -102,7 +102,7 @@ fn the_command_ready_says_what_readyz_says() {
     assert_eq!((&said["ready"], &said["readyz"]["status"]), (&true.into(), &"ready".into()), "{said}");
     let port = server.ops.rsplit_once(':').expect("a port").1;
     run_in(world.db.dir(), &[("TENANTGATE_OPS_LISTEN", &format!("0.0.0.0:{port}"))], &["ready"]).ok();
-    // What is there but no ops listener is no answer, and neither is nobody.
+    // A listener that is not the ops listener, and no listener at all.
     ready(&server.grpc[0]).unavailable();
     ready("127.0.0.1:1").unavailable();
     let nowhere = ["--database-url", "postgres://127.0.0.1:1/nowhere", "--ops-listen", "127.0.0.1:0"];
@@ -234,7 +234,7 @@ fn a_first_load_that_does_not_end_is_not_waited_for() {
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
 }
 
-/// What it loaded is older than a second by the time it is there, and it is ready all the same.
+/// The load takes longer than a second, so the data is stale at once, but the server is ready.
 #[test]
 fn a_first_load_that_takes_long_ends_in_ready() {
     let Some(world) = World::on(Backend::Postgres) else { return };

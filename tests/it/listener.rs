@@ -1,7 +1,7 @@
-//! What may a peer take of the listener, and does it do so at anybody else's cost?
+//! Tests the limits of the listener, and that no peer can exceed them at the cost of others.
 //!
-//! Raw HTTP/2, such as no library writes. After each abuse, somebody else is answered on a
-//! connection of his own, and the server has not grown.
+//! The tests send raw HTTP/2 that no library writes. After each abuse, another client gets answers on its own
+//! connection, and the server uses no more memory.
 
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -486,6 +486,6 @@ fn a_user_who_may_not_come_to_the_socket_is_turned_away() {
 fn a_listener_that_others_can_reach_without_tls_is_remarked_on() {
     let world = World::somewhere();
     let said = |listen: &str| Server::on(&world.db).args(&["--listen", listen]).start().stderr.text();
-    assert!(said("0.0.0.0:0").contains("may be reached from other machines"));
-    assert!(!said("127.0.0.1:0").contains("may be reached"));
+    assert!(said("0.0.0.0:0").contains("is reachable from other machines"));
+    assert!(!said("127.0.0.1:0").contains("is reachable"));
 }

@@ -1,8 +1,7 @@
-//! Checks that every field of a log line has a documented name.
+//! Checks that every field of a log line is documented.
 //!
-//! Programs read these lines, so a name is a promise. The sources tell which fields there
-//! can be, also in lines that no test brings about; a server that logs JSON tells that
-//! they come out as such.
+//! Programs read these lines, so a field name is an interface. The test collects fields from the sources, which
+//! includes lines that no test causes, and from a server that logs JSON.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,7 +12,7 @@ use crate::support::{Ask, Backend, PATIENCE, Server, World, on_every_store};
 
 on_every_store![every_line_is_an_object_of_documented_fields];
 
-/// What is in every line of JSON.
+/// The fields of every line of JSON.
 const FRAME: [&str; 4] = ["level", "message", "target", "timestamp"];
 
 /// The table of fields in the reference.
@@ -44,7 +43,7 @@ fn in_sources() -> BTreeSet<String> {
     fields
 }
 
-/// What stands between the parentheses of each call.
+/// Returns the arguments of each call.
 fn calls(code: &str) -> Vec<String> {
     let starts = ["info!(", "warn!(", "error!(", "debug!("].iter().flat_map(|name| code.match_indices(name));
     starts.map(|(at, name)| inside(&code[at + name.len()..])).collect()

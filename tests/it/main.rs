@@ -1,4 +1,4 @@
-//! Is the contract kept? One binary, so that it links once; this list is its table of contents.
+//! The integration tests. They are one binary, so that they link only once; this list is the table of contents.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may say so")]
 

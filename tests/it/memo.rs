@@ -1,4 +1,4 @@
-//! Does a proof outlive the process, and only where it may?
+//! Checks that a proof outlives the process where it may, and only there.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ on_every_store!(
     where_it_is_required_a_row_that_somebody_wrote_lets_nobody_in,
 );
 
-/// A pepper file of the test's own.
+/// Creates a pepper file.
 fn pepper_file(world: &World, name: &str) -> String {
     let file = world.db.dir().join(name);
     pepper_new(&world.db, Some(&file)).ok();
@@ -33,7 +33,7 @@ fn with_pepper(world: &World, file: &str) -> Plan {
     Server::on(&world.db).args(&["--pepper-file", file])
 }
 
-/// The pepper of a key's memo, as `key show` tells it.
+/// Returns the pepper of a key's memo, from `key show`.
 fn memo(world: &World, key: &str) -> Option<String> {
     let shown = world.db.json(&["key", "show", key]);
     assert_eq!(shown["memo"].as_bool(), Some(shown["memo_pepper"].is_string()), "{shown}");
@@ -73,7 +73,7 @@ fn the_first_proof_is_the_last(world: &World) {
     assert_eq!(memo(world, &world.live.id), None);
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
     memo_becomes(world, &world.live.id, |memo| memo.is_some());
-    // A replica that runs learns of it, and one that starts.
+    // A running replica gets it, and one that starts.
     eventually("the other replica knows", PATIENCE, || {
         match other.metric(&["tenantgate_replica_keys_with_memo"]) {
             seen if seen >= 1.0 => Ok(()),
@@ -85,7 +85,7 @@ fn the_first_proof_is_the_last(world: &World) {
         assert_eq!(server.row(Ask::with_key(&world.live.with_wrong_secret())), "401 mismatch");
         assert_eq!(server.bcrypts(), 0);
     }
-    // Taking it away is always safe.
+    // Removing it is always safe.
     world.db.sql("UPDATE api_keys SET key_memo = NULL");
     let server = Server::on(&world.db).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
@@ -109,7 +109,7 @@ fn another_hash_tenant_or_id_voids_it(world: &World) {
         (format!("tenant_id = '{}'", world.sleepy.id), &world.live.text, "403 tenant_inactive"),
         ("id = '99999999-9999-4999-8999-999999999999'".to_owned(), &world.live.text, "403 tenant_inactive"),
     ] {
-        // The memo of before beside the row of now: bcrypt is asked all the same.
+        // An old memo beside a changed row: bcrypt decides.
         world
             .db
             .sql(&format!("UPDATE api_keys SET {change}, key_memo = '{kept}' WHERE key_prefix = '{prefix}'"));
@@ -135,7 +135,7 @@ fn a_new_pepper_takes_over_key_by_key(world: &World) {
     assert_eq!(server.bcrypts(), 0, "the old pepper is still understood");
     memo_becomes(world, &world.live.id, |memo| memo.is_some() && memo != old.as_deref());
     drop(server);
-    // The old pepper goes.
+    // The old pepper is removed.
     let text = std::fs::read_to_string(&file).expect("the file is there");
     let newest = text.lines().take(2).collect::<Vec<_>>().join("\n");
     std::fs::write(&file, newest).expect("written");
@@ -172,7 +172,7 @@ fn where_it_is_required_a_row_that_somebody_wrote_lets_nobody_in(world: &World) 
     assert_eq!(server.row(Ask::with_key(ours)), "200 ok");
     assert_eq!(server.row(Ask::with_key(forged)), "401 mismatch");
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "401 mismatch");
-    // Nor does it help to move a key to another tenant, or to take the memo away.
+    // Moving a key to another tenant, or removing the memo, does not help either.
     world.db.sql(&format!("UPDATE api_keys SET tenant_id = '{}' WHERE id = '{id}'", world.sleepy.id));
     server.row_becomes("401 mismatch", PATIENCE, Ask::with_key(ours));
     world.db.sql(&format!("UPDATE api_keys SET tenant_id = '{}' WHERE id = '{id}'", world.acme.id));
@@ -190,7 +190,7 @@ fn a_secret_of_few_bits_gets_none() {
     pepper_new(&database, Some(&file)).ok();
     let server = Server::on(&database).args(&["--pepper-file", file.to_str().expect("plain")]).start();
     assert_eq!(server.row(Ask::with_key("llmk_demo_secret123")), "200 ok");
-    // An orderly stop writes what there is to write.
+    // A graceful stop flushes all memos.
     server.signal("TERM");
     let mut server = server;
     assert_eq!(server.exit_code(PATIENCE), Some(0));
@@ -236,19 +236,19 @@ fn what_is_wrong_with_peppers_is_said() {
     let broken = broken.to_str().expect("plain");
     for (args, why) in [
         (vec!["--pepper-file", "nowhere"], "nowhere cannot be read"),
-        (vec!["--pepper-file", broken], "line 1 is no pepper"),
+        (vec!["--pepper-file", broken], "line 1 is not a valid pepper"),
         (vec!["--memo", "required"], "needs --pepper-file"),
         (vec!["--memo", "maybe"], "optional or required"),
         (vec!["--snapshot-file", "snapshot"], "needs --pepper-file"),
-        (vec!["--snapshot-file", "no/where"], "no file in a directory that is there"),
+        (vec!["--snapshot-file", "no/where"], "must be a file in an existing directory"),
     ] {
         let said = database.cli(&[&["serve", "--check-config"], args.as_slice()].concat()).usage();
         assert!(said.contains(why) && !said.contains("my-secret-pepper"), "{args:?}: {said}");
     }
     let said = database.cli(&["key", "create", "acme", "--pepper-file", broken]).usage();
-    assert!(said.contains("line 1 is no pepper") && !said.contains("my-secret"), "{said}");
+    assert!(said.contains("line 1 is not a valid pepper") && !said.contains("my-secret"), "{said}");
     let said = pepper_new(&database, Some(&broken.into())).refused();
-    assert!(said.contains("line 1 is no pepper") && !said.contains("my-secret"), "{said}");
+    assert!(said.contains("line 1 is not a valid pepper") && !said.contains("my-secret"), "{said}");
     assert_eq!(std::fs::read_to_string(broken).expect("there"), "my-secret-pepper\n", "nothing is lost");
 }
 

@@ -1,7 +1,7 @@
-//! Does a database that others made work as it stands, and what does it refuse?
+//! Tests migration of existing tables, and the tables that are rejected.
 //!
-//! The legacy tables are written here as existing deployments have them, with rows whose
-//! hashes Python's bcrypt made; nothing in this file asks the program how it would do it.
+//! The legacy tables are written as in existing deployments, with hashes by Python's bcrypt. No part of this file uses
+//! the program's own definitions.
 
 use crate::support::cli::{DATABASE_URL, run_in};
 use crate::support::{Ask, Backend, Database, Server, World, on_every_store};
@@ -46,7 +46,7 @@ INSERT INTO api_keys (id, hashed_key, key_prefix, tenant_id, expires_at, last_us
      'llmk_quiet', '22222222-2222-4222-8222-222222222222', NULL, NULL);
 ";
 
-/// The keys over which those hashes were made, and what each gets.
+/// The keys of those hashes, with their answers.
 const KEYS: [(&str, &str); 5] = [
     ("llmk_prod1_cK9vXw2LmQ4tR7yU0pZs", "200 ok"),
     ("llmk_prod2_a-Legacy_Secret-with_underscores", "200 ok"),
@@ -55,7 +55,7 @@ const KEYS: [(&str, &str); 5] = [
     ("llmk_quiet_Suspended0123456789", "403 tenant_inactive"),
 ];
 
-/// Everything that stood in the legacy columns.
+/// The values of all legacy columns.
 const LEGACY_ROWS: &str = "SELECT concat_ws('|', id, hashed_key, key_prefix, tenant_id, created_at, expires_at, last_used_at) \
      FROM api_keys UNION ALL SELECT concat_ws('|', id, name, db_schema_name, created_at, status) FROM tenants ORDER BY 1";
 

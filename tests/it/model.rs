@@ -1,34 +1,30 @@
-//! Is the replica ever anything but the database, whatever is done to it?
+//! Compares the replica with the database after every poll, under random writes.
 //!
-//! The real sync task follows a real database while a crowd writes at random: transactions
-//! of many rows, savepoints, rollbacks, pauses before the commit, cascades, suspended and
-//! renamed tenants, prefixes that come back, foreign keys asleep, uses of keys, the change
-//! log cut at the horizon, a replica that sleeps, and a transaction that lingers in another
-//! database. After every look the replica is compared with the database, row by row.
+//! The real sync task follows a real database while many writers act at random: transactions of many rows, savepoints,
+//! rollbacks, pauses before the commit, cascades, suspended and renamed tenants, reused prefixes, disabled foreign
+//! keys, uses of keys, pruning of the change log at the horizon, a replica that pauses, and a transaction that stays
+//! open in another database. After every poll the replica is compared with the database, row by row.
 //!
 //! # Why the comparison is exact
 //!
-//! The database moves on while anybody compares, and nobody can read it as of somebody
-//! else's statement. So it is read from its history. A look says as of which Postgres
-//! snapshot S it is ([`Look::position`](tenantgate::store::Look)). A trigger of the test's own
-//! writes every version of every row into a table `history` together with its transaction
-//! ([`history`]). Versions of one row follow each other in the order of `seq`, because the
-//! writer of the next one had to wait for the lock of the last one. Once all writers have
-//! ended, every transaction in the table is known to have committed, and the database as of
-//! S is, for each row, the newest version whose transaction S sees. That needs nobody to
-//! stop for a look, leaves no look out, and uses nothing of what is to be proven: neither
-//! the change log nor the difference of two snapshots.
+//! The database changes during a comparison, and a statement cannot read it as of the snapshot of another one. The
+//! comparison therefore uses a history. A poll states its Postgres snapshot S
+//! ([`Look::position`](tenantgate::store::Look)). A trigger of the test writes every version of every row into a table
+//! `history` together with its transaction ([`history`]). Versions of one row are ordered by `seq`, because each writer
+//! had to wait for the lock of the one before. Once all writers have ended, every transaction in the table has
+//! committed, and the state as of S is, for each row, the newest version whose transaction S sees. This needs no pause,
+//! covers every poll, and uses nothing that is under test: neither the change log nor the difference of two snapshots.
 //!
-//! That history is right is no assumption either: all the while one statement after the
-//! other compares all of it with both tables, under the one snapshot that each has.
+//! That the history is correct is also checked: during the run, statements compare the whole history with both tables
+//! under the snapshot of each statement.
 //!
-//! On SQLite there is one writer at a time anyway; there the replica looks when it is told
-//! to, also in the middle of a transaction, and is compared with what can be read then.
+//! SQLite has one writer at a time. There the replica polls on demand, also within a transaction, and is compared with
+//! what can be read then.
 //!
 //! # How to run it for longer
 //!
-//! `TENANTGATE_MODEL_SECONDS=600` goes on for so long, `TENANTGATE_MODEL_SEED=7` has other
-//! choices. A seed decides what each writer does, not how the writers meet.
+//! `TENANTGATE_MODEL_SECONDS=600` sets the duration, `TENANTGATE_MODEL_SEED=7` changes the random choices. A seed
+//! determines what each writer does, not how the writers interleave.
 
 pub(crate) mod dice;
 mod history;
@@ -60,25 +56,25 @@ use crate::support::database::Session as Connection;
 use crate::support::postgres::Cluster;
 use crate::support::{Backend, Database, PATIENCE, runtime, tell, wait};
 
-/// How many looks are compared at least.
+/// The minimum number of compared polls.
 const COMPARISONS: usize = 1200;
 
-/// A round begins with a new replica.
+/// The length of a round, which starts with a new replica.
 const LOOKS_IN_A_ROUND: usize = 150;
 
 const WRITERS: u64 = 8;
 
 const SEED: u64 = 3;
 
-/// What happened, so that a run in which nothing did is not taken for a proof.
+/// Counts of events, so that a run without events does not pass.
 #[derive(Debug, Default)]
 struct Tally {
     comparisons: usize,
-    /// Looks at everything, the first of each round aside.
+    /// Loads, except the first of each round.
     reloads: usize,
-    /// Looks at what changed that showed something.
+    /// Polls with changes.
     changes: usize,
-    /// Comparisons that would have failed had the replica not moved since the last look.
+    /// Comparisons that would have failed if the replica had not changed since the last poll.
     moves: usize,
     committed: u64,
     rolled_back: u64,
@@ -100,7 +96,7 @@ impl Tally {
         self.audits += other.audits;
     }
 
-    /// Holds a look against the database at its instant.
+    /// Compares a poll with the database at its instant.
     #[track_caller]
     fn compare(&mut self, state: &State, look: &Taken, before: Option<&Taken>) {
         let differences = state.differs_from(&look.held);
@@ -118,7 +114,7 @@ impl Tally {
     }
 }
 
-/// Says how a failure is had again.
+/// Prints how to reproduce a failure.
 struct Seed(u64);
 
 impl Seed {
@@ -142,7 +138,7 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 fn start_sync(witness: Witness, replica: Replica) -> tokio::task::AbortHandle {
-    // The witness decides when to look; the tick only has to come after that.
+    // The witness decides when to poll; the tick only has to be later.
     let options = Options { interval: Duration::from_hours(1), ..Options::default() };
     let sync = Sync::new(replica, Arc::new(witness), Arc::new(SystemClock), options);
     runtime().spawn(sync.run()).abort_handle()
@@ -172,7 +168,7 @@ fn on_postgres_every_look_is_the_database_at_its_instant() {
     assert!(tally.committed > tally.refused, "the writers were in each other's way: {tally:?}");
 }
 
-/// The same, while the rows are written by a crowd at the publisher and by logical replication here.
+/// The same, with writers at the publisher and logical replication here.
 #[test]
 fn on_a_subscriber_every_look_is_the_database_at_its_instant() {
     let (Some(publisher), Some(elsewhere)) = (Cluster::publisher(), Database::empty(Backend::Postgres))
@@ -199,7 +195,7 @@ fn on_a_subscriber_every_look_is_the_database_at_its_instant() {
     assert!(tally.changes > 0 && tally.pruned > 0 && tally.rolled_back > 0, "{tally:?}");
 }
 
-/// Where the crowd writes, where the replica reads, and where a transaction lingers.
+/// The databases for the writers, for the replica, and for the transaction that stays open.
 struct Places<'a> {
     written: &'a str,
     read: &'a str,
@@ -207,7 +203,7 @@ struct Places<'a> {
 }
 
 impl Places<'_> {
-    /// Waits until what was written can be read, while nobody writes.
+    /// Waits until all writes are readable, without writers.
     async fn settle(&self) {
         const ROWS: &str =
             "SELECT coalesce((SELECT md5(string_agg(k::text, ',' ORDER BY id)) FROM api_keys k), '')
@@ -227,7 +223,7 @@ impl Places<'_> {
     }
 }
 
-/// A round: everybody writes, a replica follows, and then its looks are judged.
+/// Runs a round: writers write, a replica polls, and then its polls are compared.
 async fn play(store: &Arc<dyn Store>, places: &Places<'_>, Seed(seed): &Seed, round: u64, tally: &mut Tally) {
     places.settle().await;
     let mut session = connect(places.read).await;
@@ -252,7 +248,7 @@ async fn play(store: &Arc<dyn Store>, places: &Places<'_>, Seed(seed): &Seed, ro
         tally.add(&ended.expect("nobody panics"));
     }
     places.settle().await;
-    // One look may have been under way when the last writer ended, the next one was not.
+    // One poll may have been in progress when the last writer ended, so the next one is awaited.
     looks.reach(looks.count() + 2).await;
     sync.abort();
 
@@ -267,7 +263,7 @@ async fn play(store: &Arc<dyn Store>, places: &Places<'_>, Seed(seed): &Seed, ro
     assert_eq!(replica.stats().went_back.value(), 0, "the database never went back");
 }
 
-/// How many transactions are written on SQLite, each with a look in its middle and one after it.
+/// The number of transactions on SQLite, each with a poll in its middle and one after it.
 const TRANSACTIONS: usize = 400;
 
 #[test]
@@ -302,7 +298,7 @@ fn on_sqlite_every_look_is_the_database_at_its_instant() {
     assert!(tally.reloads > 0 && tally.pruned > 0 && tally.rolled_back > 0, "{tally:?}");
 }
 
-/// Begins a transaction and says whether it is one to commit.
+/// Starts a transaction. Returns whether to commit it.
 fn begin(writer: &mut Connection, dice: &mut Dice, tally: &mut Tally) -> bool {
     writer.sql("BEGIN IMMEDIATE");
     for mut statement in writers::statements(dice) {
@@ -312,13 +308,13 @@ fn begin(writer: &mut Connection, dice: &mut Dice, tally: &mut Tally) -> bool {
             statement = statement.replace("UPDATE api_keys", "UPDATE OR REPLACE api_keys");
             statement = statement.replace("UPDATE tenants", "UPDATE OR REPLACE tenants");
         }
-        // What is refused changes nothing, and the others of the same transaction stand.
+        // A rejected statement changes nothing, and the others of its transaction stay.
         tally.refused += u64::from(writer.run(&statement).is_err());
     }
     !dice.one_in(5)
 }
 
-/// Ends a transaction, and now and then forgets changes; gives how many.
+/// Ends a transaction, and sometimes prunes changes. Returns their number.
 fn finish(writer: &mut Connection, dice: &mut Dice, commit: bool, tally: &mut Tally) -> u64 {
     writer.sql(if commit { "COMMIT" } else { "ROLLBACK" });
     tally.committed += u64::from(commit);
@@ -327,7 +323,7 @@ fn finish(writer: &mut Connection, dice: &mut Dice, commit: bool, tally: &mut Ta
     if dice.one_in(9) { writer.run(prune).expect("nobody else writes") } else { 0 }
 }
 
-/// What is committed.
+/// Returns the committed state.
 fn state_of(reader: &mut Connection) -> State {
     let Connection::Sqlite(session) = reader else { unreachable!("a file") };
     wait(async {

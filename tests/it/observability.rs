@@ -1,8 +1,7 @@
 //! Checks dashboard, alerts and reference against the metrics of a live server, with a real Prometheus.
 //!
-//! What stands in `envoy/observability/` and in `docs/reference/metrics.md` is held against
-//! what a live server says, in both directions, so that no number is renamed on one side
-//! alone: an alert on a metric that does not exist never fires, and nobody notices.
+//! The files in `envoy/observability/` and `docs/reference/metrics.md` are compared with a live server in both
+//! directions, because an alert on a renamed metric would never fire, without any error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What if the database goes, is slow to come, or never was there?
+//! Tests a database that disappears, appears late, or never exists.
 
 use std::time::Duration;
 

@@ -1,9 +1,8 @@
-//! Is the list of outcomes complete, and does each look as it did? One committed table.
+//! Compares all outcomes with one committed table.
 //!
-//! `outcomes.txt` has a line for every way a Check can end: what the client gets, what
-//! Envoy gets, what the operator's metadata and metrics say. A new outcome, a changed
-//! text or a renamed label cannot land without a change in that file.
-//! `UPDATE_SNAPSHOTS=1 cargo test --test it outcomes` writes it anew.
+//! `outcomes.txt` has a line for every way a Check can end: what the client gets, what Envoy gets, and what metadata
+//! and metrics show. A new outcome, a changed text or a renamed label needs a change of that file. `UPDATE_SNAPSHOTS=1
+//! cargo test --test it outcomes` rewrites it.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,8 +1,8 @@
 //! Checks that a part of the server that panics is restarted, that the other parts continue, and that no request passes
 //! because of it.
 //!
-//! The panics come from a database and a clock that panic on demand. The server runs in a process of its own, because the
-//! panic hook belongs to the whole process, and because the tests read its log afterwards.
+//! The panics come from a database and a clock that panic on demand. The server runs in a process of its own, because
+//! the panic hook belongs to the whole process, and because the tests read its log afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What if a message is not what Envoy sends? Closed, bounded, and never a panic.
+//! Checks that messages that Envoy does not send are rejected, within bounds and without a panic.
 
 use prost::Message as _;
 use tenantgate::ext_authz::proto::envoy::service::auth::v3::attribute_context::Request;

@@ -1,4 +1,4 @@
-//! Which requests pass without a key, and which only look as if they might?
+//! Tests which requests pass without a key, and look-alikes that must not.
 
 use crate::support::answer::{IDENTITY, UNPROVEN};
 use crate::support::ask::KEY_HEADER;

@@ -1,4 +1,4 @@
-//! Does a report name the keys that somebody should look at, to people, programs and spreadsheets?
+//! Tests the reports about keys that need attention, as text, JSON and CSV.
 
 use std::collections::BTreeMap;
 
@@ -111,7 +111,7 @@ fn a_report_has_one_shape(world: &World) {
             "csv",
             "id,key_prefix,name,tenant_id,tenant_schema,created_at,expires_at,last_used_at,cost,findings\n",
         ),
-        ("text", "nothing to look at\n"),
+        ("text", "no findings\n"),
     ] {
         let said = world.db.cli(&["report", "keys", "--unused-for", "1d", "-o", output]).ok();
         assert_eq!(said, nothing);

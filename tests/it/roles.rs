@@ -1,7 +1,7 @@
-//! Does each role do its work, and can it do no more?
+//! Checks that each role can do its work, and nothing more.
 //!
-//! The roles are those of `migrations/roles.sql`, made as the README says. What a role must
-//! not do is a table of statements, each of which Postgres refuses for want of a right.
+//! The roles are those of `migrations/roles.sql`, created as the docs describe. What a role must not do is a table of
+//! statements, each of which Postgres rejects for a missing privilege.
 
 use std::time::Duration;
 
@@ -145,7 +145,7 @@ fn a_server_does_all_its_work_as_serve_while_people_work_as_admin() {
     server.signal("TERM");
     assert_eq!(server.exit_code(PATIENCE), Some(0));
     let log = server.stderr.to_the_end(PATIENCE);
-    for bad in ["permission denied", "WARN", "ERROR", "could not", "cannot", "not cut", "not taken back"] {
+    for bad in ["permission denied", "WARN", "ERROR", "could not", "cannot", "not pruned", "not removed"] {
         assert!(!log.contains(bad), "{bad}: {log}");
     }
     let used = "SELECT key_prefix FROM api_keys WHERE last_used_at > now() - interval '1 hour' ORDER BY 1";

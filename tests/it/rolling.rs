@@ -1,8 +1,8 @@
-//! Is a restart of the servers, one after the other, seen by anybody?
+//! Checks that clients do not notice a rolling restart.
 //!
-//! Two servers on one database behind a real Envoy with `envoy/envoy.yaml`. Clients ask all the
-//! time; meanwhile one server goes and comes again, then the other. Every client has to get the
-//! answer that its key deserves, every time, and Envoy alone is there to see to it.
+//! Two servers use one database behind a real Envoy with `envoy/envoy.yaml`. Clients send requests all the time while
+//! one server restarts, then the other. Every client must get the answer for its key, every time, with Envoy's retries
+//! only.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};

@@ -1,4 +1,4 @@
-//! Does anything that is printed contain a key? At its most verbose, and grepped.
+//! Searches all output, at the most verbose level, for keys.
 
 mod places;
 mod process;

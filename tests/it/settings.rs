@@ -1,4 +1,4 @@
-//! Is every option of `serve` also a variable, and does each do what it says?
+//! Checks that every option of `serve` is also an environment variable and has its effect.
 
 use crate::support::ask::KEY_HEADER;
 use crate::support::cli::{DATABASE_URL, run_in};

@@ -1,4 +1,4 @@
-//! What does a server know that starts while the database is away?
+//! Tests a server that starts with a snapshot file while the database is unavailable.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

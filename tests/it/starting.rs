@@ -1,5 +1,4 @@
-//! What is answered before the first load? Nothing that waiting for a moment would not answer better, and
-//! nothing later than the caller waits.
+//! Tests answers before the first load: requests wait for it, up to their own timeout.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};

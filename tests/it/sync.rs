@@ -1,4 +1,4 @@
-//! How soon does a change by anyone's SQL hold in a running server? And does it always?
+//! Tests how soon changes by any SQL apply in a running server.
 
 use std::time::{Duration, Instant};
 

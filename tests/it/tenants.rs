@@ -1,4 +1,4 @@
-//! Do the tenant commands do what they say, on either store?
+//! Tests the tenant commands on both stores.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! Who may connect to a listener with TLS, and with a client CA?
+//! Tests which clients can connect to a listener with TLS and with client authorities.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
@@ -210,10 +210,10 @@ fn a_renewed_certificate_is_used_without_a_restart_and_a_broken_one_is_not() {
         |trusted: &Authority| row(&Client::over_tls(&server.grpc[0], trusting(trusted)), &world).is_some();
     assert!(is_served(&before) && !is_served(&after));
     file(world.db.dir(), "cert.pem", "half of it");
-    server.stderr.wait_for("the certificates on disk cannot be used", PATIENCE, |lines| {
-        lines.iter().any(|line| line.contains("the certificates on disk cannot be used")).then_some(())
+    server.stderr.wait_for("the certificate files are not valid", PATIENCE, |lines| {
+        lines.iter().any(|line| line.contains("the certificate files are not valid")).then_some(())
     });
-    assert!(is_served(&before), "those of before stay");
+    assert!(is_served(&before), "the certificates loaded before stay in use");
     let (new_cert, new_key) = issued_by(&after);
     file(world.db.dir(), "key.pem", &new_key);
     file(world.db.dir(), "cert.pem", &new_cert);

@@ -1,4 +1,4 @@
-//! Does a check become part of the trace that Envoy keeps, and of no other?
+//! Checks that a check becomes part of the trace that Envoy samples, and of no other.
 
 use crate::support::collector::{Collector, Seen};
 use crate::support::envoy::Envoy;

@@ -1,4 +1,4 @@
-//! What happens while bcrypt runs? Nobody waits longer than they said, and no work is lost.
+//! Tests requests that wait for bcrypt: none waits longer than its timeout, and no proof is lost.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
-//! What does a server cost that says yes to everything?
+//! The server for comparison: it allows every request.
 //!
-//! tonic and the generated types of Envoy's protocol, as their documentation puts them together. It listens on
-//! the address of its first argument, `host:port` or `unix:/path`, and says so in a line.
+//! It uses tonic and the generated types of Envoy's protocol as their documentation shows. It listens on the address of
+//! its first argument, `host:port` or `unix:/path`, and prints that address.
 
 use envoy_types::ext_authz::v3::CheckResponseExt as _;
 use envoy_types::ext_authz::v3::pb::{Authorization, AuthorizationServer, CheckRequest, CheckResponse};
@@ -22,7 +22,7 @@ impl Authorization for Yes {
 
 #[tokio::main(worker_threads = 1)]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let address = std::env::args().nth(1).ok_or("an address is missing")?;
+    let address = std::env::args().nth(1).ok_or("missing argument: the address")?;
     let router = Server::builder().add_service(AuthorizationServer::new(Yes));
     if let Some(path) = address.strip_prefix("unix:") {
         let listener = UnixListener::bind(path)?;

@@ -1,4 +1,4 @@
-//! Does a server answer where Envoy would ask?
+//! Checks a server through its gRPC listener, as Envoy would call it.
 
 use tokio::time::timeout;
 use tonic::transport::Channel;
@@ -18,10 +18,10 @@ use crate::clock::Clock;
 use crate::diagnostics::Finding;
 use crate::ext_authz::service::SERVICE_NAME;
 
-/// A path that nobody makes public.
+/// A path that is not public in any sensible configuration.
 const PATH: &str = "/tenantgate-doctor/is-this-refused";
 
-/// Asks it.
+/// Examines the server.
 pub(super) async fn examine(
     target: &Target,
     tls: &TlsArgs,
@@ -31,20 +31,20 @@ pub(super) async fn examine(
     match check::probe(target, PATH, tls).await {
         Ok((_, reason)) if reason == "missing" => {
             findings
-                .push(Finding::ok("listener.answers", format!("{target} refuses a request without a key")));
+                .push(Finding::ok("listener.answers", format!("{target} rejects a request without a key")));
         }
         Ok((_, reason)) if reason == "shadow" => findings.push(Finding::warn(
             "listener.answers",
-            format!("{target} is in shadow mode: it lets everybody pass"),
-            "once `tenantgate report shadow` shows nobody who must pass, restart it without --mode shadow",
+            format!("{target} is in shadow mode: it rejects no request"),
+            "once `tenantgate report shadow` shows no client that must pass, restart it without --mode shadow",
         )),
         Ok((allowed, reason)) => {
             let what =
-                format!("{target} says allowed={allowed}, reason {reason:?}, to a request without a key");
+                format!("{target} answers a request without a key with allowed={allowed}, reason {reason:?}");
             findings.push(Finding::bad(
                 "listener.answers",
                 what,
-                "is that tenantgate, and does it enforce? see its --public",
+                "check that this is tenantgate, and its --public and --mode",
             ));
         }
         Err(failure) if failure.code == 3 => {
@@ -57,7 +57,7 @@ pub(super) async fn examine(
     let channel = match connect(target, tls).await? {
         Ok(channel) => channel,
         Err(error) => {
-            let remedy = "try again: it answered a moment ago";
+            let remedy = "try again: the server responded a moment ago";
             findings.push(Finding::bad("listener.health", chain(&error), remedy));
             return Ok(findings);
         }
@@ -69,15 +69,15 @@ pub(super) async fn examine(
 async fn transport(target: &Target, tls: &TlsArgs, clock: &dyn Clock) -> Finding {
     const CHECK: &str = "listener.tls";
     match target {
-        Target::Unix(_) => Finding::ok(CHECK, "a Unix socket, guarded by file modes"),
+        Target::Unix(_) => Finding::ok(CHECK, "a Unix socket, protected by file permissions"),
         Target::Url(url) if url.starts_with("https://") => tls::examine(CHECK, url, tls, clock).await,
         Target::Url(url) if is_loopback(url) => {
-            Finding::ok(CHECK, "not encrypted, and does not leave the machine")
+            Finding::ok(CHECK, "not encrypted, but the traffic does not leave the machine")
         }
         Target::Url(_) => Finding::warn(
             CHECK,
-            "not encrypted beyond this machine: keys cross the network in the clear, and anybody may try some",
-            "--tls-cert, --tls-key and --client-ca, or a Unix socket",
+            "keys are sent over the network without encryption, and any client can guess keys",
+            "use --tls-cert, --tls-key and --client-ca, or a Unix socket",
         ),
     }
 }
@@ -90,42 +90,49 @@ fn is_loopback(url: &str) -> bool {
 async fn health(channel: Channel) -> Finding {
     const CHECK: &str = "listener.health";
     let request = HealthCheckRequest { service: SERVICE_NAME.into() };
-    let said = HealthClient::new(channel).check(request).await;
-    match said.map(|said| said.into_inner().status()) {
+    let response = HealthClient::new(channel).check(request).await;
+    match response.map(|response| response.into_inner().status()) {
         Ok(ServingStatus::Serving) => Finding::ok(CHECK, "SERVING"),
         Ok(status) => {
-            let what = format!("{}: Envoy takes it out of its cluster", status.as_str_name());
-            Finding::bad(CHECK, what, "see /readyz on its ops listener: no database, or draining")
+            let what = format!("{}: Envoy does not send requests to it", status.as_str_name());
+            Finding::bad(CHECK, what, "see /readyz on its ops listener: it has no database, or is draining")
         }
-        Err(status) => {
-            Finding::bad(CHECK, status.message(), "is that tenantgate? it serves grpc.health.v1.Health")
-        }
+        Err(status) => Finding::bad(
+            CHECK,
+            status.message(),
+            "check that this is tenantgate, which serves grpc.health.v1.Health",
+        ),
     }
 }
 
-/// Envoy needs none, so nothing is bad about a server without it.
+/// Checks reflection. A server without it is fine, because Envoy does not need it.
 async fn reflection(channel: Channel) -> Finding {
     const CHECK: &str = "listener.reflection";
-    // What bounds other calls is not there for the messages of a stream.
-    let said = timeout(PATIENCE, services(channel)).await;
-    match said.unwrap_or_else(|_| Err(Status::deadline_exceeded("not in time"))) {
+    // The timeout of the channel does not cover the messages of a stream.
+    let result = timeout(PATIENCE, services(channel)).await;
+    match result.unwrap_or_else(|_| Err(Status::deadline_exceeded("no response in time"))) {
         Ok(()) => Finding::ok(CHECK, "on: grpcurl needs no proto files"),
         Err(status) if status.code() == Code::Unimplemented => Finding::ok(
             CHECK,
-            "off: grpcurl needs our files, -import-path proto -proto envoy/service/auth/v3/external_auth.proto",
+            "off: grpcurl needs -import-path proto -proto envoy/service/auth/v3/external_auth.proto",
         ),
         Err(status) => {
             let what = format!("no answer: {}", status.message());
-            Finding::warn(CHECK, what, "if somebody needs grpcurl: try again, or give it the files in proto/")
+            Finding::warn(CHECK, what, "try again, or use grpcurl with the files in proto/")
         }
     }
 }
 
-/// Asks for the list of services, as grpcurl does first.
+/// Requests the list of services, as grpcurl does first.
 async fn services(channel: Channel) -> Result<(), Status> {
     let message_request = Some(MessageRequest::ListServices(String::new()));
     let request = ServerReflectionRequest { host: String::new(), message_request };
-    let asked = tokio_stream::once(request);
-    let mut said = ServerReflectionClient::new(channel).server_reflection_info(asked).await?.into_inner();
-    said.message().await?.map(|_| ()).ok_or_else(|| Status::unknown("it ended before it said anything"))
+    let requests = tokio_stream::once(request);
+    let mut responses =
+        ServerReflectionClient::new(channel).server_reflection_info(requests).await?.into_inner();
+    responses
+        .message()
+        .await?
+        .map(|_| ())
+        .ok_or_else(|| Status::unknown("the stream ended without a message"))
 }

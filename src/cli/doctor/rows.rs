@@ -1,7 +1,7 @@
-//! Could a server load this database, and what would it get?
+//! Checks whether a server could load this database, and what it would get.
 //!
-//! Loads everything as a server does, keeps none of it, and counts: damaged rows, keys
-//! without a tenant, memos and whose peppers they are by.
+//! Loads everything as a server does, keeps none of it, and counts damaged rows, keys without a tenant, and memos by
+//! pepper.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,22 +12,22 @@ use crate::store::{Row, StoreError};
 use crate::tenant::TenantId;
 use crate::verify::memo::{Peppers, Policy};
 
-/// What was counted.
+/// The counts.
 #[derive(Default)]
 pub(super) struct Rows {
     keys: usize,
     tenants: HashSet<TenantId>,
     tenants_of_keys: HashSet<TenantId>,
     damaged: Vec<String>,
-    /// Keys by whose pepper their memo is.
+    /// The number of keys by the pepper of their memo.
     memos: HashMap<PepperId, usize>,
     without_memo: usize,
-    /// Why nothing could be loaded, where that is so.
+    /// Why the load failed; `None` if it succeeded.
     refused: Option<String>,
 }
 
 impl Rows {
-    /// Loads everything.
+    /// Loads and counts all rows.
     pub(super) async fn load(store: &dyn Inspect) -> Result<Self, StoreError> {
         let mut rows = Self::default();
         let loaded = match store.session().await {
@@ -67,10 +67,14 @@ impl Rows {
         }
     }
 
-    /// What follows. Without peppers nothing is said of memos: what is wrong with the file was said.
+    /// Returns the findings. Without peppers there is none about memos, because the file already has a finding.
     pub(super) fn findings(&self, peppers: Option<&Peppers>) -> Vec<Finding> {
         if let Some(why) = &self.refused {
-            return vec![Finding::bad("database.load", why, "a server could not load it either: mend that")];
+            return vec![Finding::bad(
+                "database.load",
+                why,
+                "correct this: a server could not load it either",
+            )];
         }
         let what = format!("{} keys of {} tenants", self.keys, self.tenants.len());
         let mut findings = vec![Finding::ok("database.load", what), self.damage()];
@@ -85,15 +89,15 @@ impl Rows {
             ([], None) => Finding::ok(CHECK, "no row is damaged"),
             ([], Some(tenant)) => {
                 let what =
-                    format!("there are keys of the tenant {}, which is not there: they get 503", tenant.0);
-                Finding::bad(CHECK, what, "put the tenant back, or DELETE its keys")
+                    format!("there are keys of the tenant {}, which does not exist: they get 503", tenant.0);
+                Finding::bad(CHECK, what, "restore the tenant, or DELETE its keys")
             }
             ([first, ..], _) => {
                 let what = format!(
-                    "{} rows are damaged, the {first} is one: their keys get 503",
+                    "{} rows are damaged, for example the {first}: their keys get 503",
                     self.damaged.len()
                 );
-                Finding::bad(CHECK, what, "UPDATE the row, or revoke the key and make another")
+                Finding::bad(CHECK, what, "UPDATE the row, or revoke the key and create another")
             }
         }
     }
@@ -103,17 +107,17 @@ impl Rows {
         let known = |id: &PepperId| peppers.list().iter().any(|pepper| pepper.id() == *id);
         let of =
             |ours: bool| self.memos.iter().filter(|(id, _)| known(id) == ours).map(|(_, n)| n).sum::<usize>();
-        let (understood, foreign) = (of(true), of(false));
+        let (known_memos, foreign) = (of(true), of(false));
         let rest = self.without_memo + foreign;
-        let counts = format!("{understood} of {} keys have a memo by a pepper of the file", self.keys);
+        let counts = format!("{known_memos} of {} keys have a memo of a pepper in the file", self.keys);
         if peppers.policy() == Policy::Required && rest > 0 {
-            let what = format!("{counts}: --memo required refuses the other {rest}");
+            let what = format!("{counts}: --memo required rejects the other {rest}");
             Finding::warn(CHECK, what, "run with --memo optional until every key in use has one")
         } else if foreign > 0 {
             let what = format!(
-                "{foreign} keys have a memo by a pepper that is not here: each costs one bcrypt after a restart"
+                "{foreign} keys have a memo of an unknown pepper: each costs one bcrypt after a restart"
             );
-            Finding::warn(CHECK, what, "put the old pepper back below the new one")
+            Finding::warn(CHECK, what, "add the old pepper below the new one")
         } else if peppers.list().is_empty() {
             Finding::ok(CHECK, "no --pepper-file: after a restart each key costs one bcrypt")
         } else {

@@ -1,7 +1,7 @@
 //! Checks the certificate of a listener: whether it is valid, and for how long.
 //!
-//! Connects as a client that trusts only the given authority, or else those of the system. An error of rustls becomes the
-//! finding.
+//! Connects as a client that trusts only the given authority, or else those of the system. An error of rustls becomes
+//! the finding.
 
 use std::time::Duration;
 

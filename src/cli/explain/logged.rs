@@ -1,8 +1,8 @@
-//! What do the logs say about a decision?
+//! Finds a decision in logs.
 //!
-//! Finds the lines with the id of a decision in tenantgate's own log and in Envoy's
-//! access log, JSON or text, with whatever a collector put before it, and reads what
-//! they have in common. The id itself is a `UUIDv7` (RFC 9562 §5.7) and tells when.
+//! Searches tenantgate's own log and Envoy's access log, as JSON or text and with any prefix of a collector, for the id
+//! of a decision, and reads the fields that both have in common. The id is a `UUIDv7` (RFC 9562 §5.7), which contains
+//! the time.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -17,30 +17,32 @@ use crate::clock::Timestamp;
 use crate::decision::rows::Row;
 use crate::telemetry::scrub::scrub;
 
-/// Reads the id of a decision.
+/// Parses the id of a decision.
 pub(super) fn decision_id(text: &str) -> Result<Uuid, String> {
     let id = Uuid::parse_str(text.trim()).ok().filter(|id| id.get_version_num() == 7);
-    id.ok_or_else(|| "is no id of a decision, such as 018bcfe5-687b-7abc-8def-0123456789ab".into())
+    id.ok_or_else(|| {
+        "invalid decision id: expected a UUIDv7, such as 018bcfe5-687b-7abc-8def-0123456789ab".into()
+    })
 }
 
-/// When the decision of this id was made.
+/// Returns when the decision with this id was made.
 pub(super) fn made_at(id: Uuid) -> Timestamp {
     let millis = i64::try_from(id.as_u128() >> 80).unwrap_or(0);
     Timestamp(millis * 1_000)
 }
 
-/// A line about the decision.
+/// One line about the decision.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Logged {
-    /// Where it stands.
+    /// File and line number.
     pub(super) source: String,
     pub(super) decision: Option<String>,
     pub(super) reason: Option<String>,
-    /// The reason for which it would have been refused if it had not been for shadow mode.
+    /// The reason for which it would have been rejected without shadow mode.
     pub(super) would_deny: Option<String>,
-    /// Why it could not be said, where the reason is another word.
+    /// Why it could not be decided, if the reason is another word.
     pub(super) cause: Option<String>,
-    /// The row of the table that answered.
+    /// The row of the outcome table that applied.
     pub(super) row: Option<u8>,
     pub(super) condition: Option<&'static str>,
     pub(super) key_prefix: Option<String>,
@@ -52,12 +54,12 @@ pub(super) struct Logged {
 }
 
 impl Logged {
-    /// Whether it passed in shadow mode.
+    /// Whether the request passed in shadow mode.
     pub(super) fn is_shadow(&self) -> bool {
         self.would_deny.is_some()
     }
 
-    /// In a line.
+    /// Formats the fields in one line.
     pub(super) fn line(&self) -> String {
         let or = |field: &Option<String>| field.clone().unwrap_or_else(|| "-".into());
         let row = self.row.map(|row| format!(" (row {row}: {})", self.condition.unwrap_or_default()));
@@ -80,7 +82,7 @@ impl Logged {
     }
 }
 
-/// Every line about the decision in these files; `-` is standard input.
+/// Returns every line about the decision in these files; `-` is standard input.
 pub(super) fn find(files: &[PathBuf], id: Uuid) -> Result<Vec<Logged>, Failure> {
     let mut found = Vec::new();
     for file in files {
@@ -108,7 +110,7 @@ fn scan(mut lines: impl BufRead, name: &str, id: Uuid, found: &mut Vec<Logged>) 
     Ok(())
 }
 
-/// What a line says, in either program's words.
+/// Reads a line of either program.
 fn read(line: &str, source: String) -> Logged {
     let json = line
         .find('{')
@@ -120,7 +122,7 @@ fn read(line: &str, source: String) -> Logged {
     };
     let reason = field(&["reason"]);
     let (would_deny, cause) = (field(&["would_deny"]), field(&["cause"]));
-    // The most precise word there is.
+    // The most precise one of the three.
     let word = cause.as_ref().or(would_deny.as_ref()).or(reason.as_ref());
     let row = word.and_then(|word| Row::named(word));
     let unable = word.is_some_and(|word| word == "unavailable");
@@ -130,7 +132,7 @@ fn read(line: &str, source: String) -> Logged {
         row: row.map(Row::number).or(unable.then_some(6)),
         condition: row
             .map(Row::condition)
-            .or(unable.then_some("cannot decide: the log of tenantgate has the cause")),
+            .or(unable.then_some("undecidable: see the log of tenantgate for the cause")),
         reason,
         would_deny,
         cause,
@@ -151,7 +153,7 @@ fn as_text(value: &Value) -> Option<String> {
     }
 }
 
-/// The value of `name=value` or `name="value"`.
+/// Returns the value of `name=value` or `name="value"`.
 fn token(line: &str, name: &str) -> Option<String> {
     let wanted = format!("{name}=");
     let starts = line.match_indices(&wanted).map(|(at, _)| at);
@@ -164,21 +166,21 @@ fn token(line: &str, name: &str) -> Option<String> {
     value.filter(|value| !value.is_empty() && *value != "-").map(str::to_owned)
 }
 
-/// What a terminal would show in colours (ECMA-48 §8.3.117).
+/// Removes the colours of a terminal (ECMA-48 §8.3.117).
 fn without_colours(line: &str) -> String {
     let mut parts = line.split('\u{1b}');
     let first = parts.next().unwrap_or_default().to_owned();
     parts.fold(first, |text, part| text + part.split_once('m').map_or("", |(_, rest)| rest))
 }
 
-/// What to run to find the decision, without a log at hand.
+/// Returns commands that find the decision, for calls without a log.
 pub(super) fn how_to_find(id: Uuid) -> Vec<String> {
     let at = made_at(id);
     let (from, to) = (at.0 / 1_000_000 - 60, at.0 / 1_000_000 + 60);
     vec![
-        format!("the decision was made at {at}; everything else is in the logs"),
+        format!("the decision was made at {at}; the logs contain the rest"),
         format!("tenantgate: journalctl -u tenantgate --since @{from} --until @{to} | grep -F {id}"),
-        format!("Envoy, whose access log has every decision: grep -F {id} ACCESS_LOG"),
+        format!("Envoy, whose access log contains every decision: grep -F {id} ACCESS_LOG"),
         format!("then: … | tenantgate explain --decision-id {id} --log -"),
     ]
 }
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_tells_when() {
+    fn an_id_contains_the_time() {
         let id = decision_id(ID).unwrap();
         assert_eq!(made_at(id), Timestamp(1_700_000_000_123_000));
         for bad in ["", "x", "550e8400-e29b-41d4-a716-446655440000"] {

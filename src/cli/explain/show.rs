@@ -1,4 +1,4 @@
-//! How is an explanation shown?
+//! Formats explanations.
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -12,7 +12,7 @@ use crate::decision::{Decision, Fault, Grant, Objection};
 use crate::explain::{Case, Explanation};
 use crate::ext_authz::translate::{Speech, answer};
 
-/// A row of the table and what became of it.
+/// A row of the outcome table with its result.
 #[derive(Serialize)]
 struct RowView {
     row: u8,
@@ -21,17 +21,17 @@ struct RowView {
     because: Option<String>,
 }
 
-/// What a client gets.
+/// The answer to the client.
 #[derive(Serialize)]
 struct OutcomeView {
     allowed: bool,
     decision: String,
     reason: String,
-    /// The reason for which it would be refused if it were not for shadow mode.
+    /// The reason for which it would be rejected without shadow mode.
     would_deny: Option<String>,
-    /// Why it cannot be said, where it cannot.
+    /// Why it cannot be decided, if so.
     cause: Option<&'static str>,
-    /// Nothing where the upstream answers.
+    /// `None` if the upstream answers.
     http_status: Option<i32>,
     code: i32,
     body: Option<String>,
@@ -48,9 +48,9 @@ struct CaseView {
 #[derive(Serialize)]
 pub(crate) struct ExplainView {
     database: String,
-    /// The decision that was asked about, and what the logs say of it.
+    /// The decision in question, with its log lines.
     pub(super) decision: Option<DecisionView>,
-    /// What Envoy made of it.
+    /// The result of the request through Envoy.
     pub(super) through: Option<ThroughView>,
     judged_at: Option<String>,
     key_prefix: Option<String>,
@@ -60,7 +60,7 @@ pub(crate) struct ExplainView {
     pub(super) notes: Vec<String>,
 }
 
-/// A decision that was made.
+/// A past decision.
 #[derive(Serialize)]
 pub(super) struct DecisionView {
     pub(super) id: String,
@@ -69,7 +69,7 @@ pub(super) struct DecisionView {
 }
 
 impl ExplainView {
-    /// Nothing but where it was to be asked.
+    /// Only the address of the database.
     pub(super) fn of(database: String) -> Self {
         Self {
             database,
@@ -84,7 +84,7 @@ impl ExplainView {
         }
     }
 
-    /// With what was explained.
+    /// Adds the explanation.
     pub(super) fn with(self, explanation: &Explanation<'_>, prefix: Option<&str>, speech: &Speech) -> Self {
         Self {
             judged_at: Some(explanation.judged_at.to_string()),
@@ -97,7 +97,7 @@ impl ExplainView {
         }
     }
 
-    /// Holds what Envoy made of the request against what was explained.
+    /// Compares the result of the request through Envoy with the explanation.
     pub(super) fn compare(&mut self) {
         let ([case], Some(through)) = (self.cases.as_slice(), &mut self.through) else { return };
         let outcome = &case.outcome;
@@ -126,7 +126,7 @@ fn case_view(explanation: &Explanation<'_>, case: &Case<'_>, speech: &Speech) ->
     CaseView { presented: case.presenter.as_str(), rows, outcome: outcome(&case.decision(), speech) }
 }
 
-/// What Envoy would be told, and make of it.
+/// Returns the answer that Envoy would get, and its effect.
 fn outcome(decision: &Decision<'_>, speech: &Speech) -> OutcomeView {
     let mut message = Vec::new();
     // The id of the response is not shown.
@@ -145,7 +145,7 @@ fn outcome(decision: &Decision<'_>, speech: &Speech) -> OutcomeView {
     }
 }
 
-/// Why it cannot be said, whether or not it passes all the same.
+/// Returns why it cannot be decided, even if it passes.
 fn fault(decision: &Decision<'_>) -> Option<Fault> {
     match decision {
         Decision::Unable(fault, _) | Decision::Allow(Grant::Shadow(Objection::Unable(fault, _))) => {
@@ -162,7 +162,7 @@ impl OutcomeView {
         if let (Some(http), Some(body)) = (&self.http_status, &self.body) {
             return format!("{http} {body}   code {code}, {decision}, reason {reason}{cause}");
         }
-        let shadow = |why| format!(" in shadow mode, would be refused: {why}");
+        let shadow = |why| format!(" in shadow mode, would be rejected: {why}");
         let shadow = self.would_deny.as_ref().map(shadow).unwrap_or_default();
         format!("allowed{shadow}   code {code}, reason {reason}{cause}")
     }

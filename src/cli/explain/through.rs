@@ -1,6 +1,4 @@
-//! What does Envoy make of a request?
-//!
-//! Sends a real one, and tells who answered it.
+//! Sends a real request through Envoy and tells who answered it.
 
 use std::path::Path;
 
@@ -13,10 +11,10 @@ use crate::envoy::verdict;
 use crate::ext_authz::translate::DECISION_ID_HEADER;
 use crate::telemetry::scrub::scrub;
 
-/// As much of a body as is shown.
+/// The number of characters of a body that are shown.
 const SHOWN: usize = 500;
 
-/// What came of the request.
+/// The result of the request.
 #[derive(Serialize)]
 pub(super) struct ThroughView {
     url: String,
@@ -28,7 +26,7 @@ pub(super) struct ThroughView {
     what: String,
     look: String,
     pub(super) body: String,
-    /// Whether that is what the database says it should be; nothing where that is not known.
+    /// Whether the result equals the explanation; `None` if that is unknown.
     pub(super) as_explained: Option<bool>,
 }
 
@@ -40,10 +38,11 @@ pub(super) async fn through(
     header: Option<(&str, &str)>,
 ) -> Result<ThroughView, Failure> {
     let server = Server { url: url.clone(), ca };
-    let known = Method::from_bytes(method.as_bytes()).map_err(|_| Failure::usage("--method: is none"))?;
+    let known = Method::from_bytes(method.as_bytes())
+        .map_err(|_| Failure::usage("--method: expected an HTTP method, such as GET"))?;
     let headers: Vec<_> = header.into_iter().collect();
     let answer = send(&server, &known, path, &headers).await;
-    let answer = answer.map_err(|why| Failure::unavailable(format!("no answer from {url}: {why}")))?;
+    let answer = answer.map_err(|why| Failure::unavailable(format!("no response from {url}: {why}")))?;
     let verdict = verdict::of(&answer, DECISION_ID_HEADER);
     Ok(ThroughView {
         url: url.to_string(),
@@ -53,15 +52,15 @@ pub(super) async fn through(
         decision_id: answer.header(DECISION_ID_HEADER).map(str::to_owned),
         answered_by: verdict.by.as_str(),
         what: verdict.what,
-        look: verdict.look,
-        // An upstream may say back what it was sent.
+        look: verdict.next,
+        // An upstream may echo the key.
         body: scrub(&answer.body).chars().take(SHOWN).collect(),
         as_explained: None,
     })
 }
 
 impl ThroughView {
-    /// In lines, the name of each before it.
+    /// Returns lines with their names.
     pub(super) fn lines(&self) -> Vec<(&'static str, String)> {
         let id = self.decision_id.as_ref().map(|id| format!(", decision {id}")).unwrap_or_default();
         let mut lines = vec![
@@ -72,7 +71,7 @@ impl ThroughView {
             lines.push(("body", self.body.clone()));
         }
         lines.push(("means", self.what.clone()));
-        lines.push(("look at", self.look.clone()));
+        lines.push(("check", self.look.clone()));
         lines.extend(self.as_explained.map(|same| {
             let said = if same {
                 "yes"

@@ -1,4 +1,4 @@
-//! How does a target get a tenantgate? The real machines on a real, small database.
+//! The real modules of tenantgate on a small, real database, for the targets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,17 +30,17 @@ use uuid::Uuid;
 use crate::model::KEY_HEADER;
 use crate::people::{KEYS, State, TENANTS};
 
-/// The cheapest hash there is.
+/// The lowest cost of bcrypt.
 const COST: u32 = 4;
 
-/// A database with everybody in it, in a directory that goes with this value.
+/// A database with all tenants and keys, in a directory that is removed with this value.
 pub struct Database {
     pub store: Arc<dyn Management>,
     pub directory: TempDir,
 }
 
 impl Database {
-    /// Makes it.
+    /// Creates it.
     pub async fn furnished() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let url = format!("sqlite://{}", directory.path().join("fuzz.db").display());
@@ -72,10 +72,10 @@ impl Database {
     }
 }
 
-/// Longer than any proof of these keys takes.
+/// A timeout that no proof of these keys reaches.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Reads, judges and answers as the server does, without the server.
+/// Reads, decides and answers as the server does, without the server.
 pub struct House {
     runtime: Runtime,
     gate: Gate,
@@ -84,7 +84,7 @@ pub struct House {
 }
 
 impl House {
-    /// Puts it together, and loads everything. Its clock stands still, so that nothing ever gets stale.
+    /// Assembles it and loads the database. Its clock does not advance, so the snapshot never gets stale.
     pub fn build() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let database = runtime.block_on(Database::furnished());
@@ -106,8 +106,8 @@ impl House {
         Self { runtime, gate, request: reading(), speech: speaking() }
     }
 
-    /// The bytes of the answer; nothing if the message is no `CheckRequest`. At once if that can be, as the
-    /// server does, and then the same as in good time.
+    /// Returns the bytes of the answer; `None` if the message is not a valid `CheckRequest`. Synchronous if possible,
+    /// as the server does, and then also asynchronous, with the same result.
     pub fn check(&self, message: &[u8]) -> Option<Vec<u8>> {
         let asked = read(message, &self.request).ok()?;
         let respond = |view: &View<'_>| {
@@ -126,12 +126,12 @@ impl House {
     }
 }
 
-/// Both places where a key can stand are read.
+/// Reads both places of keys.
 pub fn reading() -> request::Options {
     request::Options { key_header: KEY_HEADER.into(), accept_bearer: true, ..request::Options::default() }
 }
 
-/// How answers are said.
+/// The format of answers.
 pub fn speaking() -> Speech {
     Speech { key_header: KEY_HEADER.into(), ..Speech::default() }
 }
@@ -164,8 +164,8 @@ impl Served {
             let ended = serve(settings, std::future::pending()).await;
             panic!("the server ended: {ended:?}");
         });
-        // What Rust's own start would have done, and libFuzzer's does not: a closed connection is an error, not
-        // the end of the process.
+        // Rust's start code ignores SIGPIPE, libFuzzer's does not: a closed connection must be an error, not the end of
+        // the process.
         let pipe = {
             let _in_runtime = runtime.enter();
             signal(SignalKind::pipe()).expect("a handler")

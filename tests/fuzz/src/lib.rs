@@ -1,8 +1,8 @@
-//! What do the fuzz targets share?
+//! The code that the fuzz targets share.
 //!
-//! [`people`] says who is there, [`house`] puts the machines of tenantgate together around
-//! them, and [`model`] says what should come out, in the slowest and most obvious way.
-//! [`seeds`] is what mutation starts from, [`wire`] how a call looks from outside.
+//! [`people`] lists the tenants and keys, [`house`] assembles the modules of tenantgate around them, and [`model`]
+//! computes the expected result in the slowest and most obvious way. [`seeds`] are the first inputs for mutation, and
+//! [`wire`] encodes a call.
 
 pub mod house;
 pub mod model;

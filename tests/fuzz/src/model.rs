@@ -1,9 +1,8 @@
-//! What should be answered? The contract, word by word, as slowly as one likes.
+//! The expected answer, by a literal and slow implementation of the contract.
 //!
-//! Nothing here is shared with tenantgate: the message is decoded into lists by prost, the
-//! grammar of keys tries every split, and a key is found in a list and compared as text. A
-//! request passes only if its bytes hold exactly one key, that key is live, and so is its
-//! tenant.
+//! It shares no code with tenantgate: prost decodes the message into lists, the grammar of keys tries every split, and
+//! a key is searched in a list and compared as text. A request passes only if its bytes contain exactly one key, the
+//! key is live, and its tenant is active.
 
 use prost::Message;
 
@@ -12,18 +11,18 @@ use crate::people::{KEYS, Key, State};
 /// The header that carries a key.
 pub const KEY_HEADER: &str = "x-llmcore-api-key";
 
-/// What should come of a request.
+/// The expected result of a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verdict {
-    /// Lets everybody pass, as nobody.
+    /// Passes without an identity.
     Public,
-    /// Refuses, for this reason and without a word about who asked.
+    /// Rejected for this reason, without an identity.
     Refused(&'static str),
-    /// Knows who asks, and lets them pass if the reason is `ok`. The place in [`KEYS`].
+    /// Has an identity, given as the index in [`KEYS`]; passes if the reason is `ok`.
     Proven(&'static str, usize),
 }
 
-/// What should come of it, and whether `Authorization` holds something of ours.
+/// The expected result, and whether `Authorization` contains the beginning of a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Expected {
     pub verdict: Verdict,
@@ -84,7 +83,7 @@ struct HeaderValue {
     raw_value: Vec<u8>,
 }
 
-/// What should come of a `CheckRequest`; nothing if the bytes are none.
+/// Returns the expected result of a `CheckRequest`; `None` if the bytes are not one.
 pub fn expected(message: &[u8]) -> Option<Expected> {
     let check = Check::decode(message).ok()?;
     let http = check.attributes.unwrap_or_default().request.unwrap_or_default().http.unwrap_or_default();
@@ -109,7 +108,7 @@ pub fn expected(message: &[u8]) -> Option<Expected> {
     Some(Expected { verdict, bearer })
 }
 
-/// Every header as often as it is there; one with two values counts as two.
+/// Returns every header as often as it occurs; one with two values counts twice.
 fn headers(http: &Http) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut all: Vec<_> = http.headers.iter().map(|entry| (entry.key.clone(), entry.value.clone())).collect();
     for header in http.header_map.iter().flat_map(|map| &map.headers) {
@@ -132,7 +131,7 @@ fn is_public(method: &[u8], path: &[u8]) -> bool {
     (method == b"GET" || method == b"HEAD") && (path == b"/" || path == b"/health" || path == b"/docs")
 }
 
-/// Whether an `Authorization` value is a bearer token, or several, with the beginning of a key as a word.
+/// Whether an `Authorization` value has one or several bearer tokens with the beginning of a key as a word.
 fn is_ours(value: &[u8]) -> bool {
     value.split(|byte| *byte == b',').any(|part| {
         let part = part.trim_ascii();
@@ -142,7 +141,7 @@ fn is_ours(value: &[u8]) -> bool {
     })
 }
 
-/// The one key that is presented, or why there is none.
+/// Returns the only presented key, or why there is none.
 fn credential(keys: &[&[u8]], bearers: Option<&[&[u8]]>) -> Result<String, &'static str> {
     let in_header = match keys {
         [] => None,
@@ -166,7 +165,7 @@ fn credential(keys: &[&[u8]], bearers: Option<&[&[u8]]>) -> Result<String, &'sta
     }
 }
 
-/// A key and its prefix, if the bytes are one: 71 bytes at the most, and one way to split them.
+/// Returns a key and its prefix, if the bytes are a key: at most 71 bytes, and exactly one way to split them.
 pub fn key(bytes: &[u8]) -> Option<(String, String)> {
     let text = String::from_utf8(bytes.to_vec()).ok().filter(|text| text.len() <= 71)?;
     let rest = text.strip_prefix("llmk_")?;
@@ -187,7 +186,7 @@ pub fn key(bytes: &[u8]) -> Option<(String, String)> {
     splits.pop().map(|prefix| (text, prefix))
 }
 
-/// Who holds it.
+/// Returns the holder of the key.
 fn holder(presented: &str) -> Verdict {
     let (_, prefix) = key(presented.as_bytes()).expect("it was one");
     let Some(at) = KEYS.iter().position(|key| key.prefix() == prefix) else {

@@ -1,4 +1,4 @@
-//! Who is there? The same few tenants and keys for every target.
+//! The tenants and keys, the same for every target.
 
 /// A tenant.
 #[derive(Debug)]
@@ -7,7 +7,7 @@ pub struct Tenant {
     pub id: u128,
     /// `tenants.name`.
     pub name: &'static str,
-    /// How the header has it.
+    /// The encoded name in the header.
     pub encoded_name: &'static str,
     /// `tenants.db_schema_name`.
     pub schema: &'static str,
@@ -15,14 +15,14 @@ pub struct Tenant {
     pub status: &'static str,
 }
 
-/// What stands against a key, apart from its tenant.
+/// The state of a key, apart from its tenant.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum State {
-    /// Nothing.
+    /// Valid.
     Live,
-    /// It was taken back.
+    /// Revoked.
     Revoked,
-    /// Its time is over.
+    /// Expired.
     Expired,
 }
 
@@ -33,9 +33,9 @@ pub struct Key {
     pub id: u128,
     /// The whole key.
     pub text: &'static str,
-    /// Whose it is, as a place in [`TENANTS`].
+    /// The tenant, as an index in [`TENANTS`].
     pub tenant: usize,
-    /// What stands against it.
+    /// Its state.
     pub state: State,
 }
 
@@ -52,7 +52,7 @@ impl Key {
     }
 }
 
-/// Two that are served, and one that is not.
+/// Two active tenants and one that is not active.
 pub const TENANTS: [Tenant; 3] = [
     Tenant {
         id: 0xa1,
@@ -65,7 +65,7 @@ pub const TENANTS: [Tenant; 3] = [
     Tenant { id: 0xc3, name: "Idle", encoded_name: "Idle", schema: "tenant_idle", status: "suspended" },
 ];
 
-/// Prefixes that contain one another, secrets that are alike, and the longest key there is.
+/// Prefixes that contain one another, similar secrets, and the longest possible key.
 pub const KEYS: [Key; 7] = [
     Key { id: 1, text: "llmk_live_Secret-0123456789", tenant: 0, state: State::Live },
     Key { id: 2, text: "llmk_live1_Secret-0123456789", tenant: 1, state: State::Live },

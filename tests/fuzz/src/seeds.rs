@@ -1,7 +1,7 @@
-//! What are the targets started with?
+//! The first inputs of the targets.
 //!
-//! Captured requests (`tests/it/fixtures`), as they are and with every key of ours in the
-//! place of the captured one, so that mutation starts from what passes.
+//! Captured requests (`tests/it/fixtures`), unchanged and with each of the known keys instead of the captured one, so
+//! that mutation starts from requests that pass.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,7 @@ use crate::model::KEY_HEADER;
 use crate::people::KEYS;
 use crate::wire;
 
-/// Writes the seeds of a target into the directory that `FUZZ_SEEDS` names, if it names one. libFuzzer reads
-/// them afterwards.
+/// Writes the seeds of a target into the directory in `FUZZ_SEEDS`, if it is set. libFuzzer reads them afterwards.
 pub fn plant(target: &str) {
     let Some(directory) = std::env::var_os("FUZZ_SEEDS").map(PathBuf::from) else { return };
     let seeds = match target {
@@ -28,7 +27,7 @@ pub fn plant(target: &str) {
     }
 }
 
-/// Whole calls as `targets/grpc.rs` puts them together, one as it goes over the wire, and a ping.
+/// Complete calls in the format of `targets/grpc.rs`, one as sent over the network, and a ping.
 fn connections() -> Vec<(String, Vec<u8>)> {
     let raw = wire::call(&requests()[0].1);
     let ping = wire::frame(6, 0, 0, &[7; 8]);
@@ -38,7 +37,7 @@ fn connections() -> Vec<(String, Vec<u8>)> {
     calls.chain(others).collect()
 }
 
-/// What rows and files hold, and how `targets/row.rs` takes it.
+/// Contents of rows and files in the format of `targets/row.rs`.
 const ROWS: [(&str, u8, &str); 7] = [
     ("hash", 0, "$2b$04$su2b.vqz4TpZE4efb02CmOdFIwDrm2LI8KtSjA93JDkMtHMX4hmb2"),
     ("hash-12", 0, "$2y$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232"),
@@ -53,7 +52,7 @@ const ROWS: [(&str, u8, &str); 7] = [
     ("reserved", 3, "pg_catalog"),
 ];
 
-/// Every captured request, and the first of them that is plain with every key of ours.
+/// Every captured request, and the first plain one with every known key.
 fn requests() -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../it/fixtures");
     let mut files: Vec<_> =
@@ -73,7 +72,7 @@ fn requests() -> Vec<(String, Vec<u8>)> {
     all
 }
 
-/// The same request with our header and a key of ours.
+/// Returns the same request with the key header and a known key.
 fn with_key(request: &CheckRequest, key: &str) -> Vec<u8> {
     let mut request = request.clone();
     let http = request.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());

@@ -1,9 +1,9 @@
-//! How does a call look on the wire? As much of HTTP/2 as it takes to begin one (RFC 9113).
+//! The part of HTTP/2 that is needed to start a call (RFC 9113).
 
-/// What a client says first.
+/// The connection preface of a client.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Settings, of which none differs from the default.
+/// Empty settings.
 pub const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 
 /// A frame.
@@ -26,7 +26,7 @@ pub fn check_head(stream: u32) -> Vec<u8> {
     frame(1, 4, stream, &block)
 }
 
-/// A whole call with this message: HEADERS, and DATA in frames as long as they may be.
+/// A complete call with this message: HEADERS, and DATA in frames of maximum size.
 pub fn call(message: &[u8]) -> Vec<u8> {
     let length = u32::try_from(message.len()).expect("a short one").to_be_bytes();
     let framed = [&[0][..], &length, message].concat();

@@ -1,5 +1,5 @@
-//! Does a request pass only if its bytes hold exactly one valid, live key, and is every
-//! answer the one that the model gives?
+//! Checks that a request passes only if its bytes contain exactly one valid, live key, and that every answer equals the
+//! model's.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -55,7 +55,7 @@ fn holds(response: &CheckResponse, bytes: &[u8], expected: Expected) {
         }
         other => panic!("{reason}: {other:?}"),
     }
-    // Who it is comes out only for the one who has proven it.
+    // The identity is revealed only after the proof.
     for tenant in &TENANTS {
         let id = Uuid::from_u128(tenant.id).to_string();
         let named = bytes.windows(id.len()).any(|window| window == id.as_bytes());

@@ -1,8 +1,8 @@
-//! Can anything that is sent to the port stop the server, stall it, or get it to name a
-//! tenant to somebody who has no key of his?
+//! Checks that no bytes sent to the port can stop the server, stall it, or make it reveal a tenant to a client without
+//! its key.
 //!
-//! The first byte says what is put before the rest: nothing, the preface of HTTP/2, or that
-//! and the head of a Check, so that what follows is where messages stand.
+//! The first byte selects what precedes the rest: nothing, the preface of HTTP/2, or the preface and the head of a
+//! Check, so that the rest is in the position of messages.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-/// Far longer than anything takes; what is not over by then hangs.
+/// A timeout that only a hanging server reaches.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 static SERVED: LazyLock<Served> = LazyLock::new(Served::start);
@@ -41,17 +41,17 @@ fuzz_target!(init: seeds::plant("grpc"), |bytes: &[u8]| {
     }
 });
 
-/// Sends everything, says that there is no more, and reads to the end.
+/// Sends everything, closes the writing side, and reads to the end.
 async fn exchange(sent: &[u8]) -> Vec<u8> {
     let mut stream = UnixStream::connect(&SERVED.socket).await.expect("it listens");
     let (mut from, mut to) = stream.split();
     let mut answer = Vec::new();
     let write = async {
-        // It may hang up before it has read everything, or before it hears that this is all.
+        // The server may close the connection before it has read everything.
         let _ = to.write_all(sent).await;
         let _ = to.shutdown().await;
     };
-    // A reset is an end, too.
+    // A reset counts as an end.
     let (_, _) = tokio::join!(write, from.read_to_end(&mut answer));
     answer
 }

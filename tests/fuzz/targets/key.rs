@@ -1,4 +1,4 @@
-//! Does the parser accept exactly the grammar?
+//! Checks that the parser accepts exactly the grammar.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -22,7 +22,7 @@ fuzz_target!(init: seeds::plant("key"), |bytes: &[u8]| {
         (ours, theirs) => panic!("{}: {ours:?}, not {theirs:?}", bytes.escape_ascii()),
     }
     if let Ok(text) = std::str::from_utf8(bytes) {
-        // A stored prefix is one that some key could have.
+        // A valid stored prefix is the prefix of some key.
         assert_eq!(
             is_stored_prefix(text),
             model::key(format!("{text}_12345678").as_bytes()).is_some_and(|key| key.1 == text)

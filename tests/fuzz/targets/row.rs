@@ -1,6 +1,6 @@
-//! Does what a row of the database, or the file of peppers, holds do no harm?
+//! Checks that no content of a database row or of the file of peppers does harm.
 //!
-//! The first byte says what the rest is taken for.
+//! The first byte selects how the rest is interpreted.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -38,7 +38,7 @@ fuzz_target!(init: seeds::plant("row"), |bytes: &[u8]| {
     }
 });
 
-/// `hashed_key`: exactly what bcrypt could have written at a cost that we pay for.
+/// `hashed_key`: exactly the hashes that bcrypt can write at an accepted cost.
 fn hash(text: &str) {
     let parsed = SecretHash::parse(text);
     assert_eq!(parsed.is_some(), is_hash(text), "{text:?}");
@@ -46,7 +46,7 @@ fn hash(text: &str) {
     assert_eq!(hash.text().as_str(), text);
     assert!(!format!("{hash:?}").contains(&text[7..]));
     if text[4..6] == *"04" {
-        // What passes is never an error of bcrypt's, which would be a fault and not a no.
+        // An accepted hash never causes an error of bcrypt, which would be a fault instead of a rejection.
         bcrypt::non_truncating_verify(KEY, text).expect("a hash");
     }
 }
@@ -70,7 +70,7 @@ fn record() -> KeyRecord {
     KeyRecord { id, tenant_id, prefix, hash, expires_at: ExpiresAt::NEVER, revoked: false }
 }
 
-/// `key_memo`: of all memos, one belongs to this row and lets this key pass.
+/// `key_memo`: exactly one memo belongs to this row and accepts this key.
 fn memo(text: &str) {
     let Some(memo) = Memo::parse(text) else { return };
     assert_eq!(memo.to_string(), text);
@@ -83,15 +83,15 @@ fn memo(text: &str) {
     assert_eq!(known, text == genuine.to_string());
 }
 
-/// What is said of a file of peppers, without the numbers: nothing of the file is in it.
+/// The errors about a file of peppers, without numbers. They contain nothing of the file.
 const REFUSALS: [&str; 4] = [
-    "line  is no pepper ( bytes in baseurl): `tenantgate pepper new` makes one",
-    "has no pepper in it: `tenantgate pepper new` makes one",
-    "has  peppers, more than : remove the old ones",
-    "has the same pepper twice",
+    "line  is not a valid pepper ( bytes in baseurl): create one with `tenantgate pepper new`",
+    "contains no pepper: create one with `tenantgate pepper new`",
+    "contains  peppers, at most  are allowed: remove old ones",
+    "contains the same pepper twice",
 ];
 
-/// A file of peppers: read as it would be written again, or refused without repeating it.
+/// A file of peppers: parsing and writing it gives the same peppers, or an error that does not repeat it.
 fn peppers(text: &str) {
     match Pepper::parse_all(text) {
         Ok(peppers) => {
@@ -107,7 +107,7 @@ fn peppers(text: &str) {
     }
 }
 
-/// The words of a tenant.
+/// The text columns of a tenant.
 fn words(text: &str) {
     assert_eq!(TenantStatus::parse(text).as_str(), text);
     let bytes = text.as_bytes();

@@ -1,4 +1,4 @@
-//! Whose tables: the pinned schema, schemas of tenants, shapes of adopted tables.
+//! Tables of other programs: the pinned schema, schemas of tenants, shapes of adopted tables.
 
 use super::{KEY, PLAIN, postgres_with, rows};
 use crate::support::cli::run_in;

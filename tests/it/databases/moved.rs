@@ -1,4 +1,4 @@
-//! Databases that were dumped and restored, replicated, promoted.
+//! Databases that were dumped and restored, replicated, or promoted.
 
 use super::{KEY, PLAIN, count, rows};
 use crate::support::link::Link;

@@ -1,4 +1,4 @@
-//! How a database is reached: URLs, passwords, poolers, locks.
+//! Ways to reach a database: URLs, passwords, poolers, locks.
 
 use std::time::Instant;
 
@@ -150,8 +150,8 @@ fn a_command_gives_up_on_a_lock_and_names_who_holds_it() {
     world.db.cli(&["tenant", "list", "--lock-timeout", "0s"]).usage();
 }
 
-/// A poll costs what has changed, whatever the planner believes of the log. Time of the processor, not of the clock: the
-/// machine may be busy.
+/// A poll costs what has changed, whatever the planner believes of the log. Time of the processor, not of the clock:
+/// the machine may be busy.
 #[test]
 fn a_poll_is_as_cheap_with_a_long_log_as_with_none() {
     let Some(world) = World::on(Backend::Postgres) else { return };

@@ -1,20 +1,20 @@
-//! Is every answer one that could be given? A pure function of what was answered and what was true.
+//! A pure function that checks each answer against the history of the database.
 //!
-//! An answer rests on the database as of some instant, and on how old the server knows its
-//! knowledge to be. Neither can be seen from outside, but both have bounds: the instant is
-//! not before the last look that a server must have had, and not after the answer was
-//! received. What no instant within these bounds explains is wrong:
+//! An answer depends on the state of the database at some instant, and on the age of the server's data. Neither is
+//! visible from outside, but both are bounded: the instant is not before the last poll that the server must have made,
+//! and not after the answer was received. An answer is wrong if no instant within these bounds explains it:
 //!
-//! - a key allowed that was nowhere in the bounds valid, refused that was everywhere in them valid;
-//! - a known key told 503 by a server that may not be too old to know, or told anything else by one that must be;
-//! - an unknown key told 401 by a server that must be stale, 503 by one that cannot be, or allowed;
-//! - an answer from before a transaction, asked for after an answer from after it: a torn view, or one gone back.
+//! - a key was allowed that was valid at no instant within the bounds, or rejected although it was valid at all of
+//!   them;
+//! - a known key got 503 although the data cannot be too old, or another answer although it must be;
+//! - an unknown key got 401 although the data must be stale, 503 although it cannot be, or was allowed;
+//! - an answer from before a transaction, requested after an answer from after it: a torn or reverted snapshot.
 
 use std::time::Duration;
 
 use super::history::{At, By, History, Outage, Sort, Span, Transaction, Version};
 
-/// One question and its answer.
+/// One Check and its answer.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) key: &'static str,
@@ -24,35 +24,35 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// How long the caller waited.
+    /// The time that the caller waited.
     pub(super) fn took(&self) -> Duration {
         self.received.saturating_sub(self.sent)
     }
 }
 
-/// How late a healthy server may know of a commit. A tenth of that is promised; the rest is for a loaded machine.
+/// The maximum delay after a commit on a healthy server. A tenth of it is promised; the rest is for a loaded machine.
 pub(super) const SLACK: Duration = Duration::from_secs(1);
 
-/// Without a good look for this long a server is stale.
+/// The age from which a server's data is stale.
 const STALE_AFTER: Duration = Duration::from_secs(1);
 
-/// After a lost session two seconds are promised; the rest is for a loaded machine.
+/// After a lost session, two seconds are promised; the rest is for a loaded machine.
 pub(super) const RECOVERY: Duration = Duration::from_secs(3);
 
-/// What is told without knowing anything.
+/// Answers that need no data.
 const ALWAYS: [&str; 3] = ["401 missing", "401 malformed", "200 public"];
 
 const UNKNOWN: &str = "401 unknown";
 const UNAVAILABLE: &str = "503 unavailable";
 
-/// Every answer that cannot be explained, in words.
+/// Returns a description of every answer that cannot be explained.
 pub(super) fn judge(history: &History, log: &[Entry]) -> Vec<String> {
     let unexplained = log.iter().filter_map(|entry| explain(history, entry).err());
     let torn = history.transactions.iter().filter_map(|change| goes_back(history, log, change));
     unexplained.chain(torn).collect()
 }
 
-/// How long after its commit the last answer from before a transaction was received.
+/// Returns the time from the commit to the last answer from before it.
 pub(super) fn lateness(history: &History, log: &[Entry], change: &Transaction) -> Duration {
     let &(key, version) = change.first().expect("a transaction changes something");
     let committed = history.lives[key][version].since.end;
@@ -60,7 +60,7 @@ pub(super) fn lateness(history: &History, log: &[Entry], change: &Transaction) -
     before.map(|entry| entry.received.saturating_sub(committed)).max().unwrap_or_default()
 }
 
-/// How old the knowledge behind an answer can be.
+/// The possible age of the data behind an answer.
 struct Age {
     least: Duration,
     most: Duration,
@@ -68,12 +68,12 @@ struct Age {
 
 /// The bounds of an answer.
 struct Bounds {
-    /// The database as of no earlier than this.
+    /// The earliest possible state of the database.
     from: At,
     age: Age,
 }
 
-/// How late a healthy server may know while the machine is as it was at that time.
+/// Returns the maximum delay on a healthy server, given the pauses of the machine at that time.
 fn slack(history: &History, sent: At, received: At) -> Duration {
     let near = |stall: &&Span| stall.begin <= received && sent <= stall.end + SLACK;
     let stalls = history.stalls.iter().filter(near).map(|stall| stall.end.saturating_sub(stall.begin));
@@ -108,13 +108,13 @@ fn age_in(outage: &Outage, sent: At, received: At, slack: Duration) -> Age {
     }
 }
 
-/// When it was asked at the earliest: a process that stands still reads nothing.
+/// Returns the earliest time at which the Check was read: a paused process reads nothing.
 fn asked(history: &History, entry: &Entry) -> At {
     let still = |stop: &&Span| stop.begin <= entry.sent && entry.sent < stop.end;
     history.stops.iter().find(still).map_or(entry.sent, |stop| stop.end)
 }
 
-/// The versions of a key that an answer may rest on, by number.
+/// Returns the versions of a key that may explain an answer, by number.
 fn possible<'a>(
     history: &'a History,
     entry: &'a Entry,
@@ -149,7 +149,7 @@ fn explain(history: &History, entry: &Entry) -> Result<(), String> {
     ))
 }
 
-/// Whether a server can be, and has to be, what the word says.
+/// Whether a server may be, and must be, in a state.
 #[derive(Debug)]
 struct Told {
     may: bool,
@@ -172,7 +172,7 @@ enum Side {
     After,
 }
 
-/// On which side of a transaction an answer is, if that can be told.
+/// Returns on which side of a transaction an answer is, if that is known.
 fn side(history: &History, entry: &Entry, change: &Transaction) -> Option<Side> {
     let (_, made) = change.iter().find(|(key, _)| *key == entry.key)?;
     let Bounds { from, .. } = bounds(history, asked(history, entry), entry.received);
@@ -205,7 +205,7 @@ mod tests {
         Span { begin: ms(begin), end: ms(end) }
     }
 
-    /// Two keys that are revoked together after ten seconds, one that never changes, and one that nobody has.
+    /// Two keys that are revoked together after ten seconds, one that never changes, and an unknown one.
     fn history() -> History {
         let rows = [("a", "200 ok"), ("b", "200 ok"), ("steady", "200 ok"), ("nobody", UNKNOWN)];
         let mut history = History::of(MAX_STALENESS, &rows);
@@ -217,7 +217,7 @@ mod tests {
         Entry { key, sent: ms(sent), received: ms(received), row: row.to_owned() }
     }
 
-    /// What a server without fault answers: everything at once, and the revocation 40 ms after its commit.
+    /// The answers of a healthy server: the revocation applies 40 ms after its commit.
     fn honest() -> Vec<Entry> {
         let answers = (0..2_000_u64).flat_map(|number| {
             let sent = number * 10;
@@ -228,7 +228,7 @@ mod tests {
         answers.collect()
     }
 
-    /// What is wrong with the honest log when one of its answers is another.
+    /// Returns the findings about the healthy log after one answer was replaced.
     #[track_caller]
     fn caught(history: &History, key: &str, sent: u64, row: &str) {
         let mut log = honest();
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(change(beside).len(), 0, "at the same time is no order");
     }
 
-    /// The database is out of reach from 9.5 to 20 s, so the revocation is in it.
+    /// The database is unreachable from 9.5 to 20 s, which includes the revocation.
     fn with_outage(sort: Sort) -> History {
         let mut history = history();
         history.outage(sort, act(9_500, 9_510));

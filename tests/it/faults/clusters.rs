@@ -1,4 +1,4 @@
-//! What if Postgres itself dies, restarts, or is another one of its kind?
+//! Faults of Postgres itself: it dies, restarts, or is replaced by another server.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::play::{Plan, Play, cast_sql, set};
 use crate::support::postgres::Cluster;
 use crate::support::{Backend, Database, PATIENCE, World, eventually};
 
-/// A cluster of the play's own, and a database in it with nobody there yet.
+/// A private cluster with an empty database.
 fn own() -> Option<(Cluster, Database)> {
     let cluster = Cluster::private()?;
     cluster.admin("CREATE DATABASE own");
@@ -20,7 +20,7 @@ fn own_in(cluster: &Cluster) -> Database {
     Database::at(Backend::Postgres, &cluster.url("own"))
 }
 
-/// It went away, and this is how it comes back; a revocation went just before it.
+/// The cluster stops right after a revocation, and comes back in this way.
 fn goes_and_comes(play: &mut Play, database: &Database, go: impl FnOnce(), come: impl FnOnce()) {
     play.revoke("victim");
     play.fault(Sort::Cut, |_| go());
@@ -50,7 +50,7 @@ fn postgres_is_restarted_in_order() {
     play.ends("Postgres restarted");
 }
 
-/// Until the standby has everything that the primary has.
+/// Waits until the standby has everything from the primary.
 fn catches_up(primary: &Database, standby: &Database) {
     let end = primary.text("SELECT pg_current_wal_lsn()::text").expect("a position");
     let there = format!("SELECT (pg_last_wal_replay_lsn() >= '{end}')::text");
@@ -84,7 +84,7 @@ fn a_standby_takes_over_with_everything() {
     play.ends("failover with everything");
 }
 
-/// The standby follows nobody any more.
+/// The standby has no primary any more.
 fn falls_behind(standby: &Cluster) {
     standby.admin("ALTER SYSTEM SET primary_conninfo = ''");
     standby.admin("SELECT pg_reload_conf()");
@@ -104,7 +104,7 @@ fn a_standby_takes_over_without_the_last_revocation() {
     falls_behind(&standby);
     play.revokes_and_sees("victim");
     play.fault(Sort::Cut, |_| primary.kill());
-    // What the new primary says is the truth, and it knows of no revocation.
+    // The new primary counts, and it has no revocation.
     let (takes_over, ()) = play.act(|play| {
         standby.admin("SELECT pg_promote()");
         play.link.lead_to(standby.port());
@@ -131,7 +131,7 @@ fn the_address_leads_to_a_blank_database_and_to_a_strangers() {
     play.revoke("victim");
     play.says("ERROR", "the database schema is at version 0");
     play.shows("nobody", "503 unavailable");
-    // The strangers have keys with the same names: revoked is what is valid here, and the other way round.
+    // The foreign database has keys with the same prefixes: revoked ones are valid here, and the reverse.
     let theirs = Database::at(Backend::Postgres, &strangers.url(world.db.name()));
     theirs.cli(&["migrate"]).ok();
     theirs.sql(&format!(

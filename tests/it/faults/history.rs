@@ -1,7 +1,7 @@
-//! What was true when? Every change of validity, and every time somebody was cut off.
+//! The history of a play: every change of validity, and every loss of the connection.
 //!
-//! An act has an instant before it and one after it, between which it took effect: nobody
-//! can tell more exactly when a commit was one. All instants count from the start of a play.
+//! An act has an instant before it and one after it, and took effect in between, because the time of a commit is not
+//! known more precisely. All instants count from the start of the play.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 /// An instant of a play.
 pub(super) type At = Duration;
 
-/// From just before an act to just after it.
+/// The interval from just before an act to just after it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     pub(super) begin: At,
@@ -17,11 +17,11 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// What has not happened.
+    /// An act that has not happened.
     pub(super) const NEVER: Self = Self { begin: At::MAX, end: At::MAX };
 }
 
-/// What a key is from an act on, as the row of the answers it gets.
+/// The state of a key after an act, as the row of its answers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Version {
     pub(super) row: &'static str,
@@ -29,16 +29,16 @@ pub(super) struct Version {
     pub(super) by: By,
 }
 
-/// What brings a version about.
+/// The cause of a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum By {
-    /// A commit, of which a server hears.
+    /// A commit.
     Commit,
-    /// The clock, which needs no database.
+    /// The clock: an expiry.
     Clock,
 }
 
-/// A time in which a server may not know, or cannot know, what the database says.
+/// A time in which a server may not, or cannot, read the database.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Outage {
     pub(super) sort: Sort,
@@ -48,34 +48,34 @@ pub(super) struct Outage {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sort {
-    /// Nothing was ever loaded, and nothing can be.
+    /// Nothing was loaded yet, and nothing can be loaded.
     Unloaded,
-    /// No look at the database can be good.
+    /// No poll can succeed.
     Cut,
-    /// A look may be good or not.
+    /// A poll may succeed or fail.
     Doubtful,
 }
 
-/// The keys changed by one transaction, and which of their versions it made.
+/// The keys changed by one transaction, with the versions that it created.
 pub(super) type Transaction = Vec<(&'static str, usize)>;
 
-/// Everything that was done.
+/// All acts.
 #[derive(Clone, Debug)]
 pub(super) struct History {
     pub(super) max_staleness: Duration,
     pub(super) lives: BTreeMap<&'static str, Vec<Version>>,
     pub(super) transactions: Vec<Transaction>,
     pub(super) outages: Vec<Outage>,
-    /// When the process of the server stood still: from when it surely did until it might not any more.
+    /// Pauses of the server process: from when it was certainly paused until it may have continued.
     pub(super) stops: Vec<Span>,
-    /// When nobody on this machine got anything done.
+    /// Pauses of the machine.
     pub(super) stalls: Vec<Span>,
-    /// When the server was told to go.
+    /// When the server was told to stop.
     pub(super) goodbye: Option<At>,
 }
 
 impl History {
-    /// Nothing happened yet.
+    /// An empty history.
     pub(super) fn of(max_staleness: Duration, rows: &[(&'static str, &'static str)]) -> Self {
         let since = Span { begin: At::ZERO, end: At::ZERO };
         let life = |&(key, row)| (key, vec![Version { row, since, by: By::Commit }]);
@@ -90,7 +90,7 @@ impl History {
         }
     }
 
-    /// One transaction made these keys what their rows say.
+    /// Records a transaction that set these keys to these rows.
     pub(super) fn commit(&mut self, since: Span, changes: &[(&'static str, &'static str)]) {
         let transaction = changes.iter().map(|&(key, row)| (key, self.change(key, row, since, By::Commit)));
         let transaction = transaction.collect();
@@ -104,12 +104,12 @@ impl History {
         life.len() - 1
     }
 
-    /// The database is out of reach from an act on.
+    /// Records that the database is unreachable from an act on.
     pub(super) fn outage(&mut self, sort: Sort, begins: Span) {
         self.outages.push(Outage { sort, begins, ends: Span::NEVER });
     }
 
-    /// And in reach again.
+    /// Records that it is reachable again.
     pub(super) fn outage_ends(&mut self, ends: Span) {
         let open = self.outages.last_mut().filter(|outage| outage.ends.begin == At::MAX);
         open.expect("an outage that goes on").ends = ends;

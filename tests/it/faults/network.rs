@@ -1,4 +1,4 @@
-//! What if the network to the database breaks, in every way in which networks do?
+//! Faults of the network to the database, in every way in which networks fail.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use super::play::{Plan, Play};
 use crate::support::link::Link;
 use crate::support::{Backend, PATIENCE, World, eventually};
 
-/// Long enough to be stale, and short of any bound.
+/// Long enough for stale data, and below all limits.
 const A_WHILE: Duration = Duration::from_millis(2_500);
 
-/// Cuts the wire this way, changes what there is to change meanwhile, and mends it.
+/// Breaks the link in this way, makes changes meanwhile, and restores it.
 fn cut_off_and_back(play: &mut Play, cut: impl FnOnce(&Link)) {
     play.cut_off(cut);
     play.revoke("victim");
@@ -97,7 +97,7 @@ fn the_network_takes_five_seconds() {
     assert!(slowest < Some(Duration::from_secs(1)), "a request waits for the database: {slowest:?}");
 }
 
-/// A look takes two latencies, and its age counts from when it was asked for: far from a second.
+/// A poll takes two round trips, and its age counts from its start: far below a second.
 #[test]
 fn the_network_takes_a_tenth_of_a_second() {
     let Some(world) = World::on(Backend::Postgres) else { return };
@@ -115,7 +115,7 @@ fn the_network_takes_a_tenth_of_a_second() {
 fn the_network_breaks_in_the_middle_of_a_message() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
-    // In a look at what changed, in the handshake, and in a look at everything.
+    // During a poll, during the handshake, and during a load.
     for bytes in [20, 300, 1_500, 3_000] {
         play.fault(Sort::Doubtful, |play| play.link.tear(bytes));
         play.revoke("victim");
@@ -132,7 +132,7 @@ fn the_network_breaks_in_the_middle_of_a_message() {
     play.ends("torn messages");
 }
 
-/// The connections that tenantgate has to this database, and the files that the server has open.
+/// Returns the number of tenantgate's connections to this database, and of the server's open files.
 fn held(world: &World, play: &Play) -> (usize, usize) {
     let sessions = "SELECT pid::text FROM pg_stat_activity
         WHERE application_name = 'tenantgate' AND datname = current_database()";
@@ -157,7 +157,7 @@ fn the_network_comes_and_goes() {
     play.mend(|_| ());
     play.revokes_and_sees("victim");
     play.shows("nobody", "401 unknown");
-    // One follows the changes; another may be there for a moment, to announce the server.
+    // One polls for changes; another may exist briefly for the heartbeat.
     eventually("no session and no file is left behind", PATIENCE, || match held(&world, &play) {
         (sessions, files) if sessions <= 2 && files <= files_before + 1 => Ok(()),
         seen => Err((seen, files_before)),

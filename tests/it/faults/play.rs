@@ -1,8 +1,7 @@
-//! How is a fault played? A server behind a wire, traffic all the time, and a record of what was done.
+//! Runs a fault: a server behind a link, constant traffic, and a record of all acts.
 //!
-//! A play keeps the history of its database while it makes it: every act goes through
-//! [`Play`], which takes the instants before and after. At the end [`Play::ends`] hands log
-//! and history to the checker, which knows nothing of how they came about.
+//! A play records the history of its database: every act goes through [`Play`], which takes the instants before and
+//! after. At the end, [`Play::ends`] passes log and history to the checker, which does not know how they were created.
 
 use std::sync::LazyLock;
 use std::thread::sleep;
@@ -19,7 +18,7 @@ use crate::support::link::Link;
 use crate::support::world::quick_hash;
 use crate::support::{Ask, Database, PATIENCE, Server, eventually, tell};
 
-/// Everybody who is asked for, and the row they have when the play begins.
+/// All keys of a play, with their rows at its start.
 const CAST: [(&str, &str); 14] = [
     ("steady", "200 ok"),
     ("victim", "200 ok"),
@@ -37,7 +36,7 @@ const CAST: [(&str, &str); 14] = [
     ("nothing", "401 missing"),
 ];
 
-/// The keys that are in the database, and whose they are.
+/// The keys in the database, with their tenants.
 const KEYS: [(&str, &str); 10] = [
     ("steady", "calm"),
     ("steady2", "calm"),
@@ -51,16 +50,16 @@ const KEYS: [(&str, &str); 10] = [
     ("asleep", "asleep"),
 ];
 
-/// How long `brief` lives: it expires in the middle of most plays.
+/// The lifetime of `brief`, which expires in the middle of most plays.
 const BRIEF: Duration = Duration::from_secs(4);
 
-/// Between the clock of the machine and the instants of a play.
+/// Converts between the clock of the machine and the instants of a play.
 const CLOCKS: Duration = Duration::from_millis(50);
 
-/// What `serve` lets pass as long as nobody says otherwise; no play takes as long.
+/// The default of `--max-staleness`, which no play reaches.
 const MAX_STALENESS: Duration = Duration::from_mins(5);
 
-/// A play with fewer answers proves nothing.
+/// The minimum number of answers for a meaningful play.
 const ENOUGH: usize = 500;
 
 fn text(key: &str) -> String {
@@ -85,7 +84,7 @@ fn ask(key: &str) -> Ask {
     }
 }
 
-/// Statements that put the cast into tables that are there.
+/// Statements that insert the keys and tenants of a play.
 pub(super) fn cast_sql() -> String {
     let mut sql = "INSERT INTO tenants (name, db_schema_name, status) VALUES ('Calm', 'calm', 'active'),
         ('Fickle', 'fickle', 'active'), ('Doomed', 'doomed', 'active'), ('Asleep', 'asleep', 'suspended');"
@@ -97,7 +96,7 @@ pub(super) fn cast_sql() -> String {
     [sql, set("revoked", "revoked_at = now()"), set("brief", &expires)].join(";")
 }
 
-/// The statement that puts a key into the table.
+/// The statement that inserts a key.
 pub(super) fn insert(key: &str, tenant: &str) -> String {
     format!(
         "INSERT INTO api_keys (hashed_key, key_prefix, tenant_id)
@@ -111,7 +110,7 @@ pub(super) fn set(key: &str, what: &str) -> String {
     format!("UPDATE api_keys SET {what} WHERE key_prefix = 'llmk_play-{key}'")
 }
 
-/// How a play begins.
+/// The options of a play.
 pub(super) struct Plan<'a> {
     database: &'a Database,
     max_staleness: Duration,
@@ -119,7 +118,7 @@ pub(super) struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// On a database whose tables are there and where nobody of the cast is.
+    /// On a database with tables and without the keys of a play.
     pub(super) fn on(database: &'a Database) -> Self {
         database.sql(&cast_sql());
         Self { database, max_staleness: MAX_STALENESS, user: None }
@@ -130,28 +129,28 @@ impl<'a> Plan<'a> {
         Self { max_staleness, ..self }
     }
 
-    /// Nobody expires while this is played.
+    /// Without a key that expires.
     pub(super) fn nobody_expires(self) -> Self {
         self.database.sql(&set("brief", "expires_at = now() + interval '1 hour'"));
         self
     }
 
-    /// The server comes as this role, and not as the owner of the tables.
+    /// The server uses this role instead of the owner of the tables.
     pub(super) fn user(self, user: &str) -> Self {
         Self { user: Some(user.to_owned()), ..self }
     }
 
-    /// Starts the server and waits until it is ready and every answer is what it should be.
+    /// Starts the server and waits until it is ready and all answers are right.
     pub(super) fn begin(self) -> Play {
         let play = self.open(|_| (), wait_until_fresh);
         for (key, row) in CAST.iter().filter(|(key, _)| *key != "brief") {
-            // Whoever proves a key first waits for bcrypt; the play begins when all are proven.
+            // First proofs wait for bcrypt; the play starts when all keys are proven.
             play.shows(key, row);
         }
         play
     }
 
-    /// Does something to the wire, starts the server, and lets it find out.
+    /// Breaks the link, then starts the server.
     pub(super) fn begin_with(self, fault: impl FnOnce(&Link)) -> Play {
         let mut play = self.open(fault, |_| ());
         let start = Span { begin: Duration::ZERO, end: Duration::ZERO };

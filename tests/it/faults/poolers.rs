@@ -1,4 +1,4 @@
-//! What if a pooler in transaction mode stands behind the address? It is not the database.
+//! Faults by a pooler in transaction mode at the address of the database.
 
 use std::time::Duration;
 

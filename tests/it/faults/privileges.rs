@@ -1,4 +1,4 @@
-//! What if the database shows less than it has? It is not believed, and said aloud.
+//! Faults by a database that shows fewer rows than it has: the server does not use the data, and logs it.
 
 use std::time::Duration;
 

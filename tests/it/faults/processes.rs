@@ -1,4 +1,4 @@
-//! What if a process is stopped, held still, or cut off from the other one by an administrator?
+//! Faults of processes: one is stopped, paused, or its sessions are terminated by an administrator.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::history::{Sort, Span};
 use super::play::Plan;
 use crate::support::{Ask, Backend, PATIENCE, Server, World, eventually, runtime, wait};
 
-/// How long a server may take to go.
+/// The maximum duration of a stop.
 const GOODBYE: Duration = Duration::from_secs(10);
 
 /// Many callers who wait for the first proof of a key; everybody's question has reached the server.

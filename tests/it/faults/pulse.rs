@@ -1,7 +1,6 @@
-//! Does the machine run at all? A thread that only sleeps, and writes down when it slept too long.
+//! Detects pauses of the machine, with a thread that only sleeps and records when it slept too long.
 //!
-//! Where many share a machine it can stand still for a second. That is nobody's fault, and
-//! nothing that a server does in a second can be asked of it then.
+//! A shared machine can pause for a second. Tests must not expect a server to act within such a pause.
 
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{JoinHandle, spawn};

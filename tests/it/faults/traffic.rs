@@ -1,7 +1,7 @@
-//! Who asks all the time? Callers that go on whatever happens, and write down what they got.
+//! Callers that send Checks continuously and record the answers.
 //!
-//! Each asks for one key after the other and waits for the answer before the next, over
-//! one of two connections, as two Envoys would; so what one caller sees is in order.
+//! Each presents one key after the other and waits for the answer before the next, over one of two connections, like
+//! two Envoys. The answers of one caller are therefore in order.
 
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -1,4 +1,4 @@
-//! What if writers do what writers do? Late, in masses, taken back, and without a word.
+//! Faults by writers: late commits, mass changes, rollbacks, and writes without notification.
 
 use std::time::Duration;
 
@@ -203,7 +203,7 @@ fn a_table_is_locked() {
     play.ends("a locked table");
 }
 
-/// A look that waited for a lock must not take the time of its waiting for the database's clock.
+/// A poll that waited for a lock must not count the wait as a difference of the clocks.
 #[test]
 fn a_look_waits_while_a_key_is_about_to_expire() {
     let Some(world) = World::on(Backend::Postgres) else { return };

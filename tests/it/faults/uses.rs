@@ -1,7 +1,6 @@
-//! What if uses of keys cannot be written down? Nobody waits for that, and none is lost.
+//! Checks that no request waits, and no use is lost, while uses of keys cannot be written.
 //!
-//! A server that runs inside of the tests, because it writes down every tenth of a second
-//! here what takes it half a minute otherwise.
+//! The server runs inside the test process, with a flush interval of 100 ms instead of half a minute.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,10 +17,10 @@ use super::traffic::Traffic;
 use crate::support::link::free_port;
 use crate::support::{Ask, Backend, Client, PATIENCE, World, eventually, runtime, tell, wait};
 
-/// How often uses are written down here.
+/// The flush interval in these tests.
 const OFTEN: Duration = Duration::from_millis(100);
 
-/// A server that is told to go when this is dropped.
+/// A server that stops when this is dropped.
 struct Inside {
     address: String,
     stop: Option<oneshot::Sender<()>>,
@@ -54,7 +53,7 @@ impl Drop for Inside {
     }
 }
 
-/// When a key was last used, as the database has it, in microseconds.
+/// Returns `last_used_at` of a key in microseconds.
 fn last_use(world: &World, prefix: &str) -> i64 {
     let sql = format!(
         "SELECT (extract(epoch FROM coalesce(last_used_at, 'epoch')) * 1e6)::bigint::text FROM api_keys
@@ -63,12 +62,12 @@ fn last_use(world: &World, prefix: &str) -> i64 {
     world.db.text(&sql).and_then(|micros| micros.parse().ok()).expect("a number")
 }
 
-/// Uses `other` once while something is in the way, lets that go on for a while, and waits until the use is there.
+/// Uses `other` once during a fault, waits a while, ends the fault, and waits until the use is written.
 fn a_use_outlives(world: &World, client: &Client, hinder: impl FnOnce(), clear: impl FnOnce()) {
     let before = last_use(world, &world.other.prefix);
     hinder();
     assert_eq!(client.check(Ask::with_key(&world.other.text)).row(), "200 ok");
-    // Long enough for several tries to fail.
+    // Long enough for several failed attempts.
     std::thread::sleep(Duration::from_millis(1_500));
     assert_eq!(last_use(world, &world.other.prefix), before, "there was something in the way");
     clear();

@@ -1,4 +1,4 @@
-//! What if the caller speaks no gRPC, or speaks it wrongly? Rows 34 and 37.
+//! Callers that do not speak gRPC, or speak it incorrectly: rows 34 and 37.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -12,19 +12,19 @@ use tenantgate::ext_authz::proto::envoy::service::auth::v3::CheckResponse;
 use crate::support::client::SERVICE;
 use crate::support::{Ask, PATIENCE, Server, World, runtime, wait};
 
-/// The rows of the catalogue that are asked about here.
+/// The rows of the catalogue in this file.
 pub(super) const NUMBERS: [u8; 2] = [34, 37];
 
-/// What came back on a stream.
+/// The response on a stream.
 #[derive(Debug)]
 struct Reply {
-    /// From the trailers; from the headers, where there is nothing else.
+    /// From the trailers, or from the headers if there are no trailers.
     grpc_status: Option<String>,
     body: Vec<u8>,
 }
 
 impl Reply {
-    /// Whether Envoy would let the request pass by it: a message whose code is 0.
+    /// Whether Envoy would pass the request: a message with code 0.
     fn allows(&self) -> bool {
         let message = self.body.get(5..).and_then(|message| CheckResponse::decode(message).ok());
         message.is_some_and(|answer| answer.status.unwrap_or_default().code == 0)
@@ -32,7 +32,7 @@ impl Reply {
     }
 }
 
-/// A connection that can send anything that HTTP/2 can say.
+/// A connection that can send any HTTP/2.
 struct Raw(SendRequest<Bytes>);
 
 impl Raw {
@@ -56,7 +56,7 @@ async fn exchange(send: SendRequest<Bytes>, request: Request<()>, body: Vec<u8>)
     let mut send = send.ready().await?;
     let connect = request.method() == Method::CONNECT;
     let (response, mut stream) = send.send_request(request, false)?;
-    // The server may have made up its mind before it has read everything.
+    // The server may answer before it has read everything.
     let _ = stream.send_data(body.into(), !connect);
     let response = response.await?;
     let status = |headers: &HeaderMap| {
@@ -72,7 +72,7 @@ async fn exchange(send: SendRequest<Bytes>, request: Request<()>, body: Vec<u8>)
     Ok(Reply { grpc_status: late.or(early), body })
 }
 
-/// A Check as Envoy sends it, to be spoiled.
+/// A Check as Envoy sends it, to be broken.
 fn check() -> http::request::Builder {
     Request::builder()
         .method(Method::POST)
@@ -81,7 +81,7 @@ fn check() -> http::request::Builder {
         .header("te", "trailers")
 }
 
-/// A message with the head that gRPC gives it.
+/// Adds the gRPC prefix to a message.
 fn framed(compressed: u8, length: usize, message: &[u8]) -> Vec<u8> {
     let length = u32::try_from(length).expect("four bytes").to_be_bytes();
     [&[compressed][..], &length, message].concat()
@@ -116,7 +116,7 @@ fn row_34_a_frame_that_is_not_what_its_head_says_is_an_error() {
         assert!(!reply.allows(), "{what}: {reply:?}");
         assert!(!["0", ""].contains(&reply.grpc_status.as_deref().unwrap_or_default()), "{what}: {reply:?}");
     }
-    // Which of two messages counts nobody can say, so neither may let the other pass.
+    // With two messages it is undefined which one counts, so the call must not pass.
     let nobody = plain(&Ask::get("/v1").bytes());
     let reply = raw.send(check().body(()).expect("valid"), [nobody, plain(&public)].concat());
     assert!(!reply.is_ok_and(|reply| reply.allows()), "two messages");
@@ -162,7 +162,7 @@ fn row_37_what_is_no_call_of_grpc_lets_nobody_pass() {
         ("JSON", of_type("application/json"), b"{}".to_vec()),
         ("a form", of_type("application/x-www-form-urlencoded"), b"a=b".to_vec()),
     ] {
-        // A stream or a connection that is closed is an answer, too.
+        // A closed stream or connection counts as an answer.
         let reply = raw.send(request.body(()).expect("valid"), body);
         assert!(!reply.as_ref().is_ok_and(Reply::allows), "{what}: {reply:?}");
         assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "after {what}");
@@ -197,12 +197,12 @@ fn row_37_other_protocols_are_hung_up_on() {
         let mut stream = TcpStream::connect(&server.grpc[0]).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         stream.write_all(greeting).expect("sent");
-        // Nothing more will come; it may have hung up already.
+        // The end of the input; the server may have closed the connection already.
         let _ = stream.shutdown(std::net::Shutdown::Write);
         let mut answer = Vec::new();
-        // A reset is as good an end.
+        // A reset counts as an end.
         let _ = stream.read_to_end(&mut answer);
-        // HTTP/2 says hello in any case, and HTTP/1 is not spoken: no header is ever sent.
+        // The server always sends the HTTP/2 preface and never a header of HTTP/1.
         assert!(answer.len() < 256 && !answer.starts_with(b"HTTP/"), "{}", answer.escape_ascii());
     }
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "and it serves on");

@@ -1,4 +1,4 @@
-//! Which bad messages are there? Rows 31 to 41, as far as it takes a caller of gRPC to send them.
+//! Bad messages that need a gRPC client: rows 31 to 41.
 
 use prost::Message as _;
 use prost::encoding::encode_varint;
@@ -10,14 +10,14 @@ use crate::support::ask::KEY_HEADER;
 use crate::support::wire::{Headers, in_pieces};
 use crate::support::{Ask, Server, World};
 
-/// The rows of the catalogue that are asked about here.
+/// The rows of the catalogue in this file.
 pub(super) const NUMBERS: [u8; 5] = [31, 32, 33, 35, 41];
 
-/// What the server may take more than before, after all that is large: some times the largest message, and
-/// what its allocator keeps at hand. What it would take if it kept anything is many times as much.
+/// The allowed growth of memory after all large messages: a few times the largest message, and
+/// the reserve of the allocator. A leak would be many times as much.
 const ROOM_KIB: u64 = 48 * 1024;
 
-/// A message, and its row or the code of its refusal.
+/// A message, with its row or its error code.
 struct Case {
     row: u8,
     what: &'static str,
@@ -25,10 +25,10 @@ struct Case {
     wanted: Result<&'static str, &'static [Code]>,
 }
 
-/// What is no `CheckRequest`.
+/// The answer to a message that is not a `CheckRequest`.
 const UNREADABLE: &[Code] = &[Code::InvalidArgument];
 
-/// What is more than the server takes: gRPC's word for it, and tonic's.
+/// The answer to a message that is too large.
 
 #[test]
 fn every_bad_message_gets_its_answer() {
@@ -46,7 +46,7 @@ fn large_messages_are_answered_or_refused_and_leave_nothing_behind() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let cases = large(&world);
-    // Everything there is to warm up is warm.
+    // After the warm-up.
     for case in &cases {
         hold(&server, case);
     }
@@ -72,14 +72,14 @@ fn hold(server: &Server, case: &Case) {
     }
 }
 
-/// Resident memory of the server's process.
+/// Returns the resident memory of the server.
 fn resident_kib(server: &Server) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says so");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// The network filter and hand-made calls: no request in the request.
+/// Calls of the network filter and hand-made ones, without an HTTP request.
 fn absent() -> Vec<Case> {
     let with = |request| CheckRequest {
         attributes: Some(AttributeContext { request, ..AttributeContext::default() }),
@@ -94,7 +94,7 @@ fn absent() -> Vec<Case> {
     asks.into()
 }
 
-/// What protobuf allows and no Envoy writes.
+/// Messages that protobuf allows and Envoy never writes.
 fn odd(world: &World) -> Vec<Case> {
     let live = world.live.text.as_bytes();
     let key = || Headers::of(&[(KEY_HEADER, live)]);
@@ -104,7 +104,7 @@ fn odd(world: &World) -> Vec<Case> {
         headers.bytes()
     };
     let piece = key().without_request_line().bytes();
-    // Address { socket_address }, then Address { pipe }, in the same source: the last one counts, and neither to us.
+    // Address { socket_address }, then Address { pipe } in the same source: the last one counts; both are ignored here.
     let peer = |inner: &[u8]| within(&[1, 1, 1], inner);
     let oneof = [peer(&field(1, &field(2, b"10.0.0.1"))), peer(&field(2, &field(1, b"/sock")))].concat();
     let case = |what, bytes, wanted| Case { row: 32, what, bytes, wanted: Ok(wanted) };
@@ -137,12 +137,12 @@ fn both_values(live: &[u8]) -> Vec<u8> {
     within(&[1, 4, 2, 13, 1], &header)
 }
 
-/// What no decoder reads.
+/// Messages that no decoder accepts.
 fn broken(world: &World) -> Vec<Case> {
     let whole = Ask::with_key(&world.live.text).bytes();
     let case = |what, bytes, wanted| Case { row: 33, what, bytes, wanted };
     let unreadable = |what, bytes| case(what, bytes, Err(UNREADABLE));
-    // Struct { Entry { Value { Struct … } } } in a field that we have no use for.
+    // Struct { Entry { Value { Struct … } } } in an unused field.
     let struct_bomb = (0..1_000).fold(Vec::new(), |inner, _| field(1, &field(2, &field(5, &inner))));
     let mut cases = vec![
         case("depth in a field that is skipped", within(&[1, 11, 1, 2], &struct_bomb), Ok("401 missing")),
@@ -167,13 +167,13 @@ fn broken(world: &World) -> Vec<Case> {
         unreadable("a header as a number", within(&[1, 4, 2], &[0x18, 0x01])),
         unreadable("a method as a number", within(&[1, 4, 2], &[0x10, 0x01])),
     ];
-    // The first byte alone opens a message, so no beginning of one is one.
+    // The first byte opens a message, so no prefix of a message is valid.
     let cuts = (1..whole.len()).step_by(7).chain([whole.len() - 1]);
     cases.extend(cuts.map(|cut| unreadable("cut short", whole[..cut].to_vec())));
     cases
 }
 
-/// What takes room.
+/// Large messages.
 fn large(world: &World) -> Vec<Case> {
     let live = world.live.text.as_str();
     let names: Vec<String> = (0..10_000).map(|n| format!("x-{n}")).collect();

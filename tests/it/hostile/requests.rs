@@ -1,4 +1,4 @@
-//! Which bad HTTP requests are there? Rows 1 to 41, as data.
+//! Bad HTTP requests as data: rows 1 to 41.
 
 mod places;
 mod spellings;
@@ -16,26 +16,26 @@ pub(super) struct Row {
     pub(super) requests: Vec<Request>,
 }
 
-/// An HTTP request and what tenantgate makes of it.
+/// An HTTP request and its row.
 pub(super) struct Request {
     pub(super) method: &'static str,
     pub(super) path: String,
     pub(super) headers: Vec<(&'static str, Vec<u8>)>,
-    /// The row of the contract when Envoy tells of exactly this.
+    /// The row of the contract for exactly this request.
     pub(super) wanted: &'static str,
     pub(super) http: Http,
 }
 
-/// What becomes of a request on its way through Envoy.
+/// The effect of Envoy on a request.
 #[derive(Clone, Copy)]
 pub(super) enum Http {
-    /// It arrives as it was sent.
+    /// It arrives unchanged.
     Same,
-    /// Envoy tidies it (blanks around a value are no part of it, RFC 9110 §5.5), and it gets this row.
+    /// Envoy normalizes it (blanks around a value are not part of it, RFC 9110 §5.5), and it gets this row.
     Becomes(&'static str),
-    /// Envoy refuses it by itself.
+    /// Envoy rejects it.
     Refused(u16),
-    /// In HTTP it would be another request: what ends a line is no part of a value.
+    /// It cannot be sent as HTTP, because line ends are not part of a value.
     Unsayable,
 }
 
@@ -50,7 +50,7 @@ impl Request {
         Self { method: "GET", path: "/v1/items".to_owned(), headers, wanted, http: Http::Same }
     }
 
-    /// A request line of its own.
+    /// Sets the request line.
     fn at(self, method: &'static str, path: &str) -> Self {
         Self { method, path: path.to_owned(), ..self }
     }
@@ -59,12 +59,12 @@ impl Request {
         Self { http, ..self }
     }
 
-    /// Through Envoy it is another row.
+    /// Sets another row for the way through Envoy.
     fn becomes(self, row: &'static str) -> Self {
         self.http(Http::Becomes(row))
     }
 
-    /// Envoy lets nothing of the kind pass.
+    /// Envoy rejects it.
     fn refused(self, status: u16) -> Self {
         self.http(Http::Refused(status))
     }
@@ -109,12 +109,12 @@ fn authorization(wanted: &'static str, values: &[&str]) -> Request {
     Request::of(wanted, values.iter().map(|value| ("authorization", value.as_bytes().to_vec())).collect())
 }
 
-/// A key of 71 bytes, the most there is: the world's `other` becomes it.
+/// A key of 71 bytes, the maximum, which replaces `other` of the world.
 pub(super) fn longest() -> String {
     format!("llmk_longest1_{}", &"Secret-71".repeat(7)[..57])
 }
 
-/// Makes the world ready for the catalogue. Gives a key that was deleted with its row.
+/// Prepares the world for the catalogue. Returns a key whose row was deleted.
 pub(super) fn furnish(world: &World) -> String {
     let rewrite = |prefix: &str, text: &str| {
         let new = text.rsplit_once('_').expect("a prefix").0;

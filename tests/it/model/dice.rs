@@ -1,13 +1,13 @@
-//! What comes next? Chance that can be had again: a seed decides every choice.
+//! Reproducible random choices: a seed determines all of them.
 //!
-//! It knows nothing of what is chosen. (`SplitMix64`: <https://prng.di.unimi.it/splitmix64.c>)
+//! It does not know what is chosen. (`SplitMix64`: <https://prng.di.unimi.it/splitmix64.c>)
 
 use std::time::Duration;
 
 pub(crate) struct Dice(u64);
 
 impl Dice {
-    /// The dice of one player: their throws are the same in every run with this seed.
+    /// The random choices of one writer, the same in every run with this seed.
     pub(crate) fn of(seed: u64, round: u64, player: u64) -> Self {
         let mut dice = Self(seed);
         dice.0 = dice.number() ^ round;
@@ -23,7 +23,7 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    /// One of `0..end`.
+    /// Returns one of `0..end`.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.number() % end
     }

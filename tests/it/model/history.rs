@@ -1,8 +1,7 @@
-//! What was in the database at any instant? Every version of every row, and whose it was.
+//! The history of the database: every version of every row, with its transaction.
 //!
-//! A trigger of the test's own writes down each version with its transaction, in the order
-//! in which versions of a row follow each other. It knows nothing of tenantgate's change
-//! log: it has no exceptions, keeps whole rows, and nothing is ever taken out of it.
+//! A trigger of the test records each version in the order of the versions of a row. It is independent of tenantgate's
+//! change log: it has no exceptions, contains whole rows, and is never pruned.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +14,7 @@ use tenantgate::replica::{Snapshot, TenantEntry};
 use tenantgate::tenant::{Tenant, TenantId, TenantStatus};
 use uuid::Uuid;
 
-/// What makes the database write its history.
+/// The triggers that record the history.
 pub(super) const SETUP: &str = "
     CREATE TABLE history (
         seq bigint GENERATED ALWAYS AS IDENTITY, xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
@@ -35,14 +34,14 @@ pub(super) const SETUP: &str = "
     ALTER TABLE api_keys ENABLE ALWAYS TRIGGER history;
     ALTER TABLE tenants ENABLE ALWAYS TRIGGER history";
 
-/// Begins anew with what is there, while nobody writes.
+/// Restarts the history with the current rows, without writers.
 pub(super) const BEGIN_ANEW: &str = "BEGIN;
     TRUNCATE history;
     INSERT INTO history (key_prefix, k) SELECT k.key_prefix, k FROM api_keys k;
     INSERT INTO history (tenant_id, t) SELECT t.id, t FROM tenants t;
     COMMIT";
 
-/// How many rows are otherwise than the history visible to this very statement says.
+/// Returns the number of rows that differ from the history visible to the same statement.
 pub(super) const LIES: &str = "SELECT
     (SELECT count(*) FROM (SELECT DISTINCT ON (key_prefix) key_prefix, k FROM history
                            WHERE key_prefix IS NOT NULL ORDER BY key_prefix, seq DESC) h
@@ -58,7 +57,7 @@ const EVERYTHING: &str = "SELECT xid::text AS xid, key_prefix, tenant_id,
     extract(epoch FROM (t).created_at)::bigint AS created_at
     FROM history ORDER BY seq";
 
-/// What Postgres calls a snapshot: which transactions are seen.
+/// A snapshot of Postgres: the set of visible transactions.
 pub(super) struct Instant {
     xmin: u64,
     xmax: u64,
@@ -66,7 +65,7 @@ pub(super) struct Instant {
 }
 
 impl Instant {
-    /// Reads `xmin:xmax:xip,xip`.
+    /// Parses `xmin:xmax:xip,xip`.
     pub(super) fn parse(text: &str) -> Self {
         let number = |part: &str| part.parse().unwrap_or_else(|_| panic!("a snapshot of Postgres: {text}"));
         let [xmin, xmax, running] = text.split(':').collect::<Vec<_>>()[..] else {
@@ -76,13 +75,13 @@ impl Instant {
         Self { xmin: number(xmin), xmax: number(xmax), running }
     }
 
-    /// Whether it sees a transaction of which it is known that it committed.
+    /// Whether a committed transaction is visible.
     fn sees(&self, xid: u64) -> bool {
         xid < self.xmin || (xid < self.xmax && !self.running.contains(&xid))
     }
 }
 
-/// The transaction of a version of a row, and the row; nothing: there was none.
+/// The transaction of a version of a row, and the row; `None` if it was deleted.
 type Version<T> = (u64, Option<T>);
 
 /// All versions of all rows, oldest first.
@@ -93,7 +92,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// What the database has written down. Whoever wrote has ended, so that every transaction in it committed.
+    /// Reads the history. All writers have ended, so every transaction in it has committed.
     pub(super) async fn read(session: &mut PgConnection) -> Self {
         let mut history = Self::default();
         for row in sqlx::query(EVERYTHING).fetch_all(session).await.expect("the history is there") {
@@ -114,7 +113,7 @@ impl History {
         Ok(())
     }
 
-    /// The database at an instant.
+    /// Returns the database at an instant.
     pub(super) fn at(&self, instant: &Instant) -> State {
         State {
             keys: self.keys.values().filter_map(|versions| newest(versions, instant)).collect(),
@@ -156,14 +155,14 @@ fn tenant_of(row: &PgRow, id: TenantId) -> Result<Option<Tenant>, sqlx::Error> {
     }))
 }
 
-/// All rows of both tables, as judgement needs them.
+/// All rows of both tables, with the fields that decisions need.
 pub(super) struct State {
     pub(super) keys: Vec<KeyRecord>,
     pub(super) tenants: Vec<Tenant>,
 }
 
 impl State {
-    /// Where a replica is not this state; empty if it is.
+    /// Returns the differences of a replica from this state.
     pub(super) fn differs_from(&self, replica: &Snapshot) -> Vec<String> {
         let mut found = Vec::new();
         for key in &self.keys {
@@ -180,7 +179,7 @@ impl State {
         }
         let damaged = self.keys.iter().filter(|key| key.is_damaged()).count()
             + self.tenants.iter().filter(|tenant| !tenant.is_sound()).count();
-        // With every row of the database found, as many rows are the same rows.
+        // Every row of the database was found, so an equal number of rows means equal rows.
         for (what, here, there) in [
             ("keys", self.keys.len(), replica.key_count()),
             ("tenants", self.tenants.len(), replica.tenant_count()),

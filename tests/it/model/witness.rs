@@ -1,7 +1,7 @@
-//! What did the replica hold after each look, and as of which instant?
+//! Records what the replica contained after each poll, and the snapshot of the poll.
 //!
-//! A store between the sync task and the real one. It changes no answer; it notes what was
-//! answered and what became of it, and decides when the next look is due.
+//! It is a store between the sync task and the real one. It passes results through unchanged, records them, and decides
+//! when the next poll is due.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,21 +20,21 @@ use uuid::Uuid;
 use super::dice::Dice;
 use crate::support::PATIENCE;
 
-/// How the replica came by what it holds.
+/// The source of the replica's content.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum How {
     Load,
     Changes { rows: usize },
 }
 
-/// A look that the replica took.
+/// A poll of the replica.
 pub(super) struct Taken {
     pub(super) as_of: String,
     pub(super) how: How,
     pub(super) held: Arc<Snapshot>,
 }
 
-/// All looks of one replica.
+/// All polls of one replica.
 pub(super) struct Looks {
     taken: Mutex<Vec<Taken>>,
     count: watch::Sender<usize>,
@@ -51,14 +51,14 @@ impl Looks {
         *self.count.borrow()
     }
 
-    /// Waits until so many looks were taken.
+    /// Waits until this number of polls.
     pub(super) async fn reach(&self, count: usize) {
         let mut told = self.count.subscribe();
         let reached = timeout(PATIENCE, told.wait_for(|taken| *taken >= count)).await;
         assert!(reached.is_ok(), "the replica took {} looks of {count} within {PATIENCE:?}", self.count());
     }
 
-    /// Hands over what was noted so far.
+    /// Takes the records so far.
     pub(super) fn take(&self) -> Vec<Taken> {
         std::mem::take(&mut self.taken.lock().expect("no panic while noting"))
     }
@@ -69,15 +69,15 @@ impl Looks {
     }
 }
 
-/// When the replica looks.
+/// When the replica polls.
 pub(super) enum Pace {
-    /// At a hint or after a moment, now and then after a long one.
+    /// At a notification or after a short time, sometimes after a long one.
     Random(Dice),
     /// Once for each permit.
     Told(Arc<Semaphore>),
 }
 
-/// A store whose one session is watched.
+/// A store that records its only session.
 pub(super) struct Witness {
     store: Arc<dyn Store>,
     replica: Replica,
@@ -96,7 +96,7 @@ struct Watched {
     replica: Replica,
     looks: Arc<Looks>,
     pace: Pace,
-    /// A look that was answered, and of which the replica may not have taken account yet.
+    /// A completed poll that the replica may not have applied yet.
     answered: Option<(String, How)>,
 }
 
@@ -108,7 +108,7 @@ impl Session for Watched {
         Ok(look)
     }
 
-    /// Whoever waits for the next look has taken account of the last one.
+    /// The replica has applied the last poll when it waits for the next one.
     async fn hint(&mut self) -> Result<(), StoreError> {
         if let Some((as_of, how)) = self.answered.take() {
             self.looks.note(Taken { as_of, how, held: Arc::clone(&self.replica.snapshot()) });
@@ -139,7 +139,7 @@ impl Session for Watched {
     }
 }
 
-/// A replica asks for a session and for the version of the tables, and for nothing else.
+/// A replica only needs a session and the version of the schema.
 #[async_trait]
 impl Store for Witness {
     fn kind(&self) -> &'static str {

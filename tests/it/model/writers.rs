@@ -1,7 +1,6 @@
-//! What may be done to the tables? Everything that anybody's SQL does, at random and at once.
+//! Writers that change the tables at random and concurrently, with all kinds of SQL that clients may use.
 //!
-//! The statements are plain enough for both databases. Who writes knows nothing of replicas
-//! and cannot tell whether one looks.
+//! The statements work on both databases. The writers know nothing of replicas.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -13,18 +12,18 @@ use uuid::Uuid;
 use super::Tally;
 use super::dice::Dice;
 
-/// So few that everybody is in everybody's way.
+/// So few rows that writers conflict all the time.
 const PREFIXES: u64 = 40;
 const TENANTS: u64 = 8;
 
-/// A tenant and a key that nobody touches: a database without any key is one that the replica doubts.
+/// A tenant and a key that never change, because a replica rejects a database without keys.
 pub(super) const ANCHOR: &str = "
     INSERT INTO tenants (id, name, db_schema_name, created_at)
     VALUES ('ffffffff-ffff-4fff-8fff-ffffffffffff', 'Anchor', 'anchor', '2026-01-01T00:00:00Z');
     INSERT INTO api_keys (id, hashed_key, key_prefix, tenant_id)
     VALUES ('eeeeeeee-eeee-4eee-8eee-eeeeeeeeeeee', 'none', 'llmk_anchor', 'ffffffff-ffff-4fff-8fff-ffffffffffff')";
 
-/// Until it is time to stop.
+/// The end of writing.
 #[derive(Clone, Default)]
 pub(super) struct Stop(Arc<AtomicBool>);
 
@@ -46,7 +45,7 @@ pub(super) async fn run(session: &mut PgConnection, sql: &str) -> Result<(), sql
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(session).await.map(|_| ())
 }
 
-/// Writes transaction upon transaction.
+/// Writes one transaction after the other.
 pub(super) async fn write(url: String, mut dice: Dice, stop: Stop) -> Tally {
     let mut session = connect(&url).await;
     run(&mut session, "SET deadlock_timeout = '20ms'; SET lock_timeout = '100ms'").await.expect("settings");
@@ -57,7 +56,7 @@ pub(super) async fn write(url: String, mut dice: Dice, stop: Stop) -> Tally {
             Ok(false) => tally.rolled_back += 1,
             Err(error) => {
                 let code = error.as_database_error().and_then(|e| e.code().map(String::from));
-                // Unique, foreign key, deadlock, lock timeout: what a crowd must expect.
+                // Unique, foreign key, deadlock, lock timeout: expected with concurrent writers.
                 let expected = ["23505", "23503", "40P01", "55P03"].map(|code| Some(code.to_owned()));
                 assert!(expected.contains(&code), "a writer met {error}");
                 run(&mut session, "ROLLBACK").await.expect("a rollback always works");
@@ -72,7 +71,7 @@ pub(super) async fn write(url: String, mut dice: Dice, stop: Stop) -> Tally {
 async fn transaction(session: &mut PgConnection, dice: &mut Dice) -> Result<bool, sqlx::Error> {
     run(session, "BEGIN").await?;
     if dice.one_in(8) {
-        // As restores and logical replication do: foreign keys sleep, the change log must not.
+        // As in restores and logical replication: foreign keys are not checked, but the change log must work.
         run(session, "SET LOCAL session_replication_role = replica").await?;
     }
     for statement in statements(dice) {
@@ -82,7 +81,7 @@ async fn transaction(session: &mut PgConnection, dice: &mut Dice) -> Result<bool
         }
     }
     if dice.one_in(4) {
-        // A late commit is one that others overtake; a few are overtaken by hundreds.
+        // A delayed commit is overtaken by others; a few are overtaken by hundreds.
         let most = if dice.one_in(6) { 200 } else { 20 };
         sleep(dice.millis(0, most)).await;
     }
@@ -91,7 +90,7 @@ async fn transaction(session: &mut PgConnection, dice: &mut Dice) -> Result<bool
     Ok(commit)
 }
 
-/// What one transaction does.
+/// The statements of one transaction.
 pub(super) fn statements(dice: &mut Dice) -> Vec<String> {
     let mut all = Vec::new();
     for _ in 0..=dice.below(4) {
@@ -105,7 +104,7 @@ pub(super) fn statements(dice: &mut Dice) -> Vec<String> {
     all
 }
 
-/// One statement, or two that belong together.
+/// Returns one statement, or two that belong together.
 fn step(dice: &mut Dice) -> String {
     let (key, tenant) = (prefix(dice), tenant_id(dice));
     let on_key = |set: String| format!("UPDATE api_keys SET {set} WHERE key_prefix = '{key}'");
@@ -140,10 +139,10 @@ fn step(dice: &mut Dice) -> String {
         }
         15 => on_tenant(format!("status = '{}'", status(dice))),
         16 => on_tenant(format!("name = 'Name {}', db_schema_name = '{}'", dice.below(9), schema(dice))),
-        // Its keys go with it, or, in the role of a replica, stay without one.
+        // Its keys are deleted, too, or stay without a tenant in the role of a replica.
         17 if dice.one_in(2) => format!("DELETE FROM tenants WHERE id = '{tenant}'"),
         18 => on_tenant(format!("id = '{}'", tenant_id(dice))),
-        // The mark of a change of nothing, as `key revoke --wait` makes it.
+        // A mark, as `key revoke --wait` writes it.
         19 => "INSERT INTO tenantgate_change (key_prefix) VALUES ('')".to_owned(),
         _ => insert(dice, &key, tenant, "DO NOTHING"),
     }
@@ -170,17 +169,17 @@ fn id(dice: &mut Dice) -> Uuid {
     Uuid::from_u64_pair(dice.number(), dice.number())
 }
 
-/// Of the shape of bcrypt; now and then not.
+/// Text with the format of bcrypt, sometimes invalid.
 fn hash(dice: &mut Dice) -> String {
     let (a, b, c) = (dice.number(), dice.number(), dice.number());
     if dice.one_in(10) {
-        // One that another key may have, which no constraint lets pass.
+        // A prefix that another key may have, which the constraint rejects.
         return format!("$2b$04${:0>53}", a % 30);
     }
     if dice.one_in(20) { format!("damaged {a:x}") } else { format!("$2b$04${a:016x}{b:016x}{c:016x}lorem") }
 }
 
-/// Sometimes none that a schema can have.
+/// A schema name, sometimes invalid.
 fn schema(dice: &mut Dice) -> String {
     let n = dice.below(20);
     if n == 0 { "Damaged".to_owned() } else { format!("schema_{n}") }
@@ -199,7 +198,7 @@ fn instant(dice: &mut Dice) -> String {
     }
 }
 
-/// Forgets every change as soon as that is allowed.
+/// Prunes every change as soon as allowed.
 pub(super) async fn prune(url: String, mut dice: Dice, stop: Stop) -> Tally {
     let mut session = connect(&url).await;
     let mut tally = Tally::default();
@@ -212,7 +211,7 @@ pub(super) async fn prune(url: String, mut dice: Dice, stop: Stop) -> Tally {
     tally
 }
 
-/// Holds transactions open in a database of its own: what waits for the oldest transaction waits for these.
+/// Keeps transactions open in a separate database, which delays everything that waits for the oldest transaction.
 pub(super) async fn linger(url: String, mut dice: Dice, stop: Stop) -> Tally {
     let mut session = connect(&url).await;
     while stop.not_yet() {

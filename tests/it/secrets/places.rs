@@ -1,7 +1,6 @@
-//! In which places would a secret be found that must not be there? They are all looked at.
+//! Searches all places that must not contain a secret.
 //!
-//! A secret may hide in what is printed as bytes, so it is looked for as text, in
-//! hexadecimal, in base64 and as a list of numbers.
+//! A secret may occur in printed bytes, so the search covers text, hexadecimal, base64 and lists of numbers.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;

@@ -1,7 +1,7 @@
-//! Can somebody else on the machine look into the memory of a server?
+//! Checks that other processes cannot read the memory of a server.
 //!
-//! The server runs as an ordinary user here, also where root runs the tests, because root may
-//! look at everything. Whoever is that user, and not root, may not.
+//! The server runs as an ordinary user, even if root runs the tests, because root may read everything. That user must
+//! not be able to read it.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;

@@ -1,8 +1,7 @@
-//! Can a secret be printed, compared or left behind by accident?
+//! Checks that secrets cannot be printed, compared or left in memory by accident.
 //!
-//! What a type must not implement is held by the compiler: this file does not build when
-//! somebody adds it. Where a plaintext may be looked at, and that nothing is compared byte by
-//! byte that an attacker could measure, is held against the sources as text.
+//! The compiler checks the traits that a type must not implement: this file does not build if one is added. The places
+//! that use a plain text, and comparisons that an attacker could time, are checked in the text of the sources.
 
 use std::fmt::{Display, LowerHex};
 use std::hash::Hash;
@@ -63,8 +62,8 @@ const EXPOSED: [&str; 6] = ["key", "key/format", "cli/pepper", "cli/view", "veri
 fn a_plaintext_is_looked_at_in_few_places() {
     for source in sources() {
         let looked = source.code.contains("expose()") || source.code.contains("expose_line()");
-        let home = EXPOSED.contains(&source.room.as_str()) || source.room == "verify/memo";
-        assert!(!looked || home, "src/{}.rs looks at a plaintext", source.room);
+        let home = EXPOSED.contains(&source.module.as_str()) || source.module == "verify/memo";
+        assert!(!looked || home, "src/{}.rs looks at a plaintext", source.module);
     }
 }
 
@@ -120,13 +119,13 @@ fn nothing_secret_is_compared_in_a_time_that_tells() {
     ] {
         assert!(measurable(line), "the rule must find: {line}");
     }
-    let rooms =
+    let modules =
         ["key", "verify", "gate", "ext_authz", "replica", "memo_writer", "admin", "request", "server"];
     let mut found = Vec::new();
     for source in sources() {
-        if rooms.contains(&source.room.split('/').next().unwrap_or_default()) {
+        if modules.contains(&source.module.split('/').next().unwrap_or_default()) {
             let lines = source.code.lines().filter(|line| measurable(line));
-            found.extend(lines.map(|line| format!("src/{}.rs: {}", source.room, line.trim())));
+            found.extend(lines.map(|line| format!("src/{}.rs: {}", source.module, line.trim())));
         }
     }
     assert!(

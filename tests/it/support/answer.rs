@@ -1,8 +1,7 @@
 //! Checks every answer in every test against the documented table of outcomes.
 //!
-//! An [`Answer`] cannot be had without being held against the contract: its reason
-//! decides status, code, body, headers and the exact metadata keys. So a test that
-//! says `401 mismatch` has compared all of them.
+//! An [`Answer`] is always verified against the contract: its reason determines status, code, body, headers and the
+//! exact metadata keys. A test that compares `401 mismatch` has therefore compared all of them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,24 +14,24 @@ use tenantgate::ext_authz::proto::envoy::service::auth::v3::{
     CheckResponse, DeniedHttpResponse, OkHttpResponse,
 };
 
-/// The headers an upstream gets, and no client can make.
+/// The headers that the upstream gets, which clients cannot set.
 pub(crate) const IDENTITY: [&str; 4] =
     ["x-llmcore-key-id", "x-llmcore-tenant-id", "x-llmcore-tenant-name", "x-llmcore-tenant-schema"];
 
-/// What metadata says before a key was proven.
+/// The metadata before a key is proven.
 pub(crate) const UNPROVEN: [&str; 3] = ["decision", "decision_id", "reason"];
 
-/// What metadata says besides, once it was; `key_expires_at` only for a key that expires.
+/// The further metadata once it is proven; `key_expires_at` only for a key that expires.
 pub(crate) const PROVEN: [&str; 6] =
     ["key_id", "key_prefix", "tenant_id", "tenant_name", "tenant_schema", "tenant_status"];
 
-/// What metadata says of a request that passes in shadow mode alone.
+/// The further metadata of a request that passes only because of shadow mode.
 const SHADOWED: [&str; 2] = ["shadow", "would_deny"];
 
 /// reason, decision, HTTP status, `status.code`, body.
 type Row = (&'static str, &'static str, i32, i32, &'static str);
 
-/// The table's, with 200 and no body for "allowed".
+/// The row of the table for a reason, with 200 and no body for "allowed".
 const ROWS: [Row; 11] = [
     ("ok", "allow", 200, 0, ""),
     ("public", "allow", 200, 0, ""),
@@ -47,7 +46,7 @@ const ROWS: [Row; 11] = [
     ("unavailable", "unable", 503, 7, r#"{"detail":"Authentication service unavailable"}"#),
 ];
 
-/// A `CheckResponse` that keeps the contract.
+/// A `CheckResponse` that fulfils the contract.
 #[derive(Clone)]
 pub(crate) struct Answer {
     pub(crate) response: CheckResponse,
@@ -55,7 +54,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// Holds a response against the contract.
+    /// Verifies a response against the contract.
     #[track_caller]
     pub(crate) fn of(response: CheckResponse) -> Self {
         let fields = response.dynamic_metadata.iter().flat_map(|metadata| &metadata.fields);
@@ -92,24 +91,24 @@ impl Answer {
         self.response.status.as_ref().expect("a status is always there: without one Envoy allows").code
     }
 
-    /// What the client gets, 200 when the request passes.
+    /// The status for the client, 200 if the request passes.
     pub(crate) fn http_status(&self) -> i32 {
         self.refusal().map_or(200, |refusal| refusal.status.as_ref().expect("a refusal has a status").code)
     }
 
-    /// What the client reads, empty when the request passes.
+    /// The body for the client, empty if the request passes.
     pub(crate) fn body(&self) -> &str {
         self.refusal().map_or("", |refusal| &refusal.body)
     }
 
-    /// The headers set: for the upstream when allowed, for the client when refused.
+    /// The headers set: for the upstream if allowed, for the client if rejected.
     pub(crate) fn headers(&self) -> BTreeMap<&str, &str> {
         let headers = self.allowed().map(|ok| &ok.headers).or(self.refusal().map(|refusal| &refusal.headers));
         let headers = headers.into_iter().flatten().filter_map(|option| option.header.as_ref());
         headers.map(|header| (header.key.as_str(), header.value.as_str())).collect()
     }
 
-    /// The headers taken off the request, in order.
+    /// The headers removed from the request, in order.
     pub(crate) fn removed(&self) -> Vec<&str> {
         let mut removed: Vec<&str> =
             self.allowed().into_iter().flat_map(|ok| &ok.headers_to_remove).map(String::as_str).collect();
@@ -117,7 +116,7 @@ impl Answer {
         removed
     }
 
-    /// Is it an `error_response`, over which Envoy's own policy decides?
+    /// Whether it is an `error_response`, for which Envoy's own policy decides.
     pub(crate) fn is_error_response(&self) -> bool {
         matches!(self.response.http_response, Some(HttpResponse::ErrorResponse(_)))
     }
@@ -221,7 +220,7 @@ impl fmt::Debug for Answer {
     }
 }
 
-/// A header that Envoy takes as it stands: a value, not raw, not appended.
+/// A header that Envoy sets unchanged: a value, not raw, not appended.
 fn plain(option: &HeaderValueOption) -> bool {
     #[expect(deprecated, reason = "that it is unset is what we look for")]
     let appended = option.append.is_some();

@@ -1,4 +1,4 @@
-//! What does Envoy ask? A `CheckRequest`, built the way Envoy builds it.
+//! Builds a `CheckRequest` in the same way as Envoy.
 
 use std::collections::HashMap;
 
@@ -8,10 +8,10 @@ use tenantgate::ext_authz::proto::envoy::config::core::v3::{Address, HeaderMap, 
 use tenantgate::ext_authz::proto::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer, Request};
 use tenantgate::ext_authz::proto::envoy::service::auth::v3::{AttributeContext, CheckRequest};
 
-/// The header in which a key travels unless it is told otherwise.
+/// The default header for keys.
 pub(crate) const KEY_HEADER: &str = "x-llmcore-api-key";
 
-/// One HTTP request as Envoy tells about it.
+/// One HTTP request as Envoy describes it.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
     method: String,
@@ -22,7 +22,7 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    /// A request with the headers Envoy always tells of, and nothing else.
+    /// A request with only the headers that Envoy always sends.
     pub(crate) fn new(method: &str, path: &str) -> Self {
         let told =
             [(":method", method), (":path", path), (":authority", "api.example.com"), (":scheme", "http")];
@@ -35,7 +35,7 @@ impl Ask {
         Self::new("GET", path)
     }
 
-    /// `GET /v1/items` with this key: what most tests ask.
+    /// `GET /v1/items` with this key, as in most tests.
     pub(crate) fn with_key(key: &str) -> Self {
         Self::get("/v1/items").key(key)
     }
@@ -62,7 +62,7 @@ impl Ask {
         self
     }
 
-    /// Comes from this address.
+    /// Sets the address of the client.
     pub(crate) fn from(mut self, address: &str) -> Self {
         self.source = Some(address.to_owned());
         self
@@ -101,7 +101,7 @@ impl Ask {
         CheckRequest { attributes: Some(attributes) }
     }
 
-    /// The message as it goes over the wire.
+    /// The encoded message.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.request().encode_to_vec()
     }

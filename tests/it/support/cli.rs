@@ -1,4 +1,4 @@
-//! What does the program do when it is run as a command?
+//! Runs the program as a command.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -8,15 +8,15 @@ use serde_json::Value;
 
 use super::postgres::PASSWORD;
 
-/// The binary under test: the one that cargo built beside, or another one that `TENANTGATE_BINARY` names.
+/// The binary under test: the one that cargo built, or the one in `TENANTGATE_BINARY`.
 pub(crate) fn tenantgate() -> OsString {
     std::env::var_os("TENANTGATE_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_tenantgate").into())
 }
 
-/// The variable that names the database.
+/// The variable with the database URL.
 pub(crate) const DATABASE_URL: &str = "LLMCORE_AUTH_DATABASE_URL";
 
-/// One run of the program: what it was asked, and what came of it.
+/// One run of the program: its arguments and its result.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) args: Vec<String>,
@@ -25,7 +25,7 @@ pub(crate) struct Run {
     pub(crate) stderr: String,
 }
 
-/// The program with none of the caller's settings around it.
+/// The program without the caller's environment.
 pub(crate) fn command(dir: &Path) -> Command {
     let mut command = Command::new(tenantgate());
     let ours = |name: &str| {
@@ -52,7 +52,7 @@ pub(crate) fn command(dir: &Path) -> Command {
     command
 }
 
-/// Runs the program in a directory, with these variables and arguments, to its end.
+/// Runs the program in a directory with these variables and arguments, until it ends.
 pub(crate) fn run_in(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> Run {
     let said = command(dir).envs(env.iter().copied()).args(args).output().expect("the binary starts");
     let run = Run {
@@ -66,34 +66,34 @@ pub(crate) fn run_in(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> Run {
 }
 
 impl Run {
-    /// Exit 0: gives stdout.
+    /// Asserts exit code 0; returns stdout.
     #[track_caller]
     pub(crate) fn ok(self) -> String {
         assert_eq!(self.code, Some(0), "{self:#?}");
         self.stdout
     }
 
-    /// Exit 0 and one JSON value on stdout: gives it.
+    /// Asserts exit code 0 and one JSON value on stdout; returns it.
     #[track_caller]
     pub(crate) fn json(self) -> Value {
         assert_eq!(self.code, Some(0), "{self:#?}");
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
     }
 
-    /// Exit 1, nothing on stdout, exactly one line on stderr: gives the line.
+    /// Asserts exit code 1, an empty stdout and exactly one line on stderr; returns the line.
     #[track_caller]
     pub(crate) fn refused(self) -> String {
         self.one_line(1)
     }
 
-    /// Exit 1, nothing on stdout, some lines on stderr: gives them.
+    /// Asserts exit code 1, an empty stdout and some lines on stderr; returns them.
     #[track_caller]
     pub(crate) fn refused_lines(self) -> String {
         assert_eq!((self.code, self.stdout.as_str()), (Some(1), ""), "{self:#?}");
         self.stderr
     }
 
-    /// Exit 2, and something said about it: gives that.
+    /// Asserts exit code 2 and a message; returns it.
     #[track_caller]
     pub(crate) fn usage(self) -> String {
         assert_eq!((self.code, self.stdout.as_str()), (Some(2), ""), "{self:#?}");
@@ -101,7 +101,7 @@ impl Run {
         self.stderr
     }
 
-    /// Exit 3, nothing on stdout: gives what was said.
+    /// Asserts exit code 3 and an empty stdout; returns the message.
     #[track_caller]
     pub(crate) fn unavailable(self) -> String {
         assert_eq!((self.code, self.stdout.as_str()), (Some(3), ""), "{self:#?}");
@@ -116,7 +116,7 @@ impl Run {
         self.stderr.trim_end().to_owned()
     }
 
-    /// No message ever repeats a full key or a database password, whatever was asked.
+    /// Asserts that no message repeats a full key or a database password.
     #[track_caller]
     fn repeats_no_secret(&self, env: &[(&str, &str)]) {
         let given = self.args.iter().map(String::as_str).chain(env.iter().map(|(_, value)| *value));
@@ -127,7 +127,7 @@ impl Run {
     }
 }
 
-/// The secret part of a key inside an argument, if there is one.
+/// Returns the secret part of a key in an argument, if there is one.
 fn secret_in(argument: &str) -> Option<&str> {
     let key = &argument[argument.find("llmk_")?..];
     let (_, secret) = key["llmk_".len()..].split_once('_')?;

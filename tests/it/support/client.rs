@@ -1,4 +1,4 @@
-//! How does a test speak gRPC? As Envoy does, and in ways that Envoy never would.
+//! A gRPC client that behaves like Envoy, and can also send what Envoy never would.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use super::{Answer, PATIENCE, wait};
 
-/// The service Envoy calls.
+/// The service that Envoy calls.
 pub(crate) const SERVICE: &str = "envoy.service.auth.v3.Authorization";
 
 /// A connection to one listener.
@@ -31,31 +31,31 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// To `host:port` or `unix:/path`.
+    /// Connects to `host:port` or `unix:/path`.
     pub(crate) fn to(address: &str) -> Self {
         let uri = if address.starts_with("unix:") { address.to_owned() } else { format!("http://{address}") };
         Self::of(Endpoint::from_shared(uri).expect("an address"))
     }
 
-    /// To `https://host:port`.
+    /// Connects to `https://host:port`.
     pub(crate) fn over_tls(address: &str, tls: ClientTlsConfig) -> Self {
         let endpoint = Endpoint::from_shared(format!("https://{address}")).expect("an address");
         Self::of(endpoint.tls_config(tls).expect("a TLS configuration"))
     }
 
     fn of(endpoint: Endpoint) -> Self {
-        // Connects lazily: it is the first call that fails where nobody listens.
+        // Connects lazily: without a listener, the first call fails.
         let _in_runtime = super::runtime().enter();
         Self { channel: endpoint.connect_timeout(PATIENCE).connect_lazy() }
     }
 
-    /// One Check, for code that is asynchronous itself.
+    /// Sends one Check, for asynchronous code.
     pub(crate) async fn ask(&self, request: impl Into<CheckRequest>) -> Result<Answer, Status> {
         let mut client = AuthorizationClient::new(self.channel.clone());
         client.check(request.into()).await.map(|response| Answer::of(response.into_inner()))
     }
 
-    /// One Check that says how long it can wait.
+    /// Sends one Check with a timeout.
     pub(crate) async fn ask_within(
         &self,
         timeout: Duration,
@@ -67,13 +67,13 @@ impl Client {
         client.check(request).await.map(|response| Answer::of(response.into_inner()))
     }
 
-    /// One Check as part of a trace, with this `traceparent`.
+    /// Sends one Check with this `traceparent`.
     #[track_caller]
     pub(crate) fn check_traced(&self, traceparent: &'static str, request: impl Into<CheckRequest>) -> Answer {
         self.check_with(&[("traceparent", traceparent)], request)
     }
 
-    /// One Check with these metadata.
+    /// Sends one Check with this metadata.
     #[track_caller]
     pub(crate) fn check_with(
         &self,
@@ -89,13 +89,13 @@ impl Client {
         Answer::of(answer.into_inner())
     }
 
-    /// One Check.
+    /// Sends one Check.
     #[track_caller]
     pub(crate) fn check(&self, request: impl Into<CheckRequest>) -> Answer {
         wait(self.ask(request)).unwrap_or_else(|status| panic!("no answer to a Check: {status:?}"))
     }
 
-    /// One Check whose bytes no encoder would write.
+    /// Sends one Check with bytes that no encoder writes.
     pub(crate) fn check_bytes(&self, bytes: Vec<u8>) -> Result<Answer, Status> {
         let answer = self.call(&format!("/{SERVICE}/Check"), bytes)?;
         assert!(!answer.is_empty(), "an empty CheckResponse allows");
@@ -107,7 +107,7 @@ impl Client {
         self.channel.clone()
     }
 
-    /// Any unary call, bytes in, bytes out.
+    /// Sends any unary call, with bytes as request and response.
     pub(crate) fn call(&self, path: &str, bytes: Vec<u8>) -> Result<Vec<u8>, Status> {
         let mut grpc = tonic::client::Grpc::new(self.channel.clone());
         wait(async {
@@ -117,7 +117,7 @@ impl Client {
         })
     }
 
-    /// What gRPC health says of a service.
+    /// Returns the gRPC health status of a service.
     pub(crate) fn health(&self, service: &str) -> Result<ServingStatus, Status> {
         let mut client = HealthClient::new(self.channel.clone());
         let request = HealthCheckRequest { service: service.to_owned() };
@@ -126,7 +126,7 @@ impl Client {
 }
 
 impl Client {
-    /// The services that reflection lists.
+    /// Returns the services that reflection lists.
     pub(crate) fn reflected(&self) -> Result<Vec<String>, Status> {
         let mut client = ServerReflectionClient::new(self.channel.clone());
         let list = MessageRequest::ListServices(String::new());
@@ -142,7 +142,7 @@ impl Client {
     }
 }
 
-/// Messages as they stand on the wire.
+/// A codec that passes bytes through.
 struct BytesCodec;
 
 impl Codec for BytesCodec {

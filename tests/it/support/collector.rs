@@ -1,4 +1,4 @@
-//! How does a test see spans? A collector that takes OTLP over gRPC, as Envoy and tenantgate send it.
+//! A collector for trace spans that accepts OTLP over gRPC, as Envoy and tenantgate send it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 
 use super::{PATIENCE, eventually, runtime, wait};
 
-/// A span and the service that it is of.
+/// A span and its service.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) service: String,
@@ -83,7 +83,7 @@ impl Collector {
         Self { port, taken, work }
     }
 
-    /// As `--otlp-endpoint` has it.
+    /// The value for `--otlp-endpoint`.
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }

@@ -1,8 +1,8 @@
-//! Where does a test keep its data? A database of its own, on either store.
+//! A database for each test, on either store.
 //!
-//! On Postgres a fresh database in the shared cluster, on SQLite a file in a directory
-//! of its own; both are gone when the test is over. Raw SQL goes through sqlx, from a
-//! connection that tenantgate knows nothing of, as any other program's would.
+//! On Postgres it is a new database in the shared cluster, on SQLite a file in its own directory. Both are removed
+//! after the test. Raw SQL goes through sqlx on a connection that tenantgate does not know, like that of any other
+//! program.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,14 +14,14 @@ use super::cli::{Run, run_in};
 use super::postgres::{Cluster, ROLE};
 use super::wait;
 
-/// The two stores that tenantgate has.
+/// The two stores of tenantgate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Backend {
     Postgres,
     Sqlite,
 }
 
-/// One database, a working directory beside it, and how to get rid of both.
+/// One database and a working directory, which are removed with this value.
 pub(crate) struct Database {
     pub(crate) backend: Backend,
     url: String,
@@ -32,7 +32,7 @@ pub(crate) struct Database {
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl Database {
-    /// An empty database; `None`, said loudly, where the machine has no Postgres.
+    /// An empty database; `None` with a message if the machine has no Postgres.
     pub(crate) fn empty(backend: Backend) -> Option<Self> {
         match backend {
             Backend::Postgres => Some(Self::postgres(Cluster::shared()?, "template1")),
@@ -40,14 +40,14 @@ impl Database {
         }
     }
 
-    /// A copy of another Postgres database, to which nobody may be connected.
+    /// A copy of another Postgres database, which must have no connections.
     pub(crate) fn postgres(cluster: &'static Cluster, template: &str) -> Self {
         let name = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
         cluster.admin(&format!("CREATE DATABASE {name} TEMPLATE {template}"));
         Self::of(Backend::Postgres, cluster.url(&name), Some((cluster, name)))
     }
 
-    /// A SQLite file with these bytes, or none yet.
+    /// A SQLite file with these bytes, or no file yet.
     pub(crate) fn sqlite(bytes: Option<&[u8]>) -> Self {
         let mut database = Self::of(Backend::Sqlite, String::new(), None);
         let file = database.dir.path().join("tenantgate.db");
@@ -56,7 +56,7 @@ impl Database {
         database
     }
 
-    /// A database that somebody else keeps, by its URL.
+    /// A database that the caller manages, by its URL.
     pub(crate) fn at(backend: Backend, url: &str) -> Self {
         Self::of(backend, url.to_owned(), None)
     }
@@ -66,13 +66,13 @@ impl Database {
         Self { backend, url, dir, cluster }
     }
 
-    /// What `--database-url` gets.
+    /// The value for `--database-url`.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// Makes the roles of least privilege for this Postgres database and lets people log in as them; gives what
-    /// their names begin with.
+    /// Creates the least-privilege roles for this Postgres database and allows login as them; returns the
+    /// prefix of their names.
     pub(crate) fn with_roles(&self) -> String {
         let prefix = format!("roles_{}", self.name());
         self.cli(&["migrate", &format!("--roles={prefix}")]).ok();
@@ -82,12 +82,12 @@ impl Database {
         prefix
     }
 
-    /// This Postgres database as a role sees it.
+    /// This Postgres database with the login of a role.
     pub(crate) fn seen_by(&self, role: &str) -> Self {
         Self::at(self.backend, &self.url.replacen(&format!("//{ROLE}:"), &format!("//{role}:"), 1))
     }
 
-    /// Ends every connection to this Postgres database, as an administrator or a failover does.
+    /// Ends all connections to this Postgres database, as an administrator or a failover does.
     pub(crate) fn end_all_sessions(&self) {
         self.sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
@@ -100,13 +100,13 @@ impl Database {
         self.cluster.as_ref().map_or("", |(_, name)| name)
     }
 
-    /// The port of the loopback where this Postgres listens.
+    /// The port of this Postgres on the loopback.
     pub(crate) fn port(&self) -> u16 {
         let (_, end) = self.url.rsplit_once(':').expect("a URL with a port");
         end.split('/').next().and_then(|port| port.parse().ok()).expect("a port")
     }
 
-    /// A directory for the test alone, where commands run.
+    /// The working directory of commands, used only by this test.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -116,7 +116,7 @@ impl Database {
         run_in(self.dir(), &[], &[args, &["--database-url", &self.url]].concat())
     }
 
-    /// Runs a command whose JSON is wanted.
+    /// Runs a command with JSON output.
     pub(crate) fn json(&self, args: &[&str]) -> serde_json::Value {
         self.cli(&[args, &["--output", "json"]].concat()).json()
     }
@@ -135,22 +135,22 @@ impl Database {
         })
     }
 
-    /// Runs statements that must work.
+    /// Runs statements that must succeed.
     pub(crate) fn sql(&self, sql: &str) {
         self.session().sql(sql);
     }
 
-    /// Runs statements that must not work, and gives what the database says.
+    /// Runs statements that must fail; returns the error of the database.
     pub(crate) fn refuses(&self, sql: &str) -> String {
         self.session().run(sql).expect_err(sql).to_string()
     }
 
-    /// The first column of every row, as text.
+    /// Returns the first column of every row as text.
     pub(crate) fn texts(&self, sql: &str) -> Vec<Option<String>> {
         self.session().texts(sql)
     }
 
-    /// Every row of every table of a Postgres database, as text.
+    /// Returns every row of every table of a Postgres database as text.
     pub(crate) fn everything(&self) -> String {
         let mut session = self.session();
         let tables = session.texts(
@@ -164,7 +164,7 @@ impl Database {
         rows.flatten().collect::<Vec<String>>().join("\n")
     }
 
-    /// The first column of the only row, as text.
+    /// Returns the first column of the only row as text.
     pub(crate) fn text(&self, sql: &str) -> Option<String> {
         let mut rows = self.texts(sql);
         assert_eq!(rows.len(), 1, "{sql}");
@@ -191,7 +191,7 @@ pub(crate) enum Session {
 }
 
 impl Session {
-    /// Runs statements, as one transaction each unless they say otherwise.
+    /// Runs statements, one transaction each unless they contain BEGIN.
     pub(crate) fn run(&mut self, sql: &str) -> Result<u64, sqlx::Error> {
         let statement = sqlx::raw_sql(AssertSqlSafe(sql));
         wait(async {
@@ -202,12 +202,12 @@ impl Session {
         })
     }
 
-    /// Runs statements that must work.
+    /// Runs statements that must succeed.
     pub(crate) fn sql(&mut self, sql: &str) {
         self.run(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
-    /// The first column of every row, as text.
+    /// Returns the first column of every row as text.
     pub(crate) fn texts(&mut self, sql: &str) -> Vec<Option<String>> {
         let query = sqlx::query(AssertSqlSafe(sql));
         wait(async {

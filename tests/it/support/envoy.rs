@@ -1,14 +1,13 @@
-//! How does a test get a real Envoy in front? `envoy/envoy.yaml` as users get it, on ports of its own.
+//! Starts a real Envoy with `envoy/envoy.yaml`, as users get it, on its own ports.
 //!
 //! ```text
-//! test ──► Envoy ──► Upstream (echoes, and keeps what it saw)
+//! test ──► Envoy ──► Upstream (echoes, and stores what it saw)
 //!            │
 //!            └─► tenantgate (a `Server` of the test)
 //! ```
 //!
-//! A plan may change the file for a test, strictly: what it replaces has to stand there
-//! exactly once. So a test that means to switch something off fails when there is nothing
-//! to switch any more, and what is not named runs as users run it.
+//! A plan may change the file for a test. The text to replace must occur exactly once, so a test that switches
+//! something off fails when there is nothing to switch off any more. Everything else runs as users run it.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -27,7 +26,7 @@ use super::http::{self, Page};
 use super::transcript::Transcript;
 use super::{PATIENCE, Server, eventually, left_out, runtime, wait};
 
-/// The file that users start from.
+/// The configuration that users start with.
 pub(crate) const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/envoy.yaml");
 
 /// The same for a Unix socket between Envoy and tenantgate.
@@ -38,7 +37,7 @@ pub(crate) const MTLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/plain/
 
 static MISSING: Once = Once::new();
 
-/// The Envoy of this machine; `None`, said loudly, where there is none.
+/// The Envoy of this machine; `None` with a message if there is none.
 pub(crate) fn binary() -> Option<PathBuf> {
     let told = std::env::var_os("TENANTGATE_ENVOY").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -58,7 +57,7 @@ pub(crate) fn binary() -> Option<PathBuf> {
 /// One request as the upstream saw it.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
-    /// `GET /path HTTP/1.1`; for gRPC the path alone.
+    /// `GET /path HTTP/1.1`; only the path for gRPC.
     pub(crate) line: String,
     headers: Vec<(String, String)>,
 }
@@ -74,7 +73,7 @@ impl Seen {
         self.headers.iter().filter(|header| header.1 == value).map(|header| header.0.as_str()).collect()
     }
 
-    /// Every name that begins so, in order, each as often as it came.
+    /// Every name with this prefix, in order, as often as it occurred.
     pub(crate) fn names(&self, start: &str) -> Vec<&str> {
         let mut names: Vec<&str> = self.headers.iter().map(|header| header.0.as_str()).collect();
         names.retain(|name| name.starts_with(start));
@@ -104,7 +103,7 @@ impl Upstream {
         (listener, port)
     }
 
-    /// HTTP/1.1: answers `echo`; on a web socket, says back what it hears.
+    /// HTTP/1.1: responds with `echo`; on a WebSocket, echoes messages.
     fn http(log: Log) -> Self {
         let (listener, port) = Self::listener();
         let work = runtime().spawn(async move {
@@ -116,7 +115,7 @@ impl Upstream {
         Self { port, work }
     }
 
-    /// gRPC: the health service of tonic, which answers SERVING.
+    /// gRPC: the health service of tonic, which returns SERVING.
     fn grpc(log: Log) -> Self {
         let (listener, port) = Self::listener();
         let (_, health) = tonic_health::server::health_reporter();
@@ -218,7 +217,7 @@ async fn say_back(stream: &mut BufReader<tokio::net::TcpStream>) -> std::io::Res
     Ok(())
 }
 
-/// An Envoy that is to be started, and with what configuration.
+/// The configuration of an Envoy to start.
 pub(crate) struct Plan {
     text: String,
     workers: u8,
@@ -230,7 +229,7 @@ impl Plan {
         Self { workers, ..self }
     }
 
-    /// Changes the file: `from` stands there exactly once.
+    /// Changes the file. `from` must occur exactly once.
     #[track_caller]
     pub(crate) fn with(mut self, from: &str, to: &str) -> Self {
         assert_eq!(self.text.matches(from).count(), 1, "`{from}` has to stand exactly once in the file");
@@ -238,20 +237,20 @@ impl Plan {
         self
     }
 
-    /// Asks at `127.0.0.1:port`.
+    /// Uses tenantgate at `127.0.0.1:port`.
     #[track_caller]
     pub(crate) fn asking(self, address: &str) -> Self {
         self.port(50051, address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port"))
     }
 
-    /// Makes an address of the file another one.
+    /// Replaces an address in the file.
     #[track_caller]
     fn port(self, from: u16, to: u16) -> Self {
         let (from, to) = (format!("port_value: {from}}}"), format!("port_value: {to}}}"));
         self.with(&from, &to)
     }
 
-    /// Starts it and waits until it takes requests; `None`, said loudly, without an Envoy.
+    /// Starts it and waits until it accepts requests; `None` with a message if there is no Envoy.
     #[track_caller]
     pub(crate) fn start(self) -> Option<Envoy> {
         let binary = binary()?;
@@ -304,10 +303,10 @@ impl Plan {
 /// A running Envoy and the upstreams behind it.
 pub(crate) struct Envoy {
     child: Child,
-    /// What it wrote on stdout: the access log.
+    /// Its stdout: the access log.
     pub(crate) access_log: Transcript,
     stderr: Transcript,
-    /// Where clients connect.
+    /// The address for clients.
     pub(crate) address: String,
     admin: String,
     http_seen: Log,
@@ -315,7 +314,7 @@ pub(crate) struct Envoy {
     _behind: (TempDir, Upstream, Upstream),
 }
 
-/// What came of a request: the client's view, and the upstream's, if it was reached.
+/// The result of a request: the client's view, and the upstream's if it was reached.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) page: Page,
@@ -323,7 +322,7 @@ pub(crate) struct Outcome {
 }
 
 impl Envoy {
-    /// An Envoy with `envoy/envoy.yaml`, which asks this server at its first listener.
+    /// An Envoy with `envoy/envoy.yaml`, which calls the first listener of this server.
     #[track_caller]
     pub(crate) fn before(server: &Server) -> Plan {
         Self::with_file(FILE).asking(&server.grpc[0])
@@ -336,7 +335,7 @@ impl Envoy {
         Plan { text, workers: 1 }
     }
 
-    /// An Envoy with `envoy/envoy.yaml`, which spreads its questions over servers at these addresses.
+    /// An Envoy with `envoy/envoy.yaml`, which distributes its checks over servers at these addresses.
     #[track_caller]
     pub(crate) fn before_each_of(addresses: &[&str]) -> Plan {
         let endpoint = "- endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 50051}}}";
@@ -347,7 +346,7 @@ impl Envoy {
         Self::with_file(FILE).with(endpoint, &endpoints.collect::<Vec<_>>().join("\n        "))
     }
 
-    /// One request with exactly these headers (and what HTTP/1.1 needs), on a connection of its own.
+    /// Sends one request with exactly these headers (and those that HTTP/1.1 needs), on a new connection.
     #[track_caller]
     pub(crate) fn send(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Outcome {
         let headers: Vec<(&str, &[u8])> =
@@ -355,20 +354,20 @@ impl Envoy {
         self.send_bytes(method, path, &headers)
     }
 
-    /// The same, with values that need not be text.
+    /// The same with values that need not be text.
     #[track_caller]
     pub(crate) fn send_bytes(&self, method: &str, path: &str, headers: &[(&str, &[u8])]) -> Outcome {
         self.http_seen.lock().expect("no panic under the lock").clear();
         let mut stream = self.open(method, path, headers, "close");
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).expect("an answer");
-        // Envoy answers only after the upstream did, so what has not arrived there never will.
+        // Envoy responds only after the upstream, so a request that has not arrived there never will.
         let mut seen = self.http_seen.lock().expect("no panic under the lock");
         assert!(seen.len() <= 1, "one request, one upstream request: {seen:#?}");
         Outcome { page: http::parse(&String::from_utf8_lossy(&bytes)), seen: seen.pop() }
     }
 
-    /// Sends the head of a request and leaves the answer to the caller.
+    /// Sends the head of a request; the caller reads the response.
     #[track_caller]
     pub(crate) fn open(
         &self,
@@ -390,17 +389,17 @@ impl Envoy {
         stream
     }
 
-    /// The requests that the HTTP upstream saw since the last look.
+    /// Returns the requests that the HTTP upstream saw since the last call.
     pub(crate) fn http_seen(&self) -> Vec<Seen> {
         std::mem::take(&mut *self.http_seen.lock().expect("no panic under the lock"))
     }
 
-    /// The requests that the gRPC upstream saw since the last look.
+    /// Returns the requests that the gRPC upstream saw since the last call.
     pub(crate) fn grpc_seen(&self) -> Vec<Seen> {
         std::mem::take(&mut *self.grpc_seen.lock().expect("no panic under the lock"))
     }
 
-    /// The access log's line about the one request of this path.
+    /// Returns the line of the access log about the only request for this path.
     #[track_caller]
     pub(crate) fn logged(&self, path: &str) -> Value {
         let parse = |line: &String| serde_json::from_str::<Value>(line).expect("the access log is JSON");
@@ -409,13 +408,13 @@ impl Envoy {
         })
     }
 
-    /// Waits until Envoy's health checks find tenantgate as said.
+    /// Waits until Envoy's health checks report tenantgate as given.
     #[track_caller]
     pub(crate) fn finds_tenantgate(&self, healthy: bool) {
         self.finds("", healthy);
     }
 
-    /// Waits until Envoy's health checks find tenantgate at this address as said.
+    /// Waits until Envoy's health checks report tenantgate at this address as given.
     #[track_caller]
     pub(crate) fn finds(&self, address: &str, healthy: bool) {
         let wanted = if healthy { "::health_flags::healthy" } else { "::health_flags::/failed_active_hc" };
@@ -428,7 +427,7 @@ impl Envoy {
         });
     }
 
-    /// A counter or gauge of Envoy's.
+    /// Returns a counter or gauge of Envoy.
     #[track_caller]
     pub(crate) fn stat(&self, name: &str) -> u64 {
         let page = self.ask_admin(&format!("/stats?filter=^{name}$")).body;
@@ -453,7 +452,7 @@ impl Envoy {
         http::get(&self.admin, path).expect("the admin page answers")
     }
 
-    /// Where it really listens.
+    /// Reads the address that it has bound.
     fn listener(&self) -> String {
         let said: Value = serde_json::from_str(&self.ask_admin("/listeners?format=json").body).expect("JSON");
         let port = &said["listener_statuses"][0]["local_address"]["socket_address"]["port_value"];

@@ -1,11 +1,11 @@
-//! How does a test speak HTTP/2 as no library would? Frame by frame, over a plain socket.
+//! Speaks HTTP/2 frame by frame over a plain socket, as no library would.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
 use super::PATIENCE;
 
-/// What a client begins with (RFC 9113 §3.4).
+/// The connection preface of a client (RFC 9113 §3.4).
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Types of frames (RFC 9113 §6).
@@ -34,7 +34,7 @@ impl Frame {
         Self { kind, flags, stream, payload: payload.to_vec() }
     }
 
-    /// The headers of a Check, its end not said.
+    /// The headers of a Check, without `END_STREAM`.
     pub(crate) fn check(stream: u32) -> Self {
         let headers = [
             (":path", "/envoy.service.auth.v3.Authorization/Check"),
@@ -46,7 +46,7 @@ impl Frame {
         Self::headers(stream, 0x4, &[0x83, 0x86], headers)
     }
 
-    /// A HEADERS frame: fields of the static table as they stand in `indexed`, and others without Huffman coding or the
+    /// A HEADERS frame: fields of the static table in `indexed`, and others without Huffman coding or the
     /// dynamic table (RFC 7541).
     pub(crate) fn headers<'a>(
         stream: u32,
@@ -112,7 +112,7 @@ pub(crate) const MAX_FRAME: usize = 16_384;
 pub(crate) struct Raw(TcpStream);
 
 impl Raw {
-    /// A connection on which nothing was said.
+    /// A connection without a preface.
     pub(crate) fn silent(address: &str) -> Self {
         let stream = TcpStream::connect(address).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
@@ -120,14 +120,14 @@ impl Raw {
         Self(stream)
     }
 
-    /// A connection that has begun, and gives up soon where nothing is read of what it says.
+    /// A connection with a preface that fails soon if the server does not read.
     pub(crate) fn impatient(address: &str) -> Self {
         let raw = Self::to(address);
         raw.0.set_write_timeout(Some(std::time::Duration::from_millis(500))).expect("a socket");
         raw
     }
 
-    /// A connection that has begun.
+    /// A connection with a preface.
     pub(crate) fn to(address: &str) -> Self {
         let mut raw = Self::silent(address);
         raw.send(PREFACE).expect("sent");
@@ -139,7 +139,7 @@ impl Raw {
         self.0.write_all(bytes)
     }
 
-    /// The next frame; nothing where the connection has ended.
+    /// Returns the next frame; `None` if the connection has ended.
     pub(crate) fn next(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
         self.0.read_exact(&mut head).ok()?;
@@ -149,7 +149,7 @@ impl Raw {
         Some(Frame { kind: head[3], flags: head[4], stream, payload })
     }
 
-    /// The settings that the server begins with, by identifier.
+    /// Returns the first settings of the server, by identifier.
     pub(crate) fn settings(&mut self) -> std::collections::BTreeMap<u16, u32> {
         let first = self.next().expect("settings come first");
         assert_eq!((first.kind, first.flags), (kind::SETTINGS, 0), "{first:?}");
@@ -159,7 +159,7 @@ impl Raw {
         first.payload.chunks(6).map(pair).collect()
     }
 
-    /// Why the server ends the connection: the error code of its GOAWAY (RFC 9113 §7), or that it just ended.
+    /// Returns why the server ends the connection: the error code of its GOAWAY (RFC 9113 §7), or `None`.
     pub(crate) fn goodbye(&mut self) -> Option<u32> {
         let mut code = None;
         while let Some(frame) = self.next() {

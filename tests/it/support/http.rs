@@ -1,4 +1,4 @@
-//! What do the ops endpoints say? The smallest HTTP client that can ask.
+//! A small HTTP client for the ops endpoints.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -6,7 +6,7 @@ use std::net::TcpStream;
 
 use super::PATIENCE;
 
-/// What came back.
+/// The response.
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) status: u16,
@@ -14,7 +14,7 @@ pub(crate) struct Page {
     pub(crate) body: String,
 }
 
-/// `GET path` over a connection of its own; an error when nobody listens or answers.
+/// Sends `GET path` on a new connection; fails if there is no listener or no response.
 pub(crate) fn get(address: &str, path: &str) -> std::io::Result<Page> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -27,7 +27,7 @@ pub(crate) fn get(address: &str, path: &str) -> std::io::Result<Page> {
     Ok(parse(&String::from_utf8_lossy(&bytes)))
 }
 
-/// An answer with its head and body.
+/// Parses a response into head and body.
 pub(crate) fn parse(text: &str) -> Page {
     let (head, body) = text.split_once("\r\n\r\n").expect("an HTTP answer has a head");
     let mut lines = head.lines();
@@ -50,7 +50,7 @@ fn unchunk(mut rest: &str) -> String {
     body
 }
 
-/// The samples of an exposition in the Prometheus text format, by `name{labels}`.
+/// Parses the samples of a page in the Prometheus text format, by `name{labels}`.
 pub(crate) fn samples(exposition: &str) -> BTreeMap<String, f64> {
     let lines = exposition.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
     lines

@@ -1,10 +1,9 @@
-//! What if the network between tenantgate and its database fails? A wire that tests can cut.
+//! A network link between tenantgate and its database that tests can break.
 //!
-//! Forwards a port of its own to the database. `cut` closes everything and refuses
-//! newcomers, as a dead host's neighbour does; `slam` takes newcomers and hangs up, and
-//! counts them; `freeze` keeps all connections open and moves no byte, as a network that
-//! drops packets does; `delay` lets every byte take its time; `tear` ends a connection in
-//! the middle of an answer; `mend` undoes all of them.
+//! It forwards a port to the database. `cut` closes all connections and refuses new ones, as after the death of a host;
+//! `slam` accepts new connections, closes them at once, and counts them; `freeze` keeps all connections open and
+//! forwards no byte, as a network that drops packets; `delay` delays every byte; `tear` ends a connection in the middle
+//! of a response; `mend` restores normal operation.
 
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,13 +18,13 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Database, runtime, wait};
 
-/// What the wire does to the bytes on it.
+/// The current behaviour of the link.
 #[derive(Clone, Copy)]
 struct Weather {
     frozen: bool,
-    /// In each direction.
+    /// The delay in each direction.
     delay: Duration,
-    /// How many bytes of answers a connection lives for.
+    /// The number of response bytes after which a connection ends.
     tears_after: usize,
 }
 
@@ -33,7 +32,7 @@ impl Weather {
     const FAIR: Self = Self { frozen: false, delay: Duration::ZERO, tears_after: usize::MAX };
 }
 
-/// The wire.
+/// The link.
 pub(crate) struct Link {
     port: u16,
     to: AtomicU16,
@@ -43,7 +42,7 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// A working wire to a port of the loopback.
+    /// A working link to a port of the loopback.
     pub(crate) fn to(to: u16) -> Self {
         let weather = watch::Sender::new(Weather::FAIR);
         let link = Self {
@@ -57,7 +56,7 @@ impl Link {
         link
     }
 
-    /// A working wire to a database, and the database as seen through it.
+    /// A working link to a database, and the database behind it.
     pub(crate) fn before(database: &Database) -> (Self, Database) {
         let port = database.port();
         let link = Self::to(port);
@@ -66,7 +65,7 @@ impl Link {
         (link, seen)
     }
 
-    /// The end that tenantgate is given.
+    /// The address for tenantgate.
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
@@ -79,22 +78,22 @@ impl Link {
         }
     }
 
-    /// Lets nothing through, and says so to nobody.
+    /// Forwards nothing, and keeps connections open.
     pub(crate) fn freeze(&self) {
         self.weather.send_modify(|weather| weather.frozen = true);
     }
 
-    /// Everything takes this much longer in each direction, from the next byte on.
+    /// Delays every byte by this time in each direction.
     pub(crate) fn delay(&self, delay: Duration) {
         self.weather.send_modify(|weather| weather.delay = delay);
     }
 
-    /// Every connection ends when that many bytes of answers have passed from now on, wherever that is in a message.
+    /// Ends every connection after this many response bytes, even within a message.
     pub(crate) fn tear(&self, bytes: usize) {
         self.weather.send_modify(|weather| weather.tears_after = bytes);
     }
 
-    /// Takes every connection and ends it at once.
+    /// Accepts every connection and closes it at once.
     pub(crate) fn slam(&self) {
         let listener = self.listen();
         let attempts = Arc::clone(&self.attempts);
@@ -105,18 +104,18 @@ impl Link {
         });
     }
 
-    /// How many connections were slammed.
+    /// Returns the number of connections closed by `slam`.
     pub(crate) fn attempts(&self) -> usize {
         self.attempts.load(Ordering::Relaxed)
     }
 
-    /// Leads elsewhere from now on, and works.
+    /// Forwards to another port from now on.
     pub(crate) fn lead_to(&self, port: u16) {
         self.to.store(port, Ordering::Relaxed);
         self.mend();
     }
 
-    /// Works again.
+    /// Restores normal operation.
     pub(crate) fn mend(&self) {
         let listener = self.listen();
         self.weather.send_replace(Weather::FAIR);
@@ -154,10 +153,10 @@ async fn carry(listener: TcpListener, to: u16, weather: watch::Receiver<Weather>
     }
 }
 
-/// The connection is torn.
+/// The error of a torn connection.
 struct Torn;
 
-/// Carries one direction to its end.
+/// Forwards one direction until it ends.
 async fn pump(
     from: OwnedReadHalf,
     to: OwnedWriteHalf,
@@ -168,7 +167,7 @@ async fn pump(
     tokio::try_join!(take(from, queue, weather.clone()), hand_over(queued, to, weather, tears)).map(|_| ())
 }
 
-/// Bytes, and when they arrive.
+/// Bytes and their time of arrival.
 type Piece = (Instant, Vec<u8>);
 
 async fn take(
@@ -210,7 +209,7 @@ async fn hand_over(
     Ok(())
 }
 
-/// A port that nobody has, below the range from which the kernel gives ports to others.
+/// Returns a free port below the range from which the kernel assigns ports.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = 10_000 + u16::try_from(std::process::id() % 20_000).expect("small");

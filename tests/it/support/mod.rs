@@ -1,9 +1,8 @@
-//! What does a test need around it? The harness, shared by all suites.
+//! The test support that all suites share.
 //!
-//! A test gets a `World` (a database of its own with known tenants and keys), starts
-//! a `Server` (the real binary) on it, asks over the wire and gets an `Answer`, which
-//! has already been held against everything that the documentation says about answers of
-//! its kind. Everything is synchronous for the test; one runtime works underneath.
+//! A test gets a `World` (a database of its own with known tenants and keys), starts a `Server` (the real binary) on
+//! it, sends Checks over the network and gets an `Answer`, which is already verified against the documentation. The
+//! interface is synchronous; one runtime works underneath.
 //!
 //! ```text
 //! Backend ──► Database ──► World (tenants, keys)
@@ -12,8 +11,8 @@
 //!                └─ Server::on(..).start() ─► check(Ask) ─► Answer
 //! ```
 //!
-//! Nothing here sleeps and hopes: every wait is `eventually`, level-triggered, with a
-//! deadline and a sentence that says what did not come.
+//! There are no fixed waiting times: every wait is `eventually`, level-triggered, with a deadline and a sentence that
+//! names what did not happen.
 
 pub(crate) mod answer;
 pub(crate) mod ask;
@@ -49,7 +48,7 @@ pub(crate) use database::{Backend, Database};
 pub(crate) use server::Server;
 pub(crate) use world::World;
 
-/// What anything on this machine may take before a test gives it up; generous, because nothing waits for it in vain.
+/// The deadline of waits in tests. It is generous, because a passing test never reaches it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
@@ -60,17 +59,17 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
         .expect("a runtime for the tests")
 });
 
-/// The one runtime that all tests of the process share.
+/// The runtime that all tests of the process share.
 pub(crate) fn runtime() -> &'static Runtime {
     &RUNTIME
 }
 
-/// Runs something asynchronous to its end.
+/// Runs a future until it ends.
 pub(crate) fn wait<F: Future>(work: F) -> F::Output {
     RUNTIME.block_on(work)
 }
 
-/// Asks again and again until the answer is there, and panics with the last thing seen when it is not in time.
+/// Repeats `probe` until it succeeds, and panics with its last error after the deadline.
 pub(crate) fn eventually<T, E: Debug>(
     what: &str,
     deadline: Duration,
@@ -87,18 +86,18 @@ pub(crate) fn eventually<T, E: Debug>(
     }
 }
 
-/// Is this a run in which nothing may be left out (`TENANTGATE_TEST_REQUIRE=all`)?
+/// Whether no suite may be omitted (`TENANTGATE_TEST_REQUIRE=all`).
 pub(crate) fn nothing_may_be_missing() -> bool {
     std::env::var_os("TENANTGATE_TEST_REQUIRE").is_some_and(|wanted| wanted == "all")
 }
 
-/// May this program be missing, because who runs the tests knows and says so (`TENANTGATE_TEST_WITHOUT=one,other`)?
+/// Whether this program may be missing, because the caller lists it (`TENANTGATE_TEST_WITHOUT=one,other`).
 pub(crate) fn excused(program: &str) -> bool {
     let without = std::env::var_os("TENANTGATE_TEST_WITHOUT").unwrap_or_default();
     without.to_string_lossy().split(',').any(|name| name == program)
 }
 
-/// Says once, past libtest's capture, that a suite is left out; or fails, where nothing may be missing.
+/// Prints once, past libtest's capture, that a suite is omitted; fails if nothing may be missing.
 pub(crate) fn left_out(once: &Once, suite: &str, why: &str) {
     assert!(
         !nothing_may_be_missing(),
@@ -107,12 +106,12 @@ pub(crate) fn left_out(once: &Once, suite: &str, why: &str) {
     once.call_once(|| tell(&format!("\n!!! LEFT OUT: {suite}: {why}\n")));
 }
 
-/// Says a line past libtest's capture.
+/// Prints a line past libtest's capture.
 pub(crate) fn tell(line: &str) {
     std::io::stderr().write_all(format!("{line}\n").as_bytes()).expect("stderr takes the line");
 }
 
-/// Makes each listed function `fn name(world: &World)` two tests, `name::on_sqlite` and `name::on_postgres`.
+/// Makes two tests of each listed function `fn name(world: &World)`: `name::on_sqlite` and `name::on_postgres`.
 macro_rules! on_every_store {
     ($($name:ident),+ $(,)?) => {$(
         mod $name {

@@ -1,8 +1,7 @@
-//! A real pooler before the database, in transaction or session mode.
+//! A real pooler in front of the database, in transaction or session mode.
 //!
-//! `PgBouncer` gives a client another backend for each transaction, so that what was said to
-//! one of them (LISTEN, settings) holds nowhere. As with a cluster, a small shell stands
-//! between it and the tests, and ends it when they end in whatever way.
+//! `PgBouncer` gives a client another backend for each transaction, so session state (LISTEN, settings) does not last.
+//! As for a cluster, a small shell between it and the tests ends it when the tests end for any reason.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -25,7 +24,7 @@ kill "$!"
 
 static MISSING: Once = Once::new();
 
-/// A pooler before the cluster of a database; it ends with this value.
+/// A pooler in front of the cluster of a database; it ends with this value.
 pub(crate) struct Pooler {
     port: u16,
     keeper: Child,
@@ -33,13 +32,13 @@ pub(crate) struct Pooler {
 }
 
 impl Pooler {
-    /// Takes connections to the database; `None`, said loudly, where the machine has no pooler.
+    /// Starts a pooler in transaction mode; `None` with a message if the machine has no pooler.
     pub(crate) fn before(database: &Database) -> Option<Self> {
         let ignored = "ignore_startup_parameters = extra_float_digits,options\n";
         Self::in_mode(database, &format!("pool_mode = transaction\n{ignored}"))
     }
 
-    /// One in session mode with the settings that it comes with.
+    /// Starts a pooler in session mode with its default settings.
     pub(crate) fn in_session_mode(database: &Database) -> Option<Self> {
         Self::in_mode(database, "pool_mode = session\n")
     }
@@ -49,11 +48,11 @@ impl Pooler {
         let dir = tempfile::Builder::new().prefix("tenantgate-pool-").tempdir().expect("a directory");
         let (port, file) = (free_port(), dir.path().join("pool.ini"));
         std::fs::write(&file, settings(port, database.port(), mode)).expect("written");
-        // A copy, because whom clusters belong to may not look into where we found it.
+        // A copy, because the user of clusters may not have access to the original.
         std::fs::copy(program, dir.path().join(PROGRAM)).expect("copied");
         let mut keeper = Command::new("sh");
         keeper.args(["-c", KEEPER, "sh"]).arg(dir.path().join(PROGRAM)).arg(&file).stdin(Stdio::piped());
-        // It refuses root as Postgres does.
+        // It does not run as root, like Postgres.
         become_owner(&mut keeper, dir.path());
         let keeper = keeper.spawn().expect("sh starts");
         let pooler = Self { port, keeper, _dir: dir };
@@ -77,7 +76,7 @@ impl Drop for Pooler {
     }
 }
 
-/// Lets everybody in, as whom the tests come anyway, and takes what it does not understand for said.
+/// Accepts every login, and ignores unknown startup parameters.
 fn settings(port: u16, to: u16, mode: &str) -> String {
     format!(
         "[databases]\n* = host=127.0.0.1 port={to} user={ROLE}\n\
@@ -86,7 +85,7 @@ fn settings(port: u16, to: u16, mode: &str) -> String {
     )
 }
 
-/// The program; Debian puts it where only root's PATH looks.
+/// Returns the path of the program, which Debian installs outside of users' PATH.
 fn binary() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|dir| dir.join(PROGRAM));

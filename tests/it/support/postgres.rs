@@ -1,9 +1,8 @@
-//! Where does a real Postgres come from, and how does it never outlive the tests?
+//! Starts a real Postgres that never outlives the tests.
 //!
-//! One private cluster per test process, from whatever binaries the machine has, on a
-//! free port of the loopback. A small shell stands between the tests and `postgres`: it
-//! takes words on its standard input, and when that input ends, because the test
-//! process ended in whatever way, it stops the server it started and removes its files.
+//! There is one private cluster per test process, with the binaries of the machine, on a free port of the loopback. A
+//! small shell stands between the tests and `postgres`: it reads commands on its standard input. When that input ends,
+//! because the test process ended for any reason, it stops the server and removes its files.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::chown;
@@ -23,7 +22,7 @@ pub(crate) const ROLE: &str = "tenantgate";
 /// The password in every test URL. Nothing checks it (the clusters trust), and nothing may ever print it.
 pub(crate) const PASSWORD: &str = "pa55-w0rd-never-printed";
 
-/// Starts and stops `postgres` on command, and cleans up when the commands end.
+/// Starts and stops `postgres` on command, and cleans up when its standard input ends.
 const KEEPER: &str = r#"
 bin=$1 dir=$2 port=$3
 start() {
@@ -61,12 +60,12 @@ static SHARED: LazyLock<Option<Cluster>> = LazyLock::new(Cluster::private);
 static MISSING: Once = Once::new();
 
 impl Cluster {
-    /// The cluster that all tests share; `None`, said loudly, where the machine has no Postgres.
+    /// The cluster that all tests share; `None` with a message if the machine has no Postgres.
     pub(crate) fn shared() -> Option<&'static Self> {
         SHARED.as_ref()
     }
 
-    /// A cluster of the caller's own, to be stopped and started at will.
+    /// A cluster of the caller's own, which it may stop and start.
     pub(crate) fn private() -> Option<Self> {
         let Some(bin) = binaries() else {
             left_out(&MISSING, "everything on Postgres", "no `initdb` and `postgres` on this machine");
@@ -78,7 +77,7 @@ impl Cluster {
         Some(Self::start_in(&bin, &dir, user, group))
     }
 
-    /// A second cluster that is this one as it is now, as a standby promoted at this moment would be.
+    /// A second cluster with the current state of this one, like a standby that is promoted now.
     pub(crate) fn twin(&self) -> Self {
         let (bin, (user, group)) = (binaries().expect("found before"), owner().expect("found before"));
         let dir = directory(user, group);
@@ -98,14 +97,14 @@ impl Cluster {
         Some(cluster)
     }
 
-    /// Uses up transactions, so that this cluster's are numbered higher than those of a new one.
+    /// Consumes transaction ids, so that those of this cluster are higher than those of a new one.
     pub(crate) fn use_up_transactions(&self, count: u32) {
         self.admin(&format!(
             "DO $$ BEGIN FOR n IN 1..{count} LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
         ));
     }
 
-    /// A database as `pg_dump` writes it.
+    /// Dumps a database with `pg_dump`.
     pub(crate) fn dump(&self, database: &str, args: &[&str]) -> String {
         let bin = binaries().expect("found before");
         let mut dump = Command::new(bin.join("pg_dump"));
@@ -114,7 +113,7 @@ impl Cluster {
         String::from_utf8(said.stdout).expect("UTF-8")
     }
 
-    /// Makes a database of a dump.
+    /// Creates a database from a dump.
     pub(crate) fn restore(&self, database: &str, dump: &str) {
         self.admin(&format!("CREATE DATABASE {database}"));
         let mut psql = Command::new(binaries().expect("found before").join("psql"));
@@ -125,7 +124,7 @@ impl Cluster {
         assert!(psql.wait().expect("psql ends").success(), "the dump is restored");
     }
 
-    /// Asks for the password of this role from now on.
+    /// Requires the password of this role from now on.
     pub(crate) fn asks_for_the_password_of(&self, role: &str) {
         let hba = format!(
             "host all {role} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\nlocal all all trust\n"
@@ -143,7 +142,7 @@ impl Cluster {
         let mut keeper = Command::new("sh");
         keeper.args(["-c", KEEPER, "sh"]).arg(bin).arg(dir).arg(port.to_string());
         keeper.current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        // A group of its own, so that an interrupt at the terminal ends the tests and leaves it its clean-up.
+        // Its own process group, so that an interrupt at the terminal ends only the tests, and it can clean up.
         keeper.process_group(0);
         become_user(&mut keeper, user, group);
         let mut keeper = keeper.spawn().expect("sh starts");
@@ -152,7 +151,7 @@ impl Cluster {
         cluster.start().then_some(cluster)
     }
 
-    /// Starts the server (again), and is true when it takes connections, false when its port is taken.
+    /// Starts the server (again). Returns true once it accepts connections, false if its port is in use.
     pub(crate) fn start(&self) -> bool {
         self.tell("start", "started");
         eventually("postgres takes connections", PATIENCE, || {
@@ -169,7 +168,7 @@ impl Cluster {
         self.tell("stop", "stopped");
     }
 
-    /// Kills the server where it stands, as the machine does that loses its power, and waits until nothing of it runs.
+    /// Kills the server, as a power failure would, and waits until none of its processes runs.
     pub(crate) fn kill(&self) {
         let postmaster = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).expect("it runs");
         let children = children(postmaster.lines().next().expect("a process id"));
@@ -180,7 +179,7 @@ impl Cluster {
         });
     }
 
-    /// A second cluster that follows this one, byte by byte, until it is promoted.
+    /// A second cluster that is a streaming standby of this one until it is promoted.
     pub(crate) fn standby(&self) -> Self {
         let (bin, (user, group)) = (binaries().expect("found before"), owner().expect("found before"));
         let dir = directory(user, group);
@@ -194,7 +193,7 @@ impl Cluster {
         Self::start_in(&bin, &dir, user, group)
     }
 
-    /// Makes the stopped server come up as a standby that waits for a primary.
+    /// Configures the stopped server to start as a standby without a primary.
     pub(crate) fn becomes_a_standby(&self) {
         std::fs::write(self.dir.join("data/standby.signal"), "").expect("written");
     }
@@ -241,18 +240,18 @@ fn children(parent: &str) -> Vec<String> {
     pids.filter(|pid| stat(pid).is_some_and(|stat| stat.split(' ').nth(1) == Some(parent))).collect()
 }
 
-/// Whether a process is there, and is not just waiting to be buried.
+/// Whether a process exists and is not a zombie.
 fn runs(pid: &str) -> bool {
     stat(pid).is_some_and(|stat| !stat.starts_with('Z'))
 }
 
-/// What the kernel says of a process, from its state and its parent on.
+/// Returns the fields of `/proc/PID/stat` from the state on.
 fn stat(pid: &str) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     Some(stat.rsplit_once(") ")?.1.to_owned())
 }
 
-/// A directory that the keeper of a cluster removes.
+/// A directory that the shell of a cluster removes.
 fn directory(user: Option<u32>, group: Option<u32>) -> PathBuf {
     let dir = tempfile::Builder::new().prefix("tenantgate-pg-").tempdir().expect("a directory");
     chown(dir.path(), user, group).expect("the directory goes to the owner of the cluster");
@@ -276,7 +275,8 @@ fn binaries() -> Option<PathBuf> {
         .find(|bin| bin.join("initdb").exists() && bin.join("postgres").exists())
 }
 
-/// Whom the cluster belongs to: us, or for root, whom Postgres refuses, a user that every Debian has.
+/// The owner of the cluster: the current user, or a user of every Debian if that is root, as which Postgres does not
+/// run.
 fn owner() -> Option<(Option<u32>, Option<u32>)> {
     if id("-u", None) != Some(0) {
         return Some((None, None));
@@ -305,7 +305,7 @@ fn become_user(command: &mut Command, user: Option<u32>, group: Option<u32>) {
     }
 }
 
-/// Lets a command run as whom clusters belong to, in a directory that is theirs then, with all in it.
+/// Runs a command as the owner of clusters, in a directory that is made theirs.
 pub(super) fn become_owner(command: &mut Command, dir: &Path) {
     let (user, group) = owner().expect("whoever has a cluster");
     for entry in std::fs::read_dir(dir).expect("readable").flatten() {

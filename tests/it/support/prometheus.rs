@@ -1,7 +1,6 @@
-//! How does a test get a real Prometheus, and promtool?
+//! Starts a real Prometheus, and runs promtool.
 //!
-//! It scrapes the servers of the test every fifth of a second and evaluates the alert
-//! rules of the repository as users load them.
+//! It scrapes the servers of the test every 200 ms and evaluates the alert rules of the repository, as users load them.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -15,12 +14,12 @@ use super::link::free_port;
 use super::transcript::Transcript;
 use super::{PATIENCE, Server, eventually, excused, http, left_out};
 
-/// The alert rules that users load.
+/// The alert rules for users.
 pub(crate) const ALERTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/observability/alerts.yml");
 
 static MISSING: Once = Once::new();
 
-/// A program of Prometheus' on this machine; `None`, said loudly, where there is none.
+/// A program of Prometheus on this machine; `None` with a message if there is none.
 fn binary(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|dir| dir.join(program));
@@ -29,14 +28,14 @@ fn binary(program: &str) -> Option<PathBuf> {
     if found.is_none() && !excused("prometheus") {
         left_out(
             &MISSING,
-            "dashboard and alerts before a real Prometheus",
+            "dashboard and alerts with a real Prometheus",
             "no prometheus or promtool on this machine (`envoy/get prometheus` gets both)",
         );
     }
     found
 }
 
-/// Runs promtool with these arguments and this input; `None`, said loudly, without one.
+/// Runs promtool with these arguments and this input; `None` with a message without promtool.
 pub(crate) fn promtool(args: &[&str], input: &str) -> Option<Output> {
     let mut tool = Command::new(binary("promtool")?)
         .args(args)
@@ -50,7 +49,7 @@ pub(crate) fn promtool(args: &[&str], input: &str) -> Option<Output> {
     Some(tool.wait_with_output().expect("promtool ends"))
 }
 
-/// A running Prometheus; killed when the test is done with it.
+/// A running Prometheus; killed with this value.
 pub(crate) struct Prometheus {
     child: Child,
     log: Transcript,
@@ -59,7 +58,7 @@ pub(crate) struct Prometheus {
 }
 
 impl Prometheus {
-    /// One that scrapes these servers under the job `tenantgate`.
+    /// Starts one that scrapes these servers under the job `tenantgate`.
     pub(crate) fn of(servers: &[&Server]) -> Option<Self> {
         let program = binary("prometheus")?;
         let dir = tempfile::Builder::new().prefix("tenantgate-prometheus-").tempdir().expect("a directory");
@@ -85,13 +84,13 @@ impl Prometheus {
         Some(prometheus)
     }
 
-    /// The samples of an expression now; an error if it is none.
+    /// Evaluates an expression now; fails if it is invalid.
     pub(crate) fn query(&self, expression: &str) -> Result<Vec<Value>, String> {
         let answer = self.get(&format!("/api/v1/query?query={}", encoded(expression)))?;
         answer["result"].as_array().cloned().ok_or_else(|| format!("no vector: {answer}"))
     }
 
-    /// The alert rules it has loaded, and what it found when it evaluated them.
+    /// Returns the loaded alert rules with their last evaluation.
     pub(crate) fn rules(&self) -> Vec<Value> {
         let answer = self.get("/api/v1/rules?type=alert").expect("it tells its rules");
         let groups = answer["groups"].as_array().cloned().unwrap_or_default();
@@ -121,7 +120,7 @@ fn settings(servers: &[&Server]) -> String {
     )
 }
 
-/// Percent-encoded (RFC 3986 §2.1).
+/// Percent-encodes text (RFC 3986 §2.1).
 fn encoded(text: &str) -> String {
     let byte =
         |b: u8| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") };

@@ -1,4 +1,4 @@
-//! How does a test get a running tenantgate? The real binary, on ports of its own.
+//! Starts the real binary of tenantgate on its own ports.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -12,18 +12,18 @@ use super::http::{self, Page};
 use super::transcript::{Transcript, field, says};
 use super::{Answer, Client, Database, PATIENCE, eventually, wait};
 
-/// What is to be started, and how.
+/// A server to start, with its options.
 pub(crate) struct Plan {
     command: Command,
     listeners: usize,
 }
 
-/// A running server; killed when the test is done with it.
+/// A running server; killed with this value.
 pub(crate) struct Server {
     child: Child,
     pub(crate) stderr: Transcript,
     pub(crate) stdout: Transcript,
-    /// The gRPC listeners, as really bound, in the order in which they said so.
+    /// The addresses of the gRPC listeners, in the order of their log lines.
     pub(crate) grpc: Vec<String>,
     /// The address of `/livez`, `/readyz` and `/metrics`.
     pub(crate) ops: String,
@@ -31,31 +31,31 @@ pub(crate) struct Server {
 }
 
 impl Plan {
-    /// One more argument for `serve`.
+    /// Adds an argument for `serve`.
     pub(crate) fn arg(mut self, arg: &str) -> Self {
         self.listeners += usize::from(arg == "--listen");
         self.command.arg(arg);
         self
     }
 
-    /// More arguments for `serve`.
+    /// Adds arguments for `serve`.
     pub(crate) fn args(self, args: &[&str]) -> Self {
         args.iter().fold(self, |plan, arg| plan.arg(arg))
     }
 
-    /// One more variable in its environment.
+    /// Adds an environment variable.
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
         self
     }
 
-    /// How many gRPC listeners to wait for, where it is not flags that say so.
+    /// Sets the number of gRPC listeners to wait for, if they are not given as flags.
     pub(crate) fn listeners(mut self, listeners: usize) -> Self {
         self.listeners = listeners;
         self
     }
 
-    /// Starts it and waits until it serves.
+    /// Starts it and waits until it is ready.
     #[track_caller]
     pub(crate) fn start(self) -> Server {
         let server = self.start_unready();
@@ -63,7 +63,7 @@ impl Plan {
         server
     }
 
-    /// Starts it and waits until its listeners are up, whether or not it has a database.
+    /// Starts it and waits until its listeners are bound, with or without a database.
     #[track_caller]
     pub(crate) fn start_unready(mut self) -> Server {
         if self.listeners == 0 {
@@ -71,7 +71,7 @@ impl Plan {
         }
         let listeners = self.listeners;
         let (child, stdout, stderr) = self.spawn();
-        // Whatever goes wrong from here on, the child ends with this value.
+        // From here on, the child ends with this value in any case.
         let mut server = Server {
             child,
             stderr,
@@ -94,7 +94,7 @@ impl Plan {
         server
     }
 
-    /// Starts it and waits until it has ended: its exit code, stdout and stderr.
+    /// Starts it and waits until it has ended. Returns exit code, stdout and stderr.
     #[track_caller]
     pub(crate) fn run_to_end(mut self) -> (Option<i32>, String, String) {
         if self.listeners == 0 {
@@ -114,12 +114,12 @@ impl Plan {
 }
 
 impl Server {
-    /// `tenantgate serve` on a database, its ops listener on a port of its own.
+    /// `tenantgate serve` on a database, with its ops listener on a free port.
     pub(crate) fn on(database: &Database) -> Plan {
         Self::plan(database.dir(), &["--database-url", database.url(), "--ops-listen", "127.0.0.1:0"])
     }
 
-    /// `tenantgate serve` with these arguments alone, in this directory.
+    /// `tenantgate serve` with only these arguments, in this directory.
     pub(crate) fn plan(dir: &Path, args: &[&str]) -> Plan {
         let mut command = command(dir);
         command.arg("serve").args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -133,29 +133,29 @@ impl Server {
             .wait_for("ready", PATIENCE, |lines| lines.iter().any(|line| says(line, "ready")).then_some(()));
     }
 
-    /// A client of its first listener.
+    /// Returns a client of its first listener.
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
 
-    /// One Check.
+    /// Sends one Check.
     #[track_caller]
     pub(crate) fn check(&self, request: impl Into<CheckRequest>) -> Answer {
         self.client.check(request)
     }
 
-    /// One Check whose bytes no encoder would write.
+    /// Sends one Check with bytes that no encoder writes.
     pub(crate) fn check_bytes(&self, bytes: Vec<u8>) -> Result<Answer, Status> {
         self.client.check_bytes(bytes)
     }
 
-    /// HTTP status and reason of one Check, `401 mismatch`.
+    /// Returns HTTP status and reason of one Check, such as `401 mismatch`.
     #[track_caller]
     pub(crate) fn row(&self, request: impl Into<CheckRequest>) -> String {
         self.check(request).row()
     }
 
-    /// Asks the same until the row is the wanted one; gives how long that took.
+    /// Repeats a Check until its result is the wanted one. Returns the time that took.
     #[track_caller]
     pub(crate) fn row_becomes(
         &self,
@@ -170,13 +170,13 @@ impl Server {
         })
     }
 
-    /// `GET path` on the ops listener.
+    /// Sends `GET path` to the ops listener.
     #[track_caller]
     pub(crate) fn http(&self, path: &str) -> Page {
         http::get(&self.ops, path).expect("the ops listener answers")
     }
 
-    /// The value of a metric: the sum of all samples whose `name{labels}` contains every one of these.
+    /// Returns the value of a metric: the sum of all samples whose `name{labels}` contains all of these.
     #[track_caller]
     pub(crate) fn metric(&self, parts: &[&str]) -> f64 {
         let samples = http::samples(&self.http("/metrics").body);
@@ -184,7 +184,7 @@ impl Server {
         ours.map(|(_, value)| value).sum()
     }
 
-    /// Waits until the first proof of a key is under way: who cannot wait for it is told so.
+    /// Waits until the first proof of a key is in progress: a Check with a short timeout then says so.
     #[track_caller]
     pub(crate) fn wait_until_proving(&self, request: impl Into<CheckRequest>) {
         let request = request.into();
@@ -196,7 +196,7 @@ impl Server {
         });
     }
 
-    /// How many times it has run bcrypt to its end.
+    /// Returns the number of completed bcrypt runs.
     #[track_caller]
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
     pub(crate) fn bcrypts(&self) -> u64 {
@@ -217,7 +217,7 @@ impl Server {
         self.child.id()
     }
 
-    /// Waits until it has ended by itself; gives its exit code.
+    /// Waits until it has ended. Returns its exit code.
     #[track_caller]
     pub(crate) fn exit_code(&mut self, deadline: Duration) -> Option<i32> {
         exit_code(&mut self.child, deadline, &self.stderr)

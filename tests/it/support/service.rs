@@ -1,4 +1,4 @@
-//! The service as a server has it, without the server: for what is not to be seen from outside.
+//! The service without the server, for properties that are not visible from outside.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use tenantgate::verify::{self, Verifier};
 
 use super::{World, runtime, wait};
 
-/// A service, and the replica that it has not loaded yet.
+/// A service with an empty replica.
 pub(crate) struct Service {
     pub(crate) authorization: AuthorizationService,
     replica: Replica,
@@ -47,14 +47,14 @@ impl Service {
         Self { authorization: AuthorizationService::new(Arc::new(gate), clock, report, options), replica }
     }
 
-    /// Begins to follow the world's database, which is one of SQLite.
+    /// Starts to poll the world's database, which must be SQLite.
     pub(crate) fn follow(&self, world: &World) {
         let store: Arc<dyn Store> = Arc::new(SqliteStore::new(world.db.url()).expect("an address"));
         let sync = Sync::new(self.replica.clone(), store, Arc::new(SystemClock), sync::Options::default());
         runtime().spawn(sync.run());
     }
 
-    /// Follows it, and has loaded it.
+    /// Polls it, and returns once it is loaded.
     pub(crate) fn load(&self, world: &World) {
         self.follow(world);
         wait(self.replica.generation().wait_for(|generation| *generation > 0)).expect("it stays");

@@ -1,4 +1,4 @@
-//! What has a process said so far, and is the line we wait for among it?
+//! Collects the output of a process and waits for lines in it.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -10,12 +10,12 @@ struct Said {
     ended: bool,
 }
 
-/// Everything a process printed on one stream, growing while it runs.
+/// The output of a process on one stream, which grows while it runs.
 #[derive(Clone, Default)]
 pub(crate) struct Transcript(Arc<(Mutex<Said>, Condvar)>);
 
 impl Transcript {
-    /// Follows a stream to its end, on a thread of its own.
+    /// Reads a stream until it ends, on its own thread.
     pub(crate) fn of(stream: impl Read + Send + 'static) -> Self {
         let transcript = Self::default();
         let writer = transcript.clone();
@@ -43,12 +43,12 @@ impl Transcript {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner).lines.clone()
     }
 
-    /// All of it so far.
+    /// The text so far.
     pub(crate) fn text(&self) -> String {
         self.lines().join("\n")
     }
 
-    /// Waits until something can be found in the lines; panics with all of them when it does not come.
+    /// Waits until `find` finds something in the lines; panics with all lines after the deadline.
     pub(crate) fn wait_for<T>(
         &self,
         what: &str,
@@ -73,7 +73,7 @@ impl Transcript {
         }
     }
 
-    /// Waits until the stream is closed, and gives everything that came.
+    /// Waits until the stream is closed. Returns the whole text.
     pub(crate) fn to_the_end(&self, deadline: Duration) -> String {
         let (said, news) = &*self.0;
         let said = said.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,7 +88,7 @@ impl Transcript {
     }
 }
 
-/// The value of a field in a log line, `name=value`, `name="value"` or JSON's `"name":"value"`.
+/// Returns the value of a field in a log line: `name=value`, `name="value"` or JSON's `"name":"value"`.
 pub(crate) fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     let json = format!("\"{name}\":");
     let text = format!("{name}=");
@@ -100,7 +100,7 @@ pub(crate) fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
         .map_or_else(|| value.split([' ', ',', '}']).next(), |quoted| quoted.split('"').next())
 }
 
-/// Is this the log line with exactly this word as its message?
+/// Whether this is a log line with exactly this message.
 pub(crate) fn says(line: &str, message: &str) -> bool {
     if line.starts_with('{') {
         return field(line, "message") == Some(message);

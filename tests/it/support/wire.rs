@@ -1,8 +1,7 @@
-//! Which bytes can arrive that no generated encoder writes?
+//! Messages that no generated encoder writes.
 //!
-//! The same numbers on the wire as Envoy's messages, but every string as bytes and
-//! every map as the list it is, so that a test can name a header twice or send an SNI
-//! that is not UTF-8.
+//! The field numbers are those of Envoy's messages, but every string is bytes and every map is a list, so that a test
+//! can repeat a header or send an SNI that is not UTF-8.
 
 use prost::Message;
 
@@ -20,7 +19,7 @@ pub(crate) struct Attributes {
     pub(crate) tls_session: Option<TlsSession>,
     #[prost(message, repeated, tag = "10")]
     pub(crate) context_extensions: Vec<Entry>,
-    /// A number that Envoy has not given to anything.
+    /// A field number that Envoy does not use.
     #[prost(bytes, tag = "1000")]
     pub(crate) unheard_of: Vec<u8>,
 }
@@ -77,7 +76,7 @@ impl Headers {
         Self(Attributes { request: Some(Request { http: Some(http) }), ..Attributes::default() })
     }
 
-    /// Only the headers: a piece of a message whose rest comes in another.
+    /// Encodes only the headers, as a part of a message.
     pub(crate) fn without_request_line(mut self) -> Self {
         let http = self.0.request.as_mut().and_then(|request| request.http.as_mut()).expect("made by `of`");
         http.method.clear();
@@ -85,19 +84,19 @@ impl Headers {
         self
     }
 
-    /// With this server name, as the client said it in its TLS hello.
+    /// Sets the server name of the TLS handshake.
     pub(crate) fn with_sni(mut self, sni: &[u8]) -> Self {
         self.0.tls_session = Some(TlsSession { sni: sni.to_vec() });
         self
     }
 
-    /// The bytes of the `CheckRequest`.
+    /// Encodes the `CheckRequest`.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         Check { attributes: Some(self.0.clone()) }.encode_to_vec()
     }
 }
 
-/// One message from pieces, as protobuf allows: what stands in several is merged, the last scalar wins.
+/// Joins parts of a message, as protobuf allows: repeated messages are merged, and the last scalar counts.
 pub(crate) fn in_pieces(pieces: &[Vec<u8>]) -> Vec<u8> {
     pieces.concat()
 }

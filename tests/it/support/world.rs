@@ -1,8 +1,7 @@
-//! Who is there? The same tenants and keys in every test, on either store.
+//! The same tenants and keys for every test, on either store.
 //!
-//! The world is made once per store by the program's own commands and copied for each
-//! test. All keys but `issued` then get a text the test knows and a hash of cost 4, so
-//! that nobody waits for bcrypt who does not mean to.
+//! The program's own commands create this world once per store, and each test gets a copy. All keys except `issued`
+//! then get a known text and a hash of cost 4, so that tests do not wait for bcrypt unless they want to.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -12,7 +11,7 @@ use serde_json::Value;
 use super::postgres::Cluster;
 use super::{Backend, Database, eventually};
 
-/// A tenant as the commands show it.
+/// A tenant as commands show it.
 #[derive(Clone, Debug)]
 pub(crate) struct Tenant {
     pub(crate) id: String,
@@ -20,7 +19,7 @@ pub(crate) struct Tenant {
     pub(crate) schema: String,
 }
 
-/// A key as the commands show it, and its full text.
+/// A key as commands show it, with its full text.
 #[derive(Clone, Debug)]
 pub(crate) struct Key {
     pub(crate) id: String,
@@ -29,13 +28,13 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// The right prefix with a secret that is not its own.
+    /// The prefix of the key with a wrong secret.
     pub(crate) fn with_wrong_secret(&self) -> String {
         format!("{}_WrongWrongWrong0", self.prefix)
     }
 }
 
-/// Everybody who is there.
+/// All tenants and keys.
 #[derive(Clone, Debug)]
 pub(crate) struct People {
     /// Active.
@@ -46,15 +45,15 @@ pub(crate) struct People {
     pub(crate) newborn: Tenant,
     /// Deleted.
     pub(crate) gone: Tenant,
-    /// Acme's, as `key create` issued it: cost 12, expires in 90 days.
+    /// A key of Acme as issued by `key create`: cost 12, expires in 90 days.
     pub(crate) issued: Key,
-    /// Acme's, never expires.
+    /// A key of Acme that never expires.
     pub(crate) live: Key,
-    /// Acme's second, never expires.
+    /// A second key of Acme that never expires.
     pub(crate) other: Key,
-    /// Acme's, revoked.
+    /// A revoked key of Acme.
     pub(crate) revoked: Key,
-    /// Acme's, expired.
+    /// An expired key of Acme.
     pub(crate) expired: Key,
     /// The key of each inactive tenant.
     pub(crate) of_sleepy: Key,
@@ -62,7 +61,7 @@ pub(crate) struct People {
     pub(crate) of_gone: Key,
 }
 
-/// A database of the test's own with everybody in it.
+/// A database of the test's own with all tenants and keys.
 pub(crate) struct World {
     pub(crate) db: Database,
     people: People,
@@ -76,10 +75,10 @@ impl std::ops::Deref for World {
     }
 }
 
-/// A key of the dearest cost that is accepted, 14.
+/// A key with the highest accepted cost, 14.
 pub(crate) const SLOW: &str = "llmk_prod1cost14_cK9vXw2LmQ4tR7yU0pZs";
 
-/// What Python's bcrypt made of it.
+/// Its hash by Python's bcrypt.
 const SLOW_HASH: &str = "$2b$14$GTTFGCHDwvAbQ6JowkLIYeA2Wu8xIGmmjQISNsMTajrvXAU13pjay";
 
 /// The name of the Postgres database from which worlds are copied.
@@ -102,7 +101,7 @@ static POSTGRES: LazyLock<Option<(&Cluster, People)>> = LazyLock::new(|| {
 });
 
 impl World {
-    /// A fresh copy of the world; `None`, said loudly, where the machine has no Postgres.
+    /// A new copy of the world; `None` with a message if the machine has no Postgres.
     pub(crate) fn on(backend: Backend) -> Option<Self> {
         match backend {
             Backend::Sqlite => Some(Self { db: Database::sqlite(Some(&SQLITE.0)), people: SQLITE.1.clone() }),
@@ -113,7 +112,7 @@ impl World {
         }
     }
 
-    /// Makes `live` a key that takes bcrypt a second or so, [`SLOW`], never revoked and never expiring.
+    /// Replaces `live` by [`SLOW`], for which bcrypt takes about a second, and which never expires.
     pub(crate) fn slow_down(&self) {
         let prefix = SLOW.rsplit_once('_').expect("a prefix").0;
         self.db.sql(&format!(
@@ -123,13 +122,13 @@ impl World {
         ));
     }
 
-    /// A world where it does not matter on which store.
+    /// A world on SQLite, for tests for which the store does not matter.
     pub(crate) fn somewhere() -> Self {
         Self::on(Backend::Sqlite).expect("SQLite is always there")
     }
 }
 
-/// A hash that is quick to check, `$2b$` as deployments have it.
+/// A hash of low cost, `$2b$` as in deployments.
 pub(crate) fn quick_hash(text: &str) -> String {
     bcrypt::non_truncating_hash(text, 4).expect("at most 71 bytes")
 }
@@ -182,7 +181,7 @@ fn populate(database: &Database) -> People {
     people
 }
 
-/// Gives a key a text we know and a hash that is quick to check.
+/// Gives a key a known text and a hash of low cost.
 fn rewrite(database: &Database, key: Key, name: &str) -> Key {
     let prefix = format!("llmk_{name}");
     let text = format!("{prefix}_{name}-Secret-0123456789");

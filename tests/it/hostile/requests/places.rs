@@ -1,10 +1,10 @@
-//! Where does a key stand, how often, when, and in what company?
+//! Places of a key: where, how often, when, and beside what.
 
 use super::{MALFORMED, MISMATCH, MISSING, OK, Request, Rows, UNKNOWN, authorization, key, longest};
 use crate::support::World;
 use crate::support::ask::KEY_HEADER;
 
-/// Where a key stands, how often, and in what company.
+/// Places of a key, repetitions, and other headers beside it.
 pub(super) fn places(world: &World) -> Rows {
     let (live, other) = (world.live.text.as_str(), longest());
     let bearer = format!("Bearer {live}");
@@ -89,7 +89,7 @@ pub(super) fn places(world: &World) -> Rows {
     ]
 }
 
-/// A right key at the wrong time.
+/// A valid secret at the wrong time.
 pub(super) fn states(world: &World) -> Rows {
     let inactive = [&world.of_sleepy, &world.of_newborn, &world.of_gone];
     let guesses = inactive.map(|of| key(MISMATCH, of.with_wrong_secret()));
@@ -112,7 +112,7 @@ pub(super) fn states(world: &World) -> Rows {
     ]
 }
 
-/// What else a request brings.
+/// Other parts of a request.
 pub(super) fn surroundings(world: &World) -> Rows {
     let live = || key(OK, &world.live.text);
     let nobody = || Request::of(MISSING, Vec::new());

@@ -1,4 +1,4 @@
-//! How is it spelled, and what does it say?
+//! Spellings of a key.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -33,7 +33,7 @@ pub(super) fn spellings(world: &World) -> Rows {
         ),
         (12, "too long", {
             let short = keys(MALFORMED, [72, 73, 128, 129, 8 * 1024].map(long));
-            // More than all headers together may have.
+            // More than the limit of all headers.
             short.into_iter().chain([key(MALFORMED, long(60 * 1024)).refused(431)]).collect()
         }),
         (
@@ -75,7 +75,7 @@ pub(super) fn spellings(world: &World) -> Rows {
     ]
 }
 
-/// Bytes that no key has.
+/// Bytes that cannot occur in a key.
 pub(super) fn bytes(world: &World) -> Rows {
     let live = world.live.text.as_str();
     let (start, end) = live.split_at(12);
@@ -94,7 +94,7 @@ pub(super) fn bytes(world: &World) -> Rows {
             15,
             "ends of lines and other control bytes",
             [
-                // Envoy takes a lone CR out of a value, and what is left here is a key.
+                // Envoy removes a lone CR from a value, and the rest is a key.
                 control("\r", never, Http::Becomes(OK)),
                 control("\n", never, no),
                 control("\r\n", never, no),
@@ -122,7 +122,7 @@ pub(super) fn bytes(world: &World) -> Rows {
     ]
 }
 
-/// What a well-formed key says.
+/// Well-formed keys.
 pub(super) fn values(world: &World) -> Rows {
     let (live, issued, longest) = (world.live.text.as_str(), world.issued.text.as_str(), longest());
     let secret = &live[world.live.prefix.len() + 1..];
