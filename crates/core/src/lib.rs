@@ -15,6 +15,7 @@ pub mod invalid;
 pub mod key;
 pub mod labels;
 pub mod network;
+pub mod path;
 pub mod plan;
 pub mod record;
 pub mod request;
