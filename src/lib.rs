@@ -59,7 +59,8 @@ pub mod stats;
 pub mod trace;
 // floors 0 and 1 of crates/core
 pub use tenantgate_core::{
-    client_address, decision, invalid, key, labels, network, plan, record, request, scope, tenant,
+    client_address, decision, invalid, key, labels, network, path, plan, record, request, route, scope,
+    tenant,
 };
 // floor 2, and the doors to databases
 pub mod store;

@@ -19,6 +19,7 @@ pub mod path;
 pub mod plan;
 pub mod record;
 pub mod request;
+pub mod route;
 pub mod scope;
 pub mod tenant;
 // floor 1
