@@ -17,6 +17,7 @@ pub mod labels;
 pub mod network;
 pub mod path;
 pub mod plan;
+pub mod profile;
 pub mod record;
 pub mod request;
 pub mod route;

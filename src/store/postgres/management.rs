@@ -350,6 +350,7 @@ pub(super) fn tenant_of(row: &PgRow) -> Result<Tenant, StoreError> {
         status: TenantStatus::parse(row.try_get("status")?),
         mode: row.try_get::<Option<&str>, _>("mode")?.map(Mode::parse),
         created_at: row.try_get::<Micros, _>("created_at")?.0,
+        plan: None,
     })
 }
 

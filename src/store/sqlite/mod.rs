@@ -272,6 +272,7 @@ fn tenant_of(row: &SqliteRow) -> Result<Tenant, StoreError> {
         status: TenantStatus::parse(row.try_get("status")?),
         mode: row.try_get::<Option<&str>, _>("mode")?.map(Mode::parse),
         created_at: instant(row, "created_at")?.unwrap_or_default(),
+        plan: None,
     })
 }
 
