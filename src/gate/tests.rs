@@ -9,6 +9,7 @@ use crate::clock::ManualClock;
 use crate::decision::Denial;
 use crate::key::KeyId;
 use crate::key::format::parse;
+use crate::profile::ProfileRow;
 use crate::record::{ExpiresAt, KeyRecord, SecretHash};
 use crate::store::Row;
 use crate::tenant::{Tenant, TenantId, TenantStatus};
@@ -104,6 +105,8 @@ fn key() -> KeyRecord {
         hash: SecretHash::parse(&hash),
         expires_at: ExpiresAt::NEVER,
         revoked: false,
+        not_before: Timestamp::MIN,
+        disabled: false,
     }
 }
 
@@ -115,8 +118,9 @@ fn rows(key: KeyRecord) -> Vec<Row> {
         status: TenantStatus::Active,
         mode: None,
         created_at: Timestamp(0),
+        plan: None,
     };
-    vec![Row::Key(key, None), Row::Tenant(tenant)]
+    vec![Row::Key(key, None, ProfileRow::default()), Row::Tenant(tenant)]
 }
 
 #[tokio::test]

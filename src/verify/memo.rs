@@ -248,6 +248,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::clock::Timestamp;
     use crate::key::KeyId;
     use crate::key::format::parse;
     use crate::record::ExpiresAt;
@@ -259,7 +260,16 @@ mod tests {
     fn record(id: u128, tenant: u128, hash: &str) -> KeyRecord {
         let (id, tenant_id) = (KeyId(Uuid::from_u128(id)), TenantId(Uuid::from_u128(tenant)));
         let (prefix, hash) = ("llmk_demo".into(), SecretHash::parse(hash));
-        KeyRecord { id, tenant_id, prefix, hash, expires_at: ExpiresAt::NEVER, revoked: false }
+        KeyRecord {
+            id,
+            tenant_id,
+            prefix,
+            hash,
+            expires_at: ExpiresAt::NEVER,
+            revoked: false,
+            not_before: Timestamp::MIN,
+            disabled: false,
+        }
     }
 
     fn keyring(peppers: &[&str]) -> Keyring {

@@ -17,6 +17,7 @@ const LAYERS: [&[&str]; 6] = [
         "network",
         "path",
         "plan",
+        "profile",
         "route",
         "scope",
         "key",
