@@ -11,6 +11,7 @@ use crate::key::format::parse;
 use crate::memos;
 use crate::profile::ProfileRow;
 use crate::record::{ExpiresAt, KeyRecord, SecretHash};
+use crate::route::Context;
 use crate::store::Row;
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 use crate::verify::memo::{Keyring, Peppers};
@@ -52,12 +53,12 @@ impl House {
     }
 
     async fn by(&self, key: &str, deadline: Instant) -> String {
-        let view = self.gate.settle(&presenting(key), deadline).await;
+        let view = self.gate.settle(&presenting(key), &|| None, deadline).await;
         self.on(&view, key).expect("a settled view has a verdict")
     }
 
     fn on(&self, view: &View<'_>, key: &str) -> Option<String> {
-        let verdict = view.judge(&presenting(key)).ok()?;
+        let verdict = view.judge(&presenting(key), &|| None).ok()?;
         self.gate.record(&verdict, view.started());
         Some(word(&verdict))
     }
@@ -75,14 +76,16 @@ impl House {
 
 fn presenting(key: &str) -> AccessRequest<'_> {
     let credential = Credential::Presented(parse(key.as_bytes()).unwrap());
-    AccessRequest { public: false, credential, bearer: false }
+    let (method, host, path): (&[u8], &[u8], &[u8]) = (b"GET", b"h", b"/a");
+    let (context, public, preflight, patterns) = (Context::default(), false, false, false);
+    AccessRequest { public, preflight, patterns, method, host, path, context, credential, bearer: false }
 }
 
 fn word(verdict: &Verdict<'_>) -> String {
     match verdict.decision {
-        Decision::Allow(Grant::Public) => "public".to_owned(),
         Decision::Allow(Grant::Shadow(objection)) => format!("shadow {}", objection.as_str()),
-        Decision::Allow(Grant::Tenant(..)) => "ok".to_owned(),
+        Decision::Allow(Grant::Spared(_, _, denial)) => format!("spared {}", denial.reason.as_str()),
+        Decision::Allow(grant) => grant.as_str().to_owned(),
         Decision::Deny(denial) => denial.reason.as_str().to_owned(),
         Decision::Unable(fault, _) => fault.as_str().to_owned(),
     }
@@ -128,8 +131,9 @@ async fn a_key_is_proven_once_and_then_passes_at_once() {
     assert_eq!(house.now("llmk_other_secret123").as_deref(), Some("unknown"));
     assert_eq!(house.entry().last_use().1, house.clock.now());
     let stats = house.gate.stats();
-    let denied: Vec<_> = stats.denied.iter().map(Count::value).collect();
-    assert_eq!((stats.ok.value(), denied), (2, vec![0, 0, 2, 0, 0, 0, 1]));
+    let denied = Reason::ALL.into_iter().zip(stats.denied.iter().map(Count::value)).filter(|(_, n)| *n > 0);
+    let denied: Vec<_> = denied.collect();
+    assert_eq!((stats.ok.value(), denied), (2, vec![(Reason::Mismatch, 2), (Reason::Unknown, 1)]));
 }
 
 #[test]
@@ -189,7 +193,10 @@ fn in_shadow_mode_what_is_said_is_what_becomes_of_the_decision() {
     let view = house.gate.unable(Fault::Overloaded, Duration::ZERO);
     assert_eq!(house.on(&view, KEY).as_deref(), Some("shadow unavailable"));
     let stats = house.gate.stats();
-    assert_eq!(stats.shadow.iter().map(Count::value).collect::<Vec<_>>(), [0, 0, 0, 0, 0, 0, 1, 1]);
+    assert_eq!(
+        stats.shadow.iter().map(Count::value).collect::<Vec<_>>(),
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+    );
     assert_eq!(stats.excused().value(), 1);
     assert_eq!(stats.latency.buckets().map(|(_, n)| n).sum::<u64>(), 2);
 }
@@ -198,7 +205,7 @@ fn in_shadow_mode_what_is_said_is_what_becomes_of_the_decision() {
 fn every_decision_is_counted_under_its_own_name() {
     let stats = Stats::default();
     for (at, reason) in Reason::ALL.into_iter().enumerate() {
-        let denial = Denial { reason, identity: None };
+        let denial = Denial { reason, identity: None, needs: None };
         for _ in 0..=at {
             stats.count(&Decision::Deny(denial));
             stats.count(&Decision::Allow(Grant::Shadow(Objection::Denied(denial))));
@@ -210,8 +217,8 @@ fn every_decision_is_counted_under_its_own_name() {
     stats.count(&Decision::Allow(Grant::Shadow(Objection::Unable(Fault::TooOld, None))));
     stats.count(&Decision::Allow(Grant::Public));
     let values = |counts: &[Count]| counts.iter().map(Count::value).collect::<Vec<_>>();
-    assert_eq!(values(&stats.denied), [1, 2, 3, 4, 5, 6, 7]);
-    assert_eq!(values(&stats.shadow), [1, 2, 3, 4, 5, 6, 7, 1]);
-    assert_eq!(values(&stats.unable), [1, 2, 3, 4, 5, 6, 8, 8]);
+    assert_eq!(values(&stats.denied), (1..=13).collect::<Vec<_>>());
+    assert_eq!(values(&stats.shadow), (1..=13).chain([1]).collect::<Vec<_>>());
+    assert_eq!(values(&stats.unable), [1, 2, 3, 4, 5, 6, 7, 8, 10, 10]);
     assert_eq!((stats.public.value(), stats.ok.value()), (1, 0));
 }

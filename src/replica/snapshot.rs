@@ -54,29 +54,22 @@ impl Keyed for TenantEntry {
     }
 }
 
-/// A plan as the replica has it. A plan that changes becomes a new entry with an empty cache.
+/// A plan as the replica has it.
 #[derive(Debug)]
 pub struct PlanEntry {
     row: PlanRow,
     plan: Result<Plan, Invalid>,
-    response: OnceLock<Box<[u8]>>,
 }
 
 impl PlanEntry {
     fn new(row: PlanRow) -> Self {
-        Self { plan: row.compile(), row, response: OnceLock::new() }
+        Self { plan: row.compile(), row }
     }
 
     /// The plan; an error if the row makes no sense.
     #[must_use]
     pub fn plan(&self) -> Result<&Plan, &Invalid> {
         self.plan.as_ref()
-    }
-
-    /// The cached response fragment, opaque here: whoever renders responses fills it once.
-    #[must_use]
-    pub fn response(&self) -> &OnceLock<Box<[u8]>> {
-        &self.response
     }
 }
 

@@ -31,7 +31,7 @@ const FLOORS: [&[&str]; 6] = [
         "client_address",
         "rate_limited_log",
     ],
-    &["decision"],
+    &["decision", "policy"],
     &["supervise", "writing", "transport", "store", "verify", "replica", "trust"],
     &["admin", "explain", "gate", "memos", "shadow", "usage"],
     &[
