@@ -9,9 +9,11 @@ use crate::decision::Denial;
 use crate::key::KeyId;
 use crate::key::format::parse;
 use crate::memos;
+use crate::plan::PlanRow;
 use crate::profile::ProfileRow;
 use crate::record::{ExpiresAt, KeyRecord, SecretHash};
-use crate::route::Context;
+use crate::route::{Context, RouteId, RouteRow};
+use crate::scope::Scopes;
 use crate::store::Row;
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 use crate::verify::memo::{Keyring, Peppers};
@@ -221,4 +223,97 @@ fn every_decision_is_counted_under_its_own_name() {
     assert_eq!(values(&stats.shadow), (1..=13).chain([1]).collect::<Vec<_>>());
     assert_eq!(values(&stats.unable), [1, 2, 3, 4, 5, 6, 7, 8, 10, 10]);
     assert_eq!((stats.public.value(), stats.ok.value()), (1, 0));
+}
+
+/// The key with this profile, a plan, and a rule.
+fn governed(profile: [Option<&str>; 3], limit: &str) -> Vec<Row> {
+    let [scopes, networks, plan] = profile.map(|text| text.map(Into::into));
+    let mut all = rows(key());
+    if let Row::Key(_, _, profile) = &mut all[0] {
+        *profile = ProfileRow { scopes, networks, plan };
+    }
+    all.push(Row::Plan(PlanRow { name: "gold".into(), limits: [Some(limit.into()), None, None, None] }));
+    all.push(Row::Route(RouteRow {
+        id: RouteId(Uuid::from_u128(3)),
+        name: Some("a".into()),
+        host: "*".into(),
+        method: "GET".into(),
+        path: "/a".into(),
+        mode: "required".into(),
+        scopes: Some("a.read".into()),
+        shadow: false,
+    }));
+    all
+}
+
+#[tokio::test]
+async fn a_key_is_judged_by_its_profile_once_it_is_proven() {
+    let near = Some("192.0.2.7".parse().unwrap());
+    for (profile, limit, address, expected) in [
+        ([None, None, None], "1/DAY", None, "ok"),
+        ([Some("a.*"), None, None], "1/DAY", None, "ok"),
+        ([Some("b"), None, None], "1/DAY", None, "scope"),
+        ([None, Some("192.0.2.0/24"), None], "1/DAY", near, "ok"),
+        ([None, Some("10.0.0.0/8"), None], "1/DAY", near, "network"),
+        ([Some("b"), Some("10.0.0.0/8"), None], "1/DAY", None, "network"),
+        ([None, None, Some("gold")], "1/DAY", None, "ok"),
+        ([None, None, Some("gold")], "1/WEEK", None, "damaged_row"),
+        ([None, None, Some("silver")], "1/DAY", None, "damaged_row"),
+        ([Some("a,b"), None, None], "1/DAY", None, "damaged_row"),
+        ([None, Some(""), None], "1/DAY", near, "damaged_row"),
+    ] {
+        let house = House::new(Mode::Enforce);
+        house.sees(governed(profile, limit));
+        let deadline = Instant::now() + Duration::from_mins(1);
+        for (key, expected) in [(WRONG, "mismatch"), (KEY, expected)] {
+            let (asked, address) = (presenting(key), || address);
+            let view = house.gate.settle(&asked, &address, deadline).await;
+            let verdict = view.judge(&asked, &address).unwrap();
+            assert_eq!(word(&verdict), expected, "{profile:?} {limit}");
+            if expected == "ok" {
+                let terms = verdict.terms;
+                assert_eq!((terms.scopes.map(Scopes::as_str), terms.route), (profile[0], Some("a")));
+                assert_eq!(terms.plan.map(|plan| plan.plan().unwrap().name.as_str()), profile[2]);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_a_rule_is_in_force_with_the_next_snapshot() {
+    let house = House::new(Mode::Enforce);
+    let mut all = governed([Some("b"), None, None], "1/DAY");
+    house.sees(all.clone());
+    assert_eq!(house.soon(KEY).await, "scope");
+    for (shadow, scopes, expected) in [
+        (true, "a.read", "spared scope"),
+        (false, "b", "ok"),
+        (false, "a", "scope"),
+        (false, "*", "damaged_route"),
+    ] {
+        if let Some(Row::Route(rule)) = all.last_mut() {
+            *rule = RouteRow { shadow, scopes: Some(scopes.into()), ..rule.clone() };
+        }
+        house.sees(all.clone());
+        assert_eq!(house.now(KEY).as_deref(), Some(expected));
+    }
+    let stats = house.gate.stats();
+    assert_eq!((stats.ok.value(), stats.spared.value()), (2, 1));
+}
+
+#[tokio::test]
+async fn the_plan_of_a_tenant_is_for_keys_without_one() {
+    for (own, expected) in [(None, "gold"), (Some("silver"), "silver")] {
+        let house = House::new(Mode::Enforce);
+        let mut all = governed([None, None, own], "1/DAY");
+        all.push(Row::Plan(PlanRow { name: "silver".into(), limits: [const { None }; 4] }));
+        if let Row::Tenant(tenant) = &mut all[1] {
+            tenant.plan = Some("gold".into());
+        }
+        house.sees(all);
+        assert_eq!(house.soon(KEY).await, "ok");
+        let (view, asked) = (house.gate.view(), presenting(KEY));
+        let terms = view.judge(&asked, &|| None).unwrap().terms;
+        assert_eq!(terms.plan.map(|plan| plan.plan().unwrap().name.as_str()), Some(expected));
+    }
 }

@@ -62,7 +62,9 @@ pub struct PlanEntry {
 }
 
 impl PlanEntry {
-    fn new(row: PlanRow) -> Self {
+    /// The entry of a row.
+    #[must_use]
+    pub fn of(row: PlanRow) -> Self {
         Self { plan: row.compile(), row }
     }
 
@@ -299,9 +301,7 @@ impl Snapshot {
 impl Policy {
     fn put(&mut self, row: Row) {
         match row {
-            Row::Plan(row) => {
-                drop(self.plans.insert(row.name.as_str().into(), Arc::new(PlanEntry::new(row))))
-            }
+            Row::Plan(row) => drop(self.plans.insert(row.name.as_str().into(), Arc::new(PlanEntry::of(row)))),
             Row::Route(row) => drop(self.rules.insert(row.id, row)),
             Row::Key(..) | Row::Tenant(_) => {}
         }
