@@ -98,7 +98,12 @@ impl Metrics {
         // Read after the sum, and subtracted with saturation: a race never gives a huge number.
         let unable = unable.saturating_sub(stats.excused().value());
         let shadow = stats.shadow.iter().map(Counter::value).sum();
-        let allowed = [("ok", stats.ok.value()), ("public", stats.public.value()), ("shadow", shadow)];
+        let allowed = [
+            ("anonymous", stats.anonymous.value()),
+            ("ok", stats.ok.value()),
+            ("public", stats.public.value()),
+            ("shadow", shadow),
+        ];
         let rows: Vec<_> = allowed
             .map(|(reason, n)| (("allow", reason), n))
             .into_iter()
@@ -121,8 +126,10 @@ impl Metrics {
         let on = u64::from(self.mode == Mode::Shadow);
         page.gauge("tenantgate_shadow_mode", "1 if rejections are only recorded, not enforced", on)?;
         let reasons = Reason::ALL.iter().map(|reason| reason.as_str()).chain(["unavailable"]);
-        let rows: Vec<_> =
-            reasons.zip(&self.gate.shadow).map(|(reason, n)| ([("reason", reason)], n.value())).collect();
+        let rows: Vec<_> = reasons
+            .zip(&self.gate.shadow)
+            .map(|(reason, n)| ([("reason", reason)], self.spared(reason) + n.value()))
+            .collect();
         page.counters(
             "tenantgate_shadow",
             "Requests that passed in shadow mode and would be rejected otherwise, by reason",
@@ -133,6 +140,11 @@ impl Metrics {
             "Requests that the shadow report counts as (others)",
             self.shadow.crowded().value(),
         )
+    }
+
+    /// Requests that a rule in shadow mode let pass.
+    fn spared(&self, reason: &str) -> u64 {
+        if reason == Reason::Scope.as_str() { self.gate.spared.value() } else { 0 }
     }
 
     fn proofs(&self, page: &mut Page<'_>) -> fmt::Result {

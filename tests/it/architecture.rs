@@ -30,7 +30,7 @@ const LAYERS: [&[&str]; 6] = [
         "client_address",
         "rate_limited_log",
     ],
-    &["decision"],
+    &["decision", "policy"],
     &["supervise", "batch_writer", "transport", "store", "verify", "replica", "client_tls"],
     &["admin", "explain", "gate", "last_used", "memo_writer", "shadow"],
     &[
@@ -99,7 +99,7 @@ pub(crate) fn sources() -> Vec<Source> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
         let mut files = Vec::new();
         collect(&root, &mut files);
-        files.retain(|path| !path.ends_with("tests.rs"));
+        files.retain(|path| !path.to_string_lossy().ends_with("tests.rs"));
         sources.extend(files.iter().map(|path| source(folder, &root, path)));
     }
     sources

@@ -23,3 +23,4 @@ pub mod scope;
 pub mod tenant;
 // floor 1
 pub mod decision;
+pub mod policy;
