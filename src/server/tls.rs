@@ -90,11 +90,7 @@ impl Tls {
     /// Why the client is not admitted.
     pub(super) async fn accept(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, NotAdmitted> {
         let mut first = [0];
-        match stream.peek(&mut first).await {
-            Ok(1..) if first == [HANDSHAKE] => {}
-            Ok(1..) => return Err(NotAdmitted::Failed(ConnectionFailure::PlaintextOnTls, None)),
-            Ok(0) | Err(_) => return Err(NotAdmitted::Probe),
-        }
+        let Ok(1..) = stream.peek(&mut first).await else { return Err(NotAdmitted::Probe) };
         let acceptor = TlsAcceptor::from(self.config.load_full());
         let stream = acceptor.accept(stream).await.map_err(|error| {
             let detail = match error.kind() {
@@ -103,7 +99,9 @@ impl Tls {
                 }
                 _ => error.to_string(),
             };
-            NotAdmitted::Failed(failure(&error), Some(detail))
+            let failure =
+                if first == [HANDSHAKE] { failure(&error) } else { ConnectionFailure::PlaintextOnTls };
+            NotAdmitted::Failed(failure, Some(detail))
         })?;
         if self.has_allowed_name(stream.get_ref().1) {
             Ok(stream)
@@ -178,7 +176,9 @@ fn failure(error: &io::Error) -> ConnectionFailure {
             Error::PeerIncompatible(
                 Incompatible::Tls12NotOffered
                 | Incompatible::Tls12NotOfferedOrEnabled
-                | Incompatible::SupportedVersionsExtensionRequired,
+                | Incompatible::SupportedVersionsExtensionRequired
+                // Clients of older versions do not send it, and its absence is noticed before the version.
+                | Incompatible::SignatureAlgorithmsExtensionRequired,
             )
             | Error::AlertReceived(Alert::ProtocolVersion),
         ) => ConnectionFailure::TlsVersion,

@@ -44,7 +44,7 @@ const OWN_RESPONSES: usize = 64 * 1024;
 
 /// Bytes of unsent responses up to which a connection is read from although the budget is used up: what opens the
 /// peer's flow-control window has to be read.
-const READ_WHILE_OVER: usize = 256 * 1024;
+const READ_WHILE_OVER: usize = 64 * 1024;
 
 /// The slowest rate, in bytes a second, at which a header block may arrive.
 const SLOWEST: u64 = 64 * 1024;
@@ -194,9 +194,9 @@ impl ConnectionBudget {
         (unfinished.bytes > 0 && !waits.load(Relaxed)).then_some(unfinished)
     }
 
-    /// Whether little of what all connections share is left.
+    /// Whether half of what all connections share is in use.
     pub(super) fn is_scarce(&self) -> bool {
-        self.total.used.load(Relaxed) >= self.total.for_large()
+        self.total.used.load(Relaxed) >= self.total.most / 2
     }
 
     /// Whether responses pile up for which the budget has no room.
