@@ -23,7 +23,7 @@ fn resident(server: &Server) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 
-/// Runs an abuse beside somebody who minds his own business, and looks at the server afterwards.
+/// Runs an abuse beside an ordinary client, and checks the server afterwards.
 #[track_caller]
 fn survives(server: &Server, world: &World, abuse: impl FnOnce()) {
     let before = resident(server);
@@ -99,7 +99,7 @@ fn limits_that_make_no_sense_are_all_named_at_once() {
     }
 }
 
-/// As Envoy does for clients that hang up: the calls of others on the same connection go on.
+/// Envoy resets calls of clients that hang up: other calls on the same connection continue.
 #[test]
 fn calls_that_are_reset_before_they_are_accepted_leave_the_connection_as_it_is() {
     let world = World::somewhere();
@@ -121,7 +121,7 @@ fn calls_that_are_reset_before_they_are_accepted_leave_the_connection_as_it_is()
     });
 }
 
-/// Messages that are longer than they say, as no Envoy sends them; each is refused by itself.
+/// Messages that are longer than announced, which Envoy never sends; each is rejected separately.
 #[test]
 fn calls_that_end_by_an_error_leave_the_connection_as_it_is() {
     let world = World::somewhere();
@@ -143,7 +143,7 @@ fn calls_that_end_by_an_error_leave_the_connection_as_it_is() {
     assert!(server.metric(&["tenantgate_call_failures_total", "invalid_framing"]) >= 1_000.0);
 }
 
-/// More than any limit that a client could know of: Envoy sends them before it has read the settings.
+/// More calls than any limit: Envoy sends them before it has read the settings.
 #[test]
 fn no_number_of_calls_at_a_time_is_refused() {
     let world = World::somewhere();
@@ -190,7 +190,7 @@ fn floods_of_frames_that_mean_nothing_are_survived() {
         survives(&server, &world, || {
             let mut raw = Raw::to(&server.grpc[0]);
             let all = [before, frame.bytes().repeat(20_000)].concat();
-            // Nothing is read meanwhile: answers pile up on the way, not in the server.
+            // Nothing is read meanwhile: answers collect in the network, not in the server.
             let sent = raw.send(&all);
             assert!(sent.is_ok() || raw.next().is_some(), "{what}: it was at least heard");
         });
@@ -221,20 +221,20 @@ fn a_client_that_stops_in_the_middle_of_its_hello_is_not_waited_for() {
             })
             .collect();
         for raw in &mut beginnings {
-            // The server has sent its settings, and then hangs up.
+            // The server sends its settings and then closes the connection.
             let _ = raw.goodbye();
         }
     });
 }
 
-/// As Envoy has them whose client hung up before the connection was there.
+/// Calls of clients that hung up before Envoy had a connection.
 #[test]
 fn a_client_that_has_said_nothing_yet_can_still_ask() {
     let world = World::somewhere();
     let mut server = Server::on(&world.db).args(&["--handshake-timeout", "100ms"]).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "proven");
     let mut raw = Raw::silent(&server.grpc[0]);
-    // One that has begun is disconnected meanwhile, so the time is over.
+    // A connection that has sent data is closed, so the time is over.
     let mut begun = Raw::silent(&server.grpc[0]);
     begun.send(&PREFACE[..5]).unwrap();
     let _ = begun.goodbye();
@@ -264,7 +264,7 @@ fn a_message_that_does_not_arrive_is_not_waited_for() {
     assert!(server.metric(&["tenantgate_unavailable_total", "deadline_too_short"]) >= 1.0);
 }
 
-/// A header list without an end holds memory for as long as its connection is there.
+/// A header list without an end holds memory until its connection ends.
 #[test]
 fn a_header_list_that_does_not_arrive_is_not_waited_for() {
     let world = World::somewhere();
@@ -280,7 +280,7 @@ fn a_header_list_that_does_not_arrive_is_not_waited_for() {
     assert!(server.metric(&["tenantgate_connection_failures_total", "slow_headers"]) >= 1.0);
 }
 
-/// A check of this key as one goes: headers, and a message that ends it.
+/// A complete Check of this key: headers, and a message that ends it.
 fn whole_check(stream: u32, key: &str) -> Vec<u8> {
     let message = Ask::with_key(key).bytes();
     let prefix = [&[0], u32::try_from(message.len()).unwrap().to_be_bytes().as_slice()].concat();
@@ -289,7 +289,7 @@ fn whole_check(stream: u32, key: &str) -> Vec<u8> {
     [Frame::check(stream).bytes(), data.bytes()].concat()
 }
 
-/// Answers that cannot be sent pile up with who asks all the same (CVE-2019-9517).
+/// Answers that cannot be sent collect if the client continues to send calls (CVE-2019-9517).
 #[test]
 fn a_client_that_opens_no_window_for_answers_is_hung_up_on() {
     let world = World::somewhere();
@@ -297,7 +297,7 @@ fn a_client_that_opens_no_window_for_answers_is_hung_up_on() {
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "proven");
     // SETTINGS_INITIAL_WINDOW_SIZE = 4, nothing (RFC 9113 §6.5.2).
     let no_window = Frame::new(kind::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]).bytes();
-    // As many as fit into the window that a connection begins with; each answer would take 3 KB.
+    // As many as fit into the initial window of the connection; each answer would take 3 KB.
     let checks: Vec<u8> = (0..200).flat_map(|n| whole_check(2 * n + 1, &world.live.text)).collect();
     survives(&server, &world, || {
         let greedy = || {
@@ -321,7 +321,7 @@ fn a_client_that_takes_no_answers_at_all_is_not_listened_to() {
     let (most, mut sent) = (10_000, 0);
     survives(&server, &world, || {
         let mut raw = Raw::impatient(&server.grpc[0]);
-        // None of them is a stream, so no number of streams is an end to it.
+        // None of them is a stream, so no limit of streams applies.
         let pings = Frame::new(kind::PING, 0, 0, &[7; 8]).bytes().repeat(1_000);
         sent = (0..most).take_while(|_| raw.send(&pings).is_ok()).count();
     });
@@ -336,7 +336,7 @@ fn calls_that_wait_are_as_many_as_there_is_room_for() {
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "proven");
     survives(&server, &world, || {
         let mut raw = Raw::to(&server.grpc[0]);
-        // Headers, and a message that never comes: 4 KB each, and 32 KB are the connection's own.
+        // Headers without a message: 4 KB each, and 32 KB for the connection.
         let begun: Vec<u8> = (0..300).flat_map(|n| Frame::check(2 * n + 1).bytes()).collect();
         raw.send(&begun).unwrap();
         let answers = std::iter::from_fn(|| raw.next()).filter(|frame| frame.kind == kind::DATA);
@@ -411,7 +411,7 @@ fn without_a_file_descriptor_left_it_goes_on() {
     });
 }
 
-/// How many files the server may have open from now on (`prlimit`, of util-linux).
+/// Sets the limit of open files of the server (`prlimit`, of util-linux).
 fn limit_files(server: &Server, most: u64) {
     let args = ["--pid".to_owned(), server.pid().to_string(), format!("--nofile={most}:{most}")];
     assert!(std::process::Command::new("prlimit").args(args).status().unwrap().success());
@@ -439,11 +439,11 @@ fn a_peer_that_is_gone_without_a_word_is_found() {
     let world = World::somewhere();
     let args = ["--keepalive-interval", "100ms", "--keepalive-timeout", "100ms"];
     let server = Server::on(&world.db).args(&args).start();
-    // It reads what comes and answers no ping.
+    // It reads everything and does not answer pings.
     let mut raw = Raw::to(&server.grpc[0]);
     let kinds: Vec<u8> = std::iter::from_fn(|| raw.next()).map(|frame| frame.kind).collect();
     assert!(kinds.contains(&kind::PING), "{kinds:?}");
-    // One that answers stays: the client of the tests does.
+    // A client that answers stays connected.
     assert_eq!(server.client().health("").unwrap(), ServingStatus::Serving);
 }
 

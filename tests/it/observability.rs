@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::support::prometheus::{ALERTS, Prometheus, promtool};
 use crate::support::{Ask, PATIENCE, Server, World, eventually};
 
-/// Every label there is. None of them can hold a tenant or a key.
+/// All labels. None of them can contain a tenant or a key.
 const LABELS: [&str; 7] = ["cause", "decision", "le", "part", "reason", "result", "verdict"];
 
 fn root() -> &'static Path {
@@ -22,13 +22,13 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
-/// The families of a page in the text format, and their types.
+/// Returns the families of a page in the text format with their types.
 fn families(page: &str) -> BTreeMap<String, String> {
     let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     types.map(|(name, kind)| (name.to_owned(), kind.to_owned())).collect()
 }
 
-/// The metrics of the reference, and their types.
+/// Returns the metrics of the reference with their types.
 fn documented() -> BTreeMap<String, String> {
     let page = read("docs/reference/metrics.md");
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" | "));
@@ -80,7 +80,7 @@ fn each_alert_fires_in_its_case_and_not_while_all_is_well() {
     }
 }
 
-/// Paths of the repository as the tool finds them from anywhere.
+/// Makes a path of the repository absolute.
 fn absolute(args: &[&str]) -> Vec<String> {
     let path = |arg: &str| root().join(arg).display().to_string();
     args.iter().map(|arg| if arg.contains('/') { path(arg) } else { (*arg).to_owned() }).collect()
@@ -104,7 +104,7 @@ fn each_alert_says_what_to_do_where_it_says_so() {
     }
 }
 
-/// Two servers with something to do, and a Prometheus that watches.
+/// Two servers with traffic, and a Prometheus that scrapes them.
 struct Watched {
     world: World,
     servers: [Server; 2],
@@ -119,7 +119,7 @@ impl Watched {
         Some(Self { world, servers, prometheus })
     }
 
-    /// A little of everything that can be asked, bcrypt included.
+    /// Sends some Checks of every kind, including bcrypt.
     fn traffic(&self, round: usize) {
         for server in &self.servers {
             server.check(Ask::get("/docs"));
@@ -129,7 +129,7 @@ impl Watched {
         }
     }
 
-    /// Waits until an expression gives a number; with what it gave.
+    /// Waits until an expression gives a number. Returns it.
     fn answers(&self, expression: &str) -> Vec<Value> {
         let mut round = 0;
         let number = |sample: &Value| {
@@ -202,14 +202,14 @@ fn every_alert_is_evaluated_on_numbers_that_there_are() {
     });
 }
 
-/// The metrics that an expression speaks of.
+/// Returns the metrics in an expression.
 fn metrics_of(expression: &str) -> BTreeSet<String> {
     let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let ours = words.filter(|word| word.starts_with("tenantgate_") || word.starts_with("process_"));
     ours.map(str::to_owned).collect()
 }
 
-/// So that the files that the documentation names are the ones that are tested.
+/// Asserts that the tests use the files that the docs name.
 #[test]
 fn the_documentation_leads_to_dashboard_and_alerts() {
     let page = read("docs/operations/alerts.md");

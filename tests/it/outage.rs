@@ -15,7 +15,7 @@ fn nobody() -> Ask {
     Ask::with_key("llmk_nobody_12345678")
 }
 
-/// What `/readyz` says: its HTTP status and its `status`.
+/// Returns the HTTP status and the field `status` of `/readyz`.
 fn ready(server: &Server) -> (u16, String) {
     let page = server.http("/readyz");
     let said: Value = serde_json::from_str(&page.body).expect("JSON");
@@ -67,7 +67,7 @@ fn known_keys_outlive_the_database_and_unknown_ones_wait() {
     for (wanted, ask) in rows {
         assert_eq!(server.row(ask.clone()), wanted, "{ask:?}");
     }
-    // What happens to the database meanwhile is known as soon as it is back.
+    // Changes during the outage apply once the database is back.
     world.db.json(&["key", "revoke", &world.live.id]);
     link.mend();
     server.row_becomes("401 revoked", PATIENCE, Ask::with_key(&world.live.text));

@@ -72,7 +72,7 @@ fn every_outcome_is_in_the_committed_table(world: &World) {
     compare(&render(&rows), world.db.backend);
 }
 
-/// Makes `other` a key against which nothing can be proven.
+/// Damages the hash of `other`.
 fn damage(world: &World) {
     world.db.sql(&format!(
         "UPDATE api_keys SET hashed_key = '$2x$04$' WHERE key_prefix = '{}'",
@@ -80,14 +80,14 @@ fn damage(world: &World) {
     ));
 }
 
-/// The counters of decisions, and of why none could be made.
+/// The counters of decisions and of their causes of failure.
 fn decisions(server: &Server) -> BTreeMap<String, f64> {
     let mut all = samples(&server.http("/metrics").body);
     all.retain(|name, _| name.contains("reason=") || name.contains("cause="));
     all
 }
 
-/// The counters that one answer moved.
+/// Returns the counters that one answer changed.
 fn risen(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> String {
     let moved = after.iter().filter(|(name, value)| **value > before.get(*name).copied().unwrap_or_default());
     moved.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ")

@@ -89,7 +89,7 @@ fn a_message_that_cannot_be_read_is_an_error_and_never_an_answer_that_allows() {
 fn deep_nesting_is_not_followed() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
-    // metadata_context is a tree that we have no use for: Struct { Entry { Value { Struct … } } }.
+    // metadata_context is an unused tree: Struct { Entry { Value { Struct … } } }.
     let bomb = (0..1_000).fold(Vec::new(), |inner, _| field(1, &field(2, &field(5, &inner))));
     let message = field(1, &field(11, &field(1, &field(2, &bomb))));
     let refused = server.check_bytes(message).map(|answer| answer.http_status());
@@ -143,7 +143,7 @@ fn a_unix_socket_is_a_listener_like_any_other() {
     for address in &server.grpc {
         assert_eq!(Client::to(address).check(Ask::with_key(&world.live.text)).row(), "200 ok", "{address}");
     }
-    // Killed, it leaves its socket behind; the next one takes the place.
+    // A killed server leaves its socket; the next one replaces it.
     drop(server);
     let next = plan().start();
     assert_eq!(Client::to(&socket).check(Ask::get("/v1")).row(), "401 missing");

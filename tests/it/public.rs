@@ -5,7 +5,7 @@ use crate::support::ask::KEY_HEADER;
 use crate::support::cli::run_in;
 use crate::support::{Ask, Server, World};
 
-/// The identity headers and the key header: no client's own may reach the upstream.
+/// The identity headers and the key header, which clients must not pass to the upstream.
 fn stripped() -> Vec<&'static str> {
     let mut names = IDENTITY.to_vec();
     names.push(KEY_HEADER);

@@ -32,7 +32,7 @@ fn prefixes(world: &World, args: &[&str]) -> Vec<String> {
     found(world, args).into_keys().collect()
 }
 
-/// What the database has as an instant some days from now.
+/// SQL for an instant some days from now.
 fn days(world: &World, days: i64) -> String {
     let at = chrono::DateTime::parse_from_rfc3339(
         world.db.json(&["tenant", "create", &format!("Now {days}")])["created_at"]
@@ -144,7 +144,7 @@ fn more_keys_than_a_page_are_all_reported(world: &World) {
     let hash = "$2b$04$su2b.vqz4TpZE4efb02CmOdFIwDrm2LI8KtSjA93JDkMtHMX4hmb2";
     let tenant = &world.acme.id;
     let numbers = "WITH RECURSIVE n (n) AS (SELECT 1000 UNION ALL SELECT n + 1 FROM n WHERE n < 3499)";
-    // The hash differs in its salt, to be unique.
+    // The hash has a different salt, so that it is unique.
     world.db.sql(&format!(
         "{numbers} INSERT INTO api_keys (hashed_key, key_prefix, tenant_id)
          SELECT replace('{hash}', 'su2b', CAST(n AS text)), 'llmk_many' || CAST(n AS text), '{tenant}' FROM n"

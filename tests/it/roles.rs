@@ -14,7 +14,7 @@ use crate::support::postgres::Cluster;
 use crate::support::world::string;
 use crate::support::{Ask, Backend, Database, PATIENCE, Server, World, eventually, wait};
 
-/// What the owner of tables may do and nobody else.
+/// Statements for the owner of tables only.
 const FOR_THE_OWNER: [&str; 16] = [
     "TRUNCATE api_keys",
     "TRUNCATE tenants CASCADE",
@@ -35,7 +35,7 @@ const FOR_THE_OWNER: [&str; 16] = [
     "CREATE TABLE mine (n int)",
 ];
 
-/// What only those do who run the cluster.
+/// Statements for administrators of the cluster only.
 const FOR_SUPERUSERS: [&str; 6] = [
     "SET session_replication_role = replica",
     "SET SESSION AUTHORIZATION tenantgate",
@@ -88,7 +88,7 @@ const NOT_FOR_ADMIN: [&str; 16] = [
     "SET ROLE {}_migrate",
 ];
 
-/// Every statement is refused for want of a right, and for nothing else.
+/// Asserts that each statement fails for a missing privilege, and for no other reason.
 #[track_caller]
 fn may_not(session: &mut Session, prefix: &str, statements: &[&str]) {
     for sql in statements {
@@ -104,7 +104,7 @@ fn may_not(session: &mut Session, prefix: &str, statements: &[&str]) {
     }
 }
 
-/// A server of role `serve`, with everything on that writes.
+/// A server with the role `serve`, and with all options that write.
 fn server_of(world: &World, seen: &Database) -> Server {
     let file = |name: &str| world.db.dir().join(name).to_str().expect("plain").to_owned();
     if !world.db.dir().join("pepper").exists() {
@@ -137,7 +137,7 @@ fn a_server_does_all_its_work_as_serve_while_people_work_as_admin() {
     server.row_becomes("200 ok", PATIENCE, Ask::with_key(&string(&made, "key")));
     admin.cli(&["key", "revoke", &world.live.id, "--reason", "leaked", "--wait=20s"]).ok();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "401 revoked");
-    // A transaction of somebody else in the cluster holds it up.
+    // A transaction of another test in the cluster may delay it.
     eventually("the log is cut", PATIENCE, || {
         wait(PostgresStore::new(serve.url()).unwrap().prune_changes(Duration::ZERO)).unwrap();
         world.db.text("SELECT count(*)::text FROM tenantgate_change").filter(|rows| rows == "0").ok_or(())
@@ -197,7 +197,7 @@ fn admin_runs_every_command_on_rows_and_can_do_no_more() {
     may_not(&mut session, &prefix, &NOT_FOR_ADMIN);
 }
 
-/// A database whose owner is no superuser, as the README begins.
+/// A database whose owner is not a superuser, as in the docs.
 fn owned(cluster: &'static Cluster, name: &str) -> (Database, Database) {
     cluster.admin(&format!("CREATE ROLE {name} LOGIN CREATEROLE"));
     let database = Database::postgres(cluster, "template1");
@@ -216,7 +216,7 @@ fn the_owner_of_a_database_makes_them_and_whoever_is_in_migrate_goes_on() {
     let again = owner.json(&["migrate", "--roles=one"]);
     assert_eq!((&again["roles"], &again["applied"]), (&said["roles"], &serde_json::json!([])));
     assert!(owner.cli(&["migrate", "--roles=one"]).ok().contains("one_serve, one_admin, one_migrate"));
-    // The owner of before goes on as before.
+    // The previous owner still works.
     owner.cli(&["tenant", "create", "Acme"]).ok();
     owner.sql("ALTER TABLE api_keys ADD COLUMN theirs int");
     database.sql("CREATE ROLE deploy_of_one LOGIN IN ROLE one_migrate");
@@ -275,7 +275,7 @@ fn sqlite_has_none() {
     assert!(line.contains("sqlite has no roles"), "{line}");
 }
 
-/// Also where nobody made any roles.
+/// Also without these roles.
 #[test]
 fn the_functions_are_not_everybodys() {
     let Some(world) = World::on(Backend::Postgres) else { return };

@@ -14,16 +14,16 @@ use crate::support::ask::KEY_HEADER;
 use crate::support::envoy::Envoy;
 use crate::support::{Backend, PATIENCE, Server, World, eventually};
 
-/// How many clients ask at once.
+/// The number of clients.
 const CLIENTS: usize = 8;
 
-/// How many answers there have to be between two steps of the restart.
+/// The minimum number of answers between two steps of the restart.
 const BETWEEN: usize = 400;
 
-/// Answers by `wanted got`.
+/// Counts of answers by `wanted got`.
 type Answers = BTreeMap<(u16, u16), usize>;
 
-/// Clients that ask for ever.
+/// Clients that send requests until they are stopped.
 struct Load {
     asked: Arc<AtomicUsize>,
     enough: Arc<AtomicBool>,
@@ -59,7 +59,7 @@ impl Load {
         Self { asked, enough, clients }
     }
 
-    /// Waits until so many more answers have come.
+    /// Waits for this number of further answers.
     #[track_caller]
     fn goes_on(&self) {
         let before = self.asked.load(Relaxed);
@@ -90,12 +90,12 @@ fn ask(envoy: &Envoy, key: Option<&str>) -> u16 {
     line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{line:?}"))
 }
 
-/// A server at an address. On a loopback address of its own nobody else can take the port while it is away.
+/// A server at a separate loopback address, so that no other program can use the port during its restart.
 fn replica(world: &World, address: &str) -> Server {
     Server::on(&world.db).args(&["--listen", address]).start()
 }
 
-/// Each server goes by this signal and comes again, one after the other, under load.
+/// Restarts one server after the other with this signal under load.
 #[track_caller]
 fn nobody_notices(hosts: [&str; 2], signal: &str, code: Option<i32>) {
     let Some(world) = World::on(Backend::Postgres) else { return };

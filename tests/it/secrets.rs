@@ -34,12 +34,12 @@ fn a_server_at_its_most_verbose_prints_no_secret(world: &World) {
     }
 }
 
-/// The lines of a text in which something stands.
+/// Returns the lines of a text that contain something.
 fn around(text: &str, what: &str) -> String {
     text.lines().filter(|line| line.contains(what)).take(3).collect::<Vec<_>>().join("\n")
 }
 
-/// Sends keys of every kind in every place; gives every text that may not be seen again.
+/// Sends keys of every kind in every place. Returns every text that must not occur in output.
 fn present_everything(world: &World, server: &Server) -> Vec<String> {
     let made = string(&world.db.json(&["key", "create", &world.acme.id]), "key");
     server.row_becomes("200 ok", PATIENCE, Ask::with_key(&made));

@@ -13,7 +13,7 @@ on_every_store![
     the_report_says_who_and_what_and_why,
 ];
 
-/// `--mode shadow`, and its report written at every opportunity.
+/// `--mode shadow`, with a short flush interval of the report.
 fn shadow(world: &World) -> Server {
     Server::on(&world.db).args(&["--mode", "shadow"]).start()
 }
@@ -101,7 +101,7 @@ fn the_report_says_who_and_what_and_why(world: &World) {
     assert!(csv.contains("missing,192.0.2.0/24,'=cmd(),GET,/v1/users/*,,2,"), "{csv}");
     let text = world.db.cli(&["report", "shadow"]).ok();
     assert!(text.starts_with("REQUESTS") && text.contains("192.0.2.0/24"), "{text}");
-    // The next server adds to it.
+    // The next server adds to the same rows.
     let mut server = shadow(world);
     server.check(Ask::get("/v1").raw("user-agent", "curl/8").from("192.0.2.9"));
     server.signal("TERM");

@@ -10,7 +10,7 @@ use crate::support::envoy::{Envoy, Plan};
 use crate::support::frames::{Frame, PREFACE, Raw, kind};
 use crate::support::{Ask, PATIENCE, Server, World};
 
-/// Envoy as it must never be run, so that every failure of a Check shows: requests pass.
+/// Envoy with `failure_mode_allow`, so that every failed Check is visible: its request passes.
 pub(crate) fn fail_open(server: &Server) -> Plan {
     let retries = "                retry_policy:
                   retry_on: connect-failure,refused-stream,reset,unavailable
@@ -64,7 +64,7 @@ pub(crate) fn request(stream: u32, path: &str, key: Option<&str>) -> Vec<u8> {
 }
 
 /// Sends requests with a good key, one after the other on one connection, until it is told to stop; every one of them
-/// must be answered by the upstream. Gives how many there were.
+/// must be answered by the upstream. Returns their number.
 pub(crate) fn innocent(envoy: &Envoy, key: &str, stop: &AtomicBool) -> usize {
     let mut raw = Raw::to(&envoy.address);
     // Room for all bodies together, so that no flow control ends this (RFC 9113 §6.9).
@@ -99,7 +99,7 @@ pub(crate) fn hurts_nobody(envoy: &Envoy, key: &str, attacks: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     let sent = std::thread::scope(|scope| {
         let others = scope.spawn(|| innocent(envoy, key, &stop));
-        // Also if an attack panics: otherwise the innocent client goes on for ever.
+        // Also if an attack panics: otherwise the innocent client would continue forever.
         let stops = Stops(&stop);
         attacks();
         drop(stops);
@@ -139,7 +139,7 @@ fn a_client_that_hangs_up_on_many_requests_at_once_hurts_nobody() {
             for count in [33, 90, 100] {
                 drop(burst(count, round % 2 == 0));
             }
-            // Several connections at once: more than any fixed number of resets.
+            // Several connections: more than any fixed number of resets.
             drop((0..8).map(|_| burst(100, round % 2 == 0)).collect::<Vec<_>>());
         }
     });
@@ -197,7 +197,7 @@ fn no_byte_in_a_trace_header_lets_a_request_pass() {
     assert_eq!(envoy.stat("http.edge.ext_authz.error"), 0);
 }
 
-/// Sends a request with a body; gives the status.
+/// Sends a request with a body. Returns the status.
 pub(crate) fn post(envoy: &Envoy, headers: &[(&str, &str)], body: usize) -> u16 {
     let length = body.to_string();
     let headers: Vec<(&str, &[u8])> = headers
@@ -220,7 +220,7 @@ const ALLOWED: &str = "              allowed_headers:
                 - {exact: authorization, ignore_case: true}
 ";
 
-/// Bodies and all headers go to tenantgate, as nobody needs.
+/// Sends bodies and all headers to tenantgate, which is never needed.
 pub(crate) fn with_everything(plan: Plan) -> Plan {
     let body = "              with_request_body: {max_request_bytes: 4194304, allow_partial_message: true}\n";
     tracing(plan).with(FILTER, &format!("{body}{FILTER}")).with(ALLOWED, "").with(

@@ -11,13 +11,13 @@ use crate::support::{Ask, Backend, Database, PATIENCE, Server, World, eventually
 struct Kept {
     world: World,
     link: Link,
-    /// The database as the server sees it.
+    /// The database behind the link.
     seen: Database,
     file: PathBuf,
 }
 
 impl Kept {
-    /// A world whose server has written its file and is gone, and whose database is away.
+    /// A world whose server has written its file and stopped, and whose database is unavailable.
     fn and_gone() -> Option<Self> {
         let world = World::on(Backend::Postgres)?;
         let (link, seen) = Link::before(&world.db);
@@ -53,7 +53,7 @@ impl Kept {
         Server::on(&self.seen).args(&["--pepper-file", pepper, "--snapshot-file", file])
     }
 
-    /// Starts without the database, and must say this of the file.
+    /// Starts without the database, and asserts this log text about the file.
     #[track_caller]
     fn refused(&self, plan: Plan, why: &str) {
         let server = plan.start_unready();
@@ -88,7 +88,7 @@ fn a_server_that_starts_without_the_database_serves_what_it_knew() {
     assert_eq!(server.check(Ask::with_key(&world.live.text)).headers()["x-llmcore-tenant-id"], world.acme.id);
     let ready = server.http("/readyz");
     assert!(ready.status == 200 && ready.body.contains(r#""database":"disconnected""#), "{}", ready.body);
-    // What happened meanwhile is known as soon as the database is back.
+    // Changes during the outage apply once the database is back.
     world.db.json(&["key", "revoke", &world.live.id]);
     kept.link.mend();
     server.row_becomes("401 revoked", PATIENCE, Ask::with_key(&world.live.text));
@@ -103,7 +103,7 @@ fn a_server_that_is_killed_has_left_its_file() {
     kept.pepper("pepper");
     let server = kept.server().start();
     eventually("the file is there", PATIENCE, || std::fs::metadata(&kept.file).map(drop));
-    // A change that comes soon after the first writing is in the file once the database is gone.
+    // A change soon after the first write is in the file once the database is lost.
     kept.world.db.json(&["key", "revoke", &kept.world.other.id]);
     server.row_becomes("401 revoked", PATIENCE, Ask::with_key(&kept.world.other.text));
     kept.link.cut();
@@ -185,7 +185,7 @@ fn a_blank_database_is_not_believed_while_the_file_may_be_served() {
         if log.contains("shows no keys at all") { Ok(()) } else { Err(log) }
     });
     assert_eq!(server.row(Ask::with_key(&kept.world.live.text)), "200 ok");
-    // When there is nothing left to serve, the database is what there is.
+    // Once the data is too old to serve, the database is used in any case.
     server.row_becomes("401 unknown", PATIENCE, Ask::with_key(&kept.world.live.text));
 }
 
@@ -199,7 +199,7 @@ fn a_file_that_cannot_be_written_is_said_once_and_hurts_nobody() {
     let file = folder.join("snapshot");
     let (pepper, shown) = (pepper.to_str().expect("plain"), file.to_str().expect("plain"));
     let plan = Server::on(&world.db).args(&["--pepper-file", pepper, "--snapshot-file", shown]);
-    // Not even root writes into a directory that is gone.
+    // Even root cannot write into a removed directory.
     let server = plan.start_unready();
     std::fs::remove_dir_all(&folder).expect("removed");
     server.wait_until_ready();

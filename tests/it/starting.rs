@@ -16,7 +16,7 @@ use crate::support::{Ask, Backend, PATIENCE, World, wait};
 
 type Outcome = Result<Frame, CallFailure>;
 
-/// The reason that an answer gives in its metadata.
+/// Returns the reason in the metadata of an answer.
 fn reason(outcome: &Outcome) -> String {
     let response = CheckResponse::decode(outcome.as_ref().unwrap().message()).unwrap();
     let reason = &response.dynamic_metadata.unwrap().fields["reason"];

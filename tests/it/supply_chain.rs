@@ -16,13 +16,13 @@ fn version(text: &str) -> Version {
     numbers.try_into().unwrap_or_else(|_| panic!("{text} is no version"))
 }
 
-/// The value of `key = "value"`.
+/// Returns the value of `key = "value"`.
 fn value<'a>(package: &'a str, key: &str) -> Option<&'a str> {
     let line = package.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(" = "));
     line.map(|value| value.trim_matches('"'))
 }
 
-/// The first version in which what was known of a crate is mended, and what that was.
+/// Crates with known vulnerabilities: the first corrected version, and the advisory.
 const LEAST: [(&str, &str, &str); 7] = [
     ("bcrypt", "0.19.2", "RUSTSEC-2026-0199: a panic over a hash that is not ASCII"),
     ("bytes", "1.11.1", "an overflow in reserve"),
@@ -33,7 +33,7 @@ const LEAST: [(&str, &str, &str); 7] = [
     ("tonic", "0.14.9", "RUSTSEC-2024-0376 and the limits that can be set since"),
 ];
 
-/// Those of them that are in our tree; the others would have to be fine if they came.
+/// Those in the dependency tree; the others would need a corrected version.
 const OURS: [&str; 5] = ["bcrypt", "bytes", "h2", "rustls-webpki", "tonic"];
 
 #[test]
@@ -80,7 +80,7 @@ fn unsafe_code_stays_forbidden() {
     }
 }
 
-/// A panic has to be caught: aborting would take everybody along.
+/// Panics must unwind, because an abort would end all requests.
 #[test]
 fn a_panic_unwinds_in_every_profile() {
     let manifest = file("Cargo.toml");
@@ -106,7 +106,7 @@ fn the_supply_chain_is_part_of_what_ci_runs() {
     }
 }
 
-/// A claim whose test was renamed or taken away is a claim that nobody holds.
+/// Every test that SECURITY.md names must exist.
 #[test]
 fn the_tests_that_the_security_policy_names_are_there() {
     let policy = file("SECURITY.md");

@@ -7,16 +7,16 @@ use crate::support::database::Session;
 use crate::support::world::{SLOW, quick_hash};
 use crate::support::{Backend, PATIENCE, Server, World, eventually, runtime, tell, wait};
 
-/// What is promised of a healthy server on Postgres.
+/// The promised delay on a healthy server with Postgres.
 const PROMISED: Duration = Duration::from_millis(100);
 
-/// What a loaded test machine is allowed.
+/// The limit on a loaded test machine.
 const AT_MOST: Duration = Duration::from_secs(1);
 
 /// After a lost session.
 const AFTER_A_LOSS: Duration = Duration::from_secs(2);
 
-/// Commits the statements and gives the time from then until the row is the wanted one.
+/// Commits the statements. Returns the time until the row is the wanted one.
 #[track_caller]
 fn takes_effect(server: &Server, session: &mut Session, sql: &str, ask: &Ask, wanted: &str) -> Duration {
     session.sql(sql);

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::support::world::string;
 use crate::support::{Backend, World, on_every_store};
 
-/// What a tenant looks like.
+/// The fields of a tenant.
 const SHAPE: [&str; 5] = ["created_at", "db_schema_name", "id", "name", "status"];
 
 on_every_store![

@@ -35,7 +35,7 @@ pub(crate) fn issued_for(names: &[&str], authority: &Authority) -> (String, Stri
 
 const CENTURY: Duration = Duration::from_hours(100 * 365 * 24);
 
-/// The same, with this end.
+/// The same, with this expiry.
 fn certificate(authority: &Authority, names: &[&str], end: Timestamp) -> (String, String) {
     let names: Vec<_> = names.iter().map(ToString::to_string).collect();
     let mut params = CertificateParams::new(names).expect("names");
@@ -49,14 +49,14 @@ pub(crate) fn trusting(authority: &Authority) -> ClientTlsConfig {
     ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem())).domain_name("localhost")
 }
 
-/// Puts a file where the server can read it.
+/// Writes a file that the server can read.
 pub(crate) fn file(directory: &Path, name: &str, content: &str) -> String {
     let path: PathBuf = directory.join(name);
     std::fs::write(&path, content).expect("written");
     path.display().to_string()
 }
 
-/// The row a client gets, or `None` where it gets no answer at all.
+/// Returns the row that a client gets; `None` without an answer.
 fn row(client: &Client, world: &World) -> Option<String> {
     wait(client.ask(Ask::with_key(&world.live.text))).ok().map(|answer| answer.row())
 }
@@ -114,7 +114,7 @@ fn a_client_ca_lets_in_only_its_own() {
 /// The beginning of a record of TLS that announces 512 bytes, of which no more come (RFC 8446 §5.1).
 const RECORD: [u8; 9] = [22, 3, 1, 2, 0, 1, 0, 1, 252];
 
-/// Waits until the server hangs up; it does not in time if this panics.
+/// Waits until the server closes the connection; panics after the deadline.
 fn until_hung_up(mut stream: TcpStream) {
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     match stream.read_to_end(&mut Vec::new()) {

@@ -32,7 +32,7 @@ fn a_sampled_call_is_a_span_and_an_unsampled_one_is_none() {
     server.client().check_traced(SAMPLED, Ask::with_key(&world.revoked.text));
     server.client().check_traced(SAMPLED, Ask::with_key(&world.live.with_wrong_secret()));
     server.client().check_traced(SAMPLED, Ask::get("/v1"));
-    // An orderly stop sends what is left.
+    // A graceful stop sends the remaining spans.
     server.signal("TERM");
     assert_eq!(server.exit_code(PATIENCE), Some(0));
     let spans = collector.spans();
@@ -66,7 +66,7 @@ fn a_collector_that_is_away_is_said_once_and_costs_no_request() {
     assert_eq!(server.exit_code(PATIENCE), Some(0));
 }
 
-/// The tracer of Envoy, as its documentation has it.
+/// Envoy's tracer, as in the docs.
 fn tracing(percent: u32) -> String {
     format!(
         "stat_prefix: edge

@@ -9,7 +9,7 @@ use crate::support::{Ask, Backend, Client, PATIENCE, Server, World, eventually, 
 /// A cost at which bcrypt takes far longer than [`IMPATIENT`].
 const SLOW: u32 = 12;
 
-/// Envoy's default is 200 ms; this is a caller with less time.
+/// The timeout of an impatient caller; Envoy's default is 200 ms.
 const IMPATIENT: Duration = Duration::from_millis(100);
 
 on_every_store![hundreds_may_wait_for_the_one_proof_of_a_cold_key];
@@ -40,7 +40,7 @@ fn a_caller_in_a_hurry_is_told_in_time_and_its_retry_finds_the_proof() {
     let server = Server::on(&world.db).start();
     let ask = Ask::with_key(&world.issued.text);
     let hurried = || wait(server.client().ask_within(IMPATIENT, ask.clone()));
-    // The connection is made before the clock runs.
+    // Opens the connection before the clock starts.
     assert_eq!(server.row(Ask::get("/v1")), "401 missing");
     let answer = hurried().expect("an answer before the deadline, not an expired call");
     assert_eq!(answer.row(), "503 unavailable");
@@ -86,7 +86,7 @@ fn known_keys_do_not_wait_for_the_unknown_secrets_of_others() {
         flights.join_all().await
     });
     for _ in 0..100 {
-        // The flood is worth a minute of bcrypt; a second is what a loaded machine is allowed.
+        // The flood takes a minute of bcrypt; the limit is a second, for a loaded machine.
         let answer =
             wait(server.client().ask_within(Duration::from_secs(1), Ask::with_key(&world.live.text)));
         assert_eq!(answer.expect("an answer in time").row(), "200 ok");
@@ -125,7 +125,7 @@ fn unavailable_can_be_left_to_envoys_own_policy() {
         (answer.row().as_str(), answer.code(), answer.is_error_response()),
         ("503 unavailable", 14, true)
     );
-    // A refusal stays a refusal.
+    // Rejections stay rejections.
     let refused = erring.check(Ask::with_key(&world.revoked.text));
     assert_eq!((refused.row().as_str(), refused.is_error_response()), ("401 revoked", false));
 }

@@ -44,7 +44,7 @@ fn tables_in_another_schema_are_refused_with_the_option_to_use() {
     database.cli(&["migrate", "--database-schema", "app"]).ok();
     let server = Server::on(&database).env("TENANTGATE_DATABASE_SCHEMA", "app").start();
     assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
-    // The same said by the URL; two that differ are a usage error.
+    // The same in the URL; two different values are a usage error.
     let url = format!("{}?options=-c%20search_path%3Dapp", database.url());
     let shown =
         run_in(database.dir(), &[], &["key", "show", "llmk_ours", "--database-url", &url, "-o", "json"]);
@@ -94,7 +94,7 @@ fn a_tenant_gets_no_schema_of_somebody_else() {
     assert_eq!(rows.as_deref(), Some("2"), "what was refused left no row");
 }
 
-/// Statements that spoil the plain tables, and what the refusal must name.
+/// Statements that break the plain tables, and what the error must name.
 const SPOILT: [(&str, &str); 8] = [
     ("ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_prefix_key", "api_keys.key_prefix is not UNIQUE"),
     (

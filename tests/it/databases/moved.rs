@@ -5,7 +5,7 @@ use crate::support::link::Link;
 use crate::support::postgres::Cluster;
 use crate::support::{Ask, Backend, Database, PATIENCE, Server, eventually};
 
-/// A database `own` in a cluster, migrated, with [`KEY`].
+/// A migrated database `own` in a cluster, with [`KEY`].
 fn own(cluster: &Cluster) -> Database {
     cluster.admin("CREATE DATABASE own");
     let database = Database::at(Backend::Postgres, &cluster.url("own"));
@@ -14,7 +14,7 @@ fn own(cluster: &Cluster) -> Database {
     database
 }
 
-/// A server on a database that tests may lead elsewhere.
+/// A server on a database that tests can redirect.
 fn server_through(link: &Link, cluster: &Cluster) -> Server {
     let url = cluster.url("own").replace(&format!(":{}/", cluster.port()), &format!(":{}/", link.port()));
     Server::on(&Database::at(Backend::Postgres, &url)).start()
@@ -49,7 +49,7 @@ fn a_restored_dump_costs_one_load_whatever_the_numbers_of_its_transactions() {
         drop(server);
         low.admin("DROP DATABASE own WITH (FORCE)");
     }
-    // The other way: numbers that this cluster has used up long ago.
+    // The reverse: transaction ids that this cluster has used before.
     let database = own(&low);
     drop(database);
     high.admin("DROP DATABASE own WITH (FORCE)");
@@ -65,7 +65,7 @@ fn a_restored_dump_costs_one_load_whatever_the_numbers_of_its_transactions() {
 fn a_restored_dump_of_200_000_keys_costs_one_load() {
     let (Some(high), Some(low)) = (Cluster::private(), Cluster::private()) else { return };
     high.use_up_transactions(20_000);
-    // Adopted with the rows in it, because the triggers would make a bulk insert slow.
+    // Migrated after the insert, because triggers would slow it down.
     high.admin("CREATE DATABASE own");
     let database = Database::at(Backend::Postgres, &high.url("own"));
     database.sql(PLAIN);
@@ -114,7 +114,7 @@ fn the_same_database_in_another_place_is_followed_and_one_that_went_back_raises_
     let newer = cluster.dump("own", &[]);
     let moves = || count(&server, "tenantgate_database_moves_total");
     let alarms = || count(&server, "tenantgate_replica_went_back_total");
-    // What nobody lost: followed with a warning, no alarm.
+    // Without a lost change there is a warning and no error.
     cluster.admin("DROP DATABASE own WITH (FORCE)");
     cluster.restore("own", &newer);
     eventually("the move is counted", PATIENCE, || {
@@ -122,7 +122,7 @@ fn the_same_database_in_another_place_is_followed_and_one_that_went_back_raises_
     });
     assert_eq!((moves(), alarms()), (1, 0), "{}", server.stderr.text());
     assert_eq!(server.row(key.clone()), "401 revoked");
-    // An older copy under the same name is the truth now.
+    // Now an older copy has the same name, and counts.
     cluster.admin("DROP DATABASE own WITH (FORCE)");
     cluster.restore("own", &older);
     server.row_becomes("200 ok", PATIENCE, key);
@@ -192,7 +192,7 @@ fn a_subscriber_is_a_database_for_its_own_servers_and_read_only_until_promoted()
         let here = Database::at(Backend::Postgres, &subscriber.url("own"));
         let there = Database::at(Backend::Postgres, &publisher.url("own"));
         if how == "dump" {
-            // The rows of which there must be one are not in a dump of the schema.
+            // A dump of the schema does not contain the required rows.
             here.cli(&["migrate"]).ok();
         }
         let server = Server::on(&here).start();
@@ -215,7 +215,7 @@ fn a_subscriber_is_a_database_for_its_own_servers_and_read_only_until_promoted()
         let line = here.cli(&["tenant", "create", "New"]).refused();
         assert!(line.contains("read-only") && line.contains("\"region\""), "{line}");
         assert_eq!(here.cli(&["doctor"]).code, Some(0), "{:#?}", here.cli(&["doctor"]));
-        // The publisher is lost: the region goes on, and is promoted.
+        // The publisher is lost: the region continues, and is promoted.
         drop(origin);
         publisher.stop();
         assert_eq!(server.row(key), "401 unknown");

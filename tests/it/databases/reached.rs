@@ -59,7 +59,7 @@ fn management_keeps_one_connection_and_replaces_one_that_broke() {
     assert_eq!(first.len(), 1);
     wait(store.laggards(&mark)).unwrap();
     wait(store.tenants()).unwrap();
-    // A refused change leaves no transaction behind.
+    // A rejected change leaves no open transaction.
     let nobody = wait(store.set_tenant_mode(TenantId(uuid::Uuid::nil()), None, Action::TenantMode));
     assert_eq!(nobody.unwrap(), None);
     wait(store.tenants()).unwrap();
@@ -150,7 +150,7 @@ fn a_command_gives_up_on_a_lock_and_names_who_holds_it() {
     world.db.cli(&["tenant", "list", "--lock-timeout", "0s"]).usage();
 }
 
-/// A poll costs what has changed, whatever the planner believes of the log. Time of the processor, not of the clock:
+/// The cost of a poll depends only on the changes, whatever the planner's statistics are. Measured as CPU time, because
 /// the machine may be busy.
 #[test]
 fn a_poll_is_as_cheap_with_a_long_log_as_with_none() {
@@ -169,9 +169,9 @@ fn a_poll_is_as_cheap_with_a_long_log_as_with_none() {
     }
 }
 
-/// What a thousand polls cost the backend of their session, in hundredths of a second.
+/// Returns the CPU time of a thousand polls in their backend, in hundredths of a second.
 fn ticks_of_polls(world: &World, round: u32) -> u64 {
-    // The session ends in it.
+    // The session ends here.
     let _context = runtime().enter();
     let name = format!("polls-{round}");
     let store = PostgresStore::new(&format!("{}?application_name={name}", world.db.url())).unwrap();

@@ -74,7 +74,7 @@ fn another_file_is_refused_and_a_missing_one_is_not_made() {
     );
 }
 
-/// Rows that are handed over one by one between two threads cost two switches each.
+/// Rows that are passed between two threads one by one cost two context switches each.
 #[test]
 fn a_load_hands_its_rows_over_in_pages() {
     let world = World::somewhere();
@@ -96,7 +96,7 @@ fn a_load_hands_its_rows_over_in_pages() {
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
 }
 
-/// Puts another file under the name, as `mv` does, or none.
+/// Replaces the file, as `mv` does, or removes it.
 fn replace(file: &Path, bytes: Option<&[u8]>) {
     for end in ["-wal", "-shm"] {
         let _ = std::fs::remove_file(format!("{}{end}", file.display()));

@@ -165,7 +165,7 @@ impl<'a> Plan<'a> {
             seen = Database::at(seen.backend, &seen.url().replace("//tenantgate:", &format!("//{user}:")));
         }
         let staleness = format!("{}ms", self.max_staleness.as_millis());
-        // Not a line for each refusal: the log is looked at for what is said of the database.
+        // No lines for rejections, because the tests read the log for lines about the database.
         let levels = ["--log-level", "info,tenantgate::ext_authz=warn"];
         let server = Server::on(&seen).args(&["--max-staleness", &staleness]).args(&levels).start_unready();
         wait(&server);
@@ -180,7 +180,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// A first load that takes long ends in a server that is ready, and stale until its second look.
+/// After a long first load the server is ready, but its data is stale until the second poll.
 fn wait_until_fresh(server: &Server) {
     server.wait_until_ready();
     eventually("the server is fresh", PATIENCE, || {
@@ -189,7 +189,7 @@ fn wait_until_fresh(server: &Server) {
     });
 }
 
-/// When `brief` expires, in the instants of a play that started just now.
+/// Returns when `brief` expires, for a play that starts now.
 fn expiry(database: &Database, start: Instant) -> Span {
     let sql = "SELECT (extract(epoch FROM expires_at) * 1e6)::bigint::text FROM api_keys
         WHERE key_prefix = 'llmk_play-brief'";
@@ -198,7 +198,7 @@ fn expiry(database: &Database, start: Instant) -> Span {
     Span { begin: at.saturating_sub(CLOCKS), end: at + CLOCKS }
 }
 
-/// The same log, but for one answer: a key that is always valid was revoked.
+/// Returns the log with one wrong answer: a key that is always valid was revoked.
 fn with_a_lie(log: &[Entry]) -> Vec<Entry> {
     let mut log = log.to_vec();
     let told = log.iter_mut().find(|entry| entry.key == "steady" && entry.row == "200 ok");
@@ -206,7 +206,7 @@ fn with_a_lie(log: &[Entry]) -> Vec<Entry> {
     log
 }
 
-/// A play under way.
+/// A running play.
 pub(super) struct Play {
     pub(super) link: Link,
     pub(super) server: Server,
@@ -218,36 +218,36 @@ pub(super) struct Play {
 }
 
 impl Play {
-    /// An act, and the instants before and after it.
+    /// Performs an act. Returns the instants before and after it.
     pub(super) fn act<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> (Span, T) {
         let begin = self.start.elapsed();
         let outcome = act(self);
         (Span { begin, end: self.start.elapsed() }, outcome)
     }
 
-    /// Time goes by, because that is the scenario.
+    /// Waits, as a part of the scenario.
     #[expect(clippy::unused_self, reason = "only a play has time to let go by")]
     pub(super) fn goes_on_for(&self, time: Duration) {
         sleep(time);
     }
 
-    /// From now on acts are done in another database, or in the same one after it was away.
+    /// Performs acts in another database from now on, or in the same one after an outage.
     pub(super) fn acts_on(&mut self, database: &Database) {
         self.session = database.session();
     }
 
-    /// Runs SQL that changes nothing about any key.
+    /// Runs SQL that changes no key.
     pub(super) fn sql(&mut self, sql: &str) {
         self.session.sql(sql);
     }
 
-    /// Commits statements that make these keys what their rows say.
+    /// Commits statements that set these keys to these rows.
     pub(super) fn commit(&mut self, sql: &str, changes: &[(&'static str, &'static str)]) {
         let (since, ()) = self.act(|play| play.session.sql(sql));
         self.history.commit(since, changes);
     }
 
-    /// Commits in somebody else's session.
+    /// Commits in another session.
     pub(super) fn commit_in(&mut self, session: &mut Session, changes: &[(&'static str, &'static str)]) {
         let (since, ()) = self.act(|_| session.sql("COMMIT"));
         self.history.commit(since, changes);
@@ -258,7 +258,7 @@ impl Play {
         self.commit(&set(key, "revoked_at = now()"), &[(key, "401 revoked")]);
     }
 
-    /// Takes a revocation back.
+    /// Undoes a revocation.
     pub(super) fn restore(&mut self, key: &'static str) {
         self.commit(&set(key, "revoked_at = NULL"), &[(key, "200 ok")]);
     }
@@ -269,37 +269,37 @@ impl Play {
         self.commit(&sql, &[("fickle", row), ("fickle2", row)]);
     }
 
-    /// Revokes a key and waits until that is seen.
+    /// Revokes a key and waits until the server has applied it.
     pub(super) fn revokes_and_sees(&mut self, key: &'static str) {
         self.revoke(key);
         self.shows(key, "401 revoked");
     }
 
-    /// Does something after which the server may not, or cannot, know.
+    /// Starts a fault during which the server may not, or cannot, read the database.
     pub(super) fn fault<T>(&mut self, sort: Sort, fault: impl FnOnce(&mut Self) -> T) -> T {
         let (span, outcome) = self.act(fault);
         self.history.outage(sort, span);
         outcome
     }
 
-    /// Undoes it.
+    /// Ends the fault.
     pub(super) fn mend<T>(&mut self, mend: impl FnOnce(&mut Self) -> T) -> T {
         let (span, outcome) = self.act(mend);
         self.history.outage_ends(span);
         outcome
     }
 
-    /// From now on: cut off.
+    /// Disconnects the server from the database.
     pub(super) fn cut_off(&mut self, cut: impl FnOnce(&Link)) {
         self.fault(Sort::Cut, |play| cut(&play.link));
     }
 
-    /// The wire works again.
+    /// Restores the link.
     pub(super) fn link_again(&mut self) {
         self.mend(|play| play.link.mend());
     }
 
-    /// Waits until the traffic gets this row for a question that is asked from now on.
+    /// Waits until a Check sent from now on gets this row.
     #[track_caller]
     pub(super) fn shows(&self, key: &str, row: &str) {
         let now = self.start.elapsed();
@@ -309,12 +309,12 @@ impl Play {
         });
     }
 
-    /// Many ask for this key at once.
+    /// Sends many concurrent Checks of this key.
     pub(super) fn many_ask(&mut self, key: &'static str) {
         self.traffic.burst(key, &ask(key), 50);
     }
 
-    /// Waits until somebody gets no answer.
+    /// Waits until a Check gets no answer.
     #[track_caller]
     pub(super) fn shows_error(&self) {
         eventually("somebody gets no answer", PATIENCE, || {
@@ -332,7 +332,7 @@ impl Play {
         self.server.stderr.wait_for(what, PATIENCE, found);
     }
 
-    /// Ends the traffic, judges every answer, and says the figures.
+    /// Ends the traffic, checks every answer, and prints the numbers.
     #[track_caller]
     pub(super) fn ends(self, name: &str) -> Vec<Entry> {
         eventually("enough answers", PATIENCE, || match self.traffic.count() {

@@ -9,7 +9,7 @@ use super::play::Plan;
 use crate::support::pooler::Pooler;
 use crate::support::{Backend, Database, PATIENCE, World, eventually, runtime};
 
-/// Others who use the pooler, so that everybody gets another backend every time.
+/// Other clients of the pooler, so that each transaction gets another backend.
 struct Crowd(Vec<tokio::task::AbortHandle>);
 
 impl Crowd {
@@ -44,7 +44,7 @@ fn the_address_is_a_poolers_from_the_start() {
     let Some(pooler) = Pooler::before(&world.db) else { return };
     let home = world.db.port();
     let mut play = Plan::on(&world.db).begin_with(|link| link.lead_to(pooler.port()));
-    // What an operator has to know is that it is a pooler, and not which statement came to the wrong backend.
+    // The log must name the pooler, not the statement that reached the wrong backend.
     play.says("WARN", "no database yet, trying again");
     play.says("WARN", "not to a pooler");
     play.shows("steady", "503 unavailable");

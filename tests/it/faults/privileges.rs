@@ -7,7 +7,7 @@ use super::play::{Plan, Play};
 use crate::support::link::Link;
 use crate::support::{Backend, World};
 
-/// Something hides rows; what was known goes on, and a line says what is wrong, until that is mended.
+/// A fault hides rows. Known keys continue to work, and a log line names the problem until it is corrected.
 fn is_not_believed(play: &mut Play, hide: &str, line: &str, show: &str) {
     play.fault(Sort::Cut, |play| play.sql(hide));
     play.revoke("victim");
@@ -50,7 +50,7 @@ fn a_right_is_taken_away() {
     play.ends("a right taken away");
 }
 
-/// All keys gone at once is what a restore into the wrong place looks like, and no reason to lock everybody out.
+/// If all keys disappear at once, it is probably a wrong restore, and known keys continue to work.
 #[test]
 fn every_key_is_gone_after_an_outage() {
     let Some(world) = World::on(Backend::Postgres) else { return };

@@ -14,7 +14,7 @@ use crate::support::{Ask, Backend, PATIENCE, Server, World, eventually, runtime,
 /// The maximum duration of a stop.
 const GOODBYE: Duration = Duration::from_secs(10);
 
-/// Many callers who wait for the first proof of a key; everybody's question has reached the server.
+/// Many Checks that wait for the first proof of a key, after all of them have reached the server.
 fn in_flight(server: &Server, ask: &Ask) -> JoinSet<String> {
     let (mut flights, sent) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
     for _ in 0..100 {
@@ -29,7 +29,7 @@ fn in_flight(server: &Server, ask: &Ask) -> JoinSet<String> {
         100 => Ok(()),
         sent => Err(sent),
     });
-    // Over the same connection, so that it gets there after them.
+    // On the same connection, so that it arrives after them.
     server.wait_until_proving(ask.clone());
     flights
 }
@@ -49,7 +49,7 @@ fn the_server_is_told_to_go_under_load() {
     play.shows_error();
     let log = play.ends("told to go under load");
     let failed: Vec<_> = log.iter().filter(|entry| entry.row.starts_with("grpc")).collect();
-    // A call that comes too late finds no listener, or a connection that was told to end.
+    // A late call finds no listener, or a connection that is ending.
     let never_left = [
         "grpc Unavailable: tcp connect error",
         "grpc Cancelled: operation was canceled",
@@ -60,7 +60,7 @@ fn the_server_is_told_to_go_under_load() {
     assert!(lost.is_empty(), "taken and not answered: {lost:#?}");
 }
 
-/// Whether every thread of a process stands still.
+/// Whether every thread of a process is stopped.
 fn stands_still(pid: u32) -> Result<(), Vec<String>> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it is there").flatten();
     let stat = threads.map(|thread| std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default());
@@ -68,8 +68,8 @@ fn stands_still(pid: u32) -> Result<(), Vec<String>> {
     if moving.is_empty() { Ok(()) } else { Err(moving) }
 }
 
-/// Held still for longer than the bound while the database goes on: what it knew is too old when it wakes,
-/// and not even the first answers rest on it.
+/// Stopped for longer than `--max-staleness`: its data is too old when it continues,
+/// and must not be used even for the first answers.
 #[test]
 fn the_server_is_held_still_for_longer_than_the_bound() {
     let Some(world) = World::on(Backend::Postgres) else { return };
@@ -95,7 +95,7 @@ fn the_server_is_held_still_for_longer_than_the_bound() {
     play.ends("the server held still");
 }
 
-/// The backends of Postgres that tenantgate talks to in this database.
+/// Returns the backends of Postgres that serve tenantgate in this database.
 fn backends(world: &World) -> Vec<String> {
     let sql = "SELECT pid::text FROM pg_stat_activity WHERE application_name = 'tenantgate'
         AND datname = current_database() AND query LIKE '%tenantgate_change%'";
@@ -107,7 +107,7 @@ fn signal(name: &str, pid: &str) {
     assert!(sent.success(), "the signal {name} is delivered to {pid}");
 }
 
-/// Processes that stand still until this is dropped.
+/// Processes that are stopped until this is dropped.
 struct Held(Vec<String>);
 
 impl Held {
@@ -127,7 +127,7 @@ impl Drop for Held {
     }
 }
 
-/// The session looks alive and answers nothing: it is given up, and another one takes its place.
+/// The session stays open but does not respond: the server replaces it by another one.
 #[test]
 fn a_backend_of_postgres_is_held_still() {
     let Some(world) = World::on(Backend::Postgres) else { return };

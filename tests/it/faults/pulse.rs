@@ -10,17 +10,17 @@ use super::history::Span;
 
 const BEAT: Duration = Duration::from_millis(20);
 
-/// What is no hiccup any more.
+/// The minimum length of a pause.
 const STALL: Duration = Duration::from_millis(200);
 
-/// The thread; it ends with this value.
+/// The measuring thread; it ends with this value.
 pub(super) struct Pulse {
     stop: Sender<()>,
     thread: JoinHandle<Vec<Span>>,
 }
 
 impl Pulse {
-    /// Feels it; instants count from `start`.
+    /// Starts the thread; instants count from `start`.
     pub(super) fn since(start: Instant) -> Self {
         let (stop, stopped) = channel();
         let thread = spawn(move || {
@@ -35,7 +35,7 @@ impl Pulse {
         Self { stop, thread }
     }
 
-    /// When it stood still.
+    /// Returns the pauses.
     pub(super) fn stalls(self) -> Vec<Span> {
         drop(self.stop);
         self.thread.join().expect("it only sleeps")

@@ -18,10 +18,10 @@ use crate::support::{Ask, Client, PATIENCE, runtime, wait};
 
 const CALLERS: usize = 4;
 
-/// Between two questions of a caller: at most 800 questions a second, on loopback.
+/// The pause between two Checks of a caller: at most 800 Checks a second.
 const PACE: Duration = Duration::from_millis(5);
 
-/// So that a play that does not end fills no memory.
+/// The limit of log entries, for a play that does not end.
 const AT_MOST: usize = 40_000;
 
 #[derive(Default)]
@@ -44,7 +44,7 @@ fn refused_by_goaway(status: &Status) -> bool {
 }
 
 impl Shared {
-    /// One question, its answer, and a line in the log.
+    /// Sends one Check and records its answer.
     async fn ask(&self, client: &Client, start: Instant, key: &'static str, request: CheckRequest) {
         let sent = start.elapsed();
         let row = match client.ask(request).await {
@@ -68,7 +68,7 @@ pub(super) struct Traffic {
 }
 
 impl Traffic {
-    /// Callers of a listener who ask all of these; instants count from `start`.
+    /// Starts callers that present all of these keys; instants count from `start`.
     pub(super) fn to(address: &str, start: Instant, asks: &[(&'static str, Ask)]) -> Self {
         let shared = Arc::<Shared>::default();
         let clients = [Client::to(address), Client::to(address)];
@@ -84,7 +84,7 @@ impl Traffic {
         Self { shared, callers, address: address.to_owned(), start }
     }
 
-    /// Many ask for one key at once, over a connection of their own.
+    /// Sends many concurrent Checks of one key on a separate connection.
     pub(super) fn burst(&mut self, key: &'static str, ask: &Ask, callers: usize) {
         let (client, start) = (Client::to(&self.address), self.start);
         for _ in 0..callers {
@@ -94,18 +94,18 @@ impl Traffic {
         }
     }
 
-    /// How many answers there are so far.
+    /// Returns the number of answers so far.
     pub(super) fn count(&self) -> usize {
         self.shared.log.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Does the log so far hold such an entry?
+    /// Whether the log contains such an entry.
     pub(super) fn has(&self, wanted: impl Fn(&Entry) -> bool) -> bool {
         let log = self.shared.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.iter().rev().any(wanted)
     }
 
-    /// Lets everybody have the last answer, and gives all of them.
+    /// Waits for the last answers. Returns all of them.
     pub(super) fn end(mut self) -> Vec<Entry> {
         self.shared.over.store(true, Relaxed);
         let last = async { while let Some(Ok(())) = self.callers.join_next().await {} };

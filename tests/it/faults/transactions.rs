@@ -8,11 +8,11 @@ use super::play::{Plan, insert, set};
 use crate::support::world::quick_hash;
 use crate::support::{Backend, Database, World, eventually, tell};
 
-/// Takes the notification out of a trigger's function and leaves the rest.
+/// Removes the notification from the function of a trigger.
 const MUTE: &str = "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('tenantgate_key_changed'::regproc),
     'PERFORM pg_notify(''tenantgate_change'', '''');', ''); END $$";
 
-/// The next look comes after 50 ms whatever happens; that many more are for a loaded machine.
+/// The next poll follows after at most 50 ms; the rest is for a loaded machine.
 const A_TICK: Duration = Duration::from_millis(500);
 
 #[test]
@@ -59,7 +59,7 @@ fn a_transaction_commits_late() {
     let mut play = Plan::on(&world.db).begin();
     let mut late = world.db.session();
     late.sql(&format!("BEGIN; {}", set("victim", "revoked_at = now()")));
-    // Others come and go meanwhile, so that its number is far behind when it commits.
+    // Other transactions commit meanwhile, so that its id is old when it commits.
     for _ in 0..4 {
         play.revokes_and_sees("second");
         play.restore("second");
@@ -105,7 +105,7 @@ fn tenants_are_suspended_and_deleted_with_all_they_have() {
     play.ends("tenants");
 }
 
-/// How long a hundred thousand changed rows may take in a release build.
+/// The limit for a hundred thousand changed rows in a release build.
 const MASS: Duration = Duration::from_secs(1);
 
 /// How long they may take here. A build for tests on a busy machine is slower, but then a first load of the same rows
@@ -114,7 +114,7 @@ fn mass(first_load: Duration) -> Duration {
     if cfg!(debug_assertions) { (5 * MASS).max(4 * first_load) } else { MASS }
 }
 
-/// Keys that nobody has, each with a hash of its own.
+/// Unknown keys, each with its own hash.
 fn a_hundred_thousand_keys() -> String {
     let hash = quick_hash("nobody has it");
     format!(
@@ -132,7 +132,7 @@ fn a_hundred_thousand_keys_are_revoked_at_once() {
     let starting = std::time::Instant::now();
     let mut play = on_stage.begin();
     let most = mass(starting.elapsed());
-    // The look that reads them is a long one: it may make the server stale, and nothing else.
+    // The poll that reads them takes long: the data may become stale, without other effects.
     let mass = "UPDATE api_keys SET revoked_at = now()
         WHERE key_prefix LIKE 'llmk_mass-%' OR key_prefix IN ('llmk_play-victim', 'llmk_play-second')";
     play.fault(Sort::Doubtful, |play| {
@@ -187,7 +187,7 @@ fn rows_are_damaged() {
     play.ends("damaged rows");
 }
 
-/// As a migration holds one: nobody can look, and what was known goes on.
+/// A lock like that of a migration: polls wait, and known keys continue to work.
 #[test]
 fn a_table_is_locked() {
     let Some(world) = World::on(Backend::Postgres) else { return };

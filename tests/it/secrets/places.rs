@@ -18,7 +18,7 @@ use crate::support::{Ask, Backend, PATIENCE, Server, World, eventually, on_every
 
 on_every_store![a_database_and_a_snapshot_file_hold_no_secret];
 
-/// A text in every way in which a program prints bytes.
+/// Returns a text in all usual encodings of bytes.
 fn disguises(secret: &str) -> Vec<String> {
     let list = |bytes: &[u8], form: fn(&u8) -> String, between: &str| {
         bytes.iter().map(form).collect::<Vec<_>>().join(between)
@@ -52,7 +52,7 @@ fn a_database_and_a_snapshot_file_hold_no_secret(world: &World) {
     let args = ["--pepper-file", &path(&pepper_file), "--snapshot-file", &path(&snapshot), "--accept-bearer"];
     let mut server = Server::on(&world.db).args(&args).args(&["--log-level", "trace"]).start();
     let mut secrets = present_everything(world, &server);
-    // Hashes are what a database is for.
+    // A database contains hashes.
     secrets.retain(|secret| !secret.starts_with("$2b$"));
     secrets.push(pepper.trim().to_owned());
     let memos = "SELECT key_memo FROM api_keys WHERE key_memo IS NOT NULL";
@@ -82,7 +82,7 @@ fn a_database_and_a_snapshot_file_hold_no_secret(world: &World) {
     }
 }
 
-/// Sends bytes, and reads whatever comes until nothing does.
+/// Sends bytes and reads until the end.
 fn throw(address: &str, bytes: &[u8]) {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(Duration::from_millis(500))).expect("a socket");
@@ -132,7 +132,7 @@ fn a_key_at_the_wrong_door_is_not_repeated() {
             server.signal("TERM");
             assert_eq!(server.exit_code(PATIENCE), Some(0));
             let log = server.stderr.to_the_end(PATIENCE);
-            // Where no handshake succeeds, there is no HTTP/2 to tell of.
+            // Without a handshake there is no HTTP/2.
             assert!(name == "tls" || log.contains("TRACE"), "this is not verbose");
             holds_none(&format!("the log of {name} ({format})"), log.as_bytes(), &secret);
         }
@@ -150,7 +150,7 @@ fn self_signed(world: &World) -> (String, String) {
     (write("cert.pem", made.cert.pem()), write("key.pem", made.signing_key.serialize_pem()))
 }
 
-/// Passwords of addresses that make no sense, or lead nowhere.
+/// Passwords in URLs that are invalid or unreachable.
 const ADDRESSES: [&str; 15] = [
     "postgres://u:Pa55-never-said@127.0.0.1:notaport/db",
     "postgres://u:Pa55-never-said@127.0.0.1:99999/db",

@@ -22,7 +22,7 @@ impl Drop for Process {
     }
 }
 
-/// Whom root becomes.
+/// The user that root switches to.
 const NOBODY: u32 = 65_534;
 
 fn as_an_ordinary_user(command: &mut Command) -> &mut Command {
@@ -32,7 +32,7 @@ fn as_an_ordinary_user(command: &mut Command) -> &mut Command {
     command
 }
 
-/// What the same user is told who reads a file of a process.
+/// Returns the result of reading a file of a process as the same user.
 fn read(process: &Child, file: &str) -> String {
     let mut cat = Command::new("cat");
     let said = as_an_ordinary_user(cat.arg(format!("/proc/{}/{file}", process.id()))).output().expect("cat");
@@ -62,7 +62,7 @@ fn nobody_dumps_the_memory_of_a_server_or_reads_it() {
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
     assert_eq!(core.split_whitespace().collect::<Vec<_>>()[4..6], ["0", "0"], "{core}");
 
-    // Any other process of that user can be looked into: else this would prove nothing.
+    // Another process of that user is readable; otherwise this test would prove nothing.
     let mut sleep = Command::new("sleep");
     let other = Process(as_an_ordinary_user(sleep.arg("600")).spawn().expect("sleep"));
     assert_eq!(read(&other.0, "environ"), "read");

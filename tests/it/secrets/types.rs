@@ -17,8 +17,8 @@ use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use crate::architecture::sources;
 
-/// Does not compile if the type implements any of the traits: then it would not be known which of two
-/// implementations of `Never` is meant.
+/// Does not compile if the type implements any of the traits, because the implementation of `Never`
+/// would then be ambiguous.
 macro_rules! never {
     ($type:ty: $($trait:path),+ $(,)?) => {{
         $({
@@ -48,14 +48,14 @@ fn no_secret_can_be_shown_or_compared() {
 #[test]
 fn what_holds_a_secret_wipes_itself() {
     fn wipes<T: ZeroizeOnDrop>() {}
-    // What PlainKey and Pepper are made of.
+    // The content of PlainKey and Pepper.
     wipes::<Zeroizing<String>>();
     wipes::<Zeroizing<[u8; 32]>>();
-    // What HMAC keeps of a pepper is two states of these.
+    // HMAC stores two such states of a pepper.
     wipes::<Sha256>();
 }
 
-/// Where a plaintext is looked at, and nowhere else: to hash it, and to show it once.
+/// The only places that use a plain text: to hash it, and to show it once.
 const EXPOSED: [&str; 6] = ["key", "key/format", "cli/pepper", "cli/view", "verify", "verify/bcrypt"];
 
 #[test]
@@ -67,7 +67,7 @@ fn a_plaintext_is_looked_at_in_few_places() {
     }
 }
 
-/// What holds a secret, or a code that must be right: by these names.
+/// Names of values that are secrets or codes.
 const SECRET: [&str; 12] = [
     "expose",
     "secret",
@@ -83,11 +83,11 @@ const SECRET: [&str; 12] = [
     "as_map_key",
 ];
 
-/// Comparisons whose duration tells where two things differ.
+/// Comparisons whose duration depends on the position of a difference.
 const COMPARISONS: [&str; 8] =
     ["==", "!=", ".eq(", ".ne(", ".cmp(", ".starts_with(", ".ends_with(", "assert_eq!("];
 
-/// What looks like one and is none: the number of a maker, a length, a policy, a state.
+/// Exceptions: the number of a pepper, a length, a policy, a state.
 const HARMLESS: [&str; 10] = [
     "rest.get(prefix) == ",
     "secret >= *SECRET_BYTES",
