@@ -328,6 +328,7 @@ mod tests {
             status,
             mode: None,
             created_at: Timestamp(0),
+            plan: None,
         }
     }
 

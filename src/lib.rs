@@ -11,7 +11,7 @@
 //! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   usage (last-used)   memos (proofs)   shadow (would-be refusals)   explain (why)
 //! floor 2  MACHINES    supervise   store/{management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}   writing   trust
 //! floor 1  JUDGEMENT   decision/{rows} (pure, synchronous)
-//! floor 0  WORDS       key/{format}   tenant   record   request   scope   network   plan   labels   path   route   invalid   clock   stats   rate_limited_log   client_address   audit   finding   trace
+//! floor 0  WORDS       key/{format}   tenant   record   request   scope   network   plan   profile   labels   path   route   invalid   clock   stats   rate_limited_log   client_address   audit   finding   trace
 //! ```
 //!
 //! The floors 0 and 1 are the crate `tenantgate-core` as far as they need no operating system, and stand here under the
@@ -59,7 +59,8 @@ pub mod stats;
 pub mod trace;
 // floors 0 and 1 of crates/core
 pub use tenantgate_core::{
-    client_address, decision, invalid, key, labels, network, plan, record, request, scope, tenant,
+    client_address, decision, invalid, key, labels, network, path, plan, profile, record, request, route,
+    scope, tenant,
 };
 // floor 2, and the doors to databases
 pub mod store;

@@ -167,6 +167,8 @@ mod tests {
             hash: None,
             expires_at: ExpiresAt::NEVER,
             revoked: false,
+            not_before: Timestamp::MIN,
+            disabled: false,
         }))
     }
 

@@ -3,6 +3,7 @@
 //! Their hashes are of nothing. With a memo that does not matter, because nobody asks
 //! bcrypt; without one, every secret is wrong and costs as much as a right one.
 
+use tenantgate::clock::Timestamp;
 use tenantgate::key::KeyId;
 use tenantgate::key::format::parse;
 use tenantgate::record::{ExpiresAt, KeyRecord, SecretHash};
@@ -58,6 +59,8 @@ fn row(n: usize, tenant_id: TenantId, peppers: &Peppers) -> String {
         hash: SecretHash::parse(&hash),
         expires_at: ExpiresAt::NEVER,
         revoked: false,
+        not_before: Timestamp::MIN,
+        disabled: false,
     };
     let memo = peppers.memo(&record, parse(key.as_bytes()).expect("a key")).expect("a memo");
     format!("('{id}', '{hash}', '{}', '{}', '{memo}')", record.prefix, tenant_id.0)

@@ -91,7 +91,16 @@ impl Admin {
     /// The memo that a key is issued with: we made the hash from it, so bcrypt need not be asked.
     pub(super) fn memo(&self, id: KeyId, tenant_id: TenantId, hash: &str, key: &PlainKey) -> Option<Memo> {
         let (prefix, hash) = (key.prefix().into(), SecretHash::parse(hash));
-        let record = KeyRecord { id, tenant_id, prefix, hash, expires_at: ExpiresAt::NEVER, revoked: false };
+        let record = KeyRecord {
+            id,
+            tenant_id,
+            prefix,
+            hash,
+            expires_at: ExpiresAt::NEVER,
+            revoked: false,
+            not_before: Timestamp::MIN,
+            disabled: false,
+        };
         self.peppers.memo(&record, key.as_presented())
     }
 

@@ -326,7 +326,16 @@ mod tests {
     fn key() -> KeyRecord {
         let (id, tenant_id) = (KeyId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
         let expires_at = Some(Timestamp(0)).into();
-        KeyRecord { id, tenant_id, prefix: "llmk_demo".into(), hash: None, expires_at, revoked: false }
+        KeyRecord {
+            id,
+            tenant_id,
+            prefix: "llmk_demo".into(),
+            hash: None,
+            expires_at,
+            revoked: false,
+            not_before: Timestamp::MIN,
+            disabled: false,
+        }
     }
 
     fn tenant() -> Tenant {
@@ -337,6 +346,7 @@ mod tests {
             status: TenantStatus::Active,
             mode: None,
             created_at: Timestamp(0),
+            plan: None,
         }
     }
 

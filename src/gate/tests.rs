@@ -9,6 +9,7 @@ use crate::decision::Denial;
 use crate::key::KeyId;
 use crate::key::format::parse;
 use crate::memos;
+use crate::profile::ProfileRow;
 use crate::record::{ExpiresAt, KeyRecord, SecretHash};
 use crate::store::Row;
 use crate::tenant::{Tenant, TenantId, TenantStatus};
@@ -97,6 +98,8 @@ fn key() -> KeyRecord {
         hash: SecretHash::parse(&hash),
         expires_at: ExpiresAt::NEVER,
         revoked: false,
+        not_before: Timestamp::MIN,
+        disabled: false,
     }
 }
 
@@ -108,8 +111,9 @@ fn rows(key: KeyRecord) -> Vec<Row> {
         status: TenantStatus::Active,
         mode: None,
         created_at: Timestamp(0),
+        plan: None,
     };
-    vec![Row::Key(key, None), Row::Tenant(tenant)]
+    vec![Row::Key(key, None, ProfileRow::default()), Row::Tenant(tenant)]
 }
 
 #[tokio::test]

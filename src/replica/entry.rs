@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
 
+use super::profiles::FREE;
 use super::table::Keyed;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
@@ -26,6 +27,8 @@ pub struct Entry {
     memo_due: AtomicBool,
     /// Whether the row came with a memo that we understand.
     remembered: bool,
+    /// The number of its profile in the snapshot that it is in.
+    profile: u32,
 }
 
 impl Entry {
@@ -47,7 +50,20 @@ impl Entry {
             used_at: AtomicI64::new(0),
             use_noted: AtomicBool::new(false),
             memo_due: AtomicBool::new(memo_due),
+            profile: FREE,
         }
+    }
+
+    /// The same row with a profile.
+    #[must_use]
+    pub(super) fn with_profile(self, profile: u32) -> Self {
+        Self { profile, ..self }
+    }
+
+    /// The number of its profile; see [`Snapshot::profile`](super::Snapshot::profile).
+    #[must_use]
+    pub fn profile(&self) -> u32 {
+        self.profile
     }
 
     /// The row that takes the place of `before`.
@@ -172,6 +188,8 @@ mod tests {
             hash: SecretHash::parse(HASH),
             expires_at: ExpiresAt::NEVER,
             revoked: false,
+            not_before: Timestamp::MIN,
+            disabled: false,
         }
     }
 

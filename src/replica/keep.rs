@@ -194,6 +194,8 @@ impl Keeper {
             newest_change: look.newest_change,
             keys: 0,
             tenants: 0,
+            plans: 0,
+            rules: 0,
         }
     }
 
@@ -226,8 +228,11 @@ mod tests {
     use crate::decision::Freshness;
     use crate::key::KeyId;
     use crate::key::format::parse;
+    use crate::plan::PlanRow;
+    use crate::profile::ProfileRow;
     use crate::record::{KeyRecord, SecretHash};
     use crate::replica::tests::said;
+    use crate::route::{RouteId, RouteRow};
     use crate::store::Row;
     use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
     use crate::verify::memo::{Peppers, Policy};
@@ -267,10 +272,12 @@ mod tests {
                 status: TenantStatus::Suspended,
                 mode: Some(Mode::Shadow),
                 created_at: Timestamp(5),
+                plan: Some("gold".into()),
             };
             let mut reload = replica.snapshot().reload(&self.peppers);
-            reload.add(Row::Key(record(), None));
-            reload.add(Row::Tenant(tenant));
+            for row in [Row::Key(record(), None, profile()), Row::Tenant(tenant), plan(), rule()] {
+                reload.add(row);
+            }
             let _ = replica.publish(reload.finish());
             let look = Look {
                 now: Some(Timestamp(2_000_000_000_000_000)),
@@ -290,6 +297,28 @@ mod tests {
         }
     }
 
+    fn profile() -> ProfileRow {
+        ProfileRow { scopes: Some("a".into()), networks: Some("::/0".into()), plan: Some("gold".into()) }
+    }
+
+    fn plan() -> Row {
+        let limits = [Some("1/DAY".into()), Some("2/DAY".into()), None, Some("x".into())];
+        Row::Plan(PlanRow { name: "gold".into(), limits })
+    }
+
+    fn rule() -> Row {
+        Row::Route(RouteRow {
+            id: RouteId(Uuid::from_u128(3)),
+            name: Some("r".into()),
+            host: "h".into(),
+            method: "GET".into(),
+            path: "/a".into(),
+            mode: "optional".into(),
+            scopes: Some("a".into()),
+            shadow: true,
+        })
+    }
+
     fn record() -> KeyRecord {
         KeyRecord {
             id: KeyId(Uuid::from_u128(1)),
@@ -298,6 +327,8 @@ mod tests {
             hash: SecretHash::parse(HASH),
             expires_at: Some(Timestamp(-7)).into(),
             revoked: true,
+            not_before: Timestamp(-9),
+            disabled: true,
         }
     }
 
@@ -312,10 +343,14 @@ mod tests {
         assert_eq!(replica.freshness(clock, BOUND), Freshness::Stale);
         assert_eq!(replica.now(clock), Timestamp(2_000_000_000_000_000).after(Duration::from_secs(140)));
         let snapshot = replica.snapshot();
-        assert_eq!(snapshot.key("llmk_a").unwrap().record(), &record());
+        let entry = snapshot.key("llmk_a").unwrap();
+        assert_eq!((entry.record(), snapshot.profile(entry.profile()).row()), (&record(), &profile()));
+        assert!(matches!(plan(), Row::Plan(plan) if snapshot.plans().eq([&plan])));
+        assert!(matches!(rule(), Row::Route(rule) if snapshot.rules().eq([&rule])));
+        assert!(snapshot.plan("gold").unwrap().plan().is_err() && !snapshot.routes().is_empty());
         let tenant = snapshot.tenant(TenantId(Uuid::from_u128(2))).unwrap().tenant();
         assert_eq!((tenant.name.as_str(), &tenant.status), ("Acme", &TenantStatus::Suspended));
-        assert_eq!(tenant.mode, Some(Mode::Shadow));
+        assert_eq!((tenant.mode, tenant.plan.as_deref()), (Some(Mode::Shadow), Some("gold")));
         assert_eq!(replica.look().identity, "own");
     }
 
@@ -328,7 +363,7 @@ mod tests {
         let replica = Replica::new(machine.peppers.clone());
         let key = parse(b"llmk_a_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg").unwrap();
         let memo = machine.peppers.memo(&record(), key).unwrap();
-        replica.sees(vec![Row::Key(record(), Some(memo))], machine.clock.as_ref());
+        replica.sees(vec![Row::Key(record(), Some(memo), ProfileRow::default())], machine.clock.as_ref());
         machine.keeper(&replica).write().await;
         for (list, known) in [(&[&old][..], true), (&[&new, &old], true), (&[&new], false), (&[], false)] {
             machine.peppers = peppers(list);

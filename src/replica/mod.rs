@@ -12,6 +12,7 @@
 pub mod announce;
 mod entry;
 pub mod keep;
+mod profiles;
 pub mod prune;
 mod snapshot;
 pub mod sync;
@@ -26,7 +27,8 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
 pub use self::entry::Entry;
-pub use self::snapshot::{ResponseCache, Snapshot, TenantEntry};
+pub use self::profiles::Interned;
+pub use self::snapshot::{PlanEntry, ResponseCache, Snapshot, TenantEntry};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Freshness;
 use crate::stats::Count;

@@ -1,13 +1,19 @@
 //! What does the database hold, as of one instant?
 //!
-//! All keys and tenants. A [`Snapshot`] never changes: the next one is made beside it,
+//! All keys, tenants, plans and rules. A [`Snapshot`] never changes: the next one is made beside it,
 //! shares with it what stayed the same, and is swapped in whole.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use super::entry::Entry;
+use super::profiles::{FREE, Interned, Profiles};
 use super::table::{Keyed, Table};
+use crate::invalid::Invalid;
+use crate::plan::{Plan, PlanRow};
+use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, Memo};
+use crate::route::{RouteId, RouteRow, RouteTable};
 use crate::store::{Change, Row};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 use crate::verify::memo::Peppers;
@@ -48,13 +54,52 @@ impl Keyed for TenantEntry {
     }
 }
 
-/// All keys and tenants as of one instant of the database.
+/// A plan as the replica has it. A plan that changes becomes a new entry with an empty cache.
+#[derive(Debug)]
+pub struct PlanEntry {
+    row: PlanRow,
+    plan: Result<Plan, Invalid>,
+    response: OnceLock<Box<[u8]>>,
+}
+
+impl PlanEntry {
+    fn new(row: PlanRow) -> Self {
+        Self { plan: row.compile(), row, response: OnceLock::new() }
+    }
+
+    /// The plan; an error if the row makes no sense.
+    #[must_use]
+    pub fn plan(&self) -> Result<&Plan, &Invalid> {
+        self.plan.as_ref()
+    }
+
+    /// The cached response fragment, opaque here: whoever renders responses fills it once.
+    #[must_use]
+    pub fn response(&self) -> &OnceLock<Box<[u8]>> {
+        &self.response
+    }
+}
+
+/// What rules and plans there are.
+#[derive(Clone, Debug, Default)]
+struct Policy {
+    plans: BTreeMap<Box<str>, Arc<PlanEntry>>,
+    rules: BTreeMap<RouteId, RouteRow>,
+}
+
+/// Everything in the database as of one instant.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     keys: Table<Entry>,
     tenants: Table<TenantEntry>,
+    profiles: Arc<Profiles>,
+    policy: Arc<Policy>,
+    /// The rules, compiled.
+    routes: Arc<RouteTable>,
     /// Rows that can serve no request.
     pub damaged: usize,
+    /// Those of keys and tenants among them.
+    damaged_rows: usize,
     /// Keys whose row came with a memo that we understand.
     pub remembered: usize,
     /// Counts the snapshots of this process; 0 is the empty one before the first load.
@@ -72,6 +117,40 @@ impl Snapshot {
     #[must_use]
     pub fn tenant(&self, id: TenantId) -> Option<&TenantEntry> {
         self.tenants.get(id.0.as_bytes()).map(AsRef::as_ref)
+    }
+
+    /// The profile under the number of an [`Entry`] of this snapshot.
+    #[must_use]
+    pub fn profile(&self, number: u32) -> &Interned {
+        self.profiles.get(number)
+    }
+
+    /// How many profiles keys have, but for the one that says nothing.
+    #[must_use]
+    pub fn profile_count(&self) -> usize {
+        self.profiles.len()
+    }
+
+    /// A plan.
+    #[must_use]
+    pub fn plan(&self, name: &str) -> Option<&PlanEntry> {
+        self.policy.plans.get(name).map(AsRef::as_ref)
+    }
+
+    /// The rows of all plans, by name.
+    pub fn plans(&self) -> impl Iterator<Item = &PlanRow> {
+        self.policy.plans.values().map(|entry| &entry.row)
+    }
+
+    /// The rows of all rules, by id.
+    pub fn rules(&self) -> impl Iterator<Item = &RouteRow> {
+        self.policy.rules.values()
+    }
+
+    /// The rules, compiled.
+    #[must_use]
+    pub fn routes(&self) -> &RouteTable {
+        &self.routes
     }
 
     /// How many keys there are.
@@ -112,31 +191,57 @@ impl Snapshot {
 
     pub(super) fn empty() -> Self {
         let (keys, tenants) = (Table::new(Vec::new()), Table::new(Vec::new()));
-        Self { keys, tenants, damaged: 0, remembered: 0, generation: 0 }
+        let (profiles, policy, routes) = (Arc::default(), Arc::default(), Arc::default());
+        Self {
+            keys,
+            tenants,
+            profiles,
+            policy,
+            routes,
+            damaged: 0,
+            damaged_rows: 0,
+            remembered: 0,
+            generation: 0,
+        }
     }
 
     /// The beginning of the snapshot of a whole look.
     pub(super) fn reload(self: &Arc<Self>, peppers: &Peppers) -> Reload {
         let (before, peppers) = (Arc::clone(self), peppers.clone());
-        Reload { before, peppers, keys: Vec::new(), tenants: Vec::new() }
+        let (profiles, policy) = (Profiles::clone(&self.profiles), Policy::default());
+        Reload { before, peppers, keys: Vec::new(), tenants: Vec::new(), profiles, policy }
     }
 
     /// The entry of a row: the one before it if nothing changed, else one that inherits what was proven about
     /// that.
-    fn heir(&self, record: KeyRecord, memo: Option<&Memo>, peppers: &Peppers) -> Arc<Entry> {
+    fn heir(&self, record: KeyRecord, memo: Option<&Memo>, profile: u32, peppers: &Peppers) -> Arc<Entry> {
         let before = self.keys.get(record.prefix.as_bytes());
         match before {
-            Some(before) if before.is_of(&record, memo, peppers) => Arc::clone(before),
-            _ => Arc::new(Entry::heir(record, memo, before.map(AsRef::as_ref), peppers)),
+            Some(before) if before.profile() == profile && before.is_of(&record, memo, peppers) => {
+                Arc::clone(before)
+            }
+            _ => {
+                let entry = Entry::heir(record, memo, before.map(AsRef::as_ref), peppers);
+                Arc::new(entry.with_profile(profile))
+            }
         }
     }
 
     /// The snapshot after these changes.
     pub(super) fn changed(&self, changes: Vec<Change>, peppers: &Peppers) -> Self {
         let mut next = Self { generation: self.generation + 1, ..self.clone() };
+        let rules = changes.iter().any(|c| matches!(c, Change::Now(Row::Route(_)) | Change::NoRoute(_)));
         for change in changes {
             next.apply(change, peppers);
         }
+        if rules {
+            next.routes = Arc::new(RouteTable::of(next.policy.rules.values()));
+            Arc::make_mut(&mut next.profiles).grant(&next.routes);
+        }
+        if next.profiles.len() > 2 * self.profiles.len().max(1_000) {
+            Arc::make_mut(&mut next.profiles).sweep();
+        }
+        next.damaged = next.damaged_rows + next.policy.damaged();
         if next.keys.outgrown() {
             next.keys = Table::new(next.keys.iter().cloned().collect());
         }
@@ -148,8 +253,9 @@ impl Snapshot {
 
     fn apply(&mut self, change: Change, peppers: &Peppers) {
         match change {
-            Change::Now(Row::Key(record, memo)) => {
-                let entry = self.heir(record, memo.as_ref(), peppers);
+            Change::Now(Row::Key(record, memo, profile)) => {
+                let profile = self.number(profile);
+                let entry = self.heir(record, memo.as_ref(), profile, peppers);
                 self.count_key(&entry, 1);
                 let before = self.keys.put(entry);
                 before.inspect(|before| self.count_key(before, -1));
@@ -167,16 +273,51 @@ impl Snapshot {
                 let before = self.tenants.remove(id.0.as_bytes());
                 before.inspect(|before| self.count_tenant(before.tenant(), -1));
             }
+            Change::Now(row @ (Row::Plan(_) | Row::Route(_))) => Arc::make_mut(&mut self.policy).put(row),
+            Change::NoPlan(name) => drop(Arc::make_mut(&mut self.policy).plans.remove(&name)),
+            Change::NoRoute(id) => drop(Arc::make_mut(&mut self.policy).rules.remove(&id)),
+            Change::Mark => {}
         }
     }
 
+    /// The number of a profile. Most keys have none, and touch no list.
+    fn number(&mut self, row: ProfileRow) -> u32 {
+        if row.is_free() { FREE } else { Arc::make_mut(&mut self.profiles).number(row, &self.routes) }
+    }
+
+    fn is_damaged(&self, entry: &Entry) -> bool {
+        entry.record().is_damaged() || self.profiles.get(entry.profile()).profile().is_err()
+    }
+
     fn count_key(&mut self, entry: &Entry, by: isize) {
-        self.damaged = self.damaged.saturating_add_signed(by * isize::from(entry.record().is_damaged()));
+        let damaged = isize::from(self.is_damaged(entry));
+        if entry.profile() != FREE {
+            Arc::make_mut(&mut self.profiles).count(entry.profile(), by);
+        }
+        self.damaged_rows = self.damaged_rows.saturating_add_signed(by * damaged);
         self.remembered = self.remembered.saturating_add_signed(by * isize::from(entry.is_remembered()));
     }
 
     fn count_tenant(&mut self, tenant: &Tenant, by: isize) {
-        self.damaged = self.damaged.saturating_add_signed(by * isize::from(!tenant.is_sound()));
+        self.damaged_rows = self.damaged_rows.saturating_add_signed(by * isize::from(!tenant.is_sound()));
+    }
+}
+
+impl Policy {
+    fn put(&mut self, row: Row) {
+        match row {
+            Row::Plan(row) => {
+                drop(self.plans.insert(row.name.as_str().into(), Arc::new(PlanEntry::new(row))))
+            }
+            Row::Route(row) => drop(self.rules.insert(row.id, row)),
+            Row::Key(..) | Row::Tenant(_) => {}
+        }
+    }
+
+    /// How many rows make no sense.
+    fn damaged(&self) -> usize {
+        self.plans.values().filter(|entry| entry.plan.is_err()).count()
+            + self.rules.values().filter(|row| row.compile().is_err()).count()
     }
 }
 
@@ -187,13 +328,20 @@ pub(super) struct Reload {
     peppers: Peppers,
     keys: Vec<Arc<Entry>>,
     tenants: Vec<Arc<TenantEntry>>,
+    profiles: Profiles,
+    policy: Policy,
 }
 
 impl Reload {
     pub(super) fn add(&mut self, row: Row) {
         match row {
-            Row::Key(record, memo) => self.keys.push(self.before.heir(record, memo.as_ref(), &self.peppers)),
+            Row::Key(record, memo, profile) => {
+                // What is granted is settled at the end, when all rules are known.
+                let profile = self.profiles.number(profile, &self.before.routes);
+                self.keys.push(self.before.heir(record, memo.as_ref(), profile, &self.peppers));
+            }
             Row::Tenant(tenant) => self.tenants.push(Arc::new(TenantEntry::new(tenant))),
+            row @ (Row::Plan(_) | Row::Route(_)) => self.policy.put(row),
         }
     }
 
@@ -203,10 +351,28 @@ impl Reload {
 
     pub(super) fn finish(self) -> Snapshot {
         let (keys, tenants) = (Table::new(self.keys), Table::new(self.tenants));
-        let damaged = keys.iter().filter(|entry| entry.record().is_damaged()).count()
-            + tenants.iter().filter(|entry| !entry.tenant().is_sound()).count();
+        let (mut profiles, policy) = (self.profiles, Arc::new(self.policy));
+        profiles.forget_uses();
+        keys.iter().for_each(|entry| profiles.count(entry.profile(), 1));
+        profiles.sweep();
+        let routes = RouteTable::of(policy.rules.values());
+        profiles.grant(&routes);
         let remembered = keys.iter().filter(|entry| entry.is_remembered()).count();
-        Snapshot { keys, tenants, damaged, remembered, generation: self.before.generation + 1 }
+        let mut next = Snapshot {
+            keys,
+            tenants,
+            profiles: Arc::new(profiles),
+            policy,
+            routes: Arc::new(routes),
+            damaged: 0,
+            damaged_rows: 0,
+            remembered,
+            generation: self.before.generation + 1,
+        };
+        next.damaged_rows = next.keys.iter().filter(|entry| next.is_damaged(entry)).count()
+            + next.tenants.iter().filter(|entry| !entry.tenant().is_sound()).count();
+        next.damaged = next.damaged_rows + next.policy.damaged();
+        next
     }
 }
 
@@ -238,9 +404,39 @@ mod tests {
         let (id, tenant_id) = (KeyId(Uuid::from_u128(n)), TenantId(Uuid::from_u128(n)));
         let hash = SecretHash::parse(if sound { HASH } else { "" });
         let prefix = format!("llmk_{n}").as_str().into();
-        let record = KeyRecord { id, tenant_id, prefix, hash, expires_at: ExpiresAt::NEVER, revoked: false };
+        let record = KeyRecord {
+            id,
+            tenant_id,
+            prefix,
+            hash,
+            expires_at: ExpiresAt::NEVER,
+            revoked: false,
+            not_before: Timestamp::MIN,
+            disabled: false,
+        };
         let memo = peppers().memo(&record, parse(b"llmk_a_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg").unwrap());
-        Row::Key(record, memo.filter(|_| remembered))
+        let scopes = ["a.*", "b", "é"].get(usize::try_from(n).unwrap_or(9)).map(|&scopes| scopes.into());
+        let profile = ProfileRow { scopes: scopes.filter(|_| remembered), ..ProfileRow::default() };
+        Row::Key(record, memo.filter(|_| remembered), profile)
+    }
+
+    fn plan(n: u128, sound: bool) -> Row {
+        let limits = [Some(if sound { "1/DAY" } else { "1/WEEK" }.to_owned()), None, None, None];
+        Row::Plan(PlanRow { name: format!("plan-{n}"), limits })
+    }
+
+    fn route(n: u128, sound: bool) -> Row {
+        let rule = RouteRow {
+            id: RouteId(Uuid::from_u128(n)),
+            name: None,
+            host: "*".into(),
+            method: "*".into(),
+            path: format!("/{n}"),
+            mode: if sound { "required" } else { "off" }.into(),
+            scopes: Some("a.x | b".into()),
+            shadow: false,
+        };
+        Row::Route(rule)
     }
 
     fn tenant(n: u128, sound: bool) -> Row {
@@ -251,27 +447,42 @@ mod tests {
             status: TenantStatus::Active,
             mode: None,
             created_at: Timestamp(0),
+            plan: None,
         })
     }
 
     /// What is known of all rows, in one order.
-    fn shown(snapshot: &Snapshot) -> (Vec<String>, Vec<String>, [usize; 4]) {
-        let mut keys: Vec<_> =
-            snapshot.keys().map(|entry| format!("{:?} {}", entry.record(), entry.is_remembered())).collect();
+    fn shown(snapshot: &Snapshot) -> (Vec<String>, Vec<String>, Vec<String>, [usize; 4]) {
+        let key = |entry: &Arc<Entry>| {
+            let profile = snapshot.profile(entry.profile());
+            let granted = profile.granted().map(|granted| {
+                snapshot.routes().entries().iter().map(|rule| rule.is_met_by(granted)).collect::<Vec<_>>()
+            });
+            let (record, remembered) = (entry.record(), entry.is_remembered());
+            format!("{record:?} {remembered} {:?} {granted:?}", profile.row())
+        };
+        let mut keys: Vec<_> = snapshot.keys().map(key).collect();
+        let mut policy: Vec<_> = snapshot.plans().map(|plan| format!("{plan:?}")).collect();
+        policy.extend(snapshot.rules().map(|rule| format!("{rule:?}")));
         let mut tenants: Vec<_> = snapshot.tenants().map(|tenant| format!("{tenant:?}")).collect();
         keys.sort();
         tenants.sort();
         let counts = [snapshot.key_count(), snapshot.tenant_count(), snapshot.damaged, snapshot.remembered];
-        (keys, tenants, counts)
+        (keys, tenants, policy, counts)
     }
 
     fn changes() -> impl Strategy<Value = Vec<(u128, Change)>> {
-        let change = (0_u128..4, 0..6, any::<bool>()).prop_map(|(n, kind, flag)| {
+        let change = (0_u128..4, 0..11, any::<bool>()).prop_map(|(n, kind, flag)| {
             let change = match kind {
                 0 | 1 => Change::Now(key(n, flag, kind == 1)),
                 2 | 3 => Change::Now(tenant(n, flag)),
                 4 => Change::NoKey(format!("llmk_{n}").into()),
-                _ => Change::NoTenant(TenantId(Uuid::from_u128(n))),
+                5 => Change::NoTenant(TenantId(Uuid::from_u128(n))),
+                6 => Change::Now(plan(n, flag)),
+                7 => Change::NoPlan(format!("plan-{n}").into()),
+                8 => Change::Now(route(n, flag)),
+                9 => Change::NoRoute(RouteId(Uuid::from_u128(n))),
+                _ => Change::Mark,
             };
             (n, change)
         });
@@ -283,6 +494,7 @@ mod tests {
         fn after_any_changes_it_is_what_a_whole_look_would_show(batches in proptest::collection::vec(changes(), 0..4)) {
             let (peppers, mut snapshot) = (peppers(), Arc::new(Snapshot::empty()));
             let (mut keys, mut tenants) = (BTreeMap::new(), BTreeMap::new());
+            let (mut plans, mut routes) = (BTreeMap::new(), BTreeMap::new());
             for batch in batches {
                 for (n, change) in &batch {
                     match change {
@@ -290,6 +502,11 @@ mod tests {
                         Change::Now(row @ Row::Tenant(_)) => drop(tenants.insert(*n, row.clone())),
                         Change::NoKey(_) => drop(keys.remove(n)),
                         Change::NoTenant(_) => drop(tenants.remove(n)),
+                        Change::Now(row @ Row::Plan(_)) => drop(plans.insert(*n, row.clone())),
+                        Change::NoPlan(_) => drop(plans.remove(n)),
+                        Change::Now(row @ Row::Route(_)) => drop(routes.insert(*n, row.clone())),
+                        Change::NoRoute(_) => drop(routes.remove(n)),
+                        Change::Mark => {}
                     }
                 }
                 let before = snapshot.generation;
@@ -297,7 +514,8 @@ mod tests {
                 snapshot = Arc::new(snapshot.changed(batch, &peppers));
                 let mut reload = snapshot.reload(&peppers);
                 prop_assert!(!reload.has_keys());
-                keys.values().chain(tenants.values()).for_each(|row| reload.add(row.clone()));
+                let policy = plans.values().chain(routes.values());
+                keys.values().chain(tenants.values()).chain(policy).for_each(|row| reload.add(row.clone()));
                 prop_assert_eq!(reload.has_keys(), !keys.is_empty());
                 let whole = reload.finish();
                 prop_assert_eq!((snapshot.generation, whole.generation), (before + 1, before + 2));

@@ -380,11 +380,25 @@ impl Damaged {
     fn say(self) {
         for row in self.0 {
             match row {
-                Row::Key(k, _) => {
-                    warn!(key.id = %k.id.0, key.prefix = %k.prefix, "damaged row of api_keys (hashed_key, key_prefix or expires_at), it lets nobody in until it is mended");
+                Row::Key(k, _, profile) => {
+                    let why = profile.compile().err();
+                    let why =
+                        why.map_or_else(|| "hashed_key, key_prefix or expires_at".into(), |d| d.to_string());
+                    warn!(key.id = %k.id.0, key.prefix = %k.prefix, why, "damaged row of api_keys, it lets nobody in until it is mended");
                 }
                 Row::Tenant(t) => {
-                    warn!(tenant.id = %t.id.0, "damaged row of tenants (name or db_schema_name), its keys get 503 until it is mended");
+                    warn!(tenant.id = %t.id.0, "damaged row of tenants (name, db_schema_name or plan), its keys get 503 until it is mended");
+                }
+                Row::Plan(p) => {
+                    let why = p.compile().err().map(|error| error.to_string());
+                    warn!(
+                        plan = p.name,
+                        why, "damaged row of tenantgate_plan, keys on it get 503 until it is fixed"
+                    );
+                }
+                Row::Route(r) => {
+                    let why = r.compile().err().map(|damage| damage.to_string());
+                    warn!(route.id = %r.id.0, why, "damaged row of tenantgate_route, what it may be for gets 503 until it is fixed");
                 }
             }
         }

@@ -24,7 +24,10 @@ pub use self::management::{AuditFilter, ImportedKey, Laggard, Management, NewKey
 pub use self::source::UrlSource;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
+use crate::plan::PlanRow;
+use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, Memo, SecretHash};
+use crate::route::{RouteId, RouteRow};
 use crate::tenant::{Tenant, TenantId};
 
 /// Why a database did not do what it was asked.
@@ -207,10 +210,14 @@ pub struct Announcement<'a> {
 /// A row, as a replica wants it.
 #[derive(Clone, Debug)]
 pub enum Row {
-    /// Of `api_keys`, and its memo if it has one.
-    Key(KeyRecord, Option<Memo>),
+    /// Of `api_keys`, with its memo if it has one, and what it shares with other keys.
+    Key(KeyRecord, Option<Memo>, ProfileRow),
     /// Of `tenants`.
     Tenant(Tenant),
+    /// Of `tenantgate_plan`.
+    Plan(PlanRow),
+    /// Of `tenantgate_route`.
+    Route(RouteRow),
 }
 
 impl Row {
@@ -218,8 +225,10 @@ impl Row {
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         match self {
-            Self::Key(key, _) => key.is_damaged(),
+            Self::Key(key, _, profile) => key.is_damaged() || profile.compile().is_err(),
             Self::Tenant(tenant) => !tenant.is_sound(),
+            Self::Plan(plan) => plan.compile().is_err(),
+            Self::Route(route) => route.compile().is_err(),
         }
     }
 }
@@ -248,13 +257,19 @@ pub enum Change {
     NoKey(Box<str>),
     /// There is no such tenant any more.
     NoTenant(TenantId),
+    /// There is no plan of this name any more.
+    NoPlan(Box<str>),
+    /// There is no such rule any more.
+    NoRoute(RouteId),
+    /// No change, but a mark by which a command asks how far the replicas are; see [`Management::mark`].
+    Mark,
 }
 
 impl Change {
-    /// Whether it is no change but a mark, by which somebody asks how far we are; see [`Management::mark`].
+    /// Whether it is a mark.
     #[must_use]
     pub fn is_mark(&self) -> bool {
-        matches!(self, Self::NoKey(prefix) if prefix.is_empty())
+        matches!(self, Self::Mark)
     }
 
     /// The row as it is now, if it is.

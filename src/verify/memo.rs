@@ -252,6 +252,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::clock::Timestamp;
     use crate::key::KeyId;
     use crate::key::format::parse;
     use crate::record::ExpiresAt;
@@ -263,7 +264,16 @@ mod tests {
     fn record(id: u128, tenant: u128, hash: &str) -> KeyRecord {
         let (id, tenant_id) = (KeyId(Uuid::from_u128(id)), TenantId(Uuid::from_u128(tenant)));
         let (prefix, hash) = ("llmk_demo".into(), SecretHash::parse(hash));
-        KeyRecord { id, tenant_id, prefix, hash, expires_at: ExpiresAt::NEVER, revoked: false }
+        KeyRecord {
+            id,
+            tenant_id,
+            prefix,
+            hash,
+            expires_at: ExpiresAt::NEVER,
+            revoked: false,
+            not_before: Timestamp::MIN,
+            disabled: false,
+        }
     }
 
     fn keyring(peppers: &[&str]) -> Keyring {
@@ -371,7 +381,7 @@ mod tests {
         ] {
             assert_eq!(ring.peppers().memo(&row, parse(key.as_bytes()).unwrap()).is_some(), memo, "{key}");
         }
-        let issued = crate::key::format::issue_with(&mut rand::rngs::SysRng, "Acme").unwrap();
+        let issued = crate::key::format::issue_with(&mut SysRng, "Acme").unwrap();
         assert!(ring.peppers().memo(&row, issued.as_presented()).is_some());
         assert!(keyring(&[]).peppers().memo(&row, issued.as_presented()).is_none());
     }

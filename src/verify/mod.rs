@@ -235,6 +235,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::clock::Timestamp;
     use crate::key::KeyId;
     use crate::key::format::parse;
     use crate::record::{ExpiresAt, SecretHash};
@@ -270,6 +271,8 @@ mod tests {
             hash,
             expires_at: ExpiresAt::NEVER,
             revoked: false,
+            not_before: Timestamp::MIN,
+            disabled: false,
         };
         Arc::new(Row(record, Proven::default()))
     }

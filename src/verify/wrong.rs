@@ -38,6 +38,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::clock::Timestamp;
     use crate::key::KeyId;
     use crate::record::{ExpiresAt, KeyRecord, SecretHash};
     use crate::tenant::TenantId;
@@ -49,7 +50,16 @@ mod tests {
         let hash = SecretHash::parse("$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232");
         let (id, tenant_id) = (KeyId(Uuid::nil()), TenantId(Uuid::nil()));
         let (prefix, expires_at) = ("llmk_demo".into(), ExpiresAt::NEVER);
-        let row = KeyRecord { id, tenant_id, prefix, hash, expires_at, revoked: false };
+        let row = KeyRecord {
+            id,
+            tenant_id,
+            prefix,
+            hash,
+            expires_at,
+            revoked: false,
+            not_before: Timestamp::MIN,
+            disabled: false,
+        };
         let mut wrong = WrongAttempts::new(3);
         let seals: Vec<_> = (0_u8..5).map(|n| keyring.seal(&row, &hash.unwrap(), &[n])).collect();
         for seal in &seals {

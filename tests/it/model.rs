@@ -345,6 +345,8 @@ fn state_of(reader: &mut Connection) -> State {
                         .and_then(Timestamp::parse_rfc_3339)
                         .into(),
                     revoked: row.get::<Option<&str>, _>("revoked_at").is_some(),
+                    not_before: Timestamp::MIN,
+                    disabled: false,
                 })
                 .collect(),
             tenants: rows(session, "SELECT * FROM tenants")
@@ -357,6 +359,7 @@ fn state_of(reader: &mut Connection) -> State {
                     status: TenantStatus::parse(row.get("status")),
                     mode: None,
                     created_at: Timestamp::parse_rfc_3339(row.get("created_at")).expect("an instant"),
+                    plan: None,
                 })
                 .collect(),
         }

@@ -76,7 +76,7 @@ fn unsafe_code_stays_forbidden() {
     let manifest = file("Cargo.toml");
     assert_eq!(value(section(&manifest, "[workspace.lints.rust]"), "unsafe_code"), Some("forbid"));
     for source in crate::architecture::sources() {
-        assert!(!source.code.contains("unsafe"), "{}", source.path);
+        assert!(!source.code.contains("unsafe "), "{}", source.path);
     }
 }
 

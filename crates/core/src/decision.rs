@@ -348,6 +348,8 @@ mod tests {
             hash: None,
             expires_at: ExpiresAt::NEVER,
             revoked: false,
+            not_before: Timestamp::MIN,
+            disabled: false,
         }
     }
 
@@ -359,6 +361,7 @@ mod tests {
             status: TenantStatus::parse(status),
             mode: None,
             created_at: NOW,
+            plan: None,
         }
     }
 

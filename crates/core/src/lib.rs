@@ -15,9 +15,12 @@ pub mod invalid;
 pub mod key;
 pub mod labels;
 pub mod network;
+pub mod path;
 pub mod plan;
+pub mod profile;
 pub mod record;
 pub mod request;
+pub mod route;
 pub mod scope;
 pub mod tenant;
 // floor 1

@@ -29,8 +29,12 @@ pub struct KeyRecord {
     pub hash: Option<SecretHash>,
     /// `api_keys.expires_at`.
     pub expires_at: ExpiresAt,
+    /// `api_keys.not_before`; [`Timestamp::MIN`] for NULL.
+    pub not_before: Timestamp,
     /// Whether `api_keys.revoked_at` is set.
     pub revoked: bool,
+    /// Whether `api_keys.disabled_at` is set.
+    pub disabled: bool,
 }
 
 impl KeyRecord {
@@ -327,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_key_takes_little_room() {
-        assert_eq!((size_of::<Option<SecretHash>>(), size_of::<KeyRecord>()), (40, 120));
+        assert_eq!((size_of::<Option<SecretHash>>(), size_of::<KeyRecord>()), (40, 128));
     }
 
     #[test]
@@ -368,6 +372,8 @@ mod tests {
             hash: SecretHash::parse(hash),
             expires_at: ExpiresAt::NEVER,
             revoked: false,
+            not_before: Timestamp::MIN,
+            disabled: false,
         };
         assert!(!row("llmk_a", GOOD).is_damaged());
         assert!(row("llmk_a", "").is_damaged());

@@ -196,6 +196,54 @@ impl fmt::Display for Needs {
     }
 }
 
+/// Needs as they stand in a request, checked and not copied.
+///
+/// Envoy sends those of its own configuration with every request. They are short, so reading them again costs less than
+/// a shared table of compiled ones that has to be bounded.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct NeedsText<'a>(&'a str);
+
+impl<'a> NeedsText<'a> {
+    /// Checks a text by the rules of [`Needs::parse`].
+    #[must_use]
+    pub fn read(text: &'a [u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok()?;
+        let mut terms = 0;
+        for (number, term) in text.split('|').enumerate() {
+            let mut scopes = 0;
+            for (at, (_, scope)) in words(term).enumerate() {
+                check("needs", scope, false).ok()?;
+                scopes += usize::from(!words(term).take(at).any(|(_, before)| before == scope));
+            }
+            if scopes == 0 || scopes > MAX_TERM_SCOPES {
+                return None;
+            }
+            terms += usize::from(!text.split('|').take(number).any(|before| words_equal(before, term)));
+        }
+        (terms <= MAX_TERMS).then_some(Self(text))
+    }
+
+    /// The first term, with the blanks that it was written with.
+    #[must_use]
+    pub fn first_term(self) -> &'a str {
+        self.0.split('|').next().unwrap_or_default()
+    }
+
+    /// Whether these scopes meet them.
+    #[must_use]
+    pub fn are_met_by(self, granted: &Scopes) -> bool {
+        self.0.split('|').any(|term| words(term).all(|(_, scope)| granted.grants(scope)))
+    }
+}
+
+/// Whether two terms are one term once their scopes are folded.
+fn words_equal(one: &str, other: &str) -> bool {
+    let first = |term| {
+        words(term).enumerate().filter(move |(at, (_, word))| !words(term).take(*at).any(|(_, w)| w == *word))
+    };
+    first(one).map(|(_, (_, word))| word).eq(first(other).map(|(_, (_, word))| word))
+}
+
 /// The scopes that rules need, numbered, so that judging one is a look at a bit.
 ///
 /// They are sorted, so what a granted `*` covers stands together.
@@ -434,6 +482,18 @@ mod tests {
             let bits = numbers.granted(&granted);
             for one in &needs {
                 prop_assert_eq!(numbers.needed(one).are_met_by(&bits), one.are_met_by(&granted), "{}", one);
+            }
+        }
+
+        #[test]
+        fn needs_of_a_request_are_needs(text in "[ab*|  ]{0,40}", granted in "[ab ]{0,3}") {
+            let (read, parsed) = (NeedsText::read(text.as_bytes()), Needs::parse(&text));
+            prop_assert_eq!(read.is_some(), parsed.is_ok());
+            if let (Some(read), Ok(parsed)) = (read, parsed) {
+                let granted = scopes(&granted);
+                prop_assert_eq!(read.are_met_by(&granted), parsed.are_met_by(&granted));
+                let first = Needs::parse(read.first_term()).unwrap();
+                prop_assert_eq!(first.first_term(), parsed.first_term());
             }
         }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use uuid::Uuid;
 
 use crate::clock::Timestamp;
+use crate::plan::PlanName;
 
 /// The identity of a tenant: `tenants.id`.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -105,15 +106,18 @@ pub struct Tenant {
     pub status: TenantStatus,
     /// `tenants.mode`; nothing: the server's.
     pub mode: Option<Mode>,
+    /// `tenants.plan`, for keys without one of their own.
+    pub plan: Option<Box<str>>,
     /// `tenants.created_at`.
     pub created_at: Timestamp,
 }
 
 impl Tenant {
-    /// Whether its row makes sense: a name to show the upstream, and a schema that can be one.
+    /// Whether its row makes sense: a name to show the upstream, a schema and a plan that can be ones.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        !self.name.is_empty() && is_schema_name(&self.schema)
+        let has_plan = self.plan.as_deref().is_none_or(|plan| PlanName::parse(plan).is_ok());
+        !self.name.is_empty() && is_schema_name(&self.schema) && has_plan
     }
 }
 

@@ -87,6 +87,7 @@ impl Candidate {
             status: self.status.clone().unwrap_or(TenantStatus::Active),
             mode: self.mode,
             created_at: self.created_at.unwrap_or(now),
+            plan: None,
         }
     }
 }

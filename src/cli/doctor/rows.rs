@@ -45,13 +45,16 @@ impl Rows {
     fn count(&mut self, row: &Row) {
         let damaged = row.is_damaged();
         match row {
-            Row::Key(key, memo) => self.count_key(key, memo.as_ref(), damaged),
+            Row::Key(key, memo, _) => self.count_key(key, memo.as_ref(), damaged),
             Row::Tenant(tenant) => {
                 self.tenants.insert(tenant.id);
                 if damaged {
                     self.damaged.push(format!("tenant {}", tenant.id.0));
                 }
             }
+            Row::Plan(plan) if damaged => self.damaged.push(format!("plan {:?}", plan.name)),
+            Row::Route(route) if damaged => self.damaged.push(format!("route {}", route.id.0)),
+            Row::Plan(_) | Row::Route(_) => {}
         }
     }
 

@@ -1,7 +1,7 @@
 //! What does a snapshot look like in a file?
 //!
 //! ```text
-//! "tenantgate snapshot 1\n" │ pepper, 4 bytes │ Head │ Key … │ Tenant … │ HMAC-SHA-256, 32 bytes
+//! "tenantgate snapshot 2\n" │ pepper, 4 bytes │ Head │ Key … │ Tenant … │ Plan … │ Rule … │ HMAC-SHA-256, 32 bytes
 //!                             each of these protobuf, its length before it
 //! ```
 //!
@@ -21,14 +21,17 @@ use uuid::Uuid;
 use super::Refused;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
+use crate::plan::PlanRow;
+use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, Memo, PepperId, SecretHash};
 use crate::replica::Snapshot;
+use crate::route::{RouteId, RouteRow};
 use crate::store::{Look, Row};
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 use crate::verify::memo::Peppers;
 
-const MAGIC: &[u8] = b"tenantgate snapshot 1\n";
-const DOMAIN: &[u8] = b"tenantgate snapshot/v1\0";
+const MAGIC: &[u8] = b"tenantgate snapshot 2\n";
+const DOMAIN: &[u8] = b"tenantgate snapshot/v2\0";
 const MAC_BYTES: usize = 32;
 
 /// What is said of the whole file.
@@ -58,6 +61,10 @@ pub(super) struct Head {
     pub(super) tenants: u64,
     #[prost(string, tag = "11")]
     pub(super) place: String,
+    #[prost(uint64, tag = "12")]
+    pub(super) plans: u64,
+    #[prost(uint64, tag = "13")]
+    pub(super) rules: u64,
 }
 
 impl Head {
@@ -89,10 +96,21 @@ struct Key {
     revoked: bool,
     #[prost(string, tag = "7")]
     memo: String,
+    #[prost(sint64, optional, tag = "8")]
+    not_before: Option<i64>,
+    #[prost(bool, tag = "9")]
+    disabled: bool,
+    #[prost(string, optional, tag = "10")]
+    scopes: Option<String>,
+    #[prost(string, optional, tag = "11")]
+    networks: Option<String>,
+    #[prost(string, optional, tag = "12")]
+    plan: Option<String>,
 }
 
 impl Key {
-    fn of(record: &KeyRecord, memo: Option<Memo>) -> Self {
+    fn of(record: &KeyRecord, memo: Option<Memo>, profile: &ProfileRow) -> Self {
+        let text = |text: &Option<Box<str>>| text.as_deref().map(str::to_owned);
         Self {
             id: record.id.0.as_bytes().to_vec(),
             tenant_id: record.tenant_id.0.as_bytes().to_vec(),
@@ -101,6 +119,11 @@ impl Key {
             expires_at: record.expires_at.at().map(|at| at.0),
             revoked: record.revoked,
             memo: memo.map_or_else(String::new, |memo| memo.to_string()),
+            not_before: Some(record.not_before.0).filter(|_| record.not_before != Timestamp::MIN),
+            disabled: record.disabled,
+            scopes: text(&profile.scopes),
+            networks: text(&profile.networks),
+            plan: text(&profile.plan),
         }
     }
 
@@ -111,9 +134,13 @@ impl Key {
             prefix: self.prefix.as_str().into(),
             hash: SecretHash::parse(&self.hash),
             expires_at: self.expires_at.map(Timestamp).into(),
+            not_before: self.not_before.map_or(Timestamp::MIN, Timestamp),
             revoked: self.revoked,
+            disabled: self.disabled,
         };
-        Ok(Row::Key(record, Memo::parse(&self.memo)))
+        let text = |text: Option<String>| text.map(Into::into);
+        let (scopes, networks, plan) = (text(self.scopes), text(self.networks), text(self.plan));
+        Ok(Row::Key(record, Memo::parse(&self.memo), ProfileRow { scopes, networks, plan }))
     }
 }
 
@@ -131,6 +158,8 @@ struct TenantRow {
     created_at: i64,
     #[prost(string, optional, tag = "6")]
     mode: Option<String>,
+    #[prost(string, optional, tag = "7")]
+    plan: Option<String>,
 }
 
 impl TenantRow {
@@ -142,6 +171,7 @@ impl TenantRow {
             status: tenant.status.as_str().to_owned(),
             created_at: tenant.created_at.0,
             mode: tenant.mode.map(|mode| mode.as_str().to_owned()),
+            plan: tenant.plan.as_deref().map(str::to_owned),
         }
     }
 
@@ -153,7 +183,67 @@ impl TenantRow {
             status: TenantStatus::parse(&self.status),
             mode: self.mode.as_deref().map(Mode::parse),
             created_at: Timestamp(self.created_at),
+            plan: self.plan.map(Into::into),
         }))
+    }
+}
+
+#[derive(Clone, Message)]
+struct PlanMessage {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, optional, tag = "2")]
+    request_limit: Option<String>,
+    #[prost(string, optional, tag = "3")]
+    total_limit: Option<String>,
+    #[prost(string, optional, tag = "4")]
+    input_limit: Option<String>,
+    #[prost(string, optional, tag = "5")]
+    output_limit: Option<String>,
+}
+
+impl PlanMessage {
+    fn of(plan: &PlanRow) -> Self {
+        let [request_limit, total_limit, input_limit, output_limit] = plan.limits.clone();
+        Self { name: plan.name.clone(), request_limit, total_limit, input_limit, output_limit }
+    }
+
+    fn row(self) -> Row {
+        let limits = [self.request_limit, self.total_limit, self.input_limit, self.output_limit];
+        Row::Plan(PlanRow { name: self.name, limits })
+    }
+}
+
+#[derive(Clone, Message)]
+struct RuleMessage {
+    #[prost(bytes = "vec", tag = "1")]
+    id: Vec<u8>,
+    #[prost(string, optional, tag = "2")]
+    name: Option<String>,
+    #[prost(string, tag = "3")]
+    host: String,
+    #[prost(string, tag = "4")]
+    method: String,
+    #[prost(string, tag = "5")]
+    path: String,
+    #[prost(string, tag = "6")]
+    mode: String,
+    #[prost(string, optional, tag = "7")]
+    scopes: Option<String>,
+    #[prost(bool, tag = "8")]
+    shadow: bool,
+}
+
+impl RuleMessage {
+    fn of(rule: &RouteRow) -> Self {
+        let RouteRow { id, name, host, method, path, mode, scopes, shadow } = rule.clone();
+        Self { id: id.0.as_bytes().to_vec(), name, host, method, path, mode, scopes, shadow }
+    }
+
+    fn row(self) -> Result<Row, Refused> {
+        let Self { id, name, host, method, path, mode, scopes, shadow } = self;
+        let id = RouteId(uuid(&id)?);
+        Ok(Row::Route(RouteRow { id, name, host, method, path, mode, scopes, shadow }))
     }
 }
 
@@ -181,6 +271,12 @@ pub(super) fn rows(head: &Head, mut body: &[u8], mut sink: impl FnMut(Row)) -> R
     for _ in 0..head.tenants {
         sink(next::<TenantRow>(&mut body)?.row()?);
     }
+    for _ in 0..head.plans {
+        sink(next::<PlanMessage>(&mut body)?.row());
+    }
+    for _ in 0..head.rules {
+        sink(next::<RuleMessage>(&mut body)?.row()?);
+    }
     if body.is_empty() { Ok(()) } else { Err(Refused::Malformed) }
 }
 
@@ -199,12 +295,20 @@ pub(super) fn save(path: &Path, head: Head, snapshot: &Snapshot, peppers: &Peppe
     sealed.file.write_all(MAGIC)?;
     sealed.file.write_all(&pepper.id().0)?;
     let (keys, tenants) = (snapshot.key_count() as u64, snapshot.tenant_count() as u64);
-    sealed.put(&Head { keys, tenants, ..head })?;
+    let (plans, rules) = (snapshot.plans().count() as u64, snapshot.rules().count() as u64);
+    sealed.put(&Head { keys, tenants, plans, rules, ..head })?;
     for entry in snapshot.keys() {
-        sealed.put(&Key::of(entry.record(), entry.memo(peppers)))?;
+        let profile = snapshot.profile(entry.profile()).row();
+        sealed.put(&Key::of(entry.record(), entry.memo(peppers), profile))?;
     }
     for tenant in snapshot.tenants() {
         sealed.put(&TenantRow::of(tenant))?;
+    }
+    for plan in snapshot.plans() {
+        sealed.put(&PlanMessage::of(plan))?;
+    }
+    for rule in snapshot.rules() {
+        sealed.put(&RuleMessage::of(rule))?;
     }
     let (file, bytes) = sealed.finish()?;
     file.sync_all()?;

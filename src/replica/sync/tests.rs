@@ -13,6 +13,7 @@ use super::*;
 use crate::clock::Timestamp;
 use crate::decision::Freshness;
 use crate::key::KeyId;
+use crate::profile::ProfileRow;
 use crate::record::{ExpiresAt, KeyRecord, SecretHash};
 use crate::replica::tests::said;
 use crate::store::{Announcement, NewMemo, SchemaVersion, Shadowed};
@@ -85,8 +86,10 @@ fn key(prefix: &str) -> Row {
         hash: None,
         expires_at: ExpiresAt::NEVER,
         revoked: false,
+        not_before: Timestamp::MIN,
+        disabled: false,
     };
-    Row::Key(record, None)
+    Row::Key(record, None, ProfileRow::default())
 }
 
 fn ours() -> Look {
@@ -131,7 +134,7 @@ impl Session for Scripted {
                 let rows = keys.into_iter().map(|prefix| Change::Now(key(prefix))).collect();
                 Ok(Changes::Rows(rows, ours()))
             }
-            Some(Step::Marked) => Ok(Changes::Rows(vec![Change::NoKey("".into())], ours())),
+            Some(Step::Marked) => Ok(Changes::Rows(vec![Change::Mark], ours())),
             Some(Step::Everything) => Ok(Changes::Everything),
             Some(Step::Silence) => std::future::pending().await,
             Some(_) => Err(broken()),
@@ -498,10 +501,12 @@ fn of_rows_that_can_serve_no_request_the_first_hundred_are_named() {
         tenant_id: TenantId(Uuid::nil()),
         expires_at: ExpiresAt::NEVER,
         revoked: false,
+        not_before: Timestamp::MIN,
+        disabled: false,
     };
     for (rows, named) in [(0, 0), (1, 1), (99, 99), (100, 100), (101, 100), (150, 100)] {
         let mut damaged = Damaged::default();
-        damaged.look_at(&Row::Key(sound.clone(), None));
+        damaged.look_at(&Row::Key(sound.clone(), None, ProfileRow::default()));
         (0..rows).for_each(|_| damaged.look_at(&key("llmk_b")));
         let _ = said();
         damaged.say();

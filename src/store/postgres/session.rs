@@ -20,6 +20,7 @@ use super::instant::{Micros, expiry};
 use super::{PostgresStore, memo};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
+use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, Memo, SecretHash};
 use crate::store::{CONNECT_TIMEOUT, Change, Changes, Look, Row, Session, StoreError};
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
@@ -292,7 +293,7 @@ pub(super) async fn key_record(
 }
 
 fn key_row(row: &PgRow) -> Result<Row, StoreError> {
-    record(row).map(|(record, memo)| Row::Key(record, memo))
+    record(row).map(|(record, memo)| Row::Key(record, memo, ProfileRow::default()))
 }
 
 fn record(row: &PgRow) -> Result<(KeyRecord, Option<Memo>), StoreError> {
@@ -303,13 +304,17 @@ fn record(row: &PgRow) -> Result<(KeyRecord, Option<Memo>), StoreError> {
         hash: SecretHash::parse(row.try_get(HASHED_KEY)?),
         expires_at: expiry(row, EXPIRES_AT)?.into(),
         revoked: row.try_get(REVOKED)?,
+        not_before: Timestamp::MIN,
+        disabled: false,
     };
     Ok((record, memo(row, KEY_MEMO)?))
 }
 
 fn key_change(row: &PgRow) -> Result<Change, StoreError> {
     if row.try_get::<Option<Uuid>, _>(ID)?.is_none() {
-        return Ok(Change::NoKey(row.try_get::<&str, _>(KEY_PREFIX)?.into()));
+        let prefix: &str = row.try_get(KEY_PREFIX)?;
+        // No key has an empty prefix: it is how a mark is written.
+        return Ok(if prefix.is_empty() { Change::Mark } else { Change::NoKey(prefix.into()) });
     }
     Ok(Change::Now(key_row(row)?))
 }
@@ -322,6 +327,7 @@ fn tenant_row(row: &PgRow) -> Result<Tenant, StoreError> {
         status: TenantStatus::parse(row.try_get(STATUS)?),
         mode: row.try_get::<Option<&str>, _>(MODE)?.map(Mode::parse),
         created_at: row.try_get::<Micros, _>(CREATED_AT)?.0,
+        plan: None,
     })
 }
 

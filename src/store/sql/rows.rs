@@ -21,6 +21,7 @@ pub(in crate::store) fn tenant_of(row: &Row) -> Result<Tenant, StoreError> {
         status: TenantStatus::parse(&row.get::<String>("status")?),
         mode: row.get::<Option<String>>("mode")?.as_deref().map(Mode::parse),
         created_at: row.instant("created_at")?.unwrap_or_default(),
+        plan: None,
     })
 }
 

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::{INFINITY, file_id};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
+use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, Memo, SecretHash};
 use crate::store::sql::{self, TENANT, tenant_of};
 use crate::store::{Change, Changes, Look, Row, Session, StoreError};
@@ -60,7 +61,7 @@ impl Session for SqliteSession {
                 .map_err(|error| StoreError::Refused(format!("rows of api_keys cannot be read: {error}")))?;
             for raw in page {
                 let (record, memo) = raw.record();
-                sink(Row::Key(record, memo));
+                sink(Row::Key(record, memo, ProfileRow::default()));
             }
         }
         drop(rows);
@@ -175,8 +176,12 @@ async fn change_of(
     logged: &SqliteRow,
 ) -> Result<Option<Change>, StoreError> {
     if let Some(prefix) = logged.try_get::<Option<String>, _>("key_prefix")? {
+        // No key has an empty prefix: it is how a mark is written.
+        if prefix.is_empty() {
+            return Ok(Some(Change::Mark));
+        }
         let row = key_record(connection, &prefix).await?;
-        let row = row.map(|(record, memo)| Row::Key(record, memo));
+        let row = row.map(|(record, memo)| Row::Key(record, memo, ProfileRow::default()));
         return Ok(Some(row.map_or(Change::NoKey(prefix.into()), Change::Now)));
     }
     let Some(id) = logged.try_get::<Option<String>, _>("tenant_id")? else { return Ok(None) };
@@ -225,6 +230,8 @@ impl RawKey {
             hash: SecretHash::parse(hash.as_deref().unwrap_or_default()).filter(|_| sound),
             expires_at: expires_at.map(|text| Timestamp::parse(&text).unwrap_or(Timestamp::MIN)).into(),
             revoked: revoked != 0,
+            not_before: Timestamp::MIN,
+            disabled: false,
         };
         (record, memo.as_deref().and_then(Memo::parse))
     }

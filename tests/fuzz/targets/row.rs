@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::alphabet::BCRYPT;
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
 use libfuzzer_sys::fuzz_target;
+use tenantgate::clock::Timestamp;
 use tenantgate::key::KeyId;
 use tenantgate::key::format::parse;
 use tenantgate::record::{ExpiresAt, KeyRecord, Memo, SecretHash};
@@ -67,7 +68,7 @@ fn is_hash(text: &str) -> bool {
 fn record() -> KeyRecord {
     let (id, tenant_id) = (KeyId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
     let (prefix, hash) = ("llmk_demo".into(), SecretHash::parse(HASH));
-    KeyRecord { id, tenant_id, prefix, hash, expires_at: ExpiresAt::NEVER, revoked: false }
+    KeyRecord { id, tenant_id, prefix, hash, expires_at: ExpiresAt::NEVER, revoked: false, not_before: Timestamp::MIN, disabled: false }
 }
 
 /// `key_memo`: of all memos, one belongs to this row and lets this key pass.

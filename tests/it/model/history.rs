@@ -139,6 +139,8 @@ fn key_of(row: &PgRow, prefix: &str) -> Result<Option<KeyRecord>, sqlx::Error> {
             .map(|seconds| Timestamp(seconds * 1_000_000))
             .into(),
         revoked: row.try_get("revoked")?,
+        not_before: Timestamp::MIN,
+        disabled: false,
     }))
 }
 
@@ -153,6 +155,7 @@ fn tenant_of(row: &PgRow, id: TenantId) -> Result<Option<Tenant>, sqlx::Error> {
         status: TenantStatus::parse(row.try_get("status")?),
         mode: None,
         created_at: Timestamp(row.try_get::<i64, _>("created_at")? * 1_000_000),
+        plan: None,
     }))
 }
 

@@ -1,0 +1,455 @@
+//! The path of a request, in the one form in which rules are matched against it.
+//!
+//! Envoy, proxies and upstreams read one path in different ways: they may merge slashes, resolve dots, decode escapes or
+//! cut parameters off. A path on which they could differ is *ambiguous* and is refused, because it could pass by a rule
+//! and reach what another rule protects. What remains has one form: escapes of characters that may stand in a segment as
+//! they are (RFC 3986 §3.3) are decoded, all others have capitals, and one slash at the end does not count.
+//!
+//! A usual path has no escapes, so it is read in one pass and borrowed.
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// What is a byte of its segment, for upstreams that do not interpret it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct PathOptions {
+    /// `--encoded-slash keep`: `%2F`.
+    pub keep_encoded_slash: bool,
+    /// `--path-parameters keep`: `;` and `%3B`.
+    pub keep_parameters: bool,
+}
+
+/// Why a path is ambiguous, and where.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Ambiguous {
+    /// The offset of the byte, or of the last byte of the segment.
+    pub at: usize,
+    /// What stands there.
+    pub what: &'static str,
+}
+
+impl fmt::Display for Ambiguous {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at position {}", self.what, self.at + 1)
+    }
+}
+
+/// An unambiguous path in its one form: segments with a slash between them.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Path<'a>(Cow<'a, [u8]>);
+
+/// What a byte of a path is.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Kind {
+    Plain,
+    Slash,
+    Escape,
+    Parameter,
+    Refused,
+}
+
+const KINDS: [Kind; 256] = {
+    let mut kinds = [Kind::Refused; 256];
+    let mut byte = 0x21;
+    while byte < 0x7F {
+        kinds[byte] = match byte as u8 {
+            b'/' => Kind::Slash,
+            b'%' => Kind::Escape,
+            b';' => Kind::Parameter,
+            // The one is a slash to some, the other ends the path.
+            b'\\' | b'#' => Kind::Refused,
+            _ => Kind::Plain,
+        };
+        byte += 1;
+    }
+    kinds
+};
+
+impl<'a> Path<'a> {
+    /// Reads the path of a request. The query does not count.
+    ///
+    /// # Errors
+    ///
+    /// What makes it ambiguous.
+    pub fn read(raw: &'a [u8], options: PathOptions) -> Result<Self, Ambiguous> {
+        let end = raw.iter().position(|byte| *byte == b'?').unwrap_or(raw.len());
+        let Some(path) = raw[..end].strip_prefix(b"/") else {
+            return Err(Ambiguous { at: 0, what: "no slash" });
+        };
+        let mut start = 0;
+        for (at, byte) in path.iter().enumerate() {
+            match KINDS[usize::from(*byte)] {
+                Kind::Plain => {}
+                Kind::Slash => {
+                    judge(&path[start..at], at, false)?;
+                    start = at + 1;
+                }
+                Kind::Escape | Kind::Parameter => return Decoder::new(path, options).decode().map(Self),
+                Kind::Refused => return Err(Ambiguous { at: at + 1, what: "a character that no path has" }),
+            }
+        }
+        judge(&path[start..], path.len(), true)?;
+        Ok(Self(Cow::Borrowed(path.strip_suffix(b"/").unwrap_or(path))))
+    }
+
+    /// The segments, in order.
+    pub fn segments(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = self.rest();
+        std::iter::from_fn(move || {
+            let (segment, after) = split(rest?);
+            rest = after;
+            Some(segment)
+        })
+    }
+
+    /// All segments as one text; `None` if there are none.
+    pub(crate) fn rest(&self) -> Option<&[u8]> {
+        Some(&*self.0).filter(|text| !text.is_empty())
+    }
+}
+
+/// The first segment, and the rest if there is more.
+pub(crate) fn split(text: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match text.iter().position(|byte| *byte == b'/') {
+        Some(at) => (&text[..at], Some(&text[at + 1..])),
+        None => (text, None),
+    }
+}
+
+/// Judges what stands between two slashes, decoded or not; `at` is the offset after it, less the first slash.
+fn judge(part: &[u8], at: usize, last: bool) -> Result<(), Ambiguous> {
+    let what = match part {
+        [] if last => return Ok(()),
+        [] => "an empty segment",
+        [b'.'] | [b'.', b'.'] | [b'.', b';', ..] | [b'.', b'.', b';', ..] => "a segment of dots",
+        _ => return Ok(()),
+    };
+    Err(Ambiguous { at, what })
+}
+
+/// Reads a path that has escapes or parameters.
+struct Decoder<'a> {
+    path: &'a [u8],
+    options: PathOptions,
+    text: Vec<u8>,
+    /// Where the part that is being read starts in the text.
+    start: usize,
+    /// The escaped bytes beyond ASCII that were read since the last other one.
+    beyond: Vec<u8>,
+}
+
+impl<'a> Decoder<'a> {
+    fn new(path: &'a [u8], options: PathOptions) -> Self {
+        Self { path, options, text: Vec::with_capacity(path.len()), start: 0, beyond: Vec::new() }
+    }
+
+    fn decode(mut self) -> Result<Cow<'a, [u8]>, Ambiguous> {
+        let mut at = 0;
+        while let Some(&byte) = self.path.get(at) {
+            let escape = KINDS[usize::from(byte)] == Kind::Escape;
+            let escaped = if escape { Some(self.escaped(at)?) } else { None };
+            if escaped.is_none_or(|byte| byte.is_ascii()) {
+                self.end_beyond(at)?;
+            }
+            match escaped {
+                Some(byte) => self.put_escaped(byte, at)?,
+                None => self.put(byte, at)?,
+            }
+            at += if escape { 3 } else { 1 };
+        }
+        self.end_beyond(at)?;
+        judge(&self.text[self.start..], at, true)?;
+        if self.text.last() == Some(&b'/') {
+            self.text.pop();
+        }
+        Ok(Cow::Owned(self.text))
+    }
+
+    fn escaped(&self, at: usize) -> Result<u8, Ambiguous> {
+        let digit = |offset: usize| {
+            let byte = *self.path.get(at + offset)?;
+            char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
+        };
+        let both = digit(1).zip(digit(2)).map(|(high, low)| high << 4 | low);
+        both.ok_or(Ambiguous { at: at + 1, what: "an incomplete escape" })
+    }
+
+    fn put(&mut self, byte: u8, at: usize) -> Result<(), Ambiguous> {
+        match KINDS[usize::from(byte)] {
+            Kind::Slash => {
+                judge(&self.text[self.start..], at, false)?;
+                self.text.push(byte);
+                self.start = self.text.len();
+            }
+            Kind::Plain | Kind::Escape => self.text.push(byte),
+            Kind::Parameter if self.options.keep_parameters => self.text.push(byte),
+            Kind::Parameter => return Err(Ambiguous { at: at + 1, what: "a path parameter" }),
+            Kind::Refused => return Err(Ambiguous { at: at + 1, what: "a character that no path has" }),
+        }
+        Ok(())
+    }
+
+    fn put_escaped(&mut self, byte: u8, at: usize) -> Result<(), Ambiguous> {
+        match byte {
+            // What a segment may have as it is: many upstreams do not tell the two apart.
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => self.text.push(byte),
+            b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b'=' | b':' | b'@' => {
+                self.text.push(byte);
+            }
+            b';' => self.put(byte, at)?,
+            b'/' if self.options.keep_encoded_slash => {
+                judge(&self.text[self.start..], at, false)?;
+                self.text.extend(b"%2F");
+                self.start = self.text.len();
+            }
+            0 | b'/' | b'\\' => {
+                return Err(Ambiguous { at: at + 1, what: "an escaped slash, backslash or NUL" });
+            }
+            _ => {
+                let digit = |digit: u8| {
+                    char::from_digit(digit.into(), 16).map_or(b'0', |c| c.to_ascii_uppercase() as u8)
+                };
+                self.text.extend([b'%', digit(byte >> 4), digit(byte & 15)]);
+                if !byte.is_ascii() {
+                    self.beyond.push(byte);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn end_beyond(&mut self, at: usize) -> Result<(), Ambiguous> {
+        if std::str::from_utf8(&self.beyond).is_err() {
+            return Err(Ambiguous { at, what: "escapes that are not UTF-8" });
+        }
+        self.beyond.clear();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KEEP: PathOptions = PathOptions { keep_encoded_slash: true, keep_parameters: true };
+
+    fn read(path: &str, options: PathOptions) -> Option<String> {
+        let path = Path::read(path.as_bytes(), options).ok()?;
+        Some(path.segments().map(|s| format!("/{}", String::from_utf8_lossy(s))).collect())
+    }
+
+    #[test]
+    fn a_path_has_one_form() {
+        for (path, form) in [
+            ("/", ""),
+            ("/a", "/a"),
+            ("/a/", "/a"),
+            ("/a/b?x=//../%2f", "/a/b"),
+            ("/?x", ""),
+            ("/%61dmin", "/admin"),
+            ("/a%2Db%5Fc%7ed%2E", "/a-b_c~d."),
+            ("/v1/x%3agenerate", "/v1/x:generate"),
+            ("/a%2Bb%2a", "/a+b*"),
+            ("/a%20b/%c3%a9", "/a%20b/%C3%A9"),
+            ("/%25%36%31", "/%2561"),
+            ("/a%3f%23", "/a%3F%23"),
+            ("/...", "/..."),
+            ("/.a/..b", "/.a/..b"),
+            ("/A", "/A"),
+            ("/a|b\"<>^`{}[]", "/a|b\"<>^`{}[]"),
+        ] {
+            assert_eq!(read(path, PathOptions::default()).as_deref(), Some(form), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_is_ambiguous() {
+        for path in [
+            "",
+            "a",
+            "*",
+            "?",
+            "http://h/a",
+            "//",
+            "//a",
+            "/a//",
+            "/a//b",
+            "/.",
+            "/..",
+            "/a/.",
+            "/a/./b",
+            "/a/../b",
+            "/a/..",
+            "/%2e",
+            "/%2E%2e/a",
+            "/.%2e",
+            "/a\\b",
+            "/a%5cb",
+            "/a%5Cb",
+            "/a%2fb",
+            "/a%2Fb",
+            "/%00",
+            "/a%",
+            "/a%2",
+            "/a%2/",
+            "/a%zz",
+            "/a%+1",
+            "/a;b",
+            "/a%3bb",
+            "/a%3Bb",
+            "/;",
+            "/a#b",
+            "/a b",
+            "/a\tb",
+            "/a\x7f",
+            "/é",
+            "/%c3",
+            "/%c0%af",
+            "/%c3/%a9",
+            "/%c3a",
+            "/%ff",
+            "/%ed%a0%80",
+            "/%c3%a9%c3",
+        ] {
+            assert_eq!(read(path, PathOptions::default()), None, "{path:?}");
+        }
+        let error = Path::read(b"/ab/../c", PathOptions::default()).unwrap_err();
+        assert_eq!(error.to_string(), "a segment of dots at position 6");
+    }
+
+    #[test]
+    fn an_encoded_slash_that_is_kept_is_a_byte_of_a_segment_and_hides_nothing() {
+        let slash = PathOptions { keep_encoded_slash: true, ..PathOptions::default() };
+        for (path, form) in [
+            ("/a%2fb", Some("/a%2Fb")),
+            ("/a%2Fb/c", Some("/a%2Fb/c")),
+            ("/a%2F", Some("/a%2F")),
+            ("/a%2F/", None),
+            ("/a%2F/b", None),
+            ("/%2Fa", None),
+            ("/a%2F%2Fb", None),
+            ("/a%2F..", None),
+            ("/..%2Fa", None),
+            ("/a%2F%2e/b", None),
+            ("/a%5cb", None),
+            ("/a;b", None),
+        ] {
+            assert_eq!(read(path, slash).as_deref(), form, "{path}");
+        }
+    }
+
+    #[test]
+    fn parameters_that_are_kept_hide_no_dots() {
+        let parameters = PathOptions { keep_parameters: true, ..PathOptions::default() };
+        for (path, form) in [
+            ("/a;b", Some("/a;b")),
+            ("/a%3Bb", Some("/a;b")),
+            ("/;", Some("/;")),
+            ("/..;/a", None),
+            ("/.;x=1", None),
+            ("/%2e%2e%3bx", None),
+            ("/...;x", Some("/...;x")),
+            ("/a%2Fb", None),
+        ] {
+            assert_eq!(read(path, parameters).as_deref(), form, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_usual_path_is_borrowed() {
+        let borrowed = |path: &str| matches!(Path::read(path.as_bytes(), KEEP), Ok(Path(Cow::Borrowed(_))));
+        assert!(borrowed("/v1/models/x:generate?a=%20") && !borrowed("/%61"));
+    }
+
+    /// The rules, one after the other, with no regard for time.
+    fn slow(raw: &str, options: PathOptions) -> Option<Vec<String>> {
+        let path = raw.split('?').next()?;
+        let segments = path.strip_prefix('/')?;
+        if raw.bytes().take(path.len()).any(|b| b <= 0x20 || b >= 0x7f || b == b'\\' || b == b'#') {
+            return None;
+        }
+        let mut pieces = Vec::new();
+        let mut rest = segments;
+        while let Some(c) = rest.chars().next() {
+            let length = if c == '%' { 3 } else { 1 };
+            let piece = rest.get(..length)?;
+            if c == '%' && !piece.bytes().skip(1).all(|b| b.is_ascii_hexdigit()) {
+                return None;
+            }
+            pieces.push(if c == '%' { u8::from_str_radix(&piece[1..], 16).ok()? } else { c as u8 });
+            rest = &rest[length..];
+        }
+        // What an upstream sees that decodes all of it must be text, and have no empty segments and no dots.
+        let decoded = String::from_utf8(pieces).ok()?;
+        if decoded.contains('\0') || decoded.contains('\\') {
+            return None;
+        }
+        let lower = segments.to_ascii_lowercase();
+        if lower.contains("%2f") && !options.keep_encoded_slash
+            || decoded.contains(';') && !options.keep_parameters
+        {
+            return None;
+        }
+        let parts: Vec<_> = decoded.split('/').collect();
+        for (at, part) in parts.iter().enumerate() {
+            let name = part.split(';').next().unwrap();
+            if name == "." || name == ".." || part.is_empty() && at + 1 < parts.len() {
+                return None;
+            }
+        }
+        let cut = segments.strip_suffix('/').unwrap_or(segments);
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-._~!$&'()*+,=:@;".contains(c);
+        let form = |segment: &str| {
+            let mut form = String::new();
+            let mut rest = segment;
+            while let Some(c) = rest.chars().next() {
+                if c == '%' {
+                    let byte = u8::from_str_radix(&rest[1..3], 16).unwrap();
+                    let c = char::from(byte);
+                    form += &if c.is_ascii() && plain(c) { c.to_string() } else { format!("%{byte:02X}") };
+                    rest = &rest[3..];
+                } else {
+                    form.push(c);
+                    rest = &rest[1..];
+                }
+            }
+            form
+        };
+        Some(cut.split('/').filter(|_| !cut.is_empty()).map(form).collect())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+        #[test]
+        fn reading_agrees_with_the_rules(
+            parts in proptest::collection::vec(proptest::sample::select(vec![
+                "/", "/", "/", "a", "b", ".", "..", ";", "%2f", "%2F", "%2e", "%61", "%3b", "%5c", "%c3%a9", "%c3", "%a9", "%00",
+                "%", "%20", "%25", "%3A", ":", "?", "#", " ", "\\", "é",
+            ]), 0..9),
+            keep_encoded_slash: bool,
+            keep_parameters: bool,
+        ) {
+            let raw = format!("/{}", parts.concat());
+            let options = PathOptions { keep_encoded_slash, keep_parameters };
+            let read = Path::read(raw.as_bytes(), options).ok();
+            let read = read.map(|p| p.segments().map(|s| String::from_utf8(s.to_vec()).unwrap()).collect::<Vec<_>>());
+            prop_assert_eq!(read, slow(&raw, options), "{}", raw);
+        }
+
+        #[test]
+        fn the_form_of_a_form_is_itself(raw in "/[a/.;%0-9A-F:]{0,20}") {
+            if let Some(form) = read(&raw, KEEP) {
+                let again = if form.is_empty() { "/" } else { &form };
+                prop_assert_eq!(read(again, KEEP), Some(form.clone()), "{}", raw);
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(raw in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let _ = Path::read(&raw, KEEP);
+        }
+    }
+}

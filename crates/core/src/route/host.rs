@@ -1,0 +1,169 @@
+//! Hosts: the patterns of rules, and the one form of a request's host.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::Ipv6Addr;
+
+use crate::invalid::Invalid;
+
+/// The longest name of a host (RFC 1035 §2.3.4).
+pub(crate) const MAX_HOST_BYTES: usize = 253;
+
+/// The host that a rule is for.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum HostPattern {
+    /// `*`: every host.
+    Any,
+    /// `*.example.com`: every host below this one at any depth, and not the host itself.
+    Below(Box<str>),
+    /// This host.
+    Exact(Box<str>),
+}
+
+impl HostPattern {
+    /// Parses `tenantgate_route.host`. Capitals are lowered.
+    ///
+    /// # Errors
+    ///
+    /// The first character that a host does not have.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        if text == "*" {
+            return Ok(Self::Any);
+        }
+        match text.strip_prefix("*.") {
+            Some(below) => name(below).map(Self::Below).map_err(|error| error.moved(2)),
+            None if text.starts_with('[') => literal(text).map(Self::Exact),
+            None => name(text).map(Self::Exact),
+        }
+    }
+}
+
+const WHAT: &str = "host";
+
+fn name(text: &str) -> Result<Box<str>, Invalid> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b == b'.' || b == b'-' || b == b'_';
+    if let Some(at) = text.bytes().position(|byte| !good(byte)) {
+        let expected = match text.as_bytes()[at] {
+            b':' => "a host without a port",
+            b'*' => "* only as the whole host, or in front as in *.example.com",
+            _ => "letters, digits, - _ or . (a host in other letters is written as xn--…)",
+        };
+        return Err(Invalid::new(WHAT, at, expected));
+    }
+    let mut at = 0;
+    for label in text.split('.') {
+        if label.is_empty() {
+            return Err(Invalid::new(WHAT, at, "a name between dots, and no dot at the end"));
+        }
+        at += label.len() + 1;
+    }
+    if text.len() > MAX_HOST_BYTES {
+        return Err(Invalid::new(WHAT, MAX_HOST_BYTES, "at most 253 characters"));
+    }
+    Ok(text.to_ascii_lowercase().into())
+}
+
+/// An IPv6 address in brackets, in its one form.
+fn literal(text: &str) -> Result<Box<str>, Invalid> {
+    let inside = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    let address: Option<Ipv6Addr> = inside.and_then(|text| text.parse().ok());
+    let address =
+        address.ok_or_else(|| Invalid::new(WHAT, 0, "an IPv6 address in brackets, without a port"))?;
+    Ok(format!("[{address}]").into())
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("*"),
+            Self::Below(name) => write!(f, "*.{name}"),
+            Self::Exact(name) => f.write_str(name),
+        }
+    }
+}
+
+/// The host of a request in its one form: lower case, without port and without a dot at the end.
+#[must_use]
+pub fn request_host(raw: &[u8]) -> Cow<'_, [u8]> {
+    let (host, port) = match raw.iter().rposition(|byte| *byte == b':') {
+        Some(at) if raw[at + 1..].iter().all(u8::is_ascii_digit) => (&raw[..at], true),
+        _ => (raw, false),
+    };
+    // The last part of an address without brackets is not a port.
+    let host = if port && host.contains(&b':') && !host.ends_with(b"]") { raw } else { host };
+    let host = host.strip_suffix(b".").unwrap_or(host);
+    if host.starts_with(b"[") {
+        let text = std::str::from_utf8(host).ok().and_then(|text| literal(text).ok());
+        return text.map_or(Cow::Borrowed(host), |text| Cow::Owned(text.into_string().into_bytes()));
+    }
+    if host.iter().any(u8::is_ascii_uppercase) {
+        return Cow::Owned(host.to_ascii_lowercase());
+    }
+    Cow::Borrowed(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_read_and_lowered() {
+        for (text, shown) in [
+            ("*", "*"),
+            ("Example.COM", "example.com"),
+            ("*.Example.com", "*.example.com"),
+            ("localhost", "localhost"),
+            ("192.0.2.7", "192.0.2.7"),
+            ("a_b-c.d", "a_b-c.d"),
+            ("[2001:DB8:0::1]", "[2001:db8::1]"),
+        ] {
+            let host = HostPattern::parse(text).unwrap();
+            assert_eq!(host.to_string(), shown);
+            assert_eq!(HostPattern::parse(shown), Ok(host));
+        }
+        for (bad, at) in [
+            ("", 1),
+            ("*.", 3),
+            ("**", 1),
+            ("*example.com", 1),
+            ("a.*.com", 3),
+            ("a..b", 3),
+            ("a.", 3),
+            (".a", 1),
+            ("a:80", 2),
+            ("a b", 2),
+            ("é", 1),
+            ("a/b", 2),
+            ("[::1", 1),
+            ("[::1]:80", 1),
+            ("[::g]", 1),
+            (&"a".repeat(254), 254),
+        ] {
+            let error = HostPattern::parse(bad).unwrap_err();
+            assert_eq!(error.position(), at, "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_host_of_a_request_has_one_form() {
+        for (raw, form) in [
+            ("example.com", "example.com"),
+            ("EXAMPLE.com:443", "example.com"),
+            ("example.com.", "example.com"),
+            ("example.com.:8080", "example.com"),
+            ("example.com:", "example.com"),
+            ("example.com..", "example.com."),
+            ("example.com:x", "example.com:x"),
+            ("[2001:DB8:0:0::1]:443", "[2001:db8::1]"),
+            ("[::1]", "[::1]"),
+            ("[::x]:1", "[::x]"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("", ""),
+            (":80", ""),
+        ] {
+            assert_eq!(request_host(raw.as_bytes()), form.as_bytes(), "{raw}");
+        }
+        assert!(matches!(request_host(b"example.com:443"), Cow::Borrowed(_)));
+        assert_eq!(&*request_host(b"\xff:1"), b"\xff");
+    }
+}

@@ -1,0 +1,329 @@
+//! The rules in force, compiled: which of them wins for a request.
+//!
+//! The most specific host decides first: the host itself, then the longest wildcard, then `*`. Within a host the path
+//! decides, segment by segment: a literal before `{name}` before `**`, and an end before `**`. Then the method decides: its
+//! own name before `*`, and for HEAD its own rule before that of GET. Where a more specific rule does not fit in the end,
+//! the next one is tried, so no order of rows and no priority matters.
+//!
+//! A damaged row never lets a weaker rule win: whatever it may have been for is answered by its damage.
+
+use std::ops::ControlFlow;
+
+use hashbrown::HashMap;
+
+use super::template::Segment;
+use super::{Damage, HostPattern, Method, Part, PathTemplate, RouteId, RouteRow, Rule};
+use crate::invalid::Invalid;
+use crate::path::{Path, split};
+use crate::scope::{Granted, Needed, Needs, ScopeNumbers, Scopes};
+
+/// A row in the table.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// `id`.
+    pub id: RouteId,
+    /// `name`.
+    pub name: Option<Box<str>>,
+    /// The rule, or why the row is none.
+    pub rule: Result<Rule, Damage>,
+    needed: Option<Needed>,
+}
+
+impl Entry {
+    /// Whether these scopes, compiled by [`RouteTable::granted`], meet what the rule needs.
+    #[must_use]
+    pub fn is_met_by(&self, granted: &Granted) -> bool {
+        self.needed.as_ref().is_none_or(|needed| needed.are_met_by(granted))
+    }
+}
+
+/// The rules of one shape but for the method: a method and the place of its entry.
+type Methods = Vec<(Method, u32)>;
+
+#[derive(Debug, Default)]
+struct Node {
+    /// Sorted.
+    literals: Vec<(Box<[u8]>, u32)>,
+    one: Option<u32>,
+    /// Rules whose path ends here.
+    end: Methods,
+    /// Rules whose path goes on with `**`.
+    rest: Methods,
+}
+
+/// The rules of one host, as a tree of segments. The first node is that of `/`.
+#[derive(Debug)]
+struct Branch {
+    nodes: Vec<Node>,
+    /// A row of this host whose method or path makes no sense: it may have been for any request.
+    damaged: Option<u32>,
+}
+
+impl Default for Branch {
+    fn default() -> Self {
+        Self { nodes: vec![Node::default()], damaged: None }
+    }
+}
+
+/// All rules.
+#[derive(Debug, Default)]
+pub struct RouteTable {
+    entries: Vec<Entry>,
+    numbers: ScopeNumbers,
+    exact: HashMap<Box<[u8]>, Branch>,
+    below: HashMap<Box<[u8]>, Branch>,
+    /// The longest name in `below`.
+    longest: usize,
+    any: Option<Branch>,
+    /// A row whose host makes no sense: it may have been for any request.
+    damaged: Option<u32>,
+}
+
+impl RouteTable {
+    /// Compiles rows, in any order.
+    #[must_use]
+    pub fn of<'r>(rows: impl IntoIterator<Item = &'r RouteRow>) -> Self {
+        let mut rows: Vec<_> = rows.into_iter().collect();
+        rows.sort_unstable_by_key(|row| row.id);
+        let mut table = Self::default();
+        for row in rows {
+            table.put(row);
+        }
+        let needs = table.entries.iter().filter_map(|entry| entry.rule.as_ref().ok()?.needs.as_ref());
+        table.numbers = ScopeNumbers::of(needs);
+        for entry in &mut table.entries {
+            let needs = entry.rule.as_ref().ok().and_then(|rule| rule.needs.as_ref());
+            entry.needed = needs.map(|needs| table.numbers.needed(needs));
+        }
+        table
+    }
+
+    fn put(&mut self, row: &RouteRow) {
+        let place = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        let rule = row.compile();
+        let name = row.name.as_deref().map(Into::into);
+        self.entries.push(Entry { id: row.id, name, rule, needed: None });
+        let Ok(host) = HostPattern::parse(&row.host) else {
+            self.damaged.get_or_insert(place);
+            return;
+        };
+        let shape = row.shape();
+        let branch = match host {
+            HostPattern::Any => self.any.get_or_insert_default(),
+            HostPattern::Exact(name) => self.exact.entry(name.into_boxed_bytes()).or_default(),
+            HostPattern::Below(name) => {
+                self.longest = self.longest.max(name.len());
+                self.below.entry(name.into_boxed_bytes()).or_default()
+            }
+        };
+        let Ok(shape) = shape else {
+            branch.damaged.get_or_insert(place);
+            return;
+        };
+        let methods = branch.methods(&shape.path);
+        match methods.iter().find(|(method, _)| *method == shape.method) {
+            None => methods.push((shape.method, place)),
+            // Neither can win, so neither is believed.
+            Some((_, other)) => {
+                let other = *other as usize;
+                for twin in [other, place as usize] {
+                    let expected = "a host, method and path that no other rule has together";
+                    let error = Invalid::new("rule", 0, expected);
+                    self.entries[twin].rule = Err(Damage { part: Part::Shape, error });
+                }
+            }
+        }
+    }
+
+    /// Whether there is no row at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// All rows, by id.
+    #[must_use]
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The rows that make no sense.
+    pub fn damaged(&self) -> impl Iterator<Item = (&Entry, &Damage)> {
+        self.entries.iter().filter_map(|entry| Some((entry, entry.rule.as_ref().err()?)))
+    }
+
+    /// The rule that is for the very same requests as this one, if there is any but itself.
+    #[must_use]
+    pub fn twin(&self, rule: &Rule) -> Option<&Rule> {
+        let others = self.entries.iter().filter(|entry| entry.id != rule.id);
+        others.filter_map(|entry| entry.rule.as_ref().ok()).find(|other| other.shape.is_same(&rule.shape))
+    }
+
+    /// The scopes that rules need, sorted.
+    #[must_use]
+    pub fn scopes(&self) -> &ScopeNumbers {
+        &self.numbers
+    }
+
+    /// Compiles what a key is granted, for [`Entry::is_met_by`].
+    #[must_use]
+    pub fn granted(&self, scopes: &Scopes) -> Granted {
+        self.numbers.granted(scopes)
+    }
+
+    /// The row that wins: a rule, or one that may have been a rule for this request. `None` if no rule matches.
+    ///
+    /// `host` has the form that [`request_host`](super::host::request_host) gives it.
+    #[must_use]
+    pub fn find(&self, host: &[u8], method: &[u8], path: &Path<'_>) -> Option<&Entry> {
+        let mut found = None;
+        let _ = self.walk(host, Some(method), path, &mut |entry| {
+            found = Some(entry);
+            ControlFlow::Break(())
+        });
+        found
+    }
+
+    /// All rows that match, the winner first and then each that would win without those before it.
+    #[must_use]
+    pub fn candidates(&self, host: &[u8], method: &[u8], path: &Path<'_>) -> Vec<&Entry> {
+        let mut all = Vec::new();
+        let _ = self.walk(host, Some(method), path, &mut |entry| {
+            all.push(entry);
+            ControlFlow::Continue(())
+        });
+        all
+    }
+
+    /// Visits all rows that match, best first; those of every method if none is given.
+    pub(super) fn walk<'t>(
+        &'t self,
+        host: &[u8],
+        method: Option<&[u8]>,
+        path: &Path<'_>,
+        visit: &mut dyn FnMut(&'t Entry) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        if let Some(place) = self.damaged {
+            visit(&self.entries[place as usize])?;
+        }
+        let mut search = Search { table: self, method, visit };
+        if let Some(branch) = self.exact.get(host) {
+            search.branch(branch, path)?;
+        }
+        if self.longest > 0 {
+            let dots = host.iter().enumerate().filter(|(_, byte)| **byte == b'.');
+            for (at, _) in dots.filter(|(at, _)| *at > 0 && host.len() - at - 1 <= self.longest) {
+                if let Some(branch) = self.below.get(&host[at + 1..]) {
+                    search.branch(branch, path)?;
+                }
+            }
+        }
+        self.any.as_ref().map_or(ControlFlow::Continue(()), |branch| search.branch(branch, path))
+    }
+}
+
+impl Branch {
+    /// The methods of a path, which gets its place in the tree.
+    fn methods(&mut self, path: &PathTemplate) -> &mut Methods {
+        let mut at = 0;
+        for segment in path.segments() {
+            at = match segment {
+                Segment::Rest => return &mut self.nodes[at].rest,
+                Segment::One => self.one(at),
+                Segment::Literal(text) => self.literal(at, text),
+            };
+        }
+        &mut self.nodes[at].end
+    }
+
+    fn add(&mut self) -> u32 {
+        self.nodes.push(Node::default());
+        u32::try_from(self.nodes.len() - 1).unwrap_or(u32::MAX)
+    }
+
+    fn one(&mut self, at: usize) -> usize {
+        let next = match self.nodes[at].one {
+            Some(next) => next,
+            None => self.add(),
+        };
+        self.nodes[at].one = Some(next);
+        next as usize
+    }
+
+    fn literal(&mut self, at: usize, text: &[u8]) -> usize {
+        let next = match self.nodes[at].literals.binary_search_by(|(known, _)| (**known).cmp(text)) {
+            Ok(found) => self.nodes[at].literals[found].1,
+            Err(place) => {
+                let next = self.add();
+                self.nodes[at].literals.insert(place, (text.into(), next));
+                next
+            }
+        };
+        next as usize
+    }
+}
+
+/// One walk through the tree.
+struct Search<'t, 's> {
+    table: &'t RouteTable,
+    method: Option<&'s [u8]>,
+    visit: &'s mut dyn FnMut(&'t Entry) -> ControlFlow<()>,
+}
+
+impl<'t> Search<'t, '_> {
+    fn branch(&mut self, branch: &'t Branch, path: &Path<'_>) -> ControlFlow<()> {
+        if let Some(place) = branch.damaged {
+            (self.visit)(&self.table.entries[place as usize])?;
+        }
+        self.node(branch, &branch.nodes[0], path.rest())
+    }
+
+    /// No deeper than the longest template.
+    fn node(&mut self, branch: &'t Branch, node: &'t Node, rest: Option<&[u8]>) -> ControlFlow<()> {
+        let Some(rest) = rest else {
+            self.methods(&node.end)?;
+            return self.methods(&node.rest);
+        };
+        let (segment, after) = split(rest);
+        if let Ok(found) = node.literals.binary_search_by(|(known, _)| (**known).cmp(segment)) {
+            self.node(branch, &branch.nodes[node.literals[found].1 as usize], after)?;
+        }
+        if let Some(one) = node.one {
+            self.node(branch, &branch.nodes[one as usize], after)?;
+        }
+        self.methods(&node.rest)
+    }
+
+    fn methods(&mut self, methods: &'t Methods) -> ControlFlow<()> {
+        let Some(method) = self.method else {
+            return methods
+                .iter()
+                .try_for_each(|(_, place)| (self.visit)(&self.table.entries[*place as usize]));
+        };
+        let named = |name: &'static [u8]| (method == b"HEAD").then_some(name);
+        let names = [Some(method), named(b"GET")];
+        for name in names.into_iter().flatten() {
+            for (_, place) in
+                methods.iter().filter(|(m, _)| matches!(m, Method::Named(m) if m.as_bytes() == name))
+            {
+                (self.visit)(&self.table.entries[*place as usize])?;
+            }
+        }
+        for (_, place) in methods.iter().filter(|(m, _)| *m == Method::Any) {
+            (self.visit)(&self.table.entries[*place as usize])?;
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+impl Entry {
+    /// What the rule needs, if anything.
+    #[must_use]
+    pub fn needs(&self) -> Option<&Needs> {
+        self.rule.as_ref().ok()?.needs.as_ref()
+    }
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;

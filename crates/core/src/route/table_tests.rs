@@ -1,0 +1,348 @@
+//! Does the tree find what the words of the contract say?
+
+use std::cmp::Reverse;
+
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::super::host::request_host;
+use super::super::tests::row;
+use super::*;
+use crate::path::PathOptions;
+
+/// The names of all rules that match, best first.
+fn all(table: &RouteTable, host: &str, method: &str, path: &str) -> Vec<String> {
+    let path = Path::read(path.as_bytes(), PathOptions::default()).unwrap();
+    let host = request_host(host.as_bytes());
+    let found = table.candidates(&host, method.as_bytes(), &path);
+    let first = table.find(&host, method.as_bytes(), &path);
+    assert_eq!(first.map(|e| e.id), found.first().map(|e| e.id));
+    found.iter().map(|entry| entry.name.as_deref().unwrap_or_default().to_owned()).collect()
+}
+
+fn table(rules: &[(&str, &str, &str)]) -> RouteTable {
+    let rows: Vec<_> = (1..).zip(rules).map(|(n, (host, method, path))| row(n, host, method, path)).collect();
+    RouteTable::of(&rows)
+}
+
+#[test]
+fn the_most_specific_host_comes_first_and_then_the_next() {
+    let table = table(&[
+        ("*", "*", "/a"),
+        ("*.example.com", "*", "/a"),
+        ("*.b.example.com", "*", "/a"),
+        ("a.b.example.com", "*", "/a"),
+        ("a.b.example.com", "*", "/x"),
+        ("[::1]", "*", "/a"),
+    ]);
+    for (host, expected) in [
+        ("a.b.example.com", "r4 r3 r2 r1"),
+        ("A.b.Example.com.:443", "r4 r3 r2 r1"),
+        ("x.y.b.example.com", "r3 r2 r1"),
+        ("b.example.com", "r2 r1"),
+        ("example.com", "r1"),
+        ("notexample.com", "r1"),
+        (".example.com", "r1"),
+        ("", "r1"),
+        ("[0::1]:80", "r6 r1"),
+    ] {
+        assert_eq!(all(&table, host, "GET", "/a").join(" "), expected, "{host}");
+    }
+}
+
+#[test]
+fn a_path_is_matched_segment_by_segment_with_a_way_back() {
+    let table = table(&[
+        ("*", "*", "/a/b"),
+        ("*", "*", "/a/{x}/c"),
+        ("*", "*", "/a/{x}"),
+        ("*", "*", "/a/**"),
+        ("*", "*", "/**"),
+        ("*", "*", "/a"),
+        ("*", "*", "/"),
+        ("*", "*", "/{x}/b"),
+    ]);
+    for (path, expected) in [
+        ("/a/b", "r1 r3 r4 r8 r5"),
+        ("/a/b/c", "r2 r4 r5"),
+        ("/a/b/d", "r4 r5"),
+        ("/a/z", "r3 r4 r5"),
+        ("/a", "r6 r4 r5"),
+        ("/a/", "r6 r4 r5"),
+        ("/", "r7 r5"),
+        ("/z/b", "r8 r5"),
+        ("/z", "r5"),
+        ("/A/b", "r8 r5"),
+    ] {
+        assert_eq!(all(&table, "h", "GET", path).join(" "), expected, "{path}");
+    }
+}
+
+#[test]
+fn a_named_method_comes_before_all_and_that_of_head_before_that_of_get() {
+    let table = table(&[
+        ("*", "*", "/a"),
+        ("*", "GET", "/a"),
+        ("*", "HEAD", "/a"),
+        ("*", "GET", "/b"),
+        ("*", "*", "/**"),
+    ]);
+    for (method, path, expected) in [
+        ("GET", "/a", "r2 r1 r5"),
+        ("HEAD", "/a", "r3 r2 r1 r5"),
+        ("POST", "/a", "r1 r5"),
+        ("HEAD", "/b", "r4 r5"),
+        ("POST", "/b", "r5"),
+        ("get", "/b", "r5"),
+    ] {
+        assert_eq!(all(&table, "h", method, path).join(" "), expected, "{method} {path}");
+    }
+}
+
+#[test]
+fn damage_answers_for_all_that_the_row_may_have_been_for() {
+    let base = [row(1, "*", "*", "/**"), row(2, "a.com", "*", "/x"), row(3, "*.b.com", "GET", "/y")];
+    for (bad, host, path, damaged) in [
+        (RouteRow { host: "a b".into(), ..row(9, "", "*", "/z") }, "a.com", "/x", true),
+        (RouteRow { host: "a b".into(), ..row(9, "", "*", "/z") }, "q", "/", true),
+        (row(9, "a.com", "get", "/z"), "a.com", "/x", true),
+        (row(9, "a.com", "get", "/z"), "b.com", "/x", false),
+        (row(9, "*.b.com", "*", "z"), "c.b.com", "/q", true),
+        (row(9, "*.b.com", "*", "z"), "b.com", "/q", false),
+        (row(9, "*", "*", "z"), "a.com", "/x", false),
+        (row(9, "*", "*", "z"), "a.com", "/q", true),
+        (RouteRow { mode: "x".into(), ..row(9, "a.com", "*", "/z") }, "a.com", "/z", true),
+        (RouteRow { mode: "x".into(), ..row(9, "a.com", "*", "/z") }, "a.com", "/x", false),
+        (RouteRow { scopes: Some("*".into()), ..row(9, "a.com", "*", "/z") }, "a.com", "/z", true),
+        (RouteRow { name: Some("\n".into()), ..row(9, "a.com", "*", "/z") }, "a.com", "/z", true),
+        (row(9, "A.com", "*", "/x"), "a.com", "/x", true),
+        (row(9, "A.com", "*", "/x"), "a.com", "/y", false),
+    ] {
+        let table = RouteTable::of(base.iter().chain([&bad]));
+        let path = Path::read(path.as_bytes(), PathOptions::default()).unwrap();
+        let found = table.find(host.as_bytes(), b"GET", &path).unwrap();
+        assert_eq!(found.rule.is_err(), damaged, "{bad:?} {host}");
+        assert!(table.damaged().next().is_some());
+    }
+}
+
+#[test]
+fn twins_are_found_before_they_are_written() {
+    let table = table(&[("a.com", "GET", "/a/{x}"), ("a.com", "*", "/a/{x}")]);
+    for (new, twin) in [
+        (row(9, "A.com", "GET", "/a/{y}"), Some("r1")),
+        (row(9, "a.com", "*", "/a/{y}/"), Some("r2")),
+        (row(9, "a.com", "HEAD", "/a/{y}"), None),
+        (row(9, "*", "GET", "/a/{y}"), None),
+        (row(9, "a.com", "GET", "/a/y"), None),
+        (row(1, "a.com", "GET", "/a/{x}"), None),
+    ] {
+        let found = table.twin(&new.compile().unwrap()).and_then(|rule| rule.name.as_deref());
+        assert_eq!(found, twin, "{new:?}");
+    }
+}
+
+#[test]
+fn needs_are_judged_by_bits() {
+    let mut rows = [row(1, "*", "*", "/a"), row(2, "*", "*", "/b")];
+    rows[0].scopes = Some("models.read models.write | admin".into());
+    let table = RouteTable::of(&rows);
+    for (granted, expected) in
+        [("models.*", true), ("models.read", false), ("admin", true), ("*", true), ("", false), ("x", false)]
+    {
+        let granted = table.granted(&Scopes::parse(granted).unwrap());
+        assert_eq!(table.entries()[0].is_met_by(&granted), expected);
+        assert!(table.entries()[1].is_met_by(&granted));
+    }
+    assert!(table.entries()[0].needs().is_some() && !table.is_empty() && RouteTable::default().is_empty());
+    assert_eq!(table.scopes().iter().collect::<Vec<_>>(), ["admin", "models.read", "models.write"]);
+}
+
+/// How specific a rule is for a request that it matches: the words of the contract, as numbers of which the greater
+/// wins. `None` if it does not match.
+fn rank(rule: &Rule, host: &str, method: &str, path: &[String]) -> Option<(usize, Vec<u8>, u8)> {
+    let host = match &rule.shape.host {
+        HostPattern::Any => 0,
+        HostPattern::Below(below) => {
+            let inside = host.strip_suffix(&**below).and_then(|front| front.strip_suffix('.'));
+            inside.filter(|front| !front.is_empty()).map(|_| 1 + below.len())?
+        }
+        HostPattern::Exact(name) => (**name == *host).then_some(usize::MAX)?,
+    };
+    let mut shape = Vec::new();
+    let mut rest = path;
+    let template = rule.shape.path.to_string();
+    for segment in template.split('/').skip(1).filter(|_| template != "/") {
+        if segment == "**" {
+            // Below an end, which has nothing more to say.
+            shape.push(0);
+            rest = &[];
+            break;
+        }
+        let (first, after) = rest.split_first()?;
+        rest = after;
+        shape.push(if segment.starts_with('{') { 2 } else { (segment == first).then_some(3)? });
+    }
+    if !rest.is_empty() {
+        return None;
+    }
+    if shape.last() != Some(&0) {
+        shape.push(1);
+    }
+    let method = match &rule.shape.method {
+        Method::Any => 0,
+        Method::Named(name) if **name == *method => 2,
+        Method::Named(name) if **name == *"GET" && method == "HEAD" => 1,
+        Method::Named(_) => return None,
+    };
+    Some((host, shape, method))
+}
+
+fn a_row() -> impl Strategy<Value = (String, String, String)> {
+    let host = proptest::sample::select(vec!["*", "*.c", "*.b.c", "a.b.c", "b.c", "c"]);
+    let method = proptest::sample::select(vec!["*", "GET", "HEAD", "PUT"]);
+    let segment = proptest::sample::select(vec!["a", "b", "{}"]);
+    let path = (proptest::collection::vec(segment, 0..4), any::<bool>()).prop_map(|(segments, rest)| {
+        let names = segments.iter().enumerate().map(|(at, s)| s.replace("{}", &format!("{{n{at}}}")));
+        let path = names.chain(rest.then(|| "**".to_owned())).map(|s| format!("/{s}")).collect::<String>();
+        if path.is_empty() { "/".to_owned() } else { path }
+    });
+    (host, method, path).prop_map(|(h, m, p)| (h.to_owned(), m.to_owned(), p))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3_000))]
+
+    #[test]
+    fn the_tree_agrees_with_the_words_of_the_contract(
+        rules in proptest::collection::vec(a_row(), 0..14),
+        host in proptest::sample::select(vec!["a.b.c", "x.b.c", "b.c", "c", "q"]),
+        method in proptest::sample::select(vec!["GET", "HEAD", "PUT", "POST"]),
+        path in proptest::collection::vec(proptest::sample::select(vec!["a", "b", "c"]), 0..5),
+    ) {
+        let rows: Vec<_> = (1..).zip(&rules).map(|(n, (h, m, p))| row(n, h, m, p)).collect();
+        // Only the first of each shape: twins are refused.
+        let mut kept: Vec<RouteRow> = Vec::new();
+        for row in rows {
+            let rule = row.compile().unwrap();
+            if !kept.iter().any(|other| other.compile().unwrap().shape.is_same(&rule.shape)) {
+                kept.push(row);
+            }
+        }
+        let table = RouteTable::of(kept.iter().rev());
+        let path: Vec<String> = path.into_iter().map(str::to_owned).collect();
+        let mut expected: Vec<_> = kept
+            .iter()
+            .filter_map(|row| Some((rank(&row.compile().unwrap(), host, method, &path)?, row.name.clone().unwrap())))
+            .collect();
+        expected.sort_by_key(|(rank, _)| Reverse(rank.clone()));
+        let expected: Vec<_> = expected.into_iter().map(|(_, name)| name).collect();
+        let raw = format!("/{}", path.join("/"));
+        prop_assert_eq!(all(&table, host, method, &raw), expected, "{:?} {} {}", rules, host, raw);
+    }
+}
+
+/// Spellings of `/admin/keys` that an upstream may take for it. None of them may reach a rule that is weaker than that
+/// of the path itself: each is refused as ambiguous, or reaches the rule itself.
+const LOOK_ALIKES: [&str; 72] = [
+    "//admin/keys",
+    "/admin//keys",
+    "///admin/keys",
+    "/admin/keys//",
+    "/./admin/keys",
+    "/admin/./keys",
+    "/admin/keys/.",
+    "/x/../admin/keys",
+    "/x/y/../../admin/keys",
+    "/admin/x/../keys",
+    "/admin/keys/x/..",
+    "/../admin/keys",
+    "/admin/keys/..;/keys",
+    "/%61dmin/keys",
+    "/%61%64%6d%69%6e/keys",
+    "/%61%64%6D%69%6E/%6b%65%79%73",
+    "/admin/key%73",
+    "/admin%2fkeys",
+    "/admin%2Fkeys",
+    "/%2fadmin/keys",
+    "/%2e/admin/keys",
+    "/%2E/admin/keys",
+    "/x/%2e%2e/admin/keys",
+    "/x/.%2e/admin/keys",
+    "/x/%2E./admin/keys",
+    "/x/..%2fadmin/keys",
+    "/x%2f..%2fadmin/keys",
+    "/x/%2e%2e%2fadmin/keys",
+    "/x/..%5cadmin/keys",
+    "/admin%5ckeys",
+    "/admin%5Ckeys",
+    "/admin\\keys",
+    "\\admin\\keys",
+    "/\\admin/keys",
+    "/x\\..\\admin\\keys",
+    "/admin;x/keys",
+    "/admin;/keys",
+    "/admin/keys;x=1",
+    "/admin/keys;",
+    "/;/admin/keys",
+    "/x;y/../admin/keys",
+    "/x/..;/admin/keys",
+    "/x/..;a=b/admin/keys",
+    "/.;/admin/keys",
+    "/admin%3bx/keys",
+    "/admin/keys%3B",
+    "/admin/keys%00",
+    "/admin/keys%00.png",
+    "/admin%00/keys",
+    "/admin/keys#",
+    "/admin/keys#x",
+    "/admin/keys ",
+    "/admin/keys\t",
+    "/admin/keys\r",
+    "/admin/keys\u{a0}",
+    "/ admin/keys",
+    "/admin/keys\x7f",
+    "/admin/k\u{ff45}ys",
+    "/\u{212a}eys",
+    "/admin/%c0%afkeys",
+    "/admin%c0%afkeys",
+    "/%c0%ae%c0%ae/admin/keys",
+    "/%e0%80%af/admin/keys",
+    "/admin/%c1%abeys",
+    "/admin/keys%",
+    "/admin/keys%2",
+    "/%u0061dmin/keys",
+    "/admin/%zzkeys",
+    "admin/keys",
+    "http://h/admin/keys",
+    "/admin/keys/",
+    "/admin/keys?/../x",
+];
+
+#[test]
+fn no_spelling_of_a_protected_path_reaches_a_weaker_rule() {
+    let table = table(&[
+        ("*", "*", "/admin/keys"),
+        ("*", "*", "/**"),
+        ("*", "*", "/{x}/{y}"),
+        ("*", "*", "/admin/**"),
+    ]);
+    let mut same = 0;
+    for spelling in LOOK_ALIKES {
+        let Ok(path) = Path::read(spelling.as_bytes(), PathOptions::default()) else { continue };
+        let found = table.find(b"h", b"GET", &path).and_then(|entry| entry.name.as_deref());
+        assert_eq!(found, Some("r1"), "{spelling:?}");
+        same += 1;
+    }
+    assert_eq!(same, 6, "spellings that are the path itself");
+}
+
+#[test]
+fn a_row_without_a_name_is_a_rule_too() {
+    let row = RouteRow { name: None, ..row(1, "*", "*", "/a") };
+    let table = RouteTable::of([&row]);
+    assert_eq!(
+        (table.entries()[0].id, table.entries()[0].name.as_deref()),
+        (RouteId(Uuid::from_u128(1)), None)
+    );
+}

@@ -1,0 +1,163 @@
+//! The profiles of all keys, each once, under the numbers that keys have for them.
+//!
+//! A number stays with its profile for as long as a key has it. The next snapshot may give the number of a profile that no
+//! key has any more to another one: the snapshot before has a list of its own.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use crate::profile::{Damage, Profile, ProfileRow};
+use crate::route::RouteTable;
+use crate::scope::Granted;
+
+/// The number of the profile that says nothing.
+pub(super) const FREE: u32 = 0;
+
+/// A profile, with what it is granted of what the rules in force need.
+#[derive(Clone, Debug)]
+pub struct Interned {
+    read: Arc<(ProfileRow, Result<Profile, Damage>)>,
+    granted: Option<Arc<Granted>>,
+}
+
+impl Interned {
+    fn new(row: ProfileRow, routes: &RouteTable) -> Self {
+        let read = row.compile();
+        Self { read: Arc::new((row, read)), granted: None }.granting(routes)
+    }
+
+    fn granting(self, routes: &RouteTable) -> Self {
+        let scopes = self.read.1.as_ref().ok().and_then(|profile| profile.scopes.as_ref());
+        let granted = scopes.map(|scopes| Arc::new(routes.granted(scopes)));
+        Self { granted, ..self }
+    }
+
+    /// The row.
+    #[must_use]
+    pub fn row(&self) -> &ProfileRow {
+        &self.read.0
+    }
+
+    /// The profile; an error if the row makes no sense.
+    #[must_use]
+    pub fn profile(&self) -> Result<&Profile, &Damage> {
+        self.read.1.as_ref()
+    }
+
+    /// What is granted of what rules need; `None`: everything.
+    #[must_use]
+    pub fn granted(&self) -> Option<&Granted> {
+        self.granted.as_deref()
+    }
+}
+
+/// All profiles. Cheap to clone as long as there are some thousand of them.
+#[derive(Clone, Debug)]
+pub(super) struct Profiles {
+    numbers: HashMap<ProfileRow, u32>,
+    list: Vec<Interned>,
+    /// How many keys have each.
+    uses: Vec<usize>,
+    unused: Vec<u32>,
+}
+
+impl Default for Profiles {
+    fn default() -> Self {
+        let free = Interned::new(ProfileRow::default(), &RouteTable::default());
+        Self { numbers: HashMap::new(), list: vec![free], uses: vec![0], unused: Vec::new() }
+    }
+}
+
+impl Profiles {
+    /// The number of a profile, which gets one if it has none.
+    pub(super) fn number(&mut self, row: ProfileRow, routes: &RouteTable) -> u32 {
+        if row.is_free() {
+            return FREE;
+        }
+        if let Some(number) = self.numbers.get(&row) {
+            return *number;
+        }
+        let interned = Interned::new(row.clone(), routes);
+        let number = if let Some(number) = self.unused.pop() {
+            self.list[number as usize] = interned;
+            number
+        } else {
+            self.list.push(interned);
+            self.uses.push(0);
+            u32::try_from(self.list.len() - 1).unwrap_or(u32::MAX)
+        };
+        self.numbers.insert(row, number);
+        number
+    }
+
+    /// The profile of this number.
+    pub(super) fn get(&self, number: u32) -> &Interned {
+        &self.list[number as usize]
+    }
+
+    /// A key came or went that has this profile.
+    pub(super) fn count(&mut self, number: u32, by: isize) {
+        if number == FREE {
+            return;
+        }
+        let uses = &mut self.uses[number as usize];
+        *uses = uses.saturating_add_signed(by);
+    }
+
+    /// Takes the numbers of profiles that no key has any more.
+    pub(super) fn sweep(&mut self) {
+        let (list, uses, unused) = (&self.list, &self.uses, &mut self.unused);
+        self.numbers.retain(|_, number| {
+            let used = uses[*number as usize] > 0;
+            if !used {
+                unused.push(*number);
+            }
+            used
+        });
+        debug_assert_eq!(self.numbers.len() + self.unused.len() + 1, list.len());
+    }
+
+    /// Counts anew.
+    pub(super) fn forget_uses(&mut self) {
+        self.uses.fill(0);
+    }
+
+    /// Judges all of them by other rules.
+    pub(super) fn grant(&mut self, routes: &RouteTable) {
+        self.list = std::mem::take(&mut self.list).into_iter().map(|one| one.granting(routes)).collect();
+    }
+
+    /// The profiles that keys have.
+    pub(super) fn len(&self) -> usize {
+        self.numbers.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(scopes: &str) -> ProfileRow {
+        ProfileRow { scopes: Some(scopes.into()), ..ProfileRow::default() }
+    }
+
+    #[test]
+    fn a_profile_has_one_number_as_long_as_a_key_has_it() {
+        let (mut profiles, routes) = (Profiles::default(), RouteTable::default());
+        assert_eq!(profiles.number(ProfileRow::default(), &routes), FREE);
+        let (a, b) = (profiles.number(row("a"), &routes), profiles.number(row("b"), &routes));
+        assert!(a != b && a != FREE && profiles.number(row("a"), &routes) == a);
+        profiles.count(a, 2);
+        profiles.count(b, 1);
+        profiles.count(a, -1);
+        profiles.count(b, -1);
+        profiles.count(FREE, -1);
+        let before = profiles.clone();
+        profiles.sweep();
+        assert_eq!((profiles.len(), profiles.number(row("a"), &routes)), (1, a));
+        assert_eq!(profiles.number(row("c"), &routes), b);
+        assert_eq!((before.get(b).row(), profiles.get(b).row()), (&row("b"), &row("c")));
+        assert!(profiles.get(FREE).profile().is_ok() && profiles.get(FREE).granted().is_none());
+    }
+}
