@@ -8,7 +8,9 @@
 mod audit;
 pub mod bulk;
 mod demo;
+mod key_changes;
 mod keys;
+mod plans;
 mod report;
 mod tenants;
 mod waiting;
@@ -17,7 +19,9 @@ use std::sync::Arc;
 
 pub use self::audit::Verified;
 pub use self::demo::{DEMO_KEY, DEMO_TENANT};
-pub use self::keys::{Expiry, Issued};
+pub use self::key_changes::{Expiry, KeyUpdate, ToRevoke};
+pub use self::keys::Issued;
+pub use self::plans::LimitUpdate;
 pub use self::report::{Criteria, Finding};
 use crate::clock::{Clock, Timestamp};
 use crate::store::{Adoption, Management, Migrated, StoreError};
