@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::keys::check_key_name;
-use super::{Admin, AdminError, refused};
+use super::{Admin, AdminError, Setting, refused};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
@@ -29,23 +29,23 @@ pub enum Expiry {
 }
 
 impl Expiry {
-    /// The instant, `Some(None)` for never; `None` if nothing was said.
-    pub(super) fn instant(self, now: Timestamp) -> Result<Option<Option<Timestamp>>, AdminError> {
+    /// The instant; unset for never.
+    pub(super) fn instant(self, now: Timestamp) -> Result<Setting<Timestamp>, AdminError> {
         let at = match self {
             Self::At(at) => at,
             Self::In(span) => now.after(span),
-            Self::Never => return Ok(Some(None)),
-            Self::Unsaid => return Ok(None),
+            Self::Never => return Ok(Setting::Unset),
+            Self::Unsaid => return Ok(Setting::Keep),
         };
         if has_expired(Some(at), now) {
             refused(format!("{at} is in the past: choose a later expiry"))
         } else {
-            Ok(Some(Some(at)))
+            Ok(Setting::Set(at))
         }
     }
 }
 
-/// What is said of a key: `None` leaves it as it is, and `Some(None)` removes the restriction.
+/// What is said of a key.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct KeyUpdate {
     /// What people call it.
@@ -55,11 +55,11 @@ pub struct KeyUpdate {
     /// When it begins to be valid.
     pub not_before: Option<Timestamp>,
     /// What it grants.
-    pub scopes: Option<Option<Scopes>>,
+    pub scopes: Setting<Scopes>,
     /// Where it may be used from.
-    pub networks: Option<Option<Networks>>,
+    pub networks: Setting<Networks>,
     /// Its plan.
-    pub plan: Option<Option<PlanName>>,
+    pub plan: Setting<PlanName>,
     /// Labels to add or replace, as `name=value`.
     pub labels: Vec<String>,
     /// Names of labels to remove.
@@ -72,15 +72,9 @@ impl KeyUpdate {
         if self.not_before.is_some() {
             terms.not_before = self.not_before;
         }
-        if let Some(scopes) = &self.scopes {
-            terms.scopes = scopes.as_ref().map(ToString::to_string);
-        }
-        if let Some(networks) = &self.networks {
-            terms.networks = networks.as_ref().map(ToString::to_string);
-        }
-        if let Some(plan) = &self.plan {
-            terms.plan = plan.as_ref().map(ToString::to_string);
-        }
+        self.scopes.change(&mut terms.scopes, ToString::to_string);
+        self.networks.change(&mut terms.networks, ToString::to_string);
+        self.plan.change(&mut terms.plan, ToString::to_string);
         for name in &self.remove_labels {
             terms.labels.remove(name);
         }
@@ -119,10 +113,10 @@ impl Admin {
         }
         check_key_name(asked.name.as_deref())?;
         let expiry = asked.expiry.instant(self.now())?;
-        self.check_plan(asked.plan.as_ref().and_then(Option::as_ref).map(PlanName::as_str)).await?;
+        self.check_plan(asked.plan.value().map(PlanName::as_str)).await?;
         let change = |key: &mut KeyDetails| {
             key.name = asked.name.clone().or(key.name.take());
-            key.expires_at = expiry.unwrap_or(key.expires_at);
+            expiry.change(&mut key.expires_at, |at| *at);
             asked.change_terms(&mut key.terms)?;
             check_span(&key.terms, key.expires_at)
         };

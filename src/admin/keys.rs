@@ -39,7 +39,7 @@ impl Admin {
         check_key_name(asked.name.as_deref())?;
         let tenant = self.living_tenant(tenant).await?;
         let now = self.now();
-        let expires_at = asked.expiry.instant(now)?.flatten();
+        let expires_at = asked.expiry.instant(now)?.value().copied();
         let mut terms = KeyTerms::default();
         asked.change_terms(&mut terms).map_err(AdminError::BadRequest)?;
         check_span(&terms, expires_at).map_err(AdminError::Refused)?;
@@ -138,7 +138,8 @@ impl Admin {
         }
         let tenant = self.living_tenant(&old.tenant_id.0.to_string()).await?;
         let as_before = self.lifetime(&old).await?.map(|span| now.after(span));
-        let expires_at = expiry.instant(now)?.unwrap_or(as_before);
+        let mut expires_at = as_before;
+        expiry.instant(now)?.change(&mut expires_at, |at| *at);
         check_span(&old.terms, expires_at).map_err(AdminError::Refused)?;
         let (new, key) = self.new_key(&tenant, old.name.clone(), now, expires_at, old.terms.clone()).await?;
         match self.store.replace_key(old.id, now.after(grace), &new).await {

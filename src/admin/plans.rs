@@ -1,11 +1,11 @@
 //! Manages plans: names for limits that Envoy enforces.
 
-use super::{Admin, AdminError, refused};
+use super::{Admin, AdminError, Setting, refused};
 use crate::plan::{Limit, PlanName, PlanRow};
 use crate::store::{PlanUses, StoreError};
 
-/// What is said of the limits of a plan, in the order of the columns: `None` leaves one as it is, `Some(None)` unsets it.
-pub type LimitUpdate = [Option<Option<Limit>>; 4];
+/// What is said of the limits of a plan, in the order of the columns.
+pub type LimitUpdate = [Setting<Limit>; 4];
 
 impl Admin {
     /// Adds a plan.
@@ -30,7 +30,7 @@ impl Admin {
     ///
     /// There is no such plan; nothing is to be changed.
     pub async fn update_plan(&self, name: &PlanName, asked: &LimitUpdate) -> Result<PlanRow, AdminError> {
-        if asked.iter().all(Option::is_none) {
+        if asked.iter().all(|limit| *limit == Setting::Keep) {
             return Err(AdminError::BadRequest("nothing to change: name at least one limit".into()));
         }
         let changed = self.store.change_plan(name.as_str(), &|plan| apply(plan, asked)).await?;
@@ -82,9 +82,7 @@ impl Admin {
 
 fn apply(plan: &mut PlanRow, asked: &LimitUpdate) {
     for (limit, asked) in plan.limits.iter_mut().zip(asked) {
-        if let Some(asked) = asked {
-            *limit = asked.as_ref().map(ToString::to_string);
-        }
+        asked.change(limit, ToString::to_string);
     }
 }
 

@@ -4,7 +4,7 @@
 
 use uuid::Uuid;
 
-use super::{Admin, AdminError, refused};
+use super::{Admin, AdminError, Setting, refused};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format::holds_key;
@@ -154,7 +154,7 @@ impl Admin {
         changed.ok_or_else(|| AdminError::Refused(format!("tenant {} is gone", tenant.id.0)))
     }
 
-    /// Changes the name or the plan of a tenant; a plan of `Some(None)` takes it away.
+    /// Changes the name or the plan of a tenant.
     ///
     /// # Errors
     ///
@@ -163,21 +163,19 @@ impl Admin {
         &self,
         reference: &str,
         name: Option<&str>,
-        plan: Option<Option<&PlanName>>,
+        plan: &Setting<PlanName>,
     ) -> Result<Tenant, AdminError> {
-        if name.is_none() && plan.is_none() {
+        if name.is_none() && *plan == Setting::Keep {
             return Err(AdminError::BadRequest("nothing to change: name at least one option".into()));
         }
         name.map_or(Ok(()), check_name)?;
-        self.check_plan(plan.flatten().map(PlanName::as_str)).await?;
+        self.check_plan(plan.value().map(PlanName::as_str)).await?;
         let tenant = self.tenant(reference).await?;
         let change = |tenant: &mut Tenant| {
             if let Some(name) = name {
                 name.clone_into(&mut tenant.name);
             }
-            if let Some(plan) = plan {
-                tenant.plan = plan.map(|plan| plan.as_str().into());
-            }
+            plan.change(&mut tenant.plan, |plan| plan.as_str().into());
         };
         let changed = self.store.change_tenant(tenant.id, Action::TenantUpdate, &change).await?;
         changed.ok_or_else(|| AdminError::Refused(format!("tenant {} is gone", tenant.id.0)))

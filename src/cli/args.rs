@@ -15,6 +15,7 @@ use super::explain::ExplainArgs;
 use super::key::KeyCommand;
 use super::plan::PlanCommand;
 use super::ready::ReadyArgs;
+use super::route::RouteCommand;
 use crate::admin::Criteria;
 use crate::audit::Actor;
 use crate::clock::Timestamp;
@@ -96,6 +97,9 @@ pub(super) enum Command {
     /// Manage plans: names for limits, which Envoy's rate limits enforce
     #[command(subcommand)]
     Plan(PlanCommand),
+    /// Manage rules: which scopes a request needs, by host, method and path
+    #[command(subcommand)]
+    Route(RouteCommand),
     /// Show and verify the audit log of changes made by the command line
     #[command(subcommand)]
     Audit(AuditCommand),

@@ -7,7 +7,7 @@ use super::bulk::{self, ImportArgs, KeyExportArgs};
 use super::rows::Rows;
 use super::view::{IssuedView, KeyView, ListedKeyView, RotatedView};
 use super::{Failure, Out, unseen, wait_for_servers};
-use crate::admin::{Admin, Expiry, KeyUpdate};
+use crate::admin::{Admin, Expiry, KeyUpdate, Setting};
 use crate::clock::Timestamp;
 use crate::config::PepperArgs;
 use crate::key::KeyId;
@@ -120,13 +120,13 @@ pub(super) struct UpdateArgs {
     /// The time from which the key is valid (RFC 3339)
     #[arg(long, value_name = "INSTANT", value_parser = rfc_3339)]
     not_before: Option<Timestamp>,
-    /// What the key grants, separated by blanks, such as 'models.read invoices:*'; an empty list grants nothing
+    /// What the key grants, separated by blanks, such as `models.read invoices:*`; an empty list grants nothing
     #[arg(long, value_name = "S", value_parser = Scopes::parse, conflicts_with = "all_scopes")]
     scopes: Option<Scopes>,
     /// The key grants everything
     #[arg(long)]
     all_scopes: bool,
-    /// The networks from which the key may be used, separated by blanks, such as '192.0.2.0/24 2001:db8::/32'
+    /// The networks from which the key may be used, separated by blanks, such as `192.0.2.0/24 2001:db8::/32`
     #[arg(long, value_name = "N", value_parser = Networks::parse, conflicts_with = "any_network")]
     networks: Option<Networks>,
     /// The key may be used from anywhere
@@ -149,18 +149,13 @@ impl UpdateArgs {
             name: self.name,
             expiry: (&self.expiry).into(),
             not_before: self.not_before,
-            scopes: said(self.scopes, self.all_scopes),
-            networks: said(self.networks, self.any_network),
-            plan: said(self.plan, self.no_plan),
+            scopes: Setting::said(self.scopes, self.all_scopes),
+            networks: Setting::said(self.networks, self.any_network),
+            plan: Setting::said(self.plan, self.no_plan),
             labels: self.label.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
             remove_labels,
         }
     }
-}
-
-/// What a value and the flag that removes it say together.
-pub(super) fn said<T>(value: Option<T>, removed: bool) -> Option<Option<T>> {
-    if removed { Some(None) } else { value.map(Some) }
 }
 
 #[derive(clap::Args)]

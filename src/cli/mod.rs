@@ -23,6 +23,7 @@ mod pepper;
 mod plan;
 mod ready;
 mod report;
+mod route;
 mod rows;
 mod shadow;
 mod target;
@@ -45,7 +46,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::args::{Cli, Command, Output, PepperCommand, TenantCommand, WaitArgs};
 use self::key::KeyCommand;
 use self::view::{DemoView, MigratedView, TenantView, Text};
-use crate::admin::{Admin, AdminError, Issued};
+use crate::admin::{Admin, AdminError, Issued, Setting};
 use crate::audit::Actor;
 use crate::clock::SystemClock;
 use crate::config::{self, Database, PepperArgs, ServeArgs};
@@ -265,6 +266,7 @@ async fn dispatch(cli: Cli, by: &By, out: &mut Out) -> Result<(), Failure> {
         }
         Command::Tenant(command) => tenant(&ready(by, Peppers::default()).await?, command, out).await,
         Command::Plan(command) => plan::plan(&ready(by, Peppers::default()).await?, command, out).await,
+        Command::Route(command) => route::route(&ready(by, Peppers::default()).await?, command, out).await,
         Command::Key(command) => {
             let peppers = match &*command {
                 KeyCommand::Create { pepper, .. }
@@ -322,8 +324,8 @@ async fn tenant(admin: &Admin, command: TenantCommand, out: &mut Out) -> Result<
             admin.create_tenant(&name, schema.as_deref(), adopt_schema, status).await?
         }
         TenantCommand::Update { tenant, name, plan, no_plan, wait } => {
-            let plan = key::said(plan.as_ref(), no_plan);
-            let tenant = admin.update_tenant(&tenant.reference, name.as_deref(), plan).await?;
+            let plan = Setting::said(plan, no_plan);
+            let tenant = admin.update_tenant(&tenant.reference, name.as_deref(), &plan).await?;
             wait_for_servers(admin, &wait).await?;
             tenant
         }

@@ -5,10 +5,9 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::args::WaitArgs;
-use super::key::said;
 use super::view::{Text, fixed_table};
 use super::{Failure, Out, wait_for_servers};
-use crate::admin::{Admin, LimitUpdate};
+use crate::admin::{Admin, LimitUpdate, Setting};
 use crate::plan::{Limit, PlanName, PlanRow};
 use crate::store::PlanUses;
 
@@ -46,6 +45,7 @@ pub(super) struct PlanRef {
 }
 
 #[derive(clap::Args)]
+#[expect(clippy::struct_excessive_bools, clippy::struct_field_names, reason = "each field is an option")]
 pub(super) struct LimitArgs {
     /// Requests, such as 100/MINUTE (SECOND, MINUTE, HOUR, DAY, MONTH, YEAR)
     #[arg(long, value_name = "L", value_parser = Limit::parse, conflicts_with = "no_request_limit")]
@@ -76,10 +76,10 @@ pub(super) struct LimitArgs {
 impl From<LimitArgs> for LimitUpdate {
     fn from(args: LimitArgs) -> Self {
         [
-            said(args.request_limit, args.no_request_limit),
-            said(args.total_limit, args.no_total_limit),
-            said(args.input_limit, args.no_input_limit),
-            said(args.output_limit, args.no_output_limit),
+            Setting::said(args.request_limit, args.no_request_limit),
+            Setting::said(args.total_limit, args.no_total_limit),
+            Setting::said(args.input_limit, args.no_input_limit),
+            Setting::said(args.output_limit, args.no_output_limit),
         ]
     }
 }

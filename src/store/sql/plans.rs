@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Sets;
-use super::connection::{Link, ask};
+use super::connection::{Link, Query, ask};
 use super::row::Row;
 use crate::audit::{Action, Draft};
 use crate::plan::{Counted, PlanRow};
@@ -35,7 +35,7 @@ pub(in crate::store) async fn find(link: &mut Link<'_>, name: &str) -> Result<Op
 
 pub(super) async fn insert(link: &mut Link<'_>, plan: &PlanRow) -> Result<Draft, StoreError> {
     let sql = format!("INSERT INTO tenantgate_plan ({PLAN}) VALUES ($1, $2, $3, $4, $5)");
-    let query = plan.limits.iter().fold(ask(sql).bind(&plan.name), |query, limit| query.bind(limit));
+    let query = plan.limits.iter().fold(ask(sql).bind(&plan.name), Query::bind);
     query.execute(link).await?;
     Ok(Draft::of(Action::PlanCreate, plan.name.clone(), None::<&()>, &shown(plan)))
 }

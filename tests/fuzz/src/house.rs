@@ -12,6 +12,7 @@ use tenantgate::ext_authz::translate::{Speech, answer, read};
 use tenantgate::gate::{self, Gate, View};
 use tenantgate::replica::TenantEntry;
 use tenantgate::key::KeyId;
+use tenantgate::record::{KeyDetails, KeyTerms};
 use tenantgate::memos::{self, Memos};
 use tenantgate::replica::Replica;
 use tenantgate::replica::sync::{self, Sync};
@@ -61,10 +62,15 @@ impl Database {
                 created_at: Timestamp(0),
                 expires_at: (key.state == State::Expired).then_some(Timestamp(1)),
                 memo: None,
+                terms: KeyTerms::default(),
             };
             store.insert_key(&new, Action::KeyCreate).await.expect("a key");
             if key.state == State::Revoked {
-                store.revoke_key(new.id, Timestamp(1), None).await.expect("revoked");
+                let revoke = |key: &mut KeyDetails| {
+                    key.revoked_at = Some(Timestamp(1));
+                    Ok(())
+                };
+                store.change_keys(&[new.id], Action::KeyRevoke, &revoke).await.expect("revoked");
             }
         }
         Self { store, directory }
