@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::clock::{Clock, Timestamp};
 use crate::decision::rows::{self, Row, Step};
-use crate::decision::{Decision, Facts, Fault, Found, Freshness, Proof, decide};
+use crate::decision::{Access, Decision, Entrance, Facts, Fault, Found, Freshness, Proof, decide};
 use crate::key::PresentedKey;
 use crate::record::{KeyDetails, KeyRecord, Memo};
 use crate::replica::Entry;
@@ -97,10 +97,15 @@ impl Case<'_> {
     fn facts(&self) -> Facts<'_> {
         let tenant = self.tenant.as_ref();
         Facts {
-            public: self.request.public,
+            entrance: if self.request.public { Entrance::Public } else { Entrance::Required },
             credential: self.request.credential,
             freshness: self.freshness,
-            found: self.key.as_ref().map(|key| Found { key, tenant, proof: self.proof }),
+            found: self.key.as_ref().map(|key| Found {
+                key,
+                tenant,
+                proof: self.proof,
+                access: Access::FREE,
+            }),
             now: self.now,
         }
     }

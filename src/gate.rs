@@ -15,16 +15,23 @@
 //!
 //! Depends on: the replica, the verifier. Awaits no database, does not know what Envoy is.
 
+mod access;
+
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::Guard;
 use tokio::time::{Instant, timeout_at};
 
+pub use self::access::Terms;
 use crate::clock::{Clock, Moment, Timestamp};
-use crate::decision::{Decision, Facts, Fault, Found, Freshness, Grant, Objection, Proof, Reason, decide};
+use crate::decision::{
+    Access, Decision, Facts, Fault, Found, Freshness, Grant, Objection, Proof, Reason, decide,
+};
 use crate::key::PresentedKey;
 use crate::memos::Memos;
+use crate::policy::{self, Routing};
 use crate::replica::{Entry, Replica, Snapshot, TenantEntry};
 use crate::request::{AccessRequest, Credential};
 use crate::stats::{Count, Spread};
@@ -39,11 +46,17 @@ pub struct Options {
     pub max_staleness: Duration,
     /// What becomes of requests that are to be refused.
     pub mode: Mode,
+    /// How requests are matched with rules.
+    pub policy: policy::Options,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_staleness: Duration::from_mins(5), mode: Mode::Enforce }
+        Self {
+            max_staleness: Duration::from_mins(5),
+            mode: Mode::Enforce,
+            policy: policy::Options::default(),
+        }
     }
 }
 
@@ -54,6 +67,10 @@ pub struct Stats {
     pub ok: Count,
     /// Allowed as nobody.
     pub public: Count,
+    /// Allowed as nobody, without a key where one is optional.
+    pub anonymous: Count,
+    /// Allowed as a tenant, though a rule in shadow mode was to refuse it; part of [`Stats::ok`].
+    pub spared: Count,
     /// Allowed as nobody in shadow mode, in the order of [`Reason::ALL`] and the undecided ones after them.
     pub shadow: [Count; Reason::ALL.len() + 1],
     /// Denied, in the order of [`Reason::ALL`].
@@ -80,7 +97,12 @@ impl Stats {
     fn count(&self, decision: &Decision<'_>) {
         match decision {
             Decision::Allow(Grant::Tenant(..)) => self.ok.add_one(),
+            Decision::Allow(Grant::Spared(..)) => {
+                self.ok.add_one();
+                self.spared.add_one();
+            }
             Decision::Allow(Grant::Public) => self.public.add_one(),
+            Decision::Allow(Grant::Anonymous) => self.anonymous.add_one(),
             Decision::Allow(Grant::Shadow(Objection::Denied(denial))) => {
                 self.shadow[place(&Reason::ALL, &denial.reason)].add_one();
             }
@@ -105,6 +127,8 @@ pub struct Verdict<'v> {
     pub decision: Decision<'v>,
     /// The tenant that the key belongs to, with the response fragments cached for it.
     pub tenant: Option<&'v TenantEntry>,
+    /// What is told of the key, once it is proven.
+    pub terms: Terms<'v>,
     /// When, by the wall clock.
     pub at: Timestamp,
     used: Option<(&'v Arc<Entry>, PresentedKey<'v>)>,
@@ -173,13 +197,18 @@ impl Gate {
     }
 
     /// Waits for whatever a request still needs, until `deadline`, and returns a view that has a verdict on it.
-    pub async fn settle<'g>(&'g self, request: &AccessRequest<'_>, deadline: Instant) -> View<'g> {
+    pub async fn settle<'g>(
+        &'g self,
+        request: &AccessRequest<'_>,
+        address: &(dyn Fn() -> Option<IpAddr> + Sync),
+        deadline: Instant,
+    ) -> View<'g> {
         let started = self.clock.uptime();
         let mut proven = None;
         for _ in 0..ROUNDS {
             let lacking = {
                 let view = View { proven, ..self.view_since(Moment::of(self.clock.as_ref()), started) };
-                match view.judge(request).map(|_| ()) {
+                match view.judge(request, address).map(|_| ()) {
                     Ok(()) => return view,
                     Err(lacking) => lacking,
                 }
@@ -212,12 +241,13 @@ impl Gate {
     /// be removed.
     #[must_use]
     pub fn unread(&self, fault: Fault) -> Verdict<'static> {
-        Verdict { decision: Decision::Unable(fault, None), tenant: None, at: self.clock.now(), used: None }
+        let (decision, terms, at) = (Decision::Unable(fault, None), Terms::default(), self.clock.now());
+        Verdict { decision, tenant: None, terms, at, used: None }
     }
 
     /// Records a verdict once the response is rendered: counters, latency since `started`, the use of the key.
     pub fn record(&self, verdict: &Verdict<'_>, started: Duration) {
-        if let (Decision::Allow(Grant::Tenant(..)), Some((entry, presented))) =
+        if let (Decision::Allow(Grant::Tenant(..) | Grant::Spared(..)), Some((entry, presented))) =
             (verdict.decision, verdict.used)
         {
             self.usage.touch(entry, verdict.at);
@@ -256,19 +286,28 @@ impl View<'_> {
     /// # Errors
     ///
     /// What has to be waited for first: see [`Gate::settle`].
-    pub fn judge<'v, 'a: 'v>(&'v self, request: &AccessRequest<'a>) -> Result<Verdict<'v>, Lacking<'a>> {
+    pub fn judge<'v, 'a: 'v>(
+        &'v self,
+        request: &AccessRequest<'a>,
+        address: &dyn Fn() -> Option<IpAddr>,
+    ) -> Result<Verdict<'v>, Lacking<'a>> {
         if let Some(fault) = self.unable {
-            return Ok(self.verdict(Decision::Unable(fault, None), None, None));
+            return Ok(self.verdict(Decision::Unable(fault, None), Terms::default(), None, None));
         }
+        let routing = Routing::of(self.snapshot.routes(), &self.gate.options.policy, request);
         let entry = named(&self.snapshot, request);
         let tenant = entry.and_then(|(entry, _)| self.snapshot.tenant(entry.record().tenant_id));
-        let found = entry.map(|(entry, presented)| Found {
-            key: entry.record(),
-            tenant: tenant.map(TenantEntry::tenant),
-            proof: self.proof(entry, presented),
+        let mut terms = Terms::default();
+        let found = entry.map(|(entry, presented)| {
+            let (tenant, proof) = (tenant.map(TenantEntry::tenant), self.proof(entry, presented));
+            let mut found = Found { key: entry.record(), tenant, proof, access: Access::FREE };
+            if proof == Proof::Right {
+                (found.access, terms) = access::access(&self.snapshot, &routing, (entry, tenant), address);
+            }
+            found
         });
         let facts = Facts {
-            public: request.public,
+            entrance: routing.entrance,
             credential: request.credential,
             freshness: self.freshness,
             found,
@@ -276,20 +315,24 @@ impl View<'_> {
         };
         match (decide(&facts), entry) {
             (Some(Decision::Unable(Fault::NeverLoaded, _)), _) if self.is_starting() => Err(Lacking::Rows),
-            (Some(decision), _) => Ok(self.verdict(decision, tenant, entry)),
+            (Some(decision), _) => Ok(self.verdict(decision, terms, tenant, entry)),
             (None, Some((entry, presented))) => Err(Lacking::Proof(Arc::clone(entry), presented)),
             // Only the proof of a key that was found can be missing.
-            (None, None) => Ok(self.verdict(Decision::Unable(Fault::Internal, None), None, None)),
+            (None, None) => {
+                Ok(self.verdict(Decision::Unable(Fault::Internal, None), Terms::default(), None, None))
+            }
         }
     }
 
     fn verdict<'v>(
         &self,
         decision: Decision<'v>,
+        terms: Terms<'v>,
         tenant: Option<&'v TenantEntry>,
         used: Option<(&'v Arc<Entry>, PresentedKey<'v>)>,
     ) -> Verdict<'v> {
-        Verdict { decision: decision.in_mode(self.gate.options.mode), tenant, at: self.moment.now(), used }
+        let decision = decision.in_mode(self.gate.options.mode);
+        Verdict { decision, tenant, terms, at: self.moment.now(), used }
     }
 
     fn is_starting(&self) -> bool {

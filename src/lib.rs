@@ -10,7 +10,7 @@
 //! floor 4  DOORS       ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      store/{sql, postgres, sqlite}
 //! floor 3  USE CASES   gate (the check path)   admin/ (the management path)   usage (last-used)   memos (proofs)   shadow (would-be refusals)   explain (why)
 //! floor 2  MACHINES    supervise   store/{management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, announce, keep/file}   writing   trust
-//! floor 1  JUDGEMENT   decision/{rows} (pure, synchronous)
+//! floor 1  JUDGEMENT   decision/{rows}   policy (pure, synchronous)
 //! floor 0  WORDS       key/{format}   tenant   record   request   scope   network   plan   profile   labels   path   route   invalid   clock   stats   rate_limited_log   client_address   audit   finding   trace
 //! ```
 //!
@@ -59,8 +59,8 @@ pub mod stats;
 pub mod trace;
 // floors 0 and 1 of crates/core
 pub use tenantgate_core::{
-    client_address, decision, invalid, key, labels, network, path, plan, profile, record, request, route,
-    scope, tenant,
+    client_address, decision, invalid, key, labels, network, path, plan, policy, profile, record, request,
+    route, scope, tenant,
 };
 // floor 2, and the doors to databases
 pub mod store;

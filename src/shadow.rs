@@ -219,7 +219,7 @@ mod tests {
     const DAY: i64 = 86_400_000_000;
 
     fn missing() -> Objection<'static> {
-        Objection::Denied(Denial { reason: Reason::Missing, identity: None })
+        Objection::Denied(Denial { reason: Reason::Missing, identity: None, needs: None })
     }
 
     fn report(bound: usize) -> Report {

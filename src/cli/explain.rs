@@ -255,7 +255,7 @@ fn carried(key: &str, bearer: bool) -> Zeroizing<String> {
 fn read<'a>(
     options: &request::Options,
     carried: Option<&'a Zeroizing<String>>,
-    asked: &Asked<'_>,
+    asked: &'a Asked<'_>,
 ) -> request::AccessRequest<'a> {
     let mut reader = Reader::new(options);
     let name = if asked.args.bearer { AUTHORIZATION } else { &options.key_header };
@@ -263,9 +263,9 @@ fn read<'a>(
         reader.header(name.as_bytes(), value.as_bytes());
     }
     match &asked.path {
-        Some(path) => reader.finish(asked.method.as_bytes(), path.as_bytes()),
+        Some(path) => reader.finish(asked.method.as_bytes(), b"", path.as_bytes()),
         // No rule has a method without letters.
-        None => reader.finish(b"", b""),
+        None => reader.finish(b"", b"", b""),
     }
 }
 

@@ -22,7 +22,9 @@ pub use self::listener::{ListenerArgs, SizeArgs};
 use self::listener::{conflict, tcp_address};
 use crate::audit::Actor;
 use crate::client_address::ClientAddress;
+use crate::ext_authz::told::{IdentityHeaders, MetadataFields};
 use crate::ext_authz::translate::{IDENTITY_HEADERS, OnUnavailable, Speech};
+use crate::path::PathOptions;
 use crate::replica::keep;
 use crate::request::{AUTHORIZATION, PublicPaths};
 use crate::server::Settings;
@@ -30,7 +32,7 @@ use crate::telemetry::LogFormat;
 use crate::tenant::Mode;
 use crate::verify::memo::{Peppers, Policy};
 use crate::verify::pepper::Pepper;
-use crate::{ext_authz, gate, replica, request};
+use crate::{ext_authz, gate, policy, replica, request};
 
 /// The options of `serve` as they were typed. Each has its variable `TENANTGATE_…`, which it beats.
 #[derive(clap::Args, Clone, Debug)]
@@ -60,6 +62,17 @@ pub struct ServeArgs {
     /// Leave the key on requests that pass, for a second filter that checks them again
     #[arg(long, env = "TENANTGATE_KEEP_KEY_HEADER", value_parser = clap::builder::BoolishValueParser::new())]
     pub keep_key_header: bool,
+
+    /// A field of a caller that upstreams are told, and its header. FIELD is one of tenant-id, tenant-name, tenant-schema,
+    /// key-id, key-prefix, scopes and plan; its header is x-llmcore-FIELD unless named. Repeatable; replaces the default,
+    /// `none` empties the list [default: tenant-id, tenant-name, tenant-schema and key-id]
+    #[arg(long, env = "TENANTGATE_IDENTITY_HEADER", value_name = "FIELD[=NAME]")]
+    pub identity_header: Vec<String>,
+
+    /// A field of the dynamic metadata that Envoy is told of proven callers, such as tenant_id or request_limit.
+    /// Repeatable [default: all]
+    #[arg(long, env = "TENANTGATE_METADATA", value_name = "FIELD")]
+    pub metadata: Vec<String>,
 
     /// What becomes of what is to be refused.
     #[command(flatten)]
@@ -113,10 +126,28 @@ pub struct JudgementArgs {
     #[arg(long, env = "TENANTGATE_ACCEPT_BEARER", value_parser = clap::builder::BoolishValueParser::new())]
     pub accept_bearer: bool,
 
-    /// A method and an exact path that need no key. Repeatable; replaces the default, `none` empties the list
-    /// [default: GET and HEAD of /, /health and /docs]
+    /// A method and a path that need no key. The path is exact, or ends in `/*` for everything below it. Repeatable;
+    /// replaces the default, `none` empties the list [default: GET and HEAD of /, /health and /docs]
     #[arg(long, env = "TENANTGATE_PUBLIC", value_name = "METHOD /path")]
     pub public: Vec<String>,
+
+    /// Let CORS preflights pass without a key: OPTIONS with origin and access-control-request-method
+    #[arg(long, env = "TENANTGATE_PUBLIC_PREFLIGHT", value_parser = clap::builder::BoolishValueParser::new())]
+    pub public_preflight: bool,
+
+    /// What happens to a proven key where no rule matches: it passes (allow), or gets 403 (deny)
+    #[arg(long, env = "TENANTGATE_ROUTE_DEFAULT", value_name = "allow|deny", default_value = "allow")]
+    pub route_default: String,
+
+    /// Whether a path with %2F is ambiguous (refuse), or %2F is a byte of its segment (keep). Choose keep only if no
+    /// upstream decodes it
+    #[arg(long, env = "TENANTGATE_ENCODED_SLASH", value_name = "refuse|keep", default_value = "refuse")]
+    pub encoded_slash: String,
+
+    /// Whether a path with `;` is ambiguous (refuse), or `;` is a byte of its segment (keep). Choose keep only if no
+    /// upstream reads path parameters
+    #[arg(long, env = "TENANTGATE_PATH_PARAMETERS", value_name = "refuse|keep", default_value = "refuse")]
+    pub path_parameters: String,
 
     /// Where the peppers are.
     #[command(flatten)]
@@ -192,6 +223,8 @@ impl ServeArgs {
             ("listen", &mut listener.listen),
             ("client_san", &mut listener.client_san),
             ("unix_peer_uid", &mut listener.unix_peer_uid),
+            ("identity_header", &mut self.identity_header),
+            ("metadata", &mut self.metadata),
         ] {
             if from_variable(name) {
                 split(values);
@@ -259,6 +292,7 @@ pub fn settings(
         mistakes.0.push(format!("--ops-listen: {same} is taken by --listen: choose another port"));
     }
     let ext_authz = ext_authz_options(args, &mut mistakes);
+    let policy = policy_options(&args.judgement, &mut mistakes);
     let max_staleness =
         mistakes.note("--max-staleness", max_staleness(&args.max_staleness)).unwrap_or_default();
     let interval = mistakes.note("--sync-interval", sync_interval(&args.sync_interval)).unwrap_or_default();
@@ -278,7 +312,7 @@ pub fn settings(
         ops_listen,
         reflection,
         ext_authz,
-        gate: gate::Options { max_staleness, mode },
+        gate: gate::Options { max_staleness, mode, policy },
         sync: replica::sync::Options {
             interval,
             max_staleness,
@@ -299,11 +333,15 @@ fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> ext_authz::se
     let words = [("deny", OnUnavailable::Deny), ("error", OnUnavailable::Error)];
     let on_unavailable = mistakes.one_of("--on-unavailable", &args.on_unavailable, &words);
     let client_address = mistakes.note("--client-address", ClientAddress::parse(&args.client_address));
+    let identity = identity(&args.identity_header, &request.key_header, mistakes);
+    let metadata = metadata(&args.metadata, mistakes);
     ext_authz::service::Options {
         speech: Speech {
             key_header: request.key_header.clone(),
             keep_key_header: args.keep_key_header,
             on_unavailable,
+            identity,
+            metadata,
         },
         request,
         client_address: client_address.unwrap_or_default(),
@@ -351,7 +389,49 @@ fn request_options(args: &JudgementArgs, mistakes: &mut Mistakes) -> request::Op
     let accept_bearer = args.accept_bearer;
     let key_header = mistakes.note("--key-header", key_header(&args.key_header, accept_bearer));
     let public = public(&args.public, mistakes);
-    request::Options { key_header: key_header.unwrap_or_default(), accept_bearer, public }
+    let preflight = args.public_preflight;
+    request::Options { key_header: key_header.unwrap_or_default(), accept_bearer, public, preflight }
+}
+
+/// Reads how requests are matched with rules. An invalid value is noted, and the stricter one stands in for it.
+fn policy_options(args: &JudgementArgs, mistakes: &mut Mistakes) -> policy::Options {
+    let (refuse, deny) = ([("refuse", false), ("keep", true)], [("allow", false), ("deny", true)]);
+    policy::Options {
+        path: PathOptions {
+            keep_encoded_slash: mistakes.one_of("--encoded-slash", &args.encoded_slash, &refuse),
+            keep_parameters: mistakes.one_of("--path-parameters", &args.path_parameters, &refuse),
+        },
+        deny_unmatched: mistakes.one_of("--route-default", &args.route_default, &deny),
+    }
+}
+
+fn identity(fields: &[String], key_header: &str, mistakes: &mut Mistakes) -> IdentityHeaders {
+    let headers = match fields {
+        [] => IdentityHeaders::default(),
+        [none] if none == "none" => IdentityHeaders::none(),
+        fields => {
+            let mut headers = IdentityHeaders::none();
+            for field in fields {
+                mistakes.note("--identity-header", headers.add(field));
+            }
+            headers
+        }
+    };
+    if headers.names().any(|name| name == key_header) {
+        mistakes.0.push(format!("--identity-header: {key_header} carries the key: choose another name"));
+    }
+    headers
+}
+
+fn metadata(names: &[String], mistakes: &mut Mistakes) -> MetadataFields {
+    if names.is_empty() {
+        return MetadataFields::default();
+    }
+    let mut fields = MetadataFields::none();
+    for name in names {
+        mistakes.note("--metadata", fields.add(name));
+    }
+    fields
 }
 
 fn peppers(args: &JudgementArgs, mistakes: &mut Mistakes) -> Peppers {

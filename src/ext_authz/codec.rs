@@ -22,6 +22,9 @@ pub struct NotACheckRequest;
 pub trait Visitor<'a> {
     /// `attributes.request.http.headers` or `….header_map`: once for each entry, as it comes.
     fn header(&mut self, name: &'a [u8], value: &'a [u8]);
+
+    /// `attributes.context_extensions`: once for each entry, as it comes. Only Envoy's configuration writes them.
+    fn context(&mut self, _name: &'a [u8], _value: &'a [u8]) {}
 }
 
 /// The scalars of a request. Empty where the request has none.
@@ -31,6 +34,8 @@ pub struct Target<'a> {
     pub method: &'a [u8],
     /// `attributes.request.http.path`, query and all.
     pub path: &'a [u8],
+    /// `attributes.request.http.host`.
+    pub host: &'a [u8],
 }
 
 /// Walks a `CheckRequest`.
@@ -59,6 +64,7 @@ fn attributes<'a>(
     target: &mut Target<'a>,
     visitor: &mut impl Visitor<'a>,
 ) -> Result<(), NotACheckRequest> {
+    // AttributeContext.context_extensions = 10.
     let mut attributes = Fields(message);
     while let Some((field, value)) = attributes.next()? {
         if field == 4 {
@@ -68,12 +74,15 @@ fn attributes<'a>(
                     http_request(value.bytes()?, target, visitor)?;
                 }
             }
+        } else if field == 10 {
+            let (name, content) = map_entry(value.bytes()?)?;
+            visitor.context(name, content);
         }
     }
     Ok(())
 }
 
-/// `HttpRequest`: method = 2, headers = 3, path = 4, `header_map` = 13.
+/// `HttpRequest`: method = 2, headers = 3, path = 4, host = 5, `header_map` = 13.
 fn http_request<'a>(
     message: &'a [u8],
     target: &mut Target<'a>,
@@ -83,8 +92,12 @@ fn http_request<'a>(
     while let Some((field, value)) = http.next()? {
         match field {
             2 => target.method = value.bytes()?,
-            3 => map_entry(value.bytes()?, visitor)?,
+            3 => {
+                let (name, content) = map_entry(value.bytes()?)?;
+                visitor.header(name, content);
+            }
             4 => target.path = value.bytes()?,
+            5 => target.host = value.bytes()?,
             13 => header_map(value.bytes()?, visitor)?,
             _ => {}
         }
@@ -104,10 +117,10 @@ fn header_map<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<(
 }
 
 /// An entry of `map<string, string>`: key = 1, value = 2.
-fn map_entry<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<(), NotACheckRequest> {
-    if let Some((name, content)) = plain_map_entry(message) {
-        visitor.header(name, content);
-        return Ok(());
+#[inline]
+fn map_entry(message: &[u8]) -> Result<(&[u8], &[u8]), NotACheckRequest> {
+    if let Some(plain) = plain_map_entry(message) {
+        return Ok(plain);
     }
     let (mut name, mut content): (&[u8], &[u8]) = (&[], &[]);
     let mut entry = Fields(message);
@@ -118,8 +131,7 @@ fn map_entry<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<()
             _ => {}
         }
     }
-    visitor.header(name, content);
-    Ok(())
+    Ok((name, content))
 }
 
 /// An entry as everybody writes it: a short name, a value of less than 128 or 16,384 bytes, and nothing else.
@@ -273,28 +285,38 @@ mod tests {
     use crate::ext_authz::proto::envoy::service::auth::v3::{AttributeContext, CheckRequest};
 
     #[derive(Default)]
-    struct Seen(Vec<(Vec<u8>, Vec<u8>)>);
+    struct Seen(Vec<(Vec<u8>, Vec<u8>)>, Vec<(Vec<u8>, Vec<u8>)>);
 
     impl<'a> Visitor<'a> for Seen {
         fn header(&mut self, name: &'a [u8], value: &'a [u8]) {
             self.0.push((name.to_vec(), value.to_vec()));
         }
+
+        fn context(&mut self, name: &'a [u8], value: &'a [u8]) {
+            self.1.push((name.to_vec(), value.to_vec()));
+        }
     }
 
-    type Walked = (Vec<u8>, Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>);
+    type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+    /// Method, path, headers, host, extensions.
+    type Walked = (Vec<u8>, Vec<u8>, Pairs, Vec<u8>, Pairs);
 
     fn walked(message: &[u8]) -> Result<Walked, NotACheckRequest> {
         let mut seen = Seen::default();
         let target = walk(message, &mut seen)?;
         seen.0.sort();
-        Ok((target.method.to_vec(), target.path.to_vec(), seen.0))
+        seen.1.sort();
+        Ok((target.method.to_vec(), target.path.to_vec(), seen.0, target.host.to_vec(), seen.1))
     }
 
     /// What the generated decoder makes of the same bytes.
     fn decoded(message: &[u8]) -> Option<Walked> {
         let request = CheckRequest::decode(message).ok()?;
-        let http =
-            request.attributes.unwrap_or_default().request.unwrap_or_default().http.unwrap_or_default();
+        let attributes = request.attributes.unwrap_or_default();
+        let extensions = attributes.context_extensions.into_iter();
+        let mut context: Vec<_> = extensions.map(|(k, v)| (k.into_bytes(), v.into_bytes())).collect();
+        context.sort();
+        let http = attributes.request.unwrap_or_default().http.unwrap_or_default();
         let map = http.header_map.unwrap_or_default().headers.into_iter().map(|h| {
             let value = if h.raw_value.is_empty() { h.value.into_bytes() } else { h.raw_value };
             (h.key.into_bytes(), value)
@@ -302,7 +324,7 @@ mod tests {
         let headers = http.headers.into_iter().map(|(k, v)| (k.into_bytes(), v.into_bytes()));
         let mut all: Vec<_> = headers.chain(map).collect();
         all.sort();
-        Some((http.method.into_bytes(), http.path.into_bytes(), all))
+        Some((http.method.into_bytes(), http.path.into_bytes(), all, http.host.into_bytes(), context))
     }
 
     fn wrap(http: HttpRequest) -> CheckRequest {
@@ -316,15 +338,29 @@ mod tests {
         let headers = proptest::collection::hash_map("[a-z:-]{0,12}", "\\PC{0,20}", 0..5);
         let value = proptest::collection::vec(any::<u8>(), 1..9);
         let map = proptest::option::of(proptest::collection::vec(("[a-z:-]{0,12}", value), 0..5));
-        ("[A-Z]{0,7}", "/\\PC{0,30}", headers, map, "\\PC{0,9}", any::<i64>()).prop_map(
-            |(method, path, headers, map, body, size)| {
+        let context = proptest::collection::hash_map("[a-z.]{0,12}", "\\PC{0,20}", 0..3);
+        let head = ("[A-Z]{0,7}", "\\PC{0,9}", "/\\PC{0,30}");
+        (head, headers, map, "\\PC{0,9}", any::<i64>(), context).prop_map(
+            |((method, host, path), headers, map, body, size, context)| {
                 let header_map = map.map(|entries| HeaderMap {
                     headers: entries
                         .into_iter()
                         .map(|(key, raw_value)| HeaderValue { key, raw_value, value: String::new() })
                         .collect(),
                 });
-                wrap(HttpRequest { method, path, headers, header_map, body, size, ..HttpRequest::default() })
+                let http = HttpRequest {
+                    method,
+                    host,
+                    path,
+                    headers,
+                    header_map,
+                    body,
+                    size,
+                    ..HttpRequest::default()
+                };
+                let mut request = wrap(http);
+                request.attributes.as_mut().unwrap().context_extensions = context;
+                request
             },
         )
     }
@@ -356,8 +392,8 @@ mod tests {
             // The decoder also refuses what is wrong with fields that we skip; never the other way round.
             if let (Some(theirs), ours) = (decoded(&bytes), walked(&bytes)) {
                 let ours = ours.expect("the generated decoder accepts this");
-                prop_assert!(ours.2.len() >= theirs.2.len());
-                if ours.2.len() == theirs.2.len() {
+                prop_assert!(ours.2.len() >= theirs.2.len() && ours.4.len() >= theirs.4.len());
+                if ours.2.len() == theirs.2.len() && ours.4.len() == theirs.4.len() {
                     prop_assert_eq!(ours, theirs);
                 }
             }
@@ -370,8 +406,9 @@ mod tests {
     }
 
     fn names(request: &CheckRequest) -> std::collections::HashSet<String> {
-        let http = request.attributes.clone().unwrap().request.unwrap().http.unwrap();
-        http.headers.into_keys().collect()
+        let attributes = request.attributes.clone().unwrap();
+        let http = attributes.request.unwrap().http.unwrap();
+        http.headers.into_keys().chain(attributes.context_extensions.into_keys()).collect()
     }
 
     #[test]

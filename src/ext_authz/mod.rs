@@ -11,5 +11,6 @@ pub mod service;
 pub mod spans;
 #[cfg(test)]
 mod tests;
+pub mod told;
 pub mod translate;
 mod wire;

@@ -10,7 +10,8 @@ use http::HeaderMap;
 use super::codec::{Fields, NotACheckRequest, Visitor, walk};
 use super::wire::Message;
 use crate::client_address::{ClientAddress, address_from_the_right, only_address, parse_address};
-use crate::request::{AUTHORIZATION, Options};
+use crate::request::{AUTHORIZATION, Options, PREFLIGHT_HEADERS};
+use crate::route::context::CONTEXT_PREFIX;
 use crate::shadow::Origin;
 
 const USER_AGENT: &[u8] = b"user-agent";
@@ -72,14 +73,21 @@ fn field(message: &[u8], number: u8) -> Option<&[u8]> {
 
 /// The headers that anything is read from.
 struct Kept<'a, 'o> {
-    names: [Option<&'o [u8]>; 4],
+    names: [Option<&'o [u8]>; 6],
     headers: Vec<(&'a [u8], &'a [u8])>,
+    context: Vec<(&'a [u8], &'a [u8])>,
 }
 
 impl<'a> Visitor<'a> for Kept<'a, '_> {
     fn header(&mut self, name: &'a [u8], value: &'a [u8]) {
         if self.names.contains(&Some(name)) {
             self.headers.push((name, value));
+        }
+    }
+
+    fn context(&mut self, name: &'a [u8], value: &'a [u8]) {
+        if name.starts_with(CONTEXT_PREFIX.as_bytes()) {
+            self.context.push((name, value));
         }
     }
 }
@@ -95,12 +103,14 @@ pub(super) fn compact(
     from: &ClientAddress,
 ) -> Result<Vec<u8>, NotACheckRequest> {
     let names = [options.key_header.as_str(), AUTHORIZATION].map(|name| Some(name.as_bytes()));
-    let names = [names[0], names[1], Some(USER_AGENT), from.header().map(str::as_bytes)];
-    let mut kept = Kept { names, headers: Vec::new() };
+    let preflight = PREFLIGHT_HEADERS.map(|name| options.preflight.then_some(name.as_bytes()));
+    let address = from.header().map(str::as_bytes);
+    let names = [names[0], names[1], Some(USER_AGENT), address, preflight[0], preflight[1]];
+    let mut kept = Kept { names, headers: Vec::new(), context: Vec::new() };
     let target = walk(message, &mut kept)?;
     let mut compact = Vec::new();
     // CheckRequest.attributes = 1; AttributeContext.source = 1, request = 4; Request.http = 2; `HttpRequest`: method =
-    // 2, headers = 3, path = 4. An entry of a map: key = 1, value = 2.
+    // 2, headers = 3, path = 4, host = 5. An entry of a map: key = 1, value = 2.
     Message(&mut compact).message(1, |attributes| {
         attributes.message(1, |peer| within(peer, &SOURCE_ADDRESS[2..], source_address(message)));
         attributes.message(4, |request| {
@@ -113,8 +123,16 @@ pub(super) fn compact(
                     });
                 }
                 http.bytes(4, target.path);
+                http.bytes(5, target.host);
             });
         });
+        // AttributeContext.context_extensions = 10.
+        for (name, value) in &kept.context {
+            attributes.message(10, |entry| {
+                entry.bytes(1, name);
+                entry.bytes(2, value);
+            });
+        }
     });
     Ok(compact)
 }

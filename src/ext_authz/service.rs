@@ -17,7 +17,7 @@ use uuid::{Builder, Uuid};
 
 use super::origin::{compact, origin};
 use super::spans::{CheckSpan, Spans};
-use super::translate::{ROOM, Speech, answer, read};
+use super::translate::{Answer, ROOM, Speech, answer, read};
 use crate::client_address::ClientAddress;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Decision, Fault, Grant, Identity, Objection};
@@ -74,9 +74,9 @@ impl Unary for AuthorizationService {
         let Ok(asked) = read(message, &self.options.request) else {
             return Some(Err(CallFailure::InvalidMessage));
         };
-        let view = self.gate.view();
-        let verdict = view.judge(&asked).ok()?;
-        Some(Ok(self.respond(&verdict, view.started(), asked.bearer, &Call { message, metadata })))
+        let (view, call) = (self.gate.view(), Call { message, metadata });
+        let verdict = view.judge(&asked, &|| self.address(&call)).ok()?;
+        Some(Ok(self.respond(&verdict, view.started(), asked.bearer, &call)))
     }
 
     async fn answer(
@@ -86,10 +86,11 @@ impl Unary for AuthorizationService {
         deadline: Instant,
     ) -> Result<Frame, CallFailure> {
         let asked = read(&message, &self.options.request).map_err(|_| CallFailure::InvalidMessage)?;
-        let view = self.gate.settle(&asked, deadline).await;
         let call = Call { message: &message, metadata };
+        let address = || self.address(&call);
+        let view = self.gate.settle(&asked, &address, deadline).await;
         // A settled view has a verdict.
-        let verdict = view.judge(&asked).unwrap_or_else(|_| self.gate.unread(Fault::Internal));
+        let verdict = view.judge(&asked, &address).unwrap_or_else(|_| self.gate.unread(Fault::Internal));
         Ok(self.respond(&verdict, view.started(), asked.bearer, &call))
     }
 
@@ -116,18 +117,25 @@ struct Call<'a> {
 }
 
 impl AuthorizationService {
+    /// The address of the client. The message is walked again for it, so that other requests do not pay for it.
+    fn address(&self, call: &Call<'_>) -> Option<IpAddr> {
+        origin(call.message, call.metadata, &self.options.client_address).address
+    }
+
     /// Renders the response to a verdict, logs it, and records it. `bearer` tells whether `authorization` carried
     /// something of ours.
     fn respond(&self, verdict: &Verdict<'_>, started: Duration, bearer: bool, call: &Call<'_>) -> Frame {
         let (decision, id) = (&verdict.decision, decision_id(verdict.at));
         let origin = || origin(call.message, call.metadata, &self.options.client_address);
-        if let Decision::Allow(Grant::Shadow(objection)) = decision {
+        let objection = if let Decision::Allow(grant) = decision { grant.objection() } else { None };
+        if let Some(objection) = &objection {
             self.shadow.note(objection, &origin(), verdict.at);
         }
         self.log.write(decision, id, || origin().address);
         let cache = verdict.tenant.map(TenantEntry::responses);
         let speech = &self.options.speech;
-        let frame = Frame::of(ROOM, |message| answer(message, (decision, cache), id, bearer, speech));
+        let said = Answer { decision, terms: verdict.terms, cache };
+        let frame = Frame::of(ROOM, |message| answer(message, &said, id, bearer, speech));
         if let Some(spans) = &self.spans {
             self.trace(spans.as_ref(), verdict, started, (id, call));
         }
@@ -178,14 +186,19 @@ impl DecisionLog {
 
     fn write(&self, decision: &Decision<'_>, id: Uuid, client: impl FnOnce() -> Option<IpAddr>) {
         let (word, reason, identity) = match decision {
-            Decision::Allow(Grant::Public) => {
-                return debug!(decision.id = %id, decision = "allow", reason = "public", "decided");
+            Decision::Allow(grant @ (Grant::Public | Grant::Anonymous)) => {
+                return debug!(decision.id = %id, decision = "allow", reason = grant.as_str(), "decided");
             }
             Decision::Allow(Grant::Tenant(key, tenant)) => {
                 return debug!(decision.id = %id, decision = "allow", reason = "ok", tenant.id = %tenant.id.0,
                     key.id = %key.id.0, "decided");
             }
-            Decision::Allow(Grant::Shadow(objection)) => return self.write_objection(objection, id, client),
+            Decision::Allow(Grant::Shadow(objection)) => {
+                return self.write_objection("shadow", objection, id, client);
+            }
+            Decision::Allow(Grant::Spared(_, _, denial)) => {
+                return self.write_objection("ok", &Objection::Denied(*denial), id, client);
+            }
             Decision::Deny(denial) => ("deny", denial.reason.as_str(), denial.identity),
             Decision::Unable(fault, identity) => ("unable", fault.as_str(), *identity),
         };
@@ -201,14 +214,20 @@ impl DecisionLog {
         });
     }
 
-    fn write_objection(&self, objection: &Objection<'_>, id: Uuid, client: impl FnOnce() -> Option<IpAddr>) {
+    fn write_objection(
+        &self,
+        reason: &'static str,
+        objection: &Objection<'_>,
+        id: Uuid,
+        client: impl FnOnce() -> Option<IpAddr>,
+    ) {
         self.limit.write(|left_out| {
             say_left_out(left_out);
             let client = client().map(display);
             let key = objection.identity().map(|holder| holder.key);
             let cause =
                 if let Objection::Unable(fault, _) = objection { Some(fault.as_str()) } else { None };
-            info!(decision.id = %id, decision = "allow", reason = "shadow", would_deny = objection.as_str(), cause,
+            info!(decision.id = %id, decision = "allow", reason, would_deny = objection.as_str(), cause,
                 tenant.id = key.map(|key| display(key.tenant_id.0)), key.id = key.map(|key| display(key.id.0)),
                 key.prefix = key.map(|key| display(&key.prefix)), client.address = client, "would be refused");
         });

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::codec::{Visitor, walk};
 use super::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use super::proto::envoy::service::auth::v3::{CheckRequest, CheckResponse};
-use super::translate::{OnUnavailable, Speech, answer, read};
+use super::translate::{Answer, OnUnavailable, Speech, answer, read};
 use super::wire::Message;
 use crate::decision::{Decision, Denial, Fault, Reason};
 use crate::request::{Credential, DEFAULT_KEY_HEADER, Options};
@@ -163,9 +163,9 @@ fn a_request_is_read_with_its_key_and_its_path() {
 type Refusal = (i32, i32, String, BTreeMap<String, String>);
 
 fn refusal(decision: &Decision<'_>, on_unavailable: OnUnavailable) -> Refusal {
-    let speech = Speech { key_header: DEFAULT_KEY_HEADER.into(), keep_key_header: false, on_unavailable };
+    let speech = Speech { key_header: DEFAULT_KEY_HEADER.into(), on_unavailable, ..Speech::default() };
     let mut bytes = Vec::new();
-    answer(&mut bytes, (decision, None), Uuid::from_u128(7), false, &speech);
+    answer(&mut bytes, &Answer::of(decision), Uuid::from_u128(7), false, &speech);
     let response = CheckResponse::decode(&bytes[..]).unwrap();
     let Some(HttpResponse::DeniedResponse(said) | HttpResponse::ErrorResponse(said)) = response.http_response
     else {
@@ -192,12 +192,23 @@ fn every_refusal_says_what_the_contract_has_it_say() {
         let expected = match reason {
             Reason::Missing => unauthorized("Missing API key"),
             Reason::Malformed => unauthorized("Invalid API key format"),
-            Reason::Unknown | Reason::Mismatch | Reason::Revoked | Reason::Expired => {
-                unauthorized("Invalid API key")
+            Reason::Unknown
+            | Reason::Mismatch
+            | Reason::Revoked
+            | Reason::Disabled
+            | Reason::Expired
+            | Reason::NotYetValid => unauthorized("Invalid API key"),
+            Reason::PathAmbiguous => (7, 400, detail("Ambiguous path"), headers(&[])),
+            Reason::Network => (7, 403, detail("API key is not allowed from this address"), headers(&[])),
+            Reason::Route => (7, 403, detail("No rule allows this request"), headers(&[])),
+            Reason::Scope => {
+                let challenge = "ApiKey realm=\"llmcore\", error=\"insufficient_scope\", scope=\"a b\"";
+                let headers = headers(&[("www-authenticate", challenge)]);
+                (7, 403, detail("API key lacks a required scope"), headers)
             }
             Reason::TenantInactive => (7, 403, detail("Tenant account is inactive"), headers(&[])),
         };
-        let decision = Decision::Deny(Denial { reason, identity: None });
+        let decision = Decision::Deny(Denial { reason, identity: None, needs: Some("a  b ") });
         assert_eq!(refusal(&decision, OnUnavailable::Deny), expected);
     }
     for fault in Fault::ALL {

@@ -13,18 +13,25 @@
 //!
 //! So every answer is built by [`answer`], which leaves no way to an empty one.
 
+use std::borrow::Cow;
+
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
 use super::codec::{NotACheckRequest, Visitor, walk};
+use super::told::{IdentityField, IdentityHeaders, MetadataField, MetadataFields};
 use super::wire::Message;
-use crate::decision::{Decision, Grant, Identity, Reason};
+use crate::decision::{Decision, Denial, Grant, Identity, Reason};
+use crate::gate::Terms;
+use crate::plan::{Limit, Plan};
+use crate::record::KeyRecord;
 use crate::replica::ResponseCache;
 use crate::request::{AUTHORIZATION, AccessRequest, Options, Reader};
+use crate::scope::Scopes;
 use crate::tenant::Tenant;
 
-/// What an upstream is told about a caller: set on every request that passes as a tenant, removed from every
-/// other one.
+/// What an upstream is told about a caller unless the operator chooses otherwise: set on every request that passes as a
+/// tenant, removed from every other one.
 pub const IDENTITY_HEADERS: [&str; 4] =
     ["x-llmcore-tenant-id", "x-llmcore-tenant-name", "x-llmcore-tenant-schema", "x-llmcore-key-id"];
 
@@ -56,6 +63,10 @@ impl<'a> Visitor<'a> for Headers<'_, 'a> {
     fn header(&mut self, name: &'a [u8], value: &'a [u8]) {
         self.0.header(name, value);
     }
+
+    fn context(&mut self, name: &'a [u8], value: &'a [u8]) {
+        self.0.context(name, value);
+    }
 }
 
 /// Reads a `CheckRequest`. One without a request in it (the network filter sends such) has no key.
@@ -66,7 +77,7 @@ impl<'a> Visitor<'a> for Headers<'_, 'a> {
 pub fn read<'a>(message: &'a [u8], options: &Options) -> Result<AccessRequest<'a>, NotACheckRequest> {
     let mut headers = Headers(Reader::new(options));
     let target = walk(message, &mut headers)?;
-    Ok(headers.0.finish(target.method, target.path))
+    Ok(headers.0.finish(target.method, target.host, target.path))
 }
 
 /// How decisions are said.
@@ -78,31 +89,48 @@ pub struct Speech {
     pub keep_key_header: bool,
     /// Who decides when we cannot.
     pub on_unavailable: OnUnavailable,
+    /// The headers that upstreams are told callers by.
+    pub identity: IdentityHeaders,
+    /// The fields of metadata that Envoy is told.
+    pub metadata: MetadataFields,
+}
+
+/// What is to be said.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    /// What was decided.
+    pub decision: &'a Decision<'a>,
+    /// What is told of the key beside its row.
+    pub terms: Terms<'a>,
+    /// Where what an answer says of the tenant is kept, so that it is written once.
+    pub cache: Option<&'a ResponseCache>,
+}
+
+impl<'a> Answer<'a> {
+    /// One that says nothing beside the decision.
+    #[must_use]
+    pub fn of(decision: &'a Decision<'a>) -> Self {
+        Self { decision, terms: Terms::default(), cache: None }
+    }
 }
 
 /// Says a decision: appends the bytes of a `CheckResponse`. `bearer` tells whether `Authorization` carried
 /// something of ours.
 ///
 /// Written straight into one buffer: building the generated messages first takes forty allocations. What an
-/// answer says of the tenant is written once and kept with the tenant, in `cache`.
-pub fn answer(
-    to: &mut Vec<u8>,
-    (decision, cache): (&Decision<'_>, Option<&ResponseCache>),
-    id: Uuid,
-    bearer: bool,
-    speech: &Speech,
-) {
+/// answer says of the tenant is written once and kept with the tenant.
+pub fn answer(to: &mut Vec<u8>, said: &Answer<'_>, id: Uuid, bearer: bool, speech: &Speech) {
     let mut buffer = [0; Hyphenated::LENGTH];
     let id: &str = id.hyphenated().encode_lower(&mut buffer);
     let mut response = Message(to);
     // CheckResponse: denied_response = 2, ok_response = 3, dynamic_metadata = 4, error_response = 5.
-    match decision {
+    match said.decision {
         Decision::Allow(grant) => {
             status(&mut response, grpc::OK);
-            response.message(3, |ok| allowed(ok, grant, cache, bearer, speech));
+            response.message(3, |ok| allowed(ok, grant, said, bearer, speech));
         }
         Decision::Deny(denial) => {
-            let (code, refusal) = refused(denial.reason);
+            let (code, refusal) = refused(denial);
             status(&mut response, code);
             response.message(2, |denied| refuse(denied, &refusal, id));
         }
@@ -115,7 +143,7 @@ pub fn answer(
             response.message(field, |refusal| refuse(refusal, &UNAVAILABLE, id));
         }
     }
-    response.message(4, |fields| metadata(fields, decision, cache, id));
+    response.message(4, |fields| metadata(fields, said, id, speech));
 }
 
 /// What an answer with a tenant takes, with a little to spare.
@@ -127,16 +155,18 @@ fn status(response: &mut Message<'_>, code: u8) {
 }
 
 /// `OkHttpResponse`: headers = 2, `headers_to_remove` = 5.
-fn allowed(
-    ok: &mut Message<'_>,
-    grant: &Grant<'_>,
-    cache: Option<&ResponseCache>,
-    bearer: bool,
-    speech: &Speech,
-) {
-    if let Grant::Tenant(key, tenant) = grant {
-        of_tenant(ok, tenant, cache, 0);
-        header(ok, IDENTITY_HEADERS[3], |value| hyphenated(value, key.id.0));
+fn allowed(ok: &mut Message<'_>, grant: &Grant<'_>, said: &Answer<'_>, bearer: bool, speech: &Speech) {
+    let mut absent = Vec::new();
+    match grant.identity() {
+        Some((key, tenant)) => {
+            of_tenant(ok, (tenant, said.cache), speech, 0);
+            for (field, name) in speech.identity.iter().filter(|(field, _)| !field.is_of_tenant()) {
+                if !key_header(ok, (field, name), key, &said.terms) {
+                    absent.push(name);
+                }
+            }
+        }
+        None => absent.extend(speech.identity.names()),
     }
     if !speech.keep_key_header {
         ok.text(5, &speech.key_header);
@@ -144,40 +174,81 @@ fn allowed(
             ok.text(5, AUTHORIZATION);
         }
     }
-    if matches!(grant, Grant::Public | Grant::Shadow(_)) {
-        for name in IDENTITY_HEADERS {
-            ok.text(5, name);
-        }
+    for name in absent {
+        ok.text(5, name);
     }
 }
 
+/// What stands for an empty list of scopes, because Envoy drops empty headers. It is not a scope.
+const NO_SCOPES: &str = "!";
+
+/// Sets a header that is about the key. Returns whether there is anything to set.
+fn key_header(
+    ok: &mut Message<'_>,
+    (field, name): (IdentityField, &str),
+    key: &KeyRecord,
+    terms: &Terms<'_>,
+) -> bool {
+    let text = match field {
+        IdentityField::KeyId => {
+            header(ok, name, |value| hyphenated(value, key.id.0));
+            return true;
+        }
+        IdentityField::KeyPrefix => Some(&*key.prefix),
+        IdentityField::Scopes => terms.scopes.map(Scopes::as_str),
+        IdentityField::Plan => plan(terms).map(|plan| plan.name.as_str()),
+        IdentityField::TenantId | IdentityField::TenantName | IdentityField::TenantSchema => None,
+    };
+    if let Some(text) = text {
+        let text = if text.is_empty() { NO_SCOPES } else { text };
+        header(ok, name, |value| value.extend_from_slice(text.as_bytes()));
+    }
+    text.is_some()
+}
+
+fn plan<'a>(terms: &Terms<'a>) -> Option<&'a Plan> {
+    terms.plan.and_then(|entry| entry.plan().ok())
+}
+
 /// One of the two [`PIECES`] of an answer that are about the tenant alone.
-fn of_tenant(to: &mut Message<'_>, tenant: &Tenant, cache: Option<&ResponseCache>, piece: usize) {
+fn of_tenant(
+    to: &mut Message<'_>,
+    (tenant, cache): (&Tenant, Option<&ResponseCache>),
+    speech: &Speech,
+    piece: usize,
+) {
     let write = |piece: usize| {
         let mut written = Vec::new();
-        PIECES[piece](&mut Message(&mut written), tenant);
+        PIECES[piece](&mut Message(&mut written), tenant, speech);
         written.into_boxed_slice()
     };
     match cache {
         Some(cache) => to.fields(&cache.get_or_init(|| [write(0), write(1)])[piece]),
-        None => PIECES[piece](to, tenant),
+        None => PIECES[piece](to, tenant, speech),
     }
 }
 
-const PIECES: [fn(&mut Message<'_>, &Tenant); 2] = [tenant_headers, tenant_metadata];
+const PIECES: [fn(&mut Message<'_>, &Tenant, &Speech); 2] = [tenant_headers, tenant_metadata];
 
-fn tenant_headers(ok: &mut Message<'_>, tenant: &Tenant) {
-    let [id, name, schema, _] = IDENTITY_HEADERS;
-    header(ok, id, |value| hyphenated(value, tenant.id.0));
-    header(ok, name, |value| percent_encoded(value, &tenant.name));
-    header(ok, schema, |value| value.extend_from_slice(tenant.schema.as_bytes()));
+fn tenant_headers(ok: &mut Message<'_>, tenant: &Tenant, speech: &Speech) {
+    for (field, name) in speech.identity.iter() {
+        match field {
+            IdentityField::TenantId => header(ok, name, |value| hyphenated(value, tenant.id.0)),
+            IdentityField::TenantName => header(ok, name, |value| percent_encoded(value, &tenant.name)),
+            IdentityField::TenantSchema => {
+                header(ok, name, |value| value.extend_from_slice(tenant.schema.as_bytes()));
+            }
+            _ => {}
+        }
+    }
 }
 
-fn tenant_metadata(fields: &mut Message<'_>, tenant: &Tenant) {
-    field(fields, "tenant_id", |value| hyphenated(value, tenant.id.0));
-    field(fields, "tenant_name", |value| value.extend_from_slice(tenant.name.as_bytes()));
-    field(fields, "tenant_schema", |value| value.extend_from_slice(tenant.schema.as_bytes()));
-    field(fields, "tenant_status", |value| value.extend_from_slice(tenant.status.as_str().as_bytes()));
+fn tenant_metadata(fields: &mut Message<'_>, tenant: &Tenant, speech: &Speech) {
+    let chosen = Chosen(speech.metadata);
+    chosen.put(fields, MetadataField::TenantId, |value| hyphenated(value, tenant.id.0));
+    chosen.text(fields, MetadataField::TenantName, &tenant.name);
+    chosen.text(fields, MetadataField::TenantSchema, &tenant.schema);
+    chosen.text(fields, MetadataField::TenantStatus, tenant.status.as_str());
 }
 
 /// What a client is told that is not let in.
@@ -185,33 +256,54 @@ struct Refusal {
     http: u16,
     body: &'static str,
     /// A header that goes with the status.
-    header: Option<(&'static str, &'static str)>,
+    header: Option<(&'static str, Cow<'static, str>)>,
 }
 
 /// RFC 9110 §11.6.1: a 401 names the scheme it wants.
-const CHALLENGE: Option<(&str, &str)> = Some(("www-authenticate", "ApiKey realm=\"llmcore\""));
+const CHALLENGE: (&str, &str) = ("www-authenticate", "ApiKey realm=\"llmcore\"");
 
 /// Seconds after which a caller may try again: what is wrong rarely passes sooner, and often by then.
 const UNAVAILABLE: Refusal = Refusal {
     http: 503,
     body: "{\"detail\":\"Authentication service unavailable\"}",
-    header: Some(("retry-after", "1")),
+    header: Some(("retry-after", Cow::Borrowed("1"))),
 };
 
-fn refused(reason: Reason) -> (u8, Refusal) {
-    let unauthorized = |body| (grpc::UNAUTHENTICATED, Refusal { http: 401, body, header: CHALLENGE });
-    match reason {
+fn refused(denial: &Denial<'_>) -> (u8, Refusal) {
+    let (name, challenge) = CHALLENGE;
+    let unauthorized = |body| {
+        let header = Some((name, Cow::Borrowed(challenge)));
+        (grpc::UNAUTHENTICATED, Refusal { http: 401, body, header })
+    };
+    let forbidden = |body, header| (grpc::PERMISSION_DENIED, Refusal { http: 403, body, header });
+    match denial.reason {
         Reason::Missing => unauthorized("{\"detail\":\"Missing API key\"}"),
         Reason::Malformed => unauthorized("{\"detail\":\"Invalid API key format\"}"),
         // One text for all of these: which of them it was is nobody's business but ours.
-        Reason::Unknown | Reason::Mismatch | Reason::Revoked | Reason::Expired => {
-            unauthorized("{\"detail\":\"Invalid API key\"}")
+        Reason::Unknown
+        | Reason::Mismatch
+        | Reason::Revoked
+        | Reason::Disabled
+        | Reason::Expired
+        | Reason::NotYetValid => unauthorized("{\"detail\":\"Invalid API key\"}"),
+        Reason::TenantInactive => forbidden("{\"detail\":\"Tenant account is inactive\"}", None),
+        Reason::Network => forbidden("{\"detail\":\"API key is not allowed from this address\"}", None),
+        Reason::Route => forbidden("{\"detail\":\"No rule allows this request\"}", None),
+        Reason::Scope => {
+            let challenge = Some((name, Cow::Owned(insufficient(challenge, denial.needs))));
+            forbidden("{\"detail\":\"API key lacks a required scope\"}", challenge)
         }
-        Reason::TenantInactive => {
-            let body = "{\"detail\":\"Tenant account is inactive\"}";
-            (grpc::PERMISSION_DENIED, Refusal { http: 403, body, header: None })
+        Reason::PathAmbiguous => {
+            let body = "{\"detail\":\"Ambiguous path\"}";
+            (grpc::PERMISSION_DENIED, Refusal { http: 400, body, header: None })
         }
     }
+}
+
+/// RFC 6750 §3.1, for our own scheme. Scopes have no character that needs quoting.
+fn insufficient(challenge: &str, needs: Option<&str>) -> String {
+    let scope = needs.unwrap_or_default().split_ascii_whitespace().collect::<Vec<_>>().join(" ");
+    format!("{challenge}, error=\"insufficient_scope\", scope=\"{scope}\"")
 }
 
 /// `DeniedHttpResponse`: status = 1, headers = 2, body = 3. `HttpStatus`: code = 1.
@@ -219,7 +311,7 @@ fn refuse(denied: &mut Message<'_>, refusal: &Refusal, id: &str) {
     denied.message(1, |status| status.short(1, refusal.http));
     header(denied, "content-type", |value| value.extend_from_slice(b"application/json"));
     header(denied, DECISION_ID_HEADER, |value| value.extend_from_slice(id.as_bytes()));
-    if let Some((name, content)) = refusal.header {
+    if let Some((name, content)) = &refusal.header {
         header(denied, name, |value| value.extend_from_slice(content.as_bytes()));
     }
     denied.text(3, refusal.body);
@@ -259,209 +351,115 @@ fn percent_encoded(to: &mut Vec<u8>, text: &str) {
 
 /// `dynamic_metadata`, which Envoy puts into the namespace `envoy.filters.http.ext_authz`. Who the caller is
 /// goes in only once it is proven.
-fn metadata(fields: &mut Message<'_>, decision: &Decision<'_>, cache: Option<&ResponseCache>, id: &str) {
-    let (word, reason, identity) = match decision {
-        Decision::Allow(Grant::Public) => ("allow", "public", None),
-        Decision::Allow(Grant::Shadow(_)) => ("allow", "shadow", None),
-        Decision::Allow(Grant::Tenant(key, tenant)) => {
-            ("allow", "ok", Some(Identity { key, tenant: Some(tenant) }))
+fn metadata(fields: &mut Message<'_>, said: &Answer<'_>, id: &str, speech: &Speech) {
+    let (word, reason, identity) = match said.decision {
+        Decision::Allow(grant) => {
+            let identity = grant.identity().map(|(key, tenant)| Identity { key, tenant: Some(tenant) });
+            ("allow", grant.as_str(), identity)
         }
         Decision::Deny(denial) => ("deny", denial.reason.as_str(), denial.identity),
         Decision::Unable(_, identity) => ("unable", "unavailable", *identity),
     };
+    let grant = if let Decision::Allow(grant) = said.decision { Some(grant) } else { None };
+    let objection = grant.and_then(Grant::objection);
+    let chosen = Chosen(speech.metadata);
+    let terms = identity.map(|_| said.terms).unwrap_or_default();
+    let plan = plan(&terms);
+    // Only who passes is limited.
+    let limits = plan.filter(|_| grant.is_some());
+    let limit = |limit: fn(&Plan) -> Option<Limit>| limits.and_then(limit);
     // In the order of their names.
     field(fields, "decision", |value| value.extend_from_slice(word.as_bytes()));
     field(fields, "decision_id", |value| value.extend_from_slice(id.as_bytes()));
+    chosen.limit(fields, MetadataField::InputLimit, limit(|plan| plan.input));
     if let Some(Identity { key, .. }) = identity {
         if let Some(at) = key.expires_at.at() {
-            field(fields, "key_expires_at", |value| at.write_rfc_3339(value));
+            chosen.put(fields, MetadataField::KeyExpiresAt, |value| at.write_rfc_3339(value));
         }
-        field(fields, "key_id", |value| hyphenated(value, key.id.0));
-        field(fields, "key_prefix", |value| value.extend_from_slice(key.prefix.as_bytes()));
+        chosen.put(fields, MetadataField::KeyId, |value| hyphenated(value, key.id.0));
+        chosen.text(fields, MetadataField::KeyPrefix, &key.prefix);
+    }
+    chosen.limit(fields, MetadataField::OutputLimit, limit(|plan| plan.output));
+    if let Some(plan) = plan {
+        chosen.text(fields, MetadataField::Plan, plan.name.as_str());
     }
     field(fields, "reason", |value| value.extend_from_slice(reason.as_bytes()));
-    let shadow =
-        if let Decision::Allow(Grant::Shadow(objection)) = decision { Some(objection) } else { None };
-    if shadow.is_some() {
+    chosen.limit(fields, MetadataField::RequestLimit, limit(|plan| plan.request));
+    if let Some(route) = terms.route {
+        chosen.text(fields, MetadataField::Route, route);
+    }
+    if let Some(scopes) = terms.scopes {
+        chosen.list(fields, MetadataField::Scopes, scopes.iter());
+    }
+    if objection.is_some() {
         flag(fields, "shadow");
     }
     if let Some(tenant) = identity.and_then(|identity| identity.tenant) {
-        of_tenant(fields, tenant, cache, 1);
+        of_tenant(fields, (tenant, said.cache), speech, 1);
     }
-    if let Some(objection) = shadow {
+    chosen.limit(fields, MetadataField::TotalLimit, limit(|plan| plan.total));
+    if let Some(objection) = objection {
         field(fields, "would_deny", |value| value.extend_from_slice(objection.as_str().as_bytes()));
+    }
+}
+
+/// Writes the fields that the operator chose.
+#[derive(Clone, Copy)]
+struct Chosen(MetadataFields);
+
+impl Chosen {
+    fn put(self, fields: &mut Message<'_>, name: MetadataField, value: impl FnOnce(&mut Vec<u8>)) {
+        if self.0.has(name) {
+            field(fields, name.as_str(), value);
+        }
+    }
+
+    fn text(self, fields: &mut Message<'_>, name: MetadataField, value: &str) {
+        self.put(fields, name, |text| text.extend_from_slice(value.as_bytes()));
+    }
+
+    /// `Value`: `list_value` = 6. `ListValue`: values = 1. `Value`: `string_value` = 3.
+    fn list<'v>(self, fields: &mut Message<'_>, name: MetadataField, values: impl Iterator<Item = &'v str>) {
+        if self.0.has(name) {
+            entry(fields, name.as_str(), |content| {
+                content.message(6, |list| {
+                    for value in values {
+                        list.message(1, |one| one.text(3, value));
+                    }
+                });
+            });
+        }
+    }
+
+    /// The one form that Envoy's rate limits read: `Value`: `struct_value` = 5, `number_value` = 2.
+    fn limit(self, fields: &mut Message<'_>, name: MetadataField, limit: Option<Limit>) {
+        let Some(limit) = limit.filter(|_| self.0.has(name)) else { return };
+        entry(fields, name.as_str(), |content| {
+            content.message(5, |limits| {
+                entry(limits, "requests_per_unit", |number| number.double(2, limit.requests_per_unit.into()));
+                field(limits, "unit", |unit| unit.extend_from_slice(limit.unit.as_str().as_bytes()));
+            });
+        });
     }
 }
 
 /// An entry of `google.protobuf.Struct.fields` = 1: key = 1, value = 2. `Value`: `string_value` = 3.
 fn field(fields: &mut Message<'_>, name: &str, value: impl FnOnce(&mut Vec<u8>)) {
+    entry(fields, name, |content| content.text_of(3, value));
+}
+
+fn entry(fields: &mut Message<'_>, name: &str, value: impl FnOnce(&mut Message<'_>)) {
     fields.message(1, |entry| {
         entry.text(1, name);
-        entry.message(2, |content| content.text_of(3, value));
+        entry.message(2, value);
     });
 }
 
 /// The same with `Value.bool_value` = 4, true.
-fn flag(fields: &mut Message, name: &str) {
-    fields.message(1, |entry| {
-        entry.text(1, name);
-        entry.message(2, |content| content.number(4, 1));
-    });
+fn flag(fields: &mut Message<'_>, name: &str) {
+    entry(fields, name, |content| content.number(4, 1));
 }
 
 #[cfg(test)]
-mod tests {
-    use prost::Message as _;
-    use prost_types::value::Kind;
-
-    use super::*;
-    use crate::clock::Timestamp;
-    use crate::decision::{Denial, Fault};
-    use crate::ext_authz::proto::envoy::service::auth::v3::CheckResponse;
-    use crate::ext_authz::proto::envoy::service::auth::v3::check_response::HttpResponse;
-    use crate::key::KeyId;
-    use crate::record::KeyRecord;
-    use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
-
-    fn key() -> KeyRecord {
-        let (id, tenant_id) = (KeyId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
-        let expires_at = Some(Timestamp(0)).into();
-        KeyRecord {
-            id,
-            tenant_id,
-            prefix: "llmk_demo".into(),
-            hash: None,
-            expires_at,
-            revoked: false,
-            not_before: Timestamp::MIN,
-            disabled: false,
-        }
-    }
-
-    fn tenant() -> Tenant {
-        Tenant {
-            id: TenantId(Uuid::from_u128(2)),
-            name: "Söhne & 100%".into(),
-            schema: "tenant_demo".into(),
-            status: TenantStatus::Active,
-            mode: None,
-            created_at: Timestamp(0),
-            plan: None,
-        }
-    }
-
-    fn speech(on_unavailable: OnUnavailable) -> Speech {
-        Speech { key_header: "x-llmcore-api-key".into(), keep_key_header: false, on_unavailable }
-    }
-
-    fn say(decision: &Decision<'_>) -> CheckResponse {
-        say_as(decision, false, OnUnavailable::Deny)
-    }
-
-    /// What is written is what the generated encoder writes of it, to the byte.
-    fn say_as(decision: &Decision<'_>, bearer: bool, mode: OnUnavailable) -> CheckResponse {
-        say_by(decision, bearer, &speech(mode))
-    }
-
-    fn say_by(decision: &Decision<'_>, bearer: bool, speech: &Speech) -> CheckResponse {
-        let (cache, mut bytes) = (ResponseCache::new(), Vec::new());
-        answer(&mut bytes, (decision, None), Uuid::nil(), bearer, speech);
-        for time in ["first", "next"] {
-            let mut again = Vec::new();
-            answer(&mut again, (decision, Some(&cache)), Uuid::nil(), bearer, speech);
-            assert_eq!(again, bytes, "the {time} time that it is said of a tenant");
-        }
-        let response = CheckResponse::decode(bytes.as_slice()).unwrap();
-        assert_eq!(response.encode_to_vec(), bytes);
-        response
-    }
-
-    fn every_refusal() -> Vec<Decision<'static>> {
-        let deny = |reason| Decision::Deny(Denial { reason, identity: None });
-        let unable = |fault| Decision::Unable(fault, None);
-        Reason::ALL.into_iter().map(deny).chain(Fault::ALL.into_iter().map(unable)).collect()
-    }
-
-    #[test]
-    fn nothing_but_an_allow_has_the_code_that_lets_pass() {
-        for decision in every_refusal() {
-            for mode in [OnUnavailable::Deny, OnUnavailable::Error] {
-                let response = say_as(&decision, false, mode);
-                assert_ne!(response.status.unwrap().code, 0, "{decision:?}");
-                assert!(!matches!(response.http_response.unwrap(), HttpResponse::OkResponse(_)));
-            }
-        }
-    }
-
-    #[test]
-    fn an_allow_sets_each_identity_header_once_and_never_empty() {
-        let (key, tenant) = (key(), tenant());
-        let response = say(&Decision::Allow(Grant::Tenant(&key, &tenant)));
-        let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
-        let set: Vec<_> = ok
-            .headers
-            .iter()
-            .map(|h| {
-                assert_eq!(h.append_action, 2);
-                let header = h.header.clone().unwrap();
-                assert!(header.raw_value.is_empty() && !header.value.is_empty());
-                (header.key, header.value)
-            })
-            .collect();
-        assert_eq!(set.iter().map(|(k, _)| k.as_str()).collect::<Vec<_>>(), IDENTITY_HEADERS);
-        assert_eq!(set[1].1, "S%C3%B6hne%20&%20100%25");
-        assert_eq!(ok.headers_to_remove, ["x-llmcore-api-key"]);
-    }
-
-    #[test]
-    fn a_public_request_keeps_neither_identity_nor_key() {
-        let response = say_as(&Decision::Allow(Grant::Public), true, OnUnavailable::Deny);
-        let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
-        assert!(ok.headers.is_empty());
-        assert_eq!(ok.headers_to_remove[..2], ["x-llmcore-api-key", "authorization"]);
-        assert_eq!(ok.headers_to_remove[2..], IDENTITY_HEADERS);
-    }
-
-    #[test]
-    fn a_key_that_is_to_stay_stays_and_identity_headers_do_not() {
-        let speech = Speech { keep_key_header: true, ..speech(OnUnavailable::Deny) };
-        let (key, tenant) = (key(), tenant());
-        for (grant, removed) in
-            [(Grant::Tenant(&key, &tenant), &[][..]), (Grant::Public, &IDENTITY_HEADERS[..])]
-        {
-            let response = say_by(&Decision::Allow(grant), true, &speech);
-            let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
-            assert_eq!(ok.headers_to_remove, removed);
-        }
-    }
-
-    #[test]
-    fn metadata_names_the_caller_only_once_he_is_proven() {
-        let (key, tenant) = (key(), tenant());
-        let names = |decision: &Decision<'_>| {
-            let fields = say(decision).dynamic_metadata.unwrap().fields;
-            fields.into_keys().collect::<Vec<_>>().join(" ")
-        };
-        for decision in every_refusal() {
-            assert_eq!(names(&decision), "decision decision_id reason");
-        }
-        assert_eq!(
-            names(&Decision::Allow(Grant::Tenant(&key, &tenant))),
-            "decision decision_id key_expires_at key_id key_prefix reason tenant_id tenant_name tenant_schema tenant_status"
-        );
-    }
-
-    #[test]
-    fn metadata_says_of_a_request_that_passed_in_shadow_mode_why_it_would_not_have() {
-        for (decision, reason) in every_refusal().into_iter().zip(Reason::ALL.map(Reason::as_str)) {
-            let Decision::Allow(grant @ Grant::Shadow(_)) = decision.in_mode(Mode::Shadow) else { panic!() };
-            let fields = say(&Decision::Allow(grant)).dynamic_metadata.unwrap().fields;
-            assert_eq!(
-                fields.keys().cloned().collect::<Vec<_>>().join(" "),
-                "decision decision_id reason shadow would_deny"
-            );
-            assert_eq!(fields["shadow"].kind, Some(Kind::BoolValue(true)));
-            assert_eq!(fields["would_deny"].kind, Some(Kind::StringValue(reason.to_owned())));
-        }
-    }
-}
+#[path = "translate_tests.rs"]
+mod tests;

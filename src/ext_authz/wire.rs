@@ -29,6 +29,12 @@ impl Message<'_> {
         }
     }
 
+    /// A number of 64 bits in floating point, which is written where it is zero, too.
+    pub(super) fn double(&mut self, field: u8, value: f64) {
+        self.0.push(field << 3 | 1);
+        self.0.extend(value.to_le_bytes());
+    }
+
     /// Text. An empty one is not written.
     pub(super) fn text(&mut self, field: u8, value: &str) {
         self.bytes(field, value.as_bytes());

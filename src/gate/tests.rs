@@ -9,8 +9,11 @@ use crate::decision::Denial;
 use crate::key::KeyId;
 use crate::key::format::parse;
 use crate::memos;
+use crate::plan::PlanRow;
 use crate::profile::ProfileRow;
 use crate::record::{ExpiresAt, KeyRecord, SecretHash};
+use crate::route::{Context, RouteId, RouteRow};
+use crate::scope::Scopes;
 use crate::store::Row;
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 use crate::verify::memo::{Keyring, Peppers};
@@ -52,12 +55,12 @@ impl House {
     }
 
     async fn by(&self, key: &str, deadline: Instant) -> String {
-        let view = self.gate.settle(&presenting(key), deadline).await;
+        let view = self.gate.settle(&presenting(key), &|| None, deadline).await;
         self.on(&view, key).expect("a settled view has a verdict")
     }
 
     fn on(&self, view: &View<'_>, key: &str) -> Option<String> {
-        let verdict = view.judge(&presenting(key)).ok()?;
+        let verdict = view.judge(&presenting(key), &|| None).ok()?;
         self.gate.record(&verdict, view.started());
         Some(word(&verdict))
     }
@@ -75,14 +78,16 @@ impl House {
 
 fn presenting(key: &str) -> AccessRequest<'_> {
     let credential = Credential::Presented(parse(key.as_bytes()).unwrap());
-    AccessRequest { public: false, credential, bearer: false }
+    let (method, host, path): (&[u8], &[u8], &[u8]) = (b"GET", b"h", b"/a");
+    let (context, public, preflight, patterns) = (Context::default(), false, false, false);
+    AccessRequest { public, preflight, patterns, method, host, path, context, credential, bearer: false }
 }
 
 fn word(verdict: &Verdict<'_>) -> String {
     match verdict.decision {
-        Decision::Allow(Grant::Public) => "public".to_owned(),
         Decision::Allow(Grant::Shadow(objection)) => format!("shadow {}", objection.as_str()),
-        Decision::Allow(Grant::Tenant(..)) => "ok".to_owned(),
+        Decision::Allow(Grant::Spared(_, _, denial)) => format!("spared {}", denial.reason.as_str()),
+        Decision::Allow(grant) => grant.as_str().to_owned(),
         Decision::Deny(denial) => denial.reason.as_str().to_owned(),
         Decision::Unable(fault, _) => fault.as_str().to_owned(),
     }
@@ -128,8 +133,9 @@ async fn a_key_is_proven_once_and_then_passes_at_once() {
     assert_eq!(house.now("llmk_other_secret123").as_deref(), Some("unknown"));
     assert_eq!(house.entry().last_use().1, house.clock.now());
     let stats = house.gate.stats();
-    let denied: Vec<_> = stats.denied.iter().map(Count::value).collect();
-    assert_eq!((stats.ok.value(), denied), (2, vec![0, 0, 2, 0, 0, 0, 1]));
+    let denied = Reason::ALL.into_iter().zip(stats.denied.iter().map(Count::value)).filter(|(_, n)| *n > 0);
+    let denied: Vec<_> = denied.collect();
+    assert_eq!((stats.ok.value(), denied), (2, vec![(Reason::Mismatch, 2), (Reason::Unknown, 1)]));
 }
 
 #[test]
@@ -189,7 +195,10 @@ fn in_shadow_mode_what_is_said_is_what_becomes_of_the_decision() {
     let view = house.gate.unable(Fault::Overloaded, Duration::ZERO);
     assert_eq!(house.on(&view, KEY).as_deref(), Some("shadow unavailable"));
     let stats = house.gate.stats();
-    assert_eq!(stats.shadow.iter().map(Count::value).collect::<Vec<_>>(), [0, 0, 0, 0, 0, 0, 1, 1]);
+    assert_eq!(
+        stats.shadow.iter().map(Count::value).collect::<Vec<_>>(),
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+    );
     assert_eq!(stats.excused().value(), 1);
     assert_eq!(stats.latency.buckets().map(|(_, n)| n).sum::<u64>(), 2);
 }
@@ -198,7 +207,7 @@ fn in_shadow_mode_what_is_said_is_what_becomes_of_the_decision() {
 fn every_decision_is_counted_under_its_own_name() {
     let stats = Stats::default();
     for (at, reason) in Reason::ALL.into_iter().enumerate() {
-        let denial = Denial { reason, identity: None };
+        let denial = Denial { reason, identity: None, needs: None };
         for _ in 0..=at {
             stats.count(&Decision::Deny(denial));
             stats.count(&Decision::Allow(Grant::Shadow(Objection::Denied(denial))));
@@ -210,8 +219,101 @@ fn every_decision_is_counted_under_its_own_name() {
     stats.count(&Decision::Allow(Grant::Shadow(Objection::Unable(Fault::TooOld, None))));
     stats.count(&Decision::Allow(Grant::Public));
     let values = |counts: &[Count]| counts.iter().map(Count::value).collect::<Vec<_>>();
-    assert_eq!(values(&stats.denied), [1, 2, 3, 4, 5, 6, 7]);
-    assert_eq!(values(&stats.shadow), [1, 2, 3, 4, 5, 6, 7, 1]);
-    assert_eq!(values(&stats.unable), [1, 2, 3, 4, 5, 6, 8, 8]);
+    assert_eq!(values(&stats.denied), (1..=13).collect::<Vec<_>>());
+    assert_eq!(values(&stats.shadow), (1..=13).chain([1]).collect::<Vec<_>>());
+    assert_eq!(values(&stats.unable), [1, 2, 3, 4, 5, 6, 7, 8, 10, 10]);
     assert_eq!((stats.public.value(), stats.ok.value()), (1, 0));
+}
+
+/// The key with this profile, a plan, and a rule.
+fn governed(profile: [Option<&str>; 3], limit: &str) -> Vec<Row> {
+    let [scopes, networks, plan] = profile.map(|text| text.map(Into::into));
+    let mut all = rows(key());
+    if let Row::Key(_, _, profile) = &mut all[0] {
+        *profile = ProfileRow { scopes, networks, plan };
+    }
+    all.push(Row::Plan(PlanRow { name: "gold".into(), limits: [Some(limit.into()), None, None, None] }));
+    all.push(Row::Route(RouteRow {
+        id: RouteId(Uuid::from_u128(3)),
+        name: Some("a".into()),
+        host: "*".into(),
+        method: "GET".into(),
+        path: "/a".into(),
+        mode: "required".into(),
+        scopes: Some("a.read".into()),
+        shadow: false,
+    }));
+    all
+}
+
+#[tokio::test]
+async fn a_key_is_judged_by_its_profile_once_it_is_proven() {
+    let near = Some("192.0.2.7".parse().unwrap());
+    for (profile, limit, address, expected) in [
+        ([None, None, None], "1/DAY", None, "ok"),
+        ([Some("a.*"), None, None], "1/DAY", None, "ok"),
+        ([Some("b"), None, None], "1/DAY", None, "scope"),
+        ([None, Some("192.0.2.0/24"), None], "1/DAY", near, "ok"),
+        ([None, Some("10.0.0.0/8"), None], "1/DAY", near, "network"),
+        ([Some("b"), Some("10.0.0.0/8"), None], "1/DAY", None, "network"),
+        ([None, None, Some("gold")], "1/DAY", None, "ok"),
+        ([None, None, Some("gold")], "1/WEEK", None, "damaged_row"),
+        ([None, None, Some("silver")], "1/DAY", None, "damaged_row"),
+        ([Some("a,b"), None, None], "1/DAY", None, "damaged_row"),
+        ([None, Some(""), None], "1/DAY", near, "damaged_row"),
+    ] {
+        let house = House::new(Mode::Enforce);
+        house.sees(governed(profile, limit));
+        let deadline = Instant::now() + Duration::from_mins(1);
+        for (key, expected) in [(WRONG, "mismatch"), (KEY, expected)] {
+            let (asked, address) = (presenting(key), || address);
+            let view = house.gate.settle(&asked, &address, deadline).await;
+            let verdict = view.judge(&asked, &address).unwrap();
+            assert_eq!(word(&verdict), expected, "{profile:?} {limit}");
+            if expected == "ok" {
+                let terms = verdict.terms;
+                assert_eq!((terms.scopes.map(Scopes::as_str), terms.route), (profile[0], Some("a")));
+                assert_eq!(terms.plan.map(|plan| plan.plan().unwrap().name.as_str()), profile[2]);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_a_rule_is_in_force_with_the_next_snapshot() {
+    let house = House::new(Mode::Enforce);
+    let mut all = governed([Some("b"), None, None], "1/DAY");
+    house.sees(all.clone());
+    assert_eq!(house.soon(KEY).await, "scope");
+    for (shadow, scopes, expected) in [
+        (true, "a.read", "spared scope"),
+        (false, "b", "ok"),
+        (false, "a", "scope"),
+        (false, "*", "damaged_route"),
+    ] {
+        if let Some(Row::Route(rule)) = all.last_mut() {
+            *rule = RouteRow { shadow, scopes: Some(scopes.into()), ..rule.clone() };
+        }
+        house.sees(all.clone());
+        assert_eq!(house.now(KEY).as_deref(), Some(expected));
+    }
+    let stats = house.gate.stats();
+    assert_eq!((stats.ok.value(), stats.spared.value()), (2, 1));
+}
+
+#[tokio::test]
+async fn the_plan_of_a_tenant_is_for_keys_without_one() {
+    for (own, expected) in [(None, "gold"), (Some("silver"), "silver")] {
+        let house = House::new(Mode::Enforce);
+        let mut all = governed([None, None, own], "1/DAY");
+        all.push(Row::Plan(PlanRow { name: "silver".into(), limits: [const { None }; 4] }));
+        if let Row::Tenant(tenant) = &mut all[1] {
+            tenant.plan = Some("gold".into());
+        }
+        house.sees(all);
+        assert_eq!(house.soon(KEY).await, "ok");
+        let (view, asked) = (house.gate.view(), presenting(KEY));
+        let terms = view.judge(&asked, &|| None).unwrap().terms;
+        assert_eq!(terms.plan.map(|plan| plan.plan().unwrap().name.as_str()), Some(expected));
+    }
 }

@@ -54,29 +54,24 @@ impl Keyed for TenantEntry {
     }
 }
 
-/// A plan as the replica has it. A plan that changes becomes a new entry with an empty cache.
+/// A plan as the replica has it.
 #[derive(Debug)]
 pub struct PlanEntry {
     row: PlanRow,
     plan: Result<Plan, Invalid>,
-    response: OnceLock<Box<[u8]>>,
 }
 
 impl PlanEntry {
-    fn new(row: PlanRow) -> Self {
-        Self { plan: row.compile(), row, response: OnceLock::new() }
+    /// The entry of a row.
+    #[must_use]
+    pub fn of(row: PlanRow) -> Self {
+        Self { plan: row.compile(), row }
     }
 
     /// The plan; an error if the row makes no sense.
     #[must_use]
     pub fn plan(&self) -> Result<&Plan, &Invalid> {
         self.plan.as_ref()
-    }
-
-    /// The cached response fragment, opaque here: whoever renders responses fills it once.
-    #[must_use]
-    pub fn response(&self) -> &OnceLock<Box<[u8]>> {
-        &self.response
     }
 }
 
@@ -306,9 +301,7 @@ impl Snapshot {
 impl Policy {
     fn put(&mut self, row: Row) {
         match row {
-            Row::Plan(row) => {
-                drop(self.plans.insert(row.name.as_str().into(), Arc::new(PlanEntry::new(row))))
-            }
+            Row::Plan(row) => drop(self.plans.insert(row.name.as_str().into(), Arc::new(PlanEntry::of(row)))),
             Row::Route(row) => drop(self.rules.insert(row.id, row)),
             Row::Key(..) | Row::Tenant(_) => {}
         }

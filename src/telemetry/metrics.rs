@@ -99,7 +99,12 @@ impl Metrics {
         // Read later, so that it can never seem to be more than all of them.
         let unable = unable.saturating_sub(stats.excused().value());
         let shadow = stats.shadow.iter().map(Count::value).sum();
-        let allowed = [("ok", stats.ok.value()), ("public", stats.public.value()), ("shadow", shadow)];
+        let allowed = [
+            ("anonymous", stats.anonymous.value()),
+            ("ok", stats.ok.value()),
+            ("public", stats.public.value()),
+            ("shadow", shadow),
+        ];
         let rows: Vec<_> = allowed
             .map(|(reason, n)| (("allow", reason), n))
             .into_iter()
@@ -122,14 +127,21 @@ impl Metrics {
         let on = u64::from(self.mode == Mode::Shadow);
         page.gauge("tenantgate_shadow_mode", "Whether this server only notes what it would refuse", on)?;
         let reasons = Reason::ALL.iter().map(|reason| reason.as_str()).chain(["unavailable"]);
-        let rows: Vec<_> =
-            reasons.zip(&self.gate.shadow).map(|(reason, n)| ([("reason", reason)], n.value())).collect();
+        let rows: Vec<_> = reasons
+            .zip(&self.gate.shadow)
+            .map(|(reason, n)| ([("reason", reason)], self.spared(reason) + n.value()))
+            .collect();
         page.counters("tenantgate_shadow", "Requests that passed and were to be refused, by reason", &rows)?;
         page.counter(
             "tenantgate_shadow_report_crowded",
             "Requests that found no room of their own in the shadow report",
             self.shadow.crowded().value(),
         )
+    }
+
+    /// Requests that a rule in shadow mode let pass.
+    fn spared(&self, reason: &str) -> u64 {
+        if reason == Reason::Scope.as_str() { self.gate.spared.value() } else { 0 }
     }
 
     fn proofs(&self, page: &mut Page<'_>) -> fmt::Result {

@@ -126,10 +126,10 @@ impl Spans for Traces {
 /// As our log lines have them.
 fn attributes(check: &CheckSpan<'_>) -> Vec<KeyValue> {
     let (decision, reason, identity) = match check.decision {
-        Decision::Allow(Grant::Public) => ("allow", "public", None),
         Decision::Allow(Grant::Shadow(objection)) => ("allow", "shadow", objection.identity()),
-        Decision::Allow(Grant::Tenant(key, tenant)) => {
-            ("allow", "ok", Some(Identity { key, tenant: Some(tenant) }))
+        Decision::Allow(grant) => {
+            let identity = grant.identity().map(|(key, tenant)| Identity { key, tenant: Some(tenant) });
+            ("allow", grant.as_str(), identity)
         }
         Decision::Deny(denial) => ("deny", denial.reason.as_str(), denial.identity),
         Decision::Unable(_, identity) => ("unable", "unavailable", *identity),
@@ -142,7 +142,8 @@ fn attributes(check: &CheckSpan<'_>) -> Vec<KeyValue> {
         KeyValue::new("reason", reason),
         KeyValue::new("decision.id", check.decision_id.to_string()),
     ];
-    if let Decision::Allow(Grant::Shadow(objection)) = check.decision {
+    let objection = if let Decision::Allow(grant) = check.decision { grant.objection() } else { None };
+    if let Some(objection) = objection {
         all.push(KeyValue::new("would_deny", objection.as_str()));
     }
     if let Decision::Unable(fault, _) | Decision::Allow(Grant::Shadow(Objection::Unable(fault, _))) =

@@ -31,7 +31,7 @@ const FLOORS: [&[&str]; 6] = [
         "client_address",
         "rate_limited_log",
     ],
-    &["decision"],
+    &["decision", "policy"],
     &["supervise", "writing", "transport", "store", "verify", "replica", "trust"],
     &["admin", "explain", "gate", "memos", "shadow", "usage"],
     &[
@@ -100,7 +100,7 @@ pub(crate) fn sources() -> Vec<Source> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
         let mut files = Vec::new();
         collect(&root, &mut files);
-        files.retain(|path| !path.ends_with("tests.rs"));
+        files.retain(|path| !path.to_string_lossy().ends_with("tests.rs"));
         sources.extend(files.iter().map(|path| source(folder, &root, path)));
     }
     sources

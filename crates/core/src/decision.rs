@@ -1,18 +1,22 @@
-//! May this pass?
+//! The decision on a request.
 //!
-//! The table of the contract, as one pure function: [`decide`] is given what is
-//! known ([`Facts`]) and answers with the first row that holds. It reads no
-//! clock, asks nobody, and knows neither HTTP nor Envoy.
+//! The table of the contract is in [`rows`]: an ordered list of rows, of which the first that holds is the answer.
+//! [`decide`] is given what is known ([`Facts`]) and walks it. It reads no clock, asks nobody, and knows neither HTTP nor
+//! Envoy.
 //!
 //! ```text
-//! 1 public path ──────────────────────────────► Allow(Public)
+//!   ambiguous path ───────────────────────────► Deny
+//!   Envoy's words on the route are bad ───────► Unable
+//! 1 public ───────────────────────────────────► Allow(Public)
+//! 1 optional, and no key ─────────────────────► Allow(Anonymous)
 //! 2 no key, 3 malformed ──────────────────────► Deny
 //! 6 never loaded, too old ────────────────────► Unable
 //! 4 unknown prefix (6 if stale: may be new) ──► Deny / Unable
 //!   ······· possession must be proven from here on ·······
-//! 4 wrong secret, revoked, expired ───────────► Deny
+//! 4 wrong secret, revoked, disabled, expired, not yet valid ► Deny
 //! 5 tenant not active ────────────────────────► Deny
 //! 6 damaged row ──────────────────────────────► Unable
+//! 5 address, rule, scopes ────────────────────► Deny (6 Unable if the rule is damaged)
 //! 7 otherwise ────────────────────────────────► Allow(Tenant)
 //! ```
 //!
@@ -24,10 +28,11 @@
 
 pub mod rows;
 
+use self::rows::Row;
 use crate::clock::Timestamp;
-use crate::record::{KeyRecord, has_expired};
+use crate::record::KeyRecord;
 use crate::request::Credential;
-use crate::tenant::{Mode, Tenant, TenantStatus};
+use crate::tenant::{Mode, Tenant};
 
 /// How true the replica is to the database.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -64,13 +69,68 @@ pub struct Found<'a> {
     pub tenant: Option<&'a Tenant>,
     /// Whether the caller holds the key.
     pub proof: Proof,
+    /// What the key may do of what is asked.
+    pub access: Access<'a>,
+}
+
+/// What rules, networks and plans say of a request by a key.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Access<'a> {
+    /// Whether scopes, networks and plan of the key can be read, and its plan exists.
+    pub sound: bool,
+    /// Whether the key may be used from the client's address.
+    pub from_here: bool,
+    /// What the rules say.
+    pub rule: RuleFact,
+    /// What is needed and not granted.
+    pub lacking: Option<Lacking<'a>>,
+}
+
+impl Access<'_> {
+    /// That of a key without scopes and networks where no rule is in force.
+    pub const FREE: Self = Self { sound: true, from_here: true, rule: RuleFact::Fine, lacking: None };
+}
+
+/// What the rules say of a request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum RuleFact {
+    /// One matches, or none has to.
+    Fine,
+    /// None matches, and one has to.
+    None,
+    /// The row that wins makes no sense.
+    Damaged,
+}
+
+/// Needs that are not granted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Lacking<'a> {
+    /// Their first term, for the client.
+    pub term: &'a str,
+    /// Whether the request passes all the same, and is written down.
+    pub shadow: bool,
+}
+
+/// Whether a request needs a key, before anything is known of the key.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Entrance {
+    /// Its path could be read in two ways.
+    Ambiguous,
+    /// What Envoy says of its route cannot be read.
+    BadContext,
+    /// It needs none.
+    Public,
+    /// It may come without one.
+    Optional,
+    /// It needs one.
+    Required,
 }
 
 /// All that a decision rests on.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
-    /// Whether the request needs no key.
-    pub public: bool,
+    /// Whether the request needs a key.
+    pub entrance: Entrance,
     /// The key it carries.
     pub credential: Credential<'a>,
     /// How true the replica is.
@@ -154,10 +214,46 @@ impl<'a> Objection<'a> {
 pub enum Grant<'a> {
     /// As nobody.
     Public,
+    /// As nobody, because it came without a key where none is needed.
+    Anonymous,
     /// As nobody, though it was to be refused.
     Shadow(Objection<'a>),
     /// As this key of this tenant.
     Tenant(&'a KeyRecord, &'a Tenant),
+    /// As this key of this tenant, though a rule in shadow mode was to refuse it.
+    Spared(&'a KeyRecord, &'a Tenant, Denial<'a>),
+}
+
+impl<'a> Grant<'a> {
+    /// Whom the upstream is told of.
+    #[must_use]
+    pub fn identity(&self) -> Option<(&'a KeyRecord, &'a Tenant)> {
+        match self {
+            Self::Tenant(key, tenant) | Self::Spared(key, tenant, _) => Some((key, tenant)),
+            Self::Public | Self::Anonymous | Self::Shadow(_) => None,
+        }
+    }
+
+    /// Why it would have been refused, if it would.
+    #[must_use]
+    pub fn objection(&self) -> Option<Objection<'a>> {
+        match self {
+            Self::Shadow(objection) => Some(*objection),
+            Self::Spared(_, _, denial) => Some(Objection::Denied(*denial)),
+            Self::Public | Self::Anonymous | Self::Tenant(..) => None,
+        }
+    }
+
+    /// As metadata, logs and metrics spell it.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Anonymous => "anonymous",
+            Self::Shadow(_) => "shadow",
+            Self::Tenant(..) | Self::Spared(..) => "ok",
+        }
+    }
 }
 
 /// A refusal.
@@ -167,11 +263,15 @@ pub struct Denial<'a> {
     pub reason: Reason,
     /// Of whom, if possession was proven.
     pub identity: Option<Identity<'a>>,
+    /// The first term of the needs that were not met, if that is why.
+    pub needs: Option<&'a str>,
 }
 
 /// Why a request is refused: for metadata, log and metrics.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Reason {
+    /// The key is right and was switched off. Blame: its owner.
+    Disabled,
     /// The key is right and its time is over. Blame: its owner.
     Expired,
     /// What was presented is no key, or more than one. Blame: the client.
@@ -180,8 +280,18 @@ pub enum Reason {
     Mismatch,
     /// There is no key. Blame: the client.
     Missing,
+    /// The key is right and may not be used from the client's address. Blame: the client.
+    Network,
+    /// The key is right and its time has not begun. Blame: its owner.
+    NotYetValid,
+    /// Envoy and the upstream could read the path in two ways. Blame: the client.
+    PathAmbiguous,
     /// The key is right and was taken back. Blame: its owner.
     Revoked,
+    /// The key is right and no rule is for the request. Blame: the client, or the operator.
+    Route,
+    /// The key is right and is not granted what the route needs. Blame: its owner.
+    Scope,
     /// The key is right, its tenant is not served. Blame: the tenant.
     TenantInactive,
     /// No key has this prefix. Blame: the client.
@@ -190,12 +300,18 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for whoever has to list them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 13] = [
+        Self::Disabled,
         Self::Expired,
         Self::Malformed,
         Self::Mismatch,
         Self::Missing,
+        Self::Network,
+        Self::NotYetValid,
+        Self::PathAmbiguous,
         Self::Revoked,
+        Self::Route,
+        Self::Scope,
         Self::TenantInactive,
         Self::Unknown,
     ];
@@ -204,11 +320,17 @@ impl Reason {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Disabled => "disabled",
             Self::Expired => "expired",
             Self::Malformed => "malformed",
             Self::Mismatch => "mismatch",
             Self::Missing => "missing",
+            Self::Network => "network",
+            Self::NotYetValid => "not_yet_valid",
+            Self::PathAmbiguous => "path_ambiguous",
             Self::Revoked => "revoked",
+            Self::Route => "route",
+            Self::Scope => "scope",
             Self::TenantInactive => "tenant_inactive",
             Self::Unknown => "unknown",
         }
@@ -218,7 +340,11 @@ impl Reason {
 /// Why we cannot say. The client sees the same 503 for all of them; the operator sees this.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Fault {
-    /// The row of the key or of its tenant makes no sense. The operator mends the row.
+    /// What Envoy's configuration says of the route makes no sense. The operator corrects it there.
+    BadRouteContext,
+    /// The row of the rule that wins makes no sense. The operator corrects the row.
+    DamagedRoute,
+    /// The row of the key, of its tenant or of its plan makes no sense. The operator mends the row.
     DamagedRow,
     /// Proving possession takes longer than the caller waits. A retry finds it done.
     DeadlineTooShort,
@@ -238,7 +364,9 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault, for whoever has to list them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
+        Self::BadRouteContext,
+        Self::DamagedRoute,
         Self::DamagedRow,
         Self::DeadlineTooShort,
         Self::Internal,
@@ -255,7 +383,12 @@ impl Fault {
     pub fn is_caused_by_clients(self) -> bool {
         match self {
             Self::DeadlineTooShort | Self::Internal | Self::Overloaded | Self::TooLarge => true,
-            Self::DamagedRow | Self::NeverLoaded | Self::TooOld | Self::UnknownWhileStale => false,
+            Self::BadRouteContext
+            | Self::DamagedRoute
+            | Self::DamagedRow
+            | Self::NeverLoaded
+            | Self::TooOld
+            | Self::UnknownWhileStale => false,
         }
     }
 
@@ -263,6 +396,8 @@ impl Fault {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::BadRouteContext => "bad_route_context",
+            Self::DamagedRoute => "damaged_route",
             Self::DamagedRow => "damaged_row",
             Self::DeadlineTooShort => "deadline_too_short",
             Self::Internal => "internal",
@@ -275,56 +410,15 @@ impl Fault {
     }
 }
 
-/// Answers with the first row of the table that holds; with nothing when possession must be proven first.
+/// Answers with the first row of the table that holds; `None` when possession must be proven first.
 #[must_use]
 pub fn decide<'a>(facts: &Facts<'a>) -> Option<Decision<'a>> {
-    if facts.public {
-        return Some(Decision::Allow(Grant::Public));
-    }
-    match facts.credential {
-        Credential::Missing => return Some(deny(Reason::Missing)),
-        Credential::Malformed => return Some(deny(Reason::Malformed)),
-        Credential::Presented(_) => {}
-    }
-    match (facts.freshness, facts.found) {
-        (Freshness::NeverLoaded, _) => Some(unable(Fault::NeverLoaded)),
-        (Freshness::TooOld, _) => Some(unable(Fault::TooOld)),
-        (Freshness::Stale, None) => Some(unable(Fault::UnknownWhileStale)),
-        (Freshness::Fresh, None) => Some(deny(Reason::Unknown)),
-        (_, Some(found)) => match found.proof {
-            Proof::Pending => None,
-            Proof::Impossible(fault) => Some(unable(fault)),
-            Proof::Wrong => Some(deny(Reason::Mismatch)),
-            Proof::Right => Some(of_holder(found.key, found.tenant, facts.now)),
-        },
-    }
-}
-
-/// The rows that need possession.
-fn of_holder<'a>(key: &'a KeyRecord, tenant: Option<&'a Tenant>, now: Timestamp) -> Decision<'a> {
-    let identity = Some(Identity { key, tenant });
-    if key.revoked {
-        return Decision::Deny(Denial { reason: Reason::Revoked, identity });
-    }
-    if has_expired(key.expires_at.at(), now) {
-        return Decision::Deny(Denial { reason: Reason::Expired, identity });
-    }
-    match tenant {
-        None => Decision::Unable(Fault::DamagedRow, identity),
-        Some(tenant) if tenant.status != TenantStatus::Active => {
-            Decision::Deny(Denial { reason: Reason::TenantInactive, identity })
+    for row in Row::ALL {
+        if row.holds(facts)? {
+            return Some(row.answer(facts));
         }
-        Some(tenant) if !tenant.is_sound() => Decision::Unable(Fault::DamagedRow, identity),
-        Some(tenant) => Decision::Allow(Grant::Tenant(key, tenant)),
     }
-}
-
-fn deny<'a>(reason: Reason) -> Decision<'a> {
-    Decision::Deny(Denial { reason, identity: None })
-}
-
-fn unable<'a>(fault: Fault) -> Decision<'a> {
-    Decision::Unable(fault, None)
+    None
 }
 
 #[cfg(test)]
@@ -335,7 +429,7 @@ mod tests {
     use crate::key::KeyId;
     use crate::key::format::parse;
     use crate::record::ExpiresAt;
-    use crate::tenant::TenantId;
+    use crate::tenant::{TenantId, TenantStatus};
 
     pub(super) const NOW: Timestamp = Timestamp(1_000);
 
@@ -367,7 +461,7 @@ mod tests {
 
     pub(super) fn facts(found: Option<Found<'_>>) -> Facts<'_> {
         let credential = Credential::Presented(parse(b"llmk_demo_secret123").unwrap());
-        Facts { public: false, credential, freshness: Freshness::Fresh, found, now: NOW }
+        Facts { entrance: Entrance::Required, credential, freshness: Freshness::Fresh, found, now: NOW }
     }
 
     /// What a decision says, in a word.
@@ -376,8 +470,12 @@ mod tests {
             None => "prove".into(),
             Some(Decision::Allow(Grant::Public)) => "public".into(),
             Some(Decision::Allow(Grant::Shadow(objection))) => format!("shadow {}", objection.as_str()),
+            Some(Decision::Allow(Grant::Anonymous)) => "anonymous".into(),
             Some(Decision::Allow(Grant::Tenant(..))) => "ok".into(),
-            Some(Decision::Deny(Denial { reason, identity })) => {
+            Some(Decision::Allow(Grant::Spared(_, _, denial))) => {
+                format!("spared {}", denial.reason.as_str())
+            }
+            Some(Decision::Deny(Denial { reason, identity, .. })) => {
                 format!("{}{}", reason.as_str(), if identity.is_some() { " proven" } else { "" })
             }
             Some(Decision::Unable(fault, _)) => format!("unable {}", fault.as_str()),
@@ -387,13 +485,16 @@ mod tests {
     #[test]
     fn public_missing_and_malformed_come_before_any_state() {
         for freshness in [Freshness::NeverLoaded, Freshness::TooOld, Freshness::Stale, Freshness::Fresh] {
-            for (public, credential, expected) in [
-                (true, Credential::Missing, "public"),
-                (true, Credential::Malformed, "public"),
-                (false, Credential::Missing, "missing"),
-                (false, Credential::Malformed, "malformed"),
+            for (entrance, credential, expected) in [
+                (Entrance::Ambiguous, Credential::Missing, "path_ambiguous"),
+                (Entrance::BadContext, Credential::Malformed, "unable bad_route_context"),
+                (Entrance::Public, Credential::Missing, "public"),
+                (Entrance::Public, Credential::Malformed, "public"),
+                (Entrance::Required, Credential::Missing, "missing"),
+                (Entrance::Required, Credential::Malformed, "malformed"),
+                (Entrance::Optional, Credential::Malformed, "malformed"),
             ] {
-                let facts = Facts { public, credential, freshness, ..facts(None) };
+                let facts = Facts { entrance, credential, freshness, ..facts(None) };
                 assert_eq!(word(decide(&facts)), expected, "{freshness:?}");
             }
         }
@@ -408,7 +509,7 @@ mod tests {
             (Freshness::Stale, "unable unknown_while_stale", "ok"),
             (Freshness::Fresh, "unknown", "ok"),
         ] {
-            let found = Found { key: &key, tenant: Some(&tenant), proof: Proof::Right };
+            let found = Found { key: &key, tenant: Some(&tenant), proof: Proof::Right, access: Access::FREE };
             assert_eq!(word(decide(&Facts { freshness, ..facts(None) })), unknown);
             assert_eq!(word(decide(&Facts { freshness, ..facts(Some(found)) })), known);
         }
@@ -424,7 +525,7 @@ mod tests {
             (Proof::Impossible(Fault::Overloaded), "unable overloaded"),
             (Proof::Right, "revoked proven"),
         ] {
-            let found = Found { key: &key, tenant: Some(&tenant), proof };
+            let found = Found { key: &key, tenant: Some(&tenant), proof, access: Access::FREE };
             assert_eq!(word(decide(&facts(Some(found)))), expected);
         }
     }
@@ -446,7 +547,8 @@ mod tests {
             (false, None, Some(tenant("active")), "ok"),
         ] {
             let key = KeyRecord { expires_at: expires_at.into(), revoked, ..key() };
-            let found = Found { key: &key, tenant: tenant.as_ref(), proof: Proof::Right };
+            let found =
+                Found { key: &key, tenant: tenant.as_ref(), proof: Proof::Right, access: Access::FREE };
             assert_eq!(word(decide(&facts(Some(found)))), expected);
         }
     }
@@ -454,9 +556,9 @@ mod tests {
     #[test]
     fn in_shadow_mode_what_was_to_be_refused_passes_as_nobody_and_the_rest_stays() {
         let (key, active) = (key(), tenant("active"));
-        let right = Found { key: &key, tenant: Some(&active), proof: Proof::Right };
+        let right = Found { key: &key, tenant: Some(&active), proof: Proof::Right, access: Access::FREE };
         for (facts, enforced, shadowed) in [
-            (Facts { public: true, ..facts(None) }, "public", "public"),
+            (Facts { entrance: Entrance::Public, ..facts(None) }, "public", "public"),
             (facts(Some(right)), "ok", "ok"),
             (Facts { credential: Credential::Missing, ..facts(None) }, "missing", "shadow missing"),
             (Facts { credential: Credential::Malformed, ..facts(None) }, "malformed", "shadow malformed"),
@@ -487,9 +589,97 @@ mod tests {
             (Some(Mode::Shadow), Mode::Enforce, Proof::Impossible(Fault::Overloaded), "unable overloaded"),
         ] {
             let tenant = Tenant { mode: own, ..tenant("active") };
-            let found = Found { key: &key, tenant: Some(&tenant), proof };
+            let found = Found { key: &key, tenant: Some(&tenant), proof, access: Access::FREE };
             let decision = decide(&facts(Some(found))).unwrap();
             assert_eq!(word(Some(decision.in_mode(server))), expected, "{own:?} {server:?} {proof:?}");
         }
+    }
+
+    #[test]
+    fn a_request_without_a_key_passes_where_one_is_optional_as_long_as_the_rules_are_known() {
+        for (freshness, expected) in [
+            (Freshness::Fresh, "anonymous"),
+            (Freshness::Stale, "anonymous"),
+            (Freshness::TooOld, "unable too_old"),
+            (Freshness::NeverLoaded, "missing"),
+        ] {
+            let facts = Facts {
+                entrance: Entrance::Optional,
+                credential: Credential::Missing,
+                freshness,
+                ..facts(None)
+            };
+            assert_eq!(word(decide(&facts)), expected, "{freshness:?}");
+        }
+        assert_eq!(word(decide(&Facts { entrance: Entrance::Optional, ..facts(None) })), "unknown");
+    }
+
+    #[test]
+    fn the_states_of_a_key_have_their_order() {
+        let tenant = tenant("suspended");
+        for (revoked, disabled, expires_at, not_before, expected) in [
+            (true, true, Some(NOW), Timestamp(1_001), "revoked proven"),
+            (false, true, Some(NOW), Timestamp(1_001), "disabled proven"),
+            (false, false, Some(NOW), Timestamp(1_001), "expired proven"),
+            (false, false, None, Timestamp(1_001), "not_yet_valid proven"),
+            (false, false, None, NOW, "tenant_inactive proven"),
+        ] {
+            let key = KeyRecord { revoked, disabled, expires_at: expires_at.into(), not_before, ..key() };
+            let found = Found { key: &key, tenant: Some(&tenant), proof: Proof::Right, access: Access::FREE };
+            assert_eq!(word(decide(&facts(Some(found)))), expected);
+        }
+    }
+
+    #[test]
+    fn what_a_key_may_do_is_judged_after_its_tenant_in_order() {
+        let (key, active, suspended) = (key(), tenant("active"), tenant("suspended"));
+        let worst = Access {
+            sound: false,
+            from_here: false,
+            rule: RuleFact::None,
+            lacking: Some(Lacking { term: "a b", shadow: false }),
+        };
+        let spared = Access { lacking: Some(Lacking { term: "a", shadow: true }), ..Access::FREE };
+        for (tenant, access, expected) in [
+            (&suspended, worst, "tenant_inactive proven"),
+            (&active, worst, "unable damaged_row"),
+            (&active, Access { sound: true, ..worst }, "network proven"),
+            (&active, Access { sound: true, from_here: true, ..worst }, "route proven"),
+            (&active, Access { rule: RuleFact::Damaged, sound: true, ..worst }, "network proven"),
+            (
+                &active,
+                Access { rule: RuleFact::Damaged, sound: true, from_here: true, ..worst },
+                "unable damaged_route",
+            ),
+            (&active, Access { lacking: worst.lacking, ..Access::FREE }, "scope proven"),
+            (&active, spared, "spared scope"),
+            (&active, Access::FREE, "ok"),
+        ] {
+            let found = Found { key: &key, tenant: Some(tenant), proof: Proof::Right, access };
+            let decision = decide(&facts(Some(found)));
+            assert_eq!(word(decision), expected);
+            if let Some(Decision::Deny(denial)) = decision {
+                let needs = (denial.reason == Reason::Scope).then_some("a b");
+                assert_eq!(denial.needs, needs);
+            }
+            let wrong = Found { proof: Proof::Wrong, ..found };
+            assert_eq!(word(decide(&facts(Some(wrong)))), "mismatch");
+        }
+    }
+
+    #[test]
+    fn a_request_that_a_rule_spares_passes_as_its_tenant_in_every_mode() {
+        let (key, tenant) = (key(), tenant("active"));
+        let access = Access { lacking: Some(Lacking { term: "a", shadow: true }), ..Access::FREE };
+        let found = Found { key: &key, tenant: Some(&tenant), proof: Proof::Right, access };
+        for mode in Mode::ALL {
+            let Some(Decision::Allow(grant)) = decide(&facts(Some(found))).map(|d| d.in_mode(mode)) else {
+                panic!()
+            };
+            assert_eq!((grant.as_str(), grant.identity()), ("ok", Some((&key, &tenant))));
+            assert_eq!(grant.objection().map(|objection| objection.as_str()), Some("scope"));
+        }
+        assert_eq!((Grant::Anonymous.as_str(), Grant::Anonymous.identity()), ("anonymous", None));
+        assert_eq!(Grant::Public.objection(), None);
     }
 }

@@ -25,3 +25,4 @@ pub mod scope;
 pub mod tenant;
 // floor 1
 pub mod decision;
+pub mod policy;

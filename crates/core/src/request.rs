@@ -12,6 +12,7 @@
 
 use crate::key::PresentedKey;
 use crate::key::format::{SCHEME, parse};
+use crate::route::Context;
 
 /// The header a key travels in, unless another is asked for.
 pub const DEFAULT_KEY_HEADER: &str = "x-llmcore-api-key";
@@ -28,22 +29,38 @@ pub struct Options {
     pub accept_bearer: bool,
     /// What needs no key.
     pub public: PublicPaths,
+    /// Whether a CORS preflight needs none.
+    pub preflight: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { key_header: DEFAULT_KEY_HEADER.into(), accept_bearer: false, public: PublicPaths::default() }
+        Self {
+            key_header: DEFAULT_KEY_HEADER.into(),
+            accept_bearer: false,
+            public: PublicPaths::default(),
+            preflight: false,
+        }
     }
 }
 
-/// The requests that need no key: exact methods and exact paths, case-sensitive, never normalised.
+/// The headers that make `OPTIONS` a CORS preflight (<https://fetch.spec.whatwg.org/#cors-preflight-fetch>).
+pub const PREFLIGHT_HEADERS: [&str; 2] = ["origin", "access-control-request-method"];
+
+/// The requests that need no key: exact methods and exact paths, case-sensitive, never normalised. A path may end in
+/// `/*`: everything below it, and not the path itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct PublicPaths(Vec<(String, String)>);
+pub struct PublicPaths {
+    rules: Vec<(String, String)>,
+    /// Whether one of them ends in `/*`.
+    patterns: bool,
+}
 
 impl Default for PublicPaths {
     fn default() -> Self {
         let paths = ["/", "/health", "/docs"];
-        Self(paths.iter().flat_map(|p| ["GET", "HEAD"].map(|m| (m.into(), (*p).into()))).collect())
+        let rules = paths.iter().flat_map(|p| ["GET", "HEAD"].map(|m| (m.into(), (*p).into()))).collect();
+        Self { rules, patterns: false }
     }
 }
 
@@ -51,7 +68,7 @@ impl PublicPaths {
     /// Nothing is public.
     #[must_use]
     pub fn none() -> Self {
-        Self(Vec::new())
+        Self { rules: Vec::new(), patterns: false }
     }
 
     /// Adds `METHOD /path`.
@@ -67,15 +84,29 @@ impl PublicPaths {
         if !path.starts_with('/') || path.bytes().any(|b| !b.is_ascii_graphic() || b == b'?' || b == b'#') {
             return Err("needs a path that starts with / and has no query, fragment or blank");
         }
-        self.0.push((method.into(), path.into()));
+        if path.strip_suffix("/*").unwrap_or(path).contains('*') {
+            return Err("may have * only at its end, as in GET /assets/*");
+        }
+        self.patterns |= path.ends_with("/*");
+        self.rules.push((method.into(), path.into()));
         Ok(())
+    }
+
+    /// Whether a path ends in `/*`. Then ambiguous paths have to be refused first.
+    #[must_use]
+    pub fn has_patterns(&self) -> bool {
+        self.patterns
     }
 
     /// Whether a request is public. The query does not count.
     #[must_use]
     pub fn contains(&self, method: &[u8], path: &[u8]) -> bool {
         let path = path.split(|&b| b == b'?').next().unwrap_or_default();
-        self.0.iter().any(|(m, p)| m.as_bytes() == method && p.as_bytes() == path)
+        let fits = |pattern: &[u8]| match pattern.strip_suffix(b"*") {
+            Some(folder) => path.len() > folder.len() && path.starts_with(folder),
+            None => pattern == path,
+        };
+        self.rules.iter().any(|(m, p)| m.as_bytes() == method && fits(p.as_bytes()))
     }
 }
 
@@ -94,8 +125,20 @@ pub enum Credential<'a> {
 /// A request, as far as it concerns us.
 #[derive(Clone, Copy, Debug)]
 pub struct AccessRequest<'a> {
-    /// Whether it needs no key.
+    /// Whether an option says that it needs no key.
     pub public: bool,
+    /// Whether it is a CORS preflight that needs none.
+    pub preflight: bool,
+    /// Whether an option has a pattern, so that ambiguous paths are refused.
+    pub patterns: bool,
+    /// The method.
+    pub method: &'a [u8],
+    /// The host, as it came.
+    pub host: &'a [u8],
+    /// The path, query and all.
+    pub path: &'a [u8],
+    /// What Envoy says of the route.
+    pub context: Context<'a>,
     /// The key it carries.
     pub credential: Credential<'a>,
     /// Whether `Authorization` carries something of ours, which no upstream may see.
@@ -109,6 +152,9 @@ pub struct Reader<'o, 'a> {
     key: Slot<'a>,
     bearer: Slot<'a>,
     ours: bool,
+    context: Context<'a>,
+    /// Which of [`PREFLIGHT_HEADERS`] came.
+    preflight: [bool; 2],
 }
 
 /// The values seen of one header.
@@ -132,7 +178,8 @@ impl<'o, 'a> Reader<'o, 'a> {
     /// Starts to read a request.
     #[must_use]
     pub fn new(options: &'o Options) -> Self {
-        Self { options, key: Slot::Empty, bearer: Slot::Empty, ours: false }
+        let (context, preflight) = (Context::default(), [false; 2]);
+        Self { options, key: Slot::Empty, bearer: Slot::Empty, ours: false, context, preflight }
     }
 
     /// Takes note of a header. Call it once for each that the request has, in any order.
@@ -143,14 +190,29 @@ impl<'o, 'a> Reader<'o, 'a> {
         } else if self.options.accept_bearer && name == AUTHORIZATION.as_bytes() {
             self.bearer.put(value);
             self.ours |= value.split(|&b| b == b',').any(claims_a_key);
+        } else if self.options.preflight {
+            for (seen, known) in self.preflight.iter_mut().zip(PREFLIGHT_HEADERS) {
+                *seen |= name == known.as_bytes();
+            }
         }
+    }
+
+    /// Takes note of what Envoy's configuration says of the route.
+    pub fn context(&mut self, name: &[u8], value: &'a [u8]) {
+        self.context.put(name, value);
     }
 
     /// What all the headers together mean.
     #[must_use]
-    pub fn finish(self, method: &[u8], path: &[u8]) -> AccessRequest<'a> {
+    pub fn finish(self, method: &'a [u8], host: &'a [u8], path: &'a [u8]) -> AccessRequest<'a> {
         AccessRequest {
             public: self.options.public.contains(method, path),
+            preflight: self.preflight == [true; 2] && method == b"OPTIONS",
+            patterns: self.options.public.has_patterns(),
+            method,
+            host,
+            path,
+            context: self.context,
             credential: self.credential(),
             bearer: self.ours,
         }
@@ -209,7 +271,7 @@ mod tests {
         for (name, value) in headers {
             reader.header(name.as_bytes(), value);
         }
-        reader.finish(b"GET", b"/v1")
+        reader.finish(b"GET", b"", b"/v1")
     }
 
     fn kind(credential: Credential<'_>) -> &'static str {
@@ -313,11 +375,48 @@ mod tests {
     }
 
     #[test]
+    fn a_pattern_is_for_what_is_below_it_and_not_for_itself() {
+        let mut public = PublicPaths::none();
+        public.add("GET /a").unwrap();
+        assert!(!public.has_patterns());
+        public.add("GET /assets/*").unwrap();
+        assert!(public.has_patterns());
+        for (method, path, expected) in [
+            ("GET", "/assets/x", true),
+            ("GET", "/assets/x/y?z", true),
+            ("GET", "/assets", false),
+            ("GET", "/assets/", false),
+            ("GET", "/assets/?x", false),
+            ("GET", "/assetsx", false),
+            ("GET", "/x/assets/y", false),
+            ("POST", "/assets/x", false),
+        ] {
+            assert_eq!(public.contains(method.as_bytes(), path.as_bytes()), expected, "{method} {path}");
+        }
+        public.add("GET /*").unwrap();
+        assert!(public.contains(b"GET", b"/x") && !public.contains(b"GET", b"/"));
+    }
+
+    #[test]
     fn a_public_rule_that_cannot_match_is_refused() {
         let mut public = PublicPaths::none();
         assert_eq!(public.add("OPTIONS /a,b"), Ok(()));
         assert!(public.contains(b"OPTIONS", b"/a,b"));
-        for bad in ["", "GET", "/health", "get /health", "GET health", "GET /a?b", "GET  /a", " /a"] {
+        for bad in [
+            "",
+            "GET",
+            "/health",
+            "get /health",
+            "GET health",
+            "GET /a?b",
+            "GET  /a",
+            " /a",
+            "GET /a*",
+            "GET /*/a",
+            "GET /a/*/*",
+            "GET /a/**",
+            "* /a",
+        ] {
             assert!(public.add(bad).is_err(), "{bad:?}");
         }
     }

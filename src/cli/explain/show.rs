@@ -10,7 +10,7 @@ use super::through::ThroughView;
 use crate::decision::rows::{Row, Step};
 use crate::decision::{Decision, Fault, Grant, Objection};
 use crate::explain::{Case, Explanation};
-use crate::ext_authz::translate::{Speech, answer};
+use crate::ext_authz::translate::{Answer, Speech, answer};
 
 /// A row of the table and what became of it.
 #[derive(Serialize)]
@@ -130,7 +130,7 @@ fn case_view(explanation: &Explanation<'_>, case: &Case<'_>, speech: &Speech) ->
 fn outcome(decision: &Decision<'_>, speech: &Speech) -> OutcomeView {
     let mut message = Vec::new();
     // The id of the response is not shown.
-    answer(&mut message, (decision, None), Uuid::nil(), false, speech);
+    answer(&mut message, &Answer::of(decision), Uuid::nil(), false, speech);
     let (said, code) = of_answer(&message);
     let CheckView { allowed, http_status, body, mut metadata, .. } = said;
     OutcomeView {

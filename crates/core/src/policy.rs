@@ -1,0 +1,314 @@
+//! What rules, options and Envoy together say of a request.
+//!
+//! The rules of the database, `--public` and what Envoy's own configuration says of the route each have a say. This is
+//! where they meet: the result tells whether a key is needed, and what it has to be granted.
+
+use crate::decision::{Entrance, Lacking, RuleFact};
+use crate::path::{Path, PathOptions};
+use crate::request::AccessRequest;
+use crate::route::host::request_host;
+use crate::route::{Context, Entry, RouteMode, RouteTable};
+use crate::scope::{Granted, Scopes};
+
+/// How requests are matched with rules.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Options {
+    /// What is a byte of its segment.
+    pub path: PathOptions,
+    /// `--route-default deny`: what no rule is for is refused.
+    pub deny_unmatched: bool,
+}
+
+/// What is said of a request before its key is looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Routing<'a> {
+    /// Whether it needs a key.
+    pub entrance: Entrance,
+    /// Whether a rule is for it.
+    pub rule: RuleFact,
+    /// The row that wins.
+    pub entry: Option<&'a Entry>,
+    context: Context<'a>,
+}
+
+impl<'a> Routing<'a> {
+    /// Matches a request with the rules in force.
+    #[must_use]
+    pub fn of(routes: &'a RouteTable, options: &Options, request: &AccessRequest<'a>) -> Self {
+        let plain = if request.public { Entrance::Public } else { Entrance::Required };
+        let context = request.context;
+        let routing = Self { entrance: plain, rule: RuleFact::Fine, entry: None, context };
+        let in_force = !routes.is_empty() || options.deny_unmatched || request.patterns;
+        if !in_force && context == Context::default() {
+            return if request.preflight { routing.with(Entrance::Public) } else { routing };
+        }
+        routing.among(routes, options, request, in_force)
+    }
+
+    fn with(self, entrance: Entrance) -> Self {
+        Self { entrance, ..self }
+    }
+
+    fn among(
+        self,
+        routes: &'a RouteTable,
+        options: &Options,
+        request: &AccessRequest<'a>,
+        in_force: bool,
+    ) -> Self {
+        // A call of Envoy's network filter is about a connection, and has no path to judge.
+        let judged = in_force && !(request.method.is_empty() && request.path.is_empty());
+        let path = match judged.then(|| Path::read(request.path, options.path)) {
+            Some(Err(_)) => return self.with(Entrance::Ambiguous),
+            Some(Ok(path)) => Some(path),
+            None => None,
+        };
+        if self.context.bad {
+            return self.with(Entrance::BadContext);
+        }
+        if request.preflight {
+            return self.with(Entrance::Public);
+        }
+        let find = |path: Path<'_>| routes.find(&request_host(request.host), request.method, &path);
+        let entry = path.filter(|_| !routes.is_empty()).and_then(find);
+        let rule = match entry.map(|entry| &entry.rule) {
+            Some(Err(_)) => RuleFact::Damaged,
+            None if options.deny_unmatched && !self.context.is_a_rule() => RuleFact::None,
+            Some(Ok(_)) | None => RuleFact::Fine,
+        };
+        let by_rule = entry.and_then(|entry| entry.rule.as_ref().ok()).map(|rule| rule.mode);
+        let mode = match (self.context.mode, request.public, by_rule) {
+            (Some(mode), ..) => mode,
+            (None, true, _) => RouteMode::Public,
+            // What Envoy says is needed cannot be met by a request whose key is not looked at.
+            (None, false, Some(RouteMode::Public)) if self.context.needs.is_some() => RouteMode::Required,
+            (None, false, mode) => mode.unwrap_or_default(),
+        };
+        let entrance = match mode {
+            RouteMode::Required => Entrance::Required,
+            RouteMode::Optional => Entrance::Optional,
+            RouteMode::Public => Entrance::Public,
+        };
+        Self { entrance, rule, entry, ..self }
+    }
+
+    /// What is needed and not granted to a key; `None` for its scopes means everything.
+    #[must_use]
+    pub fn lacking(&self, granted: Option<(&Scopes, &Granted)>) -> Option<Lacking<'a>> {
+        let (scopes, granted) = granted?;
+        let by_rule = self.entry.filter(|entry| !entry.is_met_by(granted));
+        let by_rule = by_rule.and_then(|entry| entry.rule.as_ref().ok()).and_then(|rule| {
+            let term = rule.needs.as_ref()?.first_term();
+            Some(Lacking { term, shadow: rule.shadow })
+        });
+        let by_envoy = self.context.needs.filter(|needs| !needs.are_met_by(scopes));
+        let by_envoy = by_envoy.map(|needs| Lacking { term: needs.first_term(), shadow: false });
+        match (by_rule, by_envoy) {
+            // A rule in shadow mode softens its own needs alone.
+            (Some(lacking), Some(other)) if lacking.shadow => Some(other),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// The name of the rule, or the one that Envoy gives the route.
+    #[must_use]
+    pub fn name(&self) -> Option<&'a str> {
+        self.entry.and_then(|entry| entry.name.as_deref()).or(self.context.route)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::request::{Options as RequestOptions, PublicPaths, Reader};
+    use crate::route::{RouteId, RouteRow};
+
+    /// `METHOD host/path mode needs`, `!` before the mode for shadow.
+    fn rule(number: u128, text: &str) -> RouteRow {
+        let mut words = text.splitn(4, ' ');
+        let mut next = || words.next().unwrap_or_default().to_owned();
+        let (method, target, mode, needs) = (next(), next(), next(), next());
+        let (host, path) = target.split_at(target.find('/').unwrap());
+        RouteRow {
+            id: RouteId(Uuid::from_u128(number)),
+            name: Some(format!("r{number}")),
+            host: host.to_owned(),
+            method,
+            path: path.to_owned(),
+            mode: mode.trim_start_matches('!').to_owned(),
+            scopes: Some(needs).filter(|needs| !needs.is_empty()),
+            shadow: mode.starts_with('!'),
+        }
+    }
+
+    struct World {
+        routes: RouteTable,
+        options: Options,
+        reading: RequestOptions,
+    }
+
+    impl World {
+        fn of(rules: &[&str]) -> Self {
+            let rows: Vec<_> = (1..).zip(rules).map(|(number, text)| rule(number, text)).collect();
+            let reading = RequestOptions { preflight: true, ..RequestOptions::default() };
+            Self { routes: RouteTable::of(&rows), options: Options::default(), reading }
+        }
+
+        /// Reads `METHOD host/path` with an extension for each pair, and tells the entrance, the rule and its name.
+        fn see(&self, target: &str, context: &[(&str, &str)]) -> String {
+            let request = self.request(target, context, &[]);
+            self.shown(&request)
+        }
+
+        fn request<'a>(
+            &self,
+            target: &'a str,
+            context: &[(&str, &'a str)],
+            headers: &[&'a str],
+        ) -> AccessRequest<'a> {
+            let (method, target) = target.split_once(' ').unwrap();
+            let (host, path) = target.split_at(target.find('/').unwrap_or(target.len()));
+            let mut reader = Reader::new(&self.reading);
+            for (name, value) in context {
+                reader.context(name.as_bytes(), value.as_bytes());
+            }
+            for name in headers {
+                reader.header(name.as_bytes(), b"x");
+            }
+            reader.finish(method.as_bytes(), host.as_bytes(), path.as_bytes())
+        }
+
+        fn shown(&self, request: &AccessRequest<'_>) -> String {
+            let routing = Routing::of(&self.routes, &self.options, request);
+            format!("{:?} {:?} {}", routing.entrance, routing.rule, routing.name().unwrap_or("-"))
+        }
+    }
+
+    #[test]
+    fn without_rules_nothing_is_ambiguous_and_public_is_public() {
+        let world = World::of(&[]);
+        for (target, expected) in [
+            ("GET h/docs", "Public Fine -"),
+            ("GET h/docs?x", "Public Fine -"),
+            ("GET h//docs", "Required Fine -"),
+            ("GET h/a/../docs", "Required Fine -"),
+            ("CONNECT h", "Required Fine -"),
+        ] {
+            assert_eq!(world.see(target, &[]), expected, "{target}");
+        }
+        assert_eq!(world.see("GET h/a", &[("tenantgate.route", "x")]), "Required Fine x");
+    }
+
+    #[test]
+    fn ambiguity_is_judged_while_a_rule_a_pattern_or_a_default_is_in_force() {
+        let mut patterns = World::of(&[]);
+        let mut public = PublicPaths::none();
+        public.add("GET /assets/*").unwrap();
+        patterns.reading.public = public;
+        let mut deny = World::of(&[]);
+        deny.options.deny_unmatched = true;
+        for world in [&patterns, &deny, &World::of(&["GET */x required"])] {
+            assert_eq!(world.see("GET h/a//b", &[]), "Ambiguous Fine -");
+            assert_eq!(world.see("CONNECT h", &[]), "Ambiguous Fine -");
+            assert!(world.see(" ", &[]).starts_with("Required"), "no request at all");
+            assert_eq!(world.see("GET h//", &[("tenantgate.mode", "?")]), "Ambiguous Fine -");
+        }
+        assert_eq!(patterns.see("GET h/assets/a", &[]), "Public Fine -");
+        assert_eq!(patterns.see("GET h/assets/../b", &[]), "Ambiguous Fine -");
+        assert_eq!(deny.see("GET h/a", &[]), "Required None -");
+        for context in [("tenantgate.mode", "required"), ("tenantgate.scopes", "a")] {
+            assert_eq!(deny.see("GET h/a", &[context]), "Required Fine -");
+        }
+        assert_eq!(deny.see("GET h/a", &[("tenantgate.route", "x")]), "Required None x");
+    }
+
+    #[test]
+    fn the_mode_of_envoy_beats_options_and_those_beat_rules() {
+        let world = World::of(&[
+            "GET */docs required",
+            "GET */o optional",
+            "GET */p public",
+            "GET */bad nonsense",
+            "GET */ required",
+        ]);
+        for (target, context, expected) in [
+            ("GET h/docs", None, "Public Fine r1"),
+            ("GET h/docs", Some(("mode", "required")), "Required Fine r1"),
+            ("GET h/docs", Some(("mode", "optional")), "Optional Fine r1"),
+            ("GET h/docs", Some(("scopes", "a")), "Public Fine r1"),
+            ("GET h/o", None, "Optional Fine r2"),
+            ("GET h/o", Some(("mode", "public")), "Public Fine r2"),
+            ("GET h/p", None, "Public Fine r3"),
+            ("GET h/p", Some(("scopes", "a")), "Required Fine r3"),
+            ("GET h/p", Some(("route", "x")), "Public Fine r3"),
+            ("GET h/bad", None, "Required Damaged r4"),
+            ("GET h/bad", Some(("mode", "public")), "Public Damaged r4"),
+            ("GET h/none", Some(("route", "x")), "Required Fine x"),
+            ("GET h/p", Some(("mode", "off")), "BadContext Fine -"),
+            ("GET h/docs", Some(("nonsense", "x")), "BadContext Fine -"),
+        ] {
+            let context: Vec<_> =
+                context.into_iter().map(|(n, v): (&str, &str)| (format!("tenantgate.{n}"), v)).collect();
+            let context: Vec<_> = context.iter().map(|(n, v)| (n.as_str(), *v)).collect();
+            assert_eq!(world.see(target, &context), expected, "{target} {context:?}");
+        }
+    }
+
+    #[test]
+    fn a_preflight_passes_if_it_is_one_and_the_option_says_so() {
+        const BOTH: [&str; 2] = ["origin", "access-control-request-method"];
+        let mut world = World::of(&["* */** required"]);
+        for (target, headers, expected) in [
+            ("OPTIONS h/a", &BOTH[..], "Public"),
+            ("OPTIONS h/a", &BOTH[..1], "Required"),
+            ("OPTIONS h/a", &BOTH[1..], "Required"),
+            ("GET h/a", &BOTH[..], "Required"),
+            ("OPTIONS h//a", &BOTH[..], "Ambiguous"),
+        ] {
+            let shown = world.shown(&world.request(target, &[], headers));
+            assert!(shown.starts_with(expected), "{target} {headers:?} {shown}");
+        }
+        let bad = world.request("OPTIONS h/a", &[("tenantgate.mode", "")], &BOTH);
+        assert!(world.shown(&bad).starts_with("BadContext"));
+        world.reading.preflight = false;
+        assert!(world.shown(&world.request("OPTIONS h/a", &[], &BOTH)).starts_with("Required"));
+        let mut free = World::of(&[]);
+        assert!(free.shown(&free.request("OPTIONS h/a", &[], &BOTH)).starts_with("Public"));
+        free.reading.preflight = false;
+        assert!(free.shown(&free.request("OPTIONS h/a", &[], &BOTH)).starts_with("Required"));
+    }
+
+    #[test]
+    fn what_is_lacking_names_the_first_term_of_what_is_not_met() {
+        let world = World::of(&["GET */a required a b | c", "GET */s !required a b | c"]);
+        for (path, by_envoy, granted, expected) in [
+            ("/a", None, None, None),
+            ("/a", None, Some("c"), None),
+            ("/a", None, Some("a"), Some(("a b", false))),
+            ("/a", Some("x y|z"), Some("c z"), None),
+            ("/a", Some("x y|z"), Some("c"), Some(("x y", false))),
+            ("/a", Some("x y|z"), Some(""), Some(("a b", false))),
+            ("/s", None, Some("a"), Some(("a b", true))),
+            ("/s", Some("x y|z"), Some("a"), Some(("x y", false))),
+            ("/s", Some("x y|z"), Some("a z"), Some(("a b", true))),
+            ("/none", None, Some(""), None),
+            ("/none", Some("x"), Some(""), Some(("x", false))),
+            ("/none", Some("x"), None, None),
+        ] {
+            let target = format!("GET h{path}");
+            let context: Vec<_> = by_envoy.into_iter().map(|needs| ("tenantgate.scopes", needs)).collect();
+            let request = world.request(&target, &context, &[]);
+            let routing = Routing::of(&world.routes, &world.options, &request);
+            let scopes = granted.map(|granted| Scopes::parse(granted).unwrap());
+            let granted = scopes.as_ref().map(|scopes| (scopes, world.routes.granted(scopes)));
+            let lacking = routing.lacking(granted.as_ref().map(|(scopes, granted)| (*scopes, granted)));
+            assert_eq!(
+                lacking.map(|l| (l.term.trim(), l.shadow)),
+                expected,
+                "{path} {by_envoy:?} {scopes:?}"
+            );
+        }
+    }
+}

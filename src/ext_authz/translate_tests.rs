@@ -1,0 +1,272 @@
+//! What is said of each decision.
+
+use prost::Message as _;
+use prost_types::value::Kind;
+
+use super::*;
+use crate::clock::Timestamp;
+use crate::decision::Fault;
+use crate::ext_authz::proto::envoy::service::auth::v3::CheckResponse;
+use crate::ext_authz::proto::envoy::service::auth::v3::check_response::HttpResponse;
+use crate::key::KeyId;
+use crate::plan::PlanRow;
+use crate::replica::PlanEntry;
+use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
+
+fn key() -> KeyRecord {
+    let (id, tenant_id) = (KeyId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
+    let expires_at = Some(Timestamp(0)).into();
+    KeyRecord {
+        id,
+        tenant_id,
+        prefix: "llmk_demo".into(),
+        hash: None,
+        expires_at,
+        revoked: false,
+        not_before: Timestamp::MIN,
+        disabled: false,
+    }
+}
+
+fn tenant() -> Tenant {
+    Tenant {
+        id: TenantId(Uuid::from_u128(2)),
+        name: "Söhne & 100%".into(),
+        schema: "tenant_demo".into(),
+        status: TenantStatus::Active,
+        mode: None,
+        created_at: Timestamp(0),
+        plan: None,
+    }
+}
+
+fn speech(on_unavailable: OnUnavailable) -> Speech {
+    Speech { key_header: "x-llmcore-api-key".into(), on_unavailable, ..Speech::default() }
+}
+
+fn say(decision: &Decision<'_>) -> CheckResponse {
+    say_as(decision, false, OnUnavailable::Deny)
+}
+
+/// What is written is what the generated encoder writes of it, to the byte.
+fn say_as(decision: &Decision<'_>, bearer: bool, mode: OnUnavailable) -> CheckResponse {
+    say_by(decision, bearer, &speech(mode))
+}
+
+fn say_by(decision: &Decision<'_>, bearer: bool, speech: &Speech) -> CheckResponse {
+    say_of(&Answer::of(decision), bearer, speech)
+}
+
+fn say_of(said: &Answer<'_>, bearer: bool, speech: &Speech) -> CheckResponse {
+    let (cache, mut bytes) = (ResponseCache::new(), Vec::new());
+    answer(&mut bytes, said, Uuid::nil(), bearer, speech);
+    for time in ["first", "next"] {
+        let mut again = Vec::new();
+        let cached = Answer { cache: Some(&cache), ..*said };
+        answer(&mut again, &cached, Uuid::nil(), bearer, speech);
+        assert_eq!(again, bytes, "the {time} time that it is said of a tenant");
+    }
+    let response = CheckResponse::decode(bytes.as_slice()).unwrap();
+    assert_eq!(response.encode_to_vec(), bytes);
+    response
+}
+
+fn every_refusal() -> Vec<Decision<'static>> {
+    let deny = |reason| Decision::Deny(Denial { reason, identity: None, needs: None });
+    let unable = |fault| Decision::Unable(fault, None);
+    Reason::ALL.into_iter().map(deny).chain(Fault::ALL.into_iter().map(unable)).collect()
+}
+
+#[test]
+fn nothing_but_an_allow_has_the_code_that_lets_pass() {
+    for decision in every_refusal() {
+        for mode in [OnUnavailable::Deny, OnUnavailable::Error] {
+            let response = say_as(&decision, false, mode);
+            assert_ne!(response.status.unwrap().code, 0, "{decision:?}");
+            assert!(!matches!(response.http_response.unwrap(), HttpResponse::OkResponse(_)));
+        }
+    }
+}
+
+#[test]
+fn an_allow_sets_each_identity_header_once_and_never_empty() {
+    let (key, tenant) = (key(), tenant());
+    let response = say(&Decision::Allow(Grant::Tenant(&key, &tenant)));
+    let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
+    let set: Vec<_> = ok
+        .headers
+        .iter()
+        .map(|h| {
+            assert_eq!(h.append_action, 2);
+            let header = h.header.clone().unwrap();
+            assert!(header.raw_value.is_empty() && !header.value.is_empty());
+            (header.key, header.value)
+        })
+        .collect();
+    assert_eq!(set.iter().map(|(k, _)| k.as_str()).collect::<Vec<_>>(), IDENTITY_HEADERS);
+    assert_eq!(set[1].1, "S%C3%B6hne%20&%20100%25");
+    assert_eq!(ok.headers_to_remove, ["x-llmcore-api-key"]);
+}
+
+#[test]
+fn a_public_request_keeps_neither_identity_nor_key() {
+    let response = say_as(&Decision::Allow(Grant::Public), true, OnUnavailable::Deny);
+    let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
+    assert!(ok.headers.is_empty());
+    assert_eq!(ok.headers_to_remove[..2], ["x-llmcore-api-key", "authorization"]);
+    assert_eq!(ok.headers_to_remove[2..], IDENTITY_HEADERS);
+}
+
+#[test]
+fn a_key_that_is_to_stay_stays_and_identity_headers_do_not() {
+    let speech = Speech { keep_key_header: true, ..speech(OnUnavailable::Deny) };
+    let (key, tenant) = (key(), tenant());
+    for (grant, removed) in [(Grant::Tenant(&key, &tenant), &[][..]), (Grant::Public, &IDENTITY_HEADERS[..])]
+    {
+        let response = say_by(&Decision::Allow(grant), true, &speech);
+        let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
+        assert_eq!(ok.headers_to_remove, removed);
+    }
+}
+
+#[test]
+fn metadata_names_the_caller_only_once_he_is_proven() {
+    let (key, tenant) = (key(), tenant());
+    let names = |decision: &Decision<'_>| {
+        let fields = say(decision).dynamic_metadata.unwrap().fields;
+        fields.into_keys().collect::<Vec<_>>().join(" ")
+    };
+    for decision in every_refusal() {
+        assert_eq!(names(&decision), "decision decision_id reason");
+    }
+    assert_eq!(
+        names(&Decision::Allow(Grant::Tenant(&key, &tenant))),
+        "decision decision_id key_expires_at key_id key_prefix reason tenant_id tenant_name tenant_schema tenant_status"
+    );
+}
+
+#[test]
+fn metadata_says_of_a_request_that_passed_in_shadow_mode_why_it_would_not_have() {
+    for (decision, reason) in every_refusal().into_iter().zip(Reason::ALL.map(Reason::as_str)) {
+        let Decision::Allow(grant @ Grant::Shadow(_)) = decision.in_mode(Mode::Shadow) else { panic!() };
+        let fields = say(&Decision::Allow(grant)).dynamic_metadata.unwrap().fields;
+        assert_eq!(
+            fields.keys().cloned().collect::<Vec<_>>().join(" "),
+            "decision decision_id reason shadow would_deny"
+        );
+        assert_eq!(fields["shadow"].kind, Some(Kind::BoolValue(true)));
+        assert_eq!(fields["would_deny"].kind, Some(Kind::StringValue(reason.to_owned())));
+    }
+}
+
+/// The fields of an answer's metadata, as text.
+fn fields(response: &CheckResponse) -> Vec<String> {
+    let all = response.dynamic_metadata.clone().unwrap().fields;
+    let mut all: Vec<_> = all.into_iter().map(|(name, value)| format!("{name}={}", shown(value))).collect();
+    all.sort();
+    all
+}
+
+fn shown(value: prost_types::Value) -> String {
+    match value.kind {
+        Some(Kind::StringValue(text)) => text,
+        Some(Kind::NumberValue(number)) => number.to_string(),
+        Some(Kind::ListValue(list)) => {
+            format!("{:?}", list.values.into_iter().map(shown).collect::<Vec<_>>())
+        }
+        Some(Kind::StructValue(fields)) => {
+            let fields = fields.fields.into_iter().map(|(name, value)| format!("{name}: {}", shown(value)));
+            format!("{{{}}}", fields.collect::<Vec<_>>().join(", "))
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+fn gold() -> PlanEntry {
+    let limits = [Some("0/SECOND"), None, Some("4294967295/YEAR"), Some("7/DAY")];
+    PlanEntry::of(PlanRow { name: "gold".into(), limits: limits.map(|limit| limit.map(str::to_owned)) })
+}
+
+#[test]
+fn metadata_tells_of_scopes_plan_and_route_in_the_forms_that_envoy_reads() {
+    let (key, tenant, plan) = (key(), tenant(), gold());
+    let scopes = Scopes::parse("a b.*").unwrap();
+    let terms = Terms { scopes: Some(&scopes), plan: Some(&plan), route: Some("orders") };
+    let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
+    let said = Answer { terms, ..Answer::of(&decision) };
+    let all = fields(&say_of(&said, false, &speech(OnUnavailable::Deny)));
+    for field in [
+        "scopes=[\"a\", \"b.*\"]",
+        "plan=gold",
+        "route=orders",
+        "request_limit={requests_per_unit: 0, unit: SECOND}",
+        "input_limit={requests_per_unit: 4294967295, unit: YEAR}",
+        "output_limit={requests_per_unit: 7, unit: DAY}",
+    ] {
+        assert!(all.iter().any(|one| one == field), "{field} in {all:?}");
+    }
+    assert!(!all.iter().any(|field| field.starts_with("total_limit")));
+    let mut chosen = Speech { metadata: MetadataFields::none(), ..speech(OnUnavailable::Deny) };
+    chosen.metadata.add("plan").unwrap();
+    let names: Vec<_> = say_of(&said, false, &chosen).dynamic_metadata.unwrap().fields.into_keys().collect();
+    assert_eq!(names.join(" "), "decision decision_id plan reason");
+}
+
+#[test]
+fn chosen_headers_are_set_where_there_is_something_to_say_and_removed_where_not() {
+    let (key, tenant, plan) = (key(), tenant(), gold());
+    let (scopes, none) = (Scopes::parse("a b.*").unwrap(), Scopes::default());
+    let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
+    let mut chosen = Speech { identity: IdentityHeaders::none(), ..speech(OnUnavailable::Deny) };
+    for field in ["scopes=x-scopes", "plan", "key-prefix"] {
+        chosen.identity.add(field).unwrap();
+    }
+    let whole = Terms { scopes: Some(&scopes), plan: Some(&plan), route: None };
+    for (terms, set, removed) in [
+        (whole, "x-scopes:a b.* x-llmcore-plan:gold x-llmcore-key-prefix:llmk_demo", &[][..]),
+        (
+            Terms { scopes: Some(&none), ..Terms::default() },
+            "x-scopes:! x-llmcore-key-prefix:llmk_demo",
+            &["x-llmcore-plan"],
+        ),
+        (Terms::default(), "x-llmcore-key-prefix:llmk_demo", &["x-scopes", "x-llmcore-plan"]),
+    ] {
+        let response = say_of(&Answer { terms, ..Answer::of(&decision) }, false, &chosen);
+        let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
+        let headers = ok.headers.into_iter().map(|option| option.header.unwrap());
+        let headers: Vec<_> = headers.map(|header| format!("{}:{}", header.key, header.value)).collect();
+        assert_eq!(headers.join(" "), set);
+        assert_eq!(ok.headers_to_remove[0], "x-llmcore-api-key");
+        assert_eq!(ok.headers_to_remove[1..], *removed);
+    }
+    let public = Decision::Allow(Grant::Public);
+    let response = say_of(&Answer::of(&public), false, &chosen);
+    let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
+    assert_eq!(ok.headers_to_remove[1..], ["x-scopes", "x-llmcore-plan", "x-llmcore-key-prefix"]);
+}
+
+#[test]
+fn limits_and_terms_are_not_told_of_who_does_not_pass_or_is_not_proven() {
+    let (key, tenant, plan) = (key(), tenant(), gold());
+    let terms = Terms { plan: Some(&plan), route: Some("r"), scopes: None };
+    let identity = Some(Identity { key: &key, tenant: Some(&tenant) });
+    let denied = Denial { reason: Reason::Scope, identity, needs: Some("a") };
+    for (decision, told, limited) in [
+        (Decision::Deny(denied), true, false),
+        (Decision::Deny(Denial { identity: None, ..denied }), false, false),
+        (Decision::Allow(Grant::Public), false, false),
+        (Decision::Allow(Grant::Anonymous), false, false),
+        (Decision::Allow(Grant::Spared(&key, &tenant, denied)), true, true),
+    ] {
+        let said = Answer { terms, ..Answer::of(&decision) };
+        let all = fields(&say_of(&said, false, &speech(OnUnavailable::Deny)));
+        let has = |name: &str| all.iter().any(|field| field.starts_with(name));
+        assert_eq!(
+            (has("plan="), has("route="), has("request_limit=")),
+            (told, told, limited),
+            "{decision:?}"
+        );
+        let spared = matches!(decision, Decision::Allow(Grant::Spared(..)));
+        assert_eq!((has("shadow="), has("would_deny=scope")), (spared, spared));
+    }
+}

@@ -1,0 +1,53 @@
+//! What a proven key may do of what is asked.
+//!
+//! Everything was read when the snapshot was made: here are look-ups by number and by name. The client's address is read
+//! only for keys that have networks.
+
+use std::net::IpAddr;
+
+use crate::decision::Access;
+use crate::network::Networks;
+use crate::policy::Routing;
+use crate::replica::{Entry, Interned, PlanEntry, Snapshot};
+use crate::scope::{Granted, Scopes};
+use crate::tenant::Tenant;
+
+/// What is told of a proven key beside its row.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Terms<'v> {
+    /// The scopes that it is granted; `None`: everything.
+    pub scopes: Option<&'v Scopes>,
+    /// Its plan, or that of its tenant.
+    pub plan: Option<&'v PlanEntry>,
+    /// The name of the route.
+    pub route: Option<&'v str>,
+}
+
+/// Judges a key by its profile, and tells what may be told of it.
+pub(super) fn access<'v>(
+    snapshot: &'v Snapshot,
+    routing: &Routing<'v>,
+    (entry, tenant): (&Entry, Option<&'v Tenant>),
+    address: &dyn Fn() -> Option<IpAddr>,
+) -> (Access<'v>, Terms<'v>) {
+    let interned = snapshot.profile(entry.profile());
+    let Ok(profile) = interned.profile() else {
+        let access = Access { sound: false, rule: routing.rule, ..Access::FREE };
+        return (access, Terms { route: routing.name(), ..Terms::default() });
+    };
+    let named = profile.plan.as_ref().map(|plan| plan.as_str());
+    let named = named.or_else(|| tenant.and_then(|tenant| tenant.plan.as_deref()));
+    let plan = named.map(|name| snapshot.plan(name).filter(|plan| plan.plan().is_ok()));
+    let here = |networks: &Networks| address().is_some_and(|address| networks.contains(address));
+    let access = Access {
+        sound: plan.is_none_or(|plan| plan.is_some()),
+        from_here: profile.networks.as_ref().is_none_or(here),
+        rule: routing.rule,
+        lacking: routing.lacking(granted(interned)),
+    };
+    (access, Terms { scopes: profile.scopes.as_ref(), plan: plan.flatten(), route: routing.name() })
+}
+
+fn granted(interned: &Interned) -> Option<(&Scopes, &Granted)> {
+    interned.profile().ok()?.scopes.as_ref().zip(interned.granted())
+}
