@@ -1,7 +1,7 @@
 -- Least privilege on Postgres: three roles, and what each of them may do.
 --
 --   tenantgate_serve     `tenantgate serve`: reads; writes last_used_at, memos and how far it has looked
---   tenantgate_admin     `tenantgate tenant`, `tenantgate key`: makes and changes rows, deletes none
+--   tenantgate_admin     `tenantgate tenant`, `tenantgate key`: makes and changes rows, deletes none but plans and routes
 --   tenantgate_migrate   `tenantgate migrate`: owns the tables and functions
 --
 -- `tenantgate migrate --roles` runs this file. By hand, with the schema of the tables first in search_path:
@@ -35,6 +35,8 @@ DECLARE
         'tenantgate_replica',
         'tenantgate_audit_log',
         'tenantgate_shadow_report',
+        'tenantgate_plan',
+        'tenantgate_route',
         'tenantgate_migrations'
     ];
     functions regprocedure[] := ARRAY(SELECT p.oid::regprocedure FROM pg_proc p
@@ -105,9 +107,11 @@ BEGIN
         GRANT USAGE ON SCHEMA %4$s TO %1$I, %2$I;
 
         -- serve. Not what people call a key or why it was taken back: judgement needs neither.
-        GRANT SELECT ON tenants, tenantgate_change, tenantgate_change_floor, tenantgate_identity, tenantgate_migrations TO %1$I;
+        GRANT SELECT ON tenants, tenantgate_plan, tenantgate_route, tenantgate_change, tenantgate_change_floor,
+            tenantgate_identity, tenantgate_migrations TO %1$I;
         GRANT SELECT ON SEQUENCE tenantgate_change_id_seq TO %1$I;
-        GRANT SELECT (id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at, last_used_at, key_memo) ON api_keys TO %1$I;
+        GRANT SELECT (id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at, last_used_at, key_memo,
+            disabled_at, not_before, scopes, networks, plan) ON api_keys TO %1$I;
         GRANT UPDATE (last_used_at, key_memo) ON api_keys TO %1$I;
         -- Every server is this role, so each could also write the row of another.
         GRANT SELECT, INSERT, DELETE, UPDATE (applied, seen_at, serves_until) ON tenantgate_replica TO %1$I;
@@ -116,8 +120,11 @@ BEGIN
         GRANT SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON tenantgate_shadow_report TO %1$I;
 
         -- admin. It reads hashes to report their cost, to export them, and to know one that it imports again.
-        GRANT SELECT, INSERT, UPDATE (status, mode) ON tenants TO %2$I;
-        GRANT SELECT, INSERT, UPDATE (expires_at, revoked_at, revocation_reason, replaced_by) ON api_keys TO %2$I;
+        GRANT SELECT, INSERT, UPDATE (name, status, mode, plan) ON tenants TO %2$I;
+        GRANT SELECT, INSERT, UPDATE (name, expires_at, revoked_at, revocation_reason, replaced_by, disabled_at, not_before,
+            scopes, networks, plan, labels) ON api_keys TO %2$I;
+        GRANT SELECT, INSERT, DELETE, UPDATE (request_limit, total_limit, input_limit, output_limit) ON tenantgate_plan TO %2$I;
+        GRANT SELECT, INSERT, DELETE, UPDATE (name, mode, scopes, shadow) ON tenantgate_route TO %2$I;
         -- Whoever changes something writes down that he did. Nobody changes what is written down.
         GRANT SELECT, INSERT ON tenantgate_audit_log TO %2$I;
         GRANT SELECT ON tenantgate_replica, tenantgate_identity, tenantgate_migrations, tenantgate_shadow_report TO %2$I;
@@ -130,9 +137,11 @@ BEGIN
     FOR found IN SELECT r AS role, t::text AS thing FROM unnest(ARRAY[serve, admin]) r, unnest(tables) t
         WHERE has_table_privilege(r, t, 'TRUNCATE, REFERENCES, TRIGGER')
            OR has_table_privilege(r, t, 'UPDATE')
-           OR has_table_privilege(r, t, 'DELETE') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass))
+           OR has_table_privilege(r, t, 'DELETE') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass)
+              OR r = admin AND t IN ('tenantgate_plan'::regclass, 'tenantgate_route'::regclass))
            OR has_table_privilege(r, t, 'INSERT') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass)
-              OR r = admin AND t IN ('tenants'::regclass, 'api_keys'::regclass, 'tenantgate_audit_log'::regclass))
+              OR r = admin AND t IN ('tenants'::regclass, 'api_keys'::regclass, 'tenantgate_audit_log'::regclass,
+                                  'tenantgate_plan'::regclass, 'tenantgate_route'::regclass))
         UNION ALL SELECT r, 'the schema ' || home FROM unnest(ARRAY[serve, admin]) r
         WHERE has_schema_privilege(r, home, 'CREATE')
     LOOP

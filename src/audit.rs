@@ -15,6 +15,8 @@
 //!
 //! An entry contains what commands show of a key or tenant. A hash, a memo or a secret cannot get into an entry.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -62,14 +64,32 @@ impl Default for Actor {
 pub enum Action {
     /// A key is created.
     KeyCreate,
+    /// A key is disabled.
+    KeyDisable,
+    /// A disabled key is enabled again.
+    KeyEnable,
     /// Keys are imported from a file.
     KeyImport,
     /// A key is revoked.
     KeyRevoke,
     /// A key is rotated.
     KeyRotate,
+    /// What a key may do, or its name or labels, is changed.
+    KeyUpdate,
     /// The schema is migrated.
     Migrate,
+    /// A plan is created.
+    PlanCreate,
+    /// A plan is deleted.
+    PlanDelete,
+    /// The limits of a plan are changed.
+    PlanUpdate,
+    /// A route is added.
+    RouteAdd,
+    /// The table of routes is replaced.
+    RouteApply,
+    /// A route is removed.
+    RouteRemove,
     /// The demonstration tenant and key are created.
     SeedDemo,
     /// A tenant is activated.
@@ -86,6 +106,8 @@ pub enum Action {
     TenantProvision,
     /// A tenant is suspended.
     TenantSuspend,
+    /// The name or the plan of a tenant is changed.
+    TenantUpdate,
 }
 
 impl Action {
@@ -99,6 +121,16 @@ impl Action {
             Self::KeyRotate => "key.rotate",
             Self::Migrate => "migrate",
             Self::SeedDemo => "seed-demo",
+            Self::KeyDisable => "key.disable",
+            Self::KeyEnable => "key.enable",
+            Self::KeyUpdate => "key.update",
+            Self::PlanCreate => "plan.create",
+            Self::PlanDelete => "plan.delete",
+            Self::PlanUpdate => "plan.update",
+            Self::RouteAdd => "route.add",
+            Self::RouteApply => "route.apply",
+            Self::RouteRemove => "route.remove",
+            Self::TenantUpdate => "tenant.update",
             Self::TenantActivate => "tenant.activate",
             Self::TenantCreate => "tenant.create",
             Self::TenantDelete => "tenant.delete",
@@ -129,6 +161,12 @@ impl Draft {
         after: &impl Serialize,
     ) -> Self {
         Self { action, subject, before: before.map(json), after: Some(json(after)) }
+    }
+
+    /// Something that was deleted.
+    #[must_use]
+    pub fn of_removed(action: Action, subject: String, before: &impl Serialize) -> Self {
+        Self { action, subject, before: Some(json(before)), after: None }
     }
 
     /// A tenant that was created or changed; `None` if nothing changed.
@@ -162,6 +200,8 @@ struct SeenTenant<'a> {
     status: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     mode: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<&'a str>,
     created_at: String,
 }
 
@@ -173,6 +213,7 @@ impl<'a> From<&'a Tenant> for SeenTenant<'a> {
             db_schema_name: &tenant.schema,
             status: tenant.status.as_str(),
             mode: tenant.mode.map(Mode::as_str),
+            plan: tenant.plan.as_deref(),
             created_at: tenant.created_at.to_string(),
         }
     }
@@ -190,6 +231,18 @@ struct SeenKey<'a> {
     revoked_at: Option<String>,
     revocation_reason: Option<&'a str>,
     replaced_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disabled_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_before: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scopes: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    networks: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<&'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<&'a str, &'a str>,
 }
 
 impl<'a> From<&'a KeyDetails> for SeenKey<'a> {
@@ -204,6 +257,12 @@ impl<'a> From<&'a KeyDetails> for SeenKey<'a> {
             revoked_at: key.revoked_at.map(|at| at.to_string()),
             revocation_reason: key.revocation_reason.as_deref(),
             replaced_by: key.replaced_by.map(|id| id.0.to_string()),
+            disabled_at: key.disabled_at.map(|at| at.to_string()),
+            not_before: key.terms.not_before.map(|at| at.to_string()),
+            scopes: key.terms.scopes.as_deref(),
+            networks: key.terms.networks.as_deref(),
+            plan: key.terms.plan.as_deref(),
+            labels: key.terms.labels.iter().collect(),
         }
     }
 }

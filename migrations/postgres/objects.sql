@@ -30,6 +30,30 @@ BEGIN
     RETURN NULL;
 END $body$;
 
+CREATE OR REPLACE FUNCTION tenantgate_plan_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $body$
+BEGIN
+    IF tg_op <> 'INSERT' THEN
+        INSERT INTO tenantgate_change (plan) VALUES (old.name);
+    END IF;
+    IF tg_op = 'INSERT' OR (tg_op = 'UPDATE' AND new.name <> old.name) THEN
+        INSERT INTO tenantgate_change (plan) VALUES (new.name);
+    END IF;
+    PERFORM pg_notify('tenantgate_change', '');
+    RETURN NULL;
+END $body$;
+
+CREATE OR REPLACE FUNCTION tenantgate_route_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $body$
+BEGIN
+    IF tg_op <> 'INSERT' THEN
+        INSERT INTO tenantgate_change (route_id) VALUES (old.id);
+    END IF;
+    IF tg_op = 'INSERT' OR (tg_op = 'UPDATE' AND new.id <> old.id) THEN
+        INSERT INTO tenantgate_change (route_id) VALUES (new.id);
+    END IF;
+    PERFORM pg_notify('tenantgate_change', '');
+    RETURN NULL;
+END $body$;
+
 CREATE OR REPLACE FUNCTION tenantgate_refuse_truncate() RETURNS trigger LANGUAGE plpgsql AS $body$
 BEGIN
     RAISE EXCEPTION 'TRUNCATE of % is refused', tg_table_name
@@ -150,12 +174,14 @@ CREATE TRIGGER tenantgate_key_came_or_went AFTER INSERT OR DELETE ON api_keys
     FOR EACH ROW EXECUTE FUNCTION tenantgate_key_changed();
 ALTER TABLE api_keys ENABLE ALWAYS TRIGGER tenantgate_key_came_or_went;
 
--- Only what a decision needs: last_used_at and names change without a row in the log.
+-- Only what a decision needs: last_used_at, names and labels change without a row in the log.
 DROP TRIGGER IF EXISTS tenantgate_key_updated ON api_keys;
 CREATE TRIGGER tenantgate_key_updated AFTER UPDATE ON api_keys FOR EACH ROW
-    WHEN ((old.id, old.tenant_id, old.key_prefix, old.hashed_key, old.expires_at, old.revoked_at, old.key_memo)
+    WHEN ((old.id, old.tenant_id, old.key_prefix, old.hashed_key, old.expires_at, old.revoked_at, old.key_memo,
+           old.disabled_at, old.not_before, old.scopes, old.networks, old.plan)
           IS DISTINCT FROM
-          (new.id, new.tenant_id, new.key_prefix, new.hashed_key, new.expires_at, new.revoked_at, new.key_memo))
+          (new.id, new.tenant_id, new.key_prefix, new.hashed_key, new.expires_at, new.revoked_at, new.key_memo,
+           new.disabled_at, new.not_before, new.scopes, new.networks, new.plan))
     EXECUTE FUNCTION tenantgate_key_changed();
 ALTER TABLE api_keys ENABLE ALWAYS TRIGGER tenantgate_key_updated;
 
@@ -171,8 +197,8 @@ ALTER TABLE tenants ENABLE ALWAYS TRIGGER tenantgate_tenant_came_or_went;
 
 DROP TRIGGER IF EXISTS tenantgate_tenant_updated ON tenants;
 CREATE TRIGGER tenantgate_tenant_updated AFTER UPDATE ON tenants FOR EACH ROW
-    WHEN ((old.id, old.name, old.db_schema_name, old.status, old.mode)
-          IS DISTINCT FROM (new.id, new.name, new.db_schema_name, new.status, new.mode))
+    WHEN ((old.id, old.name, old.db_schema_name, old.status, old.mode, old.plan)
+          IS DISTINCT FROM (new.id, new.name, new.db_schema_name, new.status, new.mode, new.plan))
     EXECUTE FUNCTION tenantgate_tenant_changed();
 ALTER TABLE tenants ENABLE ALWAYS TRIGGER tenantgate_tenant_updated;
 
@@ -180,6 +206,26 @@ DROP TRIGGER IF EXISTS tenantgate_tenant_truncated ON tenants;
 CREATE TRIGGER tenantgate_tenant_truncated BEFORE TRUNCATE ON tenants
     FOR EACH STATEMENT EXECUTE FUNCTION tenantgate_refuse_truncate();
 ALTER TABLE tenants ENABLE ALWAYS TRIGGER tenantgate_tenant_truncated;
+
+DROP TRIGGER IF EXISTS tenantgate_plan_changed ON tenantgate_plan;
+CREATE TRIGGER tenantgate_plan_changed AFTER INSERT OR UPDATE OR DELETE ON tenantgate_plan
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_plan_changed();
+ALTER TABLE tenantgate_plan ENABLE ALWAYS TRIGGER tenantgate_plan_changed;
+
+DROP TRIGGER IF EXISTS tenantgate_plan_truncated ON tenantgate_plan;
+CREATE TRIGGER tenantgate_plan_truncated BEFORE TRUNCATE ON tenantgate_plan
+    FOR EACH STATEMENT EXECUTE FUNCTION tenantgate_refuse_truncate();
+ALTER TABLE tenantgate_plan ENABLE ALWAYS TRIGGER tenantgate_plan_truncated;
+
+DROP TRIGGER IF EXISTS tenantgate_route_changed ON tenantgate_route;
+CREATE TRIGGER tenantgate_route_changed AFTER INSERT OR UPDATE OR DELETE ON tenantgate_route
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_route_changed();
+ALTER TABLE tenantgate_route ENABLE ALWAYS TRIGGER tenantgate_route_changed;
+
+DROP TRIGGER IF EXISTS tenantgate_route_truncated ON tenantgate_route;
+CREATE TRIGGER tenantgate_route_truncated BEFORE TRUNCATE ON tenantgate_route
+    FOR EACH STATEMENT EXECUTE FUNCTION tenantgate_refuse_truncate();
+ALTER TABLE tenantgate_route ENABLE ALWAYS TRIGGER tenantgate_route_truncated;
 
 DROP TRIGGER IF EXISTS tenantgate_audit_log_kept ON tenantgate_audit_log;
 CREATE TRIGGER tenantgate_audit_log_kept BEFORE UPDATE OR DELETE ON tenantgate_audit_log

@@ -9,10 +9,11 @@ DROP TRIGGER IF EXISTS tenantgate_key_deleted;
 CREATE TRIGGER tenantgate_key_deleted AFTER DELETE ON api_keys BEGIN
     INSERT INTO tenantgate_change (key_prefix) VALUES (old.key_prefix);
 END;
--- Only what a decision needs: last_used_at and names change without a row in the log.
+-- Only what a decision needs: last_used_at, names and labels change without a row in the log.
 DROP TRIGGER IF EXISTS tenantgate_key_updated;
 CREATE TRIGGER tenantgate_key_updated
-AFTER UPDATE OF id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at, key_memo ON api_keys BEGIN
+AFTER UPDATE OF id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at, key_memo, disabled_at, not_before, scopes,
+    networks, plan ON api_keys BEGIN
     INSERT INTO tenantgate_change (key_prefix) VALUES (old.key_prefix);
     INSERT INTO tenantgate_change (key_prefix) SELECT new.key_prefix WHERE new.key_prefix <> old.key_prefix;
 END;
@@ -26,9 +27,37 @@ CREATE TRIGGER tenantgate_tenant_deleted AFTER DELETE ON tenants BEGIN
     INSERT INTO tenantgate_change (tenant_id) VALUES (old.id);
 END;
 DROP TRIGGER IF EXISTS tenantgate_tenant_updated;
-CREATE TRIGGER tenantgate_tenant_updated AFTER UPDATE OF id, name, db_schema_name, status, mode ON tenants BEGIN
+CREATE TRIGGER tenantgate_tenant_updated AFTER UPDATE OF id, name, db_schema_name, status, mode, plan ON tenants BEGIN
     INSERT INTO tenantgate_change (tenant_id) VALUES (old.id);
     INSERT INTO tenantgate_change (tenant_id) SELECT new.id WHERE new.id <> old.id;
+END;
+
+DROP TRIGGER IF EXISTS tenantgate_plan_inserted;
+CREATE TRIGGER tenantgate_plan_inserted AFTER INSERT ON tenantgate_plan BEGIN
+    INSERT INTO tenantgate_change (plan) VALUES (new.name);
+END;
+DROP TRIGGER IF EXISTS tenantgate_plan_deleted;
+CREATE TRIGGER tenantgate_plan_deleted AFTER DELETE ON tenantgate_plan BEGIN
+    INSERT INTO tenantgate_change (plan) VALUES (old.name);
+END;
+DROP TRIGGER IF EXISTS tenantgate_plan_updated;
+CREATE TRIGGER tenantgate_plan_updated AFTER UPDATE ON tenantgate_plan BEGIN
+    INSERT INTO tenantgate_change (plan) VALUES (old.name);
+    INSERT INTO tenantgate_change (plan) SELECT new.name WHERE new.name <> old.name;
+END;
+
+DROP TRIGGER IF EXISTS tenantgate_route_inserted;
+CREATE TRIGGER tenantgate_route_inserted AFTER INSERT ON tenantgate_route BEGIN
+    INSERT INTO tenantgate_change (route_id) VALUES (new.id);
+END;
+DROP TRIGGER IF EXISTS tenantgate_route_deleted;
+CREATE TRIGGER tenantgate_route_deleted AFTER DELETE ON tenantgate_route BEGIN
+    INSERT INTO tenantgate_change (route_id) VALUES (old.id);
+END;
+DROP TRIGGER IF EXISTS tenantgate_route_updated;
+CREATE TRIGGER tenantgate_route_updated AFTER UPDATE ON tenantgate_route BEGIN
+    INSERT INTO tenantgate_change (route_id) VALUES (old.id);
+    INSERT INTO tenantgate_change (route_id) SELECT new.id WHERE new.id <> old.id;
 END;
 
 -- REPLACE deletes the rows it conflicts with, and fires no trigger for them (recursive_triggers is a setting of
@@ -62,6 +91,17 @@ CREATE TRIGGER tenantgate_tenant_update_replaces BEFORE UPDATE OF id, db_schema_
     INSERT INTO tenantgate_change (tenant_id)
         SELECT id FROM tenants
         WHERE rowid <> old.rowid AND (id = new.id OR db_schema_name = new.db_schema_name);
+END;
+
+-- A plan that is replaced has the same name, or is the target of the changed name.
+DROP TRIGGER IF EXISTS tenantgate_route_replaces;
+CREATE TRIGGER tenantgate_route_replaces BEFORE INSERT ON tenantgate_route BEGIN
+    INSERT INTO tenantgate_change (route_id) SELECT id FROM tenantgate_route WHERE name = new.name;
+END;
+DROP TRIGGER IF EXISTS tenantgate_route_update_replaces;
+CREATE TRIGGER tenantgate_route_update_replaces BEFORE UPDATE OF id, name ON tenantgate_route BEGIN
+    INSERT INTO tenantgate_change (route_id)
+        SELECT id FROM tenantgate_route WHERE rowid <> old.rowid AND (id = new.id OR name = new.name);
 END;
 
 DROP TRIGGER IF EXISTS tenantgate_audit_log_not_updated;

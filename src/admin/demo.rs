@@ -9,6 +9,7 @@ use super::{Admin, AdminError, Issued, refused};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::{KeyId, PlainKey, format};
+use crate::record::KeyTerms;
 use crate::store::{NewKey, NewTenant};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 
@@ -72,5 +73,6 @@ async fn demo_row(tenant: &Tenant, key: &PlainKey, now: Timestamp) -> Result<New
         expires_at: None,
         // Everybody knows it, and its secret is too short for one.
         memo: None,
+        terms: KeyTerms::default(),
     })
 }

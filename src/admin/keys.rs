@@ -8,12 +8,13 @@ use std::time::Duration;
 use rand::rngs::SysRng;
 use uuid::Uuid;
 
+use super::key_changes::{Expiry, KeyUpdate, check_span};
 use super::{Admin, AdminError, refused};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format::{self, holds_key};
 use crate::key::{KeyId, PlainKey};
-use crate::record::{ExpiresAt, KeyDetails, KeyRecord, KeyState, Memo, SecretHash, has_expired};
+use crate::record::{ExpiresAt, KeyDetails, KeyRecord, KeyState, KeyTerms, Memo, SecretHash};
 use crate::store::{NewKey, StoreError};
 use crate::tenant::{Tenant, TenantId, TenantStatus, is_tenant_name};
 use crate::verify::bcrypt;
@@ -27,49 +28,23 @@ pub struct Issued {
     pub key: PlainKey,
 }
 
-/// When a new key expires.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Expiry {
-    /// At this instant.
-    At(Timestamp),
-    /// This long after it was made.
-    In(Duration),
-    /// Not said: never, or as its predecessor.
-    #[default]
-    Unsaid,
-}
-
-impl Expiry {
-    fn instant(self, now: Timestamp) -> Result<Option<Timestamp>, AdminError> {
-        let at = match self {
-            Self::At(at) => at,
-            Self::In(span) => now.after(span),
-            Self::Unsaid => return Ok(None),
-        };
-        if has_expired(Some(at), now) {
-            refused(format!("{at} is in the past: choose a later expiry"))
-        } else {
-            Ok(Some(at))
-        }
-    }
-}
-
 impl Admin {
     /// Makes a key for a tenant.
     ///
     /// # Errors
     ///
-    /// As [`Admin::tenant`]; the tenant is deleted; the expiry is in the past.
-    pub async fn create_key(
-        &self,
-        tenant: &str,
-        name: Option<String>,
-        expiry: Expiry,
-    ) -> Result<Issued, AdminError> {
-        check_key_name(name.as_deref())?;
+    /// As [`Admin::tenant`]; the tenant is deleted; the expiry is in the past or before the key is valid; there is no
+    /// such plan.
+    pub async fn create_key(&self, tenant: &str, asked: &KeyUpdate) -> Result<Issued, AdminError> {
+        check_key_name(asked.name.as_deref())?;
         let tenant = self.living_tenant(tenant).await?;
         let now = self.now();
-        let (new, key) = self.new_key(&tenant, name, now, expiry.instant(now)?).await?;
+        let expires_at = asked.expiry.instant(now)?.value().copied();
+        let mut terms = KeyTerms::default();
+        asked.change_terms(&mut terms).map_err(AdminError::BadRequest)?;
+        check_span(&terms, expires_at).map_err(AdminError::Refused)?;
+        self.check_plan(terms.plan.as_deref()).await?;
+        let (new, key) = self.new_key(&tenant, asked.name.clone(), now, expires_at, terms).await?;
         Ok(Issued { details: self.store.insert_key(&new, Action::KeyCreate).await?, key })
     }
 
@@ -79,13 +54,15 @@ impl Admin {
         name: Option<String>,
         created_at: Timestamp,
         expires_at: Option<Timestamp>,
+        terms: KeyTerms,
     ) -> Result<(NewKey, PlainKey), AdminError> {
         let no_randomness = |e| AdminError::Refused(format!("no randomness: {e}"));
         let key = format::issue_with(&mut SysRng, &tenant.name).map_err(no_randomness)?;
         let (id, prefix) = (KeyId(Uuid::new_v4()), key.prefix().to_owned());
         let hash = hashed(key.as_presented().to_plain()).await?;
         let memo = self.memo(id, tenant.id, &hash, &key);
-        Ok((NewKey { id, prefix, hash, tenant_id: tenant.id, name, created_at, expires_at, memo }, key))
+        let tenant_id = tenant.id;
+        Ok((NewKey { id, prefix, hash, tenant_id, name, created_at, expires_at, memo, terms }, key))
     }
 
     /// The memo that a key is issued with: we made the hash from it, so bcrypt need not be asked.
@@ -112,19 +89,6 @@ impl Admin {
         Ok(tenant)
     }
 
-    /// All keys, or those of one tenant, oldest first.
-    ///
-    /// # Errors
-    ///
-    /// As [`Admin::tenant`].
-    pub async fn keys(&self, tenant: Option<&str>) -> Result<Vec<KeyDetails>, AdminError> {
-        let id = match tenant {
-            Some(reference) => Some(self.tenant(reference).await?.id),
-            None => None,
-        };
-        Ok(self.store.keys(id).await?)
-    }
-
     /// The key whose id or prefix is `reference`.
     ///
     /// # Errors
@@ -143,26 +107,11 @@ impl Admin {
         }
     }
 
-    /// Takes a key back. Doing so again changes nothing.
-    ///
-    /// # Errors
-    ///
-    /// As [`Admin::key`].
-    pub async fn revoke_key(&self, reference: &str, reason: Option<&str>) -> Result<KeyDetails, AdminError> {
-        if reason.is_some_and(holds_key) {
-            // What is in the audit log cannot be taken out again.
-            return Err(AdminError::BadRequest("a reason must not hold a key: name it by its prefix".into()));
-        }
-        let key = self.key(reference).await?;
-        let revoked = self.store.revoke_key(key.id, self.now(), reason).await?;
-        revoked.ok_or_else(|| AdminError::Refused(format!("key {} is gone", key.id.0)))
-    }
-
     /// Makes a successor to a key, which expires after `grace` unless it would sooner.
     ///
     /// # Errors
     ///
-    /// As [`Admin::key`]; the key is revoked or expired; its tenant is deleted.
+    /// As [`Admin::key`]; the key is not active or has a live successor; its tenant is deleted.
     pub async fn rotate_key(
         &self,
         reference: &str,
@@ -173,6 +122,12 @@ impl Admin {
         let now = self.now();
         match old.state(now) {
             KeyState::Active => {}
+            KeyState::Disabled => {
+                return refused(format!(
+                    "key {} is disabled: enable it with `tenantgate key enable`, or make a new one with `tenantgate key create`",
+                    old.prefix
+                ));
+            }
             over => {
                 let why = over.as_str();
                 return refused(format!(
@@ -183,8 +138,10 @@ impl Admin {
         }
         let tenant = self.living_tenant(&old.tenant_id.0.to_string()).await?;
         let as_before = self.lifetime(&old).await?.map(|span| now.after(span));
-        let expires_at = expiry.instant(now)?.or(as_before);
-        let (new, key) = self.new_key(&tenant, old.name.clone(), now, expires_at).await?;
+        let mut expires_at = as_before;
+        expiry.instant(now)?.change(&mut expires_at, |at| *at);
+        check_span(&old.terms, expires_at).map_err(AdminError::Refused)?;
+        let (new, key) = self.new_key(&tenant, old.name.clone(), now, expires_at, old.terms.clone()).await?;
         match self.store.replace_key(old.id, now.after(grace), &new).await {
             Err(StoreError::Conflict(successor)) if successor != new.prefix => refused(format!(
                 "key {} has a live successor, {successor}: rotate or revoke that one",

@@ -8,8 +8,12 @@
 mod audit;
 pub mod bulk;
 mod demo;
+mod key_changes;
 mod keys;
+mod plans;
 mod report;
+mod route_test;
+mod routes;
 mod tenants;
 mod waiting;
 
@@ -17,8 +21,12 @@ use std::sync::Arc;
 
 pub use self::audit::Verified;
 pub use self::demo::{DEMO_KEY, DEMO_TENANT};
-pub use self::keys::{Expiry, Issued};
+pub use self::key_changes::{Expiry, KeyUpdate, ToRevoke};
+pub use self::keys::Issued;
+pub use self::plans::LimitUpdate;
 pub use self::report::{Criteria, Finding};
+pub use self::route_test::{RouteVerdict, TestedRequest};
+pub use self::routes::{ChangedRoute, RouteDifference, RouteView};
 use crate::clock::{Clock, Timestamp};
 use crate::store::{Adoption, Management, Migrated, StoreError};
 use crate::verify::memo::Peppers;
@@ -35,6 +43,43 @@ pub enum AdminError {
     /// The database did not do its part.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// What is said of a value that can be unset.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Setting<T> {
+    /// Nothing: it remains as it is.
+    #[default]
+    Keep,
+    /// It is unset.
+    Unset,
+    /// It is this.
+    Set(T),
+}
+
+impl<T> Setting<T> {
+    /// What a value and the flag that unsets it say together.
+    pub fn said(value: Option<T>, unset: bool) -> Self {
+        match value {
+            Some(value) => Self::Set(value),
+            None if unset => Self::Unset,
+            None => Self::Keep,
+        }
+    }
+
+    /// The new value, if one is said.
+    pub fn value(&self) -> Option<&T> {
+        if let Self::Set(value) = self { Some(value) } else { None }
+    }
+
+    /// Changes what `value` holds, after turning the new one into what is held.
+    fn change<U>(&self, value: &mut Option<U>, hold: impl FnOnce(&T) -> U) {
+        match self {
+            Self::Keep => {}
+            Self::Unset => *value = None,
+            Self::Set(new) => *value = Some(hold(new)),
+        }
+    }
 }
 
 fn refused<T>(why: impl Into<String>) -> Result<T, AdminError> {

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use super::{Admin, AdminError};
 use crate::clock::Timestamp;
+use crate::key::KeyId;
 use crate::record::{KeyState, SecretHash};
-use crate::store::StoredKey;
+use crate::store::{KeyFilter, StoredKey};
 
 /// Keys that are read at once: some hundred kilobytes.
 pub(super) const PAGE: i64 = 1_000;
@@ -110,29 +111,43 @@ impl Admin {
         mut sink: impl FnMut(&StoredKey, &[Finding]) -> Result<(), E>,
     ) -> Result<(), E> {
         let now = self.now();
-        self.each_key(tenant, |key| match criteria.findings(key, now).as_slice() {
-            [] => Ok(()),
-            findings => sink(key, findings),
+        let filter = self.keys_of(tenant).await?;
+        self.each_key(&filter, None, |key| {
+            match criteria.findings(key, now).as_slice() {
+                [] => {}
+                findings => sink(key, findings)?,
+            }
+            Ok(true)
         })
         .await
     }
 
-    /// Gives every key, of all or one tenant, to `sink`.
-    pub(super) async fn each_key<E: From<AdminError>>(
-        &self,
-        tenant: Option<&str>,
-        mut sink: impl FnMut(&StoredKey) -> Result<(), E>,
-    ) -> Result<(), E> {
+    /// The filter that wants all keys, or those of one tenant.
+    pub(super) async fn keys_of(&self, tenant: Option<&str>) -> Result<KeyFilter, AdminError> {
         let tenant = match tenant {
             Some(reference) => Some(self.tenant(reference).await?.id),
             None => None,
         };
-        let mut after = None;
+        Ok(KeyFilter { tenant, ..KeyFilter::default() })
+    }
+
+    /// Gives the keys that a filter wants to `sink`, by id, until that says `false`.
+    pub(super) async fn each_key<E: From<AdminError>>(
+        &self,
+        filter: &KeyFilter,
+        after: Option<KeyId>,
+        mut sink: impl FnMut(&StoredKey) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let mut after = after;
         loop {
-            let page = self.store.keys_page(tenant, after, PAGE).await.map_err(AdminError::from)?;
+            let page = self.store.keys_page(filter, after, PAGE).await.map_err(AdminError::from)?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.details.id);
-            page.iter().try_for_each(&mut sink)?;
+            for key in &page {
+                if !sink(key)? {
+                    return Ok(());
+                }
+            }
         }
     }
 }
@@ -142,8 +157,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::key::KeyId;
-    use crate::record::{KeyDetails, PepperId};
+    use crate::record::{KeyDetails, KeyTerms, PepperId};
     use crate::tenant::TenantId;
 
     const DAY: i64 = 86_400_000_000;
@@ -163,6 +177,8 @@ mod tests {
             revocation_reason: None,
             replaced_by: None,
             memo: Some(PepperId([0; 4])),
+            disabled_at: None,
+            terms: KeyTerms::default(),
         };
         let hash = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232".into();
         StoredKey { details, tenant_schema: "tenant_a".into(), hash }

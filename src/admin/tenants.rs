@@ -4,10 +4,11 @@
 
 use uuid::Uuid;
 
-use super::{Admin, AdminError, refused};
+use super::{Admin, AdminError, Setting, refused};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format::holds_key;
+use crate::plan::PlanName;
 use crate::store::{NewTenant, Shadowed, StoreError};
 use crate::tenant::{
     Mode, Tenant, TenantId, TenantStatus, default_schema_name, is_schema_name, is_tenant_name,
@@ -26,11 +27,7 @@ impl Admin {
         adopt: bool,
         status: TenantStatus,
     ) -> Result<Tenant, AdminError> {
-        if !is_tenant_name(name) || holds_key(name) {
-            return Err(AdminError::BadRequest(
-                "a tenant's name has 1 to 255 characters, no control characters, and no key in it".into(),
-            ));
-        }
+        check_name(name)?;
         let schema = schema.map_or_else(|| default_schema_name(name), str::to_owned);
         if !is_schema_name(&schema) {
             return Err(AdminError::BadRequest(format!(
@@ -85,7 +82,8 @@ impl Admin {
         status: &TenantStatus,
         action: Action,
     ) -> Result<Tenant, AdminError> {
-        let changed = self.store.set_tenant_status(tenant.id, status, action).await?;
+        let change = |tenant: &mut Tenant| tenant.status.clone_from(status);
+        let changed = self.store.change_tenant(tenant.id, action, &change).await?;
         changed.ok_or_else(|| AdminError::Refused(format!("tenant {} is gone", tenant.id.0)))
     }
 
@@ -151,7 +149,35 @@ impl Admin {
     /// As [`Admin::tenant`].
     pub async fn set_tenant_mode(&self, reference: &str, mode: Option<Mode>) -> Result<Tenant, AdminError> {
         let tenant = self.tenant(reference).await?;
-        let changed = self.store.set_tenant_mode(tenant.id, mode, Action::TenantMode).await?;
+        let change = |tenant: &mut Tenant| tenant.mode = mode;
+        let changed = self.store.change_tenant(tenant.id, Action::TenantMode, &change).await?;
+        changed.ok_or_else(|| AdminError::Refused(format!("tenant {} is gone", tenant.id.0)))
+    }
+
+    /// Changes the name or the plan of a tenant.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::tenant`] and [`Admin::create_tenant`]; there is no such plan; nothing is to be changed.
+    pub async fn update_tenant(
+        &self,
+        reference: &str,
+        name: Option<&str>,
+        plan: &Setting<PlanName>,
+    ) -> Result<Tenant, AdminError> {
+        if name.is_none() && *plan == Setting::Keep {
+            return Err(AdminError::BadRequest("nothing to change: name at least one option".into()));
+        }
+        name.map_or(Ok(()), check_name)?;
+        self.check_plan(plan.value().map(PlanName::as_str)).await?;
+        let tenant = self.tenant(reference).await?;
+        let change = |tenant: &mut Tenant| {
+            if let Some(name) = name {
+                name.clone_into(&mut tenant.name);
+            }
+            plan.change(&mut tenant.plan, |plan| plan.as_str().into());
+        };
+        let changed = self.store.change_tenant(tenant.id, Action::TenantUpdate, &change).await?;
         changed.ok_or_else(|| AdminError::Refused(format!("tenant {} is gone", tenant.id.0)))
     }
 
@@ -172,4 +198,13 @@ impl Admin {
     pub async fn delete_tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
         self.set_status(&self.tenant(reference).await?, &TenantStatus::Deleted, Action::TenantDelete).await
     }
+}
+
+fn check_name(name: &str) -> Result<(), AdminError> {
+    if !is_tenant_name(name) || holds_key(name) {
+        return Err(AdminError::BadRequest(
+            "a tenant's name has 1 to 255 characters, no control characters, and no key in it".into(),
+        ));
+    }
+    Ok(())
 }

@@ -8,15 +8,19 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use super::bulk::{ExportArgs, ImportArgs, KeyExportArgs};
+use super::bulk::{ExportArgs, ImportArgs};
 use super::check::CheckArgs;
 use super::doctor::DoctorArgs;
 use super::explain::ExplainArgs;
+use super::key::KeyCommand;
+use super::plan::PlanCommand;
 use super::ready::ReadyArgs;
-use crate::admin::{Criteria, Expiry};
+use super::route::RouteCommand;
+use crate::admin::Criteria;
 use crate::audit::Actor;
 use crate::clock::Timestamp;
-use crate::config::{self, DatabaseArgs, PepperArgs, ServeArgs};
+use crate::config::{self, DatabaseArgs, ServeArgs};
+use crate::plan::PlanName;
 use crate::store::Adoption;
 use crate::tenant::{Mode, TenantStatus};
 
@@ -89,7 +93,13 @@ pub(super) enum Command {
     Tenant(TenantCommand),
     /// Manage API keys
     #[command(subcommand)]
-    Key(KeyCommand),
+    Key(Box<KeyCommand>),
+    /// Manage plans: names for limits, which Envoy's rate limits enforce
+    #[command(subcommand)]
+    Plan(PlanCommand),
+    /// Manage rules: which scopes a request needs, by host, method and path
+    #[command(subcommand)]
+    Route(RouteCommand),
     /// Show and verify the audit log of changes made by the command line
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -165,6 +175,22 @@ pub(super) enum TenantCommand {
               value_parser = clap::builder::PossibleValuesParser::new(TenantStatus::KNOWN))]
         status: String,
     },
+    /// Change the name or the plan of a tenant
+    Update {
+        #[command(flatten)]
+        tenant: TenantRef,
+        /// The new name, 1 to 255 characters
+        #[arg(long, value_name = "N")]
+        name: Option<String>,
+        /// The plan of the tenant's keys that have none of their own
+        #[arg(long, value_name = "P", value_parser = PlanName::parse, conflicts_with = "no_plan")]
+        plan: Option<PlanName>,
+        /// No plan
+        #[arg(long)]
+        no_plan: bool,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Show all tenants
     List,
     /// Show a tenant
@@ -227,62 +253,6 @@ pub(super) struct TenantRef {
     /// The id, schema name or exact name of the tenant
     #[arg(value_name = "REF")]
     pub(super) reference: String,
-}
-
-#[derive(Subcommand)]
-pub(super) enum KeyCommand {
-    /// Create a key; it is shown only once
-    Create {
-        /// The id, schema name or exact name of the tenant
-        #[arg(value_name = "TENANT_REF")]
-        tenant: String,
-        /// A name for the key
-        #[arg(long, value_name = "N")]
-        name: Option<String>,
-        #[command(flatten)]
-        expiry: ExpiryArgs,
-        #[command(flatten)]
-        pepper: PepperArgs,
-    },
-    /// Import keys from a file: whole keys, or hashes that another program made
-    Import {
-        #[command(flatten)]
-        import: ImportArgs,
-        #[command(flatten)]
-        pepper: PepperArgs,
-    },
-    /// Export keys to a file; never contains a whole key
-    Export(KeyExportArgs),
-    /// Show all keys, or those of one tenant
-    List {
-        /// The id, schema name or exact name of the tenant
-        #[arg(value_name = "TENANT_REF")]
-        tenant: Option<String>,
-    },
-    /// Show a key
-    Show(KeyRef),
-    /// Revoke a key: it gets 401 within 100 ms
-    Revoke {
-        #[command(flatten)]
-        key: KeyRef,
-        /// The reason, for human readers
-        #[arg(long, value_name = "R")]
-        reason: Option<String>,
-        #[command(flatten)]
-        wait: WaitArgs,
-    },
-    /// Create a successor of a key; the old key expires after the grace period
-    Rotate {
-        #[command(flatten)]
-        key: KeyRef,
-        /// How long the old key remains valid
-        #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = long_duration)]
-        grace: Duration,
-        #[command(flatten)]
-        expiry: ExpiryArgs,
-        #[command(flatten)]
-        pepper: PepperArgs,
-    },
 }
 
 #[derive(Subcommand)]
@@ -403,31 +373,11 @@ pub(super) struct WaitArgs {
     pub(super) wait: Option<Duration>,
 }
 
-#[derive(clap::Args)]
-pub(super) struct ExpiryArgs {
-    /// The life of the key, such as 90d (units s, m, h, d, w)
-    #[arg(long, value_name = "DURATION", value_parser = long_duration, conflicts_with = "expires_at")]
-    pub(super) expires_in: Option<Duration>,
-    /// The time at which the key expires (RFC 3339), such as 2027-01-31T00:00:00Z
-    #[arg(long, value_name = "INSTANT", value_parser = rfc_3339)]
-    pub(super) expires_at: Option<Timestamp>,
-}
-
-impl From<ExpiryArgs> for Expiry {
-    fn from(args: ExpiryArgs) -> Self {
-        match (args.expires_in, args.expires_at) {
-            (Some(span), _) => Self::In(span),
-            (None, Some(at)) => Self::At(at),
-            (None, None) => Self::Unsaid,
-        }
-    }
-}
-
 fn actor(text: &str) -> Result<Actor, String> {
     Actor::new(text)
 }
 
-fn when(text: &str) -> Result<When, String> {
+pub(super) fn when(text: &str) -> Result<When, String> {
     let instant = rfc_3339(text).map(When::At);
     instant.or_else(|_| long_duration(text).map(When::Ago)).map_err(|_| {
         "is neither an RFC 3339 instant, such as 2027-01-31T00:00:00Z, nor a duration, such as 7d".into()
@@ -440,7 +390,7 @@ fn row_hash(text: &str) -> Result<String, String> {
     fine.then_some(hash).ok_or_else(|| "is no hash of a row: 64 hexadecimal digits".into())
 }
 
-fn long_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn long_duration(text: &str) -> Result<Duration, String> {
     let no_duration =
         || format!("{text:?} is no duration: write a whole number and a unit (s, m, h, d, w), such as 90d");
     config::duration(text).ok().filter(|_| !text.ends_with("ms")).ok_or_else(no_duration)

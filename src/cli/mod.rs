@@ -18,9 +18,12 @@ mod bulk;
 mod check;
 mod doctor;
 mod explain;
+mod key;
 mod pepper;
+mod plan;
 mod ready;
 mod report;
+mod route;
 mod rows;
 mod shadow;
 mod target;
@@ -40,9 +43,10 @@ use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::args::{Cli, Command, KeyCommand, Output, PepperCommand, TenantCommand, WaitArgs};
-use self::view::{DemoView, IssuedView, KeyView, MigratedView, RotatedView, TenantView, Text};
-use crate::admin::{Admin, AdminError, Issued};
+use self::args::{Cli, Command, Output, PepperCommand, TenantCommand, WaitArgs};
+use self::key::KeyCommand;
+use self::view::{DemoView, MigratedView, TenantView, Text};
+use crate::admin::{Admin, AdminError, Issued, Setting};
 use crate::audit::Actor;
 use crate::clock::SystemClock;
 use crate::config::{self, Database, PepperArgs, ServeArgs};
@@ -261,14 +265,18 @@ async fn dispatch(cli: Cli, by: &Session, out: &mut Out) -> Result<(), Failure> 
             out.show(&DemoView { tenant: (&tenant).into(), key: (&issued).into() })
         }
         Command::Tenant(command) => tenant(&open_admin(by, Peppers::default()).await?, command, out).await,
+        Command::Plan(command) => plan::plan(&open_admin(by, Peppers::default()).await?, command, out).await,
+        Command::Route(command) => {
+            route::route(&open_admin(by, Peppers::default()).await?, command, out).await
+        }
         Command::Key(command) => {
-            let peppers = match &command {
+            let peppers = match &*command {
                 KeyCommand::Create { pepper, .. }
                 | KeyCommand::Import { pepper, .. }
                 | KeyCommand::Rotate { pepper, .. } => peppers(pepper)?,
                 _ => Peppers::default(),
             };
-            key(&open_admin(by, peppers).await?, command, out).await
+            key::key(&open_admin(by, peppers).await?, *command, out).await
         }
         Command::Report(command) => {
             report::report(&open_admin(by, Peppers::default()).await?, &command, out).await
@@ -317,6 +325,12 @@ async fn tenant(admin: &Admin, command: TenantCommand, out: &mut Out) -> Result<
             let status = TenantStatus::parse(&status);
             admin.create_tenant(&name, schema.as_deref(), adopt_schema, status).await?
         }
+        TenantCommand::Update { tenant, name, plan, no_plan, wait } => {
+            let plan = Setting::said(plan, no_plan);
+            let tenant = admin.update_tenant(&tenant.reference, name.as_deref(), &plan).await?;
+            wait_for_servers(admin, &wait).await?;
+            tenant
+        }
         TenantCommand::List => {
             let tenants = admin.tenants().await?;
             return out.show(&tenants.iter().map(TenantView::from).collect::<Vec<_>>());
@@ -338,35 +352,6 @@ async fn tenant(admin: &Admin, command: TenantCommand, out: &mut Out) -> Result<
         TenantCommand::Delete { tenant, yes: _ } => admin.delete_tenant(&tenant.reference).await?,
     };
     out.show(&TenantView::from(&tenant))
-}
-
-async fn key(admin: &Admin, command: KeyCommand, out: &mut Out) -> Result<(), Failure> {
-    match command {
-        KeyCommand::Create { tenant, name, expiry, pepper: _ } => {
-            let issued = admin.create_key(&tenant, name, expiry.into()).await?;
-            out.show_once(&IssuedView::from(&issued)).map_err(|e| unseen(e, &issued))?;
-            out.remark("keep the key now: it is not shown again");
-        }
-        KeyCommand::Import { import, pepper: _ } => bulk::import_keys(admin, &import, out).await?,
-        KeyCommand::Export(args) => bulk::export_keys(admin, &args, out).await?,
-        KeyCommand::List { tenant } => {
-            let keys = admin.keys(tenant.as_deref()).await?;
-            out.show(&keys.iter().map(|key| KeyView::at(key, admin.now())).collect::<Vec<_>>())?;
-        }
-        KeyCommand::Show(key) => out.show(&KeyView::at(&admin.key(&key.reference).await?, admin.now()))?,
-        KeyCommand::Revoke { key, reason, wait } => {
-            let key = admin.revoke_key(&key.reference, reason.as_deref()).await?;
-            wait_for_servers(admin, &wait).await?;
-            out.show(&KeyView::at(&key, admin.now()))?;
-        }
-        KeyCommand::Rotate { key, grace, expiry, pepper: _ } => {
-            let (old, issued) = admin.rotate_key(&key.reference, grace, expiry.into()).await?;
-            let view = RotatedView { old: KeyView::at(&old, admin.now()), new: (&issued).into() };
-            out.show_once(&view).map_err(|e| unseen(e, &issued))?;
-            out.remark("keep the new key now: it is not shown again");
-        }
-    }
-    Ok(())
 }
 
 async fn wait_for_servers(admin: &Admin, wait: &WaitArgs) -> Result<(), Failure> {

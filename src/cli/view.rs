@@ -3,14 +3,17 @@
 //! JSON is one object or array with the fields in the order of the contract. Text is a table as wide as the terminal,
 //! or a short list of fields. Neither contains a hash; only [`IssuedView`] contains a whole key.
 
+use std::collections::BTreeMap;
+
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 
+use super::rows::Row;
 use crate::admin::Issued;
 use crate::clock::Timestamp;
 use crate::record::KeyDetails;
-use crate::store::Migrated;
+use crate::store::{Migrated, StoredKey};
 use crate::tenant::Tenant;
 
 /// A tenant.
@@ -23,6 +26,7 @@ pub(super) struct TenantView {
     /// The mode, if it differs from the server's.
     #[serde(skip_serializing_if = "Option::is_none")]
     mode: Option<String>,
+    plan: Option<String>,
     created_at: String,
 }
 
@@ -34,6 +38,7 @@ impl From<&Tenant> for TenantView {
             db_schema_name: tenant.schema.clone(),
             status: tenant.status.to_string(),
             mode: tenant.mode.map(|mode| mode.as_str().to_owned()),
+            plan: tenant.plan.as_deref().map(str::to_owned),
             created_at: tenant.created_at.to_string(),
         }
     }
@@ -56,6 +61,58 @@ pub(super) struct IssuedView {
     tenant_id: String,
     created_at: String,
     expires_at: Option<String>,
+    #[serde(flatten)]
+    terms: TermsView,
+}
+
+/// What a key may do: `null` where nothing is said.
+#[derive(Serialize)]
+struct TermsView {
+    scopes: Option<String>,
+    networks: Option<String>,
+    plan: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+    disabled_at: Option<String>,
+    not_before: Option<String>,
+}
+
+impl From<&KeyDetails> for TermsView {
+    fn from(key: &KeyDetails) -> Self {
+        let terms = &key.terms;
+        let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
+        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        let labels: BTreeMap<_, _> = terms.labels.iter().map(owned).collect();
+        Self {
+            scopes: terms.scopes.clone(),
+            networks: terms.networks.clone(),
+            plan: terms.plan.clone(),
+            labels: (!labels.is_empty()).then_some(labels),
+            disabled_at: text(key.disabled_at),
+            not_before: text(terms.not_before),
+        }
+    }
+}
+
+impl TermsView {
+    /// The lines of what is said.
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let labels = self.labels.iter().flatten().map(|(name, value)| format!("{name}={value}"));
+        let scopes = self.scopes.as_ref().map(|scopes| match scopes.as_str() {
+            "" => "none".to_owned(),
+            scopes => scopes.to_owned(),
+        });
+        [
+            ("disabled", self.disabled_at.clone()),
+            ("not before", self.not_before.clone()),
+            ("scopes", scopes),
+            ("networks", self.networks.clone()),
+            ("plan", self.plan.clone()),
+            ("labels", self.labels.is_some().then(|| labels.collect::<Vec<_>>().join(" "))),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+        .collect()
+    }
 }
 
 impl From<&Issued> for IssuedView {
@@ -69,6 +126,7 @@ impl From<&Issued> for IssuedView {
             tenant_id: key.tenant_id.0.to_string(),
             created_at: key.created_at.to_string(),
             expires_at: key.expires_at.map(|at| at.to_string()),
+            terms: key.into(),
         }
     }
 }
@@ -89,6 +147,8 @@ pub(super) struct KeyView {
     /// Whether there is a memo, and the id of its pepper.
     memo: bool,
     memo_pepper: Option<String>,
+    #[serde(flatten)]
+    terms: TermsView,
 }
 
 impl KeyView {
@@ -108,6 +168,7 @@ impl KeyView {
             revocation_reason: key.revocation_reason.clone(),
             memo: key.memo.is_some(),
             memo_pepper: key.memo.map(|pepper| pepper.to_string()),
+            terms: key.into(),
         }
     }
 }
@@ -118,6 +179,46 @@ impl KeyView {
         let name = self.name.as_ref().map(|name| format!(", name {name}")).unwrap_or_default();
         format!("{}, {}{name}, id {}", self.key_prefix, self.status, self.id)
     }
+}
+
+/// A key of a list.
+#[derive(Serialize)]
+pub(super) struct ListedKeyView {
+    #[serde(flatten)]
+    key: KeyView,
+    tenant_schema: String,
+}
+
+impl ListedKeyView {
+    /// The key as it is at `now`.
+    pub(super) fn at(key: &StoredKey, now: Timestamp) -> Self {
+        Self { key: KeyView::at(&key.details, now), tenant_schema: key.tenant_schema.clone() }
+    }
+}
+
+impl Row for ListedKeyView {
+    fn head() -> Option<String> {
+        Some(columns(["PREFIX", "STATUS", "TENANT", "NAME", "EXPIRES", "LAST USED", "ID"]))
+    }
+
+    fn line(&self) -> String {
+        let key = &self.key;
+        columns([
+            &plain(&key.key_prefix),
+            key.status,
+            &plain(&self.tenant_schema),
+            &plain(key.name.as_deref().unwrap_or("-")),
+            key.expires_at.as_deref().map_or("never", short),
+            key.last_used_at.as_deref().map_or("never", short),
+            &key.id,
+        ])
+    }
+}
+
+/// A line as wide as most keys need: a list can have a million lines, and each is shown at once.
+fn columns(cells: [&str; 7]) -> String {
+    let [prefix, status, tenant, name, expires, used, id] = cells;
+    format!("{prefix:<21}  {status:<13}  {tenant:<24}  {name:<16}  {expires:<19}  {used:<19}  {id}")
 }
 
 /// The demonstration tenant and its key.
@@ -178,6 +279,7 @@ impl Text for TenantView {
             ("schema", Some(&self.db_schema_name)),
             ("status", Some(&self.status)),
             ("mode", self.mode.as_ref()),
+            ("plan", self.plan.as_ref()),
             ("created", Some(&self.created_at)),
         ])
     }
@@ -185,33 +287,39 @@ impl Text for TenantView {
 
 impl Text for IssuedView {
     fn text(&self) -> String {
-        fields(&[
-            ("key", Some(&self.key)),
-            ("prefix", Some(&self.key_prefix)),
-            ("id", Some(&self.id)),
-            ("name", self.name.as_ref()),
-            ("tenant", Some(&self.tenant_id)),
-            ("created", Some(&self.created_at)),
-            ("expires", self.expires_at.as_ref().or(Some(&"never".to_owned()))),
-        ])
+        with_terms(
+            &self.terms,
+            &[
+                ("key", Some(&self.key)),
+                ("prefix", Some(&self.key_prefix)),
+                ("id", Some(&self.id)),
+                ("name", self.name.as_ref()),
+                ("tenant", Some(&self.tenant_id)),
+                ("created", Some(&self.created_at)),
+                ("expires", self.expires_at.as_ref().or(Some(&"never".to_owned()))),
+            ],
+        )
     }
 }
 
 impl Text for KeyView {
     fn text(&self) -> String {
-        fields(&[
-            ("prefix", Some(&self.key_prefix)),
-            ("id", Some(&self.id)),
-            ("name", self.name.as_ref()),
-            ("tenant", Some(&self.tenant_id)),
-            ("status", Some(&self.status.to_owned())),
-            ("created", Some(&self.created_at)),
-            ("expires", self.expires_at.as_ref().or(Some(&"never".to_owned()))),
-            ("last used", self.last_used_at.as_ref().or(Some(&"never".to_owned()))),
-            ("revoked", self.revoked_at.as_ref()),
-            ("reason", self.revocation_reason.as_ref()),
-            ("memo", self.memo_pepper.as_ref().or(Some(&"none".to_owned()))),
-        ])
+        with_terms(
+            &self.terms,
+            &[
+                ("prefix", Some(&self.key_prefix)),
+                ("id", Some(&self.id)),
+                ("name", self.name.as_ref()),
+                ("tenant", Some(&self.tenant_id)),
+                ("status", Some(&self.status.to_owned())),
+                ("created", Some(&self.created_at)),
+                ("expires", self.expires_at.as_ref().or(Some(&"never".to_owned()))),
+                ("last used", self.last_used_at.as_ref().or(Some(&"never".to_owned()))),
+                ("revoked", self.revoked_at.as_ref()),
+                ("reason", self.revocation_reason.as_ref()),
+                ("memo", self.memo_pepper.as_ref().or(Some(&"none".to_owned()))),
+            ],
+        )
     }
 }
 
@@ -287,6 +395,13 @@ impl Text for MigratedView {
         }
         text
     }
+}
+
+/// Fields, followed by those of the terms of a key.
+fn with_terms(terms: &TermsView, all: &[(&str, Option<&String>)]) -> String {
+    let terms = terms.lines();
+    let more = terms.iter().map(|(name, value)| (*name, Some(value)));
+    fields(&all.iter().copied().chain(more).collect::<Vec<_>>())
 }
 
 /// Escapes control characters, which a terminal would execute.

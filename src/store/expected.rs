@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn a_trigger_of_sqlite_is_read_to_its_end() {
         let triggers = triggers(SQLITE_OBJECTS, "END;");
-        assert!(triggers["tenantgate_key_updated"].contains("key_memo ON api_keys"));
+        assert!(triggers["tenantgate_key_updated"].contains("plan ON api_keys"));
         assert!(triggers["tenantgate_tenant_update_replaces"].ends_with("db_schema_name);\n"));
         assert!(triggers.len() >= 10);
     }

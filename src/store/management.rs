@@ -11,8 +11,10 @@ use super::{SchemaVersion, Shadowed, Store, StoreError};
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::record::{KeyDetails, Memo};
-use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
+use crate::plan::PlanRow;
+use crate::record::{KeyDetails, KeyState, KeyTerms, Memo};
+use crate::route::RouteRow;
+use crate::tenant::{Tenant, TenantId, TenantStatus};
 
 /// A tenant that does not exist yet.
 #[derive(Clone, Debug)]
@@ -46,6 +48,8 @@ pub struct NewKey {
     pub expires_at: Option<Timestamp>,
     /// By which it is known without bcrypt.
     pub memo: Option<Memo>,
+    /// What it may do.
+    pub terms: KeyTerms,
 }
 
 /// A server that may still serve what was before a change.
@@ -70,6 +74,63 @@ pub struct ImportedKey {
     pub revocation_reason: Option<String>,
     /// Its successor.
     pub replaced_by: Option<KeyId>,
+    /// When it was disabled.
+    pub disabled_at: Option<Timestamp>,
+}
+
+/// A change of a key, made while other sessions cannot change it. `Err` says why the key is not changed.
+pub type KeyChange<'c> = &'c (dyn Fn(&mut KeyDetails) -> Result<(), String> + Sync);
+
+/// A change of a tenant.
+pub type TenantChange<'c> = &'c (dyn Fn(&mut Tenant) + Sync);
+
+/// A change of a plan.
+pub type PlanChange<'c> = &'c (dyn Fn(&mut PlanRow) + Sync);
+
+/// Which keys are asked for; what is `None` or empty: all.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct KeyFilter {
+    /// Of this tenant.
+    pub tenant: Option<TenantId>,
+    /// In this state at `now`.
+    pub state: Option<KeyState>,
+    /// The instant at which the state is.
+    pub now: Timestamp,
+    /// This is part of the name, in any case.
+    pub name: Option<String>,
+    /// This is one of the granted scopes, as it is written there.
+    pub scope: Option<String>,
+    /// It has all of these labels.
+    pub labels: Vec<(String, String)>,
+    /// It expires before this instant.
+    pub expires_before: Option<Timestamp>,
+    /// It was not used since this instant, or, if never used, was made before it.
+    pub unused_since: Option<Timestamp>,
+}
+
+/// A change of the table of routes.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct RoutesChange {
+    /// Rules that are not there yet.
+    pub added: Vec<RouteRow>,
+    /// Rules that go.
+    pub removed: Vec<RouteRow>,
+    /// Rules before and after: name, mode, scopes and shadow can change.
+    pub changed: Vec<(RouteRow, RouteRow)>,
+    /// What the audit log has of it; nothing if nothing changes.
+    pub draft: Option<Draft>,
+}
+
+/// What is to be changed of the table of routes as it is. `Err` says why it is not.
+pub type RoutesPlan<'c> = &'c (dyn Fn(&[RouteRow]) -> Result<RoutesChange, String> + Sync);
+
+/// How often a plan is used.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct PlanUses {
+    /// By tenants.
+    pub tenants: i64,
+    /// By keys of their own.
+    pub keys: i64,
 }
 
 /// A row of `api_keys` with its hash, for reports and exports.
@@ -175,20 +236,12 @@ pub trait Management: Store {
     /// The tenants whose id, schema or exact name is `reference`.
     async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError>;
 
-    /// Sets a tenant's status; nothing if there is no such tenant.
-    async fn set_tenant_status(
+    /// Changes a tenant; nothing if there is no such tenant.
+    async fn change_tenant(
         &self,
         id: TenantId,
-        status: &TenantStatus,
         action: Action,
-    ) -> Result<Option<Tenant>, StoreError>;
-
-    /// Sets a tenant's mode, or takes it away; nothing if there is no such tenant.
-    async fn set_tenant_mode(
-        &self,
-        id: TenantId,
-        mode: Option<Mode>,
-        action: Action,
+        change: TenantChange<'_>,
     ) -> Result<Option<Tenant>, StoreError>;
 
     /// What the shadow report has of the days since `since`, that of all days together, the most frequent first.
@@ -197,16 +250,16 @@ pub trait Management: Store {
     /// Adds a key. [`StoreError::Conflict`] if its prefix, hash or identity is taken.
     async fn insert_key(&self, key: &NewKey, action: Action) -> Result<KeyDetails, StoreError>;
 
-    /// All keys, or those of one tenant, oldest first.
-    async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError>;
-
-    /// The first `page` keys, of all or one tenant, after the one with the id `after`, by id.
+    /// The first `page` keys that a filter wants, after the one with the id `after`, by id.
     async fn keys_page(
         &self,
-        tenant: Option<TenantId>,
+        filter: &KeyFilter,
         after: Option<KeyId>,
         page: i64,
     ) -> Result<Vec<StoredKey>, StoreError>;
+
+    /// How many keys of a tenant that are not revoked were used since an instant.
+    async fn count_used(&self, tenant: TenantId, since: Timestamp) -> Result<i64, StoreError>;
 
     /// The keys of which one of `names` is the id, the prefix or the hash.
     async fn keys_named(&self, names: &[String]) -> Result<Vec<StoredKey>, StoreError>;
@@ -227,13 +280,14 @@ pub trait Management: Store {
     /// The key whose id or prefix is `reference`.
     async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError>;
 
-    /// Takes a key back, if that has not been done: the first instant and reason stay.
-    async fn revoke_key(
+    /// Changes these keys, all or none; returns them as they are then, in the order of `ids`.
+    /// [`StoreError::Conflict`] if one is gone or `change` refuses one.
+    async fn change_keys(
         &self,
-        id: KeyId,
-        at: Timestamp,
-        reason: Option<&str>,
-    ) -> Result<Option<KeyDetails>, StoreError>;
+        ids: &[KeyId],
+        action: Action,
+        change: KeyChange<'_>,
+    ) -> Result<Vec<KeyDetails>, StoreError>;
 
     /// In one step: adds `successor` and lets the key `id` expire at `expires_at` if it would not sooner.
     /// `None`, and no change, if the key is gone or has been revoked; [`StoreError::Conflict`] if it has been replaced
@@ -244,6 +298,27 @@ pub trait Management: Store {
         expires_at: Timestamp,
         successor: &NewKey,
     ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError>;
+
+    /// All plans, by name.
+    async fn plans(&self) -> Result<Vec<PlanRow>, StoreError>;
+
+    /// Adds a plan. [`StoreError::Conflict`] if its name is taken.
+    async fn insert_plan(&self, plan: &PlanRow) -> Result<(), StoreError>;
+
+    /// Changes the limits of a plan; nothing if there is no such plan.
+    async fn change_plan(&self, name: &str, change: PlanChange<'_>) -> Result<Option<PlanRow>, StoreError>;
+
+    /// How often a plan is used.
+    async fn plan_uses(&self, name: &str) -> Result<PlanUses, StoreError>;
+
+    /// Deletes a plan that is not used; nothing if there is no such plan.
+    async fn delete_plan(&self, name: &str) -> Result<Option<PlanRow>, StoreError>;
+
+    /// All rules of routes, by host, path and method.
+    async fn routes(&self) -> Result<Vec<RouteRow>, StoreError>;
+
+    /// Changes the table of routes while other sessions cannot. [`StoreError::Conflict`] if `plan` refuses.
+    async fn change_routes(&self, plan: RoutesPlan<'_>) -> Result<RoutesChange, StoreError>;
 
     /// A mark after everything that is committed now, which every server that is in touch comes to see.
     async fn mark(&self) -> Result<String, StoreError>;

@@ -35,6 +35,7 @@ macro_rules! set {
                 "shadow report",
                 include_str!(concat!("../../migrations/", $dialect, "/4_shadow_report.sql")),
             ),
+            (5, "policy", include_str!(concat!("../../migrations/", $dialect, "/5_policy.sql"))),
         ]
     };
 }

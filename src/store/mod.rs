@@ -20,7 +20,10 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 pub use self::management::{Adoption, Migrated};
-pub use self::management::{AuditFilter, ImportedKey, Laggard, Management, NewKey, NewTenant, StoredKey};
+pub use self::management::{
+    AuditFilter, ImportedKey, KeyChange, KeyFilter, Laggard, Management, NewKey, NewTenant, PlanChange,
+    PlanUses, RoutesChange, RoutesPlan, StoredKey, TenantChange,
+};
 pub use self::source::UrlSource;
 use crate::clock::Timestamp;
 use crate::key::KeyId;

@@ -7,17 +7,37 @@ use crate::support::world::string;
 use crate::support::{Ask, PATIENCE, Server, World, on_every_store};
 
 /// The fields of `key create`, the only output with a key.
-const ISSUED: [&str; 7] = ["created_at", "expires_at", "id", "key", "key_prefix", "name", "tenant_id"];
+const ISSUED: [&str; 13] = [
+    "created_at",
+    "disabled_at",
+    "expires_at",
+    "id",
+    "key",
+    "key_prefix",
+    "labels",
+    "name",
+    "networks",
+    "not_before",
+    "plan",
+    "scopes",
+    "tenant_id",
+];
 
 /// The fields of every other view of a key.
-const SHOWN: [&str; 9] = [
+const SHOWN: [&str; 15] = [
     "created_at",
+    "disabled_at",
     "expires_at",
     "id",
     "key_prefix",
+    "labels",
     "last_used_at",
     "name",
+    "networks",
+    "not_before",
+    "plan",
     "revoked_at",
+    "scopes",
     "status",
     "tenant_id",
 ];

@@ -44,6 +44,7 @@ mod oracle;
 mod outage;
 mod outcomes;
 mod panics;
+mod policy_commands;
 mod protocol;
 mod public;
 mod reports;

@@ -45,7 +45,7 @@ const FOR_SUPERUSERS: [&str; 6] = [
     "ALTER SYSTEM SET work_mem = '64MB'",
 ];
 
-const NOT_FOR_SERVE: [&str; 21] = [
+const NOT_FOR_SERVE: [&str; 27] = [
     "SELECT FROM tenantgate_audit_log",
     "SELECT * FROM api_keys",
     "SELECT name FROM api_keys",
@@ -58,6 +58,12 @@ const NOT_FOR_SERVE: [&str; 21] = [
     "UPDATE api_keys SET key_prefix = 'llmk_mine'",
     "UPDATE api_keys SET tenant_id = (SELECT id FROM tenants LIMIT 1)",
     "UPDATE api_keys SET name = 'mine'",
+    "SELECT labels FROM api_keys",
+    "UPDATE api_keys SET disabled_at = NULL",
+    "UPDATE api_keys SET scopes = NULL",
+    "INSERT INTO tenantgate_plan (name) VALUES ('mine')",
+    "UPDATE tenantgate_plan SET request_limit = NULL",
+    "DELETE FROM tenantgate_route",
     "INSERT INTO tenants (name, db_schema_name) VALUES ('Mine', 'mine')",
     "UPDATE tenants SET status = 'active'",
     "UPDATE tenants SET db_schema_name = 'mine'",
@@ -69,7 +75,7 @@ const NOT_FOR_SERVE: [&str; 21] = [
     "SET ROLE {}_migrate",
 ];
 
-const NOT_FOR_ADMIN: [&str; 16] = [
+const NOT_FOR_ADMIN: [&str; 19] = [
     "UPDATE tenantgate_audit_log SET actor = 'nobody'",
     "DELETE FROM tenantgate_audit_log",
     "UPDATE api_keys SET hashed_key = 'mine'",
@@ -77,7 +83,10 @@ const NOT_FOR_ADMIN: [&str; 16] = [
     "UPDATE api_keys SET key_memo = NULL",
     "UPDATE api_keys SET last_used_at = now()",
     "UPDATE api_keys SET tenant_id = (SELECT id FROM tenants LIMIT 1)",
-    "UPDATE tenants SET name = 'mine'",
+    "UPDATE tenants SET created_at = now()",
+    "UPDATE tenantgate_plan SET name = 'mine'",
+    "UPDATE tenantgate_route SET path = '/mine'",
+    "TRUNCATE tenantgate_route",
     "UPDATE tenants SET db_schema_name = 'mine'",
     "SELECT FROM tenantgate_change",
     "SELECT tenantgate_prune(interval '0')",

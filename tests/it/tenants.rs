@@ -6,7 +6,7 @@ use crate::support::world::string;
 use crate::support::{Backend, World, on_every_store};
 
 /// The fields of a tenant.
-const SHAPE: [&str; 5] = ["created_at", "db_schema_name", "id", "name", "status"];
+const SHAPE: [&str; 6] = ["created_at", "db_schema_name", "id", "name", "plan", "status"];
 
 on_every_store![
     a_tenant_has_one_shape_everywhere,

@@ -14,6 +14,7 @@ use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::key::format::is_stored_prefix;
 use crate::key::prefix::Prefix;
+use crate::labels::Labels;
 use crate::tenant::TenantId;
 
 /// What judgement needs of a row of `api_keys`.
@@ -244,6 +245,25 @@ pub struct KeyDetails {
     pub replaced_by: Option<KeyId>,
     /// The pepper of `api_keys.key_memo`, if it has one.
     pub memo: Option<PepperId>,
+    /// `api_keys.disabled_at`.
+    pub disabled_at: Option<Timestamp>,
+    /// What it may do.
+    pub terms: KeyTerms,
+}
+
+/// What a key may do, as the database has it. A rotation keeps all of it.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct KeyTerms {
+    /// `api_keys.not_before`.
+    pub not_before: Option<Timestamp>,
+    /// `api_keys.scopes`; `None` grants everything.
+    pub scopes: Option<String>,
+    /// `api_keys.networks`; `None` means anywhere.
+    pub networks: Option<String>,
+    /// `api_keys.plan`.
+    pub plan: Option<String>,
+    /// `api_keys.labels`; none if they cannot be read.
+    pub labels: Labels,
 }
 
 impl KeyDetails {
@@ -252,8 +272,12 @@ impl KeyDetails {
     pub fn state(&self, now: Timestamp) -> KeyState {
         if self.revoked_at.is_some() {
             KeyState::Revoked
+        } else if self.disabled_at.is_some() {
+            KeyState::Disabled
         } else if has_expired(self.expires_at, now) {
             KeyState::Expired
+        } else if self.terms.not_before.is_some_and(|at| now < at) {
+            KeyState::NotYetValid
         } else {
             KeyState::Active
         }
@@ -265,19 +289,29 @@ impl KeyDetails {
 pub enum KeyState {
     /// It may.
     Active,
+    /// It is disabled, until it is enabled again.
+    Disabled,
     /// Its time is over.
     Expired,
+    /// Its time has not begun.
+    NotYetValid,
     /// It was taken back.
     Revoked,
 }
 
 impl KeyState {
+    /// Every state.
+    pub const ALL: [Self; 5] =
+        [Self::Active, Self::Disabled, Self::Expired, Self::NotYetValid, Self::Revoked];
+
     /// As the command line spells it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
+            Self::Disabled => "disabled",
             Self::Expired => "expired",
+            Self::NotYetValid => "not_yet_valid",
             Self::Revoked => "revoked",
         }
     }
@@ -400,6 +434,8 @@ mod tests {
             revocation_reason: None,
             replaced_by: None,
             memo: None,
+            disabled_at: None,
+            terms: KeyTerms::default(),
         };
         let (then, now) = (Some(Timestamp(5)), Timestamp(5));
         for (expires_at, revoked_at, expected) in [
@@ -410,6 +446,26 @@ mod tests {
             (None, then, "revoked"),
         ] {
             assert_eq!(details(expires_at, revoked_at).state(now).as_str(), expected);
+        }
+        let with = |change: fn(&mut KeyDetails)| {
+            let mut key = details(None, None);
+            change(&mut key);
+            key.state(Timestamp(5)).as_str()
+        };
+        let at = |micros| Some(Timestamp(micros));
+        assert_eq!(with(|key| key.terms.not_before = Some(Timestamp(6))), "not_yet_valid");
+        assert_eq!(with(|key| key.terms.not_before = Some(Timestamp(5))), "active");
+        assert_eq!(with(|key| key.disabled_at = Some(Timestamp(99))), "disabled");
+        let mut all = details(at(4), at(4));
+        (all.disabled_at, all.terms.not_before) = (at(1), at(6));
+        for (expected, undo) in [
+            ("revoked", (|key| key.revoked_at = None) as fn(&mut KeyDetails)),
+            ("disabled", |key| key.disabled_at = None),
+            ("expired", |key| key.expires_at = None),
+            ("not_yet_valid", |key| key.terms.not_before = None),
+        ] {
+            assert_eq!(all.state(now).as_str(), expected);
+            undo(&mut all);
         }
     }
 

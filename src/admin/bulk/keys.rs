@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -15,12 +15,16 @@ use zeroize::Zeroizing;
 
 use super::super::keys::check_key_name;
 use super::super::{Admin, AdminError};
-use super::{Import, Numbered, Outcome, cut_at_doubles, instant, uuid};
+use super::{Import, Numbered, Outcome, cut_at_doubles, instant, read, uuid};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format::{self, holds_key, is_stored_prefix};
 use crate::key::{KeyId, PlainKey};
-use crate::record::SecretHash;
+use crate::labels::Labels;
+use crate::network::Networks;
+use crate::plan::PlanName;
+use crate::record::{KeyTerms, SecretHash};
+use crate::scope::Scopes;
 use crate::store::{ImportedKey, NewKey, StoreError, StoredKey};
 use crate::tenant::{Tenant, TenantId};
 use crate::verify::bcrypt;
@@ -55,6 +59,28 @@ pub struct KeyRow {
     pub revocation_reason: Option<String>,
     /// The id of its successor.
     pub replaced_by: Option<String>,
+    /// When it was disabled.
+    pub disabled_at: Option<String>,
+    /// When it begins to be valid; nothing: at once.
+    pub not_before: Option<String>,
+    /// What it grants; nothing: everything.
+    pub scopes: Option<String>,
+    /// Where it may be used from; nothing: anywhere.
+    pub networks: Option<String>,
+    /// Its plan.
+    pub plan: Option<String>,
+    /// Its labels, as a JSON object.
+    #[serde(deserialize_with = "labels", default)]
+    pub labels: Option<String>,
+}
+
+/// An object in JSON lines, the text of one in CSV.
+fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Ok(match Option::<serde_json::Value>::deserialize(from)? {
+        None => None,
+        Some(serde_json::Value::String(text)) => Some(text),
+        Some(other) => Some(other.to_string()),
+    })
 }
 
 /// What proves that somebody has the key.
@@ -75,6 +101,8 @@ struct Candidate {
     last_used_at: Option<Timestamp>,
     revoked_at: Option<Timestamp>,
     replaced_by: Option<Uuid>,
+    disabled_at: Option<Timestamp>,
+    terms: KeyTerms,
     tenant_id: TenantId,
 }
 
@@ -96,6 +124,8 @@ impl Candidate {
             last_used_at: instant("last_used_at", row.last_used_at.as_deref())?,
             revoked_at: instant("revoked_at", row.revoked_at.as_deref())?,
             replaced_by: uuid("replaced_by", row.replaced_by.as_deref())?,
+            disabled_at: instant("disabled_at", row.disabled_at.as_deref())?,
+            terms: terms(&row)?,
             tenant_id: TenantId(Uuid::nil()),
             row,
         })
@@ -126,9 +156,26 @@ impl Candidate {
                 row.revocation_reason.is_some() && row.revocation_reason != key.revocation_reason,
                 "revocation_reason",
             ),
+            (differs(self.disabled_at, key.disabled_at), "disabled_at"),
+            (differs(self.terms.not_before, key.terms.not_before), "not_before"),
+            (row.scopes.is_some() && self.terms.scopes != key.terms.scopes, "scopes"),
+            (row.networks.is_some() && self.terms.networks != key.terms.networks, "networks"),
+            (row.plan.is_some() && self.terms.plan != key.terms.plan, "plan"),
+            (row.labels.is_some() && self.terms.labels != key.terms.labels, "labels"),
         ];
         differing.into_iter().find_map(|(differs, column)| differs.then_some(column))
     }
+}
+
+/// What the key may do.
+fn terms(row: &KeyRow) -> Result<KeyTerms, String> {
+    Ok(KeyTerms {
+        not_before: instant("not_before", row.not_before.as_deref())?,
+        scopes: read(row.scopes.as_deref(), Scopes::parse)?.map(|scopes| scopes.to_string()),
+        networks: read(row.networks.as_deref(), Networks::parse)?.map(|networks| networks.to_string()),
+        plan: read(row.plan.as_deref(), PlanName::parse)?.map(|plan| plan.to_string()),
+        labels: read(row.labels.as_deref(), Labels::parse_json)?.unwrap_or_default(),
+    })
 }
 
 /// A whole key, or a prefix and a hash.
@@ -189,6 +236,8 @@ impl Admin {
                 Err(why) => outcome.refuse(candidate.line, why),
             }
         }
+        let owned =
+            self.with_known_plans(owned, |row| (row.line, row.terms.plan.as_deref()), &mut outcome).await?;
         for part in cut_at_doubles(owned, Candidate::names) {
             outcome.add(self.import_part(import, part).await?);
         }
@@ -331,6 +380,7 @@ impl Admin {
             created_at: candidate.created_at.unwrap_or_else(|| self.now()),
             expires_at: candidate.expires_at,
             memo,
+            terms: candidate.terms.clone(),
         };
         ImportedKey {
             new,
@@ -338,6 +388,7 @@ impl Admin {
             revoked_at: candidate.revoked_at,
             revocation_reason: candidate.row.revocation_reason.clone(),
             replaced_by: candidate.replaced_by.map(KeyId),
+            disabled_at: candidate.disabled_at,
         }
     }
 }

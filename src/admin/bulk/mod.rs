@@ -22,6 +22,7 @@ pub use self::tenants::TenantRow;
 use super::AdminError;
 use crate::audit::{Action, Draft};
 use crate::clock::Timestamp;
+use crate::invalid::Invalid;
 use crate::store::StoredKey;
 use crate::tenant::{Tenant, TenantId};
 
@@ -144,11 +145,36 @@ fn instant(column: &str, text: Option<&str>) -> Result<Option<Timestamp>, String
     }
 }
 
+/// Reads a text of a column, unless it is not set.
+fn read<T>(text: Option<&str>, parse: impl Fn(&str) -> Result<T, Invalid>) -> Result<Option<T>, String> {
+    text.map(parse).transpose().map_err(|error| error.to_string())
+}
+
 fn uuid(column: &str, text: Option<&str>) -> Result<Option<Uuid>, String> {
     text.map(|text| Uuid::parse_str(text).map_err(|_| format!("{column} is no UUID"))).transpose()
 }
 
 impl super::Admin {
+    /// Sorts out rows whose plan there is not.
+    async fn with_known_plans<R>(
+        &self,
+        rows: Vec<R>,
+        of: fn(&R) -> (u64, Option<&str>),
+        outcome: &mut Outcome,
+    ) -> Result<Vec<R>, AdminError> {
+        if rows.iter().all(|row| of(row).1.is_none()) {
+            return Ok(rows);
+        }
+        let known: HashSet<_> = self.store.plans().await?.into_iter().map(|plan| plan.name).collect();
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            rows.into_iter().partition(|row| of(row).1.is_none_or(|plan| known.contains(plan)));
+        for row in &unknown {
+            let (line, plan) = of(row);
+            outcome.refuse(line, format!("there is no plan {:?}", plan.unwrap_or_default()));
+        }
+        Ok(known)
+    }
+
     /// Gives every key, of all or one tenant, to `sink`, hash and all.
     ///
     /// # Errors
@@ -157,9 +183,10 @@ impl super::Admin {
     pub async fn export_keys<E: From<AdminError>>(
         &self,
         tenant: Option<&str>,
-        sink: impl FnMut(&StoredKey) -> Result<(), E>,
+        mut sink: impl FnMut(&StoredKey) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.each_key(tenant, sink).await
+        let filter = self.keys_of(tenant).await?;
+        self.each_key(&filter, None, |key| sink(key).map(|()| true)).await
     }
 
     /// Gives every tenant to `sink`.

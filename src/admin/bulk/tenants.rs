@@ -6,10 +6,11 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::super::{Admin, AdminError};
-use super::{Import, Numbered, Outcome, cut_at_doubles, instant, uuid};
+use super::{Import, Numbered, Outcome, cut_at_doubles, instant, read, uuid};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format::holds_key;
+use crate::plan::PlanName;
 use crate::store::StoreError;
 use crate::tenant::{
     Mode, Tenant, TenantId, TenantStatus, default_schema_name, is_schema_name, is_tenant_name,
@@ -29,6 +30,8 @@ pub struct TenantRow {
     pub status: Option<String>,
     /// Its mode; nothing: the server's.
     pub mode: Option<String>,
+    /// Its plan.
+    pub plan: Option<String>,
     /// When it was made; nothing: now.
     pub created_at: Option<String>,
 }
@@ -41,6 +44,7 @@ struct Candidate {
     schema: String,
     status: Option<TenantStatus>,
     mode: Option<Mode>,
+    plan: Option<Box<str>>,
     created_at: Option<Timestamp>,
 }
 
@@ -57,9 +61,10 @@ impl Candidate {
             return Err(format!("{other:?} is no status: {}", TenantStatus::KNOWN.join(", ")));
         }
         let mode = mode(row.mode.as_deref())?;
+        let plan = read(row.plan.as_deref(), PlanName::parse)?.map(|plan| plan.as_str().into());
         let (id, created_at) =
             (uuid("id", row.id.as_deref())?, instant("created_at", row.created_at.as_deref())?);
-        Ok(Self { line, id, name, schema, status, mode, created_at })
+        Ok(Self { line, id, name, schema, status, mode, plan, created_at })
     }
 
     fn names(&self) -> Vec<String> {
@@ -74,6 +79,7 @@ impl Candidate {
             (self.name != there.name, "name"),
             (self.status.as_ref().is_some_and(|status| *status != there.status), "status"),
             (self.mode.is_some() && self.mode != there.mode, "mode"),
+            (self.plan.is_some() && self.plan != there.plan, "plan"),
             (self.created_at.is_some_and(|at| at != there.created_at), "created_at"),
         ];
         differing.into_iter().find_map(|(differs, column)| differs.then_some(column))
@@ -86,8 +92,8 @@ impl Candidate {
             schema: self.schema.clone(),
             status: self.status.clone().unwrap_or(TenantStatus::Active),
             mode: self.mode,
+            plan: self.plan.clone(),
             created_at: self.created_at.unwrap_or(now),
-            plan: None,
         }
     }
 }
@@ -118,6 +124,8 @@ impl Admin {
                 Err(why) => outcome.refuse(line, why),
             }
         }
+        let candidates =
+            self.with_known_plans(candidates, |row| (row.line, row.plan.as_deref()), &mut outcome).await?;
         for part in cut_at_doubles(candidates, Candidate::names) {
             self.import_tenants_part(import, part, &mut outcome).await?;
         }

@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use super::super::rows::{guard, record, unwritten};
 use super::super::{Failure, Out};
@@ -17,6 +18,7 @@ use super::source::Format;
 use super::{FileRow, is_stdout};
 use crate::admin::Admin;
 use crate::admin::bulk::TenantRow;
+use crate::labels::Labels;
 use crate::store::StoredKey;
 use crate::tenant::{Mode, Tenant};
 
@@ -74,7 +76,7 @@ pub(in crate::cli) async fn export_tenants(
     sink.finish(out, "tenants")
 }
 
-const KEY_COLUMNS: [&str; 11] = [
+const KEY_COLUMNS: [&str; 17] = [
     "id",
     "key_prefix",
     "name",
@@ -86,6 +88,12 @@ const KEY_COLUMNS: [&str; 11] = [
     "revoked_at",
     "revocation_reason",
     "replaced_by",
+    "disabled_at",
+    "not_before",
+    "scopes",
+    "networks",
+    "plan",
+    "labels",
 ];
 
 #[derive(Serialize)]
@@ -101,6 +109,12 @@ struct ExportedKey<'a> {
     revoked_at: Option<String>,
     revocation_reason: Option<&'a str>,
     replaced_by: Option<String>,
+    disabled_at: Option<String>,
+    not_before: Option<String>,
+    scopes: Option<&'a str>,
+    networks: Option<&'a str>,
+    plan: Option<&'a str>,
+    labels: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     hashed_key: Option<&'a str>,
 }
@@ -120,6 +134,12 @@ impl<'a> ExportedKey<'a> {
             revoked_at: details.revoked_at.map(|at| at.to_string()),
             revocation_reason: details.revocation_reason.as_deref(),
             replaced_by: details.replaced_by.map(|id| id.0.to_string()),
+            disabled_at: details.disabled_at.map(|at| at.to_string()),
+            not_before: details.terms.not_before.map(|at| at.to_string()),
+            scopes: details.terms.scopes.as_deref(),
+            networks: details.terms.networks.as_deref(),
+            plan: details.terms.plan.as_deref(),
+            labels: labels(&details.terms.labels),
             hashed_key: with_hash.then_some(key.hash.as_str()),
         }
     }
@@ -137,10 +157,22 @@ impl<'a> ExportedKey<'a> {
             self.revoked_at.as_deref().unwrap_or_default(),
             self.revocation_reason.unwrap_or_default(),
             self.replaced_by.as_deref().unwrap_or_default(),
+            self.disabled_at.as_deref().unwrap_or_default(),
+            self.not_before.as_deref().unwrap_or_default(),
+            // An empty cell is NULL, which grants everything; a blank is an empty list, which grants nothing.
+            self.scopes.map_or("", |scopes| if scopes.is_empty() { " " } else { scopes }),
+            self.networks.unwrap_or_default(),
+            self.plan.unwrap_or_default(),
+            self.labels.as_deref().map(RawValue::get).unwrap_or_default(),
         ];
         cells.extend(self.hashed_key);
         cells
     }
+}
+
+/// The object, if there are labels.
+fn labels(labels: &Labels) -> Option<Box<RawValue>> {
+    if labels.is_empty() { None } else { RawValue::from_string(labels.to_string()).ok() }
 }
 
 #[derive(Serialize)]
@@ -150,6 +182,7 @@ struct ExportedTenant<'a> {
     db_schema_name: &'a str,
     status: &'a str,
     mode: Option<&'static str>,
+    plan: Option<&'a str>,
     created_at: String,
 }
 
@@ -161,6 +194,7 @@ impl<'a> From<&'a Tenant> for ExportedTenant<'a> {
             db_schema_name: &tenant.schema,
             status: tenant.status.as_str(),
             mode: tenant.mode.map(Mode::as_str),
+            plan: tenant.plan.as_deref(),
             created_at: tenant.created_at.to_string(),
         }
     }
@@ -169,7 +203,8 @@ impl<'a> From<&'a Tenant> for ExportedTenant<'a> {
 impl ExportedTenant<'_> {
     fn cells(&self) -> Vec<&str> {
         let mode = self.mode.unwrap_or_default();
-        vec![&self.id, self.name, self.db_schema_name, self.status, mode, &self.created_at]
+        let plan = self.plan.unwrap_or_default();
+        vec![&self.id, self.name, self.db_schema_name, self.status, mode, plan, &self.created_at]
     }
 }
 

@@ -85,6 +85,12 @@ impl FileRow for KeyRow {
         "revoked_at",
         "revocation_reason",
         "replaced_by",
+        "disabled_at",
+        "not_before",
+        "scopes",
+        "networks",
+        "plan",
+        "labels",
     ];
     const NEEDED: &'static [&'static [&'static str]] = &[&["key", "hashed_key"], &["tenant", "tenant_id"]];
     const BATCH: usize = 1_000;
@@ -105,7 +111,7 @@ impl FileRow for KeyRow {
 
 impl FileRow for TenantRow {
     const COLUMNS: &'static [&'static str] =
-        &["id", "name", "db_schema_name", "status", "mode", "created_at"];
+        &["id", "name", "db_schema_name", "status", "mode", "plan", "created_at"];
     const NEEDED: &'static [&'static [&'static str]] = &[&["name"]];
     /// Each makes a schema.
     const BATCH: usize = 250;

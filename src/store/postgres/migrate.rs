@@ -14,7 +14,8 @@ use crate::store::{Adoption, Migrated, StoreError};
 const PUBLICATION: &str = "tenantgate";
 
 /// What a subscriber needs. Each publishes its own change log.
-const PUBLISHED: [&str; 3] = ["tenants", "api_keys", "tenantgate_identity"];
+const PUBLISHED: [&str; 5] =
+    ["tenants", "api_keys", "tenantgate_plan", "tenantgate_route", "tenantgate_identity"];
 
 /// Does all of it in one transaction, or nothing.
 pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Result<Migrated, StoreError> {

@@ -14,14 +14,17 @@ use crate::store::StoreError;
 type Right = (&'static str, &'static str, bool);
 
 /// What `serve` does.
-const SERVE: [Right; 13] = [
+const SERVE: [Right; 15] = [
     ("SELECT ON tenants", "has_table_privilege('tenants', 'SELECT')", true),
     (
         "SELECT ON api_keys",
         "(SELECT bool_and(has_column_privilege('api_keys', c, 'SELECT')) FROM unnest(ARRAY['id', 'tenant_id', 'key_prefix',
-          'hashed_key', 'expires_at', 'revoked_at', 'last_used_at', 'key_memo']) AS c)",
+          'hashed_key', 'expires_at', 'revoked_at', 'last_used_at', 'key_memo', 'disabled_at', 'not_before', 'scopes',
+          'networks', 'plan']) AS c)",
         true,
     ),
+    ("SELECT ON tenantgate_plan", "has_table_privilege('tenantgate_plan', 'SELECT')", true),
+    ("SELECT ON tenantgate_route", "has_table_privilege('tenantgate_route', 'SELECT')", true),
     ("SELECT ON tenantgate_change", "has_table_privilege('tenantgate_change', 'SELECT')", true),
     ("SELECT ON tenantgate_change_floor", "has_table_privilege('tenantgate_change_floor', 'SELECT')", true),
     ("SELECT ON tenantgate_identity", "has_table_privilege('tenantgate_identity', 'SELECT')", true),
@@ -47,19 +50,34 @@ const SERVE: [Right; 13] = [
     ("EXECUTE ON FUNCTION tenantgate_prune(interval)", "has_function_privilege('tenantgate_prune(interval)', 'EXECUTE')", false),
 ];
 
-/// What `tenant`, `key`, `report` and `audit` do.
-const ADMIN: [Right; 7] = [
+/// What `tenant`, `key`, `plan`, `route`, `report` and `audit` do.
+const ADMIN: [Right; 9] = [
     (
-        "SELECT, INSERT, UPDATE (status, mode) ON tenants",
+        "SELECT, INSERT, UPDATE (name, status, mode, plan) ON tenants",
         "has_table_privilege('tenants', 'SELECT') AND has_table_privilege('tenants', 'INSERT')
-          AND has_column_privilege('tenants', 'status', 'UPDATE') AND has_column_privilege('tenants', 'mode', 'UPDATE')",
+          AND (SELECT bool_and(has_column_privilege('tenants', c, 'UPDATE'))
+               FROM unnest(ARRAY['name', 'status', 'mode', 'plan']) AS c)",
         false,
     ),
     (
-        "SELECT, INSERT, UPDATE (expires_at, revoked_at, revocation_reason, replaced_by) ON api_keys",
+        "SELECT, INSERT, UPDATE (name, expires_at, revoked_at, revocation_reason, replaced_by, disabled_at, not_before, scopes, networks, plan, labels) ON api_keys",
         "has_table_privilege('api_keys', 'SELECT') AND has_table_privilege('api_keys', 'INSERT')
           AND (SELECT bool_and(has_column_privilege('api_keys', c, 'UPDATE'))
-               FROM unnest(ARRAY['expires_at', 'revoked_at', 'revocation_reason', 'replaced_by']) AS c)",
+               FROM unnest(ARRAY['name', 'expires_at', 'revoked_at', 'revocation_reason', 'replaced_by', 'disabled_at', 'not_before', 'scopes', 'networks', 'plan', 'labels']) AS c)",
+        false,
+    ),
+    (
+        "SELECT, INSERT, DELETE, UPDATE (request_limit, total_limit, input_limit, output_limit) ON tenantgate_plan",
+        "has_table_privilege('tenantgate_plan', 'SELECT') AND has_table_privilege('tenantgate_plan', 'INSERT') AND has_table_privilege('tenantgate_plan', 'DELETE')
+          AND (SELECT bool_and(has_column_privilege('tenantgate_plan', c, 'UPDATE'))
+               FROM unnest(ARRAY['request_limit', 'total_limit', 'input_limit', 'output_limit']) AS c)",
+        false,
+    ),
+    (
+        "SELECT, INSERT, DELETE, UPDATE (name, mode, scopes, shadow) ON tenantgate_route",
+        "has_table_privilege('tenantgate_route', 'SELECT') AND has_table_privilege('tenantgate_route', 'INSERT') AND has_table_privilege('tenantgate_route', 'DELETE')
+          AND (SELECT bool_and(has_column_privilege('tenantgate_route', c, 'UPDATE'))
+               FROM unnest(ARRAY['name', 'mode', 'scopes', 'shadow']) AS c)",
         false,
     ),
     (

@@ -14,6 +14,7 @@ enum Kind {
     Uuid,
     Text,
     Instant,
+    Json,
 }
 
 impl Kind {
@@ -22,6 +23,7 @@ impl Kind {
             Self::Uuid => "uuid",
             Self::Text => "text or varchar",
             Self::Instant => "timestamptz",
+            Self::Json => "jsonb",
         }
     }
 
@@ -31,6 +33,7 @@ impl Kind {
             Self::Text => ["text", "varchar"].contains(&name),
             // The other one is converted.
             Self::Instant => ["timestamptz", "timestamp"].contains(&name),
+            Self::Json => name == "jsonb",
         }
     }
 }
@@ -38,7 +41,7 @@ impl Kind {
 /// A column that we read: table, name, kind, whether it is always set, whether it is unique, whether it is theirs.
 type Wanted = (&'static str, &'static str, Kind, bool, bool, bool);
 
-const WANTED: [Wanted; 18] = [
+const WANTED: [Wanted; 25] = [
     ("tenants", "id", Kind::Uuid, true, true, true),
     ("tenants", "name", Kind::Text, true, false, true),
     ("tenants", "db_schema_name", Kind::Text, true, true, true),
@@ -57,6 +60,13 @@ const WANTED: [Wanted; 18] = [
     ("api_keys", "replaced_by", Kind::Uuid, false, false, false),
     ("api_keys", "key_memo", Kind::Text, false, false, false),
     ("tenants", "mode", Kind::Text, false, false, false),
+    ("tenants", "plan", Kind::Text, false, false, false),
+    ("api_keys", "disabled_at", Kind::Instant, false, false, false),
+    ("api_keys", "not_before", Kind::Instant, false, false, false),
+    ("api_keys", "scopes", Kind::Text, false, false, false),
+    ("api_keys", "networks", Kind::Text, false, false, false),
+    ("api_keys", "plan", Kind::Text, false, false, false),
+    ("api_keys", "labels", Kind::Json, false, false, false),
 ];
 
 /// Names of columns that switch a row off.

@@ -8,10 +8,12 @@ use uuid::Uuid;
 
 use super::connection::{Link, ask};
 use super::rows::{KEY, TENANT, stored_key_of};
-use super::tenants;
 use super::value::{Value, Wanted};
+use super::{Dialect, tenants};
 use crate::key::KeyId;
-use crate::store::{ImportedKey, StoreError, StoredKey};
+use crate::labels::Labels;
+use crate::record::KeyState;
+use crate::store::{ImportedKey, KeyFilter, StoreError, StoredKey};
 use crate::tenant::{Mode, Tenant, TenantId};
 
 /// The keys of a page with the schemas of their tenants; `keys` says which.
@@ -30,14 +32,42 @@ fn ids(names: &[String]) -> Vec<Uuid> {
 
 pub(super) async fn keys_page(
     link: &mut Link<'_>,
-    tenant: Option<TenantId>,
+    filter: &KeyFilter,
     after: Option<KeyId>,
     page: i64,
 ) -> Result<Vec<StoredKey>, StoreError> {
-    let wanted = Wanted::default().and("tenant_id = ?", tenant).and("id > ?", after);
+    let wanted = wanted(link.dialect(), filter).and("id > ?", after);
     let (sql, last) = (wanted.sql(), wanted.next());
     let sql = stored_keys(&format!("{sql} ORDER BY id LIMIT ${last}"));
     ask(sql).bind_all(wanted).bind(page).all(link).await?.iter().map(stored_key_of).collect()
+}
+
+/// The conditions of a filter.
+fn wanted(dialect: &Dialect, filter: &KeyFilter) -> Wanted {
+    let (time, position) = (dialect.time, dialect.position);
+    let at = |column: &str| time.replace('?', column);
+    let (now, expires, begins) = (at("?"), at("expires_at"), at("not_before"));
+    let is = |condition: String| format!("revoked_at IS NULL AND disabled_at IS NULL AND {condition}");
+    let state = filter.state.map(|state| match state {
+        KeyState::Revoked => "revoked_at IS NOT NULL".to_owned(),
+        KeyState::Disabled => "revoked_at IS NULL AND disabled_at IS NOT NULL".to_owned(),
+        KeyState::Expired => is(format!("{expires} <= {now}")),
+        KeyState::NotYetValid => is(format!("coalesce({expires} > {now}, true) AND {begins} > {now}")),
+        KeyState::Active => {
+            is(format!("coalesce({expires} > {now}, true) AND coalesce({begins} <= {now}, true)"))
+        }
+    });
+    let mut wanted = Wanted::default()
+        .and("tenant_id = ?", filter.tenant)
+        .and(state.as_deref().unwrap_or_default(), filter.state.map(|_| filter.now))
+        .and(&format!("{position}(lower(name), lower(?)) > 0"), filter.name.as_deref())
+        .and(&format!("{position}(' ' || scopes || ' ', ' ' || ? || ' ') > 0"), filter.scope.as_deref())
+        .and(&format!("{expires} < {now}"), filter.expires_before)
+        .and(&format!("{} <= {now}", at("coalesce(last_used_at, created_at)")), filter.unused_since);
+    for (name, value) in &filter.labels {
+        wanted = wanted.and_two("labels ->> ? = ?", name, value);
+    }
+    wanted
 }
 
 pub(super) async fn keys_named(link: &mut Link<'_>, names: &[String]) -> Result<Vec<StoredKey>, StoreError> {
@@ -69,6 +99,11 @@ pub(super) async fn tenants_named(link: &mut Link<'_>, names: &[String]) -> Resu
     tenants(ask(sql).bind(ids(names)).bind(names), link).await
 }
 
+/// Labels as a parameter: NULL for none.
+pub(super) fn labels(labels: &Labels) -> Value {
+    Value::Json((!labels.is_empty()).then(|| labels.to_string()))
+}
+
 pub(super) async fn import_keys(link: &mut Link<'_>, keys: &[ImportedKey]) -> Result<(), StoreError> {
     let columns = [
         "id",
@@ -83,8 +118,14 @@ pub(super) async fn import_keys(link: &mut Link<'_>, keys: &[ImportedKey]) -> Re
         "revoked_at",
         "revocation_reason",
         "replaced_by",
+        "disabled_at",
+        "not_before",
+        "scopes",
+        "networks",
+        "plan",
+        "labels",
     ];
-    let values = |key: &ImportedKey| -> [Value; 12] {
+    let values = |key: &ImportedKey| -> [Value; 18] {
         [
             key.new.id.into(),
             (&key.new.prefix).into(),
@@ -98,20 +139,27 @@ pub(super) async fn import_keys(link: &mut Link<'_>, keys: &[ImportedKey]) -> Re
             key.revoked_at.into(),
             (&key.revocation_reason).into(),
             key.replaced_by.into(),
+            key.disabled_at.into(),
+            key.new.terms.not_before.into(),
+            (&key.new.terms.scopes).into(),
+            (&key.new.terms.networks).into(),
+            (&key.new.terms.plan).into(),
+            labels(&key.new.terms.labels),
         ]
     };
     link.insert("api_keys", columns, keys.iter().map(values).collect()).await
 }
 
 pub(super) async fn import_tenants(link: &mut Link<'_>, tenants: &[Tenant]) -> Result<(), StoreError> {
-    let columns = ["id", "name", "db_schema_name", "status", "mode", "created_at"];
-    let values = |tenant: &Tenant| -> [Value; 6] {
+    let columns = ["id", "name", "db_schema_name", "status", "mode", "plan", "created_at"];
+    let values = |tenant: &Tenant| -> [Value; 7] {
         [
             tenant.id.into(),
             (&tenant.name).into(),
             (&tenant.schema).into(),
             tenant.status.as_str().into(),
             tenant.mode.map(Mode::as_str).into(),
+            tenant.plan.as_deref().into(),
             tenant.created_at.into(),
         ]
     };

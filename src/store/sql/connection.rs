@@ -233,8 +233,10 @@ impl Query {
             Value::Instant(at) => query.bind(at.map(Micros)),
             Value::Instants(all) => query.bind(all.into_iter().map(|at| at.map(Micros)).collect::<Vec<_>>()),
             Value::Number(number) => query.bind(number),
-            Value::Text(text) => query.bind(text),
-            Value::Texts(texts) => query.bind(texts),
+            Value::Text(text) | Value::Json(text) => query.bind(text),
+            Value::Texts(texts) | Value::Jsons(texts) => query.bind(texts),
+            Value::Flag(flag) => query.bind(flag),
+            Value::Flags(flags) => query.bind(flags),
         })
     }
 
@@ -242,6 +244,7 @@ impl Query {
         let query = sqlx::query(AssertSqlSafe(self.sql));
         self.values.into_iter().fold(query, |query, value| match value {
             Value::Number(number) => query.bind(number),
+            Value::Flag(flag) => query.bind(flag),
             other => query.bind(other.text()),
         })
     }

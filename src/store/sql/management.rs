@@ -3,16 +3,20 @@
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::connection::{Link, ask};
+use super::connection::ask;
+use super::keys::{self, insert as insert_key, to_change as key_to_change};
 use super::rows::{KEY, TENANT, key_of, shadowed_of, tenant_of};
-use super::{SqlStore, audit, bulk, change, hold, tenants};
+use super::{Sets, SqlStore, audit, bulk, change, hold, plans, routes, tenants};
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
+use crate::plan::PlanRow;
 use crate::record::{KeyDetails, KeyState};
+use crate::route::RouteRow;
 use crate::store::{
-    Adoption, AuditFilter, ImportedKey, Laggard, Management, Migrated, NewKey, NewTenant, SchemaVersion,
-    Shadowed, StoreError, StoredKey,
+    Adoption, AuditFilter, ImportedKey, KeyChange, KeyFilter, Laggard, Management, Migrated, NewKey,
+    NewTenant, PlanChange, PlanUses, RoutesChange, RoutesPlan, SchemaVersion, Shadowed, StoreError,
+    StoredKey, TenantChange,
 };
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
@@ -81,22 +85,28 @@ impl<S: SqlStore> Management for S {
         tenants(ask(sql).bind(Uuid::parse_str(reference).ok()).bind(reference), link).await
     }
 
-    async fn set_tenant_status(
+    async fn change_tenant(
         &self,
         id: TenantId,
-        status: &TenantStatus,
         action: Action,
+        make: TenantChange<'_>,
     ) -> Result<Option<Tenant>, StoreError> {
-        change_tenant(self, id, "status", Some(status.as_str()), action).await
-    }
-
-    async fn set_tenant_mode(
-        &self,
-        id: TenantId,
-        mode: Option<Mode>,
-        action: Action,
-    ) -> Result<Option<Tenant>, StoreError> {
-        change_tenant(self, id, "mode", mode.map(Mode::as_str), action).await
+        let mut connection = change(self).await?;
+        let link = &mut connection.link();
+        let sql = format!("SELECT {TENANT} FROM tenants WHERE id = $1{}", link.dialect().lock);
+        let row = ask(sql).bind(id).maybe(link).await?;
+        let Some(before) = row.as_ref().map(tenant_of).transpose()? else { return Ok(None) };
+        let mut after = before.clone();
+        make(&mut after);
+        let sets = Sets::default()
+            .set("name", before.name != after.name, &after.name)
+            .set("status", before.status != after.status, after.status.as_str())
+            .set("mode", before.mode != after.mode, after.mode.map(Mode::as_str))
+            .set("plan", before.plan != after.plan, after.plan.as_deref());
+        sets.run("tenants", id.0, link).await?;
+        audit::append(link, self.actor(), Draft::of_tenant(action, Some(&before), &after)).await?;
+        connection.commit().await?;
+        Ok(Some(after))
     }
 
     async fn shadowed(&self, since: Timestamp) -> Result<Vec<Shadowed>, StoreError> {
@@ -122,23 +132,26 @@ impl<S: SqlStore> Management for S {
         Ok(key)
     }
 
-    async fn keys(&self, tenant: Option<TenantId>) -> Result<Vec<KeyDetails>, StoreError> {
-        let mut connection = hold(self).await?;
-        let link = &mut connection.link();
-        let sql = format!(
-            "SELECT {KEY} FROM api_keys WHERE $1 IS NULL OR tenant_id = $1 ORDER BY created_at, {}",
-            link.dialect().tie
-        );
-        ask(sql).bind(tenant.map(|id| id.0)).all(link).await?.iter().map(key_of).collect()
-    }
-
     async fn keys_page(
         &self,
-        tenant: Option<TenantId>,
+        filter: &KeyFilter,
         after: Option<KeyId>,
         page: i64,
     ) -> Result<Vec<StoredKey>, StoreError> {
-        bulk::keys_page(&mut hold(self).await?.link(), tenant, after, page).await
+        bulk::keys_page(&mut hold(self).await?.link(), filter, after, page).await
+    }
+
+    async fn count_used(&self, tenant: TenantId, since: Timestamp) -> Result<i64, StoreError> {
+        let mut connection = hold(self).await?;
+        let link = &mut connection.link();
+        let time = |column: &str| link.dialect().time.replace('?', column);
+        let sql = format!(
+            "SELECT count(*) AS used FROM api_keys
+             WHERE tenant_id = $1 AND revoked_at IS NULL AND {} >= {}",
+            time("last_used_at"),
+            time("$2")
+        );
+        ask(sql).bind(tenant).bind(since).one(link).await?.get("used")
     }
 
     async fn keys_named(&self, names: &[String]) -> Result<Vec<StoredKey>, StoreError> {
@@ -181,24 +194,31 @@ impl<S: SqlStore> Management for S {
         query.maybe(&mut hold(self).await?.link()).await?.as_ref().map(key_of).transpose()
     }
 
-    async fn revoke_key(
+    async fn change_keys(
         &self,
-        id: KeyId,
-        at: Timestamp,
-        reason: Option<&str>,
-    ) -> Result<Option<KeyDetails>, StoreError> {
+        ids: &[KeyId],
+        action: Action,
+        make: KeyChange<'_>,
+    ) -> Result<Vec<KeyDetails>, StoreError> {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
-        let Some(before) = key_to_change(link, id).await? else { return Ok(None) };
-        let sql = format!(
-            "UPDATE api_keys SET revocation_reason = CASE WHEN revoked_at IS NULL THEN $3 ELSE revocation_reason END,
-                                 revoked_at = coalesce(revoked_at, $2) WHERE id = $1 RETURNING {KEY}"
-        );
-        let key = key_of(&ask(sql).bind(id).bind(at).bind(reason).one(link).await?)?;
-        let draft = Draft::of_key(Action::KeyRevoke, Some(&before), &key);
-        audit::append(link, self.actor(), draft).await?;
+        // In the order of ids, so that two commands do not wait for each other in a circle.
+        let mut in_order: Vec<_> = ids.iter().enumerate().collect();
+        in_order.sort_unstable_by_key(|(_, id)| id.0);
+        let (mut changed, mut drafts) = (Vec::with_capacity(ids.len()), Vec::new());
+        for (place, id) in in_order {
+            let before = key_to_change(link, *id).await?;
+            let before = before.ok_or_else(|| StoreError::Conflict(format!("key {} is gone", id.0)))?;
+            let mut after = before.clone();
+            make(&mut after).map_err(StoreError::Conflict)?;
+            keys::update(link, &before, &after).await?;
+            drafts.extend(Draft::of_key(action, Some(&before), &after));
+            changed.push((place, after));
+        }
+        audit::append(link, self.actor(), drafts).await?;
         connection.commit().await?;
-        Ok(Some(key))
+        changed.sort_unstable_by_key(|(place, _)| *place);
+        Ok(changed.into_iter().map(|(_, key)| key).collect())
     }
 
     async fn replace_key(
@@ -229,6 +249,53 @@ impl<S: SqlStore> Management for S {
         audit::append(link, self.actor(), drafts.into_iter().flatten()).await?;
         connection.commit().await?;
         Ok(Some((old, new)))
+    }
+
+    async fn plans(&self) -> Result<Vec<PlanRow>, StoreError> {
+        plans::all(&mut hold(self).await?.link()).await
+    }
+
+    async fn insert_plan(&self, plan: &PlanRow) -> Result<(), StoreError> {
+        let mut connection = change(self).await?;
+        let draft = plans::insert(&mut connection.link(), plan).await?;
+        audit::append(&mut connection.link(), self.actor(), [draft]).await?;
+        connection.commit().await
+    }
+
+    async fn change_plan(&self, name: &str, make: PlanChange<'_>) -> Result<Option<PlanRow>, StoreError> {
+        let mut connection = change(self).await?;
+        let changed = plans::change(&mut connection.link(), name, make).await?;
+        let Some((plan, draft)) = changed else { return Ok(None) };
+        audit::append(&mut connection.link(), self.actor(), draft).await?;
+        connection.commit().await?;
+        Ok(Some(plan))
+    }
+
+    async fn plan_uses(&self, name: &str) -> Result<PlanUses, StoreError> {
+        plans::uses(&mut hold(self).await?.link(), name).await
+    }
+
+    async fn delete_plan(&self, name: &str) -> Result<Option<PlanRow>, StoreError> {
+        let mut connection = change(self).await?;
+        let deleted = plans::delete(&mut connection.link(), name).await?;
+        let Some((plan, draft)) = deleted else { return Ok(None) };
+        audit::append(&mut connection.link(), self.actor(), [draft]).await?;
+        connection.commit().await?;
+        Ok(Some(plan))
+    }
+
+    async fn routes(&self) -> Result<Vec<RouteRow>, StoreError> {
+        routes::all(&mut hold(self).await?.link()).await
+    }
+
+    async fn change_routes(&self, plan: RoutesPlan<'_>) -> Result<RoutesChange, StoreError> {
+        let mut connection = change(self).await?;
+        let link = &mut connection.link();
+        let planned = plan(&routes::to_change(link).await?).map_err(StoreError::Conflict)?;
+        routes::write(link, &planned).await?;
+        audit::append(link, self.actor(), planned.draft.clone()).await?;
+        connection.commit().await?;
+        Ok(planned)
     }
 
     async fn mark(&self) -> Result<String, StoreError> {
@@ -264,40 +331,4 @@ impl<S: SqlStore> Management for S {
     async fn audit_before_newest(&self, filter: &AuditFilter, count: i64) -> Result<i64, StoreError> {
         audit::before_newest(&mut hold(self).await?.link(), filter, count).await
     }
-}
-
-/// The key as it is, which other sessions do not change until this transaction is over.
-async fn key_to_change(link: &mut Link<'_>, id: KeyId) -> Result<Option<KeyDetails>, StoreError> {
-    let sql = format!("SELECT {KEY} FROM api_keys WHERE id = $1{}", link.dialect().lock);
-    ask(sql).bind(id).maybe(link).await?.as_ref().map(key_of).transpose()
-}
-
-/// Sets one column of a tenant; `column` is a name of ours.
-async fn change_tenant(
-    store: &impl SqlStore,
-    id: TenantId,
-    column: &str,
-    value: Option<&str>,
-    action: Action,
-) -> Result<Option<Tenant>, StoreError> {
-    let mut connection = change(store).await?;
-    let link = &mut connection.link();
-    let sql = format!("SELECT {TENANT} FROM tenants WHERE id = $1{}", link.dialect().lock);
-    let row = ask(sql).bind(id).maybe(link).await?;
-    let Some(before) = row.as_ref().map(tenant_of).transpose()? else { return Ok(None) };
-    let sql = format!("UPDATE tenants SET {column} = $2 WHERE id = $1 RETURNING {TENANT}");
-    let tenant = tenant_of(&ask(sql).bind(id).bind(value).one(link).await?)?;
-    audit::append(link, store.actor(), Draft::of_tenant(action, Some(&before), &tenant)).await?;
-    connection.commit().await?;
-    Ok(Some(tenant))
-}
-
-async fn insert_key(link: &mut Link<'_>, key: &NewKey) -> Result<KeyDetails, StoreError> {
-    let sql = format!(
-        "INSERT INTO api_keys (id, key_prefix, hashed_key, tenant_id, name, created_at, expires_at, key_memo)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING {KEY}"
-    );
-    let query = ask(sql).bind(key.id).bind(&key.prefix).bind(&key.hash).bind(key.tenant_id).bind(&key.name);
-    let query = query.bind(key.created_at).bind(key.expires_at).bind(key.memo.map(|memo| memo.to_string()));
-    key_of(&query.one(link).await?)
 }

@@ -8,7 +8,10 @@
 pub(super) mod audit;
 mod bulk;
 mod connection;
+mod keys;
 mod management;
+pub(super) mod plans;
+pub(super) mod routes;
 mod row;
 mod rows;
 mod value;
@@ -19,6 +22,7 @@ use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 pub(super) use self::connection::{Connection, Link};
 pub(super) use self::row::Row;
 pub(super) use self::rows::{TENANT, tenant_of};
+use self::value::Value;
 use super::{Adoption, Migrated, SchemaVersion, Store, StoreError};
 use crate::audit::Actor;
 use crate::tenant::Tenant;
@@ -33,12 +37,20 @@ pub(super) struct Dialect {
     pub(super) lock: &'static str,
     /// After a parameter that is JSON.
     json: &'static str,
+    /// `?` is an instant: something that compares as time does, NULL for what does not come.
+    time: &'static str,
+    /// The function that finds a text in another one.
+    position: &'static str,
+    /// After a parameter that is JSON with indexes.
+    jsonb: &'static str,
     /// What orders rows that were made at the same instant.
     tie: &'static str,
     /// The day of the instant `$1`.
     day: &'static str,
     /// Takes the lock that gives the audit log its order, where a transaction is not alone.
     lock_audit: Option<&'static str>,
+    /// Takes the lock under which the table of routes is changed.
+    lock_routes: Option<&'static str>,
     /// Writes a mark into the change log, and returns it as `mark`.
     mark: &'static str,
     /// Servers that have not seen the mark `$1`.
@@ -51,9 +63,13 @@ pub(super) const POSTGRES: Dialect = Dialect {
     now: "clock_timestamp()",
     lock: " FOR UPDATE",
     json: "::json",
+    time: "?",
+    position: "strpos",
+    jsonb: "::jsonb",
     tie: "id",
     day: "($1 AT TIME ZONE 'UTC')::date",
     lock_audit: Some("SELECT pg_advisory_xact_lock(hashtext('tenantgate tenantgate_audit_log'))"),
+    lock_routes: Some("LOCK TABLE tenantgate_route IN SHARE ROW EXCLUSIVE MODE"),
     mark: "SELECT tenantgate_mark()::text AS mark",
     behind: "serves_until > now() AND NOT pg_visible_in_snapshot($1::xid8, applied)",
 };
@@ -64,9 +80,14 @@ pub(super) const SQLITE: Dialect = Dialect {
     now: "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
     lock: "",
     json: "",
+    // What cannot be read is the beginning of time.
+    time: "CASE WHEN ? IS NULL OR ? = 'infinity' THEN NULL ELSE coalesce(julianday(?), 0) END",
+    position: "instr",
+    jsonb: "",
     tie: "rowid",
     day: "substr($1, 1, 10)",
     lock_audit: None,
+    lock_routes: None,
     mark: "INSERT INTO tenantgate_change (key_prefix) VALUES ('') RETURNING CAST(id AS TEXT) AS mark",
     behind: "serves_until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AND applied < CAST($1 AS INTEGER)",
 };
@@ -155,4 +176,52 @@ async fn change(store: &impl SqlStore) -> Result<Held<'_>, StoreError> {
 /// Tenants, read from the rows that a query returns.
 async fn tenants(query: connection::Query, link: &mut Link<'_>) -> Result<Vec<Tenant>, StoreError> {
     query.all(link).await?.iter().map(tenant_of).collect()
+}
+
+/// Columns of one row that are set.
+#[derive(Default)]
+struct Sets {
+    columns: Vec<String>,
+    values: Vec<Value>,
+}
+
+impl Sets {
+    /// The same columns, and this one if it differs. Its name is one of ours.
+    fn set(mut self, column: &str, differs: bool, value: impl Into<Value>) -> Self {
+        if differs {
+            self.columns.push(column.to_owned());
+            self.values.push(value.into());
+        }
+        self
+    }
+
+    /// Updates the row of this id.
+    async fn run(self, table: &str, id: impl Into<Value>, link: &mut Link<'_>) -> Result<(), StoreError> {
+        self.run_where(table, "id", id, link).await
+    }
+
+    /// Updates the row whose `key` has this value.
+    async fn run_where(
+        self,
+        table: &str,
+        key: &str,
+        value: impl Into<Value>,
+        link: &mut Link<'_>,
+    ) -> Result<(), StoreError> {
+        if self.columns.is_empty() {
+            return Ok(());
+        }
+        let jsonb = link.dialect().jsonb;
+        let set = |(at, (column, value)): (usize, (&String, &Value))| {
+            let cast = if matches!(value, Value::Json(_)) { jsonb } else { "" };
+            format!("{column} = ${}{cast}", at + 2)
+        };
+        let sets: Vec<_> = self.columns.iter().zip(&self.values).enumerate().map(set).collect();
+        let sql = format!("UPDATE {table} SET {} WHERE {key} = $1", sets.join(", "));
+        self.values
+            .into_iter()
+            .fold(connection::ask(sql).bind(value), connection::Query::bind)
+            .execute(link)
+            .await
+    }
 }

@@ -3,15 +3,17 @@
 use super::row::Row;
 use crate::audit::Entry;
 use crate::key::KeyId;
-use crate::record::{KeyDetails, Memo};
+use crate::labels::Labels;
+use crate::record::{KeyDetails, KeyTerms, Memo};
 use crate::store::{Shadowed, ShadowedKind, StoreError, StoredKey};
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
 /// The columns of [`tenant_of`].
-pub(in crate::store) const TENANT: &str = "id, name, db_schema_name, status, mode, created_at";
+pub(in crate::store) const TENANT: &str = "id, name, db_schema_name, status, mode, plan, created_at";
 
 /// The columns of [`key_of`].
-pub(super) const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo";
+pub(super) const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo,
+    disabled_at, not_before, scopes, networks, plan, CAST(labels AS text) AS labels";
 
 pub(in crate::store) fn tenant_of(row: &Row) -> Result<Tenant, StoreError> {
     Ok(Tenant {
@@ -20,13 +22,21 @@ pub(in crate::store) fn tenant_of(row: &Row) -> Result<Tenant, StoreError> {
         schema: row.get("db_schema_name")?,
         status: TenantStatus::parse(&row.get::<String>("status")?),
         mode: row.get::<Option<String>>("mode")?.as_deref().map(Mode::parse),
+        plan: row.get::<Option<String>>("plan")?.map(Into::into),
         created_at: row.instant("created_at")?.unwrap_or_default(),
-        plan: None,
     })
 }
 
 pub(super) fn key_of(row: &Row) -> Result<KeyDetails, StoreError> {
     let memo: Option<String> = row.get("key_memo")?;
+    let labels: Option<String> = row.get("labels")?;
+    let terms = KeyTerms {
+        not_before: row.instant("not_before")?,
+        scopes: row.get("scopes")?,
+        networks: row.get("networks")?,
+        plan: row.get("plan")?,
+        labels: labels.and_then(|labels| Labels::parse_json(&labels).ok()).unwrap_or_default(),
+    };
     Ok(KeyDetails {
         id: KeyId(row.id("id", "api_keys")?),
         prefix: row.get("key_prefix")?,
@@ -39,6 +49,8 @@ pub(super) fn key_of(row: &Row) -> Result<KeyDetails, StoreError> {
         revocation_reason: row.get("revocation_reason")?,
         replaced_by: row.maybe_id("replaced_by")?.map(KeyId),
         memo: memo.as_deref().and_then(Memo::parse).map(|memo| memo.pepper),
+        disabled_at: row.instant("disabled_at")?,
+        terms,
     })
 }
 

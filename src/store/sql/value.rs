@@ -12,6 +12,10 @@ pub(in crate::store) enum Value {
     Ids(Vec<Option<Uuid>>),
     Instant(Option<Timestamp>),
     Instants(Vec<Option<Timestamp>>),
+    Json(Option<String>),
+    Jsons(Vec<Option<String>>),
+    Flag(bool),
+    Flags(Vec<bool>),
     Number(i64),
     Text(Option<String>),
     Texts(Vec<Option<String>>),
@@ -29,14 +33,21 @@ impl Value {
                 Some(json(&all.into_iter().map(|at| Self::Instant(at).text()).collect::<Vec<_>>()))
             }
             Self::Number(number) => Some(number.to_string()),
-            Self::Text(text) => text,
-            Self::Texts(texts) => Some(json(&texts)),
+            Self::Text(text) | Self::Json(text) => text,
+            Self::Texts(texts) | Self::Jsons(texts) => Some(json(&texts)),
+            Self::Flag(flag) => Some(i64::from(flag).to_string()),
+            // There are no lists of them for SQLite.
+            Self::Flags(_) => None,
         }
     }
 
     /// One column of many rows.
     pub(super) fn column<const N: usize>(rows: &[[Self; N]], at: usize) -> Self {
         let cells = || rows.iter().filter_map(|row| row.get(at));
+        let text = |cell: &Self| match cell {
+            Self::Text(text) | Self::Json(text) => text.clone(),
+            _ => None,
+        };
         match cells().next() {
             Some(Self::Id(_)) => {
                 Self::Ids(cells().map(|cell| if let Self::Id(id) = cell { *id } else { None }).collect())
@@ -44,9 +55,11 @@ impl Value {
             Some(Self::Instant(_)) => Self::Instants(
                 cells().map(|cell| if let Self::Instant(at) = cell { *at } else { None }).collect(),
             ),
-            _ => Self::Texts(
-                cells().map(|cell| if let Self::Text(text) = cell { text.clone() } else { None }).collect(),
-            ),
+            Some(Self::Flag(_)) => {
+                Self::Flags(cells().map(|cell| matches!(cell, Self::Flag(true))).collect())
+            }
+            Some(Self::Json(_)) => Self::Jsons(cells().map(text).collect()),
+            _ => Self::Texts(cells().map(text).collect()),
         }
     }
 
@@ -54,6 +67,8 @@ impl Value {
         match self {
             Self::Ids(_) => "uuid[]",
             Self::Instants(_) => "timestamptz[]",
+            Self::Jsons(_) => "jsonb[]",
+            Self::Flags(_) => "bool[]",
             _ => "text[]",
         }
     }
@@ -81,6 +96,7 @@ values! {
     Timestamp => |at| Self::Instant(Some(at)),
     Option<Timestamp> => Self::Instant,
     i64 => Self::Number,
+    bool => Self::Flag,
     String => |text| Self::Text(Some(text)),
     &str => |text| Self::Text(Some(text.to_owned())),
     &String => |text| Self::Text(Some(text.clone())),
@@ -104,6 +120,14 @@ impl Wanted {
             self.conditions.push(condition.replace('?', &format!("${}", self.next())));
             self.values.push(value.into());
         }
+        self
+    }
+
+    /// The same conditions, and one more with two values.
+    pub(in crate::store) fn and_two(mut self, condition: &str, first: &str, second: &str) -> Self {
+        let (one, two) = (format!("${}", self.next()), format!("${}", self.next() + 1));
+        self.conditions.push(condition.replacen('?', &one, 1).replacen('?', &two, 1));
+        self.values.extend([first.into(), second.into()]);
         self
     }
 

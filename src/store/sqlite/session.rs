@@ -17,6 +17,7 @@ use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, Memo, SecretHash};
+use crate::route::RouteId;
 use crate::store::sql::{self, TENANT, tenant_of};
 use crate::store::{Change, Changes, Look, Row, Session, StoreError};
 use crate::tenant::TenantId;
@@ -60,11 +61,14 @@ impl Session for SqliteSession {
             let page: Vec<RawKey> = serde_json::from_str(page.as_deref().unwrap_or("[]"))
                 .map_err(|error| StoreError::Refused(format!("rows of api_keys cannot be read: {error}")))?;
             for raw in page {
-                let (record, memo) = raw.record();
-                sink(Row::Key(record, memo, ProfileRow::default()));
+                let (record, memo, profile) = raw.record();
+                sink(Row::Key(record, memo, profile));
             }
         }
         drop(rows);
+        let link = &mut sql::Link::Sqlite(&mut transaction);
+        sql::plans::all(link).await?.into_iter().for_each(|plan| sink(Row::Plan(plan)));
+        sql::routes::all(link).await?.into_iter().for_each(|route| sink(Row::Route(route)));
         transaction.commit().await?;
         self.cursor = newest;
         Ok(self.look())
@@ -95,7 +99,8 @@ impl Session for SqliteSession {
             return Ok(Changes::Everything);
         }
         let mut changes = Vec::new();
-        let sql = "SELECT DISTINCT key_prefix, tenant_id FROM tenantgate_change WHERE id > ?1";
+        let sql =
+            "SELECT DISTINCT key_prefix, tenant_id, plan, route_id FROM tenantgate_change WHERE id > ?1";
         for row in sqlx::query(sql).bind(self.cursor).fetch_all(&mut *transaction).await? {
             changes.extend(change_of(&mut transaction, &row).await?);
         }
@@ -111,13 +116,15 @@ const PAGES: &str = "WITH RECURSIVE page (first) AS (
         SELECT min(rowid) FROM api_keys
         UNION ALL SELECT (SELECT min(rowid) FROM api_keys WHERE rowid >= first + 1000) FROM page WHERE first IS NOT NULL)
     SELECT (SELECT json_group_array(json_array(CAST(id AS TEXT), CAST(tenant_id AS TEXT), CAST(key_prefix AS TEXT),
-                CAST(hashed_key AS TEXT), CAST(expires_at AS TEXT), revoked_at IS NOT NULL, CAST(key_memo AS TEXT)))
+                CAST(hashed_key AS TEXT), CAST(expires_at AS TEXT), revoked_at IS NOT NULL, CAST(key_memo AS TEXT),
+                CAST(not_before AS TEXT), disabled_at IS NOT NULL, CAST(scopes AS TEXT), CAST(networks AS TEXT), CAST(plan AS TEXT)))
             FROM api_keys WHERE rowid >= first AND rowid < first + 1000)
     FROM page WHERE first IS NOT NULL";
 
 /// One key, in the same form.
 const ONE: &str = "SELECT json_array(CAST(id AS TEXT), CAST(tenant_id AS TEXT), CAST(key_prefix AS TEXT),
-    CAST(hashed_key AS TEXT), CAST(expires_at AS TEXT), revoked_at IS NOT NULL, CAST(key_memo AS TEXT))
+    CAST(hashed_key AS TEXT), CAST(expires_at AS TEXT), revoked_at IS NOT NULL, CAST(key_memo AS TEXT),
+    CAST(not_before AS TEXT), disabled_at IS NOT NULL, CAST(scopes AS TEXT), CAST(networks AS TEXT), CAST(plan AS TEXT))
     FROM api_keys WHERE key_prefix = ?1";
 
 /// The newest id ever given, whether or not the row is still there.
@@ -180,9 +187,21 @@ async fn change_of(
         if prefix.is_empty() {
             return Ok(Some(Change::Mark));
         }
-        let row = key_record(connection, &prefix).await?;
-        let row = row.map(|(record, memo)| Row::Key(record, memo, ProfileRow::default()));
+        let row = one_key(connection, &prefix).await?;
+        let row = row.map(|raw| {
+            let (record, memo, profile) = raw.record();
+            Row::Key(record, memo, profile)
+        });
         return Ok(Some(row.map_or(Change::NoKey(prefix.into()), Change::Now)));
+    }
+    if let Some(name) = logged.try_get::<Option<String>, _>("plan")? {
+        let plan = sql::plans::find(&mut sql::Link::Sqlite(connection), &name).await?;
+        return Ok(Some(plan.map_or(Change::NoPlan(name.into()), |plan| Change::Now(Row::Plan(plan)))));
+    }
+    if let Some(id) = logged.try_get::<Option<String>, _>("route_id")? {
+        let Ok(id) = Uuid::parse_str(&id).map(RouteId) else { return Ok(None) };
+        let route = sql::routes::find(&mut sql::Link::Sqlite(connection), id).await?;
+        return Ok(Some(route.map_or(Change::NoRoute(id), |route| Change::Now(Row::Route(route)))));
     }
     let Some(id) = logged.try_get::<Option<String>, _>("tenant_id")? else { return Ok(None) };
     let Ok(tenant_id) = Uuid::parse_str(&id).map(TenantId) else { return Ok(None) };
@@ -197,13 +216,22 @@ pub(super) async fn key_record(
     connection: &mut SqliteConnection,
     prefix: &str,
 ) -> Result<Option<(KeyRecord, Option<Memo>)>, StoreError> {
-    let Some(row) = sqlx::query(ONE).bind(prefix).fetch_optional(connection).await? else { return Ok(None) };
-    let raw: RawKey = serde_json::from_str(row.try_get(0)?)
-        .map_err(|error| StoreError::Refused(format!("a row of api_keys cannot be read: {error}")))?;
-    Ok(Some(raw.record()))
+    let raw = one_key(connection, prefix).await?;
+    Ok(raw.map(|raw| {
+        let (record, memo, _) = raw.record();
+        (record, memo)
+    }))
 }
 
-/// Id, tenant, prefix, hash, expiry, whether revoked, memo.
+async fn one_key(connection: &mut SqliteConnection, prefix: &str) -> Result<Option<RawKey>, StoreError> {
+    let Some(row) = sqlx::query(ONE).bind(prefix).fetch_optional(connection).await? else { return Ok(None) };
+    let raw = serde_json::from_str(row.try_get(0)?)
+        .map_err(|error| StoreError::Refused(format!("a row of api_keys cannot be read: {error}")))?;
+    Ok(Some(raw))
+}
+
+/// Id, tenant, prefix, hash, expiry, whether revoked, memo, from when it is valid, whether disabled, scopes, networks,
+/// plan.
 #[derive(Deserialize)]
 struct RawKey(
     Option<String>,
@@ -213,15 +241,40 @@ struct RawKey(
     Option<String>,
     u8,
     Option<String>,
+    Option<String>,
+    u8,
+    Option<Box<str>>,
+    Option<Box<str>>,
+    Option<Box<str>>,
 );
 
 impl RawKey {
     /// A row whose expiry cannot be read is damaged, not everlasting; so is one whose identity is not a UUID.
-    fn record(self) -> (KeyRecord, Option<Memo>) {
-        let Self(id, tenant_id, prefix, hash, expires_at, revoked, memo) = self;
+    fn record(self) -> (KeyRecord, Option<Memo>, ProfileRow) {
+        let Self(
+            id,
+            tenant_id,
+            prefix,
+            hash,
+            expires_at,
+            revoked,
+            memo,
+            begins,
+            disabled,
+            scopes,
+            networks,
+            plan,
+        ) = self;
         let uuid = |text: Option<String>| text.and_then(|text| Uuid::parse_str(&text).ok());
         let (id, tenant_id) = (uuid(id), uuid(tenant_id));
-        let sound = id.is_some() && tenant_id.is_some() && expires_at.as_deref().is_none_or(is_instant);
+        let instants = [&expires_at, &begins];
+        let sound = id.is_some()
+            && tenant_id.is_some()
+            && instants.into_iter().flatten().all(|text| is_instant(text));
+        let begins = begins.map(|text| match text.as_str() {
+            INFINITY => Timestamp(i64::MAX),
+            text => Timestamp::parse(text).unwrap_or(Timestamp::MIN),
+        });
         let expires_at = expires_at.filter(|text| text != INFINITY);
         let record = KeyRecord {
             id: KeyId(id.unwrap_or_default()),
@@ -230,10 +283,10 @@ impl RawKey {
             hash: SecretHash::parse(hash.as_deref().unwrap_or_default()).filter(|_| sound),
             expires_at: expires_at.map(|text| Timestamp::parse(&text).unwrap_or(Timestamp::MIN)).into(),
             revoked: revoked != 0,
-            not_before: Timestamp::MIN,
-            disabled: false,
+            not_before: begins.unwrap_or(Timestamp::MIN),
+            disabled: disabled != 0,
         };
-        (record, memo.as_deref().and_then(Memo::parse))
+        (record, memo.as_deref().and_then(Memo::parse), ProfileRow { scopes, networks, plan })
     }
 }
 

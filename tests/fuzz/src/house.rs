@@ -15,6 +15,7 @@ use tenantgate::replica::TenantEntry;
 use tenantgate::key::KeyId;
 use tenantgate::last_used::LastUsed;
 use tenantgate::memo_writer::MemoWriter;
+use tenantgate::record::{KeyDetails, KeyTerms};
 use tenantgate::replica::Replica;
 use tenantgate::replica::sync::{self, Sync};
 use tenantgate::request;
@@ -62,10 +63,15 @@ impl Database {
                 created_at: Timestamp(0),
                 expires_at: (key.state == State::Expired).then_some(Timestamp(1)),
                 memo: None,
+                terms: KeyTerms::default(),
             };
             store.insert_key(&new, Action::KeyCreate).await.expect("a key");
             if key.state == State::Revoked {
-                store.revoke_key(new.id, Timestamp(1), None).await.expect("revoked");
+                let revoke = |key: &mut KeyDetails| {
+                    key.revoked_at = Some(Timestamp(1));
+                    Ok(())
+                };
+                store.change_keys(&[new.id], Action::KeyRevoke, &revoke).await.expect("revoked");
             }
         }
         Self { store, directory }

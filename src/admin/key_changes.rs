@@ -1,0 +1,259 @@
+//! Changes keys that exist: what they may do, when, and from where.
+
+use std::time::Duration;
+
+use super::keys::check_key_name;
+use super::{Admin, AdminError, Setting, refused};
+use crate::audit::Action;
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::key::format::holds_key;
+use crate::network::Networks;
+use crate::plan::PlanName;
+use crate::record::{KeyDetails, KeyState, KeyTerms, has_expired};
+use crate::scope::Scopes;
+use crate::store::{KeyFilter, StoredKey};
+
+/// When a key expires.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Expiry {
+    /// At this instant.
+    At(Timestamp),
+    /// This long from now.
+    In(Duration),
+    /// Never.
+    Never,
+    /// Not said: never, or as before.
+    #[default]
+    Unsaid,
+}
+
+impl Expiry {
+    /// The instant; unset for never.
+    pub(super) fn instant(self, now: Timestamp) -> Result<Setting<Timestamp>, AdminError> {
+        let at = match self {
+            Self::At(at) => at,
+            Self::In(span) => now.after(span),
+            Self::Never => return Ok(Setting::Unset),
+            Self::Unsaid => return Ok(Setting::Keep),
+        };
+        if has_expired(Some(at), now) {
+            refused(format!("{at} is in the past: choose a later expiry"))
+        } else {
+            Ok(Setting::Set(at))
+        }
+    }
+}
+
+/// What is said of a key.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct KeyUpdate {
+    /// What people call it.
+    pub name: Option<String>,
+    /// When it expires.
+    pub expiry: Expiry,
+    /// When it begins to be valid.
+    pub not_before: Option<Timestamp>,
+    /// What it grants.
+    pub scopes: Setting<Scopes>,
+    /// Where it may be used from.
+    pub networks: Setting<Networks>,
+    /// Its plan.
+    pub plan: Setting<PlanName>,
+    /// Labels to add or replace, as `name=value`.
+    pub labels: Vec<String>,
+    /// Names of labels to remove.
+    pub remove_labels: Vec<String>,
+}
+
+impl KeyUpdate {
+    /// Changes what a key may do.
+    pub(super) fn change_terms(&self, terms: &mut KeyTerms) -> Result<(), String> {
+        if self.not_before.is_some() {
+            terms.not_before = self.not_before;
+        }
+        self.scopes.change(&mut terms.scopes, ToString::to_string);
+        self.networks.change(&mut terms.networks, ToString::to_string);
+        self.plan.change(&mut terms.plan, ToString::to_string);
+        for name in &self.remove_labels {
+            terms.labels.remove(name);
+        }
+        self.labels.iter().try_for_each(|label| terms.labels.add(label)).map_err(|error| error.to_string())
+    }
+}
+
+/// A key that expires before it is valid is a mistake.
+pub(super) fn check_span(terms: &KeyTerms, expires_at: Option<Timestamp>) -> Result<(), String> {
+    match (terms.not_before, expires_at) {
+        (Some(from), Some(until)) if from >= until => {
+            Err(format!("the key would be valid from {from} and expire at {until}: choose a later expiry"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Keys to revoke, and how many of them were used in the last day.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ToRevoke {
+    /// The keys of the tenant that are not revoked.
+    pub keys: Vec<KeyId>,
+    /// How many of them were used in the last day.
+    pub used: i64,
+}
+
+impl Admin {
+    /// Changes a key.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::create_key`] and [`Admin::key`]; nothing is to be changed.
+    pub async fn update_key(&self, reference: &str, asked: &KeyUpdate) -> Result<KeyDetails, AdminError> {
+        if *asked == KeyUpdate::default() {
+            return Err(AdminError::BadRequest("nothing to change: name at least one option".into()));
+        }
+        check_key_name(asked.name.as_deref())?;
+        let expiry = asked.expiry.instant(self.now())?;
+        self.check_plan(asked.plan.value().map(PlanName::as_str)).await?;
+        let change = |key: &mut KeyDetails| {
+            key.name = asked.name.clone().or(key.name.take());
+            expiry.change(&mut key.expires_at, |at| *at);
+            asked.change_terms(&mut key.terms)?;
+            check_span(&key.terms, key.expires_at)
+        };
+        let key = self.key(reference).await?;
+        self.one_key(key.id, Action::KeyUpdate, &change).await
+    }
+
+    /// Disables a key until it is enabled. Doing so again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::key`]; the key is revoked.
+    pub async fn disable_key(&self, reference: &str) -> Result<KeyDetails, AdminError> {
+        let (key, now) = (self.key(reference).await?, self.now());
+        let change = |key: &mut KeyDetails| {
+            not_revoked(key)?;
+            key.disabled_at = key.disabled_at.or(Some(now));
+            Ok(())
+        };
+        self.one_key(key.id, Action::KeyDisable, &change).await
+    }
+
+    /// Enables a disabled key. Doing so again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::key`]; the key is revoked.
+    pub async fn enable_key(&self, reference: &str) -> Result<KeyDetails, AdminError> {
+        let key = self.key(reference).await?;
+        let change = |key: &mut KeyDetails| {
+            not_revoked(key)?;
+            key.disabled_at = None;
+            Ok(())
+        };
+        self.one_key(key.id, Action::KeyEnable, &change).await
+    }
+
+    /// Revokes keys, all or none. Doing so again changes nothing: the first instant and reason remain.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::key`]; the reason holds a key.
+    pub async fn revoke_keys(
+        &self,
+        references: &[String],
+        reason: Option<&str>,
+    ) -> Result<Vec<KeyDetails>, AdminError> {
+        let mut ids = Vec::with_capacity(references.len());
+        check_reason(reason)?;
+        for reference in references {
+            let id = self.key(reference).await?.id;
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        self.revoke(&ids, reason).await
+    }
+
+    /// Revokes keys by their ids, as [`Admin::revoke_keys`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::revoke_keys`].
+    pub async fn revoke(&self, ids: &[KeyId], reason: Option<&str>) -> Result<Vec<KeyDetails>, AdminError> {
+        check_reason(reason)?;
+        let now = self.now();
+        let change = |key: &mut KeyDetails| {
+            if key.revoked_at.is_none() {
+                key.revoked_at = Some(now);
+                key.revocation_reason = reason.map(str::to_owned);
+            }
+            Ok(())
+        };
+        Ok(self.store.change_keys(ids, Action::KeyRevoke, &change).await?)
+    }
+
+    /// The keys of a tenant that are not revoked.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::tenant`].
+    pub async fn keys_to_revoke(&self, tenant: &str) -> Result<ToRevoke, AdminError> {
+        const DAY: Duration = Duration::from_hours(24);
+        let (tenant, mut keys) = (self.tenant(tenant).await?.id, Vec::new());
+        let filter = KeyFilter { tenant: Some(tenant), ..KeyFilter::default() };
+        self.each_key(&filter, None, |key: &StoredKey| {
+            keys.extend(key.details.revoked_at.is_none().then_some(key.details.id));
+            Ok::<_, AdminError>(true)
+        })
+        .await?;
+        Ok(ToRevoke { keys, used: self.store.count_used(tenant, self.now().before(DAY)).await? })
+    }
+
+    /// Gives the keys that a filter wants to `sink`, by id, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked, or `sink` fails.
+    pub async fn list_keys<E: From<AdminError>>(
+        &self,
+        filter: &KeyFilter,
+        after: Option<KeyId>,
+        limit: Option<u64>,
+        mut sink: impl FnMut(&StoredKey) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut left = limit.unwrap_or(u64::MAX);
+        self.each_key(filter, after, |key| {
+            if left == 0 {
+                return Ok(false);
+            }
+            left -= 1;
+            sink(key)?;
+            Ok(left > 0)
+        })
+        .await
+    }
+
+    async fn one_key(
+        &self,
+        id: KeyId,
+        action: Action,
+        change: crate::store::KeyChange<'_>,
+    ) -> Result<KeyDetails, AdminError> {
+        let mut changed = self.store.change_keys(&[id], action, change).await?;
+        changed.pop().ok_or_else(|| AdminError::Refused(format!("key {} is gone", id.0)))
+    }
+}
+
+fn not_revoked(key: &KeyDetails) -> Result<(), String> {
+    let revoked = key.revoked_at.is_some();
+    if revoked { Err(format!("key {} is {}", key.prefix, KeyState::Revoked.as_str())) } else { Ok(()) }
+}
+
+fn check_reason(reason: Option<&str>) -> Result<(), AdminError> {
+    if reason.is_some_and(holds_key) {
+        // What is in the audit log cannot be removed again.
+        return Err(AdminError::BadRequest("a reason must not hold a key: name it by its prefix".into()));
+    }
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! Manages plans: names for limits that Envoy enforces.
+
+use super::{Admin, AdminError, Setting, refused};
+use crate::plan::{Limit, PlanName, PlanRow};
+use crate::store::{PlanUses, StoreError};
+
+/// What is said of the limits of a plan, in the order of the columns.
+pub type LimitUpdate = [Setting<Limit>; 4];
+
+impl Admin {
+    /// Adds a plan.
+    ///
+    /// # Errors
+    ///
+    /// There is one of this name.
+    pub async fn create_plan(&self, name: &PlanName, asked: &LimitUpdate) -> Result<PlanRow, AdminError> {
+        let mut plan = PlanRow { name: name.to_string(), limits: [const { None }; 4] };
+        apply(&mut plan, asked);
+        match self.store.insert_plan(&plan).await {
+            Err(StoreError::Conflict(_)) => {
+                refused(format!("there is a plan {name}: change it with `tenantgate plan update`"))
+            }
+            other => Ok(other.map(|()| plan)?),
+        }
+    }
+
+    /// Changes the limits of a plan.
+    ///
+    /// # Errors
+    ///
+    /// There is no such plan; nothing is to be changed.
+    pub async fn update_plan(&self, name: &PlanName, asked: &LimitUpdate) -> Result<PlanRow, AdminError> {
+        if asked.iter().all(|limit| *limit == Setting::Keep) {
+            return Err(AdminError::BadRequest("nothing to change: name at least one limit".into()));
+        }
+        let changed = self.store.change_plan(name.as_str(), &|plan| apply(plan, asked)).await?;
+        changed.ok_or_else(|| no_plan(name.as_str()))
+    }
+
+    /// All plans, by name.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn plans(&self) -> Result<Vec<PlanRow>, AdminError> {
+        Ok(self.store.plans().await?)
+    }
+
+    /// A plan, and how often it is used.
+    ///
+    /// # Errors
+    ///
+    /// There is no such plan.
+    pub async fn plan(&self, name: &PlanName) -> Result<(PlanRow, PlanUses), AdminError> {
+        let found = self.plans().await?.into_iter().find(|plan| plan.name == name.as_str());
+        let plan = found.ok_or_else(|| no_plan(name.as_str()))?;
+        Ok((plan, self.store.plan_uses(name.as_str()).await?))
+    }
+
+    /// Deletes a plan.
+    ///
+    /// # Errors
+    ///
+    /// There is no such plan, or it is used.
+    pub async fn delete_plan(&self, name: &PlanName) -> Result<PlanRow, AdminError> {
+        let PlanUses { tenants, keys } = self.store.plan_uses(name.as_str()).await?;
+        if tenants + keys > 0 {
+            return refused(format!(
+                "the plan {name} is used by {tenants} tenants and {keys} keys: give them another one first"
+            ));
+        }
+        self.store.delete_plan(name.as_str()).await?.ok_or_else(|| no_plan(name.as_str()))
+    }
+
+    /// Refuses a plan that there is not.
+    pub(super) async fn check_plan(&self, name: Option<&str>) -> Result<(), AdminError> {
+        let Some(name) = name else { return Ok(()) };
+        let known = self.plans().await?.iter().any(|plan| plan.name == name);
+        if known { Ok(()) } else { Err(no_plan(name)) }
+    }
+}
+
+fn apply(plan: &mut PlanRow, asked: &LimitUpdate) {
+    for (limit, asked) in plan.limits.iter_mut().zip(asked) {
+        asked.change(limit, ToString::to_string);
+    }
+}
+
+fn no_plan(name: &str) -> AdminError {
+    AdminError::Refused(format!("there is no plan {name:?}: `tenantgate plan list` shows all"))
+}

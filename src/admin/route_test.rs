@@ -1,0 +1,187 @@
+//! Tells which rule wins a request, and what becomes of it.
+
+use super::routes::RouteView;
+use super::{Admin, AdminError};
+use crate::path::{Path, PathOptions};
+use crate::record::{KeyDetails, KeyState};
+use crate::route::host::request_host;
+use crate::route::{Context, RouteMode, RouteRow, RouteTable};
+use crate::scope::{Needs, Scopes};
+
+/// A request that may come.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct TestedRequest {
+    /// Its method.
+    pub method: String,
+    /// Its host.
+    pub host: String,
+    /// Its path.
+    pub path: String,
+    /// The prefix or id of the key it comes with.
+    pub key: Option<String>,
+    /// What Envoy says of its route.
+    pub context: Vec<(String, String)>,
+}
+
+/// What becomes of a request, as far as rules and the key say; networks, plans and the tenant are no part of it.
+#[derive(Clone, Debug, Eq, PartialEq, serde::Serialize)]
+pub struct RouteVerdict {
+    /// The rule that wins.
+    pub rule: Option<RouteView>,
+    /// Whether a key is needed.
+    pub mode: &'static str,
+    /// What a key needs: of each text, one of its terms.
+    pub needs: Vec<String>,
+    /// Why the path is ambiguous.
+    pub ambiguous: Option<String>,
+    /// The rules that would win without the ones before them.
+    pub next: Vec<RouteView>,
+    /// The reason by which the request would be known, or `ok`.
+    pub outcome: &'static str,
+}
+
+impl Admin {
+    /// Asks the rules about a request.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::key`].
+    pub async fn test_route(&self, request: &TestedRequest) -> Result<RouteVerdict, AdminError> {
+        let key = match &request.key {
+            Some(reference) => Some(self.key(reference).await?),
+            None => None,
+        };
+        let state = key.as_ref().map(|key| key.state(self.now()));
+        Ok(verdict(&self.routes().await?, request, key.as_ref().zip(state)))
+    }
+}
+
+fn verdict(rows: &[RouteRow], request: &TestedRequest, key: Option<(&KeyDetails, KeyState)>) -> RouteVerdict {
+    let mut context = Context::default();
+    for (name, value) in &request.context {
+        context.put(name.as_bytes(), value.as_bytes());
+    }
+    let mut verdict = RouteVerdict {
+        rule: None,
+        mode: RouteMode::Required.as_str(),
+        needs: Vec::new(),
+        ambiguous: None,
+        next: Vec::new(),
+        outcome: "path_ambiguous",
+    };
+    let table = RouteTable::of(rows);
+    let host = request_host(request.host.as_bytes());
+    let entries = match Path::read(request.path.as_bytes(), PathOptions::default()) {
+        Ok(path) => table.candidates(&host, request.method.as_bytes(), &path),
+        Err(ambiguous) => {
+            verdict.ambiguous = Some(ambiguous.to_string());
+            if !table.is_empty() {
+                return verdict;
+            }
+            Vec::new()
+        }
+    };
+    let view = |id| rows.iter().find(|row| row.id == id).map(RouteView::from);
+    let winner = entries.first().copied();
+    verdict.rule = winner.and_then(|entry| view(entry.id));
+    verdict.next = entries.iter().skip(1).filter_map(|entry| view(entry.id)).collect();
+    let rule = match winner.map(|entry| entry.rule.as_ref()) {
+        Some(Err(_)) => {
+            verdict.outcome = "damaged_route";
+            return verdict;
+        }
+        Some(Ok(rule)) => Some(rule),
+        None => None,
+    };
+    let mode = context.mode.or(rule.map(|rule| rule.mode)).unwrap_or_default();
+    verdict.mode = mode.as_str();
+    let said = request.context.iter().filter(|(name, _)| name == "tenantgate.scopes");
+    let said: Vec<_> = said.filter_map(|(_, value)| Needs::parse(value).ok()).collect();
+    let needs: Vec<&Needs> = rule.and_then(|rule| rule.needs.as_ref()).into_iter().chain(&said).collect();
+    verdict.needs = needs.iter().map(ToString::to_string).collect();
+    verdict.outcome = if context.bad {
+        "bad_route_context"
+    } else {
+        outcome(mode, &needs, rule.is_some_and(|rule| rule.shadow), key)
+    };
+    verdict
+}
+
+fn outcome(
+    mode: RouteMode,
+    needs: &[&Needs],
+    shadow: bool,
+    key: Option<(&KeyDetails, KeyState)>,
+) -> &'static str {
+    let (key, state) = match (mode, key) {
+        (RouteMode::Public, _) => return "public",
+        (RouteMode::Optional, None) => return "anonymous",
+        (RouteMode::Required, None) => return "missing",
+        (_, Some(key)) => key,
+    };
+    if state != KeyState::Active {
+        return state.as_str();
+    }
+    let granted = match key.terms.scopes.as_deref().map(Scopes::parse) {
+        None => return "ok",
+        Some(Err(_)) => return "damaged_row",
+        Some(Ok(granted)) => granted,
+    };
+    if shadow || needs.iter().all(|needs| needs.are_met_by(&granted)) { "ok" } else { "scope" }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::route::RouteId;
+
+    fn rule(path: &str, mode: &str, scopes: Option<&str>) -> RouteRow {
+        RouteRow {
+            id: RouteId(Uuid::from_u128(path.len() as u128)),
+            name: None,
+            host: "*".into(),
+            method: "*".into(),
+            path: path.into(),
+            mode: mode.into(),
+            scopes: scopes.map(Into::into),
+            shadow: false,
+        }
+    }
+
+    fn asked(path: &str, context: &[(&str, &str)]) -> TestedRequest {
+        let context = context.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let (method, host) = ("GET".to_owned(), "a.example".to_owned());
+        TestedRequest { method, host, path: path.into(), key: None, context: context.collect() }
+    }
+
+    #[test]
+    fn the_winning_rule_and_the_next_ones_are_told() {
+        let rows = [
+            rule("/**", "required", Some("all")),
+            rule("/open/{name}", "optional", None),
+            rule("/open/door", "public", None),
+        ];
+        let told = |path: &str| {
+            let verdict = verdict(&rows, &asked(path, &[]), None);
+            (verdict.mode, verdict.next.len(), verdict.outcome, verdict.ambiguous.is_some())
+        };
+        assert_eq!(told("/open/door?x=1"), ("public", 2, "public", false));
+        assert_eq!(told("/open/window"), ("optional", 1, "anonymous", false));
+        assert_eq!(told("/else"), ("required", 0, "missing", false));
+        assert_eq!(told("/open//door"), ("required", 0, "path_ambiguous", true));
+    }
+
+    #[test]
+    fn envoys_context_beats_the_mode_and_adds_needs() {
+        let rows = [rule("/**", "public", None)];
+        let verdict = |context: &[(&str, &str)]| verdict(&rows, &asked("/a", context), None);
+        let said = verdict(&[("tenantgate.mode", "required"), ("tenantgate.scopes", "a b | c")]);
+        assert_eq!(
+            (said.mode, said.outcome, said.needs),
+            ("required", "missing", vec!["a b | c".to_owned()])
+        );
+        assert_eq!(verdict(&[("tenantgate.mode", "no")]).outcome, "bad_route_context");
+    }
+}

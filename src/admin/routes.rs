@@ -1,0 +1,258 @@
+//! Manages the rules of routes: what requests need.
+
+use std::collections::{HashMap, HashSet};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Admin, AdminError};
+use crate::audit::{Action, Draft};
+use crate::record::KeyState;
+use crate::route::{RouteId, RouteRow, RouteTable};
+use crate::scope::Scopes;
+use crate::store::{KeyFilter, RoutesChange, StoredKey};
+
+/// A rule as people, programs and the audit log have it.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct RouteView {
+    id: String,
+    name: Option<String>,
+    host: String,
+    method: String,
+    path: String,
+    mode: String,
+    scopes: Option<String>,
+    shadow: bool,
+}
+
+impl From<&RouteRow> for RouteView {
+    fn from(route: &RouteRow) -> Self {
+        Self {
+            id: route.id.0.to_string(),
+            name: route.name.clone(),
+            host: route.host.clone(),
+            method: route.method.clone(),
+            path: route.path.clone(),
+            mode: route.mode.clone(),
+            scopes: route.scopes.clone(),
+            shadow: route.shadow,
+        }
+    }
+}
+
+impl RouteView {
+    /// The cells of a line: host, method, path, mode, scopes, name.
+    #[must_use]
+    pub fn cells(&self) -> [&str; 6] {
+        let (scopes, name) = (self.scopes.as_deref().unwrap_or("-"), self.name.as_deref().unwrap_or("-"));
+        [&self.host, &self.method, &self.path, if self.shadow { "shadow" } else { &self.mode }, scopes, name]
+    }
+}
+
+/// A rule before and after.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct ChangedRoute {
+    /// As it was.
+    pub before: RouteView,
+    /// As it is.
+    pub after: RouteView,
+}
+
+/// The difference that applying a table makes.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct RouteDifference {
+    /// Rules that were not there.
+    pub added: Vec<RouteView>,
+    /// Rules that are gone.
+    pub removed: Vec<RouteView>,
+    /// Rules for the same requests with another name, mode, needs or shadow.
+    pub changed: Vec<ChangedRoute>,
+    /// How many rules are as they were.
+    pub unchanged: usize,
+    /// Whether nothing was done.
+    pub dry_run: bool,
+}
+
+impl RouteDifference {
+    fn of(change: &RoutesChange, rules: usize, dry_run: bool) -> Self {
+        let views = |rows: &[RouteRow]| rows.iter().map(RouteView::from).collect();
+        let both = |(before, after): &(RouteRow, RouteRow)| ChangedRoute {
+            before: before.into(),
+            after: after.into(),
+        };
+        Self {
+            added: views(&change.added),
+            removed: views(&change.removed),
+            changed: change.changed.iter().map(both).collect(),
+            unchanged: rules - change.added.len() - change.changed.len(),
+            dry_run,
+        }
+    }
+}
+
+impl Admin {
+    /// All rules, by host, path and method.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn routes(&self) -> Result<Vec<RouteRow>, AdminError> {
+        Ok(self.store.routes().await?)
+    }
+
+    /// Adds a rule, whose id is chosen here.
+    ///
+    /// # Errors
+    ///
+    /// The rule makes no sense; another one is for the same requests, or has its name.
+    pub async fn add_route(&self, route: RouteRow) -> Result<RouteRow, AdminError> {
+        let route = RouteRow { id: RouteId(Uuid::new_v4()), ..route };
+        let rule = route.compile().map_err(|damage| AdminError::BadRequest(damage.to_string()))?;
+        let route = RouteRow::from(&rule);
+        let plan = |there: &[RouteRow]| {
+            if let Some(twin) = RouteTable::of(there).twin(&rule) {
+                let twin = twin.name.as_deref().map_or_else(|| twin.id.0.to_string(), str::to_owned);
+                return Err(format!("the rule {twin} is for the same requests: remove it first"));
+            }
+            if there.iter().any(|other| other.name.is_some() && other.name == route.name) {
+                let name = route.name.as_deref().unwrap_or_default();
+                return Err(format!("there is a rule named {name:?}: choose another name"));
+            }
+            let draft =
+                Draft::of(Action::RouteAdd, route.id.0.to_string(), None::<&()>, &RouteView::from(&route));
+            Ok(RoutesChange { added: vec![route.clone()], draft: Some(draft), ..RoutesChange::default() })
+        };
+        self.store.change_routes(&plan).await?;
+        Ok(route)
+    }
+
+    /// Removes the rule of this name or id.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub async fn remove_route(&self, reference: &str) -> Result<RouteRow, AdminError> {
+        let id = Uuid::parse_str(reference).ok().map(RouteId);
+        let plan = |there: &[RouteRow]| {
+            let named = |route: &&RouteRow| Some(route.id) == id || route.name.as_deref() == Some(reference);
+            let found = there.iter().find(named);
+            let found = found.ok_or_else(|| {
+                format!("there is no rule {reference:?}: `tenantgate route list` shows all")
+            })?;
+            let draft =
+                Draft::of_removed(Action::RouteRemove, found.id.0.to_string(), &RouteView::from(found));
+            Ok(RoutesChange { removed: vec![found.clone()], draft: Some(draft), ..RoutesChange::default() })
+        };
+        let mut change = self.store.change_routes(&plan).await?;
+        let gone = change.removed.pop();
+        gone.ok_or_else(|| AdminError::Refused(format!("there is no rule {reference:?}")))
+    }
+
+    /// Makes these rules the whole table. A rule for the same requests as one that is there keeps its id.
+    ///
+    /// # Errors
+    ///
+    /// A rule makes no sense, or two are for the same requests or have the same name: says which, by their places
+    /// counted from 1.
+    pub async fn apply_routes(
+        &self,
+        wanted: &[RouteRow],
+        dry_run: bool,
+    ) -> Result<RouteDifference, AdminError> {
+        let wanted = &read_table(wanted)?;
+        if dry_run {
+            let change = difference(&self.store.routes().await?, wanted);
+            return Ok(RouteDifference::of(&change, wanted.len(), true));
+        }
+        let plan = |there: &[RouteRow]| {
+            let mut change = difference(there, wanted);
+            let shown = RouteDifference::of(&change, wanted.len(), false);
+            let changes = !(shown.added.is_empty() && shown.removed.is_empty() && shown.changed.is_empty());
+            change.draft =
+                changes.then(|| Draft::of(Action::RouteApply, "routes".into(), None::<&()>, &shown));
+            Ok(change)
+        };
+        let change = self.store.change_routes(&plan).await?;
+        Ok(RouteDifference::of(&change, wanted.len(), false))
+    }
+
+    /// What live keys are granted, each list once; `None` grants everything.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn granted_scopes(&self) -> Result<Vec<Option<Scopes>>, AdminError> {
+        let now = self.now();
+        let filter = KeyFilter { state: Some(KeyState::Active), now, ..KeyFilter::default() };
+        let mut lists = HashSet::new();
+        self.each_key(&filter, None, |key: &StoredKey| {
+            if !lists.contains(&key.details.terms.scopes) {
+                lists.insert(key.details.terms.scopes.clone());
+            }
+            Ok::<_, AdminError>(true)
+        })
+        .await?;
+        let read = |list: Option<String>| match list {
+            None => Some(None),
+            Some(text) => Scopes::parse(&text).ok().map(Some),
+        };
+        Ok(lists.into_iter().filter_map(read).collect())
+    }
+}
+
+/// Reads a table, and refuses one with a rule that makes no sense, or with two of which neither could win.
+fn read_table(rows: &[RouteRow]) -> Result<Vec<RouteRow>, AdminError> {
+    let wrong = |place: usize, why: String| {
+        Err::<Vec<_>, _>(AdminError::BadRequest(format!("rule {}: {why}", place + 1)))
+    };
+    let (mut shapes, mut names) = (HashMap::new(), HashMap::new());
+    let mut table = Vec::with_capacity(rows.len());
+    for (place, row) in rows.iter().enumerate() {
+        match row.compile() {
+            Ok(rule) => table.push(RouteRow::from(&rule)),
+            Err(damage) => return wrong(place, format!("{}: {damage}", damage.part.as_str())),
+        }
+        if let Some(other) = shapes.insert(shape(row), place) {
+            return wrong(place, format!("host, method and path are those of rule {}", other + 1));
+        }
+        if let Some(other) = row.name.as_ref().and_then(|name| names.insert(name, place)) {
+            return wrong(place, format!("the name is that of rule {}", other + 1));
+        }
+    }
+    Ok(table)
+}
+
+/// Host, method and path without the names of parameters: equal for rules that are for the same requests.
+fn shape(row: &RouteRow) -> String {
+    let (host, method, path) = match row.shape() {
+        Ok(shape) => (shape.host.to_string(), shape.method.to_string(), shape.path.to_string()),
+        Err(_) => (row.host.clone(), row.method.clone(), row.path.clone()),
+    };
+    let segment = |segment: &str| if segment.starts_with('{') { "{}".to_owned() } else { segment.to_owned() };
+    let path: Vec<_> = path.split('/').map(segment).collect();
+    format!("{host} {method} {}", path.join("/"))
+}
+
+/// What must be done for the table to become `wanted`.
+fn difference(there: &[RouteRow], wanted: &[RouteRow]) -> RoutesChange {
+    let mut change = RoutesChange::default();
+    let known: HashMap<String, &RouteRow> = there.iter().map(|row| (shape(row), row)).collect();
+    let mut kept = HashSet::new();
+    for row in wanted {
+        // A path with other names of parameters is written anew.
+        let same = |known: &&&RouteRow| {
+            (&known.host, &known.method, &known.path) == (&row.host, &row.method, &row.path)
+        };
+        let Some(known) = known.get(&shape(row)).filter(same) else {
+            change.added.push(RouteRow { id: RouteId(Uuid::new_v4()), ..row.clone() });
+            continue;
+        };
+        kept.insert(known.id);
+        let after = RouteRow { id: known.id, ..row.clone() };
+        if after != **known {
+            change.changed.push(((*known).clone(), after));
+        }
+    }
+    change.removed = there.iter().filter(|row| !kept.contains(&row.id)).cloned().collect();
+    change
+}

@@ -1,0 +1,79 @@
+//! Rules of routes.
+
+use super::Sets;
+use super::connection::{Link, ask};
+use super::row::Row;
+use super::value::Value;
+use crate::route::{RouteId, RouteRow};
+use crate::store::{RoutesChange, StoreError};
+
+const ROUTE: &str = "id, name, host, method, path, mode, scopes, shadow";
+
+fn route_of(row: &Row) -> Result<RouteRow, StoreError> {
+    Ok(RouteRow {
+        id: RouteId(row.id("id", "tenantgate_route")?),
+        name: row.get("name")?,
+        host: row.get("host")?,
+        method: row.get("method")?,
+        path: row.get("path")?,
+        mode: row.get("mode")?,
+        scopes: row.get("scopes")?,
+        shadow: row.get("shadow")?,
+    })
+}
+
+pub(in crate::store) async fn all(link: &mut Link<'_>) -> Result<Vec<RouteRow>, StoreError> {
+    let sql = format!("SELECT {ROUTE} FROM tenantgate_route ORDER BY host, path, method, id");
+    ask(sql).all(link).await?.iter().map(route_of).collect()
+}
+
+pub(in crate::store) async fn find(link: &mut Link<'_>, id: RouteId) -> Result<Option<RouteRow>, StoreError> {
+    let sql = format!("SELECT {ROUTE} FROM tenantgate_route WHERE id = $1");
+    ask(sql).bind(id.0).maybe(link).await?.as_ref().map(route_of).transpose()
+}
+
+/// Reads the table, which other sessions do not change until this transaction is over.
+pub(super) async fn to_change(link: &mut Link<'_>) -> Result<Vec<RouteRow>, StoreError> {
+    if let Some(lock) = link.dialect().lock_routes {
+        link.run(lock).await?;
+    }
+    all(link).await
+}
+
+pub(super) async fn write(link: &mut Link<'_>, change: &RoutesChange) -> Result<(), StoreError> {
+    if !change.removed.is_empty() {
+        let ids: Vec<_> = change.removed.iter().map(|route| route.id.0).collect();
+        let sql = format!("DELETE FROM tenantgate_route WHERE id {}", link.any(1));
+        ask(sql).bind(ids).execute(link).await?;
+    }
+    // Two rules may exchange their names.
+    for (before, _) in change.changed.iter().filter(|(before, after)| before.name != after.name) {
+        Sets::default().set("name", true, None::<&str>).run("tenantgate_route", before.id.0, link).await?;
+    }
+    for (before, after) in &change.changed {
+        Sets::default()
+            .set("name", before.name != after.name, &after.name)
+            .set("mode", before.mode != after.mode, &after.mode)
+            .set("scopes", before.scopes != after.scopes, &after.scopes)
+            .set("shadow", before.shadow != after.shadow, after.shadow)
+            .run("tenantgate_route", before.id.0, link)
+            .await?;
+    }
+    if change.added.is_empty() {
+        return Ok(());
+    }
+    let columns = ["id", "name", "host", "method", "path", "mode", "scopes", "shadow"];
+    let values = |route: &RouteRow| -> [Value; 8] {
+        [
+            route.id.0.into(),
+            (&route.name).into(),
+            (&route.host).into(),
+            (&route.method).into(),
+            (&route.path).into(),
+            (&route.mode).into(),
+            (&route.scopes).into(),
+            route.shadow.into(),
+        ]
+    };
+    link.insert("tenantgate_route", columns, change.added.iter().map(values).collect()).await
+}
