@@ -193,15 +193,15 @@ fn keys_are_filtered_and_paged_by_id(world: &World) {
     world.db.json(&["key", "disable", &world.other.id]);
     let list = |args: &[&str]| prefixes(&world.db.json(&[&["key", "list"], args].concat()));
     let (a, b, later) = (string(&a, "key_prefix"), string(&b, "key_prefix"), string(&later, "key_prefix"));
-    assert_eq!(list(&["--name", "billing r"]), [a.clone()]);
-    assert_eq!(list(&["--name", "0%"]), [b.clone()]);
-    assert_eq!(list(&["--scope", "b:*"]), [a.clone()]);
+    assert_eq!(list(&["--name", "billing r"]), [a.as_str()]);
+    assert_eq!(list(&["--name", "0%"]), [b.as_str()]);
+    assert_eq!(list(&["--scope", "b:*"]), [a.as_str()]);
     assert_eq!(list(&["--scope", "b"]), Vec::<String>::new());
-    assert_eq!(list(&["--label", "x.y/z=1", "--label", "q=2"]), [a.clone()]);
+    assert_eq!(list(&["--label", "x.y/z=1", "--label", "q=2"]), [a.as_str()]);
     assert_eq!(list(&["--label", "x.y/z=1", "--label", "q=3"]), Vec::<String>::new());
-    assert_eq!(list(&["--status", "disabled"]), [world.other.prefix.clone()]);
-    assert_eq!(list(&["--status", "revoked"]), [world.revoked.prefix.clone()]);
-    assert_eq!(list(&["--status", "expired"]), [world.expired.prefix.clone()]);
+    assert_eq!(list(&["--status", "disabled"]), [world.other.prefix.as_str()]);
+    assert_eq!(list(&["--status", "revoked"]), [world.revoked.prefix.as_str()]);
+    assert_eq!(list(&["--status", "expired"]), [world.expired.prefix.as_str()]);
     assert_eq!(list(&["--status", "not_yet_valid"]), [later]);
     let active = list(&["--status", "active", "--tenant", &world.acme.schema]);
     assert!(
