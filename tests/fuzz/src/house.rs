@@ -10,10 +10,10 @@ use tenantgate::clock::{ManualClock, SystemClock, Timestamp};
 use tenantgate::config;
 use tenantgate::ext_authz::translate::{Speech, answer, read};
 use tenantgate::gate::{self, Gate, View};
-use tenantgate::replica::TenantEntry;
 use tenantgate::key::KeyId;
 use tenantgate::memos::{self, Memos};
 use tenantgate::replica::Replica;
+use tenantgate::replica::TenantEntry;
 use tenantgate::replica::sync::{self, Sync};
 use tenantgate::request;
 use tenantgate::store::{Management, NewKey, NewTenant};
@@ -49,7 +49,10 @@ impl Database {
             let id = Some(TenantId(Uuid::from_u128(tenant.id)));
             let (name, schema) = (tenant.name.to_owned(), tenant.schema.to_owned());
             let status = TenantStatus::parse(tenant.status);
-            store.insert_tenant(&NewTenant { id, name, schema, status }, Action::TenantCreate).await.expect("a tenant");
+            store
+                .insert_tenant(&NewTenant { id, name, schema, status }, Action::TenantCreate)
+                .await
+                .expect("a tenant");
         }
         for key in &KEYS {
             let new = NewKey {
@@ -118,7 +121,8 @@ impl House {
         };
         let now = respond(&self.gate.view());
         let then = self.runtime.block_on(async {
-            respond(&self.gate.settle(&asked, Instant::now() + PATIENCE).await).expect("a settled view has a verdict")
+            respond(&self.gate.settle(&asked, Instant::now() + PATIENCE).await)
+                .expect("a settled view has a verdict")
         });
         assert!(now.is_none_or(|now| now == then), "at once it is another answer");
         Some(then)
