@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tenantgate::audit::{Action, Actor};
 use tenantgate::clock::{ManualClock, SystemClock, Timestamp};
 use tenantgate::config;
-use tenantgate::ext_authz::translate::{Speech, answer, read};
+use tenantgate::ext_authz::translate::{Answer, Speech, answer, read};
 use tenantgate::gate::{self, Gate, View};
 use tenantgate::key::KeyId;
 use tenantgate::memos::{self, Memos};
@@ -113,15 +113,16 @@ impl House {
     pub fn check(&self, message: &[u8]) -> Option<Vec<u8>> {
         let asked = read(message, &self.request).ok()?;
         let respond = |view: &View<'_>| {
-            let verdict = view.judge(&asked).ok()?;
+            let verdict = view.judge(&asked, &|| None).ok()?;
             let (mut bytes, cache) = (Vec::new(), verdict.tenant.map(TenantEntry::responses));
-            answer(&mut bytes, (&verdict.decision, cache), Uuid::nil(), asked.bearer, &self.speech);
+            let said = Answer { decision: &verdict.decision, terms: verdict.terms, cache };
+            answer(&mut bytes, &said, Uuid::nil(), asked.bearer, &self.speech);
             self.gate.record(&verdict, view.started());
             Some(bytes)
         };
         let now = respond(&self.gate.view());
         let then = self.runtime.block_on(async {
-            respond(&self.gate.settle(&asked, Instant::now() + PATIENCE).await)
+            respond(&self.gate.settle(&asked, &|| None, Instant::now() + PATIENCE).await)
                 .expect("a settled view has a verdict")
         });
         assert!(now.is_none_or(|now| now == then), "at once it is another answer");
