@@ -23,7 +23,7 @@ use crate::decision::{Access, Decision, Entrance, Facts, Fault, Found, Freshness
 use crate::key::PresentedKey;
 use crate::record::{KeyDetails, KeyRecord, Memo};
 use crate::replica::Entry;
-use crate::request::{AccessRequest, Credential};
+use crate::request::{AccessRequest, Credential, Waived};
 use crate::store::StoreError;
 use crate::store::inspect::Inspect;
 use crate::tenant::{Mode, Tenant};
@@ -95,7 +95,7 @@ impl Case<'_> {
     fn facts(&self) -> Facts<'_> {
         let tenant = self.tenant.as_ref();
         Facts {
-            entrance: if self.request.public { Entrance::Public } else { Entrance::Required },
+            entrance: if self.request.waived == Waived::No { Entrance::Required } else { Entrance::Public },
             credential: self.request.credential,
             freshness: self.freshness,
             found: self.key.as_ref().map(|key| Found {

@@ -294,7 +294,7 @@ impl View<'_> {
         if let Some(fault) = self.unable {
             return Ok(self.verdict(Decision::Unable(fault, None), Terms::default(), None, None));
         }
-        let routing = Routing::of(self.snapshot.routes(), &self.gate.options.policy, request);
+        let routing = Routing::of(self.snapshot.routes(), self.gate.options.policy, request);
         let entry = named(&self.snapshot, request);
         let tenant = entry.and_then(|(entry, _)| self.snapshot.tenant(entry.record().tenant_id));
         let mut terms = Terms::default();

@@ -198,7 +198,7 @@ impl ListedKeyView {
 
 impl Row for ListedKeyView {
     fn head() -> Option<String> {
-        Some(columns(["PREFIX", "STATUS", "TENANT", "NAME", "EXPIRES", "LAST USED", "ID"]))
+        Some(columns(["PREFIX", "STATUS", "TENANT", "NAME", "EXPIRES", "LAST USED", "MEMO", "ID"]))
     }
 
     fn line(&self) -> String {
@@ -210,15 +210,18 @@ impl Row for ListedKeyView {
             &plain(key.name.as_deref().unwrap_or("-")),
             key.expires_at.as_deref().map_or("never", short),
             key.last_used_at.as_deref().map_or("never", short),
+            key.memo_pepper.as_deref().unwrap_or("-"),
             &key.id,
         ])
     }
 }
 
 /// A line as wide as most keys need: a list can have a million lines, and each is shown at once.
-fn columns(cells: [&str; 7]) -> String {
-    let [prefix, status, tenant, name, expires, used, id] = cells;
-    format!("{prefix:<21}  {status:<13}  {tenant:<24}  {name:<16}  {expires:<19}  {used:<19}  {id}")
+fn columns(cells: [&str; 8]) -> String {
+    let [prefix, status, tenant, name, expires, used, memo, id] = cells;
+    format!(
+        "{prefix:<21}  {status:<13}  {tenant:<24}  {name:<16}  {expires:<19}  {used:<19}  {memo:<8}  {id}"
+    )
 }
 
 /// The demonstration tenant and its key.

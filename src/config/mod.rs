@@ -51,9 +51,9 @@ pub struct ServeArgs {
     #[arg(long, env = "TENANTGATE_ON_UNAVAILABLE", value_name = "deny|error", default_value = "deny")]
     pub on_unavailable: String,
 
-    /// Where the address of the client is taken from, for logs and the shadow report: `source` (the peer of Envoy's
-    /// connection), `metadata:NAME` (gRPC metadata that Envoy fills by `initial_metadata`; best), `xff:N` (the N-th
-    /// from the right in `x-forwarded-for`) or `header:NAME`
+    /// Where the address of the client is taken from, for the networks of keys, logs and the shadow report: `source`
+    /// (the peer of Envoy's connection), `metadata:NAME` (gRPC metadata that Envoy fills by `initial_metadata`; best),
+    /// `xff:N` (the N-th from the right in `x-forwarded-for`) or `header:NAME`
     #[arg(long, env = "TENANTGATE_CLIENT_ADDRESS", value_name = "SOURCE", default_value = "source")]
     pub client_address: String,
 
@@ -67,7 +67,7 @@ pub struct ServeArgs {
     #[arg(long, env = "TENANTGATE_IDENTITY_HEADER", value_name = "FIELD[=NAME]")]
     pub identity_header: Vec<String>,
 
-    /// A field of the dynamic metadata that Envoy is told of proven callers, such as tenant_id or request_limit.
+    /// A field of the dynamic metadata that Envoy is told of proven callers, such as `tenant_id` or `request_limit`.
     /// Repeatable [default: all]
     #[arg(long, env = "TENANTGATE_METADATA", value_name = "FIELD")]
     pub metadata: Vec<String>,

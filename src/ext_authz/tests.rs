@@ -12,7 +12,7 @@ use super::proto::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use super::translate::{Answer, OnUnavailable, Speech, answer, read};
 use super::wire::Message;
 use crate::decision::{Decision, Denial, Fault, Reason};
-use crate::request::{Credential, DEFAULT_KEY_HEADER, Options};
+use crate::request::{Credential, DEFAULT_KEY_HEADER, Options, Waived};
 
 /// A length-delimited field.
 fn field(number: u64, content: &[u8]) -> Vec<u8> {
@@ -146,7 +146,7 @@ fn a_request_is_read_with_its_key_and_its_path() {
             Credential::Malformed => "malformed".to_owned(),
             Credential::Presented(key) => key.prefix().to_owned(),
         };
-        (asked.public, credential, asked.bearer)
+        (asked.waived == Waived::Public, credential, asked.bearer)
     };
     assert_eq!(kind(&[]), (false, "missing".into(), false));
     assert_eq!(kind(&target), (true, "missing".into(), false));
@@ -156,7 +156,7 @@ fn a_request_is_read_with_its_key_and_its_path() {
     let twice = [entry(key, b""), raw(&[field(1, key)])].concat();
     assert_eq!(kind(&twice), (false, "malformed".into(), false));
     assert!(read(b"\x08\x01", &options).is_err());
-    assert!(!read(b"", &options).unwrap().public);
+    assert_eq!(read(b"", &options).unwrap().waived, Waived::No);
 }
 
 /// `status.code`, HTTP status, body and headers of a refusal.

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use crate::decision::Access;
 use crate::network::Networks;
+use crate::plan::PlanName;
 use crate::policy::Routing;
 use crate::replica::{Entry, Interned, PlanEntry, Snapshot};
 use crate::scope::{Granted, Scopes};
@@ -35,7 +36,7 @@ pub(super) fn access<'v>(
         let access = Access { sound: false, rule: routing.rule, ..Access::FREE };
         return (access, Terms { route: routing.name(), ..Terms::default() });
     };
-    let named = profile.plan.as_ref().map(|plan| plan.as_str());
+    let named = profile.plan.as_ref().map(PlanName::as_str);
     let named = named.or_else(|| tenant.and_then(|tenant| tenant.plan.as_deref()));
     let plan = named.map(|name| snapshot.plan(name).filter(|plan| plan.plan().is_ok()));
     let here = |networks: &Networks| address().is_some_and(|address| networks.contains(address));

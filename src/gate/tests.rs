@@ -12,6 +12,7 @@ use crate::key::format::parse;
 use crate::plan::PlanRow;
 use crate::profile::ProfileRow;
 use crate::record::{ExpiresAt, KeyRecord, SecretHash};
+use crate::request::Waived;
 use crate::route::{Context, RouteId, RouteRow};
 use crate::scope::Scopes;
 use crate::store::Row;
@@ -86,8 +87,8 @@ impl House {
 fn presenting(key: &str) -> AccessRequest<'_> {
     let credential = Credential::Presented(parse(key.as_bytes()).unwrap());
     let (method, host, path): (&[u8], &[u8], &[u8]) = (b"GET", b"h", b"/a");
-    let (context, public, preflight, patterns) = (Context::default(), false, false, false);
-    AccessRequest { public, preflight, patterns, method, host, path, context, credential, bearer: false }
+    let (context, waived, patterns) = (Context::default(), Waived::No, false);
+    AccessRequest { waived, patterns, method, host, path, context, credential, bearer: false }
 }
 
 fn word(verdict: &Verdict<'_>) -> String {

@@ -39,8 +39,11 @@ impl Interned {
         &self.read.0
     }
 
-    /// The profile; an error if the row makes no sense.
-    #[must_use]
+    /// The profile.
+    ///
+    /// # Errors
+    ///
+    /// The row makes no sense.
     pub fn profile(&self) -> Result<&Profile, &Damage> {
         self.read.1.as_ref()
     }
@@ -59,13 +62,15 @@ pub(super) struct Profiles {
     list: Vec<Interned>,
     /// How many keys have each.
     uses: Vec<usize>,
+    /// How many of them some key has.
+    live: usize,
     unused: Vec<u32>,
 }
 
 impl Default for Profiles {
     fn default() -> Self {
         let free = Interned::new(ProfileRow::default(), &RouteTable::default());
-        Self { numbers: HashMap::new(), list: vec![free], uses: vec![0], unused: Vec::new() }
+        Self { numbers: HashMap::new(), list: vec![free], uses: vec![0], live: 0, unused: Vec::new() }
     }
 }
 
@@ -102,25 +107,33 @@ impl Profiles {
             return;
         }
         let uses = &mut self.uses[number as usize];
-        *uses = uses.saturating_add_signed(by);
+        let before = *uses;
+        *uses = before.saturating_add_signed(by);
+        self.live = (self.live + usize::from(*uses > 0)).saturating_sub(usize::from(before > 0));
+    }
+
+    /// Whether so many profiles are kept that no key has any more that they should be swept.
+    pub(super) fn is_littered(&self) -> bool {
+        self.numbers.len() > 2 * self.live + 1_000
     }
 
     /// Takes the numbers of profiles that no key has any more.
     pub(super) fn sweep(&mut self) {
-        let (list, uses, unused) = (&self.list, &self.uses, &mut self.unused);
+        let (uses, unused) = (&self.uses, &mut self.unused);
         self.numbers.retain(|_, number| {
-            let used = uses[*number as usize] > 0;
-            if !used {
+            let keep = uses[*number as usize] > 0;
+            if !keep {
                 unused.push(*number);
             }
-            used
+            keep
         });
-        debug_assert_eq!(self.numbers.len() + self.unused.len() + 1, list.len());
+        debug_assert_eq!(self.numbers.len() + self.unused.len() + 1, self.list.len());
     }
 
     /// Counts anew.
     pub(super) fn forget_uses(&mut self) {
         self.uses.fill(0);
+        self.live = 0;
     }
 
     /// Judges all of them by other rules.
@@ -128,9 +141,9 @@ impl Profiles {
         self.list = std::mem::take(&mut self.list).into_iter().map(|one| one.granting(routes)).collect();
     }
 
-    /// The profiles that keys have.
+    /// How many profiles keys have.
     pub(super) fn len(&self) -> usize {
-        self.numbers.len()
+        self.live
     }
 }
 
@@ -154,10 +167,25 @@ mod tests {
         profiles.count(b, -1);
         profiles.count(FREE, -1);
         let before = profiles.clone();
+        assert_eq!((before.len(), before.is_littered()), (1, false));
         profiles.sweep();
         assert_eq!((profiles.len(), profiles.number(row("a"), &routes)), (1, a));
         assert_eq!(profiles.number(row("c"), &routes), b);
         assert_eq!((before.get(b).row(), profiles.get(b).row()), (&row("b"), &row("c")));
         assert!(profiles.get(FREE).profile().is_ok() && profiles.get(FREE).granted().is_none());
+    }
+
+    #[test]
+    fn profiles_that_come_and_go_take_no_more_and_more_room() {
+        let (mut profiles, routes) = (Profiles::default(), RouteTable::default());
+        for n in 0..10_000 {
+            let number = profiles.number(row(&format!("s{n}")), &routes);
+            profiles.count(number, 1);
+            profiles.count(number, -1);
+            if profiles.is_littered() {
+                profiles.sweep();
+            }
+        }
+        assert!(profiles.list.len() < 1_100, "{}", profiles.list.len());
     }
 }

@@ -68,8 +68,11 @@ impl PlanEntry {
         Self { plan: row.compile(), row }
     }
 
-    /// The plan; an error if the row makes no sense.
-    #[must_use]
+    /// The plan.
+    ///
+    /// # Errors
+    ///
+    /// The row makes no sense.
     pub fn plan(&self) -> Result<&Plan, &Invalid> {
         self.plan.as_ref()
     }
@@ -95,6 +98,8 @@ pub struct Snapshot {
     pub damaged: usize,
     /// Those of keys and tenants among them.
     damaged_rows: usize,
+    /// Those of plans and rules among them.
+    damaged_policy: usize,
     /// Keys whose row came with a memo that we understand.
     pub remembered: usize,
     /// Counts the snapshots of this process; 0 is the empty one before the first load.
@@ -195,6 +200,7 @@ impl Snapshot {
             routes,
             damaged: 0,
             damaged_rows: 0,
+            damaged_policy: 0,
             remembered: 0,
             generation: 0,
         }
@@ -233,10 +239,13 @@ impl Snapshot {
             next.routes = Arc::new(RouteTable::of(next.policy.rules.values()));
             Arc::make_mut(&mut next.profiles).grant(&next.routes);
         }
-        if next.profiles.len() > 2 * self.profiles.len().max(1_000) {
+        if next.profiles.is_littered() {
             Arc::make_mut(&mut next.profiles).sweep();
         }
-        next.damaged = next.damaged_rows + next.policy.damaged();
+        if !Arc::ptr_eq(&next.policy, &self.policy) {
+            next.damaged_policy = next.policy.damaged() + next.routes.damaged().count();
+        }
+        next.damaged = next.damaged_rows + next.damaged_policy;
         if next.keys.outgrown() {
             next.keys = Table::new(next.keys.iter().cloned().collect());
         }
@@ -307,10 +316,9 @@ impl Policy {
         }
     }
 
-    /// How many rows make no sense.
+    /// How many plans make no sense. Rules are counted by the table that they are compiled to.
     fn damaged(&self) -> usize {
         self.plans.values().filter(|entry| entry.plan.is_err()).count()
-            + self.rules.values().filter(|row| row.compile().is_err()).count()
     }
 }
 
@@ -359,12 +367,14 @@ impl Reload {
             routes: Arc::new(routes),
             damaged: 0,
             damaged_rows: 0,
+            damaged_policy: 0,
             remembered,
             generation: self.before.generation + 1,
         };
         next.damaged_rows = next.keys.iter().filter(|entry| next.is_damaged(entry)).count()
             + next.tenants.iter().filter(|entry| !entry.tenant().is_sound()).count();
-        next.damaged = next.damaged_rows + next.policy.damaged();
+        next.damaged_policy = next.policy.damaged() + next.routes.damaged().count();
+        next.damaged = next.damaged_rows + next.damaged_policy;
         next
     }
 }

@@ -253,6 +253,7 @@ pub struct Look {
 
 /// A change of one row: the row as it is now, or what is gone.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly every change is a row as it is now")]
 pub enum Change {
     /// The row as it is now.
     Now(Row),

@@ -153,7 +153,7 @@ fn a_prefix_that_is_not_ours_harms_nobody(world: &World) {
 fn columns_of_others_are_their_business(world: &World) {
     let server = Server::on(&world.db).start();
     world.db.sql("ALTER TABLE api_keys ADD COLUMN notes text");
-    world.db.sql("ALTER TABLE tenants ADD COLUMN plan text DEFAULT 'gold'");
+    world.db.sql("ALTER TABLE tenants ADD COLUMN tariff text DEFAULT 'gold'");
     world.db.sql("UPDATE api_keys SET notes = 'ours'");
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
     world.db.json(&["key", "revoke", &world.other.id]);

@@ -152,7 +152,8 @@ fn the_rights_of_the_role_are_what_serve_needs() {
     let (found, _) = doctor(&as_role, &[]);
     assert!(found.not_ok().contains(&"database.rights bad".to_owned()), "{found:#?}");
     world.db.sql(&format!(
-        "GRANT SELECT ON tenants, api_keys, tenantgate_change, tenantgate_change_floor, tenantgate_identity TO {role};
+        "GRANT SELECT ON tenants, api_keys, tenantgate_plan, tenantgate_route, tenantgate_change, tenantgate_change_floor,
+            tenantgate_identity TO {role};
          GRANT UPDATE (last_used_at, key_memo) ON api_keys TO {role}"
     ));
     let (found, code) = doctor(&as_role, &[]);

@@ -1,11 +1,13 @@
 //! What a key may do, plans and rules, as the commands change them, on either store.
 
+use prost_types::value::Kind;
 use serde_json::{Value, json};
 use tenantgate::config;
+use tenantgate::ext_authz::proto::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use tenantgate::store::{Change, Changes, Row};
 
 use crate::support::world::string;
-use crate::support::{World, on_every_store, runtime, wait};
+use crate::support::{Ask, PATIENCE, Server, World, eventually, on_every_store, runtime, wait};
 
 on_every_store![
     a_key_is_made_and_changed_with_everything_it_may_do,
@@ -26,6 +28,7 @@ on_every_store![
     every_change_is_in_the_audit_log,
     servers_are_told_of_every_change,
     the_database_refuses_values_that_make_no_sense,
+    a_running_server_judges_by_what_was_changed,
 ];
 
 fn key_with(world: &World, args: &[&str]) -> Value {
@@ -190,15 +193,15 @@ fn keys_are_filtered_and_paged_by_id(world: &World) {
     world.db.json(&["key", "disable", &world.other.id]);
     let list = |args: &[&str]| prefixes(&world.db.json(&[&["key", "list"], args].concat()));
     let (a, b, later) = (string(&a, "key_prefix"), string(&b, "key_prefix"), string(&later, "key_prefix"));
-    assert_eq!(list(&["--name", "billing r"]), [a.clone()]);
-    assert_eq!(list(&["--name", "0%"]), [b.clone()]);
-    assert_eq!(list(&["--scope", "b:*"]), [a.clone()]);
+    assert_eq!(list(&["--name", "billing r"]), [a.as_str()]);
+    assert_eq!(list(&["--name", "0%"]), [b.as_str()]);
+    assert_eq!(list(&["--scope", "b:*"]), [a.as_str()]);
     assert_eq!(list(&["--scope", "b"]), Vec::<String>::new());
-    assert_eq!(list(&["--label", "x.y/z=1", "--label", "q=2"]), [a.clone()]);
+    assert_eq!(list(&["--label", "x.y/z=1", "--label", "q=2"]), [a.as_str()]);
     assert_eq!(list(&["--label", "x.y/z=1", "--label", "q=3"]), Vec::<String>::new());
-    assert_eq!(list(&["--status", "disabled"]), [world.other.prefix.clone()]);
-    assert_eq!(list(&["--status", "revoked"]), [world.revoked.prefix.clone()]);
-    assert_eq!(list(&["--status", "expired"]), [world.expired.prefix.clone()]);
+    assert_eq!(list(&["--status", "disabled"]), [world.other.prefix.as_str()]);
+    assert_eq!(list(&["--status", "revoked"]), [world.revoked.prefix.as_str()]);
+    assert_eq!(list(&["--status", "expired"]), [world.expired.prefix.as_str()]);
     assert_eq!(list(&["--status", "not_yet_valid"]), [later]);
     let active = list(&["--status", "active", "--tenant", &world.acme.schema]);
     assert!(
@@ -626,4 +629,62 @@ fn the_database_refuses_values_that_make_no_sense(world: &World) {
     world.db.sql(
         "INSERT INTO tenantgate_route (path, host) VALUES ('/a', '*.example.com'), ('/b', '[2001:db8::1]')",
     );
+}
+
+/// A field of the metadata of an answer.
+fn told(server: &Server, request: &Ask, field: &str) -> String {
+    fn text(value: &Kind) -> String {
+        match value {
+            Kind::StringValue(text) => text.clone(),
+            Kind::NumberValue(number) => number.to_string(),
+            Kind::StructValue(limit) => {
+                let field = |name: &str| limit.fields[name].kind.as_ref().map(text).unwrap_or_default();
+                format!("{}/{}", field("requests_per_unit"), field("unit"))
+            }
+            other => panic!("not expected here: {other:?}"),
+        }
+    }
+    let mut client = AuthorizationClient::new(server.client().channel());
+    let answer = wait(client.check(request.request())).expect("an answer").into_inner();
+    let metadata = answer.dynamic_metadata.expect("metadata");
+    metadata.fields.get(field).and_then(|value| value.kind.as_ref()).map(text).unwrap_or_default()
+}
+
+fn a_running_server_judges_by_what_was_changed(world: &World) {
+    let server = Server::on(&world.db).start();
+    let asked = |path: &str| Ask::get(path).key(&world.live.text).from("192.0.2.7");
+    let becomes = |field: &str, expected: &str| {
+        eventually(&format!("{field} {expected}"), PATIENCE, || {
+            let told = told(&server, &asked("/v1/items"), field);
+            if told == expected { Ok(()) } else { Err(told) }
+        });
+    };
+    let prefix = &world.live.prefix;
+    for (args, reason) in [
+        (vec!["key", "update", prefix, "--scopes", "items.read"], "ok"),
+        (vec!["route", "add", "--path", "/v1/items", "--scopes", "items.write", "--name", "write"], "scope"),
+        (vec!["key", "update", prefix, "--scopes", "items.*"], "ok"),
+        (vec!["key", "update", prefix, "--networks", "198.51.100.0/24"], "network"),
+        (vec!["key", "update", prefix, "--networks", "198.51.100.0/24 192.0.2.0/24"], "ok"),
+        (vec!["key", "update", prefix, "--not-before", "2099-01-01T00:00:00Z"], "not_yet_valid"),
+        (vec!["key", "disable", prefix], "disabled"),
+        (vec!["key", "enable", prefix], "not_yet_valid"),
+        (vec!["key", "update", prefix, "--not-before", "2020-01-01T00:00:00Z", "--scopes", ""], "scope"),
+    ] {
+        world.db.cli(&args).ok();
+        becomes("reason", reason);
+    }
+    assert_eq!(told(&server, &asked("/v1/other"), "reason"), "ok", "no rule is for it");
+    assert_eq!(told(&server, &asked("/v1//items"), "reason"), "path_ambiguous");
+    world.db.json(&["route", "remove", "write", "--wait"]);
+    becomes("reason", "ok");
+    world.db.json(&["plan", "create", "gold", "--request-limit", "100/MINUTE"]);
+    world.db.json(&["tenant", "update", &world.acme.id, "--plan", "gold"]);
+    becomes("request_limit", "100/MINUTE");
+    world.db.json(&["plan", "update", "gold", "--request-limit", "0/DAY", "--wait"]);
+    becomes("request_limit", "0/DAY");
+    world.db.json(&["plan", "create", "own", "--request-limit", "7/HOUR"]);
+    world.db.json(&["key", "update", prefix, "--plan", "own", "--wait"]);
+    becomes("request_limit", "7/HOUR");
+    becomes("plan", "own");
 }

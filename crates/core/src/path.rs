@@ -50,9 +50,9 @@ enum Kind {
 
 const KINDS: [Kind; 256] = {
     let mut kinds = [Kind::Refused; 256];
-    let mut byte = 0x21;
+    let mut byte = 0x21_u8;
     while byte < 0x7F {
-        kinds[byte] = match byte as u8 {
+        kinds[byte as usize] = match byte {
             b'/' => Kind::Slash,
             b'%' => Kind::Escape,
             b';' => Kind::Parameter,
@@ -237,7 +237,8 @@ mod tests {
 
     fn read(path: &str, options: PathOptions) -> Option<String> {
         let path = Path::read(path.as_bytes(), options).ok()?;
-        Some(path.segments().map(|s| format!("/{}", String::from_utf8_lossy(s))).collect())
+        let segments = path.segments().flat_map(|segment| [b"/", segment].concat());
+        Some(String::from_utf8_lossy(&segments.collect::<Vec<_>>()).into_owned())
     }
 
     #[test]
@@ -408,7 +409,8 @@ mod tests {
                 if c == '%' {
                     let byte = u8::from_str_radix(&rest[1..3], 16).unwrap();
                     let c = char::from(byte);
-                    form += &if c.is_ascii() && plain(c) { c.to_string() } else { format!("%{byte:02X}") };
+                    let shown = if c.is_ascii() && plain(c) { c.to_string() } else { format!("%{byte:02X}") };
+                    form.push_str(&shown);
                     rest = &rest[3..];
                 } else {
                     form.push(c);

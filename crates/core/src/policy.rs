@@ -5,7 +5,7 @@
 
 use crate::decision::{Entrance, Lacking, RuleFact};
 use crate::path::{Path, PathOptions};
-use crate::request::AccessRequest;
+use crate::request::{AccessRequest, Waived};
 use crate::route::host::request_host;
 use crate::route::{Context, Entry, RouteMode, RouteTable};
 use crate::scope::{Granted, Scopes};
@@ -34,13 +34,13 @@ pub struct Routing<'a> {
 impl<'a> Routing<'a> {
     /// Matches a request with the rules in force.
     #[must_use]
-    pub fn of(routes: &'a RouteTable, options: &Options, request: &AccessRequest<'a>) -> Self {
-        let plain = if request.public { Entrance::Public } else { Entrance::Required };
+    pub fn of(routes: &'a RouteTable, options: Options, request: &AccessRequest<'a>) -> Self {
+        let plain = if request.waived == Waived::No { Entrance::Required } else { Entrance::Public };
         let context = request.context;
         let routing = Self { entrance: plain, rule: RuleFact::Fine, entry: None, context };
         let in_force = !routes.is_empty() || options.deny_unmatched || request.patterns;
         if !in_force && context == Context::default() {
-            return if request.preflight { routing.with(Entrance::Public) } else { routing };
+            return routing;
         }
         routing.among(routes, options, request, in_force)
     }
@@ -52,7 +52,7 @@ impl<'a> Routing<'a> {
     fn among(
         self,
         routes: &'a RouteTable,
-        options: &Options,
+        options: Options,
         request: &AccessRequest<'a>,
         in_force: bool,
     ) -> Self {
@@ -66,7 +66,7 @@ impl<'a> Routing<'a> {
         if self.context.bad {
             return self.with(Entrance::BadContext);
         }
-        if request.preflight {
+        if request.waived == Waived::Preflight {
             return self.with(Entrance::Public);
         }
         let find = |path: Path<'_>| routes.find(&request_host(request.host), request.method, &path);
@@ -77,7 +77,7 @@ impl<'a> Routing<'a> {
             Some(Ok(_)) | None => RuleFact::Fine,
         };
         let by_rule = entry.and_then(|entry| entry.rule.as_ref().ok()).map(|rule| rule.mode);
-        let mode = match (self.context.mode, request.public, by_rule) {
+        let mode = match (self.context.mode, request.waived == Waived::Public, by_rule) {
             (Some(mode), ..) => mode,
             (None, true, _) => RouteMode::Public,
             // What Envoy says is needed cannot be met by a request whose key is not looked at.
@@ -181,7 +181,7 @@ mod tests {
         }
 
         fn shown(&self, request: &AccessRequest<'_>) -> String {
-            let routing = Routing::of(&self.routes, &self.options, request);
+            let routing = Routing::of(&self.routes, self.options, request);
             format!("{:?} {:?} {}", routing.entrance, routing.rule, routing.name().unwrap_or("-"))
         }
     }
@@ -300,7 +300,7 @@ mod tests {
             let target = format!("GET h{path}");
             let context: Vec<_> = by_envoy.into_iter().map(|needs| ("tenantgate.scopes", needs)).collect();
             let request = world.request(&target, &context, &[]);
-            let routing = Routing::of(&world.routes, &world.options, &request);
+            let routing = Routing::of(&world.routes, world.options, &request);
             let scopes = granted.map(|granted| Scopes::parse(granted).unwrap());
             let granted = scopes.as_ref().map(|scopes| (scopes, world.routes.granted(scopes)));
             let lacking = routing.lacking(granted.as_ref().map(|(scopes, granted)| (*scopes, granted)));

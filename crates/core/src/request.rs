@@ -122,13 +122,22 @@ pub enum Credential<'a> {
     Presented(PresentedKey<'a>),
 }
 
+/// Whether an option lets a request pass without a key.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Waived {
+    /// None does.
+    No,
+    /// `--public` does.
+    Public,
+    /// `--public-preflight` does.
+    Preflight,
+}
+
 /// A request, as far as it concerns us.
 #[derive(Clone, Copy, Debug)]
 pub struct AccessRequest<'a> {
     /// Whether an option says that it needs no key.
-    pub public: bool,
-    /// Whether it is a CORS preflight that needs none.
-    pub preflight: bool,
+    pub waived: Waived,
     /// Whether an option has a pattern, so that ambiguous paths are refused.
     pub patterns: bool,
     /// The method.
@@ -205,9 +214,16 @@ impl<'o, 'a> Reader<'o, 'a> {
     /// What all the headers together mean.
     #[must_use]
     pub fn finish(self, method: &'a [u8], host: &'a [u8], path: &'a [u8]) -> AccessRequest<'a> {
+        let preflight = self.preflight == [true; 2] && method == b"OPTIONS";
+        let waived = if preflight {
+            Waived::Preflight
+        } else if self.options.public.contains(method, path) {
+            Waived::Public
+        } else {
+            Waived::No
+        };
         AccessRequest {
-            public: self.options.public.contains(method, path),
-            preflight: self.preflight == [true; 2] && method == b"OPTIONS",
+            waived,
             patterns: self.options.public.has_patterns(),
             method,
             host,

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sqlx::Row as _;
 
 use super::instant::Micros;
-use super::{PostgresStore, examine, session};
+use super::{PostgresStore, examine, look};
 use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
 use crate::record::{KeyRecord, Memo};
@@ -14,7 +14,7 @@ use crate::store::inspect::Inspect;
 #[async_trait]
 impl Inspect for PostgresStore {
     async fn key_record(&self, prefix: &str) -> Result<Option<(KeyRecord, Option<Memo>)>, StoreError> {
-        session::key_record(&mut self.connect().await?, prefix).await
+        look::key_record(&mut self.connect().await?, prefix).await
     }
 
     async fn time(&self) -> Result<Option<Timestamp>, StoreError> {

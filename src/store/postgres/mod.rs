@@ -8,6 +8,7 @@ mod examine;
 mod inspect;
 pub(in crate::store) mod instant;
 mod locks;
+mod look;
 mod made;
 mod migrate;
 mod moved;

@@ -9,14 +9,14 @@ use tenantgate::audit::{Action, Actor};
 use tenantgate::batch_writer::Schedule;
 use tenantgate::clock::{ManualClock, SystemClock, Timestamp};
 use tenantgate::config;
-use tenantgate::ext_authz::translate::{Speech, answer, read};
+use tenantgate::ext_authz::translate::{Answer, Speech, answer, read};
 use tenantgate::gate::{self, Gate, View};
-use tenantgate::replica::TenantEntry;
 use tenantgate::key::KeyId;
 use tenantgate::last_used::LastUsed;
 use tenantgate::memo_writer::MemoWriter;
 use tenantgate::record::{KeyDetails, KeyTerms};
 use tenantgate::replica::Replica;
+use tenantgate::replica::TenantEntry;
 use tenantgate::replica::sync::{self, Sync};
 use tenantgate::request;
 use tenantgate::store::{Management, NewKey, NewTenant};
@@ -51,7 +51,10 @@ impl Database {
             let id = TenantId(Uuid::from_u128(tenant.id));
             let (name, schema) = (tenant.name.to_owned(), tenant.schema.to_owned());
             let status = TenantStatus::parse(tenant.status);
-            store.insert_tenant(&NewTenant { id, name, schema, status }, Action::TenantCreate).await.expect("a tenant");
+            store
+                .insert_tenant(&NewTenant { id, name, schema, status }, Action::TenantCreate)
+                .await
+                .expect("a tenant");
         }
         for key in &KEYS {
             let new = NewKey {
@@ -117,15 +120,17 @@ impl House {
     pub fn check(&self, message: &[u8]) -> Option<Vec<u8>> {
         let asked = read(message, &self.request).ok()?;
         let respond = |view: &View<'_>| {
-            let verdict = view.judge(&asked).ok()?;
+            let verdict = view.judge(&asked, &|| None).ok()?;
             let (mut bytes, cache) = (Vec::new(), verdict.tenant.map(TenantEntry::responses));
-            answer(&mut bytes, (&verdict.decision, cache), Uuid::nil(), asked.bearer, &self.speech);
+            let said = Answer { decision: &verdict.decision, terms: verdict.terms, cache };
+            answer(&mut bytes, &said, Uuid::nil(), asked.bearer, &self.speech);
             self.gate.record(&verdict, view.started());
             Some(bytes)
         };
         let now = respond(&self.gate.view());
         let then = self.runtime.block_on(async {
-            respond(&self.gate.settle(&asked, Instant::now() + PATIENCE).await).expect("a settled view has a verdict")
+            respond(&self.gate.settle(&asked, &|| None, Instant::now() + PATIENCE).await)
+                .expect("a settled view has a verdict")
         });
         assert!(now.is_none_or(|now| now == then), "at once it is another answer");
         Some(then)

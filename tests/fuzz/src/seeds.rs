@@ -19,6 +19,10 @@ pub fn plant(target: &str) {
     let seeds = match target {
         "key" => KEYS.iter().map(|key| (key.prefix().to_owned(), key.text.into())).collect(),
         "check" => requests(),
+        "route" => ROUTES
+            .iter()
+            .map(|route| (route.0.to_owned(), [&[route.1], route.2.as_bytes()].concat()))
+            .collect(),
         "row" => ROWS.iter().map(|row| (row.0.to_owned(), [&[row.1], row.2.as_bytes()].concat())).collect(),
         _ => connections(),
     };
@@ -36,6 +40,16 @@ fn connections() -> Vec<(String, Vec<u8>)> {
     let calls = requests().into_iter().map(|(name, message)| (name, [&[3], &message[..]].concat()));
     calls.chain(others).collect()
 }
+
+/// Requests and rules, and how `targets/route.rs` takes them.
+const ROUTES: [(&str, u8, &str); 6] = [
+    ("literal", 0, "GET a.example.com /a/b\nGET a.example.com /a/b\n* *.example.com /a/{x}\n* * /**"),
+    ("back", 0, "GET h /a/b/c\n* * /a/b\n* * /a/{x}/c\n* * /a/**"),
+    ("head", 0, "HEAD h /a\nGET * /a\nHEAD * /a\n* * /a"),
+    ("escapes", 0, "GET h:80 /%61dmin/%c3%a9/x%3ay\nGET H /admin/**\n* * /{a}/{b}/x:y"),
+    ("slash", 1, "GET h. /a%2fb\n* * /a%2Fb\n* * /{x}"),
+    ("parameters", 3, "GET [::1]:80 /a;b/..;c\n* [::1] /a%3Bb/**\n* * nonsense\nget * /"),
+];
 
 /// Contents of rows and files in the format of `targets/row.rs`.
 const ROWS: [(&str, u8, &str); 7] = [

@@ -68,7 +68,16 @@ fn is_hash(text: &str) -> bool {
 fn record() -> KeyRecord {
     let (id, tenant_id) = (KeyId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
     let (prefix, hash) = ("llmk_demo".into(), SecretHash::parse(HASH));
-    KeyRecord { id, tenant_id, prefix, hash, expires_at: ExpiresAt::NEVER, revoked: false, not_before: Timestamp::MIN, disabled: false }
+    KeyRecord {
+        id,
+        tenant_id,
+        prefix,
+        hash,
+        expires_at: ExpiresAt::NEVER,
+        revoked: false,
+        not_before: Timestamp::MIN,
+        disabled: false,
+    }
 }
 
 /// `key_memo`: exactly one memo belongs to this row and accepts this key.

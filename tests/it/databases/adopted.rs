@@ -272,3 +272,25 @@ fn a_missing_database_is_named_and_not_made() {
     let line = world.db.cli(&["key", "revoke", "llmk_nobody"]).refused();
     assert!(line.contains("tenantgate.db"), "{line}");
 }
+
+#[test]
+fn plans_that_tables_have_are_adopted_and_other_columns_must_hold_what_ours_hold() {
+    let plans = |plan: &str| {
+        format!(
+            "{PLAIN} {}; ALTER TABLE tenants ADD COLUMN plan text; UPDATE tenants SET plan = '{plan}'",
+            rows()
+        )
+    };
+    let Some(database) = postgres_with(&plans("pro")) else { return };
+    database.cli(&["migrate"]).ok();
+    assert_eq!(database.json(&["plan", "show", "pro"])["tenants"], 1);
+    assert_eq!(database.json(&["key", "show", "llmk_ours"])["status"], "active");
+    let scopes = format!("{PLAIN} {}; ALTER TABLE api_keys ADD COLUMN scopes text DEFAULT 'a,b'", rows());
+    for sql in [plans("Pro Plan"), scopes] {
+        let Some(database) = postgres_with(&sql) else { return };
+        let line = database.cli(&["migrate"]).refused();
+        assert!(line.contains("migration 5"), "{line}");
+        let count = "SELECT count(*)::text FROM pg_class WHERE relname LIKE 'tenantgate%'";
+        assert_eq!(database.text(count).as_deref(), Some("0"), "nothing was made");
+    }
+}

@@ -101,13 +101,20 @@ impl RouteTable {
     fn put(&mut self, row: &RouteRow) {
         let place = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
         let rule = row.compile();
+        let host = match &rule {
+            Ok(rule) => Ok(rule.shape.host.clone()),
+            Err(_) => HostPattern::parse(&row.host),
+        };
+        let shape = match &rule {
+            Ok(rule) => Ok(rule.shape.clone()),
+            Err(_) => row.shape(),
+        };
         let name = row.name.as_deref().map(Into::into);
         self.entries.push(Entry { id: row.id, name, rule, needed: None });
-        let Ok(host) = HostPattern::parse(&row.host) else {
+        let Ok(host) = host else {
             self.damaged.get_or_insert(place);
             return;
         };
-        let shape = row.shape();
         let branch = match host {
             HostPattern::Any => self.any.get_or_insert_default(),
             HostPattern::Exact(name) => self.exact.entry(name.into_boxed_bytes()).or_default(),
@@ -300,9 +307,8 @@ impl<'t> Search<'t, '_> {
                 .iter()
                 .try_for_each(|(_, place)| (self.visit)(&self.table.entries[*place as usize]));
         };
-        let named = |name: &'static [u8]| (method == b"HEAD").then_some(name);
-        let names = [Some(method), named(b"GET")];
-        for name in names.into_iter().flatten() {
+        let covering = (method == b"HEAD").then_some(&b"GET"[..]);
+        for name in [Some(method), covering].into_iter().flatten() {
             for (_, place) in
                 methods.iter().filter(|(m, _)| matches!(m, Method::Named(m) if m.as_bytes() == name))
             {

@@ -1,0 +1,294 @@
+//! One look at the database: its statements, and its rows.
+
+use sqlx::Row as _;
+use sqlx::postgres::{PgConnection, PgRow};
+use uuid::Uuid;
+
+use super::instant::{Micros, expiry, instant};
+use super::memo;
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::plan::PlanRow;
+use crate::profile::ProfileRow;
+use crate::record::{KeyRecord, Memo, SecretHash};
+use crate::route::{RouteId, RouteRow};
+use crate::store::{Change, Row, StoreError};
+use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
+
+/// The columns of a look: a million rows are read faster by place than by name.
+const COLUMNS: [(&str, &str); 21] = [
+    ("rec", "text"),
+    ("id", "uuid"),
+    ("tenant_id", "uuid"),
+    ("key_prefix", "text"),
+    ("hashed_key", "text"),
+    ("expires_at", "timestamptz"),
+    ("revoked", "bool"),
+    ("key_memo", "text"),
+    ("name", "text"),
+    ("db_schema_name", "text"),
+    ("status", "text"),
+    ("created_at", "timestamptz"),
+    ("mode", "text"),
+    ("disabled", "bool"),
+    ("not_before", "timestamptz"),
+    ("scopes", "text"),
+    ("networks", "text"),
+    ("plan", "text"),
+    ("host", "text"),
+    ("method", "text"),
+    ("path", "text"),
+];
+pub(super) const REC: usize = 0;
+const ID: usize = 1;
+const TENANT_ID: usize = 2;
+const KEY_PREFIX: usize = 3;
+const HASHED_KEY: usize = 4;
+const EXPIRES_AT: usize = 5;
+const REVOKED: usize = 6;
+const KEY_MEMO: usize = 7;
+const NAME: usize = 8;
+const DB_SCHEMA_NAME: usize = 9;
+const STATUS: usize = 10;
+const CREATED_AT: usize = 11;
+const MODE: usize = 12;
+const DISABLED: usize = 13;
+const NOT_BEFORE: usize = 14;
+const SCOPES: usize = 15;
+const NETWORKS: usize = 16;
+const PLAN: usize = 17;
+const HOST: usize = 18;
+const METHOD: usize = 19;
+const PATH: usize = 20;
+/// The limits of a plan.
+const LIMITS: [usize; 4] = [SCOPES, NETWORKS, HOST, METHOD];
+/// `tenantgate_route.shadow`.
+const SHADOW: usize = DISABLED;
+/// What of a change is gone is NULL here: the id of the tenant or rule, the name of the plan.
+const THERE: usize = TENANT_ID;
+const THERE_PLAN: usize = KEY_PREFIX;
+
+const KEY: &[(usize, &str)] = &[
+    (ID, "k.id"),
+    (TENANT_ID, "k.tenant_id"),
+    (HASHED_KEY, "k.hashed_key"),
+    (EXPIRES_AT, "k.expires_at"),
+    (REVOKED, "k.revoked_at IS NOT NULL"),
+    (KEY_MEMO, "k.key_memo"),
+    (DISABLED, "k.disabled_at IS NOT NULL"),
+    (NOT_BEFORE, "k.not_before"),
+    (SCOPES, "k.scopes"),
+    (NETWORKS, "k.networks"),
+    (PLAN, "k.plan"),
+];
+const TENANT: &[(usize, &str)] = &[
+    (NAME, "t.name"),
+    (DB_SCHEMA_NAME, "t.db_schema_name"),
+    (STATUS, "t.status"),
+    (CREATED_AT, "t.created_at"),
+    (MODE, "t.mode"),
+    (PLAN, "t.plan"),
+];
+const PLAN_LIMITS: &[(usize, &str)] = &[
+    (LIMITS[0], "p.request_limit"),
+    (LIMITS[1], "p.total_limit"),
+    (LIMITS[2], "p.input_limit"),
+    (LIMITS[3], "p.output_limit"),
+];
+const ROUTE: &[(usize, &str)] = &[
+    (NAME, "r.name"),
+    (HOST, "r.host"),
+    (METHOD, "r.method"),
+    (PATH, "r.path"),
+    (MODE, "r.mode"),
+    (SCOPES, "r.scopes"),
+    (SHADOW, "r.shadow"),
+];
+
+/// What follows the columns in the header, a row of kind `h` about the look itself.
+const ABOUT: &str =
+    "pg_current_snapshot()::text AS snapshot, pg_is_in_recovery() AS standby, clock_timestamp() AS now,
+    pg_backend_pid() || ' ' || pg_postmaster_start_time()::text AS backend,
+    (SELECT id || ' ' || xid::text FROM tenantgate_change ORDER BY id DESC LIMIT 1) AS newest";
+
+/// The header, with what says whether everything must be loaded again.
+fn header(reload: &str) -> String {
+    let typed = COLUMNS[1..].iter().map(|(name, kind)| format!("NULL::{kind} AS {name}"));
+    format!("SELECT 'h' AS rec, {}, {ABOUT}, {reload} AS reload", typed.collect::<Vec<_>>().join(", "))
+}
+
+/// The columns of rows of one kind; those that are not named are NULL.
+fn columns(kind: &str, named: &[&[(usize, &str)]]) -> String {
+    let mut all = vec!["NULL"; COLUMNS.len()];
+    for (place, what) in named.iter().copied().flatten() {
+        all[*place] = what;
+    }
+    let kind = format!("'{kind}'");
+    all[REC] = &kind;
+    all.join(", ")
+}
+
+/// The same, behind the header: with NULL for what it says.
+fn rows(kind: &str, named: &[&[(usize, &str)]]) -> String {
+    format!("UNION ALL SELECT {}, NULL, NULL, NULL, NULL, NULL, NULL", columns(kind, named))
+}
+
+/// Everything.
+pub(super) fn load() -> String {
+    [
+        header("NULL::bool"),
+        rows("t", &[&[(ID, "t.id")], TENANT]) + " FROM tenants t",
+        rows("p", &[&[(NAME, "p.name")], PLAN_LIMITS]) + " FROM tenantgate_plan p",
+        rows("r", &[&[(ID, "r.id")], ROUTE]) + " FROM tenantgate_route r",
+        rows("k", &[&[(KEY_PREFIX, "k.key_prefix::text")], KEY]) + " FROM api_keys k",
+    ]
+    .join(" ")
+}
+
+/// What changed since the snapshot `$1`. OFFSET 0: each row is looked up by its index, also if the table was empty when
+/// the plan was made.
+pub(super) fn changes() -> String {
+    let changed = "WITH c AS MATERIALIZED (
+            SELECT DISTINCT key_prefix, tenant_id, plan, route_id FROM tenantgate_change
+            WHERE xid >= pg_snapshot_xmin($1::pg_snapshot) AND xid < pg_snapshot_xmax(pg_current_snapshot())
+              AND NOT pg_visible_in_snapshot(xid, $1::pg_snapshot))";
+    let reload = "coalesce((SELECT xid FROM tenantgate_change_floor WHERE xid < pg_snapshot_xmax(pg_current_snapshot()))
+            >= pg_snapshot_xmin($1::pg_snapshot), false)
+            OR EXISTS (SELECT FROM c WHERE num_nonnulls(key_prefix, tenant_id, plan, route_id) = 0)";
+    let from = |table: &str, key: &str, logged: &str, alias: &str| {
+        format!(
+            " FROM c LEFT JOIN LATERAL (SELECT * FROM {table} WHERE {key} = c.{logged} OFFSET 0) {alias} ON true
+             WHERE c.{logged} IS NOT NULL"
+        )
+    };
+    // A role of least privilege may not read every column of a key.
+    let keys = "(SELECT id, tenant_id, hashed_key, expires_at, revoked_at, key_memo, disabled_at, not_before, scopes,
+                        networks, plan FROM api_keys WHERE key_prefix = c.key_prefix OFFSET 0)";
+    [
+        changed.to_owned(),
+        header(reload),
+        rows("t", &[&[(ID, "c.tenant_id"), (THERE, "t.id")], TENANT])
+            + &from("tenants", "id", "tenant_id", "t"),
+        rows("p", &[&[(NAME, "c.plan"), (THERE_PLAN, "p.name")], PLAN_LIMITS])
+            + &from("tenantgate_plan", "name", "plan", "p"),
+        rows("r", &[&[(ID, "c.route_id"), (THERE, "r.id")], ROUTE])
+            + &from("tenantgate_route", "id", "route_id", "r"),
+        rows("k", &[&[(KEY_PREFIX, "c.key_prefix")], KEY])
+            + &format!(" FROM c LEFT JOIN LATERAL {keys} k ON true WHERE c.key_prefix IS NOT NULL"),
+    ]
+    .join(" ")
+}
+
+/// What a look says about itself.
+pub(super) struct Header {
+    pub(super) snapshot: String,
+    pub(super) standby: bool,
+    pub(super) now: Timestamp,
+    pub(super) backend: String,
+    pub(super) reload: bool,
+    pub(super) newest: Option<String>,
+}
+
+impl Header {
+    pub(super) fn read(row: &PgRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            snapshot: row.try_get("snapshot")?,
+            standby: row.try_get("standby")?,
+            now: row.try_get::<Micros, _>("now")?.0,
+            backend: row.try_get("backend")?,
+            reload: row.try_get::<Option<bool>, _>("reload")?.unwrap_or(false),
+            newest: row.try_get("newest")?,
+        })
+    }
+}
+
+/// One key, read as a look reads it.
+pub(super) async fn key_record(
+    connection: &mut PgConnection,
+    prefix: &str,
+) -> Result<Option<(KeyRecord, Option<Memo>)>, StoreError> {
+    let columns = columns("k", &[&[(KEY_PREFIX, "k.key_prefix::text")], KEY]);
+    let sql = format!("SELECT {columns} FROM api_keys k WHERE k.key_prefix = $1");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(prefix).fetch_optional(connection).await?;
+    row.as_ref().map(record).transpose()
+}
+
+pub(super) fn key_row(row: &PgRow) -> Result<Row, StoreError> {
+    let text = |place: usize| Ok::<_, StoreError>(row.try_get::<Option<&str>, _>(place)?.map(Into::into));
+    let profile = ProfileRow { scopes: text(SCOPES)?, networks: text(NETWORKS)?, plan: text(PLAN)? };
+    record(row).map(|(record, memo)| Row::Key(record, memo, profile))
+}
+
+fn record(row: &PgRow) -> Result<(KeyRecord, Option<Memo>), StoreError> {
+    let record = KeyRecord {
+        id: KeyId(row.try_get(ID)?),
+        tenant_id: TenantId(row.try_get(TENANT_ID)?),
+        prefix: row.try_get::<&str, _>(KEY_PREFIX)?.into(),
+        hash: SecretHash::parse(row.try_get(HASHED_KEY)?),
+        expires_at: expiry(row, EXPIRES_AT)?.into(),
+        revoked: row.try_get(REVOKED)?,
+        not_before: instant(row, NOT_BEFORE)?.unwrap_or(Timestamp::MIN),
+        disabled: row.try_get(DISABLED)?,
+    };
+    Ok((record, memo(row, KEY_MEMO)?))
+}
+
+pub(super) fn key_change(row: &PgRow) -> Result<Change, StoreError> {
+    if row.try_get::<Option<Uuid>, _>(ID)?.is_none() {
+        let prefix: &str = row.try_get(KEY_PREFIX)?;
+        // No key has an empty prefix: it is how a mark is written.
+        return Ok(if prefix.is_empty() { Change::Mark } else { Change::NoKey(prefix.into()) });
+    }
+    Ok(Change::Now(key_row(row)?))
+}
+
+pub(super) fn tenant_row(row: &PgRow) -> Result<Tenant, StoreError> {
+    Ok(Tenant {
+        id: TenantId(row.try_get(ID)?),
+        name: row.try_get(NAME)?,
+        schema: row.try_get(DB_SCHEMA_NAME)?,
+        status: TenantStatus::parse(row.try_get(STATUS)?),
+        mode: row.try_get::<Option<&str>, _>(MODE)?.map(Mode::parse),
+        plan: row.try_get::<Option<&str>, _>(PLAN)?.map(Into::into),
+        created_at: row.try_get::<Micros, _>(CREATED_AT)?.0,
+    })
+}
+
+pub(super) fn tenant_change(row: &PgRow) -> Result<Change, StoreError> {
+    if row.try_get::<Option<Uuid>, _>(THERE)?.is_none() {
+        return Ok(Change::NoTenant(TenantId(row.try_get(ID)?)));
+    }
+    Ok(Change::Now(Row::Tenant(tenant_row(row)?)))
+}
+
+pub(super) fn plan_row(row: &PgRow) -> Result<PlanRow, StoreError> {
+    let [request, total, input, output] = LIMITS.map(|place| row.try_get(place));
+    Ok(PlanRow { name: row.try_get(NAME)?, limits: [request?, total?, input?, output?] })
+}
+
+pub(super) fn plan_change(row: &PgRow) -> Result<Change, StoreError> {
+    if row.try_get::<Option<&str>, _>(THERE_PLAN)?.is_none() {
+        return Ok(Change::NoPlan(row.try_get::<&str, _>(NAME)?.into()));
+    }
+    Ok(Change::Now(Row::Plan(plan_row(row)?)))
+}
+
+pub(super) fn route_row(row: &PgRow) -> Result<RouteRow, StoreError> {
+    Ok(RouteRow {
+        id: RouteId(row.try_get(ID)?),
+        name: row.try_get(NAME)?,
+        host: row.try_get(HOST)?,
+        method: row.try_get(METHOD)?,
+        path: row.try_get(PATH)?,
+        mode: row.try_get(MODE)?,
+        scopes: row.try_get(SCOPES)?,
+        shadow: row.try_get(SHADOW)?,
+    })
+}
+
+pub(super) fn route_change(row: &PgRow) -> Result<Change, StoreError> {
+    if row.try_get::<Option<Uuid>, _>(THERE)?.is_none() {
+        return Ok(Change::NoRoute(RouteId(row.try_get(ID)?)));
+    }
+    Ok(Change::Now(Row::Route(route_row(row)?)))
+}
