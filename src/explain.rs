@@ -6,12 +6,15 @@
 //! wrong one.
 //!
 //! ```text
-//! prefix ─► row, memo, tenant ─► as of --at ─► recall / prove ─► decide ─► in_mode
-//!                                                           └──► rows::walk
+//! prefix ─► row, memo, tenant, plans, rules ─► as of --at ─► recall / prove ─► decide ─► in_mode
+//!                                                                         └──► rows::walk
 //! ```
+//!
+//! The rows become a [`Snapshot`], so that profiles, plans and rules are compiled and matched as in a server.
 //!
 //! Nothing is changed: a proof made here is not stored. Depends on: no SQL, no HTTP, no output format.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,13 +22,16 @@ use tokio::time::Instant;
 
 use crate::clock::{Clock, Timestamp};
 use crate::decision::rows::{self, Row, Step};
-use crate::decision::{Access, Decision, Entrance, Facts, Fault, Found, Freshness, Proof, decide};
+use crate::decision::{Decision, Facts, Fault, Found, Freshness, Proof, decide};
+use crate::gate::{Terms, access};
 use crate::key::PresentedKey;
+use crate::policy::{self, Routing};
+use crate::profile::ProfileRow;
 use crate::record::{KeyDetails, KeyRecord, Memo};
-use crate::replica::Entry;
-use crate::request::{AccessRequest, Credential, Waived};
-use crate::store::StoreError;
+use crate::replica::{Entry, Snapshot, TenantEntry};
+use crate::request::{AccessRequest, Credential};
 use crate::store::inspect::Inspect;
+use crate::store::{self, StoreError};
 use crate::tenant::{Mode, Tenant};
 use crate::verify::memo::{Keyring, Peppers};
 use crate::verify::{self, Provable as _, Verifier};
@@ -38,6 +44,10 @@ const PATIENCE: Duration = Duration::from_mins(1);
 pub struct Question<'a> {
     /// The request.
     pub request: AccessRequest<'a>,
+    /// The address of its client.
+    pub address: Option<IpAddr>,
+    /// How requests are matched with rules.
+    pub policy: policy::Options,
     /// Whether only the prefix of its key is known, so that the secret is a placeholder.
     pub stand_in: bool,
     /// The time for which to decide; `None` for now.
@@ -82,42 +92,46 @@ impl Presenter {
 pub struct Case<'a> {
     /// Who presents it.
     pub presenter: Presenter,
-    request: AccessRequest<'a>,
-    freshness: Freshness,
-    mode: Mode,
-    key: Option<KeyRecord>,
-    tenant: Option<Tenant>,
+    question: Question<'a>,
+    /// The rows that matter to the request.
+    snapshot: Arc<Snapshot>,
     proof: Proof,
     now: Timestamp,
 }
 
 impl Case<'_> {
-    fn facts(&self) -> Facts<'_> {
-        let tenant = self.tenant.as_ref();
-        Facts {
-            entrance: if self.request.waived == Waived::No { Entrance::Required } else { Entrance::Public },
-            credential: self.request.credential,
-            freshness: self.freshness,
-            found: self.key.as_ref().map(|key| Found {
-                key,
-                tenant,
-                proof: self.proof,
-                access: Access::FREE,
-            }),
-            now: self.now,
-        }
+    fn facts(&self) -> (Facts<'_>, Terms<'_>) {
+        let Question { request, address, policy, freshness, .. } = &self.question;
+        let (snapshot, mut terms) = (&*self.snapshot, Terms::default());
+        let routing = Routing::of(snapshot.routes(), *policy, request);
+        let prefix = match request.credential {
+            Credential::Presented(presented) => Some(presented.prefix()),
+            Credential::Malformed | Credential::Missing => None,
+        };
+        let found = prefix.and_then(|prefix| snapshot.key(prefix)).map(|entry| {
+            let tenant = snapshot.tenant(entry.record().tenant_id).map(TenantEntry::tenant);
+            let (access, told) = access(snapshot, &routing, (entry, tenant), &|| *address);
+            if self.proof == Proof::Right {
+                terms = told;
+            }
+            Found { key: entry.record(), tenant, proof: self.proof, access }
+        });
+        let (credential, freshness) = (request.credential, *freshness);
+        (Facts { entrance: routing.entrance, credential, freshness, found, now: self.now }, terms)
     }
 
-    /// Returns the decision in the mode of the server and the tenant.
-    pub fn decision(&self) -> Decision<'_> {
+    /// Returns the decision in the mode of the server and the tenant, and what is told of the key.
+    pub fn decision(&self) -> (Decision<'_>, Terms<'_>) {
+        let (facts, terms) = self.facts();
         // The proof is known here.
-        decide(&self.facts()).unwrap_or(Decision::Unable(Fault::Overloaded, None)).in_mode(self.mode)
+        let decision = decide(&facts).unwrap_or(Decision::Unable(Fault::Overloaded, None));
+        (decision.in_mode(self.question.mode), terms)
     }
 
     /// Returns every row of the outcome table with its result.
     #[must_use]
     pub fn rows(&self) -> [(Row, Step); Row::ALL.len()] {
-        rows::walk(&self.facts())
+        rows::walk(&self.facts().0)
     }
 }
 
@@ -130,6 +144,8 @@ pub struct Explanation<'a> {
     pub key: Option<KeyDetails>,
     /// Its tenant as it is now.
     pub tenant: Option<Tenant>,
+    /// The assumed address of the client.
+    pub address: Option<IpAddr>,
     /// The cases.
     pub cases: Vec<Case<'a>>,
     /// Further remarks.
@@ -151,6 +167,26 @@ impl Explanation<'_> {
                 None => "it never expires".into(),
                 Some(at) => format!("expires_at {at}"),
             }),
+            Row::Disabled => Some(match key.disabled_at {
+                None => "disabled_at is NULL".into(),
+                Some(at) => format!("disabled_at {at}"),
+            }),
+            Row::NotYetValid => Some(match key.terms.not_before {
+                None => "not_before is NULL".into(),
+                Some(at) => format!("not_before {at}"),
+            }),
+            Row::Network => Some(match (&key.terms.networks, self.address) {
+                (None, _) => "networks is NULL: anywhere".into(),
+                (Some(networks), None) => {
+                    format!("networks {networks}; the address is not known: give --client-address")
+                }
+                (Some(networks), Some(address)) => format!("networks {networks}, address {address}"),
+            }),
+            Row::Scope => Some(match &key.terms.scopes {
+                None => "scopes is NULL: everything".into(),
+                Some(scopes) => format!("scopes {scopes:?}"),
+            }),
+            Row::KeyDamaged => Some(format!("plan {}", key.terms.plan.as_deref().unwrap_or("of the tenant"))),
             Row::TenantInactive => Some(format!("status {}", self.tenant.as_ref()?.status)),
             Row::TenantDamaged => Some(format!("schema {:?}", self.tenant.as_ref()?.schema)),
             _ => None,
@@ -171,7 +207,16 @@ struct Subject {
     details: Option<KeyDetails>,
     record: KeyRecord,
     memo: Option<Memo>,
+    profile: ProfileRow,
     tenant: Option<Tenant>,
+}
+
+impl Subject {
+    /// Its rows as a replica gets them.
+    fn rows(&self) -> Vec<store::Row> {
+        let key = store::Row::Key(self.record.clone(), self.memo.clone(), self.profile.clone());
+        self.tenant.iter().cloned().map(store::Row::Tenant).chain([key]).collect()
+    }
 }
 
 impl Explainer {
@@ -190,10 +235,24 @@ impl Explainer {
         // The later of the two clocks, as in a server.
         let now = self.store.time().await?.unwrap_or_default().max(self.clock.now());
         let judged_at = question.at.unwrap_or(now);
-        let mut explanation =
-            Explanation { judged_at, key: None, tenant: None, cases: Vec::new(), notes: Vec::new() };
+        let mut explanation = Explanation {
+            judged_at,
+            key: None,
+            tenant: None,
+            address: question.address,
+            cases: Vec::new(),
+            notes: Vec::new(),
+        };
+        let plans = self.store.plans().await?.into_iter().map(store::Row::Plan);
+        let rules = self.store.routes().await?.into_iter().map(store::Row::Route);
+        let rows: Vec<_> = plans.chain(rules).collect();
+        let case = |presenter, proof, subject: Option<&Subject>| {
+            let rows = rows.iter().cloned().chain(subject.into_iter().flat_map(Subject::rows)).collect();
+            let snapshot = Arc::new(Snapshot::of(rows, &self.peppers));
+            Case { presenter, question, snapshot, proof, now: judged_at }
+        };
         let Credential::Presented(presented) = question.request.credential else {
-            explanation.cases.push(case(&question, judged_at, Presenter::Nobody, Proof::Pending, None));
+            explanation.cases.push(case(Presenter::Nobody, Proof::Pending, None));
             return Ok(explanation);
         };
         let mut subject = self.subject(presented.prefix()).await?;
@@ -205,12 +264,12 @@ impl Explainer {
         match subject {
             None => {
                 let who = if question.stand_in { Presenter::Anybody } else { Presenter::Holder };
-                explanation.cases.push(case(&question, judged_at, who, Proof::Pending, None));
+                explanation.cases.push(case(who, Proof::Pending, None));
             }
             Some(subject) => {
                 let proofs = self.proofs(&subject, presented, question.stand_in, &mut explanation.notes);
                 for (presenter, proof) in proofs.await? {
-                    explanation.cases.push(case(&question, judged_at, presenter, proof, Some(&subject)));
+                    explanation.cases.push(case(presenter, proof, Some(&subject)));
                 }
             }
         }
@@ -218,12 +277,12 @@ impl Explainer {
     }
 
     async fn subject(&self, prefix: &str) -> Result<Option<Subject>, StoreError> {
-        let Some((record, memo)) = self.store.key_record(prefix).await? else { return Ok(None) };
+        let Some((record, memo, profile)) = self.store.key_row(prefix).await? else { return Ok(None) };
         let details = readable(self.store.find_key(prefix).await)?.flatten();
         let id = record.tenant_id;
         let tenants = readable(self.store.find_tenants(&id.0.to_string()).await)?.unwrap_or_default();
         let tenant = tenants.into_iter().find(|tenant| tenant.id == id);
-        Ok(Some(Subject { details, record, memo, tenant }))
+        Ok(Some(Subject { details, record, memo, profile, tenant }))
     }
 
     /// Returns the ways to present the key, and the result of each proof.
@@ -268,25 +327,6 @@ impl Explainer {
     }
 }
 
-fn case<'a>(
-    question: &Question<'a>,
-    now: Timestamp,
-    presenter: Presenter,
-    proof: Proof,
-    subject: Option<&Subject>,
-) -> Case<'a> {
-    Case {
-        presenter,
-        request: question.request,
-        freshness: question.freshness,
-        mode: question.mode,
-        key: subject.map(|subject| subject.record.clone()),
-        tenant: subject.and_then(|subject| subject.tenant.clone()),
-        proof,
-        now,
-    }
-}
-
 /// Turns an inconsistent row into `None`, because the rest can still be explained.
 fn readable<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match read {
@@ -301,8 +341,8 @@ fn readable<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
 fn as_of(at: Timestamp, now: Timestamp, mut subject: Subject, notes: &mut Vec<String>) -> Option<Subject> {
     if at < now {
         notes.push(
-            "old values of a row are not stored: secret, expiry and tenant are those of now, \
-             creation, revocation and time those of then"
+            "old values of a row are not stored: secret, expiry, tenant, what the key may do, plans and rules are those \
+             of now; creation, revocation, disabling and time those of then"
                 .into(),
         );
     }
@@ -312,5 +352,6 @@ fn as_of(at: Timestamp, now: Timestamp, mut subject: Subject, notes: &mut Vec<St
         return None;
     }
     subject.record.revoked = details.revoked_at.is_some_and(|revoked_at| revoked_at <= at);
+    subject.record.disabled = details.disabled_at.is_some_and(|disabled_at| disabled_at <= at);
     Some(subject)
 }

@@ -25,6 +25,7 @@ use arc_swap::Guard;
 use tokio::time::{Instant, timeout_at};
 
 pub use self::access::Terms;
+pub(crate) use self::access::access;
 use crate::clock::{Clock, Moment, Timestamp};
 use crate::decision::{
     Access, Decision, Facts, Fault, Found, Freshness, Grant, Objection, Proof, Reason, decide,
@@ -302,7 +303,7 @@ impl View<'_> {
             let (tenant, proof) = (tenant.map(TenantEntry::tenant), self.proof(entry, presented));
             let mut found = Found { key: entry.record(), tenant, proof, access: Access::FREE };
             if proof == Proof::Right {
-                (found.access, terms) = access::access(&self.snapshot, &routing, (entry, tenant), address);
+                (found.access, terms) = access(&self.snapshot, &routing, (entry, tenant), address);
             }
             found
         });

@@ -3,6 +3,7 @@
 //! The commands and their options, apart from those of `serve`, which
 //! [`crate::config`] has. What is said here is what `--help` shows.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use super::ready::ReadyArgs;
 use super::route::RouteCommand;
 use crate::admin::Criteria;
 use crate::audit::Actor;
+use crate::client_address::parse_address;
 use crate::clock::Timestamp;
 use crate::config::{self, DatabaseArgs, ServeArgs};
 use crate::plan::PlanName;
@@ -410,6 +412,16 @@ fn role_prefix(text: &str) -> Result<String, String> {
     let no_prefix =
         || format!("{text:?} is no beginning for names of roles: use a-z, 0-9 and _, such as tenantgate");
     fine.then(|| text.to_owned()).ok_or_else(no_prefix)
+}
+
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) =
+        text.split_once('=').ok_or("expected NAME=VALUE, such as tenantgate.mode=optional")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+pub(super) fn client_ip(text: &str) -> Result<IpAddr, String> {
+    parse_address(text.as_bytes()).ok_or_else(|| format!("invalid address {text:?}: expected IPv4 or IPv6"))
 }
 
 pub(super) fn rfc_3339(text: &str) -> Result<Timestamp, String> {

@@ -3,6 +3,7 @@
 //! For people who want to see what a server answers without an Envoy in front.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 
 use prost::Message as _;
 use prost_types::value::Kind;
@@ -12,8 +13,9 @@ use serde_json::Value;
 use super::target::{Target, TlsArgs, chain, connect, target};
 use super::view::Text;
 use super::{Failure, unreachable};
-use crate::ext_authz::proto::envoy::config::core::v3::HeaderValueOption;
-use crate::ext_authz::proto::envoy::service::auth::v3::attribute_context::{HttpRequest, Request};
+use crate::ext_authz::proto::envoy::config::core::v3::address::Address as SocketAddressOf;
+use crate::ext_authz::proto::envoy::config::core::v3::{Address, HeaderValueOption, SocketAddress};
+use crate::ext_authz::proto::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer, Request};
 use crate::ext_authz::proto::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use crate::ext_authz::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use crate::ext_authz::proto::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
@@ -31,6 +33,16 @@ pub(super) struct CheckArgs {
     /// The path of the request, with its query
     #[arg(long, value_name = "P", default_value = "/")]
     path: String,
+    /// The host of the request
+    #[arg(long, value_name = "H", default_value = "")]
+    host: String,
+    /// The address of the client: `source.address` of the Check
+    #[arg(long, value_name = "IP", value_parser = super::args::client_ip)]
+    client_address: Option<IpAddr>,
+    /// What Envoy's configuration says of the route (`context_extensions`), such as tenantgate.scopes=models.read.
+    /// Repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = super::args::pair)]
+    context: Vec<(String, String)>,
     /// A header of the request. Repeatable
     #[arg(long, value_name = "k: v", value_parser = header)]
     header: Vec<(String, String)>,
@@ -78,6 +90,9 @@ pub(super) async fn probe(target: &Target, path: &str, tls: &TlsArgs) -> Result<
         target: target.clone(),
         method: "GET".into(),
         path: path.into(),
+        host: String::new(),
+        client_address: None,
+        context: Vec::new(),
         header: Vec::new(),
         key: None,
         tls: tls.clone(),
@@ -120,15 +135,28 @@ fn request(args: &CheckArgs) -> CheckRequest {
     let http = HttpRequest {
         method: args.method.clone(),
         path: args.path.clone(),
+        host: args.host.clone(),
         headers,
         scheme: "http".into(),
         protocol: "HTTP/1.1".into(),
         ..HttpRequest::default()
     };
     let request = Request { http: Some(http), ..Request::default() };
-    CheckRequest {
-        attributes: Some(AttributeContext { request: Some(request), ..AttributeContext::default() }),
-    }
+    let source = args.client_address.map(|address| {
+        let socket = SocketAddress { address: address.to_string().into(), ..SocketAddress::default() };
+        Peer {
+            address: Some(Address { address: Some(SocketAddressOf::SocketAddress(socket)) }),
+            ..Peer::default()
+        }
+    });
+    let context_extensions = args.context.iter().cloned().collect();
+    let attributes = AttributeContext {
+        source,
+        request: Some(request),
+        context_extensions,
+        ..AttributeContext::default()
+    };
+    CheckRequest { attributes: Some(attributes) }
 }
 
 /// What Envoy would make of an answer of ours, and its `status.code`.
@@ -141,14 +169,12 @@ pub(super) fn of_answer(answer: &[u8]) -> (CheckView, i32) {
 /// What Envoy would make of the answer.
 fn view(response: CheckResponse) -> CheckView {
     let allowed = response.status.is_none_or(|status| status.code == 0);
-    let metadata =
-        response.dynamic_metadata.unwrap_or_default().fields.into_iter().filter_map(|(name, value)| {
-            match value.kind {
-                Some(Kind::StringValue(text)) => Some((name, text.into())),
-                Some(Kind::BoolValue(flag)) => Some((name, flag.into())),
-                _ => None,
-            }
-        });
+    let metadata = response
+        .dynamic_metadata
+        .unwrap_or_default()
+        .fields
+        .into_iter()
+        .map(|(name, value)| (name, json(value)));
     let mut view = CheckView {
         allowed,
         http_status: if allowed { 200 } else { 403 },
@@ -170,6 +196,23 @@ fn view(response: CheckResponse) -> CheckView {
         _ => {}
     }
     view
+}
+
+/// A value of metadata as JSON. Whole numbers are whole.
+fn json(value: prost_types::Value) -> Value {
+    match value.kind {
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::BoolValue(flag)) => flag.into(),
+        Some(Kind::NumberValue(number)) => match number.to_string().parse::<i64>() {
+            Ok(whole) => whole.into(),
+            Err(_) => number.into(),
+        },
+        Some(Kind::StringValue(text)) => text.into(),
+        Some(Kind::ListValue(list)) => list.values.into_iter().map(json).collect(),
+        Some(Kind::StructValue(fields)) => {
+            Value::Object(fields.fields.into_iter().map(|(name, value)| (name, json(value))).collect())
+        }
+    }
 }
 
 fn header_map(headers: Vec<HeaderValueOption>) -> BTreeMap<String, String> {

@@ -10,6 +10,7 @@ mod show;
 mod through;
 
 use std::io::Read as _;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ use crate::envoy;
 use crate::explain::{Explainer, Explanation, Question};
 use crate::ext_authz::translate::Speech;
 use crate::key::format::{SCHEME, is_stored_prefix, parse};
+use crate::policy;
 use crate::request::{self, AUTHORIZATION, Reader};
 use crate::tenant::Mode;
 use crate::verify::memo::Peppers;
@@ -50,6 +52,16 @@ pub(crate) struct ExplainArgs {
     /// The path of the request; defaults to a path that is not public
     #[arg(long, value_name = "P")]
     path: Option<String>,
+    /// The host of the request, for rules of one host
+    #[arg(long, value_name = "H", default_value = "")]
+    host: String,
+    /// The address of the client, for keys with networks
+    #[arg(long, value_name = "IP", value_parser = super::args::client_ip)]
+    client_address: Option<IpAddr>,
+    /// What Envoy's configuration says of the route (`context_extensions`), such as tenantgate.scopes=models.read.
+    /// Repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = super::args::pair)]
+    context: Vec<(String, String)>,
     /// The time for which to decide (RFC 3339), such as 2027-01-31T00:00:00Z [default: now]
     #[arg(long, value_name = "TIME", value_parser = super::args::rfc_3339)]
     at: Option<Timestamp>,
@@ -141,7 +153,7 @@ pub(super) async fn explain(
     by: &Session,
 ) -> Result<(ExplainView, Result<(), Failure>), Failure> {
     let judgement = config::judgement_in_mode(&args.judgement, &args.mode);
-    let (options, peppers, mode) =
+    let (options, policy, peppers, mode) =
         judgement.map_err(|mistakes| Failure { code: 2, lines: mistakes.0, locked: false })?;
     let store = config::inspected(&by.database, by.actor.clone())
         .map_err(|why| Failure::usage(format!("{}: {why}", by.database.option())))?;
@@ -153,7 +165,7 @@ pub(super) async fn explain(
     let mut whole = Ok(());
     if asked.has_cases() {
         let explainer = Explainer::new(store, Arc::new(SystemClock), peppers);
-        match judged(&asked, &explainer, by, (&options, mode), &database).await {
+        match judged(&asked, &explainer, by, (&options, policy, mode), &database).await {
             Ok(judged) => view = judged,
             Err(failure) if failure.code == 3 && (through.is_some() || decision.is_some()) => {
                 whole = Err(failure);
@@ -218,14 +230,15 @@ async fn judged(
     asked: &Asked<'_>,
     explainer: &Explainer,
     by: &Session,
-    (options, mode): (&request::Options, Mode),
+    (options, policy, mode): (&request::Options, policy::Options, Mode),
     database: &str,
 ) -> Result<ExplainView, Failure> {
     open_admin(by, Peppers::default()).await?;
     let carried = asked.key.as_ref().map(|key| carried(key, asked.args.bearer));
     let request = read(options, carried.as_ref(), asked);
     let (stand_in, at, freshness) = (asked.stand_in, asked.at, asked.freshness);
-    let question = Question { request, stand_in, at, freshness, mode };
+    let address = asked.args.client_address.map(|address| address.to_canonical());
+    let question = Question { request, address, policy, stand_in, at, freshness, mode };
     let mut explanation = explainer.explain(question).await?;
     explanation.notes.extend(remarks(asked, options, asked.key.as_ref(), &explanation));
     let speech = Speech { key_header: options.key_header.clone(), ..Speech::default() };
@@ -261,8 +274,11 @@ fn read<'a>(
     if let Some(value) = carried {
         reader.header(name.as_bytes(), value.as_bytes());
     }
+    for (name, value) in &asked.args.context {
+        reader.context(name.as_bytes(), value.as_bytes());
+    }
     match &asked.path {
-        Some(path) => reader.finish(asked.method.as_bytes(), b"", path.as_bytes()),
+        Some(path) => reader.finish(asked.method.as_bytes(), asked.args.host.as_bytes(), path.as_bytes()),
         // No rule has a method without letters.
         None => reader.finish(b"", b"", b""),
     }
@@ -282,7 +298,7 @@ fn remarks(
         remarks.push("without --accept-bearer, serve ignores Authorization".into());
     }
     if asked.path.is_none() {
-        remarks.push("without --path, the path counts as not public".into());
+        remarks.push("without --path, the path counts as not public, and no rule is for it".into());
     }
     let known = explanation.key.as_ref();
     if let Some(successor) = known.and_then(|key| key.replaced_by) {

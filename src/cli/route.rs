@@ -89,7 +89,7 @@ pub(super) struct TestArgs {
     #[arg(long, value_name = "K")]
     key_prefix: Option<String>,
     /// What Envoy's `context_extensions` say, such as tenantgate.mode=optional
-    #[arg(long, value_name = "K=V", value_parser = pair)]
+    #[arg(long, value_name = "K=V", value_parser = super::args::pair)]
     context: Vec<(String, String)>,
 }
 
@@ -303,10 +303,4 @@ impl Text for RouteVerdict {
         lines.push(format!("outcome    {}", self.outcome));
         lines.join("\n")
     }
-}
-
-fn pair(text: &str) -> Result<(String, String), String> {
-    let (name, value) =
-        text.split_once('=').ok_or("expected NAME=VALUE, such as tenantgate.mode=optional")?;
-    Ok((name.to_owned(), value.to_owned()))
 }

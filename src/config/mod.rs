@@ -369,7 +369,7 @@ pub fn sizes(args: &SizeArgs) -> Result<(u32, u32), Mistakes> {
     if mistakes.0.is_empty() { Ok(sizes) } else { Err(mistakes) }
 }
 
-/// Reads the same as [`judgement`], and the mode.
+/// Reads the same as [`judgement`], how requests are matched with rules, and the mode.
 ///
 /// # Errors
 ///
@@ -377,11 +377,11 @@ pub fn sizes(args: &SizeArgs) -> Result<(u32, u32), Mistakes> {
 pub fn judgement_in_mode(
     args: &JudgementArgs,
     mode: &ModeArgs,
-) -> Result<(request::Options, Peppers, Mode), Mistakes> {
+) -> Result<(request::Options, policy::Options, Peppers, Mode), Mistakes> {
     let mut mistakes = Mistakes::default();
     let (options, peppers) = (request_options(args, &mut mistakes), peppers(args, &mut mistakes));
-    let mode = mode.read(&mut mistakes);
-    if mistakes.0.is_empty() { Ok((options, peppers, mode)) } else { Err(mistakes) }
+    let (policy, mode) = (policy_options(args, &mut mistakes), mode.read(&mut mistakes));
+    if mistakes.0.is_empty() { Ok((options, policy, peppers, mode)) } else { Err(mistakes) }
 }
 
 fn request_options(args: &JudgementArgs, mistakes: &mut Mistakes) -> request::Options {

@@ -25,7 +25,7 @@ pub struct Terms<'v> {
 }
 
 /// Judges a key by its profile, and tells what may be told of it.
-pub(super) fn access<'v>(
+pub(crate) fn access<'v>(
     snapshot: &'v Snapshot,
     routing: &Routing<'v>,
     (entry, tenant): (&Entry, Option<&'v Tenant>),

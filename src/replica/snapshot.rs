@@ -228,6 +228,12 @@ impl Snapshot {
         }
     }
 
+    /// A snapshot of these rows alone.
+    #[must_use]
+    pub fn of(rows: Vec<Row>, peppers: &Peppers) -> Self {
+        Self::empty().changed(rows.into_iter().map(Change::Now).collect(), peppers)
+    }
+
     /// The snapshot after these changes.
     pub(super) fn changed(&self, changes: Vec<Change>, peppers: &Peppers) -> Self {
         let mut next = Self { generation: self.generation + 1, ..self.clone() };

@@ -9,13 +9,17 @@ use super::StoreError;
 use super::management::Management;
 use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
+use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, Memo};
+
+/// A row of `api_keys` as a replica gets it, with its memo.
+pub type KeyRow = (KeyRecord, Option<Memo>, ProfileRow);
 
 /// A database that can be looked into.
 #[async_trait]
 pub trait Inspect: Management {
-    /// The row of `api_keys` of this prefix as a replica would have it, and its memo.
-    async fn key_record(&self, prefix: &str) -> Result<Option<(KeyRecord, Option<Memo>)>, StoreError>;
+    /// The row of `api_keys` of this prefix as a replica gets it: its memo and its profile, too.
+    async fn key_row(&self, prefix: &str) -> Result<Option<KeyRow>, StoreError>;
 
     /// What time the database says it is; nothing if it has no clock of its own.
     async fn time(&self) -> Result<Option<Timestamp>, StoreError>;

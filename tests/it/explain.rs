@@ -40,7 +40,68 @@ on_every_store!(
     a_tenants_own_mode_counts_as_in_a_server,
     a_damaged_row_is_explained_as_such,
     the_past_is_judged_as_far_as_the_row_can_tell,
+    what_a_key_may_do_is_explained_as_a_server_judges_it,
 );
+
+fn what_a_key_may_do_is_explained_as_a_server_judges_it(world: &World) {
+    world.db.json(&["plan", "create", "gold", "--request-limit", "100/MINUTE"]);
+    world.db.json(&["route", "add", "--path", "/v1/{x}", "--scopes", "a.read | b", "--name", "read"]);
+    world.db.json(&["route", "add", "--path", "/v1/open", "--mode", "optional", "--host", "a.example.com"]);
+    let server = Server::on(&world.db).args(&["--route-default", "deny"]).start();
+    let mut seen = Vec::new();
+    for (update, method, host, path, address, context) in [
+        (&["--all-scopes"][..], "GET", "", "/v1/x", None, None),
+        (&["--scopes", "a.*"], "GET", "", "/v1/x", None, None),
+        (&["--scopes", "c"], "GET", "", "/v1/x", None, None),
+        (&["--scopes", "c"], "GET", "a.example.com", "/v1/open", None, None),
+        (&["--scopes", "c"], "GET", "a.example.com", "/v1/open/", None, Some("tenantgate.scopes=d")),
+        (&["--scopes", "c"], "GET", "", "/v1/x", None, Some("tenantgate.mode=never")),
+        (&["--scopes", "c"], "GET", "", "/other", None, None),
+        (&["--scopes", "c"], "GET", "", "/v1/../other", None, None),
+        (&["--scopes", "b", "--networks", "192.0.2.0/24"], "POST", "", "/v1/x", Some("192.0.2.7"), None),
+        (&["--plan", "gold"], "GET", "", "/v1/x", Some("::ffff:192.0.2.7"), None),
+        (&["--plan", "gold"], "GET", "", "/v1/x", Some("198.51.100.7"), None),
+        (&["--plan", "gold"], "GET", "", "/v1/x", None, None),
+        (&["--any-network", "--not-before", "2999-01-01T00:00:00Z"], "GET", "", "/v1/x", None, None),
+    ] {
+        world.db.json(&[&["key", "update", &world.live.id, "--wait"], update].concat());
+        let key = file(world, "key", &world.live.text);
+        let mut request = vec!["--method", method, "--path", path, "--host", host];
+        request.extend(address.iter().flat_map(|address| ["--client-address", address]));
+        request.extend(context.iter().flat_map(|context| ["--context", context]));
+        let policy = ["--route-default", "deny", "--key-file", key.to_str().unwrap()];
+        let said = world.db.json(&[&["explain"], &policy[..], &request].concat());
+        let outcome = &said["cases"][0]["outcome"];
+        let target = ["check", "--target", &server.grpc[0], "--key", &world.live.text];
+        let answer = world.db.cli(&[&["-o", "json"], &target[..], &request].concat());
+        let answer: Value = serde_json::from_str(&answer.stdout).unwrap();
+        assert_eq!(outcome["reason"], answer["metadata"]["reason"], "{request:?}: {said} {answer}");
+        assert_eq!(outcome["body"], answer["body"], "{request:?}: {said} {answer}");
+        assert_eq!(outcome["allowed"], answer["allowed"], "{request:?}: {said} {answer}");
+        seen.push(outcome["reason"].as_str().unwrap().to_owned());
+        if seen.len() == 10 {
+            let limit = serde_json::json!({"requests_per_unit": 100, "unit": "MINUTE"});
+            assert_eq!(answer["metadata"]["request_limit"], limit);
+            assert_eq!(answer["metadata"]["scopes"], serde_json::json!(["b"]));
+        }
+    }
+    let expected = [
+        "ok",
+        "ok",
+        "scope",
+        "ok",
+        "scope",
+        "unavailable",
+        "route",
+        "path_ambiguous",
+        "ok",
+        "ok",
+        "network",
+        "network",
+        "not_yet_valid",
+    ];
+    assert_eq!(seen, expected);
+}
 
 fn a_prefix_is_explained_for_the_right_secret_and_for_a_wrong_one(world: &World) {
     let wrong = "a wrong secret: 401 mismatch, row 4";

@@ -11,6 +11,7 @@ use crate::decision::rows::{Row, Step};
 use crate::decision::{Decision, Fault, Grant, Objection};
 use crate::explain::{Case, Explanation};
 use crate::ext_authz::translate::{Answer, Speech, answer};
+use crate::gate::Terms;
 
 /// A row of the outcome table with its result.
 #[derive(Serialize)]
@@ -127,10 +128,10 @@ fn case_view(explanation: &Explanation<'_>, case: &Case<'_>, speech: &Speech) ->
 }
 
 /// Returns the answer that Envoy would get, and its effect.
-fn outcome(decision: &Decision<'_>, speech: &Speech) -> OutcomeView {
+fn outcome((decision, terms): &(Decision<'_>, Terms<'_>), speech: &Speech) -> OutcomeView {
     let mut message = Vec::new();
     // The id of the response is not shown.
-    answer(&mut message, &Answer::of(decision), Uuid::nil(), false, speech);
+    answer(&mut message, &Answer { terms: *terms, ..Answer::of(decision) }, Uuid::nil(), false, speech);
     let (said, code) = of_answer(&message);
     let CheckView { allowed, http_status, body, mut metadata, .. } = said;
     OutcomeView {

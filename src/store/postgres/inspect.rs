@@ -7,14 +7,13 @@ use super::instant::Micros;
 use super::{PostgresStore, examine, look};
 use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
-use crate::record::{KeyRecord, Memo};
 use crate::store::StoreError;
-use crate::store::inspect::Inspect;
+use crate::store::inspect::{Inspect, KeyRow};
 
 #[async_trait]
 impl Inspect for PostgresStore {
-    async fn key_record(&self, prefix: &str) -> Result<Option<(KeyRecord, Option<Memo>)>, StoreError> {
-        look::key_record(&mut self.connect().await?, prefix).await
+    async fn key_row(&self, prefix: &str) -> Result<Option<KeyRow>, StoreError> {
+        look::one_key(&mut self.connect().await?, prefix).await
     }
 
     async fn time(&self) -> Result<Option<Timestamp>, StoreError> {

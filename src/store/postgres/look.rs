@@ -10,8 +10,9 @@ use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::plan::PlanRow;
 use crate::profile::ProfileRow;
-use crate::record::{KeyRecord, Memo, SecretHash};
+use crate::record::{KeyRecord, SecretHash};
 use crate::route::{RouteId, RouteRow};
+use crate::store::inspect::KeyRow;
 use crate::store::{Change, Row, StoreError};
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
@@ -203,10 +204,10 @@ impl Header {
 }
 
 /// One key, read as a look reads it.
-pub(super) async fn key_record(
+pub(super) async fn one_key(
     connection: &mut PgConnection,
     prefix: &str,
-) -> Result<Option<(KeyRecord, Option<Memo>)>, StoreError> {
+) -> Result<Option<KeyRow>, StoreError> {
     let columns = columns("k", &[&[(KEY_PREFIX, "k.key_prefix::text")], KEY]);
     let sql = format!("SELECT {columns} FROM api_keys k WHERE k.key_prefix = $1");
     let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(prefix).fetch_optional(connection).await?;
@@ -214,12 +215,12 @@ pub(super) async fn key_record(
 }
 
 pub(super) fn key_row(row: &PgRow) -> Result<Row, StoreError> {
-    let text = |place: usize| Ok::<_, StoreError>(row.try_get::<Option<&str>, _>(place)?.map(Into::into));
-    let profile = ProfileRow { scopes: text(SCOPES)?, networks: text(NETWORKS)?, plan: text(PLAN)? };
-    record(row).map(|(record, memo)| Row::Key(record, memo, profile))
+    record(row).map(|(record, memo, profile)| Row::Key(record, memo, profile))
 }
 
-fn record(row: &PgRow) -> Result<(KeyRecord, Option<Memo>), StoreError> {
+fn record(row: &PgRow) -> Result<KeyRow, StoreError> {
+    let text = |place: usize| Ok::<_, StoreError>(row.try_get::<Option<&str>, _>(place)?.map(Into::into));
+    let profile = ProfileRow { scopes: text(SCOPES)?, networks: text(NETWORKS)?, plan: text(PLAN)? };
     let record = KeyRecord {
         id: KeyId(row.try_get(ID)?),
         tenant_id: TenantId(row.try_get(TENANT_ID)?),
@@ -230,7 +231,7 @@ fn record(row: &PgRow) -> Result<(KeyRecord, Option<Memo>), StoreError> {
         not_before: instant(row, NOT_BEFORE)?.unwrap_or(Timestamp::MIN),
         disabled: row.try_get(DISABLED)?,
     };
-    Ok((record, memo(row, KEY_MEMO)?))
+    Ok((record, memo(row, KEY_MEMO)?, profile))
 }
 
 pub(super) fn key_change(row: &PgRow) -> Result<Change, StoreError> {

@@ -10,19 +10,18 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Row as _};
 
-use super::session::key_record;
+use super::session::key_row;
 use super::{SqliteStore, applied};
 use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
-use crate::record::{KeyRecord, Memo};
-use crate::store::inspect::Inspect;
+use crate::store::inspect::{Inspect, KeyRow};
 use crate::store::migrations::{self, SQLITE, SQLITE_OBJECTS};
 use crate::store::{StoreError, expected};
 
 #[async_trait]
 impl Inspect for SqliteStore {
-    async fn key_record(&self, prefix: &str) -> Result<Option<(KeyRecord, Option<Memo>)>, StoreError> {
-        key_record(&mut self.connect().await?, prefix).await
+    async fn key_row(&self, prefix: &str) -> Result<Option<KeyRow>, StoreError> {
+        key_row(&mut self.connect().await?, prefix).await
     }
 
     /// A file has no clock.

@@ -18,6 +18,7 @@ use crate::key::KeyId;
 use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, Memo, SecretHash};
 use crate::route::RouteId;
+use crate::store::inspect::KeyRow;
 use crate::store::sql::{self, TENANT, tenant_of};
 use crate::store::{Change, Changes, Look, Row, Session, StoreError};
 use crate::tenant::TenantId;
@@ -212,15 +213,11 @@ async fn change_of(
 }
 
 /// One key, read as a look reads it.
-pub(super) async fn key_record(
+pub(super) async fn key_row(
     connection: &mut SqliteConnection,
     prefix: &str,
-) -> Result<Option<(KeyRecord, Option<Memo>)>, StoreError> {
-    let raw = one_key(connection, prefix).await?;
-    Ok(raw.map(|raw| {
-        let (record, memo, _) = raw.record();
-        (record, memo)
-    }))
+) -> Result<Option<KeyRow>, StoreError> {
+    Ok(one_key(connection, prefix).await?.map(RawKey::record))
 }
 
 async fn one_key(connection: &mut SqliteConnection, prefix: &str) -> Result<Option<RawKey>, StoreError> {

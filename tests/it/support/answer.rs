@@ -25,6 +25,16 @@ pub(crate) const UNPROVEN: [&str; 3] = ["decision", "decision_id", "reason"];
 pub(crate) const PROVEN: [&str; 6] =
     ["key_id", "key_prefix", "tenant_id", "tenant_name", "tenant_schema", "tenant_status"];
 
+/// The metadata of a proven key that is there only if there is something to tell.
+const OPTIONAL: [&str; 4] = ["key_expires_at", "plan", "route", "scopes"];
+
+/// The limits of a plan, on allow alone.
+const LIMITS: [&str; 4] = ["request_limit", "total_limit", "input_limit", "output_limit"];
+
+/// The reasons of a proven key.
+const OF_PROVEN: [&str; 9] =
+    ["ok", "revoked", "disabled", "expired", "not_yet_valid", "tenant_inactive", "network", "route", "scope"];
+
 /// The further metadata of a request that passes only because of shadow mode.
 const SHADOWED: [&str; 2] = ["shadow", "would_deny"];
 
@@ -32,9 +42,10 @@ const SHADOWED: [&str; 2] = ["shadow", "would_deny"];
 type Row = (&'static str, &'static str, i32, i32, &'static str);
 
 /// The row of the table for a reason, with 200 and no body for "allowed".
-const ROWS: [Row; 11] = [
+const ROWS: [Row; 18] = [
     ("ok", "allow", 200, 0, ""),
     ("public", "allow", 200, 0, ""),
+    ("anonymous", "allow", 200, 0, ""),
     ("shadow", "allow", 200, 0, ""),
     ("missing", "deny", 401, 16, r#"{"detail":"Missing API key"}"#),
     ("malformed", "deny", 401, 16, r#"{"detail":"Invalid API key format"}"#),
@@ -42,6 +53,12 @@ const ROWS: [Row; 11] = [
     ("mismatch", "deny", 401, 16, r#"{"detail":"Invalid API key"}"#),
     ("revoked", "deny", 401, 16, r#"{"detail":"Invalid API key"}"#),
     ("expired", "deny", 401, 16, r#"{"detail":"Invalid API key"}"#),
+    ("disabled", "deny", 401, 16, r#"{"detail":"Invalid API key"}"#),
+    ("not_yet_valid", "deny", 401, 16, r#"{"detail":"Invalid API key"}"#),
+    ("path_ambiguous", "deny", 400, 7, r#"{"detail":"Ambiguous path"}"#),
+    ("network", "deny", 403, 7, r#"{"detail":"API key is not allowed from this address"}"#),
+    ("route", "deny", 403, 7, r#"{"detail":"No rule allows this request"}"#),
+    ("scope", "deny", 403, 7, r#"{"detail":"API key lacks a required scope"}"#),
     ("tenant_inactive", "deny", 403, 7, r#"{"detail":"Tenant account is inactive"}"#),
     ("unavailable", "unable", 503, 7, r#"{"detail":"Authentication service unavailable"}"#),
 ];
@@ -154,16 +171,19 @@ impl Answer {
     fn has_metadata_of(&self, reason: &str) {
         if reason == "unavailable" {
             // A damaged row can prove a key and still have nothing to allow it with: what is known is told.
-            let told = [&UNPROVEN[..], &PROVEN, &["key_expires_at"]].concat();
+            let told = [&UNPROVEN[..], &PROVEN, &OPTIONAL].concat();
             assert!(UNPROVEN.iter().all(|name| self.metadata.contains_key(*name)), "{self:#?}");
             assert!(self.meta_names().iter().all(|name| told.contains(name)), "{self:#?}");
             return;
         }
-        let proven = ["ok", "revoked", "expired", "tenant_inactive"].contains(&reason);
+        let proven = OF_PROVEN.contains(&reason);
+        // A rule in shadow mode lets a request pass as the tenant.
+        let shadow = reason == "shadow" || (reason == "ok" && self.meta("would_deny") == "scope");
         let mut names: Vec<&str> = UNPROVEN.to_vec();
         names.extend(PROVEN.iter().filter(|_| proven));
-        names.extend(SHADOWED.iter().filter(|_| reason == "shadow"));
-        names.extend(Some("key_expires_at").filter(|name| proven && self.metadata.contains_key(*name)));
+        names.extend(SHADOWED.iter().filter(|_| shadow));
+        names.extend(OPTIONAL.iter().filter(|name| proven && self.metadata.contains_key(**name)));
+        names.extend(LIMITS.iter().filter(|name| reason == "ok" && self.metadata.contains_key(**name)));
         names.sort_unstable();
         assert_eq!(self.meta_names(), names, "the metadata keys of `{reason}`: {self:#?}");
     }
@@ -194,16 +214,20 @@ impl Answer {
         let headers: BTreeMap<String, &str> =
             self.headers().into_iter().map(|(name, value)| (name.to_lowercase(), value)).collect();
         let mut names = vec!["content-type", "x-llmcore-decision-id"];
-        names.extend(Some("www-authenticate").filter(|_| http == 401));
+        names.extend(Some("www-authenticate").filter(|_| http == 401 || self.reason() == "scope"));
         names.extend(Some("retry-after").filter(|_| http == 503));
         names.sort_unstable();
         assert_eq!(headers.keys().map(String::as_str).collect::<Vec<_>>(), names, "{self:#?}");
         assert_eq!(headers["content-type"], "application/json", "{self:#?}");
         assert_eq!(headers["x-llmcore-decision-id"], self.meta("decision_id"), "{self:#?}");
-        assert_eq!(
-            headers.get("www-authenticate").copied(),
-            (http == 401).then_some(r#"ApiKey realm="llmcore""#)
-        );
+        let challenge = headers.get("www-authenticate").copied();
+        if self.reason() == "scope" {
+            let told = challenge.unwrap_or_default();
+            let begins = told.starts_with(r#"ApiKey realm="llmcore", error="insufficient_scope", scope=""#);
+            assert!(begins && told.ends_with('"'), "{self:#?}");
+        } else {
+            assert_eq!(challenge, (http == 401).then_some(r#"ApiKey realm="llmcore""#));
+        }
         let seconds =
             headers.get("retry-after").map(|value| value.parse::<u32>().expect("Retry-After in seconds"));
         assert!(seconds.is_none_or(|seconds| seconds > 0), "{self:#?}");
@@ -232,6 +256,15 @@ fn text(kind: Option<&Kind>) -> String {
     match kind {
         Some(Kind::StringValue(text)) => text.clone(),
         Some(Kind::BoolValue(flag)) => flag.to_string(),
-        other => panic!("metadata values are strings and flags, this one is {other:?}"),
+        Some(Kind::NumberValue(number)) => number.to_string(),
+        Some(Kind::ListValue(list)) => {
+            list.values.iter().map(|value| text(value.kind.as_ref())).collect::<Vec<_>>().join(" ")
+        }
+        Some(Kind::StructValue(limit)) => {
+            let field = |name: &str| limit.fields.get(name).map(|value| text(value.kind.as_ref()));
+            let number = field("requests_per_unit").expect("a limit has a number");
+            format!("{number}/{}", field("unit").expect("a limit has a unit"))
+        }
+        other => panic!("metadata has no value such as {other:?}"),
     }
 }
