@@ -214,7 +214,7 @@ struct Subject {
 impl Subject {
     /// Its rows as a replica gets them.
     fn rows(&self) -> Vec<store::Row> {
-        let key = store::Row::Key(self.record.clone(), self.memo.clone(), self.profile.clone());
+        let key = store::Row::Key(self.record.clone(), self.memo, self.profile.clone());
         self.tenant.iter().cloned().map(store::Row::Tenant).chain([key]).collect()
     }
 }

@@ -143,7 +143,7 @@ fn request(args: &CheckArgs) -> CheckRequest {
     };
     let request = Request { http: Some(http), ..Request::default() };
     let source = args.client_address.map(|address| {
-        let socket = SocketAddress { address: address.to_string().into(), ..SocketAddress::default() };
+        let socket = SocketAddress { address: address.to_string(), ..SocketAddress::default() };
         Peer {
             address: Some(Address { address: Some(SocketAddressOf::SocketAddress(socket)) }),
             ..Peer::default()

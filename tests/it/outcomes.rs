@@ -18,11 +18,14 @@ const HEAD: [&str; 7] = ["outcome", "HTTP", "code", "as", "body", "reason", "met
 
 fn every_outcome_is_in_the_committed_table(world: &World) {
     damage(world);
+    let limited = limit(world);
+    let [disabled, early, elsewhere, reader] = limited.each_ref().map(String::as_str);
     let nowhere = format!("postgres://tenantgate:{PASSWORD}@127.0.0.1:{}/db", free_port());
     let nowhere = Database::at(Backend::Postgres, &nowhere);
     let serving = Server::on(&world.db).arg("--accept-bearer").start();
     let erring = Server::on(&world.db).args(&["--on-unavailable", "error"]).start();
     let shadow = Server::on(&world.db).args(&["--mode", "shadow"]).start();
+    let denying = Server::on(&world.db).args(&["--route-default", "deny"]).start();
     let starting = Server::on(&nowhere).start_unready();
     let live = &world.live.text;
     let bearer = format!("Bearer {live}");
@@ -61,6 +64,16 @@ fn every_outcome_is_in_the_committed_table(world: &World) {
         ("shadow mode, damaged row", &shadow, Ask::with_key(&world.other.text)),
         ("shadow mode, public path", &shadow, Ask::get("/docs")),
         ("shadow mode, live key", &shadow, Ask::with_key(live)),
+        ("disabled key", &serving, Ask::with_key(disabled)),
+        ("key that is not valid yet", &serving, Ask::with_key(early)),
+        ("address outside of the networks", &serving, Ask::with_key(elsewhere)),
+        ("scope that is not granted", &serving, Ask::get("/rules/write").key(reader)),
+        ("scope that is not granted, rule in shadow mode", &serving, Ask::get("/rules/try").key(reader)),
+        ("scope that is granted", &serving, Ask::get("/rules/read").key(reader)),
+        ("no key where it is optional", &serving, Ask::get("/rules/open")),
+        ("no key where a rule is public", &serving, Ask::get("/rules/free")),
+        ("ambiguous path", &serving, Ask::get("/rules/../v1").key(live)),
+        ("no rule, --route-default=deny", &denying, Ask::with_key(live)),
         ("live key", &serving, Ask::with_key(live)),
         ("live bearer key", &serving, Ask::get("/v1").authorization(&bearer)),
     ];
@@ -78,6 +91,26 @@ fn damage(world: &World) {
         "UPDATE api_keys SET hashed_key = '$2x$04$' WHERE key_prefix = '{}'",
         world.other.prefix
     ));
+}
+
+/// Adds rules, and returns keys that may not do everything.
+fn limit(world: &World) -> [String; 4] {
+    for rule in [
+        ["--path=/rules/read", "--scopes=read"].as_slice(),
+        &["--path=/rules/write", "--scopes=write"],
+        &["--path=/rules/try", "--scopes=write", "--shadow"],
+        &["--path=/rules/open", "--mode=optional"],
+        &["--path=/rules/free", "--mode=public"],
+    ] {
+        world.db.json(&[&["route", "add"], rule].concat());
+    }
+    let made = |terms: &str| world.db.json(&["key", "create", &world.acme.id, terms]);
+    let text = |key: &serde_json::Value| key["key"].as_str().expect("a key").to_owned();
+    let disabled = made("--all-scopes");
+    world.db.json(&["key", "disable", disabled["id"].as_str().expect("an id")]);
+    let others = ["--not-before=2999-01-01T00:00:00Z", "--networks=192.0.2.0/24", "--scopes=read"];
+    let [early, elsewhere, reader] = others.map(|terms| text(&made(terms)));
+    [text(&disabled), early, elsewhere, reader]
 }
 
 /// The counters of decisions and of their causes of failure.
