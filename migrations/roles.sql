@@ -37,6 +37,7 @@ DECLARE
         'tenantgate_shadow_report',
         'tenantgate_plan',
         'tenantgate_route',
+        'tenantgate_admin_key',
         'tenantgate_migrations'
     ];
     functions regprocedure[] := ARRAY(SELECT p.oid::regprocedure FROM pg_proc p
@@ -125,6 +126,8 @@ BEGIN
             scopes, networks, plan, labels) ON api_keys TO %2$I;
         GRANT SELECT, INSERT, DELETE, UPDATE (request_limit, total_limit, input_limit, output_limit) ON tenantgate_plan TO %2$I;
         GRANT SELECT, INSERT, DELETE, UPDATE (name, mode, scopes, shadow) ON tenantgate_route TO %2$I;
+        -- Management keys are never deleted, and what one may do is said once.
+        GRANT SELECT, INSERT, UPDATE (revoked_at) ON tenantgate_admin_key TO %2$I;
         -- Whoever changes something writes down that he did. Nobody changes what is written down.
         GRANT SELECT, INSERT ON tenantgate_audit_log TO %2$I;
         GRANT SELECT ON tenantgate_replica, tenantgate_identity, tenantgate_migrations, tenantgate_shadow_report TO %2$I;
@@ -141,7 +144,8 @@ BEGIN
               OR r = admin AND t IN ('tenantgate_plan'::regclass, 'tenantgate_route'::regclass))
            OR has_table_privilege(r, t, 'INSERT') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass)
               OR r = admin AND t IN ('tenants'::regclass, 'api_keys'::regclass, 'tenantgate_audit_log'::regclass,
-                                  'tenantgate_plan'::regclass, 'tenantgate_route'::regclass))
+                                  'tenantgate_plan'::regclass, 'tenantgate_route'::regclass,
+                                  'tenantgate_admin_key'::regclass))
         UNION ALL SELECT r, 'the schema ' || home FROM unnest(ARRAY[serve, admin]) r
         WHERE has_schema_privilege(r, home, 'CREATE')
     LOOP

@@ -62,6 +62,10 @@ impl Default for Actor {
 /// The kind of a change.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Action {
+    /// A management key is created.
+    AdminKeyCreate,
+    /// A management key is revoked.
+    AdminKeyRevoke,
     /// A key is created.
     KeyCreate,
     /// A key is disabled.
@@ -115,6 +119,8 @@ impl Action {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::AdminKeyCreate => "admin_key.create",
+            Self::AdminKeyRevoke => "admin_key.revoke",
             Self::KeyCreate => "key.create",
             Self::KeyImport => "key.import",
             Self::KeyRevoke => "key.revoke",

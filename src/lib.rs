@@ -8,8 +8,8 @@
 //! layer 5  WIRING      main  cli/  config/  server/{assembly, acceptor, dedicated_runtime, grpc_services, ops, tls, worker_pool}  health  telemetry/{metrics, page, panics, process, scrub, traces}
 //! layer 4  ADAPTERS     ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      store/{sql, postgres, sqlite}
 //! layer 3  USE CASES   gate (the check path)   admin/ (the management path)   last_used   memo_writer (proofs)   shadow (would-be refusals)   explain (why)
-//! layer 2  MECHANISMS   supervise   store/{management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, heartbeat, snapshot_file/format}   batch_writer   client_tls
-//! layer 1  JUDGEMENT   decision/{rows}   policy (pure, synchronous)
+//! layer 2  MECHANISMS   supervise   store/{management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, management, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, heartbeat, snapshot_file/format}   batch_writer   client_tls
+//! layer 1  JUDGEMENT   decision/{rows}   policy   permission (pure, synchronous)
 //! layer 0  VOCABULARY      key/{format}   tenant   record   request   scope   network   plan   profile   labels   path   route   invalid   clock   stats   rate_limited_log   client_address   audit   diagnostics   trace
 //! ```
 //!
@@ -58,8 +58,8 @@ pub mod stats;
 pub mod trace;
 // layers 0 and 1 of crates/core
 pub use tenantgate_core::{
-    client_address, decision, invalid, key, labels, network, path, plan, policy, profile, record, request,
-    route, scope, tenant,
+    client_address, decision, invalid, key, labels, network, path, permission, plan, policy, profile, record,
+    request, route, scope, tenant,
 };
 // layer 2, with the adapters of databases
 pub mod store;

@@ -117,8 +117,9 @@ END $body$;
 -- Logical replication ------------------------------------------------------------------------------------------
 --
 -- Fires for replicated rows alone. The change log of a subscriber is its own: the triggers of the two tables write
--- it while their rows are applied. So replicated rows of the log, and of what servers write, are discarded. The
--- identity is the publisher's.
+-- it while their rows are applied. So replicated rows of the log, and of what servers write, are discarded. So
+-- are management keys: each database has its own, and a key of one region opens no other. The identity is the
+-- publisher's.
 
 CREATE OR REPLACE FUNCTION tenantgate_replicated() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $body$
 BEGIN
@@ -126,7 +127,7 @@ BEGIN
         -- Written by one of our triggers, not replicated.
         NULL;
     ELSIF tg_table_name IN ('tenantgate_change', 'tenantgate_change_floor', 'tenantgate_replica',
-                            'tenantgate_shadow_report') THEN
+                            'tenantgate_shadow_report', 'tenantgate_admin_key') THEN
         RETURN NULL;
     ELSIF tg_table_name = 'tenantgate_identity' AND tg_op <> 'DELETE' THEN
         IF tg_op = 'UPDATE' THEN
@@ -256,6 +257,11 @@ DROP TRIGGER IF EXISTS tenantgate_shadow_report_replicated ON tenantgate_shadow_
 CREATE TRIGGER tenantgate_shadow_report_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_shadow_report
     FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
 ALTER TABLE tenantgate_shadow_report ENABLE REPLICA TRIGGER tenantgate_shadow_report_replicated;
+
+DROP TRIGGER IF EXISTS tenantgate_admin_key_replicated ON tenantgate_admin_key;
+CREATE TRIGGER tenantgate_admin_key_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_admin_key
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
+ALTER TABLE tenantgate_admin_key ENABLE REPLICA TRIGGER tenantgate_admin_key_replicated;
 
 DROP TRIGGER IF EXISTS tenantgate_identity_replicated ON tenantgate_identity;
 CREATE TRIGGER tenantgate_identity_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_identity

@@ -5,6 +5,7 @@
 //! once, in [`Issued`]; what the database gets is its hash. Nothing here knows
 //! SQL, or how a result is printed.
 
+mod admin_keys;
 mod audit;
 pub mod bulk;
 mod demo;
@@ -19,6 +20,7 @@ mod waiting;
 
 use std::sync::Arc;
 
+pub use self::admin_keys::{AdminKeyWish, IssuedAdminKey, ListedAdminKey, Maker};
 pub use self::audit::Verified;
 pub use self::demo::{DEMO_KEY, DEMO_TENANT};
 pub use self::key_changes::{Expiry, KeyUpdate, ToRevoke};

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use super::admin_key::AdminKeyCommand;
 use super::bulk::{ExportArgs, ImportArgs};
 use super::check::CheckArgs;
 use super::doctor::DoctorArgs;
@@ -102,6 +103,9 @@ pub(super) enum Command {
     /// Manage rules: which scopes a request needs, by host, method and path
     #[command(subcommand)]
     Route(RouteCommand),
+    /// Manage management keys: who may manage tenants and keys over HTTP
+    #[command(subcommand)]
+    AdminKey(Box<AdminKeyCommand>),
     /// Show and verify the audit log of changes made by the command line
     #[command(subcommand)]
     Audit(AuditCommand),

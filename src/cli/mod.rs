@@ -12,6 +12,7 @@
 //! Whatever is printed on standard error is scrubbed of keys and passwords first,
 //! because people paste them into the wrong place.
 
+mod admin_key;
 mod args;
 mod audit;
 mod bulk;
@@ -277,6 +278,9 @@ async fn dispatch(cli: Cli, by: &Session, out: &mut Out) -> Result<(), Failure> 
                 _ => Peppers::default(),
             };
             key::key(&open_admin(by, peppers).await?, *command, out).await
+        }
+        Command::AdminKey(command) => {
+            admin_key::admin_key(&open_admin(by, Peppers::default()).await?, *command, out).await
         }
         Command::Report(command) => {
             report::report(&open_admin(by, Peppers::default()).await?, &command, out).await

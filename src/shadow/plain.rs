@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use crate::key::format::SCHEME;
+use crate::key::format::SCHEMES;
 
 /// The maximum length of a user agent, in bytes.
 pub(super) const USER_AGENT: usize = 128;
@@ -58,9 +58,11 @@ pub(super) fn text(bytes: &[u8], longest: usize) -> String {
             break;
         }
     }
-    if let Some(at) = text.find(SCHEME) {
-        text.truncate(at + SCHEME.len());
-        text.push_str("***");
+    for scheme in SCHEMES {
+        if let Some(at) = text.find(scheme) {
+            text.truncate(at + scheme.len());
+            text.push_str("***");
+        }
     }
     text
 }

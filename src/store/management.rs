@@ -11,6 +11,7 @@ use super::{SchemaVersion, Shadowed, Store, StoreError};
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
+use crate::permission::{AdminKey, AdminKeyId};
 use crate::plan::PlanRow;
 use crate::record::{KeyDetails, KeyState, KeyTerms, Memo};
 use crate::route::RouteRow;
@@ -50,6 +51,15 @@ pub struct NewKey {
     pub memo: Option<Memo>,
     /// What it may do.
     pub terms: KeyTerms,
+}
+
+/// A management key that does not exist yet.
+#[derive(Clone, Debug)]
+pub struct NewAdminKey {
+    /// What it will be.
+    pub key: AdminKey,
+    /// Its hash: [`crate::verify::management::hash`].
+    pub hash: String,
 }
 
 /// A server that may still serve what was before a change.
@@ -319,6 +329,15 @@ pub trait Management: Store {
 
     /// Changes the table of routes while other sessions cannot. [`StoreError::Conflict`] if `plan` refuses.
     async fn change_routes(&self, plan: RoutesPlan<'_>) -> Result<RoutesChange, StoreError>;
+
+    /// All management keys, oldest first.
+    async fn admin_keys(&self) -> Result<Vec<AdminKey>, StoreError>;
+
+    /// Adds a management key. [`StoreError::Conflict`] if its name, prefix, hash or identity is taken.
+    async fn insert_admin_key(&self, key: &NewAdminKey) -> Result<AdminKey, StoreError>;
+
+    /// Revokes a management key; one that is revoked remains as it is. Nothing if there is no such key.
+    async fn revoke_admin_key(&self, id: AdminKeyId, at: Timestamp) -> Result<Option<AdminKey>, StoreError>;
 
     /// A mark after everything that is committed now, which every server that is in touch comes to see.
     async fn mark(&self) -> Result<String, StoreError>;

@@ -21,8 +21,8 @@ use uuid::Uuid;
 
 pub use self::management::{Adoption, Migrated};
 pub use self::management::{
-    AuditFilter, ImportedKey, KeyChange, KeyFilter, Laggard, Management, NewKey, NewTenant, PlanChange,
-    PlanUses, RoutesChange, RoutesPlan, StoredKey, TenantChange,
+    AuditFilter, ImportedKey, KeyChange, KeyFilter, Laggard, Management, NewAdminKey, NewKey, NewTenant,
+    PlanChange, PlanUses, RoutesChange, RoutesPlan, StoredKey, TenantChange,
 };
 pub use self::source::UrlSource;
 use crate::clock::Timestamp;

@@ -5,23 +5,28 @@
 
 use std::borrow::Cow;
 
-use crate::key::format::SCHEME;
+use crate::key::format::SCHEMES;
 
 /// Replaces the secret part of everything that looks like a key, and the password of every URL, by `***`.
 #[must_use]
 pub fn scrub(text: &str) -> Cow<'_, str> {
-    if !text.contains(SCHEME) && !text.contains("://") {
+    if first_scheme(text).is_none() && !text.contains("://") {
         return Cow::Borrowed(text);
     }
     Cow::Owned(without_passwords(&without_keys(text)))
 }
 
+/// Where the first key may begin, and with which scheme.
+fn first_scheme(text: &str) -> Option<(usize, &'static str)> {
+    SCHEMES.iter().filter_map(|scheme| Some((text.find(scheme)?, *scheme))).min()
+}
+
 fn without_keys(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(at) = rest.find(SCHEME) {
+    while let Some((at, scheme)) = first_scheme(rest) {
         let (before, found) = rest.split_at(at);
-        let prefix = SCHEME.len() + run(&found[SCHEME.len()..], |b| b.is_ascii_alphanumeric() || b == b'-');
+        let prefix = scheme.len() + run(&found[scheme.len()..], |b| b.is_ascii_alphanumeric() || b == b'-');
         clean.push_str(before);
         clean.push_str(&found[..prefix]);
         rest = &found[prefix..];
@@ -76,6 +81,7 @@ mod tests {
             ("key=llmk_demo_secret123,", "key=llmk_demo_***,"),
             ("llmk_a_b_c llmk_d_e", "llmk_a_*** llmk_d_***"),
             ("llmk__x", "llmk__***"),
+            ("llma_ops_secret123 llmk_a_b, llma_c_d", "llma_ops_*** llmk_a_***, llma_c_***"),
             ("postgres://u:p%40ss@h/db x", "postgres://u:***@h/db x"),
             ("postgres://u:p@ss@h/db", "postgres://u:***@h/db"),
             ("'postgres://u@h/db' https://h:80/", "'postgres://u@h/db' https://h:80/"),

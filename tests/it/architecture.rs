@@ -30,7 +30,7 @@ const LAYERS: [&[&str]; 6] = [
         "client_address",
         "rate_limited_log",
     ],
-    &["decision", "policy"],
+    &["decision", "permission", "policy"],
     &["supervise", "batch_writer", "transport", "store", "verify", "replica", "client_tls"],
     &["admin", "explain", "gate", "last_used", "memo_writer", "shadow"],
     &[

@@ -4,6 +4,7 @@
 
 mod support;
 
+mod admin_keys;
 mod allocations;
 mod announce;
 mod architecture;

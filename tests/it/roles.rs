@@ -45,7 +45,7 @@ const FOR_SUPERUSERS: [&str; 6] = [
     "ALTER SYSTEM SET work_mem = '64MB'",
 ];
 
-const NOT_FOR_SERVE: [&str; 27] = [
+const NOT_FOR_SERVE: [&str; 29] = [
     "SELECT FROM tenantgate_audit_log",
     "SELECT * FROM api_keys",
     "SELECT name FROM api_keys",
@@ -67,6 +67,8 @@ const NOT_FOR_SERVE: [&str; 27] = [
     "INSERT INTO tenants (name, db_schema_name) VALUES ('Mine', 'mine')",
     "UPDATE tenants SET status = 'active'",
     "UPDATE tenants SET db_schema_name = 'mine'",
+    "SELECT FROM tenantgate_admin_key",
+    "UPDATE tenantgate_admin_key SET revoked_at = NULL",
     "UPDATE tenantgate_replica SET name = 'mine'",
     "SELECT tenantgate_mark()",
     "CREATE SCHEMA mine",
@@ -75,7 +77,7 @@ const NOT_FOR_SERVE: [&str; 27] = [
     "SET ROLE {}_migrate",
 ];
 
-const NOT_FOR_ADMIN: [&str; 19] = [
+const NOT_FOR_ADMIN: [&str; 22] = [
     "UPDATE tenantgate_audit_log SET actor = 'nobody'",
     "DELETE FROM tenantgate_audit_log",
     "UPDATE api_keys SET hashed_key = 'mine'",
@@ -87,6 +89,9 @@ const NOT_FOR_ADMIN: [&str; 19] = [
     "UPDATE tenantgate_plan SET name = 'mine'",
     "UPDATE tenantgate_route SET path = '/mine'",
     "TRUNCATE tenantgate_route",
+    "UPDATE tenantgate_admin_key SET permissions = 'keys:read'",
+    "UPDATE tenantgate_admin_key SET hashed_key = 'mine'",
+    "DELETE FROM tenantgate_admin_key",
     "UPDATE tenants SET db_schema_name = 'mine'",
     "SELECT FROM tenantgate_change",
     "SELECT tenantgate_prune(interval '0')",

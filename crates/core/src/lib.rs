@@ -23,4 +23,5 @@ pub mod scope;
 pub mod tenant;
 // floor 1
 pub mod decision;
+pub mod permission;
 pub mod policy;

@@ -50,8 +50,8 @@ const SERVE: [Right; 15] = [
     ("EXECUTE ON FUNCTION tenantgate_prune(interval)", "has_function_privilege('tenantgate_prune(interval)', 'EXECUTE')", false),
 ];
 
-/// What `tenant`, `key`, `plan`, `route`, `report` and `audit` do.
-const ADMIN: [Right; 9] = [
+/// What `tenant`, `key`, `plan`, `route`, `admin-key`, `report` and `audit` do.
+const ADMIN: [Right; 10] = [
     (
         "SELECT, INSERT, UPDATE (name, status, mode, plan) ON tenants",
         "has_table_privilege('tenants', 'SELECT') AND has_table_privilege('tenants', 'INSERT')
@@ -78,6 +78,12 @@ const ADMIN: [Right; 9] = [
         "has_table_privilege('tenantgate_route', 'SELECT') AND has_table_privilege('tenantgate_route', 'INSERT') AND has_table_privilege('tenantgate_route', 'DELETE')
           AND (SELECT bool_and(has_column_privilege('tenantgate_route', c, 'UPDATE'))
                FROM unnest(ARRAY['name', 'mode', 'scopes', 'shadow']) AS c)",
+        false,
+    ),
+    (
+        "SELECT, INSERT, UPDATE (revoked_at) ON tenantgate_admin_key",
+        "has_table_privilege('tenantgate_admin_key', 'SELECT') AND has_table_privilege('tenantgate_admin_key', 'INSERT')
+          AND has_column_privilege('tenantgate_admin_key', 'revoked_at', 'UPDATE')",
         false,
     ),
     (

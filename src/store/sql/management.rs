@@ -6,16 +6,17 @@ use uuid::Uuid;
 use super::connection::ask;
 use super::keys::{self, insert as insert_key, to_change as key_to_change};
 use super::rows::{KEY, TENANT, key_of, shadowed_of, tenant_of};
-use super::{Sets, SqlStore, audit, bulk, change, hold, plans, routes, tenants};
+use super::{Sets, SqlStore, admin_keys, audit, bulk, change, hold, plans, routes, tenants};
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
+use crate::permission::{AdminKey, AdminKeyId};
 use crate::plan::PlanRow;
 use crate::record::{KeyDetails, KeyState};
 use crate::route::RouteRow;
 use crate::store::{
-    Adoption, AuditFilter, ImportedKey, KeyChange, KeyFilter, Laggard, Management, Migrated, NewKey,
-    NewTenant, PlanChange, PlanUses, RoutesChange, RoutesPlan, SchemaVersion, Shadowed, StoreError,
+    Adoption, AuditFilter, ImportedKey, KeyChange, KeyFilter, Laggard, Management, Migrated, NewAdminKey,
+    NewKey, NewTenant, PlanChange, PlanUses, RoutesChange, RoutesPlan, SchemaVersion, Shadowed, StoreError,
     StoredKey, TenantChange,
 };
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
@@ -296,6 +297,28 @@ impl<S: SqlStore> Management for S {
         audit::append(link, self.actor(), planned.draft.clone()).await?;
         connection.commit().await?;
         Ok(planned)
+    }
+
+    async fn admin_keys(&self) -> Result<Vec<AdminKey>, StoreError> {
+        admin_keys::all(&mut hold(self).await?.link()).await
+    }
+
+    async fn insert_admin_key(&self, new: &NewAdminKey) -> Result<AdminKey, StoreError> {
+        let mut connection = change(self).await?;
+        let link = &mut connection.link();
+        let (key, draft) = admin_keys::insert(link, new).await?;
+        audit::append(link, self.actor(), [draft]).await?;
+        connection.commit().await?;
+        Ok(key)
+    }
+
+    async fn revoke_admin_key(&self, id: AdminKeyId, at: Timestamp) -> Result<Option<AdminKey>, StoreError> {
+        let mut connection = change(self).await?;
+        let link = &mut connection.link();
+        let Some((key, draft)) = admin_keys::revoke(link, id, at).await? else { return Ok(None) };
+        audit::append(link, self.actor(), draft).await?;
+        connection.commit().await?;
+        Ok(Some(key))
     }
 
     async fn mark(&self) -> Result<String, StoreError> {

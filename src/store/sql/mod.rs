@@ -5,6 +5,7 @@
 //!
 //! A store keeps one connection for the management of tenants and keys, for as long as the store lives.
 
+mod admin_keys;
 pub(super) mod audit;
 mod bulk;
 mod connection;

@@ -22,6 +22,12 @@ use super::{PlainKey, PresentedKey};
 /// NEVER CHANGE THIS: every key ever issued starts with it.
 pub const SCHEME: &str = "llmk_";
 
+/// NEVER CHANGE THIS: every management key ever issued starts with it. As long as [`SCHEME`].
+pub const MANAGEMENT_SCHEME: &str = "llma_";
+
+/// Every scheme of ours, for whoever looks for secrets in a text.
+pub const SCHEMES: [&str; 2] = [SCHEME, MANAGEMENT_SCHEME];
+
 /// bcrypt reads 72 bytes and the last is its own NUL, so the 72nd byte of a key would not count.
 /// See "Maximum password length" in the OWASP Password Storage Cheat Sheet.
 pub const MAX_KEY_BYTES: usize = 71;
@@ -44,6 +50,9 @@ pub enum FormatError {
     /// Does not start with `llmk_`.
     #[error("does not start with llmk_")]
     Scheme,
+    /// Does not start with `llma_`.
+    #[error("does not start with llma_")]
+    ManagementScheme,
     /// No `_` after the prefix, or a prefix outside its grammar.
     #[error("has no prefix of 1 to 48 letters, digits or hyphens")]
     Prefix,
@@ -67,11 +76,26 @@ pub enum FormatError {
 /// assert_eq!(parse(b"llmk_demo_secret123").unwrap().prefix(), "llmk_demo");
 /// assert!(parse(b"llmk_demo").is_err());
 /// ```
+#[inline]
 pub fn parse(bytes: &[u8]) -> Result<PresentedKey<'_>, FormatError> {
+    parse_as(bytes, SCHEME, FormatError::Scheme)
+}
+
+/// Reads a management key, which has the grammar of a key and a scheme of its own.
+///
+/// # Errors
+///
+/// As [`parse`]; a key of a tenant is [`FormatError::ManagementScheme`].
+pub fn parse_management(bytes: &[u8]) -> Result<PresentedKey<'_>, FormatError> {
+    parse_as(bytes, MANAGEMENT_SCHEME, FormatError::ManagementScheme)
+}
+
+#[inline]
+fn parse_as<'b>(bytes: &'b [u8], scheme: &str, other: FormatError) -> Result<PresentedKey<'b>, FormatError> {
     if bytes.len() > MAX_KEY_BYTES {
         return Err(FormatError::TooLong);
     }
-    let rest = bytes.strip_prefix(SCHEME.as_bytes()).ok_or(FormatError::Scheme)?;
+    let rest = bytes.strip_prefix(scheme.as_bytes()).ok_or(other)?;
     let end = rest.iter().position(|&b| b == b'_').ok_or(FormatError::Prefix)?;
     if !PREFIX_BYTES.contains(&end) || !rest[..end].iter().copied().all(is_prefix_byte) {
         return Err(FormatError::Prefix);
@@ -81,7 +105,7 @@ pub fn parse(bytes: &[u8]) -> Result<PresentedKey<'_>, FormatError> {
         return Err(FormatError::Secret);
     }
     let text = std::str::from_utf8(bytes).map_err(|_| FormatError::Secret)?;
-    Ok(PresentedKey { text, split: SCHEME.len() + end })
+    Ok(PresentedKey { text, split: scheme.len() + end })
 }
 
 /// Whether `text` is what `api_keys.key_prefix` of a usable key holds: `llmk_` and a prefix.
@@ -91,11 +115,12 @@ pub fn is_stored_prefix(text: &str) -> bool {
         .is_some_and(|p| PREFIX_BYTES.contains(&p.len()) && p.bytes().all(is_prefix_byte))
 }
 
-/// Whether a whole key stands somewhere in `text`, be there something typed after it.
+/// Whether a whole key of either scheme stands somewhere in `text`, be there something typed after it.
 #[must_use]
 pub fn holds_key(text: &str) -> bool {
-    text.match_indices(SCHEME).any(|(at, _)| {
-        let rest = &text.as_bytes()[at + SCHEME.len()..];
+    let starts = SCHEMES.iter().flat_map(|scheme| text.match_indices(scheme));
+    starts.into_iter().any(|(at, scheme)| {
+        let rest = &text.as_bytes()[at + scheme.len()..];
         let prefix = rest.iter().take_while(|&&b| is_prefix_byte(b)).count();
         let secret = rest.iter().skip(prefix + 1).take_while(|&&b| is_secret_byte(b)).count();
         prefix > 0 && rest.get(prefix) == Some(&b'_') && secret >= *SECRET_BYTES.start()
@@ -134,9 +159,22 @@ const KINDS: [u8; 256] = {
 ///
 /// `rng` failed.
 pub fn issue_with<R: TryRng>(rng: &mut R, tenant_name: &str) -> Result<PlainKey, R::Error> {
+    issue_as(SCHEME, rng, tenant_name)
+}
+
+/// Makes a new management key of this name.
+///
+/// # Errors
+///
+/// `rng` failed.
+pub fn issue_management_with<R: TryRng>(rng: &mut R, name: &str) -> Result<PlainKey, R::Error> {
+    issue_as(MANAGEMENT_SCHEME, rng, name)
+}
+
+fn issue_as<R: TryRng>(scheme: &str, rng: &mut R, name: &str) -> Result<PlainKey, R::Error> {
     let mut text = Zeroizing::new(String::with_capacity(MAX_KEY_BYTES));
-    text.push_str(SCHEME);
-    text.extend(name_part(tenant_name));
+    text.push_str(scheme);
+    text.extend(name_part(name));
     push_base62(rng, &mut text, PREFIX_RANDOM)?;
     let split = text.len();
     text.push('_');
@@ -146,8 +184,8 @@ pub fn issue_with<R: TryRng>(rng: &mut R, tenant_name: &str) -> Result<PlainKey,
     Ok(PlainKey { text, split })
 }
 
-fn name_part(tenant_name: &str) -> impl Iterator<Item = char> + '_ {
-    tenant_name.chars().map(|c| c.to_ascii_lowercase()).filter(char::is_ascii_alphanumeric).take(NAME_CHARS)
+fn name_part(name: &str) -> impl Iterator<Item = char> + '_ {
+    name.chars().map(|c| c.to_ascii_lowercase()).filter(char::is_ascii_alphanumeric).take(NAME_CHARS)
 }
 
 /// Rejection keeps the digits even: 248 is the largest multiple of 62 a byte can hold.
@@ -224,6 +262,22 @@ mod tests {
             assert!(!holds_key(not), "{not}");
         }
         assert!(!holds_key("llmk_demo, llmk_b") && holds_key("llmk_demo_eight888"));
+    }
+
+    #[test]
+    fn the_two_schemes_are_told_apart() {
+        let ours = issue_with(&mut SysRng, "Acme").unwrap();
+        let management = issue_management_with(&mut SysRng, "Acme").unwrap();
+        assert!(parse(ours.expose().as_bytes()).is_ok());
+        assert_eq!(parse_management(ours.expose().as_bytes()).unwrap_err(), FormatError::ManagementScheme);
+        assert_eq!(parse(management.expose().as_bytes()).unwrap_err(), FormatError::Scheme);
+        let read = parse_management(management.expose().as_bytes()).unwrap();
+        assert_eq!(read.prefix(), management.prefix());
+        assert!(read.prefix().starts_with("llma_acme") && read.secret_bits() > 190.0);
+        let (body, sum) = management.expose().split_at(management.expose().len() - CHECKSUM_CHARS);
+        assert_eq!(sum.as_bytes(), checksum(body.as_bytes()));
+        assert!(holds_key(ours.expose()) && holds_key(management.expose()));
+        assert!(!holds_key(management.prefix()));
     }
 
     #[test]

@@ -1,0 +1,203 @@
+//! The commands for management keys.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::args::long_duration;
+use super::view::{Text, fixed_table, plain};
+use super::{Failure, Out};
+use crate::admin::{Admin, AdminKeyWish, Expiry, IssuedAdminKey, ListedAdminKey, Maker};
+use crate::clock::Timestamp;
+use crate::permission::{AdminKey, Ended, Permission, Permissions, Reach, Role};
+
+#[derive(clap::Subcommand)]
+pub(super) enum AdminKeyCommand {
+    /// Create a management key; it is shown only once
+    Create(CreateArgs),
+    /// Show all management keys, oldest first
+    List,
+    /// Revoke a management key; the keys that it made end with it
+    Revoke {
+        /// The id, prefix (llma_…) or name of the management key
+        #[arg(value_name = "REF")]
+        reference: String,
+    },
+}
+
+#[derive(clap::Args)]
+pub(super) struct CreateArgs {
+    /// The name of the key, 1 to 255 characters, which no other management key has
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// What the key may do: owner, everything; operator, everything but management keys; viewer, read the same
+    /// [default: owner]
+    #[arg(long, value_name = "R", value_parser = Role::parse, conflicts_with = "permission")]
+    role: Option<Role>,
+    /// Something that the key may do, such as keys:read; may be repeated
+    #[arg(long, value_name = "P", value_parser = Permission::parse)]
+    permission: Vec<Permission>,
+    /// A tenant that the key may see, by id, schema name or exact name; may be repeated [default: all]
+    #[arg(long, value_name = "REF")]
+    tenant: Vec<String>,
+    /// The life of the key, such as 90d (units s, m, h, d, w) [default: for ever]
+    #[arg(long, value_name = "DURATION", value_parser = long_duration)]
+    expires_in: Option<Duration>,
+}
+
+impl CreateArgs {
+    fn wish(self) -> AdminKeyWish {
+        let listed = (!self.permission.is_empty()).then(|| Permissions::of(&self.permission));
+        AdminKeyWish {
+            name: self.name,
+            permissions: self.role.map(Role::permissions).or(listed),
+            tenants: (!self.tenant.is_empty()).then_some(self.tenant),
+            expiry: self.expires_in.map_or(Expiry::Unsaid, Expiry::In),
+        }
+    }
+}
+
+/// Does what a command says.
+pub(super) async fn admin_key(admin: &Admin, command: AdminKeyCommand, out: &mut Out) -> Result<(), Failure> {
+    let maker = Maker::database();
+    match command {
+        AdminKeyCommand::Create(args) => {
+            let issued = admin.create_admin_key(&maker, &args.wish()).await?;
+            out.show_once(&IssuedAdminKeyView::from(&issued)).map_err(|failure| unseen(failure, &issued))
+        }
+        AdminKeyCommand::List => {
+            let keys = admin.admin_keys(&maker).await?;
+            out.show(&keys.iter().map(AdminKeyView::from).collect::<Vec<_>>())
+        }
+        AdminKeyCommand::Revoke { reference } => {
+            out.show(&AdminKeyView::from(&admin.revoke_admin_key(&maker, &reference).await?))
+        }
+    }
+}
+
+/// If printing failed, tells the operator to revoke the lost key.
+fn unseen(mut failure: Failure, issued: &IssuedAdminKey) -> Failure {
+    for line in &mut failure.lines {
+        line.push_str("; the new key was not shown and is lost: run `tenantgate admin-key revoke ");
+        line.push_str(&issued.details.prefix);
+        line.push('`');
+    }
+    failure
+}
+
+fn permissions(key: &AdminKey) -> Vec<&'static str> {
+    key.given.permissions.iter().map(Permission::as_str).collect()
+}
+
+/// The ids of the tenants that a key may see; `None`: all.
+fn tenants(key: &AdminKey) -> Option<Vec<String>> {
+    match &key.given.reach {
+        Reach::All => None,
+        Reach::Some(tenants) => Some(tenants.iter().map(|tenant| tenant.0.to_string()).collect()),
+    }
+}
+
+/// A management key that was just created.
+#[derive(Serialize)]
+struct IssuedAdminKeyView {
+    id: String,
+    key: String,
+    key_prefix: String,
+    name: String,
+    permissions: Vec<&'static str>,
+    tenants: Option<Vec<String>>,
+    created_at: String,
+    expires_at: Option<String>,
+}
+
+impl From<&IssuedAdminKey> for IssuedAdminKeyView {
+    fn from(issued: &IssuedAdminKey) -> Self {
+        let key = &issued.details;
+        Self {
+            id: key.id.0.to_string(),
+            key: issued.key.expose().to_owned(),
+            key_prefix: key.prefix.clone(),
+            name: key.name.clone(),
+            permissions: permissions(key),
+            tenants: tenants(key),
+            created_at: key.created_at.to_string(),
+            expires_at: key.given.expires_at.map(|at| at.to_string()),
+        }
+    }
+}
+
+impl Text for IssuedAdminKeyView {
+    fn text(&self) -> String {
+        let Self { id, key, name, .. } = self;
+        let (may, sees) = (self.permissions.join(" "), sees(self.tenants.as_ref()));
+        let expires = self.expires_at.as_deref().unwrap_or("never");
+        format!(
+            "key        {key}\nname       {name}\nid         {id}\nmay        {may}\ntenants    {sees}\nexpires    {expires}\n\n\
+             The key is not shown again."
+        )
+    }
+}
+
+fn sees(tenants: Option<&Vec<String>>) -> String {
+    tenants.map_or_else(|| "all".to_owned(), |tenants| tenants.join(" "))
+}
+
+/// A management key.
+#[derive(Serialize)]
+struct AdminKeyView {
+    id: String,
+    key_prefix: String,
+    name: String,
+    permissions: Vec<&'static str>,
+    tenants: Option<Vec<String>>,
+    created_at: String,
+    expires_at: Option<String>,
+    status: &'static str,
+    created_by: Option<String>,
+    last_used_at: Option<String>,
+    revoked_at: Option<String>,
+}
+
+impl From<&ListedAdminKey> for AdminKeyView {
+    fn from(listed: &ListedAdminKey) -> Self {
+        let key = &listed.key;
+        let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
+        Self {
+            id: key.id.0.to_string(),
+            key_prefix: key.prefix.clone(),
+            name: key.name.clone(),
+            permissions: permissions(key),
+            tenants: tenants(key),
+            created_at: key.created_at.to_string(),
+            expires_at: text(key.given.expires_at),
+            status: listed.ended.map_or("active", Ended::as_str),
+            created_by: key.created_by.map(|id| id.0.to_string()),
+            last_used_at: text(key.last_used_at),
+            revoked_at: text(key.revoked_at),
+        }
+    }
+}
+
+impl Text for AdminKeyView {
+    fn text(&self) -> String {
+        format!("{}, {}, name {}, id {}", plain(&self.key_prefix), self.status, plain(&self.name), self.id)
+    }
+}
+
+impl Text for Vec<AdminKeyView> {
+    fn text(&self) -> String {
+        if self.is_empty() {
+            return "no management keys yet: `tenantgate admin-key create NAME` makes one".into();
+        }
+        let rows: Vec<_> = self
+            .iter()
+            .map(|key| {
+                let (may, sees) = (key.permissions.join(" "), sees(key.tenants.as_ref()));
+                let expires = key.expires_at.clone().unwrap_or_else(|| "never".into());
+                [key.key_prefix.clone(), key.status.to_owned(), key.name.clone(), expires, sees, may]
+            })
+            .collect();
+        let cells = rows.iter().map(|row| row.each_ref().map(String::as_str));
+        fixed_table(["PREFIX", "STATUS", "NAME", "EXPIRES", "TENANTS", "MAY"], cells)
+    }
+}

@@ -1,0 +1,134 @@
+//! Management keys.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::Sets;
+use super::connection::{Link, ask};
+use super::row::Row;
+use crate::audit::{Action, Draft};
+use crate::clock::Timestamp;
+use crate::permission::{AdminKey, AdminKeyId, Authority, Permissions, Reach};
+use crate::store::{NewAdminKey, StoreError};
+use crate::tenant::TenantId;
+
+const TABLE: &str = "tenantgate_admin_key";
+
+const ADMIN_KEY: &str =
+    "id, key_prefix, name, permissions, tenants, CAST(created_by AS text) AS maker, created_at,
+    expires_at, last_used_at, revoked_at";
+
+fn admin_key_of(row: &Row) -> Result<AdminKey, StoreError> {
+    let id = row.id("id", TABLE)?;
+    let inconsistent = |why: String| StoreError::Inconsistent { table: TABLE, row: id.to_string(), why };
+    let permissions: String = row.get("permissions")?;
+    let tenants: Option<String> = row.get("tenants")?;
+    let reach = match tenants {
+        None => Reach::All,
+        Some(list) => {
+            let ids = list.split_ascii_whitespace().map(|id| Uuid::parse_str(id).map(TenantId));
+            let ids: Result<BTreeSet<_>, _> = ids.collect();
+            Reach::Some(ids.map_err(|_| inconsistent("tenants are no list of UUIDs".into()))?)
+        }
+    };
+    let given = Authority {
+        permissions: Permissions::parse(&permissions).map_err(inconsistent)?,
+        reach,
+        expires_at: row.expiry("expires_at")?,
+    };
+    // A maker that cannot be read must not look like none, which would make the key one of the database's.
+    let maker = row.get::<Option<String>>("maker")?;
+    let maker = maker.map(|id| Uuid::parse_str(&id).map(AdminKeyId)).transpose();
+    let maker = maker.map_err(|_| inconsistent("created_by is no UUID".into()))?;
+    Ok(AdminKey {
+        id: AdminKeyId(id),
+        prefix: row.get("key_prefix")?,
+        name: row.get("name")?,
+        given,
+        created_by: maker,
+        created_at: row.instant("created_at")?.unwrap_or_default(),
+        last_used_at: row.instant("last_used_at")?,
+        revoked_at: row.instant("revoked_at")?,
+    })
+}
+
+/// The ids of the tenants, separated by blanks.
+fn tenants(reach: &Reach) -> Option<String> {
+    match reach {
+        Reach::All => None,
+        Reach::Some(tenants) => {
+            Some(tenants.iter().map(|tenant| tenant.0.to_string()).collect::<Vec<_>>().join(" "))
+        }
+    }
+}
+
+/// A management key as the audit log has it: without its hash and its use.
+#[derive(Serialize)]
+struct Shown<'a> {
+    id: String,
+    key_prefix: &'a str,
+    name: &'a str,
+    permissions: String,
+    tenants: Option<String>,
+    created_by: Option<String>,
+    created_at: String,
+    expires_at: Option<String>,
+    revoked_at: Option<String>,
+}
+
+impl<'a> From<&'a AdminKey> for Shown<'a> {
+    fn from(key: &'a AdminKey) -> Self {
+        let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
+        Self {
+            id: key.id.0.to_string(),
+            key_prefix: &key.prefix,
+            name: &key.name,
+            permissions: key.given.permissions.to_string(),
+            tenants: tenants(&key.given.reach),
+            created_by: key.created_by.map(|id| id.0.to_string()),
+            created_at: key.created_at.to_string(),
+            expires_at: text(key.given.expires_at),
+            revoked_at: text(key.revoked_at),
+        }
+    }
+}
+
+pub(super) async fn all(link: &mut Link<'_>) -> Result<Vec<AdminKey>, StoreError> {
+    let sql = format!("SELECT {ADMIN_KEY} FROM {TABLE} ORDER BY created_at, id");
+    ask(sql).all(link).await?.iter().map(admin_key_of).collect()
+}
+
+pub(super) async fn insert(link: &mut Link<'_>, new: &NewAdminKey) -> Result<(AdminKey, Draft), StoreError> {
+    let sql = format!(
+        "INSERT INTO {TABLE} (id, key_prefix, hashed_key, name, permissions, tenants, created_by, created_at, expires_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING {ADMIN_KEY}"
+    );
+    let key = &new.key;
+    let query = ask(sql).bind(key.id.0).bind(&key.prefix).bind(&new.hash).bind(&key.name);
+    let query = query.bind(key.given.permissions.to_string()).bind(tenants(&key.given.reach));
+    let query = query.bind(key.created_by.map(|id| id.0)).bind(key.created_at).bind(key.given.expires_at);
+    let key = admin_key_of(&query.one(link).await?)?;
+    let draft = Draft::of(Action::AdminKeyCreate, key.id.0.to_string(), None::<&()>, &Shown::from(&key));
+    Ok((key, draft))
+}
+
+/// Revokes a key unless it is; nothing if there is no such key.
+pub(super) async fn revoke(
+    link: &mut Link<'_>,
+    id: AdminKeyId,
+    at: Timestamp,
+) -> Result<Option<(AdminKey, Option<Draft>)>, StoreError> {
+    let sql = format!("SELECT {ADMIN_KEY} FROM {TABLE} WHERE id = $1{}", link.dialect().lock);
+    let row = ask(sql).bind(id.0).maybe(link).await?;
+    let Some(before) = row.as_ref().map(admin_key_of).transpose()? else { return Ok(None) };
+    if before.revoked_at.is_some() {
+        return Ok(Some((before, None)));
+    }
+    let after = AdminKey { revoked_at: Some(at), ..before.clone() };
+    Sets::default().set("revoked_at", true, after.revoked_at).run(TABLE, id.0, link).await?;
+    let (was, is) = (Shown::from(&before), Shown::from(&after));
+    let draft = Draft::of(Action::AdminKeyRevoke, id.0.to_string(), Some(&was), &is);
+    Ok(Some((after, Some(draft))))
+}

@@ -1,0 +1,297 @@
+//! Management keys, as the commands and the use cases make, show and end them, on either store.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tenantgate::admin::{Admin, AdminError, AdminKeyWish, Expiry, Maker};
+use tenantgate::audit::Actor;
+use tenantgate::clock::SystemClock;
+use tenantgate::config::Database;
+use tenantgate::key::format::{checksum, parse, parse_management};
+use tenantgate::permission::{Authority, Ended, Permission, Permissions, Reach, Role};
+use tenantgate::tenant::TenantId;
+use tenantgate::verify::management;
+use tenantgate::verify::memo::Peppers;
+
+use crate::support::world::string;
+use crate::support::{Backend, World, on_every_store, runtime};
+
+on_every_store![
+    a_management_key_is_shown_once_and_its_hash_is_kept,
+    permissions_and_tenants_are_what_was_said,
+    what_makes_no_sense_is_refused_and_leaves_nothing,
+    names_are_unique_and_a_revoked_key_keeps_its_name,
+    a_revocation_happens_once,
+    every_change_of_a_management_key_is_in_the_audit_log,
+    a_key_gives_away_nothing_that_it_has_not,
+    a_key_ends_with_its_maker,
+    a_key_that_has_more_is_not_there,
+    the_database_refuses_management_keys_that_make_no_sense,
+];
+
+fn create(world: &World, args: &[&str]) -> Value {
+    world.db.json(&[&["admin-key", "create"], args].concat())
+}
+
+fn list(world: &World) -> Vec<Value> {
+    world.db.json(&["admin-key", "list"]).as_array().expect("an array").clone()
+}
+
+fn a_management_key_is_shown_once_and_its_hash_is_kept(world: &World) {
+    assert!(list(world).is_empty());
+    let made = create(world, &["Ops team", "--role", "viewer"]);
+    let names: Vec<_> = made.as_object().expect("an object").keys().cloned().collect();
+    let mut expected =
+        ["id", "key", "key_prefix", "name", "permissions", "tenants", "created_at", "expires_at"];
+    expected.sort_unstable();
+    let mut sorted = names.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, expected);
+    let key = string(&made, "key");
+    let presented = parse_management(key.as_bytes()).expect("a management key");
+    assert!(parse(key.as_bytes()).is_err(), "it opens no route");
+    assert_eq!(presented.prefix(), string(&made, "key_prefix"));
+    assert!(presented.prefix().starts_with("llma_opsteam"), "{}", presented.prefix());
+    let (body, sum) = key.split_at(key.len() - 6);
+    assert_eq!(sum.as_bytes(), checksum(body.as_bytes()));
+    let hash = management::hash(presented);
+    world.db.refuses(&format!(
+        "INSERT INTO tenantgate_admin_key (id, key_prefix, hashed_key, name, permissions, created_at)
+         SELECT '00000000-0000-4000-8000-000000000001', 'llma_x', '{hash}', 'x', 'keys:read', created_at FROM tenantgate_admin_key"
+    ));
+    let listed = list(world);
+    assert_eq!(listed.len(), 1);
+    assert_eq!((&listed[0]["status"], &listed[0]["created_by"]), (&"active".into(), &Value::Null));
+    assert!(!listed[0].to_string().contains(&key) && listed[0].get("key").is_none());
+    assert!(!world.db.cli(&["audit", "list"]).ok().contains(&hash));
+    // As text, for people.
+    let text = world.db.cli(&["admin-key", "create", "text", "--expires-in", "1d"]).ok();
+    assert!(text.contains("key        llma_text") && text.contains("not shown again"), "{text}");
+    assert!(world.db.cli(&["admin-key", "list"]).ok().contains("llma_opsteam"));
+}
+
+fn permissions_and_tenants_are_what_was_said(world: &World) {
+    let permissions = |made: &Value| {
+        let names = made["permissions"].as_array().expect("an array").clone();
+        names.iter().map(|name| name.as_str().expect("a text").to_owned()).collect::<Vec<_>>().join(" ")
+    };
+    for role in Role::ALL {
+        let made = create(world, &[role.as_str(), "--role", role.as_str()]);
+        assert_eq!(permissions(&made), role.permissions().to_string());
+        assert_eq!((&made["tenants"], &made["expires_at"]), (&Value::Null, &Value::Null));
+    }
+    assert_eq!(permissions(&create(world, &["unsaid"])), Role::Owner.permissions().to_string());
+    let few = create(
+        world,
+        &[
+            "few",
+            "--permission",
+            "keys:revoke",
+            "--permission",
+            "keys:read",
+            "--permission",
+            "keys:read",
+            "--tenant",
+            &world.acme.id,
+            "--tenant",
+            &world.acme.schema,
+            "--expires-in",
+            "90d",
+        ],
+    );
+    assert_eq!(permissions(&few), "keys:read keys:revoke");
+    assert_eq!(few["tenants"], json!([world.acme.id]));
+    assert!(few["expires_at"].is_string());
+    let listed = list(world);
+    assert_eq!(listed.len(), 5);
+    for name in ["id", "key_prefix", "name", "permissions", "tenants", "created_at", "expires_at"] {
+        assert_eq!(listed[4][name], few[name], "{name}");
+    }
+}
+
+fn what_makes_no_sense_is_refused_and_leaves_nothing(world: &World) {
+    let usage = |args: &[&str], says: &str| {
+        let said = world.db.cli(&[&["admin-key", "create"], args].concat()).usage();
+        assert!(said.contains(says), "{said}");
+    };
+    usage(&["a", "--role", "root"], "choose owner, operator or viewer");
+    usage(&["a", "--permission", "keys:*"], "choose from tenants:read");
+    usage(&["a", "--role", "viewer", "--permission", "keys:read"], "cannot be used with");
+    usage(&["a", "--expires-in", "90"], "no duration");
+    usage(&[""], "1 to 255 characters");
+    usage(&["llma_ops_secret123"], "must not hold a key");
+    let refused = |args: &[&str], says: &str| {
+        let said = world.db.cli(&[&["admin-key"], args].concat()).refused();
+        assert!(said.contains(says), "{said}");
+    };
+    refused(&["create", "a", "--tenant", "nobody"], "nobody");
+    refused(&["create", "a", "--expires-in", "0s"], "in the past");
+    refused(&["revoke", "nobody"], "there is no management key \"nobody\"");
+    refused(&["revoke", "llma_ops_secret123"], "that is a whole key");
+    assert!(list(world).is_empty());
+}
+
+fn names_are_unique_and_a_revoked_key_keeps_its_name(world: &World) {
+    create(world, &["ops"]);
+    world.db.json(&["admin-key", "revoke", "ops"]);
+    let said = world.db.cli(&["admin-key", "create", "ops"]).refused();
+    assert!(said.contains("there is, or was, a management key \"ops\""), "{said}");
+    assert_eq!(list(world).len(), 1);
+}
+
+fn a_revocation_happens_once(world: &World) {
+    let made = create(world, &["ops"]);
+    let by_prefix = world.db.json(&["admin-key", "revoke", &string(&made, "key_prefix")]);
+    let by_id = world.db.json(&["admin-key", "revoke", &string(&made, "id")]);
+    let by_name = world.db.json(&["admin-key", "revoke", "ops"]);
+    assert_eq!(by_prefix["status"], "revoked");
+    assert!(by_prefix["revoked_at"].is_string());
+    assert_eq!((&by_prefix, &by_prefix), (&by_id, &by_name));
+    assert_eq!(list(world), [by_prefix]);
+}
+
+fn every_change_of_a_management_key_is_in_the_audit_log(world: &World) {
+    let made = create(world, &["ops", "--permission", "keys:read", "--tenant", &world.acme.id]);
+    world.db.json(&["admin-key", "revoke", "ops"]);
+    world.db.json(&["admin-key", "revoke", "ops"]);
+    let log = world.db.json(&["audit", "list", "--subject", &string(&made, "id")]);
+    let log = log.as_array().expect("an array");
+    let actions: Vec<_> = log.iter().map(|entry| string(entry, "action")).collect();
+    assert_eq!(actions, ["admin_key.create", "admin_key.revoke"]);
+    assert_eq!(log[0]["before"], Value::Null);
+    assert_eq!(log[0]["after"]["permissions"], "keys:read");
+    assert_eq!(log[0]["after"]["tenants"], world.acme.id.as_str());
+    assert_eq!(log[1]["before"]["revoked_at"], Value::Null);
+    assert!(log[1]["after"]["revoked_at"].is_string());
+    world.db.json(&["audit", "verify"]);
+}
+
+fn admin(world: &World) -> Admin {
+    let database = Database::at(world.db.url());
+    let store = tenantgate::config::management(&database, Actor::default()).expect("a store");
+    Admin::new(store, Arc::new(SystemClock), Peppers::default())
+}
+
+fn wish(name: &str, permissions: &[Permission]) -> AdminKeyWish {
+    AdminKeyWish {
+        name: name.into(),
+        permissions: Some(Permissions::of(permissions)),
+        tenants: None,
+        expiry: Expiry::Unsaid,
+    }
+}
+
+fn a_key_gives_away_nothing_that_it_has_not(world: &World) {
+    let admin = admin(world);
+    runtime().block_on(async {
+        let few = AdminKeyWish {
+            tenants: Some(vec![world.acme.id.clone()]),
+            expiry: Expiry::In(std::time::Duration::from_secs(3_600)),
+            ..wish("few", &[Permission::KeysRead, Permission::AdminKeysWrite])
+        };
+        let made = admin.create_admin_key(&Maker::database(), &few).await.expect("made").details;
+        let maker = Maker { id: Some(made.id), authority: made.given.clone() };
+        let refused = async |wish: AdminKeyWish, says: &str| {
+            let error = admin.create_admin_key(&maker, &wish).await.expect_err("refused");
+            assert!(matches!(&error, AdminError::Refused(why) if why.contains(says)), "{error}");
+        };
+        refused(wish("more", &[Permission::KeysRevoke]), "lacks keys:revoke").await;
+        let elsewhere = AdminKeyWish {
+            tenants: Some(vec![world.sleepy.id.clone()]),
+            ..wish("x", &[Permission::KeysRead])
+        };
+        refused(elsewhere, "does not see all of these tenants").await;
+        refused(
+            AdminKeyWish { expiry: Expiry::Never, ..wish("x", &[Permission::KeysRead]) },
+            "choose an expiry that is not later",
+        )
+        .await;
+        let unsaid = AdminKeyWish { name: "child".into(), ..AdminKeyWish::default() };
+        let child = admin.create_admin_key(&maker, &unsaid).await.expect("made").details;
+        assert_eq!((child.given, child.created_by), (made.given, Some(made.id)));
+    });
+    assert_eq!(list(world).len(), 2);
+}
+
+fn a_key_ends_with_its_maker(world: &World) {
+    let admin = admin(world);
+    runtime().block_on(async {
+        let mut maker = Maker::database();
+        for name in ["first", "second", "third"] {
+            let wish = AdminKeyWish { name: name.into(), ..AdminKeyWish::default() };
+            let made = admin.create_admin_key(&maker, &wish).await.expect("made").details;
+            maker.id = Some(made.id);
+        }
+        let database = Maker::database();
+        let ended = async || {
+            let keys = admin.admin_keys(&database).await.expect("listed");
+            keys.iter().map(|listed| listed.ended).collect::<Vec<_>>()
+        };
+        assert_eq!(ended().await, [None, None, None]);
+        admin.revoke_admin_key(&database, "second").await.expect("revoked");
+        assert_eq!(ended().await, [None, Some(Ended::Revoked), Some(Ended::WithItsMaker)]);
+        admin.revoke_admin_key(&database, "first").await.expect("revoked");
+        assert_eq!(ended().await, [Some(Ended::Revoked), Some(Ended::Revoked), Some(Ended::WithItsMaker)]);
+    });
+    assert_eq!(list(world)[2]["status"], "ended_with_maker");
+}
+
+fn a_key_that_has_more_is_not_there(world: &World) {
+    create(world, &["owner"]);
+    create(world, &["reader", "--permission", "keys:read", "--tenant", &world.acme.id]);
+    let admin = admin(world);
+    let acme = TenantId(uuid::Uuid::parse_str(&world.acme.id).expect("a UUID"));
+    let small = Maker {
+        id: None,
+        authority: Authority {
+            permissions: Permissions::of(&[Permission::KeysRead, Permission::AdminKeysWrite]),
+            reach: Reach::Some([acme].into()),
+            expires_at: None,
+        },
+    };
+    runtime().block_on(async {
+        let seen = admin.admin_keys(&small).await.expect("listed");
+        assert_eq!(seen.iter().map(|listed| listed.key.name.as_str()).collect::<Vec<_>>(), ["reader"]);
+        let hidden = admin.revoke_admin_key(&small, "owner").await.expect_err("hidden").to_string();
+        let missing = admin.revoke_admin_key(&small, "nobody").await.expect_err("missing").to_string();
+        assert_eq!(hidden.replace("owner", "nobody"), missing);
+        admin.revoke_admin_key(&small, "reader").await.expect("revoked");
+    });
+    assert_eq!(list(world)[0]["status"], "active");
+}
+
+fn the_database_refuses_management_keys_that_make_no_sense(world: &World) {
+    let made = create(world, &["ops"]);
+    let id = string(&made, "id");
+    for sql in [
+        "UPDATE tenantgate_admin_key SET permissions = ''",
+        "UPDATE tenantgate_admin_key SET permissions = 'keys:read,keys:write'",
+        "UPDATE tenantgate_admin_key SET tenants = ''",
+        "UPDATE tenantgate_admin_key SET tenants = 'everyone'",
+        "UPDATE tenantgate_admin_key SET key_prefix = 'llmk_ops'",
+        "UPDATE tenantgate_admin_key SET key_prefix = 'llma_a_b'",
+        "UPDATE tenantgate_admin_key SET hashed_key = 'plain'",
+        "UPDATE tenantgate_admin_key SET name = ''",
+        "UPDATE tenantgate_admin_key SET created_by = '00000000-0000-4000-8000-000000000001'",
+    ] {
+        world.db.refuses(sql);
+    }
+    // One that the check lets through, and that the program does not know, is no permission.
+    world.db.sql("UPDATE tenantgate_admin_key SET permissions = 'keys:read moon:write'");
+    let said = world.db.cli(&["admin-key", "list"]).refused();
+    assert!(said.contains(&id) && said.contains("moon:write"), "{said}");
+}
+
+#[test]
+fn management_keys_are_not_replicated() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    world.db.json(&["admin-key", "create", "ours"]);
+    let insert = "SET session_replication_role = replica;
+         INSERT INTO tenantgate_admin_key (id, key_prefix, hashed_key, name, permissions, created_at)
+         SELECT gen_random_uuid(), 'llma_theirs', repeat('0', 64), 'theirs', 'keys:read', now();
+         DELETE FROM tenantgate_admin_key;
+         SET session_replication_role = origin";
+    world.db.sql(insert);
+    let names: Vec<_> = list(&world).iter().map(|key| string(key, "name")).collect();
+    assert_eq!(names, ["ours"]);
+}
