@@ -37,8 +37,9 @@ DECLARE
         'tenantgate_shadow_report',
         'tenantgate_plan',
         'tenantgate_route',
+        'tenantgate_usage',
         'tenantgate_migrations'
-    ];
+    ]::regclass[] || ARRAY(SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'tenantgate_usage'::regclass);
     functions regprocedure[] := ARRAY(SELECT p.oid::regprocedure FROM pg_proc p
         WHERE p.proname LIKE 'tenantgate\_%'
           AND p.pronamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'api_keys'::regclass));
@@ -116,6 +117,9 @@ BEGIN
         -- Every server is this role, so each could also write the row of another.
         GRANT SELECT, INSERT, DELETE, UPDATE (applied, seen_at, serves_until) ON tenantgate_replica TO %1$I;
         GRANT EXECUTE ON FUNCTION tenantgate_prune(interval), tenantgate_settle() TO %1$I;
+        -- It adds to the counts of usage and forgets old ones, and can neither read nor overwrite them.
+        GRANT EXECUTE ON FUNCTION tenantgate_add_usage(date[], uuid[], text[], bigint[]),
+            tenantgate_prune_usage(interval) TO %1$I;
         -- What it would have refused in shadow mode, counted, and forgotten after a month.
         GRANT SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON tenantgate_shadow_report TO %1$I;
 
@@ -127,7 +131,8 @@ BEGIN
         GRANT SELECT, INSERT, DELETE, UPDATE (name, mode, scopes, shadow) ON tenantgate_route TO %2$I;
         -- Whoever changes something writes down that he did. Nobody changes what is written down.
         GRANT SELECT, INSERT ON tenantgate_audit_log TO %2$I;
-        GRANT SELECT ON tenantgate_replica, tenantgate_identity, tenantgate_migrations, tenantgate_shadow_report TO %2$I;
+        GRANT SELECT ON tenantgate_replica, tenantgate_identity, tenantgate_migrations, tenantgate_shadow_report,
+            tenantgate_usage TO %2$I;
         GRANT EXECUTE ON FUNCTION tenantgate_mark() TO %2$I;
         -- A tenant gets a schema of its own.
         GRANT CREATE ON DATABASE %3$I TO %2$I;

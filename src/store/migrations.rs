@@ -36,6 +36,7 @@ macro_rules! set {
                 include_str!(concat!("../../migrations/", $dialect, "/4_shadow_report.sql")),
             ),
             (5, "policy", include_str!(concat!("../../migrations/", $dialect, "/5_policy.sql"))),
+            (6, "usage", include_str!(concat!("../../migrations/", $dialect, "/6_usage.sql"))),
         ]
     };
 }

@@ -61,4 +61,5 @@ mod sync;
 mod tenants;
 mod tls;
 mod traces;
+mod usage;
 mod waiting;
