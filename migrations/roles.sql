@@ -38,8 +38,9 @@ DECLARE
         'tenantgate_plan',
         'tenantgate_route',
         'tenantgate_admin_key',
+        'tenantgate_usage',
         'tenantgate_migrations'
-    ];
+    ]::regclass[] || ARRAY(SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'tenantgate_usage'::regclass);
     functions regprocedure[] := ARRAY(SELECT p.oid::regprocedure FROM pg_proc p
         WHERE p.proname LIKE 'tenantgate\_%'
           AND p.pronamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'api_keys'::regclass));
@@ -117,6 +118,9 @@ BEGIN
         -- Every server is this role, so each could also write the row of another.
         GRANT SELECT, INSERT, DELETE, UPDATE (applied, seen_at, serves_until) ON tenantgate_replica TO %1$I;
         GRANT EXECUTE ON FUNCTION tenantgate_prune(interval), tenantgate_settle() TO %1$I;
+        -- It adds to the counts of usage and forgets old ones, and can neither read nor overwrite them.
+        GRANT EXECUTE ON FUNCTION tenantgate_add_usage(date[], uuid[], text[], bigint[]),
+            tenantgate_prune_usage(interval) TO %1$I;
         -- What it would have refused in shadow mode, counted, and forgotten after a month.
         GRANT SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON tenantgate_shadow_report TO %1$I;
 
@@ -130,7 +134,8 @@ BEGIN
         GRANT SELECT, INSERT, UPDATE (revoked_at) ON tenantgate_admin_key TO %2$I;
         -- Whoever changes something writes down that he did. Nobody changes what is written down.
         GRANT SELECT, INSERT ON tenantgate_audit_log TO %2$I;
-        GRANT SELECT ON tenantgate_replica, tenantgate_identity, tenantgate_migrations, tenantgate_shadow_report TO %2$I;
+        GRANT SELECT ON tenantgate_replica, tenantgate_identity, tenantgate_migrations, tenantgate_shadow_report,
+            tenantgate_usage TO %2$I;
         GRANT EXECUTE ON FUNCTION tenantgate_mark() TO %2$I;
         -- A tenant gets a schema of its own.
         GRANT CREATE ON DATABASE %3$I TO %2$I;

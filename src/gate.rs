@@ -38,6 +38,7 @@ use crate::replica::{Entry, Replica, Snapshot, TenantEntry};
 use crate::request::{AccessRequest, Credential};
 use crate::stats::{Counter, Histogram};
 use crate::tenant::Mode;
+use crate::usage::Usage;
 use crate::verify::Verifier;
 
 /// How requests are judged.
@@ -156,6 +157,7 @@ pub struct Gate {
     verifier: Verifier,
     last_used: LastUsed,
     memos: MemoWriter,
+    usage: Option<Usage>,
     clock: Arc<dyn Clock>,
     options: Options,
     stats: Arc<Stats>,
@@ -175,7 +177,15 @@ impl Gate {
         options: Options,
     ) -> Self {
         let starts_until = clock.uptime() + STARTING;
-        Self { replica, verifier, last_used, memos, clock, options, stats: Arc::default(), starts_until }
+        let (usage, stats) = (None, Arc::default());
+        Self { replica, verifier, last_used, memos, usage, clock, options, stats, starts_until }
+    }
+
+    /// The same gate, which counts requests by key and reason, too.
+    #[must_use]
+    pub fn counting(mut self, usage: Usage) -> Self {
+        self.usage = Some(usage);
+        self
     }
 
     /// What was decided so far.
@@ -246,7 +256,7 @@ impl Gate {
         Verdict { decision, tenant: None, terms, at, used: None }
     }
 
-    /// Records a verdict once the response is rendered: counters, latency since `started`, the use of the key.
+    /// Records a verdict once the response is rendered: counters, latency since `started`, the use of the key, usage.
     pub fn record(&self, verdict: &Verdict<'_>, started: Duration) {
         if let (Decision::Allow(Grant::Tenant(..) | Grant::Spared(..)), Some((entry, presented))) =
             (verdict.decision, verdict.used)
@@ -258,6 +268,9 @@ impl Gate {
             }
         }
         self.stats.count(&verdict.decision);
+        if let Some(usage) = &self.usage {
+            usage.count(&verdict.decision, verdict.at);
+        }
         self.stats.latency.record(self.clock.uptime().saturating_sub(started));
     }
 }

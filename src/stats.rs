@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 /// The number of threads that can count without sharing a cache line.
-const STRIPES: usize = 8;
+pub(crate) const STRIPES: usize = 8;
 
 /// A number in its own cache line.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ impl Counter {
 }
 
 /// Returns the index of the stripe of this thread.
-fn stripe() -> usize {
+pub(crate) fn stripe() -> usize {
     static THREADS: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
         static OURS: usize = THREADS.fetch_add(1, Relaxed) % STRIPES;

@@ -59,11 +59,13 @@ pub enum Part {
     Shadow,
     /// Writes `last_used_at`.
     Usage,
+    /// Writes the counts of requests.
+    UsageCounts,
 }
 
 impl Part {
     /// All tasks, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Announce,
         Self::Certificates,
         Self::Health,
@@ -72,6 +74,7 @@ impl Part {
         Self::Prune,
         Self::Shadow,
         Self::Usage,
+        Self::UsageCounts,
     ];
 
     /// The name in logs and metrics.
@@ -86,6 +89,7 @@ impl Part {
             Self::Prune => "prune",
             Self::Shadow => "shadow",
             Self::Usage => "usage",
+            Self::UsageCounts => "usage_counts",
         }
     }
 }

@@ -102,6 +102,61 @@ BEGIN
     RETURN pg_current_xact_id();
 END $body$;
 
+-- Usage --------------------------------------------------------------------------------------------------------
+--
+-- Servers add to it by this function alone, which makes the partition of a month when it is needed, and that of the
+-- next month ahead. A day after tomorrow is that of a clock that is wrong.
+CREATE OR REPLACE FUNCTION tenantgate_add_usage(days date[], keys uuid[], reasons text[], counts bigint[])
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $body$
+DECLARE
+    today date := (now() AT TIME ZONE 'UTC')::date;
+    home  name := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'tenantgate_usage'::regclass);
+    month date;
+    part  text;
+BEGIN
+    FOR month IN
+        SELECT date_trunc('month', LEAST(d, today + 1)::timestamp)::date FROM unnest(days) AS d
+        UNION SELECT (date_trunc('month', today::timestamp) + interval '1 month')::date ORDER BY 1
+    LOOP
+        part := 'tenantgate_usage_' || to_char(month, 'YYYY_MM');
+        IF to_regclass(format('%I.%I', home, part)) IS NULL THEN
+            -- Of two that find it missing, one makes it.
+            PERFORM pg_advisory_xact_lock(hashtext('tenantgate usage'));
+            EXECUTE format('CREATE TABLE IF NOT EXISTS %1$I.%2$I PARTITION OF %1$I.tenantgate_usage
+                FOR VALUES FROM (%3$L) TO (%4$L) WITH (fillfactor = 70)',
+                home, part, month, (month + interval '1 month')::date);
+        END IF;
+    END LOOP;
+    -- In the order of the primary key: two servers cannot deadlock.
+    INSERT INTO tenantgate_usage (day, key_id, reason, requests)
+    SELECT LEAST(u.day, today + 1), u.key_id, u.reason, sum(u.requests)::bigint
+    FROM unnest(days, keys, reasons, counts) AS u (day, key_id, reason, requests)
+    GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+    ON CONFLICT (day, key_id, reason) DO UPDATE SET requests = tenantgate_usage.requests + excluded.requests;
+END $body$;
+
+-- Drops the months that ended longer ago, and deletes the days of the month in which that is. Never the last day: who
+-- may call this may not delete what was just counted.
+CREATE OR REPLACE FUNCTION tenantgate_prune_usage(keep interval) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $body$
+DECLARE
+    oldest date := ((now() AT TIME ZONE 'UTC') - GREATEST(keep, interval '1 day'))::date;
+    part   regclass;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtext('tenantgate usage')) THEN
+        RETURN;
+    END IF;
+    -- A report that reads a month for long delays its end, not the servers that count.
+    PERFORM set_config('lock_timeout', '500ms', true);
+    FOR part IN
+        SELECT c.oid FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'tenantgate_usage'::regclass AND c.relname ~ '^tenantgate_usage_[0-9]{4}_[0-9]{2}$'
+          AND right(c.relname, 7) COLLATE "C" < to_char(oldest, 'YYYY_MM')
+    LOOP
+        EXECUTE format('DROP TABLE %s', part);
+    END LOOP;
+    DELETE FROM tenantgate_usage WHERE day < oldest;
+END $body$;
+
 -- The audit log ------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION tenantgate_audit_refuse() RETURNS trigger LANGUAGE plpgsql AS $body$
@@ -127,7 +182,8 @@ BEGIN
         -- Written by one of our triggers, not replicated.
         NULL;
     ELSIF tg_table_name IN ('tenantgate_change', 'tenantgate_change_floor', 'tenantgate_replica',
-                            'tenantgate_shadow_report', 'tenantgate_admin_key') THEN
+                            'tenantgate_shadow_report', 'tenantgate_admin_key')
+        OR tg_table_name LIKE 'tenantgate\_usage%' THEN
         RETURN NULL;
     ELSIF tg_table_name = 'tenantgate_identity' AND tg_op <> 'DELETE' THEN
         IF tg_op = 'UPDATE' THEN
@@ -262,6 +318,11 @@ DROP TRIGGER IF EXISTS tenantgate_admin_key_replicated ON tenantgate_admin_key;
 CREATE TRIGGER tenantgate_admin_key_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_admin_key
     FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
 ALTER TABLE tenantgate_admin_key ENABLE REPLICA TRIGGER tenantgate_admin_key_replicated;
+
+DROP TRIGGER IF EXISTS tenantgate_usage_replicated ON tenantgate_usage;
+CREATE TRIGGER tenantgate_usage_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_usage
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
+ALTER TABLE tenantgate_usage ENABLE REPLICA TRIGGER tenantgate_usage_replicated;
 
 DROP TRIGGER IF EXISTS tenantgate_identity_replicated ON tenantgate_identity;
 CREATE TRIGGER tenantgate_identity_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_identity

@@ -16,6 +16,7 @@ mod report;
 mod route_test;
 mod routes;
 mod tenants;
+mod usage;
 mod waiting;
 
 use std::sync::Arc;

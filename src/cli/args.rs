@@ -24,7 +24,7 @@ use crate::client_address::parse_address;
 use crate::clock::Timestamp;
 use crate::config::{self, DatabaseArgs, ServeArgs};
 use crate::plan::PlanName;
-use crate::store::Adoption;
+use crate::store::{Adoption, UsageBy};
 use crate::tenant::{Mode, TenantStatus};
 
 /// Tenant-aware API keys for everything behind Envoy.
@@ -109,7 +109,7 @@ pub(super) enum Command {
     /// Show and verify the audit log of changes made by the command line
     #[command(subcommand)]
     Audit(AuditCommand),
-    /// Show reports about keys and about shadow mode
+    /// Show reports about keys, shadow mode and usage
     #[command(subcommand)]
     Report(ReportCommand),
     /// Manage peppers
@@ -313,6 +313,41 @@ pub(super) enum ReportCommand {
         #[arg(long, value_name = "INSTANT", default_value = "7d", value_parser = when)]
         since: When,
     },
+    /// Show how many requests were made: by day, by key (the busiest first) or by reason (the most frequent first)
+    Usage(ReportUsageArgs),
+}
+
+#[derive(clap::Args)]
+pub(super) struct ReportUsageArgs {
+    /// Only requests with keys of this tenant: id, schema name or exact name
+    #[arg(value_name = "TENANT_REF")]
+    pub(super) tenant: Option<String>,
+    /// The first day in UTC (RFC 3339), or how long ago; `serve --usage-retention` says how many are kept
+    #[arg(long, value_name = "INSTANT", default_value = "30d", value_parser = when)]
+    pub(super) since: When,
+    /// What requests are added up by
+    #[arg(long, value_enum, default_value = "day")]
+    pub(super) by: CountBy,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum CountBy {
+    /// A line for each day (UTC)
+    Day,
+    /// A line for each key, and one for requests without a proven key
+    Key,
+    /// A line for each reason, as in metadata and logs
+    Reason,
+}
+
+impl From<CountBy> for UsageBy {
+    fn from(by: CountBy) -> Self {
+        match by {
+            CountBy::Day => Self::Day,
+            CountBy::Key => Self::Key,
+            CountBy::Reason => Self::Reason,
+        }
+    }
 }
 
 #[derive(clap::Args)]

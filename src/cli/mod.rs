@@ -31,6 +31,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 mod unreachable;
+mod usage;
 mod view;
 
 use std::ffi::OsString;

@@ -1,11 +1,11 @@
-//! The command `report`: keys that need attention, and the shadow report.
+//! The command `report`: keys that need attention, the shadow report, and usage.
 
 use serde::Serialize;
 
 use super::args::{ReportCommand, ReportKeysArgs};
 use super::rows::{Row, Rows};
 use super::view::{plain, short};
-use super::{Failure, Out, shadow};
+use super::{Failure, Out, shadow, usage};
 use crate::admin::{Admin, Criteria, Finding};
 use crate::record::SecretHash;
 use crate::store::StoredKey;
@@ -15,6 +15,7 @@ pub(super) async fn report(admin: &Admin, command: &ReportCommand, out: &Out) ->
     match command {
         ReportCommand::Keys(args) => keys(admin, args, out).await,
         ReportCommand::Shadow { since } => shadow::report(admin, *since, out).await,
+        ReportCommand::Usage(args) => usage::report(admin, args, out).await,
     }
 }
 

@@ -84,6 +84,10 @@ pub struct ServeArgs {
     #[arg(long, env = "TENANTGATE_SYNC_INTERVAL", value_name = "DURATION", default_value = "50ms")]
     pub sync_interval: String,
 
+    /// How long counts of requests by day and key are kept, for `tenantgate report usage`; 0 disables counting
+    #[arg(long, env = "TENANTGATE_USAGE_RETENTION", value_name = "DURATION", default_value = "400d")]
+    pub usage_retention: String,
+
     /// The file that keeps the last snapshot, for a start without the database; needs --pepper-file
     #[arg(long, env = "TENANTGATE_SNAPSHOT_FILE", value_name = "FILE")]
     pub snapshot_file: Option<PathBuf>,
@@ -295,6 +299,7 @@ pub fn settings(
     let max_staleness =
         mistakes.note("--max-staleness", max_staleness(&args.max_staleness)).unwrap_or_default();
     let interval = mistakes.note("--sync-interval", sync_interval(&args.sync_interval)).unwrap_or_default();
+    let keep_usage = mistakes.note("--usage-retention", usage_retention(&args.usage_retention)).flatten();
     let mode = args.mode.read(&mut mistakes);
     let peppers = peppers(&args.judgement, &mut mistakes);
     let snapshot_file = snapshot_file(args, max_staleness, &mut mistakes);
@@ -318,6 +323,7 @@ pub fn settings(
             migrate: args.migrate,
             ..replica::sync::Options::default()
         },
+        prune: replica::prune::Options { keep_usage, ..replica::prune::Options::default() },
         otlp_endpoint,
         peppers,
         snapshot_file,
@@ -508,6 +514,17 @@ fn sync_interval(text: &str) -> Result<Duration, String> {
     if fine { Ok(interval) } else { Err(format!("invalid value {text}: expected 1ms to 1s")) }
 }
 
+/// Reads how long usage is kept; `None` if it is not counted.
+fn usage_retention(text: &str) -> Result<Option<Duration>, String> {
+    const DAY: Duration = Duration::from_hours(24);
+    let keep = if text == "0" { Duration::ZERO } else { duration(text)? };
+    match keep {
+        Duration::ZERO => Ok(None),
+        keep if (DAY..=36_500 * DAY).contains(&keep) => Ok(Some(keep)),
+        _ => Err(format!("invalid value {text}: expected 1d to 36500d, or 0 to disable counting")),
+    }
+}
+
 /// Reads the options of the snapshot file; `None` if it is not enabled.
 fn snapshot_file(
     args: &ServeArgs,
@@ -569,6 +586,23 @@ mod tests {
         assert_eq!(duration("50ms"), Ok(Duration::from_millis(50)));
         for bad in ["", "5", "d", "1.5h", "-1d", "+1d", "1 d", "1D", "1y", "99999999999999999w", "١d"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn usage_is_kept_for_a_day_or_more_or_not_counted() {
+        let days = |n: u64| Ok(Some(Duration::from_hours(24 * n)));
+        for (text, keep) in [
+            ("400d", days(400)),
+            ("24h", days(1)),
+            ("36500d", days(36_500)),
+            ("0", Ok(None)),
+            ("0d", Ok(None)),
+        ] {
+            assert_eq!(usage_retention(text), keep, "{text}");
+        }
+        for bad in ["23h", "36501d", "1", "", "off", "-1d"] {
+            assert!(usage_retention(bad).is_err(), "{bad}");
         }
     }
 

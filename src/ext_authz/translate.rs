@@ -156,17 +156,12 @@ fn status(response: &mut Message<'_>, code: u8) {
 
 /// `OkHttpResponse`: headers = 2, `headers_to_remove` = 5.
 fn allowed(ok: &mut Message<'_>, grant: &Grant<'_>, said: &Answer<'_>, bearer: bool, speech: &Speech) {
-    let mut absent = Vec::new();
-    match grant.identity() {
-        Some((key, tenant)) => {
-            of_tenant(ok, (tenant, said.cache), speech, 0);
-            for (field, name) in speech.identity.iter().filter(|(field, _)| !field.is_of_tenant()) {
-                if !key_header(ok, (field, name), key, &said.terms) {
-                    absent.push(name);
-                }
-            }
+    let identity = grant.identity();
+    if let Some((key, tenant)) = identity {
+        of_tenant(ok, (tenant, said.cache), speech, 0);
+        for (field, name) in speech.identity.iter().filter(|(field, _)| !field.is_of_tenant()) {
+            key_header(ok, (field, name), key, &said.terms);
         }
-        None => absent.extend(speech.identity.names()),
     }
     if !speech.keep_key_header {
         ok.text(5, &speech.key_header);
@@ -174,7 +169,15 @@ fn allowed(ok: &mut Message<'_>, grant: &Grant<'_>, said: &Answer<'_>, bearer: b
             ok.text(5, AUTHORIZATION);
         }
     }
-    for name in absent {
+    let is_set = |field| {
+        identity.is_some()
+            && match field {
+                IdentityField::Scopes => said.terms.scopes.is_some(),
+                IdentityField::Plan => plan(&said.terms).is_some(),
+                _ => true,
+            }
+    };
+    for (_, name) in speech.identity.iter().filter(|(field, _)| !is_set(*field)) {
         ok.text(5, name);
     }
 }
@@ -182,18 +185,15 @@ fn allowed(ok: &mut Message<'_>, grant: &Grant<'_>, said: &Answer<'_>, bearer: b
 /// What stands for an empty list of scopes, because Envoy drops empty headers. It is not a scope.
 const NO_SCOPES: &str = "!";
 
-/// Sets a header that is about the key. Returns whether there is anything to set.
+/// Sets a header that is about the key, if there is anything to set.
 fn key_header(
     ok: &mut Message<'_>,
     (field, name): (IdentityField, &str),
     key: &KeyRecord,
     terms: &Terms<'_>,
-) -> bool {
+) {
     let text = match field {
-        IdentityField::KeyId => {
-            header(ok, name, |value| hyphenated(value, key.id.0));
-            return true;
-        }
+        IdentityField::KeyId => return header(ok, name, |value| hyphenated(value, key.id.0)),
         IdentityField::KeyPrefix => Some(&*key.prefix),
         IdentityField::Scopes => terms.scopes.map(Scopes::as_str),
         IdentityField::Plan => plan(terms).map(|plan| plan.name.as_str()),
@@ -203,7 +203,6 @@ fn key_header(
         let text = if text.is_empty() { NO_SCOPES } else { text };
         header(ok, name, |value| value.extend_from_slice(text.as_bytes()));
     }
-    text.is_some()
 }
 
 fn plan<'a>(terms: &Terms<'a>) -> Option<&'a Plan> {

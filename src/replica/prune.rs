@@ -2,7 +2,7 @@
 //!
 //! Only replicas that polled recently need the change log. Every server prunes it regularly; it does not matter which
 //! one does. A replica that was disconnected for longer than the log reaches back notices that and loads everything
-//! again.
+//! again. The counts of usage are pruned at the same interval.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,9 @@ use tracing::debug;
 
 use crate::store::Store;
 
+/// How long usage is kept by default: a year, and a month to compare it with.
+const USAGE_RETENTION: Duration = Duration::from_hours(400 * 24);
+
 /// Options of pruning.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -20,21 +23,32 @@ pub struct Options {
     /// The age up to which changes are kept: longer than the usual pauses of a replica, after which it would have to
     /// load everything again.
     pub keep: Duration,
+    /// The age up to which counts of usage are kept; `None` if this server does not count.
+    pub keep_usage: Option<Duration>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { interval: Duration::from_mins(10), keep: Duration::from_hours(1) }
+        Self {
+            interval: Duration::from_mins(10),
+            keep: Duration::from_hours(1),
+            keep_usage: Some(USAGE_RETENTION),
+        }
     }
 }
 
-/// Prunes the log, forever. A failed attempt does no harm: the next one prunes more.
+/// Prunes both, forever. A failed attempt does no harm: the next one prunes more.
 pub async fn run(store: Arc<dyn Store>, options: Options) {
     loop {
         sleep(options.interval).await;
         match store.prune_changes(options.keep).await {
             Ok(rows) => debug!(rows, "change log pruned"),
             Err(error) => debug!(%error, "change log not pruned"),
+        }
+        if let Some(keep) = options.keep_usage
+            && let Err(error) = store.prune_usage(keep).await
+        {
+            debug!(%error, "usage not pruned");
         }
     }
 }
@@ -50,6 +64,18 @@ mod tests {
         let running = tokio::spawn(run(Arc::<Script>::clone(&script), options));
         sleep(2 * options.interval + Duration::from_secs(1)).await;
         assert_eq!(*script.pruned.lock().unwrap(), [options.keep; 2]);
+        assert_eq!(*script.pruned_usage.lock().unwrap(), [USAGE_RETENTION; 2]);
+        running.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_does_not_count_prunes_no_counts() {
+        let (script, options) =
+            (Arc::new(Script::default()), Options { keep_usage: None, ..Options::default() });
+        let running = tokio::spawn(run(Arc::<Script>::clone(&script), options));
+        sleep(options.interval + Duration::from_secs(1)).await;
+        assert_eq!(script.pruned.lock().unwrap().len(), 1);
+        assert!(script.pruned_usage.lock().unwrap().is_empty());
         running.abort();
     }
 }

@@ -31,6 +31,7 @@ use crate::shadow;
 use crate::supervise::{Part, Supervisor};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Traces;
+use crate::usage::Usage;
 use crate::verify::Verifier;
 use crate::verify::memo::Keyring;
 
@@ -57,6 +58,7 @@ pub(super) struct Assembly {
     last_used: LastUsed,
     memos: MemoWriter,
     shadow: shadow::Report,
+    usage: Usage,
     traces: Option<Arc<Traces>>,
     pub(super) health: Health,
     reporter: HealthReporter,
@@ -77,7 +79,12 @@ impl Assembly {
             Verifier::start(settings.verify, keyring).map_err(|e| ServeError::Start(e.to_string()))?;
         let verify = verifier.stats();
         let (ours, uses, proofs) = (replica.clone(), last_used.clone(), memos.clone());
-        let gate = Arc::new(Gate::new(ours, verifier, uses, proofs, Arc::clone(clock), settings.gate));
+        let gate = Gate::new(ours, verifier, uses, proofs, Arc::clone(clock), settings.gate);
+        let usage = Usage::new(settings.usage);
+        let gate = match settings.prune.keep_usage {
+            Some(_) => Arc::new(gate.counting(usage.clone())),
+            None => Arc::new(gate),
+        };
         let kind = settings.store.kind();
         let (limit, mode) = (settings.gate.max_staleness, settings.gate.mode);
         let health = Health::new(replica.clone(), Arc::clone(clock), limit, kind, mode);
@@ -95,6 +102,7 @@ impl Assembly {
             listen: Arc::new(ListenStats::new(clock)),
             supervisor: supervisor.clone(),
             shadow: shadow.clone(),
+            usage: usage.clone(),
             traces: traces.as_ref().map(|traces| traces.stats()),
             mode,
             health: health.clone(),
@@ -115,6 +123,7 @@ impl Assembly {
             last_used,
             memos,
             shadow,
+            usage,
             traces,
             health,
             reporter,
@@ -136,14 +145,16 @@ impl Assembly {
         let (memos, last_used, health) = (self.memos.clone(), self.last_used.clone(), self.health.clone());
         let (file, reporter, heartbeat) =
             (self.snapshot_file(settings), self.reporter.clone(), self.heartbeat.clone());
-        let cut = settings.prune;
-        let [to_memos, to_uses, to_prune, to_shadow] = [(); 4].map(|()| Arc::clone(&settings.store));
+        let (cut, usage) = (settings.prune, self.usage.clone());
+        let [to_memos, to_uses, to_prune, to_shadow, to_counts] =
+            [(); 5].map(|()| Arc::clone(&settings.store));
         let shadow = self.shadow.clone();
         let certificates = settings.listen.tls.clone();
         let mut parts = vec![
             self.run(Part::Memos, move || memos.clone().run(Arc::clone(&to_memos))),
             self.run(Part::Keep, move || write_snapshots(file.clone())),
             self.run(Part::Usage, move || last_used.clone().run(Arc::clone(&to_uses))),
+            self.run(Part::UsageCounts, move || usage.clone().run(Arc::clone(&to_counts))),
             self.run(Part::Health, move || health.clone().run(reporter.clone())),
             self.run(Part::Announce, move || heartbeat.clone().run()),
             self.run(Part::Prune, move || prune::run(Arc::clone(&to_prune), cut)),
@@ -227,15 +238,19 @@ impl Assembly {
         }
         drop(sync);
         background.iter().for_each(JoinHandle::abort);
-        let (_, kept) = tokio::join!(
+        let (_, kept, counted) = tokio::join!(
             timeout(FLUSH_WITHIN, self.last_things(settings)),
             timeout(FLUSH_WITHIN, self.last_used.flush(settings.store.as_ref(), FLUSH_WITHIN)),
+            timeout(FLUSH_WITHIN, self.usage.flush(settings.store.as_ref(), FLUSH_WITHIN)),
         );
         // In the remaining time. A heartbeat that is not removed expires.
         let _ = tokio::join!(
             timeout(FLUSH_WITHIN, self.heartbeat.retract()),
             timeout(FLUSH_WITHIN, self.send_spans())
         );
+        if counted != Ok(0) {
+            warn!("usage since the last flush could not be written, it is lost");
+        }
         match kept {
             Ok(0) => info!("stopped"),
             Ok(keys) => warn!(keys, "stopped, last_used_at of some keys could not be written"),

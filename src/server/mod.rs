@@ -33,7 +33,7 @@ use crate::replica::{prune, snapshot_file, sync};
 use crate::store::{Store, StoreError};
 use crate::transport::Services;
 use crate::verify::memo::Peppers;
-use crate::{gate, last_used, memo_writer, shadow, verify};
+use crate::{gate, last_used, memo_writer, shadow, usage, verify};
 
 /// All settings of a server.
 pub struct Settings {
@@ -55,12 +55,14 @@ pub struct Settings {
     pub sync: sync::Options,
     /// When uses of keys are written.
     pub last_used: Schedule,
-    /// How the change log is pruned.
+    /// How the change log and usage are pruned, and whether usage is counted.
     pub prune: prune::Options,
     /// The peppers for memos, and whether a memo is required.
     pub peppers: Peppers,
     /// When memos are written.
     pub memos: Schedule,
+    /// When usage is written.
+    pub usage: Schedule,
     /// The collector for trace spans, if tracing is enabled.
     pub otlp_endpoint: Option<String>,
     /// When the shadow report is written.
@@ -90,6 +92,7 @@ impl Settings {
             prune: prune::Options::default(),
             peppers: Peppers::default(),
             memos: Schedule::every(memo_writer::INTERVAL),
+            usage: Schedule::every(usage::INTERVAL),
             otlp_endpoint: None,
             shadow: Schedule::every(shadow::INTERVAL),
             snapshot_file: None,

@@ -17,6 +17,47 @@ use crate::record::{KeyDetails, KeyState, KeyTerms, Memo};
 use crate::route::RouteRow;
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 
+/// What counts of usage are added up by.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum UsageBy {
+    /// By day, the first one first.
+    Day,
+    /// By key, the busiest first.
+    Key,
+    /// By reason, the most frequent first.
+    Reason,
+}
+
+/// Which counts of usage are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct UsageFilter {
+    /// The first day (UTC) is the one of this instant.
+    pub from: Timestamp,
+    /// The last day (UTC) is the one of this instant.
+    pub to: Timestamp,
+    /// Only keys of this tenant.
+    pub tenant: Option<TenantId>,
+    /// What they are added up by.
+    pub by: UsageBy,
+}
+
+/// Requests that were counted. What they are added up over is `None`.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct UsageRow {
+    /// The day (UTC), as in `2026-01-31`.
+    pub day: Option<String>,
+    /// The key; the nil UUID without a proven key.
+    pub key: Option<KeyId>,
+    /// The prefix of the key, if it still exists.
+    pub key_prefix: Option<String>,
+    /// The tenant of the key, if it still exists.
+    pub tenant: Option<TenantId>,
+    /// What became of the requests.
+    pub reason: Option<String>,
+    /// How many.
+    pub requests: u64,
+}
+
 /// A tenant that does not exist yet.
 #[derive(Clone, Debug)]
 pub struct NewTenant {
@@ -256,6 +297,9 @@ pub trait Management: Store {
 
     /// What the shadow report has of the days since `since`, that of all days together, the most frequent first.
     async fn shadowed(&self, since: Timestamp) -> Result<Vec<Shadowed>, StoreError>;
+
+    /// The counts of usage that a filter wants.
+    async fn usage(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>, StoreError>;
 
     /// Adds a key. [`StoreError::Conflict`] if its prefix, hash or identity is taken.
     async fn insert_key(&self, key: &NewKey, action: Action) -> Result<KeyDetails, StoreError>;

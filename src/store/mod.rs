@@ -22,7 +22,7 @@ use uuid::Uuid;
 pub use self::management::{Adoption, Migrated};
 pub use self::management::{
     AuditFilter, ImportedKey, KeyChange, KeyFilter, Laggard, Management, NewAdminKey, NewKey, NewTenant,
-    PlanChange, PlanUses, RoutesChange, RoutesPlan, StoredKey, TenantChange,
+    PlanChange, PlanUses, RoutesChange, RoutesPlan, StoredKey, TenantChange, UsageBy, UsageFilter, UsageRow,
 };
 pub use self::source::UrlSource;
 use crate::clock::Timestamp;
@@ -152,6 +152,26 @@ pub struct Shadowed {
     pub last_seen: Timestamp,
 }
 
+/// Requests that a server has counted, to be added to those that the database has.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Used {
+    /// The number of the day (UTC): see [`Timestamp::day`].
+    pub day: i64,
+    /// The key that was proven; the nil UUID without one.
+    pub key: KeyId,
+    /// What became of them, as metadata spells it.
+    pub reason: &'static str,
+    /// How many.
+    pub requests: u64,
+}
+
+/// The day of this number, as both databases write it: `2026-01-31`.
+fn day_of(number: i64) -> String {
+    let mut text = Timestamp(number.saturating_mul(86_400_000_000)).to_string();
+    text.truncate("2026-01-31".len());
+    text
+}
+
 /// A database of tenants and keys, as a server needs it. People need more: [`Management`].
 ///
 /// Every method fails with [`StoreError::Unavailable`] when the database cannot be asked; "not found" is
@@ -195,6 +215,12 @@ pub trait Store: Send + Sync {
 
     /// Adds to the shadow report, and takes out of it what is older than 30 days.
     async fn write_shadowed(&self, requests: &[Shadowed]) -> Result<(), StoreError>;
+
+    /// Adds counts to those of the same day, key and reason: all of them, or none if it fails.
+    async fn add_usage(&self, used: &[Used]) -> Result<(), StoreError>;
+
+    /// Removes counts of days that ended longer than `keep` ago.
+    async fn prune_usage(&self, keep: Duration) -> Result<(), StoreError>;
 }
 
 /// A server that holds the keys in memory.

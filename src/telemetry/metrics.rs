@@ -24,6 +24,7 @@ use crate::server::ListenStats;
 use crate::stats::Counter;
 use crate::supervise::Supervisor;
 use crate::tenant::Mode;
+use crate::usage::Usage;
 use crate::{gate, shadow, verify};
 
 /// The modules whose counts are shown.
@@ -45,6 +46,8 @@ pub struct Metrics {
     pub supervisor: Supervisor,
     /// The shadow report.
     pub shadow: shadow::Report,
+    /// Usage.
+    pub usage: Usage,
     /// Spans, if they are sent anywhere.
     pub traces: Option<Arc<traces::Stats>>,
     /// Whether rejections are enforced.
@@ -261,7 +264,8 @@ impl Metrics {
             "Times the database came back without a change that it had had before",
         );
         page.counter(name, help, replica.went_back.value())?;
-        let (uses, memos, shadow) = (self.last_used.stats(), self.memos.stats(), self.shadow.stats());
+        let (uses, memos) = (self.last_used.stats(), self.memos.stats());
+        let (shadow, usage) = (self.shadow.stats(), self.usage.stats());
         for (name, help, written, failed) in [
             (
                 "tenantgate_last_used_flushes",
@@ -276,6 +280,7 @@ impl Metrics {
                 &shadow.written,
                 &shadow.failed,
             ),
+            ("tenantgate_usage_flushes", "Batches of usage by result", &usage.written, &usage.failed),
             (
                 "tenantgate_snapshot_file_writes",
                 "Writes of the snapshot file by result",

@@ -186,7 +186,7 @@ fn a_key_gives_away_nothing_that_it_has_not(world: &World) {
     runtime().block_on(async {
         let few = AdminKeyWish {
             tenants: Some(vec![world.acme.id.clone()]),
-            expiry: Expiry::In(std::time::Duration::from_secs(3_600)),
+            expiry: Expiry::In(std::time::Duration::from_hours(1)),
             ..wish("few", &[Permission::KeysRead, Permission::AdminKeysWrite])
         };
         let made = admin.create_admin_key(&Maker::database(), &few).await.expect("made").details;

@@ -165,6 +165,16 @@ fn the_rights_of_the_role_are_what_serve_needs() {
     ));
     let (found, _) = doctor(&as_role, &[]);
     assert_eq!(found.not_ok(), ["database.rights warn"], "{found:#?}");
+    for right in
+        ["tenantgate_add_usage(date[], uuid[], text[], bigint[])", "tenantgate_prune_usage(interval)"]
+    {
+        assert!(
+            found.what("database.rights").contains(&format!("EXECUTE ON FUNCTION {right}")),
+            "{found:#?}"
+        );
+        world.db.sql(&format!("GRANT EXECUTE ON FUNCTION {right} TO {role}"));
+    }
+    let (found, _) = doctor(&as_role, &[]);
     let lacks = "the role lacks SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON tenantgate_shadow_report";
     assert_eq!(found.what("database.rights"), lacks);
     world.db.sql(&format!(
@@ -213,6 +223,7 @@ fn the_roles_that_we_make_have_the_rights_that_are_looked_for() {
         ("INSERT", "tenantgate_audit_log"),
         ("SELECT", "tenantgate_audit_log"),
         ("SELECT", "tenantgate_shadow_report"),
+        ("SELECT", "tenantgate_usage"),
         ("UPDATE (mode)", "tenants"),
     ] {
         world.db.sql(&format!("REVOKE {right} ON {table} FROM {prefix}_admin"));

@@ -63,4 +63,5 @@ mod sync;
 mod tenants;
 mod tls;
 mod traces;
+mod usage;
 mod waiting;

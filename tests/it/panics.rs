@@ -19,7 +19,7 @@ use tenantgate::server::{Address, Settings, serve};
 use tenantgate::store::sqlite::SqliteStore;
 use tenantgate::store::{
     Announcement, Changes, Look, Management as _, NewMemo, Row, SchemaVersion, Session, Shadowed, Store,
-    StoreError,
+    StoreError, Used,
 };
 use tenantgate::telemetry::{self, LogFormat, panics};
 use tenantgate::verify::memo::{Peppers, Policy};
@@ -182,6 +182,15 @@ impl Store for Trap {
         self.store.write_shadowed(shadowed).await
     }
 
+    async fn add_usage(&self, used: &[Used]) -> Result<(), StoreError> {
+        self.springs.step_on("usage_counts");
+        self.store.add_usage(used).await
+    }
+
+    async fn prune_usage(&self, keep: Duration) -> Result<(), StoreError> {
+        self.store.prune_usage(keep).await
+    }
+
     async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError> {
         self.springs.step_on("memos");
         self.store.write_memos(memos).await
@@ -236,6 +245,7 @@ fn settings(world: &World, springs: &Arc<Springs>, dir: &Path) -> Settings {
     settings.clock = Arc::new(TrappedClock(Arc::clone(springs)));
     settings.last_used = Schedule::every(OFTEN);
     settings.memos = Schedule::every(OFTEN);
+    settings.usage = Schedule::every(OFTEN);
     settings.prune = prune::Options { interval: OFTEN, ..prune::Options::default() };
     settings.peppers = Peppers::new(vec![Pepper::random().unwrap()], Policy::Optional);
     let (path, max_staleness) = (dir.join("snapshot"), Duration::from_mins(5));
@@ -267,6 +277,7 @@ fn in_a_process_of_its_own() {
 
     let use_it = || stage.becomes("200 ok", live);
     stage.panics_once("usage", "usage", use_it);
+    stage.panics_once("usage_counts", "usage_counts", use_it);
     stage.panics_once("prune", "prune", || ());
     let mark = SqliteStore::new(world.db.url()).unwrap();
     stage.panics_once("announce", "announce", || drop(wait(mark.mark())));

@@ -16,7 +16,7 @@ use crate::key::KeyId;
 use crate::profile::ProfileRow;
 use crate::record::{ExpiresAt, KeyRecord, SecretHash};
 use crate::replica::tests::said;
-use crate::store::{Announcement, NewMemo, SchemaVersion, Shadowed};
+use crate::store::{Announcement, NewMemo, SchemaVersion, Shadowed, Used};
 use crate::tenant::TenantId;
 
 /// A clock that runs with tokio's, which the tests hold still.
@@ -70,6 +70,11 @@ pub(crate) struct Script {
     pub(in crate::replica) retracted: Mutex<Vec<Uuid>>,
     /// How much of the change log was to be kept, each time.
     pub(in crate::replica) pruned: Mutex<Vec<Duration>>,
+    /// How much of usage was to be kept, each time.
+    pub(in crate::replica) pruned_usage: Mutex<Vec<Duration>>,
+    /// Counts that were added.
+    pub(crate) usage: Mutex<Vec<Used>>,
+    pub(crate) refuses_usage: AtomicBool,
 }
 
 struct Scripted {
@@ -186,6 +191,17 @@ impl Store for Script {
         Err(broken())
     }
     async fn write_shadowed(&self, _: &[Shadowed]) -> Result<(), StoreError> {
+        Err(broken())
+    }
+    async fn add_usage(&self, used: &[Used]) -> Result<(), StoreError> {
+        if self.refuses_usage.load(Relaxed) {
+            return Err(broken());
+        }
+        self.usage.lock().unwrap().extend(used);
+        Ok(())
+    }
+    async fn prune_usage(&self, keep: Duration) -> Result<(), StoreError> {
+        self.pruned_usage.lock().unwrap().push(keep);
         Err(broken())
     }
 }

@@ -245,11 +245,20 @@ async fn identity(connection: &mut PgConnection) -> Result<Option<Finding>, Stor
     }))
 }
 
-/// A subscriber, and whether its rows still arrive.
+/// A subscriber, and whether its rows still arrive; or a publisher, and whether it would stop its subscribers.
 async fn subscription(connection: &mut PgConnection) -> Result<Finding, StoreError> {
     const CHECK: &str = "database.replication";
     let Some(name) = moved::subscription(&mut *connection).await? else {
-        return Ok(Finding::ok(CHECK, "tenants and keys are changed here"));
+        // Subscribers do not have the partitions that servers make here month by month.
+        let sql =
+            "SELECT pubname::text FROM pg_publication_tables WHERE tablename ~ '^tenantgate_usage_' LIMIT 1";
+        let Some(row) = sqlx::query(sql).fetch_optional(connection).await? else {
+            return Ok(Finding::ok(CHECK, "tenants and keys are changed here"));
+        };
+        let name: String = row.try_get(0)?;
+        let what = format!("the publication {name} sends usage month by month, which stops its subscribers");
+        let remedy = format!("run ALTER PUBLICATION {name} SET (publish_via_partition_root = true)");
+        return Ok(Finding::bad(CHECK, what, remedy));
     };
     let sql = "SELECT EXISTS (SELECT FROM pg_stat_subscription WHERE subname = $1 AND pid IS NOT NULL)";
     let alive: bool = sqlx::query(sql).bind(&name).fetch_one(connection).await?.try_get(0)?;

@@ -34,7 +34,7 @@ pub(super) async fn wrong(connection: &mut PgConnection, schema: &str) -> Result
 /// What is wrong with the triggers; or that nothing is.
 pub(super) async fn triggers(connection: &mut PgConnection) -> Result<Vec<Finding>, StoreError> {
     let sql = "SELECT tgname::text, pg_get_triggerdef(oid), tgenabled::text FROM pg_trigger
-               WHERE NOT tgisinternal AND tgrelid IN (
+               WHERE NOT tgisinternal AND tgparentid = 0 AND tgrelid IN (
                    SELECT c.oid FROM pg_class c JOIN pg_class ours USING (relnamespace)
                    WHERE ours.oid = to_regclass('api_keys'))";
     let mut there = BTreeMap::new();

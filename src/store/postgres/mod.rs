@@ -31,7 +31,7 @@ use super::migrations;
 use super::sql::{self, Link, Slot, SqlStore};
 use super::{
     Adoption, Announcement, LOCK_TIMEOUT, Migrated, NewMemo, SchemaVersion, Session, Shadowed, ShadowedKind,
-    Store, StoreError, UrlSource,
+    Store, StoreError, UrlSource, Used, day_of,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;
@@ -276,12 +276,7 @@ impl Store for PostgresStore {
         let (ids, at): (Vec<_>, Vec<_>) = used.iter().map(|(id, at)| (id.0, Micros(*at))).unzip();
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin().await?;
-        // A lost second of last_used_at is no loss; a revocation that waits for it would be.
-        sqlx::query(
-            "SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '500ms', true)",
-        )
-        .execute(&mut *transaction)
-        .await?;
+        weigh_lightly(&mut transaction).await?;
         // Locked in the order of ids, rows that somebody else holds left for the next time: no deadlock.
         let rows = sqlx::query(
             "WITH used AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS u (id, at)),
@@ -354,6 +349,37 @@ impl Store for PostgresStore {
         .await?;
         Ok(())
     }
+
+    async fn add_usage(&self, used: &[Used]) -> Result<(), StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin().await?;
+        weigh_lightly(&mut transaction).await?;
+        sqlx::query("SELECT tenantgate_add_usage($1::text[]::date[], $2, $3, $4)")
+            .bind(used.iter().map(|row| day_of(row.day)).collect::<Vec<_>>())
+            .bind(used.iter().map(|row| row.key.0).collect::<Vec<_>>())
+            .bind(used.iter().map(|row| row.reason.to_owned()).collect::<Vec<_>>())
+            .bind(used.iter().map(|row| i64::try_from(row.requests).unwrap_or(i64::MAX)).collect::<Vec<_>>())
+            .execute(&mut *transaction)
+            .await?;
+        // Without an explicit commit, a statement whose client gave up would count, and count again when it is retried.
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    async fn prune_usage(&self, keep: Duration) -> Result<(), StoreError> {
+        let sql = "SELECT tenantgate_prune_usage(make_interval(secs => $1))";
+        sqlx::query(sql).bind(keep.as_secs_f64()).execute(&mut self.connect().await?).await?;
+        Ok(())
+    }
+}
+
+/// Makes a transaction of statistics hurt nobody: half a second of them lost in a crash of the database is no loss, a
+/// revocation that waits for their locks would be.
+async fn weigh_lightly(transaction: &mut PgConnection) -> Result<(), StoreError> {
+    let sql =
+        "SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '500ms', true)";
+    sqlx::query(sql).execute(transaction).await?;
+    Ok(())
 }
 
 fn memo(row: &PgRow, column: impl ColumnIndex<PgRow>) -> Result<Option<Memo>, StoreError> {

@@ -14,7 +14,7 @@ use crate::store::StoreError;
 type Right = (&'static str, &'static str, bool);
 
 /// What `serve` does.
-const SERVE: [Right; 15] = [
+const SERVE: [Right; 17] = [
     ("SELECT ON tenants", "has_table_privilege('tenants', 'SELECT')", true),
     (
         "SELECT ON api_keys",
@@ -48,10 +48,20 @@ const SERVE: [Right; 15] = [
         false,
     ),
     ("EXECUTE ON FUNCTION tenantgate_prune(interval)", "has_function_privilege('tenantgate_prune(interval)', 'EXECUTE')", false),
+    (
+        "EXECUTE ON FUNCTION tenantgate_add_usage(date[], uuid[], text[], bigint[])",
+        "has_function_privilege('tenantgate_add_usage(date[], uuid[], text[], bigint[])', 'EXECUTE')",
+        false,
+    ),
+    (
+        "EXECUTE ON FUNCTION tenantgate_prune_usage(interval)",
+        "has_function_privilege('tenantgate_prune_usage(interval)', 'EXECUTE')",
+        false,
+    ),
 ];
 
 /// What `tenant`, `key`, `plan`, `route`, `admin-key`, `report` and `audit` do.
-const ADMIN: [Right; 10] = [
+const ADMIN: [Right; 11] = [
     (
         "SELECT, INSERT, UPDATE (name, status, mode, plan) ON tenants",
         "has_table_privilege('tenants', 'SELECT') AND has_table_privilege('tenants', 'INSERT')
@@ -93,6 +103,7 @@ const ADMIN: [Right; 10] = [
     ),
     ("SELECT ON tenantgate_replica", "has_table_privilege('tenantgate_replica', 'SELECT')", false),
     ("SELECT ON tenantgate_shadow_report", "has_table_privilege('tenantgate_shadow_report', 'SELECT')", false),
+    ("SELECT ON tenantgate_usage", "has_table_privilege('tenantgate_usage', 'SELECT')", false),
     ("EXECUTE ON FUNCTION tenantgate_mark()", "has_function_privilege('tenantgate_mark()', 'EXECUTE')", false),
     ("CREATE ON DATABASE", "has_database_privilege(current_database(), 'CREATE')", false),
 ];
@@ -115,8 +126,8 @@ fn serve(missing: &[Right]) -> Finding {
     if missing.iter().any(|(_, _, essential)| *essential) {
         Finding::bad(CHECK, what, "GRANT it (docs/guides/postgres-roles.md): serve answers 503 without")
     } else {
-        let remedy = "GRANT it (docs/guides/postgres-roles.md): last_used_at, memos, --wait of others, the shadow report or \
-                      pruning need it";
+        let remedy = "GRANT it (docs/guides/postgres-roles.md): last_used_at, memos, --wait of others, the shadow report, \
+                      usage or pruning need it";
         Finding::warn(CHECK, what, remedy)
     }
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::connection::ask;
 use super::keys::{self, insert as insert_key, to_change as key_to_change};
 use super::rows::{KEY, TENANT, key_of, shadowed_of, tenant_of};
-use super::{Sets, SqlStore, admin_keys, audit, bulk, change, hold, plans, routes, tenants};
+use super::{Sets, SqlStore, admin_keys, audit, bulk, change, hold, plans, routes, tenants, usage};
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
@@ -17,7 +17,7 @@ use crate::route::RouteRow;
 use crate::store::{
     Adoption, AuditFilter, ImportedKey, KeyChange, KeyFilter, Laggard, Management, Migrated, NewAdminKey,
     NewKey, NewTenant, PlanChange, PlanUses, RoutesChange, RoutesPlan, SchemaVersion, Shadowed, StoreError,
-    StoredKey, TenantChange,
+    StoredKey, TenantChange, UsageFilter, UsageRow,
 };
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
@@ -122,6 +122,10 @@ impl<S: SqlStore> Management for S {
             link.dialect().day
         );
         ask(sql).bind(since).all(link).await?.iter().map(shadowed_of).collect()
+    }
+
+    async fn usage(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>, StoreError> {
+        usage::rows(&mut hold(self).await?.link(), filter).await
     }
 
     async fn insert_key(&self, key: &NewKey, action: Action) -> Result<KeyDetails, StoreError> {

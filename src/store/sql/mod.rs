@@ -15,6 +15,7 @@ pub(super) mod plans;
 pub(super) mod routes;
 mod row;
 mod rows;
+mod usage;
 mod value;
 
 use async_trait::async_trait;
@@ -48,6 +49,8 @@ pub(super) struct Dialect {
     tie: &'static str,
     /// The day of the instant `$1`.
     day: &'static str,
+    /// The day of a row `u` of usage, as `day` in the form `2026-01-31`.
+    usage_day: &'static str,
     /// Takes the lock that gives the audit log its order, where a transaction is not alone.
     lock_audit: Option<&'static str>,
     /// Takes the lock under which the table of routes is changed.
@@ -69,6 +72,7 @@ pub(super) const POSTGRES: Dialect = Dialect {
     jsonb: "::jsonb",
     tie: "id",
     day: "($1 AT TIME ZONE 'UTC')::date",
+    usage_day: "to_char(u.day, 'YYYY-MM-DD') AS day",
     lock_audit: Some("SELECT pg_advisory_xact_lock(hashtext('tenantgate tenantgate_audit_log'))"),
     lock_routes: Some("LOCK TABLE tenantgate_route IN SHARE ROW EXCLUSIVE MODE"),
     mark: "SELECT tenantgate_mark()::text AS mark",
@@ -87,6 +91,7 @@ pub(super) const SQLITE: Dialect = Dialect {
     jsonb: "",
     tie: "rowid",
     day: "substr($1, 1, 10)",
+    usage_day: "u.day",
     lock_audit: None,
     lock_routes: None,
     mark: "INSERT INTO tenantgate_change (key_prefix) VALUES ('') RETURNING CAST(id AS TEXT) AS mark",

@@ -28,7 +28,7 @@ use super::migrations;
 use super::sql::{self, Link, Slot, SqlStore};
 use super::{
     Adoption, Announcement, LOCK_TIMEOUT, Migrated, NewMemo, SchemaVersion, Session, Shadowed, Store,
-    StoreError,
+    StoreError, Used, day_of,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;
@@ -305,6 +305,33 @@ impl Store for SqliteStore {
             .await?;
         }
         transaction.commit().await?;
+        Ok(())
+    }
+
+    async fn add_usage(&self, used: &[Used]) -> Result<(), StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        for row in used {
+            sqlx::query(
+                "INSERT INTO tenantgate_usage (day, key_id, reason, requests) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO UPDATE SET requests = requests + excluded.requests",
+            )
+            .bind(day_of(row.day))
+            .bind(row.key.0.to_string())
+            .bind(row.reason)
+            .bind(i64::try_from(row.requests).unwrap_or(i64::MAX))
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    async fn prune_usage(&self, keep: Duration) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM tenantgate_usage WHERE day < date('now', ?1)")
+            .bind(format!("-{} seconds", keep.as_secs()))
+            .execute(&mut self.connect().await?)
+            .await?;
         Ok(())
     }
 }

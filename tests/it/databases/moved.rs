@@ -159,6 +159,9 @@ fn subscribed(publication: &str, how: &str) -> Option<(Cluster, Cluster)> {
         assert_eq!(said["publication"], "tenantgate");
     } else {
         database.sql(&format!("CREATE PUBLICATION {publication} FOR ALL TABLES"));
+        let said = database.cli(&["doctor"]);
+        assert!(said.stdout.contains("sends usage month by month"), "{said:#?}");
+        database.sql(&format!("ALTER PUBLICATION {publication} SET (publish_via_partition_root = true)"));
     }
     subscriber.admin("CREATE DATABASE own");
     let copy = Database::at(Backend::Postgres, &subscriber.url("own"));
@@ -200,6 +203,8 @@ fn a_subscriber_is_a_database_for_its_own_servers_and_read_only_until_promoted()
         assert_eq!(server.row(key.clone()), "200 ok", "{publication} {how}");
         let id = "SELECT id::text FROM tenantgate_identity";
         assert_eq!(here.text(id), there.text(id), "the same database");
+        // The publisher's counts, for which it makes partitions that are not there, are not the region's.
+        there.sql("SELECT tenantgate_add_usage(ARRAY[current_date], ARRAY[gen_random_uuid()], ARRAY['ok'], ARRAY[1])");
         let origin = Server::on(&there).start();
         there.cli(&["key", "revoke", "llmk_ours", "--wait=10s"]).ok();
         assert_eq!(origin.row(key.clone()), "401 revoked");
@@ -212,6 +217,7 @@ fn a_subscriber_is_a_database_for_its_own_servers_and_read_only_until_promoted()
             eventually("their tables go on", PATIENCE, || theirs().filter(|n| n == "1").ok_or_else(theirs));
         }
         assert_eq!(count(&server, "tenantgate_replica_loads_total"), 1, "{publication} {how}");
+        assert_eq!(here.text("SELECT count(*)::text FROM tenantgate_usage").as_deref(), Some("0"));
         let line = here.cli(&["tenant", "create", "New"]).refused();
         assert!(line.contains("read-only") && line.contains("\"region\""), "{line}");
         assert_eq!(here.cli(&["doctor"]).code, Some(0), "{:#?}", here.cli(&["doctor"]));

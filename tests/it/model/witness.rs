@@ -11,7 +11,7 @@ use tenantgate::clock::Timestamp;
 use tenantgate::key::KeyId;
 use tenantgate::replica::{Replica, Snapshot};
 use tenantgate::store::{
-    Announcement, Changes, Look, NewMemo, Row, SchemaVersion, Session, Shadowed, Store, StoreError,
+    Announcement, Changes, Look, NewMemo, Row, SchemaVersion, Session, Shadowed, Store, StoreError, Used,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -191,6 +191,14 @@ impl Store for Witness {
     }
 
     async fn write_shadowed(&self, _: &[Shadowed]) -> Result<(), StoreError> {
+        unreachable!()
+    }
+
+    async fn add_usage(&self, _: &[Used]) -> Result<(), StoreError> {
+        unreachable!()
+    }
+
+    async fn prune_usage(&self, _: Duration) -> Result<(), StoreError> {
         unreachable!()
     }
 }

@@ -15,6 +15,7 @@ use tenantgate::request::DEFAULT_KEY_HEADER;
 use tenantgate::shadow::{self, Report};
 use tenantgate::store::Store;
 use tenantgate::store::sqlite::SqliteStore;
+use tenantgate::usage::{self, Usage};
 use tenantgate::verify::memo::{Keyring, Peppers};
 use tenantgate::verify::{self, Verifier};
 
@@ -41,6 +42,7 @@ impl Service {
             ours,
             options,
         );
+        let gate = gate.counting(Usage::new(Schedule::every(usage::INTERVAL)));
         let speech = Speech { key_header: DEFAULT_KEY_HEADER.to_owned(), ..Speech::default() };
         let report = Report::new(Schedule::every(shadow::INTERVAL));
         let options = Options { speech, ..Options::default() };

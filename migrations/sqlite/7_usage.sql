@@ -1,0 +1,12 @@
+-- Usage: how many requests each key made on each day, and what became of them.
+
+-- One row for each day (UTC), key and reason; servers add to it. Requests without a proven key are rows of the key
+-- 00000000-0000-0000-0000-000000000000. There is no foreign key: what a key did stays known when the key is gone.
+CREATE TABLE tenantgate_usage (
+    day      TEXT    NOT NULL,
+    key_id   TEXT    NOT NULL,
+    -- As in the metadata of answers: ok, revoked, missing, …
+    reason   TEXT    NOT NULL,
+    requests INTEGER NOT NULL,
+    PRIMARY KEY (day, key_id, reason)
+) WITHOUT ROWID;
