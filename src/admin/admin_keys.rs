@@ -78,7 +78,7 @@ pub struct Caller {
 }
 
 /// How old `last_used_at` may be: it is for people, and a write for each request would cost more than it says.
-const LAST_USED_WITHIN: Duration = Duration::from_secs(60);
+const LAST_USED_WITHIN: Duration = Duration::from_mins(1);
 
 impl Admin {
     /// Who presents a key; `None` if it is unknown, wrong or over, of which nothing more is said.

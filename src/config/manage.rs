@@ -1,6 +1,6 @@
 //! The options of `manage`.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use super::listener::{address, conflict};
 use super::{Logging, Mistakes, log_filter};
@@ -63,7 +63,7 @@ impl ManageArgs {
     }
 }
 
-fn shown(path: &PathBuf) -> String {
+fn shown(path: &Path) -> String {
     format!("unix:{}", path.display())
 }
 

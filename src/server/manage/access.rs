@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 
@@ -42,7 +42,7 @@ pub(super) async fn authenticated(
 }
 
 async fn known(plane: &Plane, headers: &HeaderMap) -> Result<Option<Caller>, Problem> {
-    let value = headers.get(AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
+    let value = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
     let Some((scheme, rest)) = value.split_at_checked("Bearer ".len()) else { return Ok(None) };
     if !scheme.eq_ignore_ascii_case(b"Bearer ") {
         return Ok(None);

@@ -60,8 +60,8 @@ pub(super) async fn tenants(
     tenants.retain(|tenant| {
         caller.maker.authority.reach.has(tenant.id) && query.filter(0).is_none_or(|name| tenant.name == name)
     });
-    let place = |tenant: &Tenant| format!("{} {}", tenant.created_at, tenant.id.0);
-    Ok(Json(query.page(tenants.iter().map(|tenant| (place(tenant), tenant.into())).collect())))
+    let order = |tenant: &Tenant| format!("{} {}", tenant.created_at, tenant.id.0);
+    Ok(Json(query.page(tenants.iter().map(|tenant| (order(tenant), tenant.into())).collect())))
 }
 
 pub(super) async fn tenant(
@@ -86,8 +86,8 @@ pub(super) async fn plans(
 ) -> Found<Page<PlanView>> {
     check(&caller, Permission::PlansRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "plans", &[])?;
-    let plans = plane.admin.plans().await?;
-    Ok(Json(query.page(plans.iter().map(|plan| (plan.name.clone(), plan.into())).collect())))
+    let all = plane.admin.plans().await?;
+    Ok(Json(query.page(all.iter().map(|plan| (plan.name.clone(), plan.into())).collect())))
 }
 
 pub(super) async fn plan(
@@ -112,11 +112,11 @@ pub(super) async fn routes(
     let query = ListQuery::read(query.as_deref(), "routes", &[])?;
     let rules = plane.admin.routes().await?;
     // In the order of `route list`.
-    let places = rules.iter().map(|rule| {
-        let place = format!("{} {} {} {}", rule.host, rule.path, rule.method, rule.id.0);
-        (place, RouteView::from(rule))
+    let rows = rules.iter().map(|rule| {
+        let order = format!("{} {} {} {}", rule.host, rule.path, rule.method, rule.id.0);
+        (order, RouteView::from(rule))
     });
-    Ok(Json(query.page(places.collect())))
+    Ok(Json(query.page(rows.collect())))
 }
 
 pub(super) async fn route(
@@ -141,8 +141,8 @@ pub(super) async fn admin_keys(
     check(&caller, Permission::AdminKeysRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "admin_keys", &[])?;
     let keys = plane.admin.admin_keys(&caller.maker).await?;
-    let place = |listed: &ListedAdminKey| format!("{} {}", listed.key.created_at, listed.key.id.0);
-    Ok(Json(query.page(keys.iter().map(|listed| (place(listed), listed.into())).collect())))
+    let order = |listed: &ListedAdminKey| format!("{} {}", listed.key.created_at, listed.key.id.0);
+    Ok(Json(query.page(keys.iter().map(|listed| (order(listed), listed.into())).collect())))
 }
 
 pub(super) async fn admin_key(

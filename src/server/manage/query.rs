@@ -41,17 +41,15 @@ impl ListQuery {
             let place = match name.as_ref() {
                 "page_size" => &mut size,
                 "page_token" => &mut token,
-                other => match names.iter().position(|name| *name == other) {
-                    Some(at) => &mut filters[at],
-                    None => {
-                        let detail = format!(
-                            "expected one of {}",
-                            [names, &["page_size", "page_token"]].concat().join(", ")
-                        );
+                other => {
+                    let Some(at) = names.iter().position(|name| *name == other) else {
+                        let known = [names, &["page_size", "page_token"]].concat().join(", ");
+                        let detail = format!("expected one of {known}");
                         errors.push(FieldError::new(pointer(other), "unknown_parameter", detail));
                         continue;
-                    }
-                },
+                    };
+                    &mut filters[at]
+                }
             };
             if place.is_some() {
                 errors.push(FieldError::new(pointer(&name), "repeated_parameter", "give it once"));
