@@ -131,7 +131,7 @@ BEGIN
         GRANT SELECT, INSERT, DELETE, UPDATE (request_limit, total_limit, input_limit, output_limit) ON tenantgate_plan TO %2$I;
         GRANT SELECT, INSERT, DELETE, UPDATE (name, mode, scopes, shadow) ON tenantgate_route TO %2$I;
         -- Management keys are never deleted, and what one may do is said once.
-        GRANT SELECT, INSERT, UPDATE (revoked_at) ON tenantgate_admin_key TO %2$I;
+        GRANT SELECT, INSERT, UPDATE (last_used_at, revoked_at) ON tenantgate_admin_key TO %2$I;
         -- Whoever changes something writes down that he did. Nobody changes what is written down.
         GRANT SELECT, INSERT ON tenantgate_audit_log TO %2$I;
         GRANT SELECT ON tenantgate_replica, tenantgate_identity, tenantgate_migrations, tenantgate_shadow_report,

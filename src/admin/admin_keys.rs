@@ -4,6 +4,7 @@
 //! by [`crate::permission`]. A key that its maker may not see is to him as if it were not there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use rand::rngs::SysRng;
 use uuid::Uuid;
@@ -11,8 +12,8 @@ use uuid::Uuid;
 use super::key_changes::Expiry;
 use super::keys::check_key_name;
 use super::{Admin, AdminError, refused};
-use crate::key::PlainKey;
 use crate::key::format::{self, holds_key};
+use crate::key::{PlainKey, PresentedKey};
 use crate::permission::{
     AdminKey, AdminKeyId, Authority, Ended, Excess, Permissions, Reach, authority, delegate, may_touch,
 };
@@ -67,7 +68,40 @@ pub struct ListedAdminKey {
     pub ended: Option<Ended>,
 }
 
+/// Who presented a live management key.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Caller {
+    /// The key as it was made.
+    pub key: AdminKey,
+    /// What it may do now.
+    pub maker: Maker,
+}
+
+/// How old `last_used_at` may be: it is for people, and a write for each request would cost more than it says.
+const LAST_USED_WITHIN: Duration = Duration::from_mins(1);
+
 impl Admin {
+    /// Who presents a key; `None` if it is unknown, wrong or over, of which nothing more is said.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn authenticate(&self, presented: PresentedKey<'_>) -> Result<Option<Caller>, AdminError> {
+        let Some((hash, chain)) = self.store.admin_key_chain(presented.prefix()).await? else {
+            return Ok(None);
+        };
+        let now = self.now();
+        let (true, Some(key), Ok(authority)) =
+            (management::matches(presented, &hash), chain.first(), authority(&chain, now))
+        else {
+            return Ok(None);
+        };
+        if key.last_used_at.is_none_or(|at| at < now.before(LAST_USED_WITHIN)) {
+            self.store.touch_admin_key(key.id, now).await?;
+        }
+        Ok(Some(Caller { key: key.clone(), maker: Maker { id: Some(key.id), authority } }))
+    }
+
     /// Makes a management key.
     ///
     /// # Errors

@@ -17,11 +17,12 @@ mod route_test;
 mod routes;
 mod tenants;
 mod usage;
+pub(crate) mod view;
 mod waiting;
 
 use std::sync::Arc;
 
-pub use self::admin_keys::{AdminKeyWish, IssuedAdminKey, ListedAdminKey, Maker};
+pub use self::admin_keys::{AdminKeyWish, Caller, IssuedAdminKey, ListedAdminKey, Maker};
 pub use self::audit::Verified;
 pub use self::demo::{DEMO_KEY, DEMO_TENANT};
 pub use self::key_changes::{Expiry, KeyUpdate, ToRevoke};

@@ -7,9 +7,9 @@ use serde::Serialize;
 use super::args::long_duration;
 use super::view::{Text, fixed_table, plain};
 use super::{Failure, Out};
-use crate::admin::{Admin, AdminKeyWish, Expiry, IssuedAdminKey, ListedAdminKey, Maker};
-use crate::clock::Timestamp;
-use crate::permission::{AdminKey, Ended, Permission, Permissions, Reach, Role};
+use crate::admin::view::{AdminKeyView, permissions, tenants};
+use crate::admin::{Admin, AdminKeyWish, Expiry, IssuedAdminKey, Maker};
+use crate::permission::{Permission, Permissions, Role};
 
 #[derive(clap::Subcommand)]
 pub(super) enum AdminKeyCommand {
@@ -85,18 +85,6 @@ fn unseen(mut failure: Failure, issued: &IssuedAdminKey) -> Failure {
     failure
 }
 
-fn permissions(key: &AdminKey) -> Vec<&'static str> {
-    key.given.permissions.iter().map(Permission::as_str).collect()
-}
-
-/// The ids of the tenants that a key may see; `None`: all.
-fn tenants(key: &AdminKey) -> Option<Vec<String>> {
-    match &key.given.reach {
-        Reach::All => None,
-        Reach::Some(tenants) => Some(tenants.iter().map(|tenant| tenant.0.to_string()).collect()),
-    }
-}
-
 /// A management key that was just created.
 #[derive(Serialize)]
 struct IssuedAdminKeyView {
@@ -118,8 +106,8 @@ impl From<&IssuedAdminKey> for IssuedAdminKeyView {
             key: issued.key.expose().to_owned(),
             key_prefix: key.prefix.clone(),
             name: key.name.clone(),
-            permissions: permissions(key),
-            tenants: tenants(key),
+            permissions: permissions(key.given.permissions),
+            tenants: tenants(&key.given.reach),
             created_at: key.created_at.to_string(),
             expires_at: key.given.expires_at.map(|at| at.to_string()),
         }
@@ -140,42 +128,6 @@ impl Text for IssuedAdminKeyView {
 
 fn sees(tenants: Option<&Vec<String>>) -> String {
     tenants.map_or_else(|| "all".to_owned(), |tenants| tenants.join(" "))
-}
-
-/// A management key.
-#[derive(Serialize)]
-struct AdminKeyView {
-    id: String,
-    key_prefix: String,
-    name: String,
-    permissions: Vec<&'static str>,
-    tenants: Option<Vec<String>>,
-    created_at: String,
-    expires_at: Option<String>,
-    status: &'static str,
-    created_by: Option<String>,
-    last_used_at: Option<String>,
-    revoked_at: Option<String>,
-}
-
-impl From<&ListedAdminKey> for AdminKeyView {
-    fn from(listed: &ListedAdminKey) -> Self {
-        let key = &listed.key;
-        let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
-        Self {
-            id: key.id.0.to_string(),
-            key_prefix: key.prefix.clone(),
-            name: key.name.clone(),
-            permissions: permissions(key),
-            tenants: tenants(key),
-            created_at: key.created_at.to_string(),
-            expires_at: text(key.given.expires_at),
-            status: listed.ended.map_or("active", Ended::as_str),
-            created_by: key.created_by.map(|id| id.0.to_string()),
-            last_used_at: text(key.last_used_at),
-            revoked_at: text(key.revoked_at),
-        }
-    }
 }
 
 impl Text for AdminKeyView {

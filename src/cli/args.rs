@@ -22,7 +22,7 @@ use crate::admin::Criteria;
 use crate::audit::Actor;
 use crate::client_address::parse_address;
 use crate::clock::Timestamp;
-use crate::config::{self, DatabaseArgs, ServeArgs};
+use crate::config::{self, DatabaseArgs, ManageArgs, ServeArgs};
 use crate::plan::PlanName;
 use crate::store::{Adoption, UsageBy};
 use crate::tenant::{Mode, TenantStatus};
@@ -106,6 +106,8 @@ pub(super) enum Command {
     /// Manage management keys: who may manage tenants and keys over HTTP
     #[command(subcommand)]
     AdminKey(Box<AdminKeyCommand>),
+    /// Run the server of management over HTTP
+    Manage(ManageArgs),
     /// Show and verify the audit log of changes made by the command line
     #[command(subcommand)]
     Audit(AuditCommand),

@@ -51,8 +51,8 @@ use self::view::{DemoView, MigratedView, TenantView, Text};
 use crate::admin::{Admin, AdminError, Issued, Setting};
 use crate::audit::Actor;
 use crate::clock::SystemClock;
-use crate::config::{self, Database, PepperArgs, ServeArgs};
-use crate::server::{self, ServeError};
+use crate::config::{self, Database, ManageArgs, PepperArgs, ServeArgs};
+use crate::server::{self, ManageSettings, ServeError};
 use crate::store::StoreError;
 use crate::telemetry::{self, scrub::scrub};
 use crate::tenant::TenantStatus;
@@ -283,6 +283,7 @@ async fn dispatch(cli: Cli, by: &Session, out: &mut Out) -> Result<(), Failure> 
         Command::AdminKey(command) => {
             admin_key::admin_key(&open_admin(by, Peppers::default()).await?, *command, out).await
         }
+        Command::Manage(args) => manage(&args, by).await,
         Command::Report(command) => {
             report::report(&open_admin(by, Peppers::default()).await?, &command, out).await
         }
@@ -388,17 +389,33 @@ async fn serve(args: &ServeArgs, by: &Session) -> Result<(), Failure> {
         return Ok(());
     }
     telemetry::start_logging(logging.filter, logging.format);
+    Ok(server::serve(settings, asked_to_stop()?).await?)
+}
+
+async fn manage(args: &ManageArgs, by: &Session) -> Result<(), Failure> {
+    let read = args.read().map_err(|mistakes| Failure { code: 2, lines: mistakes.0, locked: false });
+    let (listen, logging) = read?;
+    let admin = admin(by, Peppers::default())?;
+    if args.check_config {
+        say("the configuration is fine\n");
+        return Ok(());
+    }
+    telemetry::start_logging(logging.filter, logging.format);
+    Ok(server::manage(ManageSettings { listen, admin }, asked_to_stop()?).await?)
+}
+
+/// Done when the process is told to stop.
+fn asked_to_stop() -> Result<impl Future<Output = ()>, Failure> {
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate()).map_err(Failure::refused)?,
         signal(SignalKind::interrupt()).map_err(Failure::refused)?,
     );
-    let shutdown = async move {
+    Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-    };
-    Ok(server::serve(settings, shutdown).await?)
+    })
 }
 
 /// Where results go.

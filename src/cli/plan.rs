@@ -2,14 +2,12 @@
 
 use std::fmt::Write as _;
 
-use serde::Serialize;
-
 use super::args::WaitArgs;
 use super::view::{Text, fixed_table};
 use super::{Failure, Out, wait_for_servers};
+use crate::admin::view::{PlanView, UsedPlanView};
 use crate::admin::{Admin, LimitUpdate, Setting};
-use crate::plan::{Limit, PlanName, PlanRow};
-use crate::store::PlanUses;
+use crate::plan::{Limit, PlanName};
 
 #[derive(clap::Subcommand)]
 pub(super) enum PlanCommand {
@@ -104,23 +102,6 @@ pub(super) async fn plan(admin: &Admin, command: PlanCommand, out: &mut Out) -> 
     }
 }
 
-/// A plan.
-#[derive(Serialize)]
-struct PlanView {
-    name: String,
-    request_limit: Option<String>,
-    total_limit: Option<String>,
-    input_limit: Option<String>,
-    output_limit: Option<String>,
-}
-
-impl From<&PlanRow> for PlanView {
-    fn from(plan: &PlanRow) -> Self {
-        let [request_limit, total_limit, input_limit, output_limit] = plan.limits.clone();
-        Self { name: plan.name.clone(), request_limit, total_limit, input_limit, output_limit }
-    }
-}
-
 impl PlanView {
     fn limits(&self) -> [(&'static str, &str); 4] {
         [
@@ -153,21 +134,6 @@ impl Text for Vec<PlanView> {
             [plan.name.as_str(), requests, total, input, output]
         });
         fixed_table(["NAME", "REQUESTS", "TOTAL", "INPUT", "OUTPUT"], rows)
-    }
-}
-
-/// A plan, and how often it is used.
-#[derive(Serialize)]
-struct UsedPlanView {
-    #[serde(flatten)]
-    plan: PlanView,
-    tenants: i64,
-    keys: i64,
-}
-
-impl UsedPlanView {
-    fn new(plan: &PlanRow, uses: PlanUses) -> Self {
-        Self { plan: plan.into(), tenants: uses.tenants, keys: uses.keys }
     }
 }
 

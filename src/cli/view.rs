@@ -11,38 +11,10 @@ use serde::Serialize;
 
 use super::rows::Row;
 use crate::admin::Issued;
+pub(super) use crate::admin::view::TenantView;
 use crate::clock::Timestamp;
 use crate::record::KeyDetails;
 use crate::store::{Migrated, StoredKey};
-use crate::tenant::Tenant;
-
-/// A tenant.
-#[derive(Serialize)]
-pub(super) struct TenantView {
-    id: String,
-    name: String,
-    db_schema_name: String,
-    status: String,
-    /// The mode, if it differs from the server's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mode: Option<String>,
-    plan: Option<String>,
-    created_at: String,
-}
-
-impl From<&Tenant> for TenantView {
-    fn from(tenant: &Tenant) -> Self {
-        Self {
-            id: tenant.id.0.to_string(),
-            name: tenant.name.clone(),
-            db_schema_name: tenant.schema.clone(),
-            status: tenant.status.to_string(),
-            mode: tenant.mode.map(|mode| mode.as_str().to_owned()),
-            plan: tenant.plan.as_deref().map(str::to_owned),
-            created_at: tenant.created_at.to_string(),
-        }
-    }
-}
 
 impl TenantView {
     /// Formats it in one line.

@@ -217,7 +217,7 @@ fn reaches_beyond_here(listen: &str) -> bool {
     host != "localhost" && !host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
 }
 
-fn address(text: &str) -> Result<Address, String> {
+pub(super) fn address(text: &str) -> Result<Address, String> {
     match text.strip_prefix("unix:") {
         Some(path) if !Path::new(path).is_absolute() => {
             Err(format!("{text:?} needs an absolute path, such as unix:/run/tenantgate/authz.sock"))

@@ -4,6 +4,7 @@
 
 mod database;
 mod listener;
+mod manage;
 
 use std::fmt;
 use std::os::unix::fs::PermissionsExt as _;
@@ -17,6 +18,7 @@ use zeroize::Zeroizing;
 pub use self::database::{Database, DatabaseArgs, inspected, management, store};
 pub use self::listener::{ListenerArgs, SizeArgs};
 use self::listener::{conflict, tcp_address};
+pub use self::manage::ManageArgs;
 use crate::audit::Actor;
 use crate::client_address::ClientAddress;
 use crate::ext_authz::told::{IdentityHeaders, MetadataFields};

@@ -130,7 +130,7 @@ impl Listeners {
         for address in &options.listen {
             listeners.push(match address {
                 Address::Tcp(address) => Listener::Tcp(bind_tcp(address, "grpc").await?),
-                Address::Unix(path) => Listener::Unix(bind_unix(path, options.unix_mode).await?),
+                Address::Unix(path) => Listener::Unix(bind_unix(path, options.unix_mode, "grpc").await?),
             });
         }
         Ok(Self(listeners))
@@ -388,7 +388,7 @@ fn cannot_listen(address: &str, error: &io::Error) -> ServeError {
 }
 
 /// Binds a Unix socket. Replaces a socket file without a listener, which a killed process leaves behind.
-async fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, ServeError> {
+pub(super) async fn bind_unix(path: &Path, mode: u32, listener: &str) -> Result<UnixListener, ServeError> {
     let shown = format!("unix:{}", path.display());
     let stale = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
         && UnixStream::connect(path).await.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
@@ -400,9 +400,9 @@ async fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, ServeError> {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
         Ok(listener)
     };
-    let listener = bind().map_err(|e: io::Error| cannot_listen(&shown, &e))?;
-    info!(listener = %"grpc", address = %shown, "listening");
-    Ok(listener)
+    let bound = bind().map_err(|e: io::Error| cannot_listen(&shown, &e))?;
+    info!(%listener, address = %shown, "listening");
+    Ok(bound)
 }
 
 /// Removes the socket files.

@@ -377,6 +377,12 @@ pub trait Management: Store {
     /// All management keys, oldest first.
     async fn admin_keys(&self) -> Result<Vec<AdminKey>, StoreError>;
 
+    /// The hash of the management key with this prefix, and the key, its maker, the maker of that one and so on.
+    async fn admin_key_chain(&self, prefix: &str) -> Result<Option<(String, Vec<AdminKey>)>, StoreError>;
+
+    /// Records that a management key was used.
+    async fn touch_admin_key(&self, id: AdminKeyId, at: Timestamp) -> Result<(), StoreError>;
+
     /// Adds a management key. [`StoreError::Conflict`] if its name, prefix, hash or identity is taken.
     async fn insert_admin_key(&self, key: &NewAdminKey) -> Result<AdminKey, StoreError>;
 

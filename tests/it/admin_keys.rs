@@ -29,7 +29,7 @@ on_every_store![
     the_database_refuses_management_keys_that_make_no_sense,
 ];
 
-fn create(world: &World, args: &[&str]) -> Value {
+pub(crate) fn create(world: &World, args: &[&str]) -> Value {
     world.db.json(&[&["admin-key", "create"], args].concat())
 }
 
@@ -166,7 +166,7 @@ fn every_change_of_a_management_key_is_in_the_audit_log(world: &World) {
     world.db.json(&["audit", "verify"]);
 }
 
-fn admin(world: &World) -> Admin {
+pub(crate) fn admin(world: &World) -> Admin {
     let database = Database::at(world.db.url());
     let store = tenantgate::config::management(&database, Actor::default()).expect("a store");
     Admin::new(store, Arc::new(SystemClock), Peppers::default())

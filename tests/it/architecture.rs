@@ -51,7 +51,7 @@ const PLACES: [(&str, &[&str]); 22] = [
     ("sqlx::", &["store/postgres", "store/sqlite", "store/sql", "store/migrations", "store/errors"]),
     ("api_keys SET", &["store/postgres", "store/sqlite", "store/sql"]),
     ("bcrypt::non_truncating", &["verify/bcrypt"]),
-    ("whoami", &["cli/"]),
+    ("whoami::", &["cli/"]),
     ("csv::", &["cli/"]),
     ("indicatif", &["cli/bulk/progress"]),
     ("std::env", &["main"]),

@@ -38,6 +38,7 @@ mod keys;
 mod lifecycle;
 mod listener;
 mod logs;
+mod manage;
 mod memo;
 mod migrate;
 mod model;

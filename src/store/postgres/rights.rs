@@ -91,9 +91,10 @@ const ADMIN: [Right; 11] = [
         false,
     ),
     (
-        "SELECT, INSERT, UPDATE (revoked_at) ON tenantgate_admin_key",
+        "SELECT, INSERT, UPDATE (last_used_at, revoked_at) ON tenantgate_admin_key",
         "has_table_privilege('tenantgate_admin_key', 'SELECT') AND has_table_privilege('tenantgate_admin_key', 'INSERT')
-          AND has_column_privilege('tenantgate_admin_key', 'revoked_at', 'UPDATE')",
+          AND has_column_privilege('tenantgate_admin_key', 'revoked_at', 'UPDATE')
+          AND has_column_privilege('tenantgate_admin_key', 'last_used_at', 'UPDATE')",
         false,
     ),
     (

@@ -100,6 +100,31 @@ pub(super) async fn all(link: &mut Link<'_>) -> Result<Vec<AdminKey>, StoreError
     ask(sql).all(link).await?.iter().map(admin_key_of).collect()
 }
 
+/// Makers that are followed. A longer chain counts as one whose end is missing.
+const LONGEST_CHAIN: i64 = 100;
+
+pub(super) async fn chain(
+    link: &mut Link<'_>,
+    prefix: &str,
+) -> Result<Option<(String, Vec<AdminKey>)>, StoreError> {
+    let sql = format!(
+        "WITH RECURSIVE chain (link, maker_of_link, depth) AS (
+             SELECT id, created_by, 1 FROM {TABLE} WHERE key_prefix = $1
+             UNION ALL
+             SELECT id, created_by, depth + 1 FROM {TABLE} JOIN chain ON id = maker_of_link WHERE depth < {LONGEST_CHAIN})
+         SELECT {ADMIN_KEY}, hashed_key FROM {TABLE} JOIN chain ON id = link ORDER BY depth"
+    );
+    let rows = ask(sql).bind(prefix).all(link).await?;
+    let Some(first) = rows.first() else { return Ok(None) };
+    let keys: Result<Vec<_>, _> = rows.iter().map(admin_key_of).collect();
+    Ok(Some((first.get("hashed_key")?, keys?)))
+}
+
+pub(super) async fn touch(link: &mut Link<'_>, id: AdminKeyId, at: Timestamp) -> Result<(), StoreError> {
+    let sql = format!("UPDATE {TABLE} SET last_used_at = $2 WHERE id = $1");
+    ask(sql).bind(id.0).bind(at).execute(link).await
+}
+
 pub(super) async fn insert(link: &mut Link<'_>, new: &NewAdminKey) -> Result<(AdminKey, Draft), StoreError> {
     let sql = format!(
         "INSERT INTO {TABLE} (id, key_prefix, hashed_key, name, permissions, tenants, created_by, created_at, expires_at)

@@ -307,6 +307,16 @@ impl<S: SqlStore> Management for S {
         admin_keys::all(&mut hold(self).await?.link()).await
     }
 
+    async fn admin_key_chain(&self, prefix: &str) -> Result<Option<(String, Vec<AdminKey>)>, StoreError> {
+        admin_keys::chain(&mut hold(self).await?.link(), prefix).await
+    }
+
+    async fn touch_admin_key(&self, id: AdminKeyId, at: Timestamp) -> Result<(), StoreError> {
+        let mut connection = hold(self).await?;
+        self.refuse_change(&mut connection.link()).await?;
+        admin_keys::touch(&mut connection.link(), id, at).await
+    }
+
     async fn insert_admin_key(&self, new: &NewAdminKey) -> Result<AdminKey, StoreError> {
         let mut connection = change(self).await?;
         let link = &mut connection.link();

@@ -1,0 +1,62 @@
+//! Who asks?
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::Plane;
+use super::problem::Problem;
+use crate::admin::Caller;
+use crate::key::format::parse_management;
+use crate::permission::{About, Permission, Verdict, may};
+
+/// Lets a request with a live management key pass, and tells the handlers whose it is.
+pub(super) async fn authenticated(
+    State(plane): State<Arc<Plane>>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    let mut values = request.headers().get_all(AUTHORIZATION).iter();
+    let (first, second) = (values.next(), values.next());
+    let caller = match (first, second) {
+        (None, _) => return Err(Problem::unauthorized()),
+        (Some(_), None) => known(&plane, request.headers()).await?,
+        // Of two, which one counts is a matter of taste, and must not be.
+        (Some(_), Some(_)) => None,
+    };
+    if let Some(caller) = caller {
+        request.extensions_mut().insert(Arc::new(caller));
+        return Ok(next.run(request).await);
+    }
+    // A socket is of this machine, and its mode says who may knock.
+    match peer.map(|address| plane.wrong.count(address, plane.admin.now())) {
+        Some(Err(seconds)) => Err(Problem::too_many_failures(seconds)),
+        Some(Ok(())) | None => Err(Problem::unauthorized()),
+    }
+}
+
+async fn known(plane: &Plane, headers: &HeaderMap) -> Result<Option<Caller>, Problem> {
+    let value = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+    let Some((scheme, rest)) = value.split_at_checked("Bearer ".len()) else { return Ok(None) };
+    if !scheme.eq_ignore_ascii_case(b"Bearer ") {
+        return Ok(None);
+    }
+    let Ok(presented) = parse_management(rest) else { return Ok(None) };
+    Ok(plane.admin.authenticate(presented).await?)
+}
+
+/// Refuses what the caller may not do.
+pub(super) fn check(caller: &Caller, permission: Permission, about: About) -> Result<(), Problem> {
+    match may(&caller.maker.authority, permission, about) {
+        Verdict::Yes => Ok(()),
+        Verdict::Lacks(permission) => Err(Problem::lacks(permission)),
+        Verdict::OnlyForAllTenants(permission) => Err(Problem::only_for_all_tenants(permission)),
+        Verdict::NotThere => Err(Problem::not_found()),
+    }
+}

@@ -1,0 +1,160 @@
+//! What can be read: objects and lists of them, as `-o json` of the command line has them.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, RawQuery, State};
+use axum::{Extension, Json};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::Plane;
+use super::access::check;
+use super::problem::Problem;
+use super::query::{ListQuery, Page, no_parameters};
+use crate::admin::view::{AdminKeyView, PlanView, TenantView, UsedPlanView};
+use crate::admin::{Caller, ListedAdminKey, RouteView};
+use crate::permission::{About, Permission};
+use crate::plan::PlanName;
+use crate::tenant::Tenant;
+
+/// Whose request it is.
+type Who = Extension<Arc<Caller>>;
+
+/// What all handlers get.
+type Shared = State<Arc<Plane>>;
+
+type Found<T> = Result<Json<T>, Problem>;
+
+/// Who one is, and what one may do now: less than was given if a maker has less.
+#[derive(Serialize)]
+pub(super) struct WhoView {
+    id: String,
+    key_prefix: String,
+    name: String,
+    permissions: Vec<&'static str>,
+    tenants: Option<Vec<String>>,
+    expires_at: Option<String>,
+}
+
+pub(super) async fn whoami(Extension(caller): Who, RawQuery(query): RawQuery) -> Found<WhoView> {
+    no_parameters(query.as_deref())?;
+    let (key, authority) = (&caller.key, &caller.maker.authority);
+    Ok(Json(WhoView {
+        id: key.id.0.to_string(),
+        key_prefix: key.prefix.clone(),
+        name: key.name.clone(),
+        permissions: authority.permissions.iter().map(Permission::as_str).collect(),
+        tenants: crate::admin::view::tenants(&authority.reach),
+        expires_at: authority.expires_at.map(|at| at.to_string()),
+    }))
+}
+
+pub(super) async fn tenants(
+    State(plane): Shared,
+    Extension(caller): Who,
+    RawQuery(query): RawQuery,
+) -> Found<Page<TenantView>> {
+    check(&caller, Permission::TenantsRead, About::Shared)?;
+    let query = ListQuery::read(query.as_deref(), "tenants", &["name"])?;
+    let mut tenants = plane.admin.tenants().await?;
+    tenants.retain(|tenant| {
+        caller.maker.authority.reach.has(tenant.id) && query.filter(0).is_none_or(|name| tenant.name == name)
+    });
+    let order = |tenant: &Tenant| format!("{} {}", tenant.created_at, tenant.id.0);
+    Ok(Json(query.page(tenants.iter().map(|tenant| (order(tenant), tenant.into())).collect())))
+}
+
+pub(super) async fn tenant(
+    State(plane): Shared,
+    Extension(caller): Who,
+    Path(reference): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Found<TenantView> {
+    check(&caller, Permission::TenantsRead, About::Shared)?;
+    no_parameters(query.as_deref())?;
+    let id = Uuid::parse_str(&reference).ok();
+    let named = |tenant: &Tenant| Some(tenant.id.0) == id || tenant.schema == reference;
+    let found = plane.admin.tenants().await?.into_iter().find(named).ok_or_else(Problem::not_found)?;
+    check(&caller, Permission::TenantsRead, About::Tenant(found.id))?;
+    Ok(Json((&found).into()))
+}
+
+pub(super) async fn plans(
+    State(plane): Shared,
+    Extension(caller): Who,
+    RawQuery(query): RawQuery,
+) -> Found<Page<PlanView>> {
+    check(&caller, Permission::PlansRead, About::Shared)?;
+    let query = ListQuery::read(query.as_deref(), "plans", &[])?;
+    let all = plane.admin.plans().await?;
+    Ok(Json(query.page(all.iter().map(|plan| (plan.name.clone(), plan.into())).collect())))
+}
+
+pub(super) async fn plan(
+    State(plane): Shared,
+    Extension(caller): Who,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Found<UsedPlanView> {
+    check(&caller, Permission::PlansRead, About::Shared)?;
+    no_parameters(query.as_deref())?;
+    let name = PlanName::parse(&name).map_err(|_| Problem::not_found())?;
+    let (plan, uses) = plane.admin.plan(&name).await.map_err(Problem::of_missing)?;
+    Ok(Json(UsedPlanView::new(&plan, uses)))
+}
+
+pub(super) async fn routes(
+    State(plane): Shared,
+    Extension(caller): Who,
+    RawQuery(query): RawQuery,
+) -> Found<Page<RouteView>> {
+    check(&caller, Permission::RoutesRead, About::Shared)?;
+    let query = ListQuery::read(query.as_deref(), "routes", &[])?;
+    let rules = plane.admin.routes().await?;
+    // In the order of `route list`.
+    let rows = rules.iter().map(|rule| {
+        let order = format!("{} {} {} {}", rule.host, rule.path, rule.method, rule.id.0);
+        (order, RouteView::from(rule))
+    });
+    Ok(Json(query.page(rows.collect())))
+}
+
+pub(super) async fn route(
+    State(plane): Shared,
+    Extension(caller): Who,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Found<RouteView> {
+    check(&caller, Permission::RoutesRead, About::Shared)?;
+    no_parameters(query.as_deref())?;
+    let id = Uuid::parse_str(&id).map_err(|_| Problem::not_found())?;
+    let rules = plane.admin.routes().await?;
+    let found = rules.iter().find(|rule| rule.id.0 == id).ok_or_else(Problem::not_found)?;
+    Ok(Json(found.into()))
+}
+
+pub(super) async fn admin_keys(
+    State(plane): Shared,
+    Extension(caller): Who,
+    RawQuery(query): RawQuery,
+) -> Found<Page<AdminKeyView>> {
+    check(&caller, Permission::AdminKeysRead, About::Shared)?;
+    let query = ListQuery::read(query.as_deref(), "admin_keys", &[])?;
+    let keys = plane.admin.admin_keys(&caller.maker).await?;
+    let order = |listed: &ListedAdminKey| format!("{} {}", listed.key.created_at, listed.key.id.0);
+    Ok(Json(query.page(keys.iter().map(|listed| (order(listed), listed.into())).collect())))
+}
+
+pub(super) async fn admin_key(
+    State(plane): Shared,
+    Extension(caller): Who,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Found<AdminKeyView> {
+    check(&caller, Permission::AdminKeysRead, About::Shared)?;
+    no_parameters(query.as_deref())?;
+    let uuid = Uuid::parse_str(&id).ok();
+    let named = |listed: &&ListedAdminKey| Some(listed.key.id.0) == uuid || listed.key.prefix == id;
+    let keys = plane.admin.admin_keys(&caller.maker).await?;
+    Ok(Json(keys.iter().find(named).ok_or_else(Problem::not_found)?.into()))
+}

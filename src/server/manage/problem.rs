@@ -1,0 +1,164 @@
+//! Answers that say no: `application/problem+json` (RFC 9457).
+
+use axum::Json;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::admin::AdminError;
+use crate::permission::Permission;
+use crate::store::StoreError;
+
+/// Why a request is not answered as asked.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    errors: Vec<FieldError>,
+    retry_after: Option<u64>,
+}
+
+/// What is wrong with one part of a request.
+#[derive(Debug, Serialize)]
+pub(super) struct FieldError {
+    pointer: String,
+    code: &'static str,
+    detail: String,
+}
+
+/// The part that the layer above all handlers adds to the body.
+#[derive(Clone, Debug)]
+pub(super) struct RequestId(pub(super) String);
+
+/// A problem on its way to the layer that knows the id of the request.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Body {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    code: &'static str,
+    errors: serde_json::Value,
+}
+
+/// A body with the id of its request.
+#[derive(Serialize)]
+struct Numbered {
+    #[serde(flatten)]
+    body: Body,
+    request_id: String,
+}
+
+impl Problem {
+    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), errors: Vec::new(), retry_after: None }
+    }
+
+    /// There is nothing here, or nothing that this key sees.
+    pub(super) fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "there is no such object")
+    }
+
+    /// Nobody is known here by what was presented.
+    pub(super) fn unauthorized() -> Self {
+        let detail = "a live management key is needed: Authorization: Bearer llma_…";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+    }
+
+    /// Too many wrong keys came from this address.
+    pub(super) fn too_many_failures(seconds: u64) -> Self {
+        let detail = "too many wrong management keys came from this address: try again later";
+        let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", detail);
+        Self { retry_after: Some(seconds), ..problem }
+    }
+
+    /// The key lacks a permission.
+    pub(super) fn lacks(permission: Permission) -> Self {
+        let detail = format!("this management key lacks the permission {}", permission.as_str());
+        Self::new(StatusCode::FORBIDDEN, "missing_permission", detail)
+    }
+
+    /// The key has the permission for some tenants alone.
+    pub(super) fn only_for_all_tenants(permission: Permission) -> Self {
+        let detail =
+            format!("with the permission {} only a key of all tenants may do this", permission.as_str());
+        Self::new(StatusCode::FORBIDDEN, "only_for_all_tenants", detail)
+    }
+
+    /// The path has no such method; the router adds `Allow`.
+    pub(super) fn method_not_allowed() -> Self {
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "this path has other methods: see Allow",
+        )
+    }
+
+    /// A use case refuses to find something.
+    pub(super) fn of_missing(error: AdminError) -> Self {
+        if matches!(error, AdminError::Refused(_)) { Self::not_found() } else { error.into() }
+    }
+
+    /// Parts of the request are wrong.
+    pub(super) fn invalid(errors: Vec<FieldError>) -> Self {
+        let detail = "the request is invalid: errors says where".to_owned();
+        Self { errors, ..Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail) }
+    }
+}
+
+impl FieldError {
+    pub(super) fn new(pointer: String, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { pointer, code, detail: detail.into() }
+    }
+}
+
+impl From<AdminError> for Problem {
+    fn from(error: AdminError) -> Self {
+        match error {
+            AdminError::BadRequest(why) => Self::new(StatusCode::BAD_REQUEST, "invalid_request", why),
+            AdminError::Refused(why) => Self::new(StatusCode::CONFLICT, "refused", why),
+            AdminError::Store(StoreError::Conflict(why)) => Self::new(StatusCode::CONFLICT, "conflict", why),
+            AdminError::Store(error) => {
+                tracing::warn!(%error, "the database did not answer a request of management");
+                let detail = "the database is unavailable or refuses: the log of tenantgate says why";
+                let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail);
+                Self { retry_after: Some(1), ..problem }
+            }
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = Body {
+            kind: "about:blank",
+            title: self.status.canonical_reason().unwrap_or_default(),
+            status: self.status.as_u16(),
+            detail: self.detail,
+            code: self.code,
+            errors: serde_json::to_value(self.errors).unwrap_or_default(),
+        };
+        let mut response = self.status.into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response.extensions_mut().insert(body);
+        response
+    }
+}
+
+/// Writes the body of a problem, with the id of its request. Other answers pass.
+pub(super) fn numbered(mut response: Response, id: RequestId) -> Response {
+    let Some(body) = response.extensions_mut().remove::<Body>() else { return response };
+    let (mut parts, _) = response.into_parts();
+    let (more, body) = Json(Numbered { body, request_id: id.0 }).into_response().into_parts();
+    parts.headers.extend(more.headers);
+    parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    Response::from_parts(parts, body)
+}
