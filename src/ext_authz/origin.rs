@@ -39,13 +39,25 @@ impl<'a> Visitor<'a> for Told<'a, '_> {
 pub(super) fn origin<'a>(message: &'a [u8], metadata: &HeaderMap, from: &ClientAddress) -> Origin<'a> {
     let mut told = Told { user_agent: &[], header: from.header(), lines: Vec::new() };
     let target = walk(message, &mut told).unwrap_or_default();
-    let address = match from {
+    let address = address_in(&told.lines, message, metadata, from);
+    Origin { address, user_agent: told.user_agent, method: target.method, path: target.path }
+}
+
+/// The address of the client alone. The headers are walked only where it is in one of them.
+pub(super) fn client_address(message: &[u8], metadata: &HeaderMap, from: &ClientAddress) -> Option<IpAddr> {
+    if from.header().is_some() {
+        return origin(message, metadata, from).address;
+    }
+    address_in(&[], message, metadata, from)
+}
+
+fn address_in(lines: &[&[u8]], message: &[u8], metadata: &HeaderMap, from: &ClientAddress) -> Option<IpAddr> {
+    match from {
         ClientAddress::Source => parse_address(source_address(message)),
         ClientAddress::Metadata(name) => in_metadata(metadata, name),
-        ClientAddress::XForwardedFor(n) => address_from_the_right(&told.lines, *n),
-        ClientAddress::Header(_) => only_address(&told.lines),
-    };
-    Origin { address, user_agent: told.user_agent, method: target.method, path: target.path }
+        ClientAddress::XForwardedFor(n) => address_from_the_right(lines, *n),
+        ClientAddress::Header(_) => only_address(lines),
+    }
 }
 
 fn in_metadata(metadata: &HeaderMap, name: &str) -> Option<IpAddr> {
@@ -226,7 +238,9 @@ mod tests {
         metadata.append("x-client", HeaderValue::from_static("[2001:db8::1]:9"));
         let from = |text: &str| {
             let from = ClientAddress::parse(text).unwrap();
-            origin(&message, &metadata, &from).address.map(|address| address.to_string())
+            let alone = client_address(&message, &metadata, &from);
+            assert_eq!(origin(&message, &metadata, &from).address, alone, "{text}");
+            alone.map(|address| address.to_string())
         };
         assert_eq!(from("source").as_deref(), Some("10.0.0.1"));
         assert_eq!(from("xff:2").as_deref(), Some("192.0.2.7"));

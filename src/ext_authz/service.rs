@@ -15,7 +15,7 @@ use tracing::field::display;
 use tracing::{debug, info};
 use uuid::{Builder, Uuid};
 
-use super::origin::{compact, compact_metadata, origin};
+use super::origin::{client_address, compact, compact_metadata, origin};
 use super::spans::{CheckSpan, Spans};
 use super::translate::{Answer, ROOM, Speech, answer, read};
 use crate::client_address::ClientAddress;
@@ -121,9 +121,9 @@ struct Call<'a> {
 }
 
 impl AuthorizationService {
-    /// The address of the client. The message is walked again for it, so that other requests do not pay for it.
+    /// The address of the client, which is read only for keys with networks.
     fn address(&self, call: &Call<'_>) -> Option<IpAddr> {
-        origin(call.message, call.metadata, &self.options.client_address).address
+        client_address(call.message, call.metadata, &self.options.client_address)
     }
 
     /// Renders the response to a verdict, logs it, and records it. `bearer` tells whether `authorization` carried
