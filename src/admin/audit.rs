@@ -1,4 +1,4 @@
-//! What was done, by whom, and has nobody touched that?
+//! Reads and verifies the audit log.
 //!
 //! The log is read a page at a time, however long it is.
 

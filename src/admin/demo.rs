@@ -1,4 +1,4 @@
-//! What can be shown to somebody who has nothing yet?
+//! Creates the demonstration tenant and key.
 //!
 //! One tenant and one key that everybody knows.
 

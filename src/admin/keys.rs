@@ -1,4 +1,4 @@
-//! How are keys managed?
+//! Creates, revokes and rotates keys.
 //!
 //! A key is made, shown once, replaced and taken back. What the database gets of it
 //! is a hash.

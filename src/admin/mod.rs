@@ -1,4 +1,4 @@
-//! How are tenants and keys managed?
+//! The management path: tenants, keys, plans, rules and management keys.
 //!
 //! The use cases behind the command line. Each is one sentence of a person who
 //! runs the place: create this tenant, take back that key. A new key leaves here

@@ -1,4 +1,4 @@
-//! Which keys should somebody look at?
+//! Reports on keys: those that need attention.
 //!
 //! A key that is live and that nobody uses, that ends soon or never, or that is
 //! guarded less well than it could be. What is revoked or expired can do no harm, and

@@ -1,4 +1,4 @@
-//! How many requests were made?
+//! Reports how many requests were made.
 
 use super::{Admin, AdminError};
 use crate::clock::Timestamp;

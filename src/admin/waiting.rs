@@ -1,4 +1,4 @@
-//! Does every server know?
+//! Waits until every server has applied a change.
 //!
 //! A change is over when the last server that could serve what was before has seen it.
 

@@ -1,4 +1,4 @@
-//! What can be typed?
+//! The arguments of the command line.
 //!
 //! The commands and their options, apart from those of `serve`, which
 //! [`crate::config`] has. What is said here is what `--help` shows.

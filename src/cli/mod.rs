@@ -1,4 +1,4 @@
-//! What did the human type, and what is he told?
+//! Runs commands and prints their results.
 //!
 //! The only room that prints and that knows exit codes:
 //!

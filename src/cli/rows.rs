@@ -1,8 +1,7 @@
-//! How are many rows shown?
+//! Prints many rows as they are read.
 //!
-//! One after the other, as they come: a line each for people, elements of one array for
-//! programs, records for spreadsheets. Nothing is printed before there is a row or an
-//! end, so that what fails at once leaves standard output empty.
+//! Rows are lines for people, elements of one array for programs, or records for spreadsheets. Nothing is printed before
+//! the first row or the end, so that a command that fails at once leaves standard output empty.
 
 use std::io::{self, BufWriter, Stdout, Write as _};
 

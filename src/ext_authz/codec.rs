@@ -1,10 +1,8 @@
-//! What did Envoy write, byte by byte?
+//! Decodes a `CheckRequest` by walking its wire format.
 //!
-//! A `CheckRequest` on the wire, walked once for the few fields that matter:
-//! method, path and headers. Nothing is copied, nothing is allocated, and nothing
-//! has to be UTF-8: Envoy passes on some bytes of the client's choosing, and a
-//! decoder that refuses the whole message for them turns into a way past us under
-//! `failure_mode_allow`.
+//! One walk reads the few fields that matter: method, host, path, headers and context extensions. Nothing is copied,
+//! nothing is allocated, and nothing has to be UTF-8: Envoy passes on some bytes that clients choose, and a request whose
+//! message the decoder rejects would pass under `failure_mode_allow`.
 //!
 //! The rules are those of protobuf (<https://protobuf.dev/programming-guides/encoding/>):
 //! a scalar that is there twice counts the last time, a message that is there twice

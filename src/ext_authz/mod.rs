@@ -1,4 +1,4 @@
-//! How does Envoy ask, and how is it answered?
+//! The `ext_authz` protocol of Envoy.
 //!
 //! The door to Envoy's `ext_authz` filter. Its words (protobuf messages, HTTP
 //! status numbers, header names that go out) are spoken in here and nowhere else;

@@ -1,4 +1,4 @@
-//! Who answers Envoy's call?
+//! Answers Envoy's Checks.
 //!
 //! The gRPC service: reads the request, lets the gate decide, says the decision,
 //! and keeps the caller's deadline. Every decision gets an id, under which the

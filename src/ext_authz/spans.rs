@@ -1,7 +1,7 @@
-//! Who keeps what a check was, as part of somebody's trace?
+//! Turns a Check into a span of the trace of its caller.
 //!
-//! Envoy says which trace a call belongs to and whether it is kept. Where it is, and
-//! somebody here keeps spans, a check becomes one; how that is written is not known here.
+//! Envoy sends the trace that a call belongs to, and whether it is sampled. A Check of a sampled trace becomes a span, if
+//! the server exports spans. How spans are exported is not known here.
 
 use uuid::Uuid;
 

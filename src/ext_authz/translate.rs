@@ -1,4 +1,4 @@
-//! How does Envoy say it?
+//! Translates between Envoy's messages and decisions.
 //!
 //! The only room that knows HTTP status numbers and the names of the headers we
 //! send. It turns bytes into an [`AccessRequest`] and a [`Decision`] into a

@@ -1,4 +1,4 @@
-//! How is a message written, byte by byte?
+//! Encodes protobuf messages by hand.
 //!
 //! The half of protobuf that answers need: fields in one buffer, messages within
 //! messages, nothing allocated but the buffer. What comes out is what the generated

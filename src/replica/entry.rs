@@ -1,4 +1,4 @@
-//! What do we keep in memory of a key?
+//! A key as the replica keeps it in memory.
 //!
 //! Its row, whether somebody has proven to hold it, and what is still to be written
 //! down about it. A row that changes becomes a new [`Entry`], which takes the verdict

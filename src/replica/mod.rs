@@ -1,8 +1,7 @@
-//! Who holds this prefix, and how true is that?
+//! The replica: all keys and tenants in memory, and how fresh they are.
 //!
-//! Every key and tenant in memory. One task ([`sync`]) writes: it builds the next
-//! [`Snapshot`] beside the one in use and swaps it in whole, so a reader sees
-//! either all of a transaction or nothing of it, and never waits.
+//! One task ([`sync`]) writes: it builds the next [`Snapshot`] beside the one in use and swaps it in whole, so a reader
+//! sees either all of a transaction or nothing of it, and never waits.
 //!
 //! A row that changes becomes a new [`Entry`]. It inherits the verdict of bcrypt
 //! only if key, tenant and hash are what the verdict was on.

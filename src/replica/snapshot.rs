@@ -1,4 +1,4 @@
-//! What does the database hold, as of one instant?
+//! The rows of the database as of one instant.
 //!
 //! All keys, tenants, plans and rules. A [`Snapshot`] never changes: the next one is made beside it,
 //! shares with it what stayed the same, and is swapped in whole.

@@ -1,4 +1,4 @@
-//! How does the replica stay true?
+//! Keeps the replica in step with the database.
 //!
 //! One task owns it. It opens a session, looks at everything once, then waits
 //! for a hint or the tick and asks what changed since its last look. A hint only

@@ -1,4 +1,4 @@
-//! How does one write a million keys' table that others are reading?
+//! A table of a million keys that is changed while others read it.
 //!
 //! A hash table in two storeys: a row of shards behind reference counts. A
 //! change copies the shards it touches (some two hundred references each) and

@@ -1,4 +1,4 @@
-//! What do people want to know of a database that judgement does not?
+//! The trait of databases that `explain` and `doctor` can examine.
 //!
 //! Beside [`Management`], for the commands that explain and examine: a single row as
 //! a replica would have it, the database's own time, and what is wrong with it.

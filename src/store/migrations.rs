@@ -1,4 +1,4 @@
-//! Which migrations are there?
+//! The list of migrations.
 //!
 //! One set for each dialect, embedded. They are kept in a table of our own name,
 //! because the database may be home to other programs that migrate.

@@ -1,4 +1,4 @@
-//! What time is it?
+//! Instants, and the trait of a clock.
 //!
 //! Two clocks, because they fail differently. The *wall* says when a key
 //! expires; it can be set, also back. The *uptime* (`CLOCK_BOOTTIME`) says how

@@ -1,4 +1,4 @@
-//! What may a management key do?
+//! What a management key may do, and what it may delegate.
 //!
 //! A management key has permissions, and may see some tenants or all. [`may`] is the one function that judges what it may
 //! do, and [`delegate`] what it may give away. A key ends with its maker, and never has more than its maker has now:

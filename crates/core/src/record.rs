@@ -1,4 +1,4 @@
-//! What do we know about a key, without knowing the key?
+//! The row of a key: what is known of it without the key itself.
 //!
 //! Two views of a row of `api_keys`: [`KeyRecord`] is what judgement needs, kept
 //! for every key in memory and therefore small; [`KeyDetails`] is what people

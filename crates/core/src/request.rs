@@ -1,4 +1,4 @@
-//! What is asked, and with what credential?
+//! Reads a request: what is asked for, and the credential that it carries.
 //!
 //! Everything ambiguous is settled here: a key that is there twice, in two
 //! places, or with something odd around it is [`Credential::Malformed`], because

@@ -1,4 +1,4 @@
-//! What do we know about a tenant?
+//! Tenants: their status, and their mode.
 //!
 //! Words only: nothing here knows where a tenant is kept or how it is shown.
 

@@ -1,4 +1,4 @@
-//! How do many keys move in at once?
+//! Imports keys in bulk.
 //!
 //! A row has either a whole key, which we hash, or a hash that another program made.
 //! Hashing takes a quarter of a second each, so all cores do it.

@@ -1,4 +1,4 @@
-//! How do many keys and tenants move in at once?
+//! Imports and exports keys and tenants in bulk.
 //!
 //! A batch at a time: every row is judged by itself, what the database has already is
 //! compared, and what is new goes in, in one transaction with its row of the audit log.

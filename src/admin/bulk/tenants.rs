@@ -1,4 +1,4 @@
-//! How do many tenants move in at once?
+//! Imports tenants in bulk.
 //!
 //! With their schemas: those that are to stand are made in the same transaction.
 

@@ -1,4 +1,4 @@
-//! How do keys and tenants go out?
+//! Exports keys and tenants.
 //!
 //! Row by row into standard output or a file, which is there whole or not at all. No
 //! plaintext goes out, because there is none; hashes only for who asks for them, and

@@ -1,4 +1,4 @@
-//! How do many keys and tenants come in, and go out?
+//! The commands that import and export keys and tenants in bulk.
 //!
 //! A file is read row by row and given to the use case a batch at a time. Every row that
 //! is refused is listed with its line: for people on standard error, for programs in the

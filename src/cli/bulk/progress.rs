@@ -1,4 +1,4 @@
-//! How far is it?
+//! Shows the progress of an import.
 //!
 //! On a terminal a bar with rate and remaining time, elsewhere a plain line every ten
 //! seconds. Always on standard error.

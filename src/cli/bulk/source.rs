@@ -1,4 +1,4 @@
-//! What is in a file of keys or tenants?
+//! Reads files of keys or tenants.
 //!
 //! CSV with a header, or one JSON object a line. Rows come one by one with the line they
 //! are on; a row that is none is told from a file that is none. No record may be longer

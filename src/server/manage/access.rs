@@ -1,4 +1,4 @@
-//! Who asks?
+//! Authenticates callers of the management API and checks their permissions.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,14 +27,14 @@ pub(super) async fn authenticated(
     let caller = match (first, second) {
         (None, _) => return Err(Problem::unauthorized()),
         (Some(_), None) => known(&plane, request.headers()).await?,
-        // Of two, which one counts is a matter of taste, and must not be.
+        // Two lines are ambiguous: another reader could take the other one.
         (Some(_), Some(_)) => None,
     };
     if let Some(caller) = caller {
         request.extensions_mut().insert(Arc::new(caller));
         return Ok(next.run(request).await);
     }
-    // A socket is of this machine, and its mode says who may knock.
+    // Peers of a Unix socket are not limited: the mode of the socket decides who may connect.
     match peer.map(|address| plane.wrong.count(address, plane.admin.now())) {
         Some(Err(seconds)) => Err(Problem::too_many_failures(seconds)),
         Some(Ok(())) | None => Err(Problem::unauthorized()),

@@ -1,7 +1,7 @@
-//! How many wrong management keys came from which address?
+//! Counts wrong management keys by address.
 //!
-//! Ten in a minute, then further wrong ones get another answer until the minute is over. A right key always passes: a
-//! stranger behind the same address must not lock anybody out.
+//! After ten in a minute, further wrong keys get 429 until the minute is over. A right key always passes, so that a
+//! client cannot lock out others behind the same address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

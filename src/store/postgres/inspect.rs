@@ -1,4 +1,4 @@
-//! What do people want to know of Postgres?
+//! Examines Postgres for `explain` and `doctor`.
 
 use async_trait::async_trait;
 use sqlx::Row as _;

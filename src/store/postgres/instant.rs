@@ -1,7 +1,6 @@
-//! How does Postgres spell an instant?
+//! Converts instants of Postgres.
 //!
-//! `timestamptz` as it is, so that both of its infinities and its year 294276
-//! survive, which no calendar library can hold.
+//! Reads `timestamptz` without a calendar library, none of which can hold both of its infinities and its year 294276.
 
 use sqlx::postgres::{PgRow, PgTypeInfo, PgValueRef};
 use sqlx::{ColumnIndex, Decode, Encode, Postgres, Row as _, Type};

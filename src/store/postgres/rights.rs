@@ -1,4 +1,4 @@
-//! What may the role do?
+//! Examines the rights of the role.
 //!
 //! Holds what it may do of the tables against what `serve` does, and against what the
 //! commands do that change something: the same as `migrations/roles.sql` gives to the

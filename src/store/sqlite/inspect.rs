@@ -1,4 +1,4 @@
-//! What do people want to know of a SQLite file, and is it fit to serve from?
+//! Examines a SQLite file for `explain` and `doctor`.
 //!
 //! The examination opens the file as it is: it makes none, and brings none up to
 //! date.

@@ -1,4 +1,4 @@
-//! How is a key spelled?
+//! Parses and issues keys: their grammar, their checksum.
 //!
 //! ```text
 //! llmk_ <prefix> _ <secret>      at most 71 bytes in all

@@ -1,4 +1,4 @@
-//! What is an API key made of?
+//! API keys: their identity, and a key as a client presents it.
 //!
 //! ```text
 //! llmk_acmecorp7Gk2mQ9x_4fN…32…kTz0Ab3dE

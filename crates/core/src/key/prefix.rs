@@ -1,8 +1,7 @@
-//! How is a prefix kept, when there are a million of them?
+//! The prefix of a key, stored without an allocation of its own.
 //!
-//! Those of issued keys have at most 25 bytes and are kept in place; longer ones of other
-//! programs, and the impossible ones of damaged rows, have their text elsewhere. It says
-//! nothing about whether a prefix is any good.
+//! Prefixes of issued keys have at most 25 bytes and are stored in place. Longer ones of other programs, and invalid ones
+//! of damaged rows, are allocated. The type does not tell whether a prefix is valid.
 
 use std::fmt;
 use std::ops::Deref;

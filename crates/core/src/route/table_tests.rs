@@ -1,4 +1,4 @@
-//! Does the tree find what the words of the contract say?
+//! Compares the tree of rules with a slow model of the contract.
 
 use std::cmp::Reverse;
 
