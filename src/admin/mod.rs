@@ -12,6 +12,7 @@ mod demo;
 mod key_changes;
 mod keys;
 mod plans;
+mod reading;
 mod report;
 mod route_test;
 mod routes;

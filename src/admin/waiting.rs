@@ -7,9 +7,18 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::{Admin, AdminError, refused};
-use crate::store::Laggard;
+use crate::store::{Announced, Laggard};
 
 impl Admin {
+    /// The servers that have announced themselves, by name.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn replicas(&self) -> Result<Vec<Announced>, AdminError> {
+        Ok(self.store.replicas().await?)
+    }
+
     /// Waits until every server knows of everything that is committed now.
     ///
     /// # Errors

@@ -21,8 +21,9 @@ use uuid::Uuid;
 
 pub use self::management::{Adoption, Migrated};
 pub use self::management::{
-    AuditFilter, ImportedKey, KeyChange, KeyFilter, Laggard, Management, NewAdminKey, NewKey, NewTenant,
-    PlanChange, PlanUses, RoutesChange, RoutesPlan, StoredKey, TenantChange, UsageBy, UsageFilter, UsageRow,
+    Announced, AuditFilter, ImportedKey, KeyChange, KeyFilter, KeyPage, KeyPlace, Laggard, Management,
+    NewAdminKey, NewKey, NewTenant, PlanChange, PlanUses, RoutesChange, RoutesPlan, StoredKey, TenantChange,
+    UsageBy, UsageFilter, UsageRow,
 };
 pub use self::source::UrlSource;
 use crate::clock::Timestamp;

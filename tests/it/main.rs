@@ -34,6 +34,7 @@ mod harness;
 mod hostile;
 mod identity;
 mod key_commands;
+mod key_lists;
 mod keys;
 mod lifecycle;
 mod listener;
