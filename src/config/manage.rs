@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::listener::{address, conflict};
-use super::{Logging, Mistakes, log_filter};
+use super::{Logging, Mistakes, PepperArgs, log_filter};
 use crate::server::Address;
 use crate::telemetry::LogFormat;
 
@@ -20,6 +20,10 @@ pub struct ManageArgs {
         default_value = "127.0.0.1:9465"
     )]
     pub listen: Vec<String>,
+
+    /// The peppers, by which a request that is sent again shows its new key again.
+    #[command(flatten)]
+    pub pepper: PepperArgs,
 
     /// What to log: error, warn, info, debug, trace, or target=level,…
     #[arg(long, env = "TENANTGATE_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
