@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::{Issued, IssuedAdminKey, ListedAdminKey};
 use crate::audit::Entry;
@@ -19,7 +20,7 @@ use crate::store::{PlanUses, StoredKey, UsageRow};
 use crate::tenant::Tenant;
 
 /// A tenant.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct TenantView {
     pub(crate) id: String,
     pub(crate) name: String,
@@ -47,7 +48,8 @@ impl From<&Tenant> for TenantView {
 }
 
 /// A key that was just created.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = IssuedKey)]
 pub(crate) struct IssuedView {
     pub(crate) id: String,
     /// The whole key: shown once, and not at all if its client made it.
@@ -62,7 +64,8 @@ pub(crate) struct IssuedView {
 }
 
 /// What a key may do: `null` where nothing is said.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = KeyTerms)]
 pub(crate) struct TermsView {
     pub(crate) scopes: Option<String>,
     pub(crate) networks: Option<String>,
@@ -112,7 +115,8 @@ impl From<&Issued> for IssuedView {
 }
 
 /// A key.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Key)]
 pub(crate) struct KeyView {
     pub(crate) id: String,
     pub(crate) key_prefix: String,
@@ -154,7 +158,7 @@ impl KeyView {
 }
 
 /// A key of a list.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct ListedKeyView {
     #[serde(flatten)]
     pub(crate) key: KeyView,
@@ -169,14 +173,15 @@ impl ListedKeyView {
 }
 
 /// A key and its successor.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct RotatedView {
     pub(crate) old: KeyView,
     pub(crate) new: IssuedView,
 }
 
 /// A plan.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Plan)]
 pub(crate) struct PlanView {
     pub(crate) name: String,
     pub(crate) request_limit: Option<String>,
@@ -193,7 +198,7 @@ impl From<&PlanRow> for PlanView {
 }
 
 /// A plan, and how often it is used.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct UsedPlanView {
     #[serde(flatten)]
     pub(crate) plan: PlanView,
@@ -209,7 +214,7 @@ impl UsedPlanView {
 }
 
 /// A management key.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct AdminKeyView {
     pub(crate) id: String,
     pub(crate) key_prefix: String,
@@ -245,7 +250,7 @@ impl From<&ListedAdminKey> for AdminKeyView {
 }
 
 /// A management key that was just created.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct IssuedAdminKeyView {
     pub(crate) id: String,
     /// The whole key: shown once.
@@ -294,14 +299,16 @@ pub(crate) fn tenants(reach: &Reach) -> Option<Vec<String>> {
 }
 
 /// A row of the audit log.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct EntryView<'a> {
     pub(crate) seq: i64,
     pub(crate) at: String,
     pub(crate) actor: &'a str,
     pub(crate) action: &'a str,
     pub(crate) subject: &'a str,
+    #[schema(value_type = Option<Object>)]
     pub(crate) before: Option<Seen<'a>>,
+    #[schema(value_type = Option<Object>)]
     pub(crate) after: Option<Seen<'a>>,
     pub(crate) request_id: Option<&'a str>,
     pub(crate) address: Option<&'a str>,
@@ -345,7 +352,7 @@ impl<'a> From<&'a Entry> for EntryView<'a> {
 }
 
 /// Requests that are counted together. What they are added up over is `None`.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct UsageView {
     pub(crate) day: Option<String>,
     pub(crate) tenant_id: Option<String>,

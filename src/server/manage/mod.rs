@@ -11,6 +11,7 @@ mod access;
 mod connections;
 mod failures;
 mod objects;
+mod openapi;
 mod ops;
 mod problem;
 mod query;
@@ -161,6 +162,7 @@ fn router(plane: Arc<Plane>, stats: Arc<Stats>) -> Router {
         .with_state(plane);
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
+        .route("/openapi.json", get(openapi::page))
         .nest("/v1", v1)
         .fallback(|| async { Problem::not_found() })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
