@@ -120,9 +120,10 @@ impl Admin {
     }
 }
 
-/// The name and prefix of a management key; a name that is too long is cut.
+/// The name and prefix of a management key, or the name of a trusted user. A name that is too long is cut.
 fn actor(key: &AdminKey) -> Actor {
     const NAME_CHARS: usize = 190;
     let name: String = key.name.chars().take(NAME_CHARS).collect();
-    Actor::new(&format!("{name} ({})", key.prefix)).unwrap_or_default()
+    let prefix = if key.prefix.is_empty() { String::new() } else { format!(" ({})", key.prefix) };
+    Actor::new(&(name + &prefix)).unwrap_or_default()
 }

@@ -13,6 +13,7 @@ mod demo;
 mod key_changes;
 mod keys;
 mod plans;
+mod reading;
 mod report;
 mod route_test;
 mod routes;
@@ -179,6 +180,15 @@ impl Admin {
             return Ok(());
         }
         version.check()
+    }
+
+    /// Whether the database answers and its tables are as new as we need them.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::OldSchema`], or the database cannot be asked.
+    pub async fn ready(&self) -> Result<(), StoreError> {
+        self.store.version().await?.check()
     }
 
     /// Brings the tables up to date; returns what was done and the version they have now.

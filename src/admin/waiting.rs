@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::{Admin, AdminError, refused};
-use crate::store::Laggard;
+use crate::store::{Announced, Laggard};
 
 /// Which servers know of a change.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -19,6 +19,15 @@ pub struct Applied {
 }
 
 impl Admin {
+    /// The servers that have announced themselves, by name.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn replicas(&self) -> Result<Vec<Announced>, AdminError> {
+        Ok(self.store.replicas().await?)
+    }
+
     /// Waits until every server knows of everything that is committed now.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use super::{SchemaVersion, Shadowed, Store, StoreError};
 use crate::audit::{Action, Author, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::permission::{AdminKey, AdminKeyId};
+use crate::permission::{AdminKey, AdminKeyId, Reach};
 use crate::plan::PlanRow;
 use crate::record::{KeyDetails, KeyState, KeyTerms, Memo};
 use crate::route::RouteRow;
@@ -31,7 +31,7 @@ pub enum UsageBy {
 }
 
 /// Which counts of usage are asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct UsageFilter {
     /// The first day (UTC) is the one of this instant.
     pub from: Timestamp,
@@ -39,8 +39,23 @@ pub struct UsageFilter {
     pub to: Timestamp,
     /// Only keys of this tenant.
     pub tenant: Option<TenantId>,
+    /// Only this key.
+    pub key: Option<KeyId>,
+    /// Only keys of these tenants; `All`: also requests without a proven key.
+    pub reach: Reach,
     /// What they are added up by.
     pub by: UsageBy,
+    /// Only a part of the sums, in the order of days, of reasons or of the ids of keys.
+    pub part: Option<UsagePart>,
+}
+
+/// A part of sums of usage.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UsagePart {
+    /// It begins after this day, reason or id of a key.
+    pub after: Option<String>,
+    /// The most rows.
+    pub rows: usize,
 }
 
 /// Requests that were counted. What they are added up over is `None`.
@@ -114,6 +129,19 @@ pub struct Laggard {
     pub name: String,
     /// When it last announced itself.
     pub seen_at: Timestamp,
+}
+
+/// A server that has announced itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Announced {
+    /// Its identity.
+    pub id: Uuid,
+    /// Host and process, for people.
+    pub name: String,
+    /// When it last announced itself.
+    pub seen_at: Timestamp,
+    /// From then on it refuses every key unless it polls again.
+    pub serves_until: Timestamp,
 }
 
 /// A key that comes with a history.
@@ -288,6 +316,24 @@ pub struct KeyFilter {
     pub unused_since: Option<Timestamp>,
 }
 
+/// The place of a key in the order of creation.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct KeyPlace {
+    /// When it was created, as the database writes it.
+    pub created_at: String,
+    /// Its id: keys that were created at the same instant are in the order of their ids.
+    pub id: KeyId,
+}
+
+/// A part of a list of keys.
+#[derive(Clone, Debug, Default)]
+pub struct KeyPage {
+    /// The keys, at most as many as asked for; fewer, or none, also where what is wanted is rare.
+    pub keys: Vec<StoredKey>,
+    /// After which place the next part begins; `None` at the end.
+    pub next: Option<KeyPlace>,
+}
+
 /// A change of the table of routes.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct RoutesChange {
@@ -444,6 +490,15 @@ pub trait Management: Store {
         page: i64,
     ) -> Result<Vec<StoredKey>, StoreError>;
 
+    /// Keys of these tenants that a filter wants, after a place, in the order of creation.
+    async fn keys_by_creation(
+        &self,
+        filter: &KeyFilter,
+        reach: &Reach,
+        after: Option<&KeyPlace>,
+        page: usize,
+    ) -> Result<KeyPage, StoreError>;
+
     /// How many keys of a tenant that are not revoked were used since an instant.
     async fn count_used(&self, tenant: TenantId, since: Timestamp) -> Result<i64, StoreError>;
 
@@ -533,6 +588,9 @@ pub trait Management: Store {
 
     /// Gives up a claim whose request failed, so that the key can be used again.
     async fn give_up_claim(&self, attempt: Uuid) -> Result<(), StoreError>;
+
+    /// The servers that have announced themselves, by name.
+    async fn replicas(&self) -> Result<Vec<Announced>, StoreError>;
 
     /// A mark after everything that is committed now, which every server that is in touch comes to see.
     async fn mark(&self) -> Result<String, StoreError>;

@@ -20,9 +20,9 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 pub use self::management::{
-    AdminKeyChange, AuditFilter, Behalf, Changed, Check, Claim, Claimed, ImportedKey, KeyChange, KeyFilter,
-    Laggard, Management, NewAdminKey, NewKey, NewTenant, PlanChange, PlanUses, Receipt, RoutesChange,
-    RoutesPlan, Stop, StoredKey, TenantChange, UsageBy, UsageFilter, UsageRow,
+    AdminKeyChange, Announced, AuditFilter, Behalf, Changed, Check, Claim, Claimed, ImportedKey, KeyChange,
+    KeyFilter, KeyPage, KeyPlace, Laggard, Management, NewAdminKey, NewKey, NewTenant, PlanChange, PlanUses,
+    Receipt, RoutesChange, RoutesPlan, Stop, StoredKey, TenantChange, UsageBy, UsageFilter, UsageRow,
 };
 pub use self::management::{Adoption, Migrated};
 pub use self::source::UrlSource;

@@ -7,22 +7,24 @@ use uuid::Uuid;
 
 use super::connection::ask;
 use super::keys::{self, insert as insert_key, to_change as key_to_change};
+use super::row::Row;
 use super::rows::{KEY, TENANT, key_of, shadowed_of, tenant_of};
 use super::{
-    Held, Sets, SqlStore, admin_keys, audit, bulk, change, hold, idempotency, plans, routes, tenants, usage,
+    Held, Sets, SqlStore, admin_keys, audit, bulk, change, hold, idempotency, key_list, plans, routes,
+    tenants, usage,
 };
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::permission::{AdminKey, AdminKeyId};
+use crate::permission::{AdminKey, AdminKeyId, Reach};
 use crate::plan::PlanRow;
 use crate::record::{KeyDetails, KeyState};
 use crate::route::RouteRow;
 use crate::store::{
-    AdminKeyChange, Adoption, AuditFilter, Behalf, Changed, Check, Claim, Claimed, ImportedKey, KeyChange,
-    KeyFilter, Laggard, Management, Migrated, NewAdminKey, NewKey, NewTenant, PlanChange, PlanUses,
-    RoutesChange, RoutesPlan, SchemaVersion, Shadowed, StoreError, StoredKey, TenantChange, UsageFilter,
-    UsageRow,
+    AdminKeyChange, Adoption, Announced, AuditFilter, Behalf, Changed, Check, Claim, Claimed, ImportedKey,
+    KeyChange, KeyFilter, KeyPage, KeyPlace, Laggard, Management, Migrated, NewAdminKey, NewKey, NewTenant,
+    PlanChange, PlanUses, RoutesChange, RoutesPlan, SchemaVersion, Shadowed, StoreError, StoredKey,
+    TenantChange, UsageFilter, UsageRow,
 };
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
@@ -171,6 +173,16 @@ impl<S: SqlStore> Management for S {
         page: i64,
     ) -> Result<Vec<StoredKey>, StoreError> {
         bulk::keys_page(&mut hold(self).await?.link(), filter, after, page).await
+    }
+
+    async fn keys_by_creation(
+        &self,
+        filter: &KeyFilter,
+        reach: &Reach,
+        after: Option<&KeyPlace>,
+        page: usize,
+    ) -> Result<KeyPage, StoreError> {
+        key_list::page(&mut hold(self).await?.link(), filter, reach, after, page).await
     }
 
     async fn count_used(&self, tenant: TenantId, since: Timestamp) -> Result<i64, StoreError> {
@@ -385,6 +397,21 @@ impl<S: SqlStore> Management for S {
         let mut connection = hold(self).await?;
         let link = &mut connection.link();
         ask(link.dialect().mark).one(link).await?.get("mark")
+    }
+
+    async fn replicas(&self) -> Result<Vec<Announced>, StoreError> {
+        let mut connection = hold(self).await?;
+        let sql = "SELECT id, name, seen_at, serves_until FROM tenantgate_replica ORDER BY name, id";
+        let rows = ask(sql).all(&mut connection.link()).await?;
+        let announced = |row: &Row| {
+            Ok(Announced {
+                id: row.id("id", "tenantgate_replica")?,
+                name: row.get("name")?,
+                seen_at: row.instant("seen_at")?.unwrap_or_default(),
+                serves_until: row.instant("serves_until")?.unwrap_or_default(),
+            })
+        };
+        rows.iter().map(announced).collect()
     }
 
     async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError> {

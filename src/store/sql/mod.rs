@@ -10,6 +10,7 @@ pub(super) mod audit;
 mod bulk;
 mod connection;
 mod idempotency;
+mod key_list;
 mod keys;
 mod management;
 pub(super) mod plans;
@@ -43,6 +44,10 @@ pub(super) struct Dialect {
     json: &'static str,
     /// `?` is an instant: something that compares as time does, NULL for what does not come.
     time: &'static str,
+    /// The instant `?`, given as text.
+    instant: &'static str,
+    /// The instant `created_at` as a text that sorts as the column does and becomes the same instant again.
+    place: &'static str,
     /// The function that finds a text in another one.
     position: &'static str,
     /// After a parameter that is JSON with indexes.
@@ -51,6 +56,8 @@ pub(super) struct Dialect {
     tie: &'static str,
     /// The day of the instant `$1`.
     day: &'static str,
+    /// The day `?`, given as `2026-01-31`.
+    a_day: &'static str,
     /// The day of a row `u` of usage, as `day` in the form `2026-01-31`.
     usage_day: &'static str,
     /// Takes the lock that gives the audit log its order, where a transaction is not alone.
@@ -72,10 +79,13 @@ pub(super) const POSTGRES: Dialect = Dialect {
     lock: " FOR UPDATE",
     json: "::json",
     time: "?",
+    instant: "CAST(? AS timestamptz)",
+    place: "to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
     position: "strpos",
     jsonb: "::jsonb",
     tie: "id",
     day: "($1 AT TIME ZONE 'UTC')::date",
+    a_day: "CAST(? AS date)",
     usage_day: "to_char(u.day, 'YYYY-MM-DD') AS day",
     lock_audit: Some("SELECT pg_advisory_xact_lock(hashtext('tenantgate tenantgate_audit_log'))"),
     lock_routes: Some("LOCK TABLE tenantgate_route IN SHARE ROW EXCLUSIVE MODE"),
@@ -92,10 +102,13 @@ pub(super) const SQLITE: Dialect = Dialect {
     json: "",
     // What cannot be read is the beginning of time.
     time: "CASE WHEN ? IS NULL OR ? = 'infinity' THEN NULL ELSE coalesce(julianday(?), 0) END",
+    instant: "?",
+    place: "created_at",
     position: "instr",
     jsonb: "",
     tie: "rowid",
     day: "substr($1, 1, 10)",
+    a_day: "?",
     usage_day: "u.day",
     lock_audit: None,
     lock_routes: None,
