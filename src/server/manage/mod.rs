@@ -18,6 +18,7 @@ mod ops;
 mod precondition;
 mod problem;
 mod query;
+mod reading;
 mod stats;
 
 use std::future::Future;
@@ -30,7 +31,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_
 use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
-use axum::routing::{get, patch, post};
+use axum::routing::{get, post};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -147,8 +148,11 @@ fn router(plane: Arc<Plane>, stats: Arc<Stats>) -> Router {
         .route("/tenants/{reference}/suspend", post(tenants::suspend))
         .route("/tenants/{reference}/activate", post(tenants::activate))
         .route("/tenants/{reference}/delete", post(tenants::delete))
-        .route("/tenants/{reference}/keys", post(keys::create))
-        .route("/keys/{reference}", patch(keys::patch))
+        .route("/tenants/{reference}/impact", get(reading::impact))
+        .route("/tenants/{reference}/keys", get(reading::keys_of_tenant).post(keys::create))
+        .route("/keys", get(reading::keys))
+        .route("/keys/{reference}", get(reading::key).patch(keys::patch))
+        .route("/keys/{reference}/usage", get(reading::usage_of_key))
         .route("/keys/{reference}/rotate", post(keys::rotate))
         .route("/keys/{reference}/revoke", post(keys::revoke))
         .route("/keys/{reference}/disable", post(keys::disable))
@@ -160,6 +164,9 @@ fn router(plane: Arc<Plane>, stats: Arc<Stats>) -> Router {
         .route("/admin_keys", get(objects::admin_keys).post(admin_keys::create))
         .route("/admin_keys/{id}", get(objects::admin_key).patch(admin_keys::update))
         .route("/admin_keys/{id}/revoke", post(admin_keys::revoke))
+        .route("/usage", get(reading::usage))
+        .route("/audit", get(reading::audit))
+        .route("/replicas", get(reading::replicas))
         .fallback(|| async { Problem::not_found() })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         // Whoever has no key learns neither paths nor methods.

@@ -11,7 +11,7 @@ use super::super::idempotency::Secret;
 use super::super::precondition::{entity_tag, if_match};
 use super::super::problem::{FieldError, Problem};
 use super::super::query::pointer;
-use super::tenants::setting;
+use super::tenants::{name, setting};
 use super::{Answer, Change, Path, Success};
 use crate::admin::{Admin, RouteUpdate, RouteView, version};
 use crate::permission::Permission;
@@ -52,7 +52,7 @@ fn rule(fields: &mut Fields) -> RouteRow {
     let path = fields.text_needed("path", text);
     let row = RouteRow {
         id: RouteId(Uuid::nil()),
-        name: fields.text("name", text).value(),
+        name: fields.text("name", name).value(),
         host,
         method,
         // So that the other parts are looked at too.
@@ -94,7 +94,7 @@ pub(in super::super) async fn update(
     change.may(Permission::RoutesWrite)?;
     let (asked, mut fields) = change.fields(Form::MergePatch).await?;
     let update = RouteUpdate {
-        name: setting(fields.text("name", text)),
+        name: setting(fields.text("name", name)),
         host: fields.text_or_absent("host", text),
         method: fields.text_or_absent("method", text),
         path: fields.text_or_absent("path", text),
