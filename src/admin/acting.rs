@@ -5,13 +5,15 @@
 
 use std::net::IpAddr;
 
-use super::{Admin, Caller, version};
+use uuid::Uuid;
+
+use super::{Admin, AdminError, Caller, version};
 use crate::audit::{Actor, Author};
 use crate::permission::{AdminKey, may_touch};
 use crate::plan::PlanRow;
 use crate::record::KeyDetails;
 use crate::route::RouteRow;
-use crate::store::{Behalf, Receipt, Stop};
+use crate::store::{Behalf, Claim, Claimed, Receipt, Stop};
 use crate::tenant::{Tenant, TenantId};
 use crate::verify::derived::{Derivation, Randomness};
 
@@ -76,6 +78,24 @@ impl Admin {
         Self { derivation, ..self }
     }
 
+    /// Claims an Idempotency-Key: see [`Claimed`].
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn claim(&self, claim: &Claim) -> Result<Claimed, AdminError> {
+        Ok(self.store.claim(claim).await?)
+    }
+
+    /// Gives up a claim whose request failed.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn give_up_claim(&self, attempt: Uuid) -> Result<(), AdminError> {
+        Ok(self.store.give_up_claim(attempt).await?)
+    }
+
     /// Where the randomness of new keys comes from.
     pub(super) fn randomness(&self) -> Randomness {
         Randomness::from(self.derivation.clone())
@@ -120,9 +140,10 @@ impl Admin {
     }
 }
 
-/// The name and prefix of a management key; a name that is too long is cut.
+/// The name and prefix of a management key, or the name of a trusted user. A name that is too long is cut.
 fn actor(key: &AdminKey) -> Actor {
     const NAME_CHARS: usize = 190;
     let name: String = key.name.chars().take(NAME_CHARS).collect();
-    Actor::new(&format!("{name} ({})", key.prefix)).unwrap_or_default()
+    let prefix = if key.prefix.is_empty() { String::new() } else { format!(" ({})", key.prefix) };
+    Actor::new(&(name + &prefix)).unwrap_or_default()
 }

@@ -116,6 +116,15 @@ impl Admin {
         if *asked == KeyUpdate::default() {
             return Err(AdminError::BadRequest("nothing to change: name at least one option".into()));
         }
+        self.patch_key(reference, asked).await
+    }
+
+    /// Changes what is said of a key, which may be nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::update_key`].
+    pub async fn patch_key(&self, reference: &str, asked: &KeyUpdate) -> Result<KeyDetails, AdminError> {
         check_key_name(asked.name.value().map(String::as_str))?;
         let expiry = asked.expiry.instant(self.now())?;
         self.check_plan(asked.plan.value().map(PlanName::as_str)).await?;

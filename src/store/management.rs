@@ -178,12 +178,12 @@ impl Behalf {
     }
 }
 
-/// The answer to a request with an Idempotency-Key, which is kept in the transaction that makes the change: either both
-/// are in the database, or neither.
+/// The answer to a request, which is made in the transaction that makes the change. With an Idempotency-Key it is kept
+/// there: either both are in the database, or neither.
 #[derive(Clone)]
 pub struct Receipt {
-    /// The attempt that claimed the key: see [`Management::claim`].
-    pub attempt: Uuid,
+    /// The attempt that claimed the key: see [`Management::claim`]. `None` without a key.
+    pub attempt: Option<Uuid>,
     /// What is kept, as JSON without a secret; `None` if this transaction is not the last one of the request.
     pub answer: Arc<dyn Fn(Changed<'_>) -> Option<String> + Send + Sync>,
 }
@@ -343,6 +343,10 @@ pub struct RoutesChange {
     pub removed: Vec<RouteRow>,
     /// Rules before and after: name, mode, scopes and shadow can change.
     pub changed: Vec<(RouteRow, RouteRow)>,
+    /// The rule that was to be changed and is as it was to be.
+    pub unchanged: Option<RouteRow>,
+    /// The whole table afterwards, if it was replaced.
+    pub table: Vec<RouteRow>,
     /// What the audit log has of it; nothing if nothing changes.
     pub draft: Option<Draft>,
 }
