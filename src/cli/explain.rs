@@ -122,12 +122,12 @@ async fn asked_over_http(request: &ExplainedRequest, by: &Session) -> Result<ser
     let parsed = Alone::try_parse_from(typed);
     let Alone { args } =
         parsed.map_err(|error| AdminError::BadRequest(super::one_line(&error.to_string())))?;
-    let (view, whole) = explain(&args, by).await.map_err(refusal)?;
-    whole.map_err(refusal)?;
+    let (view, whole) = explain(&args, by).await.map_err(|failure| refusal(&failure))?;
+    whole.map_err(|failure| refusal(&failure))?;
     serde_json::to_value(&view).map_err(|error| AdminError::Refused(error.to_string()))
 }
 
-fn refusal(failure: Failure) -> AdminError {
+fn refusal(failure: &Failure) -> AdminError {
     let why = failure.lines.join("; ");
     match failure.code {
         2 => AdminError::BadRequest(why),
