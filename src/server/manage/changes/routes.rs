@@ -95,6 +95,9 @@ pub(in super::super) async fn update(
 ) -> Result<Response, Problem> {
     change.may(Permission::RoutesWrite)?;
     let (asked, mut fields) = change.fields(Form::MergePatch).await?;
+    if fields.is_null("shadow") {
+        fields.wrong("shadow", "wrong_type", "expected true or false, not null");
+    }
     let update = RouteUpdate {
         name: setting(fields.text("name", name)),
         host: fields.text_or_absent("host", text),
