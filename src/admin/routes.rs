@@ -13,7 +13,8 @@ use crate::scope::Scopes;
 use crate::store::{KeyFilter, RoutesChange, Stop, StoreError, StoredKey};
 
 /// A rule as people, programs and the audit log have it.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = Route)]
 pub struct RouteView {
     id: String,
     name: Option<String>,
@@ -50,7 +51,7 @@ impl RouteView {
 }
 
 /// A rule before and after.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct ChangedRoute {
     /// As it was.
     pub before: RouteView,
@@ -59,7 +60,7 @@ pub struct ChangedRoute {
 }
 
 /// The difference that applying a table makes.
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct RouteDifference {
     /// Rules that were not there.
     pub added: Vec<RouteView>,

@@ -8,10 +8,12 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::{Issued, IssuedAdminKey, ListedAdminKey};
 use crate::audit::Entry;
 use crate::clock::Timestamp;
+use crate::key::PlainKey;
 use crate::permission::{AdminKey, Ended, Permission, Permissions, Reach};
 use crate::plan::PlanRow;
 use crate::record::KeyDetails;
@@ -19,7 +21,7 @@ use crate::store::{PlanUses, StoredKey, UsageRow};
 use crate::tenant::Tenant;
 
 /// A tenant.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct TenantView {
     pub(crate) id: String,
     pub(crate) name: String,
@@ -47,7 +49,8 @@ impl From<&Tenant> for TenantView {
 }
 
 /// A key that was just created.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = IssuedKey)]
 pub(crate) struct IssuedView {
     pub(crate) id: String,
     /// The whole key: shown once, and not at all if its client made it.
@@ -62,7 +65,8 @@ pub(crate) struct IssuedView {
 }
 
 /// What a key may do: `null` where nothing is said.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = KeyTerms)]
 pub(crate) struct TermsView {
     pub(crate) scopes: Option<String>,
     pub(crate) networks: Option<String>,
@@ -107,12 +111,13 @@ impl IssuedView {
 
 impl From<&Issued> for IssuedView {
     fn from(issued: &Issued) -> Self {
-        Self { key: Some(issued.key.expose().to_owned()), ..Self::hidden(&issued.details) }
+        Self { key: Some(shown_once(&issued.key)), ..Self::hidden(&issued.details) }
     }
 }
 
 /// A key.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Key)]
 pub(crate) struct KeyView {
     pub(crate) id: String,
     pub(crate) key_prefix: String,
@@ -154,7 +159,7 @@ impl KeyView {
 }
 
 /// A key of a list.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct ListedKeyView {
     #[serde(flatten)]
     pub(crate) key: KeyView,
@@ -169,14 +174,15 @@ impl ListedKeyView {
 }
 
 /// A key and its successor.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct RotatedView {
     pub(crate) old: KeyView,
     pub(crate) new: IssuedView,
 }
 
 /// A plan.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Plan)]
 pub(crate) struct PlanView {
     pub(crate) name: String,
     pub(crate) request_limit: Option<String>,
@@ -193,7 +199,7 @@ impl From<&PlanRow> for PlanView {
 }
 
 /// A plan, and how often it is used.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct UsedPlanView {
     #[serde(flatten)]
     pub(crate) plan: PlanView,
@@ -209,7 +215,7 @@ impl UsedPlanView {
 }
 
 /// A management key.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct AdminKeyView {
     pub(crate) id: String,
     pub(crate) key_prefix: String,
@@ -245,7 +251,7 @@ impl From<&ListedAdminKey> for AdminKeyView {
 }
 
 /// A management key that was just created.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct IssuedAdminKeyView {
     pub(crate) id: String,
     /// The whole key: shown once.
@@ -276,8 +282,13 @@ impl IssuedAdminKeyView {
 
 impl From<&IssuedAdminKey> for IssuedAdminKeyView {
     fn from(issued: &IssuedAdminKey) -> Self {
-        Self { key: Some(issued.key.expose().to_owned()), ..Self::hidden(&issued.details) }
+        Self { key: Some(shown_once(&issued.key)), ..Self::hidden(&issued.details) }
     }
+}
+
+/// A key as it is shown once, to whoever made it.
+pub(crate) fn shown_once(key: &PlainKey) -> String {
+    key.expose().to_owned()
 }
 
 /// The names of permissions.
@@ -294,14 +305,16 @@ pub(crate) fn tenants(reach: &Reach) -> Option<Vec<String>> {
 }
 
 /// A row of the audit log.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct EntryView<'a> {
     pub(crate) seq: i64,
     pub(crate) at: String,
     pub(crate) actor: &'a str,
     pub(crate) action: &'a str,
     pub(crate) subject: &'a str,
+    #[schema(value_type = Option<Object>)]
     pub(crate) before: Option<Seen<'a>>,
+    #[schema(value_type = Option<Object>)]
     pub(crate) after: Option<Seen<'a>>,
     pub(crate) request_id: Option<&'a str>,
     pub(crate) address: Option<&'a str>,
@@ -345,7 +358,7 @@ impl<'a> From<&'a Entry> for EntryView<'a> {
 }
 
 /// Requests that are counted together. What they are added up over is `None`.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct UsageView {
     pub(crate) day: Option<String>,
     pub(crate) tenant_id: Option<String>,

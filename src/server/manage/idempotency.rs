@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::problem::{FieldError, Problem};
+use crate::admin::view::shown_once;
 use crate::admin::{Admin, Caller};
 use crate::audit::hex;
 use crate::key::format::{issue_management_with, issue_with};
@@ -79,7 +80,7 @@ impl Secret {
             Self::AdminKey => issue_management_with(&mut randomness, name).ok()?,
             _ => issue_with(&mut randomness, name).ok()?,
         };
-        (key.prefix() == prefix).then(|| key.expose().to_owned())
+        (key.prefix() == prefix).then(|| shown_once(&key))
     }
 }
 

@@ -14,6 +14,7 @@ mod connections;
 mod failures;
 mod idempotency;
 mod objects;
+mod openapi;
 mod ops;
 mod precondition;
 mod problem;
@@ -174,6 +175,7 @@ fn router(plane: Arc<Plane>, stats: Arc<Stats>) -> Router {
         .with_state(plane);
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
+        .route("/openapi.json", get(openapi::page))
         .nest("/v1", v1)
         .fallback(|| async { Problem::not_found() })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })

@@ -30,7 +30,7 @@ type Found<T> = Result<Json<T>, Problem>;
 type FoundVersion<T> = Result<Tagged<T>, Problem>;
 
 /// Who one is, and what one may do now: less than was given if a maker has less.
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
 pub(super) struct WhoView {
     /// `null` for a trusted user of this machine, who has no key.
     id: Option<String>,

@@ -5,6 +5,7 @@ use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::body::Form;
 use crate::admin::AdminError;
@@ -22,8 +23,9 @@ pub(super) struct Problem {
 }
 
 /// What is wrong with one part of a request.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub(super) struct FieldError {
+    /// Where it is in the body (RFC 6901), or the name of a parameter.
     pointer: String,
     code: &'static str,
     detail: String,
@@ -32,6 +34,23 @@ pub(super) struct FieldError {
 /// The part that the layer above all handlers adds to the body.
 #[derive(Clone, Debug)]
 pub(super) struct RequestId(pub(super) String);
+
+/// What clients see of a problem.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it is only described")]
+pub(super) struct Shown {
+    /// `about:blank`: the status says what kind it is.
+    r#type: String,
+    title: String,
+    status: u16,
+    /// What to do, in one sentence.
+    detail: String,
+    /// For programs.
+    code: String,
+    request_id: String,
+    /// Everything that is wrong with the request.
+    errors: Vec<FieldError>,
+}
 
 /// A problem on its way to the layer that knows the id of the request.
 #[derive(Clone, Debug, Serialize)]

@@ -13,8 +13,8 @@ use crate::permission::Reach;
 use crate::record::KeyState;
 use crate::store::{KeyFilter, KeyPage, KeyPlace, StoreError};
 
-/// Rows that a page walks over: some ten milliseconds in Postgres.
-const WALK: i64 = 20_000;
+/// Rows that a page walks over: some milliseconds in Postgres.
+const WALK: i64 = 10_000;
 
 /// Where the rows are that a page walks over. Each of these conditions is the beginning of an index.
 fn base(link: &Link<'_>, filter: &KeyFilter, after: Option<&KeyPlace>) -> Wanted {

@@ -78,7 +78,7 @@ pub(in super::super) async fn create(change: Change) -> Result<Response, Problem
     asked
         .make(success, async move |admin, caller| {
             let issued = admin.create_admin_key(&caller.maker, &wish).await?;
-            Ok(Some(issued.key.expose().to_owned()))
+            Ok(Some(issued.key))
         })
         .await
 }

@@ -147,7 +147,7 @@ pub(in crate::server::manage) async fn key(
 }
 
 /// Whom it would hit if a tenant were suspended.
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
 pub(in crate::server::manage) struct ImpactView {
     /// Keys that are accepted now.
     live_keys: i64,

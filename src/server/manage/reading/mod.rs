@@ -13,7 +13,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 
 pub(super) use self::audit::audit;
-pub(super) use self::keys::{impact, key, keys, keys_of_tenant};
+pub(super) use self::keys::{ImpactView, impact, key, keys, keys_of_tenant};
 pub(super) use self::usage::{usage, usage_of_key};
 use super::Plane;
 use super::precondition::Tagged;
@@ -40,7 +40,7 @@ fn versioned(version: &str, object: impl Serialize) -> Response {
 }
 
 /// A server that has announced itself.
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
 pub(super) struct ReplicaView {
     id: String,
     name: String,
