@@ -417,6 +417,7 @@ async fn manage(args: &ManageArgs, by: &Session) -> Result<(), Failure> {
         trusted: options.trusted,
         ops_listen: options.ops_listen,
         admin,
+        explain: explain::for_management(by),
         clock: Arc::new(SystemClock),
     };
     Ok(server::manage(settings, asked_to_stop()?).await?)

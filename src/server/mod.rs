@@ -26,7 +26,7 @@ use self::acceptor::{Acceptor, Listeners, bind_tcp, remove_sockets};
 pub use self::acceptor::{Address, Options as ListenOptions, Stats as ListenStats};
 use self::assembly::Assembly;
 use self::dedicated_runtime::DedicatedRuntime;
-pub use self::manage::{ManageSettings, Stats as ManageStats, manage};
+pub use self::manage::{Explain, ExplainedRequest, ManageSettings, Stats as ManageStats, manage};
 pub use self::tls::{Protocol, Tls, TlsError, TlsFiles};
 use crate::batch_writer::Schedule;
 use crate::clock::{Clock, SystemClock};

@@ -43,6 +43,7 @@ mod manage;
 mod manage_changes;
 mod manage_hostile;
 mod manage_matrix;
+mod manage_openapi;
 mod manage_process;
 mod manage_reading;
 mod manage_retries;

@@ -15,6 +15,7 @@ on_every_store![
     the_audit_log_is_read_in_parts,
     servers_are_listed_with_what_they_have_seen,
     what_makes_no_sense_is_named,
+    questions_are_answered_as_by_the_commands,
 ];
 
 /// The objects of a list, of all its pages.
@@ -271,5 +272,78 @@ fn what_makes_no_sense_is_named(world: &World) {
             400,
             "invalid_request",
         );
+    }
+}
+
+fn questions_are_answered_as_by_the_commands(world: &World) {
+    let key = owner(world);
+    let few = key_with(
+        world,
+        "few",
+        &[Permission::KeysRead, Permission::RoutesRead],
+        Some(vec![world.sleepy.id.clone()]),
+    );
+    world.db.json(&["key", "update", &world.live.id, "--scopes", "models.read"]);
+    world.db.json(&[
+        "route",
+        "add",
+        "--host",
+        "api.example.com",
+        "--path",
+        "/v1/{model}/**",
+        "--scopes",
+        "models.write",
+    ]);
+    let manage = Manage::on(&world.db, "127.0.0.1:0");
+    let prefix = &world.live.prefix;
+    let request = json!({
+        "method": "POST",
+        "host": "api.example.com",
+        "path": "/v1/large/run",
+        "key_prefix": prefix,
+        "context": { "tenantgate.mode": "required" },
+    });
+    let asked =
+        ["--method", "POST", "--host", "api.example.com", "--path", "/v1/large/run", "--key-prefix", prefix];
+    let context = ["--context", "tenantgate.mode=required"];
+    let tested = world.db.json(&[&["route", "test"], &asked[..], &context].concat());
+    assert_eq!(tested["outcome"], "scope");
+    assert_eq!(manage.change(&key, "POST", "/v1/routes/test", &request), tested);
+    let at = "2027-01-31T00:00:00Z";
+    let mut wanted = world
+        .db
+        .json(&[&["explain", "--at", at, "--client-address", "192.0.2.1"], &asked[..], &context].concat());
+    let mut request = request;
+    request["at"] = at.into();
+    request["client_address"] = "192.0.2.1".into();
+    let mut explained = manage.change(&key, "POST", "/v1/explain", &request);
+    for object in [&mut wanted, &mut explained] {
+        object["key"]["last_used_at"] = Value::Null;
+    }
+    assert_eq!(explained, wanted);
+    assert!(explained["cases"][0]["outcome"]["reason"].is_string());
+    // Without a key, it is explained what becomes of a request without one.
+    let nobody = manage.change(&key, "POST", "/v1/explain", &json!({}));
+    assert_eq!(nobody["cases"][0]["outcome"]["reason"], "missing");
+    // A foreign key is as one that does not exist; a whole key is not asked about.
+    for path in ["/v1/explain", "/v1/routes/test"] {
+        let body = |prefix: &str| json!({ "method": "GET", "path": "/a", "key_prefix": prefix }).to_string();
+        for prefix in [prefix.as_str(), "llmk_nobody"] {
+            is_problem(&manage.send(&few, "POST", path, &body(prefix), &[]), 404, "not_found");
+        }
+        let page = manage.send(&key, "POST", path, &body(&world.live.text), &[]);
+        is_problem(&page, 400, "invalid_request");
+        assert!(!page.body.contains(&world.live.text), "{}", page.body);
+    }
+    for (body, pointers) in [
+        (
+            json!({ "client_address": "x", "at": "soon", "context": { "a": 1 }, "path": "/\n", "colour": 1 }),
+            5,
+        ),
+        (json!({ "method": "GET", "path": "--database-url=sqlite:///tmp/x" }), 0),
+    ] {
+        let page = manage.send(&key, "POST", "/v1/explain", &body.to_string(), &[]);
+        let said: Value = serde_json::from_str(&page.body).expect("JSON");
+        assert_eq!(said["errors"].as_array().map_or(0, Vec::len), pointers, "{said}");
     }
 }

@@ -43,6 +43,7 @@ use self::changes::{admin_keys, keys, plans, routes, tenants};
 use self::connections::{Door, Peer};
 use self::failures::WrongKeys;
 use self::problem::{Problem, RequestId, numbered};
+pub use self::reading::{Explain, ExplainedRequest};
 pub use self::stats::Stats;
 use super::acceptor::{bind_tcp, bind_unix, remove_sockets};
 use super::tls::Tls;
@@ -81,6 +82,8 @@ pub struct ManageSettings {
     pub ops_listen: String,
     /// The use cases.
     pub admin: Admin,
+    /// Explains requests.
+    pub explain: Explain,
     /// The clock.
     pub clock: Arc<dyn Clock>,
 }
@@ -90,6 +93,7 @@ struct Plane {
     admin: Admin,
     wrong: WrongKeys,
     trusted: Vec<(u32, Role)>,
+    explain: Explain,
 }
 
 /// Serves until `shutdown` is done, then lets open requests end.
@@ -98,10 +102,10 @@ struct Plane {
 ///
 /// An address is in use, or the schema of the database is too old.
 pub async fn manage(settings: ManageSettings, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-    let ManageSettings { listen, unix_mode, tls, trusted, ops_listen, admin, clock } = settings;
+    let ManageSettings { listen, unix_mode, tls, trusted, ops_listen, admin, explain, clock } = settings;
     admin.prepare().await?;
     let (stats, started) = (Arc::new(Stats::default()), clock.now());
-    let plane = Arc::new(Plane { admin, wrong: WrongKeys::default(), trusted });
+    let plane = Arc::new(Plane { admin, wrong: WrongKeys::default(), trusted, explain });
     let app = router(Arc::clone(&plane), Arc::clone(&stats));
     let log = RateLimitedLog::new(clock, 1);
     let door = Arc::new(Door::new(app, tls.clone(), Arc::clone(&stats), log));
@@ -161,6 +165,8 @@ fn router(plane: Arc<Plane>, stats: Arc<Stats>) -> Router {
         .route("/plans", get(objects::plans).post(plans::create))
         .route("/plans/{name}", get(objects::plan).patch(plans::update).delete(plans::delete))
         .route("/routes", get(objects::routes).post(routes::create).put(routes::replace))
+        .route("/routes/test", post(reading::test_route))
+        .route("/explain", post(reading::explain))
         .route("/routes/{id}", get(objects::route).patch(routes::update).delete(routes::delete))
         .route("/admin_keys", get(objects::admin_keys).post(admin_keys::create))
         .route("/admin_keys/{id}", get(objects::admin_key).patch(admin_keys::update))

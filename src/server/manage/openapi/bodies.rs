@@ -120,6 +120,7 @@ struct NewPlan {
 /// What changes of a plan: absent limits stay, `null` unsets.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "the names are those of the contract")]
 struct PlanPatch {
     request_limit: Option<String>,
     total_limit: Option<String>,

@@ -1,5 +1,6 @@
 //! What can be read of keys and of what they did: lists, objects and counts.
 
+mod asked;
 mod audit;
 mod keys;
 mod usage;
@@ -12,6 +13,8 @@ use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 
+pub use self::asked::{Explain, ExplainedRequest};
+pub(super) use self::asked::{explain, test_route};
 pub(super) use self::audit::audit;
 pub(super) use self::keys::{ImpactView, impact, key, keys, keys_of_tenant};
 pub(super) use self::usage::{usage, usage_of_key};
