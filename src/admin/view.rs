@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::{Issued, IssuedAdminKey, ListedAdminKey};
 use crate::audit::Entry;
 use crate::clock::Timestamp;
+use crate::key::PlainKey;
 use crate::permission::{AdminKey, Ended, Permission, Permissions, Reach};
 use crate::plan::PlanRow;
 use crate::record::KeyDetails;
@@ -110,7 +111,7 @@ impl IssuedView {
 
 impl From<&Issued> for IssuedView {
     fn from(issued: &Issued) -> Self {
-        Self { key: Some(issued.key.expose().to_owned()), ..Self::hidden(&issued.details) }
+        Self { key: Some(shown_once(&issued.key)), ..Self::hidden(&issued.details) }
     }
 }
 
@@ -281,8 +282,13 @@ impl IssuedAdminKeyView {
 
 impl From<&IssuedAdminKey> for IssuedAdminKeyView {
     fn from(issued: &IssuedAdminKey) -> Self {
-        Self { key: Some(issued.key.expose().to_owned()), ..Self::hidden(&issued.details) }
+        Self { key: Some(shown_once(&issued.key)), ..Self::hidden(&issued.details) }
     }
+}
+
+/// A key as it is shown once, to whoever made it.
+pub(crate) fn shown_once(key: &PlainKey) -> String {
+    key.expose().to_owned()
 }
 
 /// The names of permissions.

@@ -42,6 +42,7 @@ mod logs;
 mod manage;
 mod manage_changes;
 mod manage_hostile;
+mod manage_matrix;
 mod manage_openapi;
 mod manage_process;
 mod manage_reading;

@@ -140,6 +140,11 @@ impl Fields {
         self.object.contains_key(name)
     }
 
+    /// Whether a field that was not taken is `null`.
+    pub(super) fn is_null(&self, name: &str) -> bool {
+        self.object.get(name).is_some_and(Value::is_null)
+    }
+
     /// Takes a field, whatever it is.
     pub(super) fn take(&mut self, name: &str) -> Said<Value> {
         match self.object.remove(name) {

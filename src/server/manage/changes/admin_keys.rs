@@ -28,20 +28,18 @@ fn issued(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
     Some(Answer::of(&IssuedAdminKeyView::hidden(key), version::of_admin_key(key)).at(location))
 }
 
-/// What the key may do: `role` or `permissions`.
-fn permissions(fields: &mut Fields) -> Option<Permissions> {
+/// What the key may do: `role` or `permissions`. A key that exists cannot lose all.
+fn permissions(fields: &mut Fields, is_patch: bool) -> Option<Permissions> {
     if fields.has("role") && fields.has("permissions") {
         fields.conflict("role", "expected role or permissions, not both");
     }
-    let role = fields.text_or_absent("role", Role::parse);
-    let listed = match fields.texts("permissions") {
-        Said::Nothing => None,
-        Said::Null => {
-            fields.wrong("permissions", "wrong_type", "expected an array of texts, not null");
-            None
+    let (role, listed) = (fields.text("role", Role::parse), fields.texts("permissions"));
+    for (name, null) in [("role", role == Said::Null), ("permissions", listed == Said::Null)] {
+        if null && is_patch {
+            fields.wrong(name, "invalid_value", "a management key needs at least one permission");
         }
-        Said::Value(list) => Some(list),
-    };
+    }
+    let (role, listed) = (role.value(), listed.value());
     let listed = listed.map(|list| {
         let mut all = Vec::new();
         for (at, text) in list.iter().enumerate() {
@@ -70,7 +68,7 @@ pub(in super::super) async fn create(change: Change) -> Result<Response, Problem
     change.may(Permission::AdminKeysWrite)?;
     let (asked, mut fields) = change.fields(Form::Json).await?;
     let name = fields.text_needed("name", name);
-    let permissions = permissions(&mut fields);
+    let permissions = permissions(&mut fields, false);
     let tenants = fields.texts("tenants").value();
     let expiry = expiry(&mut fields);
     fields.finish()?;
@@ -80,7 +78,7 @@ pub(in super::super) async fn create(change: Change) -> Result<Response, Problem
     asked
         .make(success, async move |admin, caller| {
             let issued = admin.create_admin_key(&caller.maker, &wish).await?;
-            Ok(Some(issued.key.expose().to_owned()))
+            Ok(Some(issued.key))
         })
         .await
 }
@@ -93,7 +91,7 @@ pub(in super::super) async fn update(
     let (asked, mut fields) = change.fields(Form::MergePatch).await?;
     let update = AdminKeyUpdate {
         name: fields.text_or_absent("name", name),
-        permissions: permissions(&mut fields),
+        permissions: permissions(&mut fields, true),
         tenants: setting(fields.texts("tenants")),
         expiry: expiry(&mut fields),
     };

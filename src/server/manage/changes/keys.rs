@@ -141,9 +141,7 @@ pub(in super::super) async fn create(
             let id = admin.tenant_by_id(&reference).await?.id.0.to_string();
             match own {
                 Some((prefix, hash)) => admin.adopt_key(&id, &update, &prefix, &hash).await.map(|_| None),
-                None => {
-                    admin.create_key(&id, &update).await.map(|issued| Some(issued.key.expose().to_owned()))
-                }
+                None => admin.create_key(&id, &update).await.map(|issued| Some(issued.key)),
             }
         })
         .await
@@ -223,7 +221,10 @@ pub(in super::super) async fn rotate(
     asked
         .make(success, async move |admin, _| {
             let (_, issued) = admin.rotate_key(&reference, grace, expiry).await?;
-            Ok(Some(issued.key.expose().to_owned()))
+            Ok(Some(issued.key))
         })
         .await
 }
+
+#[cfg(test)]
+mod tests;

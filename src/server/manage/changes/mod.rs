@@ -34,7 +34,9 @@ use super::idempotency::{self, Secret, Turn};
 use super::precondition::{entity_tag, if_match, preferred_wait};
 use super::problem::{Problem, RequestId};
 use super::query::no_parameters;
+use crate::admin::view::shown_once;
 use crate::admin::{Admin, AdminError, Applied, Caller, Expected, Origin};
+use crate::key::PlainKey;
 use crate::permission::{About, Permission};
 use crate::store::{Changed, Receipt};
 
@@ -107,7 +109,7 @@ struct Success {
 }
 
 /// A change that was made, and the key that it has issued.
-type Made = Result<Option<String>, AdminError>;
+type Made = Result<Option<PlainKey>, AdminError>;
 
 impl Change {
     /// Refuses a caller that lacks a permission, before anything is looked up.
@@ -200,7 +202,7 @@ impl Asked {
             let answer = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
             let mut answer = answer.ok_or_else(|| AdminError::Refused("nothing was changed".into()))?;
             if let (Some(place), Some(key)) = (success.secret.place(&mut answer.object), key) {
-                place["key"] = key.into();
+                place["key"] = shown_once(&key).into();
             }
             let applied = applied(&admin, wait).await;
             Ok::<_, AdminError>(respond(success.status, answer, applied))

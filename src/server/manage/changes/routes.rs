@@ -41,7 +41,9 @@ fn removed(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
 }
 
 fn text(text: &str) -> Result<String, &'static str> {
-    Ok(text.to_owned())
+    // Postgres takes no NUL, and no part of a rule has a control character.
+    let plain = !text.chars().any(char::is_control);
+    plain.then(|| text.to_owned()).ok_or("expected a text without control characters")
 }
 
 /// Takes the fields of a rule that is written anew.
@@ -93,6 +95,9 @@ pub(in super::super) async fn update(
 ) -> Result<Response, Problem> {
     change.may(Permission::RoutesWrite)?;
     let (asked, mut fields) = change.fields(Form::MergePatch).await?;
+    if fields.is_null("shadow") {
+        fields.wrong("shadow", "wrong_type", "expected true or false, not null");
+    }
     let update = RouteUpdate {
         name: setting(fields.text("name", name)),
         host: fields.text_or_absent("host", text),
