@@ -38,6 +38,8 @@ DECLARE
         'tenantgate_plan',
         'tenantgate_route',
         'tenantgate_admin_key',
+        'tenantgate_admin_session',
+        'tenantgate_login_link',
         'tenantgate_usage',
         'tenantgate_migrations'
     ]::regclass[] || ARRAY(SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'tenantgate_usage'::regclass);
@@ -132,6 +134,9 @@ BEGIN
         GRANT SELECT, INSERT, DELETE, UPDATE (name, mode, scopes, shadow) ON tenantgate_route TO %2$I;
         -- Management keys are never deleted, and what one may do is said once.
         GRANT SELECT, INSERT, UPDATE (last_used_at, revoked_at) ON tenantgate_admin_key TO %2$I;
+        -- The page deletes sessions and links that are over.
+        GRANT SELECT, INSERT, DELETE, UPDATE (last_seen_at) ON tenantgate_admin_session TO %2$I;
+        GRANT SELECT, INSERT, DELETE ON tenantgate_login_link TO %2$I;
         -- Whoever changes something writes down that he did. Nobody changes what is written down.
         GRANT SELECT, INSERT ON tenantgate_audit_log TO %2$I;
         GRANT SELECT ON tenantgate_replica, tenantgate_identity, tenantgate_migrations, tenantgate_shadow_report,
@@ -146,11 +151,13 @@ BEGIN
         WHERE has_table_privilege(r, t, 'TRUNCATE, REFERENCES, TRIGGER')
            OR has_table_privilege(r, t, 'UPDATE')
            OR has_table_privilege(r, t, 'DELETE') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass)
-              OR r = admin AND t IN ('tenantgate_plan'::regclass, 'tenantgate_route'::regclass))
+              OR r = admin AND t IN ('tenantgate_plan'::regclass, 'tenantgate_route'::regclass,
+                                  'tenantgate_admin_session'::regclass, 'tenantgate_login_link'::regclass))
            OR has_table_privilege(r, t, 'INSERT') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass)
               OR r = admin AND t IN ('tenants'::regclass, 'api_keys'::regclass, 'tenantgate_audit_log'::regclass,
                                   'tenantgate_plan'::regclass, 'tenantgate_route'::regclass,
-                                  'tenantgate_admin_key'::regclass))
+                                  'tenantgate_admin_key'::regclass, 'tenantgate_admin_session'::regclass,
+                                  'tenantgate_login_link'::regclass))
         UNION ALL SELECT r, 'the schema ' || home FROM unnest(ARRAY[serve, admin]) r
         WHERE has_schema_privilege(r, home, 'CREATE')
     LOOP

@@ -64,8 +64,14 @@ impl Default for Actor {
 pub enum Action {
     /// A management key is created.
     AdminKeyCreate,
+    /// A link is made that signs in to the page as a management key.
+    AdminKeyLoginLink,
     /// A management key is revoked.
     AdminKeyRevoke,
+    /// A session of the page begins.
+    AdminKeySignIn,
+    /// Sessions of the page end.
+    AdminKeySignOut,
     /// A key is created.
     KeyCreate,
     /// A key is disabled.
@@ -120,7 +126,10 @@ impl Action {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::AdminKeyCreate => "admin_key.create",
+            Self::AdminKeyLoginLink => "admin_key.login_link",
             Self::AdminKeyRevoke => "admin_key.revoke",
+            Self::AdminKeySignIn => "admin_key.sign_in",
+            Self::AdminKeySignOut => "admin_key.sign_out",
             Self::KeyCreate => "key.create",
             Self::KeyImport => "key.import",
             Self::KeyRevoke => "key.revoke",

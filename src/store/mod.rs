@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod management;
 mod migrations;
 pub mod postgres;
+pub mod sessions;
 mod source;
 mod sql;
 pub mod sqlite;
@@ -24,6 +25,7 @@ pub use self::management::{
     AuditFilter, ImportedKey, KeyChange, KeyFilter, Laggard, Management, NewAdminKey, NewKey, NewTenant,
     PlanChange, PlanUses, RoutesChange, RoutesPlan, StoredKey, TenantChange, UsageBy, UsageFilter, UsageRow,
 };
+pub use self::sessions::{AdminSession, AdminSessions, Ending, SessionId};
 pub use self::source::UrlSource;
 use crate::clock::Timestamp;
 use crate::key::KeyId;

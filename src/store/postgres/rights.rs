@@ -61,7 +61,7 @@ const SERVE: [Right; 17] = [
 ];
 
 /// What `tenant`, `key`, `plan`, `route`, `admin-key`, `report` and `audit` do.
-const ADMIN: [Right; 11] = [
+const ADMIN: [Right; 13] = [
     (
         "SELECT, INSERT, UPDATE (name, status, mode, plan) ON tenants",
         "has_table_privilege('tenants', 'SELECT') AND has_table_privilege('tenants', 'INSERT')
@@ -95,6 +95,19 @@ const ADMIN: [Right; 11] = [
         "has_table_privilege('tenantgate_admin_key', 'SELECT') AND has_table_privilege('tenantgate_admin_key', 'INSERT')
           AND has_column_privilege('tenantgate_admin_key', 'revoked_at', 'UPDATE')
           AND has_column_privilege('tenantgate_admin_key', 'last_used_at', 'UPDATE')",
+        false,
+    ),
+    (
+        "SELECT, INSERT, DELETE, UPDATE (last_seen_at) ON tenantgate_admin_session",
+        "has_table_privilege('tenantgate_admin_session', 'SELECT') AND has_table_privilege('tenantgate_admin_session', 'INSERT')
+          AND has_table_privilege('tenantgate_admin_session', 'DELETE')
+          AND has_column_privilege('tenantgate_admin_session', 'last_seen_at', 'UPDATE')",
+        false,
+    ),
+    (
+        "SELECT, INSERT, DELETE ON tenantgate_login_link",
+        "has_table_privilege('tenantgate_login_link', 'SELECT') AND has_table_privilege('tenantgate_login_link', 'INSERT')
+          AND has_table_privilege('tenantgate_login_link', 'DELETE')",
         false,
     ),
     (

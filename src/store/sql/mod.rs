@@ -15,6 +15,7 @@ pub(super) mod plans;
 pub(super) mod routes;
 mod row;
 mod rows;
+mod sessions;
 mod usage;
 mod value;
 
