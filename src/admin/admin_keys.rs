@@ -12,10 +12,11 @@ use uuid::Uuid;
 use super::key_changes::Expiry;
 use super::keys::check_key_name;
 use super::{Admin, AdminError, refused};
+use crate::clock::Timestamp;
 use crate::key::format::{self, holds_key};
 use crate::key::{PlainKey, PresentedKey};
 use crate::permission::{
-    AdminKey, AdminKeyId, Authority, Ended, Excess, Permissions, Reach, authority, delegate, may_touch,
+    AdminKey, AdminKeyId, Authority, Ended, Excess, Permissions, Reach, Role, authority, delegate, may_touch,
 };
 use crate::store::{NewAdminKey, StoreError};
 use crate::verify::management;
@@ -75,6 +76,25 @@ pub struct Caller {
     pub key: AdminKey,
     /// What it may do now.
     pub maker: Maker,
+}
+
+impl Caller {
+    /// A user of this machine that needs no key: named in changes by the number, and bound to no management key.
+    #[must_use]
+    pub fn of_user(uid: u32, role: Role) -> Self {
+        let authority = Authority { permissions: role.permissions(), ..Authority::whole() };
+        let key = AdminKey {
+            id: AdminKeyId(Uuid::nil()),
+            prefix: String::new(),
+            name: format!("uid {uid}"),
+            given: authority.clone(),
+            created_by: None,
+            created_at: Timestamp::default(),
+            last_used_at: None,
+            revoked_at: None,
+        };
+        Self { key, maker: Maker { id: None, authority } }
+    }
 }
 
 /// How old `last_used_at` may be: it is for people, and a write for each request would cost more than it says.

@@ -126,6 +126,15 @@ impl Admin {
         version.check()
     }
 
+    /// Whether the database answers and its tables are as new as we need them.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::OldSchema`], or the database cannot be asked.
+    pub async fn ready(&self) -> Result<(), StoreError> {
+        self.store.version().await?.check()
+    }
+
     /// Brings the tables up to date; returns what was done and the version they have now.
     ///
     /// # Errors

@@ -394,14 +394,23 @@ async fn serve(args: &ServeArgs, by: &Session) -> Result<(), Failure> {
 
 async fn manage(args: &ManageArgs, by: &Session) -> Result<(), Failure> {
     let read = args.read().map_err(|mistakes| Failure { code: 2, lines: mistakes.0, locked: false });
-    let (listen, logging) = read?;
-    let admin = admin(by, Peppers::default())?;
+    let (options, logging) = read?;
+    let admin = admin(by, options.peppers)?;
     if args.check_config {
         say("the configuration is fine\n");
         return Ok(());
     }
     telemetry::start_logging(logging.filter, logging.format);
-    Ok(server::manage(ManageSettings { listen, admin }, asked_to_stop()?).await?)
+    let settings = ManageSettings {
+        listen: options.listen,
+        unix_mode: options.unix_mode,
+        tls: options.tls,
+        trusted: options.trusted,
+        ops_listen: options.ops_listen,
+        admin,
+        clock: Arc::new(SystemClock),
+    };
+    Ok(server::manage(settings, asked_to_stop()?).await?)
 }
 
 /// Done when the process is told to stop.

@@ -39,6 +39,7 @@ mod lifecycle;
 mod listener;
 mod logs;
 mod manage;
+mod manage_process;
 mod memo;
 mod migrate;
 mod model;

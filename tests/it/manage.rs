@@ -30,35 +30,48 @@ on_every_store![
 ];
 
 /// A running `tenantgate manage`; killed with this value.
-struct Manage {
-    child: Child,
-    address: String,
-    stderr: Transcript,
+pub(crate) struct Manage {
+    pub(crate) child: Child,
+    pub(crate) address: String,
+    /// For operators.
+    pub(crate) ops: String,
+    pub(crate) stderr: Transcript,
 }
 
 impl Manage {
-    fn on(database: &Database, listen: &str) -> Self {
+    pub(crate) fn on(database: &Database, listen: &str) -> Self {
+        Self::with(database, listen, &[])
+    }
+
+    pub(crate) fn with(database: &Database, listen: &str, args: &[&str]) -> Self {
         let mut command = command(database.dir());
         command.args(["manage", "--database-url", database.url(), "--listen", listen]);
+        command.args(["--ops-listen", "127.0.0.1:0"]).args(args);
         let mut child =
             command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
         let stderr = Transcript::of(child.stderr.take().expect("piped"));
-        let mut this = Self { child, address: String::new(), stderr };
-        this.address = this.stderr.wait_for("ready", PATIENCE, |lines| {
+        let mut this = Self { child, address: String::new(), ops: String::new(), stderr };
+        let [address, ops] = this.stderr.wait_for("ready", PATIENCE, |lines| {
             lines.iter().find(|line| says(line, "ready"))?;
-            let bound = lines.iter().find(|line| says(line, "listening"))?;
-            field(bound, "address").map(str::to_owned)
+            let listens = |name: &str| {
+                let of = |line: &&String| says(line, "listening") && field(line, "listener") == Some(name);
+                let all = lines.iter().filter(of).filter_map(|line| field(line, "address"));
+                // An address of the network rather than a socket.
+                all.max_by_key(|address| !address.starts_with('/')).map(str::to_owned)
+            };
+            Some([listens("manage")?, listens("ops")?])
         });
+        (this.address, this.ops) = (address, ops);
         this
     }
 
-    fn ask(&self, method: &str, path: &str, headers: &[&str]) -> Page {
+    pub(crate) fn ask(&self, method: &str, path: &str, headers: &[&str]) -> Page {
         let stream = TcpStream::connect(&self.address).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         ask(stream, method, path, headers)
     }
 
-    fn get(&self, path: &str, key: &str) -> Page {
+    pub(crate) fn get(&self, path: &str, key: &str) -> Page {
         self.ask("GET", path, &[&format!("authorization: Bearer {key}")])
     }
 
@@ -78,7 +91,7 @@ impl Drop for Manage {
     }
 }
 
-fn ask(mut stream: impl Read + Write, method: &str, path: &str, headers: &[&str]) -> Page {
+pub(crate) fn ask(mut stream: impl Read + Write, method: &str, path: &str, headers: &[&str]) -> Page {
     let headers: String = headers.iter().flat_map(|header| [header, "\r\n"]).collect();
     write!(stream, "{method} {path} HTTP/1.1\r\nhost: tenantgate\r\nconnection: close\r\n{headers}\r\n")
         .expect("sent");
@@ -88,7 +101,7 @@ fn ask(mut stream: impl Read + Write, method: &str, path: &str, headers: &[&str]
 }
 
 #[track_caller]
-fn is_problem(page: &Page, status: u16, code: &str) {
+pub(crate) fn is_problem(page: &Page, status: u16, code: &str) {
     assert_eq!(page.status, status, "{}", page.body);
     assert_eq!(page.headers["content-type"], "application/problem+json");
     let body: Value = serde_json::from_str(&page.body).expect("JSON");
@@ -99,7 +112,7 @@ fn is_problem(page: &Page, status: u16, code: &str) {
     }
 }
 
-fn owner(world: &World) -> String {
+pub(crate) fn owner(world: &World) -> String {
     string(&create(world, &["owner of all"]), "key")
 }
 
@@ -416,7 +429,7 @@ fn options_are_checked_before_anything_starts() {
     }
     for far in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "example.com:1", "127.0.0.1.example.com:1"] {
         let said = check(&[far]).usage();
-        assert!(said.contains("management keys would travel in plain text"), "{said}");
+        assert!(said.contains("--tls-cert and --tls-key"), "{said}");
     }
     assert!(check(&["127.0.0.1"]).usage().contains("expected HOST:PORT"));
     assert!(check(&["127.0.0.1:1", "127.0.0.1:1"]).usage().contains("given twice"));

@@ -28,8 +28,9 @@ type Found<T> = Result<Json<T>, Problem>;
 /// Who one is, and what one may do now: less than was given if a maker has less.
 #[derive(Serialize)]
 pub(super) struct WhoView {
-    id: String,
-    key_prefix: String,
+    /// `null` for a trusted user of this machine, who has no key.
+    id: Option<String>,
+    key_prefix: Option<String>,
     name: String,
     permissions: Vec<&'static str>,
     tenants: Option<Vec<String>>,
@@ -40,8 +41,8 @@ pub(super) async fn whoami(Extension(caller): Who, RawQuery(query): RawQuery) ->
     no_parameters(query.as_deref())?;
     let (key, authority) = (&caller.key, &caller.maker.authority);
     Ok(Json(WhoView {
-        id: key.id.0.to_string(),
-        key_prefix: key.prefix.clone(),
+        id: caller.maker.id.map(|id| id.0.to_string()),
+        key_prefix: caller.maker.id.map(|_| key.prefix.clone()),
         name: key.name.clone(),
         permissions: authority.permissions.iter().map(Permission::as_str).collect(),
         tenants: crate::admin::view::tenants(&authority.reach),
