@@ -140,7 +140,7 @@ BEGIN
         -- Whoever changes something writes down that he did. Nobody changes what is written down.
         GRANT SELECT, INSERT ON tenantgate_audit_log TO %2$I;
         GRANT SELECT ON tenantgate_replica, tenantgate_identity, tenantgate_migrations, tenantgate_shadow_report,
-            tenantgate_usage TO %2$I;
+            tenantgate_usage, tenantgate_change TO %2$I;
         GRANT EXECUTE ON FUNCTION tenantgate_mark() TO %2$I;
         -- A tenant gets a schema of its own.
         GRANT CREATE ON DATABASE %3$I TO %2$I;

@@ -184,6 +184,16 @@ impl Admin {
         Ok(sessions)
     }
 
+    /// The management key of a session.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn session_key(&self, id: SessionId) -> Result<Option<AdminKeyId>, AdminError> {
+        let sessions = self.store.sessions().await?;
+        Ok(sessions.into_iter().find(|session| session.id == id).map(|session| session.key))
+    }
+
     /// Ends one session, or all of a management key; returns how many. None is not an error.
     ///
     /// # Errors

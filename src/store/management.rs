@@ -7,7 +7,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use super::{AdminSessions, SchemaVersion, Shadowed, StoreError};
+use super::{AdminSessions, Overview, SchemaVersion, Shadowed, StoreError};
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
@@ -254,7 +254,7 @@ pub struct AuditFilter {
 /// Every method fails with [`StoreError::Unavailable`] when the database cannot be asked; "not found" is
 /// `None` or an empty list, never an error.
 #[async_trait]
-pub trait Management: AdminSessions {
+pub trait Management: AdminSessions + Overview {
     /// Whether tenants have a schema of their own that must be made.
     fn has_schemas(&self) -> bool;
 

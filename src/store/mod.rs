@@ -9,6 +9,7 @@ mod expected;
 pub mod inspect;
 pub mod management;
 mod migrations;
+pub mod overview;
 pub mod postgres;
 pub mod sessions;
 mod source;
@@ -25,6 +26,7 @@ pub use self::management::{
     AuditFilter, ImportedKey, KeyChange, KeyFilter, Laggard, Management, NewAdminKey, NewKey, NewTenant,
     PlanChange, PlanUses, RoutesChange, RoutesPlan, StoredKey, TenantChange, UsageBy, UsageFilter, UsageRow,
 };
+pub use self::overview::{CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState};
 pub use self::sessions::{AdminSession, AdminSessions, Ending, SessionId};
 pub use self::source::UrlSource;
 use crate::clock::Timestamp;

@@ -61,7 +61,7 @@ const SERVE: [Right; 17] = [
 ];
 
 /// What `tenant`, `key`, `plan`, `route`, `admin-key`, `report` and `audit` do.
-const ADMIN: [Right; 13] = [
+const ADMIN: [Right; 14] = [
     (
         "SELECT, INSERT, UPDATE (name, status, mode, plan) ON tenants",
         "has_table_privilege('tenants', 'SELECT') AND has_table_privilege('tenants', 'INSERT')
@@ -115,6 +115,7 @@ const ADMIN: [Right; 13] = [
         "has_table_privilege('tenantgate_audit_log', 'SELECT') AND has_table_privilege('tenantgate_audit_log', 'INSERT')",
         false,
     ),
+    ("SELECT ON tenantgate_change", "has_table_privilege('tenantgate_change', 'SELECT')", false),
     ("SELECT ON tenantgate_replica", "has_table_privilege('tenantgate_replica', 'SELECT')", false),
     ("SELECT ON tenantgate_shadow_report", "has_table_privilege('tenantgate_shadow_report', 'SELECT')", false),
     ("SELECT ON tenantgate_usage", "has_table_privilege('tenantgate_usage', 'SELECT')", false),

@@ -11,6 +11,7 @@ mod bulk;
 mod connection;
 mod keys;
 mod management;
+mod overview;
 pub(super) mod plans;
 pub(super) mod routes;
 mod row;
@@ -60,6 +61,8 @@ pub(super) struct Dialect {
     mark: &'static str,
     /// Servers that have not seen the mark `$1`.
     behind: &'static str,
+    /// A change `c` that a server `r` has not applied.
+    unapplied: &'static str,
 }
 
 /// Under another isolation level, the end of the audit log that a transaction reads would not be the newest.
@@ -78,6 +81,7 @@ pub(super) const POSTGRES: Dialect = Dialect {
     lock_routes: Some("LOCK TABLE tenantgate_route IN SHARE ROW EXCLUSIVE MODE"),
     mark: "SELECT tenantgate_mark()::text AS mark",
     behind: "serves_until > now() AND NOT pg_visible_in_snapshot($1::xid8, applied)",
+    unapplied: "c.xid >= pg_snapshot_xmin(r.applied) AND NOT pg_visible_in_snapshot(c.xid, r.applied)",
 };
 
 /// One transaction writes at a time.
@@ -97,6 +101,7 @@ pub(super) const SQLITE: Dialect = Dialect {
     lock_routes: None,
     mark: "INSERT INTO tenantgate_change (key_prefix) VALUES ('') RETURNING CAST(id AS TEXT) AS mark",
     behind: "serves_until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AND applied < CAST($1 AS INTEGER)",
+    unapplied: "c.id > r.applied",
 };
 
 /// The connection that a store keeps for the management of tenants and keys.

@@ -82,7 +82,10 @@ mod tests {
             (&[("sec-fetch-site", "cross-site"), ("origin", "https://gate.example:8443")], false),
             (&[("sec-fetch-site", "same-origin"), ("origin", "https://evil.example")], false),
             (&[("sec-fetch-site", "same-origin"), ("sec-fetch-site", "cross-site")], false),
-            (&[("sec-fetch-site", "same-origin"), ("origin", "null"), ("origin", "https://evil.example")], false),
+            (
+                &[("sec-fetch-site", "same-origin"), ("origin", "null"), ("origin", "https://evil.example")],
+                false,
+            ),
         ] {
             assert_eq!(is_ours(&headers(list)), ours, "{list:?}");
         }

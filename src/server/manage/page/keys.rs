@@ -1,0 +1,152 @@
+//! The list of keys.
+
+use std::collections::BTreeMap;
+
+use axum::Extension;
+use axum::extract::{RawQuery, State};
+use maud::{Markup, html};
+use uuid::Uuid;
+
+use super::failure::Failure;
+use super::form::Form;
+use super::layout::{Place, page};
+use super::parts::{key_pill, next_page, select, table, when_or};
+use super::visit::{Shared, Visitor, Who};
+use crate::admin::{LONG, SOON};
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::permission::{About, Permission};
+use crate::record::KeyState;
+use crate::server::manage::Plane;
+use crate::store::{KeyFilter, StoredKey};
+use crate::tenant::{Tenant, TenantId};
+
+/// Keys on a page.
+const SIZE: usize = 50;
+
+/// Names of tenants by id.
+pub(super) type Names = BTreeMap<TenantId, Tenant>;
+
+pub(super) async fn list(
+    State(plane): Shared,
+    Extension(visitor): Who,
+    RawQuery(query): RawQuery,
+) -> Result<Markup, Failure> {
+    visitor.check(Permission::KeysRead, About::Shared)?;
+    let query = Form::read(query.unwrap_or_default());
+    let mut tenants = plane.admin.tenants().await?;
+    tenants.retain(|tenant| visitor.sees(tenant.id));
+    let names: Names = tenants.into_iter().map(|tenant| (tenant.id, tenant)).collect();
+    let now = plane.admin.now();
+    let mut keys = matching(&plane, &visitor, &query, &names, now).await?;
+    let more = keys.len() > SIZE;
+    keys.truncate(SIZE);
+    let last = keys.last().filter(|_| more).map(|key| key.details.id.0.to_string());
+    let body = html! {
+        div.title { h1 { "Keys" } }
+        (filters(&query, &names))
+        div #results {
+            p.count role="status" {
+                (keys.len()) @if more { "+" } @if keys.len() == 1 { " key" } @else { " keys" }
+            }
+            @if keys.is_empty() {
+                p.empty { "No key matches." }
+            } @else {
+                (table("Keys", &["Name", "Prefix", "Tenant", "Status", "Last used", "Expires"], &rows(&keys, Some(&names), now)))
+            }
+            (next_page("/keys", &query, last.as_deref()))
+        }
+    };
+    Ok(page(&visitor, Place::Keys, "Keys", &body))
+}
+
+/// One key more than a page has, to know whether there is a next page.
+async fn matching(
+    plane: &Plane,
+    visitor: &Visitor,
+    query: &Form,
+    names: &Names,
+    now: Timestamp,
+) -> Result<Vec<StoredKey>, Failure> {
+    let reach = &visitor.caller.maker.authority.reach;
+    // A prefix or an id names one key, whatever else is asked for.
+    if let Some(reference) = query.get("q").filter(|q| q.starts_with("llmk_") || Uuid::parse_str(q).is_ok())
+        && let Some((key, _)) = plane.admin.visible_key(reference, reach).await?
+    {
+        return Ok(vec![key]);
+    }
+    let tenant = match query.get("tenant") {
+        None => None,
+        Some(schema) => match names.values().find(|tenant| tenant.schema == schema) {
+            Some(tenant) => Some(tenant.id),
+            None => return Ok(Vec::new()),
+        },
+    };
+    let filter = KeyFilter {
+        tenant,
+        state: query.get("state").and_then(|word| KeyState::ALL.into_iter().find(|s| s.as_str() == word)),
+        now,
+        name: query.get("q").map(str::to_owned),
+        scope: query.get("scope").map(str::to_owned),
+        labels: Vec::new(),
+        expires_before: query.get("expires").map(|_| now.after(SOON)),
+        unused_since: query.get("unused").map(|_| now.before(LONG)),
+    };
+    // What expires soon or is unused matters of live keys alone.
+    let narrowed = filter.expires_before.is_some() || filter.unused_since.is_some();
+    let filter = if narrowed && filter.state.is_none() {
+        KeyFilter { state: Some(KeyState::Active), ..filter }
+    } else {
+        filter
+    };
+    let after = query.get("after").and_then(|id| Uuid::parse_str(id).ok()).map(KeyId);
+    Ok(plane.admin.keys_after(&filter, reach, after, SIZE + 1).await?)
+}
+
+fn filters(query: &Form, names: &Names) -> Markup {
+    let mut tenants: Vec<_> =
+        names.values().map(|tenant| (tenant.schema.as_str(), tenant.name.as_str())).collect();
+    tenants.sort_by_key(|(_, name)| name.to_lowercase());
+    tenants.insert(0, ("", "Every tenant"));
+    let states = [
+        ("", "Every status"),
+        ("active", "Active"),
+        ("disabled", "Disabled"),
+        ("expired", "Expired"),
+        ("not_yet_valid", "Not yet valid"),
+        ("revoked", "Revoked"),
+    ];
+    html! {
+        form.filters role="search" data-live="results" {
+            div.field.grow {
+                label for="q" { "Search" }
+                input #q type="search" name="q" value=(query.shown("q")) placeholder="Name, prefix or id" autocomplete="off";
+            }
+            (select("tenant", "Tenant", query.shown("tenant"), &tenants))
+            (select("state", "Status", query.shown("state"), &states))
+            (select("expires", "Expiry", query.shown("expires"), &[("", "Any time"), ("30", "Within 30 days")]))
+            (select("unused", "Use", query.shown("unused"), &[("", "Any"), ("90", "Not for 90 days")]))
+            button type="submit" { "Filter" }
+        }
+    }
+}
+
+/// Rows of a table of keys; with names it has a column for the tenant.
+pub(super) fn rows(keys: &[StoredKey], names: Option<&Names>, now: Timestamp) -> Markup {
+    html! {
+        @for StoredKey { details: key, .. } in keys {
+            tr {
+                th scope="row" {
+                    a href={ "/keys/" (key.id.0) } { (key.name.as_deref().unwrap_or("(no name)")) }
+                }
+                td { code { (key.prefix) } }
+                @if let Some(names) = names {
+                    td { (names.get(&key.tenant_id).map_or("–", |tenant| tenant.name.as_str())) }
+                }
+                td { (key_pill(key, now)) }
+                td { (when_or(key.last_used_at, now, "never")) }
+                td { (when_or(key.expires_at, now, "never")) }
+            }
+        }
+    }
+}
