@@ -8,10 +8,8 @@ use crate::audit::Entry;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::permission::Reach;
-use crate::store::{
-    AuditFilter, CountedAt, CountsOf, DayCount, KeyCounts, KeyFilter, ReplicaState, StoredKey,
-};
-use crate::tenant::{Tenant, TenantId};
+use crate::store::{AuditFilter, CountedAt, CountsOf, DayCount, KeyCounts, ReplicaState};
+use crate::tenant::TenantId;
 
 /// What expires within this expires soon.
 pub const SOON: Duration = Duration::from_hours(30 * 24);
@@ -38,8 +36,8 @@ impl Admin {
     /// # Errors
     ///
     /// The database cannot be asked.
-    pub async fn replicas(&self) -> Result<Vec<ReplicaState>, AdminError> {
-        Ok(self.store.replicas().await?)
+    pub async fn servers(&self) -> Result<Vec<ReplicaState>, AdminError> {
+        Ok(self.store.servers().await?)
     }
 
     /// Requests that a reach covers, by day and reason, of the last `days` days (UTC) with today.
@@ -89,67 +87,6 @@ impl Admin {
         entries.truncate(shown);
         entries.reverse();
         Ok(entries)
-    }
-
-    /// The first `size` keys of a filter after `after` that a reach covers, by id.
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be asked.
-    pub async fn keys_after(
-        &self,
-        filter: &KeyFilter,
-        reach: &Reach,
-        after: Option<KeyId>,
-        size: usize,
-    ) -> Result<Vec<StoredKey>, AdminError> {
-        let page = i64::try_from(size).unwrap_or(i64::MAX);
-        let tenants = match (filter.tenant, some(reach)) {
-            (Some(tenant), Some(ours)) if !ours.contains(&tenant) => return Ok(Vec::new()),
-            (None, Some(ours)) => ours,
-            _ => return Ok(self.store.keys_page(filter, after, page).await?),
-        };
-        // The page of each tenant, of which the first together are the page of all.
-        let mut keys = Vec::new();
-        for tenant in tenants {
-            let filter = KeyFilter { tenant: Some(*tenant), ..filter.clone() };
-            keys.extend(self.store.keys_page(&filter, after, page).await?);
-        }
-        keys.sort_by_key(|key| key.details.id);
-        keys.truncate(size);
-        Ok(keys)
-    }
-
-    /// The key whose id or prefix is `reference`; `None` if a reach does not cover it or it does not exist.
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be asked.
-    pub async fn visible_key(
-        &self,
-        reference: &str,
-        reach: &Reach,
-    ) -> Result<Option<(StoredKey, Tenant)>, AdminError> {
-        let keys = self.store.keys_named(&[reference.to_owned()]).await?;
-        let named =
-            |key: &StoredKey| key.details.prefix == reference || key.details.id.0.to_string() == reference;
-        let Some(key) = keys.into_iter().find(named) else { return Ok(None) };
-        Ok(self.visible_tenant_id(key.details.tenant_id, reach).await?.map(|tenant| (key, tenant)))
-    }
-
-    /// The tenant whose id or schema is `reference`; `None` if a reach does not cover it or it does not exist.
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be asked.
-    pub async fn visible_tenant(&self, reference: &str, reach: &Reach) -> Result<Option<Tenant>, AdminError> {
-        let named = |tenant: &Tenant| tenant.schema == reference || tenant.id.0.to_string() == reference;
-        let tenants = self.store.find_tenants(reference).await?;
-        Ok(tenants.into_iter().find(|tenant| named(tenant) && reach.has(tenant.id)))
-    }
-
-    async fn visible_tenant_id(&self, id: TenantId, reach: &Reach) -> Result<Option<Tenant>, AdminError> {
-        self.visible_tenant(&id.0.to_string(), reach).await
     }
 }
 

@@ -10,7 +10,7 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use uuid::Uuid;
 
-use super::{Admin, AdminError, Caller, Maker, refused};
+use super::{Admin, AdminError, Caller, Maker, Origin, refused};
 use crate::clock::Timestamp;
 use crate::key::PresentedKey;
 use crate::permission::{AdminKey, AdminKeyId, authority};
@@ -149,7 +149,9 @@ impl Admin {
             address: browser.address.map(|address| address.to_canonical().to_string()),
             user_agent: browser.user_agent.as_deref().map(shortened),
         };
-        self.store.insert_session(&token.hash(), &session, now.before(LONGEST), now.before(IDLE)).await?;
+        let origin = Origin { request_id: None, address: browser.address };
+        let store = self.on_behalf(&caller, &origin).store;
+        store.insert_session(&token.hash(), &session, now.before(LONGEST), now.before(IDLE)).await?;
         Ok(SignedIn { token, caller })
     }
 

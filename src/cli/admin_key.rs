@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::args::long_duration;
 use super::view::{Text, fixed_table, plain};
 use super::{Failure, Out};
-use crate::admin::view::{AdminKeyView, permissions, tenants};
+use crate::admin::view::{AdminKeyView, IssuedAdminKeyView};
 use crate::admin::{Admin, AdminKeyWish, Expiry, IssuedAdminKey, Maker};
 use crate::permission::{Permission, Permissions, Role};
 
@@ -156,38 +156,10 @@ impl Text for LoginLinkView {
     }
 }
 
-/// A management key that was just created.
-#[derive(Serialize)]
-struct IssuedAdminKeyView {
-    id: String,
-    key: String,
-    key_prefix: String,
-    name: String,
-    permissions: Vec<&'static str>,
-    tenants: Option<Vec<String>>,
-    created_at: String,
-    expires_at: Option<String>,
-}
-
-impl From<&IssuedAdminKey> for IssuedAdminKeyView {
-    fn from(issued: &IssuedAdminKey) -> Self {
-        let key = &issued.details;
-        Self {
-            id: key.id.0.to_string(),
-            key: issued.key.expose().to_owned(),
-            key_prefix: key.prefix.clone(),
-            name: key.name.clone(),
-            permissions: permissions(key.given.permissions),
-            tenants: tenants(&key.given.reach),
-            created_at: key.created_at.to_string(),
-            expires_at: key.given.expires_at.map(|at| at.to_string()),
-        }
-    }
-}
-
 impl Text for IssuedAdminKeyView {
     fn text(&self) -> String {
-        let Self { id, key, name, .. } = self;
+        let Self { id, name, .. } = self;
+        let key = self.key.as_deref().unwrap_or_default();
         let (may, sees) = (self.permissions.join(" "), sees(self.tenants.as_ref()));
         let expires = self.expires_at.as_deref().unwrap_or("never");
         format!(

@@ -49,6 +49,8 @@ struct EntryView<'a> {
     subject: &'a str,
     before: Option<Seen<'a>>,
     after: Option<Seen<'a>>,
+    request_id: Option<&'a str>,
+    address: Option<&'a str>,
     hash: &'a str,
 }
 
@@ -81,6 +83,8 @@ impl<'a> From<&'a Entry> for EntryView<'a> {
             subject: &entry.subject,
             before: entry.before.as_deref().map(Seen::of),
             after: entry.after.as_deref().map(Seen::of),
+            request_id: entry.request_id.as_deref(),
+            address: entry.address.as_deref(),
             hash: &entry.hash,
         }
     }
@@ -93,9 +97,11 @@ impl Row for EntryView<'_> {
         let named = ["key_prefix", "db_schema_name"].into_iter().find_map(|name| after.get(name)?.as_str());
         let subject =
             named.map_or_else(|| self.subject.to_owned(), |name| format!("{name} ({})", self.subject));
+        // Of a change over HTTP, people want to know where it came from.
+        let from = self.address.map(|address| format!("  from {address}")).unwrap_or_default();
         let changes = before.map(|before| differences(&before, &after)).unwrap_or_default();
         let line = format!(
-            "{:>5}  {}  {:<12}  {:<16}  {}  {}",
+            "{:>5}  {}  {:<12}  {:<16}  {}  {}{from}",
             self.seq, self.at, self.actor, self.action, subject, changes
         );
         plain(line.trim_end())

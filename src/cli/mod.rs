@@ -113,7 +113,11 @@ impl From<AdminError> for Failure {
     fn from(error: AdminError) -> Self {
         match error {
             AdminError::BadRequest(why) => Self::usage(why),
-            AdminError::Refused(why) => Self::refused(why),
+            AdminError::Missing(why)
+            | AdminError::Refused(why)
+            | AdminError::Excess(why)
+            | AdminError::Unfit { why, .. } => Self::refused(why),
+            AdminError::Stale => Self::refused(StoreError::Stale),
             AdminError::Store(error) => error.into(),
         }
     }
@@ -329,7 +333,7 @@ async fn tenant(admin: &Admin, command: TenantCommand, out: &mut Out) -> Result<
     let tenant = match command {
         TenantCommand::Create { name, schema, adopt_schema, status } => {
             let status = TenantStatus::parse(&status);
-            admin.create_tenant(&name, schema.as_deref(), adopt_schema, status).await?
+            admin.create_tenant(&name, schema.as_deref(), adopt_schema, status, None).await?
         }
         TenantCommand::Update { tenant, name, plan, no_plan, wait } => {
             let plan = Setting::said(plan, no_plan);
@@ -392,9 +396,14 @@ async fn serve(args: &ServeArgs, by: &Session) -> Result<(), Failure> {
     Ok(server::serve(settings, asked_to_stop()?).await?)
 }
 
+/// Requests of many clients share these: few, because each is a backend of Postgres, and a change takes milliseconds.
+const CONNECTIONS_OF_MANAGE: usize = 4;
+
 async fn manage(args: &ManageArgs, by: &Session) -> Result<(), Failure> {
     let read = args.read().map_err(|mistakes| Failure { code: 2, lines: mistakes.0, locked: false });
     let (options, logging) = read?;
+    let database = Database { connections: CONNECTIONS_OF_MANAGE, ..by.database.clone() };
+    let by = &Session { database, actor: by.actor.clone() };
     let admin = admin(by, options.peppers)?;
     if args.check_config {
         say("the configuration is fine\n");

@@ -4,14 +4,16 @@
 //! ask a [`Store`](super::Store).
 
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use super::{AdminSessions, Overview, SchemaVersion, Shadowed, StoreError};
-use crate::audit::{Action, Draft, Entry};
+use crate::audit::{Action, Author, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::permission::{AdminKey, AdminKeyId};
+use crate::permission::{AdminKey, AdminKeyId, Reach};
 use crate::plan::PlanRow;
 use crate::record::{KeyDetails, KeyState, KeyTerms, Memo};
 use crate::route::RouteRow;
@@ -29,7 +31,7 @@ pub enum UsageBy {
 }
 
 /// Which counts of usage are asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct UsageFilter {
     /// The first day (UTC) is the one of this instant.
     pub from: Timestamp,
@@ -37,8 +39,23 @@ pub struct UsageFilter {
     pub to: Timestamp,
     /// Only keys of this tenant.
     pub tenant: Option<TenantId>,
+    /// Only this key.
+    pub key: Option<KeyId>,
+    /// Only keys of these tenants; `All`: also requests without a proven key.
+    pub reach: Reach,
     /// What they are added up by.
     pub by: UsageBy,
+    /// Only a part of the sums, in the order of days, of reasons or of the ids of keys.
+    pub part: Option<UsagePart>,
+}
+
+/// A part of sums of usage.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UsagePart {
+    /// It begins after this day, reason or id of a key.
+    pub after: Option<String>,
+    /// The most rows.
+    pub rows: usize,
 }
 
 /// Requests that were counted. What they are added up over is `None`.
@@ -69,6 +86,8 @@ pub struct NewTenant {
     pub schema: String,
     /// Its status.
     pub status: TenantStatus,
+    /// The name of its plan.
+    pub plan: Option<String>,
 }
 
 /// A key that does not exist yet.
@@ -112,6 +131,19 @@ pub struct Laggard {
     pub seen_at: Timestamp,
 }
 
+/// A server that has announced itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Announced {
+    /// Its identity.
+    pub id: Uuid,
+    /// Host and process, for people.
+    pub name: String,
+    /// When it last announced itself.
+    pub seen_at: Timestamp,
+    /// From then on it refuses every key unless it polls again.
+    pub serves_until: Timestamp,
+}
+
 /// A key that comes with a history.
 #[derive(Clone, Debug)]
 pub struct ImportedKey {
@@ -129,14 +161,139 @@ pub struct ImportedKey {
     pub disabled_at: Option<Timestamp>,
 }
 
-/// A change of a key, made while other sessions cannot change it. `Err` says why the key is not changed.
-pub type KeyChange<'c> = &'c (dyn Fn(&mut KeyDetails) -> Result<(), String> + Sync);
+/// On whose behalf a store changes rows. The default is the program itself.
+#[derive(Clone, Default)]
+pub struct Behalf {
+    /// Who makes the changes.
+    pub author: Author,
+    /// What is kept of the request that makes the change, if it may be sent again.
+    pub receipt: Option<Receipt>,
+}
+
+impl Behalf {
+    /// Changes of this author, of which no answer is kept.
+    #[must_use]
+    pub fn of(author: Author) -> Self {
+        Self { author, receipt: None }
+    }
+}
+
+/// The answer to a request with an Idempotency-Key, which is kept in the transaction that makes the change: either both
+/// are in the database, or neither.
+#[derive(Clone)]
+pub struct Receipt {
+    /// The attempt that claimed the key: see [`Management::claim`].
+    pub attempt: Uuid,
+    /// What is kept, as JSON without a secret; `None` if this transaction is not the last one of the request.
+    pub answer: Arc<dyn Fn(Changed<'_>) -> Option<String> + Send + Sync>,
+}
+
+/// What a transaction has changed.
+#[derive(Clone, Copy, Debug)]
+pub enum Changed<'a> {
+    /// This tenant was created or changed.
+    Tenant(&'a Tenant),
+    /// This key was created or changed.
+    Key(&'a KeyDetails),
+    /// These keys were changed.
+    Keys(&'a [KeyDetails]),
+    /// The first key was replaced by the second one.
+    Rotated(&'a KeyDetails, &'a KeyDetails),
+    /// This plan was created, changed or deleted.
+    Plan(&'a PlanRow),
+    /// The table of routes was changed.
+    Routes(&'a RoutesChange),
+    /// This management key was created or changed.
+    AdminKey(&'a AdminKey),
+}
+
+/// A request that may be sent again, under a key that its client has chosen.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The management key of the client.
+    pub admin_key: AdminKeyId,
+    /// The path of the request.
+    pub path: String,
+    /// The Idempotency-Key.
+    pub key: String,
+    /// The SHA-256 of the body, in hexadecimal.
+    pub body_hash: String,
+    /// The id of this attempt.
+    pub attempt: Uuid,
+    /// The id of the pepper that secrets of this attempt are derived from.
+    pub pepper: Option<String>,
+    /// When the attempt starts.
+    pub at: Timestamp,
+    /// An attempt that has started before this instant and has no answer counts as dead.
+    pub dead_before: Timestamp,
+    /// An attempt that has started before this instant is forgotten.
+    pub forgotten_before: Timestamp,
+}
+
+/// What becomes of a [`Claim`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Claimed {
+    /// The request is the first one: it must be done.
+    First,
+    /// The first one is still running.
+    Running,
+    /// The first one had another body.
+    OtherBody,
+    /// The first one was done.
+    Done {
+        /// Its attempt.
+        attempt: Uuid,
+        /// The id of the pepper that its secrets were derived from.
+        pepper: Option<String>,
+        /// What was kept of its answer.
+        answer: String,
+    },
+}
+
+/// Why a change is not made.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Stop {
+    /// To the author there is no such row.
+    Missing,
+    /// The row is not as its author expects it.
+    Stale,
+    /// Another reason, for people.
+    Refused(String),
+}
+
+impl From<String> for Stop {
+    fn from(why: String) -> Self {
+        Self::Refused(why)
+    }
+}
+
+impl From<Stop> for StoreError {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Missing => Self::Missing,
+            Stop::Stale => Self::Stale,
+            Stop::Refused(why) => Self::Conflict(why),
+        }
+    }
+}
+
+/// Judges a row while other sessions cannot change it.
+pub type Check<'c, T> = &'c (dyn Fn(&T) -> Result<(), Stop> + Sync);
+
+/// Changes a row while other sessions cannot change it. Every such error becomes one of [`StoreError`].
+pub type Make<'c, T> = &'c (dyn Fn(&mut T) -> Result<(), Stop> + Sync);
+
+/// A change of a key.
+pub type KeyChange<'c> = Make<'c, KeyDetails>;
 
 /// A change of a tenant.
-pub type TenantChange<'c> = &'c (dyn Fn(&mut Tenant) + Sync);
+pub type TenantChange<'c> = Make<'c, Tenant>;
 
 /// A change of a plan.
-pub type PlanChange<'c> = &'c (dyn Fn(&mut PlanRow) + Sync);
+pub type PlanChange<'c> = Make<'c, PlanRow>;
+
+/// A change of a management key.
+pub type AdminKeyChange<'c> = Make<'c, AdminKey>;
 
 /// Which keys are asked for; what is `None` or empty: all.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -159,6 +316,24 @@ pub struct KeyFilter {
     pub unused_since: Option<Timestamp>,
 }
 
+/// The place of a key in the order of creation.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct KeyPlace {
+    /// When it was created, as the database writes it.
+    pub created_at: String,
+    /// Its id: keys that were created at the same instant are in the order of their ids.
+    pub id: KeyId,
+}
+
+/// A part of a list of keys.
+#[derive(Clone, Debug, Default)]
+pub struct KeyPage {
+    /// The keys, at most as many as asked for; fewer, or none, also where what is wanted is rare.
+    pub keys: Vec<StoredKey>,
+    /// After which place the next part begins; `None` at the end.
+    pub next: Option<KeyPlace>,
+}
+
 /// A change of the table of routes.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct RoutesChange {
@@ -172,8 +347,8 @@ pub struct RoutesChange {
     pub draft: Option<Draft>,
 }
 
-/// What is to be changed of the table of routes as it is. `Err` says why it is not.
-pub type RoutesPlan<'c> = &'c (dyn Fn(&[RouteRow]) -> Result<RoutesChange, String> + Sync);
+/// What is to be changed of the table of routes as it is.
+pub type RoutesPlan<'c> = &'c (dyn Fn(&[RouteRow]) -> Result<RoutesChange, Stop> + Sync);
 
 /// How often a plan is used.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -231,7 +406,7 @@ pub struct Migrated {
     /// What else was done, for people.
     pub notes: Vec<String>,
     /// The new identity, if one was asked for.
-    pub identity: Option<uuid::Uuid>,
+    pub identity: Option<Uuid>,
     /// The publication, if one was asked for.
     pub publication: Option<String>,
 }
@@ -255,6 +430,9 @@ pub struct AuditFilter {
 /// `None` or an empty list, never an error.
 #[async_trait]
 pub trait Management: AdminSessions + Overview {
+    /// The same database through the same connections, on behalf of somebody else.
+    fn on_behalf(&self, behalf: Behalf) -> Arc<dyn Management>;
+
     /// Whether tenants have a schema of their own that must be made.
     fn has_schemas(&self) -> bool;
 
@@ -312,6 +490,15 @@ pub trait Management: AdminSessions + Overview {
         page: i64,
     ) -> Result<Vec<StoredKey>, StoreError>;
 
+    /// Keys of these tenants that a filter wants, after a place, in the order of creation.
+    async fn keys_by_creation(
+        &self,
+        filter: &KeyFilter,
+        reach: &Reach,
+        after: Option<&KeyPlace>,
+        page: usize,
+    ) -> Result<KeyPage, StoreError>;
+
     /// How many keys of a tenant that are not revoked were used since an instant.
     async fn count_used(&self, tenant: TenantId, since: Timestamp) -> Result<i64, StoreError>;
 
@@ -345,12 +532,13 @@ pub trait Management: AdminSessions + Overview {
 
     /// In one step: adds `successor` and lets the key `id` expire at `expires_at` if it would not sooner.
     /// `None`, and no change, if the key is gone or has been revoked; [`StoreError::Conflict`] if it has been replaced
-    /// already, by a key that is not revoked.
+    /// already, by a key that is not revoked. `check` judges the key before.
     async fn replace_key(
         &self,
         id: KeyId,
         expires_at: Timestamp,
         successor: &NewKey,
+        check: Check<'_, KeyDetails>,
     ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError>;
 
     /// All plans, by name.
@@ -365,8 +553,9 @@ pub trait Management: AdminSessions + Overview {
     /// How often a plan is used.
     async fn plan_uses(&self, name: &str) -> Result<PlanUses, StoreError>;
 
-    /// Deletes a plan that is not used; nothing if there is no such plan.
-    async fn delete_plan(&self, name: &str) -> Result<Option<PlanRow>, StoreError>;
+    /// Deletes a plan that is not used; nothing if there is no such plan. `check` judges the plan before.
+    async fn delete_plan(&self, name: &str, check: Check<'_, PlanRow>)
+    -> Result<Option<PlanRow>, StoreError>;
 
     /// All rules of routes, by host, path and method.
     async fn routes(&self) -> Result<Vec<RouteRow>, StoreError>;
@@ -386,8 +575,22 @@ pub trait Management: AdminSessions + Overview {
     /// Adds a management key. [`StoreError::Conflict`] if its name, prefix, hash or identity is taken.
     async fn insert_admin_key(&self, key: &NewAdminKey) -> Result<AdminKey, StoreError>;
 
-    /// Revokes a management key; one that is revoked remains as it is. Nothing if there is no such key.
-    async fn revoke_admin_key(&self, id: AdminKeyId, at: Timestamp) -> Result<Option<AdminKey>, StoreError>;
+    /// Changes a management key; nothing if there is no such key. [`StoreError::Conflict`] if its name is taken.
+    async fn change_admin_key(
+        &self,
+        id: AdminKeyId,
+        action: Action,
+        change: AdminKeyChange<'_>,
+    ) -> Result<Option<AdminKey>, StoreError>;
+
+    /// Claims an Idempotency-Key for a request, and forgets claims that are too old.
+    async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError>;
+
+    /// Gives up a claim whose request failed, so that the key can be used again.
+    async fn give_up_claim(&self, attempt: Uuid) -> Result<(), StoreError>;
+
+    /// The servers that have announced themselves, by name.
+    async fn replicas(&self) -> Result<Vec<Announced>, StoreError>;
 
     /// A mark after everything that is committed now, which every server that is in touch comes to see.
     async fn mark(&self) -> Result<String, StoreError>;
@@ -395,6 +598,9 @@ pub trait Management: AdminSessions + Overview {
     /// The servers that may still serve what was before a mark: they have not looked since, and their time to
     /// serve without looking is not over.
     async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError>;
+
+    /// How many servers that serve now have seen a mark.
+    async fn caught_up(&self, mark: &str) -> Result<u64, StoreError>;
 
     /// The first `page` rows of the audit log after the row `after`, oldest first.
     async fn audit_entries(

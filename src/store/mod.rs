@@ -21,11 +21,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-pub use self::management::{Adoption, Migrated};
 pub use self::management::{
-    AuditFilter, ImportedKey, KeyChange, KeyFilter, Laggard, Management, NewAdminKey, NewKey, NewTenant,
-    PlanChange, PlanUses, RoutesChange, RoutesPlan, StoredKey, TenantChange, UsageBy, UsageFilter, UsageRow,
+    AdminKeyChange, Announced, AuditFilter, Behalf, Changed, Check, Claim, Claimed, ImportedKey, KeyChange,
+    KeyFilter, KeyPage, KeyPlace, Laggard, Management, NewAdminKey, NewKey, NewTenant, PlanChange, PlanUses,
+    Receipt, RoutesChange, RoutesPlan, Stop, StoredKey, TenantChange, UsageBy, UsageFilter, UsageRow,
 };
+pub use self::management::{Adoption, Migrated};
 pub use self::overview::{CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState};
 pub use self::sessions::{AdminSession, AdminSessions, Ending, SessionId};
 pub use self::source::UrlSource;
@@ -70,6 +71,9 @@ pub enum StoreError {
     /// Another session held a lock for too long.
     #[error("gave up waiting for a lock: {0}")]
     Locked(String),
+    /// To the author of a change there is no such row.
+    #[error("there is no such row")]
+    Missing,
     /// The tables are older than this program.
     #[error(
         "the database schema is at version {current}, tenantgate needs {needed}: run `tenantgate migrate`"
@@ -86,6 +90,9 @@ pub enum StoreError {
     /// Tables that exist cannot be adopted; one line for each fault.
     #[error("the tables cannot be adopted: {}", .0.join("; "))]
     Shape(Vec<String>),
+    /// A row is not as the author of a change expects it.
+    #[error("the row was changed in the meantime: read it again")]
+    Stale,
     /// The database cannot be asked. Trying again may help.
     #[error("{0}")]
     Unavailable(String),

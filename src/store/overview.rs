@@ -77,7 +77,7 @@ pub trait Overview: Store {
     ) -> Result<KeyCounts, StoreError>;
 
     /// The servers that announced themselves, by name.
-    async fn replicas(&self) -> Result<Vec<ReplicaState>, StoreError>;
+    async fn servers(&self) -> Result<Vec<ReplicaState>, StoreError>;
 
     /// Requests on these days (UTC, as in `2026-01-31`) by day and reason. Of a key it reads only rows of that key.
     async fn counts(&self, of: CountsOf<'_>, days: &[String]) -> Result<Vec<DayCount>, StoreError>;

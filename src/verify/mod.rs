@@ -18,6 +18,7 @@
 //! Depends on: nothing of requests, states of tenants, or databases.
 
 pub mod bcrypt;
+pub mod derived;
 pub mod management;
 pub mod memo;
 pub mod pepper;

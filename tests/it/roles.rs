@@ -77,7 +77,7 @@ const NOT_FOR_SERVE: [&str; 29] = [
     "SET ROLE {}_migrate",
 ];
 
-const NOT_FOR_ADMIN: [&str; 22] = [
+const NOT_FOR_ADMIN: [&str; 23] = [
     "UPDATE tenantgate_audit_log SET actor = 'nobody'",
     "DELETE FROM tenantgate_audit_log",
     "UPDATE api_keys SET hashed_key = 'mine'",
@@ -89,9 +89,10 @@ const NOT_FOR_ADMIN: [&str; 22] = [
     "UPDATE tenantgate_plan SET name = 'mine'",
     "UPDATE tenantgate_route SET path = '/mine'",
     "TRUNCATE tenantgate_route",
-    "UPDATE tenantgate_admin_key SET permissions = 'keys:read'",
+    "UPDATE tenantgate_admin_key SET created_by = NULL",
     "UPDATE tenantgate_admin_key SET hashed_key = 'mine'",
     "DELETE FROM tenantgate_admin_key",
+    "UPDATE tenantgate_idempotency SET attempt = gen_random_uuid()",
     "UPDATE tenants SET db_schema_name = 'mine'",
     "SELECT FROM tenantgate_change",
     "SELECT tenantgate_prune(interval '0')",

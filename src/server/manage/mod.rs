@@ -199,10 +199,11 @@ impl Line {
 }
 
 /// Gives a request its id, and its answer the headers that every answer has.
-async fn dressed(request: Request, next: Next) -> Response {
+async fn dressed(mut request: Request, next: Next) -> Response {
     let id = RequestId(Uuid::new_v4().to_string());
     let number = HeaderValue::from_str(&id.0);
     let line = Line::of(&request, &id);
+    request.extensions_mut().insert(id.clone());
     let response = next.run(request).await;
     line.write(&response);
     let mut response = numbered(response, id);

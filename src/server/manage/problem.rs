@@ -99,7 +99,7 @@ impl Problem {
 
     /// A use case refuses to find something.
     pub(super) fn of_missing(error: AdminError) -> Self {
-        if matches!(error, AdminError::Refused(_)) { Self::not_found() } else { error.into() }
+        if matches!(error, AdminError::Missing(_)) { Self::not_found() } else { error.into() }
     }
 
     /// Parts of the request are wrong.
@@ -119,7 +119,19 @@ impl From<AdminError> for Problem {
     fn from(error: AdminError) -> Self {
         match error {
             AdminError::BadRequest(why) => Self::new(StatusCode::BAD_REQUEST, "invalid_request", why),
+            AdminError::Missing(_) => Self::not_found(),
             AdminError::Refused(why) => Self::new(StatusCode::CONFLICT, "refused", why),
+            AdminError::Excess(why) => Self::new(StatusCode::FORBIDDEN, "exceeds_own_authority", why),
+            AdminError::Unfit { part, why } => {
+                let errors = vec![FieldError::new(format!("/{part}"), "unfit_value", why)];
+                let detail = "the request makes no sense: errors says where";
+                Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unprocessable", detail) }
+            }
+            AdminError::Stale => Self::new(
+                StatusCode::PRECONDITION_FAILED,
+                "precondition_failed",
+                "the object is not in the version that If-Match names: read it again",
+            ),
             AdminError::Store(StoreError::Conflict(why)) => Self::new(StatusCode::CONFLICT, "conflict", why),
             AdminError::Store(error) => {
                 tracing::warn!(%error, "the database did not answer a request of management");

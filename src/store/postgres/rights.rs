@@ -60,8 +60,8 @@ const SERVE: [Right; 17] = [
     ),
 ];
 
-/// What `tenant`, `key`, `plan`, `route`, `admin-key`, `report` and `audit` do.
-const ADMIN: [Right; 14] = [
+/// What `tenant`, `key`, `plan`, `route`, `admin-key`, `report`, `audit` and `manage` do.
+const ADMIN: [Right; 15] = [
     (
         "SELECT, INSERT, UPDATE (name, status, mode, plan) ON tenants",
         "has_table_privilege('tenants', 'SELECT') AND has_table_privilege('tenants', 'INSERT')
@@ -91,10 +91,16 @@ const ADMIN: [Right; 14] = [
         false,
     ),
     (
-        "SELECT, INSERT, UPDATE (last_used_at, revoked_at) ON tenantgate_admin_key",
+        "SELECT, INSERT, UPDATE (name, permissions, tenants, expires_at, last_used_at, revoked_at) ON tenantgate_admin_key",
         "has_table_privilege('tenantgate_admin_key', 'SELECT') AND has_table_privilege('tenantgate_admin_key', 'INSERT')
-          AND has_column_privilege('tenantgate_admin_key', 'revoked_at', 'UPDATE')
-          AND has_column_privilege('tenantgate_admin_key', 'last_used_at', 'UPDATE')",
+          AND (SELECT bool_and(has_column_privilege('tenantgate_admin_key', c, 'UPDATE'))
+               FROM unnest(ARRAY['name', 'permissions', 'tenants', 'expires_at', 'last_used_at', 'revoked_at']) AS c)",
+        false,
+    ),
+    (
+        "SELECT, INSERT, UPDATE (answer), DELETE ON tenantgate_idempotency",
+        "(SELECT bool_and(has_table_privilege('tenantgate_idempotency', p)) FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS p)
+          AND has_column_privilege('tenantgate_idempotency', 'answer', 'UPDATE')",
         false,
     ),
     (

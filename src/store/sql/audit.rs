@@ -6,14 +6,14 @@
 
 use super::connection::{Link, Query, ask};
 use super::rows::entry_of;
-use crate::audit::{Actor, Draft, Entry, Head};
+use crate::audit::{Author, Draft, Entry, Head};
 use crate::clock::Timestamp;
 use crate::store::{AuditFilter, StoreError};
 
 /// Appends to the log, in the transaction that the connection is in.
 pub(in crate::store) async fn append(
     link: &mut Link<'_>,
-    actor: &Actor,
+    author: &Author,
     drafts: impl IntoIterator<Item = Draft>,
 ) -> Result<(), StoreError> {
     let mut drafts = drafts.into_iter().peekable();
@@ -25,7 +25,7 @@ pub(in crate::store) async fn append(
     }
     let (now, mut head) = head(link).await?;
     for draft in drafts {
-        insert(link, &head.append(now, actor, draft)).await?;
+        insert(link, &head.append(now, author, draft)).await?;
     }
     Ok(())
 }
@@ -48,11 +48,12 @@ async fn head(link: &mut Link<'_>) -> Result<(Timestamp, Head), StoreError> {
 async fn insert(link: &mut Link<'_>, entry: &Entry) -> Result<(), StoreError> {
     let json = link.dialect().json;
     let sql = format!(
-        "INSERT INTO tenantgate_audit_log (seq, at, actor, action, subject, before, after, hash)
-         VALUES ($1, $2, $3, $4, $5, $6{json}, $7{json}, $8)"
+        "INSERT INTO tenantgate_audit_log (seq, at, actor, action, subject, before, after, request_id, address, hash)
+         VALUES ($1, $2, $3, $4, $5, $6{json}, $7{json}, $8, $9, $10)"
     );
     let query = ask(sql).bind(entry.seq).bind(entry.at).bind(&entry.actor).bind(&entry.action);
-    query.bind(&entry.subject).bind(&entry.before).bind(&entry.after).bind(&entry.hash).execute(link).await
+    let query = query.bind(&entry.subject).bind(&entry.before).bind(&entry.after);
+    query.bind(&entry.request_id).bind(&entry.address).bind(&entry.hash).execute(link).await
 }
 
 /// Which rows are asked for: parameters 1 to 4.
@@ -73,7 +74,8 @@ pub(super) async fn entries(
     page: i64,
 ) -> Result<Vec<Entry>, StoreError> {
     let sql = format!(
-        "SELECT seq, at, actor, action, subject, CAST(before AS text) AS before, CAST(after AS text) AS after, hash
+        "SELECT seq, at, actor, action, subject, CAST(before AS text) AS before, CAST(after AS text) AS after,
+                request_id, address, hash
          FROM tenantgate_audit_log WHERE {WANTED} AND seq > $5 ORDER BY seq LIMIT $6"
     );
     filtered(sql, filter).bind(after).bind(page).all(link).await?.iter().map(entry_of).collect()

@@ -58,7 +58,7 @@ impl<S: SqlStore> Overview for S {
         })
     }
 
-    async fn replicas(&self) -> Result<Vec<ReplicaState>, StoreError> {
+    async fn servers(&self) -> Result<Vec<ReplicaState>, StoreError> {
         let mut connection = hold(self).await?;
         let link = &mut connection.link();
         let sql = format!(

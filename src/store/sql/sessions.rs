@@ -69,7 +69,7 @@ impl<S: SqlStore> AdminSessions for S {
         ask(sql).bind(token).bind(key.0).bind(at).execute(link).await?;
         let made = serde_json::json!({ "created_at": at.to_string() });
         let draft = Draft::of(Action::AdminKeyLoginLink, key.0.to_string(), None::<&()>, &made);
-        audit::append(link, self.actor(), [draft]).await?;
+        audit::append(link, &self.behalf().author, [draft]).await?;
         connection.commit().await
     }
 
@@ -97,7 +97,7 @@ impl<S: SqlStore> AdminSessions for S {
         insert(link, token, session).await?;
         let subject = session.key.0.to_string();
         let draft = Draft::of(Action::AdminKeySignIn, subject, None::<&()>, &Shown::from(session));
-        audit::append(link, self.actor(), [draft]).await?;
+        audit::append(link, &self.behalf().author, [draft]).await?;
         connection.commit().await
     }
 
@@ -137,7 +137,7 @@ impl<S: SqlStore> AdminSessions for S {
             Draft::of_removed(Action::AdminKeySignOut, session.key.0.to_string(), &Shown::from(session))
         };
         let drafts: Vec<_> = ended.iter().map(draft).collect();
-        audit::append(link, self.actor(), drafts).await?;
+        audit::append(link, &self.behalf().author, drafts).await?;
         connection.commit().await?;
         Ok(ended)
     }

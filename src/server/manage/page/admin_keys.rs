@@ -2,7 +2,7 @@
 
 use axum::Extension;
 use axum::body::Bytes;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{Path, RawQuery};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use maud::{Markup, html};
 use uuid::Uuid;
@@ -11,31 +11,25 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::parts::{Field, asked, copyable, done, pill, select, spaced, table, when, when_or, wrong};
-use super::visit::{Shared, Visitor, Who};
+use super::visit::{Visitor, Who};
 use crate::admin::{AdminKeyWish, Expiry, IssuedAdminKey, ListedAdminKey};
 use crate::clock::Timestamp;
 use crate::permission::{About, Permission, Permissions, Reach, Role};
-use crate::server::manage::Plane;
 use crate::store::{AdminSession, Ending, SessionId};
 
-pub(super) async fn list(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
     visitor.check(Permission::AdminKeysRead, About::Shared)?;
-    screen(&plane, &visitor, &Form::read(query.unwrap_or_default()), &Form::default(), None).await
+    screen(&visitor, &Form::read(query.unwrap_or_default()), &Form::default(), None).await
 }
 
 async fn screen(
-    plane: &Plane,
     visitor: &Visitor,
     query: &Form,
     form: &Form,
     failure: Option<&str>,
 ) -> Result<Markup, Failure> {
-    let keys = plane.admin.admin_keys(&visitor.caller.maker).await?;
-    let now = plane.admin.now();
+    let keys = visitor.admin.admin_keys(&visitor.caller.maker).await?;
+    let now = visitor.admin.now();
     let rows = html! {
         @for listed in &keys {
             @let key = &listed.key;
@@ -106,11 +100,7 @@ fn new_form(visitor: &Visitor, form: &Form) -> Markup {
     }
 }
 
-pub(super) async fn create(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    body: Bytes,
-) -> Result<Response, Failure> {
+pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
     visitor.check(Permission::AdminKeysWrite, About::Shared)?;
     let form = Form::read(body);
     let days = form.get("expiry").and_then(|days| days.parse::<u64>().ok()).filter(|days| *days <= 36_500);
@@ -120,11 +110,11 @@ pub(super) async fn create(
         tenants: None,
         expiry: days.map_or(Expiry::Unsaid, |days| Expiry::In(std::time::Duration::from_hours(24 * days))),
     };
-    match plane.admin.create_admin_key(&visitor.caller.maker, &wish).await {
+    match visitor.admin.create_admin_key(&visitor.caller.maker, &wish).await {
         Ok(issued) => Ok(shown_once(&visitor, &issued).into_response()),
         Err(error) => {
             let failure = Failure::from(error);
-            let again = screen(&plane, &visitor, &Form::default(), &form, Some(&failure.text)).await?;
+            let again = screen(&visitor, &Form::default(), &form, Some(&failure.text)).await?;
             Ok((failure.status, again).into_response())
         }
     }
@@ -149,22 +139,21 @@ fn shown_once(visitor: &Visitor, issued: &IssuedAdminKey) -> Markup {
 }
 
 /// The management key of a path, if it has no more than the visitor's own.
-async fn found(plane: &Plane, visitor: &Visitor, id: &str) -> Result<ListedAdminKey, Failure> {
+async fn found(visitor: &Visitor, id: &str) -> Result<ListedAdminKey, Failure> {
     let id = Uuid::parse_str(id).map_err(|_| Failure::not_found())?;
-    let keys = plane.admin.admin_keys(&visitor.caller.maker).await?;
+    let keys = visitor.admin.admin_keys(&visitor.caller.maker).await?;
     keys.into_iter().find(|listed| listed.key.id.0 == id).ok_or_else(Failure::not_found)
 }
 
 pub(super) async fn show(
-    State(plane): Shared,
     Extension(visitor): Who,
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Markup, Failure> {
     visitor.check(Permission::AdminKeysRead, About::Shared)?;
-    let listed = found(&plane, &visitor, &id).await?;
-    let sessions = plane.admin.sessions(listed.key.id).await?;
-    let (key, now) = (&listed.key, plane.admin.now());
+    let listed = found(&visitor, &id).await?;
+    let sessions = visitor.admin.sessions(listed.key.id).await?;
+    let (key, now) = (&listed.key, visitor.admin.now());
     let writes = visitor.may(Permission::AdminKeysWrite, About::Shared);
     let body = html! {
         p.crumbs { a href="/admin-keys" { "Management keys" } }
@@ -238,39 +227,33 @@ fn sessions_of(
     }
 }
 
-pub(super) async fn revoke(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    Path(id): Path<String>,
-) -> Result<Redirect, Failure> {
+pub(super) async fn revoke(Extension(visitor): Who, Path(id): Path<String>) -> Result<Redirect, Failure> {
     visitor.check(Permission::AdminKeysWrite, About::Shared)?;
-    let listed = found(&plane, &visitor, &id).await?;
+    let listed = found(&visitor, &id).await?;
     let id = listed.key.id;
-    plane.admin.revoke_admin_key(&visitor.caller.maker, &id.0.to_string()).await?;
-    plane.admin.end_sessions(Ending::OfKey(id)).await?;
+    visitor.admin.revoke_admin_key(&visitor.caller.maker, &id.0.to_string()).await?;
+    visitor.admin.end_sessions(Ending::OfKey(id)).await?;
     Ok(Redirect::to(&format!("/admin-keys/{}?done=revoked", id.0)))
 }
 
 pub(super) async fn end_sessions(
-    State(plane): Shared,
     Extension(visitor): Who,
     Path(id): Path<String>,
 ) -> Result<Redirect, Failure> {
     visitor.check(Permission::AdminKeysWrite, About::Shared)?;
-    let key = found(&plane, &visitor, &id).await?.key;
-    plane.admin.end_sessions(Ending::OfKey(key.id)).await?;
+    let key = found(&visitor, &id).await?.key;
+    visitor.admin.end_sessions(Ending::OfKey(key.id)).await?;
     Ok(Redirect::to(&format!("/admin-keys/{}?done=signed-out", key.id.0)))
 }
 
 pub(super) async fn end_session(
-    State(plane): Shared,
     Extension(visitor): Who,
     Path(id): Path<String>,
 ) -> Result<Redirect, Failure> {
     visitor.check(Permission::AdminKeysWrite, About::Shared)?;
     let id = SessionId(Uuid::parse_str(&id).map_err(|_| Failure::not_found())?);
-    let key = plane.admin.session_key(id).await?.ok_or_else(Failure::not_found)?;
-    found(&plane, &visitor, &key.0.to_string()).await?;
-    plane.admin.end_sessions(Ending::One(id)).await?;
+    let key = visitor.admin.session_key(id).await?.ok_or_else(Failure::not_found)?;
+    found(&visitor, &key.0.to_string()).await?;
+    visitor.admin.end_sessions(Ending::One(id)).await?;
     Ok(Redirect::to(&format!("/admin-keys/{}?done=signed-out", key.0)))
 }

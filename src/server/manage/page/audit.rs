@@ -1,7 +1,7 @@
 //! The audit log: who changed what.
 
 use axum::Extension;
-use axum::extract::{RawQuery, State};
+use axum::extract::RawQuery;
 use maud::{Markup, html};
 use serde_json::{Map, Value};
 
@@ -9,11 +9,10 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::parts::{Field, when};
-use super::visit::{Shared, Visitor, Who};
+use super::visit::{Visitor, Who};
 use crate::audit::Entry;
 use crate::clock::Timestamp;
 use crate::permission::{About, Permission, Reach};
-use crate::server::manage::Plane;
 use crate::store::AuditFilter;
 
 /// Rows on a page.
@@ -25,11 +24,7 @@ const OF_ONE: i64 = 10;
 /// Characters of a value that are shown.
 const VALUE_CHARS: usize = 120;
 
-pub(super) async fn list(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
     visitor.check(Permission::AuditRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
     let pages = query.get("page").and_then(|page| page.parse().ok()).unwrap_or(0).clamp(0, 10_000);
@@ -38,7 +33,7 @@ pub(super) async fn list(
         subject: query.get("subject").map(str::to_owned),
         ..AuditFilter::default()
     };
-    let entries = visible(&plane, &visitor, filter, pages).await?;
+    let entries = visible(&visitor, filter, pages).await?;
     let more = i64::try_from(entries.len()).unwrap_or(i64::MAX) >= SIZE;
     let body = html! {
         h1 { "Audit log" }
@@ -48,7 +43,7 @@ pub(super) async fn list(
             button type="submit" { "Filter" }
         }
         div #results {
-            @if entries.is_empty() { p.empty role="status" { "No change matches." } } @else { (rows(&entries, plane.admin.now())) }
+            @if entries.is_empty() { p.empty role="status" { "No change matches." } } @else { (rows(&entries, visitor.admin.now(), true)) }
             nav.pages aria-label="Pages" {
                 @if pages > 0 { a.button href={ "/audit?" (query.with("page", &(pages - 1).to_string())) } { "Newer" } }
                 @if more { a.button href={ "/audit?" (query.with("page", &(pages + 1).to_string())) } { "Older" } }
@@ -59,20 +54,15 @@ pub(super) async fn list(
 }
 
 /// The rows that a visitor sees, the newest first: of some tenants alone if the key is for some alone.
-async fn visible(
-    plane: &Plane,
-    visitor: &Visitor,
-    filter: AuditFilter,
-    pages: i64,
-) -> Result<Vec<Entry>, Failure> {
+async fn visible(visitor: &Visitor, filter: AuditFilter, pages: i64) -> Result<Vec<Entry>, Failure> {
     let tenants = match &visitor.caller.maker.authority.reach {
-        Reach::All => return Ok(plane.admin.newest_audit(&filter, pages, SIZE).await?),
+        Reach::All => return Ok(visitor.admin.newest_audit(&filter, pages, SIZE).await?),
         Reach::Some(tenants) => tenants,
     };
     let mut entries = Vec::new();
     for tenant in tenants {
         let of_tenant = AuditFilter { subject: Some(tenant.0.to_string()), ..filter.clone() };
-        entries.extend(plane.admin.newest_audit(&of_tenant, pages, SIZE).await?);
+        entries.extend(visitor.admin.newest_audit(&of_tenant, pages, SIZE).await?);
     }
     if let Some(subject) = &filter.subject {
         entries.retain(|entry| entry.subject == *subject);
@@ -82,25 +72,43 @@ async fn visible(
 }
 
 /// The newest changes of one thing.
-pub(super) async fn entries_of(plane: &Plane, subject: &str) -> Result<Markup, Failure> {
+pub(super) async fn entries_of(visitor: &Visitor, subject: &str) -> Result<Markup, Failure> {
     let filter = AuditFilter { subject: Some(subject.to_owned()), ..AuditFilter::default() };
-    let entries = plane.admin.newest_audit(&filter, 0, OF_ONE).await?;
-    Ok(rows(&entries, plane.admin.now()))
+    let entries = visitor.admin.newest_audit(&filter, 0, OF_ONE).await?;
+    Ok(rows(&entries, visitor.admin.now(), false))
 }
 
-fn rows(entries: &[Entry], now: Timestamp) -> Markup {
+fn rows(entries: &[Entry], now: Timestamp, with_subject: bool) -> Markup {
     html! {
         ol.log {
             @for entry in entries {
                 li {
                     div.head { (when(entry.at, now)) " " strong { (entry.action) } " by " (entry.actor) }
-                    div.what { code { (entry.subject) } }
+                    @if with_subject { div.what { (subject(entry)) } }
                     @let changes = changes(entry);
                     @if !changes.is_empty() {
                         ul.changes { @for change in &changes { li { (change) } } }
                     }
                 }
             }
+        }
+    }
+}
+
+/// What a change is about, as a link where there is a page about it.
+fn subject(entry: &Entry) -> Markup {
+    let (subject, kind) = (&entry.subject, entry.action.split('.').next().unwrap_or_default());
+    let is_id = uuid::Uuid::parse_str(subject).is_ok();
+    let place = match kind {
+        "key" if is_id => Some("/keys/"),
+        "tenant" if is_id => Some("/tenants/"),
+        "admin_key" if is_id => Some("/admin-keys/"),
+        _ => None,
+    };
+    html! {
+        @match place {
+            Some(place) => a href={ (place) (subject) } { code { (subject) } },
+            None => code { (subject) },
         }
     }
 }

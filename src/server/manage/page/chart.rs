@@ -71,7 +71,7 @@ pub(super) fn bars(counts: &ByDay, now: Timestamp) -> Markup {
             svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label=(summary) {
                 line.axis x1="0" x2=(WIDTH) y1=(HEIGHT - BOTTOM) y2=(HEIGHT - BOTTOM) {}
                 line.grid x1="0" x2=(WIDTH) y1=(TOP) y2=(TOP) {}
-                text.label x="0" y=(TOP - 4) { (number(most)) }
+                text x="0" y=(TOP - 4) { (number(most)) }
                 @for (at, day, outcomes) in &days { (bar(*at, day, *outcomes, most)) }
             }
             (numbers(&days))
@@ -111,7 +111,7 @@ fn bar(at: u32, day: &str, outcomes: Outcomes, most: u64) -> Markup {
             rect.hit x=(at * step) y="0" width=(step) height=(HEIGHT - BOTTOM) {}
             @if passed > 0 { rect.passed x=(x) y=(floor - passed) width=(width) height=(passed) rx="2" {} }
             @if refused > 0 { rect.refused x=(x) y=(refused_at) width=(width) height=(refused) rx="2" {} }
-            @if at % 7 == 1 { text.label x=(x + width / 2) y=(HEIGHT - 6) text-anchor="middle" { (day.get(5..).unwrap_or_default()) } }
+            @if at % 7 == 1 { text x=(if at + 1 == DAYS { WIDTH } else { x + width / 2 }) y=(HEIGHT - 6) text-anchor=(if at + 1 == DAYS { "end" } else { "middle" }) { (day.get(5..).unwrap_or_default()) } }
         }
     }
 }

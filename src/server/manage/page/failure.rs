@@ -90,8 +90,11 @@ impl From<AdminError> for Failure {
     fn from(error: AdminError) -> Self {
         let text = sentence(&error.to_string());
         match error {
+            AdminError::Excess(_) => Self::new(StatusCode::FORBIDDEN, "Not allowed", text),
             AdminError::BadRequest(_) => Self::new(StatusCode::BAD_REQUEST, "Not valid", text),
-            AdminError::Refused(_) | AdminError::Store(StoreError::Conflict(_)) => {
+            AdminError::Missing(_) => Self::not_found(),
+            AdminError::Unfit { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Not valid", text),
+            AdminError::Refused(_) | AdminError::Stale | AdminError::Store(StoreError::Conflict(_)) => {
                 Self::new(StatusCode::CONFLICT, "Refused", text)
             }
             AdminError::Store(error) => {

@@ -1,7 +1,7 @@
 //! One key: what it is, what became of its requests, why one passes or not, and what can be done with it.
 
 use axum::Extension;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{Path, RawQuery};
 use maud::{Markup, html};
 
 use super::audit::entries_of;
@@ -11,47 +11,44 @@ use super::form::Form;
 use super::key_forms::actions;
 use super::layout::{Place, page};
 use super::parts::{Field, copyable, done, key_pill, spaced, tenant_pill, when, when_or};
-use super::visit::{Shared, Visitor, Who};
+use super::visit::{Visitor, Who};
 use crate::admin::{RouteVerdict, TestedRequest};
 use crate::clock::Timestamp;
 use crate::permission::{About, Permission};
 use crate::record::KeyDetails;
-use crate::server::manage::Plane;
 use crate::tenant::{Tenant, TenantStatus};
 
 /// The key of a path, if this visitor may do `permission` with it.
 pub(super) async fn found(
-    plane: &Plane,
     visitor: &Visitor,
     reference: &str,
     permission: Permission,
 ) -> Result<(KeyDetails, Tenant), Failure> {
     visitor.check(permission, About::Shared)?;
-    let reach = &visitor.caller.maker.authority.reach;
-    let (key, tenant) = plane.admin.visible_key(reference, reach).await?.ok_or_else(Failure::not_found)?;
+    let key = visitor.admin.key(reference).await?;
+    let tenant = visitor.admin.tenant_by_id(&key.tenant_id.0.to_string()).await?;
     visitor.check(permission, About::Tenant(tenant.id))?;
-    Ok((key.details, tenant))
+    Ok((key, tenant))
 }
 
 pub(super) async fn show(
-    State(plane): Shared,
     Extension(visitor): Who,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Markup, Failure> {
-    let (key, tenant) = found(&plane, &visitor, &reference, Permission::KeysRead).await?;
+    let (key, tenant) = found(&visitor, &reference, Permission::KeysRead).await?;
     let query = Form::read(query.unwrap_or_default());
-    let (about, now) = (About::Tenant(tenant.id), plane.admin.now());
+    let (about, now) = (About::Tenant(tenant.id), visitor.admin.now());
     let picture = match visitor.may(Permission::UsageRead, about) {
-        true => Some(picture(&plane, &key).await?),
+        true => Some(picture(&visitor, &key).await?),
         false => None,
     };
     let audit = match visitor.may(Permission::AuditRead, about) {
-        true => Some(entries_of(&plane, &key.id.0.to_string()).await?),
+        true => Some(entries_of(&visitor, &key.id.0.to_string()).await?),
         false => None,
     };
     let verdict = match query.get("path") {
-        Some(path) => Some(explain(&plane, &key, &query, path).await?),
+        Some(path) => Some(explain(&visitor, &key, &query, path).await?),
         None => None,
     };
     let name = key.name.as_deref().unwrap_or("(no name)");
@@ -108,15 +105,20 @@ fn facts(key: &KeyDetails, tenant: &Tenant, now: Timestamp) -> Markup {
     }
 }
 
-async fn picture(plane: &Plane, key: &KeyDetails) -> Result<Markup, Failure> {
+async fn picture(visitor: &Visitor, key: &KeyDetails) -> Result<Markup, Failure> {
     let mut days = ByDay::new();
-    for count in plane.admin.requests_of_key(key.id, DAYS).await? {
+    for count in visitor.admin.requests_of_key(key.id, DAYS).await? {
         add(&mut days, &count.day, &count.reason, count.requests);
     }
-    Ok(bars(&days, plane.admin.now()))
+    Ok(bars(&days, visitor.admin.now()))
 }
 
-async fn explain(plane: &Plane, key: &KeyDetails, query: &Form, path: &str) -> Result<RouteVerdict, Failure> {
+async fn explain(
+    visitor: &Visitor,
+    key: &KeyDetails,
+    query: &Form,
+    path: &str,
+) -> Result<RouteVerdict, Failure> {
     let request = TestedRequest {
         method: query.get("method").unwrap_or("GET").to_uppercase(),
         host: query.get("host").unwrap_or("example.com").to_owned(),
@@ -124,7 +126,7 @@ async fn explain(plane: &Plane, key: &KeyDetails, query: &Form, path: &str) -> R
         key: Some(key.id.0.to_string()),
         context: Vec::new(),
     };
-    Ok(plane.admin.test_route(&request).await?)
+    Ok(visitor.admin.test_route(&request).await?)
 }
 
 fn explanation(key: &KeyDetails, tenant: &Tenant, query: &Form, verdict: Option<&RouteVerdict>) -> Markup {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::Extension;
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::Path;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use maud::{Markup, html};
 
@@ -14,7 +14,7 @@ use super::key::found;
 use super::layout::{Place, page};
 use super::parts::{Field, asked, select, wrong};
 use super::tenant;
-use super::visit::{Shared, Visitor, Who};
+use super::visit::{Visitor, Who};
 use crate::admin::{AdminError, Expiry, Issued, KeyUpdate, Setting};
 use crate::clock::Timestamp;
 use crate::network::Networks;
@@ -66,24 +66,21 @@ fn setting<T>(
 fn asked_for(form: &Form) -> Result<KeyUpdate, Failure> {
     let labels = form.shown("labels").lines().map(str::trim).filter(|line| !line.is_empty());
     Ok(KeyUpdate {
-        name: Some(form.need("name", "The name")?.to_owned()),
+        name: Setting::Set(form.need("name", "The name")?.to_owned()),
         expiry: expiry(form.get("expiry").unwrap_or("90d"))?,
-        not_before: None,
+        not_before: Setting::Keep,
         scopes: setting(form, "scopes", |text| Scopes::parse(text).map_err(|e| e.to_string()))?,
         networks: setting(form, "networks", |text| Networks::parse(text).map_err(|e| e.to_string()))?,
         plan: setting(form, "plan", |text| PlanName::parse(text).map_err(|e| e.to_string()))?,
         labels: labels.map(str::to_owned).collect(),
+        clear_labels: false,
         remove_labels: Vec::new(),
     })
 }
 
-pub(super) async fn new(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    Path(reference): Path<String>,
-) -> Result<Markup, Failure> {
-    let tenant = tenant::found(&plane, &visitor, &reference, Permission::KeysWrite).await?;
-    let plans = plane.admin.plans().await?;
+pub(super) async fn new(Extension(visitor): Who, Path(reference): Path<String>) -> Result<Markup, Failure> {
+    let tenant = tenant::found(&visitor, &reference, Permission::KeysWrite).await?;
+    let plans = visitor.admin.plans().await?;
     Ok(new_page(&visitor, &tenant, &plans, &Form::default(), None))
 }
 
@@ -129,21 +126,20 @@ fn new_page(
 }
 
 pub(super) async fn create(
-    State(plane): Shared,
     Extension(visitor): Who,
     Path(reference): Path<String>,
     body: Bytes,
 ) -> Result<Response, Failure> {
-    let tenant = tenant::found(&plane, &visitor, &reference, Permission::KeysWrite).await?;
+    let tenant = tenant::found(&visitor, &reference, Permission::KeysWrite).await?;
     let form = Form::read(body);
     let issued = match asked_for(&form) {
-        Ok(asked) => plane.admin.create_key(&tenant.id.0.to_string(), &asked).await.map_err(Failure::from),
+        Ok(asked) => visitor.admin.create_key(&tenant.id.0.to_string(), &asked).await.map_err(Failure::from),
         Err(failure) => Err(failure),
     };
     match issued {
         Ok(issued) => Ok(shown_once(&visitor, &tenant, &issued, "The key was created.").into_response()),
         Err(failure) => {
-            let plans = plane.admin.plans().await?;
+            let plans = visitor.admin.plans().await?;
             let again = new_page(&visitor, &tenant, &plans, &form, Some(&failure.text));
             Ok((failure.status, again).into_response())
         }
@@ -175,7 +171,6 @@ fn shown_once(visitor: &Visitor, tenant: &Tenant, issued: &Issued, what: &str) -
 }
 
 pub(super) async fn rotate(
-    State(plane): Shared,
     Extension(visitor): Who,
     Path(reference): Path<String>,
     body: Bytes,
@@ -183,8 +178,8 @@ pub(super) async fn rotate(
     let grace = grace(Form::read(body).get("grace").unwrap_or_default())?;
     // Without a grace, the old key is as good as revoked.
     let needs = if grace.is_zero() { Permission::KeysRevoke } else { Permission::KeysWrite };
-    let (key, tenant) = found(&plane, &visitor, &reference, needs).await?;
-    let (_, issued) = plane.admin.rotate_key(&key.id.0.to_string(), grace, Expiry::Unsaid).await?;
+    let (key, tenant) = found(&visitor, &reference, needs).await?;
+    let (_, issued) = visitor.admin.rotate_key(&key.id.0.to_string(), grace, Expiry::Unsaid).await?;
     let what = if grace.is_zero() {
         "The new key was created, and the old one is refused."
     } else {
@@ -198,33 +193,30 @@ fn to(key: &KeyDetails, done: &str) -> Redirect {
 }
 
 pub(super) async fn disable(
-    State(plane): Shared,
     Extension(visitor): Who,
     Path(reference): Path<String>,
 ) -> Result<Redirect, Failure> {
-    let (key, _) = found(&plane, &visitor, &reference, Permission::KeysWrite).await?;
-    plane.admin.disable_key(&key.id.0.to_string()).await?;
+    let (key, _) = found(&visitor, &reference, Permission::KeysWrite).await?;
+    visitor.admin.disable_key(&key.id.0.to_string()).await?;
     Ok(to(&key, "disabled"))
 }
 
 pub(super) async fn enable(
-    State(plane): Shared,
     Extension(visitor): Who,
     Path(reference): Path<String>,
 ) -> Result<Redirect, Failure> {
-    let (key, _) = found(&plane, &visitor, &reference, Permission::KeysWrite).await?;
-    plane.admin.enable_key(&key.id.0.to_string()).await?;
+    let (key, _) = found(&visitor, &reference, Permission::KeysWrite).await?;
+    visitor.admin.enable_key(&key.id.0.to_string()).await?;
     Ok(to(&key, "enabled"))
 }
 
 pub(super) async fn revoke(
-    State(plane): Shared,
     Extension(visitor): Who,
     Path(reference): Path<String>,
     body: Bytes,
 ) -> Result<Redirect, Failure> {
-    let (key, _) = found(&plane, &visitor, &reference, Permission::KeysRevoke).await?;
-    plane.admin.revoke(&[key.id], Form::read(body).get("reason")).await?;
+    let (key, _) = found(&visitor, &reference, Permission::KeysRevoke).await?;
+    visitor.admin.revoke(&[key.id], Form::read(body).get("reason")).await?;
     Ok(to(&key, "revoked"))
 }
 

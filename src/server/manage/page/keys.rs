@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::Extension;
-use axum::extract::{RawQuery, State};
+use axum::extract::RawQuery;
 use maud::{Markup, html};
 use uuid::Uuid;
 
@@ -11,14 +11,13 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::parts::{key_pill, next_page, select, table, when_or};
-use super::visit::{Shared, Visitor, Who};
-use crate::admin::{LONG, SOON};
+use super::visit::{Visitor, Who};
+use crate::admin::{AdminError, LONG, SOON};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::permission::{About, Permission};
-use crate::record::KeyState;
-use crate::server::manage::Plane;
-use crate::store::{KeyFilter, StoredKey};
+use crate::record::{KeyDetails, KeyState};
+use crate::store::{KeyFilter, KeyPlace};
 use crate::tenant::{Tenant, TenantId};
 
 /// Keys on a page.
@@ -27,59 +26,53 @@ const SIZE: usize = 50;
 /// Names of tenants by id.
 pub(super) type Names = BTreeMap<TenantId, Tenant>;
 
-pub(super) async fn list(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
     visitor.check(Permission::KeysRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
-    let mut tenants = plane.admin.tenants().await?;
-    tenants.retain(|tenant| visitor.sees(tenant.id));
+    let tenants = visitor.admin.tenants().await?;
     let names: Names = tenants.into_iter().map(|tenant| (tenant.id, tenant)).collect();
-    let now = plane.admin.now();
-    let mut keys = matching(&plane, &visitor, &query, &names, now).await?;
-    let more = keys.len() > SIZE;
-    keys.truncate(SIZE);
-    let last = keys.last().filter(|_| more).map(|key| key.details.id.0.to_string());
+    let now = visitor.admin.now();
+    let (keys, next) = matching(&visitor, &query, &names, now).await?;
+    let next = next.map(|place| format!("{} {}", place.created_at, place.id.0));
     let body = html! {
         div.title { h1 { "Keys" } }
         (filters(&query, &names))
         div #results {
             p.count role="status" {
-                (keys.len()) @if more { "+" } @if keys.len() == 1 { " key" } @else { " keys" }
+                (keys.len()) @if next.is_some() { "+" } @if keys.len() == 1 { " key" } @else { " keys" }
             }
             @if keys.is_empty() {
                 p.empty { "No key matches." }
             } @else {
                 (table("Keys", &["Name", "Prefix", "Tenant", "Status", "Last used", "Expires"], &rows(&keys, Some(&names), now)))
             }
-            (next_page("/keys", &query, last.as_deref()))
+            (next_page("/keys", &query, next.as_deref()))
         }
     };
     Ok(page(&visitor, Place::Keys, "Keys", &body))
 }
 
-/// One key more than a page has, to know whether there is a next page.
+/// A page of keys, and where the next one begins.
 async fn matching(
-    plane: &Plane,
     visitor: &Visitor,
     query: &Form,
     names: &Names,
     now: Timestamp,
-) -> Result<Vec<StoredKey>, Failure> {
+) -> Result<(Vec<KeyDetails>, Option<KeyPlace>), Failure> {
     let reach = &visitor.caller.maker.authority.reach;
     // A prefix or an id names one key, whatever else is asked for.
-    if let Some(reference) = query.get("q").filter(|q| q.starts_with("llmk_") || Uuid::parse_str(q).is_ok())
-        && let Some((key, _)) = plane.admin.visible_key(reference, reach).await?
-    {
-        return Ok(vec![key]);
+    if let Some(reference) = query.get("q").filter(|q| q.starts_with("llmk_") || Uuid::parse_str(q).is_ok()) {
+        return match visitor.admin.key(reference).await {
+            Ok(key) => Ok((vec![key], None)),
+            Err(AdminError::Missing(_)) => Ok((Vec::new(), None)),
+            Err(error) => Err(error.into()),
+        };
     }
     let tenant = match query.get("tenant") {
         None => None,
         Some(schema) => match names.values().find(|tenant| tenant.schema == schema) {
             Some(tenant) => Some(tenant.id),
-            None => return Ok(Vec::new()),
+            None => return Ok((Vec::new(), None)),
         },
     };
     let filter = KeyFilter {
@@ -99,8 +92,14 @@ async fn matching(
     } else {
         filter
     };
-    let after = query.get("after").and_then(|id| Uuid::parse_str(id).ok()).map(KeyId);
-    Ok(plane.admin.keys_after(&filter, reach, after, SIZE + 1).await?)
+    let page = visitor.admin.keys_by_creation(&filter, reach, place(query).as_ref(), SIZE).await?;
+    Ok((page.keys.into_iter().map(|key| key.details).collect(), page.next))
+}
+
+/// Where a page begins.
+fn place(query: &Form) -> Option<KeyPlace> {
+    let (created_at, id) = query.get("after")?.rsplit_once(' ')?;
+    Some(KeyPlace { created_at: created_at.to_owned(), id: KeyId(Uuid::parse_str(id).ok()?) })
 }
 
 fn filters(query: &Form, names: &Names) -> Markup {
@@ -132,9 +131,9 @@ fn filters(query: &Form, names: &Names) -> Markup {
 }
 
 /// Rows of a table of keys; with names it has a column for the tenant.
-pub(super) fn rows(keys: &[StoredKey], names: Option<&Names>, now: Timestamp) -> Markup {
+pub(super) fn rows(keys: &[KeyDetails], names: Option<&Names>, now: Timestamp) -> Markup {
     html! {
-        @for StoredKey { details: key, .. } in keys {
+        @for key in keys {
             tr {
                 th scope="row" {
                     a href={ "/keys/" (key.id.0) } { (key.name.as_deref().unwrap_or("(no name)")) }

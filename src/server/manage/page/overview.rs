@@ -1,21 +1,20 @@
 //! The first screen: what needs attention. It reads no usage older than today.
 
 use axum::Extension;
-use axum::extract::State;
 use maud::{Markup, html};
 
 use super::chart::reasons;
 use super::failure::Failure;
 use super::layout::{Place, page};
 use super::parts::{number, pill, when};
-use super::visit::{Shared, Visitor, Who};
+use super::visit::{Visitor, Who};
 use crate::admin::Admin;
 use crate::clock::Timestamp;
 use crate::permission::{About, Permission};
 use crate::store::{KeyCounts, ReplicaState};
 
-pub(super) async fn show(State(plane): Shared, Extension(visitor): Who) -> Result<Markup, Failure> {
-    let (admin, reach) = (&plane.admin, &visitor.caller.maker.authority.reach);
+pub(super) async fn show(Extension(visitor): Who) -> Result<Markup, Failure> {
+    let (admin, reach) = (&visitor.admin, &visitor.caller.maker.authority.reach);
     let counts = match visitor.may(Permission::KeysRead, About::Shared) {
         true => Some(admin.key_counts(reach).await?),
         false => None,
@@ -24,7 +23,7 @@ pub(super) async fn show(State(plane): Shared, Extension(visitor): Who) -> Resul
         true => Some(today(admin, &visitor).await?),
         false => None,
     };
-    let replicas = admin.replicas().await?;
+    let replicas = admin.servers().await?;
     let body = html! {
         h1 { "Overview" }
         @if let Some(counts) = counts { (tiles(counts)) }

@@ -2,7 +2,7 @@
 
 use axum::Extension;
 use axum::body::Bytes;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{Path, RawQuery};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use maud::{Markup, html};
 
@@ -10,11 +10,10 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::parts::{Field, asked, done, table, wrong};
-use super::visit::{Shared, Visitor, Who};
+use super::visit::{Visitor, Who};
 use crate::admin::{AdminError, LimitUpdate, Setting};
 use crate::permission::{About, Permission};
 use crate::plan::{Limit, PlanName, PlanRow};
-use crate::server::manage::Plane;
 
 /// The fields of the limits, in their order.
 const LIMITS: [(&str, &str); 4] = [
@@ -24,23 +23,18 @@ const LIMITS: [(&str, &str); 4] = [
     ("output_limit", "Tokens out"),
 ];
 
-pub(super) async fn list(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
     visitor.check(Permission::PlansRead, About::Shared)?;
-    screen(&plane, &visitor, &Form::read(query.unwrap_or_default()), &Form::default(), None).await
+    screen(&visitor, &Form::read(query.unwrap_or_default()), &Form::default(), None).await
 }
 
 async fn screen(
-    plane: &Plane,
     visitor: &Visitor,
     query: &Form,
     form: &Form,
     failure: Option<&str>,
 ) -> Result<Markup, Failure> {
-    let plans = plane.admin.plans().await?;
+    let plans = visitor.admin.plans().await?;
     let writes = visitor.may(Permission::PlansWrite, About::Shared);
     let body = html! {
         h1 { "Plans" }
@@ -107,33 +101,25 @@ fn asked_for(form: &Form) -> Result<(PlanName, LimitUpdate), Failure> {
     Ok((name, limits))
 }
 
-pub(super) async fn create(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    body: Bytes,
-) -> Result<Response, Failure> {
+pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
     visitor.check(Permission::PlansWrite, About::Shared)?;
     let form = Form::read(body);
     let created = match asked_for(&form) {
-        Ok((name, limits)) => plane.admin.create_plan(&name, &limits).await.map_err(Failure::from),
+        Ok((name, limits)) => visitor.admin.create_plan(&name, &limits).await.map_err(Failure::from),
         Err(failure) => Err(failure),
     };
     match created {
         Ok(_) => Ok(Redirect::to("/plans?done=created").into_response()),
         Err(failure) => {
-            let again = screen(&plane, &visitor, &Form::default(), &form, Some(&failure.text)).await?;
+            let again = screen(&visitor, &Form::default(), &form, Some(&failure.text)).await?;
             Ok((failure.status, again).into_response())
         }
     }
 }
 
-pub(super) async fn delete(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    Path(name): Path<String>,
-) -> Result<Redirect, Failure> {
+pub(super) async fn delete(Extension(visitor): Who, Path(name): Path<String>) -> Result<Redirect, Failure> {
     visitor.check(Permission::PlansWrite, About::Shared)?;
     let name = PlanName::parse(&name).map_err(|_| Failure::not_found())?;
-    plane.admin.delete_plan(&name).await?;
+    visitor.admin.delete_plan(&name).await?;
     Ok(Redirect::to("/plans?done=deleted"))
 }

@@ -2,7 +2,7 @@
 
 use axum::Extension;
 use axum::body::Bytes;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{Path, RawQuery};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use maud::{Markup, html};
@@ -12,32 +12,26 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::parts::{Field, asked, done, pill, select, table, wrong};
-use super::visit::{Shared, Visitor, Who};
+use super::visit::{Visitor, Who};
 use crate::admin::{RouteVerdict, TestedRequest};
 use crate::permission::{About, Permission};
 use crate::route::{RouteId, RouteRow};
-use crate::server::manage::Plane;
 
-pub(super) async fn list(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
     visitor.check(Permission::RoutesRead, About::Shared)?;
-    screen(&plane, &visitor, &Form::read(query.unwrap_or_default()), &Form::default(), None).await
+    screen(&visitor, &Form::read(query.unwrap_or_default()), &Form::default(), None).await
 }
 
 async fn screen(
-    plane: &Plane,
     visitor: &Visitor,
     query: &Form,
     form: &Form,
     failure: Option<&str>,
 ) -> Result<Markup, Failure> {
-    let rules = plane.admin.routes().await?;
+    let rules = visitor.admin.routes().await?;
     let writes = visitor.may(Permission::RoutesWrite, About::Shared);
     let verdict = match query.get("path") {
-        Some(path) => Some(test(plane, visitor, query, path).await?),
+        Some(path) => Some(test(visitor, query, path).await?),
         None => None,
     };
     let body = html! {
@@ -113,15 +107,12 @@ fn tester(query: &Form, verdict: Option<&RouteVerdict>) -> Markup {
     }
 }
 
-async fn test(plane: &Plane, visitor: &Visitor, query: &Form, path: &str) -> Result<RouteVerdict, Failure> {
+async fn test(visitor: &Visitor, query: &Form, path: &str) -> Result<RouteVerdict, Failure> {
     let key = match query.get("key") {
         None => None,
         Some(reference) => {
             visitor.check(Permission::KeysRead, About::Shared)?;
-            let reach = &visitor.caller.maker.authority.reach;
-            let found = plane.admin.visible_key(reference, reach).await?;
-            let (key, _) = found.ok_or_else(|| Failure::invalid("There is no key of this prefix."))?;
-            Some(key.details.id.0.to_string())
+            Some(visitor.admin.key(reference).await?.id.0.to_string())
         }
     };
     let request = TestedRequest {
@@ -131,7 +122,7 @@ async fn test(plane: &Plane, visitor: &Visitor, query: &Form, path: &str) -> Res
         key,
         context: Vec::new(),
     };
-    Ok(plane.admin.test_route(&request).await?)
+    Ok(visitor.admin.test_route(&request).await?)
 }
 
 fn told(verdict: &RouteVerdict) -> Markup {
@@ -195,11 +186,7 @@ fn add_form(form: &Form) -> Markup {
     }
 }
 
-pub(super) async fn add(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    body: Bytes,
-) -> Result<Response, Failure> {
+pub(super) async fn add(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
     visitor.check(Permission::RoutesWrite, About::Shared)?;
     let form = Form::read(body);
     let rule = RouteRow {
@@ -212,26 +199,22 @@ pub(super) async fn add(
         scopes: form.get("scopes").map(str::to_owned),
         shadow: form.get("shadow").is_some(),
     };
-    match plane.admin.add_route(rule).await {
+    match visitor.admin.add_route(rule).await {
         Ok(_) => Ok(Redirect::to("/routes?done=created").into_response()),
         Err(error) => {
             let failure = Failure::from(error);
             if failure.status == StatusCode::SERVICE_UNAVAILABLE {
                 return Err(failure);
             }
-            let again = screen(&plane, &visitor, &Form::default(), &form, Some(&failure.text)).await?;
+            let again = screen(&visitor, &Form::default(), &form, Some(&failure.text)).await?;
             Ok((failure.status, again).into_response())
         }
     }
 }
 
-pub(super) async fn remove(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    Path(id): Path<String>,
-) -> Result<Redirect, Failure> {
+pub(super) async fn remove(Extension(visitor): Who, Path(id): Path<String>) -> Result<Redirect, Failure> {
     visitor.check(Permission::RoutesWrite, About::Shared)?;
     let id = Uuid::parse_str(&id).map_err(|_| Failure::not_found())?;
-    plane.admin.remove_route(&id.to_string()).await?;
+    visitor.admin.remove_route(&id.to_string()).await?;
     Ok(Redirect::to("/routes?done=removed"))
 }

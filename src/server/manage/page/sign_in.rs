@@ -11,7 +11,7 @@ use maud::{Markup, html};
 use super::failure::Failure;
 use super::form::Form;
 use super::layout::alone;
-use super::visit::{Shared, Visitor, Who, browser};
+use super::visit::{Shared, Who, browser};
 use super::{cookie, origin};
 use crate::admin::SignedIn;
 use crate::key::format::parse_management;
@@ -134,13 +134,8 @@ fn refused(plane: &Plane, peer: Option<Peer>, text: &str) -> Failure {
 }
 
 /// Ends the session.
-pub(super) async fn sign_out(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    headers: HeaderMap,
-) -> Result<Response, Failure> {
-    let Visitor { session, .. } = &*visitor;
-    plane.admin.end_sessions(Ending::One(session.id)).await?;
+pub(super) async fn sign_out(Extension(visitor): Who, headers: HeaderMap) -> Result<Response, Failure> {
+    visitor.admin.end_sessions(Ending::One(visitor.session.id)).await?;
     let mut response = Redirect::to("/sign-in").into_response();
     if let Some(cookie) = cookie::clear(&headers) {
         response.headers_mut().insert(SET_COOKIE, cookie);

@@ -2,7 +2,7 @@
 
 use axum::Extension;
 use axum::body::Bytes;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{Path, RawQuery};
 use axum::response::Redirect;
 use maud::{Markup, html};
 
@@ -12,11 +12,10 @@ use super::form::Form;
 use super::keys::rows;
 use super::layout::{Place, page};
 use super::parts::{Field, asked, copyable, done, number, select, table, tenant_pill, when};
-use super::visit::{Shared, Visitor, Who};
+use super::visit::{Visitor, Who};
 use crate::admin::{AdminError, Setting};
 use crate::permission::{About, Permission};
 use crate::plan::{PlanName, PlanRow};
-use crate::server::manage::Plane;
 use crate::store::KeyFilter;
 use crate::tenant::{Tenant, TenantStatus};
 
@@ -25,37 +24,34 @@ const KEYS: usize = 10;
 
 /// The tenant of a path, if this visitor may do `permission` with it.
 pub(super) async fn found(
-    plane: &Plane,
     visitor: &Visitor,
     reference: &str,
     permission: Permission,
 ) -> Result<Tenant, Failure> {
     visitor.check(permission, About::Shared)?;
-    let reach = &visitor.caller.maker.authority.reach;
-    let tenant = plane.admin.visible_tenant(reference, reach).await?.ok_or_else(Failure::not_found)?;
+    let tenant = visitor.admin.tenant_by_id(reference).await?;
     visitor.check(permission, About::Tenant(tenant.id))?;
     Ok(tenant)
 }
 
 pub(super) async fn show(
-    State(plane): Shared,
     Extension(visitor): Who,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Markup, Failure> {
-    let tenant = found(&plane, &visitor, &reference, Permission::TenantsRead).await?;
+    let tenant = found(&visitor, &reference, Permission::TenantsRead).await?;
     let query = Form::read(query.unwrap_or_default());
     let about = About::Tenant(tenant.id);
     let keys = match visitor.may(Permission::KeysRead, about) {
-        true => Some(keys_of(&plane, &visitor, &tenant).await?),
+        true => Some(keys_of(&visitor, &tenant).await?),
         false => None,
     };
     let picture = match visitor.may(Permission::UsageRead, about) {
-        true => Some(picture(&plane, &tenant).await?),
+        true => Some(picture(&visitor, &tenant).await?),
         false => None,
     };
     let actions = match visitor.may(Permission::TenantsWrite, about) {
-        true => Some(actions(&plane, &tenant).await?),
+        true => Some(actions(&visitor, &tenant).await?),
         false => None,
     };
     let body = html! {
@@ -67,7 +63,7 @@ pub(super) async fn show(
             }
         }
         (done(&query))
-        (facts(&tenant, plane.admin.now()))
+        (facts(&tenant, visitor.admin.now()))
         @if let Some(picture) = picture {
             section.card aria-labelledby="requests" { h2 #requests { "Requests by day" } (picture) }
         }
@@ -89,13 +85,13 @@ fn facts(tenant: &Tenant, now: crate::clock::Timestamp) -> Markup {
     }
 }
 
-async fn keys_of(plane: &Plane, visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> {
-    let now = plane.admin.now();
+async fn keys_of(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> {
+    let now = visitor.admin.now();
     let filter = KeyFilter { tenant: Some(tenant.id), now, ..KeyFilter::default() };
     let reach = &visitor.caller.maker.authority.reach;
-    let mut keys = plane.admin.keys_after(&filter, reach, None, KEYS + 1).await?;
-    let more = keys.len() > KEYS;
-    keys.truncate(KEYS);
+    let page = visitor.admin.keys_by_creation(&filter, reach, None, KEYS).await?;
+    let more = page.next.is_some();
+    let keys: Vec<_> = page.keys.into_iter().map(|key| key.details).collect();
     let rows = rows(&keys, None, now);
     Ok(html! {
         section aria-labelledby="keys" {
@@ -110,18 +106,18 @@ async fn keys_of(plane: &Plane, visitor: &Visitor, tenant: &Tenant) -> Result<Ma
     })
 }
 
-async fn picture(plane: &Plane, tenant: &Tenant) -> Result<Markup, Failure> {
+async fn picture(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> {
     let mut days = ByDay::new();
-    for count in plane.admin.requests_of_tenant(tenant.id, DAYS).await? {
+    for count in visitor.admin.requests_of_tenant(tenant.id, DAYS).await? {
         add(&mut days, &count.day, &count.reason, count.requests);
     }
-    Ok(bars(&days, plane.admin.now()))
+    Ok(bars(&days, visitor.admin.now()))
 }
 
-async fn actions(plane: &Plane, tenant: &Tenant) -> Result<Markup, Failure> {
-    let impact = plane.admin.keys_to_revoke(&tenant.id.0.to_string()).await?;
+async fn actions(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> {
+    let impact = visitor.admin.keys_to_revoke(&tenant.id.0.to_string()).await?;
     let (live, used) = (impact.keys.len() as u64, u64::try_from(impact.used).unwrap_or(0));
-    let plans = plane.admin.plans().await?;
+    let plans = visitor.admin.plans().await?;
     let path = format!("/tenants/{}", tenant.id.0);
     let impact = html! {
         p {
@@ -188,52 +184,48 @@ fn to(tenant: &Tenant, done: &str) -> Redirect {
 }
 
 pub(super) async fn update(
-    State(plane): Shared,
     Extension(visitor): Who,
     Path(reference): Path<String>,
     body: Bytes,
 ) -> Result<Redirect, Failure> {
-    let tenant = found(&plane, &visitor, &reference, Permission::TenantsWrite).await?;
+    let tenant = found(&visitor, &reference, Permission::TenantsWrite).await?;
     let form = Form::read(body);
     let plan = match form.get("plan") {
         None => Setting::Unset,
         Some(name) => Setting::Set(PlanName::parse(name).map_err(|e| AdminError::BadRequest(e.to_string()))?),
     };
     let name = form.need("name", "The name")?;
-    plane.admin.update_tenant(&tenant.id.0.to_string(), Some(name), &plan).await?;
+    visitor.admin.update_tenant(&tenant.id.0.to_string(), Some(name), &plan).await?;
     Ok(to(&tenant, "updated"))
 }
 
 pub(super) async fn suspend(
-    State(plane): Shared,
     Extension(visitor): Who,
     Path(reference): Path<String>,
 ) -> Result<Redirect, Failure> {
-    let tenant = found(&plane, &visitor, &reference, Permission::TenantsWrite).await?;
-    plane.admin.suspend_tenant(&tenant.id.0.to_string()).await?;
+    let tenant = found(&visitor, &reference, Permission::TenantsWrite).await?;
+    visitor.admin.suspend_tenant(&tenant.id.0.to_string()).await?;
     Ok(to(&tenant, "suspended"))
 }
 
 pub(super) async fn activate(
-    State(plane): Shared,
     Extension(visitor): Who,
     Path(reference): Path<String>,
 ) -> Result<Redirect, Failure> {
-    let tenant = found(&plane, &visitor, &reference, Permission::TenantsWrite).await?;
-    plane.admin.activate_tenant(&tenant.id.0.to_string()).await?;
+    let tenant = found(&visitor, &reference, Permission::TenantsWrite).await?;
+    visitor.admin.activate_tenant(&tenant.id.0.to_string()).await?;
     Ok(to(&tenant, "activated"))
 }
 
 pub(super) async fn delete(
-    State(plane): Shared,
     Extension(visitor): Who,
     Path(reference): Path<String>,
     body: Bytes,
 ) -> Result<Redirect, Failure> {
-    let tenant = found(&plane, &visitor, &reference, Permission::TenantsWrite).await?;
+    let tenant = found(&visitor, &reference, Permission::TenantsWrite).await?;
     if Form::read(body).get("confirm") != Some(&tenant.schema) {
         return Err(Failure::invalid(format!("Nothing was deleted: type {} to confirm.", tenant.schema)));
     }
-    plane.admin.delete_tenant(&tenant.id.0.to_string()).await?;
+    visitor.admin.delete_tenant(&tenant.id.0.to_string()).await?;
     Ok(to(&tenant, "deleted"))
 }

@@ -2,7 +2,7 @@
 
 use axum::Extension;
 use axum::body::Bytes;
-use axum::extract::{RawQuery, State};
+use axum::extract::RawQuery;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use maud::{Markup, html};
 
@@ -10,23 +10,19 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::parts::{Field, table, tenant_pill, when, wrong};
-use super::visit::{Shared, Visitor, Who};
+use super::visit::{Visitor, Who};
 use crate::permission::{About, Permission};
 use crate::tenant::{Tenant, TenantStatus};
 
 /// Tenants on a page.
 const SIZE: usize = 50;
 
-pub(super) async fn list(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
     visitor.check(Permission::TenantsRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
     let wanted = query.shown("q").to_lowercase();
-    let mut tenants = plane.admin.tenants().await?;
-    tenants.retain(|tenant| visitor.sees(tenant.id) && (wanted.is_empty() || matches(tenant, &wanted)));
+    let mut tenants = visitor.admin.tenants().await?;
+    tenants.retain(|tenant| wanted.is_empty() || matches(tenant, &wanted));
     // The newest first; a page begins after a tenant, so that new ones move nothing.
     tenants.sort_by(|one, other| (other.created_at, other.id).cmp(&(one.created_at, one.id)));
     let found = tenants.len();
@@ -38,7 +34,7 @@ pub(super) async fn list(
     let more = tenants.len() > SIZE;
     tenants.truncate(SIZE);
     let last = tenants.last().filter(|_| more).map(|tenant| tenant.id.0.to_string());
-    let now = plane.admin.now();
+    let now = visitor.admin.now();
     let rows = html! {
         @for tenant in &tenants {
             tr {
@@ -117,16 +113,15 @@ fn new_page(visitor: &Visitor, form: &Form, failure: Option<&str>) -> Markup {
     page(visitor, Place::Tenants, "New tenant", &body)
 }
 
-pub(super) async fn create(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    body: Bytes,
-) -> Result<Response, Failure> {
+pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
     visitor.check(Permission::TenantsWrite, About::NewTenant)?;
     let form = Form::read(body);
     let created = match form.need("name", "The name") {
         Ok(name) => {
-            let made = plane.admin.create_tenant(name, form.get("schema"), false, TenantStatus::Active).await;
+            let made = visitor
+                .admin
+                .create_tenant(name, form.get("schema"), false, TenantStatus::Active, None)
+                .await;
             made.map_err(Failure::from)
         }
         Err(failure) => Err(failure),

@@ -1,7 +1,7 @@
 //! Requests by day, reason and key.
 
 use axum::Extension;
-use axum::extract::{RawQuery, State};
+use axum::extract::RawQuery;
 use maud::{Markup, html};
 
 use super::chart::{ByDay, DAYS, add, bars, reasons, start};
@@ -9,39 +9,34 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::parts::{number, select, table};
-use super::visit::{Shared, Visitor, Who};
+use super::visit::{Visitor, Who};
 use crate::permission::{About, Permission, Reach};
-use crate::server::manage::Plane;
 use crate::store::{DayCount, UsageBy};
 use crate::tenant::Tenant;
 
 /// Keys that are shown.
 const BUSIEST: usize = 10;
 
-pub(super) async fn show(
-    State(plane): Shared,
-    Extension(visitor): Who,
-    RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+pub(super) async fn show(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
     visitor.check(Permission::UsageRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
     let reach = &visitor.caller.maker.authority.reach;
     let tenant = match query.get("tenant") {
         None => None,
-        Some(name) => Some(plane.admin.visible_tenant(name, reach).await?.ok_or_else(Failure::not_found)?),
+        Some(name) => Some(visitor.admin.tenant_by_id(name).await?),
     };
     let counts = match &tenant {
-        Some(tenant) => plane.admin.requests_of_tenant(tenant.id, DAYS).await?,
-        None => plane.admin.requests_by_day(reach, DAYS).await?,
+        Some(tenant) => visitor.admin.requests_of_tenant(tenant.id, DAYS).await?,
+        None => visitor.admin.requests_by_day(reach, DAYS).await?,
     };
     let (days, by_reason) = added_up(&counts);
-    let keys = busiest(&plane, &visitor, tenant.as_ref()).await?;
+    let keys = busiest(&visitor, tenant.as_ref()).await?;
     let body = html! {
         h1 { "Usage" }
-        (choice(&plane, &visitor, &query).await?)
+        (choice(&visitor, &query).await?)
         section.card aria-labelledby="days" {
             h2 #days { "Requests by day" span.muted { " (UTC)" } }
-            (bars(&days, plane.admin.now()))
+            (bars(&days, visitor.admin.now()))
         }
         div.columns {
             @if !by_reason.is_empty() {
@@ -56,12 +51,11 @@ pub(super) async fn show(
     Ok(page(&visitor, Place::Usage, "Usage", &body))
 }
 
-async fn choice(plane: &Plane, visitor: &Visitor, query: &Form) -> Result<Markup, Failure> {
+async fn choice(visitor: &Visitor, query: &Form) -> Result<Markup, Failure> {
     if !visitor.may(Permission::TenantsRead, About::Shared) {
         return Ok(html! {});
     }
-    let mut tenants = plane.admin.tenants().await?;
-    tenants.retain(|tenant| visitor.sees(tenant.id));
+    let mut tenants = visitor.admin.tenants().await?;
     tenants.sort_by_key(|tenant| tenant.name.to_lowercase());
     let mut options = vec![("", "Every tenant")];
     options.extend(tenants.iter().map(|tenant| (tenant.schema.as_str(), tenant.name.as_str())));
@@ -86,18 +80,14 @@ fn added_up(counts: &[DayCount]) -> (ByDay, Vec<(String, u64)>) {
 }
 
 /// The busiest keys, where the visitor sees all that are counted.
-async fn busiest(
-    plane: &Plane,
-    visitor: &Visitor,
-    tenant: Option<&Tenant>,
-) -> Result<Option<Markup>, Failure> {
+async fn busiest(visitor: &Visitor, tenant: Option<&Tenant>) -> Result<Option<Markup>, Failure> {
     let sees_all = tenant.is_some() || visitor.caller.maker.authority.reach == Reach::All;
     if !sees_all || !visitor.may(Permission::KeysRead, About::Shared) {
         return Ok(None);
     }
     let reference = tenant.map(|tenant| tenant.id.0.to_string());
-    let since = start(plane.admin.now());
-    let mut rows = plane.admin.usage(reference.as_deref(), since, UsageBy::Key).await?;
+    let since = start(visitor.admin.now());
+    let mut rows = visitor.admin.usage(reference.as_deref(), since, UsageBy::Key).await?;
     rows.retain(|row| row.key_prefix.is_some());
     rows.truncate(BUSIEST);
     if rows.is_empty() {

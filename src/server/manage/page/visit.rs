@@ -10,12 +10,12 @@ use axum::response::{IntoResponse as _, Redirect, Response};
 
 use super::failure::Failure;
 use super::{cookie, origin};
-use crate::admin::{Browser, Caller};
+use crate::admin::{Admin, Browser, Caller, Origin};
 use crate::permission::{About, Permission, Verdict, may};
 use crate::server::manage::Plane;
 use crate::server::manage::connections::Peer;
+use crate::server::manage::problem::RequestId;
 use crate::store::AdminSession;
-use crate::tenant::TenantId;
 
 /// Who is signed in.
 pub(super) struct Visitor {
@@ -23,6 +23,8 @@ pub(super) struct Visitor {
     pub(super) caller: Caller,
     /// The session.
     pub(super) session: AdminSession,
+    /// The use cases, on behalf of this key: rows that it does not see are as missing.
+    pub(super) admin: Admin,
 }
 
 impl Visitor {
@@ -34,11 +36,6 @@ impl Visitor {
     /// Whether something is offered.
     pub(super) fn may(&self, permission: Permission, about: About) -> bool {
         may(&self.caller.maker.authority, permission, about) == Verdict::Yes
-    }
-
-    /// Whether this visitor sees a tenant.
-    pub(super) fn sees(&self, tenant: TenantId) -> bool {
-        self.caller.maker.authority.reach.has(tenant)
     }
 }
 
@@ -62,7 +59,12 @@ pub(super) async fn signed_in(
         return Ok(to_sign_in());
     };
     let log = Arc::new(caller.clone());
-    request.extensions_mut().insert(Arc::new(Visitor { caller, session }));
+    let origin = Origin {
+        request_id: request.extensions().get::<RequestId>().map(|id| id.0.clone()),
+        address: request.extensions().get::<Peer>().copied().and_then(Peer::address),
+    };
+    let admin = plane.admin.on_behalf(&caller, &origin);
+    request.extensions_mut().insert(Arc::new(Visitor { caller, session, admin }));
     let mut response = next.run(request).await;
     // For the line in the log.
     response.extensions_mut().insert(log);
