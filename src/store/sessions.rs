@@ -40,7 +40,7 @@ pub enum Ending {
 /// The sessions and login links of a database. Tokens are always given as their hash.
 #[async_trait]
 pub trait AdminSessions: Store {
-    /// Adds a login link, and deletes those that were made before `expired`.
+    /// Adds a login link, and deletes those that were made at `expired` or before.
     async fn insert_login_link(
         &self,
         token: &str,
@@ -53,7 +53,7 @@ pub trait AdminSessions: Store {
     /// all but one of several callers at once.
     async fn take_login_link(&self, token: &str) -> Result<Option<(AdminKeyId, Timestamp)>, StoreError>;
 
-    /// Adds a session, and deletes those that began before `began` or were last seen before `seen`.
+    /// Adds a session, and deletes those that began at `began` or before, or were last seen at `seen` or before.
     async fn insert_session(
         &self,
         token: &str,

@@ -19,7 +19,7 @@ use crate::admin_keys::create;
 use crate::manage::{Manage, is_problem, key_with, owner};
 use crate::support::http::{Page, parse};
 use crate::support::world::string;
-use crate::support::{Backend, PATIENCE, World, on_every_store, wait};
+use crate::support::{PATIENCE, World, on_every_store, wait};
 
 on_every_store![
     a_link_signs_in_once_and_for_five_minutes,
@@ -240,13 +240,15 @@ fn a_session_cannot_be_chosen_by_others(world: &World) {
     let key = owner(world);
     let manage = Manage::on(&world.db, "127.0.0.1:0");
     let planted = "__Host-tenantgate=chosen-by-somebody-else";
-    let headers = [&[&*format!("cookie: {planted}")][..], &OURS].concat();
+    let cookie = format!("cookie: {planted}");
+    let headers = [&[cookie.as_str()][..], &OURS].concat();
     let page = send(&manage, "POST", "/sign-in", &headers, &format!("key={key}"));
     let first = cookie_of(&page);
     assert_ne!(first, planted);
     assert_eq!(get(&manage, "/", &format!("cookie: {planted}")).status, 303);
     // Signing in again gives another session, and ends the one before.
-    let headers = [&[&*format!("cookie: {first}")][..], &OURS].concat();
+    let cookie = format!("cookie: {first}");
+    let headers = [&[cookie.as_str()][..], &OURS].concat();
     let second = cookie_of(&send(&manage, "POST", "/sign-in", &headers, &format!("key={key}")));
     assert_ne!(first, second);
     assert_eq!(get(&manage, "/", &format!("cookie: {first}")).status, 303);

@@ -64,7 +64,7 @@ impl<S: SqlStore> AdminSessions for S {
     ) -> Result<(), StoreError> {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
-        ask(format!("DELETE FROM {LINK} WHERE created_at < $1")).bind(expired).execute(link).await?;
+        ask(format!("DELETE FROM {LINK} WHERE created_at <= $1")).bind(expired).execute(link).await?;
         let sql = format!("INSERT INTO {LINK} (hashed_token, admin_key_id, created_at) VALUES ($1, $2, $3)");
         ask(sql).bind(token).bind(key.0).bind(at).execute(link).await?;
         let made = serde_json::json!({ "created_at": at.to_string() });
@@ -92,7 +92,7 @@ impl<S: SqlStore> AdminSessions for S {
     ) -> Result<(), StoreError> {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
-        let sql = format!("DELETE FROM {SESSION} WHERE created_at < $1 OR last_seen_at < $2");
+        let sql = format!("DELETE FROM {SESSION} WHERE created_at <= $1 OR last_seen_at <= $2");
         ask(sql).bind(began).bind(seen).execute(link).await?;
         insert(link, token, session).await?;
         let subject = session.key.0.to_string();

@@ -21,6 +21,9 @@ const SIZE: i64 = 50;
 /// Changes of a key that are shown with it.
 const OF_ONE: i64 = 10;
 
+/// Changes that the overview shows.
+const LATEST: usize = 6;
+
 /// Characters of a value that are shown.
 const VALUE_CHARS: usize = 120;
 
@@ -71,6 +74,13 @@ async fn visible(visitor: &Visitor, filter: AuditFilter, pages: i64) -> Result<V
     Ok(entries)
 }
 
+/// The newest changes of all that a visitor sees.
+pub(super) async fn latest(visitor: &Visitor) -> Result<Markup, Failure> {
+    let mut entries = visible(visitor, AuditFilter::default(), 0).await?;
+    entries.truncate(LATEST);
+    Ok(rows(&entries, visitor.admin.now(), false))
+}
+
 /// The newest changes of one thing.
 pub(super) async fn entries_of(visitor: &Visitor, subject: &str) -> Result<Markup, Failure> {
     let filter = AuditFilter { subject: Some(subject.to_owned()), ..AuditFilter::default() };
@@ -83,7 +93,8 @@ fn rows(entries: &[Entry], now: Timestamp, with_subject: bool) -> Markup {
         ol.log {
             @for entry in entries {
                 li {
-                    div.head { (when(entry.at, now)) " " strong { (entry.action) } " by " (entry.actor) }
+                    div.head { (when(entry.at, now)) " " strong { (entry.action) } " by " (entry.actor)
+                        @if let Some(address) = &entry.address { span.muted { " from " (address) } } }
                     @if with_subject { div.what { (subject(entry)) } }
                     @let changes = changes(entry);
                     @if !changes.is_empty() {
@@ -156,6 +167,8 @@ mod tests {
             seq: 1,
             at: Timestamp(0),
             actor: "a".into(),
+            request_id: None,
+            address: None,
             action: "tenant.update".into(),
             subject: "s".into(),
             before: Some(r#"{"name":"Old","status":"active","plan":null}"#.into()),

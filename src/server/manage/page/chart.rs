@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use maud::{Markup, html};
 
-use super::parts::{day, number, spaced};
+use super::parts::{day, meaning, number, spaced};
 use crate::clock::Timestamp;
 
 /// Days of a picture.
@@ -126,7 +126,7 @@ pub(super) fn reasons(counts: &[(String, u64)]) -> Markup {
                 @for (reason, count) in counts {
                     @let width = (count * 100 / most).max(1);
                     tr {
-                        th scope="row" { (spaced(reason)) }
+                        th scope="row" { (spaced(reason)) span.meaning { (meaning(reason)) } }
                         td.share {
                             svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" {
                                 rect class=(if OK.contains(&reason.as_str()) { "passed" } else { "refused" }) width=(width) height="8" rx="1" {}

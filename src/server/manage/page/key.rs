@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::form::Form;
 use super::key_forms::actions;
 use super::layout::{Place, page};
-use super::parts::{Field, copyable, done, key_pill, spaced, tenant_pill, when, when_or};
+use super::parts::{Field, copyable, done, key_pill, meaning, tenant_pill, when, when_or};
 use super::visit::{Visitor, Who};
 use crate::admin::{RouteVerdict, TestedRequest};
 use crate::clock::Timestamp;
@@ -163,22 +163,5 @@ fn outcome(tenant: &Tenant, verdict: &RouteVerdict) -> Markup {
             }
             p.hint { "Judged now, from rules and the key. Networks and rate limits are not part of it." }
         }
-    }
-}
-
-/// What a reason means to somebody who has not read about it.
-fn meaning(reason: &str) -> String {
-    match reason {
-        "ok" => "The key is valid and may do this.".into(),
-        "public" => "No key is needed here.".into(),
-        "anonymous" => "It may come without a key.".into(),
-        "revoked" => "The key was revoked, which cannot be undone. Create a new key.".into(),
-        "disabled" => "The key is disabled. Enable it to let it pass.".into(),
-        "expired" => "The key has expired. Rotate keys before they expire.".into(),
-        "not_yet_valid" => "The key is not valid yet.".into(),
-        "scope" => "The key lacks a scope that the rule needs.".into(),
-        "tenant_inactive" => "The tenant of this key is not active.".into(),
-        "missing" => "A key is needed here.".into(),
-        other => spaced(other),
     }
 }

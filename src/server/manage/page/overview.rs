@@ -3,6 +3,7 @@
 use axum::Extension;
 use maud::{Markup, html};
 
+use super::audit::latest;
 use super::chart::reasons;
 use super::failure::Failure;
 use super::layout::{Place, page};
@@ -24,14 +25,21 @@ pub(super) async fn show(Extension(visitor): Who) -> Result<Markup, Failure> {
         false => None,
     };
     let replicas = admin.servers().await?;
+    let changes = match visitor.may(Permission::AuditRead, About::Shared) {
+        true => Some(latest(&visitor).await?),
+        false => None,
+    };
     let body = html! {
         h1 { "Overview" }
+        @if visitor.may(Permission::TenantsWrite, About::NewTenant) { (first_steps(counts)) }
         @if let Some(counts) = counts { (tiles(counts)) }
         div.columns {
             @if let Some(today) = &today { (requests(today)) }
             (servers(&replicas, admin.now()))
         }
-        @if visitor.may(Permission::TenantsWrite, About::NewTenant) { (first_steps(counts)) }
+        @if let Some(changes) = &changes {
+            section aria-labelledby="changes" { h2 #changes { "Latest changes" } (changes) }
+        }
     };
     Ok(page(&visitor, Place::Overview, "Overview", &body))
 }

@@ -77,6 +77,32 @@ fn distance(at: Timestamp, now: Timestamp) -> String {
     if away > 0 { format!("in {amount}") } else { format!("{amount} ago") }
 }
 
+/// What a reason means to somebody who has not read about it.
+pub(super) fn meaning(reason: &str) -> &'static str {
+    match reason {
+        "ok" => "The key is valid and may do this.",
+        "public" => "No key is needed.",
+        "anonymous" => "It may come without a key.",
+        "shadow" => "It passed because nothing is enforced yet.",
+        "missing" => "It has no key.",
+        "malformed" => "It has something that is not a key.",
+        "unknown" => "Nobody has this key.",
+        "mismatch" => "The prefix exists, the secret is wrong.",
+        "revoked" => "The key was revoked.",
+        "disabled" => "The key is disabled.",
+        "expired" => "The key has expired.",
+        "not_yet_valid" => "The key is not valid yet.",
+        "network" => "The key may not be used from there.",
+        "scope" => "The key lacks a scope.",
+        "route" => "No rule allows it.",
+        "path_ambiguous" => "The path can be read in two ways.",
+        "tenant_inactive" => "The tenant is not active.",
+        "damaged_row" => "The row of the key cannot be read.",
+        "unavailable" => "tenantgate could not decide.",
+        _ => "",
+    }
+}
+
 /// A number with a blank between thousands.
 pub(super) fn number(number: u64) -> String {
     let digits = number.to_string();

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
-use super::parts::{Field, asked, done, pill, select, table, wrong};
+use super::parts::{Field, asked, done, meaning, pill, select, table, wrong};
 use super::visit::{Visitor, Who};
 use crate::admin::{RouteVerdict, TestedRequest};
 use crate::permission::{About, Permission};
@@ -131,7 +131,7 @@ fn told(verdict: &RouteVerdict) -> Markup {
         div.verdict role="status" {
             p {
                 strong class=(if passes { "yes" } else { "no" }) { @if passes { "It would pass" } @else { "It would be refused" } }
-                ": " code { (verdict.outcome) } "."
+                ": " code { (verdict.outcome) } ". " (meaning(verdict.outcome))
             }
             @if let Some(why) = &verdict.ambiguous { p { "The path is ambiguous: " (why) } }
             @match &verdict.rule {
