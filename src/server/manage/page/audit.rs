@@ -93,7 +93,9 @@ fn rows(entries: &[Entry], now: Timestamp, with_subject: bool) -> Markup {
         ol.log {
             @for entry in entries {
                 li {
-                    div.head { (when(entry.at, now)) " " strong { (entry.action) } " by " (entry.actor)
+                    div.head { (when(entry.at, now)) " " strong { (entry.action) }
+                        @if let Some(name) = name(entry) { " " (name) }
+                        " by " (entry.actor)
                         @if let Some(address) = &entry.address { span.muted { " from " (address) } } }
                     @if with_subject { div.what { (subject(entry)) } }
                     @let changes = changes(entry);
@@ -104,6 +106,14 @@ fn rows(entries: &[Entry], now: Timestamp, with_subject: bool) -> Markup {
             }
         }
     }
+}
+
+/// What people call the thing that was changed.
+fn name(entry: &Entry) -> Option<String> {
+    let text = entry.after.as_deref().or(entry.before.as_deref())?;
+    let Ok(Value::Object(fields)) = serde_json::from_str(text) else { return None };
+    let named = ["name", "key_prefix", "path"].into_iter().filter_map(|field| fields.get(field)?.as_str());
+    named.filter(|name| !name.is_empty()).map(|name| shown(Some(&Value::from(name)))).next()
 }
 
 /// What a change is about, as a link where there is a page about it.

@@ -11,9 +11,7 @@ use crate::clock::Timestamp;
 pub(super) const DAYS: u32 = 30;
 
 const WIDTH: u32 = 720;
-const HEIGHT: u32 = 150;
-const TOP: u32 = 14;
-const BOTTOM: u32 = 22;
+const HEIGHT: u32 = 120;
 const DAY: i64 = 86_400_000_000;
 
 /// What became of the requests of one day.
@@ -68,11 +66,13 @@ pub(super) fn bars(counts: &ByDay, now: Timestamp) -> Markup {
                 span.legend.passed { (number(passed)) " passed" }
                 span.legend.refused { (number(refused)) " refused" }
             }
-            svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label=(summary) {
-                line.axis x1="0" x2=(WIDTH) y1=(HEIGHT - BOTTOM) y2=(HEIGHT - BOTTOM) {}
-                line.grid x1="0" x2=(WIDTH) y1=(TOP) y2=(TOP) {}
-                text x="0" y=(TOP - 4) { (number(most)) }
+            p.most aria-hidden="true" { (number(most)) }
+            // It fills the width of the screen, so there is no text in it that would be stretched.
+            svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } preserveAspectRatio="none" role="img" aria-label=(summary) {
                 @for (at, day, outcomes) in &days { (bar(*at, day, *outcomes, most)) }
+            }
+            p.days aria-hidden="true" {
+                @for (_, day, _) in days.iter().step_by(DAYS as usize / 3).chain(days.last()) { span { (day.get(5..).unwrap_or_default()) } }
             }
             (numbers(&days))
         }
@@ -99,19 +99,18 @@ fn numbers(days: &[(u32, String, Outcomes)]) -> Markup {
 fn bar(at: u32, day: &str, outcomes: Outcomes, most: u64) -> Markup {
     let step = WIDTH / DAYS;
     let (x, width) = (at * step + 2, step - 4);
-    let room = u64::from(HEIGHT - TOP - BOTTOM);
+    let room = u64::from(HEIGHT);
     // A bar of a single request among millions is still seen.
     let height = |count: u64| if count == 0 { 0 } else { (count * room / most).max(2) };
     let (passed, refused) = (height(outcomes.passed), height(outcomes.refused));
-    let floor = u64::from(HEIGHT - BOTTOM);
-    let refused_at = floor.saturating_sub(passed + refused);
+    let passed_at = room.saturating_sub(passed);
+    let refused_at = passed_at.saturating_sub(refused);
     html! {
         g {
             title { (day) ": " (number(outcomes.passed)) " passed, " (number(outcomes.refused)) " refused" }
-            rect.hit x=(at * step) y="0" width=(step) height=(HEIGHT - BOTTOM) {}
-            @if passed > 0 { rect.passed x=(x) y=(floor - passed) width=(width) height=(passed) rx="2" {} }
-            @if refused > 0 { rect.refused x=(x) y=(refused_at) width=(width) height=(refused) rx="2" {} }
-            @if at % 7 == 1 { text x=(if at + 1 == DAYS { WIDTH } else { x + width / 2 }) y=(HEIGHT - 6) text-anchor=(if at + 1 == DAYS { "end" } else { "middle" }) { (day.get(5..).unwrap_or_default()) } }
+            rect.hit x=(at * step) y="0" width=(step) height=(HEIGHT) {}
+            @if passed > 0 { rect.passed x=(x) y=(passed_at) width=(width) height=(passed) {} }
+            @if refused > 0 { rect.refused x=(x) y=(refused_at) width=(width) height=(refused) {} }
         }
     }
 }

@@ -67,11 +67,12 @@ pub(super) fn day(at: Timestamp) -> String {
 fn distance(at: Timestamp, now: Timestamp) -> String {
     let away = at.0.saturating_sub(now.0);
     let size = away.saturating_abs();
+    let rounded = |unit: i64| (size + unit / 2) / unit;
     let amount = match size {
         _ if size < MINUTE => return "now".into(),
-        _ if size < HOUR => format!("{} min", size / MINUTE),
-        _ if size < 2 * DAY => format!("{} h", size / HOUR),
-        _ if size < 90 * DAY => format!("{} days", size / DAY),
+        _ if size < HOUR => format!("{} min", rounded(MINUTE)),
+        _ if size < 2 * DAY => format!("{} h", rounded(HOUR)),
+        _ if size < 90 * DAY => format!("{} days", rounded(DAY)),
         _ => return day(at),
     };
     if away > 0 { format!("in {amount}") } else { format!("{amount} ago") }
@@ -197,12 +198,19 @@ pub(super) fn asked(summary: &str, danger: bool, body: &Markup) -> Markup {
     }
 }
 
-/// A wide table, which scrolls by itself on a narrow screen.
+/// A wide table, which scrolls by itself on a narrow screen. A name that begins with `#` is of a column of numbers.
 pub(super) fn table(label: &str, head: &[&str], rows: &Markup) -> Markup {
     html! {
         div.scroll tabindex="0" role="region" aria-label=(label) {
             table {
-                thead { tr { @for name in head { th scope="col" { (name) } } } }
+                thead { tr {
+                    @for name in head {
+                        @match name.strip_prefix('#') {
+                            Some(name) => th.number scope="col" { (name) },
+                            None => th scope="col" { (name) },
+                        }
+                    }
+                } }
                 tbody { (rows) }
             }
         }

@@ -105,7 +105,7 @@ async fn busiest(visitor: &Visitor, tenant: Option<&Tenant>) -> Result<Option<Ma
     Ok(Some(html! {
         section.card aria-labelledby="busiest" {
             h2 #busiest { "Busiest keys" }
-            (table("Busiest keys", &["Key", "Requests"], &rows))
+            (table("Busiest keys", &["Key", "#Requests"], &rows))
         }
     }))
 }
