@@ -6,13 +6,16 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::{Issued, IssuedAdminKey, ListedAdminKey};
+use crate::audit::Entry;
 use crate::clock::Timestamp;
 use crate::permission::{AdminKey, Ended, Permission, Permissions, Reach};
 use crate::plan::PlanRow;
 use crate::record::KeyDetails;
-use crate::store::{PlanUses, StoredKey};
+use crate::store::{PlanUses, StoredKey, UsageRow};
 use crate::tenant::Tenant;
 
 /// A tenant.
@@ -287,5 +290,81 @@ pub(crate) fn tenants(reach: &Reach) -> Option<Vec<String>> {
     match reach {
         Reach::All => None,
         Reach::Some(tenants) => Some(tenants.iter().map(|tenant| tenant.0.to_string()).collect()),
+    }
+}
+
+/// A row of the audit log.
+#[derive(Serialize)]
+pub(crate) struct EntryView<'a> {
+    pub(crate) seq: i64,
+    pub(crate) at: String,
+    pub(crate) actor: &'a str,
+    pub(crate) action: &'a str,
+    pub(crate) subject: &'a str,
+    pub(crate) before: Option<Seen<'a>>,
+    pub(crate) after: Option<Seen<'a>>,
+    pub(crate) request_id: Option<&'a str>,
+    pub(crate) address: Option<&'a str>,
+    pub(crate) hash: &'a str,
+}
+
+/// JSON as stored; a text if the column was changed to something else.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(crate) enum Seen<'a> {
+    Json(&'a RawValue),
+    Text(&'a str),
+}
+
+impl<'a> Seen<'a> {
+    fn of(text: &'a str) -> Self {
+        serde_json::from_str(text).map_or(Self::Text(text), Self::Json)
+    }
+
+    pub(crate) fn fields(&self) -> BTreeMap<String, Value> {
+        let Self::Json(json) = self else { return BTreeMap::new() };
+        serde_json::from_str(json.get()).unwrap_or_default()
+    }
+}
+
+impl<'a> From<&'a Entry> for EntryView<'a> {
+    fn from(entry: &'a Entry) -> Self {
+        Self {
+            seq: entry.seq,
+            at: entry.at.to_string(),
+            actor: &entry.actor,
+            action: &entry.action,
+            subject: &entry.subject,
+            before: entry.before.as_deref().map(Seen::of),
+            after: entry.after.as_deref().map(Seen::of),
+            request_id: entry.request_id.as_deref(),
+            address: entry.address.as_deref(),
+            hash: &entry.hash,
+        }
+    }
+}
+
+/// Requests that are counted together. What they are added up over is `None`.
+#[derive(Serialize)]
+pub(crate) struct UsageView {
+    pub(crate) day: Option<String>,
+    pub(crate) tenant_id: Option<String>,
+    pub(crate) key_id: Option<String>,
+    /// `None` also without a proven key, and if the key is gone.
+    pub(crate) key_prefix: Option<String>,
+    pub(crate) reason: Option<String>,
+    pub(crate) requests: u64,
+}
+
+impl From<UsageRow> for UsageView {
+    fn from(row: UsageRow) -> Self {
+        Self {
+            day: row.day,
+            tenant_id: row.tenant.map(|tenant| tenant.0.to_string()),
+            key_id: row.key.map(|key| key.0.to_string()),
+            key_prefix: row.key_prefix,
+            reason: row.reason,
+            requests: row.requests,
+        }
     }
 }

@@ -422,6 +422,8 @@ pub struct AuditFilter {
     pub actor: Option<String>,
     /// About the tenant or key of this id, prefix, schema or name, or the keys of the tenant of this id.
     pub subject: Option<String>,
+    /// About these tenants and their keys alone.
+    pub tenants: Option<Vec<TenantId>>,
 }
 
 /// A database of tenants and keys, as those who manage it need it.
@@ -498,6 +500,9 @@ pub trait Management: AdminSessions + Overview {
         after: Option<&KeyPlace>,
         page: usize,
     ) -> Result<KeyPage, StoreError>;
+
+    /// How many keys of these tenants a filter wants.
+    async fn count_keys(&self, filter: &KeyFilter, reach: &Reach) -> Result<i64, StoreError>;
 
     /// How many keys of a tenant that are not revoked were used since an instant.
     async fn count_used(&self, tenant: TenantId, since: Timestamp) -> Result<i64, StoreError>;

@@ -24,7 +24,8 @@ use uuid::Uuid;
 pub use self::management::{
     AdminKeyChange, Announced, AuditFilter, Behalf, Changed, Check, Claim, Claimed, ImportedKey, KeyChange,
     KeyFilter, KeyPage, KeyPlace, Laggard, Management, NewAdminKey, NewKey, NewTenant, PlanChange, PlanUses,
-    Receipt, RoutesChange, RoutesPlan, Stop, StoredKey, TenantChange, UsageBy, UsageFilter, UsageRow,
+    Receipt, RoutesChange, RoutesPlan, Stop, StoredKey, TenantChange, UsageBy, UsageFilter, UsagePart,
+    UsageRow,
 };
 pub use self::management::{Adoption, Migrated};
 pub use self::overview::{CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState};

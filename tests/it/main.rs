@@ -41,6 +41,7 @@ mod listener;
 mod logs;
 mod manage;
 mod manage_process;
+mod manage_reading;
 mod memo;
 mod migrate;
 mod model;

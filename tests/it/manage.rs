@@ -77,7 +77,7 @@ impl Manage {
 
     /// The object at a path.
     #[track_caller]
-    fn json(&self, path: &str, key: &str) -> Value {
+    pub(crate) fn json(&self, path: &str, key: &str) -> Value {
         let page = self.get(path, key);
         assert_eq!(page.status, 200, "{path}: {}", page.body);
         serde_json::from_str(&page.body).expect("JSON")
@@ -219,10 +219,18 @@ pub(crate) fn key_with(
 }
 
 /// Each path; `{…}` is something of the tenant in question, or of all.
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 17] = [
     "/v1/whoami",
     "/v1/tenants",
     "/v1/tenants/{tenant}",
+    "/v1/tenants/{tenant}/impact",
+    "/v1/tenants/{tenant}/keys",
+    "/v1/keys",
+    "/v1/keys/{key}",
+    "/v1/keys/{key}/usage",
+    "/v1/usage",
+    "/v1/audit",
+    "/v1/replicas",
     "/v1/plans",
     "/v1/plans/{plan}",
     "/v1/routes",
@@ -254,11 +262,15 @@ fn every_path_and_permission_is_in_the_committed_table(world: &World) {
     let mut table =
         String::from("# path: status for a key of all tenants, of this tenant, of another tenant\n");
     for path in PATHS {
-        let fill = |tenant: &str, admin_key: &str| {
-            let path = path.replace("{tenant}", tenant).replace("{admin_key}", admin_key);
+        let fill = |tenant: &str, key: &str, admin_key: &str| {
+            let path =
+                path.replace("{tenant}", tenant).replace("{key}", key).replace("{admin_key}", admin_key);
             path.replace("{plan}", "gold").replace("{route}", &route)
         };
-        let (own, foreign) = (fill(&world.acme.id, &of_acme), fill(&world.sleepy.id, &of_sleepy));
+        let (own, foreign) = (
+            fill(&world.acme.id, &world.live.id, &of_acme),
+            fill(&world.sleepy.id, &world.of_sleepy.id, &of_sleepy),
+        );
         let mut rows: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for (permission, all, few) in &keys {
             let status = |path: &str, key: &str| manage.get(path, key).status;

@@ -15,6 +15,7 @@ mod ops;
 mod page;
 mod problem;
 mod query;
+mod reading;
 mod stats;
 
 use std::future::Future;
@@ -140,6 +141,14 @@ fn router(plane: Arc<Plane>, stats: Arc<Stats>) -> Router {
         .route("/whoami", get(objects::whoami))
         .route("/tenants", get(objects::tenants))
         .route("/tenants/{reference}", get(objects::tenant))
+        .route("/tenants/{reference}/impact", get(reading::impact))
+        .route("/tenants/{reference}/keys", get(reading::keys_of_tenant))
+        .route("/keys", get(reading::keys))
+        .route("/keys/{reference}", get(reading::key))
+        .route("/keys/{reference}/usage", get(reading::usage_of_key))
+        .route("/usage", get(reading::usage))
+        .route("/audit", get(reading::audit))
+        .route("/replicas", get(reading::replicas))
         .route("/plans", get(objects::plans))
         .route("/plans/{name}", get(objects::plan))
         .route("/routes", get(objects::routes))

@@ -65,6 +65,13 @@ pub(super) async fn page(
     Ok(KeyPage { keys: keys.into_iter().map(|(key, _)| key).collect(), next })
 }
 
+/// How many keys of these tenants a filter wants.
+pub(super) async fn count(link: &mut Link<'_>, filter: &KeyFilter, reach: &Reach) -> Result<i64, StoreError> {
+    let all = wanted_of(link, Wanted::default(), filter, reach);
+    let sql = format!("SELECT count(*) AS keys FROM api_keys WHERE {}", all.sql());
+    ask(sql).bind_all(all).one(link).await?.get("keys")
+}
+
 /// All conditions, numbered after those of the walk.
 fn wanted_of(link: &Link<'_>, base: Wanted, filter: &KeyFilter, reach: &Reach) -> Wanted {
     // Again what the walk has seen to already: it costs nothing.

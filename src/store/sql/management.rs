@@ -185,6 +185,10 @@ impl<S: SqlStore> Management for S {
         key_list::page(&mut hold(self).await?.link(), filter, reach, after, page).await
     }
 
+    async fn count_keys(&self, filter: &KeyFilter, reach: &Reach) -> Result<i64, StoreError> {
+        key_list::count(&mut hold(self).await?.link(), filter, reach).await
+    }
+
     async fn count_used(&self, tenant: TenantId, since: Timestamp) -> Result<i64, StoreError> {
         let mut connection = hold(self).await?;
         let link = &mut connection.link();

@@ -143,11 +143,17 @@ impl Wanted {
         self
     }
 
-    /// The same conditions, and one more: what is `before` is one of these ids; `after` closes it.
-    pub(super) fn and_any(mut self, before: &str, after: &str, link: &Link<'_>, ids: Vec<Uuid>) -> Self {
-        self.conditions.push(format!("{before} {}{after}", link.any(self.next())));
-        self.values.push(ids.into());
+    /// The same conditions, and one more that has the number of its value already.
+    pub(super) fn with(mut self, condition: String, value: impl Into<Value>) -> Self {
+        self.conditions.push(condition);
+        self.values.push(value.into());
         self
+    }
+
+    /// The same conditions, and one more: what is `before` is one of these ids; `after` closes it.
+    pub(super) fn and_any(self, before: &str, after: &str, link: &Link<'_>, ids: Vec<Uuid>) -> Self {
+        let condition = format!("{before} {}{after}", link.any(self.next()));
+        self.with(condition, ids)
     }
 
     /// What stands after WHERE.

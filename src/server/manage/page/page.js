@@ -55,3 +55,6 @@ for (const form of document.querySelectorAll("form[data-live]")) {
     timer = setTimeout(search, 150);
   });
 }
+
+// On a narrow screen the navigation scrolls: the place where one is must be seen.
+document.querySelector(".side nav [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
