@@ -52,7 +52,7 @@ pub(super) struct LoginLinkArgs {
     /// The id, prefix (llma_…) or name of the management key
     #[arg(value_name = "NAME")]
     reference: String,
-    /// The address of the page as the browser reaches it, such as https://manage.example.com
+    /// The beginning of the URL by which the browser reaches the page
     /// [default: what `manage --listen` says, on this machine]
     #[arg(long, value_name = "BASE", value_parser = base_url)]
     url: Option<String>,

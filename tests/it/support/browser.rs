@@ -1,4 +1,4 @@
-//! A real Chromium, told what to do over a pipe (the Chrome DevTools Protocol).
+//! A real Chromium, told what to do over a pipe, in the protocol of its developer tools.
 //!
 //! Clicks and keys are those of the browser's own input, so that what covers or hides an element matters. Waiting is for
 //! events: a page has loaded, an answer has come.
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, Once};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Instant;
 
 use base64::Engine as _;
@@ -99,38 +99,34 @@ impl Browser {
     /// Calls a method of the protocol.
     #[track_caller]
     pub(crate) fn call(&mut self, method: &str, params: Value) -> Value {
-        let answer = self.try_call(method, params);
-        assert!(answer["error"].is_null(), "{method}: {answer}");
-        answer["result"].clone()
-    }
-
-    fn try_call(&mut self, method: &str, params: Value) -> Value {
         self.asked += 1;
         let id = self.asked;
-        let mut message = json!({ "id": id, "method": method, "params": params });
+        let mut message = json!({ "id": id, "method": method });
+        message["params"] = params;
         if let Some(session) = &self.session {
             message["sessionId"] = session.as_str().into();
         }
         self.to.write_all(format!("{message}\0").as_bytes()).expect("the browser listens");
-        self.wait(&format!("an answer to {method}"), |heard| heard.answers.remove(&id))
+        let answer = self.wait(&format!("an answer to {method}"), |heard| heard.answers.remove(&id));
+        assert!(answer["error"].is_null(), "{method}: {answer}");
+        answer["result"].clone()
     }
 
     fn wait<T>(&self, what: &str, mut found: impl FnMut(&mut Heard) -> Option<T>) -> T {
-        let (heard, news) = &*self.heard;
-        let (mut heard, end) = (heard.lock().unwrap(), Instant::now() + PATIENCE);
+        let (mut heard, end) = (locked(&self.heard), Instant::now() + PATIENCE);
         loop {
             if let Some(found) = found(&mut heard) {
                 return found;
             }
             let left = end.saturating_duration_since(Instant::now());
             assert!(!heard.ended && !left.is_zero(), "{what}: not within {PATIENCE:?}");
-            heard = news.wait_timeout(heard, left).unwrap().0;
+            heard = self.heard.1.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     /// Does something that loads a page, and waits until it has loaded.
     pub(crate) fn loading(&mut self, act: impl FnOnce(&mut Self)) {
-        let before = self.heard.0.lock().unwrap().events.len();
+        let before = locked(&self.heard).events.len();
         act(self);
         self.wait("a page that has loaded", |heard| {
             heard.events[before..].iter().find(|event| event["method"] == "Page.loadEventFired").map(|_| ())
@@ -264,7 +260,7 @@ impl Browser {
     pub(crate) fn complaints(&mut self) -> Vec<String> {
         // Everything that happened before an answer is heard before it.
         self.eval("0");
-        let heard = self.heard.0.lock().unwrap();
+        let heard = locked(&self.heard);
         let events = &heard.events[self.seen..];
         let complaint = |event: &Value| {
             let params = &event["params"];
@@ -284,6 +280,10 @@ impl Browser {
     }
 }
 
+fn locked(heard: &(Mutex<Heard>, Condvar)) -> MutexGuard<'_, Heard> {
+    heard.0.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn listen(mut from: impl std::io::BufRead + Send + 'static, heard: Arc<(Mutex<Heard>, Condvar)>) {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -293,7 +293,7 @@ fn listen(mut from: impl std::io::BufRead + Send + 'static, heard: Arc<(Mutex<He
             }
             let message: Value = serde_json::from_slice(&bytes).expect("JSON");
             bytes.clear();
-            let mut heard_now = heard.0.lock().unwrap();
+            let mut heard_now = locked(&heard);
             match message["id"].as_u64() {
                 Some(id) => drop(heard_now.answers.insert(id, message)),
                 None => heard_now.events.push(message),
@@ -301,7 +301,7 @@ fn listen(mut from: impl std::io::BufRead + Send + 'static, heard: Arc<(Mutex<He
             drop(heard_now);
             heard.1.notify_all();
         }
-        heard.0.lock().unwrap().ended = true;
+        locked(&heard).ended = true;
         heard.1.notify_all();
     });
 }

@@ -185,7 +185,7 @@ mod tests {
             after: Some(r#"{"name":"<b>New</b>","status":"active","plan":"gold"}"#.into()),
             hash: String::new(),
         };
-        let shown: Vec<_> = changes(&entry).into_iter().map(|change| change.into_string()).collect();
+        let shown: Vec<_> = changes(&entry).into_iter().map(Markup::into_string).collect();
         assert_eq!(shown.len(), 2);
         assert!(shown[0].contains("Old → &lt;b&gt;New&lt;/b&gt;"), "{shown:?}");
         assert!(shown[1].contains("– → gold"), "{shown:?}");

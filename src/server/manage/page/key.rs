@@ -39,13 +39,12 @@ pub(super) async fn show(
     let (key, tenant) = found(&visitor, &reference, Permission::KeysRead).await?;
     let query = Form::read(query.unwrap_or_default());
     let (about, now) = (About::Tenant(tenant.id), visitor.admin.now());
-    let picture = match visitor.may(Permission::UsageRead, about) {
-        true => Some(picture(&visitor, &key).await?),
-        false => None,
-    };
-    let audit = match visitor.may(Permission::AuditRead, about) {
-        true => Some(entries_of(&visitor, &key.id.0.to_string()).await?),
-        false => None,
+    let picture =
+        if visitor.may(Permission::UsageRead, about) { Some(picture(&visitor, &key).await?) } else { None };
+    let audit = if visitor.may(Permission::AuditRead, about) {
+        Some(entries_of(&visitor, &key.id.0.to_string()).await?)
+    } else {
+        None
     };
     let verdict = match query.get("path") {
         Some(path) => Some(explain(&visitor, &key, &query, path).await?),

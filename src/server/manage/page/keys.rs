@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
-use super::parts::{key_pill, next_page, select, table, when_or};
+use super::parts::{key_pill, next_page, select, table, tenant_choice, when_or};
 use super::visit::{Visitor, Who};
 use crate::admin::{AdminError, LONG, SOON};
 use crate::clock::Timestamp;
@@ -103,10 +103,7 @@ fn place(query: &Form) -> Option<KeyPlace> {
 }
 
 fn filters(query: &Form, names: &Names) -> Markup {
-    let mut tenants: Vec<_> =
-        names.values().map(|tenant| (tenant.schema.as_str(), tenant.name.as_str())).collect();
-    tenants.sort_by_key(|(_, name)| name.to_lowercase());
-    tenants.insert(0, ("", "Every tenant"));
+    let tenants: Vec<_> = names.values().cloned().collect();
     let states = [
         ("", "Every status"),
         ("active", "Active"),
@@ -121,7 +118,7 @@ fn filters(query: &Form, names: &Names) -> Markup {
                 label for="q" { "Search" }
                 input #q type="search" name="q" value=(query.shown("q")) placeholder="Name, prefix or id" autocomplete="off";
             }
-            (select("tenant", "Tenant", query.shown("tenant"), &tenants))
+            (tenant_choice(&tenants, query))
             (select("state", "Status", query.shown("state"), &states))
             (select("expires", "Expiry", query.shown("expires"), &[("", "Any time"), ("30", "Within 30 days")]))
             (select("unused", "Use", query.shown("unused"), &[("", "Any"), ("90", "Not for 90 days")]))

@@ -11,36 +11,43 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// A page with `Referrer-Policy: no-referrer` sends `Origin: null` with its own forms; so do foreign ones, which
 /// `Sec-Fetch-Site` tells apart.
 pub(super) fn is_ours(headers: &HeaderMap) -> bool {
-    let Some(site) = single(headers, &SEC_FETCH_SITE) else { return false };
-    let Some(origin) = single(headers, &ORIGIN) else { return false };
-    match (site, origin) {
-        (Some(site), None | Some("null")) => site == "same-origin",
-        (Some(site), Some(origin)) => site == "same-origin" && is_of_host(origin, headers),
-        (None, Some(origin)) => is_of_host(origin, headers),
-        (None, None) => false,
+    match (Header::of(headers, &SEC_FETCH_SITE), Header::of(headers, &ORIGIN)) {
+        (Header::One(site), Header::Absent | Header::One("null")) => site == "same-origin",
+        (Header::One(site), Header::One(origin)) => site == "same-origin" && is_of_host(origin, headers),
+        (Header::Absent, Header::One(origin)) => is_of_host(origin, headers),
+        (Header::Absent, Header::Absent) | (Header::Unclear, _) | (_, Header::Unclear) => false,
     }
 }
 
-/// The value of a header; `None` if it is there more than once or is not text.
-fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<Option<&'h str>> {
-    let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (None, _) => Some(None),
-        (Some(value), None) => value.to_str().ok().map(Some),
-        (Some(_), Some(_)) => None,
+/// A header that a request has at most once.
+enum Header<'h> {
+    Absent,
+    One(&'h str),
+    /// It is there more than once, or is not text.
+    Unclear,
+}
+
+impl<'h> Header<'h> {
+    fn of(headers: &'h HeaderMap, name: &HeaderName) -> Self {
+        let mut values = headers.get_all(name).iter();
+        match (values.next().map(|value| value.to_str()), values.next()) {
+            (None, _) => Self::Absent,
+            (Some(Ok(value)), None) => Self::One(value),
+            (Some(_), _) => Self::Unclear,
+        }
     }
 }
 
 /// Whether an origin has the host and port of the request. Its scheme is unknown behind a proxy with TLS.
 fn is_of_host(origin: &str, headers: &HeaderMap) -> bool {
     let authority = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
-    let Some(Some(host)) = single(headers, &HOST) else { return false };
+    let Header::One(host) = Header::of(headers, &HOST) else { return false };
     authority.is_some_and(|authority| !authority.is_empty() && authority.eq_ignore_ascii_case(host))
 }
 
 /// Whether the browser reached this page under a name of its own machine, over plain HTTP as far as is known.
 pub(super) fn is_on_this_machine(headers: &HeaderMap) -> bool {
-    let Some(Some(host)) = single(headers, &HOST) else { return false };
+    let Header::One(host) = Header::of(headers, &HOST) else { return false };
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.split(':').next().unwrap_or_default(),

@@ -16,19 +16,19 @@ use crate::store::{KeyCounts, ReplicaState};
 
 pub(super) async fn show(Extension(visitor): Who) -> Result<Markup, Failure> {
     let (admin, reach) = (&visitor.admin, &visitor.caller.maker.authority.reach);
-    let counts = match visitor.may(Permission::KeysRead, About::Shared) {
-        true => Some(admin.key_counts(reach).await?),
-        false => None,
+    let counts = if visitor.may(Permission::KeysRead, About::Shared) {
+        Some(admin.key_counts(reach).await?)
+    } else {
+        None
     };
-    let today = match visitor.may(Permission::UsageRead, About::Shared) {
-        true => Some(today(admin, &visitor).await?),
-        false => None,
+    let today = if visitor.may(Permission::UsageRead, About::Shared) {
+        Some(today(admin, &visitor).await?)
+    } else {
+        None
     };
     let replicas = admin.servers().await?;
-    let changes = match visitor.may(Permission::AuditRead, About::Shared) {
-        true => Some(latest(&visitor).await?),
-        false => None,
-    };
+    let changes =
+        if visitor.may(Permission::AuditRead, About::Shared) { Some(latest(&visitor).await?) } else { None };
     let body = html! {
         h1 { "Overview" }
         @if visitor.may(Permission::TenantsWrite, About::NewTenant) { (first_steps(counts)) }

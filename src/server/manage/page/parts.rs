@@ -47,10 +47,7 @@ pub(super) fn when(at: Timestamp, now: Timestamp) -> Markup {
 
 /// An instant, or what to say without one.
 pub(super) fn when_or(at: Option<Timestamp>, now: Timestamp, otherwise: &str) -> Markup {
-    match at {
-        Some(at) => when(at, now),
-        None => html! { span.muted { (otherwise) } },
-    }
+    at.map_or_else(|| html! { span.muted { (otherwise) } }, |at| when(at, now))
 }
 
 /// As in `2026-01-31 12:30 UTC`.
@@ -186,6 +183,24 @@ pub(super) fn select(name: &str, label: &str, chosen: &str, options: &[(&str, &s
             }
         }
     }
+}
+
+/// Tenants that are offered in a list; of more, the schema is typed.
+const OFFERED: usize = 200;
+
+/// The choice of a tenant for a filter.
+pub(super) fn tenant_choice(tenants: &[Tenant], query: &Form) -> Markup {
+    let chosen = query.shown("tenant");
+    if tenants.len() > OFFERED {
+        let field =
+            Field { name: "tenant", label: "Schema of the tenant", value: chosen, hint: "", required: false };
+        return field.show();
+    }
+    let mut options: Vec<_> =
+        tenants.iter().map(|tenant| (tenant.schema.as_str(), tenant.name.as_str())).collect();
+    options.sort_by_key(|(_, name)| name.to_lowercase());
+    options.insert(0, ("", "Every tenant"));
+    select("tenant", "Tenant", chosen, &options)
 }
 
 /// An action that asks first: a summary that opens what it means and the button that does it.

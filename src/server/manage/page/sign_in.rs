@@ -64,16 +64,15 @@ pub(super) async fn by_key(
         Ok(presented) => plane.admin.sign_in(presented, &browser(&headers, peer)).await?,
         Err(_) => None,
     };
-    match signed_in {
-        Some(signed_in) => end_other(&plane, &headers).await.map(|()| welcome(&headers, &signed_in)),
-        None => {
-            let failure = refused(&plane, peer, "That is not a live management key.");
-            if failure.is_too_many() {
-                return Err(failure);
-            }
-            Ok((failure.status, sign_in_page(Some(&failure.text))).into_response())
-        }
+    if let Some(signed_in) = signed_in {
+        end_other(&plane, &headers).await?;
+        return Ok(welcome(&headers, &signed_in));
     }
+    let failure = refused(&plane, peer, "That is not a live management key.");
+    if failure.is_too_many() {
+        return Err(failure);
+    }
+    Ok((failure.status, sign_in_page(Some(&failure.text))).into_response())
 }
 
 /// Shows the button that uses a link up. Programs that open links to look at them do not press buttons.

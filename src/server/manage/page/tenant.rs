@@ -42,17 +42,17 @@ pub(super) async fn show(
     let tenant = found(&visitor, &reference, Permission::TenantsRead).await?;
     let query = Form::read(query.unwrap_or_default());
     let about = About::Tenant(tenant.id);
-    let keys = match visitor.may(Permission::KeysRead, about) {
-        true => Some(keys_of(&visitor, &tenant).await?),
-        false => None,
+    let keys =
+        if visitor.may(Permission::KeysRead, about) { Some(keys_of(&visitor, &tenant).await?) } else { None };
+    let picture = if visitor.may(Permission::UsageRead, about) {
+        Some(picture(&visitor, &tenant).await?)
+    } else {
+        None
     };
-    let picture = match visitor.may(Permission::UsageRead, about) {
-        true => Some(picture(&visitor, &tenant).await?),
-        false => None,
-    };
-    let actions = match visitor.may(Permission::TenantsWrite, about) {
-        true => Some(actions(&visitor, &tenant).await?),
-        false => None,
+    let actions = if visitor.may(Permission::TenantsWrite, about) {
+        Some(actions(&visitor, &tenant).await?)
+    } else {
+        None
     };
     let body = html! {
         p.crumbs { a href="/tenants" { "Tenants" } }

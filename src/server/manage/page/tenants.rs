@@ -24,7 +24,7 @@ pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> 
     let mut tenants = visitor.admin.tenants().await?;
     tenants.retain(|tenant| wanted.is_empty() || matches(tenant, &wanted));
     // The newest first; a page begins after a tenant, so that new ones move nothing.
-    tenants.sort_by(|one, other| (other.created_at, other.id).cmp(&(one.created_at, one.id)));
+    tenants.sort_by_key(|tenant| std::cmp::Reverse((tenant.created_at, tenant.id)));
     let found = tenants.len();
     if let Some(after) = query.get("after")
         && let Some(at) = tenants.iter().position(|tenant| tenant.id.0.to_string() == after)

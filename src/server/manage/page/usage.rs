@@ -8,7 +8,7 @@ use super::chart::{ByDay, DAYS, add, bars, reasons, start};
 use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
-use super::parts::{number, select, table};
+use super::parts::{number, table, tenant_choice};
 use super::visit::{Visitor, Who};
 use crate::permission::{About, Permission, Reach};
 use crate::store::{DayCount, UsageBy};
@@ -55,13 +55,10 @@ async fn choice(visitor: &Visitor, query: &Form) -> Result<Markup, Failure> {
     if !visitor.may(Permission::TenantsRead, About::Shared) {
         return Ok(html! {});
     }
-    let mut tenants = visitor.admin.tenants().await?;
-    tenants.sort_by_key(|tenant| tenant.name.to_lowercase());
-    let mut options = vec![("", "Every tenant")];
-    options.extend(tenants.iter().map(|tenant| (tenant.schema.as_str(), tenant.name.as_str())));
+    let tenants = visitor.admin.tenants().await?;
     Ok(html! {
         form.filters {
-            (select("tenant", "Tenant", query.shown("tenant"), &options))
+            (tenant_choice(&tenants, query))
             button type="submit" { "Show" }
         }
     })
