@@ -5,13 +5,15 @@
 
 use std::net::IpAddr;
 
-use super::{Admin, Caller, version};
+use uuid::Uuid;
+
+use super::{Admin, AdminError, Caller, version};
 use crate::audit::{Actor, Author};
 use crate::permission::{AdminKey, may_touch};
 use crate::plan::PlanRow;
 use crate::record::KeyDetails;
 use crate::route::RouteRow;
-use crate::store::{Behalf, Receipt, Stop};
+use crate::store::{Behalf, Claim, Claimed, Receipt, Stop};
 use crate::tenant::{Tenant, TenantId};
 use crate::verify::derived::{Derivation, Randomness};
 
@@ -74,6 +76,24 @@ impl Admin {
     #[must_use]
     pub fn deriving(self, derivation: Option<Derivation>) -> Self {
         Self { derivation, ..self }
+    }
+
+    /// Claims an Idempotency-Key: see [`Claimed`].
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn claim(&self, claim: &Claim) -> Result<Claimed, AdminError> {
+        Ok(self.store.claim(claim).await?)
+    }
+
+    /// Gives up a claim whose request failed.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn give_up_claim(&self, attempt: Uuid) -> Result<(), AdminError> {
+        Ok(self.store.give_up_claim(attempt).await?)
     }
 
     /// Where the randomness of new keys comes from.

@@ -221,16 +221,13 @@ impl Admin {
     /// # Errors
     ///
     /// There is no such key, or it has more than `maker`; the maker has less than the key would have; the name is taken;
-    /// the key is revoked; nothing is to be changed.
+    /// the key is revoked.
     pub async fn update_admin_key(
         &self,
         maker: &Maker,
         reference: &str,
         update: &AdminKeyUpdate,
     ) -> Result<ListedAdminKey, AdminError> {
-        if *update == AdminKeyUpdate::default() {
-            return Err(AdminError::BadRequest("nothing to change: name at least one field".into()));
-        }
         check_key_name(update.name.as_deref())?;
         let found = self.admin_key(maker, reference).await?;
         let wish = Wish {
@@ -275,6 +272,13 @@ impl Admin {
                 self.admin_key(maker, &id.0.to_string()).await
             }
         }
+    }
+
+    /// A management key that was just changed. That a maker of it has ended is not known here.
+    #[must_use]
+    pub fn listed(&self, key: &AdminKey) -> ListedAdminKey {
+        let own = AdminKey { created_by: None, ..key.clone() };
+        ListedAdminKey { key: key.clone(), ended: authority([&own], self.now()).err() }
     }
 
     /// Whether another management key has this name.

@@ -33,6 +33,15 @@ impl Admin {
         if asked.iter().all(|limit| *limit == Setting::Keep) {
             return Err(AdminError::BadRequest("nothing to change: name at least one limit".into()));
         }
+        self.patch_plan(name, asked).await
+    }
+
+    /// Changes what is said of a plan, which may be nothing.
+    ///
+    /// # Errors
+    ///
+    /// There is no such plan.
+    pub async fn patch_plan(&self, name: &PlanName, asked: &LimitUpdate) -> Result<PlanRow, AdminError> {
         let change = |plan: &mut PlanRow| {
             self.judge_plan(plan)?;
             apply(plan, asked);

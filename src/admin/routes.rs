@@ -74,7 +74,9 @@ pub struct RouteDifference {
 }
 
 impl RouteDifference {
-    fn of(change: &RoutesChange, rules: usize, dry_run: bool) -> Self {
+    /// What a change of the table does; `rules` are then in it.
+    #[must_use]
+    pub fn of(change: &RoutesChange, rules: usize, dry_run: bool) -> Self {
         let views = |rows: &[RouteRow]| rows.iter().map(RouteView::from).collect();
         let both = |(before, after): &(RouteRow, RouteRow)| ChangedRoute {
             before: before.into(),
@@ -110,7 +112,9 @@ pub struct RouteUpdate {
 }
 
 impl RouteUpdate {
-    fn applied(&self, route: &RouteRow) -> RouteRow {
+    /// The rule with what is said of it.
+    #[must_use]
+    pub fn applied(&self, route: &RouteRow) -> RouteRow {
         let mut route = route.clone();
         self.name.change(&mut route.name, Clone::clone);
         self.scopes.change(&mut route.scopes, Clone::clone);
@@ -243,6 +247,7 @@ impl Admin {
             let changes = !(shown.added.is_empty() && shown.removed.is_empty() && shown.changed.is_empty());
             change.draft =
                 changes.then(|| Draft::of(Action::RouteApply, "routes".into(), None::<&()>, &shown));
+            change.table = after(there, &change);
             Ok(change)
         };
         let change = self.store.change_routes(&plan).await?;
@@ -289,7 +294,7 @@ fn refuse_twin(others: &[RouteRow], route: &RouteRow, rule: &Rule) -> Result<(),
 /// What makes `after` of `before`, which has the same id.
 fn replacement(before: &RouteRow, after: &RouteRow) -> RoutesChange {
     if before == after {
-        return RoutesChange::default();
+        return RoutesChange { unchanged: Some(before.clone()), ..RoutesChange::default() };
     }
     let (was, is) = (RouteView::from(before), RouteView::from(after));
     let draft = Some(Draft::of(Action::RouteUpdate, after.id.0.to_string(), Some(&was), &is));
@@ -337,6 +342,15 @@ fn shape(row: &RouteRow) -> String {
     let segment = |segment: &str| if segment.starts_with('{') { "{}".to_owned() } else { segment.to_owned() };
     let path: Vec<_> = path.split('/').map(segment).collect();
     format!("{host} {method} {}", path.join("/"))
+}
+
+/// The table after a change.
+fn after(there: &[RouteRow], change: &RoutesChange) -> Vec<RouteRow> {
+    let gone = |id: RouteId| change.removed.iter().any(|route| route.id == id);
+    let changed = |id: RouteId| change.changed.iter().find(|(before, _)| before.id == id);
+    let stay = there.iter().filter(|route| !gone(route.id));
+    let stay = stay.map(|route| changed(route.id).map_or(route, |(_, after)| after));
+    stay.chain(&change.added).cloned().collect()
 }
 
 /// What must be done for the table to become `wanted`.

@@ -198,6 +198,20 @@ impl Admin {
         if name.is_none() && *plan == Setting::Keep {
             return Err(AdminError::BadRequest("nothing to change: name at least one option".into()));
         }
+        self.patch_tenant(reference, name, plan).await
+    }
+
+    /// Changes what is said of a tenant, which may be nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::update_tenant`].
+    pub async fn patch_tenant(
+        &self,
+        reference: &str,
+        name: Option<&str>,
+        plan: &Setting<PlanName>,
+    ) -> Result<Tenant, AdminError> {
         name.map_or(Ok(()), check_name)?;
         self.check_plan(plan.value().map(PlanName::as_str)).await?;
         let tenant = self.tenant(reference).await?;

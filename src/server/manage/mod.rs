@@ -8,11 +8,15 @@
 //! has the id of its request, and headers by which a browser runs nothing of it and keeps nothing.
 
 mod access;
+mod body;
+mod changes;
 mod connections;
 mod failures;
+mod idempotency;
 mod objects;
 mod ops;
 mod page;
+mod precondition;
 mod problem;
 mod query;
 mod reading;
@@ -28,13 +32,14 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_
 use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use self::changes::{admin_keys, keys, plans, routes, tenants};
 use self::connections::{Door, Peer};
 use self::failures::WrongKeys;
 use self::problem::{Problem, RequestId, numbered};
@@ -139,22 +144,30 @@ pub async fn manage(settings: ManageSettings, shutdown: impl Future<Output = ()>
 fn router(plane: Arc<Plane>, stats: Arc<Stats>) -> Router {
     let v1 = Router::new()
         .route("/whoami", get(objects::whoami))
-        .route("/tenants", get(objects::tenants))
-        .route("/tenants/{reference}", get(objects::tenant))
+        .route("/tenants", get(objects::tenants).post(tenants::create))
+        .route("/tenants/{reference}", get(objects::tenant).patch(tenants::update))
+        .route("/tenants/{reference}/suspend", post(tenants::suspend))
+        .route("/tenants/{reference}/activate", post(tenants::activate))
+        .route("/tenants/{reference}/delete", post(tenants::delete))
         .route("/tenants/{reference}/impact", get(reading::impact))
-        .route("/tenants/{reference}/keys", get(reading::keys_of_tenant))
+        .route("/tenants/{reference}/keys", get(reading::keys_of_tenant).post(keys::create))
         .route("/keys", get(reading::keys))
-        .route("/keys/{reference}", get(reading::key))
+        .route("/keys/{reference}", get(reading::key).patch(keys::patch))
         .route("/keys/{reference}/usage", get(reading::usage_of_key))
+        .route("/keys/{reference}/rotate", post(keys::rotate))
+        .route("/keys/{reference}/revoke", post(keys::revoke))
+        .route("/keys/{reference}/disable", post(keys::disable))
+        .route("/keys/{reference}/enable", post(keys::enable))
+        .route("/plans", get(objects::plans).post(plans::create))
+        .route("/plans/{name}", get(objects::plan).patch(plans::update).delete(plans::delete))
+        .route("/routes", get(objects::routes).post(routes::create).put(routes::replace))
+        .route("/routes/{id}", get(objects::route).patch(routes::update).delete(routes::delete))
+        .route("/admin_keys", get(objects::admin_keys).post(admin_keys::create))
+        .route("/admin_keys/{id}", get(objects::admin_key).patch(admin_keys::update))
+        .route("/admin_keys/{id}/revoke", post(admin_keys::revoke))
         .route("/usage", get(reading::usage))
         .route("/audit", get(reading::audit))
         .route("/replicas", get(reading::replicas))
-        .route("/plans", get(objects::plans))
-        .route("/plans/{name}", get(objects::plan))
-        .route("/routes", get(objects::routes))
-        .route("/routes/{id}", get(objects::route))
-        .route("/admin_keys", get(objects::admin_keys))
-        .route("/admin_keys/{id}", get(objects::admin_key))
         .fallback(|| async { Problem::not_found() })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         // Whoever has no key learns neither paths nor methods.
@@ -210,9 +223,9 @@ impl Line {
 /// Gives a request its id, and its answer the headers that every answer has.
 async fn dressed(mut request: Request, next: Next) -> Response {
     let id = RequestId(Uuid::new_v4().to_string());
+    request.extensions_mut().insert(id.clone());
     let number = HeaderValue::from_str(&id.0);
     let line = Line::of(&request, &id);
-    request.extensions_mut().insert(id.clone());
     let response = next.run(request).await;
     line.write(&response);
     let mut response = numbered(response, id);

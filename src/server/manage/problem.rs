@@ -6,12 +6,13 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use super::body::Form;
 use crate::admin::AdminError;
 use crate::permission::Permission;
 use crate::store::StoreError;
 
 /// Why a request is not answered as asked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Problem {
     status: StatusCode,
     code: &'static str,
@@ -21,7 +22,7 @@ pub(super) struct Problem {
 }
 
 /// What is wrong with one part of a request.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub(super) struct FieldError {
     pointer: String,
     code: &'static str,
@@ -102,6 +103,58 @@ impl Problem {
         if matches!(error, AdminError::Missing(_)) { Self::not_found() } else { error.into() }
     }
 
+    /// The body is not what it must be.
+    pub(super) fn bad_body(why: impl Into<String>) -> Self {
+        Self::invalid(vec![FieldError::new(String::new(), "invalid_json", why)])
+    }
+
+    /// The body is larger than 1 MiB.
+    pub(super) fn too_large() -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the body has more than 1 MiB")
+    }
+
+    /// The body is of another media type, or of none.
+    pub(super) fn media_type(form: Form) -> Self {
+        let detail = match form {
+            Form::Json | Form::JsonOrEmpty => "expected a body with Content-Type: application/json",
+            Form::MergePatch => {
+                "expected a body with Content-Type: application/merge-patch+json or application/json"
+            }
+        };
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+    }
+
+    /// A change of a whole table needs a precondition.
+    pub(super) fn precondition_required() -> Self {
+        let detail = "say with If-Match which version the change is of: GET gives it as ETag";
+        Self::new(StatusCode::PRECONDITION_REQUIRED, "precondition_required", detail)
+    }
+
+    /// The first request with this Idempotency-Key is still running.
+    pub(super) fn running() -> Self {
+        let detail = "the first request with this Idempotency-Key is still running: send it again later";
+        let problem = Self::new(StatusCode::CONFLICT, "request_running", detail);
+        Self { retry_after: Some(1), ..problem }
+    }
+
+    /// The first request with this Idempotency-Key had another body.
+    pub(super) fn other_body() -> Self {
+        let detail = "the first request with this Idempotency-Key had another body: use another key";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", detail)
+    }
+
+    /// Parts of the request make no sense together.
+    pub(super) fn unprocessable(errors: Vec<FieldError>) -> Self {
+        let detail = "the request makes no sense: errors says where";
+        Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unprocessable", detail) }
+    }
+
+    /// A task of ours panicked.
+    pub(super) fn internal() -> Self {
+        let detail = "tenantgate failed: its log says why";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
+    }
+
     /// Parts of the request are wrong.
     pub(super) fn invalid(errors: Vec<FieldError>) -> Self {
         let detail = "the request is invalid: errors says where".to_owned();
@@ -123,9 +176,7 @@ impl From<AdminError> for Problem {
             AdminError::Refused(why) => Self::new(StatusCode::CONFLICT, "refused", why),
             AdminError::Excess(why) => Self::new(StatusCode::FORBIDDEN, "exceeds_own_authority", why),
             AdminError::Unfit { part, why } => {
-                let errors = vec![FieldError::new(format!("/{part}"), "unfit_value", why)];
-                let detail = "the request makes no sense: errors says where";
-                Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unprocessable", detail) }
+                Self::unprocessable(vec![FieldError::new(format!("/{part}"), "unfit_value", why)])
             }
             AdminError::Stale => Self::new(
                 StatusCode::PRECONDITION_FAILED,

@@ -138,7 +138,7 @@ pub(super) fn no_parameters(query: Option<&str>) -> Result<(), Problem> {
 }
 
 /// As RFC 6901 writes a name.
-fn pointer(name: &str) -> String {
+pub(super) fn pointer(name: &str) -> String {
     format!("/{}", name.replace('~', "~0").replace('/', "~1"))
 }
 

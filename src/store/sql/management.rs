@@ -39,8 +39,9 @@ async fn finish(
     let link = &mut connection.link();
     if let Some(receipt) = &behalf.receipt
         && let Some(answer) = (receipt.answer)(changed)
+        && let Some(attempt) = receipt.attempt
     {
-        idempotency::keep(link, receipt.attempt, &answer).await?;
+        idempotency::keep(link, attempt, &answer).await?;
     }
     audit::append(link, &behalf.author, drafts).await?;
     connection.commit().await

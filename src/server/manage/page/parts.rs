@@ -78,7 +78,7 @@ fn distance(at: Timestamp, now: Timestamp) -> String {
 /// What a reason means to somebody who has not read about it.
 pub(super) fn meaning(reason: &str) -> &'static str {
     match reason {
-        "ok" => "The key is valid and may do this.",
+        "ok" => "The key may do this.",
         "public" => "No key is needed.",
         "anonymous" => "It may come without a key.",
         "shadow" => "It passed because nothing is enforced yet.",
