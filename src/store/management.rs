@@ -1,7 +1,7 @@
 //! The trait by which tenants and keys are managed.
 //!
 //! Every method that changes something writes to the audit log in the same transaction. Servers need none of it: they
-//! ask a [`Store`].
+//! ask a [`Store`](super::Store).
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    AdminKeyChange, Behalf, Check, Claim, Claimed, KeyChange, PlanChange, RoutesPlan, SchemaVersion,
-    Shadowed, Store, StoreError, TenantChange,
+    AdminKeyChange, AdminSessions, Behalf, Check, Claim, Claimed, KeyChange, Overview, PlanChange,
+    RoutesPlan, SchemaVersion, Shadowed, StoreError, TenantChange,
 };
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
@@ -301,17 +301,17 @@ pub struct AuditFilter {
 /// Every method fails with [`StoreError::Unavailable`] when the database cannot be asked; "not found" is
 /// `None` or an empty list, never an error.
 #[async_trait]
-pub trait Management: Store {
+pub trait Management: AdminSessions + Overview {
     /// The same database through the same connections, on behalf of somebody else.
     fn on_behalf(&self, behalf: Behalf) -> Arc<dyn Management>;
 
     /// Whether tenants have a schema of their own that must be made.
     fn has_schemas(&self) -> bool;
 
-    /// How far the tables are: [`Store::schema_version`], by the connection that commands use.
+    /// How far the tables are: [`Store::schema_version`](super::Store::schema_version), by the connection that commands use.
     async fn version(&self) -> Result<SchemaVersion, StoreError>;
 
-    /// Brings the tables up to date as [`Store::migrate`] does, adopts what exists as told, and restores what was
+    /// Brings the tables up to date as [`Store::migrate`](super::Store::migrate) does, adopts what exists as told, and restores what was
     /// lost.
     async fn adopt(&self, adoption: &Adoption) -> Result<Migrated, StoreError>;
 

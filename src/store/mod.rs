@@ -10,7 +10,9 @@ mod expected;
 pub mod inspect;
 pub mod management;
 mod migrations;
+pub mod overview;
 pub mod postgres;
+pub mod sessions;
 mod source;
 mod sql;
 pub mod sqlite;
@@ -29,6 +31,8 @@ pub use self::management::{
     Announced, AuditFilter, ImportedKey, KeyFilter, KeyPage, KeyPlace, Laggard, Management, NewAdminKey,
     NewKey, NewTenant, PlanUses, RoutesChange, StoredKey, UsageBy, UsageFilter, UsagePart, UsageRow,
 };
+pub use self::overview::{CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState};
+pub use self::sessions::{AdminSession, AdminSessions, Ending, SessionId};
 pub use self::source::UrlSource;
 use crate::clock::Timestamp;
 use crate::key::KeyId;

@@ -54,6 +54,8 @@ mod observability;
 mod oracle;
 mod outage;
 mod outcomes;
+mod page;
+mod page_browser;
 mod panics;
 mod policy_commands;
 mod protocol;
