@@ -39,6 +39,8 @@ DECLARE
         'tenantgate_plan',
         'tenantgate_route',
         'tenantgate_admin_key',
+        'tenantgate_admin_session',
+        'tenantgate_login_link',
         'tenantgate_usage',
         'tenantgate_idempotency',
         'tenantgate_migrations'
@@ -137,10 +139,13 @@ BEGIN
             ON tenantgate_admin_key TO %2$I;
         -- Requests that may be sent again, forgotten after a day.
         GRANT SELECT, INSERT, UPDATE (answer), DELETE ON tenantgate_idempotency TO %2$I;
+        -- The page deletes sessions and links that are over.
+        GRANT SELECT, INSERT, DELETE, UPDATE (last_seen_at) ON tenantgate_admin_session TO %2$I;
+        GRANT SELECT, INSERT, DELETE ON tenantgate_login_link TO %2$I;
         -- Whoever changes something writes down that he did. Nobody changes what is written down.
         GRANT SELECT, INSERT ON tenantgate_audit_log TO %2$I;
         GRANT SELECT ON tenantgate_replica, tenantgate_identity, tenantgate_migrations, tenantgate_shadow_report,
-            tenantgate_usage TO %2$I;
+            tenantgate_usage, tenantgate_change TO %2$I;
         GRANT EXECUTE ON FUNCTION tenantgate_mark() TO %2$I;
         -- A tenant gets a schema of its own.
         GRANT CREATE ON DATABASE %3$I TO %2$I;
@@ -152,11 +157,13 @@ BEGIN
            OR has_table_privilege(r, t, 'UPDATE')
            OR has_table_privilege(r, t, 'DELETE') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass)
               OR r = admin AND t IN ('tenantgate_plan'::regclass, 'tenantgate_route'::regclass,
-                                  'tenantgate_idempotency'::regclass))
+                                  'tenantgate_idempotency'::regclass, 'tenantgate_admin_session'::regclass,
+                                  'tenantgate_login_link'::regclass))
            OR has_table_privilege(r, t, 'INSERT') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass)
               OR r = admin AND t IN ('tenants'::regclass, 'api_keys'::regclass, 'tenantgate_audit_log'::regclass,
                                   'tenantgate_plan'::regclass, 'tenantgate_route'::regclass,
-                                  'tenantgate_admin_key'::regclass, 'tenantgate_idempotency'::regclass))
+                                  'tenantgate_admin_key'::regclass, 'tenantgate_idempotency'::regclass,
+                                  'tenantgate_admin_session'::regclass, 'tenantgate_login_link'::regclass))
         UNION ALL SELECT r, 'the schema ' || home FROM unnest(ARRAY[serve, admin]) r
         WHERE has_schema_privilege(r, home, 'CREATE')
     LOOP

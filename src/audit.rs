@@ -85,8 +85,14 @@ impl From<Actor> for Author {
 pub enum Action {
     /// A management key is created.
     AdminKeyCreate,
+    /// A link is made that signs in to the page as a management key.
+    AdminKeyLoginLink,
     /// A management key is revoked.
     AdminKeyRevoke,
+    /// A session of the page begins.
+    AdminKeySignIn,
+    /// Sessions of the page end.
+    AdminKeySignOut,
     /// What a management key may do, its life or its name is changed.
     AdminKeyUpdate,
     /// A key is created.
@@ -145,7 +151,10 @@ impl Action {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::AdminKeyCreate => "admin_key.create",
+            Self::AdminKeyLoginLink => "admin_key.login_link",
             Self::AdminKeyRevoke => "admin_key.revoke",
+            Self::AdminKeySignIn => "admin_key.sign_in",
+            Self::AdminKeySignOut => "admin_key.sign_out",
             Self::AdminKeyUpdate => "admin_key.update",
             Self::KeyCreate => "key.create",
             Self::KeyImport => "key.import",

@@ -71,6 +71,19 @@ pub struct KeyUpdate {
 }
 
 impl KeyUpdate {
+    /// Changes a key as it is said, at `now`.
+    ///
+    /// # Errors
+    ///
+    /// The key would expire in the past or before it is valid, or have too many labels.
+    pub fn apply(&self, key: &mut KeyDetails, now: Timestamp) -> Result<(), String> {
+        self.name.change(&mut key.name, Clone::clone);
+        let expiry = self.expiry.instant(now).map_err(|error| error.to_string())?;
+        expiry.change(&mut key.expires_at, |at| *at);
+        self.change_terms(&mut key.terms)?;
+        check_span(&key.terms, key.expires_at)
+    }
+
     /// Changes what a key may do.
     pub(super) fn change_terms(&self, terms: &mut KeyTerms) -> Result<(), String> {
         self.not_before.change(&mut terms.not_before, |at| *at);
@@ -126,16 +139,16 @@ impl Admin {
     /// As [`Admin::update_key`].
     pub async fn patch_key(&self, reference: &str, asked: &KeyUpdate) -> Result<KeyDetails, AdminError> {
         check_key_name(asked.name.value().map(String::as_str))?;
-        let expiry = asked.expiry.instant(self.now())?;
+        let now = self.now();
+        let key = self.key(reference).await?;
+        asked.expiry.instant(now)?;
         self.check_plan(asked.plan.value().map(PlanName::as_str)).await?;
+        // What makes no sense beside the key as it is now is the fault of the request; later, of a race.
+        asked.apply(&mut key.clone(), now).map_err(|why| unfit("not_before", why))?;
         let change = |key: &mut KeyDetails| {
             self.judge_key(key)?;
-            asked.name.change(&mut key.name, Clone::clone);
-            expiry.change(&mut key.expires_at, |at| *at);
-            asked.change_terms(&mut key.terms)?;
-            Ok(check_span(&key.terms, key.expires_at)?)
+            Ok(asked.apply(key, now)?)
         };
-        let key = self.key(reference).await?;
         self.one_key(key.id, Action::KeyUpdate, &change).await
     }
 

@@ -1,7 +1,7 @@
 //! The trait by which tenants and keys are managed.
 //!
 //! Every method that changes something writes to the audit log in the same transaction. Servers need none of it: they
-//! ask a [`Store`].
+//! ask a [`Store`](super::Store).
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,8 +9,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{SchemaVersion, Shadowed, Store, StoreError};
-use crate::audit::{Action, Author, Draft, Entry};
+use super::{
+    AdminKeyChange, AdminSessions, Behalf, Check, Claim, Claimed, KeyChange, Overview, PlanChange,
+    RoutesPlan, SchemaVersion, Shadowed, StoreError, TenantChange,
+};
+use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::permission::{AdminKey, AdminKeyId, Reach};
@@ -161,140 +164,6 @@ pub struct ImportedKey {
     pub disabled_at: Option<Timestamp>,
 }
 
-/// On whose behalf a store changes rows. The default is the program itself.
-#[derive(Clone, Default)]
-pub struct Behalf {
-    /// Who makes the changes.
-    pub author: Author,
-    /// What is kept of the request that makes the change, if it may be sent again.
-    pub receipt: Option<Receipt>,
-}
-
-impl Behalf {
-    /// Changes of this author, of which no answer is kept.
-    #[must_use]
-    pub fn of(author: Author) -> Self {
-        Self { author, receipt: None }
-    }
-}
-
-/// The answer to a request, which is made in the transaction that makes the change. With an Idempotency-Key it is kept
-/// there: either both are in the database, or neither.
-#[derive(Clone)]
-pub struct Receipt {
-    /// The attempt that claimed the key: see [`Management::claim`]. `None` without a key.
-    pub attempt: Option<Uuid>,
-    /// What is kept, as JSON without a secret; `None` if this transaction is not the last one of the request.
-    pub answer: Arc<dyn Fn(Changed<'_>) -> Option<String> + Send + Sync>,
-}
-
-/// What a transaction has changed.
-#[derive(Clone, Copy, Debug)]
-pub enum Changed<'a> {
-    /// This tenant was created or changed.
-    Tenant(&'a Tenant),
-    /// This key was created or changed.
-    Key(&'a KeyDetails),
-    /// These keys were changed.
-    Keys(&'a [KeyDetails]),
-    /// The first key was replaced by the second one.
-    Rotated(&'a KeyDetails, &'a KeyDetails),
-    /// This plan was created, changed or deleted.
-    Plan(&'a PlanRow),
-    /// The table of routes was changed.
-    Routes(&'a RoutesChange),
-    /// This management key was created or changed.
-    AdminKey(&'a AdminKey),
-}
-
-/// A request that may be sent again, under a key that its client has chosen.
-#[derive(Clone, Debug)]
-pub struct Claim {
-    /// The management key of the client.
-    pub admin_key: AdminKeyId,
-    /// The path of the request.
-    pub path: String,
-    /// The Idempotency-Key.
-    pub key: String,
-    /// The SHA-256 of the body, in hexadecimal.
-    pub body_hash: String,
-    /// The id of this attempt.
-    pub attempt: Uuid,
-    /// The id of the pepper that secrets of this attempt are derived from.
-    pub pepper: Option<String>,
-    /// When the attempt starts.
-    pub at: Timestamp,
-    /// An attempt that has started before this instant and has no answer counts as dead.
-    pub dead_before: Timestamp,
-    /// An attempt that has started before this instant is forgotten.
-    pub forgotten_before: Timestamp,
-}
-
-/// What becomes of a [`Claim`].
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Claimed {
-    /// The request is the first one: it must be done.
-    First,
-    /// The first one is still running.
-    Running,
-    /// The first one had another body.
-    OtherBody,
-    /// The first one was done.
-    Done {
-        /// Its attempt.
-        attempt: Uuid,
-        /// The id of the pepper that its secrets were derived from.
-        pepper: Option<String>,
-        /// What was kept of its answer.
-        answer: String,
-    },
-}
-
-/// Why a change is not made.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Stop {
-    /// To the author there is no such row.
-    Missing,
-    /// The row is not as its author expects it.
-    Stale,
-    /// Another reason, for people.
-    Refused(String),
-}
-
-impl From<String> for Stop {
-    fn from(why: String) -> Self {
-        Self::Refused(why)
-    }
-}
-
-impl From<Stop> for StoreError {
-    fn from(stop: Stop) -> Self {
-        match stop {
-            Stop::Missing => Self::Missing,
-            Stop::Stale => Self::Stale,
-            Stop::Refused(why) => Self::Conflict(why),
-        }
-    }
-}
-
-/// Judges a row while other sessions cannot change it.
-pub type Check<'c, T> = &'c (dyn Fn(&T) -> Result<(), Stop> + Sync);
-
-/// Changes a row while other sessions cannot change it. Every such error becomes one of [`StoreError`].
-pub type Make<'c, T> = &'c (dyn Fn(&mut T) -> Result<(), Stop> + Sync);
-
-/// A change of a key.
-pub type KeyChange<'c> = Make<'c, KeyDetails>;
-
-/// A change of a tenant.
-pub type TenantChange<'c> = Make<'c, Tenant>;
-
-/// A change of a plan.
-pub type PlanChange<'c> = Make<'c, PlanRow>;
-
-/// A change of a management key.
-pub type AdminKeyChange<'c> = Make<'c, AdminKey>;
-
 /// Which keys are asked for; what is `None` or empty: all.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct KeyFilter {
@@ -350,9 +219,6 @@ pub struct RoutesChange {
     /// What the audit log has of it; nothing if nothing changes.
     pub draft: Option<Draft>,
 }
-
-/// What is to be changed of the table of routes as it is.
-pub type RoutesPlan<'c> = &'c (dyn Fn(&[RouteRow]) -> Result<RoutesChange, Stop> + Sync);
 
 /// How often a plan is used.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -435,17 +301,17 @@ pub struct AuditFilter {
 /// Every method fails with [`StoreError::Unavailable`] when the database cannot be asked; "not found" is
 /// `None` or an empty list, never an error.
 #[async_trait]
-pub trait Management: Store {
+pub trait Management: AdminSessions + Overview {
     /// The same database through the same connections, on behalf of somebody else.
     fn on_behalf(&self, behalf: Behalf) -> Arc<dyn Management>;
 
     /// Whether tenants have a schema of their own that must be made.
     fn has_schemas(&self) -> bool;
 
-    /// How far the tables are: [`Store::schema_version`], by the connection that commands use.
+    /// How far the tables are: [`Store::schema_version`](super::Store::schema_version), by the connection that commands use.
     async fn version(&self) -> Result<SchemaVersion, StoreError>;
 
-    /// Brings the tables up to date as [`Store::migrate`] does, adopts what exists as told, and restores what was
+    /// Brings the tables up to date as [`Store::migrate`](super::Store::migrate) does, adopts what exists as told, and restores what was
     /// lost.
     async fn adopt(&self, adoption: &Adoption) -> Result<Migrated, StoreError>;
 

@@ -39,6 +39,7 @@ macro_rules! set {
             (6, "admin keys", include_str!(concat!("../../migrations/", $dialect, "/6_admin_keys.sql"))),
             (7, "usage", include_str!(concat!("../../migrations/", $dialect, "/7_usage.sql"))),
             (8, "manage", include_str!(concat!("../../migrations/", $dialect, "/8_manage.sql"))),
+            (9, "sessions", include_str!(concat!("../../migrations/", $dialect, "/9_sessions.sql"))),
         ]
     };
 }

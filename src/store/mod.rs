@@ -4,12 +4,15 @@
 //! path asks a [`Management`] for rows and changes them. Nothing here mentions SQL, a pool or a transaction: another
 //! database needs a module of its own and no change below.
 
+mod behalf;
 mod errors;
 mod expected;
 pub mod inspect;
 pub mod management;
 mod migrations;
+pub mod overview;
 pub mod postgres;
+pub mod sessions;
 mod source;
 mod sql;
 pub mod sqlite;
@@ -19,13 +22,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-pub use self::management::{
-    AdminKeyChange, Announced, AuditFilter, Behalf, Changed, Check, Claim, Claimed, ImportedKey, KeyChange,
-    KeyFilter, KeyPage, KeyPlace, Laggard, Management, NewAdminKey, NewKey, NewTenant, PlanChange, PlanUses,
-    Receipt, RoutesChange, RoutesPlan, Stop, StoredKey, TenantChange, UsageBy, UsageFilter, UsagePart,
-    UsageRow,
+pub use self::behalf::{
+    AdminKeyChange, Behalf, Changed, Check, Claim, Claimed, KeyChange, PlanChange, Receipt, RoutesPlan, Stop,
+    TenantChange,
 };
 pub use self::management::{Adoption, Migrated};
+pub use self::management::{
+    Announced, AuditFilter, ImportedKey, KeyFilter, KeyPage, KeyPlace, Laggard, Management, NewAdminKey,
+    NewKey, NewTenant, PlanUses, RoutesChange, StoredKey, UsageBy, UsageFilter, UsagePart, UsageRow,
+};
+pub use self::overview::{CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState};
+pub use self::sessions::{AdminSession, AdminSessions, Ending, SessionId};
 pub use self::source::UrlSource;
 use crate::clock::Timestamp;
 use crate::key::KeyId;

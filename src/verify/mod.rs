@@ -24,6 +24,7 @@ pub mod memo;
 pub mod pepper;
 mod pool;
 mod queue;
+pub mod token;
 mod wrong;
 
 use std::sync::{Arc, OnceLock};

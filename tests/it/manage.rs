@@ -337,7 +337,6 @@ fn paths_and_methods_that_there_are_not_say_so(world: &World) {
         "/v1/plans/%00",
         "/v1/routes/nobody",
         "/v1/admin_keys/nobody",
-        "/",
         "/metrics",
     ] {
         is_problem(&manage.ask("GET", path, &[&bearer]), 404, "not_found");

@@ -62,13 +62,11 @@ impl Secret {
     pub(super) fn replay(self, object: &mut Value, derivation: Option<Derivation>) {
         let Some(place) = self.place(object) else { return };
         let prefix = place["key_prefix"].as_str().unwrap_or_default().to_owned();
-        match derivation.and_then(|derivation| self.derived(&prefix, derivation)) {
-            Some(key) => place["key"] = key.into(),
-            None => {
-                place["key"] = Value::Null;
-                place["code"] = NOT_REPLAYABLE.into();
-            }
+        let key = derivation.and_then(|derivation| self.derived(&prefix, derivation));
+        if key.is_none() {
+            place["code"] = NOT_REPLAYABLE.into();
         }
+        place["key"] = key.into();
     }
 
     /// The key with this prefix, if it is the one that was derived.
@@ -162,9 +160,13 @@ mod tests {
         assert_eq!(read(&[]).unwrap(), None);
         assert_eq!(read(&["a-1"]).unwrap(), Some("a-1".into()));
         assert!(read(&[&"x".repeat(255)]).is_ok());
-        for bad in
-            [&["".into()][..], &["a b".into()], &["é".into()], &["x".repeat(256)], &["a".into(), "a".into()]]
-        {
+        for bad in [
+            &[String::new()][..],
+            &["a b".into()],
+            &["é".into()],
+            &["x".repeat(256)],
+            &["a".into(), "a".into()],
+        ] {
             let bad: Vec<&str> = bad.iter().map(String::as_str).collect();
             assert!(read(&bad).is_err(), "{bad:?}");
         }

@@ -16,6 +16,7 @@ mod idempotency;
 mod objects;
 mod openapi;
 mod ops;
+mod page;
 mod precondition;
 mod problem;
 mod query;
@@ -178,12 +179,13 @@ fn router(plane: Arc<Plane>, stats: Arc<Stats>) -> Router {
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         // Whoever has no key learns neither paths nor methods.
         .layer(from_fn_with_state(Arc::clone(&plane), access::authenticated))
-        .with_state(plane);
+        .with_state(Arc::clone(&plane));
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/openapi.json", get(openapi::page))
         .nest("/v1", v1)
-        .fallback(|| async { Problem::not_found() })
+        .merge(page::router(plane))
+        .fallback(page::not_found)
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .layer(from_fn(dressed))
         .layer(from_fn_with_state(stats, stats::counted))
@@ -236,7 +238,8 @@ async fn dressed(mut request: Request, next: Next) -> Response {
     line.write(&response);
     let mut response = numbered(response, id);
     for (name, value) in HEADERS {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
+        // The page has its own.
+        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
     }
     if let Ok(number) = number {
         response.headers_mut().insert(REQUEST_ID, number);

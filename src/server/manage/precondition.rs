@@ -85,13 +85,13 @@ pub(super) fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
 mod tests {
     use super::*;
 
-    fn headers(name: HeaderName, lines: &[&'static str]) -> HeaderMap {
+    fn headers(name: &HeaderName, lines: &[&'static str]) -> HeaderMap {
         lines.iter().map(|line| (name.clone(), HeaderValue::from_static(line))).collect()
     }
 
     #[test]
     fn tags_are_compared_strongly() {
-        let read = |lines: &[&'static str]| if_match(&headers(IF_MATCH, lines));
+        let read = |lines: &[&'static str]| if_match(&headers(&IF_MATCH, lines));
         let some = |list: &[&str]| Some(Expected::OneOf(list.iter().map(|tag| (*tag).to_owned()).collect()));
         assert_eq!(read(&[]).unwrap(), None);
         assert_eq!(read(&["\"a\""]).unwrap(), some(&["a"]));
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_wait_is_found_among_other_preferences() {
-        let read = |lines: &[&'static str]| preferred_wait(&headers(PREFER, lines));
+        let read = |lines: &[&'static str]| preferred_wait(&headers(&PREFER, lines));
         for (line, seconds) in [
             ("wait=5", Some(5)),
             ("respond-async, Wait = 7", Some(7)),

@@ -61,7 +61,7 @@ const SERVE: [Right; 17] = [
 ];
 
 /// What `tenant`, `key`, `plan`, `route`, `admin-key`, `report`, `audit` and `manage` do.
-const ADMIN: [Right; 12] = [
+const ADMIN: [Right; 15] = [
     (
         "SELECT, INSERT, UPDATE (name, status, mode, plan) ON tenants",
         "has_table_privilege('tenants', 'SELECT') AND has_table_privilege('tenants', 'INSERT')
@@ -104,10 +104,24 @@ const ADMIN: [Right; 12] = [
         false,
     ),
     (
+        "SELECT, INSERT, DELETE, UPDATE (last_seen_at) ON tenantgate_admin_session",
+        "has_table_privilege('tenantgate_admin_session', 'SELECT') AND has_table_privilege('tenantgate_admin_session', 'INSERT')
+          AND has_table_privilege('tenantgate_admin_session', 'DELETE')
+          AND has_column_privilege('tenantgate_admin_session', 'last_seen_at', 'UPDATE')",
+        false,
+    ),
+    (
+        "SELECT, INSERT, DELETE ON tenantgate_login_link",
+        "has_table_privilege('tenantgate_login_link', 'SELECT') AND has_table_privilege('tenantgate_login_link', 'INSERT')
+          AND has_table_privilege('tenantgate_login_link', 'DELETE')",
+        false,
+    ),
+    (
         "SELECT, INSERT ON tenantgate_audit_log",
         "has_table_privilege('tenantgate_audit_log', 'SELECT') AND has_table_privilege('tenantgate_audit_log', 'INSERT')",
         false,
     ),
+    ("SELECT ON tenantgate_change", "has_table_privilege('tenantgate_change', 'SELECT')", false),
     ("SELECT ON tenantgate_replica", "has_table_privilege('tenantgate_replica', 'SELECT')", false),
     ("SELECT ON tenantgate_shadow_report", "has_table_privilege('tenantgate_shadow_report', 'SELECT')", false),
     ("SELECT ON tenantgate_usage", "has_table_privilege('tenantgate_usage', 'SELECT')", false),

@@ -13,11 +13,13 @@ mod idempotency;
 mod key_list;
 mod keys;
 mod management;
+mod overview;
 pub(super) mod plans;
 mod pool;
 pub(super) mod routes;
 mod row;
 mod rows;
+mod sessions;
 mod usage;
 mod value;
 
@@ -70,6 +72,8 @@ pub(super) struct Dialect {
     live: &'static str,
     /// Servers that have not seen the mark `$1`.
     behind: &'static str,
+    /// A change `c` that a server `r` has not applied.
+    unapplied: &'static str,
 }
 
 /// Under another isolation level, the end of the audit log that a transaction reads would not be the newest.
@@ -92,6 +96,7 @@ pub(super) const POSTGRES: Dialect = Dialect {
     mark: "SELECT tenantgate_mark()::text AS mark",
     live: "serves_until > now()",
     behind: "serves_until > now() AND NOT pg_visible_in_snapshot($1::xid8, applied)",
+    unapplied: "c.xid >= pg_snapshot_xmin(r.applied) AND NOT pg_visible_in_snapshot(c.xid, r.applied)",
 };
 
 /// One transaction writes at a time.
@@ -115,6 +120,7 @@ pub(super) const SQLITE: Dialect = Dialect {
     mark: "INSERT INTO tenantgate_change (key_prefix) VALUES ('') RETURNING CAST(id AS TEXT) AS mark",
     live: "serves_until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
     behind: "serves_until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AND applied < CAST($1 AS INTEGER)",
+    unapplied: "c.id > r.applied",
 };
 
 /// A store that this layer manages.

@@ -227,3 +227,6 @@ pub(in super::super) async fn rotate(
         })
         .await
 }
+
+#[cfg(test)]
+mod tests;

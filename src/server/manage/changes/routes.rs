@@ -41,7 +41,9 @@ fn removed(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
 }
 
 fn text(text: &str) -> Result<String, &'static str> {
-    Ok(text.to_owned())
+    // Postgres takes no NUL, and no part of a rule has a control character.
+    let plain = !text.chars().any(char::is_control);
+    plain.then(|| text.to_owned()).ok_or("expected a text without control characters")
 }
 
 /// Takes the fields of a rule that is written anew.

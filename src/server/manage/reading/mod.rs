@@ -10,7 +10,6 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::Json;
 use axum::extract::{RawQuery, State};
-use axum::http::header::ETAG;
 use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 
@@ -20,6 +19,7 @@ pub(super) use self::audit::audit;
 pub(super) use self::keys::{ImpactView, impact, key, keys, keys_of_tenant};
 pub(super) use self::usage::{usage, usage_of_key};
 use super::Plane;
+use super::precondition::Tagged;
 use super::problem::Problem;
 use super::query::{ListQuery, Page};
 use crate::admin::{Admin, Caller, Origin};
@@ -39,11 +39,7 @@ fn seen_by(plane: &Plane, caller: &Caller) -> Admin {
 
 /// An object in a version, which a client names again to change that version alone.
 fn versioned(version: &str, object: impl Serialize) -> Response {
-    let mut response = Json(object).into_response();
-    if let Ok(tag) = format!("\"{version}\"").parse() {
-        response.headers_mut().insert(ETAG, tag);
-    }
-    response
+    Tagged(object, version.to_owned()).into_response()
 }
 
 /// A server that has announced itself.
