@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use self::load::cost::memory;
+use self::load::count;
 use self::support::transcript::{Transcript, field, says};
 use self::support::world::string;
 use self::support::{Backend, PATIENCE, World};
@@ -50,6 +51,11 @@ const FILTERS: [(&str, &str); 13] = [
     ("unused for a day, of one tenant", "unused_for=1d&tenant=tenant_7"),
 ];
 
+/// Writes a line to standard output.
+macro_rules! say {
+    ($($part:tt)*) => { writeln!(std::io::stdout(), $($part)*).expect("written") };
+}
+
 fn main() {
     let keys = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(KEYS);
     let world = World::on(Backend::Postgres).expect("this bench needs a Postgres");
@@ -59,7 +65,7 @@ fn main() {
     let mut client = Client::to(&manage.address, key);
     client.page("");
     let (before, _) = memory(manage.child.id());
-    println!("{keys} keys, pages of 100             p50 ms   p99 ms   most ms   keys a page");
+    say!("{keys} keys, pages of 100             p50 ms   p99 ms   most ms   keys a page");
     let mut rows = Vec::new();
     for (name, filter) in FILTERS {
         let (mut times, mut token, mut seen) = (Vec::with_capacity(PAGES), String::new(), 0);
@@ -73,13 +79,13 @@ fn main() {
         times.sort_unstable();
         let at = |part: usize| times[(times.len() * part / 100).min(times.len() - 1)].as_secs_f64() * 1e3;
         let (median, slow, most) = (at(50), at(99), at(100));
-        let each = seen as f64 / PAGES as f64;
-        println!("{name:<34} {median:>7.2}  {slow:>7.2}   {most:>7.2}   {each:>7.1}");
+        let each = count(seen) / count(PAGES);
+        say!("{name:<34} {median:>7.2}  {slow:>7.2}   {most:>7.2}   {each:>7.1}");
         rows.push(serde_json::json!({ "filter": name, "p50_ms": median, "p99_ms": slow, "max_ms": most }));
     }
     let (after, peak) = memory(manage.child.id());
-    println!("memory: {} MiB before, {} after, {} at its peak", before >> 20, after >> 20, peak >> 20);
-    println!("{}", serde_json::json!({ "bench": "manage", "keys": keys, "lists": rows, "peak_bytes": peak }));
+    say!("memory: {} MiB before, {} after, {} at its peak", before >> 20, after >> 20, peak >> 20);
+    say!("{}", serde_json::json!({ "bench": "manage", "keys": keys, "lists": rows, "peak_bytes": peak }));
 }
 
 /// Adds keys that look like issued ones, of a thousand tenants, created one a second.
