@@ -18,6 +18,7 @@ use crate::key::{PlainKey, PresentedKey};
 use crate::permission::{
     AdminKey, AdminKeyId, Authority, Ended, Excess, Permissions, Reach, Role, authority, delegate, may_touch,
 };
+use crate::random;
 use crate::store::{NewAdminKey, Stop, StoreError};
 use crate::verify::management;
 
@@ -154,7 +155,7 @@ impl Admin {
         let new = NewAdminKey {
             hash: management::hash(key.as_presented()),
             key: AdminKey {
-                id: AdminKeyId(Uuid::new_v4()),
+                id: AdminKeyId(random::new_id()),
                 prefix: key.prefix().to_owned(),
                 name: wish.name.clone(),
                 given,

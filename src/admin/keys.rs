@@ -5,8 +5,6 @@
 
 use std::time::Duration;
 
-use uuid::Uuid;
-
 use super::key_changes::{Expiry, KeyUpdate, check_key_name, check_span};
 use super::tenants::may_name;
 use super::{Admin, AdminError, missing, refused, unfit};
@@ -14,6 +12,7 @@ use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format;
 use crate::key::{KeyId, PlainKey};
+use crate::random;
 use crate::record::{ExpiresAt, KeyDetails, KeyRecord, KeyState, KeyTerms, Memo, SecretHash};
 use crate::store::{NewKey, StoreError};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
@@ -213,7 +212,7 @@ impl Life {
     /// The row of a key, without a memo.
     fn key(self, tenant: &Tenant, prefix: String, hash: String) -> NewKey {
         let Self { name, created_at, expires_at, terms } = self;
-        let (id, tenant_id) = (KeyId(Uuid::new_v4()), tenant.id);
+        let (id, tenant_id) = (KeyId(random::new_id()), tenant.id);
         NewKey { id, prefix, hash, tenant_id, name, created_at, expires_at, memo: None, terms }
     }
 }

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{Admin, AdminError, Setting};
 use crate::audit::{Action, Draft};
+use crate::random;
 use crate::record::KeyState;
 use crate::route::{RouteId, RouteRow, RouteTable, Rule};
 use crate::scope::Scopes;
@@ -147,7 +148,7 @@ impl Admin {
     ///
     /// The rule makes no sense; another one is for the same requests, or has its name.
     pub async fn add_route(&self, route: RouteRow) -> Result<RouteRow, AdminError> {
-        let route = RouteRow { id: RouteId(Uuid::new_v4()), ..route };
+        let route = RouteRow { id: RouteId(random::new_id()), ..route };
         let rule = route.compile().map_err(|damage| AdminError::BadRequest(damage.to_string()))?;
         let route = RouteRow::from(&rule);
         let plan = |there: &[RouteRow]| {
@@ -365,7 +366,7 @@ fn difference(there: &[RouteRow], wanted: &[RouteRow]) -> RoutesChange {
             (&known.host, &known.method, &known.path) == (&row.host, &row.method, &row.path)
         };
         let Some(known) = known.get(&shape(row)).filter(same) else {
-            change.added.push(RouteRow { id: RouteId(Uuid::new_v4()), ..row.clone() });
+            change.added.push(RouteRow { id: RouteId(random::new_id()), ..row.clone() });
             continue;
         };
         kept.insert(known.id);

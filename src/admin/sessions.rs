@@ -14,6 +14,7 @@ use super::{Admin, AdminError, Caller, Maker, Origin, refused};
 use crate::clock::Timestamp;
 use crate::key::PresentedKey;
 use crate::permission::{AdminKey, AdminKeyId, authority};
+use crate::random;
 use crate::store::{AdminSession, Ending, SessionId};
 use crate::verify::token::{self, Token};
 
@@ -142,7 +143,7 @@ impl Admin {
     async fn begin(&self, caller: Caller, browser: &Browser) -> Result<SignedIn, AdminError> {
         let (token, now) = (issue(&mut SysRng)?, self.now());
         let session = AdminSession {
-            id: SessionId(Uuid::new_v4()),
+            id: SessionId(random::new_id()),
             key: caller.key.id,
             created_at: now,
             last_seen_at: now,

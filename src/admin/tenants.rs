@@ -2,13 +2,12 @@
 //!
 //! A tenant is pending until its schema exists, and its row stays in the database for ever.
 
-use uuid::Uuid;
-
 use super::{Admin, AdminError, Setting, missing, refused};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format::holds_key;
 use crate::plan::PlanName;
+use crate::random;
 use crate::store::{NewTenant, Shadowed, StoreError};
 use crate::tenant::{
     Mode, Tenant, TenantId, TenantStatus, default_schema_name, is_schema_name, is_tenant_name,
@@ -37,7 +36,7 @@ impl Admin {
                  and none of Postgres' own (pg_*, public, information_schema)"
             )));
         }
-        let (id, plan) = (TenantId(Uuid::new_v4()), plan.map(ToString::to_string));
+        let (id, plan) = (TenantId(random::new_id()), plan.map(ToString::to_string));
         let tenant = NewTenant { id, name: name.into(), schema, status, plan };
         self.provision(tenant, adopt, Action::TenantCreate).await
     }

@@ -7,12 +7,12 @@
 use http::Method;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use uuid::Uuid;
 
 use super::Expected;
 use super::http::{Answer, Server, send};
 use super::verdict::{self, Answerer};
 use crate::diagnostics::Finding;
+use crate::random;
 
 /// The requests to send, and the way to see what arrives.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl Probe<'_> {
     /// Checks what a request with a key carries to the upstream.
     async fn passage(self, key: &str, expected: &Expected<'_>) -> Vec<Finding> {
         const CHECK: &str = "envoy.passes";
-        let (marker, forged) = (Uuid::new_v4().to_string(), format!("forged-{}", Uuid::new_v4()));
+        let (marker, forged) = (random::new_id().to_string(), format!("forged-{}", random::new_id()));
         let mut headers: Vec<_> = expected.identity.iter().map(|name| (*name, forged.as_str())).collect();
         headers.extend([(expected.key_header, key), (MARKER, marker.as_str())]);
         let by_sink = self.sink.is_some();

@@ -22,6 +22,7 @@ use crate::client_address::ClientAddress;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Decision, Fault, Grant, Identity, Objection};
 use crate::gate::{Gate, Verdict};
+use crate::random;
 use crate::rate_limited_log::RateLimitedLog;
 use crate::replica::TenantEntry;
 use crate::request;
@@ -172,7 +173,7 @@ fn parent(metadata: &HeaderMap) -> Option<Parent> {
 /// operating system for every one; each thread has a generator here, which is as hard to guess.
 fn decision_id(now: Timestamp) -> Uuid {
     let millis = u64::try_from(now.0 / 1_000).unwrap_or(0);
-    Builder::from_unix_timestamp_millis(millis, &rand::random()).into_uuid()
+    Builder::from_unix_timestamp_millis(millis, &random::bytes()).into_uuid()
 }
 
 /// One line for each refusal, but at most [`DecisionLog::LINES`] a second.

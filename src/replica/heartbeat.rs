@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use super::Replica;
+use crate::random;
 use crate::store::{Announcement, Store, StoreError};
 
 /// Options of the heartbeat.
@@ -41,7 +42,7 @@ impl Heartbeat {
     /// The heartbeat of this replica; `name` is for people.
     #[must_use]
     pub fn new(name: String, replica: Replica, store: Arc<dyn Store>, options: Options) -> Self {
-        Self { id: Uuid::new_v4(), name, replica, store, options }
+        Self { id: random::new_id(), name, replica, store, options }
     }
 
     /// Publishes the position at every mark and at the interval, forever.

@@ -25,6 +25,7 @@ use tokio::time::{sleep, timeout};
 use super::buffered_io::BufferedIo;
 use super::memory_budget::{ConnectionBudget, CountedBuf, HeaderBlock, ResponseBacklog};
 use super::{ConnectionFailure, Limits, Peer, Services, Unary, call};
+use crate::random;
 
 /// Bytes that may be on their way on a stream and on a connection: messages that Envoy sends fit whole.
 const WINDOWS: (u32, u32) = (256 * 1024, 1024 * 1024);
@@ -138,7 +139,7 @@ async fn too_late<T: AsyncRead + AsyncWrite + Unpin>(
     };
     tokio::select! {
         () = spoken => {}
-        () = sleep(jittered(limits.age)) => {}
+        () = sleep(random::about(limits.age)) => {}
         () = told(stop) => sleep(LINGER).await,
     }
 }
@@ -265,15 +266,10 @@ async fn end_of_life(
 ) -> End {
     tokio::select! {
         () = stop => End::InOrder,
-        () = sleep(jittered(limits.age)) => End::InOrder,
+        () = sleep(random::about(limits.age)) => End::InOrder,
         () = until_silent(pings, limits.keepalive) => End::failed(ConnectionFailure::KeepaliveTimeout),
         failure = until_stuck(&budget, limits.call) => End::failed(failure),
     }
-}
-
-/// A tenth more or less, so that connections made together do not end together.
-fn jittered(age: Duration) -> Duration {
-    age.mul_f64(rand::random_range(0.9..1.1))
 }
 
 /// Returns when the peer no longer answers pings.

@@ -3,7 +3,7 @@
 //! `src/lib.rs` describes which module belongs to which layer, and which vocabulary to which place. This file contains
 //! the same table as data and checks the text of the sources against it, without unit tests and comments.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +27,7 @@ const LAYERS: [&[&str]; 6] = [
         "stats",
         "audit",
         "trace",
+        "random",
         "client_address",
         "rate_limited_log",
     ],
@@ -47,7 +48,7 @@ const LAYERS: [&[&str]; 6] = [
 ];
 
 /// Words and the places that may use them, as prefixes of paths below `src/` and `crates/core/src/`.
-const PLACES: [(&str, &[&str]); 22] = [
+const PLACES: [(&str, &[&str]); 24] = [
     ("sqlx::", &["store/postgres", "store/sqlite", "store/sql", "store/migrations", "store/errors"]),
     ("api_keys SET", &["store/postgres", "store/sqlite", "store/sql"]),
     ("bcrypt::non_truncating", &["verify/bcrypt"]),
@@ -56,6 +57,8 @@ const PLACES: [(&str, &[&str]); 22] = [
     ("indicatif", &["cli/bulk/progress"]),
     ("std::env", &["main"]),
     ("clock_gettime", &["clock"]),
+    ("rand::", &["random", "key/", "verify/", "admin/sessions"]),
+    ("Uuid::new_v4", &["random"]),
     ("SystemTime", &[]),
     ("println!", &[]),
     ("io::stdout", &["cli/"]),
@@ -174,6 +177,145 @@ fn no_module_uses_one_of_a_layer_above() {
         }
     }
     assert!(broken.is_empty(), "see the layers in src/lib.rs:\n{}", broken.join("\n"));
+}
+
+/// Returns the module that a path leads to, as far as it names modules. `own` is the module that contains the path.
+fn target(path: &str, own: &str, modules: &BTreeSet<String>) -> Option<String> {
+    let mut parts = path.split("::").map(str::trim).peekable();
+    let mut place: Vec<&str> = own.split('/').collect();
+    match parts.next()? {
+        "crate" => place.clear(),
+        "self" => {}
+        "super" => {
+            place.pop();
+            while parts.next_if_eq(&"super").is_some() {
+                place.pop();
+            }
+        }
+        _ => return None,
+    }
+    for part in parts {
+        let next = [&place[..], &[part]].concat().join("/");
+        if !modules.contains(&next) {
+            break;
+        }
+        place.push(part);
+    }
+    Some(place.join("/"))
+}
+
+/// Returns the paths of a `use` declaration, each in full: `a::{b, c::d}` is `a::b` and `a::c::d`.
+fn paths_of_use(tree: &str) -> Vec<String> {
+    let Some((head, rest)) = tree.split_once('{') else {
+        return vec![tree.split(" as ").next().unwrap_or_default().trim().to_owned()];
+    };
+    let (mut paths, mut depth, mut part) = (Vec::new(), 0_usize, String::new());
+    for c in rest.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if c == ',' && depth == 0 {
+            paths.push(std::mem::take(&mut part));
+        } else {
+            part.push(c);
+        }
+    }
+    paths.push(part);
+    let paths = paths.iter().filter(|path| !path.trim().is_empty());
+    paths.flat_map(|path| paths_of_use(&format!("{}{}", head.trim(), path.trim()))).collect()
+}
+
+/// Returns every path of this crate in the code, in `use` declarations and elsewhere.
+fn paths_of_this_crate(code: &str) -> Vec<String> {
+    let uses = code.split("use ").skip(1).filter_map(|rest| rest.split_once(';'));
+    let mut paths: Vec<_> = uses.flat_map(|(tree, _)| paths_of_use(tree)).collect();
+    for start in ["crate::", "super::", "self::"] {
+        for (at, _) in code.match_indices(start) {
+            let is_path = |c: &char| c.is_ascii_alphanumeric() || "_:".contains(*c);
+            paths.push(code[at..].chars().take_while(is_path).collect());
+        }
+    }
+    paths
+}
+
+/// Returns the modules of each folder that depend on each other in a circle.
+fn circles(sources: &[Source]) -> BTreeSet<String> {
+    let mut modules: BTreeSet<String> = sources.iter().map(|source| source.module.clone()).collect();
+    for module in modules.clone() {
+        modules.extend(module.match_indices('/').map(|(at, _)| module[..at].to_owned()));
+    }
+    // For each folder: which of its modules uses which others.
+    let mut uses: BTreeMap<String, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
+    for Source { module, code, .. } in sources.iter().filter(|s| !["lib", "main"].contains(&&*s.module)) {
+        for path in paths_of_this_crate(code) {
+            let Some(other) = target(&path, module, &modules) else { continue };
+            let (own, other): (Vec<_>, Vec<_>) = (module.split('/').collect(), other.split('/').collect());
+            let common = own.iter().zip(&other).take_while(|(a, b)| a == b).count();
+            if let (Some(from), Some(to)) =
+                (own.get(common), other.get(common).filter(|name| !name.is_empty()))
+            {
+                let folder = uses.entry(own[..common].join("/")).or_default();
+                folder.entry((*from).to_owned()).or_default().insert((*to).to_owned());
+            }
+        }
+    }
+    let mut circles = BTreeSet::new();
+    for (folder, uses) in uses {
+        let reached = |from: &str| {
+            let (mut reached, mut next) = (BTreeSet::new(), vec![from.to_owned()]);
+            while let Some(name) = next.pop() {
+                let new = uses.get(&name).into_iter().flatten();
+                next.extend(new.filter(|name| reached.insert((*name).clone())).cloned());
+            }
+            reached
+        };
+        let reach: BTreeMap<_, _> = uses.keys().map(|name| (name, reached(name))).collect();
+        for (name, from_here) in &reach {
+            let back = |other: &&String| reach.get(other).is_some_and(|reached| reached.contains(*name));
+            let circle: Vec<_> = from_here.iter().filter(back).map(String::as_str).collect();
+            if !circle.is_empty() {
+                circles.insert(format!("{folder}/{{{}}}", circle.join(", ")));
+            }
+        }
+    }
+    circles
+}
+
+#[test]
+fn no_modules_of_a_folder_depend_on_each_other_in_a_circle() {
+    for folder in FOLDERS {
+        let sources: Vec<_> =
+            sources().into_iter().filter(|s| s.path.starts_with(&format!("{folder}/"))).collect();
+        assert!(sources.len() > 20, "the sources of {folder} are not found");
+        let circles = circles(&sources);
+        assert!(circles.is_empty(), "{folder}: break these circles:\n{circles:#?}");
+    }
+}
+
+#[test]
+fn a_circle_is_found_through_nested_imports_and_several_modules() {
+    let source = |module: &str, code: &str| Source {
+        path: format!("src/{module}.rs"),
+        module: module.to_owned(),
+        text: String::new(),
+        code: code.to_owned(),
+    };
+    let mut sources = vec![
+        source("a", "use crate::{b::{self, x}, c};"),
+        source("b", "mod x; use self::x::Y;"),
+        source("b/x", "fn f() { crate::c::g() }"),
+        source("c", "struct C;"),
+        source("c/one", "use super::two::T;"),
+        source("c/two", "use super::C;"),
+    ];
+    assert!(circles(&sources).is_empty());
+    sources[3] = source("c", "use crate::a::A;");
+    sources[5] = source("c/two", "use super::{one::O, C};");
+    let found: Vec<_> = circles(&sources).into_iter().collect();
+    assert_eq!(found, ["/{a, b, c}", "c/{one, two}"]);
 }
 
 #[test]

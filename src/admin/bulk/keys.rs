@@ -23,6 +23,7 @@ use crate::key::{KeyId, PlainKey};
 use crate::labels::Labels;
 use crate::network::Networks;
 use crate::plan::PlanName;
+use crate::random;
 use crate::record::{KeyTerms, SecretHash};
 use crate::scope::Scopes;
 use crate::store::{ImportedKey, NewKey, StoreError, StoredKey};
@@ -362,7 +363,7 @@ impl Admin {
     }
 
     fn imported(&self, candidate: &Candidate, made: &HashMap<u64, String>) -> ImportedKey {
-        let id = KeyId(candidate.id.unwrap_or_else(Uuid::new_v4));
+        let id = KeyId(candidate.id.unwrap_or_else(random::new_id));
         let (hash, memo) = match &candidate.proof {
             Proof::Hash(hash) => (hash.text().as_str().to_owned(), None),
             Proof::Plain(key) => {

@@ -23,6 +23,7 @@ use super::AdminError;
 use crate::audit::{Action, Draft};
 use crate::clock::Timestamp;
 use crate::invalid::Invalid;
+use crate::random;
 use crate::store::StoredKey;
 use crate::tenant::{Tenant, TenantId};
 
@@ -91,7 +92,7 @@ impl Import {
     #[must_use]
     pub fn new(source: Source, dry_run: bool) -> Self {
         let (hasher, seen, tenants) = (RandomState::new(), HashSet::new(), HashMap::new());
-        Self { id: Uuid::new_v4(), source, dry_run, hasher, seen, tenants }
+        Self { id: random::new_id(), source, dry_run, hasher, seen, tenants }
     }
 
     /// The digest of the file, once it has been read to its end.

@@ -11,6 +11,7 @@ use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format::holds_key;
 use crate::plan::PlanName;
+use crate::random;
 use crate::store::StoreError;
 use crate::tenant::{
     Mode, Tenant, TenantId, TenantStatus, default_schema_name, is_schema_name, is_tenant_name,
@@ -87,7 +88,7 @@ impl Candidate {
 
     fn tenant(&self, now: Timestamp) -> Tenant {
         Tenant {
-            id: TenantId(self.id.unwrap_or_else(Uuid::new_v4)),
+            id: TenantId(self.id.unwrap_or_else(random::new_id)),
             name: self.name.clone(),
             schema: self.schema.clone(),
             status: self.status.clone().unwrap_or(TenantStatus::Active),

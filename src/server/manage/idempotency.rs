@@ -15,6 +15,7 @@ use crate::admin::view::shown_once;
 use crate::admin::{Admin, Caller};
 use crate::audit::hex;
 use crate::key::format::{issue_management_with, issue_with};
+use crate::random;
 use crate::store::{Claim, Claimed};
 use crate::verify::derived::{Derivation, Randomness};
 use crate::verify::memo::Peppers;
@@ -113,7 +114,7 @@ pub(super) async fn claim(
     key: String,
     body: &[u8],
 ) -> Result<Turn, Problem> {
-    let (now, attempt, peppers) = (admin.now(), Uuid::new_v4(), admin.peppers());
+    let (now, attempt, peppers) = (admin.now(), random::new_id(), admin.peppers());
     let derivation = Derivation::first(peppers, attempt);
     // Users who need no key are told apart by their names.
     let whose = if caller.key.id.0.is_nil() { caller.key.name.as_str() } else { "" };

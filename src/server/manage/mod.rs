@@ -38,7 +38,6 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use self::changes::{admin_keys, keys, plans, routes, tenants};
 use self::connections::{Door, Peer};
@@ -52,6 +51,7 @@ use super::{Address, ServeError};
 use crate::admin::{Admin, Caller};
 use crate::clock::Clock;
 use crate::permission::Role;
+use crate::random;
 use crate::rate_limited_log::RateLimitedLog;
 
 /// How long open requests may take when the process stops.
@@ -238,7 +238,7 @@ impl Line {
 
 /// Gives a request its id, and its answer the headers that every answer has.
 async fn dressed(mut request: Request, next: Next) -> Response {
-    let id = RequestId(Uuid::new_v4().to_string());
+    let id = RequestId(random::new_id().to_string());
     request.extensions_mut().insert(id.clone());
     let number = HeaderValue::from_str(&id.0);
     let line = Line::of(&request, &id);

@@ -2,11 +2,11 @@
 
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
-use uuid::Uuid;
 
 use super::{SqliteStore, applied, inspect};
 use crate::audit::{Action, Draft};
 use crate::diagnostics::Level;
+use crate::random;
 use crate::store::migrations::{self, SQLITE, SQLITE_OBJECTS};
 use crate::store::sql::{Link, SQLITE as DIALECT, audit};
 use crate::store::{Adoption, Migrated, StoreError};
@@ -58,7 +58,7 @@ pub(super) async fn migrate(store: &SqliteStore, adoption: &Adoption) -> Result<
         }
     }
     if adoption.new_identity {
-        let id = Uuid::new_v4();
+        let id = random::new_id();
         sqlx::query("DELETE FROM tenantgate_replica").execute(&mut *transaction).await?;
         let sql = "UPDATE tenantgate_identity SET id = ?1, made_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
         sqlx::query(sql).bind(id.to_string()).execute(&mut *transaction).await?;
