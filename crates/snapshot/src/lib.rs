@@ -30,6 +30,8 @@ mod layout;
 mod mapping;
 mod reader;
 mod record;
+#[cfg(not(feature = "loom"))]
+mod wire;
 mod writer;
 
 pub use self::atomics::Memory;
@@ -38,4 +40,6 @@ pub use self::layout::{FRESH_MS, Key, VERSION, words_for};
 pub use self::mapping::Mapping;
 pub use self::reader::{Found, Reader};
 pub use self::record::{Answer, Proven, Settings};
+#[cfg(not(feature = "loom"))]
+pub use self::wire::{Hello, MOST_FRAME, Malformed, Report};
 pub use self::writer::{Full, State, Transaction, Writer};

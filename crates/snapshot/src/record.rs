@@ -134,14 +134,14 @@ impl Settings {
 
 /// Lengths are two bytes. Longer texts make a record that cannot be read, and is therefore never decided by.
 #[derive(Default)]
-struct Encoder(Vec<u8>);
+pub(crate) struct Encoder(pub(crate) Vec<u8>);
 
 impl Encoder {
     fn len(&mut self, len: usize) {
         self.0.extend_from_slice(&u16::try_from(len).unwrap_or(u16::MAX).to_le_bytes());
     }
 
-    fn text(&mut self, text: &str) {
+    pub(crate) fn text(&mut self, text: &str) {
         self.len(text.len());
         self.0.extend_from_slice(text.as_bytes());
     }
@@ -162,10 +162,10 @@ impl Encoder {
     }
 }
 
-struct Decoder<'b>(&'b [u8]);
+pub(crate) struct Decoder<'b>(pub(crate) &'b [u8]);
 
 impl Decoder<'_> {
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (array, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(*array)
@@ -175,7 +175,7 @@ impl Decoder<'_> {
         Some(usize::from(u16::from_le_bytes(self.array()?)))
     }
 
-    fn text(&mut self) -> Option<String> {
+    pub(crate) fn text(&mut self) -> Option<String> {
         let len = self.len()?;
         let (text, rest) = self.0.split_at_checked(len)?;
         self.0 = rest;
