@@ -60,10 +60,10 @@ impl<M: Memory> Reader<M> {
         (ahead != i64::MIN).then_some(ahead)
     }
 
-    /// Returns the digest of a presented key, to be compared with that of a [`Proven`] one.
+    /// Whether this is the key that was proven. Compares in constant time.
     #[must_use]
-    pub fn digest(&self, presented: &[u8]) -> [u8; 32] {
-        self.key.digest(presented)
+    pub fn is_of(&self, proven: &Proven, presented: &[u8]) -> bool {
+        blake3::Hash::from_bytes(self.key.digest(presented)) == blake3::Hash::from_bytes(proven.digest)
     }
 
     /// Finds what is published about a prefix, as of one instant at which the memory was fresh.

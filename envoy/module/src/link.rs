@@ -1,0 +1,140 @@
+//! The background thread: it keeps the socket to the server, takes what is published, and sends reports.
+//!
+//! While there is no server, nothing is published, and every request is asked for. The thread tries again.
+
+use std::io::{self, Write as _};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use tenantgate_snapshot::{Hello, Mapping, Reader, Report};
+
+use crate::abi::without_signals;
+use crate::filter::Batch;
+use crate::judge::Published;
+use crate::reports::Reports;
+
+/// How often reports are sent, and the end of a filter is noticed.
+const TICK: Duration = Duration::from_millis(250);
+
+/// The pause before the next attempt to reach the server.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where the server is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Target {
+    path: PathBuf,
+    uid: Option<u32>,
+}
+
+impl Target {
+    /// Reads `unix:/path` or `unix:/path uid=N`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_whitespace();
+        let path = PathBuf::from(words.next()?.strip_prefix("unix:")?);
+        let uid = match words.next() {
+            Some(word) => Some(word.strip_prefix("uid=")?.parse().ok()?),
+            None => None,
+        };
+        (path.is_absolute() && words.next().is_none()).then_some(Self { path, uid })
+    }
+
+    /// Whether a server of this user may say who passes.
+    fn trusts(&self, uid: u32) -> bool {
+        uid == 0 || uid == rustix::process::geteuid().as_raw() || Some(uid) == self.uid
+    }
+}
+
+/// The thread. It ends some time after [`Link::stop`].
+#[derive(Debug)]
+pub(crate) struct Link(Arc<AtomicBool>);
+
+impl Link {
+    /// Starts the thread; `None` if the system does not.
+    pub(crate) fn start(
+        target: Target,
+        published: &Arc<ArcSwapOption<Published<Mapping>>>,
+        reports: &Arc<Reports>,
+    ) -> Option<Self> {
+        let ended = Arc::new(AtomicBool::new(false));
+        let worker = Worker {
+            target,
+            published: Arc::clone(published),
+            reports: Arc::clone(reports),
+            ended: Arc::clone(&ended),
+        };
+        let run = move || while catch_unwind(AssertUnwindSafe(|| worker.run())).is_err() {};
+        let thread = std::thread::Builder::new().name("tenantgate".to_owned());
+        without_signals(|| thread.spawn(run)).ok()?;
+        Some(Self(ended))
+    }
+
+    pub(crate) fn stop(&self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+struct Worker {
+    target: Target,
+    published: Arc<ArcSwapOption<Published<Mapping>>>,
+    reports: Arc<Reports>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Worker {
+    fn run(&self) {
+        while !self.ended.load(Relaxed) {
+            // Whatever goes wrong ends in the next attempt. Until then, the server is asked.
+            let _ = self.converse();
+            self.published.store(None);
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn converse(&self) -> io::Result<()> {
+        let mut socket = UnixStream::connect(&self.target.path)?;
+        let peer = rustix::net::sockopt::socket_peercred(&socket)?;
+        if !self.target.trusts(peer.uid.as_raw()) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        socket.set_read_timeout(Some(TICK))?;
+        socket.set_write_timeout(Some(TICK))?;
+        while !self.ended.load(Relaxed) {
+            match Hello::receive(&socket) {
+                Ok((hello, file)) => {
+                    let reader = Reader::new(Mapping::open(file)?, hello.key);
+                    let published = reader.and_then(Published::new);
+                    self.published.store(Some(Arc::new(published.ok_or(io::ErrorKind::InvalidData)?)));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+            let batch: Batch = self.reports.take();
+            if !batch.is_empty() {
+                socket.write_all(&Report::frames(&batch))?;
+            }
+        }
+        // The last ones.
+        socket.write_all(&Report::frames(&self.reports.take()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_an_absolute_path_and_perhaps_a_user() {
+        let target = Target::parse("unix:/run/a.sock uid=7").unwrap();
+        assert_eq!((target.path.to_str(), target.uid), (Some("/run/a.sock"), Some(7)));
+        assert!(target.trusts(7) && target.trusts(0) && !target.trusts(8));
+        assert!(Target::parse("unix:/run/a.sock").is_some());
+        for bad in ["", "/run/a.sock", "unix:a.sock", "unix:/a uid=x", "unix:/a uid=1 more", "unix:/a 1"] {
+            assert_eq!(Target::parse(bad), None, "{bad:?}");
+        }
+    }
+}
