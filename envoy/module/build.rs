@@ -5,7 +5,8 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    let out = std::env::var("OUT_DIR").expect("cargo sets it");
+    let out = std::env::var_os("OUT_DIR").expect("cargo sets it");
+    let out = std::path::Path::new(&out).display();
     let script = "/* The unwinder, without a shared library. */\nGROUP ( libgcc_eh.a libgcc.a )\n";
     std::fs::write(format!("{out}/libgcc_s.so"), script).expect("the linker script can be written");
     println!("cargo:rustc-cdylib-link-arg=-L{out}");

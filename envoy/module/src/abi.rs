@@ -197,7 +197,7 @@ impl Exchange for Stream {
         let (namespace, name) = (Buffer::of(namespace.as_bytes()), Buffer::of(name.as_bytes()));
         // SAFETY: as above.
         unsafe {
-            envoy_dynamic_module_callback_http_set_dynamic_metadata_bool(self.0, namespace, name, value)
+            envoy_dynamic_module_callback_http_set_dynamic_metadata_bool(self.0, namespace, name, value);
         };
     }
 
