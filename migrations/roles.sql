@@ -1,7 +1,8 @@
 -- Least privilege on Postgres: three roles, and what each of them may do.
 --
 --   tenantgate_serve     `tenantgate serve`: reads; writes last_used_at, memos and how far it has looked
---   tenantgate_admin     `tenantgate tenant`, `tenantgate key`: makes and changes rows, deletes none but plans and routes
+--   tenantgate_admin     `tenantgate tenant`, `tenantgate key`: makes and changes rows, deletes none but plans, routes
+--                        and what it keeps of requests over HTTP
 --   tenantgate_migrate   `tenantgate migrate`: owns the tables and functions
 --
 -- `tenantgate migrate --roles` runs this file. By hand, with the schema of the tables first in search_path:
@@ -38,7 +39,10 @@ DECLARE
         'tenantgate_plan',
         'tenantgate_route',
         'tenantgate_admin_key',
+        'tenantgate_admin_session',
+        'tenantgate_login_link',
         'tenantgate_usage',
+        'tenantgate_idempotency',
         'tenantgate_migrations'
     ]::regclass[] || ARRAY(SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'tenantgate_usage'::regclass);
     functions regprocedure[] := ARRAY(SELECT p.oid::regprocedure FROM pg_proc p
@@ -130,12 +134,18 @@ BEGIN
             scopes, networks, plan, labels) ON api_keys TO %2$I;
         GRANT SELECT, INSERT, DELETE, UPDATE (request_limit, total_limit, input_limit, output_limit) ON tenantgate_plan TO %2$I;
         GRANT SELECT, INSERT, DELETE, UPDATE (name, mode, scopes, shadow) ON tenantgate_route TO %2$I;
-        -- Management keys are never deleted, and what one may do is said once.
-        GRANT SELECT, INSERT, UPDATE (last_used_at, revoked_at) ON tenantgate_admin_key TO %2$I;
+        -- Management keys are never deleted, and neither their secrets nor their makers change.
+        GRANT SELECT, INSERT, UPDATE (name, permissions, tenants, expires_at, last_used_at, revoked_at)
+            ON tenantgate_admin_key TO %2$I;
+        -- Requests that may be sent again, forgotten after a day.
+        GRANT SELECT, INSERT, UPDATE (answer), DELETE ON tenantgate_idempotency TO %2$I;
+        -- The page deletes sessions and links that are over.
+        GRANT SELECT, INSERT, DELETE, UPDATE (last_seen_at) ON tenantgate_admin_session TO %2$I;
+        GRANT SELECT, INSERT, DELETE ON tenantgate_login_link TO %2$I;
         -- Whoever changes something writes down that he did. Nobody changes what is written down.
         GRANT SELECT, INSERT ON tenantgate_audit_log TO %2$I;
         GRANT SELECT ON tenantgate_replica, tenantgate_identity, tenantgate_migrations, tenantgate_shadow_report,
-            tenantgate_usage TO %2$I;
+            tenantgate_usage, tenantgate_change TO %2$I;
         GRANT EXECUTE ON FUNCTION tenantgate_mark() TO %2$I;
         -- A tenant gets a schema of its own.
         GRANT CREATE ON DATABASE %3$I TO %2$I;
@@ -146,11 +156,14 @@ BEGIN
         WHERE has_table_privilege(r, t, 'TRUNCATE, REFERENCES, TRIGGER')
            OR has_table_privilege(r, t, 'UPDATE')
            OR has_table_privilege(r, t, 'DELETE') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass)
-              OR r = admin AND t IN ('tenantgate_plan'::regclass, 'tenantgate_route'::regclass))
+              OR r = admin AND t IN ('tenantgate_plan'::regclass, 'tenantgate_route'::regclass,
+                                  'tenantgate_idempotency'::regclass, 'tenantgate_admin_session'::regclass,
+                                  'tenantgate_login_link'::regclass))
            OR has_table_privilege(r, t, 'INSERT') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass)
               OR r = admin AND t IN ('tenants'::regclass, 'api_keys'::regclass, 'tenantgate_audit_log'::regclass,
                                   'tenantgate_plan'::regclass, 'tenantgate_route'::regclass,
-                                  'tenantgate_admin_key'::regclass))
+                                  'tenantgate_admin_key'::regclass, 'tenantgate_idempotency'::regclass,
+                                  'tenantgate_admin_session'::regclass, 'tenantgate_login_link'::regclass))
         UNION ALL SELECT r, 'the schema ' || home FROM unnest(ARRAY[serve, admin]) r
         WHERE has_schema_privilege(r, home, 'CREATE')
     LOOP

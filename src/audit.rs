@@ -1,15 +1,18 @@
 //! The audit log: who changed what, in a chain of hashes.
 //!
-//! Every change by the command line adds an [`Entry`] in the same transaction. The hash of each entry covers the hash
+//! Every change by the command line or over HTTP adds an [`Entry`] in the same transaction. The hash of each entry covers the hash
 //! of the entry before it and its own fields, so no entry can be changed, removed or inserted without changing the
 //! hashes of all later ones.
 //!
 //! ```text
 //! hash(n) = hex SHA-256( hash(n - 1) ‖ net(seq) ‖ net(at) ‖ net(actor) ‖ net(action)
-//!                        ‖ net(subject) ‖ net(before) ‖ net(after) )
+//!                        ‖ net(subject) ‖ net(before) ‖ net(after) ‖ origin )
+//! origin  = nothing if request_id and address are both NULL, else net(request_id) ‖ net(address)
 //! hash(0) = 64 zeros          net(x) = <bytes of x, in decimal> ":" x ","
 //! at      = 2026-11-25T02:34:04.123456Z          NULL is written as the empty text
 //! ```
+//!
+//! A text of `net` parts can be split in one way only, so a row with an origin never has the input of one without.
 //!
 //! NEVER CHANGE THIS: existing logs could no longer be verified.
 //!
@@ -59,13 +62,39 @@ impl Default for Actor {
     }
 }
 
+/// Who makes a change, and by which request.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Author {
+    /// The name.
+    pub actor: Actor,
+    /// The id of the request over HTTP; `None` for the command line.
+    pub request_id: Option<String>,
+    /// The IP address of the client; `None` for the command line and for Unix sockets.
+    pub address: Option<String>,
+}
+
+/// The author of changes by the command line.
+impl From<Actor> for Author {
+    fn from(actor: Actor) -> Self {
+        Self { actor, request_id: None, address: None }
+    }
+}
+
 /// The kind of a change.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Action {
     /// A management key is created.
     AdminKeyCreate,
+    /// A link is made that signs in to the page as a management key.
+    AdminKeyLoginLink,
     /// A management key is revoked.
     AdminKeyRevoke,
+    /// A session of the page begins.
+    AdminKeySignIn,
+    /// Sessions of the page end.
+    AdminKeySignOut,
+    /// What a management key may do, its life or its name is changed.
+    AdminKeyUpdate,
     /// A key is created.
     KeyCreate,
     /// A key is disabled.
@@ -94,6 +123,8 @@ pub enum Action {
     RouteApply,
     /// A route is removed.
     RouteRemove,
+    /// The name, mode, needs or shadow of a route is changed.
+    RouteUpdate,
     /// The demonstration tenant and key are created.
     SeedDemo,
     /// A tenant is activated.
@@ -120,7 +151,11 @@ impl Action {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::AdminKeyCreate => "admin_key.create",
+            Self::AdminKeyLoginLink => "admin_key.login_link",
             Self::AdminKeyRevoke => "admin_key.revoke",
+            Self::AdminKeySignIn => "admin_key.sign_in",
+            Self::AdminKeySignOut => "admin_key.sign_out",
+            Self::AdminKeyUpdate => "admin_key.update",
             Self::KeyCreate => "key.create",
             Self::KeyImport => "key.import",
             Self::KeyRevoke => "key.revoke",
@@ -136,6 +171,7 @@ impl Action {
             Self::RouteAdd => "route.add",
             Self::RouteApply => "route.apply",
             Self::RouteRemove => "route.remove",
+            Self::RouteUpdate => "route.update",
             Self::TenantUpdate => "tenant.update",
             Self::TenantActivate => "tenant.activate",
             Self::TenantCreate => "tenant.create",
@@ -290,6 +326,10 @@ pub struct Entry {
     pub before: Option<String>,
     /// Its fields after, as JSON.
     pub after: Option<String>,
+    /// The id of the request over HTTP that made the change.
+    pub request_id: Option<String>,
+    /// The IP address of its client.
+    pub address: Option<String>,
     /// The hash over this row and all rows before it.
     pub hash: String,
 }
@@ -301,8 +341,14 @@ impl Entry {
         let (seq, at) = (self.seq.to_string(), self.at.to_string());
         let (before, after) = (self.before.as_deref(), self.after.as_deref());
         let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
+        let net = |field: &str| format!("{}:{field},", field.len());
         for field in [&seq, &at, &self.actor, &self.action, &self.subject, before, after] {
-            hash.update(format!("{}:{field},", field.len()));
+            hash.update(net(field));
+        }
+        if self.request_id.is_some() || self.address.is_some() {
+            for field in [&self.request_id, &self.address] {
+                hash.update(net(field.as_deref().unwrap_or_default()));
+            }
         }
         hex(&hash.finalize())
     }
@@ -332,16 +378,18 @@ impl Default for Head {
 
 impl Head {
     /// Creates the next row, which becomes the head.
-    pub fn append(&mut self, at: Timestamp, actor: &Actor, draft: Draft) -> Entry {
+    pub fn append(&mut self, at: Timestamp, author: &Author, draft: Draft) -> Entry {
         let Draft { action, subject, before, after } = draft;
         let mut entry = Entry {
             seq: self.seq + 1,
             at,
-            actor: actor.as_str().to_owned(),
+            actor: author.actor.as_str().to_owned(),
             action: action.as_str().to_owned(),
             subject,
             before,
             after,
+            request_id: author.request_id.clone(),
+            address: author.address.clone(),
             hash: String::new(),
         };
         entry.hash = entry.digest(&self.hash);
@@ -399,7 +447,7 @@ mod tests {
 
     /// A log of three rows.
     fn log() -> Vec<Entry> {
-        let (mut head, actor) = (Head::default(), Actor::new("alice").unwrap());
+        let (mut head, author) = (Head::default(), Author::from(Actor::new("alice").unwrap()));
         let (active, suspended) = (tenant(TenantStatus::Active), tenant(TenantStatus::Suspended));
         let drafts = [
             Draft::of_tenant(Action::TenantCreate, None, &active),
@@ -409,7 +457,7 @@ mod tests {
         let mut at = Timestamp(1_764_000_000_000_001);
         let entries = drafts.into_iter().flatten().map(|draft| {
             at = Timestamp(at.0 + 1);
-            head.append(at, &actor, draft)
+            head.append(at, &author, draft)
         });
         entries.collect()
     }
@@ -435,8 +483,35 @@ mod tests {
     }
 
     #[test]
+    fn the_origin_of_a_change_is_part_of_the_hash() {
+        let draft = || Draft::of(Action::PlanCreate, "gold".into(), None::<&()>, &1);
+        let hash = |request_id: Option<&str>, address: Option<&str>| {
+            let author = Author {
+                request_id: request_id.map(str::to_owned),
+                address: address.map(str::to_owned),
+                ..Author::from(Actor::new("alice").unwrap())
+            };
+            Head::default().append(Timestamp(0), &author, draft()).hash
+        };
+        // Computed with Python's hashlib, by the formula above.
+        assert_eq!(hash(None, None), "9096f65d2090c985d345fccba134593a78f5339e10a877fcba9d63946341266c");
+        assert_eq!(
+            hash(Some("r1"), Some("192.0.2.1")),
+            "fd5233587baf3febe88017ac51f769d8ed4f0be2af2aceef8e9dac737549af5a"
+        );
+        assert_eq!(
+            hash(Some("r1"), None),
+            "6e3a91cd7685516cd463aacc133ee0867f3064c4f8cf6a49d1fd7e4d480c43c7"
+        );
+        let all = [hash(None, Some("r1")), hash(Some("r1"), None), hash(Some(""), None), hash(None, None)];
+        assert_eq!(std::collections::BTreeSet::from(all).len(), 4);
+    }
+
+    #[test]
     fn whatever_is_done_to_a_row_is_seen_at_that_row() {
-        let changes: [fn(&mut Entry); 7] = [
+        let changes: [fn(&mut Entry); 9] = [
+            |e| e.request_id = Some(String::new()),
+            |e| e.address = Some("192.0.2.1".into()),
             |e| e.at = Timestamp(e.at.0 + 1),
             |e| e.actor = "mallory".into(),
             |e| e.action = "tenant.delete".into(),

@@ -58,6 +58,12 @@ ALTER TABLE api_keys
     ADD CONSTRAINT fk_key_plan FOREIGN KEY (plan) REFERENCES tenantgate_plan (name);
 ALTER TABLE tenants ADD CONSTRAINT fk_tenant_plan FOREIGN KEY (plan) REFERENCES tenantgate_plan (name);
 -- For the foreign key, when a plan is deleted.
+-- Lists in the order of creation. None has last_used_at, so that recording a use changes no index.
+CREATE INDEX idx_api_keys_created ON api_keys (created_at, id);
+CREATE INDEX idx_api_keys_tenant_created ON api_keys (tenant_id, created_at, id);
+CREATE INDEX idx_api_keys_revoked ON api_keys (created_at, id) WHERE revoked_at IS NOT NULL;
+CREATE INDEX idx_api_keys_disabled ON api_keys (created_at, id) WHERE disabled_at IS NOT NULL;
+
 CREATE INDEX idx_api_keys_plan ON api_keys (plan) WHERE plan IS NOT NULL;
 CREATE INDEX idx_tenants_plan ON tenants (plan) WHERE plan IS NOT NULL;
 

@@ -11,6 +11,8 @@ CREATE TABLE tenantgate_usage (
     requests bigint NOT NULL,
     PRIMARY KEY (day, key_id, reason)
 ) PARTITION BY RANGE (day);
+-- What one key did.
+CREATE INDEX idx_tenantgate_usage_key ON tenantgate_usage (key_id, day);
 COMMENT ON TABLE tenantgate_usage IS 'tenantgate: requests by day (UTC), key and reason; kept as long as serve --usage-retention says';
 
 -- Stays empty. Rows that a publisher sends for a month that this database does not have go here, and are discarded by a

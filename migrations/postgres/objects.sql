@@ -182,7 +182,8 @@ BEGIN
         -- Written by one of our triggers, not replicated.
         NULL;
     ELSIF tg_table_name IN ('tenantgate_change', 'tenantgate_change_floor', 'tenantgate_replica',
-                            'tenantgate_shadow_report', 'tenantgate_admin_key')
+                            'tenantgate_shadow_report', 'tenantgate_admin_key', 'tenantgate_admin_session',
+                            'tenantgate_login_link')
         OR tg_table_name LIKE 'tenantgate\_usage%' THEN
         RETURN NULL;
     ELSIF tg_table_name = 'tenantgate_identity' AND tg_op <> 'DELETE' THEN
@@ -318,6 +319,16 @@ DROP TRIGGER IF EXISTS tenantgate_admin_key_replicated ON tenantgate_admin_key;
 CREATE TRIGGER tenantgate_admin_key_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_admin_key
     FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
 ALTER TABLE tenantgate_admin_key ENABLE REPLICA TRIGGER tenantgate_admin_key_replicated;
+
+DROP TRIGGER IF EXISTS tenantgate_admin_session_replicated ON tenantgate_admin_session;
+CREATE TRIGGER tenantgate_admin_session_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_admin_session
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
+ALTER TABLE tenantgate_admin_session ENABLE REPLICA TRIGGER tenantgate_admin_session_replicated;
+
+DROP TRIGGER IF EXISTS tenantgate_login_link_replicated ON tenantgate_login_link;
+CREATE TRIGGER tenantgate_login_link_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_login_link
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
+ALTER TABLE tenantgate_login_link ENABLE REPLICA TRIGGER tenantgate_login_link_replicated;
 
 DROP TRIGGER IF EXISTS tenantgate_usage_replicated ON tenantgate_usage;
 CREATE TRIGGER tenantgate_usage_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_usage

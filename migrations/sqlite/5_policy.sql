@@ -53,6 +53,12 @@ ALTER TABLE api_keys ADD COLUMN plan TEXT NULL REFERENCES tenantgate_plan (name)
 -- For people and filters: an object of texts.
 ALTER TABLE api_keys ADD COLUMN labels TEXT NULL CHECK (labels IS NULL OR (json_valid(labels) AND json_type(labels) = 'object'));
 ALTER TABLE tenants ADD COLUMN plan TEXT NULL REFERENCES tenantgate_plan (name);
+-- Lists in the order of creation. None has last_used_at, so that recording a use changes no index.
+CREATE INDEX idx_api_keys_created ON api_keys (created_at, id);
+CREATE INDEX idx_api_keys_tenant_created ON api_keys (tenant_id, created_at, id);
+CREATE INDEX idx_api_keys_revoked ON api_keys (created_at, id) WHERE revoked_at IS NOT NULL;
+CREATE INDEX idx_api_keys_disabled ON api_keys (created_at, id) WHERE disabled_at IS NOT NULL;
+
 CREATE INDEX idx_api_keys_plan ON api_keys (plan) WHERE plan IS NOT NULL;
 
 -- A change of a plan or of a route.

@@ -10,3 +10,5 @@ CREATE TABLE tenantgate_usage (
     requests INTEGER NOT NULL,
     PRIMARY KEY (day, key_id, reason)
 ) WITHOUT ROWID;
+-- What one key did.
+CREATE INDEX idx_tenantgate_usage_key ON tenantgate_usage (key_id, day);

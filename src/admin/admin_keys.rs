@@ -6,18 +6,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use rand::rngs::SysRng;
 use uuid::Uuid;
 
 use super::key_changes::Expiry;
 use super::keys::check_key_name;
-use super::{Admin, AdminError, refused};
+use super::{Admin, AdminError, Setting, missing, refused, unfit};
+use crate::audit::Action;
+use crate::clock::Timestamp;
 use crate::key::format::{self, holds_key};
 use crate::key::{PlainKey, PresentedKey};
 use crate::permission::{
-    AdminKey, AdminKeyId, Authority, Ended, Excess, Permissions, Reach, authority, delegate, may_touch,
+    AdminKey, AdminKeyId, Authority, Ended, Excess, Permissions, Reach, Role, authority, delegate, may_touch,
 };
-use crate::store::{NewAdminKey, StoreError};
+use crate::store::{NewAdminKey, Stop, StoreError};
 use crate::verify::management;
 
 /// Who makes, sees and revokes management keys.
@@ -50,6 +51,19 @@ pub struct AdminKeyWish {
     pub expiry: Expiry,
 }
 
+/// What is said of a management key that exists.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct AdminKeyUpdate {
+    /// Its name; unique.
+    pub name: Option<String>,
+    /// What it may do.
+    pub permissions: Option<Permissions>,
+    /// The tenants that it sees, by id or schema; unset: all.
+    pub tenants: Setting<Vec<String>>,
+    /// When it expires.
+    pub expiry: Expiry,
+}
+
 /// A management key that was just made: the only time it can be seen.
 #[derive(Debug)]
 pub struct IssuedAdminKey {
@@ -75,6 +89,25 @@ pub struct Caller {
     pub key: AdminKey,
     /// What it may do now.
     pub maker: Maker,
+}
+
+impl Caller {
+    /// A user of this machine that needs no key: named in changes by the number, and bound to no management key.
+    #[must_use]
+    pub fn of_user(uid: u32, role: Role) -> Self {
+        let authority = Authority { permissions: role.permissions(), ..Authority::whole() };
+        let key = AdminKey {
+            id: AdminKeyId(Uuid::nil()),
+            prefix: String::new(),
+            name: format!("uid {uid}"),
+            given: authority.clone(),
+            created_by: None,
+            created_at: Timestamp::default(),
+            last_used_at: None,
+            revoked_at: None,
+        };
+        Self { key, maker: Maker { id: None, authority } }
+    }
 }
 
 /// How old `last_used_at` may be: it is for people, and a write for each request would cost more than it says.
@@ -115,12 +148,9 @@ impl Admin {
         check_key_name(Some(&wish.name))?;
         let now = self.now();
         let given = self.wished(maker, wish).await?;
-        let excess: Vec<_> = delegate(&maker.authority, &given).into_iter().map(too_much).collect();
-        if !excess.is_empty() {
-            return refused(excess.join("; "));
-        }
+        refuse_excess(&delegate(&maker.authority, &given))?;
         let no_randomness = |e| AdminError::Refused(format!("no randomness: {e}"));
-        let key = format::issue_management_with(&mut SysRng, &wish.name).map_err(no_randomness)?;
+        let key = format::issue_management_with(&mut self.randomness(), &wish.name).map_err(no_randomness)?;
         let new = NewAdminKey {
             hash: management::hash(key.as_presented()),
             key: AdminKey {
@@ -135,34 +165,40 @@ impl Admin {
             },
         };
         match self.store.insert_admin_key(&new).await {
-            Err(StoreError::Conflict(_)) => {
-                refused(format!("there is, or was, a management key {:?}: choose another name", wish.name))
-            }
+            Err(StoreError::Conflict(_)) => refused(taken(&wish.name)),
             other => Ok(IssuedAdminKey { details: other?, key }),
         }
     }
 
     async fn wished(&self, maker: &Maker, wish: &AdminKeyWish) -> Result<Authority, AdminError> {
-        let permissions = wish.permissions.unwrap_or(maker.authority.permissions);
-        if permissions.is_empty() {
-            return Err(AdminError::BadRequest("a management key needs at least one permission".into()));
-        }
+        let permissions = not_empty(wish.permissions.unwrap_or(maker.authority.permissions))?;
         let reach = match &wish.tenants {
             None => maker.authority.reach.clone(),
-            Some(references) if references.is_empty() => {
-                return Err(AdminError::BadRequest("a list of tenants names at least one".into()));
-            }
-            Some(references) => {
-                let mut tenants = BTreeSet::new();
-                for reference in references {
-                    tenants.insert(self.tenant(reference).await?.id);
-                }
-                Reach::Some(tenants)
-            }
+            Some(references) => self.reach(references).await?,
         };
         let mut expires_at = maker.authority.expires_at;
         wish.expiry.instant(self.now())?.change(&mut expires_at, |at| *at);
         Ok(Authority { permissions, reach, expires_at })
+    }
+
+    /// The tenants that a list names.
+    async fn reach(&self, references: &[String]) -> Result<Reach, AdminError> {
+        if references.is_empty() {
+            return Err(AdminError::BadRequest("a list of tenants names at least one".into()));
+        }
+        let mut tenants = BTreeSet::new();
+        for reference in references {
+            match self.tenant(reference).await {
+                Ok(tenant) => tenants.insert(tenant.id),
+                Err(AdminError::Missing(_)) if self.maker.authority.reach != Reach::All => {
+                    // Whether there is one that the caller does not see is none of its business.
+                    return Err(AdminError::Excess(too_much(&Excess::Tenants)));
+                }
+                Err(AdminError::Missing(why)) => return Err(unfit("tenants", why)),
+                Err(other) => return Err(other),
+            };
+        }
+        Ok(Reach::Some(tenants))
     }
 
     /// The management keys that have no more than `maker`, oldest first.
@@ -180,6 +216,93 @@ impl Admin {
         Ok(listed.collect())
     }
 
+    /// Changes a management key.
+    ///
+    /// # Errors
+    ///
+    /// There is no such key, or it has more than `maker`; the maker has less than the key would have; the name is taken;
+    /// the key is revoked.
+    pub async fn update_admin_key(
+        &self,
+        maker: &Maker,
+        reference: &str,
+        update: &AdminKeyUpdate,
+    ) -> Result<ListedAdminKey, AdminError> {
+        check_key_name(update.name.as_deref())?;
+        let found = self.admin_key(maker, reference).await?;
+        let wish = Wish {
+            permissions: update.permissions.map(not_empty).transpose()?,
+            reach: match &update.tenants {
+                Setting::Keep => None,
+                Setting::Unset => Some(Reach::All),
+                Setting::Set(references) => Some(self.reach(references).await?),
+            },
+            expires_at: update.expiry.instant(self.now())?,
+        };
+        refuse_excess(&wish.excess(&maker.authority, &found.key.given))?;
+        let change = |key: &mut AdminKey| {
+            self.judge_admin_key(key)?;
+            // Judged again: another session may have changed it.
+            if !may_touch(&maker.authority, &key.given) {
+                return Err(Stop::Missing);
+            }
+            if key.revoked_at.is_some() {
+                return Err(Stop::Refused(format!("management key {} is revoked", key.prefix)));
+            }
+            let excess = wish.excess(&maker.authority, &key.given);
+            if !excess.is_empty() {
+                return Err(Stop::Refused(told(&excess)));
+            }
+            key.given = wish.applied(&key.given);
+            key.name = update.name.clone().unwrap_or_else(|| std::mem::take(&mut key.name));
+            Ok(())
+        };
+        let id = found.key.id;
+        let name = update.name.as_deref().unwrap_or(&found.key.name);
+        let changed = self.store.change_admin_key(id, Action::AdminKeyUpdate, &change).await;
+        match changed {
+            // The key as it is stands in the way of no other one, so this is about another name.
+            Err(StoreError::Conflict(_))
+                if update.name.is_some() && self.is_admin_key_name(id, name).await? =>
+            {
+                refused(taken(name))
+            }
+            other => {
+                other?.ok_or_else(|| no_admin_key(reference))?;
+                self.admin_key(maker, &id.0.to_string()).await
+            }
+        }
+    }
+
+    /// A management key that was just changed. That a maker of it has ended is not known here.
+    #[must_use]
+    pub fn listed(&self, key: &AdminKey) -> ListedAdminKey {
+        let own = AdminKey { created_by: None, ..key.clone() };
+        ListedAdminKey { key: key.clone(), ended: authority([&own], self.now()).err() }
+    }
+
+    /// Whether another management key has this name.
+    async fn is_admin_key_name(&self, id: AdminKeyId, name: &str) -> Result<bool, AdminError> {
+        Ok(self.store.admin_keys().await?.iter().any(|key| key.id != id && key.name == name))
+    }
+
+    /// The management key of this id, prefix or name.
+    ///
+    /// # Errors
+    ///
+    /// There is no such key, or it has more than `maker`.
+    pub async fn admin_key(&self, maker: &Maker, reference: &str) -> Result<ListedAdminKey, AdminError> {
+        if holds_key(reference) {
+            return missing(
+                "that is a whole key: name it by its prefix (up to the second _), its id or its name, and keep the rest to yourself",
+            );
+        }
+        let id = Uuid::parse_str(reference).ok().map(AdminKeyId);
+        let named = |key: &AdminKey| Some(key.id) == id || key.prefix == reference || key.name == reference;
+        let found = self.admin_keys(maker).await?.into_iter().find(|listed| named(&listed.key));
+        found.ok_or_else(|| no_admin_key(reference))
+    }
+
     /// Revokes a management key; those that it made end with it. Doing so again changes nothing.
     ///
     /// # Errors
@@ -190,23 +313,66 @@ impl Admin {
         maker: &Maker,
         reference: &str,
     ) -> Result<ListedAdminKey, AdminError> {
-        if holds_key(reference) {
-            return refused(
-                "that is a whole key: name it by its prefix (up to the second _), its id or its name, and keep the rest to yourself",
-            );
-        }
-        let id = Uuid::parse_str(reference).ok().map(AdminKeyId);
-        let named = |key: &AdminKey| Some(key.id) == id || key.prefix == reference || key.name == reference;
-        let missing = || {
-            let text =
-                format!("there is no management key {reference:?}: `tenantgate admin-key list` shows all");
-            AdminError::Refused(text)
+        let (id, now) = (self.admin_key(maker, reference).await?.key.id, self.now());
+        let change = |key: &mut AdminKey| {
+            self.judge_admin_key(key)?;
+            key.revoked_at = key.revoked_at.or(Some(now));
+            Ok(())
         };
-        let found = self.admin_keys(maker).await?.into_iter().find(|listed| named(&listed.key));
-        let id = found.ok_or_else(missing)?.key.id;
-        let key = self.store.revoke_admin_key(id, self.now()).await?.ok_or_else(missing)?;
+        let key = self.store.change_admin_key(id, Action::AdminKeyRevoke, &change).await?;
+        let key = key.ok_or_else(|| no_admin_key(reference))?;
         Ok(ListedAdminKey { key, ended: Some(Ended::Revoked) })
     }
+}
+
+/// What a key shall have; what is not said remains.
+struct Wish {
+    permissions: Option<Permissions>,
+    reach: Option<Reach>,
+    expires_at: Setting<Timestamp>,
+}
+
+impl Wish {
+    fn applied(&self, given: &Authority) -> Authority {
+        let mut expires_at = given.expires_at;
+        self.expires_at.change(&mut expires_at, |at| *at);
+        Authority {
+            permissions: self.permissions.unwrap_or(given.permissions),
+            reach: self.reach.clone().unwrap_or_else(|| given.reach.clone()),
+            expires_at,
+        }
+    }
+
+    /// What of it one with this authority may not give away. What is not said was given by another one.
+    fn excess(&self, maker: &Authority, given: &Authority) -> Vec<Excess> {
+        let said = |excess: &Excess| match excess {
+            Excess::Permissions(_) => self.permissions.is_some(),
+            Excess::Tenants => self.reach.is_some(),
+            Excess::Expiry(_) => self.expires_at != Setting::Keep,
+        };
+        delegate(maker, &self.applied(given)).into_iter().filter(said).collect()
+    }
+}
+
+fn not_empty(permissions: Permissions) -> Result<Permissions, AdminError> {
+    if permissions.is_empty() {
+        return Err(AdminError::BadRequest("a management key needs at least one permission".into()));
+    }
+    Ok(permissions)
+}
+
+fn no_admin_key(reference: &str) -> AdminError {
+    AdminError::Missing(format!(
+        "there is no management key {reference:?}: `tenantgate admin-key list` shows all"
+    ))
+}
+
+fn taken(name: &str) -> String {
+    format!("there is, or was, a management key {name:?}: choose another name")
+}
+
+fn refuse_excess(excess: &[Excess]) -> Result<(), AdminError> {
+    if excess.is_empty() { Ok(()) } else { Err(AdminError::Excess(told(excess))) }
 }
 
 /// A key, its maker, the maker of that one and so on; in a circle, which only SQL can make, until it closes.
@@ -223,7 +389,11 @@ fn chain<'k>(by_id: &BTreeMap<AdminKeyId, &'k AdminKey>, key: &'k AdminKey) -> V
     chain
 }
 
-fn too_much(excess: Excess) -> String {
+fn told(excess: &[Excess]) -> String {
+    excess.iter().map(too_much).collect::<Vec<_>>().join("; ")
+}
+
+fn too_much(excess: &Excess) -> String {
     match excess {
         Excess::Permissions(permissions) => {
             format!("your own key lacks {permissions}: a key gives away nothing that it has not")

@@ -54,6 +54,7 @@ fn demo_tenant() -> NewTenant {
         name: "Demo Tenant".into(),
         schema: "tenant_demo".into(),
         status: TenantStatus::Active,
+        plan: None,
     }
 }
 

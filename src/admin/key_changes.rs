@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::keys::check_key_name;
-use super::{Admin, AdminError, Setting, refused};
+use super::{Admin, AdminError, Setting, unfit};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::key::format::holds_key;
+use crate::labels::Labels;
 use crate::network::Networks;
 use crate::plan::PlanName;
 use crate::record::{KeyDetails, KeyState, KeyTerms, has_expired};
@@ -38,7 +39,8 @@ impl Expiry {
             Self::Unsaid => return Ok(Setting::Keep),
         };
         if has_expired(Some(at), now) {
-            refused(format!("{at} is in the past: choose a later expiry"))
+            let part = if matches!(self, Self::In(_)) { "expires_in" } else { "expires_at" };
+            Err(unfit(part, format!("{at} is in the past: choose a later expiry")))
         } else {
             Ok(Setting::Set(at))
         }
@@ -49,11 +51,11 @@ impl Expiry {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct KeyUpdate {
     /// What people call it.
-    pub name: Option<String>,
+    pub name: Setting<String>,
     /// When it expires.
     pub expiry: Expiry,
     /// When it begins to be valid.
-    pub not_before: Option<Timestamp>,
+    pub not_before: Setting<Timestamp>,
     /// What it grants.
     pub scopes: Setting<Scopes>,
     /// Where it may be used from.
@@ -62,19 +64,35 @@ pub struct KeyUpdate {
     pub plan: Setting<PlanName>,
     /// Labels to add or replace, as `name=value`.
     pub labels: Vec<String>,
+    /// Whether all labels are removed first.
+    pub clear_labels: bool,
     /// Names of labels to remove.
     pub remove_labels: Vec<String>,
 }
 
 impl KeyUpdate {
+    /// Changes a key as it is said, at `now`.
+    ///
+    /// # Errors
+    ///
+    /// The key would expire in the past or before it is valid, or have too many labels.
+    pub fn apply(&self, key: &mut KeyDetails, now: Timestamp) -> Result<(), String> {
+        self.name.change(&mut key.name, Clone::clone);
+        let expiry = self.expiry.instant(now).map_err(|error| error.to_string())?;
+        expiry.change(&mut key.expires_at, |at| *at);
+        self.change_terms(&mut key.terms)?;
+        check_span(&key.terms, key.expires_at)
+    }
+
     /// Changes what a key may do.
     pub(super) fn change_terms(&self, terms: &mut KeyTerms) -> Result<(), String> {
-        if self.not_before.is_some() {
-            terms.not_before = self.not_before;
-        }
+        self.not_before.change(&mut terms.not_before, |at| *at);
         self.scopes.change(&mut terms.scopes, ToString::to_string);
         self.networks.change(&mut terms.networks, ToString::to_string);
         self.plan.change(&mut terms.plan, ToString::to_string);
+        if self.clear_labels {
+            terms.labels = Labels::default();
+        }
         for name in &self.remove_labels {
             terms.labels.remove(name);
         }
@@ -111,16 +129,26 @@ impl Admin {
         if *asked == KeyUpdate::default() {
             return Err(AdminError::BadRequest("nothing to change: name at least one option".into()));
         }
-        check_key_name(asked.name.as_deref())?;
-        let expiry = asked.expiry.instant(self.now())?;
-        self.check_plan(asked.plan.value().map(PlanName::as_str)).await?;
-        let change = |key: &mut KeyDetails| {
-            key.name = asked.name.clone().or(key.name.take());
-            expiry.change(&mut key.expires_at, |at| *at);
-            asked.change_terms(&mut key.terms)?;
-            check_span(&key.terms, key.expires_at)
-        };
+        self.patch_key(reference, asked).await
+    }
+
+    /// Changes what is said of a key, which may be nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::update_key`].
+    pub async fn patch_key(&self, reference: &str, asked: &KeyUpdate) -> Result<KeyDetails, AdminError> {
+        check_key_name(asked.name.value().map(String::as_str))?;
+        let now = self.now();
         let key = self.key(reference).await?;
+        asked.expiry.instant(now)?;
+        self.check_plan(asked.plan.value().map(PlanName::as_str)).await?;
+        // What makes no sense beside the key as it is now is the fault of the request; later, of a race.
+        asked.apply(&mut key.clone(), now).map_err(|why| unfit("not_before", why))?;
+        let change = |key: &mut KeyDetails| {
+            self.judge_key(key)?;
+            Ok(asked.apply(key, now)?)
+        };
         self.one_key(key.id, Action::KeyUpdate, &change).await
     }
 
@@ -132,6 +160,7 @@ impl Admin {
     pub async fn disable_key(&self, reference: &str) -> Result<KeyDetails, AdminError> {
         let (key, now) = (self.key(reference).await?, self.now());
         let change = |key: &mut KeyDetails| {
+            self.judge_key(key)?;
             not_revoked(key)?;
             key.disabled_at = key.disabled_at.or(Some(now));
             Ok(())
@@ -147,6 +176,7 @@ impl Admin {
     pub async fn enable_key(&self, reference: &str) -> Result<KeyDetails, AdminError> {
         let key = self.key(reference).await?;
         let change = |key: &mut KeyDetails| {
+            self.judge_key(key)?;
             not_revoked(key)?;
             key.disabled_at = None;
             Ok(())
@@ -184,6 +214,7 @@ impl Admin {
         check_reason(reason)?;
         let now = self.now();
         let change = |key: &mut KeyDetails| {
+            self.judge_key(key)?;
             if key.revoked_at.is_none() {
                 key.revoked_at = Some(now);
                 key.revocation_reason = reason.map(str::to_owned);
@@ -241,7 +272,7 @@ impl Admin {
         change: crate::store::KeyChange<'_>,
     ) -> Result<KeyDetails, AdminError> {
         let mut changed = self.store.change_keys(&[id], action, change).await?;
-        changed.pop().ok_or_else(|| AdminError::Refused(format!("key {} is gone", id.0)))
+        changed.pop().ok_or_else(|| AdminError::Missing(format!("key {} is gone", id.0)))
     }
 }
 

@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use rand::rngs::SysRng;
 use uuid::Uuid;
 
 use super::key_changes::{Expiry, KeyUpdate, check_span};
-use super::{Admin, AdminError, refused};
+use super::tenants::may_name;
+use super::{Admin, AdminError, missing, refused, unfit};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format::{self, holds_key};
@@ -36,33 +36,63 @@ impl Admin {
     /// As [`Admin::tenant`]; the tenant is deleted; the expiry is in the past or before the key is valid; there is no
     /// such plan.
     pub async fn create_key(&self, tenant: &str, asked: &KeyUpdate) -> Result<Issued, AdminError> {
-        check_key_name(asked.name.as_deref())?;
-        let tenant = self.living_tenant(tenant).await?;
-        let now = self.now();
-        let expires_at = asked.expiry.instant(now)?.value().copied();
-        let mut terms = KeyTerms::default();
-        asked.change_terms(&mut terms).map_err(AdminError::BadRequest)?;
-        check_span(&terms, expires_at).map_err(AdminError::Refused)?;
-        self.check_plan(terms.plan.as_deref()).await?;
-        let (new, key) = self.new_key(&tenant, asked.name.clone(), now, expires_at, terms).await?;
+        let (tenant, life) = self.wished_key(tenant, asked).await?;
+        let (new, key) = self.new_key(&tenant, life).await?;
         Ok(Issued { details: self.store.insert_key(&new, Action::KeyCreate).await?, key })
     }
 
-    async fn new_key(
+    /// Adds a key that its client made, and of which only the hash is known here.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::create_key`]; the prefix or the hash is not valid, or taken.
+    pub async fn adopt_key(
         &self,
-        tenant: &Tenant,
-        name: Option<String>,
-        created_at: Timestamp,
-        expires_at: Option<Timestamp>,
-        terms: KeyTerms,
-    ) -> Result<(NewKey, PlainKey), AdminError> {
+        tenant: &str,
+        asked: &KeyUpdate,
+        prefix: &str,
+        hash: &str,
+    ) -> Result<KeyDetails, AdminError> {
+        if !format::is_stored_prefix(prefix) {
+            let why = "key_prefix is not valid: expected llmk_ and 1 to 48 of A-Z, a-z, 0-9 and -";
+            return Err(AdminError::BadRequest(why.into()));
+        }
+        if SecretHash::parse(hash).is_none() {
+            let why =
+                "hashed_key is not valid: expected a bcrypt hash ($2a$, $2b$, $2y$) of a cost from 4 to 14";
+            return Err(AdminError::BadRequest(why.into()));
+        }
+        let (tenant, life) = self.wished_key(tenant, asked).await?;
+        let new = life.key(&tenant, prefix.to_owned(), hash.to_owned());
+        match self.store.insert_key(&new, Action::KeyCreate).await {
+            Err(StoreError::Conflict(_)) => {
+                refused(format!("there is, or was, a key with the prefix {prefix} or with this hash"))
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// The tenant, and what a new key of it is to be.
+    async fn wished_key(&self, tenant: &str, asked: &KeyUpdate) -> Result<(Tenant, Life), AdminError> {
+        let name = asked.name.value().cloned();
+        check_key_name(name.as_deref())?;
+        let tenant = self.living_tenant(tenant).await?;
+        let created_at = self.now();
+        let expires_at = asked.expiry.instant(created_at)?.value().copied();
+        let mut terms = KeyTerms::default();
+        asked.change_terms(&mut terms).map_err(AdminError::BadRequest)?;
+        check_span(&terms, expires_at).map_err(|why| unfit("not_before", why))?;
+        self.check_plan(terms.plan.as_deref()).await?;
+        Ok((tenant, Life { name, created_at, expires_at, terms }))
+    }
+
+    async fn new_key(&self, tenant: &Tenant, life: Life) -> Result<(NewKey, PlainKey), AdminError> {
         let no_randomness = |e| AdminError::Refused(format!("no randomness: {e}"));
-        let key = format::issue_with(&mut SysRng, &tenant.name).map_err(no_randomness)?;
-        let (id, prefix) = (KeyId(Uuid::new_v4()), key.prefix().to_owned());
+        let key = format::issue_with(&mut self.randomness(), &tenant.name).map_err(no_randomness)?;
         let hash = hashed(key.as_presented().to_plain()).await?;
-        let memo = self.memo(id, tenant.id, &hash, &key);
-        let tenant_id = tenant.id;
-        Ok((NewKey { id, prefix, hash, tenant_id, name, created_at, expires_at, memo, terms }, key))
+        let new = life.key(tenant, key.prefix().to_owned(), hash);
+        let memo = self.memo(new.id, tenant.id, &new.hash, &key);
+        Ok((NewKey { memo, ..new }, key))
     }
 
     /// The memo that a key is issued with: we made the hash from it, so bcrypt need not be asked.
@@ -93,14 +123,15 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// There is none.
+    /// The caller sees none.
     pub async fn key(&self, reference: &str) -> Result<KeyDetails, AdminError> {
-        match self.store.find_key(reference).await? {
+        let found = if may_name(reference) { self.store.find_key(reference).await? } else { None };
+        match found.filter(|key| self.sees(key.tenant_id)) {
             Some(key) => Ok(key),
-            None if format::parse(reference.as_bytes()).is_ok() => refused(
+            None if format::parse(reference.as_bytes()).is_ok() => missing(
                 "that is a whole key: name it by its prefix (up to the second _) or its id, and keep the rest to yourself",
             ),
-            None => refused(format!(
+            None => missing(format!(
                 "there is no key {reference:?} in {}: `tenantgate key list` shows all",
                 self.store.address()
             )),
@@ -120,6 +151,7 @@ impl Admin {
     ) -> Result<(KeyDetails, Issued), AdminError> {
         let old = self.key(reference).await?;
         let now = self.now();
+        self.judge_key(&old).map_err(StoreError::from)?;
         match old.state(now) {
             KeyState::Active => {}
             KeyState::Disabled => {
@@ -140,9 +172,11 @@ impl Admin {
         let as_before = self.lifetime(&old).await?.map(|span| now.after(span));
         let mut expires_at = as_before;
         expiry.instant(now)?.change(&mut expires_at, |at| *at);
-        check_span(&old.terms, expires_at).map_err(AdminError::Refused)?;
-        let (new, key) = self.new_key(&tenant, old.name.clone(), now, expires_at, old.terms.clone()).await?;
-        match self.store.replace_key(old.id, now.after(grace), &new).await {
+        check_span(&old.terms, expires_at).map_err(|why| unfit("expires_at", why))?;
+        let life = Life { name: old.name.clone(), created_at: now, expires_at, terms: old.terms.clone() };
+        let (new, key) = self.new_key(&tenant, life).await?;
+        let check = |key: &KeyDetails| self.judge_key(key);
+        match self.store.replace_key(old.id, now.after(grace), &new, &check).await {
             Err(StoreError::Conflict(successor)) if successor != new.prefix => refused(format!(
                 "key {} has a live successor, {successor}: rotate or revoke that one",
                 old.prefix
@@ -164,6 +198,23 @@ impl Admin {
             }
         }
         Ok(issued.expires_at.map(|at| at.since(issued.created_at)))
+    }
+}
+
+/// What a new key is to be, besides its secret.
+struct Life {
+    name: Option<String>,
+    created_at: Timestamp,
+    expires_at: Option<Timestamp>,
+    terms: KeyTerms,
+}
+
+impl Life {
+    /// The row of a key, without a memo.
+    fn key(self, tenant: &Tenant, prefix: String, hash: String) -> NewKey {
+        let Self { name, created_at, expires_at, terms } = self;
+        let (id, tenant_id) = (KeyId(Uuid::new_v4()), tenant.id);
+        NewKey { id, prefix, hash, tenant_id, name, created_at, expires_at, memo: None, terms }
     }
 }
 

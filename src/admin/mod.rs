@@ -5,34 +5,45 @@
 //! once, in [`Issued`]; what the database gets is its hash. Nothing here knows
 //! SQL, or how a result is printed.
 
+mod acting;
 mod admin_keys;
 mod audit;
 pub mod bulk;
 mod demo;
 mod key_changes;
 mod keys;
+mod overview;
 mod plans;
+mod reading;
 mod report;
 mod route_test;
 mod routes;
+mod sessions;
 mod tenants;
 mod usage;
+pub mod version;
 pub(crate) mod view;
 mod waiting;
 
 use std::sync::Arc;
 
-pub use self::admin_keys::{AdminKeyWish, Caller, IssuedAdminKey, ListedAdminKey, Maker};
+pub use self::acting::{Expected, Origin};
+pub use self::admin_keys::{AdminKeyUpdate, AdminKeyWish, Caller, IssuedAdminKey, ListedAdminKey, Maker};
 pub use self::audit::Verified;
 pub use self::demo::{DEMO_KEY, DEMO_TENANT};
 pub use self::key_changes::{Expiry, KeyUpdate, ToRevoke};
 pub use self::keys::Issued;
+pub use self::overview::{LONG, SOON};
 pub use self::plans::LimitUpdate;
 pub use self::report::{Criteria, Finding};
 pub use self::route_test::{RouteVerdict, TestedRequest};
-pub use self::routes::{ChangedRoute, RouteDifference, RouteView};
+pub use self::routes::{ChangedRoute, RouteDifference, RouteUpdate, RouteView};
+pub use self::sessions::{Browser, IDLE, LINK_WITHIN, LONGEST, LoginLink, SignedIn, is_on};
+pub use self::waiting::Applied;
+use crate::audit::Author;
 use crate::clock::{Clock, Timestamp};
 use crate::store::{Adoption, Management, Migrated, StoreError};
+use crate::verify::derived::Derivation;
 use crate::verify::memo::Peppers;
 
 /// Why something was not done.
@@ -41,12 +52,39 @@ pub enum AdminError {
     /// What was asked for makes no sense, whatever is in the database.
     #[error("{0}")]
     BadRequest(String),
-    /// It makes sense and is not allowed, or what it is about does not exist.
+    /// What it is about does not exist, or the caller does not see it.
+    #[error("{0}")]
+    Missing(String),
+    /// It makes sense, and the state of what it is about does not allow it.
     #[error("{0}")]
     Refused(String),
+    /// The caller would give away more than it has.
+    #[error("{0}")]
+    Excess(String),
+    /// A value has the right form and makes no sense: it is in the past, or names something that does not exist.
+    #[error("{why}")]
+    Unfit {
+        /// The name of the value, as objects have it.
+        part: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// What it is about is not in a version that the caller expects.
+    #[error("it was changed in the meantime: read it again")]
+    Stale,
     /// The database did not do its part.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
+}
+
+impl From<StoreError> for AdminError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Missing => Self::Missing("it is gone".into()),
+            StoreError::Stale => Self::Stale,
+            other => Self::Store(other),
+        }
+    }
 }
 
 /// What is said of a value that can be unset.
@@ -90,18 +128,42 @@ fn refused<T>(why: impl Into<String>) -> Result<T, AdminError> {
     Err(AdminError::Refused(why.into()))
 }
 
-/// Manages a store.
+fn missing<T>(what: impl Into<String>) -> Result<T, AdminError> {
+    Err(AdminError::Missing(what.into()))
+}
+
+fn unfit(part: &'static str, why: impl Into<String>) -> AdminError {
+    AdminError::Unfit { part, why: why.into() }
+}
+
+/// Manages a store. Cheap to clone.
+#[derive(Clone)]
 pub struct Admin {
     store: Arc<dyn Management>,
     clock: Arc<dyn Clock>,
     peppers: Peppers,
+    /// Who makes the changes; only used for an [`Admin`] that acts for a management key.
+    author: Author,
+    /// What the caller may do. Commands may do everything.
+    maker: Maker,
+    /// Which versions of a row may be changed.
+    expected: Expected,
+    /// What the next key is derived from.
+    derivation: Option<Derivation>,
 }
 
 impl Admin {
     /// The management of this store. New keys get a memo by the first of the peppers.
     #[must_use]
     pub fn new(store: Arc<dyn Management>, clock: Arc<dyn Clock>, peppers: Peppers) -> Self {
-        Self { store, clock, peppers }
+        let (author, maker) = (Author::default(), Maker::database());
+        Self { store, clock, peppers, author, maker, expected: Expected::Any, derivation: None }
+    }
+
+    /// The peppers, of which the first one derives keys that can be shown again.
+    #[must_use]
+    pub fn peppers(&self) -> &Peppers {
+        &self.peppers
     }
 
     /// The wall clock that this management goes by.
@@ -122,6 +184,15 @@ impl Admin {
             return Ok(());
         }
         version.check()
+    }
+
+    /// Whether the database answers and its tables are as new as we need them.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::OldSchema`], or the database cannot be asked.
+    pub async fn ready(&self) -> Result<(), StoreError> {
+        self.store.version().await?.check()
     }
 
     /// Brings the tables up to date; returns what was done and the version they have now.

@@ -1,6 +1,6 @@
 //! Manages plans: names for limits that Envoy enforces.
 
-use super::{Admin, AdminError, Setting, refused};
+use super::{Admin, AdminError, Setting, refused, unfit};
 use crate::plan::{Limit, PlanName, PlanRow};
 use crate::store::{PlanUses, StoreError};
 
@@ -33,7 +33,21 @@ impl Admin {
         if asked.iter().all(|limit| *limit == Setting::Keep) {
             return Err(AdminError::BadRequest("nothing to change: name at least one limit".into()));
         }
-        let changed = self.store.change_plan(name.as_str(), &|plan| apply(plan, asked)).await?;
+        self.patch_plan(name, asked).await
+    }
+
+    /// Changes what is said of a plan, which may be nothing.
+    ///
+    /// # Errors
+    ///
+    /// There is no such plan.
+    pub async fn patch_plan(&self, name: &PlanName, asked: &LimitUpdate) -> Result<PlanRow, AdminError> {
+        let change = |plan: &mut PlanRow| {
+            self.judge_plan(plan)?;
+            apply(plan, asked);
+            Ok(())
+        };
+        let changed = self.store.change_plan(name.as_str(), &change).await?;
         changed.ok_or_else(|| no_plan(name.as_str()))
     }
 
@@ -69,14 +83,15 @@ impl Admin {
                 "the plan {name} is used by {tenants} tenants and {keys} keys: give them another one first"
             ));
         }
-        self.store.delete_plan(name.as_str()).await?.ok_or_else(|| no_plan(name.as_str()))
+        let deleted = self.store.delete_plan(name.as_str(), &|plan| self.judge_plan(plan)).await?;
+        deleted.ok_or_else(|| no_plan(name.as_str()))
     }
 
     /// Refuses a plan that there is not.
     pub(super) async fn check_plan(&self, name: Option<&str>) -> Result<(), AdminError> {
         let Some(name) = name else { return Ok(()) };
         let known = self.plans().await?.iter().any(|plan| plan.name == name);
-        if known { Ok(()) } else { Err(no_plan(name)) }
+        if known { Ok(()) } else { Err(unfit("plan", no_plan(name).to_string())) }
     }
 }
 
@@ -87,5 +102,5 @@ fn apply(plan: &mut PlanRow, asked: &LimitUpdate) {
 }
 
 fn no_plan(name: &str) -> AdminError {
-    AdminError::Refused(format!("there is no plan {name:?}: `tenantgate plan list` shows all"))
+    AdminError::Missing(format!("there is no plan {name:?}: `tenantgate plan list` shows all"))
 }

@@ -24,7 +24,7 @@ pub struct TestedRequest {
 }
 
 /// What becomes of a request, as far as rules and the key say; networks, plans and the tenant are no part of it.
-#[derive(Clone, Debug, Eq, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq, serde::Serialize, utoipa::ToSchema)]
 pub struct RouteVerdict {
     /// The rule that wins.
     pub rule: Option<RouteView>,

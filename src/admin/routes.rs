@@ -5,15 +5,16 @@ use std::collections::{HashMap, HashSet};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Admin, AdminError};
+use super::{Admin, AdminError, Setting};
 use crate::audit::{Action, Draft};
 use crate::record::KeyState;
-use crate::route::{RouteId, RouteRow, RouteTable};
+use crate::route::{RouteId, RouteRow, RouteTable, Rule};
 use crate::scope::Scopes;
-use crate::store::{KeyFilter, RoutesChange, StoredKey};
+use crate::store::{KeyFilter, RoutesChange, Stop, StoreError, StoredKey};
 
 /// A rule as people, programs and the audit log have it.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = Route)]
 pub struct RouteView {
     id: String,
     name: Option<String>,
@@ -50,7 +51,7 @@ impl RouteView {
 }
 
 /// A rule before and after.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct ChangedRoute {
     /// As it was.
     pub before: RouteView,
@@ -59,7 +60,7 @@ pub struct ChangedRoute {
 }
 
 /// The difference that applying a table makes.
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct RouteDifference {
     /// Rules that were not there.
     pub added: Vec<RouteView>,
@@ -74,7 +75,9 @@ pub struct RouteDifference {
 }
 
 impl RouteDifference {
-    fn of(change: &RoutesChange, rules: usize, dry_run: bool) -> Self {
+    /// What a change of the table does; `rules` are then in it.
+    #[must_use]
+    pub fn of(change: &RoutesChange, rules: usize, dry_run: bool) -> Self {
         let views = |rows: &[RouteRow]| rows.iter().map(RouteView::from).collect();
         let both = |(before, after): &(RouteRow, RouteRow)| ChangedRoute {
             before: before.into(),
@@ -87,6 +90,44 @@ impl RouteDifference {
             unchanged: rules - change.added.len() - change.changed.len(),
             dry_run,
         }
+    }
+}
+
+/// What is said of a rule that exists.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct RouteUpdate {
+    /// Its name.
+    pub name: Setting<String>,
+    /// Its host.
+    pub host: Option<String>,
+    /// Its method.
+    pub method: Option<String>,
+    /// Its path.
+    pub path: Option<String>,
+    /// Its mode.
+    pub mode: Option<String>,
+    /// What it needs.
+    pub scopes: Setting<String>,
+    /// Whether a lack of scopes is only reported.
+    pub shadow: Option<bool>,
+}
+
+impl RouteUpdate {
+    /// The rule with what is said of it.
+    #[must_use]
+    pub fn applied(&self, route: &RouteRow) -> RouteRow {
+        let mut route = route.clone();
+        self.name.change(&mut route.name, Clone::clone);
+        self.scopes.change(&mut route.scopes, Clone::clone);
+        let RouteRow { host, method, path, mode, .. } = &mut route;
+        let texts = [(host, &self.host), (method, &self.method), (path, &self.path), (mode, &self.mode)];
+        for (part, said) in texts {
+            if let Some(said) = said {
+                part.clone_from(said);
+            }
+        }
+        route.shadow = self.shadow.unwrap_or(route.shadow);
+        route
     }
 }
 
@@ -110,14 +151,8 @@ impl Admin {
         let rule = route.compile().map_err(|damage| AdminError::BadRequest(damage.to_string()))?;
         let route = RouteRow::from(&rule);
         let plan = |there: &[RouteRow]| {
-            if let Some(twin) = RouteTable::of(there).twin(&rule) {
-                let twin = twin.name.as_deref().map_or_else(|| twin.id.0.to_string(), str::to_owned);
-                return Err(format!("the rule {twin} is for the same requests: remove it first"));
-            }
-            if there.iter().any(|other| other.name.is_some() && other.name == route.name) {
-                let name = route.name.as_deref().unwrap_or_default();
-                return Err(format!("there is a rule named {name:?}: choose another name"));
-            }
+            self.judge_routes(there)?;
+            refuse_twin(there, &route, &rule)?;
             let draft =
                 Draft::of(Action::RouteAdd, route.id.0.to_string(), None::<&()>, &RouteView::from(&route));
             Ok(RoutesChange { added: vec![route.clone()], draft: Some(draft), ..RoutesChange::default() })
@@ -136,16 +171,56 @@ impl Admin {
         let plan = |there: &[RouteRow]| {
             let named = |route: &&RouteRow| Some(route.id) == id || route.name.as_deref() == Some(reference);
             let found = there.iter().find(named);
-            let found = found.ok_or_else(|| {
-                format!("there is no rule {reference:?}: `tenantgate route list` shows all")
-            })?;
+            let found = found.ok_or(Stop::Missing)?;
+            self.judge_route(found)?;
             let draft =
                 Draft::of_removed(Action::RouteRemove, found.id.0.to_string(), &RouteView::from(found));
             Ok(RoutesChange { removed: vec![found.clone()], draft: Some(draft), ..RoutesChange::default() })
         };
-        let mut change = self.store.change_routes(&plan).await?;
-        let gone = change.removed.pop();
-        gone.ok_or_else(|| AdminError::Refused(format!("there is no rule {reference:?}")))
+        let no_rule = || AdminError::Missing(no_rule(reference));
+        let mut change = self.store.change_routes(&plan).await.map_err(|error| match error {
+            StoreError::Missing => no_rule(),
+            other => other.into(),
+        })?;
+        change.removed.pop().ok_or_else(no_rule)
+    }
+
+    /// Changes the rule of this id.
+    ///
+    /// # Errors
+    ///
+    /// There is none; the changed rule makes no sense; another one is for the same requests, or has its name.
+    pub async fn update_route(&self, id: RouteId, update: &RouteUpdate) -> Result<RouteRow, AdminError> {
+        let reference = id.0.to_string();
+        let plan = |there: &[RouteRow]| {
+            let before = there.iter().find(|route| route.id == id).ok_or(Stop::Missing)?;
+            self.judge_route(before)?;
+            let rule = update.applied(before).compile().map_err(|damage| damage.to_string())?;
+            let after = RouteRow::from(&rule);
+            let others: Vec<_> = there.iter().filter(|route| route.id != id).cloned().collect();
+            refuse_twin(&others, &after, &rule)?;
+            Ok(replacement(before, &after))
+        };
+        let change = self.store.change_routes(&plan).await.map_err(|error| match error {
+            StoreError::Missing => AdminError::Missing(no_rule(&reference)),
+            other => other.into(),
+        })?;
+        let (added, changed) = (change.added, change.changed.into_iter().map(|(_, after)| after));
+        match added.into_iter().chain(changed).next() {
+            Some(after) => Ok(after),
+            // Nothing differs.
+            None => self.route(id).await,
+        }
+    }
+
+    /// The rule of this id.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub async fn route(&self, id: RouteId) -> Result<RouteRow, AdminError> {
+        let found = self.store.routes().await?.into_iter().find(|route| route.id == id);
+        found.ok_or_else(|| AdminError::Missing(no_rule(&id.0.to_string())))
     }
 
     /// Makes these rules the whole table. A rule for the same requests as one that is there keeps its id.
@@ -161,15 +236,19 @@ impl Admin {
     ) -> Result<RouteDifference, AdminError> {
         let wanted = &read_table(wanted)?;
         if dry_run {
-            let change = difference(&self.store.routes().await?, wanted);
+            let there = self.store.routes().await?;
+            self.judge_routes(&there).map_err(StoreError::from)?;
+            let change = difference(&there, wanted);
             return Ok(RouteDifference::of(&change, wanted.len(), true));
         }
         let plan = |there: &[RouteRow]| {
+            self.judge_routes(there)?;
             let mut change = difference(there, wanted);
             let shown = RouteDifference::of(&change, wanted.len(), false);
             let changes = !(shown.added.is_empty() && shown.removed.is_empty() && shown.changed.is_empty());
             change.draft =
                 changes.then(|| Draft::of(Action::RouteApply, "routes".into(), None::<&()>, &shown));
+            change.table = after(there, &change);
             Ok(change)
         };
         let change = self.store.change_routes(&plan).await?;
@@ -198,6 +277,39 @@ impl Admin {
         };
         Ok(lists.into_iter().filter_map(read).collect())
     }
+}
+
+/// Refuses a rule beside one for the same requests, or of the same name.
+fn refuse_twin(others: &[RouteRow], route: &RouteRow, rule: &Rule) -> Result<(), Stop> {
+    if let Some(twin) = RouteTable::of(others).twin(rule) {
+        let twin = twin.name.as_deref().map_or_else(|| twin.id.0.to_string(), str::to_owned);
+        return Err(Stop::Refused(format!("the rule {twin} is for the same requests: remove it first")));
+    }
+    if others.iter().any(|other| other.name.is_some() && other.name == route.name) {
+        let name = route.name.as_deref().unwrap_or_default();
+        return Err(Stop::Refused(format!("there is a rule named {name:?}: choose another name")));
+    }
+    Ok(())
+}
+
+/// What makes `after` of `before`, which has the same id.
+fn replacement(before: &RouteRow, after: &RouteRow) -> RoutesChange {
+    if before == after {
+        return RoutesChange { unchanged: Some(before.clone()), ..RoutesChange::default() };
+    }
+    let (was, is) = (RouteView::from(before), RouteView::from(after));
+    let draft = Some(Draft::of(Action::RouteUpdate, after.id.0.to_string(), Some(&was), &is));
+    // What a rule is for is written once: another row takes its place.
+    if (&before.host, &before.method, &before.path) == (&after.host, &after.method, &after.path) {
+        RoutesChange { changed: vec![(before.clone(), after.clone())], draft, ..RoutesChange::default() }
+    } else {
+        let (added, removed) = (vec![after.clone()], vec![before.clone()]);
+        RoutesChange { added, removed, draft, ..RoutesChange::default() }
+    }
+}
+
+fn no_rule(reference: &str) -> String {
+    format!("there is no rule {reference:?}: `tenantgate route list` shows all")
 }
 
 /// Reads a table, and refuses one with a rule that makes no sense, or with two of which neither could win.
@@ -231,6 +343,15 @@ fn shape(row: &RouteRow) -> String {
     let segment = |segment: &str| if segment.starts_with('{') { "{}".to_owned() } else { segment.to_owned() };
     let path: Vec<_> = path.split('/').map(segment).collect();
     format!("{host} {method} {}", path.join("/"))
+}
+
+/// The table after a change.
+fn after(there: &[RouteRow], change: &RoutesChange) -> Vec<RouteRow> {
+    let gone = |id: RouteId| change.removed.iter().any(|route| route.id == id);
+    let changed = |id: RouteId| change.changed.iter().find(|(before, _)| before.id == id);
+    let stay = there.iter().filter(|route| !gone(route.id));
+    let stay = stay.map(|route| changed(route.id).map_or(route, |(_, after)| after));
+    stay.chain(&change.added).cloned().collect()
 }
 
 /// What must be done for the table to become `wanted`.

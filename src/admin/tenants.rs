@@ -4,7 +4,7 @@
 
 use uuid::Uuid;
 
-use super::{Admin, AdminError, Setting, refused};
+use super::{Admin, AdminError, Setting, missing, refused};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format::holds_key;
@@ -26,8 +26,10 @@ impl Admin {
         schema: Option<&str>,
         adopt: bool,
         status: TenantStatus,
+        plan: Option<&PlanName>,
     ) -> Result<Tenant, AdminError> {
         check_name(name)?;
+        self.check_plan(plan.map(PlanName::as_str)).await?;
         let schema = schema.map_or_else(|| default_schema_name(name), str::to_owned);
         if !is_schema_name(&schema) {
             return Err(AdminError::BadRequest(format!(
@@ -35,7 +37,8 @@ impl Admin {
                  and none of Postgres' own (pg_*, public, information_schema)"
             )));
         }
-        let tenant = NewTenant { id: TenantId(Uuid::new_v4()), name: name.into(), schema, status };
+        let (id, plan) = (TenantId(Uuid::new_v4()), plan.map(ToString::to_string));
+        let tenant = NewTenant { id, name: name.into(), schema, status, plan };
         self.provision(tenant, adopt, Action::TenantCreate).await
     }
 
@@ -82,18 +85,38 @@ impl Admin {
         status: &TenantStatus,
         action: Action,
     ) -> Result<Tenant, AdminError> {
-        let change = |tenant: &mut Tenant| tenant.status.clone_from(status);
+        let change = |tenant: &mut Tenant| {
+            self.judge_tenant(tenant)?;
+            tenant.status.clone_from(status);
+            Ok(())
+        };
         let changed = self.store.change_tenant(tenant.id, action, &change).await?;
-        changed.ok_or_else(|| AdminError::Refused(format!("tenant {} is gone", tenant.id.0)))
+        changed.ok_or_else(|| AdminError::Missing(format!("tenant {} is gone", tenant.id.0)))
     }
 
-    /// All tenants, oldest first.
+    /// All tenants that the caller sees, oldest first.
     ///
     /// # Errors
     ///
     /// The database cannot be asked.
     pub async fn tenants(&self) -> Result<Vec<Tenant>, AdminError> {
-        Ok(self.store.tenants().await?)
+        let mut tenants = self.store.tenants().await?;
+        tenants.retain(|tenant| self.sees(tenant.id));
+        Ok(tenants)
+    }
+
+    /// The tenant whose id or schema is `reference`. Its name, which others may have too, is no reference for programs.
+    ///
+    /// # Errors
+    ///
+    /// The caller sees none.
+    pub async fn tenant_by_id(&self, reference: &str) -> Result<Tenant, AdminError> {
+        let named = |tenant: &Tenant| {
+            tenant.id.0.to_string().eq_ignore_ascii_case(reference) || tenant.schema == reference
+        };
+        let found = if may_name(reference) { self.store.find_tenants(reference).await? } else { Vec::new() };
+        let found = found.into_iter().find(|tenant| named(tenant) && self.sees(tenant.id));
+        found.ok_or_else(|| AdminError::Missing(format!("there is no tenant {reference:?}")))
     }
 
     /// The tenant whose id, schema or exact name is `reference`.
@@ -103,11 +126,12 @@ impl Admin {
     /// There is none, or more than one.
     pub async fn tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
         let mut found = self.store.find_tenants(reference).await?;
+        found.retain(|tenant| self.sees(tenant.id));
         if let Some(at) = found.iter().position(|t| t.id.0.to_string().eq_ignore_ascii_case(reference)) {
             return Ok(found.swap_remove(at));
         }
         match found.len() {
-            0 => refused(format!(
+            0 => missing(format!(
                 "there is no tenant {reference:?} in {}: `tenantgate tenant list` shows all",
                 self.store.address()
             )),
@@ -138,6 +162,8 @@ impl Admin {
     /// As [`Admin::tenant`], or its schema cannot be made.
     pub async fn activate_tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
         let tenant = self.tenant(reference).await?;
+        // A schema that is made for nothing would remain.
+        self.judge_tenant(&tenant).map_err(StoreError::from)?;
         self.store.create_schema(&tenant.schema, true).await?;
         self.set_status(&tenant, &TenantStatus::Active, Action::TenantActivate).await
     }
@@ -149,9 +175,13 @@ impl Admin {
     /// As [`Admin::tenant`].
     pub async fn set_tenant_mode(&self, reference: &str, mode: Option<Mode>) -> Result<Tenant, AdminError> {
         let tenant = self.tenant(reference).await?;
-        let change = |tenant: &mut Tenant| tenant.mode = mode;
+        let change = |tenant: &mut Tenant| {
+            self.judge_tenant(tenant)?;
+            tenant.mode = mode;
+            Ok(())
+        };
         let changed = self.store.change_tenant(tenant.id, Action::TenantMode, &change).await?;
-        changed.ok_or_else(|| AdminError::Refused(format!("tenant {} is gone", tenant.id.0)))
+        changed.ok_or_else(|| AdminError::Missing(format!("tenant {} is gone", tenant.id.0)))
     }
 
     /// Changes the name or the plan of a tenant.
@@ -168,17 +198,33 @@ impl Admin {
         if name.is_none() && *plan == Setting::Keep {
             return Err(AdminError::BadRequest("nothing to change: name at least one option".into()));
         }
+        self.patch_tenant(reference, name, plan).await
+    }
+
+    /// Changes what is said of a tenant, which may be nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::update_tenant`].
+    pub async fn patch_tenant(
+        &self,
+        reference: &str,
+        name: Option<&str>,
+        plan: &Setting<PlanName>,
+    ) -> Result<Tenant, AdminError> {
         name.map_or(Ok(()), check_name)?;
         self.check_plan(plan.value().map(PlanName::as_str)).await?;
         let tenant = self.tenant(reference).await?;
         let change = |tenant: &mut Tenant| {
+            self.judge_tenant(tenant)?;
             if let Some(name) = name {
                 name.clone_into(&mut tenant.name);
             }
             plan.change(&mut tenant.plan, |plan| plan.as_str().into());
+            Ok(())
         };
         let changed = self.store.change_tenant(tenant.id, Action::TenantUpdate, &change).await?;
-        changed.ok_or_else(|| AdminError::Refused(format!("tenant {} is gone", tenant.id.0)))
+        changed.ok_or_else(|| AdminError::Missing(format!("tenant {} is gone", tenant.id.0)))
     }
 
     /// What the shadow report has of the days since `since`.
@@ -198,6 +244,11 @@ impl Admin {
     pub async fn delete_tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
         self.set_status(&self.tenant(reference).await?, &TenantStatus::Deleted, Action::TenantDelete).await
     }
+}
+
+/// Whether a text can be a reference at all. Postgres takes no NUL in a text.
+pub(super) fn may_name(reference: &str) -> bool {
+    !reference.chars().any(char::is_control)
 }
 
 fn check_name(name: &str) -> Result<(), AdminError> {

@@ -2,6 +2,7 @@
 
 use super::{Admin, AdminError};
 use crate::clock::Timestamp;
+use crate::permission::Reach;
 use crate::store::{UsageBy, UsageFilter, UsageRow};
 
 impl Admin {
@@ -21,6 +22,16 @@ impl Admin {
             Some(reference) => Some(self.tenant(reference).await?.id),
             None => None,
         };
-        Ok(self.store.usage(&UsageFilter { from: since, to: self.now(), tenant, by }).await?)
+        let (to, reach) = (self.now(), Reach::All);
+        self.counted(&UsageFilter { from: since, to, tenant, key: None, reach, by, part: None }).await
+    }
+
+    /// The requests that a filter wants.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn counted(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>, AdminError> {
+        Ok(self.store.usage(filter).await?)
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::args::long_duration;
 use super::view::{Text, fixed_table, plain};
 use super::{Failure, Out};
-use crate::admin::view::{AdminKeyView, permissions, tenants};
+use crate::admin::view::{AdminKeyView, IssuedAdminKeyView};
 use crate::admin::{Admin, AdminKeyWish, Expiry, IssuedAdminKey, Maker};
 use crate::permission::{Permission, Permissions, Role};
 
@@ -17,6 +17,8 @@ pub(super) enum AdminKeyCommand {
     Create(CreateArgs),
     /// Show all management keys, oldest first
     List,
+    /// Print a link that signs in to the page of `manage` as a management key: once, within 5 minutes
+    LoginLink(LoginLinkArgs),
     /// Revoke a management key; the keys that it made end with it
     Revoke {
         /// The id, prefix (llma_…) or name of the management key
@@ -45,6 +47,49 @@ pub(super) struct CreateArgs {
     expires_in: Option<Duration>,
 }
 
+#[derive(clap::Args)]
+pub(super) struct LoginLinkArgs {
+    /// The id, prefix (llma_…) or name of the management key
+    #[arg(value_name = "NAME")]
+    reference: String,
+    /// The beginning of the URL by which the browser reaches the page
+    /// [default: what `manage --listen` says, on this machine]
+    #[arg(long, value_name = "BASE", value_parser = base_url)]
+    url: Option<String>,
+    /// Where `manage` listens
+    #[arg(
+        long,
+        env = "TENANTGATE_MANAGE_LISTEN",
+        hide = true,
+        value_delimiter = ',',
+        default_value = "127.0.0.1:9465"
+    )]
+    listen: Vec<String>,
+}
+
+/// Reads the beginning of a URL, without the slash at its end.
+fn base_url(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or_default();
+    let fine = !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic() && !b"\"<>?#".contains(&b));
+    if fine {
+        Ok(text.trim_end_matches('/').to_owned())
+    } else {
+        Err(format!("{text:?} is not the address of a page: expected https://HOST"))
+    }
+}
+
+impl LoginLinkArgs {
+    fn base(&self) -> Result<String, Failure> {
+        let on_this_machine = || {
+            let tcp = self.listen.iter().find(|address| !address.starts_with("unix:"));
+            tcp.map(|address| format!("http://{address}"))
+        };
+        self.url.clone().or_else(on_this_machine).ok_or_else(|| {
+            Failure::usage("--url is needed: manage listens on no TCP address that a browser could open")
+        })
+    }
+}
+
 impl CreateArgs {
     fn wish(self) -> AdminKeyWish {
         let listed = (!self.permission.is_empty()).then(|| Permissions::of(&self.permission));
@@ -69,6 +114,16 @@ pub(super) async fn admin_key(admin: &Admin, command: AdminKeyCommand, out: &mut
             let keys = admin.admin_keys(&maker).await?;
             out.show(&keys.iter().map(AdminKeyView::from).collect::<Vec<_>>())
         }
+        AdminKeyCommand::LoginLink(args) => {
+            let base = args.base()?;
+            let link = admin.login_link(&args.reference).await?;
+            out.show(&LoginLinkView {
+                url: format!("{base}/login/{}", link.token.expose()),
+                name: link.key.name,
+                key_prefix: link.key.prefix,
+                expires_at: link.expires_at.to_string(),
+            })
+        }
         AdminKeyCommand::Revoke { reference } => {
             out.show(&AdminKeyView::from(&admin.revoke_admin_key(&maker, &reference).await?))
         }
@@ -85,38 +140,26 @@ fn unseen(mut failure: Failure, issued: &IssuedAdminKey) -> Failure {
     failure
 }
 
-/// A management key that was just created.
+/// A link that signs in once.
 #[derive(Serialize)]
-struct IssuedAdminKeyView {
-    id: String,
-    key: String,
-    key_prefix: String,
+struct LoginLinkView {
+    url: String,
     name: String,
-    permissions: Vec<&'static str>,
-    tenants: Option<Vec<String>>,
-    created_at: String,
-    expires_at: Option<String>,
+    key_prefix: String,
+    expires_at: String,
 }
 
-impl From<&IssuedAdminKey> for IssuedAdminKeyView {
-    fn from(issued: &IssuedAdminKey) -> Self {
-        let key = &issued.details;
-        Self {
-            id: key.id.0.to_string(),
-            key: issued.key.expose().to_owned(),
-            key_prefix: key.prefix.clone(),
-            name: key.name.clone(),
-            permissions: permissions(key.given.permissions),
-            tenants: tenants(&key.given.reach),
-            created_at: key.created_at.to_string(),
-            expires_at: key.given.expires_at.map(|at| at.to_string()),
-        }
+impl Text for LoginLinkView {
+    fn text(&self) -> String {
+        let Self { url, name, expires_at, .. } = self;
+        format!("{url}\n\nSigns in as {}: once, until {expires_at}.", plain(name))
     }
 }
 
 impl Text for IssuedAdminKeyView {
     fn text(&self) -> String {
-        let Self { id, key, name, .. } = self;
+        let Self { id, name, .. } = self;
+        let key = self.key.as_deref().unwrap_or_default();
         let (may, sees) = (self.permissions.join(" "), sees(self.tenants.as_ref()));
         let expires = self.expires_at.as_deref().unwrap_or("never");
         format!(

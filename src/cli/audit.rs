@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use super::args::AuditCommand;
 use super::rows::{Row, Rows};
 use super::view::{Text, plain};
 use super::{Failure, Out};
+use crate::admin::view::{EntryView, Seen};
 use crate::admin::{Admin, Verified};
 use crate::audit::{Actor, Entry};
 use crate::store::AuditFilter;
@@ -32,58 +32,11 @@ pub(super) async fn audit(
     let now = admin.now();
     let instant = |when: Option<super::args::When>| when.map(|when| when.instant(now));
     let actor = whose.map(|actor| actor.as_str().to_owned());
-    let filter = AuditFilter { since: instant(since), until: instant(until), actor, subject };
+    let filter = AuditFilter { since: instant(since), until: instant(until), actor, subject, tenants: None };
     let mut rows = Rows::new(out.0);
     let show = |page: &[Entry]| page.iter().try_for_each(|entry| rows.row(&EntryView::from(entry)));
     admin.audit(&filter, limit, show).await?;
     rows.finish::<EntryView<'_>>("no matching entries")
-}
-
-/// A row of the audit log.
-#[derive(Serialize)]
-struct EntryView<'a> {
-    seq: i64,
-    at: String,
-    actor: &'a str,
-    action: &'a str,
-    subject: &'a str,
-    before: Option<Seen<'a>>,
-    after: Option<Seen<'a>>,
-    hash: &'a str,
-}
-
-/// JSON as stored; a text if the column was changed to something else.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Seen<'a> {
-    Json(&'a RawValue),
-    Text(&'a str),
-}
-
-impl<'a> Seen<'a> {
-    fn of(text: &'a str) -> Self {
-        serde_json::from_str(text).map_or(Self::Text(text), Self::Json)
-    }
-
-    fn fields(&self) -> BTreeMap<String, Value> {
-        let Self::Json(json) = self else { return BTreeMap::new() };
-        serde_json::from_str(json.get()).unwrap_or_default()
-    }
-}
-
-impl<'a> From<&'a Entry> for EntryView<'a> {
-    fn from(entry: &'a Entry) -> Self {
-        Self {
-            seq: entry.seq,
-            at: entry.at.to_string(),
-            actor: &entry.actor,
-            action: &entry.action,
-            subject: &entry.subject,
-            before: entry.before.as_deref().map(Seen::of),
-            after: entry.after.as_deref().map(Seen::of),
-            hash: &entry.hash,
-        }
-    }
 }
 
 impl Row for EntryView<'_> {
@@ -93,9 +46,11 @@ impl Row for EntryView<'_> {
         let named = ["key_prefix", "db_schema_name"].into_iter().find_map(|name| after.get(name)?.as_str());
         let subject =
             named.map_or_else(|| self.subject.to_owned(), |name| format!("{name} ({})", self.subject));
+        // Of a change over HTTP, people want to know where it came from.
+        let from = self.address.map(|address| format!("  from {address}")).unwrap_or_default();
         let changes = before.map(|before| differences(&before, &after)).unwrap_or_default();
         let line = format!(
-            "{:>5}  {}  {:<12}  {:<16}  {}  {}",
+            "{:>5}  {}  {:<12}  {:<16}  {}  {}{from}",
             self.seq, self.at, self.actor, self.action, subject, changes
         );
         plain(line.trim_end())

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use clap::Parser as _;
 use http::Uri;
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -22,6 +23,7 @@ use self::logged::Logged;
 use self::show::{DecisionView, ExplainView};
 use self::through::ThroughView;
 use super::{Failure, Session, open_admin};
+use crate::admin::AdminError;
 use crate::clock::{SystemClock, Timestamp};
 use crate::config::{self, JudgementArgs, ModeArgs};
 use crate::decision::Freshness;
@@ -31,6 +33,8 @@ use crate::ext_authz::translate::Speech;
 use crate::key::format::{SCHEME, is_stored_prefix, parse};
 use crate::policy;
 use crate::request::{self, AUTHORIZATION, Reader};
+use crate::server::{Explain, ExplainedRequest};
+use crate::store::StoreError;
 use crate::tenant::Mode;
 use crate::verify::memo::Peppers;
 
@@ -83,6 +87,53 @@ pub(crate) struct ExplainArgs {
     /// Whether rejections are enforced
     #[command(flatten)]
     mode: ModeArgs,
+}
+
+/// The options alone, for a request that does not come from the command line.
+#[derive(clap::Parser)]
+struct Alone {
+    #[command(flatten)]
+    args: ExplainArgs,
+}
+
+/// Explains requests of management over HTTP, as servers with the options of this process's environment decide them.
+pub(super) fn for_management(by: &Session) -> Explain {
+    let (database, actor) = (by.database.clone(), by.actor.clone());
+    Arc::new(move |request| {
+        let by = Session { database: database.clone(), actor: actor.clone() };
+        Box::pin(async move { asked_over_http(&request, &by).await })
+    })
+}
+
+async fn asked_over_http(request: &ExplainedRequest, by: &Session) -> Result<serde_json::Value, AdminError> {
+    let mut typed = vec!["explain".to_owned()];
+    let ExplainedRequest { key_prefix, method, path, host, client_address, context, at } = request;
+    for (name, value) in [
+        ("key-prefix", key_prefix),
+        ("method", method),
+        ("path", path),
+        ("host", host),
+        ("client-address", client_address),
+        ("at", at),
+    ] {
+        typed.extend(value.iter().map(|value| format!("--{name}={value}")));
+    }
+    typed.extend(context.iter().map(|(name, value)| format!("--context={name}={value}")));
+    let parsed = Alone::try_parse_from(typed);
+    let Alone { args } =
+        parsed.map_err(|error| AdminError::BadRequest(super::one_line(&error.to_string())))?;
+    let (view, whole) = explain(&args, by).await.map_err(|failure| refusal(&failure))?;
+    whole.map_err(|failure| refusal(&failure))?;
+    serde_json::to_value(&view).map_err(|error| AdminError::Refused(error.to_string()))
+}
+
+fn refusal(failure: &Failure) -> AdminError {
+    let why = failure.lines.join("; ");
+    match failure.code {
+        2 => AdminError::BadRequest(why),
+        3 => AdminError::Store(StoreError::Unavailable(why)),
+        _ => AdminError::Refused(why),
+    }
 }
 
 fn prefix(text: &str) -> Result<String, String> {

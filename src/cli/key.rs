@@ -146,13 +146,14 @@ pub(super) struct UpdateArgs {
 impl UpdateArgs {
     fn update(self, remove_labels: Vec<String>) -> KeyUpdate {
         KeyUpdate {
-            name: self.name,
+            name: Setting::said(self.name, false),
             expiry: (&self.expiry).into(),
-            not_before: self.not_before,
+            not_before: Setting::said(self.not_before, false),
             scopes: Setting::said(self.scopes, self.all_scopes),
             networks: Setting::said(self.networks, self.any_network),
             plan: Setting::said(self.plan, self.no_plan),
             labels: self.label.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            clear_labels: false,
             remove_labels,
         }
     }

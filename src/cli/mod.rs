@@ -113,7 +113,11 @@ impl From<AdminError> for Failure {
     fn from(error: AdminError) -> Self {
         match error {
             AdminError::BadRequest(why) => Self::usage(why),
-            AdminError::Refused(why) => Self::refused(why),
+            AdminError::Missing(why)
+            | AdminError::Refused(why)
+            | AdminError::Excess(why)
+            | AdminError::Unfit { why, .. } => Self::refused(why),
+            AdminError::Stale => Self::refused(StoreError::Stale),
             AdminError::Store(error) => error.into(),
         }
     }
@@ -329,7 +333,7 @@ async fn tenant(admin: &Admin, command: TenantCommand, out: &mut Out) -> Result<
     let tenant = match command {
         TenantCommand::Create { name, schema, adopt_schema, status } => {
             let status = TenantStatus::parse(&status);
-            admin.create_tenant(&name, schema.as_deref(), adopt_schema, status).await?
+            admin.create_tenant(&name, schema.as_deref(), adopt_schema, status, None).await?
         }
         TenantCommand::Update { tenant, name, plan, no_plan, wait } => {
             let plan = Setting::said(plan, no_plan);
@@ -392,16 +396,31 @@ async fn serve(args: &ServeArgs, by: &Session) -> Result<(), Failure> {
     Ok(server::serve(settings, asked_to_stop()?).await?)
 }
 
+/// Requests of many clients share these: few, because each is a backend of Postgres, and a change takes milliseconds.
+const CONNECTIONS_OF_MANAGE: usize = 4;
+
 async fn manage(args: &ManageArgs, by: &Session) -> Result<(), Failure> {
     let read = args.read().map_err(|mistakes| Failure { code: 2, lines: mistakes.0, locked: false });
-    let (listen, logging) = read?;
-    let admin = admin(by, Peppers::default())?;
+    let (options, logging) = read?;
+    let database = Database { connections: CONNECTIONS_OF_MANAGE, ..by.database.clone() };
+    let by = &Session { database, actor: by.actor.clone() };
+    let admin = admin(by, options.peppers)?;
     if args.check_config {
         say("the configuration is fine\n");
         return Ok(());
     }
     telemetry::start_logging(logging.filter, logging.format);
-    Ok(server::manage(ManageSettings { listen, admin }, asked_to_stop()?).await?)
+    let settings = ManageSettings {
+        listen: options.listen,
+        unix_mode: options.unix_mode,
+        tls: options.tls,
+        trusted: options.trusted,
+        ops_listen: options.ops_listen,
+        admin,
+        explain: explain::for_management(by),
+        clock: Arc::new(SystemClock),
+    };
+    Ok(server::manage(settings, asked_to_stop()?).await?)
 }
 
 /// Done when the process is told to stop.

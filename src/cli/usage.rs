@@ -7,6 +7,7 @@ use super::rows::{Row, Rows};
 use super::view::plain;
 use super::{Failure, Out};
 use crate::admin::Admin;
+use crate::admin::view::UsageView;
 use crate::store::UsageRow;
 use crate::usage::NOBODY;
 
@@ -20,43 +21,32 @@ pub(super) async fn report(admin: &Admin, args: &ReportUsageArgs, out: &Out) -> 
     let most = counted.iter().map(|row| row.requests).max().unwrap_or(0);
     let mut rows = Rows::new(out.0);
     for row in counted {
-        rows.row(&UsageView::of(row, most))?;
+        rows.row(&BarView::of(row, most))?;
     }
-    rows.finish::<UsageView>("no requests were counted")
+    rows.finish::<BarView>("no requests were counted")
 }
 
-/// Requests that are counted together. What they are added up over is `None`.
+/// A row with its bar.
 #[derive(Serialize)]
-struct UsageView {
-    day: Option<String>,
-    tenant_id: Option<String>,
-    key_id: Option<String>,
-    /// `None` also without a proven key, and if the key is gone.
-    key_prefix: Option<String>,
-    reason: Option<String>,
-    requests: u64,
+struct BarView {
+    #[serde(flatten)]
+    usage: UsageView,
     #[serde(skip)]
     bar: String,
 }
 
-impl UsageView {
+impl BarView {
     fn of(row: UsageRow, most: u64) -> Self {
-        Self {
-            day: row.day,
-            tenant_id: row.tenant.map(|tenant| tenant.0.to_string()),
-            key_id: row.key.map(|key| key.0.to_string()),
-            key_prefix: row.key_prefix,
-            reason: row.reason,
-            requests: row.requests,
-            bar: bar(row.requests, most),
-        }
+        let bar = bar(row.requests, most);
+        Self { usage: row.into(), bar }
     }
 
     /// What the line is about, for people.
     fn subject(&self) -> String {
-        let nobody = self.key_id.as_ref().filter(|id| **id == NOBODY.0.to_string()).map(|_| "(no key)");
-        let key = nobody.or(self.key_prefix.as_deref()).or(self.key_id.as_deref());
-        plain(self.day.as_deref().or(self.reason.as_deref()).or(key).unwrap_or("-"))
+        let usage = &self.usage;
+        let nobody = usage.key_id.as_ref().filter(|id| **id == NOBODY.0.to_string()).map(|_| "(no key)");
+        let key = nobody.or(usage.key_prefix.as_deref()).or(usage.key_id.as_deref());
+        plain(usage.day.as_deref().or(usage.reason.as_deref()).or(key).unwrap_or("-"))
     }
 }
 
@@ -69,17 +59,18 @@ fn bar(n: u64, most: u64) -> String {
     format!("{}{}", "█".repeat(eighths / 8), EIGHTHS.get(eighths % 8).unwrap_or(&""))
 }
 
-impl Row for UsageView {
+impl Row for BarView {
     const COLUMNS: &'static [&'static str] =
         &["day", "tenant_id", "key_id", "key_prefix", "reason", "requests"];
 
     fn line(&self) -> String {
-        format!("{:<36}  {:>12}  {}", self.subject(), self.requests, self.bar).trim_end().to_owned()
+        format!("{:<36}  {:>12}  {}", self.subject(), self.usage.requests, self.bar).trim_end().to_owned()
     }
 
     fn cells(&self) -> Vec<String> {
-        let requests = self.requests.to_string();
-        [&self.day, &self.tenant_id, &self.key_id, &self.key_prefix, &self.reason, &Some(requests)]
+        let usage = &self.usage;
+        let requests = usage.requests.to_string();
+        [&usage.day, &usage.tenant_id, &usage.key_id, &usage.key_prefix, &usage.reason, &Some(requests)]
             .map(|cell| cell.clone().unwrap_or_default())
             .into()
     }

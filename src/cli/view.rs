@@ -3,65 +3,19 @@
 //! JSON is one object or array with the fields in the order of the contract. Text is a table as wide as the terminal,
 //! or a short list of fields. Neither contains a hash; only [`IssuedView`] contains a whole key.
 
-use std::collections::BTreeMap;
-
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 
 use super::rows::Row;
-use crate::admin::Issued;
-pub(super) use crate::admin::view::TenantView;
-use crate::clock::Timestamp;
-use crate::record::KeyDetails;
-use crate::store::{Migrated, StoredKey};
+use crate::admin::view::TermsView;
+pub(super) use crate::admin::view::{IssuedView, KeyView, ListedKeyView, RotatedView, TenantView};
+use crate::store::Migrated;
 
 impl TenantView {
     /// Formats it in one line.
     pub(super) fn line(&self) -> String {
         format!("{}, {}, schema {}, id {}", self.name, self.status, self.db_schema_name, self.id)
-    }
-}
-
-/// A key that was just created.
-#[derive(Serialize)]
-pub(super) struct IssuedView {
-    id: String,
-    key: String,
-    key_prefix: String,
-    name: Option<String>,
-    tenant_id: String,
-    created_at: String,
-    expires_at: Option<String>,
-    #[serde(flatten)]
-    terms: TermsView,
-}
-
-/// What a key may do: `null` where nothing is said.
-#[derive(Serialize)]
-struct TermsView {
-    scopes: Option<String>,
-    networks: Option<String>,
-    plan: Option<String>,
-    labels: Option<BTreeMap<String, String>>,
-    disabled_at: Option<String>,
-    not_before: Option<String>,
-}
-
-impl From<&KeyDetails> for TermsView {
-    fn from(key: &KeyDetails) -> Self {
-        let terms = &key.terms;
-        let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
-        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
-        let labels: BTreeMap<_, _> = terms.labels.iter().map(owned).collect();
-        Self {
-            scopes: terms.scopes.clone(),
-            networks: terms.networks.clone(),
-            plan: terms.plan.clone(),
-            labels: (!labels.is_empty()).then_some(labels),
-            disabled_at: text(key.disabled_at),
-            not_before: text(terms.not_before),
-        }
     }
 }
 
@@ -87,84 +41,11 @@ impl TermsView {
     }
 }
 
-impl From<&Issued> for IssuedView {
-    fn from(issued: &Issued) -> Self {
-        let key = &issued.details;
-        Self {
-            id: key.id.0.to_string(),
-            key: issued.key.expose().to_owned(),
-            key_prefix: key.prefix.clone(),
-            name: key.name.clone(),
-            tenant_id: key.tenant_id.0.to_string(),
-            created_at: key.created_at.to_string(),
-            expires_at: key.expires_at.map(|at| at.to_string()),
-            terms: key.into(),
-        }
-    }
-}
-
-/// A key.
-#[derive(Serialize)]
-pub(super) struct KeyView {
-    id: String,
-    key_prefix: String,
-    name: Option<String>,
-    tenant_id: String,
-    created_at: String,
-    expires_at: Option<String>,
-    status: &'static str,
-    last_used_at: Option<String>,
-    revoked_at: Option<String>,
-    revocation_reason: Option<String>,
-    /// Whether there is a memo, and the id of its pepper.
-    memo: bool,
-    memo_pepper: Option<String>,
-    #[serde(flatten)]
-    terms: TermsView,
-}
-
-impl KeyView {
-    /// The key with its status at `now`.
-    pub(super) fn at(key: &KeyDetails, now: Timestamp) -> Self {
-        let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
-        Self {
-            id: key.id.0.to_string(),
-            key_prefix: key.prefix.clone(),
-            name: key.name.clone(),
-            tenant_id: key.tenant_id.0.to_string(),
-            created_at: key.created_at.to_string(),
-            expires_at: text(key.expires_at),
-            status: key.state(now).as_str(),
-            last_used_at: text(key.last_used_at),
-            revoked_at: text(key.revoked_at),
-            revocation_reason: key.revocation_reason.clone(),
-            memo: key.memo.is_some(),
-            memo_pepper: key.memo.map(|pepper| pepper.to_string()),
-            terms: key.into(),
-        }
-    }
-}
-
 impl KeyView {
     /// Formats it in one line.
     pub(super) fn line(&self) -> String {
         let name = self.name.as_ref().map(|name| format!(", name {name}")).unwrap_or_default();
         format!("{}, {}{name}, id {}", self.key_prefix, self.status, self.id)
-    }
-}
-
-/// A key of a list.
-#[derive(Serialize)]
-pub(super) struct ListedKeyView {
-    #[serde(flatten)]
-    key: KeyView,
-    tenant_schema: String,
-}
-
-impl ListedKeyView {
-    /// The key as it is at `now`.
-    pub(super) fn at(key: &StoredKey, now: Timestamp) -> Self {
-        Self { key: KeyView::at(&key.details, now), tenant_schema: key.tenant_schema.clone() }
     }
 }
 
@@ -201,13 +82,6 @@ fn columns(cells: [&str; 8]) -> String {
 pub(super) struct DemoView {
     pub(super) tenant: TenantView,
     pub(super) key: IssuedView,
-}
-
-/// A key and its successor.
-#[derive(Serialize)]
-pub(super) struct RotatedView {
-    pub(super) old: KeyView,
-    pub(super) new: IssuedView,
 }
 
 /// The result of a migration.
@@ -265,7 +139,7 @@ impl Text for IssuedView {
         with_terms(
             &self.terms,
             &[
-                ("key", Some(&self.key)),
+                ("key", self.key.as_ref()),
                 ("prefix", Some(&self.key_prefix)),
                 ("id", Some(&self.id)),
                 ("name", self.name.as_ref()),

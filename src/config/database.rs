@@ -54,6 +54,8 @@ pub struct Database {
     pub lock_timeout: Duration,
     /// Whether a SQLite file may be created.
     pub may_create: bool,
+    /// How many connections are kept for management.
+    pub connections: usize,
 }
 
 impl Database {
@@ -61,7 +63,7 @@ impl Database {
     #[must_use]
     pub fn at(url: &str) -> Self {
         let source = UrlSource::Text(url.to_owned());
-        Self { source, schema: None, lock_timeout: LOCK_TIMEOUT, may_create: true }
+        Self { source, schema: None, lock_timeout: LOCK_TIMEOUT, may_create: true, connections: 1 }
     }
 
     /// Returns the option that its URL comes from.
@@ -91,7 +93,7 @@ impl DatabaseArgs {
             _ => url(),
         };
         let schema = self.database_schema.clone().filter(|schema| !schema.is_empty());
-        Ok(Database { source, schema, lock_timeout: self.lock_timeout, may_create })
+        Ok(Database { source, schema, lock_timeout: self.lock_timeout, may_create, connections: 1 })
     }
 }
 
@@ -126,13 +128,15 @@ pub fn inspected(database: &Database, actor: Actor) -> Result<Arc<dyn Inspect>, 
             return Err("SQLite has no schemas: omit --database-schema".into());
         }
         let store = SqliteStore::new(&url)?.acting_for(actor).giving_up_on_locks_after(limit);
+        let store = store.keeping_connections(database.connections);
         return Ok(Arc::new(if database.may_create { store } else { store.of_existing_file() }));
     }
     if !url.contains("://") && !url.contains('=') && !url.starts_with("jdbc:") {
         return Err("the database URL must start with postgres://, postgresql:// or sqlite://".into());
     }
     let store = PostgresStore::at(database.source.clone(), database.schema.as_deref())?;
-    Ok(Arc::new(store.acting_for(actor).giving_up_on_locks_after(limit)))
+    let store = store.acting_for(actor).giving_up_on_locks_after(limit);
+    Ok(Arc::new(store.keeping_connections(database.connections)))
 }
 
 fn lock_timeout(text: &str) -> Result<Duration, String> {

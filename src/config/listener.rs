@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::{Mistakes, duration};
-use crate::server::{Address, ListenOptions, Tls, TlsFiles};
+use crate::server::{Address, ListenOptions, Protocol, Tls, TlsFiles};
 use crate::transport::Limits;
 
 /// The options about connections, as typed.
@@ -211,6 +211,7 @@ impl ListenerArgs {
                     key: key.clone(),
                     client_ca: client_ca.clone(),
                     client_sans: self.client_san.clone(),
+                    protocol: Protocol::Http2,
                 };
                 mistakes.note("--tls-cert", Tls::load(files))
             }
@@ -234,7 +235,7 @@ impl ListenerArgs {
 }
 
 /// Whether other machines can reach an address. A name counts as reachable.
-fn reaches_beyond_here(listen: &str) -> bool {
+pub(super) fn reaches_beyond_here(listen: &str) -> bool {
     let Ok(Address::Tcp(address)) = address(listen) else { return false };
     let host = address.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']);
     host != "localhost" && !host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
@@ -297,14 +298,17 @@ pub(super) fn conflict(one: &Address, other: &str) -> Option<String> {
     (port == other_port && port != "0" && same).then(|| other.to_owned())
 }
 
-fn number<T: FromStr + PartialOrd + Display>(text: &str, range: RangeInclusive<T>) -> Result<T, String> {
+pub(super) fn number<T: FromStr + PartialOrd + Display>(
+    text: &str,
+    range: RangeInclusive<T>,
+) -> Result<T, String> {
     let fine = text.parse().ok().filter(|number| range.contains(number));
     fine.ok_or_else(|| {
         format!("invalid number {text:?}: expected a whole number from {} to {}", range.start(), range.end())
     })
 }
 
-fn mode(text: &str) -> Result<u32, String> {
+pub(super) fn mode(text: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777 && !text.starts_with('+'));
     mode.ok_or_else(|| format!("invalid mode {text:?}: expected an octal number, such as 0660"))
 }

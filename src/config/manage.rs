@@ -1,17 +1,19 @@
 //! The options of `manage`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::listener::{address, conflict};
+use super::listener::{address, conflict, mode, number, reaches_beyond_here, tcp_address};
 use super::{Logging, Mistakes, log_filter};
-use crate::server::Address;
+use crate::permission::Role;
+use crate::server::{Address, Protocol, Tls, TlsFiles};
 use crate::telemetry::LogFormat;
+use crate::verify::memo::{Peppers, Policy};
 
 /// The options of `manage` as typed.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ManageArgs {
-    /// The address for management: HOST:PORT of this machine, such as 127.0.0.1:9465, or `unix:/path` (mode 0660).
-    /// Repeatable
+    /// The address for management: HOST:PORT, such as 127.0.0.1:9465, or `unix:/path`. One that other machines can reach
+    /// needs --tls-cert and --tls-key. Repeatable
     #[arg(
         long,
         env = "TENANTGATE_MANAGE_LISTEN",
@@ -21,6 +23,32 @@ pub struct ManageArgs {
     )]
     pub listen: Vec<String>,
 
+    /// The certificate chain for TCP listeners (PEM); needs --tls-key. Reloaded when the file changes
+    #[arg(long, env = "TENANTGATE_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The private key of --tls-cert (PEM)
+    #[arg(long, env = "TENANTGATE_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// The mode of Unix sockets
+    #[arg(long, env = "TENANTGATE_UNIX_MODE", value_name = "OCTAL", default_value = "0660")]
+    pub unix_mode: String,
+
+    /// Processes of this user need no management key on a Unix socket, and have this role: owner, operator or viewer.
+    /// Repeatable
+    #[arg(long, env = "TENANTGATE_TRUST_UID", value_name = "UID=ROLE", value_delimiter = ',')]
+    pub trust_uid: Vec<String>,
+
+    /// The address of /livez, /readyz and /metrics over HTTP
+    #[arg(
+        long,
+        env = "TENANTGATE_MANAGE_OPS_LISTEN",
+        value_name = "HOST:PORT",
+        default_value = "127.0.0.1:9466"
+    )]
+    pub ops_listen: String,
+
     /// What to log: error, warn, info, debug, trace, or target=level,…
     #[arg(long, env = "TENANTGATE_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
@@ -29,9 +57,29 @@ pub struct ManageArgs {
     #[arg(long, env = "TENANTGATE_LOG_FORMAT", value_name = "text|json", default_value = "text")]
     pub log_format: String,
 
+    /// The file with the peppers for memos.
+    #[command(flatten)]
+    pub pepper: super::PepperArgs,
+
     /// Check all options, then exit
     #[arg(long)]
     pub check_config: bool,
+}
+
+/// Where management listens, and who may come without a key.
+pub struct ManageOptions {
+    /// The addresses for management.
+    pub listen: Vec<Address>,
+    /// The mode of Unix sockets.
+    pub unix_mode: u32,
+    /// TLS for TCP listeners.
+    pub tls: Option<Tls>,
+    /// Users of this machine and their roles, on Unix sockets.
+    pub trusted: Vec<(u32, Role)>,
+    /// The address for operators.
+    pub ops_listen: String,
+    /// The peppers for memos of new keys.
+    pub peppers: Peppers,
 }
 
 impl ManageArgs {
@@ -40,13 +88,45 @@ impl ManageArgs {
     /// # Errors
     ///
     /// All mistakes.
-    pub fn read(&self) -> Result<(Vec<Address>, Logging), Mistakes> {
+    pub fn read(&self) -> Result<(ManageOptions, Logging), Mistakes> {
         let mut mistakes = Mistakes::default();
+        let listen = self.addresses(&mut mistakes);
+        let tls = self.tls(&mut mistakes);
+        let trusted = self.trusted(&listen, &mut mistakes);
+        let unix_mode = mistakes.note("--unix-mode", mode(&self.unix_mode)).unwrap_or_default();
+        let ops_listen = mistakes.note("--ops-listen", tcp_address(&self.ops_listen)).unwrap_or_default();
+        if let Some(taken) = listen.iter().find_map(|one| conflict(one, &ops_listen)) {
+            mistakes.0.push(format!("--ops-listen: {taken} is an address of --listen: choose another one"));
+        }
+        let peppers = mistakes.note("--pepper-file", self.pepper.read(Policy::default()));
+        let filter = mistakes.note("--log-level", log_filter(&self.log_level)).unwrap_or_default();
+        let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+        let format = mistakes.one_of("--log-format", &self.log_format, &formats);
+        if !mistakes.0.is_empty() {
+            return Err(mistakes);
+        }
+        let options = ManageOptions {
+            listen,
+            unix_mode,
+            tls,
+            trusted,
+            ops_listen,
+            peppers: peppers.unwrap_or_default(),
+        };
+        Ok((options, Logging { filter, format }))
+    }
+
+    fn addresses(&self, mistakes: &mut Mistakes) -> Vec<Address> {
         let mut listen: Vec<Address> = Vec::new();
         for text in &self.listen {
-            let Some(one) = mistakes.note("--listen", address(text).and_then(on_this_machine)) else {
-                continue;
-            };
+            let Some(one) = mistakes.note("--listen", address(text)) else { continue };
+            // Management keys would travel in plain text.
+            if reaches_beyond_here(text) && self.tls_cert.is_none() {
+                mistakes.0.push(format!(
+                    "--listen: other machines can reach {text}, and management keys would travel in plain text: \
+                     give --tls-cert and --tls-key, or listen on 127.0.0.1 or a Unix socket"
+                ));
+            }
             let taken = match &one {
                 Address::Tcp(text) => listen.iter().find_map(|other| conflict(other, text)),
                 Address::Unix(path) => listen.contains(&one).then(|| shown(path)),
@@ -56,29 +136,48 @@ impl ManageArgs {
             }
             listen.push(one);
         }
-        let filter = mistakes.note("--log-level", log_filter(&self.log_level)).unwrap_or_default();
-        let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
-        let format = mistakes.one_of("--log-format", &self.log_format, &formats);
-        if mistakes.0.is_empty() { Ok((listen, Logging { filter, format })) } else { Err(mistakes) }
+        listen
+    }
+
+    fn tls(&self, mistakes: &mut Mistakes) -> Option<Tls> {
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => {
+                let files = TlsFiles {
+                    cert: cert.clone(),
+                    key: key.clone(),
+                    client_ca: None,
+                    client_sans: Vec::new(),
+                    protocol: Protocol::Http1,
+                };
+                mistakes.note("--tls-cert", Tls::load(files))
+            }
+            (None, None) => None,
+            (Some(_), None) => mistakes.note("--tls-cert", Err("needs --tls-key")),
+            (None, Some(_)) => mistakes.note("--tls-key", Err("needs --tls-cert")),
+        }
+    }
+
+    fn trusted(&self, listen: &[Address], mistakes: &mut Mistakes) -> Vec<(u32, Role)> {
+        let read = |text: &String| {
+            let (uid, role) = text.split_once('=').ok_or("expected UID=ROLE, such as 1000=operator")?;
+            Ok::<_, String>((number(uid, 0..=u32::MAX - 1)?, Role::parse(role)?))
+        };
+        let all: Vec<_> =
+            self.trust_uid.iter().filter_map(|text| mistakes.note("--trust-uid", read(text))).collect();
+        let socket = listen.iter().any(|address| matches!(address, Address::Unix(_)));
+        if !self.trust_uid.is_empty() && !socket {
+            let why = "--trust-uid: needs a Unix socket, where the system says who connects: add --listen unix:/path";
+            mistakes.0.push(why.into());
+        }
+        for (at, (uid, _)) in all.iter().enumerate() {
+            if all[..at].iter().any(|(other, _)| other == uid) {
+                mistakes.0.push(format!("--trust-uid: {uid} is given twice: give it one role"));
+            }
+        }
+        all
     }
 }
 
 fn shown(path: &Path) -> String {
     format!("unix:{}", path.display())
-}
-
-/// Management keys travel in plain text here, so they must not leave the machine.
-fn on_this_machine(address: Address) -> Result<Address, String> {
-    let Address::Tcp(text) = &address else { return Ok(address) };
-    let host = text.rsplit_once(':').map_or("", |(host, _)| host);
-    let plain = host.trim_start_matches('[').trim_end_matches(']');
-    let loopback = plain.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()) || plain == "localhost";
-    if loopback {
-        Ok(address)
-    } else {
-        Err(format!(
-            "{text} can be reached from other machines, and management keys would travel in plain text: \
-             listen on 127.0.0.1 or a Unix socket, and put a proxy with TLS in front"
-        ))
-    }
 }

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 pub use self::database::{Database, DatabaseArgs, inspected, management, store};
 pub use self::listener::{ListenerArgs, SizeArgs};
 use self::listener::{conflict, tcp_address};
-pub use self::manage::ManageArgs;
+pub use self::manage::{ManageArgs, ManageOptions};
 use crate::audit::Actor;
 use crate::client_address::ClientAddress;
 use crate::ext_authz::told::{IdentityHeaders, MetadataFields};

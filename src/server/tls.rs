@@ -37,6 +37,27 @@ pub struct TlsFiles {
     pub client_ca: Option<PathBuf>,
     /// Allowed names (DNS or URI, such as a SPIFFE id): a client's certificate must have one of them. Empty allows all.
     pub client_sans: Vec<String>,
+    /// The protocol of the connections.
+    pub protocol: Protocol,
+}
+
+/// What is spoken over TLS, and offered by ALPN (RFC 7301).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Protocol {
+    /// HTTP/2, for Checks.
+    #[default]
+    Http2,
+    /// HTTP/1.1, for management.
+    Http1,
+}
+
+impl Protocol {
+    fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Http2 => b"h2",
+            Self::Http1 => b"http/1.1",
+        }
+    }
 }
 
 /// What is wrong with the files.
@@ -242,7 +263,7 @@ impl Contents {
             Error::InconsistentKeys(_) => unusable("does not belong to the certificate"),
             other => TlsError::Config(other),
         })?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = vec![files.protocol.alpn().to_vec()];
         Ok(Arc::new(config))
     }
 }

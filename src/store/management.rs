@@ -1,17 +1,22 @@
 //! The trait by which tenants and keys are managed.
 //!
 //! Every method that changes something writes to the audit log in the same transaction. Servers need none of it: they
-//! ask a [`Store`].
+//! ask a [`Store`](super::Store).
 
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
-use super::{SchemaVersion, Shadowed, Store, StoreError};
+use super::{
+    AdminKeyChange, AdminSessions, Behalf, Check, Claim, Claimed, KeyChange, Overview, PlanChange,
+    RoutesPlan, SchemaVersion, Shadowed, StoreError, TenantChange,
+};
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::permission::{AdminKey, AdminKeyId};
+use crate::permission::{AdminKey, AdminKeyId, Reach};
 use crate::plan::PlanRow;
 use crate::record::{KeyDetails, KeyState, KeyTerms, Memo};
 use crate::route::RouteRow;
@@ -29,7 +34,7 @@ pub enum UsageBy {
 }
 
 /// Which counts of usage are asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct UsageFilter {
     /// The first day (UTC) is the one of this instant.
     pub from: Timestamp,
@@ -37,8 +42,23 @@ pub struct UsageFilter {
     pub to: Timestamp,
     /// Only keys of this tenant.
     pub tenant: Option<TenantId>,
+    /// Only this key.
+    pub key: Option<KeyId>,
+    /// Only keys of these tenants; `All`: also requests without a proven key.
+    pub reach: Reach,
     /// What they are added up by.
     pub by: UsageBy,
+    /// Only a part of the sums, in the order of days, of reasons or of the ids of keys.
+    pub part: Option<UsagePart>,
+}
+
+/// A part of sums of usage.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UsagePart {
+    /// It begins after this day, reason or id of a key.
+    pub after: Option<String>,
+    /// The most rows.
+    pub rows: usize,
 }
 
 /// Requests that were counted. What they are added up over is `None`.
@@ -69,6 +89,8 @@ pub struct NewTenant {
     pub schema: String,
     /// Its status.
     pub status: TenantStatus,
+    /// The name of its plan.
+    pub plan: Option<String>,
 }
 
 /// A key that does not exist yet.
@@ -112,6 +134,19 @@ pub struct Laggard {
     pub seen_at: Timestamp,
 }
 
+/// A server that has announced itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Announced {
+    /// Its identity.
+    pub id: Uuid,
+    /// Host and process, for people.
+    pub name: String,
+    /// When it last announced itself.
+    pub seen_at: Timestamp,
+    /// From then on it refuses every key unless it polls again.
+    pub serves_until: Timestamp,
+}
+
 /// A key that comes with a history.
 #[derive(Clone, Debug)]
 pub struct ImportedKey {
@@ -128,15 +163,6 @@ pub struct ImportedKey {
     /// When it was disabled.
     pub disabled_at: Option<Timestamp>,
 }
-
-/// A change of a key, made while other sessions cannot change it. `Err` says why the key is not changed.
-pub type KeyChange<'c> = &'c (dyn Fn(&mut KeyDetails) -> Result<(), String> + Sync);
-
-/// A change of a tenant.
-pub type TenantChange<'c> = &'c (dyn Fn(&mut Tenant) + Sync);
-
-/// A change of a plan.
-pub type PlanChange<'c> = &'c (dyn Fn(&mut PlanRow) + Sync);
 
 /// Which keys are asked for; what is `None` or empty: all.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -159,6 +185,24 @@ pub struct KeyFilter {
     pub unused_since: Option<Timestamp>,
 }
 
+/// The place of a key in the order of creation.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct KeyPlace {
+    /// When it was created, as the database writes it.
+    pub created_at: String,
+    /// Its id: keys that were created at the same instant are in the order of their ids.
+    pub id: KeyId,
+}
+
+/// A part of a list of keys.
+#[derive(Clone, Debug, Default)]
+pub struct KeyPage {
+    /// The keys, at most as many as asked for; fewer, or none, also where what is wanted is rare.
+    pub keys: Vec<StoredKey>,
+    /// After which place the next part begins; `None` at the end.
+    pub next: Option<KeyPlace>,
+}
+
 /// A change of the table of routes.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct RoutesChange {
@@ -168,12 +212,13 @@ pub struct RoutesChange {
     pub removed: Vec<RouteRow>,
     /// Rules before and after: name, mode, scopes and shadow can change.
     pub changed: Vec<(RouteRow, RouteRow)>,
+    /// The rule that was to be changed and is as it was to be.
+    pub unchanged: Option<RouteRow>,
+    /// The whole table afterwards, if it was replaced.
+    pub table: Vec<RouteRow>,
     /// What the audit log has of it; nothing if nothing changes.
     pub draft: Option<Draft>,
 }
-
-/// What is to be changed of the table of routes as it is. `Err` says why it is not.
-pub type RoutesPlan<'c> = &'c (dyn Fn(&[RouteRow]) -> Result<RoutesChange, String> + Sync);
 
 /// How often a plan is used.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -231,7 +276,7 @@ pub struct Migrated {
     /// What else was done, for people.
     pub notes: Vec<String>,
     /// The new identity, if one was asked for.
-    pub identity: Option<uuid::Uuid>,
+    pub identity: Option<Uuid>,
     /// The publication, if one was asked for.
     pub publication: Option<String>,
 }
@@ -247,6 +292,8 @@ pub struct AuditFilter {
     pub actor: Option<String>,
     /// About the tenant or key of this id, prefix, schema or name, or the keys of the tenant of this id.
     pub subject: Option<String>,
+    /// About these tenants and their keys alone.
+    pub tenants: Option<Vec<TenantId>>,
 }
 
 /// A database of tenants and keys, as those who manage it need it.
@@ -254,14 +301,17 @@ pub struct AuditFilter {
 /// Every method fails with [`StoreError::Unavailable`] when the database cannot be asked; "not found" is
 /// `None` or an empty list, never an error.
 #[async_trait]
-pub trait Management: Store {
+pub trait Management: AdminSessions + Overview {
+    /// The same database through the same connections, on behalf of somebody else.
+    fn on_behalf(&self, behalf: Behalf) -> Arc<dyn Management>;
+
     /// Whether tenants have a schema of their own that must be made.
     fn has_schemas(&self) -> bool;
 
-    /// How far the tables are: [`Store::schema_version`], by the connection that commands use.
+    /// How far the tables are: [`Store::schema_version`](super::Store::schema_version), by the connection that commands use.
     async fn version(&self) -> Result<SchemaVersion, StoreError>;
 
-    /// Brings the tables up to date as [`Store::migrate`] does, adopts what exists as told, and restores what was
+    /// Brings the tables up to date as [`Store::migrate`](super::Store::migrate) does, adopts what exists as told, and restores what was
     /// lost.
     async fn adopt(&self, adoption: &Adoption) -> Result<Migrated, StoreError>;
 
@@ -312,6 +362,18 @@ pub trait Management: Store {
         page: i64,
     ) -> Result<Vec<StoredKey>, StoreError>;
 
+    /// Keys of these tenants that a filter wants, after a place, in the order of creation.
+    async fn keys_by_creation(
+        &self,
+        filter: &KeyFilter,
+        reach: &Reach,
+        after: Option<&KeyPlace>,
+        page: usize,
+    ) -> Result<KeyPage, StoreError>;
+
+    /// How many keys of these tenants a filter wants.
+    async fn count_keys(&self, filter: &KeyFilter, reach: &Reach) -> Result<i64, StoreError>;
+
     /// How many keys of a tenant that are not revoked were used since an instant.
     async fn count_used(&self, tenant: TenantId, since: Timestamp) -> Result<i64, StoreError>;
 
@@ -345,12 +407,13 @@ pub trait Management: Store {
 
     /// In one step: adds `successor` and lets the key `id` expire at `expires_at` if it would not sooner.
     /// `None`, and no change, if the key is gone or has been revoked; [`StoreError::Conflict`] if it has been replaced
-    /// already, by a key that is not revoked.
+    /// already, by a key that is not revoked. `check` judges the key before.
     async fn replace_key(
         &self,
         id: KeyId,
         expires_at: Timestamp,
         successor: &NewKey,
+        check: Check<'_, KeyDetails>,
     ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError>;
 
     /// All plans, by name.
@@ -365,8 +428,9 @@ pub trait Management: Store {
     /// How often a plan is used.
     async fn plan_uses(&self, name: &str) -> Result<PlanUses, StoreError>;
 
-    /// Deletes a plan that is not used; nothing if there is no such plan.
-    async fn delete_plan(&self, name: &str) -> Result<Option<PlanRow>, StoreError>;
+    /// Deletes a plan that is not used; nothing if there is no such plan. `check` judges the plan before.
+    async fn delete_plan(&self, name: &str, check: Check<'_, PlanRow>)
+    -> Result<Option<PlanRow>, StoreError>;
 
     /// All rules of routes, by host, path and method.
     async fn routes(&self) -> Result<Vec<RouteRow>, StoreError>;
@@ -386,8 +450,22 @@ pub trait Management: Store {
     /// Adds a management key. [`StoreError::Conflict`] if its name, prefix, hash or identity is taken.
     async fn insert_admin_key(&self, key: &NewAdminKey) -> Result<AdminKey, StoreError>;
 
-    /// Revokes a management key; one that is revoked remains as it is. Nothing if there is no such key.
-    async fn revoke_admin_key(&self, id: AdminKeyId, at: Timestamp) -> Result<Option<AdminKey>, StoreError>;
+    /// Changes a management key; nothing if there is no such key. [`StoreError::Conflict`] if its name is taken.
+    async fn change_admin_key(
+        &self,
+        id: AdminKeyId,
+        action: Action,
+        change: AdminKeyChange<'_>,
+    ) -> Result<Option<AdminKey>, StoreError>;
+
+    /// Claims an Idempotency-Key for a request, and forgets claims that are too old.
+    async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError>;
+
+    /// Gives up a claim whose request failed, so that the key can be used again.
+    async fn give_up_claim(&self, attempt: Uuid) -> Result<(), StoreError>;
+
+    /// The servers that have announced themselves, by name.
+    async fn replicas(&self) -> Result<Vec<Announced>, StoreError>;
 
     /// A mark after everything that is committed now, which every server that is in touch comes to see.
     async fn mark(&self) -> Result<String, StoreError>;
@@ -395,6 +473,9 @@ pub trait Management: Store {
     /// The servers that may still serve what was before a mark: they have not looked since, and their time to
     /// serve without looking is not over.
     async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError>;
+
+    /// How many servers that serve now have seen a mark.
+    async fn caught_up(&self, mark: &str) -> Result<u64, StoreError>;
 
     /// The first `page` rows of the audit log after the row `after`, oldest first.
     async fn audit_entries(

@@ -38,6 +38,8 @@ macro_rules! set {
             (5, "policy", include_str!(concat!("../../migrations/", $dialect, "/5_policy.sql"))),
             (6, "admin keys", include_str!(concat!("../../migrations/", $dialect, "/6_admin_keys.sql"))),
             (7, "usage", include_str!(concat!("../../migrations/", $dialect, "/7_usage.sql"))),
+            (8, "manage", include_str!(concat!("../../migrations/", $dialect, "/8_manage.sql"))),
+            (9, "sessions", include_str!(concat!("../../migrations/", $dialect, "/9_sessions.sql"))),
         ]
     };
 }

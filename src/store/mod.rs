@@ -4,12 +4,15 @@
 //! path asks a [`Management`] for rows and changes them. Nothing here mentions SQL, a pool or a transaction: another
 //! database needs a module of its own and no change below.
 
+mod behalf;
 mod errors;
 mod expected;
 pub mod inspect;
 pub mod management;
 mod migrations;
+pub mod overview;
 pub mod postgres;
+pub mod sessions;
 mod source;
 mod sql;
 pub mod sqlite;
@@ -19,11 +22,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+pub use self::behalf::{
+    AdminKeyChange, Behalf, Changed, Check, Claim, Claimed, KeyChange, PlanChange, Receipt, RoutesPlan, Stop,
+    TenantChange,
+};
 pub use self::management::{Adoption, Migrated};
 pub use self::management::{
-    AuditFilter, ImportedKey, KeyChange, KeyFilter, Laggard, Management, NewAdminKey, NewKey, NewTenant,
-    PlanChange, PlanUses, RoutesChange, RoutesPlan, StoredKey, TenantChange, UsageBy, UsageFilter, UsageRow,
+    Announced, AuditFilter, ImportedKey, KeyFilter, KeyPage, KeyPlace, Laggard, Management, NewAdminKey,
+    NewKey, NewTenant, PlanUses, RoutesChange, StoredKey, UsageBy, UsageFilter, UsagePart, UsageRow,
 };
+pub use self::overview::{CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState};
+pub use self::sessions::{AdminSession, AdminSessions, Ending, SessionId};
 pub use self::source::UrlSource;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
@@ -66,6 +75,9 @@ pub enum StoreError {
     /// Another session held a lock for too long.
     #[error("gave up waiting for a lock: {0}")]
     Locked(String),
+    /// To the author of a change there is no such row.
+    #[error("there is no such row")]
+    Missing,
     /// The tables are older than this program.
     #[error(
         "the database schema is at version {current}, tenantgate needs {needed}: run `tenantgate migrate`"
@@ -82,6 +94,9 @@ pub enum StoreError {
     /// Tables that exist cannot be adopted; one line for each fault.
     #[error("the tables cannot be adopted: {}", .0.join("; "))]
     Shape(Vec<String>),
+    /// A row is not as the author of a change expects it.
+    #[error("the row was changed in the meantime: read it again")]
+    Stale,
     /// The database cannot be asked. Trying again may help.
     #[error("{0}")]
     Unavailable(String),

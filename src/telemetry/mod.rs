@@ -3,6 +3,7 @@
 //! `docs/reference/log-lines.md` lists the fields of log lines. Everything that is written here is cleaned of keys and
 //! passwords first: see [`scrub`].
 
+pub mod manage_metrics;
 pub mod metrics;
 pub mod page;
 pub mod panics;

@@ -18,11 +18,13 @@
 //! Depends on: nothing of requests, states of tenants, or databases.
 
 pub mod bcrypt;
+pub mod derived;
 pub mod management;
 pub mod memo;
 pub mod pepper;
 mod pool;
 mod queue;
+pub mod token;
 mod wrong;
 
 use std::sync::{Arc, OnceLock};

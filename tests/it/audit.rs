@@ -280,7 +280,8 @@ fn the_actor_is_the_user_or_whom_he_names(world: &World) {
 
 fn the_log_is_read_by_time_actor_subject_and_number(world: &World) {
     let all = list(&world.db, &[]);
-    let fields = ["action", "actor", "after", "at", "before", "hash", "seq", "subject"];
+    let fields =
+        ["action", "actor", "address", "after", "at", "before", "hash", "request_id", "seq", "subject"];
     let names: Vec<_> = all[0].as_object().expect("an object").keys().map(String::as_str).collect();
     assert_eq!(names, fields);
     let number = |row: &Value| row["seq"].as_i64().expect("a number");
@@ -346,13 +347,15 @@ fn a_stranger_can_verify_a_dump(world: &World) {
         Backend::Postgres => r#"to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#,
         Backend::Sqlite => "at",
     };
-    let columns = ["seq", at, "actor", "action", "subject", "before", "after", "hash"]
-        .map(|column| format!("'\"' || replace(coalesce(CAST({column} AS text), ''), '\"', '\"\"') || '\"'"));
+    let columns =
+        ["seq", at, "actor", "action", "subject", "before", "after", "request_id", "address", "hash"].map(
+            |column| format!("'\"' || replace(coalesce(CAST({column} AS text), ''), '\"', '\"\"') || '\"'"),
+        );
     let dump = world
         .db
         .texts(&format!("SELECT {} FROM tenantgate_audit_log ORDER BY seq", columns.join(" || ',' || ")));
     let dump: Vec<String> = dump.into_iter().flatten().collect();
-    let header = "seq,at,actor,action,subject,before,after,hash\n";
+    let header = "seq,at,actor,action,subject,before,after,request_id,address,hash\n";
     let run = |dump: &str| {
         let mut python = Command::new("python3");
         let mut python = python

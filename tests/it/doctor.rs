@@ -225,6 +225,8 @@ fn the_roles_that_we_make_have_the_rights_that_are_looked_for() {
         ("SELECT", "tenantgate_shadow_report"),
         ("SELECT", "tenantgate_usage"),
         ("UPDATE (mode)", "tenants"),
+        ("UPDATE (permissions)", "tenantgate_admin_key"),
+        ("DELETE", "tenantgate_idempotency"),
     ] {
         world.db.sql(&format!("REVOKE {right} ON {table} FROM {prefix}_admin"));
         let (found, _) = doctor(&admin, &[]);

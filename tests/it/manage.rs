@@ -30,41 +30,82 @@ on_every_store![
 ];
 
 /// A running `tenantgate manage`; killed with this value.
-struct Manage {
-    child: Child,
-    address: String,
-    stderr: Transcript,
+pub(crate) struct Manage {
+    pub(crate) child: Child,
+    pub(crate) address: String,
+    /// For operators.
+    pub(crate) ops: String,
+    pub(crate) stderr: Transcript,
 }
 
 impl Manage {
-    fn on(database: &Database, listen: &str) -> Self {
+    pub(crate) fn on(database: &Database, listen: &str) -> Self {
+        Self::with(database, listen, &[])
+    }
+
+    pub(crate) fn with(database: &Database, listen: &str, args: &[&str]) -> Self {
         let mut command = command(database.dir());
         command.args(["manage", "--database-url", database.url(), "--listen", listen]);
+        command.args(["--ops-listen", "127.0.0.1:0"]).args(args);
         let mut child =
             command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
         let stderr = Transcript::of(child.stderr.take().expect("piped"));
-        let mut this = Self { child, address: String::new(), stderr };
-        this.address = this.stderr.wait_for("ready", PATIENCE, |lines| {
+        let mut this = Self { child, address: String::new(), ops: String::new(), stderr };
+        let [address, ops] = this.stderr.wait_for("ready", PATIENCE, |lines| {
             lines.iter().find(|line| says(line, "ready"))?;
-            let bound = lines.iter().find(|line| says(line, "listening"))?;
-            field(bound, "address").map(str::to_owned)
+            let listens = |name: &str| {
+                let of = |line: &&String| says(line, "listening") && field(line, "listener") == Some(name);
+                let all = lines.iter().filter(of).filter_map(|line| field(line, "address"));
+                // An address of the network rather than a socket.
+                all.max_by_key(|address| !address.starts_with('/')).map(str::to_owned)
+            };
+            Some([listens("manage")?, listens("ops")?])
         });
+        (this.address, this.ops) = (address, ops);
         this
     }
 
-    fn ask(&self, method: &str, path: &str, headers: &[&str]) -> Page {
+    pub(crate) fn ask(&self, method: &str, path: &str, headers: &[&str]) -> Page {
         let stream = TcpStream::connect(&self.address).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         ask(stream, method, path, headers)
     }
 
-    fn get(&self, path: &str, key: &str) -> Page {
+    pub(crate) fn get(&self, path: &str, key: &str) -> Page {
         self.ask("GET", path, &[&format!("authorization: Bearer {key}")])
+    }
+
+    /// Sends a body as JSON, with a key and more headers.
+    pub(crate) fn send(&self, key: &str, method: &str, path: &str, body: &str, headers: &[&str]) -> Page {
+        let mut stream = TcpStream::connect(&self.address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let media = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+        let typed = headers.iter().any(|header| header.starts_with("content-type"));
+        let media = if typed { String::new() } else { format!("content-type: {media}\r\n") };
+        let headers: String = headers.iter().flat_map(|header| [header, "\r\n"]).collect();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nhost: tenantgate\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\
+             content-length: {}\r\n{media}{headers}\r\n{body}",
+            body.len()
+        )
+        .expect("sent");
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).expect("an answer");
+        parse(&String::from_utf8_lossy(&bytes))
+    }
+
+    /// The object that a change answers with.
+    #[track_caller]
+    pub(crate) fn change(&self, key: &str, method: &str, path: &str, body: &Value) -> Value {
+        let page = self.send(key, method, path, &body.to_string(), &[]);
+        assert!((200..300).contains(&page.status), "{method} {path}: {} {}", page.status, page.body);
+        serde_json::from_str(&page.body).expect("JSON")
     }
 
     /// The object at a path.
     #[track_caller]
-    fn json(&self, path: &str, key: &str) -> Value {
+    pub(crate) fn json(&self, path: &str, key: &str) -> Value {
         let page = self.get(path, key);
         assert_eq!(page.status, 200, "{path}: {}", page.body);
         serde_json::from_str(&page.body).expect("JSON")
@@ -78,7 +119,7 @@ impl Drop for Manage {
     }
 }
 
-fn ask(mut stream: impl Read + Write, method: &str, path: &str, headers: &[&str]) -> Page {
+pub(crate) fn ask(mut stream: impl Read + Write, method: &str, path: &str, headers: &[&str]) -> Page {
     let headers: String = headers.iter().flat_map(|header| [header, "\r\n"]).collect();
     write!(stream, "{method} {path} HTTP/1.1\r\nhost: tenantgate\r\nconnection: close\r\n{headers}\r\n")
         .expect("sent");
@@ -88,7 +129,7 @@ fn ask(mut stream: impl Read + Write, method: &str, path: &str, headers: &[&str]
 }
 
 #[track_caller]
-fn is_problem(page: &Page, status: u16, code: &str) {
+pub(crate) fn is_problem(page: &Page, status: u16, code: &str) {
     assert_eq!(page.status, status, "{}", page.body);
     assert_eq!(page.headers["content-type"], "application/problem+json");
     let body: Value = serde_json::from_str(&page.body).expect("JSON");
@@ -99,7 +140,7 @@ fn is_problem(page: &Page, status: u16, code: &str) {
     }
 }
 
-fn owner(world: &World) -> String {
+pub(crate) fn owner(world: &World) -> String {
     string(&create(world, &["owner of all"]), "key")
 }
 
@@ -189,7 +230,12 @@ fn wrong_keys_are_slowed_down_and_the_right_one_passes(world: &World) {
 }
 
 /// A key with these permissions alone.
-fn key_with(world: &World, name: &str, permissions: &[Permission], tenants: Option<Vec<String>>) -> String {
+pub(crate) fn key_with(
+    world: &World,
+    name: &str,
+    permissions: &[Permission],
+    tenants: Option<Vec<String>>,
+) -> String {
     let wish = AdminKeyWish {
         name: name.into(),
         permissions: Some(Permissions::of(permissions)),
@@ -201,10 +247,18 @@ fn key_with(world: &World, name: &str, permissions: &[Permission], tenants: Opti
 }
 
 /// Each path; `{…}` is something of the tenant in question, or of all.
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 17] = [
     "/v1/whoami",
     "/v1/tenants",
     "/v1/tenants/{tenant}",
+    "/v1/tenants/{tenant}/impact",
+    "/v1/tenants/{tenant}/keys",
+    "/v1/keys",
+    "/v1/keys/{key}",
+    "/v1/keys/{key}/usage",
+    "/v1/usage",
+    "/v1/audit",
+    "/v1/replicas",
     "/v1/plans",
     "/v1/plans/{plan}",
     "/v1/routes",
@@ -236,11 +290,15 @@ fn every_path_and_permission_is_in_the_committed_table(world: &World) {
     let mut table =
         String::from("# path: status for a key of all tenants, of this tenant, of another tenant\n");
     for path in PATHS {
-        let fill = |tenant: &str, admin_key: &str| {
-            let path = path.replace("{tenant}", tenant).replace("{admin_key}", admin_key);
+        let fill = |tenant: &str, key: &str, admin_key: &str| {
+            let path =
+                path.replace("{tenant}", tenant).replace("{key}", key).replace("{admin_key}", admin_key);
             path.replace("{plan}", "gold").replace("{route}", &route)
         };
-        let (own, foreign) = (fill(&world.acme.id, &of_acme), fill(&world.sleepy.id, &of_sleepy));
+        let (own, foreign) = (
+            fill(&world.acme.id, &world.live.id, &of_acme),
+            fill(&world.sleepy.id, &world.of_sleepy.id, &of_sleepy),
+        );
         let mut rows: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for (permission, all, few) in &keys {
             let status = |path: &str, key: &str| manage.get(path, key).status;
@@ -279,16 +337,18 @@ fn paths_and_methods_that_there_are_not_say_so(world: &World) {
         "/v1/plans/%00",
         "/v1/routes/nobody",
         "/v1/admin_keys/nobody",
-        "/",
         "/metrics",
     ] {
         is_problem(&manage.ask("GET", path, &[&bearer]), 404, "not_found");
     }
     for path in PATHS {
+        let page = manage.ask("TRACE", path, &[&bearer]);
+        is_problem(&page, 405, "method_not_allowed");
+        let allowed = page.headers["allow"].clone();
+        assert!(allowed.starts_with("GET,HEAD"), "{allowed}");
         for method in ["POST", "PUT", "PATCH", "DELETE"] {
             let page = manage.ask(method, path, &[&bearer, "content-length: 0"]);
-            is_problem(&page, 405, "method_not_allowed");
-            assert_eq!(page.headers["allow"], "GET,HEAD", "{method} {path}");
+            assert_eq!(page.status == 405, !allowed.contains(method), "{method} {path}: {}", page.body);
         }
     }
     for (query, pointer, code) in [
@@ -416,7 +476,7 @@ fn options_are_checked_before_anything_starts() {
     }
     for far in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "example.com:1", "127.0.0.1.example.com:1"] {
         let said = check(&[far]).usage();
-        assert!(said.contains("management keys would travel in plain text"), "{said}");
+        assert!(said.contains("--tls-cert and --tls-key"), "{said}");
     }
     assert!(check(&["127.0.0.1"]).usage().contains("expected HOST:PORT"));
     assert!(check(&["127.0.0.1:1", "127.0.0.1:1"]).usage().contains("given twice"));

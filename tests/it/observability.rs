@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::manage::Manage;
+use crate::support::http;
 use crate::support::prometheus::{ALERTS, Prometheus, promtool};
 use crate::support::{Ask, PATIENCE, Server, World, eventually};
 
@@ -49,7 +51,12 @@ fn every_number_is_in_the_reference_and_named_as_prometheus_would() {
     server.check(Ask::with_key(&world.live.text));
     let page = server.http("/metrics");
     assert_eq!(page.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
-    assert_eq!(families(&page.body), documented(), "left: /metrics, right: docs/reference/metrics.md");
+    let manage = Manage::on(&world.db, "127.0.0.1:0");
+    manage.ask("GET", "/livez", &[]);
+    let managing = http::get(&manage.ops, "/metrics").expect("an answer");
+    let mut all = families(&page.body);
+    all.extend(families(&managing.body));
+    assert_eq!(all, documented(), "left: /metrics of both, right: docs/reference/metrics.md");
     for line in page.body.lines().filter(|line| !line.starts_with('#')) {
         let labels = line.split_once('{').map_or("", |(_, rest)| rest.split('}').next().unwrap_or_default());
         for label in labels.split(',').filter_map(|pair| pair.split('=').next()).filter(|l| !l.is_empty()) {
@@ -57,9 +64,11 @@ fn every_number_is_in_the_reference_and_named_as_prometheus_would() {
             assert!(known, "{line}");
         }
     }
-    let Some(checked) = promtool(&["check", "metrics"], &page.body) else { return };
-    let said = String::from_utf8_lossy(&[checked.stdout, checked.stderr].concat()).into_owned();
-    assert!(checked.status.success() && said.is_empty(), "{said}");
+    for page in [&page, &managing] {
+        let Some(checked) = promtool(&["check", "metrics"], &page.body) else { return };
+        let said = String::from_utf8_lossy(&[checked.stdout, checked.stderr].concat()).into_owned();
+        assert!(checked.status.success() && said.is_empty(), "{said}");
+    }
 }
 
 #[test]
@@ -104,10 +113,11 @@ fn each_alert_says_what_to_do_where_it_says_so() {
     }
 }
 
-/// Two servers with traffic, and a Prometheus that scrapes them.
+/// Two servers and a `manage` with traffic, and a Prometheus that scrapes them.
 struct Watched {
     world: World,
     servers: [Server; 2],
+    manage: Manage,
     prometheus: Prometheus,
 }
 
@@ -115,8 +125,9 @@ impl Watched {
     fn start() -> Option<Self> {
         let world = World::somewhere();
         let servers = [(); 2].map(|()| Server::on(&world.db).start());
-        let prometheus = Prometheus::of(&[&servers[0], &servers[1]])?;
-        Some(Self { world, servers, prometheus })
+        let manage = Manage::on(&world.db, "127.0.0.1:0");
+        let prometheus = Prometheus::of(&[&servers[0], &servers[1]], &manage.ops)?;
+        Some(Self { world, servers, manage, prometheus })
     }
 
     /// Sends some Checks of every kind, including bcrypt.
@@ -127,6 +138,7 @@ impl Watched {
             server.check(Ask::with_key(&self.world.live.text));
             server.check(Ask::with_key(&format!("{}_Wrong{round:08}", self.world.other.prefix)));
         }
+        self.manage.ask("GET", "/livez", &[]);
     }
 
     /// Waits until an expression gives a number. Returns it.

@@ -45,7 +45,7 @@ const FOR_SUPERUSERS: [&str; 6] = [
     "ALTER SYSTEM SET work_mem = '64MB'",
 ];
 
-const NOT_FOR_SERVE: [&str; 29] = [
+const NOT_FOR_SERVE: [&str; 31] = [
     "SELECT FROM tenantgate_audit_log",
     "SELECT * FROM api_keys",
     "SELECT name FROM api_keys",
@@ -69,6 +69,8 @@ const NOT_FOR_SERVE: [&str; 29] = [
     "UPDATE tenants SET db_schema_name = 'mine'",
     "SELECT FROM tenantgate_admin_key",
     "UPDATE tenantgate_admin_key SET revoked_at = NULL",
+    "SELECT FROM tenantgate_admin_session",
+    "SELECT FROM tenantgate_login_link",
     "UPDATE tenantgate_replica SET name = 'mine'",
     "SELECT tenantgate_mark()",
     "CREATE SCHEMA mine",
@@ -77,7 +79,7 @@ const NOT_FOR_SERVE: [&str; 29] = [
     "SET ROLE {}_migrate",
 ];
 
-const NOT_FOR_ADMIN: [&str; 22] = [
+const NOT_FOR_ADMIN: [&str; 26] = [
     "UPDATE tenantgate_audit_log SET actor = 'nobody'",
     "DELETE FROM tenantgate_audit_log",
     "UPDATE api_keys SET hashed_key = 'mine'",
@@ -89,11 +91,15 @@ const NOT_FOR_ADMIN: [&str; 22] = [
     "UPDATE tenantgate_plan SET name = 'mine'",
     "UPDATE tenantgate_route SET path = '/mine'",
     "TRUNCATE tenantgate_route",
-    "UPDATE tenantgate_admin_key SET permissions = 'keys:read'",
+    "UPDATE tenantgate_admin_key SET created_by = NULL",
     "UPDATE tenantgate_admin_key SET hashed_key = 'mine'",
     "DELETE FROM tenantgate_admin_key",
+    "UPDATE tenantgate_idempotency SET attempt = gen_random_uuid()",
     "UPDATE tenants SET db_schema_name = 'mine'",
-    "SELECT FROM tenantgate_change",
+    "DELETE FROM tenantgate_change",
+    "INSERT INTO tenantgate_change (key_prefix) VALUES ('llmk_x')",
+    "UPDATE tenantgate_admin_session SET admin_key_id = gen_random_uuid()",
+    "UPDATE tenantgate_login_link SET created_at = now()",
     "SELECT tenantgate_prune(interval '0')",
     "DELETE FROM tenantgate_replica",
     "INSERT INTO tenantgate_replica SELECT * FROM tenantgate_replica",

@@ -32,7 +32,7 @@ fn store(database: &Database) -> Box<dyn Store> {
     }
 }
 
-fn stop(mut server: Server) {
+pub(crate) fn stop(mut server: Server) {
     server.signal("TERM");
     assert_eq!(server.exit_code(PATIENCE), Some(0));
 }

@@ -1,44 +1,56 @@
 //! Authenticates callers of the management API and checks their permissions.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 
 use super::Plane;
+use super::connections::Peer;
 use super::problem::Problem;
 use crate::admin::Caller;
 use crate::key::format::parse_management;
 use crate::permission::{About, Permission, Verdict, may};
 
-/// Lets a request with a live management key pass, and tells the handlers whose it is.
+/// Lets a request with a live management key pass, or one of a trusted user of this machine without a key, and tells the
+/// handlers whose it is.
 pub(super) async fn authenticated(
     State(plane): State<Arc<Plane>>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    let peer = request.extensions().get::<Peer>().copied();
     let mut values = request.headers().get_all(AUTHORIZATION).iter();
     let (first, second) = (values.next(), values.next());
     let caller = match (first, second) {
-        (None, _) => return Err(Problem::unauthorized()),
+        (None, _) => Some(trusted(&plane, peer).ok_or_else(Problem::unauthorized)?),
         (Some(_), None) => known(&plane, request.headers()).await?,
         // Two lines are ambiguous: another reader could take the other one.
         (Some(_), Some(_)) => None,
     };
     if let Some(caller) = caller {
-        request.extensions_mut().insert(Arc::new(caller));
-        return Ok(next.run(request).await);
+        let caller = Arc::new(caller);
+        request.extensions_mut().insert(Arc::clone(&caller));
+        let mut response = next.run(request).await;
+        // For the line in the log.
+        response.extensions_mut().insert(caller);
+        return Ok(response);
     }
     // Peers of a Unix socket are not limited: the mode of the socket decides who may connect.
-    match peer.map(|address| plane.wrong.count(address, plane.admin.now())) {
+    match peer.and_then(Peer::address).map(|address| plane.wrong.count(address, plane.admin.now())) {
         Some(Err(seconds)) => Err(Problem::too_many_failures(seconds)),
         Some(Ok(())) | None => Err(Problem::unauthorized()),
     }
+}
+
+/// Who a trusted user of this machine is.
+fn trusted(plane: &Plane, peer: Option<Peer>) -> Option<Caller> {
+    let Some(Peer::Unix(Some(uid))) = peer else { return None };
+    let (_, role) = plane.trusted.iter().find(|(trusted, _)| *trusted == uid)?;
+    Some(Caller::of_user(uid, *role))
 }
 
 async fn known(plane: &Plane, headers: &HeaderMap) -> Result<Option<Caller>, Problem> {

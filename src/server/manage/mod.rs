@@ -8,40 +8,54 @@
 //! has the id of its request, and headers by which a browser runs nothing of it and keeps nothing.
 
 mod access;
+mod body;
+mod changes;
+mod connections;
 mod failures;
+mod idempotency;
 mod objects;
+mod openapi;
+mod ops;
+mod page;
+mod precondition;
 mod problem;
 mod query;
+mod reading;
+mod stats;
 
-use std::future::{Future, IntoFuture as _};
-use std::net::SocketAddr;
+use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request};
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use self::changes::{admin_keys, keys, plans, routes, tenants};
+use self::connections::{Door, Peer};
 use self::failures::WrongKeys;
 use self::problem::{Problem, RequestId, numbered};
-use super::acceptor::{bind_tcp, bind_unix, remove_sockets, stopped};
+pub use self::reading::{Explain, ExplainedRequest};
+pub use self::stats::Stats;
+use super::acceptor::{bind_tcp, bind_unix, remove_sockets};
+use super::tls::Tls;
 use super::{Address, ServeError};
-use crate::admin::Admin;
+use crate::admin::{Admin, Caller};
+use crate::clock::Clock;
+use crate::permission::Role;
+use crate::rate_limited_log::RateLimitedLog;
 
 /// How long open requests may take when the process stops.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
-
-/// The mode of Unix sockets: owner and group.
-const UNIX_MODE: u32 = 0o660;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -57,16 +71,30 @@ const HEADERS: [(HeaderName, &str); 3] = [
 
 /// The settings of management over HTTP.
 pub struct ManageSettings {
-    /// Where it listens: on this machine alone.
+    /// Where it listens: on this machine alone, or with TLS.
     pub listen: Vec<Address>,
+    /// The mode of Unix sockets.
+    pub unix_mode: u32,
+    /// TLS for TCP listeners.
+    pub tls: Option<Tls>,
+    /// Users whose processes need no key on a Unix socket, and their roles.
+    pub trusted: Vec<(u32, Role)>,
+    /// The address for operators: health and metrics.
+    pub ops_listen: String,
     /// The use cases.
     pub admin: Admin,
+    /// Explains requests.
+    pub explain: Explain,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// What all requests share.
 struct Plane {
     admin: Admin,
     wrong: WrongKeys,
+    trusted: Vec<(u32, Role)>,
+    explain: Explain,
 }
 
 /// Serves until `shutdown` is done, then lets open requests end.
@@ -75,25 +103,34 @@ struct Plane {
 ///
 /// An address is in use, or the schema of the database is too old.
 pub async fn manage(settings: ManageSettings, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-    let ManageSettings { listen, admin } = settings;
+    let ManageSettings { listen, unix_mode, tls, trusted, ops_listen, admin, explain, clock } = settings;
     admin.prepare().await?;
-    let app = router(Arc::new(Plane { admin, wrong: WrongKeys::default() }));
+    let (stats, started) = (Arc::new(Stats::default()), clock.now());
+    let plane = Arc::new(Plane { admin, wrong: WrongKeys::default(), trusted, explain });
+    let app = router(Arc::clone(&plane), Arc::clone(&stats));
+    let log = RateLimitedLog::new(clock, 1);
+    let door = Arc::new(Door::new(app, tls.clone(), Arc::clone(&stats), log));
     let (stop, stopping) = watch::channel(false);
     let mut listeners = JoinSet::new();
     for address in &listen {
-        let (app, stopped) = (app.clone(), stopped(stopping.clone()));
+        let (door, stopping) = (Arc::clone(&door), stopping.clone());
         match address {
             Address::Tcp(address) => {
-                let listener = bind_tcp(address, "manage").await?;
-                let app = app.into_make_service_with_connect_info::<SocketAddr>();
-                listeners.spawn(axum::serve(listener, app).with_graceful_shutdown(stopped).into_future());
+                listeners.spawn(door.serve_tcp(bind_tcp(address, "manage").await?, stopping));
             }
             Address::Unix(path) => {
-                let listener = bind_unix(path, UNIX_MODE, "manage").await?;
-                let app = app.into_make_service();
-                listeners.spawn(axum::serve(listener, app).with_graceful_shutdown(stopped).into_future());
+                let listener = bind_unix(path, unix_mode, "manage").await?;
+                listeners.spawn(door.serve_unix(listener, stopping));
             }
         }
+    }
+    let ops = bind_tcp(&ops_listen, "ops").await?;
+    let mut helpers = JoinSet::new();
+    helpers.spawn(async move {
+        let _ = axum::serve(ops, ops::router(plane, stats, started)).await;
+    });
+    if let Some(tls) = tls {
+        helpers.spawn(tls.follow());
     }
     info!("ready");
     shutdown.await;
@@ -109,37 +146,100 @@ pub async fn manage(settings: ManageSettings, shutdown: impl Future<Output = ()>
     Ok(())
 }
 
-fn router(plane: Arc<Plane>) -> Router {
+fn router(plane: Arc<Plane>, stats: Arc<Stats>) -> Router {
     let v1 = Router::new()
         .route("/whoami", get(objects::whoami))
-        .route("/tenants", get(objects::tenants))
-        .route("/tenants/{reference}", get(objects::tenant))
-        .route("/plans", get(objects::plans))
-        .route("/plans/{name}", get(objects::plan))
-        .route("/routes", get(objects::routes))
-        .route("/routes/{id}", get(objects::route))
-        .route("/admin_keys", get(objects::admin_keys))
-        .route("/admin_keys/{id}", get(objects::admin_key))
+        .route("/tenants", get(objects::tenants).post(tenants::create))
+        .route("/tenants/{reference}", get(objects::tenant).patch(tenants::update))
+        .route("/tenants/{reference}/suspend", post(tenants::suspend))
+        .route("/tenants/{reference}/activate", post(tenants::activate))
+        .route("/tenants/{reference}/delete", post(tenants::delete))
+        .route("/tenants/{reference}/impact", get(reading::impact))
+        .route("/tenants/{reference}/keys", get(reading::keys_of_tenant).post(keys::create))
+        .route("/keys", get(reading::keys))
+        .route("/keys/{reference}", get(reading::key).patch(keys::patch))
+        .route("/keys/{reference}/usage", get(reading::usage_of_key))
+        .route("/keys/{reference}/rotate", post(keys::rotate))
+        .route("/keys/{reference}/revoke", post(keys::revoke))
+        .route("/keys/{reference}/disable", post(keys::disable))
+        .route("/keys/{reference}/enable", post(keys::enable))
+        .route("/plans", get(objects::plans).post(plans::create))
+        .route("/plans/{name}", get(objects::plan).patch(plans::update).delete(plans::delete))
+        .route("/routes", get(objects::routes).post(routes::create).put(routes::replace))
+        .route("/routes/test", post(reading::test_route))
+        .route("/explain", post(reading::explain))
+        .route("/routes/{id}", get(objects::route).patch(routes::update).delete(routes::delete))
+        .route("/admin_keys", get(objects::admin_keys).post(admin_keys::create))
+        .route("/admin_keys/{id}", get(objects::admin_key).patch(admin_keys::update))
+        .route("/admin_keys/{id}/revoke", post(admin_keys::revoke))
+        .route("/usage", get(reading::usage))
+        .route("/audit", get(reading::audit))
+        .route("/replicas", get(reading::replicas))
         .fallback(|| async { Problem::not_found() })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         // Whoever has no key learns neither paths nor methods.
         .layer(from_fn_with_state(Arc::clone(&plane), access::authenticated))
-        .with_state(plane);
+        .with_state(Arc::clone(&plane));
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
+        .route("/openapi.json", get(openapi::page))
         .nest("/v1", v1)
-        .fallback(|| async { Problem::not_found() })
+        .merge(page::router(plane))
+        .fallback(page::not_found)
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .layer(from_fn(dressed))
+        .layer(from_fn_with_state(stats, stats::counted))
+}
+
+/// The line in the log about one request. It has the route and no path or query, which may hold what people wrote.
+struct Line {
+    began: Instant,
+    request_id: String,
+    method: Method,
+    route: Option<MatchedPath>,
+    peer: Option<Peer>,
+}
+
+impl Line {
+    fn of(request: &Request, id: &RequestId) -> Self {
+        let extensions = request.extensions();
+        Self {
+            began: Instant::now(),
+            request_id: id.0.clone(),
+            method: request.method().clone(),
+            route: extensions.get().cloned(),
+            peer: extensions.get().copied(),
+        }
+    }
+
+    fn write(&self, response: &Response) {
+        let caller = response.extensions().get::<Arc<Caller>>();
+        let status = response.status().as_u16();
+        info!(
+            request_id = self.request_id,
+            method = %self.method,
+            route = self.route.as_ref().map_or("other", MatchedPath::as_str),
+            status,
+            duration_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            client.address = self.peer.and_then(Peer::address).map(display),
+            admin_key = caller.map(|caller| caller.key.name.as_str()),
+            "request"
+        );
+    }
 }
 
 /// Gives a request its id, and its answer the headers that every answer has.
-async fn dressed(request: Request, next: Next) -> Response {
+async fn dressed(mut request: Request, next: Next) -> Response {
     let id = RequestId(Uuid::new_v4().to_string());
+    request.extensions_mut().insert(id.clone());
     let number = HeaderValue::from_str(&id.0);
-    let mut response = numbered(next.run(request).await, id);
+    let line = Line::of(&request, &id);
+    let response = next.run(request).await;
+    line.write(&response);
+    let mut response = numbered(response, id);
     for (name, value) in HEADERS {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
+        // The page has its own.
+        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
     }
     if let Ok(number) = number {
         response.headers_mut().insert(REQUEST_ID, number);

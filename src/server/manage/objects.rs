@@ -9,10 +9,11 @@ use uuid::Uuid;
 
 use super::Plane;
 use super::access::check;
+use super::precondition::Tagged;
 use super::problem::Problem;
 use super::query::{ListQuery, Page, no_parameters};
 use crate::admin::view::{AdminKeyView, PlanView, TenantView, UsedPlanView};
-use crate::admin::{Caller, ListedAdminKey, RouteView};
+use crate::admin::{Caller, ListedAdminKey, RouteView, version};
 use crate::permission::{About, Permission};
 use crate::plan::PlanName;
 use crate::tenant::Tenant;
@@ -25,11 +26,15 @@ type Shared = State<Arc<Plane>>;
 
 type Found<T> = Result<Json<T>, Problem>;
 
+/// An object that can be changed.
+type FoundVersion<T> = Result<Tagged<T>, Problem>;
+
 /// Who one is, and what one may do now: less than was given if a maker has less.
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
 pub(super) struct WhoView {
-    id: String,
-    key_prefix: String,
+    /// `null` for a trusted user of this machine, who has no key.
+    id: Option<String>,
+    key_prefix: Option<String>,
     name: String,
     permissions: Vec<&'static str>,
     tenants: Option<Vec<String>>,
@@ -40,8 +45,8 @@ pub(super) async fn whoami(Extension(caller): Who, RawQuery(query): RawQuery) ->
     no_parameters(query.as_deref())?;
     let (key, authority) = (&caller.key, &caller.maker.authority);
     Ok(Json(WhoView {
-        id: key.id.0.to_string(),
-        key_prefix: key.prefix.clone(),
+        id: caller.maker.id.map(|id| id.0.to_string()),
+        key_prefix: caller.maker.id.map(|_| key.prefix.clone()),
         name: key.name.clone(),
         permissions: authority.permissions.iter().map(Permission::as_str).collect(),
         tenants: crate::admin::view::tenants(&authority.reach),
@@ -69,14 +74,14 @@ pub(super) async fn tenant(
     Extension(caller): Who,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
-) -> Found<TenantView> {
+) -> FoundVersion<TenantView> {
     check(&caller, Permission::TenantsRead, About::Shared)?;
     no_parameters(query.as_deref())?;
     let id = Uuid::parse_str(&reference).ok();
     let named = |tenant: &Tenant| Some(tenant.id.0) == id || tenant.schema == reference;
     let found = plane.admin.tenants().await?.into_iter().find(named).ok_or_else(Problem::not_found)?;
     check(&caller, Permission::TenantsRead, About::Tenant(found.id))?;
-    Ok(Json((&found).into()))
+    Ok(Tagged((&found).into(), version::of_tenant(&found)))
 }
 
 pub(super) async fn plans(
@@ -95,19 +100,19 @@ pub(super) async fn plan(
     Extension(caller): Who,
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
-) -> Found<UsedPlanView> {
+) -> FoundVersion<UsedPlanView> {
     check(&caller, Permission::PlansRead, About::Shared)?;
     no_parameters(query.as_deref())?;
     let name = PlanName::parse(&name).map_err(|_| Problem::not_found())?;
     let (plan, uses) = plane.admin.plan(&name).await.map_err(Problem::of_missing)?;
-    Ok(Json(UsedPlanView::new(&plan, uses)))
+    Ok(Tagged(UsedPlanView::new(&plan, uses), version::of_plan(&plan)))
 }
 
 pub(super) async fn routes(
     State(plane): Shared,
     Extension(caller): Who,
     RawQuery(query): RawQuery,
-) -> Found<Page<RouteView>> {
+) -> FoundVersion<Page<RouteView>> {
     check(&caller, Permission::RoutesRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "routes", &[])?;
     let rules = plane.admin.routes().await?;
@@ -116,7 +121,8 @@ pub(super) async fn routes(
         let order = format!("{} {} {} {}", rule.host, rule.path, rule.method, rule.id.0);
         (order, RouteView::from(rule))
     });
-    Ok(Json(query.page(rows.collect())))
+    // Of the whole table, whatever part of it is asked for: what PUT wants to know.
+    Ok(Tagged(query.page(rows.collect()), version::of_routes(&rules)))
 }
 
 pub(super) async fn route(
@@ -124,13 +130,13 @@ pub(super) async fn route(
     Extension(caller): Who,
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
-) -> Found<RouteView> {
+) -> FoundVersion<RouteView> {
     check(&caller, Permission::RoutesRead, About::Shared)?;
     no_parameters(query.as_deref())?;
     let id = Uuid::parse_str(&id).map_err(|_| Problem::not_found())?;
     let rules = plane.admin.routes().await?;
     let found = rules.iter().find(|rule| rule.id.0 == id).ok_or_else(Problem::not_found)?;
-    Ok(Json(found.into()))
+    Ok(Tagged(found.into(), version::of_route(found)))
 }
 
 pub(super) async fn admin_keys(
@@ -150,11 +156,12 @@ pub(super) async fn admin_key(
     Extension(caller): Who,
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
-) -> Found<AdminKeyView> {
+) -> FoundVersion<AdminKeyView> {
     check(&caller, Permission::AdminKeysRead, About::Shared)?;
     no_parameters(query.as_deref())?;
     let uuid = Uuid::parse_str(&id).ok();
     let named = |listed: &&ListedAdminKey| Some(listed.key.id.0) == uuid || listed.key.prefix == id;
     let keys = plane.admin.admin_keys(&caller.maker).await?;
-    Ok(Json(keys.iter().find(named).ok_or_else(Problem::not_found)?.into()))
+    let found = keys.iter().find(named).ok_or_else(Problem::not_found)?;
+    Ok(Tagged(found.into(), version::of_admin_key(&found.key)))
 }

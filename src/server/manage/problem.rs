@@ -5,13 +5,15 @@ use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::body::Form;
 use crate::admin::AdminError;
 use crate::permission::Permission;
 use crate::store::StoreError;
 
 /// Why a request is not answered as asked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Problem {
     status: StatusCode,
     code: &'static str,
@@ -21,8 +23,9 @@ pub(super) struct Problem {
 }
 
 /// What is wrong with one part of a request.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub(super) struct FieldError {
+    /// Where it is in the body (RFC 6901), or the name of a parameter.
     pointer: String,
     code: &'static str,
     detail: String,
@@ -31,6 +34,23 @@ pub(super) struct FieldError {
 /// The part that the layer above all handlers adds to the body.
 #[derive(Clone, Debug)]
 pub(super) struct RequestId(pub(super) String);
+
+/// What clients see of a problem.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it is only described")]
+pub(super) struct Shown {
+    /// `about:blank`: the status says what kind it is.
+    r#type: String,
+    title: String,
+    status: u16,
+    /// What to do, in one sentence.
+    detail: String,
+    /// For programs.
+    code: String,
+    request_id: String,
+    /// Everything that is wrong with the request.
+    errors: Vec<FieldError>,
+}
 
 /// A problem on its way to the layer that knows the id of the request.
 #[derive(Clone, Debug, Serialize)]
@@ -99,7 +119,59 @@ impl Problem {
 
     /// A use case refuses to find something.
     pub(super) fn of_missing(error: AdminError) -> Self {
-        if matches!(error, AdminError::Refused(_)) { Self::not_found() } else { error.into() }
+        if matches!(error, AdminError::Missing(_)) { Self::not_found() } else { error.into() }
+    }
+
+    /// The body is not what it must be.
+    pub(super) fn bad_body(why: impl Into<String>) -> Self {
+        Self::invalid(vec![FieldError::new(String::new(), "invalid_json", why)])
+    }
+
+    /// The body is larger than 1 MiB.
+    pub(super) fn too_large() -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the body has more than 1 MiB")
+    }
+
+    /// The body is of another media type, or of none.
+    pub(super) fn media_type(form: Form) -> Self {
+        let detail = match form {
+            Form::Json | Form::JsonOrEmpty => "expected a body with Content-Type: application/json",
+            Form::MergePatch => {
+                "expected a body with Content-Type: application/merge-patch+json or application/json"
+            }
+        };
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+    }
+
+    /// A change of a whole table needs a precondition.
+    pub(super) fn precondition_required() -> Self {
+        let detail = "say with If-Match which version the change is of: GET gives it as ETag";
+        Self::new(StatusCode::PRECONDITION_REQUIRED, "precondition_required", detail)
+    }
+
+    /// The first request with this Idempotency-Key is still running.
+    pub(super) fn running() -> Self {
+        let detail = "the first request with this Idempotency-Key is still running: send it again later";
+        let problem = Self::new(StatusCode::CONFLICT, "request_running", detail);
+        Self { retry_after: Some(1), ..problem }
+    }
+
+    /// The first request with this Idempotency-Key had another body.
+    pub(super) fn other_body() -> Self {
+        let detail = "the first request with this Idempotency-Key had another body: use another key";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", detail)
+    }
+
+    /// Parts of the request make no sense together.
+    pub(super) fn unprocessable(errors: Vec<FieldError>) -> Self {
+        let detail = "the request makes no sense: errors says where";
+        Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unprocessable", detail) }
+    }
+
+    /// A task of ours panicked.
+    pub(super) fn internal() -> Self {
+        let detail = "tenantgate failed: its log says why";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
     }
 
     /// Parts of the request are wrong.
@@ -119,7 +191,17 @@ impl From<AdminError> for Problem {
     fn from(error: AdminError) -> Self {
         match error {
             AdminError::BadRequest(why) => Self::new(StatusCode::BAD_REQUEST, "invalid_request", why),
+            AdminError::Missing(_) => Self::not_found(),
             AdminError::Refused(why) => Self::new(StatusCode::CONFLICT, "refused", why),
+            AdminError::Excess(why) => Self::new(StatusCode::FORBIDDEN, "exceeds_own_authority", why),
+            AdminError::Unfit { part, why } => {
+                Self::unprocessable(vec![FieldError::new(format!("/{part}"), "unfit_value", why)])
+            }
+            AdminError::Stale => Self::new(
+                StatusCode::PRECONDITION_FAILED,
+                "precondition_failed",
+                "the object is not in the version that If-Match names: read it again",
+            ),
             AdminError::Store(StoreError::Conflict(why)) => Self::new(StatusCode::CONFLICT, "conflict", why),
             AdminError::Store(error) => {
                 tracing::warn!(%error, "the database did not answer a request of management");

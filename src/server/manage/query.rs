@@ -13,11 +13,14 @@ use super::problem::{FieldError, Problem};
 const PAGE: usize = 100;
 const LARGEST_PAGE: usize = 1_000;
 
+/// Filters that may be given more than once: all of them must hold.
+const REPEATABLE: [&str; 1] = ["label"];
+
 /// Which part of a list is asked for.
 #[derive(Debug)]
 pub(super) struct ListQuery {
-    /// The filters, in the order in which the list names them.
-    filters: Vec<Option<String>>,
+    /// The values of filters, in the order in which the list names them.
+    filters: Vec<Vec<String>>,
     size: usize,
     after: Option<String>,
     bound_to: String,
@@ -35,8 +38,8 @@ impl ListQuery {
     /// Reads what is asked of `list`, which has these filters.
     pub(super) fn read(query: Option<&str>, list: &str, names: &[&str]) -> Result<Self, Problem> {
         let mut errors = Vec::new();
-        let mut filters = vec![None; names.len()];
-        let (mut size, mut token) = (None, None);
+        let mut filters = vec![Vec::new(); names.len()];
+        let (mut size, mut token) = (Vec::new(), Vec::new());
         for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
             let place = match name.as_ref() {
                 "page_size" => &mut size,
@@ -51,13 +54,13 @@ impl ListQuery {
                     &mut filters[at]
                 }
             };
-            if place.is_some() {
+            if !place.is_empty() && !REPEATABLE.contains(&name.as_ref()) {
                 errors.push(FieldError::new(pointer(&name), "repeated_parameter", "give it once"));
             }
-            *place = Some(value.into_owned());
+            place.push(value.into_owned());
         }
         let bound_to = fingerprint(list, &filters);
-        let size = match size.as_deref().map(str::parse::<usize>) {
+        let size = match size.pop().map(|size| size.parse::<usize>()) {
             None => PAGE,
             Some(Ok(size)) if size > 0 => size.min(LARGEST_PAGE),
             Some(_) => {
@@ -69,12 +72,9 @@ impl ListQuery {
                 PAGE
             }
         };
-        let after = token.filter(|token| !token.is_empty()).and_then(|token| {
+        let after = token.pop().filter(|token| !token.is_empty()).and_then(|token| {
             let after = place_of(&token, &bound_to);
-            if after.is_none() {
-                let detail = "it is not a token of this list with these filters: begin with the first page";
-                errors.push(FieldError::new("/page_token".into(), "page_token_mismatch", detail));
-            }
+            errors.extend(after.is_none().then(wrong_token));
             after
         });
         if errors.is_empty() {
@@ -86,7 +86,34 @@ impl ListQuery {
 
     /// The value of a filter.
     pub(super) fn filter(&self, at: usize) -> Option<&str> {
-        self.filters.get(at).and_then(Option::as_deref)
+        self.filters(at).first().map(String::as_str)
+    }
+
+    /// All values of a filter that may be repeated.
+    pub(super) fn filters(&self, at: usize) -> &[String] {
+        self.filters.get(at).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The most objects of a page.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The place after which the page begins.
+    pub(super) fn after(&self) -> Option<&str> {
+        self.after.as_deref()
+    }
+
+    /// The token is of this list and names no place in it.
+    #[expect(clippy::unused_self, reason = "there is only a wrong token where there is a query")]
+    pub(super) fn bad_token(&self) -> Problem {
+        Problem::invalid(vec![wrong_token()])
+    }
+
+    /// A page that ends at a place; `None` at the end of the list.
+    pub(super) fn part<T>(&self, items: Vec<T>, next: Option<&str>) -> Page<T> {
+        let next_page_token = next.map(|place| token(place, &self.bound_to)).unwrap_or_default();
+        Page { items, next_page_token }
     }
 
     /// The part of a list. Each row comes with its place, by which the list is ordered and which no two rows share.
@@ -111,11 +138,16 @@ pub(super) fn no_parameters(query: Option<&str>) -> Result<(), Problem> {
 }
 
 /// As RFC 6901 writes a name.
-fn pointer(name: &str) -> String {
+pub(super) fn pointer(name: &str) -> String {
     format!("/{}", name.replace('~', "~0").replace('/', "~1"))
 }
 
-fn fingerprint(list: &str, filters: &[Option<String>]) -> String {
+fn wrong_token() -> FieldError {
+    let detail = "it is not a token of this list with these filters: begin with the first page";
+    FieldError::new("/page_token".into(), "page_token_mismatch", detail)
+}
+
+fn fingerprint(list: &str, filters: &[Vec<String>]) -> String {
     let all = serde_json::to_vec(&(list, filters)).unwrap_or_default();
     URL_SAFE_NO_PAD.encode(&Sha256::digest(all)[..9])
 }

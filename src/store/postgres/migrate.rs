@@ -58,7 +58,8 @@ pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Resul
     }
     // The audit log of a subscriber is its publisher's.
     if moved::subscription(&mut transaction).await?.is_none() {
-        audit::append(&mut Link::Postgres(&mut transaction), &store.actor, drafts(before, &migrated)).await?;
+        audit::append(&mut Link::Postgres(&mut transaction), &store.behalf.author, drafts(before, &migrated))
+            .await?;
     }
     transaction.commit().await?;
     Ok(migrated)

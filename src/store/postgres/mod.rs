@@ -28,10 +28,10 @@ use self::address::Address;
 use self::instant::Micros;
 use self::session::PostgresSession;
 use super::migrations;
-use super::sql::{self, Link, Slot, SqlStore};
+use super::sql::{self, Link, Pool, SqlStore};
 use super::{
-    Adoption, Announcement, LOCK_TIMEOUT, Migrated, NewMemo, SchemaVersion, Session, Shadowed, ShadowedKind,
-    Store, StoreError, UrlSource, Used, day_of,
+    Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, SchemaVersion, Session, Shadowed,
+    ShadowedKind, Store, StoreError, UrlSource, Used, day_of,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;
@@ -42,14 +42,15 @@ use crate::record::Memo;
 const DEFAULT_SCHEMA: &str = "public";
 
 /// Tenants and keys in Postgres 13 or newer.
+#[derive(Clone)]
 pub struct PostgresStore {
     source: UrlSource,
     /// As it was first read.
     address: Address,
     schema: String,
     lock_timeout: Duration,
-    actor: Actor,
-    slot: Slot,
+    behalf: Behalf,
+    pool: Pool,
 }
 
 impl std::fmt::Debug for PostgresStore {
@@ -92,15 +93,22 @@ impl PostgresStore {
             address,
             schema,
             lock_timeout: LOCK_TIMEOUT,
-            actor: Actor::default(),
-            slot: Slot::default(),
+            behalf: Behalf::default(),
+            pool: Pool::default(),
         })
     }
 
     /// The same store, on behalf of `actor`, for the audit log.
     #[must_use]
     pub fn acting_for(mut self, actor: Actor) -> Self {
-        self.actor = actor;
+        self.behalf = Behalf::of(actor.into());
+        self
+    }
+
+    /// The same store, which keeps up to this many connections for management.
+    #[must_use]
+    pub fn keeping_connections(mut self, most: usize) -> Self {
+        self.pool = Pool::of(most);
         self
     }
 
@@ -135,12 +143,16 @@ impl PostgresStore {
 
 #[async_trait]
 impl SqlStore for PostgresStore {
-    fn actor(&self) -> &Actor {
-        &self.actor
+    fn behalf(&self) -> &Behalf {
+        &self.behalf
     }
 
-    fn slot(&self) -> &Slot {
-        &self.slot
+    fn with_behalf(&self, behalf: Behalf) -> Self {
+        Self { behalf, ..self.clone() }
+    }
+
+    fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     async fn open(&self) -> Result<sql::Connection, StoreError> {

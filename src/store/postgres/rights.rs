@@ -60,8 +60,8 @@ const SERVE: [Right; 17] = [
     ),
 ];
 
-/// What `tenant`, `key`, `plan`, `route`, `admin-key`, `report` and `audit` do.
-const ADMIN: [Right; 11] = [
+/// What `tenant`, `key`, `plan`, `route`, `admin-key`, `report`, `audit` and `manage` do.
+const ADMIN: [Right; 15] = [
     (
         "SELECT, INSERT, UPDATE (name, status, mode, plan) ON tenants",
         "has_table_privilege('tenants', 'SELECT') AND has_table_privilege('tenants', 'INSERT')
@@ -91,10 +91,29 @@ const ADMIN: [Right; 11] = [
         false,
     ),
     (
-        "SELECT, INSERT, UPDATE (last_used_at, revoked_at) ON tenantgate_admin_key",
+        "SELECT, INSERT, UPDATE (name, permissions, tenants, expires_at, last_used_at, revoked_at) ON tenantgate_admin_key",
         "has_table_privilege('tenantgate_admin_key', 'SELECT') AND has_table_privilege('tenantgate_admin_key', 'INSERT')
-          AND has_column_privilege('tenantgate_admin_key', 'revoked_at', 'UPDATE')
-          AND has_column_privilege('tenantgate_admin_key', 'last_used_at', 'UPDATE')",
+          AND (SELECT bool_and(has_column_privilege('tenantgate_admin_key', c, 'UPDATE'))
+               FROM unnest(ARRAY['name', 'permissions', 'tenants', 'expires_at', 'last_used_at', 'revoked_at']) AS c)",
+        false,
+    ),
+    (
+        "SELECT, INSERT, UPDATE (answer), DELETE ON tenantgate_idempotency",
+        "(SELECT bool_and(has_table_privilege('tenantgate_idempotency', p)) FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS p)
+          AND has_column_privilege('tenantgate_idempotency', 'answer', 'UPDATE')",
+        false,
+    ),
+    (
+        "SELECT, INSERT, DELETE, UPDATE (last_seen_at) ON tenantgate_admin_session",
+        "has_table_privilege('tenantgate_admin_session', 'SELECT') AND has_table_privilege('tenantgate_admin_session', 'INSERT')
+          AND has_table_privilege('tenantgate_admin_session', 'DELETE')
+          AND has_column_privilege('tenantgate_admin_session', 'last_seen_at', 'UPDATE')",
+        false,
+    ),
+    (
+        "SELECT, INSERT, DELETE ON tenantgate_login_link",
+        "has_table_privilege('tenantgate_login_link', 'SELECT') AND has_table_privilege('tenantgate_login_link', 'INSERT')
+          AND has_table_privilege('tenantgate_login_link', 'DELETE')",
         false,
     ),
     (
@@ -102,6 +121,7 @@ const ADMIN: [Right; 11] = [
         "has_table_privilege('tenantgate_audit_log', 'SELECT') AND has_table_privilege('tenantgate_audit_log', 'INSERT')",
         false,
     ),
+    ("SELECT ON tenantgate_change", "has_table_privilege('tenantgate_change', 'SELECT')", false),
     ("SELECT ON tenantgate_replica", "has_table_privilege('tenantgate_replica', 'SELECT')", false),
     ("SELECT ON tenantgate_shadow_report", "has_table_privilege('tenantgate_shadow_report', 'SELECT')", false),
     ("SELECT ON tenantgate_usage", "has_table_privilege('tenantgate_usage', 'SELECT')", false),

@@ -11,7 +11,7 @@ use super::row::Row;
 use crate::audit::{Action, Draft};
 use crate::clock::Timestamp;
 use crate::permission::{AdminKey, AdminKeyId, Authority, Permissions, Reach};
-use crate::store::{NewAdminKey, StoreError};
+use crate::store::{AdminKeyChange, NewAdminKey, StoreError};
 use crate::tenant::TenantId;
 
 const TABLE: &str = "tenantgate_admin_key";
@@ -139,21 +139,28 @@ pub(super) async fn insert(link: &mut Link<'_>, new: &NewAdminKey) -> Result<(Ad
     Ok((key, draft))
 }
 
-/// Revokes a key unless it is; nothing if there is no such key.
-pub(super) async fn revoke(
+/// Changes a key, which other sessions do not change meanwhile; nothing if there is no such key.
+pub(super) async fn change(
     link: &mut Link<'_>,
     id: AdminKeyId,
-    at: Timestamp,
+    action: Action,
+    make: AdminKeyChange<'_>,
 ) -> Result<Option<(AdminKey, Option<Draft>)>, StoreError> {
     let sql = format!("SELECT {ADMIN_KEY} FROM {TABLE} WHERE id = $1{}", link.dialect().lock);
     let row = ask(sql).bind(id.0).maybe(link).await?;
     let Some(before) = row.as_ref().map(admin_key_of).transpose()? else { return Ok(None) };
-    if before.revoked_at.is_some() {
-        return Ok(Some((before, None)));
-    }
-    let after = AdminKey { revoked_at: Some(at), ..before.clone() };
-    Sets::default().set("revoked_at", true, after.revoked_at).run(TABLE, id.0, link).await?;
+    let mut after = before.clone();
+    make(&mut after)?;
+    let (was, is) = (&before.given, &after.given);
+    Sets::default()
+        .set("name", before.name != after.name, &after.name)
+        .set("permissions", was.permissions != is.permissions, is.permissions.to_string())
+        .set("tenants", was.reach != is.reach, tenants(&is.reach))
+        .set("expires_at", was.expires_at != is.expires_at, is.expires_at)
+        .set("revoked_at", before.revoked_at != after.revoked_at, after.revoked_at)
+        .run(TABLE, id.0, link)
+        .await?;
     let (was, is) = (Shown::from(&before), Shown::from(&after));
-    let draft = Draft::of(Action::AdminKeyRevoke, id.0.to_string(), Some(&was), &is);
-    Ok(Some((after, Some(draft))))
+    let draft = (before != after).then(|| Draft::of(action, id.0.to_string(), Some(&was), &is));
+    Ok(Some((after, draft)))
 }

@@ -4,16 +4,17 @@
 //! transaction takes, so transactions do not wait for each other in a circle, and it is held for two short
 //! statements and the commit. If there were two next rows all the same, the primary key would refuse the second.
 
-use super::connection::{Link, Query, ask};
+use super::connection::{Link, ask};
 use super::rows::entry_of;
-use crate::audit::{Actor, Draft, Entry, Head};
+use super::value::Wanted;
+use crate::audit::{Author, Draft, Entry, Head};
 use crate::clock::Timestamp;
 use crate::store::{AuditFilter, StoreError};
 
 /// Appends to the log, in the transaction that the connection is in.
 pub(in crate::store) async fn append(
     link: &mut Link<'_>,
-    actor: &Actor,
+    author: &Author,
     drafts: impl IntoIterator<Item = Draft>,
 ) -> Result<(), StoreError> {
     let mut drafts = drafts.into_iter().peekable();
@@ -25,7 +26,7 @@ pub(in crate::store) async fn append(
     }
     let (now, mut head) = head(link).await?;
     for draft in drafts {
-        insert(link, &head.append(now, actor, draft)).await?;
+        insert(link, &head.append(now, author, draft)).await?;
     }
     Ok(())
 }
@@ -48,21 +49,30 @@ async fn head(link: &mut Link<'_>) -> Result<(Timestamp, Head), StoreError> {
 async fn insert(link: &mut Link<'_>, entry: &Entry) -> Result<(), StoreError> {
     let json = link.dialect().json;
     let sql = format!(
-        "INSERT INTO tenantgate_audit_log (seq, at, actor, action, subject, before, after, hash)
-         VALUES ($1, $2, $3, $4, $5, $6{json}, $7{json}, $8)"
+        "INSERT INTO tenantgate_audit_log (seq, at, actor, action, subject, before, after, request_id, address, hash)
+         VALUES ($1, $2, $3, $4, $5, $6{json}, $7{json}, $8, $9, $10)"
     );
     let query = ask(sql).bind(entry.seq).bind(entry.at).bind(&entry.actor).bind(&entry.action);
-    query.bind(&entry.subject).bind(&entry.before).bind(&entry.after).bind(&entry.hash).execute(link).await
+    let query = query.bind(&entry.subject).bind(&entry.before).bind(&entry.after);
+    query.bind(&entry.request_id).bind(&entry.address).bind(&entry.hash).execute(link).await
 }
 
-/// Which rows are asked for: parameters 1 to 4.
-const WANTED: &str = "($1 IS NULL OR at >= $1) AND ($2 IS NULL OR at < $2) AND ($3 IS NULL OR actor = $3)
-     AND ($4 IS NULL OR lower($4) = subject OR $4 IN (subject,
+/// Which rows are asked for.
+fn wanted(link: &Link<'_>, filter: &AuditFilter) -> Wanted {
+    const SUBJECT: &str = "(lower(?) = subject OR ? IN (subject,
         coalesce(after, before) ->> 'key_prefix', coalesce(after, before) ->> 'tenant_id',
         coalesce(after, before) ->> 'db_schema_name', coalesce(after, before) ->> 'name'))";
-
-fn filtered(sql: String, filter: &AuditFilter) -> Query {
-    ask(sql).bind(filter.since).bind(filter.until).bind(&filter.actor).bind(&filter.subject)
+    let wanted = Wanted::default()
+        .and("at >= ?", filter.since)
+        .and("at < ?", filter.until)
+        .and("actor = ?", filter.actor.as_deref())
+        .and(SUBJECT, filter.subject.as_deref());
+    let Some(tenants) = &filter.tenants else { return wanted };
+    let tenants: Vec<String> = tenants.iter().map(|tenant| tenant.0.to_string()).collect();
+    let any = link.any(wanted.next());
+    // A tenant, or something that has one.
+    let theirs = format!("(subject {any} OR coalesce(after, before) ->> 'tenant_id' {any})");
+    wanted.with(theirs, tenants.as_slice())
 }
 
 /// A page of the log: rows after `after`, oldest first.
@@ -72,11 +82,15 @@ pub(super) async fn entries(
     after: i64,
     page: i64,
 ) -> Result<Vec<Entry>, StoreError> {
+    let wanted = wanted(link, filter).and("seq > ?", Some(after));
     let sql = format!(
-        "SELECT seq, at, actor, action, subject, CAST(before AS text) AS before, CAST(after AS text) AS after, hash
-         FROM tenantgate_audit_log WHERE {WANTED} AND seq > $5 ORDER BY seq LIMIT $6"
+        "SELECT seq, at, actor, action, subject, CAST(before AS text) AS before, CAST(after AS text) AS after,
+                request_id, address, hash
+         FROM tenantgate_audit_log WHERE {} ORDER BY seq LIMIT ${}",
+        wanted.sql(),
+        wanted.next()
     );
-    filtered(sql, filter).bind(after).bind(page).all(link).await?.iter().map(entry_of).collect()
+    ask(sql).bind_all(wanted).bind(page).all(link).await?.iter().map(entry_of).collect()
 }
 
 /// After which row the newest `count` begin.
@@ -85,9 +99,12 @@ pub(super) async fn before_newest(
     filter: &AuditFilter,
     count: i64,
 ) -> Result<i64, StoreError> {
+    let wanted = wanted(link, filter);
     let sql = format!(
         "SELECT coalesce(min(seq) - 1, 0) AS before FROM
-         (SELECT seq FROM tenantgate_audit_log WHERE {WANTED} ORDER BY seq DESC LIMIT $5) AS newest"
+         (SELECT seq FROM tenantgate_audit_log WHERE {} ORDER BY seq DESC LIMIT ${}) AS newest",
+        wanted.sql(),
+        wanted.next()
     );
-    filtered(sql, filter).bind(count).one(link).await?.get("before")
+    ask(sql).bind_all(wanted).bind(count).one(link).await?.get("before")
 }

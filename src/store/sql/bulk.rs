@@ -16,12 +16,12 @@ use crate::record::KeyState;
 use crate::store::{ImportedKey, KeyFilter, StoreError, StoredKey};
 use crate::tenant::{Mode, Tenant, TenantId};
 
-/// The keys of a page with the schemas of their tenants; `keys` says which.
-fn stored_keys(keys: &str) -> String {
+/// The keys of a page with the schemas of their tenants; `keys` says which, `more` has further columns.
+pub(super) fn stored_keys(more: &str, keys: &str, order: &str) -> String {
     format!(
         "SELECT k.*, coalesce(t.db_schema_name, '') AS db_schema_name
-         FROM (SELECT {KEY}, hashed_key FROM api_keys WHERE {keys}) AS k
-         LEFT JOIN tenants t ON t.id = k.tenant_id ORDER BY k.id"
+         FROM (SELECT {KEY}, hashed_key{more} FROM api_keys WHERE {keys}) AS k
+         LEFT JOIN tenants t ON t.id = k.tenant_id ORDER BY {order}"
     )
 }
 
@@ -36,14 +36,14 @@ pub(super) async fn keys_page(
     after: Option<KeyId>,
     page: i64,
 ) -> Result<Vec<StoredKey>, StoreError> {
-    let wanted = wanted(link.dialect(), filter).and("id > ?", after);
+    let wanted = wanted(Wanted::default(), link.dialect(), filter).and("id > ?", after);
     let (sql, last) = (wanted.sql(), wanted.next());
-    let sql = stored_keys(&format!("{sql} ORDER BY id LIMIT ${last}"));
+    let sql = stored_keys("", &format!("{sql} ORDER BY id LIMIT ${last}"), "k.id");
     ask(sql).bind_all(wanted).bind(page).all(link).await?.iter().map(stored_key_of).collect()
 }
 
-/// The conditions of a filter.
-fn wanted(dialect: &Dialect, filter: &KeyFilter) -> Wanted {
+/// These conditions and those of a filter.
+pub(super) fn wanted(base: Wanted, dialect: &Dialect, filter: &KeyFilter) -> Wanted {
     let (time, position) = (dialect.time, dialect.position);
     let at = |column: &str| time.replace('?', column);
     let (now, expires, begins) = (at("?"), at("expires_at"), at("not_before"));
@@ -57,7 +57,7 @@ fn wanted(dialect: &Dialect, filter: &KeyFilter) -> Wanted {
             is(format!("coalesce({expires} > {now}, true) AND coalesce({begins} <= {now}, true)"))
         }
     });
-    let mut wanted = Wanted::default()
+    let mut wanted = base
         .and("tenant_id = ?", filter.tenant)
         .and(state.as_deref().unwrap_or_default(), filter.state.map(|_| filter.now))
         .and(&format!("{position}(lower(name), lower(?)) > 0"), filter.name.as_deref())
@@ -73,10 +73,11 @@ fn wanted(dialect: &Dialect, filter: &KeyFilter) -> Wanted {
 pub(super) async fn keys_named(link: &mut Link<'_>, names: &[String]) -> Result<Vec<StoredKey>, StoreError> {
     let (ids_are, names_are) = (link.any(1), link.any(2));
     // One index for each branch.
-    let sql = stored_keys(&format!(
+    let any_name = format!(
         "id IN (SELECT id FROM api_keys WHERE id {ids_are} UNION SELECT id FROM api_keys WHERE key_prefix {names_are}
                 UNION SELECT id FROM api_keys WHERE hashed_key {names_are})"
-    ));
+    );
+    let sql = stored_keys("", &any_name, "k.id");
     ask(sql).bind(ids(names)).bind(names).all(link).await?.iter().map(stored_key_of).collect()
 }
 

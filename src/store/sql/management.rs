@@ -1,28 +1,58 @@
 //! Finds, adds and changes rows: one statement or one transaction for each method.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::connection::ask;
 use super::keys::{self, insert as insert_key, to_change as key_to_change};
+use super::row::Row;
 use super::rows::{KEY, TENANT, key_of, shadowed_of, tenant_of};
-use super::{Sets, SqlStore, admin_keys, audit, bulk, change, hold, plans, routes, tenants, usage};
+use super::{
+    Held, Sets, SqlStore, admin_keys, audit, bulk, change, hold, idempotency, key_list, plans, routes,
+    tenants, usage,
+};
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::permission::{AdminKey, AdminKeyId};
+use crate::permission::{AdminKey, AdminKeyId, Reach};
 use crate::plan::PlanRow;
 use crate::record::{KeyDetails, KeyState};
 use crate::route::RouteRow;
 use crate::store::{
-    Adoption, AuditFilter, ImportedKey, KeyChange, KeyFilter, Laggard, Management, Migrated, NewAdminKey,
-    NewKey, NewTenant, PlanChange, PlanUses, RoutesChange, RoutesPlan, SchemaVersion, Shadowed, StoreError,
-    StoredKey, TenantChange, UsageFilter, UsageRow,
+    AdminKeyChange, Adoption, Announced, AuditFilter, Behalf, Changed, Check, Claim, Claimed, ImportedKey,
+    KeyChange, KeyFilter, KeyPage, KeyPlace, Laggard, Management, Migrated, NewAdminKey, NewKey, NewTenant,
+    PlanChange, PlanUses, RoutesChange, RoutesPlan, SchemaVersion, Shadowed, StoreError, StoredKey,
+    TenantChange, UsageFilter, UsageRow,
 };
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
+/// Ends a change: keeps the answer to its request, writes the audit log, and commits.
+async fn finish(
+    store: &impl SqlStore,
+    mut connection: Held,
+    drafts: impl IntoIterator<Item = Draft>,
+    changed: Changed<'_>,
+) -> Result<(), StoreError> {
+    let behalf = store.behalf();
+    let link = &mut connection.link();
+    if let Some(receipt) = &behalf.receipt
+        && let Some(answer) = (receipt.answer)(changed)
+        && let Some(attempt) = receipt.attempt
+    {
+        idempotency::keep(link, attempt, &answer).await?;
+    }
+    audit::append(link, &behalf.author, drafts).await?;
+    connection.commit().await
+}
+
 #[async_trait]
 impl<S: SqlStore> Management for S {
+    fn on_behalf(&self, behalf: Behalf) -> Arc<dyn Management> {
+        Arc::new(self.with_behalf(behalf))
+    }
+
     fn has_schemas(&self) -> bool {
         SqlStore::has_schemas(self)
     }
@@ -57,14 +87,15 @@ impl<S: SqlStore> Management for S {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
         let sql = format!(
-            "INSERT INTO tenants (id, name, db_schema_name, status, created_at)
-             VALUES ($1, $2, $3, $4, {}) RETURNING {TENANT}",
+            "INSERT INTO tenants (id, name, db_schema_name, status, plan, created_at)
+             VALUES ($1, $2, $3, $4, $5, {}) RETURNING {TENANT}",
             link.dialect().now
         );
         let query = ask(sql).bind(tenant.id).bind(&tenant.name).bind(&tenant.schema);
-        let tenant = tenant_of(&query.bind(tenant.status.as_str()).one(link).await?)?;
-        audit::append(link, self.actor(), Draft::of_tenant(action, None, &tenant)).await?;
-        connection.commit().await?;
+        let query = query.bind(tenant.status.as_str()).bind(&tenant.plan);
+        let tenant = tenant_of(&query.one(link).await?)?;
+        let draft = Draft::of_tenant(action, None, &tenant);
+        finish(self, connection, draft, Changed::Tenant(&tenant)).await?;
         Ok(tenant)
     }
 
@@ -98,15 +129,15 @@ impl<S: SqlStore> Management for S {
         let row = ask(sql).bind(id).maybe(link).await?;
         let Some(before) = row.as_ref().map(tenant_of).transpose()? else { return Ok(None) };
         let mut after = before.clone();
-        make(&mut after);
+        make(&mut after)?;
         let sets = Sets::default()
             .set("name", before.name != after.name, &after.name)
             .set("status", before.status != after.status, after.status.as_str())
             .set("mode", before.mode != after.mode, after.mode.map(Mode::as_str))
             .set("plan", before.plan != after.plan, after.plan.as_deref());
         sets.run("tenants", id.0, link).await?;
-        audit::append(link, self.actor(), Draft::of_tenant(action, Some(&before), &after)).await?;
-        connection.commit().await?;
+        let draft = Draft::of_tenant(action, Some(&before), &after);
+        finish(self, connection, draft, Changed::Tenant(&after)).await?;
         Ok(Some(after))
     }
 
@@ -132,8 +163,7 @@ impl<S: SqlStore> Management for S {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
         let key = insert_key(link, key).await?;
-        audit::append(link, self.actor(), Draft::of_key(action, None, &key)).await?;
-        connection.commit().await?;
+        finish(self, connection, Draft::of_key(action, None, &key), Changed::Key(&key)).await?;
         Ok(key)
     }
 
@@ -144,6 +174,20 @@ impl<S: SqlStore> Management for S {
         page: i64,
     ) -> Result<Vec<StoredKey>, StoreError> {
         bulk::keys_page(&mut hold(self).await?.link(), filter, after, page).await
+    }
+
+    async fn keys_by_creation(
+        &self,
+        filter: &KeyFilter,
+        reach: &Reach,
+        after: Option<&KeyPlace>,
+        page: usize,
+    ) -> Result<KeyPage, StoreError> {
+        key_list::page(&mut hold(self).await?.link(), filter, reach, after, page).await
+    }
+
+    async fn count_keys(&self, filter: &KeyFilter, reach: &Reach) -> Result<i64, StoreError> {
+        key_list::count(&mut hold(self).await?.link(), filter, reach).await
     }
 
     async fn count_used(&self, tenant: TenantId, since: Timestamp) -> Result<i64, StoreError> {
@@ -175,7 +219,7 @@ impl<S: SqlStore> Management for S {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
         bulk::import_keys(link, keys).await?;
-        audit::append(link, self.actor(), [draft]).await?;
+        audit::append(link, &self.behalf().author, [draft]).await?;
         connection.commit().await
     }
 
@@ -189,7 +233,7 @@ impl<S: SqlStore> Management for S {
                 SqlStore::create_schema(self, link, &tenant.schema, true).await?;
             }
         }
-        audit::append(link, self.actor(), [draft]).await?;
+        audit::append(link, &self.behalf().author, [draft]).await?;
         connection.commit().await
     }
 
@@ -215,15 +259,16 @@ impl<S: SqlStore> Management for S {
             let before = key_to_change(link, *id).await?;
             let before = before.ok_or_else(|| StoreError::Conflict(format!("key {} is gone", id.0)))?;
             let mut after = before.clone();
-            make(&mut after).map_err(StoreError::Conflict)?;
+            make(&mut after)?;
             keys::update(link, &before, &after).await?;
             drafts.extend(Draft::of_key(action, Some(&before), &after));
             changed.push((place, after));
         }
-        audit::append(link, self.actor(), drafts).await?;
-        connection.commit().await?;
         changed.sort_unstable_by_key(|(place, _)| *place);
-        Ok(changed.into_iter().map(|(_, key)| key).collect())
+        let changed: Vec<_> = changed.into_iter().map(|(_, key)| key).collect();
+        let shown = if let [one] = &changed[..] { Changed::Key(one) } else { Changed::Keys(&changed) };
+        finish(self, connection, drafts, shown).await?;
+        Ok(changed)
     }
 
     async fn replace_key(
@@ -231,11 +276,15 @@ impl<S: SqlStore> Management for S {
         id: KeyId,
         expires_at: Timestamp,
         successor: &NewKey,
+        check: Check<'_, KeyDetails>,
     ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
-        let before = key_to_change(link, id).await?;
-        let Some(before) = before.filter(|key| key.revoked_at.is_none()) else { return Ok(None) };
+        let Some(before) = key_to_change(link, id).await? else { return Ok(None) };
+        check(&before)?;
+        if before.revoked_at.is_some() {
+            return Ok(None);
+        }
         if let Some(id) = before.replaced_by
             && let Some(live) = key_to_change(link, id).await?
             && live.state(successor.created_at) == KeyState::Active
@@ -251,8 +300,7 @@ impl<S: SqlStore> Management for S {
             Draft::of_key(Action::KeyRotate, Some(&before), &old),
             Draft::of_key(Action::KeyRotate, None, &new),
         ];
-        audit::append(link, self.actor(), drafts.into_iter().flatten()).await?;
-        connection.commit().await?;
+        finish(self, connection, drafts.into_iter().flatten(), Changed::Rotated(&old, &new)).await?;
         Ok(Some((old, new)))
     }
 
@@ -263,16 +311,14 @@ impl<S: SqlStore> Management for S {
     async fn insert_plan(&self, plan: &PlanRow) -> Result<(), StoreError> {
         let mut connection = change(self).await?;
         let draft = plans::insert(&mut connection.link(), plan).await?;
-        audit::append(&mut connection.link(), self.actor(), [draft]).await?;
-        connection.commit().await
+        finish(self, connection, [draft], Changed::Plan(plan)).await
     }
 
     async fn change_plan(&self, name: &str, make: PlanChange<'_>) -> Result<Option<PlanRow>, StoreError> {
         let mut connection = change(self).await?;
         let changed = plans::change(&mut connection.link(), name, make).await?;
         let Some((plan, draft)) = changed else { return Ok(None) };
-        audit::append(&mut connection.link(), self.actor(), draft).await?;
-        connection.commit().await?;
+        finish(self, connection, draft, Changed::Plan(&plan)).await?;
         Ok(Some(plan))
     }
 
@@ -280,12 +326,15 @@ impl<S: SqlStore> Management for S {
         plans::uses(&mut hold(self).await?.link(), name).await
     }
 
-    async fn delete_plan(&self, name: &str) -> Result<Option<PlanRow>, StoreError> {
+    async fn delete_plan(
+        &self,
+        name: &str,
+        check: Check<'_, PlanRow>,
+    ) -> Result<Option<PlanRow>, StoreError> {
         let mut connection = change(self).await?;
-        let deleted = plans::delete(&mut connection.link(), name).await?;
+        let deleted = plans::delete(&mut connection.link(), name, check).await?;
         let Some((plan, draft)) = deleted else { return Ok(None) };
-        audit::append(&mut connection.link(), self.actor(), [draft]).await?;
-        connection.commit().await?;
+        finish(self, connection, [draft], Changed::Plan(&plan)).await?;
         Ok(Some(plan))
     }
 
@@ -296,10 +345,9 @@ impl<S: SqlStore> Management for S {
     async fn change_routes(&self, plan: RoutesPlan<'_>) -> Result<RoutesChange, StoreError> {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
-        let planned = plan(&routes::to_change(link).await?).map_err(StoreError::Conflict)?;
+        let planned = plan(&routes::to_change(link).await?)?;
         routes::write(link, &planned).await?;
-        audit::append(link, self.actor(), planned.draft.clone()).await?;
-        connection.commit().await?;
+        finish(self, connection, planned.draft.clone(), Changed::Routes(&planned)).await?;
         Ok(planned)
     }
 
@@ -321,18 +369,32 @@ impl<S: SqlStore> Management for S {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
         let (key, draft) = admin_keys::insert(link, new).await?;
-        audit::append(link, self.actor(), [draft]).await?;
-        connection.commit().await?;
+        finish(self, connection, [draft], Changed::AdminKey(&key)).await?;
         Ok(key)
     }
 
-    async fn revoke_admin_key(&self, id: AdminKeyId, at: Timestamp) -> Result<Option<AdminKey>, StoreError> {
+    async fn change_admin_key(
+        &self,
+        id: AdminKeyId,
+        action: Action,
+        make: AdminKeyChange<'_>,
+    ) -> Result<Option<AdminKey>, StoreError> {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
-        let Some((key, draft)) = admin_keys::revoke(link, id, at).await? else { return Ok(None) };
-        audit::append(link, self.actor(), draft).await?;
-        connection.commit().await?;
+        let Some((key, draft)) = admin_keys::change(link, id, action, make).await? else { return Ok(None) };
+        finish(self, connection, draft, Changed::AdminKey(&key)).await?;
         Ok(Some(key))
+    }
+
+    async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
+        let mut connection = change(self).await?;
+        let claimed = idempotency::claim(&mut connection.link(), claim).await?;
+        connection.commit().await?;
+        Ok(claimed)
+    }
+
+    async fn give_up_claim(&self, attempt: Uuid) -> Result<(), StoreError> {
+        idempotency::give_up(&mut hold(self).await?.link(), attempt).await
     }
 
     async fn mark(&self) -> Result<String, StoreError> {
@@ -340,6 +402,21 @@ impl<S: SqlStore> Management for S {
         let mut connection = hold(self).await?;
         let link = &mut connection.link();
         ask(link.dialect().mark).one(link).await?.get("mark")
+    }
+
+    async fn replicas(&self) -> Result<Vec<Announced>, StoreError> {
+        let mut connection = hold(self).await?;
+        let sql = "SELECT id, name, seen_at, serves_until FROM tenantgate_replica ORDER BY name, id";
+        let rows = ask(sql).all(&mut connection.link()).await?;
+        let announced = |row: &Row| {
+            Ok(Announced {
+                id: row.id("id", "tenantgate_replica")?,
+                name: row.get("name")?,
+                seen_at: row.instant("seen_at")?.unwrap_or_default(),
+                serves_until: row.instant("serves_until")?.unwrap_or_default(),
+            })
+        };
+        rows.iter().map(announced).collect()
     }
 
     async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError> {
@@ -354,6 +431,16 @@ impl<S: SqlStore> Management for S {
                 Ok(Laggard { name: row.get("name")?, seen_at })
             })
             .collect()
+    }
+
+    async fn caught_up(&self, mark: &str) -> Result<u64, StoreError> {
+        let mut connection = hold(self).await?;
+        let link = &mut connection.link();
+        let (live, behind) = (link.dialect().live, link.dialect().behind);
+        let sql =
+            format!("SELECT count(*) AS caught_up FROM tenantgate_replica WHERE {live} AND NOT ({behind})");
+        let count: i64 = ask(sql).bind(mark).one(link).await?.get("caught_up")?;
+        Ok(u64::try_from(count).unwrap_or(0))
     }
 
     async fn audit_entries(

@@ -3,30 +3,35 @@
 //! A [`SqlStore`] adds what differs: how to connect, schemas of tenants, locks, migrations. Parameters are `$1`, `$2`
 //! and so on in both databases; the few words that differ are in [`Dialect`].
 //!
-//! A store keeps one connection for the management of tenants and keys, for as long as the store lives.
+//! A store keeps a connection, or a few, for the management of tenants and keys, for as long as the store lives.
 
 mod admin_keys;
 pub(super) mod audit;
 mod bulk;
 mod connection;
+mod idempotency;
+mod key_list;
 mod keys;
 mod management;
+mod overview;
 pub(super) mod plans;
+mod pool;
 pub(super) mod routes;
 mod row;
 mod rows;
+mod sessions;
 mod usage;
 mod value;
 
 use async_trait::async_trait;
-use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 
 pub(super) use self::connection::{Connection, Link};
+use self::pool::Held;
+pub(super) use self::pool::Pool;
 pub(super) use self::row::Row;
 pub(super) use self::rows::{TENANT, tenant_of};
 use self::value::Value;
-use super::{Adoption, Migrated, SchemaVersion, Store, StoreError};
-use crate::audit::Actor;
+use super::{Adoption, Behalf, Migrated, SchemaVersion, Store, StoreError};
 use crate::tenant::Tenant;
 
 /// The words that the two databases spell differently.
@@ -41,6 +46,10 @@ pub(super) struct Dialect {
     json: &'static str,
     /// `?` is an instant: something that compares as time does, NULL for what does not come.
     time: &'static str,
+    /// The instant `?`, given as text.
+    instant: &'static str,
+    /// The instant `created_at` as a text that sorts as the column does and becomes the same instant again.
+    place: &'static str,
     /// The function that finds a text in another one.
     position: &'static str,
     /// After a parameter that is JSON with indexes.
@@ -49,6 +58,8 @@ pub(super) struct Dialect {
     tie: &'static str,
     /// The day of the instant `$1`.
     day: &'static str,
+    /// The day `?`, given as `2026-01-31`.
+    a_day: &'static str,
     /// The day of a row `u` of usage, as `day` in the form `2026-01-31`.
     usage_day: &'static str,
     /// Takes the lock that gives the audit log its order, where a transaction is not alone.
@@ -57,8 +68,12 @@ pub(super) struct Dialect {
     lock_routes: Option<&'static str>,
     /// Writes a mark into the change log, and returns it as `mark`.
     mark: &'static str,
+    /// Servers that serve now.
+    live: &'static str,
     /// Servers that have not seen the mark `$1`.
     behind: &'static str,
+    /// A change `c` that a server `r` has not applied.
+    unapplied: &'static str,
 }
 
 /// Under another isolation level, the end of the audit log that a transaction reads would not be the newest.
@@ -68,15 +83,20 @@ pub(super) const POSTGRES: Dialect = Dialect {
     lock: " FOR UPDATE",
     json: "::json",
     time: "?",
+    instant: "CAST(? AS timestamptz)",
+    place: "to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
     position: "strpos",
     jsonb: "::jsonb",
     tie: "id",
     day: "($1 AT TIME ZONE 'UTC')::date",
+    a_day: "CAST(? AS date)",
     usage_day: "to_char(u.day, 'YYYY-MM-DD') AS day",
     lock_audit: Some("SELECT pg_advisory_xact_lock(hashtext('tenantgate tenantgate_audit_log'))"),
     lock_routes: Some("LOCK TABLE tenantgate_route IN SHARE ROW EXCLUSIVE MODE"),
     mark: "SELECT tenantgate_mark()::text AS mark",
+    live: "serves_until > now()",
     behind: "serves_until > now() AND NOT pg_visible_in_snapshot($1::xid8, applied)",
+    unapplied: "c.xid >= pg_snapshot_xmin(r.applied) AND NOT pg_visible_in_snapshot(c.xid, r.applied)",
 };
 
 /// One transaction writes at a time.
@@ -87,28 +107,33 @@ pub(super) const SQLITE: Dialect = Dialect {
     json: "",
     // What cannot be read is the beginning of time.
     time: "CASE WHEN ? IS NULL OR ? = 'infinity' THEN NULL ELSE coalesce(julianday(?), 0) END",
+    instant: "?",
+    place: "created_at",
     position: "instr",
     jsonb: "",
     tie: "rowid",
     day: "substr($1, 1, 10)",
+    a_day: "?",
     usage_day: "u.day",
     lock_audit: None,
     lock_routes: None,
     mark: "INSERT INTO tenantgate_change (key_prefix) VALUES ('') RETURNING CAST(id AS TEXT) AS mark",
+    live: "serves_until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
     behind: "serves_until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AND applied < CAST($1 AS INTEGER)",
+    unapplied: "c.id > r.applied",
 };
-
-/// The connection that a store keeps for the management of tenants and keys.
-pub(super) type Slot = Mutex<Option<Connection>>;
 
 /// A store that this layer manages.
 #[async_trait]
-pub(super) trait SqlStore: Store {
+pub(super) trait SqlStore: Store + Clone + 'static {
     /// On whose behalf changes are made.
-    fn actor(&self) -> &Actor;
+    fn behalf(&self) -> &Behalf;
 
-    /// Where the connection is kept.
-    fn slot(&self) -> &Slot;
+    /// The same store, with the same connections, on behalf of somebody else.
+    fn with_behalf(&self, behalf: Behalf) -> Self;
+
+    /// The connections.
+    fn pool(&self) -> &Pool;
 
     /// Opens a connection.
     async fn open(&self) -> Result<Connection, StoreError>;
@@ -154,25 +179,13 @@ pub(super) trait SqlStore: Store {
     }
 }
 
-/// A store's connection, for one command.
-type Held<'a> = MappedMutexGuard<'a, Connection>;
-
-/// Returns the store's connection. One that broke, or that was left inside a transaction, is replaced.
-async fn hold(store: &impl SqlStore) -> Result<Held<'_>, StoreError> {
-    let mut slot = store.slot().lock().await;
-    let kept = match slot.take() {
-        Some(mut kept) => (!kept.is_in_transaction() && store.leads_here(&mut kept).await).then_some(kept),
-        None => None,
-    };
-    let connection = match kept {
-        Some(kept) => kept,
-        None => store.open().await?,
-    };
-    Ok(MutexGuard::map(slot, |slot| slot.insert(connection)))
+/// Returns a connection of the store.
+async fn hold(store: &impl SqlStore) -> Result<Held, StoreError> {
+    store.pool().hold(store).await
 }
 
-/// The store's connection in a transaction. Dropped before [`Connection::commit`], nothing has changed.
-async fn change(store: &impl SqlStore) -> Result<Held<'_>, StoreError> {
+/// A connection of the store in a transaction. Dropped before [`Connection::commit`], nothing has changed.
+async fn change(store: &impl SqlStore) -> Result<Held, StoreError> {
     let mut connection = hold(store).await?;
     store.refuse_change(&mut connection.link()).await?;
     connection.begin().await?;

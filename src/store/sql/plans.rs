@@ -7,7 +7,7 @@ use super::connection::{Link, Query, ask};
 use super::row::Row;
 use crate::audit::{Action, Draft};
 use crate::plan::{Counted, PlanRow};
-use crate::store::{PlanChange, PlanUses, StoreError};
+use crate::store::{Check, PlanChange, PlanUses, StoreError};
 
 const PLAN: &str = "name, request_limit, total_limit, input_limit, output_limit";
 
@@ -53,7 +53,7 @@ pub(super) async fn change(
 ) -> Result<Option<(PlanRow, Option<Draft>)>, StoreError> {
     let Some(before) = to_change(link, name).await? else { return Ok(None) };
     let mut after = before.clone();
-    make(&mut after);
+    make(&mut after)?;
     let changed = Counted::ALL.iter().zip(&before.limits).zip(&after.limits);
     let sets =
         changed.fold(Sets::default(), |sets, ((counted, was), is)| sets.set(counted.as_str(), was != is, is));
@@ -70,8 +70,13 @@ pub(super) async fn uses(link: &mut Link<'_>, name: &str) -> Result<PlanUses, St
     Ok(PlanUses { tenants: row.get("tenants")?, keys: row.get("keys")? })
 }
 
-pub(super) async fn delete(link: &mut Link<'_>, name: &str) -> Result<Option<(PlanRow, Draft)>, StoreError> {
+pub(super) async fn delete(
+    link: &mut Link<'_>,
+    name: &str,
+    check: Check<'_, PlanRow>,
+) -> Result<Option<(PlanRow, Draft)>, StoreError> {
     let Some(plan) = to_change(link, name).await? else { return Ok(None) };
+    check(&plan)?;
     ask("DELETE FROM tenantgate_plan WHERE name = $1").bind(name).execute(link).await?;
     let draft = Draft::of_removed(Action::PlanDelete, plan.name.clone(), &shown(&plan));
     Ok(Some((plan, draft)))

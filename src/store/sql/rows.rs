@@ -88,6 +88,8 @@ pub(super) fn entry_of(row: &Row) -> Result<Entry, StoreError> {
         subject: row.get("subject")?,
         before: row.get("before")?,
         after: row.get("after")?,
+        request_id: row.get("request_id")?,
+        address: row.get("address")?,
         hash: row.get("hash")?,
     })
 }

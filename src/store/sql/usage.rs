@@ -1,34 +1,61 @@
 //! Reads the counts of usage.
 
+use uuid::Uuid;
+
 use super::connection::{Link, ask};
 use super::row::Row;
+use super::value::Wanted;
 use crate::key::KeyId;
+use crate::permission::Reach;
 use crate::store::{StoreError, UsageBy, UsageFilter, UsageRow};
 use crate::tenant::TenantId;
 
 /// The counts that a filter wants, added up.
 pub(super) async fn rows(link: &mut Link<'_>, filter: &UsageFilter) -> Result<Vec<UsageRow>, StoreError> {
     let dialect = link.dialect();
-    let (columns, group, order) = match filter.by {
+    // What is selected, grouped by, and the order of parts.
+    let (columns, group, place) = match filter.by {
         UsageBy::Day => (dialect.usage_day, "u.day", "u.day"),
-        UsageBy::Key => (
-            "u.key_id, k.key_prefix, k.tenant_id",
-            "u.key_id, k.key_prefix, k.tenant_id",
-            "total DESC, u.key_id",
-        ),
-        UsageBy::Reason => ("u.reason", "u.reason", "total DESC, u.reason"),
+        UsageBy::Key => {
+            ("u.key_id, k.key_prefix, k.tenant_id", "u.key_id, k.key_prefix, k.tenant_id", "u.key_id")
+        }
+        UsageBy::Reason => ("u.reason", "u.reason", "u.reason"),
     };
     let join = if filter.by == UsageBy::Key { "LEFT JOIN api_keys k ON k.id = u.key_id" } else { "" };
-    let of_tenant =
-        filter.tenant.map_or("", |_| "AND u.key_id IN (SELECT id FROM api_keys WHERE tenant_id = $3)");
-    let (from, to) = (dialect.day, dialect.day.replace("$1", "$2"));
+    let wanted = wanted(link, filter, place);
+    let order = match (filter.by, &filter.part) {
+        (UsageBy::Key | UsageBy::Reason, None) => format!("total DESC, {place}"),
+        _ => place.to_owned(),
+    };
+    let limit = filter.part.as_ref().map_or_else(String::new, |part| format!("LIMIT {}", part.rows));
     let sql = format!(
         "SELECT {columns}, CAST(sum(u.requests) AS bigint) AS total FROM tenantgate_usage u {join}
-         WHERE u.day >= {from} AND u.day <= {to} {of_tenant} GROUP BY {group} ORDER BY {order}"
+         WHERE {} GROUP BY {group} ORDER BY {order} {limit}",
+        wanted.sql()
     );
-    let query = ask(sql).bind(filter.from).bind(filter.to);
-    let query = if let Some(tenant) = filter.tenant { query.bind(tenant) } else { query };
-    query.all(link).await?.iter().map(|row| usage_of(row, filter.by)).collect()
+    ask(sql).bind_all(wanted).all(link).await?.iter().map(|row| usage_of(row, filter.by)).collect()
+}
+
+fn wanted(link: &Link<'_>, filter: &UsageFilter, place: &str) -> Wanted {
+    let day = |at: &str| link.dialect().day.replace("$1", at);
+    let wanted = Wanted::default()
+        .and(&format!("u.day >= {}", day("?")), Some(filter.from))
+        .and(&format!("u.day <= {}", day("?")), Some(filter.to))
+        .and("u.key_id = ?", filter.key)
+        .and("u.key_id IN (SELECT id FROM api_keys WHERE tenant_id = ?)", filter.tenant);
+    let wanted = match &filter.reach {
+        Reach::All => wanted,
+        Reach::Some(tenants) => {
+            let tenants = tenants.iter().map(|tenant| tenant.0).collect();
+            wanted.and_any("u.key_id IN (SELECT id FROM api_keys WHERE tenant_id", ")", link, tenants)
+        }
+    };
+    let after = filter.part.as_ref().and_then(|part| part.after.as_deref());
+    match filter.by {
+        UsageBy::Day => wanted.and(&format!("{place} > {}", link.dialect().a_day), after),
+        UsageBy::Reason => wanted.and(&format!("{place} > ?"), after),
+        UsageBy::Key => wanted.and(&format!("{place} > ?"), after.and_then(|id| Uuid::parse_str(id).ok())),
+    }
 }
 
 fn usage_of(row: &Row, by: UsageBy) -> Result<UsageRow, StoreError> {

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::connection::Link;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::tenant::TenantId;
@@ -124,11 +125,35 @@ impl Wanted {
     }
 
     /// The same conditions, and one more with two values.
-    pub(in crate::store) fn and_two(mut self, condition: &str, first: &str, second: &str) -> Self {
+    pub(in crate::store) fn and_two(
+        mut self,
+        condition: &str,
+        first: impl Into<Value>,
+        second: impl Into<Value>,
+    ) -> Self {
         let (one, two) = (format!("${}", self.next()), format!("${}", self.next() + 1));
         self.conditions.push(condition.replacen('?', &one, 1).replacen('?', &two, 1));
         self.values.extend([first.into(), second.into()]);
         self
+    }
+
+    /// The same conditions, and one more without a value.
+    pub(super) fn always(mut self, condition: &str) -> Self {
+        self.conditions.push(condition.to_owned());
+        self
+    }
+
+    /// The same conditions, and one more that has the number of its value already.
+    pub(super) fn with(mut self, condition: String, value: impl Into<Value>) -> Self {
+        self.conditions.push(condition);
+        self.values.push(value.into());
+        self
+    }
+
+    /// The same conditions, and one more: what is `before` is one of these ids; `after` closes it.
+    pub(super) fn and_any(self, before: &str, after: &str, link: &Link<'_>, ids: Vec<Uuid>) -> Self {
+        let condition = format!("{before} {}{after}", link.any(self.next()));
+        self.with(condition, ids)
     }
 
     /// What stands after WHERE.

@@ -15,6 +15,7 @@ use std::fs::{Metadata, OpenOptions};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -25,9 +26,9 @@ use uuid::Uuid;
 
 use self::session::SqliteSession;
 use super::migrations;
-use super::sql::{self, Link, Slot, SqlStore};
+use super::sql::{self, Link, Pool, SqlStore};
 use super::{
-    Adoption, Announcement, LOCK_TIMEOUT, Migrated, NewMemo, SchemaVersion, Session, Shadowed, Store,
+    Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, SchemaVersion, Session, Shadowed, Store,
     StoreError, Used, day_of,
 };
 use crate::audit::Actor;
@@ -35,12 +36,13 @@ use crate::clock::Timestamp;
 use crate::key::KeyId;
 
 /// Tenants and keys in a file.
+#[derive(Clone)]
 pub struct SqliteStore {
     options: SqliteConnectOptions,
-    actor: Actor,
+    behalf: Behalf,
     /// Whether the file may be made. One that was there and is gone is never made again.
-    may_create: AtomicBool,
-    slot: Slot,
+    may_create: Arc<AtomicBool>,
+    pool: Pool,
 }
 
 impl std::fmt::Debug for SqliteStore {
@@ -67,16 +69,23 @@ impl SqliteStore {
             .busy_timeout(LOCK_TIMEOUT);
         Ok(Self {
             options,
-            actor: Actor::default(),
-            may_create: AtomicBool::new(true),
-            slot: Slot::default(),
+            behalf: Behalf::default(),
+            may_create: Arc::new(AtomicBool::new(true)),
+            pool: Pool::default(),
         })
     }
 
     /// The same store, on behalf of `actor`, for the audit log.
     #[must_use]
     pub fn acting_for(mut self, actor: Actor) -> Self {
-        self.actor = actor;
+        self.behalf = Behalf::of(actor.into());
+        self
+    }
+
+    /// The same store, which keeps up to this many connections for management.
+    #[must_use]
+    pub fn keeping_connections(mut self, most: usize) -> Self {
+        self.pool = Pool::of(most);
         self
     }
 
@@ -147,12 +156,16 @@ async fn version(connection: &mut SqliteConnection) -> Result<SchemaVersion, Sto
 
 #[async_trait]
 impl SqlStore for SqliteStore {
-    fn actor(&self) -> &Actor {
-        &self.actor
+    fn behalf(&self) -> &Behalf {
+        &self.behalf
     }
 
-    fn slot(&self) -> &Slot {
-        &self.slot
+    fn with_behalf(&self, behalf: Behalf) -> Self {
+        Self { behalf, ..self.clone() }
+    }
+
+    fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     async fn open(&self) -> Result<sql::Connection, StoreError> {

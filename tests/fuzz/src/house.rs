@@ -52,7 +52,7 @@ impl Database {
             let (name, schema) = (tenant.name.to_owned(), tenant.schema.to_owned());
             let status = TenantStatus::parse(tenant.status);
             store
-                .insert_tenant(&NewTenant { id, name, schema, status }, Action::TenantCreate)
+                .insert_tenant(&NewTenant { id, name, schema, status, plan: None }, Action::TenantCreate)
                 .await
                 .expect("a tenant");
         }

@@ -22,11 +22,13 @@ pub enum Verdict {
     Proven(&'static str, usize),
 }
 
-/// The expected result, and whether `Authorization` contains the beginning of a key.
+/// The expected result, whether `Authorization` contains the beginning of a key, and whether Envoy's configuration says
+/// something of the route, which the verdict leaves out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Expected {
     pub verdict: Verdict,
     pub bearer: bool,
+    pub context: bool,
 }
 
 #[derive(Clone, Message)]
@@ -39,6 +41,8 @@ struct Check {
 struct Attributes {
     #[prost(message, optional, tag = "4")]
     request: Option<Request>,
+    #[prost(message, repeated, tag = "10")]
+    context_extensions: Vec<Entry>,
 }
 
 #[derive(Clone, Message)]
@@ -55,6 +59,8 @@ struct Http {
     headers: Vec<Entry>,
     #[prost(bytes = "vec", tag = "4")]
     path: Vec<u8>,
+    #[prost(bytes = "vec", tag = "5")]
+    host: Vec<u8>,
     #[prost(message, optional, tag = "13")]
     header_map: Option<HeaderMap>,
 }
@@ -86,7 +92,9 @@ struct HeaderValue {
 /// Returns the expected result of a `CheckRequest`; `None` if the bytes are not one.
 pub fn expected(message: &[u8]) -> Option<Expected> {
     let check = Check::decode(message).ok()?;
-    let http = check.attributes.unwrap_or_default().request.unwrap_or_default().http.unwrap_or_default();
+    let attributes = check.attributes.unwrap_or_default();
+    let context = attributes.context_extensions.iter().any(|entry| entry.key.starts_with(b"tenantgate."));
+    let http = attributes.request.unwrap_or_default().http.unwrap_or_default();
     let headers = headers(&http);
     let values_of = |name: &str| -> Vec<&[u8]> {
         headers
@@ -105,7 +113,7 @@ pub fn expected(message: &[u8]) -> Option<Expected> {
             Ok(presented) => holder(&presented),
         }
     };
-    Some(Expected { verdict, bearer })
+    Some(Expected { verdict, bearer, context })
 }
 
 /// Returns every header as often as it occurs; one with two values counts twice.

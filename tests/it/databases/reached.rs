@@ -60,7 +60,7 @@ fn management_keeps_one_connection_and_replaces_one_that_broke() {
     wait(store.laggards(&mark)).unwrap();
     wait(store.tenants()).unwrap();
     // A rejected change leaves no open transaction.
-    let nobody = wait(store.change_tenant(TenantId(uuid::Uuid::nil()), Action::TenantMode, &|_| {}));
+    let nobody = wait(store.change_tenant(TenantId(uuid::Uuid::nil()), Action::TenantMode, &|_| Ok(())));
     assert_eq!(nobody.unwrap(), None);
     wait(store.tenants()).unwrap();
     eventually("the connection that was left inside a transaction is closed", PATIENCE, || {

@@ -16,6 +16,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod ask;
+pub(crate) mod browser;
 pub(crate) mod cli;
 pub(crate) mod client;
 pub(crate) mod collector;

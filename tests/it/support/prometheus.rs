@@ -58,12 +58,12 @@ pub(crate) struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts one that scrapes these servers under the job `tenantgate`.
-    pub(crate) fn of(servers: &[&Server]) -> Option<Self> {
+    /// Starts one that scrapes these servers under the job `tenantgate`, and `manage` at this address under its own.
+    pub(crate) fn of(servers: &[&Server], manage: &str) -> Option<Self> {
         let program = binary("prometheus")?;
         let dir = tempfile::Builder::new().prefix("tenantgate-prometheus-").tempdir().expect("a directory");
         let file = dir.path().join("prometheus.yml");
-        std::fs::write(&file, settings(servers)).expect("written");
+        std::fs::write(&file, settings(servers, manage)).expect("written");
         let address = format!("127.0.0.1:{}", free_port());
         let mut child = Command::new(program)
             .arg(format!("--config.file={}", file.display()))
@@ -111,12 +111,13 @@ impl Drop for Prometheus {
     }
 }
 
-fn settings(servers: &[&Server]) -> String {
+fn settings(servers: &[&Server], manage: &str) -> String {
     let targets: Vec<_> = servers.iter().map(|server| server.ops.as_str()).collect();
     format!(
         "global: {{scrape_interval: 200ms, scrape_timeout: 200ms, evaluation_interval: 500ms}}\n\
          rule_files: ['{ALERTS}']\n\
-         scrape_configs:\n- job_name: tenantgate\n  static_configs: [{{targets: {targets:?}}}]\n"
+         scrape_configs:\n- job_name: tenantgate\n  static_configs: [{{targets: {targets:?}}}]\n\
+         - job_name: tenantgate-manage\n  static_configs: [{{targets: [{manage:?}]}}]\n"
     )
 }
 

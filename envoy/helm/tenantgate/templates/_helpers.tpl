@@ -38,3 +38,39 @@ app.kubernetes.io/part-of: tenantgate
 {{- define "tenantgate.appProtocol" -}}
 {{ .Values.service.appProtocol | default (ternary "grpc" "kubernetes.io/h2c" (not (empty .Values.tls.secretName))) }}
 {{- end }}
+
+{{- define "tenantgate.manageName" -}}
+{{ include "tenantgate.name" . }}-manage
+{{- end }}
+
+{{- /* Not the labels of the servers: their Services, monitors and policies must not find these pods. */ -}}
+{{- define "tenantgate.manageSelector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}-manage
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "tenantgate.manageLabels" -}}
+{{ include "tenantgate.manageSelector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: tenantgate
+app.kubernetes.io/component: manage
+{{- end }}
+
+{{- /* To DNS and the database alone. */ -}}
+{{- define "tenantgate.egress" -}}
+- ports:
+  - port: 53
+    protocol: UDP
+  - port: 53
+    protocol: TCP
+- ports:
+  - port: {{ .Values.networkPolicy.databasePort }}
+    protocol: TCP
+  {{- with .Values.networkPolicy.database }}
+  to:
+    {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .Values.networkPolicy.extraEgress }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,149 @@
+//! For whom an [`Admin`] acts, and what it expects of the rows that it changes.
+//!
+//! The command line acts as the owner of the database. Over HTTP, an [`Admin`] acts for a management key: rows outside of
+//! its reach are as missing, when they are looked up and again in the transaction that changes them.
+
+use std::net::IpAddr;
+
+use uuid::Uuid;
+
+use super::{Admin, AdminError, Caller, version};
+use crate::audit::{Actor, Author};
+use crate::permission::{AdminKey, may_touch};
+use crate::plan::PlanRow;
+use crate::record::KeyDetails;
+use crate::route::RouteRow;
+use crate::store::{Behalf, Claim, Claimed, Receipt, Stop};
+use crate::tenant::{Tenant, TenantId};
+use crate::verify::derived::{Derivation, Randomness};
+
+/// The request that asks for a change.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Origin {
+    /// Its id.
+    pub request_id: Option<String>,
+    /// The address of its client; `None` for Unix sockets.
+    pub address: Option<IpAddr>,
+}
+
+/// The versions of a row that may be changed.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum Expected {
+    /// Any.
+    #[default]
+    Any,
+    /// These, as [`super::version`] gives them.
+    OneOf(Vec<String>),
+}
+
+impl Expected {
+    fn judge(&self, version: impl FnOnce() -> String) -> Result<(), Stop> {
+        match self {
+            Self::Any => Ok(()),
+            Self::OneOf(versions) if versions.contains(&version()) => Ok(()),
+            Self::OneOf(_) => Err(Stop::Stale),
+        }
+    }
+}
+
+impl Admin {
+    /// The same management, acting for a management key.
+    #[must_use]
+    pub fn on_behalf(&self, caller: &Caller, origin: &Origin) -> Self {
+        let author = Author {
+            actor: actor(&caller.key),
+            request_id: origin.request_id.clone(),
+            address: origin.address.map(|address| address.to_canonical().to_string()),
+        };
+        let store = self.store.on_behalf(Behalf::of(author.clone()));
+        Self { store, author, maker: caller.maker.clone(), ..self.clone() }
+    }
+
+    /// The same management, which changes a row only in one of these versions.
+    #[must_use]
+    pub fn expecting(self, expected: Expected) -> Self {
+        Self { expected, ..self }
+    }
+
+    /// The same management, which reports each change before it is committed, and keeps the answer to a request.
+    #[must_use]
+    pub fn reporting(self, receipt: Receipt) -> Self {
+        let store = self.store.on_behalf(Behalf { author: self.author.clone(), receipt: Some(receipt) });
+        Self { store, ..self }
+    }
+
+    /// The same management, whose next key is derived, so that it can be shown again.
+    #[must_use]
+    pub fn deriving(self, derivation: Option<Derivation>) -> Self {
+        Self { derivation, ..self }
+    }
+
+    /// Claims an Idempotency-Key: see [`Claimed`].
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn claim(&self, claim: &Claim) -> Result<Claimed, AdminError> {
+        Ok(self.store.claim(claim).await?)
+    }
+
+    /// Gives up a claim whose request failed.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn give_up_claim(&self, attempt: Uuid) -> Result<(), AdminError> {
+        Ok(self.store.give_up_claim(attempt).await?)
+    }
+
+    /// Where the randomness of new keys comes from.
+    pub(super) fn randomness(&self) -> Randomness {
+        Randomness::from(self.derivation.clone())
+    }
+
+    /// Whether the caller sees this tenant.
+    pub(super) fn sees(&self, tenant: TenantId) -> bool {
+        self.maker.authority.reach.has(tenant)
+    }
+
+    pub(super) fn judge_tenant(&self, tenant: &Tenant) -> Result<(), Stop> {
+        if !self.sees(tenant.id) {
+            return Err(Stop::Missing);
+        }
+        self.expected.judge(|| version::of_tenant(tenant))
+    }
+
+    pub(super) fn judge_key(&self, key: &KeyDetails) -> Result<(), Stop> {
+        if !self.sees(key.tenant_id) {
+            return Err(Stop::Missing);
+        }
+        self.expected.judge(|| version::of_key(key))
+    }
+
+    pub(super) fn judge_plan(&self, plan: &PlanRow) -> Result<(), Stop> {
+        self.expected.judge(|| version::of_plan(plan))
+    }
+
+    pub(super) fn judge_route(&self, route: &RouteRow) -> Result<(), Stop> {
+        self.expected.judge(|| version::of_route(route))
+    }
+
+    pub(super) fn judge_routes(&self, routes: &[RouteRow]) -> Result<(), Stop> {
+        self.expected.judge(|| version::of_routes(routes))
+    }
+
+    pub(super) fn judge_admin_key(&self, key: &AdminKey) -> Result<(), Stop> {
+        if !may_touch(&self.maker.authority, &key.given) {
+            return Err(Stop::Missing);
+        }
+        self.expected.judge(|| version::of_admin_key(key))
+    }
+}
+
+/// The name and prefix of a management key, or the name of a trusted user. A name that is too long is cut.
+fn actor(key: &AdminKey) -> Actor {
+    const NAME_CHARS: usize = 190;
+    let name: String = key.name.chars().take(NAME_CHARS).collect();
+    let prefix = if key.prefix.is_empty() { String::new() } else { format!(" ({})", key.prefix) };
+    Actor::new(&(name + &prefix)).unwrap_or_default()
+}

@@ -1,0 +1,116 @@
+//! What people see first: how many keys need attention, what became of requests, and how far the servers are.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::{Admin, AdminError};
+use crate::audit::Entry;
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::permission::Reach;
+use crate::store::{AuditFilter, CountedAt, CountsOf, DayCount, KeyCounts, ReplicaState};
+use crate::tenant::TenantId;
+
+/// What expires within this expires soon.
+pub const SOON: Duration = Duration::from_hours(30 * 24);
+
+/// What was not used within this is unused.
+pub const LONG: Duration = Duration::from_hours(90 * 24);
+
+const DAY: i64 = 86_400_000_000;
+
+impl Admin {
+    /// Counts the keys that a reach covers.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn key_counts(&self, reach: &Reach) -> Result<KeyCounts, AdminError> {
+        let now = self.now();
+        let at = CountedAt { now, expires_before: now.after(SOON), unused_since: now.before(LONG) };
+        Ok(self.store.key_counts(some(reach), at).await?)
+    }
+
+    /// The servers that announced themselves, and how far each of them is.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn servers(&self) -> Result<Vec<ReplicaState>, AdminError> {
+        Ok(self.store.servers().await?)
+    }
+
+    /// Requests that a reach covers, by day and reason, of the last `days` days (UTC) with today.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn requests_by_day(&self, reach: &Reach, days: u32) -> Result<Vec<DayCount>, AdminError> {
+        let of = some(reach).map_or(CountsOf::All, CountsOf::Tenants);
+        Ok(self.store.counts(of, &last_days(self.now(), days)).await?)
+    }
+
+    /// Requests with the keys of one tenant, likewise.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn requests_of_tenant(&self, tenant: TenantId, days: u32) -> Result<Vec<DayCount>, AdminError> {
+        let of = BTreeSet::from([tenant]);
+        Ok(self.store.counts(CountsOf::Tenants(&of), &last_days(self.now(), days)).await?)
+    }
+
+    /// Requests with one key, likewise.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn requests_of_key(&self, key: KeyId, days: u32) -> Result<Vec<DayCount>, AdminError> {
+        Ok(self.store.counts(CountsOf::Key(key), &last_days(self.now(), days)).await?)
+    }
+
+    /// Rows of the audit log, the newest first: `size` of them after as many times `size` as `pages` says.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn newest_audit(
+        &self,
+        filter: &AuditFilter,
+        pages: i64,
+        size: i64,
+    ) -> Result<Vec<Entry>, AdminError> {
+        let newer = pages.saturating_mul(size);
+        let after = self.store.audit_before_newest(filter, newer.saturating_add(size)).await?;
+        let mut entries = self.store.audit_entries(filter, after, newer.saturating_add(size)).await?;
+        let shown = entries.len().saturating_sub(usize::try_from(newer).unwrap_or(usize::MAX));
+        entries.truncate(shown);
+        entries.reverse();
+        Ok(entries)
+    }
+}
+
+fn some(reach: &Reach) -> Option<&BTreeSet<TenantId>> {
+    match reach {
+        Reach::All => None,
+        Reach::Some(tenants) => Some(tenants),
+    }
+}
+
+/// The last days, as in `2026-01-31`, today last.
+fn last_days(now: Timestamp, days: u32) -> Vec<String> {
+    let day = |ago: i64| Timestamp(now.0.saturating_sub(ago * DAY)).to_string();
+    (0..i64::from(days)).rev().map(|ago| day(ago).get(..10).unwrap_or_default().to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_days_end_with_today() {
+        let now = Timestamp::parse("2026-03-01T00:00:00Z").unwrap();
+        assert_eq!(last_days(now, 2), ["2026-02-28", "2026-03-01"]);
+        assert_eq!(last_days(now, 400).len(), 400);
+    }
+}

@@ -1,0 +1,63 @@
+//! What is read for whoever may see some tenants or all.
+
+use std::time::Duration;
+
+use super::{Admin, AdminError};
+use crate::audit::Entry;
+use crate::permission::Reach;
+use crate::record::KeyState;
+use crate::store::{AuditFilter, KeyFilter, KeyPage, KeyPlace};
+use crate::tenant::Tenant;
+
+impl Admin {
+    /// Keys of these tenants that a filter wants, after a place, in the order of creation: at most `page`. Where what is
+    /// wanted is rare, a part of the list ends before it is full.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn keys_by_creation(
+        &self,
+        filter: &KeyFilter,
+        reach: &Reach,
+        after: Option<&KeyPlace>,
+        page: usize,
+    ) -> Result<KeyPage, AdminError> {
+        Ok(self.store.keys_by_creation(filter, reach, after, page).await?)
+    }
+
+    /// How many keys of a tenant are accepted now, and how many that are not revoked were used in the last 24 hours.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn impact(&self, tenant: &Tenant) -> Result<(i64, i64), AdminError> {
+        let now = self.now();
+        let live =
+            KeyFilter { tenant: Some(tenant.id), state: Some(KeyState::Active), now, ..KeyFilter::default() };
+        let live = self.store.count_keys(&live, &Reach::All).await?;
+        let used = self.store.count_used(tenant.id, now.before(Duration::from_hours(24))).await?;
+        Ok((live, used))
+    }
+
+    /// Changes after a row of the audit log, oldest first, at most `rows`.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn audit_part(
+        &self,
+        filter: &AuditFilter,
+        after: i64,
+        rows: usize,
+    ) -> Result<Vec<Entry>, AdminError> {
+        let rows = i64::try_from(rows).unwrap_or(i64::MAX);
+        Ok(self.store.audit_entries(filter, after, rows).await?)
+    }
+
+    /// Whether the database is a file of this program's own.
+    #[must_use]
+    pub fn is_embedded(&self) -> bool {
+        self.store.embedded()
+    }
+}

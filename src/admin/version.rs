@@ -1,0 +1,85 @@
+//! The versions of rows, by which a client tells whether a row is still as it read it.
+//!
+//! A version is a hash of what is shown of the row: 22 characters of base64url. Some is left out: what servers write
+//! without being asked (when a key was last used, its memo), because otherwise each use of a key would make its client
+//! read it again; and the status of keys, which time alone changes.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Serialize;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::view::{AdminKeyView, KeyView, PlanView, TenantView};
+use super::{ListedAdminKey, RouteView};
+use crate::clock::Timestamp;
+use crate::permission::AdminKey;
+use crate::plan::PlanRow;
+use crate::record::KeyDetails;
+use crate::route::RouteRow;
+use crate::tenant::Tenant;
+
+/// The version of a tenant.
+#[must_use]
+pub fn of_tenant(tenant: &Tenant) -> String {
+    hashed(&TenantView::from(tenant), &[])
+}
+
+/// The version of a key.
+#[must_use]
+pub fn of_key(key: &KeyDetails) -> String {
+    hashed(&KeyView::at(key, Timestamp::MIN), &["status", "last_used_at", "memo", "memo_pepper"])
+}
+
+/// The version of a plan.
+#[must_use]
+pub fn of_plan(plan: &PlanRow) -> String {
+    hashed(&PlanView::from(plan), &[])
+}
+
+/// The version of a rule.
+#[must_use]
+pub fn of_route(route: &RouteRow) -> String {
+    hashed(&RouteView::from(route), &[])
+}
+
+/// The version of the whole table of routes, in whatever order its rules come.
+#[must_use]
+pub fn of_routes(routes: &[RouteRow]) -> String {
+    let mut rows: Vec<_> = routes.iter().collect();
+    rows.sort_unstable_by_key(|route| route.id.0);
+    hashed(&rows.into_iter().map(RouteView::from).collect::<Vec<_>>(), &[])
+}
+
+/// The version of a management key.
+#[must_use]
+pub fn of_admin_key(key: &AdminKey) -> String {
+    let listed = ListedAdminKey { key: key.clone(), ended: None };
+    hashed(&AdminKeyView::from(&listed), &["status", "last_used_at"])
+}
+
+fn hashed(shown: &impl Serialize, without: &[&str]) -> String {
+    let mut shown = serde_json::to_value(shown).unwrap_or_default();
+    if let Value::Object(fields) = &mut shown {
+        for name in without {
+            fields.remove(*name);
+        }
+    }
+    URL_SAFE_NO_PAD.encode(&Sha256::digest(shown.to_string())[..16])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_makes_no_new_version() {
+        let version = |shown: Value| hashed(&shown, &["last_used_at"]);
+        let one = version(json!({ "name": "a", "last_used_at": null }));
+        assert_eq!(one, version(json!({ "last_used_at": "2026-01-01", "name": "a" })));
+        assert_ne!(one, version(json!({ "name": "b", "last_used_at": null })));
+        assert_eq!(one.len(), 22);
+    }
+}

@@ -1,0 +1,102 @@
+//! Tests of bodies.
+
+use axum::http::HeaderValue;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn headers(media: &'static str) -> HeaderMap {
+    HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(media))])
+}
+
+fn parsed(text: &str) -> Result<Value, Problem> {
+    parse(&headers("application/json"), text.as_bytes(), Form::Json)
+}
+
+#[test]
+fn a_body_is_json_of_its_media_type_alone() {
+    for (media, form, fine) in [
+        ("application/json", Form::Json, true),
+        ("Application/JSON; charset=utf-8", Form::Json, true),
+        ("application/merge-patch+json", Form::MergePatch, true),
+        ("application/json", Form::MergePatch, true),
+        ("application/merge-patch+json", Form::Json, false),
+        ("application/x-www-form-urlencoded", Form::Json, false),
+        ("text/plain", Form::MergePatch, false),
+        ("application/jsonx", Form::JsonOrEmpty, false),
+    ] {
+        assert_eq!(parse(&headers(media), b"{}", form).is_ok(), fine, "{media} {form:?}");
+    }
+    assert!(parse(&HeaderMap::new(), b"{}", Form::Json).is_err(), "of no type");
+    assert!(parse(&HeaderMap::new(), b"", Form::Json).is_err());
+    assert_eq!(parse(&HeaderMap::new(), b"", Form::JsonOrEmpty).unwrap(), json!({}));
+}
+
+#[test]
+fn what_is_not_json_or_has_a_member_twice_is_refused() {
+    let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+    for bad in ["", "{", "nul", "{} {}", "{\"a\":1,\"a\":1}", "[{\"a\":{\"b\":1,\"b\":2}}]", "1e999", &deep] {
+        let shown = format!("{:?}", parsed(bad).unwrap_err());
+        assert!(shown.contains("not valid JSON") && shown.len() < 1_000, "{shown}");
+    }
+    assert!(parse(&headers("application/json"), b"\"\xff\"", Form::Json).is_err());
+}
+
+#[test]
+fn all_that_is_wrong_is_told_with_its_place() {
+    let body =
+        json!({ "name": 7, "a/b~c": 1, "labels": { "x": [], "y": null }, "list": ["a", 1], "on": "yes" });
+    let mut fields = Fields::of(body).unwrap();
+    assert_eq!(fields.text("name", |text| Ok::<_, String>(text.to_owned())), Said::Nothing);
+    assert_eq!(fields.text_needed("path", |text| Ok::<_, String>(text.to_owned())), None);
+    assert_eq!(fields.members("labels"), Said::Value(vec![("y".into(), None)]));
+    assert_eq!(fields.texts("list"), Said::Value(vec!["a".into()]));
+    assert_eq!(fields.flag("on"), None);
+    fields.conflict("name", "a word");
+    let shown = format!("{:?}", fields.finish().unwrap_err());
+    for pointer in ["\"/name\"", "\"/path\"", "\"/labels/x\"", "\"/list/1\"", "\"/on\"", "\"/a~1b~0c\""] {
+        assert!(shown.contains(pointer), "{pointer}: {shown}");
+    }
+    assert!(!shown.contains("conflicting"), "what is wrong comes first: {shown}");
+    for other in [json!([]), json!("x"), json!(null), json!(1)] {
+        assert!(Fields::of(other).is_err());
+    }
+}
+
+fn value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        ".{0,8}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 32, 6, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+            prop::collection::btree_map("[a-z/~]{0,3}", inner, 0..6)
+                .prop_map(|members| Value::Object(members.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    /// The reader reads what every other reader reads.
+    #[test]
+    fn a_value_is_read_as_it_was_written(value in value()) {
+        prop_assert_eq!(parsed(&value.to_string()).unwrap(), value);
+    }
+
+    /// Of any object: each field that is not taken is an error at its place, and nothing panics.
+    #[test]
+    fn every_field_that_is_not_taken_is_an_error(value in value()) {
+        let Value::Object(object) = value.clone() else { return Ok(()) };
+        let mut fields = Fields::of(value).unwrap();
+        let text = fields.text("a", |text| Ok::<_, String>(text.to_owned()));
+        prop_assert_eq!(matches!(text, Said::Value(_)), matches!(object.get("a"), Some(Value::String(_))));
+        let wrong = usize::from(object.get("a").is_some_and(|value| !value.is_string() && !value.is_null()));
+        let (errors, conflicts) = fields.into_errors();
+        prop_assert_eq!(errors.len(), object.keys().filter(|name| *name != "a").count() + wrong);
+        prop_assert!(conflicts.is_empty());
+    }
+}

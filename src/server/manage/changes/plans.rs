@@ -1,0 +1,69 @@
+//! Changes of plans.
+
+use axum::http::StatusCode;
+use axum::response::Response;
+
+use super::super::body::{Fields, Form};
+use super::super::idempotency::Secret;
+use super::super::problem::Problem;
+use super::tenants::setting;
+use super::{Answer, Change, Path, Success, nothing_matches};
+use crate::admin::view::PlanView;
+use crate::admin::{Admin, LimitUpdate, version};
+use crate::permission::Permission;
+use crate::plan::{Counted, Limit, PlanName};
+use crate::store::Changed;
+
+fn shown(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
+    let Changed::Plan(plan) = changed else { return None };
+    Some(Answer::of(&PlanView::from(plan), version::of_plan(plan)))
+}
+
+fn created(changed: Changed<'_>, admin: &Admin) -> Option<Answer> {
+    let Changed::Plan(plan) = changed else { return None };
+    shown(changed, admin).map(|answer| answer.at(format!("/v1/plans/{}", plan.name)))
+}
+
+fn limits(fields: &mut Fields) -> LimitUpdate {
+    Counted::ALL.map(|counted| setting(fields.text(counted.as_str(), Limit::parse)))
+}
+
+/// The name in a path. What cannot be a name is a plan that does not exist.
+fn named(text: &str) -> Result<PlanName, Problem> {
+    PlanName::parse(text).map_err(|_| Problem::not_found())
+}
+
+pub(in super::super) async fn create(change: Change) -> Result<Response, Problem> {
+    change.may(Permission::PlansWrite)?;
+    let (asked, mut fields) = change.fields(Form::Json).await?;
+    let name = fields.text_needed("name", PlanName::parse);
+    let limits = limits(&mut fields);
+    fields.finish()?;
+    nothing_matches(&asked.parts)?;
+    let name = name.ok_or_else(Problem::not_found)?;
+    let success = Success { status: StatusCode::CREATED, secret: Secret::None, render: created };
+    asked.make(success, async move |admin, _| admin.create_plan(&name, &limits).await.map(|_| None)).await
+}
+
+pub(in super::super) async fn update(
+    axum::extract::Path(name): Path<String>,
+    change: Change,
+) -> Result<Response, Problem> {
+    change.may(Permission::PlansWrite)?;
+    let (asked, mut fields) = change.fields(Form::MergePatch).await?;
+    let limits = limits(&mut fields);
+    fields.finish()?;
+    let name = named(&name)?;
+    let success = Success { status: StatusCode::OK, secret: Secret::None, render: shown };
+    asked.make(success, async move |admin, _| admin.patch_plan(&name, &limits).await.map(|_| None)).await
+}
+
+pub(in super::super) async fn delete(
+    axum::extract::Path(name): Path<String>,
+    change: Change,
+) -> Result<Response, Problem> {
+    change.may(Permission::PlansWrite)?;
+    let (asked, name) = (change.no_fields().await?, named(&name)?);
+    let success = Success { status: StatusCode::NO_CONTENT, secret: Secret::None, render: shown };
+    asked.make(success, async move |admin, _| admin.delete_plan(&name).await.map(|_| None)).await
+}

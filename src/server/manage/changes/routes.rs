@@ -1,0 +1,212 @@
+//! Changes of the table of routes: one rule, or all of them.
+
+use axum::http::StatusCode;
+use axum::http::header::ETAG;
+use axum::response::{IntoResponse as _, Response};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::super::body::{Fields, Form, refuse};
+use super::super::idempotency::Secret;
+use super::super::precondition::{entity_tag, if_match};
+use super::super::problem::{FieldError, Problem};
+use super::super::query::pointer;
+use super::tenants::{name, setting};
+use super::{Answer, Change, Path, Success};
+use crate::admin::{Admin, RouteUpdate, RouteView, version};
+use crate::permission::Permission;
+use crate::route::{Part, RouteId, RouteMode, RouteRow};
+use crate::store::Changed;
+
+fn shown(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
+    let Changed::Routes(change) = changed else { return None };
+    let after = change.changed.iter().map(|(_, after)| after).chain(&change.added).next();
+    // A change that changes nothing is told by what there is.
+    let route = after.or(change.unchanged.as_ref())?;
+    Some(Answer::of(&RouteView::from(route), version::of_route(route)))
+}
+
+fn created(changed: Changed<'_>, admin: &Admin) -> Option<Answer> {
+    let Changed::Routes(change) = changed else { return None };
+    let id = change.added.first()?.id.0;
+    shown(changed, admin).map(|answer| answer.at(format!("/v1/routes/{id}")))
+}
+
+fn removed(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
+    matches!(changed, Changed::Routes(_)).then(|| Answer {
+        object: Value::Null,
+        version: None,
+        location: None,
+    })
+}
+
+fn text(text: &str) -> Result<String, &'static str> {
+    // Postgres takes no NUL, and no part of a rule has a control character.
+    let plain = !text.chars().any(char::is_control);
+    plain.then(|| text.to_owned()).ok_or("expected a text without control characters")
+}
+
+/// Takes the fields of a rule that is written anew.
+fn rule(fields: &mut Fields) -> RouteRow {
+    let mut or =
+        |name: &str, default: &str| fields.text(name, text).value().unwrap_or_else(|| default.to_owned());
+    let (host, method, mode) = (or("host", "*"), or("method", "*"), or("mode", RouteMode::Required.as_str()));
+    let path = fields.text_needed("path", text);
+    let row = RouteRow {
+        id: RouteId(Uuid::nil()),
+        name: fields.text("name", name).value(),
+        host,
+        method,
+        // So that the other parts are looked at too.
+        path: path.unwrap_or_else(|| "/".to_owned()),
+        mode,
+        scopes: fields.text("scopes", text).value(),
+        shadow: fields.flag("shadow").unwrap_or(false),
+    };
+    judged(fields, &row);
+    row
+}
+
+/// Notes the first damaged part of a rule.
+fn judged(fields: &mut Fields, row: &RouteRow) {
+    if let Err(damage) = row.compile() {
+        let part = if damage.part == Part::Shape { "path" } else { damage.part.as_str() };
+        fields.wrong(part, "invalid_value", damage.to_string());
+    }
+}
+
+/// The id in a path. What cannot be an id is a rule that does not exist.
+fn id(text: &str) -> Result<RouteId, Problem> {
+    Uuid::parse_str(text).map(RouteId).map_err(|_| Problem::not_found())
+}
+
+pub(in super::super) async fn create(change: Change) -> Result<Response, Problem> {
+    change.may(Permission::RoutesWrite)?;
+    let (asked, mut fields) = change.fields(Form::Json).await?;
+    let rule = rule(&mut fields);
+    fields.finish()?;
+    let success = Success { status: StatusCode::CREATED, secret: Secret::None, render: created };
+    asked.make(success, async move |admin, _| admin.add_route(rule).await.map(|_| None)).await
+}
+
+pub(in super::super) async fn update(
+    axum::extract::Path(reference): Path<String>,
+    change: Change,
+) -> Result<Response, Problem> {
+    change.may(Permission::RoutesWrite)?;
+    let (asked, mut fields) = change.fields(Form::MergePatch).await?;
+    if fields.is_null("shadow") {
+        fields.wrong("shadow", "wrong_type", "expected true or false, not null");
+    }
+    let update = RouteUpdate {
+        name: setting(fields.text("name", name)),
+        host: fields.text_or_absent("host", text),
+        method: fields.text_or_absent("method", text),
+        path: fields.text_or_absent("path", text),
+        mode: fields.text_or_absent("mode", text),
+        scopes: setting(fields.text("scopes", text)),
+        shadow: fields.flag("shadow"),
+    };
+    let (errors, conflicts) = fields.into_errors();
+    refuse(errors, conflicts)?;
+    let id = id(&reference)?;
+    let mut judge = Fields::of(json!({}))?;
+    let before = asked.admin()?.route(id).await?;
+    judged(&mut judge, &update.applied(&before));
+    judge.finish()?;
+    let success = Success { status: StatusCode::OK, secret: Secret::None, render: shown };
+    asked.make(success, async move |admin, _| admin.update_route(id, &update).await.map(|_| None)).await
+}
+
+pub(in super::super) async fn delete(
+    axum::extract::Path(reference): Path<String>,
+    change: Change,
+) -> Result<Response, Problem> {
+    change.may(Permission::RoutesWrite)?;
+    let (asked, id) = (change.no_fields().await?, id(&reference)?);
+    let success = Success { status: StatusCode::NO_CONTENT, secret: Secret::None, render: removed };
+    asked.make(success, async move |admin, _| admin.remove_route(&id.0.to_string()).await.map(|_| None)).await
+}
+
+/// Replaces the whole table, which only a client that has read it may do; or tells what that would do.
+pub(in super::super) async fn replace(change: Change) -> Result<Response, Problem> {
+    change.may(Permission::RoutesWrite)?;
+    let dry_run = dry_run(change.parts.uri.query())?;
+    let (asked, value) = change.read_with_parameters(Form::Json).await?;
+    let rules = table(value)?;
+    if if_match(&asked.parts.headers)?.is_none() && !dry_run {
+        return Err(Problem::precondition_required());
+    }
+    if dry_run {
+        let admin = asked.admin()?;
+        let difference = admin.apply_routes(&rules, true).await?;
+        let mut response = axum::Json(difference).into_response();
+        // Of the table as it is: what If-Match is to name.
+        if let Some(tag) = entity_tag(&version::of_routes(&admin.routes().await?)) {
+            response.headers_mut().insert(ETAG, tag);
+        }
+        return Ok(response);
+    }
+    let success = Success { status: StatusCode::OK, secret: Secret::None, render: applied };
+    asked.make(success, async move |admin, _| admin.apply_routes(&rules, false).await.map(|_| None)).await
+}
+
+fn applied(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
+    let Changed::Routes(change) = changed else { return None };
+    let difference = crate::admin::RouteDifference::of(change, change.table.len(), false);
+    Some(Answer::of(&difference, version::of_routes(&change.table)))
+}
+
+/// `dry_run=true` or `false`; there is no other parameter.
+fn dry_run(query: Option<&str>) -> Result<bool, Problem> {
+    let (mut dry_run, mut errors) = (None, Vec::new());
+    for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        let mut wrong = |code, detail: &str| errors.push(FieldError::new(pointer(&name), code, detail));
+        match (name.as_ref(), value.as_ref()) {
+            ("dry_run", _) if dry_run.is_some() => wrong("repeated_parameter", "give it once"),
+            ("dry_run", "true") => dry_run = Some(true),
+            ("dry_run", "false") => dry_run = Some(false),
+            ("dry_run", _) => wrong("invalid_value", "expected true or false"),
+            _ => wrong("unknown_parameter", "expected dry_run"),
+        }
+    }
+    if errors.is_empty() { Ok(dry_run.unwrap_or(false)) } else { Err(Problem::invalid(errors)) }
+}
+
+/// A table as `route list -o json` prints it, or as GET answers it: all that is wrong with its rules at once.
+fn table(value: Value) -> Result<Vec<RouteRow>, Problem> {
+    let (at, list) = match value {
+        Value::Array(list) => (String::new(), list),
+        Value::Object(mut object) if object.get("items").is_some_and(Value::is_array) => {
+            // A part of the table would remove the rest of it.
+            if object.remove("next_page_token").is_some_and(|token| token != "") {
+                let detail =
+                    "this is one page of the table, which would remove the other ones: read all pages";
+                let error = FieldError::new("/next_page_token".into(), "invalid_value", detail);
+                return Err(Problem::invalid(vec![error]));
+            }
+            let Some(Value::Array(list)) = object.remove("items") else { return Err(not_a_table()) };
+            Fields::of(Value::Object(object))?.finish()?;
+            ("/items".to_owned(), list)
+        }
+        _ => return Err(not_a_table()),
+    };
+    let (mut rules, mut errors) = (Vec::with_capacity(list.len()), Vec::new());
+    for (place, value) in list.into_iter().enumerate() {
+        match Fields::at(format!("{at}/{place}"), value) {
+            Ok(mut fields) => {
+                // Rules are known by host, method and path.
+                let _ = fields.text("id", text);
+                rules.push(rule(&mut fields));
+                errors.extend(fields.into_errors().0);
+            }
+            Err(error) => errors.push(error),
+        }
+    }
+    if errors.is_empty() { Ok(rules) } else { Err(Problem::invalid(errors)) }
+}
+
+fn not_a_table() -> Problem {
+    let detail = "expected an array of rules, or an object with items";
+    Problem::invalid(vec![FieldError::new(String::new(), "wrong_type", detail)])
+}

@@ -1,0 +1,197 @@
+//! Requests that may be sent again: `Idempotency-Key` on POST.
+//!
+//! The same key, path and body give the answer of the first success for a day. The key of a new API key is not kept: with
+//! a pepper it is derived again, without one it cannot be shown again.
+
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderName};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use super::problem::{FieldError, Problem};
+use crate::admin::view::shown_once;
+use crate::admin::{Admin, Caller};
+use crate::audit::hex;
+use crate::key::format::{issue_management_with, issue_with};
+use crate::store::{Claim, Claimed};
+use crate::verify::derived::{Derivation, Randomness};
+use crate::verify::memo::Peppers;
+
+const HEADER: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The longest key.
+const LONGEST: usize = 255;
+
+/// How long an answer is kept.
+const KEPT_FOR: Duration = Duration::from_hours(24);
+
+/// A request takes at most 90 seconds. One that has taken longer died with its process.
+const DEAD_AFTER: Duration = Duration::from_mins(2);
+
+/// What stands for a key that cannot be shown again.
+const NOT_REPLAYABLE: &str = "secret_not_replayable";
+
+/// The characters of a prefix that are random: the others come from a name.
+const PREFIX_RANDOM: usize = 8;
+
+/// A new key in an answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Secret {
+    /// There is none.
+    None,
+    /// `key` of the object.
+    Key,
+    /// `key` of the object's `new`.
+    KeyOfNew,
+    /// `key` of the object, a management key.
+    AdminKey,
+}
+
+impl Secret {
+    /// The object that `key` is a field of.
+    pub(super) fn place(self, object: &mut Value) -> Option<&mut Value> {
+        match self {
+            Self::None => None,
+            Self::Key | Self::AdminKey => Some(object),
+            Self::KeyOfNew => object.get_mut("new"),
+        }
+    }
+
+    /// Puts the key into an answer that was kept without it, or says that it cannot be shown again.
+    pub(super) fn replay(self, object: &mut Value, derivation: Option<Derivation>) {
+        let Some(place) = self.place(object) else { return };
+        let prefix = place["key_prefix"].as_str().unwrap_or_default().to_owned();
+        let key = derivation.and_then(|derivation| self.derived(&prefix, derivation));
+        if key.is_none() {
+            place["code"] = NOT_REPLAYABLE.into();
+        }
+        place["key"] = key.into();
+    }
+
+    /// The key with this prefix, if it is the one that was derived.
+    fn derived(self, prefix: &str, derivation: Derivation) -> Option<String> {
+        let mut randomness = Randomness::from(Some(derivation));
+        // What stands before the random digits is what was left of a name, of which the same is left again.
+        let (_, rest) = prefix.split_once('_')?;
+        let name = rest.get(..rest.len().checked_sub(PREFIX_RANDOM)?)?;
+        let key = match self {
+            Self::AdminKey => issue_management_with(&mut randomness, name).ok()?,
+            _ => issue_with(&mut randomness, name).ok()?,
+        };
+        (key.prefix() == prefix).then(|| shown_once(&key))
+    }
+}
+
+/// The Idempotency-Key of a request.
+pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let mut lines = headers.get_all(HEADER).iter();
+    let Some(first) = lines.next() else { return Ok(None) };
+    let text = first.to_str().unwrap_or_default();
+    let fine = (1..=LONGEST).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if !fine || lines.next().is_some() {
+        let detail = "Idempotency-Key is not valid: expected one of 1 to 255 visible ASCII characters";
+        return Err(Problem::invalid(vec![FieldError::new(String::new(), "invalid_header", detail)]));
+    }
+    Ok(Some(text.to_owned()))
+}
+
+/// What must be done for a request.
+pub(super) enum Turn {
+    /// It is the first: it must be done. The id of the attempt, and what its secrets are derived from.
+    First(Uuid, Option<Derivation>),
+    /// It was done: what was kept, and what its secrets were derived from.
+    Done(Value, Option<Derivation>),
+}
+
+/// Claims a key for a request.
+pub(super) async fn claim(
+    admin: &Admin,
+    caller: &Caller,
+    path: &str,
+    key: String,
+    body: &[u8],
+) -> Result<Turn, Problem> {
+    let (now, attempt, peppers) = (admin.now(), Uuid::new_v4(), admin.peppers());
+    let derivation = Derivation::first(peppers, attempt);
+    // Users who need no key are told apart by their names.
+    let whose = if caller.key.id.0.is_nil() { caller.key.name.as_str() } else { "" };
+    let claim = Claim {
+        admin_key: caller.key.id,
+        path: format!("{whose}{path}"),
+        key,
+        body_hash: hex(&Sha256::digest(body)),
+        attempt,
+        pepper: derivation.as_ref().map(|derivation| derivation.pepper().to_string()),
+        at: now,
+        dead_before: now.before(DEAD_AFTER),
+        forgotten_before: now.before(KEPT_FOR),
+    };
+    match admin.claim(&claim).await? {
+        Claimed::First => Ok(Turn::First(attempt, derivation)),
+        Claimed::Running => Err(Problem::running()),
+        Claimed::OtherBody => Err(Problem::other_body()),
+        Claimed::Done { attempt, pepper, answer } => {
+            let kept = serde_json::from_str(&answer).unwrap_or_default();
+            Ok(Turn::Done(kept, again(peppers, pepper.as_deref(), attempt)))
+        }
+    }
+}
+
+fn again(peppers: &Peppers, pepper: Option<&str>, attempt: Uuid) -> Option<Derivation> {
+    Derivation::again(peppers, pepper?, attempt)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+    use serde_json::json;
+
+    use super::*;
+    use crate::verify::memo::Policy;
+    use crate::verify::pepper::Pepper;
+
+    #[test]
+    fn a_key_is_visible_ascii_and_there_once() {
+        let read = |lines: &[&str]| {
+            let line = |line: &&str| (HEADER, HeaderValue::from_bytes(line.as_bytes()).unwrap());
+            key(&lines.iter().map(line).collect())
+        };
+        assert_eq!(read(&[]).unwrap(), None);
+        assert_eq!(read(&["a-1"]).unwrap(), Some("a-1".into()));
+        assert!(read(&[&"x".repeat(255)]).is_ok());
+        for bad in [
+            &[String::new()][..],
+            &["a b".into()],
+            &["é".into()],
+            &["x".repeat(256)],
+            &["a".into(), "a".into()],
+        ] {
+            let bad: Vec<&str> = bad.iter().map(String::as_str).collect();
+            assert!(read(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_very_key_is_shown_again() {
+        let peppers = Peppers::new(vec![Pepper::random().unwrap()], Policy::Optional);
+        let derivation = |number| Derivation::first(&peppers, Uuid::from_u128(number));
+        let key = issue_with(&mut Randomness::from(derivation(1)), "Söhne & Co").unwrap();
+        let kept = || json!({ "new": { "key": null, "key_prefix": key.prefix() } });
+        let mut object = kept();
+        Secret::KeyOfNew.replay(&mut object, derivation(1));
+        assert_eq!(object["new"]["key"], key.expose());
+        for other in [derivation(2), None] {
+            let mut object = kept();
+            Secret::KeyOfNew.replay(&mut object, other);
+            assert_eq!(
+                (&object["new"]["key"], &object["new"]["code"]),
+                (&Value::Null, &NOT_REPLAYABLE.into())
+            );
+        }
+        let mut object = json!({ "key_prefix": "llma_x" });
+        Secret::AdminKey.replay(&mut object, derivation(1));
+        assert_eq!(object["code"], NOT_REPLAYABLE);
+    }
+}

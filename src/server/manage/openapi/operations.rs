@@ -1,0 +1,407 @@
+//! Every operation of the API.
+
+use serde_json::{Value, json};
+
+/// What an operation answers.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Answer {
+    /// An object of this schema.
+    Object(&'static str),
+    /// A new object of this schema.
+    Created(&'static str),
+    /// A page of such objects.
+    List(&'static str),
+    /// Nothing: what it was about is gone.
+    Nothing,
+}
+
+/// A method of a path.
+#[derive(Debug)]
+pub(super) struct Operation {
+    pub(super) method: &'static str,
+    pub(super) path: &'static str,
+    pub(super) id: &'static str,
+    pub(super) summary: &'static str,
+    /// The permission; empty: any key.
+    pub(super) needs: &'static str,
+    /// Parameters of the query.
+    pub(super) query: &'static [Parameter],
+    /// The schema of the body.
+    pub(super) body: Option<&'static str>,
+    pub(super) answer: Answer,
+}
+
+/// A parameter: name, type, description.
+#[derive(Debug)]
+pub(super) struct Parameter(&'static str, &'static str, &'static str);
+
+impl Parameter {
+    pub(super) fn described(&self) -> Value {
+        let Self(name, kind, description) = self;
+        let (place, required) = match *name {
+            "reference" | "name_of_plan" | "id" => ("path", true),
+            "If-Match" | "Idempotency-Key" | "Prefer" => ("header", false),
+            _ => ("query", false),
+        };
+        let name = if *name == "name_of_plan" { "name" } else { name };
+        let schema = match *kind {
+            "strings" => json!({ "type": "array", "items": { "type": "string" } }),
+            kind => json!({ "type": kind }),
+        };
+        json!({ "name": name, "in": place, "required": required, "description": description, "schema": schema })
+    }
+}
+
+const PAGE: [Parameter; 2] = [
+    Parameter("page_size", "integer", "Objects of a page, 1 to 1000; 100 unless said"),
+    Parameter("page_token", "string", "next_page_token of the page before"),
+];
+const REFERENCE: Parameter =
+    Parameter("reference", "string", "The id, or the schema of a tenant or the prefix of a key");
+const NAME: Parameter = Parameter("name_of_plan", "string", "The name of the plan");
+const ID: Parameter = Parameter("id", "string", "The id");
+const IF_MATCH: Parameter =
+    Parameter("If-Match", "string", "The ETag of the version to change; another one gets 412");
+const AGAIN: Parameter = Parameter(
+    "Idempotency-Key",
+    "string",
+    "With the same key and body, the answer of the first request for 24 hours",
+);
+const PREFER: Parameter = Parameter(
+    "Prefer",
+    "string",
+    "wait=N: answer when all servers have the change, after N seconds at the latest",
+);
+
+const KEYS: [Parameter; 6] = [
+    Parameter("status", "string", "active, expired, revoked, disabled or not_yet_valid"),
+    Parameter("name", "string", "A part of the name, in any case"),
+    Parameter("scope", "string", "One of the scopes, as it is written"),
+    Parameter("label", "strings", "A label, as name=value; repeated: all of them"),
+    Parameter("expires_before", "string", "An RFC 3339 instant"),
+    Parameter("unused_for", "string", "Last used this long ago or longer, such as 90d"),
+];
+const OF_TENANT: [Parameter; 1] = [Parameter("tenant", "string", "The id or schema of a tenant")];
+const USAGE: [Parameter; 3] = [
+    Parameter("from", "string", "The first day (UTC), such as 2027-01-31; 30 days are shown unless said"),
+    Parameter("to", "string", "The last day (UTC)"),
+    Parameter("group_by", "string", "day, reason or key"),
+];
+
+impl Operation {
+    /// All parameters: those of the path, of the query, and headers.
+    pub(super) fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        let path = [("{reference}", &REFERENCE), ("{name}", &NAME), ("{id}", &ID)];
+        let path =
+            path.into_iter().filter(|(part, _)| self.path.contains(part)).map(|(_, parameter)| parameter);
+        let list = PAGE.iter().filter(|_| matches!(self.answer, Answer::List(_)));
+        let keys = KEYS.iter().filter(|_| matches!(self.id, "list_keys" | "list_keys_of_tenant"));
+        let usage = USAGE.iter().filter(|_| matches!(self.answer, Answer::List("Usage")));
+        let tenant = OF_TENANT.iter().filter(|_| matches!(self.id, "list_keys" | "get_usage"));
+        let changes = self.changes();
+        let version = changes && !matches!(self.answer, Answer::Created(_));
+        let headers = [(version, &IF_MATCH), (changes && self.method == "POST", &AGAIN), (changes, &PREFER)];
+        let headers = headers.into_iter().filter(|(is, _)| *is).map(|(_, parameter)| parameter);
+        path.chain(self.query).chain(keys).chain(usage).chain(tenant).chain(list).chain(headers)
+    }
+
+    /// Whether it changes something.
+    pub(super) fn changes(&self) -> bool {
+        self.method != "GET" && !matches!(self.id, "test_route" | "explain")
+    }
+
+    /// Whether it makes no sense without a body.
+    pub(super) fn needs_body(&self) -> bool {
+        !matches!(self.id, "create_key" | "rotate_key" | "revoke_key")
+    }
+
+    /// The part of the API that it belongs to.
+    pub(super) fn tag(&self) -> &'static str {
+        let first = self.path.trim_start_matches("/v1/").split('/').next().unwrap_or_default();
+        match first {
+            "tenants" if self.path.ends_with("/keys") => "keys",
+            first => first,
+        }
+    }
+}
+
+const fn get(
+    path: &'static str,
+    id: &'static str,
+    needs: &'static str,
+    answer: Answer,
+    summary: &'static str,
+) -> Operation {
+    Operation { method: "GET", path, id, summary, needs, query: &[], body: None, answer }
+}
+
+const fn change(
+    (method, path): (&'static str, &'static str),
+    id: &'static str,
+    needs: &'static str,
+    body: Option<&'static str>,
+    answer: Answer,
+    summary: &'static str,
+) -> Operation {
+    Operation { method, path, id, summary, needs, query: &[], body, answer }
+}
+
+const DRY_RUN: [Parameter; 1] = [Parameter("dry_run", "boolean", "Only say what would change")];
+
+/// All of them, in the order of paths in the documentation.
+pub(super) const OPERATIONS: [Operation; 40] = {
+    use Answer::{Created, List, Nothing, Object};
+    let named = Operation {
+        query: &[Parameter("name", "string", "The exact name")],
+        ..get("/v1/tenants", "list_tenants", "tenants:read", List("Tenant"), "List tenants, oldest first")
+    };
+    let replaced = Operation {
+        query: &DRY_RUN,
+        ..change(
+            ("PUT", "/v1/routes"),
+            "replace_routes",
+            "routes:write",
+            Some("NewRoutes"),
+            Object("RouteDifference"),
+            "Replace the whole table of routes; If-Match is needed",
+        )
+    };
+    let usage = Operation {
+        query: &[Parameter("key", "string", "The id or prefix of a key")],
+        ..get("/v1/usage", "get_usage", "usage:read", List("Usage"), "Add up requests by day, reason or key")
+    };
+    let audit = Operation {
+        query: &[
+            Parameter("since", "string", "From this RFC 3339 instant on"),
+            Parameter("until", "string", "Before this RFC 3339 instant"),
+            Parameter("actor", "string", "By whom"),
+            Parameter("subject", "string", "About the tenant or key of this id, prefix, schema or name"),
+        ],
+        ..get("/v1/audit", "list_audit", "audit:read", List("AuditEntry"), "List changes, oldest first")
+    };
+    [
+        get("/v1/whoami", "whoami", "", Object("WhoAmI"), "Say who one is and what one may do"),
+        named,
+        change(
+            ("POST", "/v1/tenants"),
+            "create_tenant",
+            "tenants:write",
+            Some("NewTenant"),
+            Created("Tenant"),
+            "Create a tenant and its schema",
+        ),
+        get("/v1/tenants/{reference}", "get_tenant", "tenants:read", Object("Tenant"), "Show a tenant"),
+        change(
+            ("PATCH", "/v1/tenants/{reference}"),
+            "update_tenant",
+            "tenants:write",
+            Some("TenantPatch"),
+            Object("Tenant"),
+            "Change the name or plan of a tenant",
+        ),
+        change(
+            ("POST", "/v1/tenants/{reference}/suspend"),
+            "suspend_tenant",
+            "tenants:write",
+            None,
+            Object("Tenant"),
+            "Stop serving a tenant",
+        ),
+        change(
+            ("POST", "/v1/tenants/{reference}/activate"),
+            "activate_tenant",
+            "tenants:write",
+            None,
+            Object("Tenant"),
+            "Serve a tenant again",
+        ),
+        change(
+            ("POST", "/v1/tenants/{reference}/delete"),
+            "delete_tenant",
+            "tenants:write",
+            Some("Confirmation"),
+            Object("Tenant"),
+            "Mark a tenant as deleted",
+        ),
+        get(
+            "/v1/tenants/{reference}/impact",
+            "get_impact",
+            "tenants:read",
+            Object("Impact"),
+            "Say how many keys suspending a tenant would hit",
+        ),
+        get(
+            "/v1/tenants/{reference}/keys",
+            "list_keys_of_tenant",
+            "keys:read",
+            List("ListedKey"),
+            "List the keys of a tenant, oldest first",
+        ),
+        change(
+            ("POST", "/v1/tenants/{reference}/keys"),
+            "create_key",
+            "keys:write",
+            Some("NewKey"),
+            Created("IssuedKey"),
+            "Create a key, or take one that was made elsewhere",
+        ),
+        get("/v1/keys", "list_keys", "keys:read", List("ListedKey"), "List keys, oldest first"),
+        get("/v1/keys/{reference}", "get_key", "keys:read", Object("Key"), "Show a key"),
+        change(
+            ("PATCH", "/v1/keys/{reference}"),
+            "update_key",
+            "keys:write",
+            Some("KeyPatch"),
+            Object("Key"),
+            "Change what a key may do",
+        ),
+        change(
+            ("POST", "/v1/keys/{reference}/rotate"),
+            "rotate_key",
+            "keys:write with a grace, keys:revoke without",
+            Some("Rotation"),
+            Object("RotatedKey"),
+            "Replace a key",
+        ),
+        change(
+            ("POST", "/v1/keys/{reference}/revoke"),
+            "revoke_key",
+            "keys:revoke",
+            Some("Revocation"),
+            Object("Key"),
+            "Revoke a key for good",
+        ),
+        change(
+            ("POST", "/v1/keys/{reference}/disable"),
+            "disable_key",
+            "keys:write",
+            None,
+            Object("Key"),
+            "Disable a key until it is enabled",
+        ),
+        change(
+            ("POST", "/v1/keys/{reference}/enable"),
+            "enable_key",
+            "keys:write",
+            None,
+            Object("Key"),
+            "Enable a key",
+        ),
+        get(
+            "/v1/keys/{reference}/usage",
+            "get_usage_of_key",
+            "usage:read",
+            List("Usage"),
+            "Add up the requests of a key",
+        ),
+        get("/v1/plans", "list_plans", "plans:read", List("Plan"), "List plans by name"),
+        change(
+            ("POST", "/v1/plans"),
+            "create_plan",
+            "plans:write",
+            Some("NewPlan"),
+            Created("Plan"),
+            "Create a plan",
+        ),
+        get(
+            "/v1/plans/{name}",
+            "get_plan",
+            "plans:read",
+            Object("UsedPlan"),
+            "Show a plan and how often it is used",
+        ),
+        change(
+            ("PATCH", "/v1/plans/{name}"),
+            "update_plan",
+            "plans:write",
+            Some("PlanPatch"),
+            Object("Plan"),
+            "Change the limits of a plan",
+        ),
+        change(
+            ("DELETE", "/v1/plans/{name}"),
+            "delete_plan",
+            "plans:write",
+            None,
+            Nothing,
+            "Delete a plan that is not used",
+        ),
+        get("/v1/routes", "list_routes", "routes:read", List("Route"), "List rules by host, path and method"),
+        change(
+            ("POST", "/v1/routes"),
+            "create_route",
+            "routes:write",
+            Some("NewRoute"),
+            Created("Route"),
+            "Add a rule",
+        ),
+        replaced,
+        change(
+            ("POST", "/v1/routes/test"),
+            "test_route",
+            "routes:read",
+            Some("RouteTest"),
+            Object("RouteVerdict"),
+            "Say which rule wins a request and what becomes of it",
+        ),
+        get("/v1/routes/{id}", "get_route", "routes:read", Object("Route"), "Show a rule"),
+        change(
+            ("PATCH", "/v1/routes/{id}"),
+            "update_route",
+            "routes:write",
+            Some("RoutePatch"),
+            Object("Route"),
+            "Change a rule",
+        ),
+        change(("DELETE", "/v1/routes/{id}"), "delete_route", "routes:write", None, Nothing, "Remove a rule"),
+        get(
+            "/v1/admin_keys",
+            "list_admin_keys",
+            "admin_keys:read",
+            List("AdminKey"),
+            "List management keys that have no more than one's own",
+        ),
+        change(
+            ("POST", "/v1/admin_keys"),
+            "create_admin_key",
+            "admin_keys:write",
+            Some("NewAdminKey"),
+            Created("IssuedAdminKey"),
+            "Create a management key",
+        ),
+        get(
+            "/v1/admin_keys/{id}",
+            "get_admin_key",
+            "admin_keys:read",
+            Object("AdminKey"),
+            "Show a management key",
+        ),
+        change(
+            ("PATCH", "/v1/admin_keys/{id}"),
+            "update_admin_key",
+            "admin_keys:write",
+            Some("AdminKeyPatch"),
+            Object("AdminKey"),
+            "Change a management key",
+        ),
+        change(
+            ("POST", "/v1/admin_keys/{id}/revoke"),
+            "revoke_admin_key",
+            "admin_keys:write",
+            None,
+            Object("AdminKey"),
+            "Revoke a management key and those that it made",
+        ),
+        usage,
+        audit,
+        change(
+            ("POST", "/v1/explain"),
+            "explain",
+            "keys:read",
+            Some("Explain"),
+            Object("Explanation"),
+            "Explain which answer a request gets, and why",
+        ),
+        get("/v1/replicas", "list_replicas", "", List("Replica"), "List the servers that hold keys"),
+    ]
+};

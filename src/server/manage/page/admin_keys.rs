@@ -1,0 +1,259 @@
+//! Management keys and their sessions.
+
+use axum::Extension;
+use axum::body::Bytes;
+use axum::extract::{Path, RawQuery};
+use axum::response::{IntoResponse as _, Redirect, Response};
+use maud::{Markup, html};
+use uuid::Uuid;
+
+use super::failure::Failure;
+use super::form::Form;
+use super::layout::{Place, page};
+use super::parts::{Field, asked, copyable, done, pill, select, spaced, table, when, when_or, wrong};
+use super::visit::{Visitor, Who};
+use crate::admin::{AdminKeyWish, Expiry, IssuedAdminKey, ListedAdminKey};
+use crate::clock::Timestamp;
+use crate::permission::{About, Permission, Permissions, Reach, Role};
+use crate::store::{AdminSession, Ending, SessionId};
+
+pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
+    visitor.check(Permission::AdminKeysRead, About::Shared)?;
+    screen(&visitor, &Form::read(query.unwrap_or_default()), &Form::default(), None).await
+}
+
+async fn screen(
+    visitor: &Visitor,
+    query: &Form,
+    form: &Form,
+    failure: Option<&str>,
+) -> Result<Markup, Failure> {
+    let keys = visitor.admin.admin_keys(&visitor.caller.maker).await?;
+    let now = visitor.admin.now();
+    let rows = html! {
+        @for listed in &keys {
+            @let key = &listed.key;
+            tr {
+                th scope="row" { a href={ "/admin-keys/" (key.id.0) } { (key.name) } }
+                td { (status(listed)) }
+                td { (role(key.given.permissions)) }
+                td { (reach(&key.given.reach)) }
+                td { (when_or(key.last_used_at, now, "never")) }
+                td { (when_or(key.given.expires_at, now, "never")) }
+            }
+        }
+    };
+    let body = html! {
+        h1 { "Management keys" }
+        p.lead { "They open this page and the management API. They do not open what Envoy protects." }
+        (done(query))
+        (wrong(failure))
+        (table("Management keys", &["Name", "Status", "May", "Tenants", "Last used", "Expires"], &rows))
+        @if visitor.may(Permission::AdminKeysWrite, About::Shared) {
+            (asked("New management key", false, &new_form(visitor, form)))
+        }
+    };
+    Ok(page(visitor, Place::AdminKeys, "Management keys", &body))
+}
+
+fn status(listed: &ListedAdminKey) -> Markup {
+    match listed.ended {
+        None => pill("good", "active"),
+        Some(ended) => pill("off", &spaced(ended.as_str())),
+    }
+}
+
+/// The name of a set of permissions, or how many it has.
+fn role(permissions: Permissions) -> String {
+    let role = Role::ALL.into_iter().find(|role| role.permissions() == permissions);
+    role.map_or_else(|| format!("{} permissions", permissions.iter().count()), |role| role.as_str().into())
+}
+
+fn reach(reach: &Reach) -> String {
+    match reach {
+        Reach::All => "all".into(),
+        Reach::Some(tenants) => tenants.len().to_string(),
+    }
+}
+
+fn new_form(visitor: &Visitor, form: &Form) -> Markup {
+    let ours = visitor.caller.maker.authority.permissions;
+    let roles: Vec<_> = Role::ALL
+        .into_iter()
+        .filter(|role| role.permissions().without(ours).is_empty())
+        .map(|role| (role.as_str(), role.as_str()))
+        .collect();
+    html! {
+        form method="post" action="/admin-keys" {
+            (Field { name: "name", label: "Name", value: form.shown("name"), hint: "No other management key has it.", required: true }.show())
+            @if roles.is_empty() {
+                p.hint { "It gets the permissions of your own key." }
+            } @else {
+                (select("role", "Role", form.get("role").unwrap_or("viewer"), &roles))
+            }
+            (select("expiry", "Expires in", form.get("expiry").unwrap_or("90"), &[
+                ("7", "7 days"), ("30", "30 days"), ("90", "90 days"), ("365", "1 year"), ("", "When yours does"),
+            ]))
+            p.hint { "It sees the tenants that your own key sees, and ends with your key." }
+            button.primary type="submit" { "Create management key" }
+        }
+    }
+}
+
+pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
+    visitor.check(Permission::AdminKeysWrite, About::Shared)?;
+    let form = Form::read(body);
+    let days = form.get("expiry").and_then(|days| days.parse::<u64>().ok()).filter(|days| *days <= 36_500);
+    let wish = AdminKeyWish {
+        name: form.shown("name").to_owned(),
+        permissions: form.get("role").and_then(|role| Role::parse(role).ok()).map(Role::permissions),
+        tenants: None,
+        expiry: days.map_or(Expiry::Unsaid, |days| Expiry::In(std::time::Duration::from_hours(24 * days))),
+    };
+    match visitor.admin.create_admin_key(&visitor.caller.maker, &wish).await {
+        Ok(issued) => Ok(shown_once(&visitor, &issued).into_response()),
+        Err(error) => {
+            let failure = Failure::from(error);
+            let again = screen(&visitor, &Form::default(), &form, Some(&failure.text)).await?;
+            Ok((failure.status, again).into_response())
+        }
+    }
+}
+
+fn shown_once(visitor: &Visitor, issued: &IssuedAdminKey) -> Markup {
+    let key = issued.key.expose();
+    let body = html! {
+        p.crumbs { a href="/admin-keys" { "Management keys" } }
+        h1 { (issued.details.name) }
+        p.notice.good role="status" { "The management key was created. Copy it now: it is not shown again." }
+        div.card.once {
+            label for="new-key" { "Management key" }
+            div.secret {
+                input #new-key type="text" readonly value=(key) spellcheck="false" autocomplete="off" data-select;
+                button.primary.copy type="button" data-copy=(key) hidden { "Copy" }
+            }
+        }
+        p.actions { a.button href={ "/admin-keys/" (issued.details.id.0) } { "I have stored it" } }
+    };
+    page(visitor, Place::AdminKeys, "New management key", &body)
+}
+
+/// The management key of a path, if it has no more than the visitor's own.
+async fn found(visitor: &Visitor, id: &str) -> Result<ListedAdminKey, Failure> {
+    let id = Uuid::parse_str(id).map_err(|_| Failure::not_found())?;
+    let keys = visitor.admin.admin_keys(&visitor.caller.maker).await?;
+    keys.into_iter().find(|listed| listed.key.id.0 == id).ok_or_else(Failure::not_found)
+}
+
+pub(super) async fn show(
+    Extension(visitor): Who,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Markup, Failure> {
+    visitor.check(Permission::AdminKeysRead, About::Shared)?;
+    let listed = found(&visitor, &id).await?;
+    let sessions = visitor.admin.sessions(listed.key.id).await?;
+    let (key, now) = (&listed.key, visitor.admin.now());
+    let writes = visitor.may(Permission::AdminKeysWrite, About::Shared);
+    let body = html! {
+        p.crumbs { a href="/admin-keys" { "Management keys" } }
+        div.title { h1 { (key.name) } (status(&listed)) }
+        (done(&Form::read(query.unwrap_or_default())))
+        dl.facts {
+            div { dt { "Prefix" } dd { (copyable(&key.prefix, "the prefix")) } }
+            div { dt { "Tenants" } dd { (reach(&key.given.reach)) } }
+            div { dt { "Created" } dd { (when(key.created_at, now)) } }
+            div { dt { "Last used" } dd { (when_or(key.last_used_at, now, "never")) } }
+            div { dt { "Expires" } dd { (when_or(key.given.expires_at, now, "never")) } }
+            div { dt { "May" } dd { @for one in key.given.permissions.iter() { span.label { (one.as_str()) } " " } } }
+        }
+        (sessions_of(&visitor, key.id.0, &sessions, writes, now))
+        @if writes && listed.ended.is_none() {
+            section.dangers aria-labelledby="change" {
+                h2 #change { "Change" }
+                (asked("Revoke", true, &html! {
+                    p { "It and the keys that it made open nothing any more, and their sessions end. This cannot be undone." }
+                    form method="post" action={ "/admin-keys/" (key.id.0) "/revoke" } {
+                        button.danger type="submit" { "Revoke management key" }
+                    }
+                }))
+            }
+        }
+    };
+    Ok(page(&visitor, Place::AdminKeys, &key.name, &body))
+}
+
+fn sessions_of(
+    visitor: &Visitor,
+    key: Uuid,
+    sessions: &[AdminSession],
+    writes: bool,
+    now: Timestamp,
+) -> Markup {
+    let rows = html! {
+        @for session in sessions {
+            tr {
+                th scope="row" {
+                    (session.user_agent.as_deref().unwrap_or("unknown browser"))
+                    @if session.id == visitor.session.id { " " (pill("good", "this browser")) }
+                }
+                td { (session.address.as_deref().unwrap_or("–")) }
+                td { (when(session.created_at, now)) }
+                td { (when(session.last_seen_at, now)) }
+                td {
+                    @if writes {
+                        form method="post" action={ "/sessions/" (session.id.0) "/sign-out" } {
+                            button.quiet type="submit" { "Sign out" }
+                        }
+                    }
+                }
+            }
+        }
+    };
+    html! {
+        section aria-labelledby="sessions" {
+            h2 #sessions { "Sessions" }
+            @if sessions.is_empty() {
+                p.empty { "No browser is signed in with this key." }
+            } @else {
+                (table("Sessions", &["Browser", "Address", "Began", "Seen", ""], &rows))
+                @if writes {
+                    form method="post" action={ "/admin-keys/" (key) "/sign-out" } {
+                        button type="submit" { "Sign out all" }
+                    }
+                }
+            }
+        }
+    }
+}
+
+pub(super) async fn revoke(Extension(visitor): Who, Path(id): Path<String>) -> Result<Redirect, Failure> {
+    visitor.check(Permission::AdminKeysWrite, About::Shared)?;
+    let listed = found(&visitor, &id).await?;
+    let id = listed.key.id;
+    visitor.admin.revoke_admin_key(&visitor.caller.maker, &id.0.to_string()).await?;
+    visitor.admin.end_sessions(Ending::OfKey(id)).await?;
+    Ok(Redirect::to(&format!("/admin-keys/{}?done=revoked", id.0)))
+}
+
+pub(super) async fn end_sessions(
+    Extension(visitor): Who,
+    Path(id): Path<String>,
+) -> Result<Redirect, Failure> {
+    visitor.check(Permission::AdminKeysWrite, About::Shared)?;
+    let key = found(&visitor, &id).await?.key;
+    visitor.admin.end_sessions(Ending::OfKey(key.id)).await?;
+    Ok(Redirect::to(&format!("/admin-keys/{}?done=signed-out", key.id.0)))
+}
+
+pub(super) async fn end_session(
+    Extension(visitor): Who,
+    Path(id): Path<String>,
+) -> Result<Redirect, Failure> {
+    visitor.check(Permission::AdminKeysWrite, About::Shared)?;
+    let id = SessionId(Uuid::parse_str(&id).map_err(|_| Failure::not_found())?);
+    let key = visitor.admin.session_key(id).await?.ok_or_else(Failure::not_found)?;
+    found(&visitor, &key.0.to_string()).await?;
+    visitor.admin.end_sessions(Ending::One(id)).await?;
+    Ok(Redirect::to(&format!("/admin-keys/{}?done=signed-out", key.0)))
+}

@@ -1,0 +1,131 @@
+//! Pages that say what went wrong.
+
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use maud::html;
+
+use super::layout::alone;
+use crate::admin::AdminError;
+use crate::permission::{Permission, Verdict};
+use crate::store::StoreError;
+
+/// Why a page is not shown, or a form not carried out.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) status: StatusCode,
+    title: &'static str,
+    pub(super) text: String,
+    retry_after: Option<u64>,
+}
+
+impl Failure {
+    fn new(status: StatusCode, title: &'static str, text: impl Into<String>) -> Self {
+        Self { status, title, text: text.into(), retry_after: None }
+    }
+
+    /// There is nothing here, or nothing that this key sees.
+    pub(super) fn not_found() -> Self {
+        let text = "There is no such page, or your management key does not see what it is about.";
+        Self::new(StatusCode::NOT_FOUND, "Not found", text)
+    }
+
+    pub(super) fn method_not_allowed() -> Self {
+        let text = "This address is for a form. Go back and send the form again.";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "Not a page", text)
+    }
+
+    /// Another site may have sent this.
+    pub(super) fn foreign() -> Self {
+        let text = "Your browser says that this request does not come from this page, or does not say where it comes from. \
+                    Open the page itself and try again.";
+        Self::new(StatusCode::FORBIDDEN, "Refused", text)
+    }
+
+    /// The form makes no sense.
+    pub(super) fn invalid(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "Not valid", text)
+    }
+
+    /// Too many wrong keys or links came from this address.
+    pub(super) fn too_many(seconds: u64) -> Self {
+        let text = format!(
+            "Too many wrong keys or links came from your address. Try again in {seconds} seconds. A right key works at once."
+        );
+        let failure = Self::new(StatusCode::TOO_MANY_REQUESTS, "Too many attempts", text);
+        Self { retry_after: Some(seconds), ..failure }
+    }
+
+    /// Whether it is [`Failure::too_many`].
+    pub(super) fn is_too_many(&self) -> bool {
+        self.status == StatusCode::TOO_MANY_REQUESTS
+    }
+
+    /// Neither a live key nor a live link.
+    pub(super) fn not_signed_in(text: &str) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "Not signed in", text)
+    }
+
+    /// Turns what [`crate::permission::may`] says into a failure.
+    pub(super) fn of_verdict(verdict: Verdict) -> Result<(), Self> {
+        match verdict {
+            Verdict::Yes => Ok(()),
+            Verdict::Lacks(permission) => Err(Self::lacks(permission)),
+            Verdict::OnlyForAllTenants(permission) => Err(Self::new(
+                StatusCode::FORBIDDEN,
+                "Not allowed",
+                format!("Only a management key of all tenants may do this with {}.", permission.as_str()),
+            )),
+            Verdict::NotThere => Err(Self::not_found()),
+        }
+    }
+
+    fn lacks(permission: Permission) -> Self {
+        let text = format!("Your management key lacks the permission {}.", permission.as_str());
+        Self::new(StatusCode::FORBIDDEN, "Not allowed", text)
+    }
+}
+
+impl From<AdminError> for Failure {
+    fn from(error: AdminError) -> Self {
+        let text = sentence(&error.to_string());
+        match error {
+            AdminError::Excess(_) => Self::new(StatusCode::FORBIDDEN, "Not allowed", text),
+            AdminError::BadRequest(_) => Self::new(StatusCode::BAD_REQUEST, "Not valid", text),
+            AdminError::Missing(_) => Self::not_found(),
+            AdminError::Unfit { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Not valid", text),
+            AdminError::Refused(_) | AdminError::Stale | AdminError::Store(StoreError::Conflict(_)) => {
+                Self::new(StatusCode::CONFLICT, "Refused", text)
+            }
+            AdminError::Store(error) => {
+                tracing::warn!(%error, "the database did not answer a request of the page");
+                let text = "The database is unavailable, or refuses. The log of tenantgate says why.";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "Unavailable", text)
+            }
+        }
+    }
+}
+
+/// The same text as a sentence.
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    let first: String = chars.next().map(|c| c.to_uppercase().collect()).unwrap_or_default();
+    let rest = chars.as_str();
+    let end = if rest.ends_with(['.', '?', '!']) { "" } else { "." };
+    format!("{first}{rest}{end}")
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let body = html! {
+            h1 { (self.title) }
+            p { (self.text) }
+            p.actions { a.button href="/" { "To the overview" } }
+        };
+        let mut response = (self.status, alone(self.title, &body)).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}

@@ -1,0 +1,53 @@
+//! Reads forms and the part of a URL after the question mark.
+
+use super::failure::Failure;
+
+/// The fields of a form.
+#[derive(Debug, Default)]
+pub(super) struct Form(Vec<(String, String)>);
+
+impl Form {
+    /// Reads the body of a form, or what stands after the question mark.
+    pub(super) fn read(text: impl AsRef<[u8]>) -> Self {
+        Self(form_urlencoded::parse(text.as_ref()).into_owned().collect())
+    }
+
+    /// A field without the blanks around it; `None` if it is absent or empty.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        let found = self.0.iter().find(|(field, _)| field == name);
+        found.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
+    }
+
+    /// A field as it is, for showing it again; empty if it is absent.
+    pub(super) fn shown(&self, name: &str) -> &str {
+        self.get(name).unwrap_or_default()
+    }
+
+    /// A field that must be there.
+    pub(super) fn need(&self, name: &str, label: &str) -> Result<&str, Failure> {
+        self.get(name).ok_or_else(|| Failure::invalid(format!("{label} is missing.")))
+    }
+
+    /// The fields as the query of a link, with `name` set to `value`.
+    pub(super) fn with(&self, name: &str, value: &str) -> String {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        for (field, value) in self.0.iter().filter(|(field, value)| field != name && !value.is_empty()) {
+            query.append_pair(field, value);
+        }
+        query.append_pair(name, value).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_read_trimmed_and_written_again() {
+        let form = Form::read("q=a%20b+&state=&p=1&p=2&x=%3Cb%3E");
+        assert_eq!((form.get("q"), form.get("state"), form.get("none")), (Some("a b"), None, None));
+        assert_eq!(form.shown("x"), "<b>");
+        assert_eq!(Form::read("q=a&after=1").with("after", "2&3"), "q=a&after=2%263");
+        assert!(form.need("state", "State").is_err());
+    }
+}

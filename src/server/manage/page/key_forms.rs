@@ -1,0 +1,306 @@
+//! Forms that make and change keys. A new key is in one answer, and nowhere else.
+
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::Bytes;
+use axum::extract::Path;
+use axum::response::{IntoResponse as _, Redirect, Response};
+use maud::{Markup, html};
+
+use super::failure::Failure;
+use super::form::Form;
+use super::key::found;
+use super::layout::{Place, page};
+use super::parts::{Field, asked, select, wrong};
+use super::tenant;
+use super::visit::{Visitor, Who};
+use crate::admin::{AdminError, Expiry, Issued, KeyUpdate, Setting};
+use crate::clock::Timestamp;
+use crate::network::Networks;
+use crate::permission::{About, Permission};
+use crate::plan::{PlanName, PlanRow};
+use crate::record::{KeyDetails, KeyState};
+use crate::scope::Scopes;
+use crate::tenant::Tenant;
+
+const DAY: u64 = 24;
+
+/// How long a key lives, as the forms offer it.
+const LIVES: [(&str, &str); 5] =
+    [("30d", "30 days"), ("90d", "90 days"), ("365d", "1 year"), ("730d", "2 years"), ("never", "No expiry")];
+
+/// How long an old key stays valid.
+const GRACES: [(&str, &str); 5] =
+    [("1h", "1 hour"), ("24h", "1 day"), ("168h", "7 days"), ("720h", "30 days"), ("0h", "Not at all")];
+
+/// Reads a life of [`LIVES`].
+fn expiry(text: &str) -> Result<Expiry, Failure> {
+    if text == "never" {
+        return Ok(Expiry::Never);
+    }
+    let days = text.strip_suffix('d').and_then(|days| days.parse::<u64>().ok());
+    let days = days.filter(|days| (1..=36_500).contains(days));
+    days.map(|days| Expiry::In(Duration::from_hours(days * DAY)))
+        .ok_or_else(|| Failure::invalid("The expiry is not one of those offered."))
+}
+
+fn grace(text: &str) -> Result<Duration, Failure> {
+    let hours = text.strip_suffix('h').and_then(|hours| hours.parse::<u64>().ok());
+    let hours = hours.filter(|hours| *hours <= 365 * DAY);
+    hours.map(Duration::from_hours).ok_or_else(|| Failure::invalid("The grace is not one of those offered."))
+}
+
+fn setting<T>(
+    form: &Form,
+    name: &str,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Setting<T>, Failure> {
+    match form.get(name) {
+        None => Ok(Setting::Keep),
+        Some(text) => Ok(Setting::Set(parse(text).map_err(AdminError::BadRequest)?)),
+    }
+}
+
+/// Reads the form of a new key.
+fn asked_for(form: &Form) -> Result<KeyUpdate, Failure> {
+    let labels = form.shown("labels").lines().map(str::trim).filter(|line| !line.is_empty());
+    Ok(KeyUpdate {
+        name: Setting::Set(form.need("name", "The name")?.to_owned()),
+        expiry: expiry(form.get("expiry").unwrap_or("90d"))?,
+        not_before: Setting::Keep,
+        scopes: setting(form, "scopes", |text| Scopes::parse(text).map_err(|e| e.to_string()))?,
+        networks: setting(form, "networks", |text| Networks::parse(text).map_err(|e| e.to_string()))?,
+        plan: setting(form, "plan", |text| PlanName::parse(text).map_err(|e| e.to_string()))?,
+        labels: labels.map(str::to_owned).collect(),
+        clear_labels: false,
+        remove_labels: Vec::new(),
+    })
+}
+
+pub(super) async fn new(Extension(visitor): Who, Path(reference): Path<String>) -> Result<Markup, Failure> {
+    let tenant = tenant::found(&visitor, &reference, Permission::KeysWrite).await?;
+    let plans = visitor.admin.plans().await?;
+    Ok(new_page(&visitor, &tenant, &plans, &Form::default(), None))
+}
+
+fn new_page(
+    visitor: &Visitor,
+    tenant: &Tenant,
+    plans: &[PlanRow],
+    form: &Form,
+    failure: Option<&str>,
+) -> Markup {
+    let field = |name: &'static str, label: &'static str, hint: &'static str, required| {
+        Field { name, label, value: form.shown(name), hint, required }.show()
+    };
+    let mut options = vec![("", "That of the tenant")];
+    options.extend(plans.iter().map(|plan| (plan.name.as_str(), plan.name.as_str())));
+    let body = html! {
+        p.crumbs {
+            a href="/tenants" { "Tenants" } " / " a href={ "/tenants/" (tenant.id.0) } { (tenant.name) }
+        }
+        h1 { "New key" }
+        (wrong(failure))
+        form.card.narrow method="post" action={ "/tenants/" (tenant.id.0) "/keys" } {
+            (field("name", "Name", "What the key is for, such as production.", true))
+            (select("expiry", "Expires in", form.get("expiry").unwrap_or("90d"), &LIVES))
+            details open[form.get("scopes").or(form.get("networks")).or(form.get("plan")).or(form.get("labels")).is_some()] {
+                summary { "Limit what it may do" }
+                (field("scopes", "Scopes", "Separated by blanks, such as chat:read files:*. Empty: all.", false))
+                (field("networks", "Networks", "From where it may be used, such as 192.0.2.0/24 2001:db8::/32. Empty: anywhere.", false))
+                (select("plan", "Plan", form.shown("plan"), &options))
+                div.field {
+                    label for="labels" { "Labels" span.muted { " (optional)" } }
+                    textarea #labels name="labels" rows="2" aria-describedby="labels-hint" { (form.shown("labels")) }
+                    p #labels-hint.hint { "One a line, such as team=search." }
+                }
+            }
+            p.actions {
+                button.primary type="submit" { "Create key" }
+                a.button href={ "/tenants/" (tenant.id.0) } { "Cancel" }
+            }
+        }
+    };
+    page(visitor, Place::Keys, "New key", &body)
+}
+
+pub(super) async fn create(
+    Extension(visitor): Who,
+    Path(reference): Path<String>,
+    body: Bytes,
+) -> Result<Response, Failure> {
+    let tenant = tenant::found(&visitor, &reference, Permission::KeysWrite).await?;
+    let form = Form::read(body);
+    let issued = match asked_for(&form) {
+        Ok(asked) => visitor.admin.create_key(&tenant.id.0.to_string(), &asked).await.map_err(Failure::from),
+        Err(failure) => Err(failure),
+    };
+    match issued {
+        Ok(issued) => Ok(shown_once(&visitor, &tenant, &issued, "The key was created.").into_response()),
+        Err(failure) => {
+            let plans = visitor.admin.plans().await?;
+            let again = new_page(&visitor, &tenant, &plans, &form, Some(&failure.text));
+            Ok((failure.status, again).into_response())
+        }
+    }
+}
+
+/// The only page that has a key.
+fn shown_once(visitor: &Visitor, tenant: &Tenant, issued: &Issued, what: &str) -> Markup {
+    let key = issued.key.expose();
+    let name = issued.details.name.as_deref().unwrap_or("(no name)");
+    let body = html! {
+        p.crumbs {
+            a href="/tenants" { "Tenants" } " / " a href={ "/tenants/" (tenant.id.0) } { (tenant.name) }
+        }
+        h1 { (name) }
+        p.notice.good role="status" { (what) " Copy it now: it is not shown again." }
+        div.card.once {
+            label for="new-key" { "Key" }
+            div.secret {
+                input #new-key type="text" readonly value=(key) spellcheck="false" autocomplete="off" data-select;
+                button.primary.copy type="button" data-copy=(key) hidden { "Copy" }
+            }
+            p.hint { "Programs send it with each request, in the header " code { "x-llmcore-api-key" } "." }
+            p.hint { "Lost keys cannot be recovered, only replaced. tenantgate keeps a hash." }
+        }
+        p.actions { a.button href={ "/keys/" (issued.details.id.0) } { "I have stored it" } }
+    };
+    page(visitor, Place::Keys, "New key", &body)
+}
+
+pub(super) async fn rotate(
+    Extension(visitor): Who,
+    Path(reference): Path<String>,
+    body: Bytes,
+) -> Result<Markup, Failure> {
+    let grace = grace(Form::read(body).get("grace").unwrap_or_default())?;
+    // Without a grace, the old key is as good as revoked.
+    let needs = if grace.is_zero() { Permission::KeysRevoke } else { Permission::KeysWrite };
+    let (key, tenant) = found(&visitor, &reference, needs).await?;
+    let (_, issued) = visitor.admin.rotate_key(&key.id.0.to_string(), grace, Expiry::Unsaid).await?;
+    let what = if grace.is_zero() {
+        "The new key was created, and the old one is refused."
+    } else {
+        "The new key was created, and the old one stays valid for the grace period."
+    };
+    Ok(shown_once(&visitor, &tenant, &issued, what))
+}
+
+fn to(key: &KeyDetails, done: &str) -> Redirect {
+    Redirect::to(&format!("/keys/{}?done={done}", key.id.0))
+}
+
+pub(super) async fn disable(
+    Extension(visitor): Who,
+    Path(reference): Path<String>,
+) -> Result<Redirect, Failure> {
+    let (key, _) = found(&visitor, &reference, Permission::KeysWrite).await?;
+    visitor.admin.disable_key(&key.id.0.to_string()).await?;
+    Ok(to(&key, "disabled"))
+}
+
+pub(super) async fn enable(
+    Extension(visitor): Who,
+    Path(reference): Path<String>,
+) -> Result<Redirect, Failure> {
+    let (key, _) = found(&visitor, &reference, Permission::KeysWrite).await?;
+    visitor.admin.enable_key(&key.id.0.to_string()).await?;
+    Ok(to(&key, "enabled"))
+}
+
+pub(super) async fn revoke(
+    Extension(visitor): Who,
+    Path(reference): Path<String>,
+    body: Bytes,
+) -> Result<Redirect, Failure> {
+    let (key, _) = found(&visitor, &reference, Permission::KeysRevoke).await?;
+    visitor.admin.revoke(&[key.id], Form::read(body).get("reason")).await?;
+    Ok(to(&key, "revoked"))
+}
+
+/// What this visitor may do with a key in its state.
+pub(super) fn actions(visitor: &Visitor, key: &KeyDetails, tenant: &Tenant, now: Timestamp) -> Markup {
+    let about = About::Tenant(tenant.id);
+    let (writes, revokes) =
+        (visitor.may(Permission::KeysWrite, about), visitor.may(Permission::KeysRevoke, about));
+    let state = key.state(now);
+    if state == KeyState::Revoked || !(writes || revokes) {
+        return html! {};
+    }
+    let path = format!("/keys/{}", key.id.0);
+    html! {
+        section.dangers aria-labelledby="change" {
+            h2 #change { "Change" }
+            @if state == KeyState::Active {
+                (asked("Rotate", false, &rotate_form(&path, writes, revokes)))
+            }
+            @if writes && state == KeyState::Disabled {
+                (asked("Enable", false, &html! {
+                    p { "Requests with this key pass again." }
+                    form method="post" action={ (path) "/enable" } { button.primary type="submit" { "Enable key" } }
+                }))
+            }
+            @if writes && matches!(state, KeyState::Active | KeyState::NotYetValid) {
+                (asked("Disable", false, &html! {
+                    p { "Requests with this key are refused until you enable it again." }
+                    form method="post" action={ (path) "/disable" } { button type="submit" { "Disable key" } }
+                }))
+            }
+            @if revokes {
+                (asked("Revoke", true, &html! {
+                    p { "Requests with this key get 401 within moments. This cannot be undone." }
+                    form method="post" action={ (path) "/revoke" } {
+                        (Field { name: "reason", label: "Reason", value: "", hint: "For the record, such as leaked.", required: false }.show())
+                        button.danger type="submit" { "Revoke key" }
+                    }
+                }))
+            }
+        }
+    }
+}
+
+fn rotate_form(path: &str, writes: bool, revokes: bool) -> Markup {
+    let offered: Vec<_> =
+        GRACES.into_iter().filter(|(value, _)| if *value == "0h" { revokes } else { writes }).collect();
+    html! {
+        p { "Makes a new key with the same name, scopes, networks, plan and labels." }
+        form method="post" action={ (path) "/rotate" } {
+            (select("grace", "The old key stays valid for", "24h", &offered))
+            button.primary type="submit" { "Rotate key" }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_offered_is_read() {
+        for (value, _) in LIVES {
+            assert!(expiry(value).is_ok(), "{value}");
+        }
+        for (value, _) in GRACES {
+            assert!(grace(value).is_ok(), "{value}");
+        }
+        for bad in ["", "0d", "-1d", "1e3d", "99999999999999999999d", "1w"] {
+            assert!(expiry(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "h", "-1h", "18446744073709551615h", "24"] {
+            assert!(grace(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_form_becomes_a_wish() {
+        let form = Form::read("name=ci&expiry=30d&scopes=chat:read&labels=team%3Da%0D%0A%0D%0Aenv%3Dp");
+        let asked = asked_for(&form).unwrap();
+        assert_eq!(asked.labels, ["team=a", "env=p"]);
+        assert_eq!(asked.expiry, Expiry::In(Duration::from_hours(720)));
+        assert_eq!(asked.networks, Setting::Keep);
+        assert!(asked_for(&Form::read("name=")).is_err());
+        assert!(asked_for(&Form::read("name=a&networks=moon")).is_err());
+    }
+}

@@ -1,0 +1,148 @@
+//! The list of keys.
+
+use std::collections::BTreeMap;
+
+use axum::Extension;
+use axum::extract::RawQuery;
+use maud::{Markup, html};
+use uuid::Uuid;
+
+use super::failure::Failure;
+use super::form::Form;
+use super::layout::{Place, page};
+use super::parts::{key_pill, next_page, select, table, tenant_choice, when_or};
+use super::visit::{Visitor, Who};
+use crate::admin::{AdminError, LONG, SOON};
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::permission::{About, Permission};
+use crate::record::{KeyDetails, KeyState};
+use crate::store::{KeyFilter, KeyPlace};
+use crate::tenant::{Tenant, TenantId};
+
+/// Keys on a page.
+const SIZE: usize = 50;
+
+/// Names of tenants by id.
+pub(super) type Names = BTreeMap<TenantId, Tenant>;
+
+pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
+    visitor.check(Permission::KeysRead, About::Shared)?;
+    let query = Form::read(query.unwrap_or_default());
+    let tenants = visitor.admin.tenants().await?;
+    let names: Names = tenants.into_iter().map(|tenant| (tenant.id, tenant)).collect();
+    let now = visitor.admin.now();
+    let (keys, next) = matching(&visitor, &query, &names, now).await?;
+    let next = next.map(|place| format!("{} {}", place.created_at, place.id.0));
+    let body = html! {
+        div.title { h1 { "Keys" } }
+        (filters(&query, &names))
+        div #results {
+            p.count role="status" {
+                (keys.len()) @if next.is_some() { "+" } @if keys.len() == 1 { " key" } @else { " keys" }
+            }
+            @if keys.is_empty() {
+                p.empty { "No key matches." }
+            } @else {
+                (table("Keys", &["Name", "Prefix", "Tenant", "Status", "Last used", "Expires"], &rows(&keys, Some(&names), now)))
+            }
+            (next_page("/keys", &query, next.as_deref()))
+        }
+    };
+    Ok(page(&visitor, Place::Keys, "Keys", &body))
+}
+
+/// A page of keys, and where the next one begins.
+async fn matching(
+    visitor: &Visitor,
+    query: &Form,
+    names: &Names,
+    now: Timestamp,
+) -> Result<(Vec<KeyDetails>, Option<KeyPlace>), Failure> {
+    let reach = &visitor.caller.maker.authority.reach;
+    // A prefix or an id names one key, whatever else is asked for.
+    if let Some(reference) = query.get("q").filter(|q| q.starts_with("llmk_") || Uuid::parse_str(q).is_ok()) {
+        return match visitor.admin.key(reference).await {
+            Ok(key) => Ok((vec![key], None)),
+            Err(AdminError::Missing(_)) => Ok((Vec::new(), None)),
+            Err(error) => Err(error.into()),
+        };
+    }
+    let tenant = match query.get("tenant") {
+        None => None,
+        Some(schema) => match names.values().find(|tenant| tenant.schema == schema) {
+            Some(tenant) => Some(tenant.id),
+            None => return Ok((Vec::new(), None)),
+        },
+    };
+    let filter = KeyFilter {
+        tenant,
+        state: query.get("state").and_then(|word| KeyState::ALL.into_iter().find(|s| s.as_str() == word)),
+        now,
+        name: query.get("q").map(str::to_owned),
+        scope: query.get("scope").map(str::to_owned),
+        labels: Vec::new(),
+        expires_before: query.get("expires").map(|_| now.after(SOON)),
+        unused_since: query.get("unused").map(|_| now.before(LONG)),
+    };
+    // What expires soon or is unused matters of live keys alone.
+    let narrowed = filter.expires_before.is_some() || filter.unused_since.is_some();
+    let filter = if narrowed && filter.state.is_none() {
+        KeyFilter { state: Some(KeyState::Active), ..filter }
+    } else {
+        filter
+    };
+    let page = visitor.admin.keys_by_creation(&filter, reach, place(query).as_ref(), SIZE).await?;
+    Ok((page.keys.into_iter().map(|key| key.details).collect(), page.next))
+}
+
+/// Where a page begins.
+fn place(query: &Form) -> Option<KeyPlace> {
+    let (created_at, id) = query.get("after")?.rsplit_once(' ')?;
+    Some(KeyPlace { created_at: created_at.to_owned(), id: KeyId(Uuid::parse_str(id).ok()?) })
+}
+
+fn filters(query: &Form, names: &Names) -> Markup {
+    let tenants: Vec<_> = names.values().cloned().collect();
+    let states = [
+        ("", "Every status"),
+        ("active", "Active"),
+        ("disabled", "Disabled"),
+        ("expired", "Expired"),
+        ("not_yet_valid", "Not yet valid"),
+        ("revoked", "Revoked"),
+    ];
+    html! {
+        form.filters role="search" data-live="results" {
+            div.field.grow {
+                label for="q" { "Search" }
+                input #q type="search" name="q" value=(query.shown("q")) placeholder="Name, prefix or id" autocomplete="off";
+            }
+            (tenant_choice(&tenants, query))
+            (select("state", "Status", query.shown("state"), &states))
+            (select("expires", "Expiry", query.shown("expires"), &[("", "Any time"), ("30", "Within 30 days")]))
+            (select("unused", "Use", query.shown("unused"), &[("", "Any"), ("90", "Not for 90 days")]))
+            button type="submit" { "Filter" }
+        }
+    }
+}
+
+/// Rows of a table of keys; with names it has a column for the tenant.
+pub(super) fn rows(keys: &[KeyDetails], names: Option<&Names>, now: Timestamp) -> Markup {
+    html! {
+        @for key in keys {
+            tr {
+                th scope="row" {
+                    a href={ "/keys/" (key.id.0) } { (key.name.as_deref().unwrap_or("(no name)")) }
+                }
+                td { code { (key.prefix) } }
+                @if let Some(names) = names {
+                    td { (names.get(&key.tenant_id).map_or("–", |tenant| tenant.name.as_str())) }
+                }
+                td { (key_pill(key, now)) }
+                td { (when_or(key.last_used_at, now, "never")) }
+                td { (when_or(key.expires_at, now, "never")) }
+            }
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The frame around every screen.
+
+use maud::{DOCTYPE, Markup, html};
+
+use super::assets::{ICON, SCRIPT, STYLE};
+use super::visit::Visitor;
+use crate::permission::{About, Permission};
+
+/// The places of the navigation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Place {
+    Overview,
+    Tenants,
+    Keys,
+    Routes,
+    Plans,
+    Usage,
+    Audit,
+    AdminKeys,
+}
+
+impl Place {
+    const ALL: [Self; 8] = [
+        Self::Overview,
+        Self::Tenants,
+        Self::Keys,
+        Self::Routes,
+        Self::Plans,
+        Self::Usage,
+        Self::Audit,
+        Self::AdminKeys,
+    ];
+
+    /// The path, the word, and what is needed to go there.
+    fn entry(self) -> (&'static str, &'static str, Option<Permission>) {
+        match self {
+            Self::Overview => ("/", "Overview", None),
+            Self::Tenants => ("/tenants", "Tenants", Some(Permission::TenantsRead)),
+            Self::Keys => ("/keys", "Keys", Some(Permission::KeysRead)),
+            Self::Routes => ("/routes", "Routes", Some(Permission::RoutesRead)),
+            Self::Plans => ("/plans", "Plans", Some(Permission::PlansRead)),
+            Self::Usage => ("/usage", "Usage", Some(Permission::UsageRead)),
+            Self::Audit => ("/audit", "Audit log", Some(Permission::AuditRead)),
+            Self::AdminKeys => ("/admin-keys", "Management keys", Some(Permission::AdminKeysRead)),
+        }
+    }
+}
+
+fn head(title: &str) -> Markup {
+    html! {
+        meta charset="utf-8";
+        meta name="viewport" content="width=device-width, initial-scale=1";
+        meta name="color-scheme" content="light dark";
+        title { (title) " · tenantgate" }
+        link rel="icon" href=(ICON);
+        link rel="stylesheet" href=(STYLE);
+        script src=(SCRIPT) defer {}
+    }
+}
+
+/// A screen of somebody who is signed in.
+pub(super) fn page(visitor: &Visitor, place: Place, title: &str, body: &Markup) -> Markup {
+    let key = &visitor.caller.key;
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head { (head(title)) }
+            body.framed {
+                a.skip href="#content" { "Skip to content" }
+                header.side {
+                    a.brand href="/" { img src=(ICON) alt="" width="22" height="22"; "tenantgate" }
+                    nav aria-label="Main" {
+                        ul {
+                            @for other in Place::ALL {
+                                @let (path, word, needs) = other.entry();
+                                @if needs.is_none_or(|needs| visitor.may(needs, About::Shared)) {
+                                    li {
+                                        @if other == place {
+                                            a href=(path) aria-current="page" { (word) }
+                                        } @else {
+                                            a href=(path) { (word) }
+                                        }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                    div.who {
+                        span.who-name title="The management key that is signed in" { (key.name) }
+                        form method="post" action="/sign-out" { button.quiet type="submit" { "Sign out" } }
+                    }
+                }
+                main #content tabindex="-1" { (body) }
+            }
+        }
+    }
+}
+
+/// A screen without navigation: before signing in, or for a failure.
+pub(super) fn alone(title: &str, body: &Markup) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head { (head(title)) }
+            body.alone {
+                main #content {
+                    p.brand { img src=(ICON) alt="" width="28" height="28"; "tenantgate" }
+                    div.card { (body) }
+                }
+            }
+        }
+    }
+}

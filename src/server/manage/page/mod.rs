@@ -1,0 +1,129 @@
+//! The page: management in a browser, rendered here as HTML that works without script.
+//!
+//! ```text
+//! request ── visit: whose session? (303 to /sign-in), did the page itself send it? (403) ── screen: may it? ── admin
+//! ```
+//!
+//! It asks the same use cases as the API. Every form posts to a path that answers with a redirect, except where a new key
+//! is shown once. What a session may not do is not offered, and refused.
+
+mod admin_keys;
+mod assets;
+mod audit;
+mod chart;
+mod cookie;
+mod failure;
+mod form;
+mod key;
+mod key_forms;
+mod keys;
+mod layout;
+mod origin;
+mod overview;
+mod parts;
+mod plans;
+mod routes;
+mod sign_in;
+mod tenant;
+mod tenants;
+mod usage;
+mod visit;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_FRAME_OPTIONS};
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+
+use self::failure::Failure;
+use super::Plane;
+use super::problem::Problem;
+
+/// Bytes of a form.
+const LARGEST_FORM: usize = 64 * 1024;
+
+/// `connect-src`: the search asks this page for its own results.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+
+/// What every answer of the page says to a browser. `X-Frame-Options` is for those that do not know `frame-ancestors`.
+const HEADERS: [(HeaderName, &str); 5] = [
+    (CONTENT_SECURITY_POLICY, POLICY),
+    (REFERRER_POLICY, "no-referrer"),
+    (X_FRAME_OPTIONS, "DENY"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+];
+
+/// All paths of the page.
+pub(super) fn router(plane: Arc<Plane>) -> Router {
+    let inside = Router::new()
+        .route("/", get(overview::show))
+        .route("/tenants", get(tenants::list).post(tenants::create))
+        .route("/tenants/new", get(tenants::new))
+        .route("/tenants/{tenant}", get(tenant::show))
+        .route("/tenants/{tenant}/update", post(tenant::update))
+        .route("/tenants/{tenant}/suspend", post(tenant::suspend))
+        .route("/tenants/{tenant}/activate", post(tenant::activate))
+        .route("/tenants/{tenant}/delete", post(tenant::delete))
+        .route("/tenants/{tenant}/keys", post(key_forms::create))
+        .route("/tenants/{tenant}/keys/new", get(key_forms::new))
+        .route("/keys", get(keys::list))
+        .route("/keys/{key}", get(key::show))
+        .route("/keys/{key}/rotate", post(key_forms::rotate))
+        .route("/keys/{key}/disable", post(key_forms::disable))
+        .route("/keys/{key}/enable", post(key_forms::enable))
+        .route("/keys/{key}/revoke", post(key_forms::revoke))
+        .route("/routes", get(routes::list).post(routes::add))
+        .route("/routes/{rule}/remove", post(routes::remove))
+        .route("/plans", get(plans::list).post(plans::create))
+        .route("/plans/{plan}/delete", post(plans::delete))
+        .route("/usage", get(usage::show))
+        .route("/audit", get(audit::list))
+        .route("/admin-keys", get(admin_keys::list).post(admin_keys::create))
+        .route("/admin-keys/{key}", get(admin_keys::show))
+        .route("/admin-keys/{key}/revoke", post(admin_keys::revoke))
+        .route("/admin-keys/{key}/sign-out", post(admin_keys::end_sessions))
+        .route("/sessions/{session}/sign-out", post(admin_keys::end_session))
+        .route("/sign-out", post(sign_in::sign_out))
+        .method_not_allowed_fallback(|| async { Failure::method_not_allowed() })
+        .layer(from_fn_with_state(Arc::clone(&plane), visit::signed_in));
+    Router::new()
+        .route("/sign-in", get(sign_in::show).post(sign_in::by_key))
+        .route("/login/{token}", get(sign_in::link).post(sign_in::by_link))
+        .route(assets::STYLE, get(assets::style))
+        .route(assets::SCRIPT, get(assets::script))
+        .route(assets::ICON, get(assets::icon))
+        .method_not_allowed_fallback(|| async { Failure::method_not_allowed() })
+        .merge(inside)
+        .layer(DefaultBodyLimit::max(LARGEST_FORM))
+        .layer(from_fn(dressed))
+        .with_state(plane)
+}
+
+/// The answer to a path that does not exist: a page for a browser, a problem for a program.
+pub(super) async fn not_found(request: Request) -> Response {
+    let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if accept.contains("text/html") {
+        in_the_page(Failure::not_found().into_response())
+    } else {
+        Problem::not_found().into_response()
+    }
+}
+
+async fn dressed(request: Request, next: Next) -> Response {
+    in_the_page(next.run(request).await)
+}
+
+fn in_the_page(mut response: Response) -> Response {
+    for (name, value) in HEADERS {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    let no_store = HeaderValue::from_static("no-store");
+    response.headers_mut().entry(CACHE_CONTROL).or_insert(no_store);
+    response
+}

@@ -1,0 +1,118 @@
+//! Tells requests of the page itself from those that another site makes a browser send.
+
+use axum::http::header::{HOST, ORIGIN};
+use axum::http::{HeaderMap, HeaderName};
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Whether the page itself sent a request that changes something: `Sec-Fetch-Site` is `same-origin`, `Origin` is that of
+/// the request, and neither says otherwise. Without both headers the sender is unknown, which is a no.
+///
+/// A page with `Referrer-Policy: no-referrer` sends `Origin: null` with its own forms; so do foreign ones, which
+/// `Sec-Fetch-Site` tells apart.
+pub(super) fn is_ours(headers: &HeaderMap) -> bool {
+    match (Header::of(headers, &SEC_FETCH_SITE), Header::of(headers, &ORIGIN)) {
+        (Header::One(site), Header::Absent | Header::One("null")) => site == "same-origin",
+        (Header::One(site), Header::One(origin)) => site == "same-origin" && is_of_host(origin, headers),
+        (Header::Absent, Header::One(origin)) => is_of_host(origin, headers),
+        (Header::Absent, Header::Absent) | (Header::Unclear, _) | (_, Header::Unclear) => false,
+    }
+}
+
+/// A header that a request has at most once.
+enum Header<'h> {
+    Absent,
+    One(&'h str),
+    /// It is there more than once, or is not text.
+    Unclear,
+}
+
+impl<'h> Header<'h> {
+    fn of(headers: &'h HeaderMap, name: &HeaderName) -> Self {
+        let mut values = headers.get_all(name).iter();
+        match (values.next().map(|value| value.to_str()), values.next()) {
+            (None, _) => Self::Absent,
+            (Some(Ok(value)), None) => Self::One(value),
+            (Some(_), _) => Self::Unclear,
+        }
+    }
+}
+
+/// Whether an origin has the host and port of the request. Its scheme is unknown behind a proxy with TLS.
+fn is_of_host(origin: &str, headers: &HeaderMap) -> bool {
+    let authority = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+    let Header::One(host) = Header::of(headers, &HOST) else { return false };
+    authority.is_some_and(|authority| !authority.is_empty() && authority.eq_ignore_ascii_case(host))
+}
+
+/// Whether the browser reached this page under a name of its own machine, over plain HTTP as far as is known.
+pub(super) fn is_on_this_machine(headers: &HeaderMap) -> bool {
+    let Header::One(host) = Header::of(headers, &HOST) else { return false };
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, "gate.example:8443".parse().unwrap());
+        for (name, value) in list {
+            headers.append(*name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn only_the_page_itself_is_ours() {
+        for (list, ours) in [
+            (&[][..], false),
+            (&[("sec-fetch-site", "same-origin")], true),
+            (&[("sec-fetch-site", "same-origin"), ("origin", "https://gate.example:8443")], true),
+            (&[("sec-fetch-site", "same-origin"), ("origin", "null")], true),
+            (&[("origin", "https://gate.example:8443")], true),
+            (&[("origin", "http://Gate.Example:8443")], true),
+            (&[("origin", "null")], false),
+            (&[("origin", "https://gate.example")], false),
+            (&[("origin", "https://gate.example:8443.evil.example")], false),
+            (&[("origin", "https://evil.example")], false),
+            (&[("origin", "gate.example:8443")], false),
+            (&[("sec-fetch-site", "same-site")], false),
+            (&[("sec-fetch-site", "cross-site")], false),
+            (&[("sec-fetch-site", "none")], false),
+            (&[("sec-fetch-site", "cross-site"), ("origin", "https://gate.example:8443")], false),
+            (&[("sec-fetch-site", "same-origin"), ("origin", "https://evil.example")], false),
+            (&[("sec-fetch-site", "same-origin"), ("sec-fetch-site", "cross-site")], false),
+            (
+                &[("sec-fetch-site", "same-origin"), ("origin", "null"), ("origin", "https://evil.example")],
+                false,
+            ),
+        ] {
+            assert_eq!(is_ours(&headers(list)), ours, "{list:?}");
+        }
+    }
+
+    #[test]
+    fn this_machine_has_many_names() {
+        for (host, here) in [
+            ("localhost:9465", true),
+            ("127.0.0.1:9465", true),
+            ("127.8.9.1", true),
+            ("[::1]:9465", true),
+            ("gate.example", false),
+            ("localhost.evil.example", false),
+            ("[2001:db8::1]:1", false),
+            ("", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, host.parse().unwrap());
+            assert_eq!(is_on_this_machine(&headers), here, "{host}");
+        }
+    }
+}

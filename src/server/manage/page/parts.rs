@@ -1,0 +1,283 @@
+//! Pieces that several screens have.
+
+use maud::{Markup, html};
+
+use super::form::Form;
+use crate::clock::Timestamp;
+use crate::record::{KeyDetails, KeyState};
+use crate::tenant::{Tenant, TenantStatus};
+
+const SECOND: i64 = 1_000_000;
+const MINUTE: i64 = 60 * SECOND;
+const HOUR: i64 = 60 * MINUTE;
+const DAY: i64 = 24 * HOUR;
+
+/// A status as a word with a dot. The colour is never the only difference.
+pub(super) fn pill(kind: &str, word: &str) -> Markup {
+    html! { span class={ "pill " (kind) } { (word) } }
+}
+
+pub(super) fn key_pill(key: &KeyDetails, now: Timestamp) -> Markup {
+    match key.state(now) {
+        KeyState::Active => pill("good", "active"),
+        state @ (KeyState::Disabled | KeyState::NotYetValid) => pill("warn", &spaced(state.as_str())),
+        state => pill("off", &spaced(state.as_str())),
+    }
+}
+
+pub(super) fn tenant_pill(tenant: &Tenant) -> Markup {
+    let kind = match tenant.status {
+        TenantStatus::Active => "good",
+        TenantStatus::Suspended => "warn",
+        _ => "off",
+    };
+    pill(kind, &spaced(tenant.status.as_str()))
+}
+
+/// A word of the API as people write it.
+pub(super) fn spaced(word: &str) -> String {
+    word.replace('_', " ")
+}
+
+/// An instant in a few words; the exact one is in its title.
+pub(super) fn when(at: Timestamp, now: Timestamp) -> Markup {
+    let exact = at.to_string();
+    html! { time datetime=(exact) title=(minutes(at)) { (distance(at, now)) } }
+}
+
+/// An instant, or what to say without one.
+pub(super) fn when_or(at: Option<Timestamp>, now: Timestamp, otherwise: &str) -> Markup {
+    at.map_or_else(|| html! { span.muted { (otherwise) } }, |at| when(at, now))
+}
+
+/// As in `2026-01-31 12:30 UTC`.
+pub(super) fn minutes(at: Timestamp) -> String {
+    let text = at.to_string();
+    format!("{} {} UTC", text.get(..10).unwrap_or_default(), text.get(11..16).unwrap_or_default())
+}
+
+/// As in `2026-01-31`.
+pub(super) fn day(at: Timestamp) -> String {
+    at.to_string().get(..10).unwrap_or_default().to_owned()
+}
+
+fn distance(at: Timestamp, now: Timestamp) -> String {
+    let away = at.0.saturating_sub(now.0);
+    let size = away.saturating_abs();
+    let rounded = |unit: i64| (size + unit / 2) / unit;
+    let amount = match size {
+        _ if size < MINUTE => return "now".into(),
+        _ if size < HOUR => format!("{} min", rounded(MINUTE)),
+        _ if size < 2 * DAY => format!("{} h", rounded(HOUR)),
+        _ if size < 90 * DAY => format!("{} days", rounded(DAY)),
+        _ => return day(at),
+    };
+    if away > 0 { format!("in {amount}") } else { format!("{amount} ago") }
+}
+
+/// What a reason means to somebody who has not read about it.
+pub(super) fn meaning(reason: &str) -> &'static str {
+    match reason {
+        "ok" => "The key may do this.",
+        "public" => "No key is needed.",
+        "anonymous" => "It may come without a key.",
+        "shadow" => "It passed because nothing is enforced yet.",
+        "missing" => "It has no key.",
+        "malformed" => "It has something that is not a key.",
+        "unknown" => "Nobody has this key.",
+        "mismatch" => "The prefix exists, the secret is wrong.",
+        "revoked" => "The key was revoked.",
+        "disabled" => "The key is disabled.",
+        "expired" => "The key has expired.",
+        "not_yet_valid" => "The key is not valid yet.",
+        "network" => "The key may not be used from there.",
+        "scope" => "The key lacks a scope.",
+        "route" => "No rule allows it.",
+        "path_ambiguous" => "The path can be read in two ways.",
+        "tenant_inactive" => "The tenant is not active.",
+        "damaged_row" => "The row of the key cannot be read.",
+        "unavailable" => "tenantgate could not decide.",
+        _ => "",
+    }
+}
+
+/// A number with a blank between thousands.
+pub(super) fn number(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push('\u{a0}');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A text of a machine, with a button that copies it where scripts run.
+pub(super) fn copyable(text: &str, label: &str) -> Markup {
+    html! {
+        span.copyable {
+            code { (text) }
+            button.copy type="button" data-copy=(text) aria-label={ "Copy " (label) } hidden { "Copy" }
+        }
+    }
+}
+
+/// What is said after a form was carried out. Only the words that are listed here can be shown.
+pub(super) fn done(query: &Form) -> Markup {
+    let text = match query.get("done") {
+        Some("created") => "Created.",
+        Some("updated") => "Saved.",
+        Some("suspended") => "Suspended: its keys get 403 from now on.",
+        Some("activated") => "Active: its keys work again.",
+        Some("deleted") => "Deleted.",
+        Some("disabled") => "Disabled: requests with this key are refused until it is enabled again.",
+        Some("enabled") => "Enabled: requests with this key pass again.",
+        Some("revoked") => "Revoked: requests with this key are refused for good.",
+        Some("removed") => "Removed.",
+        Some("signed-out") => "Signed out.",
+        _ => return html! {},
+    };
+    html! { p.notice.good role="status" { (text) } }
+}
+
+/// What was wrong with a form.
+pub(super) fn wrong(text: Option<&str>) -> Markup {
+    html! { @if let Some(text) = text { p.notice.bad role="alert" { (text) } } }
+}
+
+/// A line of text to fill in.
+pub(super) struct Field<'a> {
+    pub(super) name: &'a str,
+    pub(super) label: &'a str,
+    pub(super) value: &'a str,
+    pub(super) hint: &'a str,
+    pub(super) required: bool,
+}
+
+impl Field<'_> {
+    pub(super) fn show(&self) -> Markup {
+        let Self { name, label, value, hint, required } = self;
+        let hint_id = format!("{name}-hint");
+        html! {
+            div.field {
+                label for=(name) { (label) @if !required { span.muted { " (optional)" } } }
+                input type="text" id=(name) name=(name) value=(value) required[*required] autocomplete="off"
+                    aria-describedby=[(!hint.is_empty()).then_some(&hint_id)];
+                @if !hint.is_empty() { p.hint id=(hint_id) { (hint) } }
+            }
+        }
+    }
+}
+
+/// A choice of one.
+pub(super) fn select(name: &str, label: &str, chosen: &str, options: &[(&str, &str)]) -> Markup {
+    html! {
+        div.field {
+            label for=(name) { (label) }
+            select id=(name) name=(name) {
+                @for (value, word) in options {
+                    option value=(value) selected[*value == chosen] { (word) }
+                }
+            }
+        }
+    }
+}
+
+/// Tenants that are offered in a list; of more, the schema is typed.
+const OFFERED: usize = 200;
+
+/// The choice of a tenant for a filter.
+pub(super) fn tenant_choice(tenants: &[Tenant], query: &Form) -> Markup {
+    let chosen = query.shown("tenant");
+    if tenants.len() > OFFERED {
+        let field =
+            Field { name: "tenant", label: "Schema of the tenant", value: chosen, hint: "", required: false };
+        return field.show();
+    }
+    let mut options: Vec<_> =
+        tenants.iter().map(|tenant| (tenant.schema.as_str(), tenant.name.as_str())).collect();
+    options.sort_by_key(|(_, name)| name.to_lowercase());
+    options.insert(0, ("", "Every tenant"));
+    select("tenant", "Tenant", chosen, &options)
+}
+
+/// An action that asks first: a summary that opens what it means and the button that does it.
+pub(super) fn asked(summary: &str, danger: bool, body: &Markup) -> Markup {
+    html! {
+        details.action {
+            summary class=[danger.then_some("danger")] { (summary) }
+            div.ask { (body) }
+        }
+    }
+}
+
+/// A wide table, which scrolls by itself on a narrow screen. A name that begins with `#` is of a column of numbers.
+pub(super) fn table(label: &str, head: &[&str], rows: &Markup) -> Markup {
+    html! {
+        div.scroll tabindex="0" role="region" aria-label=(label) {
+            table {
+                thead { tr {
+                    @for name in head {
+                        @match name.strip_prefix('#') {
+                            Some(name) => th.number scope="col" { (name) },
+                            None => th scope="col" { (name) },
+                        }
+                    }
+                } }
+                tbody { (rows) }
+            }
+        }
+    }
+}
+
+/// A link to the next page of a list.
+pub(super) fn next_page(path: &str, query: &Form, after: Option<&str>) -> Markup {
+    html! {
+        nav.pages aria-label="Pages" {
+            @if query.get("after").is_some() {
+                a.button href={ (path) "?" (query.with("after", "")) } { "First page" }
+            }
+            @if let Some(after) = after {
+                a.button href={ (path) "?" (query.with("after", after)) } rel="next" { "Next page" }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances_are_short() {
+        let now = Timestamp::parse("2026-06-01T00:00:00Z").unwrap();
+        for (seconds, text) in [
+            (0, "now"),
+            (59, "now"),
+            (60, "in 1 min"),
+            (-3_600, "1 h ago"),
+            (30 * 86_400, "in 30 days"),
+            (-2 * 86_400, "2 days ago"),
+            (-151 * 86_400, "2026-01-01"),
+        ] {
+            assert_eq!(distance(Timestamp(now.0 + seconds * SECOND), now), text);
+        }
+        assert_eq!(minutes(now), "2026-06-01 00:00 UTC");
+        distance(Timestamp::MIN, now);
+    }
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!(number(7), "7");
+        assert_eq!(number(1_234_567), "1\u{a0}234\u{a0}567");
+        assert_eq!(number(100_000), "100\u{a0}000");
+    }
+
+    #[test]
+    fn texts_of_people_stay_text() {
+        let shown = copyable("\"><script>", "x").into_string() + &pill("good", "<b>").into_string();
+        assert!(!shown.contains("<script") && !shown.contains("<b>"), "{shown}");
+    }
+}

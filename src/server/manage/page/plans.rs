@@ -1,0 +1,125 @@
+//! Plans.
+
+use axum::Extension;
+use axum::body::Bytes;
+use axum::extract::{Path, RawQuery};
+use axum::response::{IntoResponse as _, Redirect, Response};
+use maud::{Markup, html};
+
+use super::failure::Failure;
+use super::form::Form;
+use super::layout::{Place, page};
+use super::parts::{Field, asked, done, table, wrong};
+use super::visit::{Visitor, Who};
+use crate::admin::{AdminError, LimitUpdate, Setting};
+use crate::permission::{About, Permission};
+use crate::plan::{Limit, PlanName, PlanRow};
+
+/// The fields of the limits, in their order.
+const LIMITS: [(&str, &str); 4] = [
+    ("request_limit", "Requests"),
+    ("total_limit", "Tokens in all"),
+    ("input_limit", "Tokens in"),
+    ("output_limit", "Tokens out"),
+];
+
+pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
+    visitor.check(Permission::PlansRead, About::Shared)?;
+    screen(&visitor, &Form::read(query.unwrap_or_default()), &Form::default(), None).await
+}
+
+async fn screen(
+    visitor: &Visitor,
+    query: &Form,
+    form: &Form,
+    failure: Option<&str>,
+) -> Result<Markup, Failure> {
+    let plans = visitor.admin.plans().await?;
+    let writes = visitor.may(Permission::PlansWrite, About::Shared);
+    let body = html! {
+        h1 { "Plans" }
+        p.lead { "A plan is a name for limits, which Envoy enforces. Tenants and keys refer to it." }
+        (done(query))
+        (wrong(failure))
+        @if plans.is_empty() {
+            p.empty { "There are no plans." }
+        } @else {
+            (table("Plans", &["Name", "Requests", "Tokens in all", "Tokens in", "Tokens out", ""], &rows(&plans, writes)))
+        }
+        @if writes { (asked("New plan", false, &new_form(form))) }
+    };
+    Ok(page(visitor, Place::Plans, "Plans", &body))
+}
+
+fn rows(plans: &[PlanRow], writes: bool) -> Markup {
+    html! {
+        @for plan in plans {
+            tr {
+                th scope="row" { (plan.name) }
+                @for limit in &plan.limits {
+                    td { @if let Some(limit) = limit { (limit) } @else { span.muted { "–" } } }
+                }
+                td {
+                    @if writes {
+                        details.action.small {
+                            summary.danger aria-label={ "Delete the plan " (plan.name) } { "Delete" }
+                            div.ask {
+                                form method="post" action={ "/plans/" (plan.name) "/delete" } {
+                                    button.danger type="submit" { "Delete plan" }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn new_form(form: &Form) -> Markup {
+    let name = Field { name: "name", label: "Name", value: form.shown("name"), hint: "", required: true };
+    html! {
+        form method="post" action="/plans" {
+            (name.show())
+            @for (field, label) in LIMITS {
+                (Field { name: field, label, value: form.shown(field), hint: "Such as 100/MINUTE.", required: false }.show())
+            }
+            button.primary type="submit" { "Create plan" }
+        }
+    }
+}
+
+fn asked_for(form: &Form) -> Result<(PlanName, LimitUpdate), Failure> {
+    let bad = |e: crate::invalid::Invalid| Failure::from(AdminError::BadRequest(e.to_string()));
+    let name = PlanName::parse(form.need("name", "The name")?).map_err(bad)?;
+    let mut limits = LimitUpdate::default();
+    for (limit, (field, _)) in limits.iter_mut().zip(LIMITS) {
+        if let Some(text) = form.get(field) {
+            *limit = Setting::Set(Limit::parse(text).map_err(bad)?);
+        }
+    }
+    Ok((name, limits))
+}
+
+pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
+    visitor.check(Permission::PlansWrite, About::Shared)?;
+    let form = Form::read(body);
+    let created = match asked_for(&form) {
+        Ok((name, limits)) => visitor.admin.create_plan(&name, &limits).await.map_err(Failure::from),
+        Err(failure) => Err(failure),
+    };
+    match created {
+        Ok(_) => Ok(Redirect::to("/plans?done=created").into_response()),
+        Err(failure) => {
+            let again = screen(&visitor, &Form::default(), &form, Some(&failure.text)).await?;
+            Ok((failure.status, again).into_response())
+        }
+    }
+}
+
+pub(super) async fn delete(Extension(visitor): Who, Path(name): Path<String>) -> Result<Redirect, Failure> {
+    visitor.check(Permission::PlansWrite, About::Shared)?;
+    let name = PlanName::parse(&name).map_err(|_| Failure::not_found())?;
+    visitor.admin.delete_plan(&name).await?;
+    Ok(Redirect::to("/plans?done=deleted"))
+}

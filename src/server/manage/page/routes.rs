@@ -1,0 +1,220 @@
+//! The table of rules, and what becomes of a request.
+
+use axum::Extension;
+use axum::body::Bytes;
+use axum::extract::{Path, RawQuery};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Redirect, Response};
+use maud::{Markup, html};
+use uuid::Uuid;
+
+use super::failure::Failure;
+use super::form::Form;
+use super::layout::{Place, page};
+use super::parts::{Field, asked, done, meaning, pill, select, table, wrong};
+use super::visit::{Visitor, Who};
+use crate::admin::{RouteVerdict, TestedRequest};
+use crate::permission::{About, Permission};
+use crate::route::{RouteId, RouteRow};
+
+pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
+    visitor.check(Permission::RoutesRead, About::Shared)?;
+    screen(&visitor, &Form::read(query.unwrap_or_default()), &Form::default(), None).await
+}
+
+async fn screen(
+    visitor: &Visitor,
+    query: &Form,
+    form: &Form,
+    failure: Option<&str>,
+) -> Result<Markup, Failure> {
+    let rules = visitor.admin.routes().await?;
+    let writes = visitor.may(Permission::RoutesWrite, About::Shared);
+    let verdict = match query.get("path") {
+        Some(path) => Some(test(visitor, query, path).await?),
+        None => None,
+    };
+    let body = html! {
+        h1 { "Routes" }
+        p.lead { "Rules say which requests need a key, and which scopes. The most specific rule wins. A request without a rule needs a key and no scope, unless the server says otherwise." }
+        (done(query))
+        (wrong(failure))
+        (tester(query, verdict.as_ref()))
+        section aria-labelledby="rules" {
+            h2 #rules { "Rules" }
+            @if rules.is_empty() {
+                p.empty { "There are no rules." }
+            } @else {
+                (table("Rules", &["Host", "Method", "Path", "Key", "Scopes", "Name", ""], &rows(&rules, writes)))
+            }
+            @if writes { (asked("Add a rule", false, &add_form(form))) }
+        }
+    };
+    Ok(page(visitor, Place::Routes, "Routes", &body))
+}
+
+fn rows(rules: &[RouteRow], writes: bool) -> Markup {
+    html! {
+        @for rule in rules {
+            tr {
+                td { code { (rule.host) } }
+                td { code { (rule.method) } }
+                th scope="row" { code { (rule.path) } }
+                td { (mode_pill(&rule.mode)) @if rule.shadow { " " (pill("warn", "shadow")) } }
+                td { @if let Some(scopes) = &rule.scopes { code { (scopes) } } @else { span.muted { "–" } } }
+                td { (rule.name.as_deref().unwrap_or("–")) }
+                td {
+                    @if writes {
+                        details.action.small {
+                            summary.danger aria-label={ "Remove the rule for " (rule.path) } { "Remove" }
+                            div.ask {
+                                form method="post" action={ "/routes/" (rule.id.0) "/remove" } {
+                                    button.danger type="submit" { "Remove rule" }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn mode_pill(mode: &str) -> Markup {
+    match mode {
+        "required" => pill("good", "required"),
+        "public" => pill("off", "public"),
+        other => pill("warn", other),
+    }
+}
+
+fn tester(query: &Form, verdict: Option<&RouteVerdict>) -> Markup {
+    let field = |name: &'static str, label: &'static str, value: &str, required| {
+        Field { name, label, value, hint: "", required }.show()
+    };
+    html! {
+        section.card #test aria-labelledby="test-title" {
+            h2 #test-title { "Test a request" }
+            form.inline method="get" action="/routes#test" {
+                (field("method", "Method", query.get("method").unwrap_or("GET"), true))
+                (field("host", "Host", query.shown("host"), false))
+                (field("path", "Path", query.get("path").unwrap_or("/"), true))
+                (field("key", "Key prefix", query.shown("key"), false))
+                button type="submit" { "Test" }
+            }
+            @if let Some(verdict) = verdict { (told(verdict)) }
+        }
+    }
+}
+
+async fn test(visitor: &Visitor, query: &Form, path: &str) -> Result<RouteVerdict, Failure> {
+    let key = match query.get("key") {
+        None => None,
+        Some(reference) => {
+            visitor.check(Permission::KeysRead, About::Shared)?;
+            Some(visitor.admin.key(reference).await?.id.0.to_string())
+        }
+    };
+    let request = TestedRequest {
+        method: query.get("method").unwrap_or("GET").to_uppercase(),
+        host: query.get("host").unwrap_or("example.com").to_owned(),
+        path: path.to_owned(),
+        key,
+        context: Vec::new(),
+    };
+    Ok(visitor.admin.test_route(&request).await?)
+}
+
+fn told(verdict: &RouteVerdict) -> Markup {
+    let passes = matches!(verdict.outcome, "ok" | "public" | "anonymous");
+    html! {
+        div.verdict role="status" {
+            p {
+                strong class=(if passes { "yes" } else { "no" }) { @if passes { "It would pass" } @else { "It would be refused" } }
+                ": " code { (verdict.outcome) } ". " (meaning(verdict.outcome))
+            }
+            @if let Some(why) = &verdict.ambiguous { p { "The path is ambiguous: " (why) } }
+            @match &verdict.rule {
+                Some(rule) => p {
+                    @let [host, method, path, mode, scopes, name] = rule.cells();
+                    "The rule " code { (host) " " (method) " " (path) } " decides"
+                    @if name != "-" { " (" (name) ")" } ": a key is " (mode)
+                    @if scopes != "-" { ", with " code { (scopes) } } "."
+                },
+                None => p { "No rule is for this request: a key is " (verdict.mode) "." },
+            }
+            @if !verdict.next.is_empty() {
+                p.hint { "Without it: " @for rule in &verdict.next {
+                    @let [host, method, path, ..] = rule.cells();
+                    code { (host) " " (method) " " (path) } " "
+                } }
+            }
+        }
+    }
+}
+
+fn add_form(form: &Form) -> Markup {
+    let field = |name: &'static str,
+                 id: &'static str,
+                 label: &'static str,
+                 hint: &'static str,
+                 required: bool| {
+        html! {
+            div.field {
+                label for=(id) { (label) @if !required { span.muted { " (optional)" } } }
+                input id=(id) type="text" name=(name) value=(form.shown(name)) required[required] autocomplete="off" aria-describedby={ (id) "-hint" };
+                p.hint id={ (id) "-hint" } { (hint) }
+            }
+        }
+    };
+    html! {
+        form method="post" action="/routes" {
+            (field("path", "add-path", "Path", "Such as /v1/models, /v1/{model}/chat or /v1/**.", true))
+            (field("host", "add-host", "Host", "Such as api.example.com or *.example.com. Empty: every host.", false))
+            (field("method", "add-method", "Method", "Such as GET. Empty: every method.", false))
+            (select("mode", "Key", form.get("mode").unwrap_or("required"), &[
+                ("required", "Required"), ("optional", "Optional"), ("public", "Not needed"),
+            ]))
+            (field("scopes", "add-scopes", "Scopes", "What a key needs: a b | c is (a and b) or c.", false))
+            (field("name", "add-name", "Name", "For people. No other rule has it.", false))
+            div.field.check {
+                input #shadow type="checkbox" name="shadow" value="yes" checked[form.get("shadow").is_some()];
+                label for="shadow" { "Shadow: let keys pass that lack a scope, and report them" }
+            }
+            button.primary type="submit" { "Add rule" }
+        }
+    }
+}
+
+pub(super) async fn add(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
+    visitor.check(Permission::RoutesWrite, About::Shared)?;
+    let form = Form::read(body);
+    let rule = RouteRow {
+        id: RouteId(Uuid::nil()),
+        name: form.get("name").map(str::to_owned),
+        host: form.get("host").unwrap_or("*").to_owned(),
+        method: form.get("method").unwrap_or("*").to_uppercase(),
+        path: form.shown("path").to_owned(),
+        mode: form.get("mode").unwrap_or("required").to_owned(),
+        scopes: form.get("scopes").map(str::to_owned),
+        shadow: form.get("shadow").is_some(),
+    };
+    match visitor.admin.add_route(rule).await {
+        Ok(_) => Ok(Redirect::to("/routes?done=created").into_response()),
+        Err(error) => {
+            let failure = Failure::from(error);
+            if failure.status == StatusCode::SERVICE_UNAVAILABLE {
+                return Err(failure);
+            }
+            let again = screen(&visitor, &Form::default(), &form, Some(&failure.text)).await?;
+            Ok((failure.status, again).into_response())
+        }
+    }
+}
+
+pub(super) async fn remove(Extension(visitor): Who, Path(id): Path<String>) -> Result<Redirect, Failure> {
+    visitor.check(Permission::RoutesWrite, About::Shared)?;
+    let id = Uuid::parse_str(&id).map_err(|_| Failure::not_found())?;
+    visitor.admin.remove_route(&id.to_string()).await?;
+    Ok(Redirect::to("/routes?done=removed"))
+}

@@ -1,0 +1,143 @@
+//! Signing in, by management key or link, and signing out.
+
+use axum::Extension;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use axum::http::header::SET_COOKIE;
+use axum::response::{IntoResponse as _, Redirect, Response};
+use maud::{Markup, html};
+
+use super::failure::Failure;
+use super::form::Form;
+use super::layout::alone;
+use super::visit::{Shared, Who, browser};
+use super::{cookie, origin};
+use crate::admin::SignedIn;
+use crate::key::format::parse_management;
+use crate::server::manage::Plane;
+use crate::server::manage::connections::Peer;
+use crate::store::Ending;
+
+/// Who is at the other end, if that is known.
+type From = Option<Extension<Peer>>;
+
+pub(super) async fn show() -> Markup {
+    sign_in_page(None)
+}
+
+fn sign_in_page(failure: Option<&str>) -> Markup {
+    alone(
+        "Sign in",
+        &html! {
+            h1 { "Sign in" }
+            @if let Some(text) = failure { p.notice.bad role="alert" { (text) } }
+            form method="post" action="/sign-in" {
+                label for="key" { "Management key" }
+                input #key type="password" name="key" required autocomplete="current-password" autocapitalize="none"
+                    spellcheck="false" placeholder="llma_…" autofocus aria-describedby="key-hint";
+                p #key-hint.hint { "It begins with " code { "llma_" } ". API keys of customers do not work here." }
+                button.primary type="submit" { "Sign in" }
+            }
+            hr;
+            p.hint {
+                "Without a key: whoever runs tenantgate prints a link with "
+                code { "tenantgate admin-key login-link NAME" } "."
+            }
+        },
+    )
+}
+
+/// Signs in by a management key.
+pub(super) async fn by_key(
+    State(plane): Shared,
+    peer: From,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Failure> {
+    if !origin::is_ours(&headers) {
+        return Err(Failure::foreign());
+    }
+    let form = Form::read(body);
+    let peer = peer.map(|peer| peer.0);
+    let signed_in = match parse_management(form.shown("key").as_bytes()) {
+        Ok(presented) => plane.admin.sign_in(presented, &browser(&headers, peer)).await?,
+        Err(_) => None,
+    };
+    if let Some(signed_in) = signed_in {
+        end_other(&plane, &headers).await?;
+        return Ok(welcome(&headers, &signed_in));
+    }
+    let failure = refused(&plane, peer, "That is not a live management key.");
+    if failure.is_too_many() {
+        return Err(failure);
+    }
+    Ok((failure.status, sign_in_page(Some(&failure.text))).into_response())
+}
+
+/// Shows the button that uses a link up. Programs that open links to look at them do not press buttons.
+pub(super) async fn link(Path(token): Path<String>) -> Markup {
+    alone(
+        "Sign in",
+        &html! {
+            h1 { "Sign in" }
+            p { "This link signs you in once." }
+            form method="post" action={ "/login/" (token) } {
+                button.primary type="submit" autofocus { "Continue" }
+            }
+        },
+    )
+}
+
+/// Signs in by a link.
+pub(super) async fn by_link(
+    State(plane): Shared,
+    Path(token): Path<String>,
+    peer: From,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    if !origin::is_ours(&headers) {
+        return Err(Failure::foreign());
+    }
+    let peer = peer.map(|peer| peer.0);
+    match plane.admin.sign_in_by_link(&token, &browser(&headers, peer)).await? {
+        Some(signed_in) => end_other(&plane, &headers).await.map(|()| welcome(&headers, &signed_in)),
+        None => Err(refused(&plane, peer, "This link was used, or has expired. Ask for another one.")),
+    }
+}
+
+/// Ends the session that the browser had before, so that it has one at most, and never one that others chose.
+async fn end_other(plane: &Plane, headers: &HeaderMap) -> Result<(), Failure> {
+    if let Some(old) = cookie::read(headers)
+        && let Some((session, _)) = plane.admin.session(old).await?
+    {
+        plane.admin.end_sessions(Ending::One(session.id)).await?;
+    }
+    Ok(())
+}
+
+fn welcome(headers: &HeaderMap, signed_in: &SignedIn) -> Response {
+    let mut response = Redirect::to("/").into_response();
+    if let Some(cookie) = cookie::set(headers, &signed_in.token) {
+        response.headers_mut().insert(SET_COOKIE, cookie);
+    }
+    response
+}
+
+/// Counts a wrong key or link. Peers of a Unix socket are not counted.
+fn refused(plane: &Plane, peer: Option<Peer>, text: &str) -> Failure {
+    match peer.and_then(Peer::address).map(|address| plane.wrong.count(address, plane.admin.now())) {
+        Some(Err(seconds)) => Failure::too_many(seconds),
+        Some(Ok(())) | None => Failure::not_signed_in(text),
+    }
+}
+
+/// Ends the session.
+pub(super) async fn sign_out(Extension(visitor): Who, headers: HeaderMap) -> Result<Response, Failure> {
+    visitor.admin.end_sessions(Ending::One(visitor.session.id)).await?;
+    let mut response = Redirect::to("/sign-in").into_response();
+    if let Some(cookie) = cookie::clear(&headers) {
+        response.headers_mut().insert(SET_COOKIE, cookie);
+    }
+    Ok(response)
+}

@@ -1,0 +1,231 @@
+//! One tenant: what it is, its keys, its requests, and what can be done with it.
+
+use axum::Extension;
+use axum::body::Bytes;
+use axum::extract::{Path, RawQuery};
+use axum::response::Redirect;
+use maud::{Markup, html};
+
+use super::chart::{ByDay, DAYS, add, bars};
+use super::failure::Failure;
+use super::form::Form;
+use super::keys::rows;
+use super::layout::{Place, page};
+use super::parts::{Field, asked, copyable, done, number, select, table, tenant_pill, when};
+use super::visit::{Visitor, Who};
+use crate::admin::{AdminError, Setting};
+use crate::permission::{About, Permission};
+use crate::plan::{PlanName, PlanRow};
+use crate::store::KeyFilter;
+use crate::tenant::{Tenant, TenantStatus};
+
+/// Keys that are shown with the tenant; all are in the list of keys.
+const KEYS: usize = 10;
+
+/// The tenant of a path, if this visitor may do `permission` with it.
+pub(super) async fn found(
+    visitor: &Visitor,
+    reference: &str,
+    permission: Permission,
+) -> Result<Tenant, Failure> {
+    visitor.check(permission, About::Shared)?;
+    let tenant = visitor.admin.tenant_by_id(reference).await?;
+    visitor.check(permission, About::Tenant(tenant.id))?;
+    Ok(tenant)
+}
+
+pub(super) async fn show(
+    Extension(visitor): Who,
+    Path(reference): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Markup, Failure> {
+    let tenant = found(&visitor, &reference, Permission::TenantsRead).await?;
+    let query = Form::read(query.unwrap_or_default());
+    let about = About::Tenant(tenant.id);
+    let keys =
+        if visitor.may(Permission::KeysRead, about) { Some(keys_of(&visitor, &tenant).await?) } else { None };
+    let picture = if visitor.may(Permission::UsageRead, about) {
+        Some(picture(&visitor, &tenant).await?)
+    } else {
+        None
+    };
+    let actions = if visitor.may(Permission::TenantsWrite, about) {
+        Some(actions(&visitor, &tenant).await?)
+    } else {
+        None
+    };
+    let body = html! {
+        p.crumbs { a href="/tenants" { "Tenants" } }
+        div.title {
+            h1 { (tenant.name) } (tenant_pill(&tenant))
+            @if visitor.may(Permission::KeysWrite, about) && tenant.status != TenantStatus::Deleted {
+                a.button.primary href={ "/tenants/" (tenant.id.0) "/keys/new" } { "New key" }
+            }
+        }
+        (done(&query))
+        (facts(&tenant, visitor.admin.now()))
+        @if let Some(picture) = picture {
+            section.card aria-labelledby="requests" { h2 #requests { "Requests by day" } (picture) }
+        }
+        @if let Some(keys) = keys { (keys) }
+        @if let Some(actions) = actions { (actions) }
+    };
+    Ok(page(&visitor, Place::Tenants, &tenant.name, &body))
+}
+
+fn facts(tenant: &Tenant, now: crate::clock::Timestamp) -> Markup {
+    html! {
+        dl.facts {
+            div { dt { "Id" } dd { (copyable(&tenant.id.0.to_string(), "the id")) } }
+            div { dt { "Schema" } dd { (copyable(&tenant.schema, "the schema")) } }
+            div { dt { "Plan" } dd { (tenant.plan.as_deref().unwrap_or("–")) } }
+            @if let Some(mode) = tenant.mode { div { dt { "Mode" } dd { (mode.as_str()) } } }
+            div { dt { "Created" } dd { (when(tenant.created_at, now)) } }
+        }
+    }
+}
+
+async fn keys_of(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> {
+    let now = visitor.admin.now();
+    let filter = KeyFilter { tenant: Some(tenant.id), now, ..KeyFilter::default() };
+    let reach = &visitor.caller.maker.authority.reach;
+    let page = visitor.admin.keys_by_creation(&filter, reach, None, KEYS).await?;
+    let more = page.next.is_some();
+    let keys: Vec<_> = page.keys.into_iter().map(|key| key.details).collect();
+    let rows = rows(&keys, None, now);
+    Ok(html! {
+        section aria-labelledby="keys" {
+            h2 #keys { "Keys" }
+            @if keys.is_empty() {
+                p.empty { "This tenant has no keys yet." }
+            } @else {
+                (table("Keys", &["Name", "Prefix", "Status", "Last used", "Expires"], &rows))
+            }
+            @if more { p { a href={ "/keys?tenant=" (tenant.schema) } { "All keys of " (tenant.name) } } }
+        }
+    })
+}
+
+async fn picture(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> {
+    let mut days = ByDay::new();
+    for count in visitor.admin.requests_of_tenant(tenant.id, DAYS).await? {
+        add(&mut days, &count.day, &count.reason, count.requests);
+    }
+    Ok(bars(&days, visitor.admin.now()))
+}
+
+async fn actions(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> {
+    let impact = visitor.admin.keys_to_revoke(&tenant.id.0.to_string()).await?;
+    let (live, used) = (impact.keys.len() as u64, u64::try_from(impact.used).unwrap_or(0));
+    let plans = visitor.admin.plans().await?;
+    let path = format!("/tenants/{}", tenant.id.0);
+    let impact = html! {
+        p {
+            strong { (number(live)) @if live == 1 { " key" } @else { " keys" } } " of this tenant "
+            @if live == 1 { "is" } @else { "are" } " not revoked; "
+            strong { (number(used)) } " of them " @if used == 1 { "was" } @else { "were" } " used in the last day."
+        }
+    };
+    Ok(html! {
+        section.dangers aria-labelledby="change" {
+            h2 #change { "Change" }
+            (asked("Edit name and plan", false, &edit(tenant, &plans, &path)))
+            @match tenant.status {
+                TenantStatus::Active => (asked("Suspend tenant", true, &html! {
+                    (impact)
+                    p { "They get 403 within moments, until you activate the tenant again." }
+                    form method="post" action={ (path) "/suspend" } {
+                        button.danger type="submit" { "Suspend " (tenant.name) }
+                    }
+                })),
+                TenantStatus::Deleted => {},
+                _ => (asked("Activate tenant", false, &html! {
+                    p { "Its keys work again within moments." }
+                    form method="post" action={ (path) "/activate" } {
+                        button.primary type="submit" { "Activate " (tenant.name) }
+                    }
+                })),
+            }
+            @if tenant.status != TenantStatus::Deleted {
+                (asked("Delete tenant", true, &html! {
+                    (impact)
+                    p { "They are refused for good. The rows stay, and so does the schema." }
+                    form method="post" action={ (path) "/delete" } {
+                        (Field {
+                            name: "confirm",
+                            label: &format!("Type {} to confirm", tenant.schema),
+                            value: "",
+                            hint: "",
+                            required: true,
+                        }.show())
+                        button.danger type="submit" { "Delete " (tenant.name) }
+                    }
+                }))
+            }
+        }
+    })
+}
+
+fn edit(tenant: &Tenant, plans: &[PlanRow], path: &str) -> Markup {
+    let name = Field { name: "name", label: "Name", value: &tenant.name, hint: "", required: true };
+    let mut options = vec![("", "none")];
+    options.extend(plans.iter().map(|plan| (plan.name.as_str(), plan.name.as_str())));
+    html! {
+        form method="post" action={ (path) "/update" } {
+            (name.show())
+            (select("plan", "Plan", tenant.plan.as_deref().unwrap_or_default(), &options))
+            button.primary type="submit" { "Save" }
+        }
+    }
+}
+
+fn to(tenant: &Tenant, done: &str) -> Redirect {
+    Redirect::to(&format!("/tenants/{}?done={done}", tenant.id.0))
+}
+
+pub(super) async fn update(
+    Extension(visitor): Who,
+    Path(reference): Path<String>,
+    body: Bytes,
+) -> Result<Redirect, Failure> {
+    let tenant = found(&visitor, &reference, Permission::TenantsWrite).await?;
+    let form = Form::read(body);
+    let plan = match form.get("plan") {
+        None => Setting::Unset,
+        Some(name) => Setting::Set(PlanName::parse(name).map_err(|e| AdminError::BadRequest(e.to_string()))?),
+    };
+    let name = form.need("name", "The name")?;
+    visitor.admin.update_tenant(&tenant.id.0.to_string(), Some(name), &plan).await?;
+    Ok(to(&tenant, "updated"))
+}
+
+pub(super) async fn suspend(
+    Extension(visitor): Who,
+    Path(reference): Path<String>,
+) -> Result<Redirect, Failure> {
+    let tenant = found(&visitor, &reference, Permission::TenantsWrite).await?;
+    visitor.admin.suspend_tenant(&tenant.id.0.to_string()).await?;
+    Ok(to(&tenant, "suspended"))
+}
+
+pub(super) async fn activate(
+    Extension(visitor): Who,
+    Path(reference): Path<String>,
+) -> Result<Redirect, Failure> {
+    let tenant = found(&visitor, &reference, Permission::TenantsWrite).await?;
+    visitor.admin.activate_tenant(&tenant.id.0.to_string()).await?;
+    Ok(to(&tenant, "activated"))
+}
+
+pub(super) async fn delete(
+    Extension(visitor): Who,
+    Path(reference): Path<String>,
+    body: Bytes,
+) -> Result<Redirect, Failure> {
+    let tenant = found(&visitor, &reference, Permission::TenantsWrite).await?;
+    if Form::read(body).get("confirm") != Some(&tenant.schema) {
+        return Err(Failure::invalid(format!("Nothing was deleted: type {} to confirm.", tenant.schema)));
+    }
+    visitor.admin.delete_tenant(&tenant.id.0.to_string()).await?;
+    Ok(to(&tenant, "deleted"))
+}

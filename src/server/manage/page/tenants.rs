@@ -1,0 +1,133 @@
+//! The list of tenants, and a new one.
+
+use axum::Extension;
+use axum::body::Bytes;
+use axum::extract::RawQuery;
+use axum::response::{IntoResponse as _, Redirect, Response};
+use maud::{Markup, html};
+
+use super::failure::Failure;
+use super::form::Form;
+use super::layout::{Place, page};
+use super::parts::{Field, table, tenant_pill, when, wrong};
+use super::visit::{Visitor, Who};
+use crate::permission::{About, Permission};
+use crate::tenant::{Tenant, TenantStatus};
+
+/// Tenants on a page.
+const SIZE: usize = 50;
+
+pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
+    visitor.check(Permission::TenantsRead, About::Shared)?;
+    let query = Form::read(query.unwrap_or_default());
+    let wanted = query.shown("q").to_lowercase();
+    let mut tenants = visitor.admin.tenants().await?;
+    tenants.retain(|tenant| wanted.is_empty() || matches(tenant, &wanted));
+    // The newest first; a page begins after a tenant, so that new ones move nothing.
+    tenants.sort_by_key(|tenant| std::cmp::Reverse((tenant.created_at, tenant.id)));
+    let found = tenants.len();
+    if let Some(after) = query.get("after")
+        && let Some(at) = tenants.iter().position(|tenant| tenant.id.0.to_string() == after)
+    {
+        tenants.drain(..=at);
+    }
+    let more = tenants.len() > SIZE;
+    tenants.truncate(SIZE);
+    let last = tenants.last().filter(|_| more).map(|tenant| tenant.id.0.to_string());
+    let now = visitor.admin.now();
+    let rows = html! {
+        @for tenant in &tenants {
+            tr {
+                th scope="row" { a href={ "/tenants/" (tenant.id.0) } { (tenant.name) } }
+                td { (tenant_pill(tenant)) }
+                td { code { (tenant.schema) } }
+                td { (tenant.plan.as_deref().unwrap_or("–")) }
+                td { (when(tenant.created_at, now)) }
+            }
+        }
+    };
+    let body = html! {
+        div.title {
+            h1 { "Tenants" }
+            @if visitor.may(Permission::TenantsWrite, About::NewTenant) {
+                a.button.primary href="/tenants/new" { "New tenant" }
+            }
+        }
+        form.filters role="search" data-live="results" {
+            label.hidden for="q" { "Search tenants" }
+            input #q type="search" name="q" value=(query.shown("q")) placeholder="Name or schema" autocomplete="off";
+            button type="submit" { "Search" }
+        }
+        div #results {
+            p.count role="status" { (found) @if found == 1 { " tenant" } @else { " tenants" } }
+            @if tenants.is_empty() {
+                p.empty { "No tenant matches." }
+            } @else {
+                (table("Tenants", &["Name", "Status", "Schema", "Plan", "Created"], &rows))
+            }
+            (super::parts::next_page("/tenants", &query, last.as_deref()))
+        }
+    };
+    Ok(page(&visitor, Place::Tenants, "Tenants", &body))
+}
+
+fn matches(tenant: &Tenant, wanted: &str) -> bool {
+    tenant.name.to_lowercase().contains(wanted)
+        || tenant.schema.contains(wanted)
+        || tenant.id.0.to_string() == wanted
+}
+
+pub(super) async fn new(Extension(visitor): Who) -> Result<Markup, Failure> {
+    visitor.check(Permission::TenantsWrite, About::NewTenant)?;
+    Ok(new_page(&visitor, &Form::default(), None))
+}
+
+fn new_page(visitor: &Visitor, form: &Form, failure: Option<&str>) -> Markup {
+    let name = Field {
+        name: "name",
+        label: "Name",
+        value: form.shown("name"),
+        hint: "What people call the customer.",
+        required: true,
+    };
+    let schema = Field {
+        name: "schema",
+        label: "Schema",
+        value: form.shown("schema"),
+        hint: "The name of its database schema, a-z, 0-9 and _. Made from the name if empty. It cannot be changed.",
+        required: false,
+    };
+    let body = html! {
+        p.crumbs { a href="/tenants" { "Tenants" } }
+        h1 { "New tenant" }
+        (wrong(failure))
+        form.card.narrow method="post" action="/tenants" {
+            (name.show())
+            (schema.show())
+            p.actions {
+                button.primary type="submit" { "Create tenant" }
+                a.button href="/tenants" { "Cancel" }
+            }
+        }
+    };
+    page(visitor, Place::Tenants, "New tenant", &body)
+}
+
+pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
+    visitor.check(Permission::TenantsWrite, About::NewTenant)?;
+    let form = Form::read(body);
+    let created = match form.need("name", "The name") {
+        Ok(name) => {
+            let made = visitor
+                .admin
+                .create_tenant(name, form.get("schema"), false, TenantStatus::Active, None)
+                .await;
+            made.map_err(Failure::from)
+        }
+        Err(failure) => Err(failure),
+    };
+    match created {
+        Ok(tenant) => Ok(Redirect::to(&format!("/tenants/{}?done=created", tenant.id.0)).into_response()),
+        Err(failure) => Ok((failure.status, new_page(&visitor, &form, Some(&failure.text))).into_response()),
+    }
+}

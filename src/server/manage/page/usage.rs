@@ -1,0 +1,108 @@
+//! Requests by day, reason and key.
+
+use axum::Extension;
+use axum::extract::RawQuery;
+use maud::{Markup, html};
+
+use super::chart::{ByDay, DAYS, add, bars, reasons, start};
+use super::failure::Failure;
+use super::form::Form;
+use super::layout::{Place, page};
+use super::parts::{number, table, tenant_choice};
+use super::visit::{Visitor, Who};
+use crate::permission::{About, Permission, Reach};
+use crate::store::{DayCount, UsageBy};
+use crate::tenant::Tenant;
+
+/// Keys that are shown.
+const BUSIEST: usize = 10;
+
+pub(super) async fn show(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
+    visitor.check(Permission::UsageRead, About::Shared)?;
+    let query = Form::read(query.unwrap_or_default());
+    let reach = &visitor.caller.maker.authority.reach;
+    let tenant = match query.get("tenant") {
+        None => None,
+        Some(name) => Some(visitor.admin.tenant_by_id(name).await?),
+    };
+    let counts = match &tenant {
+        Some(tenant) => visitor.admin.requests_of_tenant(tenant.id, DAYS).await?,
+        None => visitor.admin.requests_by_day(reach, DAYS).await?,
+    };
+    let (days, by_reason) = added_up(&counts);
+    let keys = busiest(&visitor, tenant.as_ref()).await?;
+    let body = html! {
+        h1 { "Usage" }
+        (choice(&visitor, &query).await?)
+        section.card aria-labelledby="days" {
+            h2 #days { "Requests by day" span.muted { " (UTC)" } }
+            (bars(&days, visitor.admin.now()))
+        }
+        div.columns {
+            @if !by_reason.is_empty() {
+                section.card aria-labelledby="reasons" {
+                    h2 #reasons { "By reason" }
+                    (reasons(&by_reason))
+                }
+            }
+            @if let Some(keys) = keys { (keys) }
+        }
+    };
+    Ok(page(&visitor, Place::Usage, "Usage", &body))
+}
+
+async fn choice(visitor: &Visitor, query: &Form) -> Result<Markup, Failure> {
+    if !visitor.may(Permission::TenantsRead, About::Shared) {
+        return Ok(html! {});
+    }
+    let tenants = visitor.admin.tenants().await?;
+    Ok(html! {
+        form.filters {
+            (tenant_choice(&tenants, query))
+            button type="submit" { "Show" }
+        }
+    })
+}
+
+/// By day, and by reason with the most frequent first.
+fn added_up(counts: &[DayCount]) -> (ByDay, Vec<(String, u64)>) {
+    let (mut days, mut reasons) = (ByDay::new(), std::collections::BTreeMap::<String, u64>::new());
+    for count in counts {
+        add(&mut days, &count.day, &count.reason, count.requests);
+        *reasons.entry(count.reason.clone()).or_default() += count.requests;
+    }
+    let mut reasons: Vec<_> = reasons.into_iter().collect();
+    reasons.sort_by(|(one, few), (other, many)| many.cmp(few).then(one.cmp(other)));
+    (days, reasons)
+}
+
+/// The busiest keys, where the visitor sees all that are counted.
+async fn busiest(visitor: &Visitor, tenant: Option<&Tenant>) -> Result<Option<Markup>, Failure> {
+    let sees_all = tenant.is_some() || visitor.caller.maker.authority.reach == Reach::All;
+    if !sees_all || !visitor.may(Permission::KeysRead, About::Shared) {
+        return Ok(None);
+    }
+    let reference = tenant.map(|tenant| tenant.id.0.to_string());
+    let since = start(visitor.admin.now());
+    let mut rows = visitor.admin.usage(reference.as_deref(), since, UsageBy::Key).await?;
+    rows.retain(|row| row.key_prefix.is_some());
+    rows.truncate(BUSIEST);
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let rows = html! {
+        @for row in &rows {
+            @let prefix = row.key_prefix.as_deref().unwrap_or_default();
+            tr {
+                th scope="row" { a href={ "/keys/" (prefix) } { code { (prefix) } } }
+                td.number { (number(row.requests)) }
+            }
+        }
+    };
+    Ok(Some(html! {
+        section.card aria-labelledby="busiest" {
+            h2 #busiest { "Busiest keys" }
+            (table("Busiest keys", &["Key", "#Requests"], &rows))
+        }
+    }))
+}

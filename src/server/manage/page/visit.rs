@@ -1,0 +1,82 @@
+//! Whose session a request belongs to, and whether the page itself sent it.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::http::header::USER_AGENT;
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Redirect, Response};
+
+use super::failure::Failure;
+use super::{cookie, origin};
+use crate::admin::{Admin, Browser, Caller, Origin};
+use crate::permission::{About, Permission, Verdict, may};
+use crate::server::manage::Plane;
+use crate::server::manage::connections::Peer;
+use crate::server::manage::problem::RequestId;
+use crate::store::AdminSession;
+
+/// Who is signed in.
+pub(super) struct Visitor {
+    /// The management key, and what it may do now.
+    pub(super) caller: Caller,
+    /// The session.
+    pub(super) session: AdminSession,
+    /// The use cases, on behalf of this key: rows that it does not see are as missing.
+    pub(super) admin: Admin,
+}
+
+impl Visitor {
+    /// Refuses what this visitor may not do.
+    pub(super) fn check(&self, permission: Permission, about: About) -> Result<(), Failure> {
+        Failure::of_verdict(may(&self.caller.maker.authority, permission, about))
+    }
+
+    /// Whether something is offered.
+    pub(super) fn may(&self, permission: Permission, about: About) -> bool {
+        may(&self.caller.maker.authority, permission, about) == Verdict::Yes
+    }
+}
+
+/// The visitor of a request.
+pub(super) type Who = axum::Extension<Arc<Visitor>>;
+
+/// What all screens get.
+pub(super) type Shared = State<Arc<Plane>>;
+
+/// Lets a request with a session pass, and tells the screens whose it is. Others are sent to sign in.
+pub(super) async fn signed_in(
+    State(plane): Shared,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Failure> {
+    let Some(value) = cookie::read(request.headers()) else { return Ok(to_sign_in()) };
+    if !request.method().is_safe() && !origin::is_ours(request.headers()) {
+        return Err(Failure::foreign());
+    }
+    let Some((session, caller)) = plane.admin.session(value).await? else {
+        return Ok(to_sign_in());
+    };
+    let log = Arc::new(caller.clone());
+    let origin = Origin {
+        request_id: request.extensions().get::<RequestId>().map(|id| id.0.clone()),
+        address: request.extensions().get::<Peer>().copied().and_then(Peer::address),
+    };
+    let admin = plane.admin.on_behalf(&caller, &origin);
+    request.extensions_mut().insert(Arc::new(Visitor { caller, session, admin }));
+    let mut response = next.run(request).await;
+    // For the line in the log.
+    response.extensions_mut().insert(log);
+    Ok(response)
+}
+
+fn to_sign_in() -> Response {
+    Redirect::to("/sign-in").into_response()
+}
+
+/// The browser of a request.
+pub(super) fn browser(headers: &HeaderMap, peer: Option<Peer>) -> Browser {
+    let agent = headers.get(USER_AGENT).map(|agent| String::from_utf8_lossy(agent.as_bytes()).into_owned());
+    Browser { address: peer.and_then(Peer::address), user_agent: agent }
+}

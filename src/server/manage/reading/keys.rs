@@ -1,0 +1,171 @@
+//! Keys and the tenants that have them.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, RawQuery, State};
+use axum::response::Response;
+use axum::{Extension, Json};
+use serde::Serialize;
+
+use super::{Found, Shared, Who, seen_by, versioned};
+use crate::admin::version;
+use crate::admin::view::{KeyView, ListedKeyView};
+use crate::admin::{Admin, Caller};
+use crate::clock::Timestamp;
+use crate::config::duration;
+use crate::key::KeyId;
+use crate::labels::parse_label;
+use crate::permission::{About, Permission};
+use crate::record::KeyState;
+use crate::scope::Scopes;
+use crate::server::manage::Plane;
+use crate::server::manage::access::check;
+use crate::server::manage::problem::{FieldError, Problem};
+use crate::server::manage::query::{ListQuery, Page, no_parameters};
+use crate::store::{KeyFilter, KeyPlace};
+
+/// The filters of `key list`.
+const FILTERS: [&str; 7] = ["status", "name", "scope", "label", "expires_before", "unused_for", "tenant"];
+
+/// Keys of all tenants that the caller sees.
+pub(in crate::server::manage) async fn keys(
+    State(plane): Shared,
+    Extension(caller): Who,
+    RawQuery(query): RawQuery,
+) -> Found<Page<ListedKeyView>> {
+    check(&caller, Permission::KeysRead, About::Shared)?;
+    let query = ListQuery::read(query.as_deref(), "keys", &FILTERS)?;
+    list(&plane, &caller, &query, query.filter(FILTERS.len() - 1)).await
+}
+
+/// Keys of one tenant.
+pub(in crate::server::manage) async fn keys_of_tenant(
+    State(plane): Shared,
+    Extension(caller): Who,
+    Path(reference): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Found<Page<ListedKeyView>> {
+    check(&caller, Permission::KeysRead, About::Shared)?;
+    let list_name = format!("keys of {reference}");
+    let query = ListQuery::read(query.as_deref(), &list_name, &FILTERS[..FILTERS.len() - 1])?;
+    list(&plane, &caller, &query, Some(&reference)).await
+}
+
+async fn list(
+    plane: &Plane,
+    caller: &Arc<Caller>,
+    query: &ListQuery,
+    tenant: Option<&str>,
+) -> Found<Page<ListedKeyView>> {
+    let (admin, now) = (seen_by(plane, caller), plane.admin.now());
+    let mut filter = filter(query, now)?;
+    if let Some(reference) = tenant {
+        filter.tenant = Some(admin.tenant_by_id(reference).await?.id);
+    }
+    let after = query.after().map(|place| at(&admin, place).ok_or_else(|| query.bad_token())).transpose()?;
+    let reach = &caller.maker.authority.reach;
+    let part = admin.keys_by_creation(&filter, reach, after.as_ref(), query.size()).await?;
+    let next = part.next.map(|place| format!("{} {}", place.created_at, place.id.0));
+    let items = part.keys.iter().map(|key| ListedKeyView::at(key, now)).collect();
+    Ok(Json(query.part(items, next.as_deref())))
+}
+
+/// The place that a token names.
+fn at(admin: &Admin, place: &str) -> Option<KeyPlace> {
+    let (created_at, id) = place.rsplit_once(' ')?;
+    // SQLite compares texts, whatever they are.
+    let fine = admin.is_embedded() || Timestamp::parse_rfc_3339(created_at).is_some();
+    let id = uuid::Uuid::parse_str(id).ok().filter(|_| fine)?;
+    Some(KeyPlace { created_at: created_at.to_owned(), id: KeyId(id) })
+}
+
+fn filter(query: &ListQuery, now: Timestamp) -> Result<KeyFilter, Problem> {
+    let mut errors = Vec::new();
+    let state = |text: &str| {
+        let known = KeyState::ALL.into_iter().find(|state| state.as_str() == text);
+        known.ok_or_else(|| format!("expected one of {}", KeyState::ALL.map(KeyState::as_str).join(", ")))
+    };
+    let instant = |text: &str| {
+        Timestamp::parse_rfc_3339(text)
+            .ok_or_else(|| "expected an RFC 3339 instant, such as 2027-01-31T00:00:00Z".to_owned())
+    };
+    let [status, _, scope, _, expires_before, unused_for] = [0, 1, 2, 3, 4, 5].map(|at| query.filter(at));
+    let mut labels = Vec::new();
+    for text in query.filters(3) {
+        let label = parse_label(text).map(|(name, value)| (name.to_owned(), value.to_owned()));
+        labels.extend(read(Some(text), "label", &mut errors, |_| label.map_err(|error| error.to_string())));
+    }
+    let filter = KeyFilter {
+        tenant: None,
+        state: read(status, "status", &mut errors, state),
+        now,
+        name: query.filter(1).map(str::to_owned),
+        scope: read(scope, "scope", &mut errors, one_scope),
+        labels,
+        expires_before: read(expires_before, "expires_before", &mut errors, instant),
+        unused_since: read(unused_for, "unused_for", &mut errors, duration).map(|span| now.before(span)),
+    };
+    if errors.is_empty() { Ok(filter) } else { Err(Problem::invalid(errors)) }
+}
+
+fn read<T>(
+    text: Option<&str>,
+    name: &str,
+    errors: &mut Vec<FieldError>,
+    read: impl FnOnce(&str) -> Result<T, String>,
+) -> Option<T> {
+    match read(text?) {
+        Ok(value) => Some(value),
+        Err(why) => {
+            errors.push(FieldError::new(format!("/{name}"), "invalid_value", why));
+            None
+        }
+    }
+}
+
+fn one_scope(text: &str) -> Result<String, String> {
+    let scopes = Scopes::parse(text).map_err(|error| error.to_string())?;
+    let mut all = scopes.iter();
+    match (all.next(), all.next()) {
+        (Some(one), None) => Ok(one.to_owned()),
+        _ => Err("expected one scope".into()),
+    }
+}
+
+/// One key.
+pub(in crate::server::manage) async fn key(
+    State(plane): Shared,
+    Extension(caller): Who,
+    Path(reference): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    check(&caller, Permission::KeysRead, About::Shared)?;
+    no_parameters(query.as_deref())?;
+    let admin = seen_by(&plane, &caller);
+    let key = admin.key(&reference).await?;
+    Ok(versioned(&version::of_key(&key), KeyView::at(&key, admin.now())))
+}
+
+/// Whom it would hit if a tenant were suspended.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(in crate::server::manage) struct ImpactView {
+    /// Keys that are accepted now.
+    live_keys: i64,
+    /// Keys, not revoked, that were used in the last 24 hours.
+    used_last_day: i64,
+}
+
+/// What suspending a tenant would do.
+pub(in crate::server::manage) async fn impact(
+    State(plane): Shared,
+    Extension(caller): Who,
+    Path(reference): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Found<ImpactView> {
+    check(&caller, Permission::TenantsRead, About::Shared)?;
+    no_parameters(query.as_deref())?;
+    let admin = seen_by(&plane, &caller);
+    let tenant = admin.tenant_by_id(&reference).await?;
+    let (live_keys, used_last_day) = admin.impact(&tenant).await?;
+    Ok(Json(ImpactView { live_keys, used_last_day }))
+}

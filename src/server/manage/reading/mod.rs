@@ -1,0 +1,68 @@
+//! What can be read of keys and of what they did: lists, objects and counts.
+
+mod asked;
+mod audit;
+mod keys;
+mod usage;
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::Json;
+use axum::extract::{RawQuery, State};
+use axum::response::{IntoResponse as _, Response};
+use serde::Serialize;
+
+pub use self::asked::{Explain, ExplainedRequest};
+pub(super) use self::asked::{explain, test_route};
+pub(super) use self::audit::audit;
+pub(super) use self::keys::{ImpactView, impact, key, keys, keys_of_tenant};
+pub(super) use self::usage::{usage, usage_of_key};
+use super::Plane;
+use super::precondition::Tagged;
+use super::problem::Problem;
+use super::query::{ListQuery, Page};
+use crate::admin::{Admin, Caller, Origin};
+
+/// Whose request it is.
+type Who = Extension<Arc<Caller>>;
+
+/// What all handlers get.
+type Shared = State<Arc<Plane>>;
+
+type Found<T> = Result<Json<T>, Problem>;
+
+/// The use cases as the caller sees them.
+fn seen_by(plane: &Plane, caller: &Caller) -> Admin {
+    plane.admin.on_behalf(caller, &Origin::default())
+}
+
+/// An object in a version, which a client names again to change that version alone.
+fn versioned(version: &str, object: impl Serialize) -> Response {
+    Tagged(object, version.to_owned()).into_response()
+}
+
+/// A server that has announced itself.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct ReplicaView {
+    id: String,
+    name: String,
+    seen_at: String,
+    /// From then on the server refuses every key unless it polls again.
+    serves_until: String,
+}
+
+/// The servers, by name. Any key may ask.
+pub(super) async fn replicas(State(plane): Shared, RawQuery(query): RawQuery) -> Found<Page<ReplicaView>> {
+    let query = ListQuery::read(query.as_deref(), "replicas", &[])?;
+    let views = plane.admin.replicas().await?.into_iter().map(|replica| {
+        let view = ReplicaView {
+            id: replica.id.to_string(),
+            name: replica.name,
+            seen_at: replica.seen_at.to_string(),
+            serves_until: replica.serves_until.to_string(),
+        };
+        (format!("{} {}", view.name, view.id), view)
+    });
+    Ok(Json(query.page(views.collect())))
+}

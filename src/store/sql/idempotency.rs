@@ -1,0 +1,62 @@
+//! Requests over HTTP that may be sent again.
+//!
+//! An attempt claims its key in a transaction of its own, so that another attempt sees that it runs. The answer is kept
+//! in the transaction that makes the change. An attempt that lost its claim, because it took too long, can therefore not
+//! make its change after another one has made it.
+
+use uuid::Uuid;
+
+use super::connection::{Link, ask};
+use crate::store::{Claim, Claimed, StoreError};
+
+/// Claims a key, in the transaction that the connection is in.
+pub(super) async fn claim(link: &mut Link<'_>, claim: &Claim) -> Result<Claimed, StoreError> {
+    // On SQLite, texts of fixed width in UTC compare as time does.
+    let sql =
+        "DELETE FROM tenantgate_idempotency WHERE started_at < $1 OR (answer IS NULL AND started_at < $2)";
+    ask(sql).bind(claim.forgotten_before).bind(claim.dead_before).execute(link).await?;
+    let sql =
+        "INSERT INTO tenantgate_idempotency (admin_key_id, path, key, attempt, body_hash, started_at, pepper)
+               VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (admin_key_id, path, key) DO NOTHING";
+    let query = ask(sql).bind(claim.admin_key.0).bind(&claim.path).bind(&claim.key).bind(claim.attempt);
+    query.bind(&claim.body_hash).bind(claim.at).bind(&claim.pepper).execute(link).await?;
+    let sql = "SELECT attempt, body_hash, pepper, CAST(answer AS text) AS answer FROM tenantgate_idempotency
+               WHERE admin_key_id = $1 AND path = $2 AND key = $3";
+    let query = ask(sql).bind(claim.admin_key.0).bind(&claim.path).bind(&claim.key);
+    let Some(row) = query.maybe(link).await? else {
+        // Forgotten between the two statements: its attempt failed just now.
+        return Ok(Claimed::Running);
+    };
+    let attempt = row.id("attempt", "tenantgate_idempotency")?;
+    Ok(if attempt == claim.attempt {
+        Claimed::First
+    } else if row.get::<String>("body_hash")? != claim.body_hash {
+        Claimed::OtherBody
+    } else {
+        match row.get("answer")? {
+            Some(answer) => Claimed::Done { attempt, pepper: row.get("pepper")?, answer },
+            None => Claimed::Running,
+        }
+    })
+}
+
+/// Keeps the answer of an attempt, in the transaction that makes its change.
+pub(super) async fn keep(link: &mut Link<'_>, attempt: Uuid, answer: &str) -> Result<(), StoreError> {
+    let json = link.dialect().json;
+    let sql = format!(
+        "UPDATE tenantgate_idempotency SET answer = $2{json} WHERE attempt = $1 AND answer IS NULL
+         RETURNING CAST(attempt AS text) AS attempt"
+    );
+    match ask(sql).bind(attempt).bind(answer).maybe(link).await? {
+        Some(_) => Ok(()),
+        None => Err(StoreError::Conflict(
+            "the request took so long that another attempt with its Idempotency-Key began".into(),
+        )),
+    }
+}
+
+/// Forgets an attempt that has no answer.
+pub(super) async fn give_up(link: &mut Link<'_>, attempt: Uuid) -> Result<(), StoreError> {
+    let sql = "DELETE FROM tenantgate_idempotency WHERE attempt = $1 AND answer IS NULL";
+    ask(sql).bind(attempt).execute(link).await
+}

@@ -1,0 +1,104 @@
+//! Keys in the order of their creation, a page at a time, however many there are.
+//!
+//! A page walks an index in the order of the list, over a bounded number of rows, and keeps those that the filter wants.
+//! Where they are rare, the page ends before it is full, and the next one begins where this one stopped. So every page
+//! takes milliseconds whatever the filter is, and following the tokens shows every key once.
+
+use super::bulk::{stored_keys, wanted};
+use super::connection::{Link, ask};
+use super::rows::stored_key_of;
+use super::value::Wanted;
+use crate::key::KeyId;
+use crate::permission::Reach;
+use crate::record::KeyState;
+use crate::store::{KeyFilter, KeyPage, KeyPlace, StoreError};
+
+/// Rows that a page walks over: some milliseconds in Postgres.
+const WALK: i64 = 10_000;
+
+/// Where the rows are that a page walks over. Each of these conditions is the beginning of an index.
+fn base(link: &Link<'_>, filter: &KeyFilter, after: Option<&KeyPlace>) -> Wanted {
+    let instant = link.dialect().instant;
+    let state = match filter.state {
+        Some(KeyState::Revoked) => Some("revoked_at IS NOT NULL"),
+        Some(KeyState::Disabled) => Some("disabled_at IS NOT NULL"),
+        _ => None,
+    };
+    let base = Wanted::default().and("tenant_id = ?", filter.tenant);
+    let base = if let Some(state) = state { base.always(state) } else { base };
+    let Some(after) = after else { return base };
+    base.and_two(&format!("(created_at, id) > ({instant}, ?)"), &after.created_at, after.id)
+}
+
+/// The first `page` keys after `after` that a filter wants, of these tenants.
+pub(super) async fn page(
+    link: &mut Link<'_>,
+    filter: &KeyFilter,
+    reach: &Reach,
+    after: Option<&KeyPlace>,
+    page: usize,
+) -> Result<KeyPage, StoreError> {
+    let (base_sql, all) = {
+        let base = base(link, filter, after);
+        (base.sql(), wanted_of(link, base, filter, reach))
+    };
+    let last = all.next();
+    let place = link.dialect().place;
+    let walked = format!("SELECT * FROM api_keys WHERE {base_sql} ORDER BY created_at, id LIMIT {WALK}");
+    let found = format!(
+        "id IN (SELECT id FROM ({walked}) AS walked WHERE {} ORDER BY created_at, id LIMIT ${last})",
+        all.sql()
+    );
+    let sql = stored_keys(&format!(", {place} AS place"), &found, "k.created_at, k.id");
+    let one_more = i64::try_from(page).unwrap_or(i64::MAX).saturating_add(1);
+    let rows = ask(sql).bind_all(all).bind(one_more).all(link).await?;
+    let mut keys = Vec::with_capacity(rows.len());
+    for row in &rows {
+        keys.push((stored_key_of(row)?, row.get::<String>("place")?));
+    }
+    let next = if keys.len() > page {
+        keys.truncate(page);
+        keys.last().map(|(key, at)| KeyPlace { created_at: at.clone(), id: key.details.id })
+    } else {
+        end_of_walk(link, filter, after).await?
+    };
+    Ok(KeyPage { keys: keys.into_iter().map(|(key, _)| key).collect(), next })
+}
+
+/// How many keys of these tenants a filter wants.
+pub(super) async fn count(link: &mut Link<'_>, filter: &KeyFilter, reach: &Reach) -> Result<i64, StoreError> {
+    let all = wanted_of(link, Wanted::default(), filter, reach);
+    let sql = format!("SELECT count(*) AS keys FROM api_keys WHERE {}", all.sql());
+    ask(sql).bind_all(all).one(link).await?.get("keys")
+}
+
+/// All conditions, numbered after those of the walk.
+fn wanted_of(link: &Link<'_>, base: Wanted, filter: &KeyFilter, reach: &Reach) -> Wanted {
+    // Again what the walk has seen to already: it costs nothing.
+    let all = wanted(base, link.dialect(), filter);
+    match reach {
+        Reach::All => all,
+        Reach::Some(tenants) => {
+            let tenants: Vec<_> = tenants.iter().map(|tenant| tenant.0).collect();
+            all.and_any("tenant_id", "", link, tenants)
+        }
+    }
+}
+
+/// The last row that the walk has seen, if there may be rows behind it.
+async fn end_of_walk(
+    link: &mut Link<'_>,
+    filter: &KeyFilter,
+    after: Option<&KeyPlace>,
+) -> Result<Option<KeyPlace>, StoreError> {
+    let base = base(link, filter, after);
+    let sql = format!(
+        "SELECT id, {} AS place FROM api_keys WHERE {} ORDER BY created_at, id LIMIT 1 OFFSET {}",
+        link.dialect().place,
+        base.sql(),
+        WALK - 1
+    );
+    let row = ask(sql).bind_all(base).maybe(link).await?;
+    row.map(|row| Ok(KeyPlace { created_at: row.get("place")?, id: KeyId(row.id("id", "api_keys")?) }))
+        .transpose()
+}

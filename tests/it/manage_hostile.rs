@@ -1,0 +1,141 @@
+//! Bodies and paths that mean no good to management over HTTP.
+
+use serde_json::Value;
+
+use crate::manage::{Manage, is_problem, owner};
+use crate::support::world::string;
+use crate::support::{World, on_every_store};
+
+on_every_store![
+    bodies_that_are_no_json_objects_are_refused,
+    large_and_deep_bodies_are_refused_and_cost_nothing,
+    tricks_with_paths_lead_nowhere,
+    no_text_breaks_what_it_is_written_into,
+];
+
+fn bodies_that_are_no_json_objects_are_refused(world: &World) {
+    let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
+    for body in
+        ["", "{", "null", "[]", "7", "\"x\"", "{} {}", "\u{feff}{}", "{\"name\":\"a\",\"name\":\"b\"}"]
+    {
+        let page = manage.send(&key, "POST", "/v1/tenants", body, &[]);
+        is_problem(&page, 400, "invalid_request");
+    }
+    for media in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+        "application/json-patch+json",
+    ] {
+        let header = format!("content-type: {media}");
+        for (method, path) in
+            [("POST", "/v1/tenants".to_owned()), ("PATCH", format!("/v1/keys/{}", world.live.id))]
+        {
+            let page = manage.send(&key, method, &path, "{}", &[&header]);
+            is_problem(&page, 415, "unsupported_media_type");
+        }
+    }
+    let page = manage.send(&key, "POST", "/v1/plans", "{}", &["content-type: application/merge-patch+json"]);
+    is_problem(&page, 415, "unsupported_media_type");
+    for (method, path) in [
+        ("PUT", "/v1/tenants"),
+        ("DELETE", "/v1/whoami"),
+        ("POST", "/v1/plans/gold"),
+        ("GET", "/v1/keys/x/revoke"),
+    ] {
+        let page = manage.send(&key, method, path, "", &[]);
+        is_problem(&page, 405, "method_not_allowed");
+        assert!(!page.headers["allow"].is_empty());
+    }
+}
+
+fn large_and_deep_bodies_are_refused_and_cost_nothing(world: &World) {
+    let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
+    let text = |bytes: usize| format!(r#"{{"name":"{}"}}"#, "x".repeat(bytes));
+    is_problem(&manage.send(&key, "POST", "/v1/tenants", &text(2 << 20), &[]), 413, "body_too_large");
+    // A body of just a mebibyte is read.
+    let fits = (1 << 20) - text(0).len();
+    is_problem(&manage.send(&key, "POST", "/v1/tenants", &text(fits), &[]), 400, "invalid_request");
+    is_problem(&manage.send(&key, "POST", "/v1/tenants", &text(fits + 1), &[]), 413, "body_too_large");
+    for deep in
+        ["[".repeat(500_000), "{\"a\":".repeat(100_000), format!("{}1{}", "[".repeat(200), "]".repeat(200))]
+    {
+        let page = manage.send(&key, "PUT", "/v1/routes", &deep, &["if-match: *"]);
+        is_problem(&page, 400, "invalid_request");
+        assert!(page.body.len() < 2_000, "{}", page.body);
+    }
+    let many: Vec<_> = (0..50_000).map(|n| format!("\"f{n}\":1")).collect();
+    let page = manage.send(&key, "POST", "/v1/tenants", &format!("{{{}}}", many.join(",")), &[]);
+    is_problem(&page, 400, "invalid_request");
+    let body: Value = serde_json::from_str(&page.body).expect("JSON");
+    assert!(body["errors"].as_array().is_some_and(|errors| errors.len() <= 101), "an answer stays short");
+    // Whoever may not learns so before the body is read.
+    let viewer = string(&world.db.json(&["admin-key", "create", "v", "--role", "viewer"]), "key");
+    is_problem(&manage.send(&viewer, "POST", "/v1/tenants", "{", &[]), 403, "missing_permission");
+}
+
+fn tricks_with_paths_lead_nowhere(world: &World) {
+    let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
+    let id = &world.live.id;
+    let before = world.db.json(&["key", "show", id]);
+    for path in [
+        format!("/v1//keys/{id}/revoke"),
+        format!("/v1/keys//{id}/revoke"),
+        format!("/v1/keys/{id}//revoke"),
+        format!("/v1/keys/{id}/revoke/"),
+        format!("/v1/./keys/{id}/revoke"),
+        format!("/v1/%2e/keys/{id}/revoke"),
+        format!("/v1/tenants/%2e%2e/keys/{id}/revoke"),
+        format!("/v1/tenants/../keys/{id}/revoke"),
+        format!("/v1/keys/{id}%2frevoke"),
+        format!("/v1/keys/{id}%00/revoke"),
+        format!("/v1/keys/{id}%0a/revoke"),
+        format!("/v1/keys/%20{id}/revoke"),
+        "/v1/keys/%00/revoke".into(),
+        "/v1/keys/%ff/revoke".into(),
+        format!("/v1/keys/{}/revoke", world.live.text),
+        format!("/v1/keys/{}/revoke", "x".repeat(5_000)),
+        "/v1/keys/'%20OR%20true--/revoke".into(),
+        "/v1/keys/%25/revoke".into(),
+        format!("/V1/keys/{id}/revoke"),
+    ] {
+        let page = manage.send(&key, "POST", &path, "", &[]);
+        assert!([400, 404, 405].contains(&page.status), "{path}: {} {}", page.status, page.body);
+        assert!(!page.body.contains(&world.live.text), "{}", page.body);
+    }
+    for path in [format!("/v1/keys/{id}/revoke?force=1"), format!("/v1/keys/{id}/revoke?")] {
+        let status = manage.send(&key, "POST", &path, "", &["if-match: \"x\""]).status;
+        assert_eq!(status, if path.ends_with('?') { 412 } else { 400 }, "{path}");
+    }
+    assert_eq!(world.db.json(&["key", "show", id]), before);
+    assert!(!manage.stderr.text().contains(&world.live.text));
+}
+
+fn no_text_breaks_what_it_is_written_into(world: &World) {
+    let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
+    let at = format!("/v1/keys/{}", world.live.id);
+    for name in ["<script>alert(1)</script>", "'; DROP TABLE tenants; --", "ü\u{202e}😀", "%00", "${jndi:x}"]
+    {
+        let body = serde_json::json!({ "name": name, "labels": { "a": name } });
+        let after = manage.change(&key, "PATCH", &at, &body);
+        assert_eq!((&after["name"], &after["labels"]["a"]), (&name.into(), &name.into()));
+    }
+    for name in ["a\u{0}b", "a\nb", &world.live.text, "\u{7f}"] {
+        let body = serde_json::json!({ "name": name }).to_string();
+        is_problem(&manage.send(&key, "PATCH", &at, &body, &[]), 400, "invalid_request");
+        let body = serde_json::json!({ "reason": name }).to_string();
+        is_problem(&manage.send(&key, "POST", &format!("{at}/revoke"), &body, &[]), 400, "invalid_request");
+        let body =
+            serde_json::json!({ "path": format!("/{name}"), "scopes": name, "name": name }).to_string();
+        is_problem(&manage.send(&key, "POST", "/v1/routes", &body, &[]), 400, "invalid_request");
+    }
+    let field = serde_json::json!({ "a\u{0}\n<b>": 1 }).to_string();
+    is_problem(&manage.send(&key, "PATCH", &at, &field, &[]), 400, "invalid_request");
+    let confirm = serde_json::json!({ "confirm": "\u{0}" }).to_string();
+    is_problem(
+        &manage.send(&key, "POST", &format!("/v1/tenants/{}/delete", world.acme.id), &confirm, &[]),
+        422,
+        "unprocessable",
+    );
+    world.db.json(&["audit", "verify"]);
+}

@@ -1,0 +1,356 @@
+//! The page of `manage` in a real Chromium: what people do, with and without script, by keyboard, and for everybody.
+//!
+//! `UPDATE_SNAPSHOTS=1` writes the pictures of the documentation anew.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::admin_keys::create;
+use crate::manage::Manage;
+use crate::support::browser::{Browser, axe};
+use crate::support::envoy::Envoy;
+use crate::support::world::string;
+use crate::support::{Ask, Backend, PATIENCE, Server, World};
+
+/// A browser that is signed in by a link to the page of this world.
+fn signed_in(world: &World, manage: &Manage, browser: &mut Browser) {
+    let base = format!("http://{}", manage.address);
+    let link = world.db.json(&["admin-key", "login-link", "Ops team", "--url", &base]);
+    browser.goto(&string(&link, "url"));
+    assert!(browser.text().contains("signs you in once"));
+    browser.loading(|browser| browser.click("button", "Continue"));
+    assert_eq!(browser.path(), "/");
+}
+
+fn world() -> World {
+    let world = World::on(Backend::Sqlite).expect("SQLite is always there");
+    create(&world, &["Ops team", "--role", "owner"]);
+    world
+}
+
+fn go(browser: &mut Browser, selector: &str, text: &str) {
+    browser.loading(|browser| browser.click(selector, text));
+}
+
+#[test]
+fn a_customer_gets_a_key_that_is_used_replaced_and_taken_away() {
+    let Some(mut browser) = Browser::start() else { return };
+    let world = world();
+    let manage = Manage::on(&world.db, "127.0.0.1:0");
+    browser.resize(1440, 900);
+    signed_in(&world, &manage, &mut browser);
+    let origin = json!({ "origin": format!("http://{}", manage.address), "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"] });
+    browser.call("Browser.grantPermissions", origin);
+    let key = new_customer_and_key(&mut browser, true);
+    browser.click("button", "Copy");
+    let copied = "new Promise(done => { const look = () => /[Cc]opied/.test(document.body.innerText) ? done(true) : setTimeout(look, 10); look() })";
+    browser.eval(copied);
+    assert_eq!(browser.eval("navigator.clipboard.readText()"), key.as_str());
+    go(&mut browser, "a", "I have stored it");
+    assert!(!browser.text().contains(&key), "it is shown once");
+    let page = browser.path();
+
+    // Through Envoy, where there is one.
+    let mut server = Server::on(&world.db).start();
+    let used = match Envoy::before(&server).start() {
+        Some(envoy) => {
+            envoy.finds_tenantgate(true);
+            envoy.send("GET", "/v1/models", &[("x-llmcore-api-key", &key)]).page.status
+        }
+        None => {
+            if server.check(Ask::with_key(&key)).reason() == "ok" {
+                200
+            } else {
+                403
+            }
+        }
+    };
+    assert_eq!(used, 200);
+    // A server that stops writes what it has counted.
+    server.signal("TERM");
+    assert_eq!(server.exit_code(PATIENCE), Some(0));
+    browser.goto(&format!("http://{}{page}", manage.address));
+    assert!(browser.text().contains("1 passed"), "{}", browser.text());
+
+    browser.click("summary", "Rotate");
+    go(&mut browser, "button", "Rotate key");
+    assert!(browser.text().contains("stays valid for the grace period"), "{}", browser.text());
+    let second = browser.eval("document.querySelector('#new-key').value");
+    let second = second.as_str().expect("a key").to_owned();
+    let server = Server::on(&world.db).start();
+    for key in [&key, &second] {
+        assert_eq!(server.check(Ask::with_key(key)).reason(), "ok", "both work meanwhile");
+    }
+    go(&mut browser, "a", "I have stored it");
+    browser.click("summary", "Revoke");
+    browser.fill("#reason", "leaked");
+    go(&mut browser, "button", "Revoke key");
+    assert!(browser.text().contains("refused for good") && browser.text().contains("leaked"));
+    server.row_becomes("401 revoked", PATIENCE, Ask::with_key(&second));
+    browser.fill("#path", "/v1/models");
+    go(&mut browser, "button", "Explain");
+    assert!(browser.text().contains("It would be refused: revoked"), "{}", browser.text());
+    go(&mut browser, "button", "Sign out");
+    assert_eq!(browser.path(), "/sign-in");
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+/// Makes a tenant and a key with the mouse; returns the key.
+fn new_customer_and_key(browser: &mut Browser, scripts: bool) -> String {
+    go(browser, "nav a", "Tenants");
+    go(browser, "a", "New tenant");
+    browser.fill("#name", "Blue Harbour");
+    go(browser, "button", "Create tenant");
+    assert!(browser.text().contains("Blue Harbour") && browser.text().contains("has no keys yet"));
+    go(browser, "a", "New key");
+    browser.fill("#name", "production");
+    go(browser, "button", "Create key");
+    assert!(browser.text().contains("it is not shown again"));
+    let copy =
+        browser.eval("[...document.querySelectorAll('button.copy')].some(b => b.getClientRects().length)");
+    assert_eq!(copy, scripts, "a button that does nothing is not shown");
+    let key = browser.eval("document.querySelector('#new-key').value");
+    let key = key.as_str().expect("a key").to_owned();
+    assert!(key.starts_with("llmk_"));
+    key
+}
+
+#[test]
+fn everything_works_without_script() {
+    let Some(mut browser) = Browser::start() else { return };
+    let world = world();
+    let manage = Manage::on(&world.db, "127.0.0.1:0");
+    browser.scripts(false);
+    browser.resize(1440, 900);
+    signed_in(&world, &manage, &mut browser);
+    let key = new_customer_and_key(&mut browser, false);
+    go(&mut browser, "a", "I have stored it");
+    for (action, button, shown) in [
+        ("Disable", "Disable key", "Disabled:"),
+        ("Enable", "Enable key", "Enabled:"),
+        ("Revoke", "Revoke key", "Revoked:"),
+    ] {
+        browser.click("summary", action);
+        go(&mut browser, "button", button);
+        assert!(browser.text().contains(shown), "{}", browser.text());
+    }
+    go(&mut browser, "nav a", "Keys");
+    browser.fill("#q", "PRODUCTION");
+    go(&mut browser, "button", "Filter");
+    assert!(browser.text().contains(key.rsplit_once('_').unwrap().0), "{}", browser.text());
+    go(&mut browser, "nav a", "Routes");
+    browser.click("summary", "Add a rule");
+    browser.fill("#add-path", "/v1/**");
+    browser.fill("#add-scopes", "chat:read");
+    go(&mut browser, "button", "Add rule");
+    browser.fill("#path", "/v1/models");
+    go(&mut browser, "button", "Test");
+    assert!(browser.text().contains("It would be refused: missing"), "{}", browser.text());
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn everything_works_by_keyboard() {
+    let Some(mut browser) = Browser::start() else { return };
+    let world = world();
+    let manage = Manage::on(&world.db, "127.0.0.1:0");
+    browser.resize(1440, 900);
+    let base = format!("http://{}", manage.address);
+    let link = world.db.json(&["admin-key", "login-link", "Ops team", "--url", &base]);
+    browser.goto(&string(&link, "url"));
+    let enter = |browser: &mut Browser, to: &str| {
+        browser.tab_to(to);
+        browser.loading(|browser| browser.press("Enter"));
+    };
+    browser.loading(|browser| browser.press("Enter"));
+    assert_eq!(browser.path(), "/", "the button has the focus");
+    browser.press("Tab");
+    assert_eq!(browser.eval("document.activeElement.innerText"), "Skip to content");
+    enter(&mut browser, "Tenants");
+    enter(&mut browser, "New tenant");
+    browser.tab_to("Name");
+    browser.type_text("Keyboard Ltd");
+    enter(&mut browser, "Create tenant");
+    enter(&mut browser, "New key");
+    browser.tab_to("Name");
+    browser.type_text("ci");
+    enter(&mut browser, "Create key");
+    assert_eq!(browser.eval("document.activeElement.id"), "new-key", "the key has the focus");
+    enter(&mut browser, "I have stored it");
+    browser.tab_to("Revoke");
+    browser.press("Enter");
+    browser.tab_to("Reason");
+    browser.type_text("no longer needed");
+    enter(&mut browser, "Revoke key");
+    assert!(browser.text().contains("no longer needed"));
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn the_search_answers_while_one_types() {
+    let Some(mut browser) = Browser::start() else { return };
+    let world = world();
+    let manage = Manage::on(&world.db, "127.0.0.1:0");
+    browser.resize(1440, 900);
+    signed_in(&world, &manage, &mut browser);
+    go(&mut browser, "nav a", "Tenants");
+    browser.fill("#q", "acme");
+    let found =
+        "new Promise(done => { const look = () => { const t = document.querySelector('#results').innerText;
+                 if (t.startsWith('1 tenant')) done(t); else setTimeout(look, 10) }; look() })";
+    let found = browser.eval(found);
+    assert!(found.as_str().unwrap().contains(&world.acme.name), "{found}");
+    assert_eq!(browser.eval("document.activeElement.id"), "q", "the field keeps the focus");
+    assert_eq!(browser.eval("location.search"), "?q=acme");
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn the_browser_tells_what_the_policy_refuses() {
+    let Some(mut browser) = Browser::start() else { return };
+    let world = world();
+    let manage = Manage::on(&world.db, "127.0.0.1:0");
+    signed_in(&world, &manage, &mut browser);
+    assert_eq!(browser.complaints(), [""; 0]);
+    browser.eval("document.body.insertAdjacentHTML('beforeend', '<img src=\"https://evil.example/x.png\">')");
+    browser.eval("new Promise(done => setTimeout(done, 50))");
+    assert!(!browser.complaints().is_empty(), "a test that cannot fail proves nothing");
+    // No other page shows this one.
+    browser.goto(&format!("data:text/html,<iframe src='http://{}/sign-in'></iframe>", manage.address));
+    let tree = browser.call("Page.getFrameTree", json!({}));
+    let frame = &tree["frameTree"]["childFrames"][0]["frame"];
+    assert!(frame["unreachableUrl"].is_string(), "the page is shown in a frame: {tree}");
+}
+
+/// The screens with something on them.
+fn screens(world: &World) -> Vec<(&'static str, String)> {
+    populate(world);
+    vec![
+        ("sign-in", "/sign-in".into()),
+        ("overview", "/".into()),
+        ("tenants", "/tenants".into()),
+        ("tenant", format!("/tenants/{}", world.acme.id)),
+        ("keys", "/keys".into()),
+        ("key", format!("/keys/{}?path=/v1/files/7&method=DELETE", world.live.id)),
+        ("new-key", format!("/tenants/{}/keys/new", world.acme.id)),
+        ("new-tenant", "/tenants/new".into()),
+        ("routes", "/routes?method=POST&host=api.example.com&path=/v1/chat/completions".into()),
+        ("plans", "/plans".into()),
+        ("usage", "/usage".into()),
+        ("audit", "/audit".into()),
+        ("admin-keys", "/admin-keys".into()),
+    ]
+}
+
+/// Names, rules and requests such as a real place has.
+fn populate(world: &World) {
+    let db = &world.db;
+    for (name, limit) in [("free", "60/MINUTE"), ("gold", "1000/MINUTE")] {
+        db.json(&["plan", "create", name, "--request-limit", limit]);
+    }
+    db.json(&["tenant", "update", &world.acme.id, "--plan", "gold"]);
+    for (path, more) in [
+        ("/v1/models", &["--method", "GET", "--mode", "optional", "--name", "catalogue"][..]),
+        ("/v1/chat/**", &["--scopes", "chat:read", "--name", "chat"]),
+        ("/v1/files/{id}", &["--method", "DELETE", "--scopes", "files:write | admin"]),
+        ("/docs/**", &["--mode", "public", "--name", "docs"]),
+        ("/v2/**", &["--scopes", "beta", "--shadow", "--name", "beta"]),
+    ] {
+        db.json(&[&["route", "add", "--path", path][..], more].concat());
+    }
+    for (key, name) in
+        [(&world.live, "production"), (&world.other, "mobile app"), (&world.revoked, "old laptop")]
+    {
+        db.json(&["key", "update", &key.id, "--name", name, "--label", "team=search"]);
+    }
+    db.sql(
+        "WITH RECURSIVE days (ago) AS (SELECT 0 UNION ALL SELECT ago + 1 FROM days WHERE ago < 29),
+              reasons (reason, share) AS (VALUES ('ok', 100), ('scope', 3), ('missing', 9), ('revoked', 5), ('expired', 1))
+         INSERT INTO tenantgate_usage
+         SELECT date('now', '-' || ago || ' days'),
+                CASE reason WHEN 'missing' THEN '00000000-0000-0000-0000-000000000000' ELSE k.id END, reason,
+                share * (12 + (ago * 7 + 5 * length(k.name)) % 11 - CASE WHEN ago % 7 < 2 THEN 9 ELSE 0 END) / 3 + 1
+         FROM days, reasons, api_keys k WHERE k.name IN ('production', 'mobile app')
+           AND NOT (reason IN ('revoked', 'missing') AND k.name = 'mobile app')",
+    );
+    db.sql(
+        "INSERT INTO tenantgate_replica
+         SELECT lower(hex(randomblob(4))) || '-0000-4000-8000-' || lower(hex(randomblob(6))), name,
+                (SELECT max(id) FROM tenantgate_change), strftime('%Y-%m-%dT%H:%M:%fZ', 'now'),
+                strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+1 hour')
+         FROM (SELECT 'gate-7d9f:1' AS name UNION SELECT 'gate-x2k1:1')",
+    );
+    db.sql("UPDATE api_keys SET last_used_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-2 hours') WHERE name IS NOT NULL");
+}
+
+/// The findings of axe that keep people out.
+fn serious(browser: &mut Browser, axe: &str) -> Vec<String> {
+    browser.eval(&format!("{axe};0"));
+    let found = browser.eval(
+        "axe.run(document).then(found => (found.passes.length < 10 ? [{ id: 'too few rules ran', impact: 'critical', nodes: [] }] : [])
+           .concat(found.violations).filter(v => ['serious', 'critical'].includes(v.impact))
+           .map(v => v.id + ': ' + v.nodes.map(n => n.html + ' ' + n.failureSummary).join(' | ')))",
+    );
+    let found = found.as_array().expect("a list").iter();
+    found.filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+#[test]
+fn nothing_keeps_people_out_on_any_screen() {
+    let (Some(mut browser), Some(axe)) = (Browser::start(), axe()) else { return };
+    let world = world();
+    let manage = Manage::on(&world.db, "127.0.0.1:0");
+    let screens = screens(&world);
+    browser.resize(1440, 900);
+    signed_in(&world, &manage, &mut browser);
+    let mut findings = Vec::new();
+    for (width, height) in [(320, 720), (1440, 900)] {
+        browser.resize(width, height);
+        for scheme in ["light", "dark"] {
+            browser.scheme(scheme);
+            for (name, path) in &screens {
+                browser.goto(&format!("http://{}{path}", manage.address));
+                let wide = browser.eval("document.documentElement.scrollWidth - innerWidth");
+                let mut found: Vec<_> = browser.complaints();
+                if wide.as_i64() > Some(0) {
+                    found.push(format!("the page is {wide} px too wide"));
+                }
+                browser.eval("document.querySelectorAll('details').forEach(d => d.open = true)");
+                found.extend(serious(&mut browser, &axe));
+                // axe asks for things of its own, which the policy refuses.
+                browser.complaints();
+                findings.extend(found.into_iter().map(|found| format!("{name} {width} {scheme}: {found}")));
+            }
+        }
+    }
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+}
+
+#[test]
+fn the_pictures_of_the_documentation_are_of_this_page() {
+    let Some(mut browser) = Browser::start() else { return };
+    let world = world();
+    let manage = Manage::on(&world.db, "127.0.0.1:0");
+    let screens = screens(&world);
+    browser.resize(1280, 800);
+    browser.scheme("light");
+    signed_in(&world, &manage, &mut browser);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/images");
+    for (name, path) in
+        screens.iter().filter(|(name, _)| ["overview", "tenant", "key", "routes"].contains(name))
+    {
+        browser.goto(&format!("http://{}{path}", manage.address));
+        let picture = browser.screenshot();
+        let file = folder.join(format!("page-{name}.png"));
+        if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+            std::fs::create_dir_all(&folder).expect("a folder");
+            std::fs::write(&file, &picture).expect("the picture is written");
+        }
+        let committed = std::fs::read(&file).expect("the picture is committed: UPDATE_SNAPSHOTS=1 makes it");
+        // Ids and times differ from run to run, so the pictures do; their format and size must not.
+        assert_eq!(committed[..24], picture[..24], "{name}: UPDATE_SNAPSHOTS=1 makes it anew");
+        assert!(committed.len() < 200_000, "{name} has {} bytes", committed.len());
+    }
+    assert_eq!(browser.complaints(), [""; 0]);
+}
