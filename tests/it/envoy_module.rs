@@ -34,7 +34,7 @@ const FILTER: &str = r#"          - name: tenantgate
               filter_name: tenantgate
               filter_config:
                 "@type": type.googleapis.com/google.protobuf.StringValue
-                value: "unix:SOCKET"
+                value: "unix:SOCKET context_extensions=none"
 "#;
 
 const CHECK: &str =

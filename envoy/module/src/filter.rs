@@ -49,7 +49,8 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    /// A filter of a configuration: `unix:/path`, and `uid=N` after a blank if the server runs as another user than Envoy.
+    /// A filter of a configuration: `unix:/path context_extensions=none`, and `uid=N` after a blank if the server runs as
+    /// another user than Envoy.
     /// `None` if it cannot be read, or if this Envoy has another ABI. The link to the server is only for an Envoy that
     /// `serves`.
     pub(crate) fn new(text: &str, counters: Counters, serves: bool) -> Option<Arc<Self>> {

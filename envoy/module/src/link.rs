@@ -32,15 +32,19 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Reads `unix:/path` or `unix:/path uid=N`.
+    /// Reads `unix:/path context_extensions=none`, and perhaps `uid=N`.
+    ///
+    /// The second word is what only the operator can say: that no route of this Envoy gives `ext_authz` a scope or a mode by
+    /// `context_extensions`. Envoy does not show these to another filter, and without them an allow could be wrong.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_whitespace();
         let path = PathBuf::from(words.next()?.strip_prefix("unix:")?);
+        let said = words.next()? == "context_extensions=none";
         let uid = match words.next() {
             Some(word) => Some(word.strip_prefix("uid=")?.parse().ok()?),
             None => None,
         };
-        (path.is_absolute() && words.next().is_none()).then_some(Self { path, uid })
+        (said && path.is_absolute() && words.next().is_none()).then_some(Self { path, uid })
     }
 
     /// Whether a server of this user may say who passes.
@@ -128,12 +132,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_is_an_absolute_path_and_perhaps_a_user() {
-        let target = Target::parse("unix:/run/a.sock uid=7").unwrap();
+    fn a_target_is_an_absolute_path_a_promise_and_perhaps_a_user() {
+        let target = Target::parse("unix:/run/a.sock context_extensions=none uid=7").unwrap();
         assert_eq!((target.path.to_str(), target.uid), (Some("/run/a.sock"), Some(7)));
         assert!(target.trusts(7) && target.trusts(0) && !target.trusts(8));
-        assert!(Target::parse("unix:/run/a.sock").is_some());
-        for bad in ["", "/run/a.sock", "unix:a.sock", "unix:/a uid=x", "unix:/a uid=1 more", "unix:/a 1"] {
+        assert!(Target::parse("unix:/run/a.sock context_extensions=none").is_some());
+        let promise = "context_extensions=none";
+        for bad in ["", "unix:/a", "unix:/a uid=1", "unix:/a context_extensions=some", "unix:/a context_extensions"] {
+            assert_eq!(Target::parse(bad), None, "{bad:?}");
+        }
+        for bad in ["/run/a.sock", "unix:a.sock", "unix:/a uid=x", "unix:/a uid=1 more", "unix:/a 1"] {
+            let bad = bad.replacen(' ', &format!(" {promise} "), 1);
+            let bad = if bad.contains(promise) { bad } else { format!("{bad} {promise}") };
             assert_eq!(Target::parse(bad), None, "{bad:?}");
         }
     }
