@@ -165,7 +165,7 @@ impl ListenerArgs {
         match address {
             Address::Unix(path) if !taken => return Some(path),
             Address::Unix(_) => {
-                mistakes.0.push("--publish: --listen uses this socket: choose another path".into())
+                mistakes.0.push("--publish: --listen uses this socket: choose another path".into());
             }
             Address::Tcp(_) => {
                 mistakes.0.push(

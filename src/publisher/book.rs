@@ -200,12 +200,12 @@ impl<M: Memory> Book<M> {
         let difference = snapshot.since(before);
         changed.extend(difference.keys.into_iter().map(Box::from));
         if difference.policy || !difference.tenants.is_empty() {
-            let of_tenant = |prefix: &&Box<str>| {
+            let of_tenant = |prefix: &str| {
                 let tenant = snapshot.key(prefix).map(|entry| entry.record().tenant_id);
                 difference.policy || tenant.is_none_or(|tenant| difference.tenants.contains(&tenant))
             };
             // A key that was proven and could not be published for its tenant's sake can be now.
-            changed.extend(self.proofs.keys().filter(of_tenant).cloned());
+            changed.extend(self.proofs.keys().filter(|prefix| of_tenant(prefix)).cloned());
         }
         changed
     }

@@ -138,13 +138,15 @@ mod tests {
         assert!(target.trusts(7) && target.trusts(0) && !target.trusts(8));
         assert!(Target::parse("unix:/run/a.sock context_extensions=none").is_some());
         let promise = "context_extensions=none";
-        for bad in ["", "unix:/a", "unix:/a uid=1", "unix:/a context_extensions=some", "unix:/a context_extensions"] {
-            assert_eq!(Target::parse(bad), None, "{bad:?}");
+        for bad in
+            ["", "unix:/a", "unix:/a uid=1", "unix:/a context_extensions=some", "unix:/a context_extensions"]
+        {
+            assert_eq!(Target::parse(&bad), None, "{bad:?}");
         }
         for bad in ["/run/a.sock", "unix:a.sock", "unix:/a uid=x", "unix:/a uid=1 more", "unix:/a 1"] {
             let bad = bad.replacen(' ', &format!(" {promise} "), 1);
             let bad = if bad.contains(promise) { bad } else { format!("{bad} {promise}") };
-            assert_eq!(Target::parse(bad), None, "{bad:?}");
+            assert_eq!(Target::parse(&bad), None, "{bad:?}");
         }
     }
 }
