@@ -34,12 +34,15 @@ use crate::envoy::{Expected, admin, http};
 use crate::ext_authz::service::SERVICE_NAME;
 use crate::ext_authz::translate::{DECISION_ID_HEADER, IDENTITY_HEADERS};
 use crate::store::StoreError;
-use crate::store::inspect::Inspect;
+use crate::store::inspect::{Inspect, Purpose};
 use crate::verify::memo::Peppers;
 
 /// The options of `doctor`.
 #[derive(clap::Args, Clone)]
 pub(crate) struct DoctorArgs {
+    /// Check the database role for `manage` instead of that for `serve`: whether it has too few or too many rights
+    #[arg(long, conflicts_with_all = ["target", "envoy_admin", "envoy"])]
+    manage: bool,
     /// Also check this server: HOST:PORT, `https://HOST:PORT` or `unix:/path`
     #[arg(long, value_name = "ADDR", value_parser = target)]
     target: Option<Target>,
@@ -95,7 +98,8 @@ pub(super) async fn examine(args: &DoctorArgs, by: &Session) -> Result<Report, F
     let peppers = pepper_file(args, &mut report.findings)?;
     let store = config::inspected(&by.database, by.actor.clone())
         .map_err(|why| Failure::usage(format!("{}: {why}", by.database.option())))?;
-    match database(store.as_ref(), clock.as_ref(), peppers.as_ref()).await {
+    let purpose = if args.manage { Purpose::Manage } else { Purpose::Serve };
+    match database(store.as_ref(), clock.as_ref(), peppers.as_ref(), purpose).await {
         Ok(findings) => report.findings.extend(findings),
         Err(error) => {
             report.no_database = matches!(error, StoreError::Unavailable(_));
@@ -149,12 +153,13 @@ async fn database(
     store: &dyn Inspect,
     clock: &dyn Clock,
     peppers: Option<&Peppers>,
+    purpose: Purpose,
 ) -> Result<Vec<Finding>, StoreError> {
-    let mut findings = store.examine(clock).await?;
+    let mut findings = store.examine(clock, purpose).await?;
     let loadable =
         findings.iter().all(|finding| finding.level != Level::Bad || finding.check == "database.triggers");
     let schema = findings.iter().find(|finding| finding.check == "database.schema");
-    if loadable && schema.is_some_and(|schema| schema.level == Level::Ok) {
+    if purpose == Purpose::Serve && loadable && schema.is_some_and(|schema| schema.level == Level::Ok) {
         findings.extend(Rows::load(store).await?.findings(peppers));
     }
     Ok(findings)

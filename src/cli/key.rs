@@ -168,13 +168,13 @@ pub(super) struct ListArgs {
     #[arg(long = "tenant", value_name = "REF", id = "of_tenant")]
     of_tenant: Option<String>,
     /// In this state
-    #[arg(long, value_name = "S", value_parser = state)]
+    #[arg(long, value_name = "S", value_parser = KeyState::parse)]
     status: Option<KeyState>,
     /// This text is part of the name, in any case
     #[arg(long, value_name = "TEXT")]
     name: Option<String>,
     /// This is one of the scopes, as it is written
-    #[arg(long, value_name = "S", value_parser = one_scope)]
+    #[arg(long, value_name = "S", value_parser = Scopes::parse_one)]
     scope: Option<String>,
     /// It has this label; may be repeated, then all of them
     #[arg(long, value_name = "K=V", value_parser = label)]
@@ -304,21 +304,6 @@ async fn revoke(admin: &Admin, args: RevokeArgs, out: &mut Out) -> Result<(), Fa
 fn label(text: &str) -> Result<(String, String), String> {
     let (name, value) = parse_label(text).map_err(|error| error.to_string())?;
     Ok((name.to_owned(), value.to_owned()))
-}
-
-/// A scope as it may be granted.
-fn one_scope(text: &str) -> Result<String, String> {
-    let scopes = Scopes::parse(text).map_err(|error| error.to_string())?;
-    let mut all = scopes.iter();
-    match (all.next(), all.next()) {
-        (Some(one), None) => Ok(one.to_owned()),
-        _ => Err("expected one scope".into()),
-    }
-}
-
-fn state(text: &str) -> Result<KeyState, String> {
-    let known = KeyState::ALL.into_iter().find(|state| state.as_str() == text);
-    known.ok_or_else(|| format!("expected one of {}", KeyState::ALL.map(KeyState::as_str).join(", ")))
 }
 
 fn key_id(text: &str) -> Result<KeyId, String> {

@@ -15,6 +15,15 @@ use crate::record::{KeyRecord, Memo};
 /// A row of `api_keys` as a replica gets it, with its memo.
 pub type KeyRow = (KeyRecord, Option<Memo>, ProfileRow);
 
+/// The process whose database role is examined.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Purpose {
+    /// `tenantgate serve`.
+    Serve,
+    /// `tenantgate manage`, and the commands that change tenants and keys.
+    Manage,
+}
+
 /// A database that can be looked into.
 #[async_trait]
 pub trait Inspect: Management {
@@ -24,7 +33,7 @@ pub trait Inspect: Management {
     /// What time the database says it is; nothing if it has no clock of its own.
     async fn time(&self) -> Result<Option<Timestamp>, StoreError>;
 
-    /// Looks at everything that `serve` relies on, and changes nothing. Stops early where the rest could not be
-    /// looked at: with what is bad, then.
-    async fn examine(&self, clock: &dyn Clock) -> Result<Vec<Finding>, StoreError>;
+    /// Examines everything that `serve` relies on, and the rights that a process for this purpose needs. Changes nothing.
+    /// Stops early where the rest could not be examined: with what is bad, then.
+    async fn examine(&self, clock: &dyn Clock, purpose: Purpose) -> Result<Vec<Finding>, StoreError>;
 }

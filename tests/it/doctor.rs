@@ -237,6 +237,42 @@ fn the_roles_that_we_make_have_the_rights_that_are_looked_for() {
 }
 
 #[test]
+fn a_role_for_manage_is_neither_too_weak_nor_too_strong() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let prefix = world.db.with_roles();
+    let (serve, admin) =
+        (world.db.seen_by(&format!("{prefix}_serve")), world.db.seen_by(&format!("{prefix}_admin")));
+    let (found, code) = doctor(&admin, &["--manage"]);
+    assert_eq!((found.not_ok(), code), (vec![], Some(0)), "{found:#?}");
+    assert!(found.is_ok("database.manage_rights") && found.is_ok("database.manage_limits"), "{found:#?}");
+    let (found, code) = doctor(&serve, &["--manage"]);
+    assert_eq!(
+        (found.not_ok(), code),
+        (vec!["database.manage_rights bad".to_owned()], Some(1)),
+        "{found:#?}"
+    );
+    for (right, table, what) in [
+        ("UPDATE (hashed_key)", "api_keys", "overwrite hashes"),
+        ("DELETE", "tenants", "delete tenants or keys"),
+        ("TRUNCATE", "api_keys", "delete tenants or keys"),
+        ("UPDATE (actor)", "tenantgate_audit_log", "audit log"),
+        ("DELETE", "tenantgate_audit_log", "audit log"),
+    ] {
+        world.db.sql(&format!("GRANT {right} ON {table} TO {prefix}_admin"));
+        let (found, code) = doctor(&admin, &["--manage"]);
+        assert_eq!(
+            (found.not_ok(), code),
+            (vec!["database.manage_limits warn".to_owned()], Some(0)),
+            "{found:#?}"
+        );
+        assert!(found.what("database.manage_limits").contains(what), "{right}: {found:#?}");
+        world.db.sql(&format!("REVOKE {right} ON {table} FROM {prefix}_admin"));
+    }
+    let (found, _) = doctor(&world.db, &["--manage"]);
+    assert!(found.what("database.manage_limits").contains("own the tables"), "{found:#?}");
+}
+
+#[test]
 fn a_standby_a_pooler_and_nobody_are_told_apart() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     if let Some(pooler) = Pooler::before(&world.db) {

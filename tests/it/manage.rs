@@ -267,6 +267,20 @@ const PATHS: [&str; 17] = [
     "/v1/admin_keys/{admin_key}",
 ];
 
+/// For each permission, a key of all tenants and one of Acme that have it alone.
+pub(crate) fn keys_by_permission(world: &World) -> Vec<(Permission, String, String)> {
+    let both = |permission: Permission| {
+        // Whoever looks at a management key, or changes it, must have no less than that one.
+        let list = [permission, Permission::KeysRead];
+        let have = if permission.as_str().starts_with("admin_keys") { &list[..] } else { &list[..1] };
+        let name = permission.as_str();
+        let all = key_with(world, &format!("all {name}"), have, None);
+        let few = key_with(world, &format!("few {name}"), have, Some(vec![world.acme.id.clone()]));
+        (permission, all, few)
+    };
+    Permission::ALL.into_iter().map(both).collect()
+}
+
 fn every_path_and_permission_is_in_the_committed_table(world: &World) {
     world.db.json(&["plan", "create", "gold"]);
     let route = string(&world.db.json(&["route", "add", "--path", "/a"]), "id");
@@ -275,18 +289,7 @@ fn every_path_and_permission_is_in_the_committed_table(world: &World) {
     let of_sleepy =
         string(&create(world, &["b", "--permission", "keys:read", "--tenant", &world.sleepy.id]), "id");
     let manage = Manage::on(&world.db, "127.0.0.1:0");
-    let keys: Vec<_> = Permission::ALL
-        .into_iter()
-        .map(|permission| {
-            // Whoever looks at a management key must have no less than that one.
-            let list = [permission, Permission::KeysRead];
-            let have = if permission.as_str().starts_with("admin_keys") { &list[..] } else { &list[..1] };
-            let name = permission.as_str();
-            let all = key_with(world, &format!("all {name}"), have, None);
-            let few = key_with(world, &format!("few {name}"), have, Some(vec![world.acme.id.clone()]));
-            (permission, all, few)
-        })
-        .collect();
+    let keys = keys_by_permission(world);
     let mut table =
         String::from("# path: status for a key of all tenants, of this tenant, of another tenant\n");
     for path in PATHS {

@@ -5,7 +5,7 @@ use tenantgate::permission::Permission;
 
 use crate::manage::{Manage, is_problem, key_with, owner};
 use crate::support::world::string;
-use crate::support::{Ask, Backend, Server, World, on_every_store};
+use crate::support::{Ask, Backend, PATIENCE, Server, World, eventually, on_every_store};
 
 on_every_store![
     a_scenario_ends_alike_by_commands_and_over_http,
@@ -391,6 +391,10 @@ fn a_change_can_wait_for_servers(world: &World) {
     let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
     let server = Server::on(&world.db).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
+    eventually("it announces itself", PATIENCE, || {
+        let list = manage.json("/v1/replicas", &key)["items"].clone();
+        if list.as_array().is_some_and(|list| list.len() == 1) { Ok(()) } else { Err(list) }
+    });
     let path = format!("/v1/keys/{}/disable", world.live.id);
     let page = manage.send(&key, "POST", &path, "", &["prefer: respond-async, wait=20"]);
     let body: Value = serde_json::from_str(&page.body).expect("JSON");

@@ -11,7 +11,7 @@ use tenantgate::plan::PlanName;
 use tenantgate::route::{RouteId, RouteRow};
 
 use crate::admin_keys::admin;
-use crate::manage::{Manage, key_with};
+use crate::manage::{Manage, keys_by_permission};
 use crate::support::{World, on_every_store, runtime};
 
 on_every_store![every_change_and_permission_is_in_the_committed_table];
@@ -107,18 +107,7 @@ impl Furnisher<'_> {
 fn every_change_and_permission_is_in_the_committed_table(world: &World) {
     let manage = Manage::on(&world.db, "127.0.0.1:0");
     let maker = Furnisher { world, number: Cell::new(0) };
-    let keys: Vec<_> = Permission::ALL
-        .into_iter()
-        .map(|permission| {
-            // Whoever changes a management key must have no less than that one.
-            let list = [permission, Permission::KeysRead];
-            let have = if permission.as_str().starts_with("admin_keys") { &list[..] } else { &list[..1] };
-            let name = permission.as_str();
-            let all = key_with(world, &format!("all {name}"), have, None);
-            let few = key_with(world, &format!("few {name}"), have, Some(vec![world.acme.id.clone()]));
-            (permission, all, few)
-        })
-        .collect();
+    let keys = keys_by_permission(world);
     let mut table =
         String::from("# change: status for a key of all tenants, of this tenant, of another tenant\n");
     for (method, path, body) in CHANGES {

@@ -315,6 +315,16 @@ impl KeyState {
             Self::Revoked => "revoked",
         }
     }
+
+    /// Reads a name.
+    ///
+    /// # Errors
+    ///
+    /// There is no such state.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|state| state.as_str() == text);
+        known.ok_or_else(|| format!("expected one of {}", Self::ALL.map(Self::as_str).join(", ")))
+    }
 }
 
 /// The one rule of expiry: at the very instant of `expires_at` a key is expired.

@@ -86,6 +86,20 @@ impl Scopes {
         Ok(Self(kept.join(" ").into()))
     }
 
+    /// Parses one scope as it may be granted.
+    ///
+    /// # Errors
+    ///
+    /// It is not a scope, or more or less than one.
+    pub fn parse_one(text: &str) -> Result<String, String> {
+        let scopes = Self::parse(text).map_err(|error| error.to_string())?;
+        let mut all = scopes.iter();
+        match (all.next(), all.next()) {
+            (Some(one), None) => Ok(one.to_owned()),
+            _ => Err("expected one scope".into()),
+        }
+    }
+
     /// The scopes, as they were written.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.split(' ').filter(|scope| !scope.is_empty())

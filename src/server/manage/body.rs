@@ -13,6 +13,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess,
 use serde_json::{Map, Value};
 
 use super::problem::{FieldError, Problem};
+use crate::clock::Timestamp;
 
 /// The largest body.
 const MOST: usize = 1 << 20;
@@ -304,8 +305,13 @@ pub(super) fn refuse(errors: Vec<FieldError>, conflicts: Vec<FieldError>) -> Res
     if conflicts.is_empty() { Ok(()) } else { Err(Problem::unprocessable(conflicts)) }
 }
 
+/// An instant of a field or parameter.
+pub(super) fn instant(text: &str) -> Result<Timestamp, &'static str> {
+    Timestamp::parse_rfc_3339(text).ok_or("expected an instant of RFC 3339, such as 2027-01-31T00:00:00Z")
+}
+
 /// As RFC 6901 writes a name.
-fn escaped(name: &str) -> String {
+pub(super) fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 

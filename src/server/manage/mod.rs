@@ -27,13 +27,13 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -88,6 +88,14 @@ pub struct ManageSettings {
     /// The clock.
     pub clock: Arc<dyn Clock>,
 }
+
+/// Whose request it is.
+type Who = Extension<Arc<Caller>>;
+
+/// What all handlers get.
+type Shared = State<Arc<Plane>>;
+
+type Found<T> = Result<Json<T>, Problem>;
 
 /// What all requests share.
 struct Plane {

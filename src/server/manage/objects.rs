@@ -1,30 +1,20 @@
 //! What can be read: objects and lists of them, as `-o json` of the command line has them.
 
-use std::sync::Arc;
-
 use axum::extract::{Path, RawQuery, State};
 use axum::{Extension, Json};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::Plane;
 use super::access::check;
 use super::precondition::Tagged;
 use super::problem::Problem;
 use super::query::{ListQuery, Page, no_parameters};
+use super::{Found, Shared, Who};
 use crate::admin::view::{AdminKeyView, PlanView, TenantView, UsedPlanView};
-use crate::admin::{Caller, ListedAdminKey, RouteView, version};
+use crate::admin::{ListedAdminKey, RouteView, version};
 use crate::permission::{About, Permission};
 use crate::plan::PlanName;
 use crate::tenant::Tenant;
-
-/// Whose request it is.
-type Who = Extension<Arc<Caller>>;
-
-/// What all handlers get.
-type Shared = State<Arc<Plane>>;
-
-type Found<T> = Result<Json<T>, Problem>;
 
 /// An object that can be changed.
 type FoundVersion<T> = Result<Tagged<T>, Problem>;

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
+use super::body::escaped;
 use super::problem::{FieldError, Problem};
 
 const PAGE: usize = 100;
@@ -139,7 +140,7 @@ pub(super) fn no_parameters(query: Option<&str>) -> Result<(), Problem> {
 
 /// As RFC 6901 writes a name.
 pub(super) fn pointer(name: &str) -> String {
-    format!("/{}", name.replace('~', "~0").replace('/', "~1"))
+    format!("/{}", escaped(name))
 }
 
 fn wrong_token() -> FieldError {

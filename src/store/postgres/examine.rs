@@ -10,11 +10,16 @@ use super::instant::Micros;
 use super::{PostgresStore, applied, made, migrate, moved, rights, shape};
 use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
+use crate::store::inspect::Purpose;
 use crate::store::migrations::{self, POSTGRES};
 use crate::store::{Store as _, StoreError};
 
 /// Looks at everything.
-pub(super) async fn examine(store: &PostgresStore, clock: &dyn Clock) -> Result<Vec<Finding>, StoreError> {
+pub(super) async fn examine(
+    store: &PostgresStore,
+    clock: &dyn Clock,
+    purpose: Purpose,
+) -> Result<Vec<Finding>, StoreError> {
     let mut connection = store.connect().await?;
     let pooler = pooler(store, &mut connection).await?;
     if pooler.remedy.is_some() {
@@ -38,7 +43,7 @@ pub(super) async fn examine(store: &PostgresStore, clock: &dyn Clock) -> Result<
     }
     findings.push(schema(current, newest));
     if current.is_some_and(|current| current >= newest) {
-        findings.extend(rights::examine(&mut connection).await?);
+        findings.extend(rights::examine(&mut connection, purpose).await?);
         findings.push(row_security(&mut connection).await?);
         findings.extend(made::triggers(&mut connection).await?);
         findings.extend(made::functions(&mut connection, &store.schema).await?);

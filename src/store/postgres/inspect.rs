@@ -8,7 +8,7 @@ use super::{PostgresStore, examine, look};
 use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
 use crate::store::StoreError;
-use crate::store::inspect::{Inspect, KeyRow};
+use crate::store::inspect::{Inspect, KeyRow, Purpose};
 
 #[async_trait]
 impl Inspect for PostgresStore {
@@ -21,7 +21,7 @@ impl Inspect for PostgresStore {
         Ok(Some(row.try_get::<Micros, _>(0)?.0))
     }
 
-    async fn examine(&self, clock: &dyn Clock) -> Result<Vec<Finding>, StoreError> {
-        examine::examine(self, clock).await
+    async fn examine(&self, clock: &dyn Clock, purpose: Purpose) -> Result<Vec<Finding>, StoreError> {
+        examine::examine(self, clock, purpose).await
     }
 }

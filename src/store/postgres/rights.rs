@@ -9,6 +9,7 @@ use sqlx::postgres::PgConnection;
 
 use crate::diagnostics::Finding;
 use crate::store::StoreError;
+use crate::store::inspect::Purpose;
 
 /// A right: what it is called, what asks for it, and whether `serve` answers nothing without it.
 type Right = (&'static str, &'static str, bool);
@@ -133,9 +134,65 @@ const ADMIN: [Right; 15] = [
 const CHANGES_SOMETHING: &str = "has_table_privilege('tenants', 'INSERT') OR has_table_privilege('api_keys', 'INSERT')
     OR has_column_privilege('tenants', 'status', 'UPDATE') OR has_column_privilege('api_keys', 'revoked_at', 'UPDATE')";
 
-/// Asks for both.
-pub(super) async fn examine(connection: &mut PgConnection) -> Result<[Finding; 2], StoreError> {
-    Ok([serve(&missing(connection, &SERVE).await?), admin(connection).await?])
+/// What only the owner of the tables needs. `manage` is reachable over the network, so its role must not be able to undo
+/// what `tenantgate_admin` protects: hashes, and the audit log.
+const TOO_MUCH: [Right; 4] = [
+    (
+        "own the tables",
+        "(SELECT bool_or(pg_has_role(relowner, 'USAGE')) FROM pg_class
+          WHERE oid IN ('tenants'::regclass, 'api_keys'::regclass, 'tenantgate_audit_log'::regclass))",
+        false,
+    ),
+    ("overwrite hashes of keys", "has_column_privilege('api_keys', 'hashed_key', 'UPDATE')", false),
+    (
+        "delete tenants or keys",
+        "has_table_privilege('tenants', 'DELETE, TRUNCATE') OR has_table_privilege('api_keys', 'DELETE, TRUNCATE')",
+        false,
+    ),
+    (
+        "change or delete rows of the audit log",
+        "has_any_column_privilege('tenantgate_audit_log', 'UPDATE')
+          OR has_table_privilege('tenantgate_audit_log', 'DELETE, TRUNCATE')",
+        false,
+    ),
+];
+
+/// Examines what the role needs for this purpose.
+pub(super) async fn examine(
+    connection: &mut PgConnection,
+    purpose: Purpose,
+) -> Result<[Finding; 2], StoreError> {
+    Ok(match purpose {
+        Purpose::Serve => [serve(&missing(connection, &SERVE).await?), admin(connection).await?],
+        Purpose::Manage => [
+            manage(&missing(connection, &ADMIN).await?),
+            no_more_than_manage(&held(connection, &TOO_MUCH).await?),
+        ],
+    })
+}
+
+fn manage(missing: &[Right]) -> Finding {
+    const CHECK: &str = "database.manage_rights";
+    if missing.is_empty() {
+        return Finding::ok(CHECK, "the role has all rights that manage needs");
+    }
+    let remedy = "use a role that is a member of tenantgate_admin, and run `tenantgate migrate --roles`: manage answers \
+                  503 to what needs the right";
+    Finding::bad(CHECK, lacks(missing), remedy)
+}
+
+fn no_more_than_manage(held: &[Right]) -> Finding {
+    const CHECK: &str = "database.manage_limits";
+    if held.is_empty() {
+        return Finding::ok(CHECK, "the role cannot change hashes, delete keys or change the audit log");
+    }
+    let names: Vec<_> = held.iter().map(|(name, ..)| *name).collect();
+    let what = format!("the role can {}: manage does not need that", names.join("; "));
+    Finding::warn(
+        CHECK,
+        what,
+        "use a role that is a member of tenantgate_admin (docs/guides/postgres-roles.md)",
+    )
 }
 
 fn serve(missing: &[Right]) -> Finding {
@@ -174,9 +231,22 @@ fn lacks(missing: &[Right]) -> String {
 }
 
 async fn missing(connection: &mut PgConnection, rights: &[Right]) -> Result<Vec<Right>, StoreError> {
+    divided(connection, rights, false).await
+}
+
+async fn held(connection: &mut PgConnection, rights: &[Right]) -> Result<Vec<Right>, StoreError> {
+    divided(connection, rights, true).await
+}
+
+/// Returns the rights that the role has, or those that it lacks.
+async fn divided(
+    connection: &mut PgConnection,
+    rights: &[Right],
+    has: bool,
+) -> Result<Vec<Right>, StoreError> {
     let questions: Vec<_> = rights.iter().map(|(_, ask, _)| *ask).collect();
     let holds = asked(connection, &questions.join(", ")).await?;
-    Ok(rights.iter().zip(holds).filter(|(_, holds)| !holds).map(|(right, _)| *right).collect())
+    Ok(rights.iter().zip(holds).filter(|(_, holds)| *holds == has).map(|(right, _)| *right).collect())
 }
 
 /// The answers to some questions; nothing counts as no.

@@ -14,7 +14,7 @@ use super::session::key_row;
 use super::{SqliteStore, applied};
 use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
-use crate::store::inspect::{Inspect, KeyRow};
+use crate::store::inspect::{Inspect, KeyRow, Purpose};
 use crate::store::migrations::{self, SQLITE, SQLITE_OBJECTS};
 use crate::store::{StoreError, expected};
 
@@ -29,7 +29,7 @@ impl Inspect for SqliteStore {
         Ok(None)
     }
 
-    async fn examine(&self, _: &dyn Clock) -> Result<Vec<Finding>, StoreError> {
+    async fn examine(&self, _: &dyn Clock, _: Purpose) -> Result<Vec<Finding>, StoreError> {
         let file = self.options.get_filename();
         let mut findings = vec![match std::fs::metadata(file) {
             Ok(meta) => permissions(meta.permissions().mode()),

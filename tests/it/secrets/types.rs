@@ -56,9 +56,18 @@ fn what_holds_a_secret_wipes_itself() {
     wipes::<Sha256>();
 }
 
-/// The only places that use a plain text: to hash it, and to show it once.
-const EXPOSED: [&str; 7] =
-    ["key", "key/format", "admin/view", "cli/pepper", "verify", "verify/bcrypt", "verify/management"];
+/// The only places that use a plain text: to hash it, and to show it once, in a link or a cookie too.
+const EXPOSED: [&str; 9] = [
+    "key",
+    "key/format",
+    "admin/view",
+    "cli/admin_key",
+    "cli/pepper",
+    "server/manage/page/cookie",
+    "verify",
+    "verify/bcrypt",
+    "verify/management",
+];
 
 #[test]
 fn a_plaintext_is_looked_at_in_few_places() {

@@ -5,14 +5,13 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use axum::response::Response;
 
-use super::super::body::{Fields, Form, Said};
+use super::super::body::{Fields, Form, Said, instant};
 use super::super::idempotency::Secret;
 use super::super::problem::Problem;
 use super::tenants::{name, setting};
 use super::{Answer, Change, Path, Success, nothing_matches};
 use crate::admin::view::{IssuedView, KeyView};
 use crate::admin::{Admin, Expiry, KeyUpdate, version};
-use crate::clock::Timestamp;
 use crate::config::duration;
 use crate::key::format::{holds_key, is_stored_prefix};
 use crate::labels::parse_label;
@@ -47,11 +46,6 @@ fn rotated(changed: Changed<'_>, admin: &Admin) -> Option<Answer> {
 
 fn path(key: &KeyDetails) -> String {
     format!("/v1/keys/{}", key.id.0)
-}
-
-/// An instant of a field.
-pub(super) fn instant(text: &str) -> Result<Timestamp, &'static str> {
-    Timestamp::parse_rfc_3339(text).ok_or("expected an instant of RFC 3339, such as 2027-01-31T00:00:00Z")
 }
 
 /// A span of a field.

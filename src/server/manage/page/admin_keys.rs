@@ -121,7 +121,7 @@ pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Respo
 }
 
 fn shown_once(visitor: &Visitor, issued: &IssuedAdminKey) -> Markup {
-    let key = issued.key.expose();
+    let key = &crate::admin::view::shown_once(&issued.key);
     let body = html! {
         p.crumbs { a href="/admin-keys" { "Management keys" } }
         h1 { (issued.details.name) }

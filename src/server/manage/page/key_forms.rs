@@ -148,7 +148,7 @@ pub(super) async fn create(
 
 /// The only page that has a key.
 fn shown_once(visitor: &Visitor, tenant: &Tenant, issued: &Issued, what: &str) -> Markup {
-    let key = issued.key.expose();
+    let key = &crate::admin::view::shown_once(&issued.key);
     let name = issued.details.name.as_deref().unwrap_or("(no name)");
     let body = html! {
         p.crumbs {

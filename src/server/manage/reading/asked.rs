@@ -10,16 +10,16 @@ use axum::http::HeaderMap;
 use axum::{Extension, Json};
 use serde_json::Value;
 
-use super::{Found, Shared, Who, seen_by};
+use super::seen_by;
 use crate::admin::{AdminError, RouteVerdict, TestedRequest};
 use crate::client_address::parse_address;
-use crate::clock::Timestamp;
 use crate::key::format::{is_stored_prefix, parse};
 use crate::permission::{About, Permission};
 use crate::server::manage::access::check;
-use crate::server::manage::body::{self, Fields, Form};
+use crate::server::manage::body::{self, Fields, Form, instant};
 use crate::server::manage::problem::Problem;
 use crate::server::manage::query::no_parameters;
+use crate::server::manage::{Found, Shared, Who};
 
 /// A request to explain. What is not said is as for `tenantgate explain`.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -115,10 +115,6 @@ pub(in crate::server::manage) async fn explain(
         Some(_) => Ok(text.to_owned()),
         None => Err("expected an IPv4 or IPv6 address"),
     };
-    let instant = |text: &str| match Timestamp::parse_rfc_3339(text) {
-        Some(_) => Ok(text.to_owned()),
-        None => Err("expected an RFC 3339 instant, such as 2027-01-31T00:00:00Z"),
-    };
     let request = ExplainedRequest {
         key_prefix: fields.text("key_prefix", prefix).value(),
         method: fields.text("method", text).value(),
@@ -126,7 +122,7 @@ pub(in crate::server::manage) async fn explain(
         host: fields.text("host", text).value(),
         client_address: fields.text("client_address", address).value(),
         context: context(&mut fields),
-        at: fields.text("at", instant).value(),
+        at: fields.text("at", |text| instant(text).map(|_| text.to_owned())).value(),
     };
     fields.finish()?;
     if let Some(prefix) = &request.key_prefix {

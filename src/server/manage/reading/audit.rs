@@ -4,13 +4,13 @@ use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 
-use super::{Shared, Who};
 use crate::admin::view::EntryView;
-use crate::clock::Timestamp;
 use crate::permission::{About, Permission, Reach};
 use crate::server::manage::access::check;
+use crate::server::manage::body::instant;
 use crate::server::manage::problem::{FieldError, Problem};
 use crate::server::manage::query::ListQuery;
+use crate::server::manage::{Shared, Who};
 use crate::store::AuditFilter;
 
 /// Changes, oldest first. A key of some tenants sees those of its tenants and of their keys.
@@ -22,16 +22,12 @@ pub(in crate::server::manage) async fn audit(
     check(&caller, Permission::AuditRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "audit", &["since", "until", "actor", "subject"])?;
     let mut errors = Vec::new();
-    let mut instant = |at: usize, name: &str| {
+    let mut at_of = |at: usize, name: &str| {
         let text = query.filter(at)?;
-        let read = Timestamp::parse_rfc_3339(text);
-        if read.is_none() {
-            let why = "expected an RFC 3339 instant, such as 2027-01-31T00:00:00Z";
-            errors.push(FieldError::new(format!("/{name}"), "invalid_value", why));
-        }
-        read
+        let read = instant(text);
+        read.map_err(|why| errors.push(FieldError::new(format!("/{name}"), "invalid_value", why))).ok()
     };
-    let (since, until) = (instant(0, "since"), instant(1, "until"));
+    let (since, until) = (at_of(0, "since"), at_of(1, "until"));
     if !errors.is_empty() {
         return Err(Problem::invalid(errors));
     }

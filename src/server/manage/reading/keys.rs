@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use axum::extract::{Path, RawQuery, State};
-use axum::response::Response;
 use axum::{Extension, Json};
 use serde::Serialize;
 
-use super::{Found, Shared, Who, seen_by, versioned};
+use super::seen_by;
 use crate::admin::version;
 use crate::admin::view::{KeyView, ListedKeyView};
 use crate::admin::{Admin, Caller};
@@ -18,10 +17,12 @@ use crate::labels::parse_label;
 use crate::permission::{About, Permission};
 use crate::record::KeyState;
 use crate::scope::Scopes;
-use crate::server::manage::Plane;
 use crate::server::manage::access::check;
+use crate::server::manage::body::instant;
+use crate::server::manage::precondition::Tagged;
 use crate::server::manage::problem::{FieldError, Problem};
 use crate::server::manage::query::{ListQuery, Page, no_parameters};
+use crate::server::manage::{Found, Plane, Shared, Who};
 use crate::store::{KeyFilter, KeyPlace};
 
 /// The filters of `key list`.
@@ -81,14 +82,6 @@ fn at(admin: &Admin, place: &str) -> Option<KeyPlace> {
 
 fn filter(query: &ListQuery, now: Timestamp) -> Result<KeyFilter, Problem> {
     let mut errors = Vec::new();
-    let state = |text: &str| {
-        let known = KeyState::ALL.into_iter().find(|state| state.as_str() == text);
-        known.ok_or_else(|| format!("expected one of {}", KeyState::ALL.map(KeyState::as_str).join(", ")))
-    };
-    let instant = |text: &str| {
-        Timestamp::parse_rfc_3339(text)
-            .ok_or_else(|| "expected an RFC 3339 instant, such as 2027-01-31T00:00:00Z".to_owned())
-    };
     let [status, _, scope, _, expires_before, unused_for] = [0, 1, 2, 3, 4, 5].map(|at| query.filter(at));
     let mut labels = Vec::new();
     for text in query.filters(3) {
@@ -97,12 +90,14 @@ fn filter(query: &ListQuery, now: Timestamp) -> Result<KeyFilter, Problem> {
     }
     let filter = KeyFilter {
         tenant: None,
-        state: read(status, "status", &mut errors, state),
+        state: read(status, "status", &mut errors, KeyState::parse),
         now,
         name: query.filter(1).map(str::to_owned),
-        scope: read(scope, "scope", &mut errors, one_scope),
+        scope: read(scope, "scope", &mut errors, Scopes::parse_one),
         labels,
-        expires_before: read(expires_before, "expires_before", &mut errors, instant),
+        expires_before: read(expires_before, "expires_before", &mut errors, |text| {
+            instant(text).map_err(Into::into)
+        }),
         unused_since: read(unused_for, "unused_for", &mut errors, duration).map(|span| now.before(span)),
     };
     if errors.is_empty() { Ok(filter) } else { Err(Problem::invalid(errors)) }
@@ -123,27 +118,18 @@ fn read<T>(
     }
 }
 
-fn one_scope(text: &str) -> Result<String, String> {
-    let scopes = Scopes::parse(text).map_err(|error| error.to_string())?;
-    let mut all = scopes.iter();
-    match (all.next(), all.next()) {
-        (Some(one), None) => Ok(one.to_owned()),
-        _ => Err("expected one scope".into()),
-    }
-}
-
 /// One key.
 pub(in crate::server::manage) async fn key(
     State(plane): Shared,
     Extension(caller): Who,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
+) -> Result<Tagged<KeyView>, Problem> {
     check(&caller, Permission::KeysRead, About::Shared)?;
     no_parameters(query.as_deref())?;
     let admin = seen_by(&plane, &caller);
     let key = admin.key(&reference).await?;
-    Ok(versioned(&version::of_key(&key), KeyView::at(&key, admin.now())))
+    Ok(Tagged(KeyView::at(&key, admin.now()), version::of_key(&key)))
 }
 
 /// Whom it would hit if a tenant were suspended.

@@ -5,12 +5,8 @@ mod audit;
 mod keys;
 mod usage;
 
-use std::sync::Arc;
-
-use axum::Extension;
 use axum::Json;
 use axum::extract::{RawQuery, State};
-use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 
 pub use self::asked::{Explain, ExplainedRequest};
@@ -18,28 +14,13 @@ pub(super) use self::asked::{explain, test_route};
 pub(super) use self::audit::audit;
 pub(super) use self::keys::{ImpactView, impact, key, keys, keys_of_tenant};
 pub(super) use self::usage::{usage, usage_of_key};
-use super::Plane;
-use super::precondition::Tagged;
-use super::problem::Problem;
 use super::query::{ListQuery, Page};
+use super::{Found, Plane, Shared};
 use crate::admin::{Admin, Caller, Origin};
-
-/// Whose request it is.
-type Who = Extension<Arc<Caller>>;
-
-/// What all handlers get.
-type Shared = State<Arc<Plane>>;
-
-type Found<T> = Result<Json<T>, Problem>;
 
 /// The use cases as the caller sees them.
 fn seen_by(plane: &Plane, caller: &Caller) -> Admin {
     plane.admin.on_behalf(caller, &Origin::default())
-}
-
-/// An object in a version, which a client names again to change that version alone.
-fn versioned(version: &str, object: impl Serialize) -> Response {
-    Tagged(object, version.to_owned()).into_response()
 }
 
 /// A server that has announced itself.

@@ -3,7 +3,7 @@
 use axum::extract::{Path, RawQuery, State};
 use axum::{Extension, Json};
 
-use super::{Found, Shared, Who, seen_by};
+use super::seen_by;
 use crate::admin::Admin;
 use crate::admin::view::UsageView;
 use crate::clock::Timestamp;
@@ -11,6 +11,7 @@ use crate::permission::{About, Permission, Reach};
 use crate::server::manage::access::check;
 use crate::server::manage::problem::{FieldError, Problem};
 use crate::server::manage::query::{ListQuery, Page};
+use crate::server::manage::{Found, Shared, Who};
 use crate::store::{UsageBy, UsageFilter, UsagePart, UsageRow};
 
 /// Microseconds of a day, and the days that are shown unless others are asked for.

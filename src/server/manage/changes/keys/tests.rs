@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::KeyTerms;
 use crate::tenant::TenantId;
