@@ -15,6 +15,7 @@
 //! - Every place and every length is checked against the size of the mapping.
 //! - A record carries a keyed hash of its content. The key comes over the socket and is not in the memory, so damage
 //!   makes a record unusable, and cannot make one.
+//!   The seal of a record is taken off when another one takes its place, so that damage cannot bring back what was true once.
 //! - A change of any number of rows is one step: the sequence number in the header is odd while it is being made. A
 //!   reader that sees it odd, or changed, has no answer ([`Found::Doubt`]).
 //! - The heartbeat says when the writer last knew that the memory is true to the database. It is stored after the

@@ -1,5 +1,7 @@
 //! What a record says, and how it is spelled in bytes.
 
+use crate::layout::MOST_BYTES;
+
 /// A key that was proven, with everything that an answer to its holder says.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Proven {
@@ -74,6 +76,13 @@ impl Proven {
         to.texts(&self.remove);
         to.pairs(&self.metadata);
         to.0
+    }
+
+    /// Whether it can be published: a record has a greatest length.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        let bytes = self.encode();
+        bytes.len() <= MOST_BYTES && Self::decode(&bytes).as_ref() == Some(self)
     }
 
     /// Reads a record; `None` if it is not one.

@@ -142,6 +142,14 @@ impl<M: Memory> Writer<M> {
         Ok(place)
     }
 
+    /// Takes the seal off a record that is not true any more. A slot that comes to name it by damage then finds nothing.
+    fn void(&self, place: u32) {
+        let head = usize::try_from(place).ok().and_then(|at| self.memory.words().get(at..at + RECORD_HEAD));
+        for word in head.unwrap_or_default() {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// The slot in which a prefix stands. Keys without a record and with the same fingerprint are all alike, and any of
     /// their slots will do.
     fn slot_of(&self, prefix: &[u8], proven: bool) -> Option<usize> {
@@ -216,7 +224,11 @@ impl<M: Memory> Transaction<'_, M> {
             State::Absent if matches!(next, State::Absent) => return Ok(()),
             State::Absent => writer.free_slot(prefix)?,
             State::Known => writer.slot_of(prefix, false).ok_or(Full)?,
-            State::Proven(_) => writer.slot_of(prefix, true).ok_or(Full)?,
+            State::Proven(_) => {
+                let at = writer.slot_of(prefix, true).ok_or(Full)?;
+                writer.void(Slot::of(writer.memory.words()[at].load(Ordering::Relaxed)).record);
+                at
+            }
         };
         let word = match next {
             State::Absent => GONE,

@@ -251,3 +251,28 @@ fn without_room_a_writer_leaves_its_readers_without_answers() {
     assert_eq!(reader.find(NOW, b"llmk_1"), Found::Doubt);
     assert!(writer.change(|_| Ok(())).is_err(), "it does not recover");
 }
+
+#[test]
+fn a_record_that_was_true_once_cannot_be_found_again() {
+    let memory = memory(4, 400);
+    let (mut writer, reader) = open(&memory, 4);
+    let (old, new) = (proven("llmk_a", 1), proven("llmk_a", 3));
+    writer.change(|change| change.set("llmk_a", State::Absent, State::Proven(&old))).unwrap();
+    let mut slots = 16..32;
+    let slot = slots.find(|at| memory[*at].load(Ordering::Relaxed) != 0).unwrap();
+    let before = memory[slot].load(Ordering::Relaxed);
+    writer.change(|change| change.set("llmk_a", State::Proven(&old), State::Proven(&new))).unwrap();
+    assert_eq!(reader.find(NOW, b"llmk_a"), Found::Proven(Box::new(new)));
+    // The same slot, as it was: one word is damaged, and no seal tells of it.
+    memory[slot].store(before, Ordering::Relaxed);
+    assert_eq!(reader.find(NOW, b"llmk_a"), Found::Doubt);
+}
+
+#[test]
+fn a_row_that_is_too_long_does_not_fit() {
+    assert!(proven("llmk_a", 1).fits());
+    for len in [8_000, 9_000, 70_000] {
+        let set = vec![("x-tenant".to_owned(), "a".repeat(len))];
+        assert_eq!(Proven { set, ..proven("llmk_a", 1) }.fits(), len == 8_000, "{len}");
+    }
+}
