@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::proto::envoy::config::core::v3::HeaderValueOption;
 use super::proto::envoy::service::auth::v3::CheckResponse;
 use super::proto::envoy::service::auth::v3::check_response::HttpResponse;
-use super::translate::{Answer, ROOM, Speech, answer};
+use super::translate::{Answer, DECISION_ID_HEADER, ROOM, Speech, answer};
 
 /// An answer, without what differs from one decision to the next.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -36,10 +36,9 @@ pub fn plain(said: &Answer<'_>, speech: &Speech) -> Option<PlainAnswer> {
     let mut bytes = Vec::with_capacity(ROOM);
     answer(&mut bytes, said, id, false, speech);
     let response = CheckResponse::decode(&*bytes).ok()?;
-    let id = id.to_string();
     let headers = |options: Vec<HeaderValueOption>| {
         let pairs = options.into_iter().filter_map(|option| option.header);
-        pairs.map(|pair| (pair.key, if pair.value == id { String::new() } else { pair.value })).collect()
+        pairs.map(|pair| (pair.key, pair.value)).collect::<Vec<_>>()
     };
     let mut plain = match response.http_response? {
         HttpResponse::OkResponse(ok) => {
@@ -47,7 +46,14 @@ pub fn plain(said: &Answer<'_>, speech: &Speech) -> Option<PlainAnswer> {
         }
         HttpResponse::DeniedResponse(denied) | HttpResponse::ErrorResponse(denied) => PlainAnswer {
             status: u16::try_from(denied.status?.code).ok()?,
-            set: headers(denied.headers),
+            set: headers(denied.headers)
+                .into_iter()
+                .map(
+                    |(name, value)| {
+                        if name == DECISION_ID_HEADER { (name, String::new()) } else { (name, value) }
+                    },
+                )
+                .collect(),
             body: denied.body,
             ..PlainAnswer::default()
         },
@@ -85,6 +91,29 @@ mod tests {
         assert_eq!((plain.status, plain.body.as_str()), (401, "{\"detail\":\"Invalid API key\"}"));
         let id = plain.set.iter().find(|(_, value)| value.is_empty()).unwrap();
         assert_eq!((id.0.as_str(), plain.metadata), ("x-llmcore-decision-id", vec![]));
+    }
+
+    #[test]
+    fn a_row_whose_id_is_zero_is_told_as_any_other() {
+        let id = TenantId(Uuid::nil());
+        let key = KeyRecord {
+            id: KeyId(Uuid::nil()),
+            tenant_id: id,
+            prefix: "llmk_a".into(),
+            hash: None,
+            expires_at: ExpiresAt::NEVER,
+            revoked: false,
+            not_before: Timestamp::MIN,
+            disabled: false,
+        };
+        let (name, schema, status) = ("Acme".into(), "tenant_acme".into(), TenantStatus::Active);
+        let tenant = Tenant { id, name, schema, status, mode: None, created_at: Timestamp(0), plan: None };
+        let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
+        let said = plain(&Answer::of(&decision), &Speech::default()).unwrap();
+        let zero = Uuid::nil().to_string();
+        for name in ["x-llmcore-tenant-id", "x-llmcore-key-id"] {
+            assert!(said.set.contains(&(name.into(), zero.clone())), "{said:?}");
+        }
     }
 
     #[test]

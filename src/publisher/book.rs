@@ -231,7 +231,7 @@ impl<M: Memory> Book<M> {
         // A key that passes: what a refusal of its holder says of it is a part of that.
         let rendered = (self.render)(&Decision::Allow(Grant::Tenant(record, tenant)), terms);
         let Rendered { set, remove, metadata, .. } = rendered.filter(|_| access.sound)?;
-        Some(Proven {
+        let proven = Proven {
             prefix: record.prefix.to_string(),
             digest: proof.digest,
             key_id: *record.id.0.as_bytes(),
@@ -244,7 +244,9 @@ impl<M: Memory> Book<M> {
             set,
             remove,
             metadata,
-        })
+        };
+        // A name of any length is possible in SQLite.
+        proven.fits().then_some(proven)
     }
 }
 

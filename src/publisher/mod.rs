@@ -127,6 +127,9 @@ struct Shared {
 /// How often the heartbeat is repeated. The replica looks every 50 ms, and a module trusts one second.
 const BEAT: Duration = Duration::from_millis(20);
 
+/// The pause after a failure.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// The most proofs that wait for the task. Those beyond are told again after their key's row changes, at the latest.
 const MOST_WAITING: usize = 1 << 16;
 
@@ -180,6 +183,7 @@ impl Publisher {
     pub async fn run(self) {
         let mut generation = self.0.replica.generation();
         let mut book: Option<Book<Mapping>> = None;
+        let mut failed = false;
         loop {
             if let Some((at, clock, snapshot)) = self.0.replica.synced() {
                 let proven = std::mem::take(&mut *self.proven());
@@ -195,10 +199,16 @@ impl Publisher {
                             self.announce(&next);
                         }
                         book = Some(next);
+                        failed = false;
                     }
                     Err(error) => {
-                        error!(%error, "what is proven cannot be published, Envoy asks for every request");
+                        if !failed {
+                            error!(%error, "what is proven cannot be published, Envoy asks for every request");
+                        }
                         self.0.offer.send_replace(None);
+                        failed = true;
+                        // It takes memory, and may fail for the lack of it.
+                        tokio::time::sleep(RETRY).await;
                     }
                 }
             }

@@ -183,7 +183,12 @@ impl Assembly {
         listener: Option<UnixListener>,
     ) -> Vec<JoinHandle<()>> {
         let Some((publisher, listener)) = self.publisher.clone().zip(listener) else { return Vec::new() };
-        let handout = Handout::new(publisher.clone(), listener, &settings.listen.unix_peers);
+        let handout = Handout::new(
+            publisher.clone(),
+            listener,
+            &settings.listen.unix_peers,
+            Arc::clone(&settings.clock),
+        );
         vec![
             self.run(Part::Publish, move || publisher.clone().run()),
             self.run(Part::PublishServe, move || handout.clone().run()),

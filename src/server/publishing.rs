@@ -13,11 +13,13 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::Settings;
+use crate::clock::Clock;
 use crate::decision::Decision;
 use crate::ext_authz::plain::plain;
 use crate::ext_authz::translate::{Answer, Speech};
 use crate::gate::Terms;
 use crate::publisher::{Publisher, Render, Rendered};
+use crate::rate_limited_log::RateLimitedLog;
 use crate::tenant::Mode;
 
 /// Modules at a time. An Envoy has one, and a second one while it restarts.
@@ -61,13 +63,21 @@ pub(super) struct Handout {
     /// Shared with the next run after a panic.
     listener: Arc<Mutex<UnixListener>>,
     peers: Arc<[u32]>,
+    /// A module tries again and again.
+    log: Arc<RateLimitedLog>,
 }
 
 impl Handout {
-    pub(super) fn new(publisher: Publisher, listener: UnixListener, peers: &[u32]) -> Self {
+    pub(super) fn new(
+        publisher: Publisher,
+        listener: UnixListener,
+        peers: &[u32],
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let own = rustix::process::geteuid().as_raw();
         let peers = peers.iter().copied().chain([own, 0]).collect();
-        Self { publisher, listener: Arc::new(Mutex::new(listener)), peers }
+        let log = Arc::new(RateLimitedLog::new(clock, 1));
+        Self { publisher, listener: Arc::new(Mutex::new(listener)), peers, log }
     }
 
     /// Serves modules until it is dropped.
@@ -92,7 +102,10 @@ impl Handout {
         let uid = stream.peer_cred().map(|peer| peer.uid());
         let admitted = uid.as_ref().is_ok_and(|uid| self.peers.contains(uid));
         if !admitted {
-            warn!(uid = uid.ok(), "a module of another user is refused: allow it by --unix-peer-uid");
+            let uid = uid.ok();
+            self.log.write(|_| {
+                warn!(uid, "a module of another user is refused: allow it by --unix-peer-uid");
+            });
         }
         admitted
     }
