@@ -34,7 +34,7 @@ const FILTER: &str = r#"          - name: tenantgate
               filter_name: tenantgate
               filter_config:
                 "@type": type.googleapis.com/google.protobuf.StringValue
-                value: "unix:SOCKET context_extensions=none"
+                value: "unix:SOCKET context_extensions=none clear_route_cache=false"
 "#;
 
 const CHECK: &str =
@@ -214,6 +214,64 @@ fn clients_and_upstreams_see_the_same_with_the_module_and_without() {
             (seen(&one), fields(&told), &Value::Null),
             "{path}"
         );
+    }
+}
+
+/// What `envoy.yaml` does against forged headers before any filter sees them, which the module must not need.
+const STRIPPED: [&str; 4] =
+    ["x-llmcore-tenant-id", "x-llmcore-tenant-name", "x-llmcore-tenant-schema", "x-llmcore-key-id"];
+
+fn stripping_nothing(plan: Plan) -> Plan {
+    STRIPPED.iter().fold(plan, |plan, name| plan.with(&format!("              - {{remove: {name}}}\n"), ""))
+}
+
+#[test]
+fn the_module_keeps_forged_headers_out_if_envoy_strips_nothing() {
+    let world = World::somewhere();
+    let (server, socket, _directory) = publishing(&world, &[]);
+    let Some(envoy) = stripping_nothing(with_module(&server, &socket)).start() else { return };
+    let mut headers = vec![(KEY_HEADER, world.live.text.as_bytes())];
+    for name in STRIPPED {
+        headers.extend([(name, &b"forged"[..]), (name, b"twice")]);
+    }
+    let (outcome, _) = by_module(&envoy, &headers);
+    let seen = outcome.seen.expect("it passes");
+    for name in STRIPPED {
+        let values = seen.values(name);
+        assert_eq!(values.len(), 1, "{name}: {values:?}");
+        assert!(!values.contains(&"forged") && !values.contains(&"twice"), "{name}: {values:?}");
+    }
+    assert!(seen.values(KEY_HEADER).is_empty());
+}
+
+#[test]
+fn a_route_that_depends_on_the_tenant_is_chosen_as_with_ext_authz() {
+    let world = World::somewhere();
+    let (server, socket, _directory) = publishing(&world, &[]);
+    // A route of one tenant alone, which a client must not choose by a header of its own.
+    let other = &world.sleepy.id;
+    let routed = |plan: Plan| {
+        let first = "              - match: {prefix: /, grpc: {}}\n";
+        let route = |id: &str, status: u16| {
+            format!(
+                "              - match: {{prefix: /, headers: [{{name: x-llmcore-tenant-id, string_match: {{exact: {id}}}}}]}}\n                direct_response: {{status: {status}}}\n"
+            )
+        };
+        let routes = format!("{}{}{first}", route(other, 299), route(&world.acme.id, 298));
+        let plan = stripping_nothing(plan).with(first, &routes);
+        plan.with(
+            "              transport_api_version: V3\n",
+            "              transport_api_version: V3\n              clear_route_cache: true\n",
+        )
+    };
+    let clears = |plan: Plan| plan.with("clear_route_cache=false", "clear_route_cache=true");
+    let Some(plain) = routed(logging(Envoy::before(&server))).start() else { return };
+    let Some(envoy) = routed(clears(with_module(&server, &socket))).start() else { return };
+    let key = (KEY_HEADER, world.live.text.as_bytes());
+    for headers in [vec![key], vec![key, ("x-llmcore-tenant-id", other.as_bytes())]] {
+        let (one, _) = ask(&plain, &path(), &headers);
+        let (other, _) = by_module(&envoy, &headers);
+        assert_eq!((one.page.status, other.page.status), (298, 298), "{headers:?}");
     }
 }
 

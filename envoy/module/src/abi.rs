@@ -79,6 +79,7 @@ unsafe extern "C" {
         name: Buffer,
         value: Buffer,
     ) -> bool;
+    fn envoy_dynamic_module_callback_http_clear_route_cache(stream: Envoy);
     fn envoy_dynamic_module_callback_http_send_response(
         stream: Envoy,
         status: u32,
@@ -199,6 +200,11 @@ impl Exchange for Stream {
         unsafe {
             envoy_dynamic_module_callback_http_set_dynamic_metadata_bool(self.0, namespace, name, value);
         };
+    }
+
+    fn clear_route_cache(&mut self) {
+        // SAFETY: as above.
+        unsafe { envoy_dynamic_module_callback_http_clear_route_cache(self.0) };
     }
 
     fn respond(&mut self, status: u16, headers: &[(&str, &str)], body: &str, details: &str) {

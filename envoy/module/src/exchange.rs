@@ -14,6 +14,9 @@ pub(crate) trait Exchange {
     /// Writes one truth value into the metadata of the request.
     fn set_flag(&mut self, namespace: &str, name: &str, value: bool);
 
+    /// Lets Envoy choose the route again, by the headers as they are now.
+    fn clear_route_cache(&mut self);
+
     /// Answers the request.
     fn respond(&mut self, status: u16, headers: &[(&str, &str)], body: &str, details: &str);
 

@@ -21,6 +21,9 @@ const NAMESPACE: &str = "envoy.filters.http.ext_authz";
 /// Where the mark stands that keeps `ext_authz` from asking.
 const OWN_NAMESPACE: &str = "envoy.tenantgate";
 
+/// How access logs say that a request was refused: as `ext_authz` has it.
+const REFUSED: &str = "ext_authz_denied";
+
 /// The mark.
 const DECIDED: &str = "decided";
 
@@ -46,21 +49,21 @@ pub(crate) struct Filter {
     reports: Arc<Reports>,
     link: Option<Link>,
     counters: Counters,
+    clears_route_cache: bool,
 }
 
 impl Filter {
-    /// A filter of a configuration: `unix:/path context_extensions=none`, and `uid=N` after a blank if the server runs as
-    /// another user than Envoy.
-    /// `None` if it cannot be read, or if this Envoy has another ABI. The link to the server is only for an Envoy that
+    /// A filter of a configuration; see [`Target::parse`]. `None` if it cannot be read, or if this Envoy has another ABI. The link to the server is only for an Envoy that
     /// `serves`.
     pub(crate) fn new(text: &str, counters: Counters, serves: bool) -> Option<Arc<Self>> {
         let target = Target::parse(text)?;
         if !crate::fingerprint::is_expected() {
             return None;
         }
+        let clears_route_cache = target.clears_route_cache;
         let (published, reports) = (Arc::<ArcSwapOption<_>>::default(), Arc::<Reports>::default());
         let link = if serves { Some(Link::start(target, &published, &reports)?) } else { None };
-        Some(Arc::new(Self { published, reports, link, counters }))
+        Some(Arc::new(Self { published, reports, link, counters, clears_route_cache }))
     }
 
     /// Tells the thread to end.
@@ -94,6 +97,9 @@ pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
             say(exchange, "allow", "ok", id.as_str(), &proven.metadata);
             filter.reports.add(&proven.prefix, "ok", clock.now());
             exchange.count(filter.counters.allowed);
+            if filter.clears_route_cache {
+                exchange.clear_route_cache();
+            }
             exchange.set_flag(OWN_NAMESPACE, DECIDED, true);
             Verdict::Allowed
         }
@@ -110,7 +116,7 @@ pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
             let prefix = proven.as_ref().map_or("", |proven| &proven.prefix);
             filter.reports.add(prefix, &answer.reason, clock.now());
             exchange.count(filter.counters.denied);
-            exchange.respond(answer.status, &headers, &answer.body, "tenantgate_denied");
+            exchange.respond(answer.status, &headers, &answer.body, REFUSED);
             Verdict::Denied
         }
     }
