@@ -93,7 +93,7 @@ fn path() -> String {
 fn by_module(envoy: &Envoy, headers: &[(&str, &[u8])]) -> (Outcome, Value) {
     eventually("the module decides", PATIENCE, || {
         let (outcome, metadata) = ask(envoy, &path(), headers);
-        if metadata["via"] == "module" { Ok((outcome, metadata)) } else { Err((outcome, metadata)) }
+        if metadata["via"] == "module" { Ok((outcome, metadata)) } else { Err(Box::new((outcome, metadata))) }
     })
 }
 
@@ -197,7 +197,7 @@ fn clients_and_upstreams_see_the_same_with_the_module_and_without() {
         headers.extend(forged);
         let (one, told) = eventually("the Check is proven", PATIENCE, || {
             let (one, told) = ask(&plain, &path(), &headers);
-            if told["reason"] == reason { Ok((one, told)) } else { Err((one, told)) }
+            if told["reason"] == reason { Ok((one, told)) } else { Err(Box::new((one, told))) }
         });
         let (other, said) =
             if decides { by_module(&envoy, &headers) } else { ask(&envoy, &path(), &headers) };
@@ -345,7 +345,7 @@ fn what_the_module_cannot_judge_is_left_to_the_check() {
         for _ in 0..2 {
             let said = eventually("it passes", PATIENCE, || {
                 let (outcome, said) = ask(&envoy, &path(), &[(KEY_HEADER, key.as_bytes())]);
-                if outcome.page.status == 200 { Ok(said) } else { Err((outcome, said)) }
+                if outcome.page.status == 200 { Ok(said) } else { Err(Box::new((outcome, said))) }
             });
             assert!(said["via"].is_null(), "{said}");
         }
@@ -388,7 +388,7 @@ fn without_a_server_nothing_passes_and_a_new_one_is_found() {
     let start = Instant::now();
     eventually("the memory is stale", PATIENCE, || {
         let (outcome, said) = ask(&envoy, &path(), &key);
-        if outcome.page.status == 503 { Ok(()) } else { Err((outcome, said)) }
+        if outcome.page.status == 503 { Ok(()) } else { Err(Box::new((outcome, said))) }
     });
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     for headers in [&key[..], &[]] {
