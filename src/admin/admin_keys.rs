@@ -9,7 +9,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::key_changes::Expiry;
-use super::keys::check_key_name;
+use super::key_changes::check_key_name;
 use super::{Admin, AdminError, Setting, missing, refused, unfit};
 use crate::audit::Action;
 use crate::clock::Timestamp;

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::keys::check_key_name;
 use super::{Admin, AdminError, Setting, unfit};
 use crate::audit::Action;
 use crate::clock::Timestamp;
@@ -14,6 +13,7 @@ use crate::plan::PlanName;
 use crate::record::{KeyDetails, KeyState, KeyTerms, has_expired};
 use crate::scope::Scopes;
 use crate::store::{KeyFilter, StoredKey};
+use crate::tenant::is_tenant_name;
 
 /// When a key expires.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -97,6 +97,19 @@ impl KeyUpdate {
             terms.labels.remove(name);
         }
         self.labels.iter().try_for_each(|label| terms.labels.add(label)).map_err(|error| error.to_string())
+    }
+}
+
+/// Checks the name of a key.
+pub(super) fn check_key_name(name: Option<&str>) -> Result<(), AdminError> {
+    match name {
+        Some(name) if !is_tenant_name(name) => Err(AdminError::BadRequest(
+            "a key's name has 1 to 255 characters and no control characters".into(),
+        )),
+        Some(name) if holds_key(name) => {
+            Err(AdminError::BadRequest("a key's name must not hold a key".into()))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::key_changes::{Expiry, KeyUpdate, check_span};
+use super::key_changes::{Expiry, KeyUpdate, check_key_name, check_span};
 use super::tenants::may_name;
 use super::{Admin, AdminError, missing, refused, unfit};
 use crate::audit::Action;
 use crate::clock::Timestamp;
-use crate::key::format::{self, holds_key};
+use crate::key::format;
 use crate::key::{KeyId, PlainKey};
 use crate::record::{ExpiresAt, KeyDetails, KeyRecord, KeyState, KeyTerms, Memo, SecretHash};
 use crate::store::{NewKey, StoreError};
-use crate::tenant::{Tenant, TenantId, TenantStatus, is_tenant_name};
+use crate::tenant::{Tenant, TenantId, TenantStatus};
 use crate::verify::bcrypt;
 
 /// A key that was just made: the only time it can be seen.
@@ -224,16 +224,4 @@ pub(super) async fn hashed(key: PlainKey) -> Result<String, AdminError> {
         .await
         .map_err(|e| AdminError::Refused(format!("hashing was interrupted: {e}")))?
         .map_err(|e| AdminError::Refused(e.to_string()))
-}
-
-pub(super) fn check_key_name(name: Option<&str>) -> Result<(), AdminError> {
-    match name {
-        Some(name) if !is_tenant_name(name) => Err(AdminError::BadRequest(
-            "a key's name has 1 to 255 characters and no control characters".into(),
-        )),
-        Some(name) if holds_key(name) => {
-            Err(AdminError::BadRequest("a key's name must not hold a key".into()))
-        }
-        _ => Ok(()),
-    }
 }

@@ -9,6 +9,9 @@ use crate::diagnostics::Finding;
 /// The default limit of concurrent requests of a cluster. Envoy rejects further requests itself.
 const DEFAULT_REQUESTS: u64 = 1_024;
 
+/// The default of `Http2ProtocolOptions.max_outbound_control_frames`. Beyond it Envoy closes its connection.
+const DEFAULT_CONTROL_FRAMES: u64 = 1_000;
+
 /// Returns the name of the cluster that a filter calls.
 pub(super) fn called(filter: &Value) -> Option<&str> {
     text(filter, "/grpc_service/envoy_grpc/cluster_name")
@@ -29,7 +32,11 @@ pub(super) fn examine(dump: &Value, filter: &Value, expected: &Expected<'_>) -> 
         )];
     };
     let found = Finding::ok(CHECK, format!("the filter calls the cluster {name}"));
-    vec![found, http2(cluster), requests(cluster), health(cluster, expected), transport(cluster)]
+    let options = http2_options(cluster);
+    let mut findings = vec![found, http2(options)];
+    findings.extend(options.map(resets));
+    findings.extend([requests(cluster), health(cluster, expected), transport(cluster)]);
+    findings
 }
 
 fn find<'a>(dump: &'a Value, name: &str) -> Option<&'a Value> {
@@ -39,13 +46,18 @@ fn find<'a>(dump: &'a Value, name: &str) -> Option<&'a Value> {
     all.map(|entry| &entry["cluster"]).find(|cluster| text(cluster, "/name") == Some(name))
 }
 
-fn http2(cluster: &Value) -> Finding {
-    const CHECK: &str = "envoy.http2";
-    let mut explicit = cluster.get("http2_protocol_options").is_some();
+/// Returns the `Http2ProtocolOptions` of a cluster, if it uses HTTP/2 and nothing else.
+fn http2_options(cluster: &Value) -> Option<&Value> {
+    let mut options = cluster.get("http2_protocol_options");
     super::json::for_each_object(&cluster["typed_extension_protocol_options"], &mut |object| {
-        explicit |= object.pointer("/explicit_http_config/http2_protocol_options").is_some();
+        options = options.or(object.pointer("/explicit_http_config/http2_protocol_options"));
     });
-    if explicit {
+    options
+}
+
+fn http2(options: Option<&Value>) -> Finding {
+    const CHECK: &str = "envoy.http2";
+    if options.is_some() {
         Finding::ok(CHECK, "Envoy calls tenantgate over HTTP/2")
     } else {
         let what = "Envoy calls tenantgate over HTTP/1.1, which cannot carry gRPC: every check fails";
@@ -54,6 +66,21 @@ fn http2(cluster: &Value) -> Finding {
             what,
             "set typed_extension_protocol_options … explicit_http_config: {http2_protocol_options: {}}",
         )
+    }
+}
+
+/// Checks that clients that hang up do not make Envoy close its connection to tenantgate.
+fn resets(options: &Value) -> Finding {
+    const CHECK: &str = "envoy.resets";
+    let most = options.pointer("/max_outbound_control_frames").and_then(Value::as_u64);
+    let most = most.unwrap_or(DEFAULT_CONTROL_FRAMES);
+    if most > DEFAULT_CONTROL_FRAMES {
+        Finding::ok(CHECK, format!("up to {most} clients may hang up at once"))
+    } else {
+        let what = format!(
+            "if {most} clients hang up at once, Envoy closes its connection to tenantgate, and all checks on it fail"
+        );
+        Finding::warn(CHECK, what, "set http2_protocol_options: {max_outbound_control_frames: 100000}")
     }
 }
 

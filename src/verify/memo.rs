@@ -29,6 +29,8 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use hmac::{Hmac, Mac};
 use rand::TryRng as _;
@@ -228,11 +230,47 @@ impl fmt::Debug for Seal {
 #[derive(Clone, Copy)]
 pub struct Token([u8; 16]);
 
+/// The place for the token of a row, in as many bytes as a token has: there is one for every key in memory.
+///
+/// It is empty until [`TokenCell::set`]. All zeros mean empty, so a token whose second half is zero is never found; then
+/// the seal decides.
+#[derive(Debug, Default)]
+pub struct TokenCell([AtomicU64; 2]);
+
+impl TokenCell {
+    /// The token, once there is one.
+    #[must_use]
+    pub fn get(&self) -> Option<Token> {
+        let [first, second] = &self.0;
+        // The second half is stored last.
+        let second = second.load(Acquire);
+        let token = Token::of_halves([first.load(Relaxed), second]);
+        (second != 0).then_some(token)
+    }
+
+    /// Stores the token. All callers have the same one: that of the only key that the seal of the row is for.
+    pub fn set(&self, token: Token) {
+        let [first, second] = token.halves();
+        self.0[0].store(first, Relaxed);
+        self.0[1].store(second, Release);
+    }
+}
+
 impl Token {
     /// Compares two tokens in constant time.
     #[must_use]
     pub fn is(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
+    }
+
+    fn halves(self) -> [u64; 2] {
+        let (halves, _) = self.0.as_chunks::<8>();
+        std::array::from_fn(|at| u64::from_ne_bytes(halves[at]))
+    }
+
+    fn of_halves(halves: [u64; 2]) -> Self {
+        let bytes = halves.map(u64::to_ne_bytes);
+        Self(std::array::from_fn(|at| bytes[at / 8][at % 8]))
     }
 }
 
@@ -361,6 +399,11 @@ mod tests {
         let token = |key| ring.token(parse(key).unwrap());
         assert!(token(KEY).is(&token(KEY)) && !token(KEY).is(&token(other)));
         assert!(!token(KEY).is(&keyring(&[]).token(parse(KEY).unwrap())), "of another process");
+        let cell = TokenCell::default();
+        assert!(cell.get().is_none());
+        cell.set(token(KEY));
+        let found = cell.get().unwrap();
+        assert!(found.is(&token(KEY)) && !found.is(&token(other)));
     }
 
     #[test]

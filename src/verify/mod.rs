@@ -31,7 +31,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
-use self::memo::{Keyring, Policy, Seal, Token};
+use self::memo::{Keyring, Policy, Seal, TokenCell};
 use self::pool::{Job, Pool};
 use crate::decision::{Fault, Proof};
 use crate::key::PresentedKey;
@@ -64,7 +64,7 @@ impl Default for Options {
 pub struct Proven {
     seal: OnceLock<Seal>,
     /// The token of the key that was proven, once it was presented again.
-    token: OnceLock<Token>,
+    token: TokenCell,
 }
 
 impl Proven {
@@ -82,7 +82,7 @@ impl Proven {
 
 impl From<Option<Seal>> for Proven {
     fn from(seal: Option<Seal>) -> Self {
-        Self { seal: seal.map_or_else(OnceLock::new, OnceLock::from), token: OnceLock::new() }
+        Self { seal: seal.map_or_else(OnceLock::new, OnceLock::from), token: TokenCell::default() }
     }
 }
 
@@ -170,7 +170,9 @@ impl Verifier {
         let token = self.keyring.token(presented);
         let by_seal = || {
             let known = self.keyring.knows(seal, record, hash, presented.expose());
-            known.then(|| proven.token.set(token));
+            if known {
+                proven.token.set(token);
+            }
             known
         };
         let known = proven.token.get().map_or_else(by_seal, |ours| ours.is(&token));

@@ -59,7 +59,7 @@ fn the_file_that_users_start_from_is_as_it_should_be() {
     let wrong: Vec<_> = found.not_ok().into_iter().filter(|found| found.starts_with("envoy.")).collect();
     assert_eq!((wrong, code), (vec![], Some(0)), "{found:#?}");
     let checks = "version filter failure_mode status_on_error timeout retries key_header raw_headers mutations enforced \
-        forged_headers routes underscores paths limits cluster http2 circuit_breakers health_checks transport hosts errors \
+        forged_headers routes underscores paths limits cluster http2 resets circuit_breakers health_checks transport hosts errors \
         refuses passes forged_arrive key_arrives";
     for check in checks.split_whitespace() {
         assert!(found.is_ok(&format!("envoy.{check}")), "{check}: {found:#?}");
@@ -145,11 +145,13 @@ fn what_is_spoilt_in_the_listener_is_found_once() {
             ("          merge_slashes: true\n", ""),
             ("              - {remove: x-llmcore-key-id}\n", ""),
             ("max_requests: 100000", "max_requests: 1024"),
+            ("            max_outbound_control_frames: 100000\n", ""),
         ],
         &[
             "envoy.circuit_breakers warn",
             "envoy.forged_headers warn",
             "envoy.paths warn",
+            "envoy.resets warn",
             "envoy.underscores warn",
         ],
     );

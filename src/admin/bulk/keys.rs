@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::super::keys::check_key_name;
+use super::super::key_changes::check_key_name;
 use super::super::{Admin, AdminError};
 use super::{Import, Numbered, Outcome, cut_at_doubles, instant, read, uuid};
 use crate::audit::Action;

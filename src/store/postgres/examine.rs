@@ -6,12 +6,12 @@
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Row as _};
 
-use super::instant::Micros;
 use super::{PostgresStore, applied, made, migrate, moved, rights, shape};
 use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
 use crate::store::inspect::Purpose;
 use crate::store::migrations::{self, POSTGRES};
+use crate::store::sql::instant::Micros;
 use crate::store::{Store as _, StoreError};
 
 /// Looks at everything.

@@ -3,12 +3,12 @@
 use async_trait::async_trait;
 use sqlx::Row as _;
 
-use super::instant::Micros;
 use super::{PostgresStore, examine, look};
 use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
 use crate::store::StoreError;
 use crate::store::inspect::{Inspect, KeyRow, Purpose};
+use crate::store::sql::instant::Micros;
 
 #[async_trait]
 impl Inspect for PostgresStore {

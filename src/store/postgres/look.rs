@@ -4,7 +4,6 @@ use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 use uuid::Uuid;
 
-use super::instant::{Micros, expiry, instant};
 use super::memo;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
@@ -13,6 +12,7 @@ use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, SecretHash};
 use crate::route::{RouteId, RouteRow};
 use crate::store::inspect::KeyRow;
+use crate::store::sql::instant::{Micros, expiry, instant};
 use crate::store::{Change, Row, StoreError};
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 

@@ -6,7 +6,6 @@ mod address;
 mod connection;
 mod examine;
 mod inspect;
-pub(in crate::store) mod instant;
 mod locks;
 mod look;
 mod made;
@@ -25,9 +24,9 @@ use sqlx::{ColumnIndex, Connection as _, Row as _};
 use uuid::Uuid;
 
 use self::address::Address;
-use self::instant::Micros;
 use self::session::PostgresSession;
 use super::migrations;
+use super::sql::instant::Micros;
 use super::sql::{self, Link, Pool, SqlStore};
 use super::{
     Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, SchemaVersion, Session, Shadowed,

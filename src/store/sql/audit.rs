@@ -69,7 +69,7 @@ fn wanted(link: &Link<'_>, filter: &AuditFilter) -> Wanted {
         .and(SUBJECT, filter.subject.as_deref());
     let Some(tenants) = &filter.tenants else { return wanted };
     let tenants: Vec<String> = tenants.iter().map(|tenant| tenant.0.to_string()).collect();
-    let any = link.any(wanted.next());
+    let any = link.dialect().any(wanted.next());
     // A tenant, or something that has one.
     let theirs = format!("(subject {any} OR coalesce(after, before) ->> 'tenant_id' {any})");
     wanted.with(theirs, tenants.as_slice())

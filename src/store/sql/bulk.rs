@@ -71,7 +71,7 @@ pub(super) fn wanted(base: Wanted, dialect: &Dialect, filter: &KeyFilter) -> Wan
 }
 
 pub(super) async fn keys_named(link: &mut Link<'_>, names: &[String]) -> Result<Vec<StoredKey>, StoreError> {
-    let (ids_are, names_are) = (link.any(1), link.any(2));
+    let (ids_are, names_are) = (link.dialect().any(1), link.dialect().any(2));
     // One index for each branch.
     let any_name = format!(
         "id IN (SELECT id FROM api_keys WHERE id {ids_are} UNION SELECT id FROM api_keys WHERE key_prefix {names_are}
@@ -93,7 +93,7 @@ pub(super) async fn tenants_page(
 }
 
 pub(super) async fn tenants_named(link: &mut Link<'_>, names: &[String]) -> Result<Vec<Tenant>, StoreError> {
-    let (ids_are, names_are) = (link.any(1), link.any(2));
+    let (ids_are, names_are) = (link.dialect().any(1), link.dialect().any(2));
     let sql = format!(
         "SELECT {TENANT} FROM tenants WHERE id {ids_are} OR db_schema_name {names_are} OR name {names_are}"
     );

@@ -5,11 +5,11 @@ use sqlx::query::Query as SqlxQuery;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 use sqlx::{AssertSqlSafe, Connection as _, Postgres, Sqlite};
 
+use super::instant::Micros;
 use super::row::Row;
 use super::value::{Value, Wanted};
 use super::{Dialect, POSTGRES, SQLITE};
 use crate::store::StoreError;
-use crate::store::postgres::instant::Micros;
 
 /// A connection of ours.
 pub(in crate::store) struct Connection {
@@ -123,14 +123,6 @@ impl Link<'_> {
             Self::Sqlite(connection) => sqlx::raw_sql(sql).execute(&mut **connection).await.map(drop)?,
         }
         Ok(())
-    }
-
-    /// After a column: it is one of the list `$at`.
-    pub(super) fn any(&self, at: usize) -> String {
-        match self {
-            Self::Postgres(_) => format!("= ANY(${at})"),
-            Self::Sqlite(_) => format!("IN (SELECT value FROM json_each(${at}))"),
-        }
     }
 
     /// Adds rows to a table in one statement. Every row has a value for each of the columns.

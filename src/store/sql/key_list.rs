@@ -80,7 +80,7 @@ fn wanted_of(link: &Link<'_>, base: Wanted, filter: &KeyFilter, reach: &Reach) -
         Reach::All => all,
         Reach::Some(tenants) => {
             let tenants: Vec<_> = tenants.iter().map(|tenant| tenant.0).collect();
-            all.and_any("tenant_id", "", link, tenants)
+            all.and_any("tenant_id", "", link.dialect(), tenants)
         }
     }
 }

@@ -10,6 +10,7 @@ pub(super) mod audit;
 mod bulk;
 mod connection;
 mod idempotency;
+pub(super) mod instant;
 mod key_list;
 mod keys;
 mod management;
@@ -74,6 +75,16 @@ pub(super) struct Dialect {
     behind: &'static str,
     /// A change `c` that a server `r` has not applied.
     unapplied: &'static str,
+    /// After a column: it is one of the list in the parameter between the two parts.
+    any: [&'static str; 2],
+}
+
+impl Dialect {
+    /// After a column: it is one of the list in the parameter `$at`.
+    fn any(&self, at: usize) -> String {
+        let [before, after] = self.any;
+        format!("{before}${at}{after}")
+    }
 }
 
 /// Under another isolation level, the end of the audit log that a transaction reads would not be the newest.
@@ -97,6 +108,7 @@ pub(super) const POSTGRES: Dialect = Dialect {
     live: "serves_until > now()",
     behind: "serves_until > now() AND NOT pg_visible_in_snapshot($1::xid8, applied)",
     unapplied: "c.xid >= pg_snapshot_xmin(r.applied) AND NOT pg_visible_in_snapshot(c.xid, r.applied)",
+    any: ["= ANY(", ")"],
 };
 
 /// One transaction writes at a time.
@@ -121,6 +133,7 @@ pub(super) const SQLITE: Dialect = Dialect {
     live: "serves_until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
     behind: "serves_until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AND applied < CAST($1 AS INTEGER)",
     unapplied: "c.id > r.applied",
+    any: ["IN (SELECT value FROM json_each(", "))"],
 };
 
 /// A store that this layer manages.

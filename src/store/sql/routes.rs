@@ -43,7 +43,7 @@ pub(super) async fn to_change(link: &mut Link<'_>) -> Result<Vec<RouteRow>, Stor
 pub(super) async fn write(link: &mut Link<'_>, change: &RoutesChange) -> Result<(), StoreError> {
     if !change.removed.is_empty() {
         let ids: Vec<_> = change.removed.iter().map(|route| route.id.0).collect();
-        let sql = format!("DELETE FROM tenantgate_route WHERE id {}", link.any(1));
+        let sql = format!("DELETE FROM tenantgate_route WHERE id {}", link.dialect().any(1));
         ask(sql).bind(ids).execute(link).await?;
     }
     // Two rules may exchange their names.

@@ -5,9 +5,9 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Decode, Postgres, Row as _, Sqlite, Type};
 use uuid::Uuid;
 
+use super::instant::Micros;
 use crate::clock::Timestamp;
 use crate::store::StoreError;
-use crate::store::postgres::instant::Micros;
 
 /// A row of either database.
 pub(in crate::store) enum Row {

@@ -47,7 +47,12 @@ fn wanted(link: &Link<'_>, filter: &UsageFilter, place: &str) -> Wanted {
         Reach::All => wanted,
         Reach::Some(tenants) => {
             let tenants = tenants.iter().map(|tenant| tenant.0).collect();
-            wanted.and_any("u.key_id IN (SELECT id FROM api_keys WHERE tenant_id", ")", link, tenants)
+            wanted.and_any(
+                "u.key_id IN (SELECT id FROM api_keys WHERE tenant_id",
+                ")",
+                link.dialect(),
+                tenants,
+            )
         }
     };
     let after = filter.part.as_ref().and_then(|part| part.after.as_deref());

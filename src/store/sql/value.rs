@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::connection::Link;
+use super::Dialect;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::tenant::TenantId;
@@ -151,8 +151,8 @@ impl Wanted {
     }
 
     /// The same conditions, and one more: what is `before` is one of these ids; `after` closes it.
-    pub(super) fn and_any(self, before: &str, after: &str, link: &Link<'_>, ids: Vec<Uuid>) -> Self {
-        let condition = format!("{before} {}{after}", link.any(self.next()));
+    pub(super) fn and_any(self, before: &str, after: &str, dialect: &Dialect, ids: Vec<Uuid>) -> Self {
+        let condition = format!("{before} {}{after}", dialect.any(self.next()));
         self.with(condition, ids)
     }
 

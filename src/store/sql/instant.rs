@@ -49,7 +49,7 @@ impl Encode<'_, Postgres> for Micros {
 }
 
 /// A column that may be NULL.
-pub(super) fn instant(
+pub(in crate::store) fn instant(
     row: &PgRow,
     column: impl ColumnIndex<PgRow>,
 ) -> Result<Option<Timestamp>, sqlx::Error> {
@@ -57,6 +57,9 @@ pub(super) fn instant(
 }
 
 /// `expires_at`: NULL and `infinity` both mean never.
-pub(super) fn expiry(row: &PgRow, column: impl ColumnIndex<PgRow>) -> Result<Option<Timestamp>, sqlx::Error> {
+pub(in crate::store) fn expiry(
+    row: &PgRow,
+    column: impl ColumnIndex<PgRow>,
+) -> Result<Option<Timestamp>, sqlx::Error> {
     Ok(instant(row, column)?.filter(|at| *at != INFINITY))
 }
