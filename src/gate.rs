@@ -36,6 +36,7 @@ use crate::memo_writer::MemoWriter;
 use crate::policy::{self, Routing};
 use crate::replica::{Entry, Replica, Snapshot, TenantEntry};
 use crate::request::{AccessRequest, Credential};
+use crate::route::Context;
 use crate::stats::{Counter, Histogram};
 use crate::tenant::Mode;
 use crate::usage::Usage;
@@ -151,6 +152,15 @@ pub enum Lacking<'a> {
     Proof(Arc<Entry>, PresentedKey<'a>),
 }
 
+/// Is told what is proven, so that it can be repeated elsewhere.
+pub trait Witness: Send + Sync {
+    /// The key was proven for this row. Called once for each entry of the replica.
+    fn proven(&self, entry: &Arc<Entry>, presented: PresentedKey<'_>);
+
+    /// Envoy's configuration says something of the route of a request.
+    fn route_context(&self);
+}
+
 /// Checks requests.
 pub struct Gate {
     replica: Replica,
@@ -158,6 +168,7 @@ pub struct Gate {
     last_used: LastUsed,
     memos: MemoWriter,
     usage: Option<Usage>,
+    witness: Option<Arc<dyn Witness>>,
     clock: Arc<dyn Clock>,
     options: Options,
     stats: Arc<Stats>,
@@ -177,8 +188,8 @@ impl Gate {
         options: Options,
     ) -> Self {
         let starts_until = clock.uptime() + STARTING;
-        let (usage, stats) = (None, Arc::default());
-        Self { replica, verifier, last_used, memos, usage, clock, options, stats, starts_until }
+        let (usage, witness, stats) = (None, None, Arc::default());
+        Self { replica, verifier, last_used, memos, usage, witness, clock, options, stats, starts_until }
     }
 
     /// The same gate, which counts requests by key and reason, too.
@@ -186,6 +197,12 @@ impl Gate {
     pub fn counting(mut self, usage: Usage) -> Self {
         self.usage = Some(usage);
         self
+    }
+
+    /// The same gate, which tells what is proven.
+    #[must_use]
+    pub fn with_witness(self, witness: Option<Arc<dyn Witness>>) -> Self {
+        Self { witness, ..self }
     }
 
     /// What was decided so far.
@@ -267,6 +284,12 @@ impl Gate {
                 self.memos.note(entry.record(), presented);
             }
         }
+        if let (Some(witness), Some((entry, presented))) = (&self.witness, verdict.used) {
+            let known = verdict.decision.identity().is_some();
+            if known && entry.take_witness_due() {
+                witness.proven(entry, presented);
+            }
+        }
         self.stats.count(&verdict.decision);
         if let Some(usage) = &self.usage {
             usage.count(&verdict.decision, verdict.at);
@@ -307,6 +330,9 @@ impl View<'_> {
     ) -> Result<Verdict<'v>, Lacking<'a>> {
         if let Some(fault) = self.unable {
             return Ok(self.verdict(Decision::Unable(fault, None), Terms::default(), None, None));
+        }
+        if let Some(witness) = self.gate.witness.as_ref().filter(|_| request.context != Context::default()) {
+            witness.route_context();
         }
         let routing = Routing::of(self.snapshot.routes(), self.gate.options.policy, request);
         let entry = named(&self.snapshot, request);

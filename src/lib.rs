@@ -5,8 +5,8 @@
 //! # Layers
 //!
 //! ```text
-//! layer 5  WIRING      main  cli/  config/  server/{assembly, acceptor, dedicated_runtime, grpc_services, manage/{access, body, changes, connections, failures, idempotency, objects, ops, page, precondition, problem, query, reading, stats}, ops, tls, worker_pool}  health  telemetry/{manage_metrics, metrics, page, panics, process, scrub, traces}
-//! layer 4  ADAPTERS     ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      store/{sql, postgres, sqlite}
+//! layer 5  WIRING      main  cli/  config/  server/{assembly, acceptor, dedicated_runtime, grpc_services, manage/{access, body, changes, connections, failures, idempotency, objects, openapi, ops, page, precondition, problem, query, reading, stats}, ops, publishing, tls, worker_pool}  health  telemetry/{manage_metrics, metrics, page, panics, process, scrub, traces}
+//! layer 4  ADAPTERS     ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      publisher/{book}      store/{sql, postgres, sqlite}
 //! layer 3  USE CASES   gate (the check path)   admin/ (the management path)   last_used   memo_writer (proofs)   shadow (would-be refusals)   usage (counts)   explain (why)
 //! layer 2  MECHANISMS   supervise   store/{behalf, management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, derived, management, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, heartbeat, snapshot_file/format}   batch_writer   client_tls
 //! layer 1  JUDGEMENT   decision/{rows}   policy   permission (pure, synchronous)
@@ -14,7 +14,8 @@
 //! ```
 //!
 //! The parts of layers 0 and 1 that need no operating system are the crate `tenantgate-core`, and are re-exported here
-//! under the same names. A module inside Envoy can use that crate alone.
+//! under the same names. A module inside Envoy can use that crate alone, with what [`publisher`] writes into the memory of
+//! the crate `tenantgate-snapshot`. That crate and the module hold the only `unsafe` code.
 //!
 //! A module uses earlier modules of its own layer and the layers below, never a layer
 //! above. Adapters do not know each other.
@@ -84,6 +85,7 @@ pub mod explain;
 // layer 4
 pub mod envoy;
 pub mod ext_authz;
+pub mod publisher;
 // layer 5
 pub mod cli;
 pub mod config;

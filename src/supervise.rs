@@ -55,6 +55,10 @@ pub enum Part {
     Memos,
     /// Prunes the change log.
     Prune,
+    /// Publishes what is proven.
+    Publish,
+    /// Serves those who read what is published.
+    PublishServe,
     /// Writes the shadow report.
     Shadow,
     /// Writes `last_used_at`.
@@ -65,13 +69,15 @@ pub enum Part {
 
 impl Part {
     /// All tasks, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Announce,
         Self::Certificates,
         Self::Health,
         Self::Keep,
         Self::Memos,
         Self::Prune,
+        Self::Publish,
+        Self::PublishServe,
         Self::Shadow,
         Self::Usage,
         Self::UsageCounts,
@@ -87,6 +93,8 @@ impl Part {
             Self::Keep => "keep",
             Self::Memos => "memos",
             Self::Prune => "prune",
+            Self::Publish => "publish",
+            Self::PublishServe => "publish_serve",
             Self::Shadow => "shadow",
             Self::Usage => "usage",
             Self::UsageCounts => "usage_counts",

@@ -79,6 +79,11 @@ impl Usage {
         Self::of(Counts::default(), schedule)
     }
 
+    /// Counts requests that were decided elsewhere, the last of them at `at`; [`NOBODY`] without a proven key.
+    pub fn add(&self, key: KeyId, reason: &'static str, requests: u64, at: Timestamp) {
+        self.buffer().add(Slot { day: at.day(), key: key.0, reason }, requests);
+    }
+
     /// Counts a request that was decided at `now`.
     pub fn count(&self, decision: &Decision<'_>, now: Timestamp) {
         self.buffer().count(decision, now);
@@ -88,8 +93,11 @@ impl Usage {
 impl Counts {
     fn count(&self, decision: &Decision<'_>, now: Timestamp) {
         let (reason, key) = reason_and_key(decision);
-        let slot = Slot { day: now.day(), key: key.unwrap_or(NOBODY).0, reason };
-        *self.stripes[stripe()].lock().entry(slot).or_insert(0) += 1;
+        self.add(Slot { day: now.day(), key: key.unwrap_or(NOBODY).0, reason }, 1);
+    }
+
+    fn add(&self, slot: Slot, requests: u64) {
+        *self.stripes[stripe()].lock().entry(slot).or_insert(0) += requests;
     }
 
     fn late(&self) -> MutexGuard<'_, Vec<Used>> {

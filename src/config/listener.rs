@@ -44,6 +44,11 @@ pub struct ListenerArgs {
     #[arg(long, env = "TENANTGATE_UNIX_PEER_UID", value_name = "UID")]
     pub unix_peer_uid: Vec<String>,
 
+    /// The Unix socket for the module inside Envoy, `unix:/path`: shared memory with what is proven, so that Envoy need
+    /// not ask. For this user, root and those of --unix-peer-uid
+    #[arg(long, env = "TENANTGATE_PUBLISH", value_name = "ADDRESS")]
+    pub publish: Option<String>,
+
     /// The number of threads that answer Checks [default: one for each core]
     #[arg(long, env = "TENANTGATE_WORKERS", value_name = "N")]
     pub workers: Option<String>,
@@ -131,6 +136,7 @@ impl ListenerArgs {
             connections: connections.unwrap_or_default(),
             workers: workers.flatten().unwrap_or_default(),
             limits: self.limits(mistakes),
+            publish: self.publish(mistakes),
         }
     }
 
@@ -151,6 +157,23 @@ impl ListenerArgs {
             }
         }
         all
+    }
+
+    fn publish(&self, mistakes: &mut Mistakes) -> Option<PathBuf> {
+        let address = mistakes.note("--publish", address(self.publish.as_deref()?))?;
+        let taken = self.listen.iter().any(|text| self::address(text).as_ref() == Ok(&address));
+        match address {
+            Address::Unix(path) if !taken => return Some(path),
+            Address::Unix(_) => {
+                mistakes.0.push("--publish: --listen uses this socket: choose another path".into());
+            }
+            Address::Tcp(_) => {
+                mistakes.0.push(
+                    "--publish: expected unix:/path, because memory is shared with this machine alone".into(),
+                );
+            }
+        }
+        None
     }
 
     fn limits(&self, mistakes: &mut Mistakes) -> Limits {

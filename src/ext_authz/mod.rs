@@ -6,6 +6,7 @@
 
 pub mod codec;
 mod origin;
+pub mod plain;
 pub mod proto;
 pub mod service;
 pub mod spans;

@@ -25,6 +25,8 @@ pub struct Entry {
     use_noted: AtomicBool,
     /// Whether nobody has seen to it yet that there is a memo by the pepper that writes.
     memo_due: AtomicBool,
+    /// Whether the proof was told to the one who publishes it.
+    witnessed: AtomicBool,
     /// Whether the row came with a memo that we understand.
     remembered: bool,
     /// The number of its profile in the snapshot that it is in.
@@ -50,6 +52,7 @@ impl Entry {
             used_at: AtomicI64::new(0),
             use_noted: AtomicBool::new(false),
             memo_due: AtomicBool::new(memo_due),
+            witnessed: AtomicBool::new(false),
             profile: FREE,
         }
     }
@@ -92,6 +95,12 @@ impl Entry {
         same_memo && self.record == *record
     }
 
+    /// Whether a verdict says who holds the key.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.proven.seal().is_some()
+    }
+
     /// The row.
     #[must_use]
     pub fn record(&self) -> &KeyRecord {
@@ -115,6 +124,12 @@ impl Entry {
     #[must_use]
     pub fn take_memo_due(&self) -> bool {
         self.memo_due.load(Relaxed) && self.memo_due.swap(false, Relaxed)
+    }
+
+    /// Whether the caller, who has just seen the key proven, is the first to be asked this.
+    #[must_use]
+    pub fn take_witness_due(&self) -> bool {
+        !self.witnessed.load(Relaxed) && !self.witnessed.swap(true, Relaxed)
     }
 
     /// Takes note of a use. Returns whether the caller is the one who must see to it that it is written down:

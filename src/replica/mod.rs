@@ -27,7 +27,7 @@ use tokio::sync::watch;
 
 pub use self::entry::Entry;
 pub use self::profiles::Interned;
-pub use self::snapshot::{PlanEntry, ResponseCache, Snapshot, TenantEntry};
+pub use self::snapshot::{Difference, PlanEntry, ResponseCache, Snapshot, TenantEntry};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Freshness;
 use crate::stats::Counter;
@@ -123,6 +123,16 @@ impl Replica {
     #[must_use]
     pub fn view(&self, clock: &dyn Clock, max_staleness: Duration) -> (Freshness, Guard<Arc<Snapshot>>) {
         (self.freshness(clock, max_staleness), self.snapshot())
+    }
+
+    /// The uptime of the last good look in milliseconds, the database's clock less the uptime in microseconds, and the
+    /// snapshot, which is at least as new as these. `None` before the first load.
+    #[must_use]
+    pub fn synced(&self) -> Option<(i64, Option<i64>, Arc<Snapshot>)> {
+        let at = self.0.looked_at.load(Acquire);
+        let ahead = self.0.database_clock.load(Relaxed);
+        let ahead = (ahead != i64::MIN).then_some(ahead);
+        (at != i64::MIN).then(|| (at, ahead, self.0.snapshot.load_full()))
     }
 
     /// Tells of every new generation, for who waits for one.

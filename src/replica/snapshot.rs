@@ -3,8 +3,10 @@
 //! All keys, tenants, plans and rules. A [`Snapshot`] never changes: the next one is made beside it,
 //! shares with it what stayed the same, and is swapped in whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
+
+use uuid::Uuid;
 
 use super::entry::Entry;
 use super::profiles::{FREE, Interned, Profiles};
@@ -76,6 +78,17 @@ impl PlanEntry {
     pub fn plan(&self) -> Result<&Plan, &Invalid> {
         self.plan.as_ref()
     }
+}
+
+/// What two snapshots do not have in common.
+#[derive(Debug)]
+pub struct Difference<'s> {
+    /// The prefixes of keys.
+    pub keys: Vec<&'s str>,
+    /// Tenants.
+    pub tenants: BTreeSet<TenantId>,
+    /// Whether plans or rules differ.
+    pub policy: bool,
 }
 
 /// What rules and plans there are.
@@ -173,6 +186,18 @@ impl Snapshot {
     /// All tenants, in no order.
     pub fn tenants(&self) -> impl Iterator<Item = &Tenant> {
         self.tenants.iter().map(|entry| entry.tenant())
+    }
+
+    /// What is not as it was in `before`.
+    #[must_use]
+    pub fn since<'s>(&'s self, before: &'s Self) -> Difference<'s> {
+        let text = |key: &'s [u8]| std::str::from_utf8(key).ok();
+        let tenant = |id: &[u8]| Uuid::from_slice(id).ok().map(TenantId);
+        Difference {
+            keys: self.keys.differences(&before.keys).into_iter().filter_map(text).collect(),
+            tenants: self.tenants.differences(&before.tenants).into_iter().filter_map(tenant).collect(),
+            policy: !Arc::ptr_eq(&self.policy, &before.policy),
+        }
     }
 
     /// How many keys and tenants are in force here and were revoked or not active in `before`.

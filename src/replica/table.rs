@@ -93,6 +93,24 @@ impl<V: Keyed> Table<V> {
         self.shards.iter().flat_map(|shard| shard.iter())
     }
 
+    /// The keys under which the two tables do not have the same entry. Shards that the tables share are passed over.
+    pub(super) fn differences<'t>(&'t self, before: &'t Self) -> Vec<&'t [u8]> {
+        // The same row of shards is of the same hasher: a table that is made anew has another one, and shares nothing.
+        let alike = self.shards.len() == before.shards.len();
+        let shared = |at: usize| alike && Arc::ptr_eq(&self.shards[at], &before.shards[at]);
+        let side = |table: &'t Self, other: &'t Self| {
+            let shards = table.shards.iter().enumerate().filter(move |(at, _)| !shared(*at));
+            shards
+                .flat_map(|(_, shard)| shard.iter())
+                .filter(move |entry| other.get(entry.key()).is_none_or(|same| !Arc::ptr_eq(entry, same)))
+        };
+        let mut keys: Vec<_> =
+            side(self, before).chain(side(before, self)).map(|entry| entry.key()).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
     /// Bits in the middle choose the shard; the shard itself uses the seven at the top and those at the bottom.
     fn shard_of(&self, hash: u64) -> usize {
         let middle = u128::from((hash << 8) >> 32);

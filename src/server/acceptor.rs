@@ -53,6 +53,8 @@ pub struct Options {
     pub workers: usize,
     /// Limits of each connection.
     pub limits: transport::Limits,
+    /// The Unix socket for the module inside Envoy, if there is one.
+    pub publish: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -65,6 +67,7 @@ impl Default for Options {
             connections: 4_096,
             workers: 0,
             limits: transport::Limits::default(),
+            publish: None,
         }
     }
 }

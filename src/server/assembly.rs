@@ -6,6 +6,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::TryRng as _;
+use rand::rngs::SysRng;
+use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -15,13 +18,15 @@ use tracing::{info, warn};
 
 use super::dedicated_runtime::DedicatedRuntime;
 use super::grpc_services;
+use super::publishing::{self, Handout};
 use super::{Endpoints, ListenStats, ServeError, Settings};
 use crate::ext_authz::service::AuthorizationService;
 use crate::ext_authz::spans::Spans;
-use crate::gate::Gate;
+use crate::gate::{Gate, Witness};
 use crate::health::Health;
 use crate::last_used::LastUsed;
 use crate::memo_writer::MemoWriter;
+use crate::publisher::Publisher;
 use crate::replica::Replica;
 use crate::replica::heartbeat::{self, Heartbeat};
 use crate::replica::prune;
@@ -65,6 +70,7 @@ pub(super) struct Assembly {
     pub(super) metrics: Metrics,
     heartbeat: Heartbeat,
     supervisor: Supervisor,
+    publisher: Option<Publisher>,
 }
 
 impl Assembly {
@@ -81,8 +87,12 @@ impl Assembly {
         let (ours, uses, proofs) = (replica.clone(), last_used.clone(), memos.clone());
         let gate = Gate::new(ours, verifier, uses, proofs, Arc::clone(clock), settings.gate);
         let usage = Usage::new(settings.usage);
-        let gate = match settings.prune.keep_usage {
-            Some(_) => Arc::new(gate.counting(usage.clone())),
+        let counted = settings.prune.keep_usage.map(|_| usage.clone());
+        let publisher = publisher(settings, &replica, &last_used, counted.clone())?;
+        let gate =
+            gate.with_witness(publisher.clone().map(|publisher| -> Arc<dyn Witness> { Arc::new(publisher) }));
+        let gate = match counted {
+            Some(usage) => Arc::new(gate.counting(usage)),
             None => Arc::new(gate),
         };
         let kind = settings.store.kind();
@@ -104,6 +114,7 @@ impl Assembly {
             shadow: shadow.clone(),
             usage: usage.clone(),
             traces: traces.as_ref().map(|traces| traces.stats()),
+            published: publisher.as_ref().map(Publisher::stats),
             mode,
             health: health.clone(),
             clock: Arc::clone(clock),
@@ -130,6 +141,7 @@ impl Assembly {
             metrics,
             heartbeat,
             supervisor,
+            publisher,
         };
         Ok((assembly, service.with_spans(spans)))
     }
@@ -162,6 +174,25 @@ impl Assembly {
         ];
         parts.extend(certificates.map(|tls| self.run(Part::Certificates, move || tls.clone().follow())));
         parts
+    }
+
+    /// Starts to publish what is proven, if that is enabled.
+    pub(super) fn publishing(
+        &self,
+        settings: &Settings,
+        listener: Option<UnixListener>,
+    ) -> Vec<JoinHandle<()>> {
+        let Some((publisher, listener)) = self.publisher.clone().zip(listener) else { return Vec::new() };
+        let handout = Handout::new(
+            publisher.clone(),
+            listener,
+            &settings.listen.unix_peers,
+            Arc::clone(&settings.clock),
+        );
+        vec![
+            self.run(Part::Publish, move || publisher.clone().run()),
+            self.run(Part::PublishServe, move || handout.clone().run()),
+        ]
     }
 
     fn run<W>(&self, part: Part, begin: impl FnMut() -> W + Send + 'static) -> JoinHandle<()>
@@ -258,6 +289,23 @@ impl Assembly {
         }
         endpoints.ops.abort();
     }
+}
+
+/// The publisher, if it is enabled.
+fn publisher(
+    settings: &Settings,
+    replica: &Replica,
+    last_used: &LastUsed,
+    usage: Option<Usage>,
+) -> Result<Option<Publisher>, ServeError> {
+    if settings.listen.publish.is_none() {
+        return Ok(None);
+    }
+    let mut key = [0; 32];
+    let random = SysRng.try_fill_bytes(&mut key);
+    random.map_err(|e| ServeError::Start(format!("the system has no randomness: {e}")))?;
+    let (clock, options) = (Arc::clone(&settings.clock), publishing::options(settings, key));
+    Ok(Some(Publisher::new(replica.clone(), last_used.clone(), usage, clock, options)))
 }
 
 /// Runs the writer of the snapshot file, if it is enabled.

@@ -10,6 +10,7 @@ mod dedicated_runtime;
 mod grpc_services;
 mod manage;
 mod ops;
+mod publishing;
 mod tls;
 mod worker_pool;
 
@@ -22,7 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::warn;
 
-use self::acceptor::{Acceptor, Listeners, bind_tcp, remove_sockets};
+use self::acceptor::{Acceptor, Listeners, bind_tcp, bind_unix, remove_sockets};
 pub use self::acceptor::{Address, Options as ListenOptions, Stats as ListenStats};
 use self::assembly::Assembly;
 use self::dedicated_runtime::DedicatedRuntime;
@@ -131,6 +132,10 @@ pub enum ServeError {
 pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
     let listeners = Listeners::bind(&settings.listen).await?;
     let ops = bind_tcp(&settings.ops_listen, "ops").await?;
+    let publish = match &settings.listen.publish {
+        Some(path) => Some(bind_unix(path, settings.listen.unix_mode, "publish").await?),
+        None => None,
+    };
     for remark in &settings.remarks {
         warn!("{remark}");
     }
@@ -142,7 +147,8 @@ pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Re
     }
     // Loading a hundred thousand rows takes a while, during which no request should wait for the thread.
     let mut sync = DedicatedRuntime::run("replica", assembly.sync(&settings).run())?;
-    let background = assembly.background(&settings);
+    let mut background = assembly.background(&settings);
+    background.extend(assembly.publishing(&settings, publish));
     let outcome = tokio::select! {
         () = shutdown => Ok(()),
         fatal = sync.ended() => Err(fatal),
@@ -150,6 +156,7 @@ pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Re
     };
     assembly.close(&settings, stop, endpoints, sync, background).await;
     remove_sockets(&settings.listen.listen);
+    remove_sockets(&settings.listen.publish.into_iter().map(Address::Unix).collect::<Vec<_>>());
     outcome
 }
 

@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 use super::page::{Format, Page};
 use super::{process, traces};
 use crate::clock::{Clock, Timestamp};
-use crate::decision::{Fault, Reason};
+use crate::decision::{Fault, Grant, Reason};
 use crate::health::Health;
 use crate::last_used::LastUsed;
 use crate::memo_writer::MemoWriter;
@@ -25,7 +25,7 @@ use crate::stats::Counter;
 use crate::supervise::Supervisor;
 use crate::tenant::Mode;
 use crate::usage::Usage;
-use crate::{gate, shadow, verify};
+use crate::{gate, publisher, shadow, verify};
 
 /// The modules whose counts are shown.
 #[derive(Clone)]
@@ -50,6 +50,8 @@ pub struct Metrics {
     pub usage: Usage,
     /// Spans, if they are sent anywhere.
     pub traces: Option<Arc<traces::Stats>>,
+    /// Decisions of the module inside Envoy, if what is proven is published.
+    pub published: Option<Arc<publisher::Stats>>,
     /// Whether rejections are enforced.
     pub mode: Mode,
     /// The readiness of the server.
@@ -112,7 +114,8 @@ impl Metrics {
             .into_iter()
             .chain(denied)
             .chain([(("unable", "unavailable"), unable)])
-            .map(|((decision, reason), n)| ([("decision", decision), ("reason", reason)], n))
+            .map(|((decision, reason), n)| (vec![("decision", decision), ("reason", reason)], n))
+            .chain(self.in_envoy())
             .collect();
         page.counters("tenantgate_decisions", "Decisions by outcome and reason", &rows)?;
         let faults: Vec<_> =
@@ -123,6 +126,20 @@ impl Metrics {
             "Time from the complete request to the complete answer",
             &stats.latency,
         )
+    }
+
+    /// Decisions of the module inside Envoy, which have a label more.
+    fn in_envoy(&self) -> Vec<(Vec<(&'static str, &'static str)>, u64)> {
+        let Some(stats) = &self.published else { return Vec::new() };
+        let denied = Reason::ALL.iter().zip(&stats.denied).map(|(r, n)| ("deny", r.as_str(), n));
+        [("allow", Grant::OK, &stats.ok)]
+            .into_iter()
+            .chain(denied)
+            .map(|(decision, reason, n)| {
+                (vec![("decision", decision), ("reason", reason), ("path", "module")], n.value())
+            })
+            .filter(|(_, n)| *n > 0)
+            .collect()
     }
 
     fn shadow(&self, page: &mut Page<'_>) -> fmt::Result {

@@ -37,6 +37,7 @@ const LAYERS: [&[&str]; 6] = [
     &[
         "envoy",
         "ext_authz",
+        "publisher",
         "store/postgres",
         "store/sqlite",
         "store/sql",

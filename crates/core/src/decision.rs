@@ -162,7 +162,20 @@ pub enum Decision<'a> {
     Unable(Fault, Option<Identity<'a>>),
 }
 
-impl Decision<'_> {
+impl<'a> Decision<'a> {
+    /// Who holds the key, if that was proven.
+    #[must_use]
+    pub fn identity(&self) -> Option<Identity<'a>> {
+        match self {
+            Self::Allow(grant) => match grant.objection() {
+                Some(objection) => objection.identity(),
+                None => grant.identity().map(|(key, tenant)| Identity { key, tenant: Some(tenant) }),
+            },
+            Self::Deny(denial) => denial.identity,
+            Self::Unable(_, identity) => *identity,
+        }
+    }
+
     /// What becomes of it on a server in this mode. The mode of a tenant comes before the server's, once it is
     /// proven that the caller is one of its own: before that anybody could claim to be.
     pub fn in_mode(self, server: Mode) -> Self {
@@ -225,6 +238,9 @@ pub enum Grant<'a> {
 }
 
 impl<'a> Grant<'a> {
+    /// How a request that passes as a tenant is spelled.
+    pub const OK: &'static str = "ok";
+
     /// Whom the upstream is told of.
     #[must_use]
     pub fn identity(&self) -> Option<(&'a KeyRecord, &'a Tenant)> {
@@ -251,7 +267,7 @@ impl<'a> Grant<'a> {
             Self::Public => "public",
             Self::Anonymous => "anonymous",
             Self::Shadow(_) => "shadow",
-            Self::Tenant(..) | Self::Spared(..) => "ok",
+            Self::Tenant(..) | Self::Spared(..) => Self::OK,
         }
     }
 }

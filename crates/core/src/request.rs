@@ -92,6 +92,11 @@ impl PublicPaths {
         Ok(())
     }
 
+    /// The methods and paths.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.rules.iter().map(|(method, path)| (method.as_str(), path.as_str()))
+    }
+
     /// Whether a path ends in `/*`. Then ambiguous paths have to be refused first.
     #[must_use]
     pub fn has_patterns(&self) -> bool {

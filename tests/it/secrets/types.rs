@@ -57,12 +57,13 @@ fn what_holds_a_secret_wipes_itself() {
 }
 
 /// The only places that use a plain text: to hash it, and to show it once, in a link or a cookie too.
-const EXPOSED: [&str; 9] = [
+const EXPOSED: [&str; 10] = [
     "key",
     "key/format",
     "admin/view",
     "cli/admin_key",
     "cli/pepper",
+    "publisher",
     "server/manage/page/cookie",
     "verify",
     "verify/bcrypt",

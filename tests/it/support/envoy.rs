@@ -221,12 +221,24 @@ async fn say_back(stream: &mut BufReader<tokio::net::TcpStream>) -> std::io::Res
 pub(crate) struct Plan {
     text: String,
     workers: u8,
+    /// Where Envoy looks for modules.
+    modules: Option<PathBuf>,
 }
 
 impl Plan {
     /// Runs it with so many worker threads, each of which has a connection of its own to tenantgate.
     pub(crate) fn workers(self, workers: u8) -> Self {
         Self { workers, ..self }
+    }
+
+    /// Lets it load modules from this directory.
+    pub(crate) fn modules(self, directory: &Path) -> Self {
+        Self { modules: Some(directory.to_owned()), ..self }
+    }
+
+    /// The configuration as it is now.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
     }
 
     /// Changes the file. `from` must occur exactly once.
@@ -260,7 +272,9 @@ impl Plan {
         let dir = tempfile::Builder::new().prefix("tenantgate-envoy-").tempdir().expect("a directory");
         let (file, admin) = (dir.path().join("envoy.yaml"), dir.path().join("admin"));
         std::fs::write(&file, plan.text).expect("written");
+        let modules = plan.modules.map(|directory| ("ENVOY_DYNAMIC_MODULES_SEARCH_PATH", directory));
         let mut child = Command::new(binary)
+            .envs(modules)
             // Hot restart would share memory with every other Envoy on the machine.
             .args(["--disable-hot-restart", "--log-level", "warning", "--concurrency"])
             .arg(plan.workers.to_string())
@@ -332,7 +346,7 @@ impl Envoy {
     #[track_caller]
     pub(crate) fn with_file(file: &str) -> Plan {
         let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{file}: {error}"));
-        Plan { text, workers: 1 }
+        Plan { text, workers: 1, modules: None }
     }
 
     /// An Envoy with `envoy/envoy.yaml`, which distributes its checks over servers at these addresses.

@@ -1,0 +1,155 @@
+//! Reads what is published.
+
+use crate::atomics::{AtomicU64, Memory, Ordering, fence};
+use crate::layout::{
+    FRESH_MS, GONE, Key, MAGIC, MOST_BYTES, MOST_SLOTS, OPEN, RECORD_HEAD, Slot, VERSION, header,
+};
+use crate::record::{Proven, Settings};
+
+/// What is published about a prefix.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Found {
+    /// No key has it.
+    Absent,
+    /// A key has it, and the reader can say nothing of it.
+    Known,
+    /// A key has it, and was proven.
+    Proven(Box<Proven>),
+    /// Nothing can be said: the memory is stale, is being changed, is closed, or is damaged.
+    Doubt,
+}
+
+/// Reads a memory that another process writes.
+#[derive(Debug)]
+pub struct Reader<M> {
+    memory: M,
+    key: Key,
+    mask: u64,
+}
+
+impl<M: Memory> Reader<M> {
+    /// Returns a reader of this memory; `None` if it is not of this version and shape.
+    #[must_use]
+    pub fn new(memory: M, key: Key) -> Option<Self> {
+        let words = memory.words();
+        let head = |at: usize| Some(words.get(at)?.load(Ordering::Acquire));
+        let slots = head(header::SLOTS).filter(|slots| *slots <= MOST_SLOTS)?;
+        let fits = usize::try_from(1_u64 << slots).ok()?.checked_add(header::LEN)? <= words.len();
+        let ours = head(header::MAGIC)? == MAGIC && head(header::VERSION)? == VERSION && fits;
+        let mask = (1 << slots) - 1;
+        ours.then_some(Self { memory, key, mask })
+    }
+
+    /// Returns what requests are read and refused by; `None` if that is damaged.
+    #[must_use]
+    pub fn settings(&self) -> Option<Settings> {
+        let place = u32::try_from(self.head(header::SETTINGS).load(Ordering::Acquire)).ok()?;
+        Settings::decode(&self.record(place)?)
+    }
+
+    /// Whether the memory is true to the database at this uptime of the machine, in milliseconds, and may be decided by.
+    #[must_use]
+    pub fn is_fresh(&self, uptime_ms: u64) -> bool {
+        self.begin(uptime_ms).is_some()
+    }
+
+    /// The database's clock less the uptime of the machine, in microseconds; `None` if it is unknown.
+    #[must_use]
+    pub fn database_clock(&self) -> Option<i64> {
+        let ahead = self.head(header::AHEAD).load(Ordering::Acquire).cast_signed();
+        (ahead != i64::MIN).then_some(ahead)
+    }
+
+    /// Whether this is the key that was proven. Compares in constant time.
+    #[must_use]
+    pub fn is_of(&self, proven: &Proven, presented: &[u8]) -> bool {
+        blake3::Hash::from_bytes(self.key.digest(presented)) == blake3::Hash::from_bytes(proven.digest)
+    }
+
+    /// Finds what is published about a prefix, as of one instant at which the memory was fresh.
+    #[must_use]
+    pub fn find(&self, uptime_ms: u64, prefix: &[u8]) -> Found {
+        let Some(sequence) = self.begin(uptime_ms) else { return Found::Doubt };
+        let found = self.search(prefix);
+        if self.is_unchanged_since(sequence) { found } else { Found::Doubt }
+    }
+
+    /// The sequence number, if there is an answer to be had now.
+    fn begin(&self, uptime_ms: u64) -> Option<u64> {
+        // The heartbeat before the rows: what it promises is then seen in them.
+        let beat = self.head(header::HEARTBEAT).load(Ordering::Acquire);
+        let fresh = self.head(header::FRESH).load(Ordering::Relaxed).min(FRESH_MS);
+        // One of the future is not from a clock of this machine.
+        let alive = beat != 0 && uptime_ms.checked_sub(beat).is_some_and(|age| age <= fresh);
+        let sequence = self.head(header::SEQUENCE).load(Ordering::Acquire);
+        let open = self.head(header::STATE).load(Ordering::Relaxed) == OPEN;
+        (alive && sequence.is_multiple_of(2) && open && self.is_unchanged_since(sequence)).then_some(sequence)
+    }
+
+    fn is_unchanged_since(&self, sequence: u64) -> bool {
+        // What was read before belongs to this number if the number is still the same afterwards.
+        fence(Ordering::Acquire);
+        self.head(header::SEQUENCE).load(Ordering::Relaxed) == sequence
+    }
+
+    fn search(&self, prefix: &[u8]) -> Found {
+        let (first, fingerprint) = self.key.place(prefix);
+        for step in 0..=self.mask {
+            let at = usize::try_from(first.wrapping_add(step) & self.mask);
+            let Some(slot) = at.ok().and_then(|at| self.word(header::LEN + at)) else { return Found::Doubt };
+            match slot.load(Ordering::Acquire) {
+                0 => return Found::Absent,
+                GONE => {}
+                word if Slot::of(word).fingerprint != fingerprint => {}
+                word => {
+                    // If not, the fingerprint is that of another prefix, too.
+                    if let Some(found) = self.proven(Slot::of(word).record, prefix) {
+                        return found;
+                    }
+                }
+            }
+        }
+        // A table without an empty slot is not one of ours.
+        Found::Doubt
+    }
+
+    /// What a record says of a prefix; `None` if it is about another one.
+    fn proven(&self, place: u32, prefix: &[u8]) -> Option<Found> {
+        if place == 0 {
+            return Some(Found::Known);
+        }
+        let Some(proven) = self.record(place).and_then(|bytes| Proven::decode(&bytes)) else {
+            return Some(Found::Doubt);
+        };
+        (proven.prefix.as_bytes() == prefix).then(|| Found::Proven(Box::new(proven)))
+    }
+
+    /// A copy of the record at a place, if it is what the writer wrote there.
+    fn record(&self, place: u32) -> Option<Vec<u8>> {
+        record(self.memory.words(), &self.key, place)
+    }
+
+    fn word(&self, at: usize) -> Option<&AtomicU64> {
+        self.memory.words().get(at)
+    }
+
+    fn head(&self, at: usize) -> &AtomicU64 {
+        // `new` has seen that there is a whole header.
+        &self.memory.words()[at]
+    }
+}
+
+/// A copy of the record at a place, if its hash is right.
+pub(crate) fn record(words: &[AtomicU64], key: &Key, place: u32) -> Option<Vec<u8>> {
+    let start = usize::try_from(place).ok()?;
+    let head = words.get(start..start.checked_add(RECORD_HEAD)?)?;
+    let [len, low, high] = [0, 1, 2].map(|at| head[at].load(Ordering::Relaxed));
+    let len = usize::try_from(len).ok().filter(|len| *len <= MOST_BYTES)?;
+    let body = words.get(start + RECORD_HEAD..)?.get(..len.div_ceil(8))?;
+    let mut bytes = Vec::with_capacity(body.len() * 8);
+    for word in body {
+        bytes.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
+    }
+    bytes.truncate(len);
+    (key.seal(place, &bytes) == [low, high]).then_some(bytes)
+}

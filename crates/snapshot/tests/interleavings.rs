@@ -1,0 +1,93 @@
+//! Tries every order in which a writer and a reader can meet, with the memory model of loom.
+#![cfg(feature = "loom")]
+
+use std::sync::Arc;
+
+use loom::sync::atomic::AtomicU64;
+use loom::thread;
+use tenantgate_snapshot::{Found, Key, Proven, Reader, Settings, State, Writer, words_for};
+
+type Words = Arc<[AtomicU64]>;
+
+fn row(revoked: bool) -> Proven {
+    Proven { prefix: "p".into(), revoked, ..Proven::default() }
+}
+
+fn start(slots: u32) -> (Writer<Words>, Reader<Words>) {
+    let memory: Words = (0..words_for(slots, 60)).map(|_| AtomicU64::new(0)).collect();
+    let key = Key::from([1; 32]);
+    let mut writer = Writer::new(Arc::clone(&memory), key.clone(), slots, &Settings::default(), 1_000)
+        .expect("there is room");
+    writer
+        .change(|change| {
+            change.open(true);
+            change.set("p", State::Absent, State::Proven(&row(false)))
+        })
+        .expect("there is room");
+    writer.beat(5_000, None);
+    (writer, Reader::new(memory, key).expect("there is room"))
+}
+
+#[test]
+fn whoever_sees_a_heartbeat_sees_the_revocation_before_it() {
+    loom::model(|| {
+        let (mut writer, reader) = start(1);
+        let write = thread::spawn(move || {
+            writer
+                .change(|change| change.set("p", State::Proven(&row(false)), State::Proven(&row(true))))
+                .unwrap();
+            writer.beat(7_000, None);
+        });
+        // At this uptime only the second heartbeat counts.
+        match reader.find(7_000, b"p") {
+            Found::Doubt => {}
+            Found::Proven(found) => assert!(found.revoked),
+            other => panic!("{other:?}"),
+        }
+        write.join().unwrap();
+    });
+}
+
+#[test]
+fn a_record_is_seen_whole_and_of_one_step() {
+    loom::model(|| {
+        let (mut writer, reader) = start(1);
+        let write = thread::spawn(move || {
+            // In between the key is absent: nobody may see that.
+            writer
+                .change(|change| {
+                    change.set("p", State::Proven(&row(false)), State::Known)?;
+                    change.set("p", State::Known, State::Proven(&row(true)))
+                })
+                .unwrap();
+        });
+        match reader.find(5_000, b"p") {
+            Found::Doubt => {}
+            Found::Proven(found) => assert!(*found == row(false) || *found == row(true)),
+            other => panic!("{other:?}"),
+        }
+        write.join().unwrap();
+    });
+}
+
+#[test]
+fn a_reader_that_is_told_to_stop_while_it_looks_does_not_mix_the_two() {
+    loom::model(|| {
+        let (mut writer, reader) = start(1);
+        let write = thread::spawn(move || {
+            // The rules forbid deciding, and in the same step the key becomes another.
+            writer
+                .change(|change| {
+                    change.open(false);
+                    change.set("p", State::Proven(&row(false)), State::Proven(&row(true)))
+                })
+                .unwrap();
+        });
+        match reader.find(5_000, b"p") {
+            Found::Doubt => {}
+            Found::Proven(found) => assert!(!found.revoked, "the new row is not to be decided by"),
+            other => panic!("{other:?}"),
+        }
+        write.join().unwrap();
+    });
+}

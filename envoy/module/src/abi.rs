@@ -1,0 +1,331 @@
+//! The functions of Envoy 1.40 that the module calls, and those that Envoy calls: the only place with `unsafe`.
+//!
+//! Written from the comments of Envoy's `abi.h` (`v0.2.0`). Nothing of Envoy outlives the hook that it was given to: a
+//! [`Stream`] exists only as a borrowed argument, and every text of Envoy is copied before the next call.
+#![expect(unsafe_code, reason = "the ABI of Envoy is that of C")]
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+use std::sync::Arc;
+
+use crate::exchange::{Exchange, Verdict};
+use crate::filter::{Counters, Filter, ask_after_a_panic, decide};
+
+/// The version of the ABI that this is written for.
+const VERSION: &CStr = c"v0.2.0";
+
+/// A text, of either side.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Buffer {
+    start: *const u8,
+    len: usize,
+}
+
+impl Buffer {
+    const NONE: Self = Self { start: ptr::null(), len: 0 };
+
+    fn of(text: &[u8]) -> Self {
+        Self { start: text.as_ptr(), len: text.len() }
+    }
+
+    /// A copy.
+    ///
+    /// # Safety
+    ///
+    /// It is null, or valid for its length.
+    unsafe fn copied(self) -> Vec<u8> {
+        if self.start.is_null() {
+            return Vec::new();
+        }
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }.to_vec()
+    }
+}
+
+/// A header, or a field of metadata.
+#[repr(C)]
+struct Pair {
+    name: Buffer,
+    value: Buffer,
+}
+
+fn pairs(texts: &[(&str, &str)]) -> Vec<Pair> {
+    let of = |text: &str| Buffer::of(text.as_bytes());
+    texts.iter().map(|(name, value)| Pair { name: of(name), value: of(value) }).collect()
+}
+
+const REQUEST_HEADER: u32 = 0;
+const CONTINUE: u32 = 0;
+const STOP: u32 = 1;
+
+type Envoy = *mut c_void;
+type Ours = *const c_void;
+
+unsafe extern "C" {
+    fn envoy_dynamic_module_callback_is_validation_mode() -> bool;
+    fn envoy_dynamic_module_callback_http_get_header(
+        stream: Envoy,
+        kind: u32,
+        name: Buffer,
+        value: *mut Buffer,
+        index: usize,
+        count: *mut usize,
+    ) -> bool;
+    fn envoy_dynamic_module_callback_http_set_header(
+        stream: Envoy,
+        kind: u32,
+        name: Buffer,
+        value: Buffer,
+    ) -> bool;
+    fn envoy_dynamic_module_callback_http_clear_route_cache(stream: Envoy);
+    fn envoy_dynamic_module_callback_http_send_response(
+        stream: Envoy,
+        status: u32,
+        headers: *const Pair,
+        count: usize,
+        body: Buffer,
+        details: Buffer,
+    );
+    fn envoy_dynamic_module_callback_http_set_dynamic_metadata_string_batch(
+        stream: Envoy,
+        namespace: Buffer,
+        fields: *const Pair,
+        count: usize,
+    );
+    fn envoy_dynamic_module_callback_http_set_dynamic_metadata_bool(
+        stream: Envoy,
+        namespace: Buffer,
+        name: Buffer,
+        value: bool,
+    );
+    fn envoy_dynamic_module_callback_http_filter_config_define_counter(
+        config: Envoy,
+        name: Buffer,
+        labels: *const Buffer,
+        count: usize,
+        id: *mut usize,
+    ) -> u32;
+    fn envoy_dynamic_module_callback_http_filter_increment_counter(
+        stream: Envoy,
+        id: usize,
+        labels: *const Buffer,
+        count: usize,
+        by: u64,
+    ) -> u32;
+    // POSIX, of the C library.
+    fn sigfillset(set: *mut Signals) -> c_int;
+    fn pthread_sigmask(how: c_int, set: *const Signals, old: *mut Signals) -> c_int;
+}
+
+/// `sigset_t` of glibc on Linux.
+#[repr(C)]
+struct Signals([u64; 16]);
+
+/// Runs `start` while all signals are blocked. A thread that it starts inherits that, and never runs a handler of Envoy.
+pub(crate) fn without_signals<T>(start: impl FnOnce() -> T) -> T {
+    const SIG_SETMASK: c_int = 2;
+    let (mut all, mut before) = (Signals([0; 16]), Signals([0; 16]));
+    // SAFETY: both point to a set of the size that the C library has on Linux.
+    let blocked = unsafe {
+        sigfillset(&raw mut all) == 0 && pthread_sigmask(SIG_SETMASK, &raw const all, &raw mut before) == 0
+    };
+    let result = start();
+    if blocked {
+        // SAFETY: as above; the set is the one that was in force.
+        unsafe { pthread_sigmask(SIG_SETMASK, &raw const before, ptr::null_mut()) };
+    }
+    result
+}
+
+/// A request, during one hook.
+struct Stream(Envoy);
+
+impl Exchange for Stream {
+    fn values(&self, name: &str) -> Vec<Vec<u8>> {
+        let (mut values, mut index) = (Vec::new(), 0);
+        loop {
+            let (mut value, mut count) = (Buffer::NONE, 0_usize);
+            // SAFETY: Envoy's own pointer, within its hook; the name is read before the call returns, and the two results
+            // are ours.
+            let found = unsafe {
+                envoy_dynamic_module_callback_http_get_header(
+                    self.0,
+                    REQUEST_HEADER,
+                    Buffer::of(name.as_bytes()),
+                    &raw mut value,
+                    index,
+                    &raw mut count,
+                )
+            };
+            if !found || index >= count {
+                return values;
+            }
+            // SAFETY: Envoy's text is valid until the headers change, which they do not before this copy is made.
+            values.push(unsafe { value.copied() });
+            index += 1;
+        }
+    }
+
+    fn set_header(&mut self, name: &str, value: Option<&str>) -> bool {
+        let value = value.map_or(Buffer::NONE, |value| Buffer::of(value.as_bytes()));
+        // SAFETY: Envoy's own pointer, within its hook; Envoy copies both texts.
+        unsafe {
+            envoy_dynamic_module_callback_http_set_header(
+                self.0,
+                REQUEST_HEADER,
+                Buffer::of(name.as_bytes()),
+                value,
+            )
+        }
+    }
+
+    fn set_metadata(&mut self, namespace: &str, fields: &[(&str, &str)]) {
+        let (namespace, fields) = (Buffer::of(namespace.as_bytes()), pairs(fields));
+        // SAFETY: as above; there are as many fields as is said.
+        unsafe {
+            envoy_dynamic_module_callback_http_set_dynamic_metadata_string_batch(
+                self.0,
+                namespace,
+                fields.as_ptr(),
+                fields.len(),
+            );
+        }
+    }
+
+    fn set_flag(&mut self, namespace: &str, name: &str, value: bool) {
+        let (namespace, name) = (Buffer::of(namespace.as_bytes()), Buffer::of(name.as_bytes()));
+        // SAFETY: as above.
+        unsafe {
+            envoy_dynamic_module_callback_http_set_dynamic_metadata_bool(self.0, namespace, name, value);
+        };
+    }
+
+    fn clear_route_cache(&mut self) {
+        // SAFETY: as above.
+        unsafe { envoy_dynamic_module_callback_http_clear_route_cache(self.0) };
+    }
+
+    fn respond(&mut self, status: u16, headers: &[(&str, &str)], body: &str, details: &str) {
+        let (headers, body, details) =
+            (pairs(headers), Buffer::of(body.as_bytes()), Buffer::of(details.as_bytes()));
+        // SAFETY: as above; there are as many headers as is said.
+        unsafe {
+            envoy_dynamic_module_callback_http_send_response(
+                self.0,
+                status.into(),
+                headers.as_ptr(),
+                headers.len(),
+                body,
+                details,
+            );
+        }
+    }
+
+    fn count(&mut self, counter: usize) {
+        // SAFETY: as above; the counter is one that Envoy has given, and has no labels.
+        unsafe {
+            envoy_dynamic_module_callback_http_filter_increment_counter(self.0, counter, ptr::null(), 0, 1)
+        };
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_program_init() -> *const c_char {
+    VERSION.as_ptr()
+}
+
+/// Makes a filter of a configuration. Null makes Envoy reject the configuration.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
+    config: Envoy,
+    _name: Buffer,
+    text: Buffer,
+) -> Ours {
+    let made = catch_unwind(|| {
+        // SAFETY: Envoy's text, valid during this hook.
+        let text = String::from_utf8(unsafe { text.copied() }).ok()?;
+        // SAFETY: called on the main thread, as this hook is.
+        let validating = unsafe { envoy_dynamic_module_callback_is_validation_mode() };
+        let counters = Counters::define(|name| {
+            let mut id = 0;
+            // SAFETY: Envoy's own pointer, within its hook; the name is copied, and the result is ours.
+            let defined = unsafe {
+                envoy_dynamic_module_callback_http_filter_config_define_counter(
+                    config,
+                    Buffer::of(name.as_bytes()),
+                    ptr::null(),
+                    0,
+                    &raw mut id,
+                )
+            };
+            (defined == 0).then_some(id)
+        })?;
+        Filter::new(&text, counters, !validating)
+    });
+    made.ok().flatten().map_or(ptr::null(), |filter| Arc::into_raw(filter).cast())
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(filter: Ours) {
+    if !filter.is_null() {
+        // SAFETY: made by `Arc::into_raw` in `config_new`, and destroyed once.
+        let filter = unsafe { Arc::from_raw(filter.cast::<Filter>()) };
+        let _ = catch_unwind(AssertUnwindSafe(|| filter.stop()));
+    }
+}
+
+/// A filter has no state of its own: it is its configuration, which Envoy keeps for as long as any of its filters.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_new(config: Ours, _stream: Envoy) -> Ours {
+    config
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
+    stream: Envoy,
+    filter: Ours,
+    _end: bool,
+) -> u32 {
+    // SAFETY: what `config_new` has returned, not destroyed before the last filter of it.
+    let filter = unsafe { &*filter.cast::<Filter>() };
+    let mut stream = Stream(stream);
+    let verdict = catch_unwind(AssertUnwindSafe(|| decide(filter, &mut stream)));
+    let verdict = verdict.unwrap_or_else(|_| {
+        let asked = catch_unwind(AssertUnwindSafe(|| ask_after_a_panic(filter, &mut stream)));
+        asked.unwrap_or(Verdict::Ask)
+    });
+    match verdict {
+        Verdict::Ask | Verdict::Allowed => CONTINUE,
+        Verdict::Denied => STOP,
+    }
+}
+
+/// Hooks that Envoy requires and that have nothing to do here.
+macro_rules! idle {
+    ($($name:ident($($argument:ty),*) $(-> $go_on:ident)?;)*) => {$(
+        #[unsafe(no_mangle)]
+        extern "C" fn $name($(_: $argument),*) $(-> idle!(@type $go_on))? { $($go_on)? }
+    )*};
+    (@type $go_on:ident) => { u32 };
+}
+
+idle! {
+    envoy_dynamic_module_on_http_filter_request_body(Envoy, Ours, bool) -> CONTINUE;
+    envoy_dynamic_module_on_http_filter_request_trailers(Envoy, Ours) -> CONTINUE;
+    envoy_dynamic_module_on_http_filter_response_headers(Envoy, Ours, bool) -> CONTINUE;
+    envoy_dynamic_module_on_http_filter_response_body(Envoy, Ours, bool) -> CONTINUE;
+    envoy_dynamic_module_on_http_filter_response_trailers(Envoy, Ours) -> CONTINUE;
+    envoy_dynamic_module_on_http_filter_stream_complete(Envoy, Ours);
+    envoy_dynamic_module_on_http_filter_destroy(Ours);
+    envoy_dynamic_module_on_http_filter_http_callout_done(Envoy, Ours, u64, u32, Envoy, usize, Envoy, usize);
+    envoy_dynamic_module_on_http_filter_http_stream_headers(Envoy, Ours, u64, Envoy, usize, bool);
+    envoy_dynamic_module_on_http_filter_http_stream_data(Envoy, Ours, u64, Envoy, usize, bool);
+    envoy_dynamic_module_on_http_filter_http_stream_trailers(Envoy, Ours, u64, Envoy, usize);
+    envoy_dynamic_module_on_http_filter_http_stream_complete(Envoy, Ours, u64);
+    envoy_dynamic_module_on_http_filter_http_stream_reset(Envoy, Ours, u64, u32);
+    envoy_dynamic_module_on_http_filter_scheduled(Envoy, Ours, u64);
+    envoy_dynamic_module_on_http_filter_downstream_above_write_buffer_high_watermark(Envoy, Ours);
+    envoy_dynamic_module_on_http_filter_downstream_below_write_buffer_low_watermark(Envoy, Ours);
+}

@@ -1,0 +1,180 @@
+//! Decides about a request, and says so to Envoy.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use rustix::time::{ClockId, clock_gettime};
+use tenantgate_core::clock::{Clock, Timestamp};
+use tenantgate_snapshot::{Mapping, Report};
+use uuid::fmt::Hyphenated;
+use uuid::{Builder, Uuid};
+
+use crate::exchange::{Exchange, Verdict};
+use crate::judge::{Judgement, Published};
+use crate::link::{Link, Target};
+use crate::reports::Reports;
+
+/// Where the answers of `ext_authz` stand, too, so that access logs and limits need not know the difference.
+const NAMESPACE: &str = "envoy.filters.http.ext_authz";
+
+/// Where the mark stands that keeps `ext_authz` from asking.
+const OWN_NAMESPACE: &str = "envoy.tenantgate";
+
+/// How access logs say that a request was refused: as `ext_authz` has it.
+const REFUSED: &str = "ext_authz_denied";
+
+/// The mark.
+const DECIDED: &str = "decided";
+
+/// Counters of Envoy, by the ids that it gave.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counters {
+    allowed: usize,
+    denied: usize,
+    asked: usize,
+    panics: usize,
+}
+
+impl Counters {
+    pub(crate) fn define(mut one: impl FnMut(&str) -> Option<usize>) -> Option<Self> {
+        let (allowed, denied) = (one("tenantgate_allowed")?, one("tenantgate_denied")?);
+        Some(Self { allowed, denied, asked: one("tenantgate_asked")?, panics: one("tenantgate_panics")? })
+    }
+}
+
+/// A filter: its configuration, and what its thread shares with it.
+pub(crate) struct Filter {
+    published: Arc<ArcSwapOption<Published<Mapping>>>,
+    reports: Arc<Reports>,
+    link: Option<Link>,
+    counters: Counters,
+    clears_route_cache: bool,
+}
+
+impl Filter {
+    /// A filter of a configuration; see [`Target::parse`]. `None` if it cannot be read, or if this Envoy has another ABI. The link to the server is only for an Envoy that
+    /// `serves`.
+    pub(crate) fn new(text: &str, counters: Counters, serves: bool) -> Option<Arc<Self>> {
+        let target = Target::parse(text)?;
+        if !crate::fingerprint::is_expected() {
+            return None;
+        }
+        let clears_route_cache = target.clears_route_cache;
+        let (published, reports) = (Arc::<ArcSwapOption<_>>::default(), Arc::<Reports>::default());
+        let link = if serves { Some(Link::start(target, &published, &reports)?) } else { None };
+        Some(Arc::new(Self { published, reports, link, counters, clears_route_cache }))
+    }
+
+    /// Tells the thread to end.
+    pub(crate) fn stop(&self) {
+        if let Some(link) = &self.link {
+            link.stop();
+        }
+    }
+}
+
+/// Decides about a request.
+pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
+    let clock = SystemClock;
+    let judgement = match filter.published.load().as_deref() {
+        Some(published) => published.judge(exchange, &clock),
+        None => Judgement::Ask,
+    };
+    match judgement {
+        Judgement::Ask => ask(filter, exchange),
+        Judgement::Allow(proven) => {
+            let id = Id::new(clock.now());
+            let set = proven.set.iter().all(|(name, value)| exchange.set_header(name, Some(value)));
+            for name in &proven.remove {
+                exchange.set_header(name, None);
+            }
+            // A header that is still there would be the client's own, or its key.
+            let gone = proven.remove.iter().all(|name| exchange.values(name).is_empty());
+            if !set || !gone {
+                return ask(filter, exchange);
+            }
+            say(exchange, "allow", "ok", id.as_str(), &proven.metadata);
+            filter.reports.add(&proven.prefix, "ok", clock.now());
+            exchange.count(filter.counters.allowed);
+            if filter.clears_route_cache {
+                exchange.clear_route_cache();
+            }
+            exchange.set_flag(OWN_NAMESPACE, DECIDED, true);
+            Verdict::Allowed
+        }
+        Judgement::Deny(answer, proven) => {
+            let id = Id::new(clock.now());
+            let none = Vec::new();
+            let metadata = proven.as_ref().map_or(&none, |proven| &proven.metadata);
+            say(exchange, "deny", &answer.reason, id.as_str(), metadata);
+            let headers: Vec<_> = answer
+                .headers
+                .iter()
+                .map(|(name, value)| (name.as_str(), if value.is_empty() { id.as_str() } else { value }))
+                .collect();
+            let prefix = proven.as_ref().map_or("", |proven| &proven.prefix);
+            filter.reports.add(prefix, &answer.reason, clock.now());
+            exchange.count(filter.counters.denied);
+            exchange.respond(answer.status, &headers, &answer.body, REFUSED);
+            Verdict::Denied
+        }
+    }
+}
+
+/// Leaves a request to the server after a panic.
+pub(crate) fn ask_after_a_panic(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
+    exchange.count(filter.counters.panics);
+    ask(filter, exchange)
+}
+
+/// Leaves a request to the server.
+fn ask(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
+    // The request may have been here before, and redirected by Envoy: an old mark does not count.
+    exchange.set_flag(OWN_NAMESPACE, DECIDED, false);
+    exchange.count(filter.counters.asked);
+    Verdict::Ask
+}
+
+/// Writes the metadata of an answer.
+fn say(exchange: &mut dyn Exchange, decision: &str, reason: &str, id: &str, metadata: &[(String, String)]) {
+    let mut fields = vec![("decision", decision), ("decision_id", id), ("reason", reason), ("via", "module")];
+    fields.extend(metadata.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    exchange.set_metadata(NAMESPACE, &fields);
+}
+
+/// The id of a decision: a `UUIDv7` (RFC 9562 §5.7), as text.
+struct Id([u8; Hyphenated::LENGTH]);
+
+impl Id {
+    fn new(now: Timestamp) -> Self {
+        let millis = u64::try_from(now.0 / 1_000).unwrap_or(0);
+        let id: Uuid = Builder::from_unix_timestamp_millis(millis, &rand::random()).into_uuid();
+        let mut text = [0; Hyphenated::LENGTH];
+        id.hyphenated().encode_lower(&mut text);
+        Self(text)
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+/// The clocks of the operating system, which the server reads, too.
+#[derive(Clone, Copy, Debug)]
+struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let time = clock_gettime(ClockId::Realtime);
+        Timestamp(time.tv_sec * 1_000_000 + time.tv_nsec / 1_000)
+    }
+
+    fn uptime(&self) -> Duration {
+        let time = clock_gettime(ClockId::Boottime);
+        Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+    }
+}
+
+/// Reports, for the thread.
+pub(crate) type Batch = Vec<Report>;

@@ -1,0 +1,170 @@
+//! The background thread: it keeps the socket to the server, takes what is published, and sends reports.
+//!
+//! While there is no server, nothing is published, and every request is asked for. The thread tries again.
+
+use std::io::{self, Write as _};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use tenantgate_snapshot::{Hello, Mapping, Reader, Report};
+
+use crate::abi::without_signals;
+use crate::filter::Batch;
+use crate::judge::Published;
+use crate::reports::Reports;
+
+/// How often reports are sent, and the end of a filter is noticed.
+const TICK: Duration = Duration::from_millis(250);
+
+/// The pause before the next attempt to reach the server.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where the server is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Target {
+    path: PathBuf,
+    uid: Option<u32>,
+    /// Whether Envoy chooses the route again once the headers of the tenant are set.
+    pub(crate) clears_route_cache: bool,
+}
+
+impl Target {
+    /// Reads `unix:/path context_extensions=none clear_route_cache=false`, and perhaps `uid=N`.
+    ///
+    /// Two words are what only the operator can say of the `ext_authz` filter, because Envoy does not show it to another
+    /// filter: that no route gives it a scope or a mode by `context_extensions`, and what its `clear_route_cache` is. If
+    /// routes depend on the headers of the tenant, a client could otherwise choose one by a header of its own. Neither has a
+    /// default, so that neither can be forgotten.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_whitespace();
+        let path = PathBuf::from(words.next()?.strip_prefix("unix:")?);
+        let said = words.next()? == "context_extensions=none";
+        let clears_route_cache = words.next()?.strip_prefix("clear_route_cache=")?.parse().ok()?;
+        let uid = match words.next() {
+            Some(word) => Some(word.strip_prefix("uid=")?.parse().ok()?),
+            None => None,
+        };
+        let whole = said && path.is_absolute() && words.next().is_none();
+        whole.then_some(Self { path, uid, clears_route_cache })
+    }
+
+    /// Whether a server of this user may say who passes.
+    fn trusts(&self, uid: u32) -> bool {
+        uid == 0 || uid == rustix::process::geteuid().as_raw() || Some(uid) == self.uid
+    }
+}
+
+/// The thread. It ends some time after [`Link::stop`].
+#[derive(Debug)]
+pub(crate) struct Link(Arc<AtomicBool>);
+
+impl Link {
+    /// Starts the thread; `None` if the system does not.
+    pub(crate) fn start(
+        target: Target,
+        published: &Arc<ArcSwapOption<Published<Mapping>>>,
+        reports: &Arc<Reports>,
+    ) -> Option<Self> {
+        let ended = Arc::new(AtomicBool::new(false));
+        let worker = Worker {
+            target,
+            published: Arc::clone(published),
+            reports: Arc::clone(reports),
+            ended: Arc::clone(&ended),
+        };
+        let run = move || while catch_unwind(AssertUnwindSafe(|| worker.run())).is_err() {};
+        let thread = std::thread::Builder::new().name("tenantgate".to_owned());
+        without_signals(|| thread.spawn(run)).ok()?;
+        Some(Self(ended))
+    }
+
+    pub(crate) fn stop(&self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+struct Worker {
+    target: Target,
+    published: Arc<ArcSwapOption<Published<Mapping>>>,
+    reports: Arc<Reports>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Worker {
+    fn run(&self) {
+        while !self.ended.load(Relaxed) {
+            // Whatever goes wrong ends in the next attempt. Until then, the server is asked.
+            let _ = self.converse();
+            self.published.store(None);
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn converse(&self) -> io::Result<()> {
+        let mut socket = UnixStream::connect(&self.target.path)?;
+        let peer = rustix::net::sockopt::socket_peercred(&socket)?;
+        if !self.target.trusts(peer.uid.as_raw()) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        socket.set_read_timeout(Some(TICK))?;
+        socket.set_write_timeout(Some(TICK))?;
+        while !self.ended.load(Relaxed) {
+            match Hello::receive(&socket) {
+                Ok((hello, file)) => {
+                    let reader = Reader::new(Mapping::open(file)?, hello.key);
+                    let published = reader.and_then(Published::new);
+                    self.published.store(Some(Arc::new(published.ok_or(io::ErrorKind::InvalidData)?)));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+            let batch: Batch = self.reports.take();
+            if !batch.is_empty() {
+                socket.write_all(&Report::frames(&batch))?;
+            }
+        }
+        // The last ones.
+        socket.write_all(&Report::frames(&self.reports.take()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_an_absolute_path_two_promises_and_perhaps_a_user() {
+        const SAID: &str = "context_extensions=none clear_route_cache=false";
+        let target = Target::parse(&format!("unix:/run/a.sock {SAID} uid=7")).unwrap();
+        assert_eq!((target.path.to_str(), target.uid), (Some("/run/a.sock"), Some(7)));
+        assert!(target.trusts(7) && target.trusts(0) && !target.trusts(8));
+        for (word, clears) in [("false", false), ("true", true)] {
+            let text = format!("unix:/a context_extensions=none clear_route_cache={word}");
+            assert_eq!(Target::parse(&text).unwrap().clears_route_cache, clears);
+        }
+        for bad in [
+            "",
+            "unix:/a",
+            "unix:/a uid=1",
+            "unix:/a context_extensions=none",
+            "unix:/a clear_route_cache=false",
+            "unix:/a context_extensions=some clear_route_cache=false",
+            "unix:/a context_extensions clear_route_cache=false",
+            "unix:/a context_extensions=none clear_route_cache=maybe",
+            "unix:/a clear_route_cache=false context_extensions=none",
+        ] {
+            assert_eq!(Target::parse(bad), None, "{bad:?}");
+        }
+        for (path, rest) in
+            [("/run/a.sock", ""), ("unix:a.sock", ""), ("unix:/a", "uid=x"), ("unix:/a", "uid=1 more")]
+        {
+            assert_eq!(Target::parse(&format!("{path} {SAID} {rest}")), None, "{path} {rest}");
+        }
+        assert!(Target::parse(&format!("unix:/a {SAID}")).is_some());
+    }
+}

@@ -1,0 +1,306 @@
+//! Publishes what is proven, so that a module inside Envoy can repeat it without a call.
+//!
+//! ```text
+//! gate ── proven ──► Publisher ──► Book ──► shared memory ──► module in Envoy
+//! replica ── generation ──────────►  │                             │
+//! usage, last_used, counters ◄───────┴────── reports ◄─────────────┘
+//! ```
+//!
+//! A module repeats verdicts and makes none: a key is published with a digest only after a Check has proven it here, under
+//! a random key that lives as long as this process. Whatever the module cannot judge is published as known and no more,
+//! so that it asks: keys that are not proven or have a secret of few bits, networks, lists or limits, and damaged rows.
+//! While rules, patterns, `--route-default deny` or shadow mode are in force, or once Envoy has told something of a
+//! route, the module decides nothing at all.
+//!
+//! The heartbeat is that of the replica: it is stored after everything that the replica had seen by then.
+//!
+//! Depends on: the replica, the gate. Does not know how an answer is spelled ([`Render`]) nor who is connected.
+
+mod book;
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tenantgate_snapshot::{Hello, Key, Mapping, Report, Settings};
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use self::book::Book;
+use crate::clock::{Clock, Timestamp};
+use crate::decision::{Decision, Grant, Reason};
+use crate::gate::{Terms, Witness};
+use crate::key::PresentedKey;
+use crate::last_used::LastUsed;
+use crate::replica::{Entry, Replica, STALE_AFTER};
+use crate::stats::Counter;
+use crate::usage::{NOBODY, Usage};
+use crate::verify::memo::LEAST_BITS;
+
+/// What a module says to a client or an upstream.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Rendered {
+    /// The status of HTTP; 0 for a request that passes.
+    pub status: u16,
+    /// The headers that are set; an empty value stands for the id of the decision.
+    pub set: Vec<(String, String)>,
+    /// The headers that are removed.
+    pub remove: Vec<String>,
+    /// The body.
+    pub body: String,
+    /// The metadata, but for what differs from one decision to the next.
+    pub metadata: Vec<(String, String)>,
+}
+
+/// Renders answers as a Check has them.
+pub trait Render: Send + Sync {
+    /// Returns an answer as texts; `None` if it has no such form.
+    fn render(&self, decision: &Decision<'_>, terms: Terms<'_>) -> Option<Rendered>;
+}
+
+/// What may be decided elsewhere, and how requests are read there.
+pub struct Options {
+    /// How requests are read: everything but the answers, which are rendered.
+    pub settings: Settings,
+    /// Whether the options leave nothing to judge but keys: no patterns, no `--route-default deny`, no shadow mode.
+    pub only_keys: bool,
+    /// How old the last good look may be.
+    pub max_staleness: Duration,
+    /// The random key of everything that is published.
+    pub key: [u8; 32],
+    /// Renders answers.
+    pub render: Arc<dyn Render>,
+}
+
+/// Decisions that were made in Envoy, for operators.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Allowed as a tenant.
+    pub ok: Counter,
+    /// Denied, in the order of [`Reason::ALL`].
+    pub denied: [Counter; Reason::ALL.len()],
+}
+
+/// What a module is told to look at.
+#[derive(Debug)]
+pub struct Offer {
+    hello: Hello,
+    memory: OwnedFd,
+}
+
+impl Offer {
+    /// Sends it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the socket.
+    pub fn send(&self, socket: impl std::os::fd::AsFd) -> std::io::Result<()> {
+        self.hello.send(socket, std::os::fd::AsFd::as_fd(&self.memory))
+    }
+}
+
+/// Publishes what is proven. Cheap to clone.
+#[derive(Clone)]
+pub struct Publisher(Arc<Shared>);
+
+struct Shared {
+    options: Options,
+    key: Key,
+    replica: Replica,
+    last_used: LastUsed,
+    usage: Option<Usage>,
+    clock: Arc<dyn Clock>,
+    /// What was proven since the task took it, with the digest.
+    proven: Mutex<Vec<(Arc<Entry>, [u8; 32])>>,
+    /// Wakes the task.
+    news: Notify,
+    /// Whether Envoy has told something of a route, which the module cannot see.
+    route_context: AtomicBool,
+    offer: watch::Sender<Option<Arc<Offer>>>,
+    stats: Arc<Stats>,
+}
+
+/// How often the heartbeat is repeated. The replica looks every 50 ms, and a module trusts one second.
+const BEAT: Duration = Duration::from_millis(20);
+
+/// The pause after a failure.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The most proofs that wait for the task. Those beyond are told again after their key's row changes, at the latest.
+const MOST_WAITING: usize = 1 << 16;
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher").finish_non_exhaustive()
+    }
+}
+
+impl Publisher {
+    /// A publisher of this replica. `usage` is `None` if it is not counted.
+    #[must_use]
+    pub fn new(
+        replica: Replica,
+        last_used: LastUsed,
+        usage: Option<Usage>,
+        clock: Arc<dyn Clock>,
+        options: Options,
+    ) -> Self {
+        let key = Key::from(options.key);
+        let (proven, news, route_context) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
+        let (offer, stats) = (watch::Sender::new(None), Arc::default());
+        Self(Arc::new(Shared {
+            options,
+            key,
+            replica,
+            last_used,
+            usage,
+            clock,
+            proven,
+            news,
+            route_context,
+            offer,
+            stats,
+        }))
+    }
+
+    /// What was decided in Envoy.
+    #[must_use]
+    pub fn stats(&self) -> Arc<Stats> {
+        Arc::clone(&self.0.stats)
+    }
+
+    /// Tells what a module has to look at, and of every memory that takes its place.
+    #[must_use]
+    pub fn offers(&self) -> watch::Receiver<Option<Arc<Offer>>> {
+        self.0.offer.subscribe()
+    }
+
+    /// Keeps what is published true to the replica until it is dropped. Then modules ask.
+    pub async fn run(self) {
+        let mut generation = self.0.replica.generation();
+        let mut book: Option<Book<Mapping>> = None;
+        let mut failed = false;
+        loop {
+            if let Some((at, clock, snapshot)) = self.0.replica.synced() {
+                let proven = std::mem::take(&mut *self.proven());
+                let may_decide = self.0.options.only_keys && !self.0.route_context.load(Relaxed);
+                let next = match book.take() {
+                    Some(book) => book.follow(snapshot, proven, may_decide),
+                    None => self.begin(snapshot, proven, may_decide),
+                };
+                match next {
+                    Ok((next, renewed)) => {
+                        next.beat(at, clock);
+                        if renewed {
+                            self.announce(&next);
+                        }
+                        book = Some(next);
+                        failed = false;
+                    }
+                    Err(error) => {
+                        if !failed {
+                            error!(%error, "what is proven cannot be published, Envoy asks for every request");
+                        }
+                        self.0.offer.send_replace(None);
+                        failed = true;
+                        // It takes memory, and may fail for the lack of it.
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            }
+            let news = async {
+                tokio::select! {
+                    _ = generation.changed() => {}
+                    () = self.0.news.notified() => {}
+                }
+            };
+            // Without news the heartbeat is repeated, as the replica has it.
+            let _ = timeout(BEAT, news).await;
+        }
+    }
+
+    fn begin(
+        &self,
+        snapshot: Arc<crate::replica::Snapshot>,
+        proven: Vec<(Arc<Entry>, [u8; 32])>,
+        may_decide: bool,
+    ) -> std::io::Result<(Book<Mapping>, bool)> {
+        let fresh = STALE_AFTER.min(self.0.options.max_staleness);
+        let shared = Arc::clone(&self.0);
+        let render =
+            move |decision: &Decision<'_>, terms: Terms<'_>| shared.options.render.render(decision, terms);
+        let settings = self.0.options.settings.clone();
+        let mut book = Book::new(self.0.key.clone(), settings, fresh, Box::new(render));
+        book.remember(proven);
+        Ok((book.renewed(snapshot, may_decide)?, true))
+    }
+
+    fn announce(&self, book: &Book<Mapping>) {
+        let Some(memory) = book.memory() else { return };
+        match memory.file().try_clone_to_owned() {
+            Ok(memory) => {
+                let hello = Hello { key: self.0.key.clone() };
+                self.0.offer.send_replace(Some(Arc::new(Offer { hello, memory })));
+                info!("what is proven is published");
+            }
+            Err(error) => warn!(%error, "what is proven cannot be handed out"),
+        }
+    }
+
+    /// Takes account of decisions that were made in Envoy.
+    pub fn account(&self, reports: Vec<Report>) {
+        let (now, snapshot) = (self.0.clock.now(), self.0.replica.snapshot());
+        for Report { prefix, reason, requests, at } in reports {
+            // The clock of the module is this machine's, and cannot be ahead.
+            let at = Timestamp(at).min(now);
+            let entry = snapshot.key(&prefix);
+            let key = entry.map_or(NOBODY, |entry| entry.record().id);
+            let ok = Grant::OK;
+            let reason = if reason == ok {
+                self.0.stats.ok.add(requests);
+                if let Some(entry) = entry {
+                    self.0.last_used.touch(entry, at);
+                }
+                ok
+            } else if let Some(n) = Reason::ALL.iter().position(|known| known.as_str() == reason) {
+                self.0.stats.denied[n].add(requests);
+                Reason::ALL[n].as_str()
+            } else {
+                continue;
+            };
+            if let Some(usage) = &self.0.usage {
+                usage.add(key, reason, requests, at);
+            }
+        }
+    }
+
+    fn proven(&self) -> std::sync::MutexGuard<'_, Vec<(Arc<Entry>, [u8; 32])>> {
+        self.0.proven.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Witness for Publisher {
+    fn proven(&self, entry: &Arc<Entry>, presented: PresentedKey<'_>) {
+        if presented.secret_bits() < LEAST_BITS {
+            return;
+        }
+        let digest = self.0.key.digest(presented.expose());
+        let mut waiting = Publisher::proven(self);
+        if waiting.len() < MOST_WAITING {
+            waiting.push((Arc::clone(entry), digest));
+        }
+        drop(waiting);
+        self.0.news.notify_one();
+    }
+
+    fn route_context(&self) {
+        if !self.0.route_context.swap(true, Relaxed) {
+            warn!("Envoy tells of its routes, which the module cannot see: it decides nothing from now on");
+            self.0.news.notify_one();
+        }
+    }
+}
