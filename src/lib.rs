@@ -10,7 +10,7 @@
 //! layer 3  USE CASES   gate (the check path)   admin/ (the management path)   last_used   memo_writer (proofs)   shadow (would-be refusals)   usage (counts)   explain (why)
 //! layer 2  MECHANISMS   supervise   store/{behalf, management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, derived, management, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, heartbeat, snapshot_file/format}   batch_writer   client_tls
 //! layer 1  JUDGEMENT   decision/{rows}   policy   permission (pure, synchronous)
-//! layer 0  VOCABULARY      key/{format}   tenant   record   request   scope   network   plan   profile   labels   path   route   invalid   clock   stats   rate_limited_log   client_address   audit   diagnostics   trace   random
+//! layer 0  VOCABULARY      key/{format}   tenant   record   request   scope   network   plan   profile   labels   path   route   invalid   clock   stats   rate_limited_log   client_address   audit   diagnostics   trace   random   duration
 //! ```
 //!
 //! The parts of layers 0 and 1 that need no operating system are the crate `tenantgate-core`, and are re-exported here
@@ -54,6 +54,7 @@
 pub mod audit;
 pub mod clock;
 pub mod diagnostics;
+pub mod duration;
 pub mod random;
 pub mod rate_limited_log;
 pub mod stats;

@@ -22,7 +22,8 @@ use crate::admin::Criteria;
 use crate::audit::Actor;
 use crate::client_address::parse_address;
 use crate::clock::Timestamp;
-use crate::config::{self, DatabaseArgs, ManageArgs, ServeArgs};
+use crate::config::{DatabaseArgs, ManageArgs, ServeArgs};
+use crate::duration;
 use crate::plan::PlanName;
 use crate::store::{Adoption, UsageBy};
 use crate::tenant::{Mode, TenantStatus};
@@ -436,7 +437,7 @@ fn row_hash(text: &str) -> Result<String, String> {
 pub(super) fn long_duration(text: &str) -> Result<Duration, String> {
     let no_duration =
         || format!("{text:?} is no duration: write a whole number and a unit (s, m, h, d, w), such as 90d");
-    config::duration(text).ok().filter(|_| !text.ends_with("ms")).ok_or_else(no_duration)
+    duration::parse(text).ok().filter(|_| !text.ends_with("ms")).ok_or_else(no_duration)
 }
 
 fn name_and_value(text: &str) -> Result<(String, String), String> {

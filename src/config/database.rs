@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::duration;
 use crate::audit::Actor;
+use crate::duration;
 use crate::store::inspect::Inspect;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
@@ -140,6 +140,6 @@ pub fn inspected(database: &Database, actor: Actor) -> Result<Arc<dyn Inspect>, 
 }
 
 fn lock_timeout(text: &str) -> Result<Duration, String> {
-    let limit = duration(text)?;
+    let limit = duration::parse(text)?;
     if limit.is_zero() { Err("0 would wait forever: give a time, such as 5s".into()) } else { Ok(limit) }
 }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{Mistakes, duration};
+use super::Mistakes;
+use crate::duration;
 use crate::server::{Address, ListenOptions, Protocol, Tls, TlsFiles};
 use crate::transport::Limits;
 
@@ -314,7 +315,8 @@ pub(super) fn mode(text: &str) -> Result<u32, String> {
 }
 
 fn positive(text: &str) -> Result<Duration, String> {
-    duration(text)
+    duration::parse(text)
+        .map_err(String::from)
         .and_then(|span| if span.is_zero() { Err(format!("{text} is too short")) } else { Ok(span) })
 }
 

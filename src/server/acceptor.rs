@@ -24,8 +24,7 @@ use super::tls::{NotAdmitted, Tls};
 use super::worker_pool::WorkerPool;
 use crate::clock::Clock;
 use crate::rate_limited_log::RateLimitedLog;
-use crate::stats::Counter;
-use crate::transport::{self, ConnectionFailure, Failures, Peer, Services, Unary};
+use crate::transport::{self, ConnectionFailure, ListenStats, Peer, Services, Unary};
 
 /// An address to listen on.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -69,48 +68,6 @@ impl Default for Options {
             limits: transport::Limits::default(),
             publish: None,
         }
-    }
-}
-
-/// Counts of connections, for operators.
-#[derive(Debug)]
-pub struct Stats {
-    /// Accepted.
-    pub accepted: Counter,
-    /// Closed at once because there was no room.
-    pub no_room: Counter,
-    /// Failed attempts to accept, for example without a file descriptor left.
-    pub failed: Counter,
-    /// Connections and calls that failed without a decision.
-    pub failures: Arc<Failures>,
-}
-
-impl Stats {
-    /// All counts at zero.
-    #[must_use]
-    pub fn new(clock: &Arc<dyn Clock>) -> Self {
-        let failures = Arc::new(Failures::new(clock));
-        Self {
-            accepted: Counter::default(),
-            no_room: Counter::default(),
-            failed: Counter::default(),
-            failures,
-        }
-    }
-
-    /// The number of connections whose peers were not admitted.
-    #[must_use]
-    pub fn turned_away(&self) -> u64 {
-        let admitted = |failure: &ConnectionFailure| !failure.is_handshake();
-        let all = ConnectionFailure::ALL.iter().zip(self.failures.connections());
-        all.filter(|(failure, _)| !admitted(failure)).map(|(_, (_, count))| count).sum()
-    }
-
-    /// The number of connections closed because the peer did not read its responses.
-    #[must_use]
-    pub fn not_taking(&self) -> u64 {
-        let name = ConnectionFailure::ResponsesNotTaken.as_str();
-        self.failures.connections().find(|(reason, _)| *reason == name).map_or(0, |(_, count)| count)
     }
 }
 
@@ -216,7 +173,7 @@ pub(super) struct Acceptor<U> {
     most: u32,
     open: watch::Sender<u32>,
     stop: watch::Receiver<bool>,
-    stats: Arc<Stats>,
+    stats: Arc<ListenStats>,
     log: RateLimitedLog,
 }
 
@@ -225,7 +182,7 @@ impl<U: Unary> Acceptor<U> {
         options: &Options,
         services: Arc<Services<U>>,
         stop: watch::Receiver<bool>,
-        stats: Arc<Stats>,
+        stats: Arc<ListenStats>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ServeError> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);

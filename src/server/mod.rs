@@ -24,10 +24,10 @@ use tokio::task::JoinHandle;
 use tracing::warn;
 
 use self::acceptor::{Acceptor, Listeners, bind_tcp, bind_unix, remove_sockets};
-pub use self::acceptor::{Address, Options as ListenOptions, Stats as ListenStats};
+pub use self::acceptor::{Address, Options as ListenOptions};
 use self::assembly::Assembly;
 use self::dedicated_runtime::DedicatedRuntime;
-pub use self::manage::{Explain, ExplainedRequest, ManageSettings, Stats as ManageStats, manage};
+pub use self::manage::{Explain, ExplainedRequest, ManageSettings, manage};
 pub use self::tls::{Protocol, Tls, TlsError, TlsFiles};
 use crate::batch_writer::Schedule;
 use crate::clock::{Clock, SystemClock};

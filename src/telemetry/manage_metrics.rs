@@ -1,7 +1,8 @@
 //! Names and labels of the metrics of `tenantgate manage`.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -10,7 +11,45 @@ use prometheus_client::registry::Registry;
 use super::page::{Format, Page};
 use super::process;
 use crate::clock::Timestamp;
-use crate::server::ManageStats;
+use crate::stats::{Counter, Histogram};
+
+/// Counts of requests and connections.
+#[derive(Debug, Default)]
+pub struct ManageStats {
+    /// Requests by route, method and status. A route is a path with names for its parts: never a tenant or a key.
+    requests: Mutex<BTreeMap<Counted, u64>>,
+    /// How long they took.
+    pub latency: Histogram,
+    /// Connections that came when all were taken.
+    pub crowded: Counter,
+    /// TLS handshakes that failed.
+    pub handshakes: Counter,
+}
+
+/// What is counted together.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Counted {
+    /// The route, such as `/v1/tenants/{ref}`; `other` if there is none for the path.
+    pub route: Arc<str>,
+    /// The method; `other` for one that no route has.
+    pub method: &'static str,
+    /// The status.
+    pub status: u16,
+}
+
+impl ManageStats {
+    /// Counts a request.
+    pub fn count(&self, counted: Counted) {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        *requests.entry(counted).or_default() += 1;
+    }
+
+    /// The counts of requests.
+    #[must_use]
+    pub fn requests(&self) -> BTreeMap<Counted, u64> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
 
 /// Writes the page with all metrics.
 #[must_use]

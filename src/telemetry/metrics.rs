@@ -20,10 +20,10 @@ use crate::health::Health;
 use crate::last_used::LastUsed;
 use crate::memo_writer::MemoWriter;
 use crate::replica::Replica;
-use crate::server::ListenStats;
 use crate::stats::Counter;
 use crate::supervise::Supervisor;
 use crate::tenant::Mode;
+use crate::transport::ListenStats;
 use crate::usage::Usage;
 use crate::{gate, publisher, shadow, verify};
 

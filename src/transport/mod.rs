@@ -28,6 +28,7 @@ mod failure;
 mod frame;
 mod frame_scanner;
 mod memory_budget;
+mod stats;
 mod tower_bridge;
 
 use std::fmt;
@@ -44,6 +45,7 @@ pub use self::connection::serve;
 pub use self::failure::{CallFailure, ConnectionFailure, Failures, Unable};
 pub use self::frame::Frame;
 use self::memory_budget::MemoryBudget;
+pub use self::stats::ListenStats;
 
 /// A gRPC method that takes one message and returns one.
 pub trait Unary: Send + Sync + 'static {

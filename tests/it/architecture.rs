@@ -28,6 +28,7 @@ const LAYERS: [&[&str]; 6] = [
         "audit",
         "trace",
         "random",
+        "duration",
         "client_address",
         "rate_limited_log",
     ],

@@ -26,10 +26,10 @@ use tokio::time::{sleep, timeout};
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
-use super::stats::Stats;
 use crate::rate_limited_log::RateLimitedLog;
 use crate::server::acceptor::stopped;
 use crate::server::tls::{NotAdmitted, Tls};
+use crate::telemetry::manage_metrics::ManageStats;
 
 /// Connections at a time: each takes some 20 KB and a file descriptor, of which systems often allow 1,024.
 const CONNECTIONS: usize = 512;
@@ -66,7 +66,7 @@ impl Peer {
 pub(super) struct Door {
     app: Router,
     tls: Option<Tls>,
-    stats: Arc<Stats>,
+    stats: Arc<ManageStats>,
     log: RateLimitedLog,
     open: Mutex<Open>,
 }
@@ -81,7 +81,7 @@ struct Open {
 }
 
 impl Door {
-    pub(super) fn new(app: Router, tls: Option<Tls>, stats: Arc<Stats>, log: RateLimitedLog) -> Self {
+    pub(super) fn new(app: Router, tls: Option<Tls>, stats: Arc<ManageStats>, log: RateLimitedLog) -> Self {
         Self { app, tls, stats, log, open: Mutex::default() }
     }
 

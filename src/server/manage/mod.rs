@@ -44,7 +44,6 @@ use self::connections::{Door, Peer};
 use self::failures::WrongKeys;
 use self::problem::{Problem, RequestId, numbered};
 pub use self::reading::{Explain, ExplainedRequest};
-pub use self::stats::Stats;
 use super::acceptor::{bind_tcp, bind_unix, remove_sockets};
 use super::tls::Tls;
 use super::{Address, ServeError};
@@ -53,6 +52,7 @@ use crate::clock::Clock;
 use crate::permission::Role;
 use crate::random;
 use crate::rate_limited_log::RateLimitedLog;
+use crate::telemetry::manage_metrics::ManageStats;
 
 /// How long open requests may take when the process stops.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
@@ -113,7 +113,7 @@ struct Plane {
 pub async fn manage(settings: ManageSettings, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
     let ManageSettings { listen, unix_mode, tls, trusted, ops_listen, admin, explain, clock } = settings;
     admin.prepare().await?;
-    let (stats, started) = (Arc::new(Stats::default()), clock.now());
+    let (stats, started) = (Arc::new(ManageStats::default()), clock.now());
     let plane = Arc::new(Plane { admin, wrong: WrongKeys::default(), trusted, explain });
     let app = router(Arc::clone(&plane), Arc::clone(&stats));
     let log = RateLimitedLog::new(clock, 1);
@@ -154,7 +154,7 @@ pub async fn manage(settings: ManageSettings, shutdown: impl Future<Output = ()>
     Ok(())
 }
 
-fn router(plane: Arc<Plane>, stats: Arc<Stats>) -> Router {
+fn router(plane: Arc<Plane>, stats: Arc<ManageStats>) -> Router {
     let v1 = Router::new()
         .route("/whoami", get(objects::whoami))
         .route("/tenants", get(objects::tenants).post(tenants::create))

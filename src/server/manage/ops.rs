@@ -11,9 +11,10 @@ use axum::routing::get;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{Plane, Stats};
+use super::Plane;
 use crate::clock::Timestamp;
 use crate::telemetry::manage_metrics;
+use crate::telemetry::manage_metrics::ManageStats;
 use crate::telemetry::page::Format;
 
 /// How long the database may take to answer before it counts as unavailable.
@@ -27,7 +28,7 @@ struct Readiness {
 }
 
 /// Serves `/livez`, `/readyz` and `/metrics`.
-pub(super) fn router(plane: Arc<Plane>, stats: Arc<Stats>, started: Timestamp) -> axum::Router {
+pub(super) fn router(plane: Arc<Plane>, stats: Arc<ManageStats>, started: Timestamp) -> axum::Router {
     let readyz = move || async move {
         let asked = timeout(DATABASE_WITHIN, plane.admin.ready()).await;
         let (code, verdict, database) = match asked {

@@ -1,7 +1,6 @@
 //! Counts the requests of management, for operators.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
@@ -9,47 +8,10 @@ use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::Response;
 
-use crate::stats::{Counter, Histogram};
-
-/// Counts of requests and connections.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Requests by route, method and status. A route is a path with names for its parts: never a tenant or a key.
-    requests: Mutex<BTreeMap<Counted, u64>>,
-    /// How long they took.
-    pub latency: Histogram,
-    /// Connections that came when all were taken.
-    pub crowded: Counter,
-    /// TLS handshakes that failed.
-    pub handshakes: Counter,
-}
-
-/// What is counted together.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Counted {
-    /// The route, such as `/v1/tenants/{ref}`; `other` if there is none for the path.
-    pub route: Arc<str>,
-    /// The method; `other` for one that no route has.
-    pub method: &'static str,
-    /// The status.
-    pub status: u16,
-}
-
-impl Stats {
-    fn count(&self, counted: Counted) {
-        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        *requests.entry(counted).or_default() += 1;
-    }
-
-    /// The counts of requests.
-    #[must_use]
-    pub fn requests(&self) -> BTreeMap<Counted, u64> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
+use crate::telemetry::manage_metrics::{Counted, ManageStats};
 
 /// Counts a request by its route and status.
-pub(super) async fn counted(State(stats): State<Arc<Stats>>, request: Request, next: Next) -> Response {
+pub(super) async fn counted(State(stats): State<Arc<ManageStats>>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).into();
     let method = name(request.method());

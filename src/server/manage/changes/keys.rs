@@ -12,7 +12,7 @@ use super::tenants::{name, setting};
 use super::{Answer, Change, Path, Success, nothing_matches};
 use crate::admin::view::{IssuedView, KeyView};
 use crate::admin::{Admin, Expiry, KeyUpdate, version};
-use crate::config::duration;
+use crate::duration;
 use crate::key::format::{holds_key, is_stored_prefix};
 use crate::labels::parse_label;
 use crate::network::Networks;
@@ -51,7 +51,7 @@ fn path(key: &KeyDetails) -> String {
 /// A span of a field.
 pub(super) fn span(text: &str) -> Result<Duration, &'static str> {
     let expected = "expected a whole number and a unit (s, m, h, d, w), such as 90d";
-    duration(text).ok().filter(|_| !text.ends_with("ms")).ok_or(expected)
+    duration::parse(text).ok().filter(|_| !text.ends_with("ms")).ok_or(expected)
 }
 
 /// When something expires: `expires_at`, which can be `null`, or `expires_in`.

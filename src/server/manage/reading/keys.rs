@@ -11,7 +11,7 @@ use crate::admin::version;
 use crate::admin::view::{KeyView, ListedKeyView};
 use crate::admin::{Admin, Caller};
 use crate::clock::Timestamp;
-use crate::config::duration;
+use crate::duration;
 use crate::key::KeyId;
 use crate::labels::parse_label;
 use crate::permission::{About, Permission};
@@ -98,7 +98,8 @@ fn filter(query: &ListQuery, now: Timestamp) -> Result<KeyFilter, Problem> {
         expires_before: read(expires_before, "expires_before", &mut errors, |text| {
             instant(text).map_err(Into::into)
         }),
-        unused_since: read(unused_for, "unused_for", &mut errors, duration).map(|span| now.before(span)),
+        unused_since: read(unused_for, "unused_for", &mut errors, |text| Ok(duration::parse(text)?))
+            .map(|span| now.before(span)),
     };
     if errors.is_empty() { Ok(filter) } else { Err(Problem::invalid(errors)) }
 }
