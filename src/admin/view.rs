@@ -27,7 +27,7 @@ pub(crate) struct TenantView {
     pub(crate) name: String,
     pub(crate) db_schema_name: String,
     pub(crate) status: String,
-    /// The mode; `None` for that of the server.
+    /// The mode; absent if it is that of the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) mode: Option<String>,
     pub(crate) plan: Option<String>,
@@ -357,13 +357,13 @@ impl<'a> From<&'a Entry> for EntryView<'a> {
     }
 }
 
-/// Requests that are counted together. Fields that the counts do not distinguish are `None`.
+/// Requests that are counted together. Fields that the counts do not distinguish are `null`.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct UsageView {
     pub(crate) day: Option<String>,
     pub(crate) tenant_id: Option<String>,
     pub(crate) key_id: Option<String>,
-    /// `None` for requests without a proven key, and if the key no longer exists.
+    /// `null` for requests without a proven key, and if the key no longer exists.
     pub(crate) key_prefix: Option<String>,
     pub(crate) reason: Option<String>,
     pub(crate) requests: u64,
