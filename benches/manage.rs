@@ -1,8 +1,8 @@
 //! Measures lists of keys over HTTP with many keys.
 //!
-//! `tenantgate manage` runs on a private Postgres with a million keys of a thousand tenants. For each filter, pages of 100
-//! are asked for one after the other over one connection, following the tokens, and from the start again at the end.
-//! Reported are the median and the 99th percentile of the time of a page, and the memory of the process.
+//! `tenantgate manage` runs on a private Postgres with a million keys of a thousand tenants. For each filter, pages of
+//! 100 keys are requested one after the other over one connection, by their page tokens, and from the start again after
+//! the last one. Reports the median and the 99th percentile of the time of a page, and the memory of the process.
 
 #[expect(dead_code, reason = "each bench needs only a part")]
 #[path = "load/mod.rs"]
@@ -34,7 +34,7 @@ const KEYS: u64 = 1_000_000;
 /// Pages of each filter.
 const PAGES: usize = 300;
 
-/// The filters: frequent, rare and none at all of what they want.
+/// The filters, with frequent matches, rare ones and none.
 const FILTERS: [(&str, &str); 13] = [
     ("none", ""),
     ("of one tenant", "tenant=tenant_7"),
@@ -88,7 +88,7 @@ fn main() {
     say!("{}", serde_json::json!({ "bench": "manage", "keys": keys, "lists": rows, "peak_bytes": peak }));
 }
 
-/// Adds keys that look like issued ones, of a thousand tenants, created one a second.
+/// Creates keys that look like issued ones, of a thousand tenants, created one second apart.
 fn fill(world: &World, keys: u64) {
     world.db.sql(&format!(
         "ALTER TABLE api_keys DISABLE TRIGGER tenantgate_key_came_or_went;

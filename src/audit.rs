@@ -1,8 +1,8 @@
-//! The audit log: who changed what, in a chain of hashes.
+//! The audit log: all changes with their authors, in a chain of hashes.
 //!
-//! Every change by the command line or over HTTP adds an [`Entry`] in the same transaction. The hash of each entry covers the hash
-//! of the entry before it and its own fields, so no entry can be changed, removed or inserted without changing the
-//! hashes of all later ones.
+//! Every change by the command line or over HTTP adds an [`Entry`] in the same transaction. The hash of each entry covers
+//! the hash of the entry before it and its own fields, so no entry can be changed, removed or inserted without changing
+//! the hashes of all later ones.
 //!
 //! ```text
 //! hash(n) = hex SHA-256( hash(n - 1) ‖ net(seq) ‖ net(at) ‖ net(actor) ‖ net(action)
@@ -33,7 +33,7 @@ use crate::tenant::{Mode, Tenant};
 pub struct Actor(Box<str>);
 
 impl Actor {
-    /// An actor of this name.
+    /// Creates an actor with this name.
     ///
     /// # Errors
     ///
@@ -55,7 +55,7 @@ impl Actor {
     }
 }
 
-/// The program itself.
+/// The default actor is the program itself.
 impl Default for Actor {
     fn default() -> Self {
         Self("tenantgate".into())
@@ -73,7 +73,7 @@ pub struct Author {
     pub address: Option<String>,
 }
 
-/// The author of changes by the command line.
+/// The author of changes by the command line, which have neither a request nor an address.
 impl From<Actor> for Author {
     fn from(actor: Actor) -> Self {
         Self { actor, request_id: None, address: None }
@@ -146,7 +146,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// The value of `tenantgate_audit_log.action`.
+    /// Returns the value of `tenantgate_audit_log.action`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -194,7 +194,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// A change that is not about a tenant or a key.
+    /// Creates the draft of a change that is not about a tenant or a key.
     #[must_use]
     pub fn of(
         action: Action,
@@ -205,13 +205,13 @@ impl Draft {
         Self { action, subject, before: before.map(json), after: Some(json(after)) }
     }
 
-    /// Something that was deleted.
+    /// Creates the draft of a deletion.
     #[must_use]
     pub fn of_removed(action: Action, subject: String, before: &impl Serialize) -> Self {
         Self { action, subject, before: Some(json(before)), after: None }
     }
 
-    /// A tenant that was created or changed; `None` if nothing changed.
+    /// Creates the draft of a new or changed tenant; `None` if nothing changed.
     #[must_use]
     pub fn of_tenant(action: Action, before: Option<&Tenant>, after: &Tenant) -> Option<Self> {
         let shown = before.map(SeenTenant::from);
@@ -219,7 +219,7 @@ impl Draft {
         (draft.before != draft.after).then_some(draft)
     }
 
-    /// A key that was created or changed; `None` if nothing changed.
+    /// Creates the draft of a new or changed key; `None` if nothing changed.
     #[must_use]
     pub fn of_key(action: Action, before: Option<&KeyDetails>, after: &KeyDetails) -> Option<Self> {
         let shown = before.map(SeenKey::from);
@@ -233,7 +233,7 @@ fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-/// A tenant in the log: the fields that commands show.
+/// The fields of a tenant in the log, which are those that commands show.
 #[derive(Serialize)]
 struct SeenTenant<'a> {
     id: String,
@@ -261,7 +261,7 @@ impl<'a> From<&'a Tenant> for SeenTenant<'a> {
     }
 }
 
-/// A key in the log: the fields that commands change, without those of its use.
+/// The fields of a key in the log, without those that its use changes.
 #[derive(Serialize)]
 struct SeenKey<'a> {
     id: String,
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_nobody_touched_is_intact() {
+    fn an_unchanged_log_is_intact() {
         let log = log();
         assert_eq!(verify(&log), Ok(Head { seq: 3, hash: log[2].hash.clone() }));
         assert_eq!(verify(&[]), Ok(Head::default()));
@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_done_to_a_row_is_seen_at_that_row() {
+    fn every_change_of_a_row_is_detected_at_that_row() {
         let changes: [fn(&mut Entry); 9] = [
             |e| e.request_id = Some(String::new()),
             |e| e.address = Some("192.0.2.1".into()),
@@ -537,13 +537,13 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_nothing_leaves_no_draft() {
+    fn a_change_without_effect_has_no_draft() {
         let active = tenant(TenantStatus::Active);
         assert_eq!(Draft::of_tenant(Action::TenantActivate, Some(&active), &active), None);
     }
 
     #[test]
-    fn an_actor_is_a_line_and_no_key() {
+    fn an_actor_is_one_line_without_a_key() {
         for good in ["alice", "Alice B. <a@example.org>", "jürgen", &"x".repeat(255)] {
             assert_eq!(Actor::new(good).unwrap().as_str(), good);
         }

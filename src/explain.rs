@@ -36,7 +36,7 @@ use crate::tenant::{Mode, Tenant};
 use crate::verify::memo::{Keyring, Peppers};
 use crate::verify::{self, Provable as _, Verifier};
 
-/// Longer than bcrypt of cost 14 on a busy machine.
+/// The time limit of one proof: longer than bcrypt of cost 14 takes on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The request to explain.
@@ -120,10 +120,10 @@ impl Case<'_> {
         (Facts { entrance: routing.entrance, credential, freshness, found, now: self.now }, terms)
     }
 
-    /// Returns the decision in the mode of the server and the tenant, and what is told of the key.
+    /// Returns the decision in the mode of the server and the tenant, and the facts about the key that Envoy gets.
     pub fn decision(&self) -> (Decision<'_>, Terms<'_>) {
         let (facts, terms) = self.facts();
-        // The proof is known here.
+        // The fallback is not reached, because no proof is pending here.
         let decision = decide(&facts).unwrap_or(Decision::Unable(Fault::Overloaded, None));
         (decision.in_mode(self.question.mode), terms)
     }
@@ -212,7 +212,7 @@ struct Subject {
 }
 
 impl Subject {
-    /// Its rows as a replica gets them.
+    /// Returns the rows as a replica loads them.
     fn rows(&self) -> Vec<store::Row> {
         let key = store::Row::Key(self.record.clone(), self.memo, self.profile.clone());
         self.tenant.iter().cloned().map(store::Row::Tenant).chain([key]).collect()
@@ -220,7 +220,7 @@ impl Subject {
 }
 
 impl Explainer {
-    /// An explainer for this store.
+    /// Creates an explainer for this store.
     #[must_use]
     pub fn new(store: Arc<dyn Inspect>, clock: Arc<dyn Clock>, peppers: Peppers) -> Self {
         Self { store, clock, peppers }

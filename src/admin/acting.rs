@@ -1,7 +1,7 @@
-//! For whom an [`Admin`] acts, and what it expects of the rows that it changes.
+//! On whose behalf an [`Admin`] acts, and which versions of rows it may change.
 //!
-//! The command line acts as the owner of the database. Over HTTP, an [`Admin`] acts for a management key: rows outside of
-//! its reach are as missing, when they are looked up and again in the transaction that changes them.
+//! The command line acts as the owner of the database. Over HTTP, an [`Admin`] acts for a management key: rows outside
+//! its reach do not exist for it. That is checked when a row is read, and again in the transaction that changes it.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ use crate::store::{Behalf, Claim, Claimed, Receipt, Stop};
 use crate::tenant::{Tenant, TenantId};
 use crate::verify::derived::{Derivation, Randomness};
 
-/// The request that asks for a change.
+/// The HTTP request that makes a change.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Origin {
     /// Its id.
@@ -32,7 +32,7 @@ pub enum Expected {
     /// Any.
     #[default]
     Any,
-    /// These, as [`super::version`] gives them.
+    /// One of these; see [`super::version`].
     OneOf(Vec<String>),
 }
 
@@ -47,7 +47,7 @@ impl Expected {
 }
 
 impl Admin {
-    /// The same management, acting for a management key.
+    /// Returns a copy that acts for a management key or a trusted user.
     #[must_use]
     pub fn on_behalf(&self, caller: &Caller, origin: &Origin) -> Self {
         let author = Author {
@@ -59,20 +59,20 @@ impl Admin {
         Self { store, author, maker: caller.maker.clone(), ..self.clone() }
     }
 
-    /// The same management, which changes a row only in one of these versions.
+    /// Returns a copy that changes a row only if it has one of these versions.
     #[must_use]
     pub fn expecting(self, expected: Expected) -> Self {
         Self { expected, ..self }
     }
 
-    /// The same management, which reports each change before it is committed, and keeps the answer to a request.
+    /// Returns a copy that reports each change before it is committed, and stores the response to a request.
     #[must_use]
     pub fn reporting(self, receipt: Receipt) -> Self {
         let store = self.store.on_behalf(Behalf { author: self.author.clone(), receipt: Some(receipt) });
         Self { store, ..self }
     }
 
-    /// The same management, whose next key is derived, so that it can be shown again.
+    /// Returns a copy whose next key is derived instead of random, so that it can be shown again.
     #[must_use]
     pub fn deriving(self, derivation: Option<Derivation>) -> Self {
         Self { derivation, ..self }
@@ -82,21 +82,21 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn claim(&self, claim: &Claim) -> Result<Claimed, AdminError> {
         Ok(self.store.claim(claim).await?)
     }
 
-    /// Gives up a claim whose request failed.
+    /// Removes the claim of a request that failed.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn give_up_claim(&self, attempt: Uuid) -> Result<(), AdminError> {
         Ok(self.store.give_up_claim(attempt).await?)
     }
 
-    /// Where the randomness of new keys comes from.
+    /// Returns the source of randomness for new keys.
     pub(super) fn randomness(&self) -> Randomness {
         Randomness::from(self.derivation.clone())
     }
@@ -140,7 +140,7 @@ impl Admin {
     }
 }
 
-/// The name and prefix of a management key, or the name of a trusted user. A name that is too long is cut.
+/// Returns the name and prefix of a management key, or the name of a trusted user. A long name is cut.
 fn actor(key: &AdminKey) -> Actor {
     const NAME_CHARS: usize = 190;
     let name: String = key.name.chars().take(NAME_CHARS).collect();

@@ -1,7 +1,8 @@
-//! Manages management keys: who may manage tenants and keys over HTTP.
+//! Manages management keys, which give access to management over HTTP.
 //!
-//! A key is made by another one, or by whoever may write the database. What it may give away, see and take back is judged
-//! by [`crate::permission`]. A key that its maker may not see is to him as if it were not there.
+//! A management key is created by another one, or by the command line, which has access to the database.
+//! [`crate::permission`] decides what a key may grant, see and revoke. For its caller, a management key that has more
+//! than the caller does not exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,24 +23,24 @@ use crate::random;
 use crate::store::{NewAdminKey, Stop, StoreError};
 use crate::verify::management;
 
-/// Who makes, sees and revokes management keys.
+/// Who creates, lists and revokes management keys.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Maker {
-    /// The management key; `None`: whoever may write the database.
+    /// The management key; `None` for users with access to the database.
     pub id: Option<AdminKeyId>,
     /// What it may do now.
     pub authority: Authority,
 }
 
 impl Maker {
-    /// Whoever may write the database.
+    /// The maker of the command line, which may do everything because it has access to the database.
     #[must_use]
     pub fn database() -> Self {
         Self { id: None, authority: Authority::whole() }
     }
 }
 
-/// A management key as somebody wants it. What is not said is as its maker has it.
+/// A management key to create. Fields that are `None` are taken from its maker.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct AdminKeyWish {
     /// Its name; unique.
@@ -52,48 +53,48 @@ pub struct AdminKeyWish {
     pub expiry: Expiry,
 }
 
-/// What is said of a management key that exists.
+/// Changes of a management key. Fields that are `None` stay unchanged.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct AdminKeyUpdate {
     /// Its name; unique.
     pub name: Option<String>,
     /// What it may do.
     pub permissions: Option<Permissions>,
-    /// The tenants that it sees, by id or schema; unset: all.
+    /// The tenants that it sees, by id or schema; all if unset.
     pub tenants: Setting<Vec<String>>,
     /// When it expires.
     pub expiry: Expiry,
 }
 
-/// A management key that was just made: the only time it can be seen.
+/// A management key that was just created. It cannot be shown again.
 #[derive(Debug)]
 pub struct IssuedAdminKey {
-    /// What the database knows of it.
+    /// The row in the database.
     pub details: AdminKey,
     /// The key itself.
     pub key: PlainKey,
 }
 
-/// A management key of a list.
+/// A management key with its status.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ListedAdminKey {
     /// The key.
     pub key: AdminKey,
-    /// Why it opens nothing; `None`: it is live.
+    /// Why it is no longer valid; `None` if it is.
     pub ended: Option<Ended>,
 }
 
-/// Who presented a live management key.
+/// The client that presented a valid management key.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Caller {
-    /// The key as it was made.
+    /// The row of the key.
     pub key: AdminKey,
     /// What it may do now.
     pub maker: Maker,
 }
 
 impl Caller {
-    /// A user of this machine that needs no key: named in changes by the number, and bound to no management key.
+    /// Creates a caller for a trusted user of this machine, who needs no management key. Changes name it `uid N`.
     #[must_use]
     pub fn of_user(uid: u32, role: Role) -> Self {
         let authority = Authority { permissions: role.permissions(), ..Authority::whole() };
@@ -111,15 +112,15 @@ impl Caller {
     }
 }
 
-/// How old `last_used_at` may be: it is for people, and a write for each request would cost more than it says.
+/// The precision of `last_used_at`, to avoid a write for each request.
 const LAST_USED_WITHIN: Duration = Duration::from_mins(1);
 
 impl Admin {
-    /// Who presents a key; `None` if it is unknown, wrong or over, of which nothing more is said.
+    /// Returns the caller that presents a key; `None` if the key is unknown, wrong or no longer valid.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn authenticate(&self, presented: PresentedKey<'_>) -> Result<Option<Caller>, AdminError> {
         let Some((hash, chain)) = self.store.admin_key_chain(presented.prefix()).await? else {
             return Ok(None);
@@ -136,11 +137,12 @@ impl Admin {
         Ok(Some(Caller { key: key.clone(), maker: Maker { id: Some(key.id), authority } }))
     }
 
-    /// Makes a management key.
+    /// Creates a management key.
     ///
     /// # Errors
     ///
-    /// The name is taken; there is no such tenant; the expiry is in the past; the maker has less than the key would have.
+    /// The name is taken, a tenant does not exist, the expiry is in the past, or the maker has less than the key would
+    /// have.
     pub async fn create_admin_key(
         &self,
         maker: &Maker,
@@ -182,17 +184,17 @@ impl Admin {
         Ok(Authority { permissions, reach, expires_at })
     }
 
-    /// The tenants that a list names.
+    /// Returns the tenants of a list of references.
     async fn reach(&self, references: &[String]) -> Result<Reach, AdminError> {
         if references.is_empty() {
-            return Err(AdminError::BadRequest("a list of tenants names at least one".into()));
+            return Err(AdminError::BadRequest("a list of tenants must name at least one".into()));
         }
         let mut tenants = BTreeSet::new();
         for reference in references {
             match self.tenant(reference).await {
                 Ok(tenant) => tenants.insert(tenant.id),
                 Err(AdminError::Missing(_)) if self.maker.authority.reach != Reach::All => {
-                    // Whether there is one that the caller does not see is none of its business.
+                    // Does not tell whether a tenant exists that the caller may not see.
                     return Err(AdminError::Excess(too_much(&Excess::Tenants)));
                 }
                 Err(AdminError::Missing(why)) => return Err(unfit("tenants", why)),
@@ -202,11 +204,11 @@ impl Admin {
         Ok(Reach::Some(tenants))
     }
 
-    /// The management keys that have no more than `maker`, oldest first.
+    /// Returns the management keys that have no more than `maker`, oldest first.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn admin_keys(&self, maker: &Maker) -> Result<Vec<ListedAdminKey>, AdminError> {
         let (keys, now) = (self.store.admin_keys().await?, self.now());
         let by_id: BTreeMap<_, _> = keys.iter().map(|key| (key.id, key)).collect();
@@ -221,8 +223,8 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// There is no such key, or it has more than `maker`; the maker has less than the key would have; the name is taken;
-    /// the key is revoked.
+    /// The key does not exist, has more than `maker`, or is revoked; the maker has less than the key would have; or the
+    /// name is taken.
     pub async fn update_admin_key(
         &self,
         maker: &Maker,
@@ -243,7 +245,7 @@ impl Admin {
         refuse_excess(&wish.excess(&maker.authority, &found.key.given))?;
         let change = |key: &mut AdminKey| {
             self.judge_admin_key(key)?;
-            // Judged again: another session may have changed it.
+            // Checked again in the transaction, because another session may have changed the key.
             if !may_touch(&maker.authority, &key.given) {
                 return Err(Stop::Missing);
             }
@@ -262,7 +264,7 @@ impl Admin {
         let name = update.name.as_deref().unwrap_or(&found.key.name);
         let changed = self.store.change_admin_key(id, Action::AdminKeyUpdate, &change).await;
         match changed {
-            // The key as it is stands in the way of no other one, so this is about another name.
+            // The key can conflict with another one only in its name.
             Err(StoreError::Conflict(_))
                 if update.name.is_some() && self.is_admin_key_name(id, name).await? =>
             {
@@ -275,7 +277,8 @@ impl Admin {
         }
     }
 
-    /// A management key that was just changed. That a maker of it has ended is not known here.
+    /// Returns the status of a management key that was just changed, without its makers: if one of them is no longer
+    /// valid, that is not considered.
     #[must_use]
     pub fn listed(&self, key: &AdminKey) -> ListedAdminKey {
         let own = AdminKey { created_by: None, ..key.clone() };
@@ -287,15 +290,15 @@ impl Admin {
         Ok(self.store.admin_keys().await?.iter().any(|key| key.id != id && key.name == name))
     }
 
-    /// The management key of this id, prefix or name.
+    /// Returns the management key with this id, prefix or name.
     ///
     /// # Errors
     ///
-    /// There is no such key, or it has more than `maker`.
+    /// The key does not exist, or has more than `maker`.
     pub async fn admin_key(&self, maker: &Maker, reference: &str) -> Result<ListedAdminKey, AdminError> {
         if holds_key(reference) {
             return missing(
-                "that is a whole key: name it by its prefix (up to the second _), its id or its name, and keep the rest to yourself",
+                "this is a whole key: give its prefix (up to the second _), its id or its name, and keep the secret to yourself",
             );
         }
         let id = Uuid::parse_str(reference).ok().map(AdminKeyId);
@@ -304,11 +307,11 @@ impl Admin {
         found.ok_or_else(|| no_admin_key(reference))
     }
 
-    /// Revokes a management key; those that it made end with it. Doing so again changes nothing.
+    /// Revokes a management key and all that it created. Idempotent.
     ///
     /// # Errors
     ///
-    /// There is no such key, or it has more than `maker`.
+    /// The key does not exist, or has more than `maker`.
     pub async fn revoke_admin_key(
         &self,
         maker: &Maker,
@@ -326,7 +329,7 @@ impl Admin {
     }
 }
 
-/// What a key shall have; what is not said remains.
+/// Changes of the authority of a key; `None` and [`Setting::Keep`] keep the value.
 struct Wish {
     permissions: Option<Permissions>,
     reach: Option<Reach>,
@@ -344,7 +347,7 @@ impl Wish {
         }
     }
 
-    /// What of it one with this authority may not give away. What is not said was given by another one.
+    /// Returns which of the changed values `maker` may not grant. Unchanged values were granted by another key.
     fn excess(&self, maker: &Authority, given: &Authority) -> Vec<Excess> {
         let said = |excess: &Excess| match excess {
             Excess::Permissions(_) => self.permissions.is_some(),
@@ -376,7 +379,8 @@ fn refuse_excess(excess: &[Excess]) -> Result<(), AdminError> {
     if excess.is_empty() { Ok(()) } else { Err(AdminError::Excess(told(excess))) }
 }
 
-/// A key, its maker, the maker of that one and so on; in a circle, which only SQL can make, until it closes.
+/// Returns a key, its maker, the maker of its maker and so on. A circle, which only SQL can create, ends the chain once
+/// it is as long as there are keys.
 fn chain<'k>(by_id: &BTreeMap<AdminKeyId, &'k AdminKey>, key: &'k AdminKey) -> Vec<&'k AdminKey> {
     let mut chain = vec![key];
     let mut maker = key.created_by;
@@ -397,9 +401,11 @@ fn told(excess: &[Excess]) -> String {
 fn too_much(excess: &Excess) -> String {
     match excess {
         Excess::Permissions(permissions) => {
-            format!("your own key lacks {permissions}: a key gives away nothing that it has not")
+            format!("your own key lacks {permissions}: a key can grant only permissions that it has")
         }
-        Excess::Tenants => "your own key does not see all of these tenants: name some that it sees".into(),
+        Excess::Tenants => {
+            "your own key cannot access all of these tenants: name only tenants that it can access".into()
+        }
         Excess::Expiry(at) => format!("your own key expires at {at}: choose an expiry that is not later"),
     }
 }

@@ -1,29 +1,28 @@
-//! Reads and verifies the audit log.
-//!
-//! The log is read a page at a time, however long it is.
+//! Reads and verifies the audit log, page by page, so that its size does not matter.
 
 use super::{Admin, AdminError, refused};
 use crate::audit::{Entry, Head};
 use crate::store::AuditFilter;
 
-/// Rows that are read at once: some hundred kilobytes.
+/// The number of rows of a page: some hundred kilobytes.
 const PAGE: i64 = 1_000;
 
-/// What is known of a log that nobody touched.
+/// The result of verifying an intact log.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Verified {
-    /// Its end.
+    /// The end of the log.
     pub head: Head,
-    /// Rows after the one whose hash was expected, if one was.
+    /// The number of rows after the row whose hash was expected; `None` if no hash was given.
     pub since_expected: Option<i64>,
 }
 
 impl Admin {
-    /// Gives what the log has to `sink`, page by page, oldest first; with a limit the newest of it.
+    /// Passes the entries that match the filter to `sink`, page by page, oldest first. With a limit, only the newest
+    /// ones.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked, or `sink` wants no more.
+    /// The database is not available, or `sink` fails.
     pub async fn audit<E: From<AdminError>>(
         &self,
         filter: &AuditFilter,
@@ -42,11 +41,11 @@ impl Admin {
         }
     }
 
-    /// Follows the chain from the first row to the last, through the row whose hash is `expected`.
+    /// Verifies the chain of hashes from the first row to the last. If a hash is expected, a row must have it.
     ///
     /// # Errors
     ///
-    /// A row is missing or is not what was written, the first of which is named; or no row has that hash.
+    /// A row is missing or was changed; the error names the first such row. Or no row has the expected hash.
     pub async fn verify_audit(&self, expected: Option<&str>) -> Result<Verified, AdminError> {
         let mut head = Head::default();
         let mut seen_at = expected.filter(|hash| *hash == head.hash).map(|_| 0);
@@ -62,7 +61,7 @@ impl Admin {
         self.audit(&AuditFilter::default(), None, follow).await?;
         match (expected, seen_at) {
             (Some(_), None) => refused(format!(
-                "no row of the audit log has that hash: it was cut or written anew; it has {} rows now, and its head is {}",
+                "no row of the audit log has this hash: rows were removed or rewritten; the log now has {} rows, and its head is {}",
                 head.seq, head.hash
             )),
             _ => Ok(Verified { since_expected: seen_at.map(|seq| head.seq - seq), head }),

@@ -1,6 +1,4 @@
-//! Creates the demonstration tenant and key.
-//!
-//! One tenant and one key that everybody knows.
+//! Creates the demonstration tenant and its key, which is public.
 
 use uuid::Uuid;
 
@@ -17,20 +15,20 @@ use crate::tenant::{Tenant, TenantId, TenantStatus};
 pub const DEMO_TENANT: TenantId = TenantId(Uuid::from_u128(0x550e_8400_e29b_41d4_a716_4466_5544_0000));
 /// The demonstration key.
 pub const DEMO_KEY: KeyId = KeyId(Uuid::from_u128(0x660e_8400_e29b_41d4_a716_4466_5544_0001));
-/// Known to everybody who can read this: never in a migration, and never beside other tenants unasked.
+/// The key is public: it must never be part of a migration, nor be created beside other tenants unless requested.
 const DEMO_KEY_TEXT: &str = "llmk_demo_secret123";
 
 impl Admin {
-    /// Makes sure the demonstration tenant and its key are there.
+    /// Creates the demonstration tenant and its key if they do not exist.
     ///
     /// # Errors
     ///
-    /// The database holds other tenants and `force` is not given.
+    /// The database contains other tenants and `force` is not set.
     pub async fn seed_demo(&self, force: bool) -> Result<(Tenant, Issued), AdminError> {
         let tenants = self.store.tenants().await?;
         if !force && tenants.iter().any(|t| t.id != DEMO_TENANT) {
             return refused(
-                "this database holds other tenants, and everybody knows the demo key: use --force if you mean it",
+                "this database contains other tenants, and the demo key is public: use --force to create it anyway",
             );
         }
         let tenant = match tenants.into_iter().find(|t| t.id == DEMO_TENANT) {
@@ -72,7 +70,7 @@ async fn demo_row(tenant: &Tenant, key: &PlainKey, now: Timestamp) -> Result<New
         name: Some("Demo key".into()),
         created_at: now,
         expires_at: None,
-        // Everybody knows it, and its secret is too short for one.
+        // Its secret is public and too short for a memo.
         memo: None,
         terms: KeyTerms::default(),
     })

@@ -1,4 +1,4 @@
-//! Changes keys that exist: what they may do, when, and from where.
+//! Changes and revokes existing keys.
 
 use std::time::Duration;
 
@@ -24,13 +24,17 @@ pub enum Expiry {
     In(Duration),
     /// Never.
     Never,
-    /// Not said: never, or as before.
+    /// Not given: never for a new key, unchanged for an existing one.
     #[default]
     Unsaid,
 }
 
 impl Expiry {
-    /// The instant; unset for never.
+    /// Returns the new instant; unset for never.
+    ///
+    /// # Errors
+    ///
+    /// The instant is in the past.
     pub(super) fn instant(self, now: Timestamp) -> Result<Setting<Timestamp>, AdminError> {
         let at = match self {
             Self::At(at) => at,
@@ -47,14 +51,14 @@ impl Expiry {
     }
 }
 
-/// What is said of a key.
+/// Changes of a key, or the fields of a new one.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct KeyUpdate {
-    /// What people call it.
+    /// The name, for human readers.
     pub name: Setting<String>,
     /// When it expires.
     pub expiry: Expiry,
-    /// When it begins to be valid.
+    /// From when it is valid.
     pub not_before: Setting<Timestamp>,
     /// What it grants.
     pub scopes: Setting<Scopes>,
@@ -71,11 +75,11 @@ pub struct KeyUpdate {
 }
 
 impl KeyUpdate {
-    /// Changes a key as it is said, at `now`.
+    /// Applies the changes to a key, at `now`.
     ///
     /// # Errors
     ///
-    /// The key would expire in the past or before it is valid, or have too many labels.
+    /// The key would expire in the past or before it becomes valid, or have an invalid label or too many.
     pub fn apply(&self, key: &mut KeyDetails, now: Timestamp) -> Result<(), String> {
         self.name.change(&mut key.name, Clone::clone);
         let expiry = self.expiry.instant(now).map_err(|error| error.to_string())?;
@@ -84,7 +88,7 @@ impl KeyUpdate {
         check_span(&key.terms, key.expires_at)
     }
 
-    /// Changes what a key may do.
+    /// Applies the changes of what a key may do.
     pub(super) fn change_terms(&self, terms: &mut KeyTerms) -> Result<(), String> {
         self.not_before.change(&mut terms.not_before, |at| *at);
         self.scopes.change(&mut terms.scopes, ToString::to_string);
@@ -107,13 +111,13 @@ pub(super) fn check_key_name(name: Option<&str>) -> Result<(), AdminError> {
             "a key's name has 1 to 255 characters and no control characters".into(),
         )),
         Some(name) if holds_key(name) => {
-            Err(AdminError::BadRequest("a key's name must not hold a key".into()))
+            Err(AdminError::BadRequest("a key's name must not contain a key".into()))
         }
         _ => Ok(()),
     }
 }
 
-/// A key that expires before it is valid is a mistake.
+/// Rejects a key that expires before it becomes valid.
 pub(super) fn check_span(terms: &KeyTerms, expires_at: Option<Timestamp>) -> Result<(), String> {
     match (terms.not_before, expires_at) {
         (Some(from), Some(until)) if from >= until => {
@@ -123,7 +127,7 @@ pub(super) fn check_span(terms: &KeyTerms, expires_at: Option<Timestamp>) -> Res
     }
 }
 
-/// Keys to revoke, and how many of them were used in the last day.
+/// The keys of a tenant that would be revoked.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ToRevoke {
     /// The keys of the tenant that are not revoked.
@@ -137,7 +141,7 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// As [`Admin::create_key`] and [`Admin::key`]; nothing is to be changed.
+    /// As [`Admin::create_key`] and [`Admin::key`]; or there is nothing to change.
     pub async fn update_key(&self, reference: &str, asked: &KeyUpdate) -> Result<KeyDetails, AdminError> {
         if *asked == KeyUpdate::default() {
             return Err(AdminError::BadRequest("nothing to change: name at least one option".into()));
@@ -145,7 +149,7 @@ impl Admin {
         self.patch_key(reference, asked).await
     }
 
-    /// Changes what is said of a key, which may be nothing.
+    /// Like [`Admin::update_key`], but without an error if there is nothing to change.
     ///
     /// # Errors
     ///
@@ -156,7 +160,7 @@ impl Admin {
         let key = self.key(reference).await?;
         asked.expiry.instant(now)?;
         self.check_plan(asked.plan.value().map(PlanName::as_str)).await?;
-        // What makes no sense beside the key as it is now is the fault of the request; later, of a race.
+        // A conflict with the key as it is now is an error of the request. In the transaction below it is a race.
         asked.apply(&mut key.clone(), now).map_err(|why| unfit("not_before", why))?;
         let change = |key: &mut KeyDetails| {
             self.judge_key(key)?;
@@ -165,7 +169,7 @@ impl Admin {
         self.one_key(key.id, Action::KeyUpdate, &change).await
     }
 
-    /// Disables a key until it is enabled. Doing so again changes nothing.
+    /// Disables a key until it is enabled. Idempotent.
     ///
     /// # Errors
     ///
@@ -181,7 +185,7 @@ impl Admin {
         self.one_key(key.id, Action::KeyDisable, &change).await
     }
 
-    /// Enables a disabled key. Doing so again changes nothing.
+    /// Enables a disabled key. Idempotent.
     ///
     /// # Errors
     ///
@@ -197,11 +201,11 @@ impl Admin {
         self.one_key(key.id, Action::KeyEnable, &change).await
     }
 
-    /// Revokes keys, all or none. Doing so again changes nothing: the first instant and reason remain.
+    /// Revokes keys, all or none. Idempotent: the first time and reason remain.
     ///
     /// # Errors
     ///
-    /// As [`Admin::key`]; the reason holds a key.
+    /// As [`Admin::key`]; or the reason contains a key.
     pub async fn revoke_keys(
         &self,
         references: &[String],
@@ -237,7 +241,7 @@ impl Admin {
         Ok(self.store.change_keys(ids, Action::KeyRevoke, &change).await?)
     }
 
-    /// The keys of a tenant that are not revoked.
+    /// Returns the keys of a tenant that are not revoked.
     ///
     /// # Errors
     ///
@@ -254,11 +258,11 @@ impl Admin {
         Ok(ToRevoke { keys, used: self.store.count_used(tenant, self.now().before(DAY)).await? })
     }
 
-    /// Gives the keys that a filter wants to `sink`, by id, at most `limit`.
+    /// Passes at most `limit` keys that match the filter to `sink`, ordered by id.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked, or `sink` fails.
+    /// The database is not available, or `sink` fails.
     pub async fn list_keys<E: From<AdminError>>(
         &self,
         filter: &KeyFilter,
@@ -296,8 +300,8 @@ fn not_revoked(key: &KeyDetails) -> Result<(), String> {
 
 fn check_reason(reason: Option<&str>) -> Result<(), AdminError> {
     if reason.is_some_and(holds_key) {
-        // What is in the audit log cannot be removed again.
-        return Err(AdminError::BadRequest("a reason must not hold a key: name it by its prefix".into()));
+        // An entry of the audit log can never be removed.
+        return Err(AdminError::BadRequest("a reason must not contain a key: give its prefix".into()));
     }
     Ok(())
 }

@@ -1,7 +1,6 @@
-//! Creates, revokes and rotates keys.
+//! Creates and rotates keys.
 //!
-//! A key is made, shown once, replaced and taken back. What the database gets of it
-//! is a hash.
+//! A key is shown once; the database gets only its hash.
 
 use std::time::Duration;
 
@@ -18,33 +17,33 @@ use crate::store::{NewKey, StoreError};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 use crate::verify::bcrypt;
 
-/// A key that was just made: the only time it can be seen.
+/// A key that was just created. It cannot be shown again.
 #[derive(Debug)]
 pub struct Issued {
-    /// What the database knows of it.
+    /// The row in the database.
     pub details: KeyDetails,
     /// The key itself.
     pub key: PlainKey,
 }
 
 impl Admin {
-    /// Makes a key for a tenant.
+    /// Creates a key for a tenant.
     ///
     /// # Errors
     ///
-    /// As [`Admin::tenant`]; the tenant is deleted; the expiry is in the past or before the key is valid; there is no
-    /// such plan.
+    /// As [`Admin::tenant`]; the tenant is deleted; the expiry is in the past or before the key becomes valid; or the
+    /// plan does not exist.
     pub async fn create_key(&self, tenant: &str, asked: &KeyUpdate) -> Result<Issued, AdminError> {
         let (tenant, life) = self.wished_key(tenant, asked).await?;
         let (new, key) = self.new_key(&tenant, life).await?;
         Ok(Issued { details: self.store.insert_key(&new, Action::KeyCreate).await?, key })
     }
 
-    /// Adds a key that its client made, and of which only the hash is known here.
+    /// Creates a key whose secret the client chose, of which only the hash is known here.
     ///
     /// # Errors
     ///
-    /// As [`Admin::create_key`]; the prefix or the hash is not valid, or taken.
+    /// As [`Admin::create_key`]; or the prefix or the hash is invalid or taken.
     pub async fn adopt_key(
         &self,
         tenant: &str,
@@ -71,7 +70,7 @@ impl Admin {
         }
     }
 
-    /// The tenant, and what a new key of it is to be.
+    /// Validates a request for a key. Returns its tenant and the other fields of the key.
     async fn wished_key(&self, tenant: &str, asked: &KeyUpdate) -> Result<(Tenant, Life), AdminError> {
         let name = asked.name.value().cloned();
         check_key_name(name.as_deref())?;
@@ -94,7 +93,7 @@ impl Admin {
         Ok((NewKey { memo, ..new }, key))
     }
 
-    /// The memo that a key is issued with: we made the hash from it, so bcrypt need not be asked.
+    /// Returns the memo of a new key. The hash was just made from the key, so bcrypt need not verify it.
     pub(super) fn memo(&self, id: KeyId, tenant_id: TenantId, hash: &str, key: &PlainKey) -> Option<Memo> {
         let (prefix, hash) = (key.prefix().into(), SecretHash::parse(hash));
         let record = KeyRecord {
@@ -118,17 +117,17 @@ impl Admin {
         Ok(tenant)
     }
 
-    /// The key whose id or prefix is `reference`.
+    /// Returns the key whose id or prefix is `reference`.
     ///
     /// # Errors
     ///
-    /// The caller sees none.
+    /// There is no such key, or the caller does not see it.
     pub async fn key(&self, reference: &str) -> Result<KeyDetails, AdminError> {
         let found = if may_name(reference) { self.store.find_key(reference).await? } else { None };
         match found.filter(|key| self.sees(key.tenant_id)) {
             Some(key) => Ok(key),
             None if format::parse(reference.as_bytes()).is_ok() => missing(
-                "that is a whole key: name it by its prefix (up to the second _) or its id, and keep the rest to yourself",
+                "this is a whole key: give its prefix (up to the second _) or its id, and keep the secret to yourself",
             ),
             None => missing(format!(
                 "there is no key {reference:?} in {}: `tenantgate key list` shows all",
@@ -137,11 +136,11 @@ impl Admin {
         }
     }
 
-    /// Makes a successor to a key, which expires after `grace` unless it would sooner.
+    /// Creates a successor of a key. The old key then expires after `grace`, unless it expires sooner.
     ///
     /// # Errors
     ///
-    /// As [`Admin::key`]; the key is not active or has a live successor; its tenant is deleted.
+    /// As [`Admin::key`]; the key is not active or has a live successor; or its tenant is deleted.
     pub async fn rotate_key(
         &self,
         reference: &str,
@@ -186,8 +185,8 @@ impl Admin {
         }
     }
 
-    /// How long a key was issued for; nothing: for ever. A rotation shortens the life of the key it replaces,
-    /// and its successor got the length it had before.
+    /// Returns the lifetime with which a key was issued; `None` if it is unlimited. A rotation shortens the life of the
+    /// key that it replaces, but its successor keeps the original lifetime.
     async fn lifetime(&self, key: &KeyDetails) -> Result<Option<Duration>, AdminError> {
         let mut issued = key.clone();
         while let Some(id) = issued.replaced_by {
@@ -200,7 +199,7 @@ impl Admin {
     }
 }
 
-/// What a new key is to be, besides its secret.
+/// The fields of a new key, apart from its secret.
 struct Life {
     name: Option<String>,
     created_at: Timestamp,
@@ -209,7 +208,7 @@ struct Life {
 }
 
 impl Life {
-    /// The row of a key, without a memo.
+    /// Builds the row of the key, without a memo.
     fn key(self, tenant: &Tenant, prefix: String, hash: String) -> NewKey {
         let Self { name, created_at, expires_at, terms } = self;
         let (id, tenant_id) = (KeyId(random::new_id()), tenant.id);
@@ -217,7 +216,7 @@ impl Life {
     }
 }
 
-/// bcrypt takes a quarter of a second, which no worker of the runtime has to spare.
+/// Hashes a key on a blocking thread, because bcrypt takes a quarter of a second.
 pub(super) async fn hashed(key: PlainKey) -> Result<String, AdminError> {
     tokio::task::spawn_blocking(move || bcrypt::hash(&key, bcrypt::DEFAULT_COST))
         .await

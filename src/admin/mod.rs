@@ -1,9 +1,9 @@
 //! The management path: tenants, keys, plans, rules and management keys.
 //!
-//! The use cases behind the command line. Each is one sentence of a person who
-//! runs the place: create this tenant, take back that key. A new key leaves here
-//! once, in [`Issued`]; what the database gets is its hash. Nothing here knows
-//! SQL, or how a result is printed.
+//! Contains the use cases behind the command line and management over HTTP, one method of [`Admin`] each. A new key
+//! leaves this module once, in [`Issued`]; the database gets only its hash.
+//!
+//! Depends on: no SQL, no output format.
 
 mod acting;
 mod admin_keys;
@@ -46,33 +46,33 @@ use crate::store::{Adoption, Management, Migrated, StoreError};
 use crate::verify::derived::Derivation;
 use crate::verify::memo::Peppers;
 
-/// Why something was not done.
+/// Why a use case failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    /// What was asked for makes no sense, whatever is in the database.
+    /// The request is invalid, independently of the content of the database.
     #[error("{0}")]
     BadRequest(String),
-    /// What it is about does not exist, or the caller does not see it.
+    /// The object does not exist, or the caller has no access to it.
     #[error("{0}")]
     Missing(String),
-    /// It makes sense, and the state of what it is about does not allow it.
+    /// The request is valid, but the state of the object does not allow it.
     #[error("{0}")]
     Refused(String),
-    /// The caller would give away more than it has.
+    /// The caller would grant more than it has.
     #[error("{0}")]
     Excess(String),
-    /// A value has the right form and makes no sense: it is in the past, or names something that does not exist.
+    /// A value is well-formed but not acceptable: it is in the past, or names something that does not exist.
     #[error("{why}")]
     Unfit {
-        /// The name of the value, as objects have it.
+        /// The field name of the value in JSON.
         part: &'static str,
         /// What is wrong with it.
         why: String,
     },
-    /// What it is about is not in a version that the caller expects.
+    /// The object does not have a version that the caller expects.
     #[error("it was changed in the meantime: read it again")]
     Stale,
-    /// The database did not do its part.
+    /// The database is not available or rejected the statement.
     #[error(transparent)]
     Store(StoreError),
 }
@@ -80,27 +80,27 @@ pub enum AdminError {
 impl From<StoreError> for AdminError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Missing => Self::Missing("it is gone".into()),
+            StoreError::Missing => Self::Missing("it no longer exists".into()),
             StoreError::Stale => Self::Stale,
             other => Self::Store(other),
         }
     }
 }
 
-/// What is said of a value that can be unset.
+/// A change of a value that can be unset.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Setting<T> {
-    /// Nothing: it remains as it is.
+    /// The value stays unchanged.
     #[default]
     Keep,
-    /// It is unset.
+    /// The value is removed.
     Unset,
-    /// It is this.
+    /// The value becomes this.
     Set(T),
 }
 
 impl<T> Setting<T> {
-    /// What a value and the flag that unsets it say together.
+    /// Combines an optional value with the flag that unsets it.
     pub fn said(value: Option<T>, unset: bool) -> Self {
         match value {
             Some(value) => Self::Set(value),
@@ -109,12 +109,12 @@ impl<T> Setting<T> {
         }
     }
 
-    /// The new value, if one is said.
+    /// Returns the new value; `None` if there is none.
     pub fn value(&self) -> Option<&T> {
         if let Self::Set(value) = self { Some(value) } else { None }
     }
 
-    /// Changes what `value` holds, after turning the new one into what is held.
+    /// Applies the change to `value`. `hold` converts the new value.
     fn change<U>(&self, value: &mut Option<U>, hold: impl FnOnce(&T) -> U) {
         match self {
             Self::Keep => {}
@@ -144,39 +144,39 @@ pub struct Admin {
     peppers: Peppers,
     /// Who makes the changes; only used for an [`Admin`] that acts for a management key.
     author: Author,
-    /// What the caller may do. Commands may do everything.
+    /// What the caller may do; unlimited for the command line.
     maker: Maker,
-    /// Which versions of a row may be changed.
+    /// The versions of a row that may be changed.
     expected: Expected,
-    /// What the next key is derived from.
+    /// What the next key is derived from; `None` for a random key.
     derivation: Option<Derivation>,
 }
 
 impl Admin {
-    /// The management of this store. New keys get a memo by the first of the peppers.
+    /// Creates the management of a store. New keys get a memo by the first of the peppers.
     #[must_use]
     pub fn new(store: Arc<dyn Management>, clock: Arc<dyn Clock>, peppers: Peppers) -> Self {
         let (author, maker) = (Author::default(), Maker::database());
         Self { store, clock, peppers, author, maker, expected: Expected::Any, derivation: None }
     }
 
-    /// The peppers, of which the first one derives keys that can be shown again.
+    /// Returns the peppers. The first one derives keys that can be shown again.
     #[must_use]
     pub fn peppers(&self) -> &Peppers {
         &self.peppers
     }
 
-    /// The wall clock that this management goes by.
+    /// Returns the current time.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }
 
-    /// Makes sure the tables are as new as we need them; an embedded database is brought up to date.
+    /// Checks that the schema is new enough. Migrates an embedded database (SQLite) if it is not.
     ///
     /// # Errors
     ///
-    /// [`StoreError::OldSchema`], or the database cannot be asked.
+    /// [`StoreError::OldSchema`], or the database is not available.
     pub async fn prepare(&self) -> Result<(), StoreError> {
         let version = self.store.version().await?;
         if version.check().is_err() && self.store.embedded() {
@@ -186,30 +186,30 @@ impl Admin {
         version.check()
     }
 
-    /// Whether the database answers and its tables are as new as we need them.
+    /// Checks that the database responds and its schema is new enough.
     ///
     /// # Errors
     ///
-    /// [`StoreError::OldSchema`], or the database cannot be asked.
+    /// [`StoreError::OldSchema`], or the database is not available.
     pub async fn ready(&self) -> Result<(), StoreError> {
         self.store.version().await?.check()
     }
 
-    /// Brings the tables up to date; returns what was done and the version they have now.
+    /// Migrates the schema. Returns what was done, and the version of the schema afterwards.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked, or refuses a migration; its tables cannot be adopted.
+    /// The database is not available, a migration failed, or existing tables cannot be adopted.
     pub async fn migrate(&self, adoption: &Adoption) -> Result<(Migrated, i64), StoreError> {
         let migrated = self.store.adopt(adoption).await?;
         Ok((migrated, self.store.version().await?.current))
     }
 
-    /// Makes the roles of least privilege; returns their names.
+    /// Creates the roles of least privilege, whose names begin with `prefix`. Returns their names.
     ///
     /// # Errors
     ///
-    /// The database has none, or whoever asks may not make them.
+    /// The database has no roles (SQLite), or the user of the connection may not create them.
     pub async fn create_roles(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         self.store.create_roles(prefix).await
     }

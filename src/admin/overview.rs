@@ -1,4 +1,4 @@
-//! What people see first: how many keys need attention, what became of requests, and how far the servers are.
+//! Data of the overview page: keys that need attention, requests by day, and the state of the servers.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,69 +11,70 @@ use crate::permission::Reach;
 use crate::store::{AuditFilter, CountedAt, CountsOf, DayCount, KeyCounts, ReplicaState};
 use crate::tenant::TenantId;
 
-/// What expires within this expires soon.
+/// A key that expires within this time is counted as expiring soon.
 pub const SOON: Duration = Duration::from_hours(30 * 24);
 
-/// What was not used within this is unused.
+/// A key that was not used for this time is counted as unused.
 pub const LONG: Duration = Duration::from_hours(90 * 24);
 
 const DAY: i64 = 86_400_000_000;
 
 impl Admin {
-    /// Counts the keys that a reach covers.
+    /// Counts the keys of the tenants in `reach`.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn key_counts(&self, reach: &Reach) -> Result<KeyCounts, AdminError> {
         let now = self.now();
         let at = CountedAt { now, expires_before: now.after(SOON), unused_since: now.before(LONG) };
         Ok(self.store.key_counts(some(reach), at).await?)
     }
 
-    /// The servers that announced themselves, and how far each of them is.
+    /// Returns the servers that have a heartbeat in the database, and the state of each.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn servers(&self) -> Result<Vec<ReplicaState>, AdminError> {
         Ok(self.store.servers().await?)
     }
 
-    /// Requests that a reach covers, by day and reason, of the last `days` days (UTC) with today.
+    /// Returns the requests to the tenants in `reach` by day and reason, for the last `days` days (UTC) including
+    /// today.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn requests_by_day(&self, reach: &Reach, days: u32) -> Result<Vec<DayCount>, AdminError> {
         let of = some(reach).map_or(CountsOf::All, CountsOf::Tenants);
         Ok(self.store.counts(of, &last_days(self.now(), days)).await?)
     }
 
-    /// Requests with the keys of one tenant, likewise.
+    /// Returns the requests with keys of one tenant, as [`Admin::requests_by_day`] does.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn requests_of_tenant(&self, tenant: TenantId, days: u32) -> Result<Vec<DayCount>, AdminError> {
         let of = BTreeSet::from([tenant]);
         Ok(self.store.counts(CountsOf::Tenants(&of), &last_days(self.now(), days)).await?)
     }
 
-    /// Requests with one key, likewise.
+    /// Returns the requests with one key, as [`Admin::requests_by_day`] does.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn requests_of_key(&self, key: KeyId, days: u32) -> Result<Vec<DayCount>, AdminError> {
         Ok(self.store.counts(CountsOf::Key(key), &last_days(self.now(), days)).await?)
     }
 
-    /// Rows of the audit log, the newest first: `size` of them after as many times `size` as `pages` says.
+    /// Returns one page of the audit log, newest first: `size` rows, after skipping `pages` pages of this size.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn newest_audit(
         &self,
         filter: &AuditFilter,
@@ -97,7 +98,7 @@ fn some(reach: &Reach) -> Option<&BTreeSet<TenantId>> {
     }
 }
 
-/// The last days, as in `2026-01-31`, today last.
+/// Returns the last `days` days, such as `2026-01-31`, ending with today.
 fn last_days(now: Timestamp, days: u32) -> Vec<String> {
     let day = |ago: i64| Timestamp(now.0.saturating_sub(ago * DAY)).to_string();
     (0..i64::from(days)).rev().map(|ago| day(ago).get(..10).unwrap_or_default().to_owned()).collect()

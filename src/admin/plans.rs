@@ -4,15 +4,15 @@ use super::{Admin, AdminError, Setting, refused, unfit};
 use crate::plan::{Limit, PlanName, PlanRow};
 use crate::store::{PlanUses, StoreError};
 
-/// What is said of the limits of a plan, in the order of the columns.
+/// Changes of the limits of a plan, in the order of the columns.
 pub type LimitUpdate = [Setting<Limit>; 4];
 
 impl Admin {
-    /// Adds a plan.
+    /// Creates a plan.
     ///
     /// # Errors
     ///
-    /// There is one of this name.
+    /// The name is taken.
     pub async fn create_plan(&self, name: &PlanName, asked: &LimitUpdate) -> Result<PlanRow, AdminError> {
         let mut plan = PlanRow { name: name.to_string(), limits: [const { None }; 4] };
         apply(&mut plan, asked);
@@ -28,7 +28,7 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// There is no such plan; nothing is to be changed.
+    /// The plan does not exist, or there is nothing to change.
     pub async fn update_plan(&self, name: &PlanName, asked: &LimitUpdate) -> Result<PlanRow, AdminError> {
         if asked.iter().all(|limit| *limit == Setting::Keep) {
             return Err(AdminError::BadRequest("nothing to change: name at least one limit".into()));
@@ -36,11 +36,11 @@ impl Admin {
         self.patch_plan(name, asked).await
     }
 
-    /// Changes what is said of a plan, which may be nothing.
+    /// Like [`Admin::update_plan`], but without an error if there is nothing to change.
     ///
     /// # Errors
     ///
-    /// There is no such plan.
+    /// The plan does not exist.
     pub async fn patch_plan(&self, name: &PlanName, asked: &LimitUpdate) -> Result<PlanRow, AdminError> {
         let change = |plan: &mut PlanRow| {
             self.judge_plan(plan)?;
@@ -51,20 +51,20 @@ impl Admin {
         changed.ok_or_else(|| no_plan(name.as_str()))
     }
 
-    /// All plans, by name.
+    /// Returns all plans, by name.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn plans(&self) -> Result<Vec<PlanRow>, AdminError> {
         Ok(self.store.plans().await?)
     }
 
-    /// A plan, and how often it is used.
+    /// Returns a plan, and how many tenants and keys have it.
     ///
     /// # Errors
     ///
-    /// There is no such plan.
+    /// The plan does not exist.
     pub async fn plan(&self, name: &PlanName) -> Result<(PlanRow, PlanUses), AdminError> {
         let found = self.plans().await?.into_iter().find(|plan| plan.name == name.as_str());
         let plan = found.ok_or_else(|| no_plan(name.as_str()))?;
@@ -75,7 +75,7 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// There is no such plan, or it is used.
+    /// The plan does not exist, or is used.
     pub async fn delete_plan(&self, name: &PlanName) -> Result<PlanRow, AdminError> {
         let PlanUses { tenants, keys } = self.store.plan_uses(name.as_str()).await?;
         if tenants + keys > 0 {
@@ -87,7 +87,7 @@ impl Admin {
         deleted.ok_or_else(|| no_plan(name.as_str()))
     }
 
-    /// Refuses a plan that there is not.
+    /// Rejects the name of a plan that does not exist.
     pub(super) async fn check_plan(&self, name: Option<&str>) -> Result<(), AdminError> {
         let Some(name) = name else { return Ok(()) };
         let known = self.plans().await?.iter().any(|plan| plan.name == name);

@@ -1,4 +1,4 @@
-//! What is read for whoever may see some tenants or all.
+//! Reads keys, audit entries and counts for callers that may see some or all tenants.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use crate::store::{AuditFilter, KeyFilter, KeyPage, KeyPlace};
 use crate::tenant::Tenant;
 
 impl Admin {
-    /// Keys of these tenants that a filter wants, after a place, in the order of creation: at most `page`. Where what is
-    /// wanted is rare, a part of the list ends before it is full.
+    /// Returns at most `page` keys of the tenants in `reach` that match the filter, in the order of creation, after a
+    /// position. If matches are rare, the page may be shorter although more keys follow.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn keys_by_creation(
         &self,
         filter: &KeyFilter,
@@ -26,11 +26,12 @@ impl Admin {
         Ok(self.store.keys_by_creation(filter, reach, after, page).await?)
     }
 
-    /// How many keys of a tenant are accepted now, and how many that are not revoked were used in the last 24 hours.
+    /// Returns how many keys of a tenant are accepted now, and how many of its keys that are not revoked were used in
+    /// the last 24 hours.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn impact(&self, tenant: &Tenant) -> Result<(i64, i64), AdminError> {
         let now = self.now();
         let live =
@@ -40,11 +41,11 @@ impl Admin {
         Ok((live, used))
     }
 
-    /// Changes after a row of the audit log, oldest first, at most `rows`.
+    /// Returns at most `rows` entries of the audit log after the row number `after`, oldest first.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn audit_part(
         &self,
         filter: &AuditFilter,
@@ -55,7 +56,7 @@ impl Admin {
         Ok(self.store.audit_entries(filter, after, rows).await?)
     }
 
-    /// Whether the database is a file of this program's own.
+    /// Whether the database is a file of this program (SQLite).
     #[must_use]
     pub fn is_embedded(&self) -> bool {
         self.store.embedded()

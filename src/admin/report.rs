@@ -1,9 +1,7 @@
-//! Reports on keys: those that need attention.
+//! Reports live keys that need attention: unused, expiring soon or never, or with a weak hash or no memo.
 //!
-//! A key that is live and that nobody uses, that ends soon or never, or that is
-//! guarded less well than it could be. What is revoked or expired can do no harm, and
-//! is not reported. Keys are read a page at a time, in the order of their ids, however
-//! many there are.
+//! Revoked and expired keys are not reported. Keys are read page by page, ordered by id, so that their number does not
+//! matter.
 
 use std::time::Duration;
 
@@ -13,28 +11,28 @@ use crate::key::KeyId;
 use crate::record::{KeyState, SecretHash};
 use crate::store::{KeyFilter, StoredKey};
 
-/// Keys that are read at once: some hundred kilobytes.
+/// The number of keys of a page: some hundred kilobytes.
 pub(super) const PAGE: i64 = 1_000;
 
-/// What may be found about a key.
+/// A finding about a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Finding {
     /// It expires soon.
     Expiring,
-    /// Its hash is of a low cost.
+    /// Its hash has a low bcrypt cost.
     LowCost,
-    /// Nobody ever used it.
+    /// It was never used.
     NeverUsed,
-    /// Nobody has used it for long.
+    /// It was not used for a long time.
     Unused,
     /// It never expires.
     WithoutExpiry,
-    /// After a restart it costs one bcrypt.
+    /// It has no memo, so it costs one bcrypt after a restart.
     WithoutMemo,
 }
 
 impl Finding {
-    /// As reports spell it.
+    /// Returns the word in reports.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -48,10 +46,10 @@ impl Finding {
     }
 }
 
-/// What is looked for.
+/// What to report.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Criteria {
-    /// Not used for this long, or, if never, made this long ago.
+    /// Last used at least this long ago, or never used and older than this.
     pub unused_for: Option<Duration>,
     /// Expires within this span.
     pub expiring_within: Option<Duration>,
@@ -61,12 +59,12 @@ pub struct Criteria {
     pub without_expiry: bool,
     /// Has no memo.
     pub without_memo: bool,
-    /// Its hash costs less.
+    /// The bcrypt cost of its hash is lower.
     pub cost_below: Option<u8>,
 }
 
 impl Criteria {
-    /// Everything: not used for 90 days, expiring within 30, of a cost below the one of the keys we make.
+    /// All criteria: unused for 90 days, expiring within 30 days, and a bcrypt cost below that of new keys.
     pub const ALL: Self = Self {
         unused_for: Some(Duration::from_hours(90 * 24)),
         expiring_within: Some(Duration::from_hours(30 * 24)),
@@ -76,7 +74,7 @@ impl Criteria {
         cost_below: Some(12),
     };
 
-    /// What holds of a key at `now`, in the order of the options.
+    /// Returns the findings about a key at `now`, in the order of the options.
     #[must_use]
     pub fn findings(&self, key: &StoredKey, now: Timestamp) -> Vec<Finding> {
         let details = &key.details;
@@ -99,11 +97,11 @@ impl Criteria {
 }
 
 impl Admin {
-    /// Gives every key of which something was found to `sink`, with what was found.
+    /// Passes every key with findings to `sink`, together with its findings.
     ///
     /// # Errors
     ///
-    /// As [`Admin::tenant`]; the database cannot be asked; or `sink` wants no more.
+    /// As [`Admin::tenant`]; the database is not available; or `sink` fails.
     pub async fn report_keys<E: From<AdminError>>(
         &self,
         tenant: Option<&str>,
@@ -122,7 +120,7 @@ impl Admin {
         .await
     }
 
-    /// The filter that wants all keys, or those of one tenant.
+    /// Returns the filter for all keys, or for those of one tenant.
     pub(super) async fn keys_of(&self, tenant: Option<&str>) -> Result<KeyFilter, AdminError> {
         let tenant = match tenant {
             Some(reference) => Some(self.tenant(reference).await?.id),
@@ -131,7 +129,7 @@ impl Admin {
         Ok(KeyFilter { tenant, ..KeyFilter::default() })
     }
 
-    /// Gives the keys that a filter wants to `sink`, by id, until that says `false`.
+    /// Passes the keys that match the filter to `sink`, ordered by id, until it returns `false`.
     pub(super) async fn each_key<E: From<AdminError>>(
         &self,
         filter: &KeyFilter,
@@ -163,7 +161,7 @@ mod tests {
     const DAY: i64 = 86_400_000_000;
     const NOW: Timestamp = Timestamp(1_000 * DAY);
 
-    /// A key that nobody has to look at.
+    /// A key without findings.
     fn fine() -> StoredKey {
         let details = KeyDetails {
             id: KeyId(Uuid::nil()),
@@ -209,13 +207,13 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_over_is_not_reported() {
+    fn a_revoked_or_expired_key_is_not_reported() {
         assert!(found(|k| (k.details.revoked_at, k.details.memo) = (Some(NOW), None)).is_empty());
         assert!(found(|k| (k.details.expires_at, k.details.memo) = (Some(NOW), None)).is_empty());
     }
 
     #[test]
-    fn only_what_is_looked_for_is_found() {
+    fn only_the_requested_findings_are_returned() {
         let mut key = fine();
         (key.details.last_used_at, key.details.expires_at, key.details.memo) = (None, None, None);
         let criteria = Criteria { never_used: true, cost_below: Some(13), ..Criteria::default() };

@@ -1,4 +1,4 @@
-//! Tells which rule wins a request, and what becomes of it.
+//! Shows which rule wins for a request, and the resulting outcome.
 
 use super::routes::RouteView;
 use super::{Admin, AdminError};
@@ -8,7 +8,7 @@ use crate::route::host::request_host;
 use crate::route::{Context, RouteMode, RouteRow, RouteTable};
 use crate::scope::{Needs, Scopes};
 
-/// A request that may come.
+/// A hypothetical request.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct TestedRequest {
     /// Its method.
@@ -17,31 +17,31 @@ pub struct TestedRequest {
     pub host: String,
     /// Its path.
     pub path: String,
-    /// The prefix or id of the key it comes with.
+    /// The prefix or id of its key, if it has one.
     pub key: Option<String>,
-    /// What Envoy says of its route.
+    /// The `context_extensions` of its route in Envoy's configuration.
     pub context: Vec<(String, String)>,
 }
 
-/// What becomes of a request, as far as rules and the key say; networks, plans and the tenant are no part of it.
+/// The outcome of a request by its rules and its key. Networks, plans and the tenant are not considered.
 #[derive(Clone, Debug, Eq, PartialEq, serde::Serialize, utoipa::ToSchema)]
 pub struct RouteVerdict {
     /// The rule that wins.
     pub rule: Option<RouteView>,
     /// Whether a key is needed.
     pub mode: &'static str,
-    /// What a key needs: of each text, one of its terms.
+    /// The scopes that a key needs: one alternative of each text.
     pub needs: Vec<String>,
-    /// Why the path is ambiguous.
+    /// Why the path is ambiguous, if it is.
     pub ambiguous: Option<String>,
-    /// The rules that would win without the ones before them.
+    /// The rules that would win next, if the ones before them did not exist.
     pub next: Vec<RouteView>,
-    /// The reason by which the request would be known, or `ok`.
+    /// The reason in metadata and logs, or `ok`.
     pub outcome: &'static str,
 }
 
 impl Admin {
-    /// Asks the rules about a request.
+    /// Evaluates the rules for a request.
     ///
     /// # Errors
     ///
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_winning_rule_and_the_next_ones_are_told() {
+    fn the_verdict_has_the_winning_rule_and_the_next_ones() {
         let rows = [
             rule("/**", "required", Some("all")),
             rule("/open/{name}", "optional", None),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn envoys_context_beats_the_mode_and_adds_needs() {
+    fn the_context_of_envoy_overrides_the_mode_and_adds_needs() {
         let rows = [rule("/**", "public", None)];
         let verdict = |context: &[(&str, &str)]| verdict(&rows, &asked("/a", context), None);
         let said = verdict(&[("tenantgate.mode", "required"), ("tenantgate.scopes", "a b | c")]);

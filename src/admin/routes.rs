@@ -1,4 +1,4 @@
-//! Manages the rules of routes: what requests need.
+//! Manages the rules of routes.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,7 +13,7 @@ use crate::route::{RouteId, RouteRow, RouteTable, Rule};
 use crate::scope::Scopes;
 use crate::store::{KeyFilter, RoutesChange, Stop, StoreError, StoredKey};
 
-/// A rule as people, programs and the audit log have it.
+/// A rule in JSON and in the audit log.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, utoipa::ToSchema)]
 #[schema(as = Route)]
 pub struct RouteView {
@@ -43,7 +43,7 @@ impl From<&RouteRow> for RouteView {
 }
 
 impl RouteView {
-    /// The cells of a line: host, method, path, mode, scopes, name.
+    /// Returns the cells of a table row: host, method, path, mode (`shadow` if only reported), scopes, name.
     #[must_use]
     pub fn cells(&self) -> [&str; 6] {
         let (scopes, name) = (self.scopes.as_deref().unwrap_or("-"), self.name.as_deref().unwrap_or("-"));
@@ -51,32 +51,32 @@ impl RouteView {
     }
 }
 
-/// A rule before and after.
+/// A rule before and after a change.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct ChangedRoute {
-    /// As it was.
+    /// The rule before.
     pub before: RouteView,
-    /// As it is.
+    /// The rule after.
     pub after: RouteView,
 }
 
 /// The difference that applying a table makes.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct RouteDifference {
-    /// Rules that were not there.
+    /// New rules.
     pub added: Vec<RouteView>,
-    /// Rules that are gone.
+    /// Removed rules.
     pub removed: Vec<RouteView>,
     /// Rules for the same requests with another name, mode, needs or shadow.
     pub changed: Vec<ChangedRoute>,
-    /// How many rules are as they were.
+    /// The number of unchanged rules.
     pub unchanged: usize,
     /// Whether nothing was done.
     pub dry_run: bool,
 }
 
 impl RouteDifference {
-    /// What a change of the table does; `rules` are then in it.
+    /// Summarizes a change of the table, which then has this number of `rules`.
     #[must_use]
     pub fn of(change: &RoutesChange, rules: usize, dry_run: bool) -> Self {
         let views = |rows: &[RouteRow]| rows.iter().map(RouteView::from).collect();
@@ -94,7 +94,7 @@ impl RouteDifference {
     }
 }
 
-/// What is said of a rule that exists.
+/// Changes of a rule. Fields that are `None` stay unchanged.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct RouteUpdate {
     /// Its name.
@@ -107,14 +107,14 @@ pub struct RouteUpdate {
     pub path: Option<String>,
     /// Its mode.
     pub mode: Option<String>,
-    /// What it needs.
+    /// The scopes that it needs.
     pub scopes: Setting<String>,
-    /// Whether a lack of scopes is only reported.
+    /// Whether missing scopes are only reported.
     pub shadow: Option<bool>,
 }
 
 impl RouteUpdate {
-    /// The rule with what is said of it.
+    /// Returns the rule with the changes.
     #[must_use]
     pub fn applied(&self, route: &RouteRow) -> RouteRow {
         let mut route = route.clone();
@@ -133,20 +133,20 @@ impl RouteUpdate {
 }
 
 impl Admin {
-    /// All rules, by host, path and method.
+    /// Returns all rules, by host, path and method.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn routes(&self) -> Result<Vec<RouteRow>, AdminError> {
         Ok(self.store.routes().await?)
     }
 
-    /// Adds a rule, whose id is chosen here.
+    /// Adds a rule. It gets a new id.
     ///
     /// # Errors
     ///
-    /// The rule makes no sense; another one is for the same requests, or has its name.
+    /// The rule is invalid, or another rule is for the same requests or has the same name.
     pub async fn add_route(&self, route: RouteRow) -> Result<RouteRow, AdminError> {
         let route = RouteRow { id: RouteId(random::new_id()), ..route };
         let rule = route.compile().map_err(|damage| AdminError::BadRequest(damage.to_string()))?;
@@ -162,11 +162,11 @@ impl Admin {
         Ok(route)
     }
 
-    /// Removes the rule of this name or id.
+    /// Removes the rule with this name or id.
     ///
     /// # Errors
     ///
-    /// There is none.
+    /// There is no such rule.
     pub async fn remove_route(&self, reference: &str) -> Result<RouteRow, AdminError> {
         let id = Uuid::parse_str(reference).ok().map(RouteId);
         let plan = |there: &[RouteRow]| {
@@ -186,11 +186,12 @@ impl Admin {
         change.removed.pop().ok_or_else(no_rule)
     }
 
-    /// Changes the rule of this id.
+    /// Changes the rule with this id.
     ///
     /// # Errors
     ///
-    /// There is none; the changed rule makes no sense; another one is for the same requests, or has its name.
+    /// There is no such rule; the changed rule is invalid; or another rule is for the same requests or has the same
+    /// name.
     pub async fn update_route(&self, id: RouteId, update: &RouteUpdate) -> Result<RouteRow, AdminError> {
         let reference = id.0.to_string();
         let plan = |there: &[RouteRow]| {
@@ -214,21 +215,21 @@ impl Admin {
         }
     }
 
-    /// The rule of this id.
+    /// Returns the rule with this id.
     ///
     /// # Errors
     ///
-    /// There is none.
+    /// There is no such rule.
     pub async fn route(&self, id: RouteId) -> Result<RouteRow, AdminError> {
         let found = self.store.routes().await?.into_iter().find(|route| route.id == id);
         found.ok_or_else(|| AdminError::Missing(no_rule(&id.0.to_string())))
     }
 
-    /// Makes these rules the whole table. A rule for the same requests as one that is there keeps its id.
+    /// Replaces all rules by these. A rule for the same requests as an existing one keeps its id.
     ///
     /// # Errors
     ///
-    /// A rule makes no sense, or two are for the same requests or have the same name: says which, by their places
+    /// A rule is invalid, or two are for the same requests or have the same name. The error names their positions,
     /// counted from 1.
     pub async fn apply_routes(
         &self,
@@ -256,11 +257,11 @@ impl Admin {
         Ok(RouteDifference::of(&change, wanted.len(), false))
     }
 
-    /// What live keys are granted, each list once; `None` grants everything.
+    /// Returns the distinct lists of scopes that live keys are granted; `None` in it is a key without limits.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn granted_scopes(&self) -> Result<Vec<Option<Scopes>>, AdminError> {
         let now = self.now();
         let filter = KeyFilter { state: Some(KeyState::Active), now, ..KeyFilter::default() };
@@ -280,7 +281,7 @@ impl Admin {
     }
 }
 
-/// Refuses a rule beside one for the same requests, or of the same name.
+/// Rejects a rule if another one is for the same requests or has the same name.
 fn refuse_twin(others: &[RouteRow], route: &RouteRow, rule: &Rule) -> Result<(), Stop> {
     if let Some(twin) = RouteTable::of(others).twin(rule) {
         let twin = twin.name.as_deref().map_or_else(|| twin.id.0.to_string(), str::to_owned);
@@ -293,14 +294,14 @@ fn refuse_twin(others: &[RouteRow], route: &RouteRow, rule: &Rule) -> Result<(),
     Ok(())
 }
 
-/// What makes `after` of `before`, which has the same id.
+/// Returns the change that replaces `before` by `after`, which has the same id.
 fn replacement(before: &RouteRow, after: &RouteRow) -> RoutesChange {
     if before == after {
         return RoutesChange { unchanged: Some(before.clone()), ..RoutesChange::default() };
     }
     let (was, is) = (RouteView::from(before), RouteView::from(after));
     let draft = Some(Draft::of(Action::RouteUpdate, after.id.0.to_string(), Some(&was), &is));
-    // What a rule is for is written once: another row takes its place.
+    // Host, method and path of a row cannot be updated, so a row with other ones replaces it.
     if (&before.host, &before.method, &before.path) == (&after.host, &after.method, &after.path) {
         RoutesChange { changed: vec![(before.clone(), after.clone())], draft, ..RoutesChange::default() }
     } else {
@@ -313,7 +314,7 @@ fn no_rule(reference: &str) -> String {
     format!("there is no rule {reference:?}: `tenantgate route list` shows all")
 }
 
-/// Reads a table, and refuses one with a rule that makes no sense, or with two of which neither could win.
+/// Validates a table. Rejects invalid rules, and two rules for the same requests or with the same name.
 fn read_table(rows: &[RouteRow]) -> Result<Vec<RouteRow>, AdminError> {
     let wrong = |place: usize, why: String| {
         Err::<Vec<_>, _>(AdminError::BadRequest(format!("rule {}: {why}", place + 1)))
@@ -335,7 +336,7 @@ fn read_table(rows: &[RouteRow]) -> Result<Vec<RouteRow>, AdminError> {
     Ok(table)
 }
 
-/// Host, method and path without the names of parameters: equal for rules that are for the same requests.
+/// Returns host, method and path without the names of parameters, which is equal for rules for the same requests.
 fn shape(row: &RouteRow) -> String {
     let (host, method, path) = match row.shape() {
         Ok(shape) => (shape.host.to_string(), shape.method.to_string(), shape.path.to_string()),
@@ -346,7 +347,7 @@ fn shape(row: &RouteRow) -> String {
     format!("{host} {method} {}", path.join("/"))
 }
 
-/// The table after a change.
+/// Returns the table after a change.
 fn after(there: &[RouteRow], change: &RoutesChange) -> Vec<RouteRow> {
     let gone = |id: RouteId| change.removed.iter().any(|route| route.id == id);
     let changed = |id: RouteId| change.changed.iter().find(|(before, _)| before.id == id);
@@ -355,13 +356,13 @@ fn after(there: &[RouteRow], change: &RoutesChange) -> Vec<RouteRow> {
     stay.chain(&change.added).cloned().collect()
 }
 
-/// What must be done for the table to become `wanted`.
+/// Returns the change that turns the table into `wanted`.
 fn difference(there: &[RouteRow], wanted: &[RouteRow]) -> RoutesChange {
     let mut change = RoutesChange::default();
     let known: HashMap<String, &RouteRow> = there.iter().map(|row| (shape(row), row)).collect();
     let mut kept = HashSet::new();
     for row in wanted {
-        // A path with other names of parameters is written anew.
+        // A rule whose path names its parameters differently is replaced, not updated.
         let same = |known: &&&RouteRow| {
             (&known.host, &known.method, &known.path) == (&row.host, &row.method, &row.path)
         };

@@ -1,7 +1,7 @@
-//! Signs people in to the page: login links, sessions and their ends.
+//! Signs people in to the page with login links and sessions.
 //!
-//! A session belongs to a management key and has the authority that this key has at each request. It is over 30 minutes
-//! after the browser was last seen, 12 hours after it began, and with its key.
+//! A session belongs to a management key, and at each request has the authority that this key then has. It ends 30
+//! minutes after its last request, 12 hours after it began, and with its key.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -18,26 +18,26 @@ use crate::random;
 use crate::store::{AdminSession, Ending, SessionId};
 use crate::verify::token::{self, Token};
 
-/// How long a login link is good for.
+/// How long a login link is valid.
 pub const LINK_WITHIN: Duration = Duration::from_mins(5);
 
 /// How long a session lasts without a request.
 pub const IDLE: Duration = Duration::from_mins(30);
 
-/// How long a session lasts.
+/// The maximum duration of a session.
 pub const LONGEST: Duration = Duration::from_hours(12);
 
-/// How old `last_seen_at` may be, so that not every request is a write.
+/// The precision of `last_seen_at`, to avoid a write for each request.
 const SEEN_WITHIN: Duration = Duration::from_mins(1);
 
-/// Characters of a user agent that are kept.
+/// The maximum length of a stored user agent, in characters.
 const AGENT_CHARS: usize = 255;
 
 /// A link that signs in once.
 pub struct LoginLink {
-    /// The last part of its path.
+    /// The last segment of its path.
     pub token: Token,
-    /// The management key as which it signs in.
+    /// The management key with which it signs in.
     pub key: AdminKey,
     /// When it expires.
     pub expires_at: Timestamp,
@@ -46,41 +46,41 @@ pub struct LoginLink {
 /// The browser of a session.
 #[derive(Clone, Debug, Default)]
 pub struct Browser {
-    /// Where it is; `None` for peers of a Unix socket.
+    /// Its IP address; `None` on a Unix socket.
     pub address: Option<IpAddr>,
-    /// What it calls itself.
+    /// Its user agent.
     pub user_agent: Option<String>,
 }
 
-/// A session that was just begun: the only time that its token can be seen.
+/// A session that just began. Its token cannot be shown again.
 pub struct SignedIn {
     /// The value of the cookie.
     pub token: Token,
-    /// Who signed in.
+    /// The management key that signed in, and what it may do.
     pub caller: Caller,
 }
 
-/// Whether a session is still on at `now`, as far as times say so. A clock that is set back ends none.
+/// Whether a session has not timed out at `now`. A clock that was set back ends no session.
 #[must_use]
 pub fn is_on(session: &AdminSession, now: Timestamp) -> bool {
     now.since(session.created_at) < LONGEST && now.since(session.last_seen_at) < IDLE
 }
 
 impl Admin {
-    /// Makes a link that signs in to the page as a management key: once, within [`LINK_WITHIN`].
+    /// Creates a link that signs in to the page with a management key: once, within [`LINK_WITHIN`].
     ///
     /// # Errors
     ///
-    /// There is no such key, or it has ended; the database cannot be asked.
+    /// The key does not exist or is no longer valid; or the database is not available.
     pub async fn login_link(&self, reference: &str) -> Result<LoginLink, AdminError> {
         self.login_link_with(&mut SysRng, reference).await
     }
 
-    /// [`Admin::login_link`], from this source of randomness.
+    /// Like [`Admin::login_link`], with this source of randomness.
     ///
     /// # Errors
     ///
-    /// Those of [`Admin::login_link`].
+    /// As [`Admin::login_link`].
     pub async fn login_link_with<R: TryRng + Send>(
         &self,
         rng: &mut R,
@@ -95,7 +95,7 @@ impl Admin {
             ));
         };
         if let Some(ended) = found.ended {
-            return refused(format!("the management key {reference:?} opens nothing: {}", ended.as_str()));
+            return refused(format!("the management key {reference:?} is not valid: {}", ended.as_str()));
         }
         let token = issue(rng)?;
         let now = self.now();
@@ -103,12 +103,12 @@ impl Admin {
         Ok(LoginLink { token, key: found.key, expires_at: now.after(LINK_WITHIN) })
     }
 
-    /// Signs in by a login link, which is then used up. `None` if it does not exist, was used or has expired, or if its
-    /// key has ended.
+    /// Signs in with a login link, which is then used up. Returns `None` if the link does not exist, was used or has
+    /// expired, or if its key is no longer valid.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn sign_in_by_link(
         &self,
         link: &str,
@@ -126,11 +126,11 @@ impl Admin {
         self.begin(caller, browser).await.map(Some)
     }
 
-    /// Signs in by a management key. `None` if it is not a live one.
+    /// Signs in with a management key. Returns `None` if the key is not valid.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn sign_in(
         &self,
         presented: PresentedKey<'_>,
@@ -156,11 +156,12 @@ impl Admin {
         Ok(SignedIn { token, caller })
     }
 
-    /// The session of a cookie, and what its key may do now. `None` if there is no such session or it is over.
+    /// Returns the session of a cookie, and what its key may do now; `None` if there is no such session or it has
+    /// ended.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn session(&self, cookie: &str) -> Result<Option<(AdminSession, Caller)>, AdminError> {
         let Some((session, prefix)) = self.store.session_of_token(&token::hash(cookie)).await? else {
             return Ok(None);
@@ -176,37 +177,37 @@ impl Admin {
         Ok(Some((session, caller)))
     }
 
-    /// The sessions of a management key that are on, the newest first.
+    /// Returns the open sessions of a management key, newest first.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn sessions(&self, key: AdminKeyId) -> Result<Vec<AdminSession>, AdminError> {
         let (mut sessions, now) = (self.store.sessions().await?, self.now());
         sessions.retain(|session| session.key == key && is_on(session, now));
         Ok(sessions)
     }
 
-    /// The management key of a session.
+    /// Returns the management key of a session.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn session_key(&self, id: SessionId) -> Result<Option<AdminKeyId>, AdminError> {
         let sessions = self.store.sessions().await?;
         Ok(sessions.into_iter().find(|session| session.id == id).map(|session| session.key))
     }
 
-    /// Ends one session, or all of a management key; returns how many. None is not an error.
+    /// Ends one session, or all sessions of a management key. Returns how many it ended, which may be 0.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn end_sessions(&self, ending: Ending) -> Result<usize, AdminError> {
         Ok(self.store.end_sessions(ending).await?.len())
     }
 
-    /// Who has the management key with this prefix; `None` if it has ended.
+    /// Returns the caller with this prefix of a management key; `None` if the key is no longer valid.
     async fn caller(&self, prefix: &str) -> Result<Option<Caller>, AdminError> {
         let Some((_, chain)) = self.store.admin_key_chain(prefix).await? else { return Ok(None) };
         let (Some(key), Ok(authority)) = (chain.first(), authority(&chain, self.now())) else {
@@ -220,7 +221,7 @@ fn issue<R: TryRng>(rng: &mut R) -> Result<Token, AdminError> {
     Token::issue_with(rng).map_err(|e| AdminError::Refused(format!("no randomness: {e}")))
 }
 
-/// A user agent without control characters, as far as it is kept.
+/// Returns a user agent without control characters, cut to the stored length.
 fn shortened(agent: &str) -> String {
     agent.chars().filter(|c| !c.is_control()).take(AGENT_CHARS).collect()
 }
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_agent_is_kept_without_control_characters_and_not_whole() {
+    fn a_user_agent_is_stored_without_control_characters_and_cut() {
         assert_eq!(shortened("a\r\nb\u{7}"), "ab");
         assert_eq!(shortened(&"é".repeat(300)).chars().count(), 255);
     }

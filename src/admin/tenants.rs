@@ -1,6 +1,6 @@
 //! Manages tenants.
 //!
-//! A tenant is pending until its schema exists, and its row stays in the database for ever.
+//! A tenant is pending until its schema exists. Rows of tenants are never removed.
 
 use super::{Admin, AdminError, Setting, missing, refused};
 use crate::audit::Action;
@@ -14,11 +14,11 @@ use crate::tenant::{
 };
 
 impl Admin {
-    /// Adds a tenant and creates its schema; with `adopt`, takes one that exists and is not empty.
+    /// Creates a tenant and its schema. With `adopt`, the schema may exist and contain tables.
     ///
     /// # Errors
     ///
-    /// A name or schema outside its grammar, or a schema that is taken.
+    /// The name, the schema or the plan is invalid, or the schema belongs to another tenant or is not empty.
     pub async fn create_tenant(
         &self,
         name: &str,
@@ -32,7 +32,7 @@ impl Admin {
         let schema = schema.map_or_else(|| default_schema_name(name), str::to_owned);
         if !is_schema_name(&schema) {
             return Err(AdminError::BadRequest(format!(
-                "{schema:?} is no schema name: use a lower-case letter or _, then up to 62 of a-z, 0-9 and _, \
+                "invalid schema name {schema:?}: use a lower-case letter or _, then up to 62 of a-z, 0-9 and _, \
                  and none of Postgres' own (pg_*, public, information_schema)"
             )));
         }
@@ -41,7 +41,7 @@ impl Admin {
         self.provision(tenant, adopt, Action::TenantCreate).await
     }
 
-    /// A tenant is pending until its schema exists.
+    /// Inserts a tenant as pending, creates its schema, and then sets its status.
     pub(super) async fn provision(
         &self,
         tenant: NewTenant,
@@ -50,7 +50,7 @@ impl Admin {
     ) -> Result<Tenant, AdminError> {
         let taken = self.store.find_tenants(&tenant.schema).await?;
         if !taken.iter().any(|other| other.schema == tenant.schema) {
-            // Of another tenant says more than of one that is not empty.
+            // The conflict with the other tenant is reported below, which is clearer than "not empty".
             self.store.check_schema(&tenant.schema, adopt).await?;
         }
         let wanted = tenant.status.clone();
@@ -93,22 +93,22 @@ impl Admin {
         changed.ok_or_else(|| AdminError::Missing(format!("tenant {} is gone", tenant.id.0)))
     }
 
-    /// All tenants that the caller sees, oldest first.
+    /// Returns all tenants that the caller sees, oldest first.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn tenants(&self) -> Result<Vec<Tenant>, AdminError> {
         let mut tenants = self.store.tenants().await?;
         tenants.retain(|tenant| self.sees(tenant.id));
         Ok(tenants)
     }
 
-    /// The tenant whose id or schema is `reference`. Its name, which others may have too, is no reference for programs.
+    /// Returns the tenant whose id or schema is `reference`. A name is not accepted, because it need not be unique.
     ///
     /// # Errors
     ///
-    /// The caller sees none.
+    /// There is no such tenant, or the caller does not see it.
     pub async fn tenant_by_id(&self, reference: &str) -> Result<Tenant, AdminError> {
         let named = |tenant: &Tenant| {
             tenant.id.0.to_string().eq_ignore_ascii_case(reference) || tenant.schema == reference
@@ -118,11 +118,11 @@ impl Admin {
         found.ok_or_else(|| AdminError::Missing(format!("there is no tenant {reference:?}")))
     }
 
-    /// The tenant whose id, schema or exact name is `reference`.
+    /// Returns the tenant whose id, schema or exact name is `reference`.
     ///
     /// # Errors
     ///
-    /// There is none, or more than one.
+    /// There is no such tenant, or more than one.
     pub async fn tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
         let mut found = self.store.find_tenants(reference).await?;
         found.retain(|tenant| self.sees(tenant.id));
@@ -138,14 +138,14 @@ impl Admin {
             _ => {
                 let ids: Vec<_> = found.iter().map(|t| t.id.0.to_string()).collect();
                 refused(format!(
-                    "{reference:?} means more than one tenant, name one by its id: {}",
+                    "{reference:?} is the name of more than one tenant: use one of these ids: {}",
                     ids.join(", ")
                 ))
             }
         }
     }
 
-    /// Stops serving a tenant.
+    /// Suspends a tenant: its keys are rejected.
     ///
     /// # Errors
     ///
@@ -154,20 +154,20 @@ impl Admin {
         self.set_status(&self.tenant(reference).await?, &TenantStatus::Suspended, Action::TenantSuspend).await
     }
 
-    /// Serves a tenant (again); its schema is made to stand first.
+    /// Activates a tenant, after creating its schema if that is missing.
     ///
     /// # Errors
     ///
-    /// As [`Admin::tenant`], or its schema cannot be made.
+    /// As [`Admin::tenant`], or the schema cannot be created.
     pub async fn activate_tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
         let tenant = self.tenant(reference).await?;
-        // A schema that is made for nothing would remain.
+        // Checked first, because a schema would remain if the change of the row failed.
         self.judge_tenant(&tenant).map_err(StoreError::from)?;
         self.store.create_schema(&tenant.schema, true).await?;
         self.set_status(&tenant, &TenantStatus::Active, Action::TenantActivate).await
     }
 
-    /// Sets what becomes of a tenant's proven keys that are to be refused; nothing: what the server's mode says.
+    /// Sets whether rejections of a tenant's proven keys are enforced. `None`: as in the mode of the server.
     ///
     /// # Errors
     ///
@@ -187,7 +187,7 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// As [`Admin::tenant`] and [`Admin::create_tenant`]; there is no such plan; nothing is to be changed.
+    /// As [`Admin::tenant`] and [`Admin::create_tenant`]; the plan does not exist; or there is nothing to change.
     pub async fn update_tenant(
         &self,
         reference: &str,
@@ -200,7 +200,7 @@ impl Admin {
         self.patch_tenant(reference, name, plan).await
     }
 
-    /// Changes what is said of a tenant, which may be nothing.
+    /// Like [`Admin::update_tenant`], but without an error if there is nothing to change.
     ///
     /// # Errors
     ///
@@ -226,11 +226,11 @@ impl Admin {
         changed.ok_or_else(|| AdminError::Missing(format!("tenant {} is gone", tenant.id.0)))
     }
 
-    /// What the shadow report has of the days since `since`.
+    /// Returns the rows of the shadow report since the day of `since`.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn shadow_report(&self, since: Timestamp) -> Result<Vec<Shadowed>, AdminError> {
         Ok(self.store.shadowed(since).await?)
     }
@@ -245,7 +245,7 @@ impl Admin {
     }
 }
 
-/// Whether a text can be a reference at all. Postgres takes no NUL in a text.
+/// Whether a text can be a reference. Postgres does not accept NUL in a text.
 pub(super) fn may_name(reference: &str) -> bool {
     !reference.chars().any(char::is_control)
 }
@@ -253,7 +253,8 @@ pub(super) fn may_name(reference: &str) -> bool {
 fn check_name(name: &str) -> Result<(), AdminError> {
     if !is_tenant_name(name) || holds_key(name) {
         return Err(AdminError::BadRequest(
-            "a tenant's name has 1 to 255 characters, no control characters, and no key in it".into(),
+            "invalid name of a tenant: expected 1 to 255 characters without control characters and keys"
+                .into(),
         ));
     }
     Ok(())

@@ -6,8 +6,8 @@ use crate::permission::Reach;
 use crate::store::{UsageBy, UsageFilter, UsageRow};
 
 impl Admin {
-    /// The requests that were counted from the day of `since` until today, both whole and in UTC: of the keys of a
-    /// tenant, or all.
+    /// Returns the requests from the day of `since` until today (whole days in UTC), of the keys of one tenant or of
+    /// all.
     ///
     /// # Errors
     ///
@@ -26,11 +26,11 @@ impl Admin {
         self.counted(&UsageFilter { from: since, to, tenant, key: None, reach, by, part: None }).await
     }
 
-    /// The requests that a filter wants.
+    /// Returns the requests that match a filter.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn counted(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>, AdminError> {
         Ok(self.store.usage(filter).await?)
     }

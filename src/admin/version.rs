@@ -1,8 +1,8 @@
-//! The versions of rows, by which a client tells whether a row is still as it read it.
+//! Versions of rows: a client can detect with them that a row was changed since it read it.
 //!
-//! A version is a hash of what is shown of the row: 22 characters of base64url. Some is left out: what servers write
-//! without being asked (when a key was last used, its memo), because otherwise each use of a key would make its client
-//! read it again; and the status of keys, which time alone changes.
+//! A version is a hash of the JSON of the row: 22 characters of base64url. It does not cover what servers write by
+//! themselves (the last use of a key, its memo), because otherwise each use of a key would invalidate the version that
+//! its client knows; nor the status of a key, which changes by time alone.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -43,7 +43,7 @@ pub fn of_route(route: &RouteRow) -> String {
     hashed(&RouteView::from(route), &[])
 }
 
-/// The version of the whole table of routes, in whatever order its rules come.
+/// The version of the whole table of rules, independent of their order.
 #[must_use]
 pub fn of_routes(routes: &[RouteRow]) -> String {
     let mut rows: Vec<_> = routes.iter().collect();
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_out_makes_no_new_version() {
+    fn fields_that_are_left_out_do_not_change_the_version() {
         let version = |shown: Value| hashed(&shown, &["last_used_at"]);
         let one = version(json!({ "name": "a", "last_used_at": null }));
         assert_eq!(one, version(json!({ "last_used_at": "2026-01-01", "name": "a" })));

@@ -27,7 +27,7 @@ pub(crate) struct TenantView {
     pub(crate) name: String,
     pub(crate) db_schema_name: String,
     pub(crate) status: String,
-    /// The mode, if it differs from the server's.
+    /// The mode; absent if it is that of the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) mode: Option<String>,
     pub(crate) plan: Option<String>,
@@ -64,7 +64,7 @@ pub(crate) struct IssuedView {
     pub(crate) terms: TermsView,
 }
 
-/// What a key may do: `null` where nothing is said.
+/// What a key may do; `null` for a field that is not set.
 #[derive(Serialize, ToSchema)]
 #[schema(as = KeyTerms)]
 pub(crate) struct TermsView {
@@ -286,7 +286,7 @@ impl From<&IssuedAdminKey> for IssuedAdminKeyView {
     }
 }
 
-/// A key as it is shown once, to whoever made it.
+/// A key that is shown once, to its creator.
 pub(crate) fn shown_once(key: &PlainKey) -> String {
     key.expose().to_owned()
 }
@@ -296,7 +296,7 @@ pub(crate) fn permissions(permissions: Permissions) -> Vec<&'static str> {
     permissions.iter().map(Permission::as_str).collect()
 }
 
-/// The ids of the tenants that a key may see; `None`: all.
+/// The ids of the tenants that a key may see; `None` for all.
 pub(crate) fn tenants(reach: &Reach) -> Option<Vec<String>> {
     match reach {
         Reach::All => None,
@@ -357,13 +357,13 @@ impl<'a> From<&'a Entry> for EntryView<'a> {
     }
 }
 
-/// Requests that are counted together. What they are added up over is `None`.
+/// Requests that are counted together. Fields that the counts do not distinguish are `null`.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct UsageView {
     pub(crate) day: Option<String>,
     pub(crate) tenant_id: Option<String>,
     pub(crate) key_id: Option<String>,
-    /// `None` also without a proven key, and if the key is gone.
+    /// `null` for requests without a proven key, and if the key no longer exists.
     pub(crate) key_prefix: Option<String>,
     pub(crate) reason: Option<String>,
     pub(crate) requests: u64,

@@ -1,6 +1,4 @@
-//! Waits until every server has applied a change.
-//!
-//! A change is over when the last server that could serve what was before has seen it.
+//! Waits until every live server has applied a change.
 
 use std::time::Duration;
 
@@ -9,40 +7,41 @@ use tokio::time::{Instant, sleep};
 use super::{Admin, AdminError, refused};
 use crate::store::{Announced, Laggard};
 
-/// Which servers know of a change.
+/// Which servers have applied a change.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Applied {
-    /// How many that serve do.
+    /// The number of serving servers that have applied it.
     pub replicas: u64,
-    /// Those that may still serve what was before.
+    /// The servers that may not have applied it.
     pub pending: Vec<Laggard>,
 }
 
 impl Admin {
-    /// The servers that have announced themselves, by name.
+    /// Returns the servers that have a heartbeat in the database, by name.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn replicas(&self) -> Result<Vec<Announced>, AdminError> {
         Ok(self.store.replicas().await?)
     }
 
-    /// Waits until every server knows of everything that is committed now.
+    /// Waits until every live server has applied everything that is committed now.
     ///
     /// # Errors
     ///
-    /// Some may still serve what was before when `limit` is over; says which.
+    /// Some servers may not have applied it after `limit`; the error names them. Or the database is not available.
     pub async fn wait_for_servers(&self, limit: Duration) -> Result<(), AdminError> {
         let Applied { pending, .. } = self.applied_within(limit).await?;
         if pending.is_empty() { Ok(()) } else { refused(still_behind(&pending, limit)) }
     }
 
-    /// Waits until every server knows of everything that is committed now, and tells which ones do when `limit` is over.
+    /// Waits at most `limit` until every live server has applied everything that is committed now. Returns which
+    /// servers have.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn applied_within(&self, limit: Duration) -> Result<Applied, AdminError> {
         let mark = self.store.mark().await?;
         let deadline = Instant::now() + limit;
@@ -51,15 +50,15 @@ impl Admin {
             if pending.is_empty() || Instant::now() >= deadline {
                 return Ok(Applied { replicas: self.store.caught_up(&mark).await?, pending });
             }
-            sleep(LOOK_AGAIN).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 }
 
-/// How often to ask how far the servers are.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// The interval between two queries for the state of the servers.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 fn still_behind(laggards: &[Laggard], limit: Duration) -> String {
     let names: Vec<_> = laggards.iter().map(|l| format!("{} (last seen {})", l.name, l.seen_at)).collect();
-    format!("done, but after {limit:?} these servers may still go by what was before: {}", names.join(", "))
+    format!("done, but after {limit:?} these servers may not have applied it: {}", names.join(", "))
 }

@@ -29,20 +29,20 @@ pub(super) enum AdminKeyCommand {
 
 #[derive(clap::Args)]
 pub(super) struct CreateArgs {
-    /// The name of the key, 1 to 255 characters, which no other management key has
+    /// A unique name for the management key, 1 to 255 characters
     #[arg(value_name = "NAME")]
     name: String,
-    /// What the key may do: owner, everything; operator, everything but management keys; viewer, read the same
-    /// [default: owner]
+    /// What the key may do: owner: everything; operator: everything except managing management keys; viewer: read what
+    /// an operator may read [default: owner]
     #[arg(long, value_name = "R", value_parser = Role::parse, conflicts_with = "permission")]
     role: Option<Role>,
-    /// Something that the key may do, such as keys:read; may be repeated
+    /// A permission of the key, such as keys:read. Repeatable
     #[arg(long, value_name = "P", value_parser = Permission::parse)]
     permission: Vec<Permission>,
-    /// A tenant that the key may see, by id, schema name or exact name; may be repeated [default: all]
+    /// A tenant that the key may access: id, schema name or exact name. Repeatable [default: all]
     #[arg(long, value_name = "REF")]
     tenant: Vec<String>,
-    /// The life of the key, such as 90d (units s, m, h, d, w) [default: for ever]
+    /// The life of the key, such as 90d (units s, m, h, d, w) [default: unlimited]
     #[arg(long, value_name = "DURATION", value_parser = long_duration)]
     expires_in: Option<Duration>,
 }
@@ -52,11 +52,11 @@ pub(super) struct LoginLinkArgs {
     /// The id, prefix (llma_…) or name of the management key
     #[arg(value_name = "NAME")]
     reference: String,
-    /// The beginning of the URL by which the browser reaches the page
-    /// [default: what `manage --listen` says, on this machine]
+    /// The base URL at which the browser reaches the page [default: the first TCP address of `manage --listen`, by
+    /// HTTP]
     #[arg(long, value_name = "BASE", value_parser = base_url)]
     url: Option<String>,
-    /// Where `manage` listens
+    /// The addresses of `manage`
     #[arg(
         long,
         env = "TENANTGATE_MANAGE_LISTEN",
@@ -67,7 +67,7 @@ pub(super) struct LoginLinkArgs {
     listen: Vec<String>,
 }
 
-/// Reads the beginning of a URL, without the slash at its end.
+/// Parses a base URL and removes a slash at its end.
 fn base_url(text: &str) -> Result<String, String> {
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or_default();
     let fine = !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic() && !b"\"<>?#".contains(&b));
@@ -102,7 +102,7 @@ impl CreateArgs {
     }
 }
 
-/// Does what a command says.
+/// Runs a command for management keys.
 pub(super) async fn admin_key(admin: &Admin, command: AdminKeyCommand, out: &mut Out) -> Result<(), Failure> {
     let maker = Maker::database();
     match command {
@@ -140,7 +140,7 @@ fn unseen(mut failure: Failure, issued: &IssuedAdminKey) -> Failure {
     failure
 }
 
-/// A link that signs in once.
+/// A link that signs in to the page once.
 #[derive(Serialize)]
 struct LoginLinkView {
     url: String,
@@ -182,7 +182,7 @@ impl Text for AdminKeyView {
 impl Text for Vec<AdminKeyView> {
     fn text(&self) -> String {
         if self.is_empty() {
-            return "no management keys yet: `tenantgate admin-key create NAME` makes one".into();
+            return "no management keys yet: `tenantgate admin-key create NAME` creates one".into();
         }
         let rows: Vec<_> = self
             .iter()

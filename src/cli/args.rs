@@ -1,7 +1,7 @@
 //! The arguments of the command line.
 //!
-//! The commands and their options, apart from those of `serve`, which
-//! [`crate::config`] has. What is said here is what `--help` shows.
+//! Defines the commands and their options; [`crate::config`] defines those of `serve` and `manage`. `--help` shows
+//! these doc comments.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -30,8 +30,8 @@ use crate::tenant::{Mode, TenantStatus};
 
 /// Tenant-aware API keys for everything behind Envoy.
 ///
-/// tenantgate answers the calls of Envoy's external authorization filter: it finds the API key of a request, proves it against a bcrypt
-/// hash in Postgres or SQLite, and tells the upstream which tenant is calling.
+/// tenantgate answers the calls of Envoy's external authorization filter: it finds the API key of a request, verifies
+/// it against a bcrypt hash in Postgres or SQLite, and tells the upstream which tenant is calling.
 #[derive(Parser)]
 #[command(name = "tenantgate", version, propagate_version = true, max_term_width = 100, after_help = EXAMPLES)]
 pub(super) struct Cli {
@@ -39,7 +39,7 @@ pub(super) struct Cli {
     #[command(flatten)]
     pub(super) database: DatabaseArgs,
 
-    /// Which of its options were given on the command line.
+    /// Which options of the database were given on the command line.
     #[arg(skip)]
     pub(super) database_said: Vec<&'static str>,
 
@@ -52,7 +52,7 @@ pub(super) struct Cli {
     #[arg(long, global = true, env = "TENANTGATE_ACTOR", value_name = "NAME", value_parser = actor)]
     pub(super) actor: Option<Actor>,
 
-    /// Whether the actor was said on the command line.
+    /// Whether `--actor` was given on the command line.
     #[arg(skip)]
     pub(super) actor_was_said: bool,
 
@@ -104,10 +104,10 @@ pub(super) enum Command {
     /// Manage rules: which scopes a request needs, by host, method and path
     #[command(subcommand)]
     Route(RouteCommand),
-    /// Manage management keys: who may manage tenants and keys over HTTP
+    /// Manage management keys, which give access to management over HTTP
     #[command(subcommand)]
     AdminKey(Box<AdminKeyCommand>),
-    /// Run the server of management over HTTP
+    /// Run the server for management over HTTP
     Manage(ManageArgs),
     /// Show and verify the audit log of changes made by the command line
     #[command(subcommand)]
@@ -147,7 +147,7 @@ pub(super) struct MigrateArgs {
     /// Also create the publication `tenantgate` for logical replication; Postgres only
     #[arg(long)]
     publication: bool,
-    /// When adopting tables: ignore this column, although its name says that it switches rows off
+    /// When adopting tables: ignore this column, although its name suggests that it disables rows
     #[arg(long, value_name = "NAME")]
     ignore_column: Vec<String>,
     /// When adopting tables: revoke the keys, and suspend the tenants, whose column NAME has this value, such as
@@ -215,7 +215,7 @@ pub(super) enum TenantCommand {
     Mode {
         #[command(flatten)]
         tenant: TenantRef,
-        /// Reject such requests, let them pass without a tenant and report them, or do as `serve --mode` says
+        /// Reject such requests, let them pass without a tenant and report them, or follow `serve --mode`
         #[arg(value_enum)]
         mode: TenantMode,
         #[command(flatten)]
@@ -243,7 +243,7 @@ pub(super) enum TenantMode {
     Enforce,
     /// Let them pass without a tenant, and report them
     Shadow,
-    /// Do as `serve --mode` says
+    /// Follow `serve --mode`
     Inherit,
 }
 
@@ -289,7 +289,7 @@ pub(super) enum AuditCommand {
     },
 }
 
-/// An instant, or how long ago.
+/// An instant, or a duration before now.
 #[derive(Clone, Copy)]
 pub(super) enum When {
     At(Timestamp),
@@ -325,10 +325,10 @@ pub(super) struct ReportUsageArgs {
     /// Only requests with keys of this tenant: id, schema name or exact name
     #[arg(value_name = "TENANT_REF")]
     pub(super) tenant: Option<String>,
-    /// The first day in UTC (RFC 3339), or how long ago; `serve --usage-retention` says how many are kept
+    /// The first day in UTC (RFC 3339), or how long ago; `serve --usage-retention` sets how many days are kept
     #[arg(long, value_name = "INSTANT", default_value = "30d", value_parser = when)]
     pub(super) since: When,
-    /// What requests are added up by
+    /// How requests are grouped
     #[arg(long, value_enum, default_value = "day")]
     pub(super) by: CountBy,
 }
@@ -424,20 +424,21 @@ fn actor(text: &str) -> Result<Actor, String> {
 pub(super) fn when(text: &str) -> Result<When, String> {
     let instant = rfc_3339(text).map(When::At);
     instant.or_else(|_| long_duration(text).map(When::Ago)).map_err(|_| {
-        "is neither an RFC 3339 instant, such as 2027-01-31T00:00:00Z, nor a duration, such as 7d".into()
+        "expected an RFC 3339 instant, such as 2027-01-31T00:00:00Z, or a duration, such as 7d".into()
     })
 }
 
 fn row_hash(text: &str) -> Result<String, String> {
     let hash = text.to_ascii_lowercase();
     let fine = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
-    fine.then_some(hash).ok_or_else(|| "is no hash of a row: 64 hexadecimal digits".into())
+    fine.then_some(hash).ok_or_else(|| "expected the hash of a row: 64 hexadecimal digits".into())
 }
 
 pub(super) fn long_duration(text: &str) -> Result<Duration, String> {
-    let no_duration =
-        || format!("{text:?} is no duration: write a whole number and a unit (s, m, h, d, w), such as 90d");
-    duration::parse(text).ok().filter(|_| !text.ends_with("ms")).ok_or_else(no_duration)
+    let invalid = || {
+        format!("invalid duration {text:?}: expected a whole number and a unit (s, m, h, d, w), such as 90d")
+    };
+    duration::parse(text).ok().filter(|_| !text.ends_with("ms")).ok_or_else(invalid)
 }
 
 fn name_and_value(text: &str) -> Result<(String, String), String> {
@@ -451,9 +452,9 @@ fn role_prefix(text: &str) -> Result<String, String> {
     let tail = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
     let head = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b == b'_');
     let fine = head && text.bytes().all(tail) && text.len() <= 50 && !text.starts_with("pg_");
-    let no_prefix =
-        || format!("{text:?} is no beginning for names of roles: use a-z, 0-9 and _, such as tenantgate");
-    fine.then(|| text.to_owned()).ok_or_else(no_prefix)
+    let invalid =
+        || format!("invalid prefix {text:?} for the names of roles: use a-z, 0-9 and _, such as tenantgate");
+    fine.then(|| text.to_owned()).ok_or_else(invalid)
 }
 
 pub(super) fn pair(text: &str) -> Result<(String, String), String> {
@@ -468,5 +469,5 @@ pub(super) fn client_ip(text: &str) -> Result<IpAddr, String> {
 
 pub(super) fn rfc_3339(text: &str) -> Result<Timestamp, String> {
     Timestamp::parse_rfc_3339(text)
-        .ok_or_else(|| "is no RFC 3339 instant, such as 2027-01-31T00:00:00Z".into())
+        .ok_or_else(|| "expected an RFC 3339 instant, such as 2027-01-31T00:00:00Z".into())
 }

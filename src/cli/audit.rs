@@ -46,7 +46,7 @@ impl Row for EntryView<'_> {
         let named = ["key_prefix", "db_schema_name"].into_iter().find_map(|name| after.get(name)?.as_str());
         let subject =
             named.map_or_else(|| self.subject.to_owned(), |name| format!("{name} ({})", self.subject));
-        // Of a change over HTTP, people want to know where it came from.
+        // For a change over HTTP, the text names the address of its client.
         let from = self.address.map(|address| format!("  from {address}")).unwrap_or_default();
         let changes = before.map(|before| differences(&before, &after)).unwrap_or_default();
         let line = format!(
@@ -71,7 +71,7 @@ fn differences(before: &BTreeMap<String, Value>, after: &BTreeMap<String, Value>
     words.join(", ")
 }
 
-/// A log that is intact.
+/// The result of verifying an intact log.
 #[derive(Serialize)]
 struct VerifiedView {
     rows: i64,

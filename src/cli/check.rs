@@ -1,6 +1,6 @@
-//! Sends one Check, as Envoy would, and shows the response.
+//! The command `check`: sends one Check, as Envoy would, and shows the response.
 //!
-//! For people who want to see what a server answers without an Envoy in front.
+//! It shows what a server answers, without an Envoy in front.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -39,7 +39,7 @@ pub(super) struct CheckArgs {
     /// The address of the client: `source.address` of the Check
     #[arg(long, value_name = "IP", value_parser = super::args::client_ip)]
     client_address: Option<IpAddr>,
-    /// What Envoy's configuration says of the route (`context_extensions`), such as tenantgate.scopes=models.read.
+    /// A `context_extensions` entry of the route in Envoy's configuration, such as tenantgate.scopes=models.read.
     /// Repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = super::args::pair)]
     context: Vec<(String, String)>,
@@ -49,17 +49,17 @@ pub(super) struct CheckArgs {
     /// The API key, sent as x-llmcore-api-key
     #[arg(long, value_name = "K")]
     key: Option<String>,
-    /// TLS.
+    /// The TLS options.
     #[command(flatten)]
     tls: TlsArgs,
 }
 
 fn header(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once(':').ok_or("a header is written name: value")?;
+    let (name, value) = text.split_once(':').ok_or("expected a header, such as accept: text/html")?;
     Ok((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
 }
 
-/// The answer to a Check.
+/// The response to a Check.
 #[derive(Serialize)]
 pub(super) struct CheckView {
     /// Whether the request may pass.
@@ -84,7 +84,7 @@ impl Text for CheckView {
     }
 }
 
-/// Whether a request without a key is allowed, and for what reason.
+/// Sends a Check without a key. Returns whether it is allowed, and the reason.
 pub(super) async fn probe(target: &Target, path: &str, tls: &TlsArgs) -> Result<(bool, String), Failure> {
     let args = CheckArgs {
         target: target.clone(),
@@ -116,7 +116,7 @@ pub(super) async fn check(args: CheckArgs) -> Result<CheckView, Failure> {
     Err(Failure::unavailable(format!("no answer from {}: {why}", args.target)))
 }
 
-/// The client's text for a response without `grpc-status`, in words; others as they are.
+/// Replaces the gRPC client's text about a missing `grpc-status` by a clearer one. Other texts stay unchanged.
 fn no_grpc(message: &str) -> String {
     if message.contains("grpc-status header missing") {
         return "the server speaks HTTP, but not gRPC: that is not its gRPC listener".into();
@@ -124,7 +124,8 @@ fn no_grpc(message: &str) -> String {
     message.to_owned()
 }
 
-/// What Envoy would send: names in lower case, duplicates joined by a comma, pseudo-headers among them.
+/// Builds the Check that Envoy would send: header names in lower case, values of equal names joined by a comma, and
+/// pseudo-headers among the headers.
 fn request(args: &CheckArgs) -> CheckRequest {
     let mut headers: HashMap<String, String> =
         [(":method".into(), args.method.clone()), (":path".into(), args.path.clone())].into();
@@ -159,14 +160,14 @@ fn request(args: &CheckArgs) -> CheckRequest {
     CheckRequest { attributes: Some(attributes) }
 }
 
-/// What Envoy would make of an answer of ours, and its `status.code`.
+/// Decodes a `CheckResponse` of this program. Returns what Envoy would do with it, and its `status.code`.
 pub(super) fn of_answer(answer: &[u8]) -> (CheckView, i32) {
     let response = CheckResponse::decode(answer).unwrap_or_default();
     let code = response.status.as_ref().map_or(0, |status| status.code);
     (view(response), code)
 }
 
-/// What Envoy would make of the answer.
+/// Returns what Envoy would do with a response.
 fn view(response: CheckResponse) -> CheckView {
     let allowed = response.status.is_none_or(|status| status.code == 0);
     let metadata = response
@@ -198,7 +199,7 @@ fn view(response: CheckResponse) -> CheckView {
     view
 }
 
-/// A value of metadata as JSON. Whole numbers are whole.
+/// Converts a value of metadata to JSON. Whole numbers become integers.
 fn json(value: prost_types::Value) -> Value {
     match value.kind {
         None | Some(Kind::NullValue(_)) => Value::Null,
@@ -219,7 +220,7 @@ fn header_map(headers: Vec<HeaderValueOption>) -> BTreeMap<String, String> {
     headers.into_iter().filter_map(|option| option.header).map(|header| (header.key, header.value)).collect()
 }
 
-/// A field of metadata that is text, as nearly all are.
+/// Returns the text of a metadata field; empty if it is missing or not a text.
 pub(super) fn text(field: Option<Value>) -> String {
     field.and_then(|field| field.as_str().map(str::to_owned)).unwrap_or_default()
 }

@@ -61,13 +61,13 @@ pub(crate) struct DoctorArgs {
     /// Listen on this address as the upstream of a route of Envoy, and check what arrives
     #[arg(long, value_name = "HOST:PORT", requires = "key_file")]
     sink: Option<String>,
-    /// TLS.
+    /// The TLS options.
     #[command(flatten)]
     tls: TlsArgs,
     /// Options that must be the same as for `serve`
     #[command(flatten)]
     pub(crate) judgement: JudgementArgs,
-    /// Its size limits
+    /// The size limits of the server
     #[command(flatten)]
     size: SizeArgs,
 }

@@ -62,7 +62,7 @@ pub(crate) struct ExplainArgs {
     /// The address of the client, for keys with networks
     #[arg(long, value_name = "IP", value_parser = super::args::client_ip)]
     client_address: Option<IpAddr>,
-    /// What Envoy's configuration says of the route (`context_extensions`), such as tenantgate.scopes=models.read.
+    /// A `context_extensions` entry of the route in Envoy's configuration, such as tenantgate.scopes=models.read.
     /// Repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = super::args::pair)]
     context: Vec<(String, String)>,
@@ -89,14 +89,15 @@ pub(crate) struct ExplainArgs {
     mode: ModeArgs,
 }
 
-/// The options alone, for a request that does not come from the command line.
+/// The options without a command, to parse a request for an explanation that does not come from the command line.
 #[derive(clap::Parser)]
 struct Alone {
     #[command(flatten)]
     args: ExplainArgs,
 }
 
-/// Explains requests of management over HTTP, as servers with the options of this process's environment decide them.
+/// Returns the function that explains requests of management over HTTP. It decides as a server with the options in the
+/// environment of this process.
 pub(super) fn for_management(by: &Session) -> Explain {
     let (database, actor) = (by.database.clone(), by.actor.clone());
     Arc::new(move |request| {
@@ -147,7 +148,7 @@ fn prefix(text: &str) -> Result<String, String> {
     }
 }
 
-/// The question: the arguments, and what the logs add to them.
+/// The request to explain: the arguments, and what the logs add to them.
 struct Asked<'a> {
     args: &'a ExplainArgs,
     key: Option<Zeroizing<String>>,
@@ -188,7 +189,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// Returns the freshness of a replica that gives this reason.
+/// Returns the freshness of the replica that this logged reason implies.
 fn freshness(reason: Option<&str>) -> Freshness {
     match reason {
         Some("never_loaded") => Freshness::NeverLoaded,
@@ -314,7 +315,7 @@ fn carried(key: &str, bearer: bool) -> Zeroizing<String> {
     Zeroizing::new(if bearer { format!("Bearer {key}") } else { key.to_owned() })
 }
 
-/// The request as the server would read it.
+/// Reads the request as the server would.
 fn read<'a>(
     options: &request::Options,
     carried: Option<&'a Zeroizing<String>>,
@@ -330,7 +331,7 @@ fn read<'a>(
     }
     match &asked.path {
         Some(path) => reader.finish(asked.method.as_bytes(), asked.args.host.as_bytes(), path.as_bytes()),
-        // No rule has a method without letters.
+        // An empty method matches no rule.
         None => reader.finish(b"", b"", b""),
     }
 }

@@ -65,7 +65,7 @@ pub(super) enum KeyCommand {
     },
     /// Export keys to a file; never contains a whole key
     Export(KeyExportArgs),
-    /// Show the keys that all options want, by id; without options, all keys
+    /// Show the keys that match all options, ordered by id; without options, all keys
     List(ListArgs),
     /// Show a key
     Show(KeyRef),
@@ -132,7 +132,7 @@ pub(super) struct UpdateArgs {
     /// The key may be used from anywhere
     #[arg(long)]
     any_network: bool,
-    /// The plan of the key, which comes before the plan of its tenant
+    /// The plan of the key, which takes precedence over the plan of its tenant
     #[arg(long, value_name = "P", value_parser = PlanName::parse, conflicts_with = "no_plan")]
     plan: Option<PlanName>,
     /// No plan of its own
@@ -164,25 +164,25 @@ pub(super) struct ListArgs {
     /// The id, schema name or exact name of the tenant
     #[arg(value_name = "TENANT_REF", conflicts_with = "of_tenant")]
     tenant: Option<String>,
-    /// Of this tenant: id, schema name or exact name
+    /// Only keys of this tenant: id, schema name or exact name
     #[arg(long = "tenant", value_name = "REF", id = "of_tenant")]
     of_tenant: Option<String>,
-    /// In this state
+    /// Only keys in this state
     #[arg(long, value_name = "S", value_parser = KeyState::parse)]
     status: Option<KeyState>,
-    /// This text is part of the name, in any case
+    /// Only keys whose name contains this text, in any case
     #[arg(long, value_name = "TEXT")]
     name: Option<String>,
-    /// This is one of the scopes, as it is written
+    /// Only keys whose scopes contain exactly this one
     #[arg(long, value_name = "S", value_parser = Scopes::parse_one)]
     scope: Option<String>,
-    /// It has this label; may be repeated, then all of them
+    /// Only keys with this label. Repeatable: keys with all of them
     #[arg(long, value_name = "K=V", value_parser = label)]
     label: Vec<(String, String)>,
-    /// It expires before this time (RFC 3339)
+    /// Only keys that expire before this time (RFC 3339)
     #[arg(long, value_name = "INSTANT", value_parser = rfc_3339)]
     expires_before: Option<Timestamp>,
-    /// Last used at least this long ago, or never used and older than this
+    /// Only keys that were last used at least this long ago, or were never used and are older than this
     #[arg(long, value_name = "DURATION", value_parser = long_duration)]
     unused_for: Option<Duration>,
     /// At most N keys
@@ -214,7 +214,7 @@ pub(super) struct RevokeArgs {
     wait: WaitArgs,
 }
 
-/// Does what the command says.
+/// Runs a command for keys.
 pub(super) async fn key(admin: &Admin, command: KeyCommand, out: &mut Out) -> Result<(), Failure> {
     let shown = |key: &KeyDetails| KeyView::at(key, admin.now());
     match command {
@@ -271,7 +271,7 @@ async fn list(admin: &Admin, args: ListArgs, out: &Out) -> Result<(), Failure> {
     };
     let mut rows = Rows::new(out.0);
     admin.list_keys(&filter, args.after, args.limit, |key| rows.row(&ListedKeyView::at(key, now))).await?;
-    rows.finish::<ListedKeyView>("no keys: `tenantgate key create TENANT` makes one")
+    rows.finish::<ListedKeyView>("no keys: `tenantgate key create TENANT` creates one")
 }
 
 async fn revoke(admin: &Admin, args: RevokeArgs, out: &mut Out) -> Result<(), Failure> {

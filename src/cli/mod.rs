@@ -1,16 +1,16 @@
 //! Runs commands and prints their results.
 //!
-//! The only room that prints and that knows exit codes:
+//! Only this module prints and knows exit codes:
 //!
-//! | code | |
+//! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | refused, not found, an old schema: one line on standard error, nothing on standard output |
-//! | 2 | usage: an unknown flag, a bad value |
-//! | 3 | the database or the network is not there |
+//! | 1 | rejected, not found, or an old schema: one line on standard error, nothing on standard output |
+//! | 2 | usage: an unknown flag or an invalid value |
+//! | 3 | the database or the network is not available |
 //!
-//! Whatever is printed on standard error is scrubbed of keys and passwords first,
-//! because people paste them into the wrong place.
+//! Keys and passwords are removed from everything that is printed on standard error, because people paste such output
+//! into tickets and chats.
 
 mod admin_key;
 mod args;
@@ -58,12 +58,12 @@ use crate::telemetry::{self, scrub::scrub};
 use crate::tenant::TenantStatus;
 use crate::verify::memo::{Peppers, Policy};
 
-/// Why a command ends with something other than 0.
+/// Why a command does not complete: its exit code, and the lines to print.
 #[derive(Debug)]
 struct Failure {
     code: u8,
     lines: Vec<String>,
-    /// Whether another session holds a lock, which may be named.
+    /// Whether another session holds a lock. Then [`run`] adds the name of that session, if the database tells it.
     locked: bool,
 }
 
@@ -80,12 +80,12 @@ impl Failure {
         Self { code: 3, lines: vec![why.to_string()], locked: false }
     }
 
-    /// Whoever reads wants no more, and that is fine.
+    /// The reader closed the pipe, which is not an error.
     fn closed() -> Self {
         Self { code: 0, lines: Vec::new(), locked: false }
     }
 
-    /// The answer was printed, and is no.
+    /// The result was printed, and it is negative: denied, not ready, or a bad finding.
     fn denied() -> Self {
         Self { code: 1, lines: Vec::new(), locked: false }
     }
@@ -133,7 +133,7 @@ impl From<ServeError> for Failure {
     }
 }
 
-/// Does what `args` say.
+/// Parses `args` and runs the command. Returns its exit code.
 pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     telemetry::panics::hide_secrets();
     let (cli, mut out) = match parse(args) {
@@ -146,7 +146,7 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let by = match by(&cli) {
         Ok(by) => by,
         Err(why) => {
-            say(&format!("error: {why}\n"));
+            print_stderr(&format!("error: {why}\n"));
             return ExitCode::from(2);
         }
     };
@@ -161,7 +161,7 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                 line.push_str(&holder);
             }
             for line in &failure.lines {
-                say(&format!("error: {}\n", one_line(line)));
+                print_stderr(&format!("error: {}\n", one_line(line)));
             }
             ExitCode::from(failure.code)
         }
@@ -190,19 +190,19 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
             print(&error.render().to_string()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
         }
         _ => {
-            say(&error.render().to_string());
+            print_stderr(&error.render().to_string());
             ExitCode::from(2)
         }
     })
 }
 
-/// Whether an argument of all commands was given as one, and not by a variable.
+/// Whether a global argument was given on the command line, and not by an environment variable.
 fn said(matches: &ArgMatches, name: &str) -> bool {
     let here = matches.value_source(name) == Some(ValueSource::CommandLine);
     here || matches.subcommand().is_some_and(|(_, below)| said(below, name))
 }
 
-/// Which database, and on whose behalf.
+/// Returns the database and the actor of the command.
 fn by(cli: &Cli) -> Result<Session, String> {
     let makes = matches!(
         cli.command,
@@ -215,16 +215,16 @@ fn by(cli: &Cli) -> Result<Session, String> {
     Ok(Session { database, actor: cli.actor.clone().unwrap_or_else(os_user) })
 }
 
-/// The session that holds a lock, if it can be named.
+/// Returns a description of the session that holds a lock; `None` if the database does not tell it.
 async fn lock_holder(by: &Session) -> Option<String> {
     let store = config::management(&by.database, by.actor.clone()).ok()?;
     store.lock_holder().await.ok().flatten()
 }
 
 async fn dispatch(cli: Cli, by: &Session, out: &mut Out) -> Result<(), Failure> {
-    // Before anything is done that could then not be shown.
+    // Checked first, because a command that changes something must be able to show its result.
     if cli.output == Output::Csv && !matches!(cli.command, Command::Report(_)) {
-        return Err(Failure::usage("--output csv is for reports: say text or json"));
+        return Err(Failure::usage("--output csv is for reports only: use text or json"));
     }
     match cli.command {
         Command::Serve(args) => serve(&args, by).await,
@@ -262,7 +262,7 @@ async fn dispatch(cli: Cli, by: &Session, out: &mut Out) -> Result<(), Failure> 
                 None => None,
             };
             for note in &migrated.notes {
-                say(&format!("note: {note}\n"));
+                print_stderr(&format!("note: {note}\n"));
             }
             out.show(&MigratedView::new(migrated, current, roles))
         }
@@ -300,13 +300,13 @@ async fn dispatch(cli: Cli, by: &Session, out: &mut Out) -> Result<(), Failure> 
     }
 }
 
-/// Which database, and on whose behalf.
+/// The database of a command, and the actor whose name the audit log records.
 struct Session {
     database: Database,
     actor: Actor,
 }
 
-/// The user of the operating system that runs this.
+/// Returns the user of the operating system that runs this process.
 fn os_user() -> Actor {
     let name = whoami::username().ok().and_then(|name| Actor::new(&name).ok());
     let number = || Actor::new(&format!("uid {}", rustix::process::getuid().as_raw())).unwrap_or_default();
@@ -389,14 +389,15 @@ async fn serve(args: &ServeArgs, by: &Session) -> Result<(), Failure> {
     });
     let (settings, logging) = settings?;
     if args.check_config {
-        say("the configuration is fine\n");
+        print_stderr("the configuration is fine\n");
         return Ok(());
     }
     telemetry::start_logging(logging.filter, logging.format);
     Ok(server::serve(settings, asked_to_stop()?).await?)
 }
 
-/// Requests of many clients share these: few, because each is a backend of Postgres, and a change takes milliseconds.
+/// The number of database connections of `manage`, shared by the requests of all clients. It is small because each is a
+/// backend process of Postgres, and a change takes only milliseconds.
 const CONNECTIONS_OF_MANAGE: usize = 4;
 
 async fn manage(args: &ManageArgs, by: &Session) -> Result<(), Failure> {
@@ -406,7 +407,7 @@ async fn manage(args: &ManageArgs, by: &Session) -> Result<(), Failure> {
     let by = &Session { database, actor: by.actor.clone() };
     let admin = admin(by, options.peppers)?;
     if args.check_config {
-        say("the configuration is fine\n");
+        print_stderr("the configuration is fine\n");
         return Ok(());
     }
     telemetry::start_logging(logging.filter, logging.format);
@@ -423,7 +424,7 @@ async fn manage(args: &ManageArgs, by: &Session) -> Result<(), Failure> {
     Ok(server::manage(settings, asked_to_stop()?).await?)
 }
 
-/// Done when the process is told to stop.
+/// Returns a future that completes when the process gets SIGTERM or SIGINT.
 fn asked_to_stop() -> Result<impl Future<Output = ()>, Failure> {
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate()).map_err(Failure::refused)?,
@@ -437,7 +438,7 @@ fn asked_to_stop() -> Result<impl Future<Output = ()>, Failure> {
     })
 }
 
-/// Where results go.
+/// Prints results in the chosen format.
 struct Out(Output);
 
 impl Out {
@@ -445,7 +446,8 @@ impl Out {
         print(&self.rendered(result)?)
     }
 
-    /// Something that is never shown again: a reader that has closed the pipe has lost it.
+    /// Prints a result that is never shown again. Unlike in [`Self::show`], a closed pipe is an error, because the
+    /// result is then lost.
     fn show_once(&mut self, result: &(impl Serialize + Text)) -> Result<(), Failure> {
         write_out(&self.rendered(result)?).map_err(not_written)
     }
@@ -459,15 +461,15 @@ impl Out {
         Ok(text)
     }
 
-    /// Something to keep in mind, for people only.
+    /// Prints a hint on standard error, in text format only.
     fn remark(&self, text: &str) {
         if matches!(self.0, Output::Text) {
-            say(&format!("{text}\n"));
+            print_stderr(&format!("{text}\n"));
         }
     }
 }
 
-/// To standard output. A reader that has closed the pipe wants no more, which is no failure.
+/// Prints to standard output. A closed pipe is not an error, because the reader has what it wants.
 fn print(text: &str) -> Result<(), Failure> {
     match write_out(text) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(not_written(error)),
@@ -485,8 +487,8 @@ fn not_written(error: io::Error) -> Failure {
     Failure::refused(format!("done, but the result could not be written: {error}"))
 }
 
-/// To standard error, scrubbed.
-fn say(text: &str) {
+/// Prints to standard error, without keys and passwords.
+fn print_stderr(text: &str) {
     let _ = io::stderr().write_all(scrub(text).as_bytes());
 }
 

@@ -18,7 +18,7 @@ pub(super) enum PlanCommand {
         #[command(flatten)]
         limits: LimitArgs,
     },
-    /// Change the limits of a plan; tenants and keys that have it follow
+    /// Change the limits of a plan, for all tenants and keys that have it
     Update {
         #[command(flatten)]
         plan: PlanRef,
@@ -82,7 +82,7 @@ impl From<LimitArgs> for LimitUpdate {
     }
 }
 
-/// Does what the command says.
+/// Runs a command for plans.
 pub(super) async fn plan(admin: &Admin, command: PlanCommand, out: &mut Out) -> Result<(), Failure> {
     match command {
         PlanCommand::Create { plan, limits } => {
@@ -127,7 +127,7 @@ impl Text for PlanView {
 impl Text for Vec<PlanView> {
     fn text(&self) -> String {
         if self.is_empty() {
-            return "no plans yet: `tenantgate plan create NAME` makes one".into();
+            return "no plans yet: `tenantgate plan create NAME` creates one".into();
         }
         let rows = self.iter().map(|plan| {
             let [requests, total, input, output] = plan.limits().map(|(_, limit)| limit);

@@ -19,8 +19,8 @@ pub(super) enum RouteCommand {
     Add(Box<AddArgs>),
     /// Show all rules, by host, path and method
     List {
-        /// Also look for rules that never win, methods that fall through to a wider rule, needs that no live key meets, and
-        /// scopes that no rule needs
+        /// Also report rules that never win, methods that fall through to a wider rule, needs that no live key meets,
+        /// and scopes that no rule needs
         #[arg(long)]
         check: bool,
     },
@@ -32,9 +32,9 @@ pub(super) enum RouteCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Show which rule wins a request, why, and which would be next
+    /// Show which rule wins for a request, why, and which would be next
     Test(TestArgs),
-    /// Make the rules of a file the whole table, in one transaction
+    /// Replace all rules by those of a file, in one transaction
     Apply {
         /// A JSON array, as `route list -o json` prints it; `-` is standard input
         #[arg(value_name = "FILE")]
@@ -67,7 +67,7 @@ pub(super) struct AddArgs {
     /// Let keys that lack a scope pass, and report them
     #[arg(long)]
     shadow: bool,
-    /// A name, which no other rule has
+    /// A unique name for the rule
     #[arg(long, value_name = "N")]
     name: Option<String>,
     #[command(flatten)]
@@ -88,7 +88,7 @@ pub(super) struct TestArgs {
     /// The key of the request: id or prefix
     #[arg(long, value_name = "K")]
     key_prefix: Option<String>,
-    /// What Envoy's `context_extensions` say, such as tenantgate.mode=optional
+    /// A `context_extensions` entry of the route in Envoy's configuration, such as tenantgate.mode=optional
     #[arg(long, value_name = "K=V", value_parser = super::args::pair)]
     context: Vec<(String, String)>,
 }
@@ -97,7 +97,7 @@ pub(super) struct TestArgs {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileRule {
-    /// Rules are known by host, method and path.
+    /// Ignored: rules are identified by host, method and path.
     #[serde(default, rename = "id")]
     _id: Option<String>,
     #[serde(default)]
@@ -130,7 +130,7 @@ impl From<FileRule> for RouteRow {
     }
 }
 
-/// Does what the command says.
+/// Runs a command for rules.
 pub(super) async fn route(admin: &Admin, command: RouteCommand, out: &mut Out) -> Result<(), Failure> {
     match command {
         RouteCommand::Add(args) => {
@@ -185,14 +185,14 @@ fn read(file: &PathBuf) -> Result<String, Failure> {
     read.map_err(|error| Failure::refused(format!("{} cannot be read: {error}", file.display())))
 }
 
-/// The table and what is odd about it.
+/// All rules, and the findings about them.
 #[derive(Serialize)]
 struct CheckedRoutes {
     routes: Vec<RouteView>,
     findings: Vec<FoundView>,
 }
 
-/// Something odd.
+/// A finding about a rule or a scope.
 #[derive(Serialize)]
 struct FoundView {
     finding: &'static str,
@@ -255,7 +255,7 @@ impl Text for RouteView {
 impl Text for Vec<RouteView> {
     fn text(&self) -> String {
         if self.is_empty() {
-            return "no rules yet: `tenantgate route add` makes one".into();
+            return "no rules yet: `tenantgate route add` creates one".into();
         }
         fixed_table(HEAD, self.iter().map(RouteView::cells))
     }

@@ -1,7 +1,7 @@
 //! Prints many rows as they are read.
 //!
-//! Rows are lines for people, elements of one array for programs, or records for spreadsheets. Nothing is printed before
-//! the first row or the end, so that a command that fails at once leaves standard output empty.
+//! Rows are lines of text, elements of one JSON array, or CSV records. Nothing is printed before the first row or the
+//! end, so that a command that fails at once leaves standard output empty.
 
 use std::io::{self, BufWriter, Stdout, Write as _};
 
@@ -10,26 +10,26 @@ use serde::Serialize;
 use super::Failure;
 use super::args::Output;
 
-/// A row that can be shown.
+/// A row of a result.
 pub(super) trait Row: Serialize {
-    /// The names of [`Row::cells`].
+    /// The names of [`Row::cells`], in their order.
     const COLUMNS: &'static [&'static str] = &[];
 
-    /// The line above all lines, for people.
+    /// Returns the line above all rows of text; `None` if there is none.
     fn head() -> Option<String> {
         None
     }
 
-    /// The row as one line for people, without its end.
+    /// Returns the row as one line of text, without its newline.
     fn line(&self) -> String;
 
-    /// The row for a spreadsheet.
+    /// Returns the row as the cells of a CSV record.
     fn cells(&self) -> Vec<String> {
         Vec::new()
     }
 }
 
-/// Rows on their way to standard output.
+/// Prints rows to standard output.
 pub(super) struct Rows {
     output: Output,
     to: BufWriter<Stdout>,
@@ -68,7 +68,7 @@ impl Rows {
         }
     }
 
-    /// The end; people who would otherwise see nothing are told `nothing`.
+    /// Ends the output. Without any row, text output is `nothing`.
     pub(super) fn finish<R: Row>(mut self, nothing: &str) -> Result<(), Failure> {
         let end = match (self.output, self.written) {
             (Output::Text, 0) => writeln!(self.to, "{nothing}"),
@@ -81,22 +81,22 @@ impl Rows {
     }
 }
 
-/// Cells as RFC 4180 has them.
+/// Formats a CSV record (RFC 4180).
 pub(super) fn record<T: AsRef<[u8]>>(cells: &[T]) -> io::Result<Vec<u8>> {
     let mut record = csv::Writer::from_writer(Vec::new());
     record.write_record(cells)?;
     record.into_inner().map_err(csv::IntoInnerError::into_error)
 }
 
-/// A cell that no spreadsheet takes for a formula: what begins like one gets a `'` in front, and so does what
-/// already has one there, so that [`unguard`] gives back what was.
+/// Escapes a cell that a spreadsheet would run as a formula: puts a `'` in front of it. A cell that already begins with
+/// `'` and a formula gets one more, so that [`unguard`] restores it.
 /// <https://owasp.org/www-community/attacks/CSV_Injection>
 pub(super) fn guard(cell: &str) -> String {
     let quote = if begins_like_a_formula(cell) { "'" } else { "" };
     format!("{quote}{cell}")
 }
 
-/// What [`guard`] was given.
+/// Reverses [`guard`].
 pub(super) fn unguard(cell: &str) -> &str {
     cell.strip_prefix('\'').filter(|rest| begins_like_a_formula(rest)).unwrap_or(cell)
 }
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_cell_is_a_formula_and_each_comes_back_as_it_was() {
+    fn cells_that_look_like_formulas_are_escaped_and_restored() {
         for (cell, guarded) in [
             ("=1+1", "'=1+1"),
             ("+1", "'+1"),

@@ -1,4 +1,4 @@
-//! Shows what enforcing would reject: the command `report shadow`.
+//! The command `report shadow`: shows which requests would be rejected without shadow mode.
 
 use serde::Serialize;
 
@@ -18,7 +18,8 @@ pub(super) async fn report(admin: &Admin, since: When, out: &Out) -> Result<(), 
     rows.finish::<ShadowedView>("no request passed in shadow mode that enforcing would reject")
 }
 
-/// Requests that passed in shadow mode and would be rejected otherwise. Clients chose all of it except the numbers.
+/// Requests that passed in shadow mode and would be rejected otherwise. Clients chose the texts, so they may contain
+/// anything.
 #[derive(Serialize)]
 struct ShadowedView {
     reason: String,

@@ -1,6 +1,6 @@
 //! Connects commands to a listener, as Envoy would.
 //!
-//! Parses its address and the TLS options: the authority to trust and the certificate to show.
+//! Parses the address of the listener and the TLS options: the trusted authority and the client's own certificate.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

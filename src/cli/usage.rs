@@ -1,4 +1,4 @@
-//! Shows how many requests were made: the command `report usage`.
+//! The command `report usage`: shows how many requests were made.
 
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use crate::admin::view::UsageView;
 use crate::store::UsageRow;
 use crate::usage::NOBODY;
 
-/// The columns of the longest bar.
+/// The width of the longest bar, in columns.
 const WIDTH: u64 = 40;
 
 /// Prints the report.
@@ -41,7 +41,7 @@ impl BarView {
         Self { usage: row.into(), bar }
     }
 
-    /// What the line is about, for people.
+    /// Returns what the line counts: a day, a reason or a key.
     fn subject(&self) -> String {
         let usage = &self.usage;
         let nobody = usage.key_id.as_ref().filter(|id| **id == NOBODY.0.to_string()).map(|_| "(no key)");
@@ -50,11 +50,12 @@ impl BarView {
     }
 }
 
-/// A bar whose length is the part of `most` that `n` is, in eighths of a column.
+/// Returns a bar whose length is proportional to `n`: `most` is as long as [`WIDTH`]. The precision is an eighth of a
+/// column.
 fn bar(n: u64, most: u64) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let eighths = u128::from(n) * u128::from(8 * WIDTH) / u128::from(most.max(1));
-    // What was counted once shows, however short.
+    // A count above 0 is always visible.
     let eighths = usize::try_from(eighths).unwrap_or(0).max(usize::from(n > 0));
     format!("{}{}", "█".repeat(eighths / 8), EIGHTHS.get(eighths % 8).unwrap_or(&""))
 }

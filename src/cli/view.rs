@@ -20,7 +20,7 @@ impl TenantView {
 }
 
 impl TermsView {
-    /// The lines of what is said.
+    /// Returns the fields that are set, with their names.
     fn lines(&self) -> Vec<(&'static str, String)> {
         let labels = self.labels.iter().flatten().map(|(name, value)| format!("{name}={value}"));
         let scopes = self.scopes.as_ref().map(|scopes| match scopes.as_str() {
@@ -69,7 +69,8 @@ impl Row for ListedKeyView {
     }
 }
 
-/// A line as wide as most keys need: a list can have a million lines, and each is shown at once.
+/// Formats a line with fixed column widths, so that the first of a million lines is printed without waiting for the
+/// last.
 fn columns(cells: [&str; 8]) -> String {
     let [prefix, status, tenant, name, expires, used, memo, id] = cells;
     format!(
@@ -89,14 +90,14 @@ pub(super) struct DemoView {
 pub(super) struct MigratedView {
     applied: Vec<i64>,
     current: i64,
-    /// What was corrected.
+    /// What the migration fixed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     mended: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     identity: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     publication: Option<String>,
-    /// The roles that got their rights, if requested.
+    /// The roles that got their privileges, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     roles: Option<Vec<String>>,
 }

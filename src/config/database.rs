@@ -17,7 +17,7 @@ const DEFAULT_URL: &str = "sqlite://tenantgate.db";
 /// The options that every command takes.
 #[derive(clap::Args, Clone, Debug)]
 pub struct DatabaseArgs {
-    /// Where tenants and keys are: postgres://…, postgresql+asyncpg://… or `sqlite://file`
+    /// The database with tenants and keys: postgres://…, postgresql+asyncpg://… or `sqlite://file`
     #[arg(
         long,
         global = true,
@@ -43,7 +43,7 @@ pub struct DatabaseArgs {
     pub lock_timeout: Duration,
 }
 
-/// Which database to use.
+/// The database of a command.
 #[derive(Clone, Debug)]
 pub struct Database {
     /// The source of its URL.
@@ -59,7 +59,7 @@ pub struct Database {
 }
 
 impl Database {
-    /// The database at this URL.
+    /// Returns the database at this URL, with default options.
     #[must_use]
     pub fn at(url: &str) -> Self {
         let source = UrlSource::Text(url.to_owned());
@@ -77,14 +77,14 @@ impl Database {
 }
 
 impl DatabaseArgs {
-    /// Selects the database. `said` tells whether an option was given on the command line.
+    /// Selects the database. `said` returns whether an option was given on the command line.
     ///
     /// # Errors
     ///
     /// Both the URL and the file are given on the command line.
     pub fn database(&self, said: impl Fn(&str) -> bool, may_create: bool) -> Result<Database, String> {
         let url = || UrlSource::Text(self.database_url.clone());
-        // A flag beats a variable.
+        // An option takes precedence over a variable.
         let source = match &self.database_url_file {
             Some(_) if said("database_url") && said("database_url_file") => {
                 return Err("--database-url and --database-url-file name two databases: use one".into());
@@ -110,7 +110,7 @@ pub fn store(url: &str) -> Result<Arc<dyn Store>, String> {
 ///
 /// # Errors
 ///
-/// As [`store`].
+/// As for [`store`].
 pub fn management(database: &Database, actor: Actor) -> Result<Arc<dyn Management>, String> {
     Ok(inspected(database, actor)?)
 }
@@ -119,7 +119,7 @@ pub fn management(database: &Database, actor: Actor) -> Result<Arc<dyn Managemen
 ///
 /// # Errors
 ///
-/// As [`store`].
+/// As for [`store`].
 pub fn inspected(database: &Database, actor: Actor) -> Result<Arc<dyn Inspect>, String> {
     let url = database.source.read()?;
     let limit = database.lock_timeout;

@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_cannot_be_bound_together_are_known() {
+    fn conflicting_addresses_are_detected() {
         let conflict = |one: &str, other| conflict(&address(one).unwrap(), other).is_some();
         for (one, other) in [
             ("127.0.0.1:1", "127.0.0.1:1"),
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_others_may_reach_is_known() {
+    fn addresses_that_other_machines_can_reach_are_detected() {
         for here in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "unix:/run/a.sock"] {
             assert!(!reaches_beyond_here(here), "{here}");
         }

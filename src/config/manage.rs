@@ -66,7 +66,7 @@ pub struct ManageArgs {
     pub check_config: bool,
 }
 
-/// Where management listens, and who may come without a key.
+/// The parsed options of `manage`.
 pub struct ManageOptions {
     /// The addresses for management.
     pub listen: Vec<Address>,
@@ -87,7 +87,7 @@ impl ManageArgs {
     ///
     /// # Errors
     ///
-    /// All mistakes.
+    /// The error lists all mistakes.
     pub fn read(&self) -> Result<(ManageOptions, Logging), Mistakes> {
         let mut mistakes = Mistakes::default();
         let listen = self.addresses(&mut mistakes);
@@ -120,7 +120,6 @@ impl ManageArgs {
         let mut listen: Vec<Address> = Vec::new();
         for text in &self.listen {
             let Some(one) = mistakes.note("--listen", address(text)) else { continue };
-            // Management keys would travel in plain text.
             if reaches_beyond_here(text) && self.tls_cert.is_none() {
                 mistakes.0.push(format!(
                     "--listen: other machines can reach {text}, and management keys would travel in plain text: \
@@ -166,7 +165,7 @@ impl ManageArgs {
             self.trust_uid.iter().filter_map(|text| mistakes.note("--trust-uid", read(text))).collect();
         let socket = listen.iter().any(|address| matches!(address, Address::Unix(_)));
         if !self.trust_uid.is_empty() && !socket {
-            let why = "--trust-uid: needs a Unix socket, where the system says who connects: add --listen unix:/path";
+            let why = "--trust-uid: needs a Unix socket, because only there the system tells the user of a client: add --listen unix:/path";
             mistakes.0.push(why.into());
         }
         for (at, (uid, _)) in all.iter().enumerate() {

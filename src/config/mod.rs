@@ -62,13 +62,13 @@ pub struct ServeArgs {
     #[arg(long, env = "TENANTGATE_KEEP_KEY_HEADER", value_parser = clap::builder::BoolishValueParser::new())]
     pub keep_key_header: bool,
 
-    /// A field of a caller that upstreams are told, and its header. FIELD is one of tenant-id, tenant-name, tenant-schema,
-    /// key-id, key-prefix, scopes and plan; its header is x-llmcore-FIELD unless named. Repeatable; replaces the default,
-    /// `none` empties the list [default: tenant-id, tenant-name, tenant-schema and key-id]
+    /// A field of a proven caller that upstreams get, and its header. FIELD is one of tenant-id, tenant-name,
+    /// tenant-schema, key-id, key-prefix, scopes and plan; NAME defaults to x-llmcore-FIELD. Repeatable; replaces the
+    /// default, `none` empties the list [default: tenant-id, tenant-name, tenant-schema and key-id]
     #[arg(long, env = "TENANTGATE_IDENTITY_HEADER", value_name = "FIELD[=NAME]")]
     pub identity_header: Vec<String>,
 
-    /// A field of the dynamic metadata that Envoy is told of proven callers, such as `tenant_id` or `request_limit`.
+    /// A field of the dynamic metadata that Envoy gets about proven callers, such as `tenant_id` or `request_limit`.
     /// Repeatable [default: all]
     #[arg(long, env = "TENANTGATE_METADATA", value_name = "FIELD")]
     pub metadata: Vec<String>,
@@ -187,7 +187,7 @@ pub struct PepperArgs {
 }
 
 impl PepperArgs {
-    /// Reads the peppers; none without a file.
+    /// Reads the peppers; without a file there are none.
     ///
     /// # Errors
     ///
@@ -197,7 +197,7 @@ impl PepperArgs {
         let wrong = |why: String| format!("{} {why}", path.display());
         let text =
             std::fs::read(path).map(Zeroizing::new).map_err(|e| wrong(format!("cannot be read: {e}")))?;
-        let text = std::str::from_utf8(&text).map_err(|_| wrong("is no text".into()))?;
+        let text = std::str::from_utf8(&text).map_err(|_| wrong("is not UTF-8 text".into()))?;
         Ok(Peppers::new(Pepper::parse_all(text).map_err(wrong)?, policy))
     }
 }
@@ -251,7 +251,7 @@ fn split(values: &mut Vec<String>) {
     *values = all.filter(|v| !v.is_empty()).collect();
 }
 
-/// Mistakes in options, one for each.
+/// All mistakes in the options, one line each.
 #[derive(Debug, Default)]
 pub struct Mistakes(pub Vec<String>);
 
@@ -282,7 +282,7 @@ pub struct Logging {
 ///
 /// # Errors
 ///
-/// All mistakes.
+/// The error lists all mistakes.
 pub fn settings(
     args: &ServeArgs,
     database: &Database,
@@ -358,7 +358,7 @@ fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> ext_authz::se
 ///
 /// # Errors
 ///
-/// All mistakes.
+/// The error lists all mistakes.
 pub fn judgement(args: &JudgementArgs) -> Result<(request::Options, Peppers), Mistakes> {
     let mut mistakes = Mistakes::default();
     let judgement = (request_options(args, &mut mistakes), peppers(args, &mut mistakes));
@@ -369,18 +369,18 @@ pub fn judgement(args: &JudgementArgs) -> Result<(request::Options, Peppers), Mi
 ///
 /// # Errors
 ///
-/// All mistakes.
+/// The error lists all mistakes.
 pub fn sizes(args: &SizeArgs) -> Result<(u32, u32), Mistakes> {
     let mut mistakes = Mistakes::default();
     let sizes = args.read(&mut mistakes);
     if mistakes.0.is_empty() { Ok(sizes) } else { Err(mistakes) }
 }
 
-/// Reads the same as [`judgement`], how requests are matched with rules, and the mode.
+/// Like [`judgement`], and also reads the options of rules and the mode.
 ///
 /// # Errors
 ///
-/// As [`judgement`].
+/// As for [`judgement`].
 pub fn judgement_in_mode(
     args: &JudgementArgs,
     mode: &ModeArgs,
@@ -399,7 +399,7 @@ fn request_options(args: &JudgementArgs, mistakes: &mut Mistakes) -> request::Op
     request::Options { key_header: key_header.unwrap_or_default(), accept_bearer, public, preflight }
 }
 
-/// Reads how requests are matched with rules. An invalid value is noted, and the stricter one stands in for it.
+/// Reads the options of rules. An invalid value is recorded and replaced by `false`.
 fn policy_options(args: &JudgementArgs, mistakes: &mut Mistakes) -> policy::Options {
     let (refuse, deny) = ([("refuse", false), ("keep", true)], [("allow", false), ("deny", true)]);
     policy::Options {

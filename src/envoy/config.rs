@@ -79,7 +79,7 @@ fn routes_of<'a>(dump: &'a Value, manager: &'a Value) -> Vec<&'a Value> {
     inline.chain(all.filter(|routes| text(routes, "/name") == Some(named))).collect()
 }
 
-/// Whether every identity header is taken away before the filter is asked.
+/// Whether every identity header is removed before the filter calls tenantgate.
 fn strips_early(manager: &Value, expected: &Expected<'_>) -> bool {
     let early =
         items(manager, "/early_header_mutation_extensions").map(|extension| &extension["typed_config"]);
@@ -152,7 +152,7 @@ fn limits(manager: &Value, filter: &Value, expected: &Expected<'_>) -> Finding {
     let headers = number(manager, "/max_request_headers_kb").unwrap_or(DEFAULT_HEADERS_KB) * 1024 + OWN;
     let body = number(filter, "/with_request_body/max_request_bytes").unwrap_or(0);
     // Envoy copies trace headers of the client into the headers of the call, and what initial_metadata takes from a
-    // request. Addresses and names of routes are no longer than Envoy makes them.
+    // request. Clients cannot make addresses and names of routes longer.
     let is_bounded =
         |operator: &str| operator.starts_with("DOWNSTREAM_") || operator.starts_with("ROUTE_NAME");
     let from_client = |entry: &Value| {

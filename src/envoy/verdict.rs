@@ -1,11 +1,11 @@
-//! Tells who answered a request that was sent through Envoy.
+//! Determines who answered a request that was sent through Envoy.
 //!
 //! Rejections of tenantgate carry the id of the decision. Envoy's own responses are recognized by status and text (as
 //! observed with 1.40). All others come from the upstream.
 
 use super::http::Answer;
 
-/// Who answered, what it means, and what to check next.
+/// Who answered a request, what that means, and what to check next.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Verdict {
     /// Who answered.
@@ -39,7 +39,7 @@ impl Answerer {
     }
 }
 
-/// Tells who gave an answer. `decision_id` is the header that marks rejections of tenantgate.
+/// Determines who gave an answer. `decision_id` is the header that marks rejections of tenantgate.
 #[must_use]
 pub fn of(answer: &Answer, decision_id: &str) -> Verdict {
     let verdict = |by, what: &str, next: &str| Verdict { by, what: what.into(), next: next.into() };
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_with_a_decision_is_tenantgates_and_one_with_a_body_of_its_own_the_upstreams() {
+    fn answers_are_attributed_by_decision_id_status_and_body() {
         assert_eq!(by(401, "{}", true), Answerer::Tenantgate);
         assert_eq!(by(503, "", true), Answerer::Tenantgate);
         for (status, body) in [(200, ""), (404, "no such model"), (503, "{}"), (401, "")] {

@@ -1,4 +1,4 @@
-//! Management keys, as the commands and the use cases make, show and end them, on either store.
+//! Tests how commands and use cases create, list, change and revoke management keys, on both stores.
 
 use std::sync::Arc;
 
@@ -20,17 +20,17 @@ use crate::support::{Backend, World, on_every_store, runtime};
 
 on_every_store![
     a_management_key_is_shown_once_and_its_hash_is_kept,
-    permissions_and_tenants_are_what_was_said,
-    what_makes_no_sense_is_refused_and_leaves_nothing,
+    permissions_and_tenants_are_as_requested,
+    invalid_requests_are_rejected_and_create_nothing,
     names_are_unique_and_a_revoked_key_keeps_its_name,
     a_revocation_happens_once,
     every_change_of_a_management_key_is_in_the_audit_log,
-    a_key_gives_away_nothing_that_it_has_not,
-    what_acts_for_a_key_sees_its_tenants_alone,
-    a_changed_key_still_has_no_more_than_whoever_changes_it,
+    a_key_cannot_grant_more_than_it_has,
+    a_caller_sees_only_the_tenants_of_its_key,
+    a_key_cannot_be_changed_to_have_more_than_its_changer,
     a_key_ends_with_its_maker,
-    a_key_that_has_more_is_not_there,
-    the_database_refuses_management_keys_that_make_no_sense,
+    a_key_with_more_authority_is_hidden,
+    the_database_rejects_invalid_management_keys,
 ];
 
 pub(crate) fn create(world: &World, args: &[&str]) -> Value {
@@ -53,7 +53,7 @@ fn a_management_key_is_shown_once_and_its_hash_is_kept(world: &World) {
     assert_eq!(sorted, expected);
     let key = string(&made, "key");
     let presented = parse_management(key.as_bytes()).expect("a management key");
-    assert!(parse(key.as_bytes()).is_err(), "it opens no route");
+    assert!(parse(key.as_bytes()).is_err(), "it is not an API key");
     assert_eq!(presented.prefix(), string(&made, "key_prefix"));
     assert!(presented.prefix().starts_with("llma_opsteam"), "{}", presented.prefix());
     let (body, sum) = key.split_at(key.len() - 6);
@@ -68,13 +68,13 @@ fn a_management_key_is_shown_once_and_its_hash_is_kept(world: &World) {
     assert_eq!((&listed[0]["status"], &listed[0]["created_by"]), (&"active".into(), &Value::Null));
     assert!(!listed[0].to_string().contains(&key) && listed[0].get("key").is_none());
     assert!(!world.db.cli(&["audit", "list"]).ok().contains(&hash));
-    // As text, for people.
+    // The text output.
     let text = world.db.cli(&["admin-key", "create", "text", "--expires-in", "1d"]).ok();
     assert!(text.contains("key        llma_text") && text.contains("not shown again"), "{text}");
     assert!(world.db.cli(&["admin-key", "list"]).ok().contains("llma_opsteam"));
 }
 
-fn permissions_and_tenants_are_what_was_said(world: &World) {
+fn permissions_and_tenants_are_as_requested(world: &World) {
     let permissions = |made: &Value| {
         let names = made["permissions"].as_array().expect("an array").clone();
         names.iter().map(|name| name.as_str().expect("a text").to_owned()).collect::<Vec<_>>().join(" ")
@@ -113,7 +113,7 @@ fn permissions_and_tenants_are_what_was_said(world: &World) {
     }
 }
 
-fn what_makes_no_sense_is_refused_and_leaves_nothing(world: &World) {
+fn invalid_requests_are_rejected_and_create_nothing(world: &World) {
     let usage = |args: &[&str], says: &str| {
         let said = world.db.cli(&[&["admin-key", "create"], args].concat()).usage();
         assert!(said.contains(says), "{said}");
@@ -121,9 +121,9 @@ fn what_makes_no_sense_is_refused_and_leaves_nothing(world: &World) {
     usage(&["a", "--role", "root"], "choose owner, operator or viewer");
     usage(&["a", "--permission", "keys:*"], "choose from tenants:read");
     usage(&["a", "--role", "viewer", "--permission", "keys:read"], "cannot be used with");
-    usage(&["a", "--expires-in", "90"], "no duration");
+    usage(&["a", "--expires-in", "90"], "invalid duration");
     usage(&[""], "1 to 255 characters");
-    usage(&["llma_ops_secret123"], "must not hold a key");
+    usage(&["llma_ops_secret123"], "must not contain a key");
     let refused = |args: &[&str], says: &str| {
         let said = world.db.cli(&[&["admin-key"], args].concat()).refused();
         assert!(said.contains(says), "{said}");
@@ -131,7 +131,7 @@ fn what_makes_no_sense_is_refused_and_leaves_nothing(world: &World) {
     refused(&["create", "a", "--tenant", "nobody"], "nobody");
     refused(&["create", "a", "--expires-in", "0s"], "in the past");
     refused(&["revoke", "nobody"], "there is no management key \"nobody\"");
-    refused(&["revoke", "llma_ops_secret123"], "that is a whole key");
+    refused(&["revoke", "llma_ops_secret123"], "this is a whole key");
     assert!(list(world).is_empty());
 }
 
@@ -198,7 +198,7 @@ fn caller_of(admin: &Admin, tenant: &str) -> Caller {
     Caller { maker: Maker { id: Some(key.id), authority: key.given.clone() }, key }
 }
 
-fn what_acts_for_a_key_sees_its_tenants_alone(world: &World) {
+fn a_caller_sees_only_the_tenants_of_its_key(world: &World) {
     let whole = admin(world);
     let caller = caller_of(&whole, &world.acme.id);
     let origin = Origin { request_id: Some("r1".into()), address: "192.0.2.1".parse().ok() };
@@ -218,7 +218,7 @@ fn what_acts_for_a_key_sees_its_tenants_alone(world: &World) {
                 assert!(matches!(missing, Err(AdminError::Missing(_))), "{missing:?}");
             }
         }
-        let key = whole.key(of_sleepy).await.expect("it is there");
+        let key = whole.key(of_sleepy).await.expect("it exists");
         assert_eq!(key.tenant_id.0.to_string(), world.sleepy.id);
         let missing = [
             ours.key(of_sleepy).await.map(drop),
@@ -226,13 +226,13 @@ fn what_acts_for_a_key_sees_its_tenants_alone(world: &World) {
             ours.disable_key(of_sleepy).await.map(drop),
             ours.rotate_key(of_sleepy, std::time::Duration::ZERO, Expiry::Unsaid).await.map(drop),
             ours.revoke_keys(&[world.live.id.clone(), of_sleepy.to_owned()], None).await.map(drop),
-            // By its id it was not looked up before: the transaction judges.
+            // Only the transaction checks the tenant, because the key is given by its id.
             ours.revoke(&[key.id], None).await.map(drop),
         ];
         for missing in missing {
             assert!(matches!(missing, Err(AdminError::Missing(_))), "{missing:?}");
         }
-        assert_eq!(whole.key(of_sleepy).await.expect("it is there"), key);
+        assert_eq!(whole.key(of_sleepy).await.expect("it exists"), key);
         ours.suspend_tenant(&world.acme.schema).await.expect("its own");
         let one = ours.tenants().await.expect("a list");
         assert_eq!(
@@ -247,7 +247,7 @@ fn what_acts_for_a_key_sees_its_tenants_alone(world: &World) {
     world.db.json(&["audit", "verify"]);
 }
 
-fn a_changed_key_still_has_no_more_than_whoever_changes_it(world: &World) {
+fn a_key_cannot_be_changed_to_have_more_than_its_changer(world: &World) {
     let whole = admin(world);
     let caller = caller_of(&whole, &world.acme.id);
     let ours = whole.on_behalf(&caller, &Origin::default());
@@ -271,7 +271,7 @@ fn a_changed_key_still_has_no_more_than_whoever_changes_it(world: &World) {
         assert_eq!(change(wider).await.expect("its own").key.given.permissions, more);
         let taken = AdminKeyUpdate { name: Some("of one".into()), ..AdminKeyUpdate::default() };
         assert!(matches!(change(taken).await, Err(AdminError::Refused(_))));
-        // Nor itself.
+        // It cannot extend itself, either.
         let own = caller.key.id.0.to_string();
         let error = ours.update_admin_key(maker, &own, &all).await;
         assert!(matches!(error, Err(AdminError::Excess(_))), "{error:?}");
@@ -285,7 +285,7 @@ fn a_changed_key_still_has_no_more_than_whoever_changes_it(world: &World) {
     assert_eq!(actions, ["admin_key.create", "admin_key.update"]);
 }
 
-fn a_key_gives_away_nothing_that_it_has_not(world: &World) {
+fn a_key_cannot_grant_more_than_it_has(world: &World) {
     let admin = admin(world);
     runtime().block_on(async {
         let few = AdminKeyWish {
@@ -304,7 +304,7 @@ fn a_key_gives_away_nothing_that_it_has_not(world: &World) {
             tenants: Some(vec![world.sleepy.id.clone()]),
             ..wish("x", &[Permission::KeysRead])
         };
-        refused(elsewhere, "does not see all of these tenants").await;
+        refused(elsewhere, "cannot access all of these tenants").await;
         refused(
             AdminKeyWish { expiry: Expiry::Never, ..wish("x", &[Permission::KeysRead]) },
             "choose an expiry that is not later",
@@ -340,7 +340,7 @@ fn a_key_ends_with_its_maker(world: &World) {
     assert_eq!(list(world)[2]["status"], "ended_with_maker");
 }
 
-fn a_key_that_has_more_is_not_there(world: &World) {
+fn a_key_with_more_authority_is_hidden(world: &World) {
     create(world, &["owner"]);
     create(world, &["reader", "--permission", "keys:read", "--tenant", &world.acme.id]);
     let admin = admin(world);
@@ -364,7 +364,7 @@ fn a_key_that_has_more_is_not_there(world: &World) {
     assert_eq!(list(world)[0]["status"], "active");
 }
 
-fn the_database_refuses_management_keys_that_make_no_sense(world: &World) {
+fn the_database_rejects_invalid_management_keys(world: &World) {
     let made = create(world, &["ops"]);
     let id = string(&made, "id");
     for sql in [
@@ -380,7 +380,7 @@ fn the_database_refuses_management_keys_that_make_no_sense(world: &World) {
     ] {
         world.db.refuses(sql);
     }
-    // One that the check lets through, and that the program does not know, is no permission.
+    // The program ignores a permission that the database accepts, but that it does not know.
     world.db.sql("UPDATE tenantgate_admin_key SET permissions = 'keys:read moon:write'");
     let said = world.db.cli(&["admin-key", "list"]).refused();
     assert!(said.contains(&id) && said.contains("moon:write"), "{said}");

@@ -38,6 +38,6 @@ fn a_check_allocates_its_answer_and_nothing_else() {
         drop(answer());
         let counted = allocation_counter::measure(|| drop(answer()));
         assert_eq!(counted.count_total, 1, "{what}");
-        assert_eq!(counted.bytes_current, 0, "{what}: nothing stays");
+        assert_eq!(counted.bytes_current, 0, "{what}: no memory is kept");
     }
 }

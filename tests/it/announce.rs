@@ -4,11 +4,11 @@ use crate::support::ask::Ask;
 use crate::support::{PATIENCE, Server, World, eventually, on_every_store};
 
 on_every_store! {
-    a_revocation_that_waits_holds_on_every_server_when_it_comes_back,
-    a_suspension_that_waits_holds_on_every_server_when_it_comes_back,
-    waiting_for_a_change_that_changes_nothing_comes_back_too,
+    a_revocation_with_wait_holds_on_every_server_when_the_command_returns,
+    a_suspension_with_wait_holds_on_every_server_when_the_command_returns,
+    waiting_for_a_change_without_effect_returns,
     a_server_that_was_killed_is_named,
-    a_server_that_stopped_in_order_is_not_waited_for,
+    a_server_that_stopped_gracefully_is_not_waited_for,
     without_a_server_there_is_nothing_to_wait_for,
 }
 
@@ -20,13 +20,13 @@ fn two_servers(world: &World) -> [Server; 2] {
 }
 
 fn announced(world: &World, count: usize) {
-    eventually("every server has announced itself", PATIENCE, || {
+    eventually("every server has a heartbeat", PATIENCE, || {
         let rows = world.db.texts("SELECT name FROM tenantgate_replica");
         if rows.len() == count { Ok(()) } else { Err(rows) }
     });
 }
 
-fn a_revocation_that_waits_holds_on_every_server_when_it_comes_back(world: &World) {
+fn a_revocation_with_wait_holds_on_every_server_when_the_command_returns(world: &World) {
     let servers = two_servers(world);
     let key = Ask::with_key(&world.live.text);
     for server in &servers {
@@ -39,7 +39,7 @@ fn a_revocation_that_waits_holds_on_every_server_when_it_comes_back(world: &Worl
     }
 }
 
-fn a_suspension_that_waits_holds_on_every_server_when_it_comes_back(world: &World) {
+fn a_suspension_with_wait_holds_on_every_server_when_the_command_returns(world: &World) {
     let servers = two_servers(world);
     let key = Ask::with_key(&world.live.text);
     for server in &servers {
@@ -51,7 +51,7 @@ fn a_suspension_that_waits_holds_on_every_server_when_it_comes_back(world: &Worl
     }
 }
 
-fn waiting_for_a_change_that_changes_nothing_comes_back_too(world: &World) {
+fn waiting_for_a_change_without_effect_returns(world: &World) {
     let _servers = two_servers(world);
     world.db.json(&["key", "revoke", &world.revoked.id, "--wait"]);
 }
@@ -65,11 +65,11 @@ fn a_server_that_was_killed_is_named(world: &World) {
     assert_eq!(
         world.db.json(&["key", "show", &world.live.id])["status"],
         "revoked",
-        "it is revoked all the same"
+        "the key is revoked nevertheless"
     );
 }
 
-fn a_server_that_stopped_in_order_is_not_waited_for(world: &World) {
+fn a_server_that_stopped_gracefully_is_not_waited_for(world: &World) {
     let [mut stopped, _other] = two_servers(world);
     stopped.signal("TERM");
     assert_eq!(stopped.exit_code(PATIENCE), Some(0));

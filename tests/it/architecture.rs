@@ -351,7 +351,7 @@ fn adapters_do_not_know_each_other() {
 }
 
 #[test]
-fn every_vocabulary_is_used_only_in_its_places() {
+fn every_vocabulary_is_used_only_in_its_modules() {
     let mut broken = Vec::new();
     for Source { path, module, code, .. } in sources() {
         for (word, places) in PLACES {

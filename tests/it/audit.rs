@@ -9,17 +9,17 @@ use crate::support::cli::{DATABASE_URL, run_in};
 use crate::support::{Ask, Backend, Database, PATIENCE, Server, World, on_every_store};
 
 on_every_store![
-    every_change_is_a_row_with_who_what_and_the_difference,
-    what_is_refused_or_changes_nothing_is_no_row,
+    every_change_is_a_row_with_actor_action_and_difference,
+    rejected_changes_and_changes_without_effect_have_no_row,
     the_log_is_append_only,
-    a_row_that_was_touched_is_named,
-    a_log_that_was_cut_is_told_by_a_noted_head,
-    writers_at_once_make_no_fork,
+    a_modified_row_is_named,
+    a_truncated_log_is_detected_by_a_recorded_head,
+    concurrent_writers_continue_one_chain,
     the_log_holds_no_secret,
-    the_actor_is_the_user_or_whom_he_names,
-    the_log_is_read_by_time_actor_subject_and_number,
-    the_first_use_of_a_key_is_a_line,
-    a_stranger_can_verify_a_dump,
+    the_actor_is_the_user_or_the_given_name,
+    the_log_is_filtered_by_time_actor_subject_and_number,
+    the_first_use_of_a_key_is_logged,
+    the_documented_program_verifies_a_dump,
 ];
 
 fn list(database: &Database, args: &[&str]) -> Vec<Value> {
@@ -32,7 +32,7 @@ fn head(database: &Database) -> (i64, String) {
     (verified["rows"].as_i64().expect("a number"), verified["head"].as_str().expect("a hash").to_owned())
 }
 
-/// The entry of a command: action, subject, before, after.
+/// Runs a command and returns its new entries: action, subject, before, after.
 fn left(world: &World, args: &[&str]) -> Vec<(String, String, Value, Value)> {
     let (rows, _) = head(&world.db);
     world.db.cli(args).ok();
@@ -54,7 +54,7 @@ fn differing(before: &Value, after: &Value) -> Vec<String> {
         .collect()
 }
 
-fn every_change_is_a_row_with_who_what_and_the_difference(world: &World) {
+fn every_change_is_a_row_with_actor_action_and_difference(world: &World) {
     for (verb, status) in [("suspend", "suspended"), ("activate", "active"), ("delete", "deleted")] {
         let yes: &[&str] = if verb == "delete" { &["--yes"] } else { &[] };
         let rows = left(world, &[&["tenant", verb, &world.acme.id], yes].concat());
@@ -92,7 +92,7 @@ fn every_change_is_a_row_with_who_what_and_the_difference(world: &World) {
     assert_eq!(first["after"]["current"], world.db.json(&["migrate"])["current"]);
 }
 
-fn what_is_refused_or_changes_nothing_is_no_row(world: &World) {
+fn rejected_changes_and_changes_without_effect_have_no_row(world: &World) {
     let before = head(&world.db);
     let refused: [&[&str]; 5] = [
         &["tenant", "create", "Again", "--schema", &world.acme.schema],
@@ -181,7 +181,7 @@ fn without_triggers(database: &Database, sql: &str) {
     database.sql(&format!("{off} {sql}"));
 }
 
-fn a_row_that_was_touched_is_named(world: &World) {
+fn a_modified_row_is_named(world: &World) {
     let (rows, _) = head(&world.db);
     assert!(rows > 5, "the world was made by commands: {rows}");
     let broken = |sql: &str, row: i64, word: &str| {
@@ -197,7 +197,7 @@ fn a_row_that_was_touched_is_named(world: &World) {
     broken("DELETE FROM tenantgate_audit_log WHERE seq = 1", 1, "missing");
 }
 
-fn a_log_that_was_cut_is_told_by_a_noted_head(world: &World) {
+fn a_truncated_log_is_detected_by_a_recorded_head(world: &World) {
     let (rows, noted) = head(&world.db);
     world.db.cli(&["key", "revoke", &world.live.id]).ok();
     let verified = world.db.json(&["audit", "verify", "--expect-head", &noted.to_uppercase()]);
@@ -207,7 +207,7 @@ fn a_log_that_was_cut_is_told_by_a_noted_head(world: &World) {
         &world.db,
         "DELETE FROM tenantgate_audit_log WHERE seq = (SELECT max(seq) FROM tenantgate_audit_log)",
     );
-    assert_eq!(head(&world.db), (rows, noted.clone()), "by itself a shorter log is as good as any");
+    assert_eq!(head(&world.db), (rows, noted.clone()), "without a recorded head, a truncated log is valid");
     let line = world.db.cli(&["audit", "verify", "--expect-head", &newest]).refused();
     assert!(line.contains("cut") && line.contains(&noted), "{line}");
     for bad in ["", "abc", &"g".repeat(64)] {
@@ -215,7 +215,7 @@ fn a_log_that_was_cut_is_told_by_a_noted_head(world: &World) {
     }
 }
 
-fn writers_at_once_make_no_fork(world: &World) {
+fn concurrent_writers_continue_one_chain(world: &World) {
     const WRITERS: usize = 6;
     const EACH: usize = 5;
     let (before, _) = head(&world.db);
@@ -244,7 +244,7 @@ fn the_log_holds_no_secret(world: &World) {
     let secret =
         |key: &Value| key["key"].as_str().and_then(|k| k.rsplit_once('_')).expect("a key").1.to_owned();
     for never in ["$2b$", "$2a$", "$llmk", "hash", "memo", &secret(&issued), &secret(&rotated["new"])] {
-        assert!(!log.contains(never), "{never} is in the log");
+        assert!(!log.contains(never), "the log contains {never}");
     }
     for output in ["text", "json"] {
         let said = world.db.cli(&["audit", "list", "-o", output]).ok();
@@ -252,7 +252,7 @@ fn the_log_holds_no_secret(world: &World) {
     }
 }
 
-fn the_actor_is_the_user_or_whom_he_names(world: &World) {
+fn the_actor_is_the_user_or_the_given_name(world: &World) {
     let newest = |env: &[(&str, &str)], args: &[&str]| {
         let all = [args, &["--database-url", world.db.url()]].concat();
         run_in(world.db.dir(), env, &all).ok();
@@ -274,18 +274,18 @@ fn the_actor_is_the_user_or_whom_he_names(world: &World) {
     let all = run_in(world.db.dir(), &variable, &args).json();
     assert!(
         all.as_array().is_some_and(|rows| rows.len() > 5),
-        "the variable says who acts, and hides nobody"
+        "the variable sets the actor, but does not filter the list"
     );
 }
 
-fn the_log_is_read_by_time_actor_subject_and_number(world: &World) {
+fn the_log_is_filtered_by_time_actor_subject_and_number(world: &World) {
     let all = list(&world.db, &[]);
     let fields =
         ["action", "actor", "address", "after", "at", "before", "hash", "request_id", "seq", "subject"];
     let names: Vec<_> = all[0].as_object().expect("an object").keys().map(String::as_str).collect();
     assert_eq!(names, fields);
     let number = |row: &Value| row["seq"].as_i64().expect("a number");
-    assert!(all.iter().zip(1..).all(|(row, n)| number(row) == n), "oldest first, without a gap");
+    assert!(all.iter().zip(1..).all(|(row, n)| number(row) == n), "oldest first and complete");
     assert_eq!(list(&world.db, &["--limit", "3"]), all[all.len() - 3..]);
     let at = all[4]["at"].as_str().expect("an instant");
     let (since, until) = (list(&world.db, &["--since", at]), list(&world.db, &["--until", at]));
@@ -321,7 +321,7 @@ fn the_log_is_read_by_time_actor_subject_and_number(world: &World) {
     }
 }
 
-fn the_first_use_of_a_key_is_a_line(world: &World) {
+fn the_first_use_of_a_key_is_logged(world: &World) {
     let use_it = || {
         let mut server = Server::on(&world.db).start();
         assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
@@ -335,11 +335,11 @@ fn the_first_use_of_a_key_is_a_line(world: &World) {
     for word in ["INFO", "tenantgate::audit", &world.live.id, &world.live.prefix, &world.acme.id] {
         assert!(line.contains(word), "{word}: {line}");
     }
-    assert_eq!(use_it(), Vec::<String>::new(), "the second use is not the first, on whatever server");
+    assert_eq!(use_it(), Vec::<String>::new(), "a second use is not logged as the first, on any server");
 }
 
 /// The documented program verifies a dump as CSV.
-fn a_stranger_can_verify_a_dump(world: &World) {
+fn the_documented_program_verifies_a_dump(world: &World) {
     let page = include_str!("../../docs/reference/audit.md");
     let (_, program) = page.split_once("```python audit\n").expect("the page has the program");
     let program = program.split("```").next().expect("it ends");
@@ -373,11 +373,11 @@ fn a_stranger_can_verify_a_dump(world: &World) {
     let (rows, hash) = head(&world.db);
     assert_eq!(run(&dump.join("\n")), (true, format!("intact: {rows} rows; head {hash}\n")));
     let touched = dump.join("\n").replacen("tenant.suspend", "tenant.restore", 1);
-    assert!(!run(&touched).0, "a touched dump is found out");
+    assert!(!run(&touched).0, "a modified dump is detected");
 }
 
 #[test]
-fn an_existing_log_goes_on_under_the_variable_of_the_database() {
+fn the_variable_of_the_database_selects_the_database() {
     let database = Database::empty(Backend::Sqlite).expect("always there");
     run_in(database.dir(), &[(DATABASE_URL, database.url())], &["tenant", "create", "First"]).ok();
     let actions: Vec<_> = list(&database, &[]).iter().map(|row| row["action"].clone()).collect();

@@ -20,7 +20,7 @@ impl BrittleClock {
     fn look(&self) {
         let serves = std::thread::current().name().is_some_and(|name| name.starts_with("worker-"));
         let breaks = serves && self.0.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
-        assert!(!breaks, "a bug that nobody thought of");
+        assert!(!breaks, "a panic of the test");
     }
 }
 
@@ -59,7 +59,7 @@ fn a_panic_while_answering_is_a_503_and_the_next_request_is_answered() {
         assert_eq!(row(key).unwrap(), "503 unavailable");
         assert_eq!(row(key).unwrap(), "200 ok");
     }
-    // The answer to a panic may panic, too: then there is no answer, and the request does not pass.
+    // If responding to a panic panics, too, there is no answer, and the request does not pass.
     clock.0.store(2, SeqCst);
     assert!(row(&world.live.text).is_err());
     assert_eq!(row(&world.live.text).unwrap(), "200 ok");

@@ -13,17 +13,17 @@ use crate::support::world::quick_hash;
 use crate::support::{Ask, Backend, Database, PATIENCE, Server, World, eventually, on_every_store};
 
 on_every_store![
-    keys_come_in_from_either_format_and_work,
+    keys_are_imported_from_both_formats_and_work,
     whole_keys_are_hashed_and_leave_no_trace,
-    doing_it_again_changes_nothing_and_contradictions_are_refused,
-    every_refused_row_is_listed_with_its_line_and_reason,
-    a_dry_run_says_the_same_and_changes_nothing,
-    all_or_nothing_is_what_it_says,
-    what_goes_out_comes_in_again_as_it_was,
-    an_import_that_is_killed_goes_on_where_it_was,
+    a_repeated_import_changes_nothing_and_contradictions_are_rejected,
+    every_rejected_row_is_reported_with_its_line_and_reason,
+    a_dry_run_reports_the_same_and_changes_nothing,
+    all_or_nothing_imports_nothing_if_a_row_is_rejected,
+    an_export_can_be_imported_unchanged,
+    a_killed_import_is_completed_by_repeating_it,
     every_batch_is_a_row_of_the_audit_log,
-    tenants_come_in_with_their_schemas,
-    the_mode_of_a_tenant_comes_in_and_goes_out_with_it,
+    tenants_are_imported_with_their_schemas,
+    the_mode_of_a_tenant_is_imported_and_exported,
 ];
 
 /// Writes a file beside the database.
@@ -63,7 +63,7 @@ fn counts(said: &Value) -> [u64; 4] {
     [count("read"), count("imported"), count("already_there"), refused]
 }
 
-fn keys_come_in_from_either_format_and_work(world: &World) {
+fn keys_are_imported_from_both_formats_and_work(world: &World) {
     let csv = file(world, "keys.csv", hashed_csv(&world.acme.schema, 2).replace('\n', "\r\n"));
     assert_eq!(counts(&world.db.json(&["key", "import", &csv])), [2, 2, 0, 0]);
     let row = json!({
@@ -97,7 +97,7 @@ fn whole_keys_are_hashed_and_leave_no_trace(world: &World) {
     assert_eq!(
         counts(&world.db.json(&["key", "import", &csv])),
         [2, 0, 2, 0],
-        "bcrypt says that they are the same"
+        "bcrypt verifies the key against the stored hash"
     );
     let other = file(world, "other.csv", format!("key,tenant\n{}x,{}\n", one, world.acme.id));
     let said = refused(&world.db.cli(&["key", "import", &other, "-o", "json"]));
@@ -115,7 +115,7 @@ fn whole_keys_are_hashed_and_leave_no_trace(world: &World) {
     }
 }
 
-fn doing_it_again_changes_nothing_and_contradictions_are_refused(world: &World) {
+fn a_repeated_import_changes_nothing_and_contradictions_are_rejected(world: &World) {
     let text = hashed_csv(&world.acme.name, 5);
     let csv = file(world, "keys.csv", &text);
     world.db.cli(&["key", "import", &csv]).ok();
@@ -123,7 +123,7 @@ fn doing_it_again_changes_nothing_and_contradictions_are_refused(world: &World) 
     let before = world.db.json(&["key", "list"]);
     let again = world.db.cli(&["key", "import", &csv]);
     assert_eq!(again.stdout, "5 rows: 0 imported, 5 already there, 0 refused\n", "{again:#?}");
-    assert_eq!(world.db.json(&["key", "list"]), before, "what was revoked meanwhile stays so");
+    assert_eq!(world.db.json(&["key", "list"]), before, "a revocation after the first import remains");
     let text = text.replace("moved 2", "other name").replace(&fake_hash(3), &fake_hash(99)).replace(
         &format!("{},{}", fake_hash(4), world.acme.name),
         &format!("{},{}", fake_hash(4), world.sleepy.name),
@@ -143,7 +143,7 @@ fn doing_it_again_changes_nothing_and_contradictions_are_refused(world: &World) 
     assert_eq!(world.db.json(&["key", "list"]), before);
 }
 
-fn every_refused_row_is_listed_with_its_line_and_reason(world: &World) {
+fn every_rejected_row_is_reported_with_its_line_and_reason(world: &World) {
     let acme = &world.acme.id;
     let good = fake_hash(1);
     let bad_hash = |hash: &str| format!("llmk_bad,{hash},,{acme},,,");
@@ -197,7 +197,7 @@ fn every_refused_row_is_listed_with_its_line_and_reason(world: &World) {
     world.db.cli(&["key", "show", "llmk_fine"]).ok();
 }
 
-fn a_dry_run_says_the_same_and_changes_nothing(world: &World) {
+fn a_dry_run_reports_the_same_and_changes_nothing(world: &World) {
     let mut csv = hashed_csv(&world.acme.name, 1_200);
     csv.push_str("llmk_bad,nothing,Acme Corp,bad\n");
     let _ = writeln!(csv, "llmk_moved7,{},Acme Corp,moved 7", fake_hash(5_000));
@@ -210,7 +210,7 @@ fn a_dry_run_says_the_same_and_changes_nothing(world: &World) {
     assert_eq!((counts(&said), &said["dry_run"]), ([1_202, 1_200, 0, 2], &false.into()));
 }
 
-fn all_or_nothing_is_what_it_says(world: &World) {
+fn all_or_nothing_imports_nothing_if_a_row_is_rejected(world: &World) {
     let good = file(world, "good.csv", hashed_csv(&world.acme.name, 3));
     let bad = file(world, "bad.csv", hashed_csv(&world.acme.name, 3) + "llmk_bad,nothing,Acme Corp,bad\n");
     let before = world.db.json(&["key", "list"]);
@@ -222,7 +222,7 @@ fn all_or_nothing_is_what_it_says(world: &World) {
     assert!(world.db.cli(&stream).usage().contains("twice"));
 }
 
-fn what_goes_out_comes_in_again_as_it_was(world: &World) {
+fn an_export_can_be_imported_unchanged(world: &World) {
     for (name, reason) in [("=cmd|' /C calc'!A0", "a, \"b\""), ("'=quoted", "-"), ("plain", "ä")] {
         let made = world.db.json(&["key", "create", &world.acme.id, &format!("--name={name}")]);
         world
@@ -239,15 +239,15 @@ fn what_goes_out_comes_in_again_as_it_was(world: &World) {
         let said = world.db.cli(&["key", "export", &path("keys"), "--with-hashes"]);
         assert!(said.stderr.contains("11 keys are in"), "{said:#?}");
         let mode = std::os::unix::fs::PermissionsExt::mode(
-            &std::fs::metadata(path("keys")).expect("it is there").permissions(),
+            &std::fs::metadata(path("keys")).expect("the file exists").permissions(),
         );
-        assert_eq!(mode & 0o777, 0o600, "for its owner alone");
+        assert_eq!(mode & 0o777, 0o600, "readable only by its owner");
         other.cli(&["tenant", "import", &path("tenants")]).ok();
         other.cli(&["key", "import", &path("keys")]).ok();
         // An export that is imported and exported again is the same to the byte, and the import changes nothing.
         let again = other.dir().join(format!("again.{format}")).to_str().expect("UTF-8").to_owned();
         other.cli(&["key", "export", &again, "--with-hashes"]).ok();
-        let read = |path: &str| std::fs::read_to_string(path).expect("it is there");
+        let read = |path: &str| std::fs::read_to_string(path).expect("the file exists");
         assert_eq!(read(&path("keys")), read(&again));
         assert_eq!(counts(&world.db.json(&["key", "import", &path("keys")])), [11, 0, 11, 0]);
         assert_eq!(counts(&world.db.json(&["tenant", "import", &path("tenants")])), [4, 0, 4, 0]);
@@ -264,14 +264,14 @@ fn what_goes_out_comes_in_again_as_it_was(world: &World) {
     assert_eq!(lines.lines().count(), 1, "{lines}");
     assert!(
         world.db.cli(&["key", "export", "-", "--with-hashes"]).ok().contains("$2b$"),
-        "asked for, and no screen"
+        "on request, and not to a terminal"
     );
     let nowhere = world.db.dir().join("no/such/dir.csv");
     world.db.cli(&["key", "export", nowhere.to_str().expect("UTF-8")]).refused();
 }
 
 /// Kills an import in the middle, and repeats it.
-fn an_import_that_is_killed_goes_on_where_it_was(world: &World) {
+fn a_killed_import_is_completed_by_repeating_it(world: &World) {
     const ROWS: usize = 12_000;
     let csv = file(world, "keys.csv", hashed_csv(&world.acme.id, ROWS));
     let there = || -> usize {
@@ -290,13 +290,13 @@ fn an_import_that_is_killed_goes_on_where_it_was(world: &World) {
     }
     child.kill().expect("it runs");
     child.wait().expect("it ends");
-    let first = eventually("the database has ended what was under way", Duration::from_secs(10), || {
+    let first = eventually("the session of the killed import has ended", Duration::from_secs(10), || {
         let first = there();
         if first.is_multiple_of(1_000) { Ok(first) } else { Err(first) }
     });
-    assert!(first > 0, "something was done");
+    assert!(first > 0, "some rows were imported");
     let said = world.db.json(&["key", "import", &csv]);
-    // A commit in progress when the program was killed may have ended after the count.
+    // A commit in progress when the program was killed may have completed after the count.
     assert_eq!(
         said["imported"].as_u64().zip(said["already_there"].as_u64()).map(|(a, b)| a + b),
         Some(ROWS as u64)
@@ -338,7 +338,7 @@ fn every_batch_is_a_row_of_the_audit_log(world: &World) {
     world.db.cli(&["audit", "verify"]).ok();
 }
 
-fn tenants_come_in_with_their_schemas(world: &World) {
+fn tenants_are_imported_with_their_schemas(world: &World) {
     let csv = "name,db_schema_name,status,created_at\nOne & Co,,,\nTwo,the_two,suspended,2020-01-01T00:00:00Z\n\
                Three,the_three,deleted,\nBad,public,,\n,x,,\nWorse,x,frozen,\nAcme,tenant_acme_corp,,\nTwo,the_two,suspended,\n";
     let said = refused(&world.db.cli(&["tenant", "import", &file(world, "tenants.csv", csv), "-o", "json"]));
@@ -362,7 +362,7 @@ fn tenants_come_in_with_their_schemas(world: &World) {
     assert_eq!(world.db.json(&["audit", "list", "--limit", "1"])[0]["action"], "tenant.import");
 }
 
-fn the_mode_of_a_tenant_comes_in_and_goes_out_with_it(world: &World) {
+fn the_mode_of_a_tenant_is_imported_and_exported(world: &World) {
     world.db.json(&["tenant", "mode", &world.acme.id, "shadow"]);
     let csv = "name,mode\nOne,shadow\nTwo,enforce\nThree,\nFour,Shadow\nAcme Corp,shadow\nAcme Corp,\n\
                Acme Corp,enforce\nSleepy Ltd,shadow\n";
@@ -432,7 +432,7 @@ fn a_bad_file_is_one_clear_line() {
 }
 
 #[test]
-fn a_bad_row_of_json_lines_or_bytes_spoils_no_other() {
+fn an_invalid_row_does_not_affect_other_rows() {
     let world = World::somewhere();
     let good = |n: usize| json!({ "key_prefix": format!("llmk_g{n}"), "hashed_key": fake_hash(n), "tenant": "Acme Corp" });
     let mut lines = format!(
@@ -458,7 +458,7 @@ fn a_bad_row_of_json_lines_or_bytes_spoils_no_other() {
 }
 
 #[test]
-fn standard_input_is_a_file_too_and_where_it_ends_in_the_middle_the_rest_is_said() {
+fn standard_input_is_imported_up_to_the_row_that_is_cut_off() {
     let world = World::somewhere();
     let feed = |text: &str| {
         let mut child = command(world.db.dir())
@@ -513,5 +513,5 @@ fn on_a_terminal_there_is_a_bar_and_hashes_are_not_shown() {
     let (code, said) = on_a_terminal(&format!("key import {csv}"));
     assert!(code == Some(0) && said.contains("a second") && said.contains("left"), "{said}");
     let quiet = world.db.cli(&["key", "import", &csv]);
-    assert_eq!((quiet.code, quiet.stderr.as_str()), (Some(0), ""), "no bar where nobody looks");
+    assert_eq!((quiet.code, quiet.stderr.as_str()), (Some(0), ""), "no bar without a terminal");
 }

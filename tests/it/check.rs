@@ -1,7 +1,7 @@
 //! Tests every row of the outcome table over gRPC.
 //!
 //! `support::answer` compares what belongs to a row (status, code, body, headers, metadata keys) for every single
-//! answer. Here the tests check which row applies, in which order, and its values.
+//! Here the tests check which row applies, in which order, and its values.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +12,11 @@ use crate::support::{Ask, Backend, PATIENCE, Server, World, eventually, on_every
 
 on_every_store![
     each_condition_gets_its_row,
-    possession_is_proven_before_anything_is_told,
+    nothing_is_revealed_before_possession_is_proven,
     proof_comes_before_the_state_of_key_and_tenant,
     an_allowed_request_carries_its_tenant_upstream,
     a_tenant_name_travels_percent_encoded,
-    a_key_that_expires_says_when,
+    the_metadata_has_the_expiry_of_an_expiring_key,
     the_first_proof_is_remembered,
     decision_ids_are_never_the_same,
     hashes_of_every_accepted_kind_are_accepted,
@@ -44,7 +44,7 @@ fn each_condition_gets_its_row(world: &World) {
     }
 }
 
-fn possession_is_proven_before_anything_is_told(world: &World) {
+fn nothing_is_revealed_before_possession_is_proven(world: &World) {
     let server = Server::on(&world.db).start();
     for key in [&world.live, &world.revoked, &world.expired, &world.of_sleepy, &world.of_gone] {
         let answer = server.check(Ask::with_key(&key.with_wrong_secret()));
@@ -94,7 +94,7 @@ fn an_allowed_request_carries_its_tenant_upstream(world: &World) {
     assert_eq!(answer.removed(), [KEY_HEADER]);
     assert_eq!(answer.meta("tenant_status"), "active");
     assert_eq!(answer.meta("tenant_name"), "Acme Corp", "metadata is not percent-encoded");
-    assert_eq!(answer.metadata.get("key_expires_at"), None, "absent means never");
+    assert_eq!(answer.metadata.get("key_expires_at"), None, "no field means that it never expires");
 }
 
 fn a_tenant_name_travels_percent_encoded(world: &World) {
@@ -124,7 +124,7 @@ fn a_tenant_name_travels_percent_encoded(world: &World) {
     }
 }
 
-fn a_key_that_expires_says_when(world: &World) {
+fn the_metadata_has_the_expiry_of_an_expiring_key(world: &World) {
     let server = Server::on(&world.db).start();
     let answer = server.check(Ask::with_key(&world.issued.text));
     let said = chrono::DateTime::parse_from_rfc3339(answer.meta("key_expires_at")).expect("RFC 3339");

@@ -28,7 +28,7 @@ fn names(object: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn an_allowed_request_is_0() {
+fn an_allowed_request_exits_with_0() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let run = ask(&world, &server.grpc[0], &["--path", "/v1", "--key", &world.live.text]);
@@ -46,7 +46,7 @@ fn an_allowed_request_is_0() {
 }
 
 #[test]
-fn a_refused_request_is_1_and_printed_all_the_same() {
+fn a_rejected_request_is_printed_and_exits_with_1() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let rows: [(&[&str], u16, &str, &str); 6] = [
@@ -75,7 +75,7 @@ fn a_refused_request_is_1_and_printed_all_the_same() {
 }
 
 #[test]
-fn method_path_and_headers_are_asked_as_given() {
+fn method_path_and_headers_are_sent_as_given() {
     let world = World::somewhere();
     let server = Server::on(&world.db).arg("--accept-bearer").start();
     let target = &server.grpc[0];
@@ -99,11 +99,11 @@ fn method_path_and_headers_are_asked_as_given() {
 }
 
 #[test]
-fn nobody_there_is_3() {
+fn without_a_listener_it_exits_with_3() {
     let world = World::somewhere();
     ask(&world, &format!("127.0.0.1:{}", free_port()), &["--key", &world.live.text]).unavailable();
     ask(&world, &format!("unix:{}/nobody.sock", world.db.dir().display()), &[]).unavailable();
-    // There is a listener, but without gRPC.
+    // A listener that does not speak gRPC.
     let server = Server::on(&world.db).start();
     ask(&world, &server.ops, &[]).unavailable();
 }
@@ -118,7 +118,7 @@ fn a_unix_socket_is_a_target() {
 }
 
 #[test]
-fn text_says_the_same_to_people() {
+fn text_output_has_the_same_content() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let said = run_in(
@@ -134,7 +134,7 @@ fn text_says_the_same_to_people() {
 }
 
 #[test]
-fn a_target_that_makes_no_sense_is_a_usage_error() {
+fn an_invalid_target_is_a_usage_error() {
     let world = World::somewhere();
     for target in ["", "nonsense", "ftp://127.0.0.1:1", "127.0.0.1:port", "unix:"] {
         ask(&world, target, &[]).usage();

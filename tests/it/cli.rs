@@ -8,14 +8,14 @@ use crate::support::{Backend, Database, World, on_every_store};
 /// A full key that was never issued; no message may repeat it.
 const KEY: &str = "llmk_typed_SecretThatIsTyped0123";
 
-on_every_store![text_is_for_people_and_json_for_programs, what_is_not_there_is_one_clear_line];
+on_every_store![text_is_for_people_and_json_for_programs, missing_objects_are_reported_in_one_line];
 
 fn text_is_for_people_and_json_for_programs(world: &World) {
     for command in [["tenant", "list"], ["key", "list"]] {
         let text = world.db.cli(&command).ok();
         assert!(serde_json::from_str::<serde_json::Value>(&text).is_err(), "text is the default: {text}");
         assert!(text.contains(&world.acme.id) || text.contains(&world.live.prefix), "{text}");
-        assert!(!text.contains('\u{1b}'), "no colours where nobody looks: {text:?}");
+        assert!(!text.contains('\u{1b}'), "no colours without a terminal: {text:?}");
         for flag in ["--output", "-o"] {
             let json = world.db.cli(&[command[0], command[1], flag, "json"]).json();
             assert!(json.as_array().is_some_and(|rows| !rows.is_empty()), "{json}");
@@ -23,7 +23,7 @@ fn text_is_for_people_and_json_for_programs(world: &World) {
     }
 }
 
-fn what_is_not_there_is_one_clear_line(world: &World) {
+fn missing_objects_are_reported_in_one_line(world: &World) {
     let nobody = "00000000-0000-4000-8000-000000000000";
     let commands: [&[&str]; 10] = [
         &["tenant", "show", nobody],
@@ -39,13 +39,13 @@ fn what_is_not_there_is_one_clear_line(world: &World) {
     ];
     for command in commands {
         let line = world.db.cli(command).refused();
-        assert!(line.contains(command[2]), "it says what was not found: {line}");
+        assert!(line.contains(command[2]), "the line names what was not found: {line}");
         world.db.cli(&[command, &["-o", "json"]].concat()).refused();
     }
 }
 
 #[test]
-fn help_and_version_are_no_errors() {
+fn help_and_version_exit_with_0() {
     let empty = tempfile::tempdir().expect("a directory");
     let commands: [&[&str]; 16] = [
         &[],
@@ -70,11 +70,7 @@ fn help_and_version_are_no_errors() {
         assert!(help.contains("Usage: tenantgate"), "{help}");
     }
     assert!(run_in(empty.path(), &[], &["--version"]).ok().starts_with("tenantgate 0."));
-    assert_eq!(
-        std::fs::read_dir(empty.path()).expect("readable").count(),
-        0,
-        "asking for help touches nothing"
-    );
+    assert_eq!(std::fs::read_dir(empty.path()).expect("readable").count(), 0, "help creates no file");
 }
 
 #[test]
@@ -88,7 +84,7 @@ fn every_shell_gets_its_completions() {
 }
 
 #[test]
-fn usage_errors_are_2() {
+fn usage_errors_exit_with_2() {
     let world = World::somewhere();
     let commands: [&[&str]; 16] = [
         &["frobnicate"],
@@ -125,7 +121,7 @@ fn the_default_is_a_sqlite_file_in_the_working_directory() {
 }
 
 #[test]
-fn a_flag_beats_its_variable() {
+fn an_option_takes_precedence_over_its_variable() {
     let (one, two) = (World::somewhere(), Database::empty(Backend::Sqlite).expect("always there"));
     two.cli(&["migrate"]).ok();
     let list = |env: &[(&str, &str)], args: &[&str]| {
@@ -138,7 +134,7 @@ fn a_flag_beats_its_variable() {
 }
 
 #[test]
-fn a_database_url_that_makes_no_sense_is_a_usage_error() {
+fn an_invalid_database_url_is_a_usage_error() {
     let empty = tempfile::tempdir().expect("a directory");
     for url in ["mysql://localhost/db", "nonsense", "", "http://localhost", "postgres://host:notaport/db"] {
         run_in(empty.path(), &[], &["tenant", "list", "--database-url", url]).usage();
@@ -147,7 +143,7 @@ fn a_database_url_that_makes_no_sense_is_a_usage_error() {
 }
 
 #[test]
-fn a_database_that_is_not_there_is_3() {
+fn an_unreachable_database_exits_with_3() {
     let empty = tempfile::tempdir().expect("a directory");
     let nobody = format!("postgres://tenantgate:{PASSWORD}@127.0.0.1:{}/db", free_port());
     let nowhere = format!("sqlite://{}/no/such/directory/tenantgate.db", empty.path().display());
@@ -160,7 +156,7 @@ fn a_database_that_is_not_there_is_3() {
 }
 
 #[test]
-fn a_database_that_refuses_us_is_3() {
+fn a_database_that_rejects_the_login_exits_with_3() {
     let Some(database) = Database::empty(Backend::Postgres) else { return };
     let wrong = database.url().replace(database.name(), "no_such_database");
     run_in(database.dir(), &[], &["tenant", "list", "--database-url", &wrong]).unavailable();
@@ -236,14 +232,14 @@ fn no_message_repeats_a_key_or_a_password() {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_not_done() {
+fn output_that_cannot_be_written_is_a_failure() {
     let world = World::somewhere();
     for args in [
         &["key", "create", "Acme Corp"][..],
         &["key", "create", "Acme Corp", "-o", "json"],
         &["tenant", "list"],
     ] {
-        let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full exists");
         let mut command = command(world.db.dir());
         let said = command
             .args(args)
@@ -251,7 +247,7 @@ fn output_that_cannot_be_written_is_not_done() {
             .stdout(full)
             .output()
             .expect("it starts");
-        assert_ne!(said.status.code(), Some(0), "a key that nobody saw was not issued: {args:?}: {said:?}");
+        assert_ne!(said.status.code(), Some(0), "the result was not printed: {args:?}: {said:?}");
         assert!(!said.stderr.is_empty(), "{args:?}: {said:?}");
     }
 }
@@ -279,7 +275,7 @@ fn a_configuration_is_checked_as_a_whole() {
     args.extend(bad.iter().flat_map(|(flag, value)| [*flag, *value]));
     let said = world.db.cli(&args).usage();
     for (flag, value) in bad {
-        assert!(said.contains(flag), "`{flag} {value}` is wrong too: {said}");
+        assert!(said.contains(flag), "`{flag} {value}` is reported, too: {said}");
         let alone = world.db.cli(&["serve", "--check-config", flag, value]).usage();
         assert!(alone.contains(flag), "{flag}: {alone}");
     }

@@ -6,25 +6,28 @@ use crate::support::wire::{Headers, in_pieces};
 use crate::support::{Ask, Server, World};
 
 #[test]
-fn authorization_is_not_read_unless_told_to() {
+fn authorization_is_read_only_with_accept_bearer() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let bearer = format!("Bearer {}", world.live.text);
     assert_eq!(server.row(Ask::get("/v1").authorization(&bearer)), "401 missing");
     let both = server.check(Ask::with_key(&world.other.text).authorization(&bearer));
     assert_eq!(both.row(), "200 ok");
-    assert_eq!(both.removed(), [KEY_HEADER], "authorization is somebody else's and passes");
+    assert_eq!(both.removed(), [KEY_HEADER], "authorization is passed on");
 }
 
 #[test]
-fn a_bearer_key_counts_when_told_to() {
+fn a_bearer_key_is_accepted_with_accept_bearer() {
     let world = World::somewhere();
     let server = Server::on(&world.db).arg("--accept-bearer").start();
     for scheme in ["Bearer", "bearer", "BEARER", "bEaReR"] {
         let ask = Ask::get("/v1").authorization(&format!("{scheme} {}", world.live.text));
         let answer = server.check(ask.clone());
         assert_eq!(answer.row(), "200 ok", "{scheme}");
-        assert!(answer.removed().contains(&"authorization"), "it carried the key: {scheme}");
+        assert!(
+            answer.removed().contains(&"authorization"),
+            "it is removed because it carried the key: {scheme}"
+        );
         assert_eq!(server.row(ask.only_raw()), "200 ok", "{scheme} in header_map");
     }
     let wrong = format!("Bearer {}", world.live.with_wrong_secret());
@@ -32,7 +35,7 @@ fn a_bearer_key_counts_when_told_to() {
 }
 
 #[test]
-fn what_is_odd_around_a_bearer_key_is_malformed() {
+fn unusual_bearer_values_are_malformed() {
     let world = World::somewhere();
     let server = Server::on(&world.db).arg("--accept-bearer").start();
     let key = &world.live.text;
@@ -60,7 +63,7 @@ fn what_is_odd_around_a_bearer_key_is_malformed() {
 }
 
 #[test]
-fn other_authorization_values_are_not_ours_and_pass_untouched() {
+fn other_authorization_values_pass_unchanged() {
     let world = World::somewhere();
     let server = Server::on(&world.db).arg("--accept-bearer").start();
     let others = [
@@ -109,7 +112,7 @@ fn two_credentials_are_malformed_even_when_equal() {
     for ask in asks {
         assert_eq!(server.row(ask.clone()), "401 malformed", "{ask:?}");
     }
-    // Two values that are not keys are ignored.
+    // Values that are not keys are ignored.
     let foreign = Ask::with_key(live).raw("authorization", "Basic eDp5").raw("authorization", "Basic eDp5");
     assert_eq!(server.row(foreign), "200 ok");
 }
@@ -211,7 +214,7 @@ fn the_key_header_can_have_another_name() {
 }
 
 #[test]
-fn an_empty_key_header_leaves_the_bearer_key_alone() {
+fn an_empty_key_header_does_not_conflict_with_a_bearer_key() {
     let world = World::somewhere();
     let server = Server::on(&world.db).arg("--accept-bearer").start();
     let bearer = format!("Bearer {}", world.live.text);

@@ -4,12 +4,12 @@ use crate::support::world::{SLOW, quick_hash};
 use crate::support::{Ask, Backend, PATIENCE, Server, World, on_every_store};
 
 on_every_store![
-    a_damaged_hash_harms_only_its_key,
-    a_damaged_schema_name_harms_only_its_tenant,
-    a_damaged_row_is_said_and_counted,
+    a_damaged_hash_affects_only_its_key,
+    a_damaged_schema_name_affects_only_its_tenant,
+    a_damaged_row_is_logged_and_counted,
     an_unknown_status_is_inactive,
-    a_prefix_that_is_not_ours_harms_nobody,
-    columns_of_others_are_their_business,
+    a_foreign_prefix_affects_no_other_key,
+    columns_of_other_programs_are_ignored,
     a_hostile_name_stays_inside_its_header,
 ];
 
@@ -43,7 +43,7 @@ fn damaged_hashes() -> Vec<String> {
     ]
 }
 
-fn a_damaged_hash_harms_only_its_key(world: &World) {
+fn a_damaged_hash_affects_only_its_key(world: &World) {
     let server = Server::on(&world.db).start();
     let mut session = world.db.session();
     let mut set_hash = |hash: &str| {
@@ -68,7 +68,7 @@ fn a_damaged_hash_harms_only_its_key(world: &World) {
     assert_eq!(fresh.row(Ask::with_key(&world.of_sleepy.text)), "403 tenant_inactive");
 }
 
-fn a_damaged_schema_name_harms_only_its_tenant(world: &World) {
+fn a_damaged_schema_name_affects_only_its_tenant(world: &World) {
     let server = Server::on(&world.db).start();
     let mut session = world.db.session();
     let mut set_schema = |schema: &str| {
@@ -97,7 +97,7 @@ fn a_damaged_schema_name_harms_only_its_tenant(world: &World) {
     }
 }
 
-fn a_damaged_row_is_said_and_counted(world: &World) {
+fn a_damaged_row_is_logged_and_counted(world: &World) {
     let hash = &damaged_hashes()[0];
     world.db.sql(&format!(
         "UPDATE api_keys SET hashed_key = '{hash}' WHERE key_prefix = '{}'",
@@ -106,8 +106,11 @@ fn a_damaged_row_is_said_and_counted(world: &World) {
     let server = Server::on(&world.db).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "503 unavailable");
     let said = server.stderr.text();
-    assert!(said.contains(&world.live.prefix) || said.contains(&world.live.id), "which row it is: {said}");
-    assert!(!said.contains(hash.as_str()), "and not what stands in it: {said}");
+    assert!(
+        said.contains(&world.live.prefix) || said.contains(&world.live.id),
+        "the log names the row: {said}"
+    );
+    assert!(!said.contains(hash.as_str()), "but not its content: {said}");
     assert!(server.metric(&["damaged"]) > 0.0, "{}", server.http("/metrics").body);
 }
 
@@ -132,7 +135,7 @@ fn an_unknown_status_is_inactive(world: &World) {
     assert_eq!((answer.row().as_str(), answer.meta("tenant_status")), ("403 tenant_inactive", "frozen"));
 }
 
-fn a_prefix_that_is_not_ours_harms_nobody(world: &World) {
+fn a_foreign_prefix_affects_no_other_key(world: &World) {
     let server = Server::on(&world.db).start();
     let mut session = world.db.session();
     for prefix in ["sk-1234", "llmk_with_underscore", "llmk_", "", "llmk_ü", "LLMK_live"] {
@@ -150,7 +153,7 @@ fn a_prefix_that_is_not_ours_harms_nobody(world: &World) {
     }
 }
 
-fn columns_of_others_are_their_business(world: &World) {
+fn columns_of_other_programs_are_ignored(world: &World) {
     let server = Server::on(&world.db).start();
     world.db.sql("ALTER TABLE api_keys ADD COLUMN notes text");
     world.db.sql("ALTER TABLE tenants ADD COLUMN tariff text DEFAULT 'gold'");
@@ -184,18 +187,21 @@ fn a_hostile_name_stays_inside_its_header(world: &World) {
 }
 
 #[test]
-fn on_sqlite_an_instant_that_is_none_harms_only_its_key() {
+fn on_sqlite_an_invalid_instant_affects_only_its_key() {
     let world = World::on(Backend::Sqlite).expect("always there");
     let prefix = &world.live.prefix;
     world.db.sql(&format!("UPDATE api_keys SET expires_at = 'tomorrow' WHERE key_prefix = '{prefix}'"));
     let server = Server::on(&world.db).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "503 unavailable");
     assert_eq!(server.row(Ask::with_key(&world.other.text)), "200 ok");
-    // And the other rows can still be listed.
+    // The other rows can still be listed.
     let run = world.db.cli(&["key", "list", "-o", "json"]);
     let said = format!("{}{}", run.stdout, run.stderr);
-    assert!(said.contains(prefix.as_str()) || said.contains(&world.live.id), "which row it is: {run:#?}");
-    assert!(run.stdout.contains(&world.other.prefix), "the others are listed: {run:#?}");
+    assert!(
+        said.contains(prefix.as_str()) || said.contains(&world.live.id),
+        "the error names the row: {run:#?}"
+    );
+    assert!(run.stdout.contains(&world.other.prefix), "the other rows are listed: {run:#?}");
 }
 
 #[test]
@@ -209,7 +215,7 @@ fn a_key_whose_tenant_is_missing_is_never_allowed() {
         world.live.prefix
     ));
     let no_longer_allowed = |server: &Server| {
-        crate::support::eventually("the orphan is refused", PATIENCE, || {
+        crate::support::eventually("a key without a tenant is rejected", PATIENCE, || {
             let row = server.row(Ask::with_key(&world.live.text));
             if ["401 unknown", "503 unavailable"].contains(&row.as_str()) { Ok(()) } else { Err(row) }
         });
@@ -221,7 +227,7 @@ fn a_key_whose_tenant_is_missing_is_never_allowed() {
 }
 
 #[test]
-fn the_dearest_accepted_cost_is_accepted() {
+fn the_highest_bcrypt_cost_is_accepted() {
     let world = World::somewhere();
     world.slow_down();
     let server = Server::on(&world.db).start();

@@ -1,4 +1,4 @@
-//! Databases as they occur: shared with other programs, moved, restored, replicated, replaced.
+//! Databases in real deployments: shared with other programs, moved, restored, replicated, replaced.
 
 mod adopted;
 mod moved;

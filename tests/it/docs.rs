@@ -102,7 +102,7 @@ fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in path.components() {
         if part == Component::ParentDir {
-            assert!(plain.pop(), "{} leads out of the repository", path.display());
+            assert!(plain.pop(), "{} is outside of the repository", path.display());
         } else {
             plain.push(part);
         }
@@ -141,15 +141,11 @@ fn every_page_is_in_the_summary_once_and_every_entry_is_a_page() {
     let listed: BTreeSet<_> = summary.iter().map(|link| Path::new("docs").join(link)).collect();
     let mut there: BTreeSet<_> = below("docs").into_iter().collect();
     there.remove(Path::new(SUMMARY));
-    assert_eq!(
-        listed.difference(&there).collect::<Vec<_>>(),
-        Vec::<&PathBuf>::new(),
-        "listed, but not there"
-    );
+    assert_eq!(listed.difference(&there).collect::<Vec<_>>(), Vec::<&PathBuf>::new(), "listed, but missing");
     assert_eq!(
         there.difference(&listed).collect::<Vec<_>>(),
         Vec::<&PathBuf>::new(),
-        "there, but not listed"
+        "existing, but not listed"
     );
     assert_eq!(summary.len(), listed.len(), "a page is listed twice");
 }

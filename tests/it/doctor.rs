@@ -23,7 +23,7 @@ impl Findings {
             assert_eq!(
                 finding["remedy"].is_null(),
                 finding["level"] == "ok",
-                "what to do, where there is: {finding}"
+                "every finding that is not ok says what to do: {finding}"
             );
             (word(finding, "check"), word(finding, "level"), word(finding, "what"))
         };
@@ -78,7 +78,7 @@ fn spoilt(spoil: &str, expected: &[&str]) -> Option<(World, Findings)> {
 const SUPERUSER: &str = "database.role warn";
 
 #[test]
-fn a_sound_world_is_sound_on_either_store() {
+fn an_intact_database_has_no_findings_on_both_stores() {
     if let Some(world) = World::on(Backend::Postgres) {
         let (found, code) = doctor(&world.db, &[]);
         assert_eq!((found.not_ok(), code), (vec![SUPERUSER.to_owned()], Some(0)), "{found:#?}");
@@ -126,7 +126,7 @@ fn a_trigger_that_is_disabled_missing_or_another_one_is_found() {
 }
 
 #[test]
-fn what_is_spoilt_is_found_once() {
+fn each_defect_is_found_once() {
     if World::on(Backend::Postgres).is_none() {
         return;
     }
@@ -139,7 +139,7 @@ fn what_is_spoilt_is_found_once() {
 }
 
 #[test]
-fn the_rights_of_the_role_are_what_serve_needs() {
+fn the_required_privileges_are_those_that_serve_needs() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let role = format!("doctor_{}", world.db.name());
     let url = world.db.url().replacen("postgres://tenantgate", &format!("postgres://{role}"), 1);
@@ -180,7 +180,11 @@ fn the_rights_of_the_role_are_what_serve_needs() {
     world.db.sql(&format!(
         "GRANT SELECT, INSERT, DELETE, UPDATE (requests, first_seen, last_seen) ON tenantgate_shadow_report TO {role}"
     ));
-    assert_eq!(doctor(&as_role, &[]).0.not_ok(), Vec::<String>::new(), "what roles.sql grants is enough");
+    assert_eq!(
+        doctor(&as_role, &[]).0.not_ok(),
+        Vec::<String>::new(),
+        "the grants of roles.sql are sufficient"
+    );
     world.db.sql(&format!("GRANT INSERT ON api_keys TO {role}"));
     let (found, code) = doctor(&as_role, &[]);
     assert_eq!(
@@ -201,7 +205,7 @@ fn the_rights_of_the_role_are_what_serve_needs() {
 }
 
 #[test]
-fn the_roles_that_we_make_have_the_rights_that_are_looked_for() {
+fn created_roles_have_the_privileges_that_doctor_requires() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let prefix = world.db.with_roles();
     let (serve, admin) =
@@ -217,7 +221,7 @@ fn the_roles_that_we_make_have_the_rights_that_are_looked_for() {
         world.db.sql(&format!("GRANT {right} ON tenantgate_shadow_report TO {prefix}_serve"));
     }
     let (found, _) = doctor(&admin, &[]);
-    assert_eq!(found.not_ok(), ["database.rights bad"], "it is not for serve: {found:#?}");
+    assert_eq!(found.not_ok(), ["database.rights bad"], "the role is not for serve: {found:#?}");
     assert!(found.is_ok("database.admin_rights"), "{found:#?}");
     for (right, table) in [
         ("INSERT", "tenantgate_audit_log"),
@@ -273,7 +277,7 @@ fn a_role_for_manage_is_neither_too_weak_nor_too_strong() {
 }
 
 #[test]
-fn a_standby_a_pooler_and_nobody_are_told_apart() {
+fn a_standby_a_pooler_and_no_database_are_distinguished() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     if let Some(pooler) = Pooler::before(&world.db) {
         let seen = world.db.url().replace(&format!(":{}/", world.db.port()), &format!(":{}/", pooler.port()));
@@ -292,7 +296,7 @@ fn a_standby_a_pooler_and_nobody_are_told_apart() {
 }
 
 #[test]
-fn a_file_that_is_not_there_is_not_made() {
+fn a_missing_file_is_not_created() {
     let world = World::somewhere();
     let file = world.db.dir().join("nothing.db");
     let url = format!("sqlite://{}", file.display());
@@ -308,7 +312,7 @@ fn a_file_that_is_not_there_is_not_made() {
 }
 
 #[test]
-fn the_pepper_file_is_read_and_held_against_the_memos() {
+fn the_pepper_file_is_compared_with_the_memos() {
     let world = World::somewhere();
     let file = world.db.dir().join("pepper");
     let path = file.to_str().unwrap();
@@ -328,14 +332,14 @@ fn the_pepper_file_is_read_and_held_against_the_memos() {
     assert_eq!(pepper(&[]), Vec::<String>::new());
     std::fs::remove_file(&file).unwrap();
     world.db.cli(&["pepper", "new", path]).ok();
-    assert_eq!(pepper(&[]), ["pepper.memos warn"], "a memo by a pepper that is gone");
+    assert_eq!(pepper(&[]), ["pepper.memos warn"], "a memo by a removed pepper");
     std::fs::write(&file, "nonsense").unwrap();
     assert_eq!(pepper(&[]), ["pepper.file bad"]);
     world.db.cli(&["doctor", "--public", "nonsense"]).usage();
 }
 
 #[test]
-fn a_listener_is_asked_as_envoy_asks() {
+fn a_listener_is_checked_as_envoy_calls_it() {
     let world = World::somewhere();
     let listener = |target: &str| {
         let (found, code) = doctor(&world.db, &["--target", target]);
@@ -360,7 +364,7 @@ fn a_listener_is_asked_as_envoy_asks() {
 }
 
 #[test]
-fn people_see_one_line_for_each_finding() {
+fn text_output_has_one_line_for_each_finding() {
     let world = World::somewhere();
     let said = run_in(world.db.dir(), &[], &["doctor", "--database-url", "sqlite://nothing.db"]);
     assert_eq!(said.code, Some(1), "{said:#?}");

@@ -43,7 +43,7 @@ const EXEMPT: &str = "                typed_per_filter_config:
 ";
 
 #[test]
-fn the_file_that_users_start_from_is_as_it_should_be() {
+fn the_file_that_users_start_from_has_no_findings() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let port = free_port();
@@ -76,7 +76,7 @@ fn the_file_that_users_start_from_is_as_it_should_be() {
 }
 
 #[test]
-fn what_is_spoilt_in_the_filter_is_found_once() {
+fn each_defect_of_the_filter_is_found_once() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     spoilt(
@@ -113,12 +113,12 @@ fn limits_below_those_of_envoy_are_found() {
     let Some(envoy) = plan.start() else { return };
     envoy.finds_tenantgate(true);
     let found = |args: &[&str]| not_ok(&world, &[&["--envoy-admin", envoy.admin()], args].concat());
-    assert_eq!(found(&[]), Vec::<String>::new(), "the defaults are above the most that Envoy takes");
+    assert_eq!(found(&[]), Vec::<String>::new(), "the default limits are above those of Envoy");
     assert_eq!(found(&["--max-message-bytes", "1048576"]), ["envoy.limits warn"]);
     assert_eq!(
         found(&["--max-header-bytes", "8192"]),
         Vec::<String>::new(),
-        "nothing is copied without tracing"
+        "without tracing, no headers are copied"
     );
     drop(envoy);
     let spoilt_by = "          tracing:\n            provider:\n              name: envoy.tracers.opentelemetry\n              \
@@ -133,7 +133,7 @@ fn limits_below_those_of_envoy_are_found() {
 }
 
 #[test]
-fn what_is_spoilt_in_the_listener_is_found_once() {
+fn each_defect_of_the_listener_is_found_once() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let last = "                route: {cluster: api, timeout: 300s}\n";
@@ -172,8 +172,10 @@ fn a_cluster_that_speaks_no_grpc_is_found() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let file = std::fs::read_to_string(FILE).unwrap();
-    let http2 =
-        file.split("        explicit_http_config:\n").nth(1).expect("that of the cluster of tenantgate");
+    let http2 = file
+        .split("        explicit_http_config:\n")
+        .nth(1)
+        .expect("the comment of the cluster of tenantgate");
     let http2 = http2.split("    # WHY: every request").next().expect("what comes next");
     let health = "      grpc_health_check: {service_name: envoy.service.auth.v3.Authorization}";
     let plan = Envoy::before(&server).with(http2, "          http_protocol_options: {}\n");
@@ -181,14 +183,14 @@ fn a_cluster_that_speaks_no_grpc_is_found() {
     let Some(envoy) = plan.start() else { return };
     let url = format!("http://{}", envoy.address);
     let found = not_ok(&world, &["--envoy", &url]);
-    assert_eq!(found, ["envoy.refuses bad"], "Envoy answers by itself");
+    assert_eq!(found, ["envoy.refuses bad"], "Envoy itself responds");
     envoy.finds_tenantgate(true);
     let found = not_ok(&world, &["--envoy-admin", envoy.admin()]);
     assert_eq!(found, ["envoy.errors warn", "envoy.health_checks warn", "envoy.http2 bad"]);
 }
 
 #[test]
-fn what_really_arrives_behind_an_exempt_route_is_seen() {
+fn requests_that_arrive_behind_an_exempt_route_are_examined() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let port = free_port();
@@ -208,7 +210,7 @@ fn what_really_arrives_behind_an_exempt_route_is_seen() {
 }
 
 #[test]
-fn an_admin_page_that_is_none_is_said() {
+fn an_address_that_is_not_an_admin_page_is_reported() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     for address in [format!("127.0.0.1:{}", free_port()), server.ops.clone()] {

@@ -1,7 +1,7 @@
-//! What single clients of Envoy can do to tenantgate, at numbers and sizes beyond every limit that one can think of.
+//! Tests what single clients of Envoy can do to tenantgate, with numbers and sizes beyond every plausible limit.
 //!
-//! [`shared_connection`](crate::shared_connection) has the same attacks at the sizes at which they were seen. Here they
-//! are larger: more streams than any fixed number of resets, hundreds of calls that are too large, every byte.
+//! [`shared_connection`](crate::shared_connection) contains the same attacks at the sizes at which they were found.
+//! Here they are larger: more streams than any fixed number of resets, hundreds of too large calls, every byte.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -15,7 +15,7 @@ use crate::support::{Ask, PATIENCE, Server, World, eventually};
 
 const MISSING: &str = r#"{"detail":"Missing API key"}"#;
 
-/// More streams on one connection than any limit of Envoy's own file.
+/// Allows more streams on one connection than any limit in Envoy's own file.
 fn many_streams(plan: Plan) -> Plan {
     plan.with("max_concurrent_streams: 100\n", "max_concurrent_streams: 10000\n")
 }
@@ -31,7 +31,8 @@ enum Leave {
     Closes,
 }
 
-/// Opens `count` requests without a key in one write and leaves; the connection is open until the caller drops it.
+/// Opens `count` requests without a key in one write and leaves in this way. The connection stays open until the caller
+/// drops it.
 fn leave(envoy: &Envoy, count: u32, how: Leave) -> TcpStream {
     let mut all = [PREFACE, &Frame::new(kind::SETTINGS, 0, 0, &[]).bytes()].concat();
     for n in 0..count {
@@ -46,13 +47,13 @@ fn leave(envoy: &Envoy, count: u32, how: Leave) -> TcpStream {
         all.extend(Frame::new(kind::RST_STREAM, 0, 2 * n + 1, &8_u32.to_be_bytes()).bytes());
     }
     let mut stream = TcpStream::connect(&envoy.address).expect("envoy listens");
-    // Envoy itself may end the connection of a client that resets too much.
+    // Envoy itself may close the connection of a client that resets too many streams.
     let _ = stream.write_all(&all);
     stream
 }
 
-/// Several clients leave at once; then a request without a key must still be refused by tenantgate. So no more than one
-/// burst is under way, and Envoy is never short of CPU.
+/// Lets several clients leave at once, then checks that tenantgate still rejects a request without a key. That check
+/// also ensures that only one burst is in progress at a time, so that Envoy is not short of CPU.
 #[track_caller]
 fn leave_in_turn(envoy: &Envoy, rounds: usize, connections: usize, count: u32, how: Leave) {
     for _ in 0..rounds {
@@ -65,10 +66,10 @@ fn leave_in_turn(envoy: &Envoy, rounds: usize, connections: usize, count: u32, h
     }
 }
 
-/// Envoy resets a call for each request that is given up, and by default it ends a connection on which more than 1,000
-/// resets wait to be written (`max_outbound_control_frames`): eleven browsers that are closed at once are enough.
+/// Envoy resets a call for each cancelled request. By default it closes a connection on which more than 1,000 resets
+/// wait to be written (`max_outbound_control_frames`): eleven browsers that are closed at once are enough for that.
 #[test]
-fn a_crowd_that_leaves_at_once_hurts_nobody() {
+fn many_clients_that_leave_at_once_do_not_affect_others() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let Some(envoy) = fail_open(&server).start() else { return };
@@ -81,7 +82,7 @@ fn a_crowd_that_leaves_at_once_hurts_nobody() {
 }
 
 #[test]
-fn no_number_of_requests_that_are_given_up_hurts_anyone_else() {
+fn any_number_of_cancelled_requests_does_not_affect_other_clients() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let Some(envoy) = many_streams(fail_open(&server)).start() else { return };
@@ -96,14 +97,14 @@ fn no_number_of_requests_that_are_given_up_hurts_anyone_else() {
     assert_eq!(server.http("/livez").status, 200);
 }
 
-/// A metric has exactly this value.
+/// Waits until a metric has exactly this value.
 #[track_caller]
 fn counted(server: &Server, metric: &[&str], wanted: u32) {
     let seen = server.metric(metric);
     assert!((seen - f64::from(wanted)).abs() < 0.5, "{metric:?}: {seen}, not {wanted}");
 }
 
-/// A Check without a key: headers, and a message that ends it.
+/// Returns the frames of a Check without a key: headers, and a message that ends it.
 fn whole_check(stream: u32) -> Vec<u8> {
     let message = Ask::get("/v1").bytes();
     let prefix = [&[0], u32::try_from(message.len()).unwrap().to_be_bytes().as_slice()].concat();
@@ -112,20 +113,21 @@ fn whole_check(stream: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_first_flight_of_any_number_of_calls_is_answered_call_by_call() {
+fn a_first_burst_of_any_number_of_calls_is_answered_completely() {
     const CALLS: u32 = 5_000;
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let mut raw = Raw::silent(&server.grpc[0]);
-    // A connection window for all responses, so that nothing but tenantgate holds them back (RFC 9113 §6.9).
+    // The connection window fits all responses, so that only tenantgate can hold them back (RFC 9113 §6.9).
     let window = Frame::new(kind::WINDOW_UPDATE, 0, 0, &0x7000_0000_u32.to_be_bytes()).bytes();
     let begin = [PREFACE, &Frame::new(kind::SETTINGS, 0, 0, &[]).bytes(), &window].concat();
     let calls = (0..CALLS).flat_map(|n| whole_check(2 * n + 1)).collect::<Vec<u8>>();
-    // The server's settings are not read before all of them are sent.
-    raw.send(&[begin, calls].concat()).expect("a connection on which nothing is refused takes all of it");
+    // The client sends all calls before it reads the server's settings.
+    raw.send(&[begin, calls].concat()).expect("the connection accepts all calls");
     let mut answered = BTreeSet::new();
     while answered.len() < CALLS as usize {
-        let frame = raw.next().unwrap_or_else(|| panic!("it ends after {} responses", answered.len()));
+        let frame =
+            raw.next().unwrap_or_else(|| panic!("the connection ended after {} responses", answered.len()));
         assert!(![kind::RST_STREAM, kind::GOAWAY].contains(&frame.kind), "{frame:?}");
         if frame.kind == kind::DATA && frame.payload.len() > 5 {
             answered.insert(frame.stream);
@@ -135,7 +137,7 @@ fn a_first_flight_of_any_number_of_calls_is_answered_call_by_call() {
 }
 
 #[test]
-fn half_sent_calls_of_any_number_leave_room_for_whole_ones() {
+fn any_number_of_incomplete_calls_leaves_room_for_complete_ones() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "proven");
@@ -146,11 +148,11 @@ fn half_sent_calls_of_any_number_leave_room_for_whole_ones() {
     raw.send(&whole_check(last)).expect("sent");
     let mut frames = std::iter::from_fn(|| raw.next());
     let answer = frames.find(|frame| frame.stream == last || frame.kind == kind::GOAWAY);
-    assert!(answer.is_some_and(|frame| frame.kind == kind::HEADERS), "the whole call is answered");
+    assert!(answer.is_some_and(|frame| frame.kind == kind::HEADERS), "the complete call is answered");
 }
 
 #[test]
-fn trace_headers_of_any_size_stop_nobody_with_a_key_where_envoy_fails_closed() {
+fn trace_headers_of_any_size_do_not_reject_valid_keys_if_envoy_fails_closed() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let Some(envoy) = tracing(Envoy::before(&server)).start() else { return };
@@ -163,7 +165,7 @@ fn trace_headers_of_any_size_stop_nobody_with_a_key_where_envoy_fails_closed() {
     assert_eq!(envoy.stat("http.edge.ext_authz.error"), 0);
 }
 
-/// Sends `count` requests on each of `connections`, all at once, and waits for a response to each; none may be 200.
+/// Sends `count` requests on each of `connections` at once, and waits for a response to each. None may be 200.
 fn flood(envoy: &Envoy, connections: usize, count: u32, part: impl Fn(u32) -> Vec<u8>) {
     let open = |_| {
         let mut raw = Raw::to(&envoy.address);
@@ -174,7 +176,9 @@ fn flood(envoy: &Envoy, connections: usize, count: u32, part: impl Fn(u32) -> Ve
     for mut raw in (0..connections).map(open).collect::<Vec<_>>() {
         let mut answered = BTreeSet::new();
         while answered.len() < count as usize {
-            let frame = raw.next().unwrap_or_else(|| panic!("it ends after {} responses", answered.len()));
+            let frame = raw
+                .next()
+                .unwrap_or_else(|| panic!("the connection ended after {} responses", answered.len()));
             assert!(frame.kind != kind::GOAWAY, "{frame:?}");
             if frame.kind == kind::HEADERS {
                 // `:status: 200` is one byte, from the static table (RFC 7541 appendix A).
@@ -201,7 +205,7 @@ const GET: u8 = 0x82;
 const POST: u8 = 0x83;
 
 #[test]
-fn hundreds_of_bodies_that_are_too_long_hurt_nobody_and_are_counted() {
+fn hundreds_of_too_large_bodies_do_not_affect_others_and_are_counted() {
     let world = World::somewhere();
     let server = Server::on(&world.db).args(&["--max-message-bytes", "4096"]).start();
     let Some(envoy) = many_streams(with_everything(fail_open(&server))).start() else { return };
@@ -209,7 +213,7 @@ fn hundreds_of_bodies_that_are_too_long_hurt_nobody_and_are_counted() {
     let body = vec![b'b'; 6_000];
     hurts_nobody(&envoy, &world.live.text, || {
         for _ in 0..4 {
-            // 54 kB, within the connection window of 65,535 bytes that a client begins with.
+            // 54 kB, within the initial connection window of a client of 65,535 bytes.
             flood(&envoy, 20, 9, |stream| {
                 let head = header_frames(stream, false, &block(POST, &[]), MAX_FRAME);
                 [head, Frame::new(kind::DATA, 1, stream, &body).bytes()].concat()
@@ -220,7 +224,7 @@ fn hundreds_of_bodies_that_are_too_long_hurt_nobody_and_are_counted() {
 }
 
 #[test]
-fn hundreds_of_header_lists_that_are_too_long_hurt_nobody_and_are_counted() {
+fn hundreds_of_too_large_header_lists_do_not_affect_others_and_are_counted() {
     let world = World::somewhere();
     let server = Server::on(&world.db).args(&["--max-header-bytes", "1024"]).start();
     let Some(envoy) = many_streams(tracing(fail_open(&server))).start() else { return };
@@ -237,21 +241,21 @@ fn hundreds_of_header_lists_that_are_too_long_hurt_nobody_and_are_counted() {
     counted(&server, &["tenantgate_unavailable_total", "too_large"], 3_200);
 }
 
-/// The type of the first frame that decides about the request of stream 1.
+/// Returns the type of the first frame that decides about the request of stream 1.
 fn fate(raw: &mut Raw) -> Option<u8> {
     let ends = [kind::HEADERS, kind::RST_STREAM, kind::GOAWAY];
     std::iter::from_fn(|| raw.next()).find(|frame| ends.contains(&frame.kind)).map(|frame| frame.kind)
 }
 
-/// Sends a request without a key and with this byte in `tracestate` through Envoy, which must not pass; tells whether
-/// the byte ends a connection on which it comes directly.
+/// Sends a request without a key and with this byte in `tracestate` through Envoy, which must not pass. Returns whether
+/// the byte ends a connection to tenantgate when it is sent directly.
 fn ends_connection(server: &Server, envoy: &Envoy, byte: u8) -> bool {
     for state in [&[b'a', byte, b'b'][..], &[byte]] {
         let more = [(TRACE.0, TRACE.1.as_bytes()), ("tracestate", state)];
         let mut raw = Raw::to(&envoy.address);
         raw.send(&header_frames(1, true, &block(GET, &more), MAX_FRAME)).expect("sent");
         let _ = fate(&mut raw);
-        // Over HTTP/1.1 these end a line or a request.
+        // Over HTTP/1.1, these bytes end a line or a request.
         if [b'\r', b'\n', 0].contains(&byte) {
             continue;
         }
@@ -267,14 +271,15 @@ fn ends_connection(server: &Server, envoy: &Envoy, byte: u8) -> bool {
     fate(&mut direct) != Some(kind::HEADERS)
 }
 
-/// The HTTP/2 library of tenantgate ends the *connection* for some bytes in a header value. Envoy copies trace headers of
-/// clients into its calls, so none of these bytes may leave Envoy, in whichever version of HTTP it came.
+/// The HTTP/2 library of tenantgate closes the *connection* for some bytes in a header value. Envoy copies trace
+/// headers of clients into its calls, so Envoy must not forward any of these bytes, whichever version of HTTP the
+/// client used.
 #[test]
-fn bytes_that_end_a_connection_to_tenantgate_are_stopped_by_envoy() {
+fn envoy_stops_bytes_that_would_end_its_connection_to_tenantgate() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let Some(envoy) = tracing(fail_open(&server)).start() else { return };
-    // Envoy takes two seconds to close a connection that breaks the rules, so all bytes are tried side by side.
+    // All bytes are tried concurrently, because Envoy takes two seconds to close an invalid connection.
     let ends: BTreeSet<u8> = std::thread::scope(|scope| {
         let (server, envoy) = (&server, &envoy);
         let lane = move |first: u8| {
@@ -291,12 +296,12 @@ fn bytes_that_end_a_connection_to_tenantgate_are_stopped_by_envoy() {
         assert_eq!(envoy.stat(stat), 0, "{what}; bytes that end a connection: {ends:?}");
     }
     assert!(envoy.http_seen().is_empty(), "a request without a key reached the upstream");
-    // Otherwise this test asks for nothing.
+    // Otherwise this test would prove nothing.
     assert!(ends.contains(&0x7f), "{ends:?}");
 }
 
 #[test]
-fn bodies_are_refused_alike_whether_or_not_envoy_sends_parts_of_them() {
+fn bodies_are_rejected_alike_whether_or_not_envoy_sends_parts_of_them() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let key = (KEY_HEADER, world.live.text.as_str());
@@ -314,10 +319,10 @@ fn bodies_are_refused_alike_whether_or_not_envoy_sends_parts_of_them() {
     }
 }
 
-/// Everything that is copied into a call counts against one memory budget. A client that fills it must not make the
-/// others wait until Envoy gives up.
+/// All header data of a call counts against one memory budget. A client that uses it up must not make other clients
+/// wait until Envoy's timeout.
 #[test]
-fn long_trace_headers_of_many_clients_hurt_nobody() {
+fn long_trace_headers_of_many_clients_do_not_affect_others() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let Some(envoy) = tracing(fail_open(&server)).start() else { return };
@@ -333,16 +338,16 @@ fn long_trace_headers_of_many_clients_hurt_nobody() {
             assert!(response.starts_with(b"HTTP/1.1 401"), "{n}: {}", String::from_utf8_lossy(&response));
         }
     });
-    eventually("the memory is given back", PATIENCE, || match server.http("/livez").status {
+    eventually("the memory is released", PATIENCE, || match server.http("/livez").status {
         200 => Ok(()),
         status => Err(status),
     });
 }
 
-/// A header list holds up its whole connection until it is complete. Those of several connections that together are
-/// larger than the memory budget have to complete one after the other, without any connection being closed.
+/// An incomplete header list blocks its whole connection. Header lists of several connections that are together larger
+/// than the memory budget must be completed one after the other, without closing any connection.
 #[test]
-fn header_lists_larger_than_the_budget_on_several_connections_hurt_nobody() {
+fn header_lists_beyond_the_memory_budget_on_several_connections_do_not_affect_others() {
     let world = World::somewhere();
     let server = Server::on(&world.db).args(&["--max-pending-bytes", "16777216"]).start();
     let Some(envoy) = tracing(fail_open(&server)).workers(4).start() else { return };

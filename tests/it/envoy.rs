@@ -101,7 +101,7 @@ fn the_file_is_valid() {
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
 }
 
-/// Every kind of key, with the result in Envoy's access log.
+/// Sends requests with every kind of key, and checks the responses and Envoy's access log.
 #[track_caller]
 fn every_kind_of_key(world: &World, envoy: &Envoy) {
     let unknown = "llmk_nobody_0123456789";
@@ -180,7 +180,8 @@ fn every_kind_of_key_gets_its_answer_over_a_unix_socket() {
     every_kind_of_key(&world, &envoy);
 }
 
-/// A server whose certificate is for this name, and an Envoy with one of the right authority or of another.
+/// Returns a server whose certificate is for this name, and an Envoy whose certificate is of the right authority or of
+/// another one.
 fn with_certificates(world: &World, name: &str, right: bool) -> Option<(Server, Envoy)> {
     let (servers, clients) = (authority("servers"), authority("clients"));
     let put = |name: &str, content: &str| file(world.db.dir(), name, content);
@@ -205,7 +206,7 @@ fn every_kind_of_key_gets_its_answer_with_certificates_on_both_sides() {
 }
 
 #[test]
-fn with_a_certificate_of_somebody_else_on_either_side_nobody_is_let_in() {
+fn with_a_foreign_certificate_on_either_side_no_request_passes() {
     for (name, right) in [("somebody.internal", true), ("tenantgate.internal", false)] {
         let world = World::somewhere();
         let Some((_server, envoy)) = with_certificates(&world, name, right) else { return };
@@ -284,7 +285,7 @@ fn look_alikes_of_public_paths_need_a_key() {
 }
 
 #[test]
-fn look_alikes_are_told_apart_even_if_envoy_tidies_no_path() {
+fn look_alikes_are_distinguished_even_if_envoy_does_not_normalize_paths() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let plan = Envoy::before(&server)
@@ -322,7 +323,7 @@ fn forgeries(world: &World, envoy: &Envoy) {
 }
 
 #[test]
-fn no_client_makes_up_a_tenant() {
+fn no_client_can_forge_a_tenant() {
     let world = World::somewhere();
     let server = Server::on(&world.db).arg("--accept-bearer").start();
     let Some(envoy) = Envoy::before(&server).start() else { return };
@@ -340,7 +341,7 @@ fn no_client_makes_up_a_tenant() {
 }
 
 #[test]
-fn tenantgate_alone_keeps_forgeries_out_if_envoy_strips_nothing() {
+fn tenantgate_alone_removes_forged_headers_if_envoy_does_not() {
     let world = World::somewhere();
     let server = Server::on(&world.db).arg("--accept-bearer").start();
     let mut plan = Envoy::before(&server);
@@ -379,7 +380,7 @@ fn duplicates(world: &World, envoy: &Envoy) {
 }
 
 #[test]
-fn a_key_that_comes_twice_is_none() {
+fn a_key_that_is_sent_twice_is_malformed() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let Some(envoy) = Envoy::before(&server).start() else { return };
@@ -387,7 +388,7 @@ fn a_key_that_comes_twice_is_none() {
 }
 
 #[test]
-fn a_key_that_comes_twice_is_none_without_raw_headers_either() {
+fn a_key_that_is_sent_twice_is_malformed_without_raw_headers_too() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let plan = Envoy::before(&server).with("encode_raw_headers: true", "encode_raw_headers: false");
@@ -396,7 +397,7 @@ fn a_key_that_comes_twice_is_none_without_raw_headers_either() {
 }
 
 #[test]
-fn a_bearer_key_is_taken_and_other_authorization_is_passed_on() {
+fn a_bearer_key_is_removed_and_other_authorization_is_passed_on() {
     let world = World::somewhere();
     let server = Server::on(&world.db).arg("--accept-bearer").start();
     let Some(envoy) = Envoy::before(&server).start() else { return };
@@ -420,7 +421,7 @@ fn a_bearer_key_is_taken_and_other_authorization_is_passed_on() {
 }
 
 #[test]
-fn what_clients_write_is_not_in_the_access_log() {
+fn untrusted_client_values_are_not_in_the_access_log() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let Some(envoy) = Envoy::before(&server).start() else { return };
@@ -445,7 +446,7 @@ fn what_clients_write_is_not_in_the_access_log() {
         envoy.send("GET", &path, &headers).is_refused(401, MISSING);
     }
     let outcome = envoy.send("GET", "/v1/last", &with_key(&world.live, &[("x-request-id", "mine")]));
-    assert!(outcome.passed().values("x-envoy-internal").is_empty(), "nobody is internal: {outcome:#?}");
+    assert!(outcome.passed().values("x-envoy-internal").is_empty(), "no client is internal: {outcome:#?}");
     assert_ne!(outcome.passed().values("x-request-id"), ["mine"], "{outcome:#?}");
     envoy.logged("/v1/last");
     assert_eq!(envoy.access_log.lines().len(), 3, "{}", envoy.access_log.text());
@@ -465,18 +466,18 @@ fn grpc(envoy: &Envoy, metadata: &[(&'static str, &str)]) -> Result<(), Status> 
 }
 
 #[test]
-fn a_grpc_client_is_judged_by_its_metadata() {
+fn a_grpc_client_is_authorized_by_its_metadata() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let Some(envoy) = Envoy::before(&server).start() else { return };
     let key =
         |key: &'static str, of: &Key| -> Result<(), Status> { grpc(&envoy, &[(key, of.text.as_str())]) };
-    key(KEY_HEADER, &world.live).expect("a right key is let in");
+    key(KEY_HEADER, &world.live).expect("a valid key passes");
     let seen = envoy.grpc_seen();
     assert_eq!(seen.len(), 1, "{seen:#?}");
     identified(&seen[0], &world.acme, &world.live);
     let forged = [(KEY_HEADER, world.live.text.as_str()), ("x-llmcore-tenant-id", "forged")];
-    grpc(&envoy, &forged).expect("a right key is let in");
+    grpc(&envoy, &forged).expect("a valid key passes");
     identified(&envoy.grpc_seen()[0], &world.acme, &world.live);
     // The HTTP body becomes the message of the gRPC status.
     for (outcome, code, message) in [
@@ -493,7 +494,7 @@ fn a_grpc_client_is_judged_by_its_metadata() {
 }
 
 #[test]
-fn a_websocket_is_judged_before_it_opens() {
+fn a_websocket_is_authorized_before_it_opens() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let Some(envoy) = Envoy::before(&server).start() else { return };
@@ -514,7 +515,7 @@ fn a_websocket_is_judged_before_it_opens() {
     let mut heard = Vec::new();
     while !heard.ends_with(b"over the socket") {
         let mut byte = [0];
-        open.read_exact(&mut byte).expect("the upstream says it back");
+        open.read_exact(&mut byte).expect("the upstream echoes it");
         heard.extend(byte);
     }
 }
@@ -523,7 +524,7 @@ fn a_websocket_is_judged_before_it_opens() {
 const OPEN: (&str, &str) = ("failure_mode_allow: false", "failure_mode_allow: true");
 
 #[test]
-fn a_store_that_never_was_lets_nobody_in_even_if_envoy_fails_open() {
+fn without_any_load_no_request_passes_even_if_envoy_fails_open() {
     let world = World::somewhere();
     let nowhere = ["--database-url", "postgres://127.0.0.1:1/nowhere", "--ops-listen", "127.0.0.1:0"];
     let server = Server::plan(world.db.dir(), &nowhere).start_unready();
@@ -540,7 +541,7 @@ fn a_store_that_never_was_lets_nobody_in_even_if_envoy_fails_open() {
 }
 
 #[test]
-fn a_store_that_is_gone_for_too_long_lets_nobody_in_even_if_envoy_fails_open() {
+fn with_too_old_data_no_request_passes_even_if_envoy_fails_open() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let (link, seen) = Link::before(&world.db);
     let server = Server::on(&seen).args(&["--max-staleness", "2s"]).start();
@@ -567,13 +568,13 @@ fn on_unavailable_error_leaves_it_to_envoy() {
     let claims = [("x-envoy-auth-failure-mode-allowed", "forged")];
     let outcome = open.send("GET", "/v1", &with_key(&world.live, &[&FORGED[..], &claims].concat()));
     let made_up = outcome.passed().headers_of("forged");
-    assert!(made_up.is_empty(), "let in by the operator's wish, but not as a tenant: {outcome:#?}");
+    assert!(made_up.is_empty(), "passed as the operator configured, but without a tenant: {outcome:#?}");
     let Some(closed) = Envoy::before(&server).start() else { return };
     closed.send("GET", "/v1", &with_key(&world.live, &[])).is_refused(503, UNAVAILABLE);
 }
 
 #[test]
-fn without_tenantgate_clients_hear_503_and_not_that_their_key_is_bad() {
+fn without_tenantgate_clients_get_503_instead_of_401() {
     let world = World::somewhere();
     let mut server = Server::on(&world.db).start();
     let Some(envoy) = Envoy::before(&server).start() else { return };
@@ -593,7 +594,7 @@ fn without_tenantgate_clients_hear_503_and_not_that_their_key_is_bad() {
 /// Envoy resets the stream of a Check whose client has left. All other clients share the connection, so
 /// this must only cancel one answer.
 #[test]
-fn clients_that_leave_hurt_nobody_who_stays() {
+fn clients_that_leave_do_not_affect_others() {
     let world = World::somewhere();
     world.slow_down();
     let server = Server::on(&world.db).start();

@@ -1,5 +1,5 @@
-//! Scopes and rules through a real Envoy: what a rule and Envoy's own configuration require of a route, and that no spelling
-//! of a protected path passes by its rule.
+//! Tests scopes and rules through a real Envoy: what a rule and Envoy's own configuration require, and that no spelling
+//! of a protected path avoids its rule.
 
 use crate::support::ask::KEY_HEADER;
 use crate::support::envoy::Envoy;
@@ -73,7 +73,7 @@ fn a_route_needs_scopes_by_a_rule_and_by_envoys_configuration() {
     send("/v1/open", Some("llmk_nobody_12345678")).is_refused(401, r#"{"detail":"Invalid API key"}"#);
 }
 
-/// Spellings of `/v1/admin/keys` that some proxy or upstream takes for it.
+/// Spellings of `/v1/admin/keys` that some proxy or upstream treats as this path.
 const LOOK_ALIKES: [&str; 30] = [
     "/v1/admin/keys/",
     "/v1/admin/keys?x=/v1/open",
@@ -127,7 +127,7 @@ fn no_spelling_of_a_protected_path_passes_by_its_rule() {
     };
     for (name, plan) in [("normalized", normalized()), ("raw", raw())] {
         let Some(envoy) = plan.start() else { return };
-        assert!(envoy.send("GET", "/v1/open", &[(KEY_HEADER, key)]).seen.is_some(), "the rest is open");
+        assert!(envoy.send("GET", "/v1/open", &[(KEY_HEADER, key)]).seen.is_some(), "other paths are public");
         for path in LOOK_ALIKES {
             for headers in [&[][..], &[(KEY_HEADER, key)]] {
                 let outcome = envoy.send("GET", path, headers);

@@ -35,15 +35,15 @@ fn cases(said: &Value) -> Vec<String> {
 
 on_every_store!(
     a_prefix_is_explained_for_the_right_secret_and_for_a_wrong_one,
-    what_is_explained_is_what_a_server_answers,
-    in_shadow_mode_too_what_is_explained_is_what_a_server_answers,
-    a_tenants_own_mode_counts_as_in_a_server,
+    the_explanation_equals_the_answer_of_a_server,
+    the_explanation_equals_the_answer_in_shadow_mode,
+    the_mode_of_a_tenant_is_considered_as_in_a_server,
     a_damaged_row_is_explained_as_such,
-    the_past_is_judged_as_far_as_the_row_can_tell,
-    what_a_key_may_do_is_explained_as_a_server_judges_it,
+    a_past_time_is_explained_as_far_as_the_row_contains_it,
+    the_terms_of_a_key_are_explained_as_a_server_applies_them,
 );
 
-fn what_a_key_may_do_is_explained_as_a_server_judges_it(world: &World) {
+fn the_terms_of_a_key_are_explained_as_a_server_applies_them(world: &World) {
     world.db.json(&["plan", "create", "gold", "--request-limit", "100/MINUTE"]);
     world.db.json(&["route", "add", "--path", "/v1/{x}", "--scopes", "a.read | b", "--name", "read"]);
     world.db.json(&["route", "add", "--path", "/v1/open", "--mode", "optional", "--host", "a.example.com"]);
@@ -125,7 +125,7 @@ fn a_prefix_is_explained_for_the_right_secret_and_for_a_wrong_one(world: &World)
     assert_eq!(cases(&said), ["the right secret: - public, row 1", "a wrong secret: - public, row 1"]);
 }
 
-fn what_is_explained_is_what_a_server_answers(world: &World) {
+fn the_explanation_equals_the_answer_of_a_server(world: &World) {
     let server = Server::on(&world.db).start();
     let texts = [
         world.live.text.clone(),
@@ -160,7 +160,7 @@ fn is_as_explained(world: &World, server: &Server, text: &str, args: &[&str]) ->
     [answer.row().as_str(), would_deny.unwrap_or_default()].join(" ").trim_end().to_owned()
 }
 
-fn in_shadow_mode_too_what_is_explained_is_what_a_server_answers(world: &World) {
+fn the_explanation_equals_the_answer_in_shadow_mode(world: &World) {
     world.db.sql("UPDATE api_keys SET hashed_key = '$2x$04$' WHERE key_prefix = 'llmk_other'");
     let server = Server::on(&world.db).args(&["--mode", "shadow"]).start();
     for (text, expected) in [
@@ -177,11 +177,11 @@ fn in_shadow_mode_too_what_is_explained_is_what_a_server_answers(world: &World) 
         assert_eq!(is_as_explained(world, &server, &text, &["--mode", "shadow"]), expected);
     }
     let said = explain(world, &["--key-prefix", &world.other.prefix, "--mode", "shadow"]);
-    assert_eq!(cases(&said), ["any secret: - shadow, row 6"], "the table is as ever");
+    assert_eq!(cases(&said), ["any secret: - shadow, row 6"], "the table is unchanged");
     assert_eq!(said["cases"][0]["outcome"]["cause"], "damaged_row");
 }
 
-fn a_tenants_own_mode_counts_as_in_a_server(world: &World) {
+fn the_mode_of_a_tenant_is_considered_as_in_a_server(world: &World) {
     world.db.json(&["tenant", "mode", &world.sleepy.id, "shadow"]);
     world.db.json(&["tenant", "mode", &world.acme.id, "enforce"]);
     for (mode, of_nobody) in [("enforce", "401 mismatch"), ("shadow", "200 shadow mismatch")] {
@@ -212,7 +212,7 @@ fn a_damaged_row_is_explained_as_such(world: &World) {
     assert_eq!(cases(&said)[0], "the right secret: 503 unavailable, row 6");
 }
 
-fn the_past_is_judged_as_far_as_the_row_can_tell(world: &World) {
+fn a_past_time_is_explained_as_far_as_the_row_contains_it(world: &World) {
     let at = |key: &str, at: &str| cases(&explain(world, &["--key-prefix", key, "--at", at])).remove(0);
     let revoked = &world.revoked.prefix;
     world.db.sql(&format!(
@@ -228,7 +228,7 @@ fn the_past_is_judged_as_far_as_the_row_can_tell(world: &World) {
 }
 
 #[test]
-fn a_memo_that_is_required_and_missing_lets_no_secret_pass() {
+fn without_a_required_memo_no_secret_passes() {
     let world = World::somewhere();
     let pepper = world.db.dir().join("pepper");
     world.db.cli(&["pepper", "new", pepper.to_str().unwrap()]).ok();
@@ -240,7 +240,7 @@ fn a_memo_that_is_required_and_missing_lets_no_secret_pass() {
 }
 
 #[test]
-fn a_key_is_proven_by_its_memo_and_else_by_bcrypt() {
+fn a_key_is_verified_by_its_memo_or_by_bcrypt() {
     let world = World::somewhere();
     let pepper = world.db.dir().join("pepper");
     let pepper = pepper.to_str().unwrap();
@@ -257,7 +257,7 @@ fn a_key_is_proven_by_its_memo_and_else_by_bcrypt() {
 }
 
 #[test]
-fn the_options_of_serve_count_here_too() {
+fn the_options_of_serve_are_considered() {
     let world = World::somewhere();
     let key = file(&world, "key", &world.live.text);
     let key = key.to_str().unwrap();
@@ -280,7 +280,7 @@ fn the_options_of_serve_count_here_too() {
 }
 
 #[test]
-fn a_whole_key_is_no_prefix_and_is_not_repeated() {
+fn a_whole_key_is_not_accepted_as_prefix_and_not_repeated() {
     let world = World::somewhere();
     let said = world.db.cli(&["explain", "--key-prefix", &world.live.text]).usage();
     assert!(said.contains("--key-file"), "{said}");
@@ -289,7 +289,7 @@ fn a_whole_key_is_no_prefix_and_is_not_repeated() {
 }
 
 #[test]
-fn people_see_a_table_of_conditions_and_what_the_client_gets() {
+fn text_output_has_a_table_of_conditions_and_the_answer() {
     let world = World::somewhere();
     let said = world.db.cli(&["explain", "--path", "/v1", "--key-prefix", &world.revoked.prefix]).ok();
     for wanted in ["THE RIGHT SECRET", "the key is revoked", "held", "not reached", "revoked_at ", "code 16"]

@@ -36,7 +36,7 @@ fn outcomes(said: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn a_decision_is_found_in_our_log_and_its_key_judged_as_of_then() {
+fn a_decision_is_found_in_the_log_and_its_key_decided_for_that_time() {
     let world = World::somewhere();
     for format in ["text", "json"] {
         let server =
@@ -58,7 +58,7 @@ fn a_decision_is_found_in_our_log_and_its_key_judged_as_of_then() {
 }
 
 #[test]
-fn what_was_true_then_and_what_is_true_now_are_told_apart() {
+fn past_and_present_values_are_distinguished() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let answer = server.check(Ask::with_key(&world.of_sleepy.text));
@@ -72,7 +72,7 @@ fn what_was_true_then_and_what_is_true_now_are_told_apart() {
 }
 
 #[test]
-fn before_possession_is_proven_a_decision_names_no_key() {
+fn an_unproven_decision_names_no_key() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let answer = server.check(Ask::with_key(&world.live.with_wrong_secret()));
@@ -87,7 +87,7 @@ fn before_possession_is_proven_a_decision_names_no_key() {
 }
 
 #[test]
-fn what_passed_in_shadow_mode_is_found_with_the_reason_it_would_have_been_refused_for() {
+fn a_request_that_passed_in_shadow_mode_is_found_with_its_would_be_reason() {
     let world = World::somewhere();
     let server = Server::on(&world.db).args(&["--mode", "shadow"]).start();
     let answer = server.check(Ask::with_key(&world.revoked.text));
@@ -106,7 +106,7 @@ fn what_passed_in_shadow_mode_is_found_with_the_reason_it_would_have_been_refuse
 }
 
 #[test]
-fn without_a_log_the_id_tells_when_and_what_to_run() {
+fn without_a_log_the_id_gives_the_time_and_the_commands_to_run() {
     let world = World::somewhere();
     let id = "018bcfe5-687b-7abc-8def-0123456789ab";
     let said = world.db.cli(&["explain", "--decision-id", id]).ok();
@@ -162,7 +162,7 @@ fn through(database: &Database, url: &str, args: &[&str]) -> String {
 }
 
 #[test]
-fn a_request_through_envoy_shows_who_answered_and_whether_that_was_to_be_expected() {
+fn a_request_through_envoy_shows_who_answered_and_whether_as_explained() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let Some(envoy) = Envoy::before(&server).start() else { return };

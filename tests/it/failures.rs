@@ -44,7 +44,7 @@ fn send(address: &str, bytes: &[u8]) {
 const TLS: &[u8] = b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00";
 
 #[test]
-fn what_is_not_http_2_on_a_plain_listener_is_counted_and_logged() {
+fn other_protocols_on_a_plain_listener_are_counted_and_logged() {
     let world = World::somewhere();
     let server = Server::on(&world.db).args(&["--handshake-timeout", "300ms"]).start();
     let address = &server.grpc[0];
@@ -67,7 +67,7 @@ fn what_is_not_http_2_on_a_plain_listener_is_counted_and_logged() {
 }
 
 #[test]
-fn every_handshake_of_tls_that_fails_says_why_on_both_sides() {
+fn every_failed_tls_handshake_is_explained_on_both_sides() {
     let world = World::somewhere();
     let (ours, clients, others) = (authority("ours"), authority("clients"), authority("others"));
     let write = |name: &str, content: &str| file(world.db.dir(), name, content);
@@ -133,7 +133,7 @@ fn old_tls(server: &Server) {
 }
 
 #[test]
-fn check_names_what_stands_where_no_listener_does() {
+fn check_explains_why_an_address_is_not_a_listener() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let said = |target: &str| run_in(world.db.dir(), &[], &["check", "--target", target]).unavailable();
@@ -302,7 +302,7 @@ fn networks(world: &World, server: &mut Server) -> Vec<String> {
 }
 
 #[test]
-fn the_client_address_is_taken_from_where_the_operator_says() {
+fn the_client_address_is_taken_from_the_configured_source() {
     let ask = || {
         Ask::get("/v1")
             .from("10.0.0.1")
@@ -332,7 +332,7 @@ fn the_client_address_is_taken_from_where_the_operator_says() {
 }
 
 #[test]
-fn a_key_can_be_left_for_a_second_filter() {
+fn the_key_can_be_kept_for_a_second_filter() {
     let world = World::somewhere();
     let server = Server::on(&world.db).arg("--keep-key-header").start();
     assert!(server.stderr.text().contains("--keep-key-header"), "the log says what that means");

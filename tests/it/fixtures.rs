@@ -45,7 +45,7 @@ fn every_captured_request_gets_its_row() {
 }
 
 #[test]
-fn another_services_key_header_is_not_ours() {
+fn the_key_header_of_another_service_is_ignored() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     for (name, ..) in ROWS {
@@ -54,7 +54,7 @@ fn another_services_key_header_is_not_ours() {
 }
 
 #[test]
-fn no_captured_request_is_left_out() {
+fn every_captured_request_is_tested() {
     let files = std::fs::read_dir(directory()).expect("the directory is committed").flatten();
     let mut names: Vec<String> =
         files.filter_map(|file| Some(file.path().file_stem()?.to_str()?.to_owned())).collect();
@@ -74,7 +74,8 @@ fn read(name: &str) -> Vec<u8> {
 fn with_key(bytes: &[u8], key: &str) -> Vec<u8> {
     let Ok(mut request) = CheckRequest::decode(bytes) else { return with_key_in_bytes(bytes, key) };
     let http = request.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());
-    let http = http.and_then(|request| request.http.as_mut()).expect("Envoy's HTTP filter tells of HTTP");
+    let http =
+        http.and_then(|request| request.http.as_mut()).expect("Envoy's HTTP filter sends an HTTP request");
     for (name, value) in &mut http.headers {
         if ["x-api-key", "authorization"].contains(&name.as_str()) {
             *value = CAPTURED
@@ -95,7 +96,8 @@ fn with_key(bytes: &[u8], key: &str) -> Vec<u8> {
 fn with_key_in_bytes(bytes: &[u8], key: &str) -> Vec<u8> {
     let mut check = Check::decode(bytes).expect("protobuf");
     let http = check.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());
-    let http = http.and_then(|request| request.http.as_mut()).expect("Envoy's HTTP filter tells of HTTP");
+    let http =
+        http.and_then(|request| request.http.as_mut()).expect("Envoy's HTTP filter sends an HTTP request");
     for header in http.headers.iter_mut().filter(|header| header.key == b"x-api-key") {
         header.value = key.as_bytes().to_vec();
     }

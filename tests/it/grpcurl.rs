@@ -67,7 +67,7 @@ fn row(printed: &str) -> String {
 }
 
 #[test]
-fn the_recipes_show_what_the_page_says() {
+fn the_commands_have_the_documented_results() {
     let Some(grpcurl) = binary() else { return };
     let database = Database::empty(Backend::Sqlite).expect("SQLite is always there");
     database.json(&["seed-demo"]);

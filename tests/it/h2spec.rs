@@ -8,12 +8,12 @@ use crate::support::{Server, World, excused, left_out};
 
 static MISSING: Once = Once::new();
 
-/// What h2spec finds wrong and is not: after a preface that is none the connection is closed with something
-/// unread, which TCP calls a reset, and h2spec wants to see a connection that is closed in another way.
+/// A failure that h2spec reports, but that is correct: after an invalid preface, the server closes the connection with
+/// unread data, which TCP reports as a reset. h2spec expects another kind of close.
 const FINE: [&str; 1] = ["Sends invalid connection preface"];
 
 #[test]
-fn h2spec_finds_nothing_wrong() {
+fn h2spec_reports_no_failure() {
     let h2spec = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/h2spec");
     if !h2spec.is_file() {
         if !excused("h2spec") {

@@ -26,7 +26,7 @@ fn a_cluster_of_its_own_stops_and_starts() {
 }
 
 #[test]
-fn a_cut_link_refuses_and_a_mended_one_carries() {
+fn a_cut_link_refuses_and_a_restored_one_forwards() {
     let Some(database) = Database::empty(Backend::Postgres) else { return };
     let (link, through_the_link) = Link::before(&database);
     let mut session = through_the_link.session();

@@ -21,15 +21,15 @@ use crate::support::{Answer, Ask, Server, World, on_every_store};
 /// in neither list (14, 28, 36, 38) are unused.
 const ELSEWHERE: [(u8, &str, &str); 3] = [
     (27, "damaged", "a_key_whose_tenant_is_missing_is_never_allowed"),
-    (46, "waiting", "hundreds_may_wait_for_the_one_proof_of_a_cold_key"),
+    (46, "waiting", "hundreds_of_requests_share_the_one_proof_of_a_key"),
     // 42 to 45 are behaviour instead of input: floods, stalls, unknown peers.
-    (20, "outage", "known_keys_outlive_the_database_and_unknown_ones_wait"),
+    (20, "outage", "known_keys_work_without_the_database_and_unknown_ones_get_503"),
 ];
 
 on_every_store![the_instant_of_expiry_is_exact];
 
 #[test]
-fn no_row_is_left_out() {
+fn every_row_is_tested() {
     let world = World::somewhere();
     furnish(&world);
     let numbers = requests(&world).iter().map(|row| row.number).collect::<Vec<_>>();
@@ -122,7 +122,7 @@ fn holds(world: &World, outcome: &Outcome, wanted: &str, what: &str) {
 }
 
 #[test]
-fn a_guess_at_a_proven_key_costs_no_more_than_one_at_nobodys() {
+fn a_wrong_secret_of_a_proven_key_costs_no_bcrypt() {
     let world = World::somewhere();
     furnish(&world);
     let server = server(&world);
@@ -133,10 +133,10 @@ fn a_guess_at_a_proven_key_costs_no_more_than_one_at_nobodys() {
             assert_eq!(server.row(request.joined()), request.wanted, "row {}: {request}", row.number);
         }
     }
-    assert_eq!(server.bcrypts(), proven, "refused by the grammar, the look-up or the verdict there is");
+    assert_eq!(server.bcrypts(), proven, "rejected by the grammar, the look-up or the stored verdict");
 }
 
-/// Row 24, in the database's own words for an instant.
+/// Row 24, with instants as the database writes them.
 fn the_instant_of_expiry_is_exact(world: &World) {
     use crate::support::{Backend, PATIENCE};
     let server = Server::on(&world.db).start();

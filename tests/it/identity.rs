@@ -23,7 +23,7 @@ fn cluster_with(key: &str) -> Option<Cluster> {
 }
 
 #[test]
-fn a_database_that_is_suddenly_another_one_is_not_believed() {
+fn a_database_that_is_replaced_by_another_one_is_not_used() {
     let (Some(ours), Some(theirs)) = (cluster_with(OURS), cluster_with(THEIRS)) else { return };
     let link = Link::to(ours.port());
     let url = ours.url("own").replace(&format!(":{}/", ours.port()), &format!(":{}/", link.port()));
@@ -32,28 +32,28 @@ fn a_database_that_is_suddenly_another_one_is_not_believed() {
     link.lead_to(theirs.port());
     // An unknown key gets 503 once the data is stale, and it stays stale.
     server.row_becomes("503 unavailable", PATIENCE, Ask::with_key(THEIRS));
-    eventually("it says that this is another database", PATIENCE, || {
+    eventually("the log says that this is another database", PATIENCE, || {
         let log = server.stderr.lines();
         let said =
             log.iter().any(|line| line.contains("another database") || line.contains("system identifier"));
         if said { Ok(()) } else { Err(log) }
     });
     assert_eq!(server.row(Ask::with_key(THEIRS)), "503 unavailable", "never theirs");
-    assert_eq!(server.row(Ask::with_key(OURS)), "200 ok", "and ours as long as the bound allows");
+    assert_eq!(server.row(Ask::with_key(OURS)), "200 ok", "and our key passes up to the staleness limit");
     link.lead_to(ours.port());
     server.row_becomes("401 unknown", PATIENCE, Ask::with_key(THEIRS));
     assert_eq!(server.row(Ask::with_key(OURS)), "200 ok");
 }
 
 #[test]
-fn a_standby_is_not_the_database_until_it_is_promoted() {
+fn a_standby_is_not_used_until_it_is_promoted() {
     let Some(cluster) = cluster_with(OURS) else { return };
     cluster.stop();
     cluster.becomes_a_standby();
     assert!(cluster.start());
     let database = Database::at(Backend::Postgres, &cluster.url("own"));
     let server = Server::on(&database).start_unready();
-    eventually("it says that this is a standby", PATIENCE, || {
+    eventually("the log says that this is a standby", PATIENCE, || {
         let log = server.stderr.lines();
         if log.iter().any(|line| line.contains("standby")) { Ok(()) } else { Err(log) }
     });
@@ -65,7 +65,7 @@ fn a_standby_is_not_the_database_until_it_is_promoted() {
 }
 
 #[test]
-fn after_a_failover_that_lost_a_change_the_new_primary_is_the_truth_and_an_alarm_is_raised() {
+fn after_a_failover_that_lost_a_change_the_new_primary_counts_and_an_alarm_is_raised() {
     let Some(primary) = cluster_with(OURS) else { return };
     let promoted = primary.twin();
     let link = Link::to(primary.port());

@@ -44,17 +44,17 @@ const SHOWN: [&str; 15] = [
 
 on_every_store![
     an_issued_key_is_shown_once,
-    a_view_of_keys_has_neither_hash_nor_secret,
-    a_key_lives_as_long_as_asked,
-    an_expiry_must_make_sense,
+    no_output_about_keys_has_a_hash_or_a_secret,
+    a_key_has_the_requested_lifetime,
+    an_expiry_must_be_valid,
     a_deleted_tenant_gets_no_keys,
-    a_key_is_found_by_id_or_prefix_and_never_by_itself,
+    a_key_is_found_by_id_or_prefix_but_not_by_its_whole_text,
     keys_are_listed_by_tenant,
-    the_first_revocation_stays,
-    rotation_gives_a_new_key_in_the_place_of_the_old,
+    the_first_revocation_is_kept,
+    rotation_creates_a_successor,
     rotation_keeps_the_old_key_for_its_grace,
     rotation_gives_the_new_key_the_old_ones_lifetime,
-    what_is_dead_cannot_be_rotated,
+    revoked_and_expired_keys_cannot_be_rotated,
 ];
 
 fn names(object: &Value) -> Vec<&str> {
@@ -72,7 +72,7 @@ fn lifetime(key: &Value) -> TimeDelta {
     TimeDelta::seconds((exact.num_milliseconds() + 500).div_euclid(1000))
 }
 
-/// Two times that a command read from the clock almost at once.
+/// Whether two times differ by no more than the duration of a command.
 fn close(one: TimeDelta, other: TimeDelta) -> bool {
     (one - other).num_seconds().abs() <= 5
 }
@@ -101,7 +101,7 @@ fn an_issued_key_is_shown_once(world: &World) {
     );
 }
 
-fn a_view_of_keys_has_neither_hash_nor_secret(world: &World) {
+fn no_output_about_keys_has_a_hash_or_a_secret(world: &World) {
     let secrets = [&world.issued, &world.live, &world.revoked]
         .map(|key| key.text.rsplit_once('_').expect("a secret").1);
     let commands: [&[&str]; 4] = [
@@ -124,7 +124,7 @@ fn a_view_of_keys_has_neither_hash_nor_secret(world: &World) {
     }
 }
 
-fn a_key_lives_as_long_as_asked(world: &World) {
+fn a_key_has_the_requested_lifetime(world: &World) {
     let lifetimes = [
         ("90s", TimeDelta::seconds(90)),
         ("90m", TimeDelta::minutes(90)),
@@ -146,7 +146,7 @@ fn a_key_lives_as_long_as_asked(world: &World) {
     }
 }
 
-fn an_expiry_must_make_sense(world: &World) {
+fn an_expiry_must_be_valid(world: &World) {
     let create = |args: &[&str]| world.db.cli(&[&["key", "create", &world.acme.id], args].concat());
     for duration in
         ["90", "d", "-1d", "1.5d", "90x", "", "d90", "90 days ago", "99999999999999999999d", "1d1x", "９d"]
@@ -171,7 +171,7 @@ fn a_deleted_tenant_gets_no_keys(world: &World) {
     world.db.json(&["key", "create", &world.sleepy.id]);
 }
 
-fn a_key_is_found_by_id_or_prefix_and_never_by_itself(world: &World) {
+fn a_key_is_found_by_id_or_prefix_but_not_by_its_whole_text(world: &World) {
     for reference in [&world.live.id, &world.live.prefix] {
         assert_eq!(world.db.json(&["key", "show", reference])["id"], world.live.id.as_str());
     }
@@ -192,7 +192,7 @@ fn keys_are_listed_by_tenant(world: &World) {
     for reference in [&world.acme.id, &world.acme.name, &world.acme.schema] {
         assert_eq!(count(&[reference]), 5, "{reference}");
     }
-    assert_eq!(count(&[&world.gone.id]), 1, "a deleted tenant's keys can still be looked at");
+    assert_eq!(count(&[&world.gone.id]), 1, "the keys of a deleted tenant can still be listed");
     let list = world.db.json(&["key", "list", &world.acme.id]);
     let status = |id: &str| {
         list.as_array()
@@ -204,7 +204,7 @@ fn keys_are_listed_by_tenant(world: &World) {
     assert_eq!(status(&world.revoked.id), Some("revoked".into()));
 }
 
-fn the_first_revocation_stays(world: &World) {
+fn the_first_revocation_is_kept(world: &World) {
     let server = Server::on(&world.db).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
     let first = world.db.json(&["key", "revoke", &world.live.prefix, "--reason", "found on a laptop"]);
@@ -216,7 +216,7 @@ fn the_first_revocation_stays(world: &World) {
     assert_eq!(expired["status"], "revoked", "an expired key can be revoked too");
 }
 
-fn rotation_gives_a_new_key_in_the_place_of_the_old(world: &World) {
+fn rotation_creates_a_successor(world: &World) {
     let server = Server::on(&world.db).start();
     let rotated = world.db.json(&["key", "rotate", &world.live.prefix]);
     let (old, new) = (&rotated["old"], &rotated["new"]);
@@ -225,7 +225,7 @@ fn rotation_gives_a_new_key_in_the_place_of_the_old(world: &World) {
     assert_eq!(old["id"], world.live.id.as_str());
     assert_ne!(new["id"], old["id"]);
     assert_eq!((&new["tenant_id"], &new["name"]), (&old["tenant_id"], &old["name"]));
-    assert_eq!(new["expires_at"], Value::Null, "the old one was to live for ever");
+    assert_eq!(new["expires_at"], Value::Null, "the old key never expired");
     server.row_becomes("200 ok", PATIENCE, Ask::with_key(&string(new, "key")));
     server.row_becomes("401 expired", PATIENCE, Ask::with_key(&world.live.text));
 }
@@ -256,7 +256,7 @@ fn rotation_gives_the_new_key_the_old_ones_lifetime(world: &World) {
     world.db.cli(&both).usage();
 }
 
-fn what_is_dead_cannot_be_rotated(world: &World) {
+fn revoked_and_expired_keys_cannot_be_rotated(world: &World) {
     let line = world.db.cli(&["key", "rotate", &world.revoked.id]).refused();
     assert!(line.contains("revoked"), "{line}");
     let line = world.db.cli(&["key", "rotate", &world.expired.id, "--grace", "7d"]).refused();

@@ -1,4 +1,5 @@
-//! Pages of keys in the order of creation: none is skipped or repeated, whatever is filtered and whatever changes meanwhile.
+//! Tests pages of keys in the order of creation: no key is skipped or repeated, with any filter and with changes
+//! meanwhile.
 
 use std::collections::BTreeSet;
 
@@ -15,11 +16,11 @@ use crate::support::{World, on_every_store, runtime};
 
 on_every_store![
     every_filter_finds_its_keys_once_and_in_order,
-    keys_that_come_meanwhile_are_neither_skipped_nor_repeated,
+    keys_created_meanwhile_cause_no_gap_and_no_repetition,
     a_rare_key_is_found_behind_many_others,
 ];
 
-/// Adds keys of Acme with one created each second, four at a time at the same instant.
+/// Creates keys of Acme, four at each second.
 fn add(world: &World, from: usize, to: usize) {
     let (acme, sleepy) = (&world.acme.id, &world.sleepy.id);
     let (series, id, at, number) = if world.db.url().starts_with("sqlite") {
@@ -74,7 +75,7 @@ fn all(admin: &Admin, filter: &KeyFilter, reach: &Reach, page: usize) -> Vec<Sto
     }
 }
 
-/// The same keys in the way of the command line, sorted.
+/// Returns the same keys as the command line lists them, sorted.
 fn expected(admin: &Admin, filter: &KeyFilter, reach: &Reach) -> Vec<(Timestamp, Uuid)> {
     let mut keys = Vec::new();
     let sink = |key: &StoredKey| {
@@ -126,7 +127,7 @@ fn every_filter_finds_its_keys_once_and_in_order(world: &World) {
     }
 }
 
-fn keys_that_come_meanwhile_are_neither_skipped_nor_repeated(world: &World) {
+fn keys_created_meanwhile_cause_no_gap_and_no_repetition(world: &World) {
     add(world, 0, 400);
     let admin = admin(world);
     let (mut seen, mut after, mut added) = (Vec::new(), None, 400);
@@ -140,7 +141,7 @@ fn keys_that_come_meanwhile_are_neither_skipped_nor_repeated(world: &World) {
             break;
         }
         if added < 460 {
-            // Between those that were seen and those that were not, at the end, and one that goes.
+            // Keys before and after the current position, and one that is deleted.
             world.db.sql(&format!("DELETE FROM api_keys WHERE key_prefix = 'llmk_many{}'", added - 400));
             add(world, added, added + 10);
             added += 10;
@@ -159,7 +160,7 @@ fn a_rare_key_is_found_behind_many_others(world: &World) {
     let admin = admin(world);
     let filter = KeyFilter { name: Some("number 10999".into()), ..KeyFilter::default() };
     let first = runtime().block_on(admin.keys_by_creation(&filter, &Reach::All, None, 10)).expect("a page");
-    assert!(first.keys.is_empty() && first.next.is_some(), "a page has an end");
+    assert!(first.keys.is_empty() && first.next.is_some(), "a page ends");
     let keys = all(&admin, &filter, &Reach::All, 10);
     assert_eq!(keys.iter().map(|key| key.details.prefix.as_str()).collect::<Vec<_>>(), ["llmk_many10999"]);
 }

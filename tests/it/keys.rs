@@ -27,7 +27,7 @@ fn an_issued_key_has_the_documented_format() {
         let tail = prefix
             .strip_prefix("llmk_")
             .and_then(|rest| rest.strip_prefix(start))
-            .expect("named for its tenant");
+            .expect("the prefix begins with the name of the tenant");
         assert_eq!(tail.len(), 8, "eight random ones: {prefix}");
         let secret =
             key.strip_prefix(&prefix).and_then(|rest| rest.strip_prefix('_')).expect("prefix, then secret");
@@ -65,7 +65,7 @@ fn the_secret_is_stored_nowhere(world: &World) {
         Backend::Postgres => world.db.everything().into_bytes(),
     };
     assert!(!contains(&stored, secret.as_bytes()), "the secret is in the database");
-    assert!(contains(&stored, world.issued.prefix.as_bytes()), "and this looked at the right place");
+    assert!(contains(&stored, world.issued.prefix.as_bytes()), "and the search covered the database");
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
@@ -124,7 +124,7 @@ fn the_grammar_is_exact() {
 }
 
 #[test]
-fn what_is_not_a_key_is_malformed_and_costs_nothing() {
+fn malformed_keys_are_rejected_without_bcrypt() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let key = &world.live.text;
@@ -191,7 +191,7 @@ fn what_is_not_a_key_is_malformed_and_costs_nothing() {
 }
 
 #[test]
-fn a_key_that_is_nearly_right_is_wrong() {
+fn a_nearly_correct_key_is_rejected() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let (live, other, issued) = (&world.live, &world.other, &world.issued);

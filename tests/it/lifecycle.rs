@@ -16,12 +16,12 @@ use crate::support::{Ask, Backend, Client, Server, World, eventually, on_every_s
 const GOODBYE: Duration = Duration::from_secs(10);
 
 on_every_store![
-    a_check_in_flight_is_answered_before_the_server_goes,
-    last_use_is_written_when_the_server_goes,
-    readyz_says_what_is_loaded,
+    a_check_in_flight_is_answered_before_the_server_stops,
+    last_use_is_written_when_the_server_stops,
+    readyz_shows_what_is_loaded,
 ];
 
-fn a_check_in_flight_is_answered_before_the_server_goes(world: &World) {
+fn a_check_in_flight_is_answered_before_the_server_stops(world: &World) {
     world.slow_down();
     for signal in ["TERM", "INT"] {
         let mut server = Server::on(&world.db).start();
@@ -31,11 +31,11 @@ fn a_check_in_flight_is_answered_before_the_server_goes(world: &World) {
         server.signal(signal);
         assert_eq!(wait(flight).expect("no panic").expect("an answer").row(), "200 ok", "{signal}");
         assert_eq!(server.exit_code(GOODBYE), Some(0), "{signal}");
-        assert_eq!(server.stdout.to_the_end(GOODBYE), "", "stdout of serve says nothing");
+        assert_eq!(server.stdout.to_the_end(GOODBYE), "", "serve prints nothing on stdout");
     }
 }
 
-fn last_use_is_written_when_the_server_goes(world: &World) {
+fn last_use_is_written_when_the_server_stops(world: &World) {
     let last_used = |id: &str| world.db.json(&["key", "show", id])["last_used_at"].clone();
     assert_eq!(last_used(&world.live.id), Value::Null);
     let before = chrono::DateTime::parse_from_rfc3339(&string(
@@ -55,12 +55,12 @@ fn last_use_is_written_when_the_server_goes(world: &World) {
     let since = used.expect("RFC 3339") - before.expect("RFC 3339");
     assert!((-1..60).contains(&since.num_seconds()), "used {since} after this test began");
     for unused in [&world.other, &world.revoked] {
-        assert_eq!(last_used(&unused.id), Value::Null, "only what was allowed was used: {unused:?}");
+        assert_eq!(last_used(&unused.id), Value::Null, "only allowed keys count as used: {unused:?}");
     }
 }
 
 #[test]
-fn last_use_never_goes_back_and_is_no_change_of_a_key() {
+fn last_use_never_decreases_and_is_not_a_change_of_the_key() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let set = format!(
         "UPDATE api_keys SET last_used_at = now() + interval '1 day' WHERE key_prefix = '{}'",
@@ -76,11 +76,11 @@ fn last_use_never_goes_back_and_is_no_change_of_a_key() {
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
     server.signal("TERM");
     assert_eq!(server.exit_code(GOODBYE), Some(0));
-    assert_eq!(shown(), ahead, "another server saw it later than this one");
+    assert_eq!(shown(), ahead, "another server saw a later use");
 }
 
 #[test]
-fn a_flush_that_cannot_be_done_is_a_warning() {
+fn a_failed_flush_is_a_warning() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let (link, seen) = crate::support::link::Link::before(&world.db);
     let mut server = Server::on(&seen).start();
@@ -93,7 +93,7 @@ fn a_flush_that_cannot_be_done_is_a_warning() {
 }
 
 #[test]
-fn the_command_ready_says_what_readyz_says() {
+fn the_command_ready_shows_readyz() {
     let world = World::somewhere();
     let ready =
         |address: &str| run_in(world.db.dir(), &[], &["ready", "-o", "json", "--ops-listen", address]);
@@ -112,7 +112,7 @@ fn the_command_ready_says_what_readyz_says() {
     assert!(run.stdout.contains(r#""ready":false"#) && run.stdout.contains("starting"), "{run:?}");
 }
 
-fn readyz_says_what_is_loaded(world: &World) {
+fn readyz_shows_what_is_loaded(world: &World) {
     let server = Server::on(&world.db).start();
     let page = server.http("/readyz");
     let said: Value = serde_json::from_str(&page.body).expect("JSON");
@@ -147,7 +147,7 @@ fn readyz_says_what_is_loaded(world: &World) {
 }
 
 #[test]
-fn a_server_that_goes_says_so_while_it_finishes() {
+fn a_stopping_server_reports_draining() {
     let world = World::somewhere();
     world.slow_down();
     let mut server = Server::on(&world.db).start();
@@ -164,7 +164,7 @@ fn a_server_that_goes_says_so_while_it_finishes() {
 }
 
 #[test]
-fn health_is_told_under_both_names() {
+fn health_is_available_under_both_names() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     for service in ["", SERVICE] {
@@ -186,7 +186,7 @@ fn reflection_lists_the_service_unless_switched_off() {
 }
 
 #[test]
-fn what_cannot_be_bound_is_one_clear_line() {
+fn an_address_that_cannot_be_bound_is_one_clear_line() {
     let world = World::somewhere();
     let running = Server::on(&world.db).args(&["--listen", "127.0.0.1:0"]).start();
     let socket = world.db.dir().join("taken.sock");
@@ -217,7 +217,7 @@ fn what_cannot_be_bound_is_one_clear_line() {
     assert_eq!(
         Client::to(&live).check(Ask::get("/v1")).row(),
         "401 missing",
-        "a live socket is not taken away"
+        "the socket of a running server is not removed"
     );
 }
 
@@ -236,14 +236,14 @@ fn a_first_load_that_does_not_end_is_not_waited_for() {
 
 /// The load takes longer than a second, so the data is stale at once, but the server is ready.
 #[test]
-fn a_first_load_that_takes_long_ends_in_ready() {
+fn a_slow_first_load_becomes_ready() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut in_the_way = world.db.session();
     in_the_way.sql("BEGIN; LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE");
     let server = Server::on(&world.db).start_unready();
     let waiting = "SELECT pid::text FROM pg_stat_activity WHERE wait_event_type = 'Lock'
         AND application_name = 'tenantgate' AND now() - query_start > interval '1.2 seconds'";
-    eventually("its load has waited for more than a second", GOODBYE, || {
+    eventually("the load takes more than a second", GOODBYE, || {
         let pids = world.db.texts(waiting);
         if pids.is_empty() { Err(pids) } else { Ok(()) }
     });

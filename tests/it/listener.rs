@@ -28,7 +28,7 @@ fn resident(server: &Server) -> u64 {
 fn survives(server: &Server, world: &World, abuse: impl FnOnce()) {
     let before = resident(server);
     abuse();
-    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "on a connection of before");
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "on the existing connection");
     let new = Client::to(&server.grpc[0]);
     assert_eq!(new.check(Ask::with_key(&world.live.text)).row(), "200 ok", "on a new connection");
     let after = resident(server);
@@ -52,12 +52,12 @@ fn the_limits_are_in_the_settings_that_a_connection_begins_with() {
     assert_eq!(
         settings.get(&6),
         Some(&(37 << 20)),
-        "5 MiB more than the limit, beyond which the library answers by itself"
+        "5 MiB above the limit, because the library itself rejects larger lists"
     );
 }
 
 #[test]
-fn limits_that_make_no_sense_are_all_named_at_once() {
+fn invalid_limits_are_all_named_at_once() {
     let world = World::somewhere();
     let said = world
         .db
@@ -101,7 +101,7 @@ fn limits_that_make_no_sense_are_all_named_at_once() {
 
 /// Envoy resets calls of clients that hang up: other calls on the same connection continue.
 #[test]
-fn calls_that_are_reset_before_they_are_accepted_leave_the_connection_as_it_is() {
+fn calls_that_are_reset_early_do_not_end_the_connection() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "proven");
@@ -117,13 +117,16 @@ fn calls_that_are_reset_before_they_are_accepted_leave_the_connection_as_it_is()
         raw.send(&all).unwrap();
         let frames = std::iter::from_fn(|| raw.next());
         let mut others = frames.take_while(|frame| frame.kind != kind::DATA || frame.stream != innocent);
-        assert!(others.all(|frame| frame.kind != kind::GOAWAY), "the connection is told to end");
+        assert!(
+            others.all(|frame| frame.kind != kind::GOAWAY),
+            "the server announces the end of the connection"
+        );
     });
 }
 
 /// Messages that are longer than announced, which Envoy never sends; each is rejected separately.
 #[test]
-fn calls_that_end_by_an_error_leave_the_connection_as_it_is() {
+fn calls_that_end_by_an_error_do_not_end_the_connection() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "proven");
@@ -138,9 +141,12 @@ fn calls_that_end_by_an_error_leave_the_connection_as_it_is() {
         raw.send(&[bad, whole_check(innocent, &world.live.text)].concat()).unwrap();
         let frames = std::iter::from_fn(|| raw.next());
         let mut others = frames.take_while(|frame| frame.kind != kind::DATA || frame.stream != innocent);
-        assert!(others.all(|frame| frame.kind != kind::GOAWAY), "the connection is told to end");
+        assert!(
+            others.all(|frame| frame.kind != kind::GOAWAY),
+            "the server announces the end of the connection"
+        );
     });
-    // The innocent call was answered before the last of them were counted.
+    // The complete call was answered before the last failures were counted.
     eventually("all are counted", PATIENCE, || {
         let counted = server.metric(&["tenantgate_call_failures_total", "invalid_framing"]);
         if counted >= 1_000.0 { Ok(()) } else { Err(counted) }
@@ -149,7 +155,7 @@ fn calls_that_end_by_an_error_leave_the_connection_as_it_is() {
 
 /// More calls than any limit: Envoy sends them before it has read the settings.
 #[test]
-fn no_number_of_calls_at_a_time_is_refused() {
+fn any_number_of_concurrent_calls_is_accepted() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "proven");
@@ -167,7 +173,7 @@ fn no_number_of_calls_at_a_time_is_refused() {
 }
 
 #[test]
-fn headers_that_never_end_end_the_connection() {
+fn endless_headers_end_the_connection() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     survives(&server, &world, || {
@@ -180,7 +186,7 @@ fn headers_that_never_end_end_the_connection() {
 }
 
 #[test]
-fn floods_of_frames_that_mean_nothing_are_survived() {
+fn floods_of_meaningless_frames_are_survived() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let floods = [
@@ -196,7 +202,7 @@ fn floods_of_frames_that_mean_nothing_are_survived() {
             let all = [before, frame.bytes().repeat(20_000)].concat();
             // Nothing is read meanwhile: answers collect in the network, not in the server.
             let sent = raw.send(&all);
-            assert!(sent.is_ok() || raw.next().is_some(), "{what}: it was at least heard");
+            assert!(sent.is_ok() || raw.next().is_some(), "{what}: the server read at least a part");
         });
     }
 }
@@ -213,7 +219,7 @@ fn a_frame_that_is_too_long_ends_the_connection() {
 }
 
 #[test]
-fn a_client_that_stops_in_the_middle_of_its_hello_is_not_waited_for() {
+fn a_client_that_stops_during_the_handshake_is_disconnected() {
     let world = World::somewhere();
     let server = Server::on(&world.db).args(&["--handshake-timeout", "200ms"]).start();
     survives(&server, &world, || {
@@ -233,7 +239,7 @@ fn a_client_that_stops_in_the_middle_of_its_hello_is_not_waited_for() {
 
 /// Calls of clients that hung up before Envoy had a connection.
 #[test]
-fn a_client_that_has_said_nothing_yet_can_still_ask() {
+fn a_client_that_has_sent_no_call_yet_can_still_send_one() {
     let world = World::somewhere();
     let mut server = Server::on(&world.db).args(&["--handshake-timeout", "100ms"]).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "proven");
@@ -250,11 +256,11 @@ fn a_client_that_has_said_nothing_yet_can_still_ask() {
     assert!(std::iter::from_fn(|| raw.next()).any(|frame| frame.kind == kind::DATA && frame.stream == 1));
     let _silent = Raw::silent(&server.grpc[0]);
     server.signal("TERM");
-    assert_eq!(server.exit_code(PATIENCE), Some(0), "it does not keep the server from stopping");
+    assert_eq!(server.exit_code(PATIENCE), Some(0), "it does not prevent the server from stopping");
 }
 
 #[test]
-fn a_message_that_does_not_arrive_is_not_waited_for() {
+fn a_message_that_does_not_arrive_times_out() {
     let world = World::somewhere();
     let server = Server::on(&world.db).args(&["--request-timeout", "200ms"]).start();
     server.row_becomes("200 ok", PATIENCE, Ask::with_key(&world.live.text));
@@ -270,7 +276,7 @@ fn a_message_that_does_not_arrive_is_not_waited_for() {
 
 /// A header list without an end holds memory until its connection ends.
 #[test]
-fn a_header_list_that_does_not_arrive_is_not_waited_for() {
+fn a_header_list_that_does_not_arrive_times_out() {
     let world = World::somewhere();
     let server = Server::on(&world.db).args(&["--request-timeout", "200ms"]).start();
     server.row_becomes("200 ok", PATIENCE, Ask::with_key(&world.live.text));
@@ -295,7 +301,7 @@ fn whole_check(stream: u32, key: &str) -> Vec<u8> {
 
 /// Answers that cannot be sent collect if the client continues to send calls (CVE-2019-9517).
 #[test]
-fn a_client_that_opens_no_window_for_answers_is_hung_up_on() {
+fn a_client_that_opens_no_window_for_answers_is_disconnected() {
     let world = World::somewhere();
     let server = Server::on(&world.db).args(&["--max-pending-bytes", "1048576"]).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "proven");
@@ -310,7 +316,7 @@ fn a_client_that_opens_no_window_for_answers_is_hung_up_on() {
             raw
         };
         let _crowd: Vec<Raw> = (0..200).map(|_| greedy()).collect();
-        eventually("most of them are hung up on", PATIENCE, || {
+        eventually("most of the connections are closed", PATIENCE, || {
             let hung_up = server.metric(&["tenantgate_connections_total", "not_taking"]);
             if hung_up >= 190.0 { Ok(()) } else { Err(hung_up) }
         });
@@ -319,7 +325,7 @@ fn a_client_that_opens_no_window_for_answers_is_hung_up_on() {
 }
 
 #[test]
-fn a_client_that_takes_no_answers_at_all_is_not_listened_to() {
+fn a_client_that_does_not_read_is_not_read_from() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let (most, mut sent) = (10_000, 0);
@@ -329,11 +335,11 @@ fn a_client_that_takes_no_answers_at_all_is_not_listened_to() {
         let pings = Frame::new(kind::PING, 0, 0, &[7; 8]).bytes().repeat(1_000);
         sent = (0..most).take_while(|_| raw.send(&pings).is_ok()).count();
     });
-    assert!(sent < most, "what is not read is not answered for ever");
+    assert!(sent < most, "the server stops answering a client that does not read");
 }
 
 #[test]
-fn calls_that_wait_are_as_many_as_there_is_room_for() {
+fn waiting_calls_are_limited_by_their_memory() {
     let world = World::somewhere();
     let args = ["--max-pending-bytes", "1048576", "--request-timeout", "30s"];
     let server = Server::on(&world.db).args(&args).start();
@@ -347,14 +353,18 @@ fn calls_that_wait_are_as_many_as_there_is_room_for() {
         for frame in answers.take(300 - 256 - 8) {
             assert!(frame.payload.windows(19).any(|part| part == b"service unavailable"), "{frame:?}");
         }
-        assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "others have room of their own");
+        assert_eq!(
+            server.row(Ask::with_key(&world.live.text)),
+            "200 ok",
+            "other connections have memory of their own"
+        );
     });
     assert!(server.metric(&["tenantgate_unavailable_total", "overloaded"]) >= 36.0);
 }
 
 /// A field that is an index into the compression table is one byte to send and a hundred to keep (RFC 7541 §6.1).
 #[test]
-fn calls_that_wait_do_not_keep_the_headers_that_they_came_with() {
+fn waiting_calls_do_not_keep_their_headers_in_memory() {
     const FIELDS: usize = 10_000;
     let world = World::somewhere();
     let args = ["--max-pending-bytes", "1048576", "--request-timeout", "30s"];
@@ -376,41 +386,41 @@ fn calls_that_wait_do_not_keep_the_headers_that_they_came_with() {
 }
 
 #[test]
-fn beyond_its_room_new_connections_are_closed_and_those_that_are_there_go_on() {
+fn beyond_the_limit_new_connections_are_closed_and_existing_ones_continue() {
     let world = World::somewhere();
     let server = Server::on(&world.db).args(&["--max-connections", "50"]).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
     let crowd: Vec<Raw> = (0..200).map(|_| Raw::silent(&server.grpc[0])).collect();
-    eventually("those beyond the room are counted", PATIENCE, || {
+    eventually("connections beyond the limit are counted", PATIENCE, || {
         let refused = server.metric(&["tenantgate_connections_total", "no_room"]);
         if refused >= 150.0 { Ok(()) } else { Err(refused) }
     });
-    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "who was there goes on");
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "existing connections continue");
     drop(crowd);
-    eventually("there is room again", PATIENCE, || {
+    eventually("new connections are accepted again", PATIENCE, || {
         let asked = crate::support::wait(Client::to(&server.grpc[0]).ask(Ask::with_key(&world.live.text)));
         asked.map(|answer| assert_eq!(answer.row(), "200 ok"))
     });
     let said = server.stderr.text().matches("--max-connections are open").count();
-    assert!((1..10).contains(&said), "once a second, not once a connection: {said}");
+    assert!((1..10).contains(&said), "one line a second, not one a connection: {said}");
 }
 
 #[test]
-fn without_a_file_descriptor_left_it_goes_on() {
+fn without_free_file_descriptors_it_continues() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
     let open = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count() as u64;
     limit_files(&server, open + 5);
     let crowd: Vec<Raw> = (0..20).map(|_| Raw::to(&server.grpc[0])).collect();
-    eventually("it has none left", PATIENCE, || {
+    eventually("no file descriptor is free", PATIENCE, || {
         let text = server.stderr.text();
         if text.contains("a connection could not be accepted") { Ok(()) } else { Err(text) }
     });
-    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "who was there goes on");
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "existing connections continue");
     drop(crowd);
     let new = Client::to(&server.grpc[0]);
-    eventually("new ones are taken again", PATIENCE, || {
+    eventually("new connections are accepted again", PATIENCE, || {
         crate::support::wait(new.ask(Ask::get("/v1"))).map(|_| ())
     });
 }
@@ -422,13 +432,14 @@ fn limit_files(server: &Server, most: u64) {
 }
 
 #[test]
-fn a_connection_that_is_old_is_told_to_end_and_what_was_asked_is_answered() {
+fn an_old_connection_is_closed_after_its_calls_are_answered() {
     let world = World::somewhere();
     let server = Server::on(&world.db).args(&["--max-connection-age", "300ms"]).start();
     let mut raw = Raw::to(&server.grpc[0]);
     raw.send(&Frame::check(1).bytes()).unwrap();
-    let told =
-        std::iter::from_fn(|| raw.next()).find(|frame| frame.kind == kind::GOAWAY).expect("it is told");
+    let told = std::iter::from_fn(|| raw.next())
+        .find(|frame| frame.kind == kind::GOAWAY)
+        .expect("the server announces the end");
     assert_eq!(told.payload[4..8], NO_ERROR.to_be_bytes());
     let message = Ask::with_key(&world.live.text).bytes();
     let prefix = [&[0], u32::try_from(message.len()).unwrap().to_be_bytes().as_slice()].concat();
@@ -439,7 +450,7 @@ fn a_connection_that_is_old_is_told_to_end_and_what_was_asked_is_answered() {
 }
 
 #[test]
-fn a_peer_that_is_gone_without_a_word_is_found() {
+fn a_silently_lost_peer_is_detected() {
     let world = World::somewhere();
     let args = ["--keepalive-interval", "100ms", "--keepalive-timeout", "100ms"];
     let server = Server::on(&world.db).args(&args).start();
@@ -452,7 +463,7 @@ fn a_peer_that_is_gone_without_a_word_is_found() {
 }
 
 #[test]
-fn a_socket_has_the_mode_that_was_asked_for() {
+fn a_socket_has_the_configured_mode() {
     let world = World::somewhere();
     for (args, mode) in [(&[][..], 0o660), (&["--unix-mode", "0600"], 0o600)] {
         let path = world.db.dir().join(format!("mode-{mode:o}.sock"));
@@ -463,7 +474,7 @@ fn a_socket_has_the_mode_that_was_asked_for() {
 }
 
 #[test]
-fn a_user_who_may_not_come_to_the_socket_is_turned_away() {
+fn a_user_who_may_not_use_the_socket_is_rejected() {
     let world = World::somewhere();
     let path = world.db.dir().join("peer.sock");
     let address = format!("unix:{}", path.display());
@@ -487,7 +498,7 @@ fn a_user_who_may_not_come_to_the_socket_is_turned_away() {
 }
 
 #[test]
-fn a_listener_that_others_can_reach_without_tls_is_remarked_on() {
+fn a_listener_reachable_from_other_machines_without_tls_is_warned_about() {
     let world = World::somewhere();
     let said = |listen: &str| Server::on(&world.db).args(&["--listen", listen]).start().stderr.text();
     assert!(said("0.0.0.0:0").contains("is reachable from other machines"));

@@ -64,7 +64,7 @@ fn inside(code: &str) -> String {
     code[..end.expect("a call ends")].to_owned()
 }
 
-/// `name = value`, `%name`, `?name` and `name`; the message is none, nor is the target.
+/// Returns the names of `name = value`, `%name`, `?name` and `name`, without the message and the target.
 fn fields_of(call: &str) -> Vec<String> {
     let (mut depth, mut quoted) = (0, false);
     let parts = call.split(move |c| {

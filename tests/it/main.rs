@@ -1,6 +1,6 @@
 //! The integration tests. They are one binary, so that they link only once; this list is the table of contents.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on may say so")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue reports it")]
 
 mod support;
 

@@ -1,4 +1,5 @@
-//! Management over HTTP, on either store: the answers are those of the command line, and nobody gets more than a key allows.
+//! Tests management over HTTP on both stores: the responses equal those of the command line, and a key limits what its
+//! client gets.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -20,12 +21,12 @@ use crate::support::{Backend, Database, PATIENCE, World, eventually, on_every_st
 
 on_every_store![
     objects_are_those_of_the_command_line,
-    without_a_live_key_there_is_nothing,
-    wrong_keys_are_slowed_down_and_the_right_one_passes,
+    without_a_valid_key_every_request_is_rejected,
+    wrong_keys_are_rate_limited_and_the_right_one_passes,
     every_path_and_permission_is_in_the_committed_table,
-    paths_and_methods_that_there_are_not_say_so,
+    unknown_paths_and_methods_are_reported,
     pages_show_every_tenant_once,
-    a_key_sees_its_tenants_alone,
+    a_key_sees_only_its_tenants,
     uses_of_a_key_are_recorded,
 ];
 
@@ -33,7 +34,7 @@ on_every_store![
 pub(crate) struct Manage {
     pub(crate) child: Child,
     pub(crate) address: String,
-    /// For operators.
+    /// The address for operators.
     pub(crate) ops: String,
     pub(crate) stderr: Transcript,
 }
@@ -56,7 +57,7 @@ impl Manage {
             let listens = |name: &str| {
                 let of = |line: &&String| says(line, "listening") && field(line, "listener") == Some(name);
                 let all = lines.iter().filter(of).filter_map(|line| field(line, "address"));
-                // An address of the network rather than a socket.
+                // A host name instead of a socket is used for the header.
                 all.max_by_key(|address| !address.starts_with('/')).map(str::to_owned)
             };
             Some([listens("manage")?, listens("ops")?])
@@ -75,7 +76,7 @@ impl Manage {
         self.ask("GET", path, &[&format!("authorization: Bearer {key}")])
     }
 
-    /// Sends a body as JSON, with a key and more headers.
+    /// Sends a body as JSON, with a key and additional headers.
     pub(crate) fn send(&self, key: &str, method: &str, path: &str, body: &str, headers: &[&str]) -> Page {
         let mut stream = TcpStream::connect(&self.address).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
@@ -95,7 +96,7 @@ impl Manage {
         parse(&String::from_utf8_lossy(&bytes))
     }
 
-    /// The object that a change answers with.
+    /// Makes a change that must succeed. Returns the object of the response.
     #[track_caller]
     pub(crate) fn change(&self, key: &str, method: &str, path: &str, body: &Value) -> Value {
         let page = self.send(key, method, path, &body.to_string(), &[]);
@@ -103,7 +104,7 @@ impl Manage {
         serde_json::from_str(&page.body).expect("JSON")
     }
 
-    /// The object at a path.
+    /// Returns the object at a path, which must exist.
     #[track_caller]
     pub(crate) fn json(&self, path: &str, key: &str) -> Value {
         let page = self.get(path, key);
@@ -144,7 +145,7 @@ pub(crate) fn owner(world: &World) -> String {
     string(&create(world, &["owner of all"]), "key")
 }
 
-/// The same key but for its last character.
+/// Returns the same key except for its last character.
 fn almost(key: &str) -> String {
     let other = if key.ends_with('X') { 'Y' } else { 'X' };
     format!("{}{other}", &key[..key.len() - 1])
@@ -181,7 +182,7 @@ fn objects_are_those_of_the_command_line(world: &World) {
     assert_eq!(manage.ask("GET", "/livez", &[]).body, "ok\n");
 }
 
-fn without_a_live_key_there_is_nothing(world: &World) {
+fn without_a_valid_key_every_request_is_rejected(world: &World) {
     let key = owner(world);
     let manage = Manage::on(&world.db, "127.0.0.1:0");
     let wrong_secret = almost(&key);
@@ -202,7 +203,7 @@ fn without_a_live_key_there_is_nothing(world: &World) {
     for headers in presented {
         let headers: Vec<_> = headers.iter().map(String::as_str).collect();
         for path in ["/v1/whoami", "/v1/nothing"] {
-            // Wrong ones are counted, and this is about what they get.
+            // Wrong keys are rate-limited per address, so this test uses few.
             let page = Manage::on(&world.db, "127.0.0.1:0").ask("GET", path, &headers);
             is_problem(&page, 401, "unauthorized");
             assert_eq!(page.headers["www-authenticate"], "Bearer");
@@ -211,7 +212,7 @@ fn without_a_live_key_there_is_nothing(world: &World) {
     }
 }
 
-fn wrong_keys_are_slowed_down_and_the_right_one_passes(world: &World) {
+fn wrong_keys_are_rate_limited_and_the_right_one_passes(world: &World) {
     let key = owner(world);
     let manage = Manage::on(&world.db, "127.0.0.1:0");
     for _ in 0..20 {
@@ -229,7 +230,7 @@ fn wrong_keys_are_slowed_down_and_the_right_one_passes(world: &World) {
     assert!(!manage.stderr.text().contains(&wrong));
 }
 
-/// A key with these permissions alone.
+/// Creates a key with exactly these permissions.
 pub(crate) fn key_with(
     world: &World,
     name: &str,
@@ -246,7 +247,7 @@ pub(crate) fn key_with(
     made.expect("made").key.expose().to_owned()
 }
 
-/// Each path; `{…}` is something of the tenant in question, or of all.
+/// Each path; `{…}` stands for an object of the tenant in question, or for a shared one.
 const PATHS: [&str; 17] = [
     "/v1/whoami",
     "/v1/tenants",
@@ -267,10 +268,10 @@ const PATHS: [&str; 17] = [
     "/v1/admin_keys/{admin_key}",
 ];
 
-/// For each permission, a key of all tenants and one of Acme that have it alone.
+/// Returns, for each permission, a key for all tenants and one for Acme that have only this permission.
 pub(crate) fn keys_by_permission(world: &World) -> Vec<(Permission, String, String)> {
     let both = |permission: Permission| {
-        // Whoever looks at a management key, or changes it, must have no less than that one.
+        // A client that reads or changes a management key must have at least its authority.
         let list = [permission, Permission::KeysRead];
         let have = if permission.as_str().starts_with("admin_keys") { &list[..] } else { &list[..1] };
         let name = permission.as_str();
@@ -317,10 +318,10 @@ fn every_path_and_permission_is_in_the_committed_table(world: &World) {
         std::fs::write(&file, &table).expect("the table is written");
     }
     let committed = std::fs::read_to_string(&file).expect("the table is committed");
-    assert_eq!(committed, table, "UPDATE_SNAPSHOTS=1 writes tests/it/manage.txt anew");
+    assert_eq!(committed, table, "UPDATE_SNAPSHOTS=1 rewrites tests/it/manage.txt");
 }
 
-fn paths_and_methods_that_there_are_not_say_so(world: &World) {
+fn unknown_paths_and_methods_are_reported(world: &World) {
     let key = owner(world);
     let manage = Manage::on(&world.db, "127.0.0.1:0");
     let bearer = format!("authorization: Bearer {key}");
@@ -385,7 +386,7 @@ fn pages_show_every_tenant_once(world: &World) {
     loop {
         let page = manage.json(&format!("/v1/tenants?page_size=1&page_token={token}"), &key);
         seen.extend(page["items"].as_array().expect("items").clone());
-        // One that comes meanwhile is behind all that are there.
+        // A tenant that is created meanwhile comes after all existing ones.
         if seen.len() == 1 {
             world.db.json(&["tenant", "create", "Late", "--status", "pending_provisioning"]);
         }
@@ -397,7 +398,7 @@ fn pages_show_every_tenant_once(world: &World) {
     assert_eq!(Value::from(seen), world.db.json(&["tenant", "list"]));
 }
 
-fn a_key_sees_its_tenants_alone(world: &World) {
+fn a_key_sees_only_its_tenants(world: &World) {
     let few = key_with(
         world,
         "few",
@@ -431,7 +432,7 @@ fn uses_of_a_key_are_recorded(world: &World) {
     let first = used();
     assert!(first.is_string());
     manage.json("/v1/whoami", &key);
-    assert_eq!(used(), first, "once a minute is enough");
+    assert_eq!(used(), first, "it is written at most once a minute");
 }
 
 #[test]
@@ -456,7 +457,7 @@ fn a_socket_is_a_listener_and_a_signal_ends_the_process() {
 }
 
 #[test]
-fn the_role_admin_may_do_all_that_manage_does() {
+fn the_role_admin_has_the_privileges_for_manage() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let key = owner(&world);
     let prefix = world.db.with_roles();

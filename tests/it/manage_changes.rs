@@ -1,4 +1,5 @@
-//! Changes over HTTP, on either store: what the commands do, for management keys that may.
+//! Tests changes over HTTP on both stores: they have the effect of the commands, for management keys with the
+//! permission.
 
 use serde_json::{Value, json};
 use tenantgate::permission::Permission;
@@ -8,17 +9,17 @@ use crate::support::world::string;
 use crate::support::{Ask, Backend, PATIENCE, Server, World, eventually, on_every_store};
 
 on_every_store![
-    a_scenario_ends_alike_by_commands_and_over_http,
+    a_scenario_has_the_same_result_by_commands_and_over_http,
     a_patch_keeps_what_it_does_not_name_and_clears_null,
-    all_mistakes_of_a_body_are_told_at_once,
-    the_table_of_routes_is_replaced_by_who_has_read_it,
-    a_key_of_the_clients_own_is_taken_and_works,
-    a_management_key_gives_away_no_more_than_it_has,
+    all_mistakes_of_a_body_are_reported_at_once,
+    the_table_of_routes_is_replaced_only_in_a_known_version,
+    a_key_created_by_the_client_is_accepted,
+    a_management_key_cannot_grant_more_than_it_has,
     every_change_is_an_audit_row_with_its_request,
     a_change_can_wait_for_servers,
 ];
 
-/// The fields of an object that differ from run to run are left out.
+/// Removes the fields of an object that differ between runs.
 fn plain(mut object: Value) -> Value {
     const CHANCE: [&str; 9] = [
         "id",
@@ -48,7 +49,7 @@ fn plain(mut object: Value) -> Value {
     object
 }
 
-/// A way to change things.
+/// A way to make changes.
 trait Way {
     fn change(&self, args: &[&str], method: &str, path: &str, body: Value) -> Value;
 }
@@ -71,7 +72,7 @@ impl Way for Http<'_> {
     }
 }
 
-/// What becomes of a tenant, its keys, plans and rules.
+/// Makes changes of a tenant, its keys, plans and rules. Returns the objects.
 fn scenario(way: &dyn Way, name: &str) -> Vec<Value> {
     let mut said = Vec::new();
     let mut step = |args: &[&str], method: &str, path: &str, body: Value| {
@@ -129,14 +130,14 @@ fn scenario(way: &dyn Way, name: &str) -> Vec<Value> {
     assert!(removed.is_null() || removed["name"] == name);
     let body = json!({ "confirm": schema });
     step(&["tenant", "delete", &id, "--yes"], "POST", &format!("{at}/delete"), body);
-    // DELETE answers with nothing, the command with what is gone.
+    // DELETE responds without a body, the command with the deleted object.
     said.retain(|object| {
         !object.is_null() && object.get("host").is_none_or(|_| object["scopes"] != "a b | c")
     });
     said
 }
 
-fn a_scenario_ends_alike_by_commands_and_over_http(world: &World) {
+fn a_scenario_has_the_same_result_by_commands_and_over_http(world: &World) {
     let manage = Manage::on(&world.db, "127.0.0.1:0");
     let http = Http(&manage, owner(world));
     let text = |said: Vec<Value>, name: &str| Value::from(said).to_string().replace(name, "NAME");
@@ -188,7 +189,7 @@ fn a_patch_keeps_what_it_does_not_name_and_clears_null(world: &World) {
     is_problem(&page, 409, "conflict");
 }
 
-/// The pointers of the errors of a problem, sorted.
+/// Returns the sorted pointers of the errors of a problem document.
 fn pointers(body: &str) -> Vec<String> {
     let body: Value = serde_json::from_str(body).expect("JSON");
     let errors = body["errors"].as_array().expect("errors");
@@ -197,7 +198,7 @@ fn pointers(body: &str) -> Vec<String> {
     pointers
 }
 
-fn all_mistakes_of_a_body_are_told_at_once(world: &World) {
+fn all_mistakes_of_a_body_are_reported_at_once(world: &World) {
     let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
     let (keys, live) = (format!("/v1/tenants/{}/keys", world.acme.id), format!("/v1/keys/{}", world.live.id));
     let bad = r#"{"name":"","scopes":["a"],"networks":[],"plan":"A","labels":{"A":"1","b":2,"c=d":"x"},
@@ -270,7 +271,7 @@ fn all_mistakes_of_a_body_are_told_at_once(world: &World) {
     }
 }
 
-fn the_table_of_routes_is_replaced_by_who_has_read_it(world: &World) {
+fn the_table_of_routes_is_replaced_only_in_a_known_version(world: &World) {
     let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
     manage.change(&key, "POST", "/v1/routes", &json!({ "path": "/a" }));
     let read = manage.get("/v1/routes", &key);
@@ -285,13 +286,13 @@ fn the_table_of_routes_is_replaced_by_who_has_read_it(world: &World) {
     let mut said: Value = serde_json::from_str(&done.body).expect("JSON");
     assert_eq!((done.status, said["changed"].as_array().map(Vec::len)), (200, Some(1)));
     assert_eq!((&said["unchanged"], &said["dry_run"]), (&0.into(), &false.into()));
-    // The same difference, but for the ids of new rules.
+    // The difference is the same, except for the ids of new rules.
     for object in [&mut said, &mut difference.clone()] {
         object["dry_run"] = Value::Null;
     }
     assert_eq!(manage.get("/v1/routes", &key).headers["etag"], done.headers["etag"]);
     is_problem(&manage.send(&key, "PUT", "/v1/routes", "[]", &[&tag]), 412, "precondition_failed");
-    // What GET answers is a table.
+    // The response of GET is a table that can be sent with PUT.
     let (again, tag) = (manage.get("/v1/routes", &key), format!("if-match: {}", done.headers["etag"]));
     let same = manage.send(&key, "PUT", "/v1/routes", &again.body, &[&tag]);
     let same: Value = serde_json::from_str(&same.body).expect("JSON");
@@ -304,7 +305,7 @@ fn the_table_of_routes_is_replaced_by_who_has_read_it(world: &World) {
     is_problem(&manage.send(&key, "PUT", "/v1/routes?dry=1", "[]", &[&tag]), 400, "invalid_request");
 }
 
-fn a_key_of_the_clients_own_is_taken_and_works(world: &World) {
+fn a_key_created_by_the_client_is_accepted(world: &World) {
     let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
     let hash = world
         .db
@@ -320,7 +321,7 @@ fn a_key_of_the_clients_own_is_taken_and_works(world: &World) {
     assert!(!made.to_string().contains(&hash));
 }
 
-fn a_management_key_gives_away_no_more_than_it_has(world: &World) {
+fn a_management_key_cannot_grant_more_than_it_has(world: &World) {
     let few = key_with(
         world,
         "few",
@@ -346,7 +347,7 @@ fn a_management_key_gives_away_no_more_than_it_has(world: &World) {
     }
     let narrow = manage.change(&few, "PATCH", &at, &json!({ "permissions": ["keys:read"], "name": "kid" }));
     assert_eq!((&narrow["permissions"], &narrow["name"]), (&json!(["keys:read"]), &"kid".into()));
-    // The key of the child opens what is left to it, and ends with it.
+    // The key of the child passes with the remaining authority, and ends with its maker.
     let secret = string(&child, "key");
     assert_eq!(manage.json("/v1/whoami", &secret)["permissions"], json!(["keys:read"]));
     owner(world);
@@ -384,14 +385,14 @@ fn every_change_is_an_audit_row_with_its_request(world: &World) {
     let same = format!("/v1/keys/{}/disable", world.live.id);
     manage.change(&key, "POST", &same, &json!({}));
     manage.send(&key, "POST", &format!("/v1/keys/{}/enable", world.revoked.id), "", &[]);
-    assert_eq!(world.db.json(&["audit", "verify"])["rows"], head, "what changes nothing is no row");
+    assert_eq!(world.db.json(&["audit", "verify"])["rows"], head, "a change without effect has no row");
 }
 
 fn a_change_can_wait_for_servers(world: &World) {
     let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
     let server = Server::on(&world.db).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
-    eventually("it announces itself", PATIENCE, || {
+    eventually("the server has a heartbeat", PATIENCE, || {
         let list = manage.json("/v1/replicas", &key)["items"].clone();
         if list.as_array().is_some_and(|list| list.len() == 1) { Ok(()) } else { Err(list) }
     });
@@ -426,7 +427,7 @@ fn a_change_can_wait_for_servers(world: &World) {
 }
 
 #[test]
-fn the_role_admin_may_make_every_change() {
+fn the_role_admin_has_the_privileges_for_every_change() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let key = owner(&world);
     let prefix = world.db.with_roles();

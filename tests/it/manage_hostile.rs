@@ -1,4 +1,4 @@
-//! Bodies and paths that mean no good to management over HTTP.
+//! Sends hostile bodies and paths to management over HTTP.
 
 use serde_json::Value;
 
@@ -7,13 +7,13 @@ use crate::support::world::string;
 use crate::support::{World, on_every_store};
 
 on_every_store![
-    bodies_that_are_no_json_objects_are_refused,
-    large_and_deep_bodies_are_refused_and_cost_nothing,
-    tricks_with_paths_lead_nowhere,
-    no_text_breaks_what_it_is_written_into,
+    bodies_that_are_not_json_objects_are_rejected,
+    large_and_deep_bodies_are_rejected_early,
+    unusual_spellings_of_paths_reach_nothing,
+    texts_are_escaped_wherever_they_are_written,
 ];
 
-fn bodies_that_are_no_json_objects_are_refused(world: &World) {
+fn bodies_that_are_not_json_objects_are_rejected(world: &World) {
     let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
     for body in
         ["", "{", "null", "[]", "7", "\"x\"", "{} {}", "\u{feff}{}", "{\"name\":\"a\",\"name\":\"b\"}"]
@@ -49,11 +49,11 @@ fn bodies_that_are_no_json_objects_are_refused(world: &World) {
     }
 }
 
-fn large_and_deep_bodies_are_refused_and_cost_nothing(world: &World) {
+fn large_and_deep_bodies_are_rejected_early(world: &World) {
     let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
     let text = |bytes: usize| format!(r#"{{"name":"{}"}}"#, "x".repeat(bytes));
     is_problem(&manage.send(&key, "POST", "/v1/tenants", &text(2 << 20), &[]), 413, "body_too_large");
-    // A body of just a mebibyte is read.
+    // A body of exactly 1 MiB is read.
     let fits = (1 << 20) - text(0).len();
     is_problem(&manage.send(&key, "POST", "/v1/tenants", &text(fits), &[]), 400, "invalid_request");
     is_problem(&manage.send(&key, "POST", "/v1/tenants", &text(fits + 1), &[]), 413, "body_too_large");
@@ -68,13 +68,13 @@ fn large_and_deep_bodies_are_refused_and_cost_nothing(world: &World) {
     let page = manage.send(&key, "POST", "/v1/tenants", &format!("{{{}}}", many.join(",")), &[]);
     is_problem(&page, 400, "invalid_request");
     let body: Value = serde_json::from_str(&page.body).expect("JSON");
-    assert!(body["errors"].as_array().is_some_and(|errors| errors.len() <= 101), "an answer stays short");
-    // Whoever may not learns so before the body is read.
+    assert!(body["errors"].as_array().is_some_and(|errors| errors.len() <= 101), "the response is short");
+    // A client without permission is rejected before its body is read.
     let viewer = string(&world.db.json(&["admin-key", "create", "v", "--role", "viewer"]), "key");
     is_problem(&manage.send(&viewer, "POST", "/v1/tenants", "{", &[]), 403, "missing_permission");
 }
 
-fn tricks_with_paths_lead_nowhere(world: &World) {
+fn unusual_spellings_of_paths_reach_nothing(world: &World) {
     let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
     let id = &world.live.id;
     let before = world.db.json(&["key", "show", id]);
@@ -111,7 +111,7 @@ fn tricks_with_paths_lead_nowhere(world: &World) {
     assert!(!manage.stderr.text().contains(&world.live.text));
 }
 
-fn no_text_breaks_what_it_is_written_into(world: &World) {
+fn texts_are_escaped_wherever_they_are_written(world: &World) {
     let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
     let at = format!("/v1/keys/{}", world.live.id);
     for name in ["<script>alert(1)</script>", "'; DROP TABLE tenants; --", "ü\u{202e}😀", "%00", "${jndi:x}"]

@@ -1,5 +1,5 @@
-//! Each change over HTTP × each permission × all tenants, one's own and another one: the committed table
-//! `manage_changes.txt`.
+//! Compares every change over HTTP, with every permission and for all tenants, the own tenant and another one, with the
+//! committed table `manage_changes.txt`.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -16,8 +16,8 @@ use crate::support::{World, on_every_store, runtime};
 
 on_every_store![every_change_and_permission_is_in_the_committed_table];
 
-/// Each change: method, path, body. `{tenant}` is the tenant in question, `{key}`, `{plan}`, `{route}` and `{admin_key}`
-/// are made for each request, `{n}` is a number that was not used before.
+/// Each change: method, path, body. `{tenant}` is the tenant in question; `{key}`, `{plan}`, `{route}` and
+/// `{admin_key}` are created for each request; `{n}` is an unused number.
 const CHANGES: [(&str, &str, &str); 24] = [
     ("POST", "/v1/tenants", r#"{"name":"T{n}","status":"pending_provisioning"}"#),
     ("PATCH", "/v1/tenants/{tenant}", r#"{"name":"N{n}"}"#),
@@ -45,7 +45,7 @@ const CHANGES: [(&str, &str, &str); 24] = [
     ("POST", "/v1/nothing", ""),
 ];
 
-/// What the requests of the table are about, each made anew.
+/// Creates the objects of the requests, new ones for each request.
 struct Furnisher<'w> {
     world: &'w World,
     number: Cell<u32>,
@@ -53,11 +53,11 @@ struct Furnisher<'w> {
 
 impl Furnisher<'_> {
     fn hash(&self) -> String {
-        // Of no key: 22 digits of salt and 31 of hash, the last of which has no bits too many.
+        // A hash of no key: 22 digits of salt and 31 of hash, the last of which has no excess bits.
         format!("$2b$04$abcdefghijklmnopqrstuu{:030}2", self.number.get())
     }
 
-    /// The path and the body of a change that is about this tenant.
+    /// Returns the path and the body of a change of this tenant.
     fn filled(&self, path: &str, body: &str, tenant: &str, schema: &str) -> (String, String) {
         let number = self.number.get() + 1;
         self.number.set(number);
@@ -65,7 +65,7 @@ impl Furnisher<'_> {
         let made = runtime().block_on(async {
             Ok::<_, AdminError>(if path.contains("{key}") {
                 let (prefix, hash) = (format!("llmk_fresh{n}"), self.hash());
-                // Those of a deleted tenant are not made.
+                // Keys of a deleted tenant cannot be created.
                 admin.adopt_key(tenant, &KeyUpdate::default(), &prefix, &hash).await?.id.0.to_string()
             } else if path.contains("{plan}") {
                 let name = PlanName::parse(&format!("fresh{n}")).expect("a name");
@@ -136,5 +136,5 @@ fn every_change_and_permission_is_in_the_committed_table(world: &World) {
         std::fs::write(&file, &table).expect("the table is written");
     }
     let committed = std::fs::read_to_string(&file).expect("the table is committed");
-    assert_eq!(committed, table, "UPDATE_SNAPSHOTS=1 writes tests/it/manage_changes.txt anew");
+    assert_eq!(committed, table, "UPDATE_SNAPSHOTS=1 rewrites tests/it/manage_changes.txt");
 }

@@ -1,4 +1,4 @@
-//! The description of the API, held against what the server does.
+//! Compares the description of the API with the behaviour of the server.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::manage::{Manage, owner};
 use crate::support::{Backend, World};
 
-/// A description that was asked for without a key, and a server.
+/// Returns the description, requested without a key, and a server.
 fn described() -> (World, Manage, String, Value) {
     let world = World::on(Backend::Sqlite).expect("a world");
     let key = owner(&world);
@@ -24,7 +24,7 @@ fn concrete(path: &str) -> String {
 }
 
 #[test]
-fn every_path_has_the_methods_that_are_described() {
+fn every_path_has_the_documented_methods() {
     let (_world, manage, key, document) = described();
     assert_eq!(document["openapi"], "3.1.0");
     let bearer = format!("authorization: Bearer {key}");
@@ -36,7 +36,7 @@ fn every_path_has_the_methods_that_are_described() {
         let methods: BTreeSet<_> = methods.as_object().expect("methods").keys().cloned().collect();
         assert_eq!(allowed, methods, "{path}");
     }
-    // The matrix of permissions has every change, so a path that is not described would be in it.
+    // The matrix of permissions contains every change, so it would contain an undocumented path.
     for line in include_str!("manage.txt").lines().filter(|line| !line.starts_with('#')) {
         let path = line.split(' ').nth(1).expect("a path").trim_end_matches(':');
         let path = ["{tenant}", "{key}"]
@@ -47,7 +47,7 @@ fn every_path_has_the_methods_that_are_described() {
     }
 }
 
-/// The names of the fields of a schema, and whether each may be null.
+/// Returns the names of the fields of a schema, and whether each may be null.
 fn fields(document: &Value, schema: &str) -> BTreeMap<String, bool> {
     let properties = document["components"]["schemas"][schema]["properties"].as_object().expect("properties");
     let nullable = |of: &Value| of["type"].as_array().is_some_and(|types| types.contains(&json!("null")));
@@ -55,7 +55,7 @@ fn fields(document: &Value, schema: &str) -> BTreeMap<String, bool> {
 }
 
 #[test]
-fn bodies_have_the_fields_that_are_described() {
+fn bodies_have_the_documented_fields() {
     let (_world, manage, key, document) = described();
     for (path, methods) in document["paths"].as_object().expect("paths") {
         for (method, operation) in methods.as_object().expect("methods") {
@@ -64,7 +64,7 @@ fn bodies_have_the_fields_that_are_described() {
             let schema =
                 schema["schema"]["$ref"].as_str().expect("a reference").rsplit('/').next().expect("a name");
             let fields = fields(&document, schema);
-            // Of a wrong type each: then all are named, and nothing is done.
+            // Each value has a wrong type: all are reported, and nothing is changed.
             let mut body: Value =
                 fields.keys().map(|name| (name.clone(), json!(7))).collect::<serde_json::Map<_, _>>().into();
             body["no_such_field"] = json!(7);
@@ -93,7 +93,7 @@ fn bodies_have_the_fields_that_are_described() {
 }
 
 #[test]
-fn objects_have_the_fields_that_are_described() {
+fn objects_have_the_documented_fields() {
     let (world, manage, key, document) = described();
     let names = |schema: &str| -> BTreeSet<String> {
         let mut all = BTreeSet::new();

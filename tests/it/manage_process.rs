@@ -1,4 +1,4 @@
-//! The process `tenantgate manage`: its listeners, TLS, trusted users, and what operators see of it.
+//! Tests the process `tenantgate manage`: its listeners, TLS, trusted users, and its metrics and logs.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -16,7 +16,7 @@ use crate::support::http::{get, samples};
 use crate::support::{Backend, PATIENCE, World, eventually};
 use crate::tls::{authority, file, issued_for};
 
-/// A world whose manager listens on a socket and trusts us with a role.
+/// Returns a world whose manager listens on a socket and trusts the current user with a role.
 fn trusting_us(role: &str) -> (World, Manage, String) {
     let world = World::on(Backend::Sqlite).expect("a world");
     let path = world.db.dir().join("manage.sock").display().to_string();
@@ -45,14 +45,14 @@ fn a_trusted_user_of_this_machine_needs_no_key_on_a_socket() {
     assert_eq!(who["name"], format!("uid {us}"));
     let permissions: Vec<_> = who["permissions"].as_array().expect("a list").iter().collect();
     assert!(permissions.iter().all(|name| name.as_str().is_some_and(|name| name.ends_with(":read"))));
-    // What is presented is judged, whoever presents it.
+    // A presented key is checked, even if the user is trusted.
     is_problem(&knock(&path, &["authorization: Bearer llma_wrong_key"]), 401, "unauthorized");
     let key = owner(&world);
     let page = knock(&path, &[&format!("authorization: Bearer {key}")]);
     assert!(page.body.contains("owner of all"), "{}", page.body);
     let forbidden = ask(UnixStream::connect(&path).unwrap(), "GET", "/v1/admin_keys", &[]);
     is_problem(&forbidden, 403, "missing_permission");
-    // Over TCP nobody is known by his user.
+    // Over TCP, the user of a client is unknown.
     is_problem(&manage.ask("GET", "/v1/whoami", &[]), 401, "unauthorized");
 }
 
@@ -67,7 +67,7 @@ fn only_the_users_named_are_trusted() {
 }
 
 #[test]
-fn beyond_this_machine_it_speaks_tls() {
+fn other_machines_need_tls() {
     let world = World::on(Backend::Sqlite).expect("a world");
     let ours = authority("ours");
     let (cert, key) = issued_for(&["localhost"], &ours);
@@ -91,7 +91,7 @@ fn beyond_this_machine_it_speaks_tls() {
     let bearer = format!("authorization: Bearer {management_key}");
     let page = ask(StreamOwned::new(client, stream), "GET", "/v1/whoami", &[&bearer]);
     assert_eq!(page.status, 200, "{}", page.body);
-    // In plain text nothing is answered, and operators see why.
+    // A plain-text request gets no response, and operators see the reason.
     let mut plain = TcpStream::connect(&address).expect("it listens");
     plain.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     plain.write_all(b"GET /v1/whoami HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");
@@ -138,10 +138,10 @@ fn operators_see_health_and_requests_by_route_and_status() {
         );
     }
     assert!((metric(&manage, "tenantgate_manage_request_duration_seconds_count") - 4.0).abs() < f64::EPSILON);
-    // Nothing of a tenant or key becomes a label.
+    // Tenants and keys never become labels.
     let page = get(&manage.ops, "/metrics").expect("metrics").body;
     assert!(!page.contains(&world.acme.id) && !page.contains("llma_"));
-    // These are not for clients.
+    // The listener for clients does not serve these paths.
     for path in ["/metrics", "/readyz"] {
         is_problem(&manage.get(path, &key), 404, "not_found");
     }
@@ -161,18 +161,18 @@ fn without_its_database_it_is_not_ready() {
     assert_eq!(get(&manage.ops, "/livez").expect("an answer").status, 200);
 }
 
-/// Far more than there are places, within the limit of open files of two processes.
+/// More connections than the limit, within the limit of open files of two processes.
 const CROWD: usize = 800;
 
 #[test]
-fn clients_that_send_nothing_keep_nobody_out() {
+fn silent_clients_do_not_block_others() {
     let world = World::on(Backend::Sqlite).expect("a world");
     let key = owner(&world);
     let manage = Manage::on(&world.db, "127.0.0.1:0");
     let crowd: Vec<_> = (0..CROWD)
         .filter_map(|at| {
             let mut stream = TcpStream::connect(&manage.address).ok()?;
-            // Some send nothing, some a part of a header list.
+            // Some send nothing, some send a part of a header list.
             if at % 2 == 0 {
                 let _ = stream.write_all(b"GET /v1/whoami HTTP/1.1\r\nhost:");
             }
@@ -187,7 +187,7 @@ fn clients_that_send_nothing_keep_nobody_out() {
 }
 
 #[test]
-fn mistakes_in_options_are_told_together() {
+fn mistakes_in_options_are_reported_together() {
     let world = World::on(Backend::Sqlite).expect("a world");
     let said = world
         .db
@@ -228,7 +228,7 @@ fn mistakes_in_options_are_told_together() {
 }
 
 #[test]
-fn each_request_is_a_line_in_the_log() {
+fn each_request_is_logged() {
     let world = World::on(Backend::Sqlite).expect("a world");
     let key = owner(&world);
     let manage = Manage::with(&world.db, "127.0.0.1:0", &["--log-format", "json"]);

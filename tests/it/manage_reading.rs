@@ -1,4 +1,4 @@
-//! Reading keys, usage, the audit log and servers over HTTP, on either store.
+//! Tests reading keys, usage, the audit log and servers over HTTP, on both stores.
 
 use serde_json::{Value, json};
 use tenantgate::permission::Permission;
@@ -10,15 +10,15 @@ use crate::support::{Ask, PATIENCE, Server, World, eventually, on_every_store};
 on_every_store![
     keys_are_those_of_the_command_line,
     filters_of_keys_are_those_of_the_command_line,
-    a_key_of_some_tenants_reads_theirs_alone,
+    a_key_of_some_tenants_reads_only_their_objects,
     usage_adds_up_by_day_key_and_reason,
-    the_audit_log_is_read_in_parts,
-    servers_are_listed_with_what_they_have_seen,
-    what_makes_no_sense_is_named,
-    questions_are_answered_as_by_the_commands,
+    the_audit_log_is_read_in_pages,
+    servers_are_listed_with_their_progress,
+    invalid_parameters_are_named,
+    explanations_and_tests_equal_those_of_the_commands,
 ];
 
-/// The objects of a list, of all its pages.
+/// Returns the objects of all pages of a list.
 fn all(manage: &Manage, path: &str, key: &str) -> Vec<Value> {
     let (mut items, mut token) = (Vec::new(), String::new());
     let with = if path.contains('?') { '&' } else { '?' };
@@ -34,7 +34,7 @@ fn all(manage: &Manage, path: &str, key: &str) -> Vec<Value> {
     }
 }
 
-/// The same objects, by creation.
+/// Sorts the same objects by creation.
 fn by_creation(list: Value) -> Vec<Value> {
     let Value::Array(mut list) = list else { panic!("no list: {list}") };
     list.sort_by_key(|key| (string(key, "created_at"), string(key, "id")));
@@ -61,7 +61,7 @@ fn keys_are_those_of_the_command_line(world: &World) {
     let by_id = format!("/v1/keys/{}", string(&one, "id"));
     assert_eq!(manage.json(&by_id, &key), one);
     assert_eq!(manage.json(&format!("/v1/keys/{}", string(&one, "key_prefix")), &key), one);
-    // A version that uses do not change.
+    // The version does not change when the key is used.
     let tag = manage.get(&by_id, &key).headers["etag"].clone();
     assert!(tag.starts_with('"') && tag.ends_with('"'), "{tag}");
     let id = string(&one, "id");
@@ -116,7 +116,7 @@ fn filters_of_keys_are_those_of_the_command_line(world: &World) {
     }
 }
 
-fn a_key_of_some_tenants_reads_theirs_alone(world: &World) {
+fn a_key_of_some_tenants_reads_only_their_objects(world: &World) {
     let permissions =
         [Permission::KeysRead, Permission::UsageRead, Permission::AuditRead, Permission::TenantsRead];
     let few = key_with(world, "few", &permissions, Some(vec![world.sleepy.id.clone()]));
@@ -193,7 +193,7 @@ fn usage_adds_up_by_day_key_and_reason(world: &World) {
     of_keys.sort();
     assert_eq!(sums("group_by=key&from=2026-01-01", "key_id"), of_keys);
     let by_key = rows("group_by=key&from=2026-01-01");
-    let live = by_key.iter().find(|row| row["key_id"] == world.live.id.as_str()).expect("it was used");
+    let live = by_key.iter().find(|row| row["key_id"] == world.live.id.as_str()).expect("the use is counted");
     assert_eq!(live["tenant_id"], world.acme.id.as_str());
     assert_eq!((&live["day"], &live["reason"]), (&Value::Null, &Value::Null));
     let one = format!("/v1/keys/{}/usage?group_by=reason", world.live.id);
@@ -206,7 +206,7 @@ fn usage_adds_up_by_day_key_and_reason(world: &World) {
         2
     );
     assert_eq!(rows("from=2025-01-01&to=2025-12-31"), [Value::Null; 0]);
-    // The next page says that something goes on, and nothing else.
+    // A token contains only the position of the next page.
     let page = manage.json("/v1/usage?group_by=reason&page_size=1&from=2026-01-01", &key);
     let token = string(&page, "next_page_token");
     for other in ["group_by=key", "group_by=reason&from=2026-01-02"] {
@@ -215,7 +215,7 @@ fn usage_adds_up_by_day_key_and_reason(world: &World) {
     }
 }
 
-fn the_audit_log_is_read_in_parts(world: &World) {
+fn the_audit_log_is_read_in_pages(world: &World) {
     let key = owner(world);
     world.db.json(&["key", "update", &world.live.id, "--name", "one"]);
     world.db.json(&["--actor", "mary", "key", "update", &world.live.id, "--name", "two"]);
@@ -231,11 +231,11 @@ fn the_audit_log_is_read_in_parts(world: &World) {
     assert!(all(&manage, "/v1/audit?since=2100-01-01T00:00:00Z", &key).is_empty());
 }
 
-fn servers_are_listed_with_what_they_have_seen(world: &World) {
+fn servers_are_listed_with_their_progress(world: &World) {
     let key = owner(world);
     let server = Server::on(&world.db).start();
     let manage = Manage::on(&world.db, "127.0.0.1:0");
-    let list = eventually("it announces itself", PATIENCE, || {
+    let list = eventually("the server has a heartbeat", PATIENCE, || {
         let list = all(&manage, "/v1/replicas", &key);
         if list.is_empty() { Err("nobody") } else { Ok(list) }
     });
@@ -245,7 +245,7 @@ fn servers_are_listed_with_what_they_have_seen(world: &World) {
     drop(server);
 }
 
-fn what_makes_no_sense_is_named(world: &World) {
+fn invalid_parameters_are_named(world: &World) {
     let key = owner(world);
     let manage = Manage::on(&world.db, "127.0.0.1:0");
     for (path, pointers) in [
@@ -262,7 +262,7 @@ fn what_makes_no_sense_is_named(world: &World) {
         let body: Value = serde_json::from_str(&page.body).expect("JSON");
         assert_eq!(body["errors"].as_array().map(Vec::len), Some(pointers), "{path}: {body}");
     }
-    // Tokens that somebody made up.
+    // Invalid page tokens.
     let page = manage.json("/v1/keys?page_size=1", &key);
     let token = string(&page, "next_page_token");
     let bound = token.split('.').next().expect("a fingerprint");
@@ -275,7 +275,7 @@ fn what_makes_no_sense_is_named(world: &World) {
     }
 }
 
-fn questions_are_answered_as_by_the_commands(world: &World) {
+fn explanations_and_tests_equal_those_of_the_commands(world: &World) {
     let key = owner(world);
     let few = key_with(
         world,
@@ -322,10 +322,10 @@ fn questions_are_answered_as_by_the_commands(world: &World) {
     }
     assert_eq!(explained, wanted);
     assert!(explained["cases"][0]["outcome"]["reason"].is_string());
-    // Without a key, it is explained what becomes of a request without one.
+    // Without a key, the explanation is about a request without one.
     let nobody = manage.change(&key, "POST", "/v1/explain", &json!({}));
     assert_eq!(nobody["cases"][0]["outcome"]["reason"], "missing");
-    // A foreign key is as one that does not exist; a whole key is not asked about.
+    // A key of another tenant is treated as missing; a whole key is rejected.
     for path in ["/v1/explain", "/v1/routes/test"] {
         let body = |prefix: &str| json!({ "method": "GET", "path": "/a", "key_prefix": prefix }).to_string();
         for prefix in [prefix.as_str(), "llmk_nobody"] {

@@ -1,4 +1,4 @@
-//! Requests over HTTP that are sent again, and changes that race, on either store.
+//! Tests repeated requests and concurrent changes over HTTP, on both stores.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -10,12 +10,12 @@ use crate::support::world::string;
 use crate::support::{Ask, Backend, Server, World, on_every_store};
 
 on_every_store![
-    a_request_that_is_sent_again_changes_nothing_and_shows_the_same_key,
+    a_repeated_request_changes_nothing_and_shows_the_same_key,
     without_its_pepper_a_key_is_not_shown_again,
-    requests_at_once_with_one_key_make_one_change,
-    a_failed_request_leaves_its_key_free,
+    concurrent_requests_with_one_idempotency_key_make_one_change,
+    a_failed_request_releases_its_idempotency_key,
     another_body_or_a_running_request_is_refused,
-    of_changes_that_expect_the_same_version_one_is_made,
+    of_concurrent_changes_of_one_version_one_succeeds,
     a_version_stays_while_servers_write,
 ];
 
@@ -31,17 +31,17 @@ fn body(page: &crate::support::http::Page) -> Value {
 
 const AGAIN: &[&str] = &["idempotency-key: one-0001"];
 
-fn a_request_that_is_sent_again_changes_nothing_and_shows_the_same_key(world: &World) {
+fn a_repeated_request_changes_nothing_and_shows_the_same_key(world: &World) {
     let (key, file) = (owner(world), pepper(world));
     let manage = Manage::with(&world.db, "127.0.0.1:0", &["--pepper-file", &file]);
     let create = format!("/v1/tenants/{}/keys", world.acme.id);
     let first = manage.send(&key, "POST", &create, r#"{"name":"ci"}"#, AGAIN);
     assert_eq!((first.status, first.headers.get("idempotency-replayed")), (201, None), "{}", first.body);
     let made = body(&first);
-    // The name that is a part of the prefix may change meanwhile.
+    // The name of the tenant, which is part of the prefix, may change meanwhile.
     manage.change(&key, "PATCH", &format!("/v1/tenants/{}", world.acme.id), &json!({ "name": "Other" }));
     let rows = world.db.json(&["audit", "verify"])["rows"].clone();
-    // By another process, too.
+    // Another process returns the same response.
     let other = Manage::with(&world.db, "127.0.0.1:0", &["--pepper-file", &file]);
     for manage in [&manage, &other] {
         let again = manage.send(&key, "POST", &create, r#"{"name":"ci"}"#, AGAIN);
@@ -58,11 +58,11 @@ fn a_request_that_is_sent_again_changes_nothing_and_shows_the_same_key(world: &W
     let rotated = body(&manage.send(&key, "POST", &rotate, r#"{"grace":"1h"}"#, AGAIN));
     let again = body(&manage.send(&key, "POST", &rotate, r#"{"grace":"1h"}"#, AGAIN));
     assert_eq!(rotated, again);
-    assert_ne!(rotated["new"]["key"], made["key"], "of another path");
+    assert_ne!(rotated["new"]["key"], made["key"], "for another path");
     let admin = body(&manage.send(&key, "POST", "/v1/admin_keys", r#"{"name":"k"}"#, AGAIN));
     assert_eq!(body(&manage.send(&key, "POST", "/v1/admin_keys", r#"{"name":"k"}"#, AGAIN)), admin);
     assert_eq!(manage.json("/v1/whoami", &string(&admin, "key"))["name"], "k");
-    // Of another management key it is another request.
+    // For another management key it is a different request.
     let page = manage.send(&string(&admin, "key"), "POST", &create, r#"{"name":"ci"}"#, AGAIN);
     assert_ne!(body(&page)["id"], made["id"]);
     let everything = match world.db.backend {
@@ -101,7 +101,7 @@ fn without_its_pepper_a_key_is_not_shown_again(world: &World) {
     );
 }
 
-fn requests_at_once_with_one_key_make_one_change(world: &World) {
+fn concurrent_requests_with_one_idempotency_key_make_one_change(world: &World) {
     let (key, file) = (owner(world), pepper(world));
     let manage = Manage::with(&world.db, "127.0.0.1:0", &["--pepper-file", &file]);
     let create = format!("/v1/tenants/{}/keys", world.acme.id);
@@ -124,7 +124,7 @@ fn requests_at_once_with_one_key_make_one_change(world: &World) {
     assert_eq!(after, before.map(|n| n + 1));
 }
 
-fn a_failed_request_leaves_its_key_free(world: &World) {
+fn a_failed_request_releases_its_idempotency_key(world: &World) {
     let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
     let body = r#"{"name":"a","plan":"gold"}"#;
     is_problem(&manage.send(&key, "POST", "/v1/tenants", body, AGAIN), 422, "unprocessable");
@@ -154,16 +154,16 @@ fn another_body_or_a_running_request_is_refused(world: &World) {
     let page = manage.send(&key, "POST", "/v1/plans", plan, AGAIN);
     is_problem(&page, 409, "request_running");
     assert_eq!(page.headers["retry-after"], "1");
-    // After two minutes its process counts as dead, and the request is made anew.
+    // After two minutes, the process of an unfinished request counts as dead, and the request is made again.
     world.db.sql("UPDATE tenantgate_idempotency SET started_at = '2026-01-01T00:00:00.000000Z'");
     is_problem(&manage.send(&key, "POST", "/v1/plans", plan, AGAIN), 409, "refused");
     assert_eq!(manage.send(&key, "POST", "/v1/plans", r#"{"name":"blue"}"#, AGAIN).status, 201);
-    // After a day the answer is forgotten.
+    // After a day, the response is deleted.
     world.db.sql("UPDATE tenantgate_idempotency SET started_at = '2026-01-01T00:00:00.000000Z'");
     assert_eq!(manage.send(&key, "POST", "/v1/plans", r#"{"name":"red"}"#, AGAIN).status, 201);
 }
 
-fn of_changes_that_expect_the_same_version_one_is_made(world: &World) {
+fn of_concurrent_changes_of_one_version_one_succeeds(world: &World) {
     let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
     let admin_key = string(&manage.change(&key, "POST", "/v1/admin_keys", &json!({ "name": "k" })), "id");
     manage.change(&key, "POST", "/v1/plans", &json!({ "name": "gold" }));

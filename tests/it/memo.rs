@@ -1,4 +1,4 @@
-//! Checks that a proof outlives the process where it may, and only there.
+//! Tests where a proof is kept beyond the process, and where it must not be.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use crate::support::{Ask, Backend, Database, PATIENCE, Server, World, eventually
 on_every_store!(
     an_issued_key_costs_no_bcrypt_ever,
     the_first_proof_is_the_last,
-    another_hash_tenant_or_id_voids_it,
-    a_new_pepper_takes_over_key_by_key,
+    another_hash_tenant_or_id_invalidates_the_memo,
+    a_new_pepper_replaces_the_old_one_key_by_key,
     a_lost_pepper_costs_one_bcrypt,
-    where_it_is_required_a_row_that_somebody_wrote_lets_nobody_in,
+    a_forged_row_without_a_memo_is_rejected_if_memos_are_required,
 );
 
 /// Creates a pepper file.
@@ -42,7 +42,7 @@ fn memo(world: &World, key: &str) -> Option<String> {
 
 #[track_caller]
 fn memo_becomes(world: &World, key: &str, wanted: impl Fn(Option<&str>) -> bool) {
-    eventually("the memo is as it should be", PATIENCE, || {
+    eventually("the memo has the wanted value", PATIENCE, || {
         let seen = memo(world, key);
         if wanted(seen.as_deref()) { Ok(()) } else { Err(seen) }
     });
@@ -73,8 +73,8 @@ fn the_first_proof_is_the_last(world: &World) {
     assert_eq!(memo(world, &world.live.id), None);
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
     memo_becomes(world, &world.live.id, |memo| memo.is_some());
-    // A running replica gets it, and one that starts.
-    eventually("the other replica knows", PATIENCE, || {
+    // A running replica gets the memo, and so does one that starts.
+    eventually("the other replica has it", PATIENCE, || {
         match other.metric(&["tenantgate_replica_keys_with_memo"]) {
             seen if seen >= 1.0 => Ok(()),
             seen => Err(seen),
@@ -85,14 +85,14 @@ fn the_first_proof_is_the_last(world: &World) {
         assert_eq!(server.row(Ask::with_key(&world.live.with_wrong_secret())), "401 mismatch");
         assert_eq!(server.bcrypts(), 0);
     }
-    // Removing it is always safe.
+    // Removing a memo is always safe.
     world.db.sql("UPDATE api_keys SET key_memo = NULL");
     let server = Server::on(&world.db).start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
     assert_eq!(server.bcrypts(), 1);
 }
 
-fn another_hash_tenant_or_id_voids_it(world: &World) {
+fn another_hash_tenant_or_id_invalidates_the_memo(world: &World) {
     let file = pepper_file(world, "pepper");
     let prefix = &world.live.prefix;
     let server = with_pepper(world, &file).start();
@@ -109,7 +109,7 @@ fn another_hash_tenant_or_id_voids_it(world: &World) {
         (format!("tenant_id = '{}'", world.sleepy.id), &world.live.text, "403 tenant_inactive"),
         ("id = '99999999-9999-4999-8999-999999999999'".to_owned(), &world.live.text, "403 tenant_inactive"),
     ] {
-        // An old memo beside a changed row: bcrypt decides.
+        // For an old memo beside a changed row, bcrypt decides.
         world
             .db
             .sql(&format!("UPDATE api_keys SET {change}, key_memo = '{kept}' WHERE key_prefix = '{prefix}'"));
@@ -120,7 +120,7 @@ fn another_hash_tenant_or_id_voids_it(world: &World) {
     assert!(world.db.refuses("UPDATE api_keys SET key_memo = 'yes'").to_lowercase().contains("check"));
 }
 
-fn a_new_pepper_takes_over_key_by_key(world: &World) {
+fn a_new_pepper_replaces_the_old_one_key_by_key(world: &World) {
     let file = pepper_file(world, "pepper");
     let key = Ask::with_key(&world.live.text);
     assert_eq!(with_pepper(world, &file).start().row(key.clone()), "200 ok");
@@ -132,11 +132,11 @@ fn a_new_pepper_takes_over_key_by_key(world: &World) {
     pepper_new(&world.db, Some(&file.clone().into())).ok();
     let server = with_pepper(world, &file).start();
     assert_eq!(server.row(key.clone()), "200 ok");
-    assert_eq!(server.bcrypts(), 0, "the old pepper is still understood");
+    assert_eq!(server.bcrypts(), 0, "memos of the old pepper are still accepted");
     memo_becomes(world, &world.live.id, |memo| memo.is_some() && memo != old.as_deref());
     drop(server);
     // The old pepper is removed.
-    let text = std::fs::read_to_string(&file).expect("the file is there");
+    let text = std::fs::read_to_string(&file).expect("the file exists");
     let newest = text.lines().take(2).collect::<Vec<_>>().join("\n");
     std::fs::write(&file, newest).expect("written");
     let server = with_pepper(world, &file).start();
@@ -156,7 +156,7 @@ fn a_lost_pepper_costs_one_bcrypt(world: &World) {
     memo_becomes(world, &world.live.id, |memo| memo.is_some() && memo != before.as_deref());
 }
 
-fn where_it_is_required_a_row_that_somebody_wrote_lets_nobody_in(world: &World) {
+fn a_forged_row_without_a_memo_is_rejected_if_memos_are_required(world: &World) {
     let file = pepper_file(world, "pepper");
     let made = world.db.json(&["key", "create", &world.acme.id, "--pepper-file", &file]);
     let (ours, id) = (made["key"].as_str().expect("a key"), made["id"].as_str().expect("an id"));
@@ -172,18 +172,18 @@ fn where_it_is_required_a_row_that_somebody_wrote_lets_nobody_in(world: &World) 
     assert_eq!(server.row(Ask::with_key(ours)), "200 ok");
     assert_eq!(server.row(Ask::with_key(forged)), "401 mismatch");
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "401 mismatch");
-    // Moving a key to another tenant, or removing the memo, does not help either.
+    // Moving a key to another tenant or removing the memo does not help either.
     world.db.sql(&format!("UPDATE api_keys SET tenant_id = '{}' WHERE id = '{id}'", world.sleepy.id));
     server.row_becomes("401 mismatch", PATIENCE, Ask::with_key(ours));
     world.db.sql(&format!("UPDATE api_keys SET tenant_id = '{}' WHERE id = '{id}'", world.acme.id));
     server.row_becomes("200 ok", PATIENCE, Ask::with_key(ours));
     world.db.sql(&format!("UPDATE api_keys SET key_memo = NULL WHERE id = '{id}'"));
     server.row_becomes("401 mismatch", PATIENCE, Ask::with_key(ours));
-    assert_eq!(server.bcrypts(), 0, "nobody can make us hash");
+    assert_eq!(server.bcrypts(), 0, "no request can cause a bcrypt");
 }
 
 #[test]
-fn a_secret_of_few_bits_gets_none() {
+fn a_short_secret_gets_no_memo() {
     let database = Database::empty(Backend::Sqlite).expect("always there");
     database.json(&["seed-demo"]);
     let file = database.dir().join("pepper");
@@ -198,7 +198,7 @@ fn a_secret_of_few_bits_gets_none() {
 }
 
 #[test]
-fn a_stop_in_order_writes_the_memos_of_the_last_second() {
+fn a_graceful_stop_writes_the_memos_of_the_last_second() {
     let world = World::somewhere();
     let file = pepper_file(&world, "pepper");
     let mut server = with_pepper(&world, &file).start();
@@ -209,7 +209,7 @@ fn a_stop_in_order_writes_the_memos_of_the_last_second() {
 }
 
 #[test]
-fn a_pepper_is_made_for_its_owner_alone_and_the_new_one_is_on_top() {
+fn a_pepper_file_is_readable_only_by_its_owner_and_the_new_pepper_is_first() {
     let database = Database::empty(Backend::Sqlite).expect("always there");
     let line = pepper_new(&database, None).ok();
     let file = database.dir().join("pepper");
@@ -219,9 +219,9 @@ fn a_pepper_is_made_for_its_owner_alone_and_the_new_one_is_on_top() {
     let text = std::fs::read_to_string(&file).expect("there");
     let peppers: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
     assert!(peppers.len() == 2 && peppers[1] == line.trim() && text.contains("# ours"), "{said}");
-    assert!(!said.contains(peppers[0]) && !said.contains(peppers[1]), "a file's peppers are not shown");
+    assert!(!said.contains(peppers[0]) && !said.contains(peppers[1]), "peppers in a file are not printed");
     let mode = |file| std::fs::metadata(file).expect("there").permissions().mode() & 0o777;
-    assert_eq!(mode(&file), 0o440, "who could read it still can, and nobody else");
+    assert_eq!(mode(&file), 0o440, "the file keeps its owner, group and mode");
     let new = database.dir().join("new");
     let json =
         run_in(database.dir(), &[], &["pepper", "new", new.to_str().expect("plain"), "-o", "json"]).json();
@@ -229,7 +229,7 @@ fn a_pepper_is_made_for_its_owner_alone_and_the_new_one_is_on_top() {
 }
 
 #[test]
-fn what_is_wrong_with_peppers_is_said() {
+fn invalid_pepper_files_are_explained() {
     let database = Database::empty(Backend::Sqlite).expect("always there");
     let broken = database.dir().join("broken");
     std::fs::write(&broken, "my-secret-pepper\n").expect("written");
@@ -249,11 +249,15 @@ fn what_is_wrong_with_peppers_is_said() {
     assert!(said.contains("line 1 is not a valid pepper") && !said.contains("my-secret"), "{said}");
     let said = pepper_new(&database, Some(&broken.into())).refused();
     assert!(said.contains("line 1 is not a valid pepper") && !said.contains("my-secret"), "{said}");
-    assert_eq!(std::fs::read_to_string(broken).expect("there"), "my-secret-pepper\n", "nothing is lost");
+    assert_eq!(
+        std::fs::read_to_string(broken).expect("there"),
+        "my-secret-pepper\n",
+        "the file is unchanged"
+    );
 }
 
 #[test]
-fn a_pepper_that_everybody_may_read_is_remarked_on() {
+fn a_world_readable_pepper_file_is_warned_about() {
     let world = World::somewhere();
     let file = pepper_file(&world, "pepper");
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).expect("set");

@@ -61,8 +61,8 @@ const LEGACY_ROWS: &str = "SELECT concat_ws('|', id, hashed_key, key_prefix, ten
 
 on_every_store![
     migrating_again_does_nothing,
-    the_database_refuses_what_makes_no_sense,
-    the_tables_are_called_as_documented,
+    the_database_rejects_invalid_rows,
+    tables_and_columns_have_the_documented_names,
 ];
 
 fn legacy() -> Option<Database> {
@@ -77,13 +77,13 @@ fn for_asyncpg(database: &Database) -> String {
 }
 
 #[test]
-fn an_existing_deployment_works_with_nothing_reissued() {
+fn an_existing_deployment_works_without_new_keys() {
     let Some(database) = legacy() else { return };
     let before = database.texts(LEGACY_ROWS);
     let url = for_asyncpg(&database);
     let migrated = run_in(database.dir(), &[(DATABASE_URL, &url)], &["migrate", "-o", "json"]).json();
     assert_eq!(migrated["applied"].as_array().map(Vec::is_empty), Some(false), "{migrated}");
-    assert_eq!(database.texts(LEGACY_ROWS), before, "no row was touched");
+    assert_eq!(database.texts(LEGACY_ROWS), before, "no row was changed");
     let server =
         Server::plan(database.dir(), &["--ops-listen", "127.0.0.1:0"]).env(DATABASE_URL, &url).start();
     for (key, wanted) in KEYS {
@@ -120,12 +120,16 @@ fn an_old_schema_is_refused_with_the_command_to_run() {
         }
         let (code, stdout, stderr) = Server::on(database).run_to_end();
         assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
-        assert_eq!(stderr.matches("tenantgate migrate").count(), 1, "once, and with the command: {stderr}");
+        assert_eq!(
+            stderr.matches("tenantgate migrate").count(),
+            1,
+            "one line, with the command to run: {stderr}"
+        );
     }
 }
 
 #[test]
-fn serve_migrates_postgres_when_told_to() {
+fn serve_migrates_postgres_with_its_option() {
     let (Some(old), Some(empty)) = (legacy(), Database::empty(Backend::Postgres)) else { return };
     let server = Server::on(&old).arg("--migrate").start();
     assert_eq!(server.row(Ask::with_key(KEYS[0].0)), "200 ok");
@@ -135,7 +139,7 @@ fn serve_migrates_postgres_when_told_to() {
 }
 
 #[test]
-fn an_embedded_sqlite_is_brought_up_to_date_by_every_command() {
+fn every_command_migrates_an_old_sqlite_file() {
     let database = Database::empty(Backend::Sqlite).expect("always there");
     let server = Server::on(&database).start();
     assert_eq!(server.row(Ask::with_key(KEYS[0].0)), "401 unknown");
@@ -143,7 +147,7 @@ fn an_embedded_sqlite_is_brought_up_to_date_by_every_command() {
 }
 
 #[test]
-fn two_may_migrate_at_once() {
+fn concurrent_migrations_succeed() {
     let Some(database) = legacy() else { return };
     let runs = std::thread::scope(|scope| {
         let runs = [(); 3].map(|()| scope.spawn(|| database.cli(&["migrate"])));
@@ -162,10 +166,10 @@ fn migrating_again_does_nothing(world: &World) {
     assert_eq!(first["applied"], serde_json::json!([]), "the world is migrated");
     assert!(first["current"].as_u64().is_some_and(|version| version > 0), "{first}");
     assert_eq!(world.db.json(&["migrate"]), first);
-    assert!(!world.db.cli(&["migrate"]).ok().is_empty(), "text says something too");
+    assert!(!world.db.cli(&["migrate"]).ok().is_empty(), "the text output is not empty");
 }
 
-fn the_tables_are_called_as_documented(world: &World) {
+fn tables_and_columns_have_the_documented_names(world: &World) {
     let count = |sql: &str| world.db.texts(sql).len();
     assert_eq!(count("SELECT name FROM tenants WHERE status IN ('active', 'deleted')"), 2);
     assert_eq!(count("SELECT key_prefix FROM api_keys WHERE revoked_at IS NULL"), 7);
@@ -177,7 +181,7 @@ fn the_tables_are_called_as_documented(world: &World) {
     );
 }
 
-fn the_database_refuses_what_makes_no_sense(world: &World) {
+fn the_database_rejects_invalid_rows(world: &World) {
     let refused = [
         "UPDATE tenants SET status = 'frozen'",
         "UPDATE tenants SET status = NULL",
@@ -199,12 +203,12 @@ fn the_database_refuses_what_makes_no_sense(world: &World) {
     assert_eq!(
         world.db.json(&["key", "list"]).as_array().map(Vec::len),
         Some(7),
-        "its keys go with a tenant"
+        "deleting a tenant deletes its keys"
     );
 }
 
 #[test]
-fn truncate_is_refused() {
+fn truncate_is_rejected() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     for sql in ["TRUNCATE api_keys", "TRUNCATE tenants CASCADE", "TRUNCATE tenants, api_keys"] {
         world.db.refuses(sql);

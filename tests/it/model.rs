@@ -145,7 +145,7 @@ fn start_sync(witness: Witness, replica: Replica) -> tokio::task::AbortHandle {
 }
 
 #[test]
-fn on_postgres_every_look_is_the_database_at_its_instant() {
+fn on_postgres_every_poll_equals_the_database_at_its_instant() {
     let databases = (Database::empty(Backend::Postgres), Database::empty(Backend::Postgres));
     let (Some(database), Some(elsewhere)) = databases else { return };
     let seed = Seed::chosen();
@@ -163,21 +163,21 @@ fn on_postgres_every_look_is_the_database_at_its_instant() {
         }
     }
     tell(&format!("model: Postgres, seed {}, {:?}: {tally:?}, no difference", seed.0, start.elapsed()));
-    assert!(tally.moves > tally.comparisons / 4, "too few looks showed anything new: {tally:?}");
+    assert!(tally.moves > tally.comparisons / 4, "too few polls found changes: {tally:?}");
     assert!(tally.reloads > 0 && tally.pruned > 0 && tally.rolled_back > 0, "{tally:?}");
-    assert!(tally.committed > tally.refused, "the writers were in each other's way: {tally:?}");
+    assert!(tally.committed > tally.refused, "the writers conflicted: {tally:?}");
 }
 
-/// The same, with writers at the publisher and logical replication here.
+/// The same with writers at the publisher, and a replica on a subscriber of logical replication.
 #[test]
-fn on_a_subscriber_every_look_is_the_database_at_its_instant() {
+fn on_a_subscriber_every_poll_equals_the_database_at_its_instant() {
     let (Some(publisher), Some(elsewhere)) = (Cluster::publisher(), Database::empty(Backend::Postgres))
     else {
         return;
     };
     publisher.admin("CREATE DATABASE own");
     let origin = Database::at(Backend::Postgres, &publisher.url("own"));
-    let database = Database::empty(Backend::Postgres).expect("a cluster is there");
+    let database = Database::empty(Backend::Postgres).expect("the cluster exists");
     let store: Arc<dyn Store> = Arc::new(PostgresStore::new(database.url()).unwrap());
     origin.cli(&["migrate", "--publication"]).ok();
     wait(store.migrate()).unwrap();
@@ -260,14 +260,14 @@ async fn play(store: &Arc<dyn Store>, places: &Places<'_>, Seed(seed): &Seed, ro
         tally.compare(&state, look, before);
         before = Some(look);
     }
-    assert_eq!(replica.stats().went_back.value(), 0, "the database never went back");
+    assert_eq!(replica.stats().went_back.value(), 0, "the database never lost a change");
 }
 
 /// The number of transactions on SQLite, each with a poll in its middle and one after it.
 const TRANSACTIONS: usize = 400;
 
 #[test]
-fn on_sqlite_every_look_is_the_database_at_its_instant() {
+fn on_sqlite_every_poll_equals_the_database_at_its_instant() {
     let database = Database::empty(Backend::Sqlite).expect("always there");
     let seed = Seed::chosen();
     let store: Arc<dyn Store> = Arc::new(SqliteStore::new(database.url()).unwrap());
@@ -294,7 +294,7 @@ fn on_sqlite_every_look_is_the_database_at_its_instant() {
     }
     sync.abort();
     tell(&format!("model: SQLite, seed {}: {tally:?}, no difference", seed.0));
-    assert!(tally.moves > TRANSACTIONS / 4, "too few looks showed anything new: {tally:?}");
+    assert!(tally.moves > TRANSACTIONS / 4, "too few polls found changes: {tally:?}");
     assert!(tally.reloads > 0 && tally.pruned > 0 && tally.rolled_back > 0, "{tally:?}");
 }
 

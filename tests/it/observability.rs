@@ -45,7 +45,7 @@ fn documented() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn every_number_is_in_the_reference_and_named_as_prometheus_would() {
+fn every_metric_is_in_the_reference_and_follows_the_naming_of_prometheus() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     server.check(Ask::with_key(&world.live.text));
@@ -85,7 +85,10 @@ fn each_alert_fires_in_its_case_and_not_while_all_is_well() {
     let (alerts, cases) = (alerts(), read("envoy/observability/alerts_test.yml"));
     assert!(alerts.len() > 10, "{alerts:?}");
     for alert in alerts {
-        assert!(cases.contains(&format!("{{alertname=\"{alert}\"")), "no case in which {alert} fires");
+        assert!(
+            cases.contains(&format!("{{alertname=\"{alert}\"")),
+            "there is no test case in which {alert} fires"
+        );
     }
 }
 
@@ -96,16 +99,16 @@ fn absolute(args: &[&str]) -> Vec<String> {
 }
 
 fn alerts() -> Vec<String> {
-    let text = std::fs::read_to_string(ALERTS).expect("the alerts are there");
+    let text = std::fs::read_to_string(ALERTS).expect("the file of alerts exists");
     text.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).map(str::to_owned).collect()
 }
 
 #[test]
-fn each_alert_says_what_to_do_where_it_says_so() {
-    let text = std::fs::read_to_string(ALERTS).expect("the alerts are there");
+fn each_alert_links_to_its_section_in_the_docs() {
+    let text = std::fs::read_to_string(ALERTS).expect("the file of alerts exists");
     let links = text.lines().filter_map(|line| line.trim().strip_prefix("runbook_url: "));
     let links: Vec<_> = links.collect();
-    assert_eq!(links.len(), alerts().len(), "one for each");
+    assert_eq!(links.len(), alerts().len(), "one annotation for each alert");
     for (alert, link) in alerts().iter().zip(links) {
         let (page, anchor) = link.split_once('#').expect("an anchor");
         assert_eq!(anchor, alert.to_lowercase());
@@ -159,13 +162,13 @@ impl Watched {
 }
 
 #[test]
-fn every_query_of_the_dashboard_has_an_answer() {
+fn every_query_of_the_dashboard_has_a_result() {
     let dashboard: Value = serde_json::from_str(&read("envoy/observability/dashboard.json")).expect("JSON");
     let Some(watched) = Watched::start() else { return };
     let plain = |query: &str| {
         let query = query.replace("$__rate_interval", "5s").replace("$job", "tenantgate");
         let query = query.replace("$instance", ".*");
-        assert!(!query.contains('$'), "a variable nobody knows: {query}");
+        assert!(!query.contains('$'), "an undefined variable: {query}");
         query
     };
     let panels = dashboard["panels"].as_array().expect("panels");
@@ -178,18 +181,21 @@ fn every_query_of_the_dashboard_has_an_answer() {
     for variable in dashboard["templating"]["list"].as_array().expect("variables") {
         if let Some(of) = variable["definition"].as_str().and_then(|text| text.strip_prefix("label_values("))
         {
-            let (series, label) = of.rsplit_once(", ").expect("a series and a label");
+            let (series, label) = of.rsplit_once(", ").expect("the query names a series and a label");
             let samples = watched.answers(&plain(series));
             assert!(samples[0]["metric"][label.trim_end_matches(')')].is_string(), "{samples:?}");
         }
     }
     for note in dashboard["annotations"]["list"].as_array().expect("annotations") {
-        watched.prometheus.query(&plain(note["expr"].as_str().expect("a query"))).expect("it is a query");
+        watched
+            .prometheus
+            .query(&plain(note["expr"].as_str().expect("a query")))
+            .expect("the query is a text");
     }
 }
 
 #[test]
-fn every_alert_is_evaluated_on_numbers_that_there_are() {
+fn every_alert_uses_existing_metrics() {
     let Some(watched) = Watched::start() else { return };
     let names: BTreeSet<_> = alerts().into_iter().collect();
     let evaluated = |rule: &Value| rule["health"] == "ok";
@@ -205,7 +211,7 @@ fn every_alert_is_evaluated_on_numbers_that_there_are() {
         watched.answers(&metric);
     }
     watched.world.db.sql("UPDATE api_keys SET hashed_key = 'damaged' WHERE key_prefix = 'llmk_other'");
-    eventually("the damaged row is noticed", PATIENCE, || {
+    eventually("the damaged row is counted", PATIENCE, || {
         let rules = watched.prometheus.rules();
         let states = rules.iter().map(|rule| (rule["name"].as_str().unwrap_or_default(), &rule["state"]));
         let active: Vec<_> =
@@ -223,7 +229,7 @@ fn metrics_of(expression: &str) -> BTreeSet<String> {
 
 /// Asserts that the tests use the files that the docs name.
 #[test]
-fn the_documentation_leads_to_dashboard_and_alerts() {
+fn the_documentation_links_to_dashboard_and_alerts() {
     let page = read("docs/operations/alerts.md");
     for file in ["dashboard.json", "alerts.yml", "alerts_test.yml"] {
         let path: PathBuf = ["envoy", "observability", file].iter().collect();

@@ -1,8 +1,8 @@
-//! Random requests through a real Envoy that lets requests pass whose Check fails, against one sentence:
+//! Sends random requests through a real Envoy that lets requests pass whose Check fails, and checks one property:
 //!
-//! *the upstream saw it ⇒ it carried exactly one valid live key, or the path is public.*
+//! *if the upstream saw a request, the request had exactly one valid live key, or its path is public.*
 //!
-//! Beside them an innocent client that must never see anything but 200. `TENANTGATE_ORACLE_SECONDS` makes it longer,
+//! Meanwhile an innocent client must always get 200. `TENANTGATE_ORACLE_SECONDS` sets the duration,
 //! `TENANTGATE_ORACLE_SEED` repeats a run.
 
 use std::collections::BTreeMap;
@@ -21,16 +21,16 @@ use crate::support::envoy::{Envoy, Seen};
 use crate::support::frames::{Frame, PREFACE, kind};
 use crate::support::{Ask, Server, World};
 
-/// Attackers at a time.
+/// The number of concurrent attackers.
 const ATTACKERS: u64 = 3;
 
-/// Findings after which a run ends.
+/// The number of findings that ends a run.
 const ENOUGH: usize = 10;
 
-/// Requests that are remembered: more than are on their way at any time.
+/// The number of requests that are remembered, which is more than are in flight at any time.
 const REMEMBERED: usize = 200_000;
 
-/// What the upstream may see of a request, by its number.
+/// What the upstream may see of a request with this number.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Expected {
     Nothing,
@@ -38,7 +38,7 @@ enum Expected {
     Nobody,
 }
 
-/// A run: what was sent, and what was found.
+/// A run: the requests that were sent, and the findings.
 struct Run<'r> {
     envoy: &'r Envoy,
     world: &'r World,
@@ -48,7 +48,7 @@ struct Run<'r> {
     kinds: Mutex<BTreeMap<&'static str, u64>>,
 }
 
-/// A request before it is written down.
+/// A request before it is encoded.
 struct Request {
     method: &'static str,
     path: String,
@@ -67,14 +67,14 @@ fn pick<T: Copy>(dice: &mut Dice, all: &[T]) -> T {
     all[usize::try_from(dice.below(all.len() as u64)).expect("few")]
 }
 
-/// Mostly small, now and then up to `most`.
+/// Returns a mostly small size, sometimes up to `most`.
 fn size(dice: &mut Dice, most: u64) -> usize {
     let scale = dice.below(most.ilog2().into());
     usize::try_from(dice.below(2 << scale).min(most)).expect("it fits")
 }
 
 impl Run<'_> {
-    /// A request with random headers, and what may come of it.
+    /// Returns a request with random headers, and what the upstream may see of it.
     fn request(&self, dice: &mut Dice) -> Request {
         let number = self.next.fetch_add(1, Relaxed);
         let method =
@@ -109,7 +109,7 @@ impl Run<'_> {
         let shown = format!("{method} {path}, {what}, seed of its attacker");
         let mut all = self.expected.lock().expect("no panic");
         all.insert(number, (expected, shown));
-        // What was sent so long ago has arrived or never will.
+        // Requests sent so long ago have arrived or never will.
         while all.len() > REMEMBERED {
             all.pop_first();
         }
@@ -117,7 +117,7 @@ impl Run<'_> {
         Request { method, path, headers }
     }
 
-    /// Some keys, and which.
+    /// Returns some keys, and their kind.
     fn keys(&self, dice: &mut Dice) -> (Vec<String>, &'static str) {
         let world = self.world;
         let long = format!("llmk_live_{}", "s".repeat(size(dice, 100_000)));
@@ -135,7 +135,7 @@ impl Run<'_> {
         }
     }
 
-    /// Headers that should not matter.
+    /// Adds headers that should have no effect.
     fn decorate(dice: &mut Dice, headers: &mut Vec<(String, Vec<u8>)>) {
         let names = [
             "tracestate",
@@ -170,7 +170,7 @@ impl Run<'_> {
         if dice.one_in(20) {
             headers.extend((0..dice.below(90)).map(|n| (format!("x-many-{n}"), vec![b'm'; 50])));
         }
-        // A client that ends a line inside of a value writes another request, which is not what is asked here.
+        // A line end inside a value would start another request, which is not tested here.
         headers.retain(|(_, value)| !value.iter().any(|byte| [b'\r', b'\n', 0].contains(byte)));
     }
 
@@ -178,7 +178,7 @@ impl Run<'_> {
         *self.kinds.lock().expect("no panic").entry(kind).or_default() += 1;
     }
 
-    /// One client: a connection, and what is done on it.
+    /// Acts as one client on one connection.
     fn attack(&self, dice: &mut Dice) {
         match dice.below(8) {
             0..=2 => self.http1(dice, "HTTP/1.1", false),
@@ -221,7 +221,7 @@ impl Run<'_> {
             let _ = stream.write_all(&bytes);
             return;
         }
-        // Envoy may have answered and closed before it has read everything.
+        // Envoy may have responded and closed before it has read everything.
         if stream.write_all(&bytes).is_ok() && dice.one_in(10) {
             let _ = stream.shutdown(Shutdown::Write);
         }
@@ -272,7 +272,7 @@ impl Run<'_> {
         let _ = stream.read(&mut [0; 4096]);
     }
 
-    /// Many requests in one write, of which some are reset, on a connection that may just be closed.
+    /// Sends many requests in one write, resets some of them, and may close the connection.
     fn http2(&self, dice: &mut Dice) {
         self.count("a burst over HTTP/2");
         let mut bytes = [PREFACE, &Frame::new(kind::SETTINGS, 0, 0, &[]).bytes()].concat();
@@ -287,7 +287,7 @@ impl Run<'_> {
                 Some((name.clone(), text?))
             };
             let own: Vec<_> = headers.iter().filter_map(short).collect();
-            // A header that does not fit is left out; without its key a request is another one.
+            // A header that does not fit is omitted; without its key, the request is a different one.
             let keys = |name: &str| name == KEY_HEADER;
             let number = self.next.load(Relaxed);
             if own.iter().filter(|(name, _)| keys(name)).count()
@@ -315,13 +315,13 @@ impl Run<'_> {
         }
     }
 
-    /// A request that was not sent after all.
+    /// Forgets a request that was not sent.
     fn forget(&self, path: &str) {
         let number = path.rsplit_once("o=").and_then(|(_, number)| number.parse().ok()).expect("a number");
         self.expected.lock().expect("no panic").remove(&number);
     }
 
-    /// Holds what the upstream saw against what it may see.
+    /// Compares the requests that the upstream saw with the expected ones.
     fn examine(&self) -> u64 {
         let seen = self.envoy.http_seen();
         let count = seen.len() as u64;
@@ -335,7 +335,7 @@ impl Run<'_> {
         let number =
             seen.line.split("o=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
         let Some(number) = number else {
-            // The innocent client has no number.
+            // Requests of the innocent client have no number.
             return;
         };
         let expected = self.expected.lock().expect("no panic").get(&number).cloned();
@@ -353,7 +353,7 @@ impl Run<'_> {
 }
 
 #[test]
-fn the_upstream_sees_only_what_may_pass_and_innocent_clients_see_no_error() {
+fn only_valid_requests_reach_the_upstream_and_innocent_clients_get_no_error() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let plan = with_everything(fail_open(&server))
@@ -399,14 +399,14 @@ fn the_upstream_sees_only_what_may_pass_and_innocent_clients_see_no_error() {
     let sent = run.next.load(Relaxed);
     let (findings, kinds) =
         (run.findings.into_inner().expect("no panic"), run.kinds.into_inner().expect("no panic"));
-    #[expect(clippy::print_stdout, reason = "what a run did is its result")]
+    #[expect(clippy::print_stdout, reason = "the result of a run")]
     {
         println!(
             "oracle: seed {seed}, {sent} requests ({kinds:?}), {arrived} arrived, {answered} of an innocent client"
         );
     }
     assert!(findings.is_empty(), "seed {seed}: {findings:#?}");
-    assert!(arrived > 100 && sent > arrived, "it asks for something: {arrived} of {sent}");
+    assert!(arrived > 100 && sent > arrived, "enough requests arrive: {arrived} of {sent}");
     assert_eq!(envoy.stat("http.edge.ext_authz.failure_mode_allowed"), 0, "seed {seed}");
     assert_eq!(envoy.stat("cluster.tenantgate.upstream_rq_rx_reset"), 0, "seed {seed}");
 }

@@ -24,7 +24,7 @@ fn ready(server: &Server) -> (u16, String) {
 
 #[track_caller]
 fn ready_becomes(server: &Server, http: u16, status: &str) {
-    eventually(&format!("readyz says {status}"), PATIENCE, || match ready(server) {
+    eventually(&format!("/readyz has the status {status}"), PATIENCE, || match ready(server) {
         seen if seen == (http, status.to_owned()) => Ok(()),
         seen => Err(seen),
     });
@@ -43,7 +43,7 @@ fn health_becomes(server: &Server, wanted: ServingStatus) {
 }
 
 #[test]
-fn known_keys_outlive_the_database_and_unknown_ones_wait() {
+fn known_keys_work_without_the_database_and_unknown_ones_get_503() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let (link, seen) = Link::before(&world.db);
     let server = Server::on(&seen).start();
@@ -76,7 +76,7 @@ fn known_keys_outlive_the_database_and_unknown_ones_wait() {
 }
 
 #[test]
-fn beyond_the_bound_nothing_is_known_any_more() {
+fn beyond_the_staleness_limit_every_key_gets_503() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let (link, seen) = Link::before(&world.db);
     let server = Server::on(&seen).args(&["--max-staleness", "2s"]).start();
@@ -99,7 +99,7 @@ fn beyond_the_bound_nothing_is_known_any_more() {
     for (wanted, ask) in rows {
         assert_eq!(server.row(ask.clone()), wanted, "{ask:?}");
     }
-    assert_eq!(server.http("/livez").status, 200, "it lives: restarting it would not help");
+    assert_eq!(server.http("/livez").status, 200, "it is live, because a restart would not help");
     link.mend();
     server.row_becomes("200 ok", PATIENCE, Ask::with_key(&world.live.text));
     health_becomes(&server, ServingStatus::Serving);
@@ -107,7 +107,7 @@ fn beyond_the_bound_nothing_is_known_any_more() {
 }
 
 #[test]
-fn a_network_that_swallows_everything_is_noticed() {
+fn a_network_that_drops_everything_is_detected() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let (link, seen) = Link::before(&world.db);
     let server = Server::on(&seen).start();
@@ -120,7 +120,7 @@ fn a_network_that_swallows_everything_is_noticed() {
 }
 
 #[test]
-fn a_server_without_a_database_answers_what_it_can_and_waits() {
+fn a_server_without_a_database_answers_requests_without_keys() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let (link, seen) = Link::before(&world.db);
     link.slam();
@@ -141,7 +141,7 @@ fn a_server_without_a_database_answers_what_it_can_and_waits() {
     health_becomes(&server, ServingStatus::NotServing);
     assert_eq!(ready(&server), (503, "starting".to_owned()));
     assert_eq!(server.http("/livez").status, 200);
-    eventually("it keeps trying", PATIENCE, || match link.attempts() {
+    eventually("the server keeps trying", PATIENCE, || match link.attempts() {
         attempts @ 0..5 => Err(attempts),
         _ => Ok(()),
     });
@@ -157,7 +157,7 @@ fn a_server_without_a_database_answers_what_it_can_and_waits() {
 }
 
 #[test]
-fn a_schema_that_proves_old_when_the_database_comes_ends_the_server() {
+fn an_old_schema_found_later_ends_the_server() {
     let Some(database) = Database::empty(Backend::Postgres) else { return };
     let (link, seen) = Link::before(&database);
     link.cut();
@@ -170,7 +170,7 @@ fn a_schema_that_proves_old_when_the_database_comes_ends_the_server() {
 }
 
 #[test]
-fn a_postgres_that_is_stopped_and_started_is_the_same_postgres() {
+fn a_restarted_postgres_is_recognized() {
     let Some(cluster) = Cluster::private() else { return };
     cluster.admin("CREATE DATABASE own");
     let database = Database::at(Backend::Postgres, &cluster.url("own"));

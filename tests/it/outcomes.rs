@@ -161,5 +161,5 @@ fn compare(seen: &str, backend: Backend) {
         std::fs::write(&file, seen).expect("the table is written");
     }
     let committed = std::fs::read_to_string(&file).expect("the table is committed");
-    assert_eq!(committed, seen, "on {backend:?}; UPDATE_SNAPSHOTS=1 writes tests/it/outcomes.txt anew");
+    assert_eq!(committed, seen, "on {backend:?}; UPDATE_SNAPSHOTS=1 rewrites tests/it/outcomes.txt");
 }

@@ -1,5 +1,5 @@
-//! The page of `manage`, as a program sees it: sessions and login links on either store, and what hostile sites and texts
-//! come to.
+//! Tests the page of `manage` without a browser: sessions and login links on both stores, hostile sites and hostile
+//! texts.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -25,20 +25,20 @@ on_every_store![
     a_link_signs_in_once_and_for_five_minutes,
     a_session_ends_by_idleness_by_age_and_with_its_key,
     signing_in_and_out_is_in_the_audit_log,
-    a_cookie_opens_the_page_and_nothing_under_v1,
+    a_cookie_is_valid_for_the_page_but_not_for_the_api,
     other_sites_change_nothing,
-    a_session_cannot_be_chosen_by_others,
+    a_session_cannot_be_planted,
     wrong_keys_and_links_are_counted_together,
-    every_text_is_shown_as_text,
-    what_a_key_may_not_do_is_neither_offered_nor_done,
+    every_text_is_escaped,
+    actions_without_permission_are_neither_offered_nor_performed,
     sessions_are_listed_and_ended,
 ];
 
-/// The name under which the tests ask, which is not of this machine: cookies have the strict name.
+/// The host name of the tests. It is not a loopback name, so that cookies have the strict name.
 const HOST: &str = "gate.example";
 const OURS: [&str; 2] = ["sec-fetch-site: same-origin", "origin: https://gate.example"];
 
-/// Use cases whose clock stands still.
+/// Returns use cases whose clock does not advance.
 fn with_clock(world: &World) -> (Admin, Arc<ManualClock>) {
     let database = Database::at(world.db.url());
     let store = tenantgate::config::management(&database, Actor::default()).unwrap();
@@ -62,7 +62,7 @@ fn send(manage: &Manage, method: &str, path: &str, headers: &[&str], body: &str)
     parse(&String::from_utf8_lossy(&bytes))
 }
 
-/// The `name=value` of the cookie that an answer sets.
+/// Returns the `name=value` of the cookie that a response sets.
 #[track_caller]
 fn cookie_of(page: &Page) -> String {
     assert_eq!(page.status, 303, "{}", page.body);
@@ -96,7 +96,7 @@ fn a_link_signs_in_once_and_for_five_minutes(world: &World) {
     let link = made();
     assert!(!by("") && !by("nothing") && !by(&link.token.hash()));
     clock.advance(LINK_WITHIN.checked_sub(Duration::from_secs(1)).unwrap());
-    assert!(by(link.token.expose()) && !by(link.token.expose()), "it opens once");
+    assert!(by(link.token.expose()) && !by(link.token.expose()), "it works once");
     let late = made();
     clock.advance(LINK_WITHIN);
     assert!(!by(late.token.expose()));
@@ -104,7 +104,7 @@ fn a_link_signs_in_once_and_for_five_minutes(world: &World) {
     world.db.json(&["admin-key", "revoke", "Ops"]);
     assert!(!by(of_revoked.token.expose()));
     assert!(wait(admin.login_link("Ops")).is_err() && wait(admin.login_link("nobody")).is_err());
-    // By the command, with a base of the operator's own.
+    // By the command, with a given base URL.
     create(world, &["Other"]);
     let printed = world.db.json(&["admin-key", "login-link", "Other", "--url", "https://gate.example/"]);
     assert!(string(&printed, "url").starts_with("https://gate.example/login/"), "{printed}");
@@ -120,7 +120,7 @@ fn a_session_ends_by_idleness_by_age_and_with_its_key(world: &World) {
     let (admin, clock) = with_clock(world);
     let begin = || {
         let presented = parse_management(key.as_bytes()).unwrap();
-        wait(admin.sign_in(presented, &Browser::default())).unwrap().expect("a live key")
+        wait(admin.sign_in(presented, &Browser::default())).unwrap().expect("a valid key")
     };
     let on = |token: &str| wait(admin.session(token)).unwrap().is_some();
     let (minute, session) = (Duration::from_mins(1), begin());
@@ -138,7 +138,7 @@ fn a_session_ends_by_idleness_by_age_and_with_its_key(world: &World) {
     }
     clock.advance(20 * minute);
     assert!(!on(token), "older than 12 h");
-    // Those that are over are gone as soon as another one begins.
+    // A new session removes those that have ended.
     let session = begin();
     assert_eq!(world.db.text("SELECT CAST(count(*) AS text) FROM tenantgate_admin_session").unwrap(), "1");
     assert!(on(session.token.expose()));
@@ -163,7 +163,7 @@ fn signing_in_and_out_is_in_the_audit_log(world: &World) {
     world.db.json(&["audit", "verify"]);
 }
 
-fn a_cookie_opens_the_page_and_nothing_under_v1(world: &World) {
+fn a_cookie_is_valid_for_the_page_but_not_for_the_api(world: &World) {
     let key = owner(world);
     let manage = Manage::on(&world.db, "127.0.0.1:0");
     let page = send(&manage, "POST", "/sign-in", &OURS, &format!("key={key}"));
@@ -228,7 +228,7 @@ fn other_sites_change_nothing(world: &World) {
     }
     assert_eq!(world.db.json(&["tenant", "list"]), before);
     assert_eq!(get(&manage, "/", &cookie).status, 200, "still signed in");
-    // Looking at a link does not use it up, and the others did not either.
+    // Opening a link with GET does not use it up, and neither did the rejected requests.
     assert_eq!(send(&manage, "GET", &format!("/login/{link}"), &[], "").status, 200);
     assert_eq!(send(&manage, "HEAD", &format!("/login/{link}"), &[], "").status, 200);
     let page = send(&manage, "POST", &format!("/login/{link}"), &OURS, "");
@@ -236,7 +236,7 @@ fn other_sites_change_nothing(world: &World) {
     assert_eq!(send(&manage, "POST", &format!("/login/{link}"), &OURS, "").status, 401);
 }
 
-fn a_session_cannot_be_chosen_by_others(world: &World) {
+fn a_session_cannot_be_planted(world: &World) {
     let key = owner(world);
     let manage = Manage::on(&world.db, "127.0.0.1:0");
     let planted = "__Host-tenantgate=chosen-by-somebody-else";
@@ -246,14 +246,14 @@ fn a_session_cannot_be_chosen_by_others(world: &World) {
     let first = cookie_of(&page);
     assert_ne!(first, planted);
     assert_eq!(get(&manage, "/", &format!("cookie: {planted}")).status, 303);
-    // Signing in again gives another session, and ends the one before.
+    // A second sign-in starts another session and ends the first one.
     let cookie = format!("cookie: {first}");
     let headers = [&[cookie.as_str()][..], &OURS].concat();
     let second = cookie_of(&send(&manage, "POST", "/sign-in", &headers, &format!("key={key}")));
     assert_ne!(first, second);
     assert_eq!(get(&manage, "/", &format!("cookie: {first}")).status, 303);
     assert_eq!(get(&manage, "/", &format!("cookie: {second}")).status, 200);
-    // Two cookies of the name: one may be planted.
+    // Of two cookies with this name, one may have been planted.
     assert_eq!(get(&manage, "/", &format!("cookie: {second}; {first}")).status, 303);
     assert_eq!(get(&manage, "/", &format!("cookie: tenantgate={}", &second[18..])).status, 303);
 }
@@ -264,7 +264,7 @@ fn wrong_keys_and_links_are_counted_together(world: &World) {
     let wrong_secret = format!("{}X", &key[..key.len() - 1]);
     let unknown = "llma_nobody_0123456789abcdefghijkl";
     let at = |form: &str| send(&manage, "POST", "/sign-in", &OURS, &format!("key={form}"));
-    // The answers do not say what was wrong.
+    // The responses do not tell what was wrong.
     let (one, other, neither) = (at(&wrong_secret), at(unknown), at("x"));
     assert_eq!((one.status, &one.body), (401, &other.body));
     assert_eq!(other.body, neither.body);
@@ -276,11 +276,11 @@ fn wrong_keys_and_links_are_counted_together(world: &World) {
         assert_eq!(page.status, 429);
         assert!((1..=60).contains(&page.headers["retry-after"].parse::<u64>().unwrap()));
     }
-    assert_eq!(at(&key).status, 303, "a right key always passes");
+    assert_eq!(at(&key).status, 303, "a valid key always passes");
     assert!(!manage.stderr.text().contains(&wrong_secret));
 }
 
-fn every_text_is_shown_as_text(world: &World) {
+fn every_text_is_escaped(world: &World) {
     const NASTY: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&amp;";
     let key = string(&create(world, &[&format!("ops {NASTY}")]), "key");
     let manage = Manage::on(&world.db, "127.0.0.1:0");
@@ -333,13 +333,13 @@ fn every_text_is_shown_as_text(world: &World) {
         let page = get(&manage, path, &cookie);
         assert_eq!(page.body.contains("&lt;script&gt;alert(1)"), shown, "{path}: {}", page.body);
     }
-    // The forms show what was typed again, as text.
+    // The forms show the typed text again, escaped.
     let again = post(&manage, "/tenants", &cookie, &format!("name={nasty}&schema={nasty}"));
     assert_eq!(again.status, 400);
     assert!(again.body.contains("&lt;script&gt;") && !again.body.contains("<script>"));
 }
 
-fn what_a_key_may_not_do_is_neither_offered_nor_done(world: &World) {
+fn actions_without_permission_are_neither_offered_nor_performed(world: &World) {
     let only = |name: &str, permissions: &[Permission]| {
         key_with(world, name, permissions, Some(vec![world.acme.id.clone()]))
     };
@@ -382,7 +382,7 @@ fn what_a_key_may_not_do_is_neither_offered_nor_done(world: &World) {
         let page = post(&manage, &path, &cookie, "grace=1h&name=x&path=%2Fx");
         assert_eq!(page.status, 403, "{path}: {}", page.body);
     }
-    // One that may change keys, changes none of another tenant.
+    // A key that may change keys cannot change keys of another tenant.
     let writer = only("writer", &[Permission::KeysRead, Permission::KeysWrite, Permission::KeysRevoke]);
     let cookie = sign_in(&manage, &writer);
     for path in [format!("{theirs}/revoke"), format!("{theirs}/rotate"), format!("{sleepy}/keys")] {

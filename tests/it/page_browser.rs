@@ -1,6 +1,7 @@
-//! The page of `manage` in a real Chromium: what people do, with and without script, by keyboard, and for everybody.
+//! Tests the page of `manage` in a real Chromium: common tasks, with and without scripts, by keyboard, and its
+//! accessibility.
 //!
-//! `UPDATE_SNAPSHOTS=1` writes the pictures of the documentation anew.
+//! `UPDATE_SNAPSHOTS=1` rewrites the screenshots of the documentation.
 
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use crate::support::envoy::Envoy;
 use crate::support::world::string;
 use crate::support::{Ask, Backend, PATIENCE, Server, World};
 
-/// A browser that is signed in by a link to the page of this world.
+/// Signs a browser in to the page of this world with a link.
 fn signed_in(world: &World, manage: &Manage, browser: &mut Browser) {
     let base = format!("http://{}", manage.address);
     let link = world.db.json(&["admin-key", "login-link", "Ops team", "--url", &base]);
@@ -34,7 +35,7 @@ fn go(browser: &mut Browser, selector: &str, text: &str) {
 }
 
 #[test]
-fn a_customer_gets_a_key_that_is_used_replaced_and_taken_away() {
+fn a_key_is_created_used_rotated_and_revoked() {
     let Some(mut browser) = Browser::start() else { return };
     let world = world();
     let manage = Manage::on(&world.db, "127.0.0.1:0");
@@ -51,7 +52,7 @@ fn a_customer_gets_a_key_that_is_used_replaced_and_taken_away() {
     assert!(!browser.text().contains(&key), "it is shown once");
     let page = browser.path();
 
-    // Through Envoy, where there is one.
+    // Through Envoy, if there is one.
     let mut server = Server::on(&world.db).start();
     let used = match Envoy::before(&server).start() {
         Some(envoy) => {
@@ -67,7 +68,7 @@ fn a_customer_gets_a_key_that_is_used_replaced_and_taken_away() {
         }
     };
     assert_eq!(used, 200);
-    // A server that stops writes what it has counted.
+    // A server writes its counts when it stops.
     server.signal("TERM");
     assert_eq!(server.exit_code(PATIENCE), Some(0));
     browser.goto(&format!("http://{}{page}", manage.address));
@@ -80,7 +81,7 @@ fn a_customer_gets_a_key_that_is_used_replaced_and_taken_away() {
     let second = second.as_str().expect("a key").to_owned();
     let server = Server::on(&world.db).start();
     for key in [&key, &second] {
-        assert_eq!(server.check(Ask::with_key(key)).reason(), "ok", "both work meanwhile");
+        assert_eq!(server.check(Ask::with_key(key)).reason(), "ok", "both keys work during the grace period");
     }
     go(&mut browser, "a", "I have stored it");
     browser.click("summary", "Revoke");
@@ -96,7 +97,7 @@ fn a_customer_gets_a_key_that_is_used_replaced_and_taken_away() {
     assert_eq!(browser.complaints(), [""; 0]);
 }
 
-/// Makes a tenant and a key with the mouse; returns the key.
+/// Creates a tenant and a key with the mouse. Returns the key.
 fn new_customer_and_key(browser: &mut Browser, scripts: bool) -> String {
     go(browser, "nav a", "Tenants");
     go(browser, "a", "New tenant");
@@ -109,7 +110,7 @@ fn new_customer_and_key(browser: &mut Browser, scripts: bool) -> String {
     assert!(browser.text().contains("it is not shown again"));
     let copy =
         browser.eval("[...document.querySelectorAll('button.copy')].some(b => b.getClientRects().length)");
-    assert_eq!(copy, scripts, "a button that does nothing is not shown");
+    assert_eq!(copy, scripts, "without scripts, the copy button is hidden");
     let key = browser.eval("document.querySelector('#new-key').value");
     let key = key.as_str().expect("a key").to_owned();
     assert!(key.starts_with("llmk_"));
@@ -188,7 +189,7 @@ fn everything_works_by_keyboard() {
 }
 
 #[test]
-fn the_search_answers_while_one_types() {
+fn the_search_updates_while_typing() {
     let Some(mut browser) = Browser::start() else { return };
     let world = world();
     let manage = Manage::on(&world.db, "127.0.0.1:0");
@@ -207,7 +208,7 @@ fn the_search_answers_while_one_types() {
 }
 
 #[test]
-fn the_browser_tells_what_the_policy_refuses() {
+fn the_browser_enforces_the_content_security_policy() {
     let Some(mut browser) = Browser::start() else { return };
     let world = world();
     let manage = Manage::on(&world.db, "127.0.0.1:0");
@@ -215,15 +216,15 @@ fn the_browser_tells_what_the_policy_refuses() {
     assert_eq!(browser.complaints(), [""; 0]);
     browser.eval("document.body.insertAdjacentHTML('beforeend', '<img src=\"https://evil.example/x.png\">')");
     browser.eval("new Promise(done => setTimeout(done, 50))");
-    assert!(!browser.complaints().is_empty(), "a test that cannot fail proves nothing");
-    // No other page shows this one.
+    assert!(!browser.complaints().is_empty(), "the policy must reject something here");
+    // Other pages cannot show this page in a frame.
     browser.goto(&format!("data:text/html,<iframe src='http://{}/sign-in'></iframe>", manage.address));
     let tree = browser.call("Page.getFrameTree", json!({}));
     let frame = &tree["frameTree"]["childFrames"][0]["frame"];
     assert!(frame["unreachableUrl"].is_string(), "the page is shown in a frame: {tree}");
 }
 
-/// The screens with something on them.
+/// Returns the screens that have content.
 fn screens(world: &World) -> Vec<(&'static str, String)> {
     populate(world);
     vec![
@@ -243,7 +244,7 @@ fn screens(world: &World) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Names, rules and requests such as a real place has.
+/// Creates names, rules and requests as in a real deployment.
 fn populate(world: &World) {
     let db = &world.db;
     for (name, limit) in [("free", "60/MINUTE"), ("gold", "1000/MINUTE")] {
@@ -284,7 +285,7 @@ fn populate(world: &World) {
     db.sql("UPDATE api_keys SET last_used_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-2 hours') WHERE name IS NOT NULL");
 }
 
-/// The findings of axe that keep people out.
+/// Returns the serious findings of axe.
 fn serious(browser: &mut Browser, axe: &str) -> Vec<String> {
     browser.eval(&format!("{axe};0"));
     let found = browser.eval(
@@ -297,7 +298,7 @@ fn serious(browser: &mut Browser, axe: &str) -> Vec<String> {
 }
 
 #[test]
-fn nothing_keeps_people_out_on_any_screen() {
+fn no_screen_has_serious_accessibility_problems() {
     let (Some(mut browser), Some(axe)) = (Browser::start(), axe()) else { return };
     let world = world();
     let manage = Manage::on(&world.db, "127.0.0.1:0");
@@ -318,7 +319,7 @@ fn nothing_keeps_people_out_on_any_screen() {
                 }
                 browser.eval("document.querySelectorAll('details').forEach(d => d.open = true)");
                 found.extend(serious(&mut browser, &axe));
-                // axe asks for things of its own, which the policy refuses.
+                // axe itself causes requests that the policy rejects.
                 browser.complaints();
                 findings.extend(found.into_iter().map(|found| format!("{name} {width} {scheme}: {found}")));
             }
@@ -328,7 +329,7 @@ fn nothing_keeps_people_out_on_any_screen() {
 }
 
 #[test]
-fn the_pictures_of_the_documentation_are_of_this_page() {
+fn the_screenshots_of_the_documentation_are_current() {
     let Some(mut browser) = Browser::start() else { return };
     let world = world();
     let manage = Manage::on(&world.db, "127.0.0.1:0");
@@ -347,9 +348,10 @@ fn the_pictures_of_the_documentation_are_of_this_page() {
             std::fs::create_dir_all(&folder).expect("a folder");
             std::fs::write(&file, &picture).expect("the picture is written");
         }
-        let committed = std::fs::read(&file).expect("the picture is committed: UPDATE_SNAPSHOTS=1 makes it");
-        // Ids and times differ from run to run, so the pictures do; their format and size must not.
-        assert_eq!(committed[..24], picture[..24], "{name}: UPDATE_SNAPSHOTS=1 makes it anew");
+        let committed =
+            std::fs::read(&file).expect("the screenshot is committed: UPDATE_SNAPSHOTS=1 creates it");
+        // Ids and times, and therefore the screenshots, differ between runs. Their format and size must not.
+        assert_eq!(committed[..24], picture[..24], "{name}: UPDATE_SNAPSHOTS=1 rewrites it");
         assert!(committed.len() < 200_000, "{name} has {} bytes", committed.len());
     }
     assert_eq!(browser.complaints(), [""; 0]);

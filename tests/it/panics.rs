@@ -40,7 +40,7 @@ const OFTEN: Duration = Duration::from_millis(100);
 #[test]
 fn a_part_that_panics_is_restarted_and_its_values_are_not_logged() {
     let program = std::env::current_exe().expect("this program");
-    let test = "panics::in_a_process_of_its_own";
+    let test = "panics::in_a_separate_process";
     let mut child = Command::new(program);
     child.args([test, "--exact", "--nocapture"]).env(INSIDE, "1").env_remove("RUST_BACKTRACE");
     let said = child.output().expect("it starts");
@@ -58,7 +58,7 @@ fn a_part_that_panics_is_restarted_and_its_values_are_not_logged() {
     assert!(!all.contains("SecretInAPanic") && !all.contains("panicked at"), "{all}");
 }
 
-/// Where panics lie in wait.
+/// Where to panic.
 #[derive(Default)]
 struct Springs {
     /// Each of these panics once.
@@ -197,7 +197,7 @@ impl Store for Trap {
     }
 }
 
-/// The server, and who asks it.
+/// The server and a client.
 struct Stage {
     springs: Arc<Springs>,
     client: Client,
@@ -253,9 +253,9 @@ fn settings(world: &World, springs: &Arc<Springs>, dir: &Path) -> Settings {
     settings
 }
 
-/// For the test above; nothing where it is not told to be that process.
+/// Runs the server for the test above. Does nothing if the variable is not set.
 #[test]
-fn in_a_process_of_its_own() {
+fn in_a_separate_process() {
     if std::env::var_os(INSIDE).is_none() {
         return;
     }
@@ -281,7 +281,7 @@ fn in_a_process_of_its_own() {
     stage.panics_once("prune", "prune", || ());
     let mark = SqliteStore::new(world.db.url()).unwrap();
     stage.panics_once("announce", "announce", || drop(wait(mark.mark())));
-    // A memo is left once for a key, and lost here.
+    // A memo is written once for a key, and lost here.
     stage.springs.once.lock().unwrap().insert("memos");
     stage.becomes("200 ok", other);
     eventually("memos is restarted", PATIENCE, || stage.restarts("memos").filter(|n| *n > 0.0).ok_or(()));
@@ -289,7 +289,7 @@ fn in_a_process_of_its_own() {
     stage.becomes("200 ok", &world.issued.text);
     let memo = format!("SELECT key_memo FROM api_keys WHERE id = '{}'", world.issued.id);
     eventually("memos are written again", PATIENCE, || world.db.text(&memo).map(drop).ok_or(()));
-    // Whoever asks for the time: the two tasks that do, or this very page.
+    // The time is read by two tasks and by the metrics page itself.
     for part in ["health", "keep"] {
         eventually(&format!("{part} is restarted"), PATIENCE, || {
             stage.springs.once.lock().unwrap().insert("uptime");
@@ -314,5 +314,5 @@ fn in_a_process_of_its_own() {
     stage.becomes("401 unknown", "llmk_nobody_12345678");
     stage.becomes("200 ok", other);
     drop(stop);
-    wait(server).expect("no panic").expect("it goes in order");
+    wait(server).expect("no panic").expect("it stops gracefully");
 }

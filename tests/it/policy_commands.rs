@@ -1,4 +1,4 @@
-//! What a key may do, plans and rules, as the commands change them, on either store.
+//! Tests terms of keys, plans and rules with the commands, on both stores.
 
 use prost_types::value::Kind;
 use serde_json::{Value, json};
@@ -10,8 +10,8 @@ use crate::support::world::string;
 use crate::support::{Ask, PATIENCE, Server, World, eventually, on_every_store, runtime, wait};
 
 on_every_store![
-    a_key_is_made_and_changed_with_everything_it_may_do,
-    what_cannot_be_read_is_refused_where_it_is_wrong,
+    a_key_is_created_and_changed_with_all_its_terms,
+    invalid_values_are_rejected_with_their_option,
     a_key_must_be_valid_before_it_expires,
     a_disabled_key_can_be_enabled_and_a_revoked_one_cannot,
     rotation_keeps_what_a_key_may_do,
@@ -23,19 +23,19 @@ on_every_store![
     rules_are_added_listed_and_removed,
     a_table_of_rules_is_applied_whole_or_not_at_all,
     a_rule_is_tested_with_a_key,
-    a_table_of_rules_is_examined,
-    what_is_exported_can_be_imported,
+    a_table_of_rules_is_checked,
+    exported_keys_can_be_imported,
     every_change_is_in_the_audit_log,
-    servers_are_told_of_every_change,
-    the_database_refuses_values_that_make_no_sense,
-    a_running_server_judges_by_what_was_changed,
+    every_change_reaches_the_servers,
+    the_database_rejects_invalid_values,
+    a_running_server_applies_changes,
 ];
 
 fn key_with(world: &World, args: &[&str]) -> Value {
     world.db.json(&[&["key", "create", &world.acme.id], args].concat())
 }
 
-fn a_key_is_made_and_changed_with_everything_it_may_do(world: &World) {
+fn a_key_is_created_and_changed_with_all_its_terms(world: &World) {
     world.db.json(&["plan", "create", "gold"]);
     let made = key_with(
         world,
@@ -100,7 +100,7 @@ fn a_key_is_made_and_changed_with_everything_it_may_do(world: &World) {
     }
 }
 
-fn what_cannot_be_read_is_refused_where_it_is_wrong(world: &World) {
+fn invalid_values_are_rejected_with_their_option(world: &World) {
     for (args, said) in [
         (["--scopes", "a b*"], "position 4"),
         (["--scopes", "a é"], "position 3"),
@@ -152,7 +152,7 @@ fn a_key_must_be_valid_before_it_expires(world: &World) {
 fn a_disabled_key_can_be_enabled_and_a_revoked_one_cannot(world: &World) {
     let disabled = world.db.json(&["key", "disable", &world.live.prefix]);
     assert_eq!(disabled["status"], "disabled");
-    assert_eq!(world.db.json(&["key", "disable", &world.live.id]), disabled, "the first instant remains");
+    assert_eq!(world.db.json(&["key", "disable", &world.live.id]), disabled, "the first time remains");
     assert!(world.db.cli(&["key", "rotate", &world.live.id]).refused().contains("disabled"));
     let enabled = world.db.json(&["key", "enable", &world.live.id]);
     assert_eq!((&enabled["status"], &enabled["disabled_at"]), (&"active".into(), &Value::Null));
@@ -415,7 +415,7 @@ fn a_rule_is_tested_with_a_key(world: &World) {
     );
 }
 
-fn a_table_of_rules_is_examined(world: &World) {
+fn a_table_of_rules_is_checked(world: &World) {
     world.db.json(&["route", "add", "--path", "/v1/**", "--name", "wide"]);
     world.db.json(&[
         "route",
@@ -442,7 +442,7 @@ fn a_table_of_rules_is_examined(world: &World) {
     }
 }
 
-fn what_is_exported_can_be_imported(world: &World) {
+fn exported_keys_can_be_imported(world: &World) {
     world.db.json(&["plan", "create", "gold"]);
     let made = key_with(
         world,
@@ -538,8 +538,8 @@ fn every_change_is_in_the_audit_log(world: &World) {
     world.db.json(&["audit", "verify"]);
 }
 
-fn servers_are_told_of_every_change(world: &World) {
-    // The session ends in it.
+fn every_change_reaches_the_servers(world: &World) {
+    // The session is closed at the end of the block.
     let _context = runtime().enter();
     let store = config::store(world.db.url()).expect("a store");
     let mut session = wait(store.session()).expect("a session");
@@ -588,7 +588,7 @@ fn servers_are_told_of_every_change(world: &World) {
         world.db.cli(&args).ok();
         assert_eq!(changes().iter().map(about).collect::<Vec<_>>(), [expected], "{args:?}");
     }
-    // Names and labels do not matter to a server.
+    // Names and labels have no effect on a server.
     world.db.json(&["key", "update", prefix, "--label", "a=b", "--name", "x"]);
     assert!(changes().is_empty());
     world.db.json(&["plan", "create", "last"]);
@@ -602,7 +602,7 @@ fn servers_are_told_of_every_change(world: &World) {
     assert!(loaded.contains(&format!("key {prefix} Some(\"a b\") None true")), "{loaded:?}");
 }
 
-fn the_database_refuses_values_that_make_no_sense(world: &World) {
+fn the_database_rejects_invalid_values(world: &World) {
     for sql in [
         "UPDATE api_keys SET scopes = 'a,b'",
         "UPDATE api_keys SET networks = ''",
@@ -631,7 +631,7 @@ fn the_database_refuses_values_that_make_no_sense(world: &World) {
     );
 }
 
-/// A field of the metadata of an answer.
+/// Returns a field of the metadata of a response.
 fn told(server: &Server, request: &Ask, field: &str) -> String {
     fn text(value: &Kind) -> String {
         match value {
@@ -650,7 +650,7 @@ fn told(server: &Server, request: &Ask, field: &str) -> String {
     metadata.fields.get(field).and_then(|value| value.kind.as_ref()).map(text).unwrap_or_default()
 }
 
-fn a_running_server_judges_by_what_was_changed(world: &World) {
+fn a_running_server_applies_changes(world: &World) {
     let server = Server::on(&world.db).start();
     let asked = |path: &str| Ask::get(path).key(&world.live.text).from("192.0.2.7");
     let becomes = |field: &str, expected: &str| {
@@ -674,7 +674,7 @@ fn a_running_server_judges_by_what_was_changed(world: &World) {
         world.db.cli(&args).ok();
         becomes("reason", reason);
     }
-    assert_eq!(told(&server, &asked("/v1/other"), "reason"), "ok", "no rule is for it");
+    assert_eq!(told(&server, &asked("/v1/other"), "reason"), "ok", "no rule matches it");
     assert_eq!(told(&server, &asked("/v1//items"), "reason"), "path_ambiguous");
     world.db.json(&["route", "remove", "write", "--wait"]);
     becomes("reason", "ok");

@@ -25,7 +25,7 @@ fn absent_attributes_are_a_missing_key() {
 }
 
 #[test]
-fn bytes_of_the_clients_choosing_are_not_the_end_of_the_message() {
+fn bytes_chosen_by_the_client_do_not_break_the_message() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let live = world.live.text.as_bytes();
@@ -58,7 +58,7 @@ fn fields_of_a_later_envoy_are_skipped() {
 }
 
 #[test]
-fn a_message_that_cannot_be_read_is_an_error_and_never_an_answer_that_allows() {
+fn an_unreadable_message_is_an_error_and_never_allowed() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let whole = Ask::with_key(&world.live.text).bytes();
@@ -82,7 +82,7 @@ fn a_message_that_cannot_be_read_is_an_error_and_never_an_answer_that_allows() {
             }
         }
     }
-    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "and it serves on");
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "and the server continues");
 }
 
 #[test]
@@ -98,14 +98,14 @@ fn deep_nesting_is_not_followed() {
 }
 
 #[test]
-fn size_is_bounded_and_within_the_bound_all_is_read() {
+fn messages_are_read_up_to_the_size_limit() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let many = (0..500)
         .fold(Ask::with_key(&world.live.text), |ask, n| ask.header(&format!("x-{n}"), &"v".repeat(100)));
-    assert_eq!(server.row(many), "200 ok", "what Envoy's own limit of 60 KiB lets in");
+    assert_eq!(server.row(many), "200 ok", "the size that Envoy's limit of 60 KiB allows");
     let big = |mib: usize| Ask::with_key(&world.live.text).header("x-big", &"v".repeat(mib * 1024 * 1024));
-    assert_eq!(server.row(big(8)), "200 ok", "the most that Envoy can be told to let in");
+    assert_eq!(server.row(big(8)), "200 ok", "the maximum size that Envoy can be configured to allow");
     // A gRPC status would let the request pass under Envoy's `failure_mode_allow`.
     assert_eq!(server.row(big(16)), "503 unavailable");
     assert!(server.metric(&["tenantgate_unavailable_total", "too_large"]) >= 1.0);
@@ -134,7 +134,7 @@ fn other_calls_are_unimplemented() {
 }
 
 #[test]
-fn a_unix_socket_is_a_listener_like_any_other() {
+fn a_unix_socket_works_like_a_tcp_listener() {
     let world = World::somewhere();
     let socket = format!("unix:{}", world.db.dir().join("check.sock").display());
     let plan = || Server::on(&world.db).args(&["--listen", &socket, "--listen", "127.0.0.1:0"]);

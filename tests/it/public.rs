@@ -77,7 +77,7 @@ fn look_alikes_of_public_paths_are_not_public() {
 }
 
 #[test]
-fn a_key_on_a_public_path_is_neither_judged_nor_passed_on() {
+fn a_key_on_a_public_path_is_ignored_and_removed() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let keys = [world.live.text.clone(), world.revoked.text.clone(), "!malformed".to_owned(), String::new()];
@@ -90,7 +90,7 @@ fn a_key_on_a_public_path_is_neither_judged_nor_passed_on() {
 }
 
 #[test]
-fn a_bearer_key_on_a_public_path_is_taken_off_and_other_values_are_not() {
+fn a_bearer_key_on_a_public_path_is_removed_but_other_values_are_not() {
     let world = World::somewhere();
     let server = Server::on(&world.db).arg("--accept-bearer").start();
     let removed = |value: &str| {
@@ -105,7 +105,7 @@ fn a_bearer_key_on_a_public_path_is_taken_off_and_other_values_are_not() {
 }
 
 #[test]
-fn a_list_of_ones_own_replaces_the_default() {
+fn a_given_list_replaces_the_default() {
     let world = World::somewhere();
     let own = ["--public", "GET /status", "--public", "POST /hook/in"];
     let rows = [
@@ -138,11 +138,15 @@ fn none_empties_the_list() {
     }
     let overruled =
         Server::on(&world.db).args(&["--public", "none"]).env("TENANTGATE_PUBLIC", "GET /docs").start();
-    assert_eq!(overruled.row(Ask::get("/docs")), "401 missing", "a flag beats its variable");
+    assert_eq!(
+        overruled.row(Ask::get("/docs")),
+        "401 missing",
+        "an option takes precedence over its variable"
+    );
 }
 
 #[test]
-fn a_public_path_that_makes_no_sense_is_a_usage_error() {
+fn an_invalid_public_path_is_a_usage_error() {
     let world = World::somewhere();
     for value in ["/docs", "GET", "GET docs", "GET  /docs", "GET /docs?x=1", "", "G@T /docs"] {
         let args = ["serve", "--check-config", "--database-url", world.db.url(), "--public", value];

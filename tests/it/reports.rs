@@ -8,8 +8,8 @@ use crate::support::{World, on_every_store};
 
 on_every_store![
     every_selector_finds_its_keys,
-    selectors_together_find_what_any_of_them_does,
-    without_selectors_everything_is_found,
+    several_selectors_find_the_union,
+    without_selectors_all_criteria_apply,
     a_report_has_one_shape,
     a_spreadsheet_gets_no_formulas,
     more_keys_than_a_page_are_all_reported,
@@ -47,8 +47,8 @@ fn every_selector_finds_its_keys(world: &World) {
     let all = ["llmk_gone", "llmk_live", "llmk_newborn", "llmk_other", "llmk_sleepy", &world.issued.prefix];
     let mut all: Vec<String> = all.iter().map(ToString::to_string).collect();
     all.sort();
-    assert_eq!(prefixes(world, &["--never-used"]), all, "neither what is revoked nor what is expired");
-    assert_eq!(prefixes(world, &["--unused-for", "1d"]), Vec::<String>::new(), "all were made today");
+    assert_eq!(prefixes(world, &["--never-used"]), all, "neither revoked nor expired keys");
+    assert_eq!(prefixes(world, &["--unused-for", "1d"]), Vec::<String>::new(), "all keys were created today");
     world.db.sql(&format!(
         "UPDATE api_keys SET created_at = '{0}' WHERE key_prefix = 'llmk_other';
          UPDATE api_keys SET created_at = '{0}', last_used_at = '{1}' WHERE key_prefix = 'llmk_live'",
@@ -74,7 +74,7 @@ fn every_selector_finds_its_keys(world: &World) {
     }
 }
 
-fn selectors_together_find_what_any_of_them_does(world: &World) {
+fn several_selectors_find_the_union(world: &World) {
     let both = found(world, &["--without-expiry", "--expiring-within", "100d"]);
     assert_eq!(both.len(), 6);
     assert_eq!(
@@ -83,7 +83,7 @@ fn selectors_together_find_what_any_of_them_does(world: &World) {
     );
 }
 
-fn without_selectors_everything_is_found(world: &World) {
+fn without_selectors_all_criteria_apply(world: &World) {
     let all = found(world, &[]);
     assert_eq!(all["llmk_live"], ["never_used", "without_expiry", "without_memo", "low_cost"]);
     assert_eq!(all[&world.issued.prefix], ["never_used", "without_memo"]);
@@ -123,7 +123,11 @@ fn a_report_has_one_shape(world: &World) {
         let before = world.db.json(&["key", "list"]);
         let said = world.db.cli(&[command, &["-o", "csv"]].concat()).usage();
         assert!(said.contains("report"), "{said}");
-        assert_eq!(world.db.json(&["key", "list"]), before, "nothing is done that cannot be shown");
+        assert_eq!(
+            world.db.json(&["key", "list"]),
+            before,
+            "nothing is changed if the result cannot be shown"
+        );
     }
 }
 

@@ -144,7 +144,7 @@ fn server_of(world: &World, seen: &Database) -> Server {
 }
 
 #[test]
-fn a_server_does_all_its_work_as_serve_while_people_work_as_admin() {
+fn a_server_works_as_serve_while_commands_run_as_admin() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let prefix = world.db.with_roles();
     let (serve, admin) =
@@ -158,7 +158,7 @@ fn a_server_does_all_its_work_as_serve_while_people_work_as_admin() {
     admin.cli(&["key", "revoke", &world.live.id, "--reason", "leaked", "--wait=20s"]).ok();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "401 revoked");
     // A transaction of another test in the cluster may delay it.
-    eventually("the log is cut", PATIENCE, || {
+    eventually("the change log is pruned", PATIENCE, || {
         wait(PostgresStore::new(serve.url()).unwrap().prune_changes(Duration::ZERO)).unwrap();
         world.db.text("SELECT count(*)::text FROM tenantgate_change").filter(|rows| rows == "0").ok_or(())
     });
@@ -178,7 +178,7 @@ fn a_server_does_all_its_work_as_serve_while_people_work_as_admin() {
 }
 
 #[test]
-fn serve_can_do_no_more() {
+fn the_role_serve_can_do_no_more() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let prefix = world.db.with_roles();
     let mut session = world.db.seen_by(&format!("{prefix}_serve")).session();
@@ -227,7 +227,7 @@ fn owned(cluster: &'static Cluster, name: &str) -> (Database, Database) {
 }
 
 #[test]
-fn the_owner_of_a_database_makes_them_and_whoever_is_in_migrate_goes_on() {
+fn the_owner_of_a_database_creates_the_roles_and_members_of_migrate_can_migrate() {
     let Some(cluster) = Cluster::shared() else { return };
     let (database, owner) = owned(cluster, "owner_of_one");
     let said = owner.json(&["migrate", "--roles=one"]);
@@ -253,7 +253,7 @@ fn the_owner_of_a_database_makes_them_and_whoever_is_in_migrate_goes_on() {
 }
 
 #[test]
-fn a_right_that_was_given_before_is_taken_back_and_one_that_cannot_be_is_named() {
+fn excess_privileges_are_revoked_or_named() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let prefix = world.db.with_roles();
     let roles = format!("--roles={prefix}");
@@ -272,7 +272,7 @@ fn a_right_that_was_given_before_is_taken_back_and_one_that_cannot_be_is_named()
 }
 
 #[test]
-fn a_mighty_role_of_such_a_name_is_refused() {
+fn an_existing_superuser_with_such_a_name_is_rejected() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     for (prefix, how) in
         [("mighty1", "SUPERUSER"), ("mighty2", "BYPASSRLS"), ("mighty3", "IN ROLE tenantgate")]
@@ -289,7 +289,7 @@ fn a_mighty_role_of_such_a_name_is_refused() {
 }
 
 #[test]
-fn sqlite_has_none() {
+fn sqlite_has_no_roles() {
     let world = World::somewhere();
     let line = world.db.cli(&["migrate", "--roles"]).refused();
     assert!(line.contains("sqlite has no roles"), "{line}");
@@ -297,7 +297,7 @@ fn sqlite_has_none() {
 
 /// Also without these roles.
 #[test]
-fn the_functions_are_not_everybodys() {
+fn the_functions_are_not_executable_by_everybody() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let stranger = format!("stranger_{}", world.db.name());
     world.db.sql(&format!("CREATE ROLE {stranger} LOGIN"));

@@ -73,7 +73,7 @@ impl Load {
         self.enough.store(true, Relaxed);
         let mut all = Answers::new();
         for client in self.clients {
-            for (row, count) in client.join().expect("a client gets answers to the end") {
+            for (row, count) in client.join().expect("a client gets answers until the end") {
                 *all.entry(row).or_default() += count;
             }
         }
@@ -86,7 +86,7 @@ fn ask(envoy: &Envoy, key: Option<&str>) -> u16 {
     let mut answer = BufReader::new(envoy.open("GET", "/v1/rolling", &headers, "close"));
     let mut line = String::new();
     answer.read_line(&mut line).expect("an answer");
-    answer.read_to_end(&mut Vec::new()).expect("all of it");
+    answer.read_to_end(&mut Vec::new()).expect("the whole response");
     line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{line:?}"))
 }
 

@@ -8,9 +8,9 @@ use crate::support::postgres::PASSWORD;
 use crate::support::world::string;
 use crate::support::{Ask, PATIENCE, Server, World, on_every_store};
 
-on_every_store![a_server_at_its_most_verbose_prints_no_secret];
+on_every_store![a_server_at_the_most_verbose_level_prints_no_secret];
 
-fn a_server_at_its_most_verbose_prints_no_secret(world: &World) {
+fn a_server_at_the_most_verbose_level_prints_no_secret(world: &World) {
     for format in ["text", "json"] {
         let plan =
             Server::on(&world.db).args(&["--log-level", "trace", "--log-format", format, "--accept-bearer"]);
@@ -21,7 +21,7 @@ fn a_server_at_its_most_verbose_prints_no_secret(world: &World) {
         server.signal("TERM");
         assert_eq!(server.exit_code(PATIENCE), Some(0));
         let log = server.stderr.to_the_end(PATIENCE);
-        assert!(log.lines().count() > 50 && log.contains("TRACE"), "this is not verbose: {log}");
+        assert!(log.lines().count() > 50 && log.contains("TRACE"), "the log is not verbose: {log}");
         for (place, text) in [("the log", &log), ("/metrics", &metrics), ("/readyz", &others)] {
             for secret in &presented {
                 assert!(
@@ -84,7 +84,7 @@ fn present_everything(world: &World, server: &Server) -> Vec<String> {
 }
 
 #[test]
-fn a_command_at_its_most_verbose_prints_no_secret() {
+fn a_command_at_the_most_verbose_level_prints_no_secret() {
     let world = World::somewhere();
     let args = ["key", "create", &world.acme.id, "--database-url", world.db.url(), "-o", "json"];
     let run = crate::support::cli::run_in(world.db.dir(), &[("RUST_LOG", "trace")], &args);

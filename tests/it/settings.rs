@@ -42,7 +42,7 @@ fn every_option_has_its_variable() {
 }
 
 #[test]
-fn a_flag_beats_its_variable() {
+fn an_option_takes_precedence_over_its_variable() {
     let world = World::somewhere();
     let server = Server::on(&world.db)
         .args(&["--key-header", KEY_HEADER, "--log-format", "text"])
@@ -54,7 +54,7 @@ fn a_flag_beats_its_variable() {
 }
 
 #[test]
-fn help_teaches_the_variables_and_shows_no_value_of_the_database_url() {
+fn help_shows_the_variables_but_not_the_value_of_the_database_url() {
     let world = World::somewhere();
     let url = format!("postgres://u:{PASSWORD}@localhost/db");
     let help = run_in(world.db.dir(), &[(DATABASE_URL, &url)], &["serve", "--help"]).ok();

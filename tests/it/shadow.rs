@@ -8,9 +8,9 @@ use crate::support::envoy::Envoy;
 use crate::support::{Ask, Backend, PATIENCE, Server, World, eventually, on_every_store};
 
 on_every_store![
-    everything_that_would_be_refused_passes_as_nobody_and_is_counted,
-    a_tenants_own_mode_is_live_and_counts_for_proven_keys_alone,
-    the_report_says_who_and_what_and_why,
+    every_rejection_passes_without_identity_and_is_counted,
+    the_mode_of_a_tenant_applies_at_once_and_only_to_proven_keys,
+    the_report_shows_client_request_and_reason,
 ];
 
 /// `--mode shadow`, with a short flush interval of the report.
@@ -18,7 +18,7 @@ fn shadow(world: &World) -> Server {
     Server::on(&world.db).args(&["--mode", "shadow"]).start()
 }
 
-fn everything_that_would_be_refused_passes_as_nobody_and_is_counted(world: &World) {
+fn every_rejection_passes_without_identity_and_is_counted(world: &World) {
     world.db.sql("UPDATE api_keys SET hashed_key = '$2x$04$' WHERE key_prefix = 'llmk_other'");
     let server = shadow(world);
     for (would_deny, ask) in [
@@ -50,7 +50,7 @@ fn everything_that_would_be_refused_passes_as_nobody_and_is_counted(world: &Worl
     assert!(!said.contains(&world.revoked.text), "{said}");
 }
 
-fn a_tenants_own_mode_is_live_and_counts_for_proven_keys_alone(world: &World) {
+fn the_mode_of_a_tenant_applies_at_once_and_only_to_proven_keys(world: &World) {
     let server = Server::on(&world.db).start();
     let (sleepy, revoked) = (Ask::with_key(&world.of_sleepy.text), Ask::with_key(&world.revoked.text));
     assert_eq!(server.row(sleepy.clone()), "403 tenant_inactive");
@@ -66,7 +66,7 @@ fn a_tenants_own_mode_is_live_and_counts_for_proven_keys_alone(world: &World) {
 
     let audited = world.db.json(&["audit", "list", "--subject", &world.sleepy.id]);
     let row = audited.as_array().expect("an array").iter().find(|row| row["action"] == "tenant.mode");
-    assert_eq!(row.expect("it is written down")["after"]["mode"], "shadow");
+    assert_eq!(row.expect("the report is written")["after"]["mode"], "shadow");
 
     world.db.json(&["tenant", "mode", &world.acme.id, "enforce"]);
     let server = shadow(world);
@@ -74,7 +74,7 @@ fn a_tenants_own_mode_is_live_and_counts_for_proven_keys_alone(world: &World) {
     assert_eq!(server.row(Ask::with_key(&world.live.with_wrong_secret())), "200 shadow");
 }
 
-fn the_report_says_who_and_what_and_why(world: &World) {
+fn the_report_shows_client_request_and_reason(world: &World) {
     let mut server = shadow(world);
     for (path, agent) in [("/v1/users/42?q=1", "=cmd()"), ("/v1/users/43", "=cmd()"), ("/v1", "curl/8")] {
         server.check(Ask::get(path).raw("user-agent", agent).from("192.0.2.77"));
@@ -119,7 +119,7 @@ fn the_report_says_who_and_what_and_why(world: &World) {
 }
 
 #[test]
-fn a_server_that_may_not_write_the_report_says_so_once_and_serves_on() {
+fn a_server_that_cannot_write_the_report_logs_it_once_and_continues() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     world.db.sql("DROP TABLE tenantgate_shadow_report");
     let mut server = shadow(&world);
@@ -130,14 +130,14 @@ fn a_server_that_may_not_write_the_report_says_so_once_and_serves_on() {
 }
 
 #[test]
-fn csv_is_for_reports_alone() {
+fn csv_is_only_for_reports() {
     let world = World::somewhere();
     let run = world.db.cli(&["tenant", "list", "-o", "csv"]);
     run.usage();
 }
 
 #[test]
-fn behind_envoy_a_request_without_a_key_reaches_the_upstream_as_nobody() {
+fn behind_envoy_a_request_without_a_key_reaches_the_upstream_without_identity() {
     let world = World::somewhere();
     let server = shadow(&world);
     let Some(envoy) = Envoy::before(&server)
@@ -158,11 +158,11 @@ fn behind_envoy_a_request_without_a_key_reaches_the_upstream_as_nobody() {
         headers.extend(key.as_deref().map(|key| ("x-llmcore-api-key", key)));
         let outcome = envoy.send("GET", "/v1/models", &headers);
         assert_eq!(outcome.page.status, 200, "{outcome:#?}");
-        let seen = outcome.seen.expect("it reached the upstream");
+        let seen = outcome.seen.expect("the request reached the upstream");
         assert!(seen.names("x-llmcore-").is_empty(), "{seen:#?}");
     }
     let proven = envoy.send("GET", "/proven", &[("x-llmcore-api-key", &world.live.text)]);
-    let seen = proven.seen.expect("it reached the upstream");
+    let seen = proven.seen.expect("the request reached the upstream");
     assert_eq!(seen.values("x-llmcore-tenant-id"), [world.acme.id.as_str()]);
     assert_eq!(envoy.logged("/v1/models")["reason"], "shadow");
     let mut server = server;

@@ -1,5 +1,5 @@
-//! One connection of Envoy carries the requests of many clients: nothing that one of them does hurts another one, and
-//! nothing lets a request pass under `failure_mode_allow: true`.
+//! Tests the connection of Envoy that many clients share: no client can affect another one on it, or make a request
+//! pass under `failure_mode_allow: true`.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use crate::support::envoy::{Envoy, Plan};
 use crate::support::frames::{Frame, PREFACE, Raw, kind};
 use crate::support::{Ask, PATIENCE, Server, World};
 
-/// Envoy with `failure_mode_allow`, so that every failed Check is visible: its request passes.
+/// Configures `failure_mode_allow`, so that a failed Check becomes visible because its request passes.
 pub(crate) fn fail_open(server: &Server) -> Plan {
     let retries = "                retry_policy:
                   retry_on: connect-failure,refused-stream,reset,unavailable
@@ -25,7 +25,7 @@ pub(crate) fn fail_open(server: &Server) -> Plan {
     Envoy::before(server)
         .with("failure_mode_allow: false", "failure_mode_allow: true")
         .with(retries, "")
-        // A build for tests on a busy machine decodes megabytes slowly.
+        // A test build on a busy machine decodes megabytes slowly.
         .with("                timeout: 2s\n", "                timeout: 20s\n")
         .with(
             "connection_keepalive: {interval: 10s, timeout: 2s}",
@@ -40,7 +40,7 @@ pub(crate) fn fail_open(server: &Server) -> Plan {
 
 const MANAGER: &str = "          stat_prefix: edge\n";
 
-/// Envoy copies the trace headers of its clients into its calls.
+/// Configures Envoy to copy the trace headers of its clients into its calls.
 pub(crate) fn tracing(plan: Plan) -> Plan {
     let tracing = "          tracing:
             provider:
@@ -56,18 +56,18 @@ pub(crate) fn tracing(plan: Plan) -> Plan {
 pub(crate) const TRACE: (&str, &str) =
     ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
 
-/// A request of a client that speaks HTTP/2: `END_STREAM` and `END_HEADERS` (RFC 9113 §6.2).
+/// Returns a request of an HTTP/2 client, with `END_STREAM` and `END_HEADERS` (RFC 9113 §6.2).
 pub(crate) fn request(stream: u32, path: &str, key: Option<&str>) -> Vec<u8> {
     let key = key.map(|key| (KEY_HEADER, key));
     let headers = [(":path", path), (":authority", "api.example.com")].into_iter().chain(key);
     Frame::headers(stream, 0x5, b"\x82\x86", headers).bytes()
 }
 
-/// Sends requests with a good key, one after the other on one connection, until it is told to stop; every one of them
-/// must be answered by the upstream. Returns their number.
+/// Sends requests with a valid key one after the other on one connection until it is stopped. The upstream must respond
+/// to every one. Returns their number.
 pub(crate) fn innocent(envoy: &Envoy, key: &str, stop: &AtomicBool) -> usize {
     let mut raw = Raw::to(&envoy.address);
-    // Room for all bodies together, so that no flow control ends this (RFC 9113 §6.9).
+    // The window fits all bodies together, so that flow control does not block the connection (RFC 9113 §6.9).
     let window = Frame::new(kind::WINDOW_UPDATE, 0, 0, &0x7fff_0000_u32.saturating_sub(65_535).to_be_bytes());
     raw.send(&window.bytes()).expect("sent");
     let mut sent = 0;
@@ -117,7 +117,7 @@ pub(crate) fn hurts_nobody(envoy: &Envoy, key: &str, attacks: impl FnOnce()) {
 }
 
 #[test]
-fn a_client_that_hangs_up_on_many_requests_at_once_hurts_nobody() {
+fn a_client_that_cancels_many_requests_at_once_does_not_affect_others() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let Some(envoy) = fail_open(&server).start() else { return };
@@ -153,7 +153,8 @@ fn more_requests_at_once_than_any_limit_of_streams_are_all_answered() {
     let plan = fail_open(&server).with("max_concurrent_streams: 100\n", "max_concurrent_streams: 100000\n");
     let Some(envoy) = plan.start() else { return };
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "proven");
-    // All in one write, before Envoy has a connection to tenantgate, so before it has read any settings.
+    // All are sent in one write, before Envoy has a connection to tenantgate and therefore before it has read any
+    // settings.
     let mut raw = Raw::silent(&envoy.address);
     let all = (0..3_000).flat_map(|n| request(2 * n + 1, "/v1/many", None)).collect::<Vec<_>>();
     raw.send(&[PREFACE, &Frame::new(kind::SETTINGS, 0, 0, &[]).bytes(), &all].concat()).expect("sent");
@@ -164,7 +165,7 @@ fn more_requests_at_once_than_any_limit_of_streams_are_all_answered() {
 }
 
 #[test]
-fn no_trace_header_lets_a_request_pass_or_stops_one_that_may() {
+fn no_trace_header_changes_whether_a_request_passes() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let Some(envoy) = tracing(fail_open(&server)).start() else { return };
@@ -180,7 +181,7 @@ fn no_trace_header_lets_a_request_pass_or_stops_one_that_may() {
 }
 
 #[test]
-fn no_byte_in_a_trace_header_lets_a_request_pass() {
+fn no_byte_in_a_trace_header_makes_a_request_pass() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let Some(envoy) = tracing(fail_open(&server)).start() else { return };
@@ -230,7 +231,7 @@ pub(crate) fn with_everything(plan: Plan) -> Plan {
 }
 
 #[test]
-fn no_size_of_a_request_lets_it_pass_or_stops_one_that_may() {
+fn no_size_changes_whether_a_request_passes() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let Some(envoy) = with_everything(fail_open(&server)).start() else { return };
@@ -249,7 +250,7 @@ fn no_size_of_a_request_lets_it_pass_or_stops_one_that_may() {
 }
 
 #[test]
-fn what_is_beyond_the_limits_is_refused_counted_and_logged() {
+fn requests_beyond_the_limits_are_rejected_counted_and_logged() {
     let world = World::somewhere();
     let args = ["--max-header-bytes", "1024", "--max-message-bytes", "4096"];
     let server = Server::on(&world.db).args(&args).start();

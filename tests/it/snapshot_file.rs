@@ -28,7 +28,7 @@ impl Kept {
         assert_eq!(server.row(Ask::with_key(&kept.world.live.text)), "200 ok");
         let memo = format!("SELECT key_memo FROM api_keys WHERE id = '{}'", kept.world.live.id);
         eventually("the memo is written", PATIENCE, || kept.world.db.text(&memo).map(drop).ok_or(()));
-        eventually("it is known to the server", PATIENCE, || {
+        eventually("the server knows the key", PATIENCE, || {
             let known = server.metric(&["tenantgate_replica_keys_with_memo"]);
             if known >= 1.0 { Ok(()) } else { Err(known) }
         });
@@ -57,7 +57,7 @@ impl Kept {
     #[track_caller]
     fn refused(&self, plan: Plan, why: &str) {
         let server = plan.start_unready();
-        eventually(&format!("it says `{why}`"), PATIENCE, || {
+        eventually(&format!("the log says `{why}`"), PATIENCE, || {
             let log = server.stderr.text();
             if log.contains("the snapshot file is not used") && log.contains(why) { Ok(()) } else { Err(log) }
         });
@@ -67,12 +67,12 @@ impl Kept {
 }
 
 #[test]
-fn a_server_that_starts_without_the_database_serves_what_it_knew() {
+fn a_server_that_starts_without_the_database_uses_the_file() {
     let Some(kept) = Kept::and_gone() else { return };
     let world = &kept.world;
     let server = kept.server().start();
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
-    assert_eq!(server.bcrypts(), 0, "a memo is good in the file too");
+    assert_eq!(server.bcrypts(), 0, "the memo in the file is valid");
     server.row_becomes("503 unavailable", PATIENCE, Ask::with_key("llmk_nobody_12345678"));
     for (wanted, ask) in [
         ("200 public", Ask::get("/docs")),
@@ -96,18 +96,18 @@ fn a_server_that_starts_without_the_database_serves_what_it_knew() {
 }
 
 #[test]
-fn a_server_that_is_killed_has_left_its_file() {
+fn a_killed_server_leaves_its_file() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let (link, seen) = Link::before(&world.db);
     let kept = Kept { file: world.db.dir().join("snapshot"), world, link, seen };
     kept.pepper("pepper");
     let server = kept.server().start();
-    eventually("the file is there", PATIENCE, || std::fs::metadata(&kept.file).map(drop));
+    eventually("the file exists", PATIENCE, || std::fs::metadata(&kept.file).map(drop));
     // A change soon after the first write is in the file once the database is lost.
     kept.world.db.json(&["key", "revoke", &kept.world.other.id]);
     server.row_becomes("401 revoked", PATIENCE, Ask::with_key(&kept.world.other.text));
     kept.link.cut();
-    eventually("the last look is written", PATIENCE, || {
+    eventually("the last poll is written", PATIENCE, || {
         match server.metric(&["tenantgate_snapshot_file_writes", "written"]) {
             written if written >= 2.0 => Ok(()),
             written => Err(written),
@@ -120,7 +120,7 @@ fn a_server_that_is_killed_has_left_its_file() {
 }
 
 #[test]
-fn the_file_is_for_its_owner_alone_and_has_no_plaintext_in_it() {
+fn the_file_is_readable_only_by_its_owner_and_contains_no_plain_text() {
     let Some(kept) = Kept::and_gone() else { return };
     assert_eq!(std::fs::metadata(&kept.file).expect("there").permissions().mode() & 0o777, 0o600);
     let bytes = std::fs::read(&kept.file).expect("there");
@@ -138,7 +138,7 @@ fn has(bytes: &[u8], part: &[u8]) -> bool {
 }
 
 #[test]
-fn a_file_that_is_not_ours_or_not_whole_is_refused() {
+fn a_foreign_or_truncated_file_is_rejected() {
     let Some(kept) = Kept::and_gone() else { return };
     let good = std::fs::read(&kept.file).expect("there");
     for at in [30, good.len() / 2, good.len() - 1] {
@@ -157,7 +157,7 @@ fn a_file_that_is_not_ours_or_not_whole_is_refused() {
 }
 
 #[test]
-fn a_file_of_another_database_or_too_old_is_refused() {
+fn a_file_of_another_database_or_too_old_is_rejected() {
     let Some(kept) = Kept::and_gone() else { return };
     let elsewhere = kept.seen.url().replace(kept.world.db.name(), "another");
     let pepper = kept.dir().join("pepper");
@@ -174,13 +174,13 @@ fn a_file_of_another_database_or_too_old_is_refused() {
 }
 
 #[test]
-fn a_blank_database_is_not_believed_while_the_file_may_be_served() {
+fn an_empty_database_is_not_used_while_the_file_is_recent_enough() {
     let Some(kept) = Kept::and_gone() else { return };
     let server = kept.server().args(&["--max-staleness", "8s"]).start();
     assert_eq!(server.row(Ask::with_key(&kept.world.live.text)), "200 ok");
     kept.world.db.sql("SET session_replication_role = replica; DELETE FROM api_keys");
     kept.link.mend();
-    eventually("it says that there are no keys", PATIENCE, || {
+    eventually("the log says that there are no keys", PATIENCE, || {
         let log = server.stderr.text();
         if log.contains("shows no keys at all") { Ok(()) } else { Err(log) }
     });
@@ -190,7 +190,7 @@ fn a_blank_database_is_not_believed_while_the_file_may_be_served() {
 }
 
 #[test]
-fn a_file_that_cannot_be_written_is_said_once_and_hurts_nobody() {
+fn an_unwritable_file_is_logged_once_and_affects_no_request() {
     let world = World::somewhere();
     let dir = world.db.dir();
     run_in(dir, &[], &["pepper", "new", "pepper"]).ok();

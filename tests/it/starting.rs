@@ -28,12 +28,12 @@ fn is(outcome: &Outcome, expected: &str) -> bool {
 }
 
 #[test]
-fn who_asks_a_process_that_has_just_started_waits_for_the_first_load() {
+fn requests_to_a_starting_process_wait_for_the_first_load() {
     let world = World::on(Backend::Sqlite).unwrap();
     let service = Service::new(Arc::new(SystemClock));
     let metadata = HeaderMap::new();
     let message = Ask::with_key(&world.live.text).bytes();
-    assert!(service.authorization.answer_now(&message, &metadata).is_none(), "not at once");
+    assert!(service.authorization.answer_now(&message, &metadata).is_none(), "the answer is not immediate");
     let public = service.authorization.answer_now(&Ask::get("/docs").bytes(), &metadata).unwrap();
     assert!(is(&public, "public"), "what needs no key does not wait");
     let mut answer =
@@ -46,7 +46,7 @@ fn who_asks_a_process_that_has_just_started_waits_for_the_first_load() {
 }
 
 #[test]
-fn who_cannot_wait_for_the_first_load_is_told_in_time() {
+fn requests_that_cannot_wait_for_the_first_load_are_answered_in_time() {
     let service = Service::new(Arc::new(SystemClock));
     let metadata = HeaderMap::new();
     let message = Ask::with_key("llmk_demo_0123456789abcdef").bytes();
@@ -58,7 +58,7 @@ fn who_cannot_wait_for_the_first_load_is_told_in_time() {
 }
 
 #[test]
-fn a_process_that_cannot_load_lets_nobody_wait_for_ever() {
+fn without_a_load_no_request_waits_forever() {
     let clock = Arc::new(ManualClock::default());
     let service = Service::new(Arc::<ManualClock>::clone(&clock));
     let metadata = HeaderMap::new();

@@ -37,7 +37,7 @@ const LEAST: [(&str, &str, &str); 7] = [
 const OURS: [&str; 5] = ["bcrypt", "bytes", "h2", "rustls-webpki", "tonic"];
 
 #[test]
-fn versions_are_at_or_above_what_fixes_known_faults() {
+fn versions_are_at_least_those_without_known_vulnerabilities() {
     let lock = file("Cargo.lock");
     let mut seen = BTreeMap::new();
     for package in lock.split("[[package]]").skip(1) {
@@ -72,7 +72,7 @@ fn section<'a>(manifest: &'a str, head: &str) -> &'a str {
 }
 
 #[test]
-fn unsafe_code_stays_forbidden() {
+fn unsafe_code_is_forbidden() {
     let manifest = file("Cargo.toml");
     assert_eq!(value(section(&manifest, "[workspace.lints.rust]"), "unsafe_code"), Some("forbid"));
     for source in crate::architecture::sources() {
@@ -98,7 +98,7 @@ fn unsafe_code_stays_forbidden() {
 #[test]
 fn a_panic_unwinds_in_every_profile() {
     let manifest = file("Cargo.toml");
-    assert!(!manifest.contains("panic ="), "a profile says what a panic does");
+    assert!(!manifest.contains("panic ="), "a profile configures panics");
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn the_supply_chain_is_part_of_what_ci_runs() {
 
 /// Every test that SECURITY.md names must exist.
 #[test]
-fn the_tests_that_the_security_policy_names_are_there() {
+fn the_tests_that_the_security_policy_names_exist() {
     let policy = file("SECURITY.md");
     let named: Vec<(&str, &str)> =
         policy.split('`').skip(1).step_by(2).filter_map(|code| code.split_once("::")).collect();

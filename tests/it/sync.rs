@@ -123,7 +123,7 @@ fn new_values_travel_upstream() {
 }
 
 #[test]
-fn what_is_rolled_back_never_happened() {
+fn rolled_back_changes_have_no_effect() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let server = Server::on(&world.db).start();
     let mut session = world.db.session();
@@ -140,7 +140,7 @@ fn what_is_rolled_back_never_happened() {
 }
 
 #[test]
-fn a_transaction_that_stays_open_delays_nobody_and_is_not_lost() {
+fn an_open_transaction_delays_no_other_change_and_is_not_lost() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let server = Server::on(&world.db).start();
     let (mut slow, mut quick) = (world.db.session(), world.db.session());
@@ -180,7 +180,7 @@ fn every_replica_sees_every_change() {
 }
 
 #[test]
-fn many_rows_in_one_commit_are_one_step() {
+fn many_rows_in_one_commit_apply_at_once() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let server = Server::on(&world.db).start();
     let mut session = world.db.session();
@@ -214,7 +214,7 @@ fn a_lost_session_is_replaced_and_misses_nothing() {
     assert_eq!(server.row(live.clone()), "200 ok");
     for (set, wanted) in [("now()", "401 revoked"), ("NULL", "200 ok")] {
         world.db.end_all_sessions();
-        assert_eq!(server.row(other.clone()), "200 ok", "the old state serves meanwhile");
+        assert_eq!(server.row(other.clone()), "200 ok", "the old state is used meanwhile");
         world.db.sql(&format!(
             "UPDATE api_keys SET revoked_at = {set} WHERE key_prefix = '{}'",
             world.live.prefix
@@ -224,7 +224,7 @@ fn a_lost_session_is_replaced_and_misses_nothing() {
 }
 
 #[test]
-fn a_proof_under_way_is_not_remembered_for_a_row_that_changed() {
+fn a_proof_in_progress_is_discarded_if_the_row_changes() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let changes = [
         ("revoked_at = now()".to_owned(), "401 revoked"),
@@ -246,7 +246,7 @@ fn a_proof_under_way_is_not_remembered_for_a_row_that_changed() {
         assert!(!late || row != "200 ok", "{set}: allowed {:?} after the commit", at - committed);
         server.row_becomes(wanted, PATIENCE, Ask::with_key(SLOW));
         for _ in 0..20 {
-            assert_eq!(server.row(Ask::with_key(SLOW)), wanted, "{set}: once refused, refused");
+            assert_eq!(server.row(Ask::with_key(SLOW)), wanted, "{set}: once rejected, always rejected");
         }
     }
 }

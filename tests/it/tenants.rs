@@ -12,12 +12,12 @@ on_every_store![
     a_tenant_has_one_shape_everywhere,
     a_tenant_is_found_by_id_schema_or_name,
     an_ambiguous_name_lists_the_ids,
-    a_taken_schema_says_what_to_do,
-    suspend_activate_and_delete_change_the_status_alone,
+    a_taken_schema_is_reported_with_what_to_do,
+    suspend_activate_and_delete_change_only_the_status,
     names_have_a_length_and_no_control_characters,
     schema_names_have_a_grammar,
     the_status_can_be_chosen,
-    the_demo_is_there_after_seeding,
+    seeding_creates_the_demo,
 ];
 
 fn names(object: &Value) -> Vec<&str> {
@@ -69,16 +69,20 @@ fn an_ambiguous_name_lists_the_ids(world: &World) {
     );
 }
 
-fn a_taken_schema_says_what_to_do(world: &World) {
+fn a_taken_schema_is_reported_with_what_to_do(world: &World) {
     let by_default = world.db.cli(&["tenant", "create", &world.acme.name]).refused();
     let by_choice = world.db.cli(&["tenant", "create", "Other", "--schema", &world.acme.schema]).refused();
     for line in [by_default, by_choice] {
         assert!(line.contains("--schema") && line.contains(&world.acme.schema), "{line}");
     }
-    assert_eq!(world.db.json(&["tenant", "list"]).as_array().map(Vec::len), Some(4), "nothing was half made");
+    assert_eq!(
+        world.db.json(&["tenant", "list"]).as_array().map(Vec::len),
+        Some(4),
+        "nothing was created partially"
+    );
 }
 
-fn suspend_activate_and_delete_change_the_status_alone(world: &World) {
+fn suspend_activate_and_delete_change_only_the_status(world: &World) {
     let before = world.db.json(&["tenant", "show", &world.acme.id]);
     let commands: [(&[&str], &str); 5] = [
         (&["tenant", "suspend", &world.acme.name], "suspended"),
@@ -141,9 +145,9 @@ fn the_status_can_be_chosen(world: &World) {
     world.db.cli(&["tenant", "create", "Odd", "--status", "frozen"]).usage();
 }
 
-fn the_demo_is_there_after_seeding(world: &World) {
+fn seeding_creates_the_demo(world: &World) {
     let line = world.db.cli(&["seed-demo"]).refused();
-    assert!(line.contains("--force"), "other tenants are there: {line}");
+    assert!(line.contains("--force"), "there are other tenants: {line}");
     let seeded = world.db.json(&["seed-demo", "--force"]);
     let (tenant, key) = (&seeded["tenant"], &seeded["key"]);
     assert_eq!(names(tenant), SHAPE);
@@ -155,11 +159,11 @@ fn the_demo_is_there_after_seeding(world: &World) {
     let hashed =
         world.db.text("SELECT hashed_key FROM api_keys WHERE key_prefix = 'llmk_demo'").expect("a hash");
     assert!(bcrypt::non_truncating_verify("llmk_demo_secret123", &hashed).expect("a real bcrypt hash"));
-    assert_eq!(world.db.json(&["seed-demo", "--force"]), seeded, "again, the same");
+    assert_eq!(world.db.json(&["seed-demo", "--force"]), seeded, "the second run returns the same");
 }
 
 #[test]
-fn the_demo_may_be_seeded_twice_where_nobody_else_is() {
+fn the_demo_can_be_seeded_twice_without_other_tenants() {
     for backend in [Backend::Sqlite, Backend::Postgres] {
         let Some(database) = crate::support::Database::empty(backend) else { continue };
         database.cli(&["migrate"]).ok();
@@ -179,12 +183,15 @@ fn on_postgres_an_active_tenant_has_its_schema() {
         world.db.texts("SELECT nspname::text FROM pg_namespace").into_iter().flatten().collect()
     };
     assert!(schemas().contains(&world.acme.schema));
-    assert!(!schemas().contains(&world.newborn.schema), "pending_provisioning stays, without a schema");
+    assert!(
+        !schemas().contains(&world.newborn.schema),
+        "the tenant stays pending_provisioning, without a schema"
+    );
     world.db.json(&["tenant", "activate", &world.newborn.id]);
-    assert!(schemas().contains(&world.newborn.schema), "active means that the schema stands");
+    assert!(schemas().contains(&world.newborn.schema), "an active tenant has a schema");
     world.db.sql("CREATE SCHEMA already_here");
     let made = world.db.json(&["tenant", "create", "Here", "--schema", "already_here"]);
-    assert_eq!(made["status"], "active", "a schema that stands is taken as it is");
+    assert_eq!(made["status"], "active", "an existing schema is not changed");
     world.db.json(&["tenant", "create", "Quoted", "--schema", "select"]);
     assert!(schemas().contains(&"select".to_owned()));
     world.db.json(&["seed-demo", "--force"]);

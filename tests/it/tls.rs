@@ -62,7 +62,7 @@ fn row(client: &Client, world: &World) -> Option<String> {
 }
 
 #[test]
-fn a_listener_with_a_certificate_speaks_tls_alone() {
+fn a_listener_with_a_certificate_accepts_only_tls() {
     let world = World::somewhere();
     let (ours, others) = (authority("ours"), authority("others"));
     let (cert, key) = issued_by(&ours);
@@ -88,7 +88,7 @@ fn a_listener_with_a_certificate_speaks_tls_alone() {
 }
 
 #[test]
-fn a_client_ca_lets_in_only_its_own() {
+fn a_client_ca_accepts_only_its_own_certificates() {
     let world = World::somewhere();
     let (ours, clients, others) = (authority("ours"), authority("clients"), authority("others"));
     let (cert, key) = issued_by(&ours);
@@ -111,7 +111,7 @@ fn a_client_ca_lets_in_only_its_own() {
     );
 }
 
-/// The beginning of a record of TLS that announces 512 bytes, of which no more come (RFC 8446 §5.1).
+/// The beginning of a TLS record that announces 512 bytes, but is incomplete (RFC 8446 §5.1).
 const RECORD: [u8; 9] = [22, 3, 1, 2, 0, 1, 0, 1, 252];
 
 /// Waits until the server closes the connection; panics after the deadline.
@@ -120,12 +120,12 @@ fn until_hung_up(mut stream: TcpStream) {
     match stream.read_to_end(&mut Vec::new()) {
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
-        Err(error) => panic!("the server does not hang up: {error}"),
+        Err(error) => panic!("the server does not close the connection: {error}"),
     }
 }
 
 #[test]
-fn a_client_that_stops_in_the_middle_of_a_handshake_is_not_waited_for() {
+fn a_client_that_stops_during_the_tls_handshake_is_disconnected() {
     let world = World::somewhere();
     let ours = authority("ours");
     let (cert, key) = issued_by(&ours);
@@ -135,7 +135,7 @@ fn a_client_that_stops_in_the_middle_of_a_handshake_is_not_waited_for() {
     let address = &server.grpc[0];
     let half_open: Vec<_> = (0..=RECORD.len())
         .map(|said| {
-            let mut stream = TcpStream::connect(address).expect("there is room");
+            let mut stream = TcpStream::connect(address).expect("a connection is free again");
             stream.write_all(&RECORD[..said]).expect("sent");
             stream
         })
@@ -163,7 +163,7 @@ fn named(authority: &Authority, names: &[&str]) -> (String, String) {
 }
 
 #[test]
-fn a_client_needs_one_of_the_names_that_are_asked_for() {
+fn a_client_needs_one_of_the_configured_names() {
     let world = World::somewhere();
     let (ours, clients) = (authority("ours"), authority("clients"));
     let (cert, key) = issued_by(&ours);
@@ -222,7 +222,7 @@ fn a_renewed_certificate_is_used_without_a_restart_and_a_broken_one_is_not() {
 }
 
 #[test]
-fn tls_settings_must_make_sense() {
+fn tls_settings_must_be_consistent() {
     let world = World::somewhere();
     let (cert, key) = issued_by(&authority("ours"));
     let (_, other_key) = issued_by(&authority("others"));
@@ -246,7 +246,7 @@ fn tls_settings_must_make_sense() {
 }
 
 #[test]
-fn the_doctor_sees_whether_a_certificate_is_good_and_for_how_long() {
+fn doctor_reports_the_validity_of_a_certificate() {
     let world = World::somewhere();
     let (ours, others) = (authority("ours"), authority("others"));
     let (ca, untrusted) =
@@ -269,7 +269,7 @@ fn the_doctor_sees_whether_a_certificate_is_good_and_for_how_long() {
 }
 
 #[test]
-fn check_and_doctor_show_a_certificate_to_a_listener_that_asks_for_one() {
+fn check_and_doctor_present_a_client_certificate() {
     let world = World::somewhere();
     let (ours, clients, others) = (authority("ours"), authority("clients"), authority("others"));
     let write = |name: &str, content: &str| file(world.db.dir(), name, content);

@@ -23,7 +23,7 @@ fn names(proven: bool) -> Vec<&'static str> {
 }
 
 #[test]
-fn a_sampled_call_is_a_span_and_an_unsampled_one_is_none() {
+fn only_a_sampled_call_becomes_a_span() {
     let (world, collector) = (World::somewhere(), Collector::start());
     let mut server = Server::on(&world.db).args(&["--otlp-endpoint", &collector.url()]).start();
     server.client().check_traced(UNSAMPLED, Ask::with_key(&world.live.text));
@@ -51,7 +51,7 @@ fn a_sampled_call_is_a_span_and_an_unsampled_one_is_none() {
 }
 
 #[test]
-fn a_collector_that_is_away_is_said_once_and_costs_no_request() {
+fn an_unreachable_collector_is_logged_once_and_affects_no_request() {
     let world = World::somewhere();
     let nobody = format!("http://127.0.0.1:{}", free_port());
     let mut server = Server::on(&world.db).args(&["--otlp-endpoint", &nobody]).start();
@@ -129,7 +129,7 @@ fn behind_envoy_a_check_is_a_child_of_envoys_own_span() {
 }
 
 #[test]
-fn an_endpoint_that_makes_no_sense_is_refused() {
+fn an_invalid_endpoint_is_rejected() {
     let world = World::somewhere();
     for bad in ["127.0.0.1:4317", "ftp://x:1", "http://x:4318/v1/traces", "http://"] {
         let (code, _, said) =

@@ -1,4 +1,5 @@
-//! Checks that requests are counted by day, key and reason, that the counts reach the table once, and how long they stay.
+//! Tests that requests are counted by day, key and reason, that each count is written once, and how long counts are
+//! kept.
 
 use std::time::Duration;
 
@@ -16,10 +17,10 @@ on_every_store![
     every_decision_counts_under_its_reason_and_its_proven_key,
     requests_that_pass_in_shadow_mode_are_counted,
     two_servers_add_to_the_same_rows,
-    a_server_that_is_told_not_to_count_writes_nothing,
-    counts_stay_as_long_as_they_are_kept,
+    a_server_with_counting_disabled_writes_nothing,
+    counts_are_kept_for_the_configured_time,
     the_report_adds_up_by_day_key_or_reason,
-    the_report_of_a_tenant_holds_its_keys_alone,
+    the_report_of_a_tenant_contains_only_its_keys,
 ];
 
 const NIL: &str = "00000000-0000-0000-0000-000000000000";
@@ -37,7 +38,7 @@ pub(crate) fn stop(mut server: Server) {
     assert_eq!(server.exit_code(PATIENCE), Some(0));
 }
 
-/// The rows of all days, one text each.
+/// Returns the rows of all days, one text each.
 fn counted(world: &World) -> Vec<String> {
     let sql = "SELECT CAST(key_id AS text) || ' ' || reason || ' ' || sum(requests) FROM tenantgate_usage
                GROUP BY key_id, reason";
@@ -86,7 +87,7 @@ fn every_decision_counts_under_its_reason_and_its_proven_key(world: &World) {
         format!("{} tenant_inactive 1", world.of_sleepy.id),
     ];
     assert_eq!(counted(world), sorted(expected));
-    // The sum of two days if midnight came meanwhile, and never another day.
+    // Around midnight, the rows of two days are summed, but never another day.
     let days = world.db.texts("SELECT CAST(max(day) AS text) FROM tenantgate_usage");
     assert_eq!(days, [Some(SystemClock.now().to_string()[..10].to_owned())]);
 }
@@ -120,7 +121,7 @@ fn two_servers_add_to_the_same_rows(world: &World) {
     assert_eq!(counted(world), sorted([format!("{} ok 5", world.live.id), format!("{NIL} missing 2")]));
 }
 
-fn a_server_that_is_told_not_to_count_writes_nothing(world: &World) {
+fn a_server_with_counting_disabled_writes_nothing(world: &World) {
     let server = Server::on(&world.db).args(&["--usage-retention", "0"]).start();
     server.check(Ask::with_key(&world.live.text));
     server.check(Ask::get("/v1"));
@@ -128,7 +129,7 @@ fn a_server_that_is_told_not_to_count_writes_nothing(world: &World) {
     assert_eq!(counted(world), [""; 0]);
 }
 
-fn counts_stay_as_long_as_they_are_kept(world: &World) {
+fn counts_are_kept_for_the_configured_time(world: &World) {
     let (store, today) = (store(&world.db), SystemClock.now().day());
     let used = |ago: i64, requests| Used { day: today - ago, key: NOBODY, reason: "ok", requests };
     let all: Vec<_> = (0..=100).rev().map(|ago| used(ago, 1)).collect();
@@ -140,12 +141,13 @@ fn counts_stay_as_long_as_they_are_kept(world: &World) {
     };
     assert_eq!(count(world), Some("102 108".into()));
     wait(store.prune_usage(Duration::from_hours(40 * 24))).unwrap();
-    assert_eq!(count(world), Some("42 48".into()), "today, and forty days before it");
+    assert_eq!(count(world), Some("42 48".into()), "today and the forty days before");
     wait(store.prune_usage(Duration::from_hours(39 * 24))).unwrap();
     assert_eq!(count(world), Some("40 40".into()));
 }
 
-/// Counts of today and of five days ago: nobody's, of two keys of a tenant, of one of another, and of one that is gone.
+/// Creates counts of today and of five days ago: without a key, of two keys of a tenant, of one key of another tenant,
+/// and of a deleted key.
 fn fill(world: &World) -> [String; 2] {
     let now = SystemClock.now();
     let key = |id: &str| KeyId(Uuid::parse_str(id).unwrap());
@@ -162,7 +164,7 @@ fn fill(world: &World) -> [String; 2] {
     [Duration::from_hours(5 * 24), Duration::ZERO].map(|ago| now.before(ago).to_string()[..10].to_owned())
 }
 
-/// The rows of a report, each with what it is about and how many.
+/// Returns the rows of a report, each with its subject and its number.
 fn report(world: &World, args: &[&str]) -> Vec<String> {
     let rows = world.db.json(&[&["report", "usage"], args].concat());
     let cell = |row: &serde_json::Value, name: &str| row[name].as_str().unwrap_or("-").to_owned();
@@ -179,7 +181,7 @@ fn the_report_adds_up_by_day_key_or_reason(world: &World) {
     let [before, today] = fill(world);
     assert_eq!(report(world, &[]), [format!("{before} - - - 27"), format!("{today} - - - 10")]);
     assert_eq!(report(world, &["--since", "4d"]), [format!("{today} - - - 10")]);
-    assert_eq!(report(world, &["--since", "5d", "--by", "day"]).len(), 2, "the first day is whole");
+    assert_eq!(report(world, &["--since", "5d", "--by", "day"]).len(), 2, "the first day is complete");
     let reasons = ["ok 25", "missing 7", "tenant_inactive 4", "revoked 1"];
     assert_eq!(report(world, &["--by", "reason"]), reasons.map(|reason| format!("- - - {reason}")));
     let keys = [
@@ -202,7 +204,7 @@ fn the_report_adds_up_by_day_key_or_reason(world: &World) {
     assert_eq!(csv, expected);
 }
 
-fn the_report_of_a_tenant_holds_its_keys_alone(world: &World) {
+fn the_report_of_a_tenant_contains_only_its_keys(world: &World) {
     let [before, today] = fill(world);
     let acme = world.acme.id.as_str();
     assert_eq!(report(world, &[acme]), [format!("{before} - - - 20"), format!("{today} - - - 3")]);
@@ -213,7 +215,7 @@ fn the_report_of_a_tenant_holds_its_keys_alone(world: &World) {
     world.db.cli(&["report", "usage", "--by", "path"]).usage();
 }
 
-/// The names of the partitions.
+/// Returns the names of the partitions.
 fn months(world: &World) -> Vec<String> {
     let sql = "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
                WHERE i.inhparent = 'tenantgate_usage'::regclass AND c.relname <> 'tenantgate_usage_default' ORDER BY 1";
@@ -221,7 +223,7 @@ fn months(world: &World) -> Vec<String> {
 }
 
 #[test]
-fn months_are_partitions_that_are_made_ahead_and_dropped() {
+fn monthly_partitions_are_created_ahead_and_dropped() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let (store, today) = (store(&world.db), SystemClock.now().day());
     let used = |day: i64| Used { day, key: NOBODY, reason: "ok", requests: 1 };
@@ -235,7 +237,7 @@ fn months_are_partitions_that_are_made_ahead_and_dropped() {
     assert_eq!(months(&world), [this.clone(), next.clone()]);
     let fill = format!("SELECT array_to_string(reloptions, ' ') FROM pg_class WHERE relname = '{this}'");
     assert_eq!(world.db.text(&fill).as_deref(), Some("fillfactor=70"));
-    // 2020-01-31, 2020-02-01, and a day that has not come, which is the word of a wrong clock.
+    // 2020-01-31, 2020-02-01, and a day in the future, which comes from a wrong clock.
     wait(store.add_usage(&[used(18_292), used(18_293), used(today + 3_000)])).unwrap();
     let all = ["tenantgate_usage_2020_01", "tenantgate_usage_2020_02", &this, &next];
     assert_eq!(months(&world), all);
@@ -250,11 +252,11 @@ fn months_are_partitions_that_are_made_ahead_and_dropped() {
 }
 
 #[test]
-fn the_roles_count_read_and_prune_with_no_right_to_do_more() {
+fn the_roles_can_count_read_and_prune_but_no_more() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let today = SystemClock.now().day();
     let used = Used { day: today, key: NOBODY, reason: "ok", requests: 2 };
-    // A partition that was there before the roles changes its owner, too.
+    // A partition that existed before the roles gets the new owner, too.
     wait(store(&world.db).add_usage(&[used, Used { day: 18_292, ..used }])).unwrap();
     let prefix = world.db.with_roles();
     let serve = world.db.seen_by(&format!("{prefix}_serve"));
@@ -280,7 +282,7 @@ fn the_roles_count_read_and_prune_with_no_right_to_do_more() {
 }
 
 #[test]
-fn a_server_that_cannot_write_its_counts_says_so_and_serves_on() {
+fn a_server_that_cannot_write_its_counts_logs_it_and_continues() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     world.db.sql("DROP TABLE tenantgate_usage");
     let mut server = Server::on(&world.db).start();

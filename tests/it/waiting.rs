@@ -12,13 +12,13 @@ const SLOW: u32 = 12;
 /// The timeout of an impatient caller; Envoy's default is 200 ms.
 const IMPATIENT: Duration = Duration::from_millis(100);
 
-on_every_store![hundreds_may_wait_for_the_one_proof_of_a_cold_key];
+on_every_store![hundreds_of_requests_share_the_one_proof_of_a_key];
 
-fn hundreds_may_wait_for_the_one_proof_of_a_cold_key(world: &World) {
+fn hundreds_of_requests_share_the_one_proof_of_a_key(world: &World) {
     let server = Server::on(&world.db).start();
     let rows = all_at_once(server.client(), 300, &world.issued.text);
     assert_eq!(rows.iter().filter(|row| *row == "200 ok").count(), 300, "{rows:?}");
-    assert_eq!(server.bcrypts(), 1, "one flight for all");
+    assert_eq!(server.bcrypts(), 1, "one bcrypt for all");
 }
 
 fn all_at_once(client: &Client, callers: usize, key: &str) -> Vec<String> {
@@ -35,7 +35,7 @@ fn all_at_once(client: &Client, callers: usize, key: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_caller_in_a_hurry_is_told_in_time_and_its_retry_finds_the_proof() {
+fn a_call_with_a_short_timeout_is_answered_in_time_and_its_retry_finds_the_proof() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let ask = Ask::with_key(&world.issued.text);
@@ -55,7 +55,7 @@ fn a_caller_in_a_hurry_is_told_in_time_and_its_retry_finds_the_proof() {
 }
 
 #[test]
-fn a_caller_that_leaves_does_not_take_the_proof_with_it() {
+fn a_cancelled_call_does_not_cancel_the_proof() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let ask = Ask::with_key(&world.issued.text);
@@ -95,7 +95,7 @@ fn known_keys_do_not_wait_for_the_unknown_secrets_of_others() {
 }
 
 #[test]
-fn a_right_secret_is_never_locked_out_by_wrong_ones() {
+fn a_right_secret_is_not_locked_out_by_wrong_ones() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     for number in 0..50 {
@@ -106,7 +106,7 @@ fn a_right_secret_is_never_locked_out_by_wrong_ones() {
 }
 
 #[test]
-fn unavailable_can_be_left_to_envoys_own_policy() {
+fn unavailability_can_be_left_to_envoys_own_policy() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     world.db.sql(&format!(
         "UPDATE api_keys SET hashed_key = '$2x$04$damaged' WHERE key_prefix = '{}'",

@@ -1,7 +1,7 @@
 //! Imports keys in bulk.
 //!
-//! A row has either a whole key, which we hash, or a hash that another program made.
-//! Hashing takes a quarter of a second each, so all cores do it.
+//! A row has either a whole key, which is hashed here, or a hash that another program made. All cores hash, because
+//! each hash takes a quarter of a second.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::super::key_changes::check_key_name;
 use super::super::{Admin, AdminError};
-use super::{Import, Numbered, Outcome, cut_at_doubles, instant, read, uuid};
+use super::{Import, Numbered, Outcome, instant, read, split_at_duplicates, uuid};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format::{self, holds_key, is_stored_prefix};
@@ -30,43 +30,43 @@ use crate::store::{ImportedKey, NewKey, StoreError, StoredKey};
 use crate::tenant::{Tenant, TenantId};
 use crate::verify::bcrypt;
 
-/// A key as a file has it: everything text, nothing checked.
+/// A key in a file: unchecked texts.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyRow {
-    /// The whole key; or
+    /// The whole key; excludes `hashed_key`.
     pub key: Option<String>,
-    /// its hash, and
+    /// Its bcrypt hash; needs `key_prefix`.
     pub hashed_key: Option<String>,
-    /// its prefix, `llmk_` and all.
+    /// Its prefix, including `llmk_`.
     pub key_prefix: Option<String>,
-    /// Whose it is: id, schema name or exact name; or
+    /// Its tenant: id, schema name or exact name.
     pub tenant: Option<String>,
-    /// the id alone.
+    /// The id of its tenant.
     pub tenant_id: Option<String>,
-    /// Its id; nothing: a new one.
+    /// Its id; `None` for a new one.
     pub id: Option<String>,
-    /// What people call it.
+    /// Its name.
     pub name: Option<String>,
-    /// When it was made; nothing: now.
+    /// When it was created; `None` for now.
     pub created_at: Option<String>,
-    /// When it expires; nothing: never.
+    /// When it expires; `None` for never.
     pub expires_at: Option<String>,
     /// When it was last used.
     pub last_used_at: Option<String>,
-    /// When it was taken back.
+    /// When it was revoked.
     pub revoked_at: Option<String>,
-    /// Why.
+    /// Why it was revoked.
     pub revocation_reason: Option<String>,
     /// The id of its successor.
     pub replaced_by: Option<String>,
     /// When it was disabled.
     pub disabled_at: Option<String>,
-    /// When it begins to be valid; nothing: at once.
+    /// From when it is valid; `None` for at once.
     pub not_before: Option<String>,
-    /// What it grants; nothing: everything.
+    /// What it grants; `None` for everything.
     pub scopes: Option<String>,
-    /// Where it may be used from; nothing: anywhere.
+    /// Where it may be used from; `None` for anywhere.
     pub networks: Option<String>,
     /// Its plan.
     pub plan: Option<String>,
@@ -75,7 +75,7 @@ pub struct KeyRow {
     pub labels: Option<String>,
 }
 
-/// An object in JSON lines, the text of one in CSV.
+/// Reads labels: an object in JSON, the text of an object in CSV.
 fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     Ok(match Option::<serde_json::Value>::deserialize(from)? {
         None => None,
@@ -84,13 +84,13 @@ fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error
     })
 }
 
-/// What proves that somebody has the key.
+/// The secret of a row.
 enum Proof {
     Plain(Arc<PlainKey>),
     Hash(SecretHash),
 }
 
-/// A row that makes sense.
+/// A valid row.
 struct Candidate {
     line: u64,
     row: KeyRow,
@@ -108,7 +108,7 @@ struct Candidate {
 }
 
 impl Candidate {
-    /// The row, apart from whose it is.
+    /// Validates a row, except for its tenant.
     fn read(line: u64, mut row: KeyRow) -> Result<Self, String> {
         let (prefix, proof) = proof(&mut row)?;
         check_key_name(row.name.as_deref()).map_err(|error| error.to_string())?;
@@ -132,7 +132,7 @@ impl Candidate {
         })
     }
 
-    /// What must be unique.
+    /// Returns the values that must be unique.
     fn names(&self) -> Vec<String> {
         let hash = match &self.proof {
             Proof::Hash(hash) => Some(hash.text().as_str().to_owned()),
@@ -142,7 +142,8 @@ impl Candidate {
         [Some(self.prefix.clone()), id, hash].into_iter().flatten().collect()
     }
 
-    /// Where the row contradicts what is there, the key itself aside; what it does not say contradicts nothing.
+    /// Returns the column, other than the key itself, in which the row contradicts the existing key. Missing values
+    /// contradict nothing.
     fn contradiction(&self, there: &StoredKey) -> Option<&'static str> {
         let differs = |said: Option<Timestamp>, is: Option<Timestamp>| said.is_some() && said != is;
         let (row, key) = (&self.row, &there.details);
@@ -168,7 +169,7 @@ impl Candidate {
     }
 }
 
-/// What the key may do.
+/// Parses what the key may do.
 fn terms(row: &KeyRow) -> Result<KeyTerms, String> {
     Ok(KeyTerms {
         not_before: instant("not_before", row.not_before.as_deref())?,
@@ -179,10 +180,10 @@ fn terms(row: &KeyRow) -> Result<KeyTerms, String> {
     })
 }
 
-/// A whole key, or a prefix and a hash.
+/// Returns the prefix, and the whole key or the hash.
 fn proof(row: &mut KeyRow) -> Result<(String, Proof), String> {
     match (row.key.take().map(Zeroizing::new), &row.hashed_key, &row.key_prefix) {
-        (Some(_), Some(_), _) => Err("has both key and hashed_key: say one".into()),
+        (Some(_), Some(_), _) => Err("has both key and hashed_key: give only one".into()),
         (Some(key), None, said) => {
             let key = format::parse(key.as_bytes()).map_err(|error| format!("key {error}"))?.to_plain();
             if said.as_deref().is_some_and(|said| said != key.prefix()) {
@@ -195,24 +196,24 @@ fn proof(row: &mut KeyRow) -> Result<(String, Proof), String> {
                 return Err("key_prefix is not llmk_ and 1 to 48 letters, digits or hyphens".into());
             }
             let hash = SecretHash::parse(hash).ok_or(
-                "hashed_key is no bcrypt hash that is accepted: $2a$, $2b$ or $2y$, cost 4 to 14, as an encoder writes it",
+                "invalid hashed_key: expected a bcrypt hash ($2a$, $2b$ or $2y$) of a cost from 4 to 14",
             )?;
             Ok((prefix.clone(), Proof::Hash(hash)))
         }
-        (None, Some(_), None) => Err("has hashed_key and no key_prefix".into()),
+        (None, Some(_), None) => Err("has hashed_key, but no key_prefix".into()),
         (None, None, _) => Err("has neither key nor hashed_key".into()),
     }
 }
 
-/// How often a batch is looked at again, when somebody else adds the same keys at the same time.
+/// The number of attempts for a batch whose keys another command changes at the same time.
 const TRIES: usize = 3;
 
 impl Admin {
-    /// Takes a batch of keys over.
+    /// Imports a batch of keys. Rejected rows are part of the outcome.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked or refuses all of it. Rows that are refused are no error.
+    /// The database is not available, or rejects the whole batch.
     pub async fn import_keys(
         &self,
         import: &mut Import,
@@ -239,15 +240,15 @@ impl Admin {
         }
         let owned =
             self.with_known_plans(owned, |row| (row.line, row.terms.plan.as_deref()), &mut outcome).await?;
-        for part in cut_at_doubles(owned, Candidate::names) {
+        for part in split_at_duplicates(owned, Candidate::names) {
             outcome.add(self.import_part(import, part).await?);
         }
         Ok(outcome)
     }
 
-    /// Remembers who is meant by what rows call their tenants.
+    /// Looks up the tenants of rows and caches them.
     async fn look_up_tenants(&self, import: &mut Import, rows: &[Candidate]) -> Result<(), AdminError> {
-        /// More are looked up again: memory does not grow with the file.
+        /// Limits the cache, so that memory does not grow with the file.
         const REMEMBERED: usize = 10_000;
         if import.tenants.len() > REMEMBERED {
             import.tenants.clear();
@@ -262,13 +263,13 @@ impl Admin {
         }
         let found = self.store.tenants_named(&unknown).await?;
         import.tenants.extend(unknown.into_iter().map(|name| {
-            let tenant = the_one(&name, &found);
+            let tenant = tenant_named(&name, &found);
             (name, tenant)
         }));
         Ok(())
     }
 
-    /// Rows of which no two have a name in common.
+    /// Imports rows of which no two have a unique value in common.
     async fn import_part(&self, import: &mut Import, part: Vec<Candidate>) -> Result<Outcome, AdminError> {
         let (mut outcome, mut rest) = (Outcome::default(), part);
         let mut made = HashMap::new();
@@ -278,7 +279,8 @@ impl Admin {
                 rest.retain(|candidate| {
                     let new = candidate.names().iter().filter(|name| !import.is_new(name)).count() == 0;
                     if !new {
-                        outcome.refuse(candidate.line, format!("{} is in the file twice", candidate.prefix));
+                        outcome
+                            .refuse(candidate.line, format!("{} occurs twice in the file", candidate.prefix));
                     }
                     new
                 });
@@ -293,7 +295,7 @@ impl Admin {
             let lines: Vec<_> = rest.iter().map(|candidate| candidate.line).collect();
             let ids: Vec<_> = keys.iter().map(|key| key.new.id.0).collect();
             match self.store.import_keys(&keys, import.draft(Action::KeyImport, &lines, &ids)).await {
-                // Somebody was faster with one of them.
+                // Another command created one of the keys: compare again.
                 Err(StoreError::Conflict(_)) => {}
                 Err(error) => return Err(error.into()),
                 Ok(()) => {
@@ -303,12 +305,15 @@ impl Admin {
             }
         }
         for candidate in rest {
-            outcome.refuse(candidate.line, "somebody else changes the same keys at the same time: try again");
+            outcome.refuse(
+                candidate.line,
+                "another command changes the same keys at the same time: import the file again",
+            );
         }
         Ok(outcome)
     }
 
-    /// Sorts out what is there; returns what is not.
+    /// Compares rows with the database. Returns those that do not exist yet.
     async fn compare(
         &self,
         part: Vec<Candidate>,
@@ -332,7 +337,7 @@ impl Admin {
             match same {
                 Ok(()) => outcome.already_there += 1,
                 Err(column) => {
-                    let why = format!("{} is there already, with another {column}", candidate.prefix);
+                    let why = format!("{} already exists with another {column}", candidate.prefix);
                     outcome.refuse(candidate.line, why);
                 }
             }
@@ -340,7 +345,7 @@ impl Admin {
         Ok(new)
     }
 
-    /// Hashes the whole keys among the rows, each once.
+    /// Hashes the whole keys among the rows, each once, on all cores. `made` has the hashes by line.
     async fn hash_all(&self, rows: &[Candidate], made: &mut HashMap<u64, String>) -> Result<(), AdminError> {
         let cores = Arc::new(Semaphore::new(available_parallelism().map_or(1, Into::into)));
         let mut hashing = JoinSet::new();
@@ -394,12 +399,12 @@ impl Admin {
     }
 }
 
-/// Whether a row has something that another key has.
+/// Returns why a row cannot be imported because another key has its id or hash.
 fn taken(candidate: &Candidate, there: &[StoredKey]) -> Option<String> {
     let same_id = |key: &&StoredKey| Some(key.details.id.0) == candidate.id;
     let same_hash =
         |key: &&StoredKey| matches!(&candidate.proof, Proof::Hash(hash) if hash.text().as_str() == key.hash);
-    let other = |what: &str, key: &StoredKey| format!("its {what} is that of {}", key.details.prefix);
+    let other = |what: &str, key: &StoredKey| format!("its {what} belongs to {}", key.details.prefix);
     let id = there.iter().find(same_id).map(|key| other("id", key));
     id.or_else(|| there.iter().find(same_hash).map(|key| other("hashed_key", key)))
 }
@@ -426,8 +431,8 @@ fn tenant_of(import: &Import, row: &KeyRow) -> Result<TenantId, String> {
     }
 }
 
-/// The tenant that is called so: an id means one, whatever else is called like it.
-fn the_one(name: &str, found: &[Tenant]) -> Result<TenantId, String> {
+/// Returns the tenant with this id, schema name or name. An id takes precedence.
+fn tenant_named(name: &str, found: &[Tenant]) -> Result<TenantId, String> {
     if let Some(tenant) = found.iter().find(|t| t.id.0.to_string().eq_ignore_ascii_case(name)) {
         return Ok(tenant.id);
     }

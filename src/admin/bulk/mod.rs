@@ -1,12 +1,10 @@
 //! Imports and exports keys and tenants in bulk.
 //!
-//! A batch at a time: every row is judged by itself, what the database has already is
-//! compared, and what is new goes in, in one transaction with its row of the audit log.
-//! So an import that was interrupted has lost one batch, and doing it again does the
-//! rest: rows that are there are counted and left alone, rows that contradict what is
-//! there are refused.
+//! Works in batches: validates each row, compares it with the database, and inserts the new ones in one transaction,
+//! together with an entry of the audit log. An interrupted import loses at most one batch, and repeating it imports the
+//! rest: rows that exist are counted and not changed, rows that contradict existing ones are rejected.
 //!
-//! Nothing here knows what a file looks like.
+//! Depends on: no file format.
 
 mod keys;
 mod tenants;
@@ -27,17 +25,17 @@ use crate::random;
 use crate::store::StoredKey;
 use crate::tenant::{Tenant, TenantId};
 
-/// A row and the line of the file it is on.
+/// A row, after its line number in the file.
 pub type Numbered<R> = (u64, R);
 
-/// What became of a batch.
+/// The result of a batch.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Rows that are in the database now, and were not before.
+    /// The number of rows that were inserted, or would be in a dry run.
     pub imported: u64,
-    /// Rows that were there.
+    /// The number of rows that existed already.
     pub already_there: u64,
-    /// Rows that were refused, and why.
+    /// The rejected rows, with the reason.
     pub refused: Vec<Numbered<String>>,
 }
 
@@ -55,27 +53,27 @@ impl Outcome {
 
 /// One import, from its first batch to its last.
 pub struct Import {
-    /// Its identity, by which its rows of the audit log are known.
+    /// Identifies the import in the audit log.
     id: Uuid,
     source: Source,
     dry_run: bool,
     hasher: RandomState,
-    /// What a dry run would have put into the database, as hashes: of every row eight bytes.
+    /// Hashes of the unique values that a dry run has seen: eight bytes each.
     seen: HashSet<u64>,
-    /// Tenants that were looked up, by what they are called.
+    /// A cache of tenants by their references.
     tenants: HashMap<String, Result<TenantId, String>>,
 }
 
-/// Where rows come from, for the audit log.
+/// The file of an import, for the audit log.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Source {
     /// The name of the file.
     pub file: String,
-    /// Its SHA-256; nothing while that is not known.
+    /// Its SHA-256; `None` until it is known.
     pub sha256: Option<String>,
 }
 
-/// What the audit log has of a batch.
+/// The audit entry of a batch.
 #[derive(Serialize)]
 struct Imported<'a> {
     #[serde(flatten)]
@@ -88,14 +86,14 @@ struct Imported<'a> {
 }
 
 impl Import {
-    /// An import; a dry run changes nothing.
+    /// Starts an import. A dry run changes nothing.
     #[must_use]
     pub fn new(source: Source, dry_run: bool) -> Self {
         let (hasher, seen, tenants) = (RandomState::new(), HashSet::new(), HashMap::new());
         Self { id: random::new_id(), source, dry_run, hasher, seen, tenants }
     }
 
-    /// The digest of the file, once it has been read to its end.
+    /// Sets the digest of the file, which is known only after its end was read.
     pub fn has_sha256(&mut self, sha256: String) {
         self.source.sha256 = Some(sha256);
     }
@@ -113,16 +111,16 @@ impl Import {
         Draft::of(action, format!("import {}", self.id), None::<&()>, &imported)
     }
 
-    /// Whether a dry run meets this for the first time.
+    /// Whether a dry run sees a unique value for the first time.
     fn is_new(&mut self, what: &str) -> bool {
         let hash = self.hasher.hash_one(what);
         self.seen.insert(hash)
     }
 }
 
-/// Cuts rows where one has something that must be unique and an earlier one has too: what comes first is in the
-/// database when the second is compared with it.
-fn cut_at_doubles<R>(rows: Vec<R>, unique: impl Fn(&R) -> Vec<String>) -> Vec<Vec<R>> {
+/// Splits rows so that no two rows of a part share a unique value. An earlier row is then in the database when a later
+/// one is compared with it.
+fn split_at_duplicates<R>(rows: Vec<R>, unique: impl Fn(&R) -> Vec<String>) -> Vec<Vec<R>> {
     let (mut parts, mut part, mut taken) = (Vec::new(), Vec::new(), HashSet::new());
     for row in rows {
         let names = unique(&row);
@@ -146,17 +144,17 @@ fn instant(column: &str, text: Option<&str>) -> Result<Option<Timestamp>, String
     }
 }
 
-/// Reads a text of a column, unless it is not set.
+/// Parses the text of a column, if it is set.
 fn read<T>(text: Option<&str>, parse: impl Fn(&str) -> Result<T, Invalid>) -> Result<Option<T>, String> {
     text.map(parse).transpose().map_err(|error| error.to_string())
 }
 
 fn uuid(column: &str, text: Option<&str>) -> Result<Option<Uuid>, String> {
-    text.map(|text| Uuid::parse_str(text).map_err(|_| format!("{column} is no UUID"))).transpose()
+    text.map(|text| Uuid::parse_str(text).map_err(|_| format!("{column} is not a UUID"))).transpose()
 }
 
 impl super::Admin {
-    /// Sorts out rows whose plan there is not.
+    /// Rejects rows whose plan does not exist.
     async fn with_known_plans<R>(
         &self,
         rows: Vec<R>,
@@ -176,11 +174,11 @@ impl super::Admin {
         Ok(known)
     }
 
-    /// Gives every key, of all or one tenant, to `sink`, hash and all.
+    /// Passes every key of all tenants or of one tenant to `sink`, including its hash.
     ///
     /// # Errors
     ///
-    /// As [`super::Admin::tenant`]; the database cannot be asked; or `sink` wants no more.
+    /// As [`super::Admin::tenant`]; the database is not available; or `sink` fails.
     pub async fn export_keys<E: From<AdminError>>(
         &self,
         tenant: Option<&str>,
@@ -190,11 +188,11 @@ impl super::Admin {
         self.each_key(&filter, None, |key| sink(key).map(|()| true)).await
     }
 
-    /// Gives every tenant to `sink`.
+    /// Passes every tenant to `sink`.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked, or `sink` wants no more.
+    /// The database is not available, or `sink` fails.
     pub async fn export_tenants<E: From<AdminError>>(
         &self,
         mut sink: impl FnMut(&Tenant) -> Result<(), E>,
@@ -214,10 +212,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_cut_where_something_comes_twice() {
+    fn rows_are_split_before_a_value_that_repeats() {
         let cut = |rows: &[&str]| {
             let rows = rows.iter().map(ToString::to_string).collect();
-            cut_at_doubles(rows, |row: &String| row.split(' ').map(ToOwned::to_owned).collect())
+            split_at_duplicates(rows, |row: &String| row.split(' ').map(ToOwned::to_owned).collect())
         };
         assert_eq!(cut(&["a x", "b y"]), [["a x", "b y"]]);
         assert_eq!(cut(&["a x", "b x", "c z"]), [vec!["a x"], vec!["b x", "c z"]]);

@@ -1,12 +1,10 @@
-//! Imports tenants in bulk.
-//!
-//! With their schemas: those that are to stand are made in the same transaction.
+//! Imports tenants in bulk, and creates their schemas in the same transaction.
 
 use serde::Deserialize;
 use uuid::Uuid;
 
 use super::super::{Admin, AdminError};
-use super::{Import, Numbered, Outcome, cut_at_doubles, instant, read, uuid};
+use super::{Import, Numbered, Outcome, instant, read, split_at_duplicates, uuid};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format::holds_key;
@@ -17,27 +15,27 @@ use crate::tenant::{
     Mode, Tenant, TenantId, TenantStatus, default_schema_name, is_schema_name, is_tenant_name,
 };
 
-/// A tenant as a file has it: everything text, nothing checked.
+/// A tenant in a file: unchecked texts.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TenantRow {
-    /// Its id; nothing: a new one.
+    /// Its id; `None` for a new one.
     pub id: Option<String>,
     /// Its name.
     pub name: Option<String>,
-    /// Its schema; nothing: made of the name.
+    /// Its schema; `None` derives it from the name.
     pub db_schema_name: Option<String>,
-    /// Its status; nothing: active.
+    /// Its status; `None` for active.
     pub status: Option<String>,
-    /// Its mode; nothing: the server's.
+    /// Its mode; `None` for that of the server.
     pub mode: Option<String>,
     /// Its plan.
     pub plan: Option<String>,
-    /// When it was made; nothing: now.
+    /// When it was created; `None` for now.
     pub created_at: Option<String>,
 }
 
-/// A row that makes sense.
+/// A valid row.
 struct Candidate {
     line: u64,
     id: Option<Uuid>,
@@ -55,11 +53,14 @@ impl Candidate {
         let name = name.ok_or("name is not 1 to 255 characters, without control characters and keys")?;
         let schema = row.db_schema_name.unwrap_or_else(|| default_schema_name(&name));
         if !is_schema_name(&schema) {
-            return Err(format!("{schema:?} is no name for a schema"));
+            return Err(format!("invalid schema name {schema:?}"));
         }
         let status = row.status.as_deref().map(TenantStatus::parse);
         if let Some(TenantStatus::Other(other)) = &status {
-            return Err(format!("{other:?} is no status: {}", TenantStatus::KNOWN.join(", ")));
+            return Err(format!(
+                "invalid status {other:?}: expected one of {}",
+                TenantStatus::KNOWN.join(", ")
+            ));
         }
         let mode = mode(row.mode.as_deref())?;
         let plan = read(row.plan.as_deref(), PlanName::parse)?.map(|plan| plan.as_str().into());
@@ -72,7 +73,7 @@ impl Candidate {
         self.id.map(|id| id.to_string()).into_iter().chain([self.schema.clone()]).collect()
     }
 
-    /// Nothing if the tenant is as the row says.
+    /// Returns the column in which the row contradicts the existing tenant; `None` if there is none.
     fn contradiction(&self, there: &Tenant) -> Option<&'static str> {
         let differing = [
             (self.schema != there.schema, "schema"),
@@ -99,19 +100,21 @@ impl Candidate {
     }
 }
 
-/// What is empty says nothing; what makes no sense is refused, and not taken for a mode.
+/// Parses a mode. An empty text means no mode.
 fn mode(text: Option<&str>) -> Result<Option<Mode>, String> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
     let known = Mode::ALL.into_iter().find(|mode| mode.as_str() == text);
-    known.map(Some).ok_or_else(|| format!("{text:?} is no mode: {}", Mode::ALL.map(Mode::as_str).join(", ")))
+    known.map(Some).ok_or_else(|| {
+        format!("invalid mode {text:?}: expected one of {}", Mode::ALL.map(Mode::as_str).join(", "))
+    })
 }
 
 impl Admin {
-    /// Takes a batch of tenants over.
+    /// Imports a batch of tenants. Rejected rows are part of the outcome.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked or refuses all of it. Rows that are refused are no error.
+    /// The database is not available, or rejects the whole batch.
     pub async fn import_tenants(
         &self,
         import: &mut Import,
@@ -127,7 +130,7 @@ impl Admin {
         }
         let candidates =
             self.with_known_plans(candidates, |row| (row.line, row.plan.as_deref()), &mut outcome).await?;
-        for part in cut_at_doubles(candidates, Candidate::names) {
+        for part in split_at_duplicates(candidates, Candidate::names) {
             self.import_tenants_part(import, part, &mut outcome).await?;
         }
         Ok(outcome)
@@ -148,7 +151,8 @@ impl Admin {
             let draft = import.draft(Action::TenantImport, &lines, &ids);
             match self.store.import_tenants(&tenants, draft).await {
                 Err(StoreError::Conflict(_)) => {
-                    let why = "somebody else adds the same tenants at the same time: try again";
+                    let why =
+                        "another command creates the same tenants at the same time: import the file again";
                     for candidate in &new {
                         outcome.refuse(candidate.line, why);
                     }
@@ -161,7 +165,7 @@ impl Admin {
         Ok(())
     }
 
-    /// Sorts out what is there; returns what is not.
+    /// Compares rows with the database. Returns those that do not exist yet.
     async fn compare_tenants(
         &self,
         import: &mut Import,
@@ -177,13 +181,13 @@ impl Admin {
                 None if import.dry_run
                     && candidate.names().iter().filter(|name| !import.is_new(name)).count() > 0 =>
                 {
-                    outcome.refuse(candidate.line, format!("{} is in the file twice", candidate.schema));
+                    outcome.refuse(candidate.line, format!("{} occurs twice in the file", candidate.schema));
                 }
                 None => new.push(candidate),
                 Some(tenant) => match candidate.contradiction(tenant) {
                     None => outcome.already_there += 1,
                     Some(column) => {
-                        let why = format!("{} is there already, with another {column}", tenant.schema);
+                        let why = format!("{} already exists with another {column}", tenant.schema);
                         outcome.refuse(candidate.line, why);
                     }
                 },

@@ -1,8 +1,8 @@
 //! Exports keys and tenants.
 //!
-//! Row by row into standard output or a file, which is there whole or not at all. No
-//! plaintext goes out, because there is none; hashes only for who asks for them, and
-//! never onto a screen. What goes out with hashes can come in again.
+//! Writes row by row to standard output or to a file, which appears only when it is complete. An export never contains
+//! a whole key, because the database has none. It contains hashes only on request, and never on a terminal. An export
+//! with hashes can be imported again.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, IsTerminal as _, Write};
@@ -22,7 +22,7 @@ use crate::labels::Labels;
 use crate::store::StoredKey;
 use crate::tenant::{Mode, Tenant};
 
-/// What all exports can be told.
+/// The options of all exports.
 #[derive(clap::Args)]
 pub(in crate::cli) struct ExportArgs {
     /// The file: .csv, .jsonl or .ndjson; `-` is standard output
@@ -45,7 +45,7 @@ pub(in crate::cli) struct KeyExportArgs {
     with_hashes: bool,
 }
 
-/// Writes keys.
+/// Exports keys.
 pub(in crate::cli) async fn export_keys(
     admin: &Admin,
     args: &KeyExportArgs,
@@ -53,7 +53,7 @@ pub(in crate::cli) async fn export_keys(
 ) -> Result<(), Failure> {
     if args.with_hashes && is_stdout(&args.to.file) && io::stdout().is_terminal() {
         return Err(Failure::refused(
-            "hashes do not belong on a screen: name a file, or redirect the output",
+            "hashes are not shown on a terminal: name a file, or redirect the output",
         ));
     }
     let mut columns = KEY_COLUMNS.to_vec();
@@ -64,7 +64,7 @@ pub(in crate::cli) async fn export_keys(
     sink.finish(out, "keys")
 }
 
-/// Writes tenants.
+/// Exports tenants.
 pub(in crate::cli) async fn export_tenants(
     admin: &Admin,
     args: &ExportArgs,
@@ -170,7 +170,7 @@ impl<'a> ExportedKey<'a> {
     }
 }
 
-/// The object, if there are labels.
+/// Returns the labels as a JSON object; `None` if there are no labels.
 fn labels(labels: &Labels) -> Option<Box<RawValue>> {
     if labels.is_empty() { None } else { RawValue::from_string(labels.to_string()).ok() }
 }
@@ -208,11 +208,11 @@ impl ExportedTenant<'_> {
     }
 }
 
-/// Where an export goes.
+/// The destination of an export.
 struct Sink {
     to: BufWriter<Box<dyn Write>>,
     format: Format,
-    /// What it is called, and what it is called until it is whole.
+    /// The file and the temporary file beside it, which is renamed when it is complete. `None` for standard output.
     file: Option<(PathBuf, PathBuf)>,
     written: u64,
 }
@@ -273,7 +273,7 @@ impl Sink {
     }
 }
 
-/// What is not whole does not stay.
+/// Removes the temporary file of an export that failed.
 impl Drop for Sink {
     fn drop(&mut self) {
         if let Some((_, beside)) = &self.file {
@@ -282,7 +282,7 @@ impl Drop for Sink {
     }
 }
 
-/// For its owner alone.
+/// Creates a file that only its owner can read.
 fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }

@@ -1,8 +1,8 @@
 //! The commands that import and export keys and tenants in bulk.
 //!
-//! A file is read row by row and given to the use case a batch at a time. Every row that
-//! is refused is listed with its line: for people on standard error, for programs in the
-//! one object on standard output, as they come.
+//! Reads a file row by row and passes the rows to the use case in batches. Each rejected row is reported with its line
+//! number as soon as it is known: in text format on standard error, in JSON format inside the one object on standard
+//! output.
 
 mod export;
 mod progress;
@@ -22,7 +22,7 @@ use crate::admin::bulk::{Import, KeyRow, Numbered, Outcome, Source, TenantRow};
 use crate::admin::{Admin, AdminError};
 use crate::telemetry::scrub::scrub;
 
-/// What all imports can be told.
+/// The options of all imports.
 #[derive(clap::Args)]
 pub(super) struct ImportArgs {
     /// The file: .csv, .jsonl or .ndjson; `-` is standard input
@@ -43,7 +43,7 @@ impl ImportArgs {
     fn format(&self) -> Result<Format, Failure> {
         let known = self.format.or_else(|| Format::of(&self.file));
         known.ok_or_else(|| {
-            Failure::usage("the name of the file does not end in .csv or .jsonl: say --format")
+            Failure::usage("the name of the file does not end in .csv or .jsonl: add --format")
         })
     }
 
@@ -52,15 +52,15 @@ impl ImportArgs {
     }
 }
 
-/// What a row of a file can be.
+/// The kinds of rows that a file can contain.
 trait FileRow: DeserializeOwned {
     const COLUMNS: &'static [&'static str];
-    /// Of each of these a CSV file must have one.
+    /// For each of these lists, a CSV file must have at least one of the columns.
     const NEEDED: &'static [&'static [&'static str]];
-    /// Rows of a batch.
+    /// The maximum number of rows in a batch.
     const BATCH: usize;
 
-    /// Whether it takes long.
+    /// Whether importing the row takes long.
     fn is_slow(&self) -> bool;
 
     async fn import(
@@ -95,7 +95,7 @@ impl FileRow for KeyRow {
     const NEEDED: &'static [&'static [&'static str]] = &[&["key", "hashed_key"], &["tenant", "tenant_id"]];
     const BATCH: usize = 1_000;
 
-    /// It has to be hashed.
+    /// A whole key must be hashed with bcrypt.
     fn is_slow(&self) -> bool {
         self.key.is_some()
     }
@@ -113,7 +113,7 @@ impl FileRow for TenantRow {
     const COLUMNS: &'static [&'static str] =
         &["id", "name", "db_schema_name", "status", "mode", "plan", "created_at"];
     const NEEDED: &'static [&'static [&'static str]] = &[&["name"]];
-    /// Each makes a schema.
+    /// Small, because each row creates a schema.
     const BATCH: usize = 250;
 
     fn is_slow(&self) -> bool {
@@ -129,15 +129,15 @@ impl FileRow for TenantRow {
     }
 }
 
-/// Rows of a batch that take a quarter of a second each: little is lost when it is interrupted.
+/// The maximum number of slow rows in a batch: each takes a quarter of a second, and an interrupted batch is lost.
 const SLOW_BATCH: usize = 32;
 
-/// Takes keys over.
+/// Imports keys.
 pub(super) async fn import_keys(admin: &Admin, args: &ImportArgs, out: &Out) -> Result<(), Failure> {
     import::<KeyRow>(admin, args, out).await
 }
 
-/// Takes tenants over.
+/// Imports tenants.
 pub(super) async fn import_tenants(admin: &Admin, args: &ImportArgs, out: &Out) -> Result<(), Failure> {
     import::<TenantRow>(admin, args, out).await
 }
@@ -163,7 +163,7 @@ async fn import<R: FileRow>(admin: &Admin, args: &ImportArgs, out: &Out) -> Resu
     }
     let import = Import::new(source, args.dry_run);
     let done = pass::<R>(admin, args.rows::<R>()?, import, bytes, &mut report).await;
-    // What was done is said, also if it was not all.
+    // Prints the summary of the imported rows, even if a later row failed.
     match done {
         Err(failure) if report.read == 0 => Err(failure),
         done => {
@@ -173,7 +173,7 @@ async fn import<R: FileRow>(admin: &Admin, args: &ImportArgs, out: &Out) -> Resu
     }
 }
 
-/// Reads all rows, and gives them to the use case in batches.
+/// Reads all rows and imports them in batches.
 async fn pass<R: FileRow>(
     admin: &Admin,
     mut rows: Rows,
@@ -186,7 +186,7 @@ async fn pass<R: FileRow>(
     let done = loop {
         let row = match rows.next::<R>() {
             Ok(row) => row,
-            // What came before it is good.
+            // The rows before the failure are still imported.
             Err(failure) => break Err(failure),
         };
         let Some(row) = row else { break Ok(()) };
@@ -205,10 +205,10 @@ async fn pass<R: FileRow>(
     done
 }
 
-/// Rows that go in together.
+/// Rows that are passed to the use case together.
 struct Batch<R> {
     rows: Vec<Numbered<R>>,
-    /// Those that are none.
+    /// Rows that could not be parsed, with the reason.
     bad: Vec<Numbered<String>>,
     slow: usize,
 }
@@ -234,7 +234,7 @@ impl<R: FileRow> Batch<R> {
         }
     }
 
-    /// Empties it.
+    /// Imports the batch and empties it.
     async fn import(&mut self, admin: &Admin, import: &mut Import) -> Result<Outcome, AdminError> {
         let Self { rows, bad, .. } = std::mem::take(self);
         let mut outcome = R::import(admin, import, rows).await?;
@@ -244,7 +244,7 @@ impl<R: FileRow> Batch<R> {
     }
 }
 
-/// What is said of an import.
+/// Prints rejected rows, counts the others, and prints the summary.
 struct Report {
     output: Output,
     dry_run: bool,
@@ -273,11 +273,15 @@ impl Report {
             let row = serde_json::json!({ "line": line, "reason": why });
             return print(&format!("{open}{row}"));
         }
-        progress.say(&format!("line {line}: {}\n", super::view::plain(&why)));
+        progress.line(&format!("line {line}: {}\n", super::view::plain(&why)));
         Ok(())
     }
 
-    /// The end; exit 1 if any row was refused.
+    /// Prints the summary.
+    ///
+    /// # Errors
+    ///
+    /// A row was rejected, which is exit code 1 without a message; or the summary could not be written.
     fn finish(&self, dry_run: bool) -> Result<(), Failure> {
         let Self { read, imported, already_there, refused, .. } = self;
         let text = if self.output == Output::Json {

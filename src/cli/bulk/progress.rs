@@ -1,7 +1,7 @@
 //! Shows the progress of an import.
 //!
-//! On a terminal a bar with rate and remaining time, elsewhere a plain line every ten
-//! seconds. Always on standard error.
+//! On a terminal, shows a bar with rate and remaining time; elsewhere, prints a line every ten seconds. Always on
+//! standard error.
 
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
@@ -9,12 +9,12 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
-use super::super::say;
+use super::super::print_stderr;
 
-/// Seconds between plain lines.
+/// The interval between lines.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// The progress of reading something of a known or unknown size.
+/// The progress of reading a file, whose size in bytes may be unknown.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
     bytes: Option<u64>,
@@ -29,7 +29,7 @@ impl Progress {
         Self { bar, bytes, start: now, said: now }
     }
 
-    /// So many rows, which end there.
+    /// Shows that `rows` rows were read, which end at the byte `position`.
     pub(super) fn at(&mut self, rows: u64, position: u64) {
         let seconds = self.start.elapsed().as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
@@ -44,15 +44,15 @@ impl Progress {
                 let left = Duration::from_secs_f64(seconds * (1.0 - done.min(1.0)) / done);
                 format!(", {:.0} %, {} s left", done * 100.0, left.as_secs())
             });
-            say(&format!("{rows} rows, {rate:.0} a second{}\n", left.unwrap_or_default()));
+            print_stderr(&format!("{rows} rows, {rate:.0} a second{}\n", left.unwrap_or_default()));
         }
     }
 
-    /// Says a line, beside the bar.
-    pub(super) fn say(&self, line: &str) {
+    /// Prints a line on standard error, above the bar.
+    pub(super) fn line(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| say(line)),
-            None => say(line),
+            Some(bar) => bar.suspend(|| print_stderr(line)),
+            None => print_stderr(line),
         }
     }
 

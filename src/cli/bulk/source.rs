@@ -1,10 +1,10 @@
 //! Reads files of keys or tenants.
 //!
-//! CSV with a header, or one JSON object a line. Rows come one by one with the line they
-//! are on; a row that is none is told from a file that is none. No record may be longer
-//! than a megabyte, so a quote that is never closed does not take the file into memory.
+//! The format is CSV with a header, or one JSON object a line. Rows come one by one with their line number. An invalid
+//! row is returned as an error of its own; an invalid file ends the import. A record has at most 1 MiB, so that an
+//! unclosed quote does not read the whole file into memory.
 //!
-//! Nothing here knows what a good key is.
+//! Depends on: nothing that validates keys or tenants.
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -21,7 +21,7 @@ use super::super::rows::unguard;
 use crate::audit::hex;
 use crate::telemetry::scrub::scrub;
 
-/// How rows are written.
+/// The format of a file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(in crate::cli) enum Format {
     /// Comma-separated values with a header (RFC 4180)
@@ -31,7 +31,7 @@ pub(in crate::cli) enum Format {
 }
 
 impl Format {
-    /// What the ending of a file's name says.
+    /// Returns the format that the extension of a file name implies.
     pub(super) fn of(path: &Path) -> Option<Self> {
         match path.extension()?.to_str()? {
             "csv" => Some(Self::Csv),
@@ -41,13 +41,13 @@ impl Format {
     }
 }
 
-/// A row, or why it is none.
+/// The line number of a row, and the row or why it is invalid.
 pub(super) type ReadRow<R> = (u64, Result<R, String>);
 
-/// The longest that a record may be; a row has some hundred bytes.
+/// The maximum size of a record in bytes; a usual row has some hundred.
 const MAX_RECORD: usize = 1 << 20;
 
-/// What all that is read goes through.
+/// A reader that limits the size of a record and hashes everything that is read.
 struct Bounded {
     inner: Box<dyn Read>,
     /// Bytes since the last record.
@@ -101,7 +101,7 @@ impl Rows {
                 path.display()
             )));
         }
-        // A byte order mark says nothing that UTF-8 leaves open.
+        // Skips a byte order mark, which has no meaning in UTF-8.
         if start.starts_with(b"\xef\xbb\xbf") {
             reader.consume(3);
         }
@@ -112,7 +112,11 @@ impl Rows {
         Ok(Self { name: path.to_owned(), records, since, digest })
     }
 
-    /// The next row.
+    /// Returns the next row; `None` at the end of the file.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or a record is too long.
     pub(super) fn next<R: DeserializeOwned>(&mut self) -> Result<Option<ReadRow<R>>, Failure> {
         let row = match &mut self.records {
             Records::Csv { reader, header } => next_csv(reader, header),
@@ -123,7 +127,7 @@ impl Rows {
         Ok(row.map(|(line, row)| (line, row.map_err(|why| scrub(&why).into_owned()))))
     }
 
-    /// Bytes of the rows so far.
+    /// Returns the number of bytes of the rows so far.
     pub(super) fn position(&self) -> u64 {
         match &self.records {
             Records::Csv { reader, .. } => reader.position().byte(),
@@ -131,18 +135,18 @@ impl Rows {
         }
     }
 
-    /// The digest of all that was read.
+    /// Returns the SHA-256 digest of everything that was read so far.
     pub(super) fn sha256(&self) -> String {
         hex(&self.digest.borrow().clone().finalize())
     }
 }
 
-/// Whether it can be read once alone.
+/// Whether the input is standard input, which can be read only once.
 pub(super) fn is_stream(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-/// The size of a file and its digest; nothing for what can be read once alone.
+/// Returns the size of a file and its SHA-256 digest; `None` for streams, which can be read only once.
 pub(super) fn measure(path: &Path) -> Result<Option<(u64, String)>, Failure> {
     if is_stream(path) {
         return Ok(None);
@@ -189,20 +193,23 @@ fn csv(
         if !columns.contains(&name) {
             let name = scrub(name);
             return Err(wrong(format!(
-                "the first line names the columns, and {name:?} is none of: {}",
+                "unknown column {name:?}: the first line must name the columns, which can be {}",
                 all()
             )));
         }
         if header.iter().take(at).any(|before| before == name) {
-            return Err(wrong(format!("the column {name} is there twice")));
+            return Err(wrong(format!("the column {name} is given twice")));
         }
     }
     if header.is_empty() {
-        return Err(wrong(format!("it is empty: the first line names the columns, of {}", all())));
+        return Err(wrong(format!(
+            "the file is empty: the first line must name the columns, which can be {}",
+            all()
+        )));
     }
     for any in needed {
         if !any.iter().any(|name| header.iter().any(|column| column == *name)) {
-            return Err(wrong(format!("the first line names no column {}", any.join(" or "))));
+            return Err(wrong(format!("the first line must name a column {}", any.join(" or "))));
         }
     }
     Ok(Records::Csv { reader: Box::new(reader), header })
@@ -255,6 +262,6 @@ fn json_row<R: DeserializeOwned>(text: &[u8]) -> Result<R, String> {
     serde_json::from_str(text).map_err(|error| {
         let error = error.to_string();
         let why = error.split(" at line ").next().unwrap_or_default();
-        format!("is no JSON object of a row: {why}")
+        format!("is not a valid JSON object of a row: {why}")
     })
 }

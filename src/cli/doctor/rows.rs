@@ -1,6 +1,6 @@
-//! Checks whether a server could load this database, and what it would get.
+//! Checks whether a server could load this database, and what it would load.
 //!
-//! Loads everything as a server does, keeps none of it, and counts damaged rows, keys without a tenant, and memos by
+//! Loads all rows as a server does, without keeping them, and counts damaged rows, keys without a tenant, and memos by
 //! pepper.
 
 use std::collections::{HashMap, HashSet};
@@ -70,7 +70,7 @@ impl Rows {
         }
     }
 
-    /// Returns the findings. Without peppers there is none about memos, because the file already has a finding.
+    /// Returns the findings. Without peppers there is no finding about memos, because the pepper file already has one.
     pub(super) fn findings(&self, peppers: Option<&Peppers>) -> Vec<Finding> {
         if let Some(why) = &self.refused {
             return vec![Finding::bad(

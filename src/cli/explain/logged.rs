@@ -40,7 +40,7 @@ pub(super) struct Logged {
     pub(super) reason: Option<String>,
     /// The reason for which it would have been rejected without shadow mode.
     pub(super) would_deny: Option<String>,
-    /// Why it could not be decided, if the reason is another word.
+    /// Why no decision was possible, if `reason` is another word.
     pub(super) cause: Option<String>,
     /// The row of the outcome table that applied.
     pub(super) row: Option<u8>,
@@ -122,7 +122,7 @@ fn read(line: &str, source: String) -> Logged {
     };
     let reason = field(&["reason"]);
     let (would_deny, cause) = (field(&["would_deny"]), field(&["cause"]));
-    // The most precise one of the three.
+    // The most specific of the three words.
     let word = cause.as_ref().or(would_deny.as_ref()).or(reason.as_ref());
     let row = word.and_then(|word| Row::named(word));
     let unable = word.is_some_and(|word| word == "unavailable");

@@ -30,9 +30,9 @@ struct OutcomeView {
     reason: String,
     /// The reason for which it would be rejected without shadow mode.
     would_deny: Option<String>,
-    /// Why it cannot be decided, if so.
+    /// Why no decision was possible.
     cause: Option<&'static str>,
-    /// `None` if the upstream answers.
+    /// `None` if the request passes, because the upstream then sets the status.
     http_status: Option<i32>,
     code: i32,
     body: Option<String>,
@@ -146,7 +146,7 @@ fn outcome((decision, terms): &(Decision<'_>, Terms<'_>), speech: &Speech) -> Ou
     }
 }
 
-/// Returns why it cannot be decided, even if it passes.
+/// Returns why no decision was possible, even if the request passes.
 fn fault(decision: &Decision<'_>) -> Option<Fault> {
     match decision {
         Decision::Unable(fault, _) | Decision::Allow(Grant::Shadow(Objection::Unable(fault, _))) => {

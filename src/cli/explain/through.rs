@@ -1,4 +1,4 @@
-//! Sends a real request through Envoy and tells who answered it.
+//! Sends a real request through Envoy and reports who answered it.
 
 use std::path::Path;
 
@@ -60,7 +60,7 @@ pub(super) async fn through(
 }
 
 impl ThroughView {
-    /// Returns lines with their names.
+    /// Returns the lines of the text output, each with its name.
     pub(super) fn lines(&self) -> Vec<(&'static str, String)> {
         let id = self.decision_id.as_ref().map(|id| format!(", decision {id}")).unwrap_or_default();
         let mut lines = vec![

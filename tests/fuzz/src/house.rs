@@ -132,7 +132,7 @@ impl House {
             respond(&self.gate.settle(&asked, &|| None, Instant::now() + PATIENCE).await)
                 .expect("a settled view has a verdict")
         });
-        assert!(now.is_none_or(|now| now == then), "at once it is another answer");
+        assert!(now.is_none_or(|now| now == then), "the synchronous answer differs");
         Some(then)
     }
 }

@@ -22,8 +22,8 @@ pub enum Verdict {
     Proven(&'static str, usize),
 }
 
-/// The expected result, whether `Authorization` contains the beginning of a key, and whether Envoy's configuration says
-/// something of the route, which the verdict leaves out.
+/// The expected result, whether `Authorization` contains the beginning of a key, and whether Envoy's configuration
+/// contains a context of the route, which the verdict does not consider.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Expected {
     pub verdict: Verdict,

@@ -1,16 +1,16 @@
-//! What rules and paths mean, in the slowest and most obvious way.
+//! A literal and slow implementation of rules and paths.
 
 use std::cmp::Reverse;
 
 use tenantgate::path::PathOptions;
 use tenantgate::route::{HostPattern, Method, Rule};
 
-/// What may stand in a segment as it is.
+/// Whether a byte may occur in a segment without an escape.
 fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@;".contains(&byte)
 }
 
-/// A segment with its escapes in their one form. It has no others.
+/// Returns a segment with its escapes in canonical form; `None` if they are not allowed.
 fn form(segment: &[u8]) -> Option<Vec<u8>> {
     let mut form = Vec::new();
     let mut at = 0;
@@ -37,7 +37,7 @@ fn escaped(text: &[u8], at: usize) -> Option<u8> {
     plain.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
 
-/// What an upstream sees that decodes all of it.
+/// Decodes a segment as an upstream would that decodes every escape.
 fn decoded(text: &[u8]) -> Option<String> {
     let mut bytes = Vec::new();
     let mut at = 0;
@@ -48,7 +48,7 @@ fn decoded(text: &[u8]) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// The segments of a path, or `None` if it is ambiguous.
+/// Returns the segments of a path; `None` if it is ambiguous.
 #[must_use]
 pub fn segments(raw: &[u8], options: PathOptions) -> Option<Vec<Vec<u8>>> {
     let path = raw.split(|byte| *byte == b'?').next()?;
@@ -78,7 +78,7 @@ pub fn segments(raw: &[u8], options: PathOptions) -> Option<Vec<Vec<u8>>> {
     inside.split(|byte| *byte == b'/').map(form).collect()
 }
 
-/// The rules that match, the best first, by the words of the contract.
+/// Returns the matching rules, best first, as the contract describes.
 #[must_use]
 pub fn ranked<'r>(rules: &'r [Rule], host: &[u8], method: &[u8], path: &[Vec<u8>]) -> Vec<&'r Rule> {
     let mut all: Vec<_> =

@@ -41,7 +41,7 @@ fn connections() -> Vec<(String, Vec<u8>)> {
     calls.chain(others).collect()
 }
 
-/// Requests and rules, and how `targets/route.rs` takes them.
+/// Requests and rules in the format of `targets/route.rs`.
 const ROUTES: [(&str, u8, &str); 6] = [
     ("literal", 0, "GET a.example.com /a/b\nGET a.example.com /a/b\n* *.example.com /a/{x}\n* * /**"),
     ("back", 0, "GET h /a/b/c\n* * /a/b\n* * /a/{x}/c\n* * /a/**"),

@@ -32,8 +32,8 @@ fuzz_target!(init: seeds::plant("check"), |message: &[u8]| {
     }
 });
 
-/// Whatever Envoy's configuration says of a route: an identity is that of the holder of a live key, and a request without
-/// one passes as nobody.
+/// Whatever Envoy's configuration says of the route: an identity belongs to the holder of a live key, and a request
+/// without identity passes only without a tenant.
 fn let_nobody_else_pass(response: &CheckResponse, expected: Expected) {
     let Some(HttpResponse::OkResponse(ok)) = &response.http_response else { return };
     let fields = &response.dynamic_metadata.as_ref().expect("always there").fields;

@@ -1,7 +1,7 @@
-//! Does the tree of rules find what the words of the contract say, and does no path slip through?
+//! Checks that the tree of rules finds the rule that the contract describes, and that no path bypasses its rule.
 //!
-//! The first line is a request (`METHOD host /path`), each other line a rule in the same form; the first byte chooses the
-//! options.
+//! The first line is a request (`METHOD host /path`), each other line is a rule in the same form. The first byte
+//! selects the options.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -29,12 +29,12 @@ fuzz_target!(init: seeds::plant("route"), |bytes: &[u8]| {
     let kept: Vec<Rule> = rules.iter().filter(|rule| !twins(rule)).cloned().collect();
     let (Ok(path), Some(segments)) = (read, segments) else { return };
     let host = request_host(host);
-    // Rules that make sense, none of them twice: as the words say.
+    // Valid rules without duplicates: the result equals the slow implementation.
     let sound: Vec<_> = kept.iter().map(RouteRow::from).collect();
     let found: Vec<_> = RouteTable::of(&sound).candidates(&host, method, &path).iter().map(|e| e.id).collect();
     let wanted: Vec<_> = routes::ranked(&kept, &host, method, &segments).iter().map(|rule| rule.id).collect();
     assert_eq!(found, wanted, "{}", text.escape_ascii());
-    // All of the rows: the best rule wins or nothing does, and never a weaker one.
+    // All rows, including damaged ones: the best rule wins, or none; never a weaker one.
     let table = RouteTable::of(&rows);
     let best = routes::ranked(&rules, &host, method, &segments).first().map(|rule| rule.id);
     match table.find(&host, method, &path) {

@@ -1,4 +1,4 @@
-//! Tables of other programs: the pinned schema, schemas of tenants, shapes of adopted tables.
+//! Tables in a database of other programs: the fixed schema, schemas of tenants, shapes of adopted tables.
 
 use super::{KEY, PLAIN, postgres_with, rows};
 use crate::support::cli::run_in;
@@ -40,7 +40,7 @@ fn tables_in_another_schema_are_refused_with_the_option_to_use() {
     let (code, _, stderr) = Server::on(&database).run_to_end();
     assert_eq!((code, stderr.matches("--database-schema").count()), (Some(1), 1), "{stderr}");
     let count = "SELECT count(*)::text FROM pg_class WHERE relname IN ('tenants', 'api_keys', 'tenantgate_migrations')";
-    assert_eq!(database.text(count).as_deref(), Some("2"), "nothing was made");
+    assert_eq!(database.text(count).as_deref(), Some("2"), "nothing was created");
     database.cli(&["migrate", "--database-schema", "app"]).ok();
     let server = Server::on(&database).env("TENANTGATE_DATABASE_SCHEMA", "app").start();
     assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
@@ -75,7 +75,7 @@ fn the_administrators_role_cannot_put_tables_before_ours() {
 }
 
 #[test]
-fn a_tenant_gets_no_schema_of_somebody_else() {
+fn a_tenant_cannot_use_a_schema_of_another_program() {
     let Some(database) =
         postgres_with("CREATE SCHEMA app; CREATE TABLE app.theirs (n int); CREATE SCHEMA bare")
     else {
@@ -91,10 +91,10 @@ fn a_tenant_gets_no_schema_of_somebody_else() {
     create("bare", &[]).ok();
     create("app", &["--adopt-schema"]).ok();
     let rows = database.text("SELECT count(*)::text FROM gate.tenants");
-    assert_eq!(rows.as_deref(), Some("2"), "what was refused left no row");
+    assert_eq!(rows.as_deref(), Some("2"), "a rejected tenant left no row");
 }
 
-/// Statements that break the plain tables, and what the error must name.
+/// Statements that make the plain tables unsuitable, and what the error must name.
 const SPOILT: [(&str, &str); 8] = [
     ("ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_prefix_key", "api_keys.key_prefix is not UNIQUE"),
     (
@@ -128,7 +128,7 @@ fn tables_that_cannot_be_served_are_refused_before_any_change() {
 }
 
 #[test]
-fn naive_timestamps_are_converted_and_switches_are_heeded_as_told() {
+fn naive_timestamps_are_converted_and_disabling_columns_are_applied() {
     let more = "INSERT INTO api_keys (hashed_key, key_prefix, tenant_id, is_active)
                 SELECT 'x', 'llmk_off', id, false FROM tenants;
                 CREATE TABLE audit_log (theirs int);";
@@ -149,7 +149,7 @@ fn naive_timestamps_are_converted_and_switches_are_heeded_as_told() {
     assert_eq!(
         database.text("SELECT count(*)::text FROM audit_log").as_deref(),
         Some("0"),
-        "theirs is theirs"
+        "their column is unchanged"
     );
     assert_eq!(database.json(&["migrate"])["applied"], serde_json::json!([]), "asked once");
 }
@@ -169,7 +169,7 @@ fn a_column_may_be_ignored() {
 }
 
 #[test]
-fn what_a_restore_or_a_rename_lost_is_found_and_fixed() {
+fn losses_by_a_restore_or_a_rename_are_found_and_fixed() {
     for spoil in [
         "GRANT EXECUTE ON FUNCTION tenantgate_mark() TO PUBLIC",
         "ALTER FUNCTION tenantgate_key_changed() RESET ALL",
@@ -204,7 +204,7 @@ fn a_key_has_one_live_successor() {
         let runs =
             std::thread::scope(|scope| [(); 2].map(|()| scope.spawn(rotate)).map(|run| run.join().unwrap()));
         let done = runs.iter().filter(|run| run.code == Some(0)).count();
-        assert_eq!(done, 1, "of two at once one does it: {runs:#?}");
+        assert_eq!(done, 1, "one of two concurrent rotations succeeds: {runs:#?}");
         let line = rotate().refused();
         let successor = world.db.text("SELECT s.key_prefix FROM api_keys k JOIN api_keys s ON s.id = k.replaced_by WHERE k.key_prefix = 'llmk_live'");
         assert!(line.contains(&successor.unwrap()), "{line}");
@@ -212,7 +212,7 @@ fn a_key_has_one_live_successor() {
 }
 
 #[test]
-fn a_key_that_nobody_could_read_is_no_success() {
+fn a_key_that_could_not_be_printed_is_a_failure() {
     let world = World::somewhere();
     let mut command = crate::support::cli::command(world.db.dir());
     command.args(["key", "create", &world.acme.id, "--database-url", world.db.url()]);
@@ -245,7 +245,7 @@ fn instants_are_read_as_postgres_writes_them_and_need_a_zone() {
 }
 
 #[test]
-fn a_value_that_cannot_be_read_is_no_outage() {
+fn an_unreadable_value_is_not_reported_as_an_outage() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     world.db.sql("ALTER TABLE api_keys DROP COLUMN last_used_at; ALTER TABLE api_keys ADD last_used_at text DEFAULT 'x'");
     let said = world.db.cli(&["key", "list"]);
@@ -255,7 +255,7 @@ fn a_value_that_cannot_be_read_is_no_outage() {
 }
 
 #[test]
-fn a_missing_database_is_named_and_not_made() {
+fn a_missing_database_is_named_and_not_created() {
     let database = Database::empty(Backend::Sqlite).expect("always there");
     for command in [
         &["key", "revoke", "llmk_x"][..],
@@ -274,7 +274,7 @@ fn a_missing_database_is_named_and_not_made() {
 }
 
 #[test]
-fn plans_that_tables_have_are_adopted_and_other_columns_must_hold_what_ours_hold() {
+fn existing_columns_of_plans_and_terms_are_adopted_if_their_values_are_valid() {
     let plans = |plan: &str| {
         format!(
             "{PLAIN} {}; ALTER TABLE tenants ADD COLUMN plan text; UPDATE tenants SET plan = '{plan}'",
@@ -291,6 +291,6 @@ fn plans_that_tables_have_are_adopted_and_other_columns_must_hold_what_ours_hold
         let line = database.cli(&["migrate"]).refused();
         assert!(line.contains("migration 5"), "{line}");
         let count = "SELECT count(*)::text FROM pg_class WHERE relname LIKE 'tenantgate%'";
-        assert_eq!(database.text(count).as_deref(), Some("0"), "nothing was made");
+        assert_eq!(database.text(count).as_deref(), Some("0"), "nothing was created");
     }
 }

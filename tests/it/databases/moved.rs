@@ -29,7 +29,7 @@ fn polls_without_loading_again(server: &Server) {
 }
 
 #[test]
-fn a_restored_dump_costs_one_load_whatever_the_numbers_of_its_transactions() {
+fn a_restored_dump_costs_one_load_whatever_its_transaction_ids() {
     let (Some(high), Some(low)) = (Cluster::private(), Cluster::private()) else { return };
     high.use_up_transactions(20_000);
     let database = own(&high);
@@ -91,7 +91,7 @@ fn a_restored_dump_of_200_000_keys_costs_one_load() {
 }
 
 #[test]
-fn a_dump_without_rights_is_found_and_fixed() {
+fn a_dump_without_privileges_is_detected_and_fixed() {
     let Some(cluster) = Cluster::private() else { return };
     drop(own(&cluster));
     cluster.restore("bare", &cluster.dump("own", &["--no-acl", "--no-owner"]));
@@ -103,7 +103,7 @@ fn a_dump_without_rights_is_found_and_fixed() {
 }
 
 #[test]
-fn the_same_database_in_another_place_is_followed_and_one_that_went_back_raises_the_alarm() {
+fn a_moved_database_is_followed_and_one_that_went_back_raises_an_alarm() {
     let Some(cluster) = Cluster::private() else { return };
     let database = own(&cluster);
     let older = cluster.dump("own", &[]);
@@ -114,7 +114,7 @@ fn the_same_database_in_another_place_is_followed_and_one_that_went_back_raises_
     let newer = cluster.dump("own", &[]);
     let moves = || count(&server, "tenantgate_database_moves_total");
     let alarms = || count(&server, "tenantgate_replica_went_back_total");
-    // Without a lost change there is a warning and no error.
+    // Without a lost change, there is a warning but no error.
     cluster.admin("DROP DATABASE own WITH (FORCE)");
     cluster.restore("own", &newer);
     eventually("the move is counted", PATIENCE, || {
@@ -122,7 +122,7 @@ fn the_same_database_in_another_place_is_followed_and_one_that_went_back_raises_
     });
     assert_eq!((moves(), alarms()), (1, 0), "{}", server.stderr.text());
     assert_eq!(server.row(key.clone()), "401 revoked");
-    // Now an older copy has the same name, and counts.
+    // Now an older copy is at this address, and is used.
     cluster.admin("DROP DATABASE own WITH (FORCE)");
     cluster.restore("own", &older);
     server.row_becomes("200 ok", PATIENCE, key);
@@ -131,7 +131,7 @@ fn the_same_database_in_another_place_is_followed_and_one_that_went_back_raises_
 }
 
 #[test]
-fn a_copy_that_is_made_a_database_of_its_own_is_refused() {
+fn a_copy_with_a_new_identity_is_rejected() {
     let Some(cluster) = Cluster::private() else { return };
     drop(own(&cluster));
     let link = Link::to(cluster.port());
@@ -142,7 +142,7 @@ fn a_copy_that_is_made_a_database_of_its_own_is_refused() {
         Database::at(Backend::Postgres, &cluster.url("own")).text("SELECT id::text FROM tenantgate_identity");
     assert_eq!(said["identity"].as_str(), identity.as_deref());
     Database::at(Backend::Postgres, &cluster.url("own")).end_all_sessions();
-    eventually("it says so", PATIENCE, || {
+    eventually("the log says so", PATIENCE, || {
         let log = server.stderr.text();
         if log.contains("another database") { Ok(()) } else { Err(log) }
     });
@@ -203,7 +203,7 @@ fn a_subscriber_is_a_database_for_its_own_servers_and_read_only_until_promoted()
         assert_eq!(server.row(key.clone()), "200 ok", "{publication} {how}");
         let id = "SELECT id::text FROM tenantgate_identity";
         assert_eq!(here.text(id), there.text(id), "the same database");
-        // The publisher's counts, for which it makes partitions that are not there, are not the region's.
+        // Counts of the publisher are not counts of the region. The region creates the missing partitions.
         there.sql("SELECT tenantgate_add_usage(ARRAY[current_date], ARRAY[gen_random_uuid()], ARRAY['ok'], ARRAY[1])");
         let origin = Server::on(&there).start();
         there.cli(&["key", "revoke", "llmk_ours", "--wait=10s"]).ok();
@@ -214,7 +214,9 @@ fn a_subscriber_is_a_database_for_its_own_servers_and_read_only_until_promoted()
         if publication == "everything" {
             there.sql("INSERT INTO theirs VALUES (1)");
             let theirs = || here.text("SELECT count(*)::text FROM theirs");
-            eventually("their tables go on", PATIENCE, || theirs().filter(|n| n == "1").ok_or_else(theirs));
+            eventually("the tables are still replicated", PATIENCE, || {
+                theirs().filter(|n| n == "1").ok_or_else(theirs)
+            });
         }
         assert_eq!(count(&server, "tenantgate_replica_loads_total"), 1, "{publication} {how}");
         assert_eq!(here.text("SELECT count(*)::text FROM tenantgate_usage").as_deref(), Some("0"));

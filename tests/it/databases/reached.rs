@@ -14,7 +14,7 @@ use crate::support::postgres::Cluster;
 use crate::support::{Ask, Backend, Database, PATIENCE, Server, World, eventually, runtime, wait};
 
 #[test]
-fn a_parameter_that_is_not_understood_is_a_usage_error_and_repeats_no_password() {
+fn an_unknown_url_parameter_is_a_usage_error_without_the_password() {
     let dir = tempfile::tempdir().expect("a directory");
     for (url, hint) in [
         ("postgresql://u:pa55-w0rd-never-printed@h/db?sslMode=verify-full", "sslMode"),
@@ -63,7 +63,7 @@ fn management_keeps_one_connection_and_replaces_one_that_broke() {
     let nobody = wait(store.change_tenant(TenantId(uuid::Uuid::nil()), Action::TenantMode, &|_| Ok(())));
     assert_eq!(nobody.unwrap(), None);
     wait(store.tenants()).unwrap();
-    eventually("the connection that was left inside a transaction is closed", PATIENCE, || {
+    eventually("a connection with an open transaction is closed", PATIENCE, || {
         let now = backends();
         if now.len() == 1 && now != first { Ok(()) } else { Err(now) }
     });
@@ -78,7 +78,7 @@ fn management_keeps_one_connection_and_replaces_one_that_broke() {
 }
 
 #[test]
-fn a_rotated_password_needs_no_restart_and_a_refused_one_is_said() {
+fn a_rotated_password_needs_no_restart_and_a_rejected_one_is_logged() {
     let Some(cluster) = Cluster::private() else { return };
     cluster.admin("CREATE DATABASE own");
     let database = Database::at(Backend::Postgres, &cluster.url("own"));
@@ -90,7 +90,7 @@ fn a_rotated_password_needs_no_restart_and_a_refused_one_is_said() {
     let file = database.dir().join("url");
     std::fs::write(&file, url("first") + "\n").unwrap();
     let name = file.to_str().unwrap();
-    eventually("passwords are asked for", PATIENCE, || {
+    eventually("the role needs a password", PATIENCE, || {
         let run = run_in(database.dir(), &[], &["tenant", "list", "--database-url", &url("wrong")]);
         if run.code == Some(3) && run.stderr.contains("password") { Ok(()) } else { Err(run) }
     });
@@ -99,7 +99,7 @@ fn a_rotated_password_needs_no_restart_and_a_refused_one_is_said() {
     assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
     database.sql("ALTER ROLE gate PASSWORD 'second'");
     database.end_all_sessions();
-    eventually("the refusal is in the log", PATIENCE, || {
+    eventually("the rejection is in the log", PATIENCE, || {
         let log = server.stderr.text();
         if log.contains("the database refuses the password") && log.contains(name) {
             Ok(())
@@ -118,7 +118,7 @@ fn a_rotated_password_needs_no_restart_and_a_refused_one_is_said() {
 }
 
 #[test]
-fn a_pooler_in_session_mode_is_the_database() {
+fn a_pooler_in_session_mode_works() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let Some(pooler) = Pooler::in_session_mode(&world.db) else { return };
     let url = world.db.url().replace(&format!(":{}/", world.db.port()), &format!(":{}/", pooler.port()));
@@ -132,7 +132,7 @@ fn a_pooler_in_session_mode_is_the_database() {
 }
 
 #[test]
-fn a_command_gives_up_on_a_lock_and_names_who_holds_it() {
+fn a_command_stops_waiting_for_a_lock_and_names_its_holder() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut idle = world.db.session();
     idle.sql("BEGIN; SELECT count(*) FROM api_keys; UPDATE api_keys SET name = name");
@@ -171,7 +171,7 @@ fn a_poll_is_as_cheap_with_a_long_log_as_with_none() {
 
 /// Returns the CPU time of a thousand polls in their backend, in hundredths of a second.
 fn ticks_of_polls(world: &World, round: u32) -> u64 {
-    // The session ends here.
+    // The session is closed here.
     let _context = runtime().enter();
     let name = format!("polls-{round}");
     let store = PostgresStore::new(&format!("{}?application_name={name}", world.db.url())).unwrap();

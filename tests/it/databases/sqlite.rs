@@ -12,14 +12,14 @@ fn file(database: &Database) -> &Path {
 
 #[track_caller]
 fn says(server: &Server, words: &str) {
-    eventually("it is said", PATIENCE, || {
+    eventually("the log contains the line", PATIENCE, || {
         let log = server.stderr.text();
         if log.contains(words) { Ok(()) } else { Err(log) }
     });
 }
 
 #[test]
-fn files_are_made_for_their_owner_alone() {
+fn files_are_readable_only_by_their_owner() {
     let database = Database::empty(Backend::Sqlite).expect("always there");
     database.cli(&["migrate"]).ok();
     let server = Server::on(&database).start();
@@ -34,7 +34,7 @@ fn files_are_made_for_their_owner_alone() {
 }
 
 #[test]
-fn an_older_copy_is_followed_with_the_alarm() {
+fn an_older_copy_is_loaded_and_raises_an_alarm() {
     let world = World::somewhere();
     world.db.sql("PRAGMA wal_checkpoint(TRUNCATE)");
     let backup = std::fs::read(file(&world.db)).unwrap();
@@ -51,7 +51,7 @@ fn an_older_copy_is_followed_with_the_alarm() {
 }
 
 #[test]
-fn another_file_is_refused_and_a_missing_one_is_not_made() {
+fn another_file_is_rejected_and_a_missing_one_is_not_created() {
     let (world, other) = (World::somewhere(), Database::empty(Backend::Sqlite).expect("always there"));
     other.cli(&["migrate"]).ok();
     other.cli(&["tenant", "create", "Other"]).ok();
@@ -59,24 +59,24 @@ fn another_file_is_refused_and_a_missing_one_is_not_made() {
     let server = Server::on(&world.db).start();
     replace(file(&world.db), None);
     says(&server, "is gone");
-    eventually("it keeps trying", PATIENCE, || {
+    eventually("the server keeps trying", PATIENCE, || {
         let tries = server.metric(&["replica_lost_sessions_total"]);
         if tries > 3.0 { Ok(()) } else { Err(tries) }
     });
-    assert!(!file(&world.db).exists(), "nothing is made");
+    assert!(!file(&world.db).exists(), "no file is created");
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
     replace(file(&world.db), Some(&std::fs::read(file(&other)).unwrap()));
     says(&server, "another database");
     assert_eq!(
         server.row(Ask::with_key(&world.live.text)),
         "200 ok",
-        "known keys as long as the bound allows"
+        "known keys pass up to the staleness limit"
     );
 }
 
 /// Rows that are passed between two threads one by one cost two context switches each.
 #[test]
-fn a_load_hands_its_rows_over_in_pages() {
+fn a_load_passes_its_rows_in_pages() {
     let world = World::somewhere();
     let (rows, tenant) = (20_000, &world.acme.id);
     world.db.sql(&format!(

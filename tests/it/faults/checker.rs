@@ -242,13 +242,13 @@ mod tests {
     }
 
     #[test]
-    fn an_honest_log_passes() {
+    fn a_correct_log_passes() {
         assert_eq!(judge(&history(), &honest()), Vec::<String>::new());
         assert_eq!(lateness(&history(), &honest(), &history().transactions[0]), ms(32));
     }
 
     #[test]
-    fn one_wrong_answer_of_a_healthy_server_is_caught() {
+    fn one_wrong_answer_of_a_healthy_server_is_detected() {
         let history = history();
         for (key, sent, row) in [
             ("a", 11_050, "200 ok"),
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_may_be_seen_from_before_it_was_acknowledged_until_the_slack_is_over() {
+    fn a_commit_may_take_effect_before_its_acknowledgement_and_until_the_slack_ends() {
         let history = history();
         assert!(passes(&history, entry("a", 9_998, 10_000, "401 revoked")));
         assert!(!passes(&history, entry("a", 9_997, 9_999, "401 revoked")));
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_view_and_one_that_goes_back_are_caught() {
+    fn torn_and_reverted_snapshots_are_detected() {
         let change = |log: Vec<Entry>| judge(&history(), &log);
         let torn = vec![entry("a", 10_020, 10_022, "401 revoked"), entry("b", 10_023, 10_025, "200 ok")];
         assert_eq!(change(torn).len(), 1);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_off_a_server_serves_what_it_knows_until_the_bound_and_not_longer() {
+    fn a_disconnected_server_uses_its_data_up_to_the_limit() {
         let history = with_outage(Sort::Cut);
         for (key, sent, row, fine) in [
             ("a", 14_000, "200 ok", true),
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn in_doubt_a_server_may_know_and_must_not() {
+    fn in_doubt_both_answers_are_accepted() {
         let history = with_outage(Sort::Doubtful);
         for row in [UNKNOWN, UNAVAILABLE] {
             assert!(passes(&history, entry("nobody", 12_000, 12_002, row)), "{row}");
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn who_never_loaded_knows_nothing_but_what_needs_no_knowledge() {
+    fn without_a_load_only_answers_without_data_are_accepted() {
         let mut history = History::of(MAX_STALENESS, &[("steady", "200 ok"), ("nothing", "401 missing")]);
         history.outage(Sort::Unloaded, act(0, 0));
         history.outage_ends(act(5_000, 5_010));
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_needs_no_look_at_the_database() {
+    fn an_expiry_needs_no_poll() {
         let mut history = with_outage(Sort::Cut);
         history.change("steady", "401 expired", act(12_000, 12_050), By::Clock);
         assert!(passes(&history, entry("steady", 12_040, 12_042, "200 ok")));
@@ -356,32 +356,35 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_to_a_process_that_stood_still_was_asked_when_it_went_on() {
+    fn a_check_to_a_paused_process_counts_from_its_continuation() {
         let mut history = history();
         history.max_staleness = ms(1_000);
         assert!(passes(&history, entry("a", 9_000, 14_010, "200 ok")));
         history.stops.push(act(8_000, 14_000));
         history.outage(Sort::Cut, act(7_990, 8_000));
         history.outage_ends(act(14_000, 14_001));
-        assert!(!passes(&history, entry("a", 9_000, 14_010, "200 ok")), "nobody looked since it was revoked");
+        assert!(
+            !passes(&history, entry("a", 9_000, 14_010, "200 ok")),
+            "there was no poll since the revocation"
+        );
         assert!(passes(&history, entry("a", 9_000, 14_010, UNAVAILABLE)));
         assert!(passes(&history, entry("a", 9_000, 14_010, "401 revoked")));
     }
 
     #[test]
-    fn while_the_machine_stands_still_nobody_is_late() {
+    fn a_pause_of_the_machine_extends_the_bounds() {
         let mut history = history();
         let (late, unknown) =
             (entry("a", 11_100, 11_102, "200 ok"), entry("nobody", 11_100, 11_102, UNAVAILABLE));
         assert!(!passes(&history, late.clone()) && !passes(&history, unknown.clone()));
         history.stalls.push(act(10_500, 11_000));
         assert!(passes(&history, late) && passes(&history, unknown));
-        assert!(!passes(&history, entry("a", 11_600, 11_602, "200 ok")), "and not for longer than that");
+        assert!(!passes(&history, entry("a", 11_600, 11_602, "200 ok")), "but not for longer");
         assert!(!passes(&history, entry("steady", 11_100, 11_102, UNAVAILABLE)));
     }
 
     #[test]
-    fn who_goes_need_not_answer_what_is_sent_afterwards() {
+    fn a_stopping_server_need_not_answer_later_checks() {
         let mut history = history();
         history.goodbye = Some(ms(5_000));
         assert!(passes(&history, entry("steady", 5_000, 5_002, "grpc Unavailable")));

@@ -43,7 +43,7 @@ fn postgres_is_killed_and_started_again() {
 }
 
 #[test]
-fn postgres_is_restarted_in_order() {
+fn postgres_is_restarted_gracefully() {
     let Some((cluster, database)) = own() else { return };
     let mut play = Plan::on(&database).begin();
     goes_and_comes(&mut play, &database, || cluster.stop(), || assert!(cluster.start()));
@@ -61,7 +61,7 @@ fn catches_up(primary: &Database, standby: &Database) {
 }
 
 #[test]
-fn a_standby_takes_over_with_everything() {
+fn a_complete_standby_is_promoted() {
     let Some((primary, database)) = own() else { return };
     let standby = primary.standby();
     let mut play = Plan::on(&database).begin();
@@ -84,18 +84,18 @@ fn a_standby_takes_over_with_everything() {
     play.ends("failover with everything");
 }
 
-/// The standby has no primary any more.
+/// The standby loses its primary.
 fn falls_behind(standby: &Cluster) {
     standby.admin("ALTER SYSTEM SET primary_conninfo = ''");
     standby.admin("SELECT pg_reload_conf()");
-    eventually("it follows nobody", PATIENCE, || {
+    eventually("the standby has no primary", PATIENCE, || {
         let followed = own_in(standby).texts("SELECT status FROM pg_stat_wal_receiver");
         if followed.is_empty() { Ok(()) } else { Err(followed) }
     });
 }
 
 #[test]
-fn a_standby_takes_over_without_the_last_revocation() {
+fn a_standby_without_the_last_revocation_is_promoted() {
     let Some((primary, database)) = own() else { return };
     let standby = primary.standby();
     let mut play = Plan::on(&database).begin();
@@ -104,7 +104,7 @@ fn a_standby_takes_over_without_the_last_revocation() {
     falls_behind(&standby);
     play.revokes_and_sees("victim");
     play.fault(Sort::Cut, |_| primary.kill());
-    // The new primary counts, and it has no revocation.
+    // The new primary is now the database, and it does not have the revocation.
     let (takes_over, ()) = play.act(|play| {
         standby.admin("SELECT pg_promote()");
         play.link.lead_to(standby.port());
@@ -114,7 +114,7 @@ fn a_standby_takes_over_without_the_last_revocation() {
     play.shows("victim", "200 ok");
     play.says("ERROR", "the database went back");
     let alarms = play.server.metric(&["replica_went_back_total"]);
-    assert!((0.5..1.5).contains(&alarms), "one alarm, not {alarms}");
+    assert!((0.5..1.5).contains(&alarms), "one alarm is expected, not {alarms}");
     play.shows("second", "401 revoked");
     play.acts_on(&own_in(&standby));
     play.revokes_and_sees("victim");
@@ -122,7 +122,7 @@ fn a_standby_takes_over_without_the_last_revocation() {
 }
 
 #[test]
-fn the_address_leads_to_a_blank_database_and_to_a_strangers() {
+fn the_address_leads_to_an_empty_and_to_a_foreign_database() {
     let (Some(world), Some(strangers)) = (World::on(Backend::Postgres), Cluster::private()) else { return };
     let mut play = Plan::on(&world.db).begin();
     let home = world.db.port();

@@ -112,6 +112,6 @@ impl History {
     /// Records that it is reachable again.
     pub(super) fn outage_ends(&mut self, ends: Span) {
         let open = self.outages.last_mut().filter(|outage| outage.ends.begin == At::MAX);
-        open.expect("an outage that goes on").ends = ends;
+        open.expect("an outage that has not ended").ends = ends;
     }
 }

@@ -28,7 +28,7 @@ fn cut_off_and_back(play: &mut Play, cut: impl FnOnce(&Link)) {
 }
 
 #[test]
-fn the_network_refuses() {
+fn the_network_refuses_connections() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
     cut_off_and_back(&mut play, Link::cut);
@@ -36,7 +36,7 @@ fn the_network_refuses() {
 }
 
 #[test]
-fn the_network_takes_every_connection_and_ends_it() {
+fn the_network_closes_every_connection() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
     cut_off_and_back(&mut play, Link::slam);
@@ -45,7 +45,7 @@ fn the_network_takes_every_connection_and_ends_it() {
 }
 
 #[test]
-fn the_network_swallows_every_byte() {
+fn the_network_drops_every_byte() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
     cut_off_and_back(&mut play, Link::freeze);
@@ -53,7 +53,7 @@ fn the_network_swallows_every_byte() {
 }
 
 #[test]
-fn the_database_is_away_at_the_start() {
+fn the_database_is_unreachable_at_the_start() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin_with(Link::cut);
     play.shows("steady", "503 unavailable");
@@ -70,7 +70,7 @@ fn the_database_is_away_at_the_start() {
 }
 
 #[test]
-fn the_database_is_away_for_longer_than_the_bound() {
+fn the_database_is_unreachable_for_longer_than_the_limit() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).max_staleness(Duration::from_secs(2)).begin();
     play.cut_off(Link::cut);
@@ -88,7 +88,7 @@ fn the_database_is_away_for_longer_than_the_bound() {
 }
 
 #[test]
-fn the_network_takes_five_seconds() {
+fn the_network_delays_by_five_seconds() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
     cut_off_and_back(&mut play, |link| link.delay(Duration::from_secs(5)));
@@ -99,7 +99,7 @@ fn the_network_takes_five_seconds() {
 
 /// A poll takes two round trips, and its age counts from its start: far below a second.
 #[test]
-fn the_network_takes_a_tenth_of_a_second() {
+fn the_network_delays_by_a_tenth_of_a_second() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
     play.link.delay(Duration::from_millis(100));
@@ -141,7 +141,7 @@ fn held(world: &World, play: &Play) -> (usize, usize) {
 }
 
 #[test]
-fn the_network_comes_and_goes() {
+fn the_network_fails_repeatedly() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
     let (_, files_before) = held(&world, &play);

@@ -202,7 +202,7 @@ fn expiry(database: &Database, start: Instant) -> Span {
 fn with_a_lie(log: &[Entry]) -> Vec<Entry> {
     let mut log = log.to_vec();
     let told = log.iter_mut().find(|entry| entry.key == "steady" && entry.row == "200 ok");
-    "401 revoked".clone_into(&mut told.expect("it passes at some time").row);
+    "401 revoked".clone_into(&mut told.expect("some answer allows it").row);
     log
 }
 
@@ -226,7 +226,7 @@ impl Play {
     }
 
     /// Waits, as a part of the scenario.
-    #[expect(clippy::unused_self, reason = "only a play has time to let go by")]
+    #[expect(clippy::unused_self, reason = "waiting is a part of the scenario")]
     pub(super) fn goes_on_for(&self, time: Duration) {
         sleep(time);
     }
@@ -317,7 +317,7 @@ impl Play {
     /// Waits until a Check gets no answer.
     #[track_caller]
     pub(super) fn shows_error(&self) {
-        eventually("somebody gets no answer", PATIENCE, || {
+        eventually("a call gets no answer", PATIENCE, || {
             if self.traffic.has(|entry| entry.row.starts_with("grpc")) { Ok(()) } else { Err(()) }
         });
     }

@@ -39,7 +39,7 @@ async fn go_on_working(url: String) {
 }
 
 #[test]
-fn the_address_is_a_poolers_from_the_start() {
+fn a_pooler_is_at_the_address_from_the_start() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let Some(pooler) = Pooler::before(&world.db) else { return };
     let home = world.db.port();
@@ -62,7 +62,7 @@ fn the_address_is_a_poolers_from_the_start() {
 }
 
 #[test]
-fn the_address_is_suddenly_a_poolers() {
+fn a_pooler_appears_at_the_address() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let Some(pooler) = Pooler::before(&world.db) else { return };
     let home = world.db.port();

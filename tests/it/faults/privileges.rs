@@ -36,7 +36,7 @@ fn a_policy_hides_every_row() {
 }
 
 #[test]
-fn a_right_is_taken_away() {
+fn a_privilege_is_revoked() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let role = format!("{}_serve", world.db.with_roles());
     let mut play = Plan::on(&world.db).user(&role).begin();
@@ -52,7 +52,7 @@ fn a_right_is_taken_away() {
 
 /// If all keys disappear at once, it is probably a wrong restore, and known keys continue to work.
 #[test]
-fn every_key_is_gone_after_an_outage() {
+fn all_keys_have_disappeared_after_an_outage() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
     play.sql("CREATE TABLE saved AS SELECT * FROM api_keys");

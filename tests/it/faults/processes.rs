@@ -25,7 +25,7 @@ fn in_flight(server: &Server, ask: &Ask) -> JoinSet<String> {
         };
         flights.spawn_on(flight, runtime().handle());
     }
-    eventually("everybody has asked", PATIENCE, || match sent.load(Relaxed) {
+    eventually("all calls were sent", PATIENCE, || match sent.load(Relaxed) {
         100 => Ok(()),
         sent => Err(sent),
     });
@@ -35,7 +35,7 @@ fn in_flight(server: &Server, ask: &Ask) -> JoinSet<String> {
 }
 
 #[test]
-fn the_server_is_told_to_go_under_load() {
+fn the_server_is_stopped_under_load() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
     play.goes_on_for(Duration::from_secs(1));
@@ -44,7 +44,7 @@ fn the_server_is_told_to_go_under_load() {
     let (told, ()) = play.act(|play| play.server.signal("TERM"));
     play.history.goodbye = Some(told.begin);
     let rows = wait(flights.join_all());
-    assert!(rows.iter().all(|row| row == "200 ok"), "all who were let in are answered: {rows:?}");
+    assert!(rows.iter().all(|row| row == "200 ok"), "all accepted calls are answered: {rows:?}");
     assert_eq!(play.server.exit_code(GOODBYE), Some(0));
     play.shows_error();
     let log = play.ends("told to go under load");
@@ -57,12 +57,12 @@ fn the_server_is_told_to_go_under_load() {
     ];
     let lost = failed.iter().filter(|entry| !never_left.iter().any(|why| entry.row.starts_with(why)));
     let lost: Vec<_> = lost.collect();
-    assert!(lost.is_empty(), "taken and not answered: {lost:#?}");
+    assert!(lost.is_empty(), "accepted, but not answered: {lost:#?}");
 }
 
 /// Whether every thread of a process is stopped.
 fn stands_still(pid: u32) -> Result<(), Vec<String>> {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it is there").flatten();
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process exists").flatten();
     let stat = threads.map(|thread| std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default());
     let moving: Vec<String> = stat.filter(|stat| !stat.contains(") T ")).collect();
     if moving.is_empty() { Ok(()) } else { Err(moving) }
@@ -71,13 +71,13 @@ fn stands_still(pid: u32) -> Result<(), Vec<String>> {
 /// Stopped for longer than `--max-staleness`: its data is too old when it continues,
 /// and must not be used even for the first answers.
 #[test]
-fn the_server_is_held_still_for_longer_than_the_bound() {
+fn the_server_is_paused_for_longer_than_the_limit() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let bound = Duration::from_millis(1_500);
     let mut play = Plan::on(&world.db).max_staleness(bound).begin();
     play.fault(Sort::Cut, |play| {
         play.server.signal("STOP");
-        eventually("it stands still", PATIENCE, || stands_still(play.server.pid()));
+        eventually("the process is paused", PATIENCE, || stands_still(play.server.pid()));
     });
     let (stopped, ()) = play.act(|_| ());
     play.revoke("victim");
@@ -129,7 +129,7 @@ impl Drop for Held {
 
 /// The session stays open but does not respond: the server replaces it by another one.
 #[test]
-fn a_backend_of_postgres_is_held_still() {
+fn a_backend_of_postgres_is_paused() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
     let held = play.fault(Sort::Doubtful, |_| Held::still(backends(&world)));
@@ -145,7 +145,7 @@ fn a_backend_of_postgres_is_held_still() {
 }
 
 #[test]
-fn an_administrator_ends_every_session() {
+fn an_administrator_terminates_every_session() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity

@@ -109,7 +109,7 @@ impl Traffic {
     pub(super) fn end(mut self) -> Vec<Entry> {
         self.shared.over.store(true, Relaxed);
         let last = async { while let Some(Ok(())) = self.callers.join_next().await {} };
-        wait(async { timeout(PATIENCE, last).await }).expect("every question is answered");
+        wait(async { timeout(PATIENCE, last).await }).expect("every call is answered");
         assert!(self.callers.is_empty(), "a caller panicked: an answer that keeps no contract?");
         std::mem::take(&mut *self.shared.log.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -36,7 +36,7 @@ fn notifications_are_lost() {
 }
 
 #[test]
-fn a_transaction_lingers_in_another_database_of_the_cluster() {
+fn a_transaction_stays_open_in_another_database_of_the_cluster() {
     let (Some(world), Some(elsewhere)) = (World::on(Backend::Postgres), Database::empty(Backend::Postgres))
     else {
         return;
@@ -89,7 +89,7 @@ fn revocations_are_rolled_back() {
 }
 
 #[test]
-fn tenants_are_suspended_and_deleted_with_all_they_have() {
+fn tenants_are_suspended_and_deleted_with_their_keys() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
     for status in ["suspended", "deleted", "pending_provisioning"] {
@@ -150,7 +150,7 @@ fn a_hundred_thousand_keys_are_revoked_at_once() {
 }
 
 #[test]
-fn tables_are_to_be_truncated() {
+fn tables_cannot_be_truncated() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
     for sql in ["TRUNCATE api_keys", "TRUNCATE tenants CASCADE", "TRUNCATE tenants, api_keys"] {
@@ -205,7 +205,7 @@ fn a_table_is_locked() {
 
 /// A poll that waited for a lock must not count the wait as a difference of the clocks.
 #[test]
-fn a_look_waits_while_a_key_is_about_to_expire() {
+fn a_poll_waits_for_a_lock_while_a_key_is_about_to_expire() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let mut play = Plan::on(&world.db).begin();
     let mut migration = world.db.session();

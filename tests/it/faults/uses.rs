@@ -43,7 +43,7 @@ impl Inside {
 
     fn goes(mut self) {
         drop(self.stop.take());
-        wait(&mut self.server).expect("no panic").expect("it goes in order");
+        wait(&mut self.server).expect("no panic").expect("it stops gracefully");
     }
 }
 
@@ -69,9 +69,9 @@ fn a_use_outlives(world: &World, client: &Client, hinder: impl FnOnce(), clear: 
     assert_eq!(client.check(Ask::with_key(&world.other.text)).row(), "200 ok");
     // Long enough for several failed attempts.
     std::thread::sleep(Duration::from_millis(1_500));
-    assert_eq!(last_use(world, &world.other.prefix), before, "there was something in the way");
+    assert_eq!(last_use(world, &world.other.prefix), before, "the write was attempted and failed");
     clear();
-    eventually("the use is written down", PATIENCE, || match last_use(world, &world.other.prefix) {
+    eventually("the use is written", PATIENCE, || match last_use(world, &world.other.prefix) {
         used if used > before => Ok(()),
         used => Err(used),
     });
@@ -111,7 +111,7 @@ fn rows_are_locked_and_the_database_is_read_only() {
     let log = traffic.end();
     let wrong = judge(&History::of(Duration::from_mins(5), &rows), &log);
     assert!(wrong.is_empty(), "{} of {} answers are wrong: {wrong:#?}", wrong.len(), log.len());
-    assert_eq!(changes(), logged, "a use is no change of a key");
+    assert_eq!(changes(), logged, "a use is not a change of the key");
     tell(&format!("faults: uses that cannot be written down: {} answers, none wrong", log.len()));
     server.goes();
 }

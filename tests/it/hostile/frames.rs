@@ -92,7 +92,7 @@ fn plain(message: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn row_34_a_frame_that_is_not_what_its_head_says_is_an_error() {
+fn row_34_a_frame_that_contradicts_its_prefix_is_an_error() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let raw = Raw::to(&server);
@@ -114,7 +114,8 @@ fn row_34_a_frame_that_is_not_what_its_head_says_is_an_error() {
         let reply = raw.send(check().body(()).expect("valid"), body);
         let Ok(reply) = reply else { continue };
         assert!(!reply.allows(), "{what}: {reply:?}");
-        // What is too large gets a CheckResponse that denies, if the client reads it before its own message is refused.
+        // A message that is too large gets a CheckResponse that denies, if the client reads it before its own message
+        // is rejected.
         let failed = !["0", ""].contains(&reply.grpc_status.as_deref().unwrap_or_default());
         assert!(failed || !reply.body.is_empty(), "{what}: {reply:?}");
     }
@@ -125,7 +126,7 @@ fn row_34_a_frame_that_is_not_what_its_head_says_is_an_error() {
     let gzip = check().header("grpc-encoding", "gzip").body(()).expect("valid");
     let reply = raw.send(gzip, framed(1, public.len(), &public)).expect("an answer");
     assert_eq!(reply.grpc_status.as_deref(), Some("12"), "unimplemented: {reply:?}");
-    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "and it serves on");
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "and the server continues");
 }
 
 #[test]
@@ -150,7 +151,7 @@ fn row_37_another_path_is_unimplemented() {
 }
 
 #[test]
-fn row_37_what_is_no_call_of_grpc_lets_nobody_pass() {
+fn row_37_requests_that_are_not_grpc_do_not_pass() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let raw = Raw::to(&server);
@@ -180,7 +181,7 @@ fn of_type(content_type: &str) -> http::request::Builder {
 }
 
 #[test]
-fn row_37_other_protocols_are_hung_up_on() {
+fn row_37_connections_of_other_protocols_are_closed() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let path = format!("/{SERVICE}/Check");
@@ -207,5 +208,5 @@ fn row_37_other_protocols_are_hung_up_on() {
         // The server always sends the HTTP/2 preface and never a header of HTTP/1.
         assert!(answer.len() < 256 && !answer.starts_with(b"HTTP/"), "{}", answer.escape_ascii());
     }
-    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "and it serves on");
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "and the server continues");
 }

@@ -37,12 +37,12 @@ fn every_bad_message_gets_its_answer() {
     for case in [absent(), odd(&world), broken(&world)].into_iter().flatten() {
         hold(&server, &case);
     }
-    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "and it serves on");
-    assert_eq!(server.bcrypts(), 1, "for the one good key");
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "and the server continues");
+    assert_eq!(server.bcrypts(), 1, "for the valid key");
 }
 
 #[test]
-fn large_messages_are_answered_or_refused_and_leave_nothing_behind() {
+fn large_messages_are_answered_or_rejected_without_a_memory_leak() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let cases = large(&world);
@@ -75,7 +75,7 @@ fn hold(server: &Server, case: &Case) {
 /// Returns the resident memory of the server.
 fn resident_kib(server: &Server) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says so");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("/proc has the value");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 

@@ -95,7 +95,7 @@ impl History {
     /// Reads the history. All writers have ended, so every transaction in it has committed.
     pub(super) async fn read(session: &mut PgConnection) -> Self {
         let mut history = Self::default();
-        for row in sqlx::query(EVERYTHING).fetch_all(session).await.expect("the history is there") {
+        for row in sqlx::query(EVERYTHING).fetch_all(session).await.expect("the history can be read") {
             history.add(&row).expect("a row of the history");
         }
         history

@@ -55,16 +55,16 @@ impl Looks {
     pub(super) async fn reach(&self, count: usize) {
         let mut told = self.count.subscribe();
         let reached = timeout(PATIENCE, told.wait_for(|taken| *taken >= count)).await;
-        assert!(reached.is_ok(), "the replica took {} looks of {count} within {PATIENCE:?}", self.count());
+        assert!(reached.is_ok(), "the replica polled {} times of {count} within {PATIENCE:?}", self.count());
     }
 
     /// Takes the records so far.
     pub(super) fn take(&self) -> Vec<Taken> {
-        std::mem::take(&mut self.taken.lock().expect("no panic while noting"))
+        std::mem::take(&mut self.taken.lock().expect("no panic under the lock"))
     }
 
     fn note(&self, taken: Taken) {
-        self.taken.lock().expect("no panic while noting").push(taken);
+        self.taken.lock().expect("no panic under the lock").push(taken);
         self.count.send_modify(|count| *count += 1);
     }
 }
@@ -155,8 +155,8 @@ impl Store for Witness {
     }
 
     async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
-        let pace = self.pace.lock().expect("no panic while opening").take();
-        let pace = pace.expect("a session was lost, and nobody ended it");
+        let pace = self.pace.lock().expect("no panic under the lock").take();
+        let pace = pace.expect("the replica opened a second session");
         let session = self.store.session().await?;
         let (replica, looks) = (self.replica.clone(), Arc::clone(&self.looks));
         Ok(Box::new(Watched { session, replica, looks, pace, answered: None }))

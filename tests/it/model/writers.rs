@@ -223,14 +223,14 @@ pub(super) async fn linger(url: String, mut dice: Dice, stop: Stop) -> Tally {
     Tally::default()
 }
 
-/// Asks again and again whether history tells the truth, see [`super::history::LIES`].
+/// Checks repeatedly that the history equals the tables, see [`super::history::LIES`].
 pub(super) async fn audit(url: String, mut dice: Dice, stop: Stop) -> Tally {
     let mut session = connect(&url).await;
     let mut tally = Tally::default();
     while stop.not_yet() {
         let lies: i64 =
             sqlx::query_scalar(super::history::LIES).fetch_one(&mut session).await.expect("an answer");
-        assert_eq!(lies, 0, "rows that history tells otherwise than the tables do");
+        assert_eq!(lies, 0, "rows that differ between the history and the tables");
         tally.audits += 1;
         sleep(dice.millis(20, 120)).await;
     }

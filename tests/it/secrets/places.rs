@@ -16,7 +16,7 @@ use super::{around, present_everything};
 use crate::support::cli::run_in;
 use crate::support::{Ask, Backend, PATIENCE, Server, World, eventually, on_every_store, wait};
 
-on_every_store![a_database_and_a_snapshot_file_hold_no_secret];
+on_every_store![a_database_and_a_snapshot_file_contain_no_secret];
 
 /// Returns a text in all usual encodings of bytes.
 fn disguises(secret: &str) -> Vec<String> {
@@ -43,7 +43,7 @@ fn holds_none(place: &str, content: &[u8], secrets: &[String]) {
     }
 }
 
-fn a_database_and_a_snapshot_file_hold_no_secret(world: &World) {
+fn a_database_and_a_snapshot_file_contain_no_secret(world: &World) {
     let dir = world.db.dir();
     let pepper = run_in(dir, &[], &["pepper", "new"]).ok();
     let (pepper_file, snapshot) = (dir.join("pepper"), dir.join("snapshot"));
@@ -64,7 +64,7 @@ fn a_database_and_a_snapshot_file_hold_no_secret(world: &World) {
     assert_eq!(server.exit_code(PATIENCE), Some(0));
     holds_none("the log", server.stderr.to_the_end(PATIENCE).as_bytes(), &secrets);
     let kept = std::fs::read(&snapshot).expect("kept");
-    assert!(String::from_utf8_lossy(&kept).contains(&world.live.prefix), "this is the right file");
+    assert!(String::from_utf8_lossy(&kept).contains(&world.live.prefix), "the snapshot file was searched");
     holds_none("the snapshot file", &kept, &secrets);
     match world.db.backend {
         Backend::Postgres => {
@@ -101,7 +101,7 @@ fn as_metadata(address: &str, key: &str) {
 }
 
 #[test]
-fn a_key_at_the_wrong_door_is_not_repeated() {
+fn a_key_sent_to_the_wrong_listener_is_not_repeated() {
     let world = World::somewhere();
     let (cert, private) = self_signed(&world);
     for format in ["text", "json"] {
@@ -125,7 +125,7 @@ fn a_key_at_the_wrong_door_is_not_repeated() {
         for path in [format!("/metrics?key={key}"), format!("/{key}"), format!("/readyz/{key}")] {
             plain.http(&path);
         }
-        assert_eq!(plain.row(Ask::with_key(key)), "200 ok", "and it goes on");
+        assert_eq!(plain.row(Ask::with_key(key)), "200 ok", "and the server continues");
         let secret = [key.rsplit_once('_').expect("a secret").1.to_owned(), key.clone()];
         for (name, mut server) in [("plain", plain), ("tls", tls)] {
             holds_none("/metrics", server.http("/metrics").body.as_bytes(), &secret);
@@ -133,7 +133,7 @@ fn a_key_at_the_wrong_door_is_not_repeated() {
             assert_eq!(server.exit_code(PATIENCE), Some(0));
             let log = server.stderr.to_the_end(PATIENCE);
             // Without a handshake there is no HTTP/2.
-            assert!(name == "tls" || log.contains("TRACE"), "this is not verbose");
+            assert!(name == "tls" || log.contains("TRACE"), "the log is not verbose");
             holds_none(&format!("the log of {name} ({format})"), log.as_bytes(), &secret);
         }
     }
@@ -170,7 +170,7 @@ const ADDRESSES: [&str; 15] = [
 ];
 
 #[test]
-fn an_address_that_makes_no_sense_is_not_repeated() {
+fn an_invalid_address_is_not_repeated() {
     let dir = tempfile::tempdir().expect("a directory");
     for url in ADDRESSES {
         for args in [
@@ -189,7 +189,7 @@ fn an_address_that_makes_no_sense_is_not_repeated() {
 }
 
 #[test]
-fn a_server_that_looks_for_its_database_does_not_say_the_password() {
+fn a_server_that_cannot_connect_does_not_log_the_password() {
     let dir = tempfile::tempdir().expect("a directory");
     for url in [ADDRESSES[2], ADDRESSES[6], ADDRESSES[7]] {
         let args = ["--database-url", url, "--ops-listen", "127.0.0.1:0", "--log-level", "trace"];

@@ -40,10 +40,10 @@ fn read(process: &Child, file: &str) -> String {
 }
 
 #[test]
-fn nobody_dumps_the_memory_of_a_server_or_reads_it() {
+fn other_processes_cannot_read_the_memory_of_a_server() {
     let dir = tempfile::tempdir().expect("a directory");
     let program = dir.path().join("tenantgate");
-    std::fs::copy(tenantgate(), &program).expect("copied to where everybody gets at it");
+    std::fs::copy(tenantgate(), &program).expect("the binary is copied to a public directory");
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).expect("ours");
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("ours");
     let mut plan = Command::new(&program);

@@ -34,7 +34,7 @@ macro_rules! never {
 }
 
 #[test]
-fn no_secret_can_be_shown_or_compared() {
+fn secrets_cannot_be_displayed_or_compared() {
     never!(PlainKey: Display, Serialize, LowerHex, PartialEq, Eq, PartialOrd, Hash, Clone, AsRef<str>, AsRef<[u8]>);
     never!(PresentedKey<'static>: Display, Serialize, LowerHex, PartialEq, Eq, PartialOrd, Hash, AsRef<str>, AsRef<[u8]>);
     never!(Pepper: Display, Serialize, LowerHex, PartialEq, Eq, PartialOrd, Hash, AsRef<str>, AsRef<[u8]>);
@@ -47,7 +47,7 @@ fn no_secret_can_be_shown_or_compared() {
 }
 
 #[test]
-fn what_holds_a_secret_wipes_itself() {
+fn types_with_secrets_are_zeroized() {
     fn wipes<T: ZeroizeOnDrop>() {}
     // The content of PlainKey and Pepper.
     wipes::<Zeroizing<String>>();
@@ -56,7 +56,7 @@ fn what_holds_a_secret_wipes_itself() {
     wipes::<Sha256>();
 }
 
-/// The only places that use a plain text: to hash it, and to show it once, in a link or a cookie too.
+/// The only places that use a plain text: to hash it, or to show it once (also in a link or a cookie).
 const EXPOSED: [&str; 10] = [
     "key",
     "key/format",
@@ -71,11 +71,11 @@ const EXPOSED: [&str; 10] = [
 ];
 
 #[test]
-fn a_plaintext_is_looked_at_in_few_places() {
+fn plain_texts_are_exposed_in_few_places() {
     for source in sources() {
         let looked = source.code.contains("expose()") || source.code.contains("expose_line()");
         let home = EXPOSED.contains(&source.module.as_str()) || source.module == "verify/memo";
-        assert!(!looked || home, "src/{}.rs looks at a plaintext", source.module);
+        assert!(!looked || home, "src/{}.rs exposes a plain text", source.module);
     }
 }
 
@@ -121,7 +121,7 @@ fn measurable(line: &str) -> bool {
 }
 
 #[test]
-fn nothing_secret_is_compared_in_a_time_that_tells() {
+fn secrets_are_compared_in_constant_time() {
     for line in [
         "if key.expose() == other.expose() {",
         "self.mac != other.mac",

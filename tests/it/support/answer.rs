@@ -25,10 +25,10 @@ pub(crate) const UNPROVEN: [&str; 3] = ["decision", "decision_id", "reason"];
 pub(crate) const PROVEN: [&str; 6] =
     ["key_id", "key_prefix", "tenant_id", "tenant_name", "tenant_schema", "tenant_status"];
 
-/// The metadata of a proven key that is there only if there is something to tell.
+/// The metadata of a proven key that is present only if it has a value.
 const OPTIONAL: [&str; 4] = ["key_expires_at", "plan", "route", "scopes"];
 
-/// The limits of a plan, on allow alone.
+/// The limits of a plan, only if the request is allowed.
 const LIMITS: [&str; 4] = ["request_limit", "total_limit", "input_limit", "output_limit"];
 
 /// The reasons of a proven key.
@@ -78,7 +78,7 @@ impl Answer {
         let metadata = fields.map(|(name, value)| (name.clone(), text(value.kind.as_ref())));
         let answer = Self { metadata: metadata.collect(), response };
         let row = ROWS.iter().find(|row| row.0 == answer.reason());
-        let row = row.unwrap_or_else(|| panic!("no such reason in the contract: {answer:#?}"));
+        let row = row.unwrap_or_else(|| panic!("the contract has no such reason: {answer:#?}"));
         answer.keeps(row);
         answer
     }
@@ -105,12 +105,16 @@ impl Answer {
 
     /// `status.code`.
     pub(crate) fn code(&self) -> i32 {
-        self.response.status.as_ref().expect("a status is always there: without one Envoy allows").code
+        self.response
+            .status
+            .as_ref()
+            .expect("a status is required, because Envoy allows a response without one")
+            .code
     }
 
     /// The status for the client, 200 if the request passes.
     pub(crate) fn http_status(&self) -> i32 {
-        self.refusal().map_or(200, |refusal| refusal.status.as_ref().expect("a refusal has a status").code)
+        self.refusal().map_or(200, |refusal| refusal.status.as_ref().expect("a rejection has a status").code)
     }
 
     /// The body for the client, empty if the request passes.
@@ -170,7 +174,7 @@ impl Answer {
     #[track_caller]
     fn has_metadata_of(&self, reason: &str) {
         if reason == "unavailable" {
-            // A damaged row can prove a key and still have nothing to allow it with: what is known is told.
+            // The row of a proven key may be damaged so that it cannot be allowed; the metadata then has what is known.
             let told = [&UNPROVEN[..], &PROVEN, &OPTIONAL].concat();
             assert!(UNPROVEN.iter().all(|name| self.metadata.contains_key(*name)), "{self:#?}");
             assert!(self.meta_names().iter().all(|name| told.contains(name)), "{self:#?}");
@@ -196,12 +200,12 @@ impl Answer {
         assert_eq!(ok.headers.len(), wanted.len(), "each once: {self:#?}");
         let overwrite = i32::from(HeaderAppendAction::OverwriteIfExistsOrAdd);
         assert!(ok.headers.iter().all(|option| option.append_action == overwrite), "{self:#?}");
-        assert!(ok.headers.iter().all(plain), "never empty, never raw, `append` unset: {self:#?}");
+        assert!(ok.headers.iter().all(plain), "not empty, not raw, `append` unset: {self:#?}");
         let removed = self.removed();
         let kept = if identity { names } else { Vec::new() };
         assert!(kept.iter().all(|name| !removed.contains(name)), "Envoy removes after it sets: {self:#?}");
         let absent = IDENTITY.iter().filter(|_| !identity);
-        assert!(absent.clone().all(|name| removed.contains(name)), "a client's own would pass: {self:#?}");
+        assert!(absent.clone().all(|name| removed.contains(name)), "a forged header would pass: {self:#?}");
         assert!(ok.response_headers_to_add.is_empty(), "{self:#?}");
         assert!(
             ok.query_parameters_to_set.is_empty() && ok.query_parameters_to_remove.is_empty(),
@@ -233,7 +237,7 @@ impl Answer {
         assert!(seconds.is_none_or(|seconds| seconds > 0), "{self:#?}");
         let options = &self.refusal().expect("refused").headers;
         assert_eq!(options.len(), headers.len(), "each once: {self:#?}");
-        assert!(options.iter().all(plain), "Envoy drops what is to be appended: {self:#?}");
+        assert!(options.iter().all(plain), "Envoy drops headers with `append`: {self:#?}");
     }
 }
 
@@ -246,7 +250,7 @@ impl fmt::Debug for Answer {
 
 /// A header that Envoy sets unchanged: a value, not raw, not appended.
 fn plain(option: &HeaderValueOption) -> bool {
-    #[expect(deprecated, reason = "that it is unset is what we look for")]
+    #[expect(deprecated, reason = "the test checks that it is unset")]
     let appended = option.append.is_some();
     let header = option.header.as_ref().expect("a header option has a header");
     !appended && !header.key.is_empty() && !header.value.is_empty() && header.raw_value.is_empty()
@@ -265,6 +269,6 @@ fn text(kind: Option<&Kind>) -> String {
             let number = field("requests_per_unit").expect("a limit has a number");
             format!("{number}/{}", field("unit").expect("a limit has a unit"))
         }
-        other => panic!("metadata has no value such as {other:?}"),
+        other => panic!("metadata must not have a value such as {other:?}"),
     }
 }

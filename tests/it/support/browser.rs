@@ -1,7 +1,7 @@
-//! A real Chromium, told what to do over a pipe, in the protocol of its developer tools.
+//! Controls a real Chromium over a pipe, with the protocol of its developer tools.
 //!
-//! Clicks and keys are those of the browser's own input, so that what covers or hides an element matters. Waiting is for
-//! events: a page has loaded, an answer has come.
+//! Clicks and keys are real input events of the browser, so that covered or hidden elements cannot be clicked. Waits
+//! are for events, such as a loaded page or a response.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Write as _};
@@ -34,7 +34,7 @@ fn tool(variable: &str, program: &str, path: &str) -> Option<PathBuf> {
     found
 }
 
-/// The source of axe-core, which finds what keeps people out.
+/// Returns the source of axe-core, which checks accessibility.
 pub(crate) fn axe() -> Option<String> {
     let found = tool("TENANTGATE_AXE", "axe.min.js", "axe-4.14.1/axe.min.js")?;
     Some(std::fs::read_to_string(found).expect("axe can be read"))
@@ -47,25 +47,25 @@ struct Heard {
     ended: bool,
 }
 
-/// A browser with one tab; ends with this value.
+/// A browser with one tab, which ends with this value.
 pub(crate) struct Browser {
     child: Child,
     to: ChildStdin,
     heard: Arc<(Mutex<Heard>, Condvar)>,
     session: Option<String>,
     asked: u64,
-    /// Events before this one were looked at.
+    /// The number of events that were already processed.
     seen: usize,
     _profile: tempfile::TempDir,
 }
 
 impl Browser {
-    /// A browser; `None` with a message if there is none.
+    /// Starts a browser; `None` with a message if there is none.
     pub(crate) fn start() -> Option<Self> {
         let path = "chromium-headless-shell/usr/lib/chromium/chromium-headless-shell";
         let program = tool("TENANTGATE_CHROMIUM", "chromium-headless-shell", path)?;
         let profile = tempfile::tempdir().expect("a directory");
-        // The protocol is spoken on the descriptors 3 and 4.
+        // The protocol uses the file descriptors 3 and 4.
         let mut child = Command::new("sh")
             .args(["-c", r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null"#])
             .arg(program)
@@ -124,7 +124,7 @@ impl Browser {
         }
     }
 
-    /// Does something that loads a page, and waits until it has loaded.
+    /// Performs an action that loads a page, and waits until it is loaded.
     pub(crate) fn loading(&mut self, act: impl FnOnce(&mut Self)) {
         let before = locked(&self.heard).events.len();
         act(self);
@@ -139,7 +139,7 @@ impl Browser {
         });
     }
 
-    /// The value of an expression of JavaScript, which sees the page and is not bound by its policy.
+    /// Evaluates JavaScript in the page, without the restrictions of its policy.
     #[track_caller]
     pub(crate) fn eval(&mut self, expression: &str) -> Value {
         let params = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
@@ -158,7 +158,7 @@ impl Browser {
         self.eval("location.pathname").as_str().unwrap_or_default().to_owned()
     }
 
-    /// Clicks into the middle of what an expression finds.
+    /// Clicks into the middle of the element that an expression returns.
     #[track_caller]
     fn click_on(&mut self, expression: &str) {
         let place = self.eval(&format!(
@@ -185,7 +185,7 @@ impl Browser {
         ));
     }
 
-    /// Replaces the text of a field by typing.
+    /// Replaces the text of a field, by typing.
     #[track_caller]
     pub(crate) fn fill(&mut self, selector: &str, text: &str) {
         self.click_on(&format!("document.querySelector({})", json!(selector)));
@@ -203,7 +203,7 @@ impl Browser {
             "Tab" => (9, ""),
             "Enter" => (13, "\r"),
             " " => (32, " "),
-            other => panic!("the key {other} is not known here"),
+            other => panic!("the key {other} is not supported"),
         };
         let down = if text.is_empty() { "rawKeyDown" } else { "keyDown" };
         for kind in [down, "keyUp"] {
@@ -214,7 +214,7 @@ impl Browser {
         }
     }
 
-    /// Tabs until what has the focus has this text or label.
+    /// Presses Tab until the focused element has this text or label.
     #[track_caller]
     pub(crate) fn tab_to(&mut self, name: &str) {
         let mut passed = Vec::new();
@@ -226,7 +226,7 @@ impl Browser {
             let focused = focused.as_str().unwrap_or_default().to_owned();
             if focused.starts_with(name) {
                 let shown = self.eval("getComputedStyle(document.activeElement).outlineStyle !== 'none'");
-                assert_eq!(shown, true, "the focus on {name} cannot be seen");
+                assert_eq!(shown, true, "the focus on {name} is not visible");
                 return;
             }
             passed.push(focused);
@@ -250,15 +250,15 @@ impl Browser {
         self.call("Emulation.setScriptExecutionDisabled", json!({ "value": !allowed }));
     }
 
-    /// A picture of what is seen, as PNG.
+    /// Returns a screenshot as PNG.
     pub(crate) fn screenshot(&mut self) -> Vec<u8> {
         let answer = self.call("Page.captureScreenshot", json!({ "format": "png" }));
         STANDARD.decode(answer["data"].as_str().expect("a picture")).expect("base64")
     }
 
-    /// What the policy of the page refused, and errors of its script, since the last time this was asked.
+    /// Returns the policy violations and script errors since the last call.
     pub(crate) fn complaints(&mut self) -> Vec<String> {
-        // Everything that happened before an answer is heard before it.
+        // The browser reports all earlier events before the response to this call.
         self.eval("0");
         let heard = locked(&self.heard);
         let events = &heard.events[self.seen..];

@@ -105,7 +105,7 @@ impl Run {
     #[track_caller]
     pub(crate) fn unavailable(self) -> String {
         assert_eq!((self.code, self.stdout.as_str()), (Some(3), ""), "{self:#?}");
-        assert!(!self.stderr.trim().is_empty(), "an unavailable database is said: {self:#?}");
+        assert!(!self.stderr.trim().is_empty(), "an unavailable database is reported: {self:#?}");
         self.stderr
     }
 

@@ -141,7 +141,7 @@ async fn answer(stream: tokio::net::TcpStream, log: Log) {
     let mut stream = BufReader::new(stream);
     while let Some(seen) = head(&mut stream).await {
         let upgrade = seen.values("upgrade") == ["websocket"];
-        // Written down before the body, which may never come.
+        // Recorded before the body, which may never come.
         log.lock().expect("no panic under the lock").push(seen.clone());
         if skip_body(&mut stream, &seen).await.is_err() {
             return;
@@ -173,7 +173,7 @@ async fn skip_body(stream: &mut BufReader<tokio::net::TcpStream>, seen: &Seen) -
     Ok(())
 }
 
-/// The length of the next chunk (RFC 9112 §7.1), after the line that ends the one before; 0 after the trailers.
+/// Returns the length of the next chunk (RFC 9112 §7.1), after the end of the line before; 0 after the trailers.
 async fn chunk(stream: &mut BufReader<tokio::net::TcpStream>) -> std::io::Result<u64> {
     loop {
         let mut line = String::new();
@@ -192,7 +192,7 @@ async fn chunk(stream: &mut BufReader<tokio::net::TcpStream>) -> std::io::Result
     }
 }
 
-/// The head of the next request on the connection.
+/// Reads the head of the next request on the connection.
 async fn head(stream: &mut BufReader<tokio::net::TcpStream>) -> Option<Seen> {
     let mut lines = Vec::new();
     loop {
@@ -226,7 +226,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Runs it with so many worker threads, each of which has a connection of its own to tenantgate.
+    /// Sets the number of worker threads, each of which has its own connection to tenantgate.
     pub(crate) fn workers(self, workers: u8) -> Self {
         Self { workers, ..self }
     }
@@ -244,7 +244,7 @@ impl Plan {
     /// Changes the file. `from` must occur exactly once.
     #[track_caller]
     pub(crate) fn with(mut self, from: &str, to: &str) -> Self {
-        assert_eq!(self.text.matches(from).count(), 1, "`{from}` has to stand exactly once in the file");
+        assert_eq!(self.text.matches(from).count(), 1, "`{from}` must occur exactly once in the file");
         self.text = self.text.replacen(from, to, 1);
         self
     }
@@ -449,7 +449,7 @@ impl Envoy {
         value.unwrap_or_else(|| panic!("no number in {page:?}"))
     }
 
-    /// What it counted about tenantgate, without what is zero: the first thing to read after a failure.
+    /// Returns Envoy's counters about tenantgate that are not zero, for the diagnosis of failures.
     #[track_caller]
     pub(crate) fn story(&self) -> String {
         let page = self.ask_admin("/stats?filter=(cluster.tenantgate|ext_authz|overload)").body;
@@ -479,9 +479,9 @@ impl Drop for Envoy {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            #[expect(clippy::print_stderr, reason = "what Envoy said is the first thing to look at")]
+            #[expect(clippy::print_stderr, reason = "the output of Envoy helps to diagnose a failure")]
             {
-                eprintln!("--- envoy said:\n{}\n{}\n---", self.stderr.text(), self.access_log.text());
+                eprintln!("--- output of envoy:\n{}\n{}\n---", self.stderr.text(), self.access_log.text());
             }
         }
     }

@@ -102,7 +102,7 @@ pub(crate) fn excused(program: &str) -> bool {
 pub(crate) fn left_out(once: &Once, suite: &str, why: &str) {
     assert!(
         !nothing_may_be_missing(),
-        "{suite}: {why}, and TENANTGATE_TEST_REQUIRE=all lets nothing be left out"
+        "{suite}: {why}, but TENANTGATE_TEST_REQUIRE=all requires every suite"
     );
     once.call_once(|| tell(&format!("\n!!! LEFT OUT: {suite}: {why}\n")));
 }

@@ -275,8 +275,8 @@ fn binaries() -> Option<PathBuf> {
         .find(|bin| bin.join("initdb").exists() && bin.join("postgres").exists())
 }
 
-/// The owner of the cluster: the current user, or a user of every Debian if that is root, as which Postgres does not
-/// run.
+/// Returns the user that runs the cluster: the current user or, if that is root, a user that exists on every Debian,
+/// because Postgres does not run as root.
 fn owner() -> Option<(Option<u32>, Option<u32>)> {
     if id("-u", None) != Some(0) {
         return Some((None, None));
@@ -305,9 +305,9 @@ fn become_user(command: &mut Command, user: Option<u32>, group: Option<u32>) {
     }
 }
 
-/// Runs a command as the owner of clusters, in a directory that is made theirs.
+/// Runs a command as the owner of clusters, in a directory that is given to this user.
 pub(super) fn become_owner(command: &mut Command, dir: &Path) {
-    let (user, group) = owner().expect("whoever has a cluster");
+    let (user, group) = owner().expect("the user that runs clusters");
     for entry in std::fs::read_dir(dir).expect("readable").flatten() {
         chown(entry.path(), user, group).expect("the files go to the owner");
     }

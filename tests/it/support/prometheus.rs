@@ -45,7 +45,7 @@ pub(crate) fn promtool(args: &[&str], input: &str) -> Option<Output> {
         .spawn()
         .expect("promtool starts");
     let sent = tool.stdin.take().expect("piped").write_all(input.as_bytes());
-    assert!(sent.is_ok() || input.is_empty(), "promtool reads what it is given: {sent:?}");
+    assert!(sent.is_ok() || input.is_empty(), "promtool reads its input: {sent:?}");
     Some(tool.wait_with_output().expect("promtool ends"))
 }
 
@@ -92,7 +92,7 @@ impl Prometheus {
 
     /// Returns the loaded alert rules with their last evaluation.
     pub(crate) fn rules(&self) -> Vec<Value> {
-        let answer = self.get("/api/v1/rules?type=alert").expect("it tells its rules");
+        let answer = self.get("/api/v1/rules?type=alert").expect("Prometheus returns its rules");
         let groups = answer["groups"].as_array().cloned().unwrap_or_default();
         groups.iter().flat_map(|group| group["rules"].as_array().cloned().unwrap_or_default()).collect()
     }

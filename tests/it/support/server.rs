@@ -236,9 +236,9 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            #[expect(clippy::print_stderr, reason = "what the server said is the first thing to look at")]
+            #[expect(clippy::print_stderr, reason = "the log of the server helps to diagnose a failure")]
             {
-                eprintln!("--- the server said:\n{}\n---", self.stderr.text());
+                eprintln!("--- log of the server:\n{}\n---", self.stderr.text());
             }
         }
     }

@@ -88,7 +88,7 @@ static SQLITE: LazyLock<(Vec<u8>, People)> = LazyLock::new(|| {
     let database = Database::sqlite(None);
     let people = populate(&database);
     database.sql("PRAGMA wal_checkpoint(TRUNCATE)");
-    let bytes = std::fs::read(database.dir().join("tenantgate.db")).expect("the commands made the file");
+    let bytes = std::fs::read(database.dir().join("tenantgate.db")).expect("the commands created the file");
     (bytes, people)
 });
 
@@ -174,7 +174,7 @@ fn populate(database: &Database) -> People {
     database.json(&["key", "revoke", &people.revoked.id]);
     database.json(&["tenant", "suspend", &people.sleepy.id]);
     database.json(&["tenant", "delete", &people.gone.id, "--yes"]);
-    eventually("the key that lives for a second expires", Duration::from_secs(10), || {
+    eventually("the key with a lifetime of one second expires", Duration::from_secs(10), || {
         let shown = database.json(&["key", "show", &people.expired.id]);
         if shown["status"] == "expired" { Ok(()) } else { Err(shown) }
     });

@@ -1,4 +1,4 @@
-//! Management keys and their sessions.
+//! The screens of management keys and their sessions.
 
 use axum::Extension;
 use axum::body::Bytes;
@@ -45,7 +45,7 @@ async fn screen(
     };
     let body = html! {
         h1 { "Management keys" }
-        p.lead { "They open this page and the management API. They do not open what Envoy protects." }
+        p.lead { "They give access to this page and the management API, but not to what Envoy protects." }
         (done(query))
         (wrong(failure))
         (table("Management keys", &["Name", "Status", "May", "Tenants", "Last used", "Expires"], &rows))
@@ -63,7 +63,7 @@ fn status(listed: &ListedAdminKey) -> Markup {
     }
 }
 
-/// The name of a set of permissions, or how many it has.
+/// Returns the name of the role with these permissions, or how many permissions there are.
 fn role(permissions: Permissions) -> String {
     let role = Role::ALL.into_iter().find(|role| role.permissions() == permissions);
     role.map_or_else(|| format!("{} permissions", permissions.iter().count()), |role| role.as_str().into())
@@ -85,16 +85,16 @@ fn new_form(visitor: &Visitor, form: &Form) -> Markup {
         .collect();
     html! {
         form method="post" action="/admin-keys" {
-            (Field { name: "name", label: "Name", value: form.shown("name"), hint: "No other management key has it.", required: true }.show())
+            (Field { name: "name", label: "Name", value: form.shown("name"), hint: "A unique name.", required: true }.show())
             @if roles.is_empty() {
                 p.hint { "It gets the permissions of your own key." }
             } @else {
                 (select("role", "Role", form.get("role").unwrap_or("viewer"), &roles))
             }
             (select("expiry", "Expires in", form.get("expiry").unwrap_or("90"), &[
-                ("7", "7 days"), ("30", "30 days"), ("90", "90 days"), ("365", "1 year"), ("", "When yours does"),
+                ("7", "7 days"), ("30", "30 days"), ("90", "90 days"), ("365", "1 year"), ("", "As your own key"),
             ]))
-            p.hint { "It sees the tenants that your own key sees, and ends with your key." }
+            p.hint { "It has access to the same tenants as your own key, and stops working when your key does." }
             button.primary type="submit" { "Create management key" }
         }
     }
@@ -138,7 +138,7 @@ fn shown_once(visitor: &Visitor, issued: &IssuedAdminKey) -> Markup {
     page(visitor, Place::AdminKeys, "New management key", &body)
 }
 
-/// The management key of a path, if it has no more than the visitor's own.
+/// Returns the management key of a path, if it has no more than the visitor's own.
 async fn found(visitor: &Visitor, id: &str) -> Result<ListedAdminKey, Failure> {
     let id = Uuid::parse_str(id).map_err(|_| Failure::not_found())?;
     let keys = visitor.admin.admin_keys(&visitor.caller.maker).await?;
@@ -172,7 +172,7 @@ pub(super) async fn show(
             section.dangers aria-labelledby="change" {
                 h2 #change { "Change" }
                 (asked("Revoke", true, &html! {
-                    p { "It and the keys that it made open nothing any more, and their sessions end. This cannot be undone." }
+                    p { "It and the management keys that it created stop working, and their sessions end. This cannot be undone." }
                     form method="post" action={ "/admin-keys/" (key.id.0) "/revoke" } {
                         button.danger type="submit" { "Revoke management key" }
                     }

@@ -1,4 +1,4 @@
-//! The audit log: who changed what.
+//! The screen of the audit log.
 
 use axum::Extension;
 use axum::extract::RawQuery;
@@ -15,16 +15,16 @@ use crate::clock::Timestamp;
 use crate::permission::{About, Permission, Reach};
 use crate::store::AuditFilter;
 
-/// Rows on a page.
+/// The number of entries on a page.
 const SIZE: i64 = 50;
 
-/// Changes of a key that are shown with it.
+/// The number of entries that are shown with their key.
 const OF_ONE: i64 = 10;
 
-/// Changes that the overview shows.
+/// The number of entries on the overview.
 const LATEST: usize = 6;
 
-/// Characters of a value that are shown.
+/// The maximum number of characters of a value.
 const VALUE_CHARS: usize = 120;
 
 pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
@@ -56,7 +56,8 @@ pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> 
     Ok(page(&visitor, Place::Audit, "Audit log", &body))
 }
 
-/// The rows that a visitor sees, the newest first: of some tenants alone if the key is for some alone.
+/// Returns the entries that a visitor may see, newest first. If the management key has access to some tenants only,
+/// these are entries about those tenants.
 async fn visible(visitor: &Visitor, filter: AuditFilter, pages: i64) -> Result<Vec<Entry>, Failure> {
     let tenants = match &visitor.caller.maker.authority.reach {
         Reach::All => return Ok(visitor.admin.newest_audit(&filter, pages, SIZE).await?),
@@ -74,14 +75,14 @@ async fn visible(visitor: &Visitor, filter: AuditFilter, pages: i64) -> Result<V
     Ok(entries)
 }
 
-/// The newest changes of all that a visitor sees.
+/// Renders the newest entries that a visitor may see.
 pub(super) async fn latest(visitor: &Visitor) -> Result<Markup, Failure> {
     let mut entries = visible(visitor, AuditFilter::default(), 0).await?;
     entries.truncate(LATEST);
     Ok(rows(&entries, visitor.admin.now(), false))
 }
 
-/// The newest changes of one thing.
+/// Renders the newest entries about one object.
 pub(super) async fn entries_of(visitor: &Visitor, subject: &str) -> Result<Markup, Failure> {
     let filter = AuditFilter { subject: Some(subject.to_owned()), ..AuditFilter::default() };
     let entries = visitor.admin.newest_audit(&filter, 0, OF_ONE).await?;
@@ -108,7 +109,7 @@ fn rows(entries: &[Entry], now: Timestamp, with_subject: bool) -> Markup {
     }
 }
 
-/// What people call the thing that was changed.
+/// Returns the name, prefix or path of the changed object.
 fn name(entry: &Entry) -> Option<String> {
     let text = entry.after.as_deref().or(entry.before.as_deref())?;
     let Ok(Value::Object(fields)) = serde_json::from_str(text) else { return None };
@@ -116,7 +117,7 @@ fn name(entry: &Entry) -> Option<String> {
     named.filter(|name| !name.is_empty()).map(|name| shown(Some(&Value::from(name)))).next()
 }
 
-/// What a change is about, as a link where there is a page about it.
+/// Renders the id of the changed object, as a link if it has a page.
 fn subject(entry: &Entry) -> Markup {
     let (subject, kind) = (&entry.subject, entry.action.split('.').next().unwrap_or_default());
     let is_id = uuid::Uuid::parse_str(subject).is_ok();
@@ -134,7 +135,7 @@ fn subject(entry: &Entry) -> Markup {
     }
 }
 
-/// The fields that differ, in the order of their names.
+/// Renders the fields that differ, ordered by name.
 fn changes(entry: &Entry) -> Vec<Markup> {
     let fields = |json: &Option<String>| -> Map<String, Value> {
         let value = json.as_deref().and_then(|json| serde_json::from_str(json).ok());
@@ -172,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_differs_is_shown() {
+    fn only_fields_that_differ_are_shown() {
         let entry = Entry {
             seq: 1,
             at: Timestamp(0),

@@ -1,4 +1,4 @@
-//! Pictures of usage: SVG that is made here, with the same numbers as a table.
+//! Charts of usage as SVG, each with its numbers as a table.
 
 use std::collections::BTreeMap;
 
@@ -7,27 +7,27 @@ use maud::{Markup, html};
 use super::parts::{day, meaning, number, spaced};
 use crate::clock::Timestamp;
 
-/// Days of a picture.
+/// The number of days of a chart.
 pub(super) const DAYS: u32 = 30;
 
 const WIDTH: u32 = 720;
 const HEIGHT: u32 = 120;
 const DAY: i64 = 86_400_000_000;
 
-/// What became of the requests of one day.
+/// How many requests of one day passed and were refused.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Outcomes {
     pub(super) passed: u64,
     pub(super) refused: u64,
 }
 
-/// Requests by day, as in `2026-01-31`.
+/// Requests by day, such as `2026-01-31`.
 pub(super) type ByDay = BTreeMap<String, Outcomes>;
 
 /// The reasons of requests that passed.
 const OK: [&str; 4] = ["ok", "public", "anonymous", "shadow"];
 
-/// Adds requests of a reason.
+/// Adds the requests of one day and reason.
 pub(super) fn add(days: &mut ByDay, day: &str, reason: &str, requests: u64) {
     let outcomes = days.entry(day.to_owned()).or_default();
     if OK.contains(&reason) {
@@ -37,12 +37,12 @@ pub(super) fn add(days: &mut ByDay, day: &str, reason: &str, requests: u64) {
     }
 }
 
-/// The first instant of a picture that ends with the day of `now`.
+/// Returns the start of a chart that ends with the day of `now`.
 pub(super) fn start(now: Timestamp) -> Timestamp {
     Timestamp(now.0.saturating_sub(i64::from(DAYS - 1) * DAY))
 }
 
-/// Requests of the last [`DAYS`] days as bars, passed below refused.
+/// Renders the requests of the last [`DAYS`] days as bars: passed ones below, refused ones above.
 pub(super) fn bars(counts: &ByDay, now: Timestamp) -> Markup {
     let first = start(now);
     let days: Vec<_> = (0..DAYS)
@@ -67,7 +67,7 @@ pub(super) fn bars(counts: &ByDay, now: Timestamp) -> Markup {
                 span.legend.refused { (number(refused)) " refused" }
             }
             p.most aria-hidden="true" { (number(most)) }
-            // It fills the width of the screen, so there is no text in it that would be stretched.
+            // The chart is stretched to the width of the screen, so it contains no text.
             svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } preserveAspectRatio="none" role="img" aria-label=(summary) {
                 @for (at, day, outcomes) in &days { (bar(*at, day, *outcomes, most)) }
             }
@@ -100,7 +100,7 @@ fn bar(at: u32, day: &str, outcomes: Outcomes, most: u64) -> Markup {
     let step = WIDTH / DAYS;
     let (x, width) = (at * step + 2, step - 4);
     let room = u64::from(HEIGHT);
-    // A bar of a single request among millions is still seen.
+    // At least 2 units high, so that one request among millions is visible.
     let height = |count: u64| if count == 0 { 0 } else { (count * room / most).max(2) };
     let (passed, refused) = (height(outcomes.passed), height(outcomes.refused));
     let passed_at = room.saturating_sub(passed);
@@ -115,7 +115,7 @@ fn bar(at: u32, day: &str, outcomes: Outcomes, most: u64) -> Markup {
     }
 }
 
-/// Reasons and their counts as bars of a list, the most frequent first.
+/// Renders the reasons and their counts as a table with bars.
 pub(super) fn reasons(counts: &[(String, u64)]) -> Markup {
     let most = counts.iter().map(|(_, count)| *count).max().unwrap_or(1).max(1);
     html! {
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn days_without_requests_are_in_the_picture() {
+    fn days_without_requests_are_part_of_the_chart() {
         let now = Timestamp::parse("2026-03-01T12:00:00Z").unwrap();
         let mut days = ByDay::new();
         add(&mut days, "2026-02-28", "ok", 1_000_000);
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(picture.matches("class=\"hit\"").count(), 30);
         assert!(picture.contains("2026-03-01: 0 passed, 0 refused"));
         assert!(picture.contains("2026-02-28: 1\u{a0}000\u{a0}000 passed, 1 refused"));
-        assert!(picture.contains("height=\"2\""), "one refusal is seen");
+        assert!(picture.contains("height=\"2\""), "one refused request is visible");
         assert!(!picture.contains("style="));
         assert!(bars(&ByDay::new(), now).into_string().contains("No requests"));
     }

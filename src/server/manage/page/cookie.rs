@@ -6,17 +6,18 @@ use axum::http::{HeaderMap, HeaderValue};
 use super::origin::is_on_this_machine;
 use crate::verify::token::Token;
 
-/// A browser accepts a name with this beginning only from this host, for all of it, and over TLS.
+/// Because of this prefix, a browser accepts the cookie only over TLS, from exactly this host, and for all its paths.
 const SECURE: &str = "__Host-tenantgate";
 
-/// Over plain HTTP, which is on this machine alone.
+/// The name over plain HTTP, which is used only on the same machine.
 const PLAIN: &str = "tenantgate";
 
 fn name(headers: &HeaderMap) -> &'static str {
     if is_on_this_machine(headers) { PLAIN } else { SECURE }
 }
 
-/// The value of the session cookie; `None` without one, and if there are several, because one may be planted.
+/// Returns the value of the session cookie; `None` if there is no cookie or more than one, because an attacker may have
+/// added one.
 pub(super) fn read(headers: &HeaderMap) -> Option<&str> {
     let name = name(headers);
     let lines = headers.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
@@ -25,12 +26,12 @@ pub(super) fn read(headers: &HeaderMap) -> Option<&str> {
     values.next().filter(|value| !value.is_empty() && values.next().is_none())
 }
 
-/// The header that gives a browser its session. It ends with the browser, and 12 hours later at the latest.
+/// Returns the header that sets the session cookie. The cookie expires after 12 hours.
 pub(super) fn set(headers: &HeaderMap, token: &Token) -> Option<HeaderValue> {
     line(headers, token.expose(), crate::admin::LONGEST.as_secs())
 }
 
-/// The header that takes it away.
+/// Returns the header that removes the session cookie.
 pub(super) fn clear(headers: &HeaderMap) -> Option<HeaderValue> {
     line(headers, "", 0)
 }
@@ -60,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cookie_is_of_this_host_alone_and_no_script_reads_it() {
+    fn the_cookie_is_for_this_host_only_and_hidden_from_scripts() {
         let token = Token::issue_with(&mut SmallRng::seed_from_u64(1)).unwrap();
         let value = token.expose();
         let here = set(&headers("127.0.0.1:9465", &[]), &token).unwrap();

@@ -1,4 +1,4 @@
-//! Pages that say what went wrong.
+//! Error pages.
 
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
@@ -10,7 +10,7 @@ use crate::admin::AdminError;
 use crate::permission::{Permission, Verdict};
 use crate::store::StoreError;
 
-/// Why a page is not shown, or a form not carried out.
+/// Why a page is not shown or a form not processed.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) status: StatusCode,
@@ -24,9 +24,9 @@ impl Failure {
         Self { status, title, text: text.into(), retry_after: None }
     }
 
-    /// There is nothing here, or nothing that this key sees.
+    /// The object does not exist, or the management key has no access to it.
     pub(super) fn not_found() -> Self {
-        let text = "There is no such page, or your management key does not see what it is about.";
+        let text = "There is no such page, or your management key has no access to it.";
         Self::new(StatusCode::NOT_FOUND, "Not found", text)
     }
 
@@ -35,22 +35,22 @@ impl Failure {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "Not a page", text)
     }
 
-    /// Another site may have sent this.
+    /// The request may come from another site.
     pub(super) fn foreign() -> Self {
         let text = "Your browser says that this request does not come from this page, or does not say where it comes from. \
                     Open the page itself and try again.";
         Self::new(StatusCode::FORBIDDEN, "Refused", text)
     }
 
-    /// The form makes no sense.
+    /// The form is invalid.
     pub(super) fn invalid(text: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "Not valid", text)
     }
 
-    /// Too many wrong keys or links came from this address.
+    /// There were too many wrong keys or links from this address.
     pub(super) fn too_many(seconds: u64) -> Self {
         let text = format!(
-            "Too many wrong keys or links came from your address. Try again in {seconds} seconds. A right key works at once."
+            "Too many wrong keys or links came from your address. Try again in {seconds} seconds. A valid key is accepted at once."
         );
         let failure = Self::new(StatusCode::TOO_MANY_REQUESTS, "Too many attempts", text);
         Self { retry_after: Some(seconds), ..failure }
@@ -61,12 +61,12 @@ impl Failure {
         self.status == StatusCode::TOO_MANY_REQUESTS
     }
 
-    /// Neither a live key nor a live link.
+    /// The key or the link is not valid.
     pub(super) fn not_signed_in(text: &str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "Not signed in", text)
     }
 
-    /// Turns what [`crate::permission::may`] says into a failure.
+    /// Converts a verdict of [`crate::permission::may`].
     pub(super) fn of_verdict(verdict: Verdict) -> Result<(), Self> {
         match verdict {
             Verdict::Yes => Ok(()),
@@ -74,7 +74,7 @@ impl Failure {
             Verdict::OnlyForAllTenants(permission) => Err(Self::new(
                 StatusCode::FORBIDDEN,
                 "Not allowed",
-                format!("Only a management key of all tenants may do this with {}.", permission.as_str()),
+                format!("This needs a management key with {} for all tenants.", permission.as_str()),
             )),
             Verdict::NotThere => Err(Self::not_found()),
         }
@@ -99,14 +99,15 @@ impl From<AdminError> for Failure {
             }
             AdminError::Store(error) => {
                 tracing::warn!(%error, "the database did not answer a request of the page");
-                let text = "The database is unavailable, or refuses. The log of tenantgate says why.";
+                let text =
+                    "The database is unavailable, or rejected the statement. See the log of tenantgate.";
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "Unavailable", text)
             }
         }
     }
 }
 
-/// The same text as a sentence.
+/// Returns the text with a capital letter and a full stop.
 fn sentence(text: &str) -> String {
     let mut chars = text.chars();
     let first: String = chars.next().map(|c| c.to_uppercase().collect()).unwrap_or_default();

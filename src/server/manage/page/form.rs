@@ -1,34 +1,34 @@
-//! Reads forms and the part of a URL after the question mark.
+//! Reads forms and query strings.
 
 use super::failure::Failure;
 
-/// The fields of a form.
+/// The fields of a form or a query string.
 #[derive(Debug, Default)]
 pub(super) struct Form(Vec<(String, String)>);
 
 impl Form {
-    /// Reads the body of a form, or what stands after the question mark.
+    /// Parses the body of a form, or a query string.
     pub(super) fn read(text: impl AsRef<[u8]>) -> Self {
         Self(form_urlencoded::parse(text.as_ref()).into_owned().collect())
     }
 
-    /// A field without the blanks around it; `None` if it is absent or empty.
+    /// Returns a field without surrounding blanks; `None` if it is missing or empty.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         let found = self.0.iter().find(|(field, _)| field == name);
         found.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
     }
 
-    /// A field as it is, for showing it again; empty if it is absent.
+    /// Returns a field to show it again; empty if it is missing.
     pub(super) fn shown(&self, name: &str) -> &str {
         self.get(name).unwrap_or_default()
     }
 
-    /// A field that must be there.
+    /// Returns a field; an error if it is missing or empty.
     pub(super) fn need(&self, name: &str, label: &str) -> Result<&str, Failure> {
         self.get(name).ok_or_else(|| Failure::invalid(format!("{label} is missing.")))
     }
 
-    /// The fields as the query of a link, with `name` set to `value`.
+    /// Returns the fields as a query string, with `name` set to `value`.
     pub(super) fn with(&self, name: &str, value: &str) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());
         for (field, value) in self.0.iter().filter(|(field, value)| field != name && !value.is_empty()) {

@@ -1,4 +1,4 @@
-//! One key: what it is, what became of its requests, why one passes or not, and what can be done with it.
+//! The screen of one key: its fields, its requests, a test of a request, and its actions.
 
 use axum::Extension;
 use axum::extract::{Path, RawQuery};
@@ -18,7 +18,7 @@ use crate::permission::{About, Permission};
 use crate::record::KeyDetails;
 use crate::tenant::{Tenant, TenantStatus};
 
-/// The key of a path, if this visitor may do `permission` with it.
+/// Returns the key of a path, if this visitor has `permission` for it.
 pub(super) async fn found(
     visitor: &Visitor,
     reference: &str,
@@ -160,7 +160,7 @@ fn outcome(tenant: &Tenant, verdict: &RouteVerdict) -> Markup {
                     @if at > 0 { " and " } code { (needs) }
                 } "." }
             }
-            p.hint { "Judged now, from rules and the key. Networks and rate limits are not part of it." }
+            p.hint { "Computed now from the rules and the key, without networks and rate limits." }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Forms that make and change keys. A new key is in one answer, and nowhere else.
+//! Forms that create and change keys. A new key is in one response only.
 
 use std::time::Duration;
 
@@ -26,15 +26,15 @@ use crate::tenant::Tenant;
 
 const DAY: u64 = 24;
 
-/// How long a key lives, as the forms offer it.
+/// The lifetimes that the forms offer.
 const LIVES: [(&str, &str); 5] =
     [("30d", "30 days"), ("90d", "90 days"), ("365d", "1 year"), ("730d", "2 years"), ("never", "No expiry")];
 
-/// How long an old key stays valid.
+/// The grace periods that the form offers.
 const GRACES: [(&str, &str); 5] =
     [("1h", "1 hour"), ("24h", "1 day"), ("168h", "7 days"), ("720h", "30 days"), ("0h", "Not at all")];
 
-/// Reads a life of [`LIVES`].
+/// Parses a lifetime of [`LIVES`].
 fn expiry(text: &str) -> Result<Expiry, Failure> {
     if text == "never" {
         return Ok(Expiry::Never);
@@ -62,7 +62,7 @@ fn setting<T>(
     }
 }
 
-/// Reads the form of a new key.
+/// Parses the form for a new key.
 fn asked_for(form: &Form) -> Result<KeyUpdate, Failure> {
     let labels = form.shown("labels").lines().map(str::trim).filter(|line| !line.is_empty());
     Ok(KeyUpdate {
@@ -108,12 +108,12 @@ fn new_page(
             details open[form.get("scopes").or(form.get("networks")).or(form.get("plan")).or(form.get("labels")).is_some()] {
                 summary { "Limit what it may do" }
                 (field("scopes", "Scopes", "Separated by blanks, such as chat:read files:*. Empty: all.", false))
-                (field("networks", "Networks", "From where it may be used, such as 192.0.2.0/24 2001:db8::/32. Empty: anywhere.", false))
+                (field("networks", "Networks", "The networks from which it may be used, such as 192.0.2.0/24 2001:db8::/32. Empty: anywhere.", false))
                 (select("plan", "Plan", form.shown("plan"), &options))
                 div.field {
                     label for="labels" { "Labels" span.muted { " (optional)" } }
                     textarea #labels name="labels" rows="2" aria-describedby="labels-hint" { (form.shown("labels")) }
-                    p #labels-hint.hint { "One a line, such as team=search." }
+                    p #labels-hint.hint { "One per line, such as team=search." }
                 }
             }
             p.actions {
@@ -146,7 +146,7 @@ pub(super) async fn create(
     }
 }
 
-/// The only page that has a key.
+/// Renders the page that shows a new key. No other page contains one.
 fn shown_once(visitor: &Visitor, tenant: &Tenant, issued: &Issued, what: &str) -> Markup {
     let key = &crate::admin::view::shown_once(&issued.key);
     let name = issued.details.name.as_deref().unwrap_or("(no name)");
@@ -176,12 +176,12 @@ pub(super) async fn rotate(
     body: Bytes,
 ) -> Result<Markup, Failure> {
     let grace = grace(Form::read(body).get("grace").unwrap_or_default())?;
-    // Without a grace, the old key is as good as revoked.
+    // Without a grace period, rotation has the effect of a revocation.
     let needs = if grace.is_zero() { Permission::KeysRevoke } else { Permission::KeysWrite };
     let (key, tenant) = found(&visitor, &reference, needs).await?;
     let (_, issued) = visitor.admin.rotate_key(&key.id.0.to_string(), grace, Expiry::Unsaid).await?;
     let what = if grace.is_zero() {
-        "The new key was created, and the old one is refused."
+        "The new key was created, and the old one no longer works."
     } else {
         "The new key was created, and the old one stays valid for the grace period."
     };
@@ -220,7 +220,7 @@ pub(super) async fn revoke(
     Ok(to(&key, "revoked"))
 }
 
-/// What this visitor may do with a key in its state.
+/// Renders the actions that this visitor may perform with a key in its state.
 pub(super) fn actions(visitor: &Visitor, key: &KeyDetails, tenant: &Tenant, now: Timestamp) -> Markup {
     let about = About::Tenant(tenant.id);
     let (writes, revokes) =
@@ -265,7 +265,7 @@ fn rotate_form(path: &str, writes: bool, revokes: bool) -> Markup {
     let offered: Vec<_> =
         GRACES.into_iter().filter(|(value, _)| if *value == "0h" { revokes } else { writes }).collect();
     html! {
-        p { "Makes a new key with the same name, scopes, networks, plan and labels." }
+        p { "Creates a new key with the same name, scopes, networks, plan and labels." }
         form method="post" action={ (path) "/rotate" } {
             (select("grace", "The old key stays valid for", "24h", &offered))
             button.primary type="submit" { "Rotate key" }
@@ -278,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_offered_is_read() {
+    fn offered_values_are_accepted_and_malformed_ones_are_not() {
         for (value, _) in LIVES {
             assert!(expiry(value).is_ok(), "{value}");
         }
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_becomes_a_wish() {
+    fn a_form_becomes_the_fields_of_a_key() {
         let form = Form::read("name=ci&expiry=30d&scopes=chat:read&labels=team%3Da%0D%0A%0D%0Aenv%3Dp");
         let asked = asked_for(&form).unwrap();
         assert_eq!(asked.labels, ["team=a", "env=p"]);

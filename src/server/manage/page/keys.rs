@@ -20,10 +20,10 @@ use crate::record::{KeyDetails, KeyState};
 use crate::store::{KeyFilter, KeyPlace};
 use crate::tenant::{Tenant, TenantId};
 
-/// Keys on a page.
+/// The number of keys on a page.
 const SIZE: usize = 50;
 
-/// Names of tenants by id.
+/// Tenants by id, to show their names.
 pub(super) type Names = BTreeMap<TenantId, Tenant>;
 
 pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
@@ -52,7 +52,7 @@ pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> 
     Ok(page(&visitor, Place::Keys, "Keys", &body))
 }
 
-/// A page of keys, and where the next one begins.
+/// Returns a page of keys, and the position of the next page.
 async fn matching(
     visitor: &Visitor,
     query: &Form,
@@ -60,7 +60,7 @@ async fn matching(
     now: Timestamp,
 ) -> Result<(Vec<KeyDetails>, Option<KeyPlace>), Failure> {
     let reach = &visitor.caller.maker.authority.reach;
-    // A prefix or an id names one key, whatever else is asked for.
+    // A prefix or an id identifies one key, so the other filters do not apply.
     if let Some(reference) = query.get("q").filter(|q| q.starts_with("llmk_") || Uuid::parse_str(q).is_ok()) {
         return match visitor.admin.key(reference).await {
             Ok(key) => Ok((vec![key], None)),
@@ -85,7 +85,7 @@ async fn matching(
         expires_before: query.get("expires").map(|_| now.after(SOON)),
         unused_since: query.get("unused").map(|_| now.before(LONG)),
     };
-    // What expires soon or is unused matters of live keys alone.
+    // These filters concern live keys only.
     let narrowed = filter.expires_before.is_some() || filter.unused_since.is_some();
     let filter = if narrowed && filter.state.is_none() {
         KeyFilter { state: Some(KeyState::Active), ..filter }
@@ -96,7 +96,7 @@ async fn matching(
     Ok((page.keys.into_iter().map(|key| key.details).collect(), page.next))
 }
 
-/// Where a page begins.
+/// Parses the position at which a page begins.
 fn place(query: &Form) -> Option<KeyPlace> {
     let (created_at, id) = query.get("after")?.rsplit_once(' ')?;
     Some(KeyPlace { created_at: created_at.to_owned(), id: KeyId(Uuid::parse_str(id).ok()?) })
@@ -127,7 +127,7 @@ fn filters(query: &Form, names: &Names) -> Markup {
     }
 }
 
-/// Rows of a table of keys; with names it has a column for the tenant.
+/// Renders the rows of a table of keys. With `names`, there is a column for the tenant.
 pub(super) fn rows(keys: &[KeyDetails], names: Option<&Names>, now: Timestamp) -> Markup {
     html! {
         @for key in keys {

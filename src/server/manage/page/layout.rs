@@ -1,4 +1,4 @@
-//! The frame around every screen.
+//! The HTML frame of all screens.
 
 use maud::{DOCTYPE, Markup, html};
 
@@ -6,7 +6,7 @@ use super::assets::{ICON, SCRIPT, STYLE};
 use super::visit::Visitor;
 use crate::permission::{About, Permission};
 
-/// The places of the navigation.
+/// The entries of the navigation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Place {
     Overview,
@@ -31,7 +31,7 @@ impl Place {
         Self::AdminKeys,
     ];
 
-    /// The path, the word, and what is needed to go there.
+    /// Returns the path, the label, and the permission that it needs.
     fn entry(self) -> (&'static str, &'static str, Option<Permission>) {
         match self {
             Self::Overview => ("/", "Overview", None),
@@ -58,7 +58,7 @@ fn head(title: &str) -> Markup {
     }
 }
 
-/// A screen of somebody who is signed in.
+/// Renders a screen of a signed-in visitor.
 pub(super) fn page(visitor: &Visitor, place: Place, title: &str, body: &Markup) -> Markup {
     let key = &visitor.caller.key;
     html! {
@@ -96,7 +96,7 @@ pub(super) fn page(visitor: &Visitor, place: Place, title: &str, body: &Markup) 
     }
 }
 
-/// A screen without navigation: before signing in, or for a failure.
+/// Renders a screen without navigation, for sign-in and errors.
 pub(super) fn alone(title: &str, body: &Markup) -> Markup {
     html! {
         (DOCTYPE)

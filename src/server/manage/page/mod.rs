@@ -1,11 +1,12 @@
-//! The page: management in a browser, rendered here as HTML that works without script.
+//! The page: management in a browser, rendered as HTML on the server. It works without JavaScript.
 //!
 //! ```text
-//! request ── visit: whose session? (303 to /sign-in), did the page itself send it? (403) ── screen: may it? ── admin
+//! request ── visit: is there a session? (else 303 to /sign-in)  did the page itself send it? (else 403)
+//!         ── screen: does the session have the permission? (else 403) ── admin
 //! ```
 //!
-//! It asks the same use cases as the API. Every form posts to a path that answers with a redirect, except where a new key
-//! is shown once. What a session may not do is not offered, and refused.
+//! It calls the same use cases as the API. Every form posts to a path that responds with a redirect, except where a new
+//! key is shown once. Actions that a session may not perform are not offered, and are rejected.
 
 mod admin_keys;
 mod assets;
@@ -43,14 +44,14 @@ use self::failure::Failure;
 use super::Plane;
 use super::problem::Problem;
 
-/// Bytes of a form.
+/// The maximum size of a form, in bytes.
 const LARGEST_FORM: usize = 64 * 1024;
 
-/// `connect-src`: the search asks this page for its own results.
+/// `connect-src` is needed because the live search fetches results from this page.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
-/// What every answer of the page says to a browser. `X-Frame-Options` is for those that do not know `frame-ancestors`.
+/// The headers of every response of the page. `X-Frame-Options` is for browsers that do not know `frame-ancestors`.
 const HEADERS: [(HeaderName, &str); 5] = [
     (CONTENT_SECURITY_POLICY, POLICY),
     (REFERRER_POLICY, "no-referrer"),
@@ -59,7 +60,7 @@ const HEADERS: [(HeaderName, &str); 5] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// All paths of the page.
+/// Returns the router for all paths of the page.
 pub(super) fn router(plane: Arc<Plane>) -> Router {
     let inside = Router::new()
         .route("/", get(overview::show))
@@ -101,25 +102,25 @@ pub(super) fn router(plane: Arc<Plane>) -> Router {
         .method_not_allowed_fallback(|| async { Failure::method_not_allowed() })
         .merge(inside)
         .layer(DefaultBodyLimit::max(LARGEST_FORM))
-        .layer(from_fn(dressed))
+        .layer(from_fn(add_headers))
         .with_state(plane)
 }
 
-/// The answer to a path that does not exist: a page for a browser, a problem for a program.
+/// Responds to a path that does not exist: with a page for a browser, with a problem document for a program.
 pub(super) async fn not_found(request: Request) -> Response {
     let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if accept.contains("text/html") {
-        in_the_page(Failure::not_found().into_response())
+        with_headers(Failure::not_found().into_response())
     } else {
         Problem::not_found().into_response()
     }
 }
 
-async fn dressed(request: Request, next: Next) -> Response {
-    in_the_page(next.run(request).await)
+async fn add_headers(request: Request, next: Next) -> Response {
+    with_headers(next.run(request).await)
 }
 
-fn in_the_page(mut response: Response) -> Response {
+fn with_headers(mut response: Response) -> Response {
     for (name, value) in HEADERS {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }

@@ -1,16 +1,16 @@
-//! Tells requests of the page itself from those that another site makes a browser send.
+//! Distinguishes requests of the page itself from those that another site makes a browser send.
 
 use axum::http::header::{HOST, ORIGIN};
 use axum::http::{HeaderMap, HeaderName};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Whether the page itself sent a request that changes something: `Sec-Fetch-Site` is `same-origin`, `Origin` is that of
-/// the request, and neither says otherwise. Without both headers the sender is unknown, which is a no.
+/// Whether the page itself sent a changing request: `Sec-Fetch-Site` is `same-origin`, `Origin` matches the host of the
+/// request, and neither contradicts. Without both headers the sender is unknown, and the request is rejected.
 ///
-/// A page with `Referrer-Policy: no-referrer` sends `Origin: null` with its own forms; so do foreign ones, which
-/// `Sec-Fetch-Site` tells apart.
-pub(super) fn is_ours(headers: &HeaderMap) -> bool {
+/// Because of `Referrer-Policy: no-referrer`, the page sends `Origin: null` with its own forms. Other sites can do so,
+/// too, so `Sec-Fetch-Site` decides then.
+pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
     match (Header::of(headers, &SEC_FETCH_SITE), Header::of(headers, &ORIGIN)) {
         (Header::One(site), Header::Absent | Header::One("null")) => site == "same-origin",
         (Header::One(site), Header::One(origin)) => site == "same-origin" && is_of_host(origin, headers),
@@ -19,11 +19,11 @@ pub(super) fn is_ours(headers: &HeaderMap) -> bool {
     }
 }
 
-/// A header that a request has at most once.
+/// A header that may occur at most once.
 enum Header<'h> {
     Absent,
     One(&'h str),
-    /// It is there more than once, or is not text.
+    /// It occurs more than once, or is not text.
     Unclear,
 }
 
@@ -38,14 +38,15 @@ impl<'h> Header<'h> {
     }
 }
 
-/// Whether an origin has the host and port of the request. Its scheme is unknown behind a proxy with TLS.
+/// Whether an origin has the host and port of the request. The scheme cannot be compared, because a proxy may terminate
+/// TLS.
 fn is_of_host(origin: &str, headers: &HeaderMap) -> bool {
     let authority = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
     let Header::One(host) = Header::of(headers, &HOST) else { return false };
     authority.is_some_and(|authority| !authority.is_empty() && authority.eq_ignore_ascii_case(host))
 }
 
-/// Whether the browser reached this page under a name of its own machine, over plain HTTP as far as is known.
+/// Whether the browser addresses this server by a loopback name, so that the connection is assumed to be plain HTTP.
 pub(super) fn is_on_this_machine(headers: &HeaderMap) -> bool {
     let Header::One(host) = Header::of(headers, &HOST) else { return false };
     let name = match host.strip_prefix('[') {
@@ -70,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_page_itself_is_ours() {
+    fn only_requests_of_the_page_itself_are_accepted() {
         for (list, ours) in [
             (&[][..], false),
             (&[("sec-fetch-site", "same-origin")], true),
@@ -94,12 +95,12 @@ mod tests {
                 false,
             ),
         ] {
-            assert_eq!(is_ours(&headers(list)), ours, "{list:?}");
+            assert_eq!(is_same_origin(&headers(list)), ours, "{list:?}");
         }
     }
 
     #[test]
-    fn this_machine_has_many_names() {
+    fn all_loopback_names_are_this_machine() {
         for (host, here) in [
             ("localhost:9465", true),
             ("127.0.0.1:9465", true),

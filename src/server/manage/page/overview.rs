@@ -1,4 +1,4 @@
-//! The first screen: what needs attention. It reads no usage older than today.
+//! The first screen: what needs attention. It reads only today's usage.
 
 use axum::Extension;
 use maud::{Markup, html};
@@ -44,7 +44,7 @@ pub(super) async fn show(Extension(visitor): Who) -> Result<Markup, Failure> {
     Ok(page(&visitor, Place::Overview, "Overview", &body))
 }
 
-/// Requests of today by reason, the most frequent first.
+/// Returns today's requests by reason, the most frequent first.
 async fn today(admin: &Admin, visitor: &Visitor) -> Result<Vec<(String, u64)>, Failure> {
     let counts = admin.requests_by_day(&visitor.caller.maker.authority.reach, 1).await?;
     let mut today: Vec<_> = counts.into_iter().map(|count| (count.reason, count.requests)).collect();
@@ -91,7 +91,7 @@ fn servers(replicas: &[ReplicaState], now: Timestamp) -> Markup {
         section.card aria-labelledby="servers" {
             h2 #servers { "Servers" }
             @if replicas.is_empty() {
-                p.empty { "No server has announced itself. Start one with " code { "tenantgate serve" } "." }
+                p.empty { "No server is known yet. Start one with " code { "tenantgate serve" } "." }
             } @else {
                 table {
                     thead { tr { th scope="col" { "Name" } th scope="col" { "Seen" } th scope="col" { "Changes" } } }

@@ -1,4 +1,4 @@
-// The page works without this script. It adds a button that copies, selects a new key, and searches while one types.
+// The page works without this script. It adds a button that copies, selects a new key, and searches while the user types.
 "use strict";
 
 for (const button of document.querySelectorAll("button[data-copy]")) {
@@ -21,7 +21,7 @@ for (const input of document.querySelectorAll("input[data-select]")) {
   input.focus();
 }
 
-// What a screen reader says.
+// Announces a text to screen readers.
 function announce(text) {
   let region = document.getElementById("said");
   if (!region) {
@@ -34,7 +34,7 @@ function announce(text) {
   region.textContent = text;
 }
 
-// Only the results are replaced, so that the field keeps its focus. The newest question wins.
+// Replaces only the results, so that the field keeps its focus. Drops the response to all but the newest request.
 for (const form of document.querySelectorAll("form[data-live]")) {
   let asked = 0;
   const search = async () => {
@@ -56,5 +56,5 @@ for (const form of document.querySelectorAll("form[data-live]")) {
   });
 }
 
-// On a narrow screen the navigation scrolls: the place where one is must be seen.
+// On a narrow screen, scrolls the navigation to the current entry.
 document.querySelector(".side nav [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });

@@ -1,4 +1,4 @@
-//! Pieces that several screens have.
+//! HTML parts that several screens use.
 
 use maud::{Markup, html};
 
@@ -12,7 +12,7 @@ const MINUTE: i64 = 60 * SECOND;
 const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
 
-/// A status as a word with a dot. The colour is never the only difference.
+/// Renders a status as a word with a coloured dot. The word differs, too, for readers who cannot see the colour.
 pub(super) fn pill(kind: &str, word: &str) -> Markup {
     html! { span class={ "pill " (kind) } { (word) } }
 }
@@ -34,29 +34,29 @@ pub(super) fn tenant_pill(tenant: &Tenant) -> Markup {
     pill(kind, &spaced(tenant.status.as_str()))
 }
 
-/// A word of the API as people write it.
+/// Replaces underscores of an API word by blanks.
 pub(super) fn spaced(word: &str) -> String {
     word.replace('_', " ")
 }
 
-/// An instant in a few words; the exact one is in its title.
+/// Renders an instant relative to now, with the exact time in its title.
 pub(super) fn when(at: Timestamp, now: Timestamp) -> Markup {
     let exact = at.to_string();
     html! { time datetime=(exact) title=(minutes(at)) { (distance(at, now)) } }
 }
 
-/// An instant, or what to say without one.
+/// Renders an instant, or `otherwise` if there is none.
 pub(super) fn when_or(at: Option<Timestamp>, now: Timestamp, otherwise: &str) -> Markup {
     at.map_or_else(|| html! { span.muted { (otherwise) } }, |at| when(at, now))
 }
 
-/// As in `2026-01-31 12:30 UTC`.
+/// Formats an instant such as `2026-01-31 12:30 UTC`.
 pub(super) fn minutes(at: Timestamp) -> String {
     let text = at.to_string();
     format!("{} {} UTC", text.get(..10).unwrap_or_default(), text.get(11..16).unwrap_or_default())
 }
 
-/// As in `2026-01-31`.
+/// Formats a day such as `2026-01-31`.
 pub(super) fn day(at: Timestamp) -> String {
     at.to_string().get(..10).unwrap_or_default().to_owned()
 }
@@ -75,22 +75,22 @@ fn distance(at: Timestamp, now: Timestamp) -> String {
     if away > 0 { format!("in {amount}") } else { format!("{amount} ago") }
 }
 
-/// What a reason means to somebody who has not read about it.
+/// Explains a reason in one sentence; empty if it is unknown.
 pub(super) fn meaning(reason: &str) -> &'static str {
     match reason {
         "ok" => "The key may do this.",
         "public" => "No key is needed.",
-        "anonymous" => "It may come without a key.",
-        "shadow" => "It passed because nothing is enforced yet.",
+        "anonymous" => "A key is optional here.",
+        "shadow" => "It passed because shadow mode rejects nothing.",
         "missing" => "It has no key.",
-        "malformed" => "It has something that is not a key.",
-        "unknown" => "Nobody has this key.",
+        "malformed" => "Its key is malformed.",
+        "unknown" => "There is no such key.",
         "mismatch" => "The prefix exists, the secret is wrong.",
         "revoked" => "The key was revoked.",
         "disabled" => "The key is disabled.",
         "expired" => "The key has expired.",
         "not_yet_valid" => "The key is not valid yet.",
-        "network" => "The key may not be used from there.",
+        "network" => "The key may not be used from this address.",
         "scope" => "The key lacks a scope.",
         "route" => "No rule allows it.",
         "path_ambiguous" => "The path can be read in two ways.",
@@ -101,7 +101,7 @@ pub(super) fn meaning(reason: &str) -> &'static str {
     }
 }
 
-/// A number with a blank between thousands.
+/// Formats a number with a narrow gap between thousands.
 pub(super) fn number(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -114,7 +114,7 @@ pub(super) fn number(number: u64) -> String {
     text
 }
 
-/// A text of a machine, with a button that copies it where scripts run.
+/// Renders a code text with a button that copies it, if scripts are enabled.
 pub(super) fn copyable(text: &str, label: &str) -> Markup {
     html! {
         span.copyable {
@@ -124,7 +124,8 @@ pub(super) fn copyable(text: &str, label: &str) -> Markup {
     }
 }
 
-/// What is said after a form was carried out. Only the words that are listed here can be shown.
+/// Renders the message after a form was processed. It shows only these fixed texts, because anybody can write the
+/// query.
 pub(super) fn done(query: &Form) -> Markup {
     let text = match query.get("done") {
         Some("created") => "Created.",
@@ -142,12 +143,12 @@ pub(super) fn done(query: &Form) -> Markup {
     html! { p.notice.good role="status" { (text) } }
 }
 
-/// What was wrong with a form.
+/// Renders the error of a form.
 pub(super) fn wrong(text: Option<&str>) -> Markup {
     html! { @if let Some(text) = text { p.notice.bad role="alert" { (text) } } }
 }
 
-/// A line of text to fill in.
+/// A text field of a form.
 pub(super) struct Field<'a> {
     pub(super) name: &'a str,
     pub(super) label: &'a str,
@@ -171,7 +172,7 @@ impl Field<'_> {
     }
 }
 
-/// A choice of one.
+/// Renders a selection of one option.
 pub(super) fn select(name: &str, label: &str, chosen: &str, options: &[(&str, &str)]) -> Markup {
     html! {
         div.field {
@@ -185,10 +186,10 @@ pub(super) fn select(name: &str, label: &str, chosen: &str, options: &[(&str, &s
     }
 }
 
-/// Tenants that are offered in a list; of more, the schema is typed.
+/// The maximum number of tenants in a selection. With more, the schema name is a text field.
 const OFFERED: usize = 200;
 
-/// The choice of a tenant for a filter.
+/// Renders the selection of a tenant for a filter.
 pub(super) fn tenant_choice(tenants: &[Tenant], query: &Form) -> Markup {
     let chosen = query.shown("tenant");
     if tenants.len() > OFFERED {
@@ -203,7 +204,7 @@ pub(super) fn tenant_choice(tenants: &[Tenant], query: &Form) -> Markup {
     select("tenant", "Tenant", chosen, &options)
 }
 
-/// An action that asks first: a summary that opens what it means and the button that does it.
+/// Renders an action that needs a second click: a summary that opens an explanation and the button.
 pub(super) fn asked(summary: &str, danger: bool, body: &Markup) -> Markup {
     html! {
         details.action {
@@ -213,7 +214,7 @@ pub(super) fn asked(summary: &str, danger: bool, body: &Markup) -> Markup {
     }
 }
 
-/// A wide table, which scrolls by itself on a narrow screen. A name that begins with `#` is of a column of numbers.
+/// Renders a table that scrolls sideways on a narrow screen. A column whose name begins with `#` contains numbers.
 pub(super) fn table(label: &str, head: &[&str], rows: &Markup) -> Markup {
     html! {
         div.scroll tabindex="0" role="region" aria-label=(label) {
@@ -232,7 +233,7 @@ pub(super) fn table(label: &str, head: &[&str], rows: &Markup) -> Markup {
     }
 }
 
-/// A link to the next page of a list.
+/// Renders links to the first and the next page of a list.
 pub(super) fn next_page(path: &str, query: &Form, after: Option<&str>) -> Markup {
     html! {
         nav.pages aria-label="Pages" {
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_people_stay_text() {
+    fn texts_are_escaped() {
         let shown = copyable("\"><script>", "x").into_string() + &pill("good", "<b>").into_string();
         assert!(!shown.contains("<script") && !shown.contains("<b>"), "{shown}");
     }

@@ -1,4 +1,4 @@
-//! Plans.
+//! The screen of plans.
 
 use axum::Extension;
 use axum::body::Bytes;
@@ -15,7 +15,7 @@ use crate::admin::{AdminError, LimitUpdate, Setting};
 use crate::permission::{About, Permission};
 use crate::plan::{Limit, PlanName, PlanRow};
 
-/// The fields of the limits, in their order.
+/// The form fields of the limits, in the order of the columns, with their labels.
 const LIMITS: [(&str, &str); 4] = [
     ("request_limit", "Requests"),
     ("total_limit", "Tokens in all"),

@@ -1,4 +1,4 @@
-//! The table of rules, and what becomes of a request.
+//! The screen of rules, with a test of a request.
 
 use axum::Extension;
 use axum::body::Bytes;
@@ -141,10 +141,10 @@ fn told(verdict: &RouteVerdict) -> Markup {
                     @if name != "-" { " (" (name) ")" } ": a key is " (mode)
                     @if scopes != "-" { ", with " code { (scopes) } } "."
                 },
-                None => p { "No rule is for this request: a key is " (verdict.mode) "." },
+                None => p { "No rule matches this request: a key is " (verdict.mode) "." },
             }
             @if !verdict.next.is_empty() {
-                p.hint { "Without it: " @for rule in &verdict.next {
+                p.hint { "Without this rule, the next ones are: " @for rule in &verdict.next {
                     @let [host, method, path, ..] = rule.cells();
                     code { (host) " " (method) " " (path) } " "
                 } }
@@ -176,7 +176,7 @@ fn add_form(form: &Form) -> Markup {
                 ("required", "Required"), ("optional", "Optional"), ("public", "Not needed"),
             ]))
             (field("scopes", "add-scopes", "Scopes", "What a key needs: a b | c is (a and b) or c.", false))
-            (field("name", "add-name", "Name", "For people. No other rule has it.", false))
+            (field("name", "add-name", "Name", "A unique name, for human readers.", false))
             div.field.check {
                 input #shadow type="checkbox" name="shadow" value="yes" checked[form.get("shadow").is_some()];
                 label for="shadow" { "Shadow: let keys pass that lack a scope, and report them" }

@@ -1,4 +1,4 @@
-//! Signing in, by management key or link, and signing out.
+//! Sign-in by management key or login link, and sign-out.
 
 use axum::Extension;
 use axum::body::Bytes;
@@ -19,7 +19,7 @@ use crate::server::manage::Plane;
 use crate::server::manage::connections::Peer;
 use crate::store::Ending;
 
-/// Who is at the other end, if that is known.
+/// The peer of the connection, if it is known.
 type From = Option<Extension<Peer>>;
 
 pub(super) async fn show() -> Markup {
@@ -41,21 +41,21 @@ fn sign_in_page(failure: Option<&str>) -> Markup {
             }
             hr;
             p.hint {
-                "Without a key: whoever runs tenantgate prints a link with "
+                "Without a key: ask the operator of tenantgate for a link, which this command prints: "
                 code { "tenantgate admin-key login-link NAME" } "."
             }
         },
     )
 }
 
-/// Signs in by a management key.
+/// Signs in with a management key.
 pub(super) async fn by_key(
     State(plane): Shared,
     peer: From,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Failure> {
-    if !origin::is_ours(&headers) {
+    if !origin::is_same_origin(&headers) {
         return Err(Failure::foreign());
     }
     let form = Form::read(body);
@@ -68,14 +68,14 @@ pub(super) async fn by_key(
         end_other(&plane, &headers).await?;
         return Ok(welcome(&headers, &signed_in));
     }
-    let failure = refused(&plane, peer, "That is not a live management key.");
+    let failure = refused(&plane, peer, "This is not a valid management key.");
     if failure.is_too_many() {
         return Err(failure);
     }
     Ok((failure.status, sign_in_page(Some(&failure.text))).into_response())
 }
 
-/// Shows the button that uses a link up. Programs that open links to look at them do not press buttons.
+/// Shows a button that uses the link. Programs that preview links do not press buttons.
 pub(super) async fn link(Path(token): Path<String>) -> Markup {
     alone(
         "Sign in",
@@ -89,14 +89,14 @@ pub(super) async fn link(Path(token): Path<String>) -> Markup {
     )
 }
 
-/// Signs in by a link.
+/// Signs in with a login link.
 pub(super) async fn by_link(
     State(plane): Shared,
     Path(token): Path<String>,
     peer: From,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
-    if !origin::is_ours(&headers) {
+    if !origin::is_same_origin(&headers) {
         return Err(Failure::foreign());
     }
     let peer = peer.map(|peer| peer.0);
@@ -106,7 +106,7 @@ pub(super) async fn by_link(
     }
 }
 
-/// Ends the session that the browser had before, so that it has one at most, and never one that others chose.
+/// Ends the session that the browser had before, so that it never keeps a session that somebody else planted.
 async fn end_other(plane: &Plane, headers: &HeaderMap) -> Result<(), Failure> {
     if let Some(old) = cookie::read(headers)
         && let Some((session, _)) = plane.admin.session(old).await?
@@ -124,7 +124,7 @@ fn welcome(headers: &HeaderMap, signed_in: &SignedIn) -> Response {
     response
 }
 
-/// Counts a wrong key or link. Peers of a Unix socket are not counted.
+/// Counts a failed attempt, and rejects further ones if there are too many. Peers of a Unix socket are not counted.
 fn refused(plane: &Plane, peer: Option<Peer>, text: &str) -> Failure {
     match peer.and_then(Peer::address).map(|address| plane.wrong.count(address, plane.admin.now())) {
         Some(Err(seconds)) => Failure::too_many(seconds),

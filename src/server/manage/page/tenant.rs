@@ -1,4 +1,4 @@
-//! One tenant: what it is, its keys, its requests, and what can be done with it.
+//! The screen of one tenant: its fields, its keys, its requests and its actions.
 
 use axum::Extension;
 use axum::body::Bytes;
@@ -19,10 +19,10 @@ use crate::plan::{PlanName, PlanRow};
 use crate::store::KeyFilter;
 use crate::tenant::{Tenant, TenantStatus};
 
-/// Keys that are shown with the tenant; all are in the list of keys.
+/// The number of keys that are shown with the tenant.
 const KEYS: usize = 10;
 
-/// The tenant of a path, if this visitor may do `permission` with it.
+/// Returns the tenant of a path, if this visitor has `permission` for it.
 pub(super) async fn found(
     visitor: &Visitor,
     reference: &str,
@@ -149,7 +149,7 @@ async fn actions(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> 
             @if tenant.status != TenantStatus::Deleted {
                 (asked("Delete tenant", true, &html! {
                     (impact)
-                    p { "They are refused for good. The rows stay, and so does the schema." }
+                    p { "They are rejected permanently. The rows and the schema remain." }
                     form method="post" action={ (path) "/delete" } {
                         (Field {
                             name: "confirm",

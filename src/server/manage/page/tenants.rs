@@ -1,4 +1,4 @@
-//! The list of tenants, and a new one.
+//! The list of tenants, and the form for a new one.
 
 use axum::Extension;
 use axum::body::Bytes;
@@ -14,7 +14,7 @@ use super::visit::{Visitor, Who};
 use crate::permission::{About, Permission};
 use crate::tenant::{Tenant, TenantStatus};
 
-/// Tenants on a page.
+/// The number of tenants on a page.
 const SIZE: usize = 50;
 
 pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
@@ -23,7 +23,7 @@ pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> 
     let wanted = query.shown("q").to_lowercase();
     let mut tenants = visitor.admin.tenants().await?;
     tenants.retain(|tenant| wanted.is_empty() || matches(tenant, &wanted));
-    // The newest first; a page begins after a tenant, so that new ones move nothing.
+    // Newest first. A page begins after a certain tenant, so that new tenants do not shift the pages.
     tenants.sort_by_key(|tenant| std::cmp::Reverse((tenant.created_at, tenant.id)));
     let found = tenants.len();
     if let Some(after) = query.get("after")
@@ -87,14 +87,14 @@ fn new_page(visitor: &Visitor, form: &Form, failure: Option<&str>) -> Markup {
         name: "name",
         label: "Name",
         value: form.shown("name"),
-        hint: "What people call the customer.",
+        hint: "The name of the customer, for human readers.",
         required: true,
     };
     let schema = Field {
         name: "schema",
         label: "Schema",
         value: form.shown("schema"),
-        hint: "The name of its database schema, a-z, 0-9 and _. Made from the name if empty. It cannot be changed.",
+        hint: "The name of its database schema, a-z, 0-9 and _. Derived from the name if empty. It cannot be changed.",
         required: false,
     };
     let body = html! {

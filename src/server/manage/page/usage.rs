@@ -1,4 +1,4 @@
-//! Requests by day, reason and key.
+//! The screen of usage: requests by day, by reason and by key.
 
 use axum::Extension;
 use axum::extract::RawQuery;
@@ -14,7 +14,7 @@ use crate::permission::{About, Permission, Reach};
 use crate::store::{DayCount, UsageBy};
 use crate::tenant::Tenant;
 
-/// Keys that are shown.
+/// The number of keys that are shown.
 const BUSIEST: usize = 10;
 
 pub(super) async fn show(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
@@ -64,7 +64,7 @@ async fn choice(visitor: &Visitor, query: &Form) -> Result<Markup, Failure> {
     })
 }
 
-/// By day, and by reason with the most frequent first.
+/// Sums the requests by day, and by reason with the most frequent first.
 fn added_up(counts: &[DayCount]) -> (ByDay, Vec<(String, u64)>) {
     let (mut days, mut reasons) = (ByDay::new(), std::collections::BTreeMap::<String, u64>::new());
     for count in counts {
@@ -76,7 +76,7 @@ fn added_up(counts: &[DayCount]) -> (ByDay, Vec<(String, u64)>) {
     (days, reasons)
 }
 
-/// The busiest keys, where the visitor sees all that are counted.
+/// Renders the busiest keys; `None` if the visitor may not see all keys that are counted.
 async fn busiest(visitor: &Visitor, tenant: Option<&Tenant>) -> Result<Option<Markup>, Failure> {
     let sees_all = tenant.is_some() || visitor.caller.maker.authority.reach == Reach::All;
     if !sees_all || !visitor.may(Permission::KeysRead, About::Shared) {

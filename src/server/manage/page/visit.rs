@@ -1,4 +1,4 @@
-//! Whose session a request belongs to, and whether the page itself sent it.
+//! Finds the session of a request, and rejects changing requests that the page itself did not send.
 
 use std::sync::Arc;
 
@@ -17,42 +17,43 @@ use crate::server::manage::connections::Peer;
 use crate::server::manage::problem::RequestId;
 use crate::store::AdminSession;
 
-/// Who is signed in.
+/// The management key that is signed in.
 pub(super) struct Visitor {
     /// The management key, and what it may do now.
     pub(super) caller: Caller,
     /// The session.
     pub(super) session: AdminSession,
-    /// The use cases, on behalf of this key: rows that it does not see are as missing.
+    /// The use cases on behalf of this key: rows that it may not see do not exist for it.
     pub(super) admin: Admin,
 }
 
 impl Visitor {
-    /// Refuses what this visitor may not do.
+    /// Rejects what this visitor may not do.
     pub(super) fn check(&self, permission: Permission, about: About) -> Result<(), Failure> {
         Failure::of_verdict(may(&self.caller.maker.authority, permission, about))
     }
 
-    /// Whether something is offered.
+    /// Whether to offer an action.
     pub(super) fn may(&self, permission: Permission, about: About) -> bool {
         may(&self.caller.maker.authority, permission, about) == Verdict::Yes
     }
 }
 
-/// The visitor of a request.
+/// Extracts the visitor of a request.
 pub(super) type Who = axum::Extension<Arc<Visitor>>;
 
-/// What all screens get.
+/// The state of the server, which all screens get.
 pub(super) type Shared = State<Arc<Plane>>;
 
-/// Lets a request with a session pass, and tells the screens whose it is. Others are sent to sign in.
+/// Middleware: passes requests with a session on, together with their [`Visitor`]. Redirects others to the sign-in
+/// page.
 pub(super) async fn signed_in(
     State(plane): Shared,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Failure> {
     let Some(value) = cookie::read(request.headers()) else { return Ok(to_sign_in()) };
-    if !request.method().is_safe() && !origin::is_ours(request.headers()) {
+    if !request.method().is_safe() && !origin::is_same_origin(request.headers()) {
         return Err(Failure::foreign());
     }
     let Some((session, caller)) = plane.admin.session(value).await? else {
@@ -66,7 +67,7 @@ pub(super) async fn signed_in(
     let admin = plane.admin.on_behalf(&caller, &origin);
     request.extensions_mut().insert(Arc::new(Visitor { caller, session, admin }));
     let mut response = next.run(request).await;
-    // For the line in the log.
+    // The logging middleware reads it.
     response.extensions_mut().insert(log);
     Ok(response)
 }
@@ -75,7 +76,7 @@ fn to_sign_in() -> Response {
     Redirect::to("/sign-in").into_response()
 }
 
-/// The browser of a request.
+/// Returns the browser of a request.
 pub(super) fn browser(headers: &HeaderMap, peer: Option<Peer>) -> Browser {
     let agent = headers.get(USER_AGENT).map(|agent| String::from_utf8_lossy(agent.as_bytes()).into_owned());
     Browser { address: peer.and_then(Peer::address), user_agent: agent }
