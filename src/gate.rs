@@ -1,19 +1,19 @@
-//! Checks one request.
+//! The check path: decides on one request.
 //!
 //! ```text
-//! request ─► look up ─► recall the verdict ─► decide ─► Verdict     (microseconds, nothing awaited)
-//!               ▲                                │
-//!               └──── prove (bcrypt) ◄── possession not proven yet
+//! request ─► look up the key ─► recall its proof ─► decide ─► Verdict     (microseconds, nothing awaited)
+//!               ▲                                     │
+//!               └──────── prove (bcrypt) ◄── secret not verified yet
 //! ```
 //!
-//! A [`Verdict`] borrows from the [`View`] that it was judged on, and nothing is copied or counted up for it: the
-//! caller renders the response, then has it [recorded](Gate::record). The only code that is async here waits for what
-//! a verdict still needs ([`Gate::settle`]). After a proof everything is looked up again: a key that was revoked while
-//! bcrypt was running is revoked.
+//! A [`Verdict`] borrows from the [`View`] that it was made on, without copies or reference counts: the caller
+//! renders the response, and then [records](Gate::record) the verdict. The only async code is [`Gate::settle`],
+//! which waits for what a verdict still needs. After a proof everything is looked up again, so a key that was
+//! revoked while bcrypt ran is rejected.
 //!
-//! Until the first load, requests wait, up to their own deadline and for two seconds at most.
+//! Until the first load, requests wait, up to their own deadline and for at most two seconds.
 //!
-//! Depends on: the replica, the verifier. Awaits no database, does not know what Envoy is.
+//! Depends on: the replica and the verifier. It does not wait for the database, and does not know Envoy.
 
 mod access;
 
@@ -42,12 +42,12 @@ use crate::tenant::Mode;
 use crate::usage::Usage;
 use crate::verify::Verifier;
 
-/// How requests are judged.
+/// Options of the gate.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How old the last good look at the database may be for known keys to pass.
+    /// The maximum age of the last successful poll for which known keys are allowed.
     pub max_staleness: Duration,
-    /// What becomes of requests that are to be refused.
+    /// What happens to rejected requests.
     pub mode: Mode,
     /// How requests are matched with rules.
     pub policy: policy::Options,
@@ -63,35 +63,35 @@ impl Default for Options {
     }
 }
 
-/// What was decided, and how long it took.
+/// Counts of decisions, and their latency.
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Allowed as a tenant.
     pub ok: Counter,
-    /// Allowed as nobody.
+    /// Allowed without an identity.
     pub public: Counter,
-    /// Allowed as nobody, without a key where one is optional.
+    /// Allowed without an identity: the key is optional and missing.
     pub anonymous: Counter,
-    /// Allowed as a tenant, though a rule in shadow mode was to refuse it; part of [`Stats::ok`].
+    /// Allowed as a tenant although a rule in shadow mode would deny it. Part of [`Stats::ok`].
     pub spared: Counter,
-    /// Allowed as nobody in shadow mode, in the order of [`Reason::ALL`] and the undecided ones after them.
+    /// Allowed by shadow mode: one counter for each of [`Reason::ALL`] in its order, then one for undecided requests.
     pub shadow: [Counter; Reason::ALL.len() + 1],
-    /// Denied, in the order of [`Reason::ALL`].
+    /// Denied: one counter for each of [`Reason::ALL`], in its order.
     pub denied: [Counter; Reason::ALL.len()],
-    /// Not decided, in the order of [`Fault::ALL`]; [`Stats::excused`] of them passed all the same.
+    /// Undecided: one counter for each of [`Fault::ALL`], in its order. Includes [`Stats::excused`].
     pub unable: [Counter; Fault::ALL.len()],
-    /// From having read the request to having made the answer.
+    /// The time from the parsed request to the rendered response.
     pub latency: Histogram,
 }
 
 impl Stats {
-    /// Requests that could not be decided and passed in shadow mode.
+    /// Returns the counter of undecided requests that shadow mode allowed.
     #[must_use]
     pub fn excused(&self) -> &Counter {
         &self.shadow[Reason::ALL.len()]
     }
 
-    /// The number of decisions so far.
+    /// Returns the number of decisions so far.
     #[must_use]
     pub fn decisions(&self) -> u64 {
         self.latency.buckets().map(|(_, count)| count).sum()
@@ -107,43 +107,43 @@ impl Stats {
             Decision::Allow(Grant::Public) => self.public.add_one(),
             Decision::Allow(Grant::Anonymous) => self.anonymous.add_one(),
             Decision::Allow(Grant::Shadow(Objection::Denied(denial))) => {
-                self.shadow[place(&Reason::ALL, &denial.reason)].add_one();
+                self.shadow[index_of(&Reason::ALL, &denial.reason)].add_one();
             }
             Decision::Allow(Grant::Shadow(Objection::Unable(fault, _))) => {
-                self.unable[place(&Fault::ALL, fault)].add_one();
+                self.unable[index_of(&Fault::ALL, fault)].add_one();
                 self.shadow[Reason::ALL.len()].add_one();
             }
-            Decision::Deny(denial) => self.denied[place(&Reason::ALL, &denial.reason)].add_one(),
-            Decision::Unable(fault, _) => self.unable[place(&Fault::ALL, fault)].add_one(),
+            Decision::Deny(denial) => self.denied[index_of(&Reason::ALL, &denial.reason)].add_one(),
+            Decision::Unable(fault, _) => self.unable[index_of(&Fault::ALL, fault)].add_one(),
         }
     }
 }
 
-fn place<T: PartialEq>(all: &[T], one: &T) -> usize {
+fn index_of<T: PartialEq>(all: &[T], one: &T) -> usize {
     all.iter().position(|other| other == one).unwrap_or(0)
 }
 
-/// A judgement, with what is needed to respond by it.
+/// A decision, with the data that the response needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Verdict<'v> {
-    /// What was decided.
+    /// The decision.
     pub decision: Decision<'v>,
-    /// The tenant that the key belongs to, with the response fragments cached for it.
+    /// The tenant of the key, with its cached response fragments.
     pub tenant: Option<&'v TenantEntry>,
-    /// What is told of the key, once it is proven.
+    /// The terms of the key; empty until it is proven.
     pub terms: Terms<'v>,
-    /// When, by the wall clock.
+    /// The time of the decision, by the wall clock.
     pub at: Timestamp,
     used: Option<(&'v Arc<Entry>, PresentedKey<'v>)>,
 }
 
-/// A row that changes its key, tenant or hash while it is being proven is proven again, but not for ever.
+/// The most rounds of [`Gate::settle`]: a row whose id, tenant or hash changes during a proof is proven again.
 const ROUNDS: usize = 4;
 
-/// How long after its start a process lets requests wait for the first load: that of a million keys takes as long.
+/// How long after its start a process lets requests wait for the first load. Loading a million keys takes as long.
 const STARTING: Duration = Duration::from_secs(2);
 
-/// What a verdict has to wait for.
+/// What a verdict must wait for.
 #[derive(Debug)]
 pub enum Lacking<'a> {
     /// The first load.
@@ -161,7 +161,7 @@ pub trait Witness: Send + Sync {
     fn route_context(&self);
 }
 
-/// Checks requests.
+/// Decides on requests.
 pub struct Gate {
     replica: Replica,
     verifier: Verifier,
@@ -172,12 +172,12 @@ pub struct Gate {
     clock: Arc<dyn Clock>,
     options: Options,
     stats: Arc<Stats>,
-    /// Until when it starts, by the uptime.
+    /// The uptime until which requests wait for the first load.
     starts_until: Duration,
 }
 
 impl Gate {
-    /// A gate on these machines.
+    /// Creates a gate.
     #[must_use]
     pub fn new(
         replica: Replica,
@@ -192,7 +192,7 @@ impl Gate {
         Self { replica, verifier, last_used, memos, usage, witness, clock, options, stats, starts_until }
     }
 
-    /// The same gate, which counts requests by key and reason, too.
+    /// Makes the gate also count requests by key and reason.
     #[must_use]
     pub fn counting(mut self, usage: Usage) -> Self {
         self.usage = Some(usage);
@@ -205,16 +205,16 @@ impl Gate {
         Self { witness, ..self }
     }
 
-    /// What was decided so far.
+    /// Returns the counters.
     #[must_use]
     pub fn stats(&self) -> Arc<Stats> {
         Arc::clone(&self.stats)
     }
 
-    /// The state of everything that requests are judged by, as of now. Do not hold it across an await.
+    /// Returns a view of the current snapshot and time. Must not be held across an await.
     #[must_use]
     pub fn view(&self) -> View<'_> {
-        // The clocks are read once for a verdict, and once more for how long it took.
+        // The clocks are read once for a verdict, and once more to measure its latency.
         let moment = Moment::of(self.clock.as_ref());
         self.view_since(moment, moment.uptime())
     }
@@ -224,7 +224,8 @@ impl Gate {
         View { gate: self, snapshot, freshness, moment, started, proven: None, unable: None }
     }
 
-    /// Waits for whatever a request still needs, until `deadline`, and returns a view that has a verdict on it.
+    /// Waits until `deadline` for what a verdict on `request` still needs. Returns a view whose [`View::judge`]
+    /// succeeds for this request.
     pub async fn settle<'g>(
         &'g self,
         request: &AccessRequest<'_>,
@@ -253,7 +254,7 @@ impl Gate {
         self.unable(Fault::Overloaded, started)
     }
 
-    /// Waits for the first load. Returns whether it came.
+    /// Waits for the first load. Returns whether it happened.
     async fn loaded(&self, deadline: Instant) -> bool {
         let left = self.starts_until.saturating_sub(self.clock.uptime());
         let mut generation = self.replica.generation();
@@ -265,21 +266,22 @@ impl Gate {
         View { unable: Some(fault), ..self.view_since(Moment::of(self.clock.as_ref()), started) }
     }
 
-    /// The verdict on a request that was not read. It refuses in every mode, because no header of such a request could
-    /// be removed.
+    /// Returns the verdict on a request that could not be parsed. It is a rejection in every mode, because the
+    /// headers to remove are unknown.
     #[must_use]
     pub fn unread(&self, fault: Fault) -> Verdict<'static> {
         let (decision, terms, at) = (Decision::Unable(fault, None), Terms::default(), self.clock.now());
         Verdict { decision, tenant: None, terms, at, used: None }
     }
 
-    /// Records a verdict once the response is rendered: counters, latency since `started`, the use of the key, usage.
+    /// Records a verdict after the response was rendered: counters, the latency since `started`, the use of the key,
+    /// a missing memo, and usage.
     pub fn record(&self, verdict: &Verdict<'_>, started: Duration) {
         if let (Decision::Allow(Grant::Tenant(..) | Grant::Spared(..)), Some((entry, presented))) =
             (verdict.decision, verdict.used)
         {
             self.last_used.touch(entry, verdict.at);
-            // So that the next process need not ask bcrypt.
+            // The memo saves bcrypt in the next process.
             if entry.take_memo_due() {
                 self.memos.note(entry.record(), presented);
             }
@@ -298,31 +300,31 @@ impl Gate {
     }
 }
 
-/// What requests are judged by, as of one instant.
+/// The snapshot and the time that a verdict is based on.
 pub struct View<'g> {
     gate: &'g Gate,
     snapshot: Guard<Arc<Snapshot>>,
     freshness: Freshness,
     moment: Moment,
     started: Duration,
-    /// A proof that was made for this request a moment ago.
+    /// The result of the proof that was just made for this request.
     proven: Option<(Arc<Entry>, Proof)>,
-    /// Why no verdict can be reached any more.
+    /// Why the request cannot be decided any more; then every verdict is this fault.
     unable: Option<Fault>,
 }
 
 impl View<'_> {
-    /// The uptime at which the request was first looked at.
+    /// Returns the uptime at which the decision on the request started.
     #[must_use]
     pub fn started(&self) -> Duration {
         self.started
     }
 
-    /// Judges a request.
+    /// Decides on a request. `address` returns the client's address; it is called only for keys that have networks.
     ///
     /// # Errors
     ///
-    /// What has to be waited for first: see [`Gate::settle`].
+    /// Returns what the verdict must wait for; [`Gate::settle`] waits for it.
     pub fn judge<'v, 'a: 'v>(
         &'v self,
         request: &AccessRequest<'a>,
@@ -357,7 +359,7 @@ impl View<'_> {
             (Some(Decision::Unable(Fault::NeverLoaded, _)), _) if self.is_starting() => Err(Lacking::Rows),
             (Some(decision), _) => Ok(self.verdict(decision, terms, tenant, entry)),
             (None, Some((entry, presented))) => Err(Lacking::Proof(Arc::clone(entry), presented)),
-            // Only the proof of a key that was found can be missing.
+            // Unreachable: `decide` returns `None` only if a key was found.
             (None, None) => {
                 Ok(self.verdict(Decision::Unable(Fault::Internal, None), Terms::default(), None, None))
             }
@@ -379,7 +381,8 @@ impl View<'_> {
         self.moment.uptime() < self.gate.starts_until
     }
 
-    /// Whether the caller holds this key, as far as that is known; also by a proof made for this request.
+    /// Returns whether the presented secret is right, as far as known from the row or from the proof for this
+    /// request.
     fn proof(&self, entry: &Entry, presented: PresentedKey<'_>) -> Proof {
         match (self.gate.verifier.recall(entry, presented), &self.proven) {
             (Proof::Pending, Some((before, proof))) if entry.inherit(before) => *proof,
@@ -388,7 +391,7 @@ impl View<'_> {
     }
 }
 
-/// The key that a request names, and what it presents for it.
+/// Returns the entry with the presented prefix, and the presented key.
 fn named<'s, 'a>(
     snapshot: &'s Snapshot,
     request: &AccessRequest<'a>,

@@ -1,50 +1,50 @@
 //! Decodes a `CheckRequest` by walking its wire format.
 //!
-//! One walk reads the few fields that matter: method, host, path, headers and context extensions. Nothing is copied,
-//! nothing is allocated, and nothing has to be UTF-8: Envoy passes on some bytes that clients choose, and a request whose
-//! message the decoder rejects would pass under `failure_mode_allow`.
+//! It reads method, host, path, headers and context extensions, without copies and allocations. Strings need not be
+//! UTF-8: Envoy forwards some bytes that clients choose, and if the decoder rejected a message, its request would be
+//! allowed under `failure_mode_allow`.
 //!
-//! The rules are those of protobuf (<https://protobuf.dev/programming-guides/encoding/>):
-//! a scalar that is there twice counts the last time, a message that is there twice
-//! is merged, unknown fields are skipped. Only maps differ: an entry that is there
-//! twice is reported twice, because a credential that is there twice is none.
+//! The rules are those of protobuf (<https://protobuf.dev/programming-guides/encoding/>): of a repeated scalar the
+//! last one counts, repeated messages are merged, unknown fields are skipped. Only maps differ: a repeated entry is
+//! reported twice, because a repeated credential is malformed.
 //!
-//! What the headers mean is not known here.
+//! This module does not know the meaning of headers.
 
-/// The bytes are no `CheckRequest`.
+/// The bytes are not a valid `CheckRequest`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("this is no CheckRequest")]
+#[error("invalid CheckRequest")]
 pub struct NotACheckRequest;
 
-/// Who wants to know what is in a request.
+/// Receives the entries of a request.
 pub trait Visitor<'a> {
-    /// `attributes.request.http.headers` or `….header_map`: once for each entry, as it comes.
+    /// Called for each entry of `attributes.request.http.headers` and `….header_map`, in the order of the message.
     fn header(&mut self, name: &'a [u8], value: &'a [u8]);
 
-    /// `attributes.context_extensions`: once for each entry, as it comes. Only Envoy's configuration writes them.
+    /// Called for each entry of `attributes.context_extensions`, in the order of the message. Only Envoy's
+    /// configuration sets them.
     fn context(&mut self, _name: &'a [u8], _value: &'a [u8]) {}
 }
 
-/// The scalars of a request. Empty where the request has none.
+/// The scalars of a request. Empty if missing.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Target<'a> {
     /// `attributes.request.http.method`.
     pub method: &'a [u8],
-    /// `attributes.request.http.path`, query and all.
+    /// `attributes.request.http.path`, with the query.
     pub path: &'a [u8],
     /// `attributes.request.http.host`.
     pub host: &'a [u8],
 }
 
-/// Walks a `CheckRequest`.
+/// Walks a `CheckRequest`, and reports its entries to `visitor`.
 ///
 /// # Errors
 ///
-/// What a protobuf decoder would refuse, too: a message cut short, a field of another wire type.
+/// Fails if the message is truncated, or a field has another wire type. Every protobuf decoder rejects these, too.
 ///
 /// # Security
 ///
-/// Takes time and stack in proportion to the length of the message, whatever is in it.
+/// Time and memory are at most proportional to the length of the message, and the use of stack is bounded.
 pub fn walk<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<Target<'a>, NotACheckRequest> {
     let mut target = Target::default();
     // CheckRequest.attributes = 1, AttributeContext.request = 4, Request.http = 2.
@@ -132,7 +132,8 @@ fn map_entry(message: &[u8]) -> Result<(&[u8], &[u8]), NotACheckRequest> {
     Ok((name, content))
 }
 
-/// An entry as everybody writes it: a short name, a value of less than 128 or 16,384 bytes, and nothing else.
+/// Decodes the usual form of an entry: a name of less than 128 bytes, a value of less than 16,384 bytes, and no other
+/// field. `None` for other forms.
 fn plain_map_entry(message: &[u8]) -> Option<(&[u8], &[u8])> {
     const NAME: u8 = 1 << 3 | 2;
     const CONTENT: u8 = 2 << 3 | 2;
@@ -148,8 +149,8 @@ fn plain_map_entry(message: &[u8]) -> Option<(&[u8], &[u8])> {
     (content.len() == len).then_some((name, content))
 }
 
-/// `HeaderValue`: key = 1, value = 2, `raw_value` = 3. Envoy fills one of the values; a message with both is
-/// reported twice, since nobody can say which one counts.
+/// `HeaderValue`: key = 1, value = 2, `raw_value` = 3. Envoy sets one of the values. A header with both is reported
+/// twice, because it is ambiguous which one counts.
 fn header_value<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<(), NotACheckRequest> {
     let (mut name, mut content, mut raw): (&[u8], &[u8], &[u8]) = (&[], &[], &[]);
     let mut header = Fields(message);
@@ -170,11 +171,11 @@ fn header_value<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result
     Ok(())
 }
 
-/// A field's value.
+/// The value of a field.
 #[derive(Clone, Copy)]
 pub(super) enum Value<'a> {
     Bytes(&'a [u8]),
-    /// A number or a group: no field we read is one.
+    /// A number or a group, which none of the fields that are read has.
     Other,
 }
 
@@ -187,13 +188,13 @@ impl<'a> Value<'a> {
     }
 }
 
-/// The fields of a message that are still to come.
+/// An iterator over the fields of a message.
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl<'a> Fields<'a> {
     #[inline]
     pub(super) fn next(&mut self) -> Result<Option<(u32, Value<'a>)>, NotACheckRequest> {
-        // Nearly every field is one of few, and short.
+        // Fast path: nearly every field has a small number and a length below 128.
         if let [tag @ 8..0x80, len @ ..0x80, rest @ ..] = self.0
             && tag & 7 == 2
             && let Some((value, rest)) = rest.split_at_checked(usize::from(*len))
@@ -223,7 +224,7 @@ fn tag(message: &mut &[u8]) -> Result<(u32, u8), NotACheckRequest> {
     if tag >> 3 == 0 { Err(NotACheckRequest) } else { Ok((tag >> 3, wire_type)) }
 }
 
-/// At most ten bytes, of which the last adds one bit.
+/// Reads a varint: at most ten bytes, of which the tenth adds one bit.
 fn varint(message: &mut &[u8]) -> Result<u64, NotACheckRequest> {
     let mut number = 0_u64;
     for (place, &byte) in message.iter().take(10).enumerate() {
@@ -246,10 +247,10 @@ fn length_delimited<'a>(message: &mut &'a [u8]) -> Result<&'a [u8], NotACheckReq
     Ok(value)
 }
 
-/// How deep groups may nest; prost draws the line at the same depth.
+/// The maximum depth of nested groups, the same as prost's.
 const MAX_DEPTH: usize = 100;
 
-/// Skips a number or a group. Groups are walked with a list of the open ones instead of the stack.
+/// Skips a number or a group. Nested groups are tracked in a list instead of by recursion.
 fn skip(message: &mut &[u8], field: u32, wire_type: u8) -> Result<(), NotACheckRequest> {
     let mut open = Vec::new();
     let (mut field, mut wire_type) = (field, wire_type);
@@ -307,7 +308,7 @@ mod tests {
         Ok((target.method.to_vec(), target.path.to_vec(), seen.0, target.host.to_vec(), seen.1))
     }
 
-    /// What the generated decoder makes of the same bytes.
+    /// The result of the generated decoder for the same bytes.
     fn decoded(message: &[u8]) -> Option<Walked> {
         let request = CheckRequest::decode(message).ok()?;
         let attributes = request.attributes.unwrap_or_default();
@@ -365,13 +366,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_reads_what_the_generated_decoder_reads(request in requests()) {
+        fn it_agrees_with_the_generated_decoder(request in requests()) {
             let bytes = request.encode_to_vec();
             prop_assert_eq!(walked(&bytes).ok(), decoded(&bytes));
         }
 
         #[test]
-        fn two_messages_in_a_row_are_merged_as_the_generated_decoder_does(a in requests(), b in requests()) {
+        fn two_concatenated_messages_are_merged_as_by_the_generated_decoder(a in requests(), b in requests()) {
             let (a_names, b_names) = (names(&a), names(&b));
             prop_assume!(a_names.is_disjoint(&b_names));
             let bytes = [a.encode_to_vec(), b.encode_to_vec()].concat();
@@ -379,7 +380,7 @@ mod tests {
         }
 
         #[test]
-        fn what_it_reads_of_damaged_bytes_the_generated_decoder_reads_too(
+        fn it_accepts_every_damaged_message_that_the_generated_decoder_accepts(
             request in requests(), at in any::<prop::sample::Index>(), byte in any::<u8>(), keep in any::<prop::sample::Index>(),
         ) {
             let mut bytes = request.encode_to_vec();
@@ -387,7 +388,7 @@ mod tests {
             let at = at.index(bytes.len());
             bytes[at] = byte;
             bytes.truncate(keep.index(bytes.len() + 1));
-            // The decoder also refuses what is wrong with fields that we skip; never the other way round.
+            // The generated decoder also rejects errors in fields that we skip; the reverse never happens.
             if let (Some(theirs), ours) = (decoded(&bytes), walked(&bytes)) {
                 let ours = ours.expect("the generated decoder accepts this");
                 prop_assert!(ours.2.len() >= theirs.2.len() && ours.4.len() >= theirs.4.len());
@@ -398,7 +399,7 @@ mod tests {
         }
 
         #[test]
-        fn bytes_never_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn no_bytes_cause_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = walked(&bytes);
         }
     }
@@ -410,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_key_that_is_there_twice_is_reported_twice() {
+    fn a_repeated_map_key_is_reported_twice() {
         let one = wrap(HttpRequest { headers: [("k".into(), "1".into())].into(), ..HttpRequest::default() });
         let two = wrap(HttpRequest { headers: [("k".into(), "2".into())].into(), ..HttpRequest::default() });
         let bytes = [one.encode_to_vec(), two.encode_to_vec()].concat();
@@ -427,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_not_utf_8_are_no_reason_to_refuse() {
+    fn strings_that_are_not_utf_8_are_accepted() {
         let mut request =
             wrap(HttpRequest { method: "GET".into(), path: "/xx".into(), ..HttpRequest::default() });
         request.attributes.as_mut().unwrap().tls_session = Some(TlsSession { sni: "xx".into() });
@@ -438,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_and_numbers_are_skipped_and_odd_ones_refused() {
+    fn groups_and_numbers_are_skipped_and_invalid_ones_rejected() {
         let group = |inner: &[u8]| [&[0x4b], inner, &[0x4c]].concat();
         for good in [group(&[]), group(&group(&[0x10, 0x01])), vec![0x48, 0x7f], vec![0x4d, 1, 2, 3, 4]] {
             assert!(walked(&good).is_ok(), "{good:x?}");

@@ -1,8 +1,7 @@
-//! The `ext_authz` protocol of Envoy.
+//! The adapter for Envoy's `ext_authz` filter.
 //!
-//! The door to Envoy's `ext_authz` filter. Its words (protobuf messages, HTTP
-//! status numbers, header names that go out) are spoken in here and nowhere else;
-//! what is right or wrong about a key is not known in here.
+//! Only this module knows the protobuf messages of Envoy, HTTP status numbers and the names of response headers. It
+//! makes no decisions about keys.
 
 pub mod codec;
 mod origin;

@@ -1,7 +1,7 @@
-//! The origin of a request, and what a large message can be reduced to.
+//! Extracts the origin of a request, and reduces large messages to the parts that are used.
 //!
-//! The origin is read only for requests that are logged or reported: the message is walked a second time for that, so
-//! that other requests do not pay for it.
+//! The origin is needed only for requests that are logged or reported. Extracting it walks the message a second
+//! time, so that other requests do not pay for it.
 
 use std::net::IpAddr;
 
@@ -18,13 +18,13 @@ use crate::trace::TRACEPARENT;
 const USER_AGENT: &[u8] = b"user-agent";
 
 /// The user agent, and the lines of the header that has the client's address.
-struct Told<'a, 'o> {
+struct OriginVisitor<'a, 'o> {
     user_agent: &'a [u8],
     header: Option<&'o str>,
     lines: Vec<&'a [u8]>,
 }
 
-impl<'a> Visitor<'a> for Told<'a, '_> {
+impl<'a> Visitor<'a> for OriginVisitor<'a, '_> {
     fn header(&mut self, name: &'a [u8], value: &'a [u8]) {
         if name == USER_AGENT {
             self.user_agent = value;
@@ -35,15 +35,15 @@ impl<'a> Visitor<'a> for Told<'a, '_> {
     }
 }
 
-/// The origin of a `CheckRequest`. Parts that it does not tell, or that are invalid, are empty.
+/// Returns the origin of a `CheckRequest`. Parts that are missing or invalid are empty.
 pub(super) fn origin<'a>(message: &'a [u8], metadata: &HeaderMap, from: &ClientAddress) -> Origin<'a> {
-    let mut told = Told { user_agent: &[], header: from.header(), lines: Vec::new() };
-    let target = walk(message, &mut told).unwrap_or_default();
-    let address = address_in(&told.lines, message, metadata, from);
-    Origin { address, user_agent: told.user_agent, method: target.method, path: target.path }
+    let mut found = OriginVisitor { user_agent: &[], header: from.header(), lines: Vec::new() };
+    let target = walk(message, &mut found).unwrap_or_default();
+    let address = address_in(&found.lines, message, metadata, from);
+    Origin { address, user_agent: found.user_agent, method: target.method, path: target.path }
 }
 
-/// The address of the client alone. The headers are walked only where it is in one of them.
+/// Returns the address of the client. Walks the headers only if the address is in one of them.
 pub(super) fn client_address(message: &[u8], metadata: &HeaderMap, from: &ClientAddress) -> Option<IpAddr> {
     if from.header().is_some() {
         return origin(message, metadata, from).address;
@@ -65,15 +65,16 @@ fn in_metadata(metadata: &HeaderMap, name: &str) -> Option<IpAddr> {
     only_address(&lines)
 }
 
-/// The fields on the way to `AttributeContext.Peer.address`: CheckRequest.attributes = 1, AttributeContext.source = 1,
-/// Peer.address = 1, `Address.socket_address` = 1, SocketAddress.address = 2.
+/// The fields on the way to `AttributeContext.Peer.address`: CheckRequest.attributes = 1, AttributeContext.source =
+/// 1, Peer.address = 1, `Address.socket_address` = 1, SocketAddress.address = 2.
 const SOURCE_ADDRESS: [u8; 5] = [1, 1, 1, 1, 2];
 
 fn source_address(message: &[u8]) -> &[u8] {
     SOURCE_ADDRESS.into_iter().try_fold(message, field).unwrap_or_default()
 }
 
-/// The last field of this number, as in the generated decoder where it is a scalar; Envoy writes each once.
+/// Returns the last field with this number. That is right for scalars, which may be repeated; Envoy writes each
+/// field once.
 fn field(message: &[u8], number: u8) -> Option<&[u8]> {
     let (mut fields, mut found) = (Fields(message), None);
     while let Some((field, value)) = fields.next().ok()? {
@@ -84,14 +85,14 @@ fn field(message: &[u8], number: u8) -> Option<&[u8]> {
     found
 }
 
-/// The headers that anything is read from.
-struct Kept<'a, 'o> {
+/// The headers and context extensions that are used.
+struct CompactVisitor<'a, 'o> {
     names: [Option<&'o [u8]>; 6],
     headers: Vec<(&'a [u8], &'a [u8])>,
     context: Vec<(&'a [u8], &'a [u8])>,
 }
 
-impl<'a> Visitor<'a> for Kept<'a, '_> {
+impl<'a> Visitor<'a> for CompactVisitor<'a, '_> {
     fn header(&mut self, name: &'a [u8], value: &'a [u8]) {
         if self.names.contains(&Some(name)) {
             self.headers.push((name, value));
@@ -105,11 +106,11 @@ impl<'a> Visitor<'a> for Kept<'a, '_> {
     }
 }
 
-/// Writes the parts of a `CheckRequest` that are read, without its body and its other headers.
+/// Encodes a `CheckRequest` with only the parts that are used: without the body and other headers.
 ///
 /// # Errors
 ///
-/// The bytes are not a `CheckRequest`.
+/// Fails if `message` is not a valid `CheckRequest`.
 pub(super) fn compact(
     message: &[u8],
     options: &Options,
@@ -119,10 +120,11 @@ pub(super) fn compact(
     let preflight = PREFLIGHT_HEADERS.map(|name| options.preflight.then_some(name.as_bytes()));
     let address = from.header().map(str::as_bytes);
     let names = [names[0], names[1], Some(USER_AGENT), address, preflight[0], preflight[1]];
-    let mut kept = Kept { names, headers: Vec::new(), context: Vec::new() };
+    let mut kept = CompactVisitor { names, headers: Vec::new(), context: Vec::new() };
     let target = walk(message, &mut kept)?;
     let mut compact = Vec::new();
-    // CheckRequest.attributes = 1; AttributeContext.source = 1, request = 4; Request.http = 2; `HttpRequest`: method =
+    // CheckRequest.attributes = 1; AttributeContext.source = 1, request = 4; Request.http = 2; `HttpRequest`: method
+    // =
     // 2, headers = 3, path = 4, host = 5. An entry of a map: key = 1, value = 2.
     Message(&mut compact).message(1, |attributes| {
         attributes.message(1, |peer| within(peer, &SOURCE_ADDRESS[2..], source_address(message)));
@@ -150,13 +152,13 @@ pub(super) fn compact(
     Ok(compact)
 }
 
-/// Copies the headers of a call that anything is read from. Their values are copied to the byte, since a value may keep
-/// the memory of a whole header list alive.
+/// Copies the headers of a call that are used. Their values are copied, because a value may keep the memory of a
+/// whole header list alive.
 pub(super) fn compact_metadata(metadata: &HeaderMap, from: &ClientAddress) -> HeaderMap {
     let names = [Some(TRACEPARENT), from.metadata()];
     let mut compact = HeaderMap::new();
     for (name, value) in metadata.iter().filter(|(name, _)| names.contains(&Some(name.as_str()))) {
-        // Nothing tells three lines from two: either is ambiguous.
+        // Two lines are enough: more than one is ambiguous anyway.
         if compact.get_all(name).iter().nth(1).is_none()
             && let Ok(value) = HeaderValue::from_bytes(value.as_bytes())
         {
@@ -166,7 +168,7 @@ pub(super) fn compact_metadata(metadata: &HeaderMap, from: &ClientAddress) -> He
     compact
 }
 
-/// Writes bytes at the end of a path of fields.
+/// Writes `bytes` as the innermost field of a path of field numbers.
 fn within(message: &mut Message<'_>, path: &[u8], bytes: &[u8]) {
     match path {
         [] => {}
@@ -196,9 +198,9 @@ mod tests {
         origin(message, &HeaderMap::new(), from)
     }
 
-    /// Requests as Envoy 1.40 sent them: the address is where the generated decoder finds it.
+    /// The files are requests of Envoy 1.40.
     #[test]
-    fn the_origin_is_what_envoy_says() {
+    fn the_origin_is_found_in_captured_requests() {
         for file in CAPTURED {
             let bytes = captured(file);
             let origin = of(&bytes, &ClientAddress::Source);
@@ -209,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_tells_nothing_has_no_origin() {
+    fn an_empty_or_invalid_request_has_an_empty_origin() {
         for message in [&[][..], &[0x0a, 0x00], &[0xff], b"not protobuf"] {
             let origin = of(message, &ClientAddress::Source);
             assert!(origin.address.is_none() && origin.user_agent.is_empty() && origin.path.is_empty());
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_is_taken_from_where_the_operator_says() {
+    fn the_address_is_taken_from_the_configured_source() {
         let header = |http: &mut Message<'_>, name: &[u8], value: &[u8]| {
             http.message(3, |entry| {
                 entry.bytes(1, name);
@@ -255,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compact_message_is_read_as_the_whole_one() {
+    fn a_compact_message_is_parsed_like_the_whole_one() {
         let options = Options { accept_bearer: true, ..Options::default() };
         let from = ClientAddress::XForwardedFor(1);
         for file in CAPTURED.into_iter().chain(["http1_bearer", "http1_dup_key", "http1_no_key"]) {
@@ -272,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_waits_keeps_only_the_metadata_that_is_read() {
+    fn compact_metadata_keeps_only_what_is_used() {
         let mut metadata = HeaderMap::new();
         for (name, value) in [
             ("traceparent", "00-1"),

@@ -1,9 +1,7 @@
-//! Which messages does Envoy speak? The generated types, and nothing else.
+//! The generated types of Envoy's messages.
 //!
-//! They describe the protocol as it is: the client, the tests and reflection use
-//! them. The server writes answers with `wire`, which costs less, and reads requests
-//! with `codec`, because a generated decoder refuses a whole
-//! message for one string that is not UTF-8.
+//! The client, the tests and reflection use them. The server encodes responses with `wire`, which costs less, and
+//! decodes requests with `codec`, because a generated decoder rejects a whole message if one string is not UTF-8.
 #![expect(
     missing_docs,
     unused_qualifications,

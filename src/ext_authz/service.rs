@@ -1,8 +1,7 @@
-//! Answers Envoy's Checks.
+//! The gRPC service that answers Envoy's Checks.
 //!
-//! The gRPC service: reads the request, lets the gate decide, says the decision,
-//! and keeps the caller's deadline. Every decision gets an id, under which the
-//! client's refusal, Envoy's metadata and our log line can be found together.
+//! It parses the request, has the gate decide, renders the response, and respects the caller's deadline. Every
+//! decision gets an id, which connects the response to the client, Envoy's metadata and the log line.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -30,38 +29,38 @@ use crate::shadow::Report;
 use crate::trace::{Parent, TRACEPARENT};
 use crate::transport::{CallFailure, Frame, Unable, Unary};
 
-/// The name that health checks ask for.
+/// The name of the service in gRPC health checks.
 pub const SERVICE_NAME: &str = "envoy.service.auth.v3.Authorization";
 
-/// How requests are read and decisions said.
+/// Options of the service.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// How requests are read.
+    /// How requests are parsed.
     pub request: request::Options,
-    /// How decisions are said.
+    /// How responses are rendered.
     pub speech: Speech,
-    /// Where the client's address is taken from.
+    /// The source of the client's address.
     pub client_address: ClientAddress,
 }
 
-/// `envoy.service.auth.v3.Authorization`.
+/// The service `envoy.service.auth.v3.Authorization`.
 pub struct AuthorizationService {
     gate: Arc<Gate>,
     options: Options,
     shadow: Report,
-    /// Who keeps spans, if anybody does.
+    /// The exporter of spans, if tracing is enabled.
     spans: Option<Arc<dyn Spans>>,
     log: DecisionLog,
 }
 
 impl AuthorizationService {
-    /// The service on this gate.
+    /// Creates the service.
     #[must_use]
     pub fn new(gate: Arc<Gate>, clock: Arc<dyn Clock>, shadow: Report, options: Options) -> Self {
         Self { gate, options, shadow, spans: None, log: DecisionLog::new(clock) }
     }
 
-    /// Makes checks part of the traces that callers keep.
+    /// Sets the exporter of spans; `None` disables tracing.
     #[must_use]
     pub fn with_spans(self, spans: Option<Arc<dyn Spans>>) -> Self {
         Self { spans, ..self }
@@ -90,7 +89,7 @@ impl Unary for AuthorizationService {
         let call = Call { message: &message, metadata };
         let address = || self.address(&call);
         let view = self.gate.settle(&asked, &address, deadline).await;
-        // A settled view has a verdict.
+        // `settle` returns a view that has a verdict for this request.
         let verdict = view.judge(&asked, &address).unwrap_or_else(|_| self.gate.unread(Fault::Internal));
         Ok(self.respond(&verdict, view.started(), asked.bearer, &call))
     }
@@ -115,20 +114,20 @@ impl Unary for AuthorizationService {
     }
 }
 
-/// A call, as far as it matters after it was judged.
+/// The parts of a call that are needed after the decision.
 struct Call<'a> {
     message: &'a [u8],
     metadata: &'a HeaderMap,
 }
 
 impl AuthorizationService {
-    /// The address of the client, which is read only for keys with networks.
+    /// Returns the address of the client. Called only for keys with networks.
     fn address(&self, call: &Call<'_>) -> Option<IpAddr> {
         client_address(call.message, call.metadata, &self.options.client_address)
     }
 
-    /// Renders the response to a verdict, logs it, and records it. `bearer` tells whether `authorization` carried
-    /// something of ours.
+    /// Renders the response to a verdict, and logs and records it. `bearer` says whether `authorization` contains a
+    /// key or an attempt at one.
     fn respond(&self, verdict: &Verdict<'_>, started: Duration, bearer: bool, call: &Call<'_>) -> Frame {
         let (decision, id) = (&verdict.decision, decision_id(verdict.at));
         let origin = || origin(call.message, call.metadata, &self.options.client_address);
@@ -139,8 +138,8 @@ impl AuthorizationService {
         self.log.write(decision, id, || origin().address);
         let cache = verdict.tenant.map(TenantEntry::responses);
         let speech = &self.options.speech;
-        let said = Answer { decision, terms: verdict.terms, cache };
-        let frame = Frame::of(ROOM, |message| answer(message, &said, id, bearer, speech));
+        let content = Answer { decision, terms: verdict.terms, cache };
+        let frame = Frame::of(ROOM, |message| answer(message, &content, id, bearer, speech));
         self.gate.record(verdict, started);
         if let Some(spans) = &self.spans {
             self.trace(spans.as_ref(), verdict, started, (id, call));
@@ -148,7 +147,7 @@ impl AuthorizationService {
         frame
     }
 
-    /// Makes the check a span, if the caller keeps its trace.
+    /// Exports the span of the Check, if its trace is sampled.
     fn trace(
         &self,
         spans: &dyn Spans,
@@ -164,19 +163,19 @@ impl AuthorizationService {
     }
 }
 
-/// The trace that the caller keeps.
+/// Returns the caller's span, if its trace is sampled.
 fn parent(metadata: &HeaderMap) -> Option<Parent> {
     Parent::sampled(metadata.get(TRACEPARENT)?.as_bytes())
 }
 
-/// A `UUIDv7` (RFC 9562 §5.7) of this instant. The library's own takes a lock that all threads share and asks the
-/// operating system for every one; each thread has a generator here, which is as hard to guess.
+/// Generates a `UUIDv7` (RFC 9562 §5.7) for this instant. `Uuid::now_v7` takes a global lock and makes a system call
+/// each time; the generator of each thread is as hard to predict.
 fn decision_id(now: Timestamp) -> Uuid {
     let millis = u64::try_from(now.0 / 1_000).unwrap_or(0);
     Builder::from_unix_timestamp_millis(millis, &random::bytes()).into_uuid()
 }
 
-/// One line for each refusal, but at most [`DecisionLog::LINES`] a second.
+/// Logs one line for each rejection, at most [`DecisionLog::LINES`] a second.
 struct DecisionLog {
     clock: Arc<dyn Clock>,
     limit: RateLimitedLog,
@@ -208,7 +207,7 @@ impl DecisionLog {
             Decision::Unable(fault, identity) => ("unable", fault.as_str(), *identity),
         };
         self.limit.write(|left_out| {
-            say_left_out(left_out);
+            log_left_out(left_out);
             let client = client().map(display);
             if let Some(Identity { key, .. }) = identity {
                 info!(decision.id = %id, decision = word, reason, tenant.id = %key.tenant_id.0,
@@ -227,7 +226,7 @@ impl DecisionLog {
         client: impl FnOnce() -> Option<IpAddr>,
     ) {
         self.limit.write(|left_out| {
-            say_left_out(left_out);
+            log_left_out(left_out);
             let client = client().map(display);
             let key = objection.identity().map(|holder| holder.key);
             let cause =
@@ -239,9 +238,9 @@ impl DecisionLog {
     }
 }
 
-fn say_left_out(refusals: u64) {
+fn log_left_out(refusals: u64) {
     if refusals > 0 {
-        info!(refusals, "more refusals than lines, the metrics have them all");
+        info!(refusals, "more refusals than lines, the metrics count them all");
     }
 }
 
@@ -250,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_decision_id_is_of_its_millisecond_and_never_twice_the_same() {
+    fn decision_ids_contain_the_millisecond_and_are_unique() {
         let ids: std::collections::HashSet<_> =
             (0..1_000).map(|_| decision_id(Timestamp(1_700_000_000_123_999))).collect();
         assert_eq!(ids.len(), 1_000);

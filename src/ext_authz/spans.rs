@@ -1,7 +1,7 @@
-//! Turns a Check into a span of the trace of its caller.
+//! The span of a Check, and the trait of its exporter.
 //!
-//! Envoy sends the trace that a call belongs to, and whether it is sampled. A Check of a sampled trace becomes a span, if
-//! the server exports spans. How spans are exported is not known here.
+//! Envoy sends the trace of a call and whether it is sampled. If the server exports spans, each Check of a sampled
+//! trace becomes a span in that trace. This module does not know how spans are exported.
 
 use uuid::Uuid;
 
@@ -9,23 +9,23 @@ use crate::clock::Timestamp;
 use crate::decision::Decision;
 use crate::trace::Parent;
 
-/// A check that was made.
+/// The span of one Check.
 #[derive(Debug)]
 pub struct CheckSpan<'a> {
-    /// Envoy's own span of the call.
+    /// Envoy's span of the call.
     pub parent: Parent,
-    /// When the call came.
+    /// When the Check started.
     pub started: Timestamp,
-    /// When the answer was made.
+    /// When the response was rendered.
     pub ended: Timestamp,
-    /// What was decided.
+    /// The decision.
     pub decision: &'a Decision<'a>,
-    /// Under which id.
+    /// The id of the decision.
     pub decision_id: Uuid,
 }
 
-/// Keeps spans.
+/// An exporter of spans.
 pub trait Spans: Send + Sync {
-    /// Takes a span. Waits for nobody.
+    /// Queues a span for export. Must not block.
     fn check(&self, span: &CheckSpan<'_>);
 }

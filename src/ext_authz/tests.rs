@@ -1,4 +1,4 @@
-//! Is what is read and said what stands on the wire? At the bounds, byte by byte, and against the generated types.
+//! Tests of decoding and encoding at bounds, byte by byte, and against the generated types.
 
 use std::collections::BTreeMap;
 
@@ -47,7 +47,7 @@ impl<'a> Visitor<'a> for Seen {
     }
 }
 
-/// The headers that are seen in `attributes.request.http`; nothing if it cannot be read.
+/// The headers in `attributes.request.http`; `None` if it is invalid.
 fn seen(content: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut seen = Seen::default();
     walk(&http(content), &mut seen).ok()?;
@@ -59,7 +59,7 @@ fn one(name: &[u8], value: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
 }
 
 #[test]
-fn a_value_of_any_length_is_read_whole() {
+fn a_value_of_any_length_is_decoded_completely() {
     for length in [0, 1, 127, 128, 129, 255, 256, 16_383, 16_384, 16_385, 70_000] {
         let value = vec![b'v'; length];
         assert_eq!(seen(&entry(b"k", &value)), Some(one(b"k", &value)), "{length}");
@@ -70,7 +70,7 @@ fn a_value_of_any_length_is_read_whole() {
 }
 
 #[test]
-fn a_header_is_reported_with_the_value_it_has_and_also_with_none() {
+fn a_header_is_reported_with_each_of_its_values_or_an_empty_one() {
     let (name, value, raw_value) = (field(1, b"k"), field(2, b"text"), field(3, b"raw"));
     assert_eq!(seen(&raw(&[name.clone(), value.clone()])), Some(one(b"k", b"text")));
     assert_eq!(seen(&raw(&[name.clone(), raw_value.clone()])), Some(one(b"k", b"raw")));
@@ -80,23 +80,23 @@ fn a_header_is_reported_with_the_value_it_has_and_also_with_none() {
 }
 
 #[test]
-fn an_entry_of_a_map_is_read_as_it_stands_with_whatever_follows_and_not_if_it_is_cut_short() {
+fn a_map_entry_may_have_more_fields_but_must_not_be_truncated() {
     let name = field(1, b"k");
     for length in [0, 1, 127, 128, 133, 255, 16_383, 16_384] {
-        // What could pass for a part of its own length.
+        // Bytes that could be mistaken for a part of the length.
         let (value, mut after) = (vec![1; length], Vec::new());
         for _ in 0..130 {
             let content = [&name[..], &field(2, &value), &field(3, &after)].concat();
             assert_eq!(seen(&field(3, &content)), Some(one(b"k", &value)), "{length}, {}", after.len());
             after.push(0);
         }
-        // The value says it is longer than what is left.
+        // The value is shorter than its length says.
         let whole = [&name[..], &field(2, &value)].concat();
         for missing in [1, 2, 128, length].into_iter().filter(|missing| (1..=length).contains(missing)) {
             assert_eq!(seen(&field(3, &whole[..whole.len() - missing])), None, "{length}, {missing} missing");
         }
     }
-    // No field has the number 0, though its bytes could pass for a name or a value.
+    // The field number 0 is invalid, although these bytes resemble those of a name or value.
     for wrong in [0x00, 0x02] {
         assert_eq!(seen(&field(3, &[wrong, 1, b'k', 0x12, 1, b'v'])), None);
         assert_eq!(seen(&field(3, &[0x0a, 1, b'k', wrong, 1, b'v'])), None);
@@ -104,7 +104,7 @@ fn an_entry_of_a_map_is_read_as_it_stands_with_whatever_follows_and_not_if_it_is
 }
 
 #[test]
-fn what_is_skipped_is_skipped_to_its_end_and_what_is_none_is_refused() {
+fn unknown_fields_are_skipped_and_invalid_ones_rejected() {
     let header = entry(b"k", b"v");
     let eight = [&[0x79][..], &[0xff; 8]].concat();
     let four = [&[0x7d][..], &[0xff; 4]].concat();
@@ -125,7 +125,7 @@ fn what_is_skipped_is_skipped_to_its_end_and_what_is_none_is_refused() {
 }
 
 #[test]
-fn groups_may_nest_as_deep_as_in_the_generated_decoder() {
+fn groups_may_be_nested_as_deeply_as_in_the_generated_decoder() {
     for depth in [1, 50, 98, 99, 100, 101, 102, 200] {
         let message = [vec![0x7b; depth], vec![0x7c; depth]].concat();
         let ours = walk(&message, &mut Seen::default()).is_ok();
@@ -134,7 +134,7 @@ fn groups_may_nest_as_deep_as_in_the_generated_decoder() {
 }
 
 #[test]
-fn a_request_is_read_with_its_key_and_its_path() {
+fn a_request_is_parsed_with_its_key_and_its_path() {
     let options = Options { accept_bearer: true, ..Options::default() };
     let key = DEFAULT_KEY_HEADER.as_bytes();
     let target = [field(2, b"GET"), field(4, b"/docs")].concat();
@@ -159,7 +159,7 @@ fn a_request_is_read_with_its_key_and_its_path() {
     assert_eq!(read(b"", &options).unwrap().waived, Waived::No);
 }
 
-/// `status.code`, HTTP status, body and headers of a refusal.
+/// `status.code`, HTTP status, body and headers of a rejection.
 type Refusal = (i32, i32, String, BTreeMap<String, String>);
 
 fn refusal(decision: &Decision<'_>, on_unavailable: OnUnavailable) -> Refusal {
@@ -167,17 +167,18 @@ fn refusal(decision: &Decision<'_>, on_unavailable: OnUnavailable) -> Refusal {
     let mut bytes = Vec::new();
     answer(&mut bytes, &Answer::of(decision), Uuid::from_u128(7), false, &speech);
     let response = CheckResponse::decode(&bytes[..]).unwrap();
-    let Some(HttpResponse::DeniedResponse(said) | HttpResponse::ErrorResponse(said)) = response.http_response
+    let Some(HttpResponse::DeniedResponse(denied) | HttpResponse::ErrorResponse(denied)) =
+        response.http_response
     else {
-        panic!("no refusal: {decision:?}")
+        panic!("not a rejection: {decision:?}")
     };
-    let headers = said.headers.into_iter().map(|option| option.header.unwrap());
+    let headers = denied.headers.into_iter().map(|option| option.header.unwrap());
     let headers = headers.map(|header| (header.key, header.value)).collect();
-    (response.status.unwrap().code, said.status.unwrap().code, said.body, headers)
+    (response.status.unwrap().code, denied.status.unwrap().code, denied.body, headers)
 }
 
 #[test]
-fn every_refusal_says_what_the_contract_has_it_say() {
+fn every_rejection_has_the_response_of_the_contract() {
     let detail = |text: &str| format!("{{\"detail\":\"{text}\"}}");
     let headers = |more: &[(&str, &str)]| -> BTreeMap<String, String> {
         let always = [
@@ -212,7 +213,7 @@ fn every_refusal_says_what_the_contract_has_it_say() {
         assert_eq!(refusal(&decision, OnUnavailable::Deny), expected);
     }
     for fault in Fault::ALL {
-        // What a client can cause must not become a way in.
+        // `failure_mode_allow` must not apply to faults that clients can cause.
         let ours = [Fault::DeadlineTooShort, Fault::Internal, Fault::Overloaded, Fault::TooLarge];
         let error = if ours.contains(&fault) { 7 } else { 14 };
         for (mode, code) in [(OnUnavailable::Deny, 7), (OnUnavailable::Error, error)] {
@@ -224,7 +225,7 @@ fn every_refusal_says_what_the_contract_has_it_say() {
 }
 
 #[test]
-fn lengths_and_numbers_are_written_as_the_generated_encoder_would() {
+fn lengths_and_numbers_are_encoded_as_by_the_generated_encoder() {
     for length in [1, 126, 127, 128, 129, 16_382, 16_383, 16_384, 16_385, 2_097_151, 2_097_152] {
         let (text, mut written) = ("t".repeat(length), Vec::new());
         Message(&mut written).text(2, &text);
@@ -243,5 +244,5 @@ fn lengths_and_numbers_are_written_as_the_generated_encoder_would() {
     Message(&mut written).number(1, 0);
     Message(&mut written).short(1, 0);
     Message(&mut written).text(1, "");
-    assert_eq!(written, b"", "nothing is what nothing takes");
+    assert_eq!(written, b"", "empty values must be omitted");
 }

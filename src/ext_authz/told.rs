@@ -1,6 +1,6 @@
-//! What upstreams and Envoy are told of a caller, as the operator chooses.
+//! Options for what responses say about a caller: the identity headers for upstreams, and the metadata for Envoy.
 
-/// A fact about a caller that can go into a header.
+/// A property of the caller that can be sent upstream in a header.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum IdentityField {
     /// `tenants.id`.
@@ -13,9 +13,9 @@ pub enum IdentityField {
     KeyId,
     /// `api_keys.key_prefix`.
     KeyPrefix,
-    /// `api_keys.scopes`; absent for a key that may do everything.
+    /// `api_keys.scopes`; absent if the key is granted everything.
     Scopes,
-    /// The plan of the key, or that of its tenant.
+    /// The plan of the key, or else of its tenant.
     Plan,
 }
 
@@ -31,7 +31,7 @@ impl IdentityField {
         Self::Plan,
     ];
 
-    /// As `--identity-header` spells it.
+    /// Returns the name that `--identity-header` uses.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -45,20 +45,20 @@ impl IdentityField {
         }
     }
 
-    /// The header that it goes into unless another is named.
+    /// Returns the default name of its header.
     #[must_use]
     pub fn default_header(self) -> String {
         format!("x-llmcore-{}", self.as_str())
     }
 
-    /// Whether it is the same for all keys of a tenant.
+    /// Returns whether it is the same for all keys of a tenant.
     #[must_use]
     pub fn is_of_tenant(self) -> bool {
         matches!(self, Self::TenantId | Self::TenantName | Self::TenantSchema)
     }
 }
 
-/// The headers that upstreams are told callers by: each is set or removed on every request that passes.
+/// The identity headers. On every allowed request, each of them is either set or removed.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct IdentityHeaders(Vec<(IdentityField, String)>);
 
@@ -71,17 +71,17 @@ impl Default for IdentityHeaders {
 }
 
 impl IdentityHeaders {
-    /// No headers.
+    /// Creates an empty list.
     #[must_use]
     pub fn none() -> Self {
         Self(Vec::new())
     }
 
-    /// Adds `FIELD` or `FIELD=NAME`.
+    /// Adds a header, given as `FIELD` or `FIELD=NAME`.
     ///
     /// # Errors
     ///
-    /// What is expected instead.
+    /// Returns that the field is unknown, or that the name is invalid, reserved or already used.
     pub fn add(&mut self, text: &str) -> Result<(), String> {
         let (field, name) = text.split_once('=').map_or((text, None), |(field, name)| (field, Some(name)));
         let known = IdentityField::ALL.into_iter().find(|known| known.as_str() == field);
@@ -94,24 +94,24 @@ impl IdentityHeaders {
             Some(name) => header_name(name)?,
         };
         if self.0.iter().any(|(_, other)| *other == name) {
-            return Err(format!("the header {name} is named twice"));
+            return Err(format!("the header {name} is used twice"));
         }
         self.0.push((known, name));
         Ok(())
     }
 
-    /// The fields and the names of their headers.
+    /// Returns the fields and the names of their headers.
     pub fn iter(&self) -> impl Iterator<Item = (IdentityField, &str)> {
         self.0.iter().map(|(field, name)| (*field, name.as_str()))
     }
 
-    /// The names of the headers.
+    /// Returns the names of the headers.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(_, name)| name.as_str())
     }
 }
 
-/// Headers that Envoy or HTTP itself reads: replacing one changes the request.
+/// Headers that Envoy or HTTP interprets: setting or removing one would change the request.
 const RESERVED: [&str; 9] = [
     "host",
     "content-length",
@@ -128,12 +128,12 @@ fn header_name(name: &str) -> Result<String, String> {
     let parsed = http::HeaderName::from_bytes(name.as_bytes());
     let name = parsed.map_err(|_| format!("invalid header name {name:?}"))?.as_str().to_owned();
     if RESERVED.contains(&name.as_str()) || name.starts_with("x-envoy-") || name.starts_with("x-forwarded-") {
-        return Err(format!("the header {name} has a meaning of its own: choose another name"));
+        return Err(format!("the header {name} is reserved: choose another name"));
     }
     Ok(name)
 }
 
-/// A field of the metadata that is there once the caller is proven.
+/// A metadata field that is present only if the key was proven.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum MetadataField {
     /// `input_limit`.
@@ -185,7 +185,7 @@ impl MetadataField {
         Self::TotalLimit,
     ];
 
-    /// The name of the field.
+    /// Returns the name of the field.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -207,10 +207,10 @@ impl MetadataField {
     }
 }
 
-/// What is always there.
+/// The fields that are always present.
 const ALWAYS: [&str; 3] = ["decision", "decision_id", "reason"];
 
-/// Which fields go into the metadata.
+/// A set of metadata fields.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct MetadataFields(u16);
 
@@ -221,17 +221,17 @@ impl Default for MetadataFields {
 }
 
 impl MetadataFields {
-    /// No fields but those that are always there.
+    /// Creates an empty set; the fields that are always present do not belong to it.
     #[must_use]
     pub fn none() -> Self {
         Self(0)
     }
 
-    /// Adds a field. Those that are always there may be named, too.
+    /// Adds a field by its name. Ignores the names of fields that are always present.
     ///
     /// # Errors
     ///
-    /// The fields that there are.
+    /// Returns the list of fields if `name` is none of them.
     pub fn add(&mut self, name: &str) -> Result<(), String> {
         if ALWAYS.contains(&name) {
             return Ok(());
@@ -245,7 +245,7 @@ impl MetadataFields {
         Ok(())
     }
 
-    /// Whether a field is told.
+    /// Returns whether the set contains `field`.
     #[must_use]
     pub fn has(self, field: MetadataField) -> bool {
         self.0 >> field as u16 & 1 == 1
@@ -257,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_are_chosen_by_field_and_may_have_another_name() {
+    fn identity_headers_are_chosen_by_field_with_an_optional_name() {
         let mut headers = IdentityHeaders::none();
         for text in ["scopes", "key-id=X-Key", "tenant-id"] {
             headers.add(text).unwrap();
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_metadata_are_chosen_by_name() {
+    fn metadata_fields_are_chosen_by_name() {
         let mut fields = MetadataFields::none();
         for name in ["decision", "plan", "request_limit"] {
             fields.add(name).unwrap();

@@ -1,17 +1,16 @@
 //! Translates between Envoy's messages and decisions.
 //!
-//! The only room that knows HTTP status numbers and the names of the headers we
-//! send. It turns bytes into an [`AccessRequest`] and a [`Decision`] into a
-//! `CheckResponse`. What Envoy (1.40) does with each:
+//! It parses a `CheckRequest` into an [`AccessRequest`] and renders a [`Decision`] as a `CheckResponse`. Only this
+//! module knows HTTP status numbers and the names of response headers. Envoy (1.40) treats responses as follows:
 //!
-//! | answer | Envoy |
+//! | response | Envoy |
 //! |---|---|
-//! | `status.code` 0 (also an *empty* response!) | lets the request pass; sets, then removes headers |
-//! | code ≠ 0 with `denied_response` | refuses with our status, headers and body; `failure_mode_allow` does not matter |
-//! | code ≠ 0 with `error_response` (1.37 and newer) | lets `failure_mode_allow` decide, else refuses as we say |
-//! | a gRPC error | lets `failure_mode_allow` decide, else `status_on_error` |
+//! | `status.code` 0 (also an *empty* response!) | allows the request; sets headers, then removes headers |
+//! | code ≠ 0 with `denied_response` | rejects with our status, headers and body, regardless of `failure_mode_allow` |
+//! | code ≠ 0 with `error_response` (1.37 or later) | allows if `failure_mode_allow` is set, otherwise rejects as above |
+//! | a gRPC error | allows if `failure_mode_allow` is set, otherwise rejects with `status_on_error` |
 //!
-//! So every answer is built by [`answer`], which leaves no way to an empty one.
+//! Every response is therefore rendered by [`answer`], which never writes an empty one.
 
 use std::borrow::Cow;
 
@@ -30,12 +29,12 @@ use crate::request::{AUTHORIZATION, AccessRequest, Options, Reader};
 use crate::scope::Scopes;
 use crate::tenant::Tenant;
 
-/// What an upstream is told about a caller unless the operator chooses otherwise: set on every request that passes as a
-/// tenant, removed from every other one.
+/// The default identity headers: set on every request that is allowed as a tenant, and removed from every other
+/// allowed request.
 pub const IDENTITY_HEADERS: [&str; 4] =
     ["x-llmcore-tenant-id", "x-llmcore-tenant-name", "x-llmcore-tenant-schema", "x-llmcore-key-id"];
 
-/// Under which a client can name a refusal to the operator.
+/// The response header with the id of the decision, which the client can report to the operator.
 pub const DECISION_ID_HEADER: &str = "x-llmcore-decision-id";
 
 /// gRPC status codes: <https://grpc.io/docs/guides/status-codes/>
@@ -46,13 +45,14 @@ mod grpc {
     pub(super) const UNAUTHENTICATED: u8 = 16;
 }
 
-/// Who decides about a request when we cannot.
+/// What happens to a request that tenantgate cannot decide: `--on-unavailable`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum OnUnavailable {
-    /// We do: it is refused with 503, whatever Envoy is set to.
+    /// It is rejected with 503, regardless of Envoy's configuration.
     #[default]
     Deny,
-    /// Envoy does, by its `failure_mode_allow`, unless a client can cause it ([`Fault::is_caused_by_clients`](crate::decision::Fault::is_caused_by_clients)).
+    /// Envoy decides by its `failure_mode_allow`, unless clients can cause the fault
+    /// ([`Fault::is_caused_by_clients`](crate::decision::Fault::is_caused_by_clients)).
     Error,
 }
 
@@ -69,70 +69,69 @@ impl<'a> Visitor<'a> for Headers<'_, 'a> {
     }
 }
 
-/// Reads a `CheckRequest`. One without a request in it (the network filter sends such) has no key.
+/// Parses a `CheckRequest`. A message without HTTP attributes, as the network filter sends it, has no key.
 ///
 /// # Errors
 ///
-/// The bytes are no `CheckRequest`.
+/// Fails if `message` is not a valid `CheckRequest`.
 pub fn read<'a>(message: &'a [u8], options: &Options) -> Result<AccessRequest<'a>, NotACheckRequest> {
     let mut headers = Headers(Reader::new(options));
     let target = walk(message, &mut headers)?;
     Ok(headers.0.finish(target.method, target.host, target.path))
 }
 
-/// How decisions are said.
+/// Options of responses.
 #[derive(Clone, Debug, Default)]
 pub struct Speech {
-    /// The header that carried the key, which no upstream may see.
+    /// The header that carries the key, which is removed before the request goes upstream.
     pub key_header: String,
-    /// Whether the key stays on requests that pass all the same, for a second filter.
+    /// Whether the key is kept on allowed requests, for a second filter.
     pub keep_key_header: bool,
-    /// Who decides when we cannot.
+    /// What happens to requests that cannot be decided.
     pub on_unavailable: OnUnavailable,
-    /// The headers that upstreams are told callers by.
+    /// The headers that identify the caller to the upstream.
     pub identity: IdentityHeaders,
-    /// The fields of metadata that Envoy is told.
+    /// The optional metadata fields.
     pub metadata: MetadataFields,
 }
 
-/// What is to be said.
+/// The content of a response.
 #[derive(Clone, Copy, Debug)]
 pub struct Answer<'a> {
-    /// What was decided.
+    /// The decision.
     pub decision: &'a Decision<'a>,
-    /// What is told of the key beside its row.
+    /// What the response says about the key, apart from its row.
     pub terms: Terms<'a>,
-    /// Where what an answer says of the tenant is kept, so that it is written once.
+    /// The cache for the parts about the tenant, so that they are rendered only once.
     pub cache: Option<&'a ResponseCache>,
 }
 
 impl<'a> Answer<'a> {
-    /// One that says nothing beside the decision.
+    /// Creates a response without terms and cache.
     #[must_use]
     pub fn of(decision: &'a Decision<'a>) -> Self {
         Self { decision, terms: Terms::default(), cache: None }
     }
 }
 
-/// Says a decision: appends the bytes of a `CheckResponse`. `bearer` tells whether `Authorization` carried
-/// something of ours.
+/// Renders a response: appends the bytes of a `CheckResponse` to `to`. `bearer` says whether `Authorization`
+/// contains a key or an attempt at one, and is removed.
 ///
-/// Written straight into one buffer: building the generated messages first takes forty allocations. What an
-/// answer says of the tenant is written once and kept with the tenant.
-pub fn answer(to: &mut Vec<u8>, said: &Answer<'_>, id: Uuid, bearer: bool, speech: &Speech) {
+/// It writes directly into the buffer, because building the generated messages takes forty allocations.
+pub fn answer(to: &mut Vec<u8>, content: &Answer<'_>, id: Uuid, bearer: bool, speech: &Speech) {
     let mut buffer = [0; Hyphenated::LENGTH];
     let id: &str = id.hyphenated().encode_lower(&mut buffer);
     let mut response = Message(to);
     // CheckResponse: denied_response = 2, ok_response = 3, dynamic_metadata = 4, error_response = 5.
-    match said.decision {
+    match content.decision {
         Decision::Allow(grant) => {
             status(&mut response, grpc::OK);
-            response.message(3, |ok| allowed(ok, grant, said, bearer, speech));
+            response.message(3, |ok| allowed(ok, grant, content, bearer, speech));
         }
         Decision::Deny(denial) => {
-            let (code, refusal) = refused(denial);
+            let (code, rejected) = rejection(denial);
             status(&mut response, code);
-            response.message(2, |denied| refuse(denied, &refusal, id));
+            response.message(2, |denied| write_rejection(denied, &rejected, id));
         }
         Decision::Unable(fault, _) => {
             let (code, field) = match speech.on_unavailable {
@@ -140,27 +139,27 @@ pub fn answer(to: &mut Vec<u8>, said: &Answer<'_>, id: Uuid, bearer: bool, speec
                 OnUnavailable::Deny | OnUnavailable::Error => (grpc::PERMISSION_DENIED, 2),
             };
             status(&mut response, code);
-            response.message(field, |refusal| refuse(refusal, &UNAVAILABLE, id));
+            response.message(field, |error| write_rejection(error, &UNAVAILABLE, id));
         }
     }
-    response.message(4, |fields| metadata(fields, said, id, speech));
+    response.message(4, |fields| metadata(fields, content, id, speech));
 }
 
-/// What an answer with a tenant takes, with a little to spare.
+/// A capacity in bytes that is enough for a usual response with a tenant.
 pub const ROOM: usize = 1000;
 
-/// `CheckResponse.status` = 1, which is there even where it says nothing. `google.rpc.Status`: code = 1.
+/// `CheckResponse.status` = 1, which is written also if it is empty. `google.rpc.Status`: code = 1.
 fn status(response: &mut Message<'_>, code: u8) {
     response.message(1, |status| status.number(1, code));
 }
 
 /// `OkHttpResponse`: headers = 2, `headers_to_remove` = 5.
-fn allowed(ok: &mut Message<'_>, grant: &Grant<'_>, said: &Answer<'_>, bearer: bool, speech: &Speech) {
+fn allowed(ok: &mut Message<'_>, grant: &Grant<'_>, content: &Answer<'_>, bearer: bool, speech: &Speech) {
     let identity = grant.identity();
     if let Some((key, tenant)) = identity {
-        of_tenant(ok, (tenant, said.cache), speech, 0);
+        of_tenant(ok, (tenant, content.cache), speech, 0);
         for (field, name) in speech.identity.iter().filter(|(field, _)| !field.is_of_tenant()) {
-            key_header(ok, (field, name), key, &said.terms);
+            key_header(ok, (field, name), key, &content.terms);
         }
     }
     if !speech.keep_key_header {
@@ -172,8 +171,8 @@ fn allowed(ok: &mut Message<'_>, grant: &Grant<'_>, said: &Answer<'_>, bearer: b
     let is_set = |field| {
         identity.is_some()
             && match field {
-                IdentityField::Scopes => said.terms.scopes.is_some(),
-                IdentityField::Plan => plan(&said.terms).is_some(),
+                IdentityField::Scopes => content.terms.scopes.is_some(),
+                IdentityField::Plan => plan(&content.terms).is_some(),
                 _ => true,
             }
     };
@@ -182,10 +181,10 @@ fn allowed(ok: &mut Message<'_>, grant: &Grant<'_>, said: &Answer<'_>, bearer: b
     }
 }
 
-/// What stands for an empty list of scopes, because Envoy drops empty headers. It is not a scope.
+/// The header value for an empty list of scopes, because Envoy drops empty headers. It is not a valid scope.
 const NO_SCOPES: &str = "!";
 
-/// Sets a header that is about the key, if there is anything to set.
+/// Sets an identity header about the key, if it has a value.
 fn key_header(
     ok: &mut Message<'_>,
     (field, name): (IdentityField, &str),
@@ -209,7 +208,8 @@ fn plan<'a>(terms: &Terms<'a>) -> Option<&'a Plan> {
     terms.plan.and_then(|entry| entry.plan().ok())
 }
 
-/// One of the two [`PIECES`] of an answer that are about the tenant alone.
+/// Writes one of the two [`PIECES`], the parts of a response that depend only on the tenant. Uses the cache if there
+/// is one.
 fn of_tenant(
     to: &mut Message<'_>,
     (tenant, cache): (&Tenant, Option<&ResponseCache>),
@@ -250,35 +250,35 @@ fn tenant_metadata(fields: &mut Message<'_>, tenant: &Tenant, speech: &Speech) {
     chosen.text(fields, MetadataField::TenantStatus, tenant.status.as_str());
 }
 
-/// What a client is told that is not let in.
-struct Refusal {
+/// The response to a rejected client.
+struct Rejection {
     http: u16,
     body: &'static str,
-    /// A header that goes with the status.
+    /// An additional header.
     header: Option<(&'static str, Cow<'static, str>)>,
 }
 
-/// RFC 9110 §11.6.1: a 401 names the scheme it wants.
+/// The header that names the authentication scheme, which a 401 must have (RFC 9110 §11.6.1).
 const CHALLENGE: (&str, &str) = ("www-authenticate", "ApiKey realm=\"llmcore\"");
 
-/// Seconds after which a caller may try again: what is wrong rarely passes sooner, and often by then.
-const UNAVAILABLE: Refusal = Refusal {
+/// The response if tenantgate cannot decide. `Retry-After` is one second, after which most faults have passed.
+const UNAVAILABLE: Rejection = Rejection {
     http: 503,
     body: "{\"detail\":\"Authentication service unavailable\"}",
     header: Some(("retry-after", Cow::Borrowed("1"))),
 };
 
-fn refused(denial: &Denial<'_>) -> (u8, Refusal) {
+fn rejection(denial: &Denial<'_>) -> (u8, Rejection) {
     let (name, challenge) = CHALLENGE;
     let unauthorized = |body| {
         let header = Some((name, Cow::Borrowed(challenge)));
-        (grpc::UNAUTHENTICATED, Refusal { http: 401, body, header })
+        (grpc::UNAUTHENTICATED, Rejection { http: 401, body, header })
     };
-    let forbidden = |body, header| (grpc::PERMISSION_DENIED, Refusal { http: 403, body, header });
+    let forbidden = |body, header| (grpc::PERMISSION_DENIED, Rejection { http: 403, body, header });
     match denial.reason {
         Reason::Missing => unauthorized("{\"detail\":\"Missing API key\"}"),
         Reason::Malformed => unauthorized("{\"detail\":\"Invalid API key format\"}"),
-        // One text for all of these: which of them it was is nobody's business but ours.
+        // All of these have the same text, so that clients cannot distinguish them.
         Reason::Unknown
         | Reason::Mismatch
         | Reason::Revoked
@@ -294,30 +294,30 @@ fn refused(denial: &Denial<'_>) -> (u8, Refusal) {
         }
         Reason::PathAmbiguous => {
             let body = "{\"detail\":\"Ambiguous path\"}";
-            (grpc::PERMISSION_DENIED, Refusal { http: 400, body, header: None })
+            (grpc::PERMISSION_DENIED, Rejection { http: 400, body, header: None })
         }
     }
 }
 
-/// RFC 6750 §3.1, for our own scheme. Scopes have no character that needs quoting.
+/// Returns the challenge of RFC 6750 §3.1 for our scheme. Scopes have no characters that need quoting.
 fn insufficient(challenge: &str, needs: Option<&str>) -> String {
     let scope = needs.unwrap_or_default().split_ascii_whitespace().collect::<Vec<_>>().join(" ");
     format!("{challenge}, error=\"insufficient_scope\", scope=\"{scope}\"")
 }
 
 /// `DeniedHttpResponse`: status = 1, headers = 2, body = 3. `HttpStatus`: code = 1.
-fn refuse(denied: &mut Message<'_>, refusal: &Refusal, id: &str) {
-    denied.message(1, |status| status.short(1, refusal.http));
+fn write_rejection(denied: &mut Message<'_>, rejection: &Rejection, id: &str) {
+    denied.message(1, |status| status.short(1, rejection.http));
     header(denied, "content-type", |value| value.extend_from_slice(b"application/json"));
     header(denied, DECISION_ID_HEADER, |value| value.extend_from_slice(id.as_bytes()));
-    if let Some((name, content)) = &refusal.header {
+    if let Some((name, content)) = &rejection.header {
         header(denied, name, |value| value.extend_from_slice(content.as_bytes()));
     }
-    denied.text(3, refusal.body);
+    denied.text(3, rejection.body);
 }
 
-/// A header that takes the place of the client's own. `append` stays unset and `append_action` says so
-/// explicitly: some Envoys read one and some the other.
+/// Writes a header that replaces the client's. `append` is unset and `append_action` is explicit, because some
+/// versions of Envoy read the one and some the other.
 ///
 /// `headers` = 2 in both kinds of response. `HeaderValueOption`: header = 1, `append_action` = 3. `HeaderValue`:
 /// key = 1, value = 2.
@@ -336,7 +336,8 @@ fn hyphenated(text: &mut Vec<u8>, id: Uuid) {
     text.extend_from_slice(id.hyphenated().encode_lower(&mut [0; Hyphenated::LENGTH]).as_bytes());
 }
 
-/// A text that any header can carry: `%` and every byte outside 0x21–0x7E is percent-encoded (RFC 3986 §2.1).
+/// Appends `text` in a form that is valid in headers: `%` and all bytes outside 0x21–0x7E are percent-encoded (RFC
+/// 3986 §2.1).
 fn percent_encoded(to: &mut Vec<u8>, text: &str) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     for byte in text.bytes() {
@@ -348,10 +349,10 @@ fn percent_encoded(to: &mut Vec<u8>, text: &str) {
     }
 }
 
-/// `dynamic_metadata`, which Envoy puts into the namespace `envoy.filters.http.ext_authz`. Who the caller is
-/// goes in only once it is proven.
-fn metadata(fields: &mut Message<'_>, said: &Answer<'_>, id: &str, speech: &Speech) {
-    let (word, reason, identity) = match said.decision {
+/// Writes `dynamic_metadata`, which Envoy puts into the namespace `envoy.filters.http.ext_authz`. The identity is
+/// included only if the key was proven.
+fn metadata(fields: &mut Message<'_>, content: &Answer<'_>, id: &str, speech: &Speech) {
+    let (word, reason, identity) = match content.decision {
         Decision::Allow(grant) => {
             let identity = grant.identity().map(|(key, tenant)| Identity { key, tenant: Some(tenant) });
             ("allow", grant.as_str(), identity)
@@ -359,12 +360,12 @@ fn metadata(fields: &mut Message<'_>, said: &Answer<'_>, id: &str, speech: &Spee
         Decision::Deny(denial) => ("deny", denial.reason.as_str(), denial.identity),
         Decision::Unable(_, identity) => ("unable", "unavailable", *identity),
     };
-    let grant = if let Decision::Allow(grant) = said.decision { Some(grant) } else { None };
+    let grant = if let Decision::Allow(grant) = content.decision { Some(grant) } else { None };
     let objection = grant.and_then(Grant::objection);
     let chosen = Chosen(speech.metadata);
-    let terms = identity.map(|_| said.terms).unwrap_or_default();
+    let terms = identity.map(|_| content.terms).unwrap_or_default();
     let plan = plan(&terms);
-    // Only who passes is limited.
+    // Limits are needed only for allowed requests.
     let limits = plan.filter(|_| grant.is_some());
     let limit = |limit: fn(&Plan) -> Option<Limit>| limits.and_then(limit);
     // In the order of their names.
@@ -394,7 +395,7 @@ fn metadata(fields: &mut Message<'_>, said: &Answer<'_>, id: &str, speech: &Spee
         flag(fields, "shadow");
     }
     if let Some(tenant) = identity.and_then(|identity| identity.tenant) {
-        of_tenant(fields, (tenant, said.cache), speech, 1);
+        of_tenant(fields, (tenant, content.cache), speech, 1);
     }
     chosen.limit(fields, MetadataField::TotalLimit, limit(|plan| plan.total));
     if let Some(objection) = objection {
@@ -402,7 +403,7 @@ fn metadata(fields: &mut Message<'_>, said: &Answer<'_>, id: &str, speech: &Spee
     }
 }
 
-/// Writes the fields that the operator chose.
+/// Writes only the fields that the operator chose.
 #[derive(Clone, Copy)]
 struct Chosen(MetadataFields);
 
@@ -430,7 +431,7 @@ impl Chosen {
         }
     }
 
-    /// The one form that Envoy's rate limits read: `Value`: `struct_value` = 5, `number_value` = 2.
+    /// The form that Envoy's rate limit filter reads. `Value`: `struct_value` = 5, `number_value` = 2.
     fn limit(self, fields: &mut Message<'_>, name: MetadataField, limit: Option<Limit>) {
         let Some(limit) = limit.filter(|_| self.0.has(name)) else { return };
         entry(fields, name.as_str(), |content| {
@@ -454,7 +455,7 @@ fn entry(fields: &mut Message<'_>, name: &str, value: impl FnOnce(&mut Message<'
     });
 }
 
-/// The same with `Value.bool_value` = 4, true.
+/// An entry with `Value.bool_value` = 4, true.
 fn flag(fields: &mut Message<'_>, name: &str) {
     entry(fields, name, |content| content.number(4, 1));
 }

@@ -1,4 +1,4 @@
-//! What is said of each decision.
+//! Tests of the response to each decision.
 
 use prost::Message as _;
 use prost_types::value::Kind;
@@ -44,44 +44,44 @@ fn speech(on_unavailable: OnUnavailable) -> Speech {
     Speech { key_header: "x-llmcore-api-key".into(), on_unavailable, ..Speech::default() }
 }
 
-fn say(decision: &Decision<'_>) -> CheckResponse {
-    say_as(decision, false, OnUnavailable::Deny)
+fn render(decision: &Decision<'_>) -> CheckResponse {
+    render_as(decision, false, OnUnavailable::Deny)
 }
 
-/// What is written is what the generated encoder writes of it, to the byte.
-fn say_as(decision: &Decision<'_>, bearer: bool, mode: OnUnavailable) -> CheckResponse {
-    say_by(decision, bearer, &speech(mode))
+/// Renders a response, and checks that the generated encoder writes the same bytes.
+fn render_as(decision: &Decision<'_>, bearer: bool, mode: OnUnavailable) -> CheckResponse {
+    render_by(decision, bearer, &speech(mode))
 }
 
-fn say_by(decision: &Decision<'_>, bearer: bool, speech: &Speech) -> CheckResponse {
-    say_of(&Answer::of(decision), bearer, speech)
+fn render_by(decision: &Decision<'_>, bearer: bool, speech: &Speech) -> CheckResponse {
+    render_of(&Answer::of(decision), bearer, speech)
 }
 
-fn say_of(said: &Answer<'_>, bearer: bool, speech: &Speech) -> CheckResponse {
+fn render_of(content: &Answer<'_>, bearer: bool, speech: &Speech) -> CheckResponse {
     let (cache, mut bytes) = (ResponseCache::new(), Vec::new());
-    answer(&mut bytes, said, Uuid::nil(), bearer, speech);
+    answer(&mut bytes, content, Uuid::nil(), bearer, speech);
     for time in ["first", "next"] {
         let mut again = Vec::new();
-        let cached = Answer { cache: Some(&cache), ..*said };
+        let cached = Answer { cache: Some(&cache), ..*content };
         answer(&mut again, &cached, Uuid::nil(), bearer, speech);
-        assert_eq!(again, bytes, "the {time} time that it is said of a tenant");
+        assert_eq!(again, bytes, "the {time} response with the cache of a tenant");
     }
     let response = CheckResponse::decode(bytes.as_slice()).unwrap();
     assert_eq!(response.encode_to_vec(), bytes);
     response
 }
 
-fn every_refusal() -> Vec<Decision<'static>> {
+fn every_rejection() -> Vec<Decision<'static>> {
     let deny = |reason| Decision::Deny(Denial { reason, identity: None, needs: None });
     let unable = |fault| Decision::Unable(fault, None);
     Reason::ALL.into_iter().map(deny).chain(Fault::ALL.into_iter().map(unable)).collect()
 }
 
 #[test]
-fn nothing_but_an_allow_has_the_code_that_lets_pass() {
-    for decision in every_refusal() {
+fn only_an_allow_has_status_code_0() {
+    for decision in every_rejection() {
         for mode in [OnUnavailable::Deny, OnUnavailable::Error] {
-            let response = say_as(&decision, false, mode);
+            let response = render_as(&decision, false, mode);
             assert_ne!(response.status.unwrap().code, 0, "{decision:?}");
             assert!(!matches!(response.http_response.unwrap(), HttpResponse::OkResponse(_)));
         }
@@ -89,9 +89,9 @@ fn nothing_but_an_allow_has_the_code_that_lets_pass() {
 }
 
 #[test]
-fn an_allow_sets_each_identity_header_once_and_never_empty() {
+fn an_allow_sets_each_identity_header_once_to_a_value_that_is_not_empty() {
     let (key, tenant) = (key(), tenant());
-    let response = say(&Decision::Allow(Grant::Tenant(&key, &tenant)));
+    let response = render(&Decision::Allow(Grant::Tenant(&key, &tenant)));
     let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
     let set: Vec<_> = ok
         .headers
@@ -109,8 +109,8 @@ fn an_allow_sets_each_identity_header_once_and_never_empty() {
 }
 
 #[test]
-fn a_public_request_keeps_neither_identity_nor_key() {
-    let response = say_as(&Decision::Allow(Grant::Public), true, OnUnavailable::Deny);
+fn a_public_request_loses_identity_headers_and_key() {
+    let response = render_as(&Decision::Allow(Grant::Public), true, OnUnavailable::Deny);
     let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
     assert!(ok.headers.is_empty());
     assert_eq!(ok.headers_to_remove[..2], ["x-llmcore-api-key", "authorization"]);
@@ -118,25 +118,25 @@ fn a_public_request_keeps_neither_identity_nor_key() {
 }
 
 #[test]
-fn a_key_that_is_to_stay_stays_and_identity_headers_do_not() {
+fn keep_key_header_keeps_the_key_but_not_identity_headers() {
     let speech = Speech { keep_key_header: true, ..speech(OnUnavailable::Deny) };
     let (key, tenant) = (key(), tenant());
     for (grant, removed) in [(Grant::Tenant(&key, &tenant), &[][..]), (Grant::Public, &IDENTITY_HEADERS[..])]
     {
-        let response = say_by(&Decision::Allow(grant), true, &speech);
+        let response = render_by(&Decision::Allow(grant), true, &speech);
         let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
         assert_eq!(ok.headers_to_remove, removed);
     }
 }
 
 #[test]
-fn metadata_names_the_caller_only_once_he_is_proven() {
+fn metadata_has_the_identity_only_after_proof() {
     let (key, tenant) = (key(), tenant());
     let names = |decision: &Decision<'_>| {
-        let fields = say(decision).dynamic_metadata.unwrap().fields;
+        let fields = render(decision).dynamic_metadata.unwrap().fields;
         fields.into_keys().collect::<Vec<_>>().join(" ")
     };
-    for decision in every_refusal() {
+    for decision in every_rejection() {
         assert_eq!(names(&decision), "decision decision_id reason");
     }
     assert_eq!(
@@ -146,10 +146,10 @@ fn metadata_names_the_caller_only_once_he_is_proven() {
 }
 
 #[test]
-fn metadata_says_of_a_request_that_passed_in_shadow_mode_why_it_would_not_have() {
-    for (decision, reason) in every_refusal().into_iter().zip(Reason::ALL.map(Reason::as_str)) {
+fn metadata_of_a_request_in_shadow_mode_has_the_reason_for_the_rejection() {
+    for (decision, reason) in every_rejection().into_iter().zip(Reason::ALL.map(Reason::as_str)) {
         let Decision::Allow(grant @ Grant::Shadow(_)) = decision.in_mode(Mode::Shadow) else { panic!() };
-        let fields = say(&Decision::Allow(grant)).dynamic_metadata.unwrap().fields;
+        let fields = render(&Decision::Allow(grant)).dynamic_metadata.unwrap().fields;
         assert_eq!(
             fields.keys().cloned().collect::<Vec<_>>().join(" "),
             "decision decision_id reason shadow would_deny"
@@ -159,7 +159,7 @@ fn metadata_says_of_a_request_that_passed_in_shadow_mode_why_it_would_not_have()
     }
 }
 
-/// The fields of an answer's metadata, as text.
+/// The metadata fields of a response, as text.
 fn fields(response: &CheckResponse) -> Vec<String> {
     let all = response.dynamic_metadata.clone().unwrap().fields;
     let mut all: Vec<_> = all.into_iter().map(|(name, value)| format!("{name}={}", shown(value))).collect();
@@ -188,13 +188,13 @@ fn gold() -> PlanEntry {
 }
 
 #[test]
-fn metadata_tells_of_scopes_plan_and_route_in_the_forms_that_envoy_reads() {
+fn metadata_has_scopes_plan_and_route_in_the_forms_that_envoy_reads() {
     let (key, tenant, plan) = (key(), tenant(), gold());
     let scopes = Scopes::parse("a b.*").unwrap();
     let terms = Terms { scopes: Some(&scopes), plan: Some(&plan), route: Some("orders") };
     let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
-    let said = Answer { terms, ..Answer::of(&decision) };
-    let all = fields(&say_of(&said, false, &speech(OnUnavailable::Deny)));
+    let content = Answer { terms, ..Answer::of(&decision) };
+    let all = fields(&render_of(&content, false, &speech(OnUnavailable::Deny)));
     for field in [
         "scopes=[\"a\", \"b.*\"]",
         "plan=gold",
@@ -208,12 +208,13 @@ fn metadata_tells_of_scopes_plan_and_route_in_the_forms_that_envoy_reads() {
     assert!(!all.iter().any(|field| field.starts_with("total_limit")));
     let mut chosen = Speech { metadata: MetadataFields::none(), ..speech(OnUnavailable::Deny) };
     chosen.metadata.add("plan").unwrap();
-    let names: Vec<_> = say_of(&said, false, &chosen).dynamic_metadata.unwrap().fields.into_keys().collect();
+    let names: Vec<_> =
+        render_of(&content, false, &chosen).dynamic_metadata.unwrap().fields.into_keys().collect();
     assert_eq!(names.join(" "), "decision decision_id plan reason");
 }
 
 #[test]
-fn chosen_headers_are_set_where_there_is_something_to_say_and_removed_where_not() {
+fn chosen_headers_are_set_if_they_have_a_value_and_otherwise_removed() {
     let (key, tenant, plan) = (key(), tenant(), gold());
     let (scopes, none) = (Scopes::parse("a b.*").unwrap(), Scopes::default());
     let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
@@ -231,7 +232,7 @@ fn chosen_headers_are_set_where_there_is_something_to_say_and_removed_where_not(
         ),
         (Terms::default(), "x-llmcore-key-prefix:llmk_demo", &["x-scopes", "x-llmcore-plan"]),
     ] {
-        let response = say_of(&Answer { terms, ..Answer::of(&decision) }, false, &chosen);
+        let response = render_of(&Answer { terms, ..Answer::of(&decision) }, false, &chosen);
         let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
         let headers = ok.headers.into_iter().map(|option| option.header.unwrap());
         let headers: Vec<_> = headers.map(|header| format!("{}:{}", header.key, header.value)).collect();
@@ -240,13 +241,13 @@ fn chosen_headers_are_set_where_there_is_something_to_say_and_removed_where_not(
         assert_eq!(ok.headers_to_remove[1..], *removed);
     }
     let public = Decision::Allow(Grant::Public);
-    let response = say_of(&Answer::of(&public), false, &chosen);
+    let response = render_of(&Answer::of(&public), false, &chosen);
     let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
     assert_eq!(ok.headers_to_remove[1..], ["x-scopes", "x-llmcore-plan", "x-llmcore-key-prefix"]);
 }
 
 #[test]
-fn limits_and_terms_are_not_told_of_who_does_not_pass_or_is_not_proven() {
+fn metadata_has_limits_only_on_an_allow_and_terms_only_after_proof() {
     let (key, tenant, plan) = (key(), tenant(), gold());
     let terms = Terms { plan: Some(&plan), route: Some("r"), scopes: None };
     let identity = Some(Identity { key: &key, tenant: Some(&tenant) });
@@ -258,8 +259,8 @@ fn limits_and_terms_are_not_told_of_who_does_not_pass_or_is_not_proven() {
         (Decision::Allow(Grant::Anonymous), false, false),
         (Decision::Allow(Grant::Spared(&key, &tenant, denied)), true, true),
     ] {
-        let said = Answer { terms, ..Answer::of(&decision) };
-        let all = fields(&say_of(&said, false, &speech(OnUnavailable::Deny)));
+        let content = Answer { terms, ..Answer::of(&decision) };
+        let all = fields(&render_of(&content, false, &speech(OnUnavailable::Deny)));
         let has = |name: &str| all.iter().any(|field| field.starts_with(name));
         assert_eq!(
             (has("plan="), has("route="), has("request_limit=")),

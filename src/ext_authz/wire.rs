@@ -1,16 +1,17 @@
-//! Encodes protobuf messages by hand.
+//! Encodes protobuf messages without generated code.
 //!
-//! The half of protobuf that answers need: fields in one buffer, messages within
-//! messages, nothing allocated but the buffer. What comes out is what the generated
-//! encoder would write. What the fields mean is not known here.
-//! <https://protobuf.dev/programming-guides/encoding/>
+//! Implements the part of protobuf that responses need, and writes the same bytes as the generated encoder. All
+//! messages are written into one buffer, which is the only allocation. This module does not know the meaning of the
+//! fields.
+//!
+//! Source: <https://protobuf.dev/programming-guides/encoding/>
 
-/// A message that is being written.
+/// A message that is being written to the end of a buffer.
 #[derive(Debug)]
 pub(super) struct Message<'b>(pub(super) &'b mut Vec<u8>);
 
 impl Message<'_> {
-    /// A number. Zero is not written, as everywhere in proto3.
+    /// Writes a number below 128. Omits zero, as proto3 does.
     pub(super) fn number(&mut self, field: u8, value: u8) {
         debug_assert!(value < 0x80, "one byte of varint");
         if value != 0 {
@@ -18,7 +19,7 @@ impl Message<'_> {
         }
     }
 
-    /// A number of up to two bytes of varint.
+    /// Writes a number below 2^14, which takes at most two bytes as a varint. Omits zero.
     pub(super) fn short(&mut self, field: u8, value: u16) {
         if value < 0x80 {
             self.number(field, value.to_le_bytes()[0]);
@@ -29,40 +30,41 @@ impl Message<'_> {
         }
     }
 
-    /// A number of 64 bits in floating point, which is written where it is zero, too.
+    /// Writes a `double`, also if it is zero.
     pub(super) fn double(&mut self, field: u8, value: f64) {
         self.0.push(field << 3 | 1);
         self.0.extend(value.to_le_bytes());
     }
 
-    /// Text. An empty one is not written.
+    /// Writes a text. Omits an empty one.
     pub(super) fn text(&mut self, field: u8, value: &str) {
         self.bytes(field, value.as_bytes());
     }
 
-    /// Bytes. None are not written.
+    /// Writes bytes. Omits an empty slice.
     pub(super) fn bytes(&mut self, field: u8, value: &[u8]) {
         if !value.is_empty() {
             self.within(field, |message| message.0.extend_from_slice(value));
         }
     }
 
-    /// Text that is put together as it is written.
+    /// Writes a text that `write` appends to the buffer.
     pub(super) fn text_of(&mut self, field: u8, write: impl FnOnce(&mut Vec<u8>)) {
         self.within(field, |message| write(message.0));
     }
 
-    /// Fields that were written before.
+    /// Appends fields that are already encoded.
     pub(super) fn fields(&mut self, written: &[u8]) {
         self.0.extend_from_slice(written);
     }
 
-    /// A message within this one.
+    /// Writes an embedded message.
     pub(super) fn message(&mut self, field: u8, write: impl FnOnce(&mut Self)) {
         self.within(field, write);
     }
 
-    /// Its length stands before what is written, and is known only after: nearly always it takes one byte.
+    /// Writes a length-delimited field. The length comes first but is known only afterwards, so one byte is reserved
+    /// for it, which is nearly always enough.
     fn within(&mut self, field: u8, write: impl FnOnce(&mut Self)) {
         self.0.extend([field << 3 | 2, 0]);
         let from = self.0.len();
@@ -79,7 +81,7 @@ impl Message<'_> {
             rest >>= 7;
             bytes += 1;
         }
-        // Moves what was written up by what the length takes more than one byte.
+        // Moves the content to make room for a longer length.
         let end = self.0.len();
         self.0.resize(end + bytes - 1, 0);
         self.0.copy_within(from..end, from + bytes - 1);

@@ -1,7 +1,7 @@
-//! What a proven key may do of what is asked.
+//! Checks what a proven key may do.
 //!
-//! Everything was read when the snapshot was made: here are look-ups by number and by name. The client's address is read
-//! only for keys that have networks.
+//! Profiles, plans and rules were parsed when the snapshot was built, so this only looks them up. The client's
+//! address is parsed only for keys that have networks.
 
 use std::net::IpAddr;
 
@@ -13,18 +13,18 @@ use crate::replica::{Entry, Interned, PlanEntry, Snapshot};
 use crate::scope::{Granted, Scopes};
 use crate::tenant::Tenant;
 
-/// What is told of a proven key beside its row.
+/// What a response says about a proven key, apart from its row.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Terms<'v> {
-    /// The scopes that it is granted; `None`: everything.
+    /// The granted scopes; `None` grants everything.
     pub scopes: Option<&'v Scopes>,
-    /// Its plan, or that of its tenant.
+    /// Its plan, or else its tenant's.
     pub plan: Option<&'v PlanEntry>,
     /// The name of the route.
     pub route: Option<&'v str>,
 }
 
-/// Judges a key by its profile, and tells what may be told of it.
+/// Checks a key against its profile and the rule of the request. Also returns its terms.
 pub(crate) fn access<'v>(
     snapshot: &'v Snapshot,
     routing: &Routing<'v>,

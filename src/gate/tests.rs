@@ -1,4 +1,4 @@
-//! Is what is known brought together as drawn? With rows of our own, and the clocks held still.
+//! Tests of the gate with rows in memory and paused clocks.
 
 use tokio::join;
 use uuid::Uuid;
@@ -23,14 +23,14 @@ use crate::verify::{self, bcrypt};
 const KEY: &str = "llmk_demo_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg";
 const WRONG: &str = "llmk_demo_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Ph";
 
-/// A gate, and what it stands on.
-struct House {
+/// A gate with its replica and clock.
+struct Setup {
     clock: Arc<ManualClock>,
     replica: Replica,
     gate: Gate,
 }
 
-impl House {
+impl Setup {
     fn new(mode: Mode) -> Self {
         let clock = Arc::new(ManualClock::at(Timestamp(1_000_000_000)));
         let replica = Replica::default();
@@ -53,7 +53,7 @@ impl House {
         self.replica.sees(rows, self.clock.as_ref());
     }
 
-    /// The verdict if there is one at once, recorded.
+    /// Records the verdict and returns it as text; `None` if it must wait.
     fn now(&self, key: &str) -> Option<String> {
         self.on(&self.gate.view(), key)
     }
@@ -73,7 +73,7 @@ impl House {
         Some(word(&verdict))
     }
 
-    /// What is decided after this proof of this entry; nothing where another is needed.
+    /// Decides after this result of a proof of this entry; `None` if another proof is needed.
     fn after(&self, entry: &Arc<Entry>, proof: Proof) -> Option<String> {
         let view = View { proven: Some((Arc::clone(entry), proof)), ..self.gate.view() };
         self.on(&view, KEY)
@@ -101,7 +101,7 @@ fn word(verdict: &Verdict<'_>) -> String {
     }
 }
 
-/// The row of [`KEY`], with a hash of its own each time.
+/// The row of [`KEY`], with another salt at each call.
 fn key() -> KeyRecord {
     let hash = bcrypt::hash(&parse(KEY.as_bytes()).unwrap().to_plain(), 4).unwrap();
     KeyRecord {
@@ -130,79 +130,79 @@ fn rows(key: KeyRecord) -> Vec<Row> {
 }
 
 #[tokio::test]
-async fn a_key_is_proven_once_and_then_passes_at_once() {
-    let house = House::new(Mode::Enforce);
-    house.sees(rows(key()));
-    assert_eq!(house.now(KEY), None);
-    assert_eq!(house.soon(WRONG).await, "mismatch");
-    assert_eq!(house.soon(KEY).await, "ok");
-    assert_eq!(house.now(KEY).as_deref(), Some("ok"));
-    assert_eq!(house.now(WRONG).as_deref(), Some("mismatch"));
-    assert_eq!(house.now("llmk_other_secret123").as_deref(), Some("unknown"));
-    assert_eq!(house.entry().last_use().1, house.clock.now());
-    let stats = house.gate.stats();
+async fn a_key_is_proven_once_and_then_decided_without_waiting() {
+    let setup = Setup::new(Mode::Enforce);
+    setup.sees(rows(key()));
+    assert_eq!(setup.now(KEY), None);
+    assert_eq!(setup.soon(WRONG).await, "mismatch");
+    assert_eq!(setup.soon(KEY).await, "ok");
+    assert_eq!(setup.now(KEY).as_deref(), Some("ok"));
+    assert_eq!(setup.now(WRONG).as_deref(), Some("mismatch"));
+    assert_eq!(setup.now("llmk_other_secret123").as_deref(), Some("unknown"));
+    assert_eq!(setup.entry().last_use().1, setup.clock.now());
+    let stats = setup.gate.stats();
     let denied = Reason::ALL.into_iter().zip(stats.denied.iter().map(Counter::value)).filter(|(_, n)| *n > 0);
     let denied: Vec<_> = denied.collect();
     assert_eq!((stats.ok.value(), denied), (2, vec![(Reason::Mismatch, 2), (Reason::Unknown, 1)]));
 }
 
 #[test]
-fn a_proof_counts_for_the_row_it_was_made_on_whatever_became_of_its_state() {
-    let house = House::new(Mode::Enforce);
+fn a_proof_is_valid_for_its_row_after_a_change_of_state() {
+    let setup = Setup::new(Mode::Enforce);
     let row = key();
-    house.sees(rows(row.clone()));
-    let before = house.entry();
-    assert_eq!(house.after(&before, Proof::Wrong).as_deref(), Some("mismatch"));
-    assert_eq!(house.after(&before, Proof::Right).as_deref(), Some("ok"));
-    house.sees(rows(KeyRecord { revoked: true, ..row.clone() }));
-    assert_eq!(house.after(&before, Proof::Right).as_deref(), Some("revoked"));
+    setup.sees(rows(row.clone()));
+    let before = setup.entry();
+    assert_eq!(setup.after(&before, Proof::Wrong).as_deref(), Some("mismatch"));
+    assert_eq!(setup.after(&before, Proof::Right).as_deref(), Some("ok"));
+    setup.sees(rows(KeyRecord { revoked: true, ..row.clone() }));
+    assert_eq!(setup.after(&before, Proof::Right).as_deref(), Some("revoked"));
     for other in [
         key(),
         KeyRecord { id: KeyId(Uuid::from_u128(9)), ..row.clone() },
         KeyRecord { tenant_id: TenantId(Uuid::from_u128(9)), ..row },
     ] {
-        house.sees(rows(other));
-        assert_eq!(house.after(&before, Proof::Right), None);
-        assert_eq!(house.after(&before, Proof::Wrong), None);
+        setup.sees(rows(other));
+        assert_eq!(setup.after(&before, Proof::Right), None);
+        assert_eq!(setup.after(&before, Proof::Wrong), None);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_asks_before_the_first_load_waits_for_it() {
-    let house = House::new(Mode::Enforce);
-    assert_eq!(house.now(KEY), None);
-    let load = async { house.sees(Vec::new()) };
+async fn requests_wait_for_the_first_load() {
+    let setup = Setup::new(Mode::Enforce);
+    assert_eq!(setup.now(KEY), None);
+    let load = async { setup.sees(Vec::new()) };
     let started = Instant::now();
-    assert_eq!(join!(house.soon(KEY), load), ("unknown".to_owned(), ()));
+    assert_eq!(join!(setup.soon(KEY), load), ("unknown".to_owned(), ()));
     assert_eq!(started.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_the_first_load_beyond_his_deadline_or_the_time_that_a_start_takes() {
-    let house = House::new(Mode::Enforce);
+async fn requests_wait_for_the_first_load_until_their_deadline_and_at_most_two_seconds() {
+    let setup = Setup::new(Mode::Enforce);
     for (patience, waits) in [(20, 20), (60_000, 2_000)] {
         let started = Instant::now();
         let deadline = started + Duration::from_millis(patience);
-        assert_eq!(house.by(KEY, deadline).await, "never_loaded");
+        assert_eq!(setup.by(KEY, deadline).await, "never_loaded");
         let waited = started.elapsed();
         assert!((waits..waits + 2).contains(&waited.as_millis()), "{waited:?}");
     }
-    house.clock.advance(Duration::from_millis(1_999));
-    assert_eq!(house.now(KEY), None);
-    house.clock.advance(Duration::from_millis(1));
-    assert_eq!(house.now(KEY).as_deref(), Some("never_loaded"));
-    house.clock.advance(Duration::from_millis(1));
-    assert_eq!(house.now(KEY).as_deref(), Some("never_loaded"));
+    setup.clock.advance(Duration::from_millis(1_999));
+    assert_eq!(setup.now(KEY), None);
+    setup.clock.advance(Duration::from_millis(1));
+    assert_eq!(setup.now(KEY).as_deref(), Some("never_loaded"));
+    setup.clock.advance(Duration::from_millis(1));
+    assert_eq!(setup.now(KEY).as_deref(), Some("never_loaded"));
 }
 
 #[test]
-fn in_shadow_mode_what_is_said_is_what_becomes_of_the_decision() {
-    let house = House::new(Mode::Shadow);
-    house.sees(Vec::new());
-    assert_eq!(house.now(KEY).as_deref(), Some("shadow unknown"));
-    let view = house.gate.unable(Fault::Overloaded, Duration::ZERO);
-    assert_eq!(house.on(&view, KEY).as_deref(), Some("shadow unavailable"));
-    let stats = house.gate.stats();
+fn shadow_mode_applies_to_verdicts_and_counters() {
+    let setup = Setup::new(Mode::Shadow);
+    setup.sees(Vec::new());
+    assert_eq!(setup.now(KEY).as_deref(), Some("shadow unknown"));
+    let view = setup.gate.unable(Fault::Overloaded, Duration::ZERO);
+    assert_eq!(setup.on(&view, KEY).as_deref(), Some("shadow unavailable"));
+    let stats = setup.gate.stats();
     assert_eq!(
         stats.shadow.iter().map(Counter::value).collect::<Vec<_>>(),
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
@@ -212,7 +212,7 @@ fn in_shadow_mode_what_is_said_is_what_becomes_of_the_decision() {
 }
 
 #[test]
-fn every_decision_is_counted_under_its_own_name() {
+fn every_decision_has_its_own_counter() {
     let stats = Stats::default();
     for (at, reason) in Reason::ALL.into_iter().enumerate() {
         let denial = Denial { reason, identity: None, needs: None };
@@ -233,7 +233,7 @@ fn every_decision_is_counted_under_its_own_name() {
     assert_eq!((stats.public.value(), stats.ok.value()), (1, 0));
 }
 
-/// The key with this profile, a plan, and a rule.
+/// Rows of the key with this profile, a plan with this limit, and a rule.
 fn governed(profile: [Option<&str>; 3], limit: &str) -> Vec<Row> {
     let [scopes, networks, plan] = profile.map(|text| text.map(Into::into));
     let mut all = rows(key());
@@ -255,7 +255,7 @@ fn governed(profile: [Option<&str>; 3], limit: &str) -> Vec<Row> {
 }
 
 #[tokio::test]
-async fn a_key_is_judged_by_its_profile_once_it_is_proven() {
+async fn the_profile_of_a_key_is_checked_after_its_secret() {
     let near = Some("192.0.2.7".parse().unwrap());
     for (profile, limit, address, expected) in [
         ([None, None, None], "1/DAY", None, "ok"),
@@ -270,12 +270,12 @@ async fn a_key_is_judged_by_its_profile_once_it_is_proven() {
         ([Some("a,b"), None, None], "1/DAY", None, "damaged_row"),
         ([None, Some(""), None], "1/DAY", near, "damaged_row"),
     ] {
-        let house = House::new(Mode::Enforce);
-        house.sees(governed(profile, limit));
+        let setup = Setup::new(Mode::Enforce);
+        setup.sees(governed(profile, limit));
         let deadline = Instant::now() + Duration::from_mins(1);
         for (key, expected) in [(WRONG, "mismatch"), (KEY, expected)] {
             let (asked, address) = (presenting(key), || address);
-            let view = house.gate.settle(&asked, &address, deadline).await;
+            let view = setup.gate.settle(&asked, &address, deadline).await;
             let verdict = view.judge(&asked, &address).unwrap();
             assert_eq!(word(&verdict), expected, "{profile:?} {limit}");
             if expected == "ok" {
@@ -288,11 +288,11 @@ async fn a_key_is_judged_by_its_profile_once_it_is_proven() {
 }
 
 #[tokio::test]
-async fn a_change_of_a_rule_is_in_force_with_the_next_snapshot() {
-    let house = House::new(Mode::Enforce);
+async fn a_changed_rule_applies_with_the_next_snapshot() {
+    let setup = Setup::new(Mode::Enforce);
     let mut all = governed([Some("b"), None, None], "1/DAY");
-    house.sees(all.clone());
-    assert_eq!(house.soon(KEY).await, "scope");
+    setup.sees(all.clone());
+    assert_eq!(setup.soon(KEY).await, "scope");
     for (shadow, scopes, expected) in [
         (true, "a.read", "spared scope"),
         (false, "b", "ok"),
@@ -302,25 +302,25 @@ async fn a_change_of_a_rule_is_in_force_with_the_next_snapshot() {
         if let Some(Row::Route(rule)) = all.last_mut() {
             *rule = RouteRow { shadow, scopes: Some(scopes.into()), ..rule.clone() };
         }
-        house.sees(all.clone());
-        assert_eq!(house.now(KEY).as_deref(), Some(expected));
+        setup.sees(all.clone());
+        assert_eq!(setup.now(KEY).as_deref(), Some(expected));
     }
-    let stats = house.gate.stats();
+    let stats = setup.gate.stats();
     assert_eq!((stats.ok.value(), stats.spared.value()), (2, 1));
 }
 
 #[tokio::test]
-async fn the_plan_of_a_tenant_is_for_keys_without_one() {
+async fn a_key_without_plan_has_the_plan_of_its_tenant() {
     for (own, expected) in [(None, "gold"), (Some("silver"), "silver")] {
-        let house = House::new(Mode::Enforce);
+        let setup = Setup::new(Mode::Enforce);
         let mut all = governed([None, None, own], "1/DAY");
         all.push(Row::Plan(PlanRow { name: "silver".into(), limits: [const { None }; 4] }));
         if let Row::Tenant(tenant) = &mut all[1] {
             tenant.plan = Some("gold".into());
         }
-        house.sees(all);
-        assert_eq!(house.soon(KEY).await, "ok");
-        let (view, asked) = (house.gate.view(), presenting(KEY));
+        setup.sees(all);
+        assert_eq!(setup.soon(KEY).await, "ok");
+        let (view, asked) = (setup.gate.view(), presenting(KEY));
         let terms = view.judge(&asked, &|| None).unwrap().terms;
         assert_eq!(terms.plan.map(|plan| plan.plan().unwrap().name.as_str()), Some(expected));
     }

@@ -1,8 +1,8 @@
-//! A key as the replica keeps it in memory.
+//! The entry of a key in the snapshot.
 //!
-//! Its row, whether somebody has proven to hold it, and what is still to be written
-//! down about it. A row that changes becomes a new [`Entry`], which takes the verdict
-//! over only if key, tenant and hash are what the verdict was on.
+//! It has the row of the key, the result of its first proof, and what must still be written to the database: its
+//! last use and its memo. A row that changes becomes a new [`Entry`]. It keeps the result of the proof only if the
+//! id, the tenant and the hash of the key are unchanged.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
 
@@ -14,33 +14,33 @@ use crate::record::{KeyRecord, Memo};
 use crate::verify::memo::{Peppers, Policy};
 use crate::verify::{Provable, Proven};
 
-/// A key as the replica has it.
+/// A key in the snapshot.
 #[derive(Debug)]
 pub struct Entry {
     record: KeyRecord,
     proven: Proven,
-    /// When it was last used, in microseconds; 0 for not since it came here.
+    /// The last use of this entry, in microseconds since 1970; 0 if it was not used.
     used_at: AtomicI64,
-    /// Whether somebody already promised to write that down.
+    /// Whether the last use is already queued to be written.
     use_noted: AtomicBool,
-    /// Whether nobody has seen to it yet that there is a memo by the pepper that writes.
+    /// Whether a memo with the current pepper is missing and nothing is queued to write it.
     memo_due: AtomicBool,
     /// Whether the proof was told to the one who publishes it.
     witnessed: AtomicBool,
-    /// Whether the row came with a memo that we understand.
+    /// Whether the row has a valid memo with one of our peppers.
     remembered: bool,
     /// The number of its profile in the snapshot that it is in.
     profile: u32,
 }
 
 impl Entry {
-    /// A row that nobody has proven a key against.
+    /// Creates the entry of a row without memo.
     #[must_use]
     pub fn new(record: KeyRecord) -> Self {
         Self::remembering(record, None, &Peppers::default())
     }
 
-    /// A row, and what its memo says of a proof.
+    /// Creates the entry of a row. If its memo is valid, the key is proven with it.
     #[must_use]
     pub fn remembering(record: KeyRecord, memo: Option<&Memo>, peppers: &Peppers) -> Self {
         let seal = memo.and_then(|memo| peppers.read(memo, &record));
@@ -57,34 +57,34 @@ impl Entry {
         }
     }
 
-    /// The same row with a profile.
+    /// Sets the number of the profile.
     #[must_use]
     pub(super) fn with_profile(self, profile: u32) -> Self {
         Self { profile, ..self }
     }
 
-    /// The number of its profile; see [`Snapshot::profile`](super::Snapshot::profile).
+    /// Returns the number of its profile; see [`Snapshot::profile`](super::Snapshot::profile).
     #[must_use]
     pub fn profile(&self) -> u32 {
         self.profile
     }
 
-    /// The row that takes the place of `before`.
-    pub(super) fn heir(
+    /// Creates the entry of a row that replaces `before`, and keeps the result of its proof if that is allowed.
+    pub(super) fn replacing(
         record: KeyRecord,
         memo: Option<&Memo>,
         before: Option<&Self>,
         peppers: &Peppers,
     ) -> Self {
         let entry = Self::remembering(record, memo, peppers);
-        // Where nobody passes without a memo, taking the memo away takes the verdict away.
+        // If memos are required, removing the memo from the row discards the result, too.
         if let Some(before) = before.filter(|_| peppers.policy() == Policy::Optional) {
             entry.inherit(before);
         }
         entry
     }
 
-    /// Whether this is the entry of just this row: nothing about it changed.
+    /// Returns whether this entry was made from an equal row and memo.
     pub(super) fn is_of(&self, record: &KeyRecord, memo: Option<&Memo>, peppers: &Peppers) -> bool {
         let seal = memo.and_then(|memo| peppers.read(memo, record));
         let same_memo = match (seal, self.proven.seal()) {
@@ -101,26 +101,25 @@ impl Entry {
         self.proven.seal().is_some()
     }
 
-    /// The row.
+    /// Returns the row.
     #[must_use]
     pub fn record(&self) -> &KeyRecord {
         &self.record
     }
 
-    /// Whether the row came with a memo that we understand: proving it costs no bcrypt.
+    /// Returns whether the row has a valid memo with one of our peppers, so that its first proof needs no bcrypt.
     #[must_use]
     pub fn is_remembered(&self) -> bool {
         self.remembered
     }
 
-    /// The memo that the row came with, if we understand it.
+    /// Returns the memo of the row; `None` if there is no valid one.
     #[must_use]
     pub(super) fn memo(&self, peppers: &Peppers) -> Option<Memo> {
         peppers.memo_of(&self.record, self.proven.seal()?)
     }
 
-    /// Whether the caller, who has just seen the key proven, is the one to see to it that a memo is written: the
-    /// first.
+    /// Returns whether the caller must queue a memo. Called after the key was proven; true at most once.
     #[must_use]
     pub fn take_memo_due(&self) -> bool {
         self.memo_due.load(Relaxed) && self.memo_due.swap(false, Relaxed)
@@ -132,29 +131,29 @@ impl Entry {
         !self.witnessed.load(Relaxed) && !self.witnessed.swap(true, Relaxed)
     }
 
-    /// Takes note of a use. Returns whether the caller is the one who must see to it that it is written down:
-    /// the first since [`Entry::forget_note`].
+    /// Records a use. Returns whether the caller must queue it to be written: true for the first use since
+    /// [`Entry::forget_note`].
     #[must_use]
     pub fn note_use(&self, now: Timestamp) -> bool {
-        // A busy key is written once a second, not once a request.
+        // At most once a second, so that the requests of a busy key do not contend for this cache line.
         if now.0 > self.used_at.load(Relaxed).saturating_add(1_000_000) {
             self.used_at.fetch_max(now.0, Relaxed);
         }
         !self.use_noted.load(Relaxed) && !self.use_noted.swap(true, Relaxed)
     }
 
-    /// From now on the next use is somebody else's to write down.
+    /// Makes the next [`Entry::note_use`] return true again.
     pub fn forget_note(&self) {
         self.use_noted.store(false, Relaxed);
     }
 
-    /// The last use.
+    /// Returns the id of the key and its last recorded use.
     #[must_use]
     pub fn last_use(&self) -> (KeyId, Timestamp) {
         (self.record.id, Timestamp(self.used_at.load(Relaxed)))
     }
 
-    /// Takes over the verdict on `before`, if it is on the same key, tenant and hash. Returns whether it is.
+    /// Copies the result of the proof of `before` if id, tenant and hash are equal. Returns whether they are.
     pub fn inherit(&self, before: &Self) -> bool {
         let (old, new) = (&before.record, &self.record);
         let same = (old.id, old.tenant_id, old.hash) == (new.id, new.tenant_id, new.hash);
@@ -219,17 +218,17 @@ mod tests {
         before.proven().note(seal);
         let mut next = record();
         change(&mut next);
-        Entry::heir(next, None, Some(&before), keyring.peppers()).proven().seal().is_some()
+        Entry::replacing(next, None, Some(&before), keyring.peppers()).proven().seal().is_some()
     }
 
     #[test]
     fn a_key_takes_200_bytes() {
-        // With the counts of its Arc and what malloc adds: 224. Eight bytes more would take 240.
+        // 224 with the counters of its `Arc` and malloc's overhead. Eight bytes more would take 240.
         assert_eq!(size_of::<Entry>(), 200);
     }
 
     #[test]
-    fn a_verdict_survives_a_change_of_state_and_no_change_of_key_tenant_or_hash() {
+    fn a_proof_survives_a_change_of_state_but_not_of_id_tenant_or_hash() {
         assert!(proven_after(|_| ()));
         assert!(proven_after(|r| r.revoked = true));
         assert!(proven_after(|r| r.expires_at = Some(Timestamp(5)).into()));
@@ -240,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_with_its_memo_is_proven_and_one_with_the_memo_of_another_is_not() {
+    fn a_row_is_proven_by_its_own_memo_but_not_by_that_of_another_row() {
         let peppers = peppers(Policy::Optional);
         let memo = peppers.memo(&record(), parse(KEY).unwrap());
         let own = Entry::remembering(record(), memo.as_ref(), &peppers);
@@ -248,24 +247,24 @@ mod tests {
         let moved = KeyRecord { tenant_id: TenantId(Uuid::from_u128(9)), ..record() };
         let other = Entry::remembering(moved, memo.as_ref(), &peppers);
         assert!(!other.is_remembered() && other.proven().seal().is_none());
-        assert!(other.take_memo_due() && !other.take_memo_due(), "one sees to it, once");
+        assert!(other.take_memo_due() && !other.take_memo_due(), "exactly one caller queues the memo");
     }
 
     #[test]
-    fn where_a_memo_is_required_taking_it_away_takes_the_verdict_away() {
+    fn if_memos_are_required_removing_the_memo_removes_the_proof() {
         for (policy, proven) in [(Policy::Optional, true), (Policy::Required, false)] {
             let peppers = peppers(policy);
             let memo = peppers.memo(&record(), parse(KEY).unwrap());
             let before = Entry::remembering(record(), memo.as_ref(), &peppers);
             assert_eq!(
-                Entry::heir(record(), None, Some(&before), &peppers).proven().seal().is_some(),
+                Entry::replacing(record(), None, Some(&before), &peppers).proven().seal().is_some(),
                 proven
             );
         }
     }
 
     #[test]
-    fn a_row_is_the_same_if_its_memo_is_too_or_neither_is_understood() {
+    fn an_entry_is_unchanged_if_row_and_valid_memo_are() {
         let (old, new) = (Pepper::random().unwrap(), Pepper::random().unwrap());
         let memo_by = |pepper: &Pepper| {
             let peppers = Peppers::new(vec![pepper.clone()], Policy::Optional);
@@ -275,8 +274,8 @@ mod tests {
         let peppers = Peppers::new(vec![new, old], Policy::Optional);
         let plain = Entry::new(record());
         let remembering = Entry::remembering(record(), by_old.as_ref(), &peppers);
-        // What was proven by a memo stays proven when the memo is gone.
-        let forgotten = Entry::heir(record(), None, Some(&remembering), &peppers);
+        // A key that was proven by a memo stays proven when the memo is removed.
+        let forgotten = Entry::replacing(record(), None, Some(&remembering), &peppers);
         assert!(forgotten.proven().seal().is_some());
         for (entry, same) in [
             (&plain, [true, true, false, false]),
@@ -294,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_use_since_the_last_writing_is_for_the_caller_to_see_to() {
+    fn only_the_first_use_since_forget_note_must_be_queued() {
         let entry = Entry::new(record());
         assert!(entry.note_use(Timestamp(10_000_000)));
         assert!(!entry.note_use(Timestamp(12_000_000)));
@@ -302,7 +301,7 @@ mod tests {
         entry.forget_note();
         assert!(entry.note_use(Timestamp(11_000_000)));
         assert_eq!(entry.last_use().1, Timestamp(12_000_000));
-        // A use within a second of the last is as good as that one.
+        // A use within a second of the recorded one is not recorded.
         for (now, noted) in [(13_000_000, 12_000_000), (13_000_001, 13_000_001)] {
             assert!(!entry.note_use(Timestamp(now)));
             assert_eq!(entry.last_use().1, Timestamp(noted));

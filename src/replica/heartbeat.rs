@@ -1,10 +1,10 @@
 //! Publishes how far this server has read the change log.
 //!
 //! Every server writes its position to the database: when a client asks for it by a mark in the change log, and
-//! otherwise at an interval. Commands can then wait until the last server has applied a change (`key revoke --wait`). A
-//! server does not write after every change, because every change would then cause a write by every server. The
-//! position of a server that was killed or disconnected counts as long as the server could continue to serve without
-//! polling.
+//! otherwise at an interval. Commands can then wait until the last server has applied a change (`key revoke
+//! --wait`). A server does not write after every change, because every change would then cause a write by every
+//! server. The position of a server that was killed or disconnected counts as long as the server could continue to
+//! serve without polling.
 //!
 //! No check depends on this. If the database rejects the position, only `--wait` is affected.
 
@@ -39,7 +39,7 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// The heartbeat of this replica; `name` is for people.
+    /// Creates the heartbeat of this replica. `name` is shown to people.
     #[must_use]
     pub fn new(name: String, replica: Replica, store: Arc<dyn Store>, options: Options) -> Self {
         Self { id: random::new_id(), name, replica, store, options }
@@ -70,8 +70,8 @@ impl Heartbeat {
 
     async fn beat(&self) -> Result<(), StoreError> {
         let position = self.replica.look().position;
-        // A disconnected server wrote its position up to one interval before its last successful poll; another interval
-        // covers a late heartbeat.
+        // A disconnected server wrote its position up to one interval before its last successful poll; another
+        // interval covers a late heartbeat.
         let serves_for = self.options.max_staleness + 2 * self.options.interval;
         let (id, name) = (self.id, self.name.as_str());
         self.store.announce(&Announcement { id, name, position: &position, serves_for }).await
@@ -93,7 +93,7 @@ mod tests {
 
     use super::*;
     use crate::replica::sync::tests::Script;
-    use crate::replica::tests::said;
+    use crate::replica::tests::logged;
 
     fn heartbeat() -> (Heartbeat, Replica, Arc<Script>) {
         let (replica, script) = (Replica::default(), Arc::new(Script::default()));
@@ -107,13 +107,13 @@ mod tests {
         let (heartbeat, replica, script) = heartbeat();
         let running = tokio::spawn(heartbeat.run());
         let times = || script.announced.lock().unwrap().len();
-        replica.tell_of_mark();
+        replica.notify_marks();
         sleep(Duration::from_secs(25)).await;
         assert_eq!(times(), 0);
         replica.set_connected(true);
         sleep(Duration::from_secs(10)).await;
         assert_eq!(times(), 1);
-        replica.tell_of_mark();
+        replica.notify_marks();
         sleep(Duration::from_millis(1)).await;
         assert_eq!(times(), 2);
         let serves_for = Duration::from_secs(320);
@@ -129,14 +129,14 @@ mod tests {
         let warning = "WARN: the position of this server cannot be written, `--wait` does not wait for it";
         // Until the task waits for marks.
         sleep(Duration::from_millis(1)).await;
-        let _ = said();
+        let _ = logged();
         for (refuses, line) in
             [(true, Some(warning)), (true, None), (false, None), (false, None), (true, Some(warning))]
         {
             script.refuses_announcements.store(refuses, Relaxed);
-            replica.tell_of_mark();
+            replica.notify_marks();
             sleep(Duration::from_millis(1)).await;
-            assert_eq!(said(), Vec::from_iter(line));
+            assert_eq!(logged(), Vec::from_iter(line));
         }
         assert_eq!(script.announced.lock().unwrap().len(), 5);
         running.abort();

@@ -1,12 +1,12 @@
-//! The replica: all keys and tenants in memory, and how fresh they are.
+//! The replica: the copy of all rows in memory, and its age.
 //!
-//! One task ([`sync`]) writes: it builds the next [`Snapshot`] beside the one in use and swaps it in whole, so a reader
-//! sees either all of a transaction or nothing of it, and never waits.
+//! One task ([`sync`]) writes it: it builds the next [`Snapshot`] and then swaps it for the current one, so a reader
+//! sees all of a transaction or none of it, and never waits.
 //!
-//! A row that changes becomes a new [`Entry`]. It inherits the verdict of bcrypt
-//! only if key, tenant and hash are what the verdict was on.
+//! A row that changes becomes a new [`Entry`]. It keeps the result of bcrypt only if the id, the tenant and the hash
+//! of the key are unchanged.
 //!
-//! This module knows nothing of SQL, Envoy or what a decision is made of.
+//! Depends on: the traits of `store`. It knows neither SQL nor Envoy, and makes no decisions.
 
 mod entry;
 pub mod heartbeat;
@@ -34,48 +34,48 @@ use crate::stats::Counter;
 use crate::store::Look;
 use crate::verify::memo::Peppers;
 
-/// Without a good look for this long the replica is stale. A healthy one looks every 50 ms.
+/// The snapshot is stale if the last successful poll is older than this. Usually there is a poll every 50 ms.
 pub const STALE_AFTER: Duration = Duration::from_secs(1);
 
-/// What keeping the replica true costs, for operators.
+/// Counters of the synchronization, for operators.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Looks at everything.
+    /// Loads of all rows.
     pub loads: Counter,
-    /// Looks at what changed.
+    /// Polls of the change log.
     pub polls: Counter,
-    /// Rows that changed.
+    /// Changes applied from the change log.
     pub changed_rows: Counter,
-    /// Looks that ended in a panic.
+    /// Panics of the sync task.
     pub panics: Counter,
-    /// Sessions that were lost.
+    /// Sessions that were lost, or could not be opened.
     pub lost: Counter,
-    /// Times that the same database was found in another place.
+    /// Times that the database was found in another place, such as another cluster.
     pub moved: Counter,
-    /// Times that the database came back without a change it had had.
+    /// Times that the database had lost a change that this replica had seen.
     pub went_back: Counter,
-    /// Snapshots written to the file.
+    /// Snapshot files written.
     pub kept: Counter,
-    /// Snapshots that could not be.
+    /// Snapshot files that could not be written.
     pub not_kept: Counter,
 }
 
-/// The replica: cheap to clone, read by all, written by [`sync`] alone.
+/// The replica. Cheap to clone. Only [`sync`] and the snapshot file write it.
 #[derive(Clone)]
 pub struct Replica(Arc<Shared>);
 
 struct Shared {
     peppers: Peppers,
     snapshot: ArcSwap<Snapshot>,
-    /// Uptime in milliseconds when the last good look was asked for, negative for one from before the machine
-    /// started; `i64::MIN`: never.
-    looked_at: AtomicI64,
-    /// The database's clock less the uptime, in microseconds; `i64::MIN`: unknown.
+    /// The uptime at the start of the last successful poll, in milliseconds. Negative if that was before the machine
+    /// booted (from the snapshot file); `i64::MIN` before the first load.
+    synced_at: AtomicI64,
+    /// The database's clock minus the uptime, in microseconds; `i64::MIN` if unknown.
     database_clock: AtomicI64,
-    /// How far the wall clock here is from the database's, in microseconds.
+    /// The wall clock of this machine minus the database's, in microseconds.
     clock_skew: AtomicI64,
     connected: AtomicBool,
-    /// What was said of the last good look.
+    /// The state of the database at the last successful poll.
     look: Mutex<Look>,
     generation: watch::Sender<u64>,
     marks: watch::Sender<u64>,
@@ -89,13 +89,13 @@ impl Default for Replica {
 }
 
 impl Replica {
-    /// An empty replica that understands the memos of these peppers.
+    /// Creates an empty replica that can verify memos made with `peppers`.
     #[must_use]
     pub fn new(peppers: Peppers) -> Self {
         Self(Arc::new(Shared {
             peppers,
             snapshot: ArcSwap::from_pointee(Snapshot::empty()),
-            looked_at: AtomicI64::new(i64::MIN),
+            synced_at: AtomicI64::new(i64::MIN),
             database_clock: AtomicI64::new(i64::MIN),
             clock_skew: AtomicI64::new(0),
             connected: AtomicBool::new(false),
@@ -106,20 +106,20 @@ impl Replica {
         }))
     }
 
-    /// The peppers whose memos it understands.
+    /// Returns the peppers whose memos it can verify.
     #[must_use]
     pub fn peppers(&self) -> &Peppers {
         &self.0.peppers
     }
 
-    /// The snapshot in use. Do not hold it across an await.
+    /// Returns the current snapshot. Must not be held across an await.
     #[must_use]
     pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {
         self.0.snapshot.load()
     }
 
-    /// How true the snapshot is, and the snapshot, in this order: one that is swapped in between is newer than
-    /// was said of it, and never older. Do not hold it across an await.
+    /// Returns the freshness and the snapshot, read in this order: if a snapshot is published in between, it is newer
+    /// than the freshness says, never older. Must not be held across an await.
     #[must_use]
     pub fn view(&self, clock: &dyn Clock, max_staleness: Duration) -> (Freshness, Guard<Arc<Snapshot>>) {
         (self.freshness(clock, max_staleness), self.snapshot())
@@ -135,22 +135,23 @@ impl Replica {
         (at != i64::MIN).then(|| (at, ahead, self.0.snapshot.load_full()))
     }
 
-    /// Tells of every new generation, for who waits for one.
+    /// Returns a channel with the generation of the latest published snapshot.
     #[must_use]
     pub fn generation(&self) -> watch::Receiver<u64> {
         self.0.generation.subscribe()
     }
 
-    /// How old the snapshot is: the time since its last good look was asked for. Nothing before the first load.
+    /// Returns the age of the snapshot: the time since the start of the last successful poll. `None` before the first
+    /// load.
     #[must_use]
     pub fn age(&self, clock: &dyn Clock) -> Option<Duration> {
-        match self.0.looked_at.load(Acquire) {
+        match self.0.synced_at.load(Acquire) {
             i64::MIN => None,
             at => Some(Duration::from_millis(u64::try_from(millis(clock.uptime()) - at).unwrap_or(0))),
         }
     }
 
-    /// How true the snapshot is.
+    /// Returns how current the snapshot is.
     #[must_use]
     pub fn freshness(&self, clock: &dyn Clock, max_staleness: Duration) -> Freshness {
         match self.age(clock) {
@@ -161,8 +162,8 @@ impl Replica {
         }
     }
 
-    /// The latest that the wall clock here or the clock of the database says it is: a clock set back revives
-    /// no expired key.
+    /// Returns the later of this machine's wall clock and the database's clock, so that setting one of them back
+    /// does not make an expired key valid again.
     #[must_use]
     pub fn now(&self, clock: &dyn Clock) -> Timestamp {
         match self.0.database_clock.load(Relaxed) {
@@ -171,31 +172,32 @@ impl Replica {
         }
     }
 
-    /// Whether the database answered the last time it was asked.
+    /// Returns whether the database answered the last poll.
     #[must_use]
     pub fn connected(&self) -> bool {
         self.0.connected.load(Relaxed)
     }
 
-    /// What keeping it true costs.
+    /// Returns the counters of the synchronization.
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.0.stats
     }
 
-    /// How far the wall clock here is ahead of the database's, in microseconds; negative: behind.
+    /// Returns how far this machine's wall clock is ahead of the database's, in microseconds; negative if it is
+    /// behind.
     #[must_use]
     pub fn clock_skew_micros(&self) -> i64 {
         self.0.clock_skew.load(Relaxed)
     }
 
-    /// What was said of the last good look. Says nothing before the first one.
+    /// Returns the state of the database at the last successful poll; the default before the first one.
     #[must_use]
     pub fn look(&self) -> Look {
         self.0.look.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes a snapshot into use and returns the one before it.
+    /// Publishes a snapshot, and returns the previous one.
     fn publish(&self, next: Snapshot) -> Arc<Snapshot> {
         self.0.snapshot.swap(Arc::new(next))
     }
@@ -205,38 +207,39 @@ impl Replica {
         self.0.clock_skew.store(micros(ahead) - micros(behind), Relaxed);
     }
 
-    /// Tells of every mark, and of every look at everything, which may have passed over some.
+    /// Returns a channel that changes at every mark in the change log, and at every load, which may have skipped
+    /// marks.
     #[must_use]
     pub fn marks(&self) -> watch::Receiver<u64> {
         self.0.marks.subscribe()
     }
 
-    fn tell_of_mark(&self) {
+    fn notify_marks(&self) {
         self.0.marks.send_modify(|marks| *marks += 1);
     }
 
-    /// Wakes who waits for a generation, once everything about it is in place.
-    fn tell(&self) {
+    /// Notifies the tasks that wait for a generation. Called after the snapshot and its age were updated.
+    fn notify_generation(&self) {
         let generation = self.snapshot().generation;
         self.0.generation.send_if_modified(|told| std::mem::replace(told, generation) != generation);
     }
 
-    /// A good look was asked for at uptime `asked`, answered at `answered`, and has been taken account of: the
-    /// snapshot in use is as good as it.
+    /// Records a successful poll that started at uptime `asked` and was answered at `answered`. The current snapshot
+    /// must already contain its changes.
     ///
-    /// Its age counts from when it was asked for, the database's clock from when it was answered: a look that
-    /// had to wait makes the snapshot older, and no key expire too early.
-    fn looked(&self, asked: Duration, answered: Duration, look: Look) {
+    /// The age of the snapshot counts from the start, and the database's clock from the answer. A slow poll therefore
+    /// makes the snapshot older, but does not make keys expire too early.
+    fn record_sync(&self, asked: Duration, answered: Duration, look: Look) {
         let ahead = look.now.map(|now| now.before(answered));
         self.set_look(look, ahead, millis(asked));
     }
 
-    /// Takes a snapshot into use that was made before this process started, of a look that was `age` ago.
+    /// Publishes a snapshot from the snapshot file, whose last poll was `age` ago.
     fn restored(&self, snapshot: Snapshot, look: Look, age: Duration, uptime: Duration) {
         self.publish(snapshot);
         let ahead = look.now.map(|now| now.after(age).before(uptime));
         self.set_look(look, ahead, millis(uptime) - millis(age));
-        self.tell();
+        self.notify_generation();
     }
 
     fn set_look(&self, look: Look, database_clock: Option<Timestamp>, at: i64) {
@@ -244,8 +247,8 @@ impl Replica {
             self.0.database_clock.store(ahead.0, Relaxed);
         }
         *self.0.look.lock().unwrap_or_else(PoisonError::into_inner) = look;
-        // Whoever sees this sees the snapshot that was taken into use before.
-        self.0.looked_at.store(at, Release);
+        // `Release`: a reader that sees this age also sees the snapshot that was published before.
+        self.0.synced_at.store(at, Release);
     }
 
     fn set_connected(&self, connected: bool) {
@@ -270,15 +273,15 @@ mod tests {
     use crate::store::Row;
 
     thread_local! {
-        static SAID: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        static LINES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
 
-    /// Writes to where its own thread looks.
-    struct Said;
+    /// A log writer that appends to the buffer of the calling thread.
+    struct Lines;
 
-    impl io::Write for Said {
+    impl io::Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            SAID.with_borrow_mut(|said| said.extend(bytes));
+            LINES.with_borrow_mut(|lines| lines.extend(bytes));
             Ok(bytes.len())
         }
 
@@ -287,42 +290,42 @@ mod tests {
         }
     }
 
-    /// The lines that this thread has logged since it last asked: the level and the message, without what is
-    /// said beside it. Nothing the first time.
-    pub(super) fn said() -> Vec<String> {
-        static LISTEN: Once = Once::new();
-        LISTEN.call_once(|| {
-            let lines = tracing_subscriber::fmt().with_max_level(Level::INFO).with_writer(|| Said).json();
+    /// Returns the lines that this thread has logged since the last call, as level and message without fields. The
+    /// first call starts the recording.
+    pub(super) fn logged() -> Vec<String> {
+        static START: Once = Once::new();
+        START.call_once(|| {
+            let lines = tracing_subscriber::fmt().with_max_level(Level::INFO).with_writer(|| Lines).json();
             let _ = tracing::subscriber::set_global_default(lines.finish());
         });
-        let said = String::from_utf8(SAID.take()).unwrap();
+        let lines = String::from_utf8(LINES.take()).unwrap();
         let line = |line: &str| {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
             let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
             format!("{}: {}", text(&line["level"]), text(&line["fields"]["message"]))
         };
-        said.lines().map(line).collect()
+        lines.lines().map(line).collect()
     }
 
     impl Replica {
-        /// Has just looked, and seen these rows and no others.
+        /// Publishes a snapshot of exactly these rows, as if they had just been loaded.
         pub(crate) fn sees(&self, rows: Vec<Row>, clock: &dyn Clock) {
             let mut reload = self.snapshot().reload(self.peppers());
             for row in rows {
                 reload.add(row);
             }
             let _ = self.publish(reload.finish());
-            self.looked(clock.uptime(), clock.uptime(), Look::default());
-            self.tell();
+            self.record_sync(clock.uptime(), clock.uptime(), Look::default());
+            self.notify_generation();
         }
     }
 
     #[test]
-    fn freshness_follows_the_age_of_the_last_good_look() {
+    fn freshness_depends_on_the_age_of_the_last_successful_poll() {
         let (replica, clock) = (Replica::default(), ManualClock::default());
         let bound = Duration::from_mins(5);
         assert_eq!(replica.freshness(&clock, bound), Freshness::NeverLoaded);
-        replica.looked(clock.uptime(), clock.uptime(), Look::default());
+        replica.record_sync(clock.uptime(), clock.uptime(), Look::default());
         for (advance_ms, expected) in [
             (0, Freshness::Fresh),
             (1_000, Freshness::Fresh),
@@ -333,26 +336,26 @@ mod tests {
             clock.advance(Duration::from_millis(advance_ms));
             assert_eq!(replica.freshness(&clock, bound), expected, "{:?}", clock.uptime());
         }
-        replica.looked(clock.uptime(), clock.uptime(), Look::default());
+        replica.record_sync(clock.uptime(), clock.uptime(), Look::default());
         assert_eq!(replica.freshness(&clock, bound), Freshness::Fresh);
     }
 
     #[test]
-    fn a_look_that_had_to_wait_makes_the_snapshot_older_and_the_time_no_later() {
+    fn a_slow_poll_makes_the_snapshot_older_but_not_the_time_later() {
         let (replica, clock) = (Replica::default(), ManualClock::at(Timestamp(1_000)));
         let asked = clock.uptime();
         clock.advance(Duration::from_secs(2));
         let look = Look { now: Some(Timestamp(1_500_000)), ..Look::default() };
-        replica.looked(asked, clock.uptime(), look);
+        replica.record_sync(asked, clock.uptime(), look);
         assert_eq!(replica.age(&clock), Some(Duration::from_secs(2)));
-        assert_eq!(replica.now(&clock), Timestamp(2_001_000), "the wall clock here, which is right");
+        assert_eq!(replica.now(&clock), Timestamp(2_001_000), "the wall clock of this machine");
     }
 
     #[test]
-    fn a_wall_clock_set_back_does_not_set_back_the_time_of_judgement() {
+    fn setting_the_wall_clock_back_does_not_set_the_time_of_decisions_back() {
         let (replica, clock) = (Replica::default(), ManualClock::at(Timestamp(1_000)));
         assert_eq!(replica.now(&clock), Timestamp(1_000));
-        replica.looked(
+        replica.record_sync(
             clock.uptime(),
             clock.uptime(),
             Look { now: Some(Timestamp(5_000)), ..Look::default() },

@@ -1,7 +1,7 @@
-//! The profiles of all keys, each once, under the numbers that keys have for them.
+//! The distinct profiles of all keys, which refer to them by number.
 //!
-//! A number stays with its profile for as long as a key has it. The next snapshot may give the number of a profile that no
-//! key has any more to another one: the snapshot before has a list of its own.
+//! A profile keeps its number as long as a key uses it. A later snapshot may reuse the number of an unused profile,
+//! because every snapshot has its own list.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::profile::{Damage, Profile, ProfileRow};
 use crate::route::RouteTable;
 use crate::scope::Granted;
 
-/// The number of the profile that says nothing.
+/// The number of the profile without scopes, networks and plan.
 pub(super) const FREE: u32 = 0;
 
-/// A profile, with what it is granted of what the rules in force need.
+/// A profile, with its scopes compiled for the current rules.
 #[derive(Clone, Debug)]
 pub struct Interned {
     read: Arc<(ProfileRow, Result<Profile, Damage>)>,
@@ -33,37 +33,38 @@ impl Interned {
         Self { granted, ..self }
     }
 
-    /// The row.
+    /// Returns the unparsed profile.
     #[must_use]
     pub fn row(&self) -> &ProfileRow {
         &self.read.0
     }
 
-    /// The profile.
+    /// Returns the parsed profile.
     ///
     /// # Errors
     ///
-    /// The row makes no sense.
+    /// Returns which column is damaged.
     pub fn profile(&self) -> Result<&Profile, &Damage> {
         self.read.1.as_ref()
     }
 
-    /// What is granted of what rules need; `None`: everything.
+    /// Returns the granted scopes, compiled for the current rules; `None` grants everything.
     #[must_use]
     pub fn granted(&self) -> Option<&Granted> {
         self.granted.as_deref()
     }
 }
 
-/// All profiles. Cheap to clone as long as there are some thousand of them.
+/// All profiles. Cheap to clone for up to some thousand profiles.
 #[derive(Clone, Debug)]
 pub(super) struct Profiles {
     numbers: HashMap<ProfileRow, u32>,
     list: Vec<Interned>,
-    /// How many keys have each.
+    /// The number of keys that use each profile.
     uses: Vec<usize>,
-    /// How many of them some key has.
+    /// The number of profiles that are used.
     live: usize,
+    /// Numbers that can be assigned again.
     unused: Vec<u32>,
 }
 
@@ -75,7 +76,7 @@ impl Default for Profiles {
 }
 
 impl Profiles {
-    /// The number of a profile, which gets one if it has none.
+    /// Returns the number of a profile, and assigns one to a new profile.
     pub(super) fn number(&mut self, row: ProfileRow, routes: &RouteTable) -> u32 {
         if row.is_free() {
             return FREE;
@@ -96,12 +97,12 @@ impl Profiles {
         number
     }
 
-    /// The profile of this number.
+    /// Returns the profile with this number.
     pub(super) fn get(&self, number: u32) -> &Interned {
         &self.list[number as usize]
     }
 
-    /// A key came or went that has this profile.
+    /// Adds `by` to the number of keys that use a profile.
     pub(super) fn count(&mut self, number: u32, by: isize) {
         if number == FREE {
             return;
@@ -112,12 +113,12 @@ impl Profiles {
         self.live = (self.live + usize::from(*uses > 0)).saturating_sub(usize::from(before > 0));
     }
 
-    /// Whether so many profiles are kept that no key has any more that they should be swept.
-    pub(super) fn is_littered(&self) -> bool {
+    /// Returns whether so many profiles are unused that [`Self::sweep`] should be called.
+    pub(super) fn needs_sweep(&self) -> bool {
         self.numbers.len() > 2 * self.live + 1_000
     }
 
-    /// Takes the numbers of profiles that no key has any more.
+    /// Frees the numbers of unused profiles.
     pub(super) fn sweep(&mut self) {
         let (uses, unused) = (&self.uses, &mut self.unused);
         self.numbers.retain(|_, number| {
@@ -130,18 +131,18 @@ impl Profiles {
         debug_assert_eq!(self.numbers.len() + self.unused.len() + 1, self.list.len());
     }
 
-    /// Counts anew.
-    pub(super) fn forget_uses(&mut self) {
+    /// Resets all counts of uses to 0.
+    pub(super) fn reset_uses(&mut self) {
         self.uses.fill(0);
         self.live = 0;
     }
 
-    /// Judges all of them by other rules.
+    /// Compiles the scopes of all profiles for these rules.
     pub(super) fn grant(&mut self, routes: &RouteTable) {
         self.list = std::mem::take(&mut self.list).into_iter().map(|one| one.granting(routes)).collect();
     }
 
-    /// How many profiles keys have.
+    /// Returns the number of profiles that are used.
     pub(super) fn len(&self) -> usize {
         self.live
     }
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_has_one_number_as_long_as_a_key_has_it() {
+    fn a_profile_keeps_its_number_as_long_as_a_key_uses_it() {
         let (mut profiles, routes) = (Profiles::default(), RouteTable::default());
         assert_eq!(profiles.number(ProfileRow::default(), &routes), FREE);
         let (a, b) = (profiles.number(row("a"), &routes), profiles.number(row("b"), &routes));
@@ -167,7 +168,7 @@ mod tests {
         profiles.count(b, -1);
         profiles.count(FREE, -1);
         let before = profiles.clone();
-        assert_eq!((before.len(), before.is_littered()), (1, false));
+        assert_eq!((before.len(), before.needs_sweep()), (1, false));
         profiles.sweep();
         assert_eq!((profiles.len(), profiles.number(row("a"), &routes)), (1, a));
         assert_eq!(profiles.number(row("c"), &routes), b);
@@ -176,13 +177,13 @@ mod tests {
     }
 
     #[test]
-    fn profiles_that_come_and_go_take_no_more_and_more_room() {
+    fn the_list_does_not_grow_with_profiles_that_come_and_go() {
         let (mut profiles, routes) = (Profiles::default(), RouteTable::default());
         for n in 0..10_000 {
             let number = profiles.number(row(&format!("s{n}")), &routes);
             profiles.count(number, 1);
             profiles.count(number, -1);
-            if profiles.is_littered() {
+            if profiles.needs_sweep() {
                 profiles.sweep();
             }
         }

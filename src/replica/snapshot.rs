@@ -1,7 +1,7 @@
-//! The rows of the database as of one instant.
+//! Immutable snapshots of all keys, tenants, plans and rules.
 //!
-//! All keys, tenants, plans and rules. A [`Snapshot`] never changes: the next one is made beside it,
-//! shares with it what stayed the same, and is swapped in whole.
+//! A [`Snapshot`] never changes. The next one is built beside it, shares the unchanged entries with it, and is then
+//! published as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -20,10 +20,10 @@ use crate::store::{Change, Row};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 use crate::verify::memo::Peppers;
 
-/// Cached response fragments of a tenant, opaque here: whoever renders responses fills it once.
+/// Cached response fragments of a tenant, opaque to this module. The code that renders responses fills it once.
 pub type ResponseCache = OnceLock<[Box<[u8]>; 2]>;
 
-/// A tenant as the replica has it. A tenant that changes becomes a new entry with an empty cache.
+/// A tenant in the snapshot. A tenant that changes becomes a new entry with an empty cache.
 #[derive(Debug)]
 pub struct TenantEntry {
     tenant: Tenant,
@@ -31,19 +31,19 @@ pub struct TenantEntry {
 }
 
 impl TenantEntry {
-    /// An entry with an empty cache.
+    /// Creates an entry with an empty cache.
     #[must_use]
     pub fn new(tenant: Tenant) -> Self {
         Self { tenant, responses: ResponseCache::new() }
     }
 
-    /// The row.
+    /// Returns the row.
     #[must_use]
     pub fn tenant(&self) -> &Tenant {
         &self.tenant
     }
 
-    /// The cached response fragments.
+    /// Returns the cached response fragments.
     #[must_use]
     pub fn responses(&self) -> &ResponseCache {
         &self.responses
@@ -56,7 +56,7 @@ impl Keyed for TenantEntry {
     }
 }
 
-/// A plan as the replica has it.
+/// A plan in the snapshot.
 #[derive(Debug)]
 pub struct PlanEntry {
     row: PlanRow,
@@ -64,17 +64,17 @@ pub struct PlanEntry {
 }
 
 impl PlanEntry {
-    /// The entry of a row.
+    /// Creates the entry of a row.
     #[must_use]
     pub fn of(row: PlanRow) -> Self {
         Self { plan: row.compile(), row }
     }
 
-    /// The plan.
+    /// Returns the plan.
     ///
     /// # Errors
     ///
-    /// The row makes no sense.
+    /// Returns why the row is damaged.
     pub fn plan(&self) -> Result<&Plan, &Invalid> {
         self.plan.as_ref()
     }
@@ -91,14 +91,14 @@ pub struct Difference<'s> {
     pub policy: bool,
 }
 
-/// What rules and plans there are.
+/// The rows of plans and rules.
 #[derive(Clone, Debug, Default)]
 struct Policy {
     plans: BTreeMap<Box<str>, Arc<PlanEntry>>,
     rules: BTreeMap<RouteId, RouteRow>,
 }
 
-/// Everything in the database as of one instant.
+/// The rows of the database as of one instant.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     keys: Table<Entry>,
@@ -107,83 +107,83 @@ pub struct Snapshot {
     policy: Arc<Policy>,
     /// The rules, compiled.
     routes: Arc<RouteTable>,
-    /// Rows that can serve no request.
+    /// The number of damaged rows: the sum of the two numbers below.
     pub damaged: usize,
-    /// Those of keys and tenants among them.
+    /// The number of damaged rows of keys and tenants.
     damaged_rows: usize,
-    /// Those of plans and rules among them.
+    /// The number of damaged rows of plans and rules.
     damaged_policy: usize,
-    /// Keys whose row came with a memo that we understand.
+    /// The number of keys whose row has a valid memo with one of our peppers.
     pub remembered: usize,
-    /// Counts the snapshots of this process; 0 is the empty one before the first load.
+    /// The number of this snapshot since the process started; 0 is the empty one before the first load.
     pub generation: u64,
 }
 
 impl Snapshot {
-    /// The key under a prefix.
+    /// Returns the key with this prefix.
     #[must_use]
     pub fn key(&self, prefix: &str) -> Option<&Arc<Entry>> {
         self.keys.get(prefix.as_bytes())
     }
 
-    /// A tenant.
+    /// Returns the tenant with this id.
     #[must_use]
     pub fn tenant(&self, id: TenantId) -> Option<&TenantEntry> {
         self.tenants.get(id.0.as_bytes()).map(AsRef::as_ref)
     }
 
-    /// The profile under the number of an [`Entry`] of this snapshot.
+    /// Returns the profile with this number, which must be from an [`Entry`] of this snapshot.
     #[must_use]
     pub fn profile(&self, number: u32) -> &Interned {
         self.profiles.get(number)
     }
 
-    /// How many profiles keys have, but for the one that says nothing.
+    /// Returns the number of distinct profiles that keys use, without the empty one.
     #[must_use]
     pub fn profile_count(&self) -> usize {
         self.profiles.len()
     }
 
-    /// A plan.
+    /// Returns the plan with this name.
     #[must_use]
     pub fn plan(&self, name: &str) -> Option<&PlanEntry> {
         self.policy.plans.get(name).map(AsRef::as_ref)
     }
 
-    /// The rows of all plans, by name.
+    /// Returns the rows of all plans, sorted by name.
     pub fn plans(&self) -> impl Iterator<Item = &PlanRow> {
         self.policy.plans.values().map(|entry| &entry.row)
     }
 
-    /// The rows of all rules, by id.
+    /// Returns the rows of all rules, sorted by id.
     pub fn rules(&self) -> impl Iterator<Item = &RouteRow> {
         self.policy.rules.values()
     }
 
-    /// The rules, compiled.
+    /// Returns the compiled rules.
     #[must_use]
     pub fn routes(&self) -> &RouteTable {
         &self.routes
     }
 
-    /// How many keys there are.
+    /// Returns the number of keys.
     #[must_use]
     pub fn key_count(&self) -> usize {
         self.keys.len()
     }
 
-    /// How many tenants there are.
+    /// Returns the number of tenants.
     #[must_use]
     pub fn tenant_count(&self) -> usize {
         self.tenants.len()
     }
 
-    /// All keys, in no order.
+    /// Returns all keys, in no particular order.
     pub fn keys(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.keys.iter()
     }
 
-    /// All tenants, in no order.
+    /// Returns all tenants, in no particular order.
     pub fn tenants(&self) -> impl Iterator<Item = &Tenant> {
         self.tenants.iter().map(|entry| entry.tenant())
     }
@@ -200,7 +200,7 @@ impl Snapshot {
         }
     }
 
-    /// How many keys and tenants are in force here and were revoked or not active in `before`.
+    /// Returns the number of keys and tenants that were revoked or not active in `before`, and no longer are.
     pub(super) fn revived_since(&self, before: &Self) -> usize {
         let key = |entry: &&Arc<Entry>| {
             let record = entry.record();
@@ -231,35 +231,41 @@ impl Snapshot {
         }
     }
 
-    /// The beginning of the snapshot of a whole look.
+    /// Starts to build the next snapshot from all rows of the database.
     pub(super) fn reload(self: &Arc<Self>, peppers: &Peppers) -> Reload {
         let (before, peppers) = (Arc::clone(self), peppers.clone());
         let (profiles, policy) = (Profiles::clone(&self.profiles), Policy::default());
         Reload { before, peppers, keys: Vec::new(), tenants: Vec::new(), profiles, policy }
     }
 
-    /// The entry of a row: the one before it if nothing changed, else one that inherits what was proven about
-    /// that.
-    fn heir(&self, record: KeyRecord, memo: Option<&Memo>, profile: u32, peppers: &Peppers) -> Arc<Entry> {
+    /// Returns the entry of a row: the current one if nothing changed, otherwise a new one that keeps the result of
+    /// the current one's proof where possible.
+    fn entry_for(
+        &self,
+        record: KeyRecord,
+        memo: Option<&Memo>,
+        profile: u32,
+        peppers: &Peppers,
+    ) -> Arc<Entry> {
         let before = self.keys.get(record.prefix.as_bytes());
         match before {
             Some(before) if before.profile() == profile && before.is_of(&record, memo, peppers) => {
                 Arc::clone(before)
             }
             _ => {
-                let entry = Entry::heir(record, memo, before.map(AsRef::as_ref), peppers);
+                let entry = Entry::replacing(record, memo, before.map(AsRef::as_ref), peppers);
                 Arc::new(entry.with_profile(profile))
             }
         }
     }
 
-    /// A snapshot of these rows alone.
+    /// Creates a snapshot of these rows.
     #[must_use]
     pub fn of(rows: Vec<Row>, peppers: &Peppers) -> Self {
         Self::empty().changed(rows.into_iter().map(Change::Now).collect(), peppers)
     }
 
-    /// The snapshot after these changes.
+    /// Returns the snapshot after these changes.
     pub(super) fn changed(&self, changes: Vec<Change>, peppers: &Peppers) -> Self {
         let mut next = Self { generation: self.generation + 1, ..self.clone() };
         let rules = changes.iter().any(|c| matches!(c, Change::Now(Row::Route(_)) | Change::NoRoute(_)));
@@ -270,7 +276,7 @@ impl Snapshot {
             next.routes = Arc::new(RouteTable::of(next.policy.rules.values()));
             Arc::make_mut(&mut next.profiles).grant(&next.routes);
         }
-        if next.profiles.is_littered() {
+        if next.profiles.needs_sweep() {
             Arc::make_mut(&mut next.profiles).sweep();
         }
         if !Arc::ptr_eq(&next.policy, &self.policy) {
@@ -290,7 +296,7 @@ impl Snapshot {
         match change {
             Change::Now(Row::Key(record, memo, profile)) => {
                 let profile = self.number(profile);
-                let entry = self.heir(record, memo.as_ref(), profile, peppers);
+                let entry = self.entry_for(record, memo.as_ref(), profile, peppers);
                 self.count_key(&entry, 1);
                 let before = self.keys.put(entry);
                 before.inspect(|before| self.count_key(before, -1));
@@ -315,7 +321,7 @@ impl Snapshot {
         }
     }
 
-    /// The number of a profile. Most keys have none, and touch no list.
+    /// Returns the number of a profile. Does not copy the list for the empty profile, which most keys have.
     fn number(&mut self, row: ProfileRow) -> u32 {
         if row.is_free() { FREE } else { Arc::make_mut(&mut self.profiles).number(row, &self.routes) }
     }
@@ -347,14 +353,14 @@ impl Policy {
         }
     }
 
-    /// How many plans make no sense. Rules are counted by the table that they are compiled to.
+    /// Returns the number of damaged plans. The [`RouteTable`] counts damaged rules.
     fn damaged(&self) -> usize {
         self.plans.values().filter(|entry| entry.plan.is_err()).count()
     }
 }
 
-/// A snapshot that is being made of a whole look, row by row. Rows that were there before keep what was proven
-/// about them; those that did not change are shared with the snapshot before.
+/// A snapshot that is built from all rows of the database. Unchanged rows share their entries with the previous
+/// snapshot, and changed ones keep the results of proofs where possible.
 pub(super) struct Reload {
     before: Arc<Snapshot>,
     peppers: Peppers,
@@ -368,9 +374,9 @@ impl Reload {
     pub(super) fn add(&mut self, row: Row) {
         match row {
             Row::Key(record, memo, profile) => {
-                // What is granted is settled at the end, when all rules are known.
+                // The scopes are compiled at the end, when all rules are known.
                 let profile = self.profiles.number(profile, &self.before.routes);
-                self.keys.push(self.before.heir(record, memo.as_ref(), profile, &self.peppers));
+                self.keys.push(self.before.entry_for(record, memo.as_ref(), profile, &self.peppers));
             }
             Row::Tenant(tenant) => self.tenants.push(Arc::new(TenantEntry::new(tenant))),
             row @ (Row::Plan(_) | Row::Route(_)) => self.policy.put(row),
@@ -384,7 +390,7 @@ impl Reload {
     pub(super) fn finish(self) -> Snapshot {
         let (keys, tenants) = (Table::new(self.keys), Table::new(self.tenants));
         let (mut profiles, policy) = (self.profiles, Arc::new(self.policy));
-        profiles.forget_uses();
+        profiles.reset_uses();
         keys.iter().for_each(|entry| profiles.count(entry.profile(), 1));
         profiles.sweep();
         let routes = RouteTable::of(policy.rules.values());
@@ -485,7 +491,7 @@ mod tests {
         })
     }
 
-    /// What is known of all rows, in one order.
+    /// All rows and counts of a snapshot as sorted texts.
     fn shown(snapshot: &Snapshot) -> (Vec<String>, Vec<String>, Vec<String>, [usize; 4]) {
         let key = |entry: &Arc<Entry>| {
             let profile = snapshot.profile(entry.profile());
@@ -525,7 +531,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn after_any_changes_it_is_what_a_whole_look_would_show(batches in proptest::collection::vec(changes(), 0..4)) {
+        fn changes_lead_to_the_same_snapshot_as_a_load(batches in proptest::collection::vec(changes(), 0..4)) {
             let (peppers, mut snapshot) = (peppers(), Arc::new(Snapshot::empty()));
             let (mut keys, mut tenants) = (BTreeMap::new(), BTreeMap::new());
             let (mut plans, mut routes) = (BTreeMap::new(), BTreeMap::new());
@@ -561,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_did_not_change_is_shared_with_the_snapshot_before() {
+    fn an_unchanged_row_is_shared_with_the_previous_snapshot() {
         let peppers = peppers();
         let rows = [key(1, true, true), key(2, true, false), tenant(1, true)];
         let load = |before: &Arc<Snapshot>| {
@@ -581,18 +587,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_a_tenant_is_said_until_he_changes() {
+    fn cached_responses_are_kept_until_the_tenant_changes() {
         let (peppers, id) = (peppers(), TenantId(Uuid::from_u128(1)));
-        let said = |snapshot: &Snapshot| snapshot.tenant(id).map(|entry| entry.responses().get().is_some());
+        let cached = |snapshot: &Snapshot| snapshot.tenant(id).map(|entry| entry.responses().get().is_some());
         let before = Snapshot::empty().changed(vec![Change::Now(tenant(1, true))], &peppers);
         before.tenant(id).unwrap().responses().set(Default::default()).unwrap();
         let other = before.changed(vec![Change::Now(tenant(2, true))], &peppers);
         let after = other.changed(vec![Change::Now(tenant(1, false))], &peppers);
-        assert_eq!([&before, &other, &after].map(said), [Some(true), Some(true), Some(false)]);
+        assert_eq!([&before, &other, &after].map(cached), [Some(true), Some(true), Some(false)]);
     }
 
     #[test]
-    fn a_snapshot_that_has_grown_by_changes_is_found_through_as_fast_as_a_new_one() {
+    fn a_table_that_grew_by_changes_is_made_again() {
         let (peppers, empty) = (peppers(), Snapshot::empty());
         let grown = |kind: fn(u128) -> Row| {
             let changes = (0..1_025).map(|n| Change::Now(kind(n))).collect();

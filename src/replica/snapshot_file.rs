@@ -1,8 +1,8 @@
 //! Keeps a copy of the snapshot in a file, so that a server can start while the database is unavailable.
 //!
 //! A server with a snapshot file writes its snapshot there regularly, and reads it once, when it starts. The file is
-//! authenticated with a pepper, so that nobody without it can add keys. It contains the time of its last poll, so that
-//! it is never treated as younger than it is. It is rejected if it is older than `--max-staleness`, of another
+//! authenticated with a pepper, so that only servers with it can add keys. It contains the time of its last poll, so
+//! that it is never treated as younger than it is. It is rejected if it is older than `--max-staleness`, of another
 //! database, or from the future. It contains no plain text of keys: bcrypt hashes and memos, as the database does.
 //!
 //! A restored snapshot is treated like an own poll: if a database with quite different content appears, the server
@@ -83,7 +83,7 @@ struct Written {
 }
 
 impl SnapshotFile {
-    /// The file of this replica, whose database its store calls `source`.
+    /// Creates the snapshot file of this replica. `source` is the name of the database, from its store.
     #[must_use]
     pub fn new(replica: Replica, clock: Arc<dyn Clock>, source: String, options: Options) -> Self {
         Self { replica, clock, source, options, written: None, failing: false }
@@ -126,14 +126,14 @@ impl SnapshotFile {
     /// the machine was not restarted. The longer one counts, so that setting the wall clock back does not make a file
     /// younger.
     fn age(&self, head: &Head) -> Result<Duration, Refused> {
-        let (looked_at, now) = (Timestamp(head.looked_at), self.clock.now());
-        if looked_at > now.after(SLACK) {
-            return Err(Refused::Future(looked_at));
+        let (synced_at, now) = (Timestamp(head.synced_at), self.clock.now());
+        if synced_at > now.after(SLACK) {
+            return Err(Refused::Future(synced_at));
         }
         let same_boot = head.boot == self.clock.boot();
         let uptime = Duration::from_millis(head.uptime_ms);
         let by_uptime = if same_boot { self.clock.uptime().saturating_sub(uptime) } else { Duration::ZERO };
-        let age = now.since(looked_at).max(by_uptime);
+        let age = now.since(synced_at).max(by_uptime);
         if age > self.options.max_staleness { Err(Refused::TooOld(age)) } else { Ok(age) }
     }
 
@@ -149,8 +149,8 @@ impl SnapshotFile {
         }
     }
 
-    /// Whether the file should be written. It is not due after every change, because a busy database would cause
-    /// constant writes.
+    /// Returns whether the file should be written. It is not due after every change, because a busy database would
+    /// cause constant writes.
     fn is_due(&self) -> bool {
         let Some(age) = self.replica.age(self.clock.as_ref()) else { return false };
         let Some(written) = &self.written else { return self.replica.connected() };
@@ -165,7 +165,8 @@ impl SnapshotFile {
 
     /// Writes the current snapshot.
     pub async fn write(&mut self) {
-        // The age is read first: if a snapshot is published in between, the file is newer than it claims, never older.
+        // The age is read first: if a snapshot is published in between, the file is newer than it claims, never
+        // older.
         let Some(age) = self.replica.age(self.clock.as_ref()) else { return };
         let head = self.head(age);
         let snapshot = Arc::clone(&self.replica.snapshot());
@@ -183,7 +184,7 @@ impl SnapshotFile {
         let look = self.replica.look();
         let (now, uptime) = (self.clock.now(), self.clock.uptime());
         Head {
-            looked_at: now.before(age).0,
+            synced_at: now.before(age).0,
             boot: self.clock.boot(),
             uptime_ms: u64::try_from(uptime.saturating_sub(age).as_millis()).unwrap_or(u64::MAX),
             source: self.source.clone(),
@@ -231,7 +232,7 @@ mod tests {
     use crate::plan::PlanRow;
     use crate::profile::ProfileRow;
     use crate::record::{KeyRecord, SecretHash};
-    use crate::replica::tests::said;
+    use crate::replica::tests::logged;
     use crate::route::{RouteId, RouteRow};
     use crate::store::Row;
     use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
@@ -284,7 +285,7 @@ mod tests {
                 identity: "own".into(),
                 ..Look::default()
             };
-            replica.looked(self.clock.uptime(), self.clock.uptime(), look);
+            replica.record_sync(self.clock.uptime(), self.clock.uptime(), look);
             self.clock.advance(later);
             self.file(&replica).write().await;
         }
@@ -401,7 +402,7 @@ mod tests {
         let mut file = machine.file(&replica);
         assert!(!file.is_due(), "no poll yet");
         let _ = replica.publish(replica.snapshot().reload(&machine.peppers).finish());
-        replica.looked(machine.clock.uptime(), machine.clock.uptime(), Look::default());
+        replica.record_sync(machine.clock.uptime(), machine.clock.uptime(), Look::default());
         replica.set_connected(true);
         assert!(file.is_due());
         file.write().await;
@@ -490,7 +491,7 @@ mod tests {
         let mut file = machine.file(&replica);
         let there = file.options.path.clone();
         let lost = "WARN: the snapshot file cannot be written, a restart without the database would serve old data or nothing";
-        let _ = said();
+        let _ = logged();
         for (path, line) in [
             (there.join("below"), Some(lost)),
             (there.join("below"), None),
@@ -499,7 +500,7 @@ mod tests {
         ] {
             file.options.path = path;
             file.write().await;
-            assert_eq!(said(), Vec::from_iter(line));
+            assert_eq!(logged(), Vec::from_iter(line));
         }
         assert_eq!((replica.stats().kept.value(), replica.stats().not_kept.value()), (2, 3));
     }
@@ -508,15 +509,15 @@ mod tests {
     fn a_missing_file_is_not_logged_and_a_rejected_one_is() {
         let (machine, replica) = (Machine::new(), Replica::default());
         let file = machine.file(&replica);
-        let _ = said();
+        let _ = logged();
         file.restore();
-        assert_eq!(said(), [] as [String; 0]);
+        assert_eq!(logged(), [] as [String; 0]);
         fs::write(&file.options.path, "nonsense").unwrap();
         file.restore();
-        assert_eq!(said(), ["WARN: the snapshot file is not used"]);
+        assert_eq!(logged(), ["WARN: the snapshot file is not used"]);
         fs::remove_file(&file.options.path).unwrap();
         fs::create_dir(&file.options.path).unwrap();
         file.restore();
-        assert_eq!(said(), ["WARN: the snapshot file is not used"]);
+        assert_eq!(logged(), ["WARN: the snapshot file is not used"]);
     }
 }

@@ -1,12 +1,10 @@
-//! Keeps the replica in step with the database.
+//! The task that synchronizes the replica with the database.
 //!
-//! One task owns it. It opens a session, looks at everything once, then waits
-//! for a hint or the tick and asks what changed since its last look. A hint only
-//! wakes it early: the tick alone is enough, so a lost hint costs one tick and
-//! never correctness.
+//! It opens a session and loads all rows. Then it waits for a hint or the tick, and polls the change log. A hint only
+//! wakes it early; a lost hint delays changes by at most one tick.
 //!
 //! ```text
-//!            ┌───────────── back-off ◄──────────── any error, any doubt ◄─┐
+//!            ┌───────────── back-off ◄──────── any error, wrong database ─┐
 //!            ▼                                                            │
 //!         connect ──► load everything ──► publish ──► wait (hint | tick) ─┤
 //!                          ▲                  ▲              │            │
@@ -14,8 +12,9 @@
 //!                          └──────────── everything ─────────┘
 //! ```
 //!
-//! While it has no session the snapshot goes on serving, and its age says so.
-//! This module knows nothing of SQL, Envoy or what a decision is made of.
+//! Without a session, the server continues to use the snapshot, whose age grows.
+//!
+//! Depends on: the traits of `store`. It knows neither SQL nor Envoy, and makes no decisions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,18 +29,18 @@ use crate::decision::Freshness;
 use crate::store::{CONNECT_TIMEOUT, Change, Changes, Look, Row, Session, Store, StoreError};
 use crate::supervise::{Panicked, caught};
 
-/// How the replica is kept true.
+/// Options of the synchronization.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How long to wait for a hint before looking anyway. This bounds how late a change is seen.
+    /// The tick: how long to wait for a hint before polling. Bounds the delay until a change is applied.
     pub interval: Duration,
-    /// How long a look at what changed may take before the session counts as lost.
+    /// The timeout of a poll, after which the session counts as lost.
     pub poll_timeout: Duration,
-    /// How long a look at everything may take.
+    /// The timeout of loading all rows.
     pub load_timeout: Duration,
-    /// How old a snapshot may be to be served.
+    /// The maximum age of a snapshot that is served.
     pub max_staleness: Duration,
-    /// Whether to bring an old schema up to date.
+    /// Whether to migrate an old database schema.
     pub migrate: bool,
 }
 
@@ -57,44 +56,45 @@ impl Default for Options {
     }
 }
 
-/// Why there is no session any more, if that is our own fault.
+/// The message of the error after a panic of this task.
 const PANICKED: &str = "the replica panicked";
 const FIRST_BACK_OFF: Duration = Duration::from_millis(50);
-/// A load that took longer is caught up with before it is used.
+/// After a load that took longer, the changes since are applied before the snapshot is published.
 const LONG_LOAD: Duration = Duration::from_millis(500);
-/// Beyond this, somebody's clock is wrong.
+/// The greatest difference between two clocks that is normal.
 const CLOCKS_MAY_DIFFER: Duration = Duration::from_secs(2);
-/// A lost session must be made good within two seconds of the database's return.
+/// The longest pause between attempts. Changes must be applied again within two seconds after the database is back.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
 
-/// The task that writes the replica.
+/// The task that synchronizes the replica.
 pub struct Sync {
     replica: Replica,
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     options: Options,
-    /// Whether we have looked at a database ourselves. What is known before that came from the snapshot file.
+    /// Whether this process has loaded from the database. Before that, the snapshot is empty or from the snapshot
+    /// file.
     loaded: bool,
-    /// Snapshots that readers may still be looking at: whoever lets go of the last reference to a million keys
-    /// has work to do, and that should be us.
+    /// Replaced snapshots that readers may still hold. Dropping the last reference to a million keys takes time, so
+    /// this task does it and not a request.
     retired: Vec<Arc<Snapshot>>,
-    /// Whether the clock here and the database's were too far apart at the last look.
+    /// Whether the clocks of this machine and the database differed too much at the last poll.
     clocks_differ: bool,
-    /// What was said last about not having the database, so that it is said once.
+    /// The last logged cause of being without the database, so that each cause is logged once; `None` if connected.
     lost: Option<String>,
 }
 
 impl Sync {
-    /// A task for this replica and store.
+    /// Creates the task of this replica and store.
     #[must_use]
     pub fn new(replica: Replica, store: Arc<dyn Store>, clock: Arc<dyn Clock>, options: Options) -> Self {
         let (loaded, retired, clocks_differ, lost) = (false, Vec::new(), false, None);
         Self { replica, store, clock, options, loaded, retired, clocks_differ, lost }
     }
 
-    /// Keeps the replica true until the program ends.
+    /// Synchronizes forever.
     ///
-    /// Returns only if that can never succeed: the tables prove too old before anything was loaded.
+    /// Returns only if the schema is too old, or is in another place, before the first load.
     pub async fn run(mut self) -> StoreError {
         let mut back_off = FIRST_BACK_OFF;
         loop {
@@ -104,7 +104,7 @@ impl Sync {
             let error = match ended {
                 Ok(Ok(never)) => match never {},
                 Ok(Err(error)) => error,
-                // A doubt like any other: what is known is served, and grows old, until everything was loaded.
+                // As for any other error, the snapshot is served while it ages, until the next load.
                 Err(Panicked) => {
                     self.replica.stats().panics.add_one();
                     StoreError::Unavailable(PANICKED.to_owned())
@@ -117,13 +117,13 @@ impl Sync {
             if self.replica.snapshot().generation > generation {
                 back_off = FIRST_BACK_OFF;
             }
-            self.say_lost(&error);
+            self.log_lost(&error);
             sleep(back_off).await;
             back_off = (back_off * 2).min(LONGEST_BACK_OFF);
         }
     }
 
-    /// Lives through one session.
+    /// Opens a session and synchronizes until it ends.
     async fn follow(&mut self) -> Result<std::convert::Infallible, StoreError> {
         self.check_schema().await?;
         let mut session = within(CONNECT_TIMEOUT, "connect", self.store.session()).await?;
@@ -136,7 +136,7 @@ impl Sync {
     async fn check_schema(&self) -> Result<(), StoreError> {
         let version = within(CONNECT_TIMEOUT, "connect", self.store.schema_version()).await?;
         if version.check().is_err() && (self.options.migrate || self.store.embedded()) {
-            // No limit: a migration that is cut off is one that starts again.
+            // Without a timeout, because a migration that is interrupted starts from the beginning.
             let applied = self.store.migrate().await?;
             info!(?applied, "schema brought up to date");
             return Ok(());
@@ -144,23 +144,23 @@ impl Sync {
         version.check()
     }
 
-    /// Looks at everything.
+    /// Loads all rows and publishes the snapshot.
     async fn load(&mut self, session: &mut dyn Session) -> Result<(), StoreError> {
         let asked = self.ask();
         let mut reload = self.replica.snapshot().reload(self.replica.peppers());
         let mut damaged = Damaged::default();
         let mut sink = |row| {
-            damaged.look_at(&row);
+            damaged.add(&row);
             reload.add(row);
         };
         let look = within(self.options.load_timeout, "load", session.load(&mut sink)).await?;
         let asked = self.answered(asked);
         self.compare_clocks(&asked, &look);
         let known = self.known();
-        doubt(known.as_ref(), &self.replica.snapshot(), &reload, &look)?;
-        damaged.say();
+        check_identity(known.as_ref(), &self.replica.snapshot(), &reload, &look)?;
+        damaged.log();
         let next = reload.finish();
-        self.look_for_lost_changes(known, &next, &look, session).await?;
+        self.check_for_lost_changes(known, &next, &look, session).await?;
         let Some((next, look, asked)) = self.catch_up(next, look, asked, session).await? else {
             return Box::pin(self.load(session)).await;
         };
@@ -169,8 +169,8 @@ impl Sync {
         Ok(())
     }
 
-    /// A load that took long is old when it is done: what changed meanwhile is applied before it is used. `None` if
-    /// that cannot be told.
+    /// After a long load, applies the changes that were committed meanwhile, so that the snapshot is current when it
+    /// is published. `None` if the change log does not have them all.
     async fn catch_up(
         &self,
         mut next: Snapshot,
@@ -202,16 +202,17 @@ impl Sync {
         Asked { answered: self.clock.uptime(), ..asked }
     }
 
-    /// The last good look: ours, or the one that the snapshot file is of as long as it may be served.
+    /// Returns the state of the database at the last successful poll, by this process or, while it may be served, by
+    /// the one that wrote the snapshot file.
     fn known(&self) -> Option<Look> {
         let freshness = self.replica.freshness(self.clock.as_ref(), self.options.max_staleness);
         let serving = matches!(freshness, Freshness::Fresh | Freshness::Stale);
         (self.loaded || serving).then(|| self.replica.look())
     }
 
-    /// The database is the truth wherever it is and even if it forgot something, but operators have to know: what it
-    /// forgot may be a revocation.
-    async fn look_for_lost_changes(
+    /// Logs and counts if the database has moved, or has lost changes. Its state is used in any case, but operators
+    /// must know, because a lost change may be a revocation.
+    async fn check_for_lost_changes(
         &self,
         known: Option<Look>,
         next: &Snapshot,
@@ -224,7 +225,7 @@ impl Sync {
             self.replica.stats().moved.add_one();
             let (from, to) = (&known.place, &look.place);
             warn!(
-                "the database has moved from {from} to {to} (a restore, a failover or a replica?), it is followed there"
+                "the database has moved from {from} to {to} (a restore, a failover or a replica?), continuing there"
             );
         }
         let forgot = known.newest_change.is_some()
@@ -233,14 +234,15 @@ impl Sync {
         if forgot || revived > 0 {
             self.replica.stats().went_back.add_one();
             error!(
-                "the database went back: a change it had is gone (a failover or a restore?), check what was \
-                 revoked or suspended of late ({revived} keys and tenants are in force again)"
+                "the database went back: it has lost a change (a failover or a restore?), check what was revoked or \
+                 suspended recently ({revived} keys and tenants are active again)"
             );
         }
         Ok(())
     }
 
-    /// One line when the wall clock here and the database's come to differ, and one when they agree again.
+    /// Records the difference of the wall clocks of this machine and the database. Logs one line when it becomes too
+    /// great, and one when it is normal again.
     fn compare_clocks(&mut self, asked: &Asked, look: &Look) {
         let Some(database) = look.now else { return };
         let ahead = asked.wall.since(database);
@@ -251,7 +253,7 @@ impl Sync {
             warn!(
                 ?ahead,
                 ?behind,
-                "the clock here differs from the database's, keys expire by the later one: mend it"
+                "the clock here differs from the database's, keys expire by the later one: check NTP"
             );
         } else if !differ && self.clocks_differ {
             info!("the clock here agrees with the database's again");
@@ -261,15 +263,15 @@ impl Sync {
 
     fn accept(&mut self, next: Snapshot, look: Look, asked: &Asked) {
         let (keys, tenants) = (next.key_count(), next.tenant_count());
-        // The snapshot before its age: a fresh age on an empty snapshot would make every key unknown.
+        // The snapshot is published before its age: with a new age, an empty snapshot would make every key unknown.
         self.publish(next);
-        self.replica.looked(asked.uptime, asked.answered, look);
+        self.replica.record_sync(asked.uptime, asked.answered, look);
         self.replica.set_connected(true);
-        self.replica.tell();
-        self.replica.tell_of_mark();
+        self.replica.notify_generation();
+        self.replica.notify_marks();
         self.loaded = true;
         if self.lost.take().is_some() {
-            info!(keys, tenants, "the database is there, everything loaded");
+            info!(keys, tenants, "connected to the database, everything loaded");
         } else {
             debug!(keys, tenants, "everything loaded");
         }
@@ -279,10 +281,10 @@ impl Sync {
         self.retired.push(self.replica.publish(next));
     }
 
-    /// Looks at what changed, again and again. Returns when everything must be looked at again.
+    /// Polls the change log at every hint and tick. Returns when all rows must be loaded again.
     async fn follow_changes(&mut self, session: &mut dyn Session) -> Result<(), StoreError> {
         loop {
-            // Whether a hint came or the tick passed is all the same.
+            // A hint and the tick have the same effect.
             if let Ok(hint) = timeout(self.options.interval, session.hint()).await {
                 hint?;
             }
@@ -302,23 +304,23 @@ impl Sync {
         if !rows.is_empty() {
             debug!(rows = rows.len(), "applying changes");
             let mut damaged = Damaged::default();
-            rows.iter().filter_map(Change::row).for_each(|row| damaged.look_at(row));
-            damaged.say();
+            rows.iter().filter_map(Change::row).for_each(|row| damaged.add(row));
+            damaged.log();
             self.replica.stats().changed_rows.add(rows.len() as u64);
             let next = self.replica.snapshot().changed(rows, self.replica.peppers());
             self.publish(next);
         }
-        self.replica.looked(asked.uptime, asked.answered, look);
-        self.replica.tell();
+        self.replica.record_sync(asked.uptime, asked.answered, look);
+        self.replica.notify_generation();
         if marked {
-            self.replica.tell_of_mark();
+            self.replica.notify_marks();
         }
     }
 
-    /// One line for each change of state, not one for each try.
-    fn say_lost(&mut self, error: &StoreError) {
+    /// Logs the loss of the database once for each cause, not for each attempt.
+    fn log_lost(&mut self, error: &StoreError) {
         self.replica.stats().lost.add_one();
-        // How exactly a database cannot be reached changes from try to try, and is no news.
+        // The details of an unreachable database vary between attempts, so they are not a new cause.
         let gone = matches!(error, StoreError::Unavailable(why) if why != PANICKED)
             || matches!(error, StoreError::Locked(_));
         let state = if gone { String::new() } else { error.to_string() };
@@ -327,19 +329,19 @@ impl Sync {
         } else if self.lost.as_ref() == Some(&state) {
             debug!(%error, "the database is still not there");
         } else if matches!(error, StoreError::Credentials(_)) {
-            error!(%error, "the database refuses the password or the role, known keys are served while it does");
+            error!(%error, "the database rejects the password or the role, known keys are served while it does");
         } else if !self.loaded {
             warn!(%error, "no database yet, trying again");
         } else if gone {
             warn!(%error, "lost the database, known keys are served while it is gone");
         } else {
-            error!(%error, "the database is not what it was, known keys are served until that is mended");
+            error!(%error, "the database is not usable, known keys are served until that is fixed");
         }
         self.lost = Some(state);
     }
 }
 
-/// When a look was asked for, and answered.
+/// When a load or poll started and was answered.
 #[derive(Clone, Copy)]
 struct Asked {
     uptime: Duration,
@@ -347,47 +349,52 @@ struct Asked {
     wall: Timestamp,
 }
 
-/// Refuses a look that cannot be at the database we knew.
-fn doubt(known: Option<&Look>, before: &Snapshot, now: &Reload, look: &Look) -> Result<(), StoreError> {
-    let doubt = |why: &str| Err(StoreError::WrongDatabase(why.to_owned()));
+/// Rejects a load that seems to be from another database than the known one.
+fn check_identity(
+    known: Option<&Look>,
+    before: &Snapshot,
+    now: &Reload,
+    look: &Look,
+) -> Result<(), StoreError> {
+    let wrong = |why: &str| Err(StoreError::WrongDatabase(why.to_owned()));
     match known {
-        Some(known) if known.identity != look.identity => doubt(&format!(
-            "the address leads to another database now: its tenantgate_identity is {}, ours is {}; if that is meant, \
-             restart serve (and remove its --snapshot-file)",
+        Some(known) if known.identity != look.identity => wrong(&format!(
+            "the address leads to another database now: its tenantgate_identity is {}, expected {}; if that is \
+             intended, restart serve (and remove its --snapshot-file)",
             look.identity, known.identity
         )),
         Some(_) if !now.has_keys() && before.key_count() > 0 => {
-            doubt("the database shows no keys at all, though it had some")
+            wrong("the database shows no keys at all, though it had some")
         }
         _ => Ok(()),
     }
 }
 
-/// Names the rows that can serve no request, so that somebody mends them.
+/// Damaged rows, to be logged so that operators can fix them.
 #[derive(Default)]
 struct Damaged(Vec<Row>);
 
 impl Damaged {
-    /// A table full of them needs no line for each.
+    /// The most rows that are logged for one load or poll.
     const LINES: usize = 100;
 
-    fn look_at(&mut self, row: &Row) {
+    fn add(&mut self, row: &Row) {
         if row.is_damaged() && self.0.len() < Self::LINES {
             self.0.push(row.clone());
         }
     }
 
-    fn say(self) {
+    fn log(self) {
         for row in self.0 {
             match row {
                 Row::Key(k, _, profile) => {
                     let why = profile.compile().err();
                     let why =
                         why.map_or_else(|| "hashed_key, key_prefix or expires_at".into(), |d| d.to_string());
-                    warn!(key.id = %k.id.0, key.prefix = %k.prefix, why, "damaged row of api_keys, it lets nobody in until it is mended");
+                    warn!(key.id = %k.id.0, key.prefix = %k.prefix, why, "damaged row of api_keys, its key gets 503 until it is fixed");
                 }
                 Row::Tenant(t) => {
-                    warn!(tenant.id = %t.id.0, "damaged row of tenants (name, db_schema_name or plan), its keys get 503 until it is mended");
+                    warn!(tenant.id = %t.id.0, "damaged row of tenants (name, db_schema_name or plan), its keys get 503 until it is fixed");
                 }
                 Row::Plan(p) => {
                     let why = p.compile().err().map(|error| error.to_string());
@@ -398,7 +405,7 @@ impl Damaged {
                 }
                 Row::Route(r) => {
                     let why = r.compile().err().map(|damage| damage.to_string());
-                    warn!(route.id = %r.id.0, why, "damaged row of tenantgate_route, what it may be for gets 503 until it is fixed");
+                    warn!(route.id = %r.id.0, why, "damaged row of tenantgate_route, requests that it could match get 503 until it is fixed");
                 }
             }
         }

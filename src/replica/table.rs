@@ -1,23 +1,21 @@
-//! A table of a million keys that is changed while others read it.
+//! A persistent hash table for a million entries.
 //!
-//! A hash table in two storeys: a row of shards behind reference counts. A
-//! change copies the shards it touches (some two hundred references each) and
-//! shares the rest with the table before it, so readers keep the old table for
-//! as long as they look, and one changed key costs microseconds where copying
-//! everything would cost a tenth of a second.
+//! The table is a list of reference-counted shards. A change to a clone copies only the affected shards (about 200
+//! references each) and shares the others with the original. Readers can therefore keep the original, and changing
+//! one entry takes microseconds, while copying the whole table would take 100 ms.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-/// What finds its own place in a [`Table`].
+/// An entry of a [`Table`].
 pub(super) trait Keyed {
-    /// What it is found by.
+    /// Returns the key of the entry.
     fn key(&self) -> &[u8];
 }
 
-/// A table that is cheap to clone: changes to the clone leave the original alone.
+/// A hash table that is cheap to clone. Changes to a clone do not affect the original.
 #[derive(Debug)]
 pub(super) struct Table<V> {
     shards: Vec<Arc<HashTable<Arc<V>>>>,
@@ -31,12 +29,13 @@ impl<V> Clone for Table<V> {
     }
 }
 
-/// Entries a shard holds when the table is made: few enough to copy in microseconds, many enough that the row of shards
-/// stays short. A hash table of 256 places holds 224 entries, and one shard in a hundred gets more than that.
+/// The average number of entries in a shard of a new table: few enough to copy in microseconds, and many enough that
+/// the list of shards is short. A hash table with 256 buckets holds 224 entries; about one shard in a hundred gets
+/// more.
 const SHARD_ENTRIES: usize = 192;
 
 impl<V: Keyed> Table<V> {
-    /// A table of these entries. Of two under the same key the last one stays.
+    /// Creates a table of these entries. If two have the same key, the last one replaces the others.
     pub(super) fn new(entries: Vec<Arc<V>>) -> Self {
         let count = entries.len().div_ceil(SHARD_ENTRIES).max(1);
         let mut table =
@@ -51,18 +50,18 @@ impl<V: Keyed> Table<V> {
         table
     }
 
-    /// How many entries there are.
+    /// Returns the number of entries.
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// The entry under `key`.
+    /// Returns the entry with this key.
     pub(super) fn get(&self, key: &[u8]) -> Option<&Arc<V>> {
         let hash = self.hasher.hash_one(key);
         self.shards[self.shard_of(hash)].find(hash, |v| v.key() == key)
     }
 
-    /// Adds an entry or replaces the one under its key, which is returned.
+    /// Adds an entry. Returns the entry with the same key that it replaces, if any.
     pub(super) fn put(&mut self, entry: Arc<V>) -> Option<Arc<V>> {
         let before = self.remove(entry.key());
         let hash = self.hasher.hash_one(entry.key());
@@ -73,7 +72,7 @@ impl<V: Keyed> Table<V> {
         before
     }
 
-    /// Removes the entry under `key` and returns it.
+    /// Removes and returns the entry with this key.
     pub(super) fn remove(&mut self, key: &[u8]) -> Option<Arc<V>> {
         self.get(key)?;
         let hash = self.hasher.hash_one(key);
@@ -83,12 +82,13 @@ impl<V: Keyed> Table<V> {
         Some(entry.remove().0)
     }
 
-    /// Whether so many entries came since the table was made that its shards are too long.
+    /// Returns whether the shards have four times the entries that they were made for, so that the table should be
+    /// made again.
     pub(super) fn outgrown(&self) -> bool {
         self.len > self.shards.len() * SHARD_ENTRIES * 4
     }
 
-    /// All entries, in no order.
+    /// Returns all entries, in no particular order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<V>> {
         self.shards.iter().flat_map(|shard| shard.iter())
     }
@@ -111,7 +111,8 @@ impl<V: Keyed> Table<V> {
         keys
     }
 
-    /// Bits in the middle choose the shard; the shard itself uses the seven at the top and those at the bottom.
+    /// Returns the index of the shard. Uses the bits in the middle of the hash, because the shard itself uses the
+    /// top seven and the lowest ones.
     fn shard_of(&self, hash: u64) -> usize {
         let middle = u128::from((hash << 8) >> 32);
         usize::try_from((middle * self.shards.len() as u128) >> 32).unwrap_or(0)
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_leaves_the_table_before_it_alone() {
+    fn changes_to_a_clone_do_not_affect_the_original() {
         let before = Table::new((0..10_000).map(|n| word(n, n)).collect());
         let mut after = before.clone();
         after.put(word(7, 70));
@@ -160,15 +161,15 @@ mod tests {
     }
 
     #[test]
-    fn what_chooses_the_shard_leaves_the_place_in_it_open() {
+    fn the_entries_of_a_shard_spread_over_its_buckets() {
         let table = Table::new((0..100_000).map(|n| word(n, n)).collect());
         let places = table.shards[0].iter().map(|word| table.hasher.hash_one(word.key()) % 256);
         let places: BTreeSet<_> = places.collect();
-        assert!(places.len() > 100, "{} entries begin at {}", table.shards[0].len(), places.len());
+        assert!(places.len() > 100, "{} entries in {} buckets", table.shards[0].len(), places.len());
     }
 
     #[test]
-    fn a_table_is_outgrown_when_it_holds_four_times_what_it_was_made_for() {
+    fn a_table_is_outgrown_with_more_than_four_times_the_entries_it_was_made_for() {
         for (made_for, bound) in [(0, 768), (1_000, 4_608)] {
             let mut table = Table::new((0..made_for).map(|n| word(n, n)).collect());
             for n in made_for..bound {

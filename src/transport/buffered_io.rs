@@ -1,14 +1,13 @@
 //! A stream that batches writes and bounds reads.
 //!
-//! Calls that arrive together are answered together: while buffering is on, bytes written by `h2` are kept until the
-//! connection has no further call to accept, and then leave in one system call, where `h2` makes two for each
-//! response.
+//! Writes: calls that arrive together are answered together. While buffering is on, the bytes that `h2` writes are
+//! kept until there is no further call to accept. Then they are sent with one system call; `h2` alone makes two for
+//! each response.
 //!
-//! Reads are bounded as well. `h2` keeps every stream that is opened until it is accepted, even one that the peer has
-//! reset meanwhile, and reads on as long as the socket has bytes. So at most [`READ_BUDGET`] bytes are read between
-//! two moments at which all streams have been accepted: a burst of resets then costs a bounded amount of memory and
-//! no connection has to be closed for it (CVE-2023-44487). Nor are more bytes read of a header list than the memory
-//! budget has room for.
+//! Reads: `h2` keeps every open stream until it is accepted, even if the peer has reset it, and reads as long as the
+//! socket has bytes. So at most [`READ_BUDGET`] bytes are read before all streams are accepted. A burst of resets
+//! then takes a bounded amount of memory, and the connection need not be closed (CVE-2023-44487). Also, header lists
+//! are read only as far as the memory budget has room.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -22,61 +21,62 @@ use tokio::time::{Sleep, sleep, timeout};
 use super::frame_scanner::FrameScanner;
 use super::memory_budget::HeaderBlock;
 
-/// Bytes buffered at most; further writes wait until the peer has read some.
+/// The most bytes that are buffered. Further writes wait until the peer has read some.
 const MOST: usize = 64 * 1024;
 
-/// Capacity that an idle connection keeps: a response or two.
+/// The capacity in bytes that an idle connection keeps: enough for one or two responses.
 const KEPT: usize = 4 * 1024;
 
-/// Bytes read at most before all streams that they opened are accepted. The smallest stream that can be opened and
-/// reset takes about 23 bytes.
+/// The most bytes that are read before all streams that they open are accepted. Opening and resetting a stream takes
+/// at least about 23 bytes.
 const READ_BUDGET: usize = 64 * 1024;
 
-/// The same while memory is scarce: what is answered then may have to be kept for a peer that does not read.
+/// The same while memory is scarce, because the responses may have to be kept for a peer that does not read.
 const SMALL_READ_BUDGET: usize = 4 * 1024;
 
-/// Bytes of a header block that has not arrived whole from which on it is accounted for.
+/// Incomplete header blocks with more bytes than this are accounted for.
 const SMALL_BLOCK: usize = 4 * 1024;
 
-/// Memory that a byte of a header block takes at most: a field that is an index into the compression table (RFC 7541
-/// §6.1) is one byte, and an entry of a header map afterwards.
+/// The most memory for one byte of a header block: a field can be an index of one byte into the compression table
+/// (RFC
+/// 7541 §6.1), which becomes an entry of a header map.
 const FIELD: usize = 80;
 
-/// Memory that a byte of a string takes at most: itself, while it is incomplete, in a buffer that doubles; and Huffman
-/// codes take five bits and more.
+/// The most memory for one byte of a string: the byte itself while the string is incomplete, in a buffer that
+/// doubles, and the decoded characters, whose Huffman codes have at least five bits.
 const STRING: usize = 4;
 
-/// Memory that a byte of a header list takes at most (each field counts 32 bytes more than its name and value), in
-/// vectors that double.
+/// The most memory for one byte of a header list, in vectors that double. The size of a header list counts 32 bytes
+/// for each field besides its name and value.
 const LISTED: usize = 5;
 
-/// How often the budget is asked again for room that it did not have.
+/// The interval at which a full budget is checked for room again.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Bytes kept of what the peer sent first, to tell which protocol it speaks.
+/// The number of first bytes from the peer that are kept, to identify its protocol.
 const FIRST: usize = 8;
 
-/// Bytes discarded at most after the last response was sent.
+/// The most bytes that are discarded after the last response was sent.
 const LINGER_BYTES: u64 = 1024 * 1024;
 
-/// A shared stream. Clones are of the same stream: one is given to `h2`, which does not return it, another controls
-/// it.
+/// A shared stream. Clones share the same stream: one is given to `h2`, which does not return it, and another one
+/// controls it.
 pub(super) struct BufferedIo<T>(Arc<Mutex<Stream<T>>>);
 
 struct Stream<T> {
     io: T,
     buffering: bool,
     unsent: Vec<u8>,
-    /// How many bytes of `unsent` have been sent.
+    /// The number of bytes of `unsent` that have been sent.
     sent: usize,
     read_budget: usize,
     first: [u8; FIRST],
     first_len: usize,
     scanner: FrameScanner,
     header_block: Option<HeaderBlock>,
-    /// Bytes of header list that `h2` keeps.
+    /// The most bytes of a header list that `h2` keeps.
     header_list: usize,
-    /// Bytes of header block that `header_block` stands for.
+    /// The bytes of the header block that `header_block` accounts for.
     accounted: usize,
     retry: Option<Pin<Box<Sleep>>>,
 }
@@ -88,7 +88,7 @@ impl<T> Clone for BufferedIo<T> {
 }
 
 impl<T> BufferedIo<T> {
-    /// Only the one task that polls the connection locks it, so this never waits.
+    /// Locks the stream. Never waits, because only the task that polls the connection locks it.
     fn lock(&self) -> MutexGuard<'_, Stream<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -102,7 +102,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
             buffering: false,
             unsent: Vec::new(),
             sent: 0,
-            // Until it is known whether memory is scarce.
+            // It is not known yet whether memory is scarce.
             read_budget: SMALL_READ_BUDGET,
             first: [0; FIRST],
             first_len: 0,
@@ -114,8 +114,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
         })))
     }
 
-    /// Buffers all bytes written from now on, and accounts for header blocks with `header_block`, of which `h2` keeps
-    /// `header_list` bytes at most.
+    /// Starts to buffer writes, and to account for header blocks with `header_block`. `header_list` is the most
+    /// bytes of a header list that `h2` keeps.
     pub(super) fn start_buffering(&self, header_block: HeaderBlock, header_list: u32) {
         let mut stream = self.lock();
         stream.buffering = true;
@@ -123,30 +123,30 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
         stream.header_block = Some(header_block);
     }
 
-    /// Whether the peer has to read before more can be written.
+    /// Returns whether the buffer is full, so that the peer must read before more can be written.
     pub(super) fn is_full(&self) -> bool {
         self.lock().unsent.len() >= MOST
     }
 
-    /// Sends the buffered bytes. Bytes that the peer does not take yet are sent when the task is polled again.
+    /// Sends the buffered bytes. Pending until the socket has accepted all of them.
     pub(super) fn send_buffered(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.lock().flush(cx)
     }
 
-    /// Allows the next bytes to be read, fewer if memory `is_scarce`: call it once every stream has been accepted.
-    /// Returns whether reading had stopped, so that the connection has to be polled again.
+    /// Renews the read budget, with a smaller one if memory `is_scarce`. Must be called only after every stream has
+    /// been accepted. Returns whether reading had stopped, so that the connection must be polled again.
     pub(super) fn renew_read_budget(&self, is_scarce: bool) -> bool {
         let budget = if is_scarce { SMALL_READ_BUDGET } else { READ_BUDGET };
         std::mem::replace(&mut self.lock().read_budget, budget) == 0
     }
 
-    /// The first bytes that the peer sent, at most [`FIRST`].
+    /// Returns the first bytes from the peer, at most [`FIRST`].
     pub(super) fn first_bytes(&self) -> Vec<u8> {
         let stream = self.lock();
         stream.first[..stream.first_len].to_vec()
     }
 
-    /// Closes the writing side, then reads and discards until the peer closes, for at most `within`.
+    /// Closes the writing side, then reads and discards until the peer closes its side, for at most `within`.
     ///
     /// Closing a TCP socket that still has unread bytes makes the kernel reset the connection, and a reset discards
     /// responses that the peer has not received yet (RFC 9112 §9.6 describes the same for HTTP/1.1).
@@ -184,14 +184,14 @@ impl<T: AsyncWrite + Unpin> Stream<T> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
-    /// Waits for room in the buffer, which there is unless the peer does not read.
+    /// Waits for room in the buffer. There is room unless the peer does not read.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.unsent.len() < MOST { Poll::Ready(Ok(())) } else { self.flush(cx) }
     }
 }
 
 impl<T> Stream<T> {
-    /// Accounts for the header block that is arriving; pending while the budget has no room for it.
+    /// Accounts for the header block that is arriving. Pending while the budget has no room for it.
     fn account(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let unfinished = self.scanner.unfinished();
         let counted = if unfinished > SMALL_BLOCK { unfinished } else { 0 };
@@ -209,7 +209,7 @@ impl<T> Stream<T> {
         Poll::Ready(())
     }
 
-    /// Records the beginning of what the peer sends.
+    /// Records the first bytes from the peer.
     fn note_first(&mut self, bytes: &[u8]) {
         let taken = bytes.len().min(FIRST - self.first_len);
         self.first[self.first_len..][..taken].copy_from_slice(&bytes[..taken]);
@@ -218,7 +218,8 @@ impl<T> Stream<T> {
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for BufferedIo<T> {
-    /// Pending without a wake-up once the budget is used: [`BufferedIo::renew_read_budget`] tells to poll again.
+    /// Pending without a wake-up once the budget is used up: [`BufferedIo::renew_read_budget`] says when to poll
+    /// again.
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut stream = self.lock();
         if stream.read_budget == 0 {
@@ -287,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn buffered_bytes_are_sent_on_demand_and_not_before() {
+    async fn buffered_bytes_are_sent_only_on_request() {
         let (io, mut peer) = duplex(1024);
         let buffered = BufferedIo::new(io);
         let mut inner = buffered.clone();
@@ -358,13 +359,13 @@ mod tests {
             total += n;
         }
         assert!((READ_BUDGET..READ_BUDGET + 1000).contains(&total), "{total}");
-        assert!(buffered.renew_read_budget(false), "it had stopped");
+        assert!(buffered.renew_read_budget(false), "reading had stopped");
         assert!(read_once().await > 0);
         assert_eq!(buffered.first_bytes(), [7; FIRST]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lingering_discards_what_the_peer_still_sends_and_ends() {
+    async fn lingering_discards_late_bytes_and_ends() {
         let (io, mut peer) = duplex(1024);
         let buffered = BufferedIo::new(io);
         peer.write_all(b"late").await.unwrap();
@@ -375,7 +376,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_header_block_is_read_as_far_as_the_budget_has_room() {
+    async fn a_header_block_is_read_only_as_far_as_the_budget_has_room() {
         let total = MemoryBudget::new(1000);
         let [budget, others] = [(); 2].map(|()| ConnectionBudget::new(&total, Peer::Unknown));
         let mut exceeding = HeaderBlock::new(&others);

@@ -1,12 +1,13 @@
 //! Answers one call.
 //!
-//! Nearly always at once, on the task of its connection: the message arrives with the headers, and the response is
-//! known. Otherwise a task of its own waits for the rest.
+//! Most calls are answered at once, on the task of their connection, because the message arrives together with the
+//! headers and the response needs no waiting. For the other calls, a spawned task waits.
 //!
-//! Every call gets exactly one response: a [`Responder`] that is dropped without one sends the response for
-//! [`Unable::Panicked`]. An error made by `h2` would let the request pass under Envoy's `failure_mode_allow`. For the
-//! same reason whatever a client of Envoy can cause (a large message, a long header list, a full server) is answered
-//! with a response that refuses the request, and never with a gRPC status.
+//! Every call gets exactly one response: a [`Responder`] that is dropped sends the response for [`Unable::Panicked`]
+//! or
+//! [`Unable::TooLate`]. If `h2` ended the call with an error, Envoy would allow the request under
+//! `failure_mode_allow`. For the same reason, what a client of Envoy can cause (a large message, a long header list,
+//! a full server) is answered with a response that rejects the request, and never with a gRPC status.
 
 use std::future::poll_fn;
 use std::mem::take;
@@ -28,10 +29,10 @@ use super::frame::{PREFIX, announced, only_message};
 use super::memory_budget::{ConnectionBudget, CountedBuf, LARGE, PendingCall};
 use super::{CallFailure, Frame, Services, Unable, Unary, tower_bridge};
 
-/// Bytes of a message from which on a call that waits keeps only what it needs of it.
+/// Pending calls compact messages with more bytes than this.
 const COMPACTED: usize = 8 * 1024;
 
-/// Capacity of a header map, in fields, up to which it is reused for a response.
+/// Header maps with a capacity of at most this many fields are reused for the response.
 const REUSED: usize = 64;
 
 static GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -41,12 +42,12 @@ static GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-e
 static IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 static OK: HeaderValue = HeaderValue::from_static("0");
 
-/// What a call ends with instead of the service's response.
+/// The result of a call that does not get the service's response.
 #[derive(Debug)]
 enum Rejection {
-    /// A response that refuses the request.
+    /// A response that rejects the request.
     Unable(Unable),
-    /// The same, for a message of so many bytes.
+    /// The same, for a message that is too large: its length in bytes.
     TooLarge(usize),
     /// A gRPC status.
     Status(CallFailure),
@@ -73,7 +74,8 @@ pub(super) fn answer<U: Unary>(
         services.failures.too_large(&budget.peer, "--max-header-bytes", size, most);
         return responder.respond(Err(Rejection::Unable(Unable::TooLarge)));
     }
-    // Polled once. If the body is incomplete, a spawned task waits for the rest: this one serves the connection.
+    // Polls once. If the body is incomplete, a spawned task waits for the rest, because this task serves the
+    // connection.
     let first = body.poll_data(&mut Context::from_waker(Waker::noop()));
     if let Poll::Ready(Some(Ok(bytes))) = &first
         && body.is_end_stream()
@@ -82,7 +84,7 @@ pub(super) fn answer<U: Unary>(
             Ok(message) => message,
             Err(rejection) => return responder.respond(Err(rejection)),
         };
-        // The responder answers a panic, so that it does not end the connection.
+        // A panic must not end the connection, so it is caught and answered.
         let now = || services.unary.answer_now(&message, &responder.headers);
         match catch_unwind(AssertUnwindSafe(now)) {
             Ok(Some(outcome)) => return responder.respond(outcome.map_err(Rejection::from)),
@@ -94,7 +96,7 @@ pub(super) fn answer<U: Unary>(
         return responder.respond(Err(CallFailure::Cancelled.into()));
     }
     let deadline = deadline(&responder.headers, services.limits.call);
-    // A call that waits keeps no more of its headers than it needs.
+    // A pending call keeps only the headers that it needs.
     responder.headers = services.unary.compact_metadata(&responder.headers);
     let Some(pending) = budget.admit(weight(&responder.headers)) else {
         return responder.respond(Err(Rejection::Unable(Unable::NoRoom)));
@@ -109,7 +111,7 @@ pub(super) fn answer<U: Unary>(
     });
 }
 
-/// Passes a call of another method to the services that answer those.
+/// Passes a call of another method to the tower services.
 pub(super) fn pass_on<U: Unary>(
     services: &Services<U>,
     budget: &Arc<ConnectionBudget>,
@@ -145,7 +147,7 @@ async fn wait_for_answer<U: Unary>(
     Ok(services.unary.answer(message, &responder.headers, deadline).await?)
 }
 
-/// The message of a complete body, if it is not too large.
+/// Returns the message of a complete body. Rejects a message of more than `most` bytes.
 fn whole_message(body: Bytes, most: usize) -> Result<Bytes, Rejection> {
     if body.len() > PREFIX + most {
         Err(Rejection::TooLarge(body.len() - PREFIX))
@@ -154,7 +156,7 @@ fn whole_message(body: Bytes, most: usize) -> Result<Bytes, Rejection> {
     }
 }
 
-/// Waits for the whole body, which has one message of at most `most` bytes.
+/// Waits for the whole body. Rejects a message of more than `most` bytes.
 async fn gather(
     first: Option<Chunk>,
     mut body: RecvStream,
@@ -172,7 +174,7 @@ async fn gather(
         let chunk = chunk.map_err(|_| CallFailure::Cancelled)?;
         let len = all.len() + chunk.len();
         if len > all.capacity() {
-            // The buffer doubles, but never beyond what was announced, and is counted as large as it is.
+            // The capacity doubles, but not beyond the announced length. All of it is counted.
             let announced = all.get(..PREFIX).map_or(Ok(0), announced)?;
             let capacity = len.max((2 * all.capacity()).min(PREFIX + announced));
             if !pending.grow(capacity - all.capacity()) {
@@ -181,7 +183,7 @@ async fn gather(
             all.reserve_exact(capacity - all.len());
         }
         all.extend_from_slice(&chunk);
-        // A message that is too large is answered at once: the rest of it is not awaited.
+        // A message that is too large is rejected without waiting for the rest.
         if let Some(prefix) = all.get(..PREFIX) {
             let len = announced(prefix)?;
             if len > most {
@@ -195,15 +197,16 @@ async fn gather(
     }
 }
 
-/// The size of a header list (RFC 9113 §6.5.2) without the pseudo-header fields, as an error if it is over `most`.
+/// Checks the size of a header list (RFC 9113 §6.5.2) without pseudo-header fields. Returns the size if it is over
+/// `most`.
 fn within(headers: &HeaderMap, most: usize) -> Result<(), usize> {
     const OVERHEAD: usize = 32;
     let size = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + OVERHEAD).sum();
     if size > most { Err(size) } else { Ok(()) }
 }
 
-/// Memory that a header list takes: an entry of a [`HeaderMap`] is at most 80 bytes besides its name and value, in
-/// vectors that double.
+/// Returns the memory of a header list in bytes. An entry of a [`HeaderMap`] takes at most 80 bytes besides its name
+/// and value, and the capacity of its vectors doubles.
 fn weight(headers: &HeaderMap) -> usize {
     const ENTRY: usize = 2 * 80;
     headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ENTRY).sum()
@@ -213,7 +216,7 @@ fn weight(headers: &HeaderMap) -> usize {
 struct Responder<U: Unary> {
     services: Arc<Services<U>>,
     unsent: Option<(SendResponse<CountedBuf>, Arc<ConnectionBudget>)>,
-    /// The headers of the request; their memory is reused for those of the response.
+    /// The headers of the request. The map is reused for those of the response.
     headers: HeaderMap,
 }
 
@@ -224,7 +227,7 @@ impl<U: Unary> Responder<U> {
             Ok(frame) => send(respond, budget, take(&mut self.headers), frame),
             Err(Rejection::Status(failure)) => {
                 self.services.failures.call(failure, &budget.peer);
-                refuse(respond, failure);
+                send_failure(respond, failure);
             }
             Err(Rejection::Unable(why)) => {
                 let frame = self.services.unary.unable(why);
@@ -243,7 +246,7 @@ impl<U: Unary> Responder<U> {
 impl<U: Unary> Drop for Responder<U> {
     fn drop(&mut self) {
         let Some((respond, budget)) = self.unsent.take() else { return };
-        // Dropped by a panic, or because the server ends while the call waits.
+        // Dropped by a panic, or because the server stops while the call waits.
         let why = if panicking() { Unable::Panicked } else { Unable::TooLate };
         // A second panic during a panic would abort the process.
         let unable = || self.services.unary.unable(why);
@@ -260,7 +263,7 @@ fn send(
     mut headers: HeaderMap,
     frame: Frame,
 ) {
-    // `h2` keeps it until it is sent, with its capacity.
+    // `h2` keeps the map, with its capacity, until it is sent.
     if headers.capacity() > REUSED {
         headers = HeaderMap::with_capacity(1);
     }
@@ -276,13 +279,13 @@ fn send(
     }
 }
 
-/// Ends a call with the status of a failure.
-fn refuse(respond: SendResponse<CountedBuf>, failure: CallFailure) {
+/// Ends a call with the gRPC status of a failure.
+fn send_failure(respond: SendResponse<CountedBuf>, failure: CallFailure) {
     let (code, message) = failure.status();
     send_status(respond, code, message);
 }
 
-/// Sends a response of headers alone, which are the trailers, too.
+/// Sends a response that consists only of headers, which are also the trailers.
 fn send_status(mut respond: SendResponse<CountedBuf>, code: tonic::Code, message: &'static str) {
     let mut head = Response::new(());
     let headers = head.headers_mut();
@@ -293,7 +296,7 @@ fn send_status(mut respond: SendResponse<CountedBuf>, code: tonic::Code, message
     let _ = respond.send_response(head, true);
 }
 
-/// Whether a request is a gRPC call; otherwise the HTTP status that says why not.
+/// Checks that a request is a gRPC call. Otherwise returns the HTTP status of the response.
 pub(super) fn is_grpc(method: &Method, headers: &HeaderMap) -> Result<(), StatusCode> {
     let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     // `application/grpc+proto` and parameters are gRPC, `application/grpc-web` is another protocol.
@@ -305,7 +308,7 @@ pub(super) fn is_grpc(method: &Method, headers: &HeaderMap) -> Result<(), Status
 }
 
 /// Responds to a request that is not gRPC after reading a bounded part of its body.
-pub(super) fn refuse_http<U: Unary>(
+pub(super) fn reject_http<U: Unary>(
     services: &Services<U>,
     budget: &Arc<ConnectionBudget>,
     status: StatusCode,
@@ -333,7 +336,7 @@ pub(super) fn refuse_http<U: Unary>(
     });
 }
 
-/// Reads a body up to its end, or to [`LARGE`] bytes.
+/// Reads and discards a body up to its end, or up to [`LARGE`] bytes.
 async fn discard(body: &mut RecvStream, pending: &mut PendingCall) {
     let mut read = 0;
     while let Some(Ok(chunk)) = poll_fn(|cx| body.poll_data(cx)).await {
@@ -345,8 +348,8 @@ async fn discard(body: &mut RecvStream, pending: &mut PendingCall) {
     }
 }
 
-/// When a response must be on its way so that the caller still gets it: a fifth of `grpc-timeout` before its end, but
-/// at least 5 ms and at most 25 ms; `most` from now at the latest.
+/// Returns when the response must be sent, so that the caller gets it before `grpc-timeout`: earlier by a fifth of
+/// the timeout, but by at least 5 ms and at most 25 ms. At the latest `most` from now.
 fn deadline(headers: &HeaderMap, most: Duration) -> Instant {
     let timeout = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
     let margin = |timeout: Duration| (timeout / 5).clamp(Duration::from_millis(5), Duration::from_millis(25));
@@ -354,7 +357,7 @@ fn deadline(headers: &HeaderMap, most: Duration) -> Instant {
     Instant::now() + left
 }
 
-/// Parses `grpc-timeout`: at most eight digits and a unit.
+/// Parses `grpc-timeout`: 1 to 8 digits and a unit.
 fn grpc_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -377,7 +380,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grpc_timeouts_are_read_as_the_protocol_has_them() {
+    fn grpc_timeouts_are_parsed_as_the_protocol_defines_them() {
         for (text, expected) in [
             ("200m", Some(Duration::from_millis(200))),
             ("1S", Some(Duration::from_secs(1))),
@@ -398,7 +401,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_is_due_before_the_caller_leaves_and_never_later_than_we_allow() {
+    async fn the_deadline_is_before_grpc_timeout_and_within_the_limit() {
         let due = |timeout: Option<&'static str>| {
             let mut headers = HeaderMap::new();
             timeout.map(|timeout| headers.insert("grpc-timeout", HeaderValue::from_static(timeout)));
@@ -418,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_list_has_the_size_that_http_2_gives_it() {
+    fn the_size_of_a_header_list_is_computed_as_http_2_defines_it() {
         let mut headers = HeaderMap::new();
         headers.append("tracestate", HeaderValue::from_static("0123456789"));
         headers.append("tracestate", HeaderValue::from_static(""));
@@ -426,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_of_grpc_is_a_post_of_its_type() {
+    fn a_grpc_call_is_a_post_with_its_content_type() {
         let mut headers = HeaderMap::new();
         assert_eq!(is_grpc(&Method::POST, &headers), Err(StatusCode::UNSUPPORTED_MEDIA_TYPE));
         for (kind, fine) in [

@@ -1,13 +1,13 @@
 //! Serves one HTTP/2 connection from its handshake to its end.
 //!
-//! The handshake has a timeout, the peer is pinged now and then, and the connection is ended in order when it is old
-//! or when the server stops: GOAWAY first, so that the peer opens no further stream; then the calls under way are
-//! answered; then the socket is closed once the peer has read everything.
+//! The handshake has a timeout, and the peer is pinged regularly. When the connection is old or the server stops, the
+//! connection is ended gracefully: GOAWAY is sent, so that the peer opens no further stream; then the calls in
+//! progress are answered; then the socket is closed once the peer has read everything.
 //!
-//! No limit here ends a connection for what a client of Envoy does. `h2`'s own limits that would (resets before a
-//! stream is accepted, streams that end by an error, concurrent streams) are off: [`buffered_io`](super::buffered_io)
-//! bounds what they protected, by reading no further, and [`memory_budget`](super::memory_budget) what each call
-//! takes. A refused stream would be a request that passes under Envoy's `failure_mode_allow`.
+//! No limit here ends a connection because of what a client of Envoy does. The limits of `h2` that would do so
+//! (resets before a stream is accepted, streams that end with an error, concurrent streams) are disabled. Instead,
+//! [`buffered_io`](super::buffered_io) stops reading, and [`memory_budget`](super::memory_budget) bounds the memory
+//! of each call. If a stream were refused, Envoy would allow its request under `failure_mode_allow`.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -27,16 +27,17 @@ use super::memory_budget::{ConnectionBudget, CountedBuf, HeaderBlock, ResponseBa
 use super::{ConnectionFailure, Limits, Peer, Services, Unary, call};
 use crate::random;
 
-/// Bytes that may be on their way on a stream and on a connection: messages that Envoy sends fit whole.
+/// The flow-control windows of a stream and of a connection in bytes. The usual messages of Envoy fit into one
+/// window.
 const WINDOWS: (u32, u32) = (256 * 1024, 1024 * 1024);
 
 /// How long a peer may take to close its side after the last response.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How often a connection is looked at for responses that are not taken.
+/// The interval of checks for responses that the peer does not read.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Serves a connection to its end, which is in order once `stop` is true. What fails is recorded in `services`.
+/// Serves a connection to its end; ends it gracefully once `stop` is true. Records failures in `services`.
 pub async fn serve<T, U>(io: T, peer: Peer, services: Arc<Services<U>>, stop: watch::Receiver<bool>)
 where
     T: AsyncRead + AsyncWrite + Unpin,
@@ -47,7 +48,7 @@ where
     }
 }
 
-/// A failure, and what the library says of it.
+/// A failure, and the message of the library.
 type Failed = (ConnectionFailure, Option<String>);
 
 async fn attempt<T, U>(
@@ -74,11 +75,11 @@ where
     let Some(pings) = connection.ping_pong() else { return Ok(()) };
     let budget = ConnectionBudget::new(&services.budget, peer);
     io.start_buffering(HeaderBlock::new(&budget), header_list_of_h2(&limits));
-    // The clocks run on a task of their own: a call would poll them for nothing.
+    // The timers have a task of their own, so that calls do not poll them.
     let (send_end, end) = oneshot::channel();
     let mut clocks = JoinSet::new();
     let ours = Arc::clone(&budget);
-    clocks.spawn(async move { drop(send_end.send(end_of_life(pings, ours, limits, told(stop)).await)) });
+    clocks.spawn(async move { drop(send_end.send(end_of_life(pings, ours, limits, stopped(stop)).await)) });
     let mut served = Served { connection, io, backlog: budget.backlog(), budget };
     let end = async { end.await.unwrap_or(End::Now) };
     match served.accept_calls(services, end).await {
@@ -101,8 +102,9 @@ where
     }
 }
 
-/// The header list that `h2` keeps. A longer one than the limit is answered by `call`; far beyond it `h2` answers 431 by
-/// itself, which no client of Envoy can reach, since Envoy bounds all headers of a request together (8 MiB at most).
+/// Returns the most bytes of a header list for `h2`. It is greater than our limit, so that `call` answers a longer
+/// list. Beyond it `h2` responds with 431, which clients of Envoy cannot reach: Envoy limits all headers of a
+/// request to 8 MiB.
 fn header_list_of_h2(limits: &Limits) -> u32 {
     const LEAST: u32 = 10 * 1024 * 1024;
     limits.header_list.max(LEAST).saturating_add(LEAST / 2)
@@ -119,11 +121,11 @@ fn settings(limits: &Limits) -> Builder {
     settings
 }
 
-/// Returns when a peer has had its time for the handshake, which begins with its first byte.
+/// Returns when the handshake has timed out. The timeout starts with the first byte from the peer.
 ///
-/// Envoy opens connections on which it sends nothing until it has a request again, if the client that they were opened
-/// for has hung up. Closing one of those could lose the request that comes next, so a silent peer is closed only when
-/// the connection is old or the server stops.
+/// Envoy keeps a connection silent until its next request, if the client for which it opened the connection has
+/// disconnected. Closing it could lose that request, so a silent connection is closed only when it is old or the
+/// server stops.
 async fn too_late<T: AsyncRead + AsyncWrite + Unpin>(
     io: &BufferedIo<T>,
     limits: &Limits,
@@ -140,17 +142,17 @@ async fn too_late<T: AsyncRead + AsyncWrite + Unpin>(
     tokio::select! {
         () = spoken => {}
         () = sleep(random::about(limits.age)) => {}
-        () = told(stop) => sleep(LINGER).await,
+        () = stopped(stop) => sleep(LINGER).await,
     }
 }
 
 /// Returns once `stop` is true, or its sender has gone.
-async fn told(mut stop: watch::Receiver<bool>) {
+async fn stopped(mut stop: watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Why there was no handshake, by what the peer sent first. A peer that never sent a byte, as probes of load balancers
-/// do, has not failed.
+/// Returns why there was no handshake, from the first bytes of the peer. A peer that sent nothing, like the probe of
+/// a load balancer, is no failure.
 fn no_handshake(first: &[u8], error: Option<String>) -> Result<(), Failed> {
     const METHODS: [&[u8]; 9] =
         [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"CONNECT ", b"OPTIONS ", b"TRACE ", b"PATCH "];
@@ -168,11 +170,11 @@ fn no_handshake(first: &[u8], error: Option<String>) -> Result<(), Failed> {
 
 /// How a connection ends.
 enum End {
-    /// Calls under way are answered.
+    /// Gracefully: calls in progress are answered.
     InOrder,
-    /// At once: the peer has gone.
+    /// At once, because the peer has disconnected.
     Now,
-    /// At once, and it is recorded.
+    /// At once, with a failure to record.
     Failed(ConnectionFailure, Option<String>),
 }
 
@@ -181,14 +183,14 @@ impl End {
         Self::Failed(failure, None)
     }
 
-    /// The end of a connection that `h2` gave up.
+    /// The end of a connection on which `h2` returned an error.
     fn of(error: &h2::Error) -> Self {
         let ours = !error.is_io() && !error.is_remote();
         if ours { Self::Failed(ConnectionFailure::ProtocolError, Some(error.to_string())) } else { Self::Now }
     }
 }
 
-/// A connection with its calls and the responses on their way out.
+/// A connection with its unsent responses.
 struct Served<T> {
     connection: Connection<BufferedIo<T>, CountedBuf>,
     io: BufferedIo<T>,
@@ -199,7 +201,7 @@ struct Served<T> {
 type Call = (Request<RecvStream>, SendResponse<CountedBuf>);
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Served<T> {
-    /// Accepts calls until the peer has gone or `end` says how to end.
+    /// Accepts calls until the peer disconnects, or until `end` completes. Returns how to end the connection.
     async fn accept_calls<U: Unary>(
         &mut self,
         services: &Arc<Services<U>>,
@@ -208,7 +210,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Served<T> {
         let mut end = std::pin::pin!(end);
         loop {
             let call = tokio::select! {
-                // While there are calls to accept, nothing else is polled.
+                // `end` is polled only when there is no call to accept.
                 biased;
                 call = poll_fn(|cx| self.poll_call(cx)) => call,
                 end = &mut end => return end,
@@ -220,10 +222,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Served<T> {
         }
     }
 
-    /// The next call, or how the connection ends. Responses are sent once there is no call left to accept.
+    /// Returns the next call, or how the connection ends. Sends the buffered responses when there is no call to
+    /// accept.
     fn poll_call(&mut self, cx: &mut Context<'_>) -> Poll<Result<Call, End>> {
-        // Every stream that was opened is accepted, also while the peer does not read: inside `h2` it would cost as
-        // much, and nothing would count it.
+        // Accepts every open stream, also while the peer does not read: inside `h2` it would take the same memory
+        // without being counted.
         match self.connection.poll_accept(cx) {
             Poll::Ready(Some(Ok(call))) => return Poll::Ready(Ok(call)),
             Poll::Ready(Some(Err(error))) => {
@@ -237,7 +240,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Served<T> {
             return Poll::Ready(Err(End::Now));
         }
         self.backlog.account();
-        // Backpressure: reads no further calls while the peer takes no responses.
+        // Backpressure: reads no further calls while the peer does not read its responses.
         let is_full = self.io.is_full();
         let goes_on =
             !is_full && self.budget.may_read() && self.io.renew_read_budget(self.budget.is_scarce());
@@ -253,7 +256,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Served<T> {
                 call::answer(services, &self.budget, request, respond);
             }
             Ok(()) => call::pass_on(services, &self.budget, request, respond),
-            Err(status) => call::refuse_http(services, &self.budget, status, request, respond),
+            Err(status) => call::reject_http(services, &self.budget, status, request, respond),
         }
     }
 }
@@ -279,15 +282,15 @@ async fn until_silent(mut pings: PingPong, (interval, patience): (Duration, Dura
         let pong = timeout(patience, pings.ping(Ping::opaque())).await;
         match pong {
             Ok(Ok(_)) => {}
-            // The connection has ended, which its own task finds, too.
+            // The connection has ended, which its own task notices.
             Ok(Err(_)) => std::future::pending().await,
             Err(_) => return,
         }
     }
 }
 
-/// Returns when responses pile up of which none was taken for `patience`, or for a tick if the budget is used up; or
-/// when the peer takes too long to send a header block.
+/// Returns when the peer has read none of a backlog of responses for `patience`, or for one tick if the budget is
+/// used up; or when it takes too long to send a header block.
 async fn until_stuck(budget: &ConnectionBudget, patience: Duration) -> ConnectionFailure {
     let tick = TICK.min(patience);
     let (mut stuck, mut block) = (Unchanged::default(), Unchanged::default());
@@ -305,7 +308,7 @@ async fn until_stuck(budget: &ConnectionBudget, patience: Duration) -> Connectio
     }
 }
 
-/// How long a number has been the same.
+/// Measures how long a number has been the same.
 #[derive(Default)]
 struct Unchanged {
     number: Option<u64>,
@@ -313,7 +316,7 @@ struct Unchanged {
 }
 
 impl Unchanged {
-    /// Looks at the number after another `tick`. Returns zero if it is another one than before, or none.
+    /// Takes the number after another `tick`. Returns how long it has been the same; zero if it changed or is `None`.
     fn time(&mut self, number: Option<u64>, tick: Duration) -> Duration {
         self.time = if number.is_some() && number == self.number { self.time + tick } else { Duration::ZERO };
         self.number = number;
@@ -326,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_bytes_tell_what_the_peer_speaks() {
+    fn the_first_bytes_identify_the_protocol_of_the_peer() {
         let failure = |first: &[u8], error: bool| {
             no_handshake(first, error.then(|| "h2".into())).map_err(|(failure, _)| failure.as_str())
         };

@@ -1,9 +1,9 @@
-//! How calls and connections can fail without a decision.
+//! The failures of calls and connections that end without a decision.
 //!
-//! Each way has a name, for the metrics, and a sentence that says what to do, for the log. A way that a client of
-//! Envoy can cause is not among them: such a call gets a response that refuses the request (see [`Unable`]), because
-//! Envoy takes every other end of a call for a failure of the server, and lets the request pass under
-//! `failure_mode_allow`. `docs/reference/how-a-check-ends.md` has the whole list.
+//! Each has a name for the metrics, and a sentence for the log that says what to do. Clients of Envoy cannot cause
+//! them: what they can cause is answered with a response that rejects the request (see [`Unable`]), because Envoy
+//! treats any other end of a call as a failure of the server, and allows the request under `failure_mode_allow`.
+//! `docs/reference/how-a-check-ends.md` has the complete list.
 
 use std::sync::Arc;
 
@@ -15,12 +15,12 @@ use crate::clock::Clock;
 use crate::rate_limited_log::RateLimitedLog;
 use crate::stats::Counter;
 
-/// Why a call gets a response that refuses the request without having judged it.
+/// Why a call gets a response that rejects the request without a decision.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Unable {
-    /// There is no memory left for another call that waits.
+    /// There is no memory for another pending call.
     NoRoom,
-    /// The code that answers calls panicked.
+    /// The code that answers the call panicked.
     Panicked,
     /// The message or the header list is larger than [`super::Limits`] allow.
     TooLarge,
@@ -31,7 +31,7 @@ pub enum Unable {
 /// Why a call ended with a gRPC status instead of a response.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum CallFailure {
-    /// The peer reset the stream before its message had arrived, as Envoy does when its client has gone.
+    /// The peer reset the stream before its message had arrived, as Envoy does when its client disconnects.
     Cancelled,
     /// The message is compressed.
     Compressed,
@@ -46,7 +46,7 @@ pub enum CallFailure {
 }
 
 impl CallFailure {
-    /// All of them, in the order of their names.
+    /// Every failure, in the order of their names.
     pub const ALL: [Self; 6] = [
         Self::Cancelled,
         Self::Compressed,
@@ -56,7 +56,7 @@ impl CallFailure {
         Self::NotGrpc,
     ];
 
-    /// The name in metrics and logs.
+    /// Returns the name in metrics and logs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -69,7 +69,7 @@ impl CallFailure {
         }
     }
 
-    /// The status that the call ends with, and its message: ASCII without `%`.
+    /// Returns the gRPC status of the call, and its message, which is ASCII without `%`.
     pub(super) fn status(self) -> (Code, &'static str) {
         match self {
             Self::Cancelled => (Code::Cancelled, "the call was cancelled"),
@@ -96,22 +96,22 @@ impl CallFailure {
     }
 }
 
-/// Why a connection ended, or never began.
+/// Why a connection ended, or its handshake failed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ConnectionFailure {
-    /// The client refused the certificate of the server.
+    /// The client rejected the server's certificate.
     CertificateRefused,
     /// The peer does not answer pings.
     KeepaliveTimeout,
-    /// The client certificate cannot be used: expired, not for clients, damaged.
+    /// The client certificate is expired, not for clients, or damaged.
     ClientCertificateInvalid,
-    /// The client certificate is not of an authority in `--client-ca`.
+    /// The client certificate was not issued by an authority in `--client-ca`.
     ClientCertificateUnknownCa,
     /// The client has no certificate.
     ClientCertificateMissing,
     /// The client certificate has none of the names in `--client-san`.
     ClientSanNotAllowed,
-    /// The peer did not finish TLS and HTTP/2 in time.
+    /// The peer did not finish the TLS and HTTP/2 handshakes in time.
     HandshakeTimeout,
     /// The peer speaks HTTP/1.1.
     Http1,
@@ -119,26 +119,26 @@ pub enum ConnectionFailure {
     NoAlpnH2,
     /// The peer speaks neither HTTP/2 nor TLS.
     NotHttp2,
-    /// The user id is none of `--unix-peer-uid`.
+    /// The peer's user id is not in `--unix-peer-uid`.
     PeerUidNotAllowed,
-    /// The peer sends without TLS.
+    /// The peer does not use TLS, but the listener does.
     PlaintextOnTls,
     /// The peer violates HTTP/2.
     ProtocolError,
-    /// The peer takes no responses.
+    /// The peer does not read its responses.
     ResponsesNotTaken,
-    /// A header list stopped arriving.
+    /// The rest of a header list did not arrive in time.
     SlowHeaders,
-    /// The TLS handshake failed in another way.
+    /// The TLS handshake failed for another reason.
     TlsError,
-    /// The peer sends TLS to a listener without.
+    /// The peer uses TLS, but the listener does not.
     TlsOnPlaintext,
     /// The client does not offer TLS 1.2 or 1.3.
     TlsVersion,
 }
 
 impl ConnectionFailure {
-    /// All of them.
+    /// Every failure, in the order of their names.
     pub const ALL: [Self; 18] = [
         Self::CertificateRefused,
         Self::ClientCertificateInvalid,
@@ -160,7 +160,7 @@ impl ConnectionFailure {
         Self::TlsVersion,
     ];
 
-    /// The name in metrics and logs.
+    /// Returns the name in metrics and logs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -185,7 +185,7 @@ impl ConnectionFailure {
         }
     }
 
-    /// Whether the peer was not admitted: it never got as far as a call.
+    /// Returns whether the connection failed before its first call.
     #[must_use]
     pub fn is_handshake(self) -> bool {
         !matches!(
@@ -197,30 +197,30 @@ impl ConnectionFailure {
     fn advice(self) -> &'static str {
         match self {
             Self::CertificateRefused => {
-                "the client does not trust the certificate of --tls-cert: give the client its authority"
+                "the client does not trust the certificate of --tls-cert: add its CA to the client's trusted CAs"
             }
             Self::ClientCertificateInvalid => "renew or replace the client's certificate",
-            Self::ClientCertificateMissing => "give the client a certificate of --client-ca",
+            Self::ClientCertificateMissing => "give the client a certificate that a CA in --client-ca issued",
             Self::ClientCertificateUnknownCa => {
-                "the client's certificate is not of an authority in --client-ca"
+                "the client's certificate was not issued by a CA in --client-ca"
             }
             Self::ClientSanNotAllowed => "the client's certificate has none of the names in --client-san",
-            Self::HandshakeTimeout => "it took longer than --handshake-timeout",
+            Self::HandshakeTimeout => "the handshake took longer than --handshake-timeout",
             Self::Http1 => "the client speaks HTTP/1.1: set http2_protocol_options in Envoy's cluster",
             Self::KeepaliveTimeout => "the peer did not answer a ping within --keepalive-timeout",
             Self::NoAlpnH2 => {
                 "the client does not offer h2 by ALPN: set http2_protocol_options in Envoy's cluster"
             }
             Self::NotHttp2 => "the client does not speak HTTP/2",
-            Self::PeerUidNotAllowed => "the client's user id is none of --unix-peer-uid",
+            Self::PeerUidNotAllowed => "the client's user id is not in --unix-peer-uid",
             Self::PlaintextOnTls => "the client does not use TLS: set a transport_socket in Envoy's cluster",
             Self::ProtocolError => "the peer violates HTTP/2",
-            Self::ResponsesNotTaken => "the peer takes no responses: see --max-pending-bytes",
+            Self::ResponsesNotTaken => "the peer does not read its responses: see --max-pending-bytes",
             Self::SlowHeaders => "a header list did not arrive within --request-timeout",
             Self::TlsError => "the TLS handshake failed",
             Self::TlsOnPlaintext => {
-                "the client uses TLS, the listener does not: set --tls-cert and --tls-key, or remove it from Envoy's \
-                 cluster"
+                "the client uses TLS, the listener does not: set --tls-cert and --tls-key, or remove TLS from \
+                 Envoy's cluster"
             }
             Self::TlsVersion => "the client does not offer TLS 1.2 or 1.3",
         }
@@ -236,10 +236,10 @@ pub struct Failures {
 }
 
 impl Failures {
-    /// No failures yet.
+    /// Creates counters at zero.
     #[must_use]
     pub fn new(clock: &Arc<dyn Clock>) -> Self {
-        // Each kind has a line of its own, so that a flood of one does not hide another.
+        // Each kind has its own rate limit, so that a flood of one does not hide another.
         let log = || RateLimitedLog::new(Arc::clone(clock), 1);
         Self {
             calls: std::array::from_fn(|_| (Counter::default(), log())),
@@ -253,14 +253,14 @@ impl Failures {
         let Some((count, log)) = entry(&CallFailure::ALL, &self.calls, &failure) else { return };
         count.add_one();
         let (reason, advice) = (failure.as_str(), failure.advice());
-        // Clients of Envoy that hang up are no fault of anybody's.
+        // Clients of Envoy that disconnect are normal.
         if failure == CallFailure::Cancelled {
             return debug!(%peer, reason, "call failed: {advice}");
         }
         log.write(|left_out| warn!(%peer, reason, left_out, "call failed: {advice}"));
     }
 
-    /// Records a connection that failed; `detail` is what the library said of it.
+    /// Records a connection that failed. `detail` is the message of the library.
     pub fn connection(&self, failure: ConnectionFailure, peer: &Peer, detail: Option<&str>) {
         let Some((count, log)) = entry(&ConnectionFailure::ALL, &self.connections, &failure) else { return };
         count.add_one();
@@ -268,7 +268,7 @@ impl Failures {
         log.write(|left_out| warn!(%peer, reason, detail, left_out, "connection failed: {advice}"));
     }
 
-    /// Logs a call that is refused for its size.
+    /// Logs a call that is rejected because of its size.
     pub(super) fn too_large(&self, peer: &Peer, option: &'static str, bytes: usize, limit: usize) {
         self.too_large.write(|left_out| {
             warn!(
@@ -278,7 +278,7 @@ impl Failures {
         });
     }
 
-    /// The failed calls, by reason.
+    /// Returns the number of failed calls by reason.
     pub fn calls(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         CallFailure::ALL
             .iter()
@@ -286,7 +286,7 @@ impl Failures {
             .map(|(failure, (count, _))| (failure.as_str(), count.value()))
     }
 
-    /// The failed connections, by reason.
+    /// Returns the number of failed connections by reason.
     pub fn connections(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         let named = ConnectionFailure::ALL.iter().zip(&self.connections);
         named.map(|(failure, (count, _))| (failure.as_str(), count.value()))
@@ -304,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_failure_has_a_name_and_advice_of_its_own() {
+    fn every_failure_has_a_distinct_name_and_advice() {
         let calls: BTreeSet<_> = CallFailure::ALL.map(|f| (f.as_str(), f.status().1)).into();
         assert_eq!(calls.len(), CallFailure::ALL.len());
         assert!(calls.iter().all(|(_, message)| message.is_ascii() && !message.contains('%')));

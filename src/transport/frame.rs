@@ -1,6 +1,7 @@
-//! gRPC's length-prefixed message: a byte for compression, four for the length, and the message.
+//! Encodes and decodes gRPC's length-prefixed message: one byte for compression, four for the length, and the
+//! message.
 //!
-//! <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
+//! Source: <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
 
 use bytes::{Buf as _, Bytes};
 
@@ -9,12 +10,12 @@ use super::CallFailure;
 /// Bytes that precede every message.
 pub(super) const PREFIX: usize = 5;
 
-/// A message to be sent. It is written behind its prefix from the start, so that nothing has to move.
+/// A message to be sent, in a buffer that starts with its prefix.
 #[derive(Debug)]
 pub struct Frame(Vec<u8>);
 
 impl Frame {
-    /// A frame whose message `write` appends, with capacity for `room` bytes of it.
+    /// Creates a frame whose message `write` appends. Allocates `room` bytes for the message.
     #[must_use]
     pub fn of(room: usize, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut bytes = Vec::with_capacity(PREFIX + room);
@@ -23,22 +24,22 @@ impl Frame {
         Self(bytes)
     }
 
-    /// The message without its prefix.
+    /// Returns the message without its prefix.
     #[must_use]
     pub fn message(&self) -> &[u8] {
         &self.0[PREFIX..]
     }
 
-    /// Prefix and message.
+    /// Returns prefix and message.
     pub(super) fn into_bytes(mut self) -> Bytes {
-        // A message of four gigabytes cannot be sent, and no response comes near.
+        // The length always fits: responses are much smaller than 4 GiB.
         let len = u32::try_from(self.0.len() - PREFIX).unwrap_or(u32::MAX);
         self.0[1..PREFIX].copy_from_slice(&len.to_be_bytes());
         self.0.into()
     }
 }
 
-/// The length of the message that `prefix` announces.
+/// Returns the length of the message, from its prefix.
 pub(super) fn announced(prefix: &[u8]) -> Result<usize, CallFailure> {
     let &[compressed, a, b, c, d] = prefix else { return Err(CallFailure::Incomplete) };
     match compressed {
@@ -48,7 +49,7 @@ pub(super) fn announced(prefix: &[u8]) -> Result<usize, CallFailure> {
     }
 }
 
-/// The one message of a complete body.
+/// Returns the message of a complete body, which must have exactly one.
 pub(super) fn only_message(mut body: Bytes) -> Result<Bytes, CallFailure> {
     let len = announced(body.get(..PREFIX).ok_or(CallFailure::Incomplete)?)?;
     body.advance(PREFIX);
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_is_read_as_it_was_written() {
+    fn a_frame_is_decoded_to_its_message() {
         let frame = Frame::of(8, |message| message.extend_from_slice(b"hello"));
         assert_eq!(frame.message(), b"hello");
         let bytes = frame.into_bytes();

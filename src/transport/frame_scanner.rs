@@ -1,10 +1,10 @@
 //! Measures header blocks that are still arriving.
 //!
-//! `h2` keeps a header block (RFC 9113 §4.3) until its last CONTINUATION frame is there, and tells nobody meanwhile.
-//! The scanner follows the frames in the bytes that the peer sends, so that this memory can be accounted for. It
-//! looks at frame headers only, interprets no payload, and never fails: `h2` judges what is invalid.
+//! `h2` buffers a header block (RFC 9113 §4.3) until its last CONTINUATION frame arrives, and does not expose its
+//! size. The scanner follows the frames in the bytes from the peer, so that this memory can be accounted for. It
+//! reads only frame headers and never fails: `h2` rejects invalid frames.
 
-/// What a client sends first (RFC 9113 §3.4).
+/// Bytes of the connection preface that a client sends first (RFC 9113 §3.4).
 const PREFACE: usize = 24;
 
 /// Bytes of a frame header (RFC 9113 §4.1).
@@ -14,7 +14,7 @@ const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 0x4;
 
-/// Where in the sequence of frames the peer is.
+/// The position in the sequence of frames.
 #[derive(Debug)]
 pub(super) struct FrameScanner {
     /// Bytes to skip before the next frame header.
@@ -25,17 +25,17 @@ pub(super) struct FrameScanner {
 }
 
 impl FrameScanner {
-    /// A scanner for a new connection.
+    /// Creates a scanner for a new connection.
     pub(super) fn new() -> Self {
         Self { skip: PREFACE, header: [0; HEADER], header_len: 0, unfinished: 0 }
     }
 
-    /// Bytes of the header block that is still arriving; 0 if there is none.
+    /// Returns the bytes of the header block that is still arriving; 0 if there is none.
     pub(super) fn unfinished(&self) -> usize {
         self.unfinished
     }
 
-    /// Follows the next bytes.
+    /// Scans the next bytes from the peer.
     pub(super) fn scan(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_block_counts_from_its_first_frame_to_its_last() {
+    fn a_header_block_is_counted_from_its_first_frame_to_its_last() {
         let mut scanner = FrameScanner::new();
         scanner.scan(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         for (frame, expected) in [
@@ -93,7 +93,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_not_matter_how_the_bytes_are_cut(
+        fn the_result_does_not_depend_on_the_chunks(
             frames in proptest::collection::vec((0_u8..12, 0_u8..8, 0_u16..40), 0..20),
             cut in 1_usize..60,
         ) {

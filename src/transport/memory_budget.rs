@@ -1,23 +1,24 @@
-//! How much memory peers may make the server hold.
+//! Bounds the memory that peers can make the server hold.
 //!
-//! A call that is answered at once holds nothing afterwards. Others do: a call whose message is still arriving, one
-//! that waits for a proof, a header list that is not complete, a response that the peer has not taken. All
-//! connections share one [`MemoryBudget`] for these, and each connection has a small allowance of its own, so that a
-//! connection that uses up the shared part cannot starve the others.
+//! A call that is answered at once holds no memory afterwards. Other things do: a call whose message is still
+//! arriving or that waits for a proof, an incomplete header list, a response that the peer has not read. All
+//! connections share one
+//! [`MemoryBudget`] for these. Each connection also has a small allowance of its own, so that a connection that uses
+//! up the shared part cannot starve the others.
 //!
-//! Two rules keep one client of Envoy from hurting another one on the same connection:
+//! Two rules prevent one client of Envoy from affecting another one on the same connection:
 //!
-//! - Large calls (over [`LARGE`] bytes) may use three quarters of the budget; the rest is for ordinary calls, which
-//!   are therefore not refused while large ones arrive.
-//! - A full budget refuses or delays a single call. It never closes a connection, with one exception: a peer that
-//!   takes no responses, which no client of Envoy can cause (CVE-2019-9517).
+//! - Large calls (over [`LARGE`] bytes) may use three quarters of the budget. The rest is for ordinary calls, so
+//! that they are not rejected while large ones arrive.
+//! - A full budget rejects or delays a single call. It never closes a connection, except for a peer that does not
+//! read its responses, which no client of Envoy can cause (CVE-2019-9517).
 //!
-//! A header block holds up its whole connection until it is complete (RFC 9113 §4.3), so header blocks must not wait
-//! for each other without end. One of them at a time may exceed the budget, which therefore always completes and lets
-//! the next one go on.
+//! A header block blocks its whole connection until it is complete (RFC 9113 §4.3), so header blocks must not wait
+//! for each other forever. One header block at a time may exceed the budget. It therefore always completes, and then
+//! the next one may.
 //!
-//! Responses that cannot be sent, because the peer opens no flow-control window, stay inside `h2`, so they are counted
-//! until they have left: see [`CountedBuf`].
+//! Responses that cannot be sent because the peer opens no flow-control window stay inside `h2`. They are counted
+//! until they are sent: see [`CountedBuf`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -27,29 +28,29 @@ use bytes::{Buf, Bytes};
 
 use super::Peer;
 
-/// Bytes that a pending call takes besides its headers and its message: a task, a stream.
+/// Bytes of a pending call besides its headers and its message: a task and a stream.
 const CALL: usize = 4 * 1024;
 
-/// Bytes from which on a call counts as large.
+/// A call with more bytes than this is large.
 pub(super) const LARGE: usize = 64 * 1024;
 
-/// Bytes of pending calls that each connection may hold whatever the others hold.
+/// Bytes of pending calls that each connection may hold regardless of the others.
 const OWN_CALLS: usize = 8 * CALL;
 
-/// Bytes that an unsent response takes besides itself.
+/// Overhead of an unsent response in bytes.
 const RESPONSE: usize = 2_500;
 
-/// Bytes of unsent responses that each connection may hold whatever the others hold.
+/// Bytes of unsent responses that each connection may hold regardless of the others.
 const OWN_RESPONSES: usize = 64 * 1024;
 
-/// Bytes of unsent responses up to which a connection is read from although the budget is used up: what opens the
-/// peer's flow-control window has to be read.
+/// Up to this many bytes of unsent responses, a connection is read from although the budget is used up, because the
+/// frames that open the peer's flow-control window must be read.
 const READ_WHILE_OVER: usize = 64 * 1024;
 
-/// The slowest rate, in bytes a second, at which a header block may arrive.
+/// The lowest rate in bytes per second at which a header block may arrive.
 const SLOWEST: u64 = 64 * 1024;
 
-/// A number of bytes shared by all connections.
+/// The bytes that all connections share.
 #[derive(Debug)]
 pub(super) struct MemoryBudget {
     most: usize,
@@ -59,18 +60,18 @@ pub(super) struct MemoryBudget {
 }
 
 impl MemoryBudget {
-    /// A budget of `most` bytes.
+    /// Creates a budget of `most` bytes.
     pub(super) fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { most, used: AtomicUsize::new(0), exceeded: AtomicBool::new(false) })
     }
 
-    /// What large calls, header lists and responses may use: the rest is kept for ordinary calls.
+    /// Returns the bytes that large calls, header lists and responses may use. The rest is for ordinary calls.
     fn for_large(&self) -> usize {
         self.most - self.most / 4
     }
 }
 
-/// A part of the budget, returned when it is dropped.
+/// A reserved part of the budget, released on drop.
 #[derive(Debug)]
 struct Reservation {
     budget: Arc<MemoryBudget>,
@@ -82,7 +83,8 @@ impl Reservation {
         Self { budget: Arc::clone(budget), bytes: 0 }
     }
 
-    /// Changes its size, as long as no more than `most` bytes of the budget are used then. Returns whether it did.
+    /// Changes the size, unless more than `most` bytes of the budget would be in use afterwards. Returns whether it
+    /// was changed.
     #[must_use]
     fn resize(&mut self, bytes: usize, most: usize) -> bool {
         if bytes > self.bytes {
@@ -105,53 +107,53 @@ impl Drop for Reservation {
     }
 }
 
-/// What one connection holds, and whose connection it is.
+/// The memory that one connection holds.
 pub(super) struct ConnectionBudget {
     /// The peer, for log lines.
     pub(super) peer: Peer,
     total: Arc<MemoryBudget>,
     /// Bytes of pending calls, up to [`OWN_CALLS`].
     own_calls: AtomicUsize,
-    /// Unsent responses: their bytes in the lower half, the number of those that were sent in the upper one. One
-    /// number, so that both change in one step.
+    /// The bytes of unsent responses in the lower half, and the number of sent responses in the upper half. Both are
+    /// in one number, so that they change atomically.
     responses: AtomicU64,
-    /// Whether the unsent responses found no room in the budget.
+    /// Whether the budget has no room for the unsent responses.
     over: AtomicBool,
     header_block: Progress,
 }
 
-/// How far the header block is that is arriving on a connection.
+/// The header block that is arriving on a connection.
 #[derive(Debug, Default)]
 struct Progress {
-    /// The number of header blocks that were accounted for before it.
+    /// The number of earlier header blocks.
     number: AtomicU64,
-    /// Its bytes so far; 0 while none is arriving.
+    /// Its bytes so far; 0 if none is arriving.
     bytes: AtomicU64,
-    /// Whether it waits for room in the budget: the server's fault, not the peer's.
+    /// Whether it waits for room in the budget, so that the peer is not to blame for the delay.
     waits: AtomicBool,
 }
 
-/// A header block that the peer has not finished yet.
+/// A header block that the peer has not finished.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Unfinished {
-    /// Another number for each header block of a connection.
+    /// Distinguishes the header blocks of a connection.
     pub(super) number: u64,
     /// Its bytes so far.
     bytes: u64,
 }
 
 impl Unfinished {
-    /// How long the peer may have kept the server waiting for it: `patience`, and more for what has arrived.
+    /// Returns how long the peer may take for it: `patience`, plus the time for the received bytes at [`SLOWEST`].
     pub(super) fn time_allowed(self, patience: Duration) -> Duration {
         patience + Duration::from_secs(self.bytes / SLOWEST)
     }
 }
 
-/// A response that was sent.
+/// One sent response in [`ConnectionBudget::responses`].
 const ONE_SENT: u64 = 1 << 32;
 
 impl ConnectionBudget {
-    /// The budget of a new connection.
+    /// Creates the budget of a new connection.
     pub(super) fn new(total: &Arc<MemoryBudget>, peer: Peer) -> Arc<Self> {
         Arc::new(Self {
             peer,
@@ -163,7 +165,7 @@ impl ConnectionBudget {
         })
     }
 
-    /// Admits a pending call whose header list takes `headers` bytes. `None` if there is no room for another one.
+    /// Admits a pending call whose header list takes `headers` bytes. `None` if there is no room for it.
     pub(super) fn admit(self: &Arc<Self>, headers: usize) -> Option<PendingCall> {
         let reservation = Reservation::empty(&self.total);
         let mut call = PendingCall { budget: Arc::clone(self), own: 0, bytes: 0, fixed: 0, reservation };
@@ -172,7 +174,7 @@ impl ConnectionBudget {
         admitted.then_some(call)
     }
 
-    /// The unsent responses beyond [`OWN_RESPONSES`].
+    /// Creates the account of the unsent responses beyond [`OWN_RESPONSES`].
     pub(super) fn backlog(self: &Arc<Self>) -> ResponseBacklog {
         ResponseBacklog { budget: Arc::clone(self), reservation: Reservation::empty(&self.total) }
     }
@@ -182,46 +184,46 @@ impl ConnectionBudget {
         bytes.saturating_sub(OWN_RESPONSES)
     }
 
-    /// A number that changes with each response that is sent; `None` unless responses pile up.
+    /// Returns the number of sent responses, which changes as long as the peer reads; `None` if there is no backlog.
     pub(super) fn stuck_at(&self) -> Option<u64> {
         (self.excess() > 0).then(|| self.responses.load(Relaxed) / ONE_SENT)
     }
 
-    /// The header block that the peer has not finished; `None` if there is none, or if it waits for room.
+    /// Returns the header block that the peer has not finished; `None` if there is none, or if it waits for room.
     pub(super) fn unfinished_header_block(&self) -> Option<Unfinished> {
         let Progress { number, bytes, waits } = &self.header_block;
         let unfinished = Unfinished { number: number.load(Relaxed), bytes: bytes.load(Relaxed) };
         (unfinished.bytes > 0 && !waits.load(Relaxed)).then_some(unfinished)
     }
 
-    /// Whether half of what all connections share is in use.
+    /// Returns whether at least half of the shared budget is in use.
     pub(super) fn is_scarce(&self) -> bool {
         self.total.used.load(Relaxed) >= self.total.most / 2
     }
 
-    /// Whether responses pile up for which the budget has no room.
+    /// Returns whether the budget has no room for the backlog of responses.
     pub(super) fn is_over(&self) -> bool {
         self.over.load(Relaxed)
     }
 
-    /// Whether further calls may be read.
+    /// Returns whether further calls may be read.
     pub(super) fn may_read(&self) -> bool {
         !self.is_over() || self.excess() <= READ_WHILE_OVER
     }
 }
 
-/// The memory of a pending call, returned when it is dropped.
+/// The memory of a pending call, released on drop.
 pub(super) struct PendingCall {
     budget: Arc<ConnectionBudget>,
     own: usize,
     bytes: usize,
-    /// Those of `bytes` that are no part of the message.
+    /// The part of `bytes` that is not for the message.
     fixed: usize,
     reservation: Reservation,
 }
 
 impl PendingCall {
-    /// Adds bytes to the call. Returns whether there was room for them.
+    /// Adds bytes to the call. Returns whether there was room; otherwise nothing changes.
     #[must_use]
     pub(super) fn grow(&mut self, by: usize) -> bool {
         let own_calls = &self.budget.own_calls;
@@ -240,7 +242,7 @@ impl PendingCall {
         fits
     }
 
-    /// Returns what the call does not need any more, if its message takes `message` bytes from now on.
+    /// Releases memory, given that the message takes only `message` bytes from now on.
     pub(super) fn shrink_to(&mut self, message: usize) {
         let freed = self.bytes.saturating_sub(self.fixed + message).min(self.reservation.bytes);
         if self.reservation.resize(self.reservation.bytes - freed, usize::MAX) {
@@ -255,22 +257,22 @@ impl Drop for PendingCall {
     }
 }
 
-/// The memory of a header block that is still arriving, returned when it is dropped.
+/// The memory of a header block that is still arriving, released on drop.
 pub(super) struct HeaderBlock {
     budget: Arc<ConnectionBudget>,
     reservation: Reservation,
-    /// Whether it is the one that exceeds the budget.
+    /// Whether it is the one that may exceed the budget.
     exceeds: bool,
 }
 
 impl HeaderBlock {
-    /// A header block of no bytes.
+    /// Creates an empty header block.
     pub(super) fn new(budget: &Arc<ConnectionBudget>) -> Self {
         Self { budget: Arc::clone(budget), reservation: Reservation::empty(&budget.total), exceeds: false }
     }
 
-    /// Records that `arrived` bytes of it have arrived, which may take `memory` bytes. Returns whether there is room:
-    /// the budget has some, or no other header block exceeds the budget.
+    /// Records that `arrived` bytes of it have arrived, which take at most `memory` bytes. Returns whether there is
+    /// room: in the budget, or because no other header block exceeds the budget.
     #[must_use]
     pub(super) fn resize(&mut self, arrived: usize, memory: usize) -> bool {
         let budget = Arc::clone(&self.budget);
@@ -303,14 +305,14 @@ impl Drop for HeaderBlock {
     }
 }
 
-/// Responses of a connection that wait for the peer to take them.
+/// The unsent responses of a connection beyond its own allowance.
 pub(super) struct ResponseBacklog {
     budget: Arc<ConnectionBudget>,
     reservation: Reservation,
 }
 
 impl ResponseBacklog {
-    /// Accounts for the responses that wait now: see [`ConnectionBudget::is_over`].
+    /// Accounts for the current unsent responses, and updates [`ConnectionBudget::is_over`].
     pub(super) fn account(&mut self) {
         let most = self.reservation.budget.for_large();
         let fits = self.reservation.resize(self.budget.excess(), most);
@@ -320,14 +322,14 @@ impl ResponseBacklog {
     }
 }
 
-/// Bytes to be sent, counted until they are.
+/// Bytes to be sent, counted until they are dropped.
 pub(super) struct CountedBuf {
     bytes: Bytes,
     counted: Option<(Arc<ConnectionBudget>, u64)>,
 }
 
 impl CountedBuf {
-    /// A response, counted until it is sent or discarded.
+    /// Creates the bytes of a response, which are counted until they are sent or discarded.
     pub(super) fn response(bytes: Bytes, budget: Arc<ConnectionBudget>) -> Self {
         let weight = u64::try_from(bytes.len() + RESPONSE).unwrap_or(0);
         budget.responses.fetch_add(weight, Relaxed);
@@ -335,7 +337,7 @@ impl CountedBuf {
     }
 }
 
-/// Not counted: what belongs to a pending call is counted with the call.
+/// Creates bytes that are not counted, because they belong to a pending call, which is.
 impl From<Bytes> for CountedBuf {
     fn from(bytes: Bytes) -> Self {
         Self { bytes, counted: None }
@@ -373,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_has_an_end_and_gets_back_what_was_reserved() {
+    fn reservations_are_bounded_and_released() {
         let budget = MemoryBudget::new(100);
         let [mut one, mut other] = [(); 2].map(|()| Reservation::empty(&budget));
         assert!(
@@ -394,7 +396,7 @@ mod tests {
         assert_eq!(all.len(), 8 + 10);
         let mut theirs: Vec<_> = std::iter::from_fn(|| other.admit(0)).collect();
         assert_eq!(theirs.len(), 8);
-        assert!(!theirs[0].grow(1), "no more");
+        assert!(!theirs[0].grow(1), "the budget is used up");
         drop(all);
         assert!(theirs[0].grow(10 * CALL) && !theirs[1].grow(1));
         drop(theirs);
@@ -409,8 +411,8 @@ mod tests {
         let _own: Vec<_> = (0..8).map(|_| connection.admit(0).unwrap()).collect();
         let mut large: Vec<_> = (0..12).map(|_| connection.admit(0).unwrap()).collect();
         let grown = large.iter_mut().filter_map(|call| call.grow(LARGE).then_some(())).count();
-        assert_eq!(grown, 11, "three quarters of sixteen, less what the twelve took before");
-        assert!(!large[0].grow(LARGE), "no more large ones");
+        assert_eq!(grown, 11, "three quarters of sixteen, minus what the twelve took before");
+        assert!(!large[0].grow(LARGE), "no room for more large ones");
         let ordinary: Vec<_> = std::iter::from_fn(|| connection.admit(0)).collect();
         assert!(ordinary.len() > 50, "{}", ordinary.len());
         large[0].shrink_to(0);
@@ -420,19 +422,19 @@ mod tests {
     }
 
     #[test]
-    fn one_header_block_at_a_time_may_exceed_the_budget_so_that_one_always_completes() {
+    fn one_header_block_at_a_time_may_exceed_the_budget() {
         let budget = MemoryBudget::new(1000);
         let connections = [(); 3].map(|()| connection(&budget));
         let [mut one, mut two, mut three] = connections.each_ref().map(HeaderBlock::new);
         assert!(one.resize(300, 300) && two.resize(300, 300), "both have room");
         assert!(one.resize(500, 500), "exceeds 750");
-        assert!(!two.resize(310, 310) && !three.resize(1, 1), "they wait");
-        assert!(one.resize(100_000, 100_000), "goes on to its end");
+        assert!(!two.resize(310, 310) && !three.resize(1, 1), "the others wait");
+        assert!(one.resize(100_000, 100_000), "continues to its end");
         let unfinished = connections.each_ref().map(|c| c.unfinished_header_block().map(|u| u.bytes));
-        assert_eq!(unfinished, [Some(100_000), None, None], "those that wait are not the peer's fault");
+        assert_eq!(unfinished, [Some(100_000), None, None], "the peers of those that wait are not to blame");
         assert!(
             one.resize(0, 0) && two.resize(310, 310) && three.resize(600, 600),
-            "the next one exceeds it"
+            "the next one may exceed it"
         );
         assert!(!one.resize(1000, 1000) && !two.resize(320, 320));
         drop(three);
@@ -442,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_block_has_a_number_and_time_for_what_has_arrived() {
+    fn a_header_block_has_a_number_and_more_time_for_more_bytes() {
         let connection = connection(&MemoryBudget::new(1 << 20));
         let mut block = HeaderBlock::new(&connection);
         assert!(connection.unfinished_header_block().is_none());
@@ -470,7 +472,7 @@ mod tests {
         let mut last = responses.remove(0);
         last.advance(100);
         drop(CountedBuf::from(Bytes::from_static(b"not counted")));
-        assert_eq!(connection.excess(), expected, "it is not sent yet");
+        assert_eq!(connection.excess(), expected, "the last one is not dropped yet");
         drop(last);
         assert_eq!(connection.stuck_at(), Some(1));
         responses.truncate(26);
@@ -480,7 +482,7 @@ mod tests {
         responses.extend((0..READ_WHILE_OVER / RESPONSE).map(|_| response()));
         assert!(connection.may_read(), "not accounted for yet");
         backlog.account();
-        assert!(!connection.may_read(), "no peer that reads has so many");
+        assert!(!connection.may_read(), "a peer that reads has a smaller backlog");
         drop(responses);
         assert_eq!((connection.excess(), connection.stuck_at()), (0, None));
         backlog.account();

@@ -6,20 +6,20 @@
 //!               └──────── any other method ─► tower_bridge ─► a tower service (health, reflection)
 //! ```
 //!
-//! The one method that the server exists for goes straight from `h2`'s stream to its response: no task, no boxed
-//! future and no layer in between. That is why this module exists at all: a check costs 82,000 instructions through
-//! tonic's server and 41,900 here (`benches/README.md`). Once tonic or hyper answers a unary call at that cost, this
-//! module can be dropped for them.
+//! The unary method (Envoy's Check) goes directly from `h2`'s stream to its response, without a task, a boxed future
+//! or a layer in between. This module exists because of the cost: a Check takes 82,000 instructions with tonic's
+//! server and
+//! 41,900 here (`benches/README.md`). It can be dropped once tonic or hyper answers a unary call at that cost.
 //!
-//! The peer is Envoy, and one connection carries the requests of thousands of strangers. So no limit ends a connection
-//! for what a client of Envoy does, and whatever such a client can cause is answered with a response that refuses the
-//! request: Envoy takes every other end of a call for a failure of the server, and lets the request pass under
-//! `failure_mode_allow`. Limits hold what memory needs, call by call ([`memory_budget`]); what protects against peers
-//! that connect themselves is `--client-ca` and `--unix-peer-uid`.
+//! The peer is Envoy, and one connection carries the requests of thousands of unrelated clients. So nothing that a
+//! client of Envoy does may close a connection, and everything that it can cause is answered with a response that
+//! rejects the request: Envoy treats any other end of a call as a failure of the server, and allows the request under
+//! `failure_mode_allow`. Limits bound the memory of each call ([`memory_budget`]). `--client-ca` and
+//! `--unix-peer-uid` protect against peers that connect directly.
 //!
-//! Depends on: `h2`, `tonic` for the other services. Does not know what is called and what is answered.
+//! Depends on: `h2`, and `tonic` for the other services. It does not know the content of messages.
 //!
-//! <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
+//! Source: <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
 
 mod buffered_io;
 mod call;
@@ -47,23 +47,23 @@ pub use self::frame::Frame;
 use self::memory_budget::MemoryBudget;
 pub use self::stats::ListenStats;
 
-/// A gRPC method that takes one message and returns one.
+/// A unary gRPC method: one message in, one message out.
 pub trait Unary: Send + Sync + 'static {
-    /// `/package.Service/Method`.
+    /// The path of the method: `/package.Service/Method`.
     const PATH: &'static str;
 
-    /// Returns the response, or `None` if it has to wait for something. `metadata` are the headers of the call.
+    /// Returns the response, or `None` if it must wait for something. `metadata` are the headers of the call.
     ///
     /// # Errors
     ///
-    /// The message is invalid.
+    /// Returns that the message is invalid.
     fn answer_now(&self, message: &[u8], metadata: &HeaderMap) -> Option<Result<Frame, CallFailure>>;
 
-    /// Returns the response, at `deadline` at the latest; also one that could be given at once.
+    /// Returns the response at `deadline` at the latest. Also works for calls that need not wait.
     ///
     /// # Errors
     ///
-    /// The message is invalid.
+    /// Returns that the message is invalid.
     fn answer(
         &self,
         message: Bytes,
@@ -77,25 +77,25 @@ pub trait Unary: Send + Sync + 'static {
     /// Copies what [`Unary::answer`] needs of the headers of a call.
     fn compact_metadata(&self, metadata: &HeaderMap) -> HeaderMap;
 
-    /// Returns the response to a call whose message was not looked at. It refuses the request.
+    /// Returns the response to a call whose message was not processed: it rejects the request.
     fn unable(&self, why: Unable) -> Frame;
 }
 
-/// What is served on a connection.
+/// The services of a listener, with their limits and counters.
 pub struct Services<U> {
-    /// The method that the server exists for.
+    /// The unary method.
     pub unary: U,
-    /// All others.
+    /// The services of all other methods.
     pub others: Routes,
-    /// What a peer may take.
+    /// The limits of connections and calls.
     pub limits: Limits,
-    /// What failed without a decision.
+    /// Counts and logs calls and connections that failed without a decision.
     pub failures: Arc<Failures>,
     budget: Arc<MemoryBudget>,
 }
 
 impl<U> Services<U> {
-    /// Services to be shared by connections.
+    /// Creates services that connections share.
     #[must_use]
     pub fn new(unary: U, others: Routes, limits: Limits, failures: Arc<Failures>) -> Arc<Self> {
         let budget = MemoryBudget::new(limits.pending);
@@ -108,9 +108,9 @@ impl<U> Services<U> {
 pub enum Peer {
     /// A TCP address.
     Tcp(SocketAddr),
-    /// A process on this machine, by its user id.
+    /// A process on this machine, with its user id.
     Unix(u32),
-    /// The system did not tell.
+    /// The operating system returned no address.
     Unknown,
 }
 
@@ -124,27 +124,27 @@ impl fmt::Display for Peer {
     }
 }
 
-/// What a peer may take. None of these closes a connection for what a client of Envoy does.
+/// The limits of connections and calls. A client of Envoy cannot cause a connection to be closed by any of these.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of a call's header list; a longer one is refused ([`Unable::TooLarge`]). Envoy copies trace headers of
-    /// its clients into its calls, so the default is above the largest `max_request_headers_kb`, 8192.
+    /// The most bytes of a call's header list; a longer one is rejected ([`Unable::TooLarge`]). Envoy copies trace
+    /// headers of its clients into its calls, so the default is above the largest `max_request_headers_kb`, 8192.
     pub header_list: u32,
-    /// Bytes of a message; a longer one is refused ([`Unable::TooLarge`]).
+    /// The most bytes of a message; a longer one is rejected ([`Unable::TooLarge`]).
     pub message: usize,
-    /// Bytes that may be held for all calls that wait: for the rest of their message, for a proof, or for their
-    /// response to be taken.
+    /// The most bytes that are held for all pending calls: those that wait for the rest of their message, for a
+    /// proof, or for the peer to read their response.
     pub pending: usize,
-    /// How long a peer may take to finish the handshakes of TLS and HTTP/2.
+    /// The timeout of the TLS and HTTP/2 handshakes.
     pub handshake: Duration,
-    /// The longest that a call may take, and the time for a call without `grpc-timeout`.
+    /// The maximum duration of a call, which also applies without `grpc-timeout`.
     pub call: Duration,
-    /// How often a peer is pinged, and how long it may take to answer.
+    /// The interval of pings, and the timeout of their answers.
     pub keepalive: (Duration, Duration),
-    /// The age, up to a tenth more or less, at which a connection is ended by GOAWAY, so that a new replica gets its
-    /// share of connections.
+    /// The age (± 10 %) at which a connection is ended with GOAWAY, so that new replicas get their share of
+    /// connections.
     pub age: Duration,
-    /// How long calls under way may go on after that.
+    /// How long calls in progress may continue after GOAWAY.
     pub grace: Duration,
 }
 

@@ -1,6 +1,6 @@
 //! Bridges `h2` streams to tower services.
 //!
-//! Health and reflection come as tower services that speak `http_body`. They are called rarely, so each call gets a
+//! Health and reflection are tower services, which use `http_body`. They are called rarely, so each call gets a
 //! task, and its bodies are passed on frame by frame.
 
 use std::convert::Infallible;
@@ -18,7 +18,7 @@ use tower::ServiceExt as _;
 
 use super::memory_budget::CountedBuf;
 
-/// Answers a call by the service that it names.
+/// Answers a call with the service that it names.
 pub(super) async fn answer(
     others: Routes,
     request: Request<RecvStream>,
@@ -60,10 +60,10 @@ async fn send(mut stream: SendStream<CountedBuf>, body: tonic::body::Body) {
     }
 }
 
-/// The peer takes no more of a response.
+/// The peer has reset the stream or disconnected.
 struct Gone;
 
-/// Sends data as fast as the peer takes it, so that nothing piles up.
+/// Sends data as fast as the peer's flow-control window allows, so that no backlog builds up.
 async fn send_all(stream: &mut SendStream<CountedBuf>, mut data: Bytes) -> Result<(), Gone> {
     while !data.is_empty() {
         stream.reserve_capacity(data.len());

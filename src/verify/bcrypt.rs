@@ -18,16 +18,16 @@ pub struct Failed(#[from] bcrypt::BcryptError);
 ///
 /// # Errors
 ///
-/// The operating system has no randomness for the salt, or `cost` is not 4 to 31.
+/// Fails if the operating system has no randomness for the salt, or `cost` is not 4 to 31.
 pub fn hash(key: &PlainKey, cost: u32) -> Result<String, Failed> {
     Ok(bcrypt::non_truncating_hash(key.expose(), cost)?)
 }
 
-/// Whether `hash` was made of `key`.
+/// Returns whether `hash` is a hash of `key`.
 ///
 /// # Errors
 ///
-/// The hash is invalid. This must not be treated as a wrong key, because the row is damaged.
+/// Fails if the hash is invalid. Callers must not treat this as a wrong key, because the row is damaged.
 pub fn verify(key: &PlainKey, hash: &SecretHash) -> Result<bool, Failed> {
     Ok(bcrypt::non_truncating_verify(key.expose(), hash.text().as_str())?)
 }
@@ -117,7 +117,7 @@ mod tests {
             key.to_uppercase().into_bytes(),
             key.to_lowercase().into_bytes(),
             key.to_uppercase().replacen("LLMK", "llmk", 1).into_bytes(),
-            // bcrypt reads a key over and over, with a NUL between, and no further than 72 bytes.
+            // bcrypt repeats the key, with a NUL after each repetition, and reads at most 72 bytes.
             [text, b"\0"].concat(),
             [text, b"\0", text].concat(),
             [text, b"\0", text, b"\0"].concat(),

@@ -1,13 +1,14 @@
-//! Randomness that can be had again: keys that are derived from a pepper.
+//! Reproducible randomness for new keys, derived from a pepper.
 //!
-//! A client that sends a request again wants the same answer, with the same new key in it, and a key must not be stored.
-//! So the key is made from
+//! A client that repeats a request with the same `Idempotency-Key` must get the same response, including the new key,
+//! although the key is not stored. The key is therefore generated from
 //!
 //! ```text
 //! HMAC(pepper, "tenantgate-derived-key/v1\0" ‖ attempt ‖ counter)        counter = 0, 1, 2 … in 8 bytes, big-endian
 //! ```
 //!
-//! `attempt` is a random UUID, which the database keeps for a day. Without the pepper, whoever reads it learns nothing.
+//! `attempt` is a random UUID, which the database keeps for a day. Without the pepper it reveals nothing about the
+//! key.
 
 use hmac::{Hmac, Mac as _};
 use rand::TryRng;
@@ -21,14 +22,14 @@ use crate::record::PepperId;
 
 const DOMAIN: &[u8] = b"tenantgate-derived-key/v1\0";
 
-/// What keys of one attempt are derived from.
+/// The source of the keys of one attempt.
 #[derive(Clone, Debug)]
 pub struct Derivation {
     pepper: PepperId,
     keyed: Keyed,
 }
 
-/// An HMAC that has taken in the pepper, the domain and the attempt. Its state stays secret.
+/// An HMAC that has consumed the pepper, the domain and the attempt. Its `Debug` hides the state.
 #[derive(Clone)]
 struct Keyed(Hmac<Sha256>);
 
@@ -39,13 +40,13 @@ impl std::fmt::Debug for Keyed {
 }
 
 impl Derivation {
-    /// The derivation for an attempt by the first of the peppers; `None` without one.
+    /// Creates the derivation of a new attempt with the first pepper; `None` without peppers.
     #[must_use]
     pub fn first(peppers: &Peppers, attempt: Uuid) -> Option<Self> {
         peppers.list().first().map(|pepper| Self::by(pepper, attempt))
     }
 
-    /// The derivation for an attempt by the pepper that had this id; `None` if that one is gone.
+    /// Creates the derivation of an earlier attempt with the pepper that has this id; `None` if it was removed.
     #[must_use]
     pub fn again(peppers: &Peppers, pepper: &str, attempt: Uuid) -> Option<Self> {
         let same = |one: &&super::pepper::Pepper| one.id().to_string() == pepper;
@@ -58,18 +59,18 @@ impl Derivation {
         Self { pepper: pepper.id(), keyed: Keyed(keyed) }
     }
 
-    /// The id of the pepper.
+    /// Returns the id of the pepper.
     #[must_use]
     pub fn pepper(&self) -> PepperId {
         self.pepper
     }
 }
 
-/// Where the randomness of a key comes from.
+/// The source of randomness for a key.
 pub enum Randomness {
     /// The operating system.
     System,
-    /// A derivation, and how many blocks of it were used.
+    /// A derivation, and the number of its blocks that were used.
     Derived(Box<Derivation>, u64),
 }
 

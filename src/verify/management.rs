@@ -1,9 +1,8 @@
-//! The hash of a management key.
+//! Hashes management keys with SHA-256.
 //!
-//! It is SHA-256. bcrypt makes it expensive to guess secrets that people choose, or that other programs made from little
-//! randomness. A management key comes only from [`crate::key::format::issue_management_with`] and has 190 random bits, so
-//! whoever reads the hash cannot guess the key at any speed. A slow hash would let a client that has no key keep the
-//! processor busy.
+//! bcrypt makes it expensive to guess secrets with little randomness. A management key comes only from
+//! [`crate::key::format::issue_management_with`] and has 190 random bits, so an attacker who knows the hash cannot
+//! guess the key at any speed. A slow hash would let clients without a key keep the CPU busy.
 
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -11,13 +10,13 @@ use subtle::ConstantTimeEq as _;
 use crate::audit::hex;
 use crate::key::PresentedKey;
 
-/// What `tenantgate_admin_key.hashed_key` holds of a management key.
+/// Returns the value of `tenantgate_admin_key.hashed_key` for a key: SHA-256 in hexadecimal.
 #[must_use]
 pub fn hash(key: PresentedKey<'_>) -> String {
     hex(&Sha256::digest(key.expose()))
 }
 
-/// Whether this hash is of this key. Takes as long wherever the two differ.
+/// Returns whether `stored` is the hash of `key`. Compares in constant time.
 #[must_use]
 pub fn matches(key: PresentedKey<'_>, stored: &str) -> bool {
     hash(key).as_bytes().ct_eq(stored.as_bytes()).into()

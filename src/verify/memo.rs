@@ -8,10 +8,10 @@
 //! row  = HMAC(k, "llmk-fp/v1\0"   ‖ key id ‖ tenant id ‖ hashed_key), the first 8 bytes
 //! ```
 //!
-//! `k` is either random, which ends the seal with the process, or a [`Pepper`], which is kept outside of the database.
-//! A seal with a pepper is written beside the row as its [`Memo`], and saves bcrypt after a restart. Everything before
-//! the presented key has a fixed length, so different inputs cannot give the same bytes. If a row gets another hash,
-//! tenant or id, its seals change, and an older memo is no longer valid.
+//! `k` is either random, which ends the seal with the process, or a [`Pepper`], which is kept outside of the
+//! database. A seal with a pepper is written beside the row as its [`Memo`], and saves bcrypt after a restart.
+//! Everything before the presented key has a fixed length, so different inputs cannot give the same bytes. If a row
+//! gets another hash, tenant or id, its seals change, and an older memo is no longer valid.
 //!
 //! A seal takes four blocks of SHA-256. After the first check by a seal, the row stores a [`Token`], which takes one
 //! block of BLAKE3 and is as fast on every processor:
@@ -20,12 +20,13 @@
 //! token = BLAKE3(t, secret), the first 16 bytes
 //! ```
 //!
-//! `t` is random per process, and the key of BLAKE3's keyed mode (<https://github.com/BLAKE3-team/BLAKE3-specs>, §2.2).
-//! A token stays in its row and never leaves the memory of the process. It therefore need not contain the row: nobody
-//! can read a token or store one elsewhere.
+//! `t` is random per process, and the key of BLAKE3's keyed mode (<https://github.com/BLAKE3-team/BLAKE3-specs>,
+//! §2.2). A token stays in its row and never leaves the memory of the process. It need not depend on the row,
+//! because no attacker can read a token or store one in another row.
 //!
-//! Without the pepper, a memo does not help an attacker. With the pepper, millions of guesses a second are possible, so
-//! a secret of few bits gets no memo. Without a memo, or with the memo of a pepper that was removed, bcrypt decides.
+//! Without the pepper, a memo does not help an attacker. With the pepper, millions of guesses a second are possible,
+//! so a secret of few bits gets no memo. Without a memo, or with the memo of a pepper that was removed, bcrypt
+//! decides.
 
 use std::fmt;
 use std::sync::Arc;
@@ -68,19 +69,19 @@ pub struct Peppers {
 }
 
 impl Peppers {
-    /// These peppers; the first one writes memos.
+    /// Creates the list of peppers. The first one writes memos.
     #[must_use]
     pub fn new(list: Vec<Pepper>, policy: Policy) -> Self {
         Self { list: list.into(), policy }
     }
 
-    /// All peppers, first the one that writes.
+    /// Returns all peppers, first the one that writes memos.
     #[must_use]
     pub fn list(&self) -> &[Pepper] {
         &self.list
     }
 
-    /// Whether keys need a memo.
+    /// Returns whether keys need a memo.
     #[must_use]
     pub fn policy(&self) -> Policy {
         self.policy
@@ -112,7 +113,7 @@ impl Peppers {
         Some(Memo { pepper: pepper.id(), row: row_mac(pepper, record, hash), key: seal.mac })
     }
 
-    /// Whether a row with this seal needs no new memo: it has one of the writing pepper, or there is no pepper.
+    /// Returns whether a row with this seal needs no new memo: it has one of the first pepper, or there is no pepper.
     #[must_use]
     pub fn is_settled(&self, seal: Option<&Seal>) -> bool {
         self.list.is_empty() || seal.is_some_and(|seal| seal.by == 1)
@@ -134,18 +135,18 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// A keyring with these peppers and one of its own.
+    /// Creates a keyring with these peppers and random secrets of its own.
     ///
     /// # Errors
     ///
-    /// The operating system provides no randomness.
+    /// Fails if the operating system provides no randomness.
     pub fn new(peppers: Peppers) -> Result<Self, SysError> {
         let mut tokens = Zeroizing::new([0; blake3::KEY_LEN]);
         SysRng.try_fill_bytes(tokens.as_mut())?;
         Ok(Self { own: Pepper::random()?, tokens: Arc::new(tokens), peppers })
     }
 
-    /// The peppers of the operator.
+    /// Returns the peppers of the operator.
     #[must_use]
     pub fn peppers(&self) -> &Peppers {
         &self.peppers
@@ -164,7 +165,7 @@ impl Keyring {
         Seal { by: 0, mac: key_mac(&self.own, record, hash, presented) }
     }
 
-    /// Whether `seal` is that of `presented` for this row. Compares in constant time.
+    /// Returns whether `seal` is the seal of `presented` for this row. Compares in constant time.
     #[must_use]
     pub fn knows(&self, seal: &Seal, record: &KeyRecord, hash: &SecretHash, presented: &[u8]) -> bool {
         let maker = if seal.by == 0 { Some(&self.own) } else { self.peppers.made(seal) };
@@ -213,7 +214,7 @@ impl Seal {
         self.mac.ct_eq(&other.mac).into()
     }
 
-    /// The seal as the key of a map. Attackers cannot cause collisions, because they cannot compute seals.
+    /// Returns the seal as the key of a map. Attackers cannot cause collisions, because they cannot compute seals.
     #[must_use]
     pub fn as_map_key(&self) -> [u8; 32] {
         self.mac
@@ -232,13 +233,13 @@ pub struct Token([u8; 16]);
 
 /// The place for the token of a row, in as many bytes as a token has: there is one for every key in memory.
 ///
-/// It is empty until [`TokenCell::set`]. All zeros mean empty, so a token whose second half is zero is never found; then
-/// the seal decides.
+/// It is empty until [`TokenCell::set`]. All zeros mean empty, so a token whose second half is zero is never found;
+/// then the seal decides.
 #[derive(Debug, Default)]
 pub struct TokenCell([AtomicU64; 2]);
 
 impl TokenCell {
-    /// The token, once there is one.
+    /// Returns the token; `None` if it is not set.
     #[must_use]
     pub fn get(&self) -> Option<Token> {
         let [first, second] = &self.0;
@@ -319,7 +320,7 @@ mod tests {
     const OLD: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
     const NEW: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE";
 
-    /// Whether the key is recognized by this memo, as it is read from the database.
+    /// Whether this memo recognizes the key, after the memo was written as text and parsed again.
     fn remembers(keyring: &Keyring, memo: &Memo, row: &KeyRecord, key: &[u8]) -> bool {
         let memo = Memo::parse(&memo.to_string()).unwrap();
         let seal = keyring.peppers().read(&memo, row);

@@ -1,7 +1,7 @@
 //! Verifies keys with bcrypt, once per key and process.
 //!
-//! bcrypt takes a quarter of a second, a request a few microseconds. The verdict is therefore kept *in the row that it
-//! is about* ([`Proven`]). When the row changes, a new row without a verdict replaces it, and a proof that was in
+//! bcrypt takes a quarter of a second, a request a few microseconds. The verdict is therefore kept *in the row that
+//! it is about* ([`Proven`]). When the row changes, a new row without a verdict replaces it, and a proof that was in
 //! progress ends in the old row, which is no longer used.
 //!
 //! ```text
@@ -68,7 +68,7 @@ pub struct Proven {
 }
 
 impl Proven {
-    /// The seal of the key that was proven.
+    /// Returns the seal of the key that was proven.
     #[must_use]
     pub fn seal(&self) -> Option<&Seal> {
         self.seal.get()
@@ -88,9 +88,9 @@ impl From<Option<Seal>> for Proven {
 
 /// A row that keys can be proven against.
 pub trait Provable: Send + Sync {
-    /// The row.
+    /// Returns the row.
     fn record(&self) -> &KeyRecord;
-    /// The verdict on the row.
+    /// Returns the verdict on the row.
     fn proven(&self) -> &Proven;
 }
 
@@ -131,19 +131,19 @@ impl Verifier {
     ///
     /// # Errors
     ///
-    /// The operating system cannot start a thread.
+    /// Fails if the operating system cannot start a thread.
     pub fn start(options: Options, keyring: Keyring) -> std::io::Result<Self> {
         let pool = Pool::start(options)?;
         Ok(Self { keyring, _open: Arc::new(Open(Arc::clone(&pool))), pool })
     }
 
-    /// The counts and durations so far.
+    /// Returns the counts and durations so far.
     #[must_use]
     pub fn stats(&self) -> Arc<Stats> {
         Arc::clone(&self.pool.stats)
     }
 
-    /// The keyring for seals and tokens.
+    /// Returns the keyring for seals and tokens.
     #[must_use]
     pub fn keyring(&self) -> &Keyring {
         &self.keyring
@@ -156,8 +156,8 @@ impl Verifier {
     ///
     /// # Security
     ///
-    /// A row with a verdict rejects every other key without bcrypt. That is sound: bcrypt treats two keys as equal only
-    /// beyond 71 bytes or around NUL, and neither passes the grammar of a key.
+    /// A row with a verdict rejects every other key without bcrypt. That is sound: bcrypt treats two keys as equal
+    /// only beyond 71 bytes or around NUL, and neither passes the grammar of a key.
     #[must_use]
     pub fn recall(&self, subject: &dyn Provable, presented: PresentedKey<'_>) -> Proof {
         let record = subject.record();
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_proven_key_and_every_guess_after_it_cost_no_bcrypt() {
+    async fn a_proven_key_and_later_guesses_need_no_bcrypt() {
         let (verifier, row) = (verifier(Options::default()), row(4));
         assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Pending);
         assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_row_that_comes_with_a_seal_is_known_by_it_and_costs_no_bcrypt() {
+    async fn a_row_with_a_seal_needs_no_bcrypt() {
         let (verifier, row) = (verifier(Options::default()), row(4));
         let seal = verifier.keyring().seal(&row.0, &row.0.hash.unwrap(), KEY);
         let row = Arc::new(Row(row.0.clone(), Proven::from(Some(seal))));
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_queue_is_overload_and_never_a_no() {
+    async fn a_full_queue_is_an_overload_and_never_a_rejection() {
         let options = Options { threads: 1, queue: 1, queue_per_key: 1, wrong_attempts: 10 };
         let (verifier, row) = (verifier(options), row(8));
         let guesses: Vec<_> = (0..20)

@@ -9,8 +9,8 @@
 //! Zm9vYmFy…
 //! ```
 //!
-//! The first pepper writes memos, all are accepted. To replace one, put the new one at the top, distribute the file to
-//! every server, and remove the old one when its memos are replaced. Losing a pepper costs one bcrypt per key and
+//! The first pepper writes memos, all are accepted. To replace one, put the new one at the top, distribute the file
+//! to every server, and remove the old one when its memos are replaced. Losing a pepper costs one bcrypt per key and
 //! nothing else.
 
 use std::fmt;
@@ -46,7 +46,7 @@ impl Pepper {
     ///
     /// # Errors
     ///
-    /// The operating system provides no randomness.
+    /// Fails if the operating system provides no randomness.
     pub fn random() -> Result<Self, SysError> {
         let mut bytes = Zeroizing::new([0; BYTES]);
         SysRng.try_fill_bytes(bytes.as_mut())?;
@@ -68,7 +68,8 @@ impl Pepper {
     ///
     /// # Errors
     ///
-    /// A line is invalid, or the number of peppers is. The error has the number of the line, not its text.
+    /// Returns which line is invalid (its number, never its text), or that the number of peppers is, or that one
+    /// occurs twice.
     pub fn parse_all(text: &str) -> Result<Vec<Self>, String> {
         let lines = text.lines().map(str::trim).enumerate();
         let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
@@ -87,7 +88,7 @@ impl Pepper {
         }
     }
 
-    /// Accepts the alphabets of base64 and base64url, with or without padding, because tools differ.
+    /// Parses a line. Accepts the alphabets of base64 and base64url, with or without padding, because tools differ.
     fn parse(line: &str) -> Option<Self> {
         let plain = Zeroizing::new(line.trim_end_matches('=').replace('+', "-").replace('/', "_"));
         let decoded = Zeroizing::new(BASE64_URL_SAFE_NO_PAD.decode(plain.as_bytes()).ok()?);
@@ -102,7 +103,7 @@ impl Pepper {
         Zeroizing::new(BASE64_URL_SAFE_NO_PAD.encode(self.bytes.as_ref()))
     }
 
-    /// The id, from which the pepper cannot be derived.
+    /// Returns the id, from which the pepper cannot be derived.
     #[must_use]
     pub fn id(&self) -> PepperId {
         self.id
@@ -145,10 +146,10 @@ mod tests {
             (format!("{}AAAA", &*good), "line 1"),
             (format!("{0}\n{0}", &*good), "twice"),
         ] {
-            let said = Pepper::parse_all(&text).unwrap_err();
+            let error = Pepper::parse_all(&text).unwrap_err();
             assert!(
-                said.contains(why) && !said.contains("secretsecret") && !said.contains(good.as_str()),
-                "{said}"
+                error.contains(why) && !error.contains("secretsecret") && !error.contains(good.as_str()),
+                "{error}"
             );
         }
     }

@@ -1,8 +1,9 @@
 //! A bounded queue that is fair between keys.
 //!
-//! Every key has its own line, and the lines take turns, so a flood of guesses at one key delays only that key. Within
-//! a line the next job is drawn at random, and a full line or a full queue drops one of its jobs at random. The holder
-//! of the right secret of a key under attack therefore has the same chance at every attempt, and is never locked out.
+//! Every key has its own line, and the lines take turns, so a flood of guesses at one key delays only that key.
+//! Within a line the next job is drawn at random, and a full line or a full queue drops one of its jobs at random.
+//! The holder of the right secret of a key under attack therefore has the same chance at every attempt, and is never
+//! locked out.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -19,13 +20,14 @@ pub(super) struct FairQueue<T> {
 }
 
 impl<T> FairQueue<T> {
-    /// A queue of at most `bound` jobs, `line_bound` of them for the same key. Both are at least 1.
+    /// Creates a queue of at most `bound` jobs, of which at most `line_bound` are for the same key. Both are at
+    /// least 1.
     pub(super) fn new(bound: usize, line_bound: usize) -> Self {
         let (bound, line_bound) = (bound.max(1), line_bound.max(1));
         Self { lines: HashMap::new(), turns: VecDeque::new(), len: 0, bound, line_bound }
     }
 
-    /// The number of waiting jobs.
+    /// Returns the number of waiting jobs.
     pub(super) fn len(&self) -> usize {
         self.len
     }

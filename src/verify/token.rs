@@ -21,27 +21,27 @@ impl Token {
     ///
     /// # Errors
     ///
-    /// The source of randomness failed.
+    /// Returns the error of `rng`.
     pub fn issue_with<R: TryRng>(rng: &mut R) -> Result<Self, R::Error> {
         let mut bytes = Zeroizing::new([0_u8; BYTES]);
         rng.try_fill_bytes(bytes.as_mut())?;
         Ok(Self(Zeroizing::new(URL_SAFE_NO_PAD.encode(bytes.as_ref()))))
     }
 
-    /// The text for the browser.
+    /// Returns the text for the browser.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// What the database holds of it.
+    /// Returns the value that the database stores for it.
     #[must_use]
     pub fn hash(&self) -> String {
         hash(&self.0)
     }
 }
 
-/// What the database holds of a token with this text.
+/// Returns the value that the database stores for a token with this text: SHA-256 in hexadecimal.
 #[must_use]
 pub fn hash(text: &str) -> String {
     hex(&Sha256::digest(text.as_bytes()))

@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 
 use super::memo::Seal;
 
-/// The last wrong attempts, a bounded number. They are kept apart from successful proofs, so that a flood of guesses
+/// A bounded set of the latest wrong attempts. It is separate from successful proofs, so that a flood of guesses
 /// displaces only other guesses.
 pub(super) struct WrongAttempts {
     seals: HashSet<[u8; 32]>,

@@ -1,25 +1,25 @@
-//! Which address a request comes from.
+//! Finds the address of the client.
 //!
-//! Behind a load balancer the address of the connection is the balancer's, and what a client writes into
-//! `x-forwarded-for` can be forged. Only the operator knows which source to trust, so it is an option
-//! (`--client-address`). An address that is not there, not unique or not an address is unknown, never guessed.
+//! Behind a load balancer the peer of the connection is the balancer, and a client can forge `x-forwarded-for`. Only
+//! the operator knows which source is trustworthy, so it is an option (`--client-address`). If the address is
+//! missing, not unique or invalid, it is unknown; it is never guessed.
 
 use std::net::IpAddr;
 
-/// The header that proxies append addresses to.
+/// The header to which proxies append addresses.
 pub const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// Where the address of the client is taken from.
+/// The source of the client's address.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum ClientAddress {
     /// `source.address` of the `CheckRequest`: the peer of Envoy's connection.
     #[default]
     Source,
-    /// gRPC metadata of the call, which Envoy fills by `initial_metadata` and no client can forge.
+    /// This metadata of the gRPC call, in lower case. Envoy sets it with `initial_metadata`; clients cannot forge it.
     Metadata(String),
-    /// The n-th address from the right of all `x-forwarded-for` lines together; 1 is the last one.
+    /// The n-th address from the right of all `x-forwarded-for` lines together; 1 is the last one. At most 32.
     XForwardedFor(usize),
-    /// A header of the request.
+    /// This header of the request, in lower case.
     Header(String),
 }
 
@@ -28,7 +28,7 @@ impl ClientAddress {
     ///
     /// # Errors
     ///
-    /// What is expected instead.
+    /// Returns why `text` is invalid, or which values are valid.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             None if text == "source" => Ok(Self::Source),
@@ -46,7 +46,7 @@ impl ClientAddress {
         }
     }
 
-    /// The header of the request that is needed, in lower case.
+    /// Returns the name of the request header that has the address, in lower case; `None` if it is not in a header.
     #[must_use]
     pub fn header(&self) -> Option<&str> {
         match self {
@@ -56,14 +56,14 @@ impl ClientAddress {
         }
     }
 
-    /// The metadata of the call that is needed, in lower case.
+    /// Returns the name of the gRPC metadata that has the address, in lower case; `None` if it is not in metadata.
     #[must_use]
     pub fn metadata(&self) -> Option<&str> {
         if let Self::Metadata(name) = self { Some(name) } else { None }
     }
 }
 
-/// A token (RFC 9110 §5.6.2), in lower case.
+/// Checks that `name` is a token (RFC 9110 §5.6.2), and returns it in lower case.
 fn header_name(name: &str) -> Result<String, String> {
     let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if name.is_empty() || !name.bytes().all(is_token) {
@@ -72,7 +72,8 @@ fn header_name(name: &str) -> Result<String, String> {
     Ok(name.to_ascii_lowercase())
 }
 
-/// Names that end in `-bin` have values in Base64, and those that begin with `grpc-` belong to gRPC.
+/// Checks a name of gRPC metadata. Values of names that end in `-bin` are Base64, and names that begin with `grpc-`
+/// are reserved, so both are rejected.
 fn metadata_name(name: &str) -> Result<String, String> {
     let name = header_name(name)?;
     if name.ends_with("-bin") || name.starts_with("grpc-") {
@@ -81,7 +82,8 @@ fn metadata_name(name: &str) -> Result<String, String> {
     Ok(name)
 }
 
-/// Parses an address, with or without a port or brackets. An IPv4-mapped address is IPv4.
+/// Parses an address, with or without a port or brackets. Converts IPv4-mapped addresses to IPv4. `None` if `text` is
+/// invalid.
 #[must_use]
 pub fn parse_address(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text).ok()?.trim_matches([' ', '\t']);
@@ -91,13 +93,14 @@ pub fn parse_address(text: &[u8]) -> Option<IpAddr> {
     plain().or_else(with_port).or_else(|| in_brackets().map(IpAddr::V6)).map(|address| address.to_canonical())
 }
 
-/// The only address in these lines of a header; `None` if there are several.
+/// Returns the address in `lines`, the lines of a header; `None` if there is not exactly one line, or it is invalid.
 #[must_use]
 pub fn only_address(lines: &[&[u8]]) -> Option<IpAddr> {
     if let [line] = lines { parse_address(line) } else { None }
 }
 
-/// The `n`-th address from the right in these lines of `x-forwarded-for`, which are in the order of the request.
+/// Returns the `n`-th address from the right in the lines of `x-forwarded-for`, which are in the order of the
+/// request; 1 is the last one. `None` if there are fewer, or the address is invalid.
 #[must_use]
 pub fn address_from_the_right(lines: &[&[u8]], n: usize) -> Option<IpAddr> {
     let mut from_the_right = lines.iter().rev().flat_map(|line| line.rsplit(|byte| *byte == b','));
@@ -109,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_option_is_read_as_it_is_documented() {
+    fn the_option_has_the_documented_forms() {
         for (text, expected) in [
             ("source", ClientAddress::Source),
             (

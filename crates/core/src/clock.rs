@@ -1,10 +1,9 @@
-//! Instants, and the trait of a clock.
+//! Timestamps, and a trait for clocks.
 //!
-//! Two clocks, because they fail differently. The *wall* says when a key
-//! expires; it can be set, also back. The *uptime* (`CLOCK_BOOTTIME`) says how
-//! old the replica is; it cannot be set and goes on counting while the machine
-//! is suspended. Everything that asks for either gets a [`Clock`], so that a
-//! test can hold time still.
+//! There are two clocks, because they fail differently. The *wall clock* decides when a key expires; an administrator
+//! can set it, also backwards. The *uptime* (`CLOCK_BOOTTIME`) measures the age of the snapshot; it cannot be set,
+//! and continues while the machine is suspended. Code that needs the time takes a [`Clock`], so that tests control
+//! it.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -17,16 +16,17 @@ use chrono::{DateTime, Datelike as _, Timelike as _};
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// Before every other instant: what `-infinity` means.
+    /// The earliest instant; stands for `-infinity`.
     pub const MIN: Self = Self(i64::MIN);
 
-    /// Reads RFC 3339.
+    /// Parses RFC 3339. `None` if `text` is invalid.
     #[must_use]
     pub fn parse_rfc_3339(text: &str) -> Option<Self> {
         DateTime::parse_from_rfc3339(text).ok().map(|t| Self(t.timestamp_micros()))
     }
 
-    /// Reads RFC 3339, or SQL's spelling of the same (a blank for the `T`, no zone: UTC).
+    /// Parses RFC 3339 or SQL's form (a space instead of the `T`; without a zone it is UTC). `None` if `text` is
+    /// invalid.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let plain =
@@ -34,32 +34,33 @@ impl Timestamp {
         Self::parse_rfc_3339(text).or_else(|| plain().ok().map(|t| Self(t.and_utc().timestamp_micros())))
     }
 
-    /// Reads RFC 3339, or what Postgres writes (`2027-01-31 00:00:00+00`). An instant without a zone is not one.
+    /// Parses RFC 3339 or the form of Postgres (`2027-01-31 00:00:00+00`). `None` if `text` is invalid or has no
+    /// zone.
     #[must_use]
     pub fn parse_zoned(text: &str) -> Option<Self> {
         let plain = || DateTime::parse_from_str(&text.replacen('T', " ", 1), "%Y-%m-%d %H:%M:%S%.f%#z");
         Self::parse_rfc_3339(text).or_else(|| plain().ok().map(|t| Self(t.timestamp_micros())))
     }
 
-    /// This instant and `span` more; the end of time where there is none.
+    /// Adds `span`; saturates at the latest instant.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
         Self(self.0.saturating_add(micros(span)))
     }
 
-    /// This instant less `span`.
+    /// Subtracts `span`; saturates at the earliest instant.
     #[must_use]
     pub fn before(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(micros(span)))
     }
 
-    /// The number of its day (UTC) since 1970-01-01.
+    /// Returns its day (UTC), in days since 1970-01-01.
     #[must_use]
     pub fn day(self) -> i64 {
         self.0.div_euclid(86_400_000_000)
     }
 
-    /// How long after `earlier` this is; nothing if it is not.
+    /// Returns the time since `earlier`; zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
@@ -67,7 +68,7 @@ impl Timestamp {
 }
 
 impl Timestamp {
-    /// Writes what [`fmt::Display`] shows, in ASCII.
+    /// Appends the text of [`fmt::Display`], which is ASCII.
     pub fn write_rfc_3339(self, to: &mut Vec<u8>) {
         const FIRST: i64 = -62_167_219_200_000_000;
         const LAST: i64 = 253_402_300_799_999_999;
@@ -89,8 +90,9 @@ impl Timestamp {
     }
 }
 
-/// RFC 3339 in UTC with microseconds: always as long, so that text sorts as time does. Years past 9999,
-/// which RFC 3339 cannot spell, read as the last instant of 9999.
+/// RFC 3339 in UTC with microseconds, always 27 characters, so that texts sort as instants do. Instants outside the
+/// years
+/// 0 to 9999, which RFC 3339 cannot represent, are shown as the nearest one that it can.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = Vec::with_capacity(27);
@@ -103,19 +105,19 @@ fn micros(span: Duration) -> i64 {
     i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// Tells the time.
+/// A source of both times.
 pub trait Clock: Send + Sync {
-    /// The wall clock.
+    /// Returns the time of the wall clock.
     fn now(&self) -> Timestamp;
-    /// Time since the machine started, suspension included; never set, never back.
+    /// Returns the time since the machine booted, suspension included. It never goes back.
     fn uptime(&self) -> Duration;
-    /// Which start of the machine the uptime counts from; empty if that cannot be told.
+    /// Returns the id of the machine's current boot, from which the uptime counts; empty if unknown.
     fn boot(&self) -> String {
         String::new()
     }
 }
 
-/// What both clocks said at one moment: a clock that stands still.
+/// A clock that always returns the times at which it was created.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     now: Timestamp,
@@ -123,7 +125,7 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// What they say.
+    /// Reads both times of `clock`.
     pub fn of(clock: &dyn Clock) -> Self {
         Self { now: clock.now(), uptime: clock.uptime() }
     }
@@ -139,24 +141,24 @@ impl Clock for Moment {
     }
 }
 
-/// A clock that stands still until it is told otherwise.
+/// A clock for tests: its times change only on request.
 #[derive(Debug, Default)]
 pub struct ManualClock(Mutex<(Timestamp, Duration)>);
 
 impl ManualClock {
-    /// A clock that shows `now` and no uptime.
+    /// Creates a clock whose wall clock is at `now` and whose uptime is zero.
     #[must_use]
     pub fn at(now: Timestamp) -> Self {
         Self(Mutex::new((now, Duration::ZERO)))
     }
 
-    /// Moves both clocks on.
+    /// Advances both times by `span`.
     pub fn advance(&self, span: Duration) {
         let mut time = self.lock();
         *time = (time.0.after(span), time.1 + span);
     }
 
-    /// Sets the wall clock alone.
+    /// Sets the wall clock, and leaves the uptime.
     pub fn set_wall(&self, now: Timestamp) {
         self.lock().0 = now;
     }
@@ -181,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_instant_is_read_as_postgres_writes_it_and_needs_a_zone() {
+    fn parse_zoned_accepts_the_form_of_postgres_and_requires_a_zone() {
         let noon = Timestamp::parse_rfc_3339("2027-01-31T12:00:00Z");
         for text in [
             "2027-01-31 12:00:00+00",
@@ -197,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_it_writes_and_what_sql_writes() {
+    fn parse_accepts_rfc_3339_and_the_form_of_sql() {
         for (text, shown) in [
             ("2026-11-23T10:00:00Z", "2026-11-23T10:00:00.000000Z"),
             ("2026-11-23T12:00:00+02:00", "2026-11-23T10:00:00.000000Z"),
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn shows_instants_that_rfc_3339_cannot_spell_as_the_nearest_it_can() {
+    fn instants_outside_rfc_3339_are_shown_as_the_nearest_one_inside() {
         assert_eq!(Timestamp(i64::MAX).to_string(), "9999-12-31T23:59:59.999999Z");
         assert_eq!(Timestamp::MIN.to_string(), "0000-01-01T00:00:00.000000Z");
     }

@@ -1,18 +1,19 @@
-//! The decision on a request.
+//! Decides whether a request is allowed.
 //!
-//! The table of the contract is in [`rows`]: an ordered list of rows, of which the first that holds is the answer.
-//! [`decide`] is given what is known ([`Facts`]) and walks it. It reads no clock, asks nobody, and knows neither HTTP nor
+//! [`rows`] holds the table of outcomes: an ordered list of rows. The first row whose condition holds gives the
+//! decision.
+//! [`decide`] takes the [`Facts`] and walks the table. It does no I/O, reads no clock, and knows neither HTTP nor
 //! Envoy.
 //!
 //! ```text
 //!   ambiguous path ───────────────────────────► Deny
-//!   Envoy's words on the route are bad ───────► Unable
+//!   Envoy's route context is invalid ─────────► Unable
 //! 1 public ───────────────────────────────────► Allow(Public)
 //! 1 optional, and no key ─────────────────────► Allow(Anonymous)
 //! 2 no key, 3 malformed ──────────────────────► Deny
 //! 6 never loaded, too old ────────────────────► Unable
 //! 4 unknown prefix (6 if stale: may be new) ──► Deny / Unable
-//!   ······· possession must be proven from here on ·······
+//!   ······· from here on the secret must be verified ·······
 //! 4 wrong secret, revoked, disabled, expired, not yet valid ► Deny
 //! 5 tenant not active ────────────────────────► Deny
 //! 6 damaged row ──────────────────────────────► Unable
@@ -20,11 +21,10 @@
 //! 7 otherwise ────────────────────────────────► Allow(Tenant)
 //! ```
 //!
-//! The precise reason of a denial is for operators; what the client is told is
-//! settled elsewhere, and is less.
+//! The numbers are those of the table in the documentation. The precise reason of a denial is for operators; the
+//! response to the client says less.
 //!
-//! What becomes of it ([`Decision::in_mode`]) is another matter: in shadow mode what was to be
-//! refused passes as nobody.
+//! [`Decision::in_mode`] applies shadow mode, which allows rejected requests without an identity.
 
 pub mod rows;
 
@@ -34,25 +34,25 @@ use crate::record::KeyRecord;
 use crate::request::Credential;
 use crate::tenant::{Mode, Tenant};
 
-/// How true the replica is to the database.
+/// How current the snapshot is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Freshness {
-    /// A good look at the database within the last second.
+    /// The last successful poll of the database is at most a second old.
     Fresh,
-    /// Never had a good look.
+    /// No poll has succeeded yet.
     NeverLoaded,
-    /// No good look for a while, but within the bound the operator set.
+    /// The last successful poll is older than a second, but not older than `--max-staleness`.
     Stale,
-    /// No good look for longer than that.
+    /// The last successful poll is older than `--max-staleness`.
     TooOld,
 }
 
-/// What became of proving that the caller holds the key.
+/// The result of verifying the secret of a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Proof {
-    /// Not tried yet.
+    /// It has not been verified yet.
     Pending,
-    /// Could not be finished.
+    /// The verification could not be completed.
     Impossible(Fault),
     /// The secret is right.
     Right,
@@ -60,88 +60,88 @@ pub enum Proof {
     Wrong,
 }
 
-/// The key that a request names, as the replica has it.
+/// The row of the key whose prefix the request has, from the snapshot.
 #[derive(Clone, Copy, Debug)]
 pub struct Found<'a> {
     /// The row of `api_keys`.
     pub key: &'a KeyRecord,
-    /// Its row of `tenants`; nothing if that is missing, which the schema forbids.
+    /// Its row of `tenants`; `None` if the row is missing, which the database schema forbids.
     pub tenant: Option<&'a Tenant>,
-    /// Whether the caller holds the key.
+    /// Whether the caller has the secret.
     pub proof: Proof,
-    /// What the key may do of what is asked.
+    /// Whether the key may be used for this request.
     pub access: Access<'a>,
 }
 
-/// What rules, networks and plans say of a request by a key.
+/// The results of checking a request against the rules, and against the networks, scopes and plan of its key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Access<'a> {
-    /// Whether scopes, networks and plan of the key can be read, and its plan exists.
+    /// Whether scopes, networks and plan of the key are valid, and the plan exists.
     pub sound: bool,
     /// Whether the key may be used from the client's address.
     pub from_here: bool,
-    /// What the rules say.
+    /// Whether a rule matches.
     pub rule: RuleFact,
-    /// What is needed and not granted.
+    /// The scopes that the request needs and the key lacks; `None` if it lacks none.
     pub lacking: Option<Lacking<'a>>,
 }
 
 impl Access<'_> {
-    /// That of a key without scopes and networks where no rule is in force.
+    /// Access of a key without scopes, networks and plan, when there are no rules.
     pub const FREE: Self = Self { sound: true, from_here: true, rule: RuleFact::Fine, lacking: None };
 }
 
-/// What the rules say of a request.
+/// The result of matching a request with the rules.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RuleFact {
-    /// One matches, or none has to.
+    /// A rule matches, or none is required to.
     Fine,
-    /// None matches, and one has to.
+    /// No rule matches, and `--route-default` is `deny`.
     None,
-    /// The row that wins makes no sense.
+    /// The row of the most specific matching rule is damaged.
     Damaged,
 }
 
-/// Needs that are not granted.
+/// Needed scopes that a key lacks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Lacking<'a> {
-    /// Their first term, for the client.
+    /// The first term of the needs, which the client is told.
     pub term: &'a str,
-    /// Whether the request passes all the same, and is written down.
+    /// Whether the rule is in shadow mode: the request is allowed, and recorded.
     pub shadow: bool,
 }
 
-/// Whether a request needs a key, before anything is known of the key.
+/// Whether a request needs a key, known before its key is looked up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Entrance {
-    /// Its path could be read in two ways.
+    /// Envoy and the upstream could interpret its path differently.
     Ambiguous,
-    /// What Envoy says of its route cannot be read.
+    /// Envoy's context extensions for its route are invalid.
     BadContext,
-    /// It needs none.
+    /// It needs no key.
     Public,
-    /// It may come without one.
+    /// It may come without a key; a key that comes must be valid.
     Optional,
-    /// It needs one.
+    /// It needs a key.
     Required,
 }
 
-/// All that a decision rests on.
+/// The input of a decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     /// Whether the request needs a key.
     pub entrance: Entrance,
     /// The key it carries.
     pub credential: Credential<'a>,
-    /// How true the replica is.
+    /// How current the snapshot is.
     pub freshness: Freshness,
-    /// The key that the replica has under the presented prefix.
+    /// The row with the presented prefix; `None` if the snapshot has none.
     pub found: Option<Found<'a>>,
-    /// The latest that any clock says it is.
+    /// The current time, by the later of the clocks of this machine and of the database.
     pub now: Timestamp,
 }
 
-/// Who holds the key: known once possession is proven, and not before.
+/// The key and its tenant. Present only after the secret has been verified.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Identity<'a> {
     /// The row of `api_keys`.
@@ -150,15 +150,15 @@ pub struct Identity<'a> {
     pub tenant: Option<&'a Tenant>,
 }
 
-/// The answer. Its three kinds never share a path.
+/// The result of a decision. The three kinds are separate, so that an error is never mistaken for a denial.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[must_use]
 pub enum Decision<'a> {
-    /// The request may pass.
+    /// The request is allowed.
     Allow(Grant<'a>),
-    /// It may not, and it is the caller's fault.
+    /// The request is denied because of what the caller sent, or what the key or tenant may do.
     Deny(Denial<'a>),
-    /// We cannot say, and it is not.
+    /// tenantgate cannot decide, for a reason that is not the caller's fault.
     Unable(Fault, Option<Identity<'a>>),
 }
 
@@ -176,11 +176,13 @@ impl<'a> Decision<'a> {
         }
     }
 
-    /// What becomes of it on a server in this mode. The mode of a tenant comes before the server's, once it is
-    /// proven that the caller is one of its own: before that anybody could claim to be.
+    /// Applies the mode: in shadow mode, a rejection becomes [`Grant::Shadow`].
+    ///
+    /// The tenant's own mode takes precedence over the server's, but only once the secret is verified: before that,
+    /// any caller could claim to belong to the tenant.
     pub fn in_mode(self, server: Mode) -> Self {
         let objection = match self {
-            // What was asked is not even known: nothing could be taken off it.
+            // After an internal error the request may not be known, so its key could not be removed for the upstream.
             Self::Allow(_) | Self::Unable(Fault::Internal, _) => return self,
             Self::Deny(denial) => Objection::Denied(denial),
             Self::Unable(fault, identity) => Objection::Unable(fault, identity),
@@ -193,17 +195,17 @@ impl<'a> Decision<'a> {
     }
 }
 
-/// Why a request would not have passed if it were not for shadow mode.
+/// Why a request would have been rejected without shadow mode.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Objection<'a> {
     /// It would have been denied.
     Denied(Denial<'a>),
-    /// We could not have said.
+    /// tenantgate could not have decided.
     Unable(Fault, Option<Identity<'a>>),
 }
 
 impl<'a> Objection<'a> {
-    /// As metadata, metrics and the report spell it.
+    /// Returns the reason as metadata, metrics and the report name it.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -212,7 +214,7 @@ impl<'a> Objection<'a> {
         }
     }
 
-    /// Who holds the key, if that was proven. For operators: an upstream is told of nobody.
+    /// Returns the identity, if the secret was verified. It is for operators, and is never sent upstream.
     #[must_use]
     pub fn identity(&self) -> Option<Identity<'a>> {
         match self {
@@ -222,18 +224,18 @@ impl<'a> Objection<'a> {
     }
 }
 
-/// As whom a request passes.
+/// With which identity a request is allowed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Grant<'a> {
-    /// As nobody.
+    /// Without an identity: it needs no key.
     Public,
-    /// As nobody, because it came without a key where none is needed.
+    /// Without an identity: it has no key, and the key is optional.
     Anonymous,
-    /// As nobody, though it was to be refused.
+    /// Without an identity: shadow mode allows it although it would be rejected.
     Shadow(Objection<'a>),
     /// As this key of this tenant.
     Tenant(&'a KeyRecord, &'a Tenant),
-    /// As this key of this tenant, though a rule in shadow mode was to refuse it.
+    /// As this key of this tenant: a rule in shadow mode allows it although it would be denied.
     Spared(&'a KeyRecord, &'a Tenant, Denial<'a>),
 }
 
@@ -241,7 +243,7 @@ impl<'a> Grant<'a> {
     /// How a request that passes as a tenant is spelled.
     pub const OK: &'static str = "ok";
 
-    /// Whom the upstream is told of.
+    /// Returns the identity that is sent upstream.
     #[must_use]
     pub fn identity(&self) -> Option<(&'a KeyRecord, &'a Tenant)> {
         match self {
@@ -250,7 +252,7 @@ impl<'a> Grant<'a> {
         }
     }
 
-    /// Why it would have been refused, if it would.
+    /// Returns why the request would have been rejected without shadow mode; `None` if it would not.
     #[must_use]
     pub fn objection(&self) -> Option<Objection<'a>> {
         match self {
@@ -260,7 +262,7 @@ impl<'a> Grant<'a> {
         }
     }
 
-    /// As metadata, logs and metrics spell it.
+    /// Returns the reason as metadata, logs and metrics name it.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -272,50 +274,50 @@ impl<'a> Grant<'a> {
     }
 }
 
-/// A refusal.
+/// A denial.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Denial<'a> {
     /// Why.
     pub reason: Reason,
-    /// Of whom, if possession was proven.
+    /// The identity, if the secret was verified.
     pub identity: Option<Identity<'a>>,
-    /// The first term of the needs that were not met, if that is why.
+    /// The first term of the needs that the key does not meet, if that is the reason.
     pub needs: Option<&'a str>,
 }
 
-/// Why a request is refused: for metadata, log and metrics.
+/// Why a request is denied: for metadata, logs and metrics.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Reason {
-    /// The key is right and was switched off. Blame: its owner.
+    /// The key is disabled. Cause: the key's owner.
     Disabled,
-    /// The key is right and its time is over. Blame: its owner.
+    /// The key has expired. Cause: the key's owner.
     Expired,
-    /// What was presented is no key, or more than one. Blame: the client.
+    /// The presented text is not a valid key, or there is more than one. Cause: the client.
     Malformed,
-    /// The prefix is known, the secret is wrong. Blame: the client.
+    /// The prefix is known, but the secret is wrong. Cause: the client.
     Mismatch,
-    /// There is no key. Blame: the client.
+    /// There is no key. Cause: the client.
     Missing,
-    /// The key is right and may not be used from the client's address. Blame: the client.
+    /// The key may not be used from the client's address. Cause: the client.
     Network,
-    /// The key is right and its time has not begun. Blame: its owner.
+    /// The key is not valid yet. Cause: the key's owner.
     NotYetValid,
-    /// Envoy and the upstream could read the path in two ways. Blame: the client.
+    /// Envoy and the upstream could interpret the path differently. Cause: the client.
     PathAmbiguous,
-    /// The key is right and was taken back. Blame: its owner.
+    /// The key is revoked. Cause: the key's owner.
     Revoked,
-    /// The key is right and no rule is for the request. Blame: the client, or the operator.
+    /// No rule matches the request. Cause: the client, or the operator.
     Route,
-    /// The key is right and is not granted what the route needs. Blame: its owner.
+    /// The key lacks a scope that the route needs. Cause: the key's owner.
     Scope,
-    /// The key is right, its tenant is not served. Blame: the tenant.
+    /// The tenant is not active. Cause: the tenant.
     TenantInactive,
-    /// No key has this prefix. Blame: the client.
+    /// No key has this prefix. Cause: the client.
     Unknown,
 }
 
 impl Reason {
-    /// Every reason, for whoever has to list them.
+    /// Every reason.
     pub const ALL: [Self; 13] = [
         Self::Disabled,
         Self::Expired,
@@ -332,7 +334,7 @@ impl Reason {
         Self::Unknown,
     ];
 
-    /// As metadata, logs and metrics spell it.
+    /// Returns the name that metadata, logs and metrics use.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -353,33 +355,33 @@ impl Reason {
     }
 }
 
-/// Why we cannot say. The client sees the same 503 for all of them; the operator sees this.
+/// Why tenantgate cannot decide. Clients get the same 503 for all of them; only the operator learns which it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Fault {
-    /// What Envoy's configuration says of the route makes no sense. The operator corrects it there.
+    /// Envoy's context extensions for the route are invalid. The operator corrects Envoy's configuration.
     BadRouteContext,
-    /// The row of the rule that wins makes no sense. The operator corrects the row.
+    /// The row of the matching rule is damaged. The operator fixes the row.
     DamagedRoute,
-    /// The row of the key, of its tenant or of its plan makes no sense. The operator mends the row.
+    /// The row of the key, of its tenant or of its plan is damaged. The operator fixes the row.
     DamagedRow,
-    /// Proving possession takes longer than the caller waits. A retry finds it done.
+    /// Verifying the secret takes longer than the caller waits. A retry finds the result.
     DeadlineTooShort,
-    /// Something went wrong that nobody thought of. A bug of ours; the log has more.
+    /// An unexpected error, which is a bug in tenantgate. The log has the details.
     Internal,
-    /// Nothing was loaded since the start. The operator looks at the database.
+    /// No poll of the database has succeeded since the start. The operator checks the database.
     NeverLoaded,
-    /// More first proofs are asked for than there is CPU. A retry may find room.
+    /// More secrets wait for their first verification than the CPUs can process. A retry may succeed.
     Overloaded,
-    /// The request is larger than the server reads. The operator raises the limit, or Envoy sends less.
+    /// The request exceeds the size limit. The operator raises the limit, or configures Envoy to send less.
     TooLarge,
-    /// The last good look at the database is older than the operator allows.
+    /// The last successful poll of the database is older than `--max-staleness`.
     TooOld,
-    /// No key has this prefix, but the replica is stale and the key may be new.
+    /// No key has this prefix, but the snapshot is stale and the key may be new.
     UnknownWhileStale,
 }
 
 impl Fault {
-    /// Every fault, for whoever has to list them.
+    /// Every fault.
     pub const ALL: [Self; 10] = [
         Self::BadRouteContext,
         Self::DamagedRoute,
@@ -393,8 +395,9 @@ impl Fault {
         Self::UnknownWhileStale,
     ];
 
-    /// Whether a client can cause it by what it sends: a first proof that takes too long, a request that is too large.
-    /// Such a request must never pass because of it, whatever the operator chose for outages.
+    /// Returns whether a client can cause it by what it sends, such as a first proof that takes too long or a request
+    /// that is too large. Such a request must never be allowed because of it, whatever the operator configured for
+    /// outages.
     #[must_use]
     pub fn is_caused_by_clients(self) -> bool {
         match self {
@@ -408,7 +411,7 @@ impl Fault {
         }
     }
 
-    /// As logs and metrics spell it.
+    /// Returns the name that logs and metrics use.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -426,7 +429,7 @@ impl Fault {
     }
 }
 
-/// Answers with the first row of the table that holds; `None` when possession must be proven first.
+/// Returns the decision of the first row of the table that holds; `None` if the secret must be verified first.
 #[must_use]
 pub fn decide<'a>(facts: &Facts<'a>) -> Option<Decision<'a>> {
     for row in Row::ALL {
@@ -480,7 +483,7 @@ mod tests {
         Facts { entrance: Entrance::Required, credential, freshness: Freshness::Fresh, found, now: NOW }
     }
 
-    /// What a decision says, in a word.
+    /// Describes a decision in a few words.
     pub(super) fn word(decision: Option<Decision<'_>>) -> String {
         match decision {
             None => "prove".into(),
@@ -499,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn public_missing_and_malformed_come_before_any_state() {
+    fn public_missing_and_malformed_come_before_the_state_of_the_snapshot() {
         for freshness in [Freshness::NeverLoaded, Freshness::TooOld, Freshness::Stale, Freshness::Fresh] {
             for (entrance, credential, expected) in [
                 (Entrance::Ambiguous, Credential::Missing, "path_ambiguous"),
@@ -517,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn the_age_of_the_replica_decides_about_unknown_and_known_keys() {
+    fn the_age_of_the_snapshot_decides_about_unknown_and_known_keys() {
         let (key, tenant) = (key(), tenant("active"));
         for (freshness, unknown, known) in [
             (Freshness::NeverLoaded, "unable never_loaded", "unable never_loaded"),
@@ -532,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_about_a_key_before_possession_is_proven() {
+    fn the_state_of_a_key_is_hidden_until_the_secret_is_verified() {
         let key = KeyRecord { revoked: true, expires_at: Some(NOW).into(), ..key() };
         let tenant = tenant("suspended");
         for (proof, expected) in [
@@ -547,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_row_that_holds_answers_a_proven_holder() {
+    fn after_proof_the_first_row_that_holds_decides() {
         let bad_schema = |status| Tenant { schema: "x\"; drop".into(), ..tenant(status) };
         for (revoked, expires_at, tenant, expected) in [
             (true, Some(NOW), Some(tenant("suspended")), "revoked proven"),
@@ -570,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn in_shadow_mode_what_was_to_be_refused_passes_as_nobody_and_the_rest_stays() {
+    fn shadow_mode_allows_rejected_requests_and_changes_nothing_else() {
         let (key, active) = (key(), tenant("active"));
         let right = Found { key: &key, tenant: Some(&active), proof: Proof::Right, access: Access::FREE };
         for (facts, enforced, shadowed) in [
@@ -593,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenants_own_mode_counts_for_its_proven_holders_alone() {
+    fn a_tenants_own_mode_applies_only_after_the_secret_is_verified() {
         let key = KeyRecord { revoked: true, ..key() };
         for (own, server, proof, expected) in [
             (None, Mode::Enforce, Proof::Right, "revoked proven"),
@@ -612,7 +615,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_a_key_passes_where_one_is_optional_as_long_as_the_rules_are_known() {
+    fn an_optional_key_may_be_missing_unless_the_snapshot_is_too_old() {
         for (freshness, expected) in [
             (Freshness::Fresh, "anonymous"),
             (Freshness::Stale, "anonymous"),
@@ -631,7 +634,7 @@ mod tests {
     }
 
     #[test]
-    fn the_states_of_a_key_have_their_order() {
+    fn the_states_of_a_key_are_checked_in_order() {
         let tenant = tenant("suspended");
         for (revoked, disabled, expires_at, not_before, expected) in [
             (true, true, Some(NOW), Timestamp(1_001), "revoked proven"),
@@ -647,7 +650,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_key_may_do_is_judged_after_its_tenant_in_order() {
+    fn access_is_checked_in_order_after_the_state_of_the_tenant() {
         let (key, active, suspended) = (key(), tenant("active"), tenant("suspended"));
         let worst = Access {
             sound: false,
@@ -684,7 +687,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_a_rule_spares_passes_as_its_tenant_in_every_mode() {
+    fn a_rule_in_shadow_mode_allows_the_request_as_its_tenant_in_every_mode() {
         let (key, tenant) = (key(), tenant("active"));
         let access = Access { lacking: Some(Lacking { term: "a", shadow: true }), ..Access::FREE };
         let found = Found { key: &key, tenant: Some(&tenant), proof: Proof::Right, access };

@@ -1,11 +1,12 @@
-//! Why a text that a person wrote cannot be read.
+//! The error for text that cannot be parsed.
 //!
-//! One sentence with three parts: what the text was to be, where the first fault stands, and what is expected there.
+//! Its message is one sentence with three parts: what was parsed, the position of the first error, and what is expected
+//! there.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// A text that cannot be read, with the position of its first fault.
+/// A parse error: what was parsed, the position of the first error, and what is expected there.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Invalid {
     what: &'static str,
@@ -14,20 +15,20 @@ pub struct Invalid {
 }
 
 impl Invalid {
-    /// A fault at this offset, which is counted in bytes from 0.
+    /// Creates an error at `offset`, in bytes from 0. `what` names what was parsed, such as `"scope"`.
     #[must_use]
     pub fn new(what: &'static str, offset: usize, expected: impl Into<Cow<'static, str>>) -> Self {
         Self { what, at: offset + 1, expected: expected.into() }
     }
 
-    /// The same fault in a text that has `offset` bytes more in front.
+    /// Moves the position `offset` bytes to the right: for a part that was parsed out of a longer text.
     #[must_use]
     pub fn moved(mut self, offset: usize) -> Self {
         self.at += offset;
         self
     }
 
-    /// The position of the fault, counted from 1 in bytes.
+    /// The position of the error, in bytes from 1.
     #[must_use]
     pub fn position(&self) -> usize {
         self.at
@@ -42,7 +43,7 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// The words between the blanks of a text, each with its offset.
+/// Splits `text` at spaces. Returns the words, each with its offset in bytes; skips empty ones.
 pub(crate) fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let start = text.as_ptr().addr();
     text.split(' ').filter(|word| !word.is_empty()).map(move |word| (word.as_ptr().addr() - start, word))
@@ -53,14 +54,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_is_one_sentence_with_a_position_that_people_count() {
+    fn the_message_counts_the_position_from_1() {
         let error = Invalid::new("scope", 4, "a letter");
         assert_eq!(error.to_string(), "invalid scope at position 5: expected a letter");
         assert_eq!(error.moved(3).position(), 8);
     }
 
     #[test]
-    fn words_have_their_offsets() {
+    fn words_are_returned_with_their_offsets() {
         assert_eq!(words("  a bc   d ").collect::<Vec<_>>(), [(2, "a"), (4, "bc"), (9, "d")]);
         assert_eq!(words("   ").count(), 0);
     }

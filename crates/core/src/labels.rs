@@ -1,4 +1,4 @@
-//! Labels of keys: for people, filters and the API. Requests are never judged by them.
+//! Labels of keys: names with values, by which people and the API filter keys. They never affect a decision.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,16 +11,16 @@ pub const MAX_LABELS: usize = 32;
 const MAX_NAME_BYTES: usize = 63;
 const MAX_VALUE_CHARS: usize = 255;
 
-/// Labels by name.
+/// The labels of a key, sorted by name. At most [`MAX_LABELS`].
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Labels(BTreeMap<String, String>);
 
 impl Labels {
-    /// Parses a JSON object of strings, as `api_keys.labels` has it.
+    /// Parses `api_keys.labels`, a JSON object of strings.
     ///
     /// # Errors
     ///
-    /// What is not such an object, or the first label that is not one.
+    /// Returns the position where `text` stops being such an object, or the first label that is invalid.
     pub fn parse_json(text: &str) -> Result<Self, Invalid> {
         const WHAT: &str = "object of labels";
         let shape = || "a JSON object of strings, such as {\"team\":\"billing\"}";
@@ -37,34 +37,34 @@ impl Labels {
         Ok(labels)
     }
 
-    /// Adds `name=value`. The value replaces that of a label of the same name.
+    /// Adds a label, given as `name=value`. Replaces the value of a label with the same name.
     ///
     /// # Errors
     ///
-    /// What is wrong with the name or the value, or that there are 32 already.
+    /// Returns why the name or the value is invalid, or that there are already 32 labels.
     pub fn add(&mut self, text: &str) -> Result<(), Invalid> {
         let (name, value) = parse_label(text)?;
         let after = name.len() + 1;
         self.insert(name, value).map_err(|fault| Invalid::new(WHAT_ONE, fault.at(after), fault.expected()))
     }
 
-    /// Removes a label. Returns whether there was one.
+    /// Removes a label. Returns whether it existed.
     pub fn remove(&mut self, name: &str) -> bool {
         self.0.remove(name).is_some()
     }
 
-    /// Whether a label of this name has this value.
+    /// Returns whether the label `name` has this value.
     #[must_use]
     pub fn has(&self, name: &str, value: &str) -> bool {
         self.0.get(name).is_some_and(|own| own == value)
     }
 
-    /// The labels, by name.
+    /// Returns names and values, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no labels.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -83,11 +83,11 @@ impl Labels {
 
 const WHAT_ONE: &str = "label";
 
-/// Splits and checks `name=value`, as a filter has it.
+/// Parses `name=value` into name and value.
 ///
 /// # Errors
 ///
-/// What is wrong with the name or the value.
+/// Returns why the name or the value is invalid.
 pub fn parse_label(text: &str) -> Result<(&str, &str), Invalid> {
     let (name, value) = text
         .split_once('=')
@@ -97,7 +97,7 @@ pub fn parse_label(text: &str) -> Result<(&str, &str), Invalid> {
     Ok((name, value))
 }
 
-/// What is wrong with a label, and where in its part.
+/// Why a label is invalid, with the offset in its name or value.
 enum Fault {
     Name(usize),
     NameLength(usize),
@@ -107,7 +107,7 @@ enum Fault {
 }
 
 impl Fault {
-    /// The offset in `name=value`, whose value starts at `value`.
+    /// Returns the offset in `name=value`, whose value starts at offset `value`.
     fn at(&self, value: usize) -> usize {
         match self {
             Self::Name(at) | Self::NameLength(at) => *at,
@@ -146,13 +146,13 @@ fn check_value(value: &str) -> Result<(), Fault> {
     }
 }
 
-/// The offset of a line and column, which both count from 1.
+/// Converts a line and a column, which count from 1, to an offset in bytes.
 fn offset(text: &str, line: usize, column: usize) -> usize {
     let before: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
     before + column.saturating_sub(1)
 }
 
-/// The JSON object, with its names sorted.
+/// A JSON object, with its names sorted.
 impl fmt::Display for Labels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&serde_json::to_string(&self.0).map_err(|_| fmt::Error)?)
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_object_is_read_and_shown_with_its_names_sorted() {
+    fn labels_are_parsed_and_shown_sorted_by_name() {
         for (text, shown) in [
             ("{}", "{}"),
             (r#" {"b":"2", "a/x.y_z-0":""} "#, r#"{"a/x.y_z-0":"","b":"2"}"#),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_object_is_refused_with_a_position() {
+    fn an_invalid_object_is_rejected_with_a_position() {
         let long = format!(r#"{{"a":"{}"}}"#, "é".repeat(256));
         let many = (0..33).map(|n| format!(r#""n{n}":"""#)).collect::<Vec<_>>().join(",");
         for (text, at, expected) in [
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_label_is_refused_with_a_position() {
+    fn an_invalid_label_is_rejected_with_a_position() {
         for (text, at) in [
             ("team", 5),
             ("=x", 1),

@@ -1,12 +1,12 @@
-//! The words and the judgement of tenantgate.
+//! The vocabulary and the decision of tenantgate.
 //!
-//! What a key, a tenant, a request and a rule are, how their texts are read, and the one table by which a request is
-//! judged. Everything here is a pure function of its arguments, so that the server, the command line and a module inside
-//! Envoy reach the same verdict.
+//! Defines keys, tenants, requests and rules, parses their text forms, and holds the one table that decides whether a
+//! request is allowed. Everything here is a pure function of its arguments, so that the server, the command line and a
+//! module inside Envoy reach the same decision.
 //!
-//! Depends on: no I/O, no runtime, no clock of the operating system, no randomness of its own.
+//! Depends on: neither I/O, an async runtime, the operating system's clock nor a source of randomness.
 
-// floor 0
+// layer 0
 pub mod client_address;
 pub mod clock;
 pub mod invalid;
@@ -21,7 +21,7 @@ pub mod request;
 pub mod route;
 pub mod scope;
 pub mod tenant;
-// floor 1
+// layer 1
 pub mod decision;
 pub mod permission;
 pub mod policy;

@@ -1,7 +1,7 @@
-//! The networks that a key may be used from.
+//! The networks from which a key may be used.
 //!
-//! An address is IPv4 or IPv6; an IPv4-mapped IPv6 address is IPv4. A network of IPv6 therefore never contains an IPv4
-//! address, not even `::/0`.
+//! IPv4-mapped IPv6 addresses count as IPv4. An IPv6 network therefore never contains an IPv4 address, not even
+//! `::/0`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,7 +13,7 @@ pub const MAX_NETWORKS: usize = 32;
 
 const WHAT: &str = "list of networks";
 
-/// A network: an address without host bits and the length of its prefix.
+/// A network: its base address and netmask.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Network {
     V4 { base: u32, mask: u32 },
@@ -45,13 +45,14 @@ impl Network {
             return Err(Invalid::new(
                 WHAT,
                 0,
-                format!("{base}/{length}, or a longer prefix: bits of the host are set"),
+                format!("{base}/{length}, or a longer prefix: host bits are set"),
             ));
         }
         Ok(network)
     }
 
-    /// The network of this address; a length beyond the family's means the address alone.
+    /// Returns the network of `address` with a prefix of `length` bits. Longer than the address means only this
+    /// address.
     fn of(address: IpAddr, length: u32) -> Self {
         match address {
             IpAddr::V4(address) => {
@@ -91,16 +92,17 @@ impl fmt::Display for Network {
     }
 }
 
-/// 1 to 32 networks, each once, in the order in which they were written.
+/// A list of 1 to 32 distinct networks, in the order of the text.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Networks(Box<[Network]>);
 
 impl Networks {
-    /// Parses `api_keys.networks`.
+    /// Parses `api_keys.networks`: addresses and CIDRs with spaces between them. Skips repeated ones.
     ///
     /// # Errors
     ///
-    /// The first network that is not one or has bits of a host, the first one too many, or an empty list.
+    /// Returns the first network that is invalid or has host bits set, the first one above 32, or that the list is
+    /// empty.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let mut kept = Vec::new();
         for (at, word) in words(text) {
@@ -119,7 +121,7 @@ impl Networks {
         Ok(Self(kept.into()))
     }
 
-    /// Whether an address is in one of them.
+    /// Returns whether one of the networks contains `address`.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
@@ -143,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn networks_are_read_and_folded() {
+    fn networks_are_parsed_and_repeated_ones_skipped() {
         for (text, shown) in [
             ("192.0.2.0/24", "192.0.2.0/24"),
             ("  10.0.0.0/8   10.0.0.0/8 2001:DB8::/32 ", "10.0.0.0/8 2001:db8::/32"),
@@ -160,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_network_is_named_by_its_position_and_what_is_expected() {
+    fn an_invalid_network_is_rejected_with_its_position_and_what_is_expected() {
         let many = (0..33).map(|n| format!("10.0.0.{:<3}", n + 100)).collect::<Vec<_>>().join(" ");
         for (text, at, expected) in [
             ("", 1, "at least one network"),
@@ -191,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_has_its_addresses_and_no_others() {
+    fn a_network_contains_its_addresses_and_no_others() {
         for (networks, address, expected) in [
             ("192.0.2.0/24", "192.0.2.0", true),
             ("192.0.2.0/24", "192.0.2.255", true),
@@ -215,7 +217,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn membership_is_equality_of_the_leading_bits(bits: u32, other: u32, length in 0_u32..=32) {
+        fn a_network_contains_addresses_with_the_same_leading_bits(bits: u32, other: u32, length in 0_u32..=32) {
             let cut = |bits: u32| (u64::from(bits) >> (32 - length)) << (32 - length);
             let base = Ipv4Addr::from_bits(u32::try_from(cut(bits)).unwrap());
             let networks = Networks::parse(&format!("{base}/{length}")).unwrap();
@@ -226,7 +228,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_it_panic(text in "[0-9a-f:./ ]{0,40}") {
+        fn no_text_causes_a_panic(text in "[0-9a-f:./ ]{0,40}") {
             if let Ok(read) = Networks::parse(&text) {
                 prop_assert_eq!(Networks::parse(&read.to_string()), Ok(read));
             }

@@ -1,30 +1,31 @@
-//! The path of a request, in the one form in which rules are matched against it.
+//! Normalizes the path of a request, so that rules can be matched against it, and detects ambiguous paths.
 //!
-//! Envoy, proxies and upstreams read one path in different ways: they may merge slashes, resolve dots, decode escapes or
-//! cut parameters off. A path on which they could differ is *ambiguous* and is refused, because it could pass by a rule
-//! and reach what another rule protects. What remains has one form: escapes of characters that may stand in a segment as
-//! they are (RFC 3986 §3.3) are decoded, all others have capitals, and one slash at the end does not count.
+//! Envoy, proxies and upstreams interpret paths differently: they may merge slashes, resolve dots, decode escapes or
+//! cut off parameters. A path on which they could differ is *ambiguous* and is rejected, because one rule could
+//! allow it while the upstream serves what another rule protects. Other paths are normalized: escapes of characters
+//! that a segment may contain unescaped (RFC 3986 §3.3) are decoded, the other escapes have capitals, and one slash
+//! at the end is removed.
 //!
-//! A usual path has no escapes, so it is read in one pass and borrowed.
+//! Most paths have neither escapes nor parameters; these are parsed in one pass and borrowed.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// What is a byte of its segment, for upstreams that do not interpret it.
+/// Which special characters are ordinary bytes of their segment, for upstreams that do not interpret them.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct PathOptions {
-    /// `--encoded-slash keep`: `%2F`.
+    /// `%2F` is (`--encoded-slash keep`).
     pub keep_encoded_slash: bool,
-    /// `--path-parameters keep`: `;` and `%3B`.
+    /// `;` and `%3B` are (`--path-parameters keep`).
     pub keep_parameters: bool,
 }
 
-/// Why a path is ambiguous, and where.
+/// Why a path is ambiguous, with the position.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Ambiguous {
-    /// The offset of the byte, or of the last byte of the segment.
+    /// The offset in bytes of the character, or of the last byte of the segment.
     pub at: usize,
-    /// What stands there.
+    /// What is ambiguous there.
     pub what: &'static str,
 }
 
@@ -34,11 +35,11 @@ impl fmt::Display for Ambiguous {
     }
 }
 
-/// An unambiguous path in its one form: segments with a slash between them.
+/// A normalized path without ambiguity: segments with a slash between them.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Path<'a>(Cow<'a, [u8]>);
 
-/// What a byte of a path is.
+/// The kind of a byte in a path.
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Kind {
     Plain,
@@ -56,7 +57,7 @@ const KINDS: [Kind; 256] = {
             b'/' => Kind::Slash,
             b'%' => Kind::Escape,
             b';' => Kind::Parameter,
-            // The one is a slash to some, the other ends the path.
+            // Some programs treat the first as a slash, and the second as the end of the path.
             b'\\' | b'#' => Kind::Refused,
             _ => Kind::Plain,
         };
@@ -66,15 +67,15 @@ const KINDS: [Kind; 256] = {
 };
 
 impl<'a> Path<'a> {
-    /// Reads the path of a request. The query does not count.
+    /// Parses the path of a request. Ignores the query.
     ///
     /// # Errors
     ///
-    /// What makes it ambiguous.
+    /// Returns the first part that makes the path ambiguous.
     pub fn read(raw: &'a [u8], options: PathOptions) -> Result<Self, Ambiguous> {
         let end = raw.iter().position(|byte| *byte == b'?').unwrap_or(raw.len());
         let Some(path) = raw[..end].strip_prefix(b"/") else {
-            return Err(Ambiguous { at: 0, what: "no slash" });
+            return Err(Ambiguous { at: 0, what: "no slash at the start" });
         };
         let mut start = 0;
         for (at, byte) in path.iter().enumerate() {
@@ -85,14 +86,16 @@ impl<'a> Path<'a> {
                     start = at + 1;
                 }
                 Kind::Escape | Kind::Parameter => return Decoder::new(path, options).decode().map(Self),
-                Kind::Refused => return Err(Ambiguous { at: at + 1, what: "a character that no path has" }),
+                Kind::Refused => {
+                    return Err(Ambiguous { at: at + 1, what: "a character that paths may not have" });
+                }
             }
         }
         judge(&path[start..], path.len(), true)?;
         Ok(Self(Cow::Borrowed(path.strip_suffix(b"/").unwrap_or(path))))
     }
 
-    /// The segments, in order.
+    /// Returns the segments, in order.
     pub fn segments(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = self.rest();
         std::iter::from_fn(move || {
@@ -102,13 +105,13 @@ impl<'a> Path<'a> {
         })
     }
 
-    /// All segments as one text; `None` if there are none.
+    /// Returns all segments with slashes between them; `None` if there are none.
     pub(crate) fn rest(&self) -> Option<&[u8]> {
         Some(&*self.0).filter(|text| !text.is_empty())
     }
 }
 
-/// The first segment, and the rest if there is more.
+/// Splits off the first segment. The rest is `None` after the last segment.
 pub(crate) fn split(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     match text.iter().position(|byte| *byte == b'/') {
         Some(at) => (&text[..at], Some(&text[at + 1..])),
@@ -116,25 +119,26 @@ pub(crate) fn split(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// Judges what stands between two slashes, decoded or not; `at` is the offset after it, less the first slash.
+/// Rejects empty segments and dot segments. `at` is the offset of the end of `part` after the path's first slash;
+/// `last` allows an empty one.
 fn judge(part: &[u8], at: usize, last: bool) -> Result<(), Ambiguous> {
     let what = match part {
         [] if last => return Ok(()),
         [] => "an empty segment",
-        [b'.'] | [b'.', b'.'] | [b'.', b';', ..] | [b'.', b'.', b';', ..] => "a segment of dots",
+        [b'.'] | [b'.', b'.'] | [b'.', b';', ..] | [b'.', b'.', b';', ..] => "a dot segment",
         _ => return Ok(()),
     };
     Err(Ambiguous { at, what })
 }
 
-/// Reads a path that has escapes or parameters.
+/// Parses a path that has escapes or parameters.
 struct Decoder<'a> {
     path: &'a [u8],
     options: PathOptions,
     text: Vec<u8>,
-    /// Where the part that is being read starts in the text.
+    /// The offset in `text` where the current segment starts.
     start: usize,
-    /// The escaped bytes beyond ASCII that were read since the last other one.
+    /// The current run of escaped bytes from 0x80 on, which must be UTF-8 together.
     beyond: Vec<u8>,
 }
 
@@ -184,14 +188,16 @@ impl<'a> Decoder<'a> {
             Kind::Plain | Kind::Escape => self.text.push(byte),
             Kind::Parameter if self.options.keep_parameters => self.text.push(byte),
             Kind::Parameter => return Err(Ambiguous { at: at + 1, what: "a path parameter" }),
-            Kind::Refused => return Err(Ambiguous { at: at + 1, what: "a character that no path has" }),
+            Kind::Refused => {
+                return Err(Ambiguous { at: at + 1, what: "a character that paths may not have" });
+            }
         }
         Ok(())
     }
 
     fn put_escaped(&mut self, byte: u8, at: usize) -> Result<(), Ambiguous> {
         match byte {
-            // What a segment may have as it is: many upstreams do not tell the two apart.
+            // Characters that a segment may contain unescaped: many upstreams treat both forms alike.
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => self.text.push(byte),
             b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b'=' | b':' | b'@' => {
                 self.text.push(byte);
@@ -242,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_has_one_form() {
+    fn paths_are_normalized() {
         for (path, form) in [
             ("/", ""),
             ("/a", "/a"),
@@ -266,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_read_in_two_ways_is_ambiguous() {
+    fn paths_that_programs_interpret_differently_are_ambiguous() {
         for path in [
             "",
             "a",
@@ -317,11 +323,11 @@ mod tests {
             assert_eq!(read(path, PathOptions::default()), None, "{path:?}");
         }
         let error = Path::read(b"/ab/../c", PathOptions::default()).unwrap_err();
-        assert_eq!(error.to_string(), "a segment of dots at position 6");
+        assert_eq!(error.to_string(), "a dot segment at position 6");
     }
 
     #[test]
-    fn an_encoded_slash_that_is_kept_is_a_byte_of_a_segment_and_hides_nothing() {
+    fn a_kept_encoded_slash_hides_neither_dots_nor_empty_segments() {
         let slash = PathOptions { keep_encoded_slash: true, ..PathOptions::default() };
         for (path, form) in [
             ("/a%2fb", Some("/a%2Fb")),
@@ -342,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_that_are_kept_hide_no_dots() {
+    fn kept_parameters_hide_no_dots() {
         let parameters = PathOptions { keep_parameters: true, ..PathOptions::default() };
         for (path, form) in [
             ("/a;b", Some("/a;b")),
@@ -359,12 +365,12 @@ mod tests {
     }
 
     #[test]
-    fn a_usual_path_is_borrowed() {
+    fn a_path_without_escapes_is_borrowed() {
         let borrowed = |path: &str| matches!(Path::read(path.as_bytes(), KEEP), Ok(Path(Cow::Borrowed(_))));
         assert!(borrowed("/v1/models/x:generate?a=%20") && !borrowed("/%61"));
     }
 
-    /// The rules, one after the other, with no regard for time.
+    /// A slow model that applies the rules one after the other.
     fn slow(raw: &str, options: PathOptions) -> Option<Vec<String>> {
         let path = raw.split('?').next()?;
         let segments = path.strip_prefix('/')?;
@@ -382,7 +388,7 @@ mod tests {
             pieces.push(if c == '%' { u8::from_str_radix(&piece[1..], 16).ok()? } else { c as u8 });
             rest = &rest[length..];
         }
-        // What an upstream sees that decodes all of it must be text, and have no empty segments and no dots.
+        // After decoding everything, as an upstream may, the path must be UTF-8 without empty segments and dots.
         let decoded = String::from_utf8(pieces).ok()?;
         if decoded.contains('\0') || decoded.contains('\\') {
             return None;
@@ -426,7 +432,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(4_000))]
 
         #[test]
-        fn reading_agrees_with_the_rules(
+        fn parsing_agrees_with_the_model(
             parts in proptest::collection::vec(proptest::sample::select(vec![
                 "/", "/", "/", "a", "b", ".", "..", ";", "%2f", "%2F", "%2e", "%61", "%3b", "%5c", "%c3%a9", "%c3", "%a9", "%00",
                 "%", "%20", "%25", "%3A", ":", "?", "#", " ", "\\", "é",
@@ -442,7 +448,7 @@ mod tests {
         }
 
         #[test]
-        fn the_form_of_a_form_is_itself(raw in "/[a/.;%0-9A-F:]{0,20}") {
+        fn normalizing_twice_changes_nothing(raw in "/[a/.;%0-9A-F:]{0,20}") {
             if let Some(form) = read(&raw, KEEP) {
                 let again = if form.is_empty() { "/" } else { &form };
                 prop_assert_eq!(read(again, KEEP), Some(form.clone()), "{}", raw);
@@ -450,7 +456,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(raw in proptest::collection::vec(any::<u8>(), 0..40)) {
+        fn no_bytes_cause_a_panic(raw in proptest::collection::vec(any::<u8>(), 0..40)) {
             let _ = Path::read(&raw, KEEP);
         }
     }

@@ -1,10 +1,12 @@
-//! What a management key may do, and what it may delegate.
+//! Decides what a management key may do, and what it may delegate.
 //!
-//! A management key has permissions, and may see some tenants or all. [`may`] is the one function that judges what it may
-//! do, and [`delegate`] what it may give away. A key ends with its maker, and never has more than its maker has now:
-//! [`authority`] follows the chain of makers.
+//! A management key has permissions, and may see all tenants or some. [`may`] decides whether it may do something,
+//! and
+//! [`delegate`] which authority it may give to another key. A key ends when its maker (the management key that
+//! created it) ends, and never may do more than its maker currently may: [`authority`] follows the chain of makers.
 //!
-//! Depends on: tenants and the clock's type. It reads no database, and knows neither HTTP nor the command line.
+//! Depends on: `tenant`, `record` and the timestamps of `clock`. It does no I/O, and knows neither HTTP nor the
+//! command line.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -47,7 +49,7 @@ pub enum Permission {
 }
 
 impl Permission {
-    /// Every permission, in the order in which texts have them.
+    /// Every permission, in the order in which they are listed.
     pub const ALL: [Self; 13] = [
         Self::TenantsRead,
         Self::TenantsWrite,
@@ -64,7 +66,7 @@ impl Permission {
         Self::AdminKeysWrite,
     ];
 
-    /// The name.
+    /// Returns its name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -84,11 +86,11 @@ impl Permission {
         }
     }
 
-    /// Reads a name.
+    /// Parses a name.
     ///
     /// # Errors
     ///
-    /// There is no such permission; the text lists all.
+    /// Returns the list of permissions if `text` is none of them.
     pub fn parse(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|permission| permission.as_str() == text);
         found.ok_or_else(|| {
@@ -96,7 +98,7 @@ impl Permission {
         })
     }
 
-    /// Whether only a key of all tenants may do it: it changes what every tenant shares.
+    /// Returns whether it requires a key that sees all tenants, because it changes what all tenants share.
     fn is_for_all_tenants(self) -> bool {
         matches!(self, Self::RoutesWrite | Self::PlansWrite)
     }
@@ -111,53 +113,53 @@ impl Permission {
 pub struct Permissions(u16);
 
 impl Permissions {
-    /// Those of a list.
+    /// Returns the set of these permissions.
     #[must_use]
     pub fn of(list: &[Permission]) -> Self {
         Self(list.iter().fold(0, |bits, permission| bits | permission.bit()))
     }
 
-    /// Reads names that are separated by blanks.
+    /// Parses names that are separated by white space.
     ///
     /// # Errors
     ///
-    /// One of them is not a permission.
+    /// Returns the first name that is not a permission.
     pub fn parse(text: &str) -> Result<Self, String> {
         let list: Result<Vec<_>, _> = text.split_ascii_whitespace().map(Permission::parse).collect();
         Ok(Self::of(&list?))
     }
 
-    /// Whether this one is among them.
+    /// Returns whether the set contains `permission`.
     #[must_use]
     pub fn has(self, permission: Permission) -> bool {
         self.0 & permission.bit() != 0
     }
 
-    /// Whether there are none.
+    /// Returns whether the set is empty.
     #[must_use]
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// Those that both sets have.
+    /// Returns the permissions that are in both sets.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
-    /// Those that `other` lacks.
+    /// Returns the permissions that `other` lacks.
     #[must_use]
     pub fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 
-    /// Each of them, in the order of [`Permission::ALL`].
+    /// Returns the permissions, in the order of [`Permission::ALL`].
     pub fn iter(self) -> impl Iterator<Item = Permission> {
         Permission::ALL.into_iter().filter(move |permission| self.has(*permission))
     }
 }
 
-/// The names, separated by blanks.
+/// The names, separated by spaces.
 impl fmt::Display for Permissions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<_> = self.iter().map(Permission::as_str).collect();
@@ -176,9 +178,9 @@ impl fmt::Debug for Permissions {
 pub enum Role {
     /// All permissions.
     Owner,
-    /// All but those about management keys.
+    /// All permissions except those for management keys.
     Operator,
-    /// Everything that reads, but not management keys.
+    /// All `:read` permissions except the one for management keys.
     Viewer,
 }
 
@@ -186,7 +188,7 @@ impl Role {
     /// Every role.
     pub const ALL: [Self; 3] = [Self::Owner, Self::Operator, Self::Viewer];
 
-    /// The name.
+    /// Returns its name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -196,17 +198,17 @@ impl Role {
         }
     }
 
-    /// Reads a name.
+    /// Parses a name.
     ///
     /// # Errors
     ///
-    /// There is no such role.
+    /// Returns the list of roles if `text` is none of them.
     pub fn parse(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|role| role.as_str() == text);
         found.ok_or_else(|| format!("{text:?} is not a role: choose owner, operator or viewer"))
     }
 
-    /// What it is a name for.
+    /// Returns the permissions of the role.
     #[must_use]
     pub fn permissions(self) -> Permissions {
         let about_keys_of_ours = Permissions::of(&[Permission::AdminKeysRead, Permission::AdminKeysWrite]);
@@ -226,14 +228,14 @@ impl Role {
 /// The tenants that a management key may see.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Reach {
-    /// All of them, also those that come later.
+    /// All tenants, including those created later.
     All,
-    /// These.
+    /// Only these tenants.
     Some(BTreeSet<TenantId>),
 }
 
 impl Reach {
-    /// Whether this tenant is among them.
+    /// Returns whether `tenant` is one of them.
     #[must_use]
     pub fn has(&self, tenant: TenantId) -> bool {
         match self {
@@ -242,7 +244,7 @@ impl Reach {
         }
     }
 
-    /// Whether all of `other` are among them.
+    /// Returns whether all tenants of `other` are among them.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         match (self, other) {
@@ -252,7 +254,7 @@ impl Reach {
         }
     }
 
-    /// Those that both have.
+    /// Returns the tenants that are in both.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
         match (self, other) {
@@ -264,23 +266,24 @@ impl Reach {
     }
 }
 
-/// The identity of a management key: `tenantgate_admin_key.id`.
+/// The id of a management key: `tenantgate_admin_key.id`.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct AdminKeyId(pub Uuid);
 
-/// What somebody may do, where, and until when.
+/// What a management key may do, for which tenants, and until when.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Authority {
-    /// What.
+    /// What it may do.
     pub permissions: Permissions,
-    /// To which tenants.
+    /// The tenants that it may see.
     pub reach: Reach,
-    /// Until when; `None`: for ever.
+    /// When it ends; `None` means never.
     pub expires_at: Option<Timestamp>,
 }
 
 impl Authority {
-    /// All permissions for all tenants for ever: of whoever may write the database.
+    /// Returns all permissions for all tenants without expiry: the authority of operators who can write to the
+    /// database directly.
     #[must_use]
     pub fn whole() -> Self {
         Self { permissions: Role::Owner.permissions(), reach: Reach::All, expires_at: None }
@@ -299,17 +302,17 @@ impl Authority {
 /// A row of `tenantgate_admin_key`, without its hash.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct AdminKey {
-    /// Its identity.
+    /// Its id.
     pub id: AdminKeyId,
     /// `llma_<prefix>`.
     pub prefix: String,
-    /// What people call it; unique.
+    /// Its name; unique.
     pub name: String,
-    /// What it was given.
+    /// The authority that it was created with.
     pub given: Authority,
-    /// The management key that made it; `None`: whoever may write the database.
+    /// Its maker: the management key that created it. `None` if an operator with access to the database did.
     pub created_by: Option<AdminKeyId>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
     /// When it was last used.
     pub last_used_at: Option<Timestamp>,
@@ -317,19 +320,19 @@ pub struct AdminKey {
     pub revoked_at: Option<Timestamp>,
 }
 
-/// Why a management key opens nothing.
+/// Why a management key is not valid.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Ended {
     /// It is revoked.
     Revoked,
     /// It has expired.
     Expired,
-    /// The key that made it, or one further up, is revoked, has expired or is gone.
+    /// Its maker, or a maker further up the chain, is revoked, has expired or does not exist any more.
     WithItsMaker,
 }
 
 impl Ended {
-    /// The word for it.
+    /// Returns its name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -340,13 +343,13 @@ impl Ended {
     }
 }
 
-/// What a management key may do at `now`: what it was given, as far as its makers still have it.
+/// Returns what a management key may do at `now`: what it was created with, limited to what all its makers have.
 ///
-/// `chain` is the key, its maker, the maker of that one and so on.
+/// `chain` is the key, its maker, that key's maker and so on.
 ///
 /// # Errors
 ///
-/// Why it has ended.
+/// Returns why the key is not valid at `now`.
 pub fn authority<'k>(
     chain: impl IntoIterator<Item = &'k AdminKey>,
     now: Timestamp,
@@ -368,42 +371,42 @@ pub fn authority<'k>(
         authority = authority.and(&link.given);
         maker = link.created_by;
     }
-    // A maker that is not there cannot vouch for anything.
+    // The chain is incomplete: the last maker does not exist.
     if maker.is_some() { Err(Ended::WithItsMaker) } else { Ok(authority) }
 }
 
-/// What a request is about.
+/// What a management request concerns.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum About {
-    /// Rows that have no tenant, or of which only those of visible tenants are shown.
+    /// Rows without a tenant, or a list that shows only rows of visible tenants.
     Shared,
     /// A tenant that does not exist yet.
     NewTenant,
-    /// This tenant, or something of it.
+    /// This tenant, or a row that belongs to it.
     Tenant(TenantId),
 }
 
-/// What is said to a request.
+/// Whether a management request is allowed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verdict {
-    /// It may.
+    /// It is allowed.
     Yes,
-    /// It lacks this permission.
+    /// The key lacks this permission.
     Lacks(Permission),
-    /// It has the permission, but only a key of all tenants may do this.
+    /// The key has the permission, but only keys that see all tenants may do this.
     OnlyForAllTenants(Permission),
-    /// To this key there is no such row.
+    /// The row belongs to a tenant that the key does not see, so the response is the same as for a missing row.
     NotThere,
 }
 
-/// Whether somebody with this authority may do something.
+/// Decides whether a key with this authority may make a request that needs `permission` and concerns `about`.
 ///
-/// | has the permission | sees | about | |
+/// | has the permission | sees | request concerns | verdict |
 /// |---|---|---|---|
 /// | no | | | [`Verdict::Lacks`] |
 /// | yes | all tenants | | [`Verdict::Yes`] |
 /// | yes | some tenants | a change of plans or routes, or a new tenant | [`Verdict::OnlyForAllTenants`] |
-/// | yes | some tenants | one that it does not see | [`Verdict::NotThere`] |
+/// | yes | some tenants | a tenant that it does not see | [`Verdict::NotThere`] |
 /// | yes | some tenants | something else | [`Verdict::Yes`] |
 #[must_use]
 pub fn may(authority: &Authority, permission: Permission, about: About) -> Verdict {
@@ -421,19 +424,19 @@ pub fn may(authority: &Authority, permission: Permission, about: About) -> Verdi
     }
 }
 
-/// What of a wish nobody with this authority may give away.
+/// A part of a requested authority that its maker may not delegate.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Excess {
-    /// Permissions that it has not.
+    /// Permissions that the maker lacks.
     Permissions(Permissions),
-    /// Tenants that it does not see.
+    /// Tenants that the maker does not see.
     Tenants,
-    /// A life that is longer than its own.
+    /// An expiry later than the maker's, which is given.
     Expiry(Timestamp),
 }
 
-/// What is too much of `wish` for one who has `maker`: a key gives away nothing that it has not, and nothing that
-/// outlives it. Empty if it may.
+/// Returns the parts of `wish` that a key with the authority `maker` may not delegate: permissions and tenants that
+/// it does not have, and an expiry later than its own. Empty if it may delegate all of it.
 #[must_use]
 pub fn delegate(maker: &Authority, wish: &Authority) -> Vec<Excess> {
     let permissions = wish.permissions.without(maker.permissions);
@@ -448,7 +451,8 @@ pub fn delegate(maker: &Authority, wish: &Authority) -> Vec<Excess> {
     .collect()
 }
 
-/// Whether one who has `ours` may see, change or revoke a key that has `theirs`: it has no more, whenever it ends.
+/// Returns whether a key with the authority `ours` may see, change or revoke a key with the authority `theirs`: only
+/// if the permissions and tenants of `theirs` are among its own. Expiry does not matter.
 #[must_use]
 pub fn may_touch(ours: &Authority, theirs: &Authority) -> bool {
     theirs.permissions.without(ours.permissions).is_empty() && ours.reach.covers(&theirs.reach)

@@ -1,13 +1,13 @@
-//! What a tenant or a key may use at most: a plan, and its limits.
+//! Plans: named sets of limits for tenants and keys.
 //!
-//! Nothing is counted here. Envoy's rate limits read the limits of a request from its metadata, so they have exactly the
-//! range that Envoy takes: a number of 32 bits, and a unit in capitals.
+//! tenantgate does not count requests against these limits. Envoy's rate limit filter reads them from the metadata
+//! of a request, so a limit has the range that Envoy accepts: a number of 32 bits, and a unit in capitals.
 
 use std::fmt;
 
 use crate::invalid::Invalid;
 
-/// The longest name of a plan.
+/// The most bytes of a plan's name.
 pub const MAX_PLAN_BYTES: usize = 64;
 
 /// The name of a plan: 1 to 64 of `[a-z0-9_-]`.
@@ -19,7 +19,7 @@ impl PlanName {
     ///
     /// # Errors
     ///
-    /// The first character that a name does not have.
+    /// Returns the first character that is not allowed in a name, or that the length is wrong.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         const WHAT: &str = "name of a plan";
         let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
@@ -32,7 +32,7 @@ impl PlanName {
         Ok(Self(text.into()))
     }
 
-    /// The name.
+    /// Returns the name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -45,7 +45,7 @@ impl fmt::Display for PlanName {
     }
 }
 
-/// A unit of time, as Envoy's rate limits have them.
+/// A unit of time of Envoy's rate limits.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Unit {
     /// `SECOND`.
@@ -66,7 +66,7 @@ impl Unit {
     /// Every unit, shortest first.
     pub const ALL: [Self; 6] = [Self::Second, Self::Minute, Self::Hour, Self::Day, Self::Month, Self::Year];
 
-    /// As Envoy spells it.
+    /// Returns the name that Envoy uses.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -80,12 +80,12 @@ impl Unit {
     }
 }
 
-/// A limit: `100/MINUTE`. 0 is a limit too, and lets nothing pass.
+/// A limit, such as `100/MINUTE`. 0 allows nothing.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limit {
-    /// The number.
+    /// How many are allowed per unit of time: requests, or tokens of a model.
     pub requests_per_unit: u32,
-    /// In what time.
+    /// The unit of time.
     pub unit: Unit,
 }
 
@@ -94,7 +94,7 @@ impl Limit {
     ///
     /// # Errors
     ///
-    /// Whether the number or the unit is wrong.
+    /// Returns whether the number or the unit is invalid.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         const WHAT: &str = "limit";
         let (number, unit) = text
@@ -118,16 +118,16 @@ impl fmt::Display for Limit {
     }
 }
 
-/// A kind of limit, by what is counted.
+/// What a limit counts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Counted {
     /// Requests.
     Requests,
-    /// What a model reads and writes together.
+    /// Input and output tokens of a model together.
     Total,
-    /// What a model reads.
+    /// Input tokens of a model.
     Input,
-    /// What a model writes.
+    /// Output tokens of a model.
     Output,
 }
 
@@ -135,7 +135,7 @@ impl Counted {
     /// Every kind, in the order of the columns.
     pub const ALL: [Self; 4] = [Self::Requests, Self::Total, Self::Input, Self::Output];
 
-    /// The column, and the field of metadata.
+    /// Returns the name of the column of `tenantgate_plan`, which is also the name of the metadata field.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -163,13 +163,13 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Its limits in the order of [`Counted::ALL`]; `None` where the plan does not limit.
+    /// Returns its limits in the order of [`Counted::ALL`]; `None` means unlimited.
     pub fn limits(&self) -> impl Iterator<Item = (Counted, Option<Limit>)> {
         Counted::ALL.into_iter().zip([self.request, self.total, self.input, self.output])
     }
 }
 
-/// A row of `tenantgate_plan` as the database has it.
+/// An unparsed row of `tenantgate_plan`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct PlanRow {
     /// `name`.
@@ -179,11 +179,11 @@ pub struct PlanRow {
 }
 
 impl PlanRow {
-    /// Reads the row.
+    /// Parses the row.
     ///
     /// # Errors
     ///
-    /// The first of its texts that makes no sense.
+    /// Returns the first column that is invalid.
     pub fn compile(&self) -> Result<Plan, Invalid> {
         let [request, total, input, output] = &self.limits;
         let limit = |text: &Option<String>| text.as_deref().map(Limit::parse).transpose();
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_short_and_plain() {
+    fn a_name_has_1_to_64_allowed_characters() {
         for good in ["a", "gold", "gold_2-x", &"x".repeat(64)] {
             assert_eq!(PlanName::parse(good).unwrap().to_string(), good);
         }
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_has_the_range_that_envoy_takes() {
+    fn a_limit_has_the_range_that_envoy_accepts() {
         for unit in Unit::ALL {
             for number in ["0", "1", "4294967295"] {
                 let text = format!("{number}/{}", unit.as_str());
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_a_plan_if_all_of_it_makes_sense() {
+    fn a_plan_is_valid_if_all_its_columns_are() {
         let row = PlanRow {
             name: "gold".into(),
             limits: [Some("5/DAY".into()), None, Some("0/SECOND".into()), Some("7/YEAR".into())],

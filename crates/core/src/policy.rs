@@ -1,7 +1,6 @@
-//! What rules, options and Envoy together say of a request.
+//! Combines the rules of the database, `--public` and Envoy's context extensions for a request.
 //!
-//! The rules of the database, `--public` and what Envoy's own configuration says of the route each have a say. This is
-//! where they meet: the result tells whether a key is needed, and what it has to be granted.
+//! The result says whether the request needs a key, and which scopes the key needs.
 
 use crate::decision::{Entrance, Lacking, RuleFact};
 use crate::path::{Path, PathOptions};
@@ -13,26 +12,26 @@ use crate::scope::{Granted, Scopes};
 /// How requests are matched with rules.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Options {
-    /// What is a byte of its segment.
+    /// How paths are parsed.
     pub path: PathOptions,
-    /// `--route-default deny`: what no rule is for is refused.
+    /// `--route-default deny`: requests that no rule matches are denied.
     pub deny_unmatched: bool,
 }
 
-/// What is said of a request before its key is looked at.
+/// What is known of a request before its key is looked up.
 #[derive(Clone, Copy, Debug)]
 pub struct Routing<'a> {
     /// Whether it needs a key.
     pub entrance: Entrance,
-    /// Whether a rule is for it.
+    /// Whether a rule matches it.
     pub rule: RuleFact,
-    /// The row that wins.
+    /// The row of the most specific matching rule.
     pub entry: Option<&'a Entry>,
     context: Context<'a>,
 }
 
 impl<'a> Routing<'a> {
-    /// Matches a request with the rules in force.
+    /// Matches a request with the rules.
     #[must_use]
     pub fn of(routes: &'a RouteTable, options: Options, request: &AccessRequest<'a>) -> Self {
         let plain = if request.waived == Waived::No { Entrance::Required } else { Entrance::Public };
@@ -56,7 +55,7 @@ impl<'a> Routing<'a> {
         request: &AccessRequest<'a>,
         in_force: bool,
     ) -> Self {
-        // A call of Envoy's network filter is about a connection, and has no path to judge.
+        // A Check from Envoy's network filter is about a connection, and has no path.
         let judged = in_force && !(request.method.is_empty() && request.path.is_empty());
         let path = match judged.then(|| Path::read(request.path, options.path)) {
             Some(Err(_)) => return self.with(Entrance::Ambiguous),
@@ -80,7 +79,7 @@ impl<'a> Routing<'a> {
         let mode = match (self.context.mode, request.waived == Waived::Public, by_rule) {
             (Some(mode), ..) => mode,
             (None, true, _) => RouteMode::Public,
-            // What Envoy says is needed cannot be met by a request whose key is not looked at.
+            // Scopes that Envoy's context needs require a key, although the rule is public.
             (None, false, Some(RouteMode::Public)) if self.context.needs.is_some() => RouteMode::Required,
             (None, false, mode) => mode.unwrap_or_default(),
         };
@@ -92,7 +91,8 @@ impl<'a> Routing<'a> {
         Self { entrance, rule, entry, ..self }
     }
 
-    /// What is needed and not granted to a key; `None` for its scopes means everything.
+    /// Returns the needs that a key does not meet; `None` if it meets all. `granted` has the key's scopes, as parsed
+    /// and as compiled; `None` grants everything.
     #[must_use]
     pub fn lacking(&self, granted: Option<(&Scopes, &Granted)>) -> Option<Lacking<'a>> {
         let (scopes, granted) = granted?;
@@ -104,13 +104,13 @@ impl<'a> Routing<'a> {
         let by_envoy = self.context.needs.filter(|needs| !needs.are_met_by(scopes));
         let by_envoy = by_envoy.map(|needs| Lacking { term: needs.first_term(), shadow: false });
         match (by_rule, by_envoy) {
-            // A rule in shadow mode softens its own needs alone.
+            // Shadow mode of a rule applies only to the rule's own needs.
             (Some(lacking), Some(other)) if lacking.shadow => Some(other),
             (one, other) => one.or(other),
         }
     }
 
-    /// The name of the rule, or the one that Envoy gives the route.
+    /// Returns the name of the rule, or else the route name from Envoy's context extensions.
     #[must_use]
     pub fn name(&self) -> Option<&'a str> {
         self.entry.and_then(|entry| entry.name.as_deref()).or(self.context.route)
@@ -125,7 +125,7 @@ mod tests {
     use crate::request::{Options as RequestOptions, PublicPaths, Reader};
     use crate::route::{RouteId, RouteRow};
 
-    /// `METHOD host/path mode needs`, `!` before the mode for shadow.
+    /// Makes a rule from `METHOD host/path mode needs`; `!` before the mode means shadow.
     fn rule(number: u128, text: &str) -> RouteRow {
         let mut words = text.splitn(4, ' ');
         let mut next = || words.next().unwrap_or_default().to_owned();
@@ -156,7 +156,8 @@ mod tests {
             Self { routes: RouteTable::of(&rows), options: Options::default(), reading }
         }
 
-        /// Reads `METHOD host/path` with an extension for each pair, and tells the entrance, the rule and its name.
+        /// Parses `METHOD host/path` with context extensions, and returns the entrance, the rule and its name as
+        /// text.
         fn see(&self, target: &str, context: &[(&str, &str)]) -> String {
             let request = self.request(target, context, &[]);
             self.shown(&request)
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn without_rules_nothing_is_ambiguous_and_public_is_public() {
+    fn without_rules_no_path_is_ambiguous_and_public_paths_are_public() {
         let world = World::of(&[]);
         for (target, expected) in [
             ("GET h/docs", "Public Fine -"),
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn ambiguity_is_judged_while_a_rule_a_pattern_or_a_default_is_in_force() {
+    fn ambiguous_paths_are_rejected_with_a_rule_a_pattern_or_default_deny() {
         let mut patterns = World::of(&[]);
         let mut public = PublicPaths::none();
         public.add("GET /assets/*").unwrap();
@@ -212,7 +213,7 @@ mod tests {
         for world in [&patterns, &deny, &World::of(&["GET */x required"])] {
             assert_eq!(world.see("GET h/a//b", &[]), "Ambiguous Fine -");
             assert_eq!(world.see("CONNECT h", &[]), "Ambiguous Fine -");
-            assert!(world.see(" ", &[]).starts_with("Required"), "no request at all");
+            assert!(world.see(" ", &[]).starts_with("Required"), "neither method nor path");
             assert_eq!(world.see("GET h//", &[("tenantgate.mode", "?")]), "Ambiguous Fine -");
         }
         assert_eq!(patterns.see("GET h/assets/a", &[]), "Public Fine -");
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mode_of_envoy_beats_options_and_those_beat_rules() {
+    fn the_mode_of_envoy_overrides_options_and_options_override_rules() {
         let world = World::of(&[
             "GET */docs required",
             "GET */o optional",
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_preflight_passes_if_it_is_one_and_the_option_says_so() {
+    fn a_preflight_is_public_if_the_option_is_set() {
         const BOTH: [&str; 2] = ["origin", "access-control-request-method"];
         let mut world = World::of(&["* */** required"]);
         for (target, headers, expected) in [
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lacking_names_the_first_term_of_what_is_not_met() {
+    fn lacking_returns_the_first_term_of_unmet_needs() {
         let world = World::of(&["GET */a required a b | c", "GET */s !required a b | c"]);
         for (path, by_envoy, granted, expected) in [
             ("/a", None, None, None),

@@ -1,6 +1,7 @@
-//! What many keys have in common: what they are granted, from where, and on which plan.
+//! Profiles of keys: their scopes, networks and plan.
 //!
-//! A key names a profile by a number, so a million keys with a few thousand profiles take no more room for them.
+//! Keys with the same values share one profile and refer to it by a number, so that a million keys with a few thousand
+//! distinct profiles take little memory.
 
 use std::fmt;
 
@@ -9,29 +10,29 @@ use crate::network::Networks;
 use crate::plan::PlanName;
 use crate::scope::Scopes;
 
-/// The profile of a key as its row has it: `api_keys.scopes`, `networks` and `plan`.
+/// The columns of `api_keys` that make a profile, unparsed.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct ProfileRow {
-    /// `scopes`; `None`: everything.
+    /// `scopes`; `None` grants everything.
     pub scopes: Option<Box<str>>,
-    /// `networks`; `None`: from anywhere.
+    /// `networks`; `None` allows any address.
     pub networks: Option<Box<str>>,
-    /// `plan`; `None`: that of the tenant.
+    /// `plan`; `None` means the tenant's plan.
     pub plan: Option<Box<str>>,
 }
 
 impl ProfileRow {
-    /// Whether it says nothing, as rows that were there before.
+    /// Whether all three columns are NULL, as in rows from before these columns existed.
     #[must_use]
     pub fn is_free(&self) -> bool {
         self.scopes.is_none() && self.networks.is_none() && self.plan.is_none()
     }
 
-    /// Reads the row.
+    /// Parses the columns.
     ///
     /// # Errors
     ///
-    /// The first column that makes no sense.
+    /// Returns the first column that is invalid.
     pub fn compile(&self) -> Result<Profile, Damage> {
         let damage = |column| move |error| Damage { column, error };
         Ok(Profile {
@@ -47,23 +48,23 @@ impl ProfileRow {
     }
 }
 
-/// A profile that makes sense.
+/// A valid profile.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Profile {
-    /// What is granted; `None`: everything.
+    /// The granted scopes; `None` grants everything.
     pub scopes: Option<Scopes>,
-    /// From where; `None`: from anywhere.
+    /// The networks that clients may use the key from; `None` allows any address.
     pub networks: Option<Networks>,
-    /// The plan; `None`: that of the tenant.
+    /// The plan; `None` means the tenant's plan.
     pub plan: Option<PlanName>,
 }
 
-/// Why a row has no profile.
+/// Why the profile of a row is invalid.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Damage {
-    /// The column of `api_keys`.
+    /// The invalid column of `api_keys`.
     pub column: &'static str,
-    /// What is wrong there.
+    /// Why its value is invalid.
     pub error: Invalid,
 }
 
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_a_profile_if_all_of_it_makes_sense() {
+    fn a_profile_is_valid_if_all_its_columns_are() {
         let row = |scopes: Option<&str>, networks: Option<&str>, plan: Option<&str>| ProfileRow {
             scopes: scopes.map(Into::into),
             networks: networks.map(Into::into),

@@ -1,8 +1,7 @@
-//! The row of a key: what is known of it without the key itself.
+//! The rows of `api_keys`.
 //!
-//! Two views of a row of `api_keys`: [`KeyRecord`] is what judgement needs, kept
-//! for every key in memory and therefore small; [`KeyDetails`] is what people
-//! are shown.
+//! There are two views of a row: [`KeyRecord`] has what a decision needs, and is small because the snapshot holds
+//! one for every key; [`KeyDetails`] has what people are shown.
 
 use std::fmt;
 use std::num::NonZeroU8;
@@ -17,7 +16,7 @@ use crate::key::prefix::Prefix;
 use crate::labels::Labels;
 use crate::tenant::TenantId;
 
-/// What judgement needs of a row of `api_keys`.
+/// The part of a row of `api_keys` that a decision needs.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyRecord {
     /// `api_keys.id`.
@@ -26,7 +25,7 @@ pub struct KeyRecord {
     pub tenant_id: TenantId,
     /// `api_keys.key_prefix`.
     pub prefix: Prefix,
-    /// `api_keys.hashed_key`; nothing if that or another column is damaged.
+    /// `api_keys.hashed_key`; `None` if it or another column is invalid.
     pub hash: Option<SecretHash>,
     /// `api_keys.expires_at`.
     pub expires_at: ExpiresAt,
@@ -39,22 +38,23 @@ pub struct KeyRecord {
 }
 
 impl KeyRecord {
-    /// Whether no request can ever pass by it: its hash is damaged, or no key has such a prefix.
+    /// Returns whether the row is damaged: its hash is invalid, or its prefix is one that no key can have. Such a row
+    /// never allows a request.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.hash.is_none() || !is_stored_prefix(&self.prefix)
     }
 }
 
-/// When a key expires: an instant, or never, in eight bytes.
+/// The expiry of a key, an instant or never, in 8 bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ExpiresAt(i64);
 
 impl ExpiresAt {
-    /// What NULL and `infinity` mean.
+    /// The key never expires; stands for NULL and `infinity`.
     pub const NEVER: Self = Self(i64::MAX);
 
-    /// The instant, if there is one.
+    /// Returns the instant; `None` for never.
     #[must_use]
     pub fn at(self) -> Option<Timestamp> {
         (self != Self::NEVER).then_some(Timestamp(self.0))
@@ -67,30 +67,30 @@ impl From<Option<Timestamp>> for ExpiresAt {
     }
 }
 
-/// A bcrypt hash of the shape and cost we are ready to pay for: `$2a$`, `$2b$` or `$2y$`, cost 4 to 14.
+/// A bcrypt hash of an accepted version and cost, in 40 bytes: `$2a$`, `$2b$` or `$2y$`, cost 4 to 14.
 ///
-/// `$2x$` marks the hashes of a broken implementation, and a cost of 31 is a week of CPU that one row
-/// could ask for at every request. A text whose last bits are not zero is no hash that bcrypt could have made.
-/// Forty bytes, because there is one for every key.
+/// `$2x$` marks hashes of a broken implementation. The cost is bounded because each step doubles the CPU time: at a
+/// cost of 31, one row could occupy the server for days. Texts whose unused last bits are set are rejected, because
+/// bcrypt never writes them.
 #[derive(Clone, Copy, Eq, Hash, PartialEq)]
 pub struct SecretHash {
-    /// The letter in the low three bits, the cost above.
+    /// The index in [`LETTERS`] in the low three bits, the cost in the others.
     kind: NonZeroU8,
     bytes: [u8; 39],
 }
 
-/// The letters of the versions of bcrypt that are one and the same to us, by number.
+/// The letters of the accepted versions of bcrypt, which are verified in the same way. Index 0 is a placeholder.
 const LETTERS: [u8; 4] = *b"?aby";
 
-/// Salt and digest are spelled one after the other.
+/// The bytes of the salt. It is encoded apart from the digest, which follows it.
 const SALT: usize = 16;
 const SALT_TEXT: usize = 22;
 
-/// bcrypt's own base64, refusing what no encoder writes.
+/// bcrypt's own Base64. Rejects texts that no encoder writes.
 const BCRYPT_BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::BCRYPT, NO_PAD);
 
 impl SecretHash {
-    /// Reads `api_keys.hashed_key`; nothing if the row is damaged.
+    /// Parses `api_keys.hashed_key`; `None` if it is invalid.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let text: &[u8; 60] = text.as_bytes().try_into().ok()?;
@@ -107,52 +107,52 @@ impl SecretHash {
         Some(Self { kind: NonZeroU8::new(u8::try_from(letter).ok()? | cost << 3)?, bytes })
     }
 
-    /// The cost of the hash: the binary logarithm of its rounds.
+    /// Returns the cost: the binary logarithm of the number of rounds.
     #[must_use]
     pub fn cost(&self) -> u8 {
         self.kind.get() >> 3
     }
 
-    /// The hash as the database has it.
+    /// Returns the hash as the database stores it.
     #[must_use]
     pub fn text(&self) -> HashText {
         let (letter, cost) = (LETTERS[usize::from(self.kind.get() & 7)], self.cost());
         let mut text = [b'$'; 60];
         [text[1], text[2], text[4], text[5]] = [b'2', letter, b'0' + cost / 10, b'0' + cost % 10];
         let (salt, digest) = self.bytes.split_at(SALT);
-        // The room is what these lengths need.
+        // Cannot fail: 16 bytes encode to 22 characters, and 23 bytes to 31.
         let _ = BCRYPT_BASE64.encode_slice(salt, &mut text[7..29]);
         let _ = BCRYPT_BASE64.encode_slice(digest, &mut text[29..]);
         HashText(text)
     }
 }
 
-/// What [`SecretHash::text`] spells.
+/// The text of a [`SecretHash`], as the database stores it.
 #[derive(Clone, Copy)]
 pub struct HashText([u8; 60]);
 
 impl HashText {
-    /// As text.
+    /// Returns it as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 
-    /// As bytes.
+    /// Returns it as ASCII.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 60] {
         &self.0
     }
 }
 
-/// A hash is no secret of the first order, but it has no business in a log either.
+/// Shows only version and cost, because hashes must not appear in logs.
 impl fmt::Debug for SecretHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SecretHash({}…)", &self.text().as_str()[..7])
     }
 }
 
-/// The name of a pepper: made from the pepper itself, so that the same name never means two of them.
+/// The id of a pepper. It is derived from the pepper itself, so that different peppers have different ids.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct PepperId(pub [u8; 4]);
 
@@ -163,7 +163,7 @@ impl fmt::Display for PepperId {
 }
 
 impl PepperId {
-    /// Reads what [`fmt::Display`] writes: eight digits of hexadecimal.
+    /// Parses the text of [`fmt::Display`]: eight hexadecimal digits in lower case. `None` if `text` is invalid.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let plain = text.len() == 8 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
@@ -172,26 +172,26 @@ impl PepperId {
     }
 }
 
-/// `api_keys.key_memo`: that bcrypt once said yes to a key of this row, under a pepper. Worth something only to
-/// who has the pepper, and only beside the very row it was made for.
+/// A memo, `api_keys.key_memo`: the record that bcrypt accepted a key for this row. It is sealed with a pepper, and
+/// valid only with that pepper and for that row.
 ///
 /// ```text
 /// $llmk-hmac-sha256$v=1,k=<pepper, 8 hex>$<row, 11 base64url>$<key, 43 base64url>
 /// ```
 #[derive(Clone, Copy)]
 pub struct Memo {
-    /// Which pepper it was made with.
+    /// The id of the pepper.
     pub pepper: PepperId,
-    /// By which it is known whether it belongs to a row.
+    /// The MAC of the row.
     pub row: [u8; 8],
-    /// By which the key is known.
+    /// The MAC of the key.
     pub key: [u8; 32],
 }
 
 impl Memo {
     const SCHEME: &str = "$llmk-hmac-sha256$v=1,k=";
 
-    /// Reads `api_keys.key_memo`; nothing if it is none, which is as good as NULL.
+    /// Parses `api_keys.key_memo`; `None` if it is invalid, which callers treat like NULL.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.strip_prefix(Self::SCHEME)?.split('$');
@@ -213,14 +213,14 @@ impl fmt::Display for Memo {
     }
 }
 
-/// Like a hash, it has no business in a log.
+/// Shows only the id of the pepper, because memos must not appear in logs.
 impl fmt::Debug for Memo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Memo").field("pepper", &self.pepper).finish_non_exhaustive()
     }
 }
 
-/// A row of `api_keys` as people are shown it: never a hash, never a secret.
+/// A row of `api_keys` as it is shown to people: without hash and secret.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyDetails {
     /// `api_keys.id`.
@@ -233,7 +233,7 @@ pub struct KeyDetails {
     pub tenant_id: TenantId,
     /// `api_keys.created_at`.
     pub created_at: Timestamp,
-    /// `api_keys.expires_at`; nothing for NULL and `infinity`.
+    /// `api_keys.expires_at`; `None` for NULL and `infinity`.
     pub expires_at: Option<Timestamp>,
     /// `api_keys.last_used_at`.
     pub last_used_at: Option<Timestamp>,
@@ -241,33 +241,33 @@ pub struct KeyDetails {
     pub revoked_at: Option<Timestamp>,
     /// `api_keys.revocation_reason`.
     pub revocation_reason: Option<String>,
-    /// `api_keys.replaced_by`: its latest successor.
+    /// `api_keys.replaced_by`: the key that the latest rotation created.
     pub replaced_by: Option<KeyId>,
-    /// The pepper of `api_keys.key_memo`, if it has one.
+    /// The id of the pepper of `api_keys.key_memo`, if there is a memo.
     pub memo: Option<PepperId>,
     /// `api_keys.disabled_at`.
     pub disabled_at: Option<Timestamp>,
-    /// What it may do.
+    /// What the key may do.
     pub terms: KeyTerms,
 }
 
-/// What a key may do, as the database has it. A rotation keeps all of it.
+/// What a key may do, unparsed, and its labels. A rotation copies all of it.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct KeyTerms {
     /// `api_keys.not_before`.
     pub not_before: Option<Timestamp>,
     /// `api_keys.scopes`; `None` grants everything.
     pub scopes: Option<String>,
-    /// `api_keys.networks`; `None` means anywhere.
+    /// `api_keys.networks`; `None` allows any address.
     pub networks: Option<String>,
     /// `api_keys.plan`.
     pub plan: Option<String>,
-    /// `api_keys.labels`; none if they cannot be read.
+    /// `api_keys.labels`; empty if they are invalid.
     pub labels: Labels,
 }
 
 impl KeyDetails {
-    /// The state of the key at `now`.
+    /// Returns the state of the key at `now`.
     #[must_use]
     pub fn state(&self, now: Timestamp) -> KeyState {
         if self.revoked_at.is_some() {
@@ -284,18 +284,19 @@ impl KeyDetails {
     }
 }
 
-/// Whether a key may be used, its tenant aside.
+/// The state of a key, regardless of its tenant. If several apply, the first in the order of revoked, disabled,
+/// expired, not yet valid.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum KeyState {
-    /// It may.
+    /// It may be used.
     Active,
-    /// It is disabled, until it is enabled again.
+    /// It is disabled until it is enabled again.
     Disabled,
-    /// Its time is over.
+    /// Its `expires_at` has passed.
     Expired,
-    /// Its time has not begun.
+    /// Its `not_before` lies in the future.
     NotYetValid,
-    /// It was taken back.
+    /// It was revoked.
     Revoked,
 }
 
@@ -304,7 +305,7 @@ impl KeyState {
     pub const ALL: [Self; 5] =
         [Self::Active, Self::Disabled, Self::Expired, Self::NotYetValid, Self::Revoked];
 
-    /// As the command line spells it.
+    /// Returns the name that the command line uses.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -316,18 +317,18 @@ impl KeyState {
         }
     }
 
-    /// Reads a name.
+    /// Parses a name.
     ///
     /// # Errors
     ///
-    /// There is no such state.
+    /// Returns the list of names if `text` is none of them.
     pub fn parse(text: &str) -> Result<Self, String> {
         let known = Self::ALL.into_iter().find(|state| state.as_str() == text);
         known.ok_or_else(|| format!("expected one of {}", Self::ALL.map(Self::as_str).join(", ")))
     }
 }
 
-/// The one rule of expiry: at the very instant of `expires_at` a key is expired.
+/// Returns whether a key has expired at `now`. From the instant of `expires_at` on it has; `None` never expires.
 #[must_use]
 pub fn has_expired(expires_at: Option<Timestamp>, now: Timestamp) -> bool {
     expires_at.is_some_and(|at| at <= now)
@@ -340,7 +341,7 @@ mod tests {
     const GOOD: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232";
 
     #[test]
-    fn a_hash_of_another_kind_cost_length_or_alphabet_is_damaged() {
+    fn a_hash_with_another_version_cost_length_or_alphabet_is_invalid() {
         assert_eq!(GOOD.len(), 60);
         for good in [
             GOOD.to_owned(),
@@ -361,7 +362,7 @@ mod tests {
             GOOD.replace("$12$", "$1é$"),
             GOOD.replace("01232", "0123!"),
             GOOD.replace("1232", "é23"),
-            // Bits that no encoder sets.
+            // Unused bits that no encoder sets.
             GOOD.replace("01232", "01234"),
             GOOD.replace("tuuABC", "tuvABC"),
             GOOD[..59].to_owned(),
@@ -374,12 +375,12 @@ mod tests {
     }
 
     #[test]
-    fn a_key_takes_little_room() {
+    fn a_key_record_takes_128_bytes() {
         assert_eq!((size_of::<Option<SecretHash>>(), size_of::<KeyRecord>()), (40, 128));
     }
 
     #[test]
-    fn a_memo_is_read_as_it_is_written_and_nothing_else_is() {
+    fn a_memo_is_parsed_from_its_text_and_other_texts_are_not() {
         let memo = Memo { pepper: PepperId([0x1f, 0, 0xab, 9]), row: [7; 8], key: [200; 32] };
         let text = memo.to_string();
         assert_eq!(text.len(), 24 + 8 + 1 + 11 + 1 + 43);
@@ -403,12 +404,12 @@ mod tests {
             assert!(bad == text || Memo::parse(&bad).is_none(), "{bad}");
         }
         let shown = format!("{memo:?}");
-        assert!(shown.contains("1f") || shown.contains("31"), "its pepper: {shown}");
-        assert!(!shown.contains("200"), "and nothing else: {shown}");
+        assert!(shown.contains("1f") || shown.contains("31"), "expected the pepper: {shown}");
+        assert!(!shown.contains("200"), "expected nothing but the pepper: {shown}");
     }
 
     #[test]
-    fn a_row_is_damaged_by_its_hash_or_its_prefix() {
+    fn a_row_with_an_invalid_hash_or_prefix_is_damaged() {
         let row = |prefix: &str, hash: &str| KeyRecord {
             id: KeyId(uuid::Uuid::nil()),
             tenant_id: TenantId(uuid::Uuid::nil()),
@@ -425,13 +426,13 @@ mod tests {
     }
 
     #[test]
-    fn an_instant_is_kept_and_never_is_none() {
+    fn an_expiry_keeps_its_instant_and_never_has_none() {
         assert_eq!(ExpiresAt::from(Some(Timestamp(7))).at(), Some(Timestamp(7)));
         assert_eq!((ExpiresAt::from(None).at(), ExpiresAt::from(None)), (None, ExpiresAt::NEVER));
     }
 
     #[test]
-    fn a_key_is_revoked_before_it_is_expired() {
+    fn states_that_apply_together_have_an_order() {
         let details = |expires_at, revoked_at| KeyDetails {
             id: KeyId(uuid::Uuid::nil()),
             prefix: "llmk_a".into(),
@@ -485,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn expired_is_expired_at_the_very_instant() {
+    fn a_key_expires_at_the_instant_of_its_expiry() {
         assert!(has_expired(Some(Timestamp(5)), Timestamp(5)));
         assert!(!has_expired(Some(Timestamp(6)), Timestamp(5)));
         assert!(!has_expired(None, Timestamp(5)));

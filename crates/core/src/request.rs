@@ -1,35 +1,32 @@
-//! Reads a request: what is asked for, and the credential that it carries.
+//! Parses a request: its method, host and path, and its credential.
 //!
-//! Everything ambiguous is settled here: a key that is there twice, in two
-//! places, or with something odd around it is [`Credential::Malformed`], because
-//! whoever reads the request next might read it differently. A credential that
-//! is not ours (another scheme, another kind of bearer token) is no error: it is
-//! not there.
+//! A key that occurs twice, in two places, or with other text around it is [`Credential::Malformed`], because another
+//! program might choose a different part of it. Credentials of other kinds (another scheme, another bearer token) are
+//! ignored.
 //!
-//! Header names arrive in lower case, as HTTP/2 has them, and are compared so.
-//! Which names to read is told by [`Options`]; what Envoy calls things is not
-//! known here.
+//! Header names must be in lower case, as in HTTP/2. [`Options`] names the headers to read. This module does not know
+//! Envoy's messages.
 
 use crate::key::PresentedKey;
 use crate::key::format::{SCHEME, parse};
 use crate::route::Context;
 
-/// The header a key travels in, unless another is asked for.
+/// The default name of the header that carries the key.
 pub const DEFAULT_KEY_HEADER: &str = "x-llmcore-api-key";
 
-/// Where a bearer key travels (RFC 6750 §2.1).
+/// The header that carries a bearer token (RFC 6750 §2.1).
 pub const AUTHORIZATION: &str = "authorization";
 
-/// How requests are read.
+/// How requests are parsed.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The header that carries the key, in lower case.
     pub key_header: String,
-    /// Whether `Authorization: Bearer llmk_…` counts too.
+    /// Whether a key in `Authorization: Bearer llmk_…` is accepted, too.
     pub accept_bearer: bool,
-    /// What needs no key.
+    /// The requests that need no key.
     pub public: PublicPaths,
-    /// Whether a CORS preflight needs none.
+    /// Whether CORS preflights need no key.
     pub preflight: bool,
 }
 
@@ -44,15 +41,17 @@ impl Default for Options {
     }
 }
 
-/// The headers that make `OPTIONS` a CORS preflight (<https://fetch.spec.whatwg.org/#cors-preflight-fetch>).
+/// The headers that make an `OPTIONS` request a CORS preflight.
+///
+/// Source: <https://fetch.spec.whatwg.org/#cors-preflight-fetch>
 pub const PREFLIGHT_HEADERS: [&str; 2] = ["origin", "access-control-request-method"];
 
-/// The requests that need no key: exact methods and exact paths, case-sensitive, never normalised. A path may end in
-/// `/*`: everything below it, and not the path itself.
+/// The requests that need no key, as methods and paths. Both are compared exactly: case-sensitively, and without
+/// normalization. A path that ends in `/*` matches everything below it, but not the path itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct PublicPaths {
     rules: Vec<(String, String)>,
-    /// Whether one of them ends in `/*`.
+    /// Whether a path ends in `/*`.
     patterns: bool,
 }
 
@@ -65,17 +64,17 @@ impl Default for PublicPaths {
 }
 
 impl PublicPaths {
-    /// Nothing is public.
+    /// Creates an empty list: no request is public.
     #[must_use]
     pub fn none() -> Self {
         Self { rules: Vec::new(), patterns: false }
     }
 
-    /// Adds `METHOD /path`.
+    /// Adds a rule, given as `METHOD /path`.
     ///
     /// # Errors
     ///
-    /// What is wrong with it, for the operator who wrote it.
+    /// Returns why the rule is invalid, as the end of a sentence.
     pub fn add(&mut self, rule: &str) -> Result<(), &'static str> {
         let (method, path) = rule.split_once(' ').ok_or("is not METHOD /path, such as GET /health")?;
         if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
@@ -97,13 +96,13 @@ impl PublicPaths {
         self.rules.iter().map(|(method, path)| (method.as_str(), path.as_str()))
     }
 
-    /// Whether a path ends in `/*`. Then ambiguous paths have to be refused first.
+    /// Returns whether a path ends in `/*`. If so, ambiguous paths must be rejected before matching.
     #[must_use]
     pub fn has_patterns(&self) -> bool {
         self.patterns
     }
 
-    /// Whether a request is public. The query does not count.
+    /// Returns whether a request is public. Ignores the query.
     #[must_use]
     pub fn contains(&self, method: &[u8], path: &[u8]) -> bool {
         let path = path.split(|&b| b == b'?').next().unwrap_or_default();
@@ -115,51 +114,51 @@ impl PublicPaths {
     }
 }
 
-/// What a request says about the one who makes it.
+/// The credential of a request.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub enum Credential<'a> {
-    /// Something that claims to be a key and is not, or more than one.
+    /// A text that looks like a key but is invalid, or more than one key.
     Malformed,
-    /// Nothing of ours.
+    /// No key.
     Missing,
-    /// One key.
+    /// One key with a valid grammar.
     Presented(PresentedKey<'a>),
 }
 
-/// Whether an option lets a request pass without a key.
+/// Which option exempts a request from needing a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Waived {
-    /// None does.
+    /// None.
     No,
-    /// `--public` does.
+    /// `--public`.
     Public,
-    /// `--public-preflight` does.
+    /// `--public-preflight`.
     Preflight,
 }
 
-/// A request, as far as it concerns us.
+/// The parts of a request that a decision needs.
 #[derive(Clone, Copy, Debug)]
 pub struct AccessRequest<'a> {
-    /// Whether an option says that it needs no key.
+    /// Which option exempts it from needing a key.
     pub waived: Waived,
-    /// Whether an option has a pattern, so that ambiguous paths are refused.
+    /// Whether `--public` has a path that ends in `/*`, so that ambiguous paths are rejected.
     pub patterns: bool,
     /// The method.
     pub method: &'a [u8],
-    /// The host, as it came.
+    /// The host, unchanged.
     pub host: &'a [u8],
-    /// The path, query and all.
+    /// The path with its query, unchanged.
     pub path: &'a [u8],
-    /// What Envoy says of the route.
+    /// Envoy's context extensions for the route.
     pub context: Context<'a>,
-    /// The key it carries.
+    /// The credential.
     pub credential: Credential<'a>,
-    /// Whether `Authorization` carries something of ours, which no upstream may see.
+    /// Whether `Authorization` contains a key or an attempt at one. The upstream must not see it.
     pub bearer: bool,
 }
 
-/// Reads a request header by header.
+/// Parses a request header by header.
 #[derive(Debug)]
 pub struct Reader<'o, 'a> {
     options: &'o Options,
@@ -167,11 +166,11 @@ pub struct Reader<'o, 'a> {
     bearer: Slot<'a>,
     ours: bool,
     context: Context<'a>,
-    /// Which of [`PREFLIGHT_HEADERS`] came.
+    /// Which of [`PREFLIGHT_HEADERS`] the request has.
     preflight: [bool; 2],
 }
 
-/// The values seen of one header.
+/// The values of one header.
 #[derive(Clone, Copy, Debug)]
 enum Slot<'a> {
     Empty,
@@ -189,14 +188,14 @@ impl<'a> Slot<'a> {
 }
 
 impl<'o, 'a> Reader<'o, 'a> {
-    /// Starts to read a request.
+    /// Starts to parse a request.
     #[must_use]
     pub fn new(options: &'o Options) -> Self {
         let (context, preflight) = (Context::default(), [false; 2]);
         Self { options, key: Slot::Empty, bearer: Slot::Empty, ours: false, context, preflight }
     }
 
-    /// Takes note of a header. Call it once for each that the request has, in any order.
+    /// Adds a header. Must be called once for each header of the request, in any order.
     #[inline]
     pub fn header(&mut self, name: &[u8], value: &'a [u8]) {
         if name == self.options.key_header.as_bytes() {
@@ -211,12 +210,12 @@ impl<'o, 'a> Reader<'o, 'a> {
         }
     }
 
-    /// Takes note of what Envoy's configuration says of the route.
+    /// Adds a context extension, which comes from Envoy's configuration of the route.
     pub fn context(&mut self, name: &[u8], value: &'a [u8]) {
         self.context.put(name, value);
     }
 
-    /// What all the headers together mean.
+    /// Returns the parsed request.
     #[must_use]
     pub fn finish(self, method: &'a [u8], host: &'a [u8], path: &'a [u8]) -> AccessRequest<'a> {
         let preflight = self.preflight == [true; 2] && method == b"OPTIONS";
@@ -255,7 +254,8 @@ impl<'o, 'a> Reader<'o, 'a> {
     }
 }
 
-/// The token of `Bearer <token>`: the scheme in any case (RFC 9110 §11.1), exactly one blank.
+/// Returns the token of `Bearer <token>`. The scheme is case-insensitive (RFC 9110 §11.1) and followed by exactly one
+/// space.
 fn bearer_token(value: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = value.split_at_checked(BEARER.len())?;
     scheme.eq_ignore_ascii_case(BEARER).then_some(rest)?.strip_prefix(b" ")
@@ -263,11 +263,11 @@ fn bearer_token(value: &[u8]) -> Option<&[u8]> {
 
 const BEARER: &[u8] = b"bearer";
 
-/// Whether one of the comma-separated parts of an `Authorization` value is a bearer token with `llmk_` at the
-/// start of a word: ours, though perhaps not a key.
+/// Returns whether `part`, one of the comma-separated parts of an `Authorization` value, is a bearer token with
+/// `llmk_` at the start of a word. Such a token claims to be a key, but may be malformed.
 ///
-/// A word starts after a byte that no token has (RFC 6750 §2.1, `b64token`), so a JWT that
-/// happens to contain the five letters stays somebody else's.
+/// A word starts after a byte that tokens cannot have (RFC 6750 §2.1, `b64token`), so a JWT that contains these five
+/// characters by chance is not taken for a key.
 fn claims_a_key(part: &[u8]) -> bool {
     let Some((scheme, rest)) = part.trim_ascii().split_at_checked(BEARER.len()) else { return false };
     if !scheme.eq_ignore_ascii_case(BEARER) {
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn one_key_header_is_read_and_anything_else_is_not_guessed_at() {
+    fn one_key_header_is_accepted_and_several_are_malformed() {
         let options = Options::default();
         let joined = format!("{KEY},{KEY}");
         for (headers, expected) in [
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bearer_key_counts_if_asked_for_and_other_tokens_are_left_alone() {
+    fn a_bearer_key_is_accepted_if_enabled_and_other_tokens_are_ignored() {
         let options = Options { accept_bearer: true, ..Options::default() };
         for (values, expected, ours) in [
             (vec!["Bearer llmk_demo_secret123"], "presented", true),
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_in_both_places_is_malformed_and_a_foreign_token_beside_it_is_not() {
+    fn keys_in_both_headers_are_malformed_and_another_bearer_token_is_ignored() {
         let options = Options { accept_bearer: true, ..Options::default() };
         for (key, authorization, expected) in [
             (KEY, "Bearer llmk_demo_secret123", "malformed"),
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn public_paths_are_exact() {
+    fn public_paths_are_compared_exactly() {
         let public = PublicPaths::default();
         for (method, path) in [("GET", "/"), ("HEAD", "/health"), ("GET", "/docs?x=/../y")] {
             assert!(public.contains(method.as_bytes(), path.as_bytes()), "{method} {path}");
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_is_for_what_is_below_it_and_not_for_itself() {
+    fn a_pattern_matches_what_is_below_it_but_not_the_path_itself() {
         let mut public = PublicPaths::none();
         public.add("GET /a").unwrap();
         assert!(!public.has_patterns());
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_public_rule_that_cannot_match_is_refused() {
+    fn an_invalid_public_rule_is_rejected() {
         let mut public = PublicPaths::none();
         assert_eq!(public.add("OPTIONS /a,b"), Ok(()));
         assert!(public.contains(b"OPTIONS", b"/a,b"));

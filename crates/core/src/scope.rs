@@ -1,24 +1,25 @@
-//! What a key is granted, and what a route needs.
+//! Scopes: the ones that a key is granted, and the ones that a route needs.
 //!
 //! ```text
 //! granted   models.read invoices:*       a list; `*` as the last part grants everything longer below it
 //! needed    a b | c                      (a and b) or c
 //! ```
 //!
-//! A key without granted scopes at all (`NULL`) may do everything: that is an `Option` of the caller, and not a state of
-//! [`Scopes`]. An empty list grants nothing.
+//! A key whose scopes are `NULL` is granted everything. The caller represents that as `Option::None`, not as a state
+//! of
+//! [`Scopes`]; an empty list grants nothing.
 
 use std::fmt;
 
 use crate::invalid::{Invalid, words};
 
-/// The longest scope.
+/// The most bytes of a scope.
 pub const MAX_SCOPE_BYTES: usize = 64;
 
 /// The most scopes of a key.
 pub const MAX_SCOPES: usize = 64;
 
-/// The most terms of a route's needs.
+/// The most terms of needs.
 pub const MAX_TERMS: usize = 4;
 
 /// The most scopes of one term.
@@ -28,7 +29,7 @@ fn is_scope_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"_.:/-".contains(&byte)
 }
 
-/// Checks a scope; `wild` allows a `*` as its last part.
+/// Checks the grammar of a scope. `wild` allows `*` as the last part.
 fn check(what: &'static str, scope: &str, wild: bool) -> Result<(), Invalid> {
     let plain = match scope.strip_suffix('*') {
         Some(before) if wild && (before.is_empty() || before.ends_with(['.', ':', '/'])) => before,
@@ -52,7 +53,7 @@ fn check(what: &'static str, scope: &str, wild: bool) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Whether a granted scope, which may end in `*`, covers a needed one.
+/// Returns whether a granted scope, which may end in `*`, covers a needed one.
 fn covers(granted: &str, needed: &str) -> bool {
     match granted.strip_suffix('*') {
         Some(below) => needed.len() > below.len() && needed.starts_with(below),
@@ -60,16 +61,16 @@ fn covers(granted: &str, needed: &str) -> bool {
     }
 }
 
-/// The scopes that a key is granted: at most 64, each once, in the order in which they were written.
+/// The scopes that a key is granted: at most 64 distinct ones, in the order of the text.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Scopes(Box<str>);
 
 impl Scopes {
-    /// Parses `api_keys.scopes`.
+    /// Parses `api_keys.scopes`: scopes with spaces between them. Skips repeated ones.
     ///
     /// # Errors
     ///
-    /// The first scope that is not one, or the first one too many.
+    /// Returns the first scope that is invalid, or the first one above 64.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         const WHAT: &str = "list of scopes";
         let mut kept: Vec<&str> = Vec::new();
@@ -86,11 +87,11 @@ impl Scopes {
         Ok(Self(kept.join(" ").into()))
     }
 
-    /// Parses one scope as it may be granted.
+    /// Parses exactly one scope, which may end in `*`.
     ///
     /// # Errors
     ///
-    /// It is not a scope, or more or less than one.
+    /// Returns that the scope is invalid, or that there is not exactly one.
     pub fn parse_one(text: &str) -> Result<String, String> {
         let scopes = Self::parse(text).map_err(|error| error.to_string())?;
         let mut all = scopes.iter();
@@ -100,18 +101,18 @@ impl Scopes {
         }
     }
 
-    /// The scopes, as they were written.
+    /// Returns the scopes, in the order of the text.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.split(' ').filter(|scope| !scope.is_empty())
     }
 
-    /// Whether this scope is granted.
+    /// Returns whether `scope` is granted.
     #[must_use]
     pub fn grants(&self, scope: &str) -> bool {
         self.iter().any(|granted| covers(granted, scope))
     }
 
-    /// The text, with single blanks.
+    /// Returns the scopes with single spaces between them.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -124,33 +125,34 @@ impl fmt::Display for Scopes {
     }
 }
 
-/// Scopes that are needed together: 1 to 16, each once.
+/// Scopes that are needed together: 1 to 16 distinct ones.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Term(Box<str>);
 
 impl Term {
-    /// The scopes.
+    /// Returns the scopes.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.split(' ')
     }
 
-    /// The text, with single blanks.
+    /// Returns the scopes with single spaces between them.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// What a route needs: one of its terms. There is at least one, and at most four.
+/// The scopes that a route needs: 1 to 4 distinct terms, of which a key must meet one.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Needs(Box<[Term]>);
 
 impl Needs {
-    /// Parses `tenantgate_route.scopes`, or `tenantgate.scopes` of Envoy.
+    /// Parses `tenantgate_route.scopes`, or Envoy's context extension `tenantgate.scopes`. Skips repeated scopes and
+    /// terms.
     ///
     /// # Errors
     ///
-    /// The first scope that is not one, the first one or the first term too many, or a term without scopes.
+    /// Returns the first scope that is invalid, the first scope or term above its limit, or a term without scopes.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         const WHAT: &str = "needs";
         let mut terms: Vec<Term> = Vec::new();
@@ -182,19 +184,19 @@ impl Needs {
         Ok(Self(terms.into()))
     }
 
-    /// The terms, as they were written.
+    /// Returns the terms, in the order of the text.
     #[must_use]
     pub fn terms(&self) -> &[Term] {
         &self.0
     }
 
-    /// The first term, which a client is told if its key lacks it.
+    /// Returns the first term, which the client is told if its key does not meet the needs.
     #[must_use]
     pub fn first_term(&self) -> &str {
         self.0.first().map(Term::as_str).unwrap_or_default()
     }
 
-    /// Whether these scopes meet them.
+    /// Returns whether `granted` has all scopes of one of the terms.
     #[must_use]
     pub fn are_met_by(&self, granted: &Scopes) -> bool {
         self.0.iter().any(|term| term.iter().all(|scope| granted.grants(scope)))
@@ -210,15 +212,15 @@ impl fmt::Display for Needs {
     }
 }
 
-/// Needs as they stand in a request, checked and not copied.
+/// [`Needs`] as a checked text that is borrowed from a request.
 ///
-/// Envoy sends those of its own configuration with every request. They are short, so reading them again costs less than
-/// a shared table of compiled ones that has to be bounded.
+/// Envoy sends the needs of its own configuration with every request. They are short, so parsing them each time
+/// costs less than a shared, bounded cache of parsed ones.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct NeedsText<'a>(&'a str);
 
 impl<'a> NeedsText<'a> {
-    /// Checks a text by the rules of [`Needs::parse`].
+    /// Checks a text by the rules of [`Needs::parse`]. `None` if it is invalid.
     #[must_use]
     pub fn read(text: &'a [u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?;
@@ -237,20 +239,20 @@ impl<'a> NeedsText<'a> {
         (terms <= MAX_TERMS).then_some(Self(text))
     }
 
-    /// The first term, with the blanks that it was written with.
+    /// Returns the first term, with the spaces of the text.
     #[must_use]
     pub fn first_term(self) -> &'a str {
         self.0.split('|').next().unwrap_or_default()
     }
 
-    /// Whether these scopes meet them.
+    /// Returns whether `granted` has all scopes of one of the terms.
     #[must_use]
     pub fn are_met_by(self, granted: &Scopes) -> bool {
         self.0.split('|').any(|term| words(term).all(|(_, scope)| granted.grants(scope)))
     }
 }
 
-/// Whether two terms are one term once their scopes are folded.
+/// Returns whether two terms are equal apart from repeated scopes and spaces.
 fn words_equal(one: &str, other: &str) -> bool {
     let first = |term| {
         words(term).enumerate().filter(move |(at, (_, word))| !words(term).take(*at).any(|(_, w)| w == *word))
@@ -258,14 +260,14 @@ fn words_equal(one: &str, other: &str) -> bool {
     first(one).map(|(_, (_, word))| word).eq(first(other).map(|(_, (_, word))| word))
 }
 
-/// The scopes that rules need, numbered, so that judging one is a look at a bit.
+/// Numbers for the scopes that rules need, so that checking a scope means testing a bit.
 ///
-/// They are sorted, so what a granted `*` covers stands together.
+/// The scopes are sorted, so a granted `*` covers a range of numbers.
 #[derive(Clone, Debug, Default)]
 pub struct ScopeNumbers(Box<[Box<str>]>);
 
 impl ScopeNumbers {
-    /// Numbers the scopes of all these needs.
+    /// Numbers the scopes of `needs`.
     #[must_use]
     pub fn of<'n>(needs: impl IntoIterator<Item = &'n Needs>) -> Self {
         let terms = needs.into_iter().flat_map(Needs::terms);
@@ -275,7 +277,7 @@ impl ScopeNumbers {
         Self(all.into_iter().map(Into::into).collect())
     }
 
-    /// The scopes, sorted.
+    /// Returns the scopes, sorted.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(AsRef::as_ref)
     }
@@ -284,7 +286,7 @@ impl ScopeNumbers {
         self.0.binary_search_by(|known| (**known).cmp(scope)).ok()
     }
 
-    /// Compiles granted scopes.
+    /// Compiles the granted scopes of a key.
     #[must_use]
     pub fn granted(&self, scopes: &Scopes) -> Granted {
         let mut bits = vec![0_u64; self.0.len().div_ceil(64)];
@@ -303,7 +305,7 @@ impl ScopeNumbers {
         Granted(bits.into())
     }
 
-    /// Compiles needs. A scope that has no number is granted by nobody.
+    /// Compiles needs. A scope without a number is never granted.
     #[must_use]
     pub fn needed(&self, needs: &Needs) -> Needed {
         let number = |scope| self.number(scope).and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
@@ -311,7 +313,7 @@ impl ScopeNumbers {
     }
 }
 
-/// What a list of granted scopes covers, as bits by the numbers of scopes.
+/// The needed scopes that a key is granted, as a bit set indexed by [`ScopeNumbers`].
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Granted(Box<[u64]>);
 
@@ -322,12 +324,12 @@ impl Granted {
     }
 }
 
-/// Needs as the numbers of scopes.
+/// [`Needs`] in compiled form: the numbers of the scopes of each term.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Needed(Box<[Box<[u32]>]>);
 
 impl Needed {
-    /// Whether a key meets them.
+    /// Returns whether `granted` has all scopes of one of the terms.
     #[must_use]
     pub fn are_met_by(&self, granted: &Granted) -> bool {
         self.0.iter().any(|term| term.iter().all(|scope| granted.has(*scope)))
@@ -345,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn granted_scopes_are_read_and_folded() {
+    fn granted_scopes_are_parsed_and_repeated_ones_skipped() {
         let many = (0..64).map(|n| format!("s{n}")).collect::<Vec<_>>().join(" ");
         for (text, shown) in [
             ("", ""),
@@ -367,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_scope_is_named_by_its_position_and_what_is_expected() {
+    fn an_invalid_scope_is_rejected_with_its_position_and_what_is_expected() {
         let many = (0..65).map(|n| format!("s{n:02}")).collect::<Vec<_>>().join(" ");
         for (text, at, expected) in [
             ("a b,c", 4, "letters, digits"),
@@ -389,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_grants_what_is_longer_below_it_and_nothing_else() {
+    fn a_star_grants_everything_longer_below_it_and_nothing_else() {
         for (granted, scope, expected) in [
             ("models.*", "models.read", true),
             ("models.*", "models.a.b", true),
@@ -411,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn needs_are_read_and_folded() {
+    fn needs_are_parsed_and_repeated_scopes_and_terms_skipped() {
         for (text, shown) in [
             ("a", "a"),
             ("a b|c", "a b | c"),
@@ -428,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_needs_are_named_by_their_position_and_what_is_expected() {
+    fn invalid_needs_are_rejected_with_their_position_and_what_is_expected() {
         let long = (0..17).map(|n| format!("s{n:02}")).collect::<Vec<_>>().join(" ");
         for (text, at, expected) in [
             ("", 1, "a scope"),
@@ -466,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_that_was_not_numbered_is_never_granted() {
+    fn a_scope_without_a_number_is_never_granted() {
         let numbers = ScopeNumbers::of([&Needs::parse("a").unwrap()]);
         let other = numbers.needed(&Needs::parse("a b").unwrap());
         assert!(!other.are_met_by(&numbers.granted(&scopes("*"))));
@@ -484,7 +486,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bits_agree_with_texts(
+        fn compiled_needs_agree_with_needs_as_text(
             needs in proptest::collection::vec(
                 proptest::collection::vec(proptest::collection::vec(a_scope(), 1..4), 1..4), 1..40),
             granted in proptest::collection::vec(a_grant(), 0..5),
@@ -500,7 +502,7 @@ mod tests {
         }
 
         #[test]
-        fn needs_of_a_request_are_needs(text in "[ab*|  ]{0,40}", granted in "[ab ]{0,3}") {
+        fn borrowed_needs_agree_with_parsed_needs(text in "[ab*|  ]{0,40}", granted in "[ab ]{0,3}") {
             let (read, parsed) = (NeedsText::read(text.as_bytes()), Needs::parse(&text));
             prop_assert_eq!(read.is_some(), parsed.is_ok());
             if let (Some(read), Ok(parsed)) = (read, parsed) {
@@ -512,7 +514,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_shown_is_read_back(text in "[ab*.:| ]{0,20}") {
+        fn scopes_and_needs_are_parsed_from_their_texts(text in "[ab*.:| ]{0,20}") {
             if let Ok(read) = Scopes::parse(&text) {
                 prop_assert_eq!(Scopes::parse(read.as_str()), Ok(read));
             }

@@ -1,6 +1,4 @@
-//! Tenants: their status, and their mode.
-//!
-//! Words only: nothing here knows where a tenant is kept or how it is shown.
+//! Tenants, with their status and mode, and the grammars of their names and schema names.
 
 use std::fmt;
 
@@ -9,22 +7,22 @@ use uuid::Uuid;
 use crate::clock::Timestamp;
 use crate::plan::PlanName;
 
-/// The identity of a tenant: `tenants.id`.
+/// The id of a tenant: `tenants.id`.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct TenantId(pub Uuid);
 
-/// Whether a tenant may be served: `tenants.status`.
+/// The status of a tenant, `tenants.status`: only requests of active tenants are allowed.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum TenantStatus {
-    /// Served.
+    /// Requests are allowed.
     Active,
-    /// Deleted; the rows stay.
+    /// Deleted; its rows remain.
     Deleted,
-    /// Its schema does not stand yet.
+    /// Its schema has not been created yet.
     PendingProvisioning,
-    /// Not served for the time being.
+    /// Suspended until it is activated again.
     Suspended,
-    /// Something we have no word for. Not served.
+    /// A status that tenantgate does not know. Its requests are denied.
     Other(Box<str>),
 }
 
@@ -32,7 +30,7 @@ impl TenantStatus {
     /// Every status that the database accepts.
     pub const KNOWN: [&'static str; 4] = ["active", "suspended", "pending_provisioning", "deleted"];
 
-    /// Reads `tenants.status`.
+    /// Parses `tenants.status`.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         match text {
@@ -44,7 +42,7 @@ impl TenantStatus {
         }
     }
 
-    /// As `tenants.status` spells it.
+    /// Returns the status as `tenants.status` stores it.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -63,13 +61,13 @@ impl fmt::Display for TenantStatus {
     }
 }
 
-/// What becomes of a request that is to be refused: `--mode`, and `tenants.mode`.
+/// What happens to rejected requests: `--mode`, and `tenants.mode`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Mode {
-    /// It is refused.
+    /// They are rejected.
     #[default]
     Enforce,
-    /// It passes as nobody, and is written down.
+    /// They are allowed without an identity, and recorded.
     Shadow,
 }
 
@@ -77,13 +75,13 @@ impl Mode {
     /// Every mode.
     pub const ALL: [Self; 2] = [Self::Enforce, Self::Shadow];
 
-    /// Reads `tenants.mode`. What makes no sense lets nobody pass.
+    /// Parses `tenants.mode`. Unknown values mean [`Mode::Enforce`].
     #[must_use]
     pub fn parse(text: &str) -> Self {
         if text == "shadow" { Self::Shadow } else { Self::Enforce }
     }
 
-    /// As options, metrics and `tenants.mode` spell it.
+    /// Returns the name that options, metrics and `tenants.mode` use.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -100,11 +98,11 @@ pub struct Tenant {
     pub id: TenantId,
     /// `tenants.name`, of 1 to 255 characters. Not unique.
     pub name: String,
-    /// `tenants.db_schema_name`. Rows of others may hold anything: ask [`is_schema_name`].
+    /// `tenants.db_schema_name`. May be invalid in rows that other programs wrote: check [`is_schema_name`].
     pub schema: String,
     /// `tenants.status`.
     pub status: TenantStatus,
-    /// `tenants.mode`; nothing: the server's.
+    /// `tenants.mode`; `None` means the server's mode.
     pub mode: Option<Mode>,
     /// `tenants.plan`, for keys without one of their own.
     pub plan: Option<Box<str>>,
@@ -113,7 +111,7 @@ pub struct Tenant {
 }
 
 impl Tenant {
-    /// Whether its row makes sense: a name to show the upstream, a schema and a plan that can be ones.
+    /// Returns whether its row is valid: the name is not empty, and schema name and plan name have their grammar.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         let has_plan = self.plan.as_deref().is_none_or(|plan| PlanName::parse(plan).is_ok());
@@ -121,11 +119,13 @@ impl Tenant {
     }
 }
 
-/// The longest name of a Postgres object.
-/// <https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS>
+/// The most bytes of an identifier in Postgres.
+///
+/// Source: <https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS>
 const MAX_SCHEMA_BYTES: usize = 63;
 
-/// Whether `name` is one that a tenant's schema may have: `^[a-z_][a-z0-9_]{0,62}$`, and not Postgres' own.
+/// Returns whether a tenant's schema may have this name: `^[a-z_][a-z0-9_]{0,62}$`, except for names that Postgres
+/// uses itself (`pg_…`, `public`, `information_schema`).
 #[must_use]
 pub fn is_schema_name(name: &str) -> bool {
     let mut bytes = name.bytes();
@@ -137,7 +137,7 @@ pub fn is_schema_name(name: &str) -> bool {
         && !["public", "information_schema"].contains(&name)
 }
 
-/// The schema of a tenant that asked for none: `tenant_` and its name in `[a-z0-9_]`.
+/// Returns the default schema name of a tenant: `tenant_` and its name in `[a-z0-9_]`, at most 63 bytes.
 #[must_use]
 pub fn default_schema_name(tenant_name: &str) -> String {
     let mut schema = String::from("tenant");
@@ -150,7 +150,7 @@ pub fn default_schema_name(tenant_name: &str) -> String {
     schema
 }
 
-/// Whether `name` is one that a tenant may have: 1 to 255 characters, none of them a control character.
+/// Returns whether a tenant may have this name: 1 to 255 characters, none of them a control character.
 #[must_use]
 pub fn is_tenant_name(name: &str) -> bool {
     !name.is_empty() && name.chars().count() <= 255 && !name.chars().any(char::is_control)
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn schema_names_are_plain_lower_case_words_and_not_those_of_postgres() {
+    fn schema_names_have_their_grammar_and_are_not_names_of_postgres() {
         for good in ["tenant_demo", "_", "a", "a1", &"x".repeat(63)] {
             assert!(is_schema_name(good), "{good}");
         }
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_schema_is_the_name_in_plain_letters() {
+    fn the_default_schema_is_made_from_the_letters_and_digits_of_the_name() {
         for (name, schema) in [
             ("Acme Corp", "tenant_acme_corp"),
             ("demo", "tenant_demo"),
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn every_status_survives_the_round_trip() {
+    fn every_status_is_parsed_from_its_text() {
         for text in TenantStatus::KNOWN.into_iter().chain(["frozen"]) {
             assert_eq!(TenantStatus::parse(text).as_str(), text);
         }

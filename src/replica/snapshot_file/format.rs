@@ -38,7 +38,7 @@ const MAC_BYTES: usize = 32;
 pub(super) struct Head {
     /// The start of the last poll by the wall clock, in microseconds since 1970.
     #[prost(sint64, tag = "1")]
-    pub(super) looked_at: i64,
+    pub(super) synced_at: i64,
     /// The id of the boot that `uptime_ms` counts from.
     #[prost(string, tag = "2")]
     pub(super) boot: String,

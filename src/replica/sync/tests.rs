@@ -1,4 +1,4 @@
-//! Does the sync task walk its states as drawn? With a scripted database and time held still.
+//! Tests of the sync task with a scripted database and a paused clock.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -15,11 +15,11 @@ use crate::decision::Freshness;
 use crate::key::KeyId;
 use crate::profile::ProfileRow;
 use crate::record::{ExpiresAt, KeyRecord, SecretHash};
-use crate::replica::tests::said;
+use crate::replica::tests::logged;
 use crate::store::{Announcement, NewMemo, SchemaVersion, Shadowed, Used};
 use crate::tenant::TenantId;
 
-/// A clock that runs with tokio's, which the tests hold still.
+/// A clock that follows tokio's, which the tests pause.
 struct TestClock(Instant);
 
 impl Clock for TestClock {
@@ -31,48 +31,48 @@ impl Clock for TestClock {
     }
 }
 
-/// What a session does at its next look.
+/// What a session does at the next load or poll.
 enum Step {
-    /// Everything, after a while.
+    /// Returns these keys after 5 s.
     Slow(Vec<&'static str>),
-    /// Shows these keys.
+    /// Returns these keys.
     Load(Vec<&'static str>),
-    /// Shows these keys of another database.
+    /// Returns these keys of another database.
     Stranger(Vec<&'static str>),
-    /// These keys changed.
+    /// Returns these keys as changed.
     Changed(Vec<&'static str>),
-    /// Somebody left a mark.
+    /// Returns a mark.
     Marked,
-    /// It cannot be told what changed.
+    /// Requires a load of all rows.
     Everything,
-    /// The connection breaks.
+    /// Fails.
     Broken,
-    /// Nothing comes back.
+    /// Never answers.
     Silence,
 }
 
-/// A database that follows a script: one list of steps for each session. After the last step of the last
-/// session nothing changes any more.
+/// A database that follows a script: a list of steps for each session. After the last step of a session nothing
+/// changes any more.
 #[derive(Default)]
 pub(crate) struct Script {
     sessions: Mutex<VecDeque<Vec<Step>>>,
     old_schema: bool,
     embedded: bool,
     migrated: AtomicBool,
-    /// Whether it has every change that it had.
+    /// Whether it still has every change.
     remembers: bool,
     hint: Arc<Notify>,
-    /// When sessions were asked for.
+    /// When sessions were opened.
     asked: Mutex<Vec<Instant>>,
-    /// What servers said of themselves: position, and how long each serves.
+    /// What servers announced: their position, and how long they serve without polling.
     pub(in crate::replica) announced: Mutex<Vec<(String, Duration)>>,
     pub(in crate::replica) refuses_announcements: AtomicBool,
     pub(in crate::replica) retracted: Mutex<Vec<Uuid>>,
-    /// How much of the change log was to be kept, each time.
+    /// The retention of each pruning of the change log.
     pub(in crate::replica) pruned: Mutex<Vec<Duration>>,
-    /// How much of usage was to be kept, each time.
+    /// The retention of each pruning of usage.
     pub(in crate::replica) pruned_usage: Mutex<Vec<Duration>>,
-    /// Counts that were added.
+    /// The counts of usage that were added.
     pub(crate) usage: Mutex<Vec<Used>>,
     pub(crate) refuses_usage: AtomicBool,
 }
@@ -97,7 +97,7 @@ fn key(prefix: &str) -> Row {
     Row::Key(record, None, ProfileRow::default())
 }
 
-fn ours() -> Look {
+fn known() -> Look {
     Look { identity: "ours".into(), newest_change: Some("7".into()), ..Look::default() }
 }
 
@@ -121,7 +121,7 @@ impl Session for Scripted {
         for prefix in keys {
             sink(key(prefix));
         }
-        Ok(Look { identity: identity.into(), ..ours() })
+        Ok(Look { identity: identity.into(), ..known() })
     }
 
     async fn hint(&mut self) -> Result<(), StoreError> {
@@ -137,13 +137,13 @@ impl Session for Scripted {
         match self.steps.pop_front() {
             Some(Step::Changed(keys)) => {
                 let rows = keys.into_iter().map(|prefix| Change::Now(key(prefix))).collect();
-                Ok(Changes::Rows(rows, ours()))
+                Ok(Changes::Rows(rows, known()))
             }
-            Some(Step::Marked) => Ok(Changes::Rows(vec![Change::Mark], ours())),
+            Some(Step::Marked) => Ok(Changes::Rows(vec![Change::Mark], known())),
             Some(Step::Everything) => Ok(Changes::Everything),
             Some(Step::Silence) => std::future::pending().await,
             Some(_) => Err(broken()),
-            None => Ok(Changes::Rows(Vec::new(), ours())),
+            None => Ok(Changes::Rows(Vec::new(), known())),
         }
     }
 }
@@ -206,7 +206,7 @@ impl Store for Script {
     }
 }
 
-/// A running sync and what it works on.
+/// A running sync task and what it uses.
 struct Run {
     replica: Replica,
     clock: Arc<TestClock>,
@@ -229,7 +229,7 @@ fn start_as(options: Options, replica: Replica, script: Script) -> Run {
     Run { replica, clock, script, task: tokio::spawn(sync.run()) }
 }
 
-/// A task that was not begun.
+/// A task that is not running.
 fn idle() -> Sync {
     let (store, clock) = (Arc::new(Script::default()), Arc::new(TestClock(Instant::now())));
     Sync::new(Replica::default(), store, clock, Options::default())
@@ -239,7 +239,7 @@ impl Run {
     async fn generation(&self, wanted: u64) {
         let mut generation = self.replica.generation();
         let comes = timeout(Duration::from_mins(10), generation.wait_for(|g| *g >= wanted));
-        comes.await.expect("it comes").unwrap();
+        comes.await.expect("the generation was not published").unwrap();
     }
 
     fn knows(&self, prefix: &str) -> bool {
@@ -252,7 +252,7 @@ impl Run {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hint_is_followed_at_once_and_the_tick_does_without() {
+async fn a_hint_causes_a_poll_at_once_and_the_tick_causes_one_without_a_hint() {
     let run = run(vec![vec![Step::Load(vec!["a"]), Step::Changed(vec!["b"]), Step::Changed(vec!["c"])]]);
     run.generation(1).await;
     let loaded = Instant::now();
@@ -265,7 +265,7 @@ async fn a_hint_is_followed_at_once_and_the_tick_does_without() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_session_is_made_good_by_a_full_load_while_the_old_state_serves() {
+async fn after_a_lost_session_all_rows_are_loaded_again() {
     let run = run(vec![vec![Step::Load(vec!["a"]), Step::Broken], vec![Step::Load(vec!["b"])]]);
     run.generation(1).await;
     let loaded = Instant::now();
@@ -276,7 +276,7 @@ async fn a_lost_session_is_made_good_by_a_full_load_while_the_old_state_serves()
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_told_is_loaded_again_in_the_same_session() {
+async fn if_the_change_log_is_not_enough_all_rows_are_loaded_in_the_same_session() {
     let run = run(vec![vec![Step::Load(vec!["a"]), Step::Everything, Step::Load(vec!["b"])]]);
     run.generation(2).await;
     assert!(run.knows("b") && !run.knows("a"));
@@ -284,7 +284,7 @@ async fn what_cannot_be_told_is_loaded_again_in_the_same_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_is_a_lost_session_and_the_age_says_so_meanwhile() {
+async fn a_poll_without_answer_is_a_lost_session_and_makes_the_snapshot_stale() {
     let run = run(vec![vec![Step::Load(vec!["a"]), Step::Silence], vec![Step::Load(vec!["a"])]]);
     run.generation(1).await;
     assert_eq!(run.freshness(), Freshness::Fresh);
@@ -295,20 +295,20 @@ async fn silence_is_a_lost_session_and_the_age_says_so_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_database_it_tries_again_ever_slower_but_at_least_every_second() {
+async fn without_a_database_attempts_back_off_to_one_a_second() {
     let run = run(Vec::new());
     sleep(Duration::from_mins(1)).await;
     let asked = run.script.asked.lock().unwrap().clone();
     let gaps: Vec<_> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(gaps[0] < Duration::from_millis(100), "{gaps:?}");
     assert!(gaps.iter().all(|gap| *gap <= Duration::from_millis(1_001)), "{gaps:?}");
-    assert!(asked.len() < 70, "{} tries in a minute", asked.len());
+    assert!(asked.len() < 70, "{} attempts in a minute", asked.len());
     assert_eq!(run.freshness(), Freshness::NeverLoaded);
     assert!(!run.replica.connected());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stranger_or_an_empty_database_is_not_the_database() {
+async fn another_database_or_one_that_became_empty_is_rejected() {
     for impostor in [Step::Stranger(vec!["b"]), Step::Load(Vec::new())] {
         let ours = vec![Step::Load(vec!["a"]), Step::Broken];
         let run = run(vec![ours, vec![impostor], vec![Step::Load(vec!["c"])]]);
@@ -319,30 +319,30 @@ async fn a_stranger_or_an_empty_database_is_not_the_database() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_empty_database_is_fine_to_begin_with() {
+async fn an_empty_database_is_accepted_at_the_start() {
     let run = run(vec![vec![Step::Load(Vec::new()), Step::Changed(vec!["a"])]]);
     run.generation(2).await;
     assert!(run.knows("a"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn old_tables_end_it_before_anything_was_loaded() {
+async fn an_old_schema_ends_the_task_before_the_first_load() {
     let run = start(Script { old_schema: true, ..Script::default() });
     assert!(matches!(run.task.await.unwrap(), StoreError::OldSchema { current: 0, needed: 1 }));
 }
 
 #[tokio::test(start_paused = true)]
-async fn clocks_that_differ_are_noticed_and_ones_that_agree_again_too() {
-    let differs = "WARN: the clock here differs from the database's, keys expire by the later one: mend it";
+async fn a_clock_difference_is_logged_when_it_begins_and_ends() {
+    let differs = "WARN: the clock here differs from the database's, keys expire by the later one: check NTP";
     let agrees = "INFO: the clock here agrees with the database's again";
     let mut sync = idle();
     let asked = sync.ask();
     tokio::time::advance(Duration::from_secs(1)).await;
     let asked = sync.answered(asked);
     assert_eq!(asked.answered.saturating_sub(asked.uptime), Duration::from_secs(1));
-    let _ = said();
+    let _ = logged();
     for (database, skew, line) in [
-        // Anything between asking and being answered is no difference.
+        // Any time between the start and the answer of the poll is no difference.
         (asked.wall.after(Duration::from_millis(500)), 0, None),
         (asked.wall.after(Duration::from_secs(3)), -2_000_000, None),
         (asked.wall.after(Duration::from_millis(3_001)), -2_001_000, Some(differs)),
@@ -353,23 +353,23 @@ async fn clocks_that_differ_are_noticed_and_ones_that_agree_again_too() {
     ] {
         sync.compare_clocks(&asked, &Look { now: Some(database), ..Look::default() });
         assert_eq!(sync.replica.clock_skew_micros(), skew);
-        assert_eq!(said(), Vec::from_iter(line), "{skew}");
+        assert_eq!(logged(), Vec::from_iter(line), "{skew}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_answered_late_says_what_time_it_was_then() {
+async fn the_database_clock_is_taken_at_the_answer_and_the_age_from_the_start() {
     let mut sync = idle();
     let asked = sync.ask();
     tokio::time::advance(Duration::from_secs(1)).await;
-    let look = Look { now: Some(Timestamp(5_000_000)), ..ours() };
+    let look = Look { now: Some(Timestamp(5_000_000)), ..known() };
     sync.apply(Vec::new(), look, &sync.answered(asked));
     assert_eq!(sync.replica.age(sync.clock.as_ref()), Some(Duration::from_secs(1)));
     assert_eq!(sync.replica.now(sync.clock.as_ref()), Timestamp(5_000_000));
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_an_outage_that_was_overcome_the_next_one_is_tried_at_as_quickly_as_the_first() {
+async fn the_back_off_starts_again_after_a_successful_load() {
     let mut sessions: Vec<_> = (0..8).map(|_| vec![Step::Broken]).collect();
     sessions.extend([vec![Step::Load(vec!["a"]), Step::Broken], vec![Step::Load(vec!["b"])]]);
     let run = run(sessions);
@@ -380,7 +380,7 @@ async fn after_an_outage_that_was_overcome_the_next_one_is_tried_at_as_quickly_a
 }
 
 #[tokio::test(start_paused = true)]
-async fn old_tables_are_brought_up_to_date_where_that_is_asked_for_or_nobodys_decision() {
+async fn an_old_schema_is_migrated_on_request_or_if_embedded() {
     for (old, embedded, migrate) in
         [(true, true, false), (true, false, true), (false, true, false), (false, false, true)]
     {
@@ -393,22 +393,22 @@ async fn old_tables_are_brought_up_to_date_where_that_is_asked_for_or_nobodys_de
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stranger_is_doubted_as_long_as_what_the_file_said_may_be_served() {
-    for (age_secs, doubted) in [(0, true), (60, true), (360, false)] {
+async fn another_database_is_rejected_while_the_snapshot_file_may_be_served() {
+    for (age_secs, rejected) in [(0, true), (60, true), (360, false)] {
         let replica = Replica::default();
         let mut reload = replica.snapshot().reload(replica.peppers());
         reload.add(key("a"));
-        replica.restored(reload.finish(), ours(), Duration::from_secs(age_secs), Duration::ZERO);
+        replica.restored(reload.finish(), known(), Duration::from_secs(age_secs), Duration::ZERO);
         let sessions = vec![vec![Step::Stranger(vec!["b"])], vec![Step::Load(vec!["c"])]];
         let script = Script { sessions: Mutex::new(sessions.into()), ..Script::default() };
         let run = start_as(Options::default(), replica, script);
         run.generation(2).await;
-        assert_eq!((run.knows("b"), run.knows("c")), (!doubted, doubted), "{age_secs}");
+        assert_eq!((run.knows("b"), run.knows("c")), (!rejected, rejected), "{age_secs}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stranger_is_doubted_however_long_the_database_was_away() {
+async fn another_database_is_rejected_after_an_outage_of_any_length() {
     let mut sessions = vec![vec![Step::Load(vec!["a"]), Step::Broken]];
     sessions.extend((0..400).map(|_| vec![Step::Broken]));
     sessions.extend([vec![Step::Stranger(vec!["b"])], vec![Step::Load(vec!["c"])]]);
@@ -421,7 +421,7 @@ async fn a_stranger_is_doubted_however_long_the_database_was_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_empty_database_that_stays_empty_is_no_other_one() {
+async fn a_database_that_stays_empty_is_accepted() {
     let steps = vec![Step::Load(vec![]), Step::Everything, Step::Load(vec![]), Step::Changed(vec!["a"])];
     let run = run(vec![steps]);
     run.generation(3).await;
@@ -430,7 +430,7 @@ async fn an_empty_database_that_stays_empty_is_no_other_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_database_that_forgot_a_change_is_believed_and_told_of() {
+async fn a_database_that_lost_a_change_is_used_and_counted() {
     for remembers in [true, false] {
         let sessions = vec![vec![Step::Load(vec!["a"]), Step::Broken], vec![Step::Load(vec!["b"])]];
         let script = Script { sessions: Mutex::new(sessions.into()), remembers, ..Script::default() };
@@ -444,34 +444,34 @@ async fn a_database_that_forgot_a_change_is_believed_and_told_of() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_load_that_took_long_is_caught_up_with_before_it_is_used() {
+async fn changes_during_a_long_load_are_applied_before_it_is_published() {
     let run = run(vec![vec![Step::Slow(vec!["a"]), Step::Changed(vec!["b"]), Step::Silence]]);
     run.generation(2).await;
     assert!(run.knows("a") && run.knows("b"));
-    assert_eq!(run.freshness(), Freshness::Fresh, "an unknown key is unknown, not undecided");
+    assert_eq!(run.freshness(), Freshness::Fresh, "an unknown key must get 401, not 503");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_is_kept_until_no_reader_looks_at_it_and_not_longer() {
+async fn a_replaced_snapshot_is_dropped_by_the_task_once_no_reader_holds_it() {
     let run = run(vec![vec![Step::Load(vec!["a"]), Step::Changed(vec!["b"])]]);
     run.generation(1).await;
     let held = Arc::clone(&run.replica.snapshot());
     run.generation(2).await;
     sleep(Duration::from_secs(1)).await;
-    assert_eq!(Arc::strong_count(&held), 2, "a reader's and the task's");
+    assert_eq!(Arc::strong_count(&held), 2, "references of the reader and the task");
     let last = Arc::downgrade(&held);
     drop(held);
-    assert!(last.upgrade().is_some(), "a reader lets go of what has still to be taken apart");
+    assert!(last.upgrade().is_some(), "the reader dropped the last reference");
     sleep(Duration::from_secs(1)).await;
     assert!(last.upgrade().is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mark_is_told_of_and_a_change_is_none() {
+async fn marks_and_loads_notify_and_changes_do_not() {
     let run = run(vec![vec![Step::Load(vec!["a"]), Step::Changed(vec!["b"]), Step::Marked]]);
     let mut marks = run.replica.marks();
     run.generation(1).await;
-    assert_eq!(*marks.borrow_and_update(), 1, "it may have passed over some");
+    assert_eq!(*marks.borrow_and_update(), 1, "a load may have skipped marks");
     run.generation(2).await;
     assert_eq!(*marks.borrow_and_update(), 1);
     run.generation(3).await;
@@ -479,37 +479,41 @@ async fn a_mark_is_told_of_and_a_change_is_none() {
 }
 
 #[test]
-fn not_having_the_database_is_said_once_for_each_reason() {
+fn the_loss_of_the_database_is_logged_once_for_each_cause() {
     let gone = |why: &str| StoreError::Unavailable(why.into());
     let other = |why: &str| StoreError::WrongDatabase(why.into());
     let mut sync = idle();
-    let _ = said();
-    let mut says = |loaded: bool, error: &StoreError| {
+    let _ = logged();
+    let mut line = |loaded: bool, error: &StoreError| {
         sync.loaded = loaded;
-        sync.say_lost(error);
-        said().join("\n")
+        sync.log_lost(error);
+        logged().join("\n")
     };
     let never = "WARN: no database yet, trying again";
-    let mended = "ERROR: the database is not what it was, known keys are served until that is mended";
+    let unusable = "ERROR: the database is not usable, known keys are served until that is fixed";
     let lost = "WARN: lost the database, known keys are served while it is gone";
     let panicked = "ERROR: a part of the server panicked and is restarted";
-    assert_eq!(says(false, &gone("refused")), never);
-    assert_eq!(says(false, &gone("reset")), "", "how exactly is no news");
-    assert_eq!(says(false, &other("a standby")), never);
-    assert_eq!(says(false, &other("a standby")), "");
-    assert_eq!(says(true, &gone("refused")), lost);
-    assert_eq!(says(true, &gone("reset")), "");
-    assert_eq!(says(true, &other("a standby")), mended);
-    assert_eq!(says(true, &other("a standby")), "");
-    assert_eq!(says(true, &other("another")), mended);
-    assert_eq!(says(true, &gone(PANICKED)), panicked);
-    assert_eq!(says(true, &gone(PANICKED)), panicked);
-    assert_eq!(says(true, &gone("refused")), lost);
+    assert_eq!(line(false, &gone("refused")), never);
+    assert_eq!(
+        line(false, &gone("reset")),
+        "",
+        "the details of an unreachable database are not logged again"
+    );
+    assert_eq!(line(false, &other("a standby")), never);
+    assert_eq!(line(false, &other("a standby")), "");
+    assert_eq!(line(true, &gone("refused")), lost);
+    assert_eq!(line(true, &gone("reset")), "");
+    assert_eq!(line(true, &other("a standby")), unusable);
+    assert_eq!(line(true, &other("a standby")), "");
+    assert_eq!(line(true, &other("another")), unusable);
+    assert_eq!(line(true, &gone(PANICKED)), panicked);
+    assert_eq!(line(true, &gone(PANICKED)), panicked);
+    assert_eq!(line(true, &gone("refused")), lost);
     assert_eq!(sync.replica.stats().lost.value(), 12);
 }
 
 #[test]
-fn of_rows_that_can_serve_no_request_the_first_hundred_are_named() {
+fn the_first_hundred_damaged_rows_are_logged() {
     let sound = KeyRecord {
         hash: SecretHash::parse("$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232"),
         prefix: "llmk_a".into(),
@@ -522,11 +526,11 @@ fn of_rows_that_can_serve_no_request_the_first_hundred_are_named() {
     };
     for (rows, named) in [(0, 0), (1, 1), (99, 99), (100, 100), (101, 100), (150, 100)] {
         let mut damaged = Damaged::default();
-        damaged.look_at(&Row::Key(sound.clone(), None, ProfileRow::default()));
-        (0..rows).for_each(|_| damaged.look_at(&key("llmk_b")));
-        let _ = said();
-        damaged.say();
-        let lines = said();
+        damaged.add(&Row::Key(sound.clone(), None, ProfileRow::default()));
+        (0..rows).for_each(|_| damaged.add(&key("llmk_b")));
+        let _ = logged();
+        damaged.log();
+        let lines = logged();
         assert_eq!(lines.len(), named);
         assert!(lines.iter().all(|line| line.starts_with("WARN: damaged row of api_keys")), "{lines:?}");
     }

@@ -101,7 +101,7 @@ fn a_rotated_password_needs_no_restart_and_a_rejected_one_is_logged() {
     database.end_all_sessions();
     eventually("the rejection is in the log", PATIENCE, || {
         let log = server.stderr.text();
-        if log.contains("the database refuses the password") && log.contains(name) {
+        if log.contains("the database rejects the password") && log.contains(name) {
             Ok(())
         } else {
             Err(log)

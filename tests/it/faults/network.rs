@@ -83,7 +83,7 @@ fn the_database_is_unreachable_for_longer_than_the_limit() {
     play.shows("steady", "200 ok");
     play.shows("victim", "401 revoked");
     play.shows("nobody", "401 unknown");
-    play.says("INFO", "the database is there, everything loaded");
+    play.says("INFO", "connected to the database, everything loaded");
     play.ends("away for longer than the bound");
 }
 

@@ -69,7 +69,7 @@ fn a_pooler_appears_at_the_address() {
     let mut play = Plan::on(&world.db).begin();
     let crowd = Crowd::at(&pooler, &world.db);
     play.fault(Sort::Doubtful, |play| play.link.lead_to(pooler.port()));
-    play.says("ERROR", "the database is not what it was");
+    play.says("ERROR", "the database is not usable");
     play.says("ERROR", "not to a pooler");
     play.revoke("victim");
     play.shows("steady", "200 ok");

@@ -1,7 +1,8 @@
-//! The table by which requests are judged.
+//! The table of outcomes.
 //!
-//! Rows in order: each with its number in the contract, its condition in words and as a test of the facts, and the answer
-//! if it is the first whose condition holds. [`decide`](super::decide) takes that answer; [`walk`] shows people every row.
+//! Each row has a number, a condition (in words and as a test of the facts) and a decision. The first row whose
+//! condition holds gives the decision: [`decide`](super::decide) returns it, and [`walk`] shows people what each row
+//! evaluated to.
 
 use super::{
     Decision, Denial, Entrance, Facts, Fault, Found, Freshness, Grant, Identity, Proof, Reason, RuleFact,
@@ -13,71 +14,71 @@ use crate::tenant::TenantStatus;
 /// A row of the table.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Row {
-    /// Its path could be read in two ways.
+    /// Envoy and the upstream could interpret the path differently.
     Ambiguous,
-    /// What Envoy says of its route cannot be read.
+    /// Envoy's context extensions for the route are invalid.
     BadContext,
     /// The request needs no key.
     Public,
-    /// It may come without a key, and does.
+    /// The key is optional, and there is none.
     Anonymous,
-    /// It has none.
+    /// There is no key.
     Missing,
-    /// It has something that is none, or more than one.
+    /// The presented text is not a valid key, or there is more than one.
     Malformed,
-    /// There was no look at the database yet.
+    /// No poll of the database has succeeded yet.
     NeverLoaded,
-    /// The last look is too old.
+    /// The last successful poll is older than `--max-staleness`.
     TooOld,
-    /// No such prefix, but it may be new.
+    /// No key has this prefix, but the snapshot is stale and the key may be new.
     UnknownWhileStale,
-    /// No such prefix.
+    /// No key has this prefix.
     Unknown,
-    /// Possession could not be proven, nor the opposite.
+    /// The verification of the secret could not be completed.
     Unproven,
     /// The secret is wrong.
     Mismatch,
-    /// The key was taken back.
+    /// The key is revoked.
     Revoked,
-    /// The key was switched off.
+    /// The key is disabled.
     Disabled,
-    /// Its time is over.
+    /// The key has expired.
     Expired,
-    /// Its time has not begun.
+    /// The key is not valid yet.
     NotYetValid,
-    /// Its tenant's row is missing.
+    /// The row of the tenant is missing.
     TenantMissing,
-    /// Its tenant is not served.
+    /// The tenant is not active.
     TenantInactive,
-    /// Its tenant's row makes no sense.
+    /// The row of the tenant is damaged.
     TenantDamaged,
-    /// Its scopes, networks or plan make no sense.
+    /// Scopes, networks or plan of the key are damaged.
     KeyDamaged,
-    /// It may not be used from the client's address.
+    /// The key may not be used from the client's address.
     Network,
-    /// The row of the rule that wins makes no sense.
+    /// The row of the matching rule is damaged.
     RouteDamaged,
-    /// No rule is for the request, and one has to be.
+    /// No rule matches, and `--route-default` is `deny`.
     Route,
-    /// It is not granted what is needed.
+    /// The key lacks a needed scope.
     Scope,
-    /// Nothing is wrong.
+    /// No other row holds: the request is allowed.
     Good,
 }
 
-/// What became of a row.
+/// What a row evaluated to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Step {
-    /// Its condition holds: it is the answer.
+    /// Its condition holds: it gives the decision.
     Held,
-    /// Its condition does not hold: the next row is asked.
+    /// Its condition does not hold: the next row is evaluated.
     Not,
-    /// The answer was found before, or possession has to be proven first.
+    /// It was not evaluated: an earlier row held, or the secret must be verified first.
     NotReached,
 }
 
 impl Row {
-    /// All of them, in the order in which they are asked.
+    /// All rows, in the order of evaluation.
     pub const ALL: [Self; 25] = [
         Self::Ambiguous,
         Self::BadContext,
@@ -106,7 +107,7 @@ impl Row {
         Self::Good,
     ];
 
-    /// Its number in the table of outcomes.
+    /// Returns its number in the documented table of outcomes.
     #[must_use]
     pub fn number(self) -> u8 {
         match self {
@@ -133,19 +134,19 @@ impl Row {
         }
     }
 
-    /// Its condition, in words.
+    /// Returns its condition in words.
     #[must_use]
     pub fn condition(self) -> &'static str {
         match self {
             Self::Ambiguous => "the path is ambiguous",
-            Self::BadContext => "what Envoy says of the route is invalid",
+            Self::BadContext => "Envoy's context extensions for the route are invalid",
             Self::Public => "the request is public",
             Self::Anonymous => "the key is optional, and there is none",
             Self::Missing => "there is no key",
             Self::Malformed => "the key is malformed, or there is more than one",
             Self::NeverLoaded => "nothing was loaded from the database yet",
-            Self::TooOld => "the last good look at the database is too old",
-            Self::UnknownWhileStale => "no key has this prefix, and the last good look is stale",
+            Self::TooOld => "the last successful poll of the database is too old",
+            Self::UnknownWhileStale => "no key has this prefix, and the last successful poll is stale",
             Self::Unknown => "no key has this prefix",
             Self::Unproven => "the secret cannot be checked",
             Self::Mismatch => "the secret is wrong",
@@ -165,7 +166,7 @@ impl Row {
         }
     }
 
-    /// The words by which logs and metadata name an answer by this row.
+    /// Returns the reasons and faults that logs and metadata show for a decision by this row.
     #[must_use]
     pub fn reasons(self) -> &'static [&'static str] {
         match self {
@@ -195,13 +196,14 @@ impl Row {
         }
     }
 
-    /// The first row that logs name so; nothing for a word that is none of ours.
+    /// Returns the first row with this reason or fault; `None` for an unknown one.
     #[must_use]
     pub fn named(reason: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|row| row.reasons().contains(&reason))
     }
 
-    /// Whether its condition holds, given that no row before it did; `None` while possession is to be proven.
+    /// Returns whether its condition holds, given that no earlier row does; `None` if the secret must be verified
+    /// first.
     #[inline]
     pub(super) fn holds(self, facts: &Facts<'_>) -> Option<bool> {
         let found = facts.found.as_ref();
@@ -217,7 +219,7 @@ impl Row {
             Self::Ambiguous => facts.entrance == Entrance::Ambiguous,
             Self::BadContext => facts.entrance == Entrance::BadContext,
             Self::Public => facts.entrance == Entrance::Public,
-            // Rules are believed for as long as keys are.
+            // The rules come from the snapshot, so they are used for as long as its keys are.
             Self::Anonymous => {
                 missing && optional && matches!(facts.freshness, Freshness::Fresh | Freshness::Stale)
             }
@@ -245,7 +247,7 @@ impl Row {
         })
     }
 
-    /// The answer if it is the first row that holds.
+    /// Returns its decision, given that it is the first row that holds.
     pub(super) fn answer<'a>(self, facts: &Facts<'a>) -> Decision<'a> {
         let identity = facts.found.map(|Found { key, tenant, .. }| Identity { key, tenant });
         let lacking = facts.found.and_then(|found| found.access.lacking);
@@ -284,7 +286,7 @@ impl Row {
                     None => Grant::Tenant(key, tenant),
                     Some(lacking) => Grant::Spared(key, tenant, denial(identity, Some(lacking.term))),
                 }),
-                // The rows before saw to both.
+                // Unreachable: the rows `Unknown` and `TenantMissing` come earlier.
                 _ => Decision::Unable(Fault::Internal, identity),
             },
         }
@@ -295,7 +297,7 @@ fn denial<'a>(identity: Option<Identity<'a>>, needs: Option<&'a str>) -> Denial<
     Denial { reason: Reason::Scope, identity, needs }
 }
 
-/// Walks the table: every row in order, and what became of it.
+/// Evaluates the table: returns every row in order, with what it evaluated to.
 #[must_use]
 pub fn walk(facts: &Facts<'_>) -> [(Row, Step); Row::ALL.len()] {
     let mut over = false;
@@ -361,7 +363,7 @@ mod tests {
         all
     }
 
-    /// The words of the contract, as nested questions.
+    /// A model of the documented table, as nested conditions.
     fn contract(facts: &Facts<'_>) -> String {
         let optional = facts.entrance == Entrance::Optional;
         match (facts.entrance, facts.credential) {
@@ -424,7 +426,7 @@ mod tests {
         }
     }
 
-    /// Calls `with` for every combination of facts there is.
+    /// Calls `with` for every combination of facts.
     fn for_all_facts(with: impl Fn(&Facts<'_>)) {
         let presented = Credential::Presented(parse(b"llmk_demo_secret123").unwrap());
         let (keys, tenants) = (keys(), tenants());
@@ -455,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_row_that_holds_says_what_the_contract_says_whatever_the_facts() {
+    fn the_first_row_that_holds_agrees_with_the_contract_for_all_facts() {
         for_all_facts(|facts| {
             let word = word(decide(facts));
             assert_eq!(word, contract(facts), "{facts:?}");
@@ -464,12 +466,12 @@ mod tests {
             match held.as_slice() {
                 [] => assert_eq!(word, "prove", "{facts:?}"),
                 [(row, _)] => {
-                    let said = word.strip_prefix("unable ").unwrap_or(&word);
-                    let said = said.strip_suffix(" proven").unwrap_or(said);
-                    let said = if said == "spared scope" { "ok" } else { said };
-                    assert!(row.reasons().contains(&said), "{row:?}, {word}: {facts:?}");
+                    let reason = word.strip_prefix("unable ").unwrap_or(&word);
+                    let reason = reason.strip_suffix(" proven").unwrap_or(reason);
+                    let reason = if reason == "spared scope" { "ok" } else { reason };
+                    assert!(row.reasons().contains(&reason), "{row:?}, {word}: {facts:?}");
                     assert_eq!(row.number() == 6, word.starts_with("unable"), "{row:?}, {word}");
-                    let allowed = ["public", "anonymous", "ok"].contains(&said);
+                    let allowed = ["public", "anonymous", "ok"].contains(&reason);
                     assert_eq!([1, 7].contains(&row.number()), allowed);
                 }
                 more => panic!("{more:?}"),
@@ -478,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn before_the_row_that_holds_none_does_and_after_it_none_is_reached() {
+    fn rows_after_the_one_that_holds_are_not_reached() {
         for_all_facts(|facts| {
             let steps = walk(facts).map(|(_, step)| step);
             let end = steps.iter().position(|step| *step != Step::Not).unwrap();
@@ -487,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn possession_is_asked_for_after_the_rows_that_need_none() {
+    fn the_secret_is_verified_after_the_rows_that_do_not_depend_on_it() {
         let (key, tenant) = (key(), tenant("active"));
         let found = Found { key: &key, tenant: Some(&tenant), proof: Proof::Pending, access: Access::FREE };
         let (before, after) = Row::ALL.split_at(10);
@@ -498,14 +500,14 @@ mod tests {
     }
 
     #[test]
-    fn every_row_has_a_condition_of_its_own() {
+    fn every_row_has_a_distinct_condition() {
         let conditions: BTreeSet<_> = Row::ALL.map(Row::condition).into_iter().collect();
         assert_eq!(conditions.len(), Row::ALL.len());
         assert_eq!(Row::Revoked.condition(), "the key is revoked");
     }
 
     #[test]
-    fn every_reason_and_every_fault_names_a_row() {
+    fn every_reason_and_every_fault_has_a_row() {
         for reason in Reason::ALL.map(Reason::as_str).into_iter().chain(Fault::ALL.map(Fault::as_str)) {
             assert!(Row::named(reason).is_some(), "{reason}");
         }

@@ -1,4 +1,4 @@
-//! Parses and issues keys: their grammar, their checksum.
+//! Parses and generates keys: their grammar and their checksum.
 //!
 //! ```text
 //! llmk_ <prefix> _ <secret>      at most 71 bytes in all
@@ -6,30 +6,32 @@
 //!       └ 1–48 of [A-Za-z0-9-]: no `_`, so the first `_` after `llmk_` ends it
 //! ```
 //!
-//! Keys we issue have a prefix of up to 12 of `[a-z0-9]` from the tenant's name
-//! and 8 random base62 digits, and a secret of 32 random base62 digits (190 bits)
-//! and 6 of CRC32, by which a scanner tells a real key from a look-alike. The
-//! checksum is no security, and no key is refused for it: keys issued by others
-//! have none.
+//! The prefix of a generated key is up to 12 of `[a-z0-9]` from the tenant's name and 8 random base62 digits. Its
+//! secret is 32 random base62 digits (190 bits) and a CRC32 as 6 base62 digits. The checksum lets secret scanners
+//! recognize real keys. It has no security purpose, and [`parse`] ignores it: keys that other programs issued have
+//! none.
 //!
-//! Parsing allocates nothing and comes before any look-up, hash or log line.
+//! Parsing does not allocate, and happens before any lookup, hash or log line.
 
 use rand::TryRng;
 use zeroize::Zeroizing;
 
 use super::{PlainKey, PresentedKey};
 
-/// NEVER CHANGE THIS: every key ever issued starts with it.
+/// How API keys start. NEVER CHANGE THIS: every API key ever issued starts with it.
 pub const SCHEME: &str = "llmk_";
 
-/// NEVER CHANGE THIS: every management key ever issued starts with it. As long as [`SCHEME`].
+/// How management keys start. NEVER CHANGE THIS: every management key ever issued starts with it. Has the length of
+/// [`SCHEME`].
 pub const MANAGEMENT_SCHEME: &str = "llma_";
 
-/// Every scheme of ours, for whoever looks for secrets in a text.
+/// Both schemes, for code that searches text for secrets.
 pub const SCHEMES: [&str; 2] = [SCHEME, MANAGEMENT_SCHEME];
 
-/// bcrypt reads 72 bytes and the last is its own NUL, so the 72nd byte of a key would not count.
-/// See "Maximum password length" in the OWASP Password Storage Cheat Sheet.
+/// The most bytes of a key. bcrypt reads 72 bytes, of which the last is a NUL that it appends itself, so the 72nd
+/// byte of a key would not be checked.
+///
+/// Source: "Maximum password length" in the OWASP Password Storage Cheat Sheet.
 pub const MAX_KEY_BYTES: usize = 71;
 
 const PREFIX_BYTES: std::ops::RangeInclusive<usize> = 1..=48;
@@ -41,35 +43,35 @@ const PREFIX_RANDOM: usize = 8;
 const SECRET_RANDOM: usize = 32;
 const CHECKSUM_CHARS: usize = 6;
 
-/// Why some bytes are not a key.
+/// Why bytes are not a valid key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum FormatError {
-    /// More than [`MAX_KEY_BYTES`].
+    /// It is longer than [`MAX_KEY_BYTES`].
     #[error("longer than 71 bytes")]
     TooLong,
-    /// Does not start with `llmk_`.
+    /// It does not start with `llmk_`.
     #[error("does not start with llmk_")]
     Scheme,
-    /// Does not start with `llma_`.
+    /// It does not start with `llma_`.
     #[error("does not start with llma_")]
     ManagementScheme,
-    /// No `_` after the prefix, or a prefix outside its grammar.
+    /// There is no `_` after the prefix, or the prefix is invalid.
     #[error("has no prefix of 1 to 48 letters, digits or hyphens")]
     Prefix,
-    /// A secret outside its grammar.
+    /// The secret is invalid.
     #[error("has no secret of 8 to 57 letters, digits, underscores or hyphens")]
     Secret,
 }
 
-/// Reads a key.
+/// Parses an API key.
 ///
 /// # Errors
 ///
-/// The first rule of the grammar that the bytes break.
+/// Returns the first rule of the grammar that `bytes` violate.
 ///
 /// # Security
 ///
-/// Length first: what is longer than bcrypt reads never gets near a hash.
+/// The length is checked first, so no text longer than what bcrypt reads is ever hashed.
 ///
 /// ```
 /// use tenantgate_core::key::format::parse;
@@ -81,11 +83,11 @@ pub fn parse(bytes: &[u8]) -> Result<PresentedKey<'_>, FormatError> {
     parse_as(bytes, SCHEME, FormatError::Scheme)
 }
 
-/// Reads a management key, which has the grammar of a key and a scheme of its own.
+/// Parses a management key. Its grammar is that of API keys, except for the scheme.
 ///
 /// # Errors
 ///
-/// As [`parse`]; a key of a tenant is [`FormatError::ManagementScheme`].
+/// As [`parse`]; for an API key it is [`FormatError::ManagementScheme`].
 pub fn parse_management(bytes: &[u8]) -> Result<PresentedKey<'_>, FormatError> {
     parse_as(bytes, MANAGEMENT_SCHEME, FormatError::ManagementScheme)
 }
@@ -108,14 +110,14 @@ fn parse_as<'b>(bytes: &'b [u8], scheme: &str, other: FormatError) -> Result<Pre
     Ok(PresentedKey { text, split: scheme.len() + end })
 }
 
-/// Whether `text` is what `api_keys.key_prefix` of a usable key holds: `llmk_` and a prefix.
+/// Returns whether `text` is a valid `api_keys.key_prefix`: `llmk_` and a valid prefix.
 #[must_use]
 pub fn is_stored_prefix(text: &str) -> bool {
     text.strip_prefix(SCHEME)
         .is_some_and(|p| PREFIX_BYTES.contains(&p.len()) && p.bytes().all(is_prefix_byte))
 }
 
-/// Whether a whole key of either scheme stands somewhere in `text`, be there something typed after it.
+/// Returns whether `text` contains a whole key of either scheme, also if more text follows it directly.
 #[must_use]
 pub fn holds_key(text: &str) -> bool {
     let starts = SCHEMES.iter().flat_map(|scheme| text.match_indices(scheme));
@@ -138,7 +140,7 @@ fn is_secret_byte(b: u8) -> bool {
 const IN_PREFIX: u8 = 1;
 const IN_SECRET_ALONE: u8 = 2;
 
-/// What each byte may be in: every byte of every key is looked up here.
+/// The parts of a key in which each byte is allowed. A table, because every byte of every key is looked up.
 const KINDS: [u8; 256] = {
     let mut kinds = [0; 256];
     let mut byte = u8::MIN;
@@ -153,20 +155,20 @@ const KINDS: [u8; 256] = {
     kinds
 };
 
-/// Makes a new key for a tenant of this name.
+/// Generates an API key for a tenant with this name.
 ///
 /// # Errors
 ///
-/// `rng` failed.
+/// Returns the error of `rng`.
 pub fn issue_with<R: TryRng>(rng: &mut R, tenant_name: &str) -> Result<PlainKey, R::Error> {
     issue_as(SCHEME, rng, tenant_name)
 }
 
-/// Makes a new management key of this name.
+/// Generates a management key with this name.
 ///
 /// # Errors
 ///
-/// `rng` failed.
+/// Returns the error of `rng`.
 pub fn issue_management_with<R: TryRng>(rng: &mut R, name: &str) -> Result<PlainKey, R::Error> {
     issue_as(MANAGEMENT_SCHEME, rng, name)
 }
@@ -188,7 +190,7 @@ fn name_part(name: &str) -> impl Iterator<Item = char> + '_ {
     name.chars().map(|c| c.to_ascii_lowercase()).filter(char::is_ascii_alphanumeric).take(NAME_CHARS)
 }
 
-/// Rejection keeps the digits even: 248 is the largest multiple of 62 a byte can hold.
+/// Appends `count` random base62 digits. Rejecting bytes from 248 (4 × 62) on makes all digits equally likely.
 fn push_base62<R: TryRng>(rng: &mut R, text: &mut String, count: usize) -> Result<(), R::Error> {
     let target = text.len() + count;
     let mut pool = Zeroizing::new([0_u8; 64]);
@@ -200,7 +202,7 @@ fn push_base62<R: TryRng>(rng: &mut R, text: &mut String, count: usize) -> Resul
     Ok(())
 }
 
-/// The CRC32 (IEEE 802.3) of `bytes` as six base62 digits, most significant first, zero-padded.
+/// Returns the CRC32 (IEEE 802.3) of `bytes` as six base62 digits, most significant first, zero-padded.
 #[must_use]
 pub fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_CHARS] {
     let mut rest = crc32fast::hash(bytes);
@@ -212,11 +214,10 @@ pub fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_CHARS] {
     digits
 }
 
-/// How many bits of randomness the secret of a key, which starts at `from`, can have: its length times the
-/// bits of a character of the kinds that are in it, without a checksum of ours.
+/// Returns an upper bound for the entropy of the secret of `key`, in bits: its number of characters (without our
+/// checksum) times the bits of each, given which kinds of characters occur. The secret starts at byte `from`.
 ///
-/// An upper bound, by which a secret that is too short or too plain is known; nobody can tell how a secret
-/// was really made.
+/// It identifies secrets that are too short or too uniform. How random a secret really is cannot be measured.
 #[must_use]
 pub(super) fn secret_bits(key: &str, from: usize) -> f64 {
     let (body, sum) = key.split_at(key.len().saturating_sub(CHECKSUM_CHARS).max(from));
@@ -225,12 +226,13 @@ pub(super) fn secret_bits(key: &str, from: usize) -> f64 {
     different.sort_unstable();
     different.dedup();
     let count = |n: usize| f64::from(u8::try_from(n).unwrap_or(u8::MAX));
-    // Where the same few characters come again and again, they are all there is to choose from.
+    // If each character occurs more than four times on average, count only the characters that occur.
     let few = different.len() * 4 < random.len();
     count(random.len()) * if few { count(different.len()) } else { alphabet(&different) }.log2()
 }
 
-/// How many characters there are of the kinds that are here.
+/// Returns the size of the alphabet that `characters` seem to be chosen from: hexadecimal digits, or the sum of the
+/// sizes of the kinds that occur.
 fn alphabet(characters: &[u8]) -> f64 {
     let has = |kind: fn(&u8) -> bool| characters.iter().any(kind);
     let (digits, lower, upper) =
@@ -251,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_found_wherever_it_stands() {
+    fn a_key_is_found_anywhere_in_a_text() {
         let long = format!("llmk_demo_{}", "s".repeat(80));
         for holds in
             ["llmk_demo_secret123", "see llmk_demo_secret123, leaked", "llmk_llmk_demo_secret123", &long]
@@ -265,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_two_schemes_are_told_apart() {
+    fn a_key_of_one_scheme_is_not_a_key_of_the_other() {
         let ours = issue_with(&mut SysRng, "Acme").unwrap();
         let management = issue_management_with(&mut SysRng, "Acme").unwrap();
         assert!(parse(ours.expose().as_bytes()).is_ok());
@@ -289,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_key_says_why() {
+    fn an_invalid_key_returns_the_rule_that_it_violates() {
         let longest = format!("llmk_p_{}", "s".repeat(57));
         assert!(parse(longest.as_bytes()).is_ok());
         let at_71 = format!("llmk_{}_{}", "p".repeat(48), "s".repeat(17));
@@ -320,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn an_issued_key_has_the_name_the_digits_and_the_checksum() {
+    fn a_generated_key_has_the_name_random_digits_and_a_checksum() {
         let key = issue_with(&mut SysRng, "Acme Corp. GmbH & Söhne").unwrap();
         let text = key.expose();
         assert!(key.prefix().starts_with("llmk_acmecorpgmbh"), "{}", key.prefix());
@@ -331,18 +333,18 @@ mod tests {
         assert_eq!(parse(text.as_bytes()).unwrap().prefix(), key.prefix());
     }
 
-    /// Randomness that counts upwards.
+    /// A random number generator that returns bytes that count up.
     struct Counting(u8);
 
     impl TryRng for Counting {
         type Error = std::convert::Infallible;
 
         fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
-            unreachable!("bytes are asked for")
+            unreachable!("only bytes are requested")
         }
 
         fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
-            unreachable!("bytes are asked for")
+            unreachable!("only bytes are requested")
         }
 
         fn try_fill_bytes(&mut self, to: &mut [u8]) -> Result<(), Self::Error> {
@@ -356,14 +358,14 @@ mod tests {
     #[test]
     fn every_digit_is_as_likely_as_any_other() {
         let key = issue_with(&mut Counting(244), "").unwrap();
-        // 244 to 247 are the last whole run of 62; 248 to 255 would make some digits likelier, and are left out.
+        // 244 to 247 end the last whole run of 62; 248 to 255 would make some digits likelier, and are rejected.
         assert_eq!(key.prefix(), "llmk_wxyz0123");
-        // The next bytes asked for are 52 to 115.
+        // The next requested bytes are 52 to 115.
         assert_eq!(key.expose()["llmk_wxyz0123_".len()..][..32], *"qrstuvwxyz0123456789ABCDEFGHIJKL");
     }
 
     #[test]
-    fn bits_are_counted_as_the_kinds_of_characters_have_them() {
+    fn secret_bits_depend_on_length_and_kinds_of_characters() {
         let bits = |secret: &str| secret_bits(&format!("llmk_x_{secret}"), "llmk_x_".len());
         let of = |characters: f64, kinds: f64| characters * kinds.log2();
         for (secret, expected) in [
@@ -373,7 +375,7 @@ mod tests {
             ("ABCDEFGH", of(8.0, 26.0)),
             ("Abcdefg1", of(8.0, 62.0)),
             ("Abcdef-1", of(8.0, 64.0)),
-            // The same two again and again, up to a quarter of all; then they are all there is.
+            // Two distinct characters: from the ninth on they are less than a quarter, and the alphabet has size 2.
             ("abababab", of(8.0, 16.0)),
             ("ababababa", of(9.0, 2.0)),
         ] {
@@ -386,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stored_prefix_is_one_that_a_key_can_have() {
+    fn a_stored_prefix_is_valid_if_a_key_can_have_it() {
         for good in ["llmk_a", "llmk_A-9", &format!("llmk_{}", "p".repeat(48))] {
             assert!(is_stored_prefix(good), "{good}");
         }
@@ -398,13 +400,13 @@ mod tests {
     }
 
     #[test]
-    fn a_name_without_letters_gives_the_random_digits_alone() {
+    fn a_name_without_usable_letters_yields_a_prefix_of_random_digits() {
         assert_eq!(issue_with(&mut SysRng, "日本").unwrap().prefix().len(), "llmk_".len() + 8);
     }
 
     #[test]
     fn the_checksum_is_zero_padded_base62() {
-        // CRC32 of nothing is 0; of "123456789" it is 0xCBF43926, the check value of the algorithm.
+        // The CRC32 of the empty text is 0; that of "123456789" is 0xCBF43926, the check value of the algorithm.
         assert_eq!(&checksum(b""), b"000000");
         let value = checksum(b"123456789")
             .iter()
@@ -413,15 +415,14 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_the_prefix_alone() {
+    fn debug_shows_only_the_prefix() {
         let key = parse(b"llmk_demo_secret123").unwrap();
         for shown in [format!("{key:?}"), format!("{:?}", key.to_plain())] {
             assert!(shown.contains("llmk_demo") && !shown.contains("secret"), "{shown}");
         }
     }
 
-    /// The grammar as the contract words it, slowly: every place where the text could be split is tried.
-    /// Gives what stands before the split.
+    /// A slow model of the grammar: tries to split the text at every `_`. Returns the part before the split.
     fn spelled_out(bytes: &[u8]) -> Option<&str> {
         const LETTERS_AND_DIGITS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= 71)?;
@@ -439,7 +440,7 @@ mod tests {
         only
     }
 
-    /// Keys at and around every bound of the grammar, whole and spoiled, and what only resembles one.
+    /// Keys at and around every bound of the grammar, intact and with one byte changed, and texts that resemble keys.
     fn nearly_keys() -> impl Strategy<Value = Vec<u8>> {
         let key = ("[A-Za-z0-9-]{0,50}", "[A-Za-z0-9_-]{5,60}").prop_map(|(p, s)| format!("llmk_{p}_{s}"));
         let short = ("[a-z0-9-]{1,3}", "[a-z_-]{7,9}").prop_map(|(p, s)| format!("llmk_{p}_{s}"));
@@ -465,7 +466,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_key_of_the_grammar_parses(p in "[A-Za-z0-9-]{1,48}", s in "[A-Za-z0-9_-]{8,57}") {
+        fn every_valid_key_is_parsed(p in "[A-Za-z0-9-]{1,48}", s in "[A-Za-z0-9_-]{8,57}") {
             let text = format!("llmk_{p}_{s}");
             let parsed = parse(text.as_bytes());
             prop_assert_eq!(parsed.is_ok(), text.len() <= MAX_KEY_BYTES);
@@ -485,7 +486,7 @@ mod tests {
         }
 
         #[test]
-        fn a_byte_outside_the_grammar_anywhere_is_refused(at in 0_usize..19, bad in any::<u8>()) {
+        fn a_key_with_an_invalid_byte_anywhere_is_rejected(at in 0_usize..19, bad in any::<u8>()) {
             let mut text = b"llmk_demo_secret123".to_vec();
             prop_assume!(!is_secret_byte(bad));
             text[at] = bad;
@@ -493,12 +494,12 @@ mod tests {
         }
 
         #[test]
-        fn bytes_never_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+        fn no_bytes_cause_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = parse(&bytes);
         }
 
         #[test]
-        fn issued_keys_are_keys(name in "\\PC{0,40}") {
+        fn generated_keys_are_valid_keys(name in "\\PC{0,40}") {
             let key = issue_with(&mut SysRng, &name).unwrap();
             prop_assert_eq!(parse(key.expose().as_bytes()).unwrap().prefix(), key.prefix());
         }

@@ -1,4 +1,4 @@
-//! API keys: their identity, and a key as a client presents it.
+//! API keys: their id, and their text as a client presents it.
 //!
 //! ```text
 //! llmk_acmecorp7Gk2mQ9x_4fN…32…kTz0Ab3dE
@@ -6,12 +6,11 @@
 //!   public, may be logged    shown once, never stored
 //! ```
 //!
-//! Presented, issued and hashed keys are different types, so that a plaintext
-//! cannot reach SQL or a log by mistake: neither [`PresentedKey`] nor
-//! [`PlainKey`] implements `Display` or `Serialize`, and their `Debug` shows the
-//! prefix alone.
+//! Presented, plain and hashed keys are different types, so that plain text cannot reach SQL or a log by mistake:
+//! neither [`PresentedKey`] nor [`PlainKey`] implements `Display` or `Serialize`, and their `Debug` shows only the
+//! prefix.
 //!
-//! This module never knows where a key came from or whether it is any good.
+//! These types say that a text has the grammar of a key, not that the key exists or is valid.
 
 pub mod format;
 pub mod prefix;
@@ -21,47 +20,45 @@ use std::fmt;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-/// The identity of a key: `api_keys.id`.
+/// The id of a key: `api_keys.id`.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct KeyId(pub Uuid);
 
-/// A key that passed the grammar, borrowed from the request that carried it.
-///
-/// Produced by [`format::parse`] alone.
+/// A key with a valid grammar, borrowed from the request that carried it. Made by the parsers in [`format`](mod@format)
+/// and by [`PlainKey::as_presented`].
 #[derive(Clone, Copy)]
 pub struct PresentedKey<'a> {
     text: &'a str,
-    /// Where the `_` between prefix and secret stands.
+    /// The offset of the `_` between prefix and secret.
     split: usize,
 }
 
 impl<'a> PresentedKey<'a> {
-    /// `llmk_<prefix>`, as `api_keys.key_prefix` stores it.
+    /// Returns `llmk_<prefix>` or `llma_<prefix>`, as the database stores it.
     #[must_use]
     pub fn prefix(&self) -> &'a str {
         &self.text[..self.split]
     }
 
-    /// The whole key, for hashing only.
+    /// Returns the whole key. Use it only to hash the key.
     #[must_use]
     pub fn expose(&self) -> &'a [u8] {
         self.text.as_bytes()
     }
 
-    /// The secret alone, for hashing only.
+    /// Returns the secret. Use it only to hash the key.
     #[must_use]
     pub fn expose_secret(&self) -> &'a [u8] {
         &self.text.as_bytes()[self.split + 1..]
     }
 
-    /// The bits of randomness that the secret has at the very most: what its length and the kinds of
-    /// characters in it leave room for. See [`format::secret_bits`].
+    /// Returns an upper bound for the entropy of the secret in bits, from its length and the kinds of its characters.
     #[must_use]
     pub fn secret_bits(&self) -> f64 {
         format::secret_bits(self.text, self.split + 1)
     }
 
-    /// A copy that outlives the request and wipes itself.
+    /// Copies the key, so that it can outlive the request. The copy is wiped when dropped.
     #[must_use]
     pub fn to_plain(&self) -> PlainKey {
         PlainKey { text: Zeroizing::new(self.text.to_owned()), split: self.split }
@@ -74,26 +71,26 @@ impl fmt::Debug for PresentedKey<'_> {
     }
 }
 
-/// A whole key that owns its text and wipes it when dropped.
+/// A whole key that owns its text, and wipes it when dropped.
 pub struct PlainKey {
     text: Zeroizing<String>,
     split: usize,
 }
 
 impl PlainKey {
-    /// `llmk_<prefix>`.
+    /// Returns `llmk_<prefix>` or `llma_<prefix>`.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.text[..self.split]
     }
 
-    /// The key as if it had come with a request.
+    /// Borrows the key as if it had come with a request.
     #[must_use]
     pub fn as_presented(&self) -> PresentedKey<'_> {
         PresentedKey { text: &self.text, split: self.split }
     }
 
-    /// The whole key: to hash it, or to show it once to the one who asked for it.
+    /// Returns the whole key: to hash it, or to show it once to the person who created it.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.text

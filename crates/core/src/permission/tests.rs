@@ -1,4 +1,4 @@
-//! What management keys may do, as tables.
+//! Tests of the authority of management keys.
 
 use proptest::prelude::*;
 
@@ -33,7 +33,7 @@ fn key(id: u128, maker: Option<u128>, given: Authority) -> AdminKey {
 }
 
 #[test]
-fn names_are_read_as_they_are_written() {
+fn names_are_parsed_from_their_text() {
     for permission in Permission::ALL {
         assert_eq!(Permission::parse(permission.as_str()), Ok(permission));
         assert_eq!(Permissions::parse(permission.as_str()), Ok(Permissions::of(&[permission])));
@@ -47,7 +47,7 @@ fn names_are_read_as_they_are_written() {
 }
 
 #[test]
-fn roles_are_names_for_these_sets() {
+fn roles_have_these_permissions() {
     let names = |role: Role| role.permissions().to_string();
     assert_eq!(names(Role::Viewer), "tenants:read keys:read routes:read plans:read usage:read audit:read");
     assert_eq!(
@@ -59,7 +59,7 @@ fn roles_are_names_for_these_sets() {
 }
 
 #[test]
-fn what_a_key_may_do_is_this_table() {
+fn requests_are_allowed_by_permission_and_visible_tenants() {
     use Permission::{KeysRead, KeysRevoke, PlansRead, PlansWrite, RoutesWrite, TenantsWrite};
     use Verdict::{Lacks, NotThere, OnlyForAllTenants, Yes};
     let all = authority_of("keys:read plans:write routes:write tenants:write", Reach::All, None);
@@ -76,7 +76,7 @@ fn what_a_key_may_do_is_this_table() {
         (&few, KeysRead, own, Yes),
         (&few, KeysRead, foreign, NotThere),
         (&few, KeysRead, About::Shared, Yes),
-        // Without the permission it does not learn whether the tenant is one of its own.
+        // Without the permission, the verdict does not reveal whether the key sees the tenant.
         (&few, KeysRevoke, foreign, Lacks(KeysRevoke)),
         (&few, PlansWrite, About::Shared, OnlyForAllTenants(PlansWrite)),
         (&few, RoutesWrite, About::Shared, OnlyForAllTenants(RoutesWrite)),
@@ -91,7 +91,7 @@ fn what_a_key_may_do_is_this_table() {
 }
 
 #[test]
-fn a_key_ends_with_any_of_its_makers() {
+fn a_key_ends_when_any_of_its_makers_ends() {
     let given = authority_of("keys:read", Reach::All, None);
     let chain =
         || vec![key(3, Some(2), given.clone()), key(2, Some(1), given.clone()), key(1, None, given.clone())];
@@ -115,14 +115,14 @@ fn a_key_ends_with_any_of_its_makers() {
 }
 
 #[test]
-fn a_key_has_no_more_than_its_makers_have_now() {
+fn a_key_has_at_most_the_current_authority_of_its_makers() {
     let child = key(2, Some(1), authority_of("keys:read keys:write", some(&[1, 2]), Some(3_000)));
     let maker = key(1, None, authority_of("keys:read tenants:read", some(&[2, 3]), Some(2_000)));
     assert_eq!(authority(&[child, maker], NOW), Ok(authority_of("keys:read", some(&[2]), Some(2_000))));
 }
 
 #[test]
-fn nothing_is_given_away_that_its_maker_has_not() {
+fn a_key_delegates_at_most_its_own_authority() {
     let maker = authority_of("keys:read keys:write admin_keys:write", some(&[1, 2]), Some(5_000));
     let write = Permissions::of(&[Permission::PlansWrite]);
     for (wish, excess) in [
@@ -144,7 +144,7 @@ fn nothing_is_given_away_that_its_maker_has_not() {
 }
 
 #[test]
-fn a_key_that_has_more_is_out_of_reach() {
+fn a_key_may_not_touch_keys_with_more_authority() {
     let ours = authority_of("keys:read keys:write", some(&[1, 2]), Some(5_000));
     assert!(may_touch(&ours, &ours));
     assert!(may_touch(&ours, &authority_of("keys:read", some(&[1]), None)));
@@ -162,9 +162,9 @@ fn any_authority() -> impl Strategy<Value = Authority> {
 }
 
 proptest! {
-    /// Whatever was given in a chain, nobody in it may do what one of its makers may not.
+    /// No key may do what one of its makers may not, whatever the keys of the chain were created with.
     #[test]
-    fn no_chain_makes_more_of_less(chain in prop::collection::vec(any_authority(), 1..5), about in 0_u128..5) {
+    fn no_chain_adds_authority(chain in prop::collection::vec(any_authority(), 1..5), about in 0_u128..5) {
         let last = chain.len() - 1;
         let keys: Vec<_> = chain.iter().enumerate().map(|(at, given)| {
             key(at as u128, (at < last).then_some(at as u128 + 1), given.clone())

@@ -1,26 +1,26 @@
-//! What Envoy's own configuration says of a route: `context_extensions` of the call.
+//! Parses what Envoy's configuration says about a route: the `context_extensions` of a Check.
 
 use super::RouteMode;
 use crate::scope::NeedsText;
 
-/// The beginning of the names that are meant for us.
+/// The prefix of the names that tenantgate reads.
 pub const CONTEXT_PREFIX: &str = "tenantgate.";
 
-/// What Envoy says of the route of a request. No client can write it.
+/// Envoy's context extensions for the route of a request. Clients cannot set them.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Context<'a> {
-    /// `tenantgate.mode`: it beats the modes of rules and options.
+    /// `tenantgate.mode`: overrides the modes of rules and options.
     pub mode: Option<RouteMode>,
-    /// `tenantgate.scopes`: they are needed besides those of a rule.
+    /// `tenantgate.scopes`: needed in addition to those of a rule.
     pub needs: Option<NeedsText<'a>>,
-    /// `tenantgate.route`: a name for metadata.
+    /// `tenantgate.route`: the name of the route for metadata.
     pub route: Option<&'a str>,
-    /// Whether anything of it cannot be read: an unknown name, a name that is there twice, an empty or bad value.
+    /// Whether any of them is invalid: an unknown or repeated name, or an empty or invalid value.
     pub bad: bool,
 }
 
 impl<'a> Context<'a> {
-    /// Takes note of an extension. Those of others are not ours to judge.
+    /// Adds an extension. Ignores names without [`CONTEXT_PREFIX`].
     pub fn put(&mut self, name: &[u8], value: &'a [u8]) {
         let Some(name) = name.strip_prefix(CONTEXT_PREFIX.as_bytes()) else { return };
         let good = match name {
@@ -41,7 +41,7 @@ impl<'a> Context<'a> {
         self.bad |= !good;
     }
 
-    /// Whether it says what a request needs, as a rule does.
+    /// Returns whether it counts as a rule: it has a mode or needed scopes.
     #[must_use]
     pub fn is_a_rule(&self) -> bool {
         self.mode.is_some() || self.needs.is_some()
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn what_envoy_says_is_read_and_other_extensions_are_not_ours() {
+    fn extensions_are_parsed_and_those_with_other_prefixes_ignored() {
         let context = read(&[
             ("tenantgate.mode", "optional"),
             ("tenantgate.scopes", "a b | c"),
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_bad() {
+    fn invalid_extensions_are_bad() {
         for bad in [
             &[("tenantgate.mode", "")][..],
             &[("tenantgate.mode", "off")],

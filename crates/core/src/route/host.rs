@@ -1,4 +1,4 @@
-//! Hosts: the patterns of rules, and the one form of a request's host.
+//! Host patterns of rules, and the normalized host of a request.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,26 +6,26 @@ use std::net::Ipv6Addr;
 
 use crate::invalid::Invalid;
 
-/// The longest name of a host (RFC 1035 §2.3.4).
+/// The most bytes of a host name (RFC 1035 §2.3.4).
 pub(crate) const MAX_HOST_BYTES: usize = 253;
 
-/// The host that a rule is for.
+/// The hosts that a rule matches.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum HostPattern {
     /// `*`: every host.
     Any,
-    /// `*.example.com`: every host below this one at any depth, and not the host itself.
+    /// `*.example.com`: every host below `example.com` at any depth, but not `example.com` itself.
     Below(Box<str>),
-    /// This host.
+    /// Exactly this host.
     Exact(Box<str>),
 }
 
 impl HostPattern {
-    /// Parses `tenantgate_route.host`. Capitals are lowered.
+    /// Parses `tenantgate_route.host`, and converts it to lower case.
     ///
     /// # Errors
     ///
-    /// The first character that a host does not have.
+    /// Returns the first character that is not allowed in a host, an empty label, or that the host is too long.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         if text == "*" {
             return Ok(Self::Any);
@@ -46,14 +46,14 @@ fn name(text: &str) -> Result<Box<str>, Invalid> {
         let expected = match text.as_bytes()[at] {
             b':' => "a host without a port",
             b'*' => "* only as the whole host, or in front as in *.example.com",
-            _ => "letters, digits, - _ or . (a host in other letters is written as xn--…)",
+            _ => "letters, digits, - _ or . (write an internationalized name as xn--…)",
         };
         return Err(Invalid::new(WHAT, at, expected));
     }
     let mut at = 0;
     for label in text.split('.') {
         if label.is_empty() {
-            return Err(Invalid::new(WHAT, at, "a name between dots, and no dot at the end"));
+            return Err(Invalid::new(WHAT, at, "a name before and after each dot"));
         }
         at += label.len() + 1;
     }
@@ -63,7 +63,7 @@ fn name(text: &str) -> Result<Box<str>, Invalid> {
     Ok(text.to_ascii_lowercase().into())
 }
 
-/// An IPv6 address in brackets, in its one form.
+/// Parses an IPv6 address in brackets, and normalizes it.
 fn literal(text: &str) -> Result<Box<str>, Invalid> {
     let inside = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
     let address: Option<Ipv6Addr> = inside.and_then(|text| text.parse().ok());
@@ -82,7 +82,8 @@ impl fmt::Display for HostPattern {
     }
 }
 
-/// The host of a request in its one form: lower case, without port and without a dot at the end.
+/// Normalizes the host of a request: lower case, without port, without a dot at the end, and IPv6 addresses in their
+/// shortest form.
 #[must_use]
 pub fn request_host(raw: &[u8]) -> Cow<'_, [u8]> {
     let (host, port) = match raw.iter().rposition(|byte| *byte == b':') {
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_are_read_and_lowered() {
+    fn patterns_are_parsed_and_converted_to_lower_case() {
         for (text, shown) in [
             ("*", "*"),
             ("Example.COM", "example.com"),
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_of_a_request_has_one_form() {
+    fn the_host_of_a_request_is_normalized() {
         for (raw, form) in [
             ("example.com", "example.com"),
             ("EXAMPLE.com:443", "example.com"),

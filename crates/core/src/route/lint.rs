@@ -1,4 +1,4 @@
-//! What is odd about a table of rules: the findings of `route list --check`.
+//! Finds probable mistakes in the rules, for `route list --check`.
 
 use std::ops::ControlFlow;
 
@@ -7,16 +7,16 @@ use super::{Entry, HostPattern, Method, RouteTable, Rule};
 use crate::path::{Path, PathOptions};
 use crate::scope::{Needs, Scopes};
 
-/// A finding about a rule.
+/// A probable mistake.
 #[derive(Clone, Debug)]
 pub enum Finding<'t> {
-    /// Every request that the rule matches is won by more specific ones.
+    /// More specific rules win for every request that the rule matches.
     NeverWins(&'t Rule),
-    /// Requests of this shape with another method fall through to a wider rule.
+    /// Requests with the host and path of the rule but another method fall through to a less specific rule.
     FallsThrough {
-        /// The rule of named methods.
+        /// The rule with a named method.
         rule: &'t Rule,
-        /// The first wider one for other methods.
+        /// The first less specific rule that matches another method.
         to: &'t Rule,
     },
     /// No live key has the scopes that the rule needs.
@@ -26,7 +26,8 @@ pub enum Finding<'t> {
 }
 
 impl RouteTable {
-    /// Examines the rules, given the scopes of all live keys (`None`: everything). Damaged rows are no part of it.
+    /// Checks the rules against each other and against `granted`, the scopes of all live keys (`None` grants
+    /// everything). Ignores damaged rows.
     #[must_use]
     pub fn lint<'t>(&'t self, granted: &[Option<Scopes>]) -> Vec<Finding<'t>> {
         let rules = || self.entries().iter().filter_map(|entry| entry.rule.as_ref().ok());
@@ -47,10 +48,11 @@ impl RouteTable {
         findings
     }
 
-    /// Only `**` can be covered whole: by rules for its end and for any segment after it.
+    /// Returns whether more specific rules match everything that `rule` matches. Only rules that end in `**` can be
+    /// covered in this way: by rules for the path before `**`, and for any segment after it.
     fn never_wins(&self, rule: &Rule) -> bool {
         let Some((Segment::Rest, front)) = rule.shape.path.segments().split_last() else { return false };
-        // Below the longest template nothing new is found.
+        // Paths with more segments than the longest template match the same rules.
         let longest = self.entries().iter().filter_map(|e| e.rule.as_ref().ok());
         let longest = longest.map(|rule| rule.shape.path.segments().len()).max().unwrap_or_default();
         (0..=longest + 1 - front.len().min(longest)).all(|more| {
@@ -67,7 +69,7 @@ impl RouteTable {
         })
     }
 
-    /// The first rule that takes over a method which the rules of this very shape leave out.
+    /// Returns the first less specific rule that matches a method for which no rule has this host and path.
     fn falls_through(&self, rule: &Rule) -> Option<&Rule> {
         if rule.shape.method == Method::Any {
             return None;
@@ -86,10 +88,10 @@ impl RouteTable {
         })
     }
 
-    /// Walks through all rules for a request that only the segments of this rule fit, with `more` segments in place of
-    /// `**`, until one is taken.
+    /// Visits the rules that match a sample request of `rule`, the most specific first, until `take` breaks. Returns
+    /// that rule. The sample has `more` segments in place of `**`.
     fn sample(&self, rule: &Rule, more: usize, take: impl Fn(&Rule) -> ControlFlow<()>) -> Option<&Rule> {
-        // No host and no literal can be this.
+        // A text that no host and no literal segment of a rule can have.
         const OTHER: &str = "%25";
         let host = match &rule.shape.host {
             HostPattern::Exact(name) => name.to_string(),
@@ -138,7 +140,7 @@ impl RouteTable {
     }
 }
 
-/// Whether a rule for one method takes every request that a rule for the other takes.
+/// Returns whether a rule for `one` matches all methods that a rule for `other` matches.
 fn covers(one: &Method, other: &Method) -> bool {
     match (one, other) {
         (Method::Any, _) => true,
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_is_covered_whole_never_wins() {
+    fn a_rule_whose_requests_all_match_more_specific_rules_never_wins() {
         for (rules, expected) in [
             (&[("*", "*", "/a/**"), ("*", "*", "/a"), ("*", "*", "/a/{x}/**")][..], &["never r1"][..]),
             (
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_method_that_falls_through_is_named_with_the_wider_rule() {
+    fn a_rule_with_a_method_that_falls_through_is_found_with_the_less_specific_rule() {
         for (rules, expected) in [
             (&[("*", "GET", "/a"), ("*", "*", "/**")][..], &["r1 to r2"][..]),
             (&[("*", "GET", "/a"), ("*", "*", "/a"), ("*", "*", "/**")], &[]),
@@ -209,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn needs_and_scopes_that_do_not_meet_are_named() {
+    fn unmet_needs_and_unneeded_scopes_are_found() {
         let needs = |n, path, needs: &str| RouteRow { scopes: Some(needs.into()), ..row(n, "*", "*", path) };
         let rows = [needs(1, "/a", "a.read | a.write"), needs(2, "/b", "b")];
         assert_eq!(shown(&rows, &[Some("a.* c"), Some("d.* c")]), ["unmet r2", "unneeded c", "unneeded d.*"]);

@@ -1,10 +1,10 @@
-//! Rules of routes: which requests they are for, and what they need.
+//! Rules for routes: which requests they match, and what those need.
 //!
-//! A rule has a *shape* (host, method and path) and what holds for requests of that shape (mode, needs, shadow). Which of
-//! several rules wins is settled by their shapes alone ([`table`]); two rules of one shape are refused when they are
-//! written.
+//! A rule has a *shape* (host, method and path), which determines the requests that it matches, and attributes (mode,
+//! needs, shadow), which apply to them. If several rules match, the one with the most specific shape wins
+//! ([`table`]). Two rules with the same shape are rejected when they are written.
 //!
-//! A row of the database may hold anything. [`RouteRow::compile`] says which part of it is damaged.
+//! A row may be damaged if another program wrote it. [`RouteRow::compile`] returns which part is.
 
 pub mod context;
 pub mod host;
@@ -24,25 +24,25 @@ pub use self::host::HostPattern;
 pub use self::table::{Entry, RouteTable};
 pub use self::template::PathTemplate;
 
-/// The identity of a rule: `tenantgate_route.id`.
+/// The id of a rule: `tenantgate_route.id`.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct RouteId(pub Uuid);
 
-/// The method that a rule is for.
+/// The method that a rule matches.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Method {
     /// `*`: every method.
     Any,
-    /// This one; `GET` covers `HEAD`.
+    /// This method; `GET` also matches `HEAD`.
     Named(Box<str>),
 }
 
 impl Method {
-    /// Parses `tenantgate_route.method`.
+    /// Parses `tenantgate_route.method`: `*`, or 1 to 32 characters.
     ///
     /// # Errors
     ///
-    /// The first character that a method does not have.
+    /// Returns the first character that is not allowed in a method, or that the length is wrong.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         const WHAT: &str = "method";
         if text == "*" {
@@ -60,7 +60,7 @@ impl Method {
         Ok(Self::Named(text.into()))
     }
 
-    /// Whether a rule for this method is for requests with that one.
+    /// Returns whether it matches requests with `method`.
     #[must_use]
     pub fn covers(&self, method: &[u8]) -> bool {
         match self {
@@ -82,12 +82,12 @@ impl fmt::Display for Method {
 /// Whether a request needs a key.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub enum RouteMode {
-    /// It does.
+    /// It needs one.
     #[default]
     Required,
-    /// It may come without one; a key that comes must be right.
+    /// It may come without one; a key that comes must be valid.
     Optional,
-    /// It does not, and a key is not looked at.
+    /// It needs none, and a key that comes is ignored.
     Public,
 }
 
@@ -99,13 +99,13 @@ impl RouteMode {
     ///
     /// # Errors
     ///
-    /// The modes that there are.
+    /// Returns the list of modes if `text` is none of them.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let known = Self::ALL.into_iter().find(|mode| mode.as_str() == text);
         known.ok_or_else(|| Invalid::new("mode", 0, "required, optional or public"))
     }
 
-    /// As `tenantgate_route.mode` spells it.
+    /// Returns the mode as `tenantgate_route.mode` stores it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -116,7 +116,7 @@ impl RouteMode {
     }
 }
 
-/// Which requests a rule is for.
+/// The requests that a rule matches.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Shape {
     /// `host`.
@@ -128,7 +128,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Whether two rules of these shapes are for the very same requests, so that neither could win.
+    /// Returns whether both shapes match the same requests, so that neither rule would win. The names of `{name}`
+    /// segments may differ.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         self.host == other.host && self.method == other.method && self.path.is_same(&other.path)
@@ -141,20 +142,20 @@ impl fmt::Display for Shape {
     }
 }
 
-/// A rule that makes sense.
+/// A valid rule.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Rule {
     /// `id`.
     pub id: RouteId,
     /// `name`.
     pub name: Option<Box<str>>,
-    /// Which requests it is for.
+    /// The requests that it matches.
     pub shape: Shape,
     /// `mode`.
     pub mode: RouteMode,
     /// `scopes`.
     pub needs: Option<Needs>,
-    /// `shadow`: a key without the needed scopes passes, and is written down.
+    /// `shadow`: requests whose key lacks the needed scopes are allowed, and recorded.
     pub shadow: bool,
 }
 
@@ -178,7 +179,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// The column.
+    /// Returns the name of the column, or `shape`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -193,12 +194,12 @@ impl Part {
     }
 }
 
-/// Why a row is not a rule.
+/// Why a row is not a valid rule.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Damage {
-    /// What of it is damaged.
+    /// The damaged part.
     pub part: Part,
-    /// What is wrong there.
+    /// Why it is invalid.
     pub error: Invalid,
 }
 
@@ -210,7 +211,7 @@ impl fmt::Display for Damage {
 
 impl std::error::Error for Damage {}
 
-/// A row of `tenantgate_route` as the database has it.
+/// An unparsed row of `tenantgate_route`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RouteRow {
     /// `id`.
@@ -231,32 +232,32 @@ pub struct RouteRow {
     pub shadow: bool,
 }
 
-/// The longest name of a rule.
+/// The most characters of a rule's name.
 const MAX_NAME_CHARS: usize = 255;
 
 impl RouteRow {
-    /// Reads the row.
+    /// Parses the row.
     ///
     /// # Errors
     ///
-    /// The first damaged part: host, method, path, mode, scopes, name, in this order.
+    /// Returns the first damaged part, in the order host, method, path, mode, scopes, name.
     pub fn compile(&self) -> Result<Rule, Damage> {
         let shape = self.shape()?;
         let mode = RouteMode::parse(&self.mode).map_err(damage(Part::Mode))?;
         let needs = self.scopes.as_deref().map(Needs::parse).transpose().map_err(damage(Part::Scopes))?;
         if mode == RouteMode::Public && needs.is_some() {
-            let error = Invalid::new("needs", 0, "none for a rule of mode public, which looks at no key");
+            let error = Invalid::new("needs", 0, "no scopes, because a rule of mode public ignores keys");
             return Err(Damage { part: Part::Scopes, error });
         }
         let name = self.name.as_deref().map(parse_name).transpose().map_err(damage(Part::Name))?;
         Ok(Rule { id: self.id, name: name.map(Into::into), shape, mode, needs, shadow: self.shadow })
     }
 
-    /// Reads host, method and path.
+    /// Parses host, method and path.
     ///
     /// # Errors
     ///
-    /// The first damaged part.
+    /// Returns the first of them that is damaged.
     pub fn shape(&self) -> Result<Shape, Damage> {
         Ok(Shape {
             host: HostPattern::parse(&self.host).map_err(damage(Part::Host))?,
@@ -285,11 +286,11 @@ fn damage(part: Part) -> impl Fn(Invalid) -> Damage {
     move |error| Damage { part, error }
 }
 
-/// Checks the name of a rule: 1 to 255 characters, none of them a control character.
+/// Checks the name of a rule: 1 to 255 characters, none of them a control character. Returns it.
 ///
 /// # Errors
 ///
-/// The first character that a name does not have.
+/// Returns the first control character, or that the length is wrong.
 pub fn parse_name(text: &str) -> Result<&str, Invalid> {
     const WHAT: &str = "name of a rule";
     if let Some(at) = text.find(char::is_control) {
@@ -305,7 +306,7 @@ pub fn parse_name(text: &str) -> Result<&str, Invalid> {
 pub(crate) mod tests {
     use super::*;
 
-    /// `[host] METHOD /path [mode] [needs]`, for tests.
+    /// Makes a row with the name `r<number>`, mode `required` and no needs, for tests.
     pub(crate) fn row(number: u128, host: &str, method: &str, path: &str) -> RouteRow {
         RouteRow {
             id: RouteId(Uuid::from_u128(number)),
@@ -320,7 +321,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_row_is_a_rule_and_the_rule_is_the_row() {
+    fn a_row_is_compiled_to_a_rule_and_back() {
         let mut row = row(1, "*.Example.com", "GET", "/a/{id}/**");
         row.scopes = Some("a  b|c".into());
         let rule = row.compile().unwrap();
@@ -330,7 +331,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_damaged_part_of_a_row_is_named() {
+    fn compile_returns_the_damaged_part_of_a_row() {
         let good = row(1, "*", "GET", "/a");
         for (bad, part) in [
             (RouteRow { host: "a b".into(), ..good.clone() }, "host"),
@@ -350,7 +351,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_method_is_in_capitals_and_get_covers_head() {
+    fn a_method_is_in_capitals_and_get_matches_head() {
         for good in ["*", "GET", "M-SEARCH", "X_1"] {
             assert_eq!(Method::parse(good).unwrap().to_string(), good);
         }
@@ -372,7 +373,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn every_mode_is_read_as_it_is_written() {
+    fn every_mode_is_parsed_from_its_text() {
         for mode in RouteMode::ALL {
             assert_eq!(RouteMode::parse(mode.as_str()), Ok(mode));
         }

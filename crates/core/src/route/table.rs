@@ -1,11 +1,13 @@
-//! The rules in force, compiled: which of them wins for a request.
+//! Finds the most specific rule that matches a request.
 //!
-//! The most specific host decides first: the host itself, then the longest wildcard, then `*`. Within a host the path
-//! decides, segment by segment: a literal before `{name}` before `**`, and an end before `**`. Then the method decides: its
-//! own name before `*`, and for HEAD its own rule before that of GET. Where a more specific rule does not fit in the end,
-//! the next one is tried, so no order of rows and no priority matters.
+//! Rules are compared by host first: the exact host, then the longest wildcard, then `*`. Within a host they are
+//! compared by path, segment by segment: a literal before `{name}` before `**`, and the end of the template before
+//! `**`. Then by method: its name before `*`, and for HEAD a rule for HEAD before one for GET. If the more specific
+//! branch turns out not to match, the search backtracks. The order of rows does not matter, and there are no
+//! priorities.
 //!
-//! A damaged row never lets a weaker rule win: whatever it may have been for is answered by its damage.
+//! A damaged row never lets a less specific rule win: it wins for every request that it could have matched, and its
+//! damage is the result.
 
 use std::ops::ControlFlow;
 
@@ -17,45 +19,45 @@ use crate::invalid::Invalid;
 use crate::path::{Path, split};
 use crate::scope::{Granted, Needed, Needs, ScopeNumbers, Scopes};
 
-/// A row in the table.
+/// A row of `tenantgate_route`, compiled.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// `id`.
     pub id: RouteId,
     /// `name`.
     pub name: Option<Box<str>>,
-    /// The rule, or why the row is none.
+    /// The rule, or why the row is damaged.
     pub rule: Result<Rule, Damage>,
     needed: Option<Needed>,
 }
 
 impl Entry {
-    /// Whether these scopes, compiled by [`RouteTable::granted`], meet what the rule needs.
+    /// Returns whether the key's scopes, compiled by [`RouteTable::granted`], meet the needs of the rule.
     #[must_use]
     pub fn is_met_by(&self, granted: &Granted) -> bool {
         self.needed.as_ref().is_none_or(|needed| needed.are_met_by(granted))
     }
 }
 
-/// The rules of one shape but for the method: a method and the place of its entry.
+/// Rules with the same host and path: the method of each, and the index of its entry.
 type Methods = Vec<(Method, u32)>;
 
 #[derive(Debug, Default)]
 struct Node {
-    /// Sorted.
+    /// The next nodes for literal segments, sorted by segment.
     literals: Vec<(Box<[u8]>, u32)>,
     one: Option<u32>,
-    /// Rules whose path ends here.
+    /// Rules whose template ends here.
     end: Methods,
-    /// Rules whose path goes on with `**`.
+    /// Rules whose template continues with `**`.
     rest: Methods,
 }
 
-/// The rules of one host, as a tree of segments. The first node is that of `/`.
+/// The rules of one host, as a tree of segments. The first node is the root, `/`.
 #[derive(Debug)]
 struct Branch {
     nodes: Vec<Node>,
-    /// A row of this host whose method or path makes no sense: it may have been for any request.
+    /// A row of this host whose method or path is damaged: it could have matched any request.
     damaged: Option<u32>,
 }
 
@@ -65,22 +67,22 @@ impl Default for Branch {
     }
 }
 
-/// All rules.
+/// All rules, compiled.
 #[derive(Debug, Default)]
 pub struct RouteTable {
     entries: Vec<Entry>,
     numbers: ScopeNumbers,
     exact: HashMap<Box<[u8]>, Branch>,
     below: HashMap<Box<[u8]>, Branch>,
-    /// The longest name in `below`.
+    /// The length of the longest name in `below`.
     longest: usize,
     any: Option<Branch>,
-    /// A row whose host makes no sense: it may have been for any request.
+    /// A row whose host is damaged: it could have matched any request.
     damaged: Option<u32>,
 }
 
 impl RouteTable {
-    /// Compiles rows, in any order.
+    /// Compiles the rows, whose order does not matter.
     #[must_use]
     pub fn of<'r>(rows: impl IntoIterator<Item = &'r RouteRow>) -> Self {
         let mut rows: Vec<_> = rows.into_iter().collect();
@@ -130,7 +132,7 @@ impl RouteTable {
         let methods = branch.methods(&shape.path);
         match methods.iter().find(|(method, _)| *method == shape.method) {
             None => methods.push((shape.method, place)),
-            // Neither can win, so neither is believed.
+            // Neither rule is more specific, so both are damaged.
             Some((_, other)) => {
                 let other = *other as usize;
                 for twin in [other, place as usize] {
@@ -142,45 +144,46 @@ impl RouteTable {
         }
     }
 
-    /// Whether there is no row at all.
+    /// Returns whether there are no rows.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// All rows, by id.
+    /// Returns all rows, sorted by id.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// The rows that make no sense.
+    /// Returns the damaged rows.
     pub fn damaged(&self) -> impl Iterator<Item = (&Entry, &Damage)> {
         self.entries.iter().filter_map(|entry| Some((entry, entry.rule.as_ref().err()?)))
     }
 
-    /// The rule that is for the very same requests as this one, if there is any but itself.
+    /// Returns another rule with the same shape as `rule`; `None` if there is none.
     #[must_use]
     pub fn twin(&self, rule: &Rule) -> Option<&Rule> {
         let others = self.entries.iter().filter(|entry| entry.id != rule.id);
         others.filter_map(|entry| entry.rule.as_ref().ok()).find(|other| other.shape.is_same(&rule.shape))
     }
 
-    /// The scopes that rules need, sorted.
+    /// Returns the scopes that rules need, sorted.
     #[must_use]
     pub fn scopes(&self) -> &ScopeNumbers {
         &self.numbers
     }
 
-    /// Compiles what a key is granted, for [`Entry::is_met_by`].
+    /// Compiles the granted scopes of a key, for [`Entry::is_met_by`].
     #[must_use]
     pub fn granted(&self, scopes: &Scopes) -> Granted {
         self.numbers.granted(scopes)
     }
 
-    /// The row that wins: a rule, or one that may have been a rule for this request. `None` if no rule matches.
+    /// Returns the most specific row that matches the request; a damaged one if it could have matched. `None` if none
+    /// matches.
     ///
-    /// `host` has the form that [`request_host`](super::host::request_host) gives it.
+    /// `host` must be normalized by [`request_host`](super::host::request_host).
     #[must_use]
     pub fn find(&self, host: &[u8], method: &[u8], path: &Path<'_>) -> Option<&Entry> {
         let mut found = None;
@@ -191,7 +194,7 @@ impl RouteTable {
         found
     }
 
-    /// All rows that match, the winner first and then each that would win without those before it.
+    /// Returns all rows that match, the most specific first.
     #[must_use]
     pub fn candidates(&self, host: &[u8], method: &[u8], path: &Path<'_>) -> Vec<&Entry> {
         let mut all = Vec::new();
@@ -202,7 +205,7 @@ impl RouteTable {
         all
     }
 
-    /// Visits all rows that match, best first; those of every method if none is given.
+    /// Visits all rows that match, the most specific first. Without a method, matches every method.
     pub(super) fn walk<'t>(
         &'t self,
         host: &[u8],
@@ -230,7 +233,7 @@ impl RouteTable {
 }
 
 impl Branch {
-    /// The methods of a path, which gets its place in the tree.
+    /// Returns the rules of `path`, and adds its nodes to the tree.
     fn methods(&mut self, path: &PathTemplate) -> &mut Methods {
         let mut at = 0;
         for segment in path.segments() {
@@ -270,7 +273,7 @@ impl Branch {
     }
 }
 
-/// One walk through the tree.
+/// A search through the tree.
 struct Search<'t, 's> {
     table: &'t RouteTable,
     method: Option<&'s [u8]>,
@@ -285,7 +288,7 @@ impl<'t> Search<'t, '_> {
         self.node(branch, &branch.nodes[0], path.rest())
     }
 
-    /// No deeper than the longest template.
+    /// Visits the matching rules below `node`. The depth of the recursion is bounded by the longest template.
     fn node(&mut self, branch: &'t Branch, node: &'t Node, rest: Option<&[u8]>) -> ControlFlow<()> {
         let Some(rest) = rest else {
             self.methods(&node.end)?;
@@ -323,7 +326,7 @@ impl<'t> Search<'t, '_> {
 }
 
 impl Entry {
-    /// What the rule needs, if anything.
+    /// Returns the needs of the rule; `None` if it has none or is damaged.
     #[must_use]
     pub fn needs(&self) -> Option<&Needs> {
         self.rule.as_ref().ok()?.needs.as_ref()

@@ -1,4 +1,4 @@
-//! Compares the tree of rules with a slow model of the contract.
+//! Tests of the route table, also against a slow model.
 
 use std::cmp::Reverse;
 
@@ -10,7 +10,7 @@ use super::super::tests::row;
 use super::*;
 use crate::path::PathOptions;
 
-/// The names of all rules that match, best first.
+/// The names of all rules that match, the most specific first.
 fn all(table: &RouteTable, host: &str, method: &str, path: &str) -> Vec<String> {
     let path = Path::read(path.as_bytes(), PathOptions::default()).unwrap();
     let host = request_host(host.as_bytes());
@@ -26,7 +26,7 @@ fn table(rules: &[(&str, &str, &str)]) -> RouteTable {
 }
 
 #[test]
-fn the_most_specific_host_comes_first_and_then_the_next() {
+fn rules_of_the_most_specific_host_come_first() {
     let table = table(&[
         ("*", "*", "/a"),
         ("*.example.com", "*", "/a"),
@@ -51,7 +51,7 @@ fn the_most_specific_host_comes_first_and_then_the_next() {
 }
 
 #[test]
-fn a_path_is_matched_segment_by_segment_with_a_way_back() {
+fn paths_are_matched_segment_by_segment_with_backtracking() {
     let table = table(&[
         ("*", "*", "/a/b"),
         ("*", "*", "/a/{x}/c"),
@@ -79,7 +79,7 @@ fn a_path_is_matched_segment_by_segment_with_a_way_back() {
 }
 
 #[test]
-fn a_named_method_comes_before_all_and_that_of_head_before_that_of_get() {
+fn a_named_method_comes_before_any_method_and_head_before_get() {
     let table = table(&[
         ("*", "*", "/a"),
         ("*", "GET", "/a"),
@@ -100,7 +100,7 @@ fn a_named_method_comes_before_all_and_that_of_head_before_that_of_get() {
 }
 
 #[test]
-fn damage_answers_for_all_that_the_row_may_have_been_for() {
+fn a_damaged_row_wins_for_every_request_that_it_could_have_matched() {
     let base = [row(1, "*", "*", "/**"), row(2, "a.com", "*", "/x"), row(3, "*.b.com", "GET", "/y")];
     for (bad, host, path, damaged) in [
         (RouteRow { host: "a b".into(), ..row(9, "", "*", "/z") }, "a.com", "/x", true),
@@ -127,7 +127,7 @@ fn damage_answers_for_all_that_the_row_may_have_been_for() {
 }
 
 #[test]
-fn twins_are_found_before_they_are_written() {
+fn twin_finds_a_rule_with_the_same_shape() {
     let table = table(&[("a.com", "GET", "/a/{x}"), ("a.com", "*", "/a/{x}")]);
     for (new, twin) in [
         (row(9, "A.com", "GET", "/a/{y}"), Some("r1")),
@@ -143,7 +143,7 @@ fn twins_are_found_before_they_are_written() {
 }
 
 #[test]
-fn needs_are_judged_by_bits() {
+fn compiled_needs_are_met_by_compiled_scopes() {
     let mut rows = [row(1, "*", "*", "/a"), row(2, "*", "*", "/b")];
     rows[0].scopes = Some("models.read models.write | admin".into());
     let table = RouteTable::of(&rows);
@@ -158,8 +158,8 @@ fn needs_are_judged_by_bits() {
     assert_eq!(table.scopes().iter().collect::<Vec<_>>(), ["admin", "models.read", "models.write"]);
 }
 
-/// How specific a rule is for a request that it matches: the words of the contract, as numbers of which the greater
-/// wins. `None` if it does not match.
+/// A model of how specific a rule is for a request: numbers for host, path and method, of which the greater wins.
+/// `None` if the rule does not match.
 fn rank(rule: &Rule, host: &str, method: &str, path: &[String]) -> Option<(usize, Vec<u8>, u8)> {
     let host = match &rule.shape.host {
         HostPattern::Any => 0,
@@ -174,7 +174,7 @@ fn rank(rule: &Rule, host: &str, method: &str, path: &[String]) -> Option<(usize
     let template = rule.shape.path.to_string();
     for segment in template.split('/').skip(1).filter(|_| template != "/") {
         if segment == "**" {
-            // Below an end, which has nothing more to say.
+            // Ranks below the end of a template, which is 1.
             shape.push(0);
             rest = &[];
             break;
@@ -214,14 +214,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(3_000))]
 
     #[test]
-    fn the_tree_agrees_with_the_words_of_the_contract(
+    fn the_table_agrees_with_the_model(
         rules in proptest::collection::vec(a_row(), 0..14),
         host in proptest::sample::select(vec!["a.b.c", "x.b.c", "b.c", "c", "q"]),
         method in proptest::sample::select(vec!["GET", "HEAD", "PUT", "POST"]),
         path in proptest::collection::vec(proptest::sample::select(vec!["a", "b", "c"]), 0..5),
     ) {
         let rows: Vec<_> = (1..).zip(&rules).map(|(n, (h, m, p))| row(n, h, m, p)).collect();
-        // Only the first of each shape: twins are refused.
+        // Keeps only the first rule of each shape, because two with the same shape are rejected.
         let mut kept: Vec<RouteRow> = Vec::new();
         for row in rows {
             let rule = row.compile().unwrap();
@@ -242,8 +242,8 @@ proptest! {
     }
 }
 
-/// Spellings of `/admin/keys` that an upstream may take for it. None of them may reach a rule that is weaker than that
-/// of the path itself: each is refused as ambiguous, or reaches the rule itself.
+/// Variants of `/admin/keys` that an upstream may treat as this path. Each must be rejected as ambiguous or match
+/// the rule of the path itself, never a weaker one.
 const LOOK_ALIKES: [&str; 72] = [
     "//admin/keys",
     "/admin//keys",
@@ -320,7 +320,7 @@ const LOOK_ALIKES: [&str; 72] = [
 ];
 
 #[test]
-fn no_spelling_of_a_protected_path_reaches_a_weaker_rule() {
+fn no_variant_of_a_protected_path_matches_a_weaker_rule() {
     let table = table(&[
         ("*", "*", "/admin/keys"),
         ("*", "*", "/**"),
@@ -334,11 +334,11 @@ fn no_spelling_of_a_protected_path_reaches_a_weaker_rule() {
         assert_eq!(found, Some("r1"), "{spelling:?}");
         same += 1;
     }
-    assert_eq!(same, 6, "spellings that are the path itself");
+    assert_eq!(same, 6, "variants that are normalized to the path itself");
 }
 
 #[test]
-fn a_row_without_a_name_is_a_rule_too() {
+fn a_rule_may_have_no_name() {
     let row = RouteRow { name: None, ..row(1, "*", "*", "/a") };
     let table = RouteTable::of([&row]);
     assert_eq!(

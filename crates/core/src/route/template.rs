@@ -1,11 +1,11 @@
-//! Templates of paths: literal segments, `{name}` for one segment, and `**` at the end for any number of them.
+//! Path templates of rules: literal segments, `{name}` for one segment, and `**` at the end for any number of them.
 
 use std::fmt;
 
 use crate::invalid::Invalid;
 use crate::path::{Path, PathOptions};
 
-/// The longest template.
+/// The most bytes of a template.
 const MAX_TEMPLATE_BYTES: usize = 1024;
 
 const MAX_NAME_BYTES: usize = 32;
@@ -13,15 +13,15 @@ const MAX_NAME_BYTES: usize = 32;
 /// A segment of a template.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Segment {
-    /// This segment, in the form that [`Path`] gives to those of requests.
+    /// Exactly this segment, normalized as [`Path`] normalizes those of requests.
     Literal(Box<[u8]>),
-    /// `{name}`: any one.
+    /// `{name}`: any one segment.
     One,
-    /// `**`: any number, also none.
+    /// `**`: any number of segments, also none.
     Rest,
 }
 
-/// A template: `/models/{id}/**`.
+/// A path template, such as `/models/{id}/**`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct PathTemplate {
     text: Box<str>,
@@ -31,11 +31,11 @@ pub struct PathTemplate {
 const WHAT: &str = "path";
 
 impl PathTemplate {
-    /// Parses `tenantgate_route.path`. A slash at the end does not count.
+    /// Parses `tenantgate_route.path`, of at most 1024 bytes. Removes a slash at the end.
     ///
     /// # Errors
     ///
-    /// The first fault.
+    /// Returns the first position where the template is invalid.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let inside =
             text.strip_prefix('/').ok_or_else(|| Invalid::new(WHAT, 0, "a path that begins with /"))?;
@@ -55,7 +55,7 @@ impl PathTemplate {
         Ok(Self { text: text.into(), segments: segments.into() })
     }
 
-    /// Whether both are for the same paths: names do not count.
+    /// Returns whether both match the same paths. The names in `{name}` may differ.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         self.segments == other.segments
@@ -70,7 +70,7 @@ fn segment<'t>(part: &'t str, at: usize, names: &mut Vec<&'t str>) -> Result<Seg
     let invalid = |offset: usize, expected: &'static str| Err(Invalid::new(WHAT, at + offset, expected));
     match part {
         "" => return invalid(0, "a segment between two slashes"),
-        "." | ".." => return invalid(0, "a segment other than . and .., which no request has"),
+        "." | ".." => return invalid(0, "a segment other than . and .., which requests never have"),
         "**" => return Ok(Segment::Rest),
         _ => {}
     }
@@ -84,7 +84,7 @@ fn segment<'t>(part: &'t str, at: usize, names: &mut Vec<&'t str>) -> Result<Seg
             );
         }
         if names.contains(&name) {
-            return invalid(1, "a name that the path does not have yet");
+            return invalid(1, "a name that does not occur earlier in the path");
         }
         names.push(name);
         return Ok(Segment::One);
@@ -92,12 +92,13 @@ fn segment<'t>(part: &'t str, at: usize, names: &mut Vec<&'t str>) -> Result<Seg
     literal(part, at)
 }
 
-/// What a segment may have as it is (RFC 3986 §3.3), but for the two that mean something else to somebody.
+/// Returns whether a segment may contain `byte` unescaped: those of RFC 3986 §3.3, without `*` and `;`, which have
+/// other meanings in templates or upstreams.
 fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()+,=:@".contains(&byte)
 }
 
-/// What means something in a URI (RFC 3986 §2.2).
+/// The reserved characters of URIs (RFC 3986 §2.2).
 const RESERVED: &[u8] = b":/?#[]@!$&'()*+,;=";
 
 fn literal(part: &str, at: usize) -> Result<Segment, Invalid> {
@@ -121,7 +122,7 @@ fn literal(part: &str, at: usize) -> Result<Segment, Invalid> {
             b'{' | b'}' => "{name} as a whole segment",
             b';' => "%3B, because ; begins a parameter",
             b'?' | b'#' => "a path without query and fragment",
-            _ => "a character of a path",
+            _ => "a character that paths may have",
         };
         return Err(Invalid::new(WHAT, at + offset, expected));
     }
@@ -129,7 +130,7 @@ fn literal(part: &str, at: usize) -> Result<Segment, Invalid> {
     let path = format!("/{part}");
     match Path::read(path.as_bytes(), keep) {
         Ok(read) => Ok(Segment::Literal(read.segments().flatten().copied().collect())),
-        Err(_) => Err(Invalid::new(WHAT, at, "a segment that hides no dots and no empty segment")),
+        Err(_) => Err(Invalid::new(WHAT, at, "a segment without encoded dots or empty segments")),
     }
 }
 
@@ -149,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn templates_are_read_and_shown() {
+    fn templates_are_parsed_and_shown() {
         for (text, shown) in [
             ("/", "/"),
             ("/**", "/**"),
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_template_is_named_by_its_position_and_what_is_expected() {
+    fn an_invalid_template_is_rejected_with_its_position_and_what_is_expected() {
         for (text, at, expected) in [
             ("", 1, "begins with /"),
             ("a", 1, "begins with /"),
@@ -190,23 +191,23 @@ mod tests {
             ("/{1a}", 3, "a name"),
             ("/{a-b}", 3, "a name"),
             (&format!("/{{{}}}", "a".repeat(33)), 3, "a name"),
-            ("/{a}/{a}", 7, "does not have yet"),
+            ("/{a}/{a}", 7, "does not occur earlier"),
             ("/a{b}", 3, "{name} as a whole"),
             ("/{a}b", 2, "{name} as a whole"),
             ("/a;b", 3, "%3B"),
             ("/a?b", 3, "without query"),
             ("/a#b", 3, "without query"),
-            ("/a b", 3, "a character of a path"),
-            ("/é", 2, "a character of a path"),
-            ("/a\\b", 3, "a character of a path"),
+            ("/a b", 3, "a character that paths may have"),
+            ("/é", 2, "a character that paths may have"),
+            ("/a\\b", 3, "a character that paths may have"),
             ("/a%3ab", 3, "two digits in capitals"),
             ("/a%3", 3, "two digits in capitals"),
             ("/a%zz", 3, "two digits in capitals"),
             ("/%41", 2, "the character itself"),
             ("/%20", 2, "the character itself"),
-            ("/a%2F..", 2, "hides no dots"),
-            ("/%2Fa", 2, "hides no dots"),
-            ("/..%3Ba", 2, "hides no dots"),
+            ("/a%2F..", 2, "without encoded dots"),
+            ("/%2Fa", 2, "without encoded dots"),
+            ("/..%3Ba", 2, "without encoded dots"),
             (&format!("/{}", "a".repeat(1024)), 1025, "at most 1024"),
         ] {
             let error = PathTemplate::parse(text).unwrap_err();
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_escapes_of_plain_characters_make_no_other_shape() {
+    fn templates_that_differ_in_names_or_escapes_have_the_same_shape() {
         let same = |a, b| PathTemplate::parse(a).unwrap().is_same(&PathTemplate::parse(b).unwrap());
         assert!(same("/a/{x}", "/a/{y}") && same("/a", "/a/") && same("/x:y", "/x%3Ay"));
         assert!(!same("/a/{x}", "/a/x") && !same("/a", "/a/**") && !same("/a", "/A"));
