@@ -299,9 +299,8 @@ pub struct AuditFilter {
 /// A database of tenants and keys, with the operations that commands and `manage` need.
 ///
 /// Every method fails with [`StoreError::Unavailable`] if the database is unavailable. "Not found" is `None` or an
-/// empty
-/// list, never an error. A method that calls a closure of its caller (`change`, `check`, `plan`) returns the error of
-/// that closure, and changes nothing then.
+/// empty list, never an error. A method that calls a closure of its caller (`change`, `check`, `plan`) returns the
+/// error of that closure, and changes nothing then.
 #[async_trait]
 pub trait Management: AdminSessions + Overview {
     /// Returns the same store with the same connections, whose changes have another author.

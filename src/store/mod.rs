@@ -101,8 +101,7 @@ pub enum StoreError {
     #[error("{0}")]
     Unavailable(String),
     /// The database cannot be used: it is a standby, a different database, or behind a transaction pooler. The text
-    /// says
-    /// which.
+    /// says which.
     #[error("{0}")]
     WrongDatabase(String),
 }
@@ -192,8 +191,7 @@ fn day_of(number: i64) -> String {
 /// A database of tenants and keys, with the operations that a server needs. Commands need more: [`Management`].
 ///
 /// Every method fails with [`StoreError::Unavailable`] if the database is unavailable. "Not found" is `None` or an
-/// empty
-/// list, never an error.
+/// empty list, never an error.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// The kind of the database for display: `postgres` or `sqlite`.
@@ -215,8 +213,7 @@ pub trait Store: Send + Sync {
     async fn migrate(&self) -> Result<Vec<i64>, StoreError>;
 
     /// Deletes rows of the change log that are older than `keep`, and returns their number. A replica that has not
-    /// polled
-    /// for that long loads everything again.
+    /// polled for that long loads everything again.
     async fn prune_changes(&self, keep: Duration) -> Result<u64, StoreError>;
 
     /// Records up to which change a server has applied the change log.
@@ -226,8 +223,7 @@ pub trait Store: Send + Sync {
     async fn retract(&self, id: Uuid) -> Result<(), StoreError>;
 
     /// Moves `last_used_at` of these keys forward, never back. On Postgres, never past the clock of the database.
-    /// Returns
-    /// the keys that no server had used before.
+    /// Returns the keys that no server had used before.
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError>;
 
     /// Writes memos into their rows, unless the hash in the row has changed.
@@ -357,8 +353,7 @@ pub trait Session: Send {
     async fn changes(&mut self) -> Result<Changes, StoreError>;
 
     /// Whether the database still has the newest change that an earlier load or poll saw ([`Look::newest_change`]). If
-    /// not,
-    /// the database was set back: by a failover to a standby that was behind, or by a restored backup.
+    /// not, the database was set back: by a failover to a standby that was behind, or by a restored backup.
     async fn has(&mut self, known: &Look) -> Result<bool, StoreError>;
 }
 

@@ -14,22 +14,22 @@ use crate::stats::{Counter, Histogram};
 /// Counts of requests and connections.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Requests by route, method and status. A route is a path with names for its parts: never a tenant or a key.
+    /// Requests by route, method and status. A route is the pattern of a path, which contains no tenant and no key.
     requests: Mutex<BTreeMap<Counted, u64>>,
-    /// How long they took.
+    /// The durations of requests.
     pub latency: Histogram,
-    /// Connections that came when all were taken.
+    /// Connections that arrived when the limit was reached.
     pub crowded: Counter,
     /// TLS handshakes that failed.
     pub handshakes: Counter,
 }
 
-/// What is counted together.
+/// The requests that share one count.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Counted {
-    /// The route, such as `/v1/tenants/{ref}`; `other` if there is none for the path.
+    /// The route, such as `/v1/tenants/{reference}`; `other` if no route matches the path.
     pub route: Arc<str>,
-    /// The method; `other` for one that no route has.
+    /// The method; `other` for a method that no route has.
     pub method: &'static str,
     /// The status.
     pub status: u16,
@@ -59,7 +59,7 @@ pub(super) async fn counted(State(stats): State<Arc<Stats>>, request: Request, n
     response
 }
 
-/// Anybody can make up methods: those that no route has are counted as one.
+/// Returns the name of a method. Clients can invent methods: all that no route has are counted as `other`.
 fn name(method: &Method) -> &'static str {
     let known = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
     let names = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];

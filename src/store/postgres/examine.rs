@@ -1,8 +1,7 @@
 //! Examines a Postgres database for `doctor`.
 //!
 //! Each check is one statement that changes nothing, over an ordinary connection with the privileges of the role
-//! itself.
-//! [`schema_check`] examines triggers and functions, [`privileges`] the role, and [`moved`] data that came from
+//! itself. [`schema_check`] examines triggers and functions, [`privileges`] the role, and [`moved`] data that came from
 //! elsewhere.
 
 use sqlx::postgres::PgConnection;

@@ -3,11 +3,10 @@
 //! It LISTENs and polls on the same backend, so every response to a poll also proves that the listener works.
 //!
 //! Polls compare snapshots (`pg_current_snapshot`): a row of the change log is new exactly if its transaction is
-//! visible
-//! now, was not visible at the last poll, and its id is below those of future transactions. The last condition excludes
-//! rows that a restore brought from another cluster. This misses no transaction, however late it commits, and does not
-//! depend on the order of commits. The same statement reads the changed rows, so under READ COMMITTED all are from the
-//! same instant.
+//! visible now, was not visible at the last poll, and its id is below those of future transactions. The last condition
+//! excludes rows that a restore brought from another cluster. This misses no transaction, however late it commits, and
+//! does not depend on the order of commits. The same statement reads the changed rows, so under READ COMMITTED all are
+//! from the same instant.
 //! <https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT>
 
 use std::sync::Arc;

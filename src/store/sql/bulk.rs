@@ -1,10 +1,9 @@
 //! Imports and reads many rows.
 //!
 //! An import writes a batch with one statement, in one transaction with its row of the audit log. Reading is by page,
-//! in
-//! the order of ids, so that no statement and no snapshot lives as long as a client takes to read a million rows. The
-//! statement of a page contains only the conditions that are used, so that its plan can start at the right place of an
-//! index.
+//! in the order of ids, so that no statement and no snapshot lives as long as a client takes to read a million rows.
+//! The statement of a page contains only the conditions that are used, so that its plan can start at the right place of
+//! an index.
 
 use uuid::Uuid;
 

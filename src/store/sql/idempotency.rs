@@ -2,8 +2,7 @@
 //!
 //! An attempt claims its key in a separate transaction, so that another attempt sees that it is running. The answer is
 //! stored in the transaction of the change. An attempt that took too long and lost its claim therefore cannot commit
-//! its
-//! change after another attempt has.
+//! its change after another attempt has.
 
 use uuid::Uuid;
 

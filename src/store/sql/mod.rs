@@ -1,8 +1,7 @@
 //! The SQL that both databases share: tenants, keys, plans, routes, the audit log and reports.
 //!
 //! A [`SqlStore`] adds what differs: connecting, schemas of tenants, locks, migrations. Parameters are `$1`, `$2` and
-//! so
-//! on in both databases; the few expressions that differ are in [`Dialect`].
+//! so on in both databases; the few expressions that differ are in [`Dialect`].
 //!
 //! A store keeps one or a few connections for management, for as long as the store lives.
 
