@@ -49,7 +49,7 @@ pub struct Readiness {
 }
 
 impl Health {
-    /// The health of a server on this replica.
+    /// Creates the health of a server with this replica.
     #[must_use]
     pub fn new(
         replica: Replica,

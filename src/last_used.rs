@@ -27,7 +27,7 @@ pub type LastUsed = BatchWriter<Uses>;
 pub struct Uses(Mutex<Vec<Arc<Entry>>>);
 
 impl LastUsed {
-    /// Without any use yet.
+    /// Creates a writer without uses.
     #[must_use]
     pub fn new(schedule: Schedule) -> Self {
         Self::of(Uses::default(), schedule)
@@ -82,7 +82,7 @@ impl Buffer for Uses {
     }
 }
 
-/// Logs each key that no server had ever used before, once over all servers.
+/// Logs the first use of each key. Of all servers, only one logs it.
 fn log_first_uses(batch: &[Arc<Entry>], first: &[KeyId]) {
     let first: HashSet<_> = first.iter().collect();
     let mut logged = HashSet::new();

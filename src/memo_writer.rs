@@ -32,7 +32,7 @@ pub struct Memos {
 }
 
 impl MemoWriter {
-    /// Creates memos with the first of these peppers; without peppers there are none.
+    /// Creates a writer whose memos use the first of these peppers. Without peppers it creates no memos.
     #[must_use]
     pub fn new(peppers: Peppers, schedule: Schedule) -> Self {
         Self::of(Memos { peppers, waiting: Mutex::default() }, schedule)

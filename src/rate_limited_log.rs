@@ -25,7 +25,7 @@ impl RateLimitedLog {
         Self { clock, lines, second: AtomicU64::new(u64::MAX), events: AtomicU64::new(0) }
     }
 
-    /// Calls `write` unless this second had its lines, with the number of lines left out before.
+    /// Calls `write` with the number of lines left out before, unless this second already had its lines.
     pub fn write(&self, write: impl FnOnce(u64)) {
         let now = self.clock.uptime().as_secs();
         let left_out = if self.second.swap(now, Relaxed) == now {
@@ -53,7 +53,7 @@ mod tests {
     use crate::clock::ManualClock;
 
     #[test]
-    fn a_flood_of_events_is_not_a_flood_of_lines_and_none_is_forgotten() {
+    fn a_flood_of_events_writes_few_lines_and_the_next_line_counts_the_others() {
         let clock = Arc::new(ManualClock::default());
         let log = RateLimitedLog::new(Arc::<ManualClock>::clone(&clock), 50);
         let mut written = Vec::new();

@@ -167,7 +167,7 @@ impl Tally {
         }
     }
 
-    /// Leaves nothing to write.
+    /// Takes the requests, so that none remain to be written.
     fn take(&mut self) -> Self {
         let taken = *self;
         self.requests = 0;

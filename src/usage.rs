@@ -1,8 +1,8 @@
 //! Counts requests by day, key and reason.
 //!
-//! Every decision adds one to a count ([`Usage::count`]): that of its key if the caller has proven to hold one, else
-//! that of no key ([`NOBODY`]). The counts are added to the table `tenantgate_usage` every half minute and when the
-//! server stops. `tenantgate report usage` reads it. A crash loses what was counted since the last flush.
+//! Every decision increments a count ([`Usage::count`]): that of the proven key, or that of [`NOBODY`] without one. The
+//! counts are added to the table `tenantgate_usage` every half minute and when the server stops. `tenantgate report
+//! usage` reads it. A crash loses what was counted since the last flush.
 //!
 //! Each of the first eight threads has a map of its own behind a lock of its own, on cache lines of its own. Only the
 //! flush ever competes for that lock, for the time that it takes to swap an empty map in. The alternative, an atomic
@@ -51,7 +51,7 @@ pub struct Counts {
 #[repr(align(128))]
 struct Stripe(Mutex<HashMap<Slot, u64>>);
 
-/// What is counted together.
+/// The requests that share one count.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Slot {
     day: i64,
@@ -73,7 +73,7 @@ impl Hash for Slot {
 }
 
 impl Usage {
-    /// Without any request yet.
+    /// Creates an empty counter.
     #[must_use]
     pub fn new(schedule: Schedule) -> Self {
         Self::of(Counts::default(), schedule)
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn each_decision_counts_under_its_reason_and_the_key_that_was_proven() {
+    fn each_decision_is_counted_under_its_reason_and_the_proven_key() {
         let (counts, key) = (Counts::default(), key());
         let tenant = Tenant {
             id: key.tenant_id,

@@ -1,10 +1,10 @@
--- Functions and triggers. `tenantgate migrate` runs this file after each migration, and again whenever the database
--- differs from it (a restore without rights, a renamed schema, a trigger that was dropped). It may be run again at
--- any time, with the schema of the tables first in search_path.
+-- Functions and triggers. `tenantgate migrate` runs this file after each migration, and whenever the database differs
+-- from it (after a restore without privileges, a renamed schema, a dropped trigger). It may be run again at any time,
+-- with the schema of the tables first in search_path.
 
 -- Rows of keys and tenants -------------------------------------------------------------------------------------
 --
--- These run with the rights of their owner, so that a role that may change a key needs no right to the log.
+-- These run with the privileges of their owner, so that a role that may change a key needs none on the log.
 
 CREATE OR REPLACE FUNCTION tenantgate_key_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $body$
 BEGIN
@@ -62,8 +62,8 @@ END $body$;
 
 -- The change log -----------------------------------------------------------------------------------------------
 
--- Deletes what every later snapshot has seen, and records that in the floor. Of two that prune at once the second
--- leaves it to the first.
+-- Deletes old rows that every later snapshot sees, and records the newest of their transactions in the floor. If two
+-- sessions prune at the same time, the second does nothing.
 CREATE OR REPLACE FUNCTION tenantgate_prune(keep interval) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER AS $body$
 DECLARE
     pruned bigint := 0;
@@ -80,8 +80,8 @@ BEGIN
     RETURN pruned;
 END $body$;
 
--- Removes what a restore brought from a cluster whose transactions were numbered higher: rows that are visible, and
--- of a transaction that has not been yet. They never count as changes; this keeps them from coming of age.
+-- Removes rows that a restore brought from a cluster with higher transaction ids: they are visible, but their
+-- transaction ids are in the future. Replicas ignore them now, but would not once this cluster reaches those ids.
 CREATE OR REPLACE FUNCTION tenantgate_settle() RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER AS $body$
 DECLARE
     removed bigint;
@@ -94,7 +94,7 @@ BEGIN
     RETURN removed;
 END $body$;
 
--- Logs a change of nothing, so that every server polls and records that it has.
+-- Writes a mark into the log, so that every server polls, and then records that it has.
 CREATE OR REPLACE FUNCTION tenantgate_mark() RETURNS xid8 LANGUAGE plpgsql SECURITY DEFINER AS $body$
 BEGIN
     INSERT INTO tenantgate_change (key_prefix) VALUES ('');
@@ -104,8 +104,8 @@ END $body$;
 
 -- Usage --------------------------------------------------------------------------------------------------------
 --
--- Servers add to it by this function alone, which makes the partition of a month when it is needed, and that of the
--- next month ahead. A day after tomorrow is that of a clock that is wrong.
+-- Servers add to it only through this function, which creates the partition of a month when it is needed, and that of
+-- the next month in advance. A day after tomorrow comes from a wrong clock, and is counted as tomorrow.
 CREATE OR REPLACE FUNCTION tenantgate_add_usage(days date[], keys uuid[], reasons text[], counts bigint[])
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $body$
 DECLARE
@@ -135,8 +135,8 @@ BEGIN
     ON CONFLICT (day, key_id, reason) DO UPDATE SET requests = tenantgate_usage.requests + excluded.requests;
 END $body$;
 
--- Drops the months that ended longer ago, and deletes the days of the month in which that is. Never the last day: who
--- may call this may not delete what was just counted.
+-- Deletes the days that ended longer than `keep` ago: drops whole months, and deletes the remaining days. The last day
+-- always stays, so that a role that may call this cannot delete what was just counted.
 CREATE OR REPLACE FUNCTION tenantgate_prune_usage(keep interval) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $body$
 DECLARE
     oldest date := ((now() AT TIME ZONE 'UTC') - GREATEST(keep, interval '1 day'))::date;
@@ -171,10 +171,9 @@ END $body$;
 
 -- Logical replication ------------------------------------------------------------------------------------------
 --
--- Fires for replicated rows alone. The change log of a subscriber is its own: the triggers of the two tables write
--- it while their rows are applied. So replicated rows of the log, and of what servers write, are discarded. So
--- are management keys: each database has its own, and a key of one region opens no other. The identity is the
--- publisher's.
+-- Fires only for replicated rows. A subscriber has its own change log, which the triggers of its tables write when rows
+-- are applied. Replicated rows of the log, and of tables that servers write, are therefore discarded. So are management
+-- keys: each database has its own, and a key of one region is not valid in another. The identity is the publisher's.
 
 CREATE OR REPLACE FUNCTION tenantgate_replicated() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $body$
 BEGIN
@@ -208,8 +207,8 @@ BEGIN
     RETURN new;
 END $body$;
 
--- Each function looks names up in the schema of the tables alone, whatever the session's search_path is, and is not
--- everybody's to call. Triggers need no right to their function.
+-- Each function finds only the tables in this schema, whatever the search_path of the session is, and cannot be called
+-- by every role. Triggers need no privilege on their function.
 DO $do$
 DECLARE
     ours text;
@@ -232,7 +231,7 @@ CREATE TRIGGER tenantgate_key_came_or_went AFTER INSERT OR DELETE ON api_keys
     FOR EACH ROW EXECUTE FUNCTION tenantgate_key_changed();
 ALTER TABLE api_keys ENABLE ALWAYS TRIGGER tenantgate_key_came_or_went;
 
--- Only what a decision needs: last_used_at, names and labels change without a row in the log.
+-- Only columns that a decision needs: changes of last_used_at, names and labels are not logged.
 DROP TRIGGER IF EXISTS tenantgate_key_updated ON api_keys;
 CREATE TRIGGER tenantgate_key_updated AFTER UPDATE ON api_keys FOR EACH ROW
     WHEN ((old.id, old.tenant_id, old.key_prefix, old.hashed_key, old.expires_at, old.revoked_at, old.key_memo,

@@ -1,5 +1,4 @@
--- Triggers. They are made after each migration, and again by `tenantgate migrate` whenever the database differs from
--- this file.
+-- Triggers. `tenantgate migrate` runs this file after each migration, and whenever the database differs from it.
 
 DROP TRIGGER IF EXISTS tenantgate_key_inserted;
 CREATE TRIGGER tenantgate_key_inserted AFTER INSERT ON api_keys BEGIN
@@ -9,7 +8,7 @@ DROP TRIGGER IF EXISTS tenantgate_key_deleted;
 CREATE TRIGGER tenantgate_key_deleted AFTER DELETE ON api_keys BEGIN
     INSERT INTO tenantgate_change (key_prefix) VALUES (old.key_prefix);
 END;
--- Only what a decision needs: last_used_at, names and labels change without a row in the log.
+-- Only columns that a decision needs: changes of last_used_at, names and labels are not logged.
 DROP TRIGGER IF EXISTS tenantgate_key_updated;
 CREATE TRIGGER tenantgate_key_updated
 AFTER UPDATE OF id, tenant_id, key_prefix, hashed_key, expires_at, revoked_at, key_memo, disabled_at, not_before, scopes,
@@ -60,8 +59,8 @@ CREATE TRIGGER tenantgate_route_updated AFTER UPDATE ON tenantgate_route BEGIN
     INSERT INTO tenantgate_change (route_id) SELECT new.id WHERE new.id <> old.id;
 END;
 
--- REPLACE deletes the rows it conflicts with, and fires no trigger for them (recursive_triggers is a setting of
--- each connection, and off). So the rows that are about to be deleted are logged before.
+-- REPLACE deletes the rows that it conflicts with, without firing their triggers, unless the connection has set
+-- recursive_triggers. Rows that are about to be deleted are therefore logged before.
 -- <https://www.sqlite.org/lang_conflict.html>
 DROP TRIGGER IF EXISTS tenantgate_key_replaces;
 CREATE TRIGGER tenantgate_key_replaces BEFORE INSERT ON api_keys BEGIN
@@ -74,7 +73,7 @@ CREATE TRIGGER tenantgate_key_update_replaces BEFORE UPDATE OF id, key_prefix, h
         SELECT key_prefix FROM api_keys
         WHERE rowid <> old.rowid AND (id = new.id OR hashed_key = new.hashed_key);
 END;
--- The keys of a replaced tenant are deleted with it, also without a trigger.
+-- The keys of a replaced tenant are deleted with it, also without firing a trigger.
 DROP TRIGGER IF EXISTS tenantgate_tenant_replaces;
 CREATE TRIGGER tenantgate_tenant_replaces BEFORE INSERT ON tenants BEGIN
     INSERT INTO tenantgate_change (key_prefix)
@@ -93,7 +92,7 @@ CREATE TRIGGER tenantgate_tenant_update_replaces BEFORE UPDATE OF id, db_schema_
         WHERE rowid <> old.rowid AND (id = new.id OR db_schema_name = new.db_schema_name);
 END;
 
--- A plan that is replaced has the same name, or is the target of the changed name.
+-- Plans need no such triggers: a replaced plan has the new name, which is logged anyway.
 DROP TRIGGER IF EXISTS tenantgate_route_replaces;
 CREATE TRIGGER tenantgate_route_replaces BEFORE INSERT ON tenantgate_route BEGIN
     INSERT INTO tenantgate_change (route_id) SELECT id FROM tenantgate_route WHERE name = new.name;
@@ -112,7 +111,7 @@ DROP TRIGGER IF EXISTS tenantgate_audit_log_not_deleted;
 CREATE TRIGGER tenantgate_audit_log_not_deleted BEFORE DELETE ON tenantgate_audit_log BEGIN
     SELECT RAISE(ABORT, 'DELETE of tenantgate_audit_log is refused, it is append-only');
 END;
--- REPLACE would delete the row it conflicts with, and fire no trigger for that.
+-- REPLACE would delete the row that it conflicts with without firing a trigger.
 DROP TRIGGER IF EXISTS tenantgate_audit_log_appended;
 CREATE TRIGGER tenantgate_audit_log_appended BEFORE INSERT ON tenantgate_audit_log
 WHEN new.seq IS NOT (SELECT coalesce(max(seq), 0) + 1 FROM tenantgate_audit_log) BEGIN

@@ -1,11 +1,11 @@
 //! Accepts connections and gives them to workers.
 //!
-//! A listener accepts a connection, checks whether there is room for it and whether the peer is allowed, and gives it
-//! to a worker. It goes on whatever happens to a single connection, also when the system has no file descriptor left
-//! for the next one.
+//! A listener accepts a connection, checks that the limit of connections is not reached, and gives the connection to a
+//! worker, which checks the peer. No failure of a single connection stops the listener, not even a lack of file
+//! descriptors.
 //!
-//! When the server stops, listeners go on accepting until the connections that are there have ended, and take what
-//! the kernel has already accepted before they close: a connection that the kernel resets is a lost request.
+//! When the server stops, listeners continue to accept until the open connections have ended. Before they close, they
+//! accept what is in the queue of the kernel, because a connection that the kernel resets is a lost request.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
@@ -44,11 +44,11 @@ pub struct Options {
     pub tls: Option<Tls>,
     /// The mode of Unix sockets. Owner and group by default: put Envoy into the group.
     pub unix_mode: u32,
-    /// The user ids that may connect to a Unix socket; empty for any that its mode admits.
+    /// The user ids that may connect to a Unix socket. Empty allows all users that the mode of the socket allows.
     pub unix_peers: Vec<u32>,
-    /// Connections at a time, over all listeners: each takes 50 KB and a file descriptor.
+    /// The maximum number of open connections of all listeners. Each takes 50 KB and a file descriptor.
     pub connections: u32,
-    /// Threads that serve them; 0 for one for each core.
+    /// The number of worker threads; 0 for one per core.
     pub workers: usize,
     /// Limits of each connection.
     pub limits: transport::Limits,
@@ -96,7 +96,7 @@ impl Listeners {
         Ok(Self(listeners))
     }
 
-    /// Accepts connections until `closing`, then those that the kernel has accepted already.
+    /// Accepts connections until `closing`, then those in the queue of the kernel.
     pub(super) async fn serve<U: Unary>(self, acceptor: Arc<Acceptor<U>>, closing: watch::Receiver<bool>) {
         let mut each = tokio::task::JoinSet::new();
         for listener in self.0 {
@@ -123,7 +123,8 @@ impl Listener {
 
     /// Returns the connections that are still in the queue of the kernel. Closes the listener.
     fn queued(self) -> Box<dyn Iterator<Item = Socket>> {
-        // Without the runtime, which may not know of the latest ones yet. The sockets do not block: tokio made them.
+        // Not through the runtime, which may not have noticed the latest ones yet. The sockets do not block, because
+        // tokio created them.
         match self {
             Self::Tcp(listener) => {
                 let listener = listener.into_std().ok();
@@ -145,7 +146,7 @@ impl Listener {
     }
 }
 
-/// Everything that is accepted until there is nothing left. A connection that the peer has closed already is skipped.
+/// Accepts until the queue is empty. Skips connections that the peer has closed already.
 fn all<T>(mut accept: impl FnMut() -> Option<io::Result<T>>) -> impl Iterator<Item = T> {
     std::iter::from_fn(move || {
         loop {
@@ -158,13 +159,13 @@ fn all<T>(mut accept: impl FnMut() -> Option<io::Result<T>>) -> impl Iterator<It
     })
 }
 
-/// Whether a failure to accept a connection says nothing about the next one: the peer closed it before.
+/// Whether a failure to accept concerns only this connection, because its peer closed it.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
-/// Admits connections, from all listeners.
+/// Accepts the connections of all listeners, up to the limit, and gives them to workers.
 pub(super) struct Acceptor<U> {
     services: Arc<Services<U>>,
     workers: WorkerPool,
@@ -248,7 +249,8 @@ impl<U: Unary> Acceptor<U> {
         });
     }
 
-    /// Without a file descriptor or memory the next connection fails, too, until another one ends.
+    /// Logs a failure to accept and pauses: without a file descriptor or memory, accepting fails until another
+    /// connection ends.
     async fn recover_from(&self, error: &io::Error) {
         if is_of_one_connection(error) {
             return;
@@ -260,7 +262,7 @@ impl<U: Unary> Acceptor<U> {
         sleep(Duration::from_millis(50)).await;
     }
 
-    /// Runs on a worker.
+    /// Serves a connection. Runs on a worker.
     async fn handle(self: &Arc<Self>, socket: Socket) {
         match socket {
             Socket::Tcp(stream, peer) => {

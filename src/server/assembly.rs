@@ -41,18 +41,19 @@ use crate::usage::Usage;
 use crate::verify::Verifier;
 use crate::verify::memo::Keyring;
 
-// An orderly stop is over within 10 s.
+// With these limits, an orderly stop takes at most 10 s.
 
-/// How long requests are still served as usual after health says `NOT_SERVING`, for clients that have not noticed yet.
+/// How long requests are still served as usual after health reports `NOT_SERVING`, for clients that have not noticed
+/// yet.
 const QUIET_WITHIN: Duration = Duration::from_millis(2_500);
 
-/// How long no request must have come for the clients to have noticed.
+/// If no request arrives for this long, the clients have noticed.
 const QUIET: Duration = Duration::from_millis(250);
 
-/// How long connections may take to end, with the time for the clients to notice.
+/// How long connections may take to end, including the time for the clients to notice.
 const DRAIN_WITHIN: Duration = Duration::from_millis(6_500);
 
-/// How long those may take that the kernel had accepted before the listeners were closed.
+/// How long connections may take to end that the kernel had accepted before the listeners were closed.
 const LAST_WITHIN: Duration = Duration::from_millis(300);
 
 /// How long the last writes to the database may take.
@@ -258,7 +259,7 @@ impl Assembly {
         self.health.report(&self.reporter).await;
         let drained_by = Instant::now() + DRAIN_WITHIN;
         self.serve_until_quiet(&endpoints).await;
-        // New connections are still accepted, and get a GOAWAY at once: what they send meanwhile is answered.
+        // New connections are still accepted, and get a GOAWAY at once. Requests that they send meanwhile are answered.
         stop.send_replace(true);
         let drained = timeout_at(drained_by, endpoints.acceptor.idle()).await;
         endpoints.close_listeners().await;

@@ -23,7 +23,7 @@ use crate::ext_authz::proto::DESCRIPTORS;
 use crate::ext_authz::service::SERVICE_NAME;
 use crate::health::Health;
 
-/// Health, and reflection if it is enabled.
+/// Creates the routes of health, and of reflection if it is enabled.
 pub(super) fn routes(
     health: Health,
     reporter: &HealthReporter,

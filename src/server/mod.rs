@@ -1,8 +1,8 @@
 //! Starts the server and stops it.
 //!
 //! Listeners are bound first, so that a port in use is reported at once, and Envoy gets answers before the database is
-//! loaded. Then the parts start. The stop has the opposite order: report `NOT_SERVING`, answer remaining requests, end
-//! the connections, flush all buffers.
+//! loaded. Then the parts start. The server stops in the opposite order: it reports `NOT_SERVING`, answers remaining
+//! requests, ends the connections and flushes all buffers.
 
 mod acceptor;
 mod assembly;
@@ -50,7 +50,7 @@ pub struct Settings {
     pub store: Arc<dyn Store>,
     /// How requests are read and answered.
     pub ext_authz: ServiceOptions,
-    /// How they are decided.
+    /// How requests are decided.
     pub gate: gate::Options,
     /// How keys are verified.
     pub verify: verify::Options,
@@ -105,7 +105,7 @@ impl Settings {
     }
 }
 
-/// Why the server ended without being told to.
+/// Why the server did not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// An address cannot be bound.
@@ -165,7 +165,7 @@ struct Endpoints {
     acceptor: Arc<Acceptor<AuthorizationService>>,
     grpc: JoinHandle<()>,
     closing: watch::Sender<bool>,
-    /// Stays open to the end, so that operators can watch the stop.
+    /// Stays open until the end, so that operators can observe the stop.
     ops: JoinHandle<io::Result<()>>,
 }
 
@@ -187,7 +187,7 @@ impl Endpoints {
         Ok(Self { acceptor, grpc, closing, ops: tokio::spawn(async move { ops.await }) })
     }
 
-    /// Closes the gRPC listeners after they have accepted the connections that the kernel had accepted.
+    /// Closes the gRPC listeners after they have accepted the connections in the queue of the kernel.
     async fn close_listeners(&mut self) {
         self.closing.send_replace(true);
         if !self.grpc.is_finished() {

@@ -41,7 +41,7 @@ pub struct TlsFiles {
     pub protocol: Protocol,
 }
 
-/// What is spoken over TLS, and offered by ALPN (RFC 7301).
+/// The protocol over TLS, which is also offered by ALPN (RFC 7301).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Protocol {
     /// HTTP/2, for Checks.
@@ -60,7 +60,7 @@ impl Protocol {
     }
 }
 
-/// What is wrong with the files.
+/// Why the certificate files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
@@ -108,7 +108,7 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// Why the client is not admitted.
+    /// The client is not admitted; the error says why.
     pub(super) async fn accept(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, NotAdmitted> {
         let mut first = [0];
         let Ok(1..) = stream.peek(&mut first).await else { return Err(NotAdmitted::Probe) };
@@ -178,11 +178,11 @@ const HANDSHAKE: u8 = 0x16;
 pub(super) enum NotAdmitted {
     /// It closed the connection without a byte, as the probes of load balancers do.
     Probe,
-    /// The handshake failed, and what the library reports.
+    /// The handshake failed, or the client's certificate has no allowed name. The text is the error of the library.
     Failed(ConnectionFailure, Option<String>),
 }
 
-/// Why a handshake failed.
+/// Classifies the error of a handshake.
 fn failure(error: &io::Error) -> ConnectionFailure {
     use AlertDescription as Alert;
     use PeerIncompatible as Incompatible;

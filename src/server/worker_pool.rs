@@ -23,7 +23,7 @@ impl WorkerPool {
         (0..count.max(1)).map(Worker::start).collect::<io::Result<_>>().map(Self)
     }
 
-    /// Gives a future to the worker with the fewest.
+    /// Runs a future on the worker with the fewest running futures.
     pub(super) fn give(&self, work: impl Future<Output = ()> + Send + 'static) {
         let Some(worker) = self.0.iter().min_by_key(|worker| worker.busy.load(Relaxed)) else { return };
         let busy = Busy::one_more(&worker.busy);
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn work_goes_to_the_worker_with_the_least() {
+    async fn work_goes_to_the_worker_with_the_fewest_futures() {
         let workers = WorkerPool::start(3).unwrap();
         let (tell, mut told) = mpsc::channel(9);
         let mut going_on = Vec::new();

@@ -1,4 +1,5 @@
-//! Changes: on whose behalf they are made, what is checked of a row in the transaction, and what is kept of a request.
+//! The context of changes: their author, the checks of a row inside the transaction, and the stored answer to a
+//! request.
 
 use std::sync::Arc;
 
@@ -13,34 +14,34 @@ use crate::record::KeyDetails;
 use crate::route::RouteRow;
 use crate::tenant::Tenant;
 
-/// On whose behalf a store changes rows. The default is the program itself.
+/// The author of changes, and the request that they belong to. The default author is the program itself.
 #[derive(Clone, Default)]
 pub struct Behalf {
-    /// Who makes the changes.
+    /// The author.
     pub author: Author,
-    /// What is kept of the request that makes the change, if it may be sent again.
+    /// How the answer to the request is made, and stored if the request may be sent again.
     pub receipt: Option<Receipt>,
 }
 
 impl Behalf {
-    /// Changes of this author, of which no answer is kept.
+    /// Changes by this author, whose answers are not stored.
     #[must_use]
     pub fn of(author: Author) -> Self {
         Self { author, receipt: None }
     }
 }
 
-/// The answer to a request, which is made in the transaction that makes the change. With an Idempotency-Key it is kept
-/// there: either both are in the database, or neither.
+/// Makes the answer to a request inside the transaction of the change. If the request has an Idempotency-Key, the same
+/// transaction stores the answer, so that the database has both the change and the answer, or neither.
 #[derive(Clone)]
 pub struct Receipt {
-    /// The attempt that claimed the key: see [`super::Management::claim`]. `None` without a key.
+    /// The attempt that claimed the Idempotency-Key: see [`super::Management::claim`]. `None` if the request has none.
     pub attempt: Option<Uuid>,
-    /// What is kept, as JSON without a secret; `None` if this transaction is not the last one of the request.
+    /// Returns the answer as JSON without a secret; `None` if this transaction is not the last one of the request.
     pub answer: Arc<dyn Fn(Changed<'_>) -> Option<String> + Send + Sync>,
 }
 
-/// What a transaction has changed.
+/// The changed objects of a transaction.
 #[derive(Clone, Copy, Debug)]
 pub enum Changed<'a> {
     /// This tenant was created or changed.
@@ -59,7 +60,7 @@ pub enum Changed<'a> {
     AdminKey(&'a AdminKey),
 }
 
-/// A request that may be sent again, under a key that its client has chosen.
+/// A request with an Idempotency-Key, which may be sent again.
 #[derive(Clone, Debug)]
 pub struct Claim {
     /// The management key of the client.
@@ -76,40 +77,40 @@ pub struct Claim {
     pub pepper: Option<String>,
     /// When the attempt starts.
     pub at: Timestamp,
-    /// An attempt that has started before this instant and has no answer counts as dead.
+    /// An attempt that started before this instant and has no answer counts as dead.
     pub dead_before: Timestamp,
-    /// An attempt that has started before this instant is forgotten.
+    /// An attempt that started before this instant is deleted.
     pub forgotten_before: Timestamp,
 }
 
-/// What becomes of a [`Claim`].
+/// The result of a [`Claim`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Claimed {
-    /// The request is the first one: it must be done.
+    /// This request is the first one, and must be performed.
     First,
-    /// The first one is still running.
+    /// The first request is still running.
     Running,
-    /// The first one had another body.
+    /// The first request had another body.
     OtherBody,
-    /// The first one was done.
+    /// The first request was performed.
     Done {
         /// Its attempt.
         attempt: Uuid,
         /// The id of the pepper that its secrets were derived from.
         pepper: Option<String>,
-        /// What was kept of its answer.
+        /// Its stored answer.
         answer: String,
     },
 }
 
-/// Why a change is not made.
+/// Why a change is not performed.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Stop {
-    /// To the author there is no such row.
+    /// The row does not exist, or the author may not see it.
     Missing,
-    /// The row is not as its author expects it.
+    /// The row is not in the version that the author expects.
     Stale,
-    /// Another reason, for people.
+    /// Another reason, for display.
     Refused(String),
 }
 
@@ -129,10 +130,10 @@ impl From<Stop> for StoreError {
     }
 }
 
-/// Judges a row while other sessions cannot change it.
+/// Checks a row while other sessions cannot change it.
 pub type Check<'c, T> = &'c (dyn Fn(&T) -> Result<(), Stop> + Sync);
 
-/// Changes a row while other sessions cannot change it. Every such error becomes one of [`StoreError`].
+/// Changes a row while other sessions cannot change it. The caller gets a [`Stop`] as the matching [`StoreError`].
 pub(super) type Make<'c, T> = &'c (dyn Fn(&mut T) -> Result<(), Stop> + Sync);
 
 /// A change of a key.
@@ -147,5 +148,5 @@ pub type PlanChange<'c> = Make<'c, PlanRow>;
 /// A change of a management key.
 pub type AdminKeyChange<'c> = Make<'c, AdminKey>;
 
-/// What is to be changed of the table of routes as it is.
+/// Computes a change of the table of routes from the current table.
 pub type RoutesPlan<'c> = &'c (dyn Fn(&[RouteRow]) -> Result<RoutesChange, Stop> + Sync);

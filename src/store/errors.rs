@@ -1,7 +1,7 @@
-//! Sorts the errors of both databases.
+//! Classifies the errors of both databases.
 //!
-//! Some pass (the database is not there, or busy), others stay (it refuses). The text is one line and never contains
-//! the address, which contains the password.
+//! Some are temporary (the database is down or busy), others permanent (it rejects the request). The text is one line
+//! and never contains the address, which contains the password.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use super::{CONNECT_TIMEOUT, StoreError};
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         let error = match error {
-            // One of ours that had to pass through the driver.
+            // An error of this program that was passed through the driver.
             sqlx::Error::Configuration(inner) => match inner.downcast::<Self>() {
                 Ok(ours) => return *ours,
                 Err(other) => sqlx::Error::Configuration(other),
@@ -22,7 +22,7 @@ impl From<sqlx::Error> for StoreError {
         };
         match error.as_database_error() {
             None if is_unreadable(&error) => {
-                Self::Refused(format!("a value is not as expected: {}", first_line(&error)))
+                Self::Refused(format!("a column has an unexpected type: {}", first_line(&error)))
             }
             None => Self::Unavailable(unanswered(&error)),
             Some(said) if said.code().is_some_and(|code| code.starts_with("28")) => {
@@ -51,7 +51,7 @@ impl From<MigrateError> for StoreError {
 }
 
 impl StoreError {
-    /// A connection that changes backends.
+    /// The error for a connection that changes backends.
     pub(super) fn pooler() -> Self {
         Self::WrongDatabase(
             "the connection moved to another backend: connect to the database itself, or to a pooler in session mode, \
@@ -60,7 +60,7 @@ impl StoreError {
     }
 }
 
-/// A column of another type than we read: asking again will not help.
+/// Whether a column has another type than expected. A retry would fail again.
 fn is_unreadable(error: &sqlx::Error) -> bool {
     use sqlx::Error::{ColumnDecode, ColumnIndexOutOfBounds, ColumnNotFound, Decode, TypeNotFound};
     matches!(
@@ -73,18 +73,18 @@ fn is_unreadable(error: &sqlx::Error) -> bool {
     )
 }
 
-/// Another session holds a lock: of Postgres, or of the SQLite file.
+/// Whether another session holds a lock: in Postgres, or on the SQLite file.
 fn is_locked(error: &dyn DatabaseError) -> bool {
     let code = error.code().unwrap_or_default();
     code == "55P03" || (code.len() < 5 && code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6)))
 }
 
-/// Prepared statements that exist twice, or not at all. Occurs only behind a transaction pooler.
+/// Whether a prepared statement exists twice, or not at all. Occurs only behind a transaction pooler.
 fn is_of_a_pooler(error: &dyn DatabaseError) -> bool {
     matches!(error.code().as_deref(), Some("42P05" | "26000"))
 }
 
-/// Whether trying again later may help.
+/// Whether a later retry may succeed.
 fn passes(error: &dyn DatabaseError) -> bool {
     /// Classes of SQLSTATE: connection, wrong state, database, rollback, resources, operator, system,
     /// busy. <https://www.postgresql.org/docs/current/errcodes-appendix.html>

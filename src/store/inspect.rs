@@ -1,7 +1,6 @@
-//! The trait of databases that `explain` and `doctor` can examine.
+//! The trait for databases that `explain` and `doctor` can examine.
 //!
-//! Beside [`Management`], for the commands that explain and examine: a single row as
-//! a replica would have it, the database's own time, and what is wrong with it.
+//! It adds to [`Management`]: a single row as a replica reads it, the clock of the database, and a diagnosis.
 
 use async_trait::async_trait;
 
@@ -12,10 +11,10 @@ use crate::diagnostics::Finding;
 use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, Memo};
 
-/// A row of `api_keys` as a replica gets it, with its memo.
+/// A row of `api_keys` as a replica reads it, with its memo and its profile.
 pub type KeyRow = (KeyRecord, Option<Memo>, ProfileRow);
 
-/// The process whose database role is examined.
+/// The process whose database privileges are examined.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Purpose {
     /// `tenantgate serve`.
@@ -24,16 +23,16 @@ pub enum Purpose {
     Manage,
 }
 
-/// A database that can be looked into.
+/// A database that can be examined.
 #[async_trait]
 pub trait Inspect: Management {
-    /// The row of `api_keys` of this prefix as a replica gets it: its memo and its profile, too.
+    /// Returns the row of `api_keys` with this prefix, as a replica reads it.
     async fn key_row(&self, prefix: &str) -> Result<Option<KeyRow>, StoreError>;
 
-    /// What time the database says it is; nothing if it has no clock of its own.
+    /// Returns the time of the database; `None` if it has no clock.
     async fn time(&self) -> Result<Option<Timestamp>, StoreError>;
 
-    /// Examines everything that `serve` relies on, and the rights that a process for this purpose needs. Changes nothing.
-    /// Stops early where the rest could not be examined: with what is bad, then.
+    /// Examines everything that `serve` relies on, and the privileges that a process for this purpose needs. Changes
+    /// nothing. If a fault prevents further checks, returns the findings up to it.
     async fn examine(&self, clock: &dyn Clock, purpose: Purpose) -> Result<Vec<Finding>, StoreError>;
 }

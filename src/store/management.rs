@@ -1,7 +1,7 @@
 //! The trait by which tenants and keys are managed.
 //!
-//! Every method that changes something writes to the audit log in the same transaction. Servers need none of it: they
-//! ask a [`Store`](super::Store).
+//! Every method that changes a tenant, a key, a plan, a rule or a management key writes to the audit log in the same
+//! transaction. Servers use [`Store`](super::Store) instead.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,46 +22,46 @@ use crate::record::{KeyDetails, KeyState, KeyTerms, Memo};
 use crate::route::RouteRow;
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 
-/// What counts of usage are added up by.
+/// How counts of usage are grouped.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum UsageBy {
-    /// By day, the first one first.
+    /// By day, oldest first.
     Day,
-    /// By key, the busiest first.
+    /// By key, most requests first.
     Key,
-    /// By reason, the most frequent first.
+    /// By reason, most requests first.
     Reason,
 }
 
-/// Which counts of usage are asked for.
+/// Selects counts of usage.
 #[derive(Clone, Debug)]
 pub struct UsageFilter {
-    /// The first day (UTC) is the one of this instant.
+    /// An instant of the first day (UTC).
     pub from: Timestamp,
-    /// The last day (UTC) is the one of this instant.
+    /// An instant of the last day (UTC).
     pub to: Timestamp,
     /// Only keys of this tenant.
     pub tenant: Option<TenantId>,
     /// Only this key.
     pub key: Option<KeyId>,
-    /// Only keys of these tenants; `All`: also requests without a proven key.
+    /// Only keys of these tenants. `All` includes requests without a proven key.
     pub reach: Reach,
-    /// What they are added up by.
+    /// How they are grouped.
     pub by: UsageBy,
-    /// Only a part of the sums, in the order of days, of reasons or of the ids of keys.
+    /// One page of the sums, ordered by day, reason or key id. `None` for all sums.
     pub part: Option<UsagePart>,
 }
 
-/// A part of sums of usage.
+/// A page of the sums of usage.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct UsagePart {
-    /// It begins after this day, reason or id of a key.
+    /// The page begins after this day, reason or key id.
     pub after: Option<String>,
-    /// The most rows.
+    /// The maximum number of rows.
     pub rows: usize,
 }
 
-/// Requests that were counted. What they are added up over is `None`.
+/// A sum of usage. Of `day`, `key` and `reason`, only the one that the sums are grouped by is set.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct UsageRow {
     /// The day (UTC), as in `2026-01-31`.
@@ -72,16 +72,16 @@ pub struct UsageRow {
     pub key_prefix: Option<String>,
     /// The tenant of the key, if it still exists.
     pub tenant: Option<TenantId>,
-    /// What became of the requests.
+    /// The reason of the decision.
     pub reason: Option<String>,
-    /// How many.
+    /// The number of requests.
     pub requests: u64,
 }
 
-/// A tenant that does not exist yet.
+/// A tenant to create.
 #[derive(Clone, Debug)]
 pub struct NewTenant {
-    /// Its identity.
+    /// Its id.
     pub id: TenantId,
     /// Its name.
     pub name: String,
@@ -93,42 +93,42 @@ pub struct NewTenant {
     pub plan: Option<String>,
 }
 
-/// A key that does not exist yet.
+/// A key to create.
 #[derive(Clone, Debug)]
 pub struct NewKey {
-    /// Its identity.
+    /// Its id.
     pub id: KeyId,
     /// `llmk_<prefix>`.
     pub prefix: String,
     /// Its bcrypt hash.
     pub hash: String,
-    /// Whose it is.
+    /// The id of its tenant.
     pub tenant_id: TenantId,
-    /// What people call it.
+    /// Its name, for people.
     pub name: Option<String>,
     /// When it was issued.
     pub created_at: Timestamp,
-    /// When it expires; nothing: never.
+    /// When it expires; `None` for never.
     pub expires_at: Option<Timestamp>,
-    /// By which it is known without bcrypt.
+    /// Its memo, which saves bcrypt.
     pub memo: Option<Memo>,
-    /// What it may do.
+    /// Its scopes, networks, plan and labels, and the start of its validity.
     pub terms: KeyTerms,
 }
 
-/// A management key that does not exist yet.
+/// A management key to create.
 #[derive(Clone, Debug)]
 pub struct NewAdminKey {
-    /// What it will be.
+    /// The key.
     pub key: AdminKey,
     /// Its hash: [`crate::verify::management::hash`].
     pub hash: String,
 }
 
-/// A server that may still serve what was before a change.
+/// A server that may not have applied a change yet.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Laggard {
-    /// Host and process, for people.
+    /// Host and process id, for display.
     pub name: String,
     /// When it last announced itself.
     pub seen_at: Timestamp,
@@ -137,106 +137,106 @@ pub struct Laggard {
 /// A server that has announced itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Announced {
-    /// Its identity.
+    /// Its id.
     pub id: Uuid,
-    /// Host and process, for people.
+    /// Host and process id, for display.
     pub name: String,
     /// When it last announced itself.
     pub seen_at: Timestamp,
-    /// From then on it refuses every key unless it polls again.
+    /// When it stops accepting keys, unless it polls the database again.
     pub serves_until: Timestamp,
 }
 
-/// A key that comes with a history.
+/// A key to import, with its history.
 #[derive(Clone, Debug)]
 pub struct ImportedKey {
-    /// What every key has.
+    /// The key.
     pub new: NewKey,
     /// When it was last used.
     pub last_used_at: Option<Timestamp>,
-    /// When it was taken back.
+    /// When it was revoked.
     pub revoked_at: Option<Timestamp>,
-    /// Why.
+    /// Why it was revoked.
     pub revocation_reason: Option<String>,
-    /// Its successor.
+    /// The id of its successor.
     pub replaced_by: Option<KeyId>,
     /// When it was disabled.
     pub disabled_at: Option<Timestamp>,
 }
 
-/// Which keys are asked for; what is `None` or empty: all.
+/// Selects keys. A filter that is `None` or empty selects all.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct KeyFilter {
     /// Of this tenant.
     pub tenant: Option<TenantId>,
     /// In this state at `now`.
     pub state: Option<KeyState>,
-    /// The instant at which the state is.
+    /// The instant for `state`.
     pub now: Timestamp,
-    /// This is part of the name, in any case.
+    /// A part of the name; case is ignored.
     pub name: Option<String>,
-    /// This is one of the granted scopes, as it is written there.
+    /// One of the granted scopes, exactly as stored.
     pub scope: Option<String>,
-    /// It has all of these labels.
+    /// Labels as names and values; the key has all of them.
     pub labels: Vec<(String, String)>,
-    /// It expires before this instant.
+    /// The key expires before this instant.
     pub expires_before: Option<Timestamp>,
-    /// It was not used since this instant, or, if never used, was made before it.
+    /// The key was last used at this instant or before; if never used, created at this instant or before.
     pub unused_since: Option<Timestamp>,
 }
 
-/// The place of a key in the order of creation.
+/// The place of a key in a list ordered by creation.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyPlace {
-    /// When it was created, as the database writes it.
+    /// When it was created, as the database formats it.
     pub created_at: String,
-    /// Its id: keys that were created at the same instant are in the order of their ids.
+    /// Its id, which orders keys that were created at the same instant.
     pub id: KeyId,
 }
 
-/// A part of a list of keys.
+/// A page of a list of keys.
 #[derive(Clone, Debug, Default)]
 pub struct KeyPage {
-    /// The keys, at most as many as asked for; fewer, or none, also where what is wanted is rare.
+    /// At most as many keys as requested. A page before the end can have fewer or none, if few keys match the filter.
     pub keys: Vec<StoredKey>,
-    /// After which place the next part begins; `None` at the end.
+    /// The place after which the next page begins; `None` at the end of the list.
     pub next: Option<KeyPlace>,
 }
 
 /// A change of the table of routes.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct RoutesChange {
-    /// Rules that are not there yet.
+    /// Rules to add.
     pub added: Vec<RouteRow>,
-    /// Rules that go.
+    /// Rules to remove.
     pub removed: Vec<RouteRow>,
-    /// Rules before and after: name, mode, scopes and shadow can change.
+    /// Rules before and after the change. Name, mode, scopes and shadow can change.
     pub changed: Vec<(RouteRow, RouteRow)>,
-    /// The rule that was to be changed and is as it was to be.
+    /// The rule to change, if the change makes no difference.
     pub unchanged: Option<RouteRow>,
-    /// The whole table afterwards, if it was replaced.
+    /// The whole table after the change, if it was replaced.
     pub table: Vec<RouteRow>,
-    /// What the audit log has of it; nothing if nothing changes.
+    /// The entry for the audit log; `None` if nothing changes.
     pub draft: Option<Draft>,
 }
 
-/// How often a plan is used.
+/// The number of tenants and keys that use a plan.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct PlanUses {
-    /// By tenants.
+    /// Tenants.
     pub tenants: i64,
-    /// By keys of their own.
+    /// Keys that name the plan themselves.
     pub keys: i64,
 }
 
 /// A row of `api_keys` with its hash, for reports and exports.
 #[derive(Clone)]
 pub struct StoredKey {
-    /// What people are shown of it.
+    /// The fields without secrets.
     pub details: KeyDetails,
-    /// The schema of its tenant; empty if there is no such tenant.
+    /// The schema of its tenant; empty if the tenant does not exist.
     pub tenant_schema: String,
-    /// `api_keys.hashed_key`, whatever stands there.
+    /// `api_keys.hashed_key`, which may be invalid.
     pub hash: String,
 }
 
@@ -246,98 +246,102 @@ impl fmt::Debug for StoredKey {
     }
 }
 
-/// How to adopt existing tables, and what else `migrate` is to do.
+/// How to adopt existing tables, and the other options of `migrate`.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Adoption {
-    /// Columns that switch rows off and are to be ignored.
+    /// Columns that deactivate rows and are to be ignored.
     pub ignore_columns: Vec<String>,
-    /// Columns and values: keys with such a row are revoked, tenants suspended.
+    /// Columns and values. Keys with such a value are revoked, tenants are suspended.
     pub revoke_where: Vec<(String, String)>,
-    /// Make this a database of its own.
+    /// Give the database a new identity.
     pub new_identity: bool,
-    /// Make a publication for logical replication.
+    /// Create a publication for logical replication.
     pub publication: bool,
 }
 
 impl Adoption {
-    /// Every column that it names.
+    /// All columns that the options name.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.ignore_columns.iter().chain(self.revoke_where.iter().map(|(name, _)| name)).map(String::as_str)
     }
 }
 
-/// What a migration did.
+/// The result of a migration.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Migrated {
     /// The versions that were applied.
     pub applied: Vec<i64>,
-    /// What was wrong and is not any more.
+    /// The faults that were repaired.
     pub mended: Vec<String>,
-    /// What else was done, for people.
+    /// Other actions and remarks, for display.
     pub notes: Vec<String>,
-    /// The new identity, if one was asked for.
+    /// The new identity, if one was requested.
     pub identity: Option<Uuid>,
-    /// The publication, if one was asked for.
+    /// The publication, if one was requested.
     pub publication: Option<String>,
 }
 
-/// Which rows of the audit log are asked for; nothing: all.
+/// Selects rows of the audit log. A filter that is `None` selects all.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct AuditFilter {
-    /// From this instant on.
+    /// At this instant or later.
     pub since: Option<Timestamp>,
     /// Before this instant.
     pub until: Option<Timestamp>,
     /// By this actor.
     pub actor: Option<String>,
-    /// About the tenant or key of this id, prefix, schema or name, or the keys of the tenant of this id.
+    /// About the tenant or key with this id, prefix, schema or name, or about the keys of the tenant with this id.
     pub subject: Option<String>,
-    /// About these tenants and their keys alone.
+    /// Only about these tenants and their keys.
     pub tenants: Option<Vec<TenantId>>,
 }
 
-/// A database of tenants and keys, as those who manage it need it.
+/// A database of tenants and keys, with the operations that commands and `manage` need.
 ///
-/// Every method fails with [`StoreError::Unavailable`] when the database cannot be asked; "not found" is
-/// `None` or an empty list, never an error.
+/// Every method fails with [`StoreError::Unavailable`] if the database is unavailable. "Not found" is `None` or an
+/// empty list, never an error. A method that calls a closure of its caller (`change`, `check`, `plan`) returns the
+/// error of that closure, and changes nothing then.
 #[async_trait]
 pub trait Management: AdminSessions + Overview {
-    /// The same database through the same connections, on behalf of somebody else.
+    /// Returns the same store with the same connections, whose changes have another author.
     fn on_behalf(&self, behalf: Behalf) -> Arc<dyn Management>;
 
-    /// Whether tenants have a schema of their own that must be made.
+    /// Whether each tenant has a database schema, which must be created.
     fn has_schemas(&self) -> bool;
 
-    /// How far the tables are: [`Store::schema_version`](super::Store::schema_version), by the connection that commands use.
+    /// Returns the version of the database schema, as [`Store::schema_version`](super::Store::schema_version) does,
+    /// through a kept connection.
     async fn version(&self) -> Result<SchemaVersion, StoreError>;
 
-    /// Brings the tables up to date as [`Store::migrate`](super::Store::migrate) does, adopts what exists as told, and restores what was
-    /// lost.
+    /// Applies the missing migrations as [`Store::migrate`](super::Store::migrate) does, adopts existing tables, and
+    /// restores missing triggers, functions and rows.
     async fn adopt(&self, adoption: &Adoption) -> Result<Migrated, StoreError>;
 
-    /// The session that holds a lock which a command gave up on, for people.
+    /// Describes the session that holds the lock that a command gave up waiting for.
     async fn lock_holder(&self) -> Result<Option<String>, StoreError>;
 
-    /// Refuses a schema that a new tenant may not have; see [`Management::create_schema`].
+    /// Checks that a new tenant may have this schema; see [`Management::create_schema`]. [`StoreError::Refused`] if
+    /// not.
     async fn check_schema(&self, schema: &str, adopt: bool) -> Result<(), StoreError>;
 
-    /// Makes the roles of least privilege, their names beginning with `prefix`, and gives each what it needs of
-    /// the tables and nothing else. Returns their names.
+    /// Creates the database roles, whose names begin with `prefix`, and grants each the privileges that it needs and no
+    /// other. Returns their names.
     async fn create_roles(&self, prefix: &str) -> Result<Vec<String>, StoreError>;
 
-    /// Adds a tenant. [`StoreError::Conflict`] if its schema or identity is taken.
+    /// Adds a tenant. [`StoreError::Conflict`] if its schema or id is taken.
     async fn insert_tenant(&self, tenant: &NewTenant, action: Action) -> Result<Tenant, StoreError>;
 
-    /// Creates a tenant's schema, if there is such a thing here. Without `adopt`, refuses one that is not empty.
+    /// Creates the schema of a tenant unless it exists. Without `adopt`, an existing schema must be empty. Does nothing
+    /// if the database has no schemas.
     async fn create_schema(&self, schema: &str, adopt: bool) -> Result<(), StoreError>;
 
     /// All tenants, oldest first.
     async fn tenants(&self) -> Result<Vec<Tenant>, StoreError>;
 
-    /// The tenants whose id, schema or exact name is `reference`.
+    /// Finds the tenants whose id, schema or exact name is `reference`.
     async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError>;
 
-    /// Changes a tenant; nothing if there is no such tenant.
+    /// Changes a tenant. `None` if there is no such tenant.
     async fn change_tenant(
         &self,
         id: TenantId,
@@ -345,16 +349,16 @@ pub trait Management: AdminSessions + Overview {
         change: TenantChange<'_>,
     ) -> Result<Option<Tenant>, StoreError>;
 
-    /// What the shadow report has of the days since `since`, that of all days together, the most frequent first.
+    /// Returns the shadow report of the days since `since`, summed over the days, most requests first.
     async fn shadowed(&self, since: Timestamp) -> Result<Vec<Shadowed>, StoreError>;
 
-    /// The counts of usage that a filter wants.
+    /// Returns the sums of usage that match a filter.
     async fn usage(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>, StoreError>;
 
-    /// Adds a key. [`StoreError::Conflict`] if its prefix, hash or identity is taken.
+    /// Adds a key. [`StoreError::Conflict`] if its prefix, hash or id is taken.
     async fn insert_key(&self, key: &NewKey, action: Action) -> Result<KeyDetails, StoreError>;
 
-    /// The first `page` keys that a filter wants, after the one with the id `after`, by id.
+    /// Returns the first `page` keys that match a filter, after the id `after`, ordered by id.
     async fn keys_page(
         &self,
         filter: &KeyFilter,
@@ -362,7 +366,7 @@ pub trait Management: AdminSessions + Overview {
         page: i64,
     ) -> Result<Vec<StoredKey>, StoreError>;
 
-    /// Keys of these tenants that a filter wants, after a place, in the order of creation.
+    /// Returns a page of the keys of these tenants that match a filter, after a place, in the order of creation.
     async fn keys_by_creation(
         &self,
         filter: &KeyFilter,
@@ -371,33 +375,33 @@ pub trait Management: AdminSessions + Overview {
         page: usize,
     ) -> Result<KeyPage, StoreError>;
 
-    /// How many keys of these tenants a filter wants.
+    /// Counts the keys of these tenants that match a filter.
     async fn count_keys(&self, filter: &KeyFilter, reach: &Reach) -> Result<i64, StoreError>;
 
-    /// How many keys of a tenant that are not revoked were used since an instant.
+    /// Counts the keys of a tenant that are not revoked and were last used at `since` or later.
     async fn count_used(&self, tenant: TenantId, since: Timestamp) -> Result<i64, StoreError>;
 
-    /// The keys of which one of `names` is the id, the prefix or the hash.
+    /// Returns the keys whose id, prefix or hash is one of `names`.
     async fn keys_named(&self, names: &[String]) -> Result<Vec<StoredKey>, StoreError>;
 
-    /// The first `page` tenants after the one with the id `after`, by id.
+    /// Returns the first `page` tenants after the id `after`, ordered by id.
     async fn tenants_page(&self, after: Option<TenantId>, page: i64) -> Result<Vec<Tenant>, StoreError>;
 
-    /// The tenants of which one of `names` is the id, the schema or the exact name.
+    /// Returns the tenants whose id, schema or exact name is one of `names`.
     async fn tenants_named(&self, names: &[String]) -> Result<Vec<Tenant>, StoreError>;
 
-    /// Adds all these keys, or none: [`StoreError::Conflict`] if a prefix, hash or identity is taken.
+    /// Adds all these keys, or none: [`StoreError::Conflict`] if a prefix, hash or id is taken.
     async fn import_keys(&self, keys: &[ImportedKey], draft: Draft) -> Result<(), StoreError>;
 
-    /// Adds all these tenants and makes the schemas stand of those that are active or suspended, or does
-    /// nothing: [`StoreError::Conflict`] if a schema or identity is taken.
+    /// Adds all these tenants and creates the missing schemas of active and suspended ones, or changes nothing:
+    /// [`StoreError::Conflict`] if a schema or id is taken.
     async fn import_tenants(&self, tenants: &[Tenant], draft: Draft) -> Result<(), StoreError>;
 
-    /// The key whose id or prefix is `reference`.
+    /// Finds the key whose id or prefix is `reference`.
     async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError>;
 
-    /// Changes these keys, all or none; returns them as they are then, in the order of `ids`.
-    /// [`StoreError::Conflict`] if one is gone or `change` refuses one.
+    /// Changes these keys, all or none, and returns them in the order of `ids`. [`StoreError::Conflict`] if one does
+    /// not exist.
     async fn change_keys(
         &self,
         ids: &[KeyId],
@@ -405,9 +409,10 @@ pub trait Management: AdminSessions + Overview {
         change: KeyChange<'_>,
     ) -> Result<Vec<KeyDetails>, StoreError>;
 
-    /// In one step: adds `successor` and lets the key `id` expire at `expires_at` if it would not sooner.
-    /// `None`, and no change, if the key is gone or has been revoked; [`StoreError::Conflict`] if it has been replaced
-    /// already, by a key that is not revoked. `check` judges the key before.
+    /// In one transaction, adds `successor` and lets the key `id` expire at `expires_at` unless it expires earlier.
+    /// `check` is called first with the key. Returns the old and the new key. `None`, without a change, if the key does
+    /// not exist or is revoked; [`StoreError::Conflict`] with the prefix of the earlier successor if that one is
+    /// active.
     async fn replace_key(
         &self,
         id: KeyId,
@@ -422,35 +427,36 @@ pub trait Management: AdminSessions + Overview {
     /// Adds a plan. [`StoreError::Conflict`] if its name is taken.
     async fn insert_plan(&self, plan: &PlanRow) -> Result<(), StoreError>;
 
-    /// Changes the limits of a plan; nothing if there is no such plan.
+    /// Changes the limits of a plan. `None` if there is no such plan.
     async fn change_plan(&self, name: &str, change: PlanChange<'_>) -> Result<Option<PlanRow>, StoreError>;
 
-    /// How often a plan is used.
+    /// Counts the tenants and keys that use a plan.
     async fn plan_uses(&self, name: &str) -> Result<PlanUses, StoreError>;
 
-    /// Deletes a plan that is not used; nothing if there is no such plan. `check` judges the plan before.
+    /// Deletes a plan that is not used. `check` is called first with the plan. `None` if there is no such plan.
     async fn delete_plan(&self, name: &str, check: Check<'_, PlanRow>)
     -> Result<Option<PlanRow>, StoreError>;
 
-    /// All rules of routes, by host, path and method.
+    /// All rules of routes, ordered by host, path and method.
     async fn routes(&self) -> Result<Vec<RouteRow>, StoreError>;
 
-    /// Changes the table of routes while other sessions cannot. [`StoreError::Conflict`] if `plan` refuses.
+    /// Changes the table of routes while other sessions cannot. `plan` computes the change from the current table.
     async fn change_routes(&self, plan: RoutesPlan<'_>) -> Result<RoutesChange, StoreError>;
 
     /// All management keys, oldest first.
     async fn admin_keys(&self) -> Result<Vec<AdminKey>, StoreError>;
 
-    /// The hash of the management key with this prefix, and the key, its maker, the maker of that one and so on.
+    /// Returns the hash of the management key with this prefix, and the key followed by the key that created it, the
+    /// creator of that one, and so on.
     async fn admin_key_chain(&self, prefix: &str) -> Result<Option<(String, Vec<AdminKey>)>, StoreError>;
 
     /// Records that a management key was used.
     async fn touch_admin_key(&self, id: AdminKeyId, at: Timestamp) -> Result<(), StoreError>;
 
-    /// Adds a management key. [`StoreError::Conflict`] if its name, prefix, hash or identity is taken.
+    /// Adds a management key. [`StoreError::Conflict`] if its name, prefix, hash or id is taken.
     async fn insert_admin_key(&self, key: &NewAdminKey) -> Result<AdminKey, StoreError>;
 
-    /// Changes a management key; nothing if there is no such key. [`StoreError::Conflict`] if its name is taken.
+    /// Changes a management key. `None` if there is no such key; [`StoreError::Conflict`] if its new name is taken.
     async fn change_admin_key(
         &self,
         id: AdminKeyId,
@@ -458,26 +464,27 @@ pub trait Management: AdminSessions + Overview {
         change: AdminKeyChange<'_>,
     ) -> Result<Option<AdminKey>, StoreError>;
 
-    /// Claims an Idempotency-Key for a request, and forgets claims that are too old.
+    /// Claims an Idempotency-Key for a request, and deletes claims that are too old.
     async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError>;
 
-    /// Gives up a claim whose request failed, so that the key can be used again.
+    /// Deletes the claim of a failed request, so that the Idempotency-Key can be used again.
     async fn give_up_claim(&self, attempt: Uuid) -> Result<(), StoreError>;
 
-    /// The servers that have announced themselves, by name.
+    /// The servers that have announced themselves, ordered by name.
     async fn replicas(&self) -> Result<Vec<Announced>, StoreError>;
 
-    /// A mark after everything that is committed now, which every server that is in touch comes to see.
+    /// Writes a mark into the change log and returns it. A server that has seen the mark has applied everything that
+    /// was committed before it.
     async fn mark(&self) -> Result<String, StoreError>;
 
-    /// The servers that may still serve what was before a mark: they have not looked since, and their time to
-    /// serve without looking is not over.
+    /// The servers that may not have applied the changes before a mark: they have not seen it, and may still accept
+    /// keys.
     async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError>;
 
-    /// How many servers that serve now have seen a mark.
+    /// Counts the running servers that have seen a mark.
     async fn caught_up(&self, mark: &str) -> Result<u64, StoreError>;
 
-    /// The first `page` rows of the audit log after the row `after`, oldest first.
+    /// Returns the first `page` matching rows of the audit log after the row `after`, oldest first.
     async fn audit_entries(
         &self,
         filter: &AuditFilter,
@@ -485,6 +492,6 @@ pub trait Management: AdminSessions + Overview {
         page: i64,
     ) -> Result<Vec<Entry>, StoreError>;
 
-    /// After which row of the audit log the newest `count` begin.
+    /// Returns the number of the row after which the newest `count` matching rows begin.
     async fn audit_before_newest(&self, filter: &AuditFilter, count: i64) -> Result<i64, StoreError>;
 }

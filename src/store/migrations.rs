@@ -1,7 +1,7 @@
-//! The list of migrations.
+//! The embedded migrations, one set for each database.
 //!
-//! One set for each dialect, embedded. They are kept in a table of our own name,
-//! because the database may be home to other programs that migrate.
+//! Applied migrations are recorded in a table with a name of its own, because other programs may migrate the same
+//! database.
 
 use std::borrow::Cow;
 
@@ -14,10 +14,10 @@ use crate::audit::{Action, Draft};
 /// A set of migrations: version, description, SQL.
 pub(super) type Set = &'static [(i64, &'static str, &'static str)];
 
-/// Where it is written down what was applied.
+/// The table of applied migrations.
 pub(super) const TABLE: &str = "tenantgate_migrations";
 
-/// The newest migration that was applied.
+/// Selects the newest applied migration.
 pub(super) const NEWEST_APPLIED: &str = "SELECT max(version) FROM tenantgate_migrations WHERE success";
 
 macro_rules! set {
@@ -44,20 +44,20 @@ macro_rules! set {
     };
 }
 
-/// For Postgres.
+/// The migrations for Postgres.
 pub(super) const POSTGRES: Set = set!("postgres");
-/// For SQLite.
+/// The migrations for SQLite.
 pub(super) const SQLITE: Set = set!("sqlite");
 
-/// The functions and triggers on Postgres. May be run again at any time.
+/// Creates the functions and triggers on Postgres. May be run again at any time.
 pub(super) const POSTGRES_OBJECTS: &str = include_str!("../../migrations/postgres/objects.sql");
-/// The triggers on SQLite. May be run again at any time.
+/// Creates the triggers on SQLite. May be run again at any time.
 pub(super) const SQLITE_OBJECTS: &str = include_str!("../../migrations/sqlite/objects.sql");
 
-/// Who may do what, on Postgres.
+/// Creates the roles on Postgres and grants their privileges.
 pub(super) const ROLES: &str = include_str!("../../migrations/roles.sql");
 
-/// What applies a set. Migrations of a newer program are left alone: they only ever add.
+/// The migrator of a set. It ignores applied migrations of a newer program, which only add objects.
 pub(super) fn migrator(set: Set) -> Migrator {
     let migration = |&(version, description, sql): &(i64, &'static str, &'static str)| {
         let sql: SqlStr = sql.into_sql_str();
@@ -66,7 +66,8 @@ pub(super) fn migrator(set: Set) -> Migrator {
     let mut migrator = Migrator::with_migrations(set.iter().map(migration).collect());
     migrator.dangerous_set_table_name(TABLE);
     migrator.set_ignore_missing(true);
-    // Its lock is a session's, and ends before our transaction does: both stores take one of their own.
+    // The migrator's own lock ends before the transaction does. Both stores take a lock that lasts as long as the
+    // transaction.
     migrator.set_locking(false);
     migrator
 }
@@ -81,7 +82,7 @@ pub(super) fn after(set: Set, version: i64) -> Vec<i64> {
     set.iter().map(|(v, ..)| *v).filter(|v| *v > version).collect()
 }
 
-/// What the audit log says of versions that were applied; nothing if there were none.
+/// The entry of the audit log for applied versions; `None` if there were none.
 pub(super) fn draft(before: i64, applied: &[i64]) -> Option<Draft> {
     let current = applied.last()?;
     let was = (before > 0).then(|| serde_json::json!({ "current": before }));

@@ -1,17 +1,17 @@
 //! The traits that a database implements.
 //!
-//! The replica asks a [`Store`] for a [`Session`]: one load of everything, then polls of what changed. The management
-//! path asks a [`Management`] for rows and changes them. Nothing here mentions SQL, a pool or a transaction: another
-//! database needs a module of its own and no change below.
+//! The replica opens a [`Session`] on a [`Store`]: it loads all rows once, then polls for changes. The management path
+//! reads and changes rows through [`Management`]. Nothing here mentions SQL, a pool or a transaction: another database
+//! needs one module and no change below.
 
 mod behalf;
 mod errors;
-mod expected;
 pub mod inspect;
 pub mod management;
 mod migrations;
 pub mod overview;
 pub mod postgres;
+mod schema_spec;
 pub mod sessions;
 mod source;
 mod sql;
@@ -42,40 +42,40 @@ use crate::record::{KeyRecord, Memo, SecretHash};
 use crate::route::{RouteId, RouteRow};
 use crate::tenant::{Tenant, TenantId};
 
-/// Why a database did not do what it was asked.
+/// Why a request to the database failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// A row that was to be added exists.
+    /// The row conflicts with an existing one, or the change was rejected with this reason.
     #[error("{0}")]
     Conflict(String),
-    /// The database refuses the role or its password.
+    /// The database rejected the role or its password.
     #[error("{0}")]
     Credentials(String),
-    /// The tables are in another schema than the one that was named.
+    /// The tables are in another schema than the configured one.
     #[error(
         "tenants and api_keys are in the schema {found:?}, not in {wanted:?}: add --database-schema {found} \
          (TENANTGATE_DATABASE_SCHEMA)"
     )]
     Elsewhere {
-        /// Where they are.
+        /// The schema of the tables.
         found: String,
-        /// Where they were to be.
+        /// The configured schema.
         wanted: String,
     },
-    /// A row makes no sense.
-    #[error("the row {row} of {table} makes no sense: {why}")]
+    /// A row has an invalid value.
+    #[error("invalid row {row} of {table}: {why}")]
     Inconsistent {
         /// The table.
         table: &'static str,
-        /// The row's identity as the database shows it.
+        /// The id of the row, as the database stores it.
         row: String,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
     /// Another session held a lock for too long.
     #[error("gave up waiting for a lock: {0}")]
     Locked(String),
-    /// To the author of a change there is no such row.
+    /// The row does not exist, or the author of the change may not see it.
     #[error("there is no such row")]
     Missing,
     /// The tables are older than this program.
@@ -83,178 +83,179 @@ pub enum StoreError {
         "the database schema is at version {current}, tenantgate needs {needed}: run `tenantgate migrate`"
     )]
     OldSchema {
-        /// The version of the tables; 0 without any.
+        /// The version of the tables; 0 if there are none.
         current: i64,
-        /// The version this program was made for.
+        /// The version that this program needs.
         needed: i64,
     },
-    /// The database answers, and refuses; it will refuse again.
-    #[error("the database refuses: {0}")]
+    /// The database rejected the request; a retry would fail again.
+    #[error("the database rejected the request: {0}")]
     Refused(String),
-    /// Tables that exist cannot be adopted; one line for each fault.
+    /// Existing tables cannot be adopted. One text for each fault.
     #[error("the tables cannot be adopted: {}", .0.join("; "))]
     Shape(Vec<String>),
-    /// A row is not as the author of a change expects it.
+    /// The row is not in the version that the author of the change expects.
     #[error("the row was changed in the meantime: read it again")]
     Stale,
-    /// The database cannot be asked. Trying again may help.
+    /// The database is unavailable. A retry may succeed.
     #[error("{0}")]
     Unavailable(String),
-    /// The database is not the one we want: a standby, another one, behind a transaction pooler. Says which.
+    /// The database cannot be used: it is a standby, a different database, or behind a transaction pooler. The text
+    /// says which.
     #[error("{0}")]
     WrongDatabase(String),
 }
 
-/// How far the tables are.
+/// The version of the database schema.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct SchemaVersion {
-    /// The newest migration that was applied; 0 for none.
+    /// The newest applied migration; 0 if there is none.
     pub current: i64,
-    /// The newest migration there is.
+    /// The newest migration of this program.
     pub needed: i64,
 }
 
 impl SchemaVersion {
-    /// Nothing, if the tables are new enough.
+    /// Checks that the tables are new enough.
     ///
     /// # Errors
     ///
-    /// [`StoreError::OldSchema`].
+    /// [`StoreError::OldSchema`] if they are not.
     pub fn check(self) -> Result<(), StoreError> {
         let Self { current, needed } = self;
         if current < needed { Err(StoreError::OldSchema { current, needed }) } else { Ok(()) }
     }
 }
 
-/// A memo for a row that is there already.
+/// A memo for an existing row.
 #[derive(Clone, Debug)]
 pub struct NewMemo {
-    /// The key's identity.
+    /// The id of the key.
     pub id: KeyId,
-    /// The hash that the memo was made beside: beside another it would be worth nothing.
+    /// The hash in the row when the memo was created. With another hash, the memo is invalid.
     pub hash: SecretHash,
     /// The memo.
     pub memo: Memo,
 }
 
-/// What requests have in common that passed in shadow mode and were to be refused.
+/// The properties by which the shadow report groups requests that passed in shadow mode and would have been rejected.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ShadowedKind {
-    /// Why they would have been refused.
+    /// Why they would have been rejected.
     pub reason: String,
     /// The client's network.
     pub network: String,
-    /// The program it says it is.
+    /// The client program, from its `user-agent` header.
     pub user_agent: String,
     /// The method.
     pub method: String,
-    /// The path, without what is particular to one request.
+    /// The path without its query; ids in it are replaced by `*`.
     pub path: String,
-    /// The prefix of a key that was proven; else empty.
+    /// The prefix of the proven key; empty without one.
     pub key_prefix: String,
 }
 
-/// Requests that passed in shadow mode and were to be refused.
+/// One entry of the shadow report: requests that passed in shadow mode and would have been rejected.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Shadowed {
-    /// What they have in common.
+    /// Their common properties.
     pub kind: ShadowedKind,
-    /// How many.
+    /// The number of requests.
     pub requests: u64,
-    /// When the first one came.
+    /// When the first one arrived.
     pub first_seen: Timestamp,
-    /// When the last one came.
+    /// When the last one arrived.
     pub last_seen: Timestamp,
 }
 
-/// Requests that a server has counted, to be added to those that the database has.
+/// A count of requests that is added to the count in the database.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Used {
     /// The number of the day (UTC): see [`Timestamp::day`].
     pub day: i64,
-    /// The key that was proven; the nil UUID without one.
+    /// The proven key; the nil UUID without one.
     pub key: KeyId,
-    /// What became of them, as metadata spells it.
+    /// The reason of the decision, as in the metadata for Envoy.
     pub reason: &'static str,
-    /// How many.
+    /// The number of requests.
     pub requests: u64,
 }
 
-/// The day of this number, as both databases write it: `2026-01-31`.
+/// Formats the number of a day as both databases store it: `2026-01-31`.
 fn day_of(number: i64) -> String {
     let mut text = Timestamp(number.saturating_mul(86_400_000_000)).to_string();
     text.truncate("2026-01-31".len());
     text
 }
 
-/// A database of tenants and keys, as a server needs it. People need more: [`Management`].
+/// A database of tenants and keys, with the operations that a server needs. Commands need more: [`Management`].
 ///
-/// Every method fails with [`StoreError::Unavailable`] when the database cannot be asked; "not found" is
-/// `None` or an empty list, never an error.
+/// Every method fails with [`StoreError::Unavailable`] if the database is unavailable. "Not found" is `None` or an
+/// empty list, never an error.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// What kind of database this is, for people: `postgres`, `sqlite`.
+    /// The kind of the database for display: `postgres` or `sqlite`.
     fn kind(&self) -> &'static str;
 
-    /// Which database this is, for people and to tell it from another: without user and password.
+    /// The address of the database without user and password, for display and to tell databases apart.
     fn address(&self) -> String;
 
-    /// Whether bringing the tables up to date is nobody's decision but ours, as in an embedded database.
+    /// Whether the program may migrate the tables without being asked, as in an embedded database.
     fn embedded(&self) -> bool;
 
     /// Opens a session for a replica.
     async fn session(&self) -> Result<Box<dyn Session>, StoreError>;
 
-    /// How far the tables are.
+    /// Returns the version of the schema.
     async fn schema_version(&self) -> Result<SchemaVersion, StoreError>;
 
-    /// Applies what is missing, all or nothing; returns the versions that were. The audit log has it.
+    /// Applies the missing migrations in one transaction and writes them to the audit log. Returns their versions.
     async fn migrate(&self) -> Result<Vec<i64>, StoreError>;
 
-    /// Forgets changes older than `keep`. A replica that has not looked for so long loads everything again.
-    /// Returns how many.
+    /// Deletes rows of the change log that are older than `keep`, and returns their number. A replica that has not
+    /// polled for that long loads everything again.
     async fn prune_changes(&self, keep: Duration) -> Result<u64, StoreError>;
 
-    /// Writes down how far a server has looked.
+    /// Records up to which change a server has applied the change log.
     async fn announce(&self, announcement: &Announcement<'_>) -> Result<(), StoreError>;
 
-    /// Forgets a server that stopped in order.
+    /// Removes the record of a server that has stopped.
     async fn retract(&self, id: Uuid) -> Result<(), StoreError>;
 
-    /// Moves `last_used_at` of the keys forward, never back, and never past the database's own clock. Returns
-    /// which of them were never used before, on any server.
+    /// Moves `last_used_at` of these keys forward, never back. On Postgres, never past the clock of the database.
+    /// Returns the keys that no server had used before.
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError>;
 
-    /// Puts memos beside their rows, where key and hash are still what they were made beside.
+    /// Writes memos into their rows, unless the hash in the row has changed.
     async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError>;
 
-    /// Adds to the shadow report, and takes out of it what is older than 30 days.
+    /// Adds entries to the shadow report, and deletes entries older than 30 days.
     async fn write_shadowed(&self, requests: &[Shadowed]) -> Result<(), StoreError>;
 
-    /// Adds counts to those of the same day, key and reason: all of them, or none if it fails.
+    /// Adds counts to those of the same day, key and reason, in one transaction.
     async fn add_usage(&self, used: &[Used]) -> Result<(), StoreError>;
 
-    /// Removes counts of days that ended longer than `keep` ago.
+    /// Deletes the counts of days that ended longer than `keep` ago.
     async fn prune_usage(&self, keep: Duration) -> Result<(), StoreError>;
 }
 
 /// A server that holds the keys in memory.
 #[derive(Clone, Debug)]
 pub struct Announcement<'a> {
-    /// Its identity, for the life of the process.
+    /// A random id of the process.
     pub id: Uuid,
-    /// Host and process, for people.
+    /// Host and process id, for display.
     pub name: &'a str,
-    /// How far it has looked: [`Look::position`].
+    /// Its position in the change log: [`Look::position`].
     pub position: &'a str,
-    /// How long from now it lets keys pass without looking again.
+    /// How long it accepts keys without another successful poll, from now on.
     pub serves_for: Duration,
 }
 
-/// A row, as a replica wants it.
+/// A row as a replica reads it.
 #[derive(Clone, Debug)]
 pub enum Row {
-    /// Of `api_keys`, with its memo if it has one, and what it shares with other keys.
+    /// Of `api_keys`, with its memo if it has one, and its profile, which keys can share.
     Key(KeyRecord, Option<Memo>, ProfileRow),
     /// Of `tenants`.
     Tenant(Tenant),
@@ -265,7 +266,7 @@ pub enum Row {
 }
 
 impl Row {
-    /// Whether it can serve no request.
+    /// Whether the row is damaged, so that it cannot be used for any request.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         match self {
@@ -277,36 +278,36 @@ impl Row {
     }
 }
 
-/// What is said of all the rows of a look at the database.
+/// What holds for all rows of one load or poll.
 #[derive(Clone, Debug, Default)]
 pub struct Look {
-    /// The database's own clock.
+    /// The clock of the database; `None` if it has none.
     pub now: Option<Timestamp>,
-    /// The id of the database: the same after a failover, in a restored dump and on a logical replica.
+    /// The id of the database. A failover, a restored dump and a logical replica keep it.
     pub identity: String,
-    /// Where it is: another cluster or file is another place. Empty if unknown.
+    /// The cluster or file of the database. Empty if unknown.
     pub place: String,
-    /// What was visible to this look, in words of the database's own; see [`Store::announce`].
+    /// The position in the change log, in the notation of the database; see [`Store::announce`].
     pub position: String,
-    /// The newest change in the log, in words of the database's own; see [`Session::has`].
+    /// The newest row of the change log, in the notation of the database; see [`Session::has`].
     pub newest_change: Option<String>,
 }
 
-/// A change of one row: the row as it is now, or what is gone.
+/// A change of one row: its current content, or its identity if it was deleted.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly every change is a row as it is now")]
+#[expect(clippy::large_enum_variant, reason = "nearly every change is a row with its current content")]
 pub enum Change {
-    /// The row as it is now.
+    /// The current content of a row.
     Now(Row),
-    /// There is no key of this prefix any more.
+    /// The key with this prefix was deleted.
     NoKey(Box<str>),
-    /// There is no such tenant any more.
+    /// This tenant was deleted.
     NoTenant(TenantId),
-    /// There is no plan of this name any more.
+    /// The plan with this name was deleted.
     NoPlan(Box<str>),
-    /// There is no such rule any more.
+    /// This rule was deleted.
     NoRoute(RouteId),
-    /// No change, but a mark by which a command asks how far the replicas are; see [`Management::mark`].
+    /// No change, but a mark that a command waits for; see [`Management::mark`].
     Mark,
 }
 
@@ -317,48 +318,47 @@ impl Change {
         matches!(self, Self::Mark)
     }
 
-    /// The row as it is now, if it is.
+    /// The current content of the row; `None` if it was deleted, and for a mark.
     #[must_use]
     pub fn row(&self) -> Option<&Row> {
         if let Self::Now(row) = self { Some(row) } else { None }
     }
 }
 
-/// What changed between two looks.
+/// The changes since the last load or poll.
 #[derive(Debug)]
 pub enum Changes {
-    /// It cannot be told: look at everything again.
+    /// The changes are not known: the replica must load everything again.
     Everything,
-    /// These rows, all as of the same instant.
+    /// These rows, all from the same instant.
     Rows(Vec<Change>, Look),
 }
 
-/// A replica's own connection to the database.
+/// A connection to the database that one replica uses alone.
 ///
-/// Any error ends it: drop it and open another.
+/// After any error it must be dropped; open another one.
 #[async_trait]
 pub trait Session: Send {
-    /// Looks at everything, as of one instant, and gives it to `sink` row by row.
+    /// Reads all rows as of one instant, and passes them to `sink` one by one.
     async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<Look, StoreError>;
 
-    /// Waits for a hint that something changed. May come late, too often or never; an error means the
-    /// session is lost.
+    /// Waits for a hint that something changed. Hints may be late, superfluous or missing.
     ///
     /// # Cancel safety
     ///
-    /// May be dropped at any time; a hint is then lost, which costs nothing but time.
+    /// The future may be dropped at any time. A hint that is lost delays the next poll to its regular time.
     async fn hint(&mut self) -> Result<(), StoreError>;
 
-    /// What changed since the last look of this session.
+    /// Returns the changes since the last load or poll of this session.
     async fn changes(&mut self) -> Result<Changes, StoreError>;
 
-    /// Whether the database still has the newest change that an earlier look saw ([`Look::newest_change`]). One that
-    /// has not went back: a failover to a standby that was behind, or a restored backup.
+    /// Whether the database still has the newest change that an earlier load or poll saw ([`Look::newest_change`]). If
+    /// not, the database was set back: by a failover to a standby that was behind, or by a restored backup.
     async fn has(&mut self, known: &Look) -> Result<bool, StoreError>;
 }
 
-/// How long a command waits for a lock, unless told otherwise.
+/// The default time that a command waits for a lock.
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long connecting may take before the database counts as gone.
+/// The default timeout for connecting to the database.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! The trait of what the page shows at a glance.
+//! The trait for the overview on the management page.
 
 use std::collections::BTreeSet;
 
@@ -9,76 +9,77 @@ use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::tenant::TenantId;
 
-/// Keys that need attention.
+/// Counts of keys for the overview.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct KeyCounts {
-    /// Keys that work now.
+    /// Keys that are accepted now.
     pub live: u64,
     /// Those of them that expire soon.
     pub expiring: u64,
-    /// Those of them that were not used for long.
+    /// Those of them that were not used for a long time.
     pub unused: u64,
 }
 
-/// The instants between which keys are counted.
+/// The instants that decide which keys count as live, expiring and unused.
 #[derive(Clone, Copy, Debug)]
 pub struct CountedAt {
     /// Now.
     pub now: Timestamp,
-    /// What expires before this expires soon.
+    /// Keys that expire before this instant count as expiring.
     pub expires_before: Timestamp,
-    /// What was not used since this is unused; a key that was never used, if it was made before this.
+    /// Keys that were last used (or, if never used, created) before this instant count as unused.
     pub unused_since: Timestamp,
 }
 
-/// A server and how far it is.
+/// A server, and whether it has applied all changes.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ReplicaState {
-    /// Host and process.
+    /// Host and process id.
     pub name: String,
     /// When it last announced itself.
     pub seen_at: Timestamp,
-    /// From then on it serves nobody unless it polls again.
+    /// When it stops accepting keys, unless it polls the database again.
     pub serves_until: Timestamp,
-    /// When the oldest change was made that it has not applied; `None` if it has applied all.
+    /// When the oldest change that it has not applied was made; `None` if it has applied all.
     pub behind_since: Option<Timestamp>,
 }
 
-/// Requests of one day and reason.
+/// The number of requests with one reason on one day.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct DayCount {
-    /// As in `2026-01-31` (UTC).
+    /// The day (UTC), as in `2026-01-31`.
     pub day: String,
-    /// What became of them.
+    /// The reason of the decision.
     pub reason: String,
-    /// How many.
+    /// The number of requests.
     pub requests: u64,
 }
 
-/// Which requests are counted by day and reason.
+/// Selects the requests to count.
 #[derive(Clone, Copy, Debug)]
 pub enum CountsOf<'c> {
-    /// Those with this key.
+    /// Requests with this key.
     Key(KeyId),
-    /// Those with a key of one of these tenants.
+    /// Requests with a key of one of these tenants.
     Tenants(&'c BTreeSet<TenantId>),
-    /// All, also those without a proven key.
+    /// All requests, including those without a proven key.
     All,
 }
 
-/// What the page shows at a glance.
+/// The queries of the overview.
 #[async_trait]
 pub trait Overview: Store {
-    /// Counts the keys of these tenants; `None`: of all.
+    /// Counts the keys of these tenants; `None` for all tenants.
     async fn key_counts(
         &self,
         tenants: Option<&BTreeSet<TenantId>>,
         at: CountedAt,
     ) -> Result<KeyCounts, StoreError>;
 
-    /// The servers that announced themselves, by name.
+    /// The servers that have announced themselves, ordered by name.
     async fn servers(&self) -> Result<Vec<ReplicaState>, StoreError>;
 
-    /// Requests on these days (UTC, as in `2026-01-31`) by day and reason. Of a key it reads only rows of that key.
+    /// Counts requests on these days (UTC, as in `2026-01-31`) by day and reason. For one key it reads only the rows of
+    /// that key.
     async fn counts(&self, of: CountsOf<'_>, days: &[String]) -> Result<Vec<DayCount>, StoreError>;
 }

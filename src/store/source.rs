@@ -1,13 +1,13 @@
-//! Where the address of a database comes from: the command line, a variable, or a file that is read again.
+//! The source of a database URL: a text, or a file that is read again at each connect.
 
 use std::path::PathBuf;
 
-/// An address, or the file that it is in.
+/// A database URL, or the file that contains it.
 #[derive(Clone)]
 pub enum UrlSource {
-    /// The address itself.
+    /// The URL.
     Text(String),
-    /// A file whose first line is the address. It is read at every connect.
+    /// A file whose only line is the URL. It is read at each connect.
     File(PathBuf),
 }
 
@@ -21,11 +21,11 @@ impl std::fmt::Debug for UrlSource {
 }
 
 impl UrlSource {
-    /// The address as it is now.
+    /// Returns the current URL.
     ///
     /// # Errors
     ///
-    /// The file cannot be read or is empty; never repeats what is in it.
+    /// The file cannot be read, or does not have exactly one line. The error never contains its content.
     pub fn read(&self) -> Result<String, String> {
         match self {
             Self::Text(url) => Ok(url.clone()),
@@ -42,7 +42,7 @@ impl UrlSource {
         }
     }
 
-    /// What to change when the password is refused.
+    /// Tells the operator what to change if the database rejects the password.
     #[must_use]
     pub fn where_the_password_is(&self) -> String {
         match self {

@@ -92,7 +92,7 @@ impl Collector for ManageMetrics {
         )?;
         page.counter(
             "tenantgate_manage_connections_crowded",
-            "Connections that came when all were taken",
+            "Connections that arrived when the limit was reached",
             self.stats.crowded.value(),
         )?;
         page.counter(

@@ -87,7 +87,7 @@ impl Collector for Metrics {
         self.decisions(&mut page)?;
         self.shadow(&mut page)?;
         self.proofs(&mut page)?;
-        self.fitness(&mut page)?;
+        self.readiness(&mut page)?;
         self.state(&mut page)?;
         self.connections(&mut page)?;
         self.work(&mut page)?;
@@ -186,7 +186,7 @@ impl Metrics {
         )
     }
 
-    fn fitness(&self, page: &mut Page<'_>) -> fmt::Result {
+    fn readiness(&self, page: &mut Page<'_>) -> fmt::Result {
         let ready = u64::from(self.health.readiness().ready);
         page.gauge("tenantgate_ready", "1 if the server is ready, as /readyz", ready)?;
         let connected = u64::from(self.replica.connected());
@@ -278,7 +278,7 @@ impl Metrics {
         )?;
         let (name, help) = (
             "tenantgate_replica_went_back",
-            "Times the database came back without a change that it had had before",
+            "Times the database no longer had a change that was read before",
         );
         page.counter(name, help, replica.went_back.value())?;
         let (uses, memos) = (self.last_used.stats(), self.memos.stats());

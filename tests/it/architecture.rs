@@ -44,7 +44,7 @@ const LAYERS: [&[&str]; 6] = [
         "store/sql",
         "store/migrations",
         "store/errors",
-        "store/expected",
+        "store/schema_spec",
     ],
     &["cli", "config", "health", "server", "telemetry", "main", "lib"],
 ];

@@ -116,7 +116,7 @@ fn a_trigger_that_is_disabled_missing_or_another_one_is_found() {
         ALTER TABLE tenants ENABLE ALWAYS TRIGGER tenantgate_tenant_updated";
     let (_, found) = spoilt(narrower, &["database.triggers bad"]).unwrap();
     assert!(
-        found.what("database.triggers").contains("tenantgate_tenant_updated is another one"),
+        found.what("database.triggers").contains("tenantgate_tenant_updated differs from the migrations"),
         "{found:#?}"
     );
     spoilt(

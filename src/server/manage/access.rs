@@ -15,8 +15,8 @@ use crate::admin::Caller;
 use crate::key::format::parse_management;
 use crate::permission::{About, Permission, Verdict, may};
 
-/// Lets a request with a live management key pass, or one of a trusted user of this machine without a key, and tells the
-/// handlers whose it is.
+/// Authenticates a request by its management key, or without a key as a trusted user of this machine. Passes the caller
+/// to the handlers. Other requests get 401 or 429.
 pub(super) async fn authenticated(
     State(plane): State<Arc<Plane>>,
     mut request: Request,
@@ -28,14 +28,14 @@ pub(super) async fn authenticated(
     let caller = match (first, second) {
         (None, _) => Some(trusted(&plane, peer).ok_or_else(Problem::unauthorized)?),
         (Some(_), None) => known(&plane, request.headers()).await?,
-        // Two lines are ambiguous: another reader could take the other one.
+        // Two headers are ambiguous: another parser could use the other one.
         (Some(_), Some(_)) => None,
     };
     if let Some(caller) = caller {
         let caller = Arc::new(caller);
         request.extensions_mut().insert(Arc::clone(&caller));
         let mut response = next.run(request).await;
-        // For the line in the log.
+        // For the log line.
         response.extensions_mut().insert(caller);
         return Ok(response);
     }
@@ -46,7 +46,7 @@ pub(super) async fn authenticated(
     }
 }
 
-/// Who a trusted user of this machine is.
+/// Returns the caller for a trusted user of this machine.
 fn trusted(plane: &Plane, peer: Option<Peer>) -> Option<Caller> {
     let Some(Peer::Unix(Some(uid))) = peer else { return None };
     let (_, role) = plane.trusted.iter().find(|(trusted, _)| *trusted == uid)?;
@@ -63,7 +63,7 @@ async fn known(plane: &Plane, headers: &HeaderMap) -> Result<Option<Caller>, Pro
     Ok(plane.admin.authenticate(presented).await?)
 }
 
-/// Refuses what the caller may not do.
+/// Checks that the caller may do something. Otherwise 403, or 404 if the caller may not know of the object.
 pub(super) fn check(caller: &Caller, permission: Permission, about: About) -> Result<(), Problem> {
     match may(&caller.maker.authority, permission, about) {
         Verdict::Yes => Ok(()),

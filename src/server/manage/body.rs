@@ -1,6 +1,6 @@
-//! Reads the bodies of requests: one JSON object of at most 1 MiB, and all that is wrong with it at once.
+//! Reads the bodies of requests, which are JSON of at most 1 MiB, and reports all errors at once.
 //!
-//! An object that has the same member twice is refused: another reader could take the other one (RFC 8259, section 4).
+//! An object with a duplicate member is rejected, because another parser could use the other one (RFC 8259, section 4).
 
 use std::fmt;
 
@@ -15,29 +15,30 @@ use serde_json::{Map, Value};
 use super::problem::{FieldError, Problem};
 use crate::clock::Timestamp;
 
-/// The largest body.
+/// The maximum size of a body, in bytes.
 const MOST: usize = 1 << 20;
 
-/// How much of a larger body is read and dropped, so that a client that writes before it reads gets its answer.
+/// How many bytes of a larger body are read and discarded, so that a client that writes before it reads gets its
+/// answer.
 const DROPPED: usize = 8 << 20;
 
-/// The most unknown fields that are named: the answer to a body of a mebibyte stays short.
+/// The maximum number of unknown fields in an answer, so that the answer to a body of a mebibyte stays short.
 const MOST_ERRORS: usize = 100;
 
 /// The media type of bodies.
 const JSON: &str = "application/json";
 
-/// The media type of a change of an object (RFC 7396).
+/// The media type of a merge patch (RFC 7396).
 const MERGE_PATCH: &str = "application/merge-patch+json";
 
-/// What a body must be.
+/// The expected form of a body.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Form {
     /// JSON.
     Json,
-    /// JSON, or nothing.
+    /// JSON, or an empty body.
     JsonOrEmpty,
-    /// A merge-patch, which may be called JSON.
+    /// A merge patch, whose media type may also be that of JSON.
     MergePatch,
 }
 
@@ -74,31 +75,31 @@ pub(super) fn parse(headers: &HeaderMap, bytes: &[u8], form: Form) -> Result<Val
     read.map_err(|error| Problem::bad_body(format!("the body is not valid JSON: {error}")))
 }
 
-/// The fields of an object, of which each is taken once; those that are left are unknown.
+/// The fields of an object. Handlers take each field that they know; the others are reported as unknown.
 #[derive(Debug)]
 pub(super) struct Fields {
-    /// The pointer to the object.
+    /// The JSON pointer to the object.
     at: String,
     object: Map<String, Value>,
-    /// What has a wrong type or form.
+    /// Errors of single fields.
     errors: Vec<FieldError>,
-    /// What makes no sense together.
+    /// Fields that exclude each other.
     conflicts: Vec<FieldError>,
 }
 
-/// What is said of a field.
+/// The content of a field.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) enum Said<T> {
-    /// It is absent, or wrong.
-    Nothing,
-    /// It is `null`.
+pub(super) enum FieldValue<T> {
+    /// The field is absent or invalid.
+    Absent,
+    /// The field is `null`.
     Null,
-    /// It is this.
+    /// The value of the field.
     Value(T),
 }
 
-impl<T> Said<T> {
-    /// The value; absent and `null` are the same.
+impl<T> FieldValue<T> {
+    /// Returns the value; `None` if the field is absent, invalid or `null`.
     pub(super) fn value(self) -> Option<T> {
         if let Self::Value(value) = self { Some(value) } else { None }
     }
@@ -124,13 +125,13 @@ impl Fields {
         format!("{}/{}", self.at, escaped(name))
     }
 
-    /// Notes that a field is wrong.
+    /// Records an error of a field.
     pub(super) fn wrong(&mut self, name: &str, code: &'static str, detail: impl Into<String>) {
         let error = FieldError::new(self.pointer(name), code, detail);
         self.errors.push(error);
     }
 
-    /// Notes that a field makes no sense beside another one.
+    /// Records that a field excludes another one.
     pub(super) fn conflict(&mut self, name: &str, detail: impl Into<String>) {
         let error = FieldError::new(self.pointer(name), "conflicting_fields", detail);
         self.conflicts.push(error);
@@ -146,12 +147,12 @@ impl Fields {
         self.object.get(name).is_some_and(Value::is_null)
     }
 
-    /// Takes a field, whatever it is.
-    pub(super) fn take(&mut self, name: &str) -> Said<Value> {
+    /// Takes a field of any type.
+    pub(super) fn take(&mut self, name: &str) -> FieldValue<Value> {
         match self.object.remove(name) {
-            None => Said::Nothing,
-            Some(Value::Null) => Said::Null,
-            Some(value) => Said::Value(value),
+            None => FieldValue::Absent,
+            Some(Value::Null) => FieldValue::Null,
+            Some(value) => FieldValue::Value(value),
         }
     }
 
@@ -159,37 +160,37 @@ impl Fields {
         self.wrong(name, "wrong_type", format!("expected {expected}, not {}", kind(found)));
     }
 
-    /// Takes a text.
+    /// Takes a text and parses it with `read`.
     pub(super) fn text<T, E: fmt::Display>(
         &mut self,
         name: &str,
         read: impl FnOnce(&str) -> Result<T, E>,
-    ) -> Said<T> {
+    ) -> FieldValue<T> {
         match self.take(name) {
-            Said::Nothing => Said::Nothing,
-            Said::Null => Said::Null,
-            Said::Value(Value::String(text)) => match read(&text) {
-                Ok(value) => Said::Value(value),
+            FieldValue::Absent => FieldValue::Absent,
+            FieldValue::Null => FieldValue::Null,
+            FieldValue::Value(Value::String(text)) => match read(&text) {
+                Ok(value) => FieldValue::Value(value),
                 Err(error) => {
                     self.wrong(name, "invalid_value", error.to_string());
-                    Said::Nothing
+                    FieldValue::Absent
                 }
             },
-            Said::Value(other) => {
+            FieldValue::Value(other) => {
                 self.wrong_type(name, "a text", &other);
-                Said::Nothing
+                FieldValue::Absent
             }
         }
     }
 
-    /// Takes a text that cannot be unset.
+    /// Takes a text that may be absent, but not `null`.
     pub(super) fn text_or_absent<T, E: fmt::Display>(
         &mut self,
         name: &str,
         read: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<T> {
         match self.text(name, read) {
-            Said::Null => {
+            FieldValue::Null => {
                 self.wrong_type(name, "a text", &Value::Null);
                 None
             }
@@ -197,7 +198,7 @@ impl Fields {
         }
     }
 
-    /// Takes a text that must be there.
+    /// Takes a text that is required.
     pub(super) fn text_needed<T, E: fmt::Display>(
         &mut self,
         name: &str,
@@ -209,27 +210,27 @@ impl Fields {
         self.text_or_absent(name, read)
     }
 
-    /// Takes a truth value; `null` counts as absent.
+    /// Takes a boolean. `null` counts as absent.
     pub(super) fn flag(&mut self, name: &str) -> Option<bool> {
         match self.take(name) {
-            Said::Value(Value::Bool(flag)) => Some(flag),
-            Said::Value(other) => {
+            FieldValue::Value(Value::Bool(flag)) => Some(flag),
+            FieldValue::Value(other) => {
                 self.wrong_type(name, "true or false", &other);
                 None
             }
-            Said::Nothing | Said::Null => None,
+            FieldValue::Absent | FieldValue::Null => None,
         }
     }
 
     /// Takes a list of texts that is not empty.
-    pub(super) fn texts(&mut self, name: &str) -> Said<Vec<String>> {
+    pub(super) fn texts(&mut self, name: &str) -> FieldValue<Vec<String>> {
         let list = match self.take(name) {
-            Said::Nothing => return Said::Nothing,
-            Said::Null => return Said::Null,
-            Said::Value(Value::Array(list)) => list,
-            Said::Value(other) => {
+            FieldValue::Absent => return FieldValue::Absent,
+            FieldValue::Null => return FieldValue::Null,
+            FieldValue::Value(Value::Array(list)) => list,
+            FieldValue::Value(other) => {
                 self.wrong_type(name, "an array of texts", &other);
-                return Said::Nothing;
+                return FieldValue::Absent;
             }
         };
         if list.is_empty() {
@@ -246,18 +247,18 @@ impl Fields {
                 }
             }
         }
-        Said::Value(texts)
+        FieldValue::Value(texts)
     }
 
     /// Takes an object of texts, whose members can be `null`.
-    pub(super) fn members(&mut self, name: &str) -> Said<Vec<(String, Option<String>)>> {
+    pub(super) fn members(&mut self, name: &str) -> FieldValue<Vec<(String, Option<String>)>> {
         let object = match self.take(name) {
-            Said::Nothing => return Said::Nothing,
-            Said::Null => return Said::Null,
-            Said::Value(Value::Object(object)) => object,
-            Said::Value(other) => {
+            FieldValue::Absent => return FieldValue::Absent,
+            FieldValue::Null => return FieldValue::Null,
+            FieldValue::Value(Value::Object(object)) => object,
+            FieldValue::Value(other) => {
                 self.wrong_type(name, "an object of texts", &other);
-                return Said::Nothing;
+                return FieldValue::Absent;
             }
         };
         let mut members = Vec::with_capacity(object.len());
@@ -272,16 +273,16 @@ impl Fields {
                 }
             }
         }
-        Said::Value(members)
+        FieldValue::Value(members)
     }
 
-    /// Notes what is wrong with a member of an object.
+    /// Records an error of a member of an object.
     pub(super) fn wrong_member(&mut self, name: &str, member: &str, detail: impl Into<String>) {
         let pointer = format!("{}/{}", self.pointer(name), escaped(member));
         self.errors.push(FieldError::new(pointer, "invalid_value", detail));
     }
 
-    /// Everything that is wrong, fields that were not taken among it; the second part makes no sense together.
+    /// Returns all errors, including one for each unknown field, and the conflicts between fields.
     pub(super) fn into_errors(mut self) -> (Vec<FieldError>, Vec<FieldError>) {
         let left: Vec<_> = self.object.keys().take(MOST_ERRORS).cloned().collect();
         for name in left {
@@ -290,14 +291,14 @@ impl Fields {
         (self.errors, self.conflicts)
     }
 
-    /// Refuses the body if anything is wrong with it.
+    /// Rejects the body if it has errors or conflicts.
     pub(super) fn finish(self) -> Result<(), Problem> {
         let (errors, conflicts) = self.into_errors();
         refuse(errors, conflicts)
     }
 }
 
-/// Refuses a body with errors.
+/// Rejects a body with errors (400) or conflicts (422).
 pub(super) fn refuse(errors: Vec<FieldError>, conflicts: Vec<FieldError>) -> Result<(), Problem> {
     if !errors.is_empty() {
         return Err(Problem::invalid(errors));
@@ -305,12 +306,12 @@ pub(super) fn refuse(errors: Vec<FieldError>, conflicts: Vec<FieldError>) -> Res
     if conflicts.is_empty() { Ok(()) } else { Err(Problem::unprocessable(conflicts)) }
 }
 
-/// An instant of a field or parameter.
+/// Parses an instant.
 pub(super) fn instant(text: &str) -> Result<Timestamp, &'static str> {
     Timestamp::parse_rfc_3339(text).ok_or("expected an instant of RFC 3339, such as 2027-01-31T00:00:00Z")
 }
 
-/// As RFC 6901 writes a name.
+/// Escapes a name for a JSON pointer (RFC 6901).
 pub(super) fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
@@ -326,7 +327,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// Reads a JSON value whose objects have each member once. The parser limits the depth.
+/// Parses a JSON value without duplicate members. `serde_json` limits the depth.
 struct Strict;
 
 impl<'de> DeserializeSeed<'de> for Strict {
@@ -380,7 +381,7 @@ impl<'de> Visitor<'de> for Strict {
         let mut object = Map::new();
         while let Some(name) = members.next_key::<String>()? {
             if object.contains_key(&name) {
-                return Err(A::Error::custom(format!("the member {name:?} is there twice")));
+                return Err(A::Error::custom(format!("duplicate member {name:?}")));
             }
             object.insert(name, members.next_value_seed(Self)?);
         }

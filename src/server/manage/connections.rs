@@ -1,8 +1,7 @@
 //! Accepts the connections of management and serves HTTP/1.1 on them.
 //!
-//! The number of connections is limited. When all are taken, the one that has waited longest for its next request is
-//! closed to make room, so that clients that send nothing cannot keep out those that do. Slow header lists, handshakes
-//! and requests end after a timeout.
+//! The number of connections is limited. At the limit, the connection that has been idle longest is closed for a new
+//! one, so that idle clients cannot lock out others. Slow header lists, handshakes and requests end after a timeout.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -31,29 +30,30 @@ use crate::server::acceptor::stopped;
 use crate::server::tls::{NotAdmitted, Tls};
 use crate::telemetry::manage_metrics::ManageStats;
 
-/// Connections at a time: each takes some 20 KB and a file descriptor, of which systems often allow 1,024.
+/// The maximum number of open connections. Each takes about 20 KB and a file descriptor, of which systems often allow
+/// 1,024.
 const CONNECTIONS: usize = 512;
 
-/// How long a header list may take, and how long a connection may wait for its next request.
+/// How long a header list may take, and how long a connection may be idle.
 const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a request may take from its header list to its answer; more than a client can ask to wait.
+/// How long a request may take from its header list to its answer. Longer than the longest `Prefer: wait`.
 const REQUEST_WITHIN: Duration = Duration::from_secs(90);
 
-/// Who is at the other end of a connection.
+/// The other end of a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Peer {
     /// A client over TCP.
     Tcp(IpAddr),
-    /// A process of this user on a Unix socket, unless the system does not say.
+    /// A process on a Unix socket, with its user id if the system reports it.
     Unix(Option<u32>),
 }
 
 impl Peer {
-    /// The address of a client over TCP.
+    /// The address of a client over TCP; `None` on a Unix socket.
     pub(super) fn address(self) -> Option<IpAddr> {
         match self {
             Self::Tcp(address) => Some(address),
@@ -62,8 +62,8 @@ impl Peer {
     }
 }
 
-/// What all listeners share.
-pub(super) struct Door {
+/// Accepts the connections of all listeners, up to the limit.
+pub(super) struct Acceptor {
     app: Router,
     tls: Option<Tls>,
     stats: Arc<ManageStats>,
@@ -71,16 +71,16 @@ pub(super) struct Door {
     open: Mutex<Open>,
 }
 
-/// The connections that are open.
+/// The open connections.
 #[derive(Default)]
 struct Open {
     number: usize,
     next: u64,
-    /// Those that wait for a request, the one that has waited longest first.
-    waiting: BTreeMap<u64, Arc<Notify>>,
+    /// The idle ones, ordered by how long they have been idle, longest first.
+    idle: BTreeMap<u64, Arc<Notify>>,
 }
 
-impl Door {
+impl Acceptor {
     pub(super) fn new(app: Router, tls: Option<Tls>, stats: Arc<ManageStats>, log: RateLimitedLog) -> Self {
         Self { app, tls, stats, log, open: Mutex::default() }
     }
@@ -96,16 +96,16 @@ impl Door {
             stream.set_nodelay(true)?;
             Ok((stream, address.ip().to_canonical()))
         };
-        let handle = |door: Arc<Self>, (stream, address), stop| async move {
+        let handle = |acceptor: Arc<Self>, (stream, address), stop| async move {
             let peer = Peer::Tcp(address);
-            let Some(tls) = door.tls.clone() else { return door.serve(stream, peer, stop).await };
+            let Some(tls) = acceptor.tls.clone() else { return acceptor.serve(stream, peer, stop).await };
             match timeout(HANDSHAKE_WITHIN, tls.accept(stream)).await {
-                Ok(Ok(stream)) => door.serve(stream, peer, stop).await,
+                Ok(Ok(stream)) => acceptor.serve(stream, peer, stop).await,
                 Ok(Err(NotAdmitted::Probe)) => {}
                 Ok(Err(NotAdmitted::Failed(failure, detail))) => {
-                    door.note_handshake(address, failure.as_str(), detail.as_deref());
+                    acceptor.note_handshake(address, failure.as_str(), detail.as_deref());
                 }
-                Err(_) => door.note_handshake(address, "handshake_timeout", None),
+                Err(_) => acceptor.note_handshake(address, "handshake_timeout", None),
             }
         };
         self.accept_all(accept, handle, stop).await;
@@ -114,9 +114,9 @@ impl Door {
     /// Accepts connections on a Unix socket until `stop`, then waits until all have ended.
     pub(super) async fn serve_unix(self: Arc<Self>, listener: UnixListener, stop: watch::Receiver<bool>) {
         let accept = || async { Ok(listener.accept().await?.0) };
-        let handle = |door: Arc<Self>, stream: tokio::net::UnixStream, stop| async move {
+        let handle = |acceptor: Arc<Self>, stream: tokio::net::UnixStream, stop| async move {
             let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
-            door.serve(stream, Peer::Unix(uid), stop).await;
+            acceptor.serve(stream, Peer::Unix(uid), stop).await;
         };
         self.accept_all(accept, handle, stop).await;
     }
@@ -136,7 +136,7 @@ impl Door {
             let accepted = tokio::select! {
                 accepted = accept() => accepted,
                 () = &mut stopping => break,
-                // Ended connections are forgotten.
+                // Removes ended connections.
                 Some(_) = connections.join_next() => continue,
             };
             match accepted {
@@ -153,7 +153,7 @@ impl Door {
                     self.log.write(|left_out| {
                         warn!(%error, left_out, "a connection could not be accepted: raise the limit of open files");
                     });
-                    // Without a file descriptor the next one fails, too, until another one ends.
+                    // Without a file descriptor, accepting fails until another connection ends.
                     sleep(Duration::from_millis(50)).await;
                 }
             }
@@ -161,19 +161,17 @@ impl Door {
         while connections.join_next().await.is_some() {}
     }
 
-    /// A place for one more connection. If all are taken, the one that has waited longest for a request is closed.
+    /// Reserves a slot for a new connection. At the limit, closes the connection that has been idle longest; `None` if
+    /// none is idle.
     fn admit(self: &Arc<Self>) -> Option<Slot> {
         let mut open = self.open();
         if open.number >= CONNECTIONS {
             self.stats.crowded.add_one();
             self.log.write(|left_out| {
                 let connections = CONNECTIONS;
-                warn!(
-                    connections,
-                    left_out, "all connections are taken: those that send no request are closed"
-                );
+                warn!(connections, left_out, "all connections are in use: idle ones are closed for new ones");
             });
-            let (_, longest) = open.waiting.pop_first()?;
+            let (_, longest) = open.idle.pop_first()?;
             longest.notify_one();
         }
         open.number += 1;
@@ -192,16 +190,16 @@ impl Door {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let waits = Waits::new(&self);
-        let (app, turn) = (self.app.clone(), waits.turn());
+        let guard = IdleGuard::new(&self);
+        let (app, mark) = (self.app.clone(), guard.mark());
         let service = service_fn(move |mut request: Request<Incoming>| {
-            let turn = turn.clone();
-            turn.begin();
+            let mark = mark.clone();
+            mark.busy();
             request.extensions_mut().insert(peer);
             let answer = app.clone().oneshot(request);
             async move {
                 let answer = timeout(REQUEST_WITHIN, answer).await;
-                turn.end();
+                mark.idle();
                 // Without an answer the connection is closed.
                 let Ok(Ok(answer)) = answer else { return Err(io::Error::from(io::ErrorKind::TimedOut)) };
                 Ok(answer)
@@ -212,7 +210,7 @@ impl Door {
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let ended = tokio::select! {
             ended = &mut connection => ended,
-            () = waits.evicted() => return,
+            () = guard.evicted() => return,
             () = stopped(stop) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -224,8 +222,8 @@ impl Door {
     }
 }
 
-/// The place of a connection among those that are open.
-struct Slot(Arc<Door>);
+/// The slot of an open connection, until it is dropped.
+struct Slot(Arc<Acceptor>);
 
 impl Drop for Slot {
     fn drop(&mut self) {
@@ -233,25 +231,26 @@ impl Drop for Slot {
     }
 }
 
-/// Whether a connection waits for a request, and since when in relation to the others.
-struct Waits(Turn);
+/// Keeps track of whether a connection is idle. Dropping it removes the connection from the idle ones.
+struct IdleGuard(IdleMark);
 
-/// The same, for the request that is running.
+/// A handle by which requests mark their connection as idle or busy.
 #[derive(Clone)]
-struct Turn {
-    door: Arc<Door>,
+struct IdleMark {
+    acceptor: Arc<Acceptor>,
     place: Arc<Mutex<Option<u64>>>,
     evicted: Arc<Notify>,
 }
 
-impl Waits {
-    fn new(door: &Arc<Door>) -> Self {
-        let turn = Turn { door: Arc::clone(door), place: Arc::default(), evicted: Arc::default() };
-        turn.end();
-        Self(turn)
+impl IdleGuard {
+    fn new(acceptor: &Arc<Acceptor>) -> Self {
+        let mark =
+            IdleMark { acceptor: Arc::clone(acceptor), place: Arc::default(), evicted: Arc::default() };
+        mark.idle();
+        Self(mark)
     }
 
-    fn turn(&self) -> Turn {
+    fn mark(&self) -> IdleMark {
         self.0.clone()
     }
 
@@ -260,27 +259,27 @@ impl Waits {
     }
 }
 
-impl Drop for Waits {
+impl Drop for IdleGuard {
     fn drop(&mut self) {
-        self.0.begin();
+        self.0.busy();
     }
 }
 
-impl Turn {
-    /// A request has come.
-    fn begin(&self) {
+impl IdleMark {
+    /// Marks the connection as busy.
+    fn busy(&self) {
         let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(place) = place {
-            self.door.open().waiting.remove(&place);
+            self.acceptor.open().idle.remove(&place);
         }
     }
 
-    /// It is answered: the connection waits for the next one.
-    fn end(&self) {
-        let mut open = self.door.open();
+    /// Marks the connection as idle from now on.
+    fn idle(&self) {
+        let mut open = self.acceptor.open();
         let place = open.next;
         open.next += 1;
-        open.waiting.insert(place, Arc::clone(&self.evicted));
+        open.idle.insert(place, Arc::clone(&self.evicted));
         *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
     }
 }

@@ -9,13 +9,13 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::clock::Timestamp;
 
-/// Wrong keys in a minute.
+/// The number of wrong keys allowed in a minute.
 const MOST: u32 = 10;
 
 /// In microseconds.
 const MINUTE: i64 = 60_000_000;
 
-/// Addresses that are remembered: one /64 is one address, so an attacker needs many networks to fill it.
+/// The maximum number of addresses in memory. All of an IPv6 /64 count as one, so filling it takes many networks.
 const ADDRESSES: usize = 10_000;
 
 /// Wrong keys by address.
@@ -30,7 +30,7 @@ struct Window {
 }
 
 impl WrongKeys {
-    /// Counts a wrong key. After too many, `Err` has the seconds until the next one counts anew.
+    /// Counts a wrong key. After too many, the error is the number of seconds until the minute is over.
     pub(super) fn count(&self, address: IpAddr, now: Timestamp) -> Result<(), u64> {
         let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if windows.len() >= ADDRESSES {
@@ -58,7 +58,7 @@ impl Window {
     }
 }
 
-/// The address, or of IPv6 its /64, all of which one client has.
+/// Returns an IPv4 address, or the /64 of an IPv6 address, which usually belongs to one client.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into()),
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn the_eleventh_wrong_key_in_a_minute_is_one_too_many() {
+    fn the_eleventh_wrong_key_in_a_minute_is_rejected() {
         let (wrong, here) = (WrongKeys::default(), "192.0.2.1".parse().unwrap());
         for second in 0..10 {
             assert_eq!(wrong.count(here, at(second)), Ok(()));
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn one_network_is_one_address() {
+    fn all_addresses_of_a_network_share_one_count() {
         let wrong = WrongKeys::default();
         for host in 0..10_u128 {
             let address = IpAddr::V6((0x2001_0db8_u128 << 96 | host).into());

@@ -1,7 +1,7 @@
-//! Requests that may be sent again: `Idempotency-Key` on POST.
+//! Repeatable requests: `Idempotency-Key` on POST.
 //!
-//! The same key, path and body give the answer of the first success for a day. The key of a new API key is not kept: with
-//! a pepper it is derived again, without one it cannot be shown again.
+//! For a day, a request with the same Idempotency-Key, path and body gets the answer of the first success. An issued
+//! API key is not stored: with a pepper it is derived again, without one it cannot be shown again.
 
 use std::time::Duration;
 
@@ -22,36 +22,36 @@ use crate::verify::memo::Peppers;
 
 const HEADER: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// The longest key.
+/// The longest Idempotency-Key, in bytes.
 const LONGEST: usize = 255;
 
-/// How long an answer is kept.
+/// How long an answer is stored.
 const KEPT_FOR: Duration = Duration::from_hours(24);
 
-/// A request takes at most 90 seconds. One that has taken longer died with its process.
+/// An older attempt without an answer counts as dead. A request takes at most 90 seconds, unless its process died.
 const DEAD_AFTER: Duration = Duration::from_mins(2);
 
-/// What stands for a key that cannot be shown again.
+/// The code in an answer whose key cannot be shown again.
 const NOT_REPLAYABLE: &str = "secret_not_replayable";
 
-/// The characters of a prefix that are random: the others come from a name.
+/// The number of random characters at the end of a prefix. The others come from a name.
 const PREFIX_RANDOM: usize = 8;
 
-/// A new key in an answer.
+/// Where an answer contains an issued key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Secret {
-    /// There is none.
+    /// Nowhere.
     None,
-    /// `key` of the object.
+    /// In `key` of the object.
     Key,
-    /// `key` of the object's `new`.
+    /// In `key` of the object's `new`.
     KeyOfNew,
-    /// `key` of the object, a management key.
+    /// In `key` of the object, and it is a management key.
     AdminKey,
 }
 
 impl Secret {
-    /// The object that `key` is a field of.
+    /// Returns the object that contains `key`.
     pub(super) fn place(self, object: &mut Value) -> Option<&mut Value> {
         match self {
             Self::None => None,
@@ -60,7 +60,7 @@ impl Secret {
         }
     }
 
-    /// Puts the key into an answer that was kept without it, or says that it cannot be shown again.
+    /// Adds the key to a stored answer, or the code that it cannot be shown again.
     pub(super) fn replay(self, object: &mut Value, derivation: Option<Derivation>) {
         let Some(place) = self.place(object) else { return };
         let prefix = place["key_prefix"].as_str().unwrap_or_default().to_owned();
@@ -71,10 +71,11 @@ impl Secret {
         place["key"] = key.into();
     }
 
-    /// The key with this prefix, if it is the one that was derived.
+    /// Derives the key again. `None` if the result does not have this prefix.
     fn derived(self, prefix: &str, derivation: Derivation) -> Option<String> {
         let mut randomness = Randomness::from(Some(derivation));
-        // What stands before the random digits is what was left of a name, of which the same is left again.
+        // The part before the random characters was derived from a name, and deriving from that part again yields the
+        // same part.
         let (_, rest) = prefix.split_once('_')?;
         let name = rest.get(..rest.len().checked_sub(PREFIX_RANDOM)?)?;
         let key = match self {
@@ -85,28 +86,28 @@ impl Secret {
     }
 }
 
-/// The Idempotency-Key of a request.
+/// Returns the Idempotency-Key of a request; `None` without one. An invalid one is answered with 400.
 pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut lines = headers.get_all(HEADER).iter();
     let Some(first) = lines.next() else { return Ok(None) };
     let text = first.to_str().unwrap_or_default();
     let fine = (1..=LONGEST).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
     if !fine || lines.next().is_some() {
-        let detail = "Idempotency-Key is not valid: expected one of 1 to 255 visible ASCII characters";
+        let detail = "Idempotency-Key is not valid: expected one header of 1 to 255 visible ASCII characters";
         return Err(Problem::invalid(vec![FieldError::new(String::new(), "invalid_header", detail)]));
     }
     Ok(Some(text.to_owned()))
 }
 
-/// What must be done for a request.
+/// The result of claiming an Idempotency-Key.
 pub(super) enum Turn {
-    /// It is the first: it must be done. The id of the attempt, and what its secrets are derived from.
+    /// The request is the first one and must be performed. The id of the attempt, and the derivation of its secrets.
     First(Uuid, Option<Derivation>),
-    /// It was done: what was kept, and what its secrets were derived from.
+    /// The request was performed before. The stored answer, and the derivation of its secrets.
     Done(Value, Option<Derivation>),
 }
 
-/// Claims a key for a request.
+/// Claims an Idempotency-Key for a request.
 pub(super) async fn claim(
     admin: &Admin,
     caller: &Caller,
@@ -116,7 +117,7 @@ pub(super) async fn claim(
 ) -> Result<Turn, Problem> {
     let (now, attempt, peppers) = (admin.now(), random::new_id(), admin.peppers());
     let derivation = Derivation::first(peppers, attempt);
-    // Users who need no key are told apart by their names.
+    // Trusted users have no key id, so their name is part of the path.
     let whose = if caller.key.id.0.is_nil() { caller.key.name.as_str() } else { "" };
     let claim = Claim {
         admin_key: caller.key.id,
@@ -154,7 +155,7 @@ mod tests {
     use crate::verify::pepper::Pepper;
 
     #[test]
-    fn a_key_is_visible_ascii_and_there_once() {
+    fn an_idempotency_key_is_one_header_of_visible_ascii() {
         let read = |lines: &[&str]| {
             let line = |line: &&str| (HEADER, HeaderValue::from_bytes(line.as_bytes()).unwrap());
             key(&lines.iter().map(line).collect())
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_very_key_is_shown_again() {
+    fn a_key_is_shown_again_only_if_it_can_be_derived() {
         let peppers = Peppers::new(vec![Pepper::random().unwrap()], Policy::Optional);
         let derivation = |number| Derivation::first(&peppers, Uuid::from_u128(number));
         let key = issue_with(&mut Randomness::from(derivation(1)), "Söhne & Co").unwrap();

@@ -1,11 +1,11 @@
-//! Management over HTTP: a process of its own, `tenantgate manage`.
+//! Management over HTTP: the process `tenantgate manage`.
 //!
 //! ```text
-//! accept ── access: who is it? (401, 429) ── routes: may it? (403, 404) ── admin ── objects ── answer
+//! accept ── access: authentication (401, 429) ── handler: permission (403, 404) ── admin ── objects ── answer
 //! ```
 //!
-//! It asks the same use cases as the command line ([`crate::admin`]), and its objects are those of `-o json`. Every answer
-//! has the id of its request, and headers by which a browser runs nothing of it and keeps nothing.
+//! It calls the same use cases as the command line ([`crate::admin`]), and its objects are those of `-o json`. Every
+//! answer has the id of its request, and headers that forbid browsers to execute or store it.
 
 mod access;
 mod body;
@@ -40,9 +40,9 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use self::changes::{admin_keys, keys, plans, routes, tenants};
-use self::connections::{Door, Peer};
+use self::connections::{Acceptor, Peer};
 use self::failures::WrongKeys;
-use self::problem::{Problem, RequestId, numbered};
+use self::problem::{Problem, RequestId, with_request_id};
 pub use self::reading::{Explain, ExplainedRequest};
 use super::acceptor::{bind_tcp, bind_unix, remove_sockets};
 use super::tls::Tls;
@@ -54,12 +54,12 @@ use crate::random;
 use crate::rate_limited_log::RateLimitedLog;
 use crate::telemetry::manage_metrics::ManageStats;
 
-/// How long open requests may take when the process stops.
+/// How long open requests may take to end when the process stops.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What every answer says to a browser.
+/// The security headers of every answer.
 const HEADERS: [(HeaderName, &str); 3] = [
     (
         CONTENT_SECURITY_POLICY,
@@ -71,15 +71,15 @@ const HEADERS: [(HeaderName, &str); 3] = [
 
 /// The settings of management over HTTP.
 pub struct ManageSettings {
-    /// Where it listens: on this machine alone, or with TLS.
+    /// The addresses to listen on. Without TLS, only addresses of this machine.
     pub listen: Vec<Address>,
     /// The mode of Unix sockets.
     pub unix_mode: u32,
     /// TLS for TCP listeners.
     pub tls: Option<Tls>,
-    /// Users whose processes need no key on a Unix socket, and their roles.
+    /// User ids whose processes need no key on a Unix socket, and their roles.
     pub trusted: Vec<(u32, Role)>,
-    /// The address for operators: health and metrics.
+    /// The address of health and metrics, for operators.
     pub ops_listen: String,
     /// The use cases.
     pub admin: Admin,
@@ -89,15 +89,15 @@ pub struct ManageSettings {
     pub clock: Arc<dyn Clock>,
 }
 
-/// Whose request it is.
+/// The caller of a request.
 type Who = Extension<Arc<Caller>>;
 
-/// What all handlers get.
+/// The shared state, as handlers extract it.
 type Shared = State<Arc<Plane>>;
 
 type Found<T> = Result<Json<T>, Problem>;
 
-/// What all requests share.
+/// The state that all requests share.
 struct Plane {
     admin: Admin,
     wrong: WrongKeys,
@@ -117,18 +117,18 @@ pub async fn manage(settings: ManageSettings, shutdown: impl Future<Output = ()>
     let plane = Arc::new(Plane { admin, wrong: WrongKeys::default(), trusted, explain });
     let app = router(Arc::clone(&plane), Arc::clone(&stats));
     let log = RateLimitedLog::new(clock, 1);
-    let door = Arc::new(Door::new(app, tls.clone(), Arc::clone(&stats), log));
+    let acceptor = Arc::new(Acceptor::new(app, tls.clone(), Arc::clone(&stats), log));
     let (stop, stopping) = watch::channel(false);
     let mut listeners = JoinSet::new();
     for address in &listen {
-        let (door, stopping) = (Arc::clone(&door), stopping.clone());
+        let (acceptor, stopping) = (Arc::clone(&acceptor), stopping.clone());
         match address {
             Address::Tcp(address) => {
-                listeners.spawn(door.serve_tcp(bind_tcp(address, "manage").await?, stopping));
+                listeners.spawn(acceptor.serve_tcp(bind_tcp(address, "manage").await?, stopping));
             }
             Address::Unix(path) => {
                 let listener = bind_unix(path, unix_mode, "manage").await?;
-                listeners.spawn(door.serve_unix(listener, stopping));
+                listeners.spawn(acceptor.serve_unix(listener, stopping));
             }
         }
     }
@@ -143,11 +143,11 @@ pub async fn manage(settings: ManageSettings, shutdown: impl Future<Output = ()>
     info!("ready");
     shutdown.await;
     info!("stopping");
-    // Nobody listens if all listeners have failed.
+    // An error means that all listeners have failed.
     let _ = stop.send(true);
     let ended = timeout(DRAIN_WITHIN, async { while listeners.join_next().await.is_some() {} });
     if ended.await.is_err() {
-        warn!("requests were still open after 10 s and are cut off");
+        warn!("requests that are still open after 10 s are aborted");
     }
     remove_sockets(&listen);
     info!("stopped");
@@ -185,7 +185,7 @@ fn router(plane: Arc<Plane>, stats: Arc<ManageStats>) -> Router {
         .route("/replicas", get(reading::replicas))
         .fallback(|| async { Problem::not_found() })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
-        // Whoever has no key learns neither paths nor methods.
+        // This layer is outside, so that clients without a key learn neither paths nor methods.
         .layer(from_fn_with_state(Arc::clone(&plane), access::authenticated))
         .with_state(Arc::clone(&plane));
     Router::new()
@@ -195,11 +195,11 @@ fn router(plane: Arc<Plane>, stats: Arc<ManageStats>) -> Router {
         .merge(page::router(plane))
         .fallback(page::not_found)
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
-        .layer(from_fn(dressed))
+        .layer(from_fn(with_headers))
         .layer(from_fn_with_state(stats, stats::counted))
 }
 
-/// The line in the log about one request. It has the route and no path or query, which may hold what people wrote.
+/// The log line of one request. It has the route, but neither path nor query, which may contain names and secrets.
 struct Line {
     began: Instant,
     request_id: String,
@@ -236,15 +236,15 @@ impl Line {
     }
 }
 
-/// Gives a request its id, and its answer the headers that every answer has.
-async fn dressed(mut request: Request, next: Next) -> Response {
+/// Gives a request its id, adds the id and the security headers to the answer, and logs the request.
+async fn with_headers(mut request: Request, next: Next) -> Response {
     let id = RequestId(random::new_id().to_string());
     request.extensions_mut().insert(id.clone());
     let number = HeaderValue::from_str(&id.0);
     let line = Line::of(&request, &id);
     let response = next.run(request).await;
     line.write(&response);
-    let mut response = numbered(response, id);
+    let mut response = with_request_id(response, id);
     for (name, value) in HEADERS {
         // The page has its own.
         response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));

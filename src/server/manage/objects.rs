@@ -1,4 +1,4 @@
-//! What can be read: objects and lists of them, as `-o json` of the command line has them.
+//! The handlers that read tenants, plans, routes and management keys, as in `-o json` of the command line.
 
 use axum::extract::{Path, RawQuery, State};
 use axum::{Extension, Json};
@@ -16,10 +16,10 @@ use crate::permission::{About, Permission};
 use crate::plan::PlanName;
 use crate::tenant::Tenant;
 
-/// An object that can be changed.
+/// An object with its version, or a problem.
 type FoundVersion<T> = Result<Tagged<T>, Problem>;
 
-/// Who one is, and what one may do now: less than was given if a maker has less.
+/// The caller and its current authority, which is less than was granted if the key that created it has less.
 #[derive(Serialize, utoipa::ToSchema)]
 pub(super) struct WhoView {
     /// `null` for a trusted user of this machine, who has no key.
@@ -111,7 +111,7 @@ pub(super) async fn routes(
         let order = format!("{} {} {} {}", rule.host, rule.path, rule.method, rule.id.0);
         (order, RouteView::from(rule))
     });
-    // Of the whole table, whatever part of it is asked for: what PUT wants to know.
+    // The version is that of the whole table, even if this is one page of it, because PUT replaces the whole table.
     Ok(Tagged(query.page(rows.collect()), version::of_routes(&rules)))
 }
 

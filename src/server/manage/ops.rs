@@ -1,4 +1,4 @@
-//! The HTTP endpoints for operators of management.
+//! The HTTP endpoints of `tenantgate manage` for operators.
 
 use std::sync::Arc;
 use std::time::Duration;

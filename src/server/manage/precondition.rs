@@ -1,4 +1,4 @@
-//! What a client expects of an object (RFC 9110, section 13.1.1) and prefers of the answer (RFC 7240).
+//! The headers `If-Match` (RFC 9110, section 13.1.1) and `Prefer` (RFC 7240).
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::admin::Expected;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
-/// The longest wait that a client can ask for; less than what a request may take.
+/// The longest wait in seconds that a client can request; less than the timeout of a request.
 const LONGEST_WAIT: u64 = 60;
 
-/// The entity tag of a version: always a strong one.
+/// Formats a version as a strong entity tag.
 pub(super) fn entity_tag(version: &str) -> Option<HeaderValue> {
     HeaderValue::from_str(&format!("\"{version}\"")).ok()
 }
@@ -34,9 +34,9 @@ impl<T: Serialize> IntoResponse for Tagged<T> {
     }
 }
 
-/// The versions that `If-Match` names; [`None`] without such a header.
+/// Returns the versions that `If-Match` names; `None` without this header.
 ///
-/// A weak tag names no version, because the comparison is strong.
+/// The comparison is strong, so a weak tag matches no version.
 ///
 /// # Errors
 ///
@@ -65,12 +65,12 @@ pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<Expected>, Problem>
 }
 
 fn not_a_list() -> Problem {
-    let detail = "If-Match is not valid: expected entity tags as ETag has them, such as \"…\", or *";
+    let detail = "If-Match is not valid: expected values of ETag, such as \"…\", or *";
     Problem::invalid(vec![FieldError::new(String::new(), "invalid_header", detail)])
 }
 
-/// How long the client wants to wait until all servers have applied the change: `Prefer: wait=N`, N in seconds and at
-/// most 60. Preferences that cannot be read are ignored, as the standard says.
+/// Returns how long the client wants to wait until all servers have applied the change: `Prefer: wait=N`, in seconds,
+/// at most 60. Invalid preferences are ignored, as the standard requires.
 pub(super) fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
     let lines = headers.get_all(PREFER).iter().filter_map(|line| line.to_str().ok());
     let mut wanted = lines.flat_map(|line| line.split([',', ';'])).filter_map(|preference| {

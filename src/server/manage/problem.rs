@@ -1,4 +1,4 @@
-//! Answers that say no: `application/problem+json` (RFC 9457).
+//! Error responses: `application/problem+json` (RFC 9457).
 
 use axum::Json;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -12,7 +12,7 @@ use crate::admin::AdminError;
 use crate::permission::Permission;
 use crate::store::StoreError;
 
-/// Why a request is not answered as asked.
+/// An error response.
 #[derive(Clone, Debug)]
 pub(super) struct Problem {
     status: StatusCode,
@@ -22,37 +22,37 @@ pub(super) struct Problem {
     retry_after: Option<u64>,
 }
 
-/// What is wrong with one part of a request.
+/// An error of one part of a request.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub(super) struct FieldError {
-    /// Where it is in the body (RFC 6901), or the name of a parameter.
+    /// The place in the body (RFC 6901), or the name of a parameter.
     pointer: String,
     code: &'static str,
     detail: String,
 }
 
-/// The part that the layer above all handlers adds to the body.
+/// The id of a request, which the outermost layer adds to the body.
 #[derive(Clone, Debug)]
 pub(super) struct RequestId(pub(super) String);
 
-/// What clients see of a problem.
+/// The body of an error response, for the description of the API.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it is only described")]
 pub(super) struct Shown {
-    /// `about:blank`: the status says what kind it is.
+    /// `about:blank`: the status defines the meaning.
     r#type: String,
     title: String,
     status: u16,
-    /// What to do, in one sentence.
+    /// The problem or what to do about it, in one sentence.
     detail: String,
-    /// For programs.
+    /// A fixed code, for programs.
     code: String,
     request_id: String,
-    /// Everything that is wrong with the request.
+    /// All errors of the request.
     errors: Vec<FieldError>,
 }
 
-/// A problem on its way to the layer that knows the id of the request.
+/// The body without the id of the request, which a later layer adds.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Body {
     #[serde(rename = "type")]
@@ -66,7 +66,7 @@ pub(super) struct Body {
 
 /// A body with the id of its request.
 #[derive(Serialize)]
-struct Numbered {
+struct BodyWithId {
     #[serde(flatten)]
     body: Body,
     request_id: String,
@@ -77,12 +77,12 @@ impl Problem {
         Self { status, code, detail: detail.into(), errors: Vec::new(), retry_after: None }
     }
 
-    /// There is nothing here, or nothing that this key sees.
+    /// The object does not exist, or the caller may not see it.
     pub(super) fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", "there is no such object")
     }
 
-    /// Nobody is known here by what was presented.
+    /// The request has no valid management key.
     pub(super) fn unauthorized() -> Self {
         let detail = "a live management key is needed: Authorization: Bearer llma_…";
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
@@ -101,7 +101,7 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, "missing_permission", detail)
     }
 
-    /// The key has the permission for some tenants alone.
+    /// The key has the permission, but only for some tenants.
     pub(super) fn only_for_all_tenants(permission: Permission) -> Self {
         let detail =
             format!("with the permission {} only a key of all tenants may do this", permission.as_str());
@@ -117,22 +117,22 @@ impl Problem {
         )
     }
 
-    /// A use case refuses to find something.
+    /// Converts an error of a use case; a missing object becomes 404.
     pub(super) fn of_missing(error: AdminError) -> Self {
         if matches!(error, AdminError::Missing(_)) { Self::not_found() } else { error.into() }
     }
 
-    /// The body is not what it must be.
+    /// The body is not valid JSON.
     pub(super) fn bad_body(why: impl Into<String>) -> Self {
         Self::invalid(vec![FieldError::new(String::new(), "invalid_json", why)])
     }
 
     /// The body is larger than 1 MiB.
     pub(super) fn too_large() -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the body has more than 1 MiB")
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the body is larger than 1 MiB")
     }
 
-    /// The body is of another media type, or of none.
+    /// The body has a wrong media type, or none.
     pub(super) fn media_type(form: Form) -> Self {
         let detail = match form {
             Form::Json | Form::JsonOrEmpty => "expected a body with Content-Type: application/json",
@@ -145,7 +145,7 @@ impl Problem {
 
     /// A change of a whole table needs a precondition.
     pub(super) fn precondition_required() -> Self {
-        let detail = "say with If-Match which version the change is of: GET gives it as ETag";
+        let detail = "If-Match is required: name the version to change, which GET returns as ETag";
         Self::new(StatusCode::PRECONDITION_REQUIRED, "precondition_required", detail)
     }
 
@@ -162,15 +162,15 @@ impl Problem {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", detail)
     }
 
-    /// Parts of the request make no sense together.
+    /// Parts of the request conflict with each other or with existing objects.
     pub(super) fn unprocessable(errors: Vec<FieldError>) -> Self {
-        let detail = "the request makes no sense: errors says where";
+        let detail = "the request cannot be performed: errors says why";
         Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unprocessable", detail) }
     }
 
-    /// A task of ours panicked.
+    /// A task of the program panicked.
     pub(super) fn internal() -> Self {
-        let detail = "tenantgate failed: its log says why";
+        let detail = "internal error: see the log of tenantgate";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
     }
 
@@ -204,8 +204,8 @@ impl From<AdminError> for Problem {
             ),
             AdminError::Store(StoreError::Conflict(why)) => Self::new(StatusCode::CONFLICT, "conflict", why),
             AdminError::Store(error) => {
-                tracing::warn!(%error, "the database did not answer a request of management");
-                let detail = "the database is unavailable or refuses: the log of tenantgate says why";
+                tracing::warn!(%error, "the database failed: a management request gets 503");
+                let detail = "the database is unavailable or rejected the request: see the log of tenantgate";
                 let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail);
                 Self { retry_after: Some(1), ..problem }
             }
@@ -235,11 +235,11 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Writes the body of a problem, with the id of its request. Other answers pass.
-pub(super) fn numbered(mut response: Response, id: RequestId) -> Response {
+/// Writes the body of a problem with the id of its request. Leaves other responses unchanged.
+pub(super) fn with_request_id(mut response: Response, id: RequestId) -> Response {
     let Some(body) = response.extensions_mut().remove::<Body>() else { return response };
     let (mut parts, _) = response.into_parts();
-    let (more, body) = Json(Numbered { body, request_id: id.0 }).into_response().into_parts();
+    let (more, body) = Json(BodyWithId { body, request_id: id.0 }).into_response().into_parts();
     parts.headers.extend(more.headers);
     parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     Response::from_parts(parts, body)

@@ -1,7 +1,7 @@
-//! What stands after the question mark, and the pages of a list.
+//! Query parameters, and the pages of a list.
 //!
-//! A page begins after a place in the order of the list, not at a number of rows, so that rows that come or go meanwhile
-//! are neither skipped nor shown twice. A token is good for the list and the filter that it came from.
+//! A page begins after a place in the order of the list, not after a number of rows. Rows that are added or removed
+//! meanwhile therefore cause no other row to be skipped or repeated. A token is valid only for its list and filters.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -17,10 +17,10 @@ const LARGEST_PAGE: usize = 1_000;
 /// Filters that may be given more than once: all of them must hold.
 const REPEATABLE: [&str; 1] = ["label"];
 
-/// Which part of a list is asked for.
+/// The query parameters of a list.
 #[derive(Debug)]
 pub(super) struct ListQuery {
-    /// The values of filters, in the order in which the list names them.
+    /// The values of each filter, in the order of the list's filter names.
     filters: Vec<Vec<String>>,
     size: usize,
     after: Option<String>,
@@ -31,12 +31,12 @@ pub(super) struct ListQuery {
 #[derive(Debug, Serialize)]
 pub(super) struct Page<T> {
     items: Vec<T>,
-    /// Empty at the end.
+    /// Empty on the last page.
     next_page_token: String,
 }
 
 impl ListQuery {
-    /// Reads what is asked of `list`, which has these filters.
+    /// Parses the parameters of `list`, which has the filters `names`.
     pub(super) fn read(query: Option<&str>, list: &str, names: &[&str]) -> Result<Self, Problem> {
         let mut errors = Vec::new();
         let mut filters = vec![Vec::new(); names.len()];
@@ -95,7 +95,7 @@ impl ListQuery {
         self.filters.get(at).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// The most objects of a page.
+    /// The maximum number of objects on a page.
     pub(super) fn size(&self) -> usize {
         self.size
     }
@@ -105,19 +105,19 @@ impl ListQuery {
         self.after.as_deref()
     }
 
-    /// The token is of this list and names no place in it.
-    #[expect(clippy::unused_self, reason = "there is only a wrong token where there is a query")]
+    /// The problem for a token that belongs to this list but contains an invalid place.
+    #[expect(clippy::unused_self, reason = "only a query can have a wrong token")]
     pub(super) fn bad_token(&self) -> Problem {
         Problem::invalid(vec![wrong_token()])
     }
 
-    /// A page that ends at a place; `None` at the end of the list.
+    /// Builds a page from its items. `next` is the place after which the next page begins; `None` on the last page.
     pub(super) fn part<T>(&self, items: Vec<T>, next: Option<&str>) -> Page<T> {
         let next_page_token = next.map(|place| token(place, &self.bound_to)).unwrap_or_default();
         Page { items, next_page_token }
     }
 
-    /// The part of a list. Each row comes with its place, by which the list is ordered and which no two rows share.
+    /// Builds the page from all rows of the list. Each row comes with its place, which is unique and orders the list.
     pub(super) fn page<T>(&self, mut rows: Vec<(String, T)>) -> Page<T> {
         rows.sort_by(|(one, _), (other, _)| one.cmp(other));
         rows.retain(|(place, _)| self.after.as_ref().is_none_or(|after| place > after));
@@ -129,7 +129,7 @@ impl ListQuery {
     }
 }
 
-/// Refuses every parameter, where there are none.
+/// Rejects every query parameter.
 pub(super) fn no_parameters(query: Option<&str>) -> Result<(), Problem> {
     let unknown = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
     let unknown: Vec<_> = unknown
@@ -138,13 +138,13 @@ pub(super) fn no_parameters(query: Option<&str>) -> Result<(), Problem> {
     if unknown.is_empty() { Ok(()) } else { Err(Problem::invalid(unknown)) }
 }
 
-/// As RFC 6901 writes a name.
+/// Formats a name as a JSON pointer (RFC 6901).
 pub(super) fn pointer(name: &str) -> String {
     format!("/{}", escaped(name))
 }
 
 fn wrong_token() -> FieldError {
-    let detail = "it is not a token of this list with these filters: begin with the first page";
+    let detail = "this token does not belong to this list with these filters: start with the first page";
     FieldError::new("/page_token".into(), "page_token_mismatch", detail)
 }
 
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_cut_to_a_thousand() {
+    fn page_sizes_are_limited_to_a_thousand() {
         for (query, size) in
             [("", 100), ("page_size=1", 1), ("page_size=1000", 1_000), ("page_size=1001", 1_000)]
         {
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_good_for_its_list_and_filter_alone() {
+    fn a_token_is_valid_only_for_its_list_and_filters() {
         let rows = || vec![("a".to_owned(), 1), ("b".to_owned(), 2)];
         let token = read("page_size=1").unwrap().page(rows()).next_page_token;
         assert_eq!(read(&format!("page_token={token}")).unwrap().page(rows()).items, [2]);
@@ -207,7 +207,7 @@ mod tests {
     }
 
     proptest! {
-        /// Rows that stay are shown once, whatever comes and goes between two pages.
+        /// Rows that stay are shown once, even if others are added and removed between two pages.
         #[test]
         fn pages_neither_skip_nor_repeat(
             stay in prop::collection::btree_set("[a-z]{1,3}", 0..20),

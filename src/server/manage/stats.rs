@@ -21,7 +21,7 @@ pub(super) async fn counted(State(stats): State<Arc<ManageStats>>, request: Requ
     response
 }
 
-/// Anybody can make up methods: those that no route has are counted as one.
+/// Returns the name of a method. Clients can invent methods: all that no route has are counted as `other`.
 fn name(method: &Method) -> &'static str {
     let known = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
     let names = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];

@@ -1,7 +1,7 @@
-//! Reads the addresses that Postgres clients write.
+//! Parses the connection URLs of Postgres clients.
 //!
-//! Each form and each parameter is either taken with the meaning that libpq gives it, or refused with what to write
-//! instead; none is ignored. No message repeats any part of a password.
+//! Each form and each parameter either has the meaning that libpq gives it, or is rejected with an error that says what
+//! to write instead; none is ignored. No error contains any part of a password.
 
 use std::fmt::Write as _;
 use std::str::FromStr as _;
@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
-/// Settings of a session, by name.
+/// Names and values of session settings.
 pub(super) type Settings = Vec<(String, String)>;
 
-/// A Postgres database, as its URL names it.
+/// A parsed URL.
 #[derive(Clone)]
 pub(super) struct Address {
-    /// For the driver.
+    /// The options for the driver.
     pub(super) options: PgConnectOptions,
-    /// The one schema that `options=-c search_path=…` names, if it does.
+    /// The schema of `options=-c search_path=…`, if it is given.
     pub(super) schema: Option<String>,
-    /// Other settings of `options`, to be set after connecting.
+    /// The other settings of `options`, which are set after connecting.
     pub(super) settings: Settings,
     /// `connect_timeout`, if it is given.
     pub(super) connect_timeout: Option<Duration>,
@@ -45,25 +45,25 @@ struct Parts {
 const FORM: &str = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE";
 
 impl Address {
-    /// Reads a URL.
+    /// Parses a URL.
     ///
     /// # Errors
     ///
-    /// What to write instead.
+    /// The URL is invalid or not supported. The error says what to write instead.
     pub(super) fn parse(url: &str) -> Result<Self, String> {
         let url = url.trim();
         if url.starts_with("jdbc:") {
-            return Err(format!("a JDBC URL is not understood: write {FORM}"));
+            return Err(format!("JDBC URLs are not supported: write {FORM}"));
         }
         let Some((scheme, rest)) = url.split_once("://") else {
             return Err(if url.contains('=') {
-                format!("a connection string of keywords (host=… dbname=…) is not understood: write {FORM}")
+                format!("connection strings of keywords (host=… dbname=…) are not supported: write {FORM}")
             } else {
-                format!("the database URL is not valid: write {FORM}")
+                format!("invalid database URL: write {FORM}")
             });
         };
         if !matches!(scheme.split('+').next(), Some("postgres" | "postgresql")) {
-            return Err(format!("the database URL is not valid: write {FORM}"));
+            return Err(format!("invalid database URL: write {FORM}"));
         }
         let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
         let (authority, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
@@ -83,7 +83,8 @@ impl Address {
     }
 }
 
-/// A password with a character that ends it must be percent-encoded: which one it is can be told by where the `@` is.
+/// Rejects a URL whose user or password contains a character that must be percent-encoded. The position of the `@`
+/// shows which one it is.
 fn raw_characters(authority: &str, path: Option<&str>, query: Option<&str>) -> Result<(), String> {
     let encode = |raw: char, as_: &str| {
         Err(format!("the password (or user) contains a raw {raw:?}: percent-encode it, as {as_}"))
@@ -119,7 +120,8 @@ impl Parts {
         }
         if host.contains(',') {
             return Err(
-                "several hosts are not understood: name the primary alone, or a name that follows it".into(),
+                "several hosts are not supported: name only the primary, or a name that resolves to it"
+                    .into(),
             );
         }
         let (host, port) = match host.strip_prefix('[') {
@@ -158,7 +160,7 @@ impl Parts {
             }
             "ssl" => {
                 if ["true", "1", "on", "false", "0", "off"].contains(&value.as_str()) {
-                    return Err("ssl=true or false is not understood: write sslmode=verify-full, \
+                    return Err("ssl=true and ssl=false are not supported: write sslmode=verify-full, \
                                 sslmode=require or sslmode=disable"
                         .into());
                 }
@@ -169,7 +171,7 @@ impl Parts {
             "sslcert" | "ssl-cert" => self.sslcert = Some(value),
             "sslkey" | "ssl-key" => self.sslkey = Some(value),
             "host" if value.contains(',') => {
-                return Err("several hosts are not understood: name the primary alone".into());
+                return Err("several hosts are not supported: name only the primary".into());
             }
             "host" | "hostaddr" => {
                 self.host = Some(value.trim_start_matches('[').trim_end_matches(']').to_owned());
@@ -193,10 +195,10 @@ impl Parts {
             }
             "client_encoding" => {
                 if !value.eq_ignore_ascii_case("utf8") && !value.eq_ignore_ascii_case("utf-8") {
-                    return Err("invalid client_encoding: tenantgate speaks UTF8, remove it".into());
+                    return Err("invalid client_encoding: tenantgate always uses UTF8, remove it".into());
                 }
             }
-            // We insist on the primary in any case.
+            // Sessions check for the primary in any case.
             "target_session_attrs" => match value.as_str() {
                 "any" | "read-write" | "primary" => {}
                 _ => {
@@ -210,7 +212,7 @@ impl Parts {
                     "prefer" | "disable" => {}
                     _ => {
                         return Err("channel_binding=require is not supported: remove it, and write sslmode=verify-full \
-                                to be sure of the server"
+                                to verify the server"
                         .into());
                     }
                 }
@@ -230,14 +232,14 @@ impl Parts {
 
     fn finish(mut self) -> Result<Address, String> {
         let root = self.sslrootcert.take().filter(|root| !root.is_empty());
-        // libpq: the system's certificates are for every name, so the name must be checked.
+        // As in libpq: the system's authorities issue certificates for every host, so the host name must be checked.
         let system = root.as_deref() == Some("system");
         let mode = match self.sslmode.take() {
             Some(mode) if system && mode != "verify-full" => {
                 return Err("sslrootcert=system needs sslmode=verify-full".into());
             }
             None if system => Some("verify-full".to_owned()),
-            // libpq: with a root certificate `require` verifies the chain.
+            // As in libpq: with a root certificate, `require` verifies the chain.
             Some(mode) if mode == "require" && root.is_some() => Some("verify-ca".to_owned()),
             other => other,
         };
@@ -245,16 +247,16 @@ impl Parts {
         let (schema, settings) = schema_of(std::mem::take(&mut self.options))?;
         let canonical = self.canonical(mode.as_deref(), root.as_deref());
         let options = PgConnectOptions::from_str(&canonical)
-            .map_err(|_| format!("the database URL is not valid: write {FORM}"))?;
+            .map_err(|_| format!("invalid database URL: write {FORM}"))?;
         let name =
             self.application_name.as_deref().or(options.get_application_name()).unwrap_or("tenantgate");
         let name = name.to_owned();
-        // Poolers refuse what is not one of their own startup parameters: settings are set after connecting.
+        // Poolers reject unknown startup parameters, so settings are set after connecting.
         let options = options.application_name(&name).extra_float_digits(None);
         Ok(Address { options, schema, settings, connect_timeout: self.connect_timeout })
     }
 
-    /// The same in the one spelling that the driver reads as we mean it.
+    /// Formats the parts as a URL that the driver reads with the same meaning.
     fn canonical(&self, sslmode: Option<&str>, sslrootcert: Option<&str>) -> String {
         let mut url = format!("postgres:///{}?", self.database.as_deref().map(encoded).unwrap_or_default());
         let port = self.port.map(|port| port.to_string());
@@ -277,7 +279,7 @@ impl Parts {
     }
 }
 
-/// A parameter that is not taken, and what to write instead.
+/// The error for an unsupported parameter, with what to write instead.
 fn unknown(name: &str) -> String {
     const INSTEAD: [(&str, &str); 13] = [
         ("currentschema", "use --database-schema"),
@@ -287,7 +289,7 @@ fn unknown(name: &str) -> String {
         ("servicefile", "service files are not read: write host, port, user and database into the URL"),
         ("passfile", "set the variable PGPASSFILE"),
         ("pgbouncer", "connect to the database itself, or to a pooler in session mode"),
-        ("require_auth", "remove it, and write sslmode=verify-full to be sure of the server"),
+        ("require_auth", "remove it, and write sslmode=verify-full to verify the server"),
         ("requirepeer", "remove it"),
         ("krbsrvname", "Kerberos is not supported"),
         ("sslcrl", "certificate revocation lists are not supported"),
@@ -325,7 +327,7 @@ fn port_of(text: &str) -> Result<u16, String> {
     text.parse().ok().filter(|port| *port > 0).ok_or_else(|| "invalid port: expected 1 to 65535".to_owned())
 }
 
-/// The settings of `-c name=value -cname=value --name=value`; a backslash keeps the next character.
+/// Parses `-c name=value -cname=value --name=value`. A backslash escapes the next character.
 fn settings(text: &str) -> Result<Settings, String> {
     let invalid = || "invalid options: expected -c NAME=VALUE".to_owned();
     let mut words = vec![String::new()];
@@ -354,7 +356,7 @@ fn settings(text: &str) -> Result<Settings, String> {
     Ok(found)
 }
 
-/// Takes `search_path` out of the settings: it may name one schema.
+/// Separates `search_path`, which must name one schema, from the other settings.
 fn schema_of(settings: Settings) -> Result<(Option<String>, Settings), String> {
     let (paths, rest): (Vec<_>, Vec<_>) =
         settings.into_iter().partition(|(name, _)| name.eq_ignore_ascii_case("search_path"));
@@ -370,14 +372,14 @@ fn schema_of(settings: Settings) -> Result<(Option<String>, Settings), String> {
     Ok((Some(name.to_owned()), rest))
 }
 
-/// Whether this can be the name of a schema.
+/// Whether this is a valid name for the schema of the tables.
 pub(super) fn is_schema(name: &str) -> bool {
     let fine = |c: char| !c.is_control() && !"\"'\\,".contains(c);
     (1..=63).contains(&name.len()) && name.chars().all(fine) && !name.starts_with("pg_")
 }
 
 fn decoded(what: &str, text: &str) -> Result<String, String> {
-    let invalid = || format!("{what} is not valid: a % must be written %25");
+    let invalid = || format!("{what} is not valid: write % as %25");
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
@@ -407,7 +409,7 @@ fn encoded(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// What an address comes to: host or socket, port, user, database, sslmode.
+    /// Parses a URL and formats the result: host or socket, port, user, database, sslmode, schema.
     fn shown(url: &str) -> Result<String, String> {
         let Address { options, schema, .. } = Address::parse(url)?;
         let socket = options.get_socket().map(|path| path.display().to_string());
@@ -423,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_that_clients_write_is_taken_or_refused_with_what_to_write() {
+    fn every_form_of_url_is_accepted_or_rejected_with_a_hint() {
         for (url, wanted) in [
             // libpq
             ("postgres://u:p@h/db", "h 5432 u db Prefer"),

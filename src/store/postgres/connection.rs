@@ -1,7 +1,7 @@
-//! Opens sessions that see one schema.
+//! Opens connections that see only one schema.
 //!
-//! Settings are made after connecting, because poolers refuse them as startup parameters, and are read back: a
-//! session that has lost them is not used.
+//! Settings are set after connecting, because poolers reject them as startup parameters. They are read back, and a
+//! connection that has lost them is not used.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use super::address::{Address, Settings};
 use crate::store::{CONNECT_TIMEOUT, StoreError};
 
 impl PostgresStore {
-    /// A connection for one command. There is no pool: management is rare, and a pool hides a refused connection
-    /// behind retries of its own.
+    /// Opens a connection for one operation. There is no pool of the driver, because its retries would hide a refused
+    /// connection.
     pub(super) async fn connect(&self) -> Result<PgConnection, StoreError> {
         let address = self.address_now()?;
         let settings = self.settings(&address, &[("lock_timeout", &millis(self.lock_timeout))]);
@@ -36,7 +36,7 @@ impl PostgresStore {
         Ok(connection)
     }
 
-    /// The same error with the host, and with the role whose password was refused.
+    /// Adds the host to an error, and for rejected credentials where to correct the password.
     pub(super) fn at_host(&self, address: &Address, error: StoreError) -> StoreError {
         let host = super::host(&address.options);
         match error {
@@ -48,12 +48,12 @@ impl PostgresStore {
         }
     }
 
-    /// What a session runs under: the schema, what the URL sets, and `more`.
+    /// Returns the settings of a session: those of the URL, those that every session needs, and `more`.
     pub(super) fn settings(&self, address: &Address, more: &[(&str, &str)]) -> Settings {
         let path = ("search_path", format!("pg_catalog, {}", quoted(&self.schema)));
-        // A database or role may have set it to what breaks our quoting.
+        // The default of a database or role could break the quoting of string constants.
         let quotes = ("standard_conforming_strings", "on".to_owned());
-        // A policy that would hide rows becomes an error.
+        // A policy that would hide rows causes an error instead.
         let rows = ("row_security", "off".to_owned());
         let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
         let ours = [quotes, path, rows].into_iter().chain(more);
@@ -61,7 +61,7 @@ impl PostgresStore {
     }
 }
 
-/// Makes the settings and reads them back.
+/// Applies the settings and reads them back.
 pub(super) async fn pin(connection: &mut PgConnection, settings: &Settings) -> Result<(), StoreError> {
     let set =
         |(name, value): &(String, String)| format!("set_config({}, {}, false)", text(name), text(value));
@@ -71,19 +71,20 @@ pub(super) async fn pin(connection: &mut PgConnection, settings: &Settings) -> R
     if set == read { Ok(()) } else { Err(StoreError::pooler()) }
 }
 
-/// Through the simple protocol: a pooler in transaction mode does not know prepared statements.
+/// Evaluates SQL expressions through the simple protocol, because prepared statements do not work behind a pooler in
+/// transaction mode.
 async fn answers(connection: &mut PgConnection, questions: &[String]) -> Result<Vec<String>, StoreError> {
     let sql = format!("SELECT {}", questions.join(", "));
     let row: PgRow = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(connection).await?;
     (0..row.len()).map(|at| Ok(row.try_get_unchecked(at)?)).collect()
 }
 
-/// A string constant.
+/// Quotes a string constant.
 fn text(value: &str) -> String {
     format!("'{}'", value.replace('\'', "''"))
 }
 
-/// A name of the database's.
+/// Quotes an identifier.
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -1,12 +1,13 @@
 //! Examines a Postgres database for `doctor`.
 //!
-//! Each check is one statement that changes nothing, over an ordinary connection with the rights of the role itself.
-//! Triggers and functions are [`made`]'s, what the role may do [`rights`]', moved data [`moved`]'s.
+//! Each check is one statement that changes nothing, over an ordinary connection with the privileges of the role
+//! itself. [`schema_check`] examines triggers and functions, [`privileges`] the role, and [`moved`] data that came from
+//! elsewhere.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Row as _};
 
-use super::{PostgresStore, applied, made, migrate, moved, rights, shape};
+use super::{PostgresStore, applied, migrate, moved, privileges, schema_check, shape};
 use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
 use crate::store::inspect::Purpose;
@@ -14,7 +15,7 @@ use crate::store::migrations::{self, POSTGRES};
 use crate::store::sql::instant::Micros;
 use crate::store::{Store as _, StoreError};
 
-/// Looks at everything.
+/// Runs all checks. Stops early if a fault makes the others impossible.
 pub(super) async fn examine(
     store: &PostgresStore,
     clock: &dyn Clock,
@@ -43,10 +44,10 @@ pub(super) async fn examine(
     }
     findings.push(schema(current, newest));
     if current.is_some_and(|current| current >= newest) {
-        findings.extend(rights::examine(&mut connection, purpose).await?);
+        findings.extend(privileges::examine(&mut connection, purpose).await?);
         findings.push(row_security(&mut connection).await?);
-        findings.extend(made::triggers(&mut connection).await?);
-        findings.extend(made::functions(&mut connection, &store.schema).await?);
+        findings.extend(schema_check::triggers(&mut connection).await?);
+        findings.extend(schema_check::functions(&mut connection, &store.schema).await?);
         findings.extend(shapes(&mut connection).await?);
         findings.push(second_set(&mut connection, &store.schema).await?);
         findings.extend(identity(&mut connection).await?);
@@ -74,7 +75,7 @@ async fn primary(connection: &mut PgConnection) -> Result<Finding, StoreError> {
     Ok(if standby {
         Finding::bad(
             "database.primary",
-            "a standby, which shows commits late and takes no changes",
+            "a standby, which shows commits late and accepts no changes",
             "point the URL at the primary",
         )
     } else {
@@ -82,12 +83,12 @@ async fn primary(connection: &mut PgConnection) -> Result<Finding, StoreError> {
     })
 }
 
-/// Two connections of a transaction pooler take turns on the same backends: a second one that begins a
-/// transaction gets the backend of the first, or pushes it to another.
+/// Detects a pooler in transaction mode. Its connections share backends: a second connection that begins a transaction
+/// gets the backend of the first, or moves the first to another one.
 async fn pooler(store: &PostgresStore, first: &mut PgConnection) -> Result<Finding, StoreError> {
     let before = backend(first).await?;
     let mut second = store.connect().await?;
-    // A pooler would not know the prepared statements of an ordinary query.
+    // Through the simple protocol, because prepared statements do not work behind such a pooler.
     sqlx::raw_sql("BEGIN").execute(&mut second).await?;
     let other = backend(&mut second).await?;
     let after = backend(first).await?;
@@ -96,11 +97,11 @@ async fn pooler(store: &PostgresStore, first: &mut PgConnection) -> Result<Findi
     Ok(if other == before || after != before {
         Finding::bad(
             "database.pooler",
-            "a pooler in transaction mode: a session moves from backend to backend, LISTEN holds nowhere",
+            "a pooler in transaction mode: sessions move between backends, and LISTEN does not work",
             "connect to the database itself, or use the pooler's session mode",
         )
     } else {
-        Finding::ok("database.pooler", "no pooler in transaction mode before it")
+        Finding::ok("database.pooler", "no pooler in transaction mode")
     })
 }
 
@@ -116,16 +117,18 @@ async fn transport(connection: &mut PgConnection) -> Result<Finding, StoreError>
     let (tls, near): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
     Ok(match (tls, near) {
         (true, _) => Finding::ok("database.tls", "the connection is encrypted"),
-        (false, true) => Finding::ok("database.tls", "not encrypted, and does not leave the machine"),
+        (false, true) => {
+            Finding::ok("database.tls", "not encrypted, but the traffic does not leave the machine")
+        }
         (false, false) => Finding::warn(
             "database.tls",
-            "hashes and the password's proof cross the network in the clear",
+            "not encrypted: hashes of keys cross the network in plain text",
             "add ?sslmode=verify-full&sslrootcert=/path/ca.pem to the URL",
         ),
     })
 }
 
-/// By how much the clocks may differ: what `serve` warns of too.
+/// The largest accepted difference of the clocks, as in `serve`.
 const SKEW_MICROS: i64 = 2_000_000;
 
 async fn time(connection: &mut PgConnection, clock: &dyn Clock) -> Result<Finding, StoreError> {
@@ -134,7 +137,7 @@ async fn time(connection: &mut PgConnection, clock: &dyn Clock) -> Result<Findin
     Ok(skew(before, row.try_get::<Micros, _>(0)?.0, clock.now()))
 }
 
-/// The database read its clock at some instant between two looks at ours.
+/// Compares the clocks. The database read its clock at some instant between `before` and `after`.
 fn skew(before: Timestamp, there: Timestamp, after: Timestamp) -> Finding {
     let ahead = before.0.saturating_sub(there.0).max(0);
     let behind = there.0.saturating_sub(after.0).max(0);
@@ -144,7 +147,7 @@ fn skew(before: Timestamp, there: Timestamp, after: Timestamp) -> Finding {
     let seconds = ahead.max(behind) / 1_000_000;
     let way = if ahead > behind { "ahead of" } else { "behind" };
     let what = format!("the clock here is {seconds} s {way} the database's: keys expire by the later one");
-    Finding::warn("database.clock", what, "mend the clock (NTP)")
+    Finding::warn("database.clock", what, "correct the clock (NTP)")
 }
 
 async fn role(connection: &mut PgConnection) -> Result<Finding, StoreError> {
@@ -152,14 +155,15 @@ async fn role(connection: &mut PgConnection) -> Result<Finding, StoreError> {
     let row = sqlx::query(sql).fetch_one(connection).await?;
     let (name, superuser): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
     Ok(if superuser {
-        let what = format!("the role {name} is a superuser: whoever has its password has the whole cluster");
+        let what = format!("the role {name} is a superuser: its password gives access to the whole cluster");
         Finding::warn("database.role", what, "give serve a role of its own (docs/guides/postgres-roles.md)")
     } else {
-        Finding::ok("database.role", format!("the role {name} is no superuser"))
+        Finding::ok("database.role", format!("the role {name} is not a superuser"))
     })
 }
 
-/// A role that may not read where migrations are written down cannot tell; `serve` could not either.
+/// Returns the newest applied migration; `None` if the role may not read the table of migrations, without which `serve`
+/// fails, too.
 async fn applied_or_unreadable(connection: &mut PgConnection) -> Result<Option<i64>, StoreError> {
     match applied(connection).await {
         Ok(current) => Ok(Some(current)),
@@ -194,7 +198,7 @@ async fn row_security(connection: &mut PgConnection) -> Result<Finding, StoreErr
         let remedy = "exempt the role (BYPASSRLS), or disable row-level security on both tables";
         Finding::bad(
             "database.row_security",
-            "a policy decides which rows the role sees: serve takes none of them",
+            "a policy decides which rows the role sees: serve refuses to load them",
             remedy,
         )
     } else {
@@ -202,16 +206,16 @@ async fn row_security(connection: &mut PgConnection) -> Result<Finding, StoreErr
     })
 }
 
-/// Columns that an application changed after its tables were adopted.
+/// Examines the columns, which an application may have changed after its tables were adopted.
 async fn shapes(connection: &mut PgConnection) -> Result<Vec<Finding>, StoreError> {
     const CHECK: &str = "database.columns";
     let wrong = shape::examine(connection).await?;
-    let fine = || vec![Finding::ok(CHECK, "tenants and api_keys have the columns that are read")];
+    let fine = || vec![Finding::ok(CHECK, "tenants and api_keys have the columns that tenantgate needs")];
     let bad = |what: String| Finding::bad(CHECK, what, "change the column with ALTER TABLE");
     Ok(if wrong.is_empty() { fine() } else { wrong.into_iter().map(bad).collect() })
 }
 
-/// A second set of our tables is one that somebody believes in.
+/// Finds a second set of tenantgate's tables, which someone may change by mistake.
 async fn second_set(connection: &mut PgConnection, home: &str) -> Result<Finding, StoreError> {
     const CHECK: &str = "database.tables";
     let sql = "SELECT n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -220,20 +224,20 @@ async fn second_set(connection: &mut PgConnection, home: &str) -> Result<Finding
         None => Finding::ok(CHECK, format!("the only tables of tenantgate are in the schema {home}")),
         Some(row) => {
             let other: String = row.try_get(0)?;
-            let what = format!("the schema {other} has tables of tenantgate, too; {home} is served");
+            let what = format!("the schema {other} has tables of tenantgate, too; {home} is in use");
             Finding::warn(CHECK, what, "use --database-schema to name the right one, and drop the other set")
         }
     })
 }
 
-/// What a restore brought along.
+/// Examines the identity of the database, and whether its change log has rows of another cluster.
 async fn identity(connection: &mut PgConnection) -> Result<Option<Finding>, StoreError> {
     const CHECK: &str = "database.identity";
     let sql = format!("SELECT (SELECT id::text FROM tenantgate_identity), {}", moved::FOREIGN);
     let asked = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_one(connection).await;
     let row = match asked.map_err(StoreError::from) {
         Ok(row) => row,
-        // What right is missing is said by another finding.
+        // Another finding reports the missing privilege.
         Err(StoreError::Refused(_)) => return Ok(None),
         Err(error) => return Err(error),
     };
@@ -250,18 +254,19 @@ async fn identity(connection: &mut PgConnection) -> Result<Option<Finding>, Stor
     }))
 }
 
-/// A subscriber, and whether its rows still arrive; or a publisher, and whether it would stop its subscribers.
+/// Examines logical replication: whether the rows of a subscriber still arrive, or whether a publication would stop its
+/// subscribers.
 async fn subscription(connection: &mut PgConnection) -> Result<Finding, StoreError> {
     const CHECK: &str = "database.replication";
     let Some(name) = moved::subscription(&mut *connection).await? else {
-        // Subscribers do not have the partitions that servers make here month by month.
+        // Subscribers do not have the partitions that servers create here every month.
         let sql =
             "SELECT pubname::text FROM pg_publication_tables WHERE tablename ~ '^tenantgate_usage_' LIMIT 1";
         let Some(row) = sqlx::query(sql).fetch_optional(connection).await? else {
             return Ok(Finding::ok(CHECK, "tenants and keys are changed here"));
         };
         let name: String = row.try_get(0)?;
-        let what = format!("the publication {name} sends usage month by month, which stops its subscribers");
+        let what = format!("the publication {name} sends usage by partition, which stops its subscribers");
         let remedy = format!("run ALTER PUBLICATION {name} SET (publish_via_partition_root = true)");
         return Ok(Finding::bad(CHECK, what, remedy));
     };
@@ -278,7 +283,7 @@ async fn subscription(connection: &mut PgConnection) -> Result<Finding, StoreErr
     })
 }
 
-/// Schemas that would be found before ours, and tenants that are served and have none.
+/// Finds tenants whose schema conflicts with another use of its name, and active tenants without a schema.
 async fn schemas(connection: &mut PgConnection, home: &str) -> Result<Vec<Finding>, StoreError> {
     const CHECK: &str = "database.schemas";
     let sql = "SELECT db_schema_name::text, db_schema_name = $1 OR EXISTS (SELECT FROM pg_roles WHERE rolname = db_schema_name),
@@ -291,7 +296,9 @@ async fn schemas(connection: &mut PgConnection, home: &str) -> Result<Vec<Findin
         let (schema, taken, lacking): (String, bool, bool) =
             (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         if taken {
-            let what = format!("a tenant has the schema {schema:?}, which is ours or has the name of a role");
+            let what = format!(
+                "a tenant has the schema {schema:?}, which has tenantgate's tables or the name of a role"
+            );
             findings.push(Finding::bad(
                 CHECK,
                 what,
@@ -304,7 +311,7 @@ async fn schemas(connection: &mut PgConnection, home: &str) -> Result<Vec<Findin
     }
     if let Some(first) = missing.first() {
         let what = format!("{} active tenants have no schema, {first:?} is the first", missing.len());
-        findings.push(Finding::warn(CHECK, what, "`tenantgate tenant activate REF` makes it"));
+        findings.push(Finding::warn(CHECK, what, "`tenantgate tenant activate REF` creates it"));
     }
     if findings.is_empty() {
         findings.push(Finding::ok(CHECK, "every active tenant has its schema"));
@@ -312,18 +319,18 @@ async fn schemas(connection: &mut PgConnection, home: &str) -> Result<Vec<Findin
     Ok(findings)
 }
 
-/// `serve` cuts the log to an hour; what is older stays where no server runs, or a transaction keeps it.
+/// Examines whether the change log is pruned. `serve` keeps an hour of it; older rows stay if no server runs, or while
+/// a transaction is open.
 async fn change_log(connection: &mut PgConnection) -> Result<Option<Finding>, StoreError> {
     const CHECK: &str = "database.change_log";
     let sql = "SELECT count(*) FROM tenantgate_change WHERE at < now() - interval '2 hours'";
     let Ok(row) = sqlx::query(sql).fetch_one(connection).await else { return Ok(None) };
     let old: i64 = row.try_get(0)?;
     Ok(Some(if old == 0 {
-        Finding::ok(CHECK, "the change log is cut in time")
+        Finding::ok(CHECK, "the change log is pruned in time")
     } else {
         let what = format!("{old} rows of tenantgate_change are older than two hours");
-        let remedy =
-            "no serve runs? else end the transaction that is open for hours: pg_stat_activity, xact_start";
+        let remedy = "if no serve runs, start one; else end the transaction that is open for hours (pg_stat_activity, xact_start)";
         Finding::warn(CHECK, what, remedy)
     }))
 }
@@ -333,7 +340,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clocks_agree_unless_no_instant_of_the_question_is_near() {
+    fn clocks_agree_if_the_database_was_asked_within_two_seconds_of_its_answer() {
         let at = |seconds: i64| Timestamp(seconds * 1_000_000);
         for (before, there, after, expected) in [
             (10, 10, 10, "agrees"),

@@ -1,11 +1,11 @@
-//! Names the session that holds a lock which a command gave up on.
+//! Describes the session that holds the lock that a command gave up waiting for.
 
 use sqlx::Row as _;
 
 use super::PostgresStore;
 use crate::store::StoreError;
 
-/// The oldest transaction that holds a lock on our tables, or that holds one of our own locks.
+/// Finds the oldest transaction that holds a lock on tenantgate's tables, or an advisory lock in this database.
 pub(super) async fn holder(store: &PostgresStore) -> Result<Option<String>, StoreError> {
     let sql = "SELECT a.pid, a.usename::text, coalesce(a.state, 'state not visible to this role'),
                 to_char(a.query_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), coalesce(a.application_name, '')
@@ -27,7 +27,7 @@ pub(super) async fn holder(store: &PostgresStore) -> Result<Option<String>, Stor
     let since = since.unwrap_or_else(|| "a time not visible to this role".into());
     let role = role.unwrap_or_else(|| "unknown".into());
     Ok(Some(format!(
-        "pid {pid} holds it (role {role}, program {program:?}, {state}, query started at {since}): end it with SELECT \
+        "pid {pid} holds the lock (role {role}, program {program:?}, {state}, query started at {since}): end it with SELECT \
          pg_terminate_backend({pid}), or wait longer with --lock-timeout"
     )))
 }

@@ -1,4 +1,4 @@
-//! One look at the database: its statements, and its rows.
+//! The statements of a load and a poll, and the conversion of their rows.
 
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
@@ -16,7 +16,7 @@ use crate::store::sql::instant::{Micros, expiry, instant};
 use crate::store::{Change, Row, StoreError};
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
-/// The columns of a look: a million rows are read faster by place than by name.
+/// The columns of every row. They are read by index, which is faster than by name for a million rows.
 const COLUMNS: [(&str, &str); 21] = [
     ("rec", "text"),
     ("id", "uuid"),
@@ -61,11 +61,11 @@ const PLAN: usize = 17;
 const HOST: usize = 18;
 const METHOD: usize = 19;
 const PATH: usize = 20;
-/// The limits of a plan.
+/// The columns that hold the limits of a plan.
 const LIMITS: [usize; 4] = [SCOPES, NETWORKS, HOST, METHOD];
-/// `tenantgate_route.shadow`.
+/// The column that holds `tenantgate_route.shadow`.
 const SHADOW: usize = DISABLED;
-/// What of a change is gone is NULL here: the id of the tenant or rule, the name of the plan.
+/// The columns that are NULL if the changed row was deleted: for a tenant or rule, and for a plan.
 const THERE: usize = TENANT_ID;
 const THERE_PLAN: usize = KEY_PREFIX;
 
@@ -106,19 +106,19 @@ const ROUTE: &[(usize, &str)] = &[
     (SHADOW, "r.shadow"),
 ];
 
-/// What follows the columns in the header, a row of kind `h` about the look itself.
+/// The additional columns of the header, a row of kind `h` that describes the response itself.
 const ABOUT: &str =
     "pg_current_snapshot()::text AS snapshot, pg_is_in_recovery() AS standby, clock_timestamp() AS now,
     pg_backend_pid() || ' ' || pg_postmaster_start_time()::text AS backend,
     (SELECT id || ' ' || xid::text FROM tenantgate_change ORDER BY id DESC LIMIT 1) AS newest";
 
-/// The header, with what says whether everything must be loaded again.
+/// Builds the SELECT of the header. `reload` is the expression for whether everything must be loaded again.
 fn header(reload: &str) -> String {
     let typed = COLUMNS[1..].iter().map(|(name, kind)| format!("NULL::{kind} AS {name}"));
     format!("SELECT 'h' AS rec, {}, {ABOUT}, {reload} AS reload", typed.collect::<Vec<_>>().join(", "))
 }
 
-/// The columns of rows of one kind; those that are not named are NULL.
+/// Builds the columns of rows of one kind. Columns that are not in `named` are NULL.
 fn columns(kind: &str, named: &[&[(usize, &str)]]) -> String {
     let mut all = vec!["NULL"; COLUMNS.len()];
     for (place, what) in named.iter().copied().flatten() {
@@ -129,12 +129,12 @@ fn columns(kind: &str, named: &[&[(usize, &str)]]) -> String {
     all.join(", ")
 }
 
-/// The same, behind the header: with NULL for what it says.
+/// Builds a SELECT that follows the header, with NULL in the columns of the header.
 fn rows(kind: &str, named: &[&[(usize, &str)]]) -> String {
     format!("UNION ALL SELECT {}, NULL, NULL, NULL, NULL, NULL, NULL", columns(kind, named))
 }
 
-/// Everything.
+/// Builds the statement of a load.
 pub(super) fn load() -> String {
     [
         header("NULL::bool"),
@@ -146,8 +146,8 @@ pub(super) fn load() -> String {
     .join(" ")
 }
 
-/// What changed since the snapshot `$1`. OFFSET 0: each row is looked up by its index, also if the table was empty when
-/// the plan was made.
+/// Builds the statement of a poll: the rows that changed since the snapshot `$1`. OFFSET 0 makes the plan look up each
+/// row by its index, even if the table was empty when the plan was made.
 pub(super) fn changes() -> String {
     let changed = "WITH c AS MATERIALIZED (
             SELECT DISTINCT key_prefix, tenant_id, plan, route_id FROM tenantgate_change
@@ -162,7 +162,7 @@ pub(super) fn changes() -> String {
              WHERE c.{logged} IS NOT NULL"
         )
     };
-    // A role of least privilege may not read every column of a key.
+    // Only the columns that the role of `serve` may read.
     let keys = "(SELECT id, tenant_id, hashed_key, expires_at, revoked_at, key_memo, disabled_at, not_before, scopes,
                         networks, plan FROM api_keys WHERE key_prefix = c.key_prefix OFFSET 0)";
     [
@@ -180,7 +180,7 @@ pub(super) fn changes() -> String {
     .join(" ")
 }
 
-/// What a look says about itself.
+/// The header of a response.
 pub(super) struct Header {
     pub(super) snapshot: String,
     pub(super) standby: bool,
@@ -203,7 +203,7 @@ impl Header {
     }
 }
 
-/// One key, read as a look reads it.
+/// Reads one key in the same way as a load.
 pub(super) async fn one_key(
     connection: &mut PgConnection,
     prefix: &str,
@@ -237,7 +237,7 @@ fn record(row: &PgRow) -> Result<KeyRow, StoreError> {
 pub(super) fn key_change(row: &PgRow) -> Result<Change, StoreError> {
     if row.try_get::<Option<Uuid>, _>(ID)?.is_none() {
         let prefix: &str = row.try_get(KEY_PREFIX)?;
-        // No key has an empty prefix: it is how a mark is written.
+        // A mark is a row with an empty prefix, which no key has.
         return Ok(if prefix.is_empty() { Change::Mark } else { Change::NoKey(prefix.into()) });
     }
     Ok(Change::Now(key_row(row)?))

@@ -1,10 +1,11 @@
-//! Brings the tables up to date, adopts existing ones, and restores what a dump or an operator has lost.
+//! Applies migrations, adopts existing tables, and restores triggers, functions and rows that a dump or an operator has
+//! lost.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 
 use super::connection::quoted;
-use super::{PostgresStore, applied, made, moved, shape};
+use super::{PostgresStore, applied, moved, schema_check, shape};
 use crate::audit::{Action, Draft};
 use crate::store::migrations::{self, POSTGRES, POSTGRES_OBJECTS};
 use crate::store::sql::{Link, POSTGRES as DIALECT, audit};
@@ -13,11 +14,11 @@ use crate::store::{Adoption, Migrated, StoreError};
 /// The name of the publication for logical replication.
 const PUBLICATION: &str = "tenantgate";
 
-/// What a subscriber needs. Each publishes its own change log.
+/// The tables that a subscriber needs. The change log is not among them: each database has its own.
 const PUBLISHED: [&str; 5] =
     ["tenants", "api_keys", "tenantgate_plan", "tenantgate_route", "tenantgate_identity"];
 
-/// Does all of it in one transaction, or nothing.
+/// Does everything in one transaction.
 pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Result<Migrated, StoreError> {
     let mut connection = store.connect().await?;
     let mut transaction = connection.begin_with(DIALECT.begin).await?;
@@ -32,7 +33,7 @@ pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Resul
             "--revoke-where is for adopting tables, and these were adopted before: use `tenantgate key revoke`".into(),
         ));
     }
-    // New tables go into the first schema of the path; pg_catalog is searched before it all the same.
+    // New tables are created in the first schema of the path. Postgres still searches pg_catalog before it.
     let path = format!("SET LOCAL search_path = {}, pg_temp", quoted(&store.schema));
     sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *transaction).await?;
     let mut migrated = Migrated::default();
@@ -45,7 +46,7 @@ pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Resul
         migrated.notes.extend(shape::revoke(&mut transaction, adoption).await?);
     }
     if migrated.applied.is_empty() {
-        migrated.mended = mend(&mut transaction, &store.schema).await?;
+        migrated.mended = repair(&mut transaction, &store.schema).await?;
     } else {
         sqlx::raw_sql(POSTGRES_OBJECTS).execute(&mut *transaction).await?;
     }
@@ -56,7 +57,7 @@ pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Resul
         migrated.notes.extend(publish(&mut transaction).await?);
         migrated.publication = Some(PUBLICATION.to_owned());
     }
-    // The audit log of a subscriber is its publisher's.
+    // On a subscriber, the audit log belongs to the publisher.
     if moved::subscription(&mut transaction).await?.is_none() {
         audit::append(&mut Link::Postgres(&mut transaction), &store.behalf.author, drafts(before, &migrated))
             .await?;
@@ -77,13 +78,13 @@ fn drafts(before: i64, migrated: &Migrated) -> impl Iterator<Item = Draft> {
     migrations::draft(before, &migrated.applied).into_iter().chain(other)
 }
 
-/// Makes functions, triggers and the identity anew if they are not as they must be; says what was wrong.
-async fn mend(connection: &mut PgConnection, schema: &str) -> Result<Vec<String>, StoreError> {
-    let mut wrong = made::wrong(connection, schema).await?;
+/// Restores functions, triggers and required rows if they are missing or differ. Returns what was wrong.
+async fn repair(connection: &mut PgConnection, schema: &str) -> Result<Vec<String>, StoreError> {
+    let mut wrong = schema_check::wrong(connection, schema).await?;
     if !wrong.is_empty() {
         sqlx::raw_sql(POSTGRES_OBJECTS).execute(&mut *connection).await?;
     }
-    wrong.extend(moved::mend(connection).await?);
+    wrong.extend(moved::repair(connection).await?);
     Ok(wrong)
 }
 
@@ -96,7 +97,8 @@ async fn make_schema(connection: &mut PgConnection, schema: &str) -> Result<(), 
     Ok(())
 }
 
-/// Never a second set: tables of ours, or the two that could be adopted, in another schema than the one we are to use.
+/// Rejects a database whose tables are in another schema: tables of tenantgate, or two tables that could be adopted. It
+/// must not get a second set of tables.
 pub(super) async fn refuse_tables_elsewhere(
     connection: &mut PgConnection,
     schema: &str,
@@ -117,7 +119,8 @@ pub(super) async fn refuse_tables_elsewhere(
     }
 }
 
-/// Makes the publication that a subscriber needs, or adds what it lacks.
+/// Creates the publication for subscribers, or sets its tables. Returns a remark if the server does not support logical
+/// replication yet.
 async fn publish(connection: &mut PgConnection) -> Result<Option<String>, StoreError> {
     let known = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1), current_setting('wal_level')";
     let row = sqlx::query(known).bind(PUBLICATION).fetch_one(&mut *connection).await?;

@@ -1,6 +1,6 @@
 //! The Postgres store.
 //!
-//! Rows of tenants and keys are managed by [`super::sql`]. How a replica follows the database is in [`session`].
+//! [`super::sql`] manages tenants and keys. [`session`] is how a replica follows the database.
 
 mod address;
 mod connection;
@@ -8,10 +8,10 @@ mod examine;
 mod inspect;
 mod locks;
 mod look;
-mod made;
 mod migrate;
 mod moved;
-mod rights;
+mod privileges;
+mod schema_check;
 mod schemas;
 mod session;
 mod shape;
@@ -37,14 +37,14 @@ use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::Memo;
 
-/// The schema of tenants and keys, unless another one is named.
+/// The default schema of the tables.
 const DEFAULT_SCHEMA: &str = "public";
 
-/// Tenants and keys in Postgres 13 or newer.
+/// A store in Postgres 13 or newer.
 #[derive(Clone)]
 pub struct PostgresStore {
     source: UrlSource,
-    /// As it was first read.
+    /// The address when it was first read.
     address: Address,
     schema: String,
     lock_timeout: Duration,
@@ -59,21 +59,21 @@ impl std::fmt::Debug for PostgresStore {
 }
 
 impl PostgresStore {
-    /// A store at this address, not yet connected. Takes what libpq calls a connection URI, and the
-    /// spelling of SQLAlchemy (`postgresql+asyncpg://…`).
+    /// Creates a store at this address without connecting. The address is a connection URI of libpq, or has the form
+    /// that SQLAlchemy uses (`postgresql+asyncpg://…`).
     ///
     /// # Errors
     ///
-    /// The address is not valid; says why, without repeating it.
+    /// The address is invalid. The error says why, without the address.
     pub fn new(url: &str) -> Result<Self, String> {
         Self::at(UrlSource::Text(url.to_owned()), None)
     }
 
-    /// A store whose address comes from `source`, with its tables in `schema`.
+    /// Creates a store whose address is read from `source`, with its tables in `schema` (default `public`).
     ///
     /// # Errors
     ///
-    /// The address is not valid, or names another schema.
+    /// The address cannot be read or is invalid, the schema is invalid, or the address names another schema.
     pub fn at(source: UrlSource, schema: Option<&str>) -> Result<Self, String> {
         let address = Address::parse(&source.read()?)?;
         let schema = match (schema, address.schema.as_deref()) {
@@ -82,7 +82,7 @@ impl PostgresStore {
             }
             (Some(said), Some(other)) if said != other => {
                 return Err(format!(
-                    "the URL's options set search_path to {other:?}, --database-schema says {said:?}: name one schema"
+                    "the URL's options set search_path to {other:?}, but --database-schema is {said:?}: use the same schema"
                 ));
             }
             (said, other) => said.or(other).unwrap_or(DEFAULT_SCHEMA).to_owned(),
@@ -97,28 +97,28 @@ impl PostgresStore {
         })
     }
 
-    /// The same store, on behalf of `actor`, for the audit log.
+    /// Sets the actor for the audit log.
     #[must_use]
     pub fn acting_for(mut self, actor: Actor) -> Self {
         self.behalf = Behalf::of(actor.into());
         self
     }
 
-    /// The same store, which keeps up to this many connections for management.
+    /// Sets the maximum number of connections that are kept for management. The default is 1.
     #[must_use]
     pub fn keeping_connections(mut self, most: usize) -> Self {
         self.pool = Pool::of(most);
         self
     }
 
-    /// The same store, which waits for a lock at most this long.
+    /// Sets how long statements wait for a lock. The default is [`LOCK_TIMEOUT`].
     #[must_use]
     pub fn giving_up_on_locks_after(mut self, limit: Duration) -> Self {
         self.lock_timeout = limit;
         self
     }
 
-    /// The address as it is now; the file is read again, and so is the password file.
+    /// Returns the current address. Reads the URL file and the password file again.
     fn address_now(&self) -> Result<Address, StoreError> {
         let read = self.source.read().and_then(|url| Address::parse(&url));
         let address = read.map_err(|why| StoreError::Unavailable(format!("the database URL: {why}")))?;
@@ -199,7 +199,7 @@ impl SqlStore for PostgresStore {
     }
 }
 
-/// The host and port, for people.
+/// Formats the host and port, or the socket, for display.
 fn host(options: &PgConnectOptions) -> String {
     let (host, port) = (options.get_host(), options.get_port());
     match options.get_socket() {
@@ -234,7 +234,7 @@ impl Store for PostgresStore {
     }
 
     async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
-        // LISTEN fails on a standby, with words that do not help.
+        // LISTEN fails on a standby, too, but with an error that does not name the cause.
         let mut probe = self.connect().await?;
         if sqlx::query("SELECT pg_is_in_recovery()").fetch_one(&mut probe).await?.try_get(0)? {
             return Err(session::standby());
@@ -277,7 +277,7 @@ impl Store for PostgresStore {
     }
 
     async fn retract(&self, id: Uuid) -> Result<(), StoreError> {
-        // Its own row, and those of servers that were killed and cannot serve any more.
+        // Deletes its own row, and those of killed servers, which accept no keys any more.
         let sql = "DELETE FROM tenantgate_replica WHERE id = $1 OR serves_until < now() - interval '1 day'";
         sqlx::query(sql).bind(id).execute(&mut self.connect().await?).await?;
         Ok(())
@@ -288,7 +288,7 @@ impl Store for PostgresStore {
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin().await?;
         weigh_lightly(&mut transaction).await?;
-        // Locked in the order of ids, rows that somebody else holds left for the next time: no deadlock.
+        // Rows are locked in the order of ids, so that two servers cannot deadlock.
         let rows = sqlx::query(
             "WITH used AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS u (id, at)),
                   mine AS (SELECT k.id, u.at, k.last_used_at IS NULL AS never FROM api_keys k JOIN used u USING (id)
@@ -372,7 +372,8 @@ impl Store for PostgresStore {
             .bind(used.iter().map(|row| i64::try_from(row.requests).unwrap_or(i64::MAX)).collect::<Vec<_>>())
             .execute(&mut *transaction)
             .await?;
-        // Without an explicit commit, a statement whose client gave up would count, and count again when it is retried.
+        // With an explicit commit, a statement whose client timed out does not count. Without it, the retry would count
+        // twice.
         transaction.commit().await?;
         Ok(())
     }
@@ -384,8 +385,8 @@ impl Store for PostgresStore {
     }
 }
 
-/// Makes a transaction of statistics hurt nobody: half a second of them lost in a crash of the database is no loss, a
-/// revocation that waits for their locks would be.
+/// Lets a transaction of statistics commit asynchronously and give up on locks after half a second. A crash of the
+/// database may lose half a second of statistics, but a revocation must not wait for their locks.
 async fn weigh_lightly(transaction: &mut PgConnection) -> Result<(), StoreError> {
     let sql =
         "SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '500ms', true)";

@@ -1,7 +1,7 @@
-//! Databases that were moved: restored, replicated, promoted.
+//! Handles databases that were restored, replicated or promoted.
 //!
-//! `tenantgate_identity` says which database this is, wherever it is. Rows of the change log that came with the data
-//! from another cluster are of transactions that this one has not had yet; they never count, and are removed.
+//! `tenantgate_identity` identifies the database, wherever it runs. A restore can bring rows of the change log from
+//! another cluster, with transaction ids that this cluster has not reached yet. They are ignored, and removed.
 
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
@@ -9,18 +9,18 @@ use uuid::Uuid;
 
 use crate::store::StoreError;
 
-/// Rows that came from a cluster whose transactions were numbered higher.
+/// The condition that the change log has rows from a cluster with higher transaction ids.
 pub(super) const FOREIGN: &str =
     "EXISTS (SELECT FROM tenantgate_change WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
     OR EXISTS (SELECT FROM tenantgate_change_floor WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))";
 
-/// Removes foreign rows of the log. Without the right to do so they stay, and still do not count.
+/// Removes foreign rows of the log, and returns whether it did. Without the privilege they stay, and are still ignored.
 pub(super) async fn settle(connection: &mut PgConnection) -> Result<bool, StoreError> {
     let sql = format!("SELECT {FOREIGN}");
     let asked = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_one(&mut *connection).await;
     match asked.map_err(StoreError::from) {
         Ok(row) if row.try_get::<bool, _>(0)? => {}
-        // What is missing is said by the load that follows.
+        // The load that follows reports the missing privilege.
         Ok(_) | Err(StoreError::Refused(_)) => return Ok(false),
         Err(error) => return Err(error),
     }
@@ -31,8 +31,8 @@ pub(super) async fn settle(connection: &mut PgConnection) -> Result<bool, StoreE
     }
 }
 
-/// Removes foreign rows, and makes the rows of which there must be one; says what was wrong.
-pub(super) async fn mend(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
+/// Removes foreign rows, and inserts the required single rows if they are missing. Returns what was wrong.
+pub(super) async fn repair(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
     let mut mended = Vec::new();
     if settle(&mut *connection).await? {
         mended.push("the change log held rows of another cluster".to_owned());
@@ -55,14 +55,14 @@ pub(super) async fn mend(connection: &mut PgConnection) -> Result<Vec<String>, S
     Ok(mended)
 }
 
-/// Makes this a database of its own.
+/// Gives the database a new identity, and returns it.
 pub(super) async fn renew_identity(connection: &mut PgConnection) -> Result<Uuid, StoreError> {
     sqlx::query("DELETE FROM tenantgate_replica").execute(&mut *connection).await?;
     let sql = "UPDATE tenantgate_identity SET id = gen_random_uuid(), log = gen_random_uuid(), made_at = now() RETURNING id";
     Ok(sqlx::query(sql).fetch_one(connection).await?.try_get(0)?)
 }
 
-/// The subscription that writes tenants and keys here, if there is one.
+/// Returns the name of the subscription that writes tenants and keys into this database, if there is one.
 pub(super) async fn subscription(connection: &mut PgConnection) -> Result<Option<String>, StoreError> {
     let sql = "SELECT s.subname::text FROM pg_subscription s JOIN pg_subscription_rel r ON r.srsubid = s.oid
                WHERE s.subenabled AND r.srrelid IN (to_regclass('tenants'), to_regclass('api_keys')) LIMIT 1";
@@ -70,7 +70,7 @@ pub(super) async fn subscription(connection: &mut PgConnection) -> Result<Option
     Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
 
-/// Refuses a change on a subscriber: the publisher would undo it or collide with it.
+/// Rejects a change on a subscriber: replicated rows would overwrite it or conflict with it.
 pub(super) async fn refuse_on_subscriber(connection: &mut PgConnection) -> Result<(), StoreError> {
     match subscription(connection).await? {
         None => Ok(()),

@@ -1,4 +1,4 @@
-//! Schemas of tenants: which names may be used, and how they are made.
+//! Checks and creates the schemas of tenants.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row as _};
@@ -6,8 +6,8 @@ use sqlx::{AssertSqlSafe, Row as _};
 use crate::store::StoreError;
 use crate::tenant::is_schema_name;
 
-/// Refuses a name that would shadow our tables or a role's own schema and, without `adopt`, a schema that holds
-/// something.
+/// Rejects the schema of tenantgate's tables, a name that is also the name of a role, and, without `adopt`, a schema
+/// that is not empty.
 pub(super) async fn check(
     connection: &mut PgConnection,
     home: &str,
@@ -40,7 +40,7 @@ pub(super) async fn check(
     }
 }
 
-/// Checks the name and makes the schema, if it does not exist.
+/// Checks the name, and creates the schema unless it exists.
 pub(super) async fn create(
     connection: &mut PgConnection,
     home: &str,
@@ -48,7 +48,7 @@ pub(super) async fn create(
     adopt: bool,
 ) -> Result<(), StoreError> {
     check(&mut *connection, home, schema, adopt).await?;
-    // A name cannot be a parameter; the grammar leaves nothing to quote.
+    // A name cannot be a parameter. The check leaves nothing to escape.
     sqlx::query(AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"")))
         .execute(connection)
         .await?;

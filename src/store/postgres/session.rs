@@ -1,12 +1,12 @@
-//! A replica's session with Postgres.
+//! The session of a replica with Postgres.
 //!
-//! One pinned connection: it LISTENs and polls on the same backend, so every answer also proves that the listener
-//! lives.
+//! It LISTENs and polls on the same backend, so every response to a poll also proves that the listener works.
 //!
-//! Polls rest on snapshots (`pg_current_snapshot`): a row of the change log is new exactly if its transaction is
-//! visible now, was not visible at the last poll, and is not of the future. The last condition leaves out rows that
-//! a restore brought from another cluster. This misses no transaction, however late it commits, and needs no order
-//! among them. Rows are read by the same statement, so under READ COMMITTED they are as of the same instant.
+//! Polls compare snapshots (`pg_current_snapshot`): a row of the change log is new exactly if its transaction is
+//! visible now, was not visible at the last poll, and its id is below those of future transactions. The last condition
+//! excludes rows that a restore brought from another cluster. This misses no transaction, however late it commits, and
+//! does not depend on the order of commits. The same statement reads the changed rows, so under READ COMMITTED all are
+//! from the same instant.
 //! <https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT>
 
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use crate::store::{CONNECT_TIMEOUT, Changes, Look, Row, Session, StoreError};
 
 const CHANNEL: &str = "tenantgate_change";
 
-/// What a replica's session runs under, beside what every session does.
+/// The settings of the session of a replica, in addition to those of every session.
 ///
-/// A poll finds a handful of rows through indexes. The planner cannot know that: after a bulk load its estimates say
-/// a quarter of a million, and it would choose bitmaps, hashes and compilation that cost a hundred times more than
-/// the rows. Without those methods the plan is the same whatever the estimates are, and costs what has changed. A
-/// load reads whole tables, which has one plan.
+/// A poll finds a few rows through indexes. The planner cannot know that: after a bulk load it estimates a quarter of a
+/// million rows, and would choose bitmaps, hashes and compilation, which cost a hundred times more than the rows.
+/// Without those methods the plan does not depend on the estimates, and its cost depends only on the number of changes.
+/// A load reads whole tables, for which there is only one plan.
 const SETTINGS: [(&str, &str); 12] = [
     ("default_transaction_read_only", "on"),
     ("default_transaction_isolation", "read committed"),
@@ -41,28 +41,28 @@ const SETTINGS: [(&str, &str); 12] = [
     ("enable_mergejoin", "off"),
     ("enable_seqscan", "off"),
     ("max_parallel_workers_per_gather", "0"),
-    // Planning takes longer than the poll; the one plan is made once.
+    // Planning takes longer than the poll, so the plan is made only once.
     ("plan_cache_mode", "force_generic_plan"),
 ];
 
-/// One backend of the primary, for as long as it lasts.
+/// A connection to one backend of the primary.
 pub(super) struct PostgresSession {
     listener: PgListener,
-    /// The backend that the first look came from; another one knows nothing of our LISTEN.
+    /// The backend of the first response. Another backend does not know our LISTEN.
     backend: Option<String>,
-    /// What was visible at the last look.
+    /// The snapshot of the last load or poll.
     snapshot: String,
     which: Which,
     schema: String,
     changes: Arc<str>,
 }
 
-/// Which database it is.
+/// The identity of a database.
 #[derive(Default)]
 struct Which {
     identity: String,
     place: String,
-    /// Which change log it has.
+    /// The id of its change log.
     log: String,
 }
 
@@ -89,7 +89,7 @@ impl Session for PostgresSession {
 
     async fn hint(&mut self) -> Result<(), StoreError> {
         match self.listener.try_recv().await? {
-            // One look answers all the hints there are.
+            // One poll covers all buffered hints.
             Some(_) => {
                 while self.listener.next_buffered().is_some() {}
                 Ok(())
@@ -123,11 +123,12 @@ impl Session for PostgresSession {
     async fn has(&mut self, known: &Look) -> Result<bool, StoreError> {
         let change: Vec<_> = known.newest_change.as_deref().unwrap_or_default().split(' ').collect();
         let [log, id, xid] = change.as_slice() else { return Ok(true) };
-        // A subscriber has a log of its own, which says nothing of its publisher's.
+        // A subscriber has its own change log, which cannot contain a change of its publisher's.
         if *log != self.which.log {
             return Ok(true);
         }
-        // Elsewhere, transactions have other numbers; how far the log had come is what moved with it.
+        // In another cluster, transaction ids differ. There, compare with the sequence of the log, which was copied
+        // with the data.
         let moved = known.place != self.which.place;
         let sql = "SELECT CASE WHEN $3 THEN
                 (SELECT coalesce(last_value, 0) >= $1::text::bigint FROM pg_sequences
@@ -139,7 +140,7 @@ impl Session for PostgresSession {
     }
 }
 
-/// Reads which database this is.
+/// Reads the identity of the database.
 async fn which(listener: &mut PgListener) -> Result<Which, StoreError> {
     let sql = "SELECT i.id::text, i.log::text, (SELECT system_identifier FROM pg_control_system()) || '/' ||
                       (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -156,7 +157,7 @@ impl PostgresSession {
     pub(super) async fn open(store: &PostgresStore) -> Result<Self, StoreError> {
         let address = store.address_now()?;
         let settings = store.settings(&address, &SETTINGS);
-        // sqlx listens only on connections of a pool; this one has a single connection and is never shared.
+        // sqlx can LISTEN only on a connection of a pool. This pool has a single connection and is not shared.
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(CONNECT_TIMEOUT)
@@ -172,7 +173,7 @@ impl PostgresSession {
             .connect_lazy_with(address.options.clone());
         let mut listener =
             PgListener::connect_with(&pool).await.map_err(|error| store.at_host(&address, error.into()))?;
-        // A connection that is lost must be seen to be lost.
+        // A lost connection must cause an error. A silent reconnect would lose hints and move to another backend.
         listener.eager_reconnect(false);
         listener.listen(CHANNEL).await?;
         let (backend, snapshot, schema) = (None, String::new(), store.schema.clone());
@@ -196,10 +197,9 @@ impl PostgresSession {
         }
     }
 
-    /// Takes account of a look, unless it came from where it should not.
+    /// Checks that a response came from the expected backend of the primary, and remembers its snapshot.
     fn accept(&mut self, header: Option<Header>) -> Result<Header, StoreError> {
-        let header =
-            header.ok_or_else(|| StoreError::Unavailable("the database answered with nothing".into()))?;
+        let header = header.ok_or_else(|| StoreError::Unavailable("the database returned no rows".into()))?;
         if header.standby {
             return Err(standby());
         }
@@ -212,7 +212,7 @@ impl PostgresSession {
     }
 }
 
-/// A standby shows commits in an order of its own, and late.
+/// The error for a standby, which shows commits late.
 pub(super) fn standby() -> StoreError {
     StoreError::WrongDatabase("the database is a standby, tenantgate needs the primary".into())
 }

@@ -1,4 +1,5 @@
-//! The two tables as an existing deployment has them: refused, before any change, if they cannot be served.
+//! Checks and converts existing tables of tenants and keys. Tables that cannot be adopted are rejected before any
+//! change.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 use super::connection::quoted;
 use crate::store::{Adoption, StoreError};
 
-/// What a column must be.
+/// The type that a column must have.
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Kind {
     Uuid,
@@ -31,14 +32,15 @@ impl Kind {
         match self {
             Self::Uuid => name == "uuid",
             Self::Text => ["text", "varchar"].contains(&name),
-            // The other one is converted.
+            // `timestamp` is converted.
             Self::Instant => ["timestamptz", "timestamp"].contains(&name),
             Self::Json => name == "jsonb",
         }
     }
 }
 
-/// A column that we read: table, name, kind, whether it is always set, whether it is unique, whether it is theirs.
+/// A column that tenantgate uses: table, name, type, whether it must be NOT NULL, whether it must be UNIQUE, and
+/// whether an adopted table must already have it.
 type Wanted = (&'static str, &'static str, Kind, bool, bool, bool);
 
 const WANTED: [Wanted; 25] = [
@@ -69,7 +71,7 @@ const WANTED: [Wanted; 25] = [
     ("api_keys", "labels", Kind::Json, false, false, false),
 ];
 
-/// Names of columns that switch a row off.
+/// Names of columns that usually deactivate rows.
 const SWITCHES: [&str; 9] = [
     "is_active",
     "active",
@@ -82,8 +84,8 @@ const SWITCHES: [&str; 9] = [
     "is_deleted",
 ];
 
-/// A column as it is.
-#[expect(clippy::struct_excessive_bools, reason = "the catalogue says so much of it")]
+/// A column as the database has it.
+#[expect(clippy::struct_excessive_bools, reason = "each is a column of the catalogue")]
 struct Column {
     type_name: String,
     shown: String,
@@ -96,7 +98,7 @@ struct Column {
 /// Columns by table and name.
 type Columns = BTreeMap<(String, String), Column>;
 
-/// Checks tables that stand already, and converts what is to be converted; says what was.
+/// Checks existing tables, and converts `timestamp` columns to `timestamptz`. Returns what was converted.
 pub(super) async fn adopt(
     connection: &mut PgConnection,
     adoption: &Adoption,
@@ -121,7 +123,7 @@ pub(super) async fn adopt(
             "ALTER TABLE {table} ALTER COLUMN {name} TYPE timestamptz USING {name} AT TIME ZONE 'UTC'"
         );
         if column.has_default {
-            // A default of the old type would be read in the time zone of each session.
+            // A default of the old type would depend on the time zone of each session.
             sql = format!(
                 "ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT; {sql}; ALTER TABLE {table} ALTER COLUMN {name} SET DEFAULT now()"
             );
@@ -135,7 +137,7 @@ pub(super) async fn adopt(
     Ok(notes)
 }
 
-/// Finds what serve cannot read, in tables that were adopted before; for doctor.
+/// Finds columns that `serve` cannot read, in tables that were adopted before. For `doctor`.
 pub(super) async fn examine(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
     let tables = tables(&mut *connection).await?;
     let columns = columns(connection).await?;
@@ -153,7 +155,7 @@ pub(super) async fn examine(connection: &mut PgConnection) -> Result<Vec<String>
     Ok(wrong)
 }
 
-/// Revokes what `--revoke-where` names; suspends tenants. Says how many rows.
+/// Revokes the keys and suspends the tenants that `--revoke-where` selects. Returns how many.
 pub(super) async fn revoke(
     connection: &mut PgConnection,
     adoption: &Adoption,
@@ -193,7 +195,7 @@ fn wanted(table: &str, name: &str) -> Option<&'static Wanted> {
     WANTED.iter().find(|(t, n, ..)| *t == table && *n == name)
 }
 
-/// `pg_class.relkind` of those that stand.
+/// Returns `pg_class.relkind` of those of the two tables that exist.
 async fn tables(connection: &mut PgConnection) -> Result<BTreeMap<String, String>, StoreError> {
     let sql = "SELECT relname::text, relkind::text FROM pg_class WHERE oid IN (to_regclass('tenants'), to_regclass('api_keys'))";
     let rows = sqlx::query(sql).fetch_all(connection).await?;
@@ -267,14 +269,14 @@ fn wrong_columns(tables: &BTreeMap<String, String>, columns: &Columns) -> Vec<St
     for ((table, name), column) in columns {
         if wanted(table, name).is_none() && column.not_null && !column.has_default {
             wrong.push(format!(
-                "{table}.{name} is NOT NULL without a default: must have a default, or tenantgate could add no row"
+                "{table}.{name} is NOT NULL without a default: must have a default, because tenantgate inserts rows without it"
             ));
         }
     }
     wrong
 }
 
-/// Columns that switch rows off, of which nothing was said.
+/// Finds columns that seem to deactivate rows and that no option names.
 fn switches(columns: &Columns, adoption: &Adoption) -> Vec<String> {
     let is_switch = |((_, name), column): &(&(String, String), &Column)| {
         column.type_name == "bool" && SWITCHES.contains(&name.as_str())
@@ -289,8 +291,8 @@ fn switches(columns: &Columns, adoption: &Adoption) -> Vec<String> {
         .map(|((table, name), _)| {
             let off = !(name.contains("active") || name.contains("enabled"));
             format!(
-                "{table}.{name} is a boolean that tenantgate does not read, rows that it switches off would be live: \
-                 say --revoke-where {name}={off} (or the other value), or --ignore-column {name}"
+                "{table}.{name} is a boolean that tenantgate does not read, so rows that it deactivates would be live: \
+                 add --revoke-where {name}={off} (or the other value), or --ignore-column {name}"
             )
         })
         .collect()

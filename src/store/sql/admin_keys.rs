@@ -1,4 +1,4 @@
-//! Management keys.
+//! Queries of management keys.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +30,7 @@ fn admin_key_of(row: &Row) -> Result<AdminKey, StoreError> {
         Some(list) => {
             let ids = list.split_ascii_whitespace().map(|id| Uuid::parse_str(id).map(TenantId));
             let ids: Result<BTreeSet<_>, _> = ids.collect();
-            Reach::Some(ids.map_err(|_| inconsistent("tenants are no list of UUIDs".into()))?)
+            Reach::Some(ids.map_err(|_| inconsistent("invalid tenants: expected a list of UUIDs".into()))?)
         }
     };
     let given = Authority {
@@ -38,10 +38,11 @@ fn admin_key_of(row: &Row) -> Result<AdminKey, StoreError> {
         reach,
         expires_at: row.expiry("expires_at")?,
     };
-    // A maker that cannot be read must not look like none, which would make the key one of the database's.
+    // An invalid maker must not count as none: a key without a maker was created by a command, and no other key limits
+    // it.
     let maker = row.get::<Option<String>>("maker")?;
     let maker = maker.map(|id| Uuid::parse_str(&id).map(AdminKeyId)).transpose();
-    let maker = maker.map_err(|_| inconsistent("created_by is no UUID".into()))?;
+    let maker = maker.map_err(|_| inconsistent("invalid created_by: expected a UUID".into()))?;
     Ok(AdminKey {
         id: AdminKeyId(id),
         prefix: row.get("key_prefix")?,
@@ -54,7 +55,7 @@ fn admin_key_of(row: &Row) -> Result<AdminKey, StoreError> {
     })
 }
 
-/// The ids of the tenants, separated by blanks.
+/// Formats the ids of the tenants, separated by blanks; `None` for all tenants.
 fn tenants(reach: &Reach) -> Option<String> {
     match reach {
         Reach::All => None,
@@ -64,7 +65,7 @@ fn tenants(reach: &Reach) -> Option<String> {
     }
 }
 
-/// A management key as the audit log has it: without its hash and its use.
+/// A management key in the audit log: without its hash and its last use.
 #[derive(Serialize)]
 struct Shown<'a> {
     id: String,
@@ -100,7 +101,7 @@ pub(super) async fn all(link: &mut Link<'_>) -> Result<Vec<AdminKey>, StoreError
     ask(sql).all(link).await?.iter().map(admin_key_of).collect()
 }
 
-/// Makers that are followed. A longer chain counts as one whose end is missing.
+/// The longest chain of makers that is read. A longer chain is cut, and then counts as incomplete.
 const LONGEST_CHAIN: i64 = 100;
 
 pub(super) async fn chain(
@@ -139,7 +140,7 @@ pub(super) async fn insert(link: &mut Link<'_>, new: &NewAdminKey) -> Result<(Ad
     Ok((key, draft))
 }
 
-/// Changes a key, which other sessions do not change meanwhile; nothing if there is no such key.
+/// Changes a key while other sessions cannot. `None` if there is no such key.
 pub(super) async fn change(
     link: &mut Link<'_>,
     id: AdminKeyId,

@@ -1,8 +1,8 @@
-//! The audit log.
+//! Appends to the audit log and reads it.
 //!
-//! A change appends to the log last, before it commits: the lock that gives the log its order is the last one that a
-//! transaction takes, so transactions do not wait for each other in a circle, and it is held for two short
-//! statements and the commit. If there were two next rows all the same, the primary key would refuse the second.
+//! A transaction appends to the log last, just before it commits. The lock that orders the log is therefore the last
+//! lock that a transaction takes: transactions cannot deadlock on it, and hold it only for two short statements and the
+//! commit. If two transactions computed the same next row all the same, the primary key would reject the second.
 
 use super::connection::{Link, ask};
 use super::rows::entry_of;
@@ -11,7 +11,7 @@ use crate::audit::{Author, Draft, Entry, Head};
 use crate::clock::Timestamp;
 use crate::store::{AuditFilter, StoreError};
 
-/// Appends to the log, in the transaction that the connection is in.
+/// Appends to the log, in the current transaction of the connection.
 pub(in crate::store) async fn append(
     link: &mut Link<'_>,
     author: &Author,
@@ -31,7 +31,7 @@ pub(in crate::store) async fn append(
     Ok(())
 }
 
-/// The time, and the end of the log.
+/// Returns the time of the database, and the end of the log.
 async fn head(link: &mut Link<'_>) -> Result<(Timestamp, Head), StoreError> {
     let now = link.dialect().now;
     let sql = format!(
@@ -57,7 +57,7 @@ async fn insert(link: &mut Link<'_>, entry: &Entry) -> Result<(), StoreError> {
     query.bind(&entry.request_id).bind(&entry.address).bind(&entry.hash).execute(link).await
 }
 
-/// Which rows are asked for.
+/// Builds the conditions of a filter.
 fn wanted(link: &Link<'_>, filter: &AuditFilter) -> Wanted {
     const SUBJECT: &str = "(lower(?) = subject OR ? IN (subject,
         coalesce(after, before) ->> 'key_prefix', coalesce(after, before) ->> 'tenant_id',
@@ -70,12 +70,12 @@ fn wanted(link: &Link<'_>, filter: &AuditFilter) -> Wanted {
     let Some(tenants) = &filter.tenants else { return wanted };
     let tenants: Vec<String> = tenants.iter().map(|tenant| tenant.0.to_string()).collect();
     let any = link.dialect().any(wanted.next());
-    // A tenant, or something that has one.
+    // The tenant itself, or an object that belongs to it.
     let theirs = format!("(subject {any} OR coalesce(after, before) ->> 'tenant_id' {any})");
     wanted.with(theirs, tenants.as_slice())
 }
 
-/// A page of the log: rows after `after`, oldest first.
+/// Returns a page of the log: the first matching rows after `after`, oldest first.
 pub(super) async fn entries(
     link: &mut Link<'_>,
     filter: &AuditFilter,
@@ -93,7 +93,7 @@ pub(super) async fn entries(
     ask(sql).bind_all(wanted).bind(page).all(link).await?.iter().map(entry_of).collect()
 }
 
-/// After which row the newest `count` begin.
+/// Returns the number of the row after which the newest `count` matching rows begin.
 pub(super) async fn before_newest(
     link: &mut Link<'_>,
     filter: &AuditFilter,

@@ -1,8 +1,9 @@
-//! Many rows at once.
+//! Imports and reads many rows.
 //!
-//! A batch is one statement, in one transaction with its row of the audit log. Reading is by page, in the order of
-//! ids: no statement and no snapshot lives as long as a program takes to read a million rows. A page's statement says
-//! only what it filters by, so that each of its plans begins at the right place of an index.
+//! An import writes a batch with one statement, in one transaction with its row of the audit log. Reading is by page,
+//! in the order of ids, so that no statement and no snapshot lives as long as a client takes to read a million rows.
+//! The statement of a page contains only the conditions that are used, so that its plan can start at the right place of
+//! an index.
 
 use uuid::Uuid;
 
@@ -16,7 +17,7 @@ use crate::record::KeyState;
 use crate::store::{ImportedKey, KeyFilter, StoreError, StoredKey};
 use crate::tenant::{Mode, Tenant, TenantId};
 
-/// The keys of a page with the schemas of their tenants; `keys` says which, `more` has further columns.
+/// Builds a query of keys with the schemas of their tenants. `keys` is the condition, `more` are further columns.
 pub(super) fn stored_keys(more: &str, keys: &str, order: &str) -> String {
     format!(
         "SELECT k.*, coalesce(t.db_schema_name, '') AS db_schema_name
@@ -25,7 +26,7 @@ pub(super) fn stored_keys(more: &str, keys: &str, order: &str) -> String {
     )
 }
 
-/// The ids among names.
+/// Returns those names that are ids.
 fn ids(names: &[String]) -> Vec<Uuid> {
     names.iter().filter_map(|name| Uuid::parse_str(name).ok()).collect()
 }
@@ -42,7 +43,7 @@ pub(super) async fn keys_page(
     ask(sql).bind_all(wanted).bind(page).all(link).await?.iter().map(stored_key_of).collect()
 }
 
-/// These conditions and those of a filter.
+/// Adds the conditions of a filter to `base`.
 pub(super) fn wanted(base: Wanted, dialect: &Dialect, filter: &KeyFilter) -> Wanted {
     let (time, position) = (dialect.time, dialect.position);
     let at = |column: &str| time.replace('?', column);
@@ -72,7 +73,7 @@ pub(super) fn wanted(base: Wanted, dialect: &Dialect, filter: &KeyFilter) -> Wan
 
 pub(super) async fn keys_named(link: &mut Link<'_>, names: &[String]) -> Result<Vec<StoredKey>, StoreError> {
     let (ids_are, names_are) = (link.dialect().any(1), link.dialect().any(2));
-    // One index for each branch.
+    // A UNION, so that each branch uses its own index.
     let any_name = format!(
         "id IN (SELECT id FROM api_keys WHERE id {ids_are} UNION SELECT id FROM api_keys WHERE key_prefix {names_are}
                 UNION SELECT id FROM api_keys WHERE hashed_key {names_are})"
@@ -100,7 +101,7 @@ pub(super) async fn tenants_named(link: &mut Link<'_>, names: &[String]) -> Resu
     tenants(ask(sql).bind(ids(names)).bind(names), link).await
 }
 
-/// Labels as a parameter: NULL for none.
+/// Converts labels to a parameter: NULL if there are none.
 pub(super) fn labels(labels: &Labels) -> Value {
     Value::Json((!labels.is_empty()).then(|| labels.to_string()))
 }

@@ -1,4 +1,4 @@
-//! One connection and one query for both databases.
+//! A connection and a query type that work with both databases.
 
 use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::query::Query as SqlxQuery;
@@ -11,7 +11,7 @@ use super::value::{Value, Wanted};
 use super::{Dialect, POSTGRES, SQLITE};
 use crate::store::StoreError;
 
-/// A connection of ours.
+/// A connection to either database.
 pub(in crate::store) struct Connection {
     driver: Driver,
     in_transaction: bool,
@@ -36,7 +36,7 @@ impl From<SqliteConnection> for Connection {
 }
 
 impl Connection {
-    /// What queries go to.
+    /// Borrows the connection for queries.
     pub(in crate::store) fn link(&mut self) -> Link<'_> {
         match &mut self.driver {
             Driver::Postgres(connection) => Link::Postgres(connection),
@@ -44,17 +44,17 @@ impl Connection {
         }
     }
 
-    /// The same connection, to this file.
+    /// Sets the device and inode of the SQLite file that the connection has opened.
     pub(in crate::store) fn reading(self, file: Option<(u64, u64)>) -> Self {
         Self { file, ..self }
     }
 
-    /// The file that it leads to.
+    /// The device and inode of the SQLite file; `None` on Postgres.
     pub(in crate::store) fn file(&self) -> Option<(u64, u64)> {
         self.file
     }
 
-    /// Whether the other side answers.
+    /// Whether the database responds.
     pub(in crate::store) async fn answers(&mut self) -> bool {
         match &mut self.driver {
             Driver::Postgres(connection) => connection.ping().await.is_ok(),
@@ -72,7 +72,7 @@ impl Connection {
         self.link().run(begin).await
     }
 
-    /// Ends the transaction. A connection on which that did not succeed is not used again.
+    /// Commits the transaction. A connection on which this failed is not used again.
     pub(super) async fn commit(&mut self) -> Result<(), StoreError> {
         self.link().run("COMMIT").await?;
         self.in_transaction = false;
@@ -80,7 +80,7 @@ impl Connection {
     }
 }
 
-/// A connection of either database.
+/// A borrowed connection to either database.
 pub(in crate::store) enum Link<'c> {
     /// To Postgres.
     Postgres(&'c mut PgConnection),
@@ -89,22 +89,22 @@ pub(in crate::store) enum Link<'c> {
 }
 
 impl Link<'_> {
-    /// What it is to Postgres.
+    /// Returns the connection if it is one to Postgres.
     pub(in crate::store) fn postgres(&mut self) -> Result<&mut PgConnection, StoreError> {
         match self {
             Self::Postgres(connection) => Ok(connection),
             Self::Sqlite(_) => {
-                Err(StoreError::Refused("a connection to SQLite is not one to Postgres".into()))
+                Err(StoreError::Refused("expected a connection to Postgres, not to SQLite".into()))
             }
         }
     }
 
-    /// What it is to SQLite.
+    /// Returns the connection if it is one to SQLite.
     pub(in crate::store) fn sqlite(&mut self) -> Result<&mut SqliteConnection, StoreError> {
         match self {
             Self::Sqlite(connection) => Ok(connection),
             Self::Postgres(_) => {
-                Err(StoreError::Refused("a connection to Postgres is not one to SQLite".into()))
+                Err(StoreError::Refused("expected a connection to SQLite, not to Postgres".into()))
             }
         }
     }
@@ -116,7 +116,7 @@ impl Link<'_> {
         }
     }
 
-    /// Runs a statement without parameters and rows.
+    /// Runs a statement that has no parameters and returns no rows.
     pub(super) async fn run(&mut self, sql: &'static str) -> Result<(), StoreError> {
         match self {
             Self::Postgres(connection) => sqlx::raw_sql(sql).execute(&mut **connection).await.map(drop)?,
@@ -161,25 +161,25 @@ pub(in crate::store) struct Query {
     values: Vec<Value>,
 }
 
-/// A statement without parameters so far.
+/// Starts a query from its SQL.
 pub(in crate::store) fn ask(sql: impl Into<String>) -> Query {
     Query { sql: sql.into(), values: Vec::new() }
 }
 
 impl Query {
-    /// The same query, with the next parameter.
+    /// Adds the next parameter.
     pub(in crate::store) fn bind(mut self, value: impl Into<Value>) -> Self {
         self.values.push(value.into());
         self
     }
 
-    /// The same query, with the parameters of conditions.
+    /// Adds the parameters of conditions.
     pub(in crate::store) fn bind_all(mut self, wanted: Wanted) -> Self {
         self.values.extend(wanted.values);
         self
     }
 
-    /// All rows.
+    /// Returns all rows.
     pub(in crate::store) async fn all(self, link: &mut Link<'_>) -> Result<Vec<Row>, StoreError> {
         Ok(match link {
             Link::Postgres(connection) => {
@@ -191,7 +191,7 @@ impl Query {
         })
     }
 
-    /// The first row.
+    /// Returns the first row, if there is one.
     pub(in crate::store) async fn maybe(self, link: &mut Link<'_>) -> Result<Option<Row>, StoreError> {
         Ok(match link {
             Link::Postgres(connection) => {
@@ -203,12 +203,12 @@ impl Query {
         })
     }
 
-    /// The only row.
+    /// Returns the first row. An error if there is none.
     pub(in crate::store) async fn one(self, link: &mut Link<'_>) -> Result<Row, StoreError> {
         self.maybe(link).await?.ok_or_else(|| sqlx::Error::RowNotFound.into())
     }
 
-    /// Runs it for what it does.
+    /// Runs the statement and ignores its rows.
     pub(in crate::store) async fn execute(self, link: &mut Link<'_>) -> Result<(), StoreError> {
         match link {
             Link::Postgres(connection) => self.postgres().execute(&mut **connection).await.map(drop)?,

@@ -1,17 +1,17 @@
-//! Requests over HTTP that may be sent again.
+//! Idempotency-Keys of management requests.
 //!
-//! An attempt claims its key in a transaction of its own, so that another attempt sees that it runs. The answer is kept
-//! in the transaction that makes the change. An attempt that lost its claim, because it took too long, can therefore not
-//! make its change after another one has made it.
+//! An attempt claims its key in a separate transaction, so that another attempt sees that it is running. The answer is
+//! stored in the transaction of the change. An attempt that took too long and lost its claim therefore cannot commit
+//! its change after another attempt has.
 
 use uuid::Uuid;
 
 use super::connection::{Link, ask};
 use crate::store::{Claim, Claimed, StoreError};
 
-/// Claims a key, in the transaction that the connection is in.
+/// Claims an Idempotency-Key, in the current transaction of the connection.
 pub(super) async fn claim(link: &mut Link<'_>, claim: &Claim) -> Result<Claimed, StoreError> {
-    // On SQLite, texts of fixed width in UTC compare as time does.
+    // On SQLite, instants are texts of fixed width in UTC, which sort by time.
     let sql =
         "DELETE FROM tenantgate_idempotency WHERE started_at < $1 OR (answer IS NULL AND started_at < $2)";
     ask(sql).bind(claim.forgotten_before).bind(claim.dead_before).execute(link).await?;
@@ -24,7 +24,7 @@ pub(super) async fn claim(link: &mut Link<'_>, claim: &Claim) -> Result<Claimed,
                WHERE admin_key_id = $1 AND path = $2 AND key = $3";
     let query = ask(sql).bind(claim.admin_key.0).bind(&claim.path).bind(&claim.key);
     let Some(row) = query.maybe(link).await? else {
-        // Forgotten between the two statements: its attempt failed just now.
+        // The other attempt failed and was deleted between the two statements.
         return Ok(Claimed::Running);
     };
     let attempt = row.id("attempt", "tenantgate_idempotency")?;
@@ -40,7 +40,8 @@ pub(super) async fn claim(link: &mut Link<'_>, claim: &Claim) -> Result<Claimed,
     })
 }
 
-/// Keeps the answer of an attempt, in the transaction that makes its change.
+/// Stores the answer of an attempt, in the transaction of its change. [`StoreError::Conflict`] if the attempt has lost
+/// its claim.
 pub(super) async fn keep(link: &mut Link<'_>, attempt: Uuid, answer: &str) -> Result<(), StoreError> {
     let json = link.dialect().json;
     let sql = format!(
@@ -55,7 +56,7 @@ pub(super) async fn keep(link: &mut Link<'_>, attempt: Uuid, answer: &str) -> Re
     }
 }
 
-/// Forgets an attempt that has no answer.
+/// Deletes an attempt that has no answer.
 pub(super) async fn give_up(link: &mut Link<'_>, attempt: Uuid) -> Result<(), StoreError> {
     let sql = "DELETE FROM tenantgate_idempotency WHERE attempt = $1 AND answer IS NULL";
     ask(sql).bind(attempt).execute(link).await

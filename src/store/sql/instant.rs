@@ -1,18 +1,18 @@
-//! Converts instants of Postgres.
+//! Converts `timestamptz`.
 //!
-//! Reads `timestamptz` without a calendar library, none of which can hold both of its infinities and its year 294276.
+//! It uses no calendar library, because none can represent both infinities of Postgres and its largest year, 294276.
 
 use sqlx::postgres::{PgRow, PgTypeInfo, PgValueRef};
 use sqlx::{ColumnIndex, Decode, Encode, Postgres, Row as _, Type};
 
 use crate::clock::Timestamp;
 
-/// `timestamptz` as it is: microseconds, with Postgres' two infinities at the ends.
+/// A `timestamptz` in microseconds, with the two infinities of Postgres at the ends of the range.
 /// <https://www.postgresql.org/docs/current/datatype-datetime.html>
 #[derive(Clone, Copy)]
 pub(in crate::store) struct Micros(pub(in crate::store) Timestamp);
 
-/// What `infinity` is.
+/// The value of `infinity`.
 const INFINITY: Timestamp = Timestamp(i64::MAX);
 
 /// Postgres counts from 2000-01-01.
@@ -48,7 +48,7 @@ impl Encode<'_, Postgres> for Micros {
     }
 }
 
-/// A column that may be NULL.
+/// Reads an instant; `None` for NULL.
 pub(in crate::store) fn instant(
     row: &PgRow,
     column: impl ColumnIndex<PgRow>,
@@ -56,7 +56,7 @@ pub(in crate::store) fn instant(
     Ok(row.try_get::<Option<Micros>, _>(column)?.map(|m| m.0))
 }
 
-/// `expires_at`: NULL and `infinity` both mean never.
+/// Reads `expires_at`; `None` for NULL and `infinity`, which both mean never.
 pub(in crate::store) fn expiry(
     row: &PgRow,
     column: impl ColumnIndex<PgRow>,

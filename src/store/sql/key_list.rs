@@ -1,8 +1,8 @@
-//! Keys in the order of their creation, a page at a time, however many there are.
+//! Lists keys in the order of their creation, page by page.
 //!
-//! A page walks an index in the order of the list, over a bounded number of rows, and keeps those that the filter wants.
-//! Where they are rare, the page ends before it is full, and the next one begins where this one stopped. So every page
-//! takes milliseconds whatever the filter is, and following the tokens shows every key once.
+//! The query of a page reads a bounded number of rows from an index, and returns those that match the filter. If few
+//! rows match, the page ends before it is full, and the next page begins where this one stopped. Every page therefore
+//! takes milliseconds, whatever the filter is, and all pages together show every key once.
 
 use super::bulk::{stored_keys, wanted};
 use super::connection::{Link, ask};
@@ -13,10 +13,10 @@ use crate::permission::Reach;
 use crate::record::KeyState;
 use crate::store::{KeyFilter, KeyPage, KeyPlace, StoreError};
 
-/// Rows that a page walks over: some milliseconds in Postgres.
+/// The number of rows that a page reads at most: a few milliseconds in Postgres.
 const WALK: i64 = 10_000;
 
-/// Where the rows are that a page walks over. Each of these conditions is the beginning of an index.
+/// Builds the conditions that select the rows to read. Each of them is the leading part of an index.
 fn base(link: &Link<'_>, filter: &KeyFilter, after: Option<&KeyPlace>) -> Wanted {
     let instant = link.dialect().instant;
     let state = match filter.state {
@@ -30,7 +30,7 @@ fn base(link: &Link<'_>, filter: &KeyFilter, after: Option<&KeyPlace>) -> Wanted
     base.and_two(&format!("(created_at, id) > ({instant}, ?)"), &after.created_at, after.id)
 }
 
-/// The first `page` keys after `after` that a filter wants, of these tenants.
+/// Returns the first `page` keys of these tenants that match a filter, after `after`.
 pub(super) async fn page(
     link: &mut Link<'_>,
     filter: &KeyFilter,
@@ -65,16 +65,16 @@ pub(super) async fn page(
     Ok(KeyPage { keys: keys.into_iter().map(|(key, _)| key).collect(), next })
 }
 
-/// How many keys of these tenants a filter wants.
+/// Counts the keys of these tenants that match a filter.
 pub(super) async fn count(link: &mut Link<'_>, filter: &KeyFilter, reach: &Reach) -> Result<i64, StoreError> {
     let all = wanted_of(link, Wanted::default(), filter, reach);
     let sql = format!("SELECT count(*) AS keys FROM api_keys WHERE {}", all.sql());
     ask(sql).bind_all(all).one(link).await?.get("keys")
 }
 
-/// All conditions, numbered after those of the walk.
+/// Builds all conditions, with parameters numbered after those of `base`.
 fn wanted_of(link: &Link<'_>, base: Wanted, filter: &KeyFilter, reach: &Reach) -> Wanted {
-    // Again what the walk has seen to already: it costs nothing.
+    // This repeats conditions of `base`, which costs nothing.
     let all = wanted(base, link.dialect(), filter);
     match reach {
         Reach::All => all,
@@ -85,7 +85,7 @@ fn wanted_of(link: &Link<'_>, base: Wanted, filter: &KeyFilter, reach: &Reach) -
     }
 }
 
-/// The last row that the walk has seen, if there may be rows behind it.
+/// Returns the last row that the page read, if there may be rows after it.
 async fn end_of_walk(
     link: &mut Link<'_>,
     filter: &KeyFilter,

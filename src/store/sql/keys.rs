@@ -1,4 +1,4 @@
-//! Single keys.
+//! Reads and writes single keys.
 
 use super::Sets;
 use super::bulk::labels;
@@ -9,7 +9,7 @@ use crate::key::KeyId;
 use crate::record::KeyDetails;
 use crate::store::{NewKey, StoreError};
 
-/// The key as it is, which other sessions do not change until this transaction is over.
+/// Reads a key and locks its row until the transaction ends.
 pub(super) async fn to_change(link: &mut Link<'_>, id: KeyId) -> Result<Option<KeyDetails>, StoreError> {
     let sql = format!("SELECT {KEY} FROM api_keys WHERE id = $1{}", link.dialect().lock);
     ask(sql).bind(id).maybe(link).await?.as_ref().map(key_of).transpose()
@@ -29,7 +29,7 @@ pub(super) async fn insert(link: &mut Link<'_>, key: &NewKey) -> Result<KeyDetai
     key_of(&query.bind(labels(&terms.labels)).one(link).await?)
 }
 
-/// Writes what differs.
+/// Writes the columns that differ.
 pub(super) async fn update(
     link: &mut Link<'_>,
     before: &KeyDetails,

@@ -1,4 +1,4 @@
-//! Finds, adds and changes rows: one statement or one transaction for each method.
+//! Implements [`Management`] for both databases, with one statement or one transaction for each method.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ use crate::store::{
 };
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
-/// Ends a change: keeps the answer to its request, writes the audit log, and commits.
+/// Finishes a change: stores the answer to its request, writes the audit log, and commits.
 async fn finish(
     store: &impl SqlStore,
     mut connection: Held,
@@ -229,7 +229,7 @@ impl<S: SqlStore> Management for S {
         bulk::import_tenants(link, tenants).await?;
         for tenant in tenants {
             if [TenantStatus::Active, TenantStatus::Suspended].contains(&tenant.status) {
-                // Its schema usually came with the data.
+                // A schema that was copied with the data is adopted.
                 SqlStore::create_schema(self, link, &tenant.schema, true).await?;
             }
         }
@@ -251,7 +251,7 @@ impl<S: SqlStore> Management for S {
     ) -> Result<Vec<KeyDetails>, StoreError> {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
-        // In the order of ids, so that two commands do not wait for each other in a circle.
+        // Locked in the order of ids, so that two commands cannot deadlock.
         let mut in_order: Vec<_> = ids.iter().enumerate().collect();
         in_order.sort_unstable_by_key(|(_, id)| id.0);
         let (mut changed, mut drafts) = (Vec::with_capacity(ids.len()), Vec::new());
@@ -398,7 +398,7 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn mark(&self) -> Result<String, StoreError> {
-        // A transaction of its own: a server that sees it sees everything that was committed before it began.
+        // The mark is a separate transaction: a server that sees it sees everything that was committed before it began.
         let mut connection = hold(self).await?;
         let link = &mut connection.link();
         ask(link.dialect().mark).one(link).await?.get("mark")

@@ -1,9 +1,9 @@
-//! What the two databases have in common: rows of tenants, keys, the audit log and reports, by one text and one code.
+//! The SQL that both databases share: tenants, keys, plans, routes, the audit log and reports.
 //!
-//! A [`SqlStore`] adds what differs: how to connect, schemas of tenants, locks, migrations. Parameters are `$1`, `$2`
-//! and so on in both databases; the few words that differ are in [`Dialect`].
+//! A [`SqlStore`] adds what differs: connecting, schemas of tenants, locks, migrations. Parameters are `$1`, `$2` and
+//! so on in both databases; the few expressions that differ are in [`Dialect`].
 //!
-//! A store keeps a connection, or a few, for the management of tenants and keys, for as long as the store lives.
+//! A store keeps one or a few connections for management, for as long as the store lives.
 
 mod admin_keys;
 pub(super) mod audit;
@@ -35,45 +35,45 @@ use self::value::Value;
 use super::{Adoption, Behalf, Migrated, SchemaVersion, Store, StoreError};
 use crate::tenant::Tenant;
 
-/// The words that the two databases spell differently.
+/// The SQL that the two databases spell differently.
 pub(super) struct Dialect {
-    /// How a change begins.
+    /// Begins the transaction of a change.
     pub(super) begin: &'static str,
-    /// The time by the clock of the database.
+    /// The current time of the database.
     pub(super) now: &'static str,
-    /// After a SELECT: other sessions do not change the row until the transaction is over.
+    /// Follows a SELECT: locks the rows until the transaction ends.
     pub(super) lock: &'static str,
-    /// After a parameter that is JSON.
+    /// Follows a parameter of type `json`.
     json: &'static str,
-    /// `?` is an instant: something that compares as time does, NULL for what does not come.
+    /// Converts the instant `?` to a value that sorts by time. On SQLite, `infinity` becomes NULL.
     time: &'static str,
-    /// The instant `?`, given as text.
+    /// Converts the text `?` to an instant.
     instant: &'static str,
-    /// The instant `created_at` as a text that sorts as the column does and becomes the same instant again.
+    /// Formats `created_at` as a text that sorts like the column and can be converted back without loss.
     place: &'static str,
-    /// The function that finds a text in another one.
+    /// The function that returns the position of one text in another.
     position: &'static str,
-    /// After a parameter that is JSON with indexes.
+    /// Follows a parameter of type `jsonb`.
     jsonb: &'static str,
-    /// What orders rows that were made at the same instant.
+    /// The column that orders rows that were created at the same instant.
     tie: &'static str,
-    /// The day of the instant `$1`.
+    /// Converts the instant `$1` to its day.
     day: &'static str,
-    /// The day `?`, given as `2026-01-31`.
+    /// Converts the text `?`, such as `2026-01-31`, to a day.
     a_day: &'static str,
-    /// The day of a row `u` of usage, as `day` in the form `2026-01-31`.
+    /// The day of a row `u` of usage as a column `day`, such as `2026-01-31`.
     usage_day: &'static str,
-    /// Takes the lock that gives the audit log its order, where a transaction is not alone.
+    /// Takes the lock that orders the audit log, if the database has concurrent writers.
     lock_audit: Option<&'static str>,
-    /// Takes the lock under which the table of routes is changed.
+    /// Takes the lock for changes of the table of routes, if the database has concurrent writers.
     lock_routes: Option<&'static str>,
     /// Writes a mark into the change log, and returns it as `mark`.
     mark: &'static str,
-    /// Servers that serve now.
+    /// The condition for servers that may accept keys now.
     live: &'static str,
-    /// Servers that have not seen the mark `$1`.
+    /// The condition for servers that may accept keys now and have not seen the mark `$1`.
     behind: &'static str,
-    /// A change `c` that a server `r` has not applied.
+    /// The condition for a change `c` that the server `r` has not applied.
     unapplied: &'static str,
     /// After a column: it is one of the list in the parameter between the two parts.
     any: [&'static str; 2],
@@ -87,7 +87,8 @@ impl Dialect {
     }
 }
 
-/// Under another isolation level, the end of the audit log that a transaction reads would not be the newest.
+/// The SQL for Postgres. With another isolation level than READ COMMITTED, a transaction could read an old end of the
+/// audit log.
 pub(super) const POSTGRES: Dialect = Dialect {
     begin: "BEGIN ISOLATION LEVEL READ COMMITTED",
     now: "clock_timestamp()",
@@ -111,13 +112,13 @@ pub(super) const POSTGRES: Dialect = Dialect {
     any: ["= ANY(", ")"],
 };
 
-/// One transaction writes at a time.
+/// The SQL for SQLite, which has one writer at a time.
 pub(super) const SQLITE: Dialect = Dialect {
     begin: "BEGIN IMMEDIATE",
     now: "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
     lock: "",
     json: "",
-    // What cannot be read is the beginning of time.
+    // An invalid instant counts as the beginning of time.
     time: "CASE WHEN ? IS NULL OR ? = 'infinity' THEN NULL ELSE coalesce(julianday(?), 0) END",
     instant: "?",
     place: "created_at",
@@ -136,13 +137,13 @@ pub(super) const SQLITE: Dialect = Dialect {
     any: ["IN (SELECT value FROM json_each(", "))"],
 };
 
-/// A store that this layer manages.
+/// A store whose rows are managed by the SQL of this module.
 #[async_trait]
 pub(super) trait SqlStore: Store + Clone + 'static {
-    /// On whose behalf changes are made.
+    /// The author of changes, and the request that they belong to.
     fn behalf(&self) -> &Behalf;
 
-    /// The same store, with the same connections, on behalf of somebody else.
+    /// Returns the same store with the same connections and another author.
     fn with_behalf(&self, behalf: Behalf) -> Self;
 
     /// The connections.
@@ -151,13 +152,13 @@ pub(super) trait SqlStore: Store + Clone + 'static {
     /// Opens a connection.
     async fn open(&self) -> Result<Connection, StoreError>;
 
-    /// Whether a connection that was kept still leads to the database.
+    /// Whether a kept connection still leads to the database.
     async fn leads_here(&self, connection: &mut Connection) -> bool;
 
-    /// How far the tables are.
+    /// Returns the version of the database schema.
     async fn version(&self, link: &mut Link<'_>) -> Result<SchemaVersion, StoreError>;
 
-    /// Refuses a change that must be made elsewhere.
+    /// Rejects changes if this database is a subscriber, whose publisher must be changed instead.
     async fn refuse_change(&self, _: &mut Link<'_>) -> Result<(), StoreError> {
         Ok(())
     }
@@ -186,18 +187,19 @@ pub(super) trait SqlStore: Store + Clone + 'static {
     /// See [`super::Management::create_roles`].
     async fn create_roles(&self, _: &str) -> Result<Vec<String>, StoreError> {
         Err(StoreError::Refused(format!(
-            "{} has no roles: whoever may write the file may do all",
+            "{} has no roles: a user who can write the file can do everything",
             self.kind()
         )))
     }
 }
 
-/// Returns a connection of the store.
+/// Takes a connection from the pool of the store.
 async fn hold(store: &impl SqlStore) -> Result<Held, StoreError> {
     store.pool().hold(store).await
 }
 
-/// A connection of the store in a transaction. Dropped before [`Connection::commit`], nothing has changed.
+/// Takes a connection and begins a transaction. If the connection is dropped before [`Connection::commit`], the
+/// transaction is rolled back.
 async fn change(store: &impl SqlStore) -> Result<Held, StoreError> {
     let mut connection = hold(store).await?;
     store.refuse_change(&mut connection.link()).await?;
@@ -205,12 +207,12 @@ async fn change(store: &impl SqlStore) -> Result<Held, StoreError> {
     Ok(connection)
 }
 
-/// Tenants, read from the rows that a query returns.
+/// Runs a query and converts its rows to tenants.
 async fn tenants(query: connection::Query, link: &mut Link<'_>) -> Result<Vec<Tenant>, StoreError> {
     query.all(link).await?.iter().map(tenant_of).collect()
 }
 
-/// Columns of one row that are set.
+/// The columns that an UPDATE of one row sets.
 #[derive(Default)]
 struct Sets {
     columns: Vec<String>,
@@ -218,7 +220,7 @@ struct Sets {
 }
 
 impl Sets {
-    /// The same columns, and this one if it differs. Its name is one of ours.
+    /// Adds a column if its value differs. The name is inserted into the SQL unquoted.
     fn set(mut self, column: &str, differs: bool, value: impl Into<Value>) -> Self {
         if differs {
             self.columns.push(column.to_owned());
@@ -227,12 +229,12 @@ impl Sets {
         self
     }
 
-    /// Updates the row of this id.
+    /// Updates the row with this id. Does nothing without columns.
     async fn run(self, table: &str, id: impl Into<Value>, link: &mut Link<'_>) -> Result<(), StoreError> {
         self.run_where(table, "id", id, link).await
     }
 
-    /// Updates the row whose `key` has this value.
+    /// Updates the row whose column `key` has this value. Does nothing without columns.
     async fn run_where(
         self,
         table: &str,

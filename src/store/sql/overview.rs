@@ -1,4 +1,4 @@
-//! What the page shows at a glance.
+//! The queries of the overview on the management page.
 
 use std::collections::BTreeSet;
 
@@ -11,14 +11,14 @@ use crate::clock::Timestamp;
 use crate::store::{CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState, StoreError};
 use crate::tenant::TenantId;
 
-/// Ids as SQL has a list of them. They are UUIDs, so nothing in them needs quoting.
+/// Formats ids as a list in SQL. UUIDs contain nothing that needs escaping.
 fn list(tenants: &BTreeSet<TenantId>) -> String {
     let ids: Vec<_> = tenants.iter().map(|tenant| format!("'{}'", tenant.0)).collect();
-    // A list may not be empty, and NULL equals nothing.
+    // SQL allows no empty list, and NULL equals nothing.
     if ids.is_empty() { "NULL".into() } else { ids.join(", ") }
 }
 
-/// Days as SQL has a list of them; a text that is not a day is left out.
+/// Formats days as a list in SQL. Texts that are not a day are omitted, so nothing needs escaping.
 fn days_list(days: &[String]) -> String {
     let is_day = |day: &&String| day.len() == 10 && day.bytes().all(|b| b.is_ascii_digit() || b == b'-');
     let days: Vec<_> = days.iter().filter(is_day).map(|day| format!("'{day}'")).collect();
@@ -87,7 +87,8 @@ impl<S: SqlStore> Overview for S {
                 format!("AND u.key_id IN (SELECT id FROM api_keys WHERE tenant_id IN ({}))", list(tenants))
             }
         };
-        // Days one by one: the primary key begins with them, so that one key's rows are found without those of others.
+        // A list of days, not a range: the primary key begins with the day, so the index leads directly to the rows of
+        // one key.
         let sql = format!(
             "SELECT {}, u.reason, CAST(sum(u.requests) AS bigint) AS total FROM tenantgate_usage u
              WHERE u.day IN ({}) {condition} GROUP BY u.day, u.reason ORDER BY u.day, u.reason",

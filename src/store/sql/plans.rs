@@ -1,4 +1,4 @@
-//! Plans.
+//! Reads and writes plans.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ fn plan_of(row: &Row) -> Result<PlanRow, StoreError> {
     Ok(PlanRow { name: row.get("name")?, limits: [request?, total?, input?, output?] })
 }
 
-/// A plan as the audit log has it: the limits that it has, by the names of their columns.
+/// A plan in the audit log: its name and the limits that are set, by column.
 fn shown(plan: &PlanRow) -> BTreeMap<&'static str, &str> {
     let limits = Counted::ALL.iter().zip(&plan.limits);
     let limits = limits.filter_map(|(counted, limit)| Some((counted.as_str(), limit.as_deref()?)));
@@ -40,7 +40,7 @@ pub(super) async fn insert(link: &mut Link<'_>, plan: &PlanRow) -> Result<Draft,
     Ok(Draft::of(Action::PlanCreate, plan.name.clone(), None::<&()>, &shown(plan)))
 }
 
-/// The plan as it is, which other sessions do not change until this transaction is over.
+/// Reads a plan and locks its row until the transaction ends.
 async fn to_change(link: &mut Link<'_>, name: &str) -> Result<Option<PlanRow>, StoreError> {
     let sql = format!("SELECT {PLAN} FROM tenantgate_plan WHERE name = $1{}", link.dialect().lock);
     ask(sql).bind(name).maybe(link).await?.as_ref().map(plan_of).transpose()

@@ -1,7 +1,7 @@
-//! The connections that a store keeps for the management of tenants and keys.
+//! The pool of connections that a store keeps for management.
 //!
-//! Commands keep one. A process that serves many clients keeps a few, so that their requests do not queue on one. Clones
-//! of a pool share its connections.
+//! A command keeps one connection. A process that serves many clients keeps a few, so that their requests do not wait
+//! for a single connection. Clones of a pool share its connections.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,23 +15,23 @@ use crate::store::StoreError;
 /// Connections to one database.
 #[derive(Clone)]
 pub(in crate::store) struct Pool {
-    /// Those that nobody uses.
+    /// The idle connections.
     idle: Arc<Mutex<Vec<Connection>>>,
-    /// How many more may be used.
+    /// One permit for each connection that may still be taken.
     free: Arc<Semaphore>,
 }
 
 impl Pool {
-    /// A pool of at most `most` connections, each opened when it is first needed.
+    /// Creates a pool of at most `most` connections, each opened when it is first needed.
     pub(in crate::store) fn of(most: usize) -> Self {
         Self { idle: Arc::default(), free: Arc::new(Semaphore::new(most)) }
     }
 
-    /// Returns a connection for one command; waits while all are used. One that broke is replaced.
+    /// Takes a connection from the pool; waits while all are in use. Replaces a broken connection.
     ///
     /// # Errors
     ///
-    /// None can be opened.
+    /// A new connection cannot be opened.
     pub(super) async fn hold(&self, store: &impl SqlStore) -> Result<Held, StoreError> {
         let closed = |_| StoreError::Unavailable("the connections are closed".into());
         let permit = Arc::clone(&self.free).acquire_owned().await.map_err(closed)?;
@@ -48,16 +48,16 @@ impl Pool {
     }
 }
 
-/// Commands have one connection.
+/// A pool of one connection, for commands.
 impl Default for Pool {
     fn default() -> Self {
         Self::of(1)
     }
 }
 
-/// A connection of a pool, for one command.
+/// A connection taken from a pool.
 pub(super) struct Held {
-    /// `None` only while it is given back.
+    /// `None` only while it is returned to the pool.
     connection: Option<Connection>,
     idle: Arc<Mutex<Vec<Connection>>>,
     _permit: OwnedSemaphorePermit,
@@ -77,7 +77,7 @@ impl DerefMut for Held {
     }
 }
 
-/// Gives the connection back. One that is inside a transaction is closed, which undoes what it did.
+/// Returns the connection to the pool. Closes it instead if it is inside a transaction, which rolls that back.
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take().filter(|kept| !kept.is_in_transaction()) {

@@ -1,4 +1,4 @@
-//! Rules of routes.
+//! Reads and writes the rules of routes.
 
 use super::Sets;
 use super::connection::{Link, ask};
@@ -32,7 +32,7 @@ pub(in crate::store) async fn find(link: &mut Link<'_>, id: RouteId) -> Result<O
     ask(sql).bind(id.0).maybe(link).await?.as_ref().map(route_of).transpose()
 }
 
-/// Reads the table, which other sessions do not change until this transaction is over.
+/// Reads the table and locks it against changes until the transaction ends.
 pub(super) async fn to_change(link: &mut Link<'_>) -> Result<Vec<RouteRow>, StoreError> {
     if let Some(lock) = link.dialect().lock_routes {
         link.run(lock).await?;
@@ -46,7 +46,7 @@ pub(super) async fn write(link: &mut Link<'_>, change: &RoutesChange) -> Result<
         let sql = format!("DELETE FROM tenantgate_route WHERE id {}", link.dialect().any(1));
         ask(sql).bind(ids).execute(link).await?;
     }
-    // Two rules may exchange their names.
+    // Names are unique. They are cleared first, because two rules may exchange their names.
     for (before, _) in change.changed.iter().filter(|(before, after)| before.name != after.name) {
         Sets::default().set("name", true, None::<&str>).run("tenantgate_route", before.id.0, link).await?;
     }

@@ -1,4 +1,4 @@
-//! Rows that queries return.
+//! The rows of query results, with the same accessors for both databases.
 
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
@@ -11,17 +11,17 @@ use crate::store::StoreError;
 
 /// A row of either database.
 pub(in crate::store) enum Row {
-    /// Of Postgres.
+    /// A row of Postgres.
     Postgres(PgRow),
-    /// Of SQLite.
+    /// A row of SQLite.
     Sqlite(SqliteRow),
 }
 
-/// What both databases call an instant that does not come.
+/// The instant that both databases store as `infinity`.
 const INFINITY: Timestamp = Timestamp(i64::MAX);
 
 impl Row {
-    /// A value that both databases have.
+    /// Returns a value of a type that both databases have.
     pub(in crate::store) fn get<T>(&self, column: &str) -> Result<T, StoreError>
     where
         T: for<'r> Decode<'r, Postgres> + Type<Postgres> + for<'r> Decode<'r, Sqlite> + Type<Sqlite>,
@@ -32,17 +32,17 @@ impl Row {
         })
     }
 
-    /// A UUID of a row of `table`.
+    /// Returns a UUID. [`StoreError::Inconsistent`] names `table` if the value is not a UUID.
     pub(in crate::store) fn id(&self, column: &str, table: &'static str) -> Result<Uuid, StoreError> {
         let text: String = match self {
             Self::Postgres(row) => return Ok(row.try_get(column)?),
             Self::Sqlite(row) => row.try_get(column)?,
         };
-        let why = format!("{column} is no UUID");
+        let why = format!("invalid {column}: expected a UUID");
         Uuid::parse_str(&text).map_err(|_| StoreError::Inconsistent { table, row: text, why })
     }
 
-    /// A UUID; `None` for NULL and for what is not a UUID.
+    /// Returns a UUID; `None` for NULL and for an invalid UUID.
     pub(in crate::store) fn maybe_id(&self, column: &str) -> Result<Option<Uuid>, StoreError> {
         Ok(match self {
             Self::Postgres(row) => row.try_get(column)?,
@@ -52,8 +52,8 @@ impl Row {
         })
     }
 
-    /// An instant. What cannot be read is the beginning of time, so that a row with such an expiry is expired and
-    /// the others are shown all the same.
+    /// Returns an instant. An invalid one counts as the beginning of time, so that a row with an invalid expiry is
+    /// expired and does not prevent other rows from being read.
     pub(in crate::store) fn instant(&self, column: &str) -> Result<Option<Timestamp>, StoreError> {
         let read = |text: &str| match text {
             "infinity" => INFINITY,
@@ -65,7 +65,7 @@ impl Row {
         })
     }
 
-    /// An instant at which something ends: NULL and `infinity` both mean never.
+    /// Returns an expiry; `None` for NULL and `infinity`, which both mean never.
     pub(in crate::store) fn expiry(&self, column: &str) -> Result<Option<Timestamp>, StoreError> {
         Ok(self.instant(column)?.filter(|at| *at != INFINITY))
     }

@@ -1,4 +1,4 @@
-//! Tenants, keys and entries of reports, read from rows.
+//! Converts rows to tenants, keys and entries of reports.
 
 use super::row::Row;
 use crate::audit::Entry;
@@ -8,10 +8,10 @@ use crate::record::{KeyDetails, KeyTerms, Memo};
 use crate::store::{Shadowed, ShadowedKind, StoreError, StoredKey};
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
-/// The columns of [`tenant_of`].
+/// The columns that [`tenant_of`] reads.
 pub(in crate::store) const TENANT: &str = "id, name, db_schema_name, status, mode, plan, created_at";
 
-/// The columns of [`key_of`].
+/// The columns that [`key_of`] reads.
 pub(super) const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo,
     disabled_at, not_before, scopes, networks, plan, CAST(labels AS text) AS labels";
 

@@ -1,4 +1,4 @@
-//! Sessions and login links of the page.
+//! Reads and writes the browser sessions and login links of the management page.
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -15,7 +15,7 @@ const SESSION: &str = "tenantgate_admin_session";
 const LINK: &str = "tenantgate_login_link";
 const COLUMNS: &str = "id, admin_key_id, created_at, last_seen_at, address, user_agent";
 
-/// A session as the audit log has it.
+/// A session in the audit log.
 #[derive(Serialize)]
 struct Shown<'a> {
     session: String,

@@ -10,10 +10,10 @@ use crate::permission::Reach;
 use crate::store::{StoreError, UsageBy, UsageFilter, UsageRow};
 use crate::tenant::TenantId;
 
-/// The counts that a filter wants, added up.
+/// Returns the sums of the counts that match a filter.
 pub(super) async fn rows(link: &mut Link<'_>, filter: &UsageFilter) -> Result<Vec<UsageRow>, StoreError> {
     let dialect = link.dialect();
-    // What is selected, grouped by, and the order of parts.
+    // The selected columns, those of GROUP BY, and the column that orders pages.
     let (columns, group, place) = match filter.by {
         UsageBy::Day => (dialect.usage_day, "u.day", "u.day"),
         UsageBy::Key => {

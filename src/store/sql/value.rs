@@ -1,4 +1,4 @@
-//! Parameters of queries.
+//! Parameters and conditions of queries.
 
 use uuid::Uuid;
 
@@ -7,7 +7,7 @@ use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::tenant::TenantId;
 
-/// A parameter.
+/// A parameter of a query.
 pub(in crate::store) enum Value {
     Id(Option<Uuid>),
     Ids(Vec<Option<Uuid>>),
@@ -23,7 +23,7 @@ pub(in crate::store) enum Value {
 }
 
 impl Value {
-    /// The value as SQLite has it, unless it is a number.
+    /// Converts the value to the text that SQLite stores. Lists become JSON arrays.
     pub(super) fn text(self) -> Option<String> {
         let json = |list: &[Option<String>]| serde_json::to_string(list).unwrap_or_default();
         match self {
@@ -37,12 +37,12 @@ impl Value {
             Self::Text(text) | Self::Json(text) => text,
             Self::Texts(texts) | Self::Jsons(texts) => Some(json(&texts)),
             Self::Flag(flag) => Some(i64::from(flag).to_string()),
-            // There are no lists of them for SQLite.
+            // Never bound on SQLite.
             Self::Flags(_) => None,
         }
     }
 
-    /// One column of many rows.
+    /// Collects one column of many rows into a list parameter.
     pub(super) fn column<const N: usize>(rows: &[[Self; N]], at: usize) -> Self {
         let cells = || rows.iter().filter_map(|row| row.get(at));
         let text = |cell: &Self| match cell {
@@ -75,7 +75,7 @@ impl Value {
     }
 }
 
-/// What each type becomes.
+/// Defines the conversion of each type to a parameter.
 macro_rules! values {
     ($($from:ty => $value:expr),* $(,)?) => {
         $(impl From<$from> for Value {
@@ -107,7 +107,7 @@ values! {
     &[String] => |texts| Self::Texts(texts.iter().cloned().map(Some).collect()),
 }
 
-/// Conditions that all hold, and their parameters.
+/// Conditions joined by AND, and their parameters.
 #[derive(Default)]
 pub(in crate::store) struct Wanted {
     conditions: Vec<String>,
@@ -115,7 +115,7 @@ pub(in crate::store) struct Wanted {
 }
 
 impl Wanted {
-    /// The same conditions, and one more unless there is no value for it. `?` in it is the value.
+    /// Adds a condition, unless the value is `None`. Each `?` in it stands for the value.
     pub(in crate::store) fn and(mut self, condition: &str, value: Option<impl Into<Value>>) -> Self {
         if let Some(value) = value {
             self.conditions.push(condition.replace('?', &format!("${}", self.next())));
@@ -124,7 +124,7 @@ impl Wanted {
         self
     }
 
-    /// The same conditions, and one more with two values.
+    /// Adds a condition with two values, the first and the second `?` in it.
     pub(in crate::store) fn and_two(
         mut self,
         condition: &str,
@@ -137,26 +137,26 @@ impl Wanted {
         self
     }
 
-    /// The same conditions, and one more without a value.
+    /// Adds a condition without a value.
     pub(super) fn always(mut self, condition: &str) -> Self {
         self.conditions.push(condition.to_owned());
         self
     }
 
-    /// The same conditions, and one more that has the number of its value already.
+    /// Adds a condition that already contains the number of its parameter.
     pub(super) fn with(mut self, condition: String, value: impl Into<Value>) -> Self {
         self.conditions.push(condition);
         self.values.push(value.into());
         self
     }
 
-    /// The same conditions, and one more: what is `before` is one of these ids; `after` closes it.
+    /// Adds the condition that the expression `before` equals one of these ids, followed by `after`.
     pub(super) fn and_any(self, before: &str, after: &str, dialect: &Dialect, ids: Vec<Uuid>) -> Self {
         let condition = format!("{before} {}{after}", dialect.any(self.next()));
         self.with(condition, ids)
     }
 
-    /// What stands after WHERE.
+    /// Returns the SQL after WHERE.
     pub(in crate::store) fn sql(&self) -> String {
         if self.conditions.is_empty() { "true".into() } else { self.conditions.join(" AND ") }
     }

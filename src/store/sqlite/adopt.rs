@@ -1,4 +1,4 @@
-//! Brings a SQLite file up to date, adopts existing tables, and restores triggers that were lost.
+//! Applies migrations to a SQLite file, adopts existing tables, and restores missing triggers.
 
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
@@ -20,7 +20,7 @@ const WANTED: [(&str, &[&str]); 2] = [
     ),
 ];
 
-/// Names of columns that switch a row off.
+/// Names of columns that usually deactivate rows.
 const SWITCHES: [&str; 9] = [
     "is_active",
     "active",
@@ -33,13 +33,13 @@ const SWITCHES: [&str; 9] = [
     "is_deleted",
 ];
 
-/// Does all of it in one transaction, or nothing.
+/// Does everything in one transaction.
 pub(super) async fn migrate(store: &SqliteStore, adoption: &Adoption) -> Result<Migrated, StoreError> {
     if adoption.publication {
         return Err(StoreError::Refused("SQLite has no logical replication".into()));
     }
     let mut connection = store.connect().await?;
-    // Two programs that start together take turns here.
+    // Two programs that start at the same time wait for each other here.
     let mut transaction = connection.begin_with(DIALECT.begin).await?;
     let before = applied(&mut transaction).await?;
     if before == 0 {
@@ -80,7 +80,7 @@ async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<S
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
-/// Refuses tables that cannot be served, before any change.
+/// Rejects tables that cannot be adopted, before any change.
 async fn check_shape(connection: &mut SqliteConnection, adoption: &Adoption) -> Result<(), StoreError> {
     let mut wrong = Vec::new();
     for (table, wanted) in WANTED {
@@ -95,15 +95,15 @@ async fn check_shape(connection: &mut SqliteConnection, adoption: &Adoption) -> 
         wrong.extend(unsaid.map(|name| {
             let off = !(name.contains("active") || name.contains("enabled"));
             format!(
-                "{table}.{name} is a column that tenantgate does not read, rows that it switches off would be live: \
-                 say --revoke-where {name}={off} (or the other value), or --ignore-column {name}"
+                "{table}.{name} is a column that tenantgate does not read, so rows that it deactivates would be live: \
+                 add --revoke-where {name}={off} (or the other value), or --ignore-column {name}"
             )
         }));
     }
     if wrong.is_empty() { Ok(()) } else { Err(StoreError::Shape(wrong)) }
 }
 
-/// Revokes what `--revoke-where` names; suspends tenants. Says how many rows.
+/// Revokes the keys and suspends the tenants that `--revoke-where` selects. Returns how many.
 async fn revoke(connection: &mut SqliteConnection, adoption: &Adoption) -> Result<Vec<String>, StoreError> {
     let mut notes = Vec::new();
     for (name, value) in &adoption.revoke_where {

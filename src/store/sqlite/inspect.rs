@@ -1,7 +1,6 @@
 //! Examines a SQLite file for `explain` and `doctor`.
 //!
-//! The examination opens the file as it is: it makes none, and brings none up to
-//! date.
+//! The examination neither creates nor migrates the file.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,7 +15,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
 use crate::store::inspect::{Inspect, KeyRow, Purpose};
 use crate::store::migrations::{self, SQLITE, SQLITE_OBJECTS};
-use crate::store::{StoreError, expected};
+use crate::store::{StoreError, schema_spec};
 
 #[async_trait]
 impl Inspect for SqliteStore {
@@ -24,7 +23,7 @@ impl Inspect for SqliteStore {
         key_row(&mut self.connect().await?, prefix).await
     }
 
-    /// A file has no clock.
+    /// A file has no clock: always `None`.
     async fn time(&self) -> Result<Option<Timestamp>, StoreError> {
         Ok(None)
     }
@@ -35,11 +34,11 @@ impl Inspect for SqliteStore {
             Ok(meta) => permissions(meta.permissions().mode()),
             Err(error) => {
                 let what = format!("{} cannot be read: {error}", file.display());
-                let remedy = "check --database-url; `tenantgate migrate` makes a new one";
+                let remedy = "check --database-url; `tenantgate migrate` creates a new one";
                 return Ok(vec![Finding::bad("database.file", what, remedy)]);
             }
         }];
-        // Without the settings of a server, which would be changes.
+        // Without the settings of the store, such as the journal mode, which would change the file.
         let mut connection = SqliteConnectOptions::new().filename(file).connect().await?;
         findings.push(integrity(&mut connection).await?);
         findings.push(wal(&mut connection).await?);
@@ -55,8 +54,12 @@ impl Inspect for SqliteStore {
 
 fn permissions(mode: u32) -> Finding {
     if mode & 0o007 != 0 {
-        let remedy = "chmod 0600 it, and its -wal and -shm beside it";
-        return Finding::warn("database.file", "everybody on this machine may read the hashes in it", remedy);
+        let remedy = "set mode 0600 on it, and on the -wal and -shm files beside it";
+        return Finding::warn(
+            "database.file",
+            "every user of this machine may read the hashes in it",
+            remedy,
+        );
     }
     Finding::ok("database.file", "only its owner and group may read it")
 }
@@ -64,7 +67,7 @@ fn permissions(mode: u32) -> Finding {
 async fn integrity(connection: &mut SqliteConnection) -> Result<Finding, StoreError> {
     let said: String = sqlx::query("PRAGMA quick_check(1)").fetch_one(connection).await?.try_get(0)?;
     Ok(if said == "ok" {
-        Finding::ok("database.integrity", "the file is sound")
+        Finding::ok("database.integrity", "the file is not damaged")
     } else {
         let what = format!("the file is damaged: {}", said.lines().next().unwrap_or_default());
         Finding::bad("database.integrity", what, "restore it from a backup, or `sqlite3 FILE .recover`")
@@ -77,14 +80,14 @@ async fn wal(connection: &mut SqliteConnection) -> Result<Finding, StoreError> {
         Finding::ok("database.wal", "readers and the writer do not wait for each other")
     } else {
         let what = format!("the journal mode is {mode}: a writer makes readers wait");
-        Finding::warn("database.wal", what, "a file system with shared memory; not a network one")
+        Finding::warn("database.wal", what, "move the file to a local file system, which supports WAL")
     })
 }
 
 fn schema(current: i64, newest: i64) -> Finding {
     if current < newest {
         let what = format!("the schema is at version {current}, tenantgate needs {newest}");
-        Finding::warn("database.schema", what, "nothing: the next command brings it up to date")
+        Finding::warn("database.schema", what, "do nothing: the next command migrates it")
     } else {
         Finding::ok("database.schema", format!("the schema is at version {current}"))
     }
@@ -99,27 +102,29 @@ pub(super) async fn triggers(connection: &mut SqliteConnection) -> Result<Vec<Fi
     {
         there.insert(row.try_get::<String, _>(0)?, row.try_get::<String, _>(1)?);
     }
-    let expected = expected::triggers(SQLITE_OBJECTS, "END;");
+    let expected = schema_spec::triggers(SQLITE_OBJECTS, "END;");
     let wrong = |(name, sql): (&str, &str)| {
-        let words = expected::words(&format!("{sql}END"));
-        let same = there.get(name).is_some_and(|sql| expected::words(sql) == words);
-        let what = format!("the trigger {name} is missing or another one: changes are not seen");
+        let words = schema_spec::words(&format!("{sql}END"));
+        let same = there.get(name).is_some_and(|sql| schema_spec::words(sql) == words);
+        let what = format!(
+            "the trigger {name} is missing or differs from the migrations: replicas may miss changes"
+        );
         (!same).then(|| Finding::bad(CHECK, what, "run `tenantgate migrate`"))
     };
     let count = expected.len();
     let wrong: Vec<_> = expected.into_iter().filter_map(wrong).collect();
-    let fine = || vec![Finding::ok(CHECK, format!("{count} triggers as the migrations made them"))];
+    let fine = || vec![Finding::ok(CHECK, format!("{count} triggers match the migrations"))];
     Ok(if wrong.is_empty() { fine() } else { wrong })
 }
 
-/// Keys whose tenant a shell deleted that did not heed foreign keys.
+/// Finds keys whose tenant was deleted, by a shell without `PRAGMA foreign_keys`.
 async fn orphans(connection: &mut SqliteConnection) -> Result<Finding, StoreError> {
     let sql = "SELECT count(*) FROM pragma_foreign_key_check('api_keys')";
     let orphans: i64 = sqlx::query(sql).fetch_one(connection).await?.try_get(0)?;
     Ok(if orphans == 0 {
         Finding::ok("database.tenants", "every key has its tenant")
     } else {
-        let remedy = "DELETE them; a shell that deletes tenants needs PRAGMA foreign_keys = on";
+        let remedy = "DELETE them, and set PRAGMA foreign_keys = on in shells that delete tenants";
         Finding::bad("database.tenants", format!("{orphans} keys have no tenant and get 503"), remedy)
     })
 }

@@ -1,11 +1,11 @@
-//! The SQLite store: the embedded default, a file and no server.
+//! The SQLite store: the embedded default, in a file.
 //!
-//! SQLite has one writer at a time, so the change log's ids are in the order of commits and a replica remembers the
-//! last one it saw. `PRAGMA data_version` tells in microseconds whether another connection wrote since, so a poll
-//! every 50 ms is cheap.
+//! SQLite has one writer at a time, so the ids of the change log are in the order of commits, and a replica remembers
+//! the last id that it read. `PRAGMA data_version` tells within microseconds whether another connection has written, so
+//! a poll every 50 ms is cheap.
 //!
-//! Identities are text in lower case, instants are RFC 3339 in UTC; other programs' spelling of an instant
-//! (`2026-01-31 12:00:00`) is understood.
+//! Ids are stored as text in lower case, instants as RFC 3339 in UTC. The common form `2026-01-31 12:00:00` is read,
+//! too.
 
 mod adopt;
 mod inspect;
@@ -35,12 +35,12 @@ use crate::audit::Actor;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 
-/// Tenants and keys in a file.
+/// A store in a file.
 #[derive(Clone)]
 pub struct SqliteStore {
     options: SqliteConnectOptions,
     behalf: Behalf,
-    /// Whether the file may be made. One that was there and is gone is never made again.
+    /// Whether the file may be created. A file that has existed is not created again if it disappears.
     may_create: Arc<AtomicBool>,
     pool: Pool,
 }
@@ -52,17 +52,17 @@ impl std::fmt::Debug for SqliteStore {
 }
 
 impl SqliteStore {
-    /// A store in this file (`sqlite://path`), made when it is first used.
+    /// Creates a store in this file (`sqlite://path`). The file is created when it is first used.
     ///
     /// # Errors
     ///
-    /// The address is not valid.
+    /// The address is invalid, or names a database in memory.
     pub fn new(url: &str) -> Result<Self, String> {
         if url.contains(":memory:") || url.contains("mode=memory") {
-            return Err("a database in memory is gone before the next command: name a file".into());
+            return Err("a database in memory does not last until the next command: use a file".into());
         }
         let options = SqliteConnectOptions::from_str(url)
-            .map_err(|e| format!("the database URL is not valid: {e}"))?
+            .map_err(|e| format!("invalid database URL: {e}"))?
             .foreign_keys(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
@@ -75,28 +75,28 @@ impl SqliteStore {
         })
     }
 
-    /// The same store, on behalf of `actor`, for the audit log.
+    /// Sets the actor for the audit log.
     #[must_use]
     pub fn acting_for(mut self, actor: Actor) -> Self {
         self.behalf = Behalf::of(actor.into());
         self
     }
 
-    /// The same store, which keeps up to this many connections for management.
+    /// Sets the maximum number of connections that are kept for management. The default is 1.
     #[must_use]
     pub fn keeping_connections(mut self, most: usize) -> Self {
         self.pool = Pool::of(most);
         self
     }
 
-    /// The same store, which waits for a lock at most this long.
+    /// Sets how long statements wait for a lock. The default is [`LOCK_TIMEOUT`].
     #[must_use]
     pub fn giving_up_on_locks_after(mut self, limit: Duration) -> Self {
         self.options = self.options.busy_timeout(limit);
         self
     }
 
-    /// The same store; a file that does not exist is an error.
+    /// Makes it an error if the file does not exist.
     #[must_use]
     pub fn of_existing_file(self) -> Self {
         self.may_create.store(false, Relaxed);
@@ -110,7 +110,7 @@ impl SqliteStore {
         Ok(connection)
     }
 
-    /// The file is made for its owner alone; SQLite gives its companions (`-wal`, `-shm`) the same rights.
+    /// Creates the file with access for its owner only. SQLite gives the `-wal` and `-shm` files the same mode.
     fn make_file(&self) -> Result<(), StoreError> {
         let file = self.file();
         if file.exists() {
@@ -119,12 +119,12 @@ impl SqliteStore {
         let unavailable = |why: String| Err(StoreError::Unavailable(format!("{}: {why}", self.address())));
         if !self.may_create.load(Relaxed) {
             return unavailable(
-                "there is no such file; check --database-url, or make it with `tenantgate migrate`".into(),
+                "there is no such file; check --database-url, or create it with `tenantgate migrate`".into(),
             );
         }
         match OpenOptions::new().write(true).create_new(true).mode(0o600).open(file) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                unavailable(format!("the file cannot be made: {error}"))
+                unavailable(format!("the file cannot be created: {error}"))
             }
             _ => Ok(()),
         }
@@ -135,7 +135,7 @@ impl SqliteStore {
     }
 }
 
-/// Which file this is: another one under the same name is another one.
+/// Returns device and inode, which tell a file from another one that replaced it under the same name.
 fn file_id(meta: &Metadata) -> (u64, u64) {
     (meta.dev(), meta.ino())
 }
@@ -174,7 +174,7 @@ impl SqlStore for SqliteStore {
         Ok(sql::Connection::from(connection).reading(meta.map(|meta| file_id(&meta))))
     }
 
-    /// A file that was replaced is another database.
+    /// A file that was replaced under the same name is another database.
     async fn leads_here(&self, connection: &mut sql::Connection) -> bool {
         let meta = std::fs::metadata(self.file()).ok();
         connection.file() == meta.map(|meta| file_id(&meta))
@@ -266,7 +266,7 @@ impl Store for SqliteStore {
                 first.push(*id);
                 continue;
             }
-            // Fixed-width text in UTC compares as time does.
+            // Instants are texts of fixed width in UTC, which sort by time.
             let before = "UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1 AND last_used_at < ?2";
             touched(before).execute(&mut *transaction).await?;
         }
@@ -298,7 +298,7 @@ impl Store for SqliteStore {
             .execute(&mut *transaction)
             .await?;
         for Shadowed { kind, requests, first_seen, last_seen } in requests {
-            // Fixed-width text in UTC compares as time does, and begins with the day.
+            // Instants are texts of fixed width in UTC, which sort by time and begin with the day.
             sqlx::query(
                 "INSERT INTO tenantgate_shadow_report (day, reason, network, user_agent, method, path, key_prefix, requests, first_seen, last_seen)
                  VALUES (substr(?8, 1, 10), ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
@@ -349,5 +349,5 @@ impl Store for SqliteStore {
     }
 }
 
-/// What does not come.
+/// The text of an instant that never comes.
 const INFINITY: &str = "infinity";

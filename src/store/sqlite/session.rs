@@ -1,6 +1,6 @@
-//! A replica's session with SQLite.
+//! The session of a replica with SQLite.
 //!
-//! One connection that only reads. `PRAGMA data_version` tells whether another connection wrote, the change log what.
+//! It only reads. `PRAGMA data_version` tells whether another connection has written, and the change log tells what.
 
 use std::path::{Path, PathBuf};
 
@@ -26,12 +26,12 @@ use crate::tenant::TenantId;
 /// A connection that only reads.
 pub(super) struct SqliteSession {
     connection: SqliteConnection,
-    /// The newest id of the change log that was taken account of.
+    /// The newest id of the change log that has been read.
     cursor: i64,
-    /// What `PRAGMA data_version` said before the last poll.
+    /// The value of `PRAGMA data_version` before the last poll.
     data_version: i64,
     file: PathBuf,
-    /// Which file was opened.
+    /// Device and inode of the opened file.
     file_id: (u64, u64),
     identity: String,
 }
@@ -51,7 +51,7 @@ impl Session for SqliteSession {
             match tenant_of(&sql::Row::Sqlite(row)) {
                 Ok(tenant) => sink(Row::Tenant(tenant)),
                 Err(StoreError::Inconsistent { row, why, .. }) => {
-                    warn!(row, why, "damaged row of tenants, its keys get 503 until it is mended");
+                    warn!(row, why, "damaged row of tenants, its keys get 503 until the row is corrected");
                 }
                 Err(error) => return Err(error),
             }
@@ -75,7 +75,7 @@ impl Session for SqliteSession {
         Ok(self.look())
     }
 
-    /// Nobody hints: the tick is enough.
+    /// SQLite sends no hints. The session polls often enough without.
     async fn hint(&mut self) -> Result<(), StoreError> {
         std::future::pending().await
     }
@@ -111,8 +111,8 @@ impl Session for SqliteSession {
     }
 }
 
-/// All keys, a thousand to a row. Each row of a result is handed over from the driver's thread to ours: a million of
-/// them would take longer than reading the file.
+/// Selects all keys, a thousand in each row of the result. The driver passes each row of a result between threads: a
+/// million rows would take longer than reading the file.
 const PAGES: &str = "WITH RECURSIVE page (first) AS (
         SELECT min(rowid) FROM api_keys
         UNION ALL SELECT (SELECT min(rowid) FROM api_keys WHERE rowid >= first + 1000) FROM page WHERE first IS NOT NULL)
@@ -122,23 +122,23 @@ const PAGES: &str = "WITH RECURSIVE page (first) AS (
             FROM api_keys WHERE rowid >= first AND rowid < first + 1000)
     FROM page WHERE first IS NOT NULL";
 
-/// One key, in the same form.
+/// Selects one key, in the same form.
 const ONE: &str = "SELECT json_array(CAST(id AS TEXT), CAST(tenant_id AS TEXT), CAST(key_prefix AS TEXT),
     CAST(hashed_key AS TEXT), CAST(expires_at AS TEXT), revoked_at IS NOT NULL, CAST(key_memo AS TEXT),
     CAST(not_before AS TEXT), disabled_at IS NOT NULL, CAST(scopes AS TEXT), CAST(networks AS TEXT), CAST(plan AS TEXT))
     FROM api_keys WHERE key_prefix = ?1";
 
-/// The newest id ever given, whether or not the row is still there.
+/// Selects the newest id of the change log, even if its row was pruned.
 const NEWEST_CHANGE: &str =
     "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'tenantgate_change'), 0)";
 
-/// Whether rows after the cursor are missing from the log.
+/// Selects whether rows after the cursor are missing from the log.
 const PRUNED: &str = "SELECT coalesce((SELECT min(id) FROM tenantgate_change WHERE id > ?1), ?1 + 1) > ?1 + 1
     OR (SELECT count(*) FROM tenantgate_change WHERE id > ?1)
        < coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'tenantgate_change'), 0) - ?1";
 
 impl SqliteSession {
-    /// A session that has not loaded yet.
+    /// Opens the file.
     pub(super) async fn open(options: &SqliteConnectOptions) -> Result<Self, StoreError> {
         let file = options.get_filename().to_owned();
         let before = std::fs::metadata(&file).map(|meta| file_id(&meta)).map_err(|_| gone(&file))?;
@@ -149,7 +149,7 @@ impl SqliteSession {
         Ok(session)
     }
 
-    /// Changes of a file that was replaced would go unseen: the connection is to the old one.
+    /// Checks that the file was not replaced. The connection would stay on the old file and miss all changes.
     fn is_the_same_file(&self) -> Result<(), StoreError> {
         match std::fs::metadata(&self.file) {
             Ok(meta) if file_id(&meta) == self.file_id => Ok(()),
@@ -184,7 +184,7 @@ async fn change_of(
     logged: &SqliteRow,
 ) -> Result<Option<Change>, StoreError> {
     if let Some(prefix) = logged.try_get::<Option<String>, _>("key_prefix")? {
-        // No key has an empty prefix: it is how a mark is written.
+        // A mark is a row with an empty prefix, which no key has.
         if prefix.is_empty() {
             return Ok(Some(Change::Mark));
         }
@@ -212,7 +212,7 @@ async fn change_of(
     Ok(Some(tenant.map_or(Change::NoTenant(tenant_id), |tenant| Change::Now(Row::Tenant(tenant)))))
 }
 
-/// One key, read as a look reads it.
+/// Reads one key in the same way as a load.
 pub(super) async fn key_row(
     connection: &mut SqliteConnection,
     prefix: &str,
@@ -227,8 +227,8 @@ async fn one_key(connection: &mut SqliteConnection, prefix: &str) -> Result<Opti
     Ok(Some(raw))
 }
 
-/// Id, tenant, prefix, hash, expiry, whether revoked, memo, from when it is valid, whether disabled, scopes, networks,
-/// plan.
+/// A key in the JSON of [`PAGES`] and [`ONE`]: id, tenant, prefix, hash, expiry, whether revoked, memo, start of
+/// validity, whether disabled, scopes, networks, plan.
 #[derive(Deserialize)]
 struct RawKey(
     Option<String>,
@@ -246,7 +246,7 @@ struct RawKey(
 );
 
 impl RawKey {
-    /// A row whose expiry cannot be read is damaged, not everlasting; so is one whose identity is not a UUID.
+    /// Converts the row. A row with an invalid instant or UUID gets no hash, so that it counts as damaged.
     fn record(self) -> (KeyRecord, Option<Memo>, ProfileRow) {
         let Self(
             id,

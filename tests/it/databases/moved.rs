@@ -160,7 +160,7 @@ fn subscribed(publication: &str, how: &str) -> Option<(Cluster, Cluster)> {
     } else {
         database.sql(&format!("CREATE PUBLICATION {publication} FOR ALL TABLES"));
         let said = database.cli(&["doctor"]);
-        assert!(said.stdout.contains("sends usage month by month"), "{said:#?}");
+        assert!(said.stdout.contains("sends usage by partition"), "{said:#?}");
         database.sql(&format!("ALTER PUBLICATION {publication} SET (publish_via_partition_root = true)"));
     }
     subscriber.admin("CREATE DATABASE own");

@@ -15,7 +15,7 @@ fn parsed(text: &str) -> Result<Value, Problem> {
 }
 
 #[test]
-fn a_body_is_json_of_its_media_type_alone() {
+fn a_body_needs_the_media_type_of_its_form() {
     for (media, form, fine) in [
         ("application/json", Form::Json, true),
         ("Application/JSON; charset=utf-8", Form::Json, true),
@@ -28,13 +28,13 @@ fn a_body_is_json_of_its_media_type_alone() {
     ] {
         assert_eq!(parse(&headers(media), b"{}", form).is_ok(), fine, "{media} {form:?}");
     }
-    assert!(parse(&HeaderMap::new(), b"{}", Form::Json).is_err(), "of no type");
+    assert!(parse(&HeaderMap::new(), b"{}", Form::Json).is_err(), "without a media type");
     assert!(parse(&HeaderMap::new(), b"", Form::Json).is_err());
     assert_eq!(parse(&HeaderMap::new(), b"", Form::JsonOrEmpty).unwrap(), json!({}));
 }
 
 #[test]
-fn what_is_not_json_or_has_a_member_twice_is_refused() {
+fn invalid_json_and_duplicate_members_are_rejected() {
     let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
     for bad in ["", "{", "nul", "{} {}", "{\"a\":1,\"a\":1}", "[{\"a\":{\"b\":1,\"b\":2}}]", "1e999", &deep] {
         let shown = format!("{:?}", parsed(bad).unwrap_err());
@@ -44,21 +44,21 @@ fn what_is_not_json_or_has_a_member_twice_is_refused() {
 }
 
 #[test]
-fn all_that_is_wrong_is_told_with_its_place() {
+fn all_errors_are_reported_with_their_pointers() {
     let body =
         json!({ "name": 7, "a/b~c": 1, "labels": { "x": [], "y": null }, "list": ["a", 1], "on": "yes" });
     let mut fields = Fields::of(body).unwrap();
-    assert_eq!(fields.text("name", |text| Ok::<_, String>(text.to_owned())), Said::Nothing);
+    assert_eq!(fields.text("name", |text| Ok::<_, String>(text.to_owned())), FieldValue::Absent);
     assert_eq!(fields.text_needed("path", |text| Ok::<_, String>(text.to_owned())), None);
-    assert_eq!(fields.members("labels"), Said::Value(vec![("y".into(), None)]));
-    assert_eq!(fields.texts("list"), Said::Value(vec!["a".into()]));
+    assert_eq!(fields.members("labels"), FieldValue::Value(vec![("y".into(), None)]));
+    assert_eq!(fields.texts("list"), FieldValue::Value(vec!["a".into()]));
     assert_eq!(fields.flag("on"), None);
     fields.conflict("name", "a word");
     let shown = format!("{:?}", fields.finish().unwrap_err());
     for pointer in ["\"/name\"", "\"/path\"", "\"/labels/x\"", "\"/list/1\"", "\"/on\"", "\"/a~1b~0c\""] {
         assert!(shown.contains(pointer), "{pointer}: {shown}");
     }
-    assert!(!shown.contains("conflicting"), "what is wrong comes first: {shown}");
+    assert!(!shown.contains("conflicting"), "errors of single fields come first: {shown}");
     for other in [json!([]), json!("x"), json!(null), json!(1)] {
         assert!(Fields::of(other).is_err());
     }
@@ -81,19 +81,19 @@ fn value() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    /// The reader reads what every other reader reads.
+    /// The parser agrees with `serde_json`.
     #[test]
     fn a_value_is_read_as_it_was_written(value in value()) {
         prop_assert_eq!(parsed(&value.to_string()).unwrap(), value);
     }
 
-    /// Of any object: each field that is not taken is an error at its place, and nothing panics.
+    /// In any object, each field that is not taken is reported as an error, and nothing panics.
     #[test]
     fn every_field_that_is_not_taken_is_an_error(value in value()) {
         let Value::Object(object) = value.clone() else { return Ok(()) };
         let mut fields = Fields::of(value).unwrap();
         let text = fields.text("a", |text| Ok::<_, String>(text.to_owned()));
-        prop_assert_eq!(matches!(text, Said::Value(_)), matches!(object.get("a"), Some(Value::String(_))));
+        prop_assert_eq!(matches!(text, FieldValue::Value(_)), matches!(object.get("a"), Some(Value::String(_))));
         let wrong = usize::from(object.get("a").is_some_and(|value| !value.is_string() && !value.is_null()));
         let (errors, conflicts) = fields.into_errors();
         prop_assert_eq!(errors.len(), object.keys().filter(|name| *name != "a").count() + wrong);

@@ -1,9 +1,9 @@
-//! Changes of management keys: a key gives away nothing that it has not, and nothing that outlives it.
+//! Changes of management keys. A key cannot grant more than it has, nor a longer validity.
 
 use axum::http::StatusCode;
 use axum::response::Response;
 
-use super::super::body::{Fields, Form, Said};
+use super::super::body::{FieldValue, Fields, Form};
 use super::super::idempotency::Secret;
 use super::super::problem::Problem;
 use super::keys::expiry;
@@ -28,13 +28,13 @@ fn issued(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
     Some(Answer::of(&IssuedAdminKeyView::hidden(key), version::of_admin_key(key)).at(location))
 }
 
-/// What the key may do: `role` or `permissions`. A key that exists cannot lose all.
+/// Reads the permissions of a key: `role` or `permissions`. A patch cannot remove all.
 fn permissions(fields: &mut Fields, is_patch: bool) -> Option<Permissions> {
     if fields.has("role") && fields.has("permissions") {
         fields.conflict("role", "expected role or permissions, not both");
     }
     let (role, listed) = (fields.text("role", Role::parse), fields.texts("permissions"));
-    for (name, null) in [("role", role == Said::Null), ("permissions", listed == Said::Null)] {
+    for (name, null) in [("role", role == FieldValue::Null), ("permissions", listed == FieldValue::Null)] {
         if null && is_patch {
             fields.wrong(name, "invalid_value", "a management key needs at least one permission");
         }
@@ -53,7 +53,7 @@ fn permissions(fields: &mut Fields, is_patch: bool) -> Option<Permissions> {
     role.map(Role::permissions).or(listed)
 }
 
-/// The id of a key of the path: names are for people.
+/// Returns the id of the key with this id or prefix. A name in the path is not found.
 async fn found(admin: &Admin, caller: &Caller, reference: &str) -> Result<String, AdminError> {
     let listed = admin.admin_key(&caller.maker, reference).await?;
     let (id, prefix) = (listed.key.id.0.to_string(), &listed.key.prefix);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use axum::response::Response;
 
-use super::super::body::{Fields, Form, Said, instant};
+use super::super::body::{FieldValue, Fields, Form, instant};
 use super::super::idempotency::Secret;
 use super::super::problem::Problem;
 use super::tenants::{name, setting};
@@ -40,7 +40,7 @@ fn issued(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
 fn rotated(changed: Changed<'_>, admin: &Admin) -> Option<Answer> {
     let Changed::Rotated(old, new) = changed else { return None };
     let both = serde_json::json!({ "old": KeyView::at(old, admin.now()), "new": IssuedView::hidden(new) });
-    // Two objects: each has its own version.
+    // The answer has two objects with different versions.
     Some(Answer { object: both, version: None, location: Some(path(new)) })
 }
 
@@ -48,13 +48,13 @@ fn path(key: &KeyDetails) -> String {
     format!("/v1/keys/{}", key.id.0)
 }
 
-/// A span of a field.
+/// Parses a duration.
 pub(super) fn span(text: &str) -> Result<Duration, &'static str> {
     let expected = "expected a whole number and a unit (s, m, h, d, w), such as 90d";
     duration::parse(text).ok().filter(|_| !text.ends_with("ms")).ok_or(expected)
 }
 
-/// When something expires: `expires_at`, which can be `null`, or `expires_in`.
+/// Reads the expiry: `expires_at`, which can be `null`, or `expires_in`.
 pub(super) fn expiry(fields: &mut Fields) -> Expiry {
     if fields.has("expires_at") && fields.has("expires_in") {
         fields.conflict("expires_in", "expected expires_at or expires_in, not both");
@@ -62,13 +62,13 @@ pub(super) fn expiry(fields: &mut Fields) -> Expiry {
     let within = fields.text_or_absent("expires_in", span);
     match (fields.text("expires_at", instant), within) {
         (_, Some(span)) => Expiry::In(span),
-        (Said::Value(at), None) => Expiry::At(at),
-        (Said::Null, None) => Expiry::Never,
-        (Said::Nothing, None) => Expiry::Unsaid,
+        (FieldValue::Value(at), None) => Expiry::At(at),
+        (FieldValue::Null, None) => Expiry::Never,
+        (FieldValue::Absent, None) => Expiry::Unsaid,
     }
 }
 
-/// What a body says of a key.
+/// Reads the changes of a key.
 fn update(fields: &mut Fields) -> KeyUpdate {
     let mut update = KeyUpdate {
         name: setting(fields.text("name", name)),
@@ -80,19 +80,19 @@ fn update(fields: &mut Fields) -> KeyUpdate {
         ..KeyUpdate::default()
     };
     match fields.members("labels") {
-        Said::Nothing => {}
-        Said::Null => update.clear_labels = true,
-        Said::Value(members) => labels(fields, members, &mut update),
+        FieldValue::Absent => {}
+        FieldValue::Null => update.clear_labels = true,
+        FieldValue::Value(members) => labels(fields, members, &mut update),
     }
     update
 }
 
-/// Labels merge member by member; `null` removes one.
+/// Reads changes of single labels; `null` removes a label.
 fn labels(fields: &mut Fields, members: Vec<(String, Option<String>)>, update: &mut KeyUpdate) {
     for (label, value) in members {
         let text = format!("{label}={}", value.as_deref().unwrap_or_default());
         match parse_label(&text) {
-            // A name with = in it would be read as a shorter one.
+            // A name that contains = would be parsed as a shorter one.
             Ok((read, _)) if read == label => match value {
                 Some(_) => update.labels.push(text),
                 None => update.remove_labels.push(label),
@@ -118,7 +118,7 @@ pub(in super::super) async fn create(
         fields.conflict(missing, "expected hashed_key and key_prefix, or neither");
     }
     let hash = fields.text_or_absent("hashed_key", |text| {
-        let expected = "expected a bcrypt hash ($2a$, $2b$, $2y$) of a cost from 4 to 14";
+        let expected = "expected a bcrypt hash ($2a$, $2b$, $2y$) with a cost from 4 to 14";
         SecretHash::parse(text).map(|_| text.to_owned()).ok_or(expected)
     });
     let prefix = fields.text_or_absent("key_prefix", |text| {
@@ -194,7 +194,7 @@ fn reason(text: &str) -> Result<String, &'static str> {
     }
 }
 
-/// A rotation without a grace period ends the old key at once, as a revocation does.
+/// Rotates a key. Without a grace period the old key ends at once, which needs the permission to revoke.
 pub(in super::super) async fn rotate(
     axum::extract::Path(reference): Path<String>,
     change: Change,

@@ -1,11 +1,11 @@
-//! Requests that change something.
+//! The handlers that change objects.
 //!
 //! ```text
-//! may it? (403) ── body (413, 415, 400, 422) ── Idempotency-Key (409, 422) ── admin, with If-Match (404, 409, 412) ── answer
+//! permission (403) ─ body (413, 415, 400, 422) ─ Idempotency-Key (409, 422) ─ admin, If-Match (404, 409, 412) ─ answer
 //! ```
 //!
-//! The answer is made in the transaction that makes the change, so that it can be kept there for a request that is sent
-//! again. A change is made to its end even if its client hangs up: a tenant whose schema is made must not stay half made.
+//! The answer is made in the transaction of the change, so that the transaction can also store it for repeated
+//! requests. A change is completed even if its client disconnects: a tenant must not remain half created.
 
 pub(super) mod admin_keys;
 pub(super) mod keys;
@@ -43,7 +43,7 @@ use crate::store::{Changed, Receipt};
 const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
-/// A request that wants to change something, of which the body is not yet read.
+/// A request for a change, whose body has not been read yet.
 pub(in crate::server::manage) struct Change {
     plane: Arc<Plane>,
     caller: Arc<Caller>,
@@ -61,7 +61,7 @@ impl FromRequest<Arc<Plane>> for Change {
     }
 }
 
-/// An answer to a change: what becomes of it is decided where it is made, in the transaction.
+/// The answer to a change, made in the transaction of the change.
 #[derive(Clone, Debug)]
 struct Answer {
     object: Value,
@@ -90,10 +90,10 @@ impl Answer {
     }
 }
 
-/// Makes the answer of what a transaction has changed; `None` if it is not the last one of the request.
+/// Makes the answer from the changed objects; `None` if the transaction is not the last one of the request.
 type Render = fn(Changed<'_>, &Admin) -> Option<Answer>;
 
-/// A request whose body was read.
+/// A request for a change, whose body has been read.
 struct Asked {
     plane: Arc<Plane>,
     caller: Arc<Caller>,
@@ -101,28 +101,28 @@ struct Asked {
     body: bytes::Bytes,
 }
 
-/// What a success looks like.
+/// How a successful change is answered.
 struct Success {
     status: StatusCode,
     secret: Secret,
     render: Render,
 }
 
-/// A change that was made, and the key that it has issued.
+/// The result of a change, with the key that it has issued, if any.
 type Made = Result<Option<PlainKey>, AdminError>;
 
 impl Change {
-    /// Refuses a caller that lacks a permission, before anything is looked up.
+    /// Rejects a caller that lacks a permission, before any object is read.
     fn may(&self, permission: Permission) -> Result<(), Problem> {
         check(&self.caller, permission, About::Shared)
     }
 
-    /// Refuses a caller that lacks a permission for something that is of no tenant that exists.
+    /// Rejects a caller that may not create tenants with this permission.
     fn may_make(&self, permission: Permission) -> Result<(), Problem> {
         check(&self.caller, permission, About::NewTenant)
     }
 
-    /// Reads the body as JSON of a form. There are no parameters.
+    /// Reads the body as JSON. Rejects query parameters.
     async fn read(self, form: Form) -> Result<(Asked, Value), Problem> {
         no_parameters(self.parts.uri.query())?;
         self.read_with_parameters(form).await
@@ -141,7 +141,7 @@ impl Change {
         Ok((asked, Fields::of(value)?))
     }
 
-    /// Reads a body that has no fields.
+    /// Reads a body that must have no fields.
     async fn no_fields(self) -> Result<Asked, Problem> {
         let (asked, fields) = self.fields(Form::JsonOrEmpty).await?;
         fields.finish()?;
@@ -150,7 +150,7 @@ impl Change {
 }
 
 impl Asked {
-    /// The management of the caller, for what is looked up before a change.
+    /// The use cases on behalf of the caller, with the precondition of `If-Match`.
     fn admin(&self) -> Result<Admin, Problem> {
         let expected = if_match(&self.parts.headers)?.unwrap_or_default();
         let extensions = &self.parts.extensions;
@@ -161,7 +161,7 @@ impl Asked {
         Ok(self.plane.admin.on_behalf(&self.caller, &origin).expecting(expected))
     }
 
-    /// Makes the change and answers.
+    /// Performs the change and answers. Handles Idempotency-Key and `Prefer: wait`.
     async fn make<W, F>(self, success: Success, work: W) -> Result<Response, Problem>
     where
         W: FnOnce(Admin, Arc<Caller>) -> F + Send + 'static,
@@ -188,7 +188,7 @@ impl Asked {
             }
         }
         let caller = Arc::clone(&self.caller);
-        // Made to its end, whatever becomes of the connection.
+        // A separate task, so that the change is completed even if the connection ends.
         let done = tokio::spawn(async move {
             let seen = Arc::new(Mutex::new(None));
             let reporting = admin.clone().reporting(receipt(attempt, &seen, success.render, admin.clone()));
@@ -196,7 +196,7 @@ impl Asked {
             if let (Err(_), Some(attempt)) = (&made, attempt)
                 && let Err(error) = admin.give_up_claim(attempt).await
             {
-                tracing::warn!(%error, "a failed request cannot be sent again for two minutes");
+                tracing::warn!(%error, "the Idempotency-Key of a failed request cannot be used again for two minutes");
             }
             let key = made?;
             let answer = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -211,7 +211,7 @@ impl Asked {
     }
 }
 
-/// Reports what is changed, and keeps the answer of an attempt.
+/// Creates the receipt that makes the answer, passes it to `seen`, and returns it for storing.
 fn receipt(
     attempt: Option<uuid::Uuid>,
     seen: &Arc<Mutex<Option<Answer>>>,
@@ -228,17 +228,17 @@ fn receipt(
     Receipt { attempt, answer: Arc::new(answer) }
 }
 
-/// Waits until servers have applied what is committed, if the client prefers that. The change is made, so a database that
-/// cannot be asked any more is no failure of it.
+/// Waits until all servers have applied the change, if the client asked for that. The change is committed, so an
+/// unavailable database is not an error.
 async fn applied(admin: &Admin, wait: Option<std::time::Duration>) -> Option<(u64, Result<Applied, ()>)> {
     let limit = wait?;
     let waited = admin.applied_within(limit).await.map_err(|error| {
-        tracing::warn!(%error, "whether servers have applied a change is not known");
+        tracing::warn!(%error, "cannot tell whether all servers have applied a change");
     });
     Some((limit.as_secs(), waited))
 }
 
-/// The answer to a change that was made.
+/// Builds the response to a successful change.
 fn respond(status: StatusCode, answer: Answer, waited: Option<(u64, Result<Applied, ()>)>) -> Response {
     let Answer { mut object, version, location } = answer;
     let mut status = status;
@@ -280,7 +280,7 @@ fn respond(status: StatusCode, answer: Answer, waited: Option<(u64, Result<Appli
     response
 }
 
-/// Refuses `If-Match` where there is nothing yet that could match.
+/// Rejects `If-Match` in a request that creates an object, because no version can match.
 fn nothing_matches(parts: &Parts) -> Result<(), Problem> {
     match if_match(&parts.headers)? {
         None => Ok(()),
@@ -288,5 +288,5 @@ fn nothing_matches(parts: &Parts) -> Result<(), Problem> {
     }
 }
 
-/// What handlers need beside the request.
+/// The extractor of path parameters.
 type Path<T> = axum::extract::Path<T>;

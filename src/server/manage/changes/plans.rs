@@ -28,7 +28,7 @@ fn limits(fields: &mut Fields) -> LimitUpdate {
     Counted::ALL.map(|counted| setting(fields.text(counted.as_str(), Limit::parse)))
 }
 
-/// The name in a path. What cannot be a name is a plan that does not exist.
+/// Parses the name in a path. An invalid name is answered with 404.
 fn named(text: &str) -> Result<PlanName, Problem> {
     PlanName::parse(text).map_err(|_| Problem::not_found())
 }

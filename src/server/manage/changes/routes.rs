@@ -1,4 +1,4 @@
-//! Changes of the table of routes: one rule, or all of them.
+//! Changes of single rules and of the whole table of routes.
 
 use axum::http::StatusCode;
 use axum::http::header::ETAG;
@@ -21,7 +21,7 @@ use crate::store::Changed;
 fn shown(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
     let Changed::Routes(change) = changed else { return None };
     let after = change.changed.iter().map(|(_, after)| after).chain(&change.added).next();
-    // A change that changes nothing is told by what there is.
+    // A change without effect is answered with the current rule.
     let route = after.or(change.unchanged.as_ref())?;
     Some(Answer::of(&RouteView::from(route), version::of_route(route)))
 }
@@ -41,12 +41,12 @@ fn removed(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
 }
 
 fn text(text: &str) -> Result<String, &'static str> {
-    // Postgres takes no NUL, and no part of a rule has a control character.
+    // No part of a rule may contain a control character, and Postgres stores no NUL.
     let plain = !text.chars().any(char::is_control);
     plain.then(|| text.to_owned()).ok_or("expected a text without control characters")
 }
 
-/// Takes the fields of a rule that is written anew.
+/// Reads the fields of a whole rule, with defaults for absent fields.
 fn rule(fields: &mut Fields) -> RouteRow {
     let mut or =
         |name: &str, default: &str| fields.text(name, text).value().unwrap_or_else(|| default.to_owned());
@@ -57,7 +57,7 @@ fn rule(fields: &mut Fields) -> RouteRow {
         name: fields.text("name", name).value(),
         host,
         method,
-        // So that the other parts are looked at too.
+        // A valid path, so that the other parts are checked, too.
         path: path.unwrap_or_else(|| "/".to_owned()),
         mode,
         scopes: fields.text("scopes", text).value(),
@@ -67,7 +67,7 @@ fn rule(fields: &mut Fields) -> RouteRow {
     row
 }
 
-/// Notes the first damaged part of a rule.
+/// Records the first invalid part of a rule.
 fn judged(fields: &mut Fields, row: &RouteRow) {
     if let Err(damage) = row.compile() {
         let part = if damage.part == Part::Shape { "path" } else { damage.part.as_str() };
@@ -75,7 +75,7 @@ fn judged(fields: &mut Fields, row: &RouteRow) {
     }
 }
 
-/// The id in a path. What cannot be an id is a rule that does not exist.
+/// Parses the id in a path. An invalid id is answered with 404.
 fn id(text: &str) -> Result<RouteId, Problem> {
     Uuid::parse_str(text).map(RouteId).map_err(|_| Problem::not_found())
 }
@@ -128,7 +128,7 @@ pub(in super::super) async fn delete(
     asked.make(success, async move |admin, _| admin.remove_route(&id.0.to_string()).await.map(|_| None)).await
 }
 
-/// Replaces the whole table, which only a client that has read it may do; or tells what that would do.
+/// Replaces the whole table, which needs `If-Match`. With `dry_run`, answers only what would change.
 pub(in super::super) async fn replace(change: Change) -> Result<Response, Problem> {
     change.may(Permission::RoutesWrite)?;
     let dry_run = dry_run(change.parts.uri.query())?;
@@ -141,7 +141,7 @@ pub(in super::super) async fn replace(change: Change) -> Result<Response, Proble
         let admin = asked.admin()?;
         let difference = admin.apply_routes(&rules, true).await?;
         let mut response = axum::Json(difference).into_response();
-        // Of the table as it is: what If-Match is to name.
+        // The current version, for the If-Match of the real request.
         if let Some(tag) = entity_tag(&version::of_routes(&admin.routes().await?)) {
             response.headers_mut().insert(ETAG, tag);
         }
@@ -157,7 +157,7 @@ fn applied(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
     Some(Answer::of(&difference, version::of_routes(&change.table)))
 }
 
-/// `dry_run=true` or `false`; there is no other parameter.
+/// Parses the only parameter, `dry_run=true` or `false`.
 fn dry_run(query: Option<&str>) -> Result<bool, Problem> {
     let (mut dry_run, mut errors) = (None, Vec::new());
     for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
@@ -173,12 +173,12 @@ fn dry_run(query: Option<&str>) -> Result<bool, Problem> {
     if errors.is_empty() { Ok(dry_run.unwrap_or(false)) } else { Err(Problem::invalid(errors)) }
 }
 
-/// A table as `route list -o json` prints it, or as GET answers it: all that is wrong with its rules at once.
+/// Reads a table in the form of `route list -o json` or of GET. Reports the errors of all rules at once.
 fn table(value: Value) -> Result<Vec<RouteRow>, Problem> {
     let (at, list) = match value {
         Value::Array(list) => (String::new(), list),
         Value::Object(mut object) if object.get("items").is_some_and(Value::is_array) => {
-            // A part of the table would remove the rest of it.
+            // A single page would remove the rules of the other pages.
             if object.remove("next_page_token").is_some_and(|token| token != "") {
                 let detail =
                     "this is one page of the table, which would remove the other ones: read all pages";
@@ -195,7 +195,7 @@ fn table(value: Value) -> Result<Vec<RouteRow>, Problem> {
     for (place, value) in list.into_iter().enumerate() {
         match Fields::at(format!("{at}/{place}"), value) {
             Ok(mut fields) => {
-                // Rules are known by host, method and path.
+                // The id is ignored: rules are identified by host, method and path.
                 let _ = fields.text("id", text);
                 rules.push(rule(&mut fields));
                 errors.extend(fields.into_errors().0);

@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use axum::response::Response;
 
-use super::super::body::{Form, Said};
+use super::super::body::{FieldValue, Form};
 use super::super::idempotency::Secret;
 use super::super::problem::Problem;
 use super::{Answer, Change, Path, Success, nothing_matches};
@@ -27,12 +27,12 @@ fn answer(tenant: &Tenant) -> Answer {
     Answer::of(&TenantView::from(tenant), version::of_tenant(tenant)).at(location)
 }
 
-/// The tenant without the address of what was there before.
+/// Makes the answer for a tenant that existed before, without `Location`.
 fn changed(changed: Changed<'_>, admin: &Admin) -> Option<Answer> {
     shown(changed, admin).map(|answer| Answer { location: None, ..answer })
 }
 
-/// A name of a tenant, a key or a management key.
+/// Parses the name of a tenant, a key or a management key.
 pub(super) fn name(text: &str) -> Result<String, &'static str> {
     if is_tenant_name(text) && !holds_key(text) {
         Ok(text.to_owned())
@@ -42,7 +42,7 @@ pub(super) fn name(text: &str) -> Result<String, &'static str> {
 }
 
 fn schema(text: &str) -> Result<String, &'static str> {
-    let expected = "expected a lower-case letter or _, then up to 62 of a-z, 0-9 and _, and no schema of Postgres itself";
+    let expected = "expected a lower-case letter or _, then up to 62 of a-z, 0-9 and _, but not a schema of Postgres itself";
     if is_schema_name(text) { Ok(text.to_owned()) } else { Err(expected) }
 }
 
@@ -53,12 +53,12 @@ fn status(text: &str) -> Result<TenantStatus, String> {
         .ok_or_else(|| format!("expected one of {}", TenantStatus::KNOWN.join(", ")))
 }
 
-/// A value that can be unset.
-pub(super) fn setting<T>(said: Said<T>) -> Setting<T> {
+/// Converts a field to a setting; `null` unsets.
+pub(super) fn setting<T>(said: FieldValue<T>) -> Setting<T> {
     match said {
-        Said::Nothing => Setting::Keep,
-        Said::Null => Setting::Unset,
-        Said::Value(value) => Setting::Set(value),
+        FieldValue::Absent => Setting::Keep,
+        FieldValue::Null => Setting::Unset,
+        FieldValue::Value(value) => Setting::Set(value),
     }
 }
 
@@ -73,7 +73,7 @@ pub(in super::super) async fn create(change: Change) -> Result<Response, Problem
     fields.finish()?;
     nothing_matches(&asked.parts)?;
     let name = name.unwrap_or_default();
-    // A tenant is pending until its schema is made: the answer is what it is then.
+    // A tenant is pending until its schema is created. The answer shows the tenant after that.
     let render = if wanted == TenantStatus::PendingProvisioning { shown } else { shown_when_made };
     let success = Success { status: StatusCode::CREATED, secret: Secret::None, render };
     asked
@@ -139,7 +139,7 @@ pub(in super::super) async fn activate(
         .await
 }
 
-/// Needs the schema of the tenant in its body, so that nobody deletes another tenant than was meant.
+/// Deletes a tenant. The body must repeat the schema of the tenant, so that no other tenant is deleted by mistake.
 pub(in super::super) async fn delete(
     axum::extract::Path(reference): Path<String>,
     change: Change,

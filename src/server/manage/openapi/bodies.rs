@@ -1,5 +1,5 @@
-//! The bodies of changes, described. The handlers read them field by field, to say all that is wrong at once; a test holds
-//! these descriptions against what they read.
+//! The description of request bodies. The handlers read bodies field by field, to report all errors at once. A test
+//! compares these descriptions with what the handlers read.
 
 #![expect(dead_code, reason = "the fields are only described")]
 
@@ -17,16 +17,16 @@ use super::add;
 struct NewTenant {
     /// 1 to 255 characters.
     name: String,
-    /// A schema of its own; made from the name unless said.
+    /// The schema of the tenant; derived from the name by default.
     db_schema_name: Option<String>,
-    /// `active` unless said.
+    /// The default is `active`.
     status: Option<String>,
     plan: Option<String>,
-    /// Take a schema that exists and is not empty.
+    /// Accept an existing schema that is not empty.
     adopt_schema: Option<bool>,
 }
 
-/// What changes of a tenant: absent fields stay, `null` unsets.
+/// Changes of a tenant: absent fields stay, `null` unsets.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct TenantPatch {
@@ -35,7 +35,7 @@ struct TenantPatch {
     plan: Option<String>,
 }
 
-/// Names the tenant again, so that none is deleted by mistake.
+/// Repeats the schema of the tenant, so that no other tenant is deleted by mistake.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Confirmation {
@@ -55,13 +55,13 @@ struct NewKey {
     expires_in: Option<String>,
     /// An RFC 3339 instant before which the key is not valid.
     not_before: Option<String>,
-    /// Separated by blanks; empty: none at all.
+    /// Separated by blanks; an empty text grants none.
     scopes: Option<String>,
     /// CIDRs separated by blanks.
     networks: Option<String>,
     plan: Option<String>,
     labels: Option<BTreeMap<String, Option<String>>>,
-    /// The bcrypt hash of a key that was made elsewhere; needs `key_prefix`.
+    /// The bcrypt hash of a key that was created elsewhere; needs `key_prefix`.
     #[schema(nullable = false)]
     hashed_key: Option<String>,
     /// `llmk_` and up to 48 letters, digits and hyphens; needs `hashed_key`.
@@ -69,7 +69,7 @@ struct NewKey {
     key_prefix: Option<String>,
 }
 
-/// What changes of a key: absent fields stay, `null` unsets, labels merge one by one.
+/// Changes of a key: absent fields stay, `null` unsets, labels are merged one by one.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct KeyPatch {
@@ -90,7 +90,7 @@ struct KeyPatch {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Rotation {
-    /// How long the old key stays valid, such as `24h`; without it, it ends at once.
+    /// How long the old key stays valid, such as `24h`; without it, the old key ends at once.
     grace: Option<String>,
     /// When the new key expires, an RFC 3339 instant.
     expires_at: Option<String>,
@@ -117,7 +117,7 @@ struct NewPlan {
     output_limit: Option<String>,
 }
 
-/// What changes of a plan: absent limits stay, `null` unsets.
+/// Changes of a plan: absent limits stay, `null` unsets.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(clippy::struct_field_names, reason = "the names are those of the contract")]
@@ -134,21 +134,21 @@ struct PlanPatch {
 struct NewRoute {
     /// Unique.
     name: Option<String>,
-    /// `example.com`, `*.example.com` or `*` (unless said).
+    /// `example.com`, `*.example.com` or `*` (the default).
     host: Option<String>,
-    /// A method or `*` (unless said).
+    /// A method or `*` (the default).
     method: Option<String>,
     /// Such as `/v1/models/{model}/**`.
     path: String,
-    /// `required` (unless said), `optional` or `public`.
+    /// `required` (the default), `optional` or `public`.
     mode: Option<String>,
-    /// What a key needs, such as `models.read models.list | admin`.
+    /// The scopes that a key needs, such as `models.read models.list | admin`.
     scopes: Option<String>,
-    /// Only count what would be refused.
+    /// Only count requests that would be rejected.
     shadow: Option<bool>,
 }
 
-/// What changes of a rule: absent fields stay, `null` unsets.
+/// Changes of a rule: absent fields stay, `null` unsets.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct RoutePatch {
@@ -166,7 +166,7 @@ struct RoutePatch {
     shadow: Option<bool>,
 }
 
-/// A rule of a whole table. Its `id` is not looked at.
+/// A rule of a whole table. Its `id` is ignored.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct TableRoute {
@@ -180,7 +180,7 @@ struct TableRoute {
     shadow: Option<bool>,
 }
 
-/// The whole table of routes, as the list of routes has it.
+/// The whole table of routes, in the form of the list of routes.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewRoutes {
@@ -189,16 +189,16 @@ struct NewRoutes {
     next_page_token: Option<String>,
 }
 
-/// A request that may come.
+/// A request to test the rules with.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct RouteTest {
     method: String,
     host: Option<String>,
     path: String,
-    /// The prefix of the key that it comes with.
+    /// The prefix of its key.
     key_prefix: Option<String>,
-    /// What Envoy says of its route.
+    /// The context extensions of its Envoy route.
     context: Option<BTreeMap<String, String>>,
 }
 
@@ -208,18 +208,18 @@ struct RouteTest {
 struct Explain {
     /// The prefix of the key; never a whole key.
     key_prefix: Option<String>,
-    /// `GET` unless said.
+    /// The default is `GET`.
     method: Option<String>,
-    /// A path that is not public unless said.
+    /// The default is a path that is not public.
     path: Option<String>,
     host: Option<String>,
     client_address: Option<String>,
     context: Option<BTreeMap<String, String>>,
-    /// The RFC 3339 instant for which to decide; now unless said.
+    /// The instant of the decision (RFC 3339); the default is now.
     at: Option<String>,
 }
 
-/// A management key to create: what is not said is as in the key that makes it.
+/// A management key to create. Absent fields are taken from the key that creates it.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewAdminKey {
@@ -236,7 +236,7 @@ struct NewAdminKey {
     expires_in: Option<String>,
 }
 
-/// What changes of a management key: absent fields stay.
+/// Changes of a management key: absent fields stay.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct AdminKeyPatch {

@@ -1,7 +1,7 @@
 //! The description of the API: `OpenAPI` 3.1, at `/openapi.json` and in `docs/openapi.json`.
 //!
-//! [`operations`] has every operation; the objects are described where they are defined. Tests compare the operations with
-//! the router, and the fields of bodies with what the handlers read.
+//! [`operations`] lists every operation; objects are described where they are defined. Tests compare the operations
+//! with the router, and the fields of bodies with what the handlers read.
 
 mod bodies;
 mod operations;
@@ -23,7 +23,7 @@ use crate::admin::view::{
 };
 use crate::admin::{RouteDifference, RouteVerdict, RouteView};
 
-/// What is said of the API as a whole.
+/// The description of the API as a whole.
 const ABOUT: &str = "Manages tenants, keys, plans, rules of routes and management keys of tenantgate. Lists are pages: pass \
 next_page_token as page_token until it is empty; a page can be shorter than page_size before the end. Objects have an ETag, \
 which If-Match compares before a change. A POST with an Idempotency-Key can be sent again for 24 hours and gets the same \
@@ -35,7 +35,7 @@ pub(super) async fn page() -> Response {
     ([(CONTENT_TYPE, "application/json")], TEXT.as_str()).into_response()
 }
 
-/// The description as it is committed.
+/// Formats the description as in the committed file.
 pub(super) fn text() -> String {
     let mut text = serde_json::to_string_pretty(&document()).unwrap_or_default();
     text.push('\n');
@@ -65,10 +65,10 @@ fn document() -> Value {
                 "type": "http",
                 "scheme": "bearer",
                 "bearerFormat": "llma_<prefix>_<secret>",
-                "description": "A management key: tenantgate admin-key create makes the first one",
+                "description": "A management key; `tenantgate admin-key create` creates the first one",
             } },
             "responses": { "problem": {
-                "description": "The request is not done: code and detail say why, errors says where",
+                "description": "The request was not performed: code and detail say why, errors says where",
                 "content": { "application/problem+json": { "schema": reference("Problem") } },
             } },
         },
@@ -88,7 +88,7 @@ fn described(operation: &Operation) -> Value {
     if operation.changes() && status != "204" {
         let (_, late) = response(operation.answer);
         let mut late = late;
-        late["description"] = "Done, and some servers do not have it yet: pending names them".into();
+        late["description"] = "Done, but some servers have not applied it yet: pending names them".into();
         responses["202"] = late;
     }
     let mut described = json!({
@@ -118,7 +118,7 @@ fn response(answer: Answer) -> (&'static str, Value) {
     };
     match answer {
         Answer::Object(name) => object("200", "The object", reference(name)),
-        Answer::Created(name) => object("201", "What was created; a key is shown here once", reference(name)),
+        Answer::Created(name) => object("201", "The new object; a key is shown only here", reference(name)),
         Answer::List(name) => {
             let page = json!({
                 "type": "object",
@@ -130,7 +130,7 @@ fn response(answer: Answer) -> (&'static str, Value) {
             });
             object("200", "A page", page)
         }
-        Answer::Nothing => ("204", json!({ "description": "It is gone" })),
+        Answer::Nothing => ("204", json!({ "description": "Deleted" })),
     }
 }
 
@@ -155,12 +155,12 @@ fn schemas() -> Map<String, Value> {
     add::<WhoView>(&mut all, "WhoAmI");
     add::<super::problem::Shown>(&mut all, "Problem");
     bodies::add_all(&mut all);
-    // What an explanation says grows with the table of outcomes.
+    // Not described field by field, because explanations grow with the table of outcomes.
     all.insert("Explanation".into(), json!({ "type": "object", "additionalProperties": true }));
     all
 }
 
-/// Adds a schema under the name that clients see, and those that it contains under their own.
+/// Adds a schema under the name that clients see, and the schemas that it refers to under their own names.
 fn add<T: ToSchema>(all: &mut Map<String, Value>, name: &str) {
     let mut parts = Vec::new();
     T::schemas(&mut parts);
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_committed_description_is_that_of_the_program() {
+    fn the_committed_description_is_current() {
         let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/openapi.json");
         if std::env::var_os("TENANTGATE_BLESS").is_some() {
             std::fs::write(&file, text()).unwrap();
@@ -183,12 +183,12 @@ mod tests {
         let committed = std::fs::read_to_string(&file).unwrap_or_default();
         assert!(
             committed == text(),
-            "TENANTGATE_BLESS=1 cargo test --lib openapi writes docs/openapi.json anew"
+            "docs/openapi.json is not current: run TENANTGATE_BLESS=1 cargo test --lib openapi"
         );
     }
 
     #[test]
-    fn every_reference_leads_somewhere_and_every_operation_has_a_name_of_its_own() {
+    fn every_reference_resolves_and_the_id_of_every_operation_is_unique() {
         let document = document();
         let mut ids = std::collections::BTreeSet::new();
         for operation in &OPERATIONS {

@@ -1,17 +1,17 @@
-//! Every operation of the API.
+//! The list of all operations of the API.
 
 use serde_json::{Value, json};
 
-/// What an operation answers.
+/// The successful answer of an operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Answer {
     /// An object of this schema.
     Object(&'static str),
     /// A new object of this schema.
     Created(&'static str),
-    /// A page of such objects.
+    /// A page of objects of this schema.
     List(&'static str),
-    /// Nothing: what it was about is gone.
+    /// No body: the object was deleted.
     Nothing,
 }
 
@@ -22,7 +22,7 @@ pub(super) struct Operation {
     pub(super) path: &'static str,
     pub(super) id: &'static str,
     pub(super) summary: &'static str,
-    /// The permission; empty: any key.
+    /// The required permission; empty if any key is enough.
     pub(super) needs: &'static str,
     /// Parameters of the query.
     pub(super) query: &'static [Parameter],
@@ -53,37 +53,41 @@ impl Parameter {
 }
 
 const PAGE: [Parameter; 2] = [
-    Parameter("page_size", "integer", "Objects of a page, 1 to 1000; 100 unless said"),
-    Parameter("page_token", "string", "next_page_token of the page before"),
+    Parameter(
+        "page_size",
+        "integer",
+        "The maximum number of objects on a page, 1 to 1000; the default is 100",
+    ),
+    Parameter("page_token", "string", "next_page_token of the previous page"),
 ];
 const REFERENCE: Parameter =
     Parameter("reference", "string", "The id, or the schema of a tenant or the prefix of a key");
 const NAME: Parameter = Parameter("name_of_plan", "string", "The name of the plan");
 const ID: Parameter = Parameter("id", "string", "The id");
 const IF_MATCH: Parameter =
-    Parameter("If-Match", "string", "The ETag of the version to change; another one gets 412");
+    Parameter("If-Match", "string", "The ETag of the version to change; another version gets 412");
 const AGAIN: Parameter = Parameter(
     "Idempotency-Key",
     "string",
-    "With the same key and body, the answer of the first request for 24 hours",
+    "For 24 hours, a request with the same key and body gets the answer of the first one",
 );
 const PREFER: Parameter = Parameter(
     "Prefer",
     "string",
-    "wait=N: answer when all servers have the change, after N seconds at the latest",
+    "wait=N: answer when all servers have applied the change, after N seconds at the latest",
 );
 
 const KEYS: [Parameter; 6] = [
     Parameter("status", "string", "active, expired, revoked, disabled or not_yet_valid"),
-    Parameter("name", "string", "A part of the name, in any case"),
-    Parameter("scope", "string", "One of the scopes, as it is written"),
-    Parameter("label", "strings", "A label, as name=value; repeated: all of them"),
+    Parameter("name", "string", "A part of the name; case is ignored"),
+    Parameter("scope", "string", "One of the scopes, exactly as stored"),
+    Parameter("label", "strings", "A label, as name=value; if repeated, keys must have all of them"),
     Parameter("expires_before", "string", "An RFC 3339 instant"),
     Parameter("unused_for", "string", "Last used this long ago or longer, such as 90d"),
 ];
 const OF_TENANT: [Parameter; 1] = [Parameter("tenant", "string", "The id or schema of a tenant")];
 const USAGE: [Parameter; 3] = [
-    Parameter("from", "string", "The first day (UTC), such as 2027-01-31; 30 days are shown unless said"),
+    Parameter("from", "string", "The first day (UTC), such as 2027-01-31; the default is the last 30 days"),
     Parameter("to", "string", "The last day (UTC)"),
     Parameter("group_by", "string", "day, reason or key"),
 ];
@@ -110,7 +114,7 @@ impl Operation {
         self.method != "GET" && !matches!(self.id, "test_route" | "explain")
     }
 
-    /// Whether it makes no sense without a body.
+    /// Whether the body is required.
     pub(super) fn needs_body(&self) -> bool {
         !matches!(self.id, "create_key" | "rotate_key" | "revoke_key")
     }
@@ -146,9 +150,9 @@ const fn change(
     Operation { method, path, id, summary, needs, query: &[], body, answer }
 }
 
-const DRY_RUN: [Parameter; 1] = [Parameter("dry_run", "boolean", "Only say what would change")];
+const DRY_RUN: [Parameter; 1] = [Parameter("dry_run", "boolean", "Only show what would change")];
 
-/// All of them, in the order of paths in the documentation.
+/// All operations, in the order of the documentation.
 pub(super) const OPERATIONS: [Operation; 40] = {
     use Answer::{Created, List, Nothing, Object};
     let named = Operation {
@@ -163,7 +167,7 @@ pub(super) const OPERATIONS: [Operation; 40] = {
             "routes:write",
             Some("NewRoutes"),
             Object("RouteDifference"),
-            "Replace the whole table of routes; If-Match is needed",
+            "Replace the whole table of routes; If-Match is required",
         )
     };
     let usage = Operation {
@@ -174,13 +178,13 @@ pub(super) const OPERATIONS: [Operation; 40] = {
         query: &[
             Parameter("since", "string", "From this RFC 3339 instant on"),
             Parameter("until", "string", "Before this RFC 3339 instant"),
-            Parameter("actor", "string", "By whom"),
-            Parameter("subject", "string", "About the tenant or key of this id, prefix, schema or name"),
+            Parameter("actor", "string", "The author of the changes"),
+            Parameter("subject", "string", "About the tenant or key with this id, prefix, schema or name"),
         ],
         ..get("/v1/audit", "list_audit", "audit:read", List("AuditEntry"), "List changes, oldest first")
     };
     [
-        get("/v1/whoami", "whoami", "", Object("WhoAmI"), "Say who one is and what one may do"),
+        get("/v1/whoami", "whoami", "", Object("WhoAmI"), "Show the caller and its permissions"),
         named,
         change(
             ("POST", "/v1/tenants"),
@@ -228,7 +232,7 @@ pub(super) const OPERATIONS: [Operation; 40] = {
             "get_impact",
             "tenants:read",
             Object("Impact"),
-            "Say how many keys suspending a tenant would hit",
+            "Count the keys that suspending a tenant would affect",
         ),
         get(
             "/v1/tenants/{reference}/keys",
@@ -243,7 +247,7 @@ pub(super) const OPERATIONS: [Operation; 40] = {
             "keys:write",
             Some("NewKey"),
             Created("IssuedKey"),
-            "Create a key, or take one that was made elsewhere",
+            "Create a key, or import one that was created elsewhere",
         ),
         get("/v1/keys", "list_keys", "keys:read", List("ListedKey"), "List keys, oldest first"),
         get("/v1/keys/{reference}", "get_key", "keys:read", Object("Key"), "Show a key"),
@@ -333,7 +337,7 @@ pub(super) const OPERATIONS: [Operation; 40] = {
             "routes:write",
             Some("NewRoute"),
             Created("Route"),
-            "Add a rule",
+            "Create a rule",
         ),
         replaced,
         change(
@@ -342,7 +346,7 @@ pub(super) const OPERATIONS: [Operation; 40] = {
             "routes:read",
             Some("RouteTest"),
             Object("RouteVerdict"),
-            "Say which rule wins a request and what becomes of it",
+            "Show which rule applies to a request and what it decides",
         ),
         get("/v1/routes/{id}", "get_route", "routes:read", Object("Route"), "Show a rule"),
         change(
@@ -353,13 +357,13 @@ pub(super) const OPERATIONS: [Operation; 40] = {
             Object("Route"),
             "Change a rule",
         ),
-        change(("DELETE", "/v1/routes/{id}"), "delete_route", "routes:write", None, Nothing, "Remove a rule"),
+        change(("DELETE", "/v1/routes/{id}"), "delete_route", "routes:write", None, Nothing, "Delete a rule"),
         get(
             "/v1/admin_keys",
             "list_admin_keys",
             "admin_keys:read",
             List("AdminKey"),
-            "List management keys that have no more than one's own",
+            "List management keys that have no more authority than the caller",
         ),
         change(
             ("POST", "/v1/admin_keys"),
@@ -390,7 +394,7 @@ pub(super) const OPERATIONS: [Operation; 40] = {
             "admin_keys:write",
             None,
             Object("AdminKey"),
-            "Revoke a management key and those that it made",
+            "Revoke a management key and the keys that it created",
         ),
         usage,
         audit,
@@ -400,7 +404,7 @@ pub(super) const OPERATIONS: [Operation; 40] = {
             "keys:read",
             Some("Explain"),
             Object("Explanation"),
-            "Explain which answer a request gets, and why",
+            "Explain how a request is answered, and why",
         ),
         get("/v1/replicas", "list_replicas", "", List("Replica"), "List the servers that hold keys"),
     ]

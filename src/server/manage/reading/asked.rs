@@ -1,4 +1,4 @@
-//! Questions that come with a body: which rule wins a request, and which answer it gets.
+//! The handlers of queries with a body: which rule applies to a request, and how it is answered.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -21,7 +21,7 @@ use crate::server::manage::problem::Problem;
 use crate::server::manage::query::no_parameters;
 use crate::server::manage::{Found, Shared, Who};
 
-/// A request to explain. What is not said is as for `tenantgate explain`.
+/// A request to explain. Absent fields have the defaults of `tenantgate explain`.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct ExplainedRequest {
     /// The prefix of its key.
@@ -34,13 +34,13 @@ pub struct ExplainedRequest {
     pub host: Option<String>,
     /// The address of its client.
     pub client_address: Option<String>,
-    /// What Envoy says of its route.
+    /// The context extensions of its Envoy route.
     pub context: Vec<(String, String)>,
-    /// The RFC 3339 instant for which to decide.
+    /// The instant of the decision (RFC 3339).
     pub at: Option<String>,
 }
 
-/// Explains a request, as the object of `explain -o json`.
+/// Explains a request. The result is the object of `explain -o json`.
 pub type Explain = Arc<
     dyn Fn(ExplainedRequest) -> Pin<Box<dyn Future<Output = Result<Value, AdminError>> + Send>> + Send + Sync,
 >;
@@ -51,7 +51,7 @@ async fn fields(headers: &HeaderMap, query: Option<&str>, body: Body) -> Result<
     Fields::of(body::parse(headers, &bytes, Form::Json)?)
 }
 
-/// Any text but for control characters, which are in no request.
+/// Accepts any text without control characters, which no request contains.
 fn text(text: &str) -> Result<String, &'static str> {
     if text.chars().any(char::is_control) {
         Err("expected no control characters")
@@ -64,7 +64,7 @@ fn prefix(text: &str) -> Result<String, &'static str> {
     if is_stored_prefix(text) {
         Ok(text.to_owned())
     } else if parse(text.as_bytes()).is_ok() {
-        Err("this is a whole key: give its prefix (up to the second _), and keep the rest to yourself")
+        Err("this is a whole key: give only its prefix (up to the second _), and keep the rest secret")
     } else {
         Err("expected llmk_ and 1 to 48 of A-Z, a-z, 0-9 and -")
     }
@@ -75,7 +75,7 @@ fn context(fields: &mut Fields) -> Vec<(String, String)> {
     members.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
-/// Says which rule wins a request.
+/// Answers which rule applies to a request.
 pub(in crate::server::manage) async fn test_route(
     State(plane): Shared,
     Extension(caller): Who,
@@ -101,7 +101,7 @@ pub(in crate::server::manage) async fn test_route(
     Ok(Json(seen_by(&plane, &caller).test_route(&request).await?))
 }
 
-/// Says which answer a request gets, and why.
+/// Answers how a request is answered, and why.
 pub(in crate::server::manage) async fn explain(
     State(plane): Shared,
     Extension(caller): Who,
@@ -126,7 +126,7 @@ pub(in crate::server::manage) async fn explain(
     };
     fields.finish()?;
     if let Some(prefix) = &request.key_prefix {
-        // One that the caller does not see is as one that does not exist.
+        // 404 for a key that the caller may not see.
         seen_by(&plane, &caller).key(prefix).await?;
     }
     Ok(Json((plane.explain)(request).await?))

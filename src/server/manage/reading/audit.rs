@@ -1,4 +1,4 @@
-//! The audit log.
+//! The handler of the audit log.
 
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse as _, Response};
@@ -13,7 +13,7 @@ use crate::server::manage::query::ListQuery;
 use crate::server::manage::{Shared, Who};
 use crate::store::AuditFilter;
 
-/// Changes, oldest first. A key of some tenants sees those of its tenants and of their keys.
+/// Lists changes, oldest first. A management key for some tenants sees the changes of these tenants and their keys.
 pub(in crate::server::manage) async fn audit(
     State(plane): Shared,
     Extension(caller): Who,

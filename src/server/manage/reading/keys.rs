@@ -1,4 +1,4 @@
-//! Keys and the tenants that have them.
+//! The handlers that read keys.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ use crate::store::{KeyFilter, KeyPlace};
 /// The filters of `key list`.
 const FILTERS: [&str; 7] = ["status", "name", "scope", "label", "expires_before", "unused_for", "tenant"];
 
-/// Keys of all tenants that the caller sees.
+/// Lists the keys of all tenants that the caller may see.
 pub(in crate::server::manage) async fn keys(
     State(plane): Shared,
     Extension(caller): Who,
@@ -39,7 +39,7 @@ pub(in crate::server::manage) async fn keys(
     list(&plane, &caller, &query, query.filter(FILTERS.len() - 1)).await
 }
 
-/// Keys of one tenant.
+/// Lists the keys of one tenant.
 pub(in crate::server::manage) async fn keys_of_tenant(
     State(plane): Shared,
     Extension(caller): Who,
@@ -71,10 +71,10 @@ async fn list(
     Ok(Json(query.part(items, next.as_deref())))
 }
 
-/// The place that a token names.
+/// Parses the place in a page token.
 fn at(admin: &Admin, place: &str) -> Option<KeyPlace> {
     let (created_at, id) = place.rsplit_once(' ')?;
-    // SQLite compares texts, whatever they are.
+    // SQLite compares texts, so any text is a valid place. Postgres would fail on an invalid instant.
     let fine = admin.is_embedded() || Timestamp::parse_rfc_3339(created_at).is_some();
     let id = uuid::Uuid::parse_str(id).ok().filter(|_| fine)?;
     Some(KeyPlace { created_at: created_at.to_owned(), id: KeyId(id) })
@@ -119,7 +119,7 @@ fn read<T>(
     }
 }
 
-/// One key.
+/// Shows one key.
 pub(in crate::server::manage) async fn key(
     State(plane): Shared,
     Extension(caller): Who,
@@ -133,7 +133,7 @@ pub(in crate::server::manage) async fn key(
     Ok(Tagged(KeyView::at(&key, admin.now()), version::of_key(&key)))
 }
 
-/// Whom it would hit if a tenant were suspended.
+/// The keys that suspending a tenant would affect.
 #[derive(Serialize, utoipa::ToSchema)]
 pub(in crate::server::manage) struct ImpactView {
     /// Keys that are accepted now.
@@ -142,7 +142,7 @@ pub(in crate::server::manage) struct ImpactView {
     used_last_day: i64,
 }
 
-/// What suspending a tenant would do.
+/// Counts the keys that suspending a tenant would affect.
 pub(in crate::server::manage) async fn impact(
     State(plane): Shared,
     Extension(caller): Who,

@@ -1,4 +1,4 @@
-//! What can be read of keys and of what they did: lists, objects and counts.
+//! The handlers that read keys, usage, the audit log and servers.
 
 mod asked;
 mod audit;
@@ -18,7 +18,7 @@ use super::query::{ListQuery, Page};
 use super::{Found, Plane, Shared};
 use crate::admin::{Admin, Caller, Origin};
 
-/// The use cases as the caller sees them.
+/// The use cases with the authority of the caller.
 fn seen_by(plane: &Plane, caller: &Caller) -> Admin {
     plane.admin.on_behalf(caller, &Origin::default())
 }
@@ -29,11 +29,11 @@ pub(super) struct ReplicaView {
     id: String,
     name: String,
     seen_at: String,
-    /// From then on the server refuses every key unless it polls again.
+    /// When the server stops accepting keys, unless it polls the database again.
     serves_until: String,
 }
 
-/// The servers, by name. Any key may ask.
+/// Lists the servers, ordered by name. Needs no permission.
 pub(super) async fn replicas(State(plane): Shared, RawQuery(query): RawQuery) -> Found<Page<ReplicaView>> {
     let query = ListQuery::read(query.as_deref(), "replicas", &[])?;
     let views = plane.admin.replicas().await?.into_iter().map(|replica| {

@@ -1,4 +1,4 @@
-//! How many requests were made.
+//! The handlers of usage.
 
 use axum::extract::{Path, RawQuery, State};
 use axum::{Extension, Json};
@@ -14,11 +14,11 @@ use crate::server::manage::query::{ListQuery, Page};
 use crate::server::manage::{Found, Shared, Who};
 use crate::store::{UsageBy, UsageFilter, UsagePart, UsageRow};
 
-/// Microseconds of a day, and the days that are shown unless others are asked for.
+/// Microseconds of a day, and the default number of days.
 const DAY: i64 = 86_400_000_000;
 const DAYS: i64 = 30;
 
-/// Requests of all that the caller sees, by day, key or reason.
+/// Counts the requests of all keys that the caller may see, by day, key or reason.
 pub(in crate::server::manage) async fn usage(
     State(plane): Shared,
     Extension(caller): Who,
@@ -37,7 +37,7 @@ pub(in crate::server::manage) async fn usage(
     part(&admin, &query, filter).await
 }
 
-/// Requests of one key.
+/// Counts the requests of one key.
 pub(in crate::server::manage) async fn usage_of_key(
     State(plane): Shared,
     Extension(caller): Who,

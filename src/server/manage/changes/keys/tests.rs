@@ -1,4 +1,4 @@
-//! Tests of changes of keys: they are merge-patches (RFC 7396).
+//! Tests that changes of keys follow merge patch (RFC 7396).
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -9,7 +9,7 @@ use crate::key::KeyId;
 use crate::record::KeyTerms;
 use crate::tenant::TenantId;
 
-/// What RFC 7396, section 2, makes of a value and a patch.
+/// Applies a merge patch as in RFC 7396, section 2.
 fn merged(target: Value, patch: &Value) -> Value {
     let Value::Object(patch) = patch else { return patch.clone() };
     let mut object = if let Value::Object(object) = target { object } else { Map::new() };
@@ -89,13 +89,13 @@ fn patch() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    /// Whatever is sent one after the other, the key is what the standard makes of it.
+    /// After any sequence of patches, the key is as the standard defines.
     #[test]
     fn changes_are_merge_patches(patches in prop::collection::vec(patch(), 1..6)) {
         let mut key = key();
         for patch in patches {
             let mut wanted = merged(shown(&key), &patch);
-            // A key without labels shows none, which is the same as an empty object of them.
+            // A key without labels shows none, which means the same as an empty object.
             if wanted["labels"] == json!({}) || wanted["labels"].is_null() {
                 wanted.as_object_mut().unwrap().remove("labels");
             }
@@ -104,7 +104,7 @@ proptest! {
         }
     }
 
-    /// A patch that was made is made: again it changes nothing.
+    /// A patch is idempotent.
     #[test]
     fn a_patch_that_is_sent_again_changes_nothing(before in patch(), patch in patch()) {
         let mut key = key();

@@ -1,6 +1,7 @@
-//! Compares triggers and functions with the file that makes them.
+//! Compares the triggers and functions of the database with the SQL that creates them.
 //!
-//! Postgres shows a trigger in words of its own, so definitions are compared word by word, without those that it adds.
+//! Postgres reformats the definition of a trigger, so definitions are compared word by word, without the words that
+//! Postgres adds.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use sqlx::postgres::PgConnection;
 
 use crate::diagnostics::{Finding, Level};
 use crate::store::migrations::POSTGRES_OBJECTS;
-use crate::store::{StoreError, expected};
+use crate::store::{StoreError, schema_spec};
 
 /// A trigger as the database has it.
 struct Trigger {
@@ -17,10 +18,10 @@ struct Trigger {
     enabled: String,
 }
 
-/// What to do about all of it.
+/// The remedy for every fault.
 const REMEDY: &str = "run `tenantgate migrate` as the owner of the tables";
 
-/// What is wrong with functions and triggers, one sentence each.
+/// Returns the faults of functions and triggers, one sentence each.
 pub(super) async fn wrong(connection: &mut PgConnection, schema: &str) -> Result<Vec<String>, StoreError> {
     let mut findings = triggers(&mut *connection).await?;
     findings.extend(functions(connection, schema).await?);
@@ -31,7 +32,7 @@ pub(super) async fn wrong(connection: &mut PgConnection, schema: &str) -> Result
         .collect())
 }
 
-/// What is wrong with the triggers; or that nothing is.
+/// Returns a finding for each fault of the triggers, or one finding that there is none.
 pub(super) async fn triggers(connection: &mut PgConnection) -> Result<Vec<Finding>, StoreError> {
     let sql = "SELECT tgname::text, pg_get_triggerdef(oid), tgenabled::text FROM pg_trigger
                WHERE NOT tgisinternal AND tgparentid = 0 AND tgrelid IN (
@@ -42,26 +43,29 @@ pub(super) async fn triggers(connection: &mut PgConnection) -> Result<Vec<Findin
         let trigger = Trigger { definition: row.try_get(1)?, enabled: row.try_get(2)? };
         there.insert(row.try_get::<String, _>(0)?, trigger);
     }
-    let expected = expected::triggers(POSTGRES_OBJECTS, ";");
+    let expected = schema_spec::triggers(POSTGRES_OBJECTS, ";");
     let count = expected.len();
     let wrong: Vec<_> =
         expected.into_iter().filter_map(|(name, sql)| wrong_trigger(name, sql, there.get(name))).collect();
-    let fine =
-        || vec![Finding::ok("database.triggers", format!("{count} triggers as the migrations made them"))];
+    let fine = || vec![Finding::ok("database.triggers", format!("{count} triggers match the migrations"))];
     Ok(if wrong.is_empty() { fine() } else { wrong })
 }
 
-/// What is wrong with a trigger, if anything is.
+/// Returns the fault of a trigger, if it has one.
 fn wrong_trigger(name: &str, expected: &str, there: Option<&Trigger>) -> Option<Finding> {
     const CHECK: &str = "database.triggers";
-    const UNSEEN: &str = "changes may go unseen";
+    const UNSEEN: &str = "replicas may miss changes";
     let Some(trigger) = there else {
         return Some(Finding::bad(CHECK, format!("the trigger {name} is missing: {UNSEEN}"), REMEDY));
     };
     if spelled(&trigger.definition) != spelled(expected) {
-        return Some(Finding::bad(CHECK, format!("the trigger {name} is another one: {UNSEEN}"), REMEDY));
+        return Some(Finding::bad(
+            CHECK,
+            format!("the trigger {name} differs from the migrations: {UNSEEN}"),
+            REMEDY,
+        ));
     }
-    let wanted = expected::enabled(POSTGRES_OBJECTS, name);
+    let wanted = schema_spec::enabled(POSTGRES_OBJECTS, name);
     match trigger.enabled.as_str() {
         enabled if enabled == wanted => None,
         "O" if wanted == "A" => {
@@ -72,8 +76,8 @@ fn wrong_trigger(name: &str, expected: &str, there: Option<&Trigger>) -> Option<
     }
 }
 
-/// The words of a trigger, sorted, without those that Postgres adds or drops when it tells of one: schemas, casts,
-/// and how it spells that one row differs from another (column by column). An operator in its place counts.
+/// Returns the words of a trigger, sorted, without those that Postgres adds or removes: schemas, casts, and how it
+/// compares two rows (column by column). Other operators are kept.
 fn spelled(definition: &str) -> Vec<String> {
     const LOOSE: [&str; 9] =
         ["row", "text", "character", "varying", "is", "distinct", "from", "or", "public"];
@@ -81,7 +85,7 @@ fn spelled(definition: &str) -> Vec<String> {
     let part_of_word = |c: char| c.is_ascii_alphanumeric() || "_.<>=".contains(c);
     let word = |word: &str| match word.rsplit_once('.') {
         Some(("old" | "new", _)) | None => word.to_owned(),
-        // What stands before any other dot is a schema.
+        // Before any other dot is a schema.
         Some((_, name)) => name.to_owned(),
     };
     let words = plain.split(|c: char| !part_of_word(c)).map(word);
@@ -98,7 +102,7 @@ struct Function {
     everybodys: bool,
 }
 
-/// What is wrong with the functions; or that nothing is.
+/// Returns a finding for each fault of the functions, or one finding that there is none.
 pub(super) async fn functions(
     connection: &mut PgConnection,
     schema: &str,
@@ -115,16 +119,14 @@ pub(super) async fn functions(
             Function { source: row.try_get(1)?, pinned: row.try_get(2)?, everybodys: row.try_get(3)? };
         there.insert(row.try_get::<String, _>(0)?, function);
     }
-    let expected = expected::functions(POSTGRES_OBJECTS);
+    let expected = schema_spec::functions(POSTGRES_OBJECTS);
     let wrong = |(name, body): (&str, &str)| {
         let what = match there.get(name) {
-            Some(function) if expected::words(&function.source) != expected::words(body) => {
-                format!("the function {name} is another one")
+            Some(function) if schema_spec::words(&function.source) != schema_spec::words(body) => {
+                format!("the function {name} differs from the migrations")
             }
             Some(function) if !function.pinned => {
-                format!(
-                    "the function {name} does not look names up in {schema} alone: changes fail or go astray"
-                )
+                format!("the function {name} may find tables outside {schema}: changes may fail or be lost")
             }
             Some(function) if function.everybodys => {
                 format!("every role may call the function {name}")
@@ -136,7 +138,7 @@ pub(super) async fn functions(
     };
     let count = expected.len();
     let wrong: Vec<_> = expected.into_iter().filter_map(wrong).collect();
-    let fine = || vec![Finding::ok(CHECK, format!("{count} functions as the migrations made them"))];
+    let fine = || vec![Finding::ok(CHECK, format!("{count} functions match the migrations"))];
     Ok(if wrong.is_empty() { fine() } else { wrong })
 }
 
@@ -145,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trigger_is_known_however_postgres_spells_it() {
+    fn a_trigger_is_recognized_in_every_form_that_postgres_shows() {
         let made = "CREATE TRIGGER t AFTER UPDATE ON api_keys FOR EACH ROW
             WHEN ((old.id, old.key_prefix) IS DISTINCT FROM (new.id, new.key_prefix)) EXECUTE FUNCTION f()";
         let told = |when: &str| {

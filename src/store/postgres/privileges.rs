@@ -1,8 +1,7 @@
-//! Examines the rights of the role.
+//! Examines the privileges of the database role.
 //!
-//! Holds what it may do of the tables against what `serve` does, and against what the
-//! commands do that change something: the same as `migrations/roles.sql` gives to the
-//! one and to the other. Only asks; nothing is tried.
+//! Compares the privileges of the role with those that `serve`, and the commands that change something, need. They are
+//! the same that `migrations/roles.sql` grants. It only queries the catalogue and attempts no change.
 
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
@@ -11,10 +10,10 @@ use crate::diagnostics::Finding;
 use crate::store::StoreError;
 use crate::store::inspect::Purpose;
 
-/// A right: what it is called, what asks for it, and whether `serve` answers nothing without it.
+/// A privilege: its name, the SQL expression that tests for it, and whether `serve` cannot accept any key without it.
 type Right = (&'static str, &'static str, bool);
 
-/// What `serve` does.
+/// The privileges that `serve` needs.
 const SERVE: [Right; 17] = [
     ("SELECT ON tenants", "has_table_privilege('tenants', 'SELECT')", true),
     (
@@ -61,7 +60,7 @@ const SERVE: [Right; 17] = [
     ),
 ];
 
-/// What `tenant`, `key`, `plan`, `route`, `admin-key`, `report`, `audit` and `manage` do.
+/// The privileges that `tenant`, `key`, `plan`, `route`, `admin-key`, `report`, `audit` and `manage` need.
 const ADMIN: [Right; 15] = [
     (
         "SELECT, INSERT, UPDATE (name, status, mode, plan) ON tenants",
@@ -130,12 +129,12 @@ const ADMIN: [Right; 15] = [
     ("CREATE ON DATABASE", "has_database_privilege(current_database(), 'CREATE')", false),
 ];
 
-/// Who can do one of these is meant to manage tenants and keys.
+/// A role that has one of these privileges is meant to manage tenants and keys.
 const CHANGES_SOMETHING: &str = "has_table_privilege('tenants', 'INSERT') OR has_table_privilege('api_keys', 'INSERT')
     OR has_column_privilege('tenants', 'status', 'UPDATE') OR has_column_privilege('api_keys', 'revoked_at', 'UPDATE')";
 
-/// What only the owner of the tables needs. `manage` is reachable over the network, so its role must not be able to undo
-/// what `tenantgate_admin` protects: hashes, and the audit log.
+/// Privileges that only the owner of the tables needs. `manage` is reachable over the network, so its role must not be
+/// able to change hashes or the audit log.
 const TOO_MUCH: [Right; 4] = [
     (
         "own the tables",
@@ -157,7 +156,7 @@ const TOO_MUCH: [Right; 4] = [
     ),
 ];
 
-/// Examines what the role needs for this purpose.
+/// Examines the privileges that the role needs for this purpose.
 pub(super) async fn examine(
     connection: &mut PgConnection,
     purpose: Purpose,
@@ -176,8 +175,8 @@ fn manage(missing: &[Right]) -> Finding {
     if missing.is_empty() {
         return Finding::ok(CHECK, "the role has all rights that manage needs");
     }
-    let remedy = "use a role that is a member of tenantgate_admin, and run `tenantgate migrate --roles`: manage answers \
-                  503 to what needs the right";
+    let remedy = "use a role that is a member of tenantgate_admin, and run `tenantgate migrate --roles`: without it \
+                  manage answers some requests with 503";
     Finding::bad(CHECK, lacks(missing), remedy)
 }
 
@@ -198,11 +197,11 @@ fn no_more_than_manage(held: &[Right]) -> Finding {
 fn serve(missing: &[Right]) -> Finding {
     const CHECK: &str = "database.rights";
     if missing.is_empty() {
-        return Finding::ok(CHECK, "the role may do all that serve does");
+        return Finding::ok(CHECK, "the role has all rights that serve needs");
     }
     let what = lacks(missing);
     if missing.iter().any(|(_, _, essential)| *essential) {
-        Finding::bad(CHECK, what, "GRANT it (docs/guides/postgres-roles.md): serve answers 503 without")
+        Finding::bad(CHECK, what, "GRANT it (docs/guides/postgres-roles.md): without it serve answers 503")
     } else {
         let remedy = "GRANT it (docs/guides/postgres-roles.md): last_used_at, memos, --wait of others, the shadow report, \
                       usage or pruning need it";
@@ -213,14 +212,14 @@ fn serve(missing: &[Right]) -> Finding {
 async fn admin(connection: &mut PgConnection) -> Result<Finding, StoreError> {
     const CHECK: &str = "database.admin_rights";
     if !asked(connection, CHANGES_SOMETHING).await?.iter().any(|holds| *holds) {
-        return Ok(Finding::ok(CHECK, "the role may change no tenant and no key, which serve does not need"));
+        return Ok(Finding::ok(CHECK, "the role cannot change tenants or keys, and serve does not need to"));
     }
     let missing = missing(connection, &ADMIN).await?;
     Ok(if missing.is_empty() {
-        Finding::ok(CHECK, "the role may do all that `tenant` and `key` do")
+        Finding::ok(CHECK, "the role has all rights that `tenant` and `key` need")
     } else {
-        let remedy = "GRANT it (docs/guides/postgres-roles.md), or take the rest: what `tenant` and `key` change goes into the \
-                      audit log, too, or is refused";
+        let remedy = "GRANT it (docs/guides/postgres-roles.md), or REVOKE the others: `tenant` and `key` need all of them, \
+                      also those on the audit log";
         Finding::warn(CHECK, lacks(&missing), remedy)
     })
 }
@@ -249,7 +248,7 @@ async fn divided(
     Ok(rights.iter().zip(holds).filter(|(_, holds)| *holds == has).map(|(right, _)| *right).collect())
 }
 
-/// The answers to some questions; nothing counts as no.
+/// Evaluates boolean SQL expressions. NULL counts as false.
 async fn asked(connection: &mut PgConnection, questions: &str) -> Result<Vec<bool>, StoreError> {
     let row = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT {questions}"))).fetch_one(connection).await?;
     let answer = |at| Ok(row.try_get::<Option<bool>, _>(at)?.unwrap_or(false));

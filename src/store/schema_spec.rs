@@ -1,11 +1,11 @@
-//! The functions and triggers that a database must have, read from the file that makes them.
+//! The functions and triggers that a database must have, parsed from the SQL that creates them.
 
 use std::collections::BTreeMap;
 
 /// Definitions by name.
 pub(super) type Named = BTreeMap<&'static str, &'static str>;
 
-/// Every trigger, from `CREATE TRIGGER` to before `end`.
+/// Returns every trigger, from `CREATE TRIGGER` up to `end`, without `end`.
 pub(super) fn triggers(objects: &'static str, end: &str) -> Named {
     let definition = |(at, _): (usize, &str)| {
         let rest = &objects[at..];
@@ -14,7 +14,7 @@ pub(super) fn triggers(objects: &'static str, end: &str) -> Named {
     objects.match_indices("CREATE TRIGGER ").map(definition).collect()
 }
 
-/// `pg_trigger.tgenabled` of a trigger: fires `A`lways, under `R`eplication, or `O`rdinarily.
+/// Returns the expected `pg_trigger.tgenabled` of a trigger: `A` (always), `R` (replica) or `O` (origin).
 pub(super) fn enabled(objects: &str, trigger: &str) -> &'static str {
     let says = |how: &str| objects.contains(&format!("ENABLE {how} TRIGGER {trigger};"));
     if says("ALWAYS") {
@@ -26,7 +26,7 @@ pub(super) fn enabled(objects: &str, trigger: &str) -> &'static str {
     }
 }
 
-/// The body of every function.
+/// Returns the body of every function.
 pub(super) fn functions(objects: &'static str) -> Named {
     let start = "CREATE OR REPLACE FUNCTION ";
     let definition = |(at, _): (usize, &str)| {
@@ -36,12 +36,12 @@ pub(super) fn functions(objects: &'static str) -> Named {
     objects.match_indices(start).filter_map(definition).collect()
 }
 
-/// The word that a definition begins with.
+/// Returns the first word of a definition.
 fn name(definition: &'static str) -> &'static str {
     definition.split(|c: char| !is_word(c)).next().unwrap_or_default()
 }
 
-/// The text between the dollar quotes after `AS`.
+/// Returns the text between the dollar quotes after `AS`.
 fn body(definition: &'static str) -> Option<&'static str> {
     let (_, quoted) = definition.split_once("AS $")?;
     let (tag, rest) = quoted.split_once('$')?;
@@ -52,7 +52,7 @@ fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
-/// A text without its layout.
+/// Splits SQL into words, so that texts with different layout are equal.
 pub(super) fn words(sql: &str) -> Vec<String> {
     sql.split_whitespace().map(str::to_owned).collect()
 }
