@@ -129,7 +129,7 @@ impl Replica {
     /// snapshot, which is at least as new as these. `None` before the first load.
     #[must_use]
     pub fn synced(&self) -> Option<(i64, Option<i64>, Arc<Snapshot>)> {
-        let at = self.0.looked_at.load(Acquire);
+        let at = self.0.synced_at.load(Acquire);
         let ahead = self.0.database_clock.load(Relaxed);
         let ahead = (ahead != i64::MIN).then_some(ahead);
         (at != i64::MIN).then(|| (at, ahead, self.0.snapshot.load_full()))

@@ -90,7 +90,13 @@ const AGAIN: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Tls {
     files: Arc<TlsFiles>,
-    config: Arc<ArcSwap<ServerConfig>>,
+    loaded: Arc<ArcSwap<Loaded>>,
+}
+
+/// A configuration, and the contents of the files that it was made from.
+struct Loaded {
+    contents: Contents,
+    config: Arc<ServerConfig>,
 }
 
 impl Tls {
@@ -100,8 +106,8 @@ impl Tls {
     ///
     /// A file is missing or invalid. The error never contains a key.
     pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
-        let config = Contents::read(&files)?.config(&files)?;
-        Ok(Self { files: Arc::new(files), config: Arc::new(ArcSwap::new(config)) })
+        let loaded = Loaded::of(Contents::read(&files)?, &files)?;
+        Ok(Self { files: Arc::new(files), loaded: Arc::new(ArcSwap::from_pointee(loaded)) })
     }
 
     /// Performs the handshake with a client.
@@ -112,7 +118,7 @@ impl Tls {
     pub(super) async fn accept(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, NotAdmitted> {
         let mut first = [0];
         let Ok(1..) = stream.peek(&mut first).await else { return Err(NotAdmitted::Probe) };
-        let acceptor = TlsAcceptor::from(self.config.load_full());
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.loaded.load().config));
         let stream = acceptor.accept(stream).await.map_err(|error| {
             let detail = match error.kind() {
                 io::ErrorKind::UnexpectedEof => {
@@ -145,19 +151,15 @@ impl Tls {
 
     /// Reloads the files whenever they change, forever.
     pub(super) async fn follow(self) {
-        let mut before = Contents::read(&self.files).ok();
         let mut failing = false;
         loop {
             sleep(AGAIN).await;
-            let read = Contents::read(&self.files);
-            if read.as_ref().is_ok_and(|now| before.as_ref() == Some(now)) {
-                continue;
-            }
-            match read.and_then(|now| Ok((now.config(&self.files)?, now))) {
-                Ok((config, now)) => {
-                    self.config.store(config);
-                    info!("certificates reloaded, new connections use them");
-                    (before, failing) = (Some(now), false);
+            match self.reload() {
+                Ok(reloaded) => {
+                    if reloaded {
+                        info!("certificates reloaded, new connections use them");
+                    }
+                    failing = false;
                 }
                 // Logged once: a renewal in progress is invalid for a moment, a broken one for long.
                 Err(error) if !failing => {
@@ -167,6 +169,22 @@ impl Tls {
                 Err(_) => {}
             }
         }
+    }
+
+    /// Reloads the files if they differ from those that are in use. Returns whether they do.
+    fn reload(&self) -> Result<bool, TlsError> {
+        let contents = Contents::read(&self.files)?;
+        if contents == self.loaded.load().contents {
+            return Ok(false);
+        }
+        self.loaded.store(Arc::new(Loaded::of(contents, &self.files)?));
+        Ok(true)
+    }
+}
+
+impl Loaded {
+    fn of(contents: Contents, files: &TlsFiles) -> Result<Self, TlsError> {
+        Ok(Self { config: contents.config(files)?, contents })
     }
 }
 
@@ -299,4 +317,34 @@ fn certificates(pem: &[u8], path: &std::path::Path) -> Result<Vec<CertificateDer
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let all = all.map_err(|e| TlsError::Pem(path.to_owned(), "certificate", e))?;
     if all.is_empty() { Err(TlsError::Empty(path.to_owned())) } else { Ok(all) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(files: &TlsFiles) {
+        let made = rcgen::generate_simple_self_signed(["tenantgate.test".to_owned()]).unwrap();
+        std::fs::write(&files.cert, made.cert.pem()).unwrap();
+        std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
+    }
+
+    #[test]
+    fn files_are_compared_with_those_in_use_and_not_with_those_seen_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let [cert, key] = ["cert.pem", "key.pem"].map(|name| folder.path().join(name));
+        let protocol = Protocol::default();
+        let files = TlsFiles { cert, key, client_ca: None, client_sans: Vec::new(), protocol };
+        write(&files);
+        let tls = Tls::load(files.clone()).unwrap();
+        assert!(!tls.reload().unwrap());
+        // Renewed before anybody has followed the files.
+        write(&files);
+        assert!(tls.reload().unwrap() && !tls.reload().unwrap());
+        let good = std::fs::read(&files.cert).unwrap();
+        std::fs::write(&files.cert, "half of it").unwrap();
+        assert!(tls.reload().is_err() && tls.reload().is_err());
+        std::fs::write(&files.cert, good).unwrap();
+        assert!(!tls.reload().unwrap(), "what is in use has come back");
+    }
 }

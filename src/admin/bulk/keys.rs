@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::super::key_changes::check_key_name;
 use super::super::{Admin, AdminError};
-use super::{Import, Numbered, Outcome, instant, read, split_at_duplicates, uuid};
+use super::{Import, Numbered, Outcome, expiry, instant, read, split_at_duplicates, uuid};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format::{self, holds_key, is_stored_prefix};
@@ -121,7 +121,7 @@ impl Candidate {
             proof,
             id: uuid("id", row.id.as_deref())?,
             created_at: instant("created_at", row.created_at.as_deref())?,
-            expires_at: instant("expires_at", row.expires_at.as_deref())?,
+            expires_at: expiry(row.expires_at.as_deref())?,
             last_used_at: instant("last_used_at", row.last_used_at.as_deref())?,
             revoked_at: instant("revoked_at", row.revoked_at.as_deref())?,
             replaced_by: uuid("replaced_by", row.replaced_by.as_deref())?,

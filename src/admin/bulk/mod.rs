@@ -138,10 +138,12 @@ fn split_at_duplicates<R>(rows: Vec<R>, unique: impl Fn(&R) -> Vec<String>) -> V
 fn instant(column: &str, text: Option<&str>) -> Result<Option<Timestamp>, String> {
     let wrong =
         || format!("invalid {column}: expected an instant with its zone, such as 2027-01-31T00:00:00Z");
-    match text {
-        None | Some("infinity") => Ok(None),
-        Some(text) => Timestamp::parse_zoned(text).map(Some).ok_or_else(wrong),
-    }
+    text.map(|text| Timestamp::parse_zoned(text).ok_or_else(wrong)).transpose()
+}
+
+/// Parses `expires_at`, where Postgres writes `infinity` for a key that never expires.
+fn expiry(text: Option<&str>) -> Result<Option<Timestamp>, String> {
+    instant("expires_at", text.filter(|text| *text != "infinity"))
 }
 
 /// Parses the text of a column, if it is set.
@@ -226,5 +228,17 @@ mod tests {
     fn a_dry_run_remembers_what_it_would_have_done() {
         let mut import = Import::new(Source::default(), true);
         assert!(import.is_new("llmk_a") && import.is_new("llmk_b") && !import.is_new("llmk_a"));
+    }
+
+    #[test]
+    fn only_an_expiry_may_be_infinite() {
+        assert_eq!(expiry(Some("infinity")), Ok(None));
+        assert_eq!(expiry(None), Ok(None));
+        assert!(expiry(Some("2027-01-31T00:00:00Z")).unwrap().is_some());
+        // A key that is never valid, or was revoked at the end of time, must not become one that passes.
+        for column in ["not_before", "revoked_at", "disabled_at"] {
+            let error = instant(column, Some("infinity")).unwrap_err();
+            assert!(error.starts_with(&format!("invalid {column}: expected an instant")), "{error}");
+        }
     }
 }
