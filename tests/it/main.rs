@@ -22,6 +22,7 @@ mod doctor;
 mod doctor_envoy;
 mod edge;
 mod envoy;
+mod envoy_addresses;
 mod envoy_policy;
 mod explain;
 mod explain_decision;

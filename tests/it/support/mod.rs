@@ -30,6 +30,7 @@ pub(crate) mod postgres;
 pub(crate) mod prometheus;
 pub(crate) mod server;
 pub(crate) mod service;
+pub(crate) mod table;
 pub(crate) mod transcript;
 pub(crate) mod wire;
 pub(crate) mod world;
