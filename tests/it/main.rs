@@ -23,6 +23,7 @@ mod doctor_envoy;
 mod edge;
 mod envoy;
 mod envoy_addresses;
+mod envoy_limits;
 mod envoy_policy;
 mod explain;
 mod explain_decision;
