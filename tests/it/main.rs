@@ -5,6 +5,7 @@
 mod support;
 
 mod admin_keys;
+mod agreement;
 mod allocations;
 mod announce;
 mod architecture;
