@@ -28,6 +28,8 @@ pub struct TestedRequest {
 pub struct RouteVerdict {
     /// The rule that wins.
     pub rule: Option<RouteView>,
+    /// Why it wins: how it differs from the next one.
+    pub why: Option<String>,
     /// Whether a key is needed.
     pub mode: &'static str,
     /// The scopes that a key needs: one alternative of each text.
@@ -63,6 +65,7 @@ fn verdict(rows: &[RouteRow], request: &TestedRequest, key: Option<(&KeyDetails,
     }
     let mut verdict = RouteVerdict {
         rule: None,
+        why: None,
         mode: RouteMode::Required.as_str(),
         needs: Vec::new(),
         ambiguous: None,
@@ -85,6 +88,7 @@ fn verdict(rows: &[RouteRow], request: &TestedRequest, key: Option<(&KeyDetails,
     let winner = entries.first().copied();
     verdict.rule = winner.and_then(|entry| view(entry.id));
     verdict.next = entries.iter().skip(1).filter_map(|entry| view(entry.id)).collect();
+    verdict.why = verdict.rule.as_ref().map(|rule| why(rule, verdict.next.first()));
     let rule = match winner.map(|entry| entry.rule.as_ref()) {
         Some(Err(_)) => {
             verdict.outcome = "damaged_route";
@@ -105,6 +109,33 @@ fn verdict(rows: &[RouteRow], request: &TestedRequest, key: Option<(&KeyDetails,
         outcome(mode, &needs, rule.is_some_and(|rule| rule.shadow), key)
     };
     verdict
+}
+
+/// Tells why a rule wins over the next one, in the order in which rules are compared: host, path, method.
+fn why(rule: &RouteView, next: Option<&RouteView>) -> String {
+    let Some(next) = next else { return "no other rule fits".to_owned() };
+    if rule.host != next.host {
+        return format!("its host {} is more specific than {}", rule.host, next.host);
+    }
+    let [ours, theirs] = [rule, next].map(|rule| rule.path.split('/').skip(1));
+    let differs = |(_, (ours, theirs)): &(usize, (Option<&str>, Option<&str>))| match (ours, theirs) {
+        // The names of parameters do not matter.
+        (Some(ours), Some(theirs)) => ours != theirs && !(ours.starts_with('{') && theirs.starts_with('{')),
+        (ours, theirs) => ours != theirs,
+    };
+    let ends = || std::iter::repeat(None);
+    let pairs = ours.map(Some).chain(ends()).zip(theirs.map(Some).chain(ends())).enumerate();
+    let longest = [rule, next].map(|rule| rule.path.split('/').count()).into_iter().max().unwrap_or_default();
+    let name = |segment: Option<&str>| segment.map_or("its end".to_owned(), |segment| format!("{segment:?}"));
+    match pairs.take(longest).find(differs) {
+        Some((at, (ours, theirs))) => format!(
+            "segment {} of its path, {}, is more specific than {} of the next rule",
+            at + 1,
+            name(ours),
+            name(theirs)
+        ),
+        None => format!("its method {} is more specific than {}", rule.method, next.method),
+    }
 }
 
 fn outcome(
@@ -167,10 +198,37 @@ mod tests {
             let verdict = verdict(&rows, &asked(path, &[]), None);
             (verdict.mode, verdict.next.len(), verdict.outcome, verdict.ambiguous.is_some())
         };
+        let why = |path: &str| verdict(&rows, &asked(path, &[]), None).why;
+        let first = r#"segment 2 of its path, "door", is more specific than "{name}" of the next rule"#;
+        assert_eq!(why("/open/door").as_deref(), Some(first));
+        let second = r#"segment 1 of its path, "open", is more specific than "**" of the next rule"#;
+        assert_eq!(why("/open/window").as_deref(), Some(second));
+        assert_eq!((why("/else").as_deref(), why("/open//door")), (Some("no other rule fits"), None));
         assert_eq!(told("/open/door?x=1"), ("public", 2, "public", false));
         assert_eq!(told("/open/window"), ("optional", 1, "anonymous", false));
         assert_eq!(told("/else"), ("required", 0, "missing", false));
         assert_eq!(told("/open//door"), ("required", 0, "path_ambiguous", true));
+    }
+
+    #[test]
+    fn a_rule_wins_by_its_host_then_its_path_then_its_method() {
+        let view = |host: &str, method: &str, path: &str| {
+            let row = RouteRow { host: host.into(), method: method.into(), ..rule(path, "required", None) };
+            RouteView::from(&row)
+        };
+        let any = view("*", "*", "/a/{x}");
+        for (winner, expected) in [
+            (view("a.example", "*", "/**"), "its host a.example is more specific than *"),
+            (view("*", "GET", "/a/{y}"), "its method GET is more specific than *"),
+            (
+                view("*", "*", "/a/b"),
+                r#"segment 2 of its path, "b", is more specific than "{x}" of the next rule"#,
+            ),
+        ] {
+            assert_eq!(why(&winner, Some(&any)), expected);
+        }
+        let ends = r#"segment 2 of its path, its end, is more specific than "**" of the next rule"#;
+        assert_eq!(why(&view("*", "*", "/a"), Some(&view("*", "*", "/a/**"))), ends);
     }
 
     #[test]

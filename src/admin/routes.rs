@@ -19,9 +19,9 @@ use crate::store::{KeyFilter, RoutesChange, Stop, StoreError, StoredKey};
 pub struct RouteView {
     id: String,
     name: Option<String>,
-    host: String,
-    method: String,
-    path: String,
+    pub(super) host: String,
+    pub(super) method: String,
+    pub(super) path: String,
     mode: String,
     scopes: Option<String>,
     shadow: bool,

@@ -13,26 +13,30 @@ mod listener;
 mod rows;
 mod tls;
 
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::http::Uri;
 use serde::Serialize;
 use tokio::net::TcpListener;
+use zeroize::Zeroizing;
 
 use self::rows::Rows;
 use super::explain::read_key;
 use super::target::{Target, TlsArgs, target};
 use super::view::{Text, plain};
-use super::{Failure, Session, one_line};
+use super::{Failure, Session, one_line, open_admin};
+use crate::client_address::parse_address;
 use crate::clock::{Clock, SystemClock};
-use crate::config::{self, JudgementArgs, SizeArgs};
+use crate::config::{self, ExchangeArgs, JudgementArgs, SizeArgs};
 use crate::diagnostics::{Finding, Level};
 use crate::envoy::probe::Probe;
 use crate::envoy::{Expected, admin, http};
 use crate::ext_authz::service::SERVICE_NAME;
-use crate::ext_authz::translate::{DECISION_ID_HEADER, IDENTITY_HEADERS};
+use crate::ext_authz::translate::{DECISION_ID_HEADER, OUTSIDE_NETWORKS};
+use crate::key::format::parse;
 use crate::store::StoreError;
 use crate::store::inspect::{Inspect, Purpose};
 use crate::verify::memo::Peppers;
@@ -61,12 +65,19 @@ pub(crate) struct DoctorArgs {
     /// Listen on this address as the upstream of a route of Envoy, and check what arrives
     #[arg(long, value_name = "HOST:PORT", requires = "key_file")]
     sink: Option<String>,
+    /// The file with a valid key that is limited to networks without this machine, to check that no header of a client
+    /// makes it appear to be in them
+    #[arg(long, value_name = "FILE", requires = "envoy")]
+    limited_key_file: Option<PathBuf>,
     /// The TLS options.
     #[command(flatten)]
     tls: TlsArgs,
     /// Options that must be the same as for `serve`
     #[command(flatten)]
     pub(crate) judgement: JudgementArgs,
+    /// What the server reads from Envoy, and what it tells upstreams
+    #[command(flatten)]
+    pub(crate) exchange: ExchangeArgs,
     /// The size limits of the server
     #[command(flatten)]
     size: SizeArgs,
@@ -110,17 +121,24 @@ pub(super) async fn examine(args: &DoctorArgs, by: &Session) -> Result<Report, F
     if let Some(target) = &args.target {
         report.findings.extend(listener::examine(target, &args.tls, clock.as_ref()).await?);
     }
-    report.findings.extend(Box::pin(envoy(args)).await?);
+    report.findings.extend(Box::pin(envoy(args, by)).await?);
     Ok(report)
 }
 
 /// Examines Envoy, as far as its addresses are given.
-async fn envoy(args: &DoctorArgs) -> Result<Vec<Finding>, Failure> {
+async fn envoy(args: &DoctorArgs, by: &Session) -> Result<Vec<Finding>, Failure> {
     let key_header = args.judgement.key_header.to_ascii_lowercase();
     let usage = |mistakes: config::Mistakes| Failure { code: 2, lines: mistakes.0, locked: false };
     let (header_bytes, message_bytes) = config::sizes(&args.size).map_err(usage)?;
+    let (client_address, identity) = config::exchange(&args.exchange, &key_header).map_err(usage)?;
+    let names: Vec<_> = identity.names().collect();
+    let always: Vec<_> =
+        identity.iter().filter(|(field, _)| field.is_always_set()).map(|(_, name)| name).collect();
     let expected = Expected {
-        identity: &IDENTITY_HEADERS,
+        identity: &names,
+        always: &always,
+        client_address: &client_address,
+        outside: OUTSIDE_NETWORKS,
         key_header: &key_header,
         bearer: args.judgement.accept_bearer,
         health_service: SERVICE_NAME,
@@ -134,7 +152,11 @@ async fn envoy(args: &DoctorArgs) -> Result<Vec<Finding>, Failure> {
         findings.extend(admin::examine(&server(url), &expected).await);
     }
     let Some(url) = &args.envoy else { return Ok(findings) };
-    let key = args.key_file.as_deref().map(read_key).transpose()?;
+    let key = args.key_file.as_deref().map(|file| read_key("--key-file", file)).transpose()?;
+    let limited = match &args.limited_key_file {
+        Some(file) => Some(limited_key(file, by).await?),
+        None => None,
+    };
     let sink = match &args.sink {
         Some(address) => Some(
             TcpListener::bind(address)
@@ -144,9 +166,29 @@ async fn envoy(args: &DoctorArgs) -> Result<Vec<Finding>, Failure> {
         None => None,
     };
     let key = key.as_ref().map(|key| key.as_str());
-    let probe = Probe { server: server(url), path: &args.path, key, sink };
+    let limited = limited.as_ref().map(|(key, inside)| (key.as_str(), *inside));
+    let probe = Probe { server: server(url), path: &args.path, key, limited, sink };
     findings.extend(probe.examine(&expected).await);
     Ok(findings)
+}
+
+/// Reads a key that is limited to networks, and returns an address in the first of them.
+async fn limited_key(file: &Path, by: &Session) -> Result<(Zeroizing<String>, IpAddr), Failure> {
+    const OPTION: &str = "--limited-key-file";
+    let key = read_key(OPTION, file)?;
+    let wrong = |why: &str| Failure::usage(format!("{OPTION} {}: {why}", file.display()));
+    let prefix =
+        parse(key.as_bytes()).map_err(|why| wrong(&format!("the key is malformed: it {why}")))?.prefix();
+    let admin = open_admin(by, Peppers::default()).await?;
+    let networks = admin.key(prefix).await?.terms.networks;
+    let first = networks.iter().flat_map(|text| text.split([' ', '/'])).next();
+    let inside = first.and_then(|address| parse_address(address.as_bytes()));
+    Ok((
+        key,
+        inside.ok_or_else(|| {
+            wrong("the key has no networks: set them with `tenantgate key update --networks`")
+        })?,
+    ))
 }
 
 async fn database(

@@ -168,7 +168,7 @@ impl<'a> Asked<'a> {
         let known = args.key_prefix.clone().or(of_log);
         let stand_in = args.key_file.is_none() && known.is_some();
         let key = match &args.key_file {
-            Some(file) => Some(read_key(file)?),
+            Some(file) => Some(read_key("--key-file", file)?),
             None => known.map(|prefix| Zeroizing::new(format!("{prefix}_00000000"))),
         };
         let root = args.through.as_ref().map(|_| "/".to_owned());
@@ -299,7 +299,7 @@ async fn judged(
 }
 
 /// Reads the file without its line end. Malformed keys are accepted, because they can be explained, too.
-pub(super) fn read_key(file: &Path) -> Result<Zeroizing<String>, Failure> {
+pub(super) fn read_key(option: &str, file: &Path) -> Result<Zeroizing<String>, Failure> {
     const LONGEST: u64 = 64 * 1024;
     let mut text = Zeroizing::new(String::new());
     let read = if file == Path::new("-") {
@@ -307,7 +307,7 @@ pub(super) fn read_key(file: &Path) -> Result<Zeroizing<String>, Failure> {
     } else {
         std::fs::File::open(file).and_then(|file| file.take(LONGEST).read_to_string(&mut text))
     };
-    read.map_err(|e| Failure::usage(format!("--key-file {}: {e}", file.display())))?;
+    read.map_err(|e| Failure::usage(format!("{option} {}: {e}", file.display())))?;
     Ok(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned()))
 }
 

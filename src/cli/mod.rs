@@ -179,7 +179,10 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
             match &mut cli.command {
                 Command::Serve(args) => args.split_variables(from_variable),
                 Command::Explain(args) => args.judgement.split_variables(from_variable),
-                Command::Doctor(args) => args.judgement.split_variables(from_variable),
+                Command::Doctor(args) => {
+                    args.exchange.split_variables(from_variable);
+                    args.judgement.split_variables(from_variable);
+                }
                 _ => {}
             }
         }

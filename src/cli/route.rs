@@ -238,7 +238,9 @@ impl FoundView {
             Finding::UnneededScope(scope) => Self {
                 finding: "unneeded_scope",
                 rule: None,
-                detail: format!("live keys are granted {scope}, which no rule needs"),
+                detail: format!(
+                    "live keys are granted {scope}, which no rule needs; Envoy's tenantgate.scopes were not examined"
+                ),
             },
         }
     }
@@ -296,7 +298,9 @@ impl Text for RouteDifference {
 impl Text for RouteVerdict {
     fn text(&self) -> String {
         let rule = self.rule.as_ref().map_or_else(|| "none".to_owned(), |rule| rule.cells().join("  "));
-        let mut lines = vec![format!("rule       {rule}"), format!("mode       {}", self.mode)];
+        let mut lines = vec![format!("rule       {rule}")];
+        lines.extend(self.why.iter().map(|why| format!("because    {why}")));
+        lines.push(format!("mode       {}", self.mode));
         lines.extend(self.needs.iter().map(|needs| format!("needs      {needs}")));
         lines.extend(self.ambiguous.iter().map(|why| format!("ambiguous  {why}")));
         lines.extend(self.next.iter().map(|next| format!("next       {}", next.cells().join("  "))));

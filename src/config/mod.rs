@@ -52,21 +52,13 @@ pub struct ServeArgs {
     #[arg(long, env = "TENANTGATE_ON_UNAVAILABLE", value_name = "deny|error", default_value = "deny")]
     pub on_unavailable: String,
 
-    /// Where the address of the client is taken from, for the networks of keys, logs and the shadow report: `source`
-    /// (the peer of Envoy's connection), `metadata:NAME` (gRPC metadata that Envoy fills by `initial_metadata`; best),
-    /// `xff:N` (the N-th from the right in `x-forwarded-for`) or `header:NAME`
-    #[arg(long, env = "TENANTGATE_CLIENT_ADDRESS", value_name = "SOURCE", default_value = "source")]
-    pub client_address: String,
+    /// What is read from Envoy and told to it.
+    #[command(flatten)]
+    pub exchange: ExchangeArgs,
 
     /// Leave the key on requests that pass, for a second filter that checks them again
     #[arg(long, env = "TENANTGATE_KEEP_KEY_HEADER", value_parser = clap::builder::BoolishValueParser::new())]
     pub keep_key_header: bool,
-
-    /// A field of a proven caller that upstreams get, and its header. FIELD is one of tenant-id, tenant-name,
-    /// tenant-schema, key-id, key-prefix, scopes and plan; NAME defaults to x-llmcore-FIELD. Repeatable; replaces the
-    /// default, `none` empties the list [default: tenant-id, tenant-name, tenant-schema and key-id]
-    #[arg(long, env = "TENANTGATE_IDENTITY_HEADER", value_name = "FIELD[=NAME]")]
-    pub identity_header: Vec<String>,
 
     /// A field of the dynamic metadata that Envoy gets about proven callers, such as `tenant_id` or `request_limit`.
     /// Repeatable [default: all]
@@ -116,6 +108,36 @@ pub struct ServeArgs {
     /// Check all options, report every mistake, and exit
     #[arg(long)]
     pub check_config: bool,
+}
+
+/// What is read from Envoy and told to it. It must be the same for `serve` and `doctor`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ExchangeArgs {
+    /// Where the address of the client is taken from, for the networks of keys, logs and the shadow report: `source`
+    /// (the peer of Envoy's connection), `metadata:NAME` (gRPC metadata that Envoy fills by `initial_metadata`; best),
+    /// `xff:N` (the N-th from the right in `x-forwarded-for`) or `header:NAME`
+    #[arg(long, env = "TENANTGATE_CLIENT_ADDRESS", value_name = "SOURCE", default_value = "source")]
+    pub client_address: String,
+
+    /// A field of a proven caller that upstreams get, and its header. FIELD is one of tenant-id, tenant-name,
+    /// tenant-schema, key-id, key-prefix, scopes and plan; NAME defaults to x-llmcore-FIELD. Repeatable; replaces the
+    /// default, `none` empties the list [default: tenant-id, tenant-name, tenant-schema and key-id]
+    #[arg(long, env = "TENANTGATE_IDENTITY_HEADER", value_name = "FIELD[=NAME]")]
+    pub identity_header: Vec<String>,
+}
+
+impl ExchangeArgs {
+    /// Splits variables: repeatable values are separated by commas.
+    pub fn split_variables(&mut self, from_variable: impl Fn(&str) -> bool) {
+        if from_variable("identity_header") {
+            split(&mut self.identity_header);
+        }
+    }
+
+    fn read(&self, key_header: &str, mistakes: &mut Mistakes) -> (ClientAddress, IdentityHeaders) {
+        let client_address = mistakes.note("--client-address", ClientAddress::parse(&self.client_address));
+        (client_address.unwrap_or_default(), identity(&self.identity_header, key_header, mistakes))
+    }
 }
 
 /// The options, besides the database, that decide about a request. They must be the same for `serve` and `explain`.
@@ -226,13 +248,13 @@ impl ServeArgs {
             ("listen", &mut listener.listen),
             ("client_san", &mut listener.client_san),
             ("unix_peer_uid", &mut listener.unix_peer_uid),
-            ("identity_header", &mut self.identity_header),
             ("metadata", &mut self.metadata),
         ] {
             if from_variable(name) {
                 split(values);
             }
         }
+        self.exchange.split_variables(&from_variable);
         self.judgement.split_variables(from_variable);
     }
 }
@@ -338,8 +360,7 @@ fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> ext_authz::se
     let request = request_options(&args.judgement, mistakes);
     let words = [("deny", OnUnavailable::Deny), ("error", OnUnavailable::Error)];
     let on_unavailable = mistakes.one_of("--on-unavailable", &args.on_unavailable, &words);
-    let client_address = mistakes.note("--client-address", ClientAddress::parse(&args.client_address));
-    let identity = identity(&args.identity_header, &request.key_header, mistakes);
+    let (client_address, identity) = args.exchange.read(&request.key_header, mistakes);
     let metadata = metadata(&args.metadata, mistakes);
     ext_authz::service::Options {
         speech: Speech {
@@ -350,8 +371,19 @@ fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> ext_authz::se
             metadata,
         },
         request,
-        client_address: client_address.unwrap_or_default(),
+        client_address,
     }
+}
+
+/// Reads what is read from Envoy and told to it.
+///
+/// # Errors
+///
+/// All mistakes.
+pub fn exchange(args: &ExchangeArgs, key_header: &str) -> Result<(ClientAddress, IdentityHeaders), Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let exchange = args.read(key_header, &mut mistakes);
+    if mistakes.0.is_empty() { Ok(exchange) } else { Err(mistakes) }
 }
 
 /// Reads the options that decide about a request.

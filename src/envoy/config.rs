@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use super::json::{is_of_type, is_true, items, of_type, text};
-use super::{Expected, cluster, filter};
+use super::{Expected, address, cluster, filter};
 use crate::diagnostics::Finding;
 
 /// Returns findings about a configuration.
@@ -25,6 +25,7 @@ pub(super) fn examine(dump: &Value, expected: &Expected<'_>) -> Vec<Finding> {
     for (manager, asked) in &managers {
         let mut found = filter::examine(asked, expected);
         found.extend(manager_findings(dump, manager, expected));
+        found.push(address::examine(manager, asked, expected));
         found.push(limits(manager, asked, expected));
         found.extend(cluster::examine(dump, asked, expected));
         if managers.len() > 1 {

@@ -1,5 +1,6 @@
 //! Checks the configuration of the `ext_authz` filter.
 
+use regex::Regex;
 use serde_json::Value;
 
 use super::Expected;
@@ -84,8 +85,7 @@ fn headers(filter: &Value, expected: &Expected<'_>) -> Finding {
     const CHECK: &str = "envoy.key_header";
     let bearer = expected.bearer.then_some("authorization");
     for name in [expected.key_header].into_iter().chain(bearer) {
-        let allowed = filter.get("allowed_headers").is_none_or(|list| matches(list, name));
-        if !allowed || filter.get("disallowed_headers").is_some_and(|list| matches(list, name)) {
+        if !is_sent(filter, name) {
             let what = format!(
                 "Envoy does not send {name} to tenantgate: every request counts as one without a key"
             );
@@ -105,6 +105,12 @@ fn headers(filter: &Value, expected: &Expected<'_>) -> Finding {
         );
     }
     Finding::ok(CHECK, format!("Envoy sends {} to tenantgate", expected.key_header))
+}
+
+/// Whether Envoy sends a header to tenantgate.
+pub(super) fn is_sent(filter: &Value, name: &str) -> bool {
+    filter.get("allowed_headers").is_none_or(|list| matches(list, name))
+        && !filter.get("disallowed_headers").is_some_and(|list| matches(list, name))
 }
 
 /// Whether a `ListStringMatcher` matches a name. A regular expression counts as a match.
@@ -140,14 +146,35 @@ fn mutations(filter: &Value, expected: &Expected<'_>) -> Finding {
         let what = "a server at tenantgate's address may set any header, even :path";
         return Finding::warn(CHECK, what, "set decoder_header_mutation_rules, as in envoy/envoy.yaml");
     };
-    let allowed = text(rules, "/allow_expression/regex").unwrap_or_default();
-    let ours = expected.identity.iter().copied().chain([expected.key_header]);
-    let refused: Vec<_> = ours.filter(|name| !allowed.contains(name)).collect();
-    if is_true(rules, "/disallow_all") && !refused.is_empty() {
-        let what = format!("Envoy does not allow tenantgate to set or remove {}", refused.join(", "));
-        return Finding::bad(CHECK, what, "add it to decoder_header_mutation_rules.allow_expression");
+    let bearer = expected.bearer.then_some("authorization");
+    let ours = expected.identity.iter().copied().chain([expected.key_header]).chain(bearer);
+    let dropped: Vec<_> = ours.filter(|name| !may_change(rules, name)).collect();
+    if !dropped.is_empty() {
+        let what = format!(
+            "Envoy drops what tenantgate sets or removes of {}, without an error",
+            dropped.join(", ")
+        );
+        let remedy = format!(
+            "set decoder_header_mutation_rules.allow_expression to a regular expression that matches all of {}, and \
+             disallow_expression to none that does",
+            dropped.join("|")
+        );
+        return Finding::bad(CHECK, what, remedy);
     }
     Finding::ok(CHECK, "tenantgate may set and remove its own headers")
+}
+
+/// Whether the rules let a response change a header, in the order in which Envoy reads them.
+fn may_change(rules: &Value, name: &str) -> bool {
+    // Envoy compares the whole name.
+    let matches = |path: &str| {
+        let pattern = text(rules, path).and_then(|regex| Regex::new(&format!("^(?:{regex})$")).ok());
+        pattern.is_some_and(|pattern| pattern.is_match(name))
+    };
+    if matches("/disallow_expression/regex") {
+        return false;
+    }
+    matches("/allow_expression/regex") || !is_true(rules, "/disallow_all")
 }
 
 /// Checks that every request is checked and the result enforced.

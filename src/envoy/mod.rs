@@ -8,11 +8,13 @@
 //! admin    the admin page: versions, hosts, counters      ─┐
 //! config   the configuration dump: listeners, filters      ├─► findings
 //! cluster  the cluster of tenantgate                       │
+//! address  how the client's address is detected and sent   │
 //! probe    a request with forged headers, and a sink      ─┘
 //! http     one request, one response
 //! verdict  who answered a request: tenantgate, Envoy or the upstream
 //! ```
 
+mod address;
 pub mod admin;
 mod cluster;
 mod config;
@@ -22,11 +24,19 @@ mod json;
 pub mod probe;
 pub mod verdict;
 
+use crate::client_address::ClientAddress;
+
 /// What Envoy must do, in the terms of tenantgate.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
     /// The headers that tell the upstream the caller's identity.
     pub identity: &'a [&'a str],
+    /// Those of them that every caller has.
+    pub always: &'a [&'a str],
+    /// Where tenantgate takes the address of the client from.
+    pub client_address: &'a ClientAddress,
+    /// The body of a rejection of a key that is used from outside of its networks.
+    pub outside: &'a str,
     /// The header that carries the key.
     pub key_header: &'a str,
     /// Whether keys are also accepted in `authorization`.

@@ -1,16 +1,21 @@
 //! Sends real requests through Envoy and checks what happens.
 //!
-//! A request with forged identity headers and without a key must be rejected. If it is possible to see what arrives
+//! A request with forged identity headers and without a key must be rejected. A key that is limited to other networks must
+//! be rejected whatever address a header claims. If it is possible to see what arrives
 //! behind Envoy, a second request with a key follows: neither the forged headers nor the key may arrive. Either the
 //! upstream echoes its request, or a route leads to a sink of this program.
+
+use std::net::IpAddr;
 
 use http::Method;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::Expected;
+use super::address::FORGEABLE;
 use super::http::{Answer, Server, send};
 use super::verdict::{self, Answerer};
+use crate::client_address::X_FORWARDED_FOR;
 use crate::diagnostics::Finding;
 use crate::random;
 
@@ -23,6 +28,8 @@ pub struct Probe<'a> {
     pub path: &'a str,
     /// A valid key.
     pub key: Option<&'a str>,
+    /// A valid key that is limited to networks without this machine, and an address in one of them.
+    pub limited: Option<(&'a str, IpAddr)>,
     /// The listener that the route of this path leads to; `None` if the upstream echoes its request.
     pub sink: Option<TcpListener>,
 }
@@ -34,6 +41,9 @@ impl Probe<'_> {
     /// Sends the requests.
     pub async fn examine(self, expected: &Expected<'_>) -> Vec<Finding> {
         let mut findings = vec![self.refusal(expected).await];
+        if let Some((key, inside)) = self.limited {
+            findings.push(self.forged_address(key, inside, expected).await);
+        }
         if let Some(key) = self.key {
             findings.extend(Box::pin(self.passage(key, expected)).await);
         }
@@ -57,6 +67,49 @@ impl Probe<'_> {
         } else {
             Finding::bad(CHECK, what, verdict.next)
         }
+    }
+
+    /// Checks that no header makes tenantgate believe that a request comes from another address.
+    async fn forged_address(&self, key: &str, inside: IpAddr, expected: &Expected<'_>) -> Finding {
+        const CHECK: &str = "envoy.forged_address";
+        let inside = inside.to_string();
+        // Enough entries that each position of xff:N is one of them.
+        let list = vec![inside.as_str(); 32].join(", ");
+        let forwarded = format!("for={inside}");
+        let mut forged: Vec<Option<(&str, &str)>> = vec![None, Some((X_FORWARDED_FOR, &list))];
+        let names = ["x-envoy-external-address", "x-real-ip", "true-client-ip"];
+        let read = expected.client_address.header().or(expected.client_address.metadata());
+        let names = names.into_iter().chain(read.filter(|name| *name != X_FORWARDED_FOR));
+        forged.extend(names.map(|name| Some((name, inside.as_str()))));
+        forged.push(Some(("forwarded", &forwarded)));
+        for header in forged {
+            let headers: Vec<_> = [(expected.key_header, key)].into_iter().chain(header).collect();
+            let answer = match send(&self.server, &Method::GET, self.path, &headers).await {
+                Ok(answer) => answer,
+                Err(why) => return Finding::bad(CHECK, why, "see Envoy's access log"),
+            };
+            if answer.status == 403 && answer.body == expected.outside {
+                continue;
+            }
+            let verdict = verdict::of(&answer, expected.decision_id);
+            return match (header, verdict.by) {
+                (None, Answerer::Upstream) => Finding::bad(
+                    CHECK,
+                    "the key of --limited-key-file passes from here",
+                    "use a key that is limited to networks without this machine, and a --path that is not public",
+                ),
+                (Some((name, _)), Answerer::Upstream) => Finding::bad(
+                    CHECK,
+                    format!("a client that sends {name}: {inside} counts as being there"),
+                    FORGEABLE,
+                ),
+                _ => {
+                    let what = format!("the limited key gets {}: {}", answer.status, verdict.what);
+                    Finding::bad(CHECK, what, verdict.next)
+                }
+            };
+        }
+        Finding::ok(CHECK, "no header makes a client appear to be elsewhere")
     }
 
     /// Checks what a request with a key carries to the upstream.
@@ -104,7 +157,7 @@ fn unseen(path: &str, by_sink: bool) -> Finding {
 fn forged_arrive(seen: &str, forged: &str, expected: &Expected<'_>) -> Finding {
     const CHECK: &str = "envoy.forged_arrive";
     let lower = seen.to_lowercase();
-    let missing: Vec<_> = expected.identity.iter().filter(|name| !lower.contains(**name)).copied().collect();
+    let missing: Vec<_> = expected.always.iter().filter(|name| !lower.contains(**name)).copied().collect();
     if seen.contains(forged) {
         Finding::bad(
             CHECK,

@@ -51,6 +51,12 @@ impl IdentityField {
         format!("x-llmcore-{}", self.as_str())
     }
 
+    /// Returns whether every caller has it.
+    #[must_use]
+    pub fn is_always_set(self) -> bool {
+        !matches!(self, Self::Scopes | Self::Plan)
+    }
+
     /// Returns whether it is the same for all keys of a tenant.
     #[must_use]
     pub fn is_of_tenant(self) -> bool {

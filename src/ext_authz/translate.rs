@@ -37,6 +37,9 @@ pub const IDENTITY_HEADERS: [&str; 4] =
 /// The response header with the id of the decision, which the client can report to the operator.
 pub const DECISION_ID_HEADER: &str = "x-llmcore-decision-id";
 
+/// The body of a rejection of a key that is used from outside of its networks.
+pub const OUTSIDE_NETWORKS: &str = "{\"detail\":\"API key is not allowed from this address\"}";
+
 /// gRPC status codes: <https://grpc.io/docs/guides/status-codes/>
 mod grpc {
     pub(super) const OK: u8 = 0;
@@ -286,7 +289,7 @@ fn rejection(denial: &Denial<'_>) -> (u8, Rejection) {
         | Reason::Expired
         | Reason::NotYetValid => unauthorized("{\"detail\":\"Invalid API key\"}"),
         Reason::TenantInactive => forbidden("{\"detail\":\"Tenant account is inactive\"}", None),
-        Reason::Network => forbidden("{\"detail\":\"API key is not allowed from this address\"}", None),
+        Reason::Network => forbidden(OUTSIDE_NETWORKS, None),
         Reason::Route => forbidden("{\"detail\":\"No rule allows this request\"}", None),
         Reason::Scope => {
             let challenge = Some((name, Cow::Owned(insufficient(challenge, denial.needs))));

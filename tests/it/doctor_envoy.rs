@@ -59,7 +59,7 @@ fn the_file_that_users_start_from_has_no_findings() {
     let wrong: Vec<_> = found.not_ok().into_iter().filter(|found| found.starts_with("envoy.")).collect();
     assert_eq!((wrong, code), (vec![], Some(0)), "{found:#?}");
     let checks = "version filter failure_mode status_on_error timeout retries key_header raw_headers mutations enforced \
-        forged_headers routes underscores paths limits cluster http2 resets circuit_breakers health_checks transport hosts errors \
+        forged_headers routes underscores paths client_address limits cluster http2 resets circuit_breakers health_checks transport hosts errors \
         refuses passes forged_arrive key_arrives";
     for check in checks.split_whitespace() {
         assert!(found.is_ok(&format!("envoy.{check}")), "{check}: {found:#?}");
@@ -218,4 +218,115 @@ fn an_address_that_is_not_an_admin_page_is_reported() {
     }
     world.db.cli(&["doctor", "--envoy-admin", "ftp://x"]).usage();
     world.db.cli(&["doctor", "--key-file", "-"]).usage();
+}
+
+const METADATA: &str = "metadata:x-tenantgate-client-address";
+
+/// A file with a key that is limited to a network without this machine.
+fn limited(world: &World) -> String {
+    world.db.json(&["key", "update", &world.other.id, "--networks", "203.0.113.0/24", "--wait"]);
+    let file = world.db.dir().join("limited");
+    std::fs::write(&file, &world.other.text).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+/// Sends the headers with addresses to tenantgate, too.
+fn sending_addresses(plan: Plan) -> Plan {
+    let bearer = "                - {exact: authorization, ignore_case: true}\n";
+    let more = ["x-forwarded-for", "x-envoy-external-address"]
+        .map(|name| format!("                - {{exact: {name}, ignore_case: true}}\n"));
+    plan.with(bearer, &format!("{bearer}{}", more.concat()))
+}
+
+#[test]
+fn an_address_that_envoy_does_not_send_is_found() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).args(&["--client-address", METADATA]).start();
+    let Some(envoy) = Envoy::before(&server).start() else { return };
+    envoy.finds_tenantgate(true);
+    let found = |source: &str| not_ok(&world, &["--envoy-admin", envoy.admin(), "--client-address", source]);
+    for source in ["source", METADATA] {
+        assert_eq!(found(source), Vec::<String>::new(), "{source}");
+    }
+    for source in ["metadata:x-other", "xff:1", "header:x-envoy-external-address"] {
+        assert_eq!(found(source), ["envoy.client_address bad"], "{source}");
+    }
+    let (url, key) = (format!("http://{}", envoy.address), limited(&world));
+    let live = |args: &[&str]| not_ok(&world, &[&["--envoy", &url][..], args].concat());
+    assert_eq!(live(&["--limited-key-file", &key, "--client-address", METADATA]), Vec::<String>::new());
+    // A public path says nothing, and neither does a key without networks.
+    let public = ["--limited-key-file", &key, "--path", "/docs"];
+    assert_eq!(live(&public), ["envoy.forged_address bad", "envoy.refuses bad"]);
+    std::fs::write(&key, &world.live.text).unwrap();
+    let args = ["doctor", "--envoy", &url, "--limited-key-file", &key];
+    assert!(world.db.cli(&args).usage().contains("no networks"));
+}
+
+#[test]
+fn an_address_that_clients_can_choose_is_found() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).args(&["--client-address", METADATA]).start();
+    let remote = "          use_remote_address: true\n";
+    let plan = sending_addresses(Envoy::before(&server));
+    let Some(envoy) = plan.with(remote, "          use_remote_address: false\n").start() else { return };
+    envoy.finds_tenantgate(true);
+    let found = |source: &str| not_ok(&world, &["--envoy-admin", envoy.admin(), "--client-address", source]);
+    assert_eq!(found("source"), Vec::<String>::new());
+    for source in [METADATA, "xff:1", "header:x-envoy-external-address"] {
+        assert_eq!(found(source), ["envoy.client_address warn"], "{source}");
+    }
+    let (url, key) = (format!("http://{}", envoy.address), limited(&world));
+    let args = ["--envoy", &url, "--limited-key-file", &key];
+    assert_eq!(not_ok(&world, &args), ["envoy.forged_address bad"]);
+    let (report, _) = doctor(&world.db, &args);
+    let told = format!("{report:?}");
+    assert!(told.contains("x-forwarded-for: 203.0.113.0"), "{told}");
+}
+
+#[test]
+fn a_position_that_does_not_fit_the_trusted_proxies_is_found() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    let remote = "          use_remote_address: true\n";
+    let plan = sending_addresses(Envoy::before(&server));
+    let plan = plan.with(remote, &format!("{remote}          xff_num_trusted_hops: 1\n"));
+    let Some(envoy) = plan.start() else { return };
+    envoy.finds_tenantgate(true);
+    for (source, finding) in [
+        (METADATA, None),
+        ("header:x-envoy-external-address", None),
+        ("header:x-real-ip", Some("bad")),
+        ("xff:2", None),
+        ("source", Some("warn")),
+        ("xff:1", Some("warn")),
+        ("xff:3", Some("bad")),
+    ] {
+        let found = not_ok(&world, &["--envoy-admin", envoy.admin(), "--client-address", source]);
+        let expected: Vec<_> =
+            finding.map(|level| format!("envoy.client_address {level}")).into_iter().collect();
+        assert_eq!(found, expected, "{source}");
+    }
+}
+
+#[test]
+fn an_identity_header_that_envoy_drops_is_found() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    let Some(envoy) = Envoy::before(&server).start() else { return };
+    envoy.finds_tenantgate(true);
+    let found = |headers: &[&str]| {
+        let headers = headers.iter().flat_map(|header| ["--identity-header", header]);
+        not_ok(&world, &["--envoy-admin", envoy.admin()].into_iter().chain(headers).collect::<Vec<_>>())
+    };
+    assert_eq!(found(&["key-prefix", "scopes", "plan", "tenant-id"]), Vec::<String>::new());
+    assert_eq!(found(&["none"]), Vec::<String>::new());
+    // The expression matches whole names, and parts of this one.
+    for header in ["plan=x-plan", "plan=x-llmcore-plan-name", "plan=x-llmcore"] {
+        let [drops, arrives] = ["envoy.mutations bad", "envoy.forged_headers warn"];
+        assert_eq!(found(&["tenant-id", header]), [arrives, drops], "{header}");
+    }
+    let (report, _) =
+        doctor(&world.db, &["--envoy-admin", envoy.admin(), "--identity-header", "plan=x-plan"]);
+    let told = format!("{report:?}");
+    assert!(told.contains("drops what tenantgate sets or removes of x-plan"), "{told}");
 }

@@ -2,9 +2,9 @@
 //! of a protected path avoids its rule.
 
 use crate::support::ask::KEY_HEADER;
-use crate::support::envoy::Envoy;
+use crate::support::envoy::{Envoy, FILE};
 use crate::support::world::quick_hash;
-use crate::support::{Server, World};
+use crate::support::{Server, World, table};
 
 /// Creates a key with these terms, and with a hash that a busy machine verifies in time.
 fn key(world: &World, terms: [&str; 2]) -> String {
@@ -12,6 +12,16 @@ fn key(world: &World, terms: [&str; 2]) -> String {
     let [id, text] = ["id", "key"].map(|field| key[field].as_str().expect("a text").to_owned());
     world.db.sql(&format!("UPDATE api_keys SET hashed_key = '{}' WHERE id = '{id}'", quick_hash(&text)));
     text
+}
+
+/// The beginning of the routes with the example that `envoy.yaml` has in a comment.
+fn routes_with_the_example() -> String {
+    let file = std::fs::read_to_string(FILE).expect("the file is there");
+    let lines = file.lines().skip_while(|line| !line.contains("# - match: {prefix: /v1/orders}"));
+    let lines = lines.take_while(|line| line.trim_start().starts_with('#') && !line.contains("WHY"));
+    let example: String = lines.map(|line| format!("{}\n", line.replacen("# ", "", 1))).collect();
+    assert!(example.contains("tenantgate.scopes"), "{example}");
+    format!("              routes:\n{example}")
 }
 
 #[test]
@@ -32,16 +42,9 @@ fn a_route_needs_scopes_by_a_rule_and_by_envoys_configuration() {
     let (reader, writer) = (made("models.read"), made("models.* orders:write"));
     let server =
         Server::on(&world.db).args(&["--identity-header", "key-id", "--identity-header", "scopes"]).start();
-    let routes = "              routes:\n";
-    let route = "              - match: {prefix: /v1/orders}
-                route: {cluster: api}
-                typed_per_filter_config:
-                  envoy.filters.http.ext_authz:
-                    \"@type\": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute
-                    check_settings:
-                      context_extensions: {tenantgate.scopes: \"orders:write\", tenantgate.route: orders}
-";
-    let Some(envoy) = Envoy::before(&server).with(routes, &format!("{routes}{route}")).start() else {
+    let Some(envoy) =
+        Envoy::before(&server).with("              routes:\n", &routes_with_the_example()).start()
+    else {
         return;
     };
     let send = |path: &str, key: Option<&str>| {
@@ -73,47 +76,114 @@ fn a_route_needs_scopes_by_a_rule_and_by_envoys_configuration() {
     send("/v1/open", Some("llmk_nobody_12345678")).is_refused(401, r#"{"detail":"Invalid API key"}"#);
 }
 
-/// Spellings of `/v1/admin/keys` that some proxy or upstream treats as this path.
-const LOOK_ALIKES: [&str; 30] = [
+/// Spellings of `/v1/admin/keys`, and of what lies around it, that some proxy or upstream takes for it. One that is
+/// escaped twice (`%2561`, to which Envoy normalizes `%%61`) is not among them: it is another path for every program that
+/// follows RFC 3986.
+const LOOK_ALIKES: [&str; 83] = [
+    // The path itself, and its neighbours.
+    "/v1/admin/keys",
     "/v1/admin/keys/",
+    "/v1/admin",
+    "/v1/admin/",
+    "/v1/admin/?",
+    // Queries and absolute forms.
     "/v1/admin/keys?x=/v1/open",
+    "/v1/admin/keys?/../../open",
+    "/v1/admin/keys?%2e%2e/open",
+    "/v1/admin/keys#/v1/open",
+    "http://api.example.com/v1/admin/keys",
+    "http://other.example/v1/admin/keys",
+    "http://other.example//v1/admin/keys",
+    // Escapes of what needs none.
     "/v1/%61dmin/keys",
     "/v1/%61%64min/keys",
+    "/v1/admi%6e/keys",
+    "/v1/admi%6E/keys",
     "/%76%31/admin/keys",
+    "/v%31/admin/keys",
+    "/v1/admin/%6beys",
+    "/v1/%61%64%6d%69%6e/%6b%65%79%73",
+    // Escaped slashes.
     "/v1/admin%2Fkeys",
     "/v1/admin%2fkeys",
     "/v1%2Fadmin/keys",
+    "/v1%2fadmin%2fkeys",
+    "/%2fv1/admin/keys",
+    "%2fv1/admin/keys",
+    // More slashes.
     "//v1/admin/keys",
+    "///v1/admin/keys",
     "/v1//admin/keys",
+    "/v1///admin/keys",
     "/v1/admin//keys",
+    "/v1/admin/keys//",
+    // Dots.
+    "/./v1/admin/keys",
+    "/../v1/admin/keys",
     "/v1/./admin/keys",
-    "/v1/open/../admin/keys",
-    "/v1/open/%2e%2e/admin/keys",
-    "/v1/open/.%2e/admin/keys",
-    "/v1/open/%2E%2E/admin/keys",
     "/v1/admin/./keys",
+    "/v1/admin/keys/.",
+    "/v1/admin/keys/..",
     "/v1/admin/x/../keys",
+    "/v1/open/../admin/keys",
+    "/v1/open/../../v1/admin/keys",
+    "/v1/open/./../admin/keys",
+    // Escaped dots.
+    "/v1/%2e/admin/keys",
+    "/%2e/v1/admin/keys",
+    "/%2e%2e/v1/admin/keys",
+    "/v1/open/%2e%2e/admin/keys",
+    "/v1/open/%2E%2E/admin/keys",
+    "/v1/open/.%2e/admin/keys",
+    "/v1/open/%2e./admin/keys",
+    "/v1/admin/keys/%2e",
+    "/v1/admin/%2e%2e/admin/keys",
+    "/v1/open/..%2fadmin/keys",
+    "/v1/open%2f..%2fadmin%2fkeys",
+    "/v1/open%2f%2e%2e%2fadmin/keys",
+    // Backslashes.
     "/v1/admin\\keys",
     "/v1\\admin\\keys",
+    "\\v1\\admin\\keys",
+    "/v1/open/..\\admin/keys",
     "/v1/admin%5Ckeys",
+    "/v1%5cadmin%5ckeys",
+    "/v1/open/..%5cadmin/keys",
+    // Parameters.
     "/v1/admin/keys;x=1",
     "/v1/admin;x=1/keys",
+    "/v1/admin;/keys",
+    "/v1;/admin/keys",
+    "/;/v1/admin/keys",
+    "/v1/admin/;x/keys",
     "/v1/admin/keys%3Bx",
-    "/v1/admin/keys%00",
-    "/v1/admin/keys%",
-    "/v1/admin/keys%zz",
+    "/v1/admin%3b/keys",
     "/v1/..;/v1/admin/keys",
+    "/v1/open/..;/admin/keys",
+    "/v1/open/..;x=1/admin/keys",
+    "/v1/open/.;/../admin/keys",
+    // Ends of strings, and escapes that are none.
+    "/v1/admin/keys%00",
+    "/v1/admin%00/keys",
+    "/v1/admin/keys%",
+    "/v1/admin/keys%2",
+    "/v1/admin/keys%zz",
+    "/v1/%u0061dmin/keys",
+    // Overlong and broken UTF-8.
     "/v1/admin/keys%c0%af",
-    "/v1/open/..%2fadmin/keys",
+    "/v1/%c1%a1dmin/keys",
+    "/v1/open/%c0%ae%c0%ae/admin/keys",
+    "/v1/admin/keys%ff",
 ];
 
+/// Every spelling is in `look_alikes.txt`: the status without and with a key that lacks the scope, by an Envoy that
+/// normalizes paths and by one that does not. `UPDATE_SNAPSHOTS=1 cargo test --test it envoy_policy` rewrites it.
 #[test]
 fn no_spelling_of_a_protected_path_passes_by_its_rule() {
     let world = World::somewhere();
     world.db.json(&["route", "add", "--path", "/v1/admin/**", "--scopes", "admin"]);
     world.db.json(&["route", "add", "--path", "/**", "--mode", "optional"]);
     let key = key(&world, ["--scopes", "other"]);
-    let key = key.as_str();
     let server = Server::on(&world.db).start();
     let normalized = || Envoy::before(&server);
     let raw = || {
@@ -125,15 +195,33 @@ fn no_spelling_of_a_protected_path_passes_by_its_rule() {
                 "path_with_escaped_slashes_action: KEEP_UNCHANGED",
             )
     };
-    for (name, plan) in [("normalized", normalized()), ("raw", raw())] {
+    let keep = || {
+        normalized().with(
+            "path_with_escaped_slashes_action: REJECT_REQUEST",
+            "path_with_escaped_slashes_action: UNESCAPE_AND_FORWARD",
+        )
+    };
+    let plans = [("normalized", normalized()), ("unescaped", keep()), ("raw", raw())];
+    let mut columns: Vec<Vec<String>> =
+        vec![[&["spelling"][..], &LOOK_ALIKES].concat().into_iter().map(str::to_owned).collect()];
+    for (name, plan) in plans {
         let Some(envoy) = plan.start() else { return };
-        assert!(envoy.send("GET", "/v1/open", &[(KEY_HEADER, key)]).seen.is_some(), "other paths are public");
+        assert!(envoy.send("GET", "/v1/open", &[(KEY_HEADER, &key)]).seen.is_some(), "the rest is open");
+        let mut column = vec![name.to_owned()];
         for path in LOOK_ALIKES {
-            for headers in [&[][..], &[(KEY_HEADER, key)]] {
+            let answers = [&[][..], &[(KEY_HEADER, key.as_str())]].map(|headers| {
                 let outcome = envoy.send("GET", path, headers);
                 assert!([400, 401, 403].contains(&outcome.page.status), "{name} {path}: {:?}", outcome.page);
                 assert!(outcome.seen.is_none(), "{name} {path}: {:?}", outcome.seen);
-            }
+                let by = outcome.page.headers.get("x-llmcore-decision-id").map_or(" Envoy", |_| "");
+                format!("{}{by}", outcome.page.status)
+            });
+            column.push(answers.join(", "));
         }
+        columns.push(column);
     }
+    let rows: Vec<[String; 4]> = (0..columns[0].len())
+        .map(|row| [0, 1, 2, 3].map(|column: usize| columns[column][row].clone()))
+        .collect();
+    table::compare("look_alikes.txt", &table::render(&rows), "spellings of /v1/admin/keys");
 }

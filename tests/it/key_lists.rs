@@ -2,6 +2,8 @@
 //! meanwhile.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
 
 use tenantgate::admin::{Admin, AdminError};
 use tenantgate::clock::{Clock as _, SystemClock, Timestamp};
@@ -12,12 +14,14 @@ use tenantgate::tenant::TenantId;
 use uuid::Uuid;
 
 use crate::admin_keys::admin;
+use crate::support::cli::command;
 use crate::support::{World, on_every_store, runtime};
 
 on_every_store![
     every_filter_finds_its_keys_once_and_in_order,
     keys_created_meanwhile_cause_no_gap_and_no_repetition,
     a_rare_key_is_found_behind_many_others,
+    the_command_lists_many_keys_at_once_and_in_flat_memory,
 ];
 
 /// Creates keys of Acme, four at each second.
@@ -163,4 +167,44 @@ fn a_rare_key_is_found_behind_many_others(world: &World) {
     assert!(first.keys.is_empty() && first.next.is_some(), "a page ends");
     let keys = all(&admin, &filter, &Reach::All, 10);
     assert_eq!(keys.iter().map(|key| key.details.prefix.as_str()).collect::<Vec<_>>(), ["llmk_many10999"]);
+}
+
+/// The most memory that a process had so far, in KiB; `None` once it has ended.
+fn most_memory(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
+}
+
+fn the_command_lists_many_keys_at_once_and_in_flat_memory(world: &World) {
+    const KEYS: usize = 50_000;
+    /// Far less than the rows, which are 25 MB of output.
+    const GROWTH: u64 = 4 * 1024;
+    add(world, 0, KEYS);
+    let mut list = command(world.db.dir());
+    list.args(["key", "list", "--output", "json", "--database-url", world.db.url()]);
+    let mut child = list.stdout(Stdio::piped()).spawn().expect("the binary starts");
+    let mut output = BufReader::with_capacity(1024, child.stdout.take().expect("piped"));
+    let mut line = String::new();
+    // While nothing more is read, the command cannot end: what it has by now is not the whole list.
+    output.read_line(&mut line).expect("a first row");
+    assert!(line.starts_with("[{") && child.try_wait().expect("a child").is_none(), "{line}");
+    let (mut rows, mut early, mut last, mut bytes) = (1, None, None, line.len());
+    loop {
+        line.clear();
+        if output.read_line(&mut line).expect("a row") == 0 {
+            break;
+        }
+        (rows, bytes) = (rows + 1, bytes + line.len());
+        if rows == 1_000 {
+            early = most_memory(child.id());
+        } else if rows % 1_000 == 0 {
+            last = most_memory(child.id()).or(last);
+        }
+    }
+    assert!(child.wait().expect("it ends").success());
+    assert!(rows > KEYS, "{rows}");
+    let (early, last) = (early.expect("it runs"), last.expect("it runs for a while"));
+    assert!(bytes as u64 / 1024 > 4 * GROWTH, "the list is larger than what may be kept: {bytes}");
+    assert!(last < early + GROWTH, "from {early} to {last} KiB");
 }

@@ -5,6 +5,7 @@
 mod support;
 
 mod admin_keys;
+mod agreement;
 mod allocations;
 mod announce;
 mod architecture;
@@ -22,6 +23,8 @@ mod doctor;
 mod doctor_envoy;
 mod edge;
 mod envoy;
+mod envoy_addresses;
+mod envoy_limits;
 mod envoy_module;
 mod envoy_policy;
 mod explain;

@@ -5,11 +5,11 @@
 //! cargo test --test it outcomes` rewrites it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use crate::support::http::samples;
 use crate::support::link::free_port;
 use crate::support::postgres::PASSWORD;
+use crate::support::table;
 use crate::support::{Answer, Ask, Backend, Database, Server, World, on_every_store};
 
 on_every_store![every_outcome_is_in_the_committed_table];
@@ -82,7 +82,8 @@ fn every_outcome_is_in_the_committed_table(world: &World) {
         let answer = server.check(ask);
         row(outcome, &answer, &risen(&before, &decisions(server)))
     });
-    compare(&render(&rows), world.db.backend);
+    let rows = [vec![HEAD.map(str::to_owned)], rows.to_vec()].concat();
+    table::compare("outcomes.txt", &table::render(&rows), &format!("on {:?}", world.db.backend));
 }
 
 /// Damages the hash of `other`.
@@ -142,24 +143,4 @@ fn row(outcome: &str, answer: &Answer, metric: &str) -> [String; 7] {
         metric,
     ];
     cells.map(str::to_owned)
-}
-
-fn render(rows: &[[String; 7]]) -> String {
-    let rows = [vec![HEAD.map(str::to_owned)], rows.to_vec()].concat();
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
-    let line = |row: &[String; 7]| {
-        let cells =
-            row.iter().enumerate().map(|(column, cell)| format!("{cell:width$}", width = width(column)));
-        cells.collect::<Vec<_>>().join(" | ").trim_end().to_owned() + "\n"
-    };
-    rows.iter().map(line).collect()
-}
-
-fn compare(seen: &str, backend: Backend) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/outcomes.txt");
-    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
-        std::fs::write(&file, seen).expect("the table is written");
-    }
-    let committed = std::fs::read_to_string(&file).expect("the table is committed");
-    assert_eq!(committed, seen, "on {backend:?}; UPDATE_SNAPSHOTS=1 rewrites tests/it/outcomes.txt");
 }

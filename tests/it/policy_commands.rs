@@ -398,6 +398,8 @@ fn a_rule_is_tested_with_a_key(world: &World) {
     let test = |args: &[&str]| world.db.json(&[&["route", "test", "--host", "a.example"], args].concat());
     let told = test(&["--path", "/v1/models?x=1", "--key-prefix", &reader]);
     assert_eq!((&told["rule"]["name"], &told["next"][0]["name"]), (&"models".into(), &"all".into()));
+    let why = r#"segment 2 of its path, "models", is more specific than "**" of the next rule"#;
+    assert_eq!(told["why"], why);
     assert_eq!(
         (&told["outcome"], &told["needs"], &told["mode"]),
         (&"scope".into(), &json!(["models"]), &"required".into())

@@ -32,6 +32,9 @@ pub(crate) const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/envoy.
 /// The same for a Unix socket between Envoy and tenantgate.
 pub(crate) const UDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/plain/uds.yaml");
 
+/// The same with limits by plan.
+pub(crate) const LIMITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/plain/limits.yaml");
+
 /// The same with certificates on both sides.
 pub(crate) const MTLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/plain/mtls.yaml");
 
@@ -241,6 +244,13 @@ impl Plan {
         &self.text
     }
 
+    /// Waits for tenantgate for as long as a busy machine needs, for tests in which every answer counts.
+    #[track_caller]
+    pub(crate) fn patient(self) -> Self {
+        self.with("                timeout: 2s\n", "                timeout: 20s\n")
+            .with("max_interval: 2s}", "max_interval: 20s}")
+    }
+
     /// Changes the file. `from` must occur exactly once.
     #[track_caller]
     pub(crate) fn with(mut self, from: &str, to: &str) -> Self {
@@ -257,7 +267,7 @@ impl Plan {
 
     /// Replaces an address in the file.
     #[track_caller]
-    fn port(self, from: u16, to: u16) -> Self {
+    pub(crate) fn port(self, from: u16, to: u16) -> Self {
         let (from, to) = (format!("port_value: {from}}}"), format!("port_value: {to}}}"));
         self.with(&from, &to)
     }
@@ -379,6 +389,17 @@ impl Envoy {
         let mut seen = self.http_seen.lock().expect("no panic under the lock");
         assert!(seen.len() <= 1, "one request, one upstream request: {seen:#?}");
         Outcome { page: http::parse(&String::from_utf8_lossy(&bytes)), seen: seen.pop() }
+    }
+
+    /// Sends these bytes on a new connection, and returns the response.
+    #[track_caller]
+    pub(crate) fn exchange(&self, bytes: &[u8]) -> Page {
+        let mut stream = TcpStream::connect(&self.address).expect("envoy listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.write_all(bytes).expect("sent");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("an answer");
+        http::parse(&String::from_utf8_lossy(&answer))
     }
 
     /// Sends the head of a request; the caller reads the response.

@@ -140,6 +140,7 @@ fn told(verdict: &RouteVerdict) -> Markup {
                     "The rule " code { (host) " " (method) " " (path) } " decides"
                     @if name != "-" { " (" (name) ")" } ": a key is " (mode)
                     @if scopes != "-" { ", with " code { (scopes) } } "."
+                    @if let Some(why) = &verdict.why { " It wins because " (why) "." }
                 },
                 None => p { "No rule matches this request: a key is " (verdict.mode) "." },
             }
