@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::args::long_duration;
+use super::values::long_duration;
 use super::view::{Text, fixed_table, plain};
 use super::{Failure, Out};
 use crate::admin::view::{AdminKeyView, IssuedAdminKeyView};

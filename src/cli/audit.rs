@@ -30,7 +30,7 @@ pub(super) async fn audit(
         AuditCommand::List { since, until, subject, limit } => (since, until, subject, limit),
     };
     let now = admin.now();
-    let instant = |when: Option<super::args::When>| when.map(|when| when.instant(now));
+    let instant = |when: Option<super::values::When>| when.map(|when| when.instant(now));
     let actor = whose.map(|actor| actor.as_str().to_owned());
     let filter = AuditFilter { since: instant(since), until: instant(until), actor, subject, tenants: None };
     let mut rows = Rows::new(out.0);

@@ -37,11 +37,11 @@ pub(super) struct CheckArgs {
     #[arg(long, value_name = "H", default_value = "")]
     host: String,
     /// The address of the client: `source.address` of the Check
-    #[arg(long, value_name = "IP", value_parser = super::args::client_ip)]
+    #[arg(long, value_name = "IP", value_parser = super::values::client_ip)]
     client_address: Option<IpAddr>,
     /// A `context_extensions` entry of the route in Envoy's configuration, such as tenantgate.scopes=models.read.
     /// Repeatable
-    #[arg(long, value_name = "NAME=VALUE", value_parser = super::args::pair)]
+    #[arg(long, value_name = "NAME=VALUE", value_parser = super::values::pair)]
     context: Vec<(String, String)>,
     /// A header of the request. Repeatable
     #[arg(long, value_name = "k: v", value_parser = header)]

@@ -60,14 +60,14 @@ pub(crate) struct ExplainArgs {
     #[arg(long, value_name = "H", default_value = "")]
     host: String,
     /// The address of the client, for keys with networks
-    #[arg(long, value_name = "IP", value_parser = super::args::client_ip)]
+    #[arg(long, value_name = "IP", value_parser = super::values::client_ip)]
     client_address: Option<IpAddr>,
     /// A `context_extensions` entry of the route in Envoy's configuration, such as tenantgate.scopes=models.read.
     /// Repeatable
-    #[arg(long, value_name = "NAME=VALUE", value_parser = super::args::pair)]
+    #[arg(long, value_name = "NAME=VALUE", value_parser = super::values::pair)]
     context: Vec<(String, String)>,
     /// The time for which to decide (RFC 3339), such as 2027-01-31T00:00:00Z [default: now]
-    #[arg(long, value_name = "TIME", value_parser = super::args::rfc_3339)]
+    #[arg(long, value_name = "TIME", value_parser = super::values::rfc_3339)]
     at: Option<Timestamp>,
     /// The id of a decision; the client of a rejected request has it in x-llmcore-decision-id
     #[arg(long, value_name = "ID", value_parser = logged::decision_id)]

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::args::{KeyRef, WaitArgs, long_duration, rfc_3339};
 use super::bulk::{self, ImportArgs, KeyExportArgs};
 use super::rows::Rows;
+use super::values::{KeyRef, WaitArgs, long_duration, rfc_3339};
 use super::view::{IssuedView, KeyView, ListedKeyView, RotatedView};
 use super::{Failure, Out, unseen, wait_for_servers};
 use crate::admin::{Admin, Expiry, KeyUpdate, Setting};

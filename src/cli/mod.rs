@@ -32,6 +32,7 @@ mod target;
 mod tests;
 mod unreachable;
 mod usage;
+mod values;
 mod view;
 
 use std::ffi::OsString;
@@ -45,8 +46,9 @@ use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::args::{Cli, Command, Output, PepperCommand, TenantCommand, WaitArgs};
+use self::args::{Cli, Command, PepperCommand, TenantCommand};
 use self::key::KeyCommand;
+use self::values::{Output, WaitArgs};
 use self::view::{DemoView, MigratedView, TenantView, Text};
 use crate::admin::{Admin, AdminError, Issued, Setting};
 use crate::audit::Actor;

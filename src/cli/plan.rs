@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::args::WaitArgs;
+use super::values::WaitArgs;
 use super::view::{Text, fixed_table};
 use super::{Failure, Out, wait_for_servers};
 use crate::admin::view::{PlanView, UsedPlanView};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::args::WaitArgs;
+use super::values::WaitArgs;
 use super::view::{Text, fixed_table};
 use super::{Failure, Out, wait_for_servers};
 use crate::admin::{Admin, RouteDifference, RouteVerdict, RouteView, TestedRequest};
@@ -89,7 +89,7 @@ pub(super) struct TestArgs {
     #[arg(long, value_name = "K")]
     key_prefix: Option<String>,
     /// A `context_extensions` entry of the route in Envoy's configuration, such as tenantgate.mode=optional
-    #[arg(long, value_name = "K=V", value_parser = super::args::pair)]
+    #[arg(long, value_name = "K=V", value_parser = super::values::pair)]
     context: Vec<(String, String)>,
 }
 

@@ -8,7 +8,7 @@ use std::io::{self, BufWriter, Stdout, Write as _};
 use serde::Serialize;
 
 use super::Failure;
-use super::args::Output;
+use super::values::Output;
 
 /// A row of a result.
 pub(super) trait Row: Serialize {

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::args::When;
 use super::rows::{Row, Rows};
+use super::values::When;
 use super::view::{plain, short};
 use super::{Failure, Out};
 use crate::admin::Admin;

@@ -144,8 +144,14 @@ impl Sync {
         version.check()
     }
 
-    /// Loads all rows and publishes the snapshot.
+    /// Loads all rows and publishes the snapshot; again, if the change log lost what was committed during a long load.
     async fn load(&mut self, session: &mut dyn Session) -> Result<(), StoreError> {
+        while !self.load_once(session).await? {}
+        Ok(())
+    }
+
+    /// Loads all rows. Returns whether the snapshot is current and was published.
+    async fn load_once(&mut self, session: &mut dyn Session) -> Result<bool, StoreError> {
         let asked = self.ask();
         let mut reload = self.replica.snapshot().reload(self.replica.peppers());
         let mut damaged = Damaged::default();
@@ -162,11 +168,11 @@ impl Sync {
         let next = reload.finish();
         self.check_for_lost_changes(known, &next, &look, session).await?;
         let Some((next, look, asked)) = self.catch_up(next, look, asked, session).await? else {
-            return Box::pin(self.load(session)).await;
+            return Ok(false);
         };
         self.accept(next, look, &asked);
         self.replica.stats().loads.add_one();
-        Ok(())
+        Ok(true)
     }
 
     /// After a long load, applies the changes that were committed meanwhile, so that the snapshot is current when it

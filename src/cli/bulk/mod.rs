@@ -16,7 +16,7 @@ pub(super) use self::export::{ExportArgs, KeyExportArgs, export_keys, export_ten
 use self::progress::Progress;
 pub(super) use self::source::Format;
 use self::source::{ReadRow, Rows, is_stream, measure};
-use super::args::Output;
+use super::values::Output;
 use super::{Failure, Out, print};
 use crate::admin::bulk::{Import, KeyRow, Numbered, Outcome, Source, TenantRow};
 use crate::admin::{Admin, AdminError};
