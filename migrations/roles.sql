@@ -13,7 +13,7 @@
 --
 -- Nobody logs in as one of them; they are there to be in:
 --
---   CREATE ROLE gate LOGIN PASSWORD '…' IN ROLE tenantgate_serve;
+--   CREATE ROLE gate LOGIN PASSWORD '...' IN ROLE tenantgate_serve;
 --
 -- Roles belong to a cluster and tables to a database. Where several databases of a cluster have tables of ours,
 -- give each its own: `tenantgate migrate --roles=blue`, or here
@@ -165,7 +165,7 @@ BEGIN
                                   'tenantgate_admin_key'::regclass, 'tenantgate_idempotency'::regclass,
                                   'tenantgate_admin_session'::regclass, 'tenantgate_login_link'::regclass))
         UNION ALL SELECT r, 'the schema ' || home FROM unnest(ARRAY[serve, admin]) r
-        WHERE has_schema_privilege(r, home, 'CREATE')
+        WHERE has_schema_privilege(r, home::regnamespace, 'CREATE')
     LOOP
         RAISE EXCEPTION '% may still do more on % than it should, by what PUBLIC or a role that it is in was given: '
             'its owner has to take that back', found.role, found.thing;

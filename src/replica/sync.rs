@@ -135,7 +135,9 @@ impl Sync {
 
     async fn check_schema(&self) -> Result<(), StoreError> {
         let version = within(CONNECT_TIMEOUT, "connect", self.store.schema_version()).await?;
-        if version.check().is_err() && (self.options.migrate || self.store.embedded()) {
+        // Who has known the tables does not make them again in what stands in their place.
+        let replaced = self.loaded && version.current == 0;
+        if version.check().is_err() && !replaced && (self.options.migrate || self.store.embedded()) {
             // No limit: a migration that is cut off is one that starts again.
             let applied = self.store.migrate().await?;
             info!(?applied, "schema brought up to date");

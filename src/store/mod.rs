@@ -4,6 +4,7 @@
 //! path asks a [`Management`] for rows and changes them. Nothing here mentions SQL, a pool or a transaction: another
 //! database needs a module of its own and no change below.
 
+mod adoption;
 mod behalf;
 mod errors;
 mod expected;
@@ -22,11 +23,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+pub use self::adoption::Adoption;
 pub use self::behalf::{
     AdminKeyChange, Behalf, Changed, Check, Claim, Claimed, KeyChange, PlanChange, Receipt, RoutesPlan, Stop,
     TenantChange,
 };
-pub use self::management::{Adoption, Migrated};
+pub use self::management::Migrated;
 pub use self::management::{
     Announced, AuditFilter, ImportedKey, KeyFilter, KeyPage, KeyPlace, Laggard, Management, NewAdminKey,
     NewKey, NewTenant, PlanUses, RoutesChange, StoredKey, UsageBy, UsageFilter, UsagePart, UsageRow,

@@ -54,7 +54,7 @@ const PLACES: [(&str, &[&str]); 22] = [
     ("whoami::", &["cli/"]),
     ("csv::", &["cli/"]),
     ("indicatif", &["cli/bulk/progress"]),
-    ("std::env", &["main"]),
+    ("std::env", &["main", "store/postgres/address"]),
     ("clock_gettime", &["clock"]),
     ("SystemTime", &[]),
     ("println!", &[]),

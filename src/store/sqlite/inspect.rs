@@ -46,6 +46,7 @@ impl Inspect for SqliteStore {
         let (current, newest) = (applied(&mut connection).await?, migrations::newest(SQLITE));
         findings.push(schema(current, newest));
         if current >= newest {
+            findings.push(identity(&mut connection).await?);
             findings.extend(triggers(&mut connection).await?);
             findings.push(orphans(&mut connection).await?);
         }
@@ -56,7 +57,7 @@ impl Inspect for SqliteStore {
 fn permissions(mode: u32) -> Finding {
     if mode & 0o007 != 0 {
         let remedy = "chmod 0600 it, and its -wal and -shm beside it";
-        return Finding::warn("database.file", "everybody on this machine may read the hashes in it", remedy);
+        return Finding::bad("database.file", "everybody on this machine may read the hashes in it", remedy);
     }
     Finding::ok("database.file", "only its owner and group may read it")
 }
@@ -110,6 +111,19 @@ pub(super) async fn triggers(connection: &mut SqliteConnection) -> Result<Vec<Fi
     let wrong: Vec<_> = expected.into_iter().filter_map(wrong).collect();
     let fine = || vec![Finding::ok(CHECK, format!("{count} triggers as the migrations made them"))];
     Ok(if wrong.is_empty() { fine() } else { wrong })
+}
+
+pub(super) async fn identity(connection: &mut SqliteConnection) -> Result<Finding, StoreError> {
+    const CHECK: &str = "database.identity";
+    let row = sqlx::query("SELECT id FROM tenantgate_identity").fetch_optional(connection).await?;
+    Ok(match row {
+        Some(row) => {
+            Finding::ok(CHECK, format!("servers know this database as {}", row.try_get::<String, _>(0)?))
+        }
+        None => {
+            Finding::bad(CHECK, "the database has no identity: serve refuses it", "run `tenantgate migrate`")
+        }
+    })
 }
 
 /// Keys whose tenant a shell deleted that did not heed foreign keys.
