@@ -14,7 +14,7 @@
 --
 -- The roles cannot log in. Make your login roles members of them:
 --
---   CREATE ROLE gate LOGIN PASSWORD '…' IN ROLE tenantgate_serve;
+--   CREATE ROLE gate LOGIN PASSWORD '...' IN ROLE tenantgate_serve;
 --
 -- Roles belong to a cluster, tables to a database. If several databases of a cluster have tables of tenantgate, give
 -- each its own roles: `tenantgate migrate --roles=blue`, or here
@@ -166,7 +166,7 @@ BEGIN
                                   'tenantgate_admin_key'::regclass, 'tenantgate_idempotency'::regclass,
                                   'tenantgate_admin_session'::regclass, 'tenantgate_login_link'::regclass))
         UNION ALL SELECT r, 'the schema ' || home FROM unnest(ARRAY[serve, admin]) r
-        WHERE has_schema_privilege(r, home, 'CREATE')
+        WHERE has_schema_privilege(r, home::regnamespace, 'CREATE')
     LOOP
         RAISE EXCEPTION '% may still do more on % than it should, by what PUBLIC or a role that it is in was given: '
             'its owner has to take that back', found.role, found.thing;

@@ -6,7 +6,7 @@
 CREATE TABLE tenantgate_usage (
     day      date   NOT NULL,
     key_id   uuid   NOT NULL,
-    -- As in the metadata of answers: ok, revoked, missing, …
+    -- As in the metadata of answers: ok, revoked, missing, and so on
     reason   text   NOT NULL,
     requests bigint NOT NULL,
     PRIMARY KEY (day, key_id, reason)

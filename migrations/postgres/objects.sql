@@ -110,7 +110,8 @@ CREATE OR REPLACE FUNCTION tenantgate_add_usage(days date[], keys uuid[], reason
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $body$
 DECLARE
     today date := (now() AT TIME ZONE 'UTC')::date;
-    home  name := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'tenantgate_usage'::regclass);
+    home  name := (SELECT nspname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+                   WHERE c.oid = 'tenantgate_usage'::regclass);
     month date;
     part  text;
 BEGIN
@@ -214,7 +215,7 @@ DECLARE
     ours text;
 BEGIN
     FOR ours IN SELECT p.oid::regprocedure::text FROM pg_proc p
-        WHERE p.pronamespace = current_schema()::regnamespace AND p.proname LIKE 'tenantgate\_%'
+        WHERE p.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema()) AND p.proname LIKE 'tenantgate\_%'
     LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp', ours, current_schema());
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', ours);

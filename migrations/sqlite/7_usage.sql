@@ -5,7 +5,7 @@
 CREATE TABLE tenantgate_usage (
     day      TEXT    NOT NULL,
     key_id   TEXT    NOT NULL,
-    -- As in the metadata of answers: ok, revoked, missing, …
+    -- As in the metadata of answers: ok, revoked, missing, and so on
     reason   TEXT    NOT NULL,
     requests INTEGER NOT NULL,
     PRIMARY KEY (day, key_id, reason)

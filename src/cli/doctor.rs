@@ -114,7 +114,10 @@ pub(super) async fn examine(args: &DoctorArgs, by: &Session) -> Result<Report, F
         Ok(findings) => report.findings.extend(findings),
         Err(error) => {
             report.no_database = matches!(error, StoreError::Unavailable(_));
-            let remedy = "start the database, or correct --database-url";
+            let remedy = match error {
+                StoreError::Credentials(_) => "correct the role or its password where the error says",
+                _ => "start the database, or correct --database-url",
+            };
             report.findings.push(Finding::bad("database.reachable", error.to_string(), remedy));
         }
     }

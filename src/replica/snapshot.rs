@@ -200,7 +200,7 @@ impl Snapshot {
         }
     }
 
-    /// Returns the number of keys and tenants that were revoked or not active in `before`, and no longer are.
+    /// Returns how many keys and tenants are in force here and were revoked, suspended or deleted in `before`.
     pub(super) fn revived_since(&self, before: &Self) -> usize {
         let key = |entry: &&Arc<Entry>| {
             let record = entry.record();
@@ -209,7 +209,8 @@ impl Snapshot {
         };
         let tenant = |before: &&Tenant| {
             let now = self.tenant(before.id).map(TenantEntry::tenant);
-            before.status != TenantStatus::Active && now.is_some_and(|now| now.status == TenantStatus::Active)
+            let off = !matches!(before.status, TenantStatus::Active | TenantStatus::PendingProvisioning);
+            off && now.is_some_and(|now| now.status == TenantStatus::Active)
         };
         before.keys().filter(key).count() + before.tenants().filter(tenant).count()
     }

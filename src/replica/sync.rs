@@ -135,7 +135,9 @@ impl Sync {
 
     async fn check_schema(&self) -> Result<(), StoreError> {
         let version = within(CONNECT_TIMEOUT, "connect", self.store.schema_version()).await?;
-        if version.check().is_err() && (self.options.migrate || self.store.embedded()) {
+        // A server that has loaded does not create the tables again in an empty database that took the place of its own.
+        let replaced = self.loaded && version.current == 0;
+        if version.check().is_err() && !replaced && (self.options.migrate || self.store.embedded()) {
             // Without a timeout, because a migration that is interrupted starts from the beginning.
             let applied = self.store.migrate().await?;
             info!(?applied, "schema brought up to date");

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    AdminKeyChange, AdminSessions, Behalf, Check, Claim, Claimed, KeyChange, Overview, PlanChange,
+    AdminKeyChange, AdminSessions, Adoption, Behalf, Check, Claim, Claimed, KeyChange, Overview, PlanChange,
     RoutesPlan, SchemaVersion, Shadowed, StoreError, TenantChange,
 };
 use crate::audit::{Action, Draft, Entry};
@@ -243,26 +243,6 @@ pub struct StoredKey {
 impl fmt::Debug for StoredKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoredKey").field("details", &self.details).finish_non_exhaustive()
-    }
-}
-
-/// How to adopt existing tables, and the other options of `migrate`.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Adoption {
-    /// Columns that deactivate rows and are to be ignored.
-    pub ignore_columns: Vec<String>,
-    /// Columns and values. Keys with such a value are revoked, tenants are suspended.
-    pub revoke_where: Vec<(String, String)>,
-    /// Give the database a new identity.
-    pub new_identity: bool,
-    /// Create a publication for logical replication.
-    pub publication: bool,
-}
-
-impl Adoption {
-    /// All columns that the options name.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.ignore_columns.iter().chain(self.revoke_where.iter().map(|(name, _)| name)).map(String::as_str)
     }
 }
 

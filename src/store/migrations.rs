@@ -89,3 +89,18 @@ pub(super) fn draft(before: i64, applied: &[i64]) -> Option<Draft> {
     let is = serde_json::json!({ "applied": applied, "current": current });
     Some(Draft::of(Action::Migrate, "schema".into(), was.as_ref(), &is))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database of another encoding than UTF-8 refuses a statement with a character that it does not have.
+    #[test]
+    fn migrations_are_ascii() {
+        let files = POSTGRES.iter().chain(SQLITE).map(|(_, _, sql)| *sql);
+        for sql in files.chain([POSTGRES_OBJECTS, SQLITE_OBJECTS, ROLES]) {
+            let wide = sql.lines().find(|line| !line.is_ascii());
+            assert_eq!(wide, None);
+        }
+    }
+}

@@ -4,6 +4,7 @@
 //! reads and changes rows through [`Management`]. Nothing here mentions SQL, a pool or a transaction: another database
 //! needs one module and no change below.
 
+mod adoption;
 mod behalf;
 mod errors;
 pub mod inspect;
@@ -22,11 +23,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+pub use self::adoption::Adoption;
 pub use self::behalf::{
     AdminKeyChange, Behalf, Changed, Check, Claim, Claimed, KeyChange, PlanChange, Receipt, RoutesPlan, Stop,
     TenantChange,
 };
-pub use self::management::{Adoption, Migrated};
+pub use self::management::Migrated;
 pub use self::management::{
     Announced, AuditFilter, ImportedKey, KeyFilter, KeyPage, KeyPlace, Laggard, Management, NewAdminKey,
     NewKey, NewTenant, PlanUses, RoutesChange, StoredKey, UsageBy, UsageFilter, UsagePart, UsageRow,

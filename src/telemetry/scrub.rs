@@ -51,7 +51,9 @@ fn without_passwords(text: &str) -> String {
         let authority = run(found, |b| !b.is_ascii_whitespace() && !b"/?#\"'`".contains(&b));
         rest = found;
         let user_info = found[..authority].rfind('@');
-        if let Some((end, colon)) = user_info.and_then(|end| Some((end, found[..end].find(':')?))) {
+        let password = user_info.and_then(|end| Some((end, found[..end].find(':')?)));
+        // What stands for a password in a message is none.
+        if let Some((end, colon)) = password.filter(|(end, colon)| &found[colon + 1..*end] != "PASSWORD") {
             clean.push_str(&found[..colon]);
             clean.push_str(":***");
             rest = &found[end..];
@@ -82,6 +84,7 @@ mod tests {
             ("llmk_a_b_c llmk_d_e", "llmk_a_*** llmk_d_***"),
             ("llmk__x", "llmk__***"),
             ("llma_ops_secret123 llmk_a_b, llma_c_d", "llma_ops_*** llmk_a_***, llma_c_***"),
+            ("write postgres://USER:PASSWORD@HOST", "write postgres://USER:PASSWORD@HOST"),
             ("postgres://u:p%40ss@h/db x", "postgres://u:***@h/db x"),
             ("postgres://u:p@ss@h/db", "postgres://u:***@h/db"),
             ("'postgres://u@h/db' https://h:80/", "'postgres://u@h/db' https://h:80/"),

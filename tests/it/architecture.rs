@@ -57,7 +57,7 @@ const PLACES: [(&str, &[&str]); 24] = [
     ("whoami::", &["cli/"]),
     ("csv::", &["cli/"]),
     ("indicatif", &["cli/bulk/progress"]),
-    ("std::env", &["main"]),
+    ("std::env", &["main", "store/postgres/address"]),
     ("clock_gettime", &["clock"]),
     ("rand::", &["random", "key/", "verify/", "admin/sessions"]),
     ("Uuid::new_v4", &["random"]),

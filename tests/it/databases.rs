@@ -3,7 +3,11 @@
 mod adopted;
 mod moved;
 mod reached;
+mod recipes;
 mod sqlite;
+mod states;
+mod surroundings;
+mod urls;
 
 use crate::support::world::quick_hash;
 use crate::support::{Backend, Database, Server};

@@ -6,8 +6,8 @@
 //! assertions that are specific to this fault.
 //!
 //! ```text
-//! Plan ─► Play (server, link, traffic) ─► acts ─► history ─┐
-//!                           └───────────► answers ─► log ──┴─► checker::judge ─► nothing
+//! Stage ─► Plan ─► Play (server, link, traffic) ─► acts ─► history ─┐
+//!                                    └───────────► answers ─► log ──┴─► checker::judge ─► nothing
 //! ```
 
 mod checker;
@@ -19,6 +19,8 @@ mod poolers;
 mod privileges;
 mod processes;
 mod pulse;
+mod regions;
+mod stage;
 mod traffic;
 mod transactions;
 mod uses;

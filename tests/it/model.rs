@@ -54,6 +54,7 @@ use self::witness::{How, Pace, Taken, Witness};
 use self::writers::{Stop, connect, run};
 use crate::support::database::Session as Connection;
 use crate::support::postgres::Cluster;
+use crate::support::region::subscribe;
 use crate::support::{Backend, Database, PATIENCE, runtime, tell, wait};
 
 /// The minimum number of compared polls.
@@ -183,8 +184,7 @@ fn on_a_subscriber_every_poll_equals_the_database_at_its_instant() {
     wait(store.migrate()).unwrap();
     database.sql(history::SETUP);
     origin.sql(writers::ANCHOR);
-    let subscription = "CREATE SUBSCRIPTION model CONNECTION";
-    database.sql(&format!("{subscription} '{}' PUBLICATION tenantgate", origin.url()));
+    subscribe(&database, &origin, "model", "tenantgate");
     let (seed, mut tally) = (Seed::chosen(), Tally::default());
     let places = Places { written: origin.url(), read: database.url(), elsewhere: elsewhere.url() };
     for round in 0..2 {

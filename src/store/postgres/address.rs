@@ -23,6 +23,8 @@ pub(super) struct Address {
     pub(super) settings: Settings,
     /// `connect_timeout`, if it is given.
     pub(super) connect_timeout: Option<Duration>,
+    /// Files that the driver reads at every connect, with the parameter that names them.
+    files: Vec<(&'static str, String)>,
 }
 
 /// The parts of a URL, decoded.
@@ -42,15 +44,50 @@ struct Parts {
     options: Settings,
 }
 
+/// Variables of libpq whose meaning the driver does not know, and the parameters that they stand for.
+const VARIABLES: [(&str, &str); 11] = [
+    ("PGSSLMODE", "sslmode"),
+    ("PGSSLROOTCERT", "sslrootcert"),
+    ("PGCONNECT_TIMEOUT", "connect_timeout"),
+    ("PGTARGETSESSIONATTRS", "target_session_attrs"),
+    ("PGCHANNELBINDING", "channel_binding"),
+    ("PGGSSENCMODE", "gssencmode"),
+    ("PGSSLNEGOTIATION", "sslnegotiation"),
+    ("PGSERVICE", "service"),
+    ("PGREQUIREAUTH", "require_auth"),
+    ("PGREQUIREPEER", "requirepeer"),
+    ("PGSSLCRL", "sslcrl"),
+];
+
 const FORM: &str = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE";
 
 impl Address {
-    /// Parses a URL.
+    /// Reads a URL. What it does not say is taken from the variables of libpq.
     ///
     /// # Errors
     ///
-    /// The URL is invalid or not supported. The error says what to write instead.
+    /// What to write instead.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the driver reads the variables of libpq at the same place"
+    )]
     pub(super) fn parse(url: &str) -> Result<Self, String> {
+        Self::read(url, &|name| std::env::var(name).ok())
+    }
+
+    /// Names the file that cannot be read, which the driver does not.
+    ///
+    /// # Errors
+    ///
+    /// There is one.
+    pub(super) fn files(&self) -> Result<(), String> {
+        for (name, file) in &self.files {
+            std::fs::File::open(file).map_err(|error| format!("{name} {file}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    fn read(url: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, String> {
         let url = url.trim();
         if url.starts_with("jdbc:") {
             return Err(format!("JDBC URLs are not supported: write {FORM}"));
@@ -73,11 +110,30 @@ impl Address {
         if let Some(path) = path.filter(|path| !path.is_empty()) {
             parts.database = Some(decoded("the database's name", path)?);
         }
+        let mut said = Vec::new();
         for pair in query.into_iter().flat_map(|query| query.split('&')).filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = decoded("a parameter's name", name)?;
             let value = decoded(&name, value)?;
             parts.parameter(&name, value)?;
+            said.push(name);
+        }
+        if let [first, second, ..] =
+            said.iter().filter(|name| ["host", "hostaddr"].contains(&name.as_str())).collect::<Vec<_>>()[..]
+            && first != second
+        {
+            return Err("host and hostaddr together are not supported: write the host alone".into());
+        }
+        for (name, parameter) in VARIABLES {
+            let value = variable(name).filter(|value| !value.is_empty());
+            if let Some(value) = value.filter(|_| !said.iter().any(|said| said == parameter)) {
+                parts.parameter(parameter, value).map_err(|why| format!("the variable {name}: {why}"))?;
+            }
+        }
+        if parts.sslrootcert.as_deref() == Some("system") && variable("PGSSLROOTCERT").is_some() {
+            return Err("the variable PGSSLROOTCERT would be read instead of the system's certificates: unset it, and \
+                        write sslrootcert=system into the URL"
+                .into());
         }
         parts.finish()
     }
@@ -154,8 +210,12 @@ impl Parts {
                 .ok_or_else(|| format!("invalid {name}: expected one of {}", words.join(", ")))
         };
         match name {
+            // libpq tries without encryption first, and then with it; the driver would never encrypt.
+            "sslmode" | "ssl-mode" | "ssl" if value == "allow" => {
+                return Err(format!("{name}=allow is not supported: write {name}=prefer"));
+            }
             "sslmode" | "ssl-mode" => {
-                one_of(&["disable", "allow", "prefer", "require", "verify-ca", "verify-full"])?;
+                one_of(&["disable", "prefer", "require", "verify-ca", "verify-full"])?;
                 self.sslmode = Some(value);
             }
             "ssl" => {
@@ -164,7 +224,7 @@ impl Parts {
                                 sslmode=require or sslmode=disable"
                         .into());
                 }
-                one_of(&["disable", "allow", "prefer", "require", "verify-ca", "verify-full"])?;
+                one_of(&["disable", "prefer", "require", "verify-ca", "verify-full"])?;
                 self.sslmode = Some(value);
             }
             "sslrootcert" | "ssl-root-cert" | "ssl-ca" => self.sslrootcert = Some(value),
@@ -253,7 +313,9 @@ impl Parts {
         let name = name.to_owned();
         // Poolers reject unknown startup parameters, so settings are set after connecting.
         let options = options.application_name(&name).extra_float_digits(None);
-        Ok(Address { options, schema, settings, connect_timeout: self.connect_timeout })
+        let named = [("sslrootcert", root), ("sslcert", self.sslcert), ("sslkey", self.sslkey)];
+        let files = named.into_iter().filter_map(|(name, file)| Some((name, file?))).collect();
+        Ok(Address { options, schema, settings, connect_timeout: self.connect_timeout, files })
     }
 
     /// Formats the parts as a URL that the driver reads with the same meaning.
@@ -406,94 +468,4 @@ fn encoded(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Parses a URL and formats the result: host or socket, port, user, database, sslmode, schema.
-    fn shown(url: &str) -> Result<String, String> {
-        let Address { options, schema, .. } = Address::parse(url)?;
-        let socket = options.get_socket().map(|path| path.display().to_string());
-        Ok(format!(
-            "{} {} {} {} {:?}{}",
-            socket.unwrap_or_else(|| options.get_host().to_owned()),
-            options.get_port(),
-            options.get_username(),
-            options.get_database().unwrap_or("-"),
-            options.get_ssl_mode(),
-            schema.map(|schema| format!(" {schema}")).unwrap_or_default()
-        ))
-    }
-
-    #[test]
-    fn every_form_of_url_is_accepted_or_rejected_with_a_hint() {
-        for (url, wanted) in [
-            // libpq
-            ("postgres://u:p@h/db", "h 5432 u db Prefer"),
-            ("postgresql://u@h:6432/db?sslmode=verify-full", "h 6432 u db VerifyFull"),
-            ("postgresql://u:p%40%3A%2Fss@h/db", "h 5432 u db Prefer"),
-            ("postgresql://u@[::1]:5433/db", "::1 5433 u db Prefer"),
-            ("postgresql://u@/db?host=/run/postgresql", "/run/postgresql 5432 u db Prefer"),
-            ("postgresql:///db?host=/run/postgresql&user=u", "/run/postgresql 5432 u db Prefer"),
-            ("postgresql://u@%2Frun%2Fpg/db", "/run/pg 5432 u db Prefer"),
-            ("postgresql://u@h?dbname=db&port=1", "h 1 u db Prefer"),
-            ("postgresql://u@h/db?sslrootcert=system", "h 5432 u db VerifyFull"),
-            ("postgresql://u@h/db?sslmode=require&sslrootcert=/dev/null", "h 5432 u db VerifyCa"),
-            ("postgresql://u@h/db?target_session_attrs=read-write&connect_timeout=10", "h 5432 u db Prefer"),
-            ("postgresql://u@h/db?application_name=mine&channel_binding=prefer", "h 5432 u db Prefer"),
-            ("postgresql://u@h/db?options=-c%20search_path%3Dapp", "h 5432 u db Prefer app"),
-            ("postgresql://u@h/db?options=-csearch_path=app%20-c%20work_mem=4MB", "h 5432 u db Prefer app"),
-            // SQLAlchemy, asyncpg
-            ("postgresql+asyncpg://u:p@h/db", "h 5432 u db Prefer"),
-            ("postgresql+asyncpg://u:p@h/db?ssl=require", "h 5432 u db Require"),
-            ("postgresql+psycopg2://u:p@h:5432/db?sslmode=disable", "h 5432 u db Disable"),
-            // Heroku, Supabase (direct and its session pooler), Neon
-            (
-                "postgres://abc:d1e2@ec2-1-2-3-4.compute-1.amazonaws.com:5432/d9f",
-                "ec2-1-2-3-4.compute-1.amazonaws.com 5432 abc d9f Prefer",
-            ),
-            (
-                "postgresql://postgres:[YOUR-PASSWORD]@db.abc.supabase.co:5432/postgres",
-                "db.abc.supabase.co 5432 postgres postgres Prefer",
-            ),
-            (
-                "postgresql://postgres.abc:p@aws-0-eu-central-1.pooler.supabase.com:5432/postgres",
-                "aws-0-eu-central-1.pooler.supabase.com 5432 postgres.abc postgres Prefer",
-            ),
-            (
-                "postgresql://u:p@ep-x-1.eu-central-1.aws.neon.tech/neondb?sslmode=require",
-                "ep-x-1.eu-central-1.aws.neon.tech 5432 u neondb Require",
-            ),
-        ] {
-            assert_eq!(shown(url).as_deref(), Ok(wanted), "{url}");
-        }
-        for (url, hint) in [
-            ("postgresql://u:p@ss@h/db", "%40"),
-            ("postgresql://u:p/ss@h/db", "%2F"),
-            ("postgresql://u:p:ss@h/db", "%3A"),
-            ("postgresql://u:p?ss@h/db", "%3F"),
-            ("postgresql://u:p#ss@h/db", "%23"),
-            ("postgresql://u:p%ss@h/db", "%25"),
-            ("postgresql://h1,h2/db", "several hosts"),
-            ("postgresql://u@::1/db", "brackets"),
-            ("postgresql://u@h:x/db", "invalid port"),
-            ("postgresql://u@h/db?sslMode=verify-full", "write sslmode"),
-            ("postgresql://u@h/db?sslmode=verify", "invalid sslmode"),
-            ("postgresql://u@h/db?ssl=true", "sslmode=verify-full"),
-            ("postgresql://u@h/db?sslmode=require&channel_binding=require", "sslmode=verify-full"),
-            ("postgresql://u@h/db?sslmode=require&sslrootcert=system", "sslmode=verify-full"),
-            ("postgresql://u@h/db?target_session_attrs=standby", "read-write"),
-            ("postgresql://u@h/db?service=prod", "service files"),
-            ("postgresql://u@h/db?currentSchema=app", "--database-schema"),
-            ("postgresql://u@h/db?pgbouncer=true", "session mode"),
-            ("postgresql://u@h/db?pool_size=5", "pool_size"),
-            ("postgresql://u@h/db?options=-c%20search_path%3Dapp,public", "--database-schema"),
-            ("jdbc:postgresql://h/db?user=u&password=p", "postgresql://USER"),
-            ("host=h dbname=db user=u", "postgresql://USER"),
-            ("mysql://u@h/db", "postgresql://USER"),
-        ] {
-            let said = shown(url).expect_err(url);
-            assert!(said.contains(hint), "{url}: {said}");
-            assert!(!said.contains("ss@") && !said.contains("p@"), "{url}: {said}");
-        }
-    }
-}
+mod tests;

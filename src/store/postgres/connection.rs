@@ -18,7 +18,12 @@ impl PostgresStore {
     /// connection.
     pub(super) async fn connect(&self) -> Result<PgConnection, StoreError> {
         let address = self.address_now()?;
-        let settings = self.settings(&address, &[("lock_timeout", &millis(self.lock_timeout))]);
+        // A command on many rows takes long; what a role has set for others is not meant for it.
+        let patience =
+            address.settings.iter().rev().find(|(name, _)| name.eq_ignore_ascii_case("statement_timeout"));
+        let patience = patience.map_or("0", |(_, value)| value);
+        let own = [("lock_timeout", &*millis(self.lock_timeout)), ("statement_timeout", patience)];
+        let settings = self.settings(&address, &own);
         self.connect_to(&address, &settings).await
     }
 
@@ -27,6 +32,7 @@ impl PostgresStore {
         address: &Address,
         settings: &Settings,
     ) -> Result<PgConnection, StoreError> {
+        address.files().map_err(StoreError::Unavailable)?;
         let limit = address.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
         let mut connection = timeout(limit, address.options.connect())
             .await
@@ -50,14 +56,23 @@ impl PostgresStore {
 
     /// Returns the settings of a session: those of the URL, those that every session needs, and `more`.
     pub(super) fn settings(&self, address: &Address, more: &[(&str, &str)]) -> Settings {
-        let path = ("search_path", format!("pg_catalog, {}", quoted(&self.schema)));
-        // The default of a database or role could break the quoting of string constants.
+        // Without its name, the schema of temporary tables would come first: behind a pooler they may be another client's.
+        let path = ("search_path", format!("pg_catalog, {}, pg_temp", quoted(&self.schema)));
+        // A database or role may have set it to what breaks our quoting.
         let quotes = ("standard_conforming_strings", "on".to_owned());
-        // A policy that would hide rows causes an error instead.
+        let names = ("quote_all_identifiers", "off".to_owned());
+        // A policy that would hide rows becomes an error.
         let rows = ("row_security", "off".to_owned());
         let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
-        let ours = [quotes, path, rows].into_iter().chain(more);
-        address.settings.iter().cloned().chain(ours.map(|(name, value)| (name.to_owned(), value))).collect()
+        let ours = [quotes, names, path, rows].into_iter().chain(more);
+        let ours = ours.map(|(name, value)| (name.to_owned(), value));
+        let mut settings = Settings::new();
+        for setting in address.settings.iter().cloned().chain(ours) {
+            // The last one counts. One that was set twice could not be read back.
+            settings.retain(|(name, _)| !name.eq_ignore_ascii_case(&setting.0));
+            settings.push(setting);
+        }
+        settings
     }
 }
 
@@ -67,7 +82,13 @@ pub(super) async fn pin(connection: &mut PgConnection, settings: &Settings) -> R
         |(name, value): &(String, String)| format!("set_config({}, {}, false)", text(name), text(value));
     let read = |(name, _): &(String, String)| format!("current_setting({})", text(name));
     let set = answers(connection, &settings.iter().map(set).collect::<Vec<_>>()).await?;
-    let read = answers(connection, &settings.iter().map(read).collect::<Vec<_>>()).await?;
+    let encoding = "current_setting('server_encoding')".to_owned();
+    let mut read =
+        answers(connection, &settings.iter().map(read).chain([encoding]).collect::<Vec<_>>()).await?;
+    if read.pop().as_deref() == Some("SQL_ASCII") {
+        // Otherwise one text that is no UTF-8 would make Postgres refuse all rows. Such a text damages its own row.
+        answers(connection, &["set_config('client_encoding', 'SQL_ASCII', false)".to_owned()]).await?;
+    }
     if set == read { Ok(()) } else { Err(StoreError::pooler()) }
 }
 

@@ -9,7 +9,7 @@ use sqlx::{Connection as _, Row as _};
 
 use super::{PostgresStore, applied, migrate, moved, privileges, schema_check, shape};
 use crate::clock::{Clock, Timestamp};
-use crate::diagnostics::Finding;
+use crate::diagnostics::{Finding, Level};
 use crate::store::inspect::Purpose;
 use crate::store::migrations::{self, POSTGRES};
 use crate::store::sql::instant::Micros;
@@ -31,6 +31,7 @@ pub(super) async fn examine(
     findings.push(primary(&mut connection).await?);
     findings.push(transport(&mut connection).await?);
     findings.push(time(&mut connection, clock).await?);
+    findings.push(encoding(&mut connection).await?);
     findings.push(role(&mut connection).await?);
     let current = applied_or_unreadable(&mut connection).await?;
     let newest = migrations::newest(POSTGRES);
@@ -44,11 +45,16 @@ pub(super) async fn examine(
     }
     findings.push(schema(current, newest));
     if current.is_some_and(|current| current >= newest) {
-        findings.extend(privileges::examine(&mut connection, purpose).await?);
+        let shapes = shapes(&mut connection).await?;
+        let sound = shapes.iter().all(|finding| finding.level == Level::Ok);
+        findings.extend(shapes);
+        // There is no right to a column that is missing.
+        if sound {
+            findings.extend(privileges::examine(&mut connection, purpose).await?);
+        }
         findings.push(row_security(&mut connection).await?);
         findings.extend(schema_check::triggers(&mut connection).await?);
         findings.extend(schema_check::functions(&mut connection, &store.schema).await?);
-        findings.extend(shapes(&mut connection).await?);
         findings.push(second_set(&mut connection, &store.schema).await?);
         findings.extend(identity(&mut connection).await?);
         findings.push(subscription(&mut connection).await?);
@@ -128,7 +134,19 @@ async fn transport(connection: &mut PgConnection) -> Result<Finding, StoreError>
     })
 }
 
-/// The largest accepted difference of the clocks, as in `serve`.
+/// `SQL_ASCII` checks no text, so that some may be no UTF-8.
+async fn encoding(connection: &mut PgConnection) -> Result<Finding, StoreError> {
+    let row = sqlx::query("SELECT current_setting('server_encoding')").fetch_one(connection).await?;
+    let encoding: String = row.try_get(0)?;
+    Ok(if encoding == "SQL_ASCII" {
+        let what = "the encoding is SQL_ASCII: a text may be no UTF-8, and makes its row a damaged one";
+        Finding::warn("database.encoding", what, "restore a dump into a database WITH ENCODING 'UTF8'")
+    } else {
+        Finding::ok("database.encoding", encoding)
+    })
+}
+
+/// By how much the clocks may differ: what `serve` warns of too.
 const SKEW_MICROS: i64 = 2_000_000;
 
 async fn time(connection: &mut PgConnection, clock: &dyn Clock) -> Result<Finding, StoreError> {
@@ -224,8 +242,8 @@ async fn second_set(connection: &mut PgConnection, home: &str) -> Result<Finding
         None => Finding::ok(CHECK, format!("the only tables of tenantgate are in the schema {home}")),
         Some(row) => {
             let other: String = row.try_get(0)?;
-            let what = format!("the schema {other} has tables of tenantgate, too; {home} is in use");
-            Finding::warn(CHECK, what, "use --database-schema to name the right one, and drop the other set")
+            let what = format!("the schema {other} has tables of tenantgate, too; {home} is served");
+            Finding::bad(CHECK, what, "use --database-schema to name the right one, and drop the other set")
         }
     })
 }
@@ -233,7 +251,10 @@ async fn second_set(connection: &mut PgConnection, home: &str) -> Result<Finding
 /// Examines the identity of the database, and whether its change log has rows of another cluster.
 async fn identity(connection: &mut PgConnection) -> Result<Option<Finding>, StoreError> {
     const CHECK: &str = "database.identity";
-    let sql = format!("SELECT (SELECT id::text FROM tenantgate_identity), {}", moved::FOREIGN);
+    let sql = format!(
+        "SELECT (SELECT id::text FROM tenantgate_identity), {}, EXISTS (SELECT FROM tenantgate_change_floor)",
+        moved::FOREIGN
+    );
     let asked = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_one(connection).await;
     let row = match asked.map_err(StoreError::from) {
         Ok(row) => row,
@@ -241,7 +262,8 @@ async fn identity(connection: &mut PgConnection) -> Result<Option<Finding>, Stor
         Err(StoreError::Refused(_)) => return Ok(None),
         Err(error) => return Err(error),
     };
-    let (id, foreign): (Option<String>, bool) = (row.try_get(0)?, row.try_get(1)?);
+    let (id, foreign, floor): (Option<String>, bool, bool) =
+        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     Ok(Some(match id {
         None => {
             Finding::bad(CHECK, "the database has no identity: serve refuses it", "run `tenantgate migrate`")
@@ -249,6 +271,10 @@ async fn identity(connection: &mut PgConnection) -> Result<Option<Finding>, Stor
         Some(_) if foreign => {
             let what = "the change log holds rows of another cluster (a restored dump); they do not count as changes";
             Finding::bad(CHECK, what, "run `tenantgate migrate`, which removes them")
+        }
+        Some(_) if !floor => {
+            let what = "tenantgate_change_floor is empty: a server that was away long misses what was pruned meanwhile";
+            Finding::bad(CHECK, what, "run `tenantgate migrate`, which makes its row")
         }
         Some(id) => Finding::ok(CHECK, format!("servers know this database as {id}")),
     }))
@@ -258,12 +284,19 @@ async fn identity(connection: &mut PgConnection) -> Result<Option<Finding>, Stor
 /// subscribers.
 async fn subscription(connection: &mut PgConnection) -> Result<Finding, StoreError> {
     const CHECK: &str = "database.replication";
+    if let Some(name) = moved::disabled_subscription(&mut *connection).await? {
+        let what = format!("the subscription {name} is disabled: revocations of its publisher do not arrive");
+        let remedy = format!(
+            "run ALTER SUBSCRIPTION {name} ENABLE, or promote this database: DROP SUBSCRIPTION {name}"
+        );
+        return Ok(Finding::bad(CHECK, what, remedy));
+    }
     let Some(name) = moved::subscription(&mut *connection).await? else {
         // Subscribers do not have the partitions that servers create here every month.
         let sql =
             "SELECT pubname::text FROM pg_publication_tables WHERE tablename ~ '^tenantgate_usage_' LIMIT 1";
-        let Some(row) = sqlx::query(sql).fetch_optional(connection).await? else {
-            return Ok(Finding::ok(CHECK, "tenants and keys are changed here"));
+        let Some(row) = sqlx::query(sql).fetch_optional(&mut *connection).await? else {
+            return slots(connection).await;
         };
         let name: String = row.try_get(0)?;
         let what = format!("the publication {name} sends usage by partition, which stops its subscribers");
@@ -283,7 +316,25 @@ async fn subscription(connection: &mut PgConnection) -> Result<Finding, StoreErr
     })
 }
 
-/// Finds tenants whose schema conflicts with another use of its name, and active tenants without a schema.
+/// Subscribers that do not read what is kept for them.
+async fn slots(connection: &mut PgConnection) -> Result<Finding, StoreError> {
+    const CHECK: &str = "database.replication";
+    let sql = "SELECT slot_name::text FROM pg_replication_slots
+               WHERE database = current_database() AND plugin = 'pgoutput' AND NOT active ORDER BY 1 LIMIT 1";
+    Ok(match sqlx::query(sql).fetch_optional(connection).await? {
+        None => Finding::ok(CHECK, "tenants and keys are changed here"),
+        Some(row) => {
+            let slot: String = row.try_get(0)?;
+            let what = format!(
+                "no subscriber reads the slot {slot}: revocations do not reach it, and Postgres keeps all WAL for it"
+            );
+            let remedy = format!("start the subscriber, or run SELECT pg_drop_replication_slot('{slot}')");
+            Finding::warn(CHECK, what, remedy)
+        }
+    })
+}
+
+/// Schemas that would be found before ours, and tenants that are served and have none.
 async fn schemas(connection: &mut PgConnection, home: &str) -> Result<Vec<Finding>, StoreError> {
     const CHECK: &str = "database.schemas";
     let sql = "SELECT db_schema_name::text, db_schema_name = $1 OR EXISTS (SELECT FROM pg_roles WHERE rolname = db_schema_name),

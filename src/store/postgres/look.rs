@@ -1,7 +1,9 @@
 //! The statements of a load and a poll, and the conversion of their rows.
 
-use sqlx::Row as _;
+use std::borrow::Cow;
+
 use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{Row as _, ValueRef as _};
 use uuid::Uuid;
 
 use super::memo;
@@ -219,19 +221,34 @@ pub(super) fn key_row(row: &PgRow) -> Result<Row, StoreError> {
 }
 
 fn record(row: &PgRow) -> Result<KeyRow, StoreError> {
-    let text = |place: usize| Ok::<_, StoreError>(row.try_get::<Option<&str>, _>(place)?.map(Into::into));
+    let text = |place: usize| Ok::<_, StoreError>(text(row, place)?.map(|text| text.as_ref().into()));
     let profile = ProfileRow { scopes: text(SCOPES)?, networks: text(NETWORKS)?, plan: text(PLAN)? };
     let record = KeyRecord {
         id: KeyId(row.try_get(ID)?),
         tenant_id: TenantId(row.try_get(TENANT_ID)?),
-        prefix: row.try_get::<&str, _>(KEY_PREFIX)?.into(),
-        hash: SecretHash::parse(row.try_get(HASHED_KEY)?),
+        prefix: required(row, KEY_PREFIX)?.as_ref().into(),
+        hash: SecretHash::parse(&required(row, HASHED_KEY)?),
         expires_at: expiry(row, EXPIRES_AT)?.into(),
         revoked: row.try_get(REVOKED)?,
         not_before: instant(row, NOT_BEFORE)?.unwrap_or(Timestamp::MIN),
         disabled: row.try_get(DISABLED)?,
     };
     Ok((record, memo(row, KEY_MEMO)?, profile))
+}
+
+/// A text; what is no UTF-8 in it is replaced, which makes the row a damaged one and not the whole load. Only a database
+/// with the encoding `SQL_ASCII` has such texts.
+fn text(row: &PgRow, place: usize) -> Result<Option<Cow<'_, str>>, StoreError> {
+    let raw = row.try_get_raw(place)?;
+    if raw.is_null() {
+        return Ok(None);
+    }
+    let bytes = raw.as_bytes().map_err(sqlx::Error::Decode)?;
+    Ok(Some(String::from_utf8_lossy(bytes)))
+}
+
+fn required(row: &PgRow, place: usize) -> Result<Cow<'_, str>, StoreError> {
+    Ok(text(row, place)?.unwrap_or_default())
 }
 
 pub(super) fn key_change(row: &PgRow) -> Result<Change, StoreError> {
@@ -246,11 +263,11 @@ pub(super) fn key_change(row: &PgRow) -> Result<Change, StoreError> {
 pub(super) fn tenant_row(row: &PgRow) -> Result<Tenant, StoreError> {
     Ok(Tenant {
         id: TenantId(row.try_get(ID)?),
-        name: row.try_get(NAME)?,
-        schema: row.try_get(DB_SCHEMA_NAME)?,
-        status: TenantStatus::parse(row.try_get(STATUS)?),
-        mode: row.try_get::<Option<&str>, _>(MODE)?.map(Mode::parse),
-        plan: row.try_get::<Option<&str>, _>(PLAN)?.map(Into::into),
+        name: required(row, NAME)?.into(),
+        schema: required(row, DB_SCHEMA_NAME)?.into(),
+        status: TenantStatus::parse(&required(row, STATUS)?),
+        mode: text(row, MODE)?.map(|mode| Mode::parse(&mode)),
+        plan: text(row, PLAN)?.map(|plan| plan.as_ref().into()),
         created_at: row.try_get::<Micros, _>(CREATED_AT)?.0,
     })
 }

@@ -70,7 +70,17 @@ pub(super) async fn subscription(connection: &mut PgConnection) -> Result<Option
     Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
 
-/// Rejects a change on a subscriber: replicated rows would overwrite it or conflict with it.
+/// A subscription that would write them if it were enabled.
+pub(super) async fn disabled_subscription(
+    connection: &mut PgConnection,
+) -> Result<Option<String>, StoreError> {
+    let sql = "SELECT s.subname::text FROM pg_subscription s JOIN pg_subscription_rel r ON r.srsubid = s.oid
+               WHERE NOT s.subenabled AND r.srrelid IN (to_regclass('tenants'), to_regclass('api_keys')) LIMIT 1";
+    let row = sqlx::query(sql).fetch_optional(connection).await?;
+    Ok(row.map(|row| row.try_get(0)).transpose()?)
+}
+
+/// Refuses a change on a subscriber: the publisher would undo it or collide with it.
 pub(super) async fn refuse_on_subscriber(connection: &mut PgConnection) -> Result<(), StoreError> {
     match subscription(connection).await? {
         None => Ok(()),

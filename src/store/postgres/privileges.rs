@@ -28,9 +28,9 @@ const SERVE: [Right; 17] = [
     ("SELECT ON tenantgate_change", "has_table_privilege('tenantgate_change', 'SELECT')", true),
     ("SELECT ON tenantgate_change_floor", "has_table_privilege('tenantgate_change_floor', 'SELECT')", true),
     ("SELECT ON tenantgate_identity", "has_table_privilege('tenantgate_identity', 'SELECT')", true),
-    ("EXECUTE ON FUNCTION tenantgate_settle()", "has_function_privilege('tenantgate_settle()', 'EXECUTE')", false),
+    ("EXECUTE ON FUNCTION tenantgate_settle()", "has_function_privilege(to_regprocedure('tenantgate_settle()'), 'EXECUTE')", false),
     ("SELECT ON tenantgate_migrations", "has_table_privilege('tenantgate_migrations', 'SELECT')", true),
-    ("EXECUTE ON FUNCTION pg_control_system()", "has_function_privilege('pg_control_system()', 'EXECUTE')", true),
+    ("EXECUTE ON FUNCTION pg_control_system()", "has_function_privilege(to_regprocedure('pg_control_system()'), 'EXECUTE')", true),
     ("UPDATE (last_used_at) ON api_keys", "has_column_privilege('api_keys', 'last_used_at', 'UPDATE')", false),
     ("UPDATE (key_memo) ON api_keys", "has_column_privilege('api_keys', 'key_memo', 'UPDATE')", false),
     (
@@ -47,15 +47,15 @@ const SERVE: [Right; 17] = [
                FROM unnest(ARRAY['requests', 'first_seen', 'last_seen']) AS c)",
         false,
     ),
-    ("EXECUTE ON FUNCTION tenantgate_prune(interval)", "has_function_privilege('tenantgate_prune(interval)', 'EXECUTE')", false),
+    ("EXECUTE ON FUNCTION tenantgate_prune(interval)", "has_function_privilege(to_regprocedure('tenantgate_prune(interval)'), 'EXECUTE')", false),
     (
         "EXECUTE ON FUNCTION tenantgate_add_usage(date[], uuid[], text[], bigint[])",
-        "has_function_privilege('tenantgate_add_usage(date[], uuid[], text[], bigint[])', 'EXECUTE')",
+        "has_function_privilege(to_regprocedure('tenantgate_add_usage(date[], uuid[], text[], bigint[])'), 'EXECUTE')",
         false,
     ),
     (
         "EXECUTE ON FUNCTION tenantgate_prune_usage(interval)",
-        "has_function_privilege('tenantgate_prune_usage(interval)', 'EXECUTE')",
+        "has_function_privilege(to_regprocedure('tenantgate_prune_usage(interval)'), 'EXECUTE')",
         false,
     ),
 ];
@@ -125,7 +125,7 @@ const ADMIN: [Right; 15] = [
     ("SELECT ON tenantgate_replica", "has_table_privilege('tenantgate_replica', 'SELECT')", false),
     ("SELECT ON tenantgate_shadow_report", "has_table_privilege('tenantgate_shadow_report', 'SELECT')", false),
     ("SELECT ON tenantgate_usage", "has_table_privilege('tenantgate_usage', 'SELECT')", false),
-    ("EXECUTE ON FUNCTION tenantgate_mark()", "has_function_privilege('tenantgate_mark()', 'EXECUTE')", false),
+    ("EXECUTE ON FUNCTION tenantgate_mark()", "has_function_privilege(to_regprocedure('tenantgate_mark()'), 'EXECUTE')", false),
     ("CREATE ON DATABASE", "has_database_privilege(current_database(), 'CREATE')", false),
 ];
 

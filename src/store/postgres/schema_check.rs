@@ -34,7 +34,7 @@ pub(super) async fn wrong(connection: &mut PgConnection, schema: &str) -> Result
 
 /// Returns a finding for each fault of the triggers, or one finding that there is none.
 pub(super) async fn triggers(connection: &mut PgConnection) -> Result<Vec<Finding>, StoreError> {
-    let sql = "SELECT tgname::text, pg_get_triggerdef(oid), tgenabled::text FROM pg_trigger
+    let sql = "SELECT tgname::text, pg_get_triggerdef(oid, true), tgenabled::text FROM pg_trigger
                WHERE NOT tgisinternal AND tgparentid = 0 AND tgrelid IN (
                    SELECT c.oid FROM pg_class c JOIN pg_class ours USING (relnamespace)
                    WHERE ours.oid = to_regclass('api_keys'))";
@@ -69,8 +69,10 @@ fn wrong_trigger(name: &str, expected: &str, there: Option<&Trigger>) -> Option<
     match trigger.enabled.as_str() {
         enabled if enabled == wanted => None,
         "O" if wanted == "A" => {
-            let what = format!("the trigger {name} does not fire under session_replication_role = replica");
-            Some(Finding::warn(CHECK, what, REMEDY))
+            let what = format!(
+                "the trigger {name} does not fire under session_replication_role = replica: what is replicated or restored goes unseen"
+            );
+            Some(Finding::bad(CHECK, what, REMEDY))
         }
         _ => Some(Finding::bad(CHECK, format!("the trigger {name} is disabled: {UNSEEN}"), REMEDY)),
     }

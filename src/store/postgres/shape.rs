@@ -7,6 +7,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::connection::quoted;
+use crate::store::adoption::ANY;
 use crate::store::{Adoption, StoreError};
 
 /// The type that a column must have.
@@ -71,17 +72,12 @@ const WANTED: [Wanted; 25] = [
     ("api_keys", "labels", Kind::Json, false, false, false),
 ];
 
-/// Names of columns that usually deactivate rows.
-const SWITCHES: [&str; 9] = [
-    "is_active",
-    "active",
-    "enabled",
-    "is_enabled",
-    "disabled",
-    "is_disabled",
-    "revoked",
-    "is_revoked",
-    "is_deleted",
+/// Columns whose texts have a length that tenantgate chooses, and the longest.
+const LENGTHS: [(&str, &str, i32); 4] = [
+    ("tenants", "db_schema_name", 63),
+    ("tenants", "status", 20),
+    ("api_keys", "hashed_key", 60),
+    ("api_keys", "key_prefix", 25),
 ];
 
 /// A column as the database has it.
@@ -93,6 +89,10 @@ struct Column {
     not_null: bool,
     has_default: bool,
     unique: bool,
+    /// The most characters it takes, if it is limited.
+    length: Option<i32>,
+    /// Whether texts that differ may be equal.
+    vague: bool,
 }
 
 /// Columns by table and name.
@@ -108,8 +108,10 @@ pub(super) async fn adopt(
     let mut wrong = wrong_tables(&tables);
     if wrong.is_empty() {
         wrong = wrong_columns(&tables, &columns);
-        wrong.extend(switches(&columns, adoption));
-        wrong.extend(unknown_names(&columns, adoption));
+        wrong.extend(columns.keys().filter_map(|(table, name)| adoption.unsaid(table, name)));
+        wrong.extend(
+            adoption.unknown(|table, name| columns.contains_key(&(table.to_owned(), name.to_owned()))),
+        );
     }
     if !wrong.is_empty() {
         return Err(StoreError::Shape(wrong));
@@ -143,6 +145,13 @@ pub(super) async fn examine(connection: &mut PgConnection) -> Result<Vec<String>
     let columns = columns(connection).await?;
     let mut wrong = wrong_tables(&tables);
     wrong.extend(wrong_columns(&tables, &columns));
+    let ours = WANTED.iter().filter(|(table, .., theirs)| !theirs && tables.contains_key(*table));
+    let missing =
+        ours.filter(|(table, name, ..)| !columns.contains_key(&((*table).to_owned(), (*name).to_owned())));
+    wrong.extend(
+        missing
+            .map(|(table, name, kind, ..)| format!("{table}.{name} is missing: must be {}", kind.wanted())),
+    );
     let naive = columns.iter().filter(|((table, name), column)| {
         column.type_name == "timestamp"
             && wanted(table, name).is_some_and(|(_, _, kind, ..)| *kind == Kind::Instant)
@@ -177,11 +186,18 @@ pub(super) async fn revoke(
                 "suspended",
             ),
         ] {
-            let there = columns.contains_key(&(table.to_owned(), column.to_owned()));
-            if !there || only.is_some_and(|only| only != table) {
+            let Some(is) = columns.get(&(table.to_owned(), column.to_owned())) else { continue };
+            if only.is_some_and(|only| only != table) {
                 continue;
             }
-            let sql = format!("{sql} AND {}::text = $1", quoted(column));
+            // As the type reads it: `False` and `f` are the same boolean, and `maybe` is none.
+            let (column_is, type_is) = (quoted(column), &is.shown);
+            let matches = if value == ANY {
+                format!("$1 = '{ANY}' AND {column_is} IS NOT NULL")
+            } else {
+                format!("{column_is} = CAST($1::text AS {type_is})")
+            };
+            let sql = format!("{sql} AND {matches}");
             let reason = format!("{name} = {value} when the table was adopted");
             let done =
                 sqlx::query(AssertSqlSafe(sql)).bind(value).bind(reason).execute(&mut *connection).await?;
@@ -195,9 +211,14 @@ fn wanted(table: &str, name: &str) -> Option<&'static Wanted> {
     WANTED.iter().find(|(t, n, ..)| *t == table && *n == name)
 }
 
-/// Returns `pg_class.relkind` of those of the two tables that exist.
+/// What those that stand are: `pg_class.relkind`, or what makes an ordinary table unfit.
 async fn tables(connection: &mut PgConnection) -> Result<BTreeMap<String, String>, StoreError> {
-    let sql = "SELECT relname::text, relkind::text FROM pg_class WHERE oid IN (to_regclass('tenants'), to_regclass('api_keys'))";
+    let sql = "SELECT relname::text, CASE
+            WHEN relkind = 'r' AND relpersistence <> 'p' THEN 'unlogged'
+            WHEN relkind = 'r' AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) THEN 'parent'
+            WHEN relkind = 'r' AND EXISTS (SELECT FROM pg_rewrite WHERE ev_class = c.oid) THEN 'rules'
+            ELSE relkind::text END
+        FROM pg_class c WHERE oid IN (to_regclass('tenants'), to_regclass('api_keys'))";
     let rows = sqlx::query(sql).fetch_all(connection).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
@@ -206,7 +227,10 @@ async fn columns(connection: &mut PgConnection) -> Result<Columns, StoreError> {
     let sql = "SELECT c.relname::text, a.attname::text, t.typname::text, format_type(a.atttypid, a.atttypmod), t.typtype = 'e',
             a.attnotnull, a.atthasdef OR a.attidentity <> '',
             EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
-                    AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum)
+                    AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 1
+                    AND i.indkey[0] = a.attnum),
+            CASE WHEN t.typname = 'varchar' AND a.atttypmod > 4 THEN a.atttypmod - 4 END,
+            EXISTS (SELECT FROM pg_collation l WHERE l.oid = a.attcollation AND NOT l.collisdeterministic)
          FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid JOIN pg_type t ON t.oid = a.atttypid
          WHERE c.oid IN (to_regclass('tenants'), to_regclass('api_keys')) AND a.attnum > 0 AND NOT a.attisdropped";
     let mut columns = Columns::new();
@@ -218,6 +242,8 @@ async fn columns(connection: &mut PgConnection) -> Result<Columns, StoreError> {
             not_null: row.try_get(5)?,
             has_default: row.try_get(6)?,
             unique: row.try_get(7)?,
+            length: row.try_get(8)?,
+            vague: row.try_get(9)?,
         };
         columns.insert((row.try_get(0)?, row.try_get(1)?), column);
     }
@@ -228,6 +254,9 @@ fn wrong_tables(tables: &BTreeMap<String, String>) -> Vec<String> {
     let wrong = |(name, kind): (&String, &String)| {
         let is = match kind.as_str() {
             "r" => return None,
+            "unlogged" => "UNLOGGED, and empty after a crash",
+            "parent" => "a table that others inherit from, whose changes are not seen",
+            "rules" => "a table with rules, which may do something else than they are told",
             "p" => "a partitioned table",
             "v" => "a view",
             "m" => "a materialized view",
@@ -244,6 +273,12 @@ fn wrong_tables(tables: &BTreeMap<String, String>) -> Vec<String> {
     wrong
 }
 
+/// How many characters a column must take, if it takes fewer.
+fn too_short(table: &str, name: &str, column: &Column) -> Option<i32> {
+    let (.., least) = LENGTHS.iter().find(|(t, n, _)| *t == table && *n == name)?;
+    column.length.filter(|length| length < least).map(|_| *least)
+}
+
 fn wrong_columns(tables: &BTreeMap<String, String>, columns: &Columns) -> Vec<String> {
     let mut wrong = Vec::new();
     for (table, name, kind, always, unique, theirs) in
@@ -258,6 +293,12 @@ fn wrong_columns(tables: &BTreeMap<String, String>, columns: &Columns) -> Vec<St
         if !kind.fits(&column.type_name) {
             let what = if column.is_enum { " (an enum)" } else { "" };
             wrong.push(format!("{table}.{name} is {}{what}: must be {}", column.shown, kind.wanted()));
+        } else if column.vague {
+            wrong.push(format!(
+                "{table}.{name} has a nondeterministic collation: must compare texts byte by byte"
+            ));
+        } else if let Some(least) = too_short(table, name, column) {
+            wrong.push(format!("{table}.{name} is {}: must take {least} characters", column.shown));
         } else if always && !column.not_null {
             wrong.push(format!("{table}.{name} may be NULL: must be NOT NULL"));
         } else if unique && !column.unique {
@@ -274,38 +315,4 @@ fn wrong_columns(tables: &BTreeMap<String, String>, columns: &Columns) -> Vec<St
         }
     }
     wrong
-}
-
-/// Finds columns that seem to deactivate rows and that no option names.
-fn switches(columns: &Columns, adoption: &Adoption) -> Vec<String> {
-    let is_switch = |((_, name), column): &(&(String, String), &Column)| {
-        column.type_name == "bool" && SWITCHES.contains(&name.as_str())
-    };
-    let said = |table: &str, name: &str| {
-        adoption.names().any(|said| {
-            said == name || said.strip_prefix(table).and_then(|rest| rest.strip_prefix('.')) == Some(name)
-        })
-    };
-    let unsaid = columns.iter().filter(is_switch).filter(|((table, name), _)| !said(table, name));
-    unsaid
-        .map(|((table, name), _)| {
-            let off = !(name.contains("active") || name.contains("enabled"));
-            format!(
-                "{table}.{name} is a boolean that tenantgate does not read, so rows that it deactivates would be live: \
-                 add --revoke-where {name}={off} (or the other value), or --ignore-column {name}"
-            )
-        })
-        .collect()
-}
-
-fn unknown_names(columns: &Columns, adoption: &Adoption) -> Vec<String> {
-    let known = |said: &&str| {
-        let (table, name) = said.split_once('.').map_or((None, *said), |(table, name)| (Some(table), name));
-        !columns.keys().any(|(t, n)| n == name && table.is_none_or(|table| table == t))
-    };
-    adoption
-        .names()
-        .filter(known)
-        .map(|name| format!("{name} is not a column of tenants or api_keys"))
-        .collect()
 }

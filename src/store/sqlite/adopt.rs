@@ -1,37 +1,40 @@
 //! Applies migrations to a SQLite file, adopts existing tables, and restores missing triggers.
 
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 
 use super::{SqliteStore, applied, inspect};
 use crate::audit::{Action, Draft};
 use crate::diagnostics::Level;
 use crate::random;
+use crate::store::adoption::ANY;
 use crate::store::migrations::{self, SQLITE, SQLITE_OBJECTS};
 use crate::store::sql::{Link, SQLITE as DIALECT, audit};
 use crate::store::{Adoption, Migrated, StoreError};
 
-/// The columns that existing tables must have.
-const WANTED: [(&str, &[&str]); 2] = [
-    ("tenants", &["id", "name", "db_schema_name", "created_at", "status"]),
+/// The columns that existing tables must have, and whether they must be unique.
+const WANTED: [(&str, &[(&str, bool)]); 2] = [
+    (
+        "tenants",
+        &[("id", true), ("name", false), ("db_schema_name", true), ("created_at", false), ("status", false)],
+    ),
     (
         "api_keys",
-        &["id", "hashed_key", "key_prefix", "tenant_id", "created_at", "expires_at", "last_used_at"],
+        &[
+            ("id", true),
+            ("hashed_key", true),
+            ("key_prefix", true),
+            ("tenant_id", false),
+            ("created_at", false),
+            ("expires_at", false),
+            ("last_used_at", false),
+        ],
     ),
 ];
 
-/// Names of columns that usually deactivate rows.
-const SWITCHES: [&str; 9] = [
-    "is_active",
-    "active",
-    "enabled",
-    "is_enabled",
-    "disabled",
-    "is_disabled",
-    "revoked",
-    "is_revoked",
-    "is_deleted",
-];
+/// Words for a boolean, which SQLite keeps as whatever an application wrote.
+const BOOLEANS: [[&str; 6]; 2] =
+    [["1", "true", "t", "yes", "y", "on"], ["0", "false", "f", "no", "n", "off"]];
 
 /// Does everything in one transaction.
 pub(super) async fn migrate(store: &SqliteStore, adoption: &Adoption) -> Result<Migrated, StoreError> {
@@ -50,9 +53,13 @@ pub(super) async fn migrate(store: &SqliteStore, adoption: &Adoption) -> Result<
     if before == 0 {
         migrated.notes = revoke(&mut transaction, adoption).await?;
     }
-    let findings = inspect::triggers(&mut transaction).await?;
-    if findings.iter().any(|finding| finding.level != Level::Ok) {
+    let mut findings = inspect::triggers(&mut transaction).await?;
+    findings.push(inspect::identity(&mut transaction).await?);
+    findings.retain(|finding| finding.level != Level::Ok);
+    if !findings.is_empty() {
         sqlx::raw_sql(SQLITE_OBJECTS).execute(&mut *transaction).await?;
+        let identity = "INSERT OR IGNORE INTO tenantgate_identity DEFAULT VALUES";
+        sqlx::query(identity).execute(&mut *transaction).await?;
         if migrated.applied.is_empty() {
             migrated.mended = findings.into_iter().map(|finding| finding.what).collect();
         }
@@ -74,32 +81,76 @@ pub(super) async fn migrate(store: &SqliteStore, adoption: &Adoption) -> Result<
     Ok(migrated)
 }
 
-async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<String>, StoreError> {
-    let sql = "SELECT name FROM pragma_table_info(?1)";
+/// A column as it is.
+struct Column {
+    name: String,
+    /// NOT NULL without a default.
+    demanded: bool,
+    unique: bool,
+}
+
+async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<Column>, StoreError> {
+    let sql = "SELECT name, \"notnull\" AND dflt_value IS NULL AND pk = 0,
+            (pk = 1 AND (SELECT max(pk) FROM pragma_table_info(?1)) = 1) OR EXISTS (
+                SELECT 1 FROM pragma_index_list(?1) i WHERE i.\"unique\" AND NOT i.partial
+                AND (SELECT json_group_array(c.name) FROM pragma_index_info(i.name) c) = json_array(t.name))
+        FROM pragma_table_info(?1) t";
     let rows = sqlx::query(sql).bind(table).fetch_all(connection).await?;
-    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    let column = |row: &SqliteRow| {
+        Ok(Column { name: row.try_get(0)?, demanded: row.try_get(1)?, unique: row.try_get(2)? })
+    };
+    rows.iter().map(column).collect()
+}
+
+/// What makes a table unfit, whatever its columns are.
+async fn wrong_table(connection: &mut SqliteConnection, table: &str) -> Result<Option<String>, StoreError> {
+    let sql = "SELECT type, wr FROM pragma_table_list WHERE schema = 'main' AND name = ?1";
+    let Some(row) = sqlx::query(sql).bind(table).fetch_optional(connection).await? else { return Ok(None) };
+    let (kind, without_rowid): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(match kind.as_str() {
+        "table" if without_rowid => Some(format!("{table} is WITHOUT ROWID: must be an ordinary table")),
+        "table" => None,
+        kind => Some(format!("{table} is a {kind}: must be an ordinary table")),
+    })
 }
 
 /// Rejects tables that cannot be adopted, before any change.
 async fn check_shape(connection: &mut SqliteConnection, adoption: &Adoption) -> Result<(), StoreError> {
-    let mut wrong = Vec::new();
+    let (mut wrong, mut there) = (Vec::new(), Vec::new());
     for (table, wanted) in WANTED {
         let columns = columns(&mut *connection, table).await?;
         if columns.is_empty() {
             continue;
         }
-        let missing = wanted.iter().filter(|name| !columns.iter().any(|column| column == *name));
-        wrong.extend(missing.map(|name| format!("{table}.{name} is missing")));
-        let said = |name: &str| adoption.names().any(|said| said.rsplit('.').next() == Some(name));
-        let unsaid = columns.iter().filter(|name| SWITCHES.contains(&name.as_str()) && !said(name));
-        wrong.extend(unsaid.map(|name| {
-            let off = !(name.contains("active") || name.contains("enabled"));
-            format!(
-                "{table}.{name} is a column that tenantgate does not read, so rows that it deactivates would be live: \
-                 add --revoke-where {name}={off} (or the other value), or --ignore-column {name}"
-            )
+        wrong.extend(wrong_table(&mut *connection, table).await?);
+        for (name, unique) in wanted {
+            match columns.iter().find(|column| column.name == *name) {
+                None => wrong.push(format!("{table}.{name} is missing")),
+                Some(column) if *unique && !column.unique => {
+                    wrong.push(format!(
+                        "{table}.{name} is not UNIQUE: must have a UNIQUE constraint of its own"
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        let theirs = columns.iter().filter(|column| !wanted.iter().any(|(name, _)| column.name == *name));
+        wrong.extend(theirs.filter(|column| column.demanded).map(|Column { name, .. }| {
+            format!("{table}.{name} is NOT NULL without a default: must have a default, or tenantgate could add no row")
         }));
+        wrong.extend(columns.iter().filter_map(|column| adoption.unsaid(table, &column.name)));
+        there.push((table, columns));
     }
+    if let [(table, _)] = there[..] {
+        let missing = if table == "tenants" { "api_keys" } else { "tenants" };
+        wrong.push(format!("{missing} is missing beside {table}: both tables or none must exist"));
+    }
+    let known = |table: &str, name: &str| {
+        there
+            .iter()
+            .any(|(known, columns)| *known == table && columns.iter().any(|column| column.name == name))
+    };
+    wrong.extend(adoption.unknown(known));
     if wrong.is_empty() { Ok(()) } else { Err(StoreError::Shape(wrong)) }
 }
 
@@ -108,6 +159,10 @@ async fn revoke(connection: &mut SqliteConnection, adoption: &Adoption) -> Resul
     let mut notes = Vec::new();
     for (name, value) in &adoption.revoke_where {
         let column = name.rsplit('.').next().unwrap_or(name);
+        let lower = value.to_lowercase();
+        let same = BOOLEANS.iter().find(|words| words.contains(&lower.as_str()));
+        let same = same.map_or_else(|| vec![lower.as_str()], |words| words.to_vec());
+        let same = serde_json::json!(same).to_string();
         for (table, set, verb) in [
             (
                 "api_keys",
@@ -116,20 +171,20 @@ async fn revoke(connection: &mut SqliteConnection, adoption: &Adoption) -> Resul
             ),
             ("tenants", "status = 'suspended' WHERE status = 'active' AND ?2 <> ''", "suspended"),
         ] {
-            let there = columns(&mut *connection, table).await?.iter().any(|c| c == column);
+            let there = columns(&mut *connection, table).await?.iter().any(|known| known.name == column);
             if !there || name.split_once('.').is_some_and(|(only, _)| only != table) {
                 continue;
             }
-            let number = match value.as_str() {
-                "true" => "1",
-                "false" => "0",
-                other => other,
+            let quoted = format!("\"{}\"", column.replace('"', "\"\""));
+            let matches = if value == ANY {
+                format!("?1 <> '' AND {quoted} IS NOT NULL")
+            } else {
+                format!("lower(CAST({quoted} AS TEXT)) IN (SELECT value FROM json_each(?1))")
             };
-            let column = column.replace('"', "\"\"");
-            let sql = format!("UPDATE {table} SET {set} AND lower(CAST(\"{column}\" AS TEXT)) IN (?1, ?3)");
+            let sql = format!("UPDATE {table} SET {set} AND {matches}");
             let reason = format!("{name} = {value} when the table was adopted");
-            let query = sqlx::query(AssertSqlSafe(sql)).bind(value).bind(reason).bind(number);
-            let done = query.execute(&mut *connection).await?;
+            let done =
+                sqlx::query(AssertSqlSafe(sql)).bind(&same).bind(reason).execute(&mut *connection).await?;
             notes.push(format!("{verb} {} rows of {table} where {column} is {value}", done.rows_affected()));
         }
     }

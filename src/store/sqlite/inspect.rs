@@ -45,6 +45,7 @@ impl Inspect for SqliteStore {
         let (current, newest) = (applied(&mut connection).await?, migrations::newest(SQLITE));
         findings.push(schema(current, newest));
         if current >= newest {
+            findings.push(identity(&mut connection).await?);
             findings.extend(triggers(&mut connection).await?);
             findings.push(orphans(&mut connection).await?);
         }
@@ -54,12 +55,8 @@ impl Inspect for SqliteStore {
 
 fn permissions(mode: u32) -> Finding {
     if mode & 0o007 != 0 {
-        let remedy = "set mode 0600 on it, and on the -wal and -shm files beside it";
-        return Finding::warn(
-            "database.file",
-            "every user of this machine may read the hashes in it",
-            remedy,
-        );
+        let remedy = "chmod 0600 it, and its -wal and -shm beside it";
+        return Finding::bad("database.file", "everybody on this machine may read the hashes in it", remedy);
     }
     Finding::ok("database.file", "only its owner and group may read it")
 }
@@ -117,7 +114,20 @@ pub(super) async fn triggers(connection: &mut SqliteConnection) -> Result<Vec<Fi
     Ok(if wrong.is_empty() { fine() } else { wrong })
 }
 
-/// Finds keys whose tenant was deleted, by a shell without `PRAGMA foreign_keys`.
+pub(super) async fn identity(connection: &mut SqliteConnection) -> Result<Finding, StoreError> {
+    const CHECK: &str = "database.identity";
+    let row = sqlx::query("SELECT id FROM tenantgate_identity").fetch_optional(connection).await?;
+    Ok(match row {
+        Some(row) => {
+            Finding::ok(CHECK, format!("servers know this database as {}", row.try_get::<String, _>(0)?))
+        }
+        None => {
+            Finding::bad(CHECK, "the database has no identity: serve refuses it", "run `tenantgate migrate`")
+        }
+    })
+}
+
+/// Keys whose tenant a shell deleted that did not heed foreign keys.
 async fn orphans(connection: &mut SqliteConnection) -> Result<Finding, StoreError> {
     let sql = "SELECT count(*) FROM pragma_foreign_key_check('api_keys')";
     let orphans: i64 = sqlx::query(sql).fetch_one(connection).await?.try_get(0)?;

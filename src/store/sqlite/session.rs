@@ -44,7 +44,11 @@ impl Session for SqliteSession {
         let mut transaction = self.connection.begin().await?;
         let identity =
             sqlx::query("SELECT id FROM tenantgate_identity").fetch_optional(&mut *transaction).await?;
-        self.identity = identity.map(|row| row.try_get(0)).transpose()?.unwrap_or_default();
+        let Some(identity) = identity else {
+            let why = "the database has no identity (tenantgate_identity is empty): run `tenantgate migrate`";
+            return Err(StoreError::WrongDatabase(why.into()));
+        };
+        self.identity = identity.try_get(0)?;
         let newest = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
         let sql = format!("SELECT {TENANT} FROM tenants");
         for row in sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *transaction).await? {

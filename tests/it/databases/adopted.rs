@@ -94,8 +94,8 @@ fn a_tenant_cannot_use_a_schema_of_another_program() {
     assert_eq!(rows.as_deref(), Some("2"), "a rejected tenant left no row");
 }
 
-/// Statements that make the plain tables unsuitable, and what the error must name.
-const SPOILT: [(&str, &str); 8] = [
+/// Statements that break the plain tables, and what the error must name.
+const SPOILT: [(&str, &str); 24] = [
     ("ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_prefix_key", "api_keys.key_prefix is not UNIQUE"),
     (
         "ALTER TABLE api_keys ALTER id DROP DEFAULT, ALTER id TYPE varchar(36)",
@@ -113,6 +113,43 @@ const SPOILT: [(&str, &str); 8] = [
     ("ALTER TABLE api_keys RENAME TO keys; CREATE VIEW api_keys AS SELECT * FROM keys", "api_keys is a view"),
     ("ALTER TABLE api_keys ALTER expires_at TYPE text", "api_keys.expires_at is text: must be timestamptz"),
     ("ALTER TABLE api_keys ADD is_active bool NOT NULL DEFAULT true", "--revoke-where is_active=false"),
+    ("ALTER TABLE api_keys ADD is_active smallint NOT NULL DEFAULT 1", "--revoke-where is_active=false"),
+    ("ALTER TABLE api_keys ADD blocked bool NOT NULL DEFAULT false", "--revoke-where blocked=true"),
+    ("ALTER TABLE tenants ADD is_deleted bool NOT NULL DEFAULT false", "tenants.is_deleted"),
+    ("ALTER TABLE api_keys ADD deleted_at timestamptz", "--revoke-where deleted_at=*"),
+    ("ALTER TABLE api_keys ADD status text NOT NULL DEFAULT 'active'", "--revoke-where status=revoked"),
+    ("ALTER TABLE api_keys SET UNLOGGED", "api_keys is UNLOGGED"),
+    ("CREATE TABLE old_keys () INHERITS (api_keys)", "api_keys is a table that others inherit from"),
+    ("CREATE RULE kept AS ON UPDATE TO api_keys DO INSTEAD NOTHING", "api_keys is a table with rules"),
+    (
+        "DROP TABLE api_keys; CREATE TABLE api_keys (id uuid) PARTITION BY HASH (id)",
+        "api_keys is a partitioned table",
+    ),
+    ("DROP TABLE api_keys", "api_keys is missing beside tenants"),
+    (
+        "ALTER TABLE api_keys ALTER key_prefix TYPE varchar(12)",
+        "api_keys.key_prefix is character varying(12): must take 25",
+    ),
+    (
+        "ALTER TABLE api_keys ALTER hashed_key TYPE char(60)",
+        "api_keys.hashed_key is character(60): must be text or varchar",
+    ),
+    (
+        "CREATE DOMAIN word AS text; ALTER TABLE api_keys ALTER key_prefix TYPE word",
+        "api_keys.key_prefix is word: must be text or varchar",
+    ),
+    (
+        "ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_prefix_key, ADD UNIQUE (key_prefix) DEFERRABLE",
+        "api_keys.key_prefix is not UNIQUE",
+    ),
+    (
+        "ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_prefix_key; CREATE UNIQUE INDEX ON api_keys (key_prefix) WHERE expires_at IS NULL",
+        "api_keys.key_prefix is not UNIQUE",
+    ),
+    (
+        "CREATE COLLATION vague (provider = icu, locale = 'und-u-ks-level2', deterministic = false); ALTER TABLE api_keys ALTER key_prefix TYPE text COLLATE vague",
+        "api_keys.key_prefix has a nondeterministic collation",
+    ),
 ];
 
 #[test]
@@ -152,6 +189,35 @@ fn naive_timestamps_are_converted_and_disabling_columns_are_applied() {
         "their column is unchanged"
     );
     assert_eq!(database.json(&["migrate"])["applied"], serde_json::json!([]), "asked once");
+}
+
+/// Whichever way a switch is written down, and whatever an operator calls its value.
+#[test]
+fn a_switch_is_heeded_however_its_value_is_spelled() {
+    for (column, off, says) in [
+        ("is_active bool DEFAULT true", "false", "is_active=False"),
+        ("is_active bool DEFAULT true", "false", "api_keys.is_active=f"),
+        ("active int DEFAULT 1", "0", "active=0"),
+        ("status text DEFAULT 'active'", "'revoked'", "status=revoked"),
+        ("deleted_at timestamptz", "now()", "deleted_at=*"),
+    ] {
+        let name = column.split(' ').next().unwrap_or_default();
+        let sql = format!(
+            "{PLAIN} {}; ALTER TABLE api_keys ADD {column};
+             INSERT INTO api_keys (hashed_key, key_prefix, tenant_id, {name}) SELECT 'x', 'llmk_off', id, {off} FROM tenants",
+            rows()
+        );
+        let Some(database) = postgres_with(&sql) else { return };
+        let said = database.cli(&["migrate", "--revoke-where", &format!("{name}=perhaps")]);
+        if column.contains("bool") {
+            assert!(said.refused_lines().contains("perhaps"), "{column}");
+        }
+        database.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public");
+        database.sql(&sql);
+        database.cli(&["migrate", "--revoke-where", says]).ok();
+        assert_eq!(database.json(&["key", "show", "llmk_off"])["status"], "revoked", "{column} {says}");
+        assert_eq!(database.json(&["key", "show", "llmk_ours"])["status"], "active", "{column} {says}");
+    }
 }
 
 #[test]

@@ -3,10 +3,11 @@
 use super::{KEY, PLAIN, count, rows};
 use crate::support::link::Link;
 use crate::support::postgres::Cluster;
+use crate::support::region::subscribe;
 use crate::support::{Ask, Backend, Database, PATIENCE, Server, eventually};
 
 /// A migrated database `own` in a cluster, with [`KEY`].
-fn own(cluster: &Cluster) -> Database {
+pub(super) fn own(cluster: &Cluster) -> Database {
     cluster.admin("CREATE DATABASE own");
     let database = Database::at(Backend::Postgres, &cluster.url("own"));
     database.cli(&["migrate"]).ok();
@@ -15,7 +16,7 @@ fn own(cluster: &Cluster) -> Database {
 }
 
 /// A server on a database that tests can redirect.
-fn server_through(link: &Link, cluster: &Cluster) -> Server {
+pub(super) fn server_through(link: &Link, cluster: &Cluster) -> Server {
     let url = cluster.url("own").replace(&format!(":{}/", cluster.port()), &format!(":{}/", link.port()));
     Server::on(&Database::at(Backend::Postgres, &url)).start()
 }
@@ -172,19 +173,8 @@ fn subscribed(publication: &str, how: &str) -> Option<(Cluster, Cluster)> {
         copy.cli(&["migrate"]).ok();
         copy.sql("CREATE TABLE theirs (id int PRIMARY KEY)");
     }
-    copy.sql(&format!(
-        "CREATE SUBSCRIPTION region CONNECTION '{}' PUBLICATION {publication}",
-        publisher.url("own")
-    ));
-    eventually("the rows are copied", PATIENCE, || {
-        let copied = copy.text("SELECT count(*)::text FROM pg_subscription_rel WHERE srsubstate <> 'r'");
-        let keys = copy.text("SELECT count(*)::text FROM api_keys");
-        if (copied.as_deref(), keys.as_deref()) == (Some("0"), Some("1")) {
-            Ok(())
-        } else {
-            Err((copied, keys))
-        }
-    });
+    subscribe(&copy, &database, "region", publication);
+    assert_eq!(copy.text("SELECT count(*)::text FROM api_keys").as_deref(), Some("1"));
     Some((publisher, subscriber))
 }
 

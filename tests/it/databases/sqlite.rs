@@ -3,7 +3,8 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use super::count;
+use super::{KEY, count};
+use crate::support::world::quick_hash;
 use crate::support::{Ask, Backend, Database, PATIENCE, Server, World, eventually};
 
 fn file(database: &Database) -> &Path {
@@ -109,4 +110,114 @@ fn replace(file: &Path, bytes: Option<&[u8]>) {
             std::fs::rename(&new, file).unwrap();
         }
     }
+}
+
+/// The two tables as SQLAlchemy makes them.
+const PLAIN: &str = "CREATE TABLE tenants (
+    id CHAR(32) NOT NULL PRIMARY KEY, name VARCHAR(255) NOT NULL, db_schema_name VARCHAR(63) NOT NULL UNIQUE,
+    created_at DATETIME NOT NULL DEFAULT CURRENT_TIMESTAMP, status VARCHAR(50) NOT NULL DEFAULT 'active');
+CREATE TABLE api_keys (
+    id CHAR(32) NOT NULL PRIMARY KEY, hashed_key TEXT NOT NULL UNIQUE, key_prefix VARCHAR(100) NOT NULL UNIQUE,
+    tenant_id CHAR(32) NOT NULL REFERENCES tenants (id), created_at DATETIME NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    expires_at DATETIME, last_used_at DATETIME);
+INSERT INTO tenants (id, name, db_schema_name) VALUES ('0123456789abcdef0123456789abcdef', 'Own', 'tenant_own');
+INSERT INTO api_keys (id, hashed_key, key_prefix, tenant_id)
+VALUES ('1123456789abcdef0123456789abcdef', '{hash}', 'llmk_ours', '0123456789abcdef0123456789abcdef')";
+
+/// A file with the tables of an application, after `change` was made to their definition, and `more`.
+fn plain(change: (&str, &str), more: &str) -> Database {
+    let database = Database::empty(Backend::Sqlite).expect("always there");
+    std::fs::write(file(&database), "").unwrap();
+    let sql = PLAIN.replace("{hash}", &quick_hash(KEY)).replace(change.0, change.1);
+    database.sql(&format!("{sql}; {more}"));
+    database
+}
+
+#[test]
+fn tables_that_cannot_be_served_are_refused_before_any_change() {
+    for (change, more, wanted) in [
+        ((" UNIQUE,\n    tenant_id", ",\n    tenant_id"), "", "api_keys.key_prefix is not UNIQUE"),
+        (("", ""), "ALTER TABLE api_keys ADD is_active INTEGER DEFAULT 1", "--revoke-where is_active=false"),
+        (("", ""), "ALTER TABLE api_keys ADD deleted_at DATETIME", "--revoke-where deleted_at=*"),
+        (("last_used_at DATETIME)", "last_used_at DATETIME) WITHOUT ROWID"), "", "api_keys is WITHOUT ROWID"),
+        (
+            ("", ""),
+            "ALTER TABLE api_keys RENAME TO keys; CREATE VIEW api_keys AS SELECT * FROM keys",
+            "api_keys is a view",
+        ),
+        (("", ""), "DROP TABLE api_keys", "api_keys is missing beside tenants"),
+        (("", ""), "ALTER TABLE api_keys DROP COLUMN last_used_at", "api_keys.last_used_at is missing"),
+    ] {
+        let database = plain(change, more);
+        let said = database.cli(&["migrate"]).refused_lines();
+        assert!(said.contains(wanted), "{more}: {said}");
+        let ours = database.text("SELECT count(*) || '' FROM sqlite_master WHERE name LIKE 'tenantgate%'");
+        assert_eq!(ours.as_deref(), Some("0"), "{more}");
+    }
+    let said = plain(("", ""), "").cli(&["migrate", "--ignore-column", "no_such"]).refused_lines();
+    assert!(said.contains("no_such is not a column"), "{said}");
+}
+
+#[test]
+fn a_switch_is_heeded_however_its_value_is_spelled() {
+    for (column, off, says) in [
+        ("is_active BOOLEAN DEFAULT 1", "0", "is_active=false"),
+        ("is_active BOOLEAN DEFAULT 1", "0", "api_keys.is_active=False"),
+        ("is_active TEXT DEFAULT 'true'", "'False'", "is_active=0"),
+        ("status TEXT DEFAULT 'active'", "'Revoked'", "status=revoked"),
+        ("deleted_at DATETIME", "CURRENT_TIMESTAMP", "deleted_at=*"),
+    ] {
+        let name = column.split(' ').next().unwrap_or_default();
+        let more = format!(
+            "ALTER TABLE api_keys ADD {column};
+             INSERT INTO api_keys (id, hashed_key, key_prefix, tenant_id, {name}) VALUES
+             ('2123456789abcdef0123456789abcdef', 'x', 'llmk_off', '0123456789abcdef0123456789abcdef', {off})"
+        );
+        let database = plain(("", ""), &more);
+        database.cli(&["migrate", "--revoke-where", says]).ok();
+        assert_eq!(database.json(&["key", "show", "llmk_off"])["status"], "revoked", "{column} {says}");
+        assert_eq!(Server::on(&database).start().row(Ask::with_key(KEY)), "200 ok", "{column} {says}");
+    }
+}
+
+/// The other ways in which a file vanishes or changes.
+#[test]
+fn a_file_that_is_moved_away_emptied_or_replaced_behind_a_link_is_noticed() {
+    let world = World::somewhere();
+    world.db.sql("PRAGMA wal_checkpoint(TRUNCATE)");
+    let backup = std::fs::read(file(&world.db)).unwrap();
+    let key = Ask::with_key(&world.live.text);
+    // Behind a link, as mounted volumes are replaced.
+    let (real, other) = (world.db.dir().join("a.db"), world.db.dir().join("b.db"));
+    for copy in [&real, &other] {
+        std::fs::write(copy, &backup).unwrap();
+    }
+    let link = world.db.dir().join("link.db");
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let linked = Database::at(Backend::Sqlite, &format!("sqlite://{}", link.display()));
+    let behind = Database::at(Backend::Sqlite, &format!("sqlite://{}", other.display()));
+    behind.cli(&["key", "revoke", &world.live.id]).ok();
+    behind.sql("PRAGMA wal_checkpoint(TRUNCATE)");
+    let server = Server::on(&linked).start();
+    assert_eq!(server.row(key.clone()), "200 ok");
+    let new = world.db.dir().join("new.db");
+    std::os::unix::fs::symlink(&other, &new).unwrap();
+    std::fs::rename(&new, &link).unwrap();
+    server.row_becomes("401 revoked", PATIENCE, key.clone());
+    drop(server);
+    // Moved away, and back.
+    let server = Server::on(&world.db).start();
+    let away = world.db.dir().join("away.db");
+    std::fs::rename(file(&world.db), &away).unwrap();
+    says(&server, "is gone");
+    assert_eq!(server.row(key.clone()), "200 ok");
+    std::fs::rename(&away, file(&world.db)).unwrap();
+    world.db.cli(&["key", "revoke", &world.live.id]).ok();
+    server.row_becomes("401 revoked", PATIENCE, key.clone());
+    // An empty file in its place is no database of ours.
+    replace(file(&world.db), Some(b""));
+    says(&server, "the database is not what it was");
+    assert_eq!(server.row(key), "401 revoked");
+    let tables = world.db.text("SELECT count(*) || '' FROM sqlite_master");
+    assert_eq!(tables.as_deref(), Some("0"), "and is not made one");
 }

@@ -4,16 +4,45 @@ use std::time::Duration;
 
 use super::history::Sort;
 use super::play::{Plan, Play, cast_sql, set};
+use super::stage::{Stage, Way, on_each_stage};
 use crate::support::postgres::Cluster;
-use crate::support::{Backend, Database, PATIENCE, World, eventually};
+use crate::support::{Backend, Database, PATIENCE, Region, eventually};
 
-/// A private cluster with an empty database.
-fn own() -> Option<(Cluster, Database)> {
-    let cluster = Cluster::private()?;
-    cluster.admin("CREATE DATABASE own");
-    let database = own_in(&cluster);
-    database.cli(&["migrate"]).ok();
-    Some((cluster, database))
+on_each_stage!(the_address_leads_to_a_blank_database_and_to_a_strangers);
+
+/// A private cluster with a database for the server, which may be a subscriber.
+struct Own {
+    /// Ends before its cluster.
+    region: Option<Region>,
+    database: Database,
+    cluster: Cluster,
+}
+
+impl Own {
+    fn one() -> Option<Self> {
+        let cluster = Cluster::private()?;
+        cluster.admin("CREATE DATABASE own");
+        let database = own_in(&cluster);
+        database.cli(&["migrate"]).ok();
+        Some(Self { region: None, database, cluster })
+    }
+
+    fn region() -> Option<Self> {
+        let cluster = Region::cluster_that_subscribes()?;
+        cluster.admin("CREATE DATABASE own");
+        let region = Region::between(Region::publisher()?, own_in(&cluster));
+        Some(Self { region: Some(region), database: own_in(&cluster), cluster })
+    }
+
+    /// With acts in the database, or at its publisher.
+    fn way(&self) -> Way<'_> {
+        self.way_to(&self.database)
+    }
+
+    /// The same, once another database has taken its place.
+    fn way_to<'a>(&'a self, database: &'a Database) -> Way<'a> {
+        Way::between(self.region.as_ref().map_or(database, |region| &region.origin), database)
+    }
 }
 
 fn own_in(cluster: &Cluster) -> Database {
@@ -21,7 +50,7 @@ fn own_in(cluster: &Cluster) -> Database {
 }
 
 /// The cluster stops right after a revocation, and comes back in this way.
-fn goes_and_comes(play: &mut Play, database: &Database, go: impl FnOnce(), come: impl FnOnce()) {
+fn goes_and_comes<'a>(play: &mut Play<'a>, own: &'a Own, go: impl FnOnce(), come: impl FnOnce()) {
     play.revoke("victim");
     play.fault(Sort::Cut, |_| go());
     play.shows("nobody", "503 unavailable");
@@ -29,26 +58,51 @@ fn goes_and_comes(play: &mut Play, database: &Database, go: impl FnOnce(), come:
     play.mend(|_| come());
     play.shows("victim", "401 revoked");
     play.shows("nobody", "401 unknown");
-    play.acts_on(database);
+    play.acts_along(own.way());
     play.fickle_becomes("suspended", "403 tenant_inactive");
     play.shows("fickle", "403 tenant_inactive");
 }
 
-#[test]
-fn postgres_is_killed_and_started_again() {
-    let Some((cluster, database)) = own() else { return };
-    let mut play = Plan::on(&database).begin();
-    goes_and_comes(&mut play, &database, || cluster.kill(), || assert!(cluster.start()));
+fn postgres_is_killed_and_started_again(own: &Own) {
+    let mut play = Plan::along(own.way()).begin();
+    goes_and_comes(&mut play, own, || own.cluster.kill(), || assert!(own.cluster.start()));
     play.ends("Postgres killed");
 }
 
-#[test]
-fn postgres_is_restarted_gracefully() {
-    let Some((cluster, database)) = own() else { return };
-    let mut play = Plan::on(&database).begin();
-    goes_and_comes(&mut play, &database, || cluster.stop(), || assert!(cluster.start()));
+fn postgres_is_restarted_in_order(own: &Own) {
+    let mut play = Plan::along(own.way()).begin();
+    goes_and_comes(&mut play, own, || own.cluster.stop(), || assert!(own.cluster.start()));
     play.ends("Postgres restarted");
 }
+
+/// Makes two tests of each listed function, as `on_each_stage` does.
+macro_rules! with_a_cluster_of_its_own {
+    ($($name:ident),+ $(,)?) => {$(
+        mod $name {
+            use super::Own;
+
+            #[test]
+            fn in_one_database() {
+                if let Some(own) = Own::one() {
+                    super::$name(&own);
+                }
+            }
+
+            #[test]
+            fn in_a_region() {
+                if let Some(own) = Own::region() {
+                    super::$name(&own);
+                }
+            }
+        }
+    )+};
+}
+
+with_a_cluster_of_its_own!(
+    postgres_is_killed_and_started_again,
+    postgres_is_restarted_in_order,
+    a_standby_takes_over_with_everything,
+);
 
 /// Waits until the standby has everything from the primary.
 fn catches_up(primary: &Database, standby: &Database) {
@@ -60,14 +114,13 @@ fn catches_up(primary: &Database, standby: &Database) {
     });
 }
 
-#[test]
-fn a_complete_standby_is_promoted() {
-    let Some((primary, database)) = own() else { return };
-    let standby = primary.standby();
-    let mut play = Plan::on(&database).begin();
+fn a_standby_takes_over_with_everything(own: &Own) {
+    let standby = own.cluster.standby();
+    let successor = own_in(&standby);
+    let mut play = Plan::along(own.way()).begin();
     play.revokes_and_sees("victim");
-    catches_up(&database, &own_in(&standby));
-    play.fault(Sort::Cut, |_| primary.kill());
+    catches_up(&own.database, &successor);
+    play.fault(Sort::Cut, |_| own.cluster.kill());
     play.link.lead_to(standby.port());
     play.says("ERROR", "the database is a standby");
     play.shows("nobody", "503 unavailable");
@@ -76,7 +129,7 @@ fn a_complete_standby_is_promoted() {
     play.mend(|_| standby.admin("SELECT pg_promote()"));
     play.shows("nobody", "401 unknown");
     play.shows("victim", "401 revoked");
-    play.acts_on(&own_in(&standby));
+    play.acts_along(own.way_to(&successor));
     play.restore("victim");
     play.shows("victim", "200 ok");
     play.revokes_and_sees("second");
@@ -95,12 +148,13 @@ fn falls_behind(standby: &Cluster) {
 }
 
 #[test]
-fn a_standby_without_the_last_revocation_is_promoted() {
-    let Some((primary, database)) = own() else { return };
+fn a_standby_takes_over_without_the_last_revocation() {
+    let Some(Own { database, cluster: primary, .. }) = Own::one() else { return };
     let standby = primary.standby();
-    let mut play = Plan::on(&database).begin();
+    let successor = own_in(&standby);
+    let mut play = Plan::in_database(&database).begin();
     play.revokes_and_sees("second");
-    catches_up(&database, &own_in(&standby));
+    catches_up(&database, &successor);
     falls_behind(&standby);
     play.revokes_and_sees("victim");
     play.fault(Sort::Cut, |_| primary.kill());
@@ -116,23 +170,22 @@ fn a_standby_without_the_last_revocation_is_promoted() {
     let alarms = play.server.metric(&["replica_went_back_total"]);
     assert!((0.5..1.5).contains(&alarms), "one alarm is expected, not {alarms}");
     play.shows("second", "401 revoked");
-    play.acts_on(&own_in(&standby));
+    play.acts_on(&successor);
     play.revokes_and_sees("victim");
     play.ends("failover without the last revocation");
 }
 
-#[test]
-fn the_address_leads_to_an_empty_and_to_a_foreign_database() {
-    let (Some(world), Some(strangers)) = (World::on(Backend::Postgres), Cluster::private()) else { return };
-    let mut play = Plan::on(&world.db).begin();
-    let home = world.db.port();
-    strangers.admin(&format!("CREATE DATABASE {}", world.db.name()));
+fn the_address_leads_to_a_blank_database_and_to_a_strangers(stage: &Stage) {
+    let (name, home) = (stage.here().name(), stage.here().port());
+    let strangers = Cluster::private().expect("there is another one");
+    let mut play = Plan::on(stage).begin();
+    strangers.admin(&format!("CREATE DATABASE {name}"));
     play.cut_off(|link| link.lead_to(strangers.port()));
     play.revoke("victim");
     play.says("ERROR", "the database schema is at version 0");
     play.shows("nobody", "503 unavailable");
     // The foreign database has keys with the same prefixes: revoked ones are valid here, and the reverse.
-    let theirs = Database::at(Backend::Postgres, &strangers.url(world.db.name()));
+    let theirs = Database::at(Backend::Postgres, &strangers.url(name));
     theirs.cli(&["migrate"]).ok();
     theirs.sql(&format!(
         "{}; {}; {}",

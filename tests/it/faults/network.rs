@@ -5,8 +5,21 @@ use std::time::Duration;
 use super::checker::Entry;
 use super::history::Sort;
 use super::play::{Plan, Play};
+use super::stage::{Stage, on_each_stage};
 use crate::support::link::Link;
-use crate::support::{Backend, PATIENCE, World, eventually};
+use crate::support::{PATIENCE, eventually};
+
+on_each_stage!(
+    the_network_refuses,
+    the_network_takes_every_connection_and_ends_it,
+    the_network_swallows_every_byte,
+    the_database_is_away_at_the_start,
+    the_database_is_away_for_longer_than_the_bound,
+    the_network_takes_five_seconds,
+    the_network_takes_a_tenth_of_a_second,
+    the_network_breaks_in_the_middle_of_a_message,
+    the_network_comes_and_goes,
+);
 
 /// Long enough for stale data, and below all limits.
 const A_WHILE: Duration = Duration::from_millis(2_500);
@@ -27,35 +40,27 @@ fn cut_off_and_back(play: &mut Play, cut: impl FnOnce(&Link)) {
     play.shows("victim", "200 ok");
 }
 
-#[test]
-fn the_network_refuses_connections() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
+fn the_network_refuses(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
     cut_off_and_back(&mut play, Link::cut);
     play.ends("refused");
 }
 
-#[test]
-fn the_network_closes_every_connection() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
+fn the_network_takes_every_connection_and_ends_it(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
     cut_off_and_back(&mut play, Link::slam);
     assert!((1..=20).contains(&play.link.attempts()), "with back-off: {}", play.link.attempts());
     play.ends("slammed");
 }
 
-#[test]
-fn the_network_drops_every_byte() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
+fn the_network_swallows_every_byte(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
     cut_off_and_back(&mut play, Link::freeze);
     play.ends("half-open");
 }
 
-#[test]
-fn the_database_is_unreachable_at_the_start() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin_with(Link::cut);
+fn the_database_is_away_at_the_start(stage: &Stage) {
+    let mut play = Plan::on(stage).begin_with(Link::cut);
     play.shows("steady", "503 unavailable");
     play.shows("nobody", "503 unavailable");
     play.revoke("victim");
@@ -69,10 +74,8 @@ fn the_database_is_unreachable_at_the_start() {
     play.ends("away at the start");
 }
 
-#[test]
-fn the_database_is_unreachable_for_longer_than_the_limit() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).max_staleness(Duration::from_secs(2)).begin();
+fn the_database_is_away_for_longer_than_the_bound(stage: &Stage) {
+    let mut play = Plan::on(stage).max_staleness(Duration::from_secs(2)).begin();
     play.cut_off(Link::cut);
     play.revoke("victim");
     play.shows("nobody", "503 unavailable");
@@ -87,10 +90,8 @@ fn the_database_is_unreachable_for_longer_than_the_limit() {
     play.ends("away for longer than the bound");
 }
 
-#[test]
-fn the_network_delays_by_five_seconds() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
+fn the_network_takes_five_seconds(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
     cut_off_and_back(&mut play, |link| link.delay(Duration::from_secs(5)));
     let log = play.ends("five seconds of latency");
     let slowest = log.iter().map(Entry::took).max();
@@ -98,10 +99,8 @@ fn the_network_delays_by_five_seconds() {
 }
 
 /// A poll takes two round trips, and its age counts from its start: far below a second.
-#[test]
-fn the_network_delays_by_a_tenth_of_a_second() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
+fn the_network_takes_a_tenth_of_a_second(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
     play.link.delay(Duration::from_millis(100));
     for _ in 0..3 {
         play.revokes_and_sees("victim");
@@ -111,10 +110,8 @@ fn the_network_delays_by_a_tenth_of_a_second() {
     play.ends("a tenth of a second of latency");
 }
 
-#[test]
-fn the_network_breaks_in_the_middle_of_a_message() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
+fn the_network_breaks_in_the_middle_of_a_message(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
     // During a poll, during the handshake, and during a load.
     for bytes in [20, 300, 1_500, 3_000] {
         play.fault(Sort::Doubtful, |play| play.link.tear(bytes));
@@ -133,18 +130,16 @@ fn the_network_breaks_in_the_middle_of_a_message() {
 }
 
 /// Returns the number of tenantgate's connections to this database, and of the server's open files.
-fn held(world: &World, play: &Play) -> (usize, usize) {
+fn held(stage: &Stage, play: &Play) -> (usize, usize) {
     let sessions = "SELECT pid::text FROM pg_stat_activity
         WHERE application_name = 'tenantgate' AND datname = current_database()";
     let files = std::fs::read_dir(format!("/proc/{}/fd", play.server.pid())).expect("it runs").count();
-    (world.db.texts(sessions).len(), files)
+    (stage.here().texts(sessions).len(), files)
 }
 
-#[test]
-fn the_network_fails_repeatedly() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
-    let (_, files_before) = held(&world, &play);
+fn the_network_comes_and_goes(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
+    let (_, files_before) = held(stage, &play);
     play.fault(Sort::Doubtful, |_| ());
     for round in 0..6 {
         play.link.slam();
@@ -158,7 +153,7 @@ fn the_network_fails_repeatedly() {
     play.revokes_and_sees("victim");
     play.shows("nobody", "401 unknown");
     // One polls for changes; another may exist briefly for the heartbeat.
-    eventually("no session and no file is left behind", PATIENCE, || match held(&world, &play) {
+    eventually("no session and no file is left behind", PATIENCE, || match held(stage, &play) {
         (sessions, files) if sessions <= 2 && files <= files_before + 1 => Ok(()),
         seen => Err((seen, files_before)),
     });

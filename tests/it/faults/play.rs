@@ -12,6 +12,7 @@ use tenantgate::clock::{Clock as _, SystemClock, Timestamp};
 use super::checker::{Entry, judge, lateness};
 use super::history::{By, History, Sort, Span};
 use super::pulse::Pulse;
+use super::stage::{Stage, Way};
 use super::traffic::Traffic;
 use crate::support::database::Session;
 use crate::support::link::Link;
@@ -112,16 +113,26 @@ pub(super) fn set(key: &str, what: &str) -> String {
 
 /// The options of a play.
 pub(super) struct Plan<'a> {
-    database: &'a Database,
+    way: Way<'a>,
     max_staleness: Duration,
     user: Option<String>,
 }
 
 impl<'a> Plan<'a> {
-    /// On a database with tables and without the keys of a play.
-    pub(super) fn on(database: &'a Database) -> Self {
-        database.sql(&cast_sql());
-        Self { database, max_staleness: MAX_STALENESS, user: None }
+    /// On a stage without the keys of a play.
+    pub(super) fn on(stage: &'a Stage) -> Self {
+        Self::along(Way::of(stage))
+    }
+
+    /// On one database with tables and without the keys of a play.
+    pub(super) fn in_database(database: &'a Database) -> Self {
+        Self::along(Way::between(database, database))
+    }
+
+    /// With acts at one end, and the server at the other.
+    pub(super) fn along(way: Way<'a>) -> Self {
+        way.origin.sql(&cast_sql());
+        Self { way, max_staleness: MAX_STALENESS, user: None }
     }
 
     /// With this `--max-staleness`.
@@ -131,7 +142,7 @@ impl<'a> Plan<'a> {
 
     /// Without a key that expires.
     pub(super) fn nobody_expires(self) -> Self {
-        self.database.sql(&set("brief", "expires_at = now() + interval '1 hour'"));
+        self.way.origin.sql(&set("brief", "expires_at = now() + interval '1 hour'"));
         self
     }
 
@@ -141,7 +152,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Starts the server and waits until it is ready and all answers are right.
-    pub(super) fn begin(self) -> Play {
+    pub(super) fn begin(self) -> Play<'a> {
         let play = self.open(|_| (), wait_until_fresh);
         for (key, row) in CAST.iter().filter(|(key, _)| *key != "brief") {
             // First proofs wait for bcrypt; the play starts when all keys are proven.
@@ -151,15 +162,16 @@ impl<'a> Plan<'a> {
     }
 
     /// Breaks the link, then starts the server.
-    pub(super) fn begin_with(self, fault: impl FnOnce(&Link)) -> Play {
+    pub(super) fn begin_with(self, fault: impl FnOnce(&Link)) -> Play<'a> {
         let mut play = self.open(fault, |_| ());
         let start = Span { begin: Duration::ZERO, end: Duration::ZERO };
         play.history.outage(Sort::Unloaded, start);
         play
     }
 
-    fn open(self, fault: impl FnOnce(&Link), wait: impl FnOnce(&Server)) -> Play {
-        let (link, mut seen) = Link::before(self.database);
+    fn open(self, fault: impl FnOnce(&Link), wait: impl FnOnce(&Server)) -> Play<'a> {
+        self.way.arrives();
+        let (link, mut seen) = Link::before(self.way.here);
         fault(&link);
         if let Some(user) = &self.user {
             seen = Database::at(seen.backend, &seen.url().replace("//tenantgate:", &format!("//{user}:")));
@@ -171,12 +183,12 @@ impl<'a> Plan<'a> {
         wait(&server);
         let start = Instant::now();
         let mut history = History::of(self.max_staleness, &CAST);
-        let expires = expiry(self.database, start);
+        let expires = expiry(self.way.here, start);
         history.change("brief", "401 expired", expires, By::Clock);
         let asks = CAST.map(|(key, _)| (key, ask(key)));
         let traffic = Traffic::to(&server.grpc[0], start, &asks);
-        let (session, pulse) = (self.database.session(), Pulse::since(start));
-        Play { link, server, history, start, session, traffic, pulse }
+        let (session, pulse) = (self.way.origin.session(), Pulse::since(start));
+        Play { link, server, history, start, way: self.way, session, traffic, pulse }
     }
 }
 
@@ -207,17 +219,18 @@ fn with_a_lie(log: &[Entry]) -> Vec<Entry> {
 }
 
 /// A running play.
-pub(super) struct Play {
+pub(super) struct Play<'a> {
     pub(super) link: Link,
     pub(super) server: Server,
     pub(super) history: History,
     start: Instant,
+    way: Way<'a>,
     session: Session,
     traffic: Traffic,
     pulse: Pulse,
 }
 
-impl Play {
+impl<'a> Play<'a> {
     /// Performs an act. Returns the instants before and after it.
     pub(super) fn act<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> (Span, T) {
         let begin = self.start.elapsed();
@@ -232,8 +245,14 @@ impl Play {
     }
 
     /// Performs acts in another database from now on, or in the same one after an outage.
-    pub(super) fn acts_on(&mut self, database: &Database) {
-        self.session = database.session();
+    pub(super) fn acts_on(&mut self, database: &'a Database) {
+        self.acts_along(Way::between(database, database));
+    }
+
+    /// The same, with a subscriber.
+    pub(super) fn acts_along(&mut self, way: Way<'a>) {
+        self.session = way.origin.session();
+        self.way = way;
     }
 
     /// Runs SQL that changes no key.
@@ -241,15 +260,31 @@ impl Play {
         self.session.sql(sql);
     }
 
+    /// Runs SQL that changes no key, in the database that the server reads.
+    pub(super) fn sql_here(&self, sql: &str) {
+        self.way.here.sql(sql);
+    }
+
+    /// Waits until the server's database has what was committed.
+    pub(super) fn arrives(&self) {
+        self.way.arrives();
+    }
+
     /// Commits statements that set these keys to these rows.
     pub(super) fn commit(&mut self, sql: &str, changes: &[(&'static str, &'static str)]) {
-        let (since, ()) = self.act(|play| play.session.sql(sql));
+        let (since, ()) = self.act(|play| {
+            play.session.sql(sql);
+            play.arrives();
+        });
         self.history.commit(since, changes);
     }
 
     /// Commits in another session.
     pub(super) fn commit_in(&mut self, session: &mut Session, changes: &[(&'static str, &'static str)]) {
-        let (since, ()) = self.act(|_| session.sql("COMMIT"));
+        let (since, ()) = self.act(|play| {
+            session.sql("COMMIT");
+            play.arrives();
+        });
         self.history.commit(since, changes);
     }
 

@@ -6,8 +6,11 @@ use sqlx::{Connection as _, PgConnection};
 
 use super::history::Sort;
 use super::play::Plan;
+use super::stage::{Stage, on_each_stage};
 use crate::support::pooler::Pooler;
-use crate::support::{Backend, Database, PATIENCE, World, eventually, runtime};
+use crate::support::{Database, PATIENCE, eventually, runtime};
+
+on_each_stage!(the_address_is_a_poolers_from_the_start, the_address_is_suddenly_a_poolers);
 
 /// Other clients of the pooler, so that each transaction gets another backend.
 struct Crowd(Vec<tokio::task::AbortHandle>);
@@ -38,12 +41,10 @@ async fn go_on_working(url: String) {
     }
 }
 
-#[test]
-fn a_pooler_is_at_the_address_from_the_start() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let Some(pooler) = Pooler::before(&world.db) else { return };
-    let home = world.db.port();
-    let mut play = Plan::on(&world.db).begin_with(|link| link.lead_to(pooler.port()));
+fn the_address_is_a_poolers_from_the_start(stage: &Stage) {
+    let Some(pooler) = Pooler::before(stage.here()) else { return };
+    let home = stage.here().port();
+    let mut play = Plan::on(stage).begin_with(|link| link.lead_to(pooler.port()));
     // The log must name the pooler, not the statement that reached the wrong backend.
     play.says("WARN", "no database yet, trying again");
     play.says("WARN", "not to a pooler");
@@ -61,13 +62,11 @@ fn a_pooler_is_at_the_address_from_the_start() {
     play.ends("a pooler from the start");
 }
 
-#[test]
-fn a_pooler_appears_at_the_address() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let Some(pooler) = Pooler::before(&world.db) else { return };
-    let home = world.db.port();
-    let mut play = Plan::on(&world.db).begin();
-    let crowd = Crowd::at(&pooler, &world.db);
+fn the_address_is_suddenly_a_poolers(stage: &Stage) {
+    let Some(pooler) = Pooler::before(stage.here()) else { return };
+    let home = stage.here().port();
+    let mut play = Plan::on(stage).begin();
+    let crowd = Crowd::at(&pooler, stage.here());
     play.fault(Sort::Doubtful, |play| play.link.lead_to(pooler.port()));
     play.says("ERROR", "the database is not usable");
     play.says("ERROR", "not to a pooler");

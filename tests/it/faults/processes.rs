@@ -9,7 +9,14 @@ use tokio::task::JoinSet;
 
 use super::history::{Sort, Span};
 use super::play::Plan;
+use super::stage::{Stage, on_each_stage};
 use crate::support::{Ask, Backend, PATIENCE, Server, World, eventually, runtime, wait};
+
+on_each_stage!(
+    the_server_is_held_still_for_longer_than_the_bound,
+    a_backend_of_postgres_is_held_still,
+    an_administrator_ends_every_session
+);
 
 /// The maximum duration of a stop.
 const GOODBYE: Duration = Duration::from_secs(10);
@@ -37,7 +44,7 @@ fn in_flight(server: &Server, ask: &Ask) -> JoinSet<String> {
 #[test]
 fn the_server_is_stopped_under_load() {
     let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
+    let mut play = Plan::in_database(&world.db).begin();
     play.goes_on_for(Duration::from_secs(1));
     play.revoke("victim");
     let flights = in_flight(&play.server, &Ask::with_key(&world.issued.text));
@@ -70,11 +77,9 @@ fn stands_still(pid: u32) -> Result<(), Vec<String>> {
 
 /// Stopped for longer than `--max-staleness`: its data is too old when it continues,
 /// and must not be used even for the first answers.
-#[test]
-fn the_server_is_paused_for_longer_than_the_limit() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
+fn the_server_is_held_still_for_longer_than_the_bound(stage: &Stage) {
     let bound = Duration::from_millis(1_500);
-    let mut play = Plan::on(&world.db).max_staleness(bound).begin();
+    let mut play = Plan::on(stage).max_staleness(bound).begin();
     play.fault(Sort::Cut, |play| {
         play.server.signal("STOP");
         eventually("the process is paused", PATIENCE, || stands_still(play.server.pid()));
@@ -96,10 +101,10 @@ fn the_server_is_paused_for_longer_than_the_limit() {
 }
 
 /// Returns the backends of Postgres that serve tenantgate in this database.
-fn backends(world: &World) -> Vec<String> {
+fn backends(stage: &Stage) -> Vec<String> {
     let sql = "SELECT pid::text FROM pg_stat_activity WHERE application_name = 'tenantgate'
         AND datname = current_database() AND query LIKE '%tenantgate_change%'";
-    world.db.texts(sql).into_iter().flatten().collect()
+    stage.here().texts(sql).into_iter().flatten().collect()
 }
 
 fn signal(name: &str, pid: &str) {
@@ -128,11 +133,9 @@ impl Drop for Held {
 }
 
 /// The session stays open but does not respond: the server replaces it by another one.
-#[test]
-fn a_backend_of_postgres_is_paused() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
-    let held = play.fault(Sort::Doubtful, |_| Held::still(backends(&world)));
+fn a_backend_of_postgres_is_held_still(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
+    let held = play.fault(Sort::Doubtful, |_| Held::still(backends(stage)));
     play.revoke("victim");
     play.shows("nobody", "503 unavailable");
     play.shows("victim", "401 revoked");
@@ -144,14 +147,12 @@ fn a_backend_of_postgres_is_paused() {
     play.ends("a backend held still");
 }
 
-#[test]
-fn an_administrator_terminates_every_session() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
+fn an_administrator_ends_every_session(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
         WHERE application_name = 'tenantgate' AND datname = current_database()";
     for _ in 0..3 {
-        play.fault(Sort::Doubtful, |play| play.sql(end));
+        play.fault(Sort::Doubtful, |play| play.sql_here(end));
         play.mend(|_| ());
         play.revokes_and_sees("victim");
         play.restore("victim");

@@ -5,8 +5,21 @@ use std::time::Duration;
 use super::checker::lateness;
 use super::history::Sort;
 use super::play::{Plan, insert, set};
+use super::stage::{Stage, on_each_stage};
 use crate::support::world::quick_hash;
-use crate::support::{Backend, Database, World, eventually, tell};
+use crate::support::{Backend, World, eventually, tell};
+
+on_each_stage!(
+    notifications_are_lost,
+    a_transaction_lingers_in_another_database_of_the_cluster,
+    a_transaction_commits_late,
+    revocations_are_rolled_back,
+    tenants_are_suspended_and_deleted_with_all_they_have,
+    a_hundred_thousand_keys_are_revoked_at_once,
+    tables_are_to_be_truncated,
+    rows_are_damaged,
+    a_look_waits_while_a_key_is_about_to_expire,
+);
 
 /// Removes the notification from the function of a trigger.
 const MUTE: &str = "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('tenantgate_key_changed'::regproc),
@@ -15,14 +28,12 @@ const MUTE: &str = "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('tenantgate_k
 /// The next poll follows after at most 50 ms; the rest is for a loaded machine.
 const A_TICK: Duration = Duration::from_millis(500);
 
-#[test]
-fn notifications_are_lost() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
-    play.sql(MUTE);
+fn notifications_are_lost(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
+    play.sql_here(MUTE);
     let mute =
         "SELECT (prosrc NOT LIKE '%pg_notify%')::text FROM pg_proc WHERE proname = 'tenantgate_key_changed'";
-    assert_eq!(world.db.text(mute).as_deref(), Some("true"));
+    assert_eq!(stage.here().text(mute).as_deref(), Some("true"));
     for _ in 0..5 {
         play.revokes_and_sees("victim");
         play.restore("victim");
@@ -35,13 +46,9 @@ fn notifications_are_lost() {
     assert!(late.iter().all(|late| *late <= A_TICK), "within a tick: {late:?}");
 }
 
-#[test]
-fn a_transaction_stays_open_in_another_database_of_the_cluster() {
-    let (Some(world), Some(elsewhere)) = (World::on(Backend::Postgres), Database::empty(Backend::Postgres))
-    else {
-        return;
-    };
-    let mut play = Plan::on(&world.db).begin();
+fn a_transaction_lingers_in_another_database_of_the_cluster(stage: &Stage) {
+    let elsewhere = stage.here().neighbour();
+    let mut play = Plan::on(stage).begin();
     let mut lingering = elsewhere.session();
     lingering.sql("CREATE TABLE work (n int); BEGIN; INSERT INTO work VALUES (1)");
     for _ in 0..3 {
@@ -53,11 +60,9 @@ fn a_transaction_stays_open_in_another_database_of_the_cluster() {
     play.ends("a transaction that lingers elsewhere");
 }
 
-#[test]
-fn a_transaction_commits_late() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
-    let mut late = world.db.session();
+fn a_transaction_commits_late(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
+    let mut late = stage.origin().session();
     late.sql(&format!("BEGIN; {}", set("victim", "revoked_at = now()")));
     // Other transactions commit meanwhile, so that its id is old when it commits.
     for _ in 0..4 {
@@ -71,10 +76,8 @@ fn a_transaction_commits_late() {
     play.ends("a late commit");
 }
 
-#[test]
-fn revocations_are_rolled_back() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
+fn revocations_are_rolled_back(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
     let revoke = |key| set(key, "revoked_at = now()");
     for _ in 0..10 {
         play.sql(&format!("BEGIN; {}; ROLLBACK", revoke("steady")));
@@ -88,10 +91,8 @@ fn revocations_are_rolled_back() {
     play.ends("rolled back");
 }
 
-#[test]
-fn tenants_are_suspended_and_deleted_with_their_keys() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
+fn tenants_are_suspended_and_deleted_with_all_they_have(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
     for status in ["suspended", "deleted", "pending_provisioning"] {
         play.fickle_becomes(status, "403 tenant_inactive");
         play.shows("fickle2", "403 tenant_inactive");
@@ -124,11 +125,9 @@ fn a_hundred_thousand_keys() -> String {
     )
 }
 
-#[test]
-fn a_hundred_thousand_keys_are_revoked_at_once() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let on_stage = Plan::on(&world.db);
-    world.db.sql(&a_hundred_thousand_keys());
+fn a_hundred_thousand_keys_are_revoked_at_once(stage: &Stage) {
+    let on_stage = Plan::on(stage);
+    stage.origin().sql(&a_hundred_thousand_keys());
     let starting = std::time::Instant::now();
     let mut play = on_stage.begin();
     let most = mass(starting.elapsed());
@@ -149,24 +148,22 @@ fn a_hundred_thousand_keys_are_revoked_at_once() {
     assert!(late <= most, "in force after {late:?}, with {most:?} allowed");
 }
 
-#[test]
-fn tables_cannot_be_truncated() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
+fn tables_are_to_be_truncated(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
     for sql in ["TRUNCATE api_keys", "TRUNCATE tenants CASCADE", "TRUNCATE tenants, api_keys"] {
-        let said = world.db.refuses(sql);
-        assert!(said.contains("is refused"), "{sql}: {said}");
+        for database in [stage.here(), stage.origin()] {
+            let said = database.refuses(sql);
+            assert!(said.contains("is refused"), "{sql}: {said}");
+        }
     }
     play.revokes_and_sees("victim");
     play.ends("refused TRUNCATEs");
 }
 
-#[test]
-fn rows_are_damaged() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
+fn rows_are_damaged(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
     let prefix = "WHERE key_prefix = 'llmk_play-victim'";
-    let hash = world.db.text(&format!("SELECT hashed_key FROM api_keys {prefix}")).expect("never null");
+    let hash = stage.origin().text(&format!("SELECT hashed_key FROM api_keys {prefix}")).expect("never null");
     for damaged in ["$2x$04$", "$2b$31$", "é"] {
         play.commit(&set("victim", &format!("hashed_key = '{damaged}'")), &[("victim", "503 unavailable")]);
         play.shows("victim", "503 unavailable");
@@ -191,7 +188,7 @@ fn rows_are_damaged() {
 #[test]
 fn a_table_is_locked() {
     let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).nobody_expires().begin();
+    let mut play = Plan::in_database(&world.db).nobody_expires().begin();
     let mut migration = world.db.session();
     play.fault(Sort::Doubtful, |_| migration.sql("BEGIN; LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE"));
     play.shows("nobody", "503 unavailable");
@@ -204,18 +201,16 @@ fn a_table_is_locked() {
 }
 
 /// A poll that waited for a lock must not count the wait as a difference of the clocks.
-#[test]
-fn a_poll_waits_for_a_lock_while_a_key_is_about_to_expire() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    let mut play = Plan::on(&world.db).begin();
-    let mut migration = world.db.session();
-    let expires_soon = |world: &World| {
+fn a_look_waits_while_a_key_is_about_to_expire(stage: &Stage) {
+    let mut play = Plan::on(stage).begin();
+    let mut migration = stage.here().session();
+    let expires_soon = || {
         let left = "SELECT (expires_at - clock_timestamp() < interval '2.2 s')::text FROM api_keys
             WHERE key_prefix = 'llmk_play-brief'";
-        world.db.text(left).as_deref() == Some("true")
+        stage.here().text(left).as_deref() == Some("true")
     };
     eventually("there are two seconds left", Duration::from_secs(5), || {
-        if expires_soon(&world) { Ok(()) } else { Err(()) }
+        if expires_soon() { Ok(()) } else { Err(()) }
     });
     play.fault(Sort::Doubtful, |_| migration.sql("BEGIN; LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE"));
     play.goes_on_for(Duration::from_millis(1_500));

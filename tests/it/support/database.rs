@@ -4,6 +4,8 @@
 //! after the test. Raw SQL goes through sqlx on a connection that tenantgate does not know, like that of any other
 //! program.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -42,8 +44,12 @@ impl Database {
 
     /// A copy of another Postgres database, which must have no connections.
     pub(crate) fn postgres(cluster: &'static Cluster, template: &str) -> Self {
+        Self::created(cluster, &format!("TEMPLATE {template}"))
+    }
+
+    fn created(cluster: &'static Cluster, options: &str) -> Self {
         let name = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        cluster.admin(&format!("CREATE DATABASE {name} TEMPLATE {template}"));
+        cluster.admin(&format!("CREATE DATABASE {name} {options}"));
         Self::of(Backend::Postgres, cluster.url(&name), Some((cluster, name)))
     }
 
@@ -51,7 +57,10 @@ impl Database {
     pub(crate) fn sqlite(bytes: Option<&[u8]>) -> Self {
         let mut database = Self::of(Backend::Sqlite, String::new(), None);
         let file = database.dir.path().join("tenantgate.db");
-        bytes.inspect(|bytes| std::fs::write(&file, bytes).expect("the file is written"));
+        if let Some(bytes) = bytes {
+            std::fs::write(&file, bytes).expect("the file is written");
+            std::fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("allowed");
+        }
         database.url = format!("sqlite://{}", file.display());
         database
     }
@@ -93,6 +102,22 @@ impl Database {
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
              WHERE datname = current_database() AND pid <> pg_backend_pid()",
         );
+    }
+
+    /// Whether this Postgres database takes connections.
+    pub(crate) fn answers(&self) -> bool {
+        wait(PgConnection::connect(&self.url)).is_ok()
+    }
+
+    /// An empty database in the same cluster.
+    pub(crate) fn neighbour(&self) -> Self {
+        self.neighbour_with("")
+    }
+
+    /// The same, created with these options.
+    pub(crate) fn neighbour_with(&self, options: &str) -> Self {
+        let (cluster, _) = self.cluster.as_ref().expect("a cluster that tests share");
+        Self::created(cluster, options)
     }
 
     /// The name of the database in its cluster.

@@ -28,7 +28,7 @@ pub(crate) mod link;
 pub(crate) mod pooler;
 pub(crate) mod postgres;
 pub(crate) mod prometheus;
-pub(crate) mod rate_limit;
+pub(crate) mod region;
 pub(crate) mod server;
 pub(crate) mod service;
 pub(crate) mod table;
@@ -48,6 +48,7 @@ pub(crate) use answer::Answer;
 pub(crate) use ask::Ask;
 pub(crate) use client::Client;
 pub(crate) use database::{Backend, Database};
+pub(crate) use region::Region;
 pub(crate) use server::Server;
 pub(crate) use world::World;
 

@@ -43,6 +43,13 @@ impl Pooler {
         Self::in_mode(database, "pool_mode = session\n")
     }
 
+    /// Starts a pooler in session mode with one backend, which it hands on as its last client left it.
+    pub(crate) fn that_cleans_nothing(database: &Database) -> Option<Self> {
+        let mode = "pool_mode = session\nserver_reset_query =\ndefault_pool_size = 1\n\
+            ignore_startup_parameters = extra_float_digits\n";
+        Self::in_mode(database, mode)
+    }
+
     fn in_mode(database: &Database, mode: &str) -> Option<Self> {
         let program = binary()?;
         let dir = tempfile::Builder::new().prefix("tenantgate-pool-").tempdir().expect("a directory");

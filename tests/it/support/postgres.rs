@@ -3,9 +3,14 @@
 //! There is one private cluster per test process, with the binaries of the machine, on a free port of the loopback. A
 //! small shell stands between the tests and `postgres`: it reads commands on its standard input. When that input ends,
 //! because the test process ended for any reason, it stops the server and removes its files.
+//!
+//! `TENANTGATE_POSTGRES` names the directory of other binaries than those of the machine.
 
+mod recovery;
+
+use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -28,7 +33,7 @@ bin=$1 dir=$2 port=$3
 start() {
     "$bin/postgres" -D "$dir/data" -p "$port" -k "$dir" -c listen_addresses=127.0.0.1 \
         -c fsync=off -c full_page_writes=off -c autovacuum=off -c max_connections=200 \
-        -c shared_buffers=32MB -c log_min_messages=error >>"$dir/log" 2>&1 </dev/null &
+        -c shared_buffers=32MB -c log_min_messages=error $(cat "$dir/options") >>"$dir/log" 2>&1 </dev/null &
     server=$!
     echo started
 }
@@ -50,6 +55,8 @@ rm -rf "$dir"
 
 /// A private Postgres cluster.
 pub(crate) struct Cluster {
+    /// Its programs.
+    bin: PathBuf,
     port: u16,
     dir: PathBuf,
     keeper: Child,
@@ -67,7 +74,16 @@ impl Cluster {
 
     /// A cluster of the caller's own, which it may stop and start.
     pub(crate) fn private() -> Option<Self> {
-        let Some(bin) = binaries() else {
+        Self::of(binaries())
+    }
+
+    /// The same, of the oldest version on this machine.
+    pub(crate) fn oldest() -> Option<Self> {
+        Self::of(all_binaries().pop())
+    }
+
+    fn of(bin: Option<PathBuf>) -> Option<Self> {
+        let Some(bin) = bin else {
             left_out(&MISSING, "everything on Postgres", "no `initdb` and `postgres` on this machine");
             return None;
         };
@@ -91,10 +107,30 @@ impl Cluster {
     /// A cluster of the caller's own that can publish changes.
     pub(crate) fn publisher() -> Option<Self> {
         let cluster = Self::private()?;
-        cluster.admin("ALTER SYSTEM SET wal_level = logical");
-        cluster.stop();
-        assert!(cluster.start());
+        cluster.restart_with("-c wal_level=logical");
         Some(cluster)
+    }
+
+    /// Restarts it with these options of `postgres`.
+    pub(crate) fn restart_with(&self, options: &str) {
+        self.stop();
+        std::fs::write(self.dir.join("options"), options).expect("written");
+        assert!(self.start());
+    }
+
+    /// Its directory: the socket is here, and `data`.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Writes a file that only the server may read.
+    pub(crate) fn file(&self, name: &str, text: &str) -> PathBuf {
+        let file = self.dir.join(name);
+        std::fs::write(&file, text).expect("written");
+        let (user, group) = owner().expect("found before");
+        chown(&file, user, group).expect("the file goes to the owner of the cluster");
+        std::fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("allowed");
+        file
     }
 
     /// Consumes transaction ids, so that those of this cluster are higher than those of a new one.
@@ -126,10 +162,14 @@ impl Cluster {
 
     /// Requires the password of this role from now on.
     pub(crate) fn asks_for_the_password_of(&self, role: &str) {
-        let hba = format!(
+        self.lets_in(&format!(
             "host all {role} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\nlocal all all trust\n"
-        );
-        std::fs::write(self.dir.join("data/pg_hba.conf"), hba).expect("written");
+        ));
+    }
+
+    /// Authenticates clients by these rules from now on.
+    pub(crate) fn lets_in(&self, rules: &str) {
+        std::fs::write(self.dir.join("data/pg_hba.conf"), rules).expect("written");
         self.admin("SELECT pg_reload_conf()");
     }
 
@@ -139,6 +179,9 @@ impl Cluster {
 
     fn start_at_some_port(bin: &Path, dir: &Path, user: Option<u32>, group: Option<u32>) -> Option<Self> {
         let port = free_port();
+        // A copy has those of its original.
+        let options = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("options"));
+        options.expect("the file is made");
         let mut keeper = Command::new("sh");
         keeper.args(["-c", KEEPER, "sh"]).arg(bin).arg(dir).arg(port.to_string());
         keeper.current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -147,7 +190,8 @@ impl Cluster {
         become_user(&mut keeper, user, group);
         let mut keeper = keeper.spawn().expect("sh starts");
         let pipe = (keeper.stdin.take(), BufReader::new(keeper.stdout.take().expect("piped")));
-        let cluster = Self { port, dir: dir.to_owned(), keeper, pipe: Mutex::new(pipe) };
+        let (bin, dir) = (bin.to_owned(), dir.to_owned());
+        let cluster = Self { bin, port, dir, keeper, pipe: Mutex::new(pipe) };
         cluster.start().then_some(cluster)
     }
 
@@ -183,13 +227,8 @@ impl Cluster {
     pub(crate) fn standby(&self) -> Self {
         let (bin, (user, group)) = (binaries().expect("found before"), owner().expect("found before"));
         let dir = directory(user, group);
-        let mut copy = Command::new(bin.join("pg_basebackup"));
-        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-h", "127.0.0.1", "-U", ROLE]);
-        copy.args(["-p", &self.port.to_string(), "-D"]).arg(dir.join("data"));
-        copy.current_dir(&dir).stdin(Stdio::null());
-        become_user(&mut copy, user, group);
-        let said = copy.output().expect("pg_basebackup starts");
-        assert!(said.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&said.stderr));
+        self.base_backup(&dir, &["--write-recovery-conf"]);
+        std::fs::copy(self.dir.join("options"), dir.join("options")).expect("copied");
         Self::start_in(&bin, &dir, user, group)
     }
 
@@ -260,6 +299,12 @@ fn directory(user: Option<u32>, group: Option<u32>) -> PathBuf {
 
 /// The directory with the server's programs.
 fn binaries() -> Option<PathBuf> {
+    all_binaries().into_iter().next()
+}
+
+/// The directories of all versions of the server's programs, the preferred one first.
+fn all_binaries() -> Vec<PathBuf> {
+    let chosen = std::env::var_os("TENANTGATE_POSTGRES").map(PathBuf::from);
     let told = Command::new("pg_config").arg("--bindir").output().ok();
     let told = told.map(|said| PathBuf::from(String::from_utf8_lossy(&said.stdout).trim()));
     let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
@@ -268,11 +313,10 @@ fn binaries() -> Option<PathBuf> {
         let version = bin.parent().and_then(Path::file_name).unwrap_or_default();
         version.to_string_lossy().parse::<u32>().unwrap_or_default()
     });
-    found
-        .into_iter()
-        .rev()
-        .chain(told)
-        .find(|bin| bin.join("initdb").exists() && bin.join("postgres").exists())
+    let there = |bin: &PathBuf| bin.join("initdb").exists() && bin.join("postgres").exists();
+    let debian = found.into_iter().rev();
+    let told = told.filter(|told| !told.starts_with("/usr/lib/postgresql"));
+    chosen.into_iter().chain(debian).chain(told).filter(there).collect()
 }
 
 /// Returns the user that runs the cluster: the current user or, if that is root, a user that exists on every Debian,

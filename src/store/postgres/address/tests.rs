@@ -1,0 +1,93 @@
+//! The table of forms is in a file, because an integration test connects each of them as well.
+
+use super::*;
+
+/// Forms as clients write them, and what they come to.
+const FORMS: &str = include_str!("../../../../tests/it/databases/urls.txt");
+
+/// Fills in a form: `{name:value}` is the value, `{name}` that of the defaults.
+fn filled(form: &str) -> String {
+    const DEFAULTS: [(&str, &str); 8] = [
+        ("user", "u"),
+        ("password", "hunter%40%3A%2Fnever"),
+        ("host", "h"),
+        ("port", "5432"),
+        ("db", "db"),
+        ("socket", "/run/postgresql"),
+        ("socket%", "%2Frun%2Fpostgresql"),
+        ("ca", "/etc/ca.pem"),
+    ];
+    let mut pieces = form.split('{');
+    let mut text = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let (name, rest) = piece.split_once('}').expect("a closing brace");
+        let default =
+            |name: &str| DEFAULTS.iter().find(|(known, _)| *known == name).map_or("/x.pem", |(_, v)| v);
+        text += name.split_once(':').map_or_else(|| default(name), |(_, value)| value);
+        text += rest;
+    }
+    text
+}
+
+/// What an address comes to: user, host or socket, port, database, sslmode, schema.
+fn shown(url: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
+    let Address { options, schema, .. } = Address::read(url, variable)?;
+    let socket = options.get_socket().map(|path| path.display().to_string());
+    let host = options.get_host();
+    Ok(format!(
+        "{}@{}:{}/{} {:?}{}",
+        options.get_username(),
+        socket.unwrap_or_else(|| if host.contains(':') { format!("[{host}]") } else { host.to_owned() }),
+        options.get_port(),
+        options.get_database().unwrap_or("-"),
+        options.get_ssl_mode(),
+        schema.map(|schema| format!(" {schema}")).unwrap_or_default()
+    ))
+}
+
+#[test]
+fn every_form_that_clients_write_is_taken_or_refused_with_what_to_write() {
+    let rows = FORMS.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let rows: Vec<Vec<&str>> = rows.map(|line| line.split(" | ").collect()).collect();
+    assert!(rows.len() >= 60, "{}", rows.len());
+    for row in rows {
+        let [_, form, wanted] = row[..] else { panic!("three columns: {row:?}") };
+        let said = shown(&filled(form), &|_| None);
+        match wanted.split_once(' ') {
+            Some(("refused", why)) => assert_eq!(said, Err(why.to_owned()), "{form}"),
+            Some(("fails", _)) => assert!(said.is_ok(), "{form}: {said:?}"),
+            _ => assert_eq!(said, Ok(filled(wanted)), "{form}"),
+        }
+    }
+}
+
+#[test]
+fn variables_of_libpq_say_what_the_url_does_not() {
+    const URL: &str = "postgresql://u@h/db";
+    let with = |url: &str, variables: &[(&str, &str)]| {
+        let value =
+            |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, v)| (*v).to_owned());
+        shown(url, &value)
+    };
+    let root = ("PGSSLROOTCERT", "/etc/ca.pem");
+    assert_eq!(with(URL, &[("PGSSLMODE", "verify-full")]).unwrap(), "u@h:5432/db VerifyFull");
+    assert_eq!(with(URL, &[("PGSSLMODE", "require"), root]).unwrap(), "u@h:5432/db VerifyCa");
+    let url = format!("{URL}?sslmode=require");
+    assert_eq!(with(&url, &[root]).unwrap(), "u@h:5432/db VerifyCa");
+    assert_eq!(with(&url, &[("PGSSLMODE", "disable")]).unwrap(), "u@h:5432/db Require", "the URL wins");
+    assert_eq!(
+        with(&format!("{URL}?channel_binding=prefer"), &[("PGCHANNELBINDING", "require")]).unwrap(),
+        "u@h:5432/db Prefer"
+    );
+    for (name, value, wanted) in [
+        ("PGCHANNELBINDING", "require", "sslmode=verify-full"),
+        ("PGSERVICE", "prod", "service files are not read"),
+        ("PGSSLMODE", "verify", "expected one of disable"),
+        ("PGTARGETSESSIONATTRS", "standby", "read-write"),
+        ("PGSSLROOTCERT", "system", "write sslrootcert=system into the URL"),
+        ("PGREQUIREAUTH", "scram-sha-256", "remove it"),
+    ] {
+        let said = with(URL, &[(name, value)]).expect_err(name);
+        assert!(said.starts_with(&format!("the variable {name}")) && said.contains(wanted), "{said}");
+    }
+}

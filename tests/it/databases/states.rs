@@ -1,0 +1,301 @@
+//! Every state in which a database may be found: doctor names it and says what to do, and `migrate` mends what it may.
+
+use crate::doctor::{doctor, doctor_json};
+use crate::support::{Backend, Database, PATIENCE, Region, World, eventually};
+
+/// Who can mend a state.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    /// `tenantgate migrate`.
+    Migrate,
+    /// The operator, as doctor says.
+    Hand,
+}
+
+/// What was done, the check that finds it, a part of what it says, a part of what to do, who mends it.
+type State = (&'static str, &'static str, &'static str, &'static str, By);
+
+const POSTGRES: [State; 26] = [
+    // What a dump without rights, a restore or a renamed schema lost.
+    (
+        "GRANT EXECUTE ON FUNCTION tenantgate_mark() TO PUBLIC",
+        "database.functions",
+        "every role may call",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "ALTER FUNCTION tenantgate_key_changed() RESET ALL",
+        "database.functions",
+        "does not look names up in public alone",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "ALTER FUNCTION tenantgate_mark() SET search_path = elsewhere",
+        "database.functions",
+        "does not look names up",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "DROP FUNCTION tenantgate_settle()",
+        "database.functions",
+        "tenantgate_settle is missing",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "CREATE OR REPLACE FUNCTION tenantgate_prune(keep interval) RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint'",
+        "database.functions",
+        "tenantgate_prune is another one",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "DROP TRIGGER tenantgate_key_updated ON api_keys",
+        "database.triggers",
+        "tenantgate_key_updated is missing",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "DROP TRIGGER tenantgate_key_truncated ON api_keys",
+        "database.triggers",
+        "tenantgate_key_truncated is missing",
+        "migrate",
+        By::Migrate,
+    ),
+    ("ALTER TABLE tenants DISABLE TRIGGER ALL", "database.triggers", "is disabled", "migrate", By::Migrate),
+    (
+        "ALTER TABLE api_keys ENABLE TRIGGER tenantgate_key_came_or_went",
+        "database.triggers",
+        "session_replication_role",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "ALTER TABLE tenantgate_change ENABLE ALWAYS TRIGGER tenantgate_change_replicated",
+        "database.triggers",
+        "tenantgate_change_replicated",
+        "migrate",
+        By::Migrate,
+    ),
+    ("DELETE FROM tenantgate_identity", "database.identity", "no identity", "migrate", By::Migrate),
+    (
+        "DELETE FROM tenantgate_change_floor",
+        "database.identity",
+        "tenantgate_change_floor is empty",
+        "migrate",
+        By::Migrate,
+    ),
+    // What a restore brought along.
+    (
+        "INSERT INTO tenantgate_change (key_prefix, xid) VALUES ('llmk_x', '99999999')",
+        "database.identity",
+        "rows of another cluster",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "UPDATE tenantgate_change_floor SET xid = '99999999'",
+        "database.identity",
+        "rows of another cluster",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "UPDATE tenantgate_migrations SET success = false WHERE version > 3",
+        "database.schema",
+        "version 3",
+        "migrate",
+        By::Hand,
+    ),
+    // A second world, and names that are looked up first.
+    (
+        "CREATE SCHEMA other; CREATE TABLE other.tenantgate_migrations (version bigint)",
+        "database.tables",
+        "the schema other has tables of tenantgate, too",
+        "drop the other set",
+        By::Hand,
+    ),
+    (
+        "UPDATE tenants SET db_schema_name = 'tenantgate' WHERE db_schema_name = 'tenant_acme_corp'",
+        "database.schemas",
+        "name of a role",
+        "rename",
+        By::Hand,
+    ),
+    (
+        "UPDATE tenants SET db_schema_name = 'public' WHERE db_schema_name = 'tenant_acme_corp'",
+        "database.schemas",
+        "is ours",
+        "rename",
+        By::Hand,
+    ),
+    // Shapes that changed after the adoption.
+    (
+        "ALTER TABLE api_keys ALTER created_at TYPE timestamp",
+        "database.columns",
+        "must be timestamptz",
+        "ALTER TABLE",
+        By::Hand,
+    ),
+    (
+        "ALTER TABLE api_keys ADD owner text NOT NULL DEFAULT 'x'; ALTER TABLE api_keys ALTER owner DROP DEFAULT",
+        "database.columns",
+        "api_keys.owner is NOT NULL without a default",
+        "ALTER TABLE",
+        By::Hand,
+    ),
+    (
+        "ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_prefix_key",
+        "database.columns",
+        "api_keys.key_prefix is not UNIQUE",
+        "ALTER TABLE",
+        By::Hand,
+    ),
+    (
+        "ALTER TABLE api_keys RENAME COLUMN labels TO tags",
+        "database.columns",
+        "api_keys.labels is missing",
+        "ALTER TABLE",
+        By::Hand,
+    ),
+    (
+        "CREATE TABLE old_keys () INHERITS (api_keys)",
+        "database.columns",
+        "others inherit from",
+        "ALTER TABLE",
+        By::Hand,
+    ),
+    (
+        "UPDATE api_keys SET hashed_key = 'plain' WHERE key_prefix = 'llmk_live'",
+        "database.rows",
+        "1 rows are damaged",
+        "UPDATE",
+        By::Hand,
+    ),
+    (
+        "ALTER TABLE api_keys DROP CONSTRAINT api_keys_tenant_id_fkey; DELETE FROM tenants WHERE name = 'Acme Corp'",
+        "database.rows",
+        "does not exist",
+        "restore the tenant",
+        By::Hand,
+    ),
+    // Replication.
+    (
+        "CREATE PUBLICATION everything FOR ALL TABLES; SELECT tenantgate_add_usage(ARRAY[current_date], ARRAY[gen_random_uuid()], ARRAY['ok'], ARRAY[1]::bigint[])",
+        "database.replication",
+        "month by month",
+        "publish_via_partition_root",
+        By::Hand,
+    ),
+];
+
+#[test]
+fn doctor_finds_every_state_and_migrate_mends_what_it_may() {
+    for (spoil, check, what, remedy, by) in POSTGRES {
+        let Some(world) = World::on(Backend::Postgres) else { return };
+        world.db.sql(spoil);
+        let found = doctor_json(&world.db);
+        let bad: Vec<_> = found.iter().filter(|found| found["level"] == "bad").collect();
+        let text = |name: &str| bad[0][name].as_str().unwrap_or_default().to_owned();
+        assert!(!bad.is_empty(), "{spoil}: {found:#?}");
+        assert!(bad.iter().all(|found| found["check"] == check), "{spoil}: {bad:#?}");
+        assert!(text("what").contains(what), "{spoil}: {bad:#?}");
+        assert!(text("remedy").contains(remedy), "{spoil}: {bad:#?}");
+        let mended = world.db.cli(&["migrate", "-o", "json"]);
+        if by == By::Migrate {
+            let mended = mended.json()["mended"].as_array().map(Vec::len);
+            assert!(mended >= Some(1), "{spoil}");
+            assert_eq!(doctor(&world.db, &[]).1, Some(0), "{spoil}");
+        } else {
+            assert_eq!(doctor(&world.db, &[]).1, Some(1), "{spoil}: it is for people to mend");
+        }
+    }
+}
+
+#[test]
+fn doctor_tells_a_subscriber_that_hears_nothing_and_a_slot_that_nobody_reads() {
+    let Some(region) = Region::shared() else { return };
+    let says = |database: &Database, level: &str, what: &str| {
+        eventually("doctor says it", PATIENCE, || {
+            let found = doctor_json(database);
+            let same = |found: &&serde_json::Value| {
+                found["check"] == "database.replication"
+                    && found["level"] == level
+                    && found["what"].as_str().is_some_and(|said| said.contains(what))
+            };
+            if found.iter().any(|found| same(&found)) { Ok(()) } else { Err(found) }
+        });
+    };
+    says(&region.copy, "ok", "writes tenants and keys");
+    says(&region.origin, "ok", "changed here");
+    let name = region.name();
+    // A row that the subscriber does not take stops its worker.
+    region.copy.sql("ALTER TABLE tenants ADD CONSTRAINT no_more CHECK (name <> 'Own')");
+    region.origin.sql(&super::rows());
+    says(&region.copy, "bad", "has no running worker");
+    region.copy.sql("ALTER TABLE tenants DROP CONSTRAINT no_more");
+    says(&region.copy, "ok", "writes tenants and keys");
+    region.copy.sql(&format!("ALTER SUBSCRIPTION {name} DISABLE"));
+    says(&region.copy, "bad", "is disabled: revocations of its publisher do not arrive");
+    says(&region.origin, "warn", "no subscriber reads the slot");
+}
+
+const SQLITE: [State; 5] = [
+    (
+        "DROP TRIGGER tenantgate_key_updated",
+        "database.triggers",
+        "tenantgate_key_updated is missing",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "DROP TRIGGER tenantgate_tenant_updated; CREATE TRIGGER tenantgate_tenant_updated AFTER UPDATE ON tenants BEGIN SELECT 1; END",
+        "database.triggers",
+        "tenantgate_tenant_updated is missing or another one",
+        "migrate",
+        By::Migrate,
+    ),
+    ("DELETE FROM tenantgate_identity", "database.identity", "no identity", "migrate", By::Migrate),
+    (
+        "PRAGMA foreign_keys = off; DELETE FROM tenants WHERE name = 'Acme Corp'",
+        "database.tenants",
+        "have no tenant",
+        "DELETE them",
+        By::Hand,
+    ),
+    (
+        "UPDATE api_keys SET hashed_key = 'plain' WHERE key_prefix = 'llmk_live'",
+        "database.rows",
+        "1 rows are damaged",
+        "UPDATE",
+        By::Hand,
+    ),
+];
+
+#[test]
+fn doctor_finds_every_state_of_a_file_and_migrate_mends_what_it_may() {
+    for (spoil, check, what, remedy, by) in SQLITE {
+        let world = World::somewhere();
+        world.db.sql(spoil);
+        let found = doctor_json(&world.db);
+        let bad: Vec<_> = found.iter().filter(|found| found["level"] == "bad").collect();
+        let one = bad.iter().find(|found| found["check"] == check);
+        let one = one.unwrap_or_else(|| panic!("{spoil}: {found:#?}"));
+        assert!(one["what"].as_str().is_some_and(|said| said.contains(what)), "{spoil}: {one}");
+        assert!(one["remedy"].as_str().is_some_and(|said| said.contains(remedy)), "{spoil}: {one}");
+        if by == By::Migrate {
+            let mended = world.db.json(&["migrate"])["mended"].as_array().map(Vec::len);
+            assert_eq!(mended, Some(1), "{spoil}");
+            assert_eq!(doctor(&world.db, &[]).1, Some(0), "{spoil}");
+        }
+    }
+    let world = World::somewhere();
+    let file = world.db.url().trim_start_matches("sqlite://");
+    std::fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let (found, code) = doctor(&world.db, &[]);
+    assert_eq!((found.not_ok(), code), (vec!["database.file bad".to_owned()], Some(1)), "{found:#?}");
+}
