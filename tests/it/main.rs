@@ -41,6 +41,7 @@ mod listener;
 mod logs;
 mod manage;
 mod manage_changes;
+mod manage_crowds;
 mod manage_hostile;
 mod manage_matrix;
 mod manage_openapi;

@@ -1,20 +1,22 @@
 //! Accepts the connections of management and serves HTTP/1.1 on them.
 //!
-//! The number of connections is limited. When all are taken, the one that has waited longest for its next request is
-//! closed to make room, so that clients that send nothing cannot keep out those that do. Slow header lists, handshakes
-//! and requests end after a timeout.
+//! The number of connections is limited. When all are taken, the one that has waited longest for its client is closed to
+//! make room: for a handshake, a header list, a body, or the next request. Clients that send nothing, or slowly, therefore
+//! cannot keep out those that do. Slow header lists, handshakes and requests also end after a timeout.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Bytes;
 use hyper::Request;
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -76,7 +78,7 @@ pub(super) struct Door {
 struct Open {
     number: usize,
     next: u64,
-    /// Those that wait for a request, the one that has waited longest first.
+    /// Those that wait for their clients, the one that has waited longest first.
     waiting: BTreeMap<u64, Arc<Notify>>,
 }
 
@@ -96,11 +98,15 @@ impl Door {
             stream.set_nodelay(true)?;
             Ok((stream, address.ip().to_canonical()))
         };
-        let handle = |door: Arc<Self>, (stream, address), stop| async move {
-            let peer = Peer::Tcp(address);
-            let Some(tls) = door.tls.clone() else { return door.serve(stream, peer, stop).await };
-            match timeout(HANDSHAKE_WITHIN, tls.accept(stream)).await {
-                Ok(Ok(stream)) => door.serve(stream, peer, stop).await,
+        let handle = |place: Place, (stream, address), stop| async move {
+            let (door, peer) = (Arc::clone(&place.0.door), Peer::Tcp(address));
+            let Some(tls) = door.tls.clone() else { return serve(place, stream, peer, stop).await };
+            let shaken = tokio::select! {
+                shaken = timeout(HANDSHAKE_WITHIN, tls.accept(stream)) => shaken,
+                () = place.evicted() => return,
+            };
+            match shaken {
+                Ok(Ok(stream)) => serve(place, stream, peer, stop).await,
                 Ok(Err(NotAdmitted::Probe)) => {}
                 Ok(Err(NotAdmitted::Failed(failure, detail))) => {
                     door.note_handshake(address, failure.as_str(), detail.as_deref());
@@ -114,9 +120,9 @@ impl Door {
     /// Accepts connections on a Unix socket until `stop`, then waits until all have ended.
     pub(super) async fn serve_unix(self: Arc<Self>, listener: UnixListener, stop: watch::Receiver<bool>) {
         let accept = || async { Ok(listener.accept().await?.0) };
-        let handle = |door: Arc<Self>, stream: tokio::net::UnixStream, stop| async move {
+        let handle = |place: Place, stream: tokio::net::UnixStream, stop| async move {
             let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
-            door.serve(stream, Peer::Unix(uid), stop).await;
+            serve(place, stream, Peer::Unix(uid), stop).await;
         };
         self.accept_all(accept, handle, stop).await;
     }
@@ -124,7 +130,7 @@ impl Door {
     async fn accept_all<S, A, H>(
         self: Arc<Self>,
         accept: impl Fn() -> A,
-        handle: impl Fn(Arc<Self>, S, watch::Receiver<bool>) -> H,
+        handle: impl Fn(Place, S, watch::Receiver<bool>) -> H,
         stop: watch::Receiver<bool>,
     ) where
         A: Future<Output = io::Result<S>>,
@@ -141,12 +147,8 @@ impl Door {
             };
             match accepted {
                 Ok(stream) => {
-                    if let Some(slot) = self.admit() {
-                        let served = handle(Arc::clone(&self), stream, stop.clone());
-                        connections.spawn(async move {
-                            served.await;
-                            drop(slot);
-                        });
+                    if let Some(place) = self.admit() {
+                        connections.spawn(handle(place, stream, stop.clone()));
                     }
                 }
                 Err(error) => {
@@ -161,8 +163,8 @@ impl Door {
         while connections.join_next().await.is_some() {}
     }
 
-    /// A place for one more connection. If all are taken, the one that has waited longest for a request is closed.
-    fn admit(self: &Arc<Self>) -> Option<Slot> {
+    /// A place for one more connection. If all are taken, the one that has waited longest for its client is closed.
+    fn admit(self: &Arc<Self>) -> Option<Place> {
         let mut open = self.open();
         if open.number >= CONNECTIONS {
             self.stats.crowded.add_one();
@@ -170,7 +172,8 @@ impl Door {
                 let connections = CONNECTIONS;
                 warn!(
                     connections,
-                    left_out, "all connections are taken: those that send no request are closed"
+                    left_out,
+                    "all connections are taken: those that wait longest for their clients are closed"
                 );
             });
             let (_, longest) = open.waiting.pop_first()?;
@@ -178,7 +181,9 @@ impl Door {
         }
         open.number += 1;
         drop(open);
-        Some(Slot(Arc::clone(self)))
+        let turn = Turn { door: Arc::clone(self), place: Arc::default(), evicted: Arc::default() };
+        turn.wait();
+        Some(Place(turn))
     }
 
     fn note_handshake(&self, address: IpAddr, reason: &str, detail: Option<&str>) {
@@ -187,56 +192,60 @@ impl Door {
             warn!(%address, reason, detail, left_out, "a TLS handshake failed");
         });
     }
+}
 
-    async fn serve<S>(self: Arc<Self>, stream: S, peer: Peer, stop: watch::Receiver<bool>)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let waits = Waits::new(&self);
-        let (app, turn) = (self.app.clone(), waits.turn());
-        let service = service_fn(move |mut request: Request<Incoming>| {
-            let turn = turn.clone();
-            turn.begin();
-            request.extensions_mut().insert(peer);
-            let answer = app.clone().oneshot(request);
-            async move {
-                let answer = timeout(REQUEST_WITHIN, answer).await;
-                turn.end();
-                // Without an answer the connection is closed.
-                let Ok(Ok(answer)) = answer else { return Err(io::Error::from(io::ErrorKind::TimedOut)) };
-                Ok(answer)
-            }
-        });
-        let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let ended = tokio::select! {
-            ended = &mut connection => ended,
-            () = waits.evicted() => return,
-            () = stopped(stop) => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = ended {
-            debug!(%error, "a connection ended");
+async fn serve<S>(place: Place, stream: S, peer: Peer, stop: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (app, turn) = (place.0.door.app.clone(), place.0.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let turn = turn.clone();
+        let mut request = request.map(|body| Arriving::of(body, &turn));
+        request.extensions_mut().insert(peer);
+        let answer = app.clone().oneshot(request);
+        async move {
+            let answer = timeout(REQUEST_WITHIN, answer).await;
+            turn.wait();
+            // Without an answer the connection is closed.
+            let Ok(Ok(answer)) = answer else { return Err(io::Error::from(io::ErrorKind::TimedOut)) };
+            Ok(answer)
         }
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = place.evicted() => return,
+        () = stopped(stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a connection ended");
     }
 }
 
 /// The place of a connection among those that are open.
-struct Slot(Arc<Door>);
+struct Place(Turn);
 
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.open().number -= 1;
+impl Place {
+    /// Waits until another connection needs the place.
+    async fn evicted(&self) {
+        self.0.evicted.notified().await;
     }
 }
 
-/// Whether a connection waits for a request, and since when in relation to the others.
-struct Waits(Turn);
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.begin();
+        self.0.door.open().number -= 1;
+    }
+}
 
-/// The same, for the request that is running.
+/// Whether a connection waits for its client, and since when in relation to the others.
 #[derive(Clone)]
 struct Turn {
     door: Arc<Door>,
@@ -244,43 +253,70 @@ struct Turn {
     evicted: Arc<Notify>,
 }
 
-impl Waits {
-    fn new(door: &Arc<Door>) -> Self {
-        let turn = Turn { door: Arc::clone(door), place: Arc::default(), evicted: Arc::default() };
-        turn.end();
-        Self(turn)
-    }
-
-    fn turn(&self) -> Turn {
-        self.0.clone()
-    }
-
-    async fn evicted(&self) {
-        self.0.evicted.notified().await;
-    }
-}
-
-impl Drop for Waits {
-    fn drop(&mut self) {
-        self.0.begin();
-    }
-}
-
 impl Turn {
-    /// A request has come.
+    /// A request has come whole.
     fn begin(&self) {
-        let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(place) = place {
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = place.take() {
             self.door.open().waiting.remove(&place);
         }
     }
 
-    /// It is answered: the connection waits for the next one.
-    fn end(&self) {
+    /// The connection waits for what its client sends next.
+    fn wait(&self) {
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         let mut open = self.door.open();
-        let place = open.next;
+        if let Some(place) = place.take() {
+            open.waiting.remove(&place);
+        }
+        let next = open.next;
         open.next += 1;
-        open.waiting.insert(place, Arc::clone(&self.evicted));
-        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+        open.waiting.insert(next, Arc::clone(&self.evicted));
+        *place = Some(next);
+    }
+}
+
+/// The body of a request. Until it has come, or nobody wants more of it, the connection waits for its client.
+struct Arriving {
+    body: Incoming,
+    turn: Turn,
+}
+
+impl Arriving {
+    fn of(body: Incoming, turn: &Turn) -> Self {
+        if body.is_end_stream() {
+            turn.begin();
+        }
+        Self { body, turn: turn.clone() }
+    }
+}
+
+impl Body for Arriving {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if frame.is_none() || self.body.is_end_stream() {
+            self.turn.begin();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.turn.begin();
     }
 }
