@@ -55,6 +55,8 @@ pub enum Part {
     Memos,
     /// Prunes the change log.
     Prune,
+    /// Writes refusals.
+    Refusals,
     /// Writes the shadow report.
     Shadow,
     /// Writes `last_used_at`.
@@ -65,13 +67,14 @@ pub enum Part {
 
 impl Part {
     /// All tasks, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Announce,
         Self::Certificates,
         Self::Health,
         Self::Keep,
         Self::Memos,
         Self::Prune,
+        Self::Refusals,
         Self::Shadow,
         Self::Usage,
         Self::UsageCounts,
@@ -87,6 +90,7 @@ impl Part {
             Self::Keep => "keep",
             Self::Memos => "memos",
             Self::Prune => "prune",
+            Self::Refusals => "refusals",
             Self::Shadow => "shadow",
             Self::Usage => "usage",
             Self::UsageCounts => "usage_counts",

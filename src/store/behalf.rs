@@ -18,6 +18,8 @@ use crate::tenant::Tenant;
 pub struct Behalf {
     /// Who makes the changes.
     pub author: Author,
+    /// The management key that makes them: none is made once it or one of its makers is revoked.
+    pub key: Option<AdminKeyId>,
     /// What is kept of the request that makes the change, if it may be sent again.
     pub receipt: Option<Receipt>,
 }
@@ -26,7 +28,7 @@ impl Behalf {
     /// Changes of this author, of which no answer is kept.
     #[must_use]
     pub fn of(author: Author) -> Self {
-        Self { author, receipt: None }
+        Self { author, key: None, receipt: None }
     }
 }
 

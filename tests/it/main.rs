@@ -57,6 +57,7 @@ mod outage;
 mod outcomes;
 mod page;
 mod page_browser;
+mod page_forms;
 mod panics;
 mod policy_commands;
 mod protocol;

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::problem::{FieldError, Problem};
 use crate::admin::view::shown_once;
-use crate::admin::{Admin, Caller};
+use crate::admin::{Admin, AdminError, Caller};
 use crate::audit::hex;
 use crate::key::format::{issue_management_with, issue_with};
 use crate::store::{Claim, Claimed};
@@ -103,6 +103,10 @@ pub(super) enum Turn {
     First(Uuid, Option<Derivation>),
     /// It was done: what was kept, and what its secrets were derived from.
     Done(Value, Option<Derivation>),
+    /// The first one is still running.
+    Running,
+    /// The first one had another body.
+    OtherBody,
 }
 
 /// Claims a key for a request.
@@ -112,7 +116,7 @@ pub(super) async fn claim(
     path: &str,
     key: String,
     body: &[u8],
-) -> Result<Turn, Problem> {
+) -> Result<Turn, AdminError> {
     let (now, attempt, peppers) = (admin.now(), Uuid::new_v4(), admin.peppers());
     let derivation = Derivation::first(peppers, attempt);
     // Users who need no key are told apart by their names.
@@ -130,8 +134,8 @@ pub(super) async fn claim(
     };
     match admin.claim(&claim).await? {
         Claimed::First => Ok(Turn::First(attempt, derivation)),
-        Claimed::Running => Err(Problem::running()),
-        Claimed::OtherBody => Err(Problem::other_body()),
+        Claimed::Running => Ok(Turn::Running),
+        Claimed::OtherBody => Ok(Turn::OtherBody),
         Claimed::Done { attempt, pepper, answer } => {
             let kept = serde_json::from_str(&answer).unwrap_or_default();
             Ok(Turn::Done(kept, again(peppers, pepper.as_deref(), attempt)))

@@ -20,6 +20,7 @@ pub(super) mod routes;
 mod row;
 mod rows;
 mod sessions;
+mod tenant_list;
 mod usage;
 mod value;
 
@@ -42,6 +43,8 @@ pub(super) struct Dialect {
     pub(super) now: &'static str,
     /// After a SELECT: other sessions do not change the row until the transaction is over.
     pub(super) lock: &'static str,
+    /// The same, where several transactions may hold the row.
+    share: &'static str,
     /// After a parameter that is JSON.
     json: &'static str,
     /// `?` is an instant: something that compares as time does, NULL for what does not come.
@@ -81,6 +84,7 @@ pub(super) const POSTGRES: Dialect = Dialect {
     begin: "BEGIN ISOLATION LEVEL READ COMMITTED",
     now: "clock_timestamp()",
     lock: " FOR UPDATE",
+    share: " FOR SHARE",
     json: "::json",
     time: "?",
     instant: "CAST(? AS timestamptz)",
@@ -104,6 +108,7 @@ pub(super) const SQLITE: Dialect = Dialect {
     begin: "BEGIN IMMEDIATE",
     now: "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
     lock: "",
+    share: "",
     json: "",
     // What cannot be read is the beginning of time.
     time: "CASE WHEN ? IS NULL OR ? = 'infinity' THEN NULL ELSE coalesce(julianday(?), 0) END",
@@ -189,6 +194,9 @@ async fn change(store: &impl SqlStore) -> Result<Held, StoreError> {
     let mut connection = hold(store).await?;
     store.refuse_change(&mut connection.link()).await?;
     connection.begin().await?;
+    if let Some(key) = store.behalf().key {
+        admin_keys::hold_live(&mut connection.link(), key).await?;
+    }
     Ok(connection)
 }
 
