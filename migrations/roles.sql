@@ -42,6 +42,7 @@ DECLARE
         'tenantgate_admin_key',
         'tenantgate_admin_session',
         'tenantgate_login_link',
+        'tenantgate_refusal',
         'tenantgate_usage',
         'tenantgate_idempotency',
         'tenantgate_migrations'
@@ -128,6 +129,8 @@ BEGIN
             tenantgate_prune_usage(interval) TO %1$I;
         -- The shadow report, which it deletes after a month.
         GRANT SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON tenantgate_shadow_report TO %1$I;
+        -- Refusals by decision id, which it forgets after three days and cannot read.
+        GRANT SELECT (at), INSERT, DELETE ON tenantgate_refusal TO %1$I;
 
         -- admin. It reads hashes to report their cost, to export them, and to recognize them in a repeated import.
         GRANT SELECT, INSERT, UPDATE (name, status, mode, plan) ON tenants TO %2$I;
@@ -146,7 +149,7 @@ BEGIN
         -- Every change is appended to the audit log, whose rows cannot be changed.
         GRANT SELECT, INSERT ON tenantgate_audit_log TO %2$I;
         GRANT SELECT ON tenantgate_replica, tenantgate_identity, tenantgate_migrations, tenantgate_shadow_report,
-            tenantgate_usage, tenantgate_change TO %2$I;
+            tenantgate_usage, tenantgate_change, tenantgate_refusal TO %2$I;
         GRANT EXECUTE ON FUNCTION tenantgate_mark() TO %2$I;
         -- Every tenant gets a schema.
         GRANT CREATE ON DATABASE %3$I TO %2$I;
@@ -156,11 +159,11 @@ BEGIN
     FOR found IN SELECT r AS role, t::text AS thing FROM unnest(ARRAY[serve, admin]) r, unnest(tables) t
         WHERE has_table_privilege(r, t, 'TRUNCATE, REFERENCES, TRIGGER')
            OR has_table_privilege(r, t, 'UPDATE')
-           OR has_table_privilege(r, t, 'DELETE') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass)
+           OR has_table_privilege(r, t, 'DELETE') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass, 'tenantgate_refusal'::regclass)
               OR r = admin AND t IN ('tenantgate_plan'::regclass, 'tenantgate_route'::regclass,
                                   'tenantgate_idempotency'::regclass, 'tenantgate_admin_session'::regclass,
                                   'tenantgate_login_link'::regclass))
-           OR has_table_privilege(r, t, 'INSERT') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass)
+           OR has_table_privilege(r, t, 'INSERT') AND NOT (r = serve AND t IN ('tenantgate_replica'::regclass, 'tenantgate_shadow_report'::regclass, 'tenantgate_refusal'::regclass)
               OR r = admin AND t IN ('tenants'::regclass, 'api_keys'::regclass, 'tenantgate_audit_log'::regclass,
                                   'tenantgate_plan'::regclass, 'tenantgate_route'::regclass,
                                   'tenantgate_admin_key'::regclass, 'tenantgate_idempotency'::regclass,

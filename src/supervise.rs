@@ -59,6 +59,8 @@ pub enum Part {
     Publish,
     /// Serves those who read what is published.
     PublishServe,
+    /// Writes refusals by their decision ids.
+    Refusals,
     /// Writes the shadow report.
     Shadow,
     /// Writes `last_used_at`.
@@ -69,7 +71,7 @@ pub enum Part {
 
 impl Part {
     /// All tasks, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Announce,
         Self::Certificates,
         Self::Health,
@@ -78,6 +80,7 @@ impl Part {
         Self::Prune,
         Self::Publish,
         Self::PublishServe,
+        Self::Refusals,
         Self::Shadow,
         Self::Usage,
         Self::UsageCounts,
@@ -95,6 +98,7 @@ impl Part {
             Self::Prune => "prune",
             Self::Publish => "publish",
             Self::PublishServe => "publish_serve",
+            Self::Refusals => "refusals",
             Self::Shadow => "shadow",
             Self::Usage => "usage",
             Self::UsageCounts => "usage_counts",

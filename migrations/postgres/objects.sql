@@ -183,7 +183,7 @@ BEGIN
         NULL;
     ELSIF tg_table_name IN ('tenantgate_change', 'tenantgate_change_floor', 'tenantgate_replica',
                             'tenantgate_shadow_report', 'tenantgate_admin_key', 'tenantgate_admin_session',
-                            'tenantgate_login_link')
+                            'tenantgate_login_link', 'tenantgate_refusal')
         OR tg_table_name LIKE 'tenantgate\_usage%' THEN
         RETURN NULL;
     ELSIF tg_table_name = 'tenantgate_identity' AND tg_op <> 'DELETE' THEN
@@ -324,6 +324,11 @@ DROP TRIGGER IF EXISTS tenantgate_admin_session_replicated ON tenantgate_admin_s
 CREATE TRIGGER tenantgate_admin_session_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_admin_session
     FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
 ALTER TABLE tenantgate_admin_session ENABLE REPLICA TRIGGER tenantgate_admin_session_replicated;
+
+DROP TRIGGER IF EXISTS tenantgate_refusal_replicated ON tenantgate_refusal;
+CREATE TRIGGER tenantgate_refusal_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_refusal
+    FOR EACH ROW EXECUTE FUNCTION tenantgate_replicated();
+ALTER TABLE tenantgate_refusal ENABLE REPLICA TRIGGER tenantgate_refusal_replicated;
 
 DROP TRIGGER IF EXISTS tenantgate_login_link_replicated ON tenantgate_login_link;
 CREATE TRIGGER tenantgate_login_link_replicated BEFORE INSERT OR UPDATE OR DELETE ON tenantgate_login_link

@@ -55,8 +55,9 @@ impl Admin {
             request_id: origin.request_id.clone(),
             address: origin.address.map(|address| address.to_canonical().to_string()),
         };
-        let store = self.store.on_behalf(Behalf::of(author.clone()));
-        Self { store, author, maker: caller.maker.clone(), ..self.clone() }
+        let maker = caller.maker.clone();
+        let behalf = Behalf { author: author.clone(), key: maker.id, receipt: None };
+        Self { store: self.store.on_behalf(behalf), author, maker, ..self.clone() }
     }
 
     /// Returns a copy that changes a row only if it has one of these versions.
@@ -68,8 +69,8 @@ impl Admin {
     /// Returns a copy that reports each change before it is committed, and stores the response to a request.
     #[must_use]
     pub fn reporting(self, receipt: Receipt) -> Self {
-        let store = self.store.on_behalf(Behalf { author: self.author.clone(), receipt: Some(receipt) });
-        Self { store, ..self }
+        let behalf = Behalf { author: self.author.clone(), key: self.maker.id, receipt: Some(receipt) };
+        Self { store: self.store.on_behalf(behalf), ..self }
     }
 
     /// Returns a copy whose next key is derived instead of random, so that it can be shown again.

@@ -122,19 +122,15 @@ impl Admin {
     ///
     /// The database is not available.
     pub async fn authenticate(&self, presented: PresentedKey<'_>) -> Result<Option<Caller>, AdminError> {
-        let Some((hash, chain)) = self.store.admin_key_chain(presented.prefix()).await? else {
-            return Ok(None);
-        };
-        let now = self.now();
-        let (true, Some(key), Ok(authority)) =
-            (management::matches(presented, &hash), chain.first(), authority(&chain, now))
-        else {
+        let (found, now) = (self.store.admin_key_chain(presented.prefix()).await?, self.now());
+        let Some((key, authority)) = proven(found, now, |hash| management::matches(presented, hash)) else {
             return Ok(None);
         };
         if key.last_used_at.is_none_or(|at| at < now.before(LAST_USED_WITHIN)) {
             self.store.touch_admin_key(key.id, now).await?;
         }
-        Ok(Some(Caller { key: key.clone(), maker: Maker { id: Some(key.id), authority } }))
+        let maker = Maker { id: Some(key.id), authority };
+        Ok(Some(Caller { key, maker }))
     }
 
     /// Creates a management key.
@@ -329,7 +325,24 @@ impl Admin {
     }
 }
 
-/// Changes of the authority of a key; `None` and [`Setting::Keep`] keep the value.
+/// The hash of no key.
+const NO_HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// The key that was presented, if it is right and live, and what it may do. Whatever is wrong, one hash is computed and
+/// compared: how long the answer takes tells neither whether there is such a prefix nor whether its key has ended.
+fn proven(
+    found: Option<(String, Vec<AdminKey>)>,
+    now: Timestamp,
+    matches: impl FnOnce(&str) -> bool,
+) -> Option<(AdminKey, Authority)> {
+    let (hash, chain) = found.unwrap_or_else(|| (NO_HASH.into(), Vec::new()));
+    let right = matches(&hash);
+    let live = authority(&chain, now).ok();
+    let key = chain.into_iter().next();
+    if right { key.zip(live) } else { None }
+}
+
+/// What a key shall have; what is not said remains.
 struct Wish {
     permissions: Option<Permissions>,
     reach: Option<Reach>,
@@ -407,5 +420,41 @@ fn too_much(excess: &Excess) -> String {
             "your own key cannot access all of these tenants: name only tenants that it can access".into()
         }
         Excess::Expiry(at) => format!("your own key expires at {at}: choose an expiry that is not later"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn key(revoked_at: Option<Timestamp>) -> AdminKey {
+        AdminKey { revoked_at, ..Caller::of_user(0, Role::Owner).key }
+    }
+
+    #[test]
+    fn one_hash_is_computed_for_every_key_that_is_presented() {
+        let now = Timestamp(7);
+        let live = Some(("right".to_owned(), vec![key(None)]));
+        let revoked = Some(("right".to_owned(), vec![key(Some(Timestamp(1)))]));
+        let orphan = Some(("right".to_owned(), vec![key(None), key(Some(Timestamp(1)))]));
+        for (found, presented, lets_in) in [
+            (None, "right", false),
+            (live.clone(), "wrong", false),
+            (revoked.clone(), "wrong", false),
+            (revoked, "right", false),
+            (orphan, "right", false),
+            (live, "right", true),
+        ] {
+            let computed = Cell::new(0);
+            let matches = |hash: &str| {
+                computed.set(computed.get() + 1);
+                assert!(hash.len() == NO_HASH.len() || hash == "right");
+                hash == presented
+            };
+            assert_eq!(proven(found, now, matches).is_some(), lets_in, "{presented}");
+            assert_eq!(computed.get(), 1, "{presented}");
+        }
     }
 }

@@ -33,7 +33,7 @@ pub use self::audit::Verified;
 pub use self::demo::{DEMO_KEY, DEMO_TENANT};
 pub use self::key_changes::{Expiry, KeyUpdate, ToRevoke};
 pub use self::keys::Issued;
-pub use self::overview::{LONG, SOON};
+pub use self::overview::{LONG, Refused, SOON};
 pub use self::plans::LimitUpdate;
 pub use self::report::{Criteria, Finding};
 pub use self::route_test::{RouteVerdict, TestedRequest};
@@ -72,7 +72,10 @@ pub enum AdminError {
     /// The object does not have a version that the caller expects.
     #[error("it was changed in the meantime: read it again")]
     Stale,
-    /// The database is not available or rejected the statement.
+    /// The caller's management key was revoked in the meantime.
+    #[error("your management key was revoked in the meantime")]
+    Ended,
+    /// The database did not do its part.
     #[error(transparent)]
     Store(StoreError),
 }
@@ -82,6 +85,7 @@ impl From<StoreError> for AdminError {
         match error {
             StoreError::Missing => Self::Missing("it no longer exists".into()),
             StoreError::Stale => Self::Stale,
+            StoreError::KeyEnded => Self::Ended,
             other => Self::Store(other),
         }
     }

@@ -3,11 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::{Admin, AdminError};
 use crate::audit::Entry;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::permission::Reach;
+use crate::record::KeyDetails;
 use crate::store::{AuditFilter, CountedAt, CountsOf, DayCount, KeyCounts, ReplicaState};
 use crate::tenant::TenantId;
 
@@ -18,6 +21,17 @@ pub const SOON: Duration = Duration::from_hours(30 * 24);
 pub const LONG: Duration = Duration::from_hours(90 * 24);
 
 const DAY: i64 = 86_400_000_000;
+
+/// A request that was refused.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Refused {
+    /// When it was decided.
+    pub at: Timestamp,
+    /// Why, as logs spell it.
+    pub reason: String,
+    /// The key, if it was proven.
+    pub key: Option<KeyDetails>,
+}
 
 impl Admin {
     /// Counts the keys of the tenants in `reach`.
@@ -40,8 +54,22 @@ impl Admin {
         Ok(self.store.servers().await?)
     }
 
-    /// Returns the requests to the tenants in `reach` by day and reason, for the last `days` days (UTC) including
-    /// today.
+    /// A refusal by its decision id. One without a proven key is of no tenant: only a key of all tenants sees it.
+    ///
+    /// # Errors
+    ///
+    /// The caller sees none of this id; the database cannot be asked.
+    pub async fn refusal(&self, decision_id: Uuid) -> Result<Refused, AdminError> {
+        let no_refusal = || AdminError::Missing(format!("there is no refusal {decision_id}"));
+        let found = self.store.refusal(decision_id).await?.ok_or_else(no_refusal)?;
+        let key = if found.key.0.is_nil() { None } else { Some(self.key(&found.key.0.to_string()).await?) };
+        if key.is_none() && self.maker.authority.reach != Reach::All {
+            return Err(no_refusal());
+        }
+        Ok(Refused { at: found.at, reason: found.reason, key })
+    }
+
+    /// Requests that a reach covers, by day and reason, of the last `days` days (UTC) with today.
     ///
     /// # Errors
     ///
@@ -83,9 +111,12 @@ impl Admin {
     ) -> Result<Vec<Entry>, AdminError> {
         let newer = pages.saturating_mul(size);
         let after = self.store.audit_before_newest(filter, newer.saturating_add(size)).await?;
-        let mut entries = self.store.audit_entries(filter, after, newer.saturating_add(size)).await?;
-        let shown = entries.len().saturating_sub(usize::try_from(newer).unwrap_or(usize::MAX));
-        entries.truncate(shown);
+        // Only the rows of this page are read, however many are newer.
+        let mut entries = self.store.audit_entries(filter, after, size).await?;
+        if newer > 0 {
+            let last = self.store.audit_before_newest(filter, newer).await?;
+            entries.retain(|entry| entry.seq <= last);
+        }
         entries.reverse();
         Ok(entries)
     }

@@ -1,12 +1,14 @@
 //! Reads keys, audit entries and counts for callers that may see some or all tenants.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::tenants::may_name;
 use super::{Admin, AdminError};
 use crate::audit::Entry;
 use crate::permission::Reach;
-use crate::record::KeyState;
-use crate::store::{AuditFilter, KeyFilter, KeyPage, KeyPlace};
+use crate::record::{KeyDetails, KeyState};
+use crate::store::{AuditFilter, KeyFilter, KeyPage, KeyPlace, TenantFilter, TenantPage, TenantPlace};
 use crate::tenant::Tenant;
 
 impl Admin {
@@ -26,8 +28,37 @@ impl Admin {
         Ok(self.store.keys_by_creation(filter, reach, after, page).await?)
     }
 
-    /// Returns how many keys of a tenant are accepted now, and how many of its keys that are not revoked were used in
-    /// the last 24 hours.
+    /// Tenants that the caller sees and a filter wants, after a place, in the order of creation: at most `page`.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn tenants_by_creation(
+        &self,
+        filter: &TenantFilter,
+        after: Option<&TenantPlace>,
+        page: usize,
+    ) -> Result<TenantPage, AdminError> {
+        if [&filter.name, &filter.search].into_iter().flatten().any(|text| !may_name(text)) {
+            // No tenant has such a text, and Postgres takes no NUL.
+            return Ok(TenantPage::default());
+        }
+        Ok(self.store.tenants_by_creation(filter, &self.maker.authority.reach, after, page).await?)
+    }
+
+    /// The tenants of these keys that the caller sees, in no order.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be asked.
+    pub async fn tenants_of(&self, keys: &[KeyDetails]) -> Result<Vec<Tenant>, AdminError> {
+        let ids: BTreeSet<_> = keys.iter().map(|key| key.tenant_id.0.to_string()).collect();
+        let mut tenants = self.store.tenants_named(&ids.into_iter().collect::<Vec<_>>()).await?;
+        tenants.retain(|tenant| self.sees(tenant.id));
+        Ok(tenants)
+    }
+
+    /// How many keys of a tenant are accepted now, and how many that are not revoked were used in the last 24 hours.
     ///
     /// # Errors
     ///

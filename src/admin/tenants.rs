@@ -197,7 +197,7 @@ impl Admin {
         if name.is_none() && *plan == Setting::Keep {
             return Err(AdminError::BadRequest("nothing to change: name at least one option".into()));
         }
-        self.patch_tenant(reference, name, plan).await
+        self.patch_tenant(reference, name, plan, &Setting::Keep).await
     }
 
     /// Like [`Admin::update_tenant`], but without an error if there is nothing to change.
@@ -210,6 +210,7 @@ impl Admin {
         reference: &str,
         name: Option<&str>,
         plan: &Setting<PlanName>,
+        mode: &Setting<Mode>,
     ) -> Result<Tenant, AdminError> {
         name.map_or(Ok(()), check_name)?;
         self.check_plan(plan.value().map(PlanName::as_str)).await?;
@@ -220,6 +221,7 @@ impl Admin {
                 name.clone_into(&mut tenant.name);
             }
             plan.change(&mut tenant.plan, |plan| plan.as_str().into());
+            mode.change(&mut tenant.mode, |mode| *mode);
             Ok(())
         };
         let changed = self.store.change_tenant(tenant.id, Action::TenantUpdate, &change).await?;

@@ -6,10 +6,12 @@
 //! ```text
 //! database   store::inspect      rows, peppers   a complete load, as a server does it
 //! listener   one Check, health, reflection, the certificate
+//! manage     the certificate, who can connect, one request without a key
 //! envoy      its admin page; requests through it
 //! ```
 
 mod listener;
+mod manage;
 mod rows;
 mod tls;
 
@@ -44,8 +46,9 @@ use crate::verify::memo::Peppers;
 /// The options of `doctor`.
 #[derive(clap::Args, Clone)]
 pub(crate) struct DoctorArgs {
-    /// Check the database role for `manage` instead of that for `serve`: whether it has too few or too many rights
-    #[arg(long, conflicts_with_all = ["target", "envoy_admin", "envoy"])]
+    /// Check the database role for `manage` instead of that for `serve`, and with --target the listener of `manage`: its TLS,
+    /// and who can reach it
+    #[arg(long, conflicts_with_all = ["envoy_admin", "envoy"])]
     manage: bool,
     /// Also check this server: HOST:PORT, `https://HOST:PORT` or `unix:/path`
     #[arg(long, value_name = "ADDR", value_parser = target)]
@@ -122,7 +125,11 @@ pub(super) async fn examine(args: &DoctorArgs, by: &Session) -> Result<Report, F
         }
     }
     if let Some(target) = &args.target {
-        report.findings.extend(listener::examine(target, &args.tls, clock.as_ref()).await?);
+        report.findings.extend(if args.manage {
+            manage::examine(target, &args.tls, clock.as_ref()).await
+        } else {
+            listener::examine(target, &args.tls, clock.as_ref()).await?
+        });
     }
     report.findings.extend(Box::pin(envoy(args, by)).await?);
     Ok(report)

@@ -120,6 +120,7 @@ impl From<AdminError> for Failure {
             | AdminError::Excess(why)
             | AdminError::Unfit { why, .. } => Self::refused(why),
             AdminError::Stale => Self::refused(StoreError::Stale),
+            AdminError::Ended => Self::refused(StoreError::KeyEnded),
             AdminError::Store(error) => error.into(),
         }
     }

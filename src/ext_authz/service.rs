@@ -23,6 +23,7 @@ use crate::decision::{Decision, Fault, Grant, Identity, Objection};
 use crate::gate::{Gate, Verdict};
 use crate::random;
 use crate::rate_limited_log::RateLimitedLog;
+use crate::refusals::Refusals;
 use crate::replica::TenantEntry;
 use crate::request;
 use crate::shadow::Report;
@@ -48,7 +49,9 @@ pub struct AuthorizationService {
     gate: Arc<Gate>,
     options: Options,
     shadow: Report,
-    /// The exporter of spans, if tracing is enabled.
+    /// Refusals by decision id, if they are remembered.
+    refusals: Option<Refusals>,
+    /// Who keeps spans, if anybody does.
     spans: Option<Arc<dyn Spans>>,
     log: DecisionLog,
 }
@@ -57,7 +60,13 @@ impl AuthorizationService {
     /// Creates the service.
     #[must_use]
     pub fn new(gate: Arc<Gate>, clock: Arc<dyn Clock>, shadow: Report, options: Options) -> Self {
-        Self { gate, options, shadow, spans: None, log: DecisionLog::new(clock) }
+        Self { gate, options, shadow, refusals: None, spans: None, log: DecisionLog::new(clock) }
+    }
+
+    /// Remembers refusals by their decision ids.
+    #[must_use]
+    pub fn remembering(self, refusals: Refusals) -> Self {
+        Self { refusals: Some(refusals), ..self }
     }
 
     /// Sets the exporter of spans; `None` disables tracing.
@@ -136,6 +145,9 @@ impl AuthorizationService {
             self.shadow.note(objection, &origin(), verdict.at);
         }
         self.log.write(decision, id, || origin().address);
+        if let Some(refusals) = &self.refusals {
+            refusals.note(decision, id, verdict.at);
+        }
         let cache = verdict.tenant.map(TenantEntry::responses);
         let speech = &self.options.speech;
         let content = Answer { decision, terms: verdict.terms, cache };

@@ -27,6 +27,7 @@ use crate::health::Health;
 use crate::last_used::LastUsed;
 use crate::memo_writer::MemoWriter;
 use crate::publisher::Publisher;
+use crate::refusals::Refusals;
 use crate::replica::Replica;
 use crate::replica::heartbeat::{self, Heartbeat};
 use crate::replica::prune;
@@ -65,6 +66,7 @@ pub(super) struct Assembly {
     last_used: LastUsed,
     memos: MemoWriter,
     shadow: shadow::Report,
+    refusals: Refusals,
     usage: Usage,
     traces: Option<Arc<Traces>>,
     pub(super) health: Health,
@@ -101,6 +103,7 @@ impl Assembly {
         let (limit, mode) = (settings.gate.max_staleness, settings.gate.mode);
         let health = Health::new(replica.clone(), Arc::clone(clock), limit, kind, mode);
         let shadow = shadow::Report::new(settings.shadow);
+        let refusals = Refusals::new(settings.refusals);
         let traces = settings.otlp_endpoint.as_deref().map(Traces::to).transpose();
         let traces =
             traces.map_err(|why| ServeError::Start(format!("--otlp-endpoint: {why}")))?.map(Arc::new);
@@ -114,6 +117,7 @@ impl Assembly {
             listen: Arc::new(ListenStats::new(clock)),
             supervisor: supervisor.clone(),
             shadow: shadow.clone(),
+            refusals: refusals.clone(),
             usage: usage.clone(),
             traces: traces.as_ref().map(|traces| traces.stats()),
             published: publisher.as_ref().map(Publisher::stats),
@@ -123,7 +127,8 @@ impl Assembly {
             started: clock.now(),
         };
         let service =
-            AuthorizationService::new(gate, Arc::clone(clock), shadow.clone(), settings.ext_authz.clone());
+            AuthorizationService::new(gate, Arc::clone(clock), shadow.clone(), settings.ext_authz.clone())
+                .remembering(refusals.clone());
         let reporter = HealthReporter::new();
         let options = heartbeat::Options {
             interval: Duration::from_secs(10),
@@ -136,6 +141,7 @@ impl Assembly {
             last_used,
             memos,
             shadow,
+            refusals,
             usage,
             traces,
             health,
@@ -160,9 +166,9 @@ impl Assembly {
         let (file, reporter, heartbeat) =
             (self.snapshot_file(settings), self.reporter.clone(), self.heartbeat.clone());
         let (cut, usage) = (settings.prune, self.usage.clone());
-        let [to_memos, to_uses, to_prune, to_shadow, to_counts] =
-            [(); 5].map(|()| Arc::clone(&settings.store));
-        let shadow = self.shadow.clone();
+        let [to_memos, to_uses, to_prune, to_shadow, to_counts, to_refusals] =
+            [(); 6].map(|()| Arc::clone(&settings.store));
+        let (shadow, refusals) = (self.shadow.clone(), self.refusals.clone());
         let certificates = settings.listen.tls.clone();
         let mut parts = vec![
             self.run(Part::Memos, move || memos.clone().run(Arc::clone(&to_memos))),
@@ -172,6 +178,7 @@ impl Assembly {
             self.run(Part::Health, move || health.clone().run(reporter.clone())),
             self.run(Part::Announce, move || heartbeat.clone().run()),
             self.run(Part::Prune, move || prune::run(Arc::clone(&to_prune), cut)),
+            self.run(Part::Refusals, move || refusals.clone().run(Arc::clone(&to_refusals))),
             self.run(Part::Shadow, move || shadow.clone().run(Arc::clone(&to_shadow))),
         ];
         parts.extend(certificates.map(|tls| self.run(Part::Certificates, move || tls.clone().follow())));
@@ -215,13 +222,15 @@ impl Assembly {
         grpc_services::routes(self.health.clone(), &self.reporter, settings.reflection)
     }
 
-    /// Writes what saves work after the next start: the snapshot file and memos. Then writes the shadow report.
+    /// Writes what saves work after the next start: the snapshot file and memos. Then writes the shadow report and
+    /// refusals.
     async fn last_things(&self, settings: &Settings) {
         if let Some(mut file) = self.snapshot_file(settings) {
             file.write().await;
         }
         self.memos.flush(settings.store.as_ref(), FLUSH_WITHIN).await;
         self.shadow.flush(settings.store.as_ref(), FLUSH_WITHIN).await;
+        self.refusals.flush(settings.store.as_ref(), FLUSH_WITHIN).await;
     }
 
     /// Sends the remaining spans, on a thread that may block, because the library blocks.

@@ -36,7 +36,7 @@ use crate::replica::{prune, snapshot_file, sync};
 use crate::store::{Store, StoreError};
 use crate::transport::Services;
 use crate::verify::memo::Peppers;
-use crate::{gate, last_used, memo_writer, shadow, usage, verify};
+use crate::{gate, last_used, memo_writer, refusals, shadow, usage, verify};
 
 /// All settings of a server.
 pub struct Settings {
@@ -70,6 +70,8 @@ pub struct Settings {
     pub otlp_endpoint: Option<String>,
     /// When the shadow report is written.
     pub shadow: Schedule,
+    /// When refusals are written.
+    pub refusals: Schedule,
     /// Where and when the snapshot file is written, if it is enabled.
     pub snapshot_file: Option<snapshot_file::Options>,
     /// Warnings about settings that are valid but risky. They are logged once the listeners are bound.
@@ -98,6 +100,7 @@ impl Settings {
             usage: Schedule::every(usage::INTERVAL),
             otlp_endpoint: None,
             shadow: Schedule::every(shadow::INTERVAL),
+            refusals: Schedule::every(refusals::INTERVAL),
             snapshot_file: None,
             remarks: Vec::new(),
             clock: Arc::new(SystemClock),

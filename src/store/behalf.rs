@@ -19,7 +19,9 @@ use crate::tenant::Tenant;
 pub struct Behalf {
     /// The author.
     pub author: Author,
-    /// How the answer to the request is made, and stored if the request may be sent again.
+    /// The management key that makes them: none is made once it or one of its makers is revoked.
+    pub key: Option<AdminKeyId>,
+    /// What is kept of the request that makes the change, if it may be sent again.
     pub receipt: Option<Receipt>,
 }
 
@@ -27,7 +29,7 @@ impl Behalf {
     /// Changes by this author, whose answers are not stored.
     #[must_use]
     pub fn of(author: Author) -> Self {
-        Self { author, receipt: None }
+        Self { author, key: None, receipt: None }
     }
 }
 

@@ -50,6 +50,8 @@ pub struct UsageFilter {
     pub by: UsageBy,
     /// One page of the sums, ordered by day, reason or key id. `None` for all sums.
     pub part: Option<UsagePart>,
+    /// Without a part: only so many keys that still exist, the busiest first.
+    pub busiest: Option<usize>,
 }
 
 /// A page of the sums of usage.
@@ -201,6 +203,35 @@ pub struct KeyPage {
     pub keys: Vec<StoredKey>,
     /// The place after which the next page begins; `None` at the end of the list.
     pub next: Option<KeyPlace>,
+}
+
+/// Which tenants are asked for, and in which order; what is `None`: all.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct TenantFilter {
+    /// This is the name.
+    pub name: Option<String>,
+    /// This is part of the name or the schema, in any case, or the id.
+    pub search: Option<String>,
+    /// The newest first instead of the oldest.
+    pub newest_first: bool,
+}
+
+/// The place of a tenant in the order of creation.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TenantPlace {
+    /// When it was created, as the database writes it.
+    pub created_at: String,
+    /// Its id: tenants that were created at the same instant are in the order of their ids.
+    pub id: TenantId,
+}
+
+/// A part of a list of tenants.
+#[derive(Clone, Debug, Default)]
+pub struct TenantPage {
+    /// The tenants, at most as many as asked for.
+    pub tenants: Vec<Tenant>,
+    /// After which place the next part begins; `None` at the end.
+    pub next: Option<TenantPlace>,
 }
 
 /// A change of the table of routes.
@@ -367,7 +398,16 @@ pub trait Management: AdminSessions + Overview {
     /// Returns the first `page` tenants after the id `after`, ordered by id.
     async fn tenants_page(&self, after: Option<TenantId>, page: i64) -> Result<Vec<Tenant>, StoreError>;
 
-    /// Returns the tenants whose id, schema or exact name is one of `names`.
+    /// Tenants of this reach that a filter wants, after a place, in the order of creation.
+    async fn tenants_by_creation(
+        &self,
+        filter: &TenantFilter,
+        reach: &Reach,
+        after: Option<&TenantPlace>,
+        page: usize,
+    ) -> Result<TenantPage, StoreError>;
+
+    /// The tenants of which one of `names` is the id, the schema or the exact name.
     async fn tenants_named(&self, names: &[String]) -> Result<Vec<Tenant>, StoreError>;
 
     /// Adds all these keys, or none: [`StoreError::Conflict`] if a prefix, hash or id is taken.

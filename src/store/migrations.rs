@@ -40,6 +40,7 @@ macro_rules! set {
             (7, "usage", include_str!(concat!("../../migrations/", $dialect, "/7_usage.sql"))),
             (8, "manage", include_str!(concat!("../../migrations/", $dialect, "/8_manage.sql"))),
             (9, "sessions", include_str!(concat!("../../migrations/", $dialect, "/9_sessions.sql"))),
+            (10, "refusals", include_str!(concat!("../../migrations/", $dialect, "/10_refusals.sql"))),
         ]
     };
 }

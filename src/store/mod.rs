@@ -31,9 +31,10 @@ pub use self::behalf::{
 pub use self::management::Migrated;
 pub use self::management::{
     Announced, AuditFilter, ImportedKey, KeyFilter, KeyPage, KeyPlace, Laggard, Management, NewAdminKey,
-    NewKey, NewTenant, PlanUses, RoutesChange, StoredKey, UsageBy, UsageFilter, UsagePart, UsageRow,
+    NewKey, NewTenant, PlanUses, RoutesChange, StoredKey, TenantFilter, TenantPage, TenantPlace, UsageBy,
+    UsageFilter, UsagePart, UsageRow,
 };
-pub use self::overview::{CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState};
+pub use self::overview::{CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState, StoredRefusal};
 pub use self::sessions::{AdminSession, AdminSessions, Ending, SessionId};
 pub use self::source::UrlSource;
 use crate::clock::Timestamp;
@@ -74,6 +75,9 @@ pub enum StoreError {
         /// The reason.
         why: String,
     },
+    /// The management key that makes a change was revoked in the meantime.
+    #[error("the management key was revoked in the meantime")]
+    KeyEnded,
     /// Another session held a lock for too long.
     #[error("gave up waiting for a lock: {0}")]
     Locked(String),
@@ -190,7 +194,20 @@ fn day_of(number: i64) -> String {
     text
 }
 
-/// A database of tenants and keys, with the operations that a server needs. Commands need more: [`Management`].
+/// A request that was refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Refusal {
+    /// The id that the client got.
+    pub decision_id: Uuid,
+    /// When it was decided.
+    pub at: Timestamp,
+    /// Why, as logs spell it.
+    pub reason: &'static str,
+    /// The key that was proven; the nil UUID without one.
+    pub key: KeyId,
+}
+
+/// A database of tenants and keys, as a server needs it. People need more: [`Management`].
 ///
 /// Every method fails with [`StoreError::Unavailable`] if the database is unavailable. "Not found" is `None` or an
 /// empty list, never an error.
@@ -234,7 +251,10 @@ pub trait Store: Send + Sync {
     /// Adds entries to the shadow report, and deletes entries older than 30 days.
     async fn write_shadowed(&self, requests: &[Shadowed]) -> Result<(), StoreError>;
 
-    /// Adds counts to those of the same day, key and reason, in one transaction.
+    /// Adds refusals, and forgets those that are older than 3 days.
+    async fn write_refusals(&self, refusals: &[Refusal]) -> Result<(), StoreError>;
+
+    /// Adds counts to those of the same day, key and reason: all of them, or none if it fails.
     async fn add_usage(&self, used: &[Used]) -> Result<(), StoreError>;
 
     /// Deletes the counts of days that ended longer than `keep` ago.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::clock::Timestamp;
@@ -66,7 +67,18 @@ pub enum CountsOf<'c> {
     All,
 }
 
-/// The queries of the overview.
+/// A refusal that a server has written.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct StoredRefusal {
+    /// When it was decided.
+    pub at: Timestamp,
+    /// Why, as logs spell it.
+    pub reason: String,
+    /// The key that was proven; the nil UUID without one.
+    pub key: KeyId,
+}
+
+/// What the page shows at a glance.
 #[async_trait]
 pub trait Overview: Store {
     /// Counts the keys of these tenants; `None` for all tenants.
@@ -79,7 +91,9 @@ pub trait Overview: Store {
     /// The servers that have announced themselves, ordered by name.
     async fn servers(&self) -> Result<Vec<ReplicaState>, StoreError>;
 
-    /// Counts requests on these days (UTC, as in `2026-01-31`) by day and reason. For one key it reads only the rows of
-    /// that key.
+    /// The refusal with this decision id.
+    async fn refusal(&self, decision_id: Uuid) -> Result<Option<StoredRefusal>, StoreError>;
+
+    /// Requests on these days (UTC, as in `2026-01-31`) by day and reason. Of a key it reads only rows of that key.
     async fn counts(&self, of: CountsOf<'_>, days: &[String]) -> Result<Vec<DayCount>, StoreError>;
 }

@@ -19,6 +19,7 @@ use crate::decision::{Fault, Grant, Reason};
 use crate::health::Health;
 use crate::last_used::LastUsed;
 use crate::memo_writer::MemoWriter;
+use crate::refusals::Refusals;
 use crate::replica::Replica;
 use crate::stats::Counter;
 use crate::supervise::Supervisor;
@@ -46,6 +47,8 @@ pub struct Metrics {
     pub supervisor: Supervisor,
     /// The shadow report.
     pub shadow: shadow::Report,
+    /// Refusals by decision id.
+    pub refusals: Refusals,
     /// Usage.
     pub usage: Usage,
     /// Spans, if they are sent anywhere.
@@ -283,6 +286,7 @@ impl Metrics {
         page.counter(name, help, replica.went_back.value())?;
         let (uses, memos) = (self.last_used.stats(), self.memos.stats());
         let (shadow, usage) = (self.shadow.stats(), self.usage.stats());
+        let refusals = self.refusals.stats();
         for (name, help, written, failed) in [
             (
                 "tenantgate_last_used_flushes",
@@ -296,6 +300,12 @@ impl Metrics {
                 "Batches of the shadow report by result",
                 &shadow.written,
                 &shadow.failed,
+            ),
+            (
+                "tenantgate_refusal_flushes",
+                "Batches of refusals by result",
+                &refusals.written,
+                &refusals.failed,
             ),
             ("tenantgate_usage_flushes", "Batches of usage by result", &usage.written, &usage.failed),
             (

@@ -34,7 +34,7 @@ const LAYERS: [&[&str]; 6] = [
     ],
     &["decision", "permission", "policy"],
     &["supervise", "batch_writer", "transport", "store", "verify", "replica", "client_tls"],
-    &["admin", "explain", "gate", "last_used", "memo_writer", "shadow", "usage"],
+    &["admin", "explain", "gate", "last_used", "memo_writer", "refusals", "shadow", "usage"],
     &[
         "envoy",
         "ext_authz",

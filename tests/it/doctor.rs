@@ -1,9 +1,12 @@
 //! Checks that `doctor` finds each problem and reports no others. Each test breaks one thing.
 
+use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::Value;
 
+use crate::manage::Manage;
+use crate::manage_process::Encrypted;
 use crate::support::cli::{Run, run_in};
 use crate::support::link::free_port;
 use crate::support::pooler::Pooler;
@@ -182,10 +185,12 @@ fn the_required_privileges_are_those_that_serve_needs() {
         world.db.sql(&format!("GRANT EXECUTE ON FUNCTION {right} TO {role}"));
     }
     let (found, _) = doctor(&as_role, &[]);
-    let lacks = "the role lacks SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON tenantgate_shadow_report";
+    let lacks = "the role lacks SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON tenantgate_shadow_report; \
+                 SELECT (at), INSERT, DELETE ON tenantgate_refusal";
     assert_eq!(found.what("database.rights"), lacks);
     world.db.sql(&format!(
-        "GRANT SELECT, INSERT, DELETE, UPDATE (requests, first_seen, last_seen) ON tenantgate_shadow_report TO {role}"
+        "GRANT SELECT, INSERT, DELETE, UPDATE (requests, first_seen, last_seen) ON tenantgate_shadow_report TO {role}; \
+         GRANT SELECT (at), INSERT, DELETE ON tenantgate_refusal TO {role}"
     ));
     assert_eq!(
         doctor(&as_role, &[]).0.not_ok(),
@@ -281,6 +286,30 @@ fn a_role_for_manage_is_neither_too_weak_nor_too_strong() {
     }
     let (found, _) = doctor(&world.db, &["--manage"]);
     assert!(found.what("database.manage_limits").contains("own the tables"), "{found:#?}");
+}
+
+#[test]
+fn a_listener_of_manage_is_examined() {
+    let world = World::on(Backend::Sqlite).expect("SQLite is always there");
+    let manage = Manage::on(&world.db, "127.0.0.1:0");
+    let (found, code) = doctor(&world.db, &["--manage", "--target", &manage.address]);
+    assert_eq!(code, Some(0), "{found:#?}");
+    for check in ["manage.tls", "manage.reach", "manage.answers"] {
+        assert!(found.is_ok(check), "{check}: {found:#?}");
+    }
+    let (found, code) = doctor(&world.db, &["--manage", "--target", &manage.ops]);
+    assert!(found.not_ok().contains(&"manage.answers bad".to_owned()) && code == Some(1), "{found:#?}");
+    // On all addresses, with TLS.
+    let encrypted = Encrypted::on(&world.db);
+    let url = format!("https://localhost:{}", encrypted.address.rsplit_once(':').expect("a port").1);
+    let (found, _) = doctor(&world.db, &["--manage", "--target", &url, "--ca", &encrypted.ca]);
+    assert!(found.is_ok("manage.tls") && found.is_ok("manage.answers"), "{found:#?}");
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    let others_reach_us = socket.connect("192.0.2.1:9").is_ok()
+        && socket.local_addr().is_ok_and(|address| !address.ip().is_loopback());
+    assert_eq!(found.is_ok("manage.reach"), !others_reach_us, "{found:#?}");
+    let (found, code) = doctor(&world.db, &["--manage", "--target", &url]);
+    assert_eq!((found.is_ok("manage.tls"), code), (false, Some(1)), "an unknown authority: {found:#?}");
 }
 
 #[test]

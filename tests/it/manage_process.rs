@@ -12,8 +12,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::manage::{Manage, ask, is_problem, owner};
-use crate::support::http::{get, samples};
-use crate::support::{Backend, PATIENCE, World, eventually};
+use crate::support::http::{Page, get, samples};
+use crate::support::{Backend, Database, PATIENCE, World, eventually};
 use crate::tls::{authority, file, issued_for};
 
 /// Returns a world whose manager listens on a socket and trusts the current user with a role.
@@ -66,32 +66,56 @@ fn only_the_users_named_are_trusted() {
     is_problem(&ask(UnixStream::connect(&path).unwrap(), "GET", "/v1/whoami", &[]), 401, "unauthorized");
 }
 
+/// Management over TLS, and those who trust its authority.
+pub(crate) struct Encrypted {
+    pub(crate) manage: Manage,
+    pub(crate) address: String,
+    /// The file of the authority.
+    pub(crate) ca: String,
+    config: Arc<ClientConfig>,
+}
+
+impl Encrypted {
+    /// Listens on all addresses of this machine.
+    pub(crate) fn on(database: &Database) -> Self {
+        let ours = authority("ours");
+        let (cert, key) = issued_for(&["localhost"], &ours);
+        let write = |name: &str, content: &str| file(database.dir(), name, content);
+        let (cert, key, ca) =
+            (write("cert.pem", &cert), write("key.pem", &key), write("ca.pem", &ours.pem()));
+        let manage = Manage::with(database, "0.0.0.0:0", &["--tls-cert", &cert, "--tls-key", &key]);
+        let port = manage.address.rsplit_once(':').expect("a port").1;
+        let address = format!("127.0.0.1:{port}");
+        let mut roots = RootCertStore::empty();
+        let root = CertificateDer::from_pem_slice(ours.pem().as_bytes()).expect("a certificate");
+        roots.add(root).expect("a root");
+        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Self { manage, address, ca, config: Arc::new(config) }
+    }
+
+    pub(crate) fn get(&self, path: &str, key: &str) -> Page {
+        let name = "localhost".try_into().expect("a name");
+        let client = ClientConnection::new(Arc::clone(&self.config), name).expect("a client");
+        let stream = TcpStream::connect(&self.address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let bearer = format!("authorization: Bearer {key}");
+        ask(StreamOwned::new(client, stream), "GET", path, &[&bearer])
+    }
+}
+
 #[test]
 fn other_machines_need_tls() {
     let world = World::on(Backend::Sqlite).expect("a world");
-    let ours = authority("ours");
-    let (cert, key) = issued_for(&["localhost"], &ours);
-    let write = |name: &str, content: &str| file(world.db.dir(), name, content);
-    let (cert, key) = (write("cert.pem", &cert), write("key.pem", &key));
     let management_key = owner(&world);
-    let manage = Manage::with(&world.db, "0.0.0.0:0", &["--tls-cert", &cert, "--tls-key", &key]);
-    let port = manage.address.rsplit_once(':').expect("a port").1.to_owned();
-    let address = format!("127.0.0.1:{port}");
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(ours.pem().as_bytes()).expect("a certificate")).expect("a root");
-    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let name = "localhost".try_into().expect("a name");
-    let client = ClientConnection::new(Arc::new(config), name).expect("a client");
-    let stream = TcpStream::connect(&address).expect("it listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    let bearer = format!("authorization: Bearer {management_key}");
-    let page = ask(StreamOwned::new(client, stream), "GET", "/v1/whoami", &[&bearer]);
+    let encrypted = Encrypted::on(&world.db);
+    let page = encrypted.get("/v1/whoami", &management_key);
     assert_eq!(page.status, 200, "{}", page.body);
-    // A plain-text request gets no response, and operators see the reason.
+    let Encrypted { manage, address, .. } = encrypted;
+    // In plain text nothing is answered, and operators see why.
     let mut plain = TcpStream::connect(&address).expect("it listens");
     plain.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     plain.write_all(b"GET /v1/whoami HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");
@@ -108,7 +132,7 @@ fn other_machines_need_tls() {
     assert!(line.contains("plaintext_on_tls"), "{line}");
 }
 
-fn metric(manage: &Manage, name: &str) -> f64 {
+pub(crate) fn metric(manage: &Manage, name: &str) -> f64 {
     let page = get(&manage.ops, "/metrics").expect("metrics");
     samples(&page.body).get(name).copied().unwrap_or(0.0)
 }
@@ -159,31 +183,6 @@ fn without_its_database_it_is_not_ready() {
         (503, r#"{"status":"not_ready","database":"unavailable"}"#)
     );
     assert_eq!(get(&manage.ops, "/livez").expect("an answer").status, 200);
-}
-
-/// More connections than the limit, within the limit of open files of two processes.
-const CROWD: usize = 800;
-
-#[test]
-fn silent_clients_do_not_block_others() {
-    let world = World::on(Backend::Sqlite).expect("a world");
-    let key = owner(&world);
-    let manage = Manage::on(&world.db, "127.0.0.1:0");
-    let crowd: Vec<_> = (0..CROWD)
-        .filter_map(|at| {
-            let mut stream = TcpStream::connect(&manage.address).ok()?;
-            // Some send nothing, some send a part of a header list.
-            if at % 2 == 0 {
-                let _ = stream.write_all(b"GET /v1/whoami HTTP/1.1\r\nhost:");
-            }
-            Some(stream)
-        })
-        .collect();
-    assert!(crowd.len() > 600, "{}", crowd.len());
-    assert_eq!(manage.get("/v1/whoami", &key).status, 200);
-    assert!(metric(&manage, "tenantgate_manage_connections_crowded_total") >= 1.0);
-    drop(crowd);
-    assert_eq!(manage.get("/v1/whoami", &key).status, 200);
 }
 
 #[test]

@@ -46,7 +46,7 @@ fn with_clock(world: &World) -> (Admin, Arc<ManualClock>) {
     (Admin::new(store, Arc::clone(&clock) as _, Peppers::default()), clock)
 }
 
-fn send(manage: &Manage, method: &str, path: &str, headers: &[&str], body: &str) -> Page {
+pub(crate) fn send(manage: &Manage, method: &str, path: &str, headers: &[&str], body: &str) -> Page {
     let mut stream = TcpStream::connect(&manage.address).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let headers: String = headers.iter().flat_map(|header| [header, "\r\n"]).collect();
@@ -70,21 +70,21 @@ fn cookie_of(page: &Page) -> String {
     line.split(';').next().unwrap().to_owned()
 }
 
-fn sign_in(manage: &Manage, key: &str) -> String {
+pub(crate) fn sign_in(manage: &Manage, key: &str) -> String {
     let page = send(manage, "POST", "/sign-in", &OURS, &format!("key={key}"));
     assert_eq!(page.headers["location"], "/");
     format!("cookie: {}", cookie_of(&page))
 }
 
-fn get(manage: &Manage, path: &str, cookie: &str) -> Page {
+pub(crate) fn get(manage: &Manage, path: &str, cookie: &str) -> Page {
     send(manage, "GET", path, &[cookie], "")
 }
 
-fn post(manage: &Manage, path: &str, cookie: &str, body: &str) -> Page {
+pub(crate) fn post(manage: &Manage, path: &str, cookie: &str, body: &str) -> Page {
     send(manage, "POST", path, &[&[cookie][..], &OURS].concat(), body)
 }
 
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
 

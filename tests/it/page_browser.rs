@@ -13,6 +13,7 @@ use crate::support::browser::{Browser, axe};
 use crate::support::envoy::Envoy;
 use crate::support::world::string;
 use crate::support::{Ask, Backend, PATIENCE, Server, World};
+use crate::usage::stop;
 
 /// Signs a browser in to the page of this world with a link.
 fn signed_in(world: &World, manage: &Manage, browser: &mut Browser) {
@@ -92,6 +93,14 @@ fn a_key_is_created_used_rotated_and_revoked() {
     browser.fill("#path", "/v1/models");
     go(&mut browser, "button", "Explain");
     assert!(browser.text().contains("It would be refused: revoked"), "{}", browser.text());
+    // The client has no reason, but a decision id.
+    let decision_id = server.check(Ask::with_key(&second)).metadata["decision_id"].clone();
+    stop(server);
+    go(&mut browser, "nav a", "Overview");
+    browser.fill("#id", &decision_id);
+    go(&mut browser, "button", "Find");
+    assert!(browser.text().contains("Refused: revoked"), "{}", browser.text());
+    assert!(browser.text().contains("The key was revoked.") && browser.text().contains("production"));
     go(&mut browser, "button", "Sign out");
     assert_eq!(browser.path(), "/sign-in");
     assert_eq!(browser.complaints(), [""; 0]);
@@ -224,7 +233,10 @@ fn the_browser_enforces_the_content_security_policy() {
     assert!(frame["unreachableUrl"].is_string(), "the page is shown in a frame: {tree}");
 }
 
-/// Returns the screens that have content.
+/// A refusal that there is.
+const REFUSAL: &str = "019f0c8a-1b2c-7d3e-8f40-5a6b7c8d9e0f";
+
+/// The screens with something on them.
 fn screens(world: &World) -> Vec<(&'static str, String)> {
     populate(world);
     vec![
@@ -234,6 +246,9 @@ fn screens(world: &World) -> Vec<(&'static str, String)> {
         ("tenant", format!("/tenants/{}", world.acme.id)),
         ("keys", "/keys".into()),
         ("key", format!("/keys/{}?path=/v1/files/7&method=DELETE", world.live.id)),
+        ("edit-plan", "/plans/gold/edit".into()),
+        ("edit-key", format!("/keys/{}/edit", world.live.id)),
+        ("refusal", format!("/refusals?id={REFUSAL}")),
         ("new-key", format!("/tenants/{}/keys/new", world.acme.id)),
         ("new-tenant", "/tenants/new".into()),
         ("routes", "/routes?method=POST&host=api.example.com&path=/v1/chat/completions".into()),
@@ -282,6 +297,11 @@ fn populate(world: &World) {
                 strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+1 hour')
          FROM (SELECT 'gate-7d9f:1' AS name UNION SELECT 'gate-x2k1:1')",
     );
+    db.sql(&format!(
+        "INSERT INTO tenantgate_refusal
+         SELECT '{REFUSAL}', strftime('%Y-%m-%dT%H:%M:%f000Z', 'now', '-3 minutes'), 'revoked', id
+         FROM api_keys WHERE name = 'old laptop'"
+    ));
     db.sql("UPDATE api_keys SET last_used_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-2 hours') WHERE name IS NOT NULL");
 }
 

@@ -18,8 +18,8 @@ use tenantgate::replica::{prune, snapshot_file};
 use tenantgate::server::{Address, Settings, serve};
 use tenantgate::store::sqlite::SqliteStore;
 use tenantgate::store::{
-    Announcement, Changes, Look, Management as _, NewMemo, Row, SchemaVersion, Session, Shadowed, Store,
-    StoreError, Used,
+    Announcement, Changes, Look, Management as _, NewMemo, Refusal, Row, SchemaVersion, Session, Shadowed,
+    Store, StoreError, Used,
 };
 use tenantgate::telemetry::{self, LogFormat, panics};
 use tenantgate::verify::memo::{Peppers, Policy};
@@ -180,6 +180,11 @@ impl Store for Trap {
 
     async fn write_shadowed(&self, shadowed: &[Shadowed]) -> Result<(), StoreError> {
         self.store.write_shadowed(shadowed).await
+    }
+
+    async fn write_refusals(&self, refusals: &[Refusal]) -> Result<(), StoreError> {
+        self.springs.step_on("refusals");
+        self.store.write_refusals(refusals).await
     }
 
     async fn add_usage(&self, used: &[Used]) -> Result<(), StoreError> {

@@ -45,7 +45,7 @@ const FOR_SUPERUSERS: [&str; 6] = [
     "ALTER SYSTEM SET work_mem = '64MB'",
 ];
 
-const NOT_FOR_SERVE: [&str; 31] = [
+const NOT_FOR_SERVE: [&str; 33] = [
     "SELECT FROM tenantgate_audit_log",
     "SELECT * FROM api_keys",
     "SELECT name FROM api_keys",
@@ -71,6 +71,8 @@ const NOT_FOR_SERVE: [&str; 31] = [
     "UPDATE tenantgate_admin_key SET revoked_at = NULL",
     "SELECT FROM tenantgate_admin_session",
     "SELECT FROM tenantgate_login_link",
+    "SELECT reason FROM tenantgate_refusal",
+    "UPDATE tenantgate_refusal SET reason = 'mine'",
     "UPDATE tenantgate_replica SET name = 'mine'",
     "SELECT tenantgate_mark()",
     "CREATE SCHEMA mine",
@@ -79,7 +81,7 @@ const NOT_FOR_SERVE: [&str; 31] = [
     "SET ROLE {}_migrate",
 ];
 
-const NOT_FOR_ADMIN: [&str; 26] = [
+const NOT_FOR_ADMIN: [&str; 28] = [
     "UPDATE tenantgate_audit_log SET actor = 'nobody'",
     "DELETE FROM tenantgate_audit_log",
     "UPDATE api_keys SET hashed_key = 'mine'",
@@ -100,6 +102,8 @@ const NOT_FOR_ADMIN: [&str; 26] = [
     "INSERT INTO tenantgate_change (key_prefix) VALUES ('llmk_x')",
     "UPDATE tenantgate_admin_session SET admin_key_id = gen_random_uuid()",
     "UPDATE tenantgate_login_link SET created_at = now()",
+    "INSERT INTO tenantgate_refusal VALUES (gen_random_uuid(), now(), 'mine', gen_random_uuid())",
+    "DELETE FROM tenantgate_refusal",
     "SELECT tenantgate_prune(interval '0')",
     "DELETE FROM tenantgate_replica",
     "INSERT INTO tenantgate_replica SELECT * FROM tenantgate_replica",

@@ -70,7 +70,7 @@ async fn transport(target: &Target, tls: &TlsArgs, clock: &dyn Clock) -> Finding
     const CHECK: &str = "listener.tls";
     match target {
         Target::Unix(_) => Finding::ok(CHECK, "a Unix socket, protected by file permissions"),
-        Target::Url(url) if url.starts_with("https://") => tls::examine(CHECK, url, tls, clock).await,
+        Target::Url(url) if url.starts_with("https://") => tls::examine(CHECK, url, tls, "h2", clock).await,
         Target::Url(url) if is_loopback(url) => {
             Finding::ok(CHECK, "not encrypted, but the traffic does not leave the machine")
         }
@@ -82,7 +82,7 @@ async fn transport(target: &Target, tls: &TlsArgs, clock: &dyn Clock) -> Finding
     }
 }
 
-fn is_loopback(url: &str) -> bool {
+pub(super) fn is_loopback(url: &str) -> bool {
     let host = host_and_port(url).0;
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

@@ -21,8 +21,14 @@ const SOON: Duration = Duration::from_hours(14 * 24);
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Examines the certificate of the listener at a URL.
-pub(super) async fn examine(check: &'static str, url: &str, tls: &TlsArgs, clock: &dyn Clock) -> Finding {
-    match timeout(PATIENCE, expiry(url, tls, clock.now())).await {
+pub(super) async fn examine(
+    check: &'static str,
+    url: &str,
+    tls: &TlsArgs,
+    protocol: &'static str,
+    clock: &dyn Clock,
+) -> Finding {
+    match timeout(PATIENCE, expiry(url, tls, protocol, clock.now())).await {
         Err(_) => {
             Finding::bad(check, format!("{url} does not respond in time"), "check that it is a TLS listener")
         }
@@ -35,11 +41,16 @@ pub(super) async fn examine(check: &'static str, url: &str, tls: &TlsArgs, clock
     }
 }
 
-async fn expiry(url: &str, tls: &TlsArgs, now: Timestamp) -> Result<Option<Timestamp>, String> {
+async fn expiry(
+    url: &str,
+    tls: &TlsArgs,
+    protocol: &'static str,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, String> {
     let (host, port) = host_and_port(url);
     let port: u16 = port.parse().map_err(|_| "the address has no port".to_owned())?;
     let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|e| e.to_string())?;
-    let client = ClientTls { ca: tls.ca.as_deref(), own: tls.own(), protocol: "h2" };
+    let client = ClientTls { ca: tls.ca.as_deref(), own: tls.own(), protocol };
     let stream = client.connect(&host, stream).await.map_err(|e| e.to_string())?;
     client.expiry(stream.get_ref().1.peer_certificates().unwrap_or_default(), &host, now)
 }
@@ -48,7 +59,7 @@ fn validity(check: &'static str, end: Option<Timestamp>, now: Timestamp) -> Find
     let Some(end) = end else { return Finding::ok(check, "the certificate is valid") };
     let what = format!("the certificate is valid until {end}");
     if end < now.after(SOON) {
-        Finding::warn(check, what, "renew it: serve loads the new files within 5 s, without a restart")
+        Finding::warn(check, what, "renew it: the server loads the new files within 5 s, without a restart")
     } else {
         Finding::ok(check, what)
     }

@@ -16,7 +16,7 @@ use crate::key::KeyId;
 use crate::profile::ProfileRow;
 use crate::record::{ExpiresAt, KeyRecord, SecretHash};
 use crate::replica::tests::logged;
-use crate::store::{Announcement, NewMemo, SchemaVersion, Shadowed, Used};
+use crate::store::{Announcement, NewMemo, Refusal, SchemaVersion, Shadowed, Used};
 use crate::tenant::TenantId;
 
 /// A clock that follows tokio's, which the tests pause.
@@ -191,6 +191,9 @@ impl Store for Script {
         Err(broken())
     }
     async fn write_shadowed(&self, _: &[Shadowed]) -> Result<(), StoreError> {
+        Err(broken())
+    }
+    async fn write_refusals(&self, _: &[Refusal]) -> Result<(), StoreError> {
         Err(broken())
     }
     async fn add_usage(&self, used: &[Used]) -> Result<(), StoreError> {

@@ -1,19 +1,22 @@
 //! Accepts the connections of management and serves HTTP/1.1 on them.
 //!
-//! The number of connections is limited. At the limit, the connection that has been idle longest is closed for a new
-//! one, so that idle clients cannot lock out others. Slow header lists, handshakes and requests end after a timeout.
+//! The number of connections is limited. When all are taken, the one that has waited longest for its client is closed to
+//! make room: for a handshake, a header list, a body, or the next request. Clients that send nothing, or slowly, therefore
+//! cannot keep out those that do. Slow header lists, handshakes and requests also end after a timeout.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Bytes;
 use hyper::Request;
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -30,30 +33,29 @@ use crate::server::acceptor::stopped;
 use crate::server::tls::{NotAdmitted, Tls};
 use crate::telemetry::manage_metrics::ManageStats;
 
-/// The maximum number of open connections. Each takes about 20 KB and a file descriptor, of which systems often allow
-/// 1,024.
+/// Connections at a time: each takes some 20 KB and a file descriptor, of which systems often allow 1,024.
 const CONNECTIONS: usize = 512;
 
-/// How long a header list may take, and how long a connection may be idle.
+/// How long a header list may take, and how long a connection may wait for its next request.
 const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a request may take from its header list to its answer. Longer than the longest `Prefer: wait`.
+/// How long a request may take from its header list to its answer; more than a client can ask to wait.
 const REQUEST_WITHIN: Duration = Duration::from_secs(90);
 
-/// The other end of a connection.
+/// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Peer {
     /// A client over TCP.
     Tcp(IpAddr),
-    /// A process on a Unix socket, with its user id if the system reports it.
+    /// A process of this user on a Unix socket, unless the system does not say.
     Unix(Option<u32>),
 }
 
 impl Peer {
-    /// The address of a client over TCP; `None` on a Unix socket.
+    /// The address of a client over TCP.
     pub(super) fn address(self) -> Option<IpAddr> {
         match self {
             Self::Tcp(address) => Some(address),
@@ -62,7 +64,7 @@ impl Peer {
     }
 }
 
-/// Accepts the connections of all listeners, up to the limit.
+/// What all listeners share.
 pub(super) struct Acceptor {
     app: Router,
     tls: Option<Tls>,
@@ -71,13 +73,13 @@ pub(super) struct Acceptor {
     open: Mutex<Open>,
 }
 
-/// The open connections.
+/// The connections that are open.
 #[derive(Default)]
 struct Open {
     number: usize,
     next: u64,
-    /// The idle ones, ordered by how long they have been idle, longest first.
-    idle: BTreeMap<u64, Arc<Notify>>,
+    /// Those that wait for their clients, the one that has waited longest first.
+    waiting: BTreeMap<u64, Arc<Notify>>,
 }
 
 impl Acceptor {
@@ -96,11 +98,15 @@ impl Acceptor {
             stream.set_nodelay(true)?;
             Ok((stream, address.ip().to_canonical()))
         };
-        let handle = |acceptor: Arc<Self>, (stream, address), stop| async move {
-            let peer = Peer::Tcp(address);
-            let Some(tls) = acceptor.tls.clone() else { return acceptor.serve(stream, peer, stop).await };
-            match timeout(HANDSHAKE_WITHIN, tls.accept(stream)).await {
-                Ok(Ok(stream)) => acceptor.serve(stream, peer, stop).await,
+        let handle = |place: Place, (stream, address), stop| async move {
+            let (acceptor, peer) = (Arc::clone(&place.0.acceptor), Peer::Tcp(address));
+            let Some(tls) = acceptor.tls.clone() else { return serve(place, stream, peer, stop).await };
+            let shaken = tokio::select! {
+                shaken = timeout(HANDSHAKE_WITHIN, tls.accept(stream)) => shaken,
+                () = place.evicted() => return,
+            };
+            match shaken {
+                Ok(Ok(stream)) => serve(place, stream, peer, stop).await,
                 Ok(Err(NotAdmitted::Probe)) => {}
                 Ok(Err(NotAdmitted::Failed(failure, detail))) => {
                     acceptor.note_handshake(address, failure.as_str(), detail.as_deref());
@@ -114,9 +120,9 @@ impl Acceptor {
     /// Accepts connections on a Unix socket until `stop`, then waits until all have ended.
     pub(super) async fn serve_unix(self: Arc<Self>, listener: UnixListener, stop: watch::Receiver<bool>) {
         let accept = || async { Ok(listener.accept().await?.0) };
-        let handle = |acceptor: Arc<Self>, stream: tokio::net::UnixStream, stop| async move {
+        let handle = |place: Place, stream: tokio::net::UnixStream, stop| async move {
             let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
-            acceptor.serve(stream, Peer::Unix(uid), stop).await;
+            serve(place, stream, Peer::Unix(uid), stop).await;
         };
         self.accept_all(accept, handle, stop).await;
     }
@@ -124,7 +130,7 @@ impl Acceptor {
     async fn accept_all<S, A, H>(
         self: Arc<Self>,
         accept: impl Fn() -> A,
-        handle: impl Fn(Arc<Self>, S, watch::Receiver<bool>) -> H,
+        handle: impl Fn(Place, S, watch::Receiver<bool>) -> H,
         stop: watch::Receiver<bool>,
     ) where
         A: Future<Output = io::Result<S>>,
@@ -136,24 +142,20 @@ impl Acceptor {
             let accepted = tokio::select! {
                 accepted = accept() => accepted,
                 () = &mut stopping => break,
-                // Removes ended connections.
+                // Ended connections are forgotten.
                 Some(_) = connections.join_next() => continue,
             };
             match accepted {
                 Ok(stream) => {
-                    if let Some(slot) = self.admit() {
-                        let served = handle(Arc::clone(&self), stream, stop.clone());
-                        connections.spawn(async move {
-                            served.await;
-                            drop(slot);
-                        });
+                    if let Some(place) = self.admit() {
+                        connections.spawn(handle(place, stream, stop.clone()));
                     }
                 }
                 Err(error) => {
                     self.log.write(|left_out| {
                         warn!(%error, left_out, "a connection could not be accepted: raise the limit of open files");
                     });
-                    // Without a file descriptor, accepting fails until another connection ends.
+                    // Without a file descriptor the next one fails, too, until another one ends.
                     sleep(Duration::from_millis(50)).await;
                 }
             }
@@ -161,22 +163,27 @@ impl Acceptor {
         while connections.join_next().await.is_some() {}
     }
 
-    /// Reserves a slot for a new connection. At the limit, closes the connection that has been idle longest; `None` if
-    /// none is idle.
-    fn admit(self: &Arc<Self>) -> Option<Slot> {
+    /// A place for one more connection. If all are taken, the one that has waited longest for its client is closed.
+    fn admit(self: &Arc<Self>) -> Option<Place> {
         let mut open = self.open();
         if open.number >= CONNECTIONS {
             self.stats.crowded.add_one();
             self.log.write(|left_out| {
                 let connections = CONNECTIONS;
-                warn!(connections, left_out, "all connections are in use: idle ones are closed for new ones");
+                warn!(
+                    connections,
+                    left_out,
+                    "all connections are taken: those that wait longest for their clients are closed"
+                );
             });
-            let (_, longest) = open.idle.pop_first()?;
+            let (_, longest) = open.waiting.pop_first()?;
             longest.notify_one();
         }
         open.number += 1;
         drop(open);
-        Some(Slot(Arc::clone(self)))
+        let turn = Turn { acceptor: Arc::clone(self), place: Arc::default(), evicted: Arc::default() };
+        turn.wait();
+        Some(Place(turn))
     }
 
     fn note_handshake(&self, address: IpAddr, reason: &str, detail: Option<&str>) {
@@ -185,101 +192,131 @@ impl Acceptor {
             warn!(%address, reason, detail, left_out, "a TLS handshake failed");
         });
     }
+}
 
-    async fn serve<S>(self: Arc<Self>, stream: S, peer: Peer, stop: watch::Receiver<bool>)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let guard = IdleGuard::new(&self);
-        let (app, mark) = (self.app.clone(), guard.mark());
-        let service = service_fn(move |mut request: Request<Incoming>| {
-            let mark = mark.clone();
-            mark.busy();
-            request.extensions_mut().insert(peer);
-            let answer = app.clone().oneshot(request);
-            async move {
-                let answer = timeout(REQUEST_WITHIN, answer).await;
-                mark.idle();
-                // Without an answer the connection is closed.
-                let Ok(Ok(answer)) = answer else { return Err(io::Error::from(io::ErrorKind::TimedOut)) };
-                Ok(answer)
-            }
-        });
-        let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let ended = tokio::select! {
-            ended = &mut connection => ended,
-            () = guard.evicted() => return,
-            () = stopped(stop) => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = ended {
-            debug!(%error, "a connection ended");
+async fn serve<S>(place: Place, stream: S, peer: Peer, stop: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (app, turn) = (place.0.acceptor.app.clone(), place.0.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let turn = turn.clone();
+        let mut request = request.map(|body| Arriving::of(body, &turn));
+        request.extensions_mut().insert(peer);
+        let answer = app.clone().oneshot(request);
+        async move {
+            let answer = timeout(REQUEST_WITHIN, answer).await;
+            turn.wait();
+            // Without an answer the connection is closed.
+            let Ok(Ok(answer)) = answer else { return Err(io::Error::from(io::ErrorKind::TimedOut)) };
+            Ok(answer)
         }
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = place.evicted() => return,
+        () = stopped(stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a connection ended");
     }
 }
 
-/// The slot of an open connection, until it is dropped.
-struct Slot(Arc<Acceptor>);
+/// The place of a connection among those that are open.
+struct Place(Turn);
 
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.open().number -= 1;
-    }
-}
-
-/// Keeps track of whether a connection is idle. Dropping it removes the connection from the idle ones.
-struct IdleGuard(IdleMark);
-
-/// A handle by which requests mark their connection as idle or busy.
-#[derive(Clone)]
-struct IdleMark {
-    acceptor: Arc<Acceptor>,
-    place: Arc<Mutex<Option<u64>>>,
-    evicted: Arc<Notify>,
-}
-
-impl IdleGuard {
-    fn new(acceptor: &Arc<Acceptor>) -> Self {
-        let mark =
-            IdleMark { acceptor: Arc::clone(acceptor), place: Arc::default(), evicted: Arc::default() };
-        mark.idle();
-        Self(mark)
-    }
-
-    fn mark(&self) -> IdleMark {
-        self.0.clone()
-    }
-
+impl Place {
+    /// Waits until another connection needs the place.
     async fn evicted(&self) {
         self.0.evicted.notified().await;
     }
 }
 
-impl Drop for IdleGuard {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.0.busy();
+        self.0.begin();
+        self.0.acceptor.open().number -= 1;
     }
 }
 
-impl IdleMark {
-    /// Marks the connection as busy.
-    fn busy(&self) {
-        let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(place) = place {
-            self.acceptor.open().idle.remove(&place);
+/// Whether a connection waits for its client, and since when in relation to the others.
+#[derive(Clone)]
+struct Turn {
+    acceptor: Arc<Acceptor>,
+    place: Arc<Mutex<Option<u64>>>,
+    evicted: Arc<Notify>,
+}
+
+impl Turn {
+    /// A request has come whole.
+    fn begin(&self) {
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = place.take() {
+            self.acceptor.open().waiting.remove(&place);
         }
     }
 
-    /// Marks the connection as idle from now on.
-    fn idle(&self) {
+    /// The connection waits for what its client sends next.
+    fn wait(&self) {
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         let mut open = self.acceptor.open();
-        let place = open.next;
+        if let Some(place) = place.take() {
+            open.waiting.remove(&place);
+        }
+        let next = open.next;
         open.next += 1;
-        open.idle.insert(place, Arc::clone(&self.evicted));
-        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+        open.waiting.insert(next, Arc::clone(&self.evicted));
+        *place = Some(next);
+    }
+}
+
+/// The body of a request. Until it has come, or nobody wants more of it, the connection waits for its client.
+struct Arriving {
+    body: Incoming,
+    turn: Turn,
+}
+
+impl Arriving {
+    fn of(body: Incoming, turn: &Turn) -> Self {
+        if body.is_end_stream() {
+            turn.begin();
+        }
+        Self { body, turn: turn.clone() }
+    }
+}
+
+impl Body for Arriving {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if frame.is_none() || self.body.is_end_stream() {
+            self.turn.begin();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.turn.begin();
     }
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::problem::{FieldError, Problem};
 use crate::admin::view::shown_once;
-use crate::admin::{Admin, Caller};
+use crate::admin::{Admin, AdminError, Caller};
 use crate::audit::hex;
 use crate::key::format::{issue_management_with, issue_with};
 use crate::random;
@@ -105,6 +105,10 @@ pub(super) enum Turn {
     First(Uuid, Option<Derivation>),
     /// The request was performed before. The stored answer, and the derivation of its secrets.
     Done(Value, Option<Derivation>),
+    /// The first one is still running.
+    Running,
+    /// The first one had another body.
+    OtherBody,
 }
 
 /// Claims an Idempotency-Key for a request.
@@ -114,7 +118,7 @@ pub(super) async fn claim(
     path: &str,
     key: String,
     body: &[u8],
-) -> Result<Turn, Problem> {
+) -> Result<Turn, AdminError> {
     let (now, attempt, peppers) = (admin.now(), random::new_id(), admin.peppers());
     let derivation = Derivation::first(peppers, attempt);
     // Trusted users have no key id, so their name is part of the path.
@@ -132,8 +136,8 @@ pub(super) async fn claim(
     };
     match admin.claim(&claim).await? {
         Claimed::First => Ok(Turn::First(attempt, derivation)),
-        Claimed::Running => Err(Problem::running()),
-        Claimed::OtherBody => Err(Problem::other_body()),
+        Claimed::Running => Ok(Turn::Running),
+        Claimed::OtherBody => Ok(Turn::OtherBody),
         Claimed::Done { attempt, pepper, answer } => {
             let kept = serde_json::from_str(&answer).unwrap_or_default();
             Ok(Turn::Done(kept, again(peppers, pepper.as_deref(), attempt)))

@@ -103,6 +103,7 @@ struct Plane {
     wrong: WrongKeys,
     trusted: Vec<(u32, Role)>,
     explain: Explain,
+    counted: page::Counted,
 }
 
 /// Serves until `shutdown` is done, then lets open requests end.
@@ -114,7 +115,13 @@ pub async fn manage(settings: ManageSettings, shutdown: impl Future<Output = ()>
     let ManageSettings { listen, unix_mode, tls, trusted, ops_listen, admin, explain, clock } = settings;
     admin.prepare().await?;
     let (stats, started) = (Arc::new(ManageStats::default()), clock.now());
-    let plane = Arc::new(Plane { admin, wrong: WrongKeys::default(), trusted, explain });
+    let plane = Arc::new(Plane {
+        admin,
+        wrong: WrongKeys::default(),
+        trusted,
+        explain,
+        counted: page::Counted::default(),
+    });
     let app = router(Arc::clone(&plane), Arc::clone(&stats));
     let log = RateLimitedLog::new(clock, 1);
     let acceptor = Arc::new(Acceptor::new(app, tls.clone(), Arc::clone(&stats), log));

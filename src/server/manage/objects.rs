@@ -9,12 +9,14 @@ use super::access::check;
 use super::precondition::Tagged;
 use super::problem::Problem;
 use super::query::{ListQuery, Page, no_parameters};
+use super::reading::{place, seen_by};
 use super::{Found, Shared, Who};
 use crate::admin::view::{AdminKeyView, PlanView, TenantView, UsedPlanView};
 use crate::admin::{ListedAdminKey, RouteView, version};
 use crate::permission::{About, Permission};
 use crate::plan::PlanName;
-use crate::tenant::Tenant;
+use crate::store::{TenantFilter, TenantPlace};
+use crate::tenant::TenantId;
 
 /// An object with its version, or a problem.
 type FoundVersion<T> = Result<Tagged<T>, Problem>;
@@ -51,12 +53,13 @@ pub(super) async fn tenants(
 ) -> Found<Page<TenantView>> {
     check(&caller, Permission::TenantsRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "tenants", &["name"])?;
-    let mut tenants = plane.admin.tenants().await?;
-    tenants.retain(|tenant| {
-        caller.maker.authority.reach.has(tenant.id) && query.filter(0).is_none_or(|name| tenant.name == name)
-    });
-    let order = |tenant: &Tenant| format!("{} {}", tenant.created_at, tenant.id.0);
-    Ok(Json(query.page(tenants.iter().map(|tenant| (order(tenant), tenant.into())).collect())))
+    let admin = seen_by(&plane, &caller);
+    let filter = TenantFilter { name: query.filter(0).map(str::to_owned), ..TenantFilter::default() };
+    let after = query.after().map(|text| place(&admin, text).ok_or_else(|| query.bad_token())).transpose()?;
+    let after = after.map(|(created_at, id)| TenantPlace { created_at, id: TenantId(id) });
+    let part = admin.tenants_by_creation(&filter, after.as_ref(), query.size()).await?;
+    let next = part.next.map(|place| format!("{} {}", place.created_at, place.id.0));
+    Ok(Json(query.part(part.tenants.iter().map(TenantView::from).collect(), next.as_deref())))
 }
 
 pub(super) async fn tenant(
@@ -67,9 +70,7 @@ pub(super) async fn tenant(
 ) -> FoundVersion<TenantView> {
     check(&caller, Permission::TenantsRead, About::Shared)?;
     no_parameters(query.as_deref())?;
-    let id = Uuid::parse_str(&reference).ok();
-    let named = |tenant: &Tenant| Some(tenant.id.0) == id || tenant.schema == reference;
-    let found = plane.admin.tenants().await?.into_iter().find(named).ok_or_else(Problem::not_found)?;
+    let found = seen_by(&plane, &caller).tenant_by_id(&reference).await?;
     check(&caller, Permission::TenantsRead, About::Tenant(found.id))?;
     Ok(Tagged((&found).into(), version::of_tenant(&found)))
 }

@@ -192,6 +192,7 @@ impl From<AdminError> for Problem {
         match error {
             AdminError::BadRequest(why) => Self::new(StatusCode::BAD_REQUEST, "invalid_request", why),
             AdminError::Missing(_) => Self::not_found(),
+            AdminError::Ended => Self::unauthorized(),
             AdminError::Refused(why) => Self::new(StatusCode::CONFLICT, "refused", why),
             AdminError::Excess(why) => Self::new(StatusCode::FORBIDDEN, "exceeds_own_authority", why),
             AdminError::Unfit { part, why } => {

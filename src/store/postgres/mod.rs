@@ -29,8 +29,8 @@ use super::migrations;
 use super::sql::instant::Micros;
 use super::sql::{self, Link, Pool, SqlStore};
 use super::{
-    Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, SchemaVersion, Session, Shadowed,
-    ShadowedKind, Store, StoreError, UrlSource, Used, day_of,
+    Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, Refusal, SchemaVersion, Session,
+    Shadowed, ShadowedKind, Store, StoreError, UrlSource, Used, day_of,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;
@@ -358,6 +358,27 @@ impl Store for PostgresStore {
         .bind(last)
         .execute(&mut connection)
         .await?;
+        Ok(())
+    }
+
+    async fn write_refusals(&self, refusals: &[Refusal]) -> Result<(), StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin().await?;
+        weigh_lightly(&mut transaction).await?;
+        sqlx::query("DELETE FROM tenantgate_refusal WHERE at < now() - interval '3 days'")
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query(
+            "INSERT INTO tenantgate_refusal (decision_id, at, reason, key_id)
+             SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::uuid[]) ON CONFLICT DO NOTHING",
+        )
+        .bind(refusals.iter().map(|row| row.decision_id).collect::<Vec<_>>())
+        .bind(refusals.iter().map(|row| Micros(row.at)).collect::<Vec<_>>())
+        .bind(refusals.iter().map(|row| row.reason.to_owned()).collect::<Vec<_>>())
+        .bind(refusals.iter().map(|row| row.key.0).collect::<Vec<_>>())
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
         Ok(())
     }
 

@@ -13,8 +13,8 @@ use crate::store::inspect::Purpose;
 /// A privilege: its name, the SQL expression that tests for it, and whether `serve` cannot accept any key without it.
 type Right = (&'static str, &'static str, bool);
 
-/// The privileges that `serve` needs.
-const SERVE: [Right; 17] = [
+/// What `serve` does.
+const SERVE: [Right; 18] = [
     ("SELECT ON tenants", "has_table_privilege('tenants', 'SELECT')", true),
     (
         "SELECT ON api_keys",
@@ -47,7 +47,13 @@ const SERVE: [Right; 17] = [
                FROM unnest(ARRAY['requests', 'first_seen', 'last_seen']) AS c)",
         false,
     ),
-    ("EXECUTE ON FUNCTION tenantgate_prune(interval)", "has_function_privilege(to_regprocedure('tenantgate_prune(interval)'), 'EXECUTE')", false),
+    (
+        "SELECT (at), INSERT, DELETE ON tenantgate_refusal",
+        "has_column_privilege('tenantgate_refusal', 'at', 'SELECT') AND has_table_privilege('tenantgate_refusal', 'INSERT')
+          AND has_table_privilege('tenantgate_refusal', 'DELETE')",
+        false,
+    ),
+    ("EXECUTE ON FUNCTION tenantgate_prune(interval)", "has_function_privilege('tenantgate_prune(interval)', 'EXECUTE')", false),
     (
         "EXECUTE ON FUNCTION tenantgate_add_usage(date[], uuid[], text[], bigint[])",
         "has_function_privilege(to_regprocedure('tenantgate_add_usage(date[], uuid[], text[], bigint[])'), 'EXECUTE')",
@@ -60,8 +66,8 @@ const SERVE: [Right; 17] = [
     ),
 ];
 
-/// The privileges that `tenant`, `key`, `plan`, `route`, `admin-key`, `report`, `audit` and `manage` need.
-const ADMIN: [Right; 15] = [
+/// What `tenant`, `key`, `plan`, `route`, `admin-key`, `report`, `audit` and `manage` do.
+const ADMIN: [Right; 16] = [
     (
         "SELECT, INSERT, UPDATE (name, status, mode, plan) ON tenants",
         "has_table_privilege('tenants', 'SELECT') AND has_table_privilege('tenants', 'INSERT')
@@ -125,7 +131,8 @@ const ADMIN: [Right; 15] = [
     ("SELECT ON tenantgate_replica", "has_table_privilege('tenantgate_replica', 'SELECT')", false),
     ("SELECT ON tenantgate_shadow_report", "has_table_privilege('tenantgate_shadow_report', 'SELECT')", false),
     ("SELECT ON tenantgate_usage", "has_table_privilege('tenantgate_usage', 'SELECT')", false),
-    ("EXECUTE ON FUNCTION tenantgate_mark()", "has_function_privilege(to_regprocedure('tenantgate_mark()'), 'EXECUTE')", false),
+    ("SELECT ON tenantgate_refusal", "has_table_privilege('tenantgate_refusal', 'SELECT')", false),
+    ("EXECUTE ON FUNCTION tenantgate_mark()", "has_function_privilege('tenantgate_mark()', 'EXECUTE')", false),
     ("CREATE ON DATABASE", "has_database_privilege(current_database(), 'CREATE')", false),
 ];
 

@@ -121,6 +121,26 @@ pub(super) async fn chain(
     Ok(Some((first.get("hashed_key")?, keys?)))
 }
 
+/// Makes sure that neither a key nor one of its makers is revoked before the transaction is over.
+pub(super) async fn hold_live(link: &mut Link<'_>, id: AdminKeyId) -> Result<(), StoreError> {
+    let sql = format!(
+        "SELECT CAST(created_by AS text) AS maker, revoked_at FROM {TABLE} WHERE id = $1{}",
+        link.dialect().share
+    );
+    let mut next = Some(id.0);
+    for _ in 0..LONGEST_CHAIN {
+        let Some(id) = next else { return Ok(()) };
+        let Some(row) = ask(sql.as_str()).bind(id).maybe(link).await? else { break };
+        if row.instant("revoked_at")?.is_some() {
+            break;
+        }
+        let maker: Option<String> = row.get("maker")?;
+        // A maker that cannot be read must not look like none.
+        next = maker.map(|id| Uuid::parse_str(&id).unwrap_or_default());
+    }
+    Err(StoreError::KeyEnded)
+}
+
 pub(super) async fn touch(link: &mut Link<'_>, id: AdminKeyId, at: Timestamp) -> Result<(), StoreError> {
     let sql = format!("UPDATE {TABLE} SET last_used_at = $2 WHERE id = $1");
     ask(sql).bind(id.0).bind(at).execute(link).await

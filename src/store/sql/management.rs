@@ -11,7 +11,7 @@ use super::row::Row;
 use super::rows::{KEY, TENANT, key_of, shadowed_of, tenant_of};
 use super::{
     Held, Sets, SqlStore, admin_keys, audit, bulk, change, hold, idempotency, key_list, plans, routes,
-    tenants, usage,
+    tenant_list, tenants, usage,
 };
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
@@ -24,7 +24,7 @@ use crate::store::{
     AdminKeyChange, Adoption, Announced, AuditFilter, Behalf, Changed, Check, Claim, Claimed, ImportedKey,
     KeyChange, KeyFilter, KeyPage, KeyPlace, Laggard, Management, Migrated, NewAdminKey, NewKey, NewTenant,
     PlanChange, PlanUses, RoutesChange, RoutesPlan, SchemaVersion, Shadowed, StoreError, StoredKey,
-    TenantChange, UsageFilter, UsageRow,
+    TenantChange, TenantFilter, TenantPage, TenantPlace, UsageFilter, UsageRow,
 };
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
@@ -80,6 +80,9 @@ impl<S: SqlStore> Management for S {
     async fn create_schema(&self, schema: &str, adopt: bool) -> Result<(), StoreError> {
         let mut connection = hold(self).await?;
         self.refuse_change(&mut connection.link()).await?;
+        if let Some(key) = self.behalf().key {
+            admin_keys::hold_live(&mut connection.link(), key).await?;
+        }
         SqlStore::create_schema(self, &mut connection.link(), schema, adopt).await
     }
 
@@ -209,6 +212,16 @@ impl<S: SqlStore> Management for S {
 
     async fn tenants_page(&self, after: Option<TenantId>, page: i64) -> Result<Vec<Tenant>, StoreError> {
         bulk::tenants_page(&mut hold(self).await?.link(), after, page).await
+    }
+
+    async fn tenants_by_creation(
+        &self,
+        filter: &TenantFilter,
+        reach: &Reach,
+        after: Option<&TenantPlace>,
+        page: usize,
+    ) -> Result<TenantPage, StoreError> {
+        tenant_list::page(&mut hold(self).await?.link(), filter, reach, after, page).await
     }
 
     async fn tenants_named(&self, names: &[String]) -> Result<Vec<Tenant>, StoreError> {

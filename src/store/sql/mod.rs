@@ -21,6 +21,7 @@ pub(super) mod routes;
 mod row;
 mod rows;
 mod sessions;
+mod tenant_list;
 mod usage;
 mod value;
 
@@ -43,7 +44,9 @@ pub(super) struct Dialect {
     pub(super) now: &'static str,
     /// Follows a SELECT: locks the rows until the transaction ends.
     pub(super) lock: &'static str,
-    /// Follows a parameter of type `json`.
+    /// The same, where several transactions may hold the row.
+    share: &'static str,
+    /// After a parameter that is JSON.
     json: &'static str,
     /// Converts the instant `?` to a value that sorts by time. On SQLite, `infinity` becomes NULL.
     time: &'static str,
@@ -93,6 +96,7 @@ pub(super) const POSTGRES: Dialect = Dialect {
     begin: "BEGIN ISOLATION LEVEL READ COMMITTED",
     now: "clock_timestamp()",
     lock: " FOR UPDATE",
+    share: " FOR SHARE",
     json: "::json",
     time: "?",
     instant: "CAST(? AS timestamptz)",
@@ -117,6 +121,7 @@ pub(super) const SQLITE: Dialect = Dialect {
     begin: "BEGIN IMMEDIATE",
     now: "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
     lock: "",
+    share: "",
     json: "",
     // An invalid instant counts as the beginning of time.
     time: "CASE WHEN ? IS NULL OR ? = 'infinity' THEN NULL ELSE coalesce(julianday(?), 0) END",
@@ -204,6 +209,9 @@ async fn change(store: &impl SqlStore) -> Result<Held, StoreError> {
     let mut connection = hold(store).await?;
     store.refuse_change(&mut connection.link()).await?;
     connection.begin().await?;
+    if let Some(key) = store.behalf().key {
+        admin_keys::hold_live(&mut connection.link(), key).await?;
+    }
     Ok(connection)
 }
 

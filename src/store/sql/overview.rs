@@ -3,12 +3,16 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use super::connection::ask;
 use super::row::Row;
 use super::{SqlStore, hold};
 use crate::clock::Timestamp;
-use crate::store::{CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState, StoreError};
+use crate::key::KeyId;
+use crate::store::{
+    CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState, StoreError, StoredRefusal,
+};
 use crate::tenant::TenantId;
 
 /// Formats ids as a list in SQL. UUIDs contain nothing that needs escaping.
@@ -75,6 +79,20 @@ impl<S: SqlStore> Overview for S {
             })
         };
         ask(sql).all(link).await?.iter().map(state).collect()
+    }
+
+    async fn refusal(&self, decision_id: Uuid) -> Result<Option<StoredRefusal>, StoreError> {
+        let mut connection = hold(self).await?;
+        let sql = "SELECT at, reason, key_id FROM tenantgate_refusal WHERE decision_id = $1";
+        let row = ask(sql).bind(decision_id).maybe(&mut connection.link()).await?;
+        let refusal = |row: Row| {
+            Ok(StoredRefusal {
+                at: row.instant("at")?.unwrap_or(Timestamp::MIN),
+                reason: row.get("reason")?,
+                key: KeyId(row.id("key_id", "tenantgate_refusal")?),
+            })
+        };
+        row.map(refusal).transpose()
     }
 
     async fn counts(&self, of: CountsOf<'_>, days: &[String]) -> Result<Vec<DayCount>, StoreError> {

@@ -21,13 +21,18 @@ pub(super) async fn rows(link: &mut Link<'_>, filter: &UsageFilter) -> Result<Ve
         }
         UsageBy::Reason => ("u.reason", "u.reason", "u.reason"),
     };
-    let join = if filter.by == UsageBy::Key { "LEFT JOIN api_keys k ON k.id = u.key_id" } else { "" };
+    let join = match (filter.by, filter.busiest) {
+        (UsageBy::Key, None) => "LEFT JOIN api_keys k ON k.id = u.key_id",
+        (UsageBy::Key, Some(_)) => "JOIN api_keys k ON k.id = u.key_id",
+        _ => "",
+    };
     let wanted = wanted(link, filter, place);
     let order = match (filter.by, &filter.part) {
         (UsageBy::Key | UsageBy::Reason, None) => format!("total DESC, {place}"),
         _ => place.to_owned(),
     };
-    let limit = filter.part.as_ref().map_or_else(String::new, |part| format!("LIMIT {}", part.rows));
+    let most = filter.part.as_ref().map(|part| part.rows).or(filter.busiest);
+    let limit = most.map_or_else(String::new, |rows| format!("LIMIT {rows}"));
     let sql = format!(
         "SELECT {columns}, CAST(sum(u.requests) AS bigint) AS total FROM tenantgate_usage u {join}
          WHERE {} GROUP BY {group} ORDER BY {order} {limit}",

@@ -28,8 +28,8 @@ use self::session::SqliteSession;
 use super::migrations;
 use super::sql::{self, Link, Pool, SqlStore};
 use super::{
-    Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, SchemaVersion, Session, Shadowed, Store,
-    StoreError, Used, day_of,
+    Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, Refusal, SchemaVersion, Session,
+    Shadowed, Store, StoreError, Used, day_of,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;
@@ -314,6 +314,30 @@ impl Store for SqliteStore {
             .bind(i64::try_from(*requests).unwrap_or(i64::MAX))
             .bind(first_seen.to_string())
             .bind(last_seen.to_string())
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    async fn write_refusals(&self, refusals: &[Refusal]) -> Result<(), StoreError> {
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query(
+            "DELETE FROM tenantgate_refusal WHERE at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-3 days')",
+        )
+        .execute(&mut *transaction)
+        .await?;
+        for row in refusals {
+            sqlx::query(
+                "INSERT INTO tenantgate_refusal (decision_id, at, reason, key_id) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO NOTHING",
+            )
+            .bind(row.decision_id.to_string())
+            .bind(row.at.to_string())
+            .bind(row.reason)
+            .bind(row.key.0.to_string())
             .execute(&mut *transaction)
             .await?;
         }

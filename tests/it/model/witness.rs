@@ -11,7 +11,8 @@ use tenantgate::clock::Timestamp;
 use tenantgate::key::KeyId;
 use tenantgate::replica::{Replica, Snapshot};
 use tenantgate::store::{
-    Announcement, Changes, Look, NewMemo, Row, SchemaVersion, Session, Shadowed, Store, StoreError, Used,
+    Announcement, Changes, Look, NewMemo, Refusal, Row, SchemaVersion, Session, Shadowed, Store, StoreError,
+    Used,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -191,6 +192,10 @@ impl Store for Witness {
     }
 
     async fn write_shadowed(&self, _: &[Shadowed]) -> Result<(), StoreError> {
+        unreachable!()
+    }
+
+    async fn write_refusals(&self, _: &[Refusal]) -> Result<(), StoreError> {
         unreachable!()
     }
 

@@ -28,6 +28,7 @@ pub(crate) mod link;
 pub(crate) mod pooler;
 pub(crate) mod postgres;
 pub(crate) mod prometheus;
+pub(crate) mod rate_limit;
 pub(crate) mod region;
 pub(crate) mod server;
 pub(crate) mod service;

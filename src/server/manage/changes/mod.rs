@@ -181,6 +181,8 @@ impl Asked {
                     response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
                     return Ok(response);
                 }
+                Turn::Running => return Err(Problem::running()),
+                Turn::OtherBody => return Err(Problem::other_body()),
                 Turn::First(id, derivation) => {
                     attempt = Some(id);
                     admin = admin.deriving(derivation);

@@ -13,7 +13,7 @@ use crate::key::format::holds_key;
 use crate::permission::Permission;
 use crate::plan::PlanName;
 use crate::store::Changed;
-use crate::tenant::{Tenant, TenantStatus, is_schema_name, is_tenant_name};
+use crate::tenant::{Mode, Tenant, TenantStatus, is_schema_name, is_tenant_name};
 
 const SUCCESS: Success = Success { status: StatusCode::OK, secret: Secret::None, render: shown };
 
@@ -53,7 +53,13 @@ fn status(text: &str) -> Result<TenantStatus, String> {
         .ok_or_else(|| format!("expected one of {}", TenantStatus::KNOWN.join(", ")))
 }
 
-/// Converts a field to a setting; `null` unsets.
+/// What becomes of proven keys of a tenant that are to be refused.
+fn mode(text: &str) -> Result<Mode, &'static str> {
+    let known = Mode::ALL.into_iter().find(|mode| mode.as_str() == text);
+    known.ok_or("expected enforce or shadow")
+}
+
+/// A value that can be unset.
 pub(super) fn setting<T>(said: FieldValue<T>) -> Setting<T> {
     match said {
         FieldValue::Absent => Setting::Keep,
@@ -99,12 +105,13 @@ pub(in super::super) async fn update(
     let (asked, mut fields) = change.fields(Form::MergePatch).await?;
     let name = fields.text_or_absent("name", name);
     let plan = setting(fields.text("plan", PlanName::parse));
+    let mode = setting(fields.text("mode", mode));
     fields.finish()?;
     let render = changed;
     asked
         .make(Success { render, ..SUCCESS }, async move |admin, _| {
             let id = admin.tenant_by_id(&reference).await?.id.0.to_string();
-            admin.patch_tenant(&id, name.as_deref(), &plan).await.map(|_| None)
+            admin.patch_tenant(&id, name.as_deref(), &plan, &mode).await.map(|_| None)
         })
         .await
 }

@@ -33,6 +33,8 @@ struct TenantPatch {
     #[schema(nullable = false)]
     name: Option<String>,
     plan: Option<String>,
+    /// `enforce` or `shadow`: what becomes of its proven keys that are to be refused. `null`: what the server's mode says.
+    mode: Option<String>,
 }
 
 /// Repeats the schema of the tenant, so that no other tenant is deleted by mistake.

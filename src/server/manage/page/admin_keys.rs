@@ -10,11 +10,13 @@ use uuid::Uuid;
 use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
+use super::once::{self, Turn};
 use super::parts::{Field, asked, copyable, done, pill, select, spaced, table, when, when_or, wrong};
 use super::visit::{Visitor, Who};
-use crate::admin::{AdminKeyWish, Expiry, IssuedAdminKey, ListedAdminKey};
+use crate::admin::{AdminKeyWish, Expiry, ListedAdminKey};
 use crate::clock::Timestamp;
-use crate::permission::{About, Permission, Permissions, Reach, Role};
+use crate::permission::{About, AdminKey, Permission, Permissions, Reach, Role};
+use crate::server::manage::idempotency::Secret;
 use crate::store::{AdminSession, Ending, SessionId};
 
 pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
@@ -85,6 +87,7 @@ fn new_form(visitor: &Visitor, form: &Form) -> Markup {
         .collect();
     html! {
         form method="post" action="/admin-keys" {
+            (once::field())
             (Field { name: "name", label: "Name", value: form.shown("name"), hint: "A unique name.", required: true }.show())
             @if roles.is_empty() {
                 p.hint { "It gets the permissions of your own key." }
@@ -94,7 +97,14 @@ fn new_form(visitor: &Visitor, form: &Form) -> Markup {
             (select("expiry", "Expires in", form.get("expiry").unwrap_or("90"), &[
                 ("7", "7 days"), ("30", "30 days"), ("90", "90 days"), ("365", "1 year"), ("", "As your own key"),
             ]))
-            p.hint { "It has access to the same tenants as your own key, and stops working when your key does." }
+            (Field {
+                name: "tenants",
+                label: "Tenants",
+                value: form.shown("tenants"),
+                hint: "Their schemas, separated by blanks. Empty: all that your own key sees.",
+                required: false,
+            }.show())
+            p.hint { "It stops working when your key does." }
             button.primary type="submit" { "Create management key" }
         }
     }
@@ -102,38 +112,64 @@ fn new_form(visitor: &Visitor, form: &Form) -> Markup {
 
 pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
     visitor.check(Permission::AdminKeysWrite, About::Shared)?;
-    let form = Form::read(body);
-    let days = form.get("expiry").and_then(|days| days.parse::<u64>().ok()).filter(|days| *days <= 36_500);
-    let wish = AdminKeyWish {
-        name: form.shown("name").to_owned(),
-        permissions: form.get("role").and_then(|role| Role::parse(role).ok()).map(Role::permissions),
-        tenants: None,
-        expiry: days.map_or(Expiry::Unsaid, |days| Expiry::In(std::time::Duration::from_hours(24 * days))),
-    };
-    match visitor.admin.create_admin_key(&visitor.caller.maker, &wish).await {
-        Ok(issued) => Ok(shown_once(&visitor, &issued).into_response()),
-        Err(error) => {
-            let failure = Failure::from(error);
+    let form = Form::read(&body);
+    match issued(&visitor, &form, &body).await {
+        Ok(page) => Ok(page.into_response()),
+        Err(failure) => {
+            let failure = failure.of_form()?;
             let again = screen(&visitor, &Form::default(), &form, Some(&failure.text)).await?;
             Ok((failure.status, again).into_response())
         }
     }
 }
 
-fn shown_once(visitor: &Visitor, issued: &IssuedAdminKey) -> Markup {
-    let key = &crate::admin::view::shown_once(&issued.key);
+/// The page with the management key that a form has made.
+async fn issued(visitor: &Visitor, form: &Form, body: &[u8]) -> Result<Markup, Failure> {
+    let maker = &visitor.caller.maker;
+    let wish = wish(form);
+    match once::begin(visitor, "/admin-keys", form, body, Secret::AdminKey).await? {
+        Turn::First(first) => {
+            let made = first.admin.create_admin_key(maker, &wish).await;
+            let issued = first.done(made).await?;
+            let key = crate::admin::view::shown_once(&issued.key);
+            Ok(shown_once(visitor, &issued.details, Some(&key)))
+        }
+        Turn::Before(before) => {
+            let found = visitor.admin.admin_key(maker, &before.id).await?;
+            Ok(shown_once(visitor, &found.key, before.key.as_deref()))
+        }
+    }
+}
+
+fn wish(form: &Form) -> AdminKeyWish {
+    let days = form.get("expiry").and_then(|days| days.parse::<u64>().ok()).filter(|days| *days <= 36_500);
+    let tenants: Vec<_> = form.shown("tenants").split_whitespace().map(str::to_owned).collect();
+    AdminKeyWish {
+        name: form.shown("name").to_owned(),
+        permissions: form.get("role").and_then(|role| Role::parse(role).ok()).map(Role::permissions),
+        tenants: (!tenants.is_empty()).then_some(tenants),
+        expiry: days.map_or(Expiry::Unsaid, |days| Expiry::In(std::time::Duration::from_hours(24 * days))),
+    }
+}
+
+fn shown_once(visitor: &Visitor, details: &AdminKey, key: Option<&str>) -> Markup {
     let body = html! {
         p.crumbs { a href="/admin-keys" { "Management keys" } }
-        h1 { (issued.details.name) }
-        p.notice.good role="status" { "The management key was created. Copy it now: it is not shown again." }
-        div.card.once {
-            label for="new-key" { "Management key" }
-            div.secret {
-                input #new-key type="text" readonly value=(key) spellcheck="false" autocomplete="off" data-select;
-                button.primary.copy type="button" data-copy=(key) hidden { "Copy" }
+        h1 { (details.name) }
+        @if let Some(key) = key {
+            p.notice.good role="status" { "The management key was created. Copy it now: it is not shown again." }
+            div.card.once {
+                label for="new-key" { "Management key" }
+                div.secret {
+                    input #new-key type="text" readonly value=(key) spellcheck="false" autocomplete="off" data-select;
+                    button.primary.copy type="button" data-copy=(key) hidden { "Copy" }
+                }
             }
+            p.actions { a.button href={ "/admin-keys/" (details.id.0) } { "I have stored it" } }
+        } @else {
+            (once::not_again())
+            p.actions { a.button href={ "/admin-keys/" (details.id.0) } { "To the management key" } }
         }
-        p.actions { a.button href={ "/admin-keys/" (issued.details.id.0) } { "I have stored it" } }
     };
     page(visitor, Place::AdminKeys, "New management key", &body)
 }
@@ -231,8 +267,9 @@ pub(super) async fn revoke(Extension(visitor): Who, Path(id): Path<String>) -> R
     visitor.check(Permission::AdminKeysWrite, About::Shared)?;
     let listed = found(&visitor, &id).await?;
     let id = listed.key.id;
-    visitor.admin.revoke_admin_key(&visitor.caller.maker, &id.0.to_string()).await?;
+    // First: it may be the visitor's own key, which changes nothing any more once it is revoked.
     visitor.admin.end_sessions(Ending::OfKey(id)).await?;
+    visitor.admin.revoke_admin_key(&visitor.caller.maker, &id.0.to_string()).await?;
     Ok(Redirect::to(&format!("/admin-keys/{}?done=revoked", id.0)))
 }
 

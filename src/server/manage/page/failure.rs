@@ -47,7 +47,18 @@ impl Failure {
         Self::new(StatusCode::BAD_REQUEST, "Not valid", text)
     }
 
-    /// There were too many wrong keys or links from this address.
+    /// The same, if it is about what a form says, so that the form can be shown again with it. Others are pages.
+    pub(super) fn of_form(self) -> Result<Self, Self> {
+        let about = [StatusCode::BAD_REQUEST, StatusCode::CONFLICT, StatusCode::UNPROCESSABLE_ENTITY];
+        if about.contains(&self.status) { Ok(self) } else { Err(self) }
+    }
+
+    /// What a form asks for runs already, or was done.
+    pub(super) fn sent_before(text: &str) -> Self {
+        Self::new(StatusCode::CONFLICT, "Sent before", text)
+    }
+
+    /// Too many wrong keys or links came from this address.
     pub(super) fn too_many(seconds: u64) -> Self {
         let text = format!(
             "Too many wrong keys or links came from your address. Try again in {seconds} seconds. A valid key is accepted at once."
@@ -93,8 +104,13 @@ impl From<AdminError> for Failure {
             AdminError::Excess(_) => Self::new(StatusCode::FORBIDDEN, "Not allowed", text),
             AdminError::BadRequest(_) => Self::new(StatusCode::BAD_REQUEST, "Not valid", text),
             AdminError::Missing(_) => Self::not_found(),
+            AdminError::Ended => Self::not_signed_in("Your management key was revoked in the meantime."),
             AdminError::Unfit { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Not valid", text),
-            AdminError::Refused(_) | AdminError::Stale | AdminError::Store(StoreError::Conflict(_)) => {
+            AdminError::Stale => {
+                let text = "Somebody else changed it in the meantime, so nothing was saved. Open it again and repeat your change.";
+                Self::new(StatusCode::CONFLICT, "Changed meanwhile", text)
+            }
+            AdminError::Refused(_) | AdminError::Store(StoreError::Conflict(_)) => {
                 Self::new(StatusCode::CONFLICT, "Refused", text)
             }
             AdminError::Store(error) => {

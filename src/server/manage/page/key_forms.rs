@@ -12,6 +12,7 @@ use super::failure::Failure;
 use super::form::Form;
 use super::key::found;
 use super::layout::{Place, page};
+use super::once::{self, Before, Turn};
 use super::parts::{Field, asked, select, wrong};
 use super::tenant;
 use super::visit::{Visitor, Who};
@@ -22,20 +23,21 @@ use crate::permission::{About, Permission};
 use crate::plan::{PlanName, PlanRow};
 use crate::record::{KeyDetails, KeyState};
 use crate::scope::Scopes;
+use crate::server::manage::idempotency::Secret;
 use crate::tenant::Tenant;
 
 const DAY: u64 = 24;
 
-/// The lifetimes that the forms offer.
-const LIVES: [(&str, &str); 5] =
+/// How long a key lives, as the forms offer it.
+pub(super) const LIVES: [(&str, &str); 5] =
     [("30d", "30 days"), ("90d", "90 days"), ("365d", "1 year"), ("730d", "2 years"), ("never", "No expiry")];
 
 /// The grace periods that the form offers.
 const GRACES: [(&str, &str); 5] =
     [("1h", "1 hour"), ("24h", "1 day"), ("168h", "7 days"), ("720h", "30 days"), ("0h", "Not at all")];
 
-/// Parses a lifetime of [`LIVES`].
-fn expiry(text: &str) -> Result<Expiry, Failure> {
+/// Reads a life of [`LIVES`].
+pub(super) fn expiry(text: &str) -> Result<Expiry, Failure> {
     if text == "never" {
         return Ok(Expiry::Never);
     }
@@ -51,7 +53,7 @@ fn grace(text: &str) -> Result<Duration, Failure> {
     hours.map(Duration::from_hours).ok_or_else(|| Failure::invalid("The grace is not one of those offered."))
 }
 
-fn setting<T>(
+pub(super) fn setting<T>(
     form: &Form,
     name: &str,
     parse: impl Fn(&str) -> Result<T, String>,
@@ -103,6 +105,7 @@ fn new_page(
         h1 { "New key" }
         (wrong(failure))
         form.card.narrow method="post" action={ "/tenants/" (tenant.id.0) "/keys" } {
+            (once::field())
             (field("name", "Name", "What the key is for, such as production.", true))
             (select("expiry", "Expires in", form.get("expiry").unwrap_or("90d"), &LIVES))
             details open[form.get("scopes").or(form.get("networks")).or(form.get("plan")).or(form.get("labels")).is_some()] {
@@ -131,14 +134,11 @@ pub(super) async fn create(
     body: Bytes,
 ) -> Result<Response, Failure> {
     let tenant = tenant::found(&visitor, &reference, Permission::KeysWrite).await?;
-    let form = Form::read(body);
-    let issued = match asked_for(&form) {
-        Ok(asked) => visitor.admin.create_key(&tenant.id.0.to_string(), &asked).await.map_err(Failure::from),
-        Err(failure) => Err(failure),
-    };
-    match issued {
-        Ok(issued) => Ok(shown_once(&visitor, &tenant, &issued, "The key was created.").into_response()),
+    let form = Form::read(&body);
+    match issued(&visitor, &tenant, &form, &body).await {
+        Ok(page) => Ok(page.into_response()),
         Err(failure) => {
+            let failure = failure.of_form()?;
             let plans = visitor.admin.plans().await?;
             let again = new_page(&visitor, &tenant, &plans, &form, Some(&failure.text));
             Ok((failure.status, again).into_response())
@@ -146,26 +146,54 @@ pub(super) async fn create(
     }
 }
 
-/// Renders the page that shows a new key. No other page contains one.
+/// The page with the key that a form has made.
+async fn issued(visitor: &Visitor, tenant: &Tenant, form: &Form, body: &[u8]) -> Result<Markup, Failure> {
+    let (id, asked) = (tenant.id.0.to_string(), asked_for(form)?);
+    match once::begin(visitor, &format!("/tenants/{id}/keys"), form, body, Secret::Key).await? {
+        Turn::First(first) => {
+            let made = first.admin.create_key(&id, &asked).await;
+            let issued = first.done(made).await?;
+            Ok(shown_once(visitor, tenant, &issued, "The key was created."))
+        }
+        Turn::Before(before) => shown_before(visitor, tenant, &before).await,
+    }
+}
+
 fn shown_once(visitor: &Visitor, tenant: &Tenant, issued: &Issued, what: &str) -> Markup {
-    let key = &crate::admin::view::shown_once(&issued.key);
-    let name = issued.details.name.as_deref().unwrap_or("(no name)");
+    let key = crate::admin::view::shown_once(&issued.key);
+    show(visitor, tenant, &issued.details, Some(&key), what)
+}
+
+/// The same page, for a form that is sent again.
+async fn shown_before(visitor: &Visitor, tenant: &Tenant, before: &Before) -> Result<Markup, Failure> {
+    let details = visitor.admin.key(&before.id).await?;
+    Ok(show(visitor, tenant, &details, before.key.as_deref(), "The key was created."))
+}
+
+/// The only page that has a key.
+fn show(visitor: &Visitor, tenant: &Tenant, details: &KeyDetails, key: Option<&str>, what: &str) -> Markup {
+    let name = details.name.as_deref().unwrap_or("(no name)");
     let body = html! {
         p.crumbs {
             a href="/tenants" { "Tenants" } " / " a href={ "/tenants/" (tenant.id.0) } { (tenant.name) }
         }
         h1 { (name) }
-        p.notice.good role="status" { (what) " Copy it now: it is not shown again." }
-        div.card.once {
-            label for="new-key" { "Key" }
-            div.secret {
-                input #new-key type="text" readonly value=(key) spellcheck="false" autocomplete="off" data-select;
-                button.primary.copy type="button" data-copy=(key) hidden { "Copy" }
+        @if let Some(key) = key {
+            p.notice.good role="status" { (what) " Copy it now: it is not shown again." }
+            div.card.once {
+                label for="new-key" { "Key" }
+                div.secret {
+                    input #new-key type="text" readonly value=(key) spellcheck="false" autocomplete="off" data-select;
+                    button.primary.copy type="button" data-copy=(key) hidden { "Copy" }
+                }
+                p.hint { "Programs send it with each request, in the header " code { "x-llmcore-api-key" } "." }
+                p.hint { "Lost keys cannot be recovered, only replaced. tenantgate keeps a hash." }
             }
-            p.hint { "Programs send it with each request, in the header " code { "x-llmcore-api-key" } "." }
-            p.hint { "Lost keys cannot be recovered, only replaced. tenantgate keeps a hash." }
+            p.actions { a.button href={ "/keys/" (details.id.0) } { "I have stored it" } }
+        } @else {
+            (once::not_again())
+            p.actions { a.button href={ "/keys/" (details.id.0) } { "To the key" } }
         }
-        p.actions { a.button href={ "/keys/" (issued.details.id.0) } { "I have stored it" } }
     };
     page(visitor, Place::Keys, "New key", &body)
 }
@@ -175,11 +203,20 @@ pub(super) async fn rotate(
     Path(reference): Path<String>,
     body: Bytes,
 ) -> Result<Markup, Failure> {
-    let grace = grace(Form::read(body).get("grace").unwrap_or_default())?;
-    // Without a grace period, rotation has the effect of a revocation.
+    let form = Form::read(&body);
+    let grace = grace(form.get("grace").unwrap_or_default())?;
+    // Without a grace, the old key is as good as revoked.
     let needs = if grace.is_zero() { Permission::KeysRevoke } else { Permission::KeysWrite };
     let (key, tenant) = found(&visitor, &reference, needs).await?;
-    let (_, issued) = visitor.admin.rotate_key(&key.id.0.to_string(), grace, Expiry::Unsaid).await?;
+    let id = key.id.0.to_string();
+    let turn = once::begin(&visitor, &format!("/keys/{id}/rotate"), &form, &body, Secret::Key).await?;
+    let (_, issued) = match turn {
+        Turn::Before(before) => return shown_before(&visitor, &tenant, &before).await,
+        Turn::First(first) => {
+            let made = first.admin.rotate_key(&id, grace, Expiry::Unsaid).await;
+            first.done(made).await?
+        }
+    };
     let what = if grace.is_zero() {
         "The new key was created, and the old one no longer works."
     } else {
@@ -233,6 +270,7 @@ pub(super) fn actions(visitor: &Visitor, key: &KeyDetails, tenant: &Tenant, now:
     html! {
         section.dangers aria-labelledby="change" {
             h2 #change { "Change" }
+            @if writes { p.actions { a.button href={ (path) "/edit" } { "Edit key" } } }
             @if state == KeyState::Active {
                 (asked("Rotate", false, &rotate_form(&path, writes, revokes)))
             }
@@ -267,6 +305,7 @@ fn rotate_form(path: &str, writes: bool, revokes: bool) -> Markup {
     html! {
         p { "Creates a new key with the same name, scopes, networks, plan and labels." }
         form method="post" action={ (path) "/rotate" } {
+            (once::field())
             (select("grace", "The old key stays valid for", "24h", &offered))
             button.primary type="submit" { "Rotate key" }
         }

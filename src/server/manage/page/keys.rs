@@ -17,6 +17,7 @@ use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::permission::{About, Permission};
 use crate::record::{KeyDetails, KeyState};
+use crate::server::manage::reading::place;
 use crate::store::{KeyFilter, KeyPlace};
 use crate::tenant::{Tenant, TenantId};
 
@@ -29,20 +30,23 @@ pub(super) type Names = BTreeMap<TenantId, Tenant>;
 pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
     visitor.check(Permission::KeysRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
-    let tenants = visitor.admin.tenants().await?;
-    let names: Names = tenants.into_iter().map(|tenant| (tenant.id, tenant)).collect();
     let now = visitor.admin.now();
-    let (keys, next) = matching(&visitor, &query, &names, now).await?;
+    let (keys, next) = matching(&visitor, &query, now).await?;
+    let tenants = visitor.admin.tenants_of(&keys).await?;
+    let names: Names = tenants.into_iter().map(|tenant| (tenant.id, tenant)).collect();
     let next = next.map(|place| format!("{} {}", place.created_at, place.id.0));
     let body = html! {
         div.title { h1 { "Keys" } }
-        (filters(&query, &names))
+        (filters(&visitor, &query).await?)
         div #results {
             p.count role="status" {
                 (keys.len()) @if next.is_some() { "+" } @if keys.len() == 1 { " key" } @else { " keys" }
             }
             @if keys.is_empty() {
-                p.empty { "No key matches." }
+                p.empty {
+                    @if next.is_some() { "No key matches among those that were looked through so far: see the next page." }
+                    @else { "No key matches." }
+                }
             } @else {
                 (table("Keys", &["Name", "Prefix", "Tenant", "Status", "Last used", "Expires"], &rows(&keys, Some(&names), now)))
             }
@@ -56,7 +60,6 @@ pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> 
 async fn matching(
     visitor: &Visitor,
     query: &Form,
-    names: &Names,
     now: Timestamp,
 ) -> Result<(Vec<KeyDetails>, Option<KeyPlace>), Failure> {
     let reach = &visitor.caller.maker.authority.reach;
@@ -70,9 +73,10 @@ async fn matching(
     }
     let tenant = match query.get("tenant") {
         None => None,
-        Some(schema) => match names.values().find(|tenant| tenant.schema == schema) {
-            Some(tenant) => Some(tenant.id),
-            None => return Ok((Vec::new(), None)),
+        Some(schema) => match visitor.admin.tenant_by_id(schema).await {
+            Ok(tenant) => Some(tenant.id),
+            Err(AdminError::Missing(_)) => return Ok((Vec::new(), None)),
+            Err(error) => return Err(error.into()),
         },
     };
     let filter = KeyFilter {
@@ -92,18 +96,14 @@ async fn matching(
     } else {
         filter
     };
-    let page = visitor.admin.keys_by_creation(&filter, reach, place(query).as_ref(), SIZE).await?;
+    let after = query.get("after").and_then(|text| place(&visitor.admin, text));
+    let after = after.map(|(created_at, id)| KeyPlace { created_at, id: KeyId(id) });
+    let page = visitor.admin.keys_by_creation(&filter, reach, after.as_ref(), SIZE).await?;
     Ok((page.keys.into_iter().map(|key| key.details).collect(), page.next))
 }
 
-/// Parses the position at which a page begins.
-fn place(query: &Form) -> Option<KeyPlace> {
-    let (created_at, id) = query.get("after")?.rsplit_once(' ')?;
-    Some(KeyPlace { created_at: created_at.to_owned(), id: KeyId(Uuid::parse_str(id).ok()?) })
-}
-
-fn filters(query: &Form, names: &Names) -> Markup {
-    let tenants: Vec<_> = names.values().cloned().collect();
+async fn filters(visitor: &Visitor, query: &Form) -> Result<Markup, Failure> {
+    let tenants = tenant_choice(visitor, query).await?;
     let states = [
         ("", "Every status"),
         ("active", "Active"),
@@ -112,19 +112,19 @@ fn filters(query: &Form, names: &Names) -> Markup {
         ("not_yet_valid", "Not yet valid"),
         ("revoked", "Revoked"),
     ];
-    html! {
+    Ok(html! {
         form.filters role="search" data-live="results" {
             div.field.grow {
                 label for="q" { "Search" }
                 input #q type="search" name="q" value=(query.shown("q")) placeholder="Name, prefix or id" autocomplete="off";
             }
-            (tenant_choice(&tenants, query))
+            (tenants)
             (select("state", "Status", query.shown("state"), &states))
             (select("expires", "Expiry", query.shown("expires"), &[("", "Any time"), ("30", "Within 30 days")]))
             (select("unused", "Use", query.shown("unused"), &[("", "Any"), ("90", "Not for 90 days")]))
             button type="submit" { "Filter" }
         }
-    }
+    })
 }
 
 /// Renders the rows of a table of keys. With `names`, there is a column for the tenant.

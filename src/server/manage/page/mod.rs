@@ -16,13 +16,16 @@ mod cookie;
 mod failure;
 mod form;
 mod key;
+mod key_edit;
 mod key_forms;
 mod keys;
 mod layout;
+mod once;
 mod origin;
 mod overview;
 mod parts;
 mod plans;
+mod refusals;
 mod routes;
 mod sign_in;
 mod tenant;
@@ -41,6 +44,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 
 use self::failure::Failure;
+pub(super) use self::overview::Counted;
 use super::Plane;
 use super::problem::Problem;
 
@@ -75,15 +79,22 @@ pub(super) fn router(plane: Arc<Plane>) -> Router {
         .route("/tenants/{tenant}/keys/new", get(key_forms::new))
         .route("/keys", get(keys::list))
         .route("/keys/{key}", get(key::show))
+        .route("/keys/{key}/edit", get(key_edit::edit))
+        .route("/keys/{key}/update", post(key_edit::update))
         .route("/keys/{key}/rotate", post(key_forms::rotate))
         .route("/keys/{key}/disable", post(key_forms::disable))
         .route("/keys/{key}/enable", post(key_forms::enable))
         .route("/keys/{key}/revoke", post(key_forms::revoke))
         .route("/routes", get(routes::list).post(routes::add))
+        .route("/routes/{rule}/edit", get(routes::edit))
+        .route("/routes/{rule}/update", post(routes::update))
         .route("/routes/{rule}/remove", post(routes::remove))
         .route("/plans", get(plans::list).post(plans::create))
+        .route("/plans/{plan}/edit", get(plans::edit))
+        .route("/plans/{plan}/update", post(plans::update))
         .route("/plans/{plan}/delete", post(plans::delete))
         .route("/usage", get(usage::show))
+        .route("/refusals", get(refusals::show))
         .route("/audit", get(audit::list))
         .route("/admin-keys", get(admin_keys::list).post(admin_keys::create))
         .route("/admin-keys/{key}", get(admin_keys::show))

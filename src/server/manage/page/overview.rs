@@ -1,23 +1,55 @@
 //! The first screen: what needs attention. It reads only today's usage.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
 use axum::Extension;
+use axum::extract::State;
 use maud::{Markup, html};
+use tokio::sync::Mutex;
 
 use super::audit::latest;
 use super::chart::reasons;
 use super::failure::Failure;
 use super::layout::{Place, page};
 use super::parts::{number, pill, when};
-use super::visit::{Visitor, Who};
+use super::refusals;
+use super::visit::{Shared, Visitor, Who};
 use crate::admin::Admin;
 use crate::clock::Timestamp;
-use crate::permission::{About, Permission};
+use crate::permission::{About, Permission, Reach};
+use crate::server::manage::Plane;
 use crate::store::{KeyCounts, ReplicaState};
+use crate::tenant::TenantId;
 
-pub(super) async fn show(Extension(visitor): Who) -> Result<Markup, Failure> {
-    let (admin, reach) = (&visitor.admin, &visitor.caller.maker.authority.reach);
+/// Counts of so many live keys are kept for a minute: each is a walk over all of them.
+const MANY: u64 = 10_000;
+const KEPT_FOR: Duration = Duration::from_mins(1);
+
+/// Counts of keys by reach, and when each was made. Whoever counts holds it, so that there is one walk at a time.
+pub(in crate::server::manage) type Counted =
+    Mutex<BTreeMap<Option<BTreeSet<TenantId>>, (Timestamp, KeyCounts)>>;
+
+/// How many keys need attention: counted now, or within the last minute where there are many.
+async fn key_counts(plane: &Plane, visitor: &Visitor) -> Result<KeyCounts, Failure> {
+    let (now, reach) = (visitor.admin.now(), &visitor.caller.maker.authority.reach);
+    let of = if let Reach::Some(tenants) = reach { Some(tenants.clone()) } else { None };
+    let mut kept = plane.counted.lock().await;
+    kept.retain(|_, (at, _)| now.since(*at) < KEPT_FOR);
+    if let Some((_, counts)) = kept.get(&of) {
+        return Ok(*counts);
+    }
+    let counts = visitor.admin.key_counts(reach).await?;
+    if counts.live > MANY {
+        kept.insert(of, (now, counts));
+    }
+    Ok(counts)
+}
+
+pub(super) async fn show(State(plane): Shared, Extension(visitor): Who) -> Result<Markup, Failure> {
+    let admin = &visitor.admin;
     let counts = if visitor.may(Permission::KeysRead, About::Shared) {
-        Some(admin.key_counts(reach).await?)
+        Some(key_counts(&plane, &visitor).await?)
     } else {
         None
     };
@@ -36,6 +68,9 @@ pub(super) async fn show(Extension(visitor): Who) -> Result<Markup, Failure> {
         div.columns {
             @if let Some(today) = &today { (requests(today)) }
             (servers(&replicas, admin.now()))
+        }
+        @if visitor.may(Permission::KeysRead, About::Shared) {
+            section aria-labelledby="find" { h2 #find { "Find a refusal" } (refusals::form("")) }
         }
         @if let Some(changes) = &changes {
             section aria-labelledby="changes" { h2 #changes { "Latest changes" } (changes) }

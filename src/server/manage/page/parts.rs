@@ -2,9 +2,12 @@
 
 use maud::{Markup, html};
 
+use super::failure::Failure;
 use super::form::Form;
+use super::visit::Visitor;
 use crate::clock::Timestamp;
 use crate::record::{KeyDetails, KeyState};
+use crate::store::TenantFilter;
 use crate::tenant::{Tenant, TenantStatus};
 
 const SECOND: i64 = 1_000_000;
@@ -96,7 +99,15 @@ pub(super) fn meaning(reason: &str) -> &'static str {
         "path_ambiguous" => "The path can be read in two ways.",
         "tenant_inactive" => "The tenant is not active.",
         "damaged_row" => "The row of the key cannot be read.",
-        "unavailable" => "tenantgate could not decide.",
+        "bad_route_context" => "Envoy's configuration says something of the route that cannot be read.",
+        "damaged_route" => "The rule for this request cannot be read.",
+        "deadline_too_short" => "Envoy waits for too short a time.",
+        "overloaded" => "tenantgate had too much to do.",
+        "too_large" => "The request is too large to be judged.",
+        "never_loaded" | "too_old" | "unknown_while_stale" => {
+            "tenantgate was out of touch with its database."
+        }
+        "internal" | "unavailable" => "tenantgate could not decide.",
         _ => "",
     }
 }
@@ -143,7 +154,12 @@ pub(super) fn done(query: &Form) -> Markup {
     html! { p.notice.good role="status" { (text) } }
 }
 
-/// Renders the error of a form.
+/// The version of what a form shows, so that a change which somebody else has made meanwhile is not undone unseen.
+pub(super) fn version(version: &str) -> Markup {
+    html! { input type="hidden" name="version" value=(version); }
+}
+
+/// What was wrong with a form.
 pub(super) fn wrong(text: Option<&str>) -> Markup {
     html! { @if let Some(text) = text { p.notice.bad role="alert" { (text) } } }
 }
@@ -189,19 +205,21 @@ pub(super) fn select(name: &str, label: &str, chosen: &str, options: &[(&str, &s
 /// The maximum number of tenants in a selection. With more, the schema name is a text field.
 const OFFERED: usize = 200;
 
-/// Renders the selection of a tenant for a filter.
-pub(super) fn tenant_choice(tenants: &[Tenant], query: &Form) -> Markup {
+/// The choice of a tenant for a filter.
+pub(super) async fn tenant_choice(visitor: &Visitor, query: &Form) -> Result<Markup, Failure> {
     let chosen = query.shown("tenant");
-    if tenants.len() > OFFERED {
+    let page = visitor.admin.tenants_by_creation(&TenantFilter::default(), None, OFFERED).await?;
+    let tenants = page.tenants;
+    if page.next.is_some() {
         let field =
             Field { name: "tenant", label: "Schema of the tenant", value: chosen, hint: "", required: false };
-        return field.show();
+        return Ok(field.show());
     }
     let mut options: Vec<_> =
         tenants.iter().map(|tenant| (tenant.schema.as_str(), tenant.name.as_str())).collect();
     options.sort_by_key(|(_, name)| name.to_lowercase());
     options.insert(0, ("", "Every tenant"));
-    select("tenant", "Tenant", chosen, &options)
+    Ok(select("tenant", "Tenant", chosen, &options))
 }
 
 /// Renders an action that needs a second click: a summary that opens an explanation and the button.

@@ -9,8 +9,9 @@ use maud::{Markup, html};
 use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
-use super::parts::{Field, asked, done, table, wrong};
+use super::parts::{Field, asked, done, table, version, wrong};
 use super::visit::{Visitor, Who};
+use crate::admin::version::of_plan;
 use crate::admin::{AdminError, LimitUpdate, Setting};
 use crate::permission::{About, Permission};
 use crate::plan::{Limit, PlanName, PlanRow};
@@ -61,11 +62,14 @@ fn rows(plans: &[PlanRow], writes: bool) -> Markup {
                 }
                 td {
                     @if writes {
-                        details.action.small {
-                            summary.danger aria-label={ "Delete the plan " (plan.name) } { "Delete" }
-                            div.ask {
-                                form method="post" action={ "/plans/" (plan.name) "/delete" } {
-                                    button.danger type="submit" { "Delete plan" }
+                        div.row-actions {
+                            a href={ "/plans/" (plan.name) "/edit" } aria-label={ "Edit the plan " (plan.name) } { "Edit" }
+                            details.action.small {
+                                summary.danger aria-label={ "Delete the plan " (plan.name) } { "Delete" }
+                                div.ask {
+                                    form method="post" action={ "/plans/" (plan.name) "/delete" } {
+                                        button.danger type="submit" { "Delete plan" }
+                                    }
                                 }
                             }
                         }
@@ -81,24 +85,97 @@ fn new_form(form: &Form) -> Markup {
     html! {
         form method="post" action="/plans" {
             (name.show())
-            @for (field, label) in LIMITS {
-                (Field { name: field, label, value: form.shown(field), hint: "Such as 100/MINUTE.", required: false }.show())
-            }
+            (limit_fields(form))
             button.primary type="submit" { "Create plan" }
         }
     }
 }
 
-fn asked_for(form: &Form) -> Result<(PlanName, LimitUpdate), Failure> {
-    let bad = |e: crate::invalid::Invalid| Failure::from(AdminError::BadRequest(e.to_string()));
-    let name = PlanName::parse(form.need("name", "The name")?).map_err(bad)?;
-    let mut limits = LimitUpdate::default();
-    for (limit, (field, _)) in limits.iter_mut().zip(LIMITS) {
-        if let Some(text) = form.get(field) {
-            *limit = Setting::Set(Limit::parse(text).map_err(bad)?);
+fn limit_fields(form: &Form) -> Markup {
+    html! {
+        @for (field, label) in LIMITS {
+            (Field { name: field, label, value: form.shown(field), hint: "Such as 100/MINUTE.", required: false }.show())
         }
     }
-    Ok((name, limits))
+}
+
+fn bad(error: crate::invalid::Invalid) -> Failure {
+    AdminError::BadRequest(error.to_string()).into()
+}
+
+/// The limits of a form, in which an empty one is none.
+fn limits(form: &Form) -> Result<LimitUpdate, Failure> {
+    let mut limits = LimitUpdate::default();
+    for (limit, (field, _)) in limits.iter_mut().zip(LIMITS) {
+        *limit = match form.get(field) {
+            None => Setting::Unset,
+            Some(text) => Setting::Set(Limit::parse(text).map_err(bad)?),
+        };
+    }
+    Ok(limits)
+}
+
+fn asked_for(form: &Form) -> Result<(PlanName, LimitUpdate), Failure> {
+    Ok((PlanName::parse(form.need("name", "The name")?).map_err(bad)?, limits(form)?))
+}
+
+/// A plan as a form that is filled in with it.
+fn filled_in(plan: &PlanRow) -> Form {
+    let version = of_plan(plan);
+    let mut fields = vec![("version", version.as_str())];
+    let limits = LIMITS.into_iter().zip(&plan.limits);
+    fields.extend(limits.map(|((field, _), limit)| (field, limit.as_deref().unwrap_or_default())));
+    Form::of(&fields)
+}
+
+fn edit_page(visitor: &Visitor, name: &PlanName, form: &Form, failure: Option<&str>) -> Markup {
+    let title = format!("Edit plan {name}");
+    let body = html! {
+        p.crumbs { a href="/plans" { "Plans" } }
+        h1 { (title) }
+        (wrong(failure))
+        form.card.narrow method="post" action={ "/plans/" (name) "/update" } {
+            (version(form.shown("version")))
+            (limit_fields(form))
+            p.actions {
+                button.primary type="submit" { "Save" }
+                a.button href="/plans" { "Cancel" }
+            }
+        }
+    };
+    page(visitor, Place::Plans, &title, &body)
+}
+
+fn name_of(text: &str) -> Result<PlanName, Failure> {
+    PlanName::parse(text).map_err(|_| Failure::not_found())
+}
+
+pub(super) async fn edit(Extension(visitor): Who, Path(name): Path<String>) -> Result<Markup, Failure> {
+    visitor.check(Permission::PlansWrite, About::Shared)?;
+    let name = name_of(&name)?;
+    let (plan, _) = visitor.admin.plan(&name).await?;
+    Ok(edit_page(&visitor, &name, &filled_in(&plan), None))
+}
+
+pub(super) async fn update(
+    Extension(visitor): Who,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> Result<Response, Failure> {
+    visitor.check(Permission::PlansWrite, About::Shared)?;
+    let (name, form) = (name_of(&name)?, Form::read(body));
+    let changed = match limits(&form) {
+        Ok(limits) => visitor.admin_for(&form).patch_plan(&name, &limits).await.map_err(Failure::from),
+        Err(failure) => Err(failure),
+    };
+    match changed {
+        Ok(_) => Ok(Redirect::to("/plans?done=updated").into_response()),
+        Err(failure) => {
+            let failure = failure.of_form()?;
+            let again = edit_page(&visitor, &name, &form, Some(&failure.text));
+            Ok((failure.status, again).into_response())
+        }
+    }
 }
 
 pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
@@ -119,7 +196,6 @@ pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Respo
 
 pub(super) async fn delete(Extension(visitor): Who, Path(name): Path<String>) -> Result<Redirect, Failure> {
     visitor.check(Permission::PlansWrite, About::Shared)?;
-    let name = PlanName::parse(&name).map_err(|_| Failure::not_found())?;
-    visitor.admin.delete_plan(&name).await?;
+    visitor.admin.delete_plan(&name_of(&name)?).await?;
     Ok(Redirect::to("/plans?done=deleted"))
 }

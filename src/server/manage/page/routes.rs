@@ -3,7 +3,6 @@
 use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::{Path, RawQuery};
-use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use maud::{Markup, html};
 use uuid::Uuid;
@@ -11,9 +10,10 @@ use uuid::Uuid;
 use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
-use super::parts::{Field, asked, done, meaning, pill, select, table, wrong};
+use super::parts::{Field, asked, done, meaning, pill, select, table, version, wrong};
 use super::visit::{Visitor, Who};
-use crate::admin::{RouteVerdict, TestedRequest};
+use crate::admin::version::of_route;
+use crate::admin::{RouteUpdate, RouteVerdict, Setting, TestedRequest};
 use crate::permission::{About, Permission};
 use crate::route::{RouteId, RouteRow};
 
@@ -47,7 +47,7 @@ async fn screen(
             } @else {
                 (table("Rules", &["Host", "Method", "Path", "Key", "Scopes", "Name", ""], &rows(&rules, writes)))
             }
-            @if writes { (asked("Add a rule", false, &add_form(form))) }
+            @if writes { (asked("Add a rule", false, &rule_form(form, None))) }
         }
     };
     Ok(page(visitor, Place::Routes, "Routes", &body))
@@ -65,11 +65,14 @@ fn rows(rules: &[RouteRow], writes: bool) -> Markup {
                 td { (rule.name.as_deref().unwrap_or("–")) }
                 td {
                     @if writes {
-                        details.action.small {
-                            summary.danger aria-label={ "Remove the rule for " (rule.path) } { "Remove" }
-                            div.ask {
-                                form method="post" action={ "/routes/" (rule.id.0) "/remove" } {
-                                    button.danger type="submit" { "Remove rule" }
+                        div.row-actions {
+                            a href={ "/routes/" (rule.id.0) "/edit" } aria-label={ "Edit the rule for " (rule.path) } { "Edit" }
+                            details.action.small {
+                                summary.danger aria-label={ "Remove the rule for " (rule.path) } { "Remove" }
+                                div.ask {
+                                    form method="post" action={ "/routes/" (rule.id.0) "/remove" } {
+                                        button.danger type="submit" { "Remove rule" }
+                                    }
                                 }
                             }
                         }
@@ -154,7 +157,9 @@ fn told(verdict: &RouteVerdict) -> Markup {
     }
 }
 
-fn add_form(form: &Form) -> Markup {
+/// The form of a new rule, or of one that exists, in its version.
+fn rule_form(form: &Form, edited: Option<(RouteId, &str)>) -> Markup {
+    let path = edited.map_or("/routes".into(), |(id, _)| format!("/routes/{}/update", id.0));
     let field = |name: &'static str,
                  id: &'static str,
                  label: &'static str,
@@ -169,7 +174,8 @@ fn add_form(form: &Form) -> Markup {
         }
     };
     html! {
-        form method="post" action="/routes" {
+        form method="post" action=(path) {
+            @if let Some((_, shown)) = edited { (version(shown)) }
             (field("path", "add-path", "Path", "Such as /v1/models, /v1/{model}/chat or /v1/**.", true))
             (field("host", "add-host", "Host", "Such as api.example.com or *.example.com. Empty: every host.", false))
             (field("method", "add-method", "Method", "Such as GET. Empty: every method.", false))
@@ -182,15 +188,14 @@ fn add_form(form: &Form) -> Markup {
                 input #shadow type="checkbox" name="shadow" value="yes" checked[form.get("shadow").is_some()];
                 label for="shadow" { "Shadow: let keys pass that lack a scope, and report them" }
             }
-            button.primary type="submit" { "Add rule" }
+            button.primary type="submit" { @if edited.is_some() { "Save" } @else { "Add rule" } }
         }
     }
 }
 
-pub(super) async fn add(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
-    visitor.check(Permission::RoutesWrite, About::Shared)?;
-    let form = Form::read(body);
-    let rule = RouteRow {
+/// The rule that a form describes.
+fn rule_of(form: &Form) -> RouteRow {
+    RouteRow {
         id: RouteId(Uuid::nil()),
         name: form.get("name").map(str::to_owned),
         host: form.get("host").unwrap_or("*").to_owned(),
@@ -199,14 +204,78 @@ pub(super) async fn add(Extension(visitor): Who, body: Bytes) -> Result<Response
         mode: form.get("mode").unwrap_or("required").to_owned(),
         scopes: form.get("scopes").map(str::to_owned),
         shadow: form.get("shadow").is_some(),
+    }
+}
+
+/// A rule as a form that is filled in with it.
+fn filled_in(rule: &RouteRow) -> Form {
+    let texts = [
+        ("path", rule.path.as_str()),
+        ("host", &rule.host),
+        ("method", &rule.method),
+        ("mode", &rule.mode),
+        ("scopes", rule.scopes.as_deref().unwrap_or_default()),
+        ("name", rule.name.as_deref().unwrap_or_default()),
+        ("shadow", if rule.shadow { "yes" } else { "" }),
+    ];
+    Form::of(&texts)
+}
+
+fn edit_page(visitor: &Visitor, id: RouteId, form: &Form, shown: &str, failure: Option<&str>) -> Markup {
+    let body = html! {
+        p.crumbs { a href="/routes" { "Routes" } }
+        h1 { "Edit rule" }
+        (wrong(failure))
+        div.card.narrow { (rule_form(form, Some((id, shown)))) }
     };
-    match visitor.admin.add_route(rule).await {
+    page(visitor, Place::Routes, "Edit rule", &body)
+}
+
+fn id_of(text: &str) -> Result<RouteId, Failure> {
+    Uuid::parse_str(text).map(RouteId).map_err(|_| Failure::not_found())
+}
+
+pub(super) async fn edit(Extension(visitor): Who, Path(id): Path<String>) -> Result<Markup, Failure> {
+    visitor.check(Permission::RoutesWrite, About::Shared)?;
+    let rule = visitor.admin.route(id_of(&id)?).await?;
+    Ok(edit_page(&visitor, rule.id, &filled_in(&rule), &of_route(&rule), None))
+}
+
+pub(super) async fn update(
+    Extension(visitor): Who,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Response, Failure> {
+    visitor.check(Permission::RoutesWrite, About::Shared)?;
+    let (id, form) = (id_of(&id)?, Form::read(body));
+    let rule = rule_of(&form);
+    let said = |text: Option<String>| text.map_or(Setting::Unset, Setting::Set);
+    let update = RouteUpdate {
+        name: said(rule.name),
+        host: Some(rule.host),
+        method: Some(rule.method),
+        path: Some(rule.path),
+        mode: Some(rule.mode),
+        scopes: said(rule.scopes),
+        shadow: Some(rule.shadow),
+    };
+    match visitor.admin_for(&form).update_route(id, &update).await {
+        Ok(_) => Ok(Redirect::to("/routes?done=updated").into_response()),
+        Err(error) => {
+            let failure = Failure::from(error).of_form()?;
+            let again = edit_page(&visitor, id, &form, form.shown("version"), Some(&failure.text));
+            Ok((failure.status, again).into_response())
+        }
+    }
+}
+
+pub(super) async fn add(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
+    visitor.check(Permission::RoutesWrite, About::Shared)?;
+    let form = Form::read(body);
+    match visitor.admin.add_route(rule_of(&form)).await {
         Ok(_) => Ok(Redirect::to("/routes?done=created").into_response()),
         Err(error) => {
-            let failure = Failure::from(error);
-            if failure.status == StatusCode::SERVICE_UNAVAILABLE {
-                return Err(failure);
-            }
+            let failure = Failure::from(error).of_form()?;
             let again = screen(&visitor, &Form::default(), &form, Some(&failure.text)).await?;
             Ok((failure.status, again).into_response())
         }

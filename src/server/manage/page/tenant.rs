@@ -11,13 +11,14 @@ use super::failure::Failure;
 use super::form::Form;
 use super::keys::rows;
 use super::layout::{Place, page};
-use super::parts::{Field, asked, copyable, done, number, select, table, tenant_pill, when};
+use super::parts::{Field, asked, copyable, done, number, select, table, tenant_pill, version, when};
 use super::visit::{Visitor, Who};
+use crate::admin::version::of_tenant;
 use crate::admin::{AdminError, Setting};
 use crate::permission::{About, Permission};
 use crate::plan::{PlanName, PlanRow};
 use crate::store::KeyFilter;
-use crate::tenant::{Tenant, TenantStatus};
+use crate::tenant::{Mode, Tenant, TenantStatus};
 
 /// The number of keys that are shown with the tenant.
 const KEYS: usize = 10;
@@ -115,21 +116,21 @@ async fn picture(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> 
 }
 
 async fn actions(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> {
-    let impact = visitor.admin.keys_to_revoke(&tenant.id.0.to_string()).await?;
-    let (live, used) = (impact.keys.len() as u64, u64::try_from(impact.used).unwrap_or(0));
+    let (live, used) = visitor.admin.impact(tenant).await?;
+    let (live, used) = (u64::try_from(live).unwrap_or(0), u64::try_from(used).unwrap_or(0));
     let plans = visitor.admin.plans().await?;
     let path = format!("/tenants/{}", tenant.id.0);
     let impact = html! {
         p {
             strong { (number(live)) @if live == 1 { " key" } @else { " keys" } } " of this tenant "
-            @if live == 1 { "is" } @else { "are" } " not revoked; "
-            strong { (number(used)) } " of them " @if used == 1 { "was" } @else { "were" } " used in the last day."
+            @if live == 1 { "works" } @else { "work" } " now; "
+            strong { (number(used)) } @if used == 1 { " was" } @else { " were" } " used in the last day."
         }
     };
     Ok(html! {
         section.dangers aria-labelledby="change" {
             h2 #change { "Change" }
-            (asked("Edit name and plan", false, &edit(tenant, &plans, &path)))
+            (asked("Edit tenant", false, &edit(tenant, &plans, &path)))
             @match tenant.status {
                 TenantStatus::Active => (asked("Suspend tenant", true, &html! {
                     (impact)
@@ -170,10 +171,15 @@ fn edit(tenant: &Tenant, plans: &[PlanRow], path: &str) -> Markup {
     let name = Field { name: "name", label: "Name", value: &tenant.name, hint: "", required: true };
     let mut options = vec![("", "none")];
     options.extend(plans.iter().map(|plan| (plan.name.as_str(), plan.name.as_str())));
+    let mode = tenant.mode.map_or("", Mode::as_str);
     html! {
         form method="post" action={ (path) "/update" } {
+            (version(&of_tenant(tenant)))
             (name.show())
             (select("plan", "Plan", tenant.plan.as_deref().unwrap_or_default(), &options))
+            (select("mode", "Requests that are to be refused", mode, &[
+                ("", "As the server says"), ("enforce", "Are refused"), ("shadow", "Pass, and are reported"),
+            ]))
             button.primary type="submit" { "Save" }
         }
     }
@@ -194,8 +200,15 @@ pub(super) async fn update(
         None => Setting::Unset,
         Some(name) => Setting::Set(PlanName::parse(name).map_err(|e| AdminError::BadRequest(e.to_string()))?),
     };
+    let mode = match form.get("mode") {
+        None => Setting::Unset,
+        Some(word) => match Mode::ALL.into_iter().find(|mode| mode.as_str() == word) {
+            Some(mode) => Setting::Set(mode),
+            None => return Err(Failure::invalid("The mode is not one of those offered.")),
+        },
+    };
     let name = form.need("name", "The name")?;
-    visitor.admin.update_tenant(&tenant.id.0.to_string(), Some(name), &plan).await?;
+    visitor.admin_for(&form).patch_tenant(&tenant.id.0.to_string(), Some(name), &plan, &mode).await?;
     Ok(to(&tenant, "updated"))
 }
 

@@ -12,7 +12,9 @@ use super::layout::{Place, page};
 use super::parts::{Field, table, tenant_pill, when, wrong};
 use super::visit::{Visitor, Who};
 use crate::permission::{About, Permission};
-use crate::tenant::{Tenant, TenantStatus};
+use crate::server::manage::reading::place;
+use crate::store::{TenantFilter, TenantPage, TenantPlace};
+use crate::tenant::{TenantId, TenantStatus};
 
 /// The number of tenants on a page.
 const SIZE: usize = 50;
@@ -20,20 +22,15 @@ const SIZE: usize = 50;
 pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
     visitor.check(Permission::TenantsRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
-    let wanted = query.shown("q").to_lowercase();
-    let mut tenants = visitor.admin.tenants().await?;
-    tenants.retain(|tenant| wanted.is_empty() || matches(tenant, &wanted));
-    // Newest first. A page begins after a certain tenant, so that new tenants do not shift the pages.
-    tenants.sort_by_key(|tenant| std::cmp::Reverse((tenant.created_at, tenant.id)));
+    let search = query.get("q").map(str::to_owned);
+    let filter = TenantFilter { search, newest_first: true, ..TenantFilter::default() };
+    // A page begins after a tenant, so that new ones move nothing.
+    let after = query.get("after").and_then(|text| place(&visitor.admin, text));
+    let after = after.map(|(created_at, id)| TenantPlace { created_at, id: TenantId(id) });
+    let TenantPage { tenants, next } =
+        visitor.admin.tenants_by_creation(&filter, after.as_ref(), SIZE).await?;
+    let next = next.map(|place| format!("{} {}", place.created_at, place.id.0));
     let found = tenants.len();
-    if let Some(after) = query.get("after")
-        && let Some(at) = tenants.iter().position(|tenant| tenant.id.0.to_string() == after)
-    {
-        tenants.drain(..=at);
-    }
-    let more = tenants.len() > SIZE;
-    tenants.truncate(SIZE);
-    let last = tenants.last().filter(|_| more).map(|tenant| tenant.id.0.to_string());
     let now = visitor.admin.now();
     let rows = html! {
         @for tenant in &tenants {
@@ -59,22 +56,16 @@ pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> 
             button type="submit" { "Search" }
         }
         div #results {
-            p.count role="status" { (found) @if found == 1 { " tenant" } @else { " tenants" } }
+            p.count role="status" { (found) @if next.is_some() { "+" } @if found == 1 { " tenant" } @else { " tenants" } }
             @if tenants.is_empty() {
                 p.empty { "No tenant matches." }
             } @else {
                 (table("Tenants", &["Name", "Status", "Schema", "Plan", "Created"], &rows))
             }
-            (super::parts::next_page("/tenants", &query, last.as_deref()))
+            (super::parts::next_page("/tenants", &query, next.as_deref()))
         }
     };
     Ok(page(&visitor, Place::Tenants, "Tenants", &body))
-}
-
-fn matches(tenant: &Tenant, wanted: &str) -> bool {
-    tenant.name.to_lowercase().contains(wanted)
-        || tenant.schema.contains(wanted)
-        || tenant.id.0.to_string() == wanted
 }
 
 pub(super) async fn new(Extension(visitor): Who) -> Result<Markup, Failure> {

@@ -11,7 +11,7 @@ use super::layout::{Place, page};
 use super::parts::{number, table, tenant_choice};
 use super::visit::{Visitor, Who};
 use crate::permission::{About, Permission, Reach};
-use crate::store::{DayCount, UsageBy};
+use crate::store::DayCount;
 use crate::tenant::Tenant;
 
 /// The number of keys that are shown.
@@ -55,10 +55,10 @@ async fn choice(visitor: &Visitor, query: &Form) -> Result<Markup, Failure> {
     if !visitor.may(Permission::TenantsRead, About::Shared) {
         return Ok(html! {});
     }
-    let tenants = visitor.admin.tenants().await?;
+    let tenants = tenant_choice(visitor, query).await?;
     Ok(html! {
         form.filters {
-            (tenant_choice(&tenants, query))
+            (tenants)
             button type="submit" { "Show" }
         }
     })
@@ -82,11 +82,8 @@ async fn busiest(visitor: &Visitor, tenant: Option<&Tenant>) -> Result<Option<Ma
     if !sees_all || !visitor.may(Permission::KeysRead, About::Shared) {
         return Ok(None);
     }
-    let reference = tenant.map(|tenant| tenant.id.0.to_string());
     let since = start(visitor.admin.now());
-    let mut rows = visitor.admin.usage(reference.as_deref(), since, UsageBy::Key).await?;
-    rows.retain(|row| row.key_prefix.is_some());
-    rows.truncate(BUSIEST);
+    let rows = visitor.admin.busiest_keys(tenant.map(|tenant| tenant.id), since, BUSIEST).await?;
     if rows.is_empty() {
         return Ok(None);
     }

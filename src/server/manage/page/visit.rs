@@ -9,8 +9,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Redirect, Response};
 
 use super::failure::Failure;
+use super::form::Form;
 use super::{cookie, origin};
-use crate::admin::{Admin, Browser, Caller, Origin};
+use crate::admin::{Admin, Browser, Caller, Expected, Origin};
 use crate::permission::{About, Permission, Verdict, may};
 use crate::server::manage::Plane;
 use crate::server::manage::connections::Peer;
@@ -33,7 +34,13 @@ impl Visitor {
         Failure::of_verdict(may(&self.caller.maker.authority, permission, about))
     }
 
-    /// Whether to offer an action.
+    /// The use cases, for a form that was filled in: what it is about changes only in the version that the form showed.
+    pub(super) fn admin_for(&self, form: &Form) -> Admin {
+        let shown = form.get("version").map(|version| Expected::OneOf(vec![version.to_owned()]));
+        self.admin.clone().expecting(shown.unwrap_or_default())
+    }
+
+    /// Whether something is offered.
     pub(super) fn may(&self, permission: Permission, about: About) -> bool {
         may(&self.caller.maker.authority, permission, about) == Verdict::Yes
     }

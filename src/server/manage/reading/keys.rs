@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Path, RawQuery, State};
 use axum::{Extension, Json};
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::seen_by;
 use crate::admin::version;
@@ -63,7 +64,8 @@ async fn list(
     if let Some(reference) = tenant {
         filter.tenant = Some(admin.tenant_by_id(reference).await?.id);
     }
-    let after = query.after().map(|place| at(&admin, place).ok_or_else(|| query.bad_token())).transpose()?;
+    let after = query.after().map(|text| place(&admin, text).ok_or_else(|| query.bad_token())).transpose()?;
+    let after = after.map(|(created_at, id)| KeyPlace { created_at, id: KeyId(id) });
     let reach = &caller.maker.authority.reach;
     let part = admin.keys_by_creation(&filter, reach, after.as_ref(), query.size()).await?;
     let next = part.next.map(|place| format!("{} {}", place.created_at, place.id.0));
@@ -71,13 +73,13 @@ async fn list(
     Ok(Json(query.part(items, next.as_deref())))
 }
 
-/// Parses the place in a page token.
-fn at(admin: &Admin, place: &str) -> Option<KeyPlace> {
-    let (created_at, id) = place.rsplit_once(' ')?;
-    // SQLite compares texts, so any text is a valid place. Postgres would fail on an invalid instant.
+/// The place in an order of creation that a text names: an instant, as the database writes it, and an id.
+pub(in crate::server::manage) fn place(admin: &Admin, text: &str) -> Option<(String, Uuid)> {
+    let (created_at, id) = text.rsplit_once(' ')?;
+    // SQLite compares texts, whatever they are.
     let fine = admin.is_embedded() || Timestamp::parse_rfc_3339(created_at).is_some();
-    let id = uuid::Uuid::parse_str(id).ok().filter(|_| fine)?;
-    Some(KeyPlace { created_at: created_at.to_owned(), id: KeyId(id) })
+    let id = Uuid::parse_str(id).ok().filter(|_| fine)?;
+    Some((created_at.to_owned(), id))
 }
 
 fn filter(query: &ListQuery, now: Timestamp) -> Result<KeyFilter, Problem> {

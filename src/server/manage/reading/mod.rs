@@ -12,14 +12,15 @@ use serde::Serialize;
 pub use self::asked::{Explain, ExplainedRequest};
 pub(super) use self::asked::{explain, test_route};
 pub(super) use self::audit::audit;
+pub(super) use self::keys::place;
 pub(super) use self::keys::{ImpactView, impact, key, keys, keys_of_tenant};
 pub(super) use self::usage::{usage, usage_of_key};
 use super::query::{ListQuery, Page};
 use super::{Found, Plane, Shared};
 use crate::admin::{Admin, Caller, Origin};
 
-/// The use cases with the authority of the caller.
-fn seen_by(plane: &Plane, caller: &Caller) -> Admin {
+/// The use cases as the caller sees them.
+pub(super) fn seen_by(plane: &Plane, caller: &Caller) -> Admin {
     plane.admin.on_behalf(caller, &Origin::default())
 }
 

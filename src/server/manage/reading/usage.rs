@@ -84,7 +84,7 @@ fn filter(query: &ListQuery, now: Timestamp, reach: Reach) -> Result<UsageFilter
     }
     let after = query.after().map(str::to_owned);
     let part = Some(UsagePart { after, rows: query.size() + 1 });
-    Ok(UsageFilter { from, to, tenant: None, key: None, reach, by, part })
+    Ok(UsageFilter { from, to, tenant: None, key: None, reach, by, part, busiest: None })
 }
 
 async fn part(admin: &Admin, query: &ListQuery, filter: UsageFilter) -> Found<Page<UsageView>> {

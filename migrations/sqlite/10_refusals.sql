@@ -1,0 +1,14 @@
+-- Refusals of the last days, so that the page of manage tells the reason of a decision id that a client has.
+
+-- Servers add a bounded number a minute, and forget them after three days. The log has all.
+CREATE TABLE tenantgate_refusal (
+    decision_id TEXT NOT NULL PRIMARY KEY,
+    at          TEXT NOT NULL,
+    reason      TEXT NOT NULL,
+    -- The key that was proven; the nil UUID without one.
+    key_id      TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX tenantgate_refusal_at ON tenantgate_refusal (at);
+
+-- Lists of tenants, a page at a time.
+CREATE INDEX idx_tenants_created ON tenants (created_at, id);

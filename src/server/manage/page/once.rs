@@ -1,0 +1,108 @@
+//! Forms that make a key once, however often they are sent.
+//!
+//! The page that shows a new key is the answer to its form, so that the key is nowhere else. A browser that reloads that
+//! page sends the form again. Each form therefore has an id of its own, which is claimed as an Idempotency-Key is.
+
+use std::sync::Arc;
+
+use maud::{Markup, html};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::failure::Failure;
+use super::form::Form;
+use super::visit::Visitor;
+use crate::admin::{Admin, AdminError};
+use crate::server::manage::idempotency::{self, Secret};
+use crate::store::{Changed, Receipt};
+
+/// The id of a form.
+pub(super) fn field() -> Markup {
+    html! { input type="hidden" name="once" value=(Uuid::new_v4()); }
+}
+
+/// Whether a form was sent before.
+pub(super) enum Turn {
+    /// It was not: the key must be made.
+    First(First),
+    /// It was: the key that was made then.
+    Before(Before),
+}
+
+/// A form that is sent for the first time.
+pub(super) struct First {
+    /// The use cases, by which its key is made.
+    pub(super) admin: Admin,
+    attempt: Option<Uuid>,
+}
+
+/// The key that a form has made.
+pub(super) struct Before {
+    /// Its id.
+    pub(super) id: String,
+    /// The whole key, if there is a pepper from which it can be made again.
+    pub(super) key: Option<String>,
+}
+
+/// Claims the form that was sent to `path`.
+pub(super) async fn begin(
+    visitor: &Visitor,
+    path: &str,
+    form: &Form,
+    body: &[u8],
+    secret: Secret,
+) -> Result<Turn, Failure> {
+    let admin = visitor.admin.clone();
+    let Some(id) = form.get("once") else { return Ok(Turn::First(First { admin, attempt: None })) };
+    let id = Uuid::parse_str(id).map_err(|_| Failure::invalid("The form is not one of this page."))?;
+    match idempotency::claim(&admin, &visitor.caller, path, id.to_string(), body).await? {
+        idempotency::Turn::First(attempt, derivation) => {
+            let receipt = Receipt { attempt: Some(attempt), answer: Arc::new(kept) };
+            let admin = admin.deriving(derivation).reporting(receipt);
+            Ok(Turn::First(First { admin, attempt: Some(attempt) }))
+        }
+        idempotency::Turn::Done(mut made, derivation) => {
+            secret.replay(&mut made, derivation);
+            let text = |value: &Value| value.as_str().map(str::to_owned);
+            Ok(Turn::Before(Before { id: text(&made["id"]).unwrap_or_default(), key: text(&made["key"]) }))
+        }
+        idempotency::Turn::Running => {
+            Err(Failure::sent_before("This form was sent twice, and the first one is still running."))
+        }
+        idempotency::Turn::OtherBody => Err(Failure::sent_before(
+            "This form was sent before with other values. Open it again to make another key.",
+        )),
+    }
+}
+
+/// What is kept of a key that was made.
+fn kept(changed: Changed<'_>) -> Option<String> {
+    let (id, prefix) = match changed {
+        Changed::Key(key) | Changed::Rotated(_, key) => (key.id.0, &key.prefix),
+        Changed::AdminKey(key) => (key.id.0, &key.prefix),
+        _ => return None,
+    };
+    Some(json!({ "id": id.to_string(), "key_prefix": prefix }).to_string())
+}
+
+impl First {
+    /// Lets the form be sent again if nothing was made.
+    pub(super) async fn done<T>(self, made: Result<T, AdminError>) -> Result<T, Failure> {
+        if let (Err(_), Some(attempt)) = (&made, self.attempt)
+            && let Err(error) = self.admin.give_up_claim(attempt).await
+        {
+            tracing::warn!(%error, "a form that failed cannot be sent again for two minutes");
+        }
+        Ok(made?)
+    }
+}
+
+/// What stands where a key is that was shown before.
+pub(super) fn not_again() -> Markup {
+    html! {
+        p.notice role="status" {
+            "This form was sent before, and made the key then. The key cannot be shown again. If you did not store it, make \
+             another one, and revoke this one."
+        }
+    }
+}
