@@ -42,6 +42,18 @@ pub(super) enum Form {
     MergePatch,
 }
 
+impl Form {
+    /// What a body of another media type is told.
+    fn expected(self) -> &'static str {
+        match self {
+            Self::Json | Self::JsonOrEmpty => "expected a body with Content-Type: application/json",
+            Self::MergePatch => {
+                "expected a body with Content-Type: application/merge-patch+json or application/json"
+            }
+        }
+    }
+}
+
 /// Reads a whole body.
 pub(super) async fn read(mut body: Body) -> Result<Bytes, Problem> {
     let (mut whole, mut size) = (Vec::new(), 0_usize);
@@ -64,11 +76,13 @@ pub(super) fn parse(headers: &HeaderMap, bytes: &[u8], form: Form) -> Result<Val
         return Ok(Value::Object(Map::new()));
     }
     let mut types = headers.get_all(CONTENT_TYPE).iter();
-    let (Some(media), None) = (types.next(), types.next()) else { return Err(Problem::media_type(form)) };
+    let (Some(media), None) = (types.next(), types.next()) else {
+        return Err(Problem::media_type(form.expected()));
+    };
     let media = media.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
     let patch = form == Form::MergePatch && media.eq_ignore_ascii_case(MERGE_PATCH);
     if !patch && !media.eq_ignore_ascii_case(JSON) {
-        return Err(Problem::media_type(form));
+        return Err(Problem::media_type(form.expected()));
     }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let read = Strict.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));

@@ -7,7 +7,6 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::body::Form;
 use crate::admin::AdminError;
 use crate::permission::Permission;
 use crate::store::StoreError;
@@ -133,14 +132,8 @@ impl Problem {
     }
 
     /// The body has a wrong media type, or none.
-    pub(super) fn media_type(form: Form) -> Self {
-        let detail = match form {
-            Form::Json | Form::JsonOrEmpty => "expected a body with Content-Type: application/json",
-            Form::MergePatch => {
-                "expected a body with Content-Type: application/merge-patch+json or application/json"
-            }
-        };
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+    pub(super) fn media_type(expected: &'static str) -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", expected)
     }
 
     /// A change of a whole table needs a precondition.

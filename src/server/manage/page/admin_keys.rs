@@ -126,7 +126,7 @@ pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Respo
 /// The page with the management key that a form has made.
 async fn issued(visitor: &Visitor, form: &Form, body: &[u8]) -> Result<Markup, Failure> {
     let maker = &visitor.caller.maker;
-    let wish = wish(form);
+    let wish = wish(form)?;
     match once::begin(visitor, "/admin-keys", form, body, Secret::AdminKey).await? {
         Turn::First(first) => {
             let made = first.admin.create_admin_key(maker, &wish).await;
@@ -141,15 +141,24 @@ async fn issued(visitor: &Visitor, form: &Form, body: &[u8]) -> Result<Markup, F
     }
 }
 
-fn wish(form: &Form) -> AdminKeyWish {
-    let days = form.get("expiry").and_then(|days| days.parse::<u64>().ok()).filter(|days| *days <= 36_500);
+/// Reads the form. A role or a time that is not offered is an error: without it, the key would have all that its maker has.
+fn wish(form: &Form) -> Result<AdminKeyWish, Failure> {
+    let not_offered = |what: &str| Failure::invalid(format!("The {what} is not one of those offered."));
+    let role = Role::parse(form.need("role", "The role")?).map_err(|_| not_offered("role"))?;
+    let expiry = match form.shown("expiry") {
+        "" => Expiry::Unsaid,
+        days => match days.parse::<u64>() {
+            Ok(days @ 1..=36_500) => Expiry::In(std::time::Duration::from_hours(24 * days)),
+            _ => return Err(not_offered("time")),
+        },
+    };
     let tenants: Vec<_> = form.shown("tenants").split_whitespace().map(str::to_owned).collect();
-    AdminKeyWish {
+    Ok(AdminKeyWish {
         name: form.shown("name").to_owned(),
-        permissions: form.get("role").and_then(|role| Role::parse(role).ok()).map(Role::permissions),
+        permissions: Some(role.permissions()),
         tenants: (!tenants.is_empty()).then_some(tenants),
-        expiry: days.map_or(Expiry::Unsaid, |days| Expiry::In(std::time::Duration::from_hours(24 * days))),
-    }
+        expiry,
+    })
 }
 
 fn shown_once(visitor: &Visitor, details: &AdminKey, key: Option<&str>) -> Markup {

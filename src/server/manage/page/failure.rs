@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use maud::html;
 
-use super::layout::alone;
+use super::shell::alone;
 use crate::admin::AdminError;
 use crate::permission::{Permission, Verdict};
 use crate::store::StoreError;

@@ -8,7 +8,7 @@ use super::audit::entries_of;
 use super::chart::{ByDay, DAYS, add, bars};
 use super::failure::Failure;
 use super::form::Form;
-use super::key_forms::actions;
+use super::key_forms::{actions, found};
 use super::layout::{Place, page};
 use super::parts::{Field, copyable, done, key_pill, meaning, tenant_pill, when, when_or};
 use super::visit::{Visitor, Who};
@@ -17,19 +17,6 @@ use crate::clock::Timestamp;
 use crate::permission::{About, Permission};
 use crate::record::KeyDetails;
 use crate::tenant::{Tenant, TenantStatus};
-
-/// Returns the key of a path, if this visitor has `permission` for it.
-pub(super) async fn found(
-    visitor: &Visitor,
-    reference: &str,
-    permission: Permission,
-) -> Result<(KeyDetails, Tenant), Failure> {
-    visitor.check(permission, About::Shared)?;
-    let key = visitor.admin.key(reference).await?;
-    let tenant = visitor.admin.tenant_by_id(&key.tenant_id.0.to_string()).await?;
-    visitor.check(permission, About::Tenant(tenant.id))?;
-    Ok((key, tenant))
-}
 
 pub(super) async fn show(
     Extension(visitor): Who,

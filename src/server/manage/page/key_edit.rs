@@ -8,7 +8,7 @@ use maud::{Markup, html};
 
 use super::failure::Failure;
 use super::form::Form;
-use super::key::found;
+use super::key_forms::found;
 use super::key_forms::{LIVES, expiry, setting};
 use super::layout::{Place, page};
 use super::parts::{Field, minutes, select, version, wrong};

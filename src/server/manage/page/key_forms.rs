@@ -10,7 +10,6 @@ use maud::{Markup, html};
 
 use super::failure::Failure;
 use super::form::Form;
-use super::key::found;
 use super::layout::{Place, page};
 use super::once::{self, Before, Turn};
 use super::parts::{Field, asked, select, wrong};
@@ -25,6 +24,19 @@ use crate::record::{KeyDetails, KeyState};
 use crate::scope::Scopes;
 use crate::server::manage::idempotency::Secret;
 use crate::tenant::Tenant;
+
+/// Returns the key of a path, if this visitor has `permission` for it.
+pub(super) async fn found(
+    visitor: &Visitor,
+    reference: &str,
+    permission: Permission,
+) -> Result<(KeyDetails, Tenant), Failure> {
+    visitor.check(permission, About::Shared)?;
+    let key = visitor.admin.key(reference).await?;
+    let tenant = visitor.admin.tenant_by_id(&key.tenant_id.0.to_string()).await?;
+    visitor.check(permission, About::Tenant(tenant.id))?;
+    Ok((key, tenant))
+}
 
 const DAY: u64 = 24;
 

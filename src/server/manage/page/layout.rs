@@ -2,7 +2,8 @@
 
 use maud::{DOCTYPE, Markup, html};
 
-use super::assets::{ICON, SCRIPT, STYLE};
+use super::assets::ICON;
+use super::shell::head;
 use super::visit::Visitor;
 use crate::permission::{About, Permission};
 
@@ -46,18 +47,6 @@ impl Place {
     }
 }
 
-fn head(title: &str) -> Markup {
-    html! {
-        meta charset="utf-8";
-        meta name="viewport" content="width=device-width, initial-scale=1";
-        meta name="color-scheme" content="light dark";
-        title { (title) " · tenantgate" }
-        link rel="icon" href=(ICON);
-        link rel="stylesheet" href=(STYLE);
-        script src=(SCRIPT) defer {}
-    }
-}
-
 /// Renders a screen of a signed-in visitor.
 pub(super) fn page(visitor: &Visitor, place: Place, title: &str, body: &Markup) -> Markup {
     let key = &visitor.caller.key;
@@ -91,22 +80,6 @@ pub(super) fn page(visitor: &Visitor, place: Place, title: &str, body: &Markup) 
                     }
                 }
                 main #content tabindex="-1" { (body) }
-            }
-        }
-    }
-}
-
-/// Renders a screen without navigation, for sign-in and errors.
-pub(super) fn alone(title: &str, body: &Markup) -> Markup {
-    html! {
-        (DOCTYPE)
-        html lang="en" {
-            head { (head(title)) }
-            body.alone {
-                main #content {
-                    p.brand { img src=(ICON) alt="" width="28" height="28"; "tenantgate" }
-                    div.card { (body) }
-                }
             }
         }
     }

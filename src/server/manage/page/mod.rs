@@ -27,6 +27,7 @@ mod parts;
 mod plans;
 mod refusals;
 mod routes;
+mod shell;
 mod sign_in;
 mod tenant;
 mod tenants;

@@ -10,7 +10,7 @@ use maud::{Markup, html};
 
 use super::failure::Failure;
 use super::form::Form;
-use super::layout::alone;
+use super::shell::alone;
 use super::visit::{Shared, Who, browser};
 use super::{cookie, origin};
 use crate::admin::SignedIn;
