@@ -271,6 +271,13 @@ fn a_management_key_is_made_for_some_tenants(world: &World) {
     let page = post(&manage, "/admin-keys", &cookie, &fields);
     assert_eq!(page.status, 422, "{}", page.body);
     assert!(page.body.contains("value=\"no_such_tenant\""), "{}", page.body);
+    // What a form does not offer must not become all that the maker has.
+    for (role, expiry) in
+        [("", "7"), ("no_such_role", "7"), ("viewer", "soon"), ("viewer", "0"), ("viewer", "99999")]
+    {
+        let fields = body(&[("name", "odd"), ("role", role), ("expiry", expiry)]);
+        assert_eq!(post(&manage, "/admin-keys", &cookie, &fields).status, 400, "{role} {expiry}");
+    }
 }
 
 fn a_refusal_is_found_by_its_decision_id(world: &World) {
