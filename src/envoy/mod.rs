@@ -8,6 +8,7 @@
 //! admin    the admin page: versions, hosts, counters      ─┐
 //! config   the configuration dump: listeners, filters      ├─► findings
 //! cluster  the cluster of tenantgate                       │
+//! module   the module inside Envoy, if there is one        │
 //! probe    a request with forged headers, and a sink      ─┘
 //! http     one request, one response
 //! verdict  who answered a request: tenantgate, Envoy or the upstream
@@ -19,6 +20,7 @@ mod config;
 mod filter;
 pub mod http;
 mod json;
+mod module;
 pub mod probe;
 pub mod verdict;
 
