@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use super::json::{is_of_type, is_true, items, of_type, text};
-use super::{Expected, address, cluster, filter};
+use super::{Expected, address, cluster, filter, module};
 use crate::diagnostics::Finding;
 
 /// Returns findings about a configuration.
@@ -28,6 +28,7 @@ pub(super) fn examine(dump: &Value, expected: &Expected<'_>) -> Vec<Finding> {
         found.push(address::examine(manager, asked, expected));
         found.push(limits(manager, asked, expected));
         found.extend(cluster::examine(dump, asked, expected));
+        found.extend(module::examine(manager, &routes_of(dump, manager)));
         if managers.len() > 1 {
             for finding in &mut found {
                 finding.what = format!("{}: {}", name(manager), finding.what);

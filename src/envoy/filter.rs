@@ -195,7 +195,8 @@ fn enforced(filter: &Value) -> Finding {
         };
         share["numerator"].as_u64().unwrap_or(0) >= whole
     });
-    let partly = share == Some(false) || filter.get("filter_enabled_metadata").is_some();
+    let unless_decided = text(filter, "/filter_enabled_metadata/filter") == Some(super::module::NAMESPACE);
+    let partly = share == Some(false) || filter.get("filter_enabled_metadata").is_some() && !unless_decided;
     let denied = filter.pointer("/deny_at_disable/default_value/value").is_some_and(|value| value == true);
     if partly && !denied {
         let what = "not every request is checked (filter_enabled): the others pass with any headers";

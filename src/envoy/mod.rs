@@ -9,6 +9,7 @@
 //! config   the configuration dump: listeners, filters      ├─► findings
 //! cluster  the cluster of tenantgate                       │
 //! address  how the client's address is detected and sent   │
+//! module   the module inside Envoy, if there is one        │
 //! probe    a request with forged headers, and a sink      ─┘
 //! http     one request, one response
 //! verdict  who answered a request: tenantgate, Envoy or the upstream
@@ -21,6 +22,7 @@ mod config;
 mod filter;
 pub mod http;
 mod json;
+mod module;
 pub mod probe;
 pub mod verdict;
 

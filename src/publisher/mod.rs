@@ -256,7 +256,7 @@ impl Publisher {
         let (now, snapshot) = (self.0.clock.now(), self.0.replica.snapshot());
         for Report { prefix, reason, requests, at } in reports {
             // The clock of the module is this machine's, and cannot be ahead.
-            let at = Timestamp(at).min(now);
+            let at = Timestamp(at.max(0)).min(now);
             let entry = snapshot.key(&prefix);
             let key = entry.map_or(NOBODY, |entry| entry.record().id);
             let ok = Grant::OK;
@@ -304,3 +304,6 @@ impl Witness for Publisher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

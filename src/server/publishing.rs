@@ -149,3 +149,167 @@ async fn converse(publisher: &Publisher, stream: &UnixStream) -> io::Result<()> 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::unix::net::UnixStream as Client;
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use tenantgate_snapshot::{Found, Hello, Mapping, Reader, Report};
+    use tokio::task::{JoinHandle, spawn_blocking};
+
+    use super::*;
+    use crate::batch_writer::Schedule;
+    use crate::clock::{ManualClock, Timestamp};
+    use crate::last_used::LastUsed;
+    use crate::replica::Replica;
+    use crate::stats::Counter;
+
+    /// A publisher with its socket.
+    struct House {
+        publisher: Publisher,
+        clock: Arc<ManualClock>,
+        path: PathBuf,
+        directory: tempfile::TempDir,
+        peers: Arc<[u32]>,
+        work: Vec<JoinHandle<()>>,
+    }
+
+    impl House {
+        fn new(peers: &[u32]) -> Self {
+            let clock = Arc::new(ManualClock::at(Timestamp(1_000_000_000)));
+            clock.advance(Duration::from_secs(9));
+            let replica = Replica::default();
+            replica.sees(Vec::new(), clock.as_ref());
+            let last_used = LastUsed::new(Schedule::every(Duration::from_secs(30)));
+            let options = crate::publisher::Options {
+                settings: tenantgate_snapshot::Settings::default(),
+                only_keys: true,
+                max_staleness: Duration::from_secs(5),
+                key: [3; 32],
+                render: Arc::new(Speech::default()),
+            };
+            let same = Arc::<ManualClock>::clone(&clock);
+            let publisher = Publisher::new(replica, last_used, None, same, options);
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("publish.sock");
+            let mut house = Self { publisher, clock, path, directory, peers: peers.into(), work: Vec::new() };
+            house.start();
+            house
+        }
+
+        fn start(&mut self) {
+            let _ = std::fs::remove_file(&self.path);
+            let listener = Arc::new(Mutex::new(UnixListener::bind(&self.path).unwrap()));
+            let log = Arc::new(RateLimitedLog::new(Arc::<ManualClock>::clone(&self.clock), 1));
+            let (publisher, peers) = (self.publisher.clone(), Arc::clone(&self.peers));
+            let handout = Handout { publisher: publisher.clone(), listener, peers, log };
+            self.work = vec![tokio::spawn(handout.run()), tokio::spawn(publisher.run())];
+        }
+
+        async fn stop(&mut self) {
+            for work in self.work.drain(..) {
+                work.abort();
+                let _ = work.await;
+            }
+        }
+
+        /// Connects as a module does.
+        async fn module(&self) -> io::Result<(Client, Reader<Mapping>)> {
+            let path = self.path.clone();
+            let connect = move || {
+                let client = Client::connect(path)?;
+                let (hello, file) = Hello::receive(&client)?;
+                let reader = Reader::new(Mapping::open(file)?, hello.key);
+                Ok((client, reader.ok_or(io::ErrorKind::InvalidData)?))
+            };
+            spawn_blocking(connect).await.unwrap()
+        }
+
+        fn own() -> u32 {
+            rustix::process::geteuid().as_raw()
+        }
+
+        async fn counted(&self, expected: u64) {
+            let stats = self.publisher.stats();
+            let counted = || stats.denied.iter().map(Counter::value).sum::<u64>();
+            while counted() != expected {
+                tokio::task::yield_now().await;
+                assert!(counted() <= expected);
+            }
+        }
+    }
+
+    fn missing(requests: u64) -> Vec<u8> {
+        Report::frames(&[Report { prefix: String::new(), reason: "missing".into(), requests, at: 5 }])
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_module_of_another_user_gets_nothing() {
+        let mut house = House::new(&[House::own() + 1]);
+        assert_eq!(house.module().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        house.stop().await;
+        house.peers = [House::own()].into();
+        house.start();
+        assert!(house.module().await.is_ok());
+        house.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn several_envoys_get_the_same_memory_and_their_reports_add_up() {
+        let mut house = House::new(&[House::own()]);
+        let mut modules = Vec::new();
+        for _ in 0..5 {
+            modules.push(house.module().await.unwrap());
+        }
+        for (client, reader) in &mut modules {
+            assert_eq!(reader.find(9_000, b"llmk_a"), Found::Absent);
+            io::Write::write_all(client, &missing(2)).unwrap();
+        }
+        house.counted(10).await;
+        // One that goes, and comes again.
+        drop(modules.remove(0));
+        let (mut again, _) = house.module().await.unwrap();
+        io::Write::write_all(&mut again, &missing(1)).unwrap();
+        house.counted(11).await;
+        house.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_server_that_starts_again_offers_another_memory_and_ends_the_first() {
+        let mut house = House::new(&[House::own()]);
+        let (mut client, first) = house.module().await.unwrap();
+        assert_eq!(first.find(9_000, b"llmk_a"), Found::Absent);
+        house.stop().await;
+        assert_eq!(first.find(9_000, b"llmk_a"), Found::Doubt);
+        let ended = spawn_blocking(move || client.read(&mut [0; 8]).unwrap_or(0)).await.unwrap();
+        assert_eq!(ended, 0, "the module notices at once");
+        assert!(house.module().await.is_err());
+        house.start();
+        // It may be handed the closed memory first, and the new one after it.
+        let mut second = house.module().await.unwrap();
+        while second.1.find(9_000, b"llmk_a") != Found::Absent {
+            second = house.module().await.unwrap();
+        }
+        house.stop().await;
+        assert!(house.directory.path().exists());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nonsense_ends_one_connection_and_a_module_that_does_not_read_holds_up_nobody() {
+        let mut house = House::new(&[House::own()]);
+        // Never reads again, and sends half a frame.
+        let (mut half, _) = house.module().await.unwrap();
+        io::Write::write_all(&mut half, &missing(7)[..6]).unwrap();
+        let (mut wrong, _) = house.module().await.unwrap();
+        io::Write::write_all(&mut wrong, &[0xff; 64]).unwrap();
+        let ended = spawn_blocking(move || wrong.read(&mut [0; 8]).unwrap_or(0)).await.unwrap();
+        assert_eq!(ended, 0);
+        let (mut right, _) = house.module().await.unwrap();
+        io::Write::write_all(&mut right, &missing(3)).unwrap();
+        house.counted(3).await;
+        house.stop().await;
+    }
+}

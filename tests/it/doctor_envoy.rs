@@ -1,6 +1,7 @@
 //! Checks the findings of `doctor` about a real Envoy, with `envoy/envoy.yaml` unchanged and broken.
 
 use crate::doctor::doctor;
+use crate::envoy_module::{adding_module, publishing};
 use crate::support::envoy::{Envoy, FILE, Plan};
 use crate::support::link::free_port;
 use crate::support::{Server, World};
@@ -329,4 +330,54 @@ fn an_identity_header_that_envoy_drops_is_found() {
         doctor(&world.db, &["--envoy-admin", envoy.admin(), "--identity-header", "plan=x-plan"]);
     let told = format!("{report:?}");
     assert!(told.contains("drops what tenantgate sets or removes of x-plan"), "{told}");
+}
+
+#[test]
+fn a_module_inside_envoy_is_examined_with_what_it_cannot_see() {
+    let world = World::somewhere();
+    let (server, socket, _directory) = publishing(&world, &[]);
+    let module = |plan| adding_module(plan, &socket);
+    let wrong = |plan: Plan| -> Option<Vec<String>> {
+        let envoy = plan.start()?;
+        envoy.finds_tenantgate(true);
+        Some(not_ok(&world, &["--envoy-admin", envoy.admin()]))
+    };
+    let Some(envoy) = module(Envoy::before(&server)).start() else { return };
+    envoy.finds_tenantgate(true);
+    let (found, _) = doctor(&world.db, &["--envoy-admin", envoy.admin()]);
+    for check in ["check", "mark", "route_cache", "context", "exempt"] {
+        assert!(found.is_ok(&format!("envoy.module_{check}")), "{check}: {found:#?}");
+    }
+    assert!(found.is_ok("envoy.enforced"), "{found:#?}");
+    let context = "                typed_per_filter_config:
+                  envoy.filters.http.ext_authz:
+                    \"@type\": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute
+                    check_settings: {context_extensions: {tenantgate.mode: required}}
+";
+    let route = |more: &str| {
+        format!(
+            "              - match: {{path: /x}}\n                route: {{cluster: api}}\n{more}{GRPC_ROUTE}"
+        )
+    };
+    let writer = "          - name: envoy.filters.http.header_to_metadata
+            typed_config:
+              \"@type\": type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config
+              request_rules: [{header: x, on_header_present: {metadata_namespace: envoy.tenantgate, key: decided, type: STRING}}]
+";
+    let check =
+        "          # --- The Check -----------------------------------------------------------------\n";
+    for (from, to, expected) in [
+        ("                invert: true\n", String::new(), "envoy.module_check bad"),
+        ("clear_route_cache=false", "clear_route_cache=true".into(), "envoy.module_route_cache bad"),
+        (GRPC_ROUTE, route(context), "envoy.module_context bad"),
+        (check, format!("{writer}{check}"), "envoy.module_mark bad"),
+    ] {
+        let Some(found) = wrong(module(Envoy::before(&server)).with(from, &to)) else { return };
+        assert_eq!(found, [expected], "{to}");
+    }
+    let found = wrong(module(Envoy::before(&server)).with(GRPC_ROUTE, &route(EXEMPT)));
+    assert!(
+        found.as_ref().is_some_and(|found| found.contains(&"envoy.module_exempt warn".into())),
+        "{found:?}"
+    );
 }

@@ -8,7 +8,7 @@
 
 mod frames;
 mod messages;
-mod requests;
+pub(crate) mod requests;
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 
 use tenantgate::clock::{Clock as _, SystemClock};
 
+use crate::envoy_module::{adding_module, publishing};
 use crate::model::dice::Dice;
 use crate::shared_connection::{fail_open, innocent, with_everything};
 use crate::support::ask::KEY_HEADER;
-use crate::support::envoy::{Envoy, Seen};
+use crate::support::envoy::{Envoy, Plan, Seen};
 use crate::support::frames::{Frame, PREFACE, kind};
 use crate::support::{Ask, Server, World};
 
@@ -59,7 +60,7 @@ struct Request {
     clippy::disallowed_methods,
     reason = "how long a run is and what it repeats is told by the environment"
 )]
-fn variable(name: &str) -> Option<u64> {
+pub(crate) fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
@@ -356,15 +357,34 @@ impl Run<'_> {
 fn only_valid_requests_reach_the_upstream_and_innocent_clients_get_no_error() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
-    let plan = with_everything(fail_open(&server))
-        .with("max_concurrent_streams: 100\n", "max_concurrent_streams: 1000\n");
-    let Some(envoy) = plan.start() else { return };
+    let Some(envoy) = plan(&server).start() else { return };
+    run(&world, &server, &envoy);
+}
+
+#[test]
+fn the_same_holds_with_the_module_inside_envoy() {
+    let world = World::somewhere();
+    let (server, socket, _directory) = publishing(&world, &[]);
+    let Some(envoy) = adding_module(plan(&server), &socket).workers(2).start() else { return };
+    run(&world, &server, &envoy);
+    for decided in ["allowed", "denied"] {
+        let count = envoy.stat(&format!("dynamicmodulescustom.tenantgate_{decided}"));
+        assert!(count > 100, "the module has {decided} {count}");
+    }
+}
+
+fn plan(server: &Server) -> Plan {
+    with_everything(fail_open(server)).with("max_concurrent_streams: 100\n", "max_concurrent_streams: 1000\n")
+}
+
+/// A run, with an Envoy that asks this server.
+fn run(world: &World, server: &Server, envoy: &Envoy) {
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "proven");
     let seconds = variable("TENANTGATE_ORACLE_SECONDS").unwrap_or(30);
     let seed = variable("TENANTGATE_ORACLE_SEED").unwrap_or_else(|| SystemClock.now().0.unsigned_abs());
     let run = Run {
-        envoy: &envoy,
-        world: &world,
+        envoy,
+        world,
         next: AtomicU64::new(0),
         expected: Mutex::default(),
         findings: Mutex::default(),
@@ -374,7 +394,7 @@ fn only_valid_requests_reach_the_upstream_and_innocent_clients_get_no_error() {
     let goes_on = || Instant::now() < until && run.findings.lock().expect("no panic").len() < ENOUGH;
     let mut arrived = 0;
     let answered = std::thread::scope(|scope| {
-        let others = scope.spawn(|| innocent(&envoy, &world.live.text, &stop));
+        let others = scope.spawn(|| innocent(envoy, &world.live.text, &stop));
         let attackers: Vec<_> = (0..ATTACKERS)
             .map(|attacker| {
                 let run = &run;

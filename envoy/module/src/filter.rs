@@ -83,6 +83,8 @@ pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
     };
     match judgement {
         Judgement::Ask => ask(filter, exchange),
+        // Envoy would tell the caller that the call was fine: a module cannot choose the status of gRPC.
+        Judgement::Deny(..) if is_grpc(exchange) => ask(filter, exchange),
         Judgement::Allow(proven) => {
             let id = Id::new(clock.now());
             let set = proven.set.iter().all(|(name, value)| exchange.set_header(name, Some(value)));
@@ -120,6 +122,14 @@ pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
             Verdict::Denied
         }
     }
+}
+
+/// Whether a refusal would be translated into one of gRPC.
+fn is_grpc(exchange: &dyn Exchange) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let is_grpc =
+        |value: &Vec<u8>| value.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC));
+    exchange.values("content-type").iter().any(is_grpc)
 }
 
 /// Leaves a request to the server after a panic.

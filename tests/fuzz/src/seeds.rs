@@ -24,6 +24,7 @@ pub fn plant(target: &str) {
             .map(|route| (route.0.to_owned(), [&[route.1], route.2.as_bytes()].concat()))
             .collect(),
         "row" => ROWS.iter().map(|row| (row.0.to_owned(), [&[row.1], row.2.as_bytes()].concat())).collect(),
+        "mapping" => MAPPINGS.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect(),
         _ => connections(),
     };
     for (name, bytes) in seeds {
@@ -40,6 +41,15 @@ fn connections() -> Vec<(String, Vec<u8>)> {
     let calls = requests().into_iter().map(|(name, message)| (name, [&[3], &message[..]].concat()));
     calls.chain(others).collect()
 }
+
+/// Damage in the format of `targets/mapping.rs`: none, a heartbeat, a slot that takes over another one, a bit, reports.
+const MAPPINGS: [(&str, &[u8]); 5] = [
+    ("sound", &[1]),
+    ("heartbeat", &[1, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    ("slot", &[1, 17, 0, 3, 18, 0, 0, 0, 0, 0, 0, 0]),
+    ("bit", &[1, 40, 0, 1, 9, 0, 0, 0, 0, 0, 0, 0]),
+    ("report", b"\0\x16\0\0\0\0\0\x02\0ok\x01\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0"),
+];
 
 /// Requests and rules in the format of `targets/route.rs`.
 const ROUTES: [(&str, u8, &str); 6] = [

@@ -10,25 +10,25 @@ use crate::support::world::{quick_hash, string};
 use crate::support::{Ask, World};
 
 /// A row of the catalogue.
-pub(super) struct Row {
-    pub(super) number: u8,
-    pub(super) what: &'static str,
-    pub(super) requests: Vec<Request>,
+pub(crate) struct Row {
+    pub(crate) number: u8,
+    pub(crate) what: &'static str,
+    pub(crate) requests: Vec<Request>,
 }
 
 /// An HTTP request and its row.
-pub(super) struct Request {
-    pub(super) method: &'static str,
-    pub(super) path: String,
-    pub(super) headers: Vec<(&'static str, Vec<u8>)>,
+pub(crate) struct Request {
+    pub(crate) method: &'static str,
+    pub(crate) path: String,
+    pub(crate) headers: Vec<(&'static str, Vec<u8>)>,
     /// The row of the contract for exactly this request.
-    pub(super) wanted: &'static str,
-    pub(super) http: Http,
+    pub(crate) wanted: &'static str,
+    pub(crate) http: Http,
 }
 
 /// The effect of Envoy on a request.
 #[derive(Clone, Copy)]
-pub(super) enum Http {
+pub(crate) enum Http {
     /// It arrives unchanged.
     Same,
     /// Envoy normalizes it (blanks around a value are not part of it, RFC 9110 §5.5), and it gets this row.
@@ -70,7 +70,7 @@ impl Request {
     }
 
     /// As Envoy fills `headers`: lines of one name joined by a comma, bytes outside of ASCII as `!`.
-    pub(super) fn joined(&self) -> Ask {
+    pub(crate) fn joined(&self) -> Ask {
         let names: std::collections::BTreeSet<_> = self.headers.iter().map(|header| header.0).collect();
         names.into_iter().fold(Ask::new(self.method, &self.path), |ask, name| {
             let values = self.headers.iter().filter(|header| header.0 == name).map(|header| &header.1);
@@ -81,7 +81,7 @@ impl Request {
     }
 
     /// As Envoy fills `header_map` under `encode_raw_headers`: line by line, byte by byte.
-    pub(super) fn raw(&self) -> Ask {
+    pub(crate) fn raw(&self) -> Ask {
         let ask = Ask::new(self.method, &self.path).only_raw();
         self.headers.iter().fold(ask, |ask, (name, value)| ask.raw(name, value))
     }
@@ -110,12 +110,12 @@ fn authorization(wanted: &'static str, values: &[&str]) -> Request {
 }
 
 /// A key of 71 bytes, the maximum, which replaces `other` of the world.
-pub(super) fn longest() -> String {
+pub(crate) fn longest() -> String {
     format!("llmk_longest1_{}", &"Secret-71".repeat(7)[..57])
 }
 
 /// Prepares the world for the catalogue. Returns a key whose row was deleted.
-pub(super) fn furnish(world: &World) -> String {
+pub(crate) fn furnish(world: &World) -> String {
     let rewrite = |prefix: &str, text: &str| {
         let new = text.rsplit_once('_').expect("a prefix").0;
         let hash = quick_hash(text);
@@ -131,7 +131,7 @@ pub(super) fn furnish(world: &World) -> String {
 }
 
 /// The rows that are HTTP requests.
-pub(super) fn requests(world: &World) -> Vec<Row> {
+pub(crate) fn requests(world: &World) -> Vec<Row> {
     let rows = [
         places::places(world),
         spellings::spellings(world),

@@ -1,0 +1,246 @@
+//! Random changes of keys and tenants under load, and a checker that knows what every answer has to be.
+//!
+//! A request counts if the state of its key was the same from [`SETTLED`] before it was sent until its answer was there.
+//! Then the answer has to be that of the state: a wrong allow and a wrong refusal are both findings.
+//! `TENANTGATE_SOAK_SECONDS` makes a run longer, `TENANTGATE_SOAK_SEED` repeats its choices.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use tenantgate::clock::{Clock as _, SystemClock};
+
+use super::{publishing, with_module};
+use crate::model::dice::Dice;
+use crate::oracle::variable;
+use crate::support::ask::KEY_HEADER;
+use crate::support::envoy::Envoy;
+use crate::support::world::{quick_hash, string};
+use crate::support::{PATIENCE, World, eventually, tell};
+
+/// After this time everybody has seen a change: the promise is 100 ms, and this machine may be busy.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// Clients at a time.
+const CLIENTS: u64 = 3;
+
+/// A connection that is kept.
+struct Kept(Option<TcpStream>);
+
+impl Kept {
+    /// The status of the answer to a request with this key.
+    fn ask(&mut self, envoy: &Envoy, key: &str) -> Option<u16> {
+        let mut stream = self.0.take().or_else(|| TcpStream::connect(&envoy.address).ok())?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        write!(stream, "GET /v1 HTTP/1.1\r\nhost: api.example.com\r\n{KEY_HEADER}: {key}\r\n\r\n").ok()?;
+        let (mut bytes, mut buffer) = (Vec::new(), [0; 4_096]);
+        let head = loop {
+            if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+                break end + 4;
+            }
+            match stream.read(&mut buffer).ok()? {
+                0 => return None,
+                n => bytes.extend_from_slice(&buffer[..n]),
+            }
+        };
+        let text = String::from_utf8_lossy(&bytes[..head]).to_lowercase();
+        let field = |name: &str| text.split_once(name)?.1.split("\r\n").next().map(str::trim);
+        let length: usize = field("\r\ncontent-length:")?.parse().ok()?;
+        while bytes.len() < head + length {
+            match stream.read(&mut buffer).ok()? {
+                0 => return None,
+                n => bytes.extend_from_slice(&buffer[..n]),
+            }
+        }
+        if field("\r\nconnection:") != Some("close") {
+            self.0 = Some(stream);
+        }
+        text.split(' ').nth(1)?.parse().ok()
+    }
+}
+
+/// What is known of a key.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct State {
+    /// The status that it has to get; `None` while it is being changed.
+    expected: Option<u16>,
+    since: Instant,
+}
+
+struct Held {
+    id: String,
+    tenant: String,
+    text: String,
+    state: Mutex<State>,
+}
+
+/// Keys, each of a tenant of its own, that live.
+fn keys(world: &World, count: usize) -> Vec<Held> {
+    let made = (0..count).map(|n| {
+        let tenant = string(&world.db.json(&["tenant", "create", &format!("Soak {n}")]), "id");
+        let key = world.db.json(&["key", "create", &tenant]);
+        let (id, text) = (string(&key, "id"), string(&key, "key"));
+        // Cheap to prove, again and again.
+        world.db.sql(&format!("UPDATE api_keys SET hashed_key = '{}' WHERE id = '{id}'", quick_hash(&text)));
+        let state = Mutex::new(State { expected: Some(200), since: Instant::now() });
+        Held { id, tenant, text, state }
+    });
+    made.collect()
+}
+
+/// A change of a key that lives, the status after it, and the change back.
+fn change(dice: &mut Dice, key: &Held) -> (String, u16, String) {
+    let Held { id, tenant, text, .. } = key;
+    let set = |what: &str| format!("UPDATE api_keys SET {what} WHERE id = '{id}'");
+    let status = |to: &str| format!("UPDATE tenants SET status = '{to}' WHERE id = '{tenant}'");
+    let past = "'2020-01-01T00:00:00Z'";
+    match dice.below(5) {
+        0 => (set(&format!("revoked_at = {past}")), 401, set("revoked_at = NULL")),
+        1 => (set(&format!("disabled_at = {past}")), 401, set("disabled_at = NULL")),
+        2 => (set(&format!("expires_at = {past}")), 401, set("expires_at = NULL")),
+        3 => (status("suspended"), 403, status("active")),
+        _ => {
+            let other = quick_hash(&text.replace("llmk_", "llmk_x"));
+            (
+                set(&format!("hashed_key = '{other}'")),
+                401,
+                set(&format!("hashed_key = '{}'", quick_hash(text))),
+            )
+        }
+    }
+}
+
+#[test]
+fn no_answer_contradicts_the_database_for_longer_than_promised() {
+    let world = World::somewhere();
+    let keys = keys(&world, 8);
+    let (server, socket, _directory) = publishing(&world, &[]);
+    let Some(envoy) = with_module(&server, &socket).workers(2).start() else { return };
+    let seconds = variable("TENANTGATE_SOAK_SECONDS").unwrap_or(15);
+    let seed = variable("TENANTGATE_SOAK_SEED").unwrap_or_else(|| SystemClock.now().0.unsigned_abs());
+    let (stop, checked, other) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let (sent, findings) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    let client = |player| {
+        let (mut dice, mut kept) = (Dice::of(seed, 1, player), Kept(None));
+        while !stop.load(Relaxed) {
+            let key = &keys[usize::try_from(dice.below(keys.len() as u64)).expect("few")];
+            let (before, begun) = (*key.state.lock().expect("no panic"), Instant::now());
+            let status = kept.ask(&envoy, &key.text);
+            sent.fetch_add(1, Relaxed);
+            let after = *key.state.lock().expect("no panic");
+            let settled = begun.saturating_duration_since(before.since) > SETTLED;
+            if before != after || before.expected.is_none() || !settled {
+                continue;
+            }
+            match status {
+                None | Some(503) => drop(other.fetch_add(1, Relaxed)),
+                status if status == before.expected => drop(checked.fetch_add(1, Relaxed)),
+                status => {
+                    findings
+                        .lock()
+                        .expect("no panic")
+                        .push(format!("{status:?}, not {before:?}: {}", key.id));
+                }
+            }
+        }
+    };
+    let mut changes = 0;
+    std::thread::scope(|scope| {
+        for player in 0..CLIENTS {
+            scope.spawn(move || client(player));
+        }
+        let (mut dice, until) = (Dice::of(seed, 0, 0), Instant::now() + Duration::from_secs(seconds));
+        let mut session = world.db.session();
+        let mut back: Vec<Option<String>> = keys.iter().map(|_| None).collect();
+        while Instant::now() < until && findings.lock().expect("no panic").len() < 10 {
+            let at = usize::try_from(dice.below(keys.len() as u64)).expect("few");
+            let (sql, expected) = if let Some(sql) = back[at].take() {
+                (sql, 200)
+            } else {
+                let (sql, status, undo) = change(&mut dice, &keys[at]);
+                back[at] = Some(undo);
+                (sql, status)
+            };
+            let say = |expected| {
+                *keys[at].state.lock().expect("no panic") = State { expected, since: Instant::now() }
+            };
+            say(None);
+            session.sql(&sql);
+            say(Some(expected));
+            changes += 1;
+            // Paced by requests, so that most of them find a key that is settled.
+            let goal = sent.load(Relaxed) + dice.below(100);
+            while sent.load(Relaxed) < goal && Instant::now() < until {
+                std::thread::yield_now();
+            }
+        }
+        stop.store(true, Relaxed);
+    });
+    let (sent, checked, other) = (sent.into_inner(), checked.into_inner(), other.into_inner());
+    let (allowed, denied) = (
+        envoy.stat("dynamicmodulescustom.tenantgate_allowed"),
+        envoy.stat("dynamicmodulescustom.tenantgate_denied"),
+    );
+    tell(&format!(
+        "soak: seed {seed}, {seconds} s, {changes} changes, {sent} requests, {checked} held against the database, \
+         {other} without a verdict; the module allowed {allowed} and denied {denied}"
+    ));
+    let findings = findings.into_inner().expect("no panic");
+    assert!(findings.is_empty(), "seed {seed}: {findings:#?}");
+    assert!(checked > 100 && changes > 3, "{checked} of {sent}, {changes} changes");
+    assert!(allowed > 100 && denied > 10, "the module decides: {allowed} {denied}");
+    assert!(other * 20 < sent, "{other} of {sent} without a verdict");
+}
+
+#[test]
+fn a_revocation_holds_within_the_promised_time_while_traffic_runs() {
+    let world = World::somewhere();
+    let keys = keys(&world, 20);
+    let (server, socket, _directory) = publishing(&world, &[]);
+    let Some(envoy) = with_module(&server, &socket).workers(2).start() else { return };
+    let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    let mut took: Vec<_> = std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let mut kept = Kept(None);
+                while !stop.load(Relaxed) {
+                    assert!(matches!(kept.ask(&envoy, &world.live.text), Some(200 | 503)));
+                    sent.fetch_add(1, Relaxed);
+                }
+            });
+        }
+        let mut kept = Kept(None);
+        let mut session = world.db.session();
+        let decided = || envoy.stat("dynamicmodulescustom.tenantgate_denied");
+        let each = keys.iter().map(|key| {
+            eventually("it passes", PATIENCE, || match kept.ask(&envoy, &key.text) {
+                Some(200) => Ok(()),
+                other => Err(other),
+            });
+            session.sql(&format!(
+                "UPDATE api_keys SET revoked_at = '2020-01-01T00:00:00Z' WHERE id = '{}'",
+                key.id
+            ));
+            let begun = Instant::now();
+            eventually("it is refused", PATIENCE, || match kept.ask(&envoy, &key.text) {
+                Some(401) => Ok(begun.elapsed()),
+                other => Err(other),
+            })
+        });
+        let each = each.collect();
+        stop.store(true, Relaxed);
+        assert!(decided() > 0, "the module refuses them");
+        each
+    });
+    took.sort_unstable();
+    let (median, longest) = (took[took.len() / 2], took[took.len() - 1]);
+    tell(&format!(
+        "revocations: median {median:?}, longest of {} {longest:?}, {sent:?} requests beside",
+        took.len()
+    ));
+    // The promise is 100 ms on a machine with time; other tests run beside this one.
+    assert!(median < Duration::from_secs(1) && longest < Duration::from_secs(2), "{took:?}");
+    assert!(sent.into_inner() > 100);
+}
