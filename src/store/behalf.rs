@@ -33,7 +33,9 @@ impl Behalf {
     }
 }
 
-/// Makes the answer to a request inside the transaction of the change. If the request has an Idempotency-Key, the same
+/// Makes the answer to a request inside the transaction of the change.
+///
+/// If the request has an Idempotency-Key, the same
 /// transaction stores the answer, so that the database has both the change and the answer, or neither.
 #[derive(Clone)]
 pub struct Receipt {

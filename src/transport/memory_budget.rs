@@ -2,16 +2,15 @@
 //!
 //! A call that is answered at once holds no memory afterwards. Other things do: a call whose message is still
 //! arriving or that waits for a proof, an incomplete header list, a response that the peer has not read. All
-//! connections share one
-//! [`MemoryBudget`] for these. Each connection also has a small allowance of its own, so that a connection that uses
-//! up the shared part cannot starve the others.
+//! connections share one [`MemoryBudget`] for these. Each connection also has a small allowance of its own, so that a
+//! connection that uses up the shared part cannot starve the others.
 //!
 //! Two rules prevent one client of Envoy from affecting another one on the same connection:
 //!
 //! - Large calls (over [`LARGE`] bytes) may use three quarters of the budget. The rest is for ordinary calls, so
-//! that they are not rejected while large ones arrive.
+//!   that they are not rejected while large ones arrive.
 //! - A full budget rejects or delays a single call. It never closes a connection, except for a peer that does not
-//! read its responses, which no client of Envoy can cause (CVE-2019-9517).
+//!   read its responses, which no client of Envoy can cause (CVE-2019-9517).
 //!
 //! A header block blocks its whole connection until it is complete (RFC 9113 §4.3), so header blocks must not wait
 //! for each other forever. One header block at a time may exceed the budget. It therefore always completes, and then

@@ -12,6 +12,8 @@
 //! | `forged` | an address that the client wrote |
 //! | `unknown` | nowhere: no key with networks passes |
 
+use std::fmt::Write as _;
+
 use crate::support::ask::KEY_HEADER;
 use crate::support::envoy::{Envoy, Plan};
 use crate::support::world::quick_hash;
@@ -55,8 +57,10 @@ const SENT: [(&str, &[&str]); 7] = [
 
 const REMOTE: &str = "          use_remote_address: true\n";
 
-/// The ways of detection: the name, what changes in `envoy.yaml`, and what goes before each request.
-fn detections() -> [(&'static str, Vec<(&'static str, &'static str)>, String); 7] {
+/// A way of detection: its name, what changes in `envoy.yaml`, and what goes before each request.
+type Detection = (&'static str, Vec<(&'static str, &'static str)>, String);
+
+fn detections() -> [Detection; 7] {
     let proxied = format!("PROXY TCP4 {CLIENT} 127.0.0.1 4711 80\r\n");
     [
         ("envoy.yaml", vec![], String::new()),
@@ -117,7 +121,8 @@ fn asking_all(plan: Plan, servers: &[Server]) -> Plan {
     let (mut routes, mut clusters) = (String::new(), String::new());
     for ((name, _), server) in SERVERS.iter().zip(servers).skip(1) {
         let port = server.grpc[0].rsplit(':').next().expect("a port");
-        routes += &format!(
+        let _ = write!(
+            routes,
             "              - match: {{prefix: /{name}/}}
                 route: {{cluster: api}}
                 typed_per_filter_config:
@@ -126,7 +131,8 @@ fn asking_all(plan: Plan, servers: &[Server]) -> Plan {
                     check_settings: {{grpc_service: {{envoy_grpc: {{cluster_name: {name}}}, timeout: 20s}}}}
 "
         );
-        clusters += &format!(
+        let _ = write!(
+            clusters,
             "  - name: {name}
     type: STATIC
     typed_extension_protocol_options:
@@ -158,7 +164,7 @@ fn key_from(world: &World, networks: &str) -> String {
 
 /// The status of a request with a key and these headers.
 fn status(envoy: &Envoy, before: &str, path: &str, key: &str, headers: &[&str]) -> u16 {
-    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let headers = headers.iter().flat_map(|header| [header, "\r\n"]).collect::<String>();
     let headers = headers.replace("FORGED", FORGED).replace("CLIENT", CLIENT);
     let request = format!(
         "{before}GET /{path}/v1 HTTP/1.1\r\nhost: api.example.com\r\nconnection: close\r\n{KEY_HEADER}: {key}\r\n{headers}\r\n"
@@ -206,10 +212,10 @@ fn every_way_to_detect_a_client_is_in_the_committed_table() {
                     other => panic!("{detection}, {name}, {path}: {other}"),
                 };
                 let passing: Vec<_> =
-                    keys.iter().filter(|(_, key)| passes(key)).map(|(word, _)| *word).collect();
+                    keys.iter().filter(|(_, key)| passes(key)).map(|(name, _)| *name).collect();
                 match passing[..] {
                     [] => "unknown",
-                    [word] => word,
+                    [one] => one,
                     _ => panic!("{detection}, {name}, {path}: from {passing:?}"),
                 }
             });

@@ -115,10 +115,10 @@ fn envoy_itself_limits_each_tenant_by_the_name_of_its_plan() {
         format!("{{max_tokens: {tokens}, tokens_per_fill: {tokens}, fill_interval: {seconds}s}}")
     };
     let sizes = [(500, 60, 4), (20, 60, 2), (60, 60, 3), (10_000, 1, 5)];
-    let plan = sizes.iter().fold(limits.behind(&server), |plan, (tokens, seconds, small)| {
-        plan.with(&bucket(*tokens, *seconds), &bucket(*small, 3600))
+    let plan_file = sizes.iter().fold(limits.behind(&server), |file, (tokens, seconds, small)| {
+        file.with(&bucket(*tokens, *seconds), &bucket(*small, 3600))
     });
-    let Some(envoy) = plan.start() else { return };
+    let Some(envoy) = plan_file.start() else { return };
     let passed = |path: &str, key: Option<&str>| {
         let seen = statuses(&envoy, path, key, 6);
         let passed = seen.iter().take_while(|status| **status == 200).count();

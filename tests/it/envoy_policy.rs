@@ -19,7 +19,7 @@ fn routes_with_the_example() -> String {
     let file = std::fs::read_to_string(FILE).expect("the file is there");
     let lines = file.lines().skip_while(|line| !line.contains("# - match: {prefix: /v1/orders}"));
     let lines = lines.take_while(|line| line.trim_start().starts_with('#') && !line.contains("WHY"));
-    let example: String = lines.map(|line| format!("{}\n", line.replacen("# ", "", 1))).collect();
+    let example = lines.flat_map(|line| [line.replacen("# ", "", 1), "\n".to_owned()]).collect::<String>();
     assert!(example.contains("tenantgate.scopes"), "{example}");
     format!("              routes:\n{example}")
 }

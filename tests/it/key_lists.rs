@@ -189,7 +189,7 @@ fn the_command_lists_many_keys_at_once_and_in_flat_memory(world: &World) {
     // While nothing more is read, the command cannot end: what it has by now is not the whole list.
     output.read_line(&mut line).expect("a first row");
     assert!(line.starts_with("[{") && child.try_wait().expect("a child").is_none(), "{line}");
-    let (mut rows, mut early, mut last, mut bytes) = (1, None, None, line.len());
+    let (mut rows, mut at_first, mut at_last, mut bytes) = (1, None, None, line.len());
     loop {
         line.clear();
         if output.read_line(&mut line).expect("a row") == 0 {
@@ -197,14 +197,14 @@ fn the_command_lists_many_keys_at_once_and_in_flat_memory(world: &World) {
         }
         (rows, bytes) = (rows + 1, bytes + line.len());
         if rows == 1_000 {
-            early = most_memory(child.id());
+            at_first = most_memory(child.id());
         } else if rows % 1_000 == 0 {
-            last = most_memory(child.id()).or(last);
+            at_last = most_memory(child.id()).or(at_last);
         }
     }
     assert!(child.wait().expect("it ends").success());
     assert!(rows > KEYS, "{rows}");
-    let (early, last) = (early.expect("it runs"), last.expect("it runs for a while"));
+    let [at_first, at_last] = [at_first, at_last].map(|memory| memory.expect("it runs for a while"));
     assert!(bytes as u64 / 1024 > 4 * GROWTH, "the list is larger than what may be kept: {bytes}");
-    assert!(last < early + GROWTH, "from {early} to {last} KiB");
+    assert!(at_last < at_first + GROWTH, "from {at_first} to {at_last} KiB");
 }

@@ -351,7 +351,7 @@ fn a_management_key_that_is_revoked_meanwhile_finishes_no_change(world: &World) 
     is_over(wait(ours.create_key(&world.acme.id, &named("after"))).unwrap_err());
     is_over(wait(ours.suspend_tenant(&world.acme.id)).unwrap_err());
     is_over(wait(ours.create_tenant("after", None, false, TenantStatus::Active, None)).unwrap_err());
-    is_over(wait(ours.revoke_keys(&[world.live.id.clone()], None)).unwrap_err());
+    is_over(wait(ours.revoke_keys(std::slice::from_ref(&world.live.id), None)).unwrap_err());
     let key = world.db.json(&["key", "show", &world.live.id]);
     assert_eq!((&key["name"], &key["revoked_at"]), (&json!("before"), &Value::Null));
     assert!(!world.db.json(&["tenant", "list"]).to_string().contains("after"));

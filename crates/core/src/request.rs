@@ -46,8 +46,10 @@ impl Default for Options {
 /// Source: <https://fetch.spec.whatwg.org/#cors-preflight-fetch>
 pub const PREFLIGHT_HEADERS: [&str; 2] = ["origin", "access-control-request-method"];
 
-/// The requests that need no key, as methods and paths. Both are compared exactly: case-sensitively, and without
-/// normalization. A path that ends in `/*` matches everything below it, but not the path itself.
+/// The requests that need no key, as methods and paths.
+///
+/// Both are compared exactly: case-sensitively, and without normalization. A path that ends in `/*` matches everything
+/// below it, but not the path itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct PublicPaths {
     rules: Vec<(String, String)>,

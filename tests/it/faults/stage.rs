@@ -19,7 +19,7 @@ use crate::support::{Backend, Database, PATIENCE, Region, World, eventually};
 /// The databases of a play.
 pub(super) enum Stage {
     /// Everything happens in one database.
-    One(World),
+    One(Box<World>),
     /// The server reads a subscriber.
     Region(Box<Region>),
 }
@@ -27,7 +27,7 @@ pub(super) enum Stage {
 impl Stage {
     /// One database; `None` with a message if the machine has no Postgres.
     pub(super) fn one() -> Option<Self> {
-        World::on(Backend::Postgres).map(Self::One)
+        World::on(Backend::Postgres).map(|world| Self::One(Box::new(world)))
     }
 
     /// A publisher and its subscriber.

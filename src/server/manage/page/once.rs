@@ -13,18 +13,19 @@ use super::failure::Failure;
 use super::form::Form;
 use super::visit::Visitor;
 use crate::admin::{Admin, AdminError};
+use crate::random;
 use crate::server::manage::idempotency::{self, Secret};
 use crate::store::{Changed, Receipt};
 
 /// The id of a form.
 pub(super) fn field() -> Markup {
-    html! { input type="hidden" name="once" value=(Uuid::new_v4()); }
+    html! { input type="hidden" name="once" value=(random::new_id()); }
 }
 
 /// Whether a form was sent before.
 pub(super) enum Turn {
     /// It was not: the key must be made.
-    First(First),
+    First(Box<First>),
     /// It was: the key that was made then.
     Before(Before),
 }
@@ -53,13 +54,13 @@ pub(super) async fn begin(
     secret: Secret,
 ) -> Result<Turn, Failure> {
     let admin = visitor.admin.clone();
-    let Some(id) = form.get("once") else { return Ok(Turn::First(First { admin, attempt: None })) };
+    let Some(id) = form.get("once") else { return Ok(Turn::First(Box::new(First { admin, attempt: None }))) };
     let id = Uuid::parse_str(id).map_err(|_| Failure::invalid("The form is not one of this page."))?;
     match idempotency::claim(&admin, &visitor.caller, path, id.to_string(), body).await? {
         idempotency::Turn::First(attempt, derivation) => {
             let receipt = Receipt { attempt: Some(attempt), answer: Arc::new(kept) };
             let admin = admin.deriving(derivation).reporting(receipt);
-            Ok(Turn::First(First { admin, attempt: Some(attempt) }))
+            Ok(Turn::First(Box::new(First { admin, attempt: Some(attempt) })))
         }
         idempotency::Turn::Done(mut made, derivation) => {
             secret.replay(&mut made, derivation);

@@ -99,7 +99,7 @@ fn limit_fields(form: &Form) -> Markup {
     }
 }
 
-fn bad(error: crate::invalid::Invalid) -> Failure {
+fn bad(error: &crate::invalid::Invalid) -> Failure {
     AdminError::BadRequest(error.to_string()).into()
 }
 
@@ -109,14 +109,14 @@ fn limits(form: &Form) -> Result<LimitUpdate, Failure> {
     for (limit, (field, _)) in limits.iter_mut().zip(LIMITS) {
         *limit = match form.get(field) {
             None => Setting::Unset,
-            Some(text) => Setting::Set(Limit::parse(text).map_err(bad)?),
+            Some(text) => Setting::Set(Limit::parse(text).map_err(|error| bad(&error))?),
         };
     }
     Ok(limits)
 }
 
 fn asked_for(form: &Form) -> Result<(PlanName, LimitUpdate), Failure> {
-    Ok((PlanName::parse(form.need("name", "The name")?).map_err(bad)?, limits(form)?))
+    Ok((PlanName::parse(form.need("name", "The name")?).map_err(|error| bad(&error))?, limits(form)?))
 }
 
 /// A plan as a form that is filled in with it.
