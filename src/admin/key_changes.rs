@@ -162,8 +162,7 @@ impl Admin {
         self.check_plan(asked.plan.value().map(PlanName::as_str)).await?;
         // A conflict with the key as it is now is an error of the request. In the transaction below it is a race.
         asked.change_terms(&mut key.terms.clone()).map_err(|why| unfit("labels", why))?;
-        let part = if asked.expiry == Expiry::Unsaid { "not_before" } else { "expires_at" };
-        asked.apply(&mut key.clone(), now).map_err(|why| unfit(part, why))?;
+        asked.apply(&mut key.clone(), now).map_err(|why| unfit("not_before", why))?;
         let change = |key: &mut KeyDetails| {
             self.judge_key(key)?;
             Ok(asked.apply(key, now)?)

@@ -59,7 +59,7 @@ const PLACES: [(&str, &[&str]); 24] = [
     ("indicatif", &["cli/bulk/progress"]),
     ("std::env", &["main", "store/postgres/address"]),
     ("clock_gettime", &["clock"]),
-    ("rand::", &["random", "key/", "verify/", "admin/sessions"]),
+    ("rand::", &["random", "key/", "verify/", "admin/sessions", "server/assembly"]),
     ("Uuid::new_v4", &["random"]),
     ("SystemTime", &[]),
     ("println!", &[]),

@@ -426,7 +426,8 @@ fn run(world: &World, server: &Server, envoy: &Envoy) {
         );
     }
     assert!(findings.is_empty(), "seed {seed}: {findings:#?}");
-    assert!(arrived > 100 && sent > arrived, "enough requests arrive: {arrived} of {sent}");
+    // Those of the innocent client arrive, too.
+    assert!(arrived > 100 && sent + answered as u64 > arrived, "enough requests arrive: {arrived} of {sent}");
     assert_eq!(envoy.stat("http.edge.ext_authz.failure_mode_allowed"), 0, "seed {seed}");
     assert_eq!(envoy.stat("cluster.tenantgate.upstream_rq_rx_reset"), 0, "seed {seed}");
 }

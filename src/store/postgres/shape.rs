@@ -88,6 +88,10 @@ struct Column {
     is_enum: bool,
     not_null: bool,
     has_default: bool,
+    /// The expression of the default.
+    default: Option<String>,
+    /// Whether the value is computed from other columns.
+    is_generated: bool,
     unique: bool,
     /// The most characters it takes, if it is limited.
     length: Option<i32>,
@@ -124,10 +128,10 @@ pub(super) async fn adopt(
         let mut sql = format!(
             "ALTER TABLE {table} ALTER COLUMN {name} TYPE timestamptz USING {name} AT TIME ZONE 'UTC'"
         );
-        if column.has_default {
-            // A default of the old type would depend on the time zone of each session.
+        if let Some(default) = &column.default {
+            let default = converted_default(&mut *connection, default).await?;
             sql = format!(
-                "ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT; {sql}; ALTER TABLE {table} ALTER COLUMN {name} SET DEFAULT now()"
+                "ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT; {sql}; ALTER TABLE {table} ALTER COLUMN {name} SET DEFAULT {default}"
             );
         }
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
@@ -137,6 +141,18 @@ pub(super) async fn adopt(
         ));
     }
     Ok(notes)
+}
+
+/// Returns the default of a `timestamp` column for its conversion to `timestamptz`. One that has no time zone is read as
+/// UTC, like the values; otherwise it would depend on the time zone of each session.
+async fn converted_default(connection: &mut PgConnection, default: &str) -> Result<String, StoreError> {
+    let sql = format!("SELECT pg_typeof({default})::text");
+    let type_name: String = sqlx::query(AssertSqlSafe(sql)).fetch_one(connection).await?.try_get(0)?;
+    Ok(if type_name == "timestamp without time zone" {
+        format!("({default}) AT TIME ZONE 'UTC'")
+    } else {
+        default.to_owned()
+    })
 }
 
 /// Finds columns that `serve` cannot read, in tables that were adopted before. For `doctor`.
@@ -230,7 +246,9 @@ async fn columns(connection: &mut PgConnection) -> Result<Columns, StoreError> {
                     AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 1
                     AND i.indkey[0] = a.attnum),
             CASE WHEN t.typname = 'varchar' AND a.atttypmod > 4 THEN a.atttypmod - 4 END,
-            EXISTS (SELECT FROM pg_collation l WHERE l.oid = a.attcollation AND NOT l.collisdeterministic)
+            EXISTS (SELECT FROM pg_collation l WHERE l.oid = a.attcollation AND NOT l.collisdeterministic),
+            (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = c.oid AND d.adnum = a.attnum),
+            a.attgenerated <> ''
          FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid JOIN pg_type t ON t.oid = a.atttypid
          WHERE c.oid IN (to_regclass('tenants'), to_regclass('api_keys')) AND a.attnum > 0 AND NOT a.attisdropped";
     let mut columns = Columns::new();
@@ -241,6 +259,8 @@ async fn columns(connection: &mut PgConnection) -> Result<Columns, StoreError> {
             is_enum: row.try_get(4)?,
             not_null: row.try_get(5)?,
             has_default: row.try_get(6)?,
+            default: row.try_get(10)?,
+            is_generated: row.try_get(11)?,
             unique: row.try_get(7)?,
             length: row.try_get(8)?,
             vague: row.try_get(9)?,
@@ -293,6 +313,8 @@ fn wrong_columns(tables: &BTreeMap<String, String>, columns: &Columns) -> Vec<St
         if !kind.fits(&column.type_name) {
             let what = if column.is_enum { " (an enum)" } else { "" };
             wrong.push(format!("{table}.{name} is {}{what}: must be {}", column.shown, kind.wanted()));
+        } else if column.is_generated {
+            wrong.push(format!("{table}.{name} is GENERATED: must be an ordinary column"));
         } else if column.vague {
             wrong.push(format!(
                 "{table}.{name} has a nondeterministic collation: must compare texts byte by byte"

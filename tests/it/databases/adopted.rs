@@ -95,7 +95,7 @@ fn a_tenant_cannot_use_a_schema_of_another_program() {
 }
 
 /// Statements that break the plain tables, and what the error must name.
-const SPOILT: [(&str, &str); 24] = [
+const SPOILT: [(&str, &str); 25] = [
     ("ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_prefix_key", "api_keys.key_prefix is not UNIQUE"),
     (
         "ALTER TABLE api_keys ALTER id DROP DEFAULT, ALTER id TYPE varchar(36)",
@@ -112,6 +112,10 @@ const SPOILT: [(&str, &str); 24] = [
     ("ALTER TABLE api_keys ALTER hashed_key DROP NOT NULL", "api_keys.hashed_key may be NULL"),
     ("ALTER TABLE api_keys RENAME TO keys; CREATE VIEW api_keys AS SELECT * FROM keys", "api_keys is a view"),
     ("ALTER TABLE api_keys ALTER expires_at TYPE text", "api_keys.expires_at is text: must be timestamptz"),
+    (
+        "ALTER TABLE api_keys DROP expires_at, ADD expires_at timestamptz GENERATED ALWAYS AS (created_at) STORED",
+        "api_keys.expires_at is GENERATED: must be an ordinary column",
+    ),
     ("ALTER TABLE api_keys ADD is_active bool NOT NULL DEFAULT true", "--revoke-where is_active=false"),
     ("ALTER TABLE api_keys ADD is_active smallint NOT NULL DEFAULT 1", "--revoke-where is_active=false"),
     ("ALTER TABLE api_keys ADD blocked bool NOT NULL DEFAULT false", "--revoke-where blocked=true"),
@@ -175,13 +179,24 @@ fn naive_timestamps_are_converted_and_disabling_columns_are_applied() {
         rows()
     );
     let Some(database) = postgres_with(&sql) else { return };
-    database.sql("UPDATE api_keys SET expires_at = '2099-01-01 00:00:00'");
+    database.sql(
+        "UPDATE api_keys SET expires_at = '2099-01-01 00:00:00';
+         ALTER TABLE api_keys ALTER expires_at SET DEFAULT now() + interval '1 year',
+                              ALTER created_at SET DEFAULT timezone('utc', now())",
+    );
     database.cli(&["migrate", "--revoke-where", "is_active=false"]).ok();
     let server = Server::on(&database).start();
     assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
     let shown = database.json(&["key", "list"]);
     assert_eq!(shown[0]["expires_at"].as_str().map(|at| &at[..19]), Some("2099-01-01T00:00:00"), "{shown}");
     assert_eq!(database.json(&["key", "show", "llmk_off"])["status"], "revoked");
+    // What the application inserts later gets the default that it has set, whatever the time zone of its session.
+    let inserted = "SET TIME ZONE 'Asia/Tokyo';
+                    INSERT INTO api_keys (hashed_key, key_prefix, tenant_id) SELECT 'y', 'llmk_later', id FROM tenants";
+    database.sql(inserted);
+    let life = "SELECT (extract(epoch FROM expires_at - created_at) / 86400)::int::text FROM api_keys WHERE key_prefix = 'llmk_later'";
+    let days: u32 = database.text(life).expect("a life").parse().expect("days");
+    assert!((365..=366).contains(&days), "{days}");
     database.cli(&["tenant", "create", "New"]).ok();
     assert_eq!(
         database.text("SELECT count(*)::text FROM audit_log").as_deref(),

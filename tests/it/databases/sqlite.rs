@@ -216,7 +216,7 @@ fn a_file_that_is_moved_away_emptied_or_replaced_behind_a_link_is_noticed() {
     server.row_becomes("401 revoked", PATIENCE, key.clone());
     // An empty file in its place is no database of ours.
     replace(file(&world.db), Some(b""));
-    says(&server, "the database is not what it was");
+    says(&server, "the database is not usable");
     assert_eq!(server.row(key), "401 revoked");
     let tables = world.db.text("SELECT count(*) || '' FROM sqlite_master");
     assert_eq!(tables.as_deref(), Some("0"), "and is not made one");

@@ -27,14 +27,14 @@ const POSTGRES: [State; 26] = [
     (
         "ALTER FUNCTION tenantgate_key_changed() RESET ALL",
         "database.functions",
-        "does not look names up in public alone",
+        "may find tables outside public",
         "migrate",
         By::Migrate,
     ),
     (
         "ALTER FUNCTION tenantgate_mark() SET search_path = elsewhere",
         "database.functions",
-        "does not look names up",
+        "may find tables outside",
         "migrate",
         By::Migrate,
     ),
@@ -48,7 +48,7 @@ const POSTGRES: [State; 26] = [
     (
         "CREATE OR REPLACE FUNCTION tenantgate_prune(keep interval) RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint'",
         "database.functions",
-        "tenantgate_prune is another one",
+        "tenantgate_prune differs",
         "migrate",
         By::Migrate,
     ),
@@ -129,7 +129,7 @@ const POSTGRES: [State; 26] = [
     (
         "UPDATE tenants SET db_schema_name = 'public' WHERE db_schema_name = 'tenant_acme_corp'",
         "database.schemas",
-        "is ours",
+        "which has tenantgate's tables",
         "rename",
         By::Hand,
     ),
@@ -187,7 +187,7 @@ const POSTGRES: [State; 26] = [
     (
         "CREATE PUBLICATION everything FOR ALL TABLES; SELECT tenantgate_add_usage(ARRAY[current_date], ARRAY[gen_random_uuid()], ARRAY['ok'], ARRAY[1]::bigint[])",
         "database.replication",
-        "month by month",
+        "by partition",
         "publish_via_partition_root",
         By::Hand,
     ),
@@ -255,7 +255,7 @@ const SQLITE: [State; 5] = [
     (
         "DROP TRIGGER tenantgate_tenant_updated; CREATE TRIGGER tenantgate_tenant_updated AFTER UPDATE ON tenants BEGIN SELECT 1; END",
         "database.triggers",
-        "tenantgate_tenant_updated is missing or another one",
+        "tenantgate_tenant_updated is missing or differs",
         "migrate",
         By::Migrate,
     ),
