@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
-use super::parts::{Field, meaning, minutes, spaced, when};
+use super::parts::{meaning, minutes, spaced, when};
 use super::visit::{Visitor, Who};
 use crate::admin::{AdminError, Refused};
 use crate::permission::{About, Permission};
@@ -32,15 +32,13 @@ pub(super) async fn show(Extension(visitor): Who, RawQuery(query): RawQuery) -> 
 /// Asks for a decision id.
 pub(super) fn form(id: &str) -> Markup {
     html! {
-        form.card.inline method="get" action="/refusals" {
-            (Field {
-                name: "id",
-                label: "Decision id",
-                value: id,
-                hint: "The client has it in the header x-llmcore-decision-id.",
-                required: true,
-            }.show())
-            button type="submit" { "Find" }
+        form.card method="get" action="/refusals" {
+            label for="id" { "Decision id" }
+            div.asked {
+                input #id type="text" name="id" value=(id) required autocomplete="off" spellcheck="false" aria-describedby="id-hint";
+                button type="submit" { "Find" }
+            }
+            p.hint #id-hint { "The client has it in the header x-llmcore-decision-id." }
         }
     }
 }
