@@ -84,6 +84,23 @@ mod tests {
         pairs.iter().map(|(name, _)| name.as_str()).collect()
     }
 
+    /// A key and its tenant.
+    fn rows(key: Uuid, tenant: Uuid, name: &str) -> (KeyRecord, Tenant) {
+        let id = TenantId(tenant);
+        let key = KeyRecord {
+            id: KeyId(key),
+            tenant_id: id,
+            prefix: "llmk_a".into(),
+            hash: None,
+            expires_at: ExpiresAt::NEVER,
+            revoked: false,
+            not_before: Timestamp::MIN,
+            disabled: false,
+        };
+        let (name, schema, status) = (name.into(), "tenant_acme".into(), TenantStatus::Active);
+        (key, Tenant { id, name, schema, status, mode: None, created_at: Timestamp(0), plan: None })
+    }
+
     #[test]
     fn a_refusal_is_its_status_headers_and_body() {
         let decision = Decision::Deny(Denial { reason: Reason::Unknown, identity: None, needs: None });
@@ -95,19 +112,7 @@ mod tests {
 
     #[test]
     fn a_row_whose_id_is_zero_is_told_as_any_other() {
-        let id = TenantId(Uuid::nil());
-        let key = KeyRecord {
-            id: KeyId(Uuid::nil()),
-            tenant_id: id,
-            prefix: "llmk_a".into(),
-            hash: None,
-            expires_at: ExpiresAt::NEVER,
-            revoked: false,
-            not_before: Timestamp::MIN,
-            disabled: false,
-        };
-        let (name, schema, status) = ("Acme".into(), "tenant_acme".into(), TenantStatus::Active);
-        let tenant = Tenant { id, name, schema, status, mode: None, created_at: Timestamp(0), plan: None };
+        let (key, tenant) = rows(Uuid::nil(), Uuid::nil(), "Acme");
         let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
         let said = plain(&Answer::of(&decision), &Speech::default()).unwrap();
         let zero = Uuid::nil().to_string();
@@ -118,19 +123,7 @@ mod tests {
 
     #[test]
     fn a_key_that_passes_has_its_headers_and_metadata_and_one_with_a_list_has_no_such_form() {
-        let id = TenantId(Uuid::from_u128(2));
-        let key = KeyRecord {
-            id: KeyId(Uuid::from_u128(1)),
-            tenant_id: id,
-            prefix: "llmk_a".into(),
-            hash: None,
-            expires_at: ExpiresAt::NEVER,
-            revoked: false,
-            not_before: Timestamp::MIN,
-            disabled: false,
-        };
-        let (name, schema, status) = ("Acme é".into(), "tenant_acme".into(), TenantStatus::Active);
-        let tenant = Tenant { id, name, schema, status, mode: None, created_at: Timestamp(0), plan: None };
+        let (key, tenant) = rows(Uuid::from_u128(1), Uuid::from_u128(2), "Acme é");
         let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
         let speech = Speech { key_header: "x-key".into(), ..Speech::default() };
         let said = plain(&Answer::of(&decision), &speech).unwrap();

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Row as _};
+use sqlx::{
+    AssertSqlSafe, Column as _, Executor as _, Row as _, SqlSafeStr as _, Statement as _, TypeInfo as _,
+};
 
 use super::connection::quoted;
 use crate::store::adoption::ANY;
@@ -145,14 +147,13 @@ pub(super) async fn adopt(
 
 /// Returns the default of a `timestamp` column for its conversion to `timestamptz`. One that has no time zone is read as
 /// UTC, like the values; otherwise it would depend on the time zone of each session.
+///
+/// The statement is prepared and never executed, because a default can call functions of whoever owns the table.
 async fn converted_default(connection: &mut PgConnection, default: &str) -> Result<String, StoreError> {
-    let sql = format!("SELECT pg_typeof({default})::text");
-    let type_name: String = sqlx::query(AssertSqlSafe(sql)).fetch_one(connection).await?.try_get(0)?;
-    Ok(if type_name == "timestamp without time zone" {
-        format!("({default}) AT TIME ZONE 'UTC'")
-    } else {
-        default.to_owned()
-    })
+    let sql = format!("SELECT {default}");
+    let prepared = connection.prepare(AssertSqlSafe(sql).into_sql_str()).await?;
+    let naive = prepared.columns().first().is_some_and(|column| column.type_info().name() == "TIMESTAMP");
+    Ok(if naive { format!("({default}) AT TIME ZONE 'UTC'") } else { default.to_owned() })
 }
 
 /// Finds columns that `serve` cannot read, in tables that were adopted before. For `doctor`.

@@ -206,6 +206,22 @@ fn naive_timestamps_are_converted_and_disabling_columns_are_applied() {
     assert_eq!(database.json(&["migrate"])["applied"], serde_json::json!([]), "asked once");
 }
 
+/// A default may call functions of whoever owns the table, and `migrate` may run as somebody who may do more.
+#[test]
+fn a_default_is_converted_without_being_executed() {
+    let sql = format!(
+        "{} {}; CREATE FUNCTION trap() RETURNS timestamp LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''executed''; END';
+         ALTER TABLE api_keys ALTER expires_at SET DEFAULT trap()",
+        PLAIN.replace("timestamptz", "timestamp"),
+        rows()
+    );
+    let Some(database) = postgres_with(&sql) else { return };
+    database.cli(&["migrate"]).ok();
+    let default = "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef d JOIN pg_attribute a ON (adrelid, adnum) = (attrelid, attnum)
+                   WHERE adrelid = 'api_keys'::regclass AND attname = 'expires_at'";
+    assert_eq!(database.text(default).as_deref(), Some("(trap() AT TIME ZONE 'UTC'::text)"));
+}
+
 /// Whichever way a switch is written down, and whatever an operator calls its value.
 #[test]
 fn a_switch_is_heeded_however_its_value_is_spelled() {

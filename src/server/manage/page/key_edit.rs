@@ -11,7 +11,7 @@ use super::form::Form;
 use super::key_forms::found;
 use super::key_forms::{LIVES, expiry, setting};
 use super::layout::{Place, page};
-use super::parts::{Field, minutes, select, version, wrong};
+use super::parts::{Field, labels_field, minutes, select, version, wrong};
 use super::visit::{Visitor, Who};
 use crate::admin::version::of_key;
 use crate::admin::{Expiry, KeyUpdate, Setting};
@@ -78,11 +78,7 @@ fn screen(
             (field("scopes", "Scopes", "Separated by blanks, such as chat:read files:*. Empty: all."))
             (field("networks", "Networks", "From where it may be used, such as 192.0.2.0/24 2001:db8::/32. Empty: anywhere."))
             (select("plan", "Plan", form.shown("plan"), &options))
-            div.field {
-                label for="labels" { "Labels" span.muted { " (optional)" } }
-                textarea #labels name="labels" rows="3" aria-describedby="labels-hint" { (form.shown("labels")) }
-                p #labels-hint.hint { "One a line, such as team=search." }
-            }
+            (labels_field(form.shown("labels")))
             p.actions {
                 button.primary type="submit" { "Save" }
                 a.button href=(path) { "Cancel" }

@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::once::{self, Before, Turn};
-use super::parts::{Field, asked, select, wrong};
+use super::parts::{Field, asked, labels_field, select, wrong};
 use super::tenant;
 use super::visit::{Visitor, Who};
 use crate::admin::{AdminError, Expiry, Issued, KeyUpdate, Setting};
@@ -125,11 +125,7 @@ fn new_page(
                 (field("scopes", "Scopes", "Separated by blanks, such as chat:read files:*. Empty: all.", false))
                 (field("networks", "Networks", "The networks from which it may be used, such as 192.0.2.0/24 2001:db8::/32. Empty: anywhere.", false))
                 (select("plan", "Plan", form.shown("plan"), &options))
-                div.field {
-                    label for="labels" { "Labels" span.muted { " (optional)" } }
-                    textarea #labels name="labels" rows="2" aria-describedby="labels-hint" { (form.shown("labels")) }
-                    p #labels-hint.hint { "One per line, such as team=search." }
-                }
+                (labels_field(form.shown("labels")))
             }
             p.actions {
                 button.primary type="submit" { "Create key" }

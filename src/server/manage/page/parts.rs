@@ -188,6 +188,17 @@ impl Field<'_> {
     }
 }
 
+/// Renders the field of labels, one per line.
+pub(super) fn labels_field(value: &str) -> Markup {
+    html! {
+        div.field {
+            label for="labels" { "Labels" span.muted { " (optional)" } }
+            textarea #labels name="labels" rows="3" aria-describedby="labels-hint" { (value) }
+            p #labels-hint.hint { "One per line, such as team=search." }
+        }
+    }
+}
+
 /// Renders a selection of one option.
 pub(super) fn select(name: &str, label: &str, chosen: &str, options: &[(&str, &str)]) -> Markup {
     html! {
