@@ -303,16 +303,24 @@ async fn subscription(connection: &mut PgConnection) -> Result<Finding, StoreErr
         let remedy = format!("run ALTER PUBLICATION {name} SET (publish_via_partition_root = true)");
         return Ok(Finding::bad(CHECK, what, remedy));
     };
-    let sql = "SELECT EXISTS (SELECT FROM pg_stat_subscription WHERE subname = $1 AND pid IS NOT NULL)";
-    let alive: bool = sqlx::query(sql).bind(&name).fetch_one(connection).await?.try_get(0)?;
-    Ok(if alive {
+    let sql = "SELECT EXISTS (SELECT FROM pg_stat_subscription WHERE subname = $1 AND pid IS NOT NULL),
+        (SELECT subsynccommit = 'off' FROM pg_subscription
+            WHERE subname = $1 AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()))";
+    let row = sqlx::query(sql).bind(&name).fetch_one(connection).await?;
+    let (alive, lazy): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(if !alive {
+        let what = format!("the subscription {name} has no running worker: revocations do not arrive");
+        Finding::bad(CHECK, what, "see the log of Postgres for why it stops, and pg_stat_subscription")
+    } else if lazy {
+        let what = format!(
+            "the subscription {name} commits asynchronously: a crash takes changes back until they are sent again"
+        );
+        Finding::warn(CHECK, what, format!("run ALTER SUBSCRIPTION {name} SET (synchronous_commit = on)"))
+    } else {
         Finding::ok(
             CHECK,
             format!("the subscription {name} writes tenants and keys; commands change them at its publisher"),
         )
-    } else {
-        let what = format!("the subscription {name} has no running worker: revocations do not arrive");
-        Finding::bad(CHECK, what, "see the log of Postgres for why it stops, and pg_stat_subscription")
     })
 }
 

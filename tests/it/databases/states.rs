@@ -239,6 +239,8 @@ fn doctor_tells_a_subscriber_that_hears_nothing_and_a_slot_that_nobody_reads() {
     says(&region.copy, "bad", "has no running worker");
     region.copy.sql("ALTER TABLE tenants DROP CONSTRAINT no_more");
     says(&region.copy, "ok", "writes tenants and keys");
+    region.copy.sql(&format!("ALTER SUBSCRIPTION {name} SET (synchronous_commit = off)"));
+    says(&region.copy, "warn", "commits asynchronously");
     region.copy.sql(&format!("ALTER SUBSCRIPTION {name} DISABLE"));
     says(&region.copy, "bad", "is disabled: revocations of its publisher do not arrive");
     says(&region.origin, "warn", "no subscriber reads the slot");

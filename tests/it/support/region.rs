@@ -102,8 +102,14 @@ fn dropped(name: &str) -> String {
 }
 
 /// Subscribes one database to a publication of another, and waits until its rows are copied.
+///
+/// The apply worker commits synchronously: by default a commit is visible before it is durable, so a crash could take
+/// back what a server has read.
 pub(crate) fn subscribe(copy: &Database, origin: &Database, name: &str, publication: &str) {
-    copy.sql(&format!("CREATE SUBSCRIPTION {name} CONNECTION '{}' PUBLICATION {publication}", origin.url()));
+    copy.sql(&format!(
+        "CREATE SUBSCRIPTION {name} CONNECTION '{}' PUBLICATION {publication} WITH (synchronous_commit = on)",
+        origin.url()
+    ));
     eventually("the rows are copied", PATIENCE, || {
         let tables =
             copy.texts("SELECT srrelid::regclass::text FROM pg_subscription_rel WHERE srsubstate <> 'r'");
