@@ -21,8 +21,9 @@ use std::time::{Duration, Instant};
 
 use self::dice::Dice;
 use self::support::postgres::Cluster;
+use self::support::region::subscribe;
 use self::support::world::quick_hash;
-use self::support::{Ask, Backend, Database, PATIENCE, Server, eventually};
+use self::support::{Ask, Backend, Database, PATIENCE, Server};
 
 const CHANGES: usize = 500;
 const KEYS: u64 = 100;
@@ -45,12 +46,7 @@ fn main() {
             "INSERT INTO api_keys (hashed_key, key_prefix, tenant_id) SELECT '{hash}', '{prefix}', id FROM tenants"
         ));
     }
-    let subscription = "CREATE SUBSCRIPTION region CONNECTION";
-    copy.sql(&format!("{subscription} '{}' PUBLICATION tenantgate", publisher.url("own")));
-    eventually("the rows are copied", PATIENCE, || {
-        let keys = copy.text("SELECT count(*)::text FROM api_keys");
-        if keys == Some(KEYS.to_string()) { Ok(()) } else { Err(keys) }
-    });
+    subscribe(&copy, &origin, "region", "tenantgate");
     let servers = [&origin, &copy].map(|database| Server::on(database).start());
     for (server, key) in servers.iter().flat_map(|server| keys.iter().map(move |key| (server, key))) {
         assert_eq!(server.row(Ask::with_key(key)), "200 ok");

@@ -46,12 +46,12 @@ pub trait Buffer: Send + Sync + 'static {
     /// Puts rows back that were taken and not written.
     fn put_back(&self, rows: Vec<Self::Row>);
 
-    /// Writes one batch.
+    /// Writes one batch. Returns the rows of it that another session has locked, to be written later.
     fn write(
         &self,
         store: &dyn Store,
         batch: &[Self::Row],
-    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    ) -> impl Future<Output = Result<Vec<Self::Row>, StoreError>> + Send;
 }
 
 /// The results of writing, for operators.
@@ -109,43 +109,48 @@ impl<B: Buffer> BatchWriter<B> {
     }
 
     /// Writes all rows of the buffer until a batch fails or takes longer than `within`. Returns the number of rows that
-    /// were not written; they are in the buffer again.
+    /// were not written, of a failed batch or locked by another session; they are in the buffer again.
     ///
     /// # Cancel safety
     ///
     /// Rows that were not written go back into the buffer. A batch whose result is not known yet may be written twice.
     pub async fn flush(&self, store: &dyn Store, within: Duration) -> usize {
-        let mut taken = Taken { rows: self.0.buffer.take(), buffer: &self.0.buffer };
+        let mut taken = Taken { rows: self.0.buffer.take(), locked: Vec::new(), buffer: &self.0.buffer };
         while !taken.rows.is_empty() {
             let from = taken.rows.len().saturating_sub(B::BATCH);
-            if !self.attempt(store, &taken.rows[from..], within).await {
-                break;
-            }
+            let Some(locked) = self.attempt(store, &taken.rows[from..], within).await else { break };
+            taken.locked.extend(locked);
             taken.rows.truncate(from);
         }
-        taken.rows.len()
+        taken.rows.len() + taken.locked.len()
     }
 
-    async fn attempt(&self, store: &dyn Store, batch: &[B::Row], within: Duration) -> bool {
+    /// Writes a batch. Returns the rows of it that are locked, or nothing if it failed.
+    async fn attempt(&self, store: &dyn Store, batch: &[B::Row], within: Duration) -> Option<Vec<B::Row>> {
         let Shared { buffer, stats, failing, .. } = &*self.0;
         let (name, rows) = (B::NAME, batch.len());
-        let error = match timeout(within, buffer.write(store, batch)).await {
-            Ok(Ok(())) => {
+        let (error, rows, locked) = match timeout(within, buffer.write(store, batch)).await {
+            Ok(Ok(locked)) => {
                 stats.written.add_one();
-                failing.store(false, Relaxed);
-                debug!(rows, "{name} written");
-                return true;
+                debug!(rows = rows - locked.len(), "{name} written");
+                if locked.is_empty() {
+                    failing.store(false, Relaxed);
+                    return Some(locked);
+                }
+                ("another session has locked them".to_owned(), locked.len(), Some(locked))
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no response within {within:?}"),
+            Ok(Err(error)) => (error.to_string(), rows, None),
+            Err(_) => (format!("no response within {within:?}"), rows, None),
         };
-        stats.failed.add_one();
+        if locked.is_none() {
+            stats.failed.add_one();
+        }
         if failing.swap(true, Relaxed) {
             debug!(error, rows, "{name} still cannot be written");
         } else {
             warn!(error, rows, "{name} could not be written, trying again later");
         }
-        false
+        locked
     }
 }
 
@@ -153,11 +158,13 @@ impl<B: Buffer> BatchWriter<B> {
 /// of the store, or a cancelled flush.
 struct Taken<'a, B: Buffer> {
     rows: Vec<B::Row>,
+    locked: Vec<B::Row>,
     buffer: &'a B,
 }
 
 impl<B: Buffer> Drop for Taken<'_, B> {
     fn drop(&mut self) {
+        self.rows.append(&mut self.locked);
         if !self.rows.is_empty() {
             self.buffer.put_back(std::mem::take(&mut self.rows));
         }
@@ -175,6 +182,8 @@ mod tests {
     /// How the database responds to one batch.
     enum Response {
         Ok,
+        /// All rows but this one are written.
+        Locked(u32),
         Error,
         Silence,
     }
@@ -199,14 +208,19 @@ mod tests {
             self.waiting.lock().unwrap().extend(rows);
         }
 
-        async fn write(&self, _: &dyn Store, batch: &[u32]) -> Result<(), StoreError> {
+        async fn write(&self, _: &dyn Store, batch: &[u32]) -> Result<Vec<u32>, StoreError> {
             let response = self.responses.lock().unwrap().remove(0);
             match response {
                 Response::Ok => self.written.lock().unwrap().extend(batch),
+                Response::Locked(row) => {
+                    let written = batch.iter().filter(|&&number| number != row);
+                    self.written.lock().unwrap().extend(written);
+                    return Ok(vec![row]);
+                }
                 Response::Error => return Err(StoreError::Unavailable("gone".into())),
                 Response::Silence => pending().await,
             }
-            Ok(())
+            Ok(Vec::new())
         }
     }
 
@@ -225,6 +239,27 @@ mod tests {
         assert_eq!(writer.flush(&store, within).await, 0);
         assert_eq!(*writer.buffer().written.lock().unwrap(), [4, 5, 2, 3, 1]);
         assert_eq!((writer.stats().written.value(), writer.stats().failed.value()), (3, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_locked_row_delays_no_other_and_is_written_by_the_next_flush() {
+        use Response::{Locked, Ok, Silence};
+        let numbers = Numbers {
+            waiting: Mutex::new(vec![1, 2, 3, 4, 5]),
+            responses: Mutex::new(vec![Locked(4), Ok, Ok, Locked(4), Silence, Ok]),
+            written: Mutex::default(),
+        };
+        let (store, within) = (Script::default(), Duration::from_secs(5));
+        let writer = BatchWriter::of(numbers, Schedule::every(Duration::from_secs(1)));
+        assert_eq!(writer.flush(&store, within).await, 1);
+        assert_eq!(*writer.buffer().written.lock().unwrap(), [5, 2, 3, 1]);
+        writer.buffer().put_back(vec![6, 7]);
+        assert_eq!(*writer.buffer().waiting.lock().unwrap(), [4, 6, 7]);
+        writer.buffer().waiting.lock().unwrap().rotate_left(1);
+        assert_eq!(writer.flush(&store, within).await, 2, "the locked row, and the batch without a response");
+        assert_eq!(*writer.buffer().waiting.lock().unwrap(), [6, 4]);
+        assert_eq!(writer.flush(&store, within).await, 0);
+        assert_eq!(writer.stats().failed.value(), 1, "a locked row is no failure of its batch");
     }
 
     #[tokio::test(start_paused = true)]

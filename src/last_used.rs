@@ -71,14 +71,16 @@ impl Buffer for Uses {
         }
     }
 
-    async fn write(&self, store: &dyn Store, batch: &[Arc<Entry>]) -> Result<(), StoreError> {
+    async fn write(&self, store: &dyn Store, batch: &[Arc<Entry>]) -> Result<Vec<Arc<Entry>>, StoreError> {
         let mut uses: Vec<_> = batch.iter().map(|entry| entry.last_use()).collect();
         uses.sort_unstable();
         // A key that changed meanwhile may have two entries; the database needs each row once, with the later use.
         uses.reverse();
         uses.dedup_by_key(|(id, _)| *id);
-        log_first_uses(batch, &store.touch_keys(&uses).await?);
-        Ok(())
+        let touched = store.touch_keys(&uses).await?;
+        log_first_uses(batch, &touched.first);
+        let locked: HashSet<_> = touched.locked.iter().collect();
+        Ok(batch.iter().filter(|entry| locked.contains(&entry.record().id)).map(Arc::clone).collect())
     }
 }
 

@@ -73,7 +73,8 @@ impl Buffer for Memos {
         self.add(memos);
     }
 
-    async fn write(&self, store: &dyn Store, batch: &[NewMemo]) -> Result<(), StoreError> {
-        store.write_memos(batch).await
+    async fn write(&self, store: &dyn Store, batch: &[NewMemo]) -> Result<Vec<NewMemo>, StoreError> {
+        store.write_memos(batch).await?;
+        Ok(Vec::new())
     }
 }

@@ -125,8 +125,9 @@ impl Buffer for Entries {
         recorded.waiting.extend(rows.into_iter().take(room));
     }
 
-    async fn write(&self, store: &dyn Store, batch: &[Refusal]) -> Result<(), StoreError> {
-        store.write_refusals(batch).await
+    async fn write(&self, store: &dyn Store, batch: &[Refusal]) -> Result<Vec<Refusal>, StoreError> {
+        store.write_refusals(batch).await?;
+        Ok(Vec::new())
     }
 }
 

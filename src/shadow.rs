@@ -57,7 +57,8 @@ pub struct Entries {
 #[derive(Default)]
 struct Day {
     number: i64,
-    entries: HashMap<ShadowedKind, Tally>,
+    /// By day, because requests of the day before may wait for the database.
+    entries: HashMap<(i64, ShadowedKind), Tally>,
 }
 
 /// The requests of an entry that are not written yet.
@@ -103,9 +104,9 @@ impl Entries {
         };
         let mut day = self.lock();
         day.turn(now);
-        let crowded = day.entries.len() >= self.bound && !day.entries.contains_key(&kind);
-        let kind = if crowded { others(&kind.reason) } else { kind };
-        if crowded {
+        let mut kind = (now.day(), kind);
+        if day.entries.len() >= self.bound && !day.entries.contains_key(&kind) {
+            kind.1 = others(&kind.1.reason);
             self.crowded.add_one();
         }
         day.add(kind, Tally { requests: 1, first: now, last: now });
@@ -125,7 +126,7 @@ impl Buffer for Entries {
     fn take(&self) -> Vec<Shadowed> {
         let mut day = self.lock();
         let waiting = day.entries.iter_mut().filter(|(_, tally)| tally.requests > 0);
-        let mut rows: Vec<_> = waiting.map(|(kind, tally)| tally.take().row(kind.clone())).collect();
+        let mut rows: Vec<_> = waiting.map(|((_, kind), tally)| tally.take().row(kind.clone())).collect();
         drop(day);
         rows.sort_unstable_by(|a, b| (a.first_seen.day(), &a.kind).cmp(&(b.first_seen.day(), &b.kind)));
         rows
@@ -134,12 +135,13 @@ impl Buffer for Entries {
     fn put_back(&self, rows: Vec<Shadowed>) {
         let mut day = self.lock();
         for Shadowed { kind, requests, first_seen: first, last_seen: last } in rows {
-            day.add(kind, Tally { requests, first, last });
+            day.add((first.day(), kind), Tally { requests, first, last });
         }
     }
 
-    async fn write(&self, store: &dyn Store, batch: &[Shadowed]) -> Result<(), StoreError> {
-        store.write_shadowed(batch).await
+    async fn write(&self, store: &dyn Store, batch: &[Shadowed]) -> Result<Vec<Shadowed>, StoreError> {
+        store.write_shadowed(batch).await?;
+        Ok(Vec::new())
     }
 }
 
@@ -152,7 +154,7 @@ impl Day {
         }
     }
 
-    fn add(&mut self, kind: ShadowedKind, more: Tally) {
+    fn add(&mut self, kind: (i64, ShadowedKind), more: Tally) {
         let tally = self.entries.entry(kind).or_insert(Tally { requests: 0, ..more });
         *tally = if tally.requests == 0 { more } else { tally.plus(more) };
     }
@@ -255,5 +257,15 @@ mod tests {
         entries.put_back(failed);
         assert_eq!(written(&entries), [("/a".into(), 3, 5, 9)]);
         assert_eq!(written(&entries), []);
+    }
+
+    #[test]
+    fn rows_that_were_put_back_after_midnight_stay_rows_of_their_day() {
+        let entries = Entries::new(10);
+        note(&entries, "/a", 5);
+        let failed = entries.take();
+        note(&entries, "/a", DAY);
+        entries.put_back(failed);
+        assert_eq!(written(&entries), [("/a".into(), 1, 5, 5), ("/a".into(), 1, DAY, DAY)]);
     }
 }

@@ -154,8 +154,9 @@ impl Buffer for Counts {
         self.late().extend(rows);
     }
 
-    async fn write(&self, store: &dyn Store, batch: &[Used]) -> Result<(), StoreError> {
-        store.add_usage(batch).await
+    async fn write(&self, store: &dyn Store, batch: &[Used]) -> Result<Vec<Used>, StoreError> {
+        store.add_usage(batch).await?;
+        Ok(Vec::new())
     }
 }
 

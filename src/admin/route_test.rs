@@ -2,14 +2,17 @@
 
 use super::routes::RouteView;
 use super::{Admin, AdminError};
-use crate::path::{Path, PathOptions};
+use crate::decision::{Entrance, RuleFact};
+use crate::path::Path;
+use crate::policy::{self, Routing};
 use crate::record::{KeyDetails, KeyState};
+use crate::request::{self, Reader};
 use crate::route::host::request_host;
-use crate::route::{Context, RouteMode, RouteRow, RouteTable};
+use crate::route::{Entry, RouteMode, RouteRow, RouteTable};
 use crate::scope::{Needs, Scopes};
 
 /// A hypothetical request.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct TestedRequest {
     /// Its method.
     pub method: String,
@@ -21,6 +24,10 @@ pub struct TestedRequest {
     pub key: Option<String>,
     /// The `context_extensions` of its route in Envoy's configuration.
     pub context: Vec<(String, String)>,
+    /// Which requests need no key, as `serve` is told.
+    pub reading: request::Options,
+    /// How requests are matched with rules, as `serve` is told.
+    pub policy: policy::Options,
 }
 
 /// The outcome of a request by its rules and its key. Networks, plans and the tenant are not considered.
@@ -59,56 +66,36 @@ impl Admin {
 }
 
 fn verdict(rows: &[RouteRow], request: &TestedRequest, key: Option<(&KeyDetails, KeyState)>) -> RouteVerdict {
-    let mut context = Context::default();
-    for (name, value) in &request.context {
-        context.put(name.as_bytes(), value.as_bytes());
-    }
-    let mut verdict = RouteVerdict {
-        rule: None,
-        why: None,
-        mode: RouteMode::Required.as_str(),
-        needs: Vec::new(),
-        ambiguous: None,
-        next: Vec::new(),
-        outcome: "path_ambiguous",
-    };
     let table = RouteTable::of(rows);
-    let host = request_host(request.host.as_bytes());
-    let entries = match Path::read(request.path.as_bytes(), PathOptions::default()) {
-        Ok(path) => table.candidates(&host, request.method.as_bytes(), &path),
-        Err(ambiguous) => {
-            verdict.ambiguous = Some(ambiguous.to_string());
-            if !table.is_empty() {
-                return verdict;
-            }
-            Vec::new()
-        }
+    let mut reader = Reader::new(&request.reading);
+    for (name, value) in &request.context {
+        reader.context(name.as_bytes(), value.as_bytes());
+    }
+    let asked = reader.finish(request.method.as_bytes(), request.host.as_bytes(), request.path.as_bytes());
+    let routing = Routing::of(&table, request.policy, &asked);
+    let path = Path::read(asked.path, request.policy.path);
+    let candidates = |path| table.candidates(&request_host(asked.host), asked.method, path);
+    let entries = path.as_ref().map(candidates).unwrap_or_default();
+    let view = |entry: &&Entry| rows.iter().find(|row| row.id == entry.id).map(RouteView::from);
+    let rule = entries.first().and_then(view);
+    let next: Vec<_> = entries.iter().skip(1).filter_map(view).collect();
+    let by_rule = entries.first().and_then(|entry| entry.rule.as_ref().ok()?.needs.as_ref());
+    let by_envoy = request.context.iter().filter(|(name, _)| name == "tenantgate.scopes");
+    let by_envoy = by_envoy.filter_map(|(_, value)| Needs::parse(value).ok().map(|needs| needs.to_string()));
+    let mode = match routing.entrance {
+        Entrance::Public => RouteMode::Public,
+        Entrance::Optional => RouteMode::Optional,
+        Entrance::Required | Entrance::Ambiguous | Entrance::BadContext => RouteMode::Required,
     };
-    let view = |id| rows.iter().find(|row| row.id == id).map(RouteView::from);
-    let winner = entries.first().copied();
-    verdict.rule = winner.and_then(|entry| view(entry.id));
-    verdict.next = entries.iter().skip(1).filter_map(|entry| view(entry.id)).collect();
-    verdict.why = verdict.rule.as_ref().map(|rule| why(rule, verdict.next.first()));
-    let rule = match winner.map(|entry| entry.rule.as_ref()) {
-        Some(Err(_)) => {
-            verdict.outcome = "damaged_route";
-            return verdict;
-        }
-        Some(Ok(rule)) => Some(rule),
-        None => None,
-    };
-    let mode = context.mode.or(rule.map(|rule| rule.mode)).unwrap_or_default();
-    verdict.mode = mode.as_str();
-    let said = request.context.iter().filter(|(name, _)| name == "tenantgate.scopes");
-    let said: Vec<_> = said.filter_map(|(_, value)| Needs::parse(value).ok()).collect();
-    let needs: Vec<&Needs> = rule.and_then(|rule| rule.needs.as_ref()).into_iter().chain(&said).collect();
-    verdict.needs = needs.iter().map(ToString::to_string).collect();
-    verdict.outcome = if context.bad {
-        "bad_route_context"
-    } else {
-        outcome(mode, &needs, rule.is_some_and(|rule| rule.shadow), key)
-    };
-    verdict
+    RouteVerdict {
+        why: rule.as_ref().map(|rule| why(rule, next.first())),
+        rule,
+        mode: mode.as_str(),
+        needs: by_rule.map(ToString::to_string).into_iter().chain(by_envoy).collect(),
+        ambiguous: path.err().map(|ambiguous| ambiguous.to_string()),
+        next,
+        outcome: outcome(&table, &routing, key),
+    }
 }
 
 /// Tells why a rule wins over the next one, in the order in which rules are compared: host, path, method.
@@ -138,27 +125,31 @@ fn why(rule: &RouteView, next: Option<&RouteView>) -> String {
     }
 }
 
-fn outcome(
-    mode: RouteMode,
-    needs: &[&Needs],
-    shadow: bool,
-    key: Option<(&KeyDetails, KeyState)>,
-) -> &'static str {
-    let (key, state) = match (mode, key) {
-        (RouteMode::Public, _) => return "public",
-        (RouteMode::Optional, None) => return "anonymous",
-        (RouteMode::Required, None) => return "missing",
-        (_, Some(key)) => key,
+/// Returns the reason of the first row that holds, as the decision does.
+fn outcome(table: &RouteTable, routing: &Routing<'_>, key: Option<(&KeyDetails, KeyState)>) -> &'static str {
+    let (key, state) = match (routing.entrance, key) {
+        (Entrance::Ambiguous, _) => return "path_ambiguous",
+        (Entrance::BadContext, _) => return "bad_route_context",
+        (Entrance::Public, _) => return "public",
+        (Entrance::Optional, None) => return "anonymous",
+        (Entrance::Required, None) => return "missing",
+        (Entrance::Optional | Entrance::Required, Some(key)) => key,
     };
     if state != KeyState::Active {
         return state.as_str();
     }
-    let granted = match key.terms.scopes.as_deref().map(Scopes::parse) {
-        None => return "ok",
-        Some(Err(_)) => return "damaged_row",
-        Some(Ok(granted)) => granted,
+    let scopes = match key.terms.scopes.as_deref().map(Scopes::parse).transpose() {
+        Ok(scopes) => scopes,
+        Err(_) => return "damaged_row",
     };
-    if shadow || needs.iter().all(|needs| needs.are_met_by(&granted)) { "ok" } else { "scope" }
+    match routing.rule {
+        RuleFact::Damaged => return "damaged_route",
+        RuleFact::None => return "route",
+        RuleFact::Fine => {}
+    }
+    let granted = scopes.as_ref().map(|scopes| (scopes, table.granted(scopes)));
+    let lacking = routing.lacking(granted.as_ref().map(|(scopes, granted)| (*scopes, granted)));
+    if lacking.is_some_and(|lacking| !lacking.shadow) { "scope" } else { "ok" }
 }
 
 #[cfg(test)]
@@ -184,7 +175,8 @@ mod tests {
     fn asked(path: &str, context: &[(&str, &str)]) -> TestedRequest {
         let context = context.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let (method, host) = ("GET".to_owned(), "a.example".to_owned());
-        TestedRequest { method, host, path: path.into(), key: None, context: context.collect() }
+        let context = context.collect();
+        TestedRequest { method, host, path: path.into(), context, ..TestedRequest::default() }
     }
 
     #[test]
@@ -241,5 +233,25 @@ mod tests {
             ("required", "missing", vec!["a b | c".to_owned()])
         );
         assert_eq!(verdict(&[("tenantgate.mode", "no")]).outcome, "bad_route_context");
+    }
+
+    #[test]
+    fn the_outcome_is_that_of_a_check() {
+        let rows = [rule("/open/**", "public", None), rule("/x/**", "required", Some("no scope"))];
+        let outcome = |path: &str, context: &[(&str, &str)], policy: policy::Options| {
+            let said = verdict(&rows, &TestedRequest { policy, ..asked(path, context) }, None);
+            (said.mode, said.outcome)
+        };
+        let policy = policy::Options::default();
+        // Scopes that Envoy asks for need a key, although the rule is public.
+        let scopes = [("tenantgate.scopes", "a")];
+        assert_eq!(outcome("/open/a", &scopes, policy), ("required", "missing"));
+        assert_eq!(outcome("/health", &[], policy), ("public", "public"));
+        let keep = policy::Options {
+            path: crate::path::PathOptions { keep_encoded_slash: true, ..policy.path },
+            ..policy
+        };
+        assert_eq!(outcome("/open/a%2Fb", &[], policy), ("required", "path_ambiguous"));
+        assert_eq!(outcome("/open/a%2Fb", &[], keep), ("public", "public"));
     }
 }

@@ -1,5 +1,6 @@
 //! The commands for management keys.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -53,7 +54,7 @@ pub(super) struct LoginLinkArgs {
     #[arg(value_name = "NAME")]
     reference: String,
     /// The base URL at which the browser reaches the page [default: the first TCP address of `manage --listen`, by
-    /// HTTP]
+    /// HTTPS if TENANTGATE_TLS_CERT is set]
     #[arg(long, value_name = "BASE", value_parser = base_url)]
     url: Option<String>,
     /// The addresses of `manage`
@@ -65,6 +66,9 @@ pub(super) struct LoginLinkArgs {
         default_value = "127.0.0.1:9465"
     )]
     listen: Vec<String>,
+    /// Whether `manage` uses TLS
+    #[arg(long, env = "TENANTGATE_TLS_CERT", hide = true)]
+    tls_cert: Option<PathBuf>,
 }
 
 /// Parses a base URL and removes a slash at its end.
@@ -82,7 +86,8 @@ impl LoginLinkArgs {
     fn base(&self) -> Result<String, Failure> {
         let on_this_machine = || {
             let tcp = self.listen.iter().find(|address| !address.starts_with("unix:"));
-            tcp.map(|address| format!("http://{address}"))
+            let scheme = if self.tls_cert.is_some() { "https" } else { "http" };
+            tcp.map(|address| format!("{scheme}://{address}"))
         };
         self.url.clone().or_else(on_this_machine).ok_or_else(|| {
             Failure::usage("--url is needed: manage listens on no TCP address that a browser could open")

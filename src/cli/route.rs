@@ -160,7 +160,18 @@ pub(super) async fn route(admin: &Admin, command: RouteCommand, out: &mut Out) -
         }
         RouteCommand::Test(args) => {
             let TestArgs { method, host, path, key_prefix: key, context } = args;
-            out.show(&admin.test_route(&TestedRequest { method, host, path, key, context }).await?)
+            out.show(
+                &admin
+                    .test_route(&TestedRequest {
+                        method,
+                        host,
+                        path,
+                        key,
+                        context,
+                        ..TestedRequest::default()
+                    })
+                    .await?,
+            )
         }
         RouteCommand::Apply { file, dry_run, wait } => {
             let rules: Vec<FileRule> = serde_json::from_str(&read(&file)?).map_err(|error| {

@@ -214,6 +214,11 @@ impl<U: Unary> Acceptor<U> {
         let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
     }
 
+    /// Answers the calls that still wait, so that their connections can end.
+    pub(super) fn end_waiting(&self) {
+        self.services.end_waiting();
+    }
+
     async fn serve(self: Arc<Self>, listener: Listener, closing: watch::Receiver<bool>) {
         let mut closing = std::pin::pin!(stopped(closing));
         loop {

@@ -54,6 +54,9 @@ const QUIET: Duration = Duration::from_millis(250);
 /// How long connections may take to end, including the time for the clients to notice.
 const DRAIN_WITHIN: Duration = Duration::from_millis(6_500);
 
+/// How long before that the calls that still wait, for example for a proof, are answered with 503.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
+
 /// How long connections may take to end that the kernel had accepted before the listeners were closed.
 const LAST_WITHIN: Duration = Duration::from_millis(300);
 
@@ -270,6 +273,9 @@ impl Assembly {
         self.serve_until_quiet(&endpoints).await;
         // New connections are still accepted, and get a GOAWAY at once. Requests that they send meanwhile are answered.
         stop.send_replace(true);
+        if timeout_at(drained_by - LAST_ANSWERS, endpoints.acceptor.idle()).await.is_err() {
+            endpoints.acceptor.end_waiting();
+        }
         let drained = timeout_at(drained_by, endpoints.acceptor.idle()).await;
         endpoints.close_listeners().await;
         let last = timeout(LAST_WITHIN, endpoints.acceptor.idle()).await;

@@ -242,8 +242,8 @@ pub trait Store: Send + Sync {
     async fn retract(&self, id: Uuid) -> Result<(), StoreError>;
 
     /// Moves `last_used_at` of these keys forward, never back. On Postgres, never past the clock of the database.
-    /// Returns the keys that no server had used before.
-    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError>;
+    /// Does not wait for rows that another session has locked.
+    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Touched, StoreError>;
 
     /// Writes memos into their rows, unless the hash in the row has changed.
     async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError>;
@@ -259,6 +259,15 @@ pub trait Store: Send + Sync {
 
     /// Deletes the counts of days that ended longer than `keep` ago.
     async fn prune_usage(&self, keep: Duration) -> Result<(), StoreError>;
+}
+
+/// What [`Store::touch_keys`] has found besides the keys that it wrote.
+#[derive(Clone, Debug, Default)]
+pub struct Touched {
+    /// Keys that no server had used before.
+    pub first: Vec<KeyId>,
+    /// Keys whose rows another session has locked: they are not written.
+    pub locked: Vec<KeyId>,
 }
 
 /// A server that holds the keys in memory.

@@ -106,7 +106,11 @@ pub(super) fn answer<U: Unary>(
             Poll::Ready(first) => Some(first),
             Poll::Pending => None,
         };
-        let outcome = wait_for_answer(&responder, pending, (first, body), deadline).await;
+        let outcome = tokio::select! {
+            biased;
+            outcome = wait_for_answer(&responder, pending, (first, body), deadline) => outcome,
+            () = responder.services.waiting_ended() => Err(Rejection::Unable(Unable::TooLate)),
+        };
         responder.respond(outcome);
     });
 }

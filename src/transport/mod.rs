@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::service::Routes;
 
@@ -92,6 +93,8 @@ pub struct Services<U> {
     /// Counts and logs calls and connections that failed without a decision.
     pub failures: Arc<Failures>,
     budget: Arc<MemoryBudget>,
+    /// Whether calls may no longer wait.
+    ended: watch::Sender<bool>,
 }
 
 impl<U> Services<U> {
@@ -99,7 +102,20 @@ impl<U> Services<U> {
     #[must_use]
     pub fn new(unary: U, others: Routes, limits: Limits, failures: Arc<Failures>) -> Arc<Self> {
         let budget = MemoryBudget::new(limits.pending);
-        Arc::new(Self { unary, others: others.prepare(), limits, failures, budget })
+        let ended = watch::Sender::new(false);
+        Arc::new(Self { unary, others: others.prepare(), limits, failures, budget, ended })
+    }
+
+    /// Answers all calls that wait, and those that would have to, with [`Unable::TooLate`], because their connections
+    /// will be closed.
+    pub(crate) fn end_waiting(&self) {
+        self.ended.send_replace(true);
+    }
+
+    /// Completes after [`Self::end_waiting`].
+    async fn waiting_ended(&self) {
+        // Fails only without a sender, which is `self`.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 }
 

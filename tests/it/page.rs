@@ -17,6 +17,7 @@ use tenantgate::verify::memo::Peppers;
 
 use crate::admin_keys::create;
 use crate::manage::{Manage, is_problem, key_with, owner};
+use crate::support::cli::{DATABASE_URL, run_in};
 use crate::support::http::{Page, parse};
 use crate::support::world::string;
 use crate::support::{PATIENCE, World, on_every_store, wait};
@@ -110,6 +111,10 @@ fn a_link_signs_in_once_and_for_five_minutes(world: &World) {
     assert!(string(&printed, "url").starts_with("https://gate.example/login/"), "{printed}");
     let printed = world.db.json(&["admin-key", "login-link", "Other"]);
     assert!(string(&printed, "url").starts_with("http://127.0.0.1:9465/login/"), "{printed}");
+    let with_tls = [("TENANTGATE_TLS_CERT", "/etc/tls.crt"), (DATABASE_URL, world.db.url())];
+    let args = ["admin-key", "login-link", "Other", "-o", "json"];
+    let secure = run_in(world.db.dir(), &with_tls, &args).json();
+    assert!(string(&secure, "url").starts_with("https://127.0.0.1:9465/login/"), "{secure}");
     let hashes = world.db.texts("SELECT hashed_token FROM tenantgate_login_link");
     let token = string(&printed, "url").rsplit('/').next().unwrap().to_owned();
     assert!(hashes.iter().flatten().all(|hash| hash.len() == 64 && !hash.contains(&token)));

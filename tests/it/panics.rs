@@ -19,7 +19,7 @@ use tenantgate::server::{Address, Settings, serve};
 use tenantgate::store::sqlite::SqliteStore;
 use tenantgate::store::{
     Announcement, Changes, Look, Management as _, NewMemo, Refusal, Row, SchemaVersion, Session, Shadowed,
-    Store, StoreError, Used,
+    Store, StoreError, Touched, Used,
 };
 use tenantgate::telemetry::{self, LogFormat, panics};
 use tenantgate::verify::memo::{Peppers, Policy};
@@ -173,7 +173,7 @@ impl Store for Trap {
         self.store.retract(id).await
     }
 
-    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError> {
+    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Touched, StoreError> {
         self.springs.step_on("usage");
         self.store.touch_keys(used).await
     }

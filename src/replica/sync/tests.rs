@@ -16,7 +16,7 @@ use crate::key::KeyId;
 use crate::profile::ProfileRow;
 use crate::record::{ExpiresAt, KeyRecord, SecretHash};
 use crate::replica::tests::logged;
-use crate::store::{Announcement, NewMemo, Refusal, SchemaVersion, Shadowed, Used};
+use crate::store::{Announcement, NewMemo, Refusal, SchemaVersion, Shadowed, Touched, Used};
 use crate::tenant::TenantId;
 
 /// A clock that follows tokio's, which the tests pause.
@@ -184,7 +184,7 @@ impl Store for Script {
         self.retracted.lock().unwrap().push(id);
         Err(broken())
     }
-    async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError> {
+    async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<Touched, StoreError> {
         Err(broken())
     }
     async fn write_memos(&self, _: &[NewMemo]) -> Result<(), StoreError> {

@@ -52,6 +52,7 @@ use crate::clock::Clock;
 use crate::permission::Role;
 use crate::random;
 use crate::rate_limited_log::RateLimitedLog;
+use crate::supervise::{Part, Supervisor};
 use crate::telemetry::manage_metrics::ManageStats;
 
 /// How long open requests may take to end when the process stops.
@@ -145,7 +146,9 @@ pub async fn manage(settings: ManageSettings, shutdown: impl Future<Output = ()>
         let _ = axum::serve(ops, ops::router(plane, stats, started)).await;
     });
     if let Some(tls) = tls {
-        helpers.spawn(tls.follow());
+        helpers.spawn(async move {
+            Supervisor::default().run(Part::Certificates, || tls.clone().follow()).await;
+        });
     }
     info!("ready");
     shutdown.await;

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 /// Names and values of session settings.
 pub(super) type Settings = Vec<(String, String)>;
@@ -135,7 +135,29 @@ impl Address {
                         write sslrootcert=system into the URL"
                 .into());
         }
-        parts.finish()
+        let address = parts.finish()?;
+        address.checks_no_more_than_the_chain_of(variable)?;
+        Ok(address)
+    }
+
+    /// Rejects `verify-ca` while the driver would read the system's authorities besides `sslrootcert`: they issue
+    /// certificates to everybody, and `verify-ca` does not check to whom.
+    fn checks_no_more_than_the_chain_of(
+        &self,
+        variable: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<(), String> {
+        if !matches!(self.options.get_ssl_mode(), PgSslMode::VerifyCa) {
+            return Ok(());
+        }
+        let root = self.files.iter().find(|(name, _)| *name == "sslrootcert").map(|(_, file)| file);
+        let alone = root.is_some() && variable("SSL_CERT_FILE").as_ref() == root;
+        if alone && variable("SSL_CERT_DIR").is_none() {
+            return Ok(());
+        }
+        Err("sslmode=verify-ca (require with sslrootcert means the same) would accept a certificate that a public \
+             authority issued to anybody: write sslmode=verify-full, or set SSL_CERT_FILE to the file in sslrootcert \
+             and unset SSL_CERT_DIR"
+            .into())
     }
 }
 

@@ -30,7 +30,7 @@ use super::sql::instant::Micros;
 use super::sql::{self, Link, Pool, SqlStore};
 use super::{
     Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, Refusal, SchemaVersion, Session,
-    Shadowed, ShadowedKind, Store, StoreError, UrlSource, Used, day_of,
+    Shadowed, ShadowedKind, Store, StoreError, Touched, UrlSource, Used, day_of,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;
@@ -283,27 +283,37 @@ impl Store for PostgresStore {
         Ok(())
     }
 
-    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError> {
+    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Touched, StoreError> {
         let (ids, at): (Vec<_>, Vec<_>) = used.iter().map(|(id, at)| (id.0, Micros(*at))).unzip();
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin().await?;
         weigh_lightly(&mut transaction).await?;
-        // Rows are locked in the order of ids, so that two servers cannot deadlock.
+        // Rows are locked in the order of ids, so that two servers cannot deadlock. A session that keeps a row locked,
+        // for example one that was left in a transaction, delays that row alone.
         let rows = sqlx::query(
             "WITH used AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS u (id, at)),
+                  due AS (SELECT k.id FROM api_keys k JOIN used u USING (id)
+                          WHERE k.last_used_at IS NULL OR k.last_used_at < u.at),
                   mine AS (SELECT k.id, u.at, k.last_used_at IS NULL AS never FROM api_keys k JOIN used u USING (id)
                            WHERE k.last_used_at IS NULL OR k.last_used_at < u.at
-                           ORDER BY k.id FOR NO KEY UPDATE OF k)
-             UPDATE api_keys k SET last_used_at = GREATEST(k.last_used_at, LEAST(mine.at, now()))
-             FROM mine WHERE k.id = mine.id RETURNING CASE WHEN mine.never THEN k.id END",
+                           ORDER BY k.id FOR NO KEY UPDATE OF k SKIP LOCKED),
+                  done AS (UPDATE api_keys k SET last_used_at = GREATEST(k.last_used_at, LEAST(mine.at, now()))
+                           FROM mine WHERE k.id = mine.id RETURNING k.id, mine.never)
+             SELECT due.id, done.never FROM due LEFT JOIN done USING (id)
+             WHERE done.never IS DISTINCT FROM false",
         )
         .bind(ids)
         .bind(at)
         .fetch_all(&mut *transaction)
         .await?;
         transaction.commit().await?;
-        let first = rows.iter().filter_map(|row| row.try_get::<Option<Uuid>, _>(0).transpose());
-        Ok(first.map(|id| id.map(KeyId)).collect::<Result<_, _>>()?)
+        let mut touched = Touched::default();
+        for row in &rows {
+            let written = row.try_get::<Option<bool>, _>(1)?.is_some();
+            let keys = if written { &mut touched.first } else { &mut touched.locked };
+            keys.push(KeyId(row.try_get(0)?));
+        }
+        Ok(touched)
     }
 
     async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError> {

@@ -29,7 +29,7 @@ use super::migrations;
 use super::sql::{self, Link, Pool, SqlStore};
 use super::{
     Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, Refusal, SchemaVersion, Session,
-    Shadowed, Store, StoreError, Used, day_of,
+    Shadowed, Store, StoreError, Touched, Used, day_of,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;
@@ -255,7 +255,7 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError> {
+    async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Touched, StoreError> {
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         let mut first = Vec::new();
@@ -271,7 +271,7 @@ impl Store for SqliteStore {
             touched(before).execute(&mut *transaction).await?;
         }
         transaction.commit().await?;
-        Ok(first)
+        Ok(Touched { first, locked: Vec::new() })
     }
 
     async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError> {
@@ -365,8 +365,9 @@ impl Store for SqliteStore {
     }
 
     async fn prune_usage(&self, keep: Duration) -> Result<(), StoreError> {
+        const DAY: u64 = 86_400;
         sqlx::query("DELETE FROM tenantgate_usage WHERE day < date('now', ?1)")
-            .bind(format!("-{} seconds", keep.as_secs()))
+            .bind(format!("-{} seconds", keep.as_secs().max(DAY)))
             .execute(&mut self.connect().await?)
             .await?;
         Ok(())

@@ -119,9 +119,12 @@ impl Place {
 
     /// Runs a command with this URL in the variable, where deployments have it.
     fn run(&self, url: &str, args: &[&str]) -> Run {
+        let (variable, url) = with_variable(url);
         let (port, roots) = (self.cluster.port().to_string(), self.path("ca.pem").display().to_string());
         let mut env = vec![(DATABASE_URL, url), ("PGPORT", &port)];
-        if url.contains("sslrootcert=system") {
+        if let Some(file) = variable {
+            env.push(("SSL_CERT_FILE", file));
+        } else if url.contains("sslrootcert=system") {
             // The system's certificates, for the test.
             env.push(("SSL_CERT_FILE", &roots));
         }
@@ -132,6 +135,12 @@ impl Place {
         }
         run
     }
+}
+
+/// Separates the variable that a form may begin with.
+fn with_variable(form: &str) -> (Option<&str>, &str) {
+    let given = form.strip_prefix("SSL_CERT_FILE=").and_then(|rest| rest.split_once(' '));
+    given.map_or((None, form), |(file, url)| (Some(file), url))
 }
 
 fn encoded(text: &str) -> String {
@@ -223,8 +232,10 @@ fn a_form_in_a_file_is_refused_in_the_same_words() {
         Some((form.split_once(" | ")?.1, why))
     });
     for (form, why) in refused {
-        let name = file(Path::new(dir.path()), "url", &format!("{form}\n"));
-        let said = run_in(dir.path(), &[], &["tenant", "list", "--database-url-file", &name]).usage();
+        let (variable, url) = with_variable(form);
+        let name = file(Path::new(dir.path()), "url", &format!("{url}\n"));
+        let env: Vec<_> = variable.map(|file| ("SSL_CERT_FILE", file)).into_iter().collect();
+        let said = run_in(dir.path(), &env, &["tenant", "list", "--database-url-file", &name]).usage();
         assert!(said.trim_end().ends_with(&format!(": {why}")), "{form}: {said}");
         assert!(SECRET.iter().all(|secret| !said.contains(secret)), "{form}: {said}");
     }

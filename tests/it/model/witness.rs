@@ -12,7 +12,7 @@ use tenantgate::key::KeyId;
 use tenantgate::replica::{Replica, Snapshot};
 use tenantgate::store::{
     Announcement, Changes, Look, NewMemo, Refusal, Row, SchemaVersion, Session, Shadowed, Store, StoreError,
-    Used,
+    Touched, Used,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -183,7 +183,7 @@ impl Store for Witness {
         unreachable!()
     }
 
-    async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<Vec<KeyId>, StoreError> {
+    async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<Touched, StoreError> {
         unreachable!()
     }
 

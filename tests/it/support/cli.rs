@@ -37,6 +37,7 @@ pub(crate) fn command(dir: &Path) -> Command {
             "RUST_LOG",
             "DATABASE_URL",
             "COLUMNS",
+            "SSL_CERT",
             "NO_COLOR",
             "CLICOLOR",
         ]

@@ -110,7 +110,7 @@ async fn explain(
         host: query.get("host").unwrap_or("example.com").to_owned(),
         path: path.to_owned(),
         key: Some(key.id.0.to_string()),
-        context: Vec::new(),
+        ..TestedRequest::default()
     };
     Ok(visitor.admin.test_route(&request).await?)
 }

@@ -123,7 +123,7 @@ async fn test(visitor: &Visitor, query: &Form, path: &str) -> Result<RouteVerdic
         host: query.get("host").unwrap_or("example.com").to_owned(),
         path: path.to_owned(),
         key,
-        context: Vec::new(),
+        ..TestedRequest::default()
     };
     Ok(visitor.admin.test_route(&request).await?)
 }

@@ -97,6 +97,7 @@ pub(in crate::server::manage) async fn test_route(
         path: path.unwrap_or_default(),
         key,
         context,
+        ..TestedRequest::default()
     };
     Ok(Json(seen_by(&plane, &caller).test_route(&request).await?))
 }

@@ -53,7 +53,10 @@ fn every_form_that_clients_write_is_taken_or_refused_with_what_to_write() {
     let mut wrong = Vec::new();
     for row in rows {
         let [_, form, wanted] = row[..] else { panic!("three columns: {row:?}") };
-        let shown = shown(&filled(form), &|_| None);
+        let form = filled(form);
+        let given = form.strip_prefix("SSL_CERT_FILE=").and_then(|rest| rest.split_once(' '));
+        let (file, url) = given.map_or((None, form.as_str()), |(file, url)| (Some(file.to_owned()), url));
+        let shown = shown(url, &|name| file.clone().filter(|_| name == "SSL_CERT_FILE"));
         let fits = match wanted.split_once(' ') {
             Some(("refused", why)) => shown == Err(why.to_owned()),
             Some(("fails", _)) => shown.is_ok(),
@@ -74,11 +77,13 @@ fn variables_of_libpq_say_what_the_url_does_not() {
             |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, v)| (*v).to_owned());
         shown(url, &value)
     };
-    let root = ("PGSSLROOTCERT", "/etc/ca.pem");
+    let [root, alone] = ["PGSSLROOTCERT", "SSL_CERT_FILE"].map(|name| (name, "/etc/ca.pem"));
     assert_eq!(with(URL, &[("PGSSLMODE", "verify-full")]).unwrap(), "u@h:5432/db VerifyFull");
-    assert_eq!(with(URL, &[("PGSSLMODE", "require"), root]).unwrap(), "u@h:5432/db VerifyCa");
+    assert_eq!(with(URL, &[("PGSSLMODE", "require"), root, alone]).unwrap(), "u@h:5432/db VerifyCa");
     let url = format!("{URL}?sslmode=require");
-    assert_eq!(with(&url, &[root]).unwrap(), "u@h:5432/db VerifyCa");
+    assert_eq!(with(&url, &[root, alone]).unwrap(), "u@h:5432/db VerifyCa");
+    let both = [root, alone, ("SSL_CERT_DIR", "/etc/ssl/certs")];
+    assert!(with(&url, &both).unwrap_err().contains("write sslmode=verify-full"));
     assert_eq!(with(&url, &[("PGSSLMODE", "disable")]).unwrap(), "u@h:5432/db Require", "the URL wins");
     assert_eq!(
         with(&format!("{URL}?channel_binding=prefer"), &[("PGCHANNELBINDING", "require")]).unwrap(),
