@@ -16,7 +16,7 @@
 //! Depends on: no message of Envoy.
 
 use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -49,7 +49,9 @@ pub struct Counts {
 /// The counts of the threads of one stripe.
 #[derive(Default)]
 #[repr(align(128))]
-struct Stripe(Mutex<HashMap<Slot, u64>>);
+struct Stripe(Mutex<Slots>);
+
+type Slots = HashMap<Slot, u64, BuildHasherDefault<OneNumber>>;
 
 /// The requests that share one count.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -60,8 +62,7 @@ struct Slot {
 }
 
 impl Hash for Slot {
-    /// Hashes one number instead of 45 bytes, which takes a third of the time. The first and last letters of any two
-    /// reasons differ.
+    /// Writes one number. The first and last letters of any two reasons differ.
     fn hash<H: Hasher>(&self, state: &mut H) {
         let (high, low) = self.key.as_u64_pair();
         let reason = match self.reason.as_bytes() {
@@ -69,6 +70,30 @@ impl Hash for Slot {
             _ => 0,
         };
         state.write_u64(high.rotate_left(1) ^ low ^ self.day.cast_unsigned() ^ (reason << 32));
+    }
+}
+
+/// The hasher of [`Slot`]. Clients choose neither days nor reasons nor the ids of keys, so it need not resist them, and
+/// takes a tenth of the instructions of the hasher of the standard library.
+#[derive(Default)]
+struct OneNumber(u64);
+
+impl Hasher for OneNumber {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64((*byte).into());
+        }
+    }
+
+    /// Multiplies by the golden ratio and folds, so that both ends of the hash depend on all bits.
+    fn write_u64(&mut self, number: u64) {
+        let product = u128::from(self.0 ^ number) * 0x9e37_79b9_7f4a_7c15;
+        let (high, low) = ((product >> 64) as u64, product as u64);
+        self.0 = high ^ low;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
@@ -106,14 +131,14 @@ impl Counts {
 }
 
 impl Stripe {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Slot, u64>> {
+    fn lock(&self) -> MutexGuard<'_, Slots> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes all counts, and holds the lock only while the maps are swapped.
-    fn take(&self) -> HashMap<Slot, u64> {
+    fn take(&self) -> Slots {
         let room = self.lock().len();
-        let empty = HashMap::with_capacity(room);
+        let empty = Slots::with_capacity_and_hasher(room, BuildHasherDefault::default());
         std::mem::replace(&mut *self.lock(), empty)
     }
 }
