@@ -24,6 +24,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::clock::Timestamp;
+use crate::invalid::InvalidValue;
 use crate::key::format::holds_key;
 use crate::record::KeyDetails;
 use crate::tenant::{Mode, Tenant};
@@ -38,7 +39,7 @@ impl Actor {
     /// # Errors
     ///
     /// The name is empty, longer than 255 characters, or contains control characters or a whole key.
-    pub fn new(name: &str) -> Result<Self, String> {
+    pub fn new(name: &str) -> Result<Self, InvalidValue> {
         let fine = (1..=255).contains(&name.chars().count()) && !name.chars().any(char::is_control);
         if !fine || holds_key(name) {
             return Err(

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr as _;
 use std::time::Duration;
 
+use crate::invalid::InvalidValue;
+
 /// A text that is not a duration.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NotADuration(String);
@@ -20,9 +22,9 @@ impl fmt::Display for NotADuration {
 
 impl std::error::Error for NotADuration {}
 
-impl From<NotADuration> for String {
+impl From<NotADuration> for InvalidValue {
     fn from(error: NotADuration) -> Self {
-        error.to_string()
+        error.to_string().into()
     }
 }
 

@@ -41,7 +41,7 @@ impl LastUsed {
 
 impl Uses {
     fn touch(&self, entry: &Arc<Entry>, now: Timestamp) {
-        if entry.note_use(now) {
+        if entry.record_use(now) {
             self.lock().push(Arc::clone(entry));
         }
     }
@@ -59,7 +59,7 @@ impl Buffer for Uses {
     fn take(&self) -> Vec<Arc<Entry>> {
         let entries = std::mem::take(&mut *self.lock());
         for entry in &entries {
-            entry.forget_note();
+            entry.dequeue_use();
         }
         entries
     }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! layer 5  WIRING      main  cli/  config/  server/{assembly, acceptor, dedicated_runtime, grpc_services, manage/{access, body, changes, connections, failures, idempotency, objects, openapi, ops, page, precondition, problem, query, reading, stats}, ops, publishing, tls, worker_pool}  health  telemetry/{manage_metrics, metrics, page, panics, process, scrub, traces}
-//! layer 4  ADAPTERS     ext_authz/{proto, codec, wire, translate, service, spans, origin}      envoy/{admin, config, probe, verdict}      publisher/{book}      store/{sql, postgres, sqlite}
+//! layer 4  ADAPTERS     ext_authz/{proto, codec, wire, header, rejection, response_fields, translate, service, check_span, origin}      envoy/{admin, config, probe, verdict}      publisher/{book}      store/{sql, postgres, sqlite}
 //! layer 3  USE CASES   gate (the check path)   admin/ (the management path)   last_used   memo_writer (proofs)   shadow (requests that only shadow mode lets pass)   refusals (by decision id)   usage (counts)   explain (why)
 //! layer 2  MECHANISMS   supervise   store/{behalf, management, inspect} (traits)   transport/{connection, call, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, derived, management, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, heartbeat, snapshot_file/format}   batch_writer   client_tls
 //! layer 1  JUDGEMENT   decision/{rows}   policy   permission (pure, synchronous)

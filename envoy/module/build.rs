@@ -1,7 +1,7 @@
 //! Links the module so that it needs the C library and nothing else.
 //!
-//! By default it would need `libgcc_s.so.1`, which images of Envoy may not have. A linker script under that name takes the
-//! static unwinder instead. The code also has to stay mapped once it was loaded, because its thread may still run.
+//! By default it would need `libgcc_s.so.1`, which images of Envoy may lack. A linker script under that name links the
+//! static unwinder instead. The code must also stay mapped once it is loaded, because its thread may still run.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -11,6 +11,6 @@ fn main() {
     std::fs::write(format!("{out}/libgcc_s.so"), script).expect("the linker script can be written");
     println!("cargo:rustc-cdylib-link-arg=-L{out}");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
-    // Symbols that Envoy does not have are an error of the start, and not of a request.
+    // A symbol that Envoy lacks then fails the start, and not a request.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,now");
 }

@@ -4,13 +4,15 @@
 //! [`crate::permission`] decides what a key may grant, see and revoke. For its caller, a management key that has more
 //! than the caller does not exist.
 
+mod authority;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::key_changes::Expiry;
-use super::key_changes::check_key_name;
+use self::authority::{Wish, refuse_excess, shown};
+use super::key_changes::{Expiry, check_key_name};
 use super::{Admin, AdminError, Setting, missing, refused, unfit};
 use crate::audit::Action;
 use crate::clock::Timestamp;
@@ -191,7 +193,7 @@ impl Admin {
                 Ok(tenant) => tenants.insert(tenant.id),
                 Err(AdminError::Missing(_)) if self.maker.authority.reach != Reach::All => {
                     // Does not tell whether a tenant exists that the caller may not see.
-                    return Err(AdminError::Excess(too_much(&Excess::Tenants)));
+                    return Err(AdminError::Excess(shown(&[Excess::Tenants])));
                 }
                 Err(AdminError::Missing(why)) => return Err(unfit("tenants", why)),
                 Err(other) => return Err(other),
@@ -250,7 +252,7 @@ impl Admin {
             }
             let excess = wish.excess(&maker.authority, &key.given);
             if !excess.is_empty() {
-                return Err(Stop::Refused(told(&excess)));
+                return Err(Stop::Refused(shown(&excess)));
             }
             key.given = wish.applied(&key.given);
             key.name = update.name.clone().unwrap_or_else(|| std::mem::take(&mut key.name));
@@ -342,35 +344,6 @@ fn proven(
     if right { key.zip(live) } else { None }
 }
 
-/// What a key shall have; what is not said remains.
-struct Wish {
-    permissions: Option<Permissions>,
-    reach: Option<Reach>,
-    expires_at: Setting<Timestamp>,
-}
-
-impl Wish {
-    fn applied(&self, given: &Authority) -> Authority {
-        let mut expires_at = given.expires_at;
-        self.expires_at.change(&mut expires_at, |at| *at);
-        Authority {
-            permissions: self.permissions.unwrap_or(given.permissions),
-            reach: self.reach.clone().unwrap_or_else(|| given.reach.clone()),
-            expires_at,
-        }
-    }
-
-    /// Returns which of the changed values `maker` may not grant. Unchanged values were granted by another key.
-    fn excess(&self, maker: &Authority, given: &Authority) -> Vec<Excess> {
-        let said = |excess: &Excess| match excess {
-            Excess::Permissions(_) => self.permissions.is_some(),
-            Excess::Tenants => self.reach.is_some(),
-            Excess::Expiry(_) => self.expires_at != Setting::Keep,
-        };
-        delegate(maker, &self.applied(given)).into_iter().filter(said).collect()
-    }
-}
-
 fn not_empty(permissions: Permissions) -> Result<Permissions, AdminError> {
     if permissions.is_empty() {
         return Err(AdminError::BadRequest("a management key needs at least one permission".into()));
@@ -388,10 +361,6 @@ fn taken(name: &str) -> String {
     format!("there is, or was, a management key {name:?}: choose another name")
 }
 
-fn refuse_excess(excess: &[Excess]) -> Result<(), AdminError> {
-    if excess.is_empty() { Ok(()) } else { Err(AdminError::Excess(told(excess))) }
-}
-
 /// Returns a key, its maker, the maker of its maker and so on. A circle, which only SQL can create, ends the chain once
 /// it is as long as there are keys.
 fn chain<'k>(by_id: &BTreeMap<AdminKeyId, &'k AdminKey>, key: &'k AdminKey) -> Vec<&'k AdminKey> {
@@ -407,54 +376,5 @@ fn chain<'k>(by_id: &BTreeMap<AdminKeyId, &'k AdminKey>, key: &'k AdminKey) -> V
     chain
 }
 
-fn told(excess: &[Excess]) -> String {
-    excess.iter().map(too_much).collect::<Vec<_>>().join("; ")
-}
-
-fn too_much(excess: &Excess) -> String {
-    match excess {
-        Excess::Permissions(permissions) => {
-            format!("your own key lacks {permissions}: a key can grant only permissions that it has")
-        }
-        Excess::Tenants => {
-            "your own key cannot access all of these tenants: name only tenants that it can access".into()
-        }
-        Excess::Expiry(at) => format!("your own key expires at {at}: choose an expiry that is not later"),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::cell::Cell;
-
-    use super::*;
-
-    fn key(revoked_at: Option<Timestamp>) -> AdminKey {
-        AdminKey { revoked_at, ..Caller::of_user(0, Role::Owner).key }
-    }
-
-    #[test]
-    fn one_hash_is_computed_for_every_key_that_is_presented() {
-        let now = Timestamp(7);
-        let live = Some(("right".to_owned(), vec![key(None)]));
-        let revoked = Some(("right".to_owned(), vec![key(Some(Timestamp(1)))]));
-        let orphan = Some(("right".to_owned(), vec![key(None), key(Some(Timestamp(1)))]));
-        for (found, presented, lets_in) in [
-            (None, "right", false),
-            (live.clone(), "wrong", false),
-            (revoked.clone(), "wrong", false),
-            (revoked, "right", false),
-            (orphan, "right", false),
-            (live, "right", true),
-        ] {
-            let computed = Cell::new(0);
-            let matches = |hash: &str| {
-                computed.set(computed.get() + 1);
-                assert!(hash.len() == NO_HASH.len() || hash == "right");
-                hash == presented
-            };
-            assert_eq!(proven(found, now, matches).is_some(), lets_in, "{presented}");
-            assert_eq!(computed.get(), 1, "{presented}");
-        }
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Admin, AdminError, Setting, unfit};
 use crate::audit::Action;
 use crate::clock::Timestamp;
+use crate::invalid::InvalidValue;
 use crate::key::KeyId;
 use crate::key::format::holds_key;
 use crate::labels::Labels;
@@ -80,7 +81,7 @@ impl KeyUpdate {
     /// # Errors
     ///
     /// The key would expire in the past or before it becomes valid, or have an invalid label or too many.
-    pub fn apply(&self, key: &mut KeyDetails, now: Timestamp) -> Result<(), String> {
+    pub fn apply(&self, key: &mut KeyDetails, now: Timestamp) -> Result<(), InvalidValue> {
         self.name.change(&mut key.name, Clone::clone);
         let expiry = self.expiry.instant(now).map_err(|error| error.to_string())?;
         expiry.change(&mut key.expires_at, |at| *at);
@@ -89,7 +90,7 @@ impl KeyUpdate {
     }
 
     /// Applies the changes of what a key may do.
-    pub(super) fn change_terms(&self, terms: &mut KeyTerms) -> Result<(), String> {
+    pub(super) fn change_terms(&self, terms: &mut KeyTerms) -> Result<(), InvalidValue> {
         self.not_before.change(&mut terms.not_before, |at| *at);
         self.scopes.change(&mut terms.scopes, ToString::to_string);
         self.networks.change(&mut terms.networks, ToString::to_string);
@@ -100,7 +101,7 @@ impl KeyUpdate {
         for name in &self.remove_labels {
             terms.labels.remove(name);
         }
-        self.labels.iter().try_for_each(|label| terms.labels.add(label)).map_err(|error| error.to_string())
+        self.labels.iter().try_for_each(|label| terms.labels.add(label)).map_err(Into::into)
     }
 }
 
@@ -118,10 +119,11 @@ pub(super) fn check_key_name(name: Option<&str>) -> Result<(), AdminError> {
 }
 
 /// Rejects a key that expires before it becomes valid.
-pub(super) fn check_span(terms: &KeyTerms, expires_at: Option<Timestamp>) -> Result<(), String> {
+pub(super) fn check_span(terms: &KeyTerms, expires_at: Option<Timestamp>) -> Result<(), InvalidValue> {
     match (terms.not_before, expires_at) {
         (Some(from), Some(until)) if from >= until => {
-            Err(format!("the key would be valid from {from} and expire at {until}: choose a later expiry"))
+            Err(format!("the key would be valid from {from} and expire at {until}: choose a later expiry")
+                .into())
         }
         _ => Ok(()),
     }
@@ -294,9 +296,9 @@ impl Admin {
     }
 }
 
-fn not_revoked(key: &KeyDetails) -> Result<(), String> {
+fn not_revoked(key: &KeyDetails) -> Result<(), InvalidValue> {
     let revoked = key.revoked_at.is_some();
-    if revoked { Err(format!("key {} is {}", key.prefix, KeyState::Revoked.as_str())) } else { Ok(()) }
+    if revoked { Err(format!("key {} is {}", key.prefix, KeyState::Revoked.as_str()).into()) } else { Ok(()) }
 }
 
 fn check_reason(reason: Option<&str>) -> Result<(), AdminError> {

@@ -78,7 +78,7 @@ impl Admin {
         let created_at = self.now();
         let expires_at = asked.expiry.instant(created_at)?.value().copied();
         let mut terms = KeyTerms::default();
-        asked.change_terms(&mut terms).map_err(AdminError::BadRequest)?;
+        asked.change_terms(&mut terms).map_err(|why| AdminError::BadRequest(why.into()))?;
         check_span(&terms, expires_at).map_err(|why| unfit("not_before", why))?;
         self.check_plan(terms.plan.as_deref()).await?;
         Ok((tenant, Life { name, created_at, expires_at, terms }))

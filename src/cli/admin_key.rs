@@ -10,6 +10,7 @@ use super::view::{Text, fixed_table, plain};
 use super::{Failure, Out};
 use crate::admin::view::{AdminKeyView, IssuedAdminKeyView};
 use crate::admin::{Admin, AdminKeyWish, Expiry, IssuedAdminKey, Maker};
+use crate::invalid::InvalidValue;
 use crate::permission::{Permission, Permissions, Role};
 
 #[derive(clap::Subcommand)]
@@ -72,13 +73,13 @@ pub(super) struct LoginLinkArgs {
 }
 
 /// Parses a base URL and removes a slash at its end.
-fn base_url(text: &str) -> Result<String, String> {
+fn base_url(text: &str) -> Result<String, InvalidValue> {
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or_default();
     let fine = !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic() && !b"\"<>?#".contains(&b));
     if fine {
         Ok(text.trim_end_matches('/').to_owned())
     } else {
-        Err(format!("{text:?} is not the address of a page: expected https://HOST"))
+        Err(format!("{text:?} is not the address of a page: expected https://HOST").into())
     }
 }
 

@@ -19,6 +19,7 @@ use crate::ext_authz::proto::envoy::service::auth::v3::attribute_context::{HttpR
 use crate::ext_authz::proto::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use crate::ext_authz::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use crate::ext_authz::proto::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
+use crate::invalid::InvalidValue;
 use crate::request::DEFAULT_KEY_HEADER;
 
 /// The options of `check`.
@@ -54,7 +55,7 @@ pub(super) struct CheckArgs {
     tls: TlsArgs,
 }
 
-fn header(text: &str) -> Result<(String, String), String> {
+fn header(text: &str) -> Result<(String, String), InvalidValue> {
     let (name, value) = text.split_once(':').ok_or("expected a header, such as accept: text/html")?;
     Ok((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
 }

@@ -36,8 +36,9 @@ use crate::config::{self, ExchangeArgs, JudgementArgs, SizeArgs};
 use crate::diagnostics::{Finding, Level};
 use crate::envoy::probe::Probe;
 use crate::envoy::{Expected, admin, http};
+use crate::ext_authz::header::DECISION_ID_HEADER;
+use crate::ext_authz::rejection::OUTSIDE_NETWORKS;
 use crate::ext_authz::service::SERVICE_NAME;
-use crate::ext_authz::translate::{DECISION_ID_HEADER, OUTSIDE_NETWORKS};
 use crate::key::format::parse;
 use crate::store::StoreError;
 use crate::store::inspect::{Inspect, Purpose};
@@ -138,9 +139,8 @@ pub(super) async fn examine(args: &DoctorArgs, by: &Session) -> Result<Report, F
 /// Examines Envoy, as far as its addresses are given.
 async fn envoy(args: &DoctorArgs, by: &Session) -> Result<Vec<Finding>, Failure> {
     let key_header = args.judgement.key_header.to_ascii_lowercase();
-    let usage = |mistakes: config::Mistakes| Failure { code: 2, lines: mistakes.0, locked: false };
-    let (header_bytes, message_bytes) = config::sizes(&args.size).map_err(usage)?;
-    let (client_address, identity) = config::exchange(&args.exchange, &key_header).map_err(usage)?;
+    let (header_bytes, message_bytes) = config::sizes(&args.size)?;
+    let (client_address, identity) = config::exchange(&args.exchange, &key_header)?;
     let names: Vec<_> = identity.names().collect();
     let always: Vec<_> =
         identity.iter().filter(|(field, _)| field.is_always_set()).map(|(_, name)| name).collect();
@@ -221,19 +221,18 @@ async fn database(
 fn pepper_file(args: &DoctorArgs, findings: &mut Vec<Finding>) -> Result<Option<Peppers>, Failure> {
     const CHECK: &str = "pepper.file";
     let Some(path) = &args.judgement.pepper.pepper_file else {
-        let usage = |mistakes: config::Mistakes| Failure { code: 2, lines: mistakes.0, locked: false };
-        return config::judgement(&args.judgement).map(|(_, peppers)| Some(peppers)).map_err(usage);
+        return Ok(config::judgement(&args.judgement).map(|(_, peppers)| Some(peppers))?);
     };
     let mode = std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode());
     match config::judgement(&args.judgement) {
         Err(mistakes) => {
             let (pepper, other): (Vec<_>, Vec<_>) =
-                mistakes.0.into_iter().partition(|mistake| mistake.starts_with("--pepper-file: "));
+                mistakes.0.into_iter().partition(|mistake| mistake.option == "--pepper-file");
             if !other.is_empty() {
-                return Err(Failure { code: 2, lines: other, locked: false });
+                return Err(config::Mistakes(other).into());
             }
             let remedy = "correct the file, or create one with `tenantgate pepper new FILE`";
-            findings.extend(pepper.into_iter().map(|what| Finding::bad(CHECK, what, remedy)));
+            findings.extend(pepper.iter().map(|mistake| Finding::bad(CHECK, mistake.to_string(), remedy)));
             Ok(None)
         }
         Ok((_, peppers)) => {

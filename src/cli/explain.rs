@@ -29,7 +29,8 @@ use crate::config::{self, JudgementArgs, ModeArgs};
 use crate::decision::Freshness;
 use crate::envoy;
 use crate::explain::{Explainer, Explanation, Question};
-use crate::ext_authz::translate::Speech;
+use crate::ext_authz::translate::ResponseOptions;
+use crate::invalid::InvalidValue;
 use crate::key::format::{SCHEME, is_stored_prefix, parse};
 use crate::policy;
 use crate::request::{self, AUTHORIZATION, Reader};
@@ -137,14 +138,14 @@ fn refusal(failure: &Failure) -> AdminError {
     }
 }
 
-fn prefix(text: &str) -> Result<String, String> {
+fn prefix(text: &str) -> Result<String, InvalidValue> {
     if is_stored_prefix(text) {
         Ok(text.to_owned())
     } else if parse(text.as_bytes()).is_ok() {
         Err("this is a whole key: give its prefix (up to the second _), or the key in a file with --key-file"
             .into())
     } else {
-        Err(format!("invalid prefix: expected {SCHEME} and 1 to 48 letters, digits or hyphens"))
+        Err(format!("invalid prefix: expected {SCHEME} and 1 to 48 letters, digits or hyphens").into())
     }
 }
 
@@ -204,9 +205,7 @@ pub(super) async fn explain(
     args: &ExplainArgs,
     by: &Session,
 ) -> Result<(ExplainView, Result<(), Failure>), Failure> {
-    let judgement = config::judgement_in_mode(&args.judgement, &args.mode);
-    let (options, policy, peppers, mode) =
-        judgement.map_err(|mistakes| Failure { code: 2, lines: mistakes.0, locked: false })?;
+    let (options, policy, peppers, mode) = config::judgement_in_mode(&args.judgement, &args.mode)?;
     let store = config::inspected(&by.database, by.actor.clone())
         .map_err(|why| Failure::usage(format!("{}: {why}", by.database.option())))?;
     let decision = args.decision_id.map(|id| looked_up(args, id)).transpose()?;
@@ -293,9 +292,9 @@ async fn judged(
     let question = Question { request, address, policy, stand_in, at, freshness, mode };
     let mut explanation = explainer.explain(question).await?;
     explanation.notes.extend(remarks(asked, options, asked.key.as_ref(), &explanation));
-    let speech = Speech { key_header: options.key_header.clone(), ..Speech::default() };
+    let response = ResponseOptions { key_header: options.key_header.clone(), ..ResponseOptions::default() };
     let prefix = asked.key.as_ref().and_then(|key| Some(parse(key.as_bytes()).ok()?.prefix()));
-    Ok(ExplainView::of(database.to_owned()).with(&explanation, prefix, &speech))
+    Ok(ExplainView::of(database.to_owned()).with(&explanation, prefix, &response))
 }
 
 /// Reads the file without its line end. Malformed keys are accepted, because they can be explained, too.

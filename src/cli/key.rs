@@ -10,6 +10,7 @@ use super::{Failure, Out, unseen, wait_for_servers};
 use crate::admin::{Admin, Expiry, KeyUpdate, Setting};
 use crate::clock::Timestamp;
 use crate::config::PepperArgs;
+use crate::invalid::InvalidValue;
 use crate::key::KeyId;
 use crate::labels::parse_label;
 use crate::network::Networks;
@@ -301,11 +302,11 @@ async fn revoke(admin: &Admin, args: RevokeArgs, out: &mut Out) -> Result<(), Fa
     }
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+fn label(text: &str) -> Result<(String, String), InvalidValue> {
     let (name, value) = parse_label(text).map_err(|error| error.to_string())?;
     Ok((name.to_owned(), value.to_owned()))
 }
 
-fn key_id(text: &str) -> Result<KeyId, String> {
+fn key_id(text: &str) -> Result<KeyId, InvalidValue> {
     uuid::Uuid::parse_str(text).map(KeyId).map_err(|_| "expected the id of a key, a UUID".into())
 }

@@ -19,7 +19,9 @@ mod bulk;
 mod check;
 mod doctor;
 mod explain;
+mod failure;
 mod key;
+mod output;
 mod pepper;
 mod plan;
 mod ready;
@@ -36,105 +38,29 @@ mod values;
 mod view;
 
 use std::ffi::OsString;
-use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
-use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::args::{Cli, Command, PepperCommand, TenantCommand};
+use self::failure::{Failure, unseen};
 use self::key::KeyCommand;
+use self::output::{Out, one_line, print, print_stderr};
 use self::values::{Output, WaitArgs};
-use self::view::{DemoView, MigratedView, TenantView, Text};
-use crate::admin::{Admin, AdminError, Issued, Setting};
+use self::view::{DemoView, MigratedView, TenantView};
+use crate::admin::{Admin, Setting};
 use crate::audit::Actor;
 use crate::clock::SystemClock;
 use crate::config::{self, Database, ManageArgs, PepperArgs, ServeArgs};
-use crate::server::{self, ManageSettings, ServeError};
-use crate::store::StoreError;
-use crate::telemetry::{self, scrub::scrub};
+use crate::invalid::InvalidValue;
+use crate::server::{self, ManageSettings};
+use crate::telemetry;
 use crate::tenant::TenantStatus;
 use crate::verify::memo::{Peppers, Policy};
-
-/// Why a command does not complete: its exit code, and the lines to print.
-#[derive(Debug)]
-struct Failure {
-    code: u8,
-    lines: Vec<String>,
-    /// Whether another session holds a lock. Then [`run`] adds the name of that session, if the database tells it.
-    locked: bool,
-}
-
-impl Failure {
-    fn refused(why: impl std::fmt::Display) -> Self {
-        Self { code: 1, lines: vec![why.to_string()], locked: false }
-    }
-
-    fn usage(why: impl std::fmt::Display) -> Self {
-        Self { code: 2, lines: vec![why.to_string()], locked: false }
-    }
-
-    fn unavailable(why: impl std::fmt::Display) -> Self {
-        Self { code: 3, lines: vec![why.to_string()], locked: false }
-    }
-
-    /// The reader closed the pipe, which is not an error.
-    fn closed() -> Self {
-        Self { code: 0, lines: Vec::new(), locked: false }
-    }
-
-    /// The result was printed, and it is negative: denied, not ready, or a bad finding.
-    fn denied() -> Self {
-        Self { code: 1, lines: Vec::new(), locked: false }
-    }
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Unavailable(why) => Self::unavailable(format!("the database is unavailable: {why}")),
-            StoreError::WrongDatabase(why) => Self::unavailable(why),
-            StoreError::Credentials(why) => {
-                Self::unavailable(format!("the database refuses the role or its password: {why}"))
-            }
-            StoreError::Locked(_) => Self {
-                locked: true,
-                ..Self::unavailable("gave up waiting for a lock that another session holds (--lock-timeout)")
-            },
-            StoreError::Shape(lines) => Self { code: 1, lines, locked: false },
-            other => Self::refused(other),
-        }
-    }
-}
-
-impl From<AdminError> for Failure {
-    fn from(error: AdminError) -> Self {
-        match error {
-            AdminError::BadRequest(why) => Self::usage(why),
-            AdminError::Missing(why)
-            | AdminError::Refused(why)
-            | AdminError::Excess(why)
-            | AdminError::Unfit { why, .. } => Self::refused(why),
-            AdminError::Stale => Self::refused(StoreError::Stale),
-            AdminError::Ended => Self::refused(StoreError::KeyEnded),
-            AdminError::Store(error) => error.into(),
-        }
-    }
-}
-
-impl From<ServeError> for Failure {
-    fn from(error: ServeError) -> Self {
-        match error {
-            ServeError::Listen { .. } => Self::unavailable(error),
-            ServeError::Start(_) => Self::refused(error),
-            ServeError::Store(error) => error.into(),
-        }
-    }
-}
 
 /// Parses `args` and runs the command. Returns its exit code.
 pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -209,7 +135,7 @@ fn said(matches: &ArgMatches, name: &str) -> bool {
 }
 
 /// Returns the database and the actor of the command.
-fn by(cli: &Cli) -> Result<Session, String> {
+fn by(cli: &Cli) -> Result<Session, InvalidValue> {
     let makes = matches!(
         cli.command,
         Command::Serve(_)
@@ -377,23 +303,8 @@ async fn wait_for_servers(admin: &Admin, wait: &WaitArgs) -> Result<(), Failure>
     }
 }
 
-/// If printing failed, tells the operator to revoke the lost key.
-fn unseen(mut failure: Failure, issued: &Issued) -> Failure {
-    for line in &mut failure.lines {
-        line.push_str("; the new key was not shown and is lost: run `tenantgate key revoke ");
-        line.push_str(&issued.details.prefix);
-        line.push('`');
-    }
-    failure
-}
-
 async fn serve(args: &ServeArgs, by: &Session) -> Result<(), Failure> {
-    let settings = config::settings(args, &by.database, by.actor.clone()).map_err(|mistakes| Failure {
-        code: 2,
-        lines: mistakes.0,
-        locked: false,
-    });
-    let (settings, logging) = settings?;
+    let (settings, logging) = config::settings(args, &by.database, by.actor.clone())?;
     if args.check_config {
         print_stderr("the configuration is fine\n");
         return Ok(());
@@ -407,8 +318,7 @@ async fn serve(args: &ServeArgs, by: &Session) -> Result<(), Failure> {
 const CONNECTIONS_OF_MANAGE: usize = 4;
 
 async fn manage(args: &ManageArgs, by: &Session) -> Result<(), Failure> {
-    let read = args.read().map_err(|mistakes| Failure { code: 2, lines: mistakes.0, locked: false });
-    let (options, logging) = read?;
+    let (options, logging) = args.read()?;
     let database = Database { connections: CONNECTIONS_OF_MANAGE, ..by.database.clone() };
     let by = &Session { database, actor: by.actor.clone() };
     let admin = admin(by, options.peppers)?;
@@ -442,62 +352,4 @@ fn asked_to_stop() -> Result<impl Future<Output = ()>, Failure> {
             _ = interrupt.recv() => {}
         }
     })
-}
-
-/// Prints results in the chosen format.
-struct Out(Output);
-
-impl Out {
-    fn show(&mut self, result: &(impl Serialize + Text)) -> Result<(), Failure> {
-        print(&self.rendered(result)?)
-    }
-
-    /// Prints a result that is never shown again. Unlike in [`Self::show`], a closed pipe is an error, because the
-    /// result is then lost.
-    fn show_once(&mut self, result: &(impl Serialize + Text)) -> Result<(), Failure> {
-        write_out(&self.rendered(result)?).map_err(not_written)
-    }
-
-    fn rendered(&self, result: &(impl Serialize + Text)) -> Result<String, Failure> {
-        let mut text = match self.0 {
-            Output::Json => serde_json::to_string(result).map_err(Failure::refused)?,
-            Output::Text | Output::Csv => result.text(),
-        };
-        text.push('\n');
-        Ok(text)
-    }
-
-    /// Prints a hint on standard error, in text format only.
-    fn remark(&self, text: &str) {
-        if matches!(self.0, Output::Text) {
-            print_stderr(&format!("{text}\n"));
-        }
-    }
-}
-
-/// Prints to standard output. A closed pipe is not an error, because the reader has what it wants.
-fn print(text: &str) -> Result<(), Failure> {
-    match write_out(text) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(not_written(error)),
-        _ => Ok(()),
-    }
-}
-
-fn write_out(text: &str) -> io::Result<()> {
-    io::stdout().write_all(text.as_bytes())?;
-    io::stdout().flush()
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "it maps errors")]
-fn not_written(error: io::Error) -> Failure {
-    Failure::refused(format!("done, but the result could not be written: {error}"))
-}
-
-/// Prints to standard error, without keys and passwords.
-fn print_stderr(text: &str) {
-    let _ = io::stderr().write_all(scrub(text).as_bytes());
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

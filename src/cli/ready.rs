@@ -2,6 +2,7 @@
 //!
 //! It requests `/readyz` and is made for health checks of images without a shell or curl.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use http::Method;
@@ -40,12 +41,13 @@ impl Text for ReadyView {
 /// Requests `/readyz`.
 pub(super) async fn check(args: ReadyArgs) -> Result<ReadyView, Failure> {
     let target = reachable(&args.ops_listen);
-    let failed = |why: String| Failure::unavailable(format!("{target} does not respond: {why}"));
+    let failed = |why: &dyn Display| Failure::unavailable(format!("{target} does not respond: {why}"));
     let url = address(&target).map_err(|why| Failure::usage(format!("--ops-listen: {why}")))?;
     let server = Server { url, ca: None };
     let answer = timeout(PATIENCE, send(&server, &Method::GET, "/readyz", &[]));
-    let answer = answer.await.map_err(|_| failed(format!("no response within {} s", PATIENCE.as_secs())))?;
-    read(&answer.map_err(failed)?).ok_or_else(|| failed("it is not the ops listener of tenantgate".into()))
+    let answer = answer.await.map_err(|_| failed(&format!("no response within {} s", PATIENCE.as_secs())))?;
+    let answer = answer.map_err(|error| failed(&error))?;
+    read(&answer).ok_or_else(|| failed(&"it is not the ops listener of tenantgate"))
 }
 
 /// Replaces an address that stands for all addresses of the machine by the one of loopback.

@@ -11,6 +11,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 
 use super::Failure;
 use crate::client_tls::{ClientTls, Own};
+use crate::invalid::InvalidValue;
 
 /// The TLS options of a client.
 #[derive(clap::Args, Clone)]
@@ -56,7 +57,7 @@ impl std::fmt::Display for Target {
     }
 }
 
-pub(super) fn target(text: &str) -> Result<Target, String> {
+pub(super) fn target(text: &str) -> Result<Target, InvalidValue> {
     const FORMS: &str = "expected HOST:PORT, https://HOST:PORT or unix:/path";
     if let Some(path) = text.strip_prefix("unix:") {
         return if path.is_empty() { Err(FORMS.into()) } else { Ok(Target::Unix(path.into())) };

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_rustls::rustls::{AlertDescription, CertificateError, Error};
 
 use super::target::{Target, TlsArgs, host_and_port};
-use crate::client_tls::{ClientTls, ConnectError};
+use crate::client_tls::{ClientTls, ConnectError, TlsOptionsError};
 
 /// The time limit of one layer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -24,41 +24,69 @@ const START: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 pub(super) async fn reason(target: &Target, tls: &TlsArgs) -> Option<String> {
     match timeout(3 * PATIENCE, layers(target, tls)).await {
         Ok(Ok(())) => None,
-        Ok(Err(why)) => Some(why),
+        Ok(Err(why)) => Some(why.to_string()),
         Err(_) => Some("the server does not respond in time: is that a gRPC listener?".into()),
     }
 }
 
-async fn layers(target: &Target, tls: &TlsArgs) -> Result<(), String> {
+/// The first layer that fails, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+enum Unreachable {
+    #[error("the target has no port")]
+    NoPort,
+    #[error("{}", unix_error(.0))]
+    Unix(io::Error),
+    #[error("the host does not respond: check the address and firewalls")]
+    Silent,
+    #[error("{}", tcp_error(.0))]
+    Tcp(io::Error),
+    #[error(transparent)]
+    Options(TlsOptionsError),
+    #[error("{}", tls_error(.0))]
+    Tls(io::Error),
+    #[error("the server does not offer HTTP/2 by ALPN: is that tenantgate?")]
+    NoAlpn,
+    #[error("the server closed the connection: {0}")]
+    Closed(&'static str),
+    #[error("the server speaks HTTP/1.1: that is not its gRPC listener")]
+    Http1,
+    #[error("the server expects TLS: use https://HOST:PORT, with --ca for its authority")]
+    ExpectsTls,
+    #[error("the server does not speak HTTP/2")]
+    NotHttp2,
+}
+
+async fn layers(target: &Target, tls: &TlsArgs) -> Result<(), Unreachable> {
     let url = match target {
         Target::Unix(path) => {
-            let stream = UnixStream::connect(path).await.map_err(|error| unix_error(&error))?;
+            let stream = UnixStream::connect(path).await.map_err(Unreachable::Unix)?;
             return http2(stream, "is your user id one of its --unix-peer-uid?").await;
         }
         Target::Url(url) => url,
     };
     let (host, port) = host_and_port(url);
-    let port: u16 = port.parse().map_err(|_| "the target has no port".to_owned())?;
+    let port: u16 = port.parse().map_err(|_| Unreachable::NoPort)?;
     let connect = timeout(PATIENCE, TcpStream::connect((host.as_str(), port)));
-    let late = |_| "the host does not respond: check the address and firewalls".to_owned();
-    let stream = connect.await.map_err(late)?.map_err(|error| tcp_error(&error))?;
+    let stream = connect.await.map_err(|_| Unreachable::Silent)?.map_err(Unreachable::Tcp)?;
     if !target.has_tls() {
         return http2(stream, "does it expect TLS? then use https://HOST:PORT").await;
     }
     let client = ClientTls { ca: tls.ca.as_deref(), own: tls.own(), protocol: "h2" };
     let stream = client.connect(&host, stream).await.map_err(|error| match error {
-        ConnectError::Options(why) => why,
-        ConnectError::Handshake(error) => tls_error(&error),
+        ConnectError::Options(error) => Unreachable::Options(error),
+        ConnectError::Handshake(error) => Unreachable::Tls(error),
     })?;
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-        return Err("the server does not offer HTTP/2 by ALPN: is that tenantgate?".into());
+        return Err(Unreachable::NoAlpn);
     }
     http2(stream, "does the certificate of --client-cert have a name of its --client-san?").await
 }
 
 /// Starts HTTP/2 and examines the first bytes of the response.
-async fn http2(mut stream: impl AsyncRead + AsyncWrite + Unpin, if_closed: &str) -> Result<(), String> {
-    let closed = || format!("the server closed the connection: {if_closed}");
+async fn http2(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    if_closed: &'static str,
+) -> Result<(), Unreachable> {
     let mut first = [0; 9];
     let exchange = async {
         stream.write_all(START).await?;
@@ -72,20 +100,15 @@ async fn http2(mut stream: impl AsyncRead + AsyncWrite + Unpin, if_closed: &str)
         }
         Ok::<_, io::Error>(read)
     };
-    let read =
-        timeout(PATIENCE, exchange).await.map_err(|_| "the server does not speak HTTP/2".to_owned())?;
+    let read = timeout(PATIENCE, exchange).await.map_err(|_| Unreachable::NotHttp2)?;
     match read {
-        Err(error) if of_tls(&error).is_some() => Err(tls_error(&error)),
-        Err(_) | Ok(0) => Err(closed()),
-        Ok(_) if first.starts_with(b"HTTP/1") => {
-            Err("the server speaks HTTP/1.1: that is not its gRPC listener".into())
-        }
-        Ok(_) if matches!(first, [0x15 | 0x16, 0x03, ..]) => {
-            Err("the server expects TLS: use https://HOST:PORT, with --ca for its authority".into())
-        }
+        Err(error) if of_tls(&error).is_some() => Err(Unreachable::Tls(error)),
+        Err(_) | Ok(0) => Err(Unreachable::Closed(if_closed)),
+        Ok(_) if first.starts_with(b"HTTP/1") => Err(Unreachable::Http1),
+        Ok(_) if matches!(first, [0x15 | 0x16, 0x03, ..]) => Err(Unreachable::ExpectsTls),
         // SETTINGS come first (RFC 9113 §3.4).
         Ok(9) if first[3] == 4 => Ok(()),
-        Ok(_) => Err("the server does not speak HTTP/2".into()),
+        Ok(_) => Err(Unreachable::NotHttp2),
     }
 }
 

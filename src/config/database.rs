@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use crate::audit::Actor;
 use crate::duration;
+use crate::invalid::InvalidValue;
 use crate::store::inspect::Inspect;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{LOCK_TIMEOUT, Management, Store, UrlSource};
+use crate::store::{AddressError, LOCK_TIMEOUT, Management, Store, UrlSource};
 
 /// The default of `--database-url`.
 const DEFAULT_URL: &str = "sqlite://tenantgate.db";
@@ -82,7 +83,7 @@ impl DatabaseArgs {
     /// # Errors
     ///
     /// Both the URL and the file are given on the command line.
-    pub fn database(&self, said: impl Fn(&str) -> bool, may_create: bool) -> Result<Database, String> {
+    pub fn database(&self, said: impl Fn(&str) -> bool, may_create: bool) -> Result<Database, InvalidValue> {
         let url = || UrlSource::Text(self.database_url.clone());
         // An option takes precedence over a variable.
         let source = match &self.database_url_file {
@@ -102,7 +103,7 @@ impl DatabaseArgs {
 /// # Errors
 ///
 /// The URL is invalid. The error does not repeat it.
-pub fn store(url: &str) -> Result<Arc<dyn Store>, String> {
+pub fn store(url: &str) -> Result<Arc<dyn Store>, AddressError> {
     Ok(management(&Database::at(url), Actor::default())?)
 }
 
@@ -111,7 +112,7 @@ pub fn store(url: &str) -> Result<Arc<dyn Store>, String> {
 /// # Errors
 ///
 /// As for [`store`].
-pub fn management(database: &Database, actor: Actor) -> Result<Arc<dyn Management>, String> {
+pub fn management(database: &Database, actor: Actor) -> Result<Arc<dyn Management>, AddressError> {
     Ok(inspected(database, actor)?)
 }
 
@@ -120,26 +121,28 @@ pub fn management(database: &Database, actor: Actor) -> Result<Arc<dyn Managemen
 /// # Errors
 ///
 /// As for [`store`].
-pub fn inspected(database: &Database, actor: Actor) -> Result<Arc<dyn Inspect>, String> {
+pub fn inspected(database: &Database, actor: Actor) -> Result<Arc<dyn Inspect>, AddressError> {
     let url = database.source.read()?;
     let limit = database.lock_timeout;
     if url.starts_with("sqlite:") {
         if database.schema.is_some() {
-            return Err("SQLite has no schemas: omit --database-schema".into());
+            return Err(AddressError::rejected("SQLite has no schemas: omit --database-schema"));
         }
         let store = SqliteStore::new(&url)?.acting_for(actor).giving_up_on_locks_after(limit);
         let store = store.keeping_connections(database.connections);
         return Ok(Arc::new(if database.may_create { store } else { store.of_existing_file() }));
     }
     if !url.contains("://") && !url.contains('=') && !url.starts_with("jdbc:") {
-        return Err("the database URL must start with postgres://, postgresql:// or sqlite://".into());
+        return Err(AddressError::rejected(
+            "the database URL must start with postgres://, postgresql:// or sqlite://",
+        ));
     }
     let store = PostgresStore::at(database.source.clone(), database.schema.as_deref())?;
     let store = store.acting_for(actor).giving_up_on_locks_after(limit);
     Ok(Arc::new(store.keeping_connections(database.connections)))
 }
 
-fn lock_timeout(text: &str) -> Result<Duration, String> {
+fn lock_timeout(text: &str) -> Result<Duration, InvalidValue> {
     let limit = duration::parse(text)?;
     if limit.is_zero() { Err("0 would wait forever: give a time, such as 5s".into()) } else { Ok(limit) }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::Mistakes;
 use crate::duration;
+use crate::invalid::InvalidValue;
 use crate::server::{Address, ListenOptions, Protocol, Tls, TlsFiles};
 use crate::transport::Limits;
 
@@ -110,7 +111,7 @@ pub struct SizeArgs {
 impl SizeArgs {
     /// Returns the maximum bytes of a header list and of a message.
     pub(super) fn read(&self, mistakes: &mut Mistakes) -> (u32, u32) {
-        let mut count = |option: &str, text: &str, range: RangeInclusive<u32>| {
+        let mut count = |option: &'static str, text: &str, range: RangeInclusive<u32>| {
             mistakes.note(option, number(text, range)).unwrap_or_default()
         };
         (
@@ -143,7 +144,7 @@ impl ListenerArgs {
 
     fn addresses(&self, mistakes: &mut Mistakes) -> Vec<Address> {
         if self.listen.is_empty() {
-            mistakes.0.push("--listen: at least one address is needed".into());
+            mistakes.add("--listen", "at least one address is needed");
         }
         let all: Vec<_> =
             self.listen.iter().filter_map(|text| mistakes.note("--listen", address(text))).collect();
@@ -154,7 +155,7 @@ impl ListenerArgs {
                 Address::Unix(path) => before.contains(one).then(|| format!("unix:{}", path.display())),
             };
             if let Some(taken) = taken {
-                mistakes.0.push(format!("--listen: {taken} is given twice: remove one of them"));
+                mistakes.add("--listen", format!("{taken} is given twice: remove one of them"));
             }
         }
         all
@@ -166,11 +167,12 @@ impl ListenerArgs {
         match address {
             Address::Unix(path) if !taken => return Some(path),
             Address::Unix(_) => {
-                mistakes.0.push("--publish: --listen uses this socket: choose another path".into());
+                mistakes.add("--publish", "--listen uses this socket: choose another path");
             }
             Address::Tcp(_) => {
-                mistakes.0.push(
-                    "--publish: expected unix:/path, because memory is shared with this machine alone".into(),
+                mistakes.add(
+                    "--publish",
+                    "expected unix:/path, because memory is shared with this machine alone",
                 );
             }
         }
@@ -178,7 +180,8 @@ impl ListenerArgs {
     }
 
     fn limits(&self, mistakes: &mut Mistakes) -> Limits {
-        let mut span = |option: &str, text: &str| mistakes.note(option, positive(text)).unwrap_or_default();
+        let mut span =
+            |option: &'static str, text: &str| mistakes.note(option, positive(text)).unwrap_or_default();
         let call = span("--request-timeout", &self.request_timeout);
         let handshake = span("--handshake-timeout", &self.handshake_timeout);
         let interval = span("--keepalive-interval", &self.keepalive_interval);
@@ -203,7 +206,7 @@ impl ListenerArgs {
     /// Loads TLS, if it is enabled.
     fn tls(&self, mistakes: &mut Mistakes) -> Option<Tls> {
         if !self.client_san.is_empty() && self.client_ca.is_none() {
-            mistakes.0.push("--client-san: needs --client-ca, which authenticates certificates".into());
+            mistakes.add("--client-san", "needs --client-ca, which authenticates certificates");
         }
         match (&self.tls_cert, &self.tls_key, &self.client_ca) {
             (Some(cert), Some(key), client_ca) => {
@@ -242,15 +245,15 @@ pub(super) fn reaches_beyond_here(listen: &str) -> bool {
     host != "localhost" && !host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
 }
 
-pub(super) fn address(text: &str) -> Result<Address, String> {
+pub(super) fn address(text: &str) -> Result<Address, InvalidValue> {
     match text.strip_prefix("unix:") {
         Some(path) if !Path::new(path).is_absolute() => {
-            Err(format!("{text:?} needs an absolute path, such as unix:/run/tenantgate/authz.sock"))
+            Err(format!("{text:?} needs an absolute path, such as unix:/run/tenantgate/authz.sock").into())
         }
         Some(path) if path.len() > LONGEST_PATH => Err(format!(
             "{text:?} is too long: the path of a Unix socket has at most {LONGEST_PATH} bytes, this one has {}",
             path.len()
-        )),
+        ).into()),
         Some(path) => Ok(Address::Unix(path.into())),
         None => tcp_address(text).map(Address::Tcp),
     }
@@ -260,8 +263,8 @@ pub(super) fn address(text: &str) -> Result<Address, String> {
 const LONGEST_PATH: usize = 107;
 
 /// Checks HOST:PORT. A host is an address, or a name that is resolved when it is bound.
-pub(super) fn tcp_address(text: &str) -> Result<String, String> {
-    let invalid = |hint: &str| Err(format!("invalid address {text:?}: {hint}"));
+pub(super) fn tcp_address(text: &str) -> Result<String, InvalidValue> {
+    let invalid = |hint: &str| Err(format!("invalid address {text:?}: {hint}").into());
     if text.contains("://") {
         return invalid("expected HOST:PORT without a scheme, such as 127.0.0.1:50051");
     }
@@ -302,22 +305,22 @@ pub(super) fn conflict(one: &Address, other: &str) -> Option<String> {
 pub(super) fn number<T: FromStr + PartialOrd + Display>(
     text: &str,
     range: RangeInclusive<T>,
-) -> Result<T, String> {
+) -> Result<T, InvalidValue> {
     let fine = text.parse().ok().filter(|number| range.contains(number));
     fine.ok_or_else(|| {
         format!("invalid number {text:?}: expected a whole number from {} to {}", range.start(), range.end())
+            .into()
     })
 }
 
-pub(super) fn mode(text: &str) -> Result<u32, String> {
+pub(super) fn mode(text: &str) -> Result<u32, InvalidValue> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777 && !text.starts_with('+'));
-    mode.ok_or_else(|| format!("invalid mode {text:?}: expected an octal number, such as 0660"))
+    mode.ok_or_else(|| format!("invalid mode {text:?}: expected an octal number, such as 0660").into())
 }
 
-fn positive(text: &str) -> Result<Duration, String> {
-    duration::parse(text)
-        .map_err(String::from)
-        .and_then(|span| if span.is_zero() { Err(format!("{text} is too short")) } else { Ok(span) })
+fn positive(text: &str) -> Result<Duration, InvalidValue> {
+    let span = duration::parse(text)?;
+    if span.is_zero() { Err(format!("{text} is too short").into()) } else { Ok(span) }
 }
 
 #[cfg(test)]

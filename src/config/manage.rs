@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::listener::{address, conflict, mode, number, reaches_beyond_here, tcp_address};
 use super::{Logging, Mistakes, log_filter};
+use crate::invalid::InvalidValue;
 use crate::permission::Role;
 use crate::server::{Address, Protocol, Tls, TlsFiles};
 use crate::telemetry::LogFormat;
@@ -96,7 +97,7 @@ impl ManageArgs {
         let unix_mode = mistakes.note("--unix-mode", mode(&self.unix_mode)).unwrap_or_default();
         let ops_listen = mistakes.note("--ops-listen", tcp_address(&self.ops_listen)).unwrap_or_default();
         if let Some(taken) = listen.iter().find_map(|one| conflict(one, &ops_listen)) {
-            mistakes.0.push(format!("--ops-listen: {taken} is an address of --listen: choose another one"));
+            mistakes.add("--ops-listen", format!("{taken} is an address of --listen: choose another one"));
         }
         let peppers = mistakes.note("--pepper-file", self.pepper.read(Policy::default()));
         let filter = mistakes.note("--log-level", log_filter(&self.log_level)).unwrap_or_default();
@@ -121,17 +122,20 @@ impl ManageArgs {
         for text in &self.listen {
             let Some(one) = mistakes.note("--listen", address(text)) else { continue };
             if reaches_beyond_here(text) && self.tls_cert.is_none() {
-                mistakes.0.push(format!(
-                    "--listen: other machines can reach {text}, and management keys would travel in plain text: \
+                mistakes.add(
+                    "--listen",
+                    format!(
+                        "other machines can reach {text}, and management keys would travel in plain text: \
                      give --tls-cert and --tls-key, or listen on 127.0.0.1 or a Unix socket"
-                ));
+                    ),
+                );
             }
             let taken = match &one {
                 Address::Tcp(text) => listen.iter().find_map(|other| conflict(other, text)),
                 Address::Unix(path) => listen.contains(&one).then(|| shown(path)),
             };
             if let Some(taken) = taken {
-                mistakes.0.push(format!("--listen: {taken} is given twice: remove one of them"));
+                mistakes.add("--listen", format!("{taken} is given twice: remove one of them"));
             }
             listen.push(one);
         }
@@ -159,18 +163,18 @@ impl ManageArgs {
     fn trusted(&self, listen: &[Address], mistakes: &mut Mistakes) -> Vec<(u32, Role)> {
         let read = |text: &String| {
             let (uid, role) = text.split_once('=').ok_or("expected UID=ROLE, such as 1000=operator")?;
-            Ok::<_, String>((number(uid, 0..=u32::MAX - 1)?, Role::parse(role)?))
+            Ok::<_, InvalidValue>((number(uid, 0..=u32::MAX - 1)?, Role::parse(role)?))
         };
         let all: Vec<_> =
             self.trust_uid.iter().filter_map(|text| mistakes.note("--trust-uid", read(text))).collect();
         let socket = listen.iter().any(|address| matches!(address, Address::Unix(_)));
         if !self.trust_uid.is_empty() && !socket {
-            let why = "--trust-uid: needs a Unix socket, because only there the system tells the user of a client: add --listen unix:/path";
-            mistakes.0.push(why.into());
+            let why = "needs a Unix socket, because only there the system tells the user of a client: add --listen unix:/path";
+            mistakes.add("--trust-uid", why);
         }
         for (at, (uid, _)) in all.iter().enumerate() {
             if all[..at].iter().any(|(other, _)| other == uid) {
-                mistakes.0.push(format!("--trust-uid: {uid} is given twice: give it one role"));
+                mistakes.add("--trust-uid", format!("{uid} is given twice: give it one role"));
             }
         }
         all

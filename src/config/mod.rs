@@ -2,26 +2,29 @@
 //!
 //! All mistakes are collected, so that one run shows all of them. Only this module knows the spelling of options.
 
+mod args;
 mod database;
 mod listener;
 mod manage;
+mod mistakes;
 
 use std::fmt;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
+pub use self::args::{ExchangeArgs, JudgementArgs, ModeArgs, PepperArgs, ServeArgs};
 pub use self::database::{Database, DatabaseArgs, inspected, management, store};
 pub use self::listener::{ListenerArgs, SizeArgs};
 use self::listener::{conflict, tcp_address};
 pub use self::manage::{ManageArgs, ManageOptions};
+pub use self::mistakes::{ConfigError, Mistakes};
 use crate::audit::Actor;
 use crate::client_address::ClientAddress;
-use crate::ext_authz::told::{IdentityHeaders, MetadataFields};
-use crate::ext_authz::translate::{IDENTITY_HEADERS, OnUnavailable, Speech};
+use crate::ext_authz::response_fields::{IdentityHeaders, MetadataFields};
+use crate::ext_authz::translate::{IDENTITY_HEADERS, OnUnavailable, ResponseOptions};
+use crate::invalid::InvalidValue;
 use crate::path::PathOptions;
 use crate::replica::snapshot_file;
 use crate::request::{AUTHORIZATION, PublicPaths};
@@ -32,165 +35,11 @@ use crate::verify::memo::{Peppers, Policy};
 use crate::verify::pepper::Pepper;
 use crate::{duration, ext_authz, gate, policy, replica, request};
 
-/// The options of `serve` as typed. Each has a variable `TENANTGATE_…`, over which the option takes precedence.
-#[derive(clap::Args, Clone, Debug)]
-pub struct ServeArgs {
-    /// Connections.
-    #[command(flatten)]
-    pub listener: ListenerArgs,
-
-    /// The address of /livez, /readyz and /metrics over HTTP
-    #[arg(long, env = "TENANTGATE_OPS_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:9464")]
-    pub ops_listen: String,
-
-    /// How requests are read and keys are proven.
-    #[command(flatten)]
-    pub judgement: JudgementArgs,
-
-    /// What to do when no decision is possible: reject with 503 (deny), or let Envoy's `failure_mode_allow` decide
-    /// (error)
-    #[arg(long, env = "TENANTGATE_ON_UNAVAILABLE", value_name = "deny|error", default_value = "deny")]
-    pub on_unavailable: String,
-
-    /// What is read from Envoy and told to it.
-    #[command(flatten)]
-    pub exchange: ExchangeArgs,
-
-    /// Leave the key on requests that pass, for a second filter that checks them again
-    #[arg(long, env = "TENANTGATE_KEEP_KEY_HEADER", value_parser = clap::builder::BoolishValueParser::new())]
-    pub keep_key_header: bool,
-
-    /// A field of the dynamic metadata that Envoy gets about proven callers, such as `tenant_id` or `request_limit`.
-    /// Repeatable [default: all]
-    #[arg(long, env = "TENANTGATE_METADATA", value_name = "FIELD")]
-    pub metadata: Vec<String>,
-
-    /// Whether rejections are enforced.
-    #[command(flatten)]
-    pub mode: ModeArgs,
-
-    /// The maximum age of the last successful poll of the database; beyond it every key gets 503
-    #[arg(long, env = "TENANTGATE_MAX_STALENESS", value_name = "DURATION", default_value = "5m")]
-    pub max_staleness: String,
-
-    /// The interval between polls for changes: the longest delay of a change whose notification is lost
-    #[arg(long, env = "TENANTGATE_SYNC_INTERVAL", value_name = "DURATION", default_value = "50ms")]
-    pub sync_interval: String,
-
-    /// How long counts of requests by day and key are kept, for `tenantgate report usage`; 0 disables counting
-    #[arg(long, env = "TENANTGATE_USAGE_RETENTION", value_name = "DURATION", default_value = "400d")]
-    pub usage_retention: String,
-
-    /// The file that keeps the last snapshot, for a start without the database; needs --pepper-file
-    #[arg(long, env = "TENANTGATE_SNAPSHOT_FILE", value_name = "FILE")]
-    pub snapshot_file: Option<PathBuf>,
-
-    /// Whether to offer gRPC reflection, which grpcurl needs
-    #[arg(long, env = "TENANTGATE_REFLECTION", value_name = "on|off", default_value = "on")]
-    pub reflection: String,
-
-    /// The log filter, such as `debug` or `info,tenantgate=debug`
-    #[arg(long, env = "TENANTGATE_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
-    pub log_level: String,
-
-    /// The format of log lines
-    #[arg(long, env = "TENANTGATE_LOG_FORMAT", value_name = "text|json", default_value = "text")]
-    pub log_format: String,
-
-    /// The collector for spans of Checks, as part of Envoy's traces (OTLP over gRPC), such as `http://127.0.0.1:4317`
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
-    pub otlp_endpoint: Option<String>,
-
-    /// Migrate an old Postgres schema at the start
-    #[arg(long, env = "TENANTGATE_MIGRATE", value_parser = clap::builder::BoolishValueParser::new())]
-    pub migrate: bool,
-
-    /// Check all options, report every mistake, and exit
-    #[arg(long)]
-    pub check_config: bool,
-}
-
-/// What is read from Envoy and told to it. It must be the same for `serve` and `doctor`.
-#[derive(clap::Args, Clone, Debug)]
-pub struct ExchangeArgs {
-    /// Where the address of the client is taken from, for the networks of keys, logs and the shadow report: `source`
-    /// (the peer of Envoy's connection), `metadata:NAME` (gRPC metadata that Envoy fills by `initial_metadata`; best),
-    /// `xff:N` (the N-th from the right in `x-forwarded-for`) or `header:NAME`
-    #[arg(long, env = "TENANTGATE_CLIENT_ADDRESS", value_name = "SOURCE", default_value = "source")]
-    pub client_address: String,
-
-    /// A field of a proven caller that upstreams get, and its header. FIELD is one of tenant-id, tenant-name,
-    /// tenant-schema, key-id, key-prefix, scopes and plan; NAME defaults to x-llmcore-FIELD. Repeatable; replaces the
-    /// default, `none` empties the list [default: tenant-id, tenant-name, tenant-schema and key-id]
-    #[arg(long, env = "TENANTGATE_IDENTITY_HEADER", value_name = "FIELD[=NAME]")]
-    pub identity_header: Vec<String>,
-}
-
 impl ExchangeArgs {
-    /// Splits variables: repeatable values are separated by commas.
-    pub fn split_variables(&mut self, from_variable: impl Fn(&str) -> bool) {
-        if from_variable("identity_header") {
-            split(&mut self.identity_header);
-        }
-    }
-
     fn read(&self, key_header: &str, mistakes: &mut Mistakes) -> (ClientAddress, IdentityHeaders) {
         let client_address = mistakes.note("--client-address", ClientAddress::parse(&self.client_address));
         (client_address.unwrap_or_default(), identity(&self.identity_header, key_header, mistakes))
     }
-}
-
-/// The options, besides the database, that decide about a request. They must be the same for `serve` and `explain`.
-#[derive(clap::Args, Clone, Debug)]
-pub struct JudgementArgs {
-    /// The header that carries the key
-    #[arg(long, env = "TENANTGATE_KEY_HEADER", value_name = "NAME", default_value = request::DEFAULT_KEY_HEADER)]
-    pub key_header: String,
-
-    /// Also take the key from `Authorization: Bearer llmk_…`
-    #[arg(long, env = "TENANTGATE_ACCEPT_BEARER", value_parser = clap::builder::BoolishValueParser::new())]
-    pub accept_bearer: bool,
-
-    /// A method and a path that need no key. The path is exact, or ends in `/*` for everything below it. Repeatable;
-    /// replaces the default, `none` empties the list [default: GET and HEAD of /, /health and /docs]
-    #[arg(long, env = "TENANTGATE_PUBLIC", value_name = "METHOD /path")]
-    pub public: Vec<String>,
-
-    /// Let CORS preflights pass without a key: OPTIONS with origin and access-control-request-method
-    #[arg(long, env = "TENANTGATE_PUBLIC_PREFLIGHT", value_parser = clap::builder::BoolishValueParser::new())]
-    pub public_preflight: bool,
-
-    /// What happens to a proven key where no rule matches: it passes (allow), or gets 403 (deny)
-    #[arg(long, env = "TENANTGATE_ROUTE_DEFAULT", value_name = "allow|deny", default_value = "allow")]
-    pub route_default: String,
-
-    /// Whether a path with %2F is ambiguous (refuse), or %2F is a byte of its segment (keep). Choose keep only if no
-    /// upstream decodes it
-    #[arg(long, env = "TENANTGATE_ENCODED_SLASH", value_name = "refuse|keep", default_value = "refuse")]
-    pub encoded_slash: String,
-
-    /// Whether a path with `;` is ambiguous (refuse), or `;` is a byte of its segment (keep). Choose keep only if no
-    /// upstream reads path parameters
-    #[arg(long, env = "TENANTGATE_PATH_PARAMETERS", value_name = "refuse|keep", default_value = "refuse")]
-    pub path_parameters: String,
-
-    /// The file of peppers.
-    #[command(flatten)]
-    pub pepper: PepperArgs,
-
-    /// Whether keys without a memo are accepted (optional) or rejected (required). With `required`, an attacker who can
-    /// write to the database but has no pepper cannot create a key
-    #[arg(long, env = "TENANTGATE_MEMO", value_name = "optional|required", default_value = "optional")]
-    pub memo: String,
-}
-
-/// Whether rejections are enforced. It must be the same for `serve` and `explain`.
-#[derive(clap::Args, Clone, Debug)]
-pub struct ModeArgs {
-    /// What happens to a request that is not allowed: it is rejected (enforce), or it passes without a tenant and is
-    /// counted, logged and reported (shadow)
-    #[arg(long, env = "TENANTGATE_MODE", value_name = "enforce|shadow", default_value = "enforce")]
-    pub mode: String,
 }
 
 impl ModeArgs {
@@ -199,95 +48,19 @@ impl ModeArgs {
     }
 }
 
-/// The file of peppers.
-#[derive(clap::Args, Clone, Debug)]
-pub struct PepperArgs {
-    /// The file with the peppers for memos, which avoid bcrypt after a restart: one per line; the first one writes
-    /// memos, all are accepted (see `tenantgate pepper new`)
-    #[arg(long, env = "TENANTGATE_PEPPER_FILE", value_name = "FILE")]
-    pub pepper_file: Option<PathBuf>,
-}
-
 impl PepperArgs {
     /// Reads the peppers; without a file there are none.
     ///
     /// # Errors
     ///
     /// The file cannot be read or is invalid. The error does not repeat its content.
-    pub fn read(&self, policy: Policy) -> Result<Peppers, String> {
+    pub fn read(&self, policy: Policy) -> Result<Peppers, InvalidValue> {
         let Some(path) = &self.pepper_file else { return Ok(Peppers::new(Vec::new(), policy)) };
-        let wrong = |why: String| format!("{} {why}", path.display());
+        let wrong = |why: &dyn fmt::Display| InvalidValue::from(format!("{} {why}", path.display()));
         let text =
-            std::fs::read(path).map(Zeroizing::new).map_err(|e| wrong(format!("cannot be read: {e}")))?;
-        let text = std::str::from_utf8(&text).map_err(|_| wrong("is not UTF-8 text".into()))?;
-        Ok(Peppers::new(Pepper::parse_all(text).map_err(wrong)?, policy))
-    }
-}
-
-impl ServeArgs {
-    /// Returns warnings about settings that are valid but risky.
-    fn remarks(&self) -> Vec<String> {
-        let mode = |path: &PathBuf| std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode());
-        let key_stays = self.keep_key_header.then(|| {
-            "--keep-key-header: upstreams see the API keys of their callers; remove the header behind the last filter"
-                .into()
-        });
-        let open = self.judgement.pepper.pepper_file.iter().filter(|path| mode(path) & 0o007 != 0);
-        let open =
-            open.map(|path| format!("all users of this machine can read {}: run chmod 0400", path.display()));
-        let shadow = (self.mode.mode == Mode::Shadow.as_str()).then(|| {
-            "shadow mode: no request is rejected; rejections are only counted, see `tenantgate report shadow`".into()
-        });
-        open.chain(shadow).chain(key_stays).chain(self.listener.remarks()).collect()
-    }
-
-    /// Splits variables: repeatable values are separated by commas.
-    pub fn split_variables(&mut self, from_variable: impl Fn(&str) -> bool) {
-        let listener = &mut self.listener;
-        for (name, values) in [
-            ("listen", &mut listener.listen),
-            ("client_san", &mut listener.client_san),
-            ("unix_peer_uid", &mut listener.unix_peer_uid),
-            ("metadata", &mut self.metadata),
-        ] {
-            if from_variable(name) {
-                split(values);
-            }
-        }
-        self.exchange.split_variables(&from_variable);
-        self.judgement.split_variables(from_variable);
-    }
-}
-
-impl JudgementArgs {
-    /// Splits variables: repeatable values are separated by commas.
-    pub fn split_variables(&mut self, from_variable: impl Fn(&str) -> bool) {
-        if from_variable("public") {
-            split(&mut self.public);
-        }
-    }
-}
-
-fn split(values: &mut Vec<String>) {
-    let all = values.iter().flat_map(|v| v.split(',')).map(|v| v.trim().to_owned());
-    *values = all.filter(|v| !v.is_empty()).collect();
-}
-
-/// All mistakes in the options, one line each.
-#[derive(Debug, Default)]
-pub struct Mistakes(pub Vec<String>);
-
-impl Mistakes {
-    /// Returns the value, or records the mistake with the name of the option.
-    fn note<T, E: fmt::Display>(&mut self, option: &str, result: Result<T, E>) -> Option<T> {
-        result.map_err(|why| self.0.push(format!("{option}: {why}"))).ok()
-    }
-
-    fn one_of<T: Copy + Default>(&mut self, option: &str, text: &str, words: &[(&str, T)]) -> T {
-        let known = || words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" or ");
-        let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
-        self.note(option, found.ok_or_else(|| format!("invalid value {text:?}: expected {}", known())))
-            .unwrap_or_default()
+            std::fs::read(path).map(Zeroizing::new).map_err(|e| wrong(&format!("cannot be read: {e}")))?;
+        let text = std::str::from_utf8(&text).map_err(|_| wrong(&"is not UTF-8 text"))?;
+        Ok(Peppers::new(Pepper::parse_all(text).map_err(|error| wrong(&error))?, policy))
     }
 }
 
@@ -315,7 +88,7 @@ pub fn settings(
     let listen = args.listener.read(&mut mistakes);
     let ops_listen = mistakes.note("--ops-listen", tcp_address(&args.ops_listen)).unwrap_or_default();
     if let Some(same) = listen.listen.iter().find_map(|address| conflict(address, &ops_listen)) {
-        mistakes.0.push(format!("--ops-listen: {same} is used by --listen: choose another port"));
+        mistakes.add("--ops-listen", format!("{same} is used by --listen: choose another port"));
     }
     let ext_authz = ext_authz_options(args, &mut mistakes);
     let policy = policy_options(&args.judgement, &mut mistakes);
@@ -363,7 +136,7 @@ fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> ext_authz::se
     let (client_address, identity) = args.exchange.read(&request.key_header, mistakes);
     let metadata = metadata(&args.metadata, mistakes);
     ext_authz::service::Options {
-        speech: Speech {
+        response: ResponseOptions {
             key_header: request.key_header.clone(),
             keep_key_header: args.keep_key_header,
             on_unavailable,
@@ -456,7 +229,7 @@ fn identity(fields: &[String], key_header: &str, mistakes: &mut Mistakes) -> Ide
         }
     };
     if headers.names().any(|name| name == key_header) {
-        mistakes.0.push(format!("--identity-header: {key_header} carries the key: choose another name"));
+        mistakes.add("--identity-header", format!("{key_header} carries the key: choose another name"));
     }
     headers
 }
@@ -476,20 +249,20 @@ fn peppers(args: &JudgementArgs, mistakes: &mut Mistakes) -> Peppers {
     let policies = [("optional", Policy::Optional), ("required", Policy::Required)];
     let policy = mistakes.one_of("--memo", &args.memo, &policies);
     if policy == Policy::Required && args.pepper.pepper_file.is_none() {
-        mistakes.0.push("--memo: required needs --pepper-file".into());
+        mistakes.add("--memo", "required needs --pepper-file");
     }
     mistakes.note("--pepper-file", args.pepper.read(policy)).unwrap_or_default()
 }
 
 /// Parses a field name (RFC 9110 §5.1) that is neither set by tenantgate nor part of the request line.
-fn key_header(name: &str, accept_bearer: bool) -> Result<String, String> {
+fn key_header(name: &str, accept_bearer: bool) -> Result<String, InvalidValue> {
     let name = name.to_ascii_lowercase();
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if name.is_empty() || !name.bytes().all(token) {
-        return Err(format!("invalid header name {name:?}"));
+        return Err(format!("invalid header name {name:?}").into());
     }
     if IDENTITY_HEADERS.contains(&name.as_str()) || name == "host" {
-        return Err(format!("{name} is reserved: choose another header"));
+        return Err(format!("{name} is reserved: choose another header").into());
     }
     if accept_bearer && name == AUTHORIZATION {
         return Err(
@@ -515,46 +288,47 @@ fn public(rules: &[String], mistakes: &mut Mistakes) -> PublicPaths {
 }
 
 /// Checks an address of OTLP over gRPC: a scheme, a host, and no path.
-fn collector(url: &str) -> Result<String, String> {
+fn collector(url: &str) -> Result<String, InvalidValue> {
     let uri = url.parse::<http::Uri>().ok().filter(|uri| {
         let scheme = uri.scheme_str().is_some_and(|scheme| ["http", "https"].contains(&scheme));
         scheme && uri.path_and_query().is_none_or(|path| path == "/")
     });
     uri.map(|_| url.to_owned()).ok_or_else(|| {
-        format!("invalid collector {url:?}: expected OTLP over gRPC, such as http://127.0.0.1:4317")
+        format!("invalid collector {url:?}: expected OTLP over gRPC, such as http://127.0.0.1:4317").into()
     })
 }
 
 /// Parses the log filter. Lines of sqlx about broken connections are omitted unless requested, because tenantgate logs
 /// its own.
-fn log_filter(text: &str) -> Result<EnvFilter, String> {
+fn log_filter(text: &str) -> Result<EnvFilter, InvalidValue> {
     let verbose = ["sqlx", "debug", "trace"].iter().any(|word| text.to_ascii_lowercase().contains(word));
     let filter = if verbose { text.to_owned() } else { format!("{text},sqlx=error") };
-    EnvFilter::try_new(filter)
-        .map_err(|_| format!("invalid filter {text:?}: expected, for example, info or info,tenantgate=debug"))
+    EnvFilter::try_new(filter).map_err(|_| {
+        format!("invalid filter {text:?}: expected, for example, info or info,tenantgate=debug").into()
+    })
 }
 
 /// Parses the bound. It must be longer than ordinary pauses between two polls.
-fn max_staleness(text: &str) -> Result<Duration, String> {
+fn max_staleness(text: &str) -> Result<Duration, InvalidValue> {
     const LEAST: Duration = Duration::from_secs(1);
     let bound = duration::parse(text)?;
-    if bound < LEAST { Err(format!("{text} is too short: use 1s or more")) } else { Ok(bound) }
+    if bound < LEAST { Err(format!("{text} is too short: use 1s or more").into()) } else { Ok(bound) }
 }
 
-fn sync_interval(text: &str) -> Result<Duration, String> {
+fn sync_interval(text: &str) -> Result<Duration, InvalidValue> {
     let interval = duration::parse(text)?;
     let fine = (Duration::from_millis(1)..=Duration::from_secs(1)).contains(&interval);
-    if fine { Ok(interval) } else { Err(format!("invalid value {text}: expected 1ms to 1s")) }
+    if fine { Ok(interval) } else { Err(format!("invalid value {text}: expected 1ms to 1s").into()) }
 }
 
 /// Reads how long usage is kept; `None` if it is not counted.
-fn usage_retention(text: &str) -> Result<Option<Duration>, String> {
+fn usage_retention(text: &str) -> Result<Option<Duration>, InvalidValue> {
     const DAY: Duration = Duration::from_hours(24);
     let keep = if text == "0" { Duration::ZERO } else { duration::parse(text)? };
     match keep {
         Duration::ZERO => Ok(None),
         keep if (DAY..=36_500 * DAY).contains(&keep) => Ok(Some(keep)),
-        _ => Err(format!("invalid value {text}: expected 1d to 36500d, or 0 to disable counting")),
+        _ => Err(format!("invalid value {text}: expected 1d to 36500d, or 0 to disable counting").into()),
     }
 }
 
@@ -567,12 +341,11 @@ fn snapshot_file(
     let path = args.snapshot_file.clone()?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if args.judgement.pepper.pepper_file.is_none() {
-        mistakes.0.push("--snapshot-file: needs --pepper-file, which authenticates the file".into());
+        mistakes.add("--snapshot-file", "needs --pepper-file, which authenticates the file");
     }
     if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
         mistakes
-            .0
-            .push(format!("--snapshot-file: {} must be a file in an existing directory", path.display()));
+            .add("--snapshot-file", format!("{} must be a file in an existing directory", path.display()));
     }
     Some(snapshot_file::Options { path, interval: Duration::from_secs(10), max_staleness })
 }

@@ -3,7 +3,7 @@
 use http::Method;
 use serde_json::Value;
 
-use super::http::{Server, send};
+use super::http::{RequestError, Server, send};
 use super::json::{is_true, items, text};
 use super::{Expected, config};
 use crate::diagnostics::Finding;
@@ -34,7 +34,18 @@ struct Pages {
     stats: Value,
 }
 
-async fn read(server: &Server<'_>) -> Result<Pages, String> {
+/// Why a part of the admin page cannot be read.
+#[derive(Debug, thiserror::Error)]
+enum AdminPageError {
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error("{path} has the status {status}: is this Envoy's admin page?")]
+    Status { path: String, status: u16 },
+    #[error("{path} is not valid JSON: {error}: is this Envoy's admin page?")]
+    Json { path: String, error: serde_json::Error },
+}
+
+async fn read(server: &Server<'_>) -> Result<Pages, AdminPageError> {
     Ok(Pages {
         info: page(server, "/server_info").await?,
         dump: page(server, "/config_dump").await?,
@@ -43,13 +54,12 @@ async fn read(server: &Server<'_>) -> Result<Pages, String> {
     })
 }
 
-async fn page(server: &Server<'_>, path: &str) -> Result<Value, String> {
+async fn page(server: &Server<'_>, path: &str) -> Result<Value, AdminPageError> {
     let answer = send(server, &Method::GET, path, &[]).await?;
     if answer.status != 200 {
-        return Err(format!("{path} has the status {}: is this Envoy's admin page?", answer.status));
+        return Err(AdminPageError::Status { path: path.to_owned(), status: answer.status });
     }
-    serde_json::from_str(&answer.body)
-        .map_err(|e| format!("{path} is not valid JSON: {e}: is this Envoy's admin page?"))
+    serde_json::from_str(&answer.body).map_err(|error| AdminPageError::Json { path: path.to_owned(), error })
 }
 
 impl Pages {

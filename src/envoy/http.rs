@@ -1,5 +1,7 @@
 //! A small HTTP/1.1 client for single requests, with or without TLS, with a time limit and a size limit.
 
+use std::error::Error;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,7 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::client_tls::ClientTls;
+use crate::client_tls::{ClientTls, ConnectError};
+use crate::invalid::InvalidValue;
 
 /// The default timeout of a request in Envoy.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -48,12 +51,35 @@ impl Answer {
     }
 }
 
+/// Why there is no response.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The path or a header is invalid.
+    #[error(transparent)]
+    Request(#[from] http::Error),
+    /// The server cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] io::Error),
+    /// There is no TLS connection.
+    #[error(transparent)]
+    Tls(#[from] ConnectError),
+    /// The server does not speak HTTP/1.1, or closed the connection.
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    /// The body is too large or incomplete.
+    #[error(transparent)]
+    Body(Box<dyn Error + Send + Sync>),
+    /// The server takes too long.
+    #[error("no response within {} s", PATIENCE.as_secs())]
+    TimedOut,
+}
+
 /// Parses an address: `http://HOST[:PORT]`, `https://HOST[:PORT]` or `HOST:PORT`.
 ///
 /// # Errors
 ///
 /// The address is invalid; the error lists the valid forms.
-pub fn address(text: &str) -> Result<Uri, String> {
+pub fn address(text: &str) -> Result<Uri, InvalidValue> {
     let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let uri: Option<Uri> = full.parse().ok();
     let fine = |uri: &Uri| {
@@ -75,39 +101,39 @@ pub async fn send(
     method: &Method,
     path: &str,
     headers: &[(&str, &str)],
-) -> Result<Answer, String> {
+) -> Result<Answer, RequestError> {
     let host = server.url.authority().map(ToString::to_string).unwrap_or_default();
     let mut request = Request::builder().method(method).uri(path).header("host", host);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let request = request.body(Empty::new()).map_err(|e| e.to_string())?;
-    timeout(PATIENCE, connect_and_send(server, request))
-        .await
-        .map_err(|_| format!("no response within {} s", PATIENCE.as_secs()))?
+    let request = request.body(Empty::new())?;
+    timeout(PATIENCE, connect_and_send(server, request)).await.map_err(|_| RequestError::TimedOut)?
 }
 
-async fn connect_and_send(server: &Server<'_>, request: Request<Empty<Bytes>>) -> Result<Answer, String> {
+async fn connect_and_send(
+    server: &Server<'_>,
+    request: Request<Empty<Bytes>>,
+) -> Result<Answer, RequestError> {
     let tls = server.url.scheme_str() == Some("https");
     let host = server.url.host().unwrap_or_default().trim_matches(['[', ']']);
     let port = server.url.port_u16().unwrap_or(if tls { 443 } else { 80 });
-    let stream = TcpStream::connect((host, port)).await.map_err(|e| e.to_string())?;
+    let stream = TcpStream::connect((host, port)).await?;
     if !tls {
         return exchange(stream, request).await;
     }
     let client = ClientTls { ca: server.ca, own: None, protocol: "http/1.1" };
-    exchange(client.connect(host, stream).await.map_err(|e| e.to_string())?, request).await
+    exchange(client.connect(host, stream).await?, request).await
 }
 
-async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Answer, String>
+async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Answer, RequestError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|e: hyper::Error| e.to_string())?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let answer = async move {
-        let (head, body) = sender.send_request(request).await.map_err(|e| e.to_string())?.into_parts();
-        let body = Limited::new(body, LONGEST).collect().await.map_err(|e| e.to_string())?.to_bytes();
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        let body = Limited::new(body, LONGEST).collect().await.map_err(RequestError::Body)?.to_bytes();
         let body = String::from_utf8_lossy(&body).into_owned();
         Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
     };

@@ -5,6 +5,7 @@
 //! behind Envoy, a second request with a key follows: neither the forged headers nor the key may arrive. Either the
 //! upstream echoes its request, or a route leads to a sink of this program.
 
+use std::io;
 use std::net::IpAddr;
 
 use http::Method;
@@ -13,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::Expected;
 use super::address::FORGEABLE;
-use super::http::{Answer, Server, send};
+use super::http::{Answer, RequestError, Server, send};
 use super::verdict::{self, Answerer};
 use crate::client_address::X_FORWARDED_FOR;
 use crate::diagnostics::Finding;
@@ -86,7 +87,7 @@ impl Probe<'_> {
             let headers: Vec<_> = [(expected.key_header, key)].into_iter().chain(header).collect();
             let answer = match send(&self.server, &Method::GET, self.path, &headers).await {
                 Ok(answer) => answer,
-                Err(why) => return Finding::bad(CHECK, why, "see Envoy's access log"),
+                Err(why) => return Finding::bad(CHECK, why.to_string(), "see Envoy's access log"),
             };
             if answer.status == 403 && answer.body == expected.outside {
                 continue;
@@ -123,7 +124,7 @@ impl Probe<'_> {
         let (answer, seen) = with_sink(asked, self.sink, &marker).await;
         let answer = match answer {
             Ok(answer) => answer,
-            Err(why) => return vec![Finding::bad(CHECK, why, "see Envoy's access log")],
+            Err(why) => return vec![Finding::bad(CHECK, why.to_string(), "see Envoy's access log")],
         };
         let verdict = verdict::of(&answer, expected.decision_id);
         if verdict.by != Answerer::Upstream {
@@ -185,25 +186,39 @@ fn key_arrives(seen: &str, key: &str) -> Finding {
     }
 }
 
+/// Why there is no response to a probe.
+#[derive(Debug, thiserror::Error)]
+enum ProbeError {
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The listener behind Envoy failed.
+    #[error("--sink: {0}")]
+    Sink(io::Error),
+}
+
 /// Returns the response to a request, and what reached the sink.
 async fn with_sink(
-    asked: impl Future<Output = Result<Answer, String>>,
+    asked: impl Future<Output = Result<Answer, RequestError>>,
     sink: Option<TcpListener>,
     marker: &str,
-) -> (Result<Answer, String>, Option<String>) {
-    let Some(listener) = sink else { return (asked.await, None) };
+) -> (Result<Answer, ProbeError>, Option<String>) {
+    let Some(listener) = sink else { return (asked.await.map_err(ProbeError::from), None) };
     let mut seen = None;
     let answer = tokio::select! {
-        answer = asked => answer,
+        answer = asked => answer.map_err(ProbeError::from),
         never = take_all(listener, marker, &mut seen) => never,
     };
     (answer, seen)
 }
 
 /// Answers all requests, and keeps the head of the marked one.
-async fn take_all(listener: TcpListener, marker: &str, seen: &mut Option<String>) -> Result<Answer, String> {
+async fn take_all(
+    listener: TcpListener,
+    marker: &str,
+    seen: &mut Option<String>,
+) -> Result<Answer, ProbeError> {
     loop {
-        let (stream, _) = listener.accept().await.map_err(|e| format!("--sink: {e}"))?;
+        let (stream, _) = listener.accept().await.map_err(ProbeError::Sink)?;
         let head = take(stream).await.unwrap_or_default();
         if head.contains(marker) {
             *seen = Some(head);
@@ -212,7 +227,7 @@ async fn take_all(listener: TcpListener, marker: &str, seen: &mut Option<String>
 }
 
 /// Reads the head of one request and answers it.
-async fn take(mut stream: TcpStream) -> std::io::Result<String> {
+async fn take(mut stream: TcpStream) -> io::Result<String> {
     const LONGEST: usize = 64 * 1024;
     let (mut head, mut buffer) = (Vec::new(), vec![0; 4096]);
     while head.len() < LONGEST && !head.windows(4).any(|end| end == b"\r\n\r\n") {

@@ -3,14 +3,16 @@
 //! Only this module knows the protobuf messages of Envoy, HTTP status numbers and the names of response headers. It
 //! makes no decisions about keys.
 
+pub mod check_span;
 pub mod codec;
+pub mod header;
 mod origin;
 pub mod plain;
 pub mod proto;
+pub mod rejection;
+pub mod response_fields;
 pub mod service;
-pub mod spans;
 #[cfg(test)]
 mod tests;
-pub mod told;
 pub mod translate;
 mod wire;

@@ -6,10 +6,11 @@
 use prost::Message as _;
 use uuid::Uuid;
 
+use super::header::DECISION_ID_HEADER;
 use super::proto::envoy::config::core::v3::HeaderValueOption;
 use super::proto::envoy::service::auth::v3::CheckResponse;
 use super::proto::envoy::service::auth::v3::check_response::HttpResponse;
-use super::translate::{Answer, DECISION_ID_HEADER, ROOM, Speech, answer};
+use super::translate::{Answer, ROOM, ResponseOptions, answer};
 
 /// An answer, without what differs from one decision to the next.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -31,10 +32,10 @@ const BY_DECISION: [&str; 3] = ["decision", "decision_id", "reason"];
 
 /// Returns the answer as texts; `None` if a field of the metadata is a list or a limit, which have no such form.
 #[must_use]
-pub fn plain(said: &Answer<'_>, speech: &Speech) -> Option<PlainAnswer> {
+pub fn plain(said: &Answer<'_>, options: &ResponseOptions) -> Option<PlainAnswer> {
     let id = Uuid::nil();
     let mut bytes = Vec::with_capacity(ROOM);
-    answer(&mut bytes, said, id, false, speech);
+    answer(&mut bytes, said, id, false, options);
     let response = CheckResponse::decode(&*bytes).ok()?;
     let headers = |options: Vec<HeaderValueOption>| {
         let pairs = options.into_iter().filter_map(|option| option.header);
@@ -104,7 +105,7 @@ mod tests {
     #[test]
     fn a_refusal_is_its_status_headers_and_body() {
         let decision = Decision::Deny(Denial { reason: Reason::Unknown, identity: None, needs: None });
-        let plain = plain(&Answer::of(&decision), &Speech::default()).unwrap();
+        let plain = plain(&Answer::of(&decision), &ResponseOptions::default()).unwrap();
         assert_eq!((plain.status, plain.body.as_str()), (401, "{\"detail\":\"Invalid API key\"}"));
         let id = plain.set.iter().find(|(_, value)| value.is_empty()).unwrap();
         assert_eq!((id.0.as_str(), plain.metadata), ("x-llmcore-decision-id", vec![]));
@@ -114,7 +115,7 @@ mod tests {
     fn a_row_whose_id_is_zero_is_told_as_any_other() {
         let (key, tenant) = rows(Uuid::nil(), Uuid::nil(), "Acme");
         let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
-        let said = plain(&Answer::of(&decision), &Speech::default()).unwrap();
+        let said = plain(&Answer::of(&decision), &ResponseOptions::default()).unwrap();
         let zero = Uuid::nil().to_string();
         for name in ["x-llmcore-tenant-id", "x-llmcore-key-id"] {
             assert!(said.set.contains(&(name.into(), zero.clone())), "{said:?}");
@@ -125,14 +126,14 @@ mod tests {
     fn a_key_that_passes_has_its_headers_and_metadata_and_one_with_a_list_has_no_such_form() {
         let (key, tenant) = rows(Uuid::from_u128(1), Uuid::from_u128(2), "Acme é");
         let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
-        let speech = Speech { key_header: "x-key".into(), ..Speech::default() };
-        let said = plain(&Answer::of(&decision), &speech).unwrap();
+        let options = ResponseOptions { key_header: "x-key".into(), ..ResponseOptions::default() };
+        let said = plain(&Answer::of(&decision), &options).unwrap();
         assert_eq!((said.status, said.remove), (0, vec!["x-key".to_owned()]));
         assert!(said.set.contains(&("x-llmcore-tenant-name".into(), "Acme%20%C3%A9".into())));
         let names = ["key_id", "key_prefix", "tenant_id", "tenant_name", "tenant_schema", "tenant_status"];
         assert_eq!(texts(&said.metadata), names);
         let scopes = Scopes::parse("a b").unwrap();
         let terms = Terms { scopes: Some(&scopes), ..Terms::default() };
-        assert_eq!(plain(&Answer { terms, ..Answer::of(&decision) }, &speech), None);
+        assert_eq!(plain(&Answer { terms, ..Answer::of(&decision) }, &options), None);
     }
 }

@@ -14,9 +14,9 @@ use tracing::field::display;
 use tracing::{debug, info};
 use uuid::{Builder, Uuid};
 
+use super::check_span::{CheckSpan, SpanSink};
 use super::origin::{client_address, compact, compact_metadata, origin};
-use super::spans::{CheckSpan, Spans};
-use super::translate::{Answer, ROOM, Speech, answer, read};
+use super::translate::{Answer, ROOM, ResponseOptions, answer, read};
 use crate::client_address::ClientAddress;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Decision, Fault, Grant, Identity, Objection};
@@ -39,7 +39,7 @@ pub struct Options {
     /// How requests are parsed.
     pub request: request::Options,
     /// How responses are rendered.
-    pub speech: Speech,
+    pub response: ResponseOptions,
     /// The source of the client's address.
     pub client_address: ClientAddress,
 }
@@ -52,7 +52,7 @@ pub struct AuthorizationService {
     /// Refusals by decision id, if they are remembered.
     refusals: Option<Refusals>,
     /// Who keeps spans, if anybody does.
-    spans: Option<Arc<dyn Spans>>,
+    spans: Option<Arc<dyn SpanSink>>,
     log: DecisionLog,
 }
 
@@ -71,7 +71,7 @@ impl AuthorizationService {
 
     /// Sets the exporter of spans; `None` disables tracing.
     #[must_use]
-    pub fn with_spans(self, spans: Option<Arc<dyn Spans>>) -> Self {
+    pub fn with_spans(self, spans: Option<Arc<dyn SpanSink>>) -> Self {
         Self { spans, ..self }
     }
 }
@@ -149,9 +149,9 @@ impl AuthorizationService {
             refusals.note(decision, id, verdict.at);
         }
         let cache = verdict.tenant.map(TenantEntry::responses);
-        let speech = &self.options.speech;
+        let response = &self.options.response;
         let content = Answer { decision, terms: verdict.terms, cache };
-        let frame = Frame::of(ROOM, |message| answer(message, &content, id, bearer, speech));
+        let frame = Frame::of(ROOM, |message| answer(message, &content, id, bearer, response));
         self.gate.record(verdict, started);
         if let Some(spans) = &self.spans {
             self.trace(spans.as_ref(), verdict, started, (id, call));
@@ -162,7 +162,7 @@ impl AuthorizationService {
     /// Exports the span of the Check, if its trace is sampled.
     fn trace(
         &self,
-        spans: &dyn Spans,
+        spans: &dyn SpanSink,
         verdict: &Verdict<'_>,
         started: Duration,
         (id, call): (Uuid, &Call<'_>),
@@ -171,7 +171,7 @@ impl AuthorizationService {
         let ended = self.log.clock.now();
         let took = self.log.clock.uptime().saturating_sub(started);
         let decision = &verdict.decision;
-        spans.check(&CheckSpan { parent, started: ended.before(took), ended, decision, decision_id: id });
+        spans.export(&CheckSpan { parent, started: ended.before(took), ended, decision, decision_id: id });
     }
 }
 

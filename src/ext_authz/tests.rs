@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::codec::{Visitor, walk};
 use super::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use super::proto::envoy::service::auth::v3::{CheckRequest, CheckResponse};
-use super::translate::{Answer, OnUnavailable, Speech, answer, read};
+use super::translate::{Answer, OnUnavailable, ResponseOptions, answer, read};
 use super::wire::Message;
 use crate::decision::{Decision, Denial, Fault, Reason};
 use crate::request::{Credential, DEFAULT_KEY_HEADER, Options, Waived};
@@ -163,9 +163,13 @@ fn a_request_is_parsed_with_its_key_and_its_path() {
 type Refusal = (i32, i32, String, BTreeMap<String, String>);
 
 fn refusal(decision: &Decision<'_>, on_unavailable: OnUnavailable) -> Refusal {
-    let speech = Speech { key_header: DEFAULT_KEY_HEADER.into(), on_unavailable, ..Speech::default() };
+    let options = ResponseOptions {
+        key_header: DEFAULT_KEY_HEADER.into(),
+        on_unavailable,
+        ..ResponseOptions::default()
+    };
     let mut bytes = Vec::new();
-    answer(&mut bytes, &Answer::of(decision), Uuid::from_u128(7), false, &speech);
+    answer(&mut bytes, &Answer::of(decision), Uuid::from_u128(7), false, &options);
     let response = CheckResponse::decode(&bytes[..]).unwrap();
     let Some(HttpResponse::DeniedResponse(denied) | HttpResponse::ErrorResponse(denied)) =
         response.http_response

@@ -12,15 +12,15 @@
 //!
 //! Every response is therefore rendered by [`answer`], which never writes an empty one.
 
-use std::borrow::Cow;
-
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
 use super::codec::{NotACheckRequest, Visitor, walk};
-use super::told::{IdentityField, IdentityHeaders, MetadataField, MetadataFields};
+use super::header::{header, hyphenated, percent_encoded};
+use super::rejection::{UNAVAILABLE, grpc, rejection, write_rejection};
+use super::response_fields::{IdentityField, IdentityHeaders, MetadataField, MetadataFields};
 use super::wire::Message;
-use crate::decision::{Decision, Denial, Grant, Identity, Reason};
+use crate::decision::{Decision, Grant, Identity};
 use crate::gate::Terms;
 use crate::plan::{Limit, Plan};
 use crate::record::KeyRecord;
@@ -33,20 +33,6 @@ use crate::tenant::Tenant;
 /// allowed request.
 pub const IDENTITY_HEADERS: [&str; 4] =
     ["x-llmcore-tenant-id", "x-llmcore-tenant-name", "x-llmcore-tenant-schema", "x-llmcore-key-id"];
-
-/// The response header with the id of the decision, which the client can report to the operator.
-pub const DECISION_ID_HEADER: &str = "x-llmcore-decision-id";
-
-/// The body of a rejection of a key that is used from outside of its networks.
-pub const OUTSIDE_NETWORKS: &str = "{\"detail\":\"API key is not allowed from this address\"}";
-
-/// gRPC status codes: <https://grpc.io/docs/guides/status-codes/>
-mod grpc {
-    pub(super) const OK: u8 = 0;
-    pub(super) const PERMISSION_DENIED: u8 = 7;
-    pub(super) const UNAVAILABLE: u8 = 14;
-    pub(super) const UNAUTHENTICATED: u8 = 16;
-}
 
 /// What happens to a request that tenantgate cannot decide: `--on-unavailable`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -85,7 +71,7 @@ pub fn read<'a>(message: &'a [u8], options: &Options) -> Result<AccessRequest<'a
 
 /// Options of responses.
 #[derive(Clone, Debug, Default)]
-pub struct Speech {
+pub struct ResponseOptions {
     /// The header that carries the key, which is removed before the request goes upstream.
     pub key_header: String,
     /// Whether the key is kept on allowed requests, for a second filter.
@@ -121,7 +107,7 @@ impl<'a> Answer<'a> {
 /// contains a key or an attempt at one, and is removed.
 ///
 /// It writes directly into the buffer, because building the generated messages takes forty allocations.
-pub fn answer(to: &mut Vec<u8>, content: &Answer<'_>, id: Uuid, bearer: bool, speech: &Speech) {
+pub fn answer(to: &mut Vec<u8>, content: &Answer<'_>, id: Uuid, bearer: bool, options: &ResponseOptions) {
     let mut buffer = [0; Hyphenated::LENGTH];
     let id: &str = id.hyphenated().encode_lower(&mut buffer);
     let mut response = Message(to);
@@ -129,7 +115,7 @@ pub fn answer(to: &mut Vec<u8>, content: &Answer<'_>, id: Uuid, bearer: bool, sp
     match content.decision {
         Decision::Allow(grant) => {
             status(&mut response, grpc::OK);
-            response.message(3, |ok| allowed(ok, grant, content, bearer, speech));
+            response.message(3, |ok| allowed(ok, grant, content, bearer, options));
         }
         Decision::Deny(denial) => {
             let (code, rejected) = rejection(denial);
@@ -137,7 +123,7 @@ pub fn answer(to: &mut Vec<u8>, content: &Answer<'_>, id: Uuid, bearer: bool, sp
             response.message(2, |denied| write_rejection(denied, &rejected, id));
         }
         Decision::Unable(fault, _) => {
-            let (code, field) = match speech.on_unavailable {
+            let (code, field) = match options.on_unavailable {
                 OnUnavailable::Error if !fault.is_caused_by_clients() => (grpc::UNAVAILABLE, 5),
                 OnUnavailable::Deny | OnUnavailable::Error => (grpc::PERMISSION_DENIED, 2),
             };
@@ -145,7 +131,7 @@ pub fn answer(to: &mut Vec<u8>, content: &Answer<'_>, id: Uuid, bearer: bool, sp
             response.message(field, |error| write_rejection(error, &UNAVAILABLE, id));
         }
     }
-    response.message(4, |fields| metadata(fields, content, id, speech));
+    response.message(4, |fields| metadata(fields, content, id, options));
 }
 
 /// A capacity in bytes that is enough for a usual response with a tenant.
@@ -157,16 +143,22 @@ fn status(response: &mut Message<'_>, code: u8) {
 }
 
 /// `OkHttpResponse`: headers = 2, `headers_to_remove` = 5.
-fn allowed(ok: &mut Message<'_>, grant: &Grant<'_>, content: &Answer<'_>, bearer: bool, speech: &Speech) {
+fn allowed(
+    ok: &mut Message<'_>,
+    grant: &Grant<'_>,
+    content: &Answer<'_>,
+    bearer: bool,
+    options: &ResponseOptions,
+) {
     let identity = grant.identity();
     if let Some((key, tenant)) = identity {
-        of_tenant(ok, (tenant, content.cache), speech, 0);
-        for (field, name) in speech.identity.iter().filter(|(field, _)| !field.is_of_tenant()) {
+        of_tenant(ok, (tenant, content.cache), options, 0);
+        for (field, name) in options.identity.iter().filter(|(field, _)| !field.is_of_tenant()) {
             key_header(ok, (field, name), key, &content.terms);
         }
     }
-    if !speech.keep_key_header {
-        ok.text(5, &speech.key_header);
+    if !options.keep_key_header {
+        ok.text(5, &options.key_header);
         if bearer {
             ok.text(5, AUTHORIZATION);
         }
@@ -179,7 +171,7 @@ fn allowed(ok: &mut Message<'_>, grant: &Grant<'_>, content: &Answer<'_>, bearer
                 _ => true,
             }
     };
-    for (_, name) in speech.identity.iter().filter(|(field, _)| !is_set(*field)) {
+    for (_, name) in options.identity.iter().filter(|(field, _)| !is_set(*field)) {
         ok.text(5, name);
     }
 }
@@ -216,24 +208,24 @@ fn plan<'a>(terms: &Terms<'a>) -> Option<&'a Plan> {
 fn of_tenant(
     to: &mut Message<'_>,
     (tenant, cache): (&Tenant, Option<&ResponseCache>),
-    speech: &Speech,
+    options: &ResponseOptions,
     piece: usize,
 ) {
     let write = |piece: usize| {
         let mut written = Vec::new();
-        PIECES[piece](&mut Message(&mut written), tenant, speech);
+        PIECES[piece](&mut Message(&mut written), tenant, options);
         written.into_boxed_slice()
     };
     match cache {
         Some(cache) => to.fields(&cache.get_or_init(|| [write(0), write(1)])[piece]),
-        None => PIECES[piece](to, tenant, speech),
+        None => PIECES[piece](to, tenant, options),
     }
 }
 
-const PIECES: [fn(&mut Message<'_>, &Tenant, &Speech); 2] = [tenant_headers, tenant_metadata];
+const PIECES: [fn(&mut Message<'_>, &Tenant, &ResponseOptions); 2] = [tenant_headers, tenant_metadata];
 
-fn tenant_headers(ok: &mut Message<'_>, tenant: &Tenant, speech: &Speech) {
-    for (field, name) in speech.identity.iter() {
+fn tenant_headers(ok: &mut Message<'_>, tenant: &Tenant, options: &ResponseOptions) {
+    for (field, name) in options.identity.iter() {
         match field {
             IdentityField::TenantId => header(ok, name, |value| hyphenated(value, tenant.id.0)),
             IdentityField::TenantName => header(ok, name, |value| percent_encoded(value, &tenant.name)),
@@ -245,116 +237,9 @@ fn tenant_headers(ok: &mut Message<'_>, tenant: &Tenant, speech: &Speech) {
     }
 }
 
-fn tenant_metadata(fields: &mut Message<'_>, tenant: &Tenant, speech: &Speech) {
-    let chosen = Chosen(speech.metadata);
-    chosen.put(fields, MetadataField::TenantId, |value| hyphenated(value, tenant.id.0));
-    chosen.text(fields, MetadataField::TenantName, &tenant.name);
-    chosen.text(fields, MetadataField::TenantSchema, &tenant.schema);
-    chosen.text(fields, MetadataField::TenantStatus, tenant.status.as_str());
-}
-
-/// The response to a rejected client.
-struct Rejection {
-    http: u16,
-    body: &'static str,
-    /// An additional header.
-    header: Option<(&'static str, Cow<'static, str>)>,
-}
-
-/// The header that names the authentication scheme, which a 401 must have (RFC 9110 §11.6.1).
-const CHALLENGE: (&str, &str) = ("www-authenticate", "ApiKey realm=\"llmcore\"");
-
-/// The response if tenantgate cannot decide. `Retry-After` is one second, after which most faults have passed.
-const UNAVAILABLE: Rejection = Rejection {
-    http: 503,
-    body: "{\"detail\":\"Authentication service unavailable\"}",
-    header: Some(("retry-after", Cow::Borrowed("1"))),
-};
-
-fn rejection(denial: &Denial<'_>) -> (u8, Rejection) {
-    let (name, challenge) = CHALLENGE;
-    let unauthorized = |body| {
-        let header = Some((name, Cow::Borrowed(challenge)));
-        (grpc::UNAUTHENTICATED, Rejection { http: 401, body, header })
-    };
-    let forbidden = |body, header| (grpc::PERMISSION_DENIED, Rejection { http: 403, body, header });
-    match denial.reason {
-        Reason::Missing => unauthorized("{\"detail\":\"Missing API key\"}"),
-        Reason::Malformed => unauthorized("{\"detail\":\"Invalid API key format\"}"),
-        // All of these have the same text, so that clients cannot distinguish them.
-        Reason::Unknown
-        | Reason::Mismatch
-        | Reason::Revoked
-        | Reason::Disabled
-        | Reason::Expired
-        | Reason::NotYetValid => unauthorized("{\"detail\":\"Invalid API key\"}"),
-        Reason::TenantInactive => forbidden("{\"detail\":\"Tenant account is inactive\"}", None),
-        Reason::Network => forbidden(OUTSIDE_NETWORKS, None),
-        Reason::Route => forbidden("{\"detail\":\"No rule allows this request\"}", None),
-        Reason::Scope => {
-            let challenge = Some((name, Cow::Owned(insufficient(challenge, denial.needs))));
-            forbidden("{\"detail\":\"API key lacks a required scope\"}", challenge)
-        }
-        Reason::PathAmbiguous => {
-            let body = "{\"detail\":\"Ambiguous path\"}";
-            (grpc::PERMISSION_DENIED, Rejection { http: 400, body, header: None })
-        }
-    }
-}
-
-/// Returns the challenge of RFC 6750 §3.1 for our scheme. Scopes have no characters that need quoting.
-fn insufficient(challenge: &str, needs: Option<&str>) -> String {
-    let scope = needs.unwrap_or_default().split_ascii_whitespace().collect::<Vec<_>>().join(" ");
-    format!("{challenge}, error=\"insufficient_scope\", scope=\"{scope}\"")
-}
-
-/// `DeniedHttpResponse`: status = 1, headers = 2, body = 3. `HttpStatus`: code = 1.
-fn write_rejection(denied: &mut Message<'_>, rejection: &Rejection, id: &str) {
-    denied.message(1, |status| status.short(1, rejection.http));
-    header(denied, "content-type", |value| value.extend_from_slice(b"application/json"));
-    header(denied, DECISION_ID_HEADER, |value| value.extend_from_slice(id.as_bytes()));
-    if let Some((name, content)) = &rejection.header {
-        header(denied, name, |value| value.extend_from_slice(content.as_bytes()));
-    }
-    denied.text(3, rejection.body);
-}
-
-/// Writes a header that replaces the client's. `append` is unset and `append_action` is explicit, because some
-/// versions of Envoy read the one and some the other.
-///
-/// `headers` = 2 in both kinds of response. `HeaderValueOption`: header = 1, `append_action` = 3. `HeaderValue`:
-/// key = 1, value = 2.
-fn header(response: &mut Message<'_>, name: &str, value: impl FnOnce(&mut Vec<u8>)) {
-    const OVERWRITE_IF_EXISTS_OR_ADD: u8 = 2;
-    response.message(2, |option| {
-        option.message(1, |header| {
-            header.text(1, name);
-            header.text_of(2, value);
-        });
-        option.number(3, OVERWRITE_IF_EXISTS_OR_ADD);
-    });
-}
-
-fn hyphenated(text: &mut Vec<u8>, id: Uuid) {
-    text.extend_from_slice(id.hyphenated().encode_lower(&mut [0; Hyphenated::LENGTH]).as_bytes());
-}
-
-/// Appends `text` in a form that is valid in headers: `%` and all bytes outside 0x21–0x7E are percent-encoded (RFC
-/// 3986 §2.1).
-fn percent_encoded(to: &mut Vec<u8>, text: &str) {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    for byte in text.bytes() {
-        if byte.is_ascii_graphic() && byte != b'%' {
-            to.push(byte);
-        } else {
-            to.extend([b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 0xf)]]);
-        }
-    }
-}
-
 /// Writes `dynamic_metadata`, which Envoy puts into the namespace `envoy.filters.http.ext_authz`. The identity is
 /// included only if the key was proven.
-fn metadata(fields: &mut Message<'_>, content: &Answer<'_>, id: &str, speech: &Speech) {
+fn metadata(fields: &mut Message<'_>, content: &Answer<'_>, id: &str, options: &ResponseOptions) {
     let (word, reason, identity) = match content.decision {
         Decision::Allow(grant) => {
             let identity = grant.identity().map(|(key, tenant)| Identity { key, tenant: Some(tenant) });
@@ -365,7 +250,7 @@ fn metadata(fields: &mut Message<'_>, content: &Answer<'_>, id: &str, speech: &S
     };
     let grant = if let Decision::Allow(grant) = content.decision { Some(grant) } else { None };
     let objection = grant.and_then(Grant::objection);
-    let chosen = Chosen(speech.metadata);
+    let chosen = Chosen(options.metadata);
     let terms = identity.map(|_| content.terms).unwrap_or_default();
     let plan = plan(&terms);
     // Limits are needed only for allowed requests.
@@ -398,7 +283,7 @@ fn metadata(fields: &mut Message<'_>, content: &Answer<'_>, id: &str, speech: &S
         flag(fields, "shadow");
     }
     if let Some(tenant) = identity.and_then(|identity| identity.tenant) {
-        of_tenant(fields, (tenant, content.cache), speech, 1);
+        of_tenant(fields, (tenant, content.cache), options, 1);
     }
     chosen.limit(fields, MetadataField::TotalLimit, limit(|plan| plan.total));
     if let Some(objection) = objection {
@@ -461,6 +346,15 @@ fn entry(fields: &mut Message<'_>, name: &str, value: impl FnOnce(&mut Message<'
 /// An entry with `Value.bool_value` = 4, true.
 fn flag(fields: &mut Message<'_>, name: &str) {
     entry(fields, name, |content| content.number(4, 1));
+}
+
+/// Writes the fields that depend only on the tenant.
+fn tenant_metadata(fields: &mut Message<'_>, tenant: &Tenant, options: &ResponseOptions) {
+    let chosen = Chosen(options.metadata);
+    chosen.put(fields, MetadataField::TenantId, |value| hyphenated(value, tenant.id.0));
+    chosen.text(fields, MetadataField::TenantName, &tenant.name);
+    chosen.text(fields, MetadataField::TenantSchema, &tenant.schema);
+    chosen.text(fields, MetadataField::TenantStatus, tenant.status.as_str());
 }
 
 #[cfg(test)]

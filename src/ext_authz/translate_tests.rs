@@ -5,7 +5,7 @@ use prost_types::value::Kind;
 
 use super::*;
 use crate::clock::Timestamp;
-use crate::decision::Fault;
+use crate::decision::{Denial, Fault, Reason};
 use crate::ext_authz::proto::envoy::service::auth::v3::CheckResponse;
 use crate::ext_authz::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use crate::key::KeyId;
@@ -40,8 +40,8 @@ fn tenant() -> Tenant {
     }
 }
 
-fn speech(on_unavailable: OnUnavailable) -> Speech {
-    Speech { key_header: "x-llmcore-api-key".into(), on_unavailable, ..Speech::default() }
+fn options(on_unavailable: OnUnavailable) -> ResponseOptions {
+    ResponseOptions { key_header: "x-llmcore-api-key".into(), on_unavailable, ..ResponseOptions::default() }
 }
 
 fn render(decision: &Decision<'_>) -> CheckResponse {
@@ -50,20 +50,20 @@ fn render(decision: &Decision<'_>) -> CheckResponse {
 
 /// Renders a response, and checks that the generated encoder writes the same bytes.
 fn render_as(decision: &Decision<'_>, bearer: bool, mode: OnUnavailable) -> CheckResponse {
-    render_by(decision, bearer, &speech(mode))
+    render_by(decision, bearer, &options(mode))
 }
 
-fn render_by(decision: &Decision<'_>, bearer: bool, speech: &Speech) -> CheckResponse {
-    render_of(&Answer::of(decision), bearer, speech)
+fn render_by(decision: &Decision<'_>, bearer: bool, options: &ResponseOptions) -> CheckResponse {
+    render_of(&Answer::of(decision), bearer, options)
 }
 
-fn render_of(content: &Answer<'_>, bearer: bool, speech: &Speech) -> CheckResponse {
+fn render_of(content: &Answer<'_>, bearer: bool, options: &ResponseOptions) -> CheckResponse {
     let (cache, mut bytes) = (ResponseCache::new(), Vec::new());
-    answer(&mut bytes, content, Uuid::nil(), bearer, speech);
+    answer(&mut bytes, content, Uuid::nil(), bearer, options);
     for time in ["first", "next"] {
         let mut again = Vec::new();
         let cached = Answer { cache: Some(&cache), ..*content };
-        answer(&mut again, &cached, Uuid::nil(), bearer, speech);
+        answer(&mut again, &cached, Uuid::nil(), bearer, options);
         assert_eq!(again, bytes, "the {time} response with the cache of a tenant");
     }
     let response = CheckResponse::decode(bytes.as_slice()).unwrap();
@@ -119,11 +119,11 @@ fn a_public_request_loses_identity_headers_and_key() {
 
 #[test]
 fn keep_key_header_keeps_the_key_but_not_identity_headers() {
-    let speech = Speech { keep_key_header: true, ..speech(OnUnavailable::Deny) };
+    let options = ResponseOptions { keep_key_header: true, ..options(OnUnavailable::Deny) };
     let (key, tenant) = (key(), tenant());
     for (grant, removed) in [(Grant::Tenant(&key, &tenant), &[][..]), (Grant::Public, &IDENTITY_HEADERS[..])]
     {
-        let response = render_by(&Decision::Allow(grant), true, &speech);
+        let response = render_by(&Decision::Allow(grant), true, &options);
         let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
         assert_eq!(ok.headers_to_remove, removed);
     }
@@ -194,7 +194,7 @@ fn metadata_has_scopes_plan_and_route_in_the_forms_that_envoy_reads() {
     let terms = Terms { scopes: Some(&scopes), plan: Some(&plan), route: Some("orders") };
     let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
     let content = Answer { terms, ..Answer::of(&decision) };
-    let all = fields(&render_of(&content, false, &speech(OnUnavailable::Deny)));
+    let all = fields(&render_of(&content, false, &options(OnUnavailable::Deny)));
     for field in [
         "scopes=[\"a\", \"b.*\"]",
         "plan=gold",
@@ -206,7 +206,7 @@ fn metadata_has_scopes_plan_and_route_in_the_forms_that_envoy_reads() {
         assert!(all.iter().any(|one| one == field), "{field} in {all:?}");
     }
     assert!(!all.iter().any(|field| field.starts_with("total_limit")));
-    let mut chosen = Speech { metadata: MetadataFields::none(), ..speech(OnUnavailable::Deny) };
+    let mut chosen = ResponseOptions { metadata: MetadataFields::none(), ..options(OnUnavailable::Deny) };
     chosen.metadata.add("plan").unwrap();
     let names: Vec<_> =
         render_of(&content, false, &chosen).dynamic_metadata.unwrap().fields.into_keys().collect();
@@ -218,7 +218,7 @@ fn chosen_headers_are_set_if_they_have_a_value_and_otherwise_removed() {
     let (key, tenant, plan) = (key(), tenant(), gold());
     let (scopes, none) = (Scopes::parse("a b.*").unwrap(), Scopes::default());
     let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
-    let mut chosen = Speech { identity: IdentityHeaders::none(), ..speech(OnUnavailable::Deny) };
+    let mut chosen = ResponseOptions { identity: IdentityHeaders::none(), ..options(OnUnavailable::Deny) };
     for field in ["scopes=x-scopes", "plan", "key-prefix"] {
         chosen.identity.add(field).unwrap();
     }
@@ -260,7 +260,7 @@ fn metadata_has_limits_only_on_an_allow_and_terms_only_after_proof() {
         (Decision::Allow(Grant::Spared(&key, &tenant, denied)), true, true),
     ] {
         let content = Answer { terms, ..Answer::of(&decision) };
-        let all = fields(&render_of(&content, false, &speech(OnUnavailable::Deny)));
+        let all = fields(&render_of(&content, false, &options(OnUnavailable::Deny)));
         let has = |name: &str| all.iter().any(|field| field.starts_with(name));
         assert_eq!(
             (has("plan="), has("route="), has("request_limit=")),

@@ -1,4 +1,4 @@
-//! What is published of each key, and the shared memory that says so.
+//! The published state of each key, and the shared memory that contains it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,7 +19,7 @@ use crate::tenant::{Mode, TenantId};
 /// Renders an answer.
 pub(super) type Renderer = Box<dyn Fn(&Decision<'_>, Terms<'_>) -> Option<Rendered> + Send + Sync>;
 
-/// The reasons for which a module refuses by itself.
+/// The reasons for which a module rejects a request itself.
 const REFUSED: [Reason; 8] = [
     Reason::Missing,
     Reason::Malformed,
@@ -31,7 +31,7 @@ const REFUSED: [Reason; 8] = [
     Reason::TenantInactive,
 ];
 
-/// A proof, and what it is a proof of.
+/// A proof, and the row that it is about.
 #[derive(Clone, Debug)]
 struct Proof {
     digest: [u8; 32],
@@ -42,24 +42,24 @@ fn subject(record: &KeyRecord) -> (crate::key::KeyId, TenantId, Option<SecretHas
     (record.id, record.tenant_id, record.hash)
 }
 
-/// What is published.
+/// The published state of all keys.
 pub(super) struct Book<M: Memory> {
     key: Key,
     settings: Settings,
     fresh: Duration,
     render: Renderer,
-    /// By prefix.
+    /// The state of each key, by prefix.
     proofs: BTreeMap<Box<str>, Proof>,
-    /// The prefixes that stand in the memory as proven.
+    /// The prefixes that are in the memory as proven.
     standing: BTreeSet<Box<str>>,
-    /// What the memory is true to.
+    /// The snapshot that the memory equals.
     snapshot: Option<Arc<Snapshot>>,
     open: bool,
     writer: Option<Writer<M>>,
 }
 
 impl<M: Memory> Drop for Book<M> {
-    /// Modules ask from now on.
+    /// Closes the memory: modules ask the server from now on.
     fn drop(&mut self) {
         if let Some(writer) = &self.writer {
             writer.close();
@@ -74,16 +74,16 @@ impl Book<Mapping> {
         Self { key, settings, fresh, render, proofs, standing, snapshot, open: false, writer: None }
     }
 
-    /// The memory, for modules.
+    /// Returns the memory, for modules.
     pub(super) fn memory(&self) -> Option<&Mapping> {
         self.writer.as_ref().map(Writer::memory)
     }
 
-    /// The same content in a new memory with room for more.
+    /// Returns the same content in a new, larger memory.
     pub(super) fn renewed(mut self, snapshot: Arc<Snapshot>, may_decide: bool) -> io::Result<Self> {
         let keys = snapshot.key_count();
         let slots = (keys * 2).next_power_of_two().trailing_zeros().max(10);
-        // Pages cost nothing before they are written, so there is room for some changes of every key.
+        // Pages cost nothing before they are written, so the size allows several changes of every key.
         let memory = Mapping::create(words_for(slots, (1 << 20) + keys * 256))?;
         let fresh = u64::try_from(self.fresh.as_millis()).unwrap_or(u64::MAX);
         let new = Writer::new(memory, self.key.clone(), slots, &self.settings, fresh);
@@ -95,8 +95,8 @@ impl Book<Mapping> {
         Ok(self)
     }
 
-    /// The same after changes of the replica and proofs; in another memory, if this one has no room. Returns whether it is
-    /// another one.
+    /// Applies changes of the replica and new proofs. Returns whether they are in a new memory, because the old one had
+    /// no room.
     pub(super) fn follow(
         mut self,
         snapshot: Arc<Snapshot>,
@@ -113,7 +113,7 @@ impl Book<Mapping> {
 }
 
 impl<M: Memory> Book<M> {
-    /// Takes note of proofs. Returns the prefixes that they are about.
+    /// Records proofs. Returns the prefixes of their keys.
     pub(super) fn remember(&mut self, proven: Vec<(Arc<Entry>, [u8; 32])>) -> BTreeSet<Box<str>> {
         let mut told = BTreeSet::new();
         for (entry, digest) in proven {
@@ -130,7 +130,7 @@ impl<M: Memory> Book<M> {
         }
     }
 
-    /// Makes the memory true to a snapshot and to what was proven.
+    /// Makes the memory equal to a snapshot and to the proofs.
     fn apply(
         &mut self,
         snapshot: Arc<Snapshot>,
@@ -185,7 +185,7 @@ impl<M: Memory> Book<M> {
         Ok(())
     }
 
-    /// The prefixes whose state in the memory may have to change.
+    /// Returns the prefixes whose published state may have to change.
     fn changed(
         &self,
         before: Option<&Snapshot>,
@@ -204,17 +204,17 @@ impl<M: Memory> Book<M> {
                 let tenant = snapshot.key(prefix).map(|entry| entry.record().tenant_id);
                 difference.policy || tenant.is_none_or(|tenant| difference.tenants.contains(&tenant))
             };
-            // A key that was proven and could not be published for its tenant's sake can be now.
+            // A proven key that could not be published because of its tenant may be publishable now.
             changed.extend(self.proofs.keys().filter(|prefix| of_tenant(prefix)).cloned());
         }
         changed
     }
 
-    /// What is published of a key; `None` if modules have to ask.
+    /// Returns the published state of a key; `None` if modules must ask the server.
     fn proven(&self, snapshot: &Snapshot, entry: &Entry) -> Option<Proven> {
         let record = entry.record();
         let proof = self.proofs.get(&*record.prefix).filter(|proof| proof.record == subject(record))?;
-        // Where a memo is required, taking it away takes the verdict away.
+        // If memos are required, a key without one must not stay proven.
         let usable = entry.is_proven() && !record.is_damaged();
         let tenant = snapshot.tenant(record.tenant_id).map(TenantEntry::tenant).filter(|_| usable)?;
         if !tenant.is_sound() || tenant.mode == Some(Mode::Shadow) {
@@ -228,7 +228,7 @@ impl<M: Memory> Book<M> {
         let request = Reader::new(&options).finish(b"", b"", b"");
         let routing = Routing::of(snapshot.routes(), policy::Options::default(), &request);
         let (access, terms) = gate::access(snapshot, &routing, (entry, Some(tenant)), &|| None);
-        // A key that passes: what a refusal of its holder says of it is a part of that.
+        // Rendered for a key that passes, because the rejection of its holder contains a part of it.
         let rendered = (self.render)(&Decision::Allow(Grant::Tenant(record, tenant)), terms);
         let Rendered { set, remove, metadata, .. } = rendered.filter(|_| access.sound)?;
         let proven = Proven {
@@ -245,12 +245,12 @@ impl<M: Memory> Book<M> {
             remove,
             metadata,
         };
-        // A name of any length is possible in SQLite.
+        // SQLite does not limit the length of a name.
         proven.fits().then_some(proven)
     }
 }
 
-/// The answer to a refused client, which is the same for all of them.
+/// Returns the response to a rejected client, which is the same for all clients.
 fn refusal(render: &Renderer, reason: Reason) -> Option<Answer> {
     let decision = Decision::Deny(Denial { reason, identity: None, needs: None });
     let Rendered { status, set, body, .. } = render(&decision, Terms::default())?;

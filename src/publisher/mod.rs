@@ -1,4 +1,4 @@
-//! Publishes what is proven, so that a module inside Envoy can repeat it without a call.
+//! Publishes proven keys, so that a module inside Envoy can decide about them without a call.
 //!
 //! ```text
 //! gate ── proven ──► Publisher ──► Book ──► shared memory ──► module in Envoy
@@ -6,15 +6,17 @@
 //! usage, last_used, counters ◄───────┴────── reports ◄─────────────┘
 //! ```
 //!
-//! A module repeats verdicts and makes none: a key is published with a digest only after a Check has proven it here, under
-//! a random key that lives as long as this process. Whatever the module cannot judge is published as known and no more,
-//! so that it asks: keys that are not proven or have a secret of few bits, networks, lists or limits, and damaged rows.
-//! While rules, patterns, `--route-default deny` or shadow mode are in force, or once Envoy has told something of a
-//! route, the module decides nothing at all.
+//! A module only repeats verdicts of the server. A key is published with a digest after a Check has proven it here; the
+//! digest is keyed with a random key that lives as long as this process. Keys that the module cannot judge are
+//! published as existing only, and the module asks the server about them: keys that are not proven, whose secret has
+//! few bits, or that have networks, scopes or limits, and damaged rows. While rules, patterns, `--route-default deny`
+//! or shadow mode are in force, or once Envoy has sent `context_extensions` of a route, the module asks about every
+//! request.
 //!
-//! The heartbeat is that of the replica: it is stored after everything that the replica had seen by then.
+//! The heartbeat in the memory is that of the replica. It is stored after all changes that the replica had seen by
+//! then.
 //!
-//! Depends on: the replica, the gate. Does not know how an answer is spelled ([`Render`]) nor who is connected.
+//! Depends on: the replica, the gate. The format of answers ([`Render`]) and the connections belong to others.
 
 mod book;
 
@@ -41,42 +43,42 @@ use crate::stats::Counter;
 use crate::usage::{NOBODY, Usage};
 use crate::verify::memo::LEAST_BITS;
 
-/// What a module says to a client or an upstream.
+/// The answer of a module: the response to a client, or the changes of a request that passes.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Rendered {
-    /// The status of HTTP; 0 for a request that passes.
+    /// The HTTP status; 0 for a request that passes.
     pub status: u16,
-    /// The headers that are set; an empty value stands for the id of the decision.
+    /// The headers to set; an empty value stands for the id of the decision.
     pub set: Vec<(String, String)>,
-    /// The headers that are removed.
+    /// The headers to remove.
     pub remove: Vec<String>,
     /// The body.
     pub body: String,
-    /// The metadata, but for what differs from one decision to the next.
+    /// The metadata, without the fields that differ between decisions.
     pub metadata: Vec<(String, String)>,
 }
 
-/// Renders answers as a Check has them.
+/// Renders the same answers as for a Check.
 pub trait Render: Send + Sync {
-    /// Returns an answer as texts; `None` if it has no such form.
+    /// Returns an answer as texts; `None` if it cannot be expressed as texts.
     fn render(&self, decision: &Decision<'_>, terms: Terms<'_>) -> Option<Rendered>;
 }
 
-/// What may be decided elsewhere, and how requests are read there.
+/// The options of the publisher: what a module may decide, and how it reads requests.
 pub struct Options {
-    /// How requests are read: everything but the answers, which are rendered.
+    /// How the module reads requests. The answers are rendered here.
     pub settings: Settings,
-    /// Whether the options leave nothing to judge but keys: no patterns, no `--route-default deny`, no shadow mode.
+    /// Whether only keys decide about a request: no patterns, no `--route-default deny`, no shadow mode.
     pub only_keys: bool,
-    /// How old the last good look may be.
+    /// The maximum age of the last successful poll.
     pub max_staleness: Duration,
-    /// The random key of everything that is published.
+    /// The random key for the digests and seals in the memory.
     pub key: [u8; 32],
     /// Renders answers.
     pub render: Arc<dyn Render>,
 }
 
-/// Decisions that were made in Envoy, for operators.
+/// Counters of decisions that modules made.
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Allowed as a tenant.
@@ -85,7 +87,7 @@ pub struct Stats {
     pub denied: [Counter; Reason::ALL.len()],
 }
 
-/// What a module is told to look at.
+/// The memory that modules are told to map.
 #[derive(Debug)]
 pub struct Offer {
     hello: Hello,
@@ -93,17 +95,17 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// Sends it.
+    /// Sends it to a module.
     ///
     /// # Errors
     ///
-    /// Those of the socket.
+    /// The socket fails.
     pub fn send(&self, socket: impl std::os::fd::AsFd) -> std::io::Result<()> {
         self.hello.send(socket, std::os::fd::AsFd::as_fd(&self.memory))
     }
 }
 
-/// Publishes what is proven. Cheap to clone.
+/// Publishes proven keys. Cheap to clone.
 #[derive(Clone)]
 pub struct Publisher(Arc<Shared>);
 
@@ -114,23 +116,24 @@ struct Shared {
     last_used: LastUsed,
     usage: Option<Usage>,
     clock: Arc<dyn Clock>,
-    /// What was proven since the task took it, with the digest.
+    /// The keys that were proven since the task last ran, with their digests.
     proven: Mutex<Vec<(Arc<Entry>, [u8; 32])>>,
     /// Wakes the task.
     news: Notify,
-    /// Whether Envoy has told something of a route, which the module cannot see.
+    /// Whether Envoy has sent `context_extensions` of a route, which a module cannot see.
     route_context: AtomicBool,
     offer: watch::Sender<Option<Arc<Offer>>>,
     stats: Arc<Stats>,
 }
 
-/// How often the heartbeat is repeated. The replica looks every 50 ms, and a module trusts one second.
+/// The interval of heartbeats. The replica polls every 50 ms, and a module trusts a heartbeat for one second.
 const BEAT: Duration = Duration::from_millis(20);
 
 /// The pause after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The most proofs that wait for the task. Those beyond are told again after their key's row changes, at the latest.
+/// The maximum number of proofs that wait for the task. Further ones are dropped; they are published at the latest
+/// after the row of their key changes.
 const MOST_WAITING: usize = 1 << 16;
 
 impl fmt::Debug for Publisher {
@@ -140,7 +143,7 @@ impl fmt::Debug for Publisher {
 }
 
 impl Publisher {
-    /// A publisher of this replica. `usage` is `None` if it is not counted.
+    /// Creates a publisher for this replica. `usage` is `None` if usage is not counted.
     #[must_use]
     pub fn new(
         replica: Replica,
@@ -167,19 +170,19 @@ impl Publisher {
         }))
     }
 
-    /// What was decided in Envoy.
+    /// The counters of decisions that modules made.
     #[must_use]
     pub fn stats(&self) -> Arc<Stats> {
         Arc::clone(&self.0.stats)
     }
 
-    /// Tells what a module has to look at, and of every memory that takes its place.
+    /// Returns the memory that modules map, and every memory that replaces it.
     #[must_use]
     pub fn offers(&self) -> watch::Receiver<Option<Arc<Offer>>> {
         self.0.offer.subscribe()
     }
 
-    /// Keeps what is published true to the replica until it is dropped. Then modules ask.
+    /// Keeps the memory equal to the replica until the future is dropped. After that, modules ask the server.
     pub async fn run(self) {
         let mut generation = self.0.replica.generation();
         let mut book: Option<Book<Mapping>> = None;
@@ -207,7 +210,7 @@ impl Publisher {
                         }
                         self.0.offer.send_replace(None);
                         failed = true;
-                        // It takes memory, and may fail for the lack of it.
+                        // This allocates memory and may fail.
                         tokio::time::sleep(RETRY).await;
                     }
                 }
@@ -218,7 +221,7 @@ impl Publisher {
                     () = self.0.news.notified() => {}
                 }
             };
-            // Without news the heartbeat is repeated, as the replica has it.
+            // Without changes, the current heartbeat of the replica is repeated.
             let _ = timeout(BEAT, news).await;
         }
     }
@@ -251,11 +254,11 @@ impl Publisher {
         }
     }
 
-    /// Takes account of decisions that were made in Envoy.
+    /// Counts decisions that a module reports, as if they were made here.
     pub fn account(&self, reports: Vec<Report>) {
         let (now, snapshot) = (self.0.clock.now(), self.0.replica.snapshot());
         for Report { prefix, reason, requests, at } in reports {
-            // The clock of the module is this machine's, and cannot be ahead.
+            // The module has the clock of this machine, so its time cannot be in the future.
             let at = Timestamp(at.max(0)).min(now);
             let entry = snapshot.key(&prefix);
             let key = entry.map_or(NOBODY, |entry| entry.record().id);

@@ -22,7 +22,7 @@ pub struct Entry {
     /// The last use of this entry, in microseconds since 1970; 0 if it was not used.
     used_at: AtomicI64,
     /// Whether the last use is already queued to be written.
-    use_noted: AtomicBool,
+    use_queued: AtomicBool,
     /// Whether a memo with the current pepper is missing and nothing is queued to write it.
     memo_due: AtomicBool,
     /// Whether the proof was told to the one who publishes it.
@@ -50,7 +50,7 @@ impl Entry {
             remembered: seal.is_some(),
             proven: seal.into(),
             used_at: AtomicI64::new(0),
-            use_noted: AtomicBool::new(false),
+            use_queued: AtomicBool::new(false),
             memo_due: AtomicBool::new(memo_due),
             witnessed: AtomicBool::new(false),
             profile: FREE,
@@ -132,19 +132,19 @@ impl Entry {
     }
 
     /// Records a use. Returns whether the caller must queue it to be written: true for the first use since
-    /// [`Entry::forget_note`].
+    /// [`Entry::dequeue_use`].
     #[must_use]
-    pub fn note_use(&self, now: Timestamp) -> bool {
+    pub fn record_use(&self, now: Timestamp) -> bool {
         // At most once a second, so that the requests of a busy key do not contend for this cache line.
         if now.0 > self.used_at.load(Relaxed).saturating_add(1_000_000) {
             self.used_at.fetch_max(now.0, Relaxed);
         }
-        !self.use_noted.load(Relaxed) && !self.use_noted.swap(true, Relaxed)
+        !self.use_queued.load(Relaxed) && !self.use_queued.swap(true, Relaxed)
     }
 
-    /// Makes the next [`Entry::note_use`] return true again.
-    pub fn forget_note(&self) {
-        self.use_noted.store(false, Relaxed);
+    /// Makes the next [`Entry::record_use`] return true again.
+    pub fn dequeue_use(&self) {
+        self.use_queued.store(false, Relaxed);
     }
 
     /// Returns the id of the key and its last recorded use.
@@ -295,15 +295,15 @@ mod tests {
     #[test]
     fn only_the_first_use_since_forget_note_must_be_queued() {
         let entry = Entry::new(record());
-        assert!(entry.note_use(Timestamp(10_000_000)));
-        assert!(!entry.note_use(Timestamp(12_000_000)));
+        assert!(entry.record_use(Timestamp(10_000_000)));
+        assert!(!entry.record_use(Timestamp(12_000_000)));
         assert_eq!(entry.last_use().1, Timestamp(12_000_000));
-        entry.forget_note();
-        assert!(entry.note_use(Timestamp(11_000_000)));
+        entry.dequeue_use();
+        assert!(entry.record_use(Timestamp(11_000_000)));
         assert_eq!(entry.last_use().1, Timestamp(12_000_000));
         // A use within a second of the recorded one is not recorded.
         for (now, noted) in [(13_000_000, 12_000_000), (13_000_001, 13_000_001)] {
-            assert!(!entry.note_use(Timestamp(now)));
+            assert!(!entry.record_use(Timestamp(now)));
             assert_eq!(entry.last_use().1, Timestamp(noted));
         }
     }

@@ -69,7 +69,7 @@ impl Heartbeat {
     }
 
     async fn beat(&self) -> Result<(), StoreError> {
-        let position = self.replica.look().position;
+        let position = self.replica.sync_point().position;
         // A disconnected server wrote its position up to one interval before its last successful poll; another
         // interval covers a late heartbeat.
         let serves_for = self.options.max_staleness + 2 * self.options.interval;

@@ -31,7 +31,7 @@ pub use self::snapshot::{Difference, PlanEntry, ResponseCache, Snapshot, TenantE
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Freshness;
 use crate::stats::Counter;
-use crate::store::Look;
+use crate::store::SyncPoint;
 use crate::verify::memo::Peppers;
 
 /// The snapshot is stale if the last successful poll is older than this. Usually there is a poll every 50 ms.
@@ -76,7 +76,7 @@ struct Shared {
     clock_skew: AtomicI64,
     connected: AtomicBool,
     /// The state of the database at the last successful poll.
-    look: Mutex<Look>,
+    sync_point: Mutex<SyncPoint>,
     generation: watch::Sender<u64>,
     marks: watch::Sender<u64>,
     stats: Stats,
@@ -99,7 +99,7 @@ impl Replica {
             database_clock: AtomicI64::new(i64::MIN),
             clock_skew: AtomicI64::new(0),
             connected: AtomicBool::new(false),
-            look: Mutex::default(),
+            sync_point: Mutex::default(),
             generation: watch::Sender::new(0),
             marks: watch::Sender::new(0),
             stats: Stats::default(),
@@ -125,7 +125,7 @@ impl Replica {
         (self.freshness(clock, max_staleness), self.snapshot())
     }
 
-    /// The uptime of the last good look in milliseconds, the database's clock less the uptime in microseconds, and the
+    /// The uptime of the last successful poll in milliseconds, the database's clock less the uptime in microseconds, and the
     /// snapshot, which is at least as new as these. `None` before the first load.
     #[must_use]
     pub fn synced(&self) -> Option<(i64, Option<i64>, Arc<Snapshot>)> {
@@ -193,8 +193,8 @@ impl Replica {
 
     /// Returns the state of the database at the last successful poll; the default before the first one.
     #[must_use]
-    pub fn look(&self) -> Look {
-        self.0.look.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn sync_point(&self) -> SyncPoint {
+        self.0.sync_point.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Publishes a snapshot, and returns the previous one.
@@ -229,24 +229,24 @@ impl Replica {
     ///
     /// The age of the snapshot counts from the start, and the database's clock from the answer. A slow poll therefore
     /// makes the snapshot older, but does not make keys expire too early.
-    fn record_sync(&self, asked: Duration, answered: Duration, look: Look) {
-        let ahead = look.now.map(|now| now.before(answered));
-        self.set_look(look, ahead, millis(asked));
+    fn record_sync(&self, asked: Duration, answered: Duration, point: SyncPoint) {
+        let ahead = point.now.map(|now| now.before(answered));
+        self.set_sync_point(point, ahead, millis(asked));
     }
 
     /// Publishes a snapshot from the snapshot file, whose last poll was `age` ago.
-    fn restored(&self, snapshot: Snapshot, look: Look, age: Duration, uptime: Duration) {
+    fn restored(&self, snapshot: Snapshot, point: SyncPoint, age: Duration, uptime: Duration) {
         self.publish(snapshot);
-        let ahead = look.now.map(|now| now.after(age).before(uptime));
-        self.set_look(look, ahead, millis(uptime) - millis(age));
+        let ahead = point.now.map(|now| now.after(age).before(uptime));
+        self.set_sync_point(point, ahead, millis(uptime) - millis(age));
         self.notify_generation();
     }
 
-    fn set_look(&self, look: Look, database_clock: Option<Timestamp>, at: i64) {
+    fn set_sync_point(&self, point: SyncPoint, database_clock: Option<Timestamp>, at: i64) {
         if let Some(ahead) = database_clock {
             self.0.database_clock.store(ahead.0, Relaxed);
         }
-        *self.0.look.lock().unwrap_or_else(PoisonError::into_inner) = look;
+        *self.0.sync_point.lock().unwrap_or_else(PoisonError::into_inner) = point;
         // `Release`: a reader that sees this age also sees the snapshot that was published before.
         self.0.synced_at.store(at, Release);
     }
@@ -315,7 +315,7 @@ mod tests {
                 reload.add(row);
             }
             let _ = self.publish(reload.finish());
-            self.record_sync(clock.uptime(), clock.uptime(), Look::default());
+            self.record_sync(clock.uptime(), clock.uptime(), SyncPoint::default());
             self.notify_generation();
         }
     }
@@ -325,7 +325,7 @@ mod tests {
         let (replica, clock) = (Replica::default(), ManualClock::default());
         let bound = Duration::from_mins(5);
         assert_eq!(replica.freshness(&clock, bound), Freshness::NeverLoaded);
-        replica.record_sync(clock.uptime(), clock.uptime(), Look::default());
+        replica.record_sync(clock.uptime(), clock.uptime(), SyncPoint::default());
         for (advance_ms, expected) in [
             (0, Freshness::Fresh),
             (1_000, Freshness::Fresh),
@@ -336,7 +336,7 @@ mod tests {
             clock.advance(Duration::from_millis(advance_ms));
             assert_eq!(replica.freshness(&clock, bound), expected, "{:?}", clock.uptime());
         }
-        replica.record_sync(clock.uptime(), clock.uptime(), Look::default());
+        replica.record_sync(clock.uptime(), clock.uptime(), SyncPoint::default());
         assert_eq!(replica.freshness(&clock, bound), Freshness::Fresh);
     }
 
@@ -345,8 +345,8 @@ mod tests {
         let (replica, clock) = (Replica::default(), ManualClock::at(Timestamp(1_000)));
         let asked = clock.uptime();
         clock.advance(Duration::from_secs(2));
-        let look = Look { now: Some(Timestamp(1_500_000)), ..Look::default() };
-        replica.record_sync(asked, clock.uptime(), look);
+        let point = SyncPoint { now: Some(Timestamp(1_500_000)), ..SyncPoint::default() };
+        replica.record_sync(asked, clock.uptime(), point);
         assert_eq!(replica.age(&clock), Some(Duration::from_secs(2)));
         assert_eq!(replica.now(&clock), Timestamp(2_001_000), "the wall clock of this machine");
     }
@@ -358,7 +358,7 @@ mod tests {
         replica.record_sync(
             clock.uptime(),
             clock.uptime(),
-            Look { now: Some(Timestamp(5_000)), ..Look::default() },
+            SyncPoint { now: Some(Timestamp(5_000)), ..SyncPoint::default() },
         );
         clock.advance(Duration::from_micros(10));
         assert_eq!(replica.now(&clock), Timestamp(5_010));

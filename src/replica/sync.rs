@@ -26,7 +26,7 @@ use super::snapshot::Reload;
 use super::{Replica, Snapshot};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Freshness;
-use crate::store::{CONNECT_TIMEOUT, Change, Changes, Look, Row, Session, Store, StoreError};
+use crate::store::{CONNECT_TIMEOUT, Change, Changes, Row, Session, Store, StoreError, SyncPoint};
 use crate::supervise::{Panicked, caught};
 
 /// Options of the synchronization.
@@ -161,18 +161,18 @@ impl Sync {
             damaged.add(&row);
             reload.add(row);
         };
-        let look = within(self.options.load_timeout, "load", session.load(&mut sink)).await?;
+        let point = within(self.options.load_timeout, "load", session.load(&mut sink)).await?;
         let asked = self.answered(asked);
-        self.compare_clocks(&asked, &look);
+        self.compare_clocks(&asked, &point);
         let known = self.known();
-        check_identity(known.as_ref(), &self.replica.snapshot(), &reload, &look)?;
+        check_identity(known.as_ref(), &self.replica.snapshot(), &reload, &point)?;
         damaged.log();
         let next = reload.finish();
-        self.check_for_lost_changes(known, &next, &look, session).await?;
-        let Some((next, look, asked)) = self.catch_up(next, look, asked, session).await? else {
+        self.check_for_lost_changes(known, &next, &point, session).await?;
+        let Some((next, point, asked)) = self.catch_up(next, point, asked, session).await? else {
             return Ok(false);
         };
-        self.accept(next, look, &asked);
+        self.accept(next, point, &asked);
         self.replica.stats().loads.add_one();
         Ok(true)
     }
@@ -182,23 +182,23 @@ impl Sync {
     async fn catch_up(
         &self,
         mut next: Snapshot,
-        mut look: Look,
+        mut point: SyncPoint,
         mut asked: Asked,
         session: &mut dyn Session,
-    ) -> Result<Option<(Snapshot, Look, Asked)>, StoreError> {
+    ) -> Result<Option<(Snapshot, SyncPoint, Asked)>, StoreError> {
         while asked.answered.saturating_sub(asked.uptime) > LONG_LOAD {
             let again = self.ask();
             match within(self.options.poll_timeout, "poll", session.changes()).await? {
                 Changes::Everything => return Ok(None),
                 Changes::Rows(rows, newer) => {
-                    (look, asked) = (newer, self.answered(again));
+                    (point, asked) = (newer, self.answered(again));
                     if !rows.is_empty() {
                         next = next.changed(rows, self.replica.peppers());
                     }
                 }
             }
         }
-        Ok(Some((next, look, asked)))
+        Ok(Some((next, point, asked)))
     }
 
     fn ask(&self) -> Asked {
@@ -212,26 +212,26 @@ impl Sync {
 
     /// Returns the state of the database at the last successful poll, by this process or, while it may be served, by
     /// the one that wrote the snapshot file.
-    fn known(&self) -> Option<Look> {
+    fn known(&self) -> Option<SyncPoint> {
         let freshness = self.replica.freshness(self.clock.as_ref(), self.options.max_staleness);
         let serving = matches!(freshness, Freshness::Fresh | Freshness::Stale);
-        (self.loaded || serving).then(|| self.replica.look())
+        (self.loaded || serving).then(|| self.replica.sync_point())
     }
 
     /// Logs and counts if the database has moved, or has lost changes. Its state is used in any case, but operators
     /// must know, because a lost change may be a revocation.
     async fn check_for_lost_changes(
         &self,
-        known: Option<Look>,
+        known: Option<SyncPoint>,
         next: &Snapshot,
-        look: &Look,
+        point: &SyncPoint,
         session: &mut dyn Session,
     ) -> Result<(), StoreError> {
         let Some(known) = known else { return Ok(()) };
-        let moved = !known.place.is_empty() && known.place != look.place;
+        let moved = !known.place.is_empty() && known.place != point.place;
         if moved {
             self.replica.stats().moved.add_one();
-            let (from, to) = (&known.place, &look.place);
+            let (from, to) = (&known.place, &point.place);
             warn!(
                 "the database has moved from {from} to {to} (a restore, a failover or a replica?), continuing there"
             );
@@ -251,8 +251,8 @@ impl Sync {
 
     /// Records the difference of the wall clocks of this machine and the database. Logs one line when it becomes too
     /// great, and one when it is normal again.
-    fn compare_clocks(&mut self, asked: &Asked, look: &Look) {
-        let Some(database) = look.now else { return };
+    fn compare_clocks(&mut self, asked: &Asked, point: &SyncPoint) {
+        let Some(database) = point.now else { return };
         let ahead = asked.wall.since(database);
         let behind = database.since(self.clock.now());
         self.replica.set_clock_skew(ahead, behind);
@@ -269,11 +269,11 @@ impl Sync {
         self.clocks_differ = differ;
     }
 
-    fn accept(&mut self, next: Snapshot, look: Look, asked: &Asked) {
+    fn accept(&mut self, next: Snapshot, point: SyncPoint, asked: &Asked) {
         let (keys, tenants) = (next.key_count(), next.tenant_count());
         // The snapshot is published before its age: with a new age, an empty snapshot would make every key unknown.
         self.publish(next);
-        self.replica.record_sync(asked.uptime, asked.answered, look);
+        self.replica.record_sync(asked.uptime, asked.answered, point);
         self.replica.set_connected(true);
         self.replica.notify_generation();
         self.replica.notify_marks();
@@ -300,14 +300,14 @@ impl Sync {
             let asked = self.ask();
             match within(self.options.poll_timeout, "poll", session.changes()).await? {
                 Changes::Everything => return Ok(()),
-                Changes::Rows(rows, look) => self.apply(rows, look, &self.answered(asked)),
+                Changes::Rows(rows, point) => self.apply(rows, point, &self.answered(asked)),
             }
         }
     }
 
-    fn apply(&mut self, rows: Vec<Change>, look: Look, asked: &Asked) {
+    fn apply(&mut self, rows: Vec<Change>, point: SyncPoint, asked: &Asked) {
         self.replica.stats().polls.add_one();
-        self.compare_clocks(asked, &look);
+        self.compare_clocks(asked, &point);
         let marked = rows.iter().any(Change::is_mark);
         if !rows.is_empty() {
             debug!(rows = rows.len(), "applying changes");
@@ -318,7 +318,7 @@ impl Sync {
             let next = self.replica.snapshot().changed(rows, self.replica.peppers());
             self.publish(next);
         }
-        self.replica.record_sync(asked.uptime, asked.answered, look);
+        self.replica.record_sync(asked.uptime, asked.answered, point);
         self.replica.notify_generation();
         if marked {
             self.replica.notify_marks();
@@ -359,17 +359,17 @@ struct Asked {
 
 /// Rejects a load that seems to be from another database than the known one.
 fn check_identity(
-    known: Option<&Look>,
+    known: Option<&SyncPoint>,
     before: &Snapshot,
     now: &Reload,
-    look: &Look,
+    point: &SyncPoint,
 ) -> Result<(), StoreError> {
     let wrong = |why: &str| Err(StoreError::WrongDatabase(why.to_owned()));
     match known {
-        Some(known) if known.identity != look.identity => wrong(&format!(
+        Some(known) if known.identity != point.identity => wrong(&format!(
             "the address leads to another database now: its tenantgate_identity is {}, expected {}; if that is \
              intended, restart serve (and remove its --snapshot-file)",
-            look.identity, known.identity
+            point.identity, known.identity
         )),
         Some(_) if !now.has_keys() && before.key_count() > 0 => {
             wrong("the database shows no keys at all, though it had some")

@@ -20,8 +20,8 @@ use super::dedicated_runtime::DedicatedRuntime;
 use super::grpc_services;
 use super::publishing::{self, Handout};
 use super::{Endpoints, ServeError, Settings};
+use crate::ext_authz::check_span::SpanSink;
 use crate::ext_authz::service::AuthorizationService;
-use crate::ext_authz::spans::Spans;
 use crate::gate::{Gate, Witness};
 use crate::health::Health;
 use crate::last_used::LastUsed;
@@ -138,7 +138,7 @@ impl Assembly {
             max_staleness: settings.gate.max_staleness,
         };
         let heartbeat = Heartbeat::new(process_name(), replica.clone(), Arc::clone(&settings.store), options);
-        let spans = traces.clone().map(|traces| -> Arc<dyn Spans> { traces });
+        let spans = traces.clone().map(|traces| -> Arc<dyn SpanSink> { traces });
         let assembly = Self {
             replica,
             last_used,

@@ -1,7 +1,8 @@
-//! Hands out what is published, over a Unix socket, and takes reports of decisions.
+//! Serves the shared memory of the publisher over a Unix socket, and receives reports of decisions.
 //!
-//! A client of this socket gets the descriptor of the shared memory and the key to it. It may belong to the same user as
-//! this process, to root, or to a user of `--unix-peer-uid`; the mode of the socket is that of all our sockets.
+//! A client of this socket gets the descriptor of the shared memory and the key to it. It may belong to the same user
+//! as this process, to root, or to a user of `--unix-peer-uid`; the socket has the mode of `--unix-mode`, as all
+//! sockets of the server.
 
 use std::io;
 use std::sync::Arc;
@@ -16,19 +17,19 @@ use super::Settings;
 use crate::clock::Clock;
 use crate::decision::Decision;
 use crate::ext_authz::plain::plain;
-use crate::ext_authz::translate::{Answer, Speech};
+use crate::ext_authz::translate::{Answer, ResponseOptions};
 use crate::gate::Terms;
 use crate::publisher::{Publisher, Render, Rendered};
 use crate::rate_limited_log::RateLimitedLog;
 use crate::tenant::Mode;
 
-/// Modules at a time. An Envoy has one, and a second one while it restarts.
+/// The maximum number of connected modules. An Envoy has one, and a second one while it restarts.
 const MOST_MODULES: usize = 64;
 
-/// Bytes that are read at a time.
+/// The size of the read buffer, in bytes.
 const CHUNK: usize = 1 << 16;
 
-impl Render for Speech {
+impl Render for ResponseOptions {
     fn render(&self, decision: &Decision<'_>, terms: Terms<'_>) -> Option<Rendered> {
         let said = plain(&Answer { terms, ..Answer::of(decision) }, self)?;
         let (status, body) = (said.status, said.body);
@@ -36,7 +37,7 @@ impl Render for Speech {
     }
 }
 
-/// Options of the publisher by the settings of the server, with a random key.
+/// Returns the options of the publisher for these settings, with a new random key.
 pub(super) fn options(settings: &Settings, key: [u8; 32]) -> crate::publisher::Options {
     let (request, gate) = (&settings.ext_authz.request, &settings.gate);
     let only_keys =
@@ -52,18 +53,18 @@ pub(super) fn options(settings: &Settings, key: [u8; 32]) -> crate::publisher::O
         only_keys,
         max_staleness: gate.max_staleness,
         key,
-        render: Arc::new(settings.ext_authz.speech.clone()),
+        render: Arc::new(settings.ext_authz.response.clone()),
     }
 }
 
-/// The socket on which modules are served.
+/// The listening socket for modules.
 #[derive(Clone)]
 pub(super) struct Handout {
     publisher: Publisher,
     /// Shared with the next run after a panic.
     listener: Arc<Mutex<UnixListener>>,
     peers: Arc<[u32]>,
-    /// A module tries again and again.
+    /// One warning for all modules that retry.
     log: Arc<RateLimitedLog>,
 }
 
@@ -80,7 +81,7 @@ impl Handout {
         Self { publisher, listener: Arc::new(Mutex::new(listener)), peers, log }
     }
 
-    /// Serves modules until it is dropped.
+    /// Serves modules until the future is dropped.
     pub(super) async fn run(self) {
         let listener = self.listener.lock().await;
         let mut modules = JoinSet::new();
@@ -189,7 +190,7 @@ mod tests {
                 only_keys: true,
                 max_staleness: Duration::from_secs(5),
                 key: [3; 32],
-                render: Arc::new(Speech::default()),
+                render: Arc::new(ResponseOptions::default()),
             };
             let same = Arc::<ManualClock>::clone(&clock);
             let publisher = Publisher::new(replica, last_used, None, same, options);
@@ -269,7 +270,7 @@ mod tests {
             io::Write::write_all(client, &missing(2)).unwrap();
         }
         house.counted(10).await;
-        // One that goes, and comes again.
+        // A module that disconnects and connects again.
         drop(modules.remove(0));
         let (mut again, _) = house.module().await.unwrap();
         io::Write::write_all(&mut again, &missing(1)).unwrap();
@@ -288,7 +289,7 @@ mod tests {
         assert_eq!(ended, 0, "the module notices at once");
         assert!(house.module().await.is_err());
         house.start();
-        // It may be handed the closed memory first, and the new one after it.
+        // It may receive the closed memory first, and then the new one.
         let mut second = house.module().await.unwrap();
         while second.1.find(9_000, b"llmk_a") != Found::Absent {
             second = house.module().await.unwrap();
@@ -300,7 +301,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn nonsense_ends_one_connection_and_a_module_that_does_not_read_holds_up_nobody() {
         let mut house = House::new(&[House::own()]);
-        // Never reads again, and sends half a frame.
+        // This module stops reading, and sends half a frame.
         let (mut half, _) = house.module().await.unwrap();
         io::Write::write_all(&mut half, &missing(7)[..6]).unwrap();
         let (mut wrong, _) = house.module().await.unwrap();

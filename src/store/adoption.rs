@@ -1,25 +1,25 @@
-//! What an operator says about existing tables, and which of their columns need a word.
+//! The operator's decisions about the columns of existing tables, and which columns need one.
 
 /// How to adopt existing tables, and what else `migrate` is to do.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Adoption {
-    /// Columns that switch rows off and are to be ignored.
+    /// Columns that disable rows, and whose values are ignored.
     pub ignore_columns: Vec<String>,
-    /// Columns and values: keys with such a row are revoked, tenants suspended.
+    /// Columns and values that disable a row: such keys are revoked, such tenants are suspended.
     pub revoke_where: Vec<(String, String)>,
-    /// Make this a database of its own.
+    /// Whether the database gets a new identity.
     pub new_identity: bool,
-    /// Make a publication for logical replication.
+    /// Whether to create a publication for logical replication.
     pub publication: bool,
 }
 
 impl Adoption {
-    /// Every column that it names.
+    /// Returns all columns that it names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.ignore_columns.iter().chain(self.revoke_where.iter().map(|(name, _)| name)).map(String::as_str)
     }
 
-    /// What to say about a column that may switch rows off, if nothing was said.
+    /// Returns the advice for a column that may disable rows and that the operator did not mention.
     pub(super) fn unsaid(&self, table: &str, column: &str) -> Option<String> {
         let off = off(table, column)?;
         let said = |said: &str| said == column || said.split_once('.') == Some((table, column));
@@ -32,7 +32,7 @@ impl Adoption {
         })
     }
 
-    /// Names that are no column of either table.
+    /// Returns the names that are not columns of either table.
     pub(super) fn unknown(&self, known: impl Fn(&str, &str) -> bool) -> impl Iterator<Item = String> {
         let there = move |said: &str| match said.split_once('.') {
             Some((table, column)) => known(table, column),
@@ -43,10 +43,10 @@ impl Adoption {
     }
 }
 
-/// The value that stands for every value but NULL.
+/// The value that means every value except NULL.
 pub(super) const ANY: &str = "*";
 
-/// The value with which a column switches a row off, by its name.
+/// Returns the value with which a column of this name disables a row.
 fn off(table: &str, column: &str) -> Option<&'static str> {
     const WORDS: [(&str, &str); 13] = [
         ("active", "false"),
@@ -67,7 +67,7 @@ fn off(table: &str, column: &str) -> Option<&'static str> {
         return Some("revoked");
     }
     if let Some(word) = column.strip_suffix("_at") {
-        // These two are tenantgate's own.
+        // These two belong to tenantgate.
         let ours = ["revoked", "disabled"].contains(&word);
         return WORDS.iter().any(|(name, off)| *name == word && *off == "true" && !ours).then_some(ANY);
     }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{RoutesChange, StoreError};
 use crate::audit::Author;
 use crate::clock::Timestamp;
+use crate::invalid::InvalidValue;
 use crate::permission::{AdminKey, AdminKeyId};
 use crate::plan::PlanRow;
 use crate::record::KeyDetails;
@@ -116,6 +117,12 @@ pub enum Stop {
     Stale,
     /// Another reason, for display.
     Refused(String),
+}
+
+impl From<InvalidValue> for Stop {
+    fn from(error: InvalidValue) -> Self {
+        Self::Refused(error.into())
+    }
 }
 
 impl From<String> for Stop {

@@ -3,82 +3,24 @@
 //! Every method that changes a tenant, a key, a plan, a rule or a management key writes to the audit log in the same
 //! transaction. Servers use [`Store`](super::Store) instead.
 
-use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    AdminKeyChange, AdminSessions, Adoption, Behalf, Check, Claim, Claimed, KeyChange, Overview, PlanChange,
-    RoutesPlan, SchemaVersion, Shadowed, StoreError, TenantChange,
+    AdminKeyChange, AdminSessions, Adoption, AuditFilter, Behalf, Check, Claim, Claimed, KeyChange,
+    KeyFilter, KeyPage, KeyPlace, Overview, PlanChange, RoutesPlan, SchemaVersion, Shadowed, StoreError,
+    StoredKey, TenantChange, TenantFilter, TenantPage, TenantPlace, UsageFilter, UsageRow,
 };
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::permission::{AdminKey, AdminKeyId, Reach};
 use crate::plan::PlanRow;
-use crate::record::{KeyDetails, KeyState, KeyTerms, Memo};
+use crate::record::{KeyDetails, KeyTerms, Memo};
 use crate::route::RouteRow;
 use crate::tenant::{Tenant, TenantId, TenantStatus};
-
-/// How counts of usage are grouped.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum UsageBy {
-    /// By day, oldest first.
-    Day,
-    /// By key, most requests first.
-    Key,
-    /// By reason, most requests first.
-    Reason,
-}
-
-/// Selects counts of usage.
-#[derive(Clone, Debug)]
-pub struct UsageFilter {
-    /// An instant of the first day (UTC).
-    pub from: Timestamp,
-    /// An instant of the last day (UTC).
-    pub to: Timestamp,
-    /// Only keys of this tenant.
-    pub tenant: Option<TenantId>,
-    /// Only this key.
-    pub key: Option<KeyId>,
-    /// Only keys of these tenants. `All` includes requests without a proven key.
-    pub reach: Reach,
-    /// How they are grouped.
-    pub by: UsageBy,
-    /// One page of the sums, ordered by day, reason or key id. `None` for all sums.
-    pub part: Option<UsagePart>,
-    /// Without a part: only so many keys that still exist, the busiest first.
-    pub busiest: Option<usize>,
-}
-
-/// A page of the sums of usage.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct UsagePart {
-    /// The page begins after this day, reason or key id.
-    pub after: Option<String>,
-    /// The maximum number of rows.
-    pub rows: usize,
-}
-
-/// A sum of usage. Of `day`, `key` and `reason`, only the one that the sums are grouped by is set.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct UsageRow {
-    /// The day (UTC), as in `2026-01-31`.
-    pub day: Option<String>,
-    /// The key; the nil UUID without a proven key.
-    pub key: Option<KeyId>,
-    /// The prefix of the key, if it still exists.
-    pub key_prefix: Option<String>,
-    /// The tenant of the key, if it still exists.
-    pub tenant: Option<TenantId>,
-    /// The reason of the decision.
-    pub reason: Option<String>,
-    /// The number of requests.
-    pub requests: u64,
-}
 
 /// A tenant to create.
 #[derive(Clone, Debug)]
@@ -166,74 +108,6 @@ pub struct ImportedKey {
     pub disabled_at: Option<Timestamp>,
 }
 
-/// Selects keys. A filter that is `None` or empty selects all.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct KeyFilter {
-    /// Of this tenant.
-    pub tenant: Option<TenantId>,
-    /// In this state at `now`.
-    pub state: Option<KeyState>,
-    /// The instant for `state`.
-    pub now: Timestamp,
-    /// A part of the name; case is ignored.
-    pub name: Option<String>,
-    /// One of the granted scopes, exactly as stored.
-    pub scope: Option<String>,
-    /// Labels as names and values; the key has all of them.
-    pub labels: Vec<(String, String)>,
-    /// The key expires before this instant.
-    pub expires_before: Option<Timestamp>,
-    /// The key was last used at this instant or before; if never used, created at this instant or before.
-    pub unused_since: Option<Timestamp>,
-}
-
-/// The place of a key in a list ordered by creation.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct KeyPlace {
-    /// When it was created, as the database formats it.
-    pub created_at: String,
-    /// Its id, which orders keys that were created at the same instant.
-    pub id: KeyId,
-}
-
-/// A page of a list of keys.
-#[derive(Clone, Debug, Default)]
-pub struct KeyPage {
-    /// At most as many keys as requested. A page before the end can have fewer or none, if few keys match the filter.
-    pub keys: Vec<StoredKey>,
-    /// The place after which the next page begins; `None` at the end of the list.
-    pub next: Option<KeyPlace>,
-}
-
-/// Which tenants are asked for, and in which order; what is `None`: all.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct TenantFilter {
-    /// This is the name.
-    pub name: Option<String>,
-    /// This is part of the name or the schema, in any case, or the id.
-    pub search: Option<String>,
-    /// The newest first instead of the oldest.
-    pub newest_first: bool,
-}
-
-/// The place of a tenant in the order of creation.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct TenantPlace {
-    /// When it was created, as the database writes it.
-    pub created_at: String,
-    /// Its id: tenants that were created at the same instant are in the order of their ids.
-    pub id: TenantId,
-}
-
-/// A part of a list of tenants.
-#[derive(Clone, Debug, Default)]
-pub struct TenantPage {
-    /// The tenants, at most as many as asked for.
-    pub tenants: Vec<Tenant>,
-    /// After which place the next part begins; `None` at the end.
-    pub next: Option<TenantPlace>,
-}
-
 /// A change of the table of routes.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct RoutesChange {
@@ -260,23 +134,6 @@ pub struct PlanUses {
     pub keys: i64,
 }
 
-/// A row of `api_keys` with its hash, for reports and exports.
-#[derive(Clone)]
-pub struct StoredKey {
-    /// The fields without secrets.
-    pub details: KeyDetails,
-    /// The schema of its tenant; empty if the tenant does not exist.
-    pub tenant_schema: String,
-    /// `api_keys.hashed_key`, which may be invalid.
-    pub hash: String,
-}
-
-impl fmt::Debug for StoredKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoredKey").field("details", &self.details).finish_non_exhaustive()
-    }
-}
-
 /// The result of a migration.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Migrated {
@@ -290,21 +147,6 @@ pub struct Migrated {
     pub identity: Option<Uuid>,
     /// The publication, if one was requested.
     pub publication: Option<String>,
-}
-
-/// Selects rows of the audit log. A filter that is `None` selects all.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct AuditFilter {
-    /// At this instant or later.
-    pub since: Option<Timestamp>,
-    /// Before this instant.
-    pub until: Option<Timestamp>,
-    /// By this actor.
-    pub actor: Option<String>,
-    /// About the tenant or key with this id, prefix, schema or name, or about the keys of the tenant with this id.
-    pub subject: Option<String>,
-    /// Only about these tenants and their keys.
-    pub tenants: Option<Vec<TenantId>>,
 }
 
 /// A database of tenants and keys, with the operations that commands and `manage` need.

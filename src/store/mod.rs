@@ -4,10 +4,12 @@
 //! reads and changes rows through [`Management`]. Nothing here mentions SQL, a pool or a transaction: another database
 //! needs one module and no change below.
 
+mod address_error;
 mod adoption;
 mod behalf;
 mod errors;
 pub mod inspect;
+mod lists;
 pub mod management;
 mod migrations;
 pub mod overview;
@@ -23,16 +25,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+pub use self::address_error::AddressError;
 pub use self::adoption::Adoption;
 pub use self::behalf::{
     AdminKeyChange, Behalf, Changed, Check, Claim, Claimed, KeyChange, PlanChange, Receipt, RoutesPlan, Stop,
     TenantChange,
 };
-pub use self::management::Migrated;
-pub use self::management::{
-    Announced, AuditFilter, ImportedKey, KeyFilter, KeyPage, KeyPlace, Laggard, Management, NewAdminKey,
-    NewKey, NewTenant, PlanUses, RoutesChange, StoredKey, TenantFilter, TenantPage, TenantPlace, UsageBy,
+pub use self::lists::{
+    AuditFilter, KeyFilter, KeyPage, KeyPlace, StoredKey, TenantFilter, TenantPage, TenantPlace, UsageBy,
     UsageFilter, UsagePart, UsageRow,
+};
+pub use self::management::{
+    Announced, ImportedKey, Laggard, Management, Migrated, NewAdminKey, NewKey, NewTenant, PlanUses,
+    RoutesChange,
 };
 pub use self::overview::{CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState, StoredRefusal};
 pub use self::sessions::{AdminSession, AdminSessions, Ending, SessionId};
@@ -277,7 +282,7 @@ pub struct Announcement<'a> {
     pub id: Uuid,
     /// Host and process id, for display.
     pub name: &'a str,
-    /// Its position in the change log: [`Look::position`].
+    /// Its position in the change log: [`SyncPoint::position`].
     pub position: &'a str,
     /// How long it accepts keys without another successful poll, from now on.
     pub serves_for: Duration,
@@ -311,7 +316,7 @@ impl Row {
 
 /// What holds for all rows of one load or poll.
 #[derive(Clone, Debug, Default)]
-pub struct Look {
+pub struct SyncPoint {
     /// The clock of the database; `None` if it has none.
     pub now: Option<Timestamp>,
     /// The id of the database. A failover, a restored dump and a logical replica keep it.
@@ -362,7 +367,7 @@ pub enum Changes {
     /// The changes are not known: the replica must load everything again.
     Everything,
     /// These rows, all from the same instant.
-    Rows(Vec<Change>, Look),
+    Rows(Vec<Change>, SyncPoint),
 }
 
 /// A connection to the database that one replica uses alone.
@@ -371,7 +376,7 @@ pub enum Changes {
 #[async_trait]
 pub trait Session: Send {
     /// Reads all rows as of one instant, and passes them to `sink` one by one.
-    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<Look, StoreError>;
+    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<SyncPoint, StoreError>;
 
     /// Waits for a hint that something changed. Hints may be late, superfluous or missing.
     ///
@@ -383,9 +388,9 @@ pub trait Session: Send {
     /// Returns the changes since the last load or poll of this session.
     async fn changes(&mut self) -> Result<Changes, StoreError>;
 
-    /// Whether the database still has the newest change that an earlier load or poll saw ([`Look::newest_change`]). If
+    /// Whether the database still has the newest change that an earlier load or poll saw ([`SyncPoint::newest_change`]). If
     /// not, the database was set back: by a failover to a standby that was behind, or by a restored backup.
-    async fn has(&mut self, known: &Look) -> Result<bool, StoreError>;
+    async fn has(&mut self, known: &SyncPoint) -> Result<bool, StoreError>;
 }
 
 /// The default time that a command waits for a lock.

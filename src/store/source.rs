@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::AddressError;
+
 /// A database URL, or the file that contains it.
 #[derive(Clone)]
 pub enum UrlSource {
@@ -26,18 +28,19 @@ impl UrlSource {
     /// # Errors
     ///
     /// The file cannot be read, or does not have exactly one line. The error never contains its content.
-    pub fn read(&self) -> Result<String, String> {
+    pub fn read(&self) -> Result<String, AddressError> {
         match self {
             Self::Text(url) => Ok(url.clone()),
             Self::File(path) => {
                 let text = std::fs::read_to_string(path)
-                    .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+                    .map_err(|error| AddressError::UnreadableFile { path: path.clone(), error })?;
                 let url = text.trim();
-                match url.lines().count() {
-                    1 => Ok(url.to_owned()),
-                    0 => Err(format!("{} is empty: expected a database URL", path.display())),
-                    _ => Err(format!("{} has more than one line: expected a database URL", path.display())),
-                }
+                let fault = match url.lines().count() {
+                    1 => return Ok(url.to_owned()),
+                    0 => "is empty",
+                    _ => "has more than one line",
+                };
+                Err(AddressError::InvalidFile { path: path.clone(), fault })
             }
         }
     }

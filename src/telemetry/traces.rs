@@ -16,7 +16,9 @@ use opentelemetry::trace::{
     Tracer as _, TracerProvider as _,
 };
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithExportConfig as _, WithTonicConfig as _};
+use opentelemetry_otlp::{
+    ExporterBuildError, SpanExporter as OtlpExporter, WithExportConfig as _, WithTonicConfig as _,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, SpanData, SpanExporter};
@@ -25,7 +27,7 @@ use tracing::{debug, info, warn};
 
 use crate::clock::Timestamp;
 use crate::decision::{Decision, Grant, Identity, Objection};
-use crate::ext_authz::spans::{CheckSpan, Spans};
+use crate::ext_authz::check_span::{CheckSpan, SpanSink};
 use crate::stats::Counter;
 
 /// The results of sending spans, for operators.
@@ -50,14 +52,14 @@ impl Traces {
     /// # Errors
     ///
     /// The address is invalid; the error says why.
-    pub fn to(endpoint: &str) -> Result<Self, String> {
+    pub fn to(endpoint: &str) -> Result<Self, ExporterBuildError> {
         let exporter = OtlpExporter::builder().with_tonic().with_endpoint(endpoint);
         let exporter = if endpoint.starts_with("https:") {
             exporter.with_tls_config(ClientTlsConfig::new().with_native_roots())
         } else {
             exporter
         };
-        let exporter = exporter.build().map_err(|e| e.to_string())?;
+        let exporter = exporter.build()?;
         let (stats, failing) = (Arc::<Stats>::default(), AtomicBool::new(false));
         let watched = Watched { exporter, stats: Arc::clone(&stats), failing };
         let provider =
@@ -97,8 +99,8 @@ fn resource() -> Resource {
     }
 }
 
-impl Spans for Traces {
-    fn check(&self, check: &CheckSpan<'_>) {
+impl SpanSink for Traces {
+    fn export(&self, check: &CheckSpan<'_>) {
         let parent = SpanContext::new(
             TraceId::from(check.parent.trace_id),
             SpanId::from(check.parent.span_id),

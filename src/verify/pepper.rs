@@ -24,6 +24,7 @@ use rand::rngs::{SysError, SysRng};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use crate::invalid::InvalidValue;
 use crate::record::PepperId;
 
 const BYTES: usize = 32;
@@ -70,7 +71,7 @@ impl Pepper {
     ///
     /// Returns which line is invalid (its number, never its text), or that the number of peppers is, or that one
     /// occurs twice.
-    pub fn parse_all(text: &str) -> Result<Vec<Self>, String> {
+    pub fn parse_all(text: &str) -> Result<Vec<Self>, InvalidValue> {
         let lines = text.lines().map(str::trim).enumerate();
         let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
         let peppers = lines.map(|(at, line)| Self::parse(line).ok_or(at + 1)).collect::<Result<Vec<_>, _>>();
@@ -81,7 +82,7 @@ impl Pepper {
         match peppers.len() {
             0 => Err("contains no pepper: create one with `tenantgate pepper new`".into()),
             n if n > AT_MOST => {
-                Err(format!("contains {n} peppers, at most {AT_MOST} are allowed: remove old ones"))
+                Err(format!("contains {n} peppers, at most {AT_MOST} are allowed: remove old ones").into())
             }
             _ if peppers.iter().enumerate().any(twice) => Err("contains the same pepper twice".into()),
             _ => Ok(peppers),
@@ -146,7 +147,7 @@ mod tests {
             (format!("{}AAAA", &*good), "line 1"),
             (format!("{0}\n{0}", &*good), "twice"),
         ] {
-            let error = Pepper::parse_all(&text).unwrap_err();
+            let error = Pepper::parse_all(&text).unwrap_err().to_string();
             assert!(
                 error.contains(why) && !error.contains("secretsecret") && !error.contains(good.as_str()),
                 "{error}"
@@ -159,7 +160,7 @@ mod tests {
         let lines: Vec<_> =
             (0..=AT_MOST).map(|_| Pepper::random().unwrap().expose_line().to_string()).collect();
         assert_eq!(Pepper::parse_all(&lines[..AT_MOST].join("\n")).unwrap().len(), 16);
-        assert!(Pepper::parse_all(&lines.join("\n")).unwrap_err().contains("17 peppers"));
+        assert!(Pepper::parse_all(&lines.join("\n")).unwrap_err().to_string().contains("17 peppers"));
     }
 
     #[test]

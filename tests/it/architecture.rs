@@ -104,7 +104,10 @@ pub(crate) fn sources() -> Vec<Source> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
         let mut files = Vec::new();
         collect(&root, &mut files);
-        files.retain(|path| !path.to_string_lossy().ends_with("tests.rs"));
+        files.retain(|path| {
+            let below = path.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+            !below.ends_with("tests.rs") && !below.contains("/tests/")
+        });
         sources.extend(files.iter().map(|path| source(folder, &root, path)));
     }
     sources

@@ -34,14 +34,14 @@ fn rows() -> String {
     )
 }
 
-/// An empty Postgres database with these statements run in it.
+/// Creates a Postgres database and runs these statements in it.
 fn postgres_with(sql: &str) -> Option<Database> {
     let database = Database::empty(Backend::Postgres)?;
     database.sql(sql);
     Some(database)
 }
 
-/// A counter of the server's metrics.
+/// Returns a counter of the server's metrics.
 fn count(server: &Server, name: &str) -> u64 {
     let value = server.metric(&[name]);
     format!("{value:.0}").parse().expect("a counter")

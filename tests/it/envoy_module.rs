@@ -1,7 +1,8 @@
-//! Tests the module inside Envoy: it says what a Check says, and whenever it is in doubt, the Check says it.
+//! Tests the module inside Envoy: it gives the same answers as a Check, and leaves a request to the Check when in
+//! doubt.
 //!
-//! Two Envoys stand before one server, one with the module and one without. What they answer is compared. The access log
-//! contains all metadata of `ext_authz`, where `via` tells who has decided.
+//! Two Envoys use one server, one with the module and one without, and their answers are compared. The access log
+//! contains all metadata of `ext_authz`, where `via` tells whether the module or the server has decided.
 
 mod answers;
 mod life;
@@ -57,7 +58,7 @@ const SKIPPED: &str = r"              transport_api_version: V3
                   cluster_name: tenantgate
 ";
 
-/// Logs all metadata of the namespace.
+/// Adds the metadata of the namespace to the access log.
 fn logging(plan: Plan) -> Plan {
     plan.with(
         "%DYNAMIC_METADATA(envoy.filters.http.ext_authz:decision)%",
@@ -65,12 +66,12 @@ fn logging(plan: Plan) -> Plan {
     )
 }
 
-/// An Envoy with the module, which reads what is published at this path.
+/// Describes an Envoy with the module, which connects to this socket.
 fn with_module(server: &Server, socket: &Path) -> Plan {
     adding_module(logging(Envoy::before(server)), socket)
 }
 
-/// The same Envoy with the module in front of the Check.
+/// Adds the module to an Envoy, in front of the Check.
 pub(crate) fn adding_module(plan: Plan, socket: &Path) -> Plan {
     let before = "              transport_api_version: V3\n              grpc_service:\n                envoy_grpc:\n                  cluster_name: tenantgate\n";
     let filter = FILTER.replace("SOCKET", &socket.display().to_string());
@@ -78,7 +79,7 @@ pub(crate) fn adding_module(plan: Plan, socket: &Path) -> Plan {
     plan.with(before, SKIPPED).modules(&MODULES)
 }
 
-/// A server that publishes, and the path of its socket.
+/// Starts a server with `--publish`. Returns it and the path of its socket.
 pub(crate) fn publishing(world: &World, args: &[&str]) -> (Server, PathBuf, TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("publish.sock");
@@ -87,13 +88,13 @@ pub(crate) fn publishing(world: &World, args: &[&str]) -> (Server, PathBuf, Temp
     (server, socket, directory)
 }
 
-/// Sends a request, and returns what became of it with all metadata.
+/// Sends a request. Returns its outcome and all metadata.
 fn ask(envoy: &Envoy, path: &str, headers: &[(&str, &[u8])]) -> (Outcome, Value) {
     let outcome = envoy.send_bytes("GET", path, headers);
     (outcome, envoy.logged(path)["decision"].clone())
 }
 
-/// A path for each request, by which its line in the access log is found.
+/// Returns a unique path, to find the request in the access log.
 fn path() -> String {
     static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     format!("/v1/{}", NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
@@ -113,7 +114,7 @@ fn with_key(envoy: &Envoy, key: &str) -> (Outcome, Value) {
     by_module(envoy, &[(KEY_HEADER, key.as_bytes())])
 }
 
-/// What a client and an upstream see, without what differs from one request to the next.
+/// Returns what the client and the upstream see, without values that differ between requests.
 fn seen(outcome: &Outcome) -> Value {
     let mut headers = outcome.page.headers.clone();
     for name in ["date", "x-envoy-upstream-service-time"] {
@@ -133,14 +134,14 @@ fn seen(outcome: &Outcome) -> Value {
     json!({"status": outcome.page.status, "headers": headers, "body": outcome.page.body, "upstream": upstream})
 }
 
-/// Metadata without what is made for each decision.
+/// Returns metadata without the values that differ between decisions.
 fn fields(metadata: &Value) -> Value {
     let mut fields = metadata.clone();
     if let Some(fields) = fields.as_object_mut() {
         let id = fields.remove("decision_id");
         assert_eq!(id.and_then(|id| id.as_str().map(str::len)), Some(36), "{metadata}");
         fields.remove("via");
-        // Of Envoy's own, about the call.
+        // Envoy's own field about the call.
         fields.remove("ext_authz_duration");
     }
     fields

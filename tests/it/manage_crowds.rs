@@ -1,4 +1,4 @@
-//! Crowds of clients that say nothing, or are slow to say it, keep nobody out of management.
+//! Tests that many silent or slow clients do not keep other clients out of management.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -9,16 +9,16 @@ use crate::manage::{Manage, owner};
 use crate::manage_process::{Encrypted, metric};
 use crate::support::{Backend, World};
 
-/// Far more than there are places.
+/// The number of connections: far more than management accepts at the same time.
 const CROWD: u64 = 10_000;
 
-/// Open files that other tests of this process need.
+/// The number of open files that other tests of this process need.
 const FILES_OF_OTHERS: u64 = 2_000;
 
-/// How many come before somebody with a key comes: less than a queue of connections that are not accepted yet holds.
+/// The number of connections between two clients with a key: fewer than fit into the backlog of the listener.
 const AT_ONCE: u64 = 500;
 
-/// How many connections this process can have, at most [`CROWD`].
+/// Returns how many connections this process can open, at most [`CROWD`].
 fn crowd() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let most = limit.maximum.unwrap_or(CROWD + FILES_OF_OTHERS).min(CROWD + FILES_OF_OTHERS);
@@ -30,12 +30,12 @@ fn crowd() -> u64 {
     current.saturating_sub(FILES_OF_OTHERS).min(CROWD)
 }
 
-/// Connects a crowd of which each says one of `words`, and lets `somebody` ask every time some more have come.
+/// Opens many connections that each send one of `words`. Calls `somebody` after each group of them.
 fn besiege(address: &str, words: &[&[u8]], somebody: impl Fn()) {
     let mut crowd_so_far = Vec::new();
     for (at, word) in (1..=crowd()).zip(words.iter().cycle()) {
         let mut stream = TcpStream::connect(address).expect("the kernel takes it");
-        // It may be closed already.
+        // The connection may be closed already.
         let _ = stream.write_all(word);
         crowd_so_far.push(stream);
         if at % AT_ONCE == 0 {
@@ -63,7 +63,7 @@ fn clients_that_begin_no_handshake_or_half_of_one_keep_nobody_out() {
     let world = World::on(Backend::Sqlite).expect("a world");
     let key = owner(&world);
     let encrypted = Encrypted::on(&world.db);
-    // The second one announces a record of 512 bytes, of which no more comes.
+    // The second client announces a record of 512 bytes and sends nothing more.
     besiege(&encrypted.address, &[b"", b"\x16\x03\x01\x02\x00\x01"], || {
         assert_eq!(encrypted.get("/v1/whoami", &key).status, 200);
     });

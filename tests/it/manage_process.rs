@@ -66,7 +66,7 @@ fn only_the_users_named_are_trusted() {
     is_problem(&ask(UnixStream::connect(&path).unwrap(), "GET", "/v1/whoami", &[]), 401, "unauthorized");
 }
 
-/// Management over TLS, and those who trust its authority.
+/// Management over TLS, and its clients.
 pub(crate) struct Encrypted {
     pub(crate) manage: Manage,
     pub(crate) address: String,
@@ -115,7 +115,7 @@ fn other_machines_need_tls() {
     let page = encrypted.get("/v1/whoami", &management_key);
     assert_eq!(page.status, 200, "{}", page.body);
     let Encrypted { manage, address, .. } = encrypted;
-    // In plain text nothing is answered, and operators see why.
+    // A client without TLS gets no response, and the operator sees why.
     let mut plain = TcpStream::connect(&address).expect("it listens");
     plain.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     plain.write_all(b"GET /v1/whoami HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");

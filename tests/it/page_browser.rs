@@ -53,7 +53,7 @@ fn a_key_is_created_used_rotated_and_revoked() {
     assert!(!browser.text().contains(&key), "it is shown once");
     let page = browser.path();
 
-    // Through Envoy, if there is one.
+    // Through Envoy, if it is installed.
     let mut server = Server::on(&world.db).start();
     let used = match Envoy::before(&server).start() {
         Some(envoy) => {
@@ -93,7 +93,7 @@ fn a_key_is_created_used_rotated_and_revoked() {
     browser.fill("#path", "/v1/models");
     go(&mut browser, "button", "Explain");
     assert!(browser.text().contains("It would be refused: revoked"), "{}", browser.text());
-    // The client has no reason, but a decision id.
+    // The client gets a decision id instead of the reason.
     let decision_id = server.check(Ask::with_key(&second)).metadata["decision_id"].clone();
     stop(server);
     go(&mut browser, "nav a", "Overview");
@@ -233,10 +233,10 @@ fn the_browser_enforces_the_content_security_policy() {
     assert!(frame["unreachableUrl"].is_string(), "the page is shown in a frame: {tree}");
 }
 
-/// A refusal that there is.
+/// The decision id of an existing rejection.
 const REFUSAL: &str = "019f0c8a-1b2c-7d3e-8f40-5a6b7c8d9e0f";
 
-/// The screens with something on them.
+/// Returns the paths of all screens with content.
 fn screens(world: &World) -> Vec<(&'static str, String)> {
     populate(world);
     vec![

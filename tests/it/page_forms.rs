@@ -1,5 +1,5 @@
-//! Forms of the page, on either store: what they change, what they do when they are sent twice or too late, and how a
-//! refusal is found by its decision id.
+//! Tests the forms of the page on both stores: their changes, forms that are sent twice or too late, and the search for
+//! a rejection by its decision id.
 
 use serde_json::{Value, json};
 use tenantgate::admin::{Admin, AdminError, Expiry, KeyUpdate, Origin, Setting};
@@ -21,7 +21,7 @@ use crate::usage::stop;
 on_every_store![
     a_key_is_edited,
     plans_rules_and_tenants_are_edited,
-    a_form_does_not_undo_what_somebody_else_has_changed,
+    a_form_does_not_undo_a_concurrent_change,
     a_form_that_is_sent_twice_makes_one_key,
     with_a_pepper_a_reload_shows_the_same_key_again,
     a_management_key_is_made_for_some_tenants,
@@ -40,7 +40,7 @@ fn page_of(world: &World) -> (Manage, String) {
     (manage, cookie)
 }
 
-/// The value of a hidden field of a page.
+/// Returns the value of a hidden field of a page.
 #[track_caller]
 fn hidden(page: &Page, name: &str) -> String {
     let field = format!("type=\"hidden\" name=\"{name}\" value=\"");
@@ -91,14 +91,14 @@ fn a_key_is_edited(world: &World) {
     assert_eq!((&key["networks"], &key["plan"]), (&json!("192.0.2.0/24"), &json!("gold")));
     assert_eq!(key["labels"], json!({ "team": "search", "env": "prod" }));
     assert!(string(&key, "not_before").starts_with("2026-01-31T12:00:00") && key["expires_at"].is_string());
-    // What is wrong is told beside what was typed, and nothing is changed.
+    // The error is shown together with the input, and nothing is changed.
     let version = hidden(&get(&manage, &format!("{path}/edit"), &cookie), "version");
     let wrong = body(&[("version", &version), ("name", "typed"), ("networks", "moon")]);
     let page = post(&manage, &format!("{path}/update"), &cookie, &wrong);
     assert_eq!(page.status, 400, "{}", page.body);
     assert!(page.body.contains("value=\"typed\"") && page.body.contains("value=\"moon\""));
     assert_eq!(world.db.json(&["key", "show", &world.live.id]), key);
-    // Whoever may not, is neither offered the form nor may send it.
+    // A visitor without the permission does not see the form, and cannot send it.
     let viewer = key_with(world, "viewer", &[Permission::KeysRead], None);
     let cookie = sign_in(&manage, &viewer);
     assert!(!get(&manage, &path, &cookie).body.contains("Edit key"));
@@ -154,7 +154,7 @@ fn plans_rules_and_tenants_are_edited(world: &World) {
     );
 }
 
-fn a_form_does_not_undo_what_somebody_else_has_changed(world: &World) {
+fn a_form_does_not_undo_a_concurrent_change(world: &World) {
     world.db.json(&["plan", "create", "gold", "--request-limit", "5/MINUTE"]);
     let rule = string(&world.db.json(&["route", "add", "--path", "/v1/**", "--name", "all"]), "id");
     let (manage, cookie) = page_of(world);
@@ -190,7 +190,7 @@ fn owner_again(world: &World) -> String {
     string(&create(world, &["another owner", "--role", "owner"]), "key")
 }
 
-/// How many keys of Acme there are.
+/// Returns the number of Acme's keys.
 fn keys(world: &World) -> usize {
     world.db.json(&["key", "list", "--tenant", &world.acme.id]).as_array().expect("a list").len()
 }
@@ -271,7 +271,7 @@ fn a_management_key_is_made_for_some_tenants(world: &World) {
     let page = post(&manage, "/admin-keys", &cookie, &fields);
     assert_eq!(page.status, 422, "{}", page.body);
     assert!(page.body.contains("value=\"no_such_tenant\""), "{}", page.body);
-    // What a form does not offer must not become all that the maker has.
+    // A value that the form does not offer must not give the key everything that its creator has.
     for (role, expiry) in
         [("", "7"), ("no_such_role", "7"), ("viewer", "soon"), ("viewer", "0"), ("viewer", "99999")]
     {
@@ -287,7 +287,7 @@ fn a_refusal_is_found_by_its_decision_id(world: &World) {
     let nobody = server.check(Ask::get("/v1")).metadata["decision_id"].clone();
     let passed = server.check(Ask::with_key(&world.live.text)).metadata["decision_id"].clone();
     let find = |id: &str| get(&manage, &format!("/refusals?id={}", escaped(id)), &cookie);
-    // It arrives while the server runs.
+    // The server writes it while it runs.
     let page = eventually("the refusal is there", PATIENCE, || {
         let page = find(&refused);
         if page.body.contains("Refused: revoked") { Ok(page) } else { Err(page.body) }
@@ -303,7 +303,7 @@ fn a_refusal_is_found_by_its_decision_id(world: &World) {
     assert!(find(&passed).body.contains("no refusal with this id"), "only refusals are written");
     assert!(find("nonsense").body.contains("not a decision id"));
     assert!(get(&manage, "/", &cookie).body.contains("Find a refusal"));
-    // Forgotten after three days.
+    // It is deleted after three days.
     world.db.sql("UPDATE tenantgate_refusal SET at = '2020-01-01T00:00:00.000000Z'");
     let server = Server::on(&world.db).start();
     server.check(Ask::get("/v1"));
@@ -335,7 +335,7 @@ fn a_management_key_that_is_revoked_meanwhile_finishes_no_change(world: &World) 
     let child = manage.change(&maker, "POST", "/v1/admin_keys", &json!({ "name": "child" }));
     let store = management(&Database::at(world.db.url()), tenantgate::audit::Actor::default()).unwrap();
     let admin = Admin::new(store, std::sync::Arc::new(SystemClock), Peppers::default());
-    // The request is let in while its key is live.
+    // The key is still valid when the request is accepted.
     let text = string(&child, "key");
     let caller = wait(admin.authenticate(parse_management(text.as_bytes()).unwrap())).unwrap().unwrap();
     let ours = admin.on_behalf(&caller, &Origin::default());
@@ -368,7 +368,7 @@ fn the_mode_of_a_tenant_is_changed_over_http(world: &World) {
     world.db.json(&["audit", "verify"]);
 }
 
-/// The values that stand in a page between two texts.
+/// Returns the values in a page between two texts.
 fn between(page: &Page, before: &str, after: &str) -> Vec<String> {
     let parts = page.body.split(before).skip(1);
     parts.filter_map(|part| part.split_once(after)).map(|(value, _)| value.to_owned()).collect()

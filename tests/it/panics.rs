@@ -18,8 +18,8 @@ use tenantgate::replica::{prune, snapshot_file};
 use tenantgate::server::{Address, Settings, serve};
 use tenantgate::store::sqlite::SqliteStore;
 use tenantgate::store::{
-    Announcement, Changes, Look, Management as _, NewMemo, Refusal, Row, SchemaVersion, Session, Shadowed,
-    Store, StoreError, Touched, Used,
+    Announcement, Changes, Management as _, NewMemo, Refusal, Row, SchemaVersion, Session, Shadowed, Store,
+    StoreError, SyncPoint, Touched, Used,
 };
 use tenantgate::telemetry::{self, LogFormat, panics};
 use tenantgate::verify::memo::{Peppers, Policy};
@@ -112,7 +112,7 @@ struct TrappedSession {
 
 #[async_trait]
 impl Session for TrappedSession {
-    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<Look, StoreError> {
+    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<SyncPoint, StoreError> {
         self.springs.step_on("load");
         self.session.load(sink).await
     }
@@ -126,7 +126,7 @@ impl Session for TrappedSession {
         self.session.changes().await
     }
 
-    async fn has(&mut self, change: &Look) -> Result<bool, StoreError> {
+    async fn has(&mut self, change: &SyncPoint) -> Result<bool, StoreError> {
         self.session.has(change).await
     }
 }

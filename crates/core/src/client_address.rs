@@ -6,6 +6,8 @@
 
 use std::net::IpAddr;
 
+use crate::invalid::InvalidValue;
+
 /// The header to which proxies append addresses.
 pub const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
@@ -29,20 +31,20 @@ impl ClientAddress {
     /// # Errors
     ///
     /// Returns why `text` is invalid, or which values are valid.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, InvalidValue> {
         match text.split_once(':') {
             None if text == "source" => Ok(Self::Source),
             Some(("metadata", name)) if name.eq_ignore_ascii_case(X_FORWARDED_FOR) => Err(format!(
                 "metadata:{name} cannot be trusted, because Envoy's gRPC client sets it itself: choose another name, \
                  such as metadata:x-tenantgate-client-address"
-            )),
+            ).into()),
             Some(("metadata", name)) => metadata_name(name).map(Self::Metadata),
             Some(("header", name)) => header_name(name).map(Self::Header),
             Some(("xff", n)) => match n.parse() {
                 Ok(n @ 1..=32) if !text.contains('+') => Ok(Self::XForwardedFor(n)),
-                _ => Err(format!("invalid position {n:?} in xff:N: expected a whole number from 1 to 32")),
+                _ => Err(format!("invalid position {n:?} in xff:N: expected a whole number from 1 to 32").into()),
             },
-            _ => Err(format!("invalid value {text:?}: expected source, metadata:NAME, xff:N or header:NAME")),
+            _ => Err(format!("invalid value {text:?}: expected source, metadata:NAME, xff:N or header:NAME").into()),
         }
     }
 
@@ -64,20 +66,20 @@ impl ClientAddress {
 }
 
 /// Checks that `name` is a token (RFC 9110 §5.6.2), and returns it in lower case.
-fn header_name(name: &str) -> Result<String, String> {
+fn header_name(name: &str) -> Result<String, InvalidValue> {
     let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if name.is_empty() || !name.bytes().all(is_token) {
-        return Err(format!("invalid header name {name:?}"));
+        return Err(format!("invalid header name {name:?}").into());
     }
     Ok(name.to_ascii_lowercase())
 }
 
 /// Checks a name of gRPC metadata. Values of names that end in `-bin` are Base64, and names that begin with `grpc-`
 /// are reserved, so both are rejected.
-fn metadata_name(name: &str) -> Result<String, String> {
+fn metadata_name(name: &str) -> Result<String, InvalidValue> {
     let name = header_name(name)?;
     if name.ends_with("-bin") || name.starts_with("grpc-") {
-        return Err(format!("invalid metadata name {name:?}: choose one without grpc- and -bin"));
+        return Err(format!("invalid metadata name {name:?}: choose one without grpc- and -bin").into());
     }
     Ok(name)
 }

@@ -1,7 +1,7 @@
-//! The error for text that cannot be parsed.
+//! The errors for text that cannot be parsed.
 //!
-//! Its message is one sentence with three parts: what was parsed, the position of the first error, and what is expected
-//! there.
+//! The message of [`Invalid`] is one sentence with three parts: what was parsed, the position of the first error, and
+//! what is expected there. [`InvalidValue`] is for short values, in which a position does not help.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -42,6 +42,43 @@ impl fmt::Display for Invalid {
 }
 
 impl std::error::Error for Invalid {}
+
+/// An error for a value that is rejected as a whole. Its message is one sentence for the person who wrote the value: why
+/// it is invalid, or what is expected instead.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct InvalidValue(Cow<'static, str>);
+
+impl fmt::Display for InvalidValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for InvalidValue {}
+
+impl From<&'static str> for InvalidValue {
+    fn from(message: &'static str) -> Self {
+        Self(message.into())
+    }
+}
+
+impl From<String> for InvalidValue {
+    fn from(message: String) -> Self {
+        Self(message.into())
+    }
+}
+
+impl From<Invalid> for InvalidValue {
+    fn from(error: Invalid) -> Self {
+        error.to_string().into()
+    }
+}
+
+impl From<InvalidValue> for String {
+    fn from(error: InvalidValue) -> Self {
+        error.0.into_owned()
+    }
+}
 
 /// Splits `text` at spaces. Returns the words, each with its offset in bytes; skips empty ones.
 pub(crate) fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {

@@ -14,6 +14,7 @@ use std::fmt;
 use uuid::Uuid;
 
 use crate::clock::Timestamp;
+use crate::invalid::InvalidValue;
 use crate::record::has_expired;
 use crate::tenant::TenantId;
 
@@ -91,10 +92,11 @@ impl Permission {
     /// # Errors
     ///
     /// Returns the list of permissions if `text` is none of them.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, InvalidValue> {
         let found = Self::ALL.into_iter().find(|permission| permission.as_str() == text);
         found.ok_or_else(|| {
             format!("{text:?} is not a permission: choose from {}", Self::ALL.map(Self::as_str).join(", "))
+                .into()
         })
     }
 
@@ -124,7 +126,7 @@ impl Permissions {
     /// # Errors
     ///
     /// Returns the first name that is not a permission.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, InvalidValue> {
         let list: Result<Vec<_>, _> = text.split_ascii_whitespace().map(Permission::parse).collect();
         Ok(Self::of(&list?))
     }
@@ -203,9 +205,9 @@ impl Role {
     /// # Errors
     ///
     /// Returns the list of roles if `text` is none of them.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, InvalidValue> {
         let found = Self::ALL.into_iter().find(|role| role.as_str() == text);
-        found.ok_or_else(|| format!("{text:?} is not a role: choose owner, operator or viewer"))
+        found.ok_or_else(|| format!("{text:?} is not a role: choose owner, operator or viewer").into())
     }
 
     /// Returns the permissions of the role.

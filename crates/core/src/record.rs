@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD, URL_SAFE_NO_PAD};
 
 use crate::clock::Timestamp;
+use crate::invalid::InvalidValue;
 use crate::key::KeyId;
 use crate::key::format::is_stored_prefix;
 use crate::key::prefix::Prefix;
@@ -322,9 +323,9 @@ impl KeyState {
     /// # Errors
     ///
     /// Returns the list of names if `text` is none of them.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, InvalidValue> {
         let known = Self::ALL.into_iter().find(|state| state.as_str() == text);
-        known.ok_or_else(|| format!("expected one of {}", Self::ALL.map(Self::as_str).join(", ")))
+        known.ok_or_else(|| format!("expected one of {}", Self::ALL.map(Self::as_str).join(", ")).into())
     }
 }
 

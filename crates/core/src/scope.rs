@@ -11,7 +11,7 @@
 
 use std::fmt;
 
-use crate::invalid::{Invalid, words};
+use crate::invalid::{Invalid, InvalidValue, words};
 
 /// The most bytes of a scope.
 pub const MAX_SCOPE_BYTES: usize = 64;
@@ -92,7 +92,7 @@ impl Scopes {
     /// # Errors
     ///
     /// Returns that the scope is invalid, or that there is not exactly one.
-    pub fn parse_one(text: &str) -> Result<String, String> {
+    pub fn parse_one(text: &str) -> Result<String, InvalidValue> {
         let scopes = Self::parse(text).map_err(|error| error.to_string())?;
         let mut all = scopes.iter();
         match (all.next(), all.next()) {

@@ -1,13 +1,13 @@
-//! The atomic words that everything is made of, or their model.
+//! Atomic words of 64 bits, or their loom model.
 
 #[cfg(feature = "loom")]
 pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(not(feature = "loom"))]
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-/// Words that a writer and its readers share.
+/// The words that a writer and its readers share.
 pub trait Memory {
-    /// The words. Always the same ones.
+    /// Returns the words: always the same memory.
     fn words(&self) -> &[AtomicU64];
 }
 

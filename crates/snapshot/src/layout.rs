@@ -1,4 +1,4 @@
-//! The places of things in the memory.
+//! The layout of the memory.
 
 use std::fmt;
 
@@ -6,12 +6,12 @@ use std::fmt;
 /// together.
 pub const VERSION: u64 = 1;
 
-/// The age up to which a heartbeat counts, in milliseconds: the same second after which a replica is stale.
+/// The maximum age of a heartbeat, in milliseconds: one second, after which a replica is stale, too.
 pub const FRESH_MS: u64 = 1_000;
 
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"tgsnap\0\0");
 
-/// Words of the header, by index.
+/// The indices of words in the header.
 pub(crate) mod header {
     pub(crate) const MAGIC: usize = 0;
     pub(crate) const VERSION: usize = 1;
@@ -19,15 +19,15 @@ pub(crate) mod header {
     pub(crate) const SLOTS: usize = 2;
     /// Odd while a change is being made.
     pub(crate) const SEQUENCE: usize = 4;
-    /// Uptime of the machine in milliseconds when the database was last asked with success; 0: never.
+    /// The uptime of the machine at the last successful poll of the database, in milliseconds; 0 for never.
     pub(crate) const HEARTBEAT: usize = 5;
-    /// The database's clock less the uptime, in microseconds, as a signed number; the least one: unknown.
+    /// The clock of the database minus the uptime, in microseconds, as a signed number; `i64::MIN` if it is unknown.
     pub(crate) const AHEAD: usize = 6;
     /// [`OPEN`](super::OPEN) while readers may decide.
     pub(crate) const STATE: usize = 7;
     /// The place of the record of the settings.
     pub(crate) const SETTINGS: usize = 8;
-    /// How old a heartbeat may be, in milliseconds, if that is less than [`FRESH_MS`](super::FRESH_MS).
+    /// The maximum age of a heartbeat in milliseconds, if it is less than [`FRESH_MS`](super::FRESH_MS).
     pub(crate) const FRESH: usize = 9;
     /// The length of the header.
     pub(crate) const LEN: usize = 16;
@@ -36,16 +36,16 @@ pub(crate) mod header {
 /// The value of [`header::STATE`] that lets readers decide.
 pub(crate) const OPEN: u64 = u64::from_le_bytes(*b"decides\0");
 
-/// The most slots that a reader accepts: the binary logarithm.
+/// The binary logarithm of the maximum number of slots.
 pub(crate) const MOST_SLOTS: u64 = 30;
 
-/// The most bytes of a record.
+/// The maximum number of bytes of a record.
 pub(crate) const MOST_BYTES: usize = 8_192;
 
-/// The words of a record before its bytes: their number, and the hash.
+/// The number of words of a record before its bytes: the length, and the hash.
 pub(crate) const RECORD_HEAD: usize = 3;
 
-/// A slot that was used, and does not end a search.
+/// The value of a slot that was used and is free again. It does not end a search.
 pub(crate) const GONE: u64 = 1;
 
 /// Returns the words of a memory with `2^slots` slots and room for `room` words of records.
@@ -72,7 +72,7 @@ impl Slot {
     }
 }
 
-/// The secret that readers get over the socket: what is hashed under it means nothing elsewhere.
+/// The secret that readers get over the socket. Hashes under it are useless without it.
 #[derive(Clone)]
 pub struct Key([u8; 32]);
 
@@ -89,7 +89,7 @@ impl fmt::Debug for Key {
 }
 
 impl Key {
-    /// The bytes, for the handshake.
+    /// Returns the bytes, for the handshake.
     #[must_use]
     pub fn expose(&self) -> &[u8; 32] {
         &self.0
@@ -101,15 +101,15 @@ impl Key {
         *self.hash(*b"key\0", &[presented]).as_bytes()
     }
 
-    /// The first slot to search for a prefix, before it is cut to the number of slots, and its fingerprint.
+    /// Returns where the search for a prefix begins (to be reduced modulo the number of slots), and its fingerprint.
     pub(crate) fn place(&self, prefix: &[u8]) -> (u64, u32) {
         let hash = self.hash(*b"slot", &[prefix]);
         let [place, other] = halves(&hash);
-        // Never 0, which is an empty slot or one that was used.
+        // Never 0, which marks empty and formerly used slots.
         (place, Slot::of(other).record | 1)
     }
 
-    /// The hash of the record at `place`. It contains the place, so that a record is valid nowhere else.
+    /// Returns the hash of the record at `place`. The place is hashed, too, so that a copy elsewhere is invalid.
     pub(crate) fn seal(&self, place: u32, bytes: &[u8]) -> [u64; 2] {
         let hash = self.hash(*b"row\0", &[&place.to_le_bytes(), bytes]);
         halves(&hash)
@@ -125,7 +125,7 @@ impl Key {
     }
 }
 
-/// The first half of a hash, as two words.
+/// Returns the first half of a hash, as two words.
 fn halves(hash: &blake3::Hash) -> [u64; 2] {
     [0, 8].map(|start| u64::from_le_bytes(std::array::from_fn(|at| hash.as_bytes()[start + at])))
 }

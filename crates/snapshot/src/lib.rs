@@ -1,8 +1,8 @@
-//! The shared memory in which a server publishes what is proven about keys.
+//! The shared memory in which a server publishes which keys are proven.
 //!
 //! One process writes ([`Writer`]), any number of other processes read ([`Reader`]), and no reader waits for the writer
-//! or for another reader. The memory is a sealed memfd ([`Mapping`]): it can neither shrink nor grow, and nobody but
-//! the writer can change it.
+//! or for another reader. The memory is a sealed memfd ([`Mapping`]): it can neither shrink nor grow, and only the
+//! writer can change it.
 //!
 //! ```text
 //! header (16 words) │ slots: 2^k words, fingerprint << 32 │ place of a record │ records, only ever appended
@@ -10,18 +10,18 @@
 //!
 //! # How a reader can trust what it reads
 //!
-//! - Everything is words of 64 bits that are read atomically. A record is copied before it is looked at, so there is no
-//!   reference into memory that another process changes. Memory with any content at all is safe to read.
+//! - All data are words of 64 bits that are read atomically. A record is copied before it is parsed, so there is no
+//!   reference into memory that another process changes. Reading is safe whatever the memory contains.
 //! - Every place and every length is checked against the size of the mapping.
-//! - A record carries a keyed hash of its content. The key comes over the socket and is not in the memory, so damage
-//!   makes a record unusable, and cannot make one.
-//!   The seal of a record is taken off when another one takes its place, so that damage cannot bring back what was true once.
+//! - A record carries a keyed hash of its content (its seal). The key comes over the socket and is not in the memory,
+//!   so damage can invalidate a record, but cannot forge one. The seal is removed when the record is replaced, so that
+//!   damage cannot restore an old state.
 //! - A change of any number of rows is one step: the sequence number in the header is odd while it is being made. A
-//!   reader that sees it odd, or changed, has no answer ([`Found::Doubt`]).
-//! - The heartbeat says when the writer last knew that the memory is true to the database. It is stored after the
-//!   changes that were seen by then. A reader that sees the heartbeat sees these changes.
+//!   reader that finds it odd, or changed, gives no answer ([`Found::Doubt`]).
+//! - The heartbeat is the time at which the memory was last known to equal the database. It is stored after the changes
+//!   until then, so a reader that sees the heartbeat also sees these changes.
 //!
-//! A reader that is in doubt asks the server. Nothing that can go wrong in here allows a request.
+//! A reader without an answer asks the server. No fault of this memory can let a request pass.
 //!
 //! Depends on: no other part of tenantgate.
 

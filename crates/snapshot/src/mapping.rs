@@ -1,8 +1,8 @@
 //! Memory that two processes share: the only place in this crate that needs `unsafe`.
 //!
-//! The file has no name, and is sealed against everything but the mapping that was made before: nobody can shrink it
-//! (which would kill a reader by SIGBUS), grow it, write to it, or map it for writing. That is checked by the reader,
-//! too, because it does not know who made the file.
+//! The file has no name. After the writer has mapped it, it is sealed: no process can shrink it (which would kill a
+//! reader by SIGBUS), grow it, write to it, or map it for writing. The reader checks the seals, too, because it does
+//! not know which process created the file.
 #![expect(unsafe_code, reason = "maps memory")]
 
 use std::ffi::c_void;
@@ -16,10 +16,10 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::atomics::Memory;
 
-/// What a file has to be sealed against.
+/// The seals that a file must have.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE);
 
-/// The most bytes of a mapping: places in it have 32 bits, and count words.
+/// The maximum size of a mapping in bytes: a place in it is a number of words with 32 bits.
 const MOST_BYTES: u64 = 8 << 32;
 
 /// A mapped file. It is unmapped when this is dropped.
@@ -36,12 +36,12 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Makes a file of this many words, all zero, maps it for writing and seals it. The kernel provides pages as they are
-    /// first written.
+    /// Creates a file of this many words, all zero, maps it for writing and seals it. A page uses memory only after it
+    /// is first written.
     ///
     /// # Errors
     ///
-    /// Those of the system: no memory, no descriptors, or a kernel before 5.1.
+    /// The system has no memory or no file descriptors left, or the kernel is older than 5.1.
     pub fn create(words: usize) -> io::Result<Self> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create(c"tenantgate", flags)?;
@@ -52,20 +52,20 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Maps a file that another process has made, for reading.
+    /// Maps a file of another process for reading.
     ///
     /// # Errors
     ///
-    /// It is not a sealed file of whole words, or those of the system.
+    /// The file is not sealed or does not contain whole words, or the system cannot map it.
     pub fn open(file: OwnedFd) -> io::Result<Self> {
-        // A file that could shrink is not mapped at all.
+        // A file that could still shrink must not be mapped.
         if !rustix::fs::fcntl_get_seals(&file)?.contains(SEALS) {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the shared memory is not sealed"));
         }
         Self::map(file, ProtFlags::READ)
     }
 
-    /// The file, for another process.
+    /// Returns the file, for another process.
     #[must_use]
     pub fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -88,15 +88,15 @@ impl Mapping {
 impl Memory for Mapping {
     fn words(&self) -> &[AtomicU64] {
         // SAFETY: the mapping has this many words, begins at a page, lives as long as `self`, and is accessed by atomic
-        // words alone; a mapping for reading is only loaded from, since stores are the writer's. The file cannot shrink:
-        // it is sealed, or was made by `create` and is sealed before anybody else has it.
+        // words alone; a mapping for reading is only loaded from, since stores are the writer's. The file cannot
+        // shrink: it is sealed, or `create` has made it and seals it before another process gets it.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.words) }
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and nobody has a reference into it any more.
+        // SAFETY: this value owns the mapping, and no reference into it is left.
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast::<c_void>(), self.words * 8) };
         debug_assert!(unmapped.is_ok());
     }

@@ -1,4 +1,4 @@
-//! Reads what is published.
+//! The reader of the shared memory.
 
 use crate::atomics::{AtomicU64, Memory, Ordering, fence};
 use crate::layout::{
@@ -6,16 +6,16 @@ use crate::layout::{
 };
 use crate::record::{Proven, Settings};
 
-/// What is published about a prefix.
+/// The published state of a prefix.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Found {
-    /// No key has it.
+    /// There is no key with this prefix.
     Absent,
-    /// A key has it, and the reader can say nothing of it.
+    /// There is a key with this prefix, and only the server can judge it.
     Known,
-    /// A key has it, and was proven.
+    /// There is a key with this prefix, and it was proven.
     Proven(Box<Proven>),
-    /// Nothing can be said: the memory is stale, is being changed, is closed, or is damaged.
+    /// There is no answer: the memory is stale, closed or damaged, or is being changed.
     Doubt,
 }
 
@@ -28,7 +28,7 @@ pub struct Reader<M> {
 }
 
 impl<M: Memory> Reader<M> {
-    /// Returns a reader of this memory; `None` if it is not of this version and shape.
+    /// Returns a reader of this memory; `None` if it has another version or an invalid size.
     #[must_use]
     pub fn new(memory: M, key: Key) -> Option<Self> {
         let words = memory.words();
@@ -40,33 +40,33 @@ impl<M: Memory> Reader<M> {
         ours.then_some(Self { memory, key, mask })
     }
 
-    /// Returns what requests are read and refused by; `None` if that is damaged.
+    /// Returns the settings by which requests are read and rejected; `None` if they are damaged.
     #[must_use]
     pub fn settings(&self) -> Option<Settings> {
         let place = u32::try_from(self.head(header::SETTINGS).load(Ordering::Acquire)).ok()?;
         Settings::decode(&self.record(place)?)
     }
 
-    /// Whether the memory is true to the database at this uptime of the machine, in milliseconds, and may be decided by.
+    /// Returns whether the memory is fresh at this uptime of the machine, in milliseconds, and readers may decide.
     #[must_use]
     pub fn is_fresh(&self, uptime_ms: u64) -> bool {
         self.begin(uptime_ms).is_some()
     }
 
-    /// The database's clock less the uptime of the machine, in microseconds; `None` if it is unknown.
+    /// Returns the clock of the database minus the uptime of the machine, in microseconds; `None` if it is unknown.
     #[must_use]
     pub fn database_clock(&self) -> Option<i64> {
         let ahead = self.head(header::AHEAD).load(Ordering::Acquire).cast_signed();
         (ahead != i64::MIN).then_some(ahead)
     }
 
-    /// Whether this is the key that was proven. Compares in constant time.
+    /// Returns whether this is the key that was proven. Compares in constant time.
     #[must_use]
     pub fn is_of(&self, proven: &Proven, presented: &[u8]) -> bool {
         blake3::Hash::from_bytes(self.key.digest(presented)) == blake3::Hash::from_bytes(proven.digest)
     }
 
-    /// Finds what is published about a prefix, as of one instant at which the memory was fresh.
+    /// Returns the published state of a prefix, as of one instant at which the memory was fresh.
     #[must_use]
     pub fn find(&self, uptime_ms: u64, prefix: &[u8]) -> Found {
         let Some(sequence) = self.begin(uptime_ms) else { return Found::Doubt };
@@ -74,12 +74,12 @@ impl<M: Memory> Reader<M> {
         if self.is_unchanged_since(sequence) { found } else { Found::Doubt }
     }
 
-    /// The sequence number, if there is an answer to be had now.
+    /// Returns the sequence number; `None` if there can be no answer now.
     fn begin(&self, uptime_ms: u64) -> Option<u64> {
-        // The heartbeat before the rows: what it promises is then seen in them.
+        // The heartbeat is read before the rows, so that the rows are at least as new.
         let beat = self.head(header::HEARTBEAT).load(Ordering::Acquire);
         let fresh = self.head(header::FRESH).load(Ordering::Relaxed).min(FRESH_MS);
-        // One of the future is not from a clock of this machine.
+        // A heartbeat in the future is not from the clock of this machine.
         let alive = beat != 0 && uptime_ms.checked_sub(beat).is_some_and(|age| age <= fresh);
         let sequence = self.head(header::SEQUENCE).load(Ordering::Acquire);
         let open = self.head(header::STATE).load(Ordering::Relaxed) == OPEN;
@@ -87,7 +87,7 @@ impl<M: Memory> Reader<M> {
     }
 
     fn is_unchanged_since(&self, sequence: u64) -> bool {
-        // What was read before belongs to this number if the number is still the same afterwards.
+        // All words that were read belong to this number if the number is still the same afterwards.
         fence(Ordering::Acquire);
         self.head(header::SEQUENCE).load(Ordering::Relaxed) == sequence
     }
@@ -102,18 +102,18 @@ impl<M: Memory> Reader<M> {
                 GONE => {}
                 word if Slot::of(word).fingerprint != fingerprint => {}
                 word => {
-                    // If not, the fingerprint is that of another prefix, too.
+                    // Otherwise another prefix has the same fingerprint.
                     if let Some(found) = self.proven(Slot::of(word).record, prefix) {
                         return found;
                     }
                 }
             }
         }
-        // A table without an empty slot is not one of ours.
+        // The writer always leaves an empty slot, so this table is damaged.
         Found::Doubt
     }
 
-    /// What a record says of a prefix; `None` if it is about another one.
+    /// Returns the state of a prefix in a record; `None` if the record is about another prefix.
     fn proven(&self, place: u32, prefix: &[u8]) -> Option<Found> {
         if place == 0 {
             return Some(Found::Known);
@@ -124,7 +124,7 @@ impl<M: Memory> Reader<M> {
         (proven.prefix.as_bytes() == prefix).then(|| Found::Proven(Box::new(proven)))
     }
 
-    /// A copy of the record at a place, if it is what the writer wrote there.
+    /// Returns a copy of the record at a place; `None` if it is not what the writer wrote there.
     fn record(&self, place: u32) -> Option<Vec<u8>> {
         record(self.memory.words(), &self.key, place)
     }
@@ -134,12 +134,12 @@ impl<M: Memory> Reader<M> {
     }
 
     fn head(&self, at: usize) -> &AtomicU64 {
-        // `new` has seen that there is a whole header.
+        // `new` has checked that the header is complete.
         &self.memory.words()[at]
     }
 }
 
-/// A copy of the record at a place, if its hash is right.
+/// Returns a copy of the record at a place; `None` if its hash is wrong.
 pub(crate) fn record(words: &[AtomicU64], key: &Key, place: u32) -> Option<Vec<u8>> {
     let start = usize::try_from(place).ok()?;
     let head = words.get(start..start.checked_add(RECORD_HEAD)?)?;

@@ -1,8 +1,8 @@
-//! What a record says, and how it is spelled in bytes.
+//! The records, and their encoding in bytes.
 
 use crate::layout::MOST_BYTES;
 
-/// A key that was proven, with everything that an answer to its holder says.
+/// A proven key, with everything that an answer to its holder contains.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Proven {
     /// `llmk_<prefix>`.
@@ -15,28 +15,28 @@ pub struct Proven {
     pub tenant_id: [u8; 16],
     /// `tenants.status`.
     pub tenant_status: String,
-    /// In microseconds since 1970; the greatest number: never.
+    /// In microseconds since 1970; `i64::MAX` for never.
     pub expires_at: i64,
-    /// In microseconds since 1970; the least number: since ever.
+    /// In microseconds since 1970; `i64::MIN` for no limit.
     pub not_before: i64,
     /// Whether the key is revoked.
     pub revoked: bool,
     /// Whether the key is disabled.
     pub disabled: bool,
-    /// The headers that are set on a request that passes.
+    /// The headers to set on a request that passes.
     pub set: Vec<(String, String)>,
-    /// The headers that are removed from a request that passes.
+    /// The headers to remove from a request that passes.
     pub remove: Vec<String>,
-    /// The metadata of an answer of either kind, but for the decision, its reason and its id.
+    /// The metadata of an allowed or rejected request, without the decision, its reason and its id.
     pub metadata: Vec<(String, String)>,
 }
 
-/// What a refused client is told.
+/// The response to a rejected client.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Answer {
-    /// The reason, as metadata and metrics spell it.
+    /// The reason, as in metadata and metrics.
     pub reason: String,
-    /// The status of HTTP.
+    /// The HTTP status.
     pub status: u16,
     /// The headers. An empty value stands for the id of the decision.
     pub headers: Vec<(String, String)>,
@@ -44,23 +44,23 @@ pub struct Answer {
     pub body: String,
 }
 
-/// How requests are read and refused: the options of the server.
+/// The options of the server: how requests are read and rejected.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Settings {
     /// The header that carries the key.
     pub key_header: String,
-    /// Whether `authorization` may carry it, too.
+    /// Whether `authorization` may carry the key, too.
     pub accept_bearer: bool,
     /// Whether a CORS preflight needs no key.
     pub preflight: bool,
-    /// What needs no key, as `METHOD /path`.
+    /// The public requests, as `METHOD /path`.
     pub public: Vec<String>,
-    /// The answers to refused clients, by reason.
+    /// The responses to rejected clients, by reason.
     pub answers: Vec<Answer>,
 }
 
 impl Proven {
-    /// The bytes of a record.
+    /// Returns the bytes of the record.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut to = Encoder::default();
@@ -78,14 +78,14 @@ impl Proven {
         to.0
     }
 
-    /// Whether it can be published: a record has a greatest length.
+    /// Returns whether the record is short enough to be published.
     #[must_use]
     pub fn fits(&self) -> bool {
         let bytes = self.encode();
         bytes.len() <= MOST_BYTES && Self::decode(&bytes).as_ref() == Some(self)
     }
 
-    /// Reads a record; `None` if it is not one.
+    /// Parses a record; `None` if it is invalid.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut from = Decoder(bytes);
@@ -107,7 +107,7 @@ impl Proven {
 }
 
 impl Settings {
-    /// The bytes of a record.
+    /// Returns the bytes of the record.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut to = Encoder::default();
@@ -124,7 +124,7 @@ impl Settings {
         to.0
     }
 
-    /// Reads a record; `None` if it is not one.
+    /// Parses a record; `None` if it is invalid.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut from = Decoder(bytes);
@@ -141,7 +141,7 @@ impl Settings {
     }
 }
 
-/// Lengths are two bytes. Longer texts make a record that cannot be read, and is therefore never decided by.
+/// Lengths have two bytes. A longer text makes the record invalid, so that no reader decides by it.
 #[derive(Default)]
 pub(crate) struct Encoder(pub(crate) Vec<u8>);
 
@@ -192,7 +192,7 @@ impl Decoder<'_> {
     }
 
     fn list<T>(&mut self, one: impl Fn(&mut Self) -> Option<T>) -> Option<Vec<T>> {
-        // Collecting stops at the first that is missing, so a length alone reserves nothing.
+        // Collecting stops at the first missing value, so a forged length alone reserves no memory.
         (0..self.len()?).map(|_| one(self)).collect()
     }
 

@@ -1,7 +1,7 @@
-//! What a server and the module in Envoy tell each other over the socket.
+//! The protocol between a server and the module in Envoy, over the socket.
 //!
-//! The server sends a [`Hello`] with the descriptor of the memory beside it: at once, and again whenever another memory
-//! takes its place. The module sends [`Report`]s in frames: four bytes of length, and that many bytes.
+//! The server sends a [`Hello`] together with the file descriptor of the memory: after the connect, and again whenever
+//! another memory replaces it. The module sends [`Report`]s in frames: a length of four bytes, then that many bytes.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -20,13 +20,13 @@ const MAGIC: [u8; 8] = *b"tghello\0";
 /// Magic, version and key.
 const HELLO: usize = 8 + 8 + 32;
 
-/// The most bytes of a frame of reports.
+/// The maximum number of bytes of a frame.
 pub const MOST_FRAME: usize = 1 << 16;
 
-/// Tells a module where to look.
+/// The message with which a module gets a memory.
 #[derive(Clone, Debug)]
 pub struct Hello {
-    /// The key of everything in the memory.
+    /// The key for the digests and seals in the memory.
     pub key: Key,
 }
 
@@ -35,22 +35,22 @@ impl Hello {
     ///
     /// # Errors
     ///
-    /// Those of the socket.
+    /// The socket fails.
     pub fn send(&self, socket: impl AsFd, memory: BorrowedFd<'_>) -> io::Result<()> {
         let bytes = [&MAGIC[..], &VERSION.to_le_bytes(), self.key.expose()].concat();
         let (mut room, files) = ([MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))], [memory]);
         let mut beside = SendAncillaryBuffer::new(&mut room);
         beside.push(SendAncillaryMessage::ScmRights(&files));
         let sent = sendmsg(socket, &[IoSlice::new(&bytes)], &mut beside, SendFlags::NOSIGNAL)?;
-        // A socket with room for the descriptor has room for these few bytes.
+        // A socket that accepts the descriptor also accepts these few bytes.
         if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
-    /// Receives one.
+    /// Receives a message.
     ///
     /// # Errors
     ///
-    /// Those of the socket; the other side is not a server of this version.
+    /// The socket fails, or the peer is not a server of this version.
     pub fn receive(socket: impl AsFd) -> io::Result<(Self, OwnedFd)> {
         let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let (mut beside, mut bytes) = (RecvAncillaryBuffer::new(&mut room), [0; HELLO]);
@@ -74,21 +74,21 @@ impl Hello {
     }
 }
 
-/// Decisions that were made in Envoy.
+/// A number of equal decisions that a module made.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Report {
-    /// `llmk_<prefix>` of the key that was proven; empty without one.
+    /// `llmk_<prefix>` of the proven key; empty if no key was proven.
     pub prefix: String,
-    /// The reason, as metadata spells it.
+    /// The reason, as in the metadata.
     pub reason: String,
-    /// How many.
+    /// The number of decisions.
     pub requests: u64,
     /// When the last one was made, in microseconds since 1970.
     pub at: i64,
 }
 
 impl Report {
-    /// Frames for these reports, in the order given.
+    /// Returns frames for these reports, in the same order.
     #[must_use]
     pub fn frames(reports: &[Self]) -> Vec<u8> {
         let mut frames = Vec::new();
@@ -113,7 +113,7 @@ impl Report {
         frames
     }
 
-    /// Takes the first frame out of what was received; `Ok(None)` while it is not complete.
+    /// Removes the first frame from the received bytes; `Ok(None)` while it is incomplete.
     ///
     /// # Errors
     ///
@@ -141,6 +141,6 @@ impl Report {
     }
 }
 
-/// What was received is not from a module of this version.
+/// The error for bytes that a module of this version would not send.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Malformed;

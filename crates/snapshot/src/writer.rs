@@ -1,4 +1,4 @@
-//! Writes what is published.
+//! The writer of the shared memory.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::layout::{FRESH_MS, GONE, Key, MAGIC, MOST_BYTES, OPEN, RECORD_HEAD, S
 use crate::reader::record;
 use crate::record::{Proven, Settings};
 
-/// There is no room for a change. The memory stays closed for good: a larger one has to take its place.
+/// The error for a change that does not fit. The memory stays closed: a larger one must replace it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Full;
 
@@ -19,32 +19,32 @@ impl fmt::Display for Full {
 
 impl std::error::Error for Full {}
 
-/// What is published about a prefix.
+/// The published state of a prefix.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum State<'p> {
-    /// No key has it.
+    /// There is no key with this prefix.
     Absent,
-    /// A key has it, and readers decide nothing about it.
+    /// There is a key with this prefix, and readers must ask the server about it.
     Known,
-    /// A key has it, and was proven.
+    /// There is a key with this prefix, and it was proven.
     Proven(&'p Proven),
 }
 
-/// The one writer of a memory.
+/// The only writer of a memory.
 #[derive(Debug)]
 pub struct Writer<M> {
     memory: M,
     key: Key,
     mask: u64,
-    /// Slots that are not empty.
+    /// The number of slots that are not empty.
     used: u64,
-    /// The first word without a record.
+    /// The index of the first word after the records.
     end: usize,
     failed: bool,
 }
 
 impl<M: Memory> Writer<M> {
-    /// Makes an empty snapshot with `2^slots` slots in a memory of zeros. Readers decide nothing until
+    /// Creates an empty snapshot with `2^slots` slots in a memory of zeros. Readers give no answer until
     /// [`Transaction::open`] and [`Writer::beat`].
     ///
     /// # Errors
@@ -70,16 +70,16 @@ impl<M: Memory> Writer<M> {
         Ok(writer)
     }
 
-    /// The memory.
+    /// Returns the memory.
     pub fn memory(&self) -> &M {
         &self.memory
     }
 
-    /// Makes a change of any number of rows in one step. Readers have no answer while it is being made.
+    /// Changes any number of rows in one step. Readers give no answer meanwhile.
     ///
     /// # Errors
     ///
-    /// There is no room. Readers have no answer any more.
+    /// There is no room. Readers give no answer from now on.
     pub fn change(
         &mut self,
         make: impl FnOnce(&mut Transaction<'_, M>) -> Result<(), Full>,
@@ -89,7 +89,7 @@ impl<M: Memory> Writer<M> {
         }
         let before = self.head(header::SEQUENCE).load(Ordering::Relaxed);
         self.head(header::SEQUENCE).store(before.wrapping_add(1), Ordering::Relaxed);
-        // Whoever sees a store that follows sees the odd number.
+        // A reader that sees a later store also sees the odd number.
         fence(Ordering::Release);
         if make(&mut Transaction { writer: self }).is_err() {
             self.failed = true;
@@ -99,20 +99,20 @@ impl<M: Memory> Writer<M> {
         Ok(())
     }
 
-    /// Says that everything published is as the database was when it was asked at this uptime of the machine, in
-    /// milliseconds. `database_clock` is the database's clock less the uptime, in microseconds.
+    /// Records that the memory equals the database as of this uptime of the machine, in milliseconds. `database_clock`
+    /// is the clock of the database minus the uptime, in microseconds.
     pub fn beat(&self, uptime_ms: u64, database_clock: Option<i64>) {
         self.head(header::AHEAD).store(database_clock.unwrap_or(i64::MIN).cast_unsigned(), Ordering::Release);
         self.head(header::HEARTBEAT).store(uptime_ms, Ordering::Release);
     }
 
-    /// Ends this memory: readers have no answer from now on.
+    /// Closes this memory: readers give no answer from now on.
     pub fn close(&self) {
         self.head(header::STATE).store(0, Ordering::Release);
         self.head(header::HEARTBEAT).store(0, Ordering::Release);
     }
 
-    /// Whether so much room is taken that a new memory should take its place before a change finds none.
+    /// Returns whether the memory is so full that a new one should replace it before a change does not fit.
     #[must_use]
     pub fn is_nearly_full(&self) -> bool {
         let words = self.memory.words().len();
@@ -134,7 +134,7 @@ impl<M: Memory> Writer<M> {
             word[..chunk.len()].copy_from_slice(chunk);
             u64::from_le_bytes(word)
         });
-        // The slot that names the record is stored afterwards, and orders these.
+        // The slot of the record is stored afterwards, with release ordering.
         for (place, word) in room.iter().zip(head.into_iter().chain(body)) {
             place.store(word, Ordering::Relaxed);
         }
@@ -142,7 +142,7 @@ impl<M: Memory> Writer<M> {
         Ok(place)
     }
 
-    /// Takes the seal off a record that is not true any more. A slot that comes to name it by damage then finds nothing.
+    /// Removes the seal of a replaced record, so that a damaged slot that leads to it finds nothing.
     fn void(&self, place: u32) {
         let head = usize::try_from(place).ok().and_then(|at| self.memory.words().get(at..at + RECORD_HEAD));
         for word in head.unwrap_or_default() {
@@ -150,8 +150,8 @@ impl<M: Memory> Writer<M> {
         }
     }
 
-    /// The slot in which a prefix stands. Keys without a record and with the same fingerprint are all alike, and any of
-    /// their slots will do.
+    /// Returns the slot of a prefix. Keys without a record that have the same fingerprint are indistinguishable, so any
+    /// of their slots is returned.
     fn slot_of(&self, prefix: &[u8], proven: bool) -> Option<usize> {
         let (first, fingerprint) = self.key.place(prefix);
         for step in 0..=self.mask {
@@ -177,7 +177,7 @@ impl<M: Memory> Writer<M> {
     }
 
     fn free_slot(&mut self, prefix: &[u8]) -> Result<usize, Full> {
-        // An empty slot has to remain: it ends every search.
+        // One slot must stay empty, because an empty slot ends a search.
         if self.used >= self.mask {
             return Err(Full);
         }
@@ -197,19 +197,19 @@ impl<M: Memory> Writer<M> {
     }
 }
 
-/// A change that is being made.
+/// A change in progress.
 #[derive(Debug)]
 pub struct Transaction<'w, M> {
     writer: &'w mut Writer<M>,
 }
 
 impl<M: Memory> Transaction<'_, M> {
-    /// Lets readers decide, or not.
+    /// Sets whether readers may decide.
     pub fn open(&mut self, open: bool) {
         self.writer.head(header::STATE).store(if open { OPEN } else { 0 }, Ordering::Relaxed);
     }
 
-    /// Publishes a state of a prefix that had the state `before`.
+    /// Replaces the state `before` of a prefix by another one.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Tries every order in which a writer and a reader can meet, with the memory model of loom.
+//! Checks all interleavings of a writer and a reader in the memory model of loom.
 #![cfg(feature = "loom")]
 
 use std::sync::Arc;
@@ -38,7 +38,7 @@ fn whoever_sees_a_heartbeat_sees_the_revocation_before_it() {
                 .unwrap();
             writer.beat(7_000, None);
         });
-        // At this uptime only the second heartbeat counts.
+        // At this uptime only the second heartbeat is fresh.
         match reader.find(7_000, b"p") {
             Found::Doubt => {}
             Found::Proven(found) => assert!(found.revoked),
@@ -53,7 +53,7 @@ fn a_record_is_seen_whole_and_of_one_step() {
     loom::model(|| {
         let (mut writer, reader) = start(1);
         let write = thread::spawn(move || {
-            // In between the key is absent: nobody may see that.
+            // Between the two changes the key is absent, which no reader may see.
             writer
                 .change(|change| {
                     change.set("p", State::Proven(&row(false)), State::Known)?;
@@ -75,7 +75,7 @@ fn a_reader_that_is_told_to_stop_while_it_looks_does_not_mix_the_two() {
     loom::model(|| {
         let (mut writer, reader) = start(1);
         let write = thread::spawn(move || {
-            // The rules forbid deciding, and in the same step the key becomes another.
+            // One step closes the snapshot for readers and replaces the key.
             writer
                 .change(|change| {
                     change.open(false);

@@ -1,4 +1,4 @@
-//! Checks what the kernel is asked to refuse.
+//! Checks that the kernel enforces the seals of a mapping.
 #![cfg(not(feature = "loom"))]
 
 use std::sync::Arc;
@@ -56,7 +56,7 @@ fn a_file_that_could_shrink_or_is_no_snapshot_is_not_mapped() {
 
 #[test]
 fn readers_never_see_a_half_made_change() {
-    // Two rows change together, in a loop, and as fast as it goes. Whether they agree tells if a step was seen in part.
+    // Two rows change together, as fast as possible. If they differ, the reader has seen a part of a step.
     let key = Key::from([1; 32]);
     let mapping = Mapping::create(words_for(4, 4_000_000)).unwrap();
     let mut writer = Writer::new(mapping, key.clone(), 4, &Settings::default(), 1_000).unwrap();

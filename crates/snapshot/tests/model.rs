@@ -1,4 +1,4 @@
-//! Checks writer and reader against a map in memory, and what damage can do.
+//! Compares writer and reader with a map in memory, and checks that damage never forges a record.
 #![cfg(not(feature = "loom"))]
 
 use std::collections::BTreeMap;
@@ -69,7 +69,7 @@ enum Stands {
     Proven(u8),
 }
 
-/// The changes of one step: which prefix, and what becomes of it.
+/// The changes of one step: the prefix and its new state.
 fn step() -> impl Strategy<Value = Vec<(u8, Option<Stands>)>> {
     let next = prop_oneof![
         Just(None),
@@ -108,7 +108,7 @@ proptest! {
                 Ok(())
             });
             if made.is_err() {
-                // Only when the used slots have run out: then nothing is answered any more.
+                // Only if no free slot is left. Then readers give no answer.
                 prop_assert!(writer.is_nearly_full());
                 prop_assert_eq!(reader.find(NOW, b"llmk_1"), Found::Doubt);
                 return Ok(());
@@ -140,7 +140,7 @@ proptest! {
             .unwrap();
         for (at, value, bit) in hits {
             let word = at.get(memory.words());
-            // One bit of some, all bits of others.
+            // Flips one bit of some words, and all bits of others.
             if bit < 48 { word.fetch_xor(1 << bit, Ordering::Relaxed) } else { word.swap(value, Ordering::Relaxed) };
         }
         let Some(reader) = Reader::new(Arc::clone(&memory), key()) else { return Ok(()) };
@@ -156,7 +156,7 @@ proptest! {
     #[test]
     fn any_bytes_at_all_are_no_record(words in proptest::collection::vec(any::<u64>(), 0..200), slots in 0_u64..5) {
         let mut words = words;
-        // The head of a snapshot in force, so that the reader goes on to the rest.
+        // The header of a valid snapshot, so that the reader continues with the rest.
         let head = [u64::from_le_bytes(*b"tgsnap\0\0"), 1, slots, 0, 2, NOW, 0, u64::from_le_bytes(*b"decides\0")];
         words.iter_mut().zip(head).for_each(|(word, head)| *word = head);
         let memory: Words = words.into_iter().map(AtomicU64::new).collect();
@@ -263,7 +263,7 @@ fn a_record_that_was_true_once_cannot_be_found_again() {
     let before = memory[slot].load(Ordering::Relaxed);
     writer.change(|change| change.set("llmk_a", State::Proven(&old), State::Proven(&new))).unwrap();
     assert_eq!(reader.find(NOW, b"llmk_a"), Found::Proven(Box::new(new)));
-    // The same slot, as it was: one word is damaged, and no seal tells of it.
+    // The old value of the same slot: one damaged word that no seal covers.
     memory[slot].store(before, Ordering::Relaxed);
     assert_eq!(reader.find(NOW, b"llmk_a"), Found::Doubt);
 }

@@ -1,4 +1,4 @@
-//! Checks what goes over the socket.
+//! Tests the protocol on the socket.
 #![cfg(not(feature = "loom"))]
 
 use std::io::Write as _;

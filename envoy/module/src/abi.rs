@@ -1,7 +1,8 @@
-//! The functions of Envoy 1.40 that the module calls, and those that Envoy calls: the only place with `unsafe`.
+//! The foreign functions: those of Envoy 1.40 that the module calls, and those of the module that Envoy calls. The only
+//! file with `unsafe`.
 //!
-//! Written from the comments of Envoy's `abi.h` (`v0.2.0`). Nothing of Envoy outlives the hook that it was given to: a
-//! [`Stream`] exists only as a borrowed argument, and every text of Envoy is copied before the next call.
+//! The declarations follow the comments of Envoy's `abi.h` (`v0.2.0`). No pointer of Envoy is kept after the hook that
+//! got it: a [`Stream`] exists only as a borrowed argument, and every text of Envoy is copied before the next call.
 #![expect(unsafe_code, reason = "the ABI of Envoy is that of C")]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -12,10 +13,10 @@ use std::sync::Arc;
 use crate::exchange::{Exchange, Verdict};
 use crate::filter::{Counters, Filter, ask_after_a_panic, decide};
 
-/// The version of the ABI that this is written for.
+/// The version of the ABI.
 const VERSION: &CStr = c"v0.2.0";
 
-/// A text, of either side.
+/// A text of Envoy or of the module.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Buffer {
@@ -30,16 +31,16 @@ impl Buffer {
         Self { start: text.as_ptr(), len: text.len() }
     }
 
-    /// A copy.
+    /// Returns a copy.
     ///
     /// # Safety
     ///
-    /// It is null, or valid for its length.
+    /// The pointer is null, or valid for its length.
     unsafe fn copied(self) -> Vec<u8> {
         if self.start.is_null() {
             return Vec::new();
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it.
         unsafe { std::slice::from_raw_parts(self.start, self.len) }.to_vec()
     }
 }
@@ -114,7 +115,7 @@ unsafe extern "C" {
         count: usize,
         by: u64,
     ) -> u32;
-    // POSIX, of the C library.
+    // POSIX functions of the C library.
     fn sigfillset(set: *mut Signals) -> c_int;
     fn pthread_sigmask(how: c_int, set: *const Signals, old: *mut Signals) -> c_int;
 }
@@ -123,7 +124,8 @@ unsafe extern "C" {
 #[repr(C)]
 struct Signals([u64; 16]);
 
-/// Runs `start` while all signals are blocked. A thread that it starts inherits that, and never runs a handler of Envoy.
+/// Runs `start` with all signals blocked. A thread that `start` creates inherits the mask, so it never runs a signal
+/// handler of Envoy.
 pub(crate) fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     const SIG_SETMASK: c_int = 2;
     let (mut all, mut before) = (Signals([0; 16]), Signals([0; 16]));
@@ -139,7 +141,7 @@ pub(crate) fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     result
 }
 
-/// A request, during one hook.
+/// A request during one hook.
 struct Stream(Envoy);
 
 impl Exchange for Stream {
@@ -147,8 +149,8 @@ impl Exchange for Stream {
         let (mut values, mut index) = (Vec::new(), 0);
         loop {
             let (mut value, mut count) = (Buffer::NONE, 0_usize);
-            // SAFETY: Envoy's own pointer, within its hook; the name is read before the call returns, and the two results
-            // are ours.
+            // SAFETY: Envoy's own pointer, within its hook; the name is read before the call returns, and the two
+            // results are ours.
             let found = unsafe {
                 envoy_dynamic_module_callback_http_get_header(
                     self.0,
@@ -183,7 +185,7 @@ impl Exchange for Stream {
 
     fn set_metadata(&mut self, namespace: &str, fields: &[(&str, &str)]) {
         let (namespace, fields) = (Buffer::of(namespace.as_bytes()), pairs(fields));
-        // SAFETY: as above; there are as many fields as is said.
+        // SAFETY: as above; the count is that of the fields.
         unsafe {
             envoy_dynamic_module_callback_http_set_dynamic_metadata_string_batch(
                 self.0,
@@ -210,7 +212,7 @@ impl Exchange for Stream {
     fn respond(&mut self, status: u16, headers: &[(&str, &str)], body: &str, details: &str) {
         let (headers, body, details) =
             (pairs(headers), Buffer::of(body.as_bytes()), Buffer::of(details.as_bytes()));
-        // SAFETY: as above; there are as many headers as is said.
+        // SAFETY: as above; the count is that of the headers.
         unsafe {
             envoy_dynamic_module_callback_http_send_response(
                 self.0,
@@ -236,7 +238,7 @@ extern "C" fn envoy_dynamic_module_on_program_init() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// Makes a filter of a configuration. Null makes Envoy reject the configuration.
+/// Creates a filter from a configuration. If it returns null, Envoy rejects the configuration.
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
     config: Envoy,
@@ -276,7 +278,7 @@ extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(filter: Ours) {
     }
 }
 
-/// A filter has no state of its own: it is its configuration, which Envoy keeps for as long as any of its filters.
+/// A filter has no state of its own. It is its configuration, which Envoy keeps as long as any of its filters.
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_http_filter_new(config: Ours, _stream: Envoy) -> Ours {
     config
@@ -288,7 +290,7 @@ extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
     filter: Ours,
     _end: bool,
 ) -> u32 {
-    // SAFETY: what `config_new` has returned, not destroyed before the last filter of it.
+    // SAFETY: the pointer is from `config_new`, and Envoy destroys it after the last filter of this configuration.
     let filter = unsafe { &*filter.cast::<Filter>() };
     let mut stream = Stream(stream);
     let verdict = catch_unwind(AssertUnwindSafe(|| decide(filter, &mut stream)));
@@ -302,7 +304,7 @@ extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
     }
 }
 
-/// Hooks that Envoy requires and that have nothing to do here.
+/// Hooks that Envoy requires and that do nothing here.
 macro_rules! idle {
     ($($name:ident($($argument:ty),*) $(-> $go_on:ident)?;)*) => {$(
         #[unsafe(no_mangle)]

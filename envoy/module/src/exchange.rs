@@ -1,36 +1,36 @@
-//! What the module needs of a request inside Envoy.
+//! The operations on a request inside Envoy that the module needs.
 
-/// A request whose headers are complete.
+/// A request with complete headers.
 pub(crate) trait Exchange {
-    /// The values of a header of the request, one for each line.
+    /// Returns the values of a request header, one for each line.
     fn values(&self, name: &str) -> Vec<Vec<u8>>;
 
-    /// Sets a header of the request to one value, or removes it. Returns whether that was done.
+    /// Sets a request header to one value, or removes it. Returns whether that succeeded.
     fn set_header(&mut self, name: &str, value: Option<&str>) -> bool;
 
     /// Writes texts into the metadata of the request.
     fn set_metadata(&mut self, namespace: &str, fields: &[(&str, &str)]);
 
-    /// Writes one truth value into the metadata of the request.
+    /// Writes one boolean into the metadata of the request.
     fn set_flag(&mut self, namespace: &str, name: &str, value: bool);
 
-    /// Lets Envoy choose the route again, by the headers as they are now.
+    /// Makes Envoy choose the route again, by the current headers.
     fn clear_route_cache(&mut self);
 
-    /// Answers the request.
+    /// Sends a response.
     fn respond(&mut self, status: u16, headers: &[(&str, &str)], body: &str, details: &str);
 
-    /// Counts one.
+    /// Increments a counter.
     fn count(&mut self, counter: usize);
 }
 
-/// What becomes of a request.
+/// The result for a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Verdict {
-    /// The filter behind this one asks the server.
+    /// The next filter asks the server.
     Ask,
-    /// It passes, and nobody is asked.
+    /// The request passes, without a call to the server.
     Allowed,
-    /// It was answered.
+    /// A response was sent.
     Denied,
 }

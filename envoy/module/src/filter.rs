@@ -1,4 +1,4 @@
-//! Decides about a request, and says so to Envoy.
+//! Decides about a request, and applies the decision in Envoy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,19 +15,19 @@ use crate::judge::{Judgement, Published};
 use crate::link::{Link, Target};
 use crate::reports::Reports;
 
-/// Where the answers of `ext_authz` stand, too, so that access logs and limits need not know the difference.
+/// The metadata namespace of `ext_authz`, so that access logs and rate limits work alike for both.
 const NAMESPACE: &str = "envoy.filters.http.ext_authz";
 
-/// Where the mark stands that keeps `ext_authz` from asking.
+/// The metadata namespace of the mark that disables `ext_authz` for a request.
 const OWN_NAMESPACE: &str = "envoy.tenantgate";
 
-/// How access logs say that a request was refused: as `ext_authz` has it.
+/// The response code details of a rejected request, as `ext_authz` sets them.
 const REFUSED: &str = "ext_authz_denied";
 
-/// The mark.
+/// The field of the mark.
 const DECIDED: &str = "decided";
 
-/// Counters of Envoy, by the ids that it gave.
+/// The ids of counters in Envoy.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Counters {
     allowed: usize,
@@ -43,7 +43,7 @@ impl Counters {
     }
 }
 
-/// A filter: its configuration, and what its thread shares with it.
+/// A filter: its configuration, and the state that it shares with its thread.
 pub(crate) struct Filter {
     published: Arc<ArcSwapOption<Published<Mapping>>>,
     reports: Arc<Reports>,
@@ -53,8 +53,9 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    /// A filter of a configuration; see [`Target::parse`]. `None` if it cannot be read, or if this Envoy has another ABI. The link to the server is only for an Envoy that
-    /// `serves`.
+    /// Creates a filter from a configuration (see [`Target::parse`]). `None` if the configuration is invalid, or if
+    /// this Envoy has another ABI. Without `serves`, which is for Envoy's validation mode, it does not connect to the
+    /// server.
     pub(crate) fn new(text: &str, counters: Counters, serves: bool) -> Option<Arc<Self>> {
         let target = Target::parse(text)?;
         if !crate::fingerprint::is_expected() {
@@ -83,7 +84,7 @@ pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
     };
     match judgement {
         Judgement::Ask => ask(filter, exchange),
-        // Envoy would tell the caller that the call was fine: a module cannot choose the status of gRPC.
+        // A module cannot choose the gRPC status, so Envoy would report success to the client.
         Judgement::Deny(..) if is_grpc(exchange) => ask(filter, exchange),
         Judgement::Allow(proven) => {
             let id = Id::new(clock.now());
@@ -91,7 +92,7 @@ pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
             for name in &proven.remove {
                 exchange.set_header(name, None);
             }
-            // A header that is still there would be the client's own, or its key.
+            // A remaining header would be one that the client has forged, or its key.
             let gone = proven.remove.iter().all(|name| exchange.values(name).is_empty());
             if !set || !gone {
                 return ask(filter, exchange);
@@ -124,7 +125,7 @@ pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
     }
 }
 
-/// Whether a refusal would be translated into one of gRPC.
+/// Returns whether Envoy would translate a rejection into a gRPC response.
 fn is_grpc(exchange: &dyn Exchange) -> bool {
     const GRPC: &[u8] = b"application/grpc";
     let is_grpc =
@@ -140,7 +141,7 @@ pub(crate) fn ask_after_a_panic(filter: &Filter, exchange: &mut dyn Exchange) ->
 
 /// Leaves a request to the server.
 fn ask(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
-    // The request may have been here before, and redirected by Envoy: an old mark does not count.
+    // Envoy may have redirected this request internally, so a mark of the first pass is removed.
     exchange.set_flag(OWN_NAMESPACE, DECIDED, false);
     exchange.count(filter.counters.asked);
     Verdict::Ask
@@ -153,7 +154,7 @@ fn say(exchange: &mut dyn Exchange, decision: &str, reason: &str, id: &str, meta
     exchange.set_metadata(NAMESPACE, &fields);
 }
 
-/// The id of a decision: a `UUIDv7` (RFC 9562 §5.7), as text.
+/// Returns the id of a decision: a `UUIDv7` (RFC 9562 §5.7), as text.
 struct Id([u8; Hyphenated::LENGTH]);
 
 impl Id {
@@ -170,7 +171,7 @@ impl Id {
     }
 }
 
-/// The clocks of the operating system, which the server reads, too.
+/// The clocks of the operating system, which are also those of the server.
 #[derive(Clone, Copy, Debug)]
 struct SystemClock;
 
@@ -186,5 +187,5 @@ impl Clock for SystemClock {
     }
 }
 
-/// Reports, for the thread.
+/// Counts a decision, for the thread to report.
 pub(crate) type Batch = Vec<Report>;

@@ -1,7 +1,8 @@
 //! Checks that this Envoy has the ABI that the module is written for.
 //!
-//! Envoy only warns of another version, and does not tell its own. But its file lists the names of all functions that it
-//! has for modules, and they differ from release to release. The names are hashed, and only the expected hash will do.
+//! Envoy only warns about a module for another version, and has no function that returns its own version. But its
+//! executable lists the names of all functions for modules, which differ between releases. The names are hashed, and
+//! only the expected hash is accepted.
 
 use std::fs::File;
 use std::io;
@@ -11,24 +12,24 @@ use std::path::Path;
 /// The fingerprint of Envoy 1.40.
 pub const EXPECTED: u64 = 0xc7f3_19e7_7744_0fa6;
 
-/// What the names of Envoy's functions for modules begin with.
+/// The prefix of the names of Envoy's functions for modules.
 const START: &[u8] = b"envoy_dynamic_module_callback_";
 
-/// The type of a section with texts, such as the names of symbols (ELF, `SHT_STRTAB`).
+/// The type of a section of texts, such as names of symbols (ELF, `SHT_STRTAB`).
 const TEXTS: u32 = 3;
 
-/// Sections that are loaded with the program (ELF, `SHF_ALLOC`).
+/// The flag of sections that are loaded with the program (ELF, `SHF_ALLOC`).
 const LOADED: u64 = 2;
 
-/// The most bytes of a section of names.
+/// The maximum size of a section of names, in bytes.
 const MOST: u64 = 64 << 20;
 
-/// Whether this process is an Envoy of the expected ABI.
+/// Returns whether this process is an Envoy with the expected ABI.
 pub(crate) fn is_expected() -> bool {
     fingerprint(Path::new("/proc/self/exe")).is_ok_and(|ours| ours == EXPECTED)
 }
 
-/// Returns a number that stands for the names of all functions that an Envoy has for modules.
+/// Returns a hash of the names of all functions that an Envoy has for modules.
 ///
 /// # Errors
 ///
@@ -58,7 +59,7 @@ pub fn fingerprint(program: &Path) -> io::Result<u64> {
     Ok(names.iter().fold(0xcbf2_9ce4_8422_2325, |hash, name| hash_of(hash, name)))
 }
 
-/// FNV-1a, 64 bits, with the end of the text.
+/// Adds a text and its end to a hash: FNV-1a with 64 bits.
 fn hash_of(start: u64, text: &[u8]) -> u64 {
     text.iter().chain([&0]).fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -69,7 +70,7 @@ fn read(file: &File, at: u64, len: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A number of `len` bytes, the least first.
+/// Parses a little-endian number of `len` bytes.
 fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
     bytes.iter().skip(at).take(len).rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }

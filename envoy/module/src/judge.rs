@@ -1,6 +1,6 @@
-//! Judges a request by what is published.
+//! Judges a request by the shared memory.
 //!
-//! Only the facts are gathered here. The rows of the table, and their order, are those of [`decide`], as for a Check.
+//! This file only collects the facts. [`decide`] judges them by the same table as for a Check.
 
 use tenantgate_core::clock::{Clock, Timestamp};
 use tenantgate_core::decision::{Access, Decision, Entrance, Facts, Found, Freshness, Grant, Proof, decide};
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::exchange::Exchange;
 
-/// What a server has published.
+/// The memory that a server has published.
 #[derive(Debug)]
 pub(crate) struct Published<M> {
     reader: snapshot::Reader<M>,
@@ -24,16 +24,16 @@ pub(crate) struct Published<M> {
 /// A judgement.
 #[derive(Debug)]
 pub(crate) enum Judgement {
-    /// The server has to be asked.
+    /// The module must ask the server.
     Ask,
     /// The request passes as this key.
     Allow(Box<Proven>),
-    /// It does not; the key is known if it was proven.
+    /// The request is rejected. The key is present if it was proven.
     Deny(Answer, Option<Box<Proven>>),
 }
 
 impl<M: Memory> Published<M> {
-    /// Reads how requests are judged; `None` if the memory is damaged or has options that this version does not know.
+    /// Reads the settings; `None` if the memory is damaged or has options that this version does not know.
     pub(crate) fn new(reader: snapshot::Reader<M>) -> Option<Self> {
         let Settings { key_header, accept_bearer, preflight, public, answers } = reader.settings()?;
         let mut paths = PublicPaths::none();
@@ -57,7 +57,7 @@ impl<M: Memory> Published<M> {
             }
         }
         let request = reader.finish(method, b"", path);
-        // What needs no key is for the server, and so is what may be a preflight, whose headers are not read here.
+        // The server judges public requests, and those that may be a preflight, whose headers are not read here.
         let preflight = self.options.preflight && method == b"OPTIONS";
         if request.waived != Waived::No || request.patterns || request.bearer || preflight {
             return Judgement::Ask;
@@ -68,7 +68,7 @@ impl<M: Memory> Published<M> {
             Credential::Presented(presented) => {
                 match self.reader.find(uptime_ms, presented.prefix().as_bytes()) {
                     snapshot::Found::Absent => None,
-                    // Another key than the one that was proven is for the server: it knows what guessing costs.
+                    // The server judges another secret than the proven one, because it limits guessing.
                     snapshot::Found::Proven(proven) if self.reader.is_of(&proven, presented.expose()) => {
                         Some(proven)
                     }
@@ -103,7 +103,8 @@ impl<M: Memory> Published<M> {
     }
 }
 
-/// The rows that a published key stands for. Only sound ones are published, so what is not judged is filled in.
+/// Returns the rows of a published key. Only valid rows are published, so the fields that are not judged get any valid
+/// value.
 fn rows(proven: &Proven) -> (KeyRecord, Tenant) {
     let tenant_id = TenantId(Uuid::from_bytes(proven.tenant_id));
     let key = KeyRecord {
@@ -182,7 +183,7 @@ mod tests {
         }
     }
 
-    /// The judgement on a request 500 ms after a look, with this row published: its reason, `ok` or `ask`.
+    /// Returns the judgement 500 ms after a poll, with this row published: the reason, `ok` or `ask`.
     fn judged(row: &Proven, database: Option<i64>, headers: &[(&'static str, &'static str)]) -> String {
         let clock = ManualClock::at(Timestamp(1_000_000));
         clock.advance(Duration::from_millis(5_500));
@@ -223,17 +224,17 @@ mod tests {
             (&[("x-key", "nonsense")], "malformed"),
             (&[key[0], key[0]], "malformed"),
             (&[("x-key", "llmk_c_0123456789")], "unknown"),
-            // What is not proven, by this key or at all.
+            // Keys that were not proven, or only with another secret.
             (&[("x-key", "llmk_a_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Ph")], "ask"),
             (&[("x-key", "llmk_b_0123456789")], "ask"),
-            // A key in `authorization` has to be removed there; another token is not a key.
+            // A key in `authorization` must be removed there; another token is not a key.
             (&[("authorization", "Bearer llmk_a_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg")], "ask"),
             (&[("authorization", "Bearer other")], "missing"),
             (&[key[0], ("authorization", "Basic x")], "ok"),
-            // What needs no key.
+            // Public requests.
             (&[(":method", "GET"), (":path", "/open?x"), key[0]], "ask"),
             (&[(":method", "OPTIONS"), (":path", "/v1"), key[0]], "ask"),
-            // Not a request.
+            // Not a complete request.
             (&[(":method", "CONNECT"), key[0]], "ask"),
         ] {
             assert_eq!(judged(&proven(), None, headers), expected, "{headers:?}");
@@ -245,7 +246,7 @@ mod tests {
         let now = 1_000_000 + 5_500_000;
         for (row, database, expected) in [
             (Proven { revoked: true, ..proven() }, None, "revoked"),
-            // The server has not said how that is answered.
+            // The settings have no response for this reason.
             (Proven { disabled: true, ..proven() }, None, "ask"),
             (Proven { expires_at: now, ..proven() }, None, "expired"),
             (Proven { expires_at: now + 1, ..proven() }, None, "ok"),

@@ -1,6 +1,6 @@
-//! The background thread: it keeps the socket to the server, takes what is published, and sends reports.
+//! The background thread, which holds the connection to the server, receives the shared memory and sends reports.
 //!
-//! While there is no server, nothing is published, and every request is asked for. The thread tries again.
+//! Without a server there is no memory, so that every request is left to the Check, and the thread reconnects.
 
 use std::io::{self, Write as _};
 use std::os::unix::net::UnixStream;
@@ -18,13 +18,13 @@ use crate::filter::Batch;
 use crate::judge::Published;
 use crate::reports::Reports;
 
-/// How often reports are sent, and the end of a filter is noticed.
+/// The interval between reports, and between checks whether the filter has ended.
 const TICK: Duration = Duration::from_millis(250);
 
 /// The pause before the next attempt to reach the server.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Where the server is.
+/// The address of the server, and the promises of the operator.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Target {
     path: PathBuf,
@@ -36,10 +36,10 @@ pub(crate) struct Target {
 impl Target {
     /// Reads `unix:/path context_extensions=none clear_route_cache=false`, and perhaps `uid=N`.
     ///
-    /// Two words are what only the operator can say of the `ext_authz` filter, because Envoy does not show it to another
-    /// filter: that no route gives it a scope or a mode by `context_extensions`, and what its `clear_route_cache` is. If
-    /// routes depend on the headers of the tenant, a client could otherwise choose one by a header of its own. Neither has a
-    /// default, so that neither can be forgotten.
+    /// Two words describe the configuration of the `ext_authz` filter, which a module cannot read: no route sets a
+    /// scope or a mode by `context_extensions`, and the value of `clear_route_cache`. If a route depends on the headers
+    /// of the tenant and the value is wrong, a client can choose a route with a forged header. Neither word has a
+    /// default, so that the operator cannot forget it.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_whitespace();
         let path = PathBuf::from(words.next()?.strip_prefix("unix:")?);
@@ -53,18 +53,18 @@ impl Target {
         whole.then_some(Self { path, uid, clears_route_cache })
     }
 
-    /// Whether a server of this user may say who passes.
+    /// Returns whether a server that runs as this user is trusted.
     fn trusts(&self, uid: u32) -> bool {
         uid == 0 || uid == rustix::process::geteuid().as_raw() || Some(uid) == self.uid
     }
 }
 
-/// The thread. It ends some time after [`Link::stop`].
+/// The handle of the thread, which ends soon after [`Link::stop`].
 #[derive(Debug)]
 pub(crate) struct Link(Arc<AtomicBool>);
 
 impl Link {
-    /// Starts the thread; `None` if the system does not.
+    /// Starts the thread; `None` if the system cannot.
     pub(crate) fn start(
         target: Target,
         published: &Arc<ArcSwapOption<Published<Mapping>>>,
@@ -98,7 +98,7 @@ struct Worker {
 impl Worker {
     fn run(&self) {
         while !self.ended.load(Relaxed) {
-            // Whatever goes wrong ends in the next attempt. Until then, the server is asked.
+            // Every error leads to the next attempt. Until then, the Check decides about all requests.
             let _ = self.converse();
             self.published.store(None);
             std::thread::sleep(PAUSE);
@@ -128,7 +128,7 @@ impl Worker {
                 socket.write_all(&Report::frames(&batch))?;
             }
         }
-        // The last ones.
+        // Sends the last reports.
         socket.write_all(&Report::frames(&self.reports.take()))
     }
 }

@@ -1,7 +1,7 @@
 //! Counts decisions until the thread sends them.
 //!
-//! A worker of Envoy never waits: it takes the first map that no other thread holds. Only the swap of the background
-//! thread and other workers compete for them, each for less than a microsecond.
+//! A worker of Envoy never waits: it uses the first map that no other thread has locked. Other workers and the
+//! background thread lock a map for less than a microsecond.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -9,20 +9,20 @@ use std::sync::Mutex;
 use tenantgate_core::clock::Timestamp;
 use tenantgate_snapshot::Report;
 
-/// More maps than workers at a time, in all likelihood.
+/// The number of maps: usually more than there are workers at the same time.
 const MAPS: usize = 16;
 
-/// The most different keys in a map. What is beyond is counted by Envoy's counters alone.
+/// The maximum number of keys in a map. Further decisions are only in Envoy's counters.
 const MOST_KEYS: usize = 1 << 16;
 
 type Counts = HashMap<(Box<str>, Box<str>), (u64, i64)>;
 
-/// Decisions by key and reason.
+/// The numbers of decisions by key and reason.
 #[derive(Debug, Default)]
 pub(crate) struct Reports([Mutex<Counts>; MAPS]);
 
 impl Reports {
-    /// Counts one.
+    /// Counts a decision.
     pub(crate) fn add(&self, prefix: &str, reason: &str, now: Timestamp) {
         for map in &self.0 {
             let Ok(mut counts) = map.try_lock() else { continue };
@@ -38,7 +38,7 @@ impl Reports {
         }
     }
 
-    /// Takes all counts.
+    /// Removes and returns all counts.
     pub(crate) fn take(&self) -> Vec<Report> {
         let mut reports = Vec::new();
         for map in &self.0 {

@@ -7,203 +7,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use serde::{Deserialize, Deserializer};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use uuid::Uuid;
-use zeroize::Zeroizing;
 
-use super::super::key_changes::check_key_name;
 use super::super::{Admin, AdminError};
-use super::{Import, Numbered, Outcome, expiry, instant, read, split_at_duplicates, uuid};
+use super::key_row::{Candidate, KeyRow, Proof};
+use super::{Import, Numbered, Outcome, split_at_duplicates};
 use crate::audit::Action;
-use crate::clock::Timestamp;
-use crate::key::format::{self, holds_key, is_stored_prefix};
-use crate::key::{KeyId, PlainKey};
-use crate::labels::Labels;
-use crate::network::Networks;
-use crate::plan::PlanName;
+use crate::key::KeyId;
 use crate::random;
-use crate::record::{KeyTerms, SecretHash};
-use crate::scope::Scopes;
+use crate::record::SecretHash;
 use crate::store::{ImportedKey, NewKey, StoreError, StoredKey};
 use crate::tenant::{Tenant, TenantId};
 use crate::verify::bcrypt;
-
-/// A key in a file: unchecked texts.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct KeyRow {
-    /// The whole key; excludes `hashed_key`.
-    pub key: Option<String>,
-    /// Its bcrypt hash; needs `key_prefix`.
-    pub hashed_key: Option<String>,
-    /// Its prefix, including `llmk_`.
-    pub key_prefix: Option<String>,
-    /// Its tenant: id, schema name or exact name.
-    pub tenant: Option<String>,
-    /// The id of its tenant.
-    pub tenant_id: Option<String>,
-    /// Its id; `None` for a new one.
-    pub id: Option<String>,
-    /// Its name.
-    pub name: Option<String>,
-    /// When it was created; `None` for now.
-    pub created_at: Option<String>,
-    /// When it expires; `None` for never.
-    pub expires_at: Option<String>,
-    /// When it was last used.
-    pub last_used_at: Option<String>,
-    /// When it was revoked.
-    pub revoked_at: Option<String>,
-    /// Why it was revoked.
-    pub revocation_reason: Option<String>,
-    /// The id of its successor.
-    pub replaced_by: Option<String>,
-    /// When it was disabled.
-    pub disabled_at: Option<String>,
-    /// From when it is valid; `None` for at once.
-    pub not_before: Option<String>,
-    /// What it grants; `None` for everything.
-    pub scopes: Option<String>,
-    /// Where it may be used from; `None` for anywhere.
-    pub networks: Option<String>,
-    /// Its plan.
-    pub plan: Option<String>,
-    /// Its labels, as a JSON object.
-    #[serde(deserialize_with = "labels", default)]
-    pub labels: Option<String>,
-}
-
-/// Reads labels: an object in JSON, the text of an object in CSV.
-fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
-    Ok(match Option::<serde_json::Value>::deserialize(from)? {
-        None => None,
-        Some(serde_json::Value::String(text)) => Some(text),
-        Some(other) => Some(other.to_string()),
-    })
-}
-
-/// The secret of a row.
-enum Proof {
-    Plain(Arc<PlainKey>),
-    Hash(SecretHash),
-}
-
-/// A valid row.
-struct Candidate {
-    line: u64,
-    row: KeyRow,
-    prefix: String,
-    proof: Proof,
-    id: Option<Uuid>,
-    created_at: Option<Timestamp>,
-    expires_at: Option<Timestamp>,
-    last_used_at: Option<Timestamp>,
-    revoked_at: Option<Timestamp>,
-    replaced_by: Option<Uuid>,
-    disabled_at: Option<Timestamp>,
-    terms: KeyTerms,
-    tenant_id: TenantId,
-}
-
-impl Candidate {
-    /// Validates a row, except for its tenant.
-    fn read(line: u64, mut row: KeyRow) -> Result<Self, String> {
-        let (prefix, proof) = proof(&mut row)?;
-        check_key_name(row.name.as_deref()).map_err(|error| error.to_string())?;
-        if row.revocation_reason.as_deref().is_some_and(holds_key) {
-            return Err("revocation_reason must not hold a key".into());
-        }
-        Ok(Self {
-            line,
-            prefix,
-            proof,
-            id: uuid("id", row.id.as_deref())?,
-            created_at: instant("created_at", row.created_at.as_deref())?,
-            expires_at: expiry(row.expires_at.as_deref())?,
-            last_used_at: instant("last_used_at", row.last_used_at.as_deref())?,
-            revoked_at: instant("revoked_at", row.revoked_at.as_deref())?,
-            replaced_by: uuid("replaced_by", row.replaced_by.as_deref())?,
-            disabled_at: instant("disabled_at", row.disabled_at.as_deref())?,
-            terms: terms(&row)?,
-            tenant_id: TenantId(Uuid::nil()),
-            row,
-        })
-    }
-
-    /// Returns the values that must be unique.
-    fn names(&self) -> Vec<String> {
-        let hash = match &self.proof {
-            Proof::Hash(hash) => Some(hash.text().as_str().to_owned()),
-            Proof::Plain(_) => None,
-        };
-        let id = self.id.map(|id| id.to_string());
-        [Some(self.prefix.clone()), id, hash].into_iter().flatten().collect()
-    }
-
-    /// Returns the column, other than the key itself, in which the row contradicts the existing key. Missing values
-    /// contradict nothing.
-    fn contradiction(&self, there: &StoredKey) -> Option<&'static str> {
-        let differs = |said: Option<Timestamp>, is: Option<Timestamp>| said.is_some() && said != is;
-        let (row, key) = (&self.row, &there.details);
-        let differing = [
-            (self.tenant_id != key.tenant_id, "tenant"),
-            (self.id.is_some_and(|id| id != key.id.0), "id"),
-            (row.name.is_some() && row.name != key.name, "name"),
-            (differs(self.created_at, Some(key.created_at)), "created_at"),
-            (differs(self.expires_at, key.expires_at), "expires_at"),
-            (differs(self.revoked_at, key.revoked_at), "revoked_at"),
-            (
-                row.revocation_reason.is_some() && row.revocation_reason != key.revocation_reason,
-                "revocation_reason",
-            ),
-            (differs(self.disabled_at, key.disabled_at), "disabled_at"),
-            (differs(self.terms.not_before, key.terms.not_before), "not_before"),
-            (row.scopes.is_some() && self.terms.scopes != key.terms.scopes, "scopes"),
-            (row.networks.is_some() && self.terms.networks != key.terms.networks, "networks"),
-            (row.plan.is_some() && self.terms.plan != key.terms.plan, "plan"),
-            (row.labels.is_some() && self.terms.labels != key.terms.labels, "labels"),
-        ];
-        differing.into_iter().find_map(|(differs, column)| differs.then_some(column))
-    }
-}
-
-/// Parses what the key may do.
-fn terms(row: &KeyRow) -> Result<KeyTerms, String> {
-    Ok(KeyTerms {
-        not_before: instant("not_before", row.not_before.as_deref())?,
-        scopes: read(row.scopes.as_deref(), Scopes::parse)?.map(|scopes| scopes.to_string()),
-        networks: read(row.networks.as_deref(), Networks::parse)?.map(|networks| networks.to_string()),
-        plan: read(row.plan.as_deref(), PlanName::parse)?.map(|plan| plan.to_string()),
-        labels: read(row.labels.as_deref(), Labels::parse_json)?.unwrap_or_default(),
-    })
-}
-
-/// Returns the prefix, and the whole key or the hash.
-fn proof(row: &mut KeyRow) -> Result<(String, Proof), String> {
-    match (row.key.take().map(Zeroizing::new), &row.hashed_key, &row.key_prefix) {
-        (Some(_), Some(_), _) => Err("has both key and hashed_key: give only one".into()),
-        (Some(key), None, said) => {
-            let key = format::parse(key.as_bytes()).map_err(|error| format!("key {error}"))?.to_plain();
-            if said.as_deref().is_some_and(|said| said != key.prefix()) {
-                return Err("key_prefix is not that of key".into());
-            }
-            Ok((key.prefix().to_owned(), Proof::Plain(Arc::new(key))))
-        }
-        (None, Some(hash), Some(prefix)) => {
-            if !is_stored_prefix(prefix) {
-                return Err("key_prefix is not llmk_ and 1 to 48 letters, digits or hyphens".into());
-            }
-            let hash = SecretHash::parse(hash).ok_or(
-                "invalid hashed_key: expected a bcrypt hash ($2a$, $2b$ or $2y$) of a cost from 4 to 14",
-            )?;
-            Ok((prefix.clone(), Proof::Hash(hash)))
-        }
-        (None, Some(_), None) => Err("has hashed_key, but no key_prefix".into()),
-        (None, None, _) => Err("has neither key nor hashed_key".into()),
-    }
-}
 
 /// The number of attempts for a batch whose keys another command changes at the same time.
 const TRIES: usize = 3;
@@ -235,7 +51,7 @@ impl Admin {
                     candidate.tenant_id = id;
                     owned.push(candidate);
                 }
-                Err(why) => outcome.refuse(candidate.line, why),
+                Err(why) => outcome.refuse(candidate.line, why.to_string()),
             }
         }
         let owned =
@@ -420,26 +236,39 @@ async fn same_key(proof: &Proof, stored: &str) -> Result<bool, AdminError> {
     Ok(verified.unwrap_or(false))
 }
 
-fn tenant_of(import: &Import, row: &KeyRow) -> Result<TenantId, String> {
+/// Why a row has no tenant.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum NoTenant {
+    #[error("there is no tenant {0:?}")]
+    Missing(String),
+    #[error("{0:?} means more than one tenant: name it by its id")]
+    Ambiguous(String),
+    #[error("tenant and tenant_id mean different tenants")]
+    Contradiction,
+    #[error("has neither tenant nor tenant_id")]
+    Unnamed,
+}
+
+fn tenant_of(import: &Import, row: &KeyRow) -> Result<TenantId, NoTenant> {
     let meant = |called: &String| import.tenants.get(called).cloned();
     let by_id = row.tenant_id.as_ref().and_then(meant).transpose()?;
     let by_name = row.tenant.as_ref().and_then(meant).transpose()?;
     match (by_id, by_name) {
-        (Some(id), Some(other)) if id != other => Err("tenant and tenant_id mean different tenants".into()),
+        (Some(id), Some(other)) if id != other => Err(NoTenant::Contradiction),
         (Some(id), _) | (None, Some(id)) => Ok(id),
-        (None, None) => Err("has neither tenant nor tenant_id".into()),
+        (None, None) => Err(NoTenant::Unnamed),
     }
 }
 
 /// Returns the tenant with this id, schema name or name. An id takes precedence.
-fn tenant_named(name: &str, found: &[Tenant]) -> Result<TenantId, String> {
+fn tenant_named(name: &str, found: &[Tenant]) -> Result<TenantId, NoTenant> {
     if let Some(tenant) = found.iter().find(|t| t.id.0.to_string().eq_ignore_ascii_case(name)) {
         return Ok(tenant.id);
     }
     let mut called = found.iter().filter(|t| t.schema == name || t.name == name);
     match (called.next(), called.next()) {
         (Some(tenant), None) => Ok(tenant.id),
-        (None, _) => Err(format!("there is no tenant {name:?}")),
-        (Some(_), Some(_)) => Err(format!("{name:?} means more than one tenant: name it by its id")),
+        (None, _) => Err(NoTenant::Missing(name.to_owned())),
+        (Some(_), Some(_)) => Err(NoTenant::Ambiguous(name.to_owned())),
     }
 }

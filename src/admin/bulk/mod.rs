@@ -6,6 +6,7 @@
 //!
 //! Depends on: no file format.
 
+mod key_row;
 mod keys;
 mod tenants;
 
@@ -15,12 +16,12 @@ use std::hash::{BuildHasher as _, RandomState};
 use serde::Serialize;
 use uuid::Uuid;
 
-pub use self::keys::KeyRow;
+pub use self::key_row::KeyRow;
 pub use self::tenants::TenantRow;
 use super::AdminError;
 use crate::audit::{Action, Draft};
 use crate::clock::Timestamp;
-use crate::invalid::Invalid;
+use crate::invalid::{Invalid, InvalidValue};
 use crate::random;
 use crate::store::StoredKey;
 use crate::tenant::{Tenant, TenantId};
@@ -61,7 +62,7 @@ pub struct Import {
     /// Hashes of the unique values that a dry run has seen: eight bytes each.
     seen: HashSet<u64>,
     /// A cache of tenants by their references.
-    tenants: HashMap<String, Result<TenantId, String>>,
+    tenants: HashMap<String, Result<TenantId, keys::NoTenant>>,
 }
 
 /// The file of an import, for the audit log.
@@ -135,24 +136,28 @@ fn split_at_duplicates<R>(rows: Vec<R>, unique: impl Fn(&R) -> Vec<String>) -> V
     parts
 }
 
-fn instant(column: &str, text: Option<&str>) -> Result<Option<Timestamp>, String> {
-    let wrong =
-        || format!("invalid {column}: expected an instant with its zone, such as 2027-01-31T00:00:00Z");
+fn instant(column: &str, text: Option<&str>) -> Result<Option<Timestamp>, InvalidValue> {
+    let wrong = || {
+        format!("invalid {column}: expected an instant with its zone, such as 2027-01-31T00:00:00Z").into()
+    };
     text.map(|text| Timestamp::parse_zoned(text).ok_or_else(wrong)).transpose()
 }
 
 /// Parses `expires_at`, where Postgres writes `infinity` for a key that never expires.
-fn expiry(text: Option<&str>) -> Result<Option<Timestamp>, String> {
+fn expiry(text: Option<&str>) -> Result<Option<Timestamp>, InvalidValue> {
     instant("expires_at", text.filter(|text| *text != "infinity"))
 }
 
 /// Parses the text of a column, if it is set.
-fn read<T>(text: Option<&str>, parse: impl Fn(&str) -> Result<T, Invalid>) -> Result<Option<T>, String> {
-    text.map(parse).transpose().map_err(|error| error.to_string())
+fn read<T>(
+    text: Option<&str>,
+    parse: impl Fn(&str) -> Result<T, Invalid>,
+) -> Result<Option<T>, InvalidValue> {
+    Ok(text.map(parse).transpose()?)
 }
 
-fn uuid(column: &str, text: Option<&str>) -> Result<Option<Uuid>, String> {
-    text.map(|text| Uuid::parse_str(text).map_err(|_| format!("{column} is not a UUID"))).transpose()
+fn uuid(column: &str, text: Option<&str>) -> Result<Option<Uuid>, InvalidValue> {
+    text.map(|text| Uuid::parse_str(text).map_err(|_| format!("{column} is not a UUID").into())).transpose()
 }
 
 impl super::Admin {
@@ -237,7 +242,7 @@ mod tests {
         assert!(expiry(Some("2027-01-31T00:00:00Z")).unwrap().is_some());
         // A key that is never valid, or was revoked at the end of time, must not become one that passes.
         for column in ["not_before", "revoked_at", "disabled_at"] {
-            let error = instant(column, Some("infinity")).unwrap_err();
+            let error = instant(column, Some("infinity")).unwrap_err().to_string();
             assert!(error.starts_with(&format!("invalid {column}: expected an instant")), "{error}");
         }
     }

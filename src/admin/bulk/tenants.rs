@@ -7,6 +7,7 @@ use super::super::{Admin, AdminError};
 use super::{Import, Numbered, Outcome, instant, read, split_at_duplicates, uuid};
 use crate::audit::Action;
 use crate::clock::Timestamp;
+use crate::invalid::InvalidValue;
 use crate::key::format::holds_key;
 use crate::plan::PlanName;
 use crate::random;
@@ -48,19 +49,20 @@ struct Candidate {
 }
 
 impl Candidate {
-    fn read(line: u64, row: TenantRow) -> Result<Self, String> {
+    fn read(line: u64, row: TenantRow) -> Result<Self, InvalidValue> {
         let name = row.name.filter(|name| is_tenant_name(name) && !holds_key(name));
         let name = name.ok_or("name is not 1 to 255 characters, without control characters and keys")?;
         let schema = row.db_schema_name.unwrap_or_else(|| default_schema_name(&name));
         if !is_schema_name(&schema) {
-            return Err(format!("invalid schema name {schema:?}"));
+            return Err(format!("invalid schema name {schema:?}").into());
         }
         let status = row.status.as_deref().map(TenantStatus::parse);
         if let Some(TenantStatus::Other(other)) = &status {
             return Err(format!(
                 "invalid status {other:?}: expected one of {}",
                 TenantStatus::KNOWN.join(", ")
-            ));
+            )
+            .into());
         }
         let mode = mode(row.mode.as_deref())?;
         let plan = read(row.plan.as_deref(), PlanName::parse)?.map(|plan| plan.as_str().into());
@@ -101,11 +103,11 @@ impl Candidate {
 }
 
 /// Parses a mode. An empty text means no mode.
-fn mode(text: Option<&str>) -> Result<Option<Mode>, String> {
+fn mode(text: Option<&str>) -> Result<Option<Mode>, InvalidValue> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
     let known = Mode::ALL.into_iter().find(|mode| mode.as_str() == text);
     known.map(Some).ok_or_else(|| {
-        format!("invalid mode {text:?}: expected one of {}", Mode::ALL.map(Mode::as_str).join(", "))
+        format!("invalid mode {text:?}: expected one of {}", Mode::ALL.map(Mode::as_str).join(", ")).into()
     })
 }
 

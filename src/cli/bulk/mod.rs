@@ -230,7 +230,7 @@ impl<R: FileRow> Batch<R> {
                 self.slow += usize::from(row.is_slow());
                 self.rows.push((line, row));
             }
-            Err(why) => self.bad.push((line, why)),
+            Err(why) => self.bad.push((line, why.into())),
         }
     }
 

@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use super::super::Failure;
 use super::super::rows::unguard;
 use crate::audit::hex;
+use crate::invalid::InvalidValue;
 use crate::telemetry::scrub::scrub;
 
 /// The format of a file.
@@ -42,7 +43,7 @@ impl Format {
 }
 
 /// The line number of a row, and the row or why it is invalid.
-pub(super) type ReadRow<R> = (u64, Result<R, String>);
+pub(super) type ReadRow<R> = (u64, Result<R, InvalidValue>);
 
 /// The maximum size of a record in bytes; a usual row has some hundred.
 const MAX_RECORD: usize = 1 << 20;
@@ -124,7 +125,7 @@ impl Rows {
         };
         self.since.set(0);
         let row = row.map_err(|error| unreadable(&self.name, &error))?;
-        Ok(row.map(|(line, row)| (line, row.map_err(|why| scrub(&why).into_owned()))))
+        Ok(row.map(|(line, row)| (line, row.map_err(|why| scrub(&why.to_string()).into_owned().into()))))
     }
 
     /// Returns the number of bytes of the rows so far.
@@ -227,13 +228,16 @@ fn next_csv<R: DeserializeOwned>(
     Ok(Some((line, csv_row(record, header))))
 }
 
-fn csv_row<R: DeserializeOwned>(record: csv::ByteRecord, header: &csv::StringRecord) -> Result<R, String> {
+fn csv_row<R: DeserializeOwned>(
+    record: csv::ByteRecord,
+    header: &csv::StringRecord,
+) -> Result<R, InvalidValue> {
     if record.len() != header.len() {
-        return Err(format!("has {} fields where the first line has {}", record.len(), header.len()));
+        return Err(format!("has {} fields where the first line has {}", record.len(), header.len()).into());
     }
-    let record = csv::StringRecord::from_byte_record(record).map_err(|_| "is not UTF-8".to_owned())?;
+    let record = csv::StringRecord::from_byte_record(record).map_err(|_| "is not UTF-8")?;
     let record: csv::StringRecord = record.iter().map(unguard).collect();
-    record.deserialize(Some(header)).map_err(|error| error.to_string())
+    record.deserialize(Some(header)).map_err(|error| error.to_string().into())
 }
 
 fn next_jsonl<R: DeserializeOwned>(
@@ -257,11 +261,11 @@ fn next_jsonl<R: DeserializeOwned>(
     Ok(Some((*line, json_row(&text))))
 }
 
-fn json_row<R: DeserializeOwned>(text: &[u8]) -> Result<R, String> {
-    let text = std::str::from_utf8(text).map_err(|_| "is not UTF-8".to_owned())?;
+fn json_row<R: DeserializeOwned>(text: &[u8]) -> Result<R, InvalidValue> {
+    let text = std::str::from_utf8(text).map_err(|_| "is not UTF-8")?;
     serde_json::from_str(text).map_err(|error| {
         let error = error.to_string();
         let why = error.split(" at line ").next().unwrap_or_default();
-        format!("is not a valid JSON object of a row: {why}")
+        format!("is not a valid JSON object of a row: {why}").into()
     })
 }

@@ -3,13 +3,14 @@
 //! Connects as a client that trusts only the given authority, or else those of the system. An error of rustls becomes
 //! the finding.
 
+use std::io;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::super::target::{TlsArgs, host_and_port};
-use crate::client_tls::ClientTls;
+use crate::client_tls::{ChainError, ClientTls, ConnectError};
 use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
 
@@ -41,18 +42,31 @@ pub(super) async fn examine(
     }
 }
 
+/// Why the certificate is not known to be valid.
+#[derive(Debug, thiserror::Error)]
+enum CannotExamine {
+    #[error("the address has no port")]
+    NoPort,
+    #[error(transparent)]
+    Tcp(#[from] io::Error),
+    #[error(transparent)]
+    Tls(#[from] ConnectError),
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+}
+
 async fn expiry(
     url: &str,
     tls: &TlsArgs,
     protocol: &'static str,
     now: Timestamp,
-) -> Result<Option<Timestamp>, String> {
+) -> Result<Option<Timestamp>, CannotExamine> {
     let (host, port) = host_and_port(url);
-    let port: u16 = port.parse().map_err(|_| "the address has no port".to_owned())?;
-    let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|e| e.to_string())?;
+    let port: u16 = port.parse().map_err(|_| CannotExamine::NoPort)?;
+    let stream = TcpStream::connect((host.as_str(), port)).await?;
     let client = ClientTls { ca: tls.ca.as_deref(), own: tls.own(), protocol };
-    let stream = client.connect(&host, stream).await.map_err(|e| e.to_string())?;
-    client.expiry(stream.get_ref().1.peer_certificates().unwrap_or_default(), &host, now)
+    let stream = client.connect(&host, stream).await?;
+    Ok(client.expiry(stream.get_ref().1.peer_certificates().unwrap_or_default(), &host, now)?)
 }
 
 fn validity(check: &'static str, end: Option<Timestamp>, now: Timestamp) -> Finding {

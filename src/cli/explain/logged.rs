@@ -15,10 +15,11 @@ use uuid::Uuid;
 use super::super::Failure;
 use crate::clock::Timestamp;
 use crate::decision::rows::Row;
+use crate::invalid::InvalidValue;
 use crate::telemetry::scrub::scrub;
 
 /// Parses the id of a decision.
-pub(super) fn decision_id(text: &str) -> Result<Uuid, String> {
+pub(super) fn decision_id(text: &str) -> Result<Uuid, InvalidValue> {
     let id = Uuid::parse_str(text.trim()).ok().filter(|id| id.get_version_num() == 7);
     id.ok_or_else(|| {
         "invalid decision id: expected a UUIDv7, such as 018bcfe5-687b-7abc-8def-0123456789ab".into()

@@ -10,7 +10,7 @@ use super::through::ThroughView;
 use crate::decision::rows::{Row, Step};
 use crate::decision::{Decision, Fault, Grant, Objection};
 use crate::explain::{Case, Explanation};
-use crate::ext_authz::translate::{Answer, Speech, answer};
+use crate::ext_authz::translate::{Answer, ResponseOptions, answer};
 use crate::gate::Terms;
 
 /// A row of the outcome table with its result.
@@ -86,13 +86,18 @@ impl ExplainView {
     }
 
     /// Adds the explanation.
-    pub(super) fn with(self, explanation: &Explanation<'_>, prefix: Option<&str>, speech: &Speech) -> Self {
+    pub(super) fn with(
+        self,
+        explanation: &Explanation<'_>,
+        prefix: Option<&str>,
+        options: &ResponseOptions,
+    ) -> Self {
         Self {
             judged_at: Some(explanation.judged_at.to_string()),
             key_prefix: prefix.map(str::to_owned),
             key: explanation.key.as_ref().map(|key| KeyView::at(key, explanation.judged_at)),
             tenant: explanation.tenant.as_ref().map(TenantView::from),
-            cases: explanation.cases.iter().map(|case| case_view(explanation, case, speech)).collect(),
+            cases: explanation.cases.iter().map(|case| case_view(explanation, case, options)).collect(),
             notes: explanation.notes.clone(),
             ..self
         }
@@ -112,7 +117,7 @@ impl ExplainView {
     }
 }
 
-fn case_view(explanation: &Explanation<'_>, case: &Case<'_>, speech: &Speech) -> CaseView {
+fn case_view(explanation: &Explanation<'_>, case: &Case<'_>, options: &ResponseOptions) -> CaseView {
     let row = |(row, step): (Row, Step)| RowView {
         row: row.number(),
         condition: row.condition(),
@@ -124,14 +129,14 @@ fn case_view(explanation: &Explanation<'_>, case: &Case<'_>, speech: &Speech) ->
         because: explanation.because(row, step),
     };
     let rows = case.rows().into_iter().map(row).collect();
-    CaseView { presented: case.presenter.as_str(), rows, outcome: outcome(&case.decision(), speech) }
+    CaseView { presented: case.presenter.as_str(), rows, outcome: outcome(&case.decision(), options) }
 }
 
 /// Returns the answer that Envoy would get, and its effect.
-fn outcome((decision, terms): &(Decision<'_>, Terms<'_>), speech: &Speech) -> OutcomeView {
+fn outcome((decision, terms): &(Decision<'_>, Terms<'_>), options: &ResponseOptions) -> OutcomeView {
     let mut message = Vec::new();
     // The id of the response is not shown.
-    answer(&mut message, &Answer { terms: *terms, ..Answer::of(decision) }, Uuid::nil(), false, speech);
+    answer(&mut message, &Answer { terms: *terms, ..Answer::of(decision) }, Uuid::nil(), false, options);
     let (said, code) = of_answer(&message);
     let CheckView { allowed, http_status, body, mut metadata, .. } = said;
     OutcomeView {

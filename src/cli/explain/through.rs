@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::super::Failure;
 use crate::envoy::http::{Server, send};
 use crate::envoy::verdict;
-use crate::ext_authz::translate::DECISION_ID_HEADER;
+use crate::ext_authz::header::DECISION_ID_HEADER;
 use crate::telemetry::scrub::scrub;
 
 /// The number of characters of a body that are shown.

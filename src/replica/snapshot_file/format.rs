@@ -25,7 +25,7 @@ use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, Memo, PepperId, SecretHash};
 use crate::replica::Snapshot;
 use crate::route::{RouteId, RouteRow};
-use crate::store::{Look, Row};
+use crate::store::{Row, SyncPoint};
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 use crate::verify::memo::Peppers;
 
@@ -67,9 +67,9 @@ pub(super) struct Head {
 }
 
 impl Head {
-    pub(super) fn look(self) -> Look {
+    pub(super) fn sync_point(self) -> SyncPoint {
         let now = self.database_now.map(Timestamp);
-        Look {
+        SyncPoint {
             now,
             identity: self.identity,
             place: self.place,

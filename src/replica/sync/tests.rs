@@ -1,14 +1,15 @@
 //! Tests of the sync task with a scripted database and a paused clock.
 
-use std::collections::VecDeque;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+mod script;
 
-use async_trait::async_trait;
-use tokio::sync::Notify;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering::Relaxed;
+
 use tokio::time::Instant;
 use uuid::Uuid;
 
+pub(crate) use self::script::Script;
+use self::script::{Step, key, known};
 use super::*;
 use crate::clock::Timestamp;
 use crate::decision::Freshness;
@@ -16,7 +17,6 @@ use crate::key::KeyId;
 use crate::profile::ProfileRow;
 use crate::record::{ExpiresAt, KeyRecord, SecretHash};
 use crate::replica::tests::logged;
-use crate::store::{Announcement, NewMemo, Refusal, SchemaVersion, Shadowed, Touched, Used};
 use crate::tenant::TenantId;
 
 /// A clock that follows tokio's, which the tests pause.
@@ -28,184 +28,6 @@ impl Clock for TestClock {
     }
     fn uptime(&self) -> Duration {
         self.0.elapsed()
-    }
-}
-
-/// What a session does at the next load or poll.
-enum Step {
-    /// Returns these keys after 5 s.
-    Slow(Vec<&'static str>),
-    /// Returns these keys.
-    Load(Vec<&'static str>),
-    /// Returns these keys of another database.
-    Stranger(Vec<&'static str>),
-    /// Returns these keys as changed.
-    Changed(Vec<&'static str>),
-    /// Returns a mark.
-    Marked,
-    /// Requires a load of all rows.
-    Everything,
-    /// Fails.
-    Broken,
-    /// Never answers.
-    Silence,
-}
-
-/// A database that follows a script: a list of steps for each session. After the last step of a session nothing
-/// changes any more.
-#[derive(Default)]
-pub(crate) struct Script {
-    sessions: Mutex<VecDeque<Vec<Step>>>,
-    old_schema: bool,
-    embedded: bool,
-    migrated: AtomicBool,
-    /// Whether it still has every change.
-    remembers: bool,
-    hint: Arc<Notify>,
-    /// When sessions were opened.
-    asked: Mutex<Vec<Instant>>,
-    /// What servers announced: their position, and how long they serve without polling.
-    pub(in crate::replica) announced: Mutex<Vec<(String, Duration)>>,
-    pub(in crate::replica) refuses_announcements: AtomicBool,
-    pub(in crate::replica) retracted: Mutex<Vec<Uuid>>,
-    /// The retention of each pruning of the change log.
-    pub(in crate::replica) pruned: Mutex<Vec<Duration>>,
-    /// The retention of each pruning of usage.
-    pub(in crate::replica) pruned_usage: Mutex<Vec<Duration>>,
-    /// The counts of usage that were added.
-    pub(crate) usage: Mutex<Vec<Used>>,
-    pub(crate) refuses_usage: AtomicBool,
-}
-
-struct Scripted {
-    steps: VecDeque<Step>,
-    remembers: bool,
-    hint: Arc<Notify>,
-}
-
-fn key(prefix: &str) -> Row {
-    let record = KeyRecord {
-        id: KeyId(Uuid::nil()),
-        tenant_id: TenantId(Uuid::nil()),
-        prefix: prefix.into(),
-        hash: None,
-        expires_at: ExpiresAt::NEVER,
-        revoked: false,
-        not_before: Timestamp::MIN,
-        disabled: false,
-    };
-    Row::Key(record, None, ProfileRow::default())
-}
-
-fn known() -> Look {
-    Look { identity: "ours".into(), newest_change: Some("7".into()), ..Look::default() }
-}
-
-fn broken() -> StoreError {
-    StoreError::Unavailable("broken".into())
-}
-
-#[async_trait]
-impl Session for Scripted {
-    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<Look, StoreError> {
-        let (keys, identity) = match self.steps.pop_front() {
-            Some(Step::Load(keys)) => (keys, "ours"),
-            Some(Step::Stranger(keys)) => (keys, "another"),
-            Some(Step::Slow(keys)) => {
-                sleep(Duration::from_secs(5)).await;
-                (keys, "ours")
-            }
-            Some(Step::Silence) => std::future::pending().await,
-            _ => return Err(broken()),
-        };
-        for prefix in keys {
-            sink(key(prefix));
-        }
-        Ok(Look { identity: identity.into(), ..known() })
-    }
-
-    async fn hint(&mut self) -> Result<(), StoreError> {
-        self.hint.notified().await;
-        Ok(())
-    }
-
-    async fn has(&mut self, _: &Look) -> Result<bool, StoreError> {
-        Ok(self.remembers)
-    }
-
-    async fn changes(&mut self) -> Result<Changes, StoreError> {
-        match self.steps.pop_front() {
-            Some(Step::Changed(keys)) => {
-                let rows = keys.into_iter().map(|prefix| Change::Now(key(prefix))).collect();
-                Ok(Changes::Rows(rows, known()))
-            }
-            Some(Step::Marked) => Ok(Changes::Rows(vec![Change::Mark], known())),
-            Some(Step::Everything) => Ok(Changes::Everything),
-            Some(Step::Silence) => std::future::pending().await,
-            Some(_) => Err(broken()),
-            None => Ok(Changes::Rows(Vec::new(), known())),
-        }
-    }
-}
-
-#[async_trait]
-impl Store for Script {
-    fn kind(&self) -> &'static str {
-        "script"
-    }
-    fn address(&self) -> String {
-        "script".into()
-    }
-    fn embedded(&self) -> bool {
-        self.embedded
-    }
-    async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
-        self.asked.lock().unwrap().push(Instant::now());
-        let steps = self.sessions.lock().unwrap().pop_front().ok_or_else(broken)?;
-        let (steps, remembers, hint) = (steps.into(), self.remembers, Arc::clone(&self.hint));
-        Ok(Box::new(Scripted { steps, remembers, hint }))
-    }
-    async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
-        Ok(SchemaVersion { current: i64::from(!self.old_schema), needed: 1 })
-    }
-    async fn migrate(&self) -> Result<Vec<i64>, StoreError> {
-        self.migrated.store(true, Relaxed);
-        Ok(vec![1])
-    }
-    async fn prune_changes(&self, keep: Duration) -> Result<u64, StoreError> {
-        self.pruned.lock().unwrap().push(keep);
-        Err(broken())
-    }
-    async fn announce(&self, said: &Announcement<'_>) -> Result<(), StoreError> {
-        self.announced.lock().unwrap().push((said.position.to_owned(), said.serves_for));
-        if self.refuses_announcements.load(Relaxed) { Err(broken()) } else { Ok(()) }
-    }
-    async fn retract(&self, id: Uuid) -> Result<(), StoreError> {
-        self.retracted.lock().unwrap().push(id);
-        Err(broken())
-    }
-    async fn touch_keys(&self, _: &[(KeyId, Timestamp)]) -> Result<Touched, StoreError> {
-        Err(broken())
-    }
-    async fn write_memos(&self, _: &[NewMemo]) -> Result<(), StoreError> {
-        Err(broken())
-    }
-    async fn write_shadowed(&self, _: &[Shadowed]) -> Result<(), StoreError> {
-        Err(broken())
-    }
-    async fn write_refusals(&self, _: &[Refusal]) -> Result<(), StoreError> {
-        Err(broken())
-    }
-    async fn add_usage(&self, used: &[Used]) -> Result<(), StoreError> {
-        if self.refuses_usage.load(Relaxed) {
-            return Err(broken());
-        }
-        self.usage.lock().unwrap().extend(used);
-        Ok(())
-    }
-    async fn prune_usage(&self, keep: Duration) -> Result<(), StoreError> {
-        self.pruned_usage.lock().unwrap().push(keep);
-        Err(broken())
     }
 }
 
@@ -354,7 +176,7 @@ async fn a_clock_difference_is_logged_when_it_begins_and_ends() {
         (asked.wall, 0, None),
         (asked.wall.before(Duration::from_secs(5)), 5_000_000, Some(differs)),
     ] {
-        sync.compare_clocks(&asked, &Look { now: Some(database), ..Look::default() });
+        sync.compare_clocks(&asked, &SyncPoint { now: Some(database), ..SyncPoint::default() });
         assert_eq!(sync.replica.clock_skew_micros(), skew);
         assert_eq!(logged(), Vec::from_iter(line), "{skew}");
     }
@@ -365,8 +187,8 @@ async fn the_database_clock_is_taken_at_the_answer_and_the_age_from_the_start() 
     let mut sync = idle();
     let asked = sync.ask();
     tokio::time::advance(Duration::from_secs(1)).await;
-    let look = Look { now: Some(Timestamp(5_000_000)), ..known() };
-    sync.apply(Vec::new(), look, &sync.answered(asked));
+    let point = SyncPoint { now: Some(Timestamp(5_000_000)), ..known() };
+    sync.apply(Vec::new(), point, &sync.answered(asked));
     assert_eq!(sync.replica.age(sync.clock.as_ref()), Some(Duration::from_secs(1)));
     assert_eq!(sync.replica.now(sync.clock.as_ref()), Timestamp(5_000_000));
 }

@@ -32,7 +32,7 @@ impl PostgresStore {
         address: &Address,
         settings: &Settings,
     ) -> Result<PgConnection, StoreError> {
-        address.files().map_err(StoreError::Unavailable)?;
+        address.files().map_err(|error| StoreError::Unavailable(error.to_string()))?;
         let limit = address.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
         let mut connection = timeout(limit, address.options.connect())
             .await

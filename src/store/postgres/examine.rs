@@ -48,7 +48,7 @@ pub(super) async fn examine(
         let shapes = shapes(&mut connection).await?;
         let sound = shapes.iter().all(|finding| finding.level == Level::Ok);
         findings.extend(shapes);
-        // There is no right to a column that is missing.
+        // A privilege for a missing column cannot be queried.
         if sound {
             findings.extend(privileges::examine(&mut connection, purpose).await?);
         }
@@ -134,7 +134,7 @@ async fn transport(connection: &mut PgConnection) -> Result<Finding, StoreError>
     })
 }
 
-/// `SQL_ASCII` checks no text, so that some may be no UTF-8.
+/// Detects the encoding `SQL_ASCII`, which does not check texts, so that some of them may not be valid UTF-8.
 async fn encoding(connection: &mut PgConnection) -> Result<Finding, StoreError> {
     let row = sqlx::query("SELECT current_setting('server_encoding')").fetch_one(connection).await?;
     let encoding: String = row.try_get(0)?;
@@ -146,7 +146,7 @@ async fn encoding(connection: &mut PgConnection) -> Result<Finding, StoreError> 
     })
 }
 
-/// By how much the clocks may differ: what `serve` warns of too.
+/// The maximum difference of the clocks; `serve` warns of the same.
 const SKEW_MICROS: i64 = 2_000_000;
 
 async fn time(connection: &mut PgConnection, clock: &dyn Clock) -> Result<Finding, StoreError> {
@@ -233,7 +233,7 @@ async fn shapes(connection: &mut PgConnection) -> Result<Vec<Finding>, StoreErro
     Ok(if wrong.is_empty() { fine() } else { wrong.into_iter().map(bad).collect() })
 }
 
-/// Finds a second set of tenantgate's tables, which someone may change by mistake.
+/// Finds a second set of tenantgate's tables, which an operator may change by mistake.
 async fn second_set(connection: &mut PgConnection, home: &str) -> Result<Finding, StoreError> {
     const CHECK: &str = "database.tables";
     let sql = "SELECT n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -324,7 +324,7 @@ async fn subscription(connection: &mut PgConnection) -> Result<Finding, StoreErr
     })
 }
 
-/// Subscribers that do not read what is kept for them.
+/// Finds replication slots whose subscribers do not read the changes that Postgres keeps for them.
 async fn slots(connection: &mut PgConnection) -> Result<Finding, StoreError> {
     const CHECK: &str = "database.replication";
     let sql = "SELECT slot_name::text FROM pg_replication_slots
@@ -342,7 +342,7 @@ async fn slots(connection: &mut PgConnection) -> Result<Finding, StoreError> {
     })
 }
 
-/// Schemas that would be found before ours, and tenants that are served and have none.
+/// Finds schemas that precede the configured one in the search path, and served tenants without a schema.
 async fn schemas(connection: &mut PgConnection, home: &str) -> Result<Vec<Finding>, StoreError> {
     const CHECK: &str = "database.schemas";
     let sql = "SELECT db_schema_name::text, db_schema_name = $1 OR EXISTS (SELECT FROM pg_roles WHERE rolname = db_schema_name),

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sqlx::Row as _;
 
-use super::{PostgresStore, examine, look};
+use super::{PostgresStore, examine, poll};
 use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
 use crate::store::StoreError;
@@ -13,7 +13,7 @@ use crate::store::sql::instant::Micros;
 #[async_trait]
 impl Inspect for PostgresStore {
     async fn key_row(&self, prefix: &str) -> Result<Option<KeyRow>, StoreError> {
-        look::one_key(&mut self.connect().await?, prefix).await
+        poll::one_key(&mut self.connect().await?, prefix).await
     }
 
     async fn time(&self) -> Result<Option<Timestamp>, StoreError> {

@@ -7,9 +7,9 @@ mod connection;
 mod examine;
 mod inspect;
 mod locks;
-mod look;
 mod migrate;
 mod moved;
+mod poll;
 mod privileges;
 mod schema_check;
 mod schemas;
@@ -29,8 +29,8 @@ use super::migrations;
 use super::sql::instant::Micros;
 use super::sql::{self, Link, Pool, SqlStore};
 use super::{
-    Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, Refusal, SchemaVersion, Session,
-    Shadowed, ShadowedKind, Store, StoreError, Touched, UrlSource, Used, day_of,
+    AddressError, Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, Refusal, SchemaVersion,
+    Session, Shadowed, ShadowedKind, Store, StoreError, Touched, UrlSource, Used, day_of,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;
@@ -65,7 +65,7 @@ impl PostgresStore {
     /// # Errors
     ///
     /// The address is invalid. The error says why, without the address.
-    pub fn new(url: &str) -> Result<Self, String> {
+    pub fn new(url: &str) -> Result<Self, AddressError> {
         Self::at(UrlSource::Text(url.to_owned()), None)
     }
 
@@ -74,16 +74,20 @@ impl PostgresStore {
     /// # Errors
     ///
     /// The address cannot be read or is invalid, the schema is invalid, or the address names another schema.
-    pub fn at(source: UrlSource, schema: Option<&str>) -> Result<Self, String> {
+    pub fn at(source: UrlSource, schema: Option<&str>) -> Result<Self, AddressError> {
         let address = Address::parse(&source.read()?)?;
         let schema = match (schema, address.schema.as_deref()) {
             (Some(said), _) if !address::is_schema(said) => {
-                return Err("invalid --database-schema: expected the name of one Postgres schema".into());
+                return Err(AddressError::invalid(
+                    "--database-schema",
+                    "expected the name of one Postgres schema",
+                ));
             }
             (Some(said), Some(other)) if said != other => {
-                return Err(format!(
-                    "the URL's options set search_path to {other:?}, but --database-schema is {said:?}: use the same schema"
-                ));
+                return Err(AddressError::rejected(format!(
+                    "the URL's options set search_path to {other:?}, but --database-schema is {said:?}: use the same \
+                     schema"
+                )));
             }
             (said, other) => said.or(other).unwrap_or(DEFAULT_SCHEMA).to_owned(),
         };

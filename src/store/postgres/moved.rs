@@ -70,7 +70,7 @@ pub(super) async fn subscription(connection: &mut PgConnection) -> Result<Option
     Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
 
-/// A subscription that would write them if it were enabled.
+/// Returns the name of a disabled subscription that would write them.
 pub(super) async fn disabled_subscription(
     connection: &mut PgConnection,
 ) -> Result<Option<String>, StoreError> {
@@ -80,7 +80,7 @@ pub(super) async fn disabled_subscription(
     Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
 
-/// Refuses a change on a subscriber: the publisher would undo it or collide with it.
+/// Rejects a change on a subscriber, because the publisher would undo it or conflict with it.
 pub(super) async fn refuse_on_subscriber(connection: &mut PgConnection) -> Result<(), StoreError> {
     match subscription(connection).await? {
         None => Ok(()),

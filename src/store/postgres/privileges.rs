@@ -13,7 +13,7 @@ use crate::store::inspect::Purpose;
 /// A privilege: its name, the SQL expression that tests for it, and whether `serve` cannot accept any key without it.
 type Right = (&'static str, &'static str, bool);
 
-/// What `serve` does.
+/// The privileges for `serve`.
 const SERVE: [Right; 18] = [
     ("SELECT ON tenants", "has_table_privilege('tenants', 'SELECT')", true),
     (
@@ -66,7 +66,7 @@ const SERVE: [Right; 18] = [
     ),
 ];
 
-/// What `tenant`, `key`, `plan`, `route`, `admin-key`, `report`, `audit` and `manage` do.
+/// The privileges for `tenant`, `key`, `plan`, `route`, `admin-key`, `report`, `audit` and `manage`.
 const ADMIN: [Right; 16] = [
     (
         "SELECT, INSERT, UPDATE (name, status, mode, plan) ON tenants",
@@ -244,7 +244,7 @@ async fn held(connection: &mut PgConnection, rights: &[Right]) -> Result<Vec<Rig
     divided(connection, rights, true).await
 }
 
-/// Returns the rights that the role has, or those that it lacks.
+/// Returns the privileges that the role has, or those that it lacks.
 async fn divided(
     connection: &mut PgConnection,
     rights: &[Right],

@@ -18,8 +18,8 @@ use tokio_stream::StreamExt as _;
 
 use super::PostgresStore;
 use super::connection::pin;
-use super::look::{self, Header, REC};
-use crate::store::{CONNECT_TIMEOUT, Changes, Look, Row, Session, StoreError};
+use super::poll::{self, Header, REC};
+use crate::store::{CONNECT_TIMEOUT, Changes, Row, Session, StoreError, SyncPoint};
 
 const CHANNEL: &str = "tenantgate_change";
 
@@ -68,23 +68,23 @@ struct Which {
 
 #[async_trait]
 impl Session for PostgresSession {
-    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<Look, StoreError> {
+    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<SyncPoint, StoreError> {
         self.which = which(&mut self.listener).await?;
         let mut header = None;
-        let mut rows = sqlx::query(sqlx::AssertSqlSafe(look::load())).fetch(&mut self.listener);
+        let mut rows = sqlx::query(sqlx::AssertSqlSafe(poll::load())).fetch(&mut self.listener);
         while let Some(row) = rows.next().await {
             let row = row?;
             match row.try_get(REC)? {
                 "h" => header = Some(Header::read(&row)?),
-                "t" => sink(Row::Tenant(look::tenant_row(&row)?)),
-                "p" => sink(Row::Plan(look::plan_row(&row)?)),
-                "r" => sink(Row::Route(look::route_row(&row)?)),
-                _ => sink(look::key_row(&row)?),
+                "t" => sink(Row::Tenant(poll::tenant_row(&row)?)),
+                "p" => sink(Row::Plan(poll::plan_row(&row)?)),
+                "r" => sink(Row::Route(poll::route_row(&row)?)),
+                _ => sink(poll::key_row(&row)?),
             }
         }
         drop(rows);
         let header = self.accept(header)?;
-        Ok(self.look(header))
+        Ok(self.sync_point(header))
     }
 
     async fn hint(&mut self) -> Result<(), StoreError> {
@@ -106,10 +106,10 @@ impl Session for PostgresSession {
             let row = row?;
             match row.try_get(REC)? {
                 "h" => header = Some(Header::read(&row)?),
-                "t" => changes.push(look::tenant_change(&row)?),
-                "p" => changes.push(look::plan_change(&row)?),
-                "r" => changes.push(look::route_change(&row)?),
-                _ => changes.push(look::key_change(&row)?),
+                "t" => changes.push(poll::tenant_change(&row)?),
+                "p" => changes.push(poll::plan_change(&row)?),
+                "r" => changes.push(poll::route_change(&row)?),
+                _ => changes.push(poll::key_change(&row)?),
             }
         }
         drop(rows);
@@ -117,10 +117,10 @@ impl Session for PostgresSession {
         if header.reload {
             return Ok(Changes::Everything);
         }
-        Ok(Changes::Rows(changes, self.look(header)))
+        Ok(Changes::Rows(changes, self.sync_point(header)))
     }
 
-    async fn has(&mut self, known: &Look) -> Result<bool, StoreError> {
+    async fn has(&mut self, known: &SyncPoint) -> Result<bool, StoreError> {
         let change: Vec<_> = known.newest_change.as_deref().unwrap_or_default().split(' ').collect();
         let [log, id, xid] = change.as_slice() else { return Ok(true) };
         // A subscriber has its own change log, which cannot contain a change of its publisher's.
@@ -183,12 +183,12 @@ impl PostgresSession {
             snapshot,
             which: Which::default(),
             schema,
-            changes: look::changes().into(),
+            changes: poll::changes().into(),
         })
     }
 
-    fn look(&self, header: Header) -> Look {
-        Look {
+    fn sync_point(&self, header: Header) -> SyncPoint {
+        SyncPoint {
             now: Some(header.now),
             identity: self.which.identity.clone(),
             place: self.which.place.clone(),

@@ -34,7 +34,7 @@ fn admin_key_of(row: &Row) -> Result<AdminKey, StoreError> {
         }
     };
     let given = Authority {
-        permissions: Permissions::parse(&permissions).map_err(inconsistent)?,
+        permissions: Permissions::parse(&permissions).map_err(|error| inconsistent(error.into()))?,
         reach,
         expires_at: row.expiry("expires_at")?,
     };

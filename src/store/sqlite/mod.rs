@@ -28,8 +28,8 @@ use self::session::SqliteSession;
 use super::migrations;
 use super::sql::{self, Link, Pool, SqlStore};
 use super::{
-    Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, Refusal, SchemaVersion, Session,
-    Shadowed, Store, StoreError, Touched, Used, day_of,
+    AddressError, Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, Refusal, SchemaVersion,
+    Session, Shadowed, Store, StoreError, Touched, Used, day_of,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;
@@ -57,12 +57,14 @@ impl SqliteStore {
     /// # Errors
     ///
     /// The address is invalid, or names a database in memory.
-    pub fn new(url: &str) -> Result<Self, String> {
+    pub fn new(url: &str) -> Result<Self, AddressError> {
         if url.contains(":memory:") || url.contains("mode=memory") {
-            return Err("a database in memory does not last until the next command: use a file".into());
+            return Err(AddressError::rejected(
+                "a database in memory does not last until the next command: use a file",
+            ));
         }
         let options = SqliteConnectOptions::from_str(url)
-            .map_err(|e| format!("invalid database URL: {e}"))?
+            .map_err(|e| AddressError::Form(e.to_string().into()))?
             .foreign_keys(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)

@@ -20,7 +20,7 @@ use crate::record::{KeyRecord, Memo, SecretHash};
 use crate::route::RouteId;
 use crate::store::inspect::KeyRow;
 use crate::store::sql::{self, TENANT, tenant_of};
-use crate::store::{Change, Changes, Look, Row, Session, StoreError};
+use crate::store::{Change, Changes, Row, Session, StoreError, SyncPoint};
 use crate::tenant::TenantId;
 
 /// A connection that only reads.
@@ -38,7 +38,7 @@ pub(super) struct SqliteSession {
 
 #[async_trait]
 impl Session for SqliteSession {
-    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<Look, StoreError> {
+    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<SyncPoint, StoreError> {
         self.is_the_same_file()?;
         self.data_version = self.read_data_version().await?;
         let mut transaction = self.connection.begin().await?;
@@ -76,7 +76,7 @@ impl Session for SqliteSession {
         sql::routes::all(link).await?.into_iter().for_each(|route| sink(Row::Route(route)));
         transaction.commit().await?;
         self.cursor = newest;
-        Ok(self.look())
+        Ok(self.sync_point())
     }
 
     /// SQLite sends no hints. The session polls often enough without.
@@ -84,7 +84,7 @@ impl Session for SqliteSession {
         std::future::pending().await
     }
 
-    async fn has(&mut self, known: &Look) -> Result<bool, StoreError> {
+    async fn has(&mut self, known: &SyncPoint) -> Result<bool, StoreError> {
         let newest: i64 = sqlx::query(NEWEST_CHANGE).fetch_one(&mut self.connection).await?.try_get(0)?;
         let change = known.newest_change.as_deref().unwrap_or_default();
         Ok(change.parse::<i64>().is_ok_and(|change| change <= newest))
@@ -94,7 +94,7 @@ impl Session for SqliteSession {
         self.is_the_same_file()?;
         let version = self.read_data_version().await?;
         if version == self.data_version {
-            return Ok(Changes::Rows(Vec::new(), self.look()));
+            return Ok(Changes::Rows(Vec::new(), self.sync_point()));
         }
         let mut transaction = self.connection.begin().await?;
         let newest: i64 = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
@@ -111,7 +111,7 @@ impl Session for SqliteSession {
         }
         transaction.commit().await?;
         (self.cursor, self.data_version) = (newest, version);
-        Ok(Changes::Rows(changes, self.look()))
+        Ok(Changes::Rows(changes, self.sync_point()))
     }
 }
 
@@ -164,13 +164,13 @@ impl SqliteSession {
         }
     }
 
-    fn look(&self) -> Look {
-        Look {
+    fn sync_point(&self) -> SyncPoint {
+        SyncPoint {
             position: self.cursor.to_string(),
             newest_change: Some(self.cursor.to_string()),
             identity: self.identity.clone(),
             place: format!("{}:{}", self.file_id.0, self.file_id.1),
-            ..Look::default()
+            ..SyncPoint::default()
         }
     }
 

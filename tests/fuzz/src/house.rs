@@ -9,7 +9,7 @@ use tenantgate::audit::{Action, Actor};
 use tenantgate::batch_writer::Schedule;
 use tenantgate::clock::{ManualClock, SystemClock, Timestamp};
 use tenantgate::config;
-use tenantgate::ext_authz::translate::{Answer, Speech, answer, read};
+use tenantgate::ext_authz::translate::{Answer, ResponseOptions, answer, read};
 use tenantgate::gate::{self, Gate, View};
 use tenantgate::key::KeyId;
 use tenantgate::last_used::LastUsed;
@@ -89,7 +89,7 @@ pub struct House {
     runtime: Runtime,
     gate: Gate,
     request: request::Options,
-    speech: Speech,
+    response: ResponseOptions,
 }
 
 impl House {
@@ -112,7 +112,7 @@ impl House {
         let verifier = Verifier::start(verify::Options::default(), keyring).expect("threads");
         let memos = MemoWriter::new(Peppers::default(), Schedule::every(Duration::from_secs(1)));
         let gate = Gate::new(replica, verifier, LastUsed::new(Schedule::every(Duration::from_secs(30))), memos, clock, gate::Options::default());
-        Self { runtime, gate, request: reading(), speech: speaking() }
+        Self { runtime, gate, request: reading(), response: response_options() }
     }
 
     /// Returns the bytes of the answer; `None` if the message is not a valid `CheckRequest`. Synchronous if possible,
@@ -123,7 +123,7 @@ impl House {
             let verdict = view.judge(&asked, &|| None).ok()?;
             let (mut bytes, cache) = (Vec::new(), verdict.tenant.map(TenantEntry::responses));
             let said = Answer { decision: &verdict.decision, terms: verdict.terms, cache };
-            answer(&mut bytes, &said, Uuid::nil(), asked.bearer, &self.speech);
+            answer(&mut bytes, &said, Uuid::nil(), asked.bearer, &self.response);
             self.gate.record(&verdict, view.started());
             Some(bytes)
         };
@@ -143,8 +143,8 @@ pub fn reading() -> request::Options {
 }
 
 /// The format of answers.
-pub fn speaking() -> Speech {
-    Speech { key_header: KEY_HEADER.into(), ..Speech::default() }
+pub fn response_options() -> ResponseOptions {
+    ResponseOptions { key_header: KEY_HEADER.into(), ..ResponseOptions::default() }
 }
 
 /// A whole server, with a listener on a Unix socket.
@@ -169,7 +169,7 @@ impl Served {
         settings.listen.listen = vec![Address::Unix(socket.clone())];
         settings.ops_listen = "127.0.0.1:0".into();
         settings.ext_authz.request = reading();
-        settings.ext_authz.speech = speaking();
+        settings.ext_authz.response = response_options();
         settings.clock = Arc::new(SystemClock);
         runtime.spawn(async move {
             let ended = serve(settings, std::future::pending()).await;

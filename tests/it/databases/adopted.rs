@@ -1,4 +1,4 @@
-//! Tables in a database of other programs: the fixed schema, schemas of tenants, shapes of adopted tables.
+//! Tests databases that other programs share: the fixed schema, schemas of tenants, and adopted tables.
 
 use super::{KEY, PLAIN, postgres_with, rows};
 use crate::support::cli::run_in;
@@ -94,7 +94,7 @@ fn a_tenant_cannot_use_a_schema_of_another_program() {
     assert_eq!(rows.as_deref(), Some("2"), "a rejected tenant left no row");
 }
 
-/// Statements that break the plain tables, and what the error must name.
+/// Statements that break the plain tables, and a part of the expected error.
 const SPOILT: [(&str, &str); 25] = [
     ("ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_prefix_key", "api_keys.key_prefix is not UNIQUE"),
     (
@@ -190,7 +190,7 @@ fn naive_timestamps_are_converted_and_disabling_columns_are_applied() {
     let shown = database.json(&["key", "list"]);
     assert_eq!(shown[0]["expires_at"].as_str().map(|at| &at[..19]), Some("2099-01-01T00:00:00"), "{shown}");
     assert_eq!(database.json(&["key", "show", "llmk_off"])["status"], "revoked");
-    // What the application inserts later gets the default that it has set, whatever the time zone of its session.
+    // Later rows of the application get its own default, whatever the time zone of its session is.
     let inserted = "SET TIME ZONE 'Asia/Tokyo';
                     INSERT INTO api_keys (hashed_key, key_prefix, tenant_id) SELECT 'y', 'llmk_later', id FROM tenants";
     database.sql(inserted);
@@ -206,7 +206,7 @@ fn naive_timestamps_are_converted_and_disabling_columns_are_applied() {
     assert_eq!(database.json(&["migrate"])["applied"], serde_json::json!([]), "asked once");
 }
 
-/// A default may call functions of whoever owns the table, and `migrate` may run as somebody who may do more.
+/// A default may call functions of the owner of the table, and `migrate` may run as a role with more privileges.
 #[test]
 fn a_default_is_converted_without_being_executed() {
     let sql = format!(
@@ -222,7 +222,7 @@ fn a_default_is_converted_without_being_executed() {
     assert_eq!(database.text(default).as_deref(), Some("(trap() AT TIME ZONE 'UTC'::text)"));
 }
 
-/// Whichever way a switch is written down, and whatever an operator calls its value.
+/// For every type of a column that disables rows, and every spelling of its value.
 #[test]
 fn a_switch_is_heeded_however_its_value_is_spelled() {
     for (column, off, says) in [

@@ -6,7 +6,7 @@ use crate::support::postgres::Cluster;
 use crate::support::region::subscribe;
 use crate::support::{Ask, Backend, Database, PATIENCE, Server, eventually};
 
-/// A migrated database `own` in a cluster, with [`KEY`].
+/// Creates a migrated database `own` in a cluster, with [`KEY`].
 pub(super) fn own(cluster: &Cluster) -> Database {
     cluster.admin("CREATE DATABASE own");
     let database = Database::at(Backend::Postgres, &cluster.url("own"));
@@ -15,7 +15,7 @@ pub(super) fn own(cluster: &Cluster) -> Database {
     database
 }
 
-/// A server on a database that tests can redirect.
+/// Starts a server whose database the test can redirect.
 pub(super) fn server_through(link: &Link, cluster: &Cluster) -> Server {
     let url = cluster.url("own").replace(&format!(":{}/", cluster.port()), &format!(":{}/", link.port()));
     Server::on(&Database::at(Backend::Postgres, &url)).start()
@@ -123,7 +123,7 @@ fn a_moved_database_is_followed_and_one_that_went_back_raises_an_alarm() {
     });
     assert_eq!((moves(), alarms()), (1, 0), "{}", server.stderr.text());
     assert_eq!(server.row(key.clone()), "401 revoked");
-    // Now an older copy is at this address, and is used.
+    // Now an older copy is at this address, and the server uses it.
     cluster.admin("DROP DATABASE own WITH (FORCE)");
     cluster.restore("own", &older);
     server.row_becomes("200 ok", PATIENCE, key);
@@ -150,7 +150,7 @@ fn a_copy_with_a_new_identity_is_rejected() {
     assert_eq!(count(&server, "tenantgate_database_moves_total"), 0);
 }
 
-/// A publisher with [`KEY`] and a subscriber, each with a database `own`.
+/// Starts a publisher with [`KEY`] and a subscriber, each with a database `own`.
 fn subscribed(publication: &str, how: &str) -> Option<(Cluster, Cluster)> {
     let (publisher, subscriber) = (Cluster::publisher()?, Cluster::private()?);
     let database = own(&publisher);
@@ -193,7 +193,7 @@ fn a_subscriber_is_a_database_for_its_own_servers_and_read_only_until_promoted()
         assert_eq!(server.row(key.clone()), "200 ok", "{publication} {how}");
         let id = "SELECT id::text FROM tenantgate_identity";
         assert_eq!(here.text(id), there.text(id), "the same database");
-        // Counts of the publisher are not counts of the region. The region creates the missing partitions.
+        // The counts of the publisher are not those of the region. The region creates the missing partitions.
         there.sql("SELECT tenantgate_add_usage(ARRAY[current_date], ARRAY[gen_random_uuid()], ARRAY['ok'], ARRAY[1])");
         let origin = Server::on(&there).start();
         there.cli(&["key", "revoke", "llmk_ours", "--wait=10s"]).ok();

@@ -171,7 +171,7 @@ fn a_poll_is_as_cheap_with_a_long_log_as_with_none() {
 
 /// Returns the CPU time of a thousand polls in their backend, in hundredths of a second.
 fn ticks_of_polls(world: &World, round: u32) -> u64 {
-    // The session is closed here.
+    // The session ends here.
     let _context = runtime().enter();
     let name = format!("polls-{round}");
     let store = PostgresStore::new(&format!("{}?application_name={name}", world.db.url())).unwrap();

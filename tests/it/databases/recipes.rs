@@ -10,7 +10,7 @@ fn own_in(cluster: &Cluster) -> Database {
     Database::at(Backend::Postgres, &cluster.url("own"))
 }
 
-/// Says what the server has seen: moves, alarms, loads.
+/// Returns the server's counters of moves, alarms and loads.
 fn seen(server: &crate::support::Server) -> [u64; 3] {
     [
         "tenantgate_database_moves_total",
@@ -39,7 +39,7 @@ fn a_cluster_that_is_restored_to_an_instant_is_followed_with_the_alarm() {
     let restored = backup.restored_to(&instant);
     link.lead_to(restored.port());
     server.row_becomes("200 ok", PATIENCE, key.clone());
-    // The same cluster in another time: no move, and a change that is gone.
+    // It is the same cluster at an earlier time: the database has not moved, but a change is lost.
     assert_eq!(seen(&server), [0, 1, 2], "{}", server.stderr.text());
     assert!(server.stderr.text().contains("the database went back"));
     let there = own_in(&restored);

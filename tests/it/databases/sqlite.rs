@@ -1,4 +1,4 @@
-//! SQLite files that are replaced, restored or deleted under a running server.
+//! Tests SQLite files that are replaced, restored or deleted under a running server.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -75,7 +75,7 @@ fn another_file_is_rejected_and_a_missing_one_is_not_created() {
     );
 }
 
-/// Rows that are passed between two threads one by one cost two context switches each.
+/// If rows were passed between two threads one by one, each would cost two context switches.
 #[test]
 fn a_load_passes_its_rows_in_pages() {
     let world = World::somewhere();
@@ -97,7 +97,7 @@ fn a_load_passes_its_rows_in_pages() {
     assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok");
 }
 
-/// Replaces the file, as `mv` does, or removes it.
+/// Replaces the file as `mv` does, or removes it.
 fn replace(file: &Path, bytes: Option<&[u8]>) {
     for end in ["-wal", "-shm"] {
         let _ = std::fs::remove_file(format!("{}{end}", file.display()));
@@ -112,7 +112,7 @@ fn replace(file: &Path, bytes: Option<&[u8]>) {
     }
 }
 
-/// The two tables as SQLAlchemy makes them.
+/// The two tables as SQLAlchemy creates them.
 const PLAIN: &str = "CREATE TABLE tenants (
     id CHAR(32) NOT NULL PRIMARY KEY, name VARCHAR(255) NOT NULL, db_schema_name VARCHAR(63) NOT NULL UNIQUE,
     created_at DATETIME NOT NULL DEFAULT CURRENT_TIMESTAMP, status VARCHAR(50) NOT NULL DEFAULT 'active');
@@ -124,7 +124,7 @@ INSERT INTO tenants (id, name, db_schema_name) VALUES ('0123456789abcdef01234567
 INSERT INTO api_keys (id, hashed_key, key_prefix, tenant_id)
 VALUES ('1123456789abcdef0123456789abcdef', '{hash}', 'llmk_ours', '0123456789abcdef0123456789abcdef')";
 
-/// A file with the tables of an application, after `change` was made to their definition, and `more`.
+/// Creates a file with the tables of an application. `change` replaces a part of their definition; `more` follows it.
 fn plain(change: (&str, &str), more: &str) -> Database {
     let database = Database::empty(Backend::Sqlite).expect("always there");
     std::fs::write(file(&database), "").unwrap();
@@ -180,14 +180,14 @@ fn a_switch_is_heeded_however_its_value_is_spelled() {
     }
 }
 
-/// The other ways in which a file vanishes or changes.
+/// Tests the other ways in which a file disappears or changes.
 #[test]
 fn a_file_that_is_moved_away_emptied_or_replaced_behind_a_link_is_noticed() {
     let world = World::somewhere();
     world.db.sql("PRAGMA wal_checkpoint(TRUNCATE)");
     let backup = std::fs::read(file(&world.db)).unwrap();
     let key = Ask::with_key(&world.live.text);
-    // Behind a link, as mounted volumes are replaced.
+    // Replaced behind a symbolic link, as in mounted volumes.
     let (real, other) = (world.db.dir().join("a.db"), world.db.dir().join("b.db"));
     for copy in [&real, &other] {
         std::fs::write(copy, &backup).unwrap();
@@ -205,7 +205,7 @@ fn a_file_that_is_moved_away_emptied_or_replaced_behind_a_link_is_noticed() {
     std::fs::rename(&new, &link).unwrap();
     server.row_becomes("401 revoked", PATIENCE, key.clone());
     drop(server);
-    // Moved away, and back.
+    // Moved away and back.
     let server = Server::on(&world.db).start();
     let away = world.db.dir().join("away.db");
     std::fs::rename(file(&world.db), &away).unwrap();
@@ -214,7 +214,7 @@ fn a_file_that_is_moved_away_emptied_or_replaced_behind_a_link_is_noticed() {
     std::fs::rename(&away, file(&world.db)).unwrap();
     world.db.cli(&["key", "revoke", &world.live.id]).ok();
     server.row_becomes("401 revoked", PATIENCE, key.clone());
-    // An empty file in its place is no database of ours.
+    // An empty file in its place is not the known database.
     replace(file(&world.db), Some(b""));
     says(&server, "the database is not usable");
     assert_eq!(server.row(key), "401 revoked");

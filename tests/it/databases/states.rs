@@ -1,22 +1,23 @@
-//! Every state in which a database may be found: doctor names it and says what to do, and `migrate` mends what it may.
+//! Tests every faulty state of a database: `doctor` names it and its remedy, and `migrate` fixes it if it may.
 
 use crate::doctor::{doctor, doctor_json};
 use crate::support::{Backend, Database, PATIENCE, Region, World, eventually};
 
-/// Who can mend a state.
+/// What fixes a state.
 #[derive(Clone, Copy, PartialEq)]
 enum By {
     /// `tenantgate migrate`.
     Migrate,
-    /// The operator, as doctor says.
+    /// The operator, as `doctor` advises.
     Hand,
 }
 
-/// What was done, the check that finds it, a part of what it says, a part of what to do, who mends it.
+/// The statements that cause the state, the check that finds it, a part of the finding, a part of the remedy, and what
+/// fixes it.
 type State = (&'static str, &'static str, &'static str, &'static str, By);
 
 const POSTGRES: [State; 26] = [
-    // What a dump without rights, a restore or a renamed schema lost.
+    // Losses by a dump without privileges, a restore or a renamed schema.
     (
         "GRANT EXECUTE ON FUNCTION tenantgate_mark() TO PUBLIC",
         "database.functions",
@@ -89,7 +90,7 @@ const POSTGRES: [State; 26] = [
         "migrate",
         By::Migrate,
     ),
-    // What a restore brought along.
+    // Remains of a restore.
     (
         "INSERT INTO tenantgate_change (key_prefix, xid) VALUES ('llmk_x', '99999999')",
         "database.identity",
@@ -111,7 +112,7 @@ const POSTGRES: [State; 26] = [
         "migrate",
         By::Hand,
     ),
-    // A second world, and names that are looked up first.
+    // A second set of tables, and names that precede ours in the search path.
     (
         "CREATE SCHEMA other; CREATE TABLE other.tenantgate_migrations (version bigint)",
         "database.tables",
@@ -133,7 +134,7 @@ const POSTGRES: [State; 26] = [
         "rename",
         By::Hand,
     ),
-    // Shapes that changed after the adoption.
+    // Tables that were changed after the adoption.
     (
         "ALTER TABLE api_keys ALTER created_at TYPE timestamp",
         "database.columns",
@@ -233,7 +234,7 @@ fn doctor_tells_a_subscriber_that_hears_nothing_and_a_slot_that_nobody_reads() {
     says(&region.copy, "ok", "writes tenants and keys");
     says(&region.origin, "ok", "changed here");
     let name = region.name();
-    // A row that the subscriber does not take stops its worker.
+    // A row that the subscriber rejects stops its worker.
     region.copy.sql("ALTER TABLE tenants ADD CONSTRAINT no_more CHECK (name <> 'Own')");
     region.origin.sql(&super::rows());
     says(&region.copy, "bad", "has no running worker");

@@ -1,4 +1,4 @@
-//! What a role, a database or another program has set around the tables: none of it changes what is served.
+//! Tests that the settings of roles, databases and other programs do not change what is served.
 
 use super::{KEY, PLAIN, rows};
 use crate::doctor::doctor;
@@ -7,7 +7,7 @@ use crate::support::pooler::Pooler;
 use crate::support::world::quick_hash;
 use crate::support::{Ask, Backend, Database, PATIENCE, Server, World, wait};
 
-/// Settings that change how Postgres reads or writes texts, what it looks up first, or when it gives up.
+/// Settings that change how Postgres parses or formats values, its search path, or its timeouts.
 const SETTINGS: [&str; 18] = [
     "search_path = nowhere, pg_temp",
     "DateStyle = 'SQL, DMY'",
@@ -29,7 +29,7 @@ const SETTINGS: [&str; 18] = [
     "lc_messages = 'C'",
 ];
 
-/// Uses a database through a server and commands, and finds nothing wrong with it.
+/// Checks that a server and commands work with a database.
 #[track_caller]
 fn works(database: &Database, schema: &str) {
     let cli = |args: &[&str]| database.cli(&[args, &["--database-schema", schema]].concat());
@@ -46,7 +46,7 @@ fn works(database: &Database, schema: &str) {
     let said = cli(&["doctor"]);
     assert_eq!(said.code, Some(0), "{said:#?}");
     assert_eq!(cli(&["audit", "verify"]).code, Some(0));
-    // As servers do it.
+    // As servers do.
     let usage = "SELECT tenantgate_add_usage(ARRAY[current_date], ARRAY[gen_random_uuid()], ARRAY['ok'], ARRAY[1]::bigint[])";
     database.sql(&format!(
         "SET search_path = \"{schema}\"; {usage}; SELECT tenantgate_prune_usage(interval '1 day')"
@@ -95,7 +95,7 @@ fn a_schema_may_have_any_name() {
     }
 }
 
-/// An application that lets nobody make or drop tables: what runs already keeps running.
+/// An event trigger of an application forbids creating and dropping tables. Running servers are not affected.
 #[test]
 fn an_event_trigger_that_refuses_is_named_and_stops_no_server() {
     let Some(world) = World::on(Backend::Postgres) else { return };
@@ -116,7 +116,7 @@ fn an_event_trigger_that_refuses_is_named_and_stops_no_server() {
     assert!(line.contains("no DDL during office hours"), "{line}");
 }
 
-/// `SQL_ASCII` checks no text: a name that is no UTF-8 must not stop the load of all others.
+/// `SQL_ASCII` does not check texts. A name that is not valid UTF-8 must not stop the load of all other rows.
 #[test]
 fn a_database_of_any_encoding_serves_every_row_that_can_be_read() {
     let Some(world) = World::on(Backend::Postgres) else { return };
@@ -138,7 +138,7 @@ fn a_database_of_any_encoding_serves_every_row_that_can_be_read() {
     }
 }
 
-/// A pooler that does not clean its sessions hands over what another client left in them.
+/// A pooler that does not reset its sessions passes on the temporary tables of another client.
 #[test]
 fn a_temporary_table_that_another_client_of_a_pooler_left_is_not_believed() {
     let Some(world) = World::on(Backend::Postgres) else { return };

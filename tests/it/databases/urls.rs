@@ -1,6 +1,6 @@
-//! Connects every form of address that clients write to a real Postgres, or checks how it is refused.
+//! Connects to a real Postgres with every form of address that clients use, or checks how it is rejected.
 //!
-//! The forms are in `urls.txt`, which the unit test of the parser reads as well.
+//! The forms are in `urls.txt`, which the unit test of the parser reads, too.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ const PASSWORD: &str = "hunter@:/?#[]%&=+ énever";
 /// No output contains any of these.
 const SECRET: [&str; 2] = ["hunter", "never"];
 
-/// The database of rows that name no schema, and of those that name one.
+/// The databases for rows without a schema and for rows with one.
 const DATABASES: [(&str, &str); 2] = [("own", "public"), ("own_app", "app")];
 
 /// A Postgres with TLS and passwords, on both loopbacks and a socket, and the files of its clients.
@@ -62,7 +62,7 @@ impl Place {
         Some(Self { cluster, dir })
     }
 
-    /// Makes a role with the password, if it is not there yet.
+    /// Creates a role with the password unless it exists.
     fn role(&self, name: &str) {
         let password = PASSWORD.replace('\'', "''");
         self.cluster.admin(&format!(
@@ -72,7 +72,7 @@ impl Place {
         ));
     }
 
-    /// Authenticates everybody but the test itself.
+    /// Requires a password of all clients except the test itself.
     fn asks_everybody(&self) {
         self.cluster.lets_in(
             "host all tenantgate 127.0.0.1/32 trust\nhostssl all certified all cert\n\
@@ -89,7 +89,7 @@ impl Place {
         self.dir.path().join(name)
     }
 
-    /// What stands for `{name:value}` here.
+    /// Returns the value for a placeholder `{name:value}`.
     fn piece(&self, name: &str, value: Option<&str>, database: &str) -> String {
         let file = |name: &str| self.path(name).display().to_string();
         match name {
@@ -117,7 +117,7 @@ impl Place {
         text
     }
 
-    /// Runs a command with this URL in the variable, where deployments have it.
+    /// Runs a command with this URL in the variable, as deployments do.
     fn run(&self, url: &str, args: &[&str]) -> Run {
         let (variable, url) = with_variable(url);
         let (port, roots) = (self.cluster.port().to_string(), self.path("ca.pem").display().to_string());
@@ -125,7 +125,7 @@ impl Place {
         if let Some(file) = variable {
             env.push(("SSL_CERT_FILE", file));
         } else if url.contains("sslrootcert=system") {
-            // The system's certificates, for the test.
+            // The system's certificates for this test.
             env.push(("SSL_CERT_FILE", &roots));
         }
         let run = run_in(self.dir.path(), &env, args);
@@ -154,13 +154,13 @@ fn encoded(text: &str) -> String {
     })
 }
 
-/// What doctor says of a check.
+/// Returns the result of a check of `doctor`.
 fn said<'a>(findings: &'a Value, check: &str) -> &'a str {
     let found = findings.as_array().expect("a list").iter().find(|found| found["check"] == check);
     found.and_then(|found| found["what"].as_str()).unwrap_or_else(|| panic!("no {check}: {findings:#}"))
 }
 
-/// Checks that a connection leads where the row says, over TLS if it says so.
+/// Checks that a connection reaches the database of the row, over TLS if the row demands it.
 fn leads_there(place: &Place, url: &str, wanted: &str) {
     let run = place.run(url, &["doctor", "-o", "json"]);
     assert_eq!(run.code, Some(0), "{url}: {run:#?}");
@@ -223,7 +223,7 @@ fn every_form_that_clients_write_connects_or_is_refused_with_what_to_write() {
     assert!(connected >= 35 && failed >= 7 && refused >= 35);
 }
 
-/// A file with the URL is read as the option is.
+/// A file with the URL is read like the option.
 #[test]
 fn a_form_in_a_file_is_refused_in_the_same_words() {
     let dir = tempfile::tempdir().expect("a directory");

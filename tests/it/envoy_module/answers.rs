@@ -1,4 +1,4 @@
-//! What the module decides, and what it leaves to the Check.
+//! Tests which requests the module decides about, and which it leaves to the Check.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +11,7 @@ fn the_module_needs_the_c_library_and_nothing_else() {
     let check = |file: &Path| Command::new(&check).arg(file).output().expect("bash and binutils");
     let said = check(&MODULES.join("libtenantgate_envoy.so"));
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
-    // A checker that accepts everything would prove nothing.
+    // The checker must reject a module that needs more.
     assert!(
         !check(Path::new(env!("CARGO_BIN_EXE_tenantgate"))).status.success(),
         "a program is not a module"
@@ -65,7 +65,7 @@ fn clients_and_upstreams_see_the_same_with_the_module_and_without() {
         assert_eq!(seen(&other), seen(&one), "{reason}");
         assert_eq!(fields(&said), fields(&told), "{reason}");
     }
-    // What needs no key is for the server.
+    // The server decides about public requests.
     for path in ["/health", "/docs"] {
         let (one, told) = ask(&plain, path, &forged);
         let (other, said) = ask(&envoy, path, &forged);
@@ -77,7 +77,7 @@ fn clients_and_upstreams_see_the_same_with_the_module_and_without() {
     }
 }
 
-/// What `envoy.yaml` does against forged headers before any filter sees them, which the module must not need.
+/// The part of `envoy.yaml` that removes forged headers before the filters. The module must not depend on it.
 const STRIPPED: [&str; 4] =
     ["x-llmcore-tenant-id", "x-llmcore-tenant-name", "x-llmcore-tenant-schema", "x-llmcore-key-id"];
 
@@ -108,7 +108,7 @@ fn the_module_keeps_forged_headers_out_if_envoy_strips_nothing() {
 fn a_route_that_depends_on_the_tenant_is_chosen_as_with_ext_authz() {
     let world = World::somewhere();
     let (server, socket, _directory) = publishing(&world, &[]);
-    // A route of one tenant alone, which a client must not choose by a header of its own.
+    // A route for one tenant, which a client must not choose with a forged header.
     let other = &world.sleepy.id;
     let routed = |plan: Plan| {
         let first = "              - match: {prefix: /, grpc: {}}\n";
@@ -154,7 +154,7 @@ fn what_the_module_cannot_judge_is_left_to_the_check() {
     let Some(envoy) = with_module(&server, &socket).start() else { return };
     with_key(&envoy, &world.live.text);
     for key in apart.iter().map(String::as_str).chain([weak]) {
-        // Twice: what was proven by the first could be published by the second.
+        // Twice, because the key of the first request may be published before the second one.
         for _ in 0..2 {
             let said = eventually("it passes", PATIENCE, || {
                 let (outcome, said) = ask(&envoy, &path(), &[(KEY_HEADER, key.as_bytes())]);
@@ -163,7 +163,7 @@ fn what_the_module_cannot_judge_is_left_to_the_check() {
             assert!(said["via"].is_null(), "{said}");
         }
     }
-    // With a rule in force, every request is.
+    // With a rule in force, every request is left to the Check.
     world.db.json(&["route", "add", "--path", "/v1/**", "--scopes", "admin"]);
     eventually("the rule is in force", PATIENCE, || {
         let (_, said) = ask(&envoy, &path(), &[(KEY_HEADER, world.live.text.as_bytes())]);
@@ -208,7 +208,7 @@ fn a_configuration_is_validated_without_a_server_and_a_bad_one_is_rejected() {
     assert!(validate(&envoy, plan.text()));
     let bad = plan.text().replace("value: \"unix:", "value: \"tcp:");
     assert!(!validate(&envoy, &bad));
-    // An Envoy of another ABI: one of its functions has another name.
+    // An Envoy with another ABI: one of its functions has another name.
     let mut program = std::fs::read(&envoy).expect("read");
     let name = b"envoy_dynamic_module_callback_http_add_dynamic_metadata_list_bool\0";
     let at = program.windows(name.len()).position(|window| window == name).expect("it has the function");

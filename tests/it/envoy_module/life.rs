@@ -1,4 +1,4 @@
-//! Changes, restarts and failures while Envoy runs.
+//! Tests changes, restarts and failures while Envoy runs.
 
 use super::*;
 
@@ -13,10 +13,11 @@ fn changes_are_seen_within_the_promised_time() {
             "tenant_inactive" => b"403",
             _ => b"401",
         };
-        // The answer tells when; the access log, which Envoy writes when it has time, tells by whom.
+        // The response shows when the change is in force. The access log, which Envoy writes later, shows who decided.
         let (headers, start) = ([(KEY_HEADER, key.as_bytes())], Instant::now());
         let took = eventually(reason, PATIENCE, || {
-            // Only the status line: Envoy closes the connection a second after a refusal by a filter that did not wait.
+            // Reads only the status line, because Envoy closes the connection a second after a filter has rejected at
+            // once.
             let mut line = [0; 12];
             envoy.open("GET", &path(), &headers, "close").read_exact(&mut line).expect("an answer");
             if line.ends_with(status) { Ok(start.elapsed()) } else { Err(line) }
@@ -37,7 +38,7 @@ fn changes_are_seen_within_the_promised_time() {
     assert!(becomes(&world.live.text, "disabled") < bound);
     world.db.json(&["key", "enable", &world.live.id]);
     becomes(&world.live.text, "ok");
-    // A new hash voids what was proven.
+    // A new hash invalidates the proof.
     let hash = crate::support::world::quick_hash("llmk_live_another-Secret-0123456789");
     world.db.sql(&format!("UPDATE api_keys SET hashed_key = '{hash}' WHERE id = '{}'", world.live.id));
     eventually("the old key is refused", PATIENCE, || {
@@ -68,7 +69,7 @@ fn without_a_server_nothing_passes_and_a_new_one_is_found() {
         let (outcome, said) = ask(&envoy, &path(), headers);
         assert_eq!((outcome.page.status, outcome.seen.is_none()), (503, true), "{said}");
     }
-    // Another process, with another key, on the same sockets.
+    // Another server process on the same sockets, with another random key.
     let listen = server.grpc[0].clone();
     let address = format!("unix:{}", socket.display());
     let _next = Server::on(&world.db).args(&["--listen", &listen, "--publish", &address]).start();
@@ -100,7 +101,7 @@ fn envoy_may_start_first() {
     let Some(envoy) = with_module(&server, &elsewhere).start() else { return };
     let (outcome, said) = ask(&envoy, &path(), &[]);
     assert_eq!((outcome.page.status, &said["via"]), (401, &Value::Null));
-    // Something else that listens there is not a server.
+    // Another program that listens on the socket is not a server.
     let foreign = std::os::unix::net::UnixListener::bind(&elsewhere).expect("bound");
     let (mut stream, _) = foreign.accept().expect("the module tries");
     std::io::Write::write_all(&mut stream, &[0x41; 48]).expect("sent");

@@ -1,4 +1,4 @@
-//! Sends everything that other suites send to a Check through both Envoys: they must not be told apart.
+//! Sends the requests of other suites through both Envoys, which must give equal answers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::support::ask::KEY_HEADER;
 use crate::support::envoy::{Envoy, Outcome, Plan};
 use crate::support::{PATIENCE, Server, World, eventually};
 
-/// Two Envoys before one server, and what the module has decided so far.
+/// Two Envoys with one server, and the number of decisions of the module so far.
 struct Pair {
     plain: Envoy,
     module: Envoy,
@@ -25,7 +25,7 @@ type Request<'r> = (&'r str, &'r str, &'r [(&'r str, &'r [u8])]);
 
 impl Pair {
     fn new(server: &Server, socket: &Path, change: impl Fn(Plan) -> Plan) -> Option<Self> {
-        // Envoy would wait a second before it closes a connection on which a filter has refused at once.
+        // Otherwise Envoy waits a second before it closes a connection on which a filter has rejected at once.
         let name = "          stat_prefix: edge\n";
         let quick = |plan: Plan| plan.with(name, &format!("{name}          delayed_close_timeout: 0s\n"));
         let plain = change(quick(logging(Envoy::before(server)))).start()?;
@@ -33,7 +33,7 @@ impl Pair {
         Some(Self { plain, module, by_module: BTreeMap::new() })
     }
 
-    /// Both answers to a request are the same, to the client, to the upstream, and in the log.
+    /// Checks that both answers to a request are equal: for the client, for the upstream, and in the log.
     #[track_caller]
     fn agree(&mut self, request: Request<'_>, what: &str) -> (Outcome, Value) {
         let (one, told) = once(&self.plain, request);
@@ -67,7 +67,7 @@ fn once(envoy: &Envoy, (method, path, headers): Request<'_>) -> (Outcome, Value)
     (outcome, serde_json::from_str(&line).expect("the access log is JSON"))
 }
 
-/// Proves a key with the one Envoy, and waits until the other one's module knows.
+/// Proves a key through one Envoy, and waits until the module of the other one has it.
 fn settle(pair: &Pair, world: &World) {
     eventually("it is proven", PATIENCE, || {
         let (outcome, _) = once(&pair.plain, ("GET", "/v1", &[(KEY_HEADER, world.live.text.as_bytes())]));
@@ -110,7 +110,7 @@ fn every_captured_request_gets_the_same_answer() {
     files.sort();
     let mut sent = 0;
     for file in files {
-        // In one of them the name of TLS is no text. A request does not contain it.
+        // One of them has a TLS server name that is not text. A request does not contain it.
         let Ok(message) = CheckRequest::decode(&std::fs::read(&file).expect("readable")[..]) else {
             continue;
         };
@@ -119,7 +119,7 @@ fn every_captured_request_gets_the_same_answer() {
         let Some(http) = http.filter(|http| http.path.starts_with('/')) else { continue };
         let keys = [&world.live, &world.revoked, &world.of_sleepy, &world.issued];
         for key in [None].into_iter().chain(keys.map(Some)) {
-            // Those that only HTTP/2 has, and those that the client sends in any case, are left out.
+            // Omits headers that only HTTP/2 has, and those that the client always sends.
             let left_out = ["connection", "upgrade", "host", "content-length", "transfer-encoding", "te"];
             let raw = http.header_map.iter().flat_map(|map| &map.headers);
             let raw = raw.map(|header| (header.key.clone(), header.raw_value.clone()));
@@ -128,7 +128,7 @@ fn every_captured_request_gets_the_same_answer() {
                 .chain(listed.map(|(name, value): (String, Vec<u8>)| (name, value)))
                 .filter(|(name, _)| !name.starts_with(':') && !left_out.contains(&name.as_str()))
                 .collect();
-            // They were captured with another name of the header.
+            // They were captured with another key header.
             for (name, value) in headers.iter_mut().filter(|(name, _)| name == "x-api-key") {
                 KEY_HEADER.clone_into(name);
                 if let Some(Key { text, .. }) = key {
@@ -138,7 +138,7 @@ fn every_captured_request_gets_the_same_answer() {
             let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), &value[..])).collect();
             let method = if http.method == "CONNECT" { "GET" } else { &http.method };
             let what = format!("{} with {:?}", file.display(), key.map(|key| &key.prefix));
-            // Both ways: what the Check of the one has proven is then published to the other.
+            // In both orders, because a key that one Check has proven is then published to the other Envoy.
             for _ in 0..2 {
                 pair.agree((method, &http.path, &headers), &what);
                 sent += 1;
@@ -176,7 +176,7 @@ fn every_outcome_is_the_same() {
             for (method, path) in [("GET", "/v1"), ("HEAD", "/v1"), ("DELETE", "/v1?x=y"), ("GET", "/docs")] {
                 let header: (&str, &[u8]) = (KEY_HEADER, key.as_bytes());
                 pair.agree((method, path, &[header]), &format!("{what}, {method} {path}"));
-                // A refused call of gRPC is answered in the words of gRPC.
+                // A rejected gRPC call gets a gRPC response.
                 let grpc: (&str, &[u8]) = ("content-type", b"application/grpc");
                 if what != "live key" && path != "/docs" {
                     pair.agree((method, path, &[header, grpc]), &format!("{what}, gRPC"));
@@ -201,13 +201,13 @@ fn every_outcome_is_the_same() {
             }
         }
     };
-    // Twice: what the first round has proven is published for the second.
+    // Twice, because the keys that the first round proves are published for the second.
     outcomes(&mut pair);
     outcomes(&mut pair);
     for reason in ["ok", "missing", "malformed", "unknown", "revoked", "expired", "tenant_inactive"] {
         assert!(pair.by_module.contains_key(&format!("\"{reason}\"")), "{reason}: {:?}", pair.by_module);
     }
-    // With rules in force, the module has to ask.
+    // With rules in force, the module must ask the server.
     for rule in [["--path=/v1", "--scopes=write"].as_slice(), &["--path=/rules/open", "--mode=optional"]] {
         world.db.json(&[&["route", "add"], rule].concat());
     }

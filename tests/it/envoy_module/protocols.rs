@@ -1,4 +1,4 @@
-//! The ways of a request to and through Envoy: HTTP/2, TLS, redirects inside Envoy, drain, hot restart.
+//! Tests HTTP/2, TLS, internal redirects, drain and hot restart of Envoy.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -21,7 +21,7 @@ use crate::support::envoy::{Envoy, Plan, binary};
 use crate::support::{PATIENCE, World, eventually, wait};
 use crate::tls::{authority, file, issued_for};
 
-/// What a client of HTTP/2 gets: the status, headers and body.
+/// Sends a request over HTTP/2. Returns the status, headers and body.
 async fn call<S>(stream: S, path: &str, headers: &[(&str, &str)]) -> (u16, Vec<(String, String)>, Bytes)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
@@ -117,7 +117,7 @@ fn clients_of_http2_and_tls_see_the_same() {
     }
 }
 
-/// An upstream that sends every request elsewhere, to a path that begins with `/v1`.
+/// Starts an upstream that redirects every request to a path below `/v1`.
 fn redirecting() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("bound").port();
@@ -182,7 +182,7 @@ fn a_mark_does_not_survive_a_redirect_inside_envoy() {
         let (one, other) = (away(), away());
         let checks = server.metric(&["tenantgate_decisions_total", "reason=\"missing\""]);
         let (one, other) = (plain.send_bytes("GET", &one, &key), envoy.send_bytes("GET", &other, &key));
-        // The Check removes the key from the request, so what is redirected has none.
+        // The Check removes the key, so the redirected request has none.
         let expected = if keeps { 200 } else { 401 };
         assert_eq!((one.page.status, other.page.status), (expected, expected), "{keeps} {off}: {other:?}");
         if !keeps {
@@ -220,7 +220,7 @@ fn while_envoy_drains_the_answers_stay_the_same() {
     }
 }
 
-/// A process that is ended with the test.
+/// A process that ends with the test.
 struct Ends(Child);
 
 impl Drop for Ends {
@@ -242,7 +242,7 @@ fn a_hot_restart_takes_the_module_along() {
     let text = with_module(&server, &socket).text().replace("port_value: 9901}", "port_value: 0}");
     std::fs::write(&config, text.replace("port_value: 10000}", &format!("port_value: {port}}}")))
         .expect("written");
-    // Envoys of one id share memory. This one is of this process alone.
+    // Envoys with the same id share memory, so the id contains that of this process.
     let id = (std::process::id() % 30_000).to_string();
     let start = |epoch: &str, admin: &Path| {
         let child = Command::new(&program)

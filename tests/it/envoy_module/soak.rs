@@ -1,7 +1,7 @@
-//! Random changes of keys and tenants under load, and a checker that knows what every answer has to be.
+//! Changes random keys and tenants under load, and checks every answer.
 //!
-//! A request counts if the state of its key was the same from [`SETTLED`] before it was sent until its answer was there.
-//! Then the answer has to be that of the state: a wrong allow and a wrong refusal are both findings.
+//! An answer is checked if the state of the key did not change from [`SETTLED`] before the request until the answer.
+//! Then it must be the answer for this state: a wrong allow and a wrong rejection are both findings.
 //! `TENANTGATE_SOAK_SECONDS` makes a run longer, `TENANTGATE_SOAK_SEED` repeats its choices.
 
 use std::io::{Read as _, Write as _};
@@ -20,17 +20,17 @@ use crate::support::envoy::Envoy;
 use crate::support::world::{quick_hash, string};
 use crate::support::{PATIENCE, World, eventually, tell};
 
-/// After this time everybody has seen a change: the promise is 100 ms, and this machine may be busy.
+/// The time after which every server must have applied a change: 100 ms are promised, and this machine may be busy.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// Clients at a time.
+/// The number of concurrent clients.
 const CLIENTS: u64 = 3;
 
-/// A connection that is kept.
+/// A persistent connection.
 struct Kept(Option<TcpStream>);
 
 impl Kept {
-    /// The status of the answer to a request with this key.
+    /// Sends a request with this key. Returns the status.
     fn ask(&mut self, envoy: &Envoy, key: &str) -> Option<u16> {
         let mut stream = self.0.take().or_else(|| TcpStream::connect(&envoy.address).ok())?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -61,10 +61,10 @@ impl Kept {
     }
 }
 
-/// What is known of a key.
+/// The state of a key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct State {
-    /// The status that it has to get; `None` while it is being changed.
+    /// The expected status; `None` while the key is being changed.
     expected: Option<u16>,
     since: Instant,
 }
@@ -76,13 +76,13 @@ struct Held {
     state: Mutex<State>,
 }
 
-/// Keys, each of a tenant of its own, that live.
+/// Creates keys, each with its own tenant.
 fn keys(world: &World, count: usize) -> Vec<Held> {
     let made = (0..count).map(|n| {
         let tenant = string(&world.db.json(&["tenant", "create", &format!("Soak {n}")]), "id");
         let key = world.db.json(&["key", "create", &tenant]);
         let (id, text) = (string(&key, "id"), string(&key, "key"));
-        // Cheap to prove, again and again.
+        // Cheap to prove, because each change invalidates the proof.
         world.db.sql(&format!("UPDATE api_keys SET hashed_key = '{}' WHERE id = '{id}'", quick_hash(&text)));
         let state = Mutex::new(State { expected: Some(200), since: Instant::now() });
         Held { id, tenant, text, state }
@@ -90,7 +90,7 @@ fn keys(world: &World, count: usize) -> Vec<Held> {
     made.collect()
 }
 
-/// A change of a key that lives, the status after it, and the change back.
+/// Returns a random change of a live key, the status after it, and the change that reverts it.
 fn change(dice: &mut Dice, key: &Held) -> (String, u16, String) {
     let Held { id, tenant, text, .. } = key;
     let set = |what: &str| format!("UPDATE api_keys SET {what} WHERE id = '{id}'");
@@ -170,7 +170,7 @@ fn no_answer_contradicts_the_database_for_longer_than_promised() {
             session.sql(&sql);
             say(Some(expected));
             changes += 1;
-            // Paced by requests, so that most of them find a key that is settled.
+            // Changes are paced by requests, so that most requests find a settled key.
             let goal = sent.load(Relaxed) + dice.below(100);
             while sent.load(Relaxed) < goal && Instant::now() < until {
                 std::thread::yield_now();
@@ -240,7 +240,7 @@ fn a_revocation_holds_within_the_promised_time_while_traffic_runs() {
         "revocations: median {median:?}, longest of {} {longest:?}, {sent:?} requests beside",
         took.len()
     ));
-    // The promise is 100 ms on a machine with time; other tests run beside this one.
+    // 100 ms are promised on an idle machine; other tests run beside this one.
     assert!(median < Duration::from_secs(1) && longest < Duration::from_secs(2), "{took:?}");
     assert!(sent.into_inner() > 100);
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tenantgate::batch_writer::Schedule;
 use tenantgate::clock::{Clock, SystemClock};
 use tenantgate::ext_authz::service::{AuthorizationService, Options};
-use tenantgate::ext_authz::translate::Speech;
+use tenantgate::ext_authz::translate::ResponseOptions;
 use tenantgate::gate::{self, Gate};
 use tenantgate::last_used::{self, LastUsed};
 use tenantgate::memo_writer::{self, MemoWriter};
@@ -43,9 +43,10 @@ impl Service {
             options,
         );
         let gate = gate.counting(Usage::new(Schedule::every(usage::INTERVAL)));
-        let speech = Speech { key_header: DEFAULT_KEY_HEADER.to_owned(), ..Speech::default() };
+        let response =
+            ResponseOptions { key_header: DEFAULT_KEY_HEADER.to_owned(), ..ResponseOptions::default() };
         let report = Report::new(Schedule::every(shadow::INTERVAL));
-        let options = Options { speech, ..Options::default() };
+        let options = Options { response, ..Options::default() };
         Self { authorization: AuthorizationService::new(Arc::new(gate), clock, report, options), replica }
     }
 

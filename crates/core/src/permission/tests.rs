@@ -42,7 +42,12 @@ fn names_are_parsed_from_their_text() {
         assert_eq!(Role::parse(role.as_str()), Ok(role));
         assert_eq!(Permissions::parse(&role.permissions().to_string()), Ok(role.permissions()));
     }
-    assert!(Permission::parse("keys:*").unwrap_err().contains("tenants:read, tenants:write, keys:read"));
+    assert!(
+        Permission::parse("keys:*")
+            .unwrap_err()
+            .to_string()
+            .contains("tenants:read, tenants:write, keys:read")
+    );
     assert!(Role::parse("root").is_err() && Permissions::parse("keys:read,keys:write").is_err());
 }
 

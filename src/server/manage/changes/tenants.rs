@@ -9,6 +9,7 @@ use super::super::problem::Problem;
 use super::{Answer, Change, Path, Success, nothing_matches};
 use crate::admin::view::TenantView;
 use crate::admin::{Admin, Setting, version};
+use crate::invalid::InvalidValue;
 use crate::key::format::holds_key;
 use crate::permission::Permission;
 use crate::plan::PlanName;
@@ -46,11 +47,11 @@ fn schema(text: &str) -> Result<String, &'static str> {
     if is_schema_name(text) { Ok(text.to_owned()) } else { Err(expected) }
 }
 
-fn status(text: &str) -> Result<TenantStatus, String> {
+fn status(text: &str) -> Result<TenantStatus, InvalidValue> {
     let known = TenantStatus::KNOWN.contains(&text);
     known
         .then(|| TenantStatus::parse(text))
-        .ok_or_else(|| format!("expected one of {}", TenantStatus::KNOWN.join(", ")))
+        .ok_or_else(|| format!("expected one of {}", TenantStatus::KNOWN.join(", ")).into())
 }
 
 /// What becomes of proven keys of a tenant that are to be refused.

@@ -123,7 +123,7 @@ pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Respo
     }
 }
 
-/// The page with the management key that a form has made.
+/// Renders the page with the management key that a form has created.
 async fn issued(visitor: &Visitor, form: &Form, body: &[u8]) -> Result<Markup, Failure> {
     let maker = &visitor.caller.maker;
     let wish = wish(form)?;
@@ -141,7 +141,8 @@ async fn issued(visitor: &Visitor, form: &Form, body: &[u8]) -> Result<Markup, F
     }
 }
 
-/// Reads the form. A role or a time that is not offered is an error: without it, the key would have all that its maker has.
+/// Reads the form. A role or an expiry that the form does not offer is an error, because an absent value means that the
+/// key gets everything that its creator has.
 fn wish(form: &Form) -> Result<AdminKeyWish, Failure> {
     let not_offered = |what: &str| Failure::invalid(format!("The {what} is not one of those offered."));
     let role = Role::parse(form.need("role", "The role")?).map_err(|_| not_offered("role"))?;
@@ -276,7 +277,7 @@ pub(super) async fn revoke(Extension(visitor): Who, Path(id): Path<String>) -> R
     visitor.check(Permission::AdminKeysWrite, About::Shared)?;
     let listed = found(&visitor, &id).await?;
     let id = listed.key.id;
-    // First: it may be the visitor's own key, which changes nothing any more once it is revoked.
+    // Written first, because the visitor may revoke its own key, which then can change nothing.
     visitor.admin.end_sessions(Ending::OfKey(id)).await?;
     visitor.admin.revoke_admin_key(&visitor.caller.maker, &id.0.to_string()).await?;
     Ok(Redirect::to(&format!("/admin-keys/{}?done=revoked", id.0)))

@@ -47,13 +47,14 @@ impl Failure {
         Self::new(StatusCode::BAD_REQUEST, "Not valid", text)
     }
 
-    /// The same, if it is about what a form says, so that the form can be shown again with it. Others are pages.
+    /// Returns the message if the failure is about the content of a form, so that the form can be shown again with it.
+    /// All other failures are pages of their own.
     pub(super) fn of_form(self) -> Result<Self, Self> {
         let about = [StatusCode::BAD_REQUEST, StatusCode::CONFLICT, StatusCode::UNPROCESSABLE_ENTITY];
         if about.contains(&self.status) { Ok(self) } else { Err(self) }
     }
 
-    /// What a form asks for runs already, or was done.
+    /// The form was sent before, and its change is running or done.
     pub(super) fn sent_before(text: &str) -> Self {
         Self::new(StatusCode::CONFLICT, "Sent before", text)
     }

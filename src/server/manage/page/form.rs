@@ -12,12 +12,12 @@ impl Form {
         Self(form_urlencoded::parse(text.as_ref()).into_owned().collect())
     }
 
-    /// A form that is filled in.
+    /// Creates a form with these values.
     pub(super) fn of(fields: &[(&str, &str)]) -> Self {
         Self(fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
     }
 
-    /// A field without the blanks around it; `None` if it is absent or empty.
+    /// Returns a field without surrounding blanks; `None` if it is absent or empty.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         let found = self.0.iter().find(|(field, _)| field == name);
         found.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())

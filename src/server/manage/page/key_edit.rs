@@ -1,4 +1,4 @@
-//! Changes what a key is and may do.
+//! The form that changes a key.
 
 use axum::Extension;
 use axum::body::Bytes;
@@ -22,7 +22,7 @@ use crate::plan::{PlanName, PlanRow};
 use crate::record::KeyDetails;
 use crate::scope::Scopes;
 
-/// The expiry as it is.
+/// The option that keeps the current expiry.
 const AS_IT_IS: &str = "keep";
 
 pub(super) async fn edit(Extension(visitor): Who, Path(reference): Path<String>) -> Result<Markup, Failure> {
@@ -32,7 +32,7 @@ pub(super) async fn edit(Extension(visitor): Who, Path(reference): Path<String>)
     Ok(screen(&visitor, &key, &plans, &form, None))
 }
 
-/// A key as a form that is filled in with it.
+/// Returns the form with the values of a key.
 fn filled_in(key: &KeyDetails) -> Form {
     let labels: Vec<_> = key.terms.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
@@ -88,12 +88,12 @@ fn screen(
     page(visitor, Place::Keys, "Edit key", &body)
 }
 
-/// Reads the form: a field that is empty unsets what it is about.
+/// Reads the form. An empty field removes the value.
 fn asked_for(form: &Form) -> Result<KeyUpdate, Failure> {
     let labels = form.shown("labels").lines().map(str::trim).filter(|line| !line.is_empty());
     let instant = |text: &str| {
         Timestamp::parse(text).ok_or_else(|| {
-            format!("{text:?} is not a valid instant: expected one such as 2027-01-31T12:00:00Z")
+            format!("{text:?} is not a valid instant: expected one such as 2027-01-31T12:00:00Z").into()
         })
     };
     Ok(KeyUpdate {
@@ -103,11 +103,9 @@ fn asked_for(form: &Form) -> Result<KeyUpdate, Failure> {
             Some(life) => expiry(life)?,
         },
         not_before: or_unset(setting(form, "not_before", instant)?),
-        scopes: or_unset(setting(form, "scopes", |text| Scopes::parse(text).map_err(|e| e.to_string()))?),
-        networks: or_unset(setting(form, "networks", |text| {
-            Networks::parse(text).map_err(|e| e.to_string())
-        })?),
-        plan: or_unset(setting(form, "plan", |text| PlanName::parse(text).map_err(|e| e.to_string()))?),
+        scopes: or_unset(setting(form, "scopes", |text| Ok(Scopes::parse(text)?))?),
+        networks: or_unset(setting(form, "networks", |text| Ok(Networks::parse(text)?))?),
+        plan: or_unset(setting(form, "plan", |text| Ok(PlanName::parse(text)?))?),
         labels: labels.map(str::to_owned).collect(),
         clear_labels: true,
         remove_labels: Vec::new(),

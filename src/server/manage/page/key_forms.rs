@@ -17,6 +17,7 @@ use super::tenant;
 use super::visit::{Visitor, Who};
 use crate::admin::{AdminError, Expiry, Issued, KeyUpdate, Setting};
 use crate::clock::Timestamp;
+use crate::invalid::InvalidValue;
 use crate::network::Networks;
 use crate::permission::{About, Permission};
 use crate::plan::{PlanName, PlanRow};
@@ -40,7 +41,7 @@ pub(super) async fn found(
 
 const DAY: u64 = 24;
 
-/// How long a key lives, as the forms offer it.
+/// The lifetimes that the forms offer.
 pub(super) const LIVES: [(&str, &str); 5] =
     [("30d", "30 days"), ("90d", "90 days"), ("365d", "1 year"), ("730d", "2 years"), ("never", "No expiry")];
 
@@ -48,7 +49,7 @@ pub(super) const LIVES: [(&str, &str); 5] =
 const GRACES: [(&str, &str); 5] =
     [("1h", "1 hour"), ("24h", "1 day"), ("168h", "7 days"), ("720h", "30 days"), ("0h", "Not at all")];
 
-/// Reads a life of [`LIVES`].
+/// Parses a lifetime of [`LIVES`].
 pub(super) fn expiry(text: &str) -> Result<Expiry, Failure> {
     if text == "never" {
         return Ok(Expiry::Never);
@@ -68,11 +69,11 @@ fn grace(text: &str) -> Result<Duration, Failure> {
 pub(super) fn setting<T>(
     form: &Form,
     name: &str,
-    parse: impl Fn(&str) -> Result<T, String>,
+    parse: impl Fn(&str) -> Result<T, InvalidValue>,
 ) -> Result<Setting<T>, Failure> {
     match form.get(name) {
         None => Ok(Setting::Keep),
-        Some(text) => Ok(Setting::Set(parse(text).map_err(AdminError::BadRequest)?)),
+        Some(text) => Ok(Setting::Set(parse(text).map_err(|why| AdminError::BadRequest(why.into()))?)),
     }
 }
 
@@ -83,9 +84,9 @@ fn asked_for(form: &Form) -> Result<KeyUpdate, Failure> {
         name: Setting::Set(form.need("name", "The name")?.to_owned()),
         expiry: expiry(form.get("expiry").unwrap_or("90d"))?,
         not_before: Setting::Keep,
-        scopes: setting(form, "scopes", |text| Scopes::parse(text).map_err(|e| e.to_string()))?,
-        networks: setting(form, "networks", |text| Networks::parse(text).map_err(|e| e.to_string()))?,
-        plan: setting(form, "plan", |text| PlanName::parse(text).map_err(|e| e.to_string()))?,
+        scopes: setting(form, "scopes", |text| Ok(Scopes::parse(text)?))?,
+        networks: setting(form, "networks", |text| Ok(Networks::parse(text)?))?,
+        plan: setting(form, "plan", |text| Ok(PlanName::parse(text)?))?,
         labels: labels.map(str::to_owned).collect(),
         clear_labels: false,
         remove_labels: Vec::new(),
@@ -154,7 +155,7 @@ pub(super) async fn create(
     }
 }
 
-/// The page with the key that a form has made.
+/// Renders the page with the key that a form has created.
 async fn issued(visitor: &Visitor, tenant: &Tenant, form: &Form, body: &[u8]) -> Result<Markup, Failure> {
     let (id, asked) = (tenant.id.0.to_string(), asked_for(form)?);
     match once::begin(visitor, &format!("/tenants/{id}/keys"), form, body, Secret::Key).await? {
@@ -172,13 +173,13 @@ fn shown_once(visitor: &Visitor, tenant: &Tenant, issued: &Issued, what: &str) -
     show(visitor, tenant, &issued.details, Some(&key), what)
 }
 
-/// The same page, for a form that is sent again.
+/// Renders the same page for a form that is sent again.
 async fn shown_before(visitor: &Visitor, tenant: &Tenant, before: &Before) -> Result<Markup, Failure> {
     let details = visitor.admin.key(&before.id).await?;
     Ok(show(visitor, tenant, &details, before.key.as_deref(), "The key was created."))
 }
 
-/// The only page that has a key.
+/// Renders the only page that contains a whole key.
 fn show(visitor: &Visitor, tenant: &Tenant, details: &KeyDetails, key: Option<&str>, what: &str) -> Markup {
     let name = details.name.as_deref().unwrap_or("(no name)");
     let body = html! {
@@ -213,7 +214,7 @@ pub(super) async fn rotate(
 ) -> Result<Markup, Failure> {
     let form = Form::read(&body);
     let grace = grace(form.get("grace").unwrap_or_default())?;
-    // Without a grace, the old key is as good as revoked.
+    // Without a grace period, the old key is revoked at once.
     let needs = if grace.is_zero() { Permission::KeysRevoke } else { Permission::KeysWrite };
     let (key, tenant) = found(&visitor, &reference, needs).await?;
     let id = key.id.0.to_string();

@@ -1,7 +1,7 @@
-//! Forms that make a key once, however often they are sent.
+//! Forms that create one key, even if the browser sends them several times.
 //!
-//! The page that shows a new key is the answer to its form, so that the key is nowhere else. A browser that reloads that
-//! page sends the form again. Each form therefore has an id of its own, which is claimed as an Idempotency-Key is.
+//! The page with a new key is the response to its form, so that the key is nowhere else. If the user reloads that page,
+//! the browser sends the form again. Each form therefore has an id, which is claimed like an Idempotency-Key.
 
 use std::sync::Arc;
 
@@ -24,24 +24,24 @@ pub(super) fn field() -> Markup {
 
 /// Whether a form was sent before.
 pub(super) enum Turn {
-    /// It was not: the key must be made.
+    /// It was not: the key must be created.
     First(Box<First>),
-    /// It was: the key that was made then.
+    /// It was: this key was created then.
     Before(Before),
 }
 
 /// A form that is sent for the first time.
 pub(super) struct First {
-    /// The use cases, by which its key is made.
+    /// The use cases that create its key.
     pub(super) admin: Admin,
     attempt: Option<Uuid>,
 }
 
-/// The key that a form has made.
+/// The key that a form has created.
 pub(super) struct Before {
     /// Its id.
     pub(super) id: String,
-    /// The whole key, if there is a pepper from which it can be made again.
+    /// The whole key, if there is a pepper to derive it again.
     pub(super) key: Option<String>,
 }
 
@@ -76,7 +76,7 @@ pub(super) async fn begin(
     }
 }
 
-/// What is kept of a key that was made.
+/// The stored record of a key that was created.
 fn kept(changed: Changed<'_>) -> Option<String> {
     let (id, prefix) = match changed {
         Changed::Key(key) | Changed::Rotated(_, key) => (key.id.0, &key.prefix),
@@ -87,7 +87,7 @@ fn kept(changed: Changed<'_>) -> Option<String> {
 }
 
 impl First {
-    /// Lets the form be sent again if nothing was made.
+    /// Releases the claim if no key was created, so that the form can be sent again.
     pub(super) async fn done<T>(self, made: Result<T, AdminError>) -> Result<T, Failure> {
         if let (Err(_), Some(attempt)) = (&made, self.attempt)
             && let Err(error) = self.admin.give_up_claim(attempt).await
@@ -98,7 +98,7 @@ impl First {
     }
 }
 
-/// What stands where a key is that was shown before.
+/// The text in place of a key that was shown before.
 pub(super) fn not_again() -> Markup {
     html! {
         p.notice role="status" {

@@ -22,15 +22,16 @@ use crate::server::manage::Plane;
 use crate::store::{KeyCounts, ReplicaState};
 use crate::tenant::TenantId;
 
-/// Counts of so many live keys are kept for a minute: each is a walk over all of them.
+/// From this number of live keys on, their counts are cached for a minute, because counting reads all of them.
 const MANY: u64 = 10_000;
 const KEPT_FOR: Duration = Duration::from_mins(1);
 
-/// Counts of keys by reach, and when each was made. Whoever counts holds it, so that there is one walk at a time.
+/// Cached counts of keys by reach, with the time of each count. A request that counts holds the lock, so that only one
+/// request counts at a time.
 pub(in crate::server::manage) type Counted =
     Mutex<BTreeMap<Option<BTreeSet<TenantId>>, (Timestamp, KeyCounts)>>;
 
-/// How many keys need attention: counted now, or within the last minute where there are many.
+/// Returns how many keys need attention. With many keys the numbers are up to a minute old.
 async fn key_counts(plane: &Plane, visitor: &Visitor) -> Result<KeyCounts, Failure> {
     let (now, reach) = (visitor.admin.now(), &visitor.caller.maker.authority.reach);
     let of = if let Reach::Some(tenants) = reach { Some(tenants.clone()) } else { None };

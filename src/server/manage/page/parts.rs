@@ -135,8 +135,8 @@ pub(super) fn copyable(text: &str, label: &str) -> Markup {
     }
 }
 
-/// Renders the message after a form was processed. It shows only these fixed texts, because anybody can write the
-/// query.
+/// Renders the message after a form was processed. It shows only these fixed texts, because anyone can
+/// write the query.
 pub(super) fn done(query: &Form) -> Markup {
     let text = match query.get("done") {
         Some("created") => "Created.",
@@ -154,17 +154,17 @@ pub(super) fn done(query: &Form) -> Markup {
     html! { p.notice.good role="status" { (text) } }
 }
 
-/// The version of what a form shows, so that a change which somebody else has made meanwhile is not undone unseen.
+/// Renders a hidden field with the version that the form shows, so that the form does not undo a concurrent change.
 pub(super) fn version(version: &str) -> Markup {
     html! { input type="hidden" name="version" value=(version); }
 }
 
-/// What was wrong with a form.
+/// Renders the error of a form.
 pub(super) fn wrong(text: Option<&str>) -> Markup {
     html! { @if let Some(text) = text { p.notice.bad role="alert" { (text) } } }
 }
 
-/// A text field of a form.
+/// Renders a text field of a form.
 pub(super) struct Field<'a> {
     pub(super) name: &'a str,
     pub(super) label: &'a str,
@@ -216,7 +216,7 @@ pub(super) fn select(name: &str, label: &str, chosen: &str, options: &[(&str, &s
 /// The maximum number of tenants in a selection. With more, the schema name is a text field.
 const OFFERED: usize = 200;
 
-/// The choice of a tenant for a filter.
+/// Renders the selection of a tenant for a filter.
 pub(super) async fn tenant_choice(visitor: &Visitor, query: &Form) -> Result<Markup, Failure> {
     let chosen = query.shown("tenant");
     let page = visitor.admin.tenants_by_creation(&TenantFilter::default(), None, OFFERED).await?;

@@ -103,7 +103,7 @@ fn bad(error: &crate::invalid::Invalid) -> Failure {
     AdminError::BadRequest(error.to_string()).into()
 }
 
-/// The limits of a form, in which an empty one is none.
+/// Reads the limits of a form. An empty field means no limit.
 fn limits(form: &Form) -> Result<LimitUpdate, Failure> {
     let mut limits = LimitUpdate::default();
     for (limit, (field, _)) in limits.iter_mut().zip(LIMITS) {
@@ -119,7 +119,7 @@ fn asked_for(form: &Form) -> Result<(PlanName, LimitUpdate), Failure> {
     Ok((PlanName::parse(form.need("name", "The name")?).map_err(|error| bad(&error))?, limits(form)?))
 }
 
-/// A plan as a form that is filled in with it.
+/// Returns the form with the values of a plan.
 fn filled_in(plan: &PlanRow) -> Form {
     let version = of_plan(plan);
     let mut fields = vec![("version", version.as_str())];

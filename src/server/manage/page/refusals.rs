@@ -1,4 +1,4 @@
-//! The reason of a refusal, by the decision id that its client has.
+//! The screen that shows the reason of a rejection by the decision id that the client got.
 
 use axum::Extension;
 use axum::extract::RawQuery;
@@ -29,7 +29,7 @@ pub(super) async fn show(Extension(visitor): Who, RawQuery(query): RawQuery) -> 
     Ok(page(&visitor, Place::Usage, "Find a refusal", &body))
 }
 
-/// Asks for a decision id.
+/// Renders the form for a decision id.
 pub(super) fn form(id: &str) -> Markup {
     html! {
         form.card method="get" action="/refusals" {

@@ -157,7 +157,7 @@ fn told(verdict: &RouteVerdict) -> Markup {
     }
 }
 
-/// The form of a new rule, or of one that exists, in its version.
+/// Renders the form of a new rule, or of an existing one with its version.
 fn rule_form(form: &Form, edited: Option<(RouteId, &str)>) -> Markup {
     let path = edited.map_or("/routes".into(), |(id, _)| format!("/routes/{}/update", id.0));
     let field = |name: &'static str,
@@ -193,7 +193,7 @@ fn rule_form(form: &Form, edited: Option<(RouteId, &str)>) -> Markup {
     }
 }
 
-/// The rule that a form describes.
+/// Returns the rule that a form describes.
 fn rule_of(form: &Form) -> RouteRow {
     RouteRow {
         id: RouteId(Uuid::nil()),
@@ -207,7 +207,7 @@ fn rule_of(form: &Form) -> RouteRow {
     }
 }
 
-/// A rule as a form that is filled in with it.
+/// Returns the form with the values of a rule.
 fn filled_in(rule: &RouteRow) -> Form {
     let texts = [
         ("path", rule.path.as_str()),

@@ -1,4 +1,4 @@
-//! What every HTML document has, whoever sees it.
+//! The parts of every HTML document, with and without a session.
 
 use maud::{DOCTYPE, Markup, html};
 

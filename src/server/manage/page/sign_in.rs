@@ -106,7 +106,7 @@ pub(super) async fn by_link(
     }
 }
 
-/// Ends the session that the browser had before, so that it never keeps a session that somebody else planted.
+/// Ends the session that the browser had before, so that it never keeps a session that an attacker planted.
 async fn end_other(plane: &Plane, headers: &HeaderMap) -> Result<(), Failure> {
     if let Some(old) = cookie::read(headers)
         && let Some((session, _)) = plane.admin.session(old).await?

@@ -24,23 +24,23 @@ pub(super) struct Visitor {
     pub(super) caller: Caller,
     /// The session.
     pub(super) session: AdminSession,
-    /// The use cases on behalf of this key: rows that it may not see do not exist for it.
+    /// The use cases on behalf of this key. Rows that it may not see are treated as missing.
     pub(super) admin: Admin,
 }
 
 impl Visitor {
-    /// Rejects what this visitor may not do.
+    /// Returns an error if this visitor does not have the permission.
     pub(super) fn check(&self, permission: Permission, about: About) -> Result<(), Failure> {
         Failure::of_verdict(may(&self.caller.maker.authority, permission, about))
     }
 
-    /// The use cases, for a form that was filled in: what it is about changes only in the version that the form showed.
+    /// Returns the use cases for a form: its object changes only if it still has the version that the form showed.
     pub(super) fn admin_for(&self, form: &Form) -> Admin {
         let shown = form.get("version").map(|version| Expected::OneOf(vec![version.to_owned()]));
         self.admin.clone().expecting(shown.unwrap_or_default())
     }
 
-    /// Whether something is offered.
+    /// Returns whether an action is offered to this visitor.
     pub(super) fn may(&self, permission: Permission, about: About) -> bool {
         may(&self.caller.maker.authority, permission, about) == Verdict::Yes
     }

@@ -13,6 +13,7 @@ use crate::admin::view::{KeyView, ListedKeyView};
 use crate::admin::{Admin, Caller};
 use crate::clock::Timestamp;
 use crate::duration;
+use crate::invalid::InvalidValue;
 use crate::key::KeyId;
 use crate::labels::parse_label;
 use crate::permission::{About, Permission};
@@ -88,7 +89,7 @@ fn filter(query: &ListQuery, now: Timestamp) -> Result<KeyFilter, Problem> {
     let mut labels = Vec::new();
     for text in query.filters(3) {
         let label = parse_label(text).map(|(name, value)| (name.to_owned(), value.to_owned()));
-        labels.extend(read(Some(text), "label", &mut errors, |_| label.map_err(|error| error.to_string())));
+        labels.extend(read(Some(text), "label", &mut errors, |_| Ok(label?)));
     }
     let filter = KeyFilter {
         tenant: None,
@@ -110,7 +111,7 @@ fn read<T>(
     text: Option<&str>,
     name: &str,
     errors: &mut Vec<FieldError>,
-    read: impl FnOnce(&str) -> Result<T, String>,
+    read: impl FnOnce(&str) -> Result<T, InvalidValue>,
 ) -> Option<T> {
     match read(text?) {
         Ok(value) => Some(value),

@@ -1,5 +1,7 @@
 //! Options for what responses say about a caller: the identity headers for upstreams, and the metadata for Envoy.
 
+use crate::invalid::InvalidValue;
+
 /// A property of the caller that can be sent upstream in a header.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum IdentityField {
@@ -88,7 +90,7 @@ impl IdentityHeaders {
     /// # Errors
     ///
     /// Returns that the field is unknown, or that the name is invalid, reserved or already used.
-    pub fn add(&mut self, text: &str) -> Result<(), String> {
+    pub fn add(&mut self, text: &str) -> Result<(), InvalidValue> {
         let (field, name) = text.split_once('=').map_or((text, None), |(field, name)| (field, Some(name)));
         let known = IdentityField::ALL.into_iter().find(|known| known.as_str() == field);
         let known = known.ok_or_else(|| {
@@ -100,7 +102,7 @@ impl IdentityHeaders {
             Some(name) => header_name(name)?,
         };
         if self.0.iter().any(|(_, other)| *other == name) {
-            return Err(format!("the header {name} is used twice"));
+            return Err(format!("the header {name} is used twice").into());
         }
         self.0.push((known, name));
         Ok(())
@@ -130,11 +132,11 @@ const RESERVED: [&str; 9] = [
     "cookie",
 ];
 
-fn header_name(name: &str) -> Result<String, String> {
+fn header_name(name: &str) -> Result<String, InvalidValue> {
     let parsed = http::HeaderName::from_bytes(name.as_bytes());
     let name = parsed.map_err(|_| format!("invalid header name {name:?}"))?.as_str().to_owned();
     if RESERVED.contains(&name.as_str()) || name.starts_with("x-envoy-") || name.starts_with("x-forwarded-") {
-        return Err(format!("the header {name} is reserved: choose another name"));
+        return Err(format!("the header {name} is reserved: choose another name").into());
     }
     Ok(name)
 }
@@ -238,7 +240,7 @@ impl MetadataFields {
     /// # Errors
     ///
     /// Returns the list of fields if `name` is none of them.
-    pub fn add(&mut self, name: &str) -> Result<(), String> {
+    pub fn add(&mut self, name: &str) -> Result<(), InvalidValue> {
         if ALWAYS.contains(&name) {
             return Ok(());
         }
@@ -295,7 +297,7 @@ mod tests {
         }
         let chosen = MetadataField::ALL.into_iter().filter(|field| fields.has(*field));
         assert_eq!(chosen.map(MetadataField::as_str).collect::<Vec<_>>(), ["plan", "request_limit"]);
-        assert!(fields.add("shadow").unwrap_err().contains("expected one of input_limit, "));
+        assert!(fields.add("shadow").unwrap_err().to_string().contains("expected one of input_limit, "));
         assert!(MetadataField::ALL.into_iter().all(|field| MetadataFields::default().has(field)));
     }
 }

@@ -24,8 +24,8 @@ pub struct CheckSpan<'a> {
     pub decision_id: Uuid,
 }
 
-/// An exporter of spans.
-pub trait Spans: Send + Sync {
+/// Receives the spans of Checks, to export them.
+pub trait SpanSink: Send + Sync {
     /// Queues a span for export. Must not block.
-    fn check(&self, span: &CheckSpan<'_>);
+    fn export(&self, span: &CheckSpan<'_>);
 }

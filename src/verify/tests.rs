@@ -1,0 +1,201 @@
+//! Tests of the verification of keys.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::*;
+use crate::clock::Timestamp;
+use crate::key::KeyId;
+use crate::key::format::parse;
+use crate::record::{ExpiresAt, SecretHash};
+use crate::tenant::TenantId;
+use crate::verify::memo::Peppers;
+
+fn verifier(options: Options) -> Verifier {
+    Verifier::start(options, Keyring::new(Peppers::default()).unwrap()).unwrap()
+}
+
+const KEY: &[u8] = b"llmk_demo_secret123";
+const WRONG: &[u8] = b"llmk_demo_secret124";
+
+struct Row(KeyRecord, Proven);
+
+impl Provable for Row {
+    fn record(&self) -> &KeyRecord {
+        &self.0
+    }
+    fn proven(&self) -> &Proven {
+        &self.1
+    }
+}
+
+fn row(cost: u32) -> Arc<Row> {
+    let text = bcrypt::hash(&parse(KEY).unwrap().to_plain(), cost).unwrap();
+    let (id, tenant_id) = (KeyId(Uuid::new_v4()), TenantId(Uuid::nil()));
+    let hash = SecretHash::parse(&text);
+    let record = KeyRecord {
+        id,
+        tenant_id,
+        prefix: "llmk_demo".into(),
+        hash,
+        expires_at: ExpiresAt::NEVER,
+        revoked: false,
+        not_before: Timestamp::MIN,
+        disabled: false,
+    };
+    Arc::new(Row(record, Proven::default()))
+}
+
+fn soon() -> tokio::time::Instant {
+    tokio::time::Instant::now() + Duration::from_mins(1)
+}
+
+async fn prove(verifier: &Verifier, row: &Arc<Row>, key: &[u8]) -> Proof {
+    verifier.prove(Arc::<Row>::clone(row), parse(key).unwrap(), soon()).await
+}
+
+fn runs(verifier: &Verifier) -> u64 {
+    verifier.stats().verdicts.iter().map(Counter::value).sum()
+}
+
+#[tokio::test]
+async fn a_proven_key_and_later_guesses_need_no_bcrypt() {
+    let (verifier, row) = (verifier(Options::default()), row(4));
+    assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Pending);
+    assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
+    for time in ["by the seal", "by the token", "by the token"] {
+        assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Right, "{time}");
+        assert_eq!(verifier.recall(&*row, parse(WRONG).unwrap()), Proof::Wrong, "{time}");
+    }
+    assert_eq!(runs(&verifier), 1);
+}
+
+#[tokio::test]
+async fn a_row_with_a_seal_needs_no_bcrypt() {
+    let (verifier, row) = (verifier(Options::default()), row(4));
+    let seal = verifier.keyring().seal(&row.0, &row.0.hash.unwrap(), KEY);
+    let row = Arc::new(Row(row.0.clone(), Proven::from(Some(seal))));
+    assert_eq!(prove(&verifier, &row, WRONG).await, Proof::Wrong);
+    assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
+    assert_eq!(runs(&verifier), 0);
+    assert!(Proven::from(None).seal().is_none());
+}
+
+#[tokio::test]
+async fn a_wrong_attempt_is_remembered_and_does_not_block_the_right_key() {
+    let (verifier, row) = (verifier(Options::default()), row(4));
+    assert_eq!(prove(&verifier, &row, WRONG).await, Proof::Wrong);
+    assert_eq!(prove(&verifier, &row, WRONG).await, Proof::Wrong);
+    assert_eq!(runs(&verifier), 1);
+    assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
+}
+
+#[tokio::test]
+async fn any_number_of_callers_wait_for_one_proof() {
+    let (verifier, row) = (verifier(Options::default()), row(6));
+    let callers: Vec<_> = (0..500)
+        .map(|_| {
+            let (verifier, row) = (verifier.clone(), Arc::clone(&row));
+            tokio::spawn(async move { prove(&verifier, &row, KEY).await })
+        })
+        .collect();
+    for caller in callers {
+        assert_eq!(caller.await.unwrap(), Proof::Right);
+    }
+    assert_eq!(runs(&verifier), 1);
+}
+
+#[tokio::test]
+async fn a_proof_continues_after_its_caller_has_left() {
+    let (verifier, row) = (verifier(Options::default()), row(8));
+    let now = tokio::time::Instant::now();
+    let first = verifier.prove(Arc::<Row>::clone(&row), parse(KEY).unwrap(), now).await;
+    assert_eq!(first, Proof::Impossible(Fault::DeadlineTooShort));
+    assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
+    assert_eq!(runs(&verifier), 1);
+}
+
+#[tokio::test]
+async fn a_full_queue_is_an_overload_and_never_a_rejection() {
+    let options = Options { threads: 1, queue: 1, queue_per_key: 1, wrong_attempts: 10 };
+    let (verifier, row) = (verifier(options), row(8));
+    let guesses: Vec<_> = (0..20)
+        .map(|n| {
+            let (verifier, row) = (verifier.clone(), Arc::clone(&row));
+            let guess = format!("llmk_demo_guess{n:05}");
+            tokio::spawn(async move { prove(&verifier, &row, guess.as_bytes()).await })
+        })
+        .collect();
+    let mut shed = 0;
+    for guess in guesses {
+        match guess.await.unwrap() {
+            Proof::Wrong => {}
+            Proof::Impossible(Fault::Overloaded) => shed += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(shed > 0);
+    assert_eq!(verifier.stats().shed.value(), shed);
+    assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
+}
+
+#[tokio::test]
+async fn a_row_without_a_required_memo_is_rejected_without_bcrypt() {
+    let keyring = Keyring::new(Peppers::new(Vec::new(), Policy::Required)).unwrap();
+    let (verifier, row) = (Verifier::start(Options::default(), keyring).unwrap(), row(4));
+    assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Wrong);
+    assert_eq!(prove(&verifier, &row, KEY).await, Proof::Wrong);
+    assert_eq!(runs(&verifier), 0);
+}
+
+#[tokio::test]
+async fn a_damaged_hash_is_neither_right_nor_wrong() {
+    let (verifier, whole) = (verifier(Options::default()), row(4));
+    let row = Arc::new(Row(KeyRecord { hash: None, ..whole.0.clone() }, Proven::default()));
+    let damaged = Proof::Impossible(Fault::DamagedRow);
+    assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), damaged);
+    assert_eq!(prove(&verifier, &row, KEY).await, damaged);
+}
+
+#[tokio::test]
+async fn the_threads_end_with_the_last_clone() {
+    let verifier = verifier(Options::default());
+    let pool = Arc::downgrade(&verifier.pool);
+    let clone = verifier.clone();
+    drop(verifier);
+    assert_eq!(prove(&clone, &row(4), KEY).await, Proof::Right);
+    drop(clone);
+    let start = Instant::now();
+    while pool.upgrade().is_some() {
+        assert!(start.elapsed() < Duration::from_secs(30), "a thread still waits for work");
+        std::thread::yield_now();
+    }
+}
+
+/// A row that panics once, when a thread of bcrypt stores its verdict.
+struct Cursed(Row, AtomicBool);
+
+impl Provable for Cursed {
+    fn record(&self) -> &KeyRecord {
+        self.0.record()
+    }
+    fn proven(&self) -> &Proven {
+        let of_bcrypt = std::thread::current().name().is_some_and(|name| name.starts_with("bcrypt"));
+        assert!(!of_bcrypt || self.1.swap(true, Relaxed), "cursed");
+        self.0.proven()
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_a_thread_accepts_no_key_and_the_retry_is_proven() {
+    let options = Options { threads: 1, ..Options::default() };
+    let (verifier, row) = (verifier(options), row(4));
+    let row = Arc::new(Cursed(Arc::into_inner(row).unwrap(), AtomicBool::new(false)));
+    let prove = || verifier.prove(Arc::<Cursed>::clone(&row), parse(KEY).unwrap(), soon());
+    assert_eq!(prove().await, Proof::Impossible(Fault::Overloaded));
+    assert!(row.0.proven().seal().is_none());
+    assert_eq!(prove().await, Proof::Right);
+    assert_eq!(verifier.stats().panics.value(), 1);
+}
