@@ -107,10 +107,18 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
             let from_variable = |name: &str| matches.value_source(name) == Some(ValueSource::EnvVariable);
             match &mut cli.command {
                 Command::Serve(args) => args.split_variables(from_variable),
-                Command::Explain(args) => args.judgement.split_variables(from_variable),
+                Command::Explain(args) => args.judgement.routing.split_variables(from_variable),
                 Command::Doctor(args) => {
                     args.exchange.split_variables(from_variable);
-                    args.judgement.split_variables(from_variable);
+                    args.judgement.routing.split_variables(from_variable);
+                }
+                Command::Route(route::RouteCommand::Test(args)) => {
+                    let from_variable = |name: &str| {
+                        let matches = matches.subcommand_matches("test");
+                        matches.and_then(|matches| matches.value_source(name))
+                            == Some(ValueSource::EnvVariable)
+                    };
+                    args.routing.split_variables(from_variable);
                 }
                 _ => {}
             }

@@ -9,6 +9,7 @@ use super::values::WaitArgs;
 use super::view::{Text, fixed_table};
 use super::{Failure, Out, wait_for_servers};
 use crate::admin::{Admin, RouteDifference, RouteVerdict, RouteView, TestedRequest};
+use crate::config::{self, RoutingArgs};
 use crate::route::lint::Finding;
 use crate::route::{HostPattern, Method, PathTemplate, RouteId, RouteMode, RouteRow, RouteTable, Rule};
 use crate::scope::Needs;
@@ -91,6 +92,8 @@ pub(super) struct TestArgs {
     /// A `context_extensions` entry of the route in Envoy's configuration, such as tenantgate.mode=optional
     #[arg(long, value_name = "K=V", value_parser = super::values::pair)]
     context: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(super) routing: RoutingArgs,
 }
 
 /// A rule of a file.
@@ -159,19 +162,10 @@ pub(super) async fn route(admin: &Admin, command: RouteCommand, out: &mut Out) -
             out.show(&RouteView::from(&route))
         }
         RouteCommand::Test(args) => {
-            let TestArgs { method, host, path, key_prefix: key, context } = args;
-            out.show(
-                &admin
-                    .test_route(&TestedRequest {
-                        method,
-                        host,
-                        path,
-                        key,
-                        context,
-                        ..TestedRequest::default()
-                    })
-                    .await?,
-            )
+            let TestArgs { method, host, path, key_prefix: key, context, routing } = args;
+            let (reading, policy) = config::routing(&routing)?;
+            let request = TestedRequest { method, host, path, key, context, reading, policy };
+            out.show(&admin.test_route(&request).await?)
         }
         RouteCommand::Apply { file, dry_run, wait } => {
             let rules: Vec<FileRule> = serde_json::from_str(&read(&file)?).map_err(|error| {

@@ -121,6 +121,24 @@ pub struct JudgementArgs {
     #[arg(long, env = "TENANTGATE_ACCEPT_BEARER", value_parser = clap::builder::BoolishValueParser::new())]
     pub accept_bearer: bool,
 
+    /// Which requests need a key, and how they are matched with rules.
+    #[command(flatten)]
+    pub routing: RoutingArgs,
+
+    /// The file of peppers.
+    #[command(flatten)]
+    pub pepper: PepperArgs,
+
+    /// Whether keys without a memo are accepted (optional) or rejected (required). With `required`, an attacker who can
+    /// write to the database but has no pepper cannot create a key
+    #[arg(long, env = "TENANTGATE_MEMO", value_name = "optional|required", default_value = "optional")]
+    pub memo: String,
+}
+
+/// Which requests need a key, and how they are matched with rules. The options must be the same for `serve`, `explain`
+/// and `route test`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct RoutingArgs {
     /// A method and a path that need no key. The path is exact, or ends in `/*` for everything below it. Repeatable;
     /// replaces the default, `none` empties the list [default: GET and HEAD of /, /health and /docs]
     #[arg(long, env = "TENANTGATE_PUBLIC", value_name = "METHOD /path")]
@@ -143,15 +161,6 @@ pub struct JudgementArgs {
     /// upstream reads path parameters
     #[arg(long, env = "TENANTGATE_PATH_PARAMETERS", value_name = "refuse|keep", default_value = "refuse")]
     pub path_parameters: String,
-
-    /// The file of peppers.
-    #[command(flatten)]
-    pub pepper: PepperArgs,
-
-    /// Whether keys without a memo are accepted (optional) or rejected (required). With `required`, an attacker who can
-    /// write to the database but has no pepper cannot create a key
-    #[arg(long, env = "TENANTGATE_MEMO", value_name = "optional|required", default_value = "optional")]
-    pub memo: String,
 }
 
 /// Whether rejections are enforced. It must be the same for `serve` and `explain`.
@@ -203,11 +212,11 @@ impl ServeArgs {
             }
         }
         self.exchange.split_variables(&from_variable);
-        self.judgement.split_variables(from_variable);
+        self.judgement.routing.split_variables(from_variable);
     }
 }
 
-impl JudgementArgs {
+impl RoutingArgs {
     /// Splits variables: repeatable values are separated by commas.
     pub fn split_variables(&mut self, from_variable: impl Fn(&str) -> bool) {
         if from_variable("public") {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
-pub use self::args::{ExchangeArgs, JudgementArgs, ModeArgs, PepperArgs, ServeArgs};
+pub use self::args::{ExchangeArgs, JudgementArgs, ModeArgs, PepperArgs, RoutingArgs, ServeArgs};
 pub use self::database::{Database, DatabaseArgs, inspected, management, store};
 pub use self::listener::{ListenerArgs, SizeArgs};
 use self::listener::{conflict, tcp_address};
@@ -91,7 +91,7 @@ pub fn settings(
         mistakes.add("--ops-listen", format!("{same} is used by --listen: choose another port"));
     }
     let ext_authz = ext_authz_options(args, &mut mistakes);
-    let policy = policy_options(&args.judgement, &mut mistakes);
+    let policy = policy_options(&args.judgement.routing, &mut mistakes);
     let max_staleness =
         mistakes.note("--max-staleness", max_staleness(&args.max_staleness)).unwrap_or_default();
     let interval = mistakes.note("--sync-interval", sync_interval(&args.sync_interval)).unwrap_or_default();
@@ -181,6 +181,19 @@ pub fn sizes(args: &SizeArgs) -> Result<(u32, u32), Mistakes> {
     if mistakes.0.is_empty() { Ok(sizes) } else { Err(mistakes) }
 }
 
+/// Reads which requests need a key, and how they are matched with rules.
+///
+/// # Errors
+///
+/// As for [`judgement`].
+pub fn routing(args: &RoutingArgs) -> Result<(request::Options, policy::Options), Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let (public, preflight) = (public(&args.public, &mut mistakes), args.public_preflight);
+    let reading = request::Options { public, preflight, ..request::Options::default() };
+    let policy = policy_options(args, &mut mistakes);
+    if mistakes.0.is_empty() { Ok((reading, policy)) } else { Err(mistakes) }
+}
+
 /// Like [`judgement`], and also reads the options of rules and the mode.
 ///
 /// # Errors
@@ -192,20 +205,20 @@ pub fn judgement_in_mode(
 ) -> Result<(request::Options, policy::Options, Peppers, Mode), Mistakes> {
     let mut mistakes = Mistakes::default();
     let (options, peppers) = (request_options(args, &mut mistakes), peppers(args, &mut mistakes));
-    let (policy, mode) = (policy_options(args, &mut mistakes), mode.read(&mut mistakes));
+    let (policy, mode) = (policy_options(&args.routing, &mut mistakes), mode.read(&mut mistakes));
     if mistakes.0.is_empty() { Ok((options, policy, peppers, mode)) } else { Err(mistakes) }
 }
 
 fn request_options(args: &JudgementArgs, mistakes: &mut Mistakes) -> request::Options {
     let accept_bearer = args.accept_bearer;
     let key_header = mistakes.note("--key-header", key_header(&args.key_header, accept_bearer));
-    let public = public(&args.public, mistakes);
-    let preflight = args.public_preflight;
+    let public = public(&args.routing.public, mistakes);
+    let preflight = args.routing.public_preflight;
     request::Options { key_header: key_header.unwrap_or_default(), accept_bearer, public, preflight }
 }
 
 /// Reads the options of rules. An invalid value is recorded and replaced by `false`.
-fn policy_options(args: &JudgementArgs, mistakes: &mut Mistakes) -> policy::Options {
+fn policy_options(args: &RoutingArgs, mistakes: &mut Mistakes) -> policy::Options {
     let (refuse, deny) = ([("refuse", false), ("keep", true)], [("allow", false), ("deny", true)]);
     policy::Options {
         path: PathOptions {

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::key_with;
+use crate::support::cli::{DATABASE_URL, run_in};
 use crate::support::world::string;
 use crate::support::{World, on_every_store};
 
@@ -161,6 +162,15 @@ fn a_rule_is_tested_with_a_key(world: &World) {
         test(&["--path", "/v2", "--context", "tenantgate.mode=maybe"])["outcome"],
         "bad_route_context"
     );
+    // By the options of `serve`.
+    let deny = ["--path", "/v2", "--route-default", "deny", "--key-prefix", &reader];
+    assert_eq!((&test(&deny)["outcome"], &test(&deny[..2])["outcome"]), (&"route".into(), &"missing".into()));
+    assert_eq!(test(&["--path", "/v1/a%2Fb", "--encoded-slash", "keep"])["outcome"], "missing");
+    assert_eq!(test(&["--path", "/v1/a;b", "--path-parameters", "keep"])["outcome"], "missing");
+    assert_eq!(test(&["--path", "/v1/open", "--public", "GET /v1/open"])["outcome"], "public");
+    let variable = [(DATABASE_URL, world.db.url()), ("TENANTGATE_PUBLIC", "GET /v1/a,GET /v1/open")];
+    let args = ["route", "test", "--host", "a", "--path", "/v1/open", "-o", "json"];
+    assert_eq!(run_in(world.db.dir(), &variable, &args).json()["outcome"], "public");
 }
 
 fn a_table_of_rules_is_checked(world: &World) {

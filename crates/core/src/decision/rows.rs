@@ -199,7 +199,8 @@ impl Row {
 
     /// Returns whether its condition holds, given that no earlier row does; `None` if the secret must be verified
     /// first.
-    #[inline]
+    #[expect(clippy::inline_always, reason = "with a known row, one comparison is left")]
+    #[inline(always)]
     pub(super) fn holds(self, facts: &Facts<'_>) -> Option<bool> {
         let found = facts.found.as_ref();
         let tenant = found.and_then(|found| found.tenant);
