@@ -3,6 +3,9 @@
 //! `tenantgate manage` runs on a private Postgres with a million keys of a thousand tenants. For each filter, pages of
 //! 100 keys are requested one after the other over one connection, by their page tokens, and from the start again after
 //! the last one. Reports the median and the 99th percentile of the time of a page, and the memory of the process.
+//!
+//! Then `tenantgate key list` prints all keys, on Postgres and on SQLite. Reports the time of the first row and of all rows,
+//! and the memory of the process after a thousand rows and at its peak.
 
 #[expect(dead_code, reason = "each bench needs only a part")]
 #[path = "load/mod.rs"]
@@ -85,7 +88,61 @@ fn main() {
     }
     let (after, peak) = memory(manage.child.id());
     say!("memory: {} MiB before, {} after, {} at its peak", before >> 20, after >> 20, peak >> 20);
-    say!("{}", serde_json::json!({ "bench": "manage", "keys": keys, "lists": rows, "peak_bytes": peak }));
+    drop((client, manage));
+    let sqlite = World::on(Backend::Sqlite).expect("SQLite is always there");
+    fill_sqlite(&sqlite, keys);
+    let commands = [("Postgres", &world), ("SQLite", &sqlite)].map(|(store, world)| listed(store, world));
+    let all = serde_json::json!({
+        "bench": "manage", "keys": keys, "lists": rows, "peak_bytes": peak, "commands": commands,
+    });
+    say!("{all}");
+}
+
+/// Lists all keys with a command, and reads its output as fast as it comes.
+fn listed(store: &str, world: &World) -> Value {
+    const EARLY: u64 = 1_000;
+    let binary =
+        std::env::var_os("TENANTGATE_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_tenantgate").into());
+    let start = Instant::now();
+    let mut child = Command::new(binary)
+        .args(["key", "list", "--output", "json", "--database-url", world.db.url()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let (mut rows, mut first, mut early, mut peak) = (0_u64, Duration::ZERO, 0, 0);
+    for line in lines {
+        line.expect("a line");
+        rows += 1;
+        if rows == 1 {
+            first = start.elapsed();
+        }
+        if rows.is_multiple_of(EARLY) {
+            // None is left once the process has ended; the last rows still wait in the pipe then.
+            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+            let highest = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            let highest = highest.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+            peak = highest.unwrap_or(peak);
+            early = if rows == EARLY { peak } else { early };
+        }
+    }
+    assert!(child.wait().expect("it ends").success());
+    let [first, whole] = [first, start.elapsed()].map(|time| time.as_secs_f64() * 1e3);
+    say!("key list on {store}: first row after {first:.0} ms, {rows} rows after {whole:.0} ms");
+    say!("memory: {early} KiB after {EARLY} rows, {peak} KiB at its peak");
+    serde_json::json!({ "store": store, "rows": rows, "first_ms": first, "all_ms": whole, "peak_kib": peak })
+}
+
+/// The same keys in SQLite.
+fn fill_sqlite(world: &World, keys: u64) {
+    world.db.sql(&format!(
+        "WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {keys})
+         INSERT INTO api_keys (hashed_key, key_prefix, tenant_id, name, created_at)
+         SELECT 'hash of ' || n, 'llmk_acmecorpinc1' || printf('%08d', n), '{}', 'nightly ' || n % 1000,
+                strftime('%Y-%m-%dT%H:%M:%SZ', 1704067200 + n, 'unixepoch')
+         FROM s",
+        world.acme.id
+    ));
 }
 
 /// Creates keys that look like issued ones, of a thousand tenants, created one second apart.

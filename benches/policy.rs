@@ -64,7 +64,7 @@ fn main() {
         line(format!("{name:<52}{instructions:>10.0}{more:>10.0}"));
         rows.push(serde_json::json!({ "name": name, "instructions": instructions, "more": more }));
     }
-    let Change { command, in_force, slowest, quiet } = change(&world);
+    let Change { command, in_force, slowest, quiet } = change();
     line(format!(
         "{MANY} rules: the command takes {command:.1?}; in force {in_force:.1?} after the commit; slowest check meanwhile \
          {slowest:.1?}, in quiet {quiet:.1?}"
@@ -134,8 +134,8 @@ struct Change {
 
 /// Applies a large table of rules to a server that is being asked: first by the command, then by one statement, whose end
 /// is the commit.
-fn change(world: &World) -> Change {
-    apply(world, 0);
+fn change() -> Change {
+    let world = &World::on(Backend::Postgres).expect("this bench needs a Postgres");
     let server = Server::on(&world.db).start();
     let ask = || Ask::get("/v1/service7/1/items").key(&world.live.text).from("192.0.2.44");
     let becomes = |row: &str| server.row_becomes(row, Duration::from_mins(1), ask());

@@ -24,8 +24,7 @@ use std::time::Duration;
 use arc_swap::Guard;
 use tokio::time::{Instant, timeout_at};
 
-pub use self::access::Terms;
-pub(crate) use self::access::access;
+pub use self::access::{Terms, access};
 use crate::clock::{Clock, Moment, Timestamp};
 use crate::decision::{
     Access, Decision, Facts, Fault, Found, Freshness, Grant, Objection, Proof, Reason, decide,

@@ -217,6 +217,15 @@ impl<'a> Fields<'a> {
         if self.0.is_empty() {
             return Ok(None);
         }
+        // A long header, or the messages around all headers: a small number, and a length of two bytes.
+        if let [tag @ 8..0x80, low @ 0x80..=0xff, high @ 1..0x80, rest @ ..] = self.0
+            && tag & 7 == 2
+            && let Some((value, rest)) =
+                rest.split_at_checked(usize::from(low & 0x7f) | usize::from(*high) << 7)
+        {
+            self.0 = rest;
+            return Ok(Some((u32::from(tag >> 3), Value::Bytes(value))));
+        }
         let (field, wire_type) = tag(&mut self.0)?;
         if wire_type == 2 {
             return Ok(Some((field, Value::Bytes(length_delimited(&mut self.0)?))));

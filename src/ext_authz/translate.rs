@@ -24,7 +24,7 @@ use crate::decision::{Decision, Grant, Identity};
 use crate::gate::Terms;
 use crate::plan::{Limit, Plan};
 use crate::record::KeyRecord;
-use crate::replica::ResponseCache;
+use crate::replica::{PlanEntry, ResponseCache};
 use crate::request::{AUTHORIZATION, AccessRequest, Options, Reader};
 use crate::scope::Scopes;
 use crate::tenant::Tenant;
@@ -212,11 +212,7 @@ fn of_tenant(
     options: &ResponseOptions,
     piece: usize,
 ) {
-    let write = |piece: usize| {
-        let mut written = Vec::new();
-        PIECES[piece](&mut Message(&mut written), tenant, options);
-        written.into_boxed_slice()
-    };
+    let write = |piece: usize| rendered(|to| PIECES[piece](to, tenant, options));
     match cache {
         Some(cache) => to.fields(&cache.get_or_init(|| [write(0), write(1)])[piece]),
         None => PIECES[piece](to, tenant, options),
@@ -253,14 +249,18 @@ fn metadata(fields: &mut Message<'_>, content: &Answer<'_>, id: &str, options: &
     let objection = grant.and_then(Grant::objection);
     let chosen = Chosen(options.metadata);
     let terms = identity.map(|_| content.terms).unwrap_or_default();
-    let plan = plan(&terms);
+    let plan = terms.plan.and_then(|entry| plan_metadata(entry, chosen));
     // Limits are needed only for allowed requests.
     let limits = plan.filter(|_| grant.is_some());
-    let limit = |limit: fn(&Plan) -> Option<Limit>| limits.and_then(limit);
+    let limit = |fields: &mut Message<'_>, at: usize| {
+        if let Some(parts) = limits {
+            fields.fields(&parts[at]);
+        }
+    };
     // In the order of their names.
     field(fields, "decision", |value| value.extend_from_slice(word.as_bytes()));
     field(fields, "decision_id", |value| value.extend_from_slice(id.as_bytes()));
-    chosen.limit(fields, MetadataField::InputLimit, limit(|plan| plan.input));
+    limit(fields, 0);
     if let Some(Identity { key, .. }) = identity {
         if let Some(at) = key.expires_at.at() {
             chosen.put(fields, MetadataField::KeyExpiresAt, |value| at.write_rfc_3339(value));
@@ -268,17 +268,21 @@ fn metadata(fields: &mut Message<'_>, content: &Answer<'_>, id: &str, options: &
         chosen.put(fields, MetadataField::KeyId, |value| hyphenated(value, key.id.0));
         chosen.text(fields, MetadataField::KeyPrefix, &key.prefix);
     }
-    chosen.limit(fields, MetadataField::OutputLimit, limit(|plan| plan.output));
-    if let Some(plan) = plan {
-        chosen.text(fields, MetadataField::Plan, plan.name.as_str());
+    limit(fields, 1);
+    if let Some([_, _, name, ..]) = plan {
+        fields.fields(name);
     }
     field(fields, "reason", |value| value.extend_from_slice(reason.as_bytes()));
-    chosen.limit(fields, MetadataField::RequestLimit, limit(|plan| plan.request));
+    limit(fields, 3);
     if let Some(route) = terms.route {
         chosen.text(fields, MetadataField::Route, route);
     }
     if let Some(scopes) = terms.scopes {
-        chosen.list(fields, MetadataField::Scopes, scopes.iter());
+        let write = |fields: &mut Message<'_>| chosen.list(fields, MetadataField::Scopes, scopes.iter());
+        match terms.cache {
+            Some(cache) => fields.fields(&cache.get_or_init(|| [rendered(write)])[0]),
+            None => write(fields),
+        }
     }
     if objection.is_some() {
         flag(fields, "shadow");
@@ -286,10 +290,31 @@ fn metadata(fields: &mut Message<'_>, content: &Answer<'_>, id: &str, options: &
     if let Some(tenant) = identity.and_then(|identity| identity.tenant) {
         of_tenant(fields, (tenant, content.cache), options, 1);
     }
-    chosen.limit(fields, MetadataField::TotalLimit, limit(|plan| plan.total));
+    limit(fields, 4);
     if let Some(objection) = objection {
         field(fields, "would_deny", |value| value.extend_from_slice(objection.as_str().as_bytes()));
     }
+}
+
+/// Returns the metadata of a plan, in the order of the names: limits, and the name in the middle. It is rendered once.
+fn plan_metadata(entry: &PlanEntry, chosen: Chosen) -> Option<&[Box<[u8]>; 5]> {
+    let plan = entry.plan().ok()?;
+    let limit = |name, limit| rendered(|fields| chosen.limit(fields, name, limit));
+    Some(entry.responses().get_or_init(|| {
+        [
+            limit(MetadataField::InputLimit, plan.input),
+            limit(MetadataField::OutputLimit, plan.output),
+            rendered(|fields| chosen.text(fields, MetadataField::Plan, plan.name.as_str())),
+            limit(MetadataField::RequestLimit, plan.request),
+            limit(MetadataField::TotalLimit, plan.total),
+        ]
+    }))
+}
+
+fn rendered(write: impl FnOnce(&mut Message<'_>)) -> Box<[u8]> {
+    let mut written = Vec::new();
+    write(&mut Message(&mut written));
+    written.into_boxed_slice()
 }
 
 /// Writes only the fields that the operator chose.

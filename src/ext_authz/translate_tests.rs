@@ -10,7 +10,7 @@ use crate::ext_authz::proto::envoy::service::auth::v3::CheckResponse;
 use crate::ext_authz::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use crate::key::KeyId;
 use crate::plan::PlanRow;
-use crate::replica::PlanEntry;
+use crate::replica::ResponseParts;
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
 fn key() -> KeyRecord {
@@ -58,13 +58,14 @@ fn render_by(decision: &Decision<'_>, bearer: bool, options: &ResponseOptions) -
 }
 
 fn render_of(content: &Answer<'_>, bearer: bool, options: &ResponseOptions) -> CheckResponse {
-    let (cache, mut bytes) = (ResponseCache::new(), Vec::new());
+    let (cache, parts, mut bytes) = (ResponseCache::new(), ResponseParts::new(), Vec::new());
     answer(&mut bytes, content, Uuid::nil(), bearer, options);
     for time in ["first", "next"] {
         let mut again = Vec::new();
-        let cached = Answer { cache: Some(&cache), ..*content };
+        let terms = Terms { cache: Some(&parts), ..content.terms };
+        let cached = Answer { decision: content.decision, terms, cache: Some(&cache) };
         answer(&mut again, &cached, Uuid::nil(), bearer, options);
-        assert_eq!(again, bytes, "the {time} response with the cache of a tenant");
+        assert_eq!(again, bytes, "the {time} response with caches");
     }
     let response = CheckResponse::decode(bytes.as_slice()).unwrap();
     assert_eq!(response.encode_to_vec(), bytes);
@@ -191,7 +192,7 @@ fn gold() -> PlanEntry {
 fn metadata_has_scopes_plan_and_route_in_the_forms_that_envoy_reads() {
     let (key, tenant, plan) = (key(), tenant(), gold());
     let scopes = Scopes::parse("a b.*").unwrap();
-    let terms = Terms { scopes: Some(&scopes), plan: Some(&plan), route: Some("orders") };
+    let terms = Terms { scopes: Some(&scopes), plan: Some(&plan), route: Some("orders"), cache: None };
     let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
     let content = Answer { terms, ..Answer::of(&decision) };
     let all = fields(&render_of(&content, false, &options(OnUnavailable::Deny)));
@@ -208,6 +209,9 @@ fn metadata_has_scopes_plan_and_route_in_the_forms_that_envoy_reads() {
     assert!(!all.iter().any(|field| field.starts_with("total_limit")));
     let mut chosen = ResponseOptions { metadata: MetadataFields::none(), ..options(OnUnavailable::Deny) };
     chosen.metadata.add("plan").unwrap();
+    // The fragments of a plan are rendered once, for the choice of the process.
+    let plan = gold();
+    let content = Answer { terms: Terms { plan: Some(&plan), ..terms }, ..content };
     let names: Vec<_> =
         render_of(&content, false, &chosen).dynamic_metadata.unwrap().fields.into_keys().collect();
     assert_eq!(names.join(" "), "decision decision_id plan reason");
@@ -222,7 +226,7 @@ fn chosen_headers_are_set_if_they_have_a_value_and_otherwise_removed() {
     for field in ["scopes=x-scopes", "plan", "key-prefix"] {
         chosen.identity.add(field).unwrap();
     }
-    let whole = Terms { scopes: Some(&scopes), plan: Some(&plan), route: None };
+    let whole = Terms { scopes: Some(&scopes), plan: Some(&plan), ..Terms::default() };
     for (terms, set, removed) in [
         (whole, "x-scopes:a b.* x-llmcore-plan:gold x-llmcore-key-prefix:llmk_demo", &[][..]),
         (
@@ -249,7 +253,7 @@ fn chosen_headers_are_set_if_they_have_a_value_and_otherwise_removed() {
 #[test]
 fn metadata_has_limits_only_on_an_allow_and_terms_only_after_proof() {
     let (key, tenant, plan) = (key(), tenant(), gold());
-    let terms = Terms { plan: Some(&plan), route: Some("r"), scopes: None };
+    let terms = Terms { plan: Some(&plan), route: Some("r"), ..Terms::default() };
     let identity = Some(Identity { key: &key, tenant: Some(&tenant) });
     let denied = Denial { reason: Reason::Scope, identity, needs: Some("a") };
     for (decision, told, limited) in [

@@ -9,7 +9,7 @@ use crate::decision::Access;
 use crate::network::Networks;
 use crate::plan::PlanName;
 use crate::policy::Routing;
-use crate::replica::{Entry, Interned, PlanEntry, Snapshot};
+use crate::replica::{Entry, Interned, PlanEntry, ResponseParts, Snapshot};
 use crate::scope::{Granted, Scopes};
 use crate::tenant::Tenant;
 
@@ -20,12 +20,15 @@ pub struct Terms<'v> {
     pub scopes: Option<&'v Scopes>,
     /// Its plan, or else its tenant's.
     pub plan: Option<&'v PlanEntry>,
+    /// The cached response fragment for the scopes, if there is one.
+    pub cache: Option<&'v ResponseParts<1>>,
     /// The name of the route.
     pub route: Option<&'v str>,
 }
 
 /// Checks a key against its profile and the rule of the request. Also returns its terms.
-pub(crate) fn access<'v>(
+#[must_use]
+pub fn access<'v>(
     snapshot: &'v Snapshot,
     routing: &Routing<'v>,
     (entry, tenant): (&Entry, Option<&'v Tenant>),
@@ -46,7 +49,8 @@ pub(crate) fn access<'v>(
         rule: routing.rule,
         lacking: routing.lacking(granted(interned)),
     };
-    (access, Terms { scopes: profile.scopes.as_ref(), plan: plan.flatten(), route: routing.name() })
+    let (scopes, cache) = (profile.scopes.as_ref(), Some(interned.responses()));
+    (access, Terms { scopes, cache, plan: plan.flatten(), route: routing.name() })
 }
 
 fn granted(interned: &Interned) -> Option<(&Scopes, &Granted)> {

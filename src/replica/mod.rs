@@ -26,7 +26,7 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
 pub use self::entry::Entry;
-pub use self::profiles::Interned;
+pub use self::profiles::{Interned, ResponseParts};
 pub use self::snapshot::{Difference, PlanEntry, ResponseCache, Snapshot, TenantEntry};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Freshness;

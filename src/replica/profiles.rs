@@ -3,7 +3,7 @@
 //! A profile keeps its number as long as a key uses it. A later snapshot may reuse the number of an unused profile,
 //! because every snapshot has its own list.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use hashbrown::HashMap;
 
@@ -11,24 +11,36 @@ use crate::profile::{Damage, Profile, ProfileRow};
 use crate::route::RouteTable;
 use crate::scope::Granted;
 
+/// Cached fragments of responses, opaque to the replica. The code that renders responses fills them once.
+pub type ResponseParts<const N: usize> = OnceLock<[Box<[u8]>; N]>;
+
 /// The number of the profile without scopes, networks and plan.
 pub(super) const FREE: u32 = 0;
 
 /// A profile, with its scopes compiled for the current rules.
 #[derive(Clone, Debug)]
 pub struct Interned {
-    read: Arc<(ProfileRow, Result<Profile, Damage>)>,
+    read: Arc<Read>,
     granted: Option<Arc<Granted>>,
+}
+
+/// What rules do not change.
+#[derive(Debug)]
+struct Read {
+    row: ProfileRow,
+    profile: Result<Profile, Damage>,
+    responses: ResponseParts<1>,
 }
 
 impl Interned {
     fn new(row: ProfileRow, routes: &RouteTable) -> Self {
-        let read = row.compile();
-        Self { read: Arc::new((row, read)), granted: None }.granting(routes)
+        let profile = row.compile();
+        let read = Arc::new(Read { row, profile, responses: ResponseParts::new() });
+        Self { read, granted: None }.granting(routes)
     }
 
     fn granting(self, routes: &RouteTable) -> Self {
-        let scopes = self.read.1.as_ref().ok().and_then(|profile| profile.scopes.as_ref());
+        let scopes = self.read.profile.as_ref().ok().and_then(|profile| profile.scopes.as_ref());
         let granted = scopes.map(|scopes| Arc::new(routes.granted(scopes)));
         Self { granted, ..self }
     }
@@ -36,7 +48,7 @@ impl Interned {
     /// Returns the unparsed profile.
     #[must_use]
     pub fn row(&self) -> &ProfileRow {
-        &self.read.0
+        &self.read.row
     }
 
     /// Returns the parsed profile.
@@ -45,7 +57,13 @@ impl Interned {
     ///
     /// Returns which column is damaged.
     pub fn profile(&self) -> Result<&Profile, &Damage> {
-        self.read.1.as_ref()
+        self.read.profile.as_ref()
+    }
+
+    /// Returns the cached response fragment.
+    #[must_use]
+    pub fn responses(&self) -> &ResponseParts<1> {
+        &self.read.responses
     }
 
     /// Returns the granted scopes, compiled for the current rules; `None` grants everything.
@@ -100,6 +118,17 @@ impl Profiles {
     /// Returns the profile with this number.
     pub(super) fn get(&self, number: u32) -> &Interned {
         &self.list[number as usize]
+    }
+
+    /// Returns whether the columns of a key are damaged.
+    ///
+    /// Parses only new profiles. To parse the columns of every key would leave a hole of 64 bytes between the entries
+    /// of any two keys, because the parser returns memory in another size than it allocates.
+    pub(super) fn is_damaged(&self, row: &ProfileRow) -> bool {
+        match self.numbers.get(row) {
+            Some(number) => self.get(*number).profile().is_err(),
+            None => row.compile().is_err(),
+        }
     }
 
     /// Adds `by` to the number of keys that use a profile.

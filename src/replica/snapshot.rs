@@ -4,12 +4,12 @@
 //! published as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::entry::Entry;
-use super::profiles::{FREE, Interned, Profiles};
+use super::profiles::{FREE, Interned, Profiles, ResponseParts};
 use super::table::{Keyed, Table};
 use crate::invalid::Invalid;
 use crate::plan::{Plan, PlanRow};
@@ -20,8 +20,8 @@ use crate::store::{Change, Row};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 use crate::verify::memo::Peppers;
 
-/// Cached response fragments of a tenant, opaque to this module. The code that renders responses fills it once.
-pub type ResponseCache = OnceLock<[Box<[u8]>; 2]>;
+/// The cached response fragments of a tenant.
+pub type ResponseCache = ResponseParts<2>;
 
 /// A tenant in the snapshot. A tenant that changes becomes a new entry with an empty cache.
 #[derive(Debug)]
@@ -61,13 +61,20 @@ impl Keyed for TenantEntry {
 pub struct PlanEntry {
     row: PlanRow,
     plan: Result<Plan, Invalid>,
+    responses: ResponseParts<5>,
 }
 
 impl PlanEntry {
     /// Creates the entry of a row.
     #[must_use]
     pub fn of(row: PlanRow) -> Self {
-        Self { plan: row.compile(), row }
+        Self { plan: row.compile(), row, responses: ResponseParts::new() }
+    }
+
+    /// Returns the cached response fragments.
+    #[must_use]
+    pub fn responses(&self) -> &ResponseParts<5> {
+        &self.responses
     }
 
     /// Returns the plan.
@@ -327,6 +334,11 @@ impl Snapshot {
         if row.is_free() { FREE } else { Arc::make_mut(&mut self.profiles).number(row, &self.routes) }
     }
 
+    /// Returns whether a row of a poll is damaged.
+    pub(super) fn finds_damaged(&self, row: &Row) -> bool {
+        is_damaged(row, &self.profiles)
+    }
+
     fn is_damaged(&self, entry: &Entry) -> bool {
         entry.record().is_damaged() || self.profiles.get(entry.profile()).profile().is_err()
     }
@@ -342,6 +354,14 @@ impl Snapshot {
 
     fn count_tenant(&mut self, tenant: &Tenant, by: isize) {
         self.damaged_rows = self.damaged_rows.saturating_add_signed(by * isize::from(!tenant.is_sound()));
+    }
+}
+
+/// Equals [`Row::is_damaged`], but does not parse known profiles again.
+fn is_damaged(row: &Row, profiles: &Profiles) -> bool {
+    match row {
+        Row::Key(record, _, profile) => record.is_damaged() || profiles.is_damaged(profile),
+        Row::Tenant(_) | Row::Plan(_) | Row::Route(_) => row.is_damaged(),
     }
 }
 
@@ -382,6 +402,11 @@ impl Reload {
             Row::Tenant(tenant) => self.tenants.push(Arc::new(TenantEntry::new(tenant))),
             row @ (Row::Plan(_) | Row::Route(_)) => self.policy.put(row),
         }
+    }
+
+    /// Returns whether a row is damaged.
+    pub(super) fn finds_damaged(&self, row: &Row) -> bool {
+        is_damaged(row, &self.profiles)
     }
 
     pub(super) fn has_keys(&self) -> bool {

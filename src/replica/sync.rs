@@ -158,7 +158,9 @@ impl Sync {
         let mut reload = self.replica.snapshot().reload(self.replica.peppers());
         let mut damaged = Damaged::default();
         let mut sink = |row| {
-            damaged.add(&row);
+            if reload.finds_damaged(&row) {
+                damaged.add(&row);
+            }
             reload.add(row);
         };
         let point = within(self.options.load_timeout, "load", session.load(&mut sink)).await?;
@@ -311,11 +313,12 @@ impl Sync {
         let marked = rows.iter().any(Change::is_mark);
         if !rows.is_empty() {
             debug!(rows = rows.len(), "applying changes");
-            let mut damaged = Damaged::default();
-            rows.iter().filter_map(Change::row).for_each(|row| damaged.add(row));
+            let (snapshot, mut damaged) = (self.replica.snapshot(), Damaged::default());
+            let now = rows.iter().filter_map(Change::row);
+            now.filter(|row| snapshot.finds_damaged(row)).for_each(|row| damaged.add(row));
             damaged.log();
             self.replica.stats().changed_rows.add(rows.len() as u64);
-            let next = self.replica.snapshot().changed(rows, self.replica.peppers());
+            let next = snapshot.changed(rows, self.replica.peppers());
             self.publish(next);
         }
         self.replica.record_sync(asked.uptime, asked.answered, point);
@@ -387,7 +390,7 @@ impl Damaged {
     const LINES: usize = 100;
 
     fn add(&mut self, row: &Row) {
-        if row.is_damaged() && self.0.len() < Self::LINES {
+        if self.0.len() < Self::LINES {
             self.0.push(row.clone());
         }
     }

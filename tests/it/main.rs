@@ -10,6 +10,7 @@ mod allocations;
 mod announce;
 mod architecture;
 mod audit;
+mod bad_input;
 mod broken;
 mod bulk;
 mod check;

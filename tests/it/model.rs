@@ -3,7 +3,9 @@
 //! The real sync task follows a real database while many writers act at random: transactions of many rows, savepoints,
 //! rollbacks, pauses before the commit, cascades, suspended and renamed tenants, reused prefixes, disabled foreign
 //! keys, uses of keys, pruning of the change log at the horizon, a replica that pauses, and a transaction that stays
-//! open in another database. After every poll the replica is compared with the database, row by row.
+//! open in another database. Scopes, networks, plans and rules change, too, some of them to values that cannot be read.
+//! After every poll the replica is compared with the database, row by row, and its decisions on random requests with
+//! those of a slow implementation of the contract ([`judged`]).
 //!
 //! # Why the comparison is exact
 //!
@@ -28,28 +30,28 @@
 
 pub(crate) mod dice;
 mod history;
+mod judged;
+mod sqlite;
+mod state;
 mod witness;
 mod writers;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::{Row as _, SqliteConnection};
-use tenantgate::clock::{SystemClock, Timestamp};
-use tenantgate::key::KeyId;
-use tenantgate::record::{KeyRecord, SecretHash};
+use tenantgate::clock::SystemClock;
 use tenantgate::replica::Replica;
 use tenantgate::replica::sync::{Options, Sync};
 use tenantgate::store::Store;
 use tenantgate::store::postgres::PostgresStore;
 use tenantgate::store::sqlite::SqliteStore;
-use tenantgate::tenant::{Tenant, TenantId, TenantStatus};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use uuid::Uuid;
 
 use self::dice::Dice;
-use self::history::{History, State};
+use self::history::History;
+use self::judged::Judged;
+use self::state::State;
 use self::witness::{How, Pace, Taken, Witness};
 use self::writers::{Stop, connect, run};
 use crate::support::database::Session as Connection;
@@ -82,6 +84,7 @@ struct Tally {
     refused: u64,
     pruned: u64,
     audits: u64,
+    judged: Judged,
 }
 
 impl Tally {
@@ -99,7 +102,7 @@ impl Tally {
 
     /// Compares a poll with the database at its instant.
     #[track_caller]
-    fn compare(&mut self, state: &State, look: &Taken, before: Option<&Taken>) {
+    fn compare(&mut self, state: &State, look: &Taken, before: Option<&Taken>, dice: &mut Dice) {
         let differences = state.differs_from(&look.held);
         let (number, how, as_of) = (self.comparisons, look.how, &look.as_of);
         assert!(
@@ -108,6 +111,7 @@ impl Tally {
             differences.len(),
             differences.join("\n")
         );
+        self.judged.compare(dice, state, &look.held);
         self.comparisons += 1;
         self.reloads += usize::from(look.how == How::Load && before.is_some());
         self.changes += usize::from(matches!(look.how, How::Changes { rows: 1.. }));
@@ -167,6 +171,7 @@ fn on_postgres_every_poll_equals_the_database_at_its_instant() {
     assert!(tally.moves > tally.comparisons / 4, "too few polls found changes: {tally:?}");
     assert!(tally.reloads > 0 && tally.pruned > 0 && tally.rolled_back > 0, "{tally:?}");
     assert!(tally.committed > tally.refused, "the writers conflicted: {tally:?}");
+    tally.judged.covers_all_but(&["scope", "ok, spared true"]);
 }
 
 /// The same with writers at the publisher, and a replica on a subscriber of logical replication.
@@ -207,7 +212,9 @@ impl Places<'_> {
     async fn settle(&self) {
         const ROWS: &str =
             "SELECT coalesce((SELECT md5(string_agg(k::text, ',' ORDER BY id)) FROM api_keys k), '')
-            || coalesce((SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM tenants t), '')";
+            || coalesce((SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM tenants t), '')
+            || coalesce((SELECT md5(string_agg(p::text, ',' ORDER BY name)) FROM tenantgate_plan p), '')
+            || coalesce((SELECT md5(string_agg(r::text, ',' ORDER BY id)) FROM tenantgate_route r), '')";
         let (mut there, mut here) = (connect(self.written).await, connect(self.read).await);
         let start = Instant::now();
         loop {
@@ -253,11 +260,11 @@ async fn play(store: &Arc<dyn Store>, places: &Places<'_>, Seed(seed): &Seed, ro
     sync.abort();
 
     let history = History::read(&mut session).await;
-    let mut before = None;
+    let (mut before, mut dice) = (None, dice(104));
     let taken = looks.take();
     for look in &taken {
         let state = history.at(&history::Instant::parse(&look.as_of));
-        tally.compare(&state, look, before);
+        tally.compare(&state, look, before, &mut dice);
         before = Some(look);
     }
     assert_eq!(replica.stats().went_back.value(), 0, "the database never lost a change");
@@ -278,7 +285,7 @@ fn on_sqlite_every_poll_equals_the_database_at_its_instant() {
     let witness = Witness::of(store, &replica, &looks, Pace::Told(Arc::clone(&permits)));
     let sync = start_sync(witness, replica);
     let (mut dice, mut tally) = (Dice::of(seed.0, 0, 0), Tally::default());
-    let mut before = None;
+    let (mut before, mut asking) = (None, Dice::of(seed.0, 0, 1));
     wait(looks.reach(1));
     for _ in 0..TRANSACTIONS {
         let commit = begin(&mut writer, &mut dice, &mut tally);
@@ -288,7 +295,7 @@ fn on_sqlite_every_poll_equals_the_database_at_its_instant() {
             permits.add_permits(1);
             wait(looks.reach(next));
             let look = looks.take().pop().expect("just taken");
-            tally.compare(&state_of(&mut reader), &look, before.as_ref());
+            tally.compare(&sqlite::state(&mut reader), &look, before.as_ref(), &mut asking);
             before = Some(look);
         }
     }
@@ -296,6 +303,7 @@ fn on_sqlite_every_poll_equals_the_database_at_its_instant() {
     tell(&format!("model: SQLite, seed {}: {tally:?}, no difference", seed.0));
     assert!(tally.moves > TRANSACTIONS / 4, "too few polls found changes: {tally:?}");
     assert!(tally.reloads > 0 && tally.pruned > 0 && tally.rolled_back > 0, "{tally:?}");
+    tally.judged.covers_all_but(&["damaged_route"]);
 }
 
 /// Starts a transaction. Returns whether to commit it.
@@ -321,51 +329,4 @@ fn finish(writer: &mut Connection, dice: &mut Dice, commit: bool, tally: &mut Ta
     tally.rolled_back += u64::from(!commit);
     let prune = "DELETE FROM tenantgate_change WHERE id % 3 <> 0";
     if dice.one_in(9) { writer.run(prune).expect("nobody else writes") } else { 0 }
-}
-
-/// Returns the committed state.
-fn state_of(reader: &mut Connection) -> State {
-    let Connection::Sqlite(session) = reader else { unreachable!("a file") };
-    wait(async {
-        State {
-            keys: rows(session, "SELECT * FROM api_keys")
-                .await
-                .iter()
-                .map(|row| KeyRecord {
-                    id: KeyId(uuid(row.get("id"))),
-                    tenant_id: TenantId(uuid(row.get("tenant_id"))),
-                    prefix: row.get::<&str, _>("key_prefix").into(),
-                    hash: SecretHash::parse(row.get("hashed_key")),
-                    expires_at: row
-                        .get::<Option<&str>, _>("expires_at")
-                        .and_then(Timestamp::parse_rfc_3339)
-                        .into(),
-                    revoked: row.get::<Option<&str>, _>("revoked_at").is_some(),
-                    not_before: Timestamp::MIN,
-                    disabled: false,
-                })
-                .collect(),
-            tenants: rows(session, "SELECT * FROM tenants")
-                .await
-                .iter()
-                .map(|row| Tenant {
-                    id: TenantId(uuid(row.get("id"))),
-                    name: row.get("name"),
-                    schema: row.get("db_schema_name"),
-                    status: TenantStatus::parse(row.get("status")),
-                    mode: None,
-                    created_at: Timestamp::parse_rfc_3339(row.get("created_at")).expect("an instant"),
-                    plan: None,
-                })
-                .collect(),
-        }
-    })
-}
-
-async fn rows(session: &mut SqliteConnection, sql: &'static str) -> Vec<sqlx::sqlite::SqliteRow> {
-    sqlx::query(sql).fetch_all(session).await.expect(sql)
-}
-
-fn uuid(text: &str) -> Uuid {
-    Uuid::parse_str(text).expect("a UUID")
 }

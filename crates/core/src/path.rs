@@ -46,6 +46,7 @@ enum Kind {
     Slash,
     Escape,
     Parameter,
+    Query,
     Refused,
 }
 
@@ -57,6 +58,7 @@ const KINDS: [Kind; 256] = {
             b'/' => Kind::Slash,
             b'%' => Kind::Escape,
             b';' => Kind::Parameter,
+            b'?' => Kind::Query,
             // Some programs treat the first as a slash, and the second as the end of the path.
             b'\\' | b'#' => Kind::Refused,
             _ => Kind::Plain,
@@ -73,8 +75,7 @@ impl<'a> Path<'a> {
     ///
     /// Returns the first part that makes the path ambiguous.
     pub fn read(raw: &'a [u8], options: PathOptions) -> Result<Self, Ambiguous> {
-        let end = raw.iter().position(|byte| *byte == b'?').unwrap_or(raw.len());
-        let Some(path) = raw[..end].strip_prefix(b"/") else {
+        let Some(mut path) = raw.strip_prefix(b"/") else {
             return Err(Ambiguous { at: 0, what: "no slash at the start" });
         };
         let mut start = 0;
@@ -85,7 +86,14 @@ impl<'a> Path<'a> {
                     judge(&path[start..at], at, false)?;
                     start = at + 1;
                 }
-                Kind::Escape | Kind::Parameter => return Decoder::new(path, options).decode().map(Self),
+                Kind::Query => {
+                    path = &path[..at];
+                    break;
+                }
+                Kind::Escape | Kind::Parameter => {
+                    let end = path.iter().position(|byte| *byte == b'?').unwrap_or(path.len());
+                    return Decoder::new(&path[..end], options).decode().map(Self);
+                }
                 Kind::Refused => {
                     return Err(Ambiguous { at: at + 1, what: "a character that paths may not have" });
                 }
@@ -188,7 +196,8 @@ impl<'a> Decoder<'a> {
             Kind::Plain | Kind::Escape => self.text.push(byte),
             Kind::Parameter if self.options.keep_parameters => self.text.push(byte),
             Kind::Parameter => return Err(Ambiguous { at: at + 1, what: "a path parameter" }),
-            Kind::Refused => {
+            // The path ends before the query.
+            Kind::Query | Kind::Refused => {
                 return Err(Ambiguous { at: at + 1, what: "a character that paths may not have" });
             }
         }

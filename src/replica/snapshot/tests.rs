@@ -187,3 +187,44 @@ fn a_table_that_grew_by_changes_is_made_again() {
     assert!(!keys.keys.outgrown() && !tenants.tenants.outgrown());
     assert_eq!((keys.key_count(), tenants.tenant_count()), (1_025, 1_025));
 }
+
+#[test]
+fn a_damaged_row_is_found_alike_whether_its_profile_is_known_or_not() {
+    let rows: Vec<Row> = (0..4)
+        .flat_map(|n| [key(n, true, true), key(n, false, true), key(n, true, false)])
+        .chain([plan(1, true), plan(1, false), route(1, true), route(1, false)])
+        .collect();
+    let none = Snapshot::empty();
+    let all = Snapshot::of(rows.clone(), &peppers());
+    let (first, again) =
+        (Arc::new(none.clone()).reload(&peppers()), Arc::new(all.clone()).reload(&peppers()));
+    for row in &rows {
+        let found = [none.finds_damaged(row), all.finds_damaged(row)];
+        assert_eq!(found, [row.is_damaged(); 2], "{row:?}");
+        assert_eq!([first.finds_damaged(row), again.finds_damaged(row)], found, "{row:?}");
+    }
+    assert!(
+        rows.iter().filter(|row| row.is_damaged()).count() == 7,
+        "four hashes, a scope, a plan and a rule"
+    );
+}
+
+/// What is allocated and freed between two entries can leave holes between them, which take memory for each key.
+#[test]
+fn a_key_with_a_known_profile_is_loaded_with_one_allocation() {
+    let mut reload = Arc::new(Snapshot::empty()).reload(&Peppers::default());
+    let row = |n: u32| {
+        let Row::Key(record, ..) = key(0, true, false) else { unreachable!() };
+        let prefix = format!("llmk_{n}").as_str().into();
+        let networks = Some("10.0.0.0/8 192.0.2.0/24".into());
+        Row::Key(KeyRecord { prefix, ..record }, None, ProfileRow { networks, ..ProfileRow::default() })
+    };
+    reload.add(row(0));
+    reload.keys.reserve(2);
+    let known = row(1);
+    let counted = allocation_counter::measure(|| {
+        assert!(!reload.finds_damaged(&known));
+        reload.add(known);
+    });
+    assert_eq!(counted.count_total, 1, "the entry alone");
+}

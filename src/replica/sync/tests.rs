@@ -6,18 +6,13 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::time::Instant;
-use uuid::Uuid;
 
 pub(crate) use self::script::Script;
 use self::script::{Step, key, known};
 use super::*;
 use crate::clock::Timestamp;
 use crate::decision::Freshness;
-use crate::key::KeyId;
-use crate::profile::ProfileRow;
-use crate::record::{ExpiresAt, KeyRecord, SecretHash};
 use crate::replica::tests::logged;
-use crate::tenant::TenantId;
 
 /// A clock that follows tokio's, which the tests pause.
 struct TestClock(Instant);
@@ -339,19 +334,8 @@ fn the_loss_of_the_database_is_logged_once_for_each_cause() {
 
 #[test]
 fn the_first_hundred_damaged_rows_are_logged() {
-    let sound = KeyRecord {
-        hash: SecretHash::parse("$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232"),
-        prefix: "llmk_a".into(),
-        id: KeyId(Uuid::nil()),
-        tenant_id: TenantId(Uuid::nil()),
-        expires_at: ExpiresAt::NEVER,
-        revoked: false,
-        not_before: Timestamp::MIN,
-        disabled: false,
-    };
     for (rows, named) in [(0, 0), (1, 1), (99, 99), (100, 100), (101, 100), (150, 100)] {
         let mut damaged = Damaged::default();
-        damaged.add(&Row::Key(sound.clone(), None, ProfileRow::default()));
         (0..rows).for_each(|_| damaged.add(&key("llmk_b")));
         let _ = logged();
         damaged.log();

@@ -322,7 +322,7 @@ pub(super) fn refuse(errors: Vec<FieldError>, conflicts: Vec<FieldError>) -> Res
 
 /// Parses an instant.
 pub(super) fn instant(text: &str) -> Result<Timestamp, &'static str> {
-    Timestamp::parse_rfc_3339(text).ok_or("expected an instant of RFC 3339, such as 2027-01-31T00:00:00Z")
+    Timestamp::parse_rfc_3339(text).ok_or("expected an RFC 3339 instant, such as 2027-01-31T00:00:00Z")
 }
 
 /// Escapes a name for a JSON pointer (RFC 6901).

@@ -110,7 +110,7 @@ fn step(dice: &mut Dice) -> String {
     let on_key = |set: String| format!("UPDATE api_keys SET {set} WHERE key_prefix = '{key}'");
     let on_tenant = |set: String| format!("UPDATE tenants SET {set} WHERE id = '{tenant}'");
     let on_keys_of = |set: String| format!("UPDATE api_keys SET {set} WHERE tenant_id = '{tenant}'");
-    match dice.below(28) {
+    match dice.below(44) {
         0 => {
             let take_over =
                 "(key_prefix) DO UPDATE SET hashed_key = excluded.hashed_key, tenant_id = excluded.tenant_id";
@@ -144,15 +144,99 @@ fn step(dice: &mut Dice) -> String {
         18 => on_tenant(format!("id = '{}'", tenant_id(dice))),
         // A mark, as `key revoke --wait` writes it.
         19 => "INSERT INTO tenantgate_change (key_prefix) VALUES ('')".to_owned(),
+        20 | 21 => on_key(format!("scopes = {}", text(dice, &SCOPES))),
+        22 | 23 => on_key(format!("networks = {}", text(dice, &NETWORKS))),
+        24 => on_key(format!("disabled_at = {}", finite(dice))),
+        25 => on_key(format!("not_before = {}", finite(dice))),
+        26 | 27 => on_key(format!("plan = {}", plan_of(dice))),
+        28 => on_tenant(format!("plan = {}", plan_of(dice))),
+        29..=31 => plan(dice),
+        32..=35 => rule(dice),
         _ => insert(dice, &key, tenant, "DO NOTHING"),
+    }
+}
+
+/// Values of columns, of which the last one is damaged: the checks of the database do not reject it.
+const SCOPES: [&str; 6] = ["", "a", "a.b", "a.* b", "b c:*", "a.*.b"];
+const NETWORKS: [&str; 5] =
+    ["10.0.0.0/8", "10.1.0.0/16 2001:db8::/32", "::/0", "192.0.2.7 10.1.2.0/24", "10.0.0.1/8"];
+const NEEDS: [&str; 5] = ["a", "a.b", "b | a.c", "c:d b", "a |"];
+const HOSTS: [&str; 5] = ["*", "*.example.com", "api.example.com", "*.api.example.com", "a..b"];
+const METHODS: [&str; 4] = ["*", "GET", "POST", "TOOLONGTOBEAMETHODOFANYREQUESTATALL"];
+const PATHS: [&str; 8] = ["/**", "/v1/**", "/v1/{x}", "/v1/{y}/b", "/v1/a", "/v1/a/b", "/", "/v1//a"];
+
+/// Returns one of the values, or NULL; the damaged last one seldom.
+fn text(dice: &mut Dice, values: &[&str]) -> String {
+    if dice.one_in(2) { "NULL".to_owned() } else { format!("'{}'", value(dice, values)) }
+}
+
+fn value<'v>(dice: &mut Dice, values: &[&'v str]) -> &'v str {
+    let (damaged, sound) = values.split_last().expect("values");
+    if dice.one_in(25) {
+        damaged
+    } else {
+        sound[usize::try_from(dice.below(sound.len() as u64)).expect("few")]
+    }
+}
+
+fn finite(dice: &mut Dice) -> String {
+    let year = 20 + dice.below(20);
+    if dice.one_in(3) { format!("'20{year:02}-06-30T00:00:00Z'") } else { "NULL".to_owned() }
+}
+
+/// An expression for a plan that exists, or NULL.
+fn plan_of(dice: &mut Dice) -> String {
+    format!("(SELECT name FROM tenantgate_plan WHERE name = 'plan_{}')", dice.below(PLANS))
+}
+
+const PLANS: u64 = 4;
+const RULES: u64 = 10;
+
+fn plan(dice: &mut Dice) -> String {
+    let (name, limit) = (format!("plan_{}", dice.below(PLANS)), dice.below(1_000));
+    let unused = |table: &str| format!("NOT EXISTS (SELECT 1 FROM {table} WHERE plan = '{name}')");
+    match dice.below(4) {
+        0 => format!(
+            "DELETE FROM tenantgate_plan WHERE name = '{name}' AND {} AND {}",
+            unused("api_keys"),
+            unused("tenants")
+        ),
+        1 => format!("UPDATE tenantgate_plan SET total_limit = '{limit}/DAY' WHERE name = '{name}'"),
+        _ => format!(
+            "INSERT INTO tenantgate_plan (name, request_limit) VALUES ('{name}', '{limit}/MINUTE') ON CONFLICT DO NOTHING"
+        ),
+    }
+}
+
+fn rule(dice: &mut Dice) -> String {
+    let id = Uuid::from_u128(dice.below(RULES).into());
+    let on_rule = |set: String| format!("UPDATE tenantgate_route SET {set} WHERE id = '{id}'");
+    match dice.below(8) {
+        0 | 1 => format!("DELETE FROM tenantgate_route WHERE id = '{id}'"),
+        2 => on_rule(format!("path = '{}'", value(dice, &PATHS))),
+        3 => on_rule(format!("host = '{}', shadow = NOT shadow", value(dice, &HOSTS))),
+        4 => on_rule(format!("mode = 'optional', scopes = {}", text(dice, &NEEDS))),
+        _ => {
+            let (host, method, path) = (value(dice, &HOSTS), value(dice, &METHODS), value(dice, &PATHS));
+            let public = dice.one_in(5);
+            let (mode, needs) =
+                if public { ("public", "NULL".to_owned()) } else { ("required", text(dice, &NEEDS)) };
+            let shadow = dice.one_in(2);
+            format!(
+                "INSERT INTO tenantgate_route (id, name, host, method, path, mode, scopes, shadow)
+                 VALUES ('{id}', 'rule {id}', '{host}', '{method}', '{path}', '{mode}', {needs}, {shadow})
+                 ON CONFLICT DO NOTHING"
+            )
+        }
     }
 }
 
 fn insert(dice: &mut Dice, key: &str, tenant: Uuid, on_conflict: &str) -> String {
     let (id, hash, expires_at) = (id(dice), hash(dice), instant(dice));
+    let (scopes, networks, not_before) = (text(dice, &SCOPES), text(dice, &NETWORKS), finite(dice));
     format!(
-        "INSERT INTO api_keys (id, hashed_key, key_prefix, tenant_id, expires_at)
-         SELECT '{id}', '{hash}', '{key}', '{tenant}', {expires_at}
+        "INSERT INTO api_keys (id, hashed_key, key_prefix, tenant_id, expires_at, scopes, networks, not_before)
+         SELECT '{id}', '{hash}', '{key}', '{tenant}', {expires_at}, {scopes}, {networks}, {not_before}
          WHERE EXISTS (SELECT 1 FROM tenants WHERE id = '{tenant}') ON CONFLICT {on_conflict}"
     )
 }

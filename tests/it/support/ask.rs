@@ -16,6 +16,7 @@ pub(crate) const KEY_HEADER: &str = "x-llmcore-api-key";
 pub(crate) struct Ask {
     method: String,
     path: String,
+    host: String,
     headers: HashMap<String, String>,
     raw: Vec<(String, Vec<u8>)>,
     source: Option<String>,
@@ -27,7 +28,14 @@ impl Ask {
         let told =
             [(":method", method), (":path", path), (":authority", "api.example.com"), (":scheme", "http")];
         let headers = told.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Self { method: method.to_owned(), path: path.to_owned(), headers, raw: Vec::new(), source: None }
+        Self {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            host: "api.example.com".to_owned(),
+            headers,
+            raw: Vec::new(),
+            source: None,
+        }
     }
 
     /// `GET path`.
@@ -62,6 +70,12 @@ impl Ask {
         self
     }
 
+    /// Sends it to this host.
+    pub(crate) fn at(mut self, host: &str) -> Self {
+        host.clone_into(&mut self.host);
+        self.header(":authority", host)
+    }
+
     /// Sets the address of the client.
     pub(crate) fn from(mut self, address: &str) -> Self {
         self.source = Some(address.to_owned());
@@ -89,7 +103,7 @@ impl Ask {
             method: self.method.clone(),
             headers: self.headers.clone(),
             path: self.path.clone(),
-            host: "api.example.com".to_owned(),
+            host: self.host.clone(),
             scheme: "http".to_owned(),
             protocol: "HTTP/1.1".to_owned(),
             header_map,

@@ -44,8 +44,8 @@ type Methods = Vec<(Method, u32)>;
 
 #[derive(Debug, Default)]
 struct Node {
-    /// The next nodes for literal segments, sorted by segment.
-    literals: Vec<(Box<[u8]>, u32)>,
+    /// The next nodes for literal segments. A hash table, because a node can have thousands.
+    literals: HashMap<Box<[u8]>, u32>,
     one: Option<u32>,
     /// Rules whose template ends here.
     end: Methods,
@@ -261,14 +261,11 @@ impl Branch {
     }
 
     fn literal(&mut self, at: usize, text: &[u8]) -> usize {
-        let next = match self.nodes[at].literals.binary_search_by(|(known, _)| (**known).cmp(text)) {
-            Ok(found) => self.nodes[at].literals[found].1,
-            Err(place) => {
-                let next = self.add();
-                self.nodes[at].literals.insert(place, (text.into(), next));
-                next
-            }
-        };
+        if let Some(next) = self.nodes[at].literals.get(text) {
+            return *next as usize;
+        }
+        let next = self.add();
+        self.nodes[at].literals.insert(text.into(), next);
         next as usize
     }
 }
@@ -295,8 +292,8 @@ impl<'t> Search<'t, '_> {
             return self.methods(&node.rest);
         };
         let (segment, after) = split(rest);
-        if let Ok(found) = node.literals.binary_search_by(|(known, _)| (**known).cmp(segment)) {
-            self.node(branch, &branch.nodes[node.literals[found].1 as usize], after)?;
+        if let Some(next) = node.literals.get(segment) {
+            self.node(branch, &branch.nodes[*next as usize], after)?;
         }
         if let Some(one) = node.one {
             self.node(branch, &branch.nodes[one as usize], after)?;

@@ -14,8 +14,10 @@ use super::super::query::pointer;
 use super::tenants::{name, setting};
 use super::{Answer, Change, Path, Success};
 use crate::admin::{Admin, RouteUpdate, RouteView, version};
+use crate::invalid::Invalid;
 use crate::permission::Permission;
-use crate::route::{Part, RouteId, RouteMode, RouteRow};
+use crate::route::{HostPattern, Method, Part, PathTemplate, RouteId, RouteMode, RouteRow};
+use crate::scope::Needs;
 use crate::store::Changed;
 
 fn shown(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
@@ -46,12 +48,35 @@ fn text(text: &str) -> Result<String, &'static str> {
     plain.then(|| text.to_owned()).ok_or("expected a text without control characters")
 }
 
+// The parts of a rule. Each is parsed by itself, so that the errors of all parts are reported, with their positions.
+fn host(text: &str) -> Result<String, Invalid> {
+    HostPattern::parse(text).map(|host| host.to_string())
+}
+
+fn method(text: &str) -> Result<String, Invalid> {
+    Method::parse(text).map(|method| method.to_string())
+}
+
+fn path(text: &str) -> Result<String, Invalid> {
+    PathTemplate::parse(text).map(|path| path.to_string())
+}
+
+fn mode(text: &str) -> Result<String, Invalid> {
+    RouteMode::parse(text).map(|mode| mode.as_str().to_owned())
+}
+
+fn needs(text: &str) -> Result<String, Invalid> {
+    Needs::parse(text).map(|needs| needs.to_string())
+}
+
 /// Reads the fields of a whole rule, with defaults for absent fields.
 fn rule(fields: &mut Fields) -> RouteRow {
-    let mut or =
-        |name: &str, default: &str| fields.text(name, text).value().unwrap_or_else(|| default.to_owned());
-    let (host, method, mode) = (or("host", "*"), or("method", "*"), or("mode", RouteMode::Required.as_str()));
-    let path = fields.text_needed("path", text);
+    let any = || "*".to_owned();
+    let host = fields.text("host", host).value().unwrap_or_else(any);
+    let method = fields.text("method", method).value().unwrap_or_else(any);
+    let mode = fields.text("mode", mode).value();
+    let mode = mode.unwrap_or_else(|| RouteMode::Required.as_str().to_owned());
+    let path = fields.text_needed("path", path);
     let row = RouteRow {
         id: RouteId(Uuid::nil()),
         name: fields.text("name", name).value(),
@@ -60,7 +85,7 @@ fn rule(fields: &mut Fields) -> RouteRow {
         // A valid path, so that the other parts are checked, too.
         path: path.unwrap_or_else(|| "/".to_owned()),
         mode,
-        scopes: fields.text("scopes", text).value(),
+        scopes: fields.text("scopes", needs).value(),
         shadow: fields.flag("shadow").unwrap_or(false),
     };
     judged(fields, &row);
@@ -100,11 +125,11 @@ pub(in super::super) async fn update(
     }
     let update = RouteUpdate {
         name: setting(fields.text("name", name)),
-        host: fields.text_or_absent("host", text),
-        method: fields.text_or_absent("method", text),
-        path: fields.text_or_absent("path", text),
-        mode: fields.text_or_absent("mode", text),
-        scopes: setting(fields.text("scopes", text)),
+        host: fields.text_or_absent("host", host),
+        method: fields.text_or_absent("method", method),
+        path: fields.text_or_absent("path", path),
+        mode: fields.text_or_absent("mode", mode),
+        scopes: setting(fields.text("scopes", needs)),
         shadow: fields.flag("shadow"),
     };
     let (errors, conflicts) = fields.into_errors();
