@@ -18,6 +18,7 @@ use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
 use super::codec::{NotACheckRequest, Visitor, walk};
+use super::origin::is_left_by_module;
 use super::told::{IdentityField, IdentityHeaders, MetadataField, MetadataFields};
 use super::wire::Message;
 use crate::decision::{Decision, Denial, Grant, Identity, Reason};
@@ -80,7 +81,11 @@ impl<'a> Visitor<'a> for Headers<'_, 'a> {
 pub fn read<'a>(message: &'a [u8], options: &Options) -> Result<AccessRequest<'a>, NotACheckRequest> {
     let mut headers = Headers(Reader::new(options));
     let target = walk(message, &mut headers)?;
-    Ok(headers.0.finish(target.method, target.host, target.path))
+    let mut request = headers.0.finish(target.method, target.host, target.path);
+    if request.context.is_told() {
+        request.context.left_by_module = is_left_by_module(message);
+    }
+    Ok(request)
 }
 
 /// Options of responses.

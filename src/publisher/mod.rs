@@ -10,7 +10,7 @@
 //! a random key that lives as long as this process. Whatever the module cannot judge is published as known and no more,
 //! so that it asks: keys that are not proven or have a secret of few bits, networks, lists or limits, and damaged rows.
 //! While rules, patterns, `--route-default deny` or shadow mode are in force, or once Envoy has told something of a
-//! route, the module decides nothing at all.
+//! route on which the module could have decided, the module decides nothing at all.
 //!
 //! The heartbeat is that of the replica: it is stored after everything that the replica had seen by then.
 //!
@@ -299,7 +299,10 @@ impl Witness for Publisher {
 
     fn route_context(&self) {
         if !self.0.route_context.swap(true, Relaxed) {
-            warn!("Envoy tells of its routes, which the module cannot see: it decides nothing from now on");
+            warn!(
+                "the module inside Envoy decides nothing until serve restarts: a route has context_extensions, and the \
+                 module was not told to leave it to checks"
+            );
             self.0.news.notify_one();
         }
     }

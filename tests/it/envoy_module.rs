@@ -4,9 +4,11 @@
 //! contains all metadata of `ext_authz`, where `via` tells who has decided.
 
 mod answers;
+mod damage;
 mod life;
 mod parity;
 mod protocols;
+mod routes;
 mod soak;
 
 use std::io::Read as _;
