@@ -139,8 +139,12 @@ struct Said {
 impl Said {
     /// The same with what a route configuration, virtual host or route adds.
     fn and(mut self, filters: &Value, name: &str) -> Self {
-        if let Some(promise) = filters.get(name).and_then(|config| text(config, "/filter_config/value")) {
-            self.decides = promise == PROMISE;
+        if let Some(config) = filters.get(name) {
+            // As it is, or wrapped by a `FilterConfig`, which may also take the module out.
+            let promise =
+                text(config, "/filter_config/value").or(text(config, "/config/filter_config/value"));
+            let off = is_true(config, "/disabled");
+            self.decides = promise.map_or(self.decides, |promise| promise == PROMISE) && !off;
         }
         for check in of_type(filters, "ExtAuthzPerRoute") {
             let context = check.pointer("/check_settings/context_extensions").and_then(Value::as_object);
@@ -170,10 +174,17 @@ impl Counts {
                     self.told += usize::from(said.told);
                     self.both += usize::from(said.decides && said.told);
                 }
-                let below = fields.iter().filter(|(field, _)| *field != "typed_per_filter_config");
-                below.for_each(|(_, value)| self.add(value, name, said));
+                for (field, value) in fields {
+                    if field != "typed_per_filter_config" {
+                        self.add(value, name, said);
+                    }
+                }
             }
-            Value::Array(items) => items.iter().for_each(|value| self.add(value, name, said)),
+            Value::Array(items) => {
+                for value in items {
+                    self.add(value, name, said);
+                }
+            }
             _ => {}
         }
     }
@@ -184,7 +195,9 @@ fn context(said: &str, check: &Value, routes: &[&Value], name: &str) -> Finding 
     const CHECK: &str = "envoy.module_context";
     let decides = said.split_whitespace().any(|word| word == PROMISE);
     let mut counts = Counts::default();
-    routes.iter().for_each(|routes| counts.add(routes, name, Said { decides, told: false }));
+    for routes in routes {
+        counts.add(routes, name, Said { decides, told: false });
+    }
     let Counts { decided, told, both } = counts;
     let named = items(check, "/metadata_context_namespaces").any(|name| name.as_str() == Some(NAMESPACE));
     if both > 0 {

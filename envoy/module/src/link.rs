@@ -152,6 +152,7 @@ mod tests {
 
     #[test]
     fn a_target_is_an_absolute_path_two_promises_and_perhaps_a_user() {
+        const SAID: &str = "context_extensions=none clear_route_cache=false";
         for (word, promise) in [
             ("context_extensions=none ", Promise::None),
             ("context_extensions=some ", Promise::Some),
@@ -160,7 +161,6 @@ mod tests {
             let target = Target::parse(&format!("unix:/a {word}clear_route_cache=false uid=1")).unwrap();
             assert_eq!((target.promise, target.uid), (promise, Some(1)), "{word}");
         }
-        const SAID: &str = "context_extensions=none clear_route_cache=false";
         let target = Target::parse(&format!("unix:/run/a.sock {SAID} uid=7")).unwrap();
         assert_eq!((target.path.to_str(), target.uid), (Some("/run/a.sock"), Some(7)));
         assert!(target.trusts(7) && target.trusts(0) && !target.trusts(8));
