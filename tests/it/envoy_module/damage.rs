@@ -91,11 +91,11 @@ fn damage_of_the_memory_lets_no_request_pass() {
         for _ in 0..=dice.below(20) {
             // The first words are the header, the slots and the records.
             let most = words.len().min(if dice.one_in(2) { 32 } else { 200 });
-            let word = &words[usize::try_from(dice.below(most as u64)).expect("small")];
+            let hit = &words[usize::try_from(dice.below(most as u64)).expect("small")];
             if dice.one_in(3) {
-                word.store(dice.number(), Relaxed);
+                hit.store(dice.number(), Relaxed);
             } else {
-                word.fetch_xor(1 << dice.below(64), Relaxed);
+                hit.fetch_xor(1 << dice.below(64), Relaxed);
             }
         }
         if dice.one_in(2) {
@@ -108,9 +108,9 @@ fn damage_of_the_memory_lets_no_request_pass() {
             match outcome.page.status {
                 200 => {
                     assert_eq!((key, said["via"].as_str()), (Some(PUBLISHED), Some("module")), "{what}");
-                    let seen = outcome.seen.as_ref().expect("it arrives");
-                    assert_eq!(seen.values("x-llmcore-tenant-id"), ["as-written"], "{what}");
-                    assert!(seen.values(KEY_HEADER).is_empty(), "{what}");
+                    let upstream = outcome.seen.as_ref().expect("it arrives");
+                    assert_eq!(upstream.values("x-llmcore-tenant-id"), ["as-written"], "{what}");
+                    assert!(upstream.values(KEY_HEADER).is_empty(), "{what}");
                     allowed += 1;
                 }
                 401 if said["via"] == "module" => refused += 1,
