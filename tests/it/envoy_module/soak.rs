@@ -225,13 +225,13 @@ fn a_revocation_holds_within_the_promised_time_while_traffic_runs() {
             becomes(key, 200);
         }
         let before = denied();
-        let mut set = |key: &Held, to: &str| {
+        let mut revoked_at = |key: &Held, to: &str| {
             session.sql(&format!("UPDATE api_keys SET revoked_at = {to} WHERE id = '{}'", key.id));
         };
         let each = keys.iter().cycle().take(usize::try_from(count).expect("few")).map(|key| {
-            set(key, "'2020-01-01T00:00:00Z'");
+            revoked_at(key, "'2020-01-01T00:00:00Z'");
             let took = becomes(key, 401);
-            set(key, "NULL");
+            revoked_at(key, "NULL");
             becomes(key, 200);
             took
         });
