@@ -35,7 +35,6 @@ use crate::memo_writer::MemoWriter;
 use crate::policy::{self, Routing};
 use crate::replica::{Entry, Replica, Snapshot, TenantEntry};
 use crate::request::{AccessRequest, Credential};
-use crate::route::Context;
 use crate::stats::{Counter, Histogram};
 use crate::tenant::Mode;
 use crate::usage::Usage;
@@ -156,7 +155,7 @@ pub trait Witness: Send + Sync {
     /// The key was proven for this row. Called once for each entry of the replica.
     fn proven(&self, entry: &Arc<Entry>, presented: PresentedKey<'_>);
 
-    /// Envoy's configuration says something of the route of a request.
+    /// Envoy's configuration says something of the route of a request, and the module inside Envoy could have decided it.
     fn route_context(&self);
 }
 
@@ -332,7 +331,11 @@ impl View<'_> {
         if let Some(fault) = self.unable {
             return Ok(self.verdict(Decision::Unable(fault, None), Terms::default(), None, None));
         }
-        if let Some(witness) = self.gate.witness.as_ref().filter(|_| request.context != Context::default()) {
+        let context = &request.context;
+        if context.is_told()
+            && !context.left_by_module
+            && let Some(witness) = &self.gate.witness
+        {
             witness.route_context();
         }
         let routing = Routing::of(self.snapshot.routes(), self.gate.options.policy, request);

@@ -14,6 +14,12 @@ const NAME: &str = "tenantgate_envoy";
 /// Where the module marks what it has decided.
 pub(super) const NAMESPACE: &str = "envoy.tenantgate";
 
+/// The word by which an operator says that a route has no `context_extensions` for tenantgate.
+const PROMISE: &str = "context_extensions=none";
+
+/// How the names of these extensions begin.
+const PREFIX: &str = "tenantgate.";
+
 /// Where in the pages the set-up is described.
 const REMEDY: &str = "set it up as docs/guides/inside-envoy.md shows";
 
@@ -40,7 +46,7 @@ pub(super) fn examine(manager: &Value, routes: &[&Value]) -> Vec<Finding> {
         skipped(check, ours < asked),
         mark(manager, check),
         route_cache(said(module), check),
-        context(routes),
+        context(said(module), check, routes, name),
         exempt(routes, name),
     ]
 }
@@ -121,18 +127,94 @@ fn route_cache(said: &str, check: &Value) -> Finding {
     }
 }
 
+/// What the configuration says of a route, and what its `ext_authz` is told.
+#[derive(Clone, Copy, Default)]
+struct Said {
+    /// Whether the module may decide: `context_extensions=none`, of the most specific configuration.
+    decides: bool,
+    /// Whether there are `context_extensions` for tenantgate, at any level: Envoy merges them.
+    told: bool,
+}
+
+impl Said {
+    /// The same with what a route configuration, virtual host or route adds.
+    fn and(mut self, filters: &Value, name: &str) -> Self {
+        if let Some(config) = filters.get(name) {
+            // As it is, or wrapped by a `FilterConfig`, which may also take the module out.
+            let promise =
+                text(config, "/filter_config/value").or(text(config, "/config/filter_config/value"));
+            let off = is_true(config, "/disabled");
+            self.decides = promise.map_or(self.decides, |promise| promise == PROMISE) && !off;
+        }
+        for check in of_type(filters, "ExtAuthzPerRoute") {
+            let context = check.pointer("/check_settings/context_extensions").and_then(Value::as_object);
+            self.told |= context.is_some_and(|context| context.keys().any(|key| key.starts_with(PREFIX)));
+        }
+        self
+    }
+}
+
+/// Counts routes: on which the module may decide, which tell `ext_authz` something, and both.
+#[derive(Default)]
+struct Counts {
+    decided: usize,
+    told: usize,
+    both: usize,
+}
+
+impl Counts {
+    fn add(&mut self, value: &Value, name: &str, said: Said) {
+        match value {
+            Value::Object(fields) => {
+                let filters = fields.get("typed_per_filter_config");
+                let said = filters.map_or(said, |filters| said.and(filters, name));
+                // A route, or a weighted cluster with a configuration of its own.
+                if fields.contains_key("match") || (filters.is_some() && fields.contains_key("weight")) {
+                    self.decided += usize::from(said.decides);
+                    self.told += usize::from(said.told);
+                    self.both += usize::from(said.decides && said.told);
+                }
+                for (field, value) in fields {
+                    if field != "typed_per_filter_config" {
+                        self.add(value, name, said);
+                    }
+                }
+            }
+            Value::Array(items) => {
+                for value in items {
+                    self.add(value, name, said);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 /// The module does not see what routes tell `ext_authz`.
-fn context(routes: &[&Value]) -> Finding {
+fn context(said: &str, check: &Value, routes: &[&Value], name: &str) -> Finding {
     const CHECK: &str = "envoy.module_context";
-    let told = routes.iter().flat_map(|routes| of_type(routes, "ExtAuthzPerRoute")).any(|route| {
-        let context = route.pointer("/check_settings/context_extensions").and_then(Value::as_object);
-        context.is_some_and(|context| context.keys().any(|name| name.starts_with("tenantgate.")))
-    });
-    if told {
-        let what = "routes have context_extensions, which the module cannot see: it lets requests pass that a check would not";
-        Finding::bad(CHECK, what, "remove the module, or use rules (`tenantgate route`) in their place")
+    let decides = said.split_whitespace().any(|word| word == PROMISE);
+    let mut counts = Counts::default();
+    for routes in routes {
+        counts.add(routes, name, Said { decides, told: false });
+    }
+    let Counts { decided, told, both } = counts;
+    let named = items(check, "/metadata_context_namespaces").any(|name| name.as_str() == Some(NAMESPACE));
+    if both > 0 {
+        let what = format!(
+            "{both} routes have context_extensions, and the module may decide there: it lets requests pass that a check would not"
+        );
+        Finding::bad(CHECK, what, "give the module context_extensions=some on these routes")
+    } else if !decides && decided == 0 {
+        let what = "the module has no effect: no configuration says context_extensions=none";
+        Finding::warn(CHECK, what, REMEDY)
+    } else if told > 0 && !named {
+        let what = format!(
+            "{told} routes have context_extensions, and their checks do not say that the module leaves them alone: serve stops the module"
+        );
+        Finding::warn(CHECK, what, "add envoy.tenantgate to metadata_context_namespaces of ext_authz")
     } else {
-        Finding::ok(CHECK, "no route has context_extensions, as the module's configuration says")
+        Finding::ok(CHECK, "the module decides on no route that has context_extensions")
     }
 }
 

@@ -73,6 +73,31 @@ fn source_address(message: &[u8]) -> &[u8] {
     SOURCE_ADDRESS.into_iter().try_fold(message, field).unwrap_or_default()
 }
 
+/// The metadata of the module inside Envoy, the field of it that says who decides on the route, and the text that says
+/// that Checks do. `CheckRequest`: attributes = 1; `AttributeContext`: `metadata_context` = 11; `Metadata`:
+/// `filter_metadata` = 1; `Struct`: fields = 1; an entry of a map: key = 1, value = 2; `Value`: `string_value` = 3.
+const MODULE: (&[u8], &[u8], &[u8]) = (b"envoy.tenantgate", b"route", b"checks");
+
+/// Returns whether the module inside Envoy says that its configuration leaves the route to Checks. The metadata is in the
+/// message if `metadata_context_namespaces` of the `ext_authz` filter names it.
+pub(super) fn is_left_by_module(message: &[u8]) -> bool {
+    let metadata = field(message, 1).and_then(|attributes| field(attributes, 11)).unwrap_or_default();
+    let said = entry(metadata, MODULE.0).and_then(|fields| entry(fields, MODULE.1));
+    said.and_then(|value| field(value, 3)) == Some(MODULE.2)
+}
+
+/// Returns the value of the last entry with this key, of a map that is field 1.
+fn entry<'a>(message: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
+    let (mut fields, mut found) = (Fields(message), None);
+    while let Some((number, value)) = fields.next().ok()? {
+        let entry = value.bytes().ok();
+        if let Some(entry) = entry.filter(|entry| number == 1 && field(entry, 1) == Some(key)) {
+            found = field(entry, 2);
+        }
+    }
+    found
+}
+
 /// Returns the last field with this number. That is right for scalars, which may be repeated; Envoy writes each
 /// field once.
 fn field(message: &[u8], number: u8) -> Option<&[u8]> {
@@ -141,6 +166,19 @@ pub(super) fn compact(
                 http.bytes(5, target.host);
             });
         });
+        if !kept.context.is_empty() && is_left_by_module(message) {
+            attributes.message(11, |metadata| {
+                metadata.message(1, |entry| {
+                    entry.bytes(1, MODULE.0);
+                    entry.message(2, |fields| {
+                        fields.message(1, |entry| {
+                            entry.bytes(1, MODULE.1);
+                            entry.message(2, |value| value.bytes(3, MODULE.2));
+                        });
+                    });
+                });
+            });
+        }
         // AttributeContext.context_extensions = 10.
         for (name, value) in &kept.context {
             attributes.message(10, |entry| {
@@ -181,9 +219,12 @@ fn within(message: &mut Message<'_>, path: &[u8], bytes: &[u8]) {
 mod tests {
     use http::HeaderValue;
     use prost::Message as _;
+    use prost_types::value::Kind;
+    use prost_types::{Struct, Value};
 
     use super::*;
-    use crate::ext_authz::proto::envoy::service::auth::v3::CheckRequest;
+    use crate::ext_authz::proto::envoy::config::core::v3::Metadata;
+    use crate::ext_authz::proto::envoy::service::auth::v3::{AttributeContext, CheckRequest};
     use crate::ext_authz::translate::read;
 
     const CAPTURED: [&str; 5] =
@@ -270,6 +311,55 @@ mod tests {
                 (read, origins)
             };
             assert_eq!(shown(&compact), shown(&whole), "{file}");
+        }
+    }
+
+    /// A request with metadata of the module, as the generated encoder writes it.
+    fn of_route(namespace: &str, name: &str, value: &str, told: bool) -> Vec<u8> {
+        let metadata = Metadata {
+            filter_metadata: [(
+                namespace.to_owned(),
+                Struct {
+                    fields: [
+                        ("decided".to_owned(), Value { kind: Some(Kind::BoolValue(false)) }),
+                        (name.to_owned(), Value { kind: Some(Kind::StringValue(value.to_owned())) }),
+                    ]
+                    .into(),
+                },
+            )]
+            .into(),
+            ..Metadata::default()
+        };
+        let mut attributes =
+            AttributeContext { metadata_context: Some(metadata), ..AttributeContext::default() };
+        if told {
+            attributes.context_extensions.insert("tenantgate.mode".into(), "required".into());
+        }
+        CheckRequest { attributes: Some(attributes) }.encode_to_vec()
+    }
+
+    #[test]
+    fn a_route_that_the_module_leaves_alone_is_known_by_its_metadata() {
+        let options = Options::default();
+        for (namespace, name, value, told, expected) in [
+            ("envoy.tenantgate", "route", "checks", true, true),
+            ("envoy.tenantgate", "route", "module", true, false),
+            ("envoy.tenantgate", "route", "", true, false),
+            ("envoy.tenantgate", "routes", "checks", true, false),
+            ("envoy.other", "route", "checks", true, false),
+            // Nobody asks.
+            ("envoy.tenantgate", "route", "checks", false, false),
+        ] {
+            let whole = of_route(namespace, name, value, told);
+            let compact = compact(&whole, &options, &ClientAddress::Source).unwrap();
+            for message in [&whole, &compact] {
+                let context = read(message, &options).unwrap().context;
+                assert_eq!(
+                    (context.is_told(), context.left_by_module),
+                    (told, expected),
+                    "{namespace} {name} {value}"
+                );
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use uuid::fmt::Hyphenated;
 
 use super::codec::{NotACheckRequest, Visitor, walk};
 use super::header::{header, hyphenated, percent_encoded};
+use super::origin::is_left_by_module;
 use super::rejection::{UNAVAILABLE, grpc, rejection, write_rejection};
 use super::response_fields::{IdentityField, IdentityHeaders, MetadataField, MetadataFields};
 use super::wire::Message;
@@ -67,7 +68,11 @@ impl<'a> Visitor<'a> for Headers<'_, 'a> {
 pub fn read<'a>(message: &'a [u8], options: &Options) -> Result<AccessRequest<'a>, NotACheckRequest> {
     let mut headers = Headers(Reader::new(options));
     let target = walk(message, &mut headers)?;
-    Ok(headers.0.finish(target.method, target.host, target.path))
+    let mut request = headers.0.finish(target.method, target.host, target.path);
+    if request.context.is_told() {
+        request.context.left_by_module = is_left_by_module(message);
+    }
+    Ok(request)
 }
 
 /// Options of responses.

@@ -10,8 +10,8 @@
 //! digest is keyed with a random key that lives as long as this process. Keys that the module cannot judge are
 //! published as existing only, and the module asks the server about them: keys that are not proven, whose secret has
 //! few bits, or that have networks, scopes or limits, and damaged rows. While rules, patterns, `--route-default deny`
-//! or shadow mode are in force, or once Envoy has sent `context_extensions` of a route, the module asks about every
-//! request.
+//! or shadow mode are in force, or once Envoy has sent `context_extensions` of a route on which the module could have
+//! decided, the module asks about every request.
 //!
 //! The heartbeat in the memory is that of the replica. It is stored after all changes that the replica had seen by
 //! then.
@@ -302,7 +302,10 @@ impl Witness for Publisher {
 
     fn route_context(&self) {
         if !self.0.route_context.swap(true, Relaxed) {
-            warn!("Envoy tells of its routes, which the module cannot see: it decides nothing from now on");
+            warn!(
+                "the module inside Envoy decides nothing until serve restarts: a route has context_extensions, and the \
+                 module was not told to leave it to checks"
+            );
             self.0.news.notify_one();
         }
     }

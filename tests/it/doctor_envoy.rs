@@ -354,6 +354,11 @@ fn a_module_inside_envoy_is_examined_with_what_it_cannot_see() {
                     \"@type\": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute
                     check_settings: {context_extensions: {tenantgate.mode: required}}
 ";
+    let left = "                  tenantgate:
+                    \"@type\": type.googleapis.com/envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilterPerRoute
+                    dynamic_module_config: {name: tenantgate_envoy, do_not_close: true}
+                    filter_config: {\"@type\": type.googleapis.com/google.protobuf.StringValue, value: context_extensions=some}
+";
     let route = |more: &str| {
         format!(
             "              - match: {{path: /x}}\n                route: {{cluster: api}}\n{more}{GRPC_ROUTE}"
@@ -370,11 +375,19 @@ fn a_module_inside_envoy_is_examined_with_what_it_cannot_see() {
         ("                invert: true\n", String::new(), "envoy.module_check bad"),
         ("clear_route_cache=false", "clear_route_cache=true".into(), "envoy.module_route_cache bad"),
         (GRPC_ROUTE, route(context), "envoy.module_context bad"),
+        (GRPC_ROUTE, route(&format!("{context}{left}")), "envoy.module_context warn"),
+        (" context_extensions=none", String::new(), "envoy.module_context warn"),
         (check, format!("{writer}{check}"), "envoy.module_mark bad"),
     ] {
         let Some(found) = wrong(module(Envoy::before(&server)).with(from, &to)) else { return };
         assert_eq!(found, [expected], "{to}");
     }
+    // Left to checks, and their checks say so.
+    let version = "              transport_api_version: V3\n";
+    let names = format!("{version}              metadata_context_namespaces: [envoy.tenantgate]\n");
+    let plan = module(Envoy::before(&server)).with(GRPC_ROUTE, &route(&format!("{context}{left}")));
+    let Some(found) = wrong(plan.with(version, &names)) else { return };
+    assert_eq!(found, [""; 0]);
     let found = wrong(module(Envoy::before(&server)).with(GRPC_ROUTE, &route(EXEMPT)));
     assert!(
         found.as_ref().is_some_and(|found| found.contains(&"envoy.module_exempt warn".into())),

@@ -5,9 +5,11 @@
 //! contains all metadata of `ext_authz`, where `via` tells whether the module or the server has decided.
 
 mod answers;
+mod damage;
 mod life;
 mod parity;
 mod protocols;
+mod routes;
 mod soak;
 
 use std::io::Read as _;

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::Arc;
 
-use crate::exchange::{Exchange, Verdict};
+use crate::exchange::{Exchange, Promise, Verdict};
 use crate::filter::{Counters, Filter, ask_after_a_panic, decide};
 
 /// The version of the ABI.
@@ -81,6 +81,7 @@ unsafe extern "C" {
         value: Buffer,
     ) -> bool;
     fn envoy_dynamic_module_callback_http_clear_route_cache(stream: Envoy);
+    fn envoy_dynamic_module_callback_get_most_specific_route_config(stream: Envoy) -> Ours;
     fn envoy_dynamic_module_callback_http_send_response(
         stream: Envoy,
         status: u32,
@@ -204,6 +205,12 @@ impl Exchange for Stream {
         };
     }
 
+    fn route(&self) -> Option<Promise> {
+        // SAFETY: Envoy's own pointer, within its hook. The result is compared and never read.
+        let config = unsafe { envoy_dynamic_module_callback_get_most_specific_route_config(self.0) };
+        promise_of(config)
+    }
+
     fn clear_route_cache(&mut self) {
         // SAFETY: as above.
         unsafe { envoy_dynamic_module_callback_http_clear_route_cache(self.0) };
@@ -278,6 +285,31 @@ extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(filter: Ours) {
     }
 }
 
+/// The configurations of routes. Only their addresses count, so there is nothing to free.
+static PROMISES: [(u8, Promise); 2] = [(0, Promise::Some), (1, Promise::None)];
+
+/// The configuration of a route by what [`envoy_dynamic_module_on_http_filter_per_route_config_new`] has returned for it.
+fn promise_of(config: Ours) -> Option<Promise> {
+    if config.is_null() {
+        return None;
+    }
+    let known = PROMISES.iter().find(|known| ptr::from_ref(*known).cast() == config);
+    // A pointer that is not ours is in doubt.
+    Some(known.map_or(Promise::Some, |known| known.1))
+}
+
+/// Reads the configuration of a route. Null makes Envoy reject it.
+#[unsafe(no_mangle)]
+extern "C" fn envoy_dynamic_module_on_http_filter_per_route_config_new(_name: Buffer, text: Buffer) -> Ours {
+    let parsed = catch_unwind(|| {
+        // SAFETY: Envoy's text, valid during this hook.
+        let text = String::from_utf8(unsafe { text.copied() }).ok()?;
+        let promise = Promise::parse(&text)?;
+        PROMISES.iter().find(|known| known.1 == promise)
+    });
+    parsed.ok().flatten().map_or(ptr::null(), |known| ptr::from_ref(known).cast())
+}
+
 /// A filter has no state of its own. It is its configuration, which Envoy keeps as long as any of its filters.
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_http_filter_new(config: Ours, _stream: Envoy) -> Ours {
@@ -321,6 +353,7 @@ idle! {
     envoy_dynamic_module_on_http_filter_response_trailers(Envoy, Ours) -> CONTINUE;
     envoy_dynamic_module_on_http_filter_stream_complete(Envoy, Ours);
     envoy_dynamic_module_on_http_filter_destroy(Ours);
+    envoy_dynamic_module_on_http_filter_per_route_config_destroy(Ours);
     envoy_dynamic_module_on_http_filter_http_callout_done(Envoy, Ours, u64, u32, Envoy, usize, Envoy, usize);
     envoy_dynamic_module_on_http_filter_http_stream_headers(Envoy, Ours, u64, Envoy, usize, bool);
     envoy_dynamic_module_on_http_filter_http_stream_data(Envoy, Ours, u64, Envoy, usize, bool);

@@ -14,6 +14,9 @@ pub(crate) trait Exchange {
     /// Writes one boolean into the metadata of the request.
     fn set_flag(&mut self, namespace: &str, name: &str, value: bool);
 
+    /// What the module's configuration of the route says, if it has one.
+    fn route(&self) -> Option<Promise>;
+
     /// Makes Envoy choose the route again, by the current headers.
     fn clear_route_cache(&mut self);
 
@@ -22,6 +25,26 @@ pub(crate) trait Exchange {
 
     /// Increments a counter.
     fn count(&mut self, counter: usize);
+}
+
+/// What the operator says of a route: the module cannot see what `ext_authz` is told of it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Promise {
+    /// `context_extensions=some`, or nothing: every request is left to the server.
+    #[default]
+    Some,
+    /// `context_extensions=none`: the server would judge a request by its key alone.
+    None,
+}
+
+impl Promise {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        match text {
+            "context_extensions=some" => Some(Self::Some),
+            "context_extensions=none" => Some(Self::None),
+            _ => None,
+        }
+    }
 }
 
 /// The result for a request.

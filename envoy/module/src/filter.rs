@@ -10,7 +10,7 @@ use tenantgate_snapshot::{Mapping, Report};
 use uuid::fmt::Hyphenated;
 use uuid::{Builder, Uuid};
 
-use crate::exchange::{Exchange, Verdict};
+use crate::exchange::{Exchange, Promise, Verdict};
 use crate::judge::{Judgement, Published};
 use crate::link::{Link, Target};
 use crate::reports::Reports;
@@ -26,6 +26,10 @@ const REFUSED: &str = "ext_authz_denied";
 
 /// The field of the mark.
 const DECIDED: &str = "decided";
+
+/// Tells a Check why it is asked: `checks` if the configuration leaves every request of the route to it, else `module`. A Check
+/// that is told something of a route for which the module could have decided shows that the configuration is wrong.
+const ROUTE: &str = "route";
 
 /// The ids of counters in Envoy.
 #[derive(Clone, Copy, Debug)]
@@ -50,21 +54,22 @@ pub(crate) struct Filter {
     link: Option<Link>,
     counters: Counters,
     clears_route_cache: bool,
+    /// What is said of routes without a configuration of their own.
+    promise: Promise,
 }
 
 impl Filter {
     /// Creates a filter from a configuration (see [`Target::parse`]). `None` if the configuration is invalid, or if
-    /// this Envoy has another ABI. Without `serves`, which is for Envoy's validation mode, it does not connect to the
-    /// server.
+    /// this Envoy has another ABI. Only an Envoy that `serves` connects to the server; one that validates does not.
     pub(crate) fn new(text: &str, counters: Counters, serves: bool) -> Option<Arc<Self>> {
         let target = Target::parse(text)?;
         if !crate::fingerprint::is_expected() {
             return None;
         }
-        let clears_route_cache = target.clears_route_cache;
+        let (clears_route_cache, promise) = (target.clears_route_cache, target.promise);
         let (published, reports) = (Arc::<ArcSwapOption<_>>::default(), Arc::<Reports>::default());
         let link = if serves { Some(Link::start(target, &published, &reports)?) } else { None };
-        Some(Arc::new(Self { published, reports, link, counters, clears_route_cache }))
+        Some(Arc::new(Self { published, reports, link, counters, clears_route_cache, promise }))
     }
 
     /// Tells the thread to end.
@@ -77,6 +82,9 @@ impl Filter {
 
 /// Decides about a request.
 pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
+    if exchange.route().unwrap_or(filter.promise) != Promise::None {
+        return leave(filter, exchange, "checks");
+    }
     let clock = SystemClock;
     let judgement = match filter.published.load().as_deref() {
         Some(published) => published.judge(exchange, &clock),
@@ -139,10 +147,15 @@ pub(crate) fn ask_after_a_panic(filter: &Filter, exchange: &mut dyn Exchange) ->
     ask(filter, exchange)
 }
 
-/// Leaves a request to the server.
+/// Leaves a request to the server, on a route where the module may decide.
 fn ask(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
+    leave(filter, exchange, "module")
+}
+
+fn leave(filter: &Filter, exchange: &mut dyn Exchange, route: &str) -> Verdict {
     // Envoy may have redirected this request internally, so a mark of the first pass is removed.
     exchange.set_flag(OWN_NAMESPACE, DECIDED, false);
+    exchange.set_metadata(OWN_NAMESPACE, &[(ROUTE, route)]);
     exchange.count(filter.counters.asked);
     Verdict::Ask
 }

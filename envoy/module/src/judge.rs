@@ -154,6 +154,9 @@ mod tests {
         }
         fn set_metadata(&mut self, _: &str, _: &[(&str, &str)]) {}
         fn set_flag(&mut self, _: &str, _: &str, _: bool) {}
+        fn route(&self) -> Option<crate::exchange::Promise> {
+            None
+        }
         fn clear_route_cache(&mut self) {}
         fn respond(&mut self, _: u16, _: &[(&str, &str)], _: &str, _: &str) {}
         fn count(&mut self, _: usize) {}

@@ -14,6 +14,7 @@ use arc_swap::ArcSwapOption;
 use tenantgate_snapshot::{Hello, Mapping, Reader, Report};
 
 use crate::abi::without_signals;
+use crate::exchange::Promise;
 use crate::filter::Batch;
 use crate::judge::Published;
 use crate::reports::Reports;
@@ -31,26 +32,38 @@ pub(crate) struct Target {
     uid: Option<u32>,
     /// Whether Envoy chooses the route again once the headers of the tenant are set.
     pub(crate) clears_route_cache: bool,
+    /// What is said of routes without a configuration of their own.
+    pub(crate) promise: Promise,
 }
 
 impl Target {
     /// Reads `unix:/path context_extensions=none clear_route_cache=false`, and perhaps `uid=N`.
     ///
     /// Two words describe the configuration of the `ext_authz` filter, which a module cannot read: no route sets a
-    /// scope or a mode by `context_extensions`, and the value of `clear_route_cache`. If a route depends on the headers
-    /// of the tenant and the value is wrong, a client can choose a route with a forged header. Neither word has a
-    /// default, so that the operator cannot forget it.
+    /// scope or a mode by `context_extensions`, and the value of `clear_route_cache`. Without the first, the module
+    /// decides only on routes whose own configuration says so. If a route depends on the headers of the tenant and the
+    /// second is wrong, a client can choose a route with a forged header; it has no default, so that the operator cannot
+    /// forget it.
+    ///
+    /// Envoy Gateway passes a text as JSON: in quotation marks.
     pub(crate) fn parse(text: &str) -> Option<Self> {
+        let quoted = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+        let text = quoted.filter(|text| !text.contains(['"', '\\'])).unwrap_or(text);
         let mut words = text.split_whitespace();
         let path = PathBuf::from(words.next()?.strip_prefix("unix:")?);
-        let said = words.next()? == "context_extensions=none";
-        let clears_route_cache = words.next()?.strip_prefix("clear_route_cache=")?.parse().ok()?;
+        let mut word = words.next()?;
+        let promise = Promise::parse(word);
+        if promise.is_some() {
+            word = words.next()?;
+        }
+        let promise = promise.unwrap_or_default();
+        let clears_route_cache = word.strip_prefix("clear_route_cache=")?.parse().ok()?;
         let uid = match words.next() {
             Some(word) => Some(word.strip_prefix("uid=")?.parse().ok()?),
             None => None,
         };
-        let whole = said && path.is_absolute() && words.next().is_none();
-        whole.then_some(Self { path, uid, clears_route_cache })
+        let whole = path.is_absolute() && words.next().is_none();
+        whole.then_some(Self { path, uid, clears_route_cache, promise })
     }
 
     /// Returns whether a server that runs as this user is trusted.
@@ -140,6 +153,14 @@ mod tests {
     #[test]
     fn a_target_is_an_absolute_path_two_promises_and_perhaps_a_user() {
         const SAID: &str = "context_extensions=none clear_route_cache=false";
+        for (word, promise) in [
+            ("context_extensions=none ", Promise::None),
+            ("context_extensions=some ", Promise::Some),
+            ("", Promise::Some),
+        ] {
+            let target = Target::parse(&format!("unix:/a {word}clear_route_cache=false uid=1")).unwrap();
+            assert_eq!((target.promise, target.uid), (promise, Some(1)), "{word}");
+        }
         let target = Target::parse(&format!("unix:/run/a.sock {SAID} uid=7")).unwrap();
         assert_eq!((target.path.to_str(), target.uid), (Some("/run/a.sock"), Some(7)));
         assert!(target.trusts(7) && target.trusts(0) && !target.trusts(8));
@@ -152,8 +173,8 @@ mod tests {
             "unix:/a",
             "unix:/a uid=1",
             "unix:/a context_extensions=none",
-            "unix:/a clear_route_cache=false",
-            "unix:/a context_extensions=some clear_route_cache=false",
+            "unix:/a context_extensions=none context_extensions=none clear_route_cache=false",
+            "unix:/a context_extensions=None clear_route_cache=false",
             "unix:/a context_extensions clear_route_cache=false",
             "unix:/a context_extensions=none clear_route_cache=maybe",
             "unix:/a clear_route_cache=false context_extensions=none",
@@ -166,5 +187,13 @@ mod tests {
             assert_eq!(Target::parse(&format!("{path} {SAID} {rest}")), None, "{path} {rest}");
         }
         assert!(Target::parse(&format!("unix:/a {SAID}")).is_some());
+        assert_eq!(Target::parse(&format!("\"unix:/a {SAID}\"")), Target::parse(&format!("unix:/a {SAID}")));
+        for bad in [
+            format!("\"unix:/a {SAID}"),
+            format!("\"\"unix:/a {SAID}\"\""),
+            format!("\"unix:/\\u0061 {SAID}\""),
+        ] {
+            assert_eq!(Target::parse(&bad), None, "{bad}");
+        }
     }
 }

@@ -208,6 +208,15 @@ fn a_configuration_is_validated_without_a_server_and_a_bad_one_is_rejected() {
     assert!(validate(&envoy, plan.text()));
     let bad = plan.text().replace("value: \"unix:", "value: \"tcp:");
     assert!(!validate(&envoy, &bad));
+    // Without the file of the module.
+    let file = directory.path().join("envoy.yaml");
+    std::fs::write(&file, plan.text()).expect("written");
+    let missing = Command::new(&envoy)
+        .args(["--mode", "validate", "-c"])
+        .arg(&file)
+        .env("ENVOY_DYNAMIC_MODULES_SEARCH_PATH", directory.path())
+        .output();
+    assert!(!missing.expect("envoy starts").status.success());
     // An Envoy with another ABI: one of its functions has another name.
     let mut program = std::fs::read(&envoy).expect("read");
     let name = b"envoy_dynamic_module_callback_http_add_dynamic_metadata_list_bool\0";

@@ -1,6 +1,8 @@
 //! Tests changes, restarts and failures while Envoy runs.
 
 use super::*;
+use crate::support::Backend;
+use crate::support::link::Link;
 
 #[test]
 fn changes_are_seen_within_the_promised_time() {
@@ -157,4 +159,26 @@ fn once_envoy_tells_of_a_route_the_module_decides_nothing() {
         let (_, said) = ask(&envoy, &path(), &[(KEY_HEADER, world.live.text.as_bytes())]);
         if said["via"].is_null() { Ok(()) } else { Err(said) }
     });
+}
+
+#[test]
+fn without_the_database_every_request_is_left_to_checks() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let (link, seen) = Link::before(&world.db);
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("publish.sock");
+    let server = Server::on(&seen).args(&["--publish", &format!("unix:{}", socket.display())]).start();
+    let Some(envoy) = with_module(&server, &socket).start() else { return };
+    with_key(&envoy, &world.live.text);
+    link.cut();
+    // A Check knows how long it may go on without a database (--max-staleness). The module does not try to.
+    let said = eventually("the memory is stale", PATIENCE, || {
+        let (outcome, said) = ask(&envoy, &path(), &[(KEY_HEADER, world.live.text.as_bytes())]);
+        if said["via"].is_null() { Ok((outcome.page.status, said)) } else { Err(said) }
+    });
+    assert_eq!((said.0, &said.1["reason"]), (200, &"ok".into()), "{}", said.1);
+    let (outcome, said) = ask(&envoy, &path(), &[(KEY_HEADER, b"llmk_nobody_12345678")]);
+    assert_eq!((outcome.page.status, &said["via"]), (503, &Value::Null));
+    link.mend();
+    with_key(&envoy, &world.live.text);
 }

@@ -17,6 +17,8 @@ pub struct Context<'a> {
     pub route: Option<&'a str>,
     /// Whether any of them is invalid: an unknown or repeated name, or an empty or invalid value.
     pub bad: bool,
+    /// Whether the module inside Envoy leaves every request of the route to Checks, by its configuration.
+    pub left_by_module: bool,
 }
 
 impl<'a> Context<'a> {
@@ -39,6 +41,12 @@ impl<'a> Context<'a> {
             _ => false,
         };
         self.bad |= !good;
+    }
+
+    /// Returns whether Envoy's configuration says something of the route.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        *self != Self { left_by_module: self.left_by_module, ..Self::default() }
     }
 
     /// Returns whether it counts as a rule: it has a mode or needed scopes.
@@ -76,6 +84,9 @@ mod tests {
         assert_eq!(context.needs.map(NeedsText::first_term), Some("a b "));
         assert!(context.is_a_rule() && read(&[("tenantgate.mode", "required")]).is_a_rule());
         assert!(!read(&[("tenantgate.route", "x")]).is_a_rule() && !read(&[]).is_a_rule());
+        assert!(read(&[("tenantgate.route", "x")]).is_told() && read(&[("tenantgate.x", "x")]).is_told());
+        assert!(!read(&[("other", "x")]).is_told());
+        assert!(!Context { left_by_module: true, ..Context::default() }.is_told());
     }
 
     #[test]

@@ -74,3 +74,48 @@ app.kubernetes.io/component: manage
 {{ toYaml . }}
 {{- end }}
 {{- end }}
+
+{{- /* The Envoy beside a server. */ -}}
+{{- define "tenantgate.envoyContainer" -}}
+- name: envoy
+  image: {{ .Values.envoy.image | quote }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  args:
+  - --config-path
+  - /etc/envoy/envoy.yaml
+  - --log-level
+  - info
+  - --disable-hot-restart
+  env:
+  - name: ENVOY_DYNAMIC_MODULES_SEARCH_PATH
+    value: /usr/lib/tenantgate
+  ports:
+  - name: http
+    containerPort: {{ .Values.envoy.port }}
+    protocol: TCP
+  # It listens once its configuration is accepted, the module included.
+  readinessProbe:
+    tcpSocket:
+      port: http
+    periodSeconds: 2
+  # As long as the server: a request that this Envoy has accepted is still checked.
+  lifecycle:
+    preStop:
+      sleep:
+        seconds: {{ .Values.preStopSeconds }}
+  {{- with include "tenantgate.withoutNulls" .Values.securityContext }}
+  securityContext:
+    {{- . | nindent 4 }}
+  {{- end }}
+  resources:
+    {{- toYaml .Values.envoy.resources | nindent 4 }}
+  volumeMounts:
+  - name: published
+    mountPath: /run/tenantgate
+  - name: envoy-config
+    mountPath: /etc/envoy
+    readOnly: true
+  - name: envoy-module
+    mountPath: /usr/lib/tenantgate
+    readOnly: true
+{{- end }}
