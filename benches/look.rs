@@ -56,12 +56,12 @@ fn main() {
         cluster.admin(&format!("CREATE DATABASE {name}"));
         let database = Database::at(Backend::Postgres, &cluster.url(&name));
         database.cli(&["migrate"]).ok();
-        database.sql(&format!(
+        database.sql(
             "CREATE FUNCTION explained(statement text) RETURNS text LANGUAGE plpgsql AS
              $$ DECLARE plan json; BEGIN EXECUTE statement INTO plan; RETURN plan::text; END $$;
              INSERT INTO tenants (name, db_schema_name) VALUES ('Own', 'tenant_own');
              INSERT INTO api_keys (hashed_key, key_prefix, tenant_id) SELECT 'hash', 'llmk_one', id FROM tenants"
-        ));
+        );
         let statement = statement(&database);
         database.sql(&format!(
             "TRUNCATE tenantgate_change;

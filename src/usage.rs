@@ -87,9 +87,8 @@ impl Hasher for OneNumber {
 
     /// Multiplies by the golden ratio and folds, so that both ends of the hash depend on all bits.
     fn write_u64(&mut self, number: u64) {
-        let product = u128::from(self.0 ^ number) * 0x9e37_79b9_7f4a_7c15;
-        let (high, low) = ((product >> 64) as u64, product as u64);
-        self.0 = high ^ low;
+        let product = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = product ^ product >> 32;
     }
 
     fn finish(&self) -> u64 {

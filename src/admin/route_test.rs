@@ -138,9 +138,8 @@ fn outcome(table: &RouteTable, routing: &Routing<'_>, key: Option<(&KeyDetails, 
     if state != KeyState::Active {
         return state.as_str();
     }
-    let scopes = match key.terms.scopes.as_deref().map(Scopes::parse).transpose() {
-        Ok(scopes) => scopes,
-        Err(_) => return "damaged_row",
+    let Ok(scopes) = key.terms.scopes.as_deref().map(Scopes::parse).transpose() else {
+        return "damaged_row";
     };
     match routing.rule {
         RuleFact::Damaged => return "damaged_route",

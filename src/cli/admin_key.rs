@@ -55,7 +55,7 @@ pub(super) struct LoginLinkArgs {
     #[arg(value_name = "NAME")]
     reference: String,
     /// The base URL at which the browser reaches the page [default: the first TCP address of `manage --listen`, by
-    /// HTTPS if TENANTGATE_TLS_CERT is set]
+    /// HTTPS if `TENANTGATE_TLS_CERT` is set]
     #[arg(long, value_name = "BASE", value_parser = base_url)]
     url: Option<String>,
     /// The addresses of `manage`

@@ -204,10 +204,8 @@ fn calls_that_wait_for_longer_than_the_stop_takes_are_answered() {
         .collect();
     server.wait_until_proving(Ask::with_key(SLOW));
     server.signal("TERM");
-    let rows: Vec<_> = flights
-        .into_iter()
-        .map(|flight| wait(flight).expect("no panic").expect("an answer").row().to_owned())
-        .collect();
+    let rows: Vec<_> =
+        flights.into_iter().map(|flight| wait(flight).expect("no panic").expect("an answer").row()).collect();
     assert!(rows.iter().all(|row| ["401 mismatch", "503 unavailable"].contains(&row.as_str())), "{rows:?}");
     assert!(rows.iter().any(|row| row == "503 unavailable"), "{rows:?}");
     assert_eq!(server.exit_code(GOODBYE), Some(0));

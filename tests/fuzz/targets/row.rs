@@ -111,7 +111,7 @@ fn peppers(text: &str) {
             assert!(again.iter().map(Pepper::id).eq(peppers.iter().map(Pepper::id)));
         }
         Err(why) => {
-            let without_numbers: String = why.chars().filter(|c| !c.is_ascii_digit()).collect();
+            let without_numbers: String = why.to_string().chars().filter(|c| !c.is_ascii_digit()).collect();
             assert!(REFUSALS.contains(&without_numbers.as_str()), "{why}");
         }
     }
