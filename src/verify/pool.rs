@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rand::TryRng as _;
 use rand::rngs::SysRng;
-use rustix::process::setpriority_process;
+use rustix::process::{getpriority_process, setpriority_process};
 use tokio::sync::watch;
 use tracing::error;
 
@@ -22,7 +22,7 @@ use crate::decision::{Fault, Proof};
 use crate::key::PlainKey;
 use crate::record::SecretHash;
 
-/// The nice value of bcrypt threads, so that checks of proven keys are not delayed. On an idle machine bcrypt is as
+/// By how much bcrypt threads are nicer than the others, so that checks of proven keys are not delayed. On an idle machine bcrypt is as
 /// fast as without it; when all cores are busy it still gets about a tenth of a core.
 /// <https://man7.org/linux/man-pages/man7/sched.7.html>
 const NICE: i32 = 10;
@@ -95,7 +95,7 @@ impl Pool {
 
     fn work_until_closed(&self) {
         // On Linux this applies to the calling thread. If it fails, proven keys may wait a little longer.
-        let _ = setpriority_process(None, NICE);
+        let _ = getpriority_process(None).and_then(|nice| setpriority_process(None, nice + NICE));
         // A panic outside of bcrypt loses the current job; its callers get `Overloaded`.
         while catch_unwind(AssertUnwindSafe(|| self.work())).is_err() {
             self.stats.panics.add_one();

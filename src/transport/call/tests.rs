@@ -34,8 +34,9 @@ async fn the_deadline_is_before_grpc_timeout_and_within_the_limit() {
         (None, 10_000),
         (Some("soon"), 10_000),
         (Some("1H"), 10_000),
-        (Some("2S"), 1_975),
-        (Some("100m"), 80),
+        (Some("2S"), 1_500),
+        (Some("200m"), 150),
+        (Some("100m"), 75),
         (Some("10m"), 5),
         (Some("1m"), 0),
     ] {

@@ -215,6 +215,8 @@ fn a_configuration_is_validated_without_a_server_and_a_bad_one_is_rejected() {
         .args(["--mode", "validate", "-c"])
         .arg(&file)
         .env("ENVOY_DYNAMIC_MODULES_SEARCH_PATH", directory.path())
+        // Cargo lists the directory of its build there, where the module is as well.
+        .env_remove("LD_LIBRARY_PATH")
         .output();
     assert!(!missing.expect("envoy starts").status.success());
     // An Envoy with another ABI: one of its functions has another name.
@@ -222,9 +224,11 @@ fn a_configuration_is_validated_without_a_server_and_a_bad_one_is_rejected() {
     let name = b"envoy_dynamic_module_callback_http_add_dynamic_metadata_list_bool\0";
     let at = program.windows(name.len()).position(|window| window == name).expect("it has the function");
     program[at + name.len() - 2] = b'X';
-    let other = directory.path().join("envoy");
-    std::fs::write(&other, program).expect("written");
-    let mode = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
-    std::fs::set_permissions(&other, mode).expect("executable");
+    let [written, other] = ["written", "envoy"].map(|name| directory.path().join(name));
+    std::fs::write(&written, program).expect("written");
+    // Copied by another process, because a program cannot be started while any process has it open for writing, and
+    // the tests beside this one start processes that may inherit our file.
+    let copied = Command::new("install").args(["-m", "755"]).args([&written, &other]).status();
+    assert!(copied.expect("install starts").success());
     assert!(!validate(&other, plan.text()), "an Envoy of another ABI is refused");
 }
