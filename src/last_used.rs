@@ -105,22 +105,13 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::record::{ExpiresAt, KeyRecord};
+    use crate::record::KeyRecord;
     use crate::tenant::TenantId;
 
     fn entry() -> Arc<Entry> {
         let (id, tenant_id) = (KeyId(Uuid::new_v4()), TenantId(Uuid::nil()));
         let prefix = "llmk_demo".into();
-        Arc::new(Entry::new(KeyRecord {
-            id,
-            tenant_id,
-            prefix,
-            hash: None,
-            expires_at: ExpiresAt::NEVER,
-            revoked: false,
-            not_before: Timestamp::MIN,
-            disabled: false,
-        }))
+        Arc::new(Entry::new(KeyRecord::new(id, tenant_id, prefix, None)))
     }
 
     #[test]

@@ -190,23 +190,14 @@ mod tests {
 
     use super::*;
     use crate::decision::{Denial, Fault, Identity, Objection, Reason};
-    use crate::record::{ExpiresAt, KeyRecord};
+    use crate::record::KeyRecord;
     use crate::replica::sync::tests::Script;
     use crate::tenant::{Tenant, TenantId, TenantStatus};
 
     const DAY: i64 = 86_400_000_000;
 
     fn key() -> KeyRecord {
-        KeyRecord {
-            id: KeyId(Uuid::from_u128(7)),
-            tenant_id: TenantId(Uuid::from_u128(2)),
-            prefix: "llmk_a".into(),
-            hash: None,
-            expires_at: ExpiresAt::NEVER,
-            revoked: false,
-            not_before: Timestamp::MIN,
-            disabled: false,
-        }
+        KeyRecord::new(KeyId(Uuid::from_u128(7)), TenantId(Uuid::from_u128(2)), "llmk_a".into(), None)
     }
 
     fn deny(reason: Reason, identity: Option<Identity<'_>>) -> Decision<'_> {

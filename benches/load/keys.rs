@@ -3,10 +3,9 @@
 //! Their hashes match no key. With a memo this does not matter, because bcrypt is not used; without one, every secret
 //! is wrong and costs as much as a right one.
 
-use tenantgate::clock::Timestamp;
 use tenantgate::key::KeyId;
 use tenantgate::key::format::parse;
-use tenantgate::record::{ExpiresAt, KeyRecord, SecretHash};
+use tenantgate::record::{KeyRecord, SecretHash};
 use tenantgate::tenant::TenantId;
 use tenantgate::verify::memo::{Peppers, Policy};
 use tenantgate::verify::pepper::Pepper;
@@ -52,16 +51,12 @@ fn hash(n: usize, cost: u32) -> String {
 fn row(n: usize, tenant_id: TenantId, peppers: &Peppers) -> String {
     // A different cost, so that no hash occurs twice.
     let (key, id, hash) = (text(n), Uuid::from_u128(n as u128), hash(n, 11));
-    let record = KeyRecord {
-        id: KeyId(id),
+    let record = KeyRecord::new(
+        KeyId(id),
         tenant_id,
-        prefix: key.rsplit_once('_').expect("a prefix").0.into(),
-        hash: SecretHash::parse(&hash),
-        expires_at: ExpiresAt::NEVER,
-        revoked: false,
-        not_before: Timestamp::MIN,
-        disabled: false,
-    };
+        key.rsplit_once('_').expect("a prefix").0.into(),
+        SecretHash::parse(&hash),
+    );
     let memo = peppers.memo(&record, parse(key.as_bytes()).expect("a key")).expect("a memo");
     format!("('{id}', '{hash}', '{}', '{}', '{memo}')", record.prefix, tenant_id.0)
 }

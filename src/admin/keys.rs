@@ -12,7 +12,7 @@ use crate::clock::Timestamp;
 use crate::key::format;
 use crate::key::{KeyId, PlainKey};
 use crate::random;
-use crate::record::{ExpiresAt, KeyDetails, KeyRecord, KeyState, KeyTerms, Memo, SecretHash};
+use crate::record::{KeyDetails, KeyRecord, KeyState, KeyTerms, Memo, SecretHash};
 use crate::store::{NewKey, StoreError};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 use crate::verify::bcrypt;
@@ -96,16 +96,7 @@ impl Admin {
     /// Returns the memo of a new key. The hash was just made from the key, so bcrypt need not verify it.
     pub(super) fn memo(&self, id: KeyId, tenant_id: TenantId, hash: &str, key: &PlainKey) -> Option<Memo> {
         let (prefix, hash) = (key.prefix().into(), SecretHash::parse(hash));
-        let record = KeyRecord {
-            id,
-            tenant_id,
-            prefix,
-            hash,
-            expires_at: ExpiresAt::NEVER,
-            revoked: false,
-            not_before: Timestamp::MIN,
-            disabled: false,
-        };
+        let record = KeyRecord::new(id, tenant_id, prefix, hash);
         self.peppers.memo(&record, key.as_presented())
     }
 

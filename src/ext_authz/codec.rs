@@ -73,17 +73,10 @@ fn attributes<'a>(
                 }
             }
         } else if field == 10 {
-            context(value.bytes()?, visitor)?;
+            let (name, content) = map_entry(value.bytes()?)?;
+            visitor.context(name, content);
         }
     }
-    Ok(())
-}
-
-/// Not inlined, so that `map_entry` is inlined where headers are read.
-#[inline(never)]
-fn context<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<(), NotACheckRequest> {
-    let (name, content) = map_entry(message)?;
-    visitor.context(name, content);
     Ok(())
 }
 

@@ -77,7 +77,7 @@ mod tests {
     use crate::decision::{Decision, Denial, Grant, Reason};
     use crate::gate::Terms;
     use crate::key::KeyId;
-    use crate::record::{ExpiresAt, KeyRecord};
+    use crate::record::KeyRecord;
     use crate::scope::Scopes;
     use crate::tenant::{Tenant, TenantId, TenantStatus};
 
@@ -88,16 +88,7 @@ mod tests {
     /// A key and its tenant.
     fn rows(key: Uuid, tenant: Uuid, name: &str) -> (KeyRecord, Tenant) {
         let id = TenantId(tenant);
-        let key = KeyRecord {
-            id: KeyId(key),
-            tenant_id: id,
-            prefix: "llmk_a".into(),
-            hash: None,
-            expires_at: ExpiresAt::NEVER,
-            revoked: false,
-            not_before: Timestamp::MIN,
-            disabled: false,
-        };
+        let key = KeyRecord::new(KeyId(key), id, "llmk_a".into(), None);
         let (name, schema, status) = (name.into(), "tenant_acme".into(), TenantStatus::Active);
         (key, Tenant { id, name, schema, status, mode: None, created_at: Timestamp(0), plan: None })
     }

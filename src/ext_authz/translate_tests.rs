@@ -16,16 +16,7 @@ use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 fn key() -> KeyRecord {
     let (id, tenant_id) = (KeyId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
     let expires_at = Some(Timestamp(0)).into();
-    KeyRecord {
-        id,
-        tenant_id,
-        prefix: "llmk_demo".into(),
-        hash: None,
-        expires_at,
-        revoked: false,
-        not_before: Timestamp::MIN,
-        disabled: false,
-    }
+    KeyRecord { expires_at, ..KeyRecord::new(id, tenant_id, "llmk_demo".into(), None) }
 }
 
 fn tenant() -> Tenant {

@@ -11,7 +11,7 @@ use crate::key::KeyId;
 use crate::key::format::parse;
 use crate::plan::PlanRow;
 use crate::profile::ProfileRow;
-use crate::record::{ExpiresAt, KeyRecord, SecretHash};
+use crate::record::{KeyRecord, SecretHash};
 use crate::request::Waived;
 use crate::route::{Context, RouteId, RouteRow};
 use crate::scope::Scopes;
@@ -104,16 +104,12 @@ fn word(verdict: &Verdict<'_>) -> String {
 /// The row of [`KEY`], with another salt at each call.
 fn key() -> KeyRecord {
     let hash = bcrypt::hash(&parse(KEY.as_bytes()).unwrap().to_plain(), 4).unwrap();
-    KeyRecord {
-        id: KeyId(Uuid::from_u128(1)),
-        tenant_id: TenantId(Uuid::from_u128(2)),
-        prefix: "llmk_demo".into(),
-        hash: SecretHash::parse(&hash),
-        expires_at: ExpiresAt::NEVER,
-        revoked: false,
-        not_before: Timestamp::MIN,
-        disabled: false,
-    }
+    KeyRecord::new(
+        KeyId(Uuid::from_u128(1)),
+        TenantId(Uuid::from_u128(2)),
+        "llmk_demo".into(),
+        SecretHash::parse(&hash),
+    )
 }
 
 fn rows(key: KeyRecord) -> Vec<Row> {

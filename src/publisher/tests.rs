@@ -11,7 +11,7 @@ use crate::clock::ManualClock;
 use crate::key::KeyId;
 use crate::key::format::parse;
 use crate::profile::ProfileRow;
-use crate::record::{ExpiresAt, KeyRecord, SecretHash};
+use crate::record::{KeyRecord, SecretHash};
 use crate::route::{RouteId, RouteRow};
 use crate::store::Row;
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
@@ -88,16 +88,12 @@ impl House {
     }
 
     fn key(&self, prefix: &str) -> KeyRecord {
-        KeyRecord {
-            id: KeyId(Uuid::from_u128(1 + u128::try_from(prefix.len()).unwrap())),
-            tenant_id: TenantId(Uuid::from_u128(2)),
-            prefix: prefix.into(),
-            hash: self.hash,
-            expires_at: ExpiresAt::NEVER,
-            revoked: false,
-            not_before: Timestamp::MIN,
-            disabled: false,
-        }
+        KeyRecord::new(
+            KeyId(Uuid::from_u128(1 + u128::try_from(prefix.len()).unwrap())),
+            TenantId(Uuid::from_u128(2)),
+            prefix.into(),
+            self.hash,
+        )
     }
 
     fn sees(&self, rows: Vec<Row>) {

@@ -186,7 +186,7 @@ mod tests {
 
     use super::*;
     use crate::key::format::parse;
-    use crate::record::{ExpiresAt, SecretHash};
+    use crate::record::SecretHash;
     use crate::tenant::TenantId;
     use crate::verify::memo::Keyring;
     use crate::verify::pepper::Pepper;
@@ -195,16 +195,12 @@ mod tests {
     const KEY: &[u8] = b"llmk_a_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg";
 
     fn record() -> KeyRecord {
-        KeyRecord {
-            id: KeyId(Uuid::from_u128(1)),
-            tenant_id: TenantId(Uuid::from_u128(2)),
-            prefix: "llmk_a".into(),
-            hash: SecretHash::parse(HASH),
-            expires_at: ExpiresAt::NEVER,
-            revoked: false,
-            not_before: Timestamp::MIN,
-            disabled: false,
-        }
+        KeyRecord::new(
+            KeyId(Uuid::from_u128(1)),
+            TenantId(Uuid::from_u128(2)),
+            "llmk_a".into(),
+            SecretHash::parse(HASH),
+        )
     }
 
     fn peppers(policy: Policy) -> Peppers {

@@ -247,7 +247,7 @@ pub trait Store: Send + Sync {
     async fn retract(&self, id: Uuid) -> Result<(), StoreError>;
 
     /// Moves `last_used_at` of these keys forward, never back. On Postgres, never past the clock of the database.
-    /// Does not wait for rows that another session has locked.
+    /// Skips rows that another session keeps locked.
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Touched, StoreError>;
 
     /// Writes memos into their rows, unless the hash in the row has changed.

@@ -41,28 +41,19 @@ impl FrameScanner {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
             bytes = &bytes[skipped..];
-            // Usually the header is whole.
-            if self.header_len == 0
-                && let Some((header, rest)) = bytes.split_first_chunk()
-            {
-                bytes = rest;
-                self.frame(header);
-                continue;
-            }
             let taken = bytes.len().min(HEADER - self.header_len);
             self.header[self.header_len..][..taken].copy_from_slice(&bytes[..taken]);
             self.header_len += taken;
             bytes = &bytes[taken..];
             if self.header_len == HEADER {
                 self.header_len = 0;
-                let header = self.header;
-                self.frame(&header);
+                self.frame();
             }
         }
     }
 
-    fn frame(&mut self, header: &[u8; HEADER]) {
-        let [high, middle, low, kind, flags, ..] = *header;
+    fn frame(&mut self) {
+        let [high, middle, low, kind, flags, ..] = self.header;
         self.skip = u32::from_be_bytes([0, high, middle, low]) as usize;
         if matches!(kind, HEADERS | CONTINUATION) {
             self.unfinished = if flags & END_HEADERS == 0 { self.unfinished + self.skip } else { 0 };

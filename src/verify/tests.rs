@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::*;
-use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::key::format::parse;
-use crate::record::{ExpiresAt, SecretHash};
+use crate::record::SecretHash;
 use crate::tenant::TenantId;
 use crate::verify::memo::Peppers;
 
@@ -35,16 +34,7 @@ fn row(cost: u32) -> Arc<Row> {
     let text = bcrypt::hash(&parse(KEY).unwrap().to_plain(), cost).unwrap();
     let (id, tenant_id) = (KeyId(Uuid::new_v4()), TenantId(Uuid::nil()));
     let hash = SecretHash::parse(&text);
-    let record = KeyRecord {
-        id,
-        tenant_id,
-        prefix: "llmk_demo".into(),
-        hash,
-        expires_at: ExpiresAt::NEVER,
-        revoked: false,
-        not_before: Timestamp::MIN,
-        disabled: false,
-    };
+    let record = KeyRecord::new(id, tenant_id, "llmk_demo".into(), hash);
     Arc::new(Row(record, Proven::default()))
 }
 

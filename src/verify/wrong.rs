@@ -38,9 +38,9 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::clock::Timestamp;
+
     use crate::key::KeyId;
-    use crate::record::{ExpiresAt, KeyRecord, SecretHash};
+    use crate::record::{KeyRecord, SecretHash};
     use crate::tenant::TenantId;
     use crate::verify::memo::{Keyring, Peppers};
 
@@ -49,17 +49,7 @@ mod tests {
         let keyring = Keyring::new(Peppers::default()).unwrap();
         let hash = SecretHash::parse("$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232");
         let (id, tenant_id) = (KeyId(Uuid::nil()), TenantId(Uuid::nil()));
-        let (prefix, expires_at) = ("llmk_demo".into(), ExpiresAt::NEVER);
-        let row = KeyRecord {
-            id,
-            tenant_id,
-            prefix,
-            hash,
-            expires_at,
-            revoked: false,
-            not_before: Timestamp::MIN,
-            disabled: false,
-        };
+        let row = KeyRecord::new(id, tenant_id, "llmk_demo".into(), hash);
         let mut wrong = WrongAttempts::new(3);
         let seals: Vec<_> = (0_u8..5).map(|n| keyring.seal(&row, &hash.unwrap(), &[n])).collect();
         for seal in &seals {

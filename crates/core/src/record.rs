@@ -39,6 +39,13 @@ pub struct KeyRecord {
 }
 
 impl KeyRecord {
+    /// Creates the record of a key that is valid from the beginning and forever.
+    #[must_use]
+    pub fn new(id: KeyId, tenant_id: TenantId, prefix: Prefix, hash: Option<SecretHash>) -> Self {
+        let (expires_at, not_before) = (ExpiresAt::NEVER, Timestamp::MIN);
+        Self { id, tenant_id, prefix, hash, expires_at, not_before, revoked: false, disabled: false }
+    }
+
     /// Returns whether the row is damaged: its hash is invalid, or its prefix is one that no key can have. Such a row
     /// never allows a request.
     #[must_use]
@@ -411,15 +418,13 @@ mod tests {
 
     #[test]
     fn a_row_with_an_invalid_hash_or_prefix_is_damaged() {
-        let row = |prefix: &str, hash: &str| KeyRecord {
-            id: KeyId(uuid::Uuid::nil()),
-            tenant_id: TenantId(uuid::Uuid::nil()),
-            prefix: prefix.into(),
-            hash: SecretHash::parse(hash),
-            expires_at: ExpiresAt::NEVER,
-            revoked: false,
-            not_before: Timestamp::MIN,
-            disabled: false,
+        let row = |prefix: &str, hash: &str| {
+            KeyRecord::new(
+                KeyId(uuid::Uuid::nil()),
+                TenantId(uuid::Uuid::nil()),
+                prefix.into(),
+                SecretHash::parse(hash),
+            )
         };
         assert!(!row("llmk_a", GOOD).is_damaged());
         assert!(row("llmk_a", "").is_damaged());

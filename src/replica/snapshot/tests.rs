@@ -9,7 +9,7 @@ use super::*;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::key::format::parse;
-use crate::record::{ExpiresAt, SecretHash};
+use crate::record::SecretHash;
 use crate::verify::memo::Policy;
 use crate::verify::pepper::Pepper;
 
@@ -23,16 +23,7 @@ fn key(n: u128, sound: bool, remembered: bool) -> Row {
     let (id, tenant_id) = (KeyId(Uuid::from_u128(n)), TenantId(Uuid::from_u128(n)));
     let hash = SecretHash::parse(if sound { HASH } else { "" });
     let prefix = format!("llmk_{n}").as_str().into();
-    let record = KeyRecord {
-        id,
-        tenant_id,
-        prefix,
-        hash,
-        expires_at: ExpiresAt::NEVER,
-        revoked: false,
-        not_before: Timestamp::MIN,
-        disabled: false,
-    };
+    let record = KeyRecord::new(id, tenant_id, prefix, hash);
     let memo = peppers().memo(&record, parse(b"llmk_a_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg").unwrap());
     let scopes = ["a.*", "b", "é"].get(usize::try_from(n).unwrap_or(9)).map(|&scopes| scopes.into());
     let profile = ProfileRow { scopes: scopes.filter(|_| remembered), ..ProfileRow::default() };

@@ -288,36 +288,12 @@ impl Store for PostgresStore {
     }
 
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Touched, StoreError> {
-        let (ids, at): (Vec<_>, Vec<_>) = used.iter().map(|(id, at)| (id.0, Micros(*at))).unzip();
-        let mut connection = self.connect().await?;
-        let mut transaction = connection.begin().await?;
-        weigh_lightly(&mut transaction).await?;
-        // Rows are locked in the order of ids, so that two servers cannot deadlock. A session that keeps a row locked,
-        // for example one that was left in a transaction, delays that row alone.
-        let rows = sqlx::query(
-            "WITH used AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS u (id, at)),
-                  due AS (SELECT k.id FROM api_keys k JOIN used u USING (id)
-                          WHERE k.last_used_at IS NULL OR k.last_used_at < u.at),
-                  mine AS (SELECT k.id, u.at, k.last_used_at IS NULL AS never FROM api_keys k JOIN used u USING (id)
-                           WHERE k.last_used_at IS NULL OR k.last_used_at < u.at
-                           ORDER BY k.id FOR NO KEY UPDATE OF k SKIP LOCKED),
-                  done AS (UPDATE api_keys k SET last_used_at = GREATEST(k.last_used_at, LEAST(mine.at, now()))
-                           FROM mine WHERE k.id = mine.id RETURNING k.id, mine.never)
-             SELECT due.id, done.never FROM due LEFT JOIN done USING (id)
-             WHERE done.never IS DISTINCT FROM false",
-        )
-        .bind(ids)
-        .bind(at)
-        .fetch_all(&mut *transaction)
-        .await?;
-        transaction.commit().await?;
-        let mut touched = Touched::default();
-        for row in &rows {
-            let written = row.try_get::<Option<bool>, _>(1)?.is_some();
-            let keys = if written { &mut touched.first } else { &mut touched.locked };
-            keys.push(KeyId(row.try_get(0)?));
+        match self.touch(used, Rows::Wait).await {
+            // Another server that writes the same keys takes milliseconds. A session that was left in a transaction may
+            // keep its row for hours, and delays that row alone.
+            Err(StoreError::Locked(_)) => self.touch(used, Rows::Skip).await,
+            touched => touched,
         }
-        Ok(touched)
     }
 
     async fn write_memos(&self, memos: &[NewMemo]) -> Result<(), StoreError> {
@@ -417,6 +393,50 @@ impl Store for PostgresStore {
         let sql = "SELECT tenantgate_prune_usage(make_interval(secs => $1))";
         sqlx::query(sql).bind(keep.as_secs_f64()).execute(&mut self.connect().await?).await?;
         Ok(())
+    }
+}
+
+/// What to do with rows that another session has locked.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Rows {
+    Wait,
+    Skip,
+}
+
+impl PostgresStore {
+    async fn touch(&self, used: &[(KeyId, Timestamp)], rows: Rows) -> Result<Touched, StoreError> {
+        let (ids, at): (Vec<_>, Vec<_>) = used.iter().map(|(id, at)| (id.0, Micros(*at))).unzip();
+        let mut connection = self.connect().await?;
+        let mut transaction = connection.begin().await?;
+        weigh_lightly(&mut transaction).await?;
+        let skip = if rows == Rows::Skip { "SKIP LOCKED" } else { "" };
+        // Rows are locked in the order of ids, so that two servers cannot deadlock.
+        let sql = format!(
+            "WITH used AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS u (id, at)),
+                  due AS (SELECT k.id FROM api_keys k JOIN used u USING (id)
+                          WHERE k.last_used_at IS NULL OR k.last_used_at < u.at),
+                  mine AS (SELECT k.id, u.at, k.last_used_at IS NULL AS never FROM api_keys k JOIN used u USING (id)
+                           WHERE k.last_used_at IS NULL OR k.last_used_at < u.at
+                           ORDER BY k.id FOR NO KEY UPDATE OF k {skip}),
+                  done AS (UPDATE api_keys k SET last_used_at = GREATEST(k.last_used_at, LEAST(mine.at, now()))
+                           FROM mine WHERE k.id = mine.id RETURNING k.id, mine.never)
+             SELECT due.id, done.never FROM due LEFT JOIN done USING (id)
+             WHERE done.never IS DISTINCT FROM false"
+        );
+        let found =
+            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(ids).bind(at).fetch_all(&mut *transaction).await?;
+        transaction.commit().await?;
+        let mut touched = Touched::default();
+        for row in &found {
+            let id = KeyId(row.try_get(0)?);
+            match row.try_get::<Option<bool>, _>(1)? {
+                Some(_) => touched.first.push(id),
+                None if rows == Rows::Skip => touched.locked.push(id),
+                // Another server has moved it further while this one waited.
+                None => {}
+            }
+        }
+        Ok(touched)
     }
 }
 

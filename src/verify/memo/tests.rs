@@ -4,10 +4,8 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::key::format::parse;
-use crate::record::ExpiresAt;
 use crate::tenant::TenantId;
 
 const HASH: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232";
@@ -16,16 +14,7 @@ const KEY: &[u8] = b"llmk_demo_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg";
 fn record(id: u128, tenant: u128, hash: &str) -> KeyRecord {
     let (id, tenant_id) = (KeyId(Uuid::from_u128(id)), TenantId(Uuid::from_u128(tenant)));
     let (prefix, hash) = ("llmk_demo".into(), SecretHash::parse(hash));
-    KeyRecord {
-        id,
-        tenant_id,
-        prefix,
-        hash,
-        expires_at: ExpiresAt::NEVER,
-        revoked: false,
-        not_before: Timestamp::MIN,
-        disabled: false,
-    }
+    KeyRecord::new(id, tenant_id, prefix, hash)
 }
 
 fn keyring(peppers: &[&str]) -> Keyring {

@@ -9,10 +9,9 @@ use base64::Engine as _;
 use base64::alphabet::BCRYPT;
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
 use libfuzzer_sys::fuzz_target;
-use tenantgate::clock::Timestamp;
 use tenantgate::key::KeyId;
 use tenantgate::key::format::parse;
-use tenantgate::record::{ExpiresAt, KeyRecord, Memo, SecretHash};
+use tenantgate::record::{KeyRecord, Memo, SecretHash};
 use tenantgate::tenant::{TenantId, TenantStatus, is_schema_name};
 use tenantgate::verify::memo::{Keyring, Peppers, Policy};
 use tenantgate::verify::pepper::Pepper;
@@ -68,16 +67,7 @@ fn is_hash(text: &str) -> bool {
 fn record() -> KeyRecord {
     let (id, tenant_id) = (KeyId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
     let (prefix, hash) = ("llmk_demo".into(), SecretHash::parse(HASH));
-    KeyRecord {
-        id,
-        tenant_id,
-        prefix,
-        hash,
-        expires_at: ExpiresAt::NEVER,
-        revoked: false,
-        not_before: Timestamp::MIN,
-        disabled: false,
-    }
+    KeyRecord::new(id, tenant_id, prefix, hash)
 }
 
 /// `key_memo`: exactly one memo belongs to this row and accepts this key.

@@ -25,7 +25,7 @@ macro_rules! rows {
             pub const ALL: [Self; [$(stringify!($name)),*].len()] = [$(Self::$name),*];
 
             /// Returns the first row that holds; `None` if the secret must be verified first. This is no loop over
-            /// [`Row::ALL`], because a loop that is not unrolled takes five times as many instructions.
+            /// [`Row::ALL`], because a loop that is not unrolled takes more than twice the instructions.
             #[inline]
             pub(super) fn first(facts: &Facts<'_>) -> Option<Self> {
                 $(if Self::$name.holds(facts)? {

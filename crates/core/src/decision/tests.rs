@@ -5,23 +5,13 @@ use uuid::Uuid;
 use super::*;
 use crate::key::KeyId;
 use crate::key::format::parse;
-use crate::record::ExpiresAt;
 use crate::tenant::{TenantId, TenantStatus};
 
 pub(super) const NOW: Timestamp = Timestamp(1_000);
 
 pub(super) fn key() -> KeyRecord {
     let (id, tenant_id) = (KeyId(Uuid::nil()), TenantId(Uuid::nil()));
-    KeyRecord {
-        id,
-        tenant_id,
-        prefix: "llmk_demo".into(),
-        hash: None,
-        expires_at: ExpiresAt::NEVER,
-        revoked: false,
-        not_before: Timestamp::MIN,
-        disabled: false,
-    }
+    KeyRecord::new(id, tenant_id, "llmk_demo".into(), None)
 }
 
 pub(super) fn tenant(status: &str) -> Tenant {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::profile::ProfileRow;
-use crate::record::{ExpiresAt, KeyRecord};
+use crate::record::KeyRecord;
 use crate::store::{
     Announcement, Change, Changes, NewMemo, Refusal, Row, SchemaVersion, Session, Shadowed, Store,
     StoreError, SyncPoint, Touched, Used,
@@ -73,16 +73,7 @@ struct Scripted {
 }
 
 pub(super) fn key(prefix: &str) -> Row {
-    let record = KeyRecord {
-        id: KeyId(Uuid::nil()),
-        tenant_id: TenantId(Uuid::nil()),
-        prefix: prefix.into(),
-        hash: None,
-        expires_at: ExpiresAt::NEVER,
-        revoked: false,
-        not_before: Timestamp::MIN,
-        disabled: false,
-    };
+    let record = KeyRecord::new(KeyId(Uuid::nil()), TenantId(Uuid::nil()), prefix.into(), None);
     Row::Key(record, None, ProfileRow::default())
 }
 
