@@ -7,7 +7,8 @@
 //! Reads: `h2` keeps every open stream until it is accepted, even if the peer has reset it, and reads as long as the
 //! socket has bytes. So at most [`READ_BUDGET`] bytes are read before all streams are accepted. A burst of resets
 //! then takes a bounded amount of memory, and the connection need not be closed (CVE-2023-44487). Also, header lists
-//! are read only as far as the memory budget has room.
+//! are read only as far as the memory budget has room. `h2` reads again after each call that it returns; once the
+//! socket was empty, it is not read again in the same poll of the task.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -70,6 +71,8 @@ struct Stream<T> {
     /// The number of bytes of `unsent` that have been sent.
     sent: usize,
     read_budget: usize,
+    /// Whether the socket had no bytes when it was read, since [`BufferedIo::start_reading`].
+    empty: bool,
     first: [u8; FIRST],
     first_len: usize,
     scanner: FrameScanner,
@@ -104,6 +107,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
             sent: 0,
             // It is not known yet whether memory is scarce.
             read_budget: SMALL_READ_BUDGET,
+            empty: false,
             first: [0; FIRST],
             first_len: 0,
             scanner: FrameScanner::new(),
@@ -123,6 +127,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
         stream.header_block = Some(header_block);
     }
 
+    /// Stops to buffer: what is written is sent, and each read reads the socket.
+    fn stop_buffering(&self) {
+        let mut stream = self.lock();
+        (stream.buffering, stream.empty) = (false, false);
+    }
+
     /// Returns whether the buffer is full, so that the peer must read before more can be written.
     pub(super) fn is_full(&self) -> bool {
         self.lock().unsent.len() >= MOST
@@ -131,6 +141,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
     /// Sends the buffered bytes. Pending until the socket has accepted all of them.
     pub(super) fn send_buffered(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.lock().flush(cx)
+    }
+
+    /// Reads the socket again although it was empty. Must be called once in each poll of the task, because the socket
+    /// wakes the task when it has bytes.
+    pub(super) fn start_reading(&self) {
+        self.lock().empty = false;
     }
 
     /// Renews the read budget, with a smaller one if memory `is_scarce`. Must be called only after every stream has
@@ -155,6 +171,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
             let mut discarded = 0;
             let mut buffer = [0; 4096];
             let mut stream = self.clone();
+            stream.stop_buffering();
             if stream.shutdown().await.is_err() {
                 return;
             }
@@ -222,12 +239,14 @@ impl<T: AsyncRead + Unpin> AsyncRead for BufferedIo<T> {
     /// again.
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut stream = self.lock();
-        if stream.read_budget == 0 {
+        if stream.read_budget == 0 || stream.empty {
             return Poll::Pending;
         }
         ready!(stream.account(cx));
         let before = buf.filled().len();
-        ready!(Pin::new(&mut stream.io).poll_read(cx, buf))?;
+        let read = Pin::new(&mut stream.io).poll_read(cx, buf);
+        stream.empty = stream.buffering && read.is_pending();
+        ready!(read)?;
         let read = &buf.filled()[before..];
         stream.read_budget = stream.read_budget.saturating_sub(read.len());
         stream.scanner.scan(read);

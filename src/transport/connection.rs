@@ -24,6 +24,7 @@ use tokio::time::{sleep, timeout};
 
 use super::buffered_io::BufferedIo;
 use super::memory_budget::{ConnectionBudget, CountedBuf, HeaderBlock, ResponseBacklog};
+use super::task_waker::TaskWaker;
 use super::{ConnectionFailure, Limits, Peer, Services, Unary, call};
 use crate::random;
 
@@ -80,9 +81,10 @@ where
     let mut clocks = JoinSet::new();
     let ours = Arc::clone(&budget);
     clocks.spawn(async move { drop(send_end.send(end_of_life(pings, ours, limits, stopped(stop)).await)) });
+    let task = TaskWaker::new();
     let mut served = Served { connection, io, backlog: budget.backlog(), budget };
     let end = async { end.await.unwrap_or(End::Now) };
-    match served.accept_calls(services, end).await {
+    match served.accept_calls(services, &task, end).await {
         End::InOrder => {}
         End::Now => return Ok(()),
         End::Failed(failure, detail) => return Err((failure, detail)),
@@ -92,7 +94,7 @@ where
         sleep(limits.grace).await;
         End::Now
     };
-    let end = served.accept_calls(services, grace).await;
+    let end = served.accept_calls(services, &task, grace).await;
     let Served { connection, io, .. } = served;
     drop(connection);
     io.linger(LINGER).await;
@@ -205,6 +207,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Served<T> {
     async fn accept_calls<U: Unary>(
         &mut self,
         services: &Arc<Services<U>>,
+        task: &TaskWaker,
         end: impl Future<Output = End>,
     ) -> End {
         let mut end = std::pin::pin!(end);
@@ -212,7 +215,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Served<T> {
             let call = tokio::select! {
                 // `end` is polled only when there is no call to accept.
                 biased;
-                call = poll_fn(|cx| self.poll_call(cx)) => call,
+                call = poll_fn(|cx| self.poll_call(task, cx)) => call,
                 end = &mut end => return end,
             };
             match call {
@@ -222,9 +225,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Served<T> {
         }
     }
 
+    fn poll_call(&mut self, task: &TaskWaker, cx: &mut Context<'_>) -> Poll<Result<Call, End>> {
+        if task.before_poll() {
+            self.io.start_reading();
+        }
+        let call = self.poll_h2(&mut Context::from_waker(task.waker()));
+        if call.is_pending() {
+            task.before_wait(cx);
+        }
+        call
+    }
+
     /// Returns the next call, or how the connection ends. Sends the buffered responses when there is no call to
     /// accept.
-    fn poll_call(&mut self, cx: &mut Context<'_>) -> Poll<Result<Call, End>> {
+    fn poll_h2(&mut self, cx: &mut Context<'_>) -> Poll<Result<Call, End>> {
         // Accepts every open stream, also while the peer does not read: inside `h2` it would take the same memory
         // without being counted.
         match self.connection.poll_accept(cx) {

@@ -29,6 +29,7 @@ mod frame;
 mod frame_scanner;
 mod memory_budget;
 mod stats;
+mod task_waker;
 mod tower_bridge;
 
 use std::fmt;

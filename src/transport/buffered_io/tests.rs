@@ -89,6 +89,44 @@ async fn reading_stops_at_the_budget_until_it_is_renewed() {
     assert_eq!(buffered.first_bytes(), [7; FIRST]);
 }
 
+#[tokio::test]
+async fn an_empty_socket_is_read_once_in_each_poll_of_the_task() {
+    /// A peer that has a byte at every second read.
+    struct EverySecond(usize);
+    impl AsyncRead for EverySecond {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            self.0 += 1;
+            if self.0.is_multiple_of(2) {
+                buf.put_slice(b"x");
+                return Poll::Ready(Ok(()));
+            }
+            Poll::Pending
+        }
+    }
+    let mut buffered = BufferedIo::new(tokio::io::join(EverySecond(0), tokio::io::sink()));
+    let mut read = async |buffered: &mut BufferedIo<_>| {
+        let mut byte = [0];
+        poll_fn(|cx| {
+            Poll::Ready(Pin::new(&mut *buffered).poll_read(cx, &mut ReadBuf::new(&mut byte)).is_ready())
+        })
+        .await
+    };
+    assert_eq!([read(&mut buffered).await, read(&mut buffered).await], [false, true], "during the handshake");
+    buffered.start_buffering(header_block(), 1 << 20);
+    for _ in 0..3 {
+        assert_eq!([read(&mut buffered).await, read(&mut buffered).await], [false, false]);
+        buffered.start_reading();
+        assert!(read(&mut buffered).await);
+    }
+    assert!(!read(&mut buffered).await);
+    buffered.linger(Duration::from_secs(1)).await;
+    assert!(buffered.lock().first_len > 4, "lingering reads although the socket was empty");
+}
+
 #[tokio::test(start_paused = true)]
 async fn lingering_discards_late_bytes_and_ends() {
     let (io, mut peer) = duplex(1024);
