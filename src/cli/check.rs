@@ -10,9 +10,10 @@ use prost_types::value::Kind;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::Failure;
 use super::target::{Target, TlsArgs, chain, connect, target};
+use super::unreachable::{self, Unreachable};
 use super::view::Text;
-use super::{Failure, unreachable};
 use crate::ext_authz::proto::envoy::config::core::v3::address::Address as SocketAddressOf;
 use crate::ext_authz::proto::envoy::config::core::v3::{Address, HeaderValueOption, SocketAddress};
 use crate::ext_authz::proto::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer, Request};
@@ -104,25 +105,35 @@ pub(super) async fn probe(target: &Target, path: &str, tls: &TlsArgs) -> Result<
 
 /// Sends the Check.
 pub(super) async fn check(args: CheckArgs) -> Result<CheckView, Failure> {
-    let failed = match connect(&args.target, &args.tls).await? {
+    let target = &args.target;
+    let failed = match connect(target, &args.tls).await? {
         Ok(channel) => {
             match AuthorizationClient::new(channel).check(tonic::Request::new(request(&args))).await {
                 Ok(response) => return Ok(view(response.into_inner())),
-                Err(status) => no_grpc(status.message()),
+                Err(status) => status.message().to_owned(),
             }
         }
         Err(error) => chain(&error),
     };
-    let why = unreachable::reason(&args.target, &args.tls).await.unwrap_or(failed);
-    Err(Failure::unavailable(format!("no answer from {}: {why}", args.target)))
+    let why = match http_status(&failed) {
+        Some(status) => Some(Unreachable::NotGrpc(status)),
+        None => unreachable::reason(target, &args.tls).await,
+    };
+    Err(Failure::unavailable(match why {
+        Some(why @ Unreachable::NotGrpc(_)) => format!("{target} {why}"),
+        Some(why) => format!("no answer from {target}: {why}"),
+        None => format!("no answer from {target}: {failed}"),
+    }))
 }
 
-/// Replaces the gRPC client's text about a missing `grpc-status` by a clearer one. Other texts stay unchanged.
-fn no_grpc(message: &str) -> String {
+/// Returns the HTTP status of a response that was not gRPC, from the text of the gRPC client.
+fn http_status(message: &str) -> Option<u16> {
     if message.contains("grpc-status header missing") {
-        return "the server speaks HTTP, but not gRPC: that is not its gRPC listener".into();
+        return message.rsplit(' ').next()?.parse().ok();
     }
-    message.to_owned()
+    // Without the status, or with the first byte of a page where gRPC has a flag.
+    let ok = ["missing grpc-status trailer", "invalid compression flag"];
+    ok.iter().any(|text| message.contains(text)).then_some(200)
 }
 
 /// Builds the Check that Envoy would send: header names in lower case, values of equal names joined by a comma, and

@@ -13,6 +13,8 @@ use tokio_rustls::rustls::{AlertDescription, CertificateError, Error};
 
 use super::target::{Target, TlsArgs, host_and_port};
 use crate::client_tls::{ClientTls, ConnectError, TlsOptionsError};
+use crate::ext_authz::service::AuthorizationService;
+use crate::transport::Unary as _;
 
 /// The time limit of one layer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -21,17 +23,31 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const START: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// Returns why the target cannot be reached; `None` if all layers below gRPC work.
-pub(super) async fn reason(target: &Target, tls: &TlsArgs) -> Option<String> {
-    match timeout(3 * PATIENCE, layers(target, tls)).await {
-        Ok(Ok(())) => None,
-        Ok(Err(why)) => Some(why.to_string()),
-        Err(_) => Some("the server does not respond in time: is that a gRPC listener?".into()),
+pub(super) async fn reason(target: &Target, tls: &TlsArgs) -> Option<Unreachable> {
+    let why = match timeout(3 * PATIENCE, layers(target, tls)).await {
+        Ok(Ok(())) => return None,
+        Ok(Err(why)) => why,
+        Err(_) => Unreachable::TooSlow,
+    };
+    // Many servers of HTTP/1.1 close the connection when they read the preface of HTTP/2.
+    let maybe_http1 = matches!(why, Unreachable::Closed(_) | Unreachable::Http1 | Unreachable::NotHttp2);
+    if maybe_http1
+        && !target.has_tls()
+        && let Ok(Ok(Some(status))) = timeout(PATIENCE, http1(target)).await
+    {
+        return Some(Unreachable::NotGrpc(status));
     }
+    Some(why)
 }
 
 /// The first layer that fails, and what to do about it.
 #[derive(Debug, thiserror::Error)]
-enum Unreachable {
+pub(super) enum Unreachable {
+    /// Continues a sentence about the target, which does answer.
+    #[error("answers HTTP {0}, but not gRPC: that is not its gRPC listener")]
+    NotGrpc(u16),
+    #[error("the server does not respond in time: is that a gRPC listener?")]
+    TooSlow,
     #[error("the target has no port")]
     NoPort,
     #[error("{}", unix_error(.0))]
@@ -80,6 +96,34 @@ async fn layers(target: &Target, tls: &TlsArgs) -> Result<(), Unreachable> {
         return Err(Unreachable::NoAlpn);
     }
     http2(stream, "does the certificate of --client-cert have a name of its --client-san?").await
+}
+
+/// Sends the call over HTTP/1.1. Returns the status; `None` if the answer is not HTTP/1.
+async fn http1(target: &Target) -> io::Result<Option<u16>> {
+    match target {
+        Target::Unix(path) => status(UnixStream::connect(path).await?).await,
+        Target::Url(url) => {
+            let (host, port) = host_and_port(url);
+            let port = port.parse().map_err(io::Error::other)?;
+            status(TcpStream::connect((host.as_str(), port)).await?).await
+        }
+    }
+}
+
+async fn status(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<Option<u16>> {
+    let call = format!(
+        "POST {} HTTP/1.1\r\nhost: tenantgate\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\
+         connection: close\r\n\r\n",
+        AuthorizationService::PATH
+    );
+    stream.write_all(call.as_bytes()).await?;
+    // `HTTP/1.1 404` (RFC 9112 §4).
+    let mut line = [0; 12];
+    stream.read_exact(&mut line).await?;
+    let line = str::from_utf8(&line).ok();
+    let is_http1 = |version: &str| version.starts_with("HTTP/1.");
+    let status = line.and_then(|line| line.split_once(' ')).filter(|(version, _)| is_http1(version));
+    Ok(status.and_then(|(_, status)| status.parse().ok()))
 }
 
 /// Starts HTTP/2 and examines the first bytes of the response.

@@ -80,7 +80,7 @@ pub struct ServeArgs {
     #[arg(long, env = "TENANTGATE_MIGRATE", value_parser = clap::builder::BoolishValueParser::new())]
     pub migrate: bool,
 
-    /// Check all options, report every mistake, and exit
+    /// Check all options, report every mistake, and exit. Binds no address, so that it can run beside a server
     #[arg(long)]
     pub check_config: bool,
 }

@@ -4,11 +4,12 @@
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::Mistakes;
+use super::address::{address, conflict, reaches_beyond_here, same_socket};
 use crate::duration;
 use crate::invalid::InvalidValue;
 use crate::server::{Address, ListenOptions, Protocol, Tls, TlsFiles};
@@ -152,7 +153,10 @@ impl ListenerArgs {
             let before = &all[..at];
             let taken = match one {
                 Address::Tcp(text) => before.iter().find_map(|other| conflict(other, text)),
-                Address::Unix(path) => before.contains(one).then(|| format!("unix:{}", path.display())),
+                Address::Unix(path) => before
+                    .iter()
+                    .any(|other| same_socket(other, path))
+                    .then(|| format!("unix:{}", path.display())),
             };
             if let Some(taken) = taken {
                 mistakes.add("--listen", format!("{taken} is given twice: remove one of them"));
@@ -163,9 +167,9 @@ impl ListenerArgs {
 
     fn publish(&self, mistakes: &mut Mistakes) -> Option<PathBuf> {
         let address = mistakes.note("--publish", address(self.publish.as_deref()?))?;
-        let taken = self.listen.iter().any(|text| self::address(text).as_ref() == Ok(&address));
+        let listened = || self.listen.iter().filter_map(|text| self::address(text).ok());
         match address {
-            Address::Unix(path) if !taken => return Some(path),
+            Address::Unix(path) if !listened().any(|other| same_socket(&other, &path)) => return Some(path),
             Address::Unix(_) => {
                 mistakes.add("--publish", "--listen uses this socket: choose another path");
             }
@@ -238,70 +242,6 @@ impl ListenerArgs {
     }
 }
 
-/// Whether other machines can reach an address. A name counts as reachable.
-pub(super) fn reaches_beyond_here(listen: &str) -> bool {
-    let Ok(Address::Tcp(address)) = address(listen) else { return false };
-    let host = address.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']);
-    host != "localhost" && !host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
-}
-
-pub(super) fn address(text: &str) -> Result<Address, InvalidValue> {
-    match text.strip_prefix("unix:") {
-        Some(path) if !Path::new(path).is_absolute() => {
-            Err(format!("{text:?} needs an absolute path, such as unix:/run/tenantgate/authz.sock").into())
-        }
-        Some(path) if path.len() > LONGEST_PATH => Err(format!(
-            "{text:?} is too long: the path of a Unix socket has at most {LONGEST_PATH} bytes, this one has {}",
-            path.len()
-        ).into()),
-        Some(path) => Ok(Address::Unix(path.into())),
-        None => tcp_address(text).map(Address::Tcp),
-    }
-}
-
-/// `sockaddr_un.sun_path` has 108 bytes, and the last one is NUL (unix(7)).
-const LONGEST_PATH: usize = 107;
-
-/// Checks HOST:PORT. A host is an address, or a name that is resolved when it is bound.
-pub(super) fn tcp_address(text: &str) -> Result<String, InvalidValue> {
-    let invalid = |hint: &str| Err(format!("invalid address {text:?}: {hint}").into());
-    if text.contains("://") {
-        return invalid("expected HOST:PORT without a scheme, such as 127.0.0.1:50051");
-    }
-    let Some((host, port)) = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()) else {
-        return invalid("expected HOST:PORT, such as 127.0.0.1:50051");
-    };
-    if port.parse::<u16>().is_err() || port.starts_with('+') {
-        return invalid("expected a port from 0 to 65535");
-    }
-    let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
-    match in_brackets {
-        Some(v6) if v6.parse::<std::net::Ipv6Addr>().is_ok() => Ok(text.to_owned()),
-        Some(_) => invalid("expected an IPv6 address in the brackets"),
-        None if host == "*" => invalid("write 0.0.0.0 or [::] for all addresses of this machine"),
-        None if host.contains(':') => invalid("write an IPv6 address in brackets, such as [::1]:50051"),
-        None if host.bytes().all(name) => Ok(text.to_owned()),
-        None => invalid("expected a host name or an IP address"),
-    }
-}
-
-/// Returns the address that both would bind, if they conflict.
-pub(super) fn conflict(one: &Address, other: &str) -> Option<String> {
-    let Address::Tcp(one) = one else { return None };
-    let ((host, port), (other_host, other_port)) = (one.rsplit_once(':')?, other.rsplit_once(':')?);
-    // The IPv6 wildcard accepts IPv4, too (ipv6(7), IPV6_V6ONLY).
-    let covers = |wide: &str, host: &str| match wide {
-        "[::]" => true,
-        "0.0.0.0" => !host.starts_with('['),
-        _ => false,
-    };
-    let same = host.eq_ignore_ascii_case(other_host) || covers(host, other_host) || covers(other_host, host);
-    let local = |host: &str| if host == "localhost" { "127.0.0.1".to_owned() } else { host.to_owned() };
-    let same = same || local(host) == local(other_host);
-    (port == other_port && port != "0" && same).then(|| other.to_owned())
-}
-
 pub(super) fn number<T: FromStr + PartialOrd + Display>(
     text: &str,
     range: RangeInclusive<T>,
@@ -326,66 +266,6 @@ fn positive(text: &str) -> Result<Duration, InvalidValue> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_are_host_and_port_or_an_absolute_path() {
-        for good in ["127.0.0.1:0", "[::1]:50051", "localhost:1", "0.0.0.0:65535", "unix:/run/a.sock"] {
-            assert!(address(good).is_ok(), "{good}");
-        }
-        for bad in [
-            "",
-            "50051",
-            ":50051",
-            "127.0.0.1",
-            "127.0.0.1:65536",
-            "127.0.0.1:+1",
-            "unix:a.sock",
-            "unix:",
-            "*:1",
-            "http://127.0.0.1:1",
-            "http://127.0.0.1",
-            "::1:50051",
-            "[localhost]:1",
-            "a b:1",
-            "a/b:1",
-            "[::1]",
-        ] {
-            assert!(address(bad).is_err(), "{bad}");
-        }
-        let path = |len: usize| format!("unix:/{}", "x".repeat(len - 1));
-        assert!(address(&path(107)).is_ok() && address(&path(108)).is_err());
-    }
-
-    #[test]
-    fn conflicting_addresses_are_detected() {
-        let conflict = |one: &str, other| conflict(&address(one).unwrap(), other).is_some();
-        for (one, other) in [
-            ("127.0.0.1:1", "127.0.0.1:1"),
-            ("0.0.0.0:1", "127.0.0.1:1"),
-            ("127.0.0.1:1", "[::]:1"),
-            ("localhost:1", "127.0.0.1:1"),
-        ] {
-            assert!(conflict(one, other), "{one} {other}");
-        }
-        for (one, other) in [
-            ("127.0.0.1:1", "127.0.0.1:2"),
-            ("127.0.0.1:0", "127.0.0.1:0"),
-            ("127.0.0.1:1", "127.0.0.2:1"),
-            ("unix:/run/a.sock", "127.0.0.1:1"),
-        ] {
-            assert!(!conflict(one, other), "{one} {other}");
-        }
-    }
-
-    #[test]
-    fn addresses_that_other_machines_can_reach_are_detected() {
-        for here in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "unix:/run/a.sock"] {
-            assert!(!reaches_beyond_here(here), "{here}");
-        }
-        for beyond in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "gate.internal:1"] {
-            assert!(reaches_beyond_here(beyond), "{beyond}");
-        }
-    }
 
     #[test]
     fn numbers_and_modes_are_within_their_bounds() {

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::listener::{address, conflict, mode, number, reaches_beyond_here, tcp_address};
+use super::address::{address, check_sockets, conflict, reaches_beyond_here, same_socket, tcp_address};
+use super::listener::{mode, number};
 use super::{Logging, Mistakes, log_filter};
 use crate::invalid::InvalidValue;
 use crate::permission::Role;
@@ -62,7 +63,7 @@ pub struct ManageArgs {
     #[command(flatten)]
     pub pepper: super::PepperArgs,
 
-    /// Check all options, then exit
+    /// Check all options, report every mistake, and exit. Binds no address, so that it can run beside a server
     #[arg(long)]
     pub check_config: bool,
 }
@@ -99,6 +100,9 @@ impl ManageArgs {
         if let Some(taken) = listen.iter().find_map(|one| conflict(one, &ops_listen)) {
             mistakes.add("--ops-listen", format!("{taken} is an address of --listen: choose another one"));
         }
+        if self.check_config {
+            check_sockets("--listen", Address::sockets(&listen), &mut mistakes);
+        }
         let peppers = mistakes.note("--pepper-file", self.pepper.read(Policy::default()));
         let filter = mistakes.note("--log-level", log_filter(&self.log_level)).unwrap_or_default();
         let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
@@ -132,7 +136,9 @@ impl ManageArgs {
             }
             let taken = match &one {
                 Address::Tcp(text) => listen.iter().find_map(|other| conflict(other, text)),
-                Address::Unix(path) => listen.contains(&one).then(|| shown(path)),
+                Address::Unix(path) => {
+                    listen.iter().any(|other| same_socket(other, path)).then(|| shown(path))
+                }
             };
             if let Some(taken) = taken {
                 mistakes.add("--listen", format!("{taken} is given twice: remove one of them"));

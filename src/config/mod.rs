@@ -2,6 +2,7 @@
 //!
 //! All mistakes are collected, so that one run shows all of them. Only this module knows the spelling of options.
 
+mod address;
 mod args;
 mod database;
 mod listener;
@@ -14,10 +15,10 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
+use self::address::{check_sockets, conflict, tcp_address};
 pub use self::args::{ExchangeArgs, JudgementArgs, ModeArgs, PepperArgs, RoutingArgs, ServeArgs};
 pub use self::database::{Database, DatabaseArgs, inspected, management, store};
 pub use self::listener::{ListenerArgs, SizeArgs};
-use self::listener::{conflict, tcp_address};
 pub use self::manage::{ManageArgs, ManageOptions};
 pub use self::mistakes::{ConfigError, Mistakes};
 use crate::audit::Actor;
@@ -28,7 +29,7 @@ use crate::invalid::InvalidValue;
 use crate::path::PathOptions;
 use crate::replica::snapshot_file;
 use crate::request::{AUTHORIZATION, PublicPaths};
-use crate::server::Settings;
+use crate::server::{Address, Settings};
 use crate::telemetry::LogFormat;
 use crate::tenant::Mode;
 use crate::verify::memo::{Peppers, Policy};
@@ -89,6 +90,10 @@ pub fn settings(
     let ops_listen = mistakes.note("--ops-listen", tcp_address(&args.ops_listen)).unwrap_or_default();
     if let Some(same) = listen.listen.iter().find_map(|address| conflict(address, &ops_listen)) {
         mistakes.add("--ops-listen", format!("{same} is used by --listen: choose another port"));
+    }
+    if args.check_config {
+        check_sockets("--listen", Address::sockets(&listen.listen), &mut mistakes);
+        check_sockets("--publish", &listen.publish, &mut mistakes);
     }
     let ext_authz = ext_authz_options(args, &mut mistakes);
     let policy = policy_options(&args.judgement.routing, &mut mistakes);

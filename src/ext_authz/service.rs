@@ -93,14 +93,14 @@ impl Unary for AuthorizationService {
         message: Bytes,
         metadata: &HeaderMap,
         deadline: Instant,
-    ) -> Result<Frame, CallFailure> {
+    ) -> Result<(Frame, Option<Unable>), CallFailure> {
         let asked = read(&message, &self.options.request).map_err(|_| CallFailure::InvalidMessage)?;
         let call = Call { message: &message, metadata };
         let address = || self.address(&call);
         let view = self.gate.settle(&asked, &address, deadline).await;
         // `settle` returns a view that has a verdict for this request.
         let verdict = view.judge(&asked, &address).unwrap_or_else(|_| self.gate.unread(Fault::Internal));
-        Ok(self.respond(&verdict, view.started(), asked.bearer, &call))
+        Ok((self.respond(&verdict, view.started(), asked.bearer, &call), in_vain(&verdict.decision)))
     }
 
     fn compact(&self, message: Bytes) -> Bytes {
@@ -112,14 +112,31 @@ impl Unary for AuthorizationService {
     }
 
     fn unable(&self, why: Unable) -> Frame {
-        let fault = match why {
-            Unable::NoRoom => Fault::Overloaded,
-            Unable::Panicked => Fault::Internal,
-            Unable::TooLarge => Fault::TooLarge,
-            Unable::TooLate => Fault::DeadlineTooShort,
-        };
-        let (verdict, started) = (self.gate.unread(fault), self.log.clock.uptime());
+        let (verdict, started) = (self.gate.unread(fault(why)), self.log.clock.uptime());
         self.respond(&verdict, started, false, &Call { message: &[], metadata: &HeaderMap::new() })
+    }
+}
+
+/// Returns the fault of a call that gets a response without a decision.
+fn fault(why: Unable) -> Fault {
+    match why {
+        Unable::Crowded | Unable::NoRoom => Fault::Overloaded,
+        Unable::Panicked => Fault::Internal,
+        Unable::TooLarge => Fault::TooLarge,
+        Unable::Stopping | Unable::TooLate => Fault::DeadlineTooShort,
+    }
+}
+
+/// Returns why there is no decision, if the call has waited for a proof in vain.
+fn in_vain(decision: &Decision<'_>) -> Option<Unable> {
+    let (Decision::Unable(fault, _) | Decision::Allow(Grant::Shadow(Objection::Unable(fault, _)))) = decision
+    else {
+        return None;
+    };
+    match fault {
+        Fault::DeadlineTooShort => Some(Unable::TooLate),
+        Fault::Overloaded => Some(Unable::Crowded),
+        _ => None,
     }
 }
 
@@ -259,6 +276,17 @@ fn log_left_out(refusals: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_log_says_of_a_call_is_what_metrics_count() {
+        for why in Unable::ALL {
+            assert_eq!(why.as_str(), fault(why).as_str(), "{why:?}");
+        }
+        for why in [Unable::Crowded, Unable::TooLate] {
+            assert_eq!(in_vain(&Decision::Unable(fault(why), None)), Some(why));
+        }
+        assert_eq!(in_vain(&Decision::Unable(Fault::TooOld, None)), None, "no call waits for that");
+    }
 
     #[test]
     fn decision_ids_contain_the_millisecond_and_are_unique() {

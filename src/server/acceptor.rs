@@ -35,6 +35,16 @@ pub enum Address {
     Unix(PathBuf),
 }
 
+impl Address {
+    /// Returns the paths of the Unix sockets among `addresses`.
+    pub fn sockets(addresses: &[Self]) -> impl Iterator<Item = &PathBuf> {
+        addresses.iter().filter_map(|address| match address {
+            Self::Tcp(_) => None,
+            Self::Unix(path) => Some(path),
+        })
+    }
+}
+
 /// The listeners, the peers that may connect, and the limits.
 #[derive(Clone)]
 pub struct Options {
@@ -374,10 +384,8 @@ pub(super) async fn bind_unix(path: &Path, mode: u32, listener: &str) -> Result<
 
 /// Removes the socket files.
 pub(super) fn remove_sockets(listen: &[Address]) {
-    for address in listen {
-        if let Address::Unix(path) = address {
-            // It may be removed already.
-            let _ = std::fs::remove_file(path);
-        }
+    for path in Address::sockets(listen) {
+        // It may be removed already.
+        let _ = std::fs::remove_file(path);
     }
 }

@@ -257,7 +257,12 @@ impl Metrics {
             &failed,
         )?;
         let failed: Vec<_> = stats.failures.calls().map(|(reason, n)| ([("reason", reason)], n)).collect();
-        page.counters("tenantgate_call_failures", "Calls that ended without a decision, by reason", &failed)
+        page.counters("tenantgate_call_failures", "Calls that ended without a decision, by reason", &failed)?;
+        page.counter(
+            "tenantgate_late_answers",
+            "Answers to calls that waited, after their callers had given up",
+            stats.failures.late_answers(),
+        )
     }
 
     fn work(&self, page: &mut Page<'_>) -> fmt::Result {

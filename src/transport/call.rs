@@ -4,8 +4,7 @@
 //! headers and the response needs no waiting. For the other calls, a spawned task waits.
 //!
 //! Every call gets exactly one response: a [`Responder`] that is dropped sends the response for [`Unable::Panicked`]
-//! or
-//! [`Unable::TooLate`]. If `h2` ended the call with an error, Envoy would allow the request under
+//! or [`Unable::Stopping`]. If `h2` ended the call with an error, Envoy would allow the request under
 //! `failure_mode_allow`. For the same reason, what a client of Envoy can cause (a large message, a long header list,
 //! a full server) is answered with a response that rejects the request, and never with a gRPC status.
 
@@ -15,7 +14,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::thread::panicking;
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -25,12 +23,24 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::deadline::Deadline;
 use super::frame::{PREFIX, announced, only_message};
 use super::memory_budget::{ConnectionBudget, CountedBuf, LARGE, PendingCall};
 use super::{CallFailure, Frame, Services, Unable, Unary, tower_bridge};
 
 /// Pending calls compact messages with more bytes than this.
 const COMPACTED: usize = 8 * 1024;
+
+/// The most bytes of all messages of a call of another service: a question of health or reflection has less than 200.
+const MOST_OF_OTHERS: usize = 16 * 1024;
+
+/// The headers that other services need.
+static KEPT: [HeaderName; 4] = [
+    CONTENT_TYPE,
+    HeaderName::from_static("te"),
+    HeaderName::from_static("grpc-encoding"),
+    HeaderName::from_static("grpc-timeout"),
+];
 
 /// Header maps with a capacity of at most this many fields are reused for the response.
 const REUSED: usize = 64;
@@ -95,7 +105,8 @@ pub(super) fn answer<U: Unary>(
     if let Poll::Ready(Some(Err(_))) = first {
         return responder.respond(Err(CallFailure::Cancelled.into()));
     }
-    let deadline = deadline(&responder.headers, services.limits.call);
+    let (limit, lateness) = (services.limits.call, &services.lateness);
+    let deadline = Deadline::of(&responder.headers, limit, lateness, Instant::now());
     // A pending call keeps only the headers that it needs.
     responder.headers = services.unary.compact_metadata(&responder.headers);
     let Some(pending) = budget.admit(weight(&responder.headers)) else {
@@ -108,26 +119,30 @@ pub(super) fn answer<U: Unary>(
         };
         let outcome = tokio::select! {
             biased;
-            outcome = wait_for_answer(&responder, pending, (first, body), deadline) => outcome,
-            () = responder.services.waiting_ended() => Err(Rejection::Unable(Unable::TooLate)),
+            outcome = wait_for_answer(&responder, pending, (first, body), deadline.answer_by) => outcome,
+            () = responder.services.waiting_ended() => Err(Rejection::Unable(Unable::Stopping)),
         };
+        responder.note_delay(&deadline, Instant::now());
         responder.respond(outcome);
     });
 }
 
-/// Passes a call of another method to the tower services.
+/// Passes a call of another method to the tower services, with only the headers that these need.
 pub(super) fn pass_on<U: Unary>(
     services: &Services<U>,
     budget: &Arc<ConnectionBudget>,
-    request: Request<RecvStream>,
+    mut request: Request<RecvStream>,
     respond: SendResponse<CountedBuf>,
 ) {
-    let Some(pending) = budget.admit(weight(request.headers())) else {
+    let kept = |name: &HeaderName| Some((name.clone(), request.headers().get(name)?.clone()));
+    let headers: HeaderMap = KEPT.iter().filter_map(kept).collect();
+    let Some(pending) = budget.admit_other(weight(&headers) + MOST_OF_OTHERS) else {
         return send_status(respond, tonic::Code::ResourceExhausted, "too many calls are waiting");
     };
+    *request.headers_mut() = headers;
     let others = services.others.clone();
     tokio::spawn(async move {
-        tower_bridge::answer(others, request, respond).await;
+        tower_bridge::answer(others, request, MOST_OF_OTHERS, respond).await;
         drop(pending);
     });
 }
@@ -148,7 +163,11 @@ async fn wait_for_answer<U: Unary>(
         message = services.unary.compact(message);
         pending.shrink_to(message.len());
     }
-    Ok(services.unary.answer(message, &responder.headers, deadline).await?)
+    let (frame, unable) = services.unary.answer(message, &responder.headers, deadline).await?;
+    if let Some(why) = unable {
+        services.failures.unable(why, pending.peer());
+    }
+    Ok(frame)
 }
 
 /// Returns the message of a complete body. Rejects a message of more than `most` bytes.
@@ -225,6 +244,20 @@ struct Responder<U: Unary> {
 }
 
 impl<U: Unary> Responder<U> {
+    /// Records that the response is late, if it is.
+    fn note_delay(&self, deadline: &Deadline, now: Instant) {
+        let late = deadline.late_by(now);
+        if late.is_zero() {
+            return;
+        }
+        self.services.lateness.note(late, now);
+        if let Some((_, budget)) = &self.unsent
+            && deadline.is_close(now)
+        {
+            self.services.failures.late_answer(late, deadline.is_over(now), &budget.peer);
+        }
+    }
+
     fn respond(mut self, outcome: Result<Frame, Rejection>) {
         let Some((respond, budget)) = self.unsent.take() else { return };
         match outcome {
@@ -234,6 +267,7 @@ impl<U: Unary> Responder<U> {
                 send_failure(respond, failure);
             }
             Err(Rejection::Unable(why)) => {
+                self.services.failures.unable(why, &budget.peer);
                 let frame = self.services.unary.unable(why);
                 send(respond, budget, take(&mut self.headers), frame);
             }
@@ -251,9 +285,12 @@ impl<U: Unary> Drop for Responder<U> {
     fn drop(&mut self) {
         let Some((respond, budget)) = self.unsent.take() else { return };
         // Dropped by a panic, or because the server stops while the call waits.
-        let why = if panicking() { Unable::Panicked } else { Unable::TooLate };
+        let why = if panicking() { Unable::Panicked } else { Unable::Stopping };
         // A second panic during a panic would abort the process.
-        let unable = || self.services.unary.unable(why);
+        let unable = || {
+            self.services.failures.unable(why, &budget.peer);
+            self.services.unary.unable(why)
+        };
         if let Ok(frame) = catch_unwind(AssertUnwindSafe(unable)) {
             send(respond, budget, take(&mut self.headers), frame);
         }
@@ -349,38 +386,6 @@ async fn discard(body: &mut RecvStream, pending: &mut PendingCall) {
         if read > LARGE || !pending.grow(chunk.len()) {
             return;
         }
-    }
-}
-
-/// Returns when the response must be sent, so that the caller gets it before `grpc-timeout`: earlier by a quarter of
-/// the timeout, but by at least 5 ms and at most half a second. At the latest `most` from now.
-///
-/// The margin covers the time that the call waited for its worker, which is not known, and the time that the worker
-/// may wait for a core: a client who lets many wrong secrets be proven causes both, and Envoy allows a request without
-/// an answer under `failure_mode_allow`.
-fn deadline(headers: &HeaderMap, most: Duration) -> Instant {
-    let timeout = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
-    let margin =
-        |timeout: Duration| (timeout / 4).clamp(Duration::from_millis(5), Duration::from_millis(500));
-    let left = timeout.map_or(most, |timeout| timeout.saturating_sub(margin(timeout)).min(most));
-    Instant::now() + left
-}
-
-/// Parses `grpc-timeout`: 1 to 8 digits and a unit.
-fn grpc_timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let amount: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(amount.saturating_mul(3_600))),
-        "M" => Some(Duration::from_secs(amount.saturating_mul(60))),
-        "S" => Some(Duration::from_secs(amount)),
-        "m" => Some(Duration::from_millis(amount)),
-        "u" => Some(Duration::from_micros(amount)),
-        "n" => Some(Duration::from_nanos(amount)),
-        _ => None,
     }
 }
 

@@ -70,8 +70,10 @@ where
     };
     let mut connection = match connected {
         Some(Ok(connection)) => connection,
-        Some(Err(error)) => return no_handshake(&io.first_bytes(), Some(error.to_string())),
-        None => return no_handshake(&io.first_bytes(), None),
+        Some(Err(error)) => {
+            return no_handshake(&io.first_bytes(), error.is_io(), Some(error.to_string()));
+        }
+        None => return no_handshake(&io.first_bytes(), false, None),
     };
     let Some(pings) = connection.ping_pong() else { return Ok(()) };
     let budget = ConnectionBudget::new(&services.budget, peer);
@@ -153,9 +155,12 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Returns why there was no handshake, from the first bytes of the peer. A peer that sent nothing, like the probe of
-/// a load balancer, is no failure.
-fn no_handshake(first: &[u8], error: Option<String>) -> Result<(), Failed> {
+/// Returns why there was no handshake, from the first bytes of the peer, whether it has closed the connection, and the
+/// error of the library; none if the time was up. A peer that sent nothing, like the probe of a load balancer, is no
+/// failure.
+fn no_handshake(first: &[u8], closed: bool, error: Option<String>) -> Result<(), Failed> {
+    // As much of the preface as is kept (RFC 9113 §3.4).
+    const PREFACE: &[u8] = b"PRI * HT";
     const METHODS: [&[u8]; 9] =
         [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"CONNECT ", b"OPTIONS ", b"TRACE ", b"PATCH "];
     let http1 = METHODS.iter().any(|method| first.starts_with(&method[..method.len().min(8)]));
@@ -164,7 +169,8 @@ fn no_handshake(first: &[u8], error: Option<String>) -> Result<(), Failed> {
         [0x16, 0x03, ..] => ConnectionFailure::TlsOnPlaintext,
         _ if http1 => ConnectionFailure::Http1,
         _ if error.is_none() => ConnectionFailure::HandshakeTimeout,
-        _ if first.starts_with(b"PRI * HT") => ConnectionFailure::ProtocolError,
+        _ if closed && PREFACE.starts_with(first) => ConnectionFailure::PrefaceIncomplete,
+        PREFACE => ConnectionFailure::ProtocolError,
         _ => ConnectionFailure::NotHttp2,
     };
     Err((failure, error))
@@ -344,22 +350,27 @@ mod tests {
 
     #[test]
     fn the_first_bytes_identify_the_protocol_of_the_peer() {
-        let failure = |first: &[u8], error: bool| {
-            no_handshake(first, error.then(|| "h2".into())).map_err(|(failure, _)| failure.as_str())
+        let failure = |first: &[u8], (closed, error): (bool, Option<&str>)| {
+            no_handshake(first, closed, error.map(str::to_owned)).map_err(|(failure, _)| failure.as_str())
         };
-        for (first, error, expected) in [
-            (&b""[..], true, Ok(())),
-            (b"", false, Ok(())),
-            (b"\x16\x03\x01\x02\0\x01\0\x01", true, Err("tls_on_plaintext")),
-            (b"\x16\x03\x01", false, Err("tls_on_plaintext")),
-            (b"GET / HT", true, Err("http1")),
-            (b"OPTIONS ", true, Err("http1")),
-            (b"CONNECT ", false, Err("http1")),
-            (b"PRI * HT", true, Err("protocol_error")),
-            (b"PRI * HT", false, Err("handshake_timeout")),
-            (b"SSH-2.0-", true, Err("not_http2")),
+        let (timeout, closed, invalid) = ((false, None), (true, Some("io")), (false, Some("h2")));
+        for (first, how, expected) in [
+            (&b""[..], closed, Ok(())),
+            (b"", timeout, Ok(())),
+            (b"\x16\x03\x01\x02\0\x01\0\x01", invalid, Err("tls_on_plaintext")),
+            (b"\x16\x03\x01", timeout, Err("tls_on_plaintext")),
+            (b"GET / HT", invalid, Err("http1")),
+            (b"OPTIONS ", invalid, Err("http1")),
+            (b"CONNECT ", timeout, Err("http1")),
+            (b"PRI * HT", invalid, Err("protocol_error")),
+            (b"PRI * HT", timeout, Err("handshake_timeout")),
+            (b"PRI * HT", closed, Err("preface_incomplete")),
+            (b"PRI", closed, Err("preface_incomplete")),
+            (b"PRI", timeout, Err("handshake_timeout")),
+            (b"SSH-2.0-", invalid, Err("not_http2")),
+            (b"SSH", closed, Err("not_http2")),
         ] {
-            assert_eq!(failure(first, error), expected, "{first:?}");
+            assert_eq!(failure(first, how), expected, "{first:?} {how:?}");
         }
     }
 }

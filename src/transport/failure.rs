@@ -2,10 +2,12 @@
 //!
 //! Each has a name for the metrics, and a sentence for the log that says what to do. Clients of Envoy cannot cause
 //! them: what they can cause is answered with a response that rejects the request (see [`Unable`]), because Envoy
-//! treats any other end of a call as a failure of the server, and allows the request under `failure_mode_allow`.
+//! treats any other end of a call as a failure of the server, and allows the request under `failure_mode_allow`. Those
+//! responses are logged here, too, because their services do not know the peer.
 //! `docs/reference/how-a-check-ends.md` has the complete list.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tonic::Code;
 use tracing::{debug, warn};
@@ -18,14 +20,57 @@ use crate::stats::Counter;
 /// Why a call gets a response that rejects the request without a decision.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Unable {
+    /// More calls wait for the same work than the CPU can do.
+    Crowded,
     /// There is no memory for another pending call.
     NoRoom,
     /// The code that answers the call panicked.
     Panicked,
+    /// The call still waits when the server stops.
+    Stopping,
     /// The message or the header list is larger than [`super::Limits`] allow.
     TooLarge,
-    /// The message did not arrive before the caller's deadline.
+    /// The message, or what the call waits for, did not arrive before the caller's deadline.
     TooLate,
+}
+
+impl Unable {
+    /// Every reason, in the order of their names here.
+    pub const ALL: [Self; 6] =
+        [Self::Crowded, Self::NoRoom, Self::Panicked, Self::Stopping, Self::TooLarge, Self::TooLate];
+
+    /// Returns the name in logs: the cause that metrics count.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Crowded | Self::NoRoom => "overloaded",
+            Self::Panicked => "internal",
+            Self::Stopping | Self::TooLate => "deadline_too_short",
+            Self::TooLarge => "too_large",
+        }
+    }
+
+    /// Returns what to do; `None` for what is logged elsewhere, with more details.
+    fn advice(self) -> Option<&'static str> {
+        match self {
+            Self::Crowded => Some(
+                "more first proofs wait than the CPU can do: add cores or replicas, or find the client that is \
+                 guessing",
+            ),
+            Self::NoRoom => Some(
+                "calls that wait need more than --max-pending-bytes: raise it, or find the client that sends so \
+                 many or so large requests",
+            ),
+            Self::Stopping => {
+                Some("it still waits while the server stops: let Envoy retry it on another one")
+            }
+            Self::TooLate => Some(
+                "its first proof, or the rest of its message, takes longer than its caller waits: set timeout: 2s \
+                 in Envoy's grpc_service, or add cores",
+            ),
+            Self::Panicked | Self::TooLarge => None,
+        }
+    }
 }
 
 /// Why a call ended with a gRPC status instead of a response.
@@ -123,6 +168,8 @@ pub enum ConnectionFailure {
     PeerUidNotAllowed,
     /// The peer does not use TLS, but the listener does.
     PlaintextOnTls,
+    /// The peer closed the connection in the middle of the HTTP/2 preface.
+    PrefaceIncomplete,
     /// The peer violates HTTP/2.
     ProtocolError,
     /// The peer does not read its responses.
@@ -139,7 +186,7 @@ pub enum ConnectionFailure {
 
 impl ConnectionFailure {
     /// Every failure, in the order of their names.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::CertificateRefused,
         Self::ClientCertificateInvalid,
         Self::ClientCertificateMissing,
@@ -152,6 +199,7 @@ impl ConnectionFailure {
         Self::NotHttp2,
         Self::PeerUidNotAllowed,
         Self::PlaintextOnTls,
+        Self::PrefaceIncomplete,
         Self::ProtocolError,
         Self::ResponsesNotTaken,
         Self::SlowHeaders,
@@ -176,6 +224,7 @@ impl ConnectionFailure {
             Self::NotHttp2 => "not_http2",
             Self::PeerUidNotAllowed => "peer_uid_not_allowed",
             Self::PlaintextOnTls => "plaintext_on_tls",
+            Self::PrefaceIncomplete => "preface_incomplete",
             Self::ProtocolError => "protocol_error",
             Self::ResponsesNotTaken => "responses_not_taken",
             Self::SlowHeaders => "slow_headers",
@@ -214,6 +263,9 @@ impl ConnectionFailure {
             Self::NotHttp2 => "the client does not speak HTTP/2",
             Self::PeerUidNotAllowed => "the client's user id is not in --unix-peer-uid",
             Self::PlaintextOnTls => "the client does not use TLS: set a transport_socket in Envoy's cluster",
+            Self::PrefaceIncomplete => {
+                "the client closed the connection in the middle of the HTTP/2 preface: only Envoy should connect"
+            }
             Self::ProtocolError => "the peer violates HTTP/2",
             Self::ResponsesNotTaken => "the peer does not read its responses: see --max-pending-bytes",
             Self::SlowHeaders => "a header list did not arrive within --request-timeout",
@@ -232,7 +284,10 @@ impl ConnectionFailure {
 pub struct Failures {
     calls: [(Counter, RateLimitedLog); CallFailure::ALL.len()],
     connections: [(Counter, RateLimitedLog); ConnectionFailure::ALL.len()],
+    /// The services count these.
+    unable: [RateLimitedLog; Unable::ALL.len()],
     too_large: RateLimitedLog,
+    late: (Counter, RateLimitedLog),
 }
 
 impl Failures {
@@ -244,7 +299,9 @@ impl Failures {
         Self {
             calls: std::array::from_fn(|_| (Counter::default(), log())),
             connections: std::array::from_fn(|_| (Counter::default(), log())),
+            unable: std::array::from_fn(|_| log()),
             too_large: log(),
+            late: (Counter::default(), RateLimitedLog::once_a_minute(Arc::clone(clock))),
         }
     }
 
@@ -268,6 +325,14 @@ impl Failures {
         log.write(|left_out| warn!(%peer, reason, detail, left_out, "connection failed: {advice}"));
     }
 
+    /// Logs a call that gets a response without a decision.
+    pub(super) fn unable(&self, why: Unable, peer: &Peer) {
+        let log = entry(&Unable::ALL, &self.unable, &why);
+        let (Some(log), Some(advice)) = (log, why.advice()) else { return };
+        let reason = why.as_str();
+        log.write(|left_out| warn!(%peer, reason, left_out, "call not decided: {advice}"));
+    }
+
     /// Logs a call that is rejected because of its size.
     pub(super) fn too_large(&self, peer: &Peer, option: &'static str, bytes: usize, limit: usize) {
         self.too_large.write(|left_out| {
@@ -276,6 +341,28 @@ impl Failures {
                 "call rejected with 503: larger than {option}, raise it above what Envoy accepts"
             );
         });
+    }
+
+    /// Logs the response to a call that waited, which is late, and counts it if its caller has given up meanwhile.
+    pub(super) fn late_answer(&self, late: Duration, given_up: bool, peer: &Peer) {
+        let (count, log) = &self.late;
+        if given_up {
+            count.add_one();
+        }
+        let late_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX);
+        log.write(|left_out| {
+            warn!(
+                %peer, late_ms, left_out,
+                "calls that wait are answered late, and Envoy may give up before: raise the timeout in Envoy's \
+                 grpc_service, or give this server more CPU"
+            );
+        });
+    }
+
+    /// Returns the number of responses whose callers had given up before.
+    #[must_use]
+    pub fn late_answers(&self) -> u64 {
+        self.late.0.value()
     }
 
     /// Returns the number of failed calls by reason.

@@ -12,6 +12,9 @@
 //! - A full budget rejects or delays a single call. It never closes a connection, except for a peer that does not
 //!   read its responses, which no client of Envoy can cause (CVE-2019-9517).
 //!
+//! Calls of the other services, such as health, are answered while the budget is full, because Envoy would stop using a
+//! server that is only busy. Each connection may have [`OWN_OTHERS`] of them at a time besides.
+//!
 //! A header block blocks its whole connection until it is complete (RFC 9113 §4.3), so header blocks must not wait
 //! for each other forever. One header block at a time may exceed the budget. It therefore always completes, and then
 //! the next one may.
@@ -35,6 +38,10 @@ pub(super) const LARGE: usize = 64 * 1024;
 
 /// Bytes of pending calls that each connection may hold regardless of the others.
 const OWN_CALLS: usize = 8 * CALL;
+
+/// Calls of other services that each connection may have at a time regardless of the budget. Each is small: see
+/// [`call`](super::call).
+const OWN_OTHERS: usize = 8;
 
 /// Overhead of an unsent response in bytes.
 const RESPONSE: usize = 2_500;
@@ -113,6 +120,8 @@ pub(super) struct ConnectionBudget {
     total: Arc<MemoryBudget>,
     /// Bytes of pending calls, up to [`OWN_CALLS`].
     own_calls: AtomicUsize,
+    /// Calls of other services, up to [`OWN_OTHERS`].
+    own_others: AtomicUsize,
     /// The bytes of unsent responses in the lower half, and the number of sent responses in the upper half. Both are
     /// in one number, so that they change atomically.
     responses: AtomicU64,
@@ -158,6 +167,7 @@ impl ConnectionBudget {
             peer,
             total: Arc::clone(total),
             own_calls: AtomicUsize::new(0),
+            own_others: AtomicUsize::new(0),
             responses: AtomicU64::new(0),
             over: AtomicBool::new(false),
             header_block: Progress::default(),
@@ -171,6 +181,16 @@ impl ConnectionBudget {
         let admitted = call.grow(CALL + headers);
         call.fixed = call.bytes;
         admitted.then_some(call)
+    }
+
+    /// Admits a call of another service that takes at most `bytes` besides its task. `None` if there is no room for it,
+    /// and [`OWN_OTHERS`] of this connection are open.
+    pub(super) fn admit_other(self: &Arc<Self>, bytes: usize) -> Option<OtherCall> {
+        let more = |open: usize| (open < OWN_OTHERS).then_some(open + 1);
+        match self.own_others.fetch_update(Relaxed, Relaxed, more) {
+            Ok(_) => Some(OtherCall::Own(Arc::clone(self))),
+            Err(_) => self.admit(bytes).map(|call| OtherCall::Shared { _call: call }),
+        }
     }
 
     /// Creates the account of the unsent responses beyond [`OWN_RESPONSES`].
@@ -222,6 +242,11 @@ pub(super) struct PendingCall {
 }
 
 impl PendingCall {
+    /// Returns the peer of its connection.
+    pub(super) fn peer(&self) -> &Peer {
+        &self.budget.peer
+    }
+
     /// Adds bytes to the call. Returns whether there was room; otherwise nothing changes.
     #[must_use]
     pub(super) fn grow(&mut self, by: usize) -> bool {
@@ -253,6 +278,22 @@ impl PendingCall {
 impl Drop for PendingCall {
     fn drop(&mut self) {
         self.budget.own_calls.fetch_sub(self.own, Relaxed);
+    }
+}
+
+/// The place of a call of another service, released on drop.
+pub(super) enum OtherCall {
+    /// One of [`OWN_OTHERS`].
+    Own(Arc<ConnectionBudget>),
+    /// In the budget.
+    Shared { _call: PendingCall },
+}
+
+impl Drop for OtherCall {
+    fn drop(&mut self) {
+        if let Self::Own(budget) = self {
+            budget.own_others.fetch_sub(1, Relaxed);
+        }
     }
 }
 

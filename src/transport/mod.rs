@@ -24,6 +24,7 @@
 mod buffered_io;
 mod call;
 mod connection;
+mod deadline;
 mod failure;
 mod frame;
 mod frame_scanner;
@@ -44,6 +45,7 @@ use tokio::time::Instant;
 use tonic::service::Routes;
 
 pub use self::connection::serve;
+use self::deadline::Lateness;
 pub use self::failure::{CallFailure, ConnectionFailure, Failures, Unable};
 pub use self::frame::Frame;
 use self::memory_budget::MemoryBudget;
@@ -61,7 +63,8 @@ pub trait Unary: Send + Sync + 'static {
     /// Returns that the message is invalid.
     fn answer_now(&self, message: &[u8], metadata: &HeaderMap) -> Option<Result<Frame, CallFailure>>;
 
-    /// Returns the response at `deadline` at the latest. Also works for calls that need not wait.
+    /// Returns the response at `deadline` at the latest, and why it is without a decision if the reason is what the
+    /// call waited for. Also works for calls that need not wait.
     ///
     /// # Errors
     ///
@@ -71,7 +74,7 @@ pub trait Unary: Send + Sync + 'static {
         message: Bytes,
         metadata: &HeaderMap,
         deadline: Instant,
-    ) -> impl Future<Output = Result<Frame, CallFailure>> + Send;
+    ) -> impl Future<Output = Result<(Frame, Option<Unable>), CallFailure>> + Send;
 
     /// Removes from a large message what [`Unary::answer`] does not need.
     fn compact(&self, message: Bytes) -> Bytes;
@@ -94,6 +97,7 @@ pub struct Services<U> {
     /// Counts and logs calls and connections that failed without a decision.
     pub failures: Arc<Failures>,
     budget: Arc<MemoryBudget>,
+    lateness: Lateness,
     /// Whether calls may no longer wait.
     ended: watch::Sender<bool>,
 }
@@ -103,11 +107,11 @@ impl<U> Services<U> {
     #[must_use]
     pub fn new(unary: U, others: Routes, limits: Limits, failures: Arc<Failures>) -> Arc<Self> {
         let budget = MemoryBudget::new(limits.pending);
-        let ended = watch::Sender::new(false);
-        Arc::new(Self { unary, others: others.prepare(), limits, failures, budget, ended })
+        let (lateness, ended) = (Lateness::new(Instant::now()), watch::Sender::new(false));
+        Arc::new(Self { unary, others: others.prepare(), limits, failures, budget, lateness, ended })
     }
 
-    /// Answers all calls that wait, and those that would have to, with [`Unable::TooLate`], because their connections
+    /// Answers all calls that wait, and those that would have to, with [`Unable::Stopping`], because their connections
     /// will be closed.
     pub(crate) fn end_waiting(&self) {
         self.ended.send_replace(true);
@@ -179,3 +183,6 @@ impl Default for Limits {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

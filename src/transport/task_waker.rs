@@ -94,24 +94,24 @@ mod tests {
         let count = Arc::new(Count::default());
         let task = Waker::from(Arc::clone(&count));
         let cx = Context::from_waker(&task);
-        let wakes = || count.0.load(Ordering::SeqCst);
+        let count_now = || count.0.load(Ordering::SeqCst);
         let waker = TaskWaker::new();
         let ours = waker.waker();
         assert!(waker.before_poll(), "the first poll");
         waker.before_wait(&cx);
-        assert_eq!(wakes(), 0, "nothing has happened");
+        assert_eq!(count_now(), 0, "nothing has happened");
         ours.wake_by_ref();
-        assert_eq!(wakes(), 1, "while the task waits");
+        assert_eq!(count_now(), 1, "while the task waits");
         assert!(waker.before_poll());
         ours.wake_by_ref();
         assert!(!waker.before_poll(), "the same poll of the task");
         waker.before_wait(&cx);
-        assert_eq!(wakes(), 1, "the second poll of h2 did the work");
+        assert_eq!(count_now(), 1, "the second poll of h2 did the work");
         assert!(waker.before_poll());
         ours.wake_by_ref();
-        assert_eq!(wakes(), 1, "the task is being polled");
+        assert_eq!(count_now(), 1, "the task is being polled");
         waker.before_wait(&cx);
-        assert_eq!(wakes(), 2, "h2 was not polled since");
+        assert_eq!(count_now(), 2, "h2 was not polled since");
     }
 
     #[test]

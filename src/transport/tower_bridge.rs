@@ -13,18 +13,21 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response};
 use http_body::{Body, Frame};
+use http_body_util::Limited;
 use tonic::service::Routes;
 use tower::ServiceExt as _;
 
 use super::memory_budget::CountedBuf;
 
-/// Answers a call with the service that it names.
+/// Answers a call with the service that it names, which reads at most `most` bytes of its body.
 pub(super) async fn answer(
     others: Routes,
     request: Request<RecvStream>,
+    most: usize,
     mut respond: SendResponse<CountedBuf>,
 ) {
-    let response: Result<Response<_>, Infallible> = others.oneshot(request.map(Incoming)).await;
+    let response: Result<Response<_>, Infallible> =
+        others.oneshot(request.map(|body| Limited::new(Incoming(body), most))).await;
     let Ok(response) = response;
     let (head, body) = response.into_parts();
     let ended = body.is_end_stream();

@@ -21,7 +21,7 @@ use crate::tls::{authority, file, issued_for, trusting};
 
 /// Waits until a failure is counted and logged with the peer and its reason.
 #[track_caller]
-fn is_told(server: &Server, reason: &str, advice: &str) {
+pub(crate) fn is_told(server: &Server, reason: &str, advice: &str) {
     eventually(reason, PATIENCE, || {
         let counted = server.metric(&["tenantgate_connection_failures_total", &format!("\"{reason}\"")]);
         if counted >= 1.0 { Ok(()) } else { Err(counted) }
@@ -33,7 +33,7 @@ fn is_told(server: &Server, reason: &str, advice: &str) {
 }
 
 /// Sends bytes and reads until the server closes.
-fn send(address: &str, bytes: &[u8]) {
+pub(crate) fn send(address: &str, bytes: &[u8]) {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
     stream.write_all(bytes).expect("sent");
@@ -54,6 +54,11 @@ fn other_protocols_on_a_plain_listener_are_counted_and_logged() {
     is_told(&server, "tls_on_plaintext", "--tls-cert");
     send(address, b"SSH-2.0-OpenSSH_9.6\r\n");
     is_told(&server, "not_http2", "does not speak HTTP/2");
+    let mut leaves = TcpStream::connect(address).expect("it listens");
+    leaves.write_all(b"PRI * HTTP/2").expect("sent");
+    drop(leaves);
+    is_told(&server, "preface_incomplete", "in the middle of the HTTP/2 preface");
+    assert!(!server.stderr.text().contains("violates HTTP/2"));
     let mut half = TcpStream::connect(address).expect("it listens");
     half.write_all(b"PRI * HT").expect("sent");
     is_told(&server, "handshake_timeout", "--handshake-timeout");
@@ -137,17 +142,26 @@ fn check_explains_why_an_address_is_not_a_listener() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
     let said = |target: &str| run_in(world.db.dir(), &[], &["check", "--target", target]).unavailable();
-    assert!(said(&server.ops).contains("not its gRPC listener"), "{}", said(&server.ops));
+    let http = |target: &str, status: u16| {
+        let told = format!("{target} answers HTTP {status}, but not gRPC: that is not its gRPC listener");
+        assert!(said(target).trim_end().ends_with(&told), "{}", said(target));
+    };
+    http(&format!("http://{}", server.ops), 404);
+    let management = crate::manage::Manage::on(&world.db, "127.0.0.1:0");
+    http(&format!("http://{}", management.address), 404);
+    // A server of HTTP/1.1 that answers the preface of HTTP/2, too.
     let http1 = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = http1.local_addr().expect("an address").to_string();
     std::thread::spawn(move || {
         for stream in http1.incoming() {
             let mut stream = stream.expect("a connection");
-            let _ = stream.read(&mut [0; 512]);
-            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n");
+            let mut head = [0; 512];
+            let read = stream.read(&mut head).unwrap_or_default();
+            let status = if head[..read].starts_with(b"POST /envoy.service.auth") { 401 } else { 400 };
+            let _ = write!(stream, "HTTP/1.1 {status} No\r\nconnection: close\r\n\r\n");
         }
     });
-    assert!(said(&address).contains("speaks HTTP/1.1"), "{}", said(&address));
+    http(&format!("http://{address}"), 401);
     let tls = format!("https://localhost:{}", server.grpc[0].rsplit_once(':').expect("a port").1);
     assert!(said(&tls).contains("does not speak TLS"), "{}", said(&tls));
     let nobody = format!("unix:{}/nobody.sock", world.db.dir().display());
@@ -228,6 +242,9 @@ fn health_lists_its_services_and_reflection_speaks_its_older_version_too() {
 fn addresses_that_cannot_be_listened_on_are_refused_before_anything_starts() {
     let world = World::somewhere();
     let long = format!("unix:/{}", "x".repeat(120));
+    let at = |name: &str| format!("unix:{}/{name}", world.db.dir().display());
+    std::fs::write(world.db.dir().join("file"), "precious").expect("written");
+    std::os::unix::fs::symlink(world.db.dir(), world.db.dir().join("link")).expect("linked");
     for (args, advice) in [
         (&["--listen", "http://127.0.0.1:1"][..], "without a scheme"),
         (&["--listen", "*:1"], "0.0.0.0"),
@@ -236,11 +253,30 @@ fn addresses_that_cannot_be_listened_on_are_refused_before_anything_starts() {
         (&["--listen", "127.0.0.1:1", "--listen", "127.0.0.1:1"], "given twice"),
         (&["--listen", "127.0.0.1:9464"], "used by --listen"),
         (&["--listen", "0.0.0.0:1", "--ops-listen", "127.0.0.1:1"], "used by --listen"),
+        (&["--listen", "0.0.0.0:9001", "--ops-listen", "127.0.0.1:09001"], "used by --listen"),
         (&["--ops-listen", "*:1"], "0.0.0.0"),
+        (&["--listen", &at("none/a.sock")], "none does not exist: create it"),
+        (&["--listen", &at("file/a.sock")], "file is not a directory"),
+        (&["--listen", &at("file/a/b.sock")], "a part of"),
+        (&["--listen", &at("file")], "not a socket is there"),
+        (&["--publish", &at("none/a.sock")], "--publish"),
+        (&["--listen", &at("a.sock"), "--listen", &at("./a.sock")], "given twice"),
+        (&["--listen", &at("a.sock"), "--listen", &at("link/a.sock")], "given twice"),
+        (&["--listen", &at("a.sock"), "--publish", &at("link/a.sock")], "choose another path"),
     ] {
         let said = world.db.cli(&[&["serve", "--check-config"], args].concat()).usage();
         assert!(said.contains(advice), "{args:?}: {said}");
     }
+}
+
+#[test]
+fn options_are_checked_beside_a_running_server() {
+    let world = World::somewhere();
+    let socket = format!("unix:{}/a.sock", world.db.dir().display());
+    let server = Server::on(&world.db).args(&["--listen", &socket]).start();
+    let args = ["serve", "--check-config", "--listen", &socket, "--ops-listen", &server.ops];
+    world.db.cli(&args).ok();
+    assert_eq!(server.row(Ask::get("/v1")), "401 missing", "its socket is still there");
 }
 
 static NO_OPENSSL: Once = Once::new();

@@ -11,6 +11,7 @@ use crate::support::client::SERVICE;
 use crate::support::http;
 use crate::support::world::{SLOW, string};
 use crate::support::{Ask, Backend, Client, Server, World, eventually, on_every_store, runtime, wait};
+use crate::waiting::is_warned_of;
 
 /// The maximum duration of a stop.
 const GOODBYE: Duration = Duration::from_secs(10);
@@ -208,6 +209,7 @@ fn calls_that_wait_for_longer_than_the_stop_takes_are_answered() {
         flights.into_iter().map(|flight| wait(flight).expect("no panic").expect("an answer").row()).collect();
     assert!(rows.iter().all(|row| ["401 mismatch", "503 unavailable"].contains(&row.as_str())), "{rows:?}");
     assert!(rows.iter().any(|row| row == "503 unavailable"), "{rows:?}");
+    is_warned_of(&server, "deadline_too_short", "still waits while the server stops");
     assert_eq!(server.exit_code(GOODBYE), Some(0));
 }
 

@@ -7,6 +7,7 @@ mod connections;
 
 use crate::support::frames::{Frame, PREFACE, Raw, kind};
 use crate::support::{Ask, Client, PATIENCE, Server, World, eventually};
+use crate::waiting::is_warned_of;
 
 /// Errors of HTTP/2 (RFC 9113 §7).
 const NO_ERROR: u32 = 0;
@@ -356,6 +357,9 @@ fn waiting_calls_are_limited_by_their_memory() {
         );
     });
     assert!(server.metric(&["tenantgate_unavailable_total", "overloaded"]) >= 36.0);
+    is_warned_of(&server, "overloaded", "--max-pending-bytes: raise it");
+    let lines = server.stderr.text().matches("call not decided").count();
+    assert!((1..20).contains(&lines), "one line a second, not one a call: {lines}");
 }
 
 /// A field that is an index into the compression table is one byte to send and a hundred to keep (RFC 7541 §6.1).

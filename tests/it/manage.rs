@@ -475,7 +475,8 @@ fn options_are_checked_before_anything_starts() {
         let listen: Vec<_> = listen.iter().flat_map(|address| ["--listen", address]).collect();
         world.db.cli(&[&["manage", "--check-config"], &listen[..]].concat())
     };
-    for fine in [&["127.0.0.1:1"][..], &["[::1]:1"], &["localhost:1"], &["unix:/tmp/x", "127.8.0.1:2"]] {
+    let socket = |name: &str| format!("unix:{}/{name}", world.db.dir().display());
+    for fine in [&["127.0.0.1:1"][..], &["[::1]:1"], &["localhost:1"], &[&socket("x"), "127.8.0.1:2"]] {
         assert_eq!(check(fine).code, Some(0), "{fine:?}");
     }
     for far in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "example.com:1", "127.0.0.1.example.com:1"] {
@@ -483,5 +484,7 @@ fn options_are_checked_before_anything_starts() {
         assert!(said.contains("--tls-cert and --tls-key"), "{said}");
     }
     assert!(check(&["127.0.0.1"]).usage().contains("expected HOST:PORT"));
-    assert!(check(&["127.0.0.1:1", "127.0.0.1:1"]).usage().contains("given twice"));
+    assert!(check(&["127.0.0.1:1", "127.0.0.1:01"]).usage().contains("given twice"));
+    assert!(check(&[&socket("x"), &socket("./x")]).usage().contains("given twice"));
+    assert!(check(&[&socket("none/x")]).usage().contains("does not exist"));
 }

@@ -3,15 +3,22 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use tenantgate::clock::{Clock as _, SystemClock, Timestamp};
+use tokio_rustls::rustls::crypto::ring::default_provider;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use crate::doctor::doctor;
+use crate::failures::{is_told, send};
+use crate::manage_process::Encrypted;
 use crate::support::cli::run_in;
-use crate::support::{Ask, Client, PATIENCE, Server, World, eventually, wait};
+use crate::support::{Ask, Backend, Client, PATIENCE, Server, World, eventually, wait};
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -85,6 +92,55 @@ fn a_listener_with_a_certificate_accepts_only_tls() {
     let untrusted = file(world.db.dir(), "others.pem", &others.pem());
     let args = ["check", "--target", &target, "--ca", &untrusted, "--key", &world.live.text];
     run_in(world.db.dir(), &[], &args).unavailable();
+}
+
+/// Speaks TLS without a library of HTTP: offers these protocols by ALPN, sends `words` and reads to the end.
+pub(crate) fn speak(address: &str, authority: &str, alpn: &[&[u8]], words: &[u8]) {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.as_bytes()).expect("a certificate")).expect("a root");
+    let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    let name = "localhost".try_into().expect("a name");
+    let client = ClientConnection::new(Arc::new(config), name).expect("a client");
+    let stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let mut stream = StreamOwned::new(client, stream);
+    // The server may end the handshake.
+    let _ = stream.write_all(words);
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+#[test]
+fn clients_of_http_1_are_told_apart_by_tls_and_alpn() {
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: tenantgate\r\n\r\n";
+    let world = World::somewhere();
+    let ours = authority("ours");
+    let (cert, key) = issued_by(&ours);
+    let (cert, key) = (file(world.db.dir(), "cert.pem", &cert), file(world.db.dir(), "key.pem", &key));
+    let server = Server::on(&world.db).args(&["--tls-cert", &cert, "--tls-key", &key]).start();
+    let address = &server.grpc[0];
+    speak(address, &ours.pem(), &[], GET);
+    is_told(&server, "http1", "the client speaks HTTP/1.1");
+    speak(address, &ours.pem(), &[b"http/1.1"], GET);
+    is_told(&server, "no_alpn_h2", "does not offer h2 by ALPN");
+    send(address, GET);
+    is_told(&server, "plaintext_on_tls", "does not use TLS");
+}
+
+#[test]
+fn management_tells_clients_that_offer_no_http_1() {
+    let world = World::on(Backend::Sqlite).expect("a world");
+    let encrypted = Encrypted::on(&world.db);
+    let authority = std::fs::read_to_string(&encrypted.ca).expect("its authority");
+    speak(&encrypted.address, &authority, &[b"h2"], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    let line = encrypted.manage.stderr.wait_for("its line", PATIENCE, |lines| {
+        lines.iter().find(|line| line.contains("a TLS handshake failed")).cloned()
+    });
+    assert!(line.contains("reason=\"no_alpn_http1\""), "{line}");
 }
 
 #[test]

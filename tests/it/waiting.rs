@@ -34,6 +34,16 @@ fn all_at_once(client: &Client, callers: usize, key: &str) -> Vec<String> {
     })
 }
 
+/// Waits for the WARN about a call that waited in vain: its peer, its reason, and what to do.
+#[track_caller]
+pub(crate) fn is_warned_of(server: &Server, reason: &str, advice: &str) {
+    let line = server.stderr.wait_for(reason, PATIENCE, |lines| {
+        lines.iter().find(|line| line.contains("call not decided: ") && line.contains(advice)).cloned()
+    });
+    let told = ["WARN", "peer=127.0.0.1:", &format!("reason=\"{reason}\"")];
+    assert!(told.iter().all(|part| line.contains(part)), "{line}");
+}
+
 #[test]
 fn a_call_with_a_short_timeout_is_answered_in_time_and_its_retry_finds_the_proof() {
     let world = World::somewhere();
@@ -44,6 +54,7 @@ fn a_call_with_a_short_timeout_is_answered_in_time_and_its_retry_finds_the_proof
     assert_eq!(server.row(Ask::get("/v1")), "401 missing");
     let answer = hurried().expect("an answer before the deadline, not an expired call");
     assert_eq!(answer.row(), "503 unavailable");
+    is_warned_of(&server, "deadline_too_short", "set timeout: 2s in Envoy's grpc_service");
     eventually("the proof goes on and ends", PATIENCE, || match server.bcrypts() {
         1 => Ok(()),
         other => Err(other),
@@ -91,6 +102,7 @@ fn known_keys_do_not_wait_for_the_unknown_secrets_of_others() {
             wait(server.client().ask_within(Duration::from_secs(1), Ask::with_key(&world.live.text)));
         assert_eq!(answer.expect("an answer in time").row(), "200 ok");
     }
+    is_warned_of(&server, "overloaded", "find the client that is guessing");
     flood.abort();
 }
 

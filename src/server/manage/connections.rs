@@ -2,11 +2,12 @@
 //!
 //! The number of connections is limited. When all are taken, the one that has waited longest for its client is closed to
 //! make room: for a handshake, a header list, a body, or the next request. Clients that send nothing, or slowly, therefore
-//! cannot keep out those that do. Slow header lists, handshakes and requests also end after a timeout.
+//! cannot keep out those that do. A client that takes a long answer waits anew with each part. Slow header lists,
+//! handshakes and requests also end after a timeout.
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +21,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -32,6 +33,7 @@ use crate::rate_limited_log::RateLimitedLog;
 use crate::server::acceptor::stopped;
 use crate::server::tls::{NotAdmitted, Tls};
 use crate::telemetry::manage_metrics::ManageStats;
+use crate::transport::ConnectionFailure;
 
 /// Connections at a time: each takes some 20 KB and a file descriptor, of which systems often allow 1,024.
 const CONNECTIONS: usize = 512;
@@ -109,7 +111,12 @@ impl Acceptor {
                 Ok(Ok(stream)) => serve(place, stream, peer, stop).await,
                 Ok(Err(NotAdmitted::Probe)) => {}
                 Ok(Err(NotAdmitted::Failed(failure, detail))) => {
-                    acceptor.note_handshake(address, failure.as_str(), detail.as_deref());
+                    let reason = match failure {
+                        // Here HTTP/1.1 is what a client must offer.
+                        ConnectionFailure::NoAlpnH2 => "no_alpn_http1",
+                        other => other.as_str(),
+                    };
+                    acceptor.note_handshake(address, reason, detail.as_deref());
                 }
                 Err(_) => acceptor.note_handshake(address, "handshake_timeout", None),
             }
@@ -199,6 +206,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (app, turn) = (place.0.acceptor.app.clone(), place.0.clone());
+    let stream = Answering { stream, turn: turn.clone() };
     let service = service_fn(move |request: Request<Incoming>| {
         let turn = turn.clone();
         let mut request = request.map(|body| Arriving::of(body, &turn));
@@ -262,6 +270,14 @@ impl Turn {
         }
     }
 
+    /// The client has taken a part of an answer, for example of a long list.
+    fn go_on(&self) {
+        let waits = self.place.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if waits {
+            self.wait();
+        }
+    }
+
     /// The connection waits for what its client sends next.
     fn wait(&self) {
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
@@ -273,6 +289,50 @@ impl Turn {
         open.next += 1;
         open.waiting.insert(next, Arc::clone(&self.evicted));
         *place = Some(next);
+    }
+}
+
+/// A stream that tells when its client takes something: `hyper` writes an answer after the service has returned it.
+struct Answering<S> {
+    stream: S,
+    turn: Turn,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Answering<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Answering<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, parts));
+        self.turn.go_on();
+        Poll::Ready(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -320,3 +380,6 @@ impl Drop for Arriving {
         self.turn.begin();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -108,7 +108,7 @@ async fn an_empty_socket_is_read_once_in_each_poll_of_the_task() {
         }
     }
     let mut buffered = BufferedIo::new(tokio::io::join(EverySecond(0), tokio::io::sink()));
-    let mut read = async |buffered: &mut BufferedIo<_>| {
+    let read = async |buffered: &mut BufferedIo<_>| {
         let mut byte = [0];
         poll_fn(|cx| {
             Poll::Ready(Pin::new(&mut *buffered).poll_read(cx, &mut ReadBuf::new(&mut byte)).is_ready())

@@ -35,6 +35,21 @@ fn a_connection_that_uses_up_the_budget_does_not_starve_the_others() {
 }
 
 #[test]
+fn a_few_calls_of_other_services_need_no_room_in_the_budget() {
+    let budget = MemoryBudget::new(CALL);
+    let connection = connection(&budget);
+    let waiting: Vec<_> = std::iter::from_fn(|| connection.admit(0)).collect();
+    let mut others: Vec<_> = std::iter::from_fn(|| connection.admit_other(100)).collect();
+    assert_eq!((waiting.len(), others.len()), (8 + 1, OWN_OTHERS));
+    drop(waiting);
+    others.extend(connection.admit_other(100));
+    assert_eq!(others.len(), OWN_OTHERS + 1, "further ones are in the budget");
+    drop(others);
+    assert_eq!(connection.own_others.load(Relaxed) + connection.own_calls.load(Relaxed), 0);
+    assert_eq!(budget.used.load(Relaxed), 0);
+}
+
+#[test]
 fn large_calls_leave_room_for_ordinary_ones() {
     let budget = MemoryBudget::new(16 * LARGE);
     let connection = connection(&budget);

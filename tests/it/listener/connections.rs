@@ -74,6 +74,32 @@ fn an_old_connection_is_closed_after_its_calls_are_answered() {
     assert!(answer.stream == 1 && answer.payload.len() > 100, "{answer:?}");
 }
 
+/// Envoy would no longer use a server that does not answer its health checks, although it is only busy.
+#[test]
+fn health_is_answered_while_no_further_call_may_wait() {
+    let world = World::somewhere();
+    let args = ["--max-pending-bytes", "1048576", "--request-timeout", "30s"];
+    let server = Server::on(&world.db).args(&args).start();
+    let mut raw = Raw::to(&server.grpc[0]);
+    // Headers without a message: more than there is room for.
+    let begun: Vec<u8> = (0..400).flat_map(|n| Frame::check(2 * n + 1).bytes()).collect();
+    let (stream, end_stream) = (801, 1);
+    let fields = [
+        (":path", "/grpc.health.v1.Health/Check"),
+        (":authority", "tenantgate"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ];
+    let head = Frame::headers(stream, 0x4, &[0x83, 0x86], fields).bytes();
+    let question = Frame::new(kind::DATA, end_stream, stream, &[0; 5]).bytes();
+    raw.send(&[begun, head, question].concat()).unwrap();
+    let mut frames = std::iter::from_fn(|| raw.next()).filter(|frame| frame.stream == stream);
+    let answer = frames.find(|frame| frame.kind == kind::DATA || frame.flags & end_stream != 0);
+    // HealthCheckResponse: SERVING.
+    assert_eq!(answer.map(|frame| frame.payload), Some(vec![0, 0, 0, 0, 2, 8, 1]));
+    assert!(server.metric(&["tenantgate_unavailable_total", "overloaded"]) >= 1.0, "there was no room");
+}
+
 #[test]
 fn a_silently_lost_peer_is_detected() {
     let world = World::somewhere();
