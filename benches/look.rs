@@ -141,11 +141,11 @@ fn report(rows: &[Value]) {
         let text = |name: &str| row[name].as_str().unwrap_or_default();
         line(format!(
             "{:>9}  {:<9}{:<28}{:<22}{:>9}{:>12.2}{:>10.2}",
-            row["rows"],
+            row["rows"].to_string(),
             if row["analyzed"] == true { "yes" } else { "no" },
             text("way"),
             text("scan"),
-            row["expected"],
+            row["expected"].to_string(),
             number(row, "median_ms"),
             number(row, "max_ms")
         ));

@@ -136,6 +136,8 @@ struct Change {
 /// is the commit.
 fn change() -> Change {
     let world = &World::on(Backend::Postgres).expect("this bench needs a Postgres");
+    // A key without scopes would be allowed by every rule.
+    world.db.json(&["key", "update", &world.live.id, "--scopes", "models.read"]);
     let server = Server::on(&world.db).start();
     let ask = || Ask::get("/v1/service7/1/items").key(&world.live.text).from("192.0.2.44");
     let becomes = |row: &str| server.row_becomes(row, Duration::from_mins(1), ask());

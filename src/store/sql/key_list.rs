@@ -14,7 +14,7 @@ use crate::record::KeyState;
 use crate::store::{KeyFilter, KeyPage, KeyPlace, StoreError};
 
 /// The number of rows that a page reads at most: a few milliseconds in Postgres.
-const WALK: i64 = 10_000;
+const WALK: i64 = 5_000;
 
 /// Builds the conditions that select the rows to read. Each of them is the leading part of an index.
 fn base(link: &Link<'_>, filter: &KeyFilter, after: Option<&KeyPlace>) -> Wanted {
