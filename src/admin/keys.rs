@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use super::key_changes::{Expiry, KeyUpdate, check_key_name, check_span};
 use super::tenants::may_name;
-use super::{Admin, AdminError, missing, refused, unfit};
+use super::{Admin, AdminError, missing, refused, unfit, version};
 use crate::audit::Action;
 use crate::clock::Timestamp;
 use crate::key::format;
 use crate::key::{KeyId, PlainKey};
 use crate::random;
 use crate::record::{KeyDetails, KeyRecord, KeyState, KeyTerms, Memo, SecretHash};
-use crate::store::{NewKey, StoreError};
+use crate::store::{NewKey, Rotated, Rotation, StoreError};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 use crate::verify::bcrypt;
 
@@ -131,7 +131,8 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// As [`Admin::key`]; the key is not active or has a live successor; or its tenant is deleted.
+    /// As [`Admin::key`]; the key is not active, has a live successor, or is changed meanwhile; or its tenant is
+    /// deleted.
     pub async fn rotate_key(
         &self,
         reference: &str,
@@ -164,15 +165,24 @@ impl Admin {
         check_span(&old.terms, expires_at).map_err(|why| unfit("expires_at", why))?;
         let life = Life { name: old.name.clone(), created_at: now, expires_at, terms: old.terms.clone() };
         let (new, key) = self.new_key(&tenant, life).await?;
-        let check = |key: &KeyDetails| self.judge_key(key);
-        match self.store.replace_key(old.id, now.after(grace), &new, &check).await {
-            Err(StoreError::Conflict(successor)) if successor != new.prefix => refused(format!(
+        // The successor was made from the key as it was read, and hashing takes a quarter of a second.
+        let read = version::of_key(&old);
+        let rotation = Rotation {
+            expires_at: now.after(grace),
+            successor: &new,
+            check: &|key| self.judge_key(key),
+            unchanged: &|key| version::of_key(key) == read,
+        };
+        match self.store.rotate_key(old.id, &rotation).await? {
+            Rotated::Done { old, new } => Ok((*old, Issued { details: *new, key })),
+            Rotated::Revoked => refused(format!("key {} was revoked in the meantime", old.prefix)),
+            Rotated::Succeeded(successor) => refused(format!(
                 "key {} has a live successor, {successor}: rotate or revoke that one",
                 old.prefix
             )),
-            Err(error) => Err(error.into()),
-            Ok(Some((old, details))) => Ok((old, Issued { details, key })),
-            Ok(None) => refused(format!("key {} was revoked in the meantime", old.prefix)),
+            Rotated::Changed => {
+                refused(format!("key {} was changed in the meantime: rotate it again", old.prefix))
+            }
         }
     }
 

@@ -60,6 +60,36 @@ pub struct NewKey {
     pub terms: KeyTerms,
 }
 
+/// How a key is rotated.
+pub struct Rotation<'r> {
+    /// When the old key expires, unless it expires earlier.
+    pub expires_at: Timestamp,
+    /// The new key.
+    pub successor: &'r NewKey,
+    /// Called first with the old key: whether its author may rotate it.
+    pub check: Check<'r, KeyDetails>,
+    /// Called last with the old key: whether it is still the key that the successor was made from.
+    pub unchanged: &'r (dyn Fn(&KeyDetails) -> bool + Sync),
+}
+
+/// The result of a rotation. Only [`Rotated::Done`] has changed the database.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Rotated {
+    /// The key has a successor.
+    Done {
+        /// The old key.
+        old: Box<KeyDetails>,
+        /// Its successor.
+        new: Box<KeyDetails>,
+    },
+    /// The key is revoked, or does not exist.
+    Revoked,
+    /// The key has an active successor already, with this prefix.
+    Succeeded(String),
+    /// The key was changed after the successor was made from it.
+    Changed,
+}
+
 /// A management key to create.
 #[derive(Clone, Debug)]
 pub struct NewAdminKey {
@@ -271,17 +301,8 @@ pub trait Management: AdminSessions + Overview {
         change: KeyChange<'_>,
     ) -> Result<Vec<KeyDetails>, StoreError>;
 
-    /// In one transaction, adds `successor` and lets the key `id` expire at `expires_at` unless it expires earlier.
-    /// `check` is called first with the key. Returns the old and the new key. `None`, without a change, if the key does
-    /// not exist or is revoked; [`StoreError::Conflict`] with the prefix of the earlier successor if that one is
-    /// active.
-    async fn replace_key(
-        &self,
-        id: KeyId,
-        expires_at: Timestamp,
-        successor: &NewKey,
-        check: Check<'_, KeyDetails>,
-    ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError>;
+    /// Rotates the key `id` in one transaction.
+    async fn rotate_key(&self, id: KeyId, rotation: &Rotation<'_>) -> Result<Rotated, StoreError>;
 
     /// All plans, by name.
     async fn plans(&self) -> Result<Vec<PlanRow>, StoreError>;

@@ -36,8 +36,8 @@ pub use self::lists::{
     UsageFilter, UsagePart, UsageRow,
 };
 pub use self::management::{
-    Announced, ImportedKey, Laggard, Management, Migrated, NewAdminKey, NewKey, NewTenant, PlanUses,
-    RoutesChange,
+    Announced, ImportedKey, Laggard, Management, Migrated, NewAdminKey, NewKey, NewTenant, PlanUses, Rotated,
+    Rotation, RoutesChange,
 };
 pub use self::overview::{CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState, StoredRefusal};
 pub use self::sessions::{AdminSession, AdminSessions, Ending, SessionId};

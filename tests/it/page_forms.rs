@@ -22,6 +22,7 @@ on_every_store![
     a_key_is_edited,
     plans_rules_and_tenants_are_edited,
     a_form_does_not_undo_a_concurrent_change,
+    a_button_does_not_act_on_what_was_changed_meanwhile,
     a_form_that_is_sent_twice_makes_one_key,
     with_a_pepper_a_reload_shows_the_same_key_again,
     a_management_key_is_made_for_some_tenants,
@@ -184,6 +185,45 @@ fn a_form_does_not_undo_a_concurrent_change(world: &World) {
         assert!(object.contains("theirs") && !object.contains("mine"), "{object}");
     }
     assert_eq!(world.db.json(&["plan", "show", "gold"])["request_limit"], "6/MINUTE");
+}
+
+fn a_button_does_not_act_on_what_was_changed_meanwhile(world: &World) {
+    let key = &world.live.id;
+    world.db.json(&["key", "disable", key]);
+    world.db.json(&["plan", "create", "gold", "--request-limit", "5/MINUTE"]);
+    let rule = string(&world.db.json(&["route", "add", "--path", "/v1/**", "--name", "all"]), "id");
+    let (manage, cookie) = page_of(world);
+    let acme = format!("/tenants/{}", world.acme.id);
+    let asleep = format!("/tenants/{}", world.sleepy.id);
+    let confirm = format!("confirm={}", world.acme.schema);
+    let buttons = [
+        (format!("/keys/{key}"), format!("/keys/{key}/enable"), ""),
+        (asleep.clone(), format!("{asleep}/activate"), ""),
+        (acme.clone(), format!("{acme}/delete"), confirm.as_str()),
+        ("/plans".into(), "/plans/gold/delete".into(), ""),
+        ("/routes".into(), format!("/routes/{rule}/remove"), ""),
+    ];
+    let shown: Vec<_> =
+        buttons.iter().map(|(from, _, _)| hidden(&get(&manage, from, &cookie), "version")).collect();
+    world.db.json(&["key", "enable", key]);
+    world.db.json(&["key", "disable", key]);
+    world.db.json(&["tenant", "update", &world.sleepy.id, "--name", "theirs"]);
+    world.db.json(&["tenant", "update", &world.acme.id, "--name", "theirs"]);
+    world.db.json(&["plan", "update", "gold", "--request-limit", "6/MINUTE"]);
+    manage.change(&owner_again(world), "PATCH", &format!("/v1/routes/{rule}"), &json!({ "name": "theirs" }));
+    let press = |to: &str, version: &str, fields: &str| {
+        post(&manage, to, &cookie, &format!("version={version}&{fields}"))
+    };
+    for ((_, to, fields), version) in buttons.iter().zip(&shown) {
+        let page = press(to, version, fields);
+        assert_eq!(page.status, 409, "{to}: {}", page.body);
+        assert!(page.body.contains("in the meantime"), "{to}: {}", page.body);
+    }
+    // What is shown now may be acted on.
+    for (from, to, fields) in &buttons {
+        let page = press(to, &hidden(&get(&manage, from, &cookie), "version"), fields);
+        assert_eq!(page.status, 303, "{to}: {}", page.body);
+    }
 }
 
 fn owner_again(world: &World) -> String {

@@ -23,8 +23,8 @@ use crate::route::RouteRow;
 use crate::store::{
     AdminKeyChange, Adoption, Announced, AuditFilter, Behalf, Changed, Check, Claim, Claimed, ImportedKey,
     KeyChange, KeyFilter, KeyPage, KeyPlace, Laggard, Management, Migrated, NewAdminKey, NewKey, NewTenant,
-    PlanChange, PlanUses, RoutesChange, RoutesPlan, SchemaVersion, Shadowed, StoreError, StoredKey,
-    TenantChange, TenantFilter, TenantPage, TenantPlace, UsageFilter, UsageRow,
+    PlanChange, PlanUses, Rotated, Rotation, RoutesChange, RoutesPlan, SchemaVersion, Shadowed, StoreError,
+    StoredKey, TenantChange, TenantFilter, TenantPage, TenantPlace, UsageFilter, UsageRow,
 };
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
@@ -284,28 +284,25 @@ impl<S: SqlStore> Management for S {
         Ok(changed)
     }
 
-    async fn replace_key(
-        &self,
-        id: KeyId,
-        expires_at: Timestamp,
-        successor: &NewKey,
-        check: Check<'_, KeyDetails>,
-    ) -> Result<Option<(KeyDetails, KeyDetails)>, StoreError> {
+    async fn rotate_key(&self, id: KeyId, rotation: &Rotation<'_>) -> Result<Rotated, StoreError> {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
-        let Some(before) = key_to_change(link, id).await? else { return Ok(None) };
-        check(&before)?;
+        let Some(before) = key_to_change(link, id).await? else { return Ok(Rotated::Revoked) };
+        (rotation.check)(&before)?;
         if before.revoked_at.is_some() {
-            return Ok(None);
+            return Ok(Rotated::Revoked);
         }
         if let Some(id) = before.replaced_by
             && let Some(live) = key_to_change(link, id).await?
-            && live.state(successor.created_at) == KeyState::Active
+            && live.state(rotation.successor.created_at) == KeyState::Active
         {
-            return Err(StoreError::Conflict(live.prefix));
+            return Ok(Rotated::Succeeded(live.prefix));
         }
-        let new = insert_key(link, successor).await?;
-        let expires_at = before.expires_at.map_or(expires_at, |own| own.min(expires_at));
+        if !(rotation.unchanged)(&before) {
+            return Ok(Rotated::Changed);
+        }
+        let new = insert_key(link, rotation.successor).await?;
+        let expires_at = before.expires_at.map_or(rotation.expires_at, |own| own.min(rotation.expires_at));
         let sql =
             format!("UPDATE api_keys SET expires_at = $2, replaced_by = $3 WHERE id = $1 RETURNING {KEY}");
         let old = key_of(&ask(sql).bind(id).bind(expires_at).bind(new.id).one(link).await?)?;
@@ -314,7 +311,7 @@ impl<S: SqlStore> Management for S {
             Draft::of_key(Action::KeyRotate, None, &new),
         ];
         finish(self, connection, drafts.into_iter().flatten(), Changed::Rotated(&old, &new)).await?;
-        Ok(Some((old, new)))
+        Ok(Rotated::Done { old: Box::new(old), new: Box::new(new) })
     }
 
     async fn plans(&self) -> Result<Vec<PlanRow>, StoreError> {

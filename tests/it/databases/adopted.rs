@@ -3,7 +3,7 @@
 use super::{KEY, PLAIN, postgres_with, rows};
 use crate::support::cli::run_in;
 use crate::support::world::quick_hash;
-use crate::support::{Ask, Backend, Database, Server, World};
+use crate::support::{Ask, Backend, Database, PATIENCE, Server, World, eventually};
 
 #[test]
 fn a_schema_named_like_the_role_makes_no_second_set_of_tables() {
@@ -306,6 +306,31 @@ fn a_key_has_one_live_successor() {
         let successor = world.db.text("SELECT s.key_prefix FROM api_keys k JOIN api_keys s ON s.id = k.replaced_by WHERE k.key_prefix = 'llmk_live'");
         assert!(line.contains(&successor.unwrap()), "{line}");
     }
+}
+
+/// The successor is made from the key as it was read; hashing it takes long enough for another change.
+#[test]
+fn a_rotation_does_not_undo_a_change_of_its_key() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    world.db.json(&["key", "update", "llmk_live", "--scopes", "chat:read chat:write"]);
+    let mut session = world.db.session();
+    session.sql("BEGIN; UPDATE api_keys SET scopes = 'chat:read' WHERE key_prefix = 'llmk_live'");
+    let line = std::thread::scope(|scope| {
+        let rotation = scope.spawn(|| world.db.cli(&["key", "rotate", "llmk_live", "--grace", "7d"]));
+        let waiting = "SELECT pid::text FROM pg_stat_activity WHERE wait_event_type = 'Lock'
+                       AND query LIKE '%FROM api_keys WHERE id%'";
+        eventually("the rotation waits for the other change", PATIENCE, || {
+            let pids = world.db.texts(waiting);
+            if pids.is_empty() { Err(pids) } else { Ok(()) }
+        });
+        session.sql("COMMIT");
+        rotation.join().unwrap().refused()
+    });
+    assert!(line.contains("was changed in the meantime: rotate it again"), "{line}");
+    world.db.cli(&["key", "rotate", "llmk_live", "--grace", "7d"]).ok();
+    let scopes = "SELECT s.scopes FROM api_keys k JOIN api_keys s ON s.id = k.replaced_by
+                  WHERE k.key_prefix = 'llmk_live'";
+    assert_eq!(world.db.text(scopes).unwrap(), "chat:read");
 }
 
 #[test]

@@ -12,9 +12,10 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::once::{self, Before, Turn};
-use super::parts::{Field, asked, labels_field, select, wrong};
+use super::parts::{Field, asked, labels_field, select, version, wrong};
 use super::tenant;
 use super::visit::{Visitor, Who};
+use crate::admin::version::of_key;
 use crate::admin::{AdminError, Expiry, Issued, KeyUpdate, Setting};
 use crate::clock::Timestamp;
 use crate::invalid::InvalidValue;
@@ -247,12 +248,14 @@ pub(super) async fn disable(
     Ok(to(&key, "disabled"))
 }
 
+/// Enables a key, unless it was changed since it was shown: another person may have disabled it again.
 pub(super) async fn enable(
     Extension(visitor): Who,
     Path(reference): Path<String>,
+    body: Bytes,
 ) -> Result<Redirect, Failure> {
     let (key, _) = found(&visitor, &reference, Permission::KeysWrite).await?;
-    visitor.admin.enable_key(&key.id.0.to_string()).await?;
+    visitor.admin_for(&Form::read(body)).enable_key(&key.id.0.to_string()).await?;
     Ok(to(&key, "enabled"))
 }
 
@@ -286,7 +289,10 @@ pub(super) fn actions(visitor: &Visitor, key: &KeyDetails, tenant: &Tenant, now:
             @if writes && state == KeyState::Disabled {
                 (asked("Enable", false, &html! {
                     p { "Requests with this key pass again." }
-                    form method="post" action={ (path) "/enable" } { button.primary type="submit" { "Enable key" } }
+                    form method="post" action={ (path) "/enable" } {
+                        (version(&of_key(key)))
+                        button.primary type="submit" { "Enable key" }
+                    }
                 }))
             }
             @if writes && matches!(state, KeyState::Active | KeyState::NotYetValid) {

@@ -68,6 +68,7 @@ fn rows(plans: &[PlanRow], writes: bool) -> Markup {
                                 summary.danger aria-label={ "Delete the plan " (plan.name) } { "Delete" }
                                 div.ask {
                                     form method="post" action={ "/plans/" (plan.name) "/delete" } {
+                                        (version(&of_plan(plan)))
                                         button.danger type="submit" { "Delete plan" }
                                     }
                                 }
@@ -194,8 +195,12 @@ pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Respo
     }
 }
 
-pub(super) async fn delete(Extension(visitor): Who, Path(name): Path<String>) -> Result<Redirect, Failure> {
+pub(super) async fn delete(
+    Extension(visitor): Who,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> Result<Redirect, Failure> {
     visitor.check(Permission::PlansWrite, About::Shared)?;
-    visitor.admin.delete_plan(&name_of(&name)?).await?;
+    visitor.admin_for(&Form::read(body)).delete_plan(&name_of(&name)?).await?;
     Ok(Redirect::to("/plans?done=deleted"))
 }

@@ -71,6 +71,7 @@ fn rows(rules: &[RouteRow], writes: bool) -> Markup {
                                 summary.danger aria-label={ "Remove the rule for " (rule.path) } { "Remove" }
                                 div.ask {
                                     form method="post" action={ "/routes/" (rule.id.0) "/remove" } {
+                                        (version(&of_route(rule)))
                                         button.danger type="submit" { "Remove rule" }
                                     }
                                 }
@@ -282,9 +283,13 @@ pub(super) async fn add(Extension(visitor): Who, body: Bytes) -> Result<Response
     }
 }
 
-pub(super) async fn remove(Extension(visitor): Who, Path(id): Path<String>) -> Result<Redirect, Failure> {
+pub(super) async fn remove(
+    Extension(visitor): Who,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Redirect, Failure> {
     visitor.check(Permission::RoutesWrite, About::Shared)?;
     let id = Uuid::parse_str(&id).map_err(|_| Failure::not_found())?;
-    visitor.admin.remove_route(&id.to_string()).await?;
+    visitor.admin_for(&Form::read(body)).remove_route(&id.to_string()).await?;
     Ok(Redirect::to("/routes?done=removed"))
 }

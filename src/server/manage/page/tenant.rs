@@ -143,6 +143,7 @@ async fn actions(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> 
                 _ => (asked("Activate tenant", false, &html! {
                     p { "Its keys work again within moments." }
                     form method="post" action={ (path) "/activate" } {
+                        (version(&of_tenant(tenant)))
                         button.primary type="submit" { "Activate " (tenant.name) }
                     }
                 })),
@@ -152,6 +153,7 @@ async fn actions(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> 
                     (impact)
                     p { "They are rejected permanently. The rows and the schema remain." }
                     form method="post" action={ (path) "/delete" } {
+                        (version(&of_tenant(tenant)))
                         (Field {
                             name: "confirm",
                             label: &format!("Type {} to confirm", tenant.schema),
@@ -224,9 +226,10 @@ pub(super) async fn suspend(
 pub(super) async fn activate(
     Extension(visitor): Who,
     Path(reference): Path<String>,
+    body: Bytes,
 ) -> Result<Redirect, Failure> {
     let tenant = found(&visitor, &reference, Permission::TenantsWrite).await?;
-    visitor.admin.activate_tenant(&tenant.id.0.to_string()).await?;
+    visitor.admin_for(&Form::read(body)).activate_tenant(&tenant.id.0.to_string()).await?;
     Ok(to(&tenant, "activated"))
 }
 
@@ -236,9 +239,10 @@ pub(super) async fn delete(
     body: Bytes,
 ) -> Result<Redirect, Failure> {
     let tenant = found(&visitor, &reference, Permission::TenantsWrite).await?;
-    if Form::read(body).get("confirm") != Some(&tenant.schema) {
+    let form = Form::read(body);
+    if form.get("confirm") != Some(&tenant.schema) {
         return Err(Failure::invalid(format!("Nothing was deleted: type {} to confirm.", tenant.schema)));
     }
-    visitor.admin.delete_tenant(&tenant.id.0.to_string()).await?;
+    visitor.admin_for(&form).delete_tenant(&tenant.id.0.to_string()).await?;
     Ok(to(&tenant, "deleted"))
 }
