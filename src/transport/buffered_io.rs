@@ -38,6 +38,10 @@ const SMALL_READ_BUDGET: usize = 4 * 1024;
 /// Incomplete header blocks with more bytes than this are accounted for.
 const SMALL_BLOCK: usize = 4 * 1024;
 
+/// By how much a byte of such a header block reduces the read budget. `h2` decodes it at once, and slowly: without this,
+/// a header block that never ends delays other connections of its worker for milliseconds at a time.
+const HEADER_COST: usize = 8;
+
 /// The most memory for one byte of a header block: a field can be an index of one byte into the compression table
 /// (RFC
 /// 7541 §6.1), which becomes an entry of a header map.
@@ -248,8 +252,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for BufferedIo<T> {
         stream.empty = stream.buffering && read.is_pending();
         ready!(read)?;
         let read = &buf.filled()[before..];
-        stream.read_budget = stream.read_budget.saturating_sub(read.len());
         stream.scanner.scan(read);
+        let cost = if stream.scanner.unfinished() > SMALL_BLOCK { HEADER_COST } else { 1 };
+        stream.read_budget = stream.read_budget.saturating_sub(read.len() * cost);
         if stream.first_len < FIRST {
             stream.note_first(read);
         }

@@ -139,6 +139,27 @@ async fn lingering_discards_late_bytes_and_ends() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn other_connections_get_a_turn_in_the_middle_of_a_large_header_block() {
+    const HEADERS: u8 = 1;
+    const DATA: u8 = 0;
+    for (kind, stops) in [(HEADERS, true), (DATA, false)] {
+        let (io, mut peer) = duplex(1 << 20);
+        let buffered = BufferedIo::new(io);
+        buffered.start_buffering(header_block(), 1 << 20);
+        let frame = [&[0, 0x40, 0, kind, 0, 0, 0, 0, 1][..], &[0; 0x4000]].concat();
+        peer.write_all(&[&[0; 24][..], &frame].concat()).await.unwrap();
+        buffered.renew_read_budget(false);
+        let mut reader = buffered.clone();
+        let mut half = vec![0; 0x2000];
+        reader.read_exact(&mut half).await.unwrap();
+        let rest = timeout(Duration::from_secs(1), reader.read(&mut half)).await;
+        assert_eq!(rest.is_err(), stops, "{kind}");
+        assert_eq!(buffered.renew_read_budget(false), stops, "the connection is to be polled again");
+        assert!(reader.read(&mut half).await.unwrap() > 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_header_block_is_read_only_as_far_as_the_budget_has_room() {
     let total = MemoryBudget::new(1000);
     let [budget, others] = [(); 2].map(|()| ConnectionBudget::new(&total, Peer::Unknown));
@@ -154,6 +175,7 @@ async fn a_header_block_is_read_only_as_far_as_the_budget_has_room() {
     let mut reader = buffered.clone();
     let mut all = vec![0; 24 + frame.len()];
     reader.read_exact(&mut all).await.unwrap();
+    buffered.renew_read_budget(false);
     let mut more = [0; 4];
     let early = timeout(Duration::from_secs(5), reader.read(&mut more)).await;
     assert!(early.is_err(), "there is no room for the rest yet");
