@@ -2,7 +2,7 @@
 //!
 //! One real Envoy has one worker thread and one listener for each way to check a request: not at all; with its own
 //! filter for API keys, which has the keys in its configuration; by calling a server that allows everything; by calling
-//! tenantgate. The same request goes through each in interleaved rounds, from many clients and from one alone. Then all
+//! tenantgate; by the module of tenantgate inside Envoy, alone and with the skipped call behind it. The same request goes through each in interleaved rounds, from many clients and from one alone. Then all
 //! are started again under callgrind, which counts instructions.
 //!
 //! `benches/README.md` discusses the results.
@@ -49,6 +49,15 @@ struct Way {
     asks: Option<usize>,
 }
 
+impl Way {
+    /// Checks that the module has decided about nearly all of these requests, or about none.
+    fn check_module(&self, decided: u64, requests: usize) {
+        let (decided, requests) = (usize::try_from(decided).expect("a count"), requests);
+        let expected = if self.asks == Some(2) { requests - requests / 50..=requests } else { 0..=0 };
+        assert!(expected.contains(&decided), "{}: the module allowed {decided} of {requests}", self.name);
+    }
+}
+
 /// The cost of a way in one round, per request: µs of CPU in Envoy and in the server, and latency for clients.
 struct Spent {
     envoy: f64,
@@ -65,13 +74,16 @@ fn main() {
     asked.push((KEY_HEADER, world.live.text.clone()));
     let request = get("/v1/items", &asked);
     let ways = ways(&world.live.text);
+    let listen = ["--listen", "127.0.0.1:0", "--listen", "unix:socket"];
     let peers = [
         Peer::stock("stock", "release", "127.0.0.1:0"),
+        Peer::tenantgate("tenantgate", world.db.url(), &listen),
         Peer::tenantgate(
             "tenantgate",
             world.db.url(),
-            &["--listen", "127.0.0.1:0", "--listen", "unix:socket"],
-        ),
+            &[&listen[2..], &["--publish", "unix:publish"]].concat(),
+        )
+        .polling(),
     ];
     let spent = rounds(&ways, &peers.each_ref().map(Running::start), &request);
     let counted = instructions(&ways, &peers.each_ref().map(Running::start_countable), &request);
@@ -91,6 +103,9 @@ fn ways(key: &str) -> Vec<Way> {
         way("tenantgate, Unix, all headers", ext_authz("tenantgate_unix", false), Some(1)),
         way("tenantgate, Unix, allowed_headers", ext_authz("tenantgate_unix", true), Some(1)),
         way("tenantgate, Unix, as in envoy.yaml", as_users_have_it("tenantgate_unix"), Some(1)),
+        // The first one proves the key for both.
+        way("module, the Check of envoy.yaml skipped", [MODULE, &skipped()].concat(), Some(2)),
+        way("module", MODULE.trim_end().to_owned(), Some(2)),
     ]
 }
 
@@ -133,18 +148,48 @@ fn as_users_have_it(cluster: &str) -> Filter {
     format!("          - name: envoy.filters.http.ext_authz{}", filter.trim_end())
 }
 
-fn clusters(services: &[Running; 2]) -> [Cluster<'_>; 3] {
-    let [stock, own] = services;
+/// The module of tenantgate, as its guide configures it.
+const MODULE: &str = r#"          - name: tenantgate
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter
+              dynamic_module_config: {name: tenantgate_envoy, do_not_close: true}
+              filter_name: tenantgate
+              filter_config:
+                "@type": type.googleapis.com/google.protobuf.StringValue
+                value: "unix:PUBLISH context_extensions=none clear_route_cache=false"
+"#;
+
+/// The filter of `envoy/envoy.yaml`, skipped if the module has decided.
+fn skipped() -> Filter {
+    let version = "              transport_api_version: V3\n";
+    let filter = as_users_have_it("tenantgate_publishing");
+    assert_eq!(filter.matches(version).count(), 1);
+    let enabled = "              filter_enabled_metadata: {filter: envoy.tenantgate, path: [{key: decided}], value: {bool_match: true}, invert: true}\n";
+    filter.replace(version, &[version, enabled].concat())
+}
+
+/// Returns the filter of each way, with the path of the socket that publishes.
+fn filters(ways: &[Way], services: &[Running; 3]) -> Vec<Filter> {
+    let socket = services[2].path("publish").display().to_string();
+    ways.iter().map(|way| way.filter.replace("PUBLISH", &socket)).collect()
+}
+
+fn clusters(services: &[Running; 3]) -> [Cluster<'_>; 4] {
+    let [stock, own, publishing] = services;
     let is_unix = |address: &&String| address.starts_with("unix:");
     let tcp = own.addresses.iter().find(|address| !is_unix(address)).expect("it listens on both");
     let unix = own.addresses.iter().find(is_unix).expect("it listens on both");
-    [("stock", stock.address()), ("tenantgate_tcp", tcp), ("tenantgate_unix", unix)]
+    [
+        ("stock", stock.address()),
+        ("tenantgate_tcp", tcp),
+        ("tenantgate_unix", unix),
+        ("tenantgate_publishing", publishing.address()),
+    ]
 }
 
 /// Returns the cost of each way in each round.
-fn rounds(ways: &[Way], services: &[Running; 2], request: &Bytes) -> Vec<Vec<Spent>> {
-    let filters: Vec<Filter> = ways.iter().map(|way| way.filter.clone()).collect();
-    let proxy = Proxy::start(&filters, &clusters(services), false);
+fn rounds(ways: &[Way], services: &[Running; 3], request: &Bytes) -> Vec<Vec<Spent>> {
+    let proxy = Proxy::start(&filters(ways, services), &clusters(services), false);
     for address in &proxy.addresses {
         // Warm-up: proves the key and opens connections.
         wait(browse(address, CROWD.0, CROWD.0 * 10, request));
@@ -155,7 +200,9 @@ fn rounds(ways: &[Way], services: &[Running; 2], request: &Bytes) -> Vec<Vec<Spe
             // The order changes, so that no candidate always follows the same one.
             let at = (at + round) % ways.len();
             let service = ways[at].asks.map(|asks| &services[asks]);
+            let before = proxy.allowed_by_module();
             spent[at].push(spend(&proxy, &proxy.addresses[at], service, request));
+            ways[at].check_module(proxy.allowed_by_module() - before, CROWD.1 + ALONE.1);
         }
     }
     spent
@@ -181,19 +228,21 @@ fn spend(proxy: &Proxy, address: &str, service: Option<&Running>, request: &Byte
 }
 
 /// Returns instructions per request of each way, in Envoy and in the server, with one request after the other.
-fn instructions(ways: &[Way], services: &[Running; 2], request: &Bytes) -> Vec<(f64, f64)> {
-    let filters: Vec<Filter> = ways.iter().map(|way| way.filter.clone()).collect();
-    let proxy = Proxy::start(&filters, &clusters(services), true);
-    let mut counters = [services[0].counter(), services[1].counter()];
+fn instructions(ways: &[Way], services: &[Running; 3], request: &Bytes) -> Vec<(f64, f64)> {
+    let proxy = Proxy::start(&filters(ways, services), &clusters(services), true);
+    let mut counters = services.each_ref().map(Running::counter);
     let mut envoy = proxy.counter();
     let each = ways.iter().zip(&proxy.addresses).map(|(way, address)| {
         let mut browser = wait(Browser::to(address));
         wait(ask(&mut browser, COUNTED.0, request));
+        let before = proxy.allowed_by_module();
         envoy.zero();
         counters.iter().for_each(cost::Counter::zero);
         wait(ask(&mut browser, COUNTED.1, request));
         let service = way.asks.map_or(0.0, |asks| counters[asks].read());
-        (envoy.read() / count(COUNTED.1), service / count(COUNTED.1))
+        let counted = (envoy.read() / count(COUNTED.1), service / count(COUNTED.1));
+        way.check_module(proxy.allowed_by_module() - before, COUNTED.1);
+        counted
     });
     each.collect()
 }

@@ -49,6 +49,13 @@ impl Peer {
         let args = own.iter().chain(&paced).chain(args).map(ToString::to_string).collect();
         Self { name, program: tenantgate(), args }
     }
+
+    /// The same with the usual interval of polls, because the module trusts no server that polled a second ago.
+    pub(crate) fn polling(mut self) -> Self {
+        let at = self.args.iter().position(|arg| arg == "--sync-interval").expect("it is tenantgate");
+        self.args.drain(at..at + 2);
+        self
+    }
 }
 
 /// A running server.
@@ -57,7 +64,7 @@ pub(crate) struct Running {
     /// Its addresses, in the order of its output.
     pub(crate) addresses: Vec<String>,
     counted: Option<PathBuf>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Running {
@@ -90,7 +97,12 @@ impl Running {
             let addresses = addresses(&said.lines(), &logged.lines());
             if addresses.len() == wanted { Ok(addresses) } else { Err(logged.text()) }
         });
-        Self { child, addresses, counted, _dir: dir }
+        Self { child, addresses, counted, dir }
+    }
+
+    /// The path of a file or socket in its directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     /// The first of its addresses.

@@ -3,12 +3,13 @@
 //! After the filters, each listener responds with 200 itself (`direct_response`). All configurations therefore run in
 //! the same process with the same memory, and no idle one runs beside the one that is measured.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
 use super::cost::{Counter, countable};
+use crate::support::cli::tenantgate;
 use crate::support::transcript::Transcript;
 use crate::support::{PATIENCE, envoy, eventually, http};
 
@@ -23,6 +24,7 @@ pub(crate) struct Proxy {
     child: Child,
     /// The address of each listener, in order.
     pub(crate) addresses: Vec<String>,
+    admin: String,
     counted: Option<PathBuf>,
     _dir: tempfile::TempDir,
 }
@@ -41,19 +43,24 @@ impl Proxy {
         command
             .args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "error", "-c"])
             .arg(&file);
+        // `cargo build` puts the module beside the program.
+        let modules = tenantgate();
+        let modules = Path::new(&modules).parent().expect("in a directory");
+        command.env("ENVOY_DYNAMIC_MODULES_SEARCH_PATH", modules);
         command.arg("--admin-address-path").arg(&admin).stdin(Stdio::null()).stdout(Stdio::null());
         let mut child = command.stderr(Stdio::piped()).spawn().expect("envoy starts");
         let stderr = Transcript::of(child.stderr.take().expect("piped"));
-        let mut proxy = Self { child, addresses: Vec::new(), counted, _dir: dir };
-        let admin = eventually("envoy has an admin page", PATIENCE * 10, || {
+        let mut proxy = Self { child, addresses: Vec::new(), admin: String::new(), counted, _dir: dir };
+        proxy.admin = eventually("envoy has an admin page", PATIENCE * 10, || {
             let address = std::fs::read_to_string(&admin).unwrap_or_default();
             if address.is_empty() { Err(stderr.text()) } else { Ok(address) }
         });
-        eventually("envoy is ready", PATIENCE * 10, || match http::get(&admin, "/ready") {
+        eventually("envoy is ready", PATIENCE * 10, || match http::get(&proxy.admin, "/ready") {
             Ok(page) if page.status == 200 => Ok(()),
             _ => Err(stderr.text()),
         });
-        let listeners = http::get(&admin, "/listeners?format=json").expect("the admin page answers").body;
+        let listeners =
+            http::get(&proxy.admin, "/listeners?format=json").expect("the admin page answers").body;
         proxy.addresses = (0..filters.len()).map(|n| address_of(&listeners, n)).collect();
         proxy
     }
@@ -61,6 +68,14 @@ impl Proxy {
     /// Returns its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Returns how many requests the module has allowed.
+    pub(crate) fn allowed_by_module(&self) -> u64 {
+        let stats =
+            http::get(&self.admin, "/stats?filter=tenantgate_allowed").expect("the admin page answers");
+        let values = stats.body.lines().filter_map(|line| line.rsplit_once(": "));
+        values.map(|(_, value)| value.trim().parse::<u64>().expect("a number")).sum()
     }
 
     /// Starts a counter of its instructions.

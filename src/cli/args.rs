@@ -98,7 +98,7 @@ pub(super) enum Command {
     AdminKey(Box<AdminKeyCommand>),
     /// Run the server for management over HTTP
     Manage(ManageArgs),
-    /// Show and verify the audit log of changes made by the command line
+    /// Show and verify the audit log: every change, by commands and over HTTP
     #[command(subcommand)]
     Audit(AuditCommand),
     /// Show reports about keys, shadow mode and usage
