@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use super::admin_key::AdminKeyCommand;
 use super::bulk::{ExportArgs, ImportArgs};
@@ -43,12 +43,13 @@ pub(super) struct Cli {
     pub(super) database_said: Vec<&'static str>,
 
     /// The format of results
-    #[arg(long, short, global = true, value_enum, default_value = "text")]
+    #[arg(long, short, global = true, help_heading = "Global options", value_enum, default_value = "text")]
     pub(super) output: Output,
 
     /// The name that the audit log records for a change; defaults to the user of the operating system. With
     /// `audit list`: show only changes with this name
-    #[arg(long, global = true, env = "TENANTGATE_ACTOR", value_name = "NAME", value_parser = actor)]
+    #[arg(long, global = true, help_heading = "Global options", env = "TENANTGATE_ACTOR", value_name = "NAME",
+          value_parser = actor)]
     pub(super) actor: Option<Actor>,
 
     /// Whether `--actor` was given on the command line.
@@ -67,6 +68,30 @@ const EXAMPLES: &str = "Examples:
   tenantgate key revoke llmk_acmecorp7Gk2mQ9x --reason leaked
 
 Exit codes: 0 done, 1 rejected or not found, 2 usage, 3 database or network unavailable.";
+
+/// Returns the definition of the program. The help of a command hides the global options that it does not use.
+pub(super) fn program() -> clap::Command {
+    const UNUSED: [(&str, &[&str]); 8] = [
+        ("serve", &["output", "actor"]),
+        ("manage", &["output", "actor"]),
+        ("doctor", &["actor"]),
+        ("explain", &["actor"]),
+        ("report", &["actor"]),
+        ("check", &["actor", "database_url", "database_url_file", "database_schema", "lock_timeout"]),
+        ("ready", &["actor", "database_url", "database_url_file", "database_schema", "lock_timeout"]),
+        (
+            "completions",
+            &["output", "actor", "database_url", "database_url_file", "database_schema", "lock_timeout"],
+        ),
+    ];
+    let program = Cli::command();
+    UNUSED.iter().fold(program.clone(), |all, (name, ids)| {
+        let hidden = program.get_arguments().filter(|arg| ids.contains(&arg.get_id().as_str()));
+        let hidden: Vec<_> = hidden.map(|arg| arg.clone().hide(true)).collect();
+        // A command inherits only the options that it does not have.
+        all.mut_subcommand(*name, |command| command.args(hidden))
+    })
+}
 
 #[derive(Subcommand)]
 pub(super) enum Command {

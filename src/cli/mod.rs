@@ -43,7 +43,7 @@ use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
+use clap::{ArgMatches, FromArgMatches as _};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::args::{Cli, Command, PepperCommand, TenantCommand};
@@ -98,7 +98,7 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
-    let parsed = Cli::command().try_get_matches_from(args).and_then(|matches| {
+    let parsed = args::program().try_get_matches_from(args).and_then(|matches| {
         let mut cli = Cli::from_arg_matches(&matches)?;
         cli.actor_was_said = said(&matches, "actor");
         cli.database_said =
@@ -190,7 +190,7 @@ async fn dispatch(cli: Cli, by: &Session, out: &mut Out) -> Result<(), Failure> 
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "tenantgate", &mut script);
+            clap_complete::generate(shell, &mut args::program(), "tenantgate", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
         Command::Migrate(args) => {

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use clap::{Arg, Command, CommandFactory as _};
+use clap::{Arg, Command};
 
-use super::args::Cli;
+use super::args;
 
 const START: &str = "<!-- generated: ";
 const END: &str = "<!-- end -->";
@@ -25,7 +25,7 @@ fn read(page: &str) -> String {
 
 #[test]
 fn the_reference_pages_show_the_commands_and_options_of_the_program() {
-    let mut program = Cli::command();
+    let mut program = args::program();
     program.build();
     let serve = program.find_subcommand("serve").expect("a command of ours");
     for (page, parts) in [
@@ -50,7 +50,7 @@ fn the_reference_pages_show_the_commands_and_options_of_the_program() {
 /// The hand-written tables of the page begin each row with the options that it explains.
 #[test]
 fn every_option_of_serve_is_explained_and_no_other() {
-    let mut program = Cli::command();
+    let mut program = args::program();
     program.build();
     let serve = program.find_subcommand("serve").expect("a command of ours");
     let name = |arg: &Arg| arg.get_long().map(|name| format!("--{name}"));

@@ -14,22 +14,43 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub listener: ListenerArgs,
 
-    /// The address of /livez, /readyz and /metrics over HTTP
-    #[arg(long, env = "TENANTGATE_OPS_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:9464")]
-    pub ops_listen: String,
-
     /// How requests are read and keys are proven.
     #[command(flatten)]
     pub judgement: JudgementArgs,
+
+    /// What Envoy, upstreams and clients get.
+    #[command(flatten)]
+    pub answers: AnswerArgs,
+
+    /// How the database is followed.
+    #[command(flatten)]
+    pub sync: SyncArgs,
+
+    /// What operators see.
+    #[command(flatten)]
+    pub operation: OperationArgs,
+
+    /// Check all options, report every mistake, and exit. Binds no address, so that it can run beside a server
+    #[arg(long)]
+    pub check_config: bool,
+}
+
+/// What Envoy, upstreams and clients get.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Answers")]
+pub struct AnswerArgs {
+    /// Whether rejections are enforced.
+    #[command(flatten)]
+    pub mode: ModeArgs,
+
+    /// Where the client's address is read from, and which headers upstreams get.
+    #[command(flatten)]
+    pub exchange: ExchangeArgs,
 
     /// What to do when no decision is possible: reject with 503 (deny), or let Envoy's `failure_mode_allow` decide
     /// (error)
     #[arg(long, env = "TENANTGATE_ON_UNAVAILABLE", value_name = "deny|error", default_value = "deny")]
     pub on_unavailable: String,
-
-    /// What is read from Envoy and told to it.
-    #[command(flatten)]
-    pub exchange: ExchangeArgs,
 
     /// Leave the key on requests that pass, for a second filter that checks them again
     #[arg(long, env = "TENANTGATE_KEEP_KEY_HEADER", value_parser = clap::builder::BoolishValueParser::new())]
@@ -39,11 +60,12 @@ pub struct ServeArgs {
     /// Repeatable [default: all]
     #[arg(long, env = "TENANTGATE_METADATA", value_name = "FIELD")]
     pub metadata: Vec<String>,
+}
 
-    /// Whether rejections are enforced.
-    #[command(flatten)]
-    pub mode: ModeArgs,
-
+/// How the database is followed.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Database")]
+pub struct SyncArgs {
     /// The maximum age of the last successful poll of the database; beyond it every key gets 503
     #[arg(long, env = "TENANTGATE_MAX_STALENESS", value_name = "DURATION", default_value = "5m")]
     pub max_staleness: String,
@@ -52,13 +74,26 @@ pub struct ServeArgs {
     #[arg(long, env = "TENANTGATE_SYNC_INTERVAL", value_name = "DURATION", default_value = "50ms")]
     pub sync_interval: String,
 
-    /// How long counts of requests by day and key are kept, for `tenantgate report usage`; 0 disables counting
-    #[arg(long, env = "TENANTGATE_USAGE_RETENTION", value_name = "DURATION", default_value = "400d")]
-    pub usage_retention: String,
-
     /// The file that keeps the last snapshot, for a start without the database; needs --pepper-file
     #[arg(long, env = "TENANTGATE_SNAPSHOT_FILE", value_name = "FILE")]
     pub snapshot_file: Option<PathBuf>,
+
+    /// Migrate an old Postgres schema at the start
+    #[arg(long, env = "TENANTGATE_MIGRATE", value_parser = clap::builder::BoolishValueParser::new())]
+    pub migrate: bool,
+}
+
+/// What operators see.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Operation")]
+pub struct OperationArgs {
+    /// The address of /livez, /readyz and /metrics over HTTP
+    #[arg(long, env = "TENANTGATE_OPS_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:9464")]
+    pub ops_listen: String,
+
+    /// How long counts of requests by day and key are kept, for `tenantgate report usage`; 0 disables counting
+    #[arg(long, env = "TENANTGATE_USAGE_RETENTION", value_name = "DURATION", default_value = "400d")]
+    pub usage_retention: String,
 
     /// Whether to offer gRPC reflection, which grpcurl needs
     #[arg(long, env = "TENANTGATE_REFLECTION", value_name = "on|off", default_value = "on")]
@@ -75,18 +110,12 @@ pub struct ServeArgs {
     /// The collector for spans of Checks, as part of Envoy's traces (OTLP over gRPC), such as `http://127.0.0.1:4317`
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
-
-    /// Migrate an old Postgres schema at the start
-    #[arg(long, env = "TENANTGATE_MIGRATE", value_parser = clap::builder::BoolishValueParser::new())]
-    pub migrate: bool,
-
-    /// Check all options, report every mistake, and exit. Binds no address, so that it can run beside a server
-    #[arg(long)]
-    pub check_config: bool,
 }
 
-/// What is read from Envoy and told to it. It must be the same for `serve` and `doctor`.
+/// Where the client's address is read from, and which headers upstreams get. It must be the same for `serve` and
+/// `doctor`.
 #[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Answers")]
 pub struct ExchangeArgs {
     /// Where the address of the client is taken from, for the networks of keys, logs and the shadow report: `source`
     /// (the peer of Envoy's connection), `metadata:NAME` (gRPC metadata that Envoy fills by `initial_metadata`; best),
@@ -112,6 +141,7 @@ impl ExchangeArgs {
 
 /// The options, besides the database, that decide about a request. They must be the same for `serve` and `explain`.
 #[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Keys")]
 pub struct JudgementArgs {
     /// The header that carries the key
     #[arg(long, env = "TENANTGATE_KEY_HEADER", value_name = "NAME", default_value = request::DEFAULT_KEY_HEADER)]
@@ -138,6 +168,7 @@ pub struct JudgementArgs {
 /// Which requests need a key, and how they are matched with rules. The options must be the same for `serve`, `explain`
 /// and `route test`.
 #[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Routes")]
 pub struct RoutingArgs {
     /// A method and a path that need no key. The path is exact, or ends in `/*` for everything below it. Repeatable;
     /// replaces the default, `none` empties the list [default: GET and HEAD of /, /health and /docs]
@@ -165,6 +196,7 @@ pub struct RoutingArgs {
 
 /// Whether rejections are enforced. It must be the same for `serve` and `explain`.
 #[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Answers")]
 pub struct ModeArgs {
     /// What happens to a request that is not allowed: it is rejected (enforce), or it passes without a tenant and is
     /// counted, logged and reported (shadow)
@@ -174,6 +206,7 @@ pub struct ModeArgs {
 
 /// The file of peppers.
 #[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Keys")]
 pub struct PepperArgs {
     /// The file with the peppers for memos, which avoid bcrypt after a restart: one per line; the first one writes
     /// memos, all are accepted (see `tenantgate pepper new`)
@@ -185,14 +218,14 @@ impl ServeArgs {
     /// Returns warnings about settings that are valid but risky.
     pub(super) fn remarks(&self) -> Vec<String> {
         let mode = |path: &PathBuf| std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode());
-        let key_stays = self.keep_key_header.then(|| {
+        let key_stays = self.answers.keep_key_header.then(|| {
             "--keep-key-header: upstreams see the API keys of their callers; remove the header behind the last filter"
                 .into()
         });
         let open = self.judgement.pepper.pepper_file.iter().filter(|path| mode(path) & 0o007 != 0);
         let open =
             open.map(|path| format!("all users of this machine can read {}: run chmod 0400", path.display()));
-        let shadow = (self.mode.mode == Mode::Shadow.as_str()).then(|| {
+        let shadow = (self.answers.mode.mode == Mode::Shadow.as_str()).then(|| {
             "shadow mode: no request is rejected; rejections are only counted, see `tenantgate report shadow`".into()
         });
         open.chain(shadow).chain(key_stays).chain(self.listener.remarks()).collect()
@@ -205,13 +238,13 @@ impl ServeArgs {
             ("listen", &mut listener.listen),
             ("client_san", &mut listener.client_san),
             ("unix_peer_uid", &mut listener.unix_peer_uid),
-            ("metadata", &mut self.metadata),
+            ("metadata", &mut self.answers.metadata),
         ] {
             if from_variable(name) {
                 split(values);
             }
         }
-        self.exchange.split_variables(&from_variable);
+        self.answers.exchange.split_variables(&from_variable);
         self.judgement.routing.split_variables(from_variable);
     }
 }

@@ -17,6 +17,7 @@ const DEFAULT_URL: &str = "sqlite://tenantgate.db";
 
 /// The options that every command takes.
 #[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Database")]
 pub struct DatabaseArgs {
     /// The database with tenants and keys: postgres://…, postgresql+asyncpg://… or `sqlite://file`
     #[arg(

@@ -17,6 +17,7 @@ use crate::transport::Limits;
 
 /// The options about connections, as typed.
 #[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Listeners")]
 pub struct ListenerArgs {
     /// The address for Envoy's Checks: HOST:PORT or `unix:/path`. Repeatable
     #[arg(long, env = "TENANTGATE_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
@@ -56,13 +57,22 @@ pub struct ListenerArgs {
     #[arg(long, env = "TENANTGATE_WORKERS", value_name = "N")]
     pub workers: Option<String>,
 
-    /// The maximum number of connections: each takes a file descriptor and about 50 KB, used or not
-    #[arg(long, env = "TENANTGATE_MAX_CONNECTIONS", value_name = "N", default_value = "4096")]
-    pub max_connections: String,
+    /// What a client may take.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
 
+/// What a client may take.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
     /// The size limits of a call.
     #[command(flatten)]
     pub size: SizeArgs,
+
+    /// The maximum number of connections: each takes a file descriptor and about 50 KB, used or not
+    #[arg(long, env = "TENANTGATE_MAX_CONNECTIONS", value_name = "N", default_value = "4096")]
+    pub max_connections: String,
 
     /// Bytes that all calls together may hold while they wait: for the rest of their message, for a proof, or for
     /// their client to take the response. Beyond it a call gets 503
@@ -97,6 +107,7 @@ pub struct ListenerArgs {
 
 /// The size limits of a call. They must be the same for `serve` and `doctor`.
 #[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Limits")]
 pub struct SizeArgs {
     /// Bytes of the header list of a call; a longer one gets 503. Envoy copies trace headers of its clients into its
     /// calls, so keep it above Envoy's `max_request_headers_kb`
@@ -130,7 +141,8 @@ impl ListenerArgs {
         let unix_peers =
             uids.filter_map(|uid| mistakes.note("--unix-peer-uid", number(uid, 0..=u32::MAX - 1))).collect();
         let workers = self.workers.as_ref().map(|n| mistakes.note("--workers", number(n, 1..=1_024)));
-        let connections = mistakes.note("--max-connections", number(&self.max_connections, 1..=1_000_000));
+        let connections =
+            mistakes.note("--max-connections", number(&self.limits.max_connections, 1..=1_000_000));
         ListenOptions {
             listen: self.addresses(mistakes),
             tls,
@@ -186,15 +198,15 @@ impl ListenerArgs {
     fn limits(&self, mistakes: &mut Mistakes) -> Limits {
         let mut span =
             |option: &'static str, text: &str| mistakes.note(option, positive(text)).unwrap_or_default();
-        let call = span("--request-timeout", &self.request_timeout);
-        let handshake = span("--handshake-timeout", &self.handshake_timeout);
-        let interval = span("--keepalive-interval", &self.keepalive_interval);
-        let keepalive = (interval, span("--keepalive-timeout", &self.keepalive_timeout));
-        let age = span("--max-connection-age", &self.max_connection_age);
-        let grace = span("--max-connection-age-grace", &self.max_connection_age_grace);
+        let call = span("--request-timeout", &self.limits.request_timeout);
+        let handshake = span("--handshake-timeout", &self.limits.handshake_timeout);
+        let interval = span("--keepalive-interval", &self.limits.keepalive_interval);
+        let keepalive = (interval, span("--keepalive-timeout", &self.limits.keepalive_timeout));
+        let age = span("--max-connection-age", &self.limits.max_connection_age);
+        let grace = span("--max-connection-age-grace", &self.limits.max_connection_age_grace);
         let pending =
-            mistakes.note("--max-pending-bytes", number(&self.max_pending_bytes, 1 << 20..=u32::MAX));
-        let (header_list, message) = self.size.read(mistakes);
+            mistakes.note("--max-pending-bytes", number(&self.limits.max_pending_bytes, 1 << 20..=u32::MAX));
+        let (header_list, message) = self.limits.size.read(mistakes);
         Limits {
             header_list,
             message: message as usize,

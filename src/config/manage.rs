@@ -51,8 +51,8 @@ pub struct ManageArgs {
     )]
     pub ops_listen: String,
 
-    /// What to log: error, warn, info, debug, trace, or target=level,…
-    #[arg(long, env = "TENANTGATE_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    /// The log filter, such as `debug` or `info,tenantgate=debug`
+    #[arg(long, env = "TENANTGATE_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
     pub log_level: String,
 
     /// The format of log lines

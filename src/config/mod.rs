@@ -87,7 +87,8 @@ pub fn settings(
     // A default replaces an invalid value, so that all other options are checked, too.
     let mut mistakes = Mistakes::default();
     let listen = args.listener.read(&mut mistakes);
-    let ops_listen = mistakes.note("--ops-listen", tcp_address(&args.ops_listen)).unwrap_or_default();
+    let ops_listen =
+        mistakes.note("--ops-listen", tcp_address(&args.operation.ops_listen)).unwrap_or_default();
     if let Some(same) = listen.listen.iter().find_map(|address| conflict(address, &ops_listen)) {
         mistakes.add("--ops-listen", format!("{same} is used by --listen: choose another port"));
     }
@@ -98,17 +99,20 @@ pub fn settings(
     let ext_authz = ext_authz_options(args, &mut mistakes);
     let policy = policy_options(&args.judgement.routing, &mut mistakes);
     let max_staleness =
-        mistakes.note("--max-staleness", max_staleness(&args.max_staleness)).unwrap_or_default();
-    let interval = mistakes.note("--sync-interval", sync_interval(&args.sync_interval)).unwrap_or_default();
-    let keep_usage = mistakes.note("--usage-retention", usage_retention(&args.usage_retention)).flatten();
-    let mode = args.mode.read(&mut mistakes);
+        mistakes.note("--max-staleness", max_staleness(&args.sync.max_staleness)).unwrap_or_default();
+    let interval =
+        mistakes.note("--sync-interval", sync_interval(&args.sync.sync_interval)).unwrap_or_default();
+    let keep_usage =
+        mistakes.note("--usage-retention", usage_retention(&args.operation.usage_retention)).flatten();
+    let mode = args.answers.mode.read(&mut mistakes);
     let peppers = peppers(&args.judgement, &mut mistakes);
     let snapshot_file = snapshot_file(args, max_staleness, &mut mistakes);
-    let reflection = mistakes.one_of("--reflection", &args.reflection, &[("on", true), ("off", false)]);
-    let filter = mistakes.note("--log-level", log_filter(&args.log_level)).unwrap_or_default();
+    let reflection =
+        mistakes.one_of("--reflection", &args.operation.reflection, &[("on", true), ("off", false)]);
+    let filter = mistakes.note("--log-level", log_filter(&args.operation.log_level)).unwrap_or_default();
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
-    let format = mistakes.one_of("--log-format", &args.log_format, &formats);
-    let otlp_endpoint = args.otlp_endpoint.as_deref().filter(|url| !url.is_empty());
+    let format = mistakes.one_of("--log-format", &args.operation.log_format, &formats);
+    let otlp_endpoint = args.operation.otlp_endpoint.as_deref().filter(|url| !url.is_empty());
     let otlp_endpoint = otlp_endpoint.and_then(|url| mistakes.note("--otlp-endpoint", collector(url)));
     let store = mistakes.note(database.option(), management(database, actor));
     let Some(store) = store.filter(|_| mistakes.0.is_empty()) else { return Err(mistakes) };
@@ -121,7 +125,7 @@ pub fn settings(
         sync: replica::sync::Options {
             interval,
             max_staleness,
-            migrate: args.migrate,
+            migrate: args.sync.migrate,
             ..replica::sync::Options::default()
         },
         prune: replica::prune::Options { keep_usage, ..replica::prune::Options::default() },
@@ -137,13 +141,13 @@ pub fn settings(
 fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> ext_authz::service::Options {
     let request = request_options(&args.judgement, mistakes);
     let words = [("deny", OnUnavailable::Deny), ("error", OnUnavailable::Error)];
-    let on_unavailable = mistakes.one_of("--on-unavailable", &args.on_unavailable, &words);
-    let (client_address, identity) = args.exchange.read(&request.key_header, mistakes);
-    let metadata = metadata(&args.metadata, mistakes);
+    let on_unavailable = mistakes.one_of("--on-unavailable", &args.answers.on_unavailable, &words);
+    let (client_address, identity) = args.answers.exchange.read(&request.key_header, mistakes);
+    let metadata = metadata(&args.answers.metadata, mistakes);
     ext_authz::service::Options {
         response: ResponseOptions {
             key_header: request.key_header.clone(),
-            keep_key_header: args.keep_key_header,
+            keep_key_header: args.answers.keep_key_header,
             on_unavailable,
             identity,
             metadata,
@@ -356,7 +360,7 @@ fn snapshot_file(
     max_staleness: Duration,
     mistakes: &mut Mistakes,
 ) -> Option<snapshot_file::Options> {
-    let path = args.snapshot_file.clone()?;
+    let path = args.sync.snapshot_file.clone()?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if args.judgement.pepper.pepper_file.is_none() {
         mistakes.add("--snapshot-file", "needs --pepper-file, which authenticates the file");
