@@ -28,8 +28,8 @@ use uuid::Uuid;
 pub use self::address_error::AddressError;
 pub use self::adoption::Adoption;
 pub use self::behalf::{
-    AdminKeyChange, Behalf, Changed, Check, Claim, Claimed, KeyChange, PlanChange, Receipt, RoutesPlan, Stop,
-    TenantChange,
+    AdminKeyChange, AuthorKey, Behalf, Changed, Check, Claim, Claimed, KeyChange, PlanChange, Receipt,
+    RoutesPlan, Stop, TenantChange,
 };
 pub use self::lists::{
     AuditFilter, KeyFilter, KeyPage, KeyPlace, StoredKey, TenantFilter, TenantPage, TenantPlace, UsageBy,
@@ -80,9 +80,12 @@ pub enum StoreError {
         /// The reason.
         why: String,
     },
-    /// The management key that makes a change was revoked in the meantime.
-    #[error("the management key was revoked in the meantime")]
+    /// The management key that makes a change was revoked or expired in the meantime.
+    #[error("the management key was revoked or expired in the meantime")]
     KeyEnded,
+    /// The authority of the management key that makes a change was changed in the meantime.
+    #[error("the management key was changed in the meantime: repeat the request")]
+    KeyChanged,
     /// Another session held a lock for too long.
     #[error("gave up waiting for a lock: {0}")]
     Locked(String),
@@ -302,14 +305,15 @@ pub enum Row {
 }
 
 impl Row {
-    /// Whether the row is damaged, so that it cannot be used for any request.
+    /// Returns why the row is damaged, so that it cannot be used for any request. `None` if it is not.
     #[must_use]
-    pub fn is_damaged(&self) -> bool {
+    pub fn damage(&self) -> Option<String> {
         match self {
-            Self::Key(key, _, profile) => key.is_damaged() || profile.compile().is_err(),
-            Self::Tenant(tenant) => !tenant.is_sound(),
-            Self::Plan(plan) => plan.compile().is_err(),
-            Self::Route(route) => route.compile().is_err(),
+            Self::Key(key, ..) if key.is_damaged() => Some("hashed_key or key_prefix is not valid".into()),
+            Self::Key(_, _, profile) => profile.compile().err().map(|error| error.to_string()),
+            Self::Tenant(tenant) => tenant.damage().map(Into::into),
+            Self::Plan(plan) => plan.compile().err().map(|error| error.to_string()),
+            Self::Route(route) => route.compile().err().map(|error| error.to_string()),
         }
     }
 }

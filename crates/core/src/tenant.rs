@@ -114,8 +114,21 @@ impl Tenant {
     /// Returns whether its row is valid: the name is not empty, and schema name and plan name have their grammar.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        let has_plan = self.plan.as_deref().is_none_or(|plan| PlanName::parse(plan).is_ok());
-        !self.name.is_empty() && is_schema_name(&self.schema) && has_plan
+        self.damage().is_none()
+    }
+
+    /// Returns which column of its row is invalid, as the subject of a sentence; `None` if it is valid.
+    #[must_use]
+    pub fn damage(&self) -> Option<&'static str> {
+        if self.name.is_empty() {
+            Some("name is empty")
+        } else if !is_schema_name(&self.schema) {
+            Some("db_schema_name is not a valid schema name")
+        } else if self.plan.as_deref().is_some_and(|plan| PlanName::parse(plan).is_err()) {
+            Some("plan is not a valid name of a plan")
+        } else {
+            None
+        }
     }
 }
 
@@ -150,10 +163,14 @@ pub fn default_schema_name(tenant_name: &str) -> String {
     schema
 }
 
-/// Returns whether a tenant may have this name: 1 to 255 characters, none of them a control character.
+/// Returns whether a tenant may have this name: 1 to 255 characters, of which none is a control character and one at
+/// least is visible.
 #[must_use]
 pub fn is_tenant_name(name: &str) -> bool {
-    !name.is_empty() && name.chars().count() <= 255 && !name.chars().any(char::is_control)
+    // Zero-width space, joiners and marks of direction, word joiner, byte order mark.
+    let is_invisible =
+        |c: char| c.is_whitespace() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}');
+    name.chars().count() <= 255 && !name.chars().any(char::is_control) && !name.chars().all(is_invisible)
 }
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ impl Session for SqliteSession {
             match tenant_of(&sql::Row::Sqlite(row)) {
                 Ok(tenant) => sink(Row::Tenant(tenant)),
                 Err(StoreError::Inconsistent { row, why, .. }) => {
-                    warn!(row, why, "damaged row of tenants, its keys get 503 until the row is corrected");
+                    warn!(row, why, "damaged row of tenants, its keys get 503 until it is fixed");
                 }
                 Err(error) => return Err(error),
             }

@@ -173,7 +173,7 @@ const POSTGRES: [State; 26] = [
     (
         "UPDATE api_keys SET hashed_key = 'plain' WHERE key_prefix = 'llmk_live'",
         "database.rows",
-        "1 rows are damaged",
+        "a row is damaged: key",
         "UPDATE",
         By::Hand,
     ),
@@ -273,7 +273,7 @@ const SQLITE: [State; 5] = [
     (
         "UPDATE api_keys SET hashed_key = 'plain' WHERE key_prefix = 'llmk_live'",
         "database.rows",
-        "1 rows are damaged",
+        "a row is damaged: key",
         "UPDATE",
         By::Hand,
     ),
