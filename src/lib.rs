@@ -4,14 +4,17 @@
 //!
 //! # Layers
 //!
-//! ```text
-//! layer 5  WIRING      main  cli/  config/  server/{assembly, acceptor, dedicated_runtime, grpc_services, manage/{access, body, changes, connections, failures, idempotency, objects, openapi, ops, page, precondition, problem, query, reading, stats}, ops, publishing, tls, worker_pool}  health  telemetry/{manage_metrics, metrics, page, panics, process, scrub, traces}
-//! layer 4  ADAPTERS     ext_authz/{proto, codec, wire, header, rejection, response_fields, translate, service, check_span, origin}      envoy/{admin, config, probe, verdict}      publisher/{book}      store/{sql, postgres, sqlite}
-//! layer 3  USE CASES   gate (the check path)   admin/ (the management path)   last_used   memo_writer (proofs)   shadow (requests that only shadow mode lets pass)   refusals (by decision id)   usage (counts)   explain (why)
-//! layer 2  MECHANISMS   supervise   store/{behalf, management, inspect} (traits)   transport/{connection, call, deadline, failure, frame_scanner, buffered_io, memory_budget, tower_bridge}   verify/{bcrypt, derived, management, memo, pepper, pool, queue, wrong}   replica/{entry, snapshot, table, sync, prune, heartbeat, snapshot_file/format}   batch_writer   client_tls
-//! layer 1  JUDGEMENT   decision/{rows}   policy   permission (pure, synchronous)
-//! layer 0  VOCABULARY      key/{format}   tenant   record   request   scope   network   plan   profile   labels   path   route   invalid   clock   stats   rate_limited_log   client_address   audit   diagnostics   trace   random   duration
-//! ```
+//! | layer | modules |
+//! |---|---|
+//! | 5 wiring | `main` `lib` `cli` `config` `server` `health` `telemetry` |
+//! | 4 adapters | `ext_authz` (Envoy's messages) `envoy` (Envoy's configuration) `publisher` (for the module inside Envoy) `store/sql` `store/postgres` `store/sqlite` `store/migrations` `store/errors` `store/schema_spec` |
+//! | 3 use cases | `gate` (the path of a Check) `admin` (the path of a change) `explain` `last_used` `memo_writer` `refusals` `shadow` `usage` |
+//! | 2 mechanisms | `store` (the traits) `transport` (gRPC over HTTP/2) `replica` (the rows in memory) `verify` (bcrypt, memos, peppers) `batch_writer` `supervise` `client_tls` |
+//! | 1 judgement | `decision` `policy` `permission` |
+//! | 0 vocabulary | `key` `tenant` `record` `request` `scope` `network` `plan` `profile` `labels` `path` `route` `client_address` `invalid` `clock` `random` `duration` `stats` `audit` `trace` `diagnostics` `rate_limited_log` |
+//!
+//! The first paragraph of a module says what its files are for. The test `tests/it/architecture.rs` holds the code to this
+//! table.
 //!
 //! The parts of layers 0 and 1 that need no operating system are the crate `tenantgate-core`, and are re-exported here
 //! under the same names. A module inside Envoy can use that crate alone, with what [`publisher`] writes into the memory of

@@ -4,16 +4,17 @@
 //! its reach do not exist for it. That is checked when a row is read, and again in the transaction that changes it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Admin, AdminError, Caller, version};
+use super::{Admin, AdminError, Caller, Maker, version};
 use crate::audit::{Actor, Author};
-use crate::permission::{AdminKey, may_touch};
+use crate::permission::{AdminKey, Authority, authority, may_touch};
 use crate::plan::PlanRow;
 use crate::record::KeyDetails;
 use crate::route::RouteRow;
-use crate::store::{Behalf, Claim, Claimed, Receipt, Stop};
+use crate::store::{AuthorKey, Behalf, Claim, Claimed, Receipt, Stop, StoreError};
 use crate::tenant::{Tenant, TenantId};
 use crate::verify::derived::{Derivation, Randomness};
 
@@ -56,7 +57,7 @@ impl Admin {
             address: origin.address.map(|address| address.to_canonical().to_string()),
         };
         let maker = caller.maker.clone();
-        let behalf = Behalf { author: author.clone(), key: maker.id, receipt: None };
+        let behalf = Behalf { author: author.clone(), key: self.author_key(&maker), receipt: None };
         Self { store: self.store.on_behalf(behalf), author, maker, ..self.clone() }
     }
 
@@ -69,8 +70,21 @@ impl Admin {
     /// Returns a copy that reports each change before it is committed, and stores the response to a request.
     #[must_use]
     pub fn reporting(self, receipt: Receipt) -> Self {
-        let behalf = Behalf { author: self.author.clone(), key: self.maker.id, receipt: Some(receipt) };
+        let key = self.author_key(&self.maker);
+        let behalf = Behalf { author: self.author.clone(), key, receipt: Some(receipt) };
         Self { store: self.store.on_behalf(behalf), ..self }
+    }
+
+    /// Returns the management key of a maker. Its changes are refused once its authority is another one than that by
+    /// which they were judged: the body of a request can arrive a minute after its head.
+    fn author_key(&self, maker: &Maker) -> Option<AuthorKey> {
+        let (id, judged_by, clock) = (maker.id?, maker.authority.clone(), Arc::clone(&self.clock));
+        let check = move |chain: &[AdminKey]| match authority(chain, clock.now()) {
+            Ok(now) if now == judged_by => Ok(()),
+            Ok(_) => Err(StoreError::KeyChanged),
+            Err(_) => Err(StoreError::KeyEnded),
+        };
+        Some(AuthorKey { id, check: Arc::new(check) })
     }
 
     /// Returns a copy whose next key is derived instead of random, so that it can be shown again.
@@ -133,8 +147,9 @@ impl Admin {
         self.expected.judge(|| version::of_routes(routes))
     }
 
-    pub(super) fn judge_admin_key(&self, key: &AdminKey) -> Result<(), Stop> {
-        if !may_touch(&self.maker.authority, &key.given) {
+    /// `limit` is what all makers of the key have.
+    pub(super) fn judge_admin_key(&self, key: &AdminKey, limit: &Authority) -> Result<(), Stop> {
+        if !may_touch(&self.maker.authority, &key.given.and(limit)) {
             return Err(Stop::Missing);
         }
         self.expected.judge(|| version::of_admin_key(key))

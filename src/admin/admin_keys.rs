@@ -19,7 +19,8 @@ use crate::clock::Timestamp;
 use crate::key::format::{self, holds_key};
 use crate::key::{PlainKey, PresentedKey};
 use crate::permission::{
-    AdminKey, AdminKeyId, Authority, Ended, Excess, Permissions, Reach, Role, authority, delegate, may_touch,
+    AdminKey, AdminKeyId, Authority, Ended, Excess, Permissions, Reach, Role, authority, delegate, limit,
+    may_touch,
 };
 use crate::random;
 use crate::store::{NewAdminKey, Stop, StoreError};
@@ -82,8 +83,18 @@ pub struct IssuedAdminKey {
 pub struct ListedAdminKey {
     /// The key.
     pub key: AdminKey,
+    /// What all its makers have: the key may do no more than this.
+    pub limit: Authority,
     /// Why it is no longer valid; `None` if it is.
     pub ended: Option<Ended>,
+}
+
+impl ListedAdminKey {
+    /// Returns what the key may do while it is valid.
+    #[must_use]
+    pub fn authority(&self) -> Authority {
+        self.key.given.and(&self.limit)
+    }
 }
 
 /// The client that presented a valid management key.
@@ -195,7 +206,9 @@ impl Admin {
                     // Does not tell whether a tenant exists that the caller may not see.
                     return Err(AdminError::Excess(shown(&[Excess::Tenants])));
                 }
-                Err(AdminError::Missing(why)) => return Err(unfit("tenants", why)),
+                Err(AdminError::Missing(_)) => {
+                    return Err(unfit("tenants", format!("there is no tenant {reference:?}")));
+                }
                 Err(other) => return Err(other),
             };
         }
@@ -210,19 +223,20 @@ impl Admin {
     pub async fn admin_keys(&self, maker: &Maker) -> Result<Vec<ListedAdminKey>, AdminError> {
         let (keys, now) = (self.store.admin_keys().await?, self.now());
         let by_id: BTreeMap<_, _> = keys.iter().map(|key| (key.id, key)).collect();
-        let listed = keys.iter().filter(|key| may_touch(&maker.authority, &key.given)).map(|key| {
-            let ended = authority(chain(&by_id, key), now).err();
-            ListedAdminKey { key: key.clone(), ended }
+        let listed = keys.iter().map(|key| {
+            let chain = chain(&by_id, key);
+            let ended = authority(chain.iter().copied(), now).err();
+            ListedAdminKey { key: key.clone(), limit: limit(chain.into_iter().skip(1)), ended }
         });
-        Ok(listed.collect())
+        Ok(listed.filter(|listed| may_touch(&maker.authority, &listed.authority())).collect())
     }
 
     /// Changes a management key.
     ///
     /// # Errors
     ///
-    /// The key does not exist, has more than `maker`, or is revoked; the maker has less than the key would have; or the
-    /// name is taken.
+    /// The key does not exist, has more than `maker`, or is revoked; the maker, or the maker of the key, has less than
+    /// the key would have; or the name is taken.
     pub async fn update_admin_key(
         &self,
         maker: &Maker,
@@ -240,17 +254,21 @@ impl Admin {
             },
             expires_at: update.expiry.instant(self.now())?,
         };
-        refuse_excess(&wish.excess(&maker.authority, &found.key.given))?;
+        let limit = &found.limit;
+        refuse_excess(&wish.excess(&maker.authority, &found.authority()))?;
+        if !wish.excess(limit, &found.key.given).is_empty() {
+            return refused(format!(
+                "the key that made {} has less than this, and limits it: change that one first",
+                found.key.prefix
+            ));
+        }
         let change = |key: &mut AdminKey| {
-            self.judge_admin_key(key)?;
             // Checked again in the transaction, because another session may have changed the key.
-            if !may_touch(&maker.authority, &key.given) {
-                return Err(Stop::Missing);
-            }
+            self.judge_admin_key(key, limit)?;
             if key.revoked_at.is_some() {
                 return Err(Stop::Refused(format!("management key {} is revoked", key.prefix)));
             }
-            let excess = wish.excess(&maker.authority, &key.given);
+            let excess = wish.excess(&maker.authority, &key.given.and(limit));
             if !excess.is_empty() {
                 return Err(Stop::Refused(shown(&excess)));
             }
@@ -280,7 +298,8 @@ impl Admin {
     #[must_use]
     pub fn listed(&self, key: &AdminKey) -> ListedAdminKey {
         let own = AdminKey { created_by: None, ..key.clone() };
-        ListedAdminKey { key: key.clone(), ended: authority([&own], self.now()).err() }
+        let ended = authority([&own], self.now()).err();
+        ListedAdminKey { key: key.clone(), limit: Authority::whole(), ended }
     }
 
     /// Whether another management key has this name.
@@ -315,15 +334,15 @@ impl Admin {
         maker: &Maker,
         reference: &str,
     ) -> Result<ListedAdminKey, AdminError> {
-        let (id, now) = (self.admin_key(maker, reference).await?.key.id, self.now());
+        let (found, now) = (self.admin_key(maker, reference).await?, self.now());
         let change = |key: &mut AdminKey| {
-            self.judge_admin_key(key)?;
+            self.judge_admin_key(key, &found.limit)?;
             key.revoked_at = key.revoked_at.or(Some(now));
             Ok(())
         };
-        let key = self.store.change_admin_key(id, Action::AdminKeyRevoke, &change).await?;
+        let key = self.store.change_admin_key(found.key.id, Action::AdminKeyRevoke, &change).await?;
         let key = key.ok_or_else(|| no_admin_key(reference))?;
-        Ok(ListedAdminKey { key, ended: Some(Ended::Revoked) })
+        Ok(ListedAdminKey { key, limit: found.limit, ended: Some(Ended::Revoked) })
     }
 }
 

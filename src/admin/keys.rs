@@ -145,17 +145,11 @@ impl Admin {
         match old.state(now) {
             KeyState::Active => {}
             KeyState::Disabled => {
-                return refused(format!(
-                    "key {} is disabled: enable it with `tenantgate key enable`, or make a new one with `tenantgate key create`",
-                    old.prefix
-                ));
+                return refused(format!("key {} is disabled: enable it, or create a new one", old.prefix));
             }
             over => {
                 let why = over.as_str();
-                return refused(format!(
-                    "key {} is {why}: make a new one with `tenantgate key create`",
-                    old.prefix
-                ));
+                return refused(format!("key {} is {why}: create a new one", old.prefix));
             }
         }
         let tenant = self.living_tenant(&old.tenant_id.0.to_string()).await?;

@@ -72,8 +72,8 @@ pub enum AdminError {
     /// The object does not have a version that the caller expects.
     #[error("it was changed in the meantime: read it again")]
     Stale,
-    /// The caller's management key was revoked in the meantime.
-    #[error("your management key was revoked in the meantime")]
+    /// The caller's management key was revoked or expired in the meantime.
+    #[error("your management key was revoked or expired in the meantime")]
     Ended,
     /// The database did not do its part.
     #[error(transparent)]
@@ -86,6 +86,9 @@ impl From<StoreError> for AdminError {
             StoreError::Missing => Self::Missing("it no longer exists".into()),
             StoreError::Stale => Self::Stale,
             StoreError::KeyEnded => Self::Ended,
+            StoreError::KeyChanged => {
+                Self::Refused("your management key was changed in the meantime: repeat the request".into())
+            }
             other => Self::Store(other),
         }
     }

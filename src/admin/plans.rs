@@ -102,5 +102,5 @@ fn apply(plan: &mut PlanRow, asked: &LimitUpdate) {
 }
 
 fn no_plan(name: &str) -> AdminError {
-    AdminError::Missing(format!("there is no plan {name:?}: `tenantgate plan list` shows all"))
+    AdminError::Missing(format!("there is no plan {name:?}: create it first, or choose another one"))
 }

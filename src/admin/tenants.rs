@@ -51,7 +51,10 @@ impl Admin {
         let taken = self.store.find_tenants(&tenant.schema).await?;
         if !taken.iter().any(|other| other.schema == tenant.schema) {
             // The conflict with the other tenant is reported below, which is clearer than "not empty".
-            self.store.check_schema(&tenant.schema, adopt).await?;
+            match self.store.check_schema(&tenant.schema, adopt).await {
+                Err(StoreError::Refused(why)) => return refused(why),
+                checked => checked?,
+            }
         }
         let wanted = tenant.status.clone();
         let without_schema = !self.store.has_schemas() || wanted == TenantStatus::PendingProvisioning;
@@ -60,7 +63,7 @@ impl Admin {
         let added = match self.store.insert_tenant(&NewTenant { status: first, ..tenant }, action).await {
             Err(StoreError::Conflict(_)) => {
                 return refused(format!(
-                    "the schema {schema:?} belongs to another tenant: choose one with --schema"
+                    "the schema {schema:?} belongs to another tenant: choose another schema"
                 ));
             }
             other => other?,
@@ -124,7 +127,8 @@ impl Admin {
     ///
     /// There is no such tenant, or more than one.
     pub async fn tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
-        let mut found = self.store.find_tenants(reference).await?;
+        let mut found =
+            if may_name(reference) { self.store.find_tenants(reference).await? } else { Vec::new() };
         found.retain(|tenant| self.sees(tenant.id));
         if let Some(at) = found.iter().position(|t| t.id.0.to_string().eq_ignore_ascii_case(reference)) {
             return Ok(found.swap_remove(at));

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::view::{AdminKeyView, KeyView, PlanView, TenantView};
 use super::{ListedAdminKey, RouteView};
 use crate::clock::Timestamp;
-use crate::permission::AdminKey;
+use crate::permission::{AdminKey, Authority};
 use crate::plan::PlanRow;
 use crate::record::KeyDetails;
 use crate::route::RouteRow;
@@ -54,7 +54,7 @@ pub fn of_routes(routes: &[RouteRow]) -> String {
 /// The version of a management key.
 #[must_use]
 pub fn of_admin_key(key: &AdminKey) -> String {
-    let listed = ListedAdminKey { key: key.clone(), ended: None };
+    let listed = ListedAdminKey { key: key.clone(), limit: Authority::whole(), ended: None };
     hashed(&AdminKeyView::from(&listed), &["status", "last_used_at"])
 }
 

@@ -232,16 +232,16 @@ pub(crate) struct AdminKeyView {
 
 impl From<&ListedAdminKey> for AdminKeyView {
     fn from(listed: &ListedAdminKey) -> Self {
-        let key = &listed.key;
+        let (key, authority) = (&listed.key, listed.authority());
         let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
         Self {
             id: key.id.0.to_string(),
             key_prefix: key.prefix.clone(),
             name: key.name.clone(),
-            permissions: permissions(key.given.permissions),
-            tenants: tenants(&key.given.reach),
+            permissions: permissions(authority.permissions),
+            tenants: tenants(&authority.reach),
             created_at: key.created_at.to_string(),
-            expires_at: text(key.given.expires_at),
+            expires_at: text(authority.expires_at),
             status: listed.ended.map_or("active", Ended::as_str),
             created_by: key.created_by.map(|id| id.0.to_string()),
             last_used_at: text(key.last_used_at),

@@ -20,8 +20,8 @@ use crate::tenant::Tenant;
 pub struct Behalf {
     /// The author.
     pub author: Author,
-    /// The management key that makes them: none is made once it or one of its makers is revoked.
-    pub key: Option<AdminKeyId>,
+    /// The management key that makes them.
+    pub key: Option<AuthorKey>,
     /// What is kept of the request that makes the change, if it may be sent again.
     pub receipt: Option<Receipt>,
 }
@@ -32,6 +32,16 @@ impl Behalf {
     pub fn of(author: Author) -> Self {
         Self { author, key: None, receipt: None }
     }
+}
+
+/// The management key that makes changes.
+#[derive(Clone)]
+pub struct AuthorKey {
+    /// Its id.
+    pub id: AdminKeyId,
+    /// Called inside the transaction of each change with the key, its maker, that key's maker and so on, which cannot
+    /// change until the transaction ends: whether the key may still make the change.
+    pub check: Arc<dyn Fn(&[AdminKey]) -> Result<(), StoreError> + Send + Sync>,
 }
 
 /// Makes the answer to a request inside the transaction of the change.

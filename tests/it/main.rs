@@ -45,6 +45,7 @@ mod lifecycle;
 mod listener;
 mod logs;
 mod manage;
+mod manage_authority;
 mod manage_changes;
 mod manage_crowds;
 mod manage_hostile;

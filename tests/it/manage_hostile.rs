@@ -11,6 +11,9 @@ on_every_store![
     large_and_deep_bodies_are_rejected_early,
     unusual_spellings_of_paths_reach_nothing,
     texts_are_escaped_wherever_they_are_written,
+    texts_that_the_database_cannot_hold_are_mistakes_of_the_request,
+    bodies_in_another_coding_are_rejected,
+    an_existing_schema_is_a_conflict,
 ];
 
 fn bodies_that_are_not_json_objects_are_rejected(world: &World) {
@@ -109,6 +112,66 @@ fn unusual_spellings_of_paths_reach_nothing(world: &World) {
     }
     assert_eq!(world.db.json(&["key", "show", id]), before);
     assert!(!manage.stderr.text().contains(&world.live.text));
+}
+
+fn texts_that_the_database_cannot_hold_are_mistakes_of_the_request(world: &World) {
+    let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
+    for query in ["keys?name=%00", "audit?actor=%00", "audit?subject=a%00", "usage?tenant=%00"] {
+        is_problem(&manage.get(&format!("/v1/{query}"), &key), 400, "invalid_request");
+    }
+    let body = serde_json::json!({ "name": "x", "tenants": ["\u{0}"] }).to_string();
+    is_problem(&manage.send(&key, "POST", "/v1/admin_keys", &body, &[]), 422, "unprocessable");
+    for path in ["keys/%ff", "tenants/%ff", "plans/%c3%28"] {
+        is_problem(&manage.get(&format!("/v1/{path}"), &key), 404, "not_found");
+    }
+    let cookie = crate::page::sign_in(&manage, &key);
+    for (path, status) in [
+        ("/keys?q=%00", 200),
+        ("/audit?actor=%00", 200),
+        ("/audit?subject=%00", 200),
+        ("/keys/%ff", 404),
+        ("/tenants/%ff", 404),
+        ("/login/%ff", 404),
+    ] {
+        assert_eq!(crate::page::get(&manage, path, &cookie).status, status, "{path}");
+    }
+    // A row that another program wrote: the other rows are still listed.
+    world.db.sql("UPDATE api_keys SET created_at = 'infinity' WHERE key_prefix = 'llmk_live'");
+    let (mut found, mut token) = (0, String::new());
+    loop {
+        let page = manage.json(&format!("/v1/keys?page_size=1&page_token={token}"), &key);
+        found += page["items"].as_array().expect("a list").len();
+        token = string(&page, "next_page_token");
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(found, world.db.json(&["key", "list"]).as_array().expect("a list").len());
+}
+
+fn bodies_in_another_coding_are_rejected(world: &World) {
+    let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
+    let send = |headers: &[&str]| manage.send(&key, "POST", "/v1/tenants", r#"{"name":"New Ltd"}"#, headers);
+    for headers in [
+        &["content-type: application/json", "content-encoding: gzip"][..],
+        &["content-type: application/json; charset=utf-16"],
+    ] {
+        is_problem(&send(headers), 415, "unsupported_media_type");
+    }
+    let typed = send(&["content-type: application/json; charset=\"UTF-8\"", "content-encoding: identity"]);
+    assert_eq!(typed.status, 201, "{}", typed.body);
+}
+
+fn an_existing_schema_is_a_conflict(world: &World) {
+    if world.db.backend == crate::support::Backend::Sqlite {
+        return;
+    }
+    world.db.sql("CREATE SCHEMA tenant_taken");
+    world.db.sql("CREATE TABLE tenant_taken.t (id int)");
+    let (key, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
+    let page = manage.send(&key, "POST", "/v1/tenants", r#"{"name":"Taken"}"#, &[]);
+    is_problem(&page, 409, "refused");
+    assert!(page.body.contains("exists and is not empty"), "{}", page.body);
 }
 
 fn texts_are_escaped_wherever_they_are_written(world: &World) {

@@ -291,7 +291,9 @@ impl Authority {
         Self { permissions: Role::Owner.permissions(), reach: Reach::All, expires_at: None }
     }
 
-    fn and(&self, other: &Self) -> Self {
+    /// Returns what both have: the permissions and tenants of both, until the first one ends.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
         let expires_at = match (self.expires_at, other.expires_at) {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
@@ -375,6 +377,12 @@ pub fn authority<'k>(
     }
     // The chain is incomplete: the last maker does not exist.
     if maker.is_some() { Err(Ended::WithItsMaker) } else { Ok(authority) }
+}
+
+/// Returns what all of these keys were created with.
+#[must_use]
+pub fn limit<'k>(makers: impl IntoIterator<Item = &'k AdminKey>) -> Authority {
+    makers.into_iter().fold(Authority::whole(), |limit, maker| limit.and(&maker.given))
 }
 
 /// What a management request concerns.

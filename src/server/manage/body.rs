@@ -6,7 +6,7 @@ use std::fmt;
 
 use axum::body::Body;
 use axum::http::HeaderMap;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -23,7 +23,7 @@ const MOST: usize = 1 << 20;
 const DROPPED: usize = 8 << 20;
 
 /// The maximum number of unknown fields in an answer, so that the answer to a body of a mebibyte stays short.
-const MOST_ERRORS: usize = 100;
+pub(super) const MOST_ERRORS: usize = 100;
 
 /// The media type of bodies.
 const JSON: &str = "application/json";
@@ -79,7 +79,16 @@ pub(super) fn parse(headers: &HeaderMap, bytes: &[u8], form: Form) -> Result<Val
     let (Some(media), None) = (types.next(), types.next()) else {
         return Err(Problem::media_type(form.expected()));
     };
-    let media = media.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    if headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
+        return Err(Problem::media_type("expected a body without Content-Encoding"));
+    }
+    let mut parts = media.to_str().unwrap_or_default().split(';').map(str::trim);
+    let media = parts.next().unwrap_or_default();
+    let charset =
+        parts.find_map(|part| part.split_once('=').filter(|(name, _)| name.eq_ignore_ascii_case("charset")));
+    if charset.is_some_and(|(_, charset)| !charset.trim_matches('"').eq_ignore_ascii_case("utf-8")) {
+        return Err(Problem::media_type("expected a body in UTF-8"));
+    }
     let patch = form == Form::MergePatch && media.eq_ignore_ascii_case(MERGE_PATCH);
     if !patch && !media.eq_ignore_ascii_case(JSON) {
         return Err(Problem::media_type(form.expected()));

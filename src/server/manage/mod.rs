@@ -34,6 +34,7 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
+use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -195,6 +196,7 @@ fn router(plane: Arc<Plane>, stats: Arc<ManageStats>) -> Router {
         .route("/replicas", get(reading::replicas))
         .fallback(|| async { Problem::not_found() })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
+        .layer(from_fn(only_utf8))
         // This layer is outside, so that clients without a key learn neither paths nor methods.
         .layer(from_fn_with_state(Arc::clone(&plane), access::authenticated))
         .with_state(Arc::clone(&plane));
@@ -207,6 +209,15 @@ fn router(plane: Arc<Plane>, stats: Arc<ManageStats>) -> Router {
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .layer(from_fn(with_headers))
         .layer(from_fn_with_state(stats, stats::counted))
+}
+
+/// Answers requests whose path is not UTF-8 once it is decoded: no object has such a name.
+async fn only_utf8(request: Request, next: Next) -> Response {
+    if percent_decode_str(request.uri().path()).decode_utf8().is_ok() {
+        next.run(request).await
+    } else {
+        page::not_found(request).await
+    }
 }
 
 /// The log line of one request. It has the route, but neither path nor query, which may contain names and secrets.

@@ -57,6 +57,10 @@ pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<Expected>, Problem>
             }
         }
     }
+    if any && (lines.len() > 1 || lines.iter().any(|line| line.as_bytes().trim_ascii() != b"*")) {
+        // `*` stands alone.
+        return Err(not_a_list());
+    }
     Ok(match (lines.is_empty(), any) {
         (true, _) => None,
         (false, true) => Some(Expected::Any),
@@ -99,7 +103,7 @@ mod tests {
         assert_eq!(read(&["W/\"a\""]).unwrap(), some(&[]));
         assert_eq!(read(&[""]).unwrap(), some(&[]));
         assert_eq!(read(&["*"]).unwrap(), Some(Expected::Any));
-        for bad in ["a", "\"a", "'a'", "\"a\"b\"", "W/a"] {
+        for bad in ["*, \"a\"", "\"a\", *", "a", "\"a", "'a'", "\"a\"b\"", "W/a"] {
             assert!(read(&[bad]).is_err(), "{bad}");
         }
     }

@@ -102,8 +102,10 @@ impl Problem {
 
     /// The key has the permission, but only for some tenants.
     pub(super) fn only_for_all_tenants(permission: Permission) -> Self {
-        let detail =
-            format!("with the permission {} only a key of all tenants may do this", permission.as_str());
+        let detail = format!(
+            "this needs a management key with {} for all tenants; this one is limited to some",
+            permission.as_str()
+        );
         Self::new(StatusCode::FORBIDDEN, "only_for_all_tenants", detail)
     }
 

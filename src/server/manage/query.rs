@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use super::body::escaped;
+use super::body::{MOST_ERRORS, escaped};
 use super::problem::{FieldError, Problem};
 
 const PAGE: usize = 100;
@@ -42,6 +42,9 @@ impl ListQuery {
         let mut filters = vec![Vec::new(); names.len()];
         let (mut size, mut token) = (Vec::new(), Vec::new());
         for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+            if errors.len() >= MOST_ERRORS {
+                break;
+            }
             let place = match name.as_ref() {
                 "page_size" => &mut size,
                 "page_token" => &mut token,
@@ -55,6 +58,10 @@ impl ListQuery {
                     &mut filters[at]
                 }
             };
+            if value.contains('\0') {
+                // Postgres accepts no NUL in a text.
+                errors.push(FieldError::new(pointer(&name), "invalid_value", "expected no NUL character"));
+            }
             if !place.is_empty() && !REPEATABLE.contains(&name.as_ref()) {
                 errors.push(FieldError::new(pointer(&name), "repeated_parameter", "give it once"));
             }

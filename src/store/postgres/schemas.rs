@@ -23,17 +23,16 @@ pub(super) async fn check(
             OR EXISTS (SELECT FROM pg_type t JOIN pg_namespace n ON n.oid = typnamespace WHERE nspname = $1)";
     let row = sqlx::query(sql).bind(schema).fetch_one(connection).await?;
     let (role, full): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
-    let refuse = |why: &str| {
-        Err(StoreError::Refused(format!("the schema {schema:?} {why}: choose another one with --schema")))
-    };
+    let refuse =
+        |why: &str| Err(StoreError::Refused(format!("the schema {schema:?} {why}: choose another schema")));
     if schema == home {
         refuse("holds the tables of tenantgate")
     } else if role {
         refuse("has the name of a role, whose sessions would find its tables first")
     } else if full && !adopt {
         Err(StoreError::Refused(format!(
-            "the schema {schema:?} exists and is not empty: choose another one with --schema, or give it to the tenant \
-             with --adopt-schema"
+            "the schema {schema:?} exists and is not empty: choose another schema, or give this one to the tenant \
+             (--adopt-schema; over HTTP adopt_schema)"
         )))
     } else {
         Ok(())

@@ -8,10 +8,11 @@ use uuid::Uuid;
 use super::Sets;
 use super::connection::{Link, ask};
 use super::row::Row;
+use super::value::Value;
 use crate::audit::{Action, Draft};
 use crate::clock::Timestamp;
 use crate::permission::{AdminKey, AdminKeyId, Authority, Permissions, Reach};
-use crate::store::{AdminKeyChange, NewAdminKey, StoreError};
+use crate::store::{AdminKeyChange, AuthorKey, NewAdminKey, StoreError};
 use crate::tenant::TenantId;
 
 const TABLE: &str = "tenantgate_admin_key";
@@ -104,41 +105,54 @@ pub(super) async fn all(link: &mut Link<'_>) -> Result<Vec<AdminKey>, StoreError
 /// The longest chain of makers that is read. A longer chain is cut, and then counts as incomplete.
 const LONGEST_CHAIN: i64 = 100;
 
+/// Returns the hash of the key with this prefix; the key; its maker; that key's maker and so on.
 pub(super) async fn chain(
     link: &mut Link<'_>,
     prefix: &str,
 ) -> Result<Option<(String, Vec<AdminKey>)>, StoreError> {
-    let sql = format!(
-        "WITH RECURSIVE chain (link, maker_of_link, depth) AS (
-             SELECT id, created_by, 1 FROM {TABLE} WHERE key_prefix = $1
-             UNION ALL
-             SELECT id, created_by, depth + 1 FROM {TABLE} JOIN chain ON id = maker_of_link WHERE depth < {LONGEST_CHAIN})
-         SELECT {ADMIN_KEY}, hashed_key FROM {TABLE} JOIN chain ON id = link ORDER BY depth"
-    );
-    let rows = ask(sql).bind(prefix).all(link).await?;
+    let rows = links(link, "key_prefix = $1", prefix).await?;
     let Some(first) = rows.first() else { return Ok(None) };
     let keys: Result<Vec<_>, _> = rows.iter().map(admin_key_of).collect();
     Ok(Some((first.get("hashed_key")?, keys?)))
 }
 
-/// Makes sure that neither a key nor one of its makers is revoked before the transaction is over.
-pub(super) async fn hold_live(link: &mut Link<'_>, id: AdminKeyId) -> Result<(), StoreError> {
+async fn links(link: &mut Link<'_>, is_first: &str, value: impl Into<Value>) -> Result<Vec<Row>, StoreError> {
     let sql = format!(
-        "SELECT CAST(created_by AS text) AS maker, revoked_at FROM {TABLE} WHERE id = $1{}",
-        link.dialect().share
+        "WITH RECURSIVE chain (link, maker_of_link, depth) AS (
+             SELECT id, created_by, 1 FROM {TABLE} WHERE {is_first}
+             UNION ALL
+             SELECT id, created_by, depth + 1 FROM {TABLE} JOIN chain ON id = maker_of_link WHERE depth < {LONGEST_CHAIN})
+         SELECT {ADMIN_KEY}, hashed_key FROM {TABLE} JOIN chain ON id = link ORDER BY depth"
     );
-    let mut next = Some(id.0);
-    for _ in 0..LONGEST_CHAIN {
-        let Some(id) = next else { return Ok(()) };
-        let Some(row) = ask(sql.as_str()).bind(id).maybe(link).await? else { break };
-        if row.instant("revoked_at")?.is_some() {
-            break;
+    ask(sql).bind(value).all(link).await
+}
+
+/// Holds the management key `author`, which makes a change, and its makers as they are until the transaction ends, and
+/// checks that the key still has the authority by which the change was judged. Also locks the key `target`, which is
+/// to be changed. All locks are taken in the order of ids, so that two changes cannot deadlock.
+pub(super) async fn hold(
+    link: &mut Link<'_>,
+    author: Option<&AuthorKey>,
+    target: Option<AdminKeyId>,
+) -> Result<(), StoreError> {
+    let mut held = BTreeSet::new();
+    if let Some(author) = author {
+        // The makers of a key never change.
+        for row in links(link, "id = $1", author.id.0).await? {
+            held.insert(AdminKeyId(row.id("id", TABLE)?));
         }
-        let maker: Option<String> = row.get("maker")?;
-        // A maker that cannot be read must not look like none.
-        next = maker.map(|id| Uuid::parse_str(&id).unwrap_or_default());
     }
-    Err(StoreError::KeyEnded)
+    held.extend(target);
+    for id in held {
+        let dialect = link.dialect();
+        let lock = if Some(id) == target { dialect.lock_admin_key } else { dialect.share_admin_key };
+        if let Some(lock) = lock {
+            ask(lock).bind(id.0.to_string()).execute(link).await?;
+        }
+    }
+    let Some(author) = author else { return Ok(()) };
+    let rows = links(link, "id = $1", author.id.0).await?;
+    (author.check)(&rows.iter().map(admin_key_of).collect::<Result<Vec<_>, _>>()?)
 }
 
 pub(super) async fn touch(link: &mut Link<'_>, id: AdminKeyId, at: Timestamp) -> Result<(), StoreError> {

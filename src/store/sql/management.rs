@@ -10,8 +10,8 @@ use super::keys::{self, insert as insert_key, to_change as key_to_change};
 use super::row::Row;
 use super::rows::{KEY, TENANT, key_of, shadowed_of, tenant_of};
 use super::{
-    Held, Sets, SqlStore, admin_keys, audit, bulk, change, hold, idempotency, key_list, plans, routes,
-    tenant_list, tenants, usage,
+    Held, Sets, SqlStore, admin_keys, audit, bulk, change, change_admin_key, hold, idempotency, key_list,
+    plans, routes, tenant_list, tenants, usage,
 };
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
@@ -80,9 +80,7 @@ impl<S: SqlStore> Management for S {
     async fn create_schema(&self, schema: &str, adopt: bool) -> Result<(), StoreError> {
         let mut connection = hold(self).await?;
         self.refuse_change(&mut connection.link()).await?;
-        if let Some(key) = self.behalf().key {
-            admin_keys::hold_live(&mut connection.link(), key).await?;
-        }
+        admin_keys::hold(&mut connection.link(), self.behalf().key.as_ref(), None).await?;
         SqlStore::create_schema(self, &mut connection.link(), schema, adopt).await
     }
 
@@ -389,7 +387,7 @@ impl<S: SqlStore> Management for S {
         action: Action,
         make: AdminKeyChange<'_>,
     ) -> Result<Option<AdminKey>, StoreError> {
-        let mut connection = change(self).await?;
+        let mut connection = change_admin_key(self, Some(id)).await?;
         let link = &mut connection.link();
         let Some((key, draft)) = admin_keys::change(link, id, action, make).await? else { return Ok(None) };
         finish(self, connection, draft, Changed::AdminKey(&key)).await?;

@@ -34,6 +34,7 @@ pub(super) use self::row::Row;
 pub(super) use self::rows::{TENANT, tenant_of};
 use self::value::Value;
 use super::{Adoption, Behalf, Migrated, SchemaVersion, Store, StoreError};
+use crate::permission::AdminKeyId;
 use crate::tenant::Tenant;
 
 /// The SQL that the two databases spell differently.
@@ -44,8 +45,12 @@ pub(super) struct Dialect {
     pub(super) now: &'static str,
     /// Follows a SELECT: locks the rows until the transaction ends.
     pub(super) lock: &'static str,
-    /// The same, where several transactions may hold the row.
-    share: &'static str,
+    /// Locks the management key `$1` until the transaction ends, for a change that it makes: several transactions may
+    /// hold it. `None` if the database has no concurrent writers. The lock is fair, unlike that of a row: a change of
+    /// the key does not wait for ever while the key makes changes.
+    share_admin_key: Option<&'static str>,
+    /// The same for a change of the key itself.
+    lock_admin_key: Option<&'static str>,
     /// After a parameter that is JSON.
     json: &'static str,
     /// Converts the instant `?` to a value that sorts by time. On SQLite, `infinity` becomes NULL.
@@ -96,11 +101,15 @@ pub(super) const POSTGRES: Dialect = Dialect {
     begin: "BEGIN ISOLATION LEVEL READ COMMITTED",
     now: "clock_timestamp()",
     lock: " FOR UPDATE",
-    share: " FOR SHARE",
+    share_admin_key: Some(
+        "SELECT pg_advisory_xact_lock_shared(hashtextextended('tenantgate_admin_key ' || $1, 0))",
+    ),
+    lock_admin_key: Some("SELECT pg_advisory_xact_lock(hashtextextended('tenantgate_admin_key ' || $1, 0))"),
     json: "::json",
     time: "?",
     instant: "CAST(? AS timestamptz)",
-    place: "to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
+    // `to_char` of infinity is NULL.
+    place: "coalesce(to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), CAST(created_at AS text))",
     position: "strpos",
     jsonb: "::jsonb",
     tie: "id",
@@ -121,7 +130,8 @@ pub(super) const SQLITE: Dialect = Dialect {
     begin: "BEGIN IMMEDIATE",
     now: "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
     lock: "",
-    share: "",
+    share_admin_key: None,
+    lock_admin_key: None,
     json: "",
     // An invalid instant counts as the beginning of time.
     time: "CASE WHEN ? IS NULL OR ? = 'infinity' THEN NULL ELSE coalesce(julianday(?), 0) END",
@@ -206,12 +216,15 @@ async fn hold(store: &impl SqlStore) -> Result<Held, StoreError> {
 /// Takes a connection and begins a transaction. If the connection is dropped before [`Connection::commit`], the
 /// transaction is rolled back.
 async fn change(store: &impl SqlStore) -> Result<Held, StoreError> {
+    change_admin_key(store, None).await
+}
+
+/// The same, to change this management key.
+async fn change_admin_key(store: &impl SqlStore, target: Option<AdminKeyId>) -> Result<Held, StoreError> {
     let mut connection = hold(store).await?;
     store.refuse_change(&mut connection.link()).await?;
     connection.begin().await?;
-    if let Some(key) = store.behalf().key {
-        admin_keys::hold_live(&mut connection.link(), key).await?;
-    }
+    admin_keys::hold(&mut connection.link(), store.behalf().key.as_ref(), target).await?;
     Ok(connection)
 }
 

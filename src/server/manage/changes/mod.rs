@@ -175,6 +175,7 @@ impl Asked {
             match idempotency::claim(&admin, &self.caller, self.parts.uri.path(), key, &self.body).await? {
                 Turn::Done(kept, derivation) => {
                     let mut answer = Answer::from_kept(kept);
+                    still_sees(&admin, &self.caller, &answer.object).await?;
                     success.secret.replay(&mut answer.object, derivation);
                     let applied = applied(&admin, wait).await;
                     let mut response = respond(success.status, answer, applied);
@@ -210,6 +211,21 @@ impl Asked {
             Ok::<_, AdminError>(respond(success.status, answer, applied))
         });
         Ok(done.await.map_err(|_| Problem::internal())??)
+    }
+}
+
+/// Checks that the caller may still see the object of a stored answer: since then, tenants or permissions may have been
+/// taken away from it.
+async fn still_sees(admin: &Admin, caller: &Caller, object: &Value) -> Result<(), AdminError> {
+    let object = object.get("new").unwrap_or(object);
+    let text = |field: &str| object.get(field).and_then(Value::as_str);
+    let own = text("id").filter(|_| object.get("db_schema_name").is_some());
+    match (text("tenant_id").or(own), text("id")) {
+        (Some(tenant), _) => admin.tenant(tenant).await.map(drop),
+        (None, Some(id)) if object.get("permissions").is_some() => {
+            admin.admin_key(&caller.maker, id).await.map(drop)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -38,7 +38,9 @@ pub(super) fn name(text: &str) -> Result<String, &'static str> {
     if is_tenant_name(text) && !holds_key(text) {
         Ok(text.to_owned())
     } else {
-        Err("expected 1 to 255 characters, no control characters, and no key in it")
+        Err(
+            "expected 1 to 255 characters, not all of them invisible, no control characters, and no key in it",
+        )
     }
 }
 

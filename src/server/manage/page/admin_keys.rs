@@ -34,14 +34,14 @@ async fn screen(
     let now = visitor.admin.now();
     let rows = html! {
         @for listed in &keys {
-            @let key = &listed.key;
+            @let (key, authority) = (&listed.key, listed.authority());
             tr {
                 th scope="row" { a href={ "/admin-keys/" (key.id.0) } { (key.name) } }
                 td { (status(listed)) }
-                td { (role(key.given.permissions)) }
-                td { (reach(&key.given.reach)) }
+                td { (role(authority.permissions)) }
+                td { (reach(&authority.reach)) }
                 td { (when_or(key.last_used_at, now, "never")) }
-                td { (when_or(key.given.expires_at, now, "never")) }
+                td { (when_or(authority.expires_at, now, "never")) }
             }
         }
     };
@@ -199,7 +199,7 @@ pub(super) async fn show(
     visitor.check(Permission::AdminKeysRead, About::Shared)?;
     let listed = found(&visitor, &id).await?;
     let sessions = visitor.admin.sessions(listed.key.id).await?;
-    let (key, now) = (&listed.key, visitor.admin.now());
+    let (key, authority, now) = (&listed.key, listed.authority(), visitor.admin.now());
     let writes = visitor.may(Permission::AdminKeysWrite, About::Shared);
     let body = html! {
         p.crumbs { a href="/admin-keys" { "Management keys" } }
@@ -207,11 +207,11 @@ pub(super) async fn show(
         (done(&Form::read(query.unwrap_or_default())))
         dl.facts {
             div { dt { "Prefix" } dd { (copyable(&key.prefix, "the prefix")) } }
-            div { dt { "Tenants" } dd { (reach(&key.given.reach)) } }
+            div { dt { "Tenants" } dd { (reach(&authority.reach)) } }
             div { dt { "Created" } dd { (when(key.created_at, now)) } }
             div { dt { "Last used" } dd { (when_or(key.last_used_at, now, "never")) } }
-            div { dt { "Expires" } dd { (when_or(key.given.expires_at, now, "never")) } }
-            div { dt { "May" } dd { @for one in key.given.permissions.iter() { span.label { (one.as_str()) } " " } } }
+            div { dt { "Expires" } dd { (when_or(authority.expires_at, now, "never")) } }
+            div { dt { "May" } dd { @for one in authority.permissions.iter() { span.label { (one.as_str()) } " " } } }
         }
         (sessions_of(&visitor, key.id.0, &sessions, writes, now))
         @if writes && listed.ended.is_none() {

@@ -105,7 +105,9 @@ impl From<AdminError> for Failure {
             AdminError::Excess(_) => Self::new(StatusCode::FORBIDDEN, "Not allowed", text),
             AdminError::BadRequest(_) => Self::new(StatusCode::BAD_REQUEST, "Not valid", text),
             AdminError::Missing(_) => Self::not_found(),
-            AdminError::Ended => Self::not_signed_in("Your management key was revoked in the meantime."),
+            AdminError::Ended => {
+                Self::not_signed_in("Your management key was revoked or expired in the meantime.")
+            }
             AdminError::Unfit { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Not valid", text),
             AdminError::Stale => {
                 let text = "Somebody else changed it in the meantime, so nothing was saved. Open it again and repeat your change.";

@@ -1,5 +1,7 @@
 //! Reads forms and query strings.
 
+use std::borrow::Cow;
+
 use super::failure::Failure;
 
 /// The fields of a form or a query string.
@@ -7,9 +9,11 @@ use super::failure::Failure;
 pub(super) struct Form(Vec<(String, String)>);
 
 impl Form {
-    /// Parses the body of a form, or a query string.
+    /// Parses the body of a form, or a query string. Replaces NUL, which Postgres does not accept in a text.
     pub(super) fn read(text: impl AsRef<[u8]>) -> Self {
-        Self(form_urlencoded::parse(text.as_ref()).into_owned().collect())
+        let fields = form_urlencoded::parse(text.as_ref());
+        let replaced = |text: Cow<'_, str>| text.replace('\0', "\u{fffd}");
+        Self(fields.map(|(name, value)| (replaced(name), replaced(value))).collect())
     }
 
     /// Creates a form with these values.
@@ -52,6 +56,7 @@ mod tests {
         let form = Form::read("q=a%20b+&state=&p=1&p=2&x=%3Cb%3E");
         assert_eq!((form.get("q"), form.get("state"), form.get("none")), (Some("a b"), None, None));
         assert_eq!(form.shown("x"), "<b>");
+        assert_eq!(Form::read("q=a%00b").get("q"), Some("a\u{fffd}b"));
         assert_eq!(Form::read("q=a&after=1").with("after", "2&3"), "q=a&after=2%263");
         assert!(form.need("state", "State").is_err());
     }

@@ -113,6 +113,7 @@ pub(super) fn router(plane: Arc<Plane>) -> Router {
         .route(assets::ICON, get(assets::icon))
         .method_not_allowed_fallback(|| async { Failure::method_not_allowed() })
         .merge(inside)
+        .layer(from_fn(super::only_utf8))
         .layer(DefaultBodyLimit::max(LARGEST_FORM))
         .layer(from_fn(add_headers))
         .with_state(plane)

@@ -99,7 +99,7 @@ pub(super) fn meaning(reason: &str) -> &'static str {
         "path_ambiguous" => "The path can be read in two ways.",
         "tenant_inactive" => "The tenant is not active.",
         "damaged_row" => "The row of the key cannot be read.",
-        "bad_route_context" => "Envoy's configuration says something of the route that cannot be read.",
+        "bad_route_context" => "Envoy's context_extensions for this route are not valid.",
         "damaged_route" => "The rule for this request cannot be read.",
         "deadline_too_short" => "Envoy waits for too short a time.",
         "overloaded" => "tenantgate had too much to do.",
@@ -279,6 +279,16 @@ pub(super) fn next_page(path: &str, query: &Form, after: Option<&str>) -> Markup
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decision::{Fault, Reason};
+
+    #[test]
+    fn every_reason_has_a_sentence() {
+        let reasons = Reason::ALL.map(Reason::as_str);
+        let faults = Fault::ALL.map(Fault::as_str);
+        for reason in reasons.into_iter().chain(faults) {
+            assert!(!meaning(reason).is_empty(), "{reason}");
+        }
+    }
 
     #[test]
     fn distances_are_short() {

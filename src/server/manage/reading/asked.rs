@@ -14,7 +14,7 @@ use super::seen_by;
 use crate::admin::{AdminError, RouteVerdict, TestedRequest};
 use crate::client_address::parse_address;
 use crate::key::format::{is_stored_prefix, parse};
-use crate::permission::{About, Permission};
+use crate::permission::{About, Permission, Reach};
 use crate::server::manage::access::check;
 use crate::server::manage::body::{self, Fields, Form, instant};
 use crate::server::manage::problem::Problem;
@@ -130,5 +130,10 @@ pub(in crate::server::manage) async fn explain(
         // 404 for a key that the caller may not see.
         seen_by(&plane, &caller).key(prefix).await?;
     }
-    Ok(Json((plane.explain)(request).await?))
+    let mut explained = (plane.explain)(request).await?;
+    if caller.maker.authority.reach != Reach::All {
+        // Where the database is, is not for those who look after a few tenants.
+        explained["database"] = Value::Null;
+    }
+    Ok(Json(explained))
 }
