@@ -134,6 +134,18 @@ fn source(folder: &str, base: &Path, path: &Path) -> Source {
     Source { path: format!("{folder}/{shown}.rs"), module, text, code }
 }
 
+/// The map for readers, in `src/lib.rs`.
+#[test]
+fn the_map_of_the_code_names_every_module_in_its_layer() {
+    let map = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    for (number, layer) in LAYERS.iter().enumerate() {
+        let row = map.lines().find(|line| line.starts_with(&format!("//! | {number} ")));
+        let row = row.unwrap_or_else(|| panic!("src/lib.rs has no row of layer {number}"));
+        let named: BTreeSet<_> = row.split('`').skip(1).step_by(2).collect();
+        assert_eq!(named, layer.iter().copied().collect(), "left: src/lib.rs, right: LAYERS; layer {number}");
+    }
+}
+
 fn layer_of(module: &str) -> usize {
     let place = |name: &str| LAYERS.iter().position(|layer| layer.contains(&name));
     // A module that is not listed belongs to the layer of its parent.

@@ -177,3 +177,18 @@ fn anchors_are_made_as_github_and_mdbook_make_them() {
     assert_eq!(anchors(page), BTreeSet::from(expected));
     assert_eq!(links("[a](b.md#c) `[no](code)` [d](e)\n```\n[no](code)\n```\n"), ["b.md#c", "e"]);
 }
+
+#[test]
+fn every_outcome_is_described_for_operators_and_for_users_of_the_api() {
+    use tenantgate::decision::{Fault, Reason};
+    let (outcomes, users) = ("docs/reference/outcomes.md", "docs/guides/api-users.md");
+    let (outcomes, users) = (read(Path::new(outcomes)), read(Path::new(users)));
+    for name in Reason::ALL.map(Reason::as_str).into_iter().chain(Fault::ALL.map(Fault::as_str)) {
+        assert!(outcomes.contains(&format!("`{name}`")), "outcomes.md: {name}");
+    }
+    let bodies: BTreeSet<_> = outcomes.split('`').filter(|text| text.starts_with("{\"detail\":")).collect();
+    assert!(bodies.len() > 7, "{bodies:?}");
+    for body in bodies {
+        assert!(users.contains(body), "api-users.md: {body}");
+    }
+}
