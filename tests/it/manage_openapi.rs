@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use crate::manage::{Manage, owner};
+use crate::support::world::string;
 use crate::support::{Backend, World};
 
 /// Returns the description, requested without a key, and a server.
@@ -137,4 +138,26 @@ fn objects_have_the_documented_fields() {
     assert_eq!(got(&made), names("IssuedKey"));
     let problem = manage.get("/v1/keys/nobody", &key);
     assert_eq!(got(&serde_json::from_str(&problem.body).expect("JSON")), names("Problem"));
+}
+
+#[test]
+fn versions_are_described_where_they_are_sent() {
+    let (world, manage, key, document) = described();
+    world.db.json(&["plan", "create", "gold", "--request-limit", "5/MINUTE"]);
+    let rule = string(&world.db.json(&["route", "add", "--path", "/v1/**", "--name", "all"]), "id");
+    let admin_key = string(&manage.json("/v1/whoami", &key), "id");
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        let id = match path {
+            path if path.contains("/tenants/") => &world.acme.id,
+            path if path.contains("/keys/") => &world.live.id,
+            path if path.contains("/admin_keys/") => &admin_key,
+            _ => &rule,
+        };
+        let concrete = path.replace("{reference}", id).replace("{id}", id).replace("{name}", "gold");
+        let Some(success) = methods.get("get").map(|get| &get["responses"]["200"]) else { continue };
+        let page = manage.get(&concrete, &key);
+        assert_eq!(page.status, 200, "{concrete}: {}", page.body);
+        let described = success["headers"].get("ETag").is_some();
+        assert_eq!(described, page.headers.contains_key("etag"), "{path}");
+    }
 }

@@ -22,12 +22,19 @@ use crate::admin::view::{
     TenantView, UsageView, UsedPlanView,
 };
 use crate::admin::{RouteDifference, RouteVerdict, RouteView};
+use crate::permission::Permission;
 
 /// The description of the API as a whole.
 const ABOUT: &str = "Manages tenants, keys, plans, rules of routes and management keys of tenantgate. Lists are pages: pass \
 next_page_token as page_token until it is empty; a page can be shorter than page_size before the end. Objects have an ETag, \
 which If-Match compares before a change. A POST with an Idempotency-Key can be sent again for 24 hours and gets the same \
-answer. With Prefer: wait=N an answer comes when all servers have the change, or says after N seconds which have not.";
+answer. With Prefer: wait=N an answer comes when all servers have the change, or says after N seconds which have not. Programs \
+send an issued key to the API behind Envoy in the header x-llmcore-api-key, unless its operator chose another one; last_used_at and \
+usage count a request within 30 seconds.";
+
+/// The objects that have a version.
+const VERSIONED: [&str; 8] =
+    ["AdminKey", "IssuedAdminKey", "IssuedKey", "Key", "Plan", "Route", "Tenant", "UsedPlan"];
 
 /// Answers with the description.
 pub(super) async fn page() -> Response {
@@ -69,6 +76,7 @@ fn document() -> Value {
             } },
             "responses": { "problem": {
                 "description": "The request was not performed: code and detail say why, errors says where",
+                "headers": { "Retry-After": header("Seconds; only with 429 and 503") },
                 "content": { "application/problem+json": { "schema": reference("Problem") } },
             } },
         },
@@ -79,15 +87,41 @@ fn reference(schema: &str) -> Value {
     json!({ "$ref": format!("#/components/schemas/{schema}") })
 }
 
+fn header(description: &str) -> Value {
+    json!({ "description": description, "schema": { "type": "string" } })
+}
+
+/// Describes the headers of a successful answer.
+fn headers(operation: &Operation) -> Map<String, Value> {
+    let versioned = match operation.answer {
+        Answer::Object(name) | Answer::Created(name) => VERSIONED.contains(&name),
+        Answer::List(name) => name == "Route",
+        Answer::Nothing => false,
+    };
+    let created = matches!(operation.answer, Answer::Created(_));
+    let repeatable = operation.changes() && operation.method == "POST";
+    let headers = [
+        (versioned, "ETag", "The version, for If-Match"),
+        (created, "Location", "The path of the new object"),
+        (repeatable, "Idempotency-Replayed", "true if this is the answer of an earlier request"),
+        (operation.changes(), "Preference-Applied", "wait=N if the request preferred it"),
+    ];
+    let headers = headers.into_iter().filter(|(is, ..)| *is);
+    headers.map(|(_, name, description)| (name.to_owned(), header(description))).collect()
+}
+
 fn described(operation: &Operation) -> Value {
     let Operation { id, summary, needs, body, .. } = operation;
     let needs = if needs.is_empty() { "any live management key".to_owned() } else { (*needs).to_owned() };
     let parameters: Vec<_> = operation.parameters().map(Parameter::described).collect();
-    let (status, answer) = response(operation.answer);
-    let mut responses = json!({ status: answer, "default": { "$ref": "#/components/responses/problem" } });
+    let (status, mut answer) = response(operation.answer);
+    let headers = headers(operation);
+    if !headers.is_empty() {
+        answer["headers"] = headers.into();
+    }
+    let mut responses = json!({ status: &answer, "default": { "$ref": "#/components/responses/problem" } });
     if operation.changes() && status != "204" {
-        let (_, late) = response(operation.answer);
-        let mut late = late;
+        let mut late = answer.clone();
         late["description"] = "Done, but some servers have not applied it yet: pending names them".into();
         responses["202"] = late;
     }
@@ -155,6 +189,11 @@ fn schemas() -> Map<String, Value> {
     add::<WhoView>(&mut all, "WhoAmI");
     add::<super::problem::Shown>(&mut all, "Problem");
     bodies::add_all(&mut all);
+    for schema in all.values_mut() {
+        if let Some(items) = schema.pointer_mut("/properties/permissions/items") {
+            items["enum"] = Permission::ALL.map(Permission::as_str).to_vec().into();
+        }
+    }
     // Not described field by field, because explanations grow with the table of outcomes.
     all.insert("Explanation".into(), json!({ "type": "object", "additionalProperties": true }));
     all

@@ -31,7 +31,7 @@ pub(super) struct Operation {
     pub(super) answer: Answer,
 }
 
-/// A parameter: name, type, description.
+/// A parameter: name, type or words, description.
 #[derive(Debug)]
 pub(super) struct Parameter(&'static str, &'static str, &'static str);
 
@@ -46,6 +46,9 @@ impl Parameter {
         let name = if *name == "name_of_plan" { "name" } else { name };
         let schema = match *kind {
             "strings" => json!({ "type": "array", "items": { "type": "string" } }),
+            words if words.contains('|') => {
+                json!({ "type": "string", "enum": words.split('|').collect::<Vec<_>>() })
+            }
             kind => json!({ "type": kind }),
         };
         json!({ "name": name, "in": place, "required": required, "description": description, "schema": schema })
@@ -78,7 +81,7 @@ const PREFER: Parameter = Parameter(
 );
 
 const KEYS: [Parameter; 6] = [
-    Parameter("status", "string", "active, expired, revoked, disabled or not_yet_valid"),
+    Parameter("status", "active|expired|revoked|disabled|not_yet_valid", "The state"),
     Parameter("name", "string", "A part of the name; case is ignored"),
     Parameter("scope", "string", "One of the scopes, exactly as stored"),
     Parameter("label", "strings", "A label, as name=value; if repeated, keys must have all of them"),
@@ -89,7 +92,7 @@ const OF_TENANT: [Parameter; 1] = [Parameter("tenant", "string", "The id or sche
 const USAGE: [Parameter; 3] = [
     Parameter("from", "string", "The first day (UTC), such as 2027-01-31; the default is the last 30 days"),
     Parameter("to", "string", "The last day (UTC)"),
-    Parameter("group_by", "string", "day, reason or key"),
+    Parameter("group_by", "day|reason|key", "What a row counts; the default is day"),
 ];
 
 impl Operation {
