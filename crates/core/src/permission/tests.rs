@@ -53,6 +53,7 @@ fn names_are_parsed_from_their_text() {
         (both.to_string(), format!("{both:?}")),
         ("keys:read keys:write".into(), "{KeysRead, KeysWrite}".into())
     );
+    assert_eq!(Permissions::parse(" keys:read\tkeys:write keys:read "), Ok(both));
     assert!(Role::parse("root").is_err() && Permissions::parse("keys:read,keys:write").is_err());
 }
 
