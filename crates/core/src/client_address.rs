@@ -152,6 +152,19 @@ mod tests {
     }
 
     #[test]
+    fn the_address_is_in_at_most_one_header_or_metadata() {
+        for (text, header, metadata) in [
+            ("source", None, None),
+            ("metadata:x-address", None, Some("x-address")),
+            ("xff:2", Some("x-forwarded-for"), None),
+            ("header:x-address", Some("x-address"), None),
+        ] {
+            let option = ClientAddress::parse(text).unwrap();
+            assert_eq!((option.header(), option.metadata()), (header, metadata), "{text}");
+        }
+    }
+
+    #[test]
     fn an_address_may_have_a_port_or_brackets() {
         for (text, expected) in [
             ("192.0.2.7", Some("192.0.2.7")),

@@ -44,8 +44,7 @@ impl Labels {
     /// Returns why the name or the value is invalid, or that there are already 32 labels.
     pub fn add(&mut self, text: &str) -> Result<(), Invalid> {
         let (name, value) = parse_label(text)?;
-        let after = name.len() + 1;
-        self.insert(name, value).map_err(|fault| Invalid::new(WHAT_ONE, fault.at(after), fault.expected()))
+        self.insert(name, value).map_err(|fault| Invalid::new(WHAT_ONE, 0, fault.expected()))
     }
 
     /// Removes a label. Returns whether it existed.
@@ -185,6 +184,7 @@ mod tests {
             ("[]", 1, "a JSON object"),
             ("null", 4, "a JSON object"),
             (r#"{"a":"1" "b"}"#, 10, "a JSON object"),
+            ("{\n\"a\":\"1\"\n \"b\"}", 12, "a JSON object"),
             (r#"{"a":"1","b":2}"#, 10, "a string as the value of \"b\""),
             (r#"{"A":"1"}"#, 2, "lower-case letters"),
             (r#"{"":"1"}"#, 2, "1 to 63 characters"),
@@ -201,6 +201,7 @@ mod tests {
     #[test]
     fn labels_are_added_replaced_and_removed() {
         let mut labels = Labels::default();
+        assert!(labels.is_empty());
         for text in ["team=a", "team=b=c", "env="] {
             labels.add(text).unwrap();
         }
@@ -229,5 +230,7 @@ mod tests {
             assert_eq!(Labels::default().add(text).unwrap_err().position(), at, "{text}");
         }
         assert_eq!(parse_label("a=b"), Ok(("a", "b")));
+        let longest = (&*"n".repeat(63), &*"é".repeat(255));
+        assert_eq!(parse_label(&format!("{}={}", longest.0, longest.1)), Ok(longest));
     }
 }

@@ -331,8 +331,29 @@ mod tests {
         ] {
             assert_eq!(read(path, PathOptions::default()), None, "{path:?}");
         }
-        let error = Path::read(b"/ab/../c", PathOptions::default()).unwrap_err();
-        assert_eq!(error.to_string(), "a dot segment at position 6");
+    }
+
+    #[test]
+    fn an_ambiguous_path_is_rejected_with_its_position() {
+        let slash = PathOptions { keep_encoded_slash: true, ..PathOptions::default() };
+        for (path, options, expected) in [
+            ("ab", PathOptions::default(), "no slash at the start at position 1"),
+            ("/ab//c", PathOptions::default(), "an empty segment at position 4"),
+            ("/ab/../c", PathOptions::default(), "a dot segment at position 6"),
+            ("/ab/..", PathOptions::default(), "a dot segment at position 6"),
+            ("/ab#", PathOptions::default(), "a character that paths may not have at position 4"),
+            ("/%61b#", PathOptions::default(), "a character that paths may not have at position 6"),
+            ("/ab;", PathOptions::default(), "a path parameter at position 4"),
+            ("/ab%2", PathOptions::default(), "an incomplete escape at position 4"),
+            ("/ab%2fc", PathOptions::default(), "an escaped slash, backslash or NUL at position 4"),
+            ("/ab%ffc", PathOptions::default(), "escapes that are not UTF-8 at position 6"),
+            ("/%61/./c", PathOptions::default(), "a dot segment at position 6"),
+            ("/%61/..", PathOptions::default(), "a dot segment at position 7"),
+            ("/ab/..%2Fc", slash, "a dot segment at position 6"),
+        ] {
+            let error = Path::read(path.as_bytes(), options).unwrap_err();
+            assert_eq!(error.to_string(), expected, "{path}");
+        }
     }
 
     #[test]

@@ -203,6 +203,19 @@ mod tests {
     }
 
     #[test]
+    fn the_context_of_envoy_applies_without_rules() {
+        let world = World::of(&[]);
+        for (context, expected) in [
+            (("tenantgate.mode", "optional"), "Optional Fine -"),
+            (("tenantgate.mode", "public"), "Public Fine -"),
+            (("tenantgate.mode", "off"), "BadContext Fine -"),
+            (("tenantgate.scopes", "a"), "Required Fine -"),
+        ] {
+            assert_eq!(world.see("GET h/a", &[context]), expected, "{context:?}");
+        }
+    }
+
+    #[test]
     fn ambiguous_paths_are_rejected_with_a_rule_a_pattern_or_default_deny() {
         let mut patterns = World::of(&[]);
         let mut public = PublicPaths::none();

@@ -95,7 +95,9 @@ mod tests {
             (row(None, Some(""), None), "networks"),
             (row(None, None, Some("")), "plan"),
         ] {
-            assert_eq!(bad.compile().unwrap_err().column, column);
+            let damage = bad.compile().unwrap_err();
+            assert_eq!(damage.column, column);
+            assert!(damage.to_string().contains(": expected "), "{damage}");
             assert!(!bad.is_free());
         }
     }

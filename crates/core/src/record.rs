@@ -371,7 +371,8 @@ mod tests {
             GOOD.replace("$12$", "$04$"),
             GOOD.replace("$12$", "$14$"),
         ] {
-            assert_eq!(SecretHash::parse(&good).unwrap().text().as_str(), good);
+            let text = SecretHash::parse(&good).unwrap().text();
+            assert_eq!((text.as_str(), &text.as_bytes()[..]), (&*good, good.as_bytes()));
         }
         for bad in [
             GOOD.replace("2b", "2x"),
@@ -498,6 +499,15 @@ mod tests {
             assert_eq!(all.state(now).as_str(), expected);
             undo(&mut all);
         }
+    }
+
+    #[test]
+    fn every_state_is_parsed_from_its_name() {
+        for state in KeyState::ALL {
+            assert_eq!(KeyState::parse(state.as_str()), Ok(state));
+        }
+        let error = KeyState::parse("gone").unwrap_err().to_string();
+        assert_eq!(error, "expected one of active, disabled, expired, not_yet_valid, revoked");
     }
 
     #[test]

@@ -162,6 +162,35 @@ fn a_tenants_own_mode_applies_only_after_the_secret_is_verified() {
 }
 
 #[test]
+fn a_decision_has_an_identity_only_after_the_secret_is_verified() {
+    let (good, active) = (key(), tenant("active"));
+    let revoked = KeyRecord { revoked: true, ..key() };
+    let found = |key, tenant, proof| Some(Found { key, tenant, proof, access: Access::FREE });
+    for (found, expected) in [
+        (found(&good, Some(&active), Proof::Right), Some((&good, Some(&active)))),
+        (found(&good, None, Proof::Right), Some((&good, None))),
+        (found(&good, Some(&active), Proof::Wrong), None),
+        (found(&good, Some(&active), Proof::Impossible(Fault::Overloaded)), None),
+        (found(&revoked, Some(&active), Proof::Right), Some((&revoked, Some(&active)))),
+        (None, None),
+    ] {
+        let decision = decide(&facts(found)).unwrap();
+        for mode in Mode::ALL {
+            let identity = decision.in_mode(mode).identity();
+            assert_eq!(identity.map(|identity| (identity.key, identity.tenant)), expected, "{decision:?}");
+        }
+    }
+    assert_eq!(Decision::Allow(Grant::Public).identity(), None);
+}
+
+#[test]
+fn clients_can_cause_only_these_faults() {
+    let caused = Fault::ALL.into_iter().filter(|fault| fault.is_caused_by_clients());
+    let expected = [Fault::DeadlineTooShort, Fault::Internal, Fault::Overloaded, Fault::TooLarge];
+    assert_eq!(caused.collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn an_optional_key_may_be_missing_unless_the_snapshot_is_too_old() {
     for (freshness, expected) in [
         (Freshness::Fresh, "anonymous"),

@@ -48,6 +48,12 @@ fn names_are_parsed_from_their_text() {
             .to_string()
             .contains("tenants:read, tenants:write, keys:read")
     );
+    let both = Permissions::of(&[Permission::KeysWrite, Permission::KeysRead]);
+    assert_eq!(
+        (both.to_string(), format!("{both:?}")),
+        ("keys:read keys:write".into(), "{KeysRead, KeysWrite}".into())
+    );
+    assert_eq!(Permissions::parse(" keys:read\tkeys:write keys:read "), Ok(both));
     assert!(Role::parse("root").is_err() && Permissions::parse("keys:read,keys:write").is_err());
 }
 
@@ -117,6 +123,8 @@ fn a_key_ends_when_any_of_its_makers_ends() {
         assert_eq!(authority(&chain, NOW), Err(Ended::WithItsMaker));
     }
     assert_eq!(authority(&[], NOW), Err(Ended::WithItsMaker));
+    let names = [Ended::Revoked, Ended::Expired, Ended::WithItsMaker].map(Ended::as_str);
+    assert_eq!(names, ["revoked", "expired", "ended_with_maker"]);
 }
 
 #[test]

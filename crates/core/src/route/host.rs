@@ -123,31 +123,37 @@ mod tests {
             ("192.0.2.7", "192.0.2.7"),
             ("a_b-c.d", "a_b-c.d"),
             ("[2001:DB8:0::1]", "[2001:db8::1]"),
+            (&"a".repeat(253), &"a".repeat(253)),
         ] {
             let host = HostPattern::parse(text).unwrap();
             assert_eq!(host.to_string(), shown);
             assert_eq!(HostPattern::parse(shown), Ok(host));
         }
-        for (bad, at) in [
-            ("", 1),
-            ("*.", 3),
-            ("**", 1),
-            ("*example.com", 1),
-            ("a.*.com", 3),
-            ("a..b", 3),
-            ("a.", 3),
-            (".a", 1),
-            ("a:80", 2),
-            ("a b", 2),
-            ("é", 1),
-            ("a/b", 2),
-            ("[::1", 1),
-            ("[::1]:80", 1),
-            ("[::g]", 1),
-            (&"a".repeat(254), 254),
+    }
+
+    #[test]
+    fn an_invalid_pattern_is_rejected_with_its_position_and_what_is_expected() {
+        for (bad, at, expected) in [
+            ("", 1, "before and after each dot"),
+            ("*.", 3, "before and after each dot"),
+            ("**", 1, "* only as the whole host"),
+            ("*example.com", 1, "* only as the whole host"),
+            ("a.*.com", 3, "* only as the whole host"),
+            ("a..b", 3, "before and after each dot"),
+            ("a.", 3, "before and after each dot"),
+            (".a", 1, "before and after each dot"),
+            ("a:80", 2, "a host without a port"),
+            ("a b", 2, "letters, digits"),
+            ("é", 1, "letters, digits"),
+            ("a/b", 2, "letters, digits"),
+            ("[::1", 1, "an IPv6 address in brackets"),
+            ("[::1]:80", 1, "an IPv6 address in brackets"),
+            ("[::g]", 1, "an IPv6 address in brackets"),
+            (&"a".repeat(254), 254, "at most 253"),
         ] {
             let error = HostPattern::parse(bad).unwrap_err();
             assert_eq!(error.position(), at, "{bad}: {error}");
+            assert!(error.to_string().contains(expected), "{bad}: {error}");
         }
     }
 
@@ -168,6 +174,7 @@ mod tests {
             ("2001:db8::1", "2001:db8::1"),
             ("", ""),
             (":80", ""),
+            (":", ""),
         ] {
             assert_eq!(request_host(raw.as_bytes()), form.as_bytes(), "{raw}");
         }

@@ -187,6 +187,7 @@ mod tests {
             (&[("*", "GET", "/a/**"), ("*", "*", "/a"), ("*", "*", "/a/{x}/**")], &["never r1"]),
             (&[("*", "HEAD", "/**"), ("*", "GET", "/"), ("*", "GET", "/{x}/**")], &["never r1"]),
             (&[("*", "*", "/**"), ("h", "*", "/"), ("h", "*", "/{x}/**")], &[]),
+            (&[("*", "*", "/**"), ("*", "GET", "/"), ("*", "GET", "/{x}/**")], &[]),
         ] {
             let found: Vec<_> = lint(rules).into_iter().filter(|f| f.starts_with("never")).collect();
             assert_eq!(found, expected, "{rules:?}");

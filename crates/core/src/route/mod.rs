@@ -345,6 +345,7 @@ pub(crate) mod tests {
         ] {
             let damage = bad.compile().unwrap_err();
             assert_eq!(damage.part.as_str(), part, "{damage}");
+            assert!(damage.to_string().contains(": expected "), "{damage}");
         }
         assert!(good.compile().is_ok());
         assert_eq!(parse_name(&"é".repeat(256)).unwrap_err().position(), 511);
@@ -352,7 +353,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_method_is_in_capitals_and_get_matches_head() {
-        for good in ["*", "GET", "M-SEARCH", "X_1"] {
+        for good in ["*", "GET", "M-SEARCH", "X_1", &"A".repeat(32)] {
             assert_eq!(Method::parse(good).unwrap().to_string(), good);
         }
         for (bad, at) in

@@ -163,6 +163,8 @@ mod tests {
             ("/a%3Ab%2Fc", "/a%3Ab%2Fc"),
             ("/...", "/..."),
             ("/pkg.Service/Method", "/pkg.Service/Method"),
+            (&format!("/{{{}}}", "a".repeat(32)), &format!("/{{{}}}", "a".repeat(32))),
+            (&format!("/{}", "a".repeat(1023)), &format!("/{}", "a".repeat(1023))),
         ] {
             let template = PathTemplate::parse(text).unwrap();
             assert_eq!(template.to_string(), shown);

@@ -53,6 +53,17 @@ fn an_invalid_scope_is_rejected_with_its_position_and_what_is_expected() {
 }
 
 #[test]
+fn parse_one_accepts_exactly_one_scope() {
+    for good in ["a", "models.*"] {
+        assert_eq!(Scopes::parse_one(good).as_deref(), Ok(good));
+    }
+    assert_eq!(Scopes::parse_one(" a a ").as_deref(), Ok("a"));
+    for bad in ["", "a b", "é"] {
+        assert!(Scopes::parse_one(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn a_star_grants_everything_longer_below_it_and_nothing_else() {
     for (granted, scope, expected) in [
         ("models.*", "models.read", true),
@@ -110,6 +121,24 @@ fn invalid_needs_are_rejected_with_their_position_and_what_is_expected() {
         let error = Needs::parse(text).unwrap_err();
         assert_eq!(error.position(), at, "{text}: {error}");
         assert!(error.to_string().contains(expected), "{text}: {error}");
+    }
+}
+
+#[test]
+fn borrowed_needs_have_the_limits_of_parsed_needs() {
+    let list = |count: usize| (0..count).map(|n| format!("s{n}")).collect::<Vec<_>>().join(" ");
+    for (text, expected) in [
+        (list(16), true),
+        (list(17), false),
+        (format!("a | {}", list(17)), false),
+        (format!("{} s0 s15", list(16)), true),
+        ("a|b|c|d".to_owned(), true),
+        ("a|b|c|d|e".to_owned(), false),
+        ("a|a b|a c|a d|a e".to_owned(), false),
+        ("a b|b|c|d| a  b a ".to_owned(), true),
+    ] {
+        assert_eq!(NeedsText::read(text.as_bytes()).is_some(), expected, "{text}");
+        assert_eq!(Needs::parse(&text).is_ok(), expected, "{text}");
     }
 }
 
