@@ -6,17 +6,16 @@
 //! usage, last_used, counters ◄───────┴────── reports ◄─────────────┘
 //! ```
 //!
-//! A module only repeats verdicts of the server. A key is published with a digest after a Check has proven it here; the
-//! digest is keyed with a random key that lives as long as this process. Keys that the module cannot judge are
-//! published as existing only, and the module asks the server about them: keys that are not proven, whose secret has
-//! few bits, or that have networks, scopes or limits, and damaged rows. While rules, patterns, `--route-default deny`
-//! or shadow mode are in force, or once Envoy has sent `context_extensions` of a route on which the module could have
-//! decided, the module asks about every request.
+//! A module only repeats verdicts of the server. A key is published with a digest after a Check has proven it here. The
+//! digest is keyed with a random key that lives as long as this process. Other keys are published only as existing, and
+//! the module asks the server about them; `docs/guides/inside-envoy.md` lists them. Once Envoy has sent
+//! `context_extensions` of a route that the module may decide on, the module asks about every request.
 //!
 //! The heartbeat in the memory is that of the replica. It is stored after all changes that the replica had seen by
 //! then.
 //!
-//! Depends on: the replica, the gate. The format of answers ([`Render`]) and the connections belong to others.
+//! Depends on: the replica, the gate. Responses are rendered by the caller ([`Render`]), which also owns the
+//! connections.
 
 mod book;
 
@@ -43,7 +42,7 @@ use crate::stats::Counter;
 use crate::usage::{NOBODY, Usage};
 use crate::verify::memo::LEAST_BITS;
 
-/// The answer of a module: the response to a client, or the changes of a request that passes.
+/// The answer of a module: the response to a client, or the changes to a request that passes.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Rendered {
     /// The HTTP status; 0 for a request that passes.
@@ -87,7 +86,7 @@ pub struct Stats {
     pub denied: [Counter; Reason::ALL.len()],
 }
 
-/// The memory that modules are told to map.
+/// The shared memory, and the message that makes a module map it.
 #[derive(Debug)]
 pub struct Offer {
     hello: Hello,
@@ -99,7 +98,7 @@ impl Offer {
     ///
     /// # Errors
     ///
-    /// The socket fails.
+    /// Fails if the socket cannot send a message with a file descriptor, for example because the module has closed it.
     pub fn send(&self, socket: impl std::os::fd::AsFd) -> std::io::Result<()> {
         self.hello.send(socket, std::os::fd::AsFd::as_fd(&self.memory))
     }
@@ -170,13 +169,13 @@ impl Publisher {
         }))
     }
 
-    /// The counters of decisions that modules made.
+    /// Returns the counters of decisions that modules made.
     #[must_use]
     pub fn stats(&self) -> Arc<Stats> {
         Arc::clone(&self.0.stats)
     }
 
-    /// Returns the memory that modules map, and every memory that replaces it.
+    /// Returns a channel with the current shared memory; `None` while there is none.
     #[must_use]
     pub fn offers(&self) -> watch::Receiver<Option<Arc<Offer>>> {
         self.0.offer.subscribe()
@@ -206,7 +205,7 @@ impl Publisher {
                     }
                     Err(error) => {
                         if !failed {
-                            error!(%error, "what is proven cannot be published, Envoy asks for every request");
+                            error!(%error, "cannot publish proven keys; Envoy sends a Check for every request");
                         }
                         self.0.offer.send_replace(None);
                         failed = true;
@@ -248,9 +247,9 @@ impl Publisher {
             Ok(memory) => {
                 let hello = Hello { key: self.0.key.clone() };
                 self.0.offer.send_replace(Some(Arc::new(Offer { hello, memory })));
-                info!("what is proven is published");
+                info!("publishing proven keys to the module inside Envoy");
             }
-            Err(error) => warn!(%error, "what is proven cannot be handed out"),
+            Err(error) => warn!(%error, "cannot send the shared memory to a module"),
         }
     }
 
@@ -303,8 +302,8 @@ impl Witness for Publisher {
     fn route_context(&self) {
         if !self.0.route_context.swap(true, Relaxed) {
             warn!(
-                "the module inside Envoy decides nothing until serve restarts: a route has context_extensions, and the \
-                 module was not told to leave it to checks"
+                "the module inside Envoy decides nothing until serve restarts: a route has context_extensions, but the \
+                 module may decide on it"
             );
             self.0.news.notify_one();
         }

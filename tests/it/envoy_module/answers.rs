@@ -180,7 +180,7 @@ fn options_that_need_a_judgement_of_requests_leave_all_of_it_to_the_check() {
         let (server, socket, _directory) = publishing(&world, args);
         let Some(envoy) = with_module(&server, &socket).start() else { return };
         server.stderr.wait_for("published", PATIENCE, |lines| {
-            lines.iter().any(|line| line.contains("what is proven is published")).then_some(())
+            lines.iter().any(|line| line.contains("publishing proven keys")).then_some(())
         });
         for _ in 0..3 {
             let (_, said) = ask(&envoy, &path(), &[(KEY_HEADER, world.live.text.as_bytes())]);
