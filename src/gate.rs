@@ -45,7 +45,7 @@ use crate::verify::Verifier;
 pub struct Options {
     /// The maximum age of the last successful poll for which known keys are allowed.
     pub max_staleness: Duration,
-    /// What happens to rejected requests.
+    /// Whether rejections are enforced.
     pub mode: Mode,
     /// How requests are matched with rules.
     pub policy: policy::Options,
@@ -141,7 +141,7 @@ const ROUNDS: usize = 4;
 /// How long after its start a process lets requests wait for the first load. Loading a million keys takes as long.
 const STARTING: Duration = Duration::from_secs(2);
 
-/// What a verdict must wait for.
+/// The event that a verdict must wait for.
 #[derive(Debug)]
 pub enum Lacking<'a> {
     /// The first load.
@@ -150,12 +150,13 @@ pub enum Lacking<'a> {
     Proof(Arc<Entry>, PresentedKey<'a>),
 }
 
-/// Is told what is proven, so that it can be repeated elsewhere.
+/// Receives proven keys, so that they can be published to the module inside Envoy.
 pub trait Witness: Send + Sync {
-    /// The key was proven for this row. Called once for each entry of the replica.
+    /// Receives a key that was proven for this row. Called once for each entry of the replica.
     fn proven(&self, entry: &Arc<Entry>, presented: PresentedKey<'_>);
 
-    /// Envoy's configuration says something of the route of a request, and the module inside Envoy could have decided it.
+    /// Called when a Check has `context_extensions` on a route that the module may decide on: the configuration of the
+    /// module is wrong.
     fn route_context(&self);
 }
 
@@ -197,7 +198,7 @@ impl Gate {
         self
     }
 
-    /// The same gate, which tells what is proven.
+    /// Returns the same gate, which passes proven keys to `witness`.
     #[must_use]
     pub fn with_witness(self, witness: Option<Arc<dyn Witness>>) -> Self {
         Self { witness, ..self }

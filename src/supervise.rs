@@ -55,11 +55,11 @@ pub enum Part {
     Memos,
     /// Prunes the change log.
     Prune,
-    /// Publishes what is proven.
+    /// Publishes proven keys to the module inside Envoy.
     Publish,
-    /// Serves those who read what is published.
+    /// Sends the shared memory to modules inside Envoy.
     PublishServe,
-    /// Writes refusals by their decision ids.
+    /// Writes rejections by decision id.
     Refusals,
     /// Writes the shadow report.
     Shadow,

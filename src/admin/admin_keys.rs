@@ -25,12 +25,12 @@ use crate::random;
 use crate::store::{NewAdminKey, Stop, StoreError};
 use crate::verify::management;
 
-/// Who creates, lists and revokes management keys.
+/// The author of changes of management keys.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Maker {
     /// The management key; `None` for users with access to the database.
     pub id: Option<AdminKeyId>,
-    /// What it may do now.
+    /// Its current permissions.
     pub authority: Authority,
 }
 
@@ -47,7 +47,7 @@ impl Maker {
 pub struct AdminKeyWish {
     /// Its name; unique.
     pub name: String,
-    /// What it may do.
+    /// Its permissions.
     pub permissions: Option<Permissions>,
     /// The tenants that it sees, by id, schema or name.
     pub tenants: Option<Vec<String>>,
@@ -60,7 +60,7 @@ pub struct AdminKeyWish {
 pub struct AdminKeyUpdate {
     /// Its name; unique.
     pub name: Option<String>,
-    /// What it may do.
+    /// Its permissions.
     pub permissions: Option<Permissions>,
     /// The tenants that it sees, by id or schema; all if unset.
     pub tenants: Setting<Vec<String>>,
@@ -91,7 +91,7 @@ pub struct ListedAdminKey {
 pub struct Caller {
     /// The row of the key.
     pub key: AdminKey,
-    /// What it may do now.
+    /// Its current permissions.
     pub maker: Maker,
 }
 
@@ -192,7 +192,7 @@ impl Admin {
             match self.tenant(reference).await {
                 Ok(tenant) => tenants.insert(tenant.id),
                 Err(AdminError::Missing(_)) if self.maker.authority.reach != Reach::All => {
-                    // Does not tell whether a tenant exists that the caller may not see.
+                    // Does not reveal whether a tenant exists that the caller may not see.
                     return Err(AdminError::Excess(shown(&[Excess::Tenants])));
                 }
                 Err(AdminError::Missing(why)) => return Err(unfit("tenants", why)),
@@ -327,11 +327,12 @@ impl Admin {
     }
 }
 
-/// The hash of no key.
+/// A hash that no key has.
 const NO_HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// The key that was presented, if it is right and live, and what it may do. Whatever is wrong, one hash is computed and
-/// compared: how long the answer takes tells neither whether there is such a prefix nor whether its key has ended.
+/// Returns the presented key and its permissions; `None` if it is wrong or has ended. One hash is computed and compared
+/// in every case, so that the time of the answer reveals neither whether the prefix exists nor whether its key has
+/// ended.
 fn proven(
     found: Option<(String, Vec<AdminKey>)>,
     now: Timestamp,

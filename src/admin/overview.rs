@@ -22,7 +22,7 @@ pub const LONG: Duration = Duration::from_hours(90 * 24);
 
 const DAY: i64 = 86_400_000_000;
 
-/// A request that was refused.
+/// A rejected request.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Refused {
     /// When it was decided.
@@ -54,7 +54,8 @@ impl Admin {
         Ok(self.store.servers().await?)
     }
 
-    /// A refusal by its decision id. One without a proven key is of no tenant: only a key of all tenants sees it.
+    /// Returns a rejection by its decision id. One without a proven key belongs to no tenant: only a management key of
+    /// all tenants sees it.
     ///
     /// # Errors
     ///
@@ -69,7 +70,7 @@ impl Admin {
         Ok(Refused { at: found.at, reason: found.reason, key })
     }
 
-    /// Requests that a reach covers, by day and reason, of the last `days` days (UTC) with today.
+    /// Returns the requests that a reach covers, by day and reason, of the last `days` days (UTC) including today.
     ///
     /// # Errors
     ///

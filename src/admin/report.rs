@@ -46,7 +46,7 @@ impl Finding {
     }
 }
 
-/// What to report.
+/// The report to create.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Criteria {
     /// Last used at least this long ago, or never used and older than this.

@@ -1,7 +1,7 @@
 //! Objects as programs see them: `-o json` of the command line, and the bodies of management over HTTP.
 //!
-//! The fields are in the order of the contract. None contains a hash; only [`IssuedView`] and [`IssuedAdminKeyView`] can
-//! contain a whole key.
+//! The fields are in the order of the contract. None contains a hash; only [`IssuedView`] and [`IssuedAdminKeyView`]
+//! can contain a whole key.
 
 use std::collections::BTreeMap;
 
@@ -64,7 +64,7 @@ pub(crate) struct IssuedView {
     pub(crate) terms: TermsView,
 }
 
-/// What a key may do; `null` for a field that is not set.
+/// The policy of a key; `null` for a field that is not set.
 #[derive(Serialize, ToSchema)]
 #[schema(as = KeyTerms)]
 pub(crate) struct TermsView {

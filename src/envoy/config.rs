@@ -148,7 +148,7 @@ fn limits(manager: &Value, filter: &Value, expected: &Expected<'_>) -> Finding {
     const CHECK: &str = "envoy.limits";
     /// `max_request_headers_kb` if it is not set.
     const DEFAULT_HEADERS_KB: u64 = 60;
-    /// What Envoy adds to the headers and the body of a request.
+    /// The size that Envoy adds to the headers and the body of a request.
     const OWN: u64 = 64 * 1024;
     let number = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_u64);
     let headers = number(manager, "/max_request_headers_kb").unwrap_or(DEFAULT_HEADERS_KB) * 1024 + OWN;

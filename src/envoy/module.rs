@@ -1,7 +1,7 @@
 //! Checks the module inside Envoy, if it is in front of an `ext_authz` filter.
 //!
-//! An Envoy that runs has the right ABI: the module refuses to load in any other. What can be wrong is what the module
-//! cannot see, and what the operator has promised of it.
+//! A running Envoy has the right ABI, because the module does not load in any other. What remains to check is the
+//! configuration of `ext_authz`, which the module cannot see, against the operator's statements about it.
 
 use serde_json::Value;
 
@@ -11,16 +11,16 @@ use crate::diagnostics::Finding;
 /// The file of the module, without `lib` and `.so`.
 const NAME: &str = "tenantgate_envoy";
 
-/// Where the module marks what it has decided.
+/// The metadata namespace in which the module marks its decisions.
 pub(super) const NAMESPACE: &str = "envoy.tenantgate";
 
-/// The word by which an operator says that a route has no `context_extensions` for tenantgate.
+/// The operator's statement that a route has no `context_extensions` for tenantgate.
 const PROMISE: &str = "context_extensions=none";
 
-/// How the names of these extensions begin.
+/// The prefix of the names of these extensions.
 const PREFIX: &str = "tenantgate.";
 
-/// Where in the pages the set-up is described.
+/// The page that describes the set-up.
 const REMEDY: &str = "set it up as docs/guides/inside-envoy.md shows";
 
 /// Examines the module of a connection manager with these routes. Returns nothing if it has none.
@@ -31,7 +31,7 @@ pub(super) fn examine(manager: &Value, routes: &[&Value]) -> Vec<Finding> {
     let (ours, asked) = match (ours, asked) {
         (Some(ours), Some(asked)) => (ours, asked),
         (None, Some(asked)) if skips(&filters[asked]["typed_config"]) => {
-            let what = "ext_authz is skipped where the module has decided, and there is no module: only another filter can say so";
+            let what = "ext_authz is skipped if metadata envoy.tenantgate/decided is set, but the module is not configured: another filter could disable authentication";
             return vec![Finding::bad(
                 "envoy.module_check",
                 what,
@@ -60,12 +60,12 @@ fn is_ours(config: &Value) -> bool {
     is_of_type(config, "DynamicModuleFilter") && text(config, "/dynamic_module_config/name") == Some(NAME)
 }
 
-/// What the configuration of the module says.
+/// Returns the configuration of the module; empty if it has none.
 fn said(module: &Value) -> &str {
     text(module, "/filter_config/value").unwrap_or_default()
 }
 
-/// The Check has to run unless the mark is there, and to stand behind the module.
+/// Checks that `ext_authz` is behind the module, and runs unless the mark is set.
 fn skipped(check: &Value, behind: bool) -> Finding {
     const CHECK: &str = "envoy.module_check";
     let enabled = &check["filter_enabled_metadata"];
@@ -127,7 +127,7 @@ fn route_cache(said: &str, check: &Value) -> Finding {
     }
 }
 
-/// What the configuration says of a route, and what its `ext_authz` is told.
+/// The settings of the module and of `ext_authz` for a route.
 #[derive(Clone, Copy, Default)]
 struct Said {
     /// Whether the module may decide: `context_extensions=none`, of the most specific configuration.
@@ -137,7 +137,7 @@ struct Said {
 }
 
 impl Said {
-    /// The same with what a route configuration, virtual host or route adds.
+    /// Returns these settings with those that a route configuration, virtual host or route adds.
     fn and(mut self, filters: &Value, name: &str) -> Self {
         if let Some(config) = filters.get(name) {
             // As it is, or wrapped by a `FilterConfig`, which may also take the module out.
@@ -154,7 +154,7 @@ impl Said {
     }
 }
 
-/// Counts routes: on which the module may decide, which tell `ext_authz` something, and both.
+/// Counts of routes: on which the module may decide, which have `context_extensions`, and both.
 #[derive(Default)]
 struct Counts {
     decided: usize,
@@ -190,7 +190,7 @@ impl Counts {
     }
 }
 
-/// The module does not see what routes tell `ext_authz`.
+/// Compares `context_extensions` of routes, which the module cannot see, with its configuration.
 fn context(said: &str, check: &Value, routes: &[&Value], name: &str) -> Finding {
     const CHECK: &str = "envoy.module_context";
     let decides = said.split_whitespace().any(|word| word == PROMISE);
@@ -202,15 +202,15 @@ fn context(said: &str, check: &Value, routes: &[&Value], name: &str) -> Finding 
     let named = items(check, "/metadata_context_namespaces").any(|name| name.as_str() == Some(NAMESPACE));
     if both > 0 {
         let what = format!(
-            "{both} routes have context_extensions, and the module may decide there: it lets requests pass that a check would not"
+            "{both} routes have context_extensions, and the module may decide there: it allows requests that a check would reject"
         );
         Finding::bad(CHECK, what, "give the module context_extensions=some on these routes")
     } else if !decides && decided == 0 {
-        let what = "the module has no effect: no configuration says context_extensions=none";
+        let what = "the module has no effect: no configuration has context_extensions=none";
         Finding::warn(CHECK, what, REMEDY)
     } else if told > 0 && !named {
         let what = format!(
-            "{told} routes have context_extensions, and their checks do not say that the module leaves them alone: serve stops the module"
+            "{told} routes have context_extensions, but ext_authz does not send the metadata envoy.tenantgate: serve will disable the module"
         );
         Finding::warn(CHECK, what, "add envoy.tenantgate to metadata_context_namespaces of ext_authz")
     } else {
@@ -218,7 +218,7 @@ fn context(said: &str, check: &Value, routes: &[&Value], name: &str) -> Finding 
     }
 }
 
-/// Where `ext_authz` is off, the module has to be off.
+/// Checks that the module is disabled on routes where `ext_authz` is.
 fn exempt(routes: &[&Value], name: &str) -> Finding {
     const CHECK: &str = "envoy.module_exempt";
     let mut differ = 0;
@@ -238,7 +238,7 @@ fn exempt(routes: &[&Value], name: &str) -> Finding {
         Finding::ok(CHECK, "where ext_authz is disabled, the module is, too")
     } else {
         let what = format!(
-            "ext_authz is disabled on {differ} routes, and the module is not: it refuses requests without a key there"
+            "ext_authz is disabled on {differ} routes, and the module is not: it rejects requests without a key there"
         );
         Finding::warn(CHECK, what, "disable the module there, too")
     }

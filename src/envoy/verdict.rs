@@ -1,22 +1,22 @@
-//! Determines who answered a request that was sent through Envoy.
+//! Determines which program answered a request that was sent through Envoy.
 //!
 //! Rejections of tenantgate carry the id of the decision. Envoy's own responses are recognized by status and text (as
 //! observed with 1.40). All others come from the upstream.
 
 use super::http::Answer;
 
-/// Who answered a request, what that means, and what to check next.
+/// The program that answered a request, the meaning, and the next check.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Verdict {
-    /// Who answered.
+    /// The program that answered.
     pub by: Answerer,
-    /// What it means.
+    /// The meaning of the response.
     pub what: String,
-    /// What to check next.
+    /// The next thing to check.
     pub next: String,
 }
 
-/// Who can answer a request.
+/// A program that can answer a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Answerer {
     /// Envoy, by itself.

@@ -1,7 +1,7 @@
-//! An answer as lists of texts, for a module inside Envoy that gives it without a call.
+//! Renders a response as strings, for the module inside Envoy.
 //!
-//! It is rendered by [`answer`] as the answer to a Check, and taken apart again, so that there is one renderer and both
-//! ways say the same. It costs microseconds, and is done once for a key, not once for a request.
+//! Encodes a `CheckResponse` with [`answer`] and decodes it again, so that both paths share one renderer. It costs
+//! microseconds, and is done once for a key, not once for a request.
 
 use prost::Message as _;
 use uuid::Uuid;
@@ -12,16 +12,16 @@ use super::proto::envoy::service::auth::v3::CheckResponse;
 use super::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use super::translate::{Answer, ROOM, ResponseOptions, answer};
 
-/// An answer, without what differs from one decision to the next.
+/// A response without its per-decision fields.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct PlainAnswer {
-    /// The status of HTTP; 0 for a request that passes.
+    /// The HTTP status; 0 for a request that passes.
     pub status: u16,
-    /// The headers that are set, of the request or of the refusal. An empty value stands for the id of the decision.
+    /// The headers to set, of the request or of the rejection. An empty value stands for the id of the decision.
     pub set: Vec<(String, String)>,
     /// The headers that are removed from a request that passes.
     pub remove: Vec<String>,
-    /// The body of the refusal.
+    /// The body of the rejection.
     pub body: String,
     /// The metadata, but for `decision`, `decision_id` and `reason`.
     pub metadata: Vec<(String, String)>,
@@ -30,7 +30,7 @@ pub struct PlainAnswer {
 /// The fields of metadata that the module adds itself.
 const BY_DECISION: [&str; 3] = ["decision", "decision_id", "reason"];
 
-/// Returns the answer as texts; `None` if a field of the metadata is a list or a limit, which have no such form.
+/// Returns the response as strings; `None` if a metadata field is not a string, such as a list or a limit.
 #[must_use]
 pub fn plain(said: &Answer<'_>, options: &ResponseOptions) -> Option<PlainAnswer> {
     let id = Uuid::nil();

@@ -49,9 +49,9 @@ pub struct AuthorizationService {
     gate: Arc<Gate>,
     options: Options,
     shadow: Report,
-    /// Refusals by decision id, if they are remembered.
+    /// Records rejections by decision id; `None` if disabled.
     refusals: Option<Refusals>,
-    /// Who keeps spans, if anybody does.
+    /// The exporter of spans; `None` without tracing.
     spans: Option<Arc<dyn SpanSink>>,
     log: DecisionLog,
 }
@@ -63,7 +63,7 @@ impl AuthorizationService {
         Self { gate, options, shadow, refusals: None, spans: None, log: DecisionLog::new(clock) }
     }
 
-    /// Remembers refusals by their decision ids.
+    /// Makes the service record rejections by decision id.
     #[must_use]
     pub fn remembering(self, refusals: Refusals) -> Self {
         Self { refusals: Some(refusals), ..self }
@@ -127,7 +127,7 @@ fn fault(why: Unable) -> Fault {
     }
 }
 
-/// Returns why there is no decision, if the call has waited for a proof in vain.
+/// Returns why a call that waited for a proof got no decision; `None` if it got one.
 fn in_vain(decision: &Decision<'_>) -> Option<Unable> {
     let (Decision::Unable(fault, _) | Decision::Allow(Grant::Shadow(Objection::Unable(fault, _)))) = decision
     else {
@@ -152,8 +152,8 @@ impl AuthorizationService {
         client_address(call.message, call.metadata, &self.options.client_address)
     }
 
-    /// Renders the response to a verdict, and logs and records it. `bearer` says whether `authorization` contains a
-    /// key or an attempt at one.
+    /// Renders the response to a verdict, and logs and records it. `bearer`: whether `authorization` contains a key
+    /// or an attempt at one.
     fn respond(&self, verdict: &Verdict<'_>, started: Duration, bearer: bool, call: &Call<'_>) -> Frame {
         let (decision, id) = (&verdict.decision, decision_id(verdict.at));
         let origin = || origin(call.message, call.metadata, &self.options.client_address);

@@ -1,4 +1,4 @@
-//! What is published, as a module in Envoy reads it: through the descriptor that it is handed.
+//! Reads the published memory as a module in Envoy does: through the descriptor that it receives.
 
 use tenantgate_snapshot::{Found, Reader};
 use tokio::task::JoinHandle;
@@ -22,7 +22,7 @@ const KEY: &str = "llmk_demo_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg";
 const OTHER: &str = "llmk_other_7Pg4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj";
 const WEAK: &str = "llmk_weak_abcdefgh";
 
-/// Says little, but says it as the real one does.
+/// A short response in the format of the real renderer.
 struct Short;
 
 impl Render for Short {
@@ -116,7 +116,7 @@ impl House {
         Witness::proven(&self.publisher, &entry, presented);
     }
 
-    /// What a module gets that connects now.
+    /// Returns the memory that a module gets when it connects now.
     async fn reader(&self) -> Reader<Mapping> {
         let mut offers = self.publisher.offers();
         let offer = offers.wait_for(Option::is_some).await.unwrap().clone().unwrap();
@@ -135,7 +135,7 @@ impl House {
     }
 
     async fn becomes(&self, reader: &Reader<Mapping>, prefix: &str, word: &str) {
-        // The clock of the runtime runs by itself as soon as everybody waits.
+        // The clock of the runtime runs by itself as soon as every task waits.
         let same = async {
             while self.word(reader, prefix) != word {
                 sleep(Duration::from_millis(1)).await;

@@ -25,7 +25,7 @@ pub struct Entry {
     use_queued: AtomicBool,
     /// Whether a memo with the current pepper is missing and nothing is queued to write it.
     memo_due: AtomicBool,
-    /// Whether the proof was told to the one who publishes it.
+    /// Whether the proof was passed to the publisher.
     witnessed: AtomicBool,
     /// Whether the row has a valid memo with one of our peppers.
     remembered: bool,
@@ -95,7 +95,7 @@ impl Entry {
         same_memo && self.record == *record
     }
 
-    /// Whether a verdict says who holds the key.
+    /// Returns whether the key is proven.
     #[must_use]
     pub fn is_proven(&self) -> bool {
         self.proven.seal().is_some()
@@ -125,7 +125,8 @@ impl Entry {
         self.memo_due.load(Relaxed) && self.memo_due.swap(false, Relaxed)
     }
 
-    /// Whether the caller, who has just seen the key proven, is the first to be asked this.
+    /// Returns whether the caller must pass the proof to the publisher. Called after the key was proven; true at most
+    /// once.
     #[must_use]
     pub fn take_witness_due(&self) -> bool {
         !self.witnessed.load(Relaxed) && !self.witnessed.swap(true, Relaxed)

@@ -125,8 +125,8 @@ impl Replica {
         (self.freshness(clock, max_staleness), self.snapshot())
     }
 
-    /// The uptime of the last successful poll in milliseconds, the database's clock less the uptime in microseconds, and the
-    /// snapshot, which is at least as new as these. `None` before the first load.
+    /// The uptime of the last successful poll in milliseconds, the database's clock less the uptime in microseconds,
+    /// and the snapshot, which is at least as new as these. `None` before the first load.
     #[must_use]
     pub fn synced(&self) -> Option<(i64, Option<i64>, Arc<Snapshot>)> {
         let at = self.0.synced_at.load(Acquire);

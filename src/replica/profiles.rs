@@ -24,7 +24,7 @@ pub struct Interned {
     granted: Option<Arc<Granted>>,
 }
 
-/// What rules do not change.
+/// The part of a profile that does not depend on rules.
 #[derive(Debug)]
 struct Read {
     row: ProfileRow,

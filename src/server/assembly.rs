@@ -188,7 +188,7 @@ impl Assembly {
         parts
     }
 
-    /// Starts to publish what is proven, if that is enabled.
+    /// Starts to publish proven keys, if that is enabled.
     pub(super) fn publishing(
         &self,
         settings: &Settings,

@@ -338,7 +338,7 @@ mod tests {
         write(&files);
         let tls = Tls::load(files.clone()).unwrap();
         assert!(!tls.reload().unwrap());
-        // Renewed before anybody has followed the files.
+        // Renewed before the files are followed.
         write(&files);
         assert!(tls.reload().unwrap() && !tls.reload().unwrap());
         let good = std::fs::read(&files.cert).unwrap();

@@ -20,9 +20,9 @@ use crate::tenant::Tenant;
 pub struct Behalf {
     /// The author.
     pub author: Author,
-    /// The management key that makes them: none is made once it or one of its makers is revoked.
+    /// The management key of the author. Changes fail once it or one of its creators is revoked. `None` without one.
     pub key: Option<AdminKeyId>,
-    /// What is kept of the request that makes the change, if it may be sent again.
+    /// The stored response of an idempotent request; `None` without an Idempotency-Key.
     pub receipt: Option<Receipt>,
 }
 
@@ -34,10 +34,10 @@ impl Behalf {
     }
 }
 
-/// Makes the answer to a request inside the transaction of the change.
+/// Renders the answer to a request inside the transaction of the change.
 ///
-/// If the request has an Idempotency-Key, the same
-/// transaction stores the answer, so that the database has both the change and the answer, or neither.
+/// If the request has an Idempotency-Key, the same transaction stores the answer, so that the database has both the
+/// change and the answer, or neither.
 #[derive(Clone)]
 pub struct Receipt {
     /// The attempt that claimed the Idempotency-Key: see [`super::Management::claim`]. `None` if the request has none.

@@ -199,7 +199,7 @@ fn day_of(number: i64) -> String {
     text
 }
 
-/// A request that was refused.
+/// A rejected request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Refusal {
     /// The id that the client got.
@@ -256,7 +256,7 @@ pub trait Store: Send + Sync {
     /// Adds entries to the shadow report, and deletes entries older than 30 days.
     async fn write_shadowed(&self, requests: &[Shadowed]) -> Result<(), StoreError>;
 
-    /// Adds refusals, and forgets those that are older than 3 days.
+    /// Adds rejections, and deletes those that are older than 3 days.
     async fn write_refusals(&self, refusals: &[Refusal]) -> Result<(), StoreError>;
 
     /// Adds counts to those of the same day, key and reason: all of them, or none if it fails.
@@ -266,7 +266,7 @@ pub trait Store: Send + Sync {
     async fn prune_usage(&self, keep: Duration) -> Result<(), StoreError>;
 }
 
-/// What [`Store::touch_keys`] has found besides the keys that it wrote.
+/// The result of [`Store::touch_keys`].
 #[derive(Clone, Debug, Default)]
 pub struct Touched {
     /// Keys that no server had used before.
@@ -314,7 +314,7 @@ impl Row {
     }
 }
 
-/// What holds for all rows of one load or poll.
+/// The data that all rows of one load or poll share.
 #[derive(Clone, Debug, Default)]
 pub struct SyncPoint {
     /// The clock of the database; `None` if it has none.
@@ -388,8 +388,9 @@ pub trait Session: Send {
     /// Returns the changes since the last load or poll of this session.
     async fn changes(&mut self) -> Result<Changes, StoreError>;
 
-    /// Whether the database still has the newest change that an earlier load or poll saw ([`SyncPoint::newest_change`]). If
-    /// not, the database was set back: by a failover to a standby that was behind, or by a restored backup.
+    /// Whether the database still has the newest change that an earlier load or poll saw
+    /// ([`SyncPoint::newest_change`]). If not, the database was set back: by a failover to a standby that was behind,
+    /// or by a restored backup.
     async fn has(&mut self, known: &SyncPoint) -> Result<bool, StoreError>;
 }
 

@@ -26,7 +26,7 @@ pub struct ManageStats {
     pub handshakes: Counter,
 }
 
-/// What is counted together.
+/// The labels of a count.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Counted {
     /// The route, such as `/v1/tenants/{ref}`; `other` if there is none for the path.

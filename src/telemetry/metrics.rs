@@ -47,13 +47,13 @@ pub struct Metrics {
     pub supervisor: Supervisor,
     /// The shadow report.
     pub shadow: shadow::Report,
-    /// Refusals by decision id.
+    /// Rejections by decision id.
     pub refusals: Refusals,
     /// Usage.
     pub usage: Usage,
     /// Spans, if they are sent anywhere.
     pub traces: Option<Arc<traces::Stats>>,
-    /// Decisions of the module inside Envoy, if what is proven is published.
+    /// Decisions of the module inside Envoy; `None` without `--publish`.
     pub published: Option<Arc<publisher::Stats>>,
     /// Whether rejections are enforced.
     pub mode: Mode,

@@ -16,7 +16,7 @@ pub fn scrub(text: &str) -> Cow<'_, str> {
     Cow::Owned(without_passwords(&without_keys(text)))
 }
 
-/// Where the first key may begin, and with which scheme.
+/// Returns the position of the first possible key, and its scheme.
 fn first_scheme(text: &str) -> Option<(usize, &'static str)> {
     SCHEMES.iter().filter_map(|scheme| Some((text.find(scheme)?, *scheme))).min()
 }

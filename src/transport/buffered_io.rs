@@ -38,12 +38,11 @@ const SMALL_READ_BUDGET: usize = 4 * 1024;
 /// Incomplete header blocks with more bytes than this are accounted for.
 const SMALL_BLOCK: usize = 4 * 1024;
 
-/// By how much a byte of such a header block reduces the read budget. `h2` decodes it at once, and slowly: without this,
-/// a header block that never ends delays other connections of its worker for milliseconds at a time.
+/// By how much a byte of such a header block reduces the read budget. `h2` decodes it at once, and slowly: without
+/// this, a header block that never ends delays other connections of its worker for milliseconds at a time.
 const HEADER_COST: usize = 8;
 
-/// The most memory for one byte of a header block: a field can be an index of one byte into the compression table
-/// (RFC
+/// The most memory for one byte of a header block: a field can be an index of one byte into the compression table (RFC
 /// 7541 §6.1), which becomes an entry of a header map.
 const FIELD: usize = 80;
 

@@ -7,7 +7,7 @@
 //! No limit here ends a connection because of what a client of Envoy does. The limits of `h2` that would do so
 //! (resets before a stream is accepted, streams that end with an error, concurrent streams) are disabled. Instead,
 //! [`buffered_io`](super::buffered_io) stops reading, and [`memory_budget`](super::memory_budget) bounds the memory
-//! of each call. If a stream were refused, Envoy would allow its request under `failure_mode_allow`.
+//! of each call. If a stream were rejected, Envoy would allow its request under `failure_mode_allow`.
 
 use std::future::poll_fn;
 use std::sync::Arc;

@@ -22,8 +22,8 @@ use crate::decision::{Fault, Proof};
 use crate::key::PlainKey;
 use crate::record::SecretHash;
 
-/// By how much bcrypt threads are nicer than the others, so that checks of proven keys are not delayed. On an idle machine bcrypt is as
-/// fast as without it; when all cores are busy it still gets about a tenth of a core.
+/// By how much bcrypt threads are nicer than the others, so that checks of proven keys are not delayed. On an idle
+/// machine bcrypt is as fast as without it; when all cores are busy it still gets about a tenth of a core.
 /// <https://man7.org/linux/man-pages/man7/sched.7.html>
 const NICE: i32 = 10;
 

@@ -1,9 +1,9 @@
 //! What cannot be read, in one committed table: the refusal of commands, of the API, and what becomes of it in SQL.
 //!
-//! A command refuses a value with exit code 2 and a line that says where the first fault is and what is expected there; the
-//! API refuses it with 400 and the same sentence, by a pointer to the field; the database refuses it, or the row that has it
-//! harms itself alone. `bad_input.txt` has a line for each value; `UPDATE_SNAPSHOTS=1 cargo test --test it bad_input`
-//! rewrites it.
+//! A command refuses a value with exit code 2 and a line that says where the first fault is and what is expected there;
+//! the API refuses it with 400 and the same sentence, by a pointer to the field; the database refuses it, or the row
+//! that has it harms itself alone. `bad_input.txt` has a line for each value; `UPDATE_SNAPSHOTS=1 cargo test --test it
+//! bad_input` rewrites it.
 
 mod values;
 

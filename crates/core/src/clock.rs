@@ -91,8 +91,7 @@ impl Timestamp {
 }
 
 /// RFC 3339 in UTC with microseconds, always 27 characters, so that texts sort as instants do. Instants outside the
-/// years
-/// 0 to 9999, which RFC 3339 cannot represent, are shown as the nearest one that it can.
+/// years 0 to 9999, which RFC 3339 cannot represent, are shown as the nearest one that it can.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = Vec::with_capacity(27);

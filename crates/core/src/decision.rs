@@ -1,9 +1,8 @@
 //! Decides whether a request is allowed.
 //!
 //! [`rows`] holds the table of outcomes: an ordered list of rows. The first row whose condition holds gives the
-//! decision.
-//! [`decide`] takes the [`Facts`] and walks the table. It does no I/O, reads no clock, and knows neither HTTP nor
-//! Envoy.
+//! decision. [`decide`] takes the [`Facts`] and walks the table. It does no I/O, reads no clock, and knows neither HTTP
+//! nor Envoy.
 //!
 //! ```text
 //!   ambiguous path ───────────────────────────► Deny
@@ -22,7 +21,7 @@
 //! ```
 //!
 //! The numbers are those of the table in the documentation. The precise reason of a denial is for operators; the
-//! response to the client says less.
+//! response to the client is less specific.
 //!
 //! [`Decision::in_mode`] applies shadow mode, which allows rejected requests without an identity.
 
@@ -105,7 +104,7 @@ pub enum RuleFact {
 /// Needed scopes that a key lacks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Lacking<'a> {
-    /// The first term of the needs, which the client is told.
+    /// The first term of the needs, which the response names.
     pub term: &'a str,
     /// Whether the rule is in shadow mode: the request is allowed, and recorded.
     pub shadow: bool,
@@ -163,7 +162,7 @@ pub enum Decision<'a> {
 }
 
 impl<'a> Decision<'a> {
-    /// Who holds the key, if that was proven.
+    /// Returns the owner of the key; `None` if the key was not proven.
     #[must_use]
     pub fn identity(&self) -> Option<Identity<'a>> {
         match self {

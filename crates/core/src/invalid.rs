@@ -43,8 +43,8 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// An error for a value that is rejected as a whole. Its message is one sentence for the person who wrote the value: why
-/// it is invalid, or what is expected instead.
+/// An error for a value that is rejected as a whole. Its message is one sentence for the person who wrote the value:
+/// why it is invalid, or what is expected instead.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct InvalidValue(Cow<'static, str>);
 

@@ -1,9 +1,8 @@
 //! Decides what a management key may do, and what it may delegate.
 //!
-//! A management key has permissions, and may see all tenants or some. [`may`] decides whether it may do something,
-//! and
-//! [`delegate`] which authority it may give to another key. A key ends when its maker (the management key that
-//! created it) ends, and never may do more than its maker currently may: [`authority`] follows the chain of makers.
+//! A management key has permissions, and may see all tenants or some. [`may`] decides whether it may do something, and
+//! [`delegate`] which authority it may give to another key. A key ends when its maker (the management key that created
+//! it) ends, and never may do more than its maker currently may: [`authority`] follows the chain of makers.
 //!
 //! Depends on: `tenant`, `record` and the timestamps of `clock`. It does no I/O, and knows neither HTTP nor the
 //! command line.
@@ -272,10 +271,10 @@ impl Reach {
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct AdminKeyId(pub Uuid);
 
-/// What a management key may do, for which tenants, and until when.
+/// The permissions of a management key, its tenants, and its expiry.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Authority {
-    /// What it may do.
+    /// Its permissions.
     pub permissions: Permissions,
     /// The tenants that it may see.
     pub reach: Reach,
@@ -377,7 +376,7 @@ pub fn authority<'k>(
     if maker.is_some() { Err(Ended::WithItsMaker) } else { Ok(authority) }
 }
 
-/// What a management request concerns.
+/// The rows that a management request concerns.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum About {
     /// Rows without a tenant, or a list that shows only rows of visible tenants.

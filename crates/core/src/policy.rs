@@ -1,6 +1,6 @@
 //! Combines the rules of the database, `--public` and Envoy's context extensions for a request.
 //!
-//! The result says whether the request needs a key, and which scopes the key needs.
+//! The result contains whether the request needs a key, and which scopes the key needs.
 
 use crate::decision::{Entrance, Lacking, RuleFact};
 use crate::path::{Path, PathOptions};
@@ -18,7 +18,7 @@ pub struct Options {
     pub deny_unmatched: bool,
 }
 
-/// What is known of a request before its key is looked up.
+/// The facts about a request that are known before its key is looked up.
 #[derive(Clone, Copy, Debug)]
 pub struct Routing<'a> {
     /// Whether it needs a key.

@@ -288,7 +288,8 @@ extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(filter: Ours) {
 /// The configurations of routes. Only their addresses count, so there is nothing to free.
 static PROMISES: [(u8, Promise); 2] = [(0, Promise::Some), (1, Promise::None)];
 
-/// The configuration of a route by what [`envoy_dynamic_module_on_http_filter_per_route_config_new`] has returned for it.
+/// The configuration of a route by what [`envoy_dynamic_module_on_http_filter_per_route_config_new`] has returned for
+/// it.
 fn promise_of(config: Ours) -> Option<Promise> {
     if config.is_null() {
         return None;

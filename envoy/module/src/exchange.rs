@@ -14,7 +14,7 @@ pub(crate) trait Exchange {
     /// Writes one boolean into the metadata of the request.
     fn set_flag(&mut self, namespace: &str, name: &str, value: bool);
 
-    /// What the module's configuration of the route says, if it has one.
+    /// Returns the module's configuration of the route; `None` if it has none.
     fn route(&self) -> Option<Promise>;
 
     /// Makes Envoy choose the route again, by the current headers.
@@ -27,10 +27,10 @@ pub(crate) trait Exchange {
     fn count(&mut self, counter: usize);
 }
 
-/// What the operator says of a route: the module cannot see what `ext_authz` is told of it.
+/// The operator's statement whether `ext_authz` has `context_extensions` on a route, which the module cannot see.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) enum Promise {
-    /// `context_extensions=some`, or nothing: every request is left to the server.
+    /// `context_extensions=some`, the default: the server decides on every request.
     #[default]
     Some,
     /// `context_extensions=none`: the server would judge a request by its key alone.

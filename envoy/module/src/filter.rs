@@ -6,7 +6,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use rustix::time::{ClockId, clock_gettime};
 use tenantgate_core::clock::{Clock, Timestamp};
-use tenantgate_snapshot::{Mapping, Report};
+use tenantgate_snapshot::Mapping;
 use uuid::fmt::Hyphenated;
 use uuid::{Builder, Uuid};
 
@@ -27,8 +27,8 @@ const REFUSED: &str = "ext_authz_denied";
 /// The field of the mark.
 const DECIDED: &str = "decided";
 
-/// Tells a Check why it is asked: `checks` if the configuration leaves every request of the route to it, else `module`. A Check
-/// that is told something of a route for which the module could have decided shows that the configuration is wrong.
+/// The metadata field that tells the server whether the module may decide on this route: `checks` (no) or `module`
+/// (yes). The server disables the module if it gets `module` together with `context_extensions`.
 const ROUTE: &str = "route";
 
 /// The ids of counters in Envoy.
@@ -54,7 +54,7 @@ pub(crate) struct Filter {
     link: Option<Link>,
     counters: Counters,
     clears_route_cache: bool,
-    /// What is said of routes without a configuration of their own.
+    /// The default for routes without their own configuration.
     promise: Promise,
 }
 
@@ -72,7 +72,7 @@ impl Filter {
         Some(Arc::new(Self { published, reports, link, counters, clears_route_cache, promise }))
     }
 
-    /// Tells the thread to end.
+    /// Stops the thread.
     pub(crate) fn stop(&self) {
         if let Some(link) = &self.link {
             link.stop();
@@ -141,13 +141,13 @@ fn is_grpc(exchange: &dyn Exchange) -> bool {
     exchange.values("content-type").iter().any(is_grpc)
 }
 
-/// Leaves a request to the server after a panic.
+/// Makes the server decide on a request after a panic.
 pub(crate) fn ask_after_a_panic(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
     exchange.count(filter.counters.panics);
     ask(filter, exchange)
 }
 
-/// Leaves a request to the server, on a route where the module may decide.
+/// Makes the server decide on a request, on a route where the module may decide.
 fn ask(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
     leave(filter, exchange, "module")
 }
@@ -160,7 +160,7 @@ fn leave(filter: &Filter, exchange: &mut dyn Exchange, route: &str) -> Verdict {
     Verdict::Ask
 }
 
-/// Writes the metadata of an answer.
+/// Writes the metadata of a decision.
 fn say(exchange: &mut dyn Exchange, decision: &str, reason: &str, id: &str, metadata: &[(String, String)]) {
     let mut fields = vec![("decision", decision), ("decision_id", id), ("reason", reason), ("via", "module")];
     fields.extend(metadata.iter().map(|(name, value)| (name.as_str(), value.as_str())));
@@ -199,6 +199,3 @@ impl Clock for SystemClock {
         Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
     }
 }
-
-/// Counts a decision, for the thread to report.
-pub(crate) type Batch = Vec<Report>;

@@ -1,6 +1,6 @@
 //! The background thread, which holds the connection to the server, receives the shared memory and sends reports.
 //!
-//! Without a server there is no memory, so that every request is left to the Check, and the thread reconnects.
+//! Without a server there is no memory: Checks decide on every request, and the thread reconnects.
 
 use std::io::{self, Write as _};
 use std::os::unix::net::UnixStream;
@@ -15,7 +15,7 @@ use tenantgate_snapshot::{Hello, Mapping, Reader, Report};
 
 use crate::abi::without_signals;
 use crate::exchange::Promise;
-use crate::filter::Batch;
+
 use crate::judge::Published;
 use crate::reports::Reports;
 
@@ -25,27 +25,29 @@ const TICK: Duration = Duration::from_millis(250);
 /// The pause before the next attempt to reach the server.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The address of the server, and the promises of the operator.
+/// The address of the server, and the operator's statements about `ext_authz`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Target {
     path: PathBuf,
     uid: Option<u32>,
     /// Whether Envoy chooses the route again once the headers of the tenant are set.
     pub(crate) clears_route_cache: bool,
-    /// What is said of routes without a configuration of their own.
+    /// The default for routes without their own configuration.
     pub(crate) promise: Promise,
 }
 
 impl Target {
-    /// Reads `unix:/path context_extensions=none clear_route_cache=false`, and perhaps `uid=N`.
+    /// Parses `unix:/path context_extensions=none clear_route_cache=false uid=N`; `None` if it is invalid. The words,
+    /// in this order:
     ///
-    /// Two words describe the configuration of the `ext_authz` filter, which a module cannot read: no route sets a
-    /// scope or a mode by `context_extensions`, and the value of `clear_route_cache`. Without the first, the module
-    /// decides only on routes whose own configuration says so. If a route depends on the headers of the tenant and the
-    /// second is wrong, a client can choose a route with a forged header; it has no default, so that the operator cannot
-    /// forget it.
+    /// * `unix:/path`: the socket of the server.
+    /// * `context_extensions=none|some`, optional: whether routes set a scope or a mode by `context_extensions` of
+    ///   `ext_authz`. Defaults to `some`: the module decides only on routes whose own configuration has `none`.
+    /// * `clear_route_cache=true|false`: the setting of `ext_authz`. If it is wrong and a route depends on the headers
+    ///   of the tenant, a client can choose a route with a forged header. Therefore it has no default.
+    /// * `uid=N`, optional: the user of the server, if it is neither root nor the user of Envoy.
     ///
-    /// Envoy Gateway passes a text as JSON: in quotation marks.
+    /// The module cannot read the configuration of `ext_authz`. Envoy Gateway passes the text in quotation marks.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let quoted = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
         let text = quoted.filter(|text| !text.contains(['"', '\\'])).unwrap_or(text);
@@ -136,7 +138,7 @@ impl Worker {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
-            let batch: Batch = self.reports.take();
+            let batch: Vec<Report> = self.reports.take();
             if !batch.is_empty() {
                 socket.write_all(&Report::frames(&batch))?;
             }

@@ -43,7 +43,7 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// What a body of another media type is told.
+    /// Returns the expected media type, for the error.
     fn expected(self) -> &'static str {
         match self {
             Self::Json | Self::JsonOrEmpty => "expected a body with Content-Type: application/json",

@@ -1,8 +1,8 @@
 //! Accepts the connections of management and serves HTTP/1.1 on them.
 //!
-//! The number of connections is limited. When all are taken, the one that has waited longest for its client is closed to
-//! make room: for a handshake, a header list, a body, or the next request. Clients that send nothing, or slowly, therefore
-//! cannot keep out those that do. A client that takes a long answer waits anew with each part. Slow header lists,
+//! The number of connections is limited. At the limit, the connection whose client has been idle longest is closed to
+//! make room: in a handshake, a header list, a body, or before the next request. Idle or slow clients therefore cannot
+//! lock out active ones. Each write of a long response resets the idle time of its connection. Slow header lists,
 //! handshakes and requests also end after a timeout.
 
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ use crate::server::tls::{NotAdmitted, Tls};
 use crate::telemetry::manage_metrics::ManageStats;
 use crate::transport::ConnectionFailure;
 
-/// Connections at a time: each takes some 20 KB and a file descriptor, of which systems often allow 1,024.
+/// The maximum number of connections: each takes some 20 KB and a file descriptor, of which systems often allow 1,024.
 const CONNECTIONS: usize = 512;
 
 /// How long a header list may take, and how long a connection may wait for its next request.
@@ -44,20 +44,21 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 /// How long a TLS handshake may take.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a request may take from its header list to its answer; more than a client can ask to wait.
+/// How long a request may take from its header list to its response. Longer than the longest wait that a client can
+/// request.
 const REQUEST_WITHIN: Duration = Duration::from_secs(90);
 
-/// Who is at the other end of a connection.
+/// The client of a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Peer {
     /// A client over TCP.
     Tcp(IpAddr),
-    /// A process of this user on a Unix socket, unless the system does not say.
+    /// A process of this user on a Unix socket; `None` if the user is unknown.
     Unix(Option<u32>),
 }
 
 impl Peer {
-    /// The address of a client over TCP.
+    /// Returns the address of a client over TCP.
     pub(super) fn address(self) -> Option<IpAddr> {
         match self {
             Self::Tcp(address) => Some(address),
@@ -66,7 +67,7 @@ impl Peer {
     }
 }
 
-/// What all listeners share.
+/// State shared by all listeners.
 pub(super) struct Acceptor {
     app: Router,
     tls: Option<Tls>,
@@ -80,7 +81,7 @@ pub(super) struct Acceptor {
 struct Open {
     number: usize,
     next: u64,
-    /// Those that wait for their clients, the one that has waited longest first.
+    /// The connections with an idle client, the longest idle first.
     waiting: BTreeMap<u64, Arc<Notify>>,
 }
 
@@ -253,7 +254,7 @@ impl Drop for Place {
     }
 }
 
-/// Whether a connection waits for its client, and since when in relation to the others.
+/// Whether the client of a connection is idle, and its place in the order of idle ones.
 #[derive(Clone)]
 struct Turn {
     acceptor: Arc<Acceptor>,
@@ -262,7 +263,7 @@ struct Turn {
 }
 
 impl Turn {
-    /// A request has come whole.
+    /// Marks the connection as busy: the request is complete.
     fn begin(&self) {
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = place.take() {
@@ -270,7 +271,7 @@ impl Turn {
         }
     }
 
-    /// The client has taken a part of an answer, for example of a long list.
+    /// Resets the idle time after a write, for example of a part of a long list.
     fn go_on(&self) {
         let waits = self.place.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         if waits {
@@ -278,7 +279,7 @@ impl Turn {
         }
     }
 
-    /// The connection waits for what its client sends next.
+    /// Marks the connection as idle from now on.
     fn wait(&self) {
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         let mut open = self.acceptor.open();
@@ -292,7 +293,7 @@ impl Turn {
     }
 }
 
-/// A stream that tells when its client takes something: `hyper` writes an answer after the service has returned it.
+/// A stream that resets the idle time with each write: `hyper` writes a response after the service has returned it.
 struct Answering<S> {
     stream: S,
     turn: Turn,
@@ -336,7 +337,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Answering<S> {
     }
 }
 
-/// The body of a request. Until it has come, or nobody wants more of it, the connection waits for its client.
+/// The body of a request. Marks the connection as busy once the body is complete or dropped.
 struct Arriving {
     body: Incoming,
     turn: Turn,

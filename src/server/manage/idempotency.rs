@@ -37,7 +37,7 @@ const NOT_REPLAYABLE: &str = "secret_not_replayable";
 /// The number of random characters at the end of a prefix. The others come from a name.
 const PREFIX_RANDOM: usize = 8;
 
-/// Where an answer contains an issued key.
+/// The place of an issued key in an answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Secret {
     /// Nowhere.

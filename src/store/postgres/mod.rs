@@ -396,7 +396,7 @@ impl Store for PostgresStore {
     }
 }
 
-/// What to do with rows that another session has locked.
+/// How rows are handled that another session has locked.
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Rows {
     Wait,

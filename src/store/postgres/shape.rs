@@ -145,10 +145,10 @@ pub(super) async fn adopt(
     Ok(notes)
 }
 
-/// Returns the default of a `timestamp` column for its conversion to `timestamptz`. One that has no time zone is read as
-/// UTC, like the values; otherwise it would depend on the time zone of each session.
+/// Returns the default of a `timestamp` column for its conversion to `timestamptz`. One that has no time zone is read
+/// as UTC, like the values; otherwise it would depend on the time zone of each session.
 ///
-/// The statement is prepared and never executed, because a default can call functions of whoever owns the table.
+/// The statement is prepared and never executed, because a default can call functions of the owner of the table.
 async fn converted_default(connection: &mut PgConnection, default: &str) -> Result<String, StoreError> {
     let sql = format!("SELECT {default}");
     let prepared = connection.prepare(AssertSqlSafe(sql).into_sql_str()).await?;
@@ -207,7 +207,7 @@ pub(super) async fn revoke(
             if only.is_some_and(|only| only != table) {
                 continue;
             }
-            // As the type reads it: `False` and `f` are the same boolean, and `maybe` is none.
+            // The value is cast to the type of the column: `False` and `f` are equal, `maybe` is an error.
             let (column_is, type_is) = (quoted(column), &is.shown);
             let matches = if value == ANY {
                 format!("$1 = '{ANY}' AND {column_is} IS NOT NULL")
@@ -228,7 +228,7 @@ fn wanted(table: &str, name: &str) -> Option<&'static Wanted> {
     WANTED.iter().find(|(t, n, ..)| *t == table && *n == name)
 }
 
-/// What those that stand are: `pg_class.relkind`, or what makes an ordinary table unfit.
+/// Returns the kind of each existing table: `pg_class.relkind`, or the reason why an ordinary table cannot be adopted.
 async fn tables(connection: &mut PgConnection) -> Result<BTreeMap<String, String>, StoreError> {
     let sql = "SELECT relname::text, CASE
             WHEN relkind = 'r' AND relpersistence <> 'p' THEN 'unlogged'
@@ -277,7 +277,7 @@ fn wrong_tables(tables: &BTreeMap<String, String>) -> Vec<String> {
             "r" => return None,
             "unlogged" => "UNLOGGED, and empty after a crash",
             "parent" => "a table that others inherit from, whose changes are not seen",
-            "rules" => "a table with rules, which may do something else than they are told",
+            "rules" => "a table with rewrite rules, which can replace INSERT or UPDATE",
             "p" => "a partitioned table",
             "v" => "a view",
             "m" => "a materialized view",
@@ -294,7 +294,7 @@ fn wrong_tables(tables: &BTreeMap<String, String>) -> Vec<String> {
     wrong
 }
 
-/// How many characters a column must take, if it takes fewer.
+/// Returns the length that a column must have in characters; `None` if it is long enough.
 fn too_short(table: &str, name: &str, column: &Column) -> Option<i32> {
     let (.., least) = LENGTHS.iter().find(|(t, n, _)| *t == table && *n == name)?;
     column.length.filter(|length| length < least).map(|_| *least)

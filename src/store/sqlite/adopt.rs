@@ -32,7 +32,7 @@ const WANTED: [(&str, &[(&str, bool)]); 2] = [
     ),
 ];
 
-/// Words for a boolean, which SQLite keeps as whatever an application wrote.
+/// Spellings of booleans that applications write: true, false.
 const BOOLEANS: [[&str; 6]; 2] =
     [["1", "true", "t", "yes", "y", "on"], ["0", "false", "f", "no", "n", "off"]];
 
@@ -81,7 +81,7 @@ pub(super) async fn migrate(store: &SqliteStore, adoption: &Adoption) -> Result<
     Ok(migrated)
 }
 
-/// A column as it is.
+/// A column of an existing table.
 struct Column {
     name: String,
     /// NOT NULL without a default.
@@ -102,7 +102,7 @@ async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<C
     rows.iter().map(column).collect()
 }
 
-/// What makes a table unfit, whatever its columns are.
+/// Returns why a table cannot be adopted, apart from its columns.
 async fn wrong_table(connection: &mut SqliteConnection, table: &str) -> Result<Option<String>, StoreError> {
     let sql = "SELECT type, wr FROM pragma_table_list WHERE schema = 'main' AND name = ?1";
     let Some(row) = sqlx::query(sql).bind(table).fetch_optional(connection).await? else { return Ok(None) };

@@ -1,7 +1,7 @@
 //! Decisions on random requests, by a snapshot and by a literal and slow implementation of the contract.
 //!
-//! The slow one works on the texts of the rows as the database has them. It knows nothing of profiles, bit sets, numbers
-//! of scopes and trees of rules, which the snapshot keeps up to date from one change to the next.
+//! The slow one works on the texts of the rows as the database has them. It knows nothing of profiles, bit sets,
+//! numbers of scopes and trees of rules, which the snapshot keeps up to date from one change to the next.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! Parses what Envoy's configuration says about a route: the `context_extensions` of a Check.
+//! Parses the `context_extensions` of a Check, which Envoy's configuration sets for a route.
 
 use super::RouteMode;
 use crate::scope::NeedsText;
@@ -17,7 +17,7 @@ pub struct Context<'a> {
     pub route: Option<&'a str>,
     /// Whether any of them is invalid: an unknown or repeated name, or an empty or invalid value.
     pub bad: bool,
-    /// Whether the module inside Envoy leaves every request of the route to Checks, by its configuration.
+    /// Whether only Checks decide on the route, by the configuration of the module inside Envoy.
     pub left_by_module: bool,
 }
 
@@ -43,7 +43,7 @@ impl<'a> Context<'a> {
         self.bad |= !good;
     }
 
-    /// Returns whether Envoy's configuration says something of the route.
+    /// Returns whether the Check has context extensions of tenantgate.
     #[must_use]
     pub fn is_told(&self) -> bool {
         *self != Self { left_by_module: self.left_by_module, ..Self::default() }

@@ -33,7 +33,7 @@ struct TenantPatch {
     #[schema(nullable = false)]
     name: Option<String>,
     plan: Option<String>,
-    /// `enforce` or `shadow`: what becomes of its proven keys that are to be refused. `null`: what the server's mode says.
+    /// `enforce` or `shadow`, for rejected requests with its proven keys. `null`: the mode of the server.
     mode: Option<String>,
 }
 
@@ -146,7 +146,7 @@ struct NewRoute {
     mode: Option<String>,
     /// The scopes that a key needs, such as `models.read models.list | admin`.
     scopes: Option<String>,
-    /// Only count requests that would be rejected.
+    /// Allow requests whose key lacks a scope, and report them.
     shadow: Option<bool>,
 }
 

@@ -14,7 +14,7 @@ const WIDTH: u32 = 720;
 const HEIGHT: u32 = 120;
 const DAY: i64 = 86_400_000_000;
 
-/// How many requests of one day passed and were refused.
+/// The number of allowed and rejected requests of one day.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Outcomes {
     pub(super) passed: u64,
@@ -42,7 +42,7 @@ pub(super) fn start(now: Timestamp) -> Timestamp {
     Timestamp(now.0.saturating_sub(i64::from(DAYS - 1) * DAY))
 }
 
-/// Renders the requests of the last [`DAYS`] days as bars: passed ones below, refused ones above.
+/// Renders the requests of the last [`DAYS`] days as bars: allowed ones below, rejected ones above.
 pub(super) fn bars(counts: &ByDay, now: Timestamp) -> Markup {
     let first = start(now);
     let days: Vec<_> = (0..DAYS)

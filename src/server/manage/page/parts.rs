@@ -98,14 +98,14 @@ pub(super) fn meaning(reason: &str) -> &'static str {
         "route" => "No rule allows it.",
         "path_ambiguous" => "The path can be read in two ways.",
         "tenant_inactive" => "The tenant is not active.",
-        "damaged_row" => "The row of the key cannot be read.",
-        "bad_route_context" => "Envoy's configuration says something of the route that cannot be read.",
-        "damaged_route" => "The rule for this request cannot be read.",
-        "deadline_too_short" => "Envoy waits for too short a time.",
-        "overloaded" => "tenantgate had too much to do.",
-        "too_large" => "The request is too large to be judged.",
+        "damaged_row" => "The row of the key, its tenant or its plan is damaged.",
+        "bad_route_context" => "Envoy's context_extensions for this route are invalid.",
+        "damaged_route" => "The rule for this request is damaged.",
+        "deadline_too_short" => "Envoy's timeout is too short.",
+        "overloaded" => "tenantgate was overloaded.",
+        "too_large" => "The request is too large.",
         "never_loaded" | "too_old" | "unknown_while_stale" => {
-            "tenantgate was out of touch with its database."
+            "tenantgate had no current data from its database."
         }
         "internal" | "unavailable" => "tenantgate could not decide.",
         _ => "",
