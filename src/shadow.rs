@@ -196,9 +196,8 @@ fn others(reason: &str) -> ShadowedKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::MICROS_PER_DAY as DAY;
     use crate::decision::{Denial, Reason};
-
-    const DAY: i64 = 86_400_000_000;
 
     fn missing() -> Objection<'static> {
         Objection::Denied(Denial { reason: Reason::Missing, identity: None, needs: None })

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Admin, AdminError};
 use crate::audit::Entry;
-use crate::clock::Timestamp;
+use crate::clock::{MICROS_PER_DAY, Timestamp};
 use crate::key::KeyId;
 use crate::permission::Reach;
 use crate::record::KeyDetails;
@@ -19,8 +19,6 @@ pub const SOON: Duration = Duration::from_hours(30 * 24);
 
 /// A key that was not used for this time is counted as unused.
 pub const LONG: Duration = Duration::from_hours(90 * 24);
-
-const DAY: i64 = 86_400_000_000;
 
 /// A rejected request.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -132,7 +130,7 @@ fn some(reach: &Reach) -> Option<&BTreeSet<TenantId>> {
 
 /// Returns the last `days` days, such as `2026-01-31`, ending with today.
 fn last_days(now: Timestamp, days: u32) -> Vec<String> {
-    let day = |ago: i64| Timestamp(now.0.saturating_sub(ago * DAY)).to_string();
+    let day = |ago: i64| Timestamp(now.0.saturating_sub(ago * MICROS_PER_DAY)).to_string();
     (0..i64::from(days)).rev().map(|ago| day(ago).get(..10).unwrap_or_default().to_owned()).collect()
 }
 

@@ -15,7 +15,7 @@ const NAME: &str = "tenantgate_envoy";
 pub(super) const NAMESPACE: &str = "envoy.tenantgate";
 
 /// The operator's statement that a route has no `context_extensions` for tenantgate.
-const PROMISE: &str = "context_extensions=none";
+const NO_CONTEXT: &str = "context_extensions=none";
 
 /// The prefix of the names of these extensions.
 const PREFIX: &str = "tenantgate.";
@@ -45,8 +45,8 @@ pub(super) fn examine(manager: &Value, routes: &[&Value]) -> Vec<Finding> {
     vec![
         skipped(check, ours < asked),
         mark(manager, check),
-        route_cache(said(module), check),
-        context(said(module), check, routes, name),
+        route_cache(module_config(module), check),
+        context(module_config(module), check, routes, name),
         exempt(routes, name),
     ]
 }
@@ -61,7 +61,7 @@ fn is_ours(config: &Value) -> bool {
 }
 
 /// Returns the configuration of the module; empty if it has none.
-fn said(module: &Value) -> &str {
+fn module_config(module: &Value) -> &str {
     text(module, "/filter_config/value").unwrap_or_default()
 }
 
@@ -109,9 +109,9 @@ fn mark(manager: &Value, check: &Value) -> Finding {
     }
 }
 
-fn route_cache(said: &str, check: &Value) -> Finding {
+fn route_cache(settings: &str, check: &Value) -> Finding {
     const CHECK: &str = "envoy.module_route_cache";
-    let module = said.split_whitespace().find_map(|word| word.strip_prefix("clear_route_cache="));
+    let module = settings.split_whitespace().find_map(|word| word.strip_prefix("clear_route_cache="));
     let clears = is_true(check, "/clear_route_cache");
     if module == Some(if clears { "true" } else { "false" }) {
         Finding::ok(CHECK, "the module clears the route cache where ext_authz does")
@@ -129,26 +129,28 @@ fn route_cache(said: &str, check: &Value) -> Finding {
 
 /// The settings of the module and of `ext_authz` for a route.
 #[derive(Clone, Copy, Default)]
-struct Said {
+struct RouteSettings {
     /// Whether the module may decide: `context_extensions=none`, of the most specific configuration.
-    decides: bool,
+    module_decides: bool,
     /// Whether there are `context_extensions` for tenantgate, at any level: Envoy merges them.
-    told: bool,
+    has_context: bool,
 }
 
-impl Said {
+impl RouteSettings {
     /// Returns these settings with those that a route configuration, virtual host or route adds.
     fn and(mut self, filters: &Value, name: &str) -> Self {
         if let Some(config) = filters.get(name) {
             // As it is, or wrapped by a `FilterConfig`, which may also take the module out.
-            let promise =
+            let statement =
                 text(config, "/filter_config/value").or(text(config, "/config/filter_config/value"));
             let off = is_true(config, "/disabled");
-            self.decides = promise.map_or(self.decides, |promise| promise == PROMISE) && !off;
+            self.module_decides =
+                statement.map_or(self.module_decides, |statement| statement == NO_CONTEXT) && !off;
         }
         for check in of_type(filters, "ExtAuthzPerRoute") {
             let context = check.pointer("/check_settings/context_extensions").and_then(Value::as_object);
-            self.told |= context.is_some_and(|context| context.keys().any(|key| key.starts_with(PREFIX)));
+            self.has_context |=
+                context.is_some_and(|context| context.keys().any(|key| key.starts_with(PREFIX)));
         }
         self
     }
@@ -157,32 +159,32 @@ impl Said {
 /// Counts of routes: on which the module may decide, which have `context_extensions`, and both.
 #[derive(Default)]
 struct Counts {
-    decided: usize,
-    told: usize,
+    may_decide: usize,
+    has_context: usize,
     both: usize,
 }
 
 impl Counts {
-    fn add(&mut self, value: &Value, name: &str, said: Said) {
+    fn add(&mut self, value: &Value, name: &str, settings: RouteSettings) {
         match value {
             Value::Object(fields) => {
                 let filters = fields.get("typed_per_filter_config");
-                let said = filters.map_or(said, |filters| said.and(filters, name));
+                let settings = filters.map_or(settings, |filters| settings.and(filters, name));
                 // A route, or a weighted cluster with a configuration of its own.
                 if fields.contains_key("match") || (filters.is_some() && fields.contains_key("weight")) {
-                    self.decided += usize::from(said.decides);
-                    self.told += usize::from(said.told);
-                    self.both += usize::from(said.decides && said.told);
+                    self.may_decide += usize::from(settings.module_decides);
+                    self.has_context += usize::from(settings.has_context);
+                    self.both += usize::from(settings.module_decides && settings.has_context);
                 }
                 for (field, value) in fields {
                     if field != "typed_per_filter_config" {
-                        self.add(value, name, said);
+                        self.add(value, name, settings);
                     }
                 }
             }
             Value::Array(items) => {
                 for value in items {
-                    self.add(value, name, said);
+                    self.add(value, name, settings);
                 }
             }
             _ => {}
@@ -191,26 +193,26 @@ impl Counts {
 }
 
 /// Compares `context_extensions` of routes, which the module cannot see, with its configuration.
-fn context(said: &str, check: &Value, routes: &[&Value], name: &str) -> Finding {
+fn context(settings: &str, check: &Value, routes: &[&Value], name: &str) -> Finding {
     const CHECK: &str = "envoy.module_context";
-    let decides = said.split_whitespace().any(|word| word == PROMISE);
+    let module_decides = settings.split_whitespace().any(|word| word == NO_CONTEXT);
     let mut counts = Counts::default();
     for routes in routes {
-        counts.add(routes, name, Said { decides, told: false });
+        counts.add(routes, name, RouteSettings { module_decides, has_context: false });
     }
-    let Counts { decided, told, both } = counts;
+    let Counts { may_decide, has_context, both } = counts;
     let named = items(check, "/metadata_context_namespaces").any(|name| name.as_str() == Some(NAMESPACE));
     if both > 0 {
         let what = format!(
             "{both} routes have context_extensions, and the module may decide there: it allows requests that a check would reject"
         );
         Finding::bad(CHECK, what, "give the module context_extensions=some on these routes")
-    } else if !decides && decided == 0 {
+    } else if !module_decides && may_decide == 0 {
         let what = "the module has no effect: no configuration has context_extensions=none";
         Finding::warn(CHECK, what, REMEDY)
-    } else if told > 0 && !named {
+    } else if has_context > 0 && !named {
         let what = format!(
-            "{told} routes have context_extensions, but ext_authz does not send the metadata envoy.tenantgate: serve will disable the module"
+            "{has_context} routes have context_extensions, but ext_authz does not send the metadata envoy.tenantgate: serve will disable the module"
         );
         Finding::warn(CHECK, what, "add envoy.tenantgate to metadata_context_namespaces of ext_authz")
     } else {

@@ -355,7 +355,7 @@ mod tests {
             for message in [&whole, &compact] {
                 let context = read(message, &options).unwrap().context;
                 assert_eq!(
-                    (context.is_told(), context.left_by_module),
+                    (context.is_set(), context.left_by_module),
                     (told, expected),
                     "{namespace} {name} {value}"
                 );

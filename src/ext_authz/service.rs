@@ -97,10 +97,11 @@ impl Unary for AuthorizationService {
         let asked = read(&message, &self.options.request).map_err(|_| CallFailure::InvalidMessage)?;
         let call = Call { message: &message, metadata };
         let address = || self.address(&call);
-        let view = self.gate.settle(&asked, &address, deadline).await;
-        // `settle` returns a view that has a verdict for this request.
-        let verdict = view.judge(&asked, &address).unwrap_or_else(|_| self.gate.unread(Fault::Internal));
-        Ok((self.respond(&verdict, view.started(), asked.bearer, &call), in_vain(&verdict.decision)))
+        let view = self.gate.wait_for_verdict(&asked, &address, deadline).await;
+        // `wait_for_verdict` returns a view that has a verdict for this request.
+        let verdict =
+            view.judge(&asked, &address).unwrap_or_else(|_| self.gate.undecidable_verdict(Fault::Internal));
+        Ok((self.respond(&verdict, view.started(), asked.bearer, &call), unable_reason(&verdict.decision)))
     }
 
     fn compact(&self, message: Bytes) -> Bytes {
@@ -112,7 +113,7 @@ impl Unary for AuthorizationService {
     }
 
     fn unable(&self, why: Unable) -> Frame {
-        let (verdict, started) = (self.gate.unread(fault(why)), self.log.clock.uptime());
+        let (verdict, started) = (self.gate.undecidable_verdict(fault(why)), self.log.clock.uptime());
         self.respond(&verdict, started, false, &Call { message: &[], metadata: &HeaderMap::new() })
     }
 }
@@ -120,22 +121,22 @@ impl Unary for AuthorizationService {
 /// Returns the fault of a call that gets a response without a decision.
 fn fault(why: Unable) -> Fault {
     match why {
-        Unable::Crowded | Unable::NoRoom => Fault::Overloaded,
+        Unable::QueueFull | Unable::MemoryFull => Fault::Overloaded,
         Unable::Panicked => Fault::Internal,
         Unable::TooLarge => Fault::TooLarge,
-        Unable::Stopping | Unable::TooLate => Fault::DeadlineTooShort,
+        Unable::Stopping | Unable::DeadlineExceeded => Fault::DeadlineTooShort,
     }
 }
 
 /// Returns why a call that waited for a proof got no decision; `None` if it got one.
-fn in_vain(decision: &Decision<'_>) -> Option<Unable> {
+fn unable_reason(decision: &Decision<'_>) -> Option<Unable> {
     let (Decision::Unable(fault, _) | Decision::Allow(Grant::Shadow(Objection::Unable(fault, _)))) = decision
     else {
         return None;
     };
     match fault {
-        Fault::DeadlineTooShort => Some(Unable::TooLate),
-        Fault::Overloaded => Some(Unable::Crowded),
+        Fault::DeadlineTooShort => Some(Unable::DeadlineExceeded),
+        Fault::Overloaded => Some(Unable::QueueFull),
         _ => None,
     }
 }
@@ -229,7 +230,7 @@ impl DecisionLog {
             Decision::Allow(Grant::Shadow(objection)) => {
                 return self.write_objection("shadow", objection, id, client);
             }
-            Decision::Allow(Grant::Spared(_, _, denial)) => {
+            Decision::Allow(Grant::RuleShadow(_, _, denial)) => {
                 return self.write_objection("ok", &Objection::Denied(*denial), id, client);
             }
             Decision::Deny(denial) => ("deny", denial.reason.as_str(), denial.identity),
@@ -282,10 +283,10 @@ mod tests {
         for why in Unable::ALL {
             assert_eq!(why.as_str(), fault(why).as_str(), "{why:?}");
         }
-        for why in [Unable::Crowded, Unable::TooLate] {
-            assert_eq!(in_vain(&Decision::Unable(fault(why), None)), Some(why));
+        for why in [Unable::QueueFull, Unable::DeadlineExceeded] {
+            assert_eq!(unable_reason(&Decision::Unable(fault(why), None)), Some(why));
         }
-        assert_eq!(in_vain(&Decision::Unable(Fault::TooOld, None)), None, "no call waits for that");
+        assert_eq!(unable_reason(&Decision::Unable(Fault::TooOld, None)), None, "no call waits for that");
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub fn read<'a>(message: &'a [u8], options: &Options) -> Result<AccessRequest<'a
     let mut headers = Headers(Reader::new(options));
     let target = walk(message, &mut headers)?;
     let mut request = headers.0.finish(target.method, target.host, target.path);
-    if request.context.is_told() {
+    if request.context.is_set() {
         request.context.left_by_module = is_left_by_module(message);
     }
     Ok(request)

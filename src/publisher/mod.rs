@@ -1,7 +1,7 @@
 //! Publishes proven keys, so that a module inside Envoy can decide about them without a call.
 //!
 //! ```text
-//! gate ── proven ──► Publisher ──► Book ──► shared memory ──► module in Envoy
+//! gate ── proven ──► Publisher ──► PublishedKeys ──► shared memory ──► module in Envoy
 //! replica ── generation ──────────►  │                             │
 //! usage, last_used, counters ◄───────┴────── reports ◄─────────────┘
 //! ```
@@ -17,7 +17,7 @@
 //! Depends on: the replica, the gate. Responses are rendered by the caller ([`Render`]), which also owns the
 //! connections.
 
-mod book;
+mod published_keys;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -31,10 +31,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use self::book::Book;
+use self::published_keys::PublishedKeys;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Decision, Grant, Reason};
-use crate::gate::{Terms, Witness};
+use crate::gate::{ProofSink, Terms};
 use crate::key::PresentedKey;
 use crate::last_used::LastUsed;
 use crate::replica::{Entry, Replica, STALE_AFTER};
@@ -88,12 +88,12 @@ pub struct Stats {
 
 /// The shared memory, and the message that makes a module map it.
 #[derive(Debug)]
-pub struct Offer {
+pub struct SharedMemoryHandle {
     hello: Hello,
     memory: OwnedFd,
 }
 
-impl Offer {
+impl SharedMemoryHandle {
     /// Sends it to a module.
     ///
     /// # Errors
@@ -121,7 +121,7 @@ struct Shared {
     news: Notify,
     /// Whether Envoy has sent `context_extensions` of a route, which a module cannot see.
     route_context: AtomicBool,
-    offer: watch::Sender<Option<Arc<Offer>>>,
+    handle: watch::Sender<Option<Arc<SharedMemoryHandle>>>,
     stats: Arc<Stats>,
 }
 
@@ -153,7 +153,7 @@ impl Publisher {
     ) -> Self {
         let key = Key::from(options.key);
         let (proven, news, route_context) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
-        let (offer, stats) = (watch::Sender::new(None), Arc::default());
+        let (handle, stats) = (watch::Sender::new(None), Arc::default());
         Self(Arc::new(Shared {
             options,
             key,
@@ -164,7 +164,7 @@ impl Publisher {
             proven,
             news,
             route_context,
-            offer,
+            handle,
             stats,
         }))
     }
@@ -177,21 +177,21 @@ impl Publisher {
 
     /// Returns a channel with the current shared memory; `None` while there is none.
     #[must_use]
-    pub fn offers(&self) -> watch::Receiver<Option<Arc<Offer>>> {
-        self.0.offer.subscribe()
+    pub fn handles(&self) -> watch::Receiver<Option<Arc<SharedMemoryHandle>>> {
+        self.0.handle.subscribe()
     }
 
     /// Keeps the memory equal to the replica until the future is dropped. After that, modules ask the server.
     pub async fn run(self) {
         let mut generation = self.0.replica.generation();
-        let mut book: Option<Book<Mapping>> = None;
+        let mut published: Option<PublishedKeys<Mapping>> = None;
         let mut failed = false;
         loop {
             if let Some((at, clock, snapshot)) = self.0.replica.synced() {
                 let proven = std::mem::take(&mut *self.proven());
                 let may_decide = self.0.options.only_keys && !self.0.route_context.load(Relaxed);
-                let next = match book.take() {
-                    Some(book) => book.follow(snapshot, proven, may_decide),
+                let next = match published.take() {
+                    Some(published) => published.follow(snapshot, proven, may_decide),
                     None => self.begin(snapshot, proven, may_decide),
                 };
                 match next {
@@ -200,14 +200,14 @@ impl Publisher {
                         if renewed {
                             self.announce(&next);
                         }
-                        book = Some(next);
+                        published = Some(next);
                         failed = false;
                     }
                     Err(error) => {
                         if !failed {
                             error!(%error, "cannot publish proven keys; Envoy sends a Check for every request");
                         }
-                        self.0.offer.send_replace(None);
+                        self.0.handle.send_replace(None);
                         failed = true;
                         // This allocates memory and may fail.
                         tokio::time::sleep(RETRY).await;
@@ -230,23 +230,23 @@ impl Publisher {
         snapshot: Arc<crate::replica::Snapshot>,
         proven: Vec<(Arc<Entry>, [u8; 32])>,
         may_decide: bool,
-    ) -> std::io::Result<(Book<Mapping>, bool)> {
+    ) -> std::io::Result<(PublishedKeys<Mapping>, bool)> {
         let fresh = STALE_AFTER.min(self.0.options.max_staleness);
         let shared = Arc::clone(&self.0);
         let render =
             move |decision: &Decision<'_>, terms: Terms<'_>| shared.options.render.render(decision, terms);
         let settings = self.0.options.settings.clone();
-        let mut book = Book::new(self.0.key.clone(), settings, fresh, Box::new(render));
-        book.remember(proven);
-        Ok((book.renewed(snapshot, may_decide)?, true))
+        let mut published = PublishedKeys::new(self.0.key.clone(), settings, fresh, Box::new(render));
+        published.remember(proven);
+        Ok((published.renewed(snapshot, may_decide)?, true))
     }
 
-    fn announce(&self, book: &Book<Mapping>) {
-        let Some(memory) = book.memory() else { return };
+    fn announce(&self, published: &PublishedKeys<Mapping>) {
+        let Some(memory) = published.memory() else { return };
         match memory.file().try_clone_to_owned() {
             Ok(memory) => {
                 let hello = Hello { key: self.0.key.clone() };
-                self.0.offer.send_replace(Some(Arc::new(Offer { hello, memory })));
+                self.0.handle.send_replace(Some(Arc::new(SharedMemoryHandle { hello, memory })));
                 info!("publishing proven keys to the module inside Envoy");
             }
             Err(error) => warn!(%error, "cannot send the shared memory to a module"),
@@ -285,7 +285,7 @@ impl Publisher {
     }
 }
 
-impl Witness for Publisher {
+impl ProofSink for Publisher {
     fn proven(&self, entry: &Arc<Entry>, presented: PresentedKey<'_>) {
         if presented.secret_bits() < LEAST_BITS {
             return;

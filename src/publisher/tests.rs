@@ -113,14 +113,14 @@ impl House {
             let keyring = Keyring::new(Peppers::default()).unwrap();
             entry.proven().note(keyring.seal(entry.record(), &hash, presented.expose()));
         }
-        Witness::proven(&self.publisher, &entry, presented);
+        ProofSink::proven(&self.publisher, &entry, presented);
     }
 
     /// Returns the memory that a module gets when it connects now.
     async fn reader(&self) -> Reader<Mapping> {
-        let mut offers = self.publisher.offers();
-        let offer = offers.wait_for(Option::is_some).await.unwrap().clone().unwrap();
-        Reader::new(Mapping::open(offer.memory.try_clone().unwrap()).unwrap(), offer.hello.key.clone())
+        let mut handles = self.publisher.handles();
+        let handle = handles.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        Reader::new(Mapping::open(handle.memory.try_clone().unwrap()).unwrap(), handle.hello.key.clone())
             .unwrap()
     }
 
@@ -285,9 +285,9 @@ async fn the_heartbeat_is_that_of_the_replica_and_ends_with_the_task() {
     house.becomes(&reader, "llmk_none", "doubt").await;
     // The next run makes a memory of its own; what was proven before has to be proven again.
     house.start();
-    let mut offers = house.publisher.offers();
-    offers.mark_unchanged();
-    offers.changed().await.unwrap();
+    let mut handles = house.publisher.handles();
+    handles.mark_unchanged();
+    handles.changed().await.unwrap();
     let reader = house.reader().await;
     house.becomes(&reader, "llmk_demo", "known").await;
 }
@@ -300,10 +300,10 @@ async fn a_full_memory_is_replaced_and_the_old_one_ends() {
     house.proves(KEY);
     house.becomes(&first, "llmk_demo", "proven").await;
     // Every change of the row is a new record, and records are never overwritten.
-    let mut offers = house.publisher.offers();
-    offers.mark_unchanged();
+    let mut handles = house.publisher.handles();
+    handles.mark_unchanged();
     let mut n = 0;
-    while !offers.has_changed().unwrap() {
+    while !handles.has_changed().unwrap() {
         n += 1;
         assert!(n < 100_000, "it never fills");
         house.sees(vec![

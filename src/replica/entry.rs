@@ -26,7 +26,7 @@ pub struct Entry {
     /// Whether a memo with the current pepper is missing and nothing is queued to write it.
     memo_due: AtomicBool,
     /// Whether the proof was passed to the publisher.
-    witnessed: AtomicBool,
+    publish_taken: AtomicBool,
     /// Whether the row has a valid memo with one of our peppers.
     remembered: bool,
     /// The number of its profile in the snapshot that it is in.
@@ -52,7 +52,7 @@ impl Entry {
             used_at: AtomicI64::new(0),
             use_queued: AtomicBool::new(false),
             memo_due: AtomicBool::new(memo_due),
-            witnessed: AtomicBool::new(false),
+            publish_taken: AtomicBool::new(false),
             profile: FREE,
         }
     }
@@ -128,8 +128,8 @@ impl Entry {
     /// Returns whether the caller must pass the proof to the publisher. Called after the key was proven; true at most
     /// once.
     #[must_use]
-    pub fn take_witness_due(&self) -> bool {
-        !self.witnessed.load(Relaxed) && !self.witnessed.swap(true, Relaxed)
+    pub fn take_publish_due(&self) -> bool {
+        !self.publish_taken.load(Relaxed) && !self.publish_taken.swap(true, Relaxed)
     }
 
     /// Records a use. Returns whether the caller must queue it to be written: true for the first use since

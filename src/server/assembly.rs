@@ -18,11 +18,11 @@ use tracing::{info, warn};
 
 use super::dedicated_runtime::DedicatedRuntime;
 use super::grpc_services;
-use super::publishing::{self, Handout};
+use super::publishing::{self, ModuleListener};
 use super::{Endpoints, ServeError, Settings};
 use crate::ext_authz::check_span::SpanSink;
 use crate::ext_authz::service::AuthorizationService;
-use crate::gate::{Gate, Witness};
+use crate::gate::{Gate, ProofSink};
 use crate::health::Health;
 use crate::last_used::LastUsed;
 use crate::memo_writer::MemoWriter;
@@ -96,8 +96,9 @@ impl Assembly {
         let usage = Usage::new(settings.usage);
         let counted = settings.prune.keep_usage.map(|_| usage.clone());
         let publisher = publisher(settings, &replica, &last_used, counted.clone())?;
-        let gate =
-            gate.with_witness(publisher.clone().map(|publisher| -> Arc<dyn Witness> { Arc::new(publisher) }));
+        let gate = gate.with_proof_sink(
+            publisher.clone().map(|publisher| -> Arc<dyn ProofSink> { Arc::new(publisher) }),
+        );
         let gate = match counted {
             Some(usage) => Arc::new(gate.counting(usage)),
             None => Arc::new(gate),
@@ -175,11 +176,11 @@ impl Assembly {
         let certificates = settings.listen.tls.clone();
         let mut parts = vec![
             self.run(Part::Memos, move || memos.clone().run(Arc::clone(&to_memos))),
-            self.run(Part::Keep, move || write_snapshots(file.clone())),
-            self.run(Part::Usage, move || last_used.clone().run(Arc::clone(&to_uses))),
-            self.run(Part::UsageCounts, move || usage.clone().run(Arc::clone(&to_counts))),
+            self.run(Part::SnapshotFile, move || write_snapshots(file.clone())),
+            self.run(Part::LastUsed, move || last_used.clone().run(Arc::clone(&to_uses))),
+            self.run(Part::Usage, move || usage.clone().run(Arc::clone(&to_counts))),
             self.run(Part::Health, move || health.clone().run(reporter.clone())),
-            self.run(Part::Announce, move || heartbeat.clone().run()),
+            self.run(Part::Heartbeat, move || heartbeat.clone().run()),
             self.run(Part::Prune, move || prune::run(Arc::clone(&to_prune), cut)),
             self.run(Part::Refusals, move || refusals.clone().run(Arc::clone(&to_refusals))),
             self.run(Part::Shadow, move || shadow.clone().run(Arc::clone(&to_shadow))),
@@ -195,7 +196,7 @@ impl Assembly {
         listener: Option<UnixListener>,
     ) -> Vec<JoinHandle<()>> {
         let Some((publisher, listener)) = self.publisher.clone().zip(listener) else { return Vec::new() };
-        let handout = Handout::new(
+        let modules = ModuleListener::new(
             publisher.clone(),
             listener,
             &settings.listen.unix_peers,
@@ -203,7 +204,7 @@ impl Assembly {
         );
         vec![
             self.run(Part::Publish, move || publisher.clone().run()),
-            self.run(Part::PublishServe, move || handout.clone().run()),
+            self.run(Part::PublishServe, move || modules.clone().run()),
         ]
     }
 

@@ -42,7 +42,7 @@ pub use self::management::{
 pub use self::overview::{CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState, StoredRefusal};
 pub use self::sessions::{AdminSession, AdminSessions, Ending, SessionId};
 pub use self::source::UrlSource;
-use crate::clock::Timestamp;
+use crate::clock::{MICROS_PER_DAY, Timestamp};
 use crate::key::KeyId;
 use crate::plan::PlanRow;
 use crate::profile::ProfileRow;
@@ -194,7 +194,7 @@ pub struct Used {
 
 /// Formats the number of a day as both databases store it: `2026-01-31`.
 fn day_of(number: i64) -> String {
-    let mut text = Timestamp(number.saturating_mul(86_400_000_000)).to_string();
+    let mut text = Timestamp(number.saturating_mul(MICROS_PER_DAY)).to_string();
     text.truncate("2026-01-31".len());
     text
 }

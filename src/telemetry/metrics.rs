@@ -104,7 +104,7 @@ impl Metrics {
         let denied = Reason::ALL.iter().zip(&stats.denied).map(|(r, n)| (("deny", r.as_str()), n.value()));
         let unable = stats.unable.iter().map(Counter::value).sum::<u64>();
         // Read after the sum, and subtracted with saturation: a race never gives a huge number.
-        let unable = unable.saturating_sub(stats.excused().value());
+        let unable = unable.saturating_sub(stats.shadow_undecided().value());
         let shadow = stats.shadow.iter().map(Counter::value).sum();
         let allowed = [
             ("anonymous", stats.anonymous.value()),
@@ -151,7 +151,7 @@ impl Metrics {
         let reasons = Reason::ALL.iter().map(|reason| reason.as_str()).chain(["unavailable"]);
         let rows: Vec<_> = reasons
             .zip(&self.gate.shadow)
-            .map(|(reason, n)| ([("reason", reason)], self.spared(reason) + n.value()))
+            .map(|(reason, n)| ([("reason", reason)], self.rule_shadow(reason) + n.value()))
             .collect();
         page.counters(
             "tenantgate_shadow",
@@ -166,8 +166,8 @@ impl Metrics {
     }
 
     /// Requests that a rule in shadow mode let pass.
-    fn spared(&self, reason: &str) -> u64 {
-        if reason == Reason::Scope.as_str() { self.gate.spared.value() } else { 0 }
+    fn rule_shadow(&self, reason: &str) -> u64 {
+        if reason == Reason::Scope.as_str() { self.gate.rule_shadow.value() } else { 0 }
     }
 
     fn proofs(&self, page: &mut Page<'_>) -> fmt::Result {

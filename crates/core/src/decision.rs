@@ -235,7 +235,7 @@ pub enum Grant<'a> {
     /// As this key of this tenant.
     Tenant(&'a KeyRecord, &'a Tenant),
     /// As this key of this tenant: a rule in shadow mode allows it although it would be denied.
-    Spared(&'a KeyRecord, &'a Tenant, Denial<'a>),
+    RuleShadow(&'a KeyRecord, &'a Tenant, Denial<'a>),
 }
 
 impl<'a> Grant<'a> {
@@ -246,7 +246,7 @@ impl<'a> Grant<'a> {
     #[must_use]
     pub fn identity(&self) -> Option<(&'a KeyRecord, &'a Tenant)> {
         match self {
-            Self::Tenant(key, tenant) | Self::Spared(key, tenant, _) => Some((key, tenant)),
+            Self::Tenant(key, tenant) | Self::RuleShadow(key, tenant, _) => Some((key, tenant)),
             Self::Public | Self::Anonymous | Self::Shadow(_) => None,
         }
     }
@@ -256,7 +256,7 @@ impl<'a> Grant<'a> {
     pub fn objection(&self) -> Option<Objection<'a>> {
         match self {
             Self::Shadow(objection) => Some(*objection),
-            Self::Spared(_, _, denial) => Some(Objection::Denied(*denial)),
+            Self::RuleShadow(_, _, denial) => Some(Objection::Denied(*denial)),
             Self::Public | Self::Anonymous | Self::Tenant(..) => None,
         }
     }
@@ -268,7 +268,7 @@ impl<'a> Grant<'a> {
             Self::Public => "public",
             Self::Anonymous => "anonymous",
             Self::Shadow(_) => "shadow",
-            Self::Tenant(..) | Self::Spared(..) => Self::OK,
+            Self::Tenant(..) | Self::RuleShadow(..) => Self::OK,
         }
     }
 }

@@ -15,7 +15,7 @@ pub(crate) trait Exchange {
     fn set_flag(&mut self, namespace: &str, name: &str, value: bool);
 
     /// Returns the module's configuration of the route; `None` if it has none.
-    fn route(&self) -> Option<Promise>;
+    fn route(&self) -> Option<ContextPolicy>;
 
     /// Makes Envoy choose the route again, by the current headers.
     fn clear_route_cache(&mut self);
@@ -29,7 +29,7 @@ pub(crate) trait Exchange {
 
 /// The operator's statement whether `ext_authz` has `context_extensions` on a route, which the module cannot see.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) enum Promise {
+pub(crate) enum ContextPolicy {
     /// `context_extensions=some`, the default: the server decides on every request.
     #[default]
     Some,
@@ -37,7 +37,7 @@ pub(crate) enum Promise {
     None,
 }
 
-impl Promise {
+impl ContextPolicy {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         match text {
             "context_extensions=some" => Some(Self::Some),

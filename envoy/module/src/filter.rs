@@ -10,7 +10,7 @@ use tenantgate_snapshot::Mapping;
 use uuid::fmt::Hyphenated;
 use uuid::{Builder, Uuid};
 
-use crate::exchange::{Exchange, Promise, Verdict};
+use crate::exchange::{ContextPolicy, Exchange, Verdict};
 use crate::judge::{Judgement, Published};
 use crate::link::{Link, Target};
 use crate::reports::Reports;
@@ -55,7 +55,7 @@ pub(crate) struct Filter {
     counters: Counters,
     clears_route_cache: bool,
     /// The default for routes without their own configuration.
-    promise: Promise,
+    context_policy: ContextPolicy,
 }
 
 impl Filter {
@@ -66,10 +66,10 @@ impl Filter {
         if !crate::fingerprint::is_expected() {
             return None;
         }
-        let (clears_route_cache, promise) = (target.clears_route_cache, target.promise);
+        let (clears_route_cache, context_policy) = (target.clears_route_cache, target.context_policy);
         let (published, reports) = (Arc::<ArcSwapOption<_>>::default(), Arc::<Reports>::default());
         let link = if serves { Some(Link::start(target, &published, &reports)?) } else { None };
-        Some(Arc::new(Self { published, reports, link, counters, clears_route_cache, promise }))
+        Some(Arc::new(Self { published, reports, link, counters, clears_route_cache, context_policy }))
     }
 
     /// Stops the thread.
@@ -82,7 +82,7 @@ impl Filter {
 
 /// Decides about a request.
 pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
-    if exchange.route().unwrap_or(filter.promise) != Promise::None {
+    if exchange.route().unwrap_or(filter.context_policy) != ContextPolicy::None {
         return leave(filter, exchange, "checks");
     }
     let clock = SystemClock;
@@ -105,7 +105,7 @@ pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
             if !set || !gone {
                 return ask(filter, exchange);
             }
-            say(exchange, "allow", "ok", id.as_str(), &proven.metadata);
+            write_metadata(exchange, "allow", "ok", id.as_str(), &proven.metadata);
             filter.reports.add(&proven.prefix, "ok", clock.now());
             exchange.count(filter.counters.allowed);
             if filter.clears_route_cache {
@@ -118,7 +118,7 @@ pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
             let id = Id::new(clock.now());
             let none = Vec::new();
             let metadata = proven.as_ref().map_or(&none, |proven| &proven.metadata);
-            say(exchange, "deny", &answer.reason, id.as_str(), metadata);
+            write_metadata(exchange, "deny", &answer.reason, id.as_str(), metadata);
             let headers: Vec<_> = answer
                 .headers
                 .iter()
@@ -161,7 +161,13 @@ fn leave(filter: &Filter, exchange: &mut dyn Exchange, route: &str) -> Verdict {
 }
 
 /// Writes the metadata of a decision.
-fn say(exchange: &mut dyn Exchange, decision: &str, reason: &str, id: &str, metadata: &[(String, String)]) {
+fn write_metadata(
+    exchange: &mut dyn Exchange,
+    decision: &str,
+    reason: &str,
+    id: &str,
+    metadata: &[(String, String)],
+) {
     let mut fields = vec![("decision", decision), ("decision_id", id), ("reason", reason), ("via", "module")];
     fields.extend(metadata.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     exchange.set_metadata(NAMESPACE, &fields);

@@ -154,7 +154,7 @@ mod tests {
         }
         fn set_metadata(&mut self, _: &str, _: &[(&str, &str)]) {}
         fn set_flag(&mut self, _: &str, _: &str, _: bool) {}
-        fn route(&self) -> Option<crate::exchange::Promise> {
+        fn route(&self) -> Option<crate::exchange::ContextPolicy> {
             None
         }
         fn clear_route_cache(&mut self) {}

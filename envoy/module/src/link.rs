@@ -14,7 +14,7 @@ use arc_swap::ArcSwapOption;
 use tenantgate_snapshot::{Hello, Mapping, Reader, Report};
 
 use crate::abi::without_signals;
-use crate::exchange::Promise;
+use crate::exchange::ContextPolicy;
 
 use crate::judge::Published;
 use crate::reports::Reports;
@@ -33,7 +33,7 @@ pub(crate) struct Target {
     /// Whether Envoy chooses the route again once the headers of the tenant are set.
     pub(crate) clears_route_cache: bool,
     /// The default for routes without their own configuration.
-    pub(crate) promise: Promise,
+    pub(crate) context_policy: ContextPolicy,
 }
 
 impl Target {
@@ -54,18 +54,18 @@ impl Target {
         let mut words = text.split_whitespace();
         let path = PathBuf::from(words.next()?.strip_prefix("unix:")?);
         let mut word = words.next()?;
-        let promise = Promise::parse(word);
-        if promise.is_some() {
+        let context_policy = ContextPolicy::parse(word);
+        if context_policy.is_some() {
             word = words.next()?;
         }
-        let promise = promise.unwrap_or_default();
+        let context_policy = context_policy.unwrap_or_default();
         let clears_route_cache = word.strip_prefix("clear_route_cache=")?.parse().ok()?;
         let uid = match words.next() {
             Some(word) => Some(word.strip_prefix("uid=")?.parse().ok()?),
             None => None,
         };
         let whole = path.is_absolute() && words.next().is_none();
-        whole.then_some(Self { path, uid, clears_route_cache, promise })
+        whole.then_some(Self { path, uid, clears_route_cache, context_policy })
     }
 
     /// Returns whether a server that runs as this user is trusted.
@@ -155,13 +155,13 @@ mod tests {
     #[test]
     fn a_target_is_an_absolute_path_two_promises_and_perhaps_a_user() {
         const SAID: &str = "context_extensions=none clear_route_cache=false";
-        for (word, promise) in [
-            ("context_extensions=none ", Promise::None),
-            ("context_extensions=some ", Promise::Some),
-            ("", Promise::Some),
+        for (word, context_policy) in [
+            ("context_extensions=none ", ContextPolicy::None),
+            ("context_extensions=some ", ContextPolicy::Some),
+            ("", ContextPolicy::Some),
         ] {
             let target = Target::parse(&format!("unix:/a {word}clear_route_cache=false uid=1")).unwrap();
-            assert_eq!((target.promise, target.uid), (promise, Some(1)), "{word}");
+            assert_eq!((target.context_policy, target.uid), (context_policy, Some(1)), "{word}");
         }
         let target = Target::parse(&format!("unix:/run/a.sock {SAID} uid=7")).unwrap();
         assert_eq!((target.path.to_str(), target.uid), (Some("/run/a.sock"), Some(7)));

@@ -16,7 +16,7 @@ use super::problem::{FieldError, Problem};
 use crate::clock::Timestamp;
 
 /// The maximum size of a body, in bytes.
-const MOST: usize = 1 << 20;
+const MAX_BODY_BYTES: usize = 1 << 20;
 
 /// How many bytes of a larger body are read and discarded, so that a client that writes before it reads gets its
 /// answer.
@@ -61,13 +61,13 @@ pub(super) async fn read(mut body: Body) -> Result<Bytes, Problem> {
         let frame = frame.map_err(|_| Problem::bad_body("the body ended early"))?;
         let Ok(data) = frame.into_data() else { continue };
         size += data.len();
-        if size <= MOST {
+        if size <= MAX_BODY_BYTES {
             whole.extend_from_slice(&data);
         } else if size > DROPPED {
             break;
         }
     }
-    if size > MOST { Err(Problem::too_large()) } else { Ok(whole.into()) }
+    if size > MAX_BODY_BYTES { Err(Problem::too_large()) } else { Ok(whole.into()) }
 }
 
 /// Parses a body of this form.

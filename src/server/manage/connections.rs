@@ -189,9 +189,9 @@ impl Acceptor {
         }
         open.number += 1;
         drop(open);
-        let turn = Turn { acceptor: Arc::clone(self), place: Arc::default(), evicted: Arc::default() };
-        turn.wait();
-        Some(Place(turn))
+        let idle = IdleTracker { acceptor: Arc::clone(self), place: Arc::default(), evicted: Arc::default() };
+        idle.mark_idle();
+        Some(Place(idle))
     }
 
     fn note_handshake(&self, address: IpAddr, reason: &str, detail: Option<&str>) {
@@ -206,16 +206,16 @@ async fn serve<S>(place: Place, stream: S, peer: Peer, stop: watch::Receiver<boo
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (app, turn) = (place.0.acceptor.app.clone(), place.0.clone());
-    let stream = Answering { stream, turn: turn.clone() };
+    let (app, idle) = (place.0.acceptor.app.clone(), place.0.clone());
+    let stream = Answering { stream, idle: idle.clone() };
     let service = service_fn(move |request: Request<Incoming>| {
-        let turn = turn.clone();
-        let mut request = request.map(|body| Arriving::of(body, &turn));
+        let idle = idle.clone();
+        let mut request = request.map(|body| Arriving::of(body, &idle));
         request.extensions_mut().insert(peer);
         let answer = app.clone().oneshot(request);
         async move {
             let answer = timeout(REQUEST_WITHIN, answer).await;
-            turn.wait();
+            idle.mark_idle();
             // Without an answer the connection is closed.
             let Ok(Ok(answer)) = answer else { return Err(io::Error::from(io::ErrorKind::TimedOut)) };
             Ok(answer)
@@ -238,7 +238,7 @@ where
 }
 
 /// The place of a connection among those that are open.
-struct Place(Turn);
+struct Place(IdleTracker);
 
 impl Place {
     /// Waits until another connection needs the place.
@@ -249,22 +249,22 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.begin();
+        self.0.mark_busy();
         self.0.acceptor.open().number -= 1;
     }
 }
 
 /// Whether the client of a connection is idle, and its place in the order of idle ones.
 #[derive(Clone)]
-struct Turn {
+struct IdleTracker {
     acceptor: Arc<Acceptor>,
     place: Arc<Mutex<Option<u64>>>,
     evicted: Arc<Notify>,
 }
 
-impl Turn {
+impl IdleTracker {
     /// Marks the connection as busy: the request is complete.
-    fn begin(&self) {
+    fn mark_busy(&self) {
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = place.take() {
             self.acceptor.open().waiting.remove(&place);
@@ -272,15 +272,15 @@ impl Turn {
     }
 
     /// Resets the idle time after a write, for example of a part of a long list.
-    fn go_on(&self) {
+    fn reset(&self) {
         let waits = self.place.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         if waits {
-            self.wait();
+            self.mark_idle();
         }
     }
 
     /// Marks the connection as idle from now on.
-    fn wait(&self) {
+    fn mark_idle(&self) {
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         let mut open = self.acceptor.open();
         if let Some(place) = place.take() {
@@ -296,7 +296,7 @@ impl Turn {
 /// A stream that resets the idle time with each write: `hyper` writes a response after the service has returned it.
 struct Answering<S> {
     stream: S,
-    turn: Turn,
+    idle: IdleTracker,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Answering<S> {
@@ -320,7 +320,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Answering<S> {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, parts));
-        self.turn.go_on();
+        self.idle.reset();
         Poll::Ready(written)
     }
 
@@ -340,15 +340,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Answering<S> {
 /// The body of a request. Marks the connection as busy once the body is complete or dropped.
 struct Arriving {
     body: Incoming,
-    turn: Turn,
+    idle: IdleTracker,
 }
 
 impl Arriving {
-    fn of(body: Incoming, turn: &Turn) -> Self {
+    fn of(body: Incoming, idle: &IdleTracker) -> Self {
         if body.is_end_stream() {
-            turn.begin();
+            idle.mark_busy();
         }
-        Self { body, turn: turn.clone() }
+        Self { body, idle: idle.clone() }
     }
 }
 
@@ -362,7 +362,7 @@ impl Body for Arriving {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         if frame.is_none() || self.body.is_end_stream() {
-            self.turn.begin();
+            self.idle.mark_busy();
         }
         Poll::Ready(frame)
     }
@@ -378,7 +378,7 @@ impl Body for Arriving {
 
 impl Drop for Arriving {
     fn drop(&mut self) {
-        self.turn.begin();
+        self.idle.mark_busy();
     }
 }
 

@@ -44,9 +44,9 @@ impl Kind {
 
 /// A column that tenantgate uses: table, name, type, whether it must be NOT NULL, whether it must be UNIQUE, and
 /// whether an adopted table must already have it.
-type Wanted = (&'static str, &'static str, Kind, bool, bool, bool);
+type RequiredColumn = (&'static str, &'static str, Kind, bool, bool, bool);
 
-const WANTED: [Wanted; 25] = [
+const REQUIRED_COLUMNS: [RequiredColumn; 25] = [
     ("tenants", "id", Kind::Uuid, true, true, true),
     ("tenants", "name", Kind::Text, true, false, true),
     ("tenants", "db_schema_name", Kind::Text, true, true, true),
@@ -162,7 +162,7 @@ pub(super) async fn examine(connection: &mut PgConnection) -> Result<Vec<String>
     let columns = columns(connection).await?;
     let mut wrong = wrong_tables(&tables);
     wrong.extend(wrong_columns(&tables, &columns));
-    let ours = WANTED.iter().filter(|(table, .., theirs)| !theirs && tables.contains_key(*table));
+    let ours = REQUIRED_COLUMNS.iter().filter(|(table, .., theirs)| !theirs && tables.contains_key(*table));
     let missing =
         ours.filter(|(table, name, ..)| !columns.contains_key(&((*table).to_owned(), (*name).to_owned())));
     wrong.extend(
@@ -224,8 +224,8 @@ pub(super) async fn revoke(
     Ok(notes)
 }
 
-fn wanted(table: &str, name: &str) -> Option<&'static Wanted> {
-    WANTED.iter().find(|(t, n, ..)| *t == table && *n == name)
+fn wanted(table: &str, name: &str) -> Option<&'static RequiredColumn> {
+    REQUIRED_COLUMNS.iter().find(|(t, n, ..)| *t == table && *n == name)
 }
 
 /// Returns the kind of each existing table: `pg_class.relkind`, or the reason why an ordinary table cannot be adopted.
@@ -303,7 +303,7 @@ fn too_short(table: &str, name: &str, column: &Column) -> Option<i32> {
 fn wrong_columns(tables: &BTreeMap<String, String>, columns: &Columns) -> Vec<String> {
     let mut wrong = Vec::new();
     for (table, name, kind, always, unique, theirs) in
-        WANTED.into_iter().filter(|(table, ..)| tables.contains_key(*table))
+        REQUIRED_COLUMNS.into_iter().filter(|(table, ..)| tables.contains_key(*table))
     {
         let Some(column) = columns.get(&(table.to_owned(), name.to_owned())) else {
             if theirs {

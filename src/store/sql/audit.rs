@@ -6,7 +6,7 @@
 
 use super::connection::{Link, ask};
 use super::rows::entry_of;
-use super::value::Wanted;
+use super::value::Conditions;
 use crate::audit::{Author, Draft, Entry, Head};
 use crate::clock::Timestamp;
 use crate::store::{AuditFilter, StoreError};
@@ -58,11 +58,11 @@ async fn insert(link: &mut Link<'_>, entry: &Entry) -> Result<(), StoreError> {
 }
 
 /// Builds the conditions of a filter.
-fn wanted(link: &Link<'_>, filter: &AuditFilter) -> Wanted {
+fn wanted(link: &Link<'_>, filter: &AuditFilter) -> Conditions {
     const SUBJECT: &str = "(lower(?) = subject OR ? IN (subject,
         coalesce(after, before) ->> 'key_prefix', coalesce(after, before) ->> 'tenant_id',
         coalesce(after, before) ->> 'db_schema_name', coalesce(after, before) ->> 'name'))";
-    let wanted = Wanted::default()
+    let wanted = Conditions::default()
         .and("at >= ?", filter.since)
         .and("at < ?", filter.until)
         .and("actor = ?", filter.actor.as_deref())

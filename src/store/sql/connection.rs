@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Postgres, Sqlite};
 
 use super::instant::Micros;
 use super::row::Row;
-use super::value::{Value, Wanted};
+use super::value::{Conditions, Value};
 use super::{Dialect, POSTGRES, SQLITE};
 use crate::store::StoreError;
 
@@ -174,7 +174,7 @@ impl Query {
     }
 
     /// Adds the parameters of conditions.
-    pub(in crate::store) fn bind_all(mut self, wanted: Wanted) -> Self {
+    pub(in crate::store) fn bind_all(mut self, wanted: Conditions) -> Self {
         self.values.extend(wanted.values);
         self
     }

@@ -7,7 +7,7 @@
 use super::bulk::{stored_keys, wanted};
 use super::connection::{Link, ask};
 use super::rows::stored_key_of;
-use super::value::Wanted;
+use super::value::Conditions;
 use crate::key::KeyId;
 use crate::permission::Reach;
 use crate::record::KeyState;
@@ -17,14 +17,14 @@ use crate::store::{KeyFilter, KeyPage, KeyPlace, StoreError};
 const WALK: i64 = 5_000;
 
 /// Builds the conditions that select the rows to read. Each of them is the leading part of an index.
-fn base(link: &Link<'_>, filter: &KeyFilter, after: Option<&KeyPlace>) -> Wanted {
+fn base(link: &Link<'_>, filter: &KeyFilter, after: Option<&KeyPlace>) -> Conditions {
     let instant = link.dialect().instant;
     let state = match filter.state {
         Some(KeyState::Revoked) => Some("revoked_at IS NOT NULL"),
         Some(KeyState::Disabled) => Some("disabled_at IS NOT NULL"),
         _ => None,
     };
-    let base = Wanted::default().and("tenant_id = ?", filter.tenant);
+    let base = Conditions::default().and("tenant_id = ?", filter.tenant);
     let base = if let Some(state) = state { base.always(state) } else { base };
     let Some(after) = after else { return base };
     base.and_two(&format!("(created_at, id) > ({instant}, ?)"), &after.created_at, after.id)
@@ -40,7 +40,7 @@ pub(super) async fn page(
 ) -> Result<KeyPage, StoreError> {
     let (base_sql, all) = {
         let base = base(link, filter, after);
-        (base.sql(), wanted_of(link, base, filter, reach))
+        (base.sql(), conditions_of(link, base, filter, reach))
     };
     let last = all.next();
     let place = link.dialect().place;
@@ -67,13 +67,13 @@ pub(super) async fn page(
 
 /// Counts the keys of these tenants that match a filter.
 pub(super) async fn count(link: &mut Link<'_>, filter: &KeyFilter, reach: &Reach) -> Result<i64, StoreError> {
-    let all = wanted_of(link, Wanted::default(), filter, reach);
+    let all = conditions_of(link, Conditions::default(), filter, reach);
     let sql = format!("SELECT count(*) AS keys FROM api_keys WHERE {}", all.sql());
     ask(sql).bind_all(all).one(link).await?.get("keys")
 }
 
 /// Builds all conditions, with parameters numbered after those of `base`.
-fn wanted_of(link: &Link<'_>, base: Wanted, filter: &KeyFilter, reach: &Reach) -> Wanted {
+fn conditions_of(link: &Link<'_>, base: Conditions, filter: &KeyFilter, reach: &Reach) -> Conditions {
     // This repeats conditions of `base`, which costs nothing.
     let all = wanted(base, link.dialect(), filter);
     match reach {

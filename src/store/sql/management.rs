@@ -10,8 +10,8 @@ use super::keys::{self, insert as insert_key, to_change as key_to_change};
 use super::row::Row;
 use super::rows::{KEY, TENANT, key_of, shadowed_of, tenant_of};
 use super::{
-    Held, Sets, SqlStore, admin_keys, audit, bulk, change, hold, idempotency, key_list, plans, routes,
-    tenant_list, tenants, usage,
+    PooledConnection, Sets, SqlStore, acquire, admin_keys, audit, bulk, change, idempotency, key_list, plans,
+    routes, tenant_list, tenants, usage,
 };
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
@@ -31,7 +31,7 @@ use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 /// Finishes a change: stores the answer to its request, writes the audit log, and commits.
 async fn finish(
     store: &impl SqlStore,
-    mut connection: Held,
+    mut connection: PooledConnection,
     drafts: impl IntoIterator<Item = Draft>,
     changed: Changed<'_>,
 ) -> Result<(), StoreError> {
@@ -58,7 +58,7 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn version(&self) -> Result<SchemaVersion, StoreError> {
-        SqlStore::version(self, &mut hold(self).await?.link()).await
+        SqlStore::version(self, &mut acquire(self).await?.link()).await
     }
 
     async fn adopt(&self, adoption: &Adoption) -> Result<Migrated, StoreError> {
@@ -74,11 +74,11 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn check_schema(&self, schema: &str, adopt: bool) -> Result<(), StoreError> {
-        SqlStore::check_schema(self, &mut hold(self).await?.link(), schema, adopt).await
+        SqlStore::check_schema(self, &mut acquire(self).await?.link(), schema, adopt).await
     }
 
     async fn create_schema(&self, schema: &str, adopt: bool) -> Result<(), StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         self.refuse_change(&mut connection.link()).await?;
         if let Some(key) = self.behalf().key {
             admin_keys::hold_live(&mut connection.link(), key).await?;
@@ -103,14 +103,14 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn tenants(&self) -> Result<Vec<Tenant>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let sql = format!("SELECT {TENANT} FROM tenants ORDER BY created_at, {}", link.dialect().tie);
         tenants(ask(sql), link).await
     }
 
     async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let sql = format!(
             "SELECT {TENANT} FROM tenants WHERE id = $1 OR db_schema_name = $2 OR name = $2
@@ -145,7 +145,7 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn shadowed(&self, since: Timestamp) -> Result<Vec<Shadowed>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let sql = format!(
             "SELECT reason, network, user_agent, method, path, key_prefix, CAST(sum(requests) AS bigint) AS requests,
@@ -159,7 +159,7 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn usage(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>, StoreError> {
-        usage::rows(&mut hold(self).await?.link(), filter).await
+        usage::rows(&mut acquire(self).await?.link(), filter).await
     }
 
     async fn insert_key(&self, key: &NewKey, action: Action) -> Result<KeyDetails, StoreError> {
@@ -176,7 +176,7 @@ impl<S: SqlStore> Management for S {
         after: Option<KeyId>,
         page: i64,
     ) -> Result<Vec<StoredKey>, StoreError> {
-        bulk::keys_page(&mut hold(self).await?.link(), filter, after, page).await
+        bulk::keys_page(&mut acquire(self).await?.link(), filter, after, page).await
     }
 
     async fn keys_by_creation(
@@ -186,15 +186,15 @@ impl<S: SqlStore> Management for S {
         after: Option<&KeyPlace>,
         page: usize,
     ) -> Result<KeyPage, StoreError> {
-        key_list::page(&mut hold(self).await?.link(), filter, reach, after, page).await
+        key_list::page(&mut acquire(self).await?.link(), filter, reach, after, page).await
     }
 
     async fn count_keys(&self, filter: &KeyFilter, reach: &Reach) -> Result<i64, StoreError> {
-        key_list::count(&mut hold(self).await?.link(), filter, reach).await
+        key_list::count(&mut acquire(self).await?.link(), filter, reach).await
     }
 
     async fn count_used(&self, tenant: TenantId, since: Timestamp) -> Result<i64, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let time = |column: &str| link.dialect().time.replace('?', column);
         let sql = format!(
@@ -207,11 +207,11 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn keys_named(&self, names: &[String]) -> Result<Vec<StoredKey>, StoreError> {
-        bulk::keys_named(&mut hold(self).await?.link(), names).await
+        bulk::keys_named(&mut acquire(self).await?.link(), names).await
     }
 
     async fn tenants_page(&self, after: Option<TenantId>, page: i64) -> Result<Vec<Tenant>, StoreError> {
-        bulk::tenants_page(&mut hold(self).await?.link(), after, page).await
+        bulk::tenants_page(&mut acquire(self).await?.link(), after, page).await
     }
 
     async fn tenants_by_creation(
@@ -221,11 +221,11 @@ impl<S: SqlStore> Management for S {
         after: Option<&TenantPlace>,
         page: usize,
     ) -> Result<TenantPage, StoreError> {
-        tenant_list::page(&mut hold(self).await?.link(), filter, reach, after, page).await
+        tenant_list::page(&mut acquire(self).await?.link(), filter, reach, after, page).await
     }
 
     async fn tenants_named(&self, names: &[String]) -> Result<Vec<Tenant>, StoreError> {
-        bulk::tenants_named(&mut hold(self).await?.link(), names).await
+        bulk::tenants_named(&mut acquire(self).await?.link(), names).await
     }
 
     async fn import_keys(&self, keys: &[ImportedKey], draft: Draft) -> Result<(), StoreError> {
@@ -253,7 +253,7 @@ impl<S: SqlStore> Management for S {
     async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError> {
         let sql = format!("SELECT {KEY} FROM api_keys WHERE id = $1 OR key_prefix = $2");
         let query = ask(sql).bind(Uuid::parse_str(reference).ok()).bind(reference);
-        query.maybe(&mut hold(self).await?.link()).await?.as_ref().map(key_of).transpose()
+        query.maybe(&mut acquire(self).await?.link()).await?.as_ref().map(key_of).transpose()
     }
 
     async fn change_keys(
@@ -315,7 +315,7 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn plans(&self) -> Result<Vec<PlanRow>, StoreError> {
-        plans::all(&mut hold(self).await?.link()).await
+        plans::all(&mut acquire(self).await?.link()).await
     }
 
     async fn insert_plan(&self, plan: &PlanRow) -> Result<(), StoreError> {
@@ -333,7 +333,7 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn plan_uses(&self, name: &str) -> Result<PlanUses, StoreError> {
-        plans::uses(&mut hold(self).await?.link(), name).await
+        plans::uses(&mut acquire(self).await?.link(), name).await
     }
 
     async fn delete_plan(
@@ -349,7 +349,7 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn routes(&self) -> Result<Vec<RouteRow>, StoreError> {
-        routes::all(&mut hold(self).await?.link()).await
+        routes::all(&mut acquire(self).await?.link()).await
     }
 
     async fn change_routes(&self, plan: RoutesPlan<'_>) -> Result<RoutesChange, StoreError> {
@@ -362,15 +362,15 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn admin_keys(&self) -> Result<Vec<AdminKey>, StoreError> {
-        admin_keys::all(&mut hold(self).await?.link()).await
+        admin_keys::all(&mut acquire(self).await?.link()).await
     }
 
     async fn admin_key_chain(&self, prefix: &str) -> Result<Option<(String, Vec<AdminKey>)>, StoreError> {
-        admin_keys::chain(&mut hold(self).await?.link(), prefix).await
+        admin_keys::chain(&mut acquire(self).await?.link(), prefix).await
     }
 
     async fn touch_admin_key(&self, id: AdminKeyId, at: Timestamp) -> Result<(), StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         self.refuse_change(&mut connection.link()).await?;
         admin_keys::touch(&mut connection.link(), id, at).await
     }
@@ -404,18 +404,18 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn give_up_claim(&self, attempt: Uuid) -> Result<(), StoreError> {
-        idempotency::give_up(&mut hold(self).await?.link(), attempt).await
+        idempotency::give_up(&mut acquire(self).await?.link(), attempt).await
     }
 
     async fn mark(&self) -> Result<String, StoreError> {
         // The mark is a separate transaction: a server that sees it sees everything that was committed before it began.
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         ask(link.dialect().mark).one(link).await?.get("mark")
     }
 
     async fn replicas(&self) -> Result<Vec<Announced>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let sql = "SELECT id, name, seen_at, serves_until FROM tenantgate_replica ORDER BY name, id";
         let rows = ask(sql).all(&mut connection.link()).await?;
         let announced = |row: &Row| {
@@ -430,7 +430,7 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let behind = link.dialect().behind;
         let sql = format!("SELECT name, seen_at FROM tenantgate_replica WHERE {behind} ORDER BY name");
@@ -444,7 +444,7 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn caught_up(&self, mark: &str) -> Result<u64, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let (live, behind) = (link.dialect().live, link.dialect().behind);
         let sql =
@@ -459,10 +459,10 @@ impl<S: SqlStore> Management for S {
         after: i64,
         page: i64,
     ) -> Result<Vec<Entry>, StoreError> {
-        audit::entries(&mut hold(self).await?.link(), filter, after, page).await
+        audit::entries(&mut acquire(self).await?.link(), filter, after, page).await
     }
 
     async fn audit_before_newest(&self, filter: &AuditFilter, count: i64) -> Result<i64, StoreError> {
-        audit::before_newest(&mut hold(self).await?.link(), filter, count).await
+        audit::before_newest(&mut acquire(self).await?.link(), filter, count).await
     }
 }

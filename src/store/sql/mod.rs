@@ -28,8 +28,8 @@ mod value;
 use async_trait::async_trait;
 
 pub(super) use self::connection::{Connection, Link};
-use self::pool::Held;
 pub(super) use self::pool::Pool;
+use self::pool::PooledConnection;
 pub(super) use self::row::Row;
 pub(super) use self::rows::{TENANT, tenant_of};
 use self::value::Value;
@@ -158,7 +158,7 @@ pub(super) trait SqlStore: Store + Clone + 'static {
     async fn open(&self) -> Result<Connection, StoreError>;
 
     /// Whether a kept connection still leads to the database.
-    async fn leads_here(&self, connection: &mut Connection) -> bool;
+    async fn is_same_database(&self, connection: &mut Connection) -> bool;
 
     /// Returns the version of the database schema.
     async fn version(&self, link: &mut Link<'_>) -> Result<SchemaVersion, StoreError>;
@@ -199,14 +199,14 @@ pub(super) trait SqlStore: Store + Clone + 'static {
 }
 
 /// Takes a connection from the pool of the store.
-async fn hold(store: &impl SqlStore) -> Result<Held, StoreError> {
-    store.pool().hold(store).await
+async fn acquire(store: &impl SqlStore) -> Result<PooledConnection, StoreError> {
+    store.pool().acquire(store).await
 }
 
 /// Takes a connection and begins a transaction. If the connection is dropped before [`Connection::commit`], the
 /// transaction is rolled back.
-async fn change(store: &impl SqlStore) -> Result<Held, StoreError> {
-    let mut connection = hold(store).await?;
+async fn change(store: &impl SqlStore) -> Result<PooledConnection, StoreError> {
+    let mut connection = acquire(store).await?;
     store.refuse_change(&mut connection.link()).await?;
     connection.begin().await?;
     if let Some(key) = store.behalf().key {

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::connection::ask;
 use super::row::Row;
-use super::{SqlStore, hold};
+use super::{SqlStore, acquire};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::store::{
@@ -40,7 +40,7 @@ impl<S: SqlStore> Overview for S {
         tenants: Option<&BTreeSet<TenantId>>,
         at: CountedAt,
     ) -> Result<KeyCounts, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let time = |what: &str| link.dialect().time.replace('?', what);
         let (now, soon, long_ago) = (time("$1"), time("$2"), time("$3"));
@@ -63,7 +63,7 @@ impl<S: SqlStore> Overview for S {
     }
 
     async fn servers(&self) -> Result<Vec<ReplicaState>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let sql = format!(
             "SELECT name, seen_at, serves_until, (SELECT min(c.at) FROM tenantgate_change c WHERE {}) AS behind_since
@@ -82,7 +82,7 @@ impl<S: SqlStore> Overview for S {
     }
 
     async fn refusal(&self, decision_id: Uuid) -> Result<Option<StoredRefusal>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let sql = "SELECT at, reason, key_id FROM tenantgate_refusal WHERE decision_id = $1";
         let row = ask(sql).bind(decision_id).maybe(&mut connection.link()).await?;
         let refusal = |row: Row| {
@@ -96,7 +96,7 @@ impl<S: SqlStore> Overview for S {
     }
 
     async fn counts(&self, of: CountsOf<'_>, days: &[String]) -> Result<Vec<DayCount>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let condition = match of {
             CountsOf::All => String::new(),

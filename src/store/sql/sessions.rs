@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::connection::{Link, ask};
 use super::row::Row;
-use super::{SqlStore, audit, change, hold};
+use super::{SqlStore, acquire, audit, change};
 use crate::audit::{Action, Draft};
 use crate::clock::Timestamp;
 use crate::permission::AdminKeyId;
@@ -107,12 +107,12 @@ impl<S: SqlStore> AdminSessions for S {
             "SELECT s.{columns}, k.key_prefix FROM {SESSION} s JOIN tenantgate_admin_key k ON k.id = s.admin_key_id
              WHERE s.hashed_token = $1"
         );
-        let row = ask(sql).bind(token).maybe(&mut hold(self).await?.link()).await?;
+        let row = ask(sql).bind(token).maybe(&mut acquire(self).await?.link()).await?;
         row.map(|row| Ok((session_of(&row)?, row.get("key_prefix")?))).transpose()
     }
 
     async fn touch_session(&self, id: SessionId, at: Timestamp) -> Result<(), StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         self.refuse_change(&mut connection.link()).await?;
         let sql = format!("UPDATE {SESSION} SET last_seen_at = $2 WHERE id = $1");
         ask(sql).bind(id.0).bind(at).execute(&mut connection.link()).await
@@ -120,7 +120,7 @@ impl<S: SqlStore> AdminSessions for S {
 
     async fn sessions(&self) -> Result<Vec<AdminSession>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM {SESSION} ORDER BY created_at DESC, id");
-        ask(sql).all(&mut hold(self).await?.link()).await?.iter().map(session_of).collect()
+        ask(sql).all(&mut acquire(self).await?.link()).await?.iter().map(session_of).collect()
     }
 
     async fn end_sessions(&self, ending: Ending) -> Result<Vec<AdminSession>, StoreError> {

@@ -2,7 +2,7 @@
 
 use super::connection::{Link, ask};
 use super::rows::{TENANT, tenant_of};
-use super::value::Wanted;
+use super::value::Conditions;
 use crate::permission::Reach;
 use crate::store::{StoreError, TenantFilter, TenantPage, TenantPlace};
 
@@ -41,13 +41,13 @@ fn wanted(
     reach: &Reach,
     after: Option<&TenantPlace>,
     beyond: &str,
-) -> Wanted {
+) -> Conditions {
     let (instant, position) = (link.dialect().instant, link.dialect().position);
     let found = format!(
         "({position}(lower(name), lower(?)) > 0 OR {position}(db_schema_name, lower(?)) > 0 OR CAST(id AS text) = lower(?))"
     );
     let wanted =
-        Wanted::default().and("name = ?", filter.name.as_deref()).and(&found, filter.search.as_deref());
+        Conditions::default().and("name = ?", filter.name.as_deref()).and(&found, filter.search.as_deref());
     let wanted = match after {
         None => wanted,
         Some(after) => {

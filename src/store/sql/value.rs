@@ -109,12 +109,12 @@ values! {
 
 /// Conditions joined by AND, and their parameters.
 #[derive(Default)]
-pub(in crate::store) struct Wanted {
+pub(in crate::store) struct Conditions {
     conditions: Vec<String>,
     pub(super) values: Vec<Value>,
 }
 
-impl Wanted {
+impl Conditions {
     /// Adds a condition, unless the value is `None`. Each `?` in it stands for the value.
     pub(in crate::store) fn and(mut self, condition: &str, value: Option<impl Into<Value>>) -> Self {
         if let Some(value) = value {

@@ -13,7 +13,7 @@ use crate::store::sql::{Link, SQLITE as DIALECT, audit};
 use crate::store::{Adoption, Migrated, StoreError};
 
 /// The columns that existing tables must have, and whether they must be unique.
-const WANTED: [(&str, &[(&str, bool)]); 2] = [
+const REQUIRED_COLUMNS: [(&str, &[(&str, bool)]); 2] = [
     (
         "tenants",
         &[("id", true), ("name", false), ("db_schema_name", true), ("created_at", false), ("status", false)],
@@ -117,7 +117,7 @@ async fn wrong_table(connection: &mut SqliteConnection, table: &str) -> Result<O
 /// Rejects tables that cannot be adopted, before any change.
 async fn check_shape(connection: &mut SqliteConnection, adoption: &Adoption) -> Result<(), StoreError> {
     let (mut wrong, mut there) = (Vec::new(), Vec::new());
-    for (table, wanted) in WANTED {
+    for (table, wanted) in REQUIRED_COLUMNS {
         let columns = columns(&mut *connection, table).await?;
         if columns.is_empty() {
             continue;

@@ -177,7 +177,7 @@ impl SqlStore for SqliteStore {
     }
 
     /// A file that was replaced under the same name is another database.
-    async fn leads_here(&self, connection: &mut sql::Connection) -> bool {
+    async fn is_same_database(&self, connection: &mut sql::Connection) -> bool {
         let meta = std::fs::metadata(self.file()).ok();
         connection.file() == meta.map(|meta| file_id(&meta))
     }
@@ -377,4 +377,4 @@ impl Store for SqliteStore {
 }
 
 /// The text of an instant that never comes.
-const INFINITY: &str = "infinity";
+const INFINITY_TEXT: &str = "infinity";

@@ -129,7 +129,7 @@ impl House {
         };
         let now = respond(&self.gate.view());
         let then = self.runtime.block_on(async {
-            respond(&self.gate.settle(&asked, &|| None, Instant::now() + PATIENCE).await)
+            respond(&self.gate.wait_for_verdict(&asked, &|| None, Instant::now() + PATIENCE).await)
                 .expect("a settled view has a verdict")
         });
         assert!(now.is_none_or(|now| now == then), "the synchronous answer differs");

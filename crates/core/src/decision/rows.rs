@@ -280,7 +280,7 @@ impl Row {
             Self::Good => match facts.found.map(|found| (found.key, found.tenant)) {
                 Some((key, Some(tenant))) => Decision::Allow(match lacking {
                     None => Grant::Tenant(key, tenant),
-                    Some(lacking) => Grant::Spared(key, tenant, denial(identity, Some(lacking.term))),
+                    Some(lacking) => Grant::RuleShadow(key, tenant, denial(identity, Some(lacking.term))),
                 }),
                 // Unreachable: the rows `Unknown` and `TenantMissing` come earlier.
                 _ => Decision::Unable(Fault::Internal, identity),

@@ -45,7 +45,7 @@ impl<'a> Context<'a> {
 
     /// Returns whether the Check has context extensions of tenantgate.
     #[must_use]
-    pub fn is_told(&self) -> bool {
+    pub fn is_set(&self) -> bool {
         *self != Self { left_by_module: self.left_by_module, ..Self::default() }
     }
 
@@ -84,9 +84,9 @@ mod tests {
         assert_eq!(context.needs.map(NeedsText::first_term), Some("a b "));
         assert!(context.is_a_rule() && read(&[("tenantgate.mode", "required")]).is_a_rule());
         assert!(!read(&[("tenantgate.route", "x")]).is_a_rule() && !read(&[]).is_a_rule());
-        assert!(read(&[("tenantgate.route", "x")]).is_told() && read(&[("tenantgate.x", "x")]).is_told());
-        assert!(!read(&[("other", "x")]).is_told());
-        assert!(!Context { left_by_module: true, ..Context::default() }.is_told());
+        assert!(read(&[("tenantgate.route", "x")]).is_set() && read(&[("tenantgate.x", "x")]).is_set());
+        assert!(!read(&[("other", "x")]).is_set());
+        assert!(!Context { left_by_module: true, ..Context::default() }.is_set());
     }
 
     #[test]

@@ -30,7 +30,7 @@ use super::Plane;
 use super::access::check;
 use super::body::{self, Fields, Form};
 use super::connections::Peer;
-use super::idempotency::{self, Secret, Turn};
+use super::idempotency::{self, ClaimOutcome, Secret};
 use super::precondition::{entity_tag, if_match, preferred_wait};
 use super::problem::{Problem, RequestId};
 use super::query::no_parameters;
@@ -173,7 +173,7 @@ impl Asked {
         let mut attempt = None;
         if let Some(key) = claim {
             match idempotency::claim(&admin, &self.caller, self.parts.uri.path(), key, &self.body).await? {
-                Turn::Done(kept, derivation) => {
+                ClaimOutcome::Done(kept, derivation) => {
                     let mut answer = Answer::from_kept(kept);
                     success.secret.replay(&mut answer.object, derivation);
                     let applied = applied(&admin, wait).await;
@@ -181,9 +181,9 @@ impl Asked {
                     response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
                     return Ok(response);
                 }
-                Turn::Running => return Err(Problem::running()),
-                Turn::OtherBody => return Err(Problem::other_body()),
-                Turn::First(id, derivation) => {
+                ClaimOutcome::Running => return Err(Problem::running()),
+                ClaimOutcome::OtherBody => return Err(Problem::other_body()),
+                ClaimOutcome::First(id, derivation) => {
                     attempt = Some(id);
                     admin = admin.deriving(derivation);
                 }

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use super::failure::Failure;
 use super::form::Form;
 use super::visit::Visitor;
-use crate::clock::Timestamp;
+use crate::clock::{MICROS_PER_DAY, Timestamp};
 use crate::record::{KeyDetails, KeyState};
 use crate::store::TenantFilter;
 use crate::tenant::{Tenant, TenantStatus};
@@ -13,7 +13,6 @@ use crate::tenant::{Tenant, TenantStatus};
 const SECOND: i64 = 1_000_000;
 const MINUTE: i64 = 60 * SECOND;
 const HOUR: i64 = 60 * MINUTE;
-const DAY: i64 = 24 * HOUR;
 
 /// Renders a status as a word with a coloured dot. The word differs, too, for readers who cannot see the colour.
 pub(super) fn pill(kind: &str, word: &str) -> Markup {
@@ -71,8 +70,8 @@ fn distance(at: Timestamp, now: Timestamp) -> String {
     let amount = match size {
         _ if size < MINUTE => return "now".into(),
         _ if size < HOUR => format!("{} min", rounded(MINUTE)),
-        _ if size < 2 * DAY => format!("{} h", rounded(HOUR)),
-        _ if size < 90 * DAY => format!("{} days", rounded(DAY)),
+        _ if size < 2 * MICROS_PER_DAY => format!("{} h", rounded(HOUR)),
+        _ if size < 90 * MICROS_PER_DAY => format!("{} days", rounded(MICROS_PER_DAY)),
         _ => return day(at),
     };
     if away > 0 { format!("in {amount}") } else { format!("{amount} ago") }

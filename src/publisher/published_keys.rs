@@ -43,7 +43,7 @@ fn subject(record: &KeyRecord) -> (crate::key::KeyId, TenantId, Option<SecretHas
 }
 
 /// The published state of all keys.
-pub(super) struct Book<M: Memory> {
+pub(super) struct PublishedKeys<M: Memory> {
     key: Key,
     settings: Settings,
     fresh: Duration,
@@ -58,7 +58,7 @@ pub(super) struct Book<M: Memory> {
     writer: Option<Writer<M>>,
 }
 
-impl<M: Memory> Drop for Book<M> {
+impl<M: Memory> Drop for PublishedKeys<M> {
     /// Closes the memory: modules ask the server from now on.
     fn drop(&mut self) {
         if let Some(writer) = &self.writer {
@@ -67,7 +67,7 @@ impl<M: Memory> Drop for Book<M> {
     }
 }
 
-impl Book<Mapping> {
+impl PublishedKeys<Mapping> {
     pub(super) fn new(key: Key, mut settings: Settings, fresh: Duration, render: Renderer) -> Self {
         settings.answers = REFUSED.iter().filter_map(|reason| refusal(&render, *reason)).collect();
         let (proofs, standing, snapshot) = (BTreeMap::new(), BTreeSet::new(), None);
@@ -112,7 +112,7 @@ impl Book<Mapping> {
     }
 }
 
-impl<M: Memory> Book<M> {
+impl<M: Memory> PublishedKeys<M> {
     /// Records proofs. Returns the prefixes of their keys.
     pub(super) fn remember(&mut self, proven: Vec<(Arc<Entry>, [u8; 32])>) -> BTreeSet<Box<str>> {
         let mut told = BTreeSet::new();
