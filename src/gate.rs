@@ -192,11 +192,10 @@ impl Gate {
         Self { replica, verifier, last_used, memos, usage, proof_sink, clock, options, stats, starts_until }
     }
 
-    /// Makes the gate also count requests by key and reason.
+    /// Makes the gate also count requests by key and reason; not if `usage` is `None`.
     #[must_use]
-    pub fn counting(mut self, usage: Usage) -> Self {
-        self.usage = Some(usage);
-        self
+    pub fn counting(self, usage: Option<Usage>) -> Self {
+        Self { usage, ..self }
     }
 
     /// Returns the same gate, which passes proven keys to `proof_sink`.

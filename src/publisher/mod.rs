@@ -42,18 +42,19 @@ use crate::stats::Counter;
 use crate::usage::{NOBODY, Usage};
 use crate::verify::memo::LEAST_BITS;
 
-/// The answer of a module: the response to a client, or the changes to a request that passes.
+/// The answer of a module, without its per-decision fields: the response to a client, or the changes to a request that
+/// passes.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Rendered {
     /// The HTTP status; 0 for a request that passes.
     pub status: u16,
-    /// The headers to set; an empty value stands for the id of the decision.
+    /// The headers to set, of the request or of the rejection. An empty value stands for the id of the decision.
     pub set: Vec<(String, String)>,
-    /// The headers to remove.
+    /// The headers to remove from a request that passes.
     pub remove: Vec<String>,
-    /// The body.
+    /// The body of the rejection.
     pub body: String,
-    /// The metadata, without the fields that differ between decisions.
+    /// The metadata without `decision`, `decision_id` and `reason`.
     pub metadata: Vec<(String, String)>,
 }
 

@@ -145,12 +145,6 @@ impl Snapshot {
         self.profiles.get(number)
     }
 
-    /// Returns the number of distinct profiles that keys use, without the empty one.
-    #[must_use]
-    pub fn profile_count(&self) -> usize {
-        self.profiles.len()
-    }
-
     /// Returns the plan with this name.
     #[must_use]
     pub fn plan(&self, name: &str) -> Option<&PlanEntry> {

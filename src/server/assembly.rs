@@ -42,6 +42,9 @@ use crate::usage::Usage;
 use crate::verify::Verifier;
 use crate::verify::memo::Keyring;
 
+/// The interval of heartbeats in the database.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
 // With these limits, an orderly stop takes at most 10 s.
 
 /// How long requests are still served as usual after health reports `NOT_SERVING`, for clients that have not noticed
@@ -96,21 +99,14 @@ impl Assembly {
         let usage = Usage::new(settings.usage);
         let counted = settings.prune.keep_usage.map(|_| usage.clone());
         let publisher = publisher(settings, &replica, &last_used, counted.clone())?;
-        let gate = gate.with_proof_sink(
-            publisher.clone().map(|publisher| -> Arc<dyn ProofSink> { Arc::new(publisher) }),
-        );
-        let gate = match counted {
-            Some(usage) => Arc::new(gate.counting(usage)),
-            None => Arc::new(gate),
-        };
+        let sink = publisher.clone().map(|publisher| -> Arc<dyn ProofSink> { Arc::new(publisher) });
+        let gate = Arc::new(gate.counting(counted).with_proof_sink(sink));
         let kind = settings.store.kind();
         let (limit, mode) = (settings.gate.max_staleness, settings.gate.mode);
         let health = Health::new(replica.clone(), Arc::clone(clock), limit, kind, mode);
         let shadow = shadow::Report::new(settings.shadow);
         let refusals = Refusals::new(settings.refusals);
-        let traces = settings.otlp_endpoint.as_deref().map(Traces::to).transpose();
-        let traces =
-            traces.map_err(|why| ServeError::Start(format!("--otlp-endpoint: {why}")))?.map(Arc::new);
+        let traces = traces(settings)?;
         let supervisor = Supervisor::default();
         let metrics = Metrics {
             gate: gate.stats(),
@@ -134,10 +130,7 @@ impl Assembly {
             AuthorizationService::new(gate, Arc::clone(clock), shadow.clone(), settings.ext_authz.clone())
                 .remembering(refusals.clone());
         let reporter = HealthReporter::new();
-        let options = heartbeat::Options {
-            interval: Duration::from_secs(10),
-            max_staleness: settings.gate.max_staleness,
-        };
+        let options = heartbeat::Options { interval: HEARTBEAT, max_staleness: limit };
         let heartbeat = Heartbeat::new(process_name(), replica.clone(), Arc::clone(&settings.store), options);
         let spans = traces.clone().map(|traces| -> Arc<dyn SpanSink> { traces });
         let assembly = Self {
@@ -158,7 +151,7 @@ impl Assembly {
         Ok((assembly, service.with_spans(spans)))
     }
 
-    /// The writer of the snapshot file, if it is enabled.
+    /// Returns the writer of the snapshot file; `None` without `--snapshot-file`.
     pub(super) fn snapshot_file(&self, settings: &Settings) -> Option<SnapshotFile> {
         let (replica, clock) = (self.replica.clone(), Arc::clone(&settings.clock));
         Some(SnapshotFile::new(replica, clock, settings.store.address(), settings.snapshot_file.clone()?))
@@ -226,8 +219,8 @@ impl Assembly {
         grpc_services::routes(self.health.clone(), &self.reporter, settings.reflection)
     }
 
-    /// Writes what saves work after the next start: the snapshot file and memos. Then writes the shadow report and
-    /// refusals.
+    /// Writes the snapshot file and memos, which save work after the next start. Then writes the shadow report and
+    /// rejections.
     async fn last_things(&self, settings: &Settings) {
         if let Some(mut file) = self.snapshot_file(settings) {
             file.write().await;
@@ -309,7 +302,7 @@ impl Assembly {
     }
 }
 
-/// The publisher, if it is enabled.
+/// Returns the publisher; `None` without `--publish`.
 fn publisher(
     settings: &Settings,
     replica: &Replica,
@@ -326,6 +319,12 @@ fn publisher(
     Ok(Some(Publisher::new(replica.clone(), last_used.clone(), usage, clock, options)))
 }
 
+/// Returns the exporter of spans; `None` without `--otlp-endpoint`.
+fn traces(settings: &Settings) -> Result<Option<Arc<Traces>>, ServeError> {
+    let traces = settings.otlp_endpoint.as_deref().map(Traces::to).transpose();
+    Ok(traces.map_err(|why| ServeError::Start(format!("--otlp-endpoint: {why}")))?.map(Arc::new))
+}
+
 /// Runs the writer of the snapshot file, if it is enabled.
 async fn write_snapshots(file: Option<SnapshotFile>) {
     if let Some(file) = file {
@@ -333,7 +332,7 @@ async fn write_snapshots(file: Option<SnapshotFile>) {
     }
 }
 
-/// Names this process: host and process id.
+/// Returns the name of this process: host and process id.
 fn process_name() -> String {
     let uname = rustix::system::uname();
     format!("{}:{}", uname.nodename().to_string_lossy(), std::process::id())

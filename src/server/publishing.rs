@@ -31,9 +31,7 @@ const CHUNK: usize = 1 << 16;
 
 impl Render for ResponseOptions {
     fn render(&self, decision: &Decision<'_>, terms: Terms<'_>) -> Option<Rendered> {
-        let said = plain(&Answer { terms, ..Answer::of(decision) }, self)?;
-        let (status, body) = (said.status, said.body);
-        Some(Rendered { status, set: said.set, remove: said.remove, body, metadata: said.metadata })
+        plain(&Answer { terms, ..Answer::of(decision) }, self)
     }
 }
 
@@ -299,7 +297,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn nonsense_ends_one_connection_and_a_module_that_does_not_read_holds_up_nobody() {
+    async fn invalid_reports_end_one_connection_and_a_module_that_does_not_read_delays_no_other() {
         let mut house = House::new(&[House::own()]);
         // This module stops reading, and sends half a frame.
         let (mut half, _) = house.module().await.unwrap();

@@ -289,6 +289,14 @@ impl Metrics {
             "Times the database no longer had a change that was read before",
         );
         page.counter(name, help, replica.went_back.value())?;
+        self.flushes(page)?;
+        self.restarts(page)?;
+        page.info("tenantgate_build", "The running version", &[("version", env!("CARGO_PKG_VERSION"))])
+    }
+
+    /// Batches that were written to the database, a file or a collector.
+    fn flushes(&self, page: &mut Page<'_>) -> fmt::Result {
+        let replica = self.replica.stats();
         let (uses, memos) = (self.last_used.stats(), self.memos.stats());
         let (shadow, usage) = (self.shadow.stats(), self.usage.stats());
         let refusals = self.refusals.stats();
@@ -323,24 +331,23 @@ impl Metrics {
             let rows = [([("result", "written")], written.value()), ([("result", "failed")], failed.value())];
             page.counters(name, help, &rows)?;
         }
-        let own = [("bcrypt", self.verify.panics.value()), ("replica", replica.panics.value())];
-        let restarts: Vec<_> = own
-            .into_iter()
-            .chain(self.supervisor.restarts())
-            .map(|(part, n)| ([("part", part)], n))
-            .collect();
-        page.counters(
-            "tenantgate_restarts",
-            "Restarts of background tasks after a panic, by part",
-            &restarts,
-        )?;
         let (sent, lost) =
             self.traces.as_ref().map_or((0, 0), |stats| (stats.written.value(), stats.failed.value()));
         page.counters(
             "tenantgate_trace_flushes",
             "Batches of spans by result",
             &[([("result", "written")], sent), ([("result", "failed")], lost)],
-        )?;
-        page.info("tenantgate_build", "The running version", &[("version", env!("CARGO_PKG_VERSION"))])
+        )
+    }
+
+    fn restarts(&self, page: &mut Page<'_>) -> fmt::Result {
+        let replica = self.replica.stats();
+        let own = [("bcrypt", self.verify.panics.value()), ("replica", replica.panics.value())];
+        let restarts: Vec<_> = own
+            .into_iter()
+            .chain(self.supervisor.restarts())
+            .map(|(part, n)| ([("part", part)], n))
+            .collect();
+        page.counters("tenantgate_restarts", "Restarts of background tasks after a panic, by part", &restarts)
     }
 }

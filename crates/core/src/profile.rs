@@ -3,9 +3,7 @@
 //! Keys with the same values share one profile and refer to it by a number, so that a million keys with a few thousand
 //! distinct profiles take little memory.
 
-use std::fmt;
-
-use crate::invalid::Invalid;
+use crate::invalid;
 use crate::network::Networks;
 use crate::plan::PlanName;
 use crate::scope::Scopes;
@@ -34,7 +32,7 @@ impl ProfileRow {
     ///
     /// Returns the first column that is invalid.
     pub fn compile(&self) -> Result<Profile, Damage> {
-        let damage = |column| move |error| Damage { column, error };
+        let damage = |part| move |error| Damage { part, error };
         Ok(Profile {
             scopes: self.scopes.as_deref().map(Scopes::parse).transpose().map_err(damage("scopes"))?,
             networks: self
@@ -59,20 +57,8 @@ pub struct Profile {
     pub plan: Option<PlanName>,
 }
 
-/// Why the profile of a row is invalid.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Damage {
-    /// The invalid column of `api_keys`.
-    pub column: &'static str,
-    /// Why its value is invalid.
-    pub error: Invalid,
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
-    }
-}
+/// Why the profile of a row is invalid: an invalid column of `api_keys`.
+pub type Damage = invalid::Damage<&'static str>;
 
 #[cfg(test)]
 mod tests {
@@ -95,7 +81,7 @@ mod tests {
             (row(None, Some(""), None), "networks"),
             (row(None, None, Some("")), "plan"),
         ] {
-            assert_eq!(bad.compile().unwrap_err().column, column);
+            assert_eq!(bad.compile().unwrap_err().part, column);
             assert!(!bad.is_free());
         }
     }
