@@ -279,7 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_log_says_of_a_call_is_what_metrics_count() {
+    fn the_log_and_the_metrics_of_a_call_have_the_same_cause() {
         for why in Unable::ALL {
             assert_eq!(why.as_str(), fault(why).as_str(), "{why:?}");
         }

@@ -319,7 +319,7 @@ async fn a_full_memory_is_replaced_and_the_old_one_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reports_are_counted_where_decisions_are_and_nonsense_is_not() {
+async fn valid_reports_are_counted_with_decisions_and_invalid_ones_are_ignored() {
     let house = House::new();
     house.sees_demo();
     let report = |prefix: &str, reason: &str, requests, at| Report {

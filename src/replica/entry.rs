@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_use_since_forget_note_must_be_queued() {
+    fn only_the_first_use_since_dequeue_use_must_be_queued() {
         let entry = Entry::new(record());
         assert!(entry.record_use(Timestamp(10_000_000)));
         assert!(!entry.record_use(Timestamp(12_000_000)));

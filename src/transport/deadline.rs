@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_is_close_or_over_only_if_the_caller_told_how_long_it_waits() {
+    fn a_response_is_close_or_over_only_with_a_grpc_timeout() {
         let now = Instant::now();
         let of = |timeout| Deadline::of(&headers(timeout), MOST, &Lateness::new(now), now);
         let told = of(Some("200m"));

@@ -17,7 +17,7 @@ use crate::support::{Ask, Backend, PATIENCE, Server, World, on_every_store, tabl
 
 on_every_store![
     every_value_that_cannot_be_read_is_in_the_committed_table,
-    what_is_only_written_oddly_is_read,
+    unusual_spellings_are_accepted,
     what_is_bad_only_together_is_refused,
 ];
 
@@ -235,7 +235,7 @@ fn every_value_that_cannot_be_read_is_in_the_committed_table(world: &World) {
 }
 
 /// What looks odd and means one thing.
-fn what_is_only_written_oddly_is_read(world: &World) {
+fn unusual_spellings_are_accepted(world: &World) {
     let update = |option: &str, value: &str| {
         world.db.json(&["key", "update", &world.live.id, &format!("--{option}={value}")])[option].clone()
     };

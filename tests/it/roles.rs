@@ -301,7 +301,7 @@ fn sqlite_has_no_roles() {
 
 /// Also without these roles.
 #[test]
-fn the_functions_are_not_executable_by_everybody() {
+fn the_functions_are_not_executable_by_public() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let stranger = format!("stranger_{}", world.db.name());
     world.db.sql(&format!("CREATE ROLE {stranger} LOGIN"));

@@ -25,7 +25,7 @@ fn a_hello_carries_the_key_and_the_descriptor() {
 }
 
 #[test]
-fn whoever_is_not_a_server_of_this_version_is_refused() {
+fn only_a_server_of_this_version_is_accepted() {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     ours.write_all(&[b't'; 48]).unwrap();
     assert!(Hello::receive(&theirs).is_err());

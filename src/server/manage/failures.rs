@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_locks_nobody_out() {
+    fn a_clock_that_is_set_back_locks_no_client_out() {
         let (wrong, here) = (WrongKeys::default(), "192.0.2.1".parse().unwrap());
         for _ in 0..10 {
             assert_eq!(wrong.count(here, at(1_000)), Ok(()));

@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::model::KEY_HEADER;
-use crate::people::{KEYS, State, TENANTS};
+use crate::fixtures::{KEYS, State, TENANTS};
 
 /// The lowest cost of bcrypt.
 const COST: u32 = 4;

@@ -136,7 +136,7 @@ fn a_route_that_depends_on_the_tenant_is_chosen_as_with_ext_authz() {
 }
 
 #[test]
-fn what_the_module_cannot_judge_is_left_to_the_check() {
+fn a_check_decides_what_the_module_cannot() {
     let world = World::somewhere();
     let key = |args: &[&str]| {
         let made = world.db.json(&[&["key", "create", &world.acme.id], args].concat());

@@ -128,7 +128,7 @@ fn damage_of_the_memory_lets_no_request_pass() {
 }
 
 #[test]
-fn a_foreign_memory_is_not_believed() {
+fn forged_shared_memory_is_rejected() {
     let world = World::somewhere();
     let (server, _, directory) = publishing(&world, &[]);
     let socket = directory.path().join("foreign.sock");
