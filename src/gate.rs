@@ -144,7 +144,7 @@ const STARTING: Duration = Duration::from_secs(2);
 
 /// The event that a verdict must wait for.
 #[derive(Debug)]
-pub enum Lacking<'a> {
+pub enum Pending<'a> {
     /// The first load.
     Rows,
     /// A proof of this key.
@@ -234,17 +234,17 @@ impl Gate {
         let started = self.clock.uptime();
         let mut proven = None;
         for _ in 0..ROUNDS {
-            let lacking = {
+            let pending = {
                 let view = View { proven, ..self.view_since(Moment::of(self.clock.as_ref()), started) };
                 match view.judge(request, address).map(|_| ()) {
                     Ok(()) => return view,
-                    Err(lacking) => lacking,
+                    Err(pending) => pending,
                 }
             };
-            proven = match lacking {
-                Lacking::Rows if self.loaded(deadline).await => None,
-                Lacking::Rows => return self.unable(Fault::NeverLoaded, started),
-                Lacking::Proof(entry, presented) => {
+            proven = match pending {
+                Pending::Rows if self.loaded(deadline).await => None,
+                Pending::Rows => return self.unable(Fault::NeverLoaded, started),
+                Pending::Proof(entry, presented) => {
                     let proof = self.verifier.prove(Arc::<Entry>::clone(&entry), presented, deadline).await;
                     Some((entry, proof))
                 }
@@ -328,7 +328,7 @@ impl View<'_> {
         &'v self,
         request: &AccessRequest<'a>,
         address: &dyn Fn() -> Option<IpAddr>,
-    ) -> Result<Verdict<'v>, Lacking<'a>> {
+    ) -> Result<Verdict<'v>, Pending<'a>> {
         if let Some(fault) = self.unable {
             return Ok(self.verdict(Decision::Unable(fault, None), Terms::default(), None, None));
         }
@@ -359,9 +359,9 @@ impl View<'_> {
             now: self.gate.replica.now(&self.moment),
         };
         match (decide(&facts), entry) {
-            (Some(Decision::Unable(Fault::NeverLoaded, _)), _) if self.is_starting() => Err(Lacking::Rows),
+            (Some(Decision::Unable(Fault::NeverLoaded, _)), _) if self.is_starting() => Err(Pending::Rows),
             (Some(decision), _) => Ok(self.verdict(decision, terms, tenant, entry)),
-            (None, Some((entry, presented))) => Err(Lacking::Proof(Arc::clone(entry), presented)),
+            (None, Some((entry, presented))) => Err(Pending::Proof(Arc::clone(entry), presented)),
             // Unreachable: `decide` returns `None` only if a key was found.
             (None, None) => {
                 Ok(self.verdict(Decision::Unable(Fault::Internal, None), Terms::default(), None, None))

@@ -22,7 +22,7 @@ use crate::permission::{
     AdminKey, AdminKeyId, Authority, Ended, Excess, Permissions, Reach, Role, authority, delegate, may_touch,
 };
 use crate::random;
-use crate::store::{NewAdminKey, Stop, StoreError};
+use crate::store::{ChangeError, NewAdminKey, StoreError};
 use crate::verify::management;
 
 /// The author of changes of management keys.
@@ -245,14 +245,14 @@ impl Admin {
             self.judge_admin_key(key)?;
             // Checked again in the transaction, because another session may have changed the key.
             if !may_touch(&maker.authority, &key.given) {
-                return Err(Stop::Missing);
+                return Err(ChangeError::Missing);
             }
             if key.revoked_at.is_some() {
-                return Err(Stop::Refused(format!("management key {} is revoked", key.prefix)));
+                return Err(ChangeError::Refused(format!("management key {} is revoked", key.prefix)));
             }
             let excess = wish.excess(&maker.authority, &key.given);
             if !excess.is_empty() {
-                return Err(Stop::Refused(shown(&excess)));
+                return Err(ChangeError::Refused(shown(&excess)));
             }
             key.given = wish.applied(&key.given);
             key.name = update.name.clone().unwrap_or_else(|| std::mem::take(&mut key.name));

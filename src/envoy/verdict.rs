@@ -7,7 +7,7 @@ use super::http::Answer;
 
 /// The program that answered a request, the meaning, and the next check.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Verdict {
+pub struct Attribution {
     /// The program that answered.
     pub by: Answerer,
     /// The meaning of the response.
@@ -41,8 +41,8 @@ impl Answerer {
 
 /// Determines who gave an answer. `decision_id` is the header that marks rejections of tenantgate.
 #[must_use]
-pub fn of(answer: &Answer, decision_id: &str) -> Verdict {
-    let verdict = |by, what: &str, next: &str| Verdict { by, what: what.into(), next: next.into() };
+pub fn of(answer: &Answer, decision_id: &str) -> Attribution {
+    let verdict = |by, what: &str, next: &str| Attribution { by, what: what.into(), next: next.into() };
     if let Some(id) = answer.header(decision_id) {
         let next =
             format!("search {id} in the logs, or run `tenantgate explain --decision-id {id} --log FILE`");

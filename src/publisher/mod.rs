@@ -26,7 +26,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tenantgate_snapshot::{Hello, Key, Mapping, Report, Settings};
+use tenantgate_snapshot::{Hello, Mapping, MemoryKey, Report, Settings};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
@@ -37,7 +37,7 @@ use crate::decision::{Decision, Grant, Reason};
 use crate::gate::{ProofSink, Terms};
 use crate::key::PresentedKey;
 use crate::last_used::LastUsed;
-use crate::replica::{Entry, Replica, STALE_AFTER};
+use crate::replica::{Entry, Replica, STALE_AFTER, Synced};
 use crate::stats::Counter;
 use crate::usage::{NOBODY, Usage};
 use crate::verify::memo::LEAST_BITS;
@@ -111,7 +111,7 @@ pub struct Publisher(Arc<Shared>);
 
 struct Shared {
     options: Options,
-    key: Key,
+    key: MemoryKey,
     replica: Replica,
     last_used: LastUsed,
     usage: Option<Usage>,
@@ -152,7 +152,7 @@ impl Publisher {
         clock: Arc<dyn Clock>,
         options: Options,
     ) -> Self {
-        let key = Key::from(options.key);
+        let key = MemoryKey::from(options.key);
         let (proven, news, route_context) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
         let (handle, stats) = (watch::Sender::new(None), Arc::default());
         Self(Arc::new(Shared {
@@ -188,7 +188,7 @@ impl Publisher {
         let mut published: Option<PublishedKeys<Mapping>> = None;
         let mut failed = false;
         loop {
-            if let Some((at, clock, snapshot)) = self.0.replica.synced() {
+            if let Some(Synced { uptime_ms, database_clock, snapshot }) = self.0.replica.synced() {
                 let proven = std::mem::take(&mut *self.proven());
                 let may_decide = self.0.options.only_keys && !self.0.route_context.load(Relaxed);
                 let next = match published.take() {
@@ -197,7 +197,7 @@ impl Publisher {
                 };
                 match next {
                     Ok((next, renewed)) => {
-                        next.beat(at, clock);
+                        next.beat(uptime_ms, database_clock);
                         if renewed {
                             self.announce(&next);
                         }

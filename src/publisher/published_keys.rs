@@ -5,7 +5,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tenantgate_snapshot::{Answer, Full, Key, Mapping, Memory, Proven, Settings, State, Writer, words_for};
+use tenantgate_snapshot::{
+    Answer, Full, Mapping, Memory, MemoryKey, Proven, Settings, State, Writer, words_for,
+};
 
 use super::Rendered;
 use crate::decision::{Decision, Denial, Grant, Reason};
@@ -44,7 +46,7 @@ fn subject(record: &KeyRecord) -> (crate::key::KeyId, TenantId, Option<SecretHas
 
 /// The published state of all keys.
 pub(super) struct PublishedKeys<M: Memory> {
-    key: Key,
+    key: MemoryKey,
     settings: Settings,
     fresh: Duration,
     render: Renderer,
@@ -68,7 +70,7 @@ impl<M: Memory> Drop for PublishedKeys<M> {
 }
 
 impl PublishedKeys<Mapping> {
-    pub(super) fn new(key: Key, mut settings: Settings, fresh: Duration, render: Renderer) -> Self {
+    pub(super) fn new(key: MemoryKey, mut settings: Settings, fresh: Duration, render: Renderer) -> Self {
         settings.answers = REFUSED.iter().filter_map(|reason| refusal(&render, *reason)).collect();
         let (proofs, standing, snapshot) = (BTreeMap::new(), BTreeSet::new(), None);
         Self { key, settings, fresh, render, proofs, standing, snapshot, open: false, writer: None }
@@ -124,9 +126,10 @@ impl<M: Memory> PublishedKeys<M> {
         told
     }
 
-    pub(super) fn beat(&self, looked_at_ms: i64, database_clock: Option<i64>) {
-        if let (Some(writer), Ok(at)) = (&self.writer, u64::try_from(looked_at_ms)) {
-            writer.beat(at, database_clock);
+    /// Writes a heartbeat: see [`Writer::beat`].
+    pub(super) fn beat(&self, uptime_ms: i64, database_clock: Option<i64>) {
+        if let (Some(writer), Ok(uptime_ms)) = (&self.writer, u64::try_from(uptime_ms)) {
+            writer.beat(uptime_ms, database_clock);
         }
     }
 

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    AdminKeyChange, AdminSessions, Adoption, AuditFilter, Behalf, Check, Claim, Claimed, KeyChange,
+    AdminKeyChange, AdminSessions, Adoption, AuditFilter, ChangeContext, Check, Claim, Claimed, KeyChange,
     KeyFilter, KeyPage, KeyPlace, Overview, PlanChange, RoutesPlan, SchemaVersion, Shadowed, StoreError,
     StoredKey, TenantChange, TenantFilter, TenantPage, TenantPlace, UsageFilter, UsageRow,
 };
@@ -187,7 +187,7 @@ pub struct Migrated {
 #[async_trait]
 pub trait Management: AdminSessions + Overview {
     /// Returns the same store with the same connections, whose changes have another author.
-    fn on_behalf(&self, behalf: Behalf) -> Arc<dyn Management>;
+    fn with_context(&self, context: ChangeContext) -> Arc<dyn Management>;
 
     /// Whether each tenant has a database schema, which must be created.
     fn has_schemas(&self) -> bool;

@@ -6,7 +6,7 @@
 
 mod address_error;
 mod adoption;
-mod behalf;
+mod change_context;
 mod errors;
 pub mod inspect;
 mod lists;
@@ -27,9 +27,9 @@ use uuid::Uuid;
 
 pub use self::address_error::AddressError;
 pub use self::adoption::Adoption;
-pub use self::behalf::{
-    AdminKeyChange, Behalf, Changed, Check, Claim, Claimed, KeyChange, PlanChange, Receipt, RoutesPlan, Stop,
-    TenantChange,
+pub use self::change_context::{
+    AdminKeyChange, ChangeContext, ChangeError, Changed, Check, Claim, Claimed, KeyChange, PlanChange,
+    Receipt, RoutesPlan, TenantChange,
 };
 pub use self::lists::{
     AuditFilter, KeyFilter, KeyPage, KeyPlace, StoredKey, TenantFilter, TenantPage, TenantPlace, UsageBy,

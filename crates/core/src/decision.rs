@@ -82,7 +82,7 @@ pub struct Access<'a> {
     /// Whether a rule matches.
     pub rule: RuleFact,
     /// The scopes that the request needs and the key lacks; `None` if it lacks none.
-    pub lacking: Option<Lacking<'a>>,
+    pub lacking: Option<MissingScopes<'a>>,
 }
 
 impl Access<'_> {
@@ -103,7 +103,7 @@ pub enum RuleFact {
 
 /// Needed scopes that a key lacks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Lacking<'a> {
+pub struct MissingScopes<'a> {
     /// The first term of the needs, which the response names.
     pub term: &'a str,
     /// Whether the rule is in shadow mode: the request is allowed, and recorded.

@@ -389,7 +389,7 @@ pub enum About {
 
 /// Whether a management request is allowed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Verdict {
+pub enum Permitted {
     /// It is allowed.
     Yes,
     /// The key lacks this permission.
@@ -404,24 +404,24 @@ pub enum Verdict {
 ///
 /// | has the permission | sees | request concerns | verdict |
 /// |---|---|---|---|
-/// | no | | | [`Verdict::Lacks`] |
-/// | yes | all tenants | | [`Verdict::Yes`] |
-/// | yes | some tenants | a change of plans or routes, or a new tenant | [`Verdict::OnlyForAllTenants`] |
-/// | yes | some tenants | a tenant that it does not see | [`Verdict::NotThere`] |
-/// | yes | some tenants | something else | [`Verdict::Yes`] |
+/// | no | | | [`Permitted::Lacks`] |
+/// | yes | all tenants | | [`Permitted::Yes`] |
+/// | yes | some tenants | a change of plans or routes, or a new tenant | [`Permitted::OnlyForAllTenants`] |
+/// | yes | some tenants | a tenant that it does not see | [`Permitted::NotThere`] |
+/// | yes | some tenants | something else | [`Permitted::Yes`] |
 #[must_use]
-pub fn may(authority: &Authority, permission: Permission, about: About) -> Verdict {
+pub fn may(authority: &Authority, permission: Permission, about: About) -> Permitted {
     if !authority.permissions.has(permission) {
-        return Verdict::Lacks(permission);
+        return Permitted::Lacks(permission);
     }
     if authority.reach == Reach::All {
-        return Verdict::Yes;
+        return Permitted::Yes;
     }
     match about {
-        _ if permission.is_for_all_tenants() => Verdict::OnlyForAllTenants(permission),
-        About::NewTenant => Verdict::OnlyForAllTenants(permission),
-        About::Tenant(tenant) if !authority.reach.has(tenant) => Verdict::NotThere,
-        About::Tenant(_) | About::Shared => Verdict::Yes,
+        _ if permission.is_for_all_tenants() => Permitted::OnlyForAllTenants(permission),
+        About::NewTenant => Permitted::OnlyForAllTenants(permission),
+        About::Tenant(tenant) if !authority.reach.has(tenant) => Permitted::NotThere,
+        About::Tenant(_) | About::Shared => Permitted::Yes,
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use loom::sync::atomic::AtomicU64;
 use loom::thread;
-use tenantgate_snapshot::{Found, Key, Proven, Reader, Settings, State, Writer, words_for};
+use tenantgate_snapshot::{Found, MemoryKey, Proven, Reader, Settings, State, Writer, words_for};
 
 type Words = Arc<[AtomicU64]>;
 
@@ -15,7 +15,7 @@ fn row(revoked: bool) -> Proven {
 
 fn start(slots: u32) -> (Writer<Words>, Reader<Words>) {
     let memory: Words = (0..words_for(slots, 60)).map(|_| AtomicU64::new(0)).collect();
-    let key = Key::from([1; 32]);
+    let key = MemoryKey::from([1; 32]);
     let mut writer = Writer::new(Arc::clone(&memory), key.clone(), slots, &Settings::default(), 1_000)
         .expect("there is room");
     writer

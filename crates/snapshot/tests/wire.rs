@@ -6,14 +6,14 @@ use std::os::unix::net::UnixStream;
 
 use proptest::prelude::*;
 use rustix::fd::AsFd as _;
-use tenantgate_snapshot::{Hello, Key, Malformed, Mapping, Report};
+use tenantgate_snapshot::{Hello, Malformed, Mapping, MemoryKey, Report};
 
 #[test]
 fn a_hello_carries_the_key_and_the_descriptor() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let memory = Mapping::create(64).unwrap();
     for n in [1, 2] {
-        Hello { key: Key::from([n; 32]) }.send(&ours, memory.file().as_fd()).unwrap();
+        Hello { key: MemoryKey::from([n; 32]) }.send(&ours, memory.file().as_fd()).unwrap();
     }
     for n in [1, 2] {
         let (hello, file) = Hello::receive(&theirs).unwrap();

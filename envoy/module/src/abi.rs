@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::Arc;
 
-use crate::exchange::{ContextPolicy, Exchange, Verdict};
+use crate::exchange::{ContextPolicy, Exchange, FilterAction};
 use crate::filter::{Counters, Filter, ask_after_a_panic, decide};
 
 /// The version of the ABI.
@@ -329,11 +329,11 @@ extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
     let verdict = catch_unwind(AssertUnwindSafe(|| decide(filter, &mut stream)));
     let verdict = verdict.unwrap_or_else(|_| {
         let asked = catch_unwind(AssertUnwindSafe(|| ask_after_a_panic(filter, &mut stream)));
-        asked.unwrap_or(Verdict::Ask)
+        asked.unwrap_or(FilterAction::Ask)
     });
     match verdict {
-        Verdict::Ask | Verdict::Allowed => CONTINUE,
-        Verdict::Denied => STOP,
+        FilterAction::Ask | FilterAction::Allowed => CONTINUE,
+        FilterAction::Denied => STOP,
     }
 }
 

@@ -49,7 +49,7 @@ impl ContextPolicy {
 
 /// The result for a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Verdict {
+pub(crate) enum FilterAction {
     /// The next filter asks the server.
     Ask,
     /// The request passes, without a call to the server.

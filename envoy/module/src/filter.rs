@@ -10,7 +10,7 @@ use tenantgate_snapshot::Mapping;
 use uuid::fmt::Hyphenated;
 use uuid::{Builder, Uuid};
 
-use crate::exchange::{ContextPolicy, Exchange, Verdict};
+use crate::exchange::{ContextPolicy, Exchange, FilterAction};
 use crate::judge::{Judgement, Published};
 use crate::link::{Link, Target};
 use crate::reports::Reports;
@@ -81,7 +81,7 @@ impl Filter {
 }
 
 /// Decides about a request.
-pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
+pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> FilterAction {
     if exchange.route().unwrap_or(filter.context_policy) != ContextPolicy::None {
         return leave(filter, exchange, "checks");
     }
@@ -112,7 +112,7 @@ pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
                 exchange.clear_route_cache();
             }
             exchange.set_flag(OWN_NAMESPACE, DECIDED, true);
-            Verdict::Allowed
+            FilterAction::Allowed
         }
         Judgement::Deny(answer, proven) => {
             let id = Id::new(clock.now());
@@ -128,7 +128,7 @@ pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
             filter.reports.add(prefix, &answer.reason, clock.now());
             exchange.count(filter.counters.denied);
             exchange.respond(answer.status, &headers, &answer.body, REFUSED);
-            Verdict::Denied
+            FilterAction::Denied
         }
     }
 }
@@ -142,22 +142,22 @@ fn is_grpc(exchange: &dyn Exchange) -> bool {
 }
 
 /// Makes the server decide on a request after a panic.
-pub(crate) fn ask_after_a_panic(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
+pub(crate) fn ask_after_a_panic(filter: &Filter, exchange: &mut dyn Exchange) -> FilterAction {
     exchange.count(filter.counters.panics);
     ask(filter, exchange)
 }
 
 /// Makes the server decide on a request, on a route where the module may decide.
-fn ask(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
+fn ask(filter: &Filter, exchange: &mut dyn Exchange) -> FilterAction {
     leave(filter, exchange, "module")
 }
 
-fn leave(filter: &Filter, exchange: &mut dyn Exchange, route: &str) -> Verdict {
+fn leave(filter: &Filter, exchange: &mut dyn Exchange, route: &str) -> FilterAction {
     // Envoy may have redirected this request internally, so a mark of the first pass is removed.
     exchange.set_flag(OWN_NAMESPACE, DECIDED, false);
     exchange.set_metadata(OWN_NAMESPACE, &[(ROUTE, route)]);
     exchange.count(filter.counters.asked);
-    Verdict::Ask
+    FilterAction::Ask
 }
 
 /// Writes the metadata of a decision.

@@ -29,8 +29,8 @@ use super::migrations;
 use super::sql::instant::Micros;
 use super::sql::{self, Link, Pool, SqlStore};
 use super::{
-    AddressError, Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, Refusal, SchemaVersion,
-    Session, Shadowed, ShadowedKind, Store, StoreError, Touched, UrlSource, Used, day_of,
+    AddressError, Adoption, Announcement, ChangeContext, LOCK_TIMEOUT, Migrated, NewMemo, Refusal,
+    SchemaVersion, Session, Shadowed, ShadowedKind, Store, StoreError, Touched, UrlSource, Used, day_of,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;
@@ -48,7 +48,7 @@ pub struct PostgresStore {
     address: Address,
     schema: String,
     lock_timeout: Duration,
-    behalf: Behalf,
+    context: ChangeContext,
     pool: Pool,
 }
 
@@ -96,7 +96,7 @@ impl PostgresStore {
             address,
             schema,
             lock_timeout: LOCK_TIMEOUT,
-            behalf: Behalf::default(),
+            context: ChangeContext::default(),
             pool: Pool::default(),
         })
     }
@@ -104,7 +104,7 @@ impl PostgresStore {
     /// Sets the actor for the audit log.
     #[must_use]
     pub fn acting_for(mut self, actor: Actor) -> Self {
-        self.behalf = Behalf::of(actor.into());
+        self.context = ChangeContext::of(actor.into());
         self
     }
 
@@ -146,12 +146,12 @@ impl PostgresStore {
 
 #[async_trait]
 impl SqlStore for PostgresStore {
-    fn behalf(&self) -> &Behalf {
-        &self.behalf
+    fn context(&self) -> &ChangeContext {
+        &self.context
     }
 
-    fn with_behalf(&self, behalf: Behalf) -> Self {
-        Self { behalf, ..self.clone() }
+    fn with_context(&self, context: ChangeContext) -> Self {
+        Self { context, ..self.clone() }
     }
 
     fn pool(&self) -> &Pool {

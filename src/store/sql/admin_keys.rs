@@ -6,7 +6,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::Sets;
-use super::connection::{Link, ask};
+use super::connection::{Link, query};
 use super::row::Row;
 use crate::audit::{Action, Draft};
 use crate::clock::Timestamp;
@@ -98,7 +98,7 @@ impl<'a> From<&'a AdminKey> for Shown<'a> {
 
 pub(super) async fn all(link: &mut Link<'_>) -> Result<Vec<AdminKey>, StoreError> {
     let sql = format!("SELECT {ADMIN_KEY} FROM {TABLE} ORDER BY created_at, id");
-    ask(sql).all(link).await?.iter().map(admin_key_of).collect()
+    query(sql).fetch_all(link).await?.iter().map(admin_key_of).collect()
 }
 
 /// The longest chain of makers that is read. A longer chain is cut, and then counts as incomplete.
@@ -115,7 +115,7 @@ pub(super) async fn chain(
              SELECT id, created_by, depth + 1 FROM {TABLE} JOIN chain ON id = maker_of_link WHERE depth < {LONGEST_CHAIN})
          SELECT {ADMIN_KEY}, hashed_key FROM {TABLE} JOIN chain ON id = link ORDER BY depth"
     );
-    let rows = ask(sql).bind(prefix).all(link).await?;
+    let rows = query(sql).bind(prefix).fetch_all(link).await?;
     let Some(first) = rows.first() else { return Ok(None) };
     let keys: Result<Vec<_>, _> = rows.iter().map(admin_key_of).collect();
     Ok(Some((first.get("hashed_key")?, keys?)))
@@ -130,7 +130,7 @@ pub(super) async fn hold_live(link: &mut Link<'_>, id: AdminKeyId) -> Result<(),
     let mut next = Some(id.0);
     for _ in 0..LONGEST_CHAIN {
         let Some(id) = next else { return Ok(()) };
-        let Some(row) = ask(sql.as_str()).bind(id).maybe(link).await? else { break };
+        let Some(row) = query(sql.as_str()).bind(id).fetch_optional(link).await? else { break };
         if row.instant("revoked_at")?.is_some() {
             break;
         }
@@ -143,7 +143,7 @@ pub(super) async fn hold_live(link: &mut Link<'_>, id: AdminKeyId) -> Result<(),
 
 pub(super) async fn touch(link: &mut Link<'_>, id: AdminKeyId, at: Timestamp) -> Result<(), StoreError> {
     let sql = format!("UPDATE {TABLE} SET last_used_at = $2 WHERE id = $1");
-    ask(sql).bind(id.0).bind(at).execute(link).await
+    query(sql).bind(id.0).bind(at).execute(link).await
 }
 
 pub(super) async fn insert(link: &mut Link<'_>, new: &NewAdminKey) -> Result<(AdminKey, Draft), StoreError> {
@@ -152,10 +152,10 @@ pub(super) async fn insert(link: &mut Link<'_>, new: &NewAdminKey) -> Result<(Ad
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING {ADMIN_KEY}"
     );
     let key = &new.key;
-    let query = ask(sql).bind(key.id.0).bind(&key.prefix).bind(&new.hash).bind(&key.name);
+    let query = query(sql).bind(key.id.0).bind(&key.prefix).bind(&new.hash).bind(&key.name);
     let query = query.bind(key.given.permissions.to_string()).bind(tenants(&key.given.reach));
     let query = query.bind(key.created_by.map(|id| id.0)).bind(key.created_at).bind(key.given.expires_at);
-    let key = admin_key_of(&query.one(link).await?)?;
+    let key = admin_key_of(&query.fetch_one(link).await?)?;
     let draft = Draft::of(Action::AdminKeyCreate, key.id.0.to_string(), None::<&()>, &Shown::from(&key));
     Ok((key, draft))
 }
@@ -168,7 +168,7 @@ pub(super) async fn change(
     make: AdminKeyChange<'_>,
 ) -> Result<Option<(AdminKey, Option<Draft>)>, StoreError> {
     let sql = format!("SELECT {ADMIN_KEY} FROM {TABLE} WHERE id = $1{}", link.dialect().lock);
-    let row = ask(sql).bind(id.0).maybe(link).await?;
+    let row = query(sql).bind(id.0).fetch_optional(link).await?;
     let Some(before) = row.as_ref().map(admin_key_of).transpose()? else { return Ok(None) };
     let mut after = before.clone();
     make(&mut after)?;

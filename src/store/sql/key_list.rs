@@ -5,7 +5,7 @@
 //! takes milliseconds, whatever the filter is, and all pages together show every key once.
 
 use super::bulk::{stored_keys, wanted};
-use super::connection::{Link, ask};
+use super::connection::{Link, query};
 use super::rows::stored_key_of;
 use super::value::Conditions;
 use crate::key::KeyId;
@@ -51,7 +51,7 @@ pub(super) async fn page(
     );
     let sql = stored_keys(&format!(", {place} AS place"), &found, "k.created_at, k.id");
     let one_more = i64::try_from(page).unwrap_or(i64::MAX).saturating_add(1);
-    let rows = ask(sql).bind_all(all).bind(one_more).all(link).await?;
+    let rows = query(sql).bind_all(all).bind(one_more).fetch_all(link).await?;
     let mut keys = Vec::with_capacity(rows.len());
     for row in &rows {
         keys.push((stored_key_of(row)?, row.get::<String>("place")?));
@@ -69,7 +69,7 @@ pub(super) async fn page(
 pub(super) async fn count(link: &mut Link<'_>, filter: &KeyFilter, reach: &Reach) -> Result<i64, StoreError> {
     let all = conditions_of(link, Conditions::default(), filter, reach);
     let sql = format!("SELECT count(*) AS keys FROM api_keys WHERE {}", all.sql());
-    ask(sql).bind_all(all).one(link).await?.get("keys")
+    query(sql).bind_all(all).fetch_one(link).await?.get("keys")
 }
 
 /// Builds all conditions, with parameters numbered after those of `base`.
@@ -98,7 +98,7 @@ async fn end_of_walk(
         base.sql(),
         WALK - 1
     );
-    let row = ask(sql).bind_all(base).maybe(link).await?;
+    let row = query(sql).bind_all(base).fetch_optional(link).await?;
     row.map(|row| Ok(KeyPlace { created_at: row.get("place")?, id: KeyId(row.id("id", "api_keys")?) }))
         .transpose()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::connection::ask;
+use super::connection::query;
 use super::keys::{self, insert as insert_key, to_change as key_to_change};
 use super::row::Row;
 use super::rows::{KEY, TENANT, key_of, shadowed_of, tenant_of};
@@ -21,10 +21,10 @@ use crate::plan::PlanRow;
 use crate::record::{KeyDetails, KeyState};
 use crate::route::RouteRow;
 use crate::store::{
-    AdminKeyChange, Adoption, Announced, AuditFilter, Behalf, Changed, Check, Claim, Claimed, ImportedKey,
-    KeyChange, KeyFilter, KeyPage, KeyPlace, Laggard, Management, Migrated, NewAdminKey, NewKey, NewTenant,
-    PlanChange, PlanUses, Rotated, Rotation, RoutesChange, RoutesPlan, SchemaVersion, Shadowed, StoreError,
-    StoredKey, TenantChange, TenantFilter, TenantPage, TenantPlace, UsageFilter, UsageRow,
+    AdminKeyChange, Adoption, Announced, AuditFilter, ChangeContext, Changed, Check, Claim, Claimed,
+    ImportedKey, KeyChange, KeyFilter, KeyPage, KeyPlace, Laggard, Management, Migrated, NewAdminKey, NewKey,
+    NewTenant, PlanChange, PlanUses, Rotated, Rotation, RoutesChange, RoutesPlan, SchemaVersion, Shadowed,
+    StoreError, StoredKey, TenantChange, TenantFilter, TenantPage, TenantPlace, UsageFilter, UsageRow,
 };
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
@@ -35,22 +35,22 @@ async fn finish(
     drafts: impl IntoIterator<Item = Draft>,
     changed: Changed<'_>,
 ) -> Result<(), StoreError> {
-    let behalf = store.behalf();
+    let context = store.context();
     let link = &mut connection.link();
-    if let Some(receipt) = &behalf.receipt
+    if let Some(receipt) = &context.receipt
         && let Some(answer) = (receipt.answer)(changed)
         && let Some(attempt) = receipt.attempt
     {
         idempotency::keep(link, attempt, &answer).await?;
     }
-    audit::append(link, &behalf.author, drafts).await?;
+    audit::append(link, &context.author, drafts).await?;
     connection.commit().await
 }
 
 #[async_trait]
 impl<S: SqlStore> Management for S {
-    fn on_behalf(&self, behalf: Behalf) -> Arc<dyn Management> {
-        Arc::new(self.with_behalf(behalf))
+    fn with_context(&self, context: ChangeContext) -> Arc<dyn Management> {
+        Arc::new(SqlStore::with_context(self, context))
     }
 
     fn has_schemas(&self) -> bool {
@@ -80,7 +80,7 @@ impl<S: SqlStore> Management for S {
     async fn create_schema(&self, schema: &str, adopt: bool) -> Result<(), StoreError> {
         let mut connection = acquire(self).await?;
         self.refuse_change(&mut connection.link()).await?;
-        if let Some(key) = self.behalf().key {
+        if let Some(key) = self.context().key {
             admin_keys::hold_live(&mut connection.link(), key).await?;
         }
         SqlStore::create_schema(self, &mut connection.link(), schema, adopt).await
@@ -94,9 +94,9 @@ impl<S: SqlStore> Management for S {
              VALUES ($1, $2, $3, $4, $5, {}) RETURNING {TENANT}",
             link.dialect().now
         );
-        let query = ask(sql).bind(tenant.id).bind(&tenant.name).bind(&tenant.schema);
+        let query = query(sql).bind(tenant.id).bind(&tenant.name).bind(&tenant.schema);
         let query = query.bind(tenant.status.as_str()).bind(&tenant.plan);
-        let tenant = tenant_of(&query.one(link).await?)?;
+        let tenant = tenant_of(&query.fetch_one(link).await?)?;
         let draft = Draft::of_tenant(action, None, &tenant);
         finish(self, connection, draft, Changed::Tenant(&tenant)).await?;
         Ok(tenant)
@@ -106,7 +106,7 @@ impl<S: SqlStore> Management for S {
         let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let sql = format!("SELECT {TENANT} FROM tenants ORDER BY created_at, {}", link.dialect().tie);
-        tenants(ask(sql), link).await
+        tenants(query(sql), link).await
     }
 
     async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError> {
@@ -117,7 +117,7 @@ impl<S: SqlStore> Management for S {
              ORDER BY created_at, {}",
             link.dialect().tie
         );
-        tenants(ask(sql).bind(Uuid::parse_str(reference).ok()).bind(reference), link).await
+        tenants(query(sql).bind(Uuid::parse_str(reference).ok()).bind(reference), link).await
     }
 
     async fn change_tenant(
@@ -129,7 +129,7 @@ impl<S: SqlStore> Management for S {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
         let sql = format!("SELECT {TENANT} FROM tenants WHERE id = $1{}", link.dialect().lock);
-        let row = ask(sql).bind(id).maybe(link).await?;
+        let row = query(sql).bind(id).fetch_optional(link).await?;
         let Some(before) = row.as_ref().map(tenant_of).transpose()? else { return Ok(None) };
         let mut after = before.clone();
         make(&mut after)?;
@@ -155,7 +155,7 @@ impl<S: SqlStore> Management for S {
              ORDER BY 7 DESC, reason, network, user_agent, method, path, key_prefix",
             link.dialect().day
         );
-        ask(sql).bind(since).all(link).await?.iter().map(shadowed_of).collect()
+        query(sql).bind(since).fetch_all(link).await?.iter().map(shadowed_of).collect()
     }
 
     async fn usage(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>, StoreError> {
@@ -203,7 +203,7 @@ impl<S: SqlStore> Management for S {
             time("last_used_at"),
             time("$2")
         );
-        ask(sql).bind(tenant).bind(since).one(link).await?.get("used")
+        query(sql).bind(tenant).bind(since).fetch_one(link).await?.get("used")
     }
 
     async fn keys_named(&self, names: &[String]) -> Result<Vec<StoredKey>, StoreError> {
@@ -232,7 +232,7 @@ impl<S: SqlStore> Management for S {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
         bulk::import_keys(link, keys).await?;
-        audit::append(link, &self.behalf().author, [draft]).await?;
+        audit::append(link, &self.context().author, [draft]).await?;
         connection.commit().await
     }
 
@@ -246,14 +246,14 @@ impl<S: SqlStore> Management for S {
                 SqlStore::create_schema(self, link, &tenant.schema, true).await?;
             }
         }
-        audit::append(link, &self.behalf().author, [draft]).await?;
+        audit::append(link, &self.context().author, [draft]).await?;
         connection.commit().await
     }
 
     async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError> {
         let sql = format!("SELECT {KEY} FROM api_keys WHERE id = $1 OR key_prefix = $2");
-        let query = ask(sql).bind(Uuid::parse_str(reference).ok()).bind(reference);
-        query.maybe(&mut acquire(self).await?.link()).await?.as_ref().map(key_of).transpose()
+        let query = query(sql).bind(Uuid::parse_str(reference).ok()).bind(reference);
+        query.fetch_optional(&mut acquire(self).await?.link()).await?.as_ref().map(key_of).transpose()
     }
 
     async fn change_keys(
@@ -305,7 +305,7 @@ impl<S: SqlStore> Management for S {
         let expires_at = before.expires_at.map_or(rotation.expires_at, |own| own.min(rotation.expires_at));
         let sql =
             format!("UPDATE api_keys SET expires_at = $2, replaced_by = $3 WHERE id = $1 RETURNING {KEY}");
-        let old = key_of(&ask(sql).bind(id).bind(expires_at).bind(new.id).one(link).await?)?;
+        let old = key_of(&query(sql).bind(id).bind(expires_at).bind(new.id).fetch_one(link).await?)?;
         let drafts = [
             Draft::of_key(Action::KeyRotate, Some(&before), &old),
             Draft::of_key(Action::KeyRotate, None, &new),
@@ -411,13 +411,13 @@ impl<S: SqlStore> Management for S {
         // The mark is a separate transaction: a server that sees it sees everything that was committed before it began.
         let mut connection = acquire(self).await?;
         let link = &mut connection.link();
-        ask(link.dialect().mark).one(link).await?.get("mark")
+        query(link.dialect().mark).fetch_one(link).await?.get("mark")
     }
 
     async fn replicas(&self) -> Result<Vec<Announced>, StoreError> {
         let mut connection = acquire(self).await?;
         let sql = "SELECT id, name, seen_at, serves_until FROM tenantgate_replica ORDER BY name, id";
-        let rows = ask(sql).all(&mut connection.link()).await?;
+        let rows = query(sql).fetch_all(&mut connection.link()).await?;
         let announced = |row: &Row| {
             Ok(Announced {
                 id: row.id("id", "tenantgate_replica")?,
@@ -434,7 +434,7 @@ impl<S: SqlStore> Management for S {
         let link = &mut connection.link();
         let behind = link.dialect().behind;
         let sql = format!("SELECT name, seen_at FROM tenantgate_replica WHERE {behind} ORDER BY name");
-        let rows = ask(sql).bind(mark).all(link).await?;
+        let rows = query(sql).bind(mark).fetch_all(link).await?;
         rows.iter()
             .map(|row| {
                 let seen_at = row.instant("seen_at")?.unwrap_or_default();
@@ -449,7 +449,7 @@ impl<S: SqlStore> Management for S {
         let (live, behind) = (link.dialect().live, link.dialect().behind);
         let sql =
             format!("SELECT count(*) AS caught_up FROM tenantgate_replica WHERE {live} AND NOT ({behind})");
-        let count: i64 = ask(sql).bind(mark).one(link).await?.get("caught_up")?;
+        let count: i64 = query(sql).bind(mark).fetch_one(link).await?.get("caught_up")?;
         Ok(u64::try_from(count).unwrap_or(0))
     }
 

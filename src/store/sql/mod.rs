@@ -33,7 +33,7 @@ use self::pool::PooledConnection;
 pub(super) use self::row::Row;
 pub(super) use self::rows::{TENANT, tenant_of};
 use self::value::Value;
-use super::{Adoption, Behalf, Migrated, SchemaVersion, Store, StoreError};
+use super::{Adoption, ChangeContext, Migrated, SchemaVersion, Store, StoreError};
 use crate::tenant::Tenant;
 
 /// The SQL that the two databases spell differently.
@@ -146,10 +146,10 @@ pub(super) const SQLITE: Dialect = Dialect {
 #[async_trait]
 pub(super) trait SqlStore: Store + Clone + 'static {
     /// The author of changes, and the request that they belong to.
-    fn behalf(&self) -> &Behalf;
+    fn context(&self) -> &ChangeContext;
 
     /// Returns the same store with the same connections and another author.
-    fn with_behalf(&self, behalf: Behalf) -> Self;
+    fn with_context(&self, context: ChangeContext) -> Self;
 
     /// The connections.
     fn pool(&self) -> &Pool;
@@ -209,7 +209,7 @@ async fn change(store: &impl SqlStore) -> Result<PooledConnection, StoreError> {
     let mut connection = acquire(store).await?;
     store.refuse_change(&mut connection.link()).await?;
     connection.begin().await?;
-    if let Some(key) = store.behalf().key {
+    if let Some(key) = store.context().key {
         admin_keys::hold_live(&mut connection.link(), key).await?;
     }
     Ok(connection)
@@ -217,7 +217,7 @@ async fn change(store: &impl SqlStore) -> Result<PooledConnection, StoreError> {
 
 /// Runs a query and converts its rows to tenants.
 async fn tenants(query: connection::Query, link: &mut Link<'_>) -> Result<Vec<Tenant>, StoreError> {
-    query.all(link).await?.iter().map(tenant_of).collect()
+    query.fetch_all(link).await?.iter().map(tenant_of).collect()
 }
 
 /// The columns that an UPDATE of one row sets.
@@ -262,7 +262,7 @@ impl Sets {
         let sql = format!("UPDATE {table} SET {} WHERE {key} = $1", sets.join(", "));
         self.values
             .into_iter()
-            .fold(connection::ask(sql).bind(value), connection::Query::bind)
+            .fold(connection::query(sql).bind(value), connection::Query::bind)
             .execute(link)
             .await
     }

@@ -1,6 +1,6 @@
 //! Tenants in the order of their creation, a page at a time.
 
-use super::connection::{Link, ask};
+use super::connection::{Link, query};
 use super::rows::{TENANT, tenant_of};
 use super::value::Conditions;
 use crate::permission::Reach;
@@ -24,7 +24,7 @@ pub(super) async fn page(
         wanted.next()
     );
     let one_more = i64::try_from(page).unwrap_or(i64::MAX).saturating_add(1);
-    let mut rows = ask(sql).bind_all(wanted).bind(one_more).all(link).await?;
+    let mut rows = query(sql).bind_all(wanted).bind(one_more).fetch_all(link).await?;
     let more = rows.len() > page;
     rows.truncate(page);
     let tenants: Vec<_> = rows.iter().map(tenant_of).collect::<Result<_, _>>()?;

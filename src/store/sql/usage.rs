@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::connection::{Link, ask};
+use super::connection::{Link, query};
 use super::row::Row;
 use super::value::Conditions;
 use crate::key::KeyId;
@@ -38,7 +38,7 @@ pub(super) async fn rows(link: &mut Link<'_>, filter: &UsageFilter) -> Result<Ve
          WHERE {} GROUP BY {group} ORDER BY {order} {limit}",
         wanted.sql()
     );
-    ask(sql).bind_all(wanted).all(link).await?.iter().map(|row| usage_of(row, filter.by)).collect()
+    query(sql).bind_all(wanted).fetch_all(link).await?.iter().map(|row| usage_of(row, filter.by)).collect()
 }
 
 fn wanted(link: &Link<'_>, filter: &UsageFilter, place: &str) -> Conditions {

@@ -76,7 +76,7 @@ pub(super) async fn migrate(store: &SqliteStore, adoption: &Adoption) -> Result<
         Draft::of(Action::Migrate, "schema".into(), None::<&()>, &is)
     });
     let drafts = migrations::draft(before, &migrated.applied).into_iter().chain(other);
-    audit::append(&mut Link::Sqlite(&mut transaction), &store.behalf.author, drafts).await?;
+    audit::append(&mut Link::Sqlite(&mut transaction), &store.context.author, drafts).await?;
     transaction.commit().await?;
     Ok(migrated)
 }

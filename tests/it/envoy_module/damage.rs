@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tenantgate::clock::{Clock as _, SystemClock};
 use tenantgate_snapshot::{
-    Answer, Hello, Key as Seal, Mapping, Memory as _, Proven, Settings, State, Writer, words_for,
+    Answer, Hello, Mapping, Memory as _, MemoryKey as Seal, Proven, Settings, State, Writer, words_for,
 };
 
 use super::*;

@@ -199,9 +199,9 @@ fn access_is_checked_in_order_after_the_state_of_the_tenant() {
         sound: false,
         from_here: false,
         rule: RuleFact::None,
-        lacking: Some(Lacking { term: "a b", shadow: false }),
+        lacking: Some(MissingScopes { term: "a b", shadow: false }),
     };
-    let rule_shadow = Access { lacking: Some(Lacking { term: "a", shadow: true }), ..Access::FREE };
+    let rule_shadow = Access { lacking: Some(MissingScopes { term: "a", shadow: true }), ..Access::FREE };
     for (tenant, access, expected) in [
         (&suspended, worst, "tenant_inactive proven"),
         (&active, worst, "unable damaged_row"),
@@ -232,7 +232,7 @@ fn access_is_checked_in_order_after_the_state_of_the_tenant() {
 #[test]
 fn a_rule_in_shadow_mode_allows_the_request_as_its_tenant_in_every_mode() {
     let (key, tenant) = (key(), tenant("active"));
-    let access = Access { lacking: Some(Lacking { term: "a", shadow: true }), ..Access::FREE };
+    let access = Access { lacking: Some(MissingScopes { term: "a", shadow: true }), ..Access::FREE };
     let found = Found { key: &key, tenant: Some(&tenant), proof: Proof::Right, access };
     for mode in Mode::ALL {
         let Some(Decision::Allow(grant)) = decide(&facts(Some(found))).map(|d| d.in_mode(mode)) else {

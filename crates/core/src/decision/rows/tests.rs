@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::super::tests::{NOW, facts, key, tenant, word};
-use super::super::{Access, Lacking, decide};
+use super::super::{Access, MissingScopes, decide};
 use super::*;
 use crate::clock::Timestamp;
 use crate::key::format::parse;
@@ -39,7 +39,7 @@ fn tenants() -> Vec<Option<Tenant>> {
 }
 
 fn accesses() -> Vec<Access<'static>> {
-    let lacking = |shadow| Some(Lacking { term: "a", shadow });
+    let lacking = |shadow| Some(MissingScopes { term: "a", shadow });
     let mut all = vec![Access::FREE, Access { lacking: lacking(true), ..Access::FREE }];
     for rule in [RuleFact::Fine, RuleFact::None, RuleFact::Damaged] {
         for (sound, from_here) in [(true, true), (true, false), (false, false)] {
