@@ -27,7 +27,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// The CPU time that this process has taken so far.
+/// Returns the CPU time that this process has taken so far.
 #[must_use]
 pub fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);

@@ -15,7 +15,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// The word in text and JSON output.
+    /// Returns the word in text and JSON output.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -70,7 +70,7 @@ struct Tally {
 }
 
 impl Report {
-    /// An empty report.
+    /// Creates an empty report.
     #[must_use]
     pub fn new(schedule: Schedule) -> Self {
         Self::of(Entries::new(BOUND), schedule)
@@ -81,7 +81,7 @@ impl Report {
         self.buffer().note(objection, origin, now);
     }
 
-    /// The number of requests beyond the bound.
+    /// Returns the number of requests beyond the bound.
     #[must_use]
     pub fn crowded(&self) -> &Counter {
         &self.buffer().crowded

@@ -86,7 +86,7 @@ impl Part {
         Self::Usage,
     ];
 
-    /// The name in logs and metrics.
+    /// Returns the name in logs and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

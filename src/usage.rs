@@ -142,7 +142,7 @@ impl Stripe {
     }
 }
 
-/// The reason as metadata spells it, and the key if the caller has proven to hold it.
+/// Returns the reason as metadata spells it, and the key if it was proven.
 fn reason_and_key(decision: &Decision<'_>) -> (&'static str, Option<KeyId>) {
     let (reason, identity) = match decision {
         Decision::Allow(Grant::Shadow(objection)) => ("shadow", objection.identity()),

@@ -103,7 +103,7 @@ impl Admin {
         Randomness::from(self.derivation.clone())
     }
 
-    /// Whether the caller sees this tenant.
+    /// Returns whether the caller sees this tenant.
     pub(super) fn sees(&self, tenant: TenantId) -> bool {
         self.maker.authority.reach.has(tenant)
     }

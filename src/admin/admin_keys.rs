@@ -35,7 +35,7 @@ pub struct Maker {
 }
 
 impl Maker {
-    /// The maker of the command line, which may do everything because it has access to the database.
+    /// Returns the maker of the command line, which may do everything because it has access to the database.
     #[must_use]
     pub fn database() -> Self {
         Self { id: None, authority: Authority::whole() }
@@ -283,7 +283,7 @@ impl Admin {
         ListedAdminKey { key: key.clone(), ended: authority([&own], self.now()).err() }
     }
 
-    /// Whether another management key has this name.
+    /// Returns whether another management key has this name.
     async fn is_admin_key_name(&self, id: AdminKeyId, name: &str) -> Result<bool, AdminError> {
         Ok(self.store.admin_keys().await?.iter().any(|key| key.id != id && key.name == name))
     }

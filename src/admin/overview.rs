@@ -57,7 +57,7 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// The caller sees none of this id; the database cannot be asked.
+    /// No rejection with this id is visible to the caller, or the database is not available.
     pub async fn refusal(&self, decision_id: Uuid) -> Result<Refused, AdminError> {
         let no_refusal = || AdminError::Missing(format!("there is no refusal {decision_id}"));
         let found = self.store.refusal(decision_id).await?.ok_or_else(no_refusal)?;

@@ -64,7 +64,7 @@ fn manager_findings(dump: &Value, manager: &Value, expected: &Expected<'_>) -> V
     findings
 }
 
-/// Whether the filter is disabled on some routes.
+/// Returns whether the filter is disabled on some routes.
 fn exempt_routes(dump: &Value, manager: &Value) -> bool {
     routes_of(dump, manager)
         .into_iter()
@@ -81,7 +81,7 @@ fn routes_of<'a>(dump: &'a Value, manager: &'a Value) -> Vec<&'a Value> {
     inline.chain(all.filter(|routes| text(routes, "/name") == Some(named))).collect()
 }
 
-/// Whether every identity header is removed before the filter calls tenantgate.
+/// Returns whether every identity header is removed before the filter calls tenantgate.
 fn strips_early(manager: &Value, expected: &Expected<'_>) -> bool {
     let early =
         items(manager, "/early_header_mutation_extensions").map(|extension| &extension["typed_config"]);

@@ -51,7 +51,7 @@ pub(super) fn examine(manager: &Value, routes: &[&Value]) -> Vec<Finding> {
     ]
 }
 
-/// Whether a Check depends on the mark of the module.
+/// Returns whether a Check depends on the mark of the module.
 fn skips(check: &Value) -> bool {
     text(check, "/filter_enabled_metadata/filter") == Some(NAMESPACE)
 }
@@ -87,7 +87,7 @@ fn skipped(check: &Value, behind: bool) -> Finding {
     }
 }
 
-/// No other filter may write the mark.
+/// Checks that no other filter writes the mark.
 fn mark(manager: &Value, check: &Value) -> Finding {
     const CHECK: &str = "envoy.module_mark";
     let mut others = 0;

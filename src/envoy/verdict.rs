@@ -28,7 +28,7 @@ pub enum Answerer {
 }
 
 impl Answerer {
-    /// The word in text and JSON output.
+    /// Returns the word in text and JSON output.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

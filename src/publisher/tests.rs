@@ -40,7 +40,7 @@ impl Render for Short {
     }
 }
 
-/// A publisher, and what it stands on.
+/// A publisher and its dependencies.
 struct House {
     clock: Arc<ManualClock>,
     replica: Replica,

@@ -214,7 +214,7 @@ impl Assembly {
         Sync::new(self.replica.clone(), store, clock, settings.sync)
     }
 
-    /// The gRPC services other than the check.
+    /// Returns the gRPC services other than the check.
     pub(super) fn others(&self, settings: &Settings) -> Result<Routes, ServeError> {
         grpc_services::routes(self.health.clone(), &self.reporter, settings.reflection)
     }

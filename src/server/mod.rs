@@ -81,7 +81,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The defaults, with this store and without listeners.
+    /// Returns the defaults, with this store and without listeners.
     #[must_use]
     pub fn on(store: Arc<dyn Store>) -> Self {
         Self {

@@ -218,13 +218,13 @@ pub struct Refusal {
 /// empty list, never an error.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// The kind of the database for display: `postgres` or `sqlite`.
+    /// Returns the kind of the database for display: `postgres` or `sqlite`.
     fn kind(&self) -> &'static str;
 
-    /// The address of the database without user and password, for display and to tell databases apart.
+    /// Returns the address of the database without user and password, for display and to tell databases apart.
     fn address(&self) -> String;
 
-    /// Whether the program may migrate the tables without being asked, as in an embedded database.
+    /// Returns whether the program may migrate the tables without being asked, as in an embedded database.
     fn embedded(&self) -> bool;
 
     /// Opens a session for a replica.
@@ -302,7 +302,7 @@ pub enum Row {
 }
 
 impl Row {
-    /// Whether the row is damaged, so that it cannot be used for any request.
+    /// Returns whether the row is damaged, so that it cannot be used for any request.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         match self {
@@ -348,13 +348,13 @@ pub enum Change {
 }
 
 impl Change {
-    /// Whether it is a mark.
+    /// Returns whether it is a mark.
     #[must_use]
     pub fn is_mark(&self) -> bool {
         matches!(self, Self::Mark)
     }
 
-    /// The current content of the row; `None` if it was deleted, and for a mark.
+    /// Returns the current content of the row; `None` if it was deleted, and for a mark.
     #[must_use]
     pub fn row(&self) -> Option<&Row> {
         if let Self::Now(row) = self { Some(row) } else { None }
@@ -388,7 +388,7 @@ pub trait Session: Send {
     /// Returns the changes since the last load or poll of this session.
     async fn changes(&mut self) -> Result<Changes, StoreError>;
 
-    /// Whether the database still has the newest change that an earlier load or poll saw
+    /// Returns whether the database still has the newest change that an earlier load or poll saw
     /// ([`SyncPoint::newest_change`]). If not, the database was set back: by a failover to a standby that was behind,
     /// or by a restored backup.
     async fn has(&mut self, known: &SyncPoint) -> Result<bool, StoreError>;

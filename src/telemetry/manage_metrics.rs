@@ -44,7 +44,7 @@ impl ManageStats {
         *requests.entry(counted).or_default() += 1;
     }
 
-    /// The counts of requests.
+    /// Returns the counts of requests.
     #[must_use]
     pub fn requests(&self) -> BTreeMap<Counted, u64> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -165,7 +165,7 @@ impl Metrics {
         )
     }
 
-    /// Requests that a rule in shadow mode let pass.
+    /// Returns the requests that a rule in shadow mode allowed.
     fn rule_shadow(&self, reason: &str) -> u64 {
         if reason == Reason::Scope.as_str() { self.gate.rule_shadow.value() } else { 0 }
     }

@@ -52,7 +52,7 @@ fn without_passwords(text: &str) -> String {
         rest = found;
         let user_info = found[..authority].rfind('@');
         let password = user_info.and_then(|end| Some((end, found[..end].find(':')?)));
-        // What stands for a password in a message is none.
+        // The placeholder of a password in a message is kept.
         if let Some((end, colon)) = password.filter(|(end, colon)| &found[colon + 1..*end] != "PASSWORD") {
             clean.push_str(&found[..colon]);
             clean.push_str(":***");

@@ -191,7 +191,7 @@ impl End {
         Self::Failed(failure, None)
     }
 
-    /// The end of a connection on which `h2` returned an error.
+    /// Returns the end of a connection on which `h2` returned an error.
     fn of(error: &h2::Error) -> Self {
         let ours = !error.is_io() && !error.is_remote();
         if ours { Self::Failed(ConnectionFailure::ProtocolError, Some(error.to_string())) } else { Self::Now }

@@ -153,8 +153,8 @@ impl Pool {
     }
 }
 
-/// A number for the fairness of the queue that clients cannot guess; 0 if the system has no randomness, which keeps the
-/// queue bounded.
+/// Returns a number for the fairness of the queue that clients cannot guess; 0 if the system has no randomness, which
+/// keeps the queue bounded.
 fn random() -> u64 {
     SysRng.try_next_u64().unwrap_or_default()
 }

@@ -283,7 +283,10 @@ fn an_existing_superuser_with_such_a_name_is_rejected() {
     {
         world.db.sql(&format!("CREATE ROLE {prefix}_serve {how}"));
         let line = world.db.cli(&["migrate", &format!("--roles={prefix}")]).refused();
-        assert!(line.contains(&format!("the role {prefix}_serve already exists with more privileges")), "{line}");
+        assert!(
+            line.contains(&format!("the role {prefix}_serve already exists with more privileges")),
+            "{line}"
+        );
         let made = format!("SELECT rolname::text FROM pg_roles WHERE rolname = '{prefix}_admin'");
         assert_eq!(world.db.texts(&made), [], "all or nothing");
     }

@@ -28,7 +28,7 @@ impl Invalid {
         self
     }
 
-    /// The position of the error, in bytes from 1.
+    /// Returns the position of the error, in bytes from 1.
     #[must_use]
     pub fn position(&self) -> usize {
         self.at

@@ -20,7 +20,7 @@ pub struct ProfileRow {
 }
 
 impl ProfileRow {
-    /// Whether all three columns are NULL, as in rows from before these columns existed.
+    /// Returns whether all three columns are NULL, as in rows from before these columns existed.
     #[must_use]
     pub fn is_free(&self) -> bool {
         self.scopes.is_none() && self.networks.is_none() && self.plan.is_none()

@@ -208,7 +208,7 @@ impl Exchange for Stream {
     fn route(&self) -> Option<ContextPolicy> {
         // SAFETY: Envoy's own pointer, within its hook. The result is compared and never read.
         let config = unsafe { envoy_dynamic_module_callback_get_most_specific_route_config(self.0) };
-        promise_of(config)
+        context_policy_of(config)
     }
 
     fn clear_route_cache(&mut self) {
@@ -288,9 +288,9 @@ extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(filter: Ours) {
 /// The configurations of routes. Only their addresses count, so there is nothing to free.
 static PROMISES: [(u8, ContextPolicy); 2] = [(0, ContextPolicy::Some), (1, ContextPolicy::None)];
 
-/// The configuration of a route by what [`envoy_dynamic_module_on_http_filter_per_route_config_new`] has returned for
-/// it.
-fn promise_of(config: Ours) -> Option<ContextPolicy> {
+/// Returns the configuration of a route by what [`envoy_dynamic_module_on_http_filter_per_route_config_new`] has
+/// returned for it.
+fn context_policy_of(config: Ours) -> Option<ContextPolicy> {
     if config.is_null() {
         return None;
     }

@@ -120,12 +120,12 @@ impl<T> FieldValue<T> {
 }
 
 impl Fields {
-    /// The fields of a body.
+    /// Returns the fields of a body.
     pub(super) fn of(body: Value) -> Result<Self, Problem> {
         Self::at(String::new(), body).map_err(|error| Problem::invalid(vec![error]))
     }
 
-    /// The fields of an object at a pointer.
+    /// Returns the fields of an object at a pointer.
     pub(super) fn at(at: String, value: Value) -> Result<Self, FieldError> {
         match value {
             Value::Object(object) => Ok(Self { at, object, errors: Vec::new(), conflicts: Vec::new() }),
@@ -151,12 +151,12 @@ impl Fields {
         self.conflicts.push(error);
     }
 
-    /// Whether the object has a field of this name that was not taken.
+    /// Returns whether the object has a field of this name that was not taken.
     pub(super) fn has(&self, name: &str) -> bool {
         self.object.contains_key(name)
     }
 
-    /// Whether a field that was not taken is `null`.
+    /// Returns whether a field that was not taken is `null`.
     pub(super) fn is_null(&self, name: &str) -> bool {
         self.object.get(name).is_some_and(Value::is_null)
     }

@@ -150,7 +150,7 @@ impl Acceptor {
             let accepted = tokio::select! {
                 accepted = accept() => accepted,
                 () = &mut stopping => break,
-                // Ended connections are forgotten.
+                // Removes ended connections.
                 Some(_) = connections.join_next() => continue,
             };
             match accepted {
@@ -171,7 +171,7 @@ impl Acceptor {
         while connections.join_next().await.is_some() {}
     }
 
-    /// A place for one more connection. If all are taken, the one that has waited longest for its client is closed.
+    /// Admits one more connection. At the limit, the connection whose client has been idle longest is closed.
     fn admit(self: &Arc<Self>) -> Option<Place> {
         let mut open = self.open();
         if open.number >= CONNECTIONS {

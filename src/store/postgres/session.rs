@@ -212,7 +212,7 @@ impl PostgresSession {
     }
 }
 
-/// The error for a standby, which shows commits late.
+/// Returns the error for a standby, which shows commits late.
 pub(super) fn standby() -> StoreError {
     StoreError::WrongDatabase("the database is a standby, tenantgate needs the primary".into())
 }

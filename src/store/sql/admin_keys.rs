@@ -55,7 +55,7 @@ fn admin_key_of(row: &Row) -> Result<AdminKey, StoreError> {
     })
 }
 
-/// Formats the ids of the tenants, separated by blanks; `None` for all tenants.
+/// Formats the ids of the tenants, separated by spaces; `None` for all tenants.
 fn tenants(reach: &Reach) -> Option<String> {
     match reach {
         Reach::All => None,

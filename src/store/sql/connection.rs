@@ -49,12 +49,12 @@ impl Connection {
         Self { file, ..self }
     }
 
-    /// The device and inode of the SQLite file; `None` on Postgres.
+    /// Returns the device and inode of the SQLite file; `None` on Postgres.
     pub(in crate::store) fn file(&self) -> Option<(u64, u64)> {
         self.file
     }
 
-    /// Whether the database responds.
+    /// Returns whether the database responds.
     pub(in crate::store) async fn answers(&mut self) -> bool {
         match &mut self.driver {
             Driver::Postgres(connection) => connection.ping().await.is_ok(),

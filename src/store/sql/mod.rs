@@ -145,19 +145,19 @@ pub(super) const SQLITE: Dialect = Dialect {
 /// A store whose rows are managed by the SQL of this module.
 #[async_trait]
 pub(super) trait SqlStore: Store + Clone + 'static {
-    /// The author of changes, and the request that they belong to.
+    /// Returns the author of changes, and the request that they belong to.
     fn context(&self) -> &ChangeContext;
 
     /// Returns the same store with the same connections and another author.
     fn with_context(&self, context: ChangeContext) -> Self;
 
-    /// The connections.
+    /// Returns the connections.
     fn pool(&self) -> &Pool;
 
     /// Opens a connection.
     async fn open(&self) -> Result<Connection, StoreError>;
 
-    /// Whether a kept connection still leads to the database.
+    /// Returns whether a kept connection still leads to the database.
     async fn is_same_database(&self, connection: &mut Connection) -> bool;
 
     /// Returns the version of the database schema.

@@ -16,7 +16,7 @@ fn plan_of(row: &Row) -> Result<PlanRow, StoreError> {
     Ok(PlanRow { name: row.get("name")?, limits: [request?, total?, input?, output?] })
 }
 
-/// A plan in the audit log: its name and the limits that are set, by column.
+/// Returns a plan in the audit log: its name and the limits that are set, by column.
 fn shown(plan: &PlanRow) -> BTreeMap<&'static str, &str> {
     let limits = Counted::ALL.iter().zip(&plan.limits);
     let limits = limits.filter_map(|(counted, limit)| Some((counted.as_str(), limit.as_deref()?)));

@@ -6,7 +6,7 @@ use super::value::Conditions;
 use crate::permission::Reach;
 use crate::store::{StoreError, TenantFilter, TenantPage, TenantPlace};
 
-/// The first `page` tenants after `after` that a filter wants, of this reach.
+/// Returns the first `page` tenants after `after` that match a filter and are in this reach.
 pub(super) async fn page(
     link: &mut Link<'_>,
     filter: &TenantFilter,

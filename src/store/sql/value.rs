@@ -161,7 +161,7 @@ impl Conditions {
         if self.conditions.is_empty() { "true".into() } else { self.conditions.join(" AND ") }
     }
 
-    /// The number of the next parameter.
+    /// Returns the number of the next parameter.
     pub(in crate::store) fn next(&self) -> usize {
         self.values.len() + 1
     }

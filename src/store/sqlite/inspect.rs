@@ -23,7 +23,7 @@ impl Inspect for SqliteStore {
         key_row(&mut self.connect().await?, prefix).await
     }
 
-    /// A file has no clock: always `None`.
+    /// Returns `None`, because a file has no clock.
     async fn time(&self) -> Result<Option<Timestamp>, StoreError> {
         Ok(None)
     }

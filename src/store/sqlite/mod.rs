@@ -176,7 +176,7 @@ impl SqlStore for SqliteStore {
         Ok(sql::Connection::from(connection).reading(meta.map(|meta| file_id(&meta))))
     }
 
-    /// A file that was replaced under the same name is another database.
+    /// Returns whether the file is the same. One that was replaced under the same name is another database.
     async fn is_same_database(&self, connection: &mut sql::Connection) -> bool {
         let meta = std::fs::metadata(self.file()).ok();
         connection.file() == meta.map(|meta| file_id(&meta))

@@ -150,7 +150,7 @@ impl Change {
 }
 
 impl Asked {
-    /// The use cases on behalf of the caller, with the precondition of `If-Match`.
+    /// Returns the use cases on behalf of the caller, with the precondition of `If-Match`.
     fn admin(&self) -> Result<Admin, Problem> {
         let expected = if_match(&self.parts.headers)?.unwrap_or_default();
         let extensions = &self.parts.extensions;

@@ -57,9 +57,9 @@ struct NewKey {
     expires_in: Option<String>,
     /// An RFC 3339 instant before which the key is not valid.
     not_before: Option<String>,
-    /// Separated by blanks; an empty text grants none.
+    /// Separated by spaces; an empty text grants none.
     scopes: Option<String>,
-    /// CIDRs separated by blanks.
+    /// CIDRs separated by spaces.
     networks: Option<String>,
     plan: Option<String>,
     labels: Option<BTreeMap<String, Option<String>>>,

@@ -17,7 +17,7 @@ use crate::random;
 use crate::server::manage::idempotency::{self, Secret};
 use crate::store::{Changed, Receipt};
 
-/// The id of a form.
+/// Returns the id of a form.
 pub(super) fn field() -> Markup {
     html! { input type="hidden" name="once" value=(random::new_id()); }
 }
@@ -81,7 +81,7 @@ pub(super) async fn begin(
     }
 }
 
-/// The stored record of a key that was created.
+/// Returns the stored record of a key that was created.
 fn kept(changed: Changed<'_>) -> Option<String> {
     let (id, prefix) = match changed {
         Changed::Key(key) | Changed::Rotated(_, key) => (key.id.0, &key.prefix),
@@ -103,7 +103,7 @@ impl First {
     }
 }
 
-/// The text in place of a key that was shown before.
+/// Returns the text in place of a key that was shown before.
 pub(super) fn not_again() -> Markup {
     html! {
         p.notice role="status" {

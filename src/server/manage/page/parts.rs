@@ -36,7 +36,7 @@ pub(super) fn tenant_pill(tenant: &Tenant) -> Markup {
     pill(kind, &spaced(tenant.status.as_str()))
 }
 
-/// Replaces underscores of an API word by blanks.
+/// Replaces underscores of an API word by spaces.
 pub(super) fn spaced(word: &str) -> String {
     word.replace('_', " ")
 }
