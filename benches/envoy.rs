@@ -2,8 +2,9 @@
 //!
 //! One real Envoy has one worker thread and one listener for each way to check a request: not at all; with its own
 //! filter for API keys, which has the keys in its configuration; by calling a server that allows everything; by calling
-//! tenantgate; by the module of tenantgate inside Envoy, alone and with the skipped call behind it. The same request goes through each in interleaved rounds, from many clients and from one alone. Then all
-//! are started again under callgrind, which counts instructions.
+//! tenantgate; by the module of tenantgate inside Envoy, alone and with the skipped call behind it. The same request
+//! goes through each in interleaved rounds, from many clients and from one alone. Then all are started again under
+//! callgrind, which counts instructions.
 //!
 //! `benches/README.md` discusses the results.
 

@@ -4,8 +4,8 @@
 //! 100 keys are requested one after the other over one connection, by their page tokens, and from the start again after
 //! the last one. Reports the median and the 99th percentile of the time of a page, and the memory of the process.
 //!
-//! Then `tenantgate key list` prints all keys, on Postgres and on SQLite. Reports the time of the first row and of all rows,
-//! and the memory of the process after a thousand rows and at its peak.
+//! Then `tenantgate key list` prints all keys, on Postgres and on SQLite. Reports the time of the first row and of all
+//! rows, and the memory of the process after a thousand rows and at its peak.
 
 #[expect(dead_code, reason = "each bench needs only a part")]
 #[path = "load/mod.rs"]

@@ -132,8 +132,8 @@ struct Change {
     quiet: Duration,
 }
 
-/// Applies a large table of rules to a server that is being asked: first by the command, then by one statement, whose end
-/// is the commit.
+/// Applies a large table of rules to a server that is being asked: first by the command, then by one statement, whose
+/// end is the commit.
 fn change() -> Change {
     let world = &World::on(Backend::Postgres).expect("this bench needs a Postgres");
     // A key without scopes would be allowed by every rule.

@@ -57,7 +57,7 @@ DECLARE
     found   record;
 BEGIN
     IF prefix !~ '^[a-z_][a-z0-9_]{0,49}$' OR prefix ~ '^pg_' THEN
-        RAISE EXCEPTION '% is no beginning for names of roles: use a-z, 0-9 and _', quote_literal(prefix);
+        RAISE EXCEPTION 'invalid prefix of role names %: use a-z, 0-9 and _', quote_literal(prefix);
     END IF;
     -- One run at a time, and no long wait for a lock that another session holds.
     PERFORM set_config('lock_timeout', coalesce(nullif(current_setting('lock_timeout'), '0'), '5s'), true);
@@ -68,7 +68,7 @@ BEGIN
             CONTINUE;
         END IF;
         IF NOT (we.rolsuper OR we.rolcreaterole) THEN
-            RAISE EXCEPTION 'the role % is not there, and % may not make it: run this once as a superuser, or '
+            RAISE EXCEPTION 'the role % does not exist, and % cannot create it: run this once as a superuser, or '
                 'as the owner of the database with CREATEROLE', one, current_user;
         END IF;
         EXECUTE format('CREATE ROLE %I NOLOGIN', one);
@@ -82,7 +82,7 @@ BEGIN
               OR EXISTS (SELECT FROM pg_roles su WHERE su.rolsuper AND pg_has_role(r.rolname, su.oid, 'MEMBER'))
               OR EXISTS (SELECT FROM pg_class c WHERE c.oid = ANY (tables) AND pg_has_role(r.rolname, relowner, 'MEMBER')))
     LOOP
-        RAISE EXCEPTION 'the role % was there and may do more than it should (a superuser, an owner of the '
+        RAISE EXCEPTION 'the role % already exists with more privileges than expected (a superuser, an owner of the '
             'tables, or one with rights of its own): choose other names with --roles=NAME', one;
     END LOOP;
 
@@ -129,7 +129,7 @@ BEGIN
             tenantgate_prune_usage(interval) TO %1$I;
         -- The shadow report, which it deletes after a month.
         GRANT SELECT, INSERT, UPDATE (requests, first_seen, last_seen), DELETE ON tenantgate_shadow_report TO %1$I;
-        -- Refusals by decision id, which it forgets after three days and cannot read.
+        -- Rejections by decision id, which it deletes after three days and cannot read.
         GRANT SELECT (at), INSERT, DELETE ON tenantgate_refusal TO %1$I;
 
         -- admin. It reads hashes to report their cost, to export them, and to recognize them in a repeated import.
@@ -171,7 +171,7 @@ BEGIN
         UNION ALL SELECT r, 'the schema ' || home FROM unnest(ARRAY[serve, admin]) r
         WHERE has_schema_privilege(r, home::regnamespace, 'CREATE')
     LOOP
-        RAISE EXCEPTION '% may still do more on % than it should, by what PUBLIC or a role that it is in was given: '
-            'its owner has to take that back', found.role, found.thing;
+        RAISE EXCEPTION '% still has more privileges on % than expected, granted to PUBLIC or to a role that it is a '
+            'member of: the owner must revoke them', found.role, found.thing;
     END LOOP;
 END $do$;

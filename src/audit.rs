@@ -1,8 +1,8 @@
 //! The audit log: all changes with their authors, in a chain of hashes.
 //!
-//! Every change by the command line or over HTTP adds an [`Entry`] in the same transaction. The hash of each entry covers
-//! the hash of the entry before it and its own fields, so no entry can be changed, removed or inserted without changing
-//! the hashes of all later ones.
+//! Every change by the command line or over HTTP adds an [`Entry`] in the same transaction. The hash of each entry
+//! covers the hash of the entry before it and its own fields, so no entry can be changed, removed or inserted without
+//! changing the hashes of all later ones.
 //!
 //! ```text
 //! hash(n) = hex SHA-256( hash(n - 1) ‖ net(seq) ‖ net(at) ‖ net(actor) ‖ net(action)
@@ -49,7 +49,7 @@ impl Actor {
         Ok(Self(name.into()))
     }
 
-    /// The name.
+    /// Returns the name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -63,7 +63,7 @@ impl Default for Actor {
     }
 }
 
-/// Who makes a change, and by which request.
+/// The author of a change, and its request.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Author {
     /// The name.
@@ -94,7 +94,7 @@ pub enum Action {
     AdminKeySignIn,
     /// Sessions of the page end.
     AdminKeySignOut,
-    /// What a management key may do, its life or its name is changed.
+    /// The permissions, expiry or name of a management key changed.
     AdminKeyUpdate,
     /// A key is created.
     KeyCreate,
@@ -108,7 +108,7 @@ pub enum Action {
     KeyRevoke,
     /// A key is rotated.
     KeyRotate,
-    /// What a key may do, or its name or labels, is changed.
+    /// The policy, name or labels of a key changed.
     KeyUpdate,
     /// The schema is migrated.
     Migrate,

@@ -81,18 +81,18 @@ impl<B> Clone for BatchWriter<B> {
 }
 
 impl<B: Buffer> BatchWriter<B> {
-    /// A writer of this buffer.
+    /// Creates a writer of this buffer.
     pub(crate) fn of(buffer: B, schedule: Schedule) -> Self {
         let failing = AtomicBool::new(false);
         Self(Arc::new(Shared { buffer, schedule, stats: Stats::default(), failing }))
     }
 
-    /// The buffer.
+    /// Returns the buffer.
     pub(crate) fn buffer(&self) -> &B {
         &self.0.buffer
     }
 
-    /// The results so far.
+    /// Returns the results so far.
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.0.stats

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-pub use tenantgate_core::clock::{Clock, ManualClock, Moment, Timestamp};
+pub use tenantgate_core::clock::{Clock, MICROS_PER_DAY, ManualClock, Moment, Timestamp};
 
 /// The clocks of the operating system.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,7 +27,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// The CPU time that this process has taken so far.
+/// Returns the CPU time that this process has taken so far.
 #[must_use]
 pub fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);

@@ -15,7 +15,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// The word in text and JSON output.
+    /// Returns the word in text and JSON output.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -33,9 +33,9 @@ pub struct Finding {
     pub check: &'static str,
     /// The severity.
     pub level: Level,
-    /// What was found: a sentence without a full stop.
+    /// The observation: a sentence without a full stop.
     pub what: String,
-    /// What to do; `None` if nothing is to be done.
+    /// The remedy; `None` if none is needed.
     pub remedy: Option<String>,
 }
 

@@ -6,10 +6,10 @@
 //!               └──────── prove (bcrypt) ◄── secret not verified yet
 //! ```
 //!
-//! A [`Verdict`] borrows from the [`View`] that it was made on, without copies or reference counts: the caller
-//! renders the response, and then [records](Gate::record) the verdict. The only async code is [`Gate::settle`],
-//! which waits for what a verdict still needs. After a proof everything is looked up again, so a key that was
-//! revoked while bcrypt ran is rejected.
+//! A [`Verdict`] borrows from the [`View`] that it was made on, without copies or reference counts: the caller renders
+//! the response, and then [records](Gate::record) the verdict. The only async code is [`Gate::wait_for_verdict`], which
+//! waits for what a verdict still needs. After a proof everything is looked up again, so a key that was revoked while
+//! bcrypt ran is rejected.
 //!
 //! Until the first load, requests wait, up to their own deadline and for at most two seconds.
 //!
@@ -45,7 +45,7 @@ use crate::verify::Verifier;
 pub struct Options {
     /// The maximum age of the last successful poll for which known keys are allowed.
     pub max_staleness: Duration,
-    /// What happens to rejected requests.
+    /// Whether rejections are enforced.
     pub mode: Mode,
     /// How requests are matched with rules.
     pub policy: policy::Options,
@@ -71,12 +71,12 @@ pub struct Stats {
     /// Allowed without an identity: the key is optional and missing.
     pub anonymous: Counter,
     /// Allowed as a tenant although a rule in shadow mode would deny it. Part of [`Stats::ok`].
-    pub spared: Counter,
+    pub rule_shadow: Counter,
     /// Allowed by shadow mode: one counter for each of [`Reason::ALL`] in its order, then one for undecided requests.
     pub shadow: [Counter; Reason::ALL.len() + 1],
     /// Denied: one counter for each of [`Reason::ALL`], in its order.
     pub denied: [Counter; Reason::ALL.len()],
-    /// Undecided: one counter for each of [`Fault::ALL`], in its order. Includes [`Stats::excused`].
+    /// Undecided: one counter for each of [`Fault::ALL`], in its order. Includes [`Stats::shadow_undecided`].
     pub unable: [Counter; Fault::ALL.len()],
     /// The time from the parsed request to the rendered response.
     pub latency: Histogram,
@@ -85,7 +85,7 @@ pub struct Stats {
 impl Stats {
     /// Returns the counter of undecided requests that shadow mode allowed.
     #[must_use]
-    pub fn excused(&self) -> &Counter {
+    pub fn shadow_undecided(&self) -> &Counter {
         &self.shadow[Reason::ALL.len()]
     }
 
@@ -98,9 +98,9 @@ impl Stats {
     fn count(&self, decision: &Decision<'_>) {
         match decision {
             Decision::Allow(Grant::Tenant(..)) => self.ok.add_one(),
-            Decision::Allow(Grant::Spared(..)) => {
+            Decision::Allow(Grant::RuleShadow(..)) => {
                 self.ok.add_one();
-                self.spared.add_one();
+                self.rule_shadow.add_one();
             }
             Decision::Allow(Grant::Public) => self.public.add_one(),
             Decision::Allow(Grant::Anonymous) => self.anonymous.add_one(),
@@ -135,27 +135,29 @@ pub struct Verdict<'v> {
     used: Option<(&'v Arc<Entry>, PresentedKey<'v>)>,
 }
 
-/// The most rounds of [`Gate::settle`]: a row whose id, tenant or hash changes during a proof is proven again.
+/// The most rounds of [`Gate::wait_for_verdict`]: a row whose id, tenant or hash changes during a proof is proven
+/// again.
 const ROUNDS: usize = 4;
 
 /// How long after its start a process lets requests wait for the first load. Loading a million keys takes as long.
 const STARTING: Duration = Duration::from_secs(2);
 
-/// What a verdict must wait for.
+/// The event that a verdict must wait for.
 #[derive(Debug)]
-pub enum Lacking<'a> {
+pub enum Pending<'a> {
     /// The first load.
     Rows,
     /// A proof of this key.
     Proof(Arc<Entry>, PresentedKey<'a>),
 }
 
-/// Is told what is proven, so that it can be repeated elsewhere.
-pub trait Witness: Send + Sync {
-    /// The key was proven for this row. Called once for each entry of the replica.
+/// Receives proven keys, so that they can be published to the module inside Envoy.
+pub trait ProofSink: Send + Sync {
+    /// Receives a key that was proven for this row. Called once for each entry of the replica.
     fn proven(&self, entry: &Arc<Entry>, presented: PresentedKey<'_>);
 
-    /// Envoy's configuration says something of the route of a request, and the module inside Envoy could have decided it.
+    /// Called when a Check has `context_extensions` on a route that the module may decide on: the configuration of the
+    /// module is wrong.
     fn route_context(&self);
 }
 
@@ -166,7 +168,7 @@ pub struct Gate {
     last_used: LastUsed,
     memos: MemoWriter,
     usage: Option<Usage>,
-    witness: Option<Arc<dyn Witness>>,
+    proof_sink: Option<Arc<dyn ProofSink>>,
     clock: Arc<dyn Clock>,
     options: Options,
     stats: Arc<Stats>,
@@ -186,21 +188,20 @@ impl Gate {
         options: Options,
     ) -> Self {
         let starts_until = clock.uptime() + STARTING;
-        let (usage, witness, stats) = (None, None, Arc::default());
-        Self { replica, verifier, last_used, memos, usage, witness, clock, options, stats, starts_until }
+        let (usage, proof_sink, stats) = (None, None, Arc::default());
+        Self { replica, verifier, last_used, memos, usage, proof_sink, clock, options, stats, starts_until }
     }
 
-    /// Makes the gate also count requests by key and reason.
+    /// Makes the gate also count requests by key and reason; not if `usage` is `None`.
     #[must_use]
-    pub fn counting(mut self, usage: Usage) -> Self {
-        self.usage = Some(usage);
-        self
+    pub fn counting(self, usage: Option<Usage>) -> Self {
+        Self { usage, ..self }
     }
 
-    /// The same gate, which tells what is proven.
+    /// Returns the same gate, which passes proven keys to `proof_sink`.
     #[must_use]
-    pub fn with_witness(self, witness: Option<Arc<dyn Witness>>) -> Self {
-        Self { witness, ..self }
+    pub fn with_proof_sink(self, proof_sink: Option<Arc<dyn ProofSink>>) -> Self {
+        Self { proof_sink, ..self }
     }
 
     /// Returns the counters.
@@ -224,7 +225,7 @@ impl Gate {
 
     /// Waits until `deadline` for what a verdict on `request` still needs. Returns a view whose [`View::judge`]
     /// succeeds for this request.
-    pub async fn settle<'g>(
+    pub async fn wait_for_verdict<'g>(
         &'g self,
         request: &AccessRequest<'_>,
         address: &(dyn Fn() -> Option<IpAddr> + Sync),
@@ -233,17 +234,17 @@ impl Gate {
         let started = self.clock.uptime();
         let mut proven = None;
         for _ in 0..ROUNDS {
-            let lacking = {
+            let pending = {
                 let view = View { proven, ..self.view_since(Moment::of(self.clock.as_ref()), started) };
                 match view.judge(request, address).map(|_| ()) {
                     Ok(()) => return view,
-                    Err(lacking) => lacking,
+                    Err(pending) => pending,
                 }
             };
-            proven = match lacking {
-                Lacking::Rows if self.loaded(deadline).await => None,
-                Lacking::Rows => return self.unable(Fault::NeverLoaded, started),
-                Lacking::Proof(entry, presented) => {
+            proven = match pending {
+                Pending::Rows if self.loaded(deadline).await => None,
+                Pending::Rows => return self.unable(Fault::NeverLoaded, started),
+                Pending::Proof(entry, presented) => {
                     let proof = self.verifier.prove(Arc::<Entry>::clone(&entry), presented, deadline).await;
                     Some((entry, proof))
                 }
@@ -267,7 +268,7 @@ impl Gate {
     /// Returns the verdict on a request that could not be parsed. It is a rejection in every mode, because the
     /// headers to remove are unknown.
     #[must_use]
-    pub fn unread(&self, fault: Fault) -> Verdict<'static> {
+    pub fn undecidable_verdict(&self, fault: Fault) -> Verdict<'static> {
         let (decision, terms, at) = (Decision::Unable(fault, None), Terms::default(), self.clock.now());
         Verdict { decision, tenant: None, terms, at, used: None }
     }
@@ -275,7 +276,7 @@ impl Gate {
     /// Records a verdict after the response was rendered: counters, the latency since `started`, the use of the key,
     /// a missing memo, and usage.
     pub fn record(&self, verdict: &Verdict<'_>, started: Duration) {
-        if let (Decision::Allow(Grant::Tenant(..) | Grant::Spared(..)), Some((entry, presented))) =
+        if let (Decision::Allow(Grant::Tenant(..) | Grant::RuleShadow(..)), Some((entry, presented))) =
             (verdict.decision, verdict.used)
         {
             self.last_used.touch(entry, verdict.at);
@@ -284,10 +285,10 @@ impl Gate {
                 self.memos.note(entry.record(), presented);
             }
         }
-        if let (Some(witness), Some((entry, presented))) = (&self.witness, verdict.used) {
+        if let (Some(proof_sink), Some((entry, presented))) = (&self.proof_sink, verdict.used) {
             let known = verdict.decision.identity().is_some();
-            if known && entry.take_witness_due() {
-                witness.proven(entry, presented);
+            if known && entry.take_publish_due() {
+                proof_sink.proven(entry, presented);
             }
         }
         self.stats.count(&verdict.decision);
@@ -322,21 +323,21 @@ impl View<'_> {
     ///
     /// # Errors
     ///
-    /// Returns what the verdict must wait for; [`Gate::settle`] waits for it.
+    /// Returns what the verdict must wait for; [`Gate::wait_for_verdict`] waits for it.
     pub fn judge<'v, 'a: 'v>(
         &'v self,
         request: &AccessRequest<'a>,
         address: &dyn Fn() -> Option<IpAddr>,
-    ) -> Result<Verdict<'v>, Lacking<'a>> {
+    ) -> Result<Verdict<'v>, Pending<'a>> {
         if let Some(fault) = self.unable {
             return Ok(self.verdict(Decision::Unable(fault, None), Terms::default(), None, None));
         }
         let context = &request.context;
-        if context.is_told()
+        if context.is_set()
             && !context.left_by_module
-            && let Some(witness) = &self.gate.witness
+            && let Some(proof_sink) = &self.gate.proof_sink
         {
-            witness.route_context();
+            proof_sink.route_context();
         }
         let routing = Routing::of(self.snapshot.routes(), self.gate.options.policy, request);
         let entry = named(&self.snapshot, request);
@@ -358,9 +359,9 @@ impl View<'_> {
             now: self.gate.replica.now(&self.moment),
         };
         match (decide(&facts), entry) {
-            (Some(Decision::Unable(Fault::NeverLoaded, _)), _) if self.is_starting() => Err(Lacking::Rows),
+            (Some(Decision::Unable(Fault::NeverLoaded, _)), _) if self.is_starting() => Err(Pending::Rows),
             (Some(decision), _) => Ok(self.verdict(decision, terms, tenant, entry)),
-            (None, Some((entry, presented))) => Err(Lacking::Proof(Arc::clone(entry), presented)),
+            (None, Some((entry, presented))) => Err(Pending::Proof(Arc::clone(entry), presented)),
             // Unreachable: `decide` returns `None` only if a key was found.
             (None, None) => {
                 Ok(self.verdict(Decision::Unable(Fault::Internal, None), Terms::default(), None, None))

@@ -67,7 +67,7 @@ impl Health {
         self.0.draining.store(true, Relaxed);
     }
 
-    /// The maximum age of the snapshot.
+    /// Returns the maximum age of the snapshot.
     #[must_use]
     pub fn max_staleness(&self) -> Duration {
         self.0.max_staleness

@@ -1,14 +1,14 @@
-//! Random numbers that are not secret: identities, markers, and what spreads load.
+//! Random numbers that are not secret: identities, markers, and intervals that spread load.
 //!
-//! Secrets take theirs where they are made, in `key` and `verify`, from a source that their callers pass in. Everything
-//! else asks here, so that it can be seen who depends on chance.
+//! Secrets get their random numbers in `key` and `verify`, from a source that their callers pass in. Everything else
+//! uses this module, so that its callers show what depends on chance.
 
 use std::time::Duration;
 
 use rand::Rng as _;
 use uuid::Uuid;
 
-/// A new identity: a `UUIDv4` (RFC 9562 §5.4).
+/// Returns a new identity: a `UUIDv4` (RFC 9562 §5.4).
 #[must_use]
 pub fn new_id() -> Uuid {
     Uuid::new_v4()
@@ -22,7 +22,8 @@ pub fn bytes<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// A duration that differs from this one by up to a tenth, so that what began together does not end together.
+/// Returns a duration that differs from this one by up to a tenth, so that periods that begin together do not end
+/// together.
 #[must_use]
 pub fn about(duration: Duration) -> Duration {
     duration.mul_f64(rand::random_range(0.9..1.1))

@@ -21,13 +21,13 @@ pub struct RateLimitedLog {
 }
 
 impl RateLimitedLog {
-    /// A log of at most `lines` lines a second.
+    /// Creates a log of at most `lines` lines a second.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>, lines: u64) -> Self {
         Self { clock, lines, period: 1, number: AtomicU64::new(u64::MAX), events: AtomicU64::new(0) }
     }
 
-    /// A log of one line a minute, for a state that lasts.
+    /// Creates a log of one line a minute, for a state that lasts.
     #[must_use]
     pub fn once_a_minute(clock: Arc<dyn Clock>) -> Self {
         Self { period: 60, ..Self::new(clock, 1) }

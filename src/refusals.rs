@@ -1,9 +1,11 @@
-//! Remembers refusals by their decision ids, so that the page of `manage` tells the reason.
+//! Records rejections by decision id, for the page of `manage`.
 //!
-//! A client that is refused gets a decision id and no reason. A refusal is recorded ([`Refusals::note`]) with its reason,
-//! its instant and the proven key, and written every few seconds. The number a minute is bounded, for each key and for
-//! requests without a proven key apart, so that a client that is refused in a loop, or an attacker, displaces nothing
-//! else. An allowed request costs nothing here. Depends on: no message of Envoy.
+//! A rejected client gets a decision id and no reason. [`Refusals::note`] records the reason, the time and the proven
+//! key; rows are written every few seconds. The number a minute is limited per key, and separately for unproven
+//! requests, so that a client that is rejected in a loop, or an attacker, cannot displace the rejections of others.
+//! Allowed requests cost nothing here.
+//!
+//! Depends on: the store and `batch_writer`; no message of Envoy.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,19 +19,20 @@ use crate::decision::Decision;
 use crate::key::KeyId;
 use crate::store::{Refusal, Store, StoreError};
 
-/// The default interval: an administrator who is asked about a refusal looks within moments.
+/// The default interval of writes. Short, because operators look up a rejection soon after it happened.
 pub const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Refusals a minute that are remembered of one key.
+/// The maximum number of recorded rejections a minute of one key.
 const OF_ONE_KEY: u32 = 10;
 
-/// Refusals a minute that are remembered of all proven keys: with the next one, some 30 MB of rows a day at most.
+/// The maximum number of recorded rejections a minute of all proven keys. With [`UNPROVEN`], at most some 30 MB of rows
+/// a day.
 const PROVEN: u32 = 240;
 
-/// Refusals a minute that are remembered without a proven key. Anybody can cause them.
+/// The maximum number of recorded rejections a minute without a proven key, which any client can cause.
 const UNPROVEN: u32 = 60;
 
-/// Rows that wait for a database that does not answer: half an hour of them.
+/// The maximum number of rows that wait while the database is unavailable: half an hour of them.
 const WAITING: usize = 9_000;
 
 const MINUTE: i64 = 60_000_000;
@@ -37,7 +40,7 @@ const MINUTE: i64 = 60_000_000;
 /// Collects and writes refusals. Cheap to clone.
 pub type Refusals = BatchWriter<Entries>;
 
-/// The refusals that are not written yet, and how many were recorded in the current minute.
+/// The rejections that are not written yet, and how many were recorded in the current minute.
 #[derive(Default)]
 pub struct Entries(Mutex<Recorded>);
 
@@ -51,13 +54,13 @@ struct Recorded {
 }
 
 impl Refusals {
-    /// Remembers nothing yet.
+    /// Creates an empty recorder.
     #[must_use]
     pub fn new(schedule: Schedule) -> Self {
         Self::of(Entries::default(), schedule)
     }
 
-    /// Records a decision that is a refusal.
+    /// Records a decision if it is a rejection.
     pub fn note(&self, decision: &Decision<'_>, decision_id: Uuid, at: Timestamp) {
         let (reason, identity) = match decision {
             Decision::Allow(_) => return,
@@ -84,7 +87,7 @@ impl Entries {
 }
 
 impl Recorded {
-    /// Begins to count anew when a new minute begins.
+    /// Resets the counts when a new minute begins.
     fn turn(&mut self, now: Timestamp) {
         let minute = now.0.div_euclid(MINUTE);
         if self.minute != minute {
@@ -93,7 +96,7 @@ impl Recorded {
         }
     }
 
-    /// Counts a refusal. Returns whether it is one of those that are remembered.
+    /// Counts a rejection. Returns whether it is recorded.
     fn has_room(&mut self, key: KeyId) -> bool {
         if key.0.is_nil() {
             self.unproven = self.unproven.saturating_add(1);

@@ -70,7 +70,7 @@ struct Tally {
 }
 
 impl Report {
-    /// An empty report.
+    /// Creates an empty report.
     #[must_use]
     pub fn new(schedule: Schedule) -> Self {
         Self::of(Entries::new(BOUND), schedule)
@@ -81,7 +81,7 @@ impl Report {
         self.buffer().note(objection, origin, now);
     }
 
-    /// The number of requests beyond the bound.
+    /// Returns the number of requests beyond the bound.
     #[must_use]
     pub fn crowded(&self) -> &Counter {
         &self.buffer().crowded
@@ -196,9 +196,8 @@ fn others(reason: &str) -> ShadowedKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::MICROS_PER_DAY as DAY;
     use crate::decision::{Denial, Reason};
-
-    const DAY: i64 = 86_400_000_000;
 
     fn missing() -> Objection<'static> {
         Objection::Denied(Denial { reason: Reason::Missing, identity: None, needs: None })

@@ -44,64 +44,64 @@ pub async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Part {
     /// Writes how far this server has read the change log.
-    Announce,
+    Heartbeat,
     /// Reloads certificates that changed.
     Certificates,
     /// Keeps the gRPC health status current.
     Health,
     /// Writes the snapshot file.
-    Keep,
+    SnapshotFile,
     /// Writes memos.
     Memos,
     /// Prunes the change log.
     Prune,
-    /// Publishes what is proven.
+    /// Publishes proven keys to the module inside Envoy.
     Publish,
-    /// Serves those who read what is published.
+    /// Sends the shared memory to modules inside Envoy.
     PublishServe,
-    /// Writes refusals by their decision ids.
+    /// Writes rejections by decision id.
     Refusals,
     /// Writes the shadow report.
     Shadow,
     /// Writes `last_used_at`.
-    Usage,
+    LastUsed,
     /// Writes the counts of requests.
-    UsageCounts,
+    Usage,
 }
 
 impl Part {
     /// All tasks, in the order of their numbers.
     pub const ALL: [Self; 12] = [
-        Self::Announce,
+        Self::Heartbeat,
         Self::Certificates,
         Self::Health,
-        Self::Keep,
+        Self::SnapshotFile,
         Self::Memos,
         Self::Prune,
         Self::Publish,
         Self::PublishServe,
         Self::Refusals,
         Self::Shadow,
+        Self::LastUsed,
         Self::Usage,
-        Self::UsageCounts,
     ];
 
-    /// The name in logs and metrics.
+    /// Returns the name in logs and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Announce => "announce",
+            Self::Heartbeat => "announce",
             Self::Certificates => "certificates",
             Self::Health => "health",
-            Self::Keep => "keep",
+            Self::SnapshotFile => "keep",
             Self::Memos => "memos",
             Self::Prune => "prune",
             Self::Publish => "publish",
             Self::PublishServe => "publish_serve",
             Self::Refusals => "refusals",
             Self::Shadow => "shadow",
-            Self::Usage => "usage",
-            Self::UsageCounts => "usage_counts",
+            Self::LastUsed => "usage",
+            Self::Usage => "usage_counts",
         }
     }
 }
@@ -182,7 +182,7 @@ mod tests {
             assert!(tries.get() > 100, "not yet");
         };
         let started = Instant::now();
-        supervisor.run(Part::Usage, work).await;
+        supervisor.run(Part::LastUsed, work).await;
         assert!(started.elapsed() <= 100 * LONGEST_PAUSE);
     }
 

@@ -142,7 +142,7 @@ impl Stripe {
     }
 }
 
-/// The reason as metadata spells it, and the key if the caller has proven to hold it.
+/// Returns the reason as metadata spells it, and the key if it was proven.
 fn reason_and_key(decision: &Decision<'_>) -> (&'static str, Option<KeyId>) {
     let (reason, identity) = match decision {
         Decision::Allow(Grant::Shadow(objection)) => ("shadow", objection.identity()),
@@ -189,12 +189,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::clock::MICROS_PER_DAY as DAY;
     use crate::decision::{Denial, Fault, Identity, Objection, Reason};
     use crate::record::KeyRecord;
     use crate::replica::sync::tests::Script;
     use crate::tenant::{Tenant, TenantId, TenantStatus};
-
-    const DAY: i64 = 86_400_000_000;
 
     fn key() -> KeyRecord {
         KeyRecord::new(KeyId(Uuid::from_u128(7)), TenantId(Uuid::from_u128(2)), "llmk_a".into(), None)
@@ -225,7 +224,7 @@ mod tests {
         let denial = Denial { reason: Reason::Scope, identity: proven, needs: None };
         for decision in [
             Decision::Allow(Grant::Tenant(&key, &tenant)),
-            Decision::Allow(Grant::Spared(&key, &tenant, denial)),
+            Decision::Allow(Grant::RuleShadow(&key, &tenant, denial)),
             Decision::Allow(Grant::Public),
             Decision::Allow(Grant::Anonymous),
             Decision::Allow(Grant::Shadow(Objection::Denied(denial))),

@@ -14,9 +14,9 @@ CREATE TABLE IF NOT EXISTS tenants (
 
 CREATE TABLE IF NOT EXISTS api_keys (
     id           uuid         PRIMARY KEY DEFAULT gen_random_uuid(),
-    -- bcrypt over the whole key. The key itself is nowhere.
+    -- bcrypt of the whole key. The key itself is not stored.
     hashed_key   text         NOT NULL UNIQUE,
-    -- 'llmk_' and the public part of the key: what a key is found by.
+    -- 'llmk_' and the public part of the key, by which a key is looked up.
     key_prefix   varchar(100) NOT NULL UNIQUE,
     tenant_id    uuid         NOT NULL REFERENCES tenants (id) ON DELETE CASCADE,
     created_at   timestamptz  NOT NULL DEFAULT now(),
@@ -46,7 +46,7 @@ ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS revoked_at timestamptz NULL;
 ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS revocation_reason text NULL;
 ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS replaced_by uuid NULL;
 -- Records that bcrypt accepted a key, keyed by a pepper that is not in the database, so that a restart costs no
--- bcrypt. Worthless without the pepper, or beside another hash, tenant or id. Setting it to NULL is always safe
+-- bcrypt. Useless without the pepper, and invalid with another hash, tenant or id. Setting it to NULL is always safe
 -- and costs one bcrypt.
 ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS key_memo text NULL CONSTRAINT chk_key_memo
     CHECK (key_memo ~ '^\$llmk-hmac-sha256\$v=1,k=[0-9a-f]{8}\$[A-Za-z0-9_-]{11}\$[A-Za-z0-9_-]{43}$');
@@ -57,8 +57,8 @@ COMMENT ON COLUMN api_keys.name IS 'For people; need not be unique';
 COMMENT ON COLUMN api_keys.revoked_at IS 'NULL: live';
 COMMENT ON COLUMN api_keys.revocation_reason IS 'For people';
 COMMENT ON COLUMN api_keys.replaced_by IS 'The successor that a rotation issued; it has the lifetime that this key was issued with';
-COMMENT ON COLUMN api_keys.key_memo IS 'Proof of an earlier bcrypt check, under the pepper k; NULL: bcrypt is asked';
-COMMENT ON COLUMN tenants.mode IS 'What happens to proven keys of this tenant that are to be refused; NULL: what serve --mode says';
+COMMENT ON COLUMN api_keys.key_memo IS 'Proof of an earlier bcrypt check, under the pepper k; NULL: the next use runs bcrypt';
+COMMENT ON COLUMN tenants.mode IS 'enforce or shadow, for rejected requests with proven keys; NULL: the value of serve --mode';
 
 -- last_used_at changes often and has no index: with room on the page, such an update stays there (a HOT update)
 -- and does not touch the indexes.

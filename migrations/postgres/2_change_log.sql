@@ -1,7 +1,7 @@
 -- The identity of this database, the change log, and the servers that follow it.
 
 -- Servers know the database by this id, wherever it is: a failover, a restored dump or a logical replica keeps it.
--- A copy that is to be a database of its own gets another one with `tenantgate migrate --new-identity`.
+-- `tenantgate migrate --new-identity` gives a copy another one, so that servers see it as a different database.
 CREATE TABLE tenantgate_identity (
     one     bool        PRIMARY KEY DEFAULT true CHECK (one),
     id      uuid        NOT NULL DEFAULT gen_random_uuid(),
@@ -20,7 +20,7 @@ COMMENT ON TABLE tenantgate_identity IS 'tenantgate: the id by which servers kno
 CREATE TABLE tenantgate_change (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     xid        xid8   NOT NULL DEFAULT pg_current_xact_id(),
-    -- Exactly one of the two says what changed; neither: everything may have.
+    -- What changed: at most one of the two is set. Neither: everything may have changed.
     key_prefix text   NULL,
     tenant_id  uuid   NULL,
     -- For pruning only: the start of the transaction.

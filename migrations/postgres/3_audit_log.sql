@@ -4,7 +4,7 @@
 -- or inserted without changing the hashes of all later rows.
 
 CREATE TABLE tenantgate_audit_log (
-    -- 1, 2, 3 and so on, without a gap. Of two that claim the same number the second is refused.
+    -- 1, 2, 3 and so on, without a gap. Of two rows with the same number, the second is rejected.
     seq     bigint      PRIMARY KEY CHECK (seq > 0),
     at      timestamptz NOT NULL,
     actor   text        NOT NULL,

@@ -8,7 +8,7 @@ CREATE TABLE tenantgate_plan (
     input_limit   text NULL,
     output_limit  text NULL
 );
-COMMENT ON TABLE tenantgate_plan IS 'tenantgate: limits of tenants and keys, such as 100/MINUTE; NULL: no limit is said';
+COMMENT ON TABLE tenantgate_plan IS 'tenantgate: limits of tenants and keys, such as 100/MINUTE; NULL: unlimited';
 
 DO $do$
 DECLARE
@@ -40,7 +40,7 @@ CREATE TABLE tenantgate_route (
 COMMENT ON TABLE tenantgate_route IS 'tenantgate: which scopes a request needs, by host, method and path';
 COMMENT ON COLUMN tenantgate_route.shadow IS 'A key that lacks a scope passes, and is reported';
 
--- Columns of that name that were there before must hold what these hold.
+-- Existing columns with these names must have the same content.
 ALTER TABLE api_keys
     ADD COLUMN IF NOT EXISTS disabled_at timestamptz NULL,
     ADD COLUMN IF NOT EXISTS not_before  timestamptz NULL,
@@ -57,20 +57,20 @@ ALTER TABLE api_keys
     ADD CONSTRAINT chk_key_labels CHECK (jsonb_typeof(labels) = 'object'),
     ADD CONSTRAINT fk_key_plan FOREIGN KEY (plan) REFERENCES tenantgate_plan (name);
 ALTER TABLE tenants ADD CONSTRAINT fk_tenant_plan FOREIGN KEY (plan) REFERENCES tenantgate_plan (name);
--- For the foreign key, when a plan is deleted.
 -- Lists in the order of creation. None has last_used_at, so that recording a use changes no index.
 CREATE INDEX idx_api_keys_created ON api_keys (created_at, id);
 CREATE INDEX idx_api_keys_tenant_created ON api_keys (tenant_id, created_at, id);
 CREATE INDEX idx_api_keys_revoked ON api_keys (created_at, id) WHERE revoked_at IS NOT NULL;
 CREATE INDEX idx_api_keys_disabled ON api_keys (created_at, id) WHERE disabled_at IS NOT NULL;
 
+-- For the foreign keys, when a plan is deleted.
 CREATE INDEX idx_api_keys_plan ON api_keys (plan) WHERE plan IS NOT NULL;
 CREATE INDEX idx_tenants_plan ON tenants (plan) WHERE plan IS NOT NULL;
 
 COMMENT ON COLUMN api_keys.disabled_at IS 'NULL: not disabled';
 COMMENT ON COLUMN api_keys.not_before IS 'Until this instant the key is not yet valid; NULL: valid at once';
-COMMENT ON COLUMN api_keys.scopes IS 'What the key grants, separated by blanks; NULL: everything';
-COMMENT ON COLUMN api_keys.networks IS 'CIDRs that the key may be used from, separated by blanks; NULL: anywhere';
+COMMENT ON COLUMN api_keys.scopes IS 'What the key grants, separated by spaces; NULL: everything';
+COMMENT ON COLUMN api_keys.networks IS 'CIDRs that the key may be used from, separated by spaces; NULL: anywhere';
 COMMENT ON COLUMN api_keys.plan IS 'The plan of the key, before that of its tenant';
 COMMENT ON COLUMN api_keys.labels IS 'For people and filters: an object of texts';
 COMMENT ON COLUMN tenants.plan IS 'The plan of keys that have none of their own';

@@ -1,4 +1,4 @@
--- Management over HTTP: where a change came from, and requests that may be sent again.
+-- Management over HTTP: where a change came from, and requests that may be retried.
 
 ALTER TABLE tenantgate_audit_log
     ADD COLUMN request_id text NULL,
@@ -6,7 +6,7 @@ ALTER TABLE tenantgate_audit_log
 COMMENT ON COLUMN tenantgate_audit_log.request_id IS 'The id of the request over HTTP; NULL: the command line';
 COMMENT ON COLUMN tenantgate_audit_log.address IS 'The IP address of its client; NULL: the command line or a Unix socket';
 
--- One row for each Idempotency-Key of a management key and a path, kept for a day. It never holds a secret.
+-- One row for each Idempotency-Key of a management key and a path, kept for a day. It never contains a secret.
 CREATE TABLE tenantgate_idempotency (
     admin_key_id uuid        NOT NULL,
     path         text        NOT NULL,

@@ -8,13 +8,13 @@ CREATE TABLE tenantgate_admin_session (
     admin_key_id uuid        NOT NULL REFERENCES tenantgate_admin_key (id),
     created_at   timestamptz NOT NULL,
     last_seen_at timestamptz NOT NULL,
-    -- What the browser said and where it was, so that people recognize their own.
+    -- User agent and address, shown in the list of sessions.
     address      text        NULL CHECK (length(address) <= 64),
     user_agent   text        NULL CHECK (length(user_agent) <= 255)
 );
 COMMENT ON TABLE tenantgate_admin_session IS 'tenantgate: browsers that are signed in to the page of manage';
 
--- A link is deleted when it is used, or when another one is made after it has expired.
+-- A link is deleted when it is used, or when another one is created after it has expired.
 CREATE TABLE tenantgate_login_link (
     hashed_token text        PRIMARY KEY CHECK (hashed_token ~ '^[0-9a-f]{64}$'),
     admin_key_id uuid        NOT NULL REFERENCES tenantgate_admin_key (id),

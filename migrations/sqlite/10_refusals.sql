@@ -1,6 +1,6 @@
--- Refusals of the last days, so that the page of manage tells the reason of a decision id that a client has.
+-- Rejections of the last days, so that the page of manage can look up a decision id that a client has.
 
--- Servers add a bounded number a minute, and forget them after three days. The log has all.
+-- Servers add a limited number a minute, and delete them after three days. Envoy's access log has all.
 CREATE TABLE tenantgate_refusal (
     decision_id TEXT NOT NULL PRIMARY KEY,
     at          TEXT NOT NULL,

@@ -40,5 +40,5 @@ ALTER TABLE api_keys ADD COLUMN replaced_by TEXT NULL;
 -- bcrypt. Setting it to NULL is always safe and costs one bcrypt.
 ALTER TABLE api_keys ADD COLUMN key_memo TEXT NULL
     CHECK (key_memo GLOB '$llmk-hmac-sha256$v=1,k=*' AND length(key_memo) = 88);
--- NULL: what serve --mode says.
+-- enforce or shadow, for rejected requests with proven keys; NULL: the value of serve --mode.
 ALTER TABLE tenants ADD COLUMN mode TEXT NULL CHECK (mode IN ('enforce', 'shadow'));

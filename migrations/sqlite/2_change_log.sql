@@ -1,7 +1,7 @@
 -- The identity of this database, the change log, and the servers that follow it.
 
--- Servers know the database by this id, wherever its file is. A copy that is to be a database of its own gets another
--- one with `tenantgate migrate --new-identity`.
+-- Servers know the database by this id, wherever its file is. `tenantgate migrate --new-identity` gives a copy another
+-- one, so that servers see it as a different database.
 CREATE TABLE tenantgate_identity (
     one     INTEGER PRIMARY KEY DEFAULT 1 CHECK (one = 1),
     id      TEXT NOT NULL DEFAULT (

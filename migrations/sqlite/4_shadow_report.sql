@@ -1,9 +1,9 @@
--- Shadow mode: requests that would have been refused passed without an identity, and are counted here.
+-- Shadow mode: requests that would have been rejected passed without an identity, and are counted here.
 
 -- One row for each kind of request and day: a server adds to it, and bounds the number of rows.
 CREATE TABLE tenantgate_shadow_report (
     day        TEXT    NOT NULL,
-    -- Why it would have been refused.
+    -- The reason for which it would have been rejected.
     reason     TEXT    NOT NULL,
     -- The client's network, /24 or /56, never a whole address.
     network    TEXT    NOT NULL,

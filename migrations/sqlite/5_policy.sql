@@ -43,9 +43,9 @@ CREATE TABLE tenantgate_route (
 ALTER TABLE api_keys ADD COLUMN disabled_at TEXT NULL;
 -- Until this instant the key is not yet valid.
 ALTER TABLE api_keys ADD COLUMN not_before TEXT NULL;
--- What the key grants, separated by blanks; NULL: everything.
+-- What the key grants, separated by spaces; NULL: everything.
 ALTER TABLE api_keys ADD COLUMN scopes TEXT NULL CHECK (scopes NOT GLOB '*[^A-Za-z0-9_.:/* -]*');
--- CIDRs that the key may be used from, separated by blanks; NULL: anywhere.
+-- CIDRs that the key may be used from, separated by spaces; NULL: anywhere.
 ALTER TABLE api_keys ADD COLUMN networks TEXT NULL
     CHECK (trim(networks) <> '' AND networks NOT GLOB '*[^0-9A-Fa-f.:/ ]*');
 -- The plan of the key, before that of its tenant.

@@ -1,7 +1,7 @@
--- Usage: how many requests each key made on each day, and what became of them.
+-- Usage: how many requests each key made on each day, and their outcomes.
 
 -- One row for each day (UTC), key and reason; servers add to it. Requests without a proven key are rows of the key
--- 00000000-0000-0000-0000-000000000000. There is no foreign key: what a key did stays known when the key is gone.
+-- 00000000-0000-0000-0000-000000000000. There is no foreign key, because counts outlive their key.
 CREATE TABLE tenantgate_usage (
     day      TEXT    NOT NULL,
     key_id   TEXT    NOT NULL,
@@ -10,5 +10,5 @@ CREATE TABLE tenantgate_usage (
     requests INTEGER NOT NULL,
     PRIMARY KEY (day, key_id, reason)
 ) WITHOUT ROWID;
--- What one key did.
+-- The usage of one key.
 CREATE INDEX idx_tenantgate_usage_key ON tenantgate_usage (key_id, day);

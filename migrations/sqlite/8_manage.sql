@@ -1,10 +1,10 @@
--- Management over HTTP: where a change came from, and requests that may be sent again.
+-- Management over HTTP: where a change came from, and requests that may be retried.
 
 -- The id of the request over HTTP and the IP address of its client; NULL: the command line.
 ALTER TABLE tenantgate_audit_log ADD COLUMN request_id TEXT NULL;
 ALTER TABLE tenantgate_audit_log ADD COLUMN address TEXT NULL;
 
--- One row for each Idempotency-Key of a management key and a path, kept for a day. It never holds a secret.
+-- One row for each Idempotency-Key of a management key and a path, kept for a day. It never contains a secret.
 CREATE TABLE tenantgate_idempotency (
     admin_key_id TEXT NOT NULL,
     path         TEXT NOT NULL,

@@ -9,12 +9,12 @@ CREATE TABLE tenantgate_admin_session (
     admin_key_id TEXT NOT NULL REFERENCES tenantgate_admin_key (id),
     created_at   TEXT NOT NULL,
     last_seen_at TEXT NOT NULL,
-    -- What the browser said and where it was, so that people recognize their own.
+    -- User agent and address, shown in the list of sessions.
     address      TEXT NULL CHECK (length(address) <= 64),
     user_agent   TEXT NULL CHECK (length(user_agent) <= 255)
 );
 
--- A link is deleted when it is used, or when another one is made after it has expired.
+-- A link is deleted when it is used, or when another one is created after it has expired.
 CREATE TABLE tenantgate_login_link (
     hashed_token TEXT PRIMARY KEY NOT NULL CHECK (length(hashed_token) = 64 AND hashed_token NOT GLOB '*[^0-9a-f]*'),
     admin_key_id TEXT NOT NULL REFERENCES tenantgate_admin_key (id),

@@ -1,4 +1,4 @@
-//! On whose behalf an [`Admin`] acts, and which versions of rows it may change.
+//! The caller of an [`Admin`], and the versions of rows that it may change.
 //!
 //! The command line acts as the owner of the database. Over HTTP, an [`Admin`] acts for a management key: rows outside
 //! its reach do not exist for it. That is checked when a row is read, and again in the transaction that changes it.
@@ -14,7 +14,7 @@ use crate::permission::{AdminKey, Authority, authority, may_touch};
 use crate::plan::PlanRow;
 use crate::record::KeyDetails;
 use crate::route::RouteRow;
-use crate::store::{AuthorKey, Behalf, Claim, Claimed, Receipt, Stop, StoreError};
+use crate::store::{AuthorKey, ChangeContext, ChangeError, Claim, Claimed, Receipt, StoreError};
 use crate::tenant::{Tenant, TenantId};
 use crate::verify::derived::{Derivation, Randomness};
 
@@ -38,11 +38,11 @@ pub enum Expected {
 }
 
 impl Expected {
-    fn judge(&self, version: impl FnOnce() -> String) -> Result<(), Stop> {
+    fn judge(&self, version: impl FnOnce() -> String) -> Result<(), ChangeError> {
         match self {
             Self::Any => Ok(()),
             Self::OneOf(versions) if versions.contains(&version()) => Ok(()),
-            Self::OneOf(_) => Err(Stop::Stale),
+            Self::OneOf(_) => Err(ChangeError::Stale),
         }
     }
 }
@@ -57,8 +57,8 @@ impl Admin {
             address: origin.address.map(|address| address.to_canonical().to_string()),
         };
         let maker = caller.maker.clone();
-        let behalf = Behalf { author: author.clone(), key: self.author_key(&maker), receipt: None };
-        Self { store: self.store.on_behalf(behalf), author, maker, ..self.clone() }
+        let context = ChangeContext { author: author.clone(), key: self.author_key(&maker), receipt: None };
+        Self { store: self.store.with_context(context), author, maker, ..self.clone() }
     }
 
     /// Returns a copy that changes a row only if it has one of these versions.
@@ -71,8 +71,8 @@ impl Admin {
     #[must_use]
     pub fn reporting(self, receipt: Receipt) -> Self {
         let key = self.author_key(&self.maker);
-        let behalf = Behalf { author: self.author.clone(), key, receipt: Some(receipt) };
-        Self { store: self.store.on_behalf(behalf), ..self }
+        let context = ChangeContext { author: self.author.clone(), key, receipt: Some(receipt) };
+        Self { store: self.store.with_context(context), ..self }
     }
 
     /// Returns the management key of a maker. Its changes are refused once its authority is another one than that by
@@ -116,41 +116,41 @@ impl Admin {
         Randomness::from(self.derivation.clone())
     }
 
-    /// Whether the caller sees this tenant.
+    /// Returns whether the caller sees this tenant.
     pub(super) fn sees(&self, tenant: TenantId) -> bool {
         self.maker.authority.reach.has(tenant)
     }
 
-    pub(super) fn judge_tenant(&self, tenant: &Tenant) -> Result<(), Stop> {
+    pub(super) fn judge_tenant(&self, tenant: &Tenant) -> Result<(), ChangeError> {
         if !self.sees(tenant.id) {
-            return Err(Stop::Missing);
+            return Err(ChangeError::Missing);
         }
         self.expected.judge(|| version::of_tenant(tenant))
     }
 
-    pub(super) fn judge_key(&self, key: &KeyDetails) -> Result<(), Stop> {
+    pub(super) fn judge_key(&self, key: &KeyDetails) -> Result<(), ChangeError> {
         if !self.sees(key.tenant_id) {
-            return Err(Stop::Missing);
+            return Err(ChangeError::Missing);
         }
         self.expected.judge(|| version::of_key(key))
     }
 
-    pub(super) fn judge_plan(&self, plan: &PlanRow) -> Result<(), Stop> {
+    pub(super) fn judge_plan(&self, plan: &PlanRow) -> Result<(), ChangeError> {
         self.expected.judge(|| version::of_plan(plan))
     }
 
-    pub(super) fn judge_route(&self, route: &RouteRow) -> Result<(), Stop> {
+    pub(super) fn judge_route(&self, route: &RouteRow) -> Result<(), ChangeError> {
         self.expected.judge(|| version::of_route(route))
     }
 
-    pub(super) fn judge_routes(&self, routes: &[RouteRow]) -> Result<(), Stop> {
+    pub(super) fn judge_routes(&self, routes: &[RouteRow]) -> Result<(), ChangeError> {
         self.expected.judge(|| version::of_routes(routes))
     }
 
     /// `limit` is what all makers of the key have.
-    pub(super) fn judge_admin_key(&self, key: &AdminKey, limit: &Authority) -> Result<(), Stop> {
+    pub(super) fn judge_admin_key(&self, key: &AdminKey, limit: &Authority) -> Result<(), ChangeError> {
         if !may_touch(&self.maker.authority, &key.given.and(limit)) {
-            return Err(Stop::Missing);
+            return Err(ChangeError::Missing);
         }
         self.expected.judge(|| version::of_admin_key(key))
     }

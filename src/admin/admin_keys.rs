@@ -23,20 +23,20 @@ use crate::permission::{
     may_touch,
 };
 use crate::random;
-use crate::store::{NewAdminKey, Stop, StoreError};
+use crate::store::{ChangeError, NewAdminKey, StoreError};
 use crate::verify::management;
 
-/// Who creates, lists and revokes management keys.
+/// The author of changes of management keys.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Maker {
     /// The management key; `None` for users with access to the database.
     pub id: Option<AdminKeyId>,
-    /// What it may do now.
+    /// Its current permissions.
     pub authority: Authority,
 }
 
 impl Maker {
-    /// The maker of the command line, which may do everything because it has access to the database.
+    /// Returns the maker of the command line, which may do everything because it has access to the database.
     #[must_use]
     pub fn database() -> Self {
         Self { id: None, authority: Authority::whole() }
@@ -48,7 +48,7 @@ impl Maker {
 pub struct AdminKeyWish {
     /// Its name; unique.
     pub name: String,
-    /// What it may do.
+    /// Its permissions.
     pub permissions: Option<Permissions>,
     /// The tenants that it sees, by id, schema or name.
     pub tenants: Option<Vec<String>>,
@@ -61,7 +61,7 @@ pub struct AdminKeyWish {
 pub struct AdminKeyUpdate {
     /// Its name; unique.
     pub name: Option<String>,
-    /// What it may do.
+    /// Its permissions.
     pub permissions: Option<Permissions>,
     /// The tenants that it sees, by id or schema; all if unset.
     pub tenants: Setting<Vec<String>>,
@@ -102,7 +102,7 @@ impl ListedAdminKey {
 pub struct Caller {
     /// The row of the key.
     pub key: AdminKey,
-    /// What it may do now.
+    /// Its current permissions.
     pub maker: Maker,
 }
 
@@ -203,7 +203,7 @@ impl Admin {
             match self.tenant(reference).await {
                 Ok(tenant) => tenants.insert(tenant.id),
                 Err(AdminError::Missing(_)) if self.maker.authority.reach != Reach::All => {
-                    // Does not tell whether a tenant exists that the caller may not see.
+                    // Does not reveal whether a tenant exists that the caller may not see.
                     return Err(AdminError::Excess(shown(&[Excess::Tenants])));
                 }
                 Err(AdminError::Missing(_)) => {
@@ -266,11 +266,11 @@ impl Admin {
             // Checked again in the transaction, because another session may have changed the key.
             self.judge_admin_key(key, limit)?;
             if key.revoked_at.is_some() {
-                return Err(Stop::Refused(format!("management key {} is revoked", key.prefix)));
+                return Err(ChangeError::Refused(format!("management key {} is revoked", key.prefix)));
             }
             let excess = wish.excess(&maker.authority, &key.given.and(limit));
             if !excess.is_empty() {
-                return Err(Stop::Refused(shown(&excess)));
+                return Err(ChangeError::Refused(shown(&excess)));
             }
             key.given = wish.applied(&key.given);
             key.name = update.name.clone().unwrap_or_else(|| std::mem::take(&mut key.name));
@@ -302,7 +302,7 @@ impl Admin {
         ListedAdminKey { key: key.clone(), limit: Authority::whole(), ended }
     }
 
-    /// Whether another management key has this name.
+    /// Returns whether another management key has this name.
     async fn is_admin_key_name(&self, id: AdminKeyId, name: &str) -> Result<bool, AdminError> {
         Ok(self.store.admin_keys().await?.iter().any(|key| key.id != id && key.name == name))
     }
@@ -346,11 +346,12 @@ impl Admin {
     }
 }
 
-/// The hash of no key.
+/// A hash that no key has.
 const NO_HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// The key that was presented, if it is right and live, and what it may do. Whatever is wrong, one hash is computed and
-/// compared: how long the answer takes tells neither whether there is such a prefix nor whether its key has ended.
+/// Returns the presented key and its permissions; `None` if it is wrong or has ended. One hash is computed and compared
+/// in every case, so that the time of the answer reveals neither whether the prefix exists nor whether its key has
+/// ended.
 fn proven(
     found: Option<(String, Vec<AdminKey>)>,
     now: Timestamp,

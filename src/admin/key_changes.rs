@@ -61,9 +61,9 @@ pub struct KeyUpdate {
     pub expiry: Expiry,
     /// From when it is valid.
     pub not_before: Setting<Timestamp>,
-    /// What it grants.
+    /// Its scopes.
     pub scopes: Setting<Scopes>,
-    /// Where it may be used from.
+    /// Its networks.
     pub networks: Setting<Networks>,
     /// Its plan.
     pub plan: Setting<PlanName>,

@@ -66,7 +66,7 @@ pub enum AdminError {
     Unfit {
         /// The field name of the value in JSON.
         part: &'static str,
-        /// What is wrong with it.
+        /// The reason why it is invalid.
         why: String,
     },
     /// The object does not have a version that the caller expects.
@@ -149,13 +149,13 @@ pub struct Admin {
     store: Arc<dyn Management>,
     clock: Arc<dyn Clock>,
     peppers: Peppers,
-    /// Who makes the changes; only used for an [`Admin`] that acts for a management key.
+    /// The author of changes; only used for an [`Admin`] that acts for a management key.
     author: Author,
-    /// What the caller may do; unlimited for the command line.
+    /// The permissions of the caller; unlimited for the command line.
     maker: Maker,
     /// The versions of a row that may be changed.
     expected: Expected,
-    /// What the next key is derived from; `None` for a random key.
+    /// The source of the next key; `None` for a random key.
     derivation: Option<Derivation>,
 }
 

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Admin, AdminError};
 use crate::audit::Entry;
-use crate::clock::Timestamp;
+use crate::clock::{MICROS_PER_DAY, Timestamp};
 use crate::key::KeyId;
 use crate::permission::Reach;
 use crate::record::KeyDetails;
@@ -20,9 +20,7 @@ pub const SOON: Duration = Duration::from_hours(30 * 24);
 /// A key that was not used for this time is counted as unused.
 pub const LONG: Duration = Duration::from_hours(90 * 24);
 
-const DAY: i64 = 86_400_000_000;
-
-/// A request that was refused.
+/// A rejected request.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Refused {
     /// When it was decided.
@@ -54,11 +52,12 @@ impl Admin {
         Ok(self.store.servers().await?)
     }
 
-    /// A refusal by its decision id. One without a proven key is of no tenant: only a key of all tenants sees it.
+    /// Returns a rejection by its decision id. One without a proven key belongs to no tenant: only a management key of
+    /// all tenants sees it.
     ///
     /// # Errors
     ///
-    /// The caller sees none of this id; the database cannot be asked.
+    /// No rejection with this id is visible to the caller, or the database is not available.
     pub async fn refusal(&self, decision_id: Uuid) -> Result<Refused, AdminError> {
         let no_refusal = || AdminError::Missing(format!("there is no refusal {decision_id}"));
         let found = self.store.refusal(decision_id).await?.ok_or_else(no_refusal)?;
@@ -69,7 +68,7 @@ impl Admin {
         Ok(Refused { at: found.at, reason: found.reason, key })
     }
 
-    /// Requests that a reach covers, by day and reason, of the last `days` days (UTC) with today.
+    /// Returns the requests that a reach covers, by day and reason, of the last `days` days (UTC) including today.
     ///
     /// # Errors
     ///
@@ -131,7 +130,7 @@ fn some(reach: &Reach) -> Option<&BTreeSet<TenantId>> {
 
 /// Returns the last `days` days, such as `2026-01-31`, ending with today.
 fn last_days(now: Timestamp, days: u32) -> Vec<String> {
-    let day = |ago: i64| Timestamp(now.0.saturating_sub(ago * DAY)).to_string();
+    let day = |ago: i64| Timestamp(now.0.saturating_sub(ago * MICROS_PER_DAY)).to_string();
     (0..i64::from(days)).rev().map(|ago| day(ago).get(..10).unwrap_or_default().to_owned()).collect()
 }
 

@@ -32,7 +32,7 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn tenants_by_creation(
         &self,
         filter: &TenantFilter,
@@ -46,11 +46,11 @@ impl Admin {
         Ok(self.store.tenants_by_creation(filter, &self.maker.authority.reach, after, page).await?)
     }
 
-    /// The tenants of these keys that the caller sees, in no order.
+    /// Returns the tenants of these keys that the caller sees, in no order.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn tenants_of(&self, keys: &[KeyDetails]) -> Result<Vec<Tenant>, AdminError> {
         let ids: BTreeSet<_> = keys.iter().map(|key| key.tenant_id.0.to_string()).collect();
         let mut tenants = self.store.tenants_named(&ids.into_iter().collect::<Vec<_>>()).await?;
@@ -58,7 +58,8 @@ impl Admin {
         Ok(tenants)
     }
 
-    /// How many keys of a tenant are accepted now, and how many that are not revoked were used in the last 24 hours.
+    /// Returns the number of keys of a tenant that are accepted now, and of those that are not revoked and were used in
+    /// the last 24 hours.
     ///
     /// # Errors
     ///
@@ -87,7 +88,7 @@ impl Admin {
         Ok(self.store.audit_entries(filter, after, rows).await?)
     }
 
-    /// Whether the database is a file of this program (SQLite).
+    /// Returns whether the database is a file of this program (SQLite).
     #[must_use]
     pub fn is_embedded(&self) -> bool {
         self.store.embedded()

@@ -46,7 +46,7 @@ impl Finding {
     }
 }
 
-/// What to report.
+/// The report to create.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Criteria {
     /// Last used at least this long ago, or never used and older than this.
@@ -155,10 +155,10 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::clock::MICROS_PER_DAY as DAY;
     use crate::record::{KeyDetails, KeyTerms, PepperId};
     use crate::tenant::TenantId;
 
-    const DAY: i64 = 86_400_000_000;
     const NOW: Timestamp = Timestamp(1_000 * DAY);
 
     /// A key without findings.

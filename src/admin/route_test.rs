@@ -24,9 +24,9 @@ pub struct TestedRequest {
     pub key: Option<String>,
     /// The `context_extensions` of its route in Envoy's configuration.
     pub context: Vec<(String, String)>,
-    /// Which requests need no key, as `serve` is told.
+    /// Which requests need no key: the options of `serve`.
     pub reading: request::Options,
-    /// How requests are matched with rules, as `serve` is told.
+    /// How requests are matched with rules: the options of `serve`.
     pub policy: policy::Options,
 }
 
@@ -98,7 +98,7 @@ fn verdict(rows: &[RouteRow], request: &TestedRequest, key: Option<(&KeyDetails,
     }
 }
 
-/// Tells why a rule wins over the next one, in the order in which rules are compared: host, path, method.
+/// Returns why a rule wins over the next one, in the order in which rules are compared: host, path, method.
 fn why(rule: &RouteView, next: Option<&RouteView>) -> String {
     let Some(next) = next else { return "no other rule fits".to_owned() };
     if rule.host != next.host {

@@ -11,7 +11,7 @@ use crate::random;
 use crate::record::KeyState;
 use crate::route::{RouteId, RouteRow, RouteTable, Rule};
 use crate::scope::Scopes;
-use crate::store::{KeyFilter, RoutesChange, Stop, StoreError, StoredKey};
+use crate::store::{ChangeError, KeyFilter, RoutesChange, StoreError, StoredKey};
 
 /// A rule in JSON and in the audit log.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, utoipa::ToSchema)]
@@ -172,7 +172,7 @@ impl Admin {
         let plan = |there: &[RouteRow]| {
             let named = |route: &&RouteRow| Some(route.id) == id || route.name.as_deref() == Some(reference);
             let found = there.iter().find(named);
-            let found = found.ok_or(Stop::Missing)?;
+            let found = found.ok_or(ChangeError::Missing)?;
             self.judge_route(found)?;
             let draft =
                 Draft::of_removed(Action::RouteRemove, found.id.0.to_string(), &RouteView::from(found));
@@ -195,7 +195,7 @@ impl Admin {
     pub async fn update_route(&self, id: RouteId, update: &RouteUpdate) -> Result<RouteRow, AdminError> {
         let reference = id.0.to_string();
         let plan = |there: &[RouteRow]| {
-            let before = there.iter().find(|route| route.id == id).ok_or(Stop::Missing)?;
+            let before = there.iter().find(|route| route.id == id).ok_or(ChangeError::Missing)?;
             self.judge_route(before)?;
             let rule = update.applied(before).compile().map_err(|damage| damage.to_string())?;
             let after = RouteRow::from(&rule);
@@ -282,14 +282,16 @@ impl Admin {
 }
 
 /// Rejects a rule if another one is for the same requests or has the same name.
-fn refuse_twin(others: &[RouteRow], route: &RouteRow, rule: &Rule) -> Result<(), Stop> {
+fn refuse_twin(others: &[RouteRow], route: &RouteRow, rule: &Rule) -> Result<(), ChangeError> {
     if let Some(twin) = RouteTable::of(others).twin(rule) {
         let twin = twin.name.as_deref().map_or_else(|| twin.id.0.to_string(), str::to_owned);
-        return Err(Stop::Refused(format!("the rule {twin} is for the same requests: remove it first")));
+        return Err(ChangeError::Refused(format!(
+            "the rule {twin} is for the same requests: remove it first"
+        )));
     }
     if others.iter().any(|other| other.name.is_some() && other.name == route.name) {
         let name = route.name.as_deref().unwrap_or_default();
-        return Err(Stop::Refused(format!("there is a rule named {name:?}: choose another name")));
+        return Err(ChangeError::Refused(format!("there is a rule named {name:?}: choose another name")));
     }
     Ok(())
 }

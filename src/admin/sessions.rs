@@ -60,7 +60,7 @@ pub struct SignedIn {
     pub caller: Caller,
 }
 
-/// Whether a session has not timed out at `now`. A clock that was set back ends no session.
+/// Returns whether a session has not timed out at `now`. A clock that was set back ends no session.
 #[must_use]
 pub fn is_on(session: &AdminSession, now: Timestamp) -> bool {
     now.since(session.created_at) < LONGEST && now.since(session.last_seen_at) < IDLE

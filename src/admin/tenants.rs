@@ -251,7 +251,7 @@ impl Admin {
     }
 }
 
-/// Whether a text can be a reference. Postgres does not accept NUL in a text.
+/// Returns whether a text can be a reference. Postgres does not accept NUL in a text.
 pub(super) fn may_name(reference: &str) -> bool {
     !reference.chars().any(char::is_control)
 }

@@ -26,11 +26,12 @@ impl Admin {
         self.counted(&UsageFilter { tenant, ..self.all_since(since, by) }).await
     }
 
-    /// The keys of a tenant, or of all, with the most requests from the day of `since` until today: at most `most`.
+    /// Returns the keys of a tenant, or of all, with the most requests from the day of `since` until today: at most
+    /// `most`.
     ///
     /// # Errors
     ///
-    /// The database cannot be asked.
+    /// The database is not available.
     pub async fn busiest_keys(
         &self,
         tenant: Option<TenantId>,

@@ -19,31 +19,31 @@ use crate::record::KeyDetails;
 use crate::route::RouteRow;
 use crate::tenant::Tenant;
 
-/// The version of a tenant.
+/// Returns the version of a tenant.
 #[must_use]
 pub fn of_tenant(tenant: &Tenant) -> String {
     hashed(&TenantView::from(tenant), &[])
 }
 
-/// The version of a key.
+/// Returns the version of a key.
 #[must_use]
 pub fn of_key(key: &KeyDetails) -> String {
     hashed(&KeyView::at(key, Timestamp::MIN), &["status", "last_used_at", "memo", "memo_pepper"])
 }
 
-/// The version of a plan.
+/// Returns the version of a plan.
 #[must_use]
 pub fn of_plan(plan: &PlanRow) -> String {
     hashed(&PlanView::from(plan), &[])
 }
 
-/// The version of a rule.
+/// Returns the version of a rule.
 #[must_use]
 pub fn of_route(route: &RouteRow) -> String {
     hashed(&RouteView::from(route), &[])
 }
 
-/// The version of the whole table of rules, independent of their order.
+/// Returns the version of the whole table of rules, independent of their order.
 #[must_use]
 pub fn of_routes(routes: &[RouteRow]) -> String {
     let mut rows: Vec<_> = routes.iter().collect();
@@ -51,7 +51,7 @@ pub fn of_routes(routes: &[RouteRow]) -> String {
     hashed(&rows.into_iter().map(RouteView::from).collect::<Vec<_>>(), &[])
 }
 
-/// The version of a management key.
+/// Returns the version of a management key.
 #[must_use]
 pub fn of_admin_key(key: &AdminKey) -> String {
     let listed = ListedAdminKey { key: key.clone(), limit: Authority::whole(), ended: None };

@@ -1,7 +1,7 @@
 //! Objects as programs see them: `-o json` of the command line, and the bodies of management over HTTP.
 //!
-//! The fields are in the order of the contract. None contains a hash; only [`IssuedView`] and [`IssuedAdminKeyView`] can
-//! contain a whole key.
+//! The fields are in the order of the contract. None contains a hash; only [`IssuedView`] and [`IssuedAdminKeyView`]
+//! can contain a whole key.
 
 use std::collections::BTreeMap;
 
@@ -64,7 +64,7 @@ pub(crate) struct IssuedView {
     pub(crate) terms: TermsView,
 }
 
-/// What a key may do; `null` for a field that is not set.
+/// The policy of a key; `null` for a field that is not set.
 #[derive(Serialize, ToSchema)]
 #[schema(as = KeyTerms)]
 pub(crate) struct TermsView {
@@ -94,7 +94,7 @@ impl From<&KeyDetails> for TermsView {
 }
 
 impl IssuedView {
-    /// The key without its secret.
+    /// Returns the key without its secret.
     pub(crate) fn hidden(key: &KeyDetails) -> Self {
         Self {
             id: key.id.0.to_string(),
@@ -137,7 +137,7 @@ pub(crate) struct KeyView {
 }
 
 impl KeyView {
-    /// The key with its status at `now`.
+    /// Returns the key with its status at `now`.
     pub(crate) fn at(key: &KeyDetails, now: Timestamp) -> Self {
         let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
         Self {
@@ -167,7 +167,7 @@ pub(crate) struct ListedKeyView {
 }
 
 impl ListedKeyView {
-    /// The key as it is at `now`.
+    /// Returns the key as it is at `now`.
     pub(crate) fn at(key: &StoredKey, now: Timestamp) -> Self {
         Self { key: KeyView::at(&key.details, now), tenant_schema: key.tenant_schema.clone() }
     }
@@ -208,7 +208,7 @@ pub(crate) struct UsedPlanView {
 }
 
 impl UsedPlanView {
-    /// The plan with its uses.
+    /// Returns the plan with its uses.
     pub(crate) fn new(plan: &PlanRow, uses: PlanUses) -> Self {
         Self { plan: plan.into(), tenants: uses.tenants, keys: uses.keys }
     }
@@ -265,7 +265,7 @@ pub(crate) struct IssuedAdminKeyView {
 }
 
 impl IssuedAdminKeyView {
-    /// The key without its secret.
+    /// Returns the key without its secret.
     pub(crate) fn hidden(key: &AdminKey) -> Self {
         Self {
             id: key.id.0.to_string(),
@@ -286,17 +286,17 @@ impl From<&IssuedAdminKey> for IssuedAdminKeyView {
     }
 }
 
-/// A key that is shown once, to its creator.
+/// Returns a key that is shown once, to its creator.
 pub(crate) fn shown_once(key: &PlainKey) -> String {
     key.expose().to_owned()
 }
 
-/// The names of permissions.
+/// Returns the names of permissions.
 pub(crate) fn permissions(permissions: Permissions) -> Vec<&'static str> {
     permissions.iter().map(Permission::as_str).collect()
 }
 
-/// The ids of the tenants that a key may see; `None` for all.
+/// Returns the ids of the tenants that a key may see; `None` for all.
 pub(crate) fn tenants(reach: &Reach) -> Option<Vec<String>> {
     match reach {
         Reach::All => None,

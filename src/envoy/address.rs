@@ -10,7 +10,7 @@ use super::json::{is_true, items, text};
 use crate::client_address::{ClientAddress, X_FORWARDED_FOR};
 use crate::diagnostics::Finding;
 
-/// What to do if clients can choose their address.
+/// The remedy if clients can choose their address.
 pub(super) const FORGEABLE: &str = "set use_remote_address: true, xff_num_trusted_hops to the number of trusted proxies \
     before Envoy, and --client-address metadata:x-tenantgate-client-address; see docs/guides/client-addresses.md";
 
@@ -28,7 +28,7 @@ enum Detection {
     },
     /// By an extension, which has rules of its own about whom to trust.
     Extension,
-    /// From `x-forwarded-for`, whoever wrote it.
+    /// From `x-forwarded-for`, which any client can write.
     Header,
 }
 

@@ -64,7 +64,7 @@ fn manager_findings(dump: &Value, manager: &Value, expected: &Expected<'_>) -> V
     findings
 }
 
-/// Whether the filter is disabled on some routes.
+/// Returns whether the filter is disabled on some routes.
 fn exempt_routes(dump: &Value, manager: &Value) -> bool {
     routes_of(dump, manager)
         .into_iter()
@@ -81,7 +81,7 @@ fn routes_of<'a>(dump: &'a Value, manager: &'a Value) -> Vec<&'a Value> {
     inline.chain(all.filter(|routes| text(routes, "/name") == Some(named))).collect()
 }
 
-/// Whether every identity header is removed before the filter calls tenantgate.
+/// Returns whether every identity header is removed before the filter calls tenantgate.
 fn strips_early(manager: &Value, expected: &Expected<'_>) -> bool {
     let early =
         items(manager, "/early_header_mutation_extensions").map(|extension| &extension["typed_config"]);
@@ -148,7 +148,7 @@ fn limits(manager: &Value, filter: &Value, expected: &Expected<'_>) -> Finding {
     const CHECK: &str = "envoy.limits";
     /// `max_request_headers_kb` if it is not set.
     const DEFAULT_HEADERS_KB: u64 = 60;
-    /// What Envoy adds to the headers and the body of a request.
+    /// The size that Envoy adds to the headers and the body of a request.
     const OWN: u64 = 64 * 1024;
     let number = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_u64);
     let headers = number(manager, "/max_request_headers_kb").unwrap_or(DEFAULT_HEADERS_KB) * 1024 + OWN;

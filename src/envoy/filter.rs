@@ -107,13 +107,13 @@ fn headers(filter: &Value, expected: &Expected<'_>) -> Finding {
     Finding::ok(CHECK, format!("Envoy sends {} to tenantgate", expected.key_header))
 }
 
-/// Whether Envoy sends a header to tenantgate.
+/// Returns whether Envoy sends a header to tenantgate.
 pub(super) fn is_sent(filter: &Value, name: &str) -> bool {
     filter.get("allowed_headers").is_none_or(|list| matches(list, name))
         && !filter.get("disallowed_headers").is_some_and(|list| matches(list, name))
 }
 
-/// Whether a `ListStringMatcher` matches a name. A regular expression counts as a match.
+/// Returns whether a `ListStringMatcher` matches a name. A regular expression counts as a match.
 fn matches(list: &Value, name: &str) -> bool {
     items(list, "/patterns").any(|pattern| {
         let fold =
@@ -164,7 +164,7 @@ fn mutations(filter: &Value, expected: &Expected<'_>) -> Finding {
     Finding::ok(CHECK, "tenantgate may set and remove its own headers")
 }
 
-/// Whether the rules let a response change a header, in the order in which Envoy reads them.
+/// Returns whether the rules let a response change a header, in the order in which Envoy reads them.
 fn may_change(rules: &Value, name: &str) -> bool {
     // Envoy compares the whole name.
     let matches = |path: &str| {

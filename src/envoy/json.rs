@@ -25,7 +25,7 @@ pub(super) fn of_type<'a>(value: &'a Value, end: &str) -> Vec<&'a Value> {
     found
 }
 
-/// Whether an object is of a type, by the end of its `@type`.
+/// Returns whether an object is of a type, by the end of its `@type`.
 pub(super) fn is_of_type(object: &Value, end: &str) -> bool {
     object["@type"].as_str().is_some_and(|name| name.rsplit('.').next() == Some(end))
 }
@@ -40,7 +40,7 @@ pub(super) fn text<'a>(value: &'a Value, path: &str) -> Option<&'a str> {
     value.pointer(path).and_then(Value::as_str)
 }
 
-/// Whether the value at a path is true; defaults to false.
+/// Returns whether the value at a path is true; defaults to false.
 pub(super) fn is_true(value: &Value, path: &str) -> bool {
     value.pointer(path).and_then(Value::as_bool).unwrap_or(false)
 }

@@ -28,14 +28,14 @@ pub mod verdict;
 
 use crate::client_address::ClientAddress;
 
-/// What Envoy must do, in the terms of tenantgate.
+/// The required configuration of Envoy, in the terms of tenantgate.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
-    /// The headers that tell the upstream the caller's identity.
+    /// The headers with the caller's identity, for the upstream.
     pub identity: &'a [&'a str],
-    /// Those of them that every caller has.
+    /// The identity headers that every caller has.
     pub always: &'a [&'a str],
-    /// Where tenantgate takes the address of the client from.
+    /// The source of the client's address.
     pub client_address: &'a ClientAddress,
     /// The body of a rejection of a key that is used from outside of its networks.
     pub outside: &'a str,

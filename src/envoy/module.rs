@@ -1,7 +1,7 @@
 //! Checks the module inside Envoy, if it is in front of an `ext_authz` filter.
 //!
-//! An Envoy that runs has the right ABI: the module refuses to load in any other. What can be wrong is what the module
-//! cannot see, and what the operator has promised of it.
+//! A running Envoy has the right ABI, because the module does not load in any other. What remains to check is the
+//! configuration of `ext_authz`, which the module cannot see, against the operator's statements about it.
 
 use serde_json::Value;
 
@@ -11,16 +11,16 @@ use crate::diagnostics::Finding;
 /// The file of the module, without `lib` and `.so`.
 const NAME: &str = "tenantgate_envoy";
 
-/// Where the module marks what it has decided.
+/// The metadata namespace in which the module marks its decisions.
 pub(super) const NAMESPACE: &str = "envoy.tenantgate";
 
-/// The word by which an operator says that a route has no `context_extensions` for tenantgate.
-const PROMISE: &str = "context_extensions=none";
+/// The operator's statement that a route has no `context_extensions` for tenantgate.
+const NO_CONTEXT: &str = "context_extensions=none";
 
-/// How the names of these extensions begin.
+/// The prefix of the names of these extensions.
 const PREFIX: &str = "tenantgate.";
 
-/// Where in the pages the set-up is described.
+/// The page that describes the set-up.
 const REMEDY: &str = "set it up as docs/guides/inside-envoy.md shows";
 
 /// Examines the module of a connection manager with these routes. Returns nothing if it has none.
@@ -31,7 +31,7 @@ pub(super) fn examine(manager: &Value, routes: &[&Value]) -> Vec<Finding> {
     let (ours, asked) = match (ours, asked) {
         (Some(ours), Some(asked)) => (ours, asked),
         (None, Some(asked)) if skips(&filters[asked]["typed_config"]) => {
-            let what = "ext_authz is skipped where the module has decided, and there is no module: only another filter can say so";
+            let what = "ext_authz is skipped if metadata envoy.tenantgate/decided is set, but the module is not configured: another filter could disable authentication";
             return vec![Finding::bad(
                 "envoy.module_check",
                 what,
@@ -45,13 +45,13 @@ pub(super) fn examine(manager: &Value, routes: &[&Value]) -> Vec<Finding> {
     vec![
         skipped(check, ours < asked),
         mark(manager, check),
-        route_cache(said(module), check),
-        context(said(module), check, routes, name),
+        route_cache(module_config(module), check),
+        context(module_config(module), check, routes, name),
         exempt(routes, name),
     ]
 }
 
-/// Whether a Check depends on the mark of the module.
+/// Returns whether a Check depends on the mark of the module.
 fn skips(check: &Value) -> bool {
     text(check, "/filter_enabled_metadata/filter") == Some(NAMESPACE)
 }
@@ -60,12 +60,12 @@ fn is_ours(config: &Value) -> bool {
     is_of_type(config, "DynamicModuleFilter") && text(config, "/dynamic_module_config/name") == Some(NAME)
 }
 
-/// What the configuration of the module says.
-fn said(module: &Value) -> &str {
+/// Returns the configuration of the module; empty if it has none.
+fn module_config(module: &Value) -> &str {
     text(module, "/filter_config/value").unwrap_or_default()
 }
 
-/// The Check has to run unless the mark is there, and to stand behind the module.
+/// Checks that `ext_authz` is behind the module, and runs unless the mark is set.
 fn skipped(check: &Value, behind: bool) -> Finding {
     const CHECK: &str = "envoy.module_check";
     let enabled = &check["filter_enabled_metadata"];
@@ -87,7 +87,7 @@ fn skipped(check: &Value, behind: bool) -> Finding {
     }
 }
 
-/// No other filter may write the mark.
+/// Checks that no other filter writes the mark.
 fn mark(manager: &Value, check: &Value) -> Finding {
     const CHECK: &str = "envoy.module_mark";
     let mut others = 0;
@@ -109,9 +109,9 @@ fn mark(manager: &Value, check: &Value) -> Finding {
     }
 }
 
-fn route_cache(said: &str, check: &Value) -> Finding {
+fn route_cache(settings: &str, check: &Value) -> Finding {
     const CHECK: &str = "envoy.module_route_cache";
-    let module = said.split_whitespace().find_map(|word| word.strip_prefix("clear_route_cache="));
+    let module = settings.split_whitespace().find_map(|word| word.strip_prefix("clear_route_cache="));
     let clears = is_true(check, "/clear_route_cache");
     if module == Some(if clears { "true" } else { "false" }) {
         Finding::ok(CHECK, "the module clears the route cache where ext_authz does")
@@ -127,62 +127,64 @@ fn route_cache(said: &str, check: &Value) -> Finding {
     }
 }
 
-/// What the configuration says of a route, and what its `ext_authz` is told.
+/// The settings of the module and of `ext_authz` for a route.
 #[derive(Clone, Copy, Default)]
-struct Said {
+struct RouteSettings {
     /// Whether the module may decide: `context_extensions=none`, of the most specific configuration.
-    decides: bool,
+    module_decides: bool,
     /// Whether there are `context_extensions` for tenantgate, at any level: Envoy merges them.
-    told: bool,
+    has_context: bool,
 }
 
-impl Said {
-    /// The same with what a route configuration, virtual host or route adds.
+impl RouteSettings {
+    /// Returns these settings with those that a route configuration, virtual host or route adds.
     fn and(mut self, filters: &Value, name: &str) -> Self {
         if let Some(config) = filters.get(name) {
             // As it is, or wrapped by a `FilterConfig`, which may also take the module out.
-            let promise =
+            let statement =
                 text(config, "/filter_config/value").or(text(config, "/config/filter_config/value"));
             let off = is_true(config, "/disabled");
-            self.decides = promise.map_or(self.decides, |promise| promise == PROMISE) && !off;
+            self.module_decides =
+                statement.map_or(self.module_decides, |statement| statement == NO_CONTEXT) && !off;
         }
         for check in of_type(filters, "ExtAuthzPerRoute") {
             let context = check.pointer("/check_settings/context_extensions").and_then(Value::as_object);
-            self.told |= context.is_some_and(|context| context.keys().any(|key| key.starts_with(PREFIX)));
+            self.has_context |=
+                context.is_some_and(|context| context.keys().any(|key| key.starts_with(PREFIX)));
         }
         self
     }
 }
 
-/// Counts routes: on which the module may decide, which tell `ext_authz` something, and both.
+/// Counts of routes: on which the module may decide, which have `context_extensions`, and both.
 #[derive(Default)]
 struct Counts {
-    decided: usize,
-    told: usize,
+    may_decide: usize,
+    has_context: usize,
     both: usize,
 }
 
 impl Counts {
-    fn add(&mut self, value: &Value, name: &str, said: Said) {
+    fn add(&mut self, value: &Value, name: &str, settings: RouteSettings) {
         match value {
             Value::Object(fields) => {
                 let filters = fields.get("typed_per_filter_config");
-                let said = filters.map_or(said, |filters| said.and(filters, name));
+                let settings = filters.map_or(settings, |filters| settings.and(filters, name));
                 // A route, or a weighted cluster with a configuration of its own.
                 if fields.contains_key("match") || (filters.is_some() && fields.contains_key("weight")) {
-                    self.decided += usize::from(said.decides);
-                    self.told += usize::from(said.told);
-                    self.both += usize::from(said.decides && said.told);
+                    self.may_decide += usize::from(settings.module_decides);
+                    self.has_context += usize::from(settings.has_context);
+                    self.both += usize::from(settings.module_decides && settings.has_context);
                 }
                 for (field, value) in fields {
                     if field != "typed_per_filter_config" {
-                        self.add(value, name, said);
+                        self.add(value, name, settings);
                     }
                 }
             }
             Value::Array(items) => {
                 for value in items {
-                    self.add(value, name, said);
+                    self.add(value, name, settings);
                 }
             }
             _ => {}
@@ -190,27 +192,27 @@ impl Counts {
     }
 }
 
-/// The module does not see what routes tell `ext_authz`.
-fn context(said: &str, check: &Value, routes: &[&Value], name: &str) -> Finding {
+/// Compares `context_extensions` of routes, which the module cannot see, with its configuration.
+fn context(settings: &str, check: &Value, routes: &[&Value], name: &str) -> Finding {
     const CHECK: &str = "envoy.module_context";
-    let decides = said.split_whitespace().any(|word| word == PROMISE);
+    let module_decides = settings.split_whitespace().any(|word| word == NO_CONTEXT);
     let mut counts = Counts::default();
     for routes in routes {
-        counts.add(routes, name, Said { decides, told: false });
+        counts.add(routes, name, RouteSettings { module_decides, has_context: false });
     }
-    let Counts { decided, told, both } = counts;
+    let Counts { may_decide, has_context, both } = counts;
     let named = items(check, "/metadata_context_namespaces").any(|name| name.as_str() == Some(NAMESPACE));
     if both > 0 {
         let what = format!(
-            "{both} routes have context_extensions, and the module may decide there: it lets requests pass that a check would not"
+            "{both} routes have context_extensions, and the module may decide there: it allows requests that a check would reject"
         );
         Finding::bad(CHECK, what, "give the module context_extensions=some on these routes")
-    } else if !decides && decided == 0 {
-        let what = "the module has no effect: no configuration says context_extensions=none";
+    } else if !module_decides && may_decide == 0 {
+        let what = "the module has no effect: no configuration has context_extensions=none";
         Finding::warn(CHECK, what, REMEDY)
-    } else if told > 0 && !named {
+    } else if has_context > 0 && !named {
         let what = format!(
-            "{told} routes have context_extensions, and their checks do not say that the module leaves them alone: serve stops the module"
+            "{has_context} routes have context_extensions, but ext_authz does not send the metadata envoy.tenantgate: serve will disable the module"
         );
         Finding::warn(CHECK, what, "add envoy.tenantgate to metadata_context_namespaces of ext_authz")
     } else {
@@ -218,7 +220,7 @@ fn context(said: &str, check: &Value, routes: &[&Value], name: &str) -> Finding 
     }
 }
 
-/// Where `ext_authz` is off, the module has to be off.
+/// Checks that the module is disabled on routes where `ext_authz` is.
 fn exempt(routes: &[&Value], name: &str) -> Finding {
     const CHECK: &str = "envoy.module_exempt";
     let mut differ = 0;
@@ -238,7 +240,7 @@ fn exempt(routes: &[&Value], name: &str) -> Finding {
         Finding::ok(CHECK, "where ext_authz is disabled, the module is, too")
     } else {
         let what = format!(
-            "ext_authz is disabled on {differ} routes, and the module is not: it refuses requests without a key there"
+            "ext_authz is disabled on {differ} routes, and the module is not: it rejects requests without a key there"
         );
         Finding::warn(CHECK, what, "disable the module there, too")
     }

@@ -1,9 +1,9 @@
 //! Sends real requests through Envoy and checks what happens.
 //!
-//! A request with forged identity headers and without a key must be rejected. A key that is limited to other networks must
-//! be rejected whatever address a header claims. If it is possible to see what arrives
-//! behind Envoy, a second request with a key follows: neither the forged headers nor the key may arrive. Either the
-//! upstream echoes its request, or a route leads to a sink of this program.
+//! A request with forged identity headers and without a key must be rejected. A key that is limited to other networks
+//! must be rejected whatever address a header claims. If it is possible to see what arrives behind Envoy, a second
+//! request with a key follows: neither the forged headers nor the key may arrive. Either the upstream echoes its
+//! request, or a route leads to a sink of this program.
 
 use std::io;
 use std::net::IpAddr;

@@ -1,22 +1,22 @@
-//! Determines who answered a request that was sent through Envoy.
+//! Determines which program answered a request that was sent through Envoy.
 //!
 //! Rejections of tenantgate carry the id of the decision. Envoy's own responses are recognized by status and text (as
 //! observed with 1.40). All others come from the upstream.
 
 use super::http::Answer;
 
-/// Who answered a request, what that means, and what to check next.
+/// The program that answered a request, the meaning, and the next check.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Verdict {
-    /// Who answered.
+pub struct Attribution {
+    /// The program that answered.
     pub by: Answerer,
-    /// What it means.
+    /// The meaning of the response.
     pub what: String,
-    /// What to check next.
+    /// The next thing to check.
     pub next: String,
 }
 
-/// Who can answer a request.
+/// A program that can answer a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Answerer {
     /// Envoy, by itself.
@@ -28,7 +28,7 @@ pub enum Answerer {
 }
 
 impl Answerer {
-    /// The word in text and JSON output.
+    /// Returns the word in text and JSON output.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -41,8 +41,8 @@ impl Answerer {
 
 /// Determines who gave an answer. `decision_id` is the header that marks rejections of tenantgate.
 #[must_use]
-pub fn of(answer: &Answer, decision_id: &str) -> Verdict {
-    let verdict = |by, what: &str, next: &str| Verdict { by, what: what.into(), next: next.into() };
+pub fn of(answer: &Answer, decision_id: &str) -> Attribution {
+    let verdict = |by, what: &str, next: &str| Attribution { by, what: what.into(), next: next.into() };
     if let Some(id) = answer.header(decision_id) {
         let next =
             format!("search {id} in the logs, or run `tenantgate explain --decision-id {id} --log FILE`");

@@ -73,13 +73,14 @@ fn source_address(message: &[u8]) -> &[u8] {
     SOURCE_ADDRESS.into_iter().try_fold(message, field).unwrap_or_default()
 }
 
-/// The metadata of the module inside Envoy, the field of it that says who decides on the route, and the text that says
-/// that Checks do. `CheckRequest`: attributes = 1; `AttributeContext`: `metadata_context` = 11; `Metadata`:
-/// `filter_metadata` = 1; `Struct`: fields = 1; an entry of a map: key = 1, value = 2; `Value`: `string_value` = 3.
+/// The module's metadata namespace, its field, and the value that means "only Checks decide on this route".
+///
+/// `CheckRequest`: attributes = 1; `AttributeContext`: `metadata_context` = 11; `Metadata`: `filter_metadata` = 1;
+/// `Struct`: fields = 1; an entry of a map: key = 1, value = 2; `Value`: `string_value` = 3.
 const MODULE: (&[u8], &[u8], &[u8]) = (b"envoy.tenantgate", b"route", b"checks");
 
-/// Returns whether the module inside Envoy says that its configuration leaves the route to Checks. The metadata is in the
-/// message if `metadata_context_namespaces` of the `ext_authz` filter names it.
+/// Returns whether only Checks decide on the route, by the metadata of the module inside Envoy. The message contains it
+/// if `metadata_context_namespaces` of the `ext_authz` filter lists the namespace.
 pub(super) fn is_left_by_module(message: &[u8]) -> bool {
     let metadata = field(message, 1).and_then(|attributes| field(attributes, 11)).unwrap_or_default();
     let said = entry(metadata, MODULE.0).and_then(|fields| entry(fields, MODULE.1));
@@ -148,8 +149,7 @@ pub(super) fn compact(
     let mut kept = CompactVisitor { names, headers: Vec::new(), context: Vec::new() };
     let target = walk(message, &mut kept)?;
     let mut compact = Vec::new();
-    // CheckRequest.attributes = 1; AttributeContext.source = 1, request = 4; Request.http = 2; `HttpRequest`: method
-    // =
+    // CheckRequest.attributes = 1; AttributeContext.source = 1, request = 4; Request.http = 2; `HttpRequest`: method =
     // 2, headers = 3, path = 4, host = 5. An entry of a map: key = 1, value = 2.
     Message(&mut compact).message(1, |attributes| {
         attributes.message(1, |peer| within(peer, &SOURCE_ADDRESS[2..], source_address(message)));
@@ -347,7 +347,7 @@ mod tests {
             ("envoy.tenantgate", "route", "", true, false),
             ("envoy.tenantgate", "routes", "checks", true, false),
             ("envoy.other", "route", "checks", true, false),
-            // Nobody asks.
+            // No context extensions.
             ("envoy.tenantgate", "route", "checks", false, false),
         ] {
             let whole = of_route(namespace, name, value, told);
@@ -355,7 +355,7 @@ mod tests {
             for message in [&whole, &compact] {
                 let context = read(message, &options).unwrap().context;
                 assert_eq!(
-                    (context.is_told(), context.left_by_module),
+                    (context.is_set(), context.left_by_module),
                     (told, expected),
                     "{namespace} {name} {value}"
                 );

@@ -1,7 +1,7 @@
-//! An answer as lists of texts, for a module inside Envoy that gives it without a call.
+//! Renders a response as strings, for the module inside Envoy.
 //!
-//! It is rendered by [`answer`] as the answer to a Check, and taken apart again, so that there is one renderer and both
-//! ways say the same. It costs microseconds, and is done once for a key, not once for a request.
+//! Encodes a `CheckResponse` with [`answer`] and decodes it again, so that both paths share one renderer. It costs
+//! microseconds, and is done once for a key, not once for a request.
 
 use prost::Message as _;
 use uuid::Uuid;
@@ -11,31 +11,17 @@ use super::proto::envoy::config::core::v3::HeaderValueOption;
 use super::proto::envoy::service::auth::v3::CheckResponse;
 use super::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use super::translate::{Answer, ROOM, ResponseOptions, answer};
-
-/// An answer, without what differs from one decision to the next.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct PlainAnswer {
-    /// The status of HTTP; 0 for a request that passes.
-    pub status: u16,
-    /// The headers that are set, of the request or of the refusal. An empty value stands for the id of the decision.
-    pub set: Vec<(String, String)>,
-    /// The headers that are removed from a request that passes.
-    pub remove: Vec<String>,
-    /// The body of the refusal.
-    pub body: String,
-    /// The metadata, but for `decision`, `decision_id` and `reason`.
-    pub metadata: Vec<(String, String)>,
-}
+use crate::publisher::Rendered;
 
 /// The fields of metadata that the module adds itself.
 const BY_DECISION: [&str; 3] = ["decision", "decision_id", "reason"];
 
-/// Returns the answer as texts; `None` if a field of the metadata is a list or a limit, which have no such form.
+/// Returns the response as strings; `None` if a metadata field is not a string, such as a list or a limit.
 #[must_use]
-pub fn plain(said: &Answer<'_>, options: &ResponseOptions) -> Option<PlainAnswer> {
+pub fn plain(content: &Answer<'_>, options: &ResponseOptions) -> Option<Rendered> {
     let id = Uuid::nil();
     let mut bytes = Vec::with_capacity(ROOM);
-    answer(&mut bytes, said, id, false, options);
+    answer(&mut bytes, content, id, false, options);
     let response = CheckResponse::decode(&*bytes).ok()?;
     let headers = |options: Vec<HeaderValueOption>| {
         let pairs = options.into_iter().filter_map(|option| option.header);
@@ -43,9 +29,9 @@ pub fn plain(said: &Answer<'_>, options: &ResponseOptions) -> Option<PlainAnswer
     };
     let mut plain = match response.http_response? {
         HttpResponse::OkResponse(ok) => {
-            PlainAnswer { set: headers(ok.headers), remove: ok.headers_to_remove, ..PlainAnswer::default() }
+            Rendered { set: headers(ok.headers), remove: ok.headers_to_remove, ..Rendered::default() }
         }
-        HttpResponse::DeniedResponse(denied) | HttpResponse::ErrorResponse(denied) => PlainAnswer {
+        HttpResponse::DeniedResponse(denied) | HttpResponse::ErrorResponse(denied) => Rendered {
             status: u16::try_from(denied.status?.code).ok()?,
             set: headers(denied.headers)
                 .into_iter()
@@ -56,7 +42,7 @@ pub fn plain(said: &Answer<'_>, options: &ResponseOptions) -> Option<PlainAnswer
                 )
                 .collect(),
             body: denied.body,
-            ..PlainAnswer::default()
+            ..Rendered::default()
         },
     };
     for (name, value) in response.dynamic_metadata?.fields {
@@ -103,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_whose_id_is_zero_is_told_as_any_other() {
+    fn a_row_with_the_id_zero_is_rendered_like_any_other() {
         let (key, tenant) = rows(Uuid::nil(), Uuid::nil(), "Acme");
         let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
         let said = plain(&Answer::of(&decision), &ResponseOptions::default()).unwrap();

@@ -49,9 +49,9 @@ pub struct AuthorizationService {
     gate: Arc<Gate>,
     options: Options,
     shadow: Report,
-    /// Refusals by decision id, if they are remembered.
+    /// Records rejections by decision id; `None` if disabled.
     refusals: Option<Refusals>,
-    /// Who keeps spans, if anybody does.
+    /// The exporter of spans; `None` without tracing.
     spans: Option<Arc<dyn SpanSink>>,
     log: DecisionLog,
 }
@@ -63,7 +63,7 @@ impl AuthorizationService {
         Self { gate, options, shadow, refusals: None, spans: None, log: DecisionLog::new(clock) }
     }
 
-    /// Remembers refusals by their decision ids.
+    /// Makes the service record rejections by decision id.
     #[must_use]
     pub fn remembering(self, refusals: Refusals) -> Self {
         Self { refusals: Some(refusals), ..self }
@@ -97,10 +97,11 @@ impl Unary for AuthorizationService {
         let asked = read(&message, &self.options.request).map_err(|_| CallFailure::InvalidMessage)?;
         let call = Call { message: &message, metadata };
         let address = || self.address(&call);
-        let view = self.gate.settle(&asked, &address, deadline).await;
-        // `settle` returns a view that has a verdict for this request.
-        let verdict = view.judge(&asked, &address).unwrap_or_else(|_| self.gate.unread(Fault::Internal));
-        Ok((self.respond(&verdict, view.started(), asked.bearer, &call), in_vain(&verdict.decision)))
+        let view = self.gate.wait_for_verdict(&asked, &address, deadline).await;
+        // `wait_for_verdict` returns a view that has a verdict for this request.
+        let verdict =
+            view.judge(&asked, &address).unwrap_or_else(|_| self.gate.undecidable_verdict(Fault::Internal));
+        Ok((self.respond(&verdict, view.started(), asked.bearer, &call), unable_reason(&verdict.decision)))
     }
 
     fn compact(&self, message: Bytes) -> Bytes {
@@ -112,7 +113,7 @@ impl Unary for AuthorizationService {
     }
 
     fn unable(&self, why: Unable) -> Frame {
-        let (verdict, started) = (self.gate.unread(fault(why)), self.log.clock.uptime());
+        let (verdict, started) = (self.gate.undecidable_verdict(fault(why)), self.log.clock.uptime());
         self.respond(&verdict, started, false, &Call { message: &[], metadata: &HeaderMap::new() })
     }
 }
@@ -120,22 +121,22 @@ impl Unary for AuthorizationService {
 /// Returns the fault of a call that gets a response without a decision.
 fn fault(why: Unable) -> Fault {
     match why {
-        Unable::Crowded | Unable::NoRoom => Fault::Overloaded,
+        Unable::QueueFull | Unable::MemoryFull => Fault::Overloaded,
         Unable::Panicked => Fault::Internal,
         Unable::TooLarge => Fault::TooLarge,
-        Unable::Stopping | Unable::TooLate => Fault::DeadlineTooShort,
+        Unable::Stopping | Unable::DeadlineExceeded => Fault::DeadlineTooShort,
     }
 }
 
-/// Returns why there is no decision, if the call has waited for a proof in vain.
-fn in_vain(decision: &Decision<'_>) -> Option<Unable> {
+/// Returns why a call that waited for a proof got no decision; `None` if it got one.
+fn unable_reason(decision: &Decision<'_>) -> Option<Unable> {
     let (Decision::Unable(fault, _) | Decision::Allow(Grant::Shadow(Objection::Unable(fault, _)))) = decision
     else {
         return None;
     };
     match fault {
-        Fault::DeadlineTooShort => Some(Unable::TooLate),
-        Fault::Overloaded => Some(Unable::Crowded),
+        Fault::DeadlineTooShort => Some(Unable::DeadlineExceeded),
+        Fault::Overloaded => Some(Unable::QueueFull),
         _ => None,
     }
 }
@@ -152,8 +153,8 @@ impl AuthorizationService {
         client_address(call.message, call.metadata, &self.options.client_address)
     }
 
-    /// Renders the response to a verdict, and logs and records it. `bearer` says whether `authorization` contains a
-    /// key or an attempt at one.
+    /// Renders the response to a verdict, and logs and records it. `bearer`: whether `authorization` contains a key
+    /// or an attempt at one.
     fn respond(&self, verdict: &Verdict<'_>, started: Duration, bearer: bool, call: &Call<'_>) -> Frame {
         let (decision, id) = (&verdict.decision, decision_id(verdict.at));
         let origin = || origin(call.message, call.metadata, &self.options.client_address);
@@ -229,7 +230,7 @@ impl DecisionLog {
             Decision::Allow(Grant::Shadow(objection)) => {
                 return self.write_objection("shadow", objection, id, client);
             }
-            Decision::Allow(Grant::Spared(_, _, denial)) => {
+            Decision::Allow(Grant::RuleShadow(_, _, denial)) => {
                 return self.write_objection("ok", &Objection::Denied(*denial), id, client);
             }
             Decision::Deny(denial) => ("deny", denial.reason.as_str(), denial.identity),
@@ -278,14 +279,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_log_says_of_a_call_is_what_metrics_count() {
+    fn the_log_and_the_metrics_of_a_call_have_the_same_cause() {
         for why in Unable::ALL {
             assert_eq!(why.as_str(), fault(why).as_str(), "{why:?}");
         }
-        for why in [Unable::Crowded, Unable::TooLate] {
-            assert_eq!(in_vain(&Decision::Unable(fault(why), None)), Some(why));
+        for why in [Unable::QueueFull, Unable::DeadlineExceeded] {
+            assert_eq!(unable_reason(&Decision::Unable(fault(why), None)), Some(why));
         }
-        assert_eq!(in_vain(&Decision::Unable(Fault::TooOld, None)), None, "no call waits for that");
+        assert_eq!(unable_reason(&Decision::Unable(Fault::TooOld, None)), None, "no call waits for that");
     }
 
     #[test]

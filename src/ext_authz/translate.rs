@@ -35,7 +35,7 @@ use crate::tenant::Tenant;
 pub const IDENTITY_HEADERS: [&str; 4] =
     ["x-llmcore-tenant-id", "x-llmcore-tenant-name", "x-llmcore-tenant-schema", "x-llmcore-key-id"];
 
-/// What happens to a request that tenantgate cannot decide: `--on-unavailable`.
+/// The response to a request that tenantgate cannot decide: `--on-unavailable`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum OnUnavailable {
     /// It is rejected with 503, regardless of Envoy's configuration.
@@ -69,7 +69,7 @@ pub fn read<'a>(message: &'a [u8], options: &Options) -> Result<AccessRequest<'a
     let mut headers = Headers(Reader::new(options));
     let target = walk(message, &mut headers)?;
     let mut request = headers.0.finish(target.method, target.host, target.path);
-    if request.context.is_told() {
+    if request.context.is_set() {
         request.context.left_by_module = is_left_by_module(message);
     }
     Ok(request)
@@ -82,7 +82,7 @@ pub struct ResponseOptions {
     pub key_header: String,
     /// Whether the key is kept on allowed requests, for a second filter.
     pub keep_key_header: bool,
-    /// What happens to requests that cannot be decided.
+    /// The response to requests that cannot be decided.
     pub on_unavailable: OnUnavailable,
     /// The headers that identify the caller to the upstream.
     pub identity: IdentityHeaders,
@@ -95,7 +95,7 @@ pub struct ResponseOptions {
 pub struct Answer<'a> {
     /// The decision.
     pub decision: &'a Decision<'a>,
-    /// What the response says about the key, apart from its row.
+    /// The terms of the key: the data for the response that is not in its row.
     pub terms: Terms<'a>,
     /// The cache for the parts about the tenant, so that they are rendered only once.
     pub cache: Option<&'a ResponseCache>,
@@ -109,8 +109,8 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// Renders a response: appends the bytes of a `CheckResponse` to `to`. `bearer` says whether `Authorization`
-/// contains a key or an attempt at one, and is removed.
+/// Renders a response: appends the bytes of a `CheckResponse` to `to`. `bearer`: whether `Authorization` contains a key
+/// or an attempt at one, and is removed.
 ///
 /// It writes directly into the buffer, because building the generated messages takes forty allocations.
 pub fn answer(to: &mut Vec<u8>, content: &Answer<'_>, id: Uuid, bearer: bool, options: &ResponseOptions) {

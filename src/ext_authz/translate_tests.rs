@@ -252,7 +252,7 @@ fn metadata_has_limits_only_on_an_allow_and_terms_only_after_proof() {
         (Decision::Deny(Denial { identity: None, ..denied }), false, false),
         (Decision::Allow(Grant::Public), false, false),
         (Decision::Allow(Grant::Anonymous), false, false),
-        (Decision::Allow(Grant::Spared(&key, &tenant, denied)), true, true),
+        (Decision::Allow(Grant::RuleShadow(&key, &tenant, denied)), true, true),
     ] {
         let content = Answer { terms, ..Answer::of(&decision) };
         let all = fields(&render_of(&content, false, &options(OnUnavailable::Deny)));
@@ -262,7 +262,7 @@ fn metadata_has_limits_only_on_an_allow_and_terms_only_after_proof() {
             (told, told, limited),
             "{decision:?}"
         );
-        let spared = matches!(decision, Decision::Allow(Grant::Spared(..)));
-        assert_eq!((has("shadow="), has("would_deny=scope")), (spared, spared));
+        let rule_shadow = matches!(decision, Decision::Allow(Grant::RuleShadow(..)));
+        assert_eq!((has("shadow="), has("would_deny=scope")), (rule_shadow, rule_shadow));
     }
 }

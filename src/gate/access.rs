@@ -13,7 +13,7 @@ use crate::replica::{Entry, Interned, PlanEntry, ResponseParts, Snapshot};
 use crate::scope::{Granted, Scopes};
 use crate::tenant::Tenant;
 
-/// What a response says about a proven key, apart from its row.
+/// The data for the response to a proven key that is not in its row.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Terms<'v> {
     /// The granted scopes; `None` grants everything.

@@ -63,7 +63,7 @@ impl Setup {
     }
 
     async fn by(&self, key: &str, deadline: Instant) -> String {
-        let view = self.gate.settle(&presenting(key), &|| None, deadline).await;
+        let view = self.gate.wait_for_verdict(&presenting(key), &|| None, deadline).await;
         self.on(&view, key).expect("a settled view has a verdict")
     }
 
@@ -94,7 +94,7 @@ fn presenting(key: &str) -> AccessRequest<'_> {
 fn word(verdict: &Verdict<'_>) -> String {
     match verdict.decision {
         Decision::Allow(Grant::Shadow(objection)) => format!("shadow {}", objection.as_str()),
-        Decision::Allow(Grant::Spared(_, _, denial)) => format!("spared {}", denial.reason.as_str()),
+        Decision::Allow(Grant::RuleShadow(_, _, denial)) => format!("rule_shadow {}", denial.reason.as_str()),
         Decision::Allow(grant) => grant.as_str().to_owned(),
         Decision::Deny(denial) => denial.reason.as_str().to_owned(),
         Decision::Unable(fault, _) => fault.as_str().to_owned(),
@@ -203,7 +203,7 @@ fn shadow_mode_applies_to_verdicts_and_counters() {
         stats.shadow.iter().map(Counter::value).collect::<Vec<_>>(),
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
     );
-    assert_eq!(stats.excused().value(), 1);
+    assert_eq!(stats.shadow_undecided().value(), 1);
     assert_eq!(stats.latency.buckets().map(|(_, n)| n).sum::<u64>(), 2);
 }
 
@@ -271,7 +271,7 @@ async fn the_profile_of_a_key_is_checked_after_its_secret() {
         let deadline = Instant::now() + Duration::from_mins(1);
         for (key, expected) in [(WRONG, "mismatch"), (KEY, expected)] {
             let (asked, address) = (presenting(key), || address);
-            let view = setup.gate.settle(&asked, &address, deadline).await;
+            let view = setup.gate.wait_for_verdict(&asked, &address, deadline).await;
             let verdict = view.judge(&asked, &address).unwrap();
             assert_eq!(word(&verdict), expected, "{profile:?} {limit}");
             if expected == "ok" {
@@ -290,7 +290,7 @@ async fn a_changed_rule_applies_with_the_next_snapshot() {
     setup.sees(all.clone());
     assert_eq!(setup.soon(KEY).await, "scope");
     for (shadow, scopes, expected) in [
-        (true, "a.read", "spared scope"),
+        (true, "a.read", "rule_shadow scope"),
         (false, "b", "ok"),
         (false, "a", "scope"),
         (false, "*", "damaged_route"),
@@ -302,7 +302,7 @@ async fn a_changed_rule_applies_with_the_next_snapshot() {
         assert_eq!(setup.now(KEY).as_deref(), Some(expected));
     }
     let stats = setup.gate.stats();
-    assert_eq!((stats.ok.value(), stats.spared.value()), (2, 1));
+    assert_eq!((stats.ok.value(), stats.rule_shadow.value()), (2, 1));
 }
 
 #[tokio::test]

@@ -1,24 +1,23 @@
 //! Publishes proven keys, so that a module inside Envoy can decide about them without a call.
 //!
 //! ```text
-//! gate ── proven ──► Publisher ──► Book ──► shared memory ──► module in Envoy
+//! gate ── proven ──► Publisher ──► PublishedKeys ──► shared memory ──► module in Envoy
 //! replica ── generation ──────────►  │                             │
 //! usage, last_used, counters ◄───────┴────── reports ◄─────────────┘
 //! ```
 //!
-//! A module only repeats verdicts of the server. A key is published with a digest after a Check has proven it here; the
-//! digest is keyed with a random key that lives as long as this process. Keys that the module cannot judge are
-//! published as existing only, and the module asks the server about them: keys that are not proven, whose secret has
-//! few bits, or that have networks, scopes or limits, and damaged rows. While rules, patterns, `--route-default deny`
-//! or shadow mode are in force, or once Envoy has sent `context_extensions` of a route on which the module could have
-//! decided, the module asks about every request.
+//! A module only repeats verdicts of the server. A key is published with a digest after a Check has proven it here. The
+//! digest is keyed with a random key that lives as long as this process. Other keys are published only as existing, and
+//! the module asks the server about them; `docs/guides/inside-envoy.md` lists them. Once Envoy has sent
+//! `context_extensions` of a route that the module may decide on, the module asks about every request.
 //!
 //! The heartbeat in the memory is that of the replica. It is stored after all changes that the replica had seen by
 //! then.
 //!
-//! Depends on: the replica, the gate. The format of answers ([`Render`]) and the connections belong to others.
+//! Depends on: the replica, the gate. Responses are rendered by the caller ([`Render`]), which also owns the
+//! connections.
 
-mod book;
+mod published_keys;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -27,34 +26,35 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tenantgate_snapshot::{Hello, Key, Mapping, Report, Settings};
+use tenantgate_snapshot::{Hello, Mapping, MemoryKey, Report, Settings};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use self::book::Book;
+use self::published_keys::PublishedKeys;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Decision, Grant, Reason};
-use crate::gate::{Terms, Witness};
+use crate::gate::{ProofSink, Terms};
 use crate::key::PresentedKey;
 use crate::last_used::LastUsed;
-use crate::replica::{Entry, Replica, STALE_AFTER};
+use crate::replica::{Entry, Replica, STALE_AFTER, Synced};
 use crate::stats::Counter;
 use crate::usage::{NOBODY, Usage};
 use crate::verify::memo::LEAST_BITS;
 
-/// The answer of a module: the response to a client, or the changes of a request that passes.
+/// The answer of a module, without its per-decision fields: the response to a client, or the changes to a request that
+/// passes.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Rendered {
     /// The HTTP status; 0 for a request that passes.
     pub status: u16,
-    /// The headers to set; an empty value stands for the id of the decision.
+    /// The headers to set, of the request or of the rejection. An empty value stands for the id of the decision.
     pub set: Vec<(String, String)>,
-    /// The headers to remove.
+    /// The headers to remove from a request that passes.
     pub remove: Vec<String>,
-    /// The body.
+    /// The body of the rejection.
     pub body: String,
-    /// The metadata, without the fields that differ between decisions.
+    /// The metadata without `decision`, `decision_id` and `reason`.
     pub metadata: Vec<(String, String)>,
 }
 
@@ -87,19 +87,19 @@ pub struct Stats {
     pub denied: [Counter; Reason::ALL.len()],
 }
 
-/// The memory that modules are told to map.
+/// The shared memory, and the message that makes a module map it.
 #[derive(Debug)]
-pub struct Offer {
+pub struct SharedMemoryHandle {
     hello: Hello,
     memory: OwnedFd,
 }
 
-impl Offer {
+impl SharedMemoryHandle {
     /// Sends it to a module.
     ///
     /// # Errors
     ///
-    /// The socket fails.
+    /// Fails if the socket cannot send a message with a file descriptor, for example because the module has closed it.
     pub fn send(&self, socket: impl std::os::fd::AsFd) -> std::io::Result<()> {
         self.hello.send(socket, std::os::fd::AsFd::as_fd(&self.memory))
     }
@@ -111,7 +111,7 @@ pub struct Publisher(Arc<Shared>);
 
 struct Shared {
     options: Options,
-    key: Key,
+    key: MemoryKey,
     replica: Replica,
     last_used: LastUsed,
     usage: Option<Usage>,
@@ -122,7 +122,7 @@ struct Shared {
     news: Notify,
     /// Whether Envoy has sent `context_extensions` of a route, which a module cannot see.
     route_context: AtomicBool,
-    offer: watch::Sender<Option<Arc<Offer>>>,
+    handle: watch::Sender<Option<Arc<SharedMemoryHandle>>>,
     stats: Arc<Stats>,
 }
 
@@ -152,9 +152,9 @@ impl Publisher {
         clock: Arc<dyn Clock>,
         options: Options,
     ) -> Self {
-        let key = Key::from(options.key);
+        let key = MemoryKey::from(options.key);
         let (proven, news, route_context) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
-        let (offer, stats) = (watch::Sender::new(None), Arc::default());
+        let (handle, stats) = (watch::Sender::new(None), Arc::default());
         Self(Arc::new(Shared {
             options,
             key,
@@ -165,50 +165,50 @@ impl Publisher {
             proven,
             news,
             route_context,
-            offer,
+            handle,
             stats,
         }))
     }
 
-    /// The counters of decisions that modules made.
+    /// Returns the counters of decisions that modules made.
     #[must_use]
     pub fn stats(&self) -> Arc<Stats> {
         Arc::clone(&self.0.stats)
     }
 
-    /// Returns the memory that modules map, and every memory that replaces it.
+    /// Returns a channel with the current shared memory; `None` while there is none.
     #[must_use]
-    pub fn offers(&self) -> watch::Receiver<Option<Arc<Offer>>> {
-        self.0.offer.subscribe()
+    pub fn handles(&self) -> watch::Receiver<Option<Arc<SharedMemoryHandle>>> {
+        self.0.handle.subscribe()
     }
 
     /// Keeps the memory equal to the replica until the future is dropped. After that, modules ask the server.
     pub async fn run(self) {
         let mut generation = self.0.replica.generation();
-        let mut book: Option<Book<Mapping>> = None;
+        let mut published: Option<PublishedKeys<Mapping>> = None;
         let mut failed = false;
         loop {
-            if let Some((at, clock, snapshot)) = self.0.replica.synced() {
+            if let Some(Synced { uptime_ms, database_clock, snapshot }) = self.0.replica.synced() {
                 let proven = std::mem::take(&mut *self.proven());
                 let may_decide = self.0.options.only_keys && !self.0.route_context.load(Relaxed);
-                let next = match book.take() {
-                    Some(book) => book.follow(snapshot, proven, may_decide),
+                let next = match published.take() {
+                    Some(published) => published.follow(snapshot, proven, may_decide),
                     None => self.begin(snapshot, proven, may_decide),
                 };
                 match next {
                     Ok((next, renewed)) => {
-                        next.beat(at, clock);
+                        next.beat(uptime_ms, database_clock);
                         if renewed {
                             self.announce(&next);
                         }
-                        book = Some(next);
+                        published = Some(next);
                         failed = false;
                     }
                     Err(error) => {
                         if !failed {
-                            error!(%error, "what is proven cannot be published, Envoy asks for every request");
+                            error!(%error, "cannot publish proven keys; Envoy sends a Check for every request");
                         }
-                        self.0.offer.send_replace(None);
+                        self.0.handle.send_replace(None);
                         failed = true;
                         // This allocates memory and may fail.
                         tokio::time::sleep(RETRY).await;
@@ -231,26 +231,26 @@ impl Publisher {
         snapshot: Arc<crate::replica::Snapshot>,
         proven: Vec<(Arc<Entry>, [u8; 32])>,
         may_decide: bool,
-    ) -> std::io::Result<(Book<Mapping>, bool)> {
+    ) -> std::io::Result<(PublishedKeys<Mapping>, bool)> {
         let fresh = STALE_AFTER.min(self.0.options.max_staleness);
         let shared = Arc::clone(&self.0);
         let render =
             move |decision: &Decision<'_>, terms: Terms<'_>| shared.options.render.render(decision, terms);
         let settings = self.0.options.settings.clone();
-        let mut book = Book::new(self.0.key.clone(), settings, fresh, Box::new(render));
-        book.remember(proven);
-        Ok((book.renewed(snapshot, may_decide)?, true))
+        let mut published = PublishedKeys::new(self.0.key.clone(), settings, fresh, Box::new(render));
+        published.remember(proven);
+        Ok((published.renewed(snapshot, may_decide)?, true))
     }
 
-    fn announce(&self, book: &Book<Mapping>) {
-        let Some(memory) = book.memory() else { return };
+    fn announce(&self, published: &PublishedKeys<Mapping>) {
+        let Some(memory) = published.memory() else { return };
         match memory.file().try_clone_to_owned() {
             Ok(memory) => {
                 let hello = Hello { key: self.0.key.clone() };
-                self.0.offer.send_replace(Some(Arc::new(Offer { hello, memory })));
-                info!("what is proven is published");
+                self.0.handle.send_replace(Some(Arc::new(SharedMemoryHandle { hello, memory })));
+                info!("publishing proven keys to the module inside Envoy");
             }
-            Err(error) => warn!(%error, "what is proven cannot be handed out"),
+            Err(error) => warn!(%error, "cannot send the shared memory to a module"),
         }
     }
 
@@ -286,7 +286,7 @@ impl Publisher {
     }
 }
 
-impl Witness for Publisher {
+impl ProofSink for Publisher {
     fn proven(&self, entry: &Arc<Entry>, presented: PresentedKey<'_>) {
         if presented.secret_bits() < LEAST_BITS {
             return;
@@ -303,8 +303,8 @@ impl Witness for Publisher {
     fn route_context(&self) {
         if !self.0.route_context.swap(true, Relaxed) {
             warn!(
-                "the module inside Envoy decides nothing until serve restarts: a route has context_extensions, and the \
-                 module was not told to leave it to checks"
+                "the module inside Envoy decides nothing until serve restarts: a route has context_extensions, but the \
+                 module may decide on it"
             );
             self.0.news.notify_one();
         }

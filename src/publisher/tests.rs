@@ -1,4 +1,4 @@
-//! What is published, as a module in Envoy reads it: through the descriptor that it is handed.
+//! Reads the published memory as a module in Envoy does: through the descriptor that it receives.
 
 use tenantgate_snapshot::{Found, Reader};
 use tokio::task::JoinHandle;
@@ -22,7 +22,7 @@ const KEY: &str = "llmk_demo_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg";
 const OTHER: &str = "llmk_other_7Pg4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj";
 const WEAK: &str = "llmk_weak_abcdefgh";
 
-/// Says little, but says it as the real one does.
+/// A short response in the format of the real renderer.
 struct Short;
 
 impl Render for Short {
@@ -40,7 +40,7 @@ impl Render for Short {
     }
 }
 
-/// A publisher, and what it stands on.
+/// A publisher and its dependencies.
 struct House {
     clock: Arc<ManualClock>,
     replica: Replica,
@@ -113,14 +113,14 @@ impl House {
             let keyring = Keyring::new(Peppers::default()).unwrap();
             entry.proven().note(keyring.seal(entry.record(), &hash, presented.expose()));
         }
-        Witness::proven(&self.publisher, &entry, presented);
+        ProofSink::proven(&self.publisher, &entry, presented);
     }
 
-    /// What a module gets that connects now.
+    /// Returns the memory that a module gets when it connects now.
     async fn reader(&self) -> Reader<Mapping> {
-        let mut offers = self.publisher.offers();
-        let offer = offers.wait_for(Option::is_some).await.unwrap().clone().unwrap();
-        Reader::new(Mapping::open(offer.memory.try_clone().unwrap()).unwrap(), offer.hello.key.clone())
+        let mut handles = self.publisher.handles();
+        let handle = handles.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        Reader::new(Mapping::open(handle.memory.try_clone().unwrap()).unwrap(), handle.hello.key.clone())
             .unwrap()
     }
 
@@ -135,7 +135,7 @@ impl House {
     }
 
     async fn becomes(&self, reader: &Reader<Mapping>, prefix: &str, word: &str) {
-        // The clock of the runtime runs by itself as soon as everybody waits.
+        // The clock of the runtime runs by itself as soon as every task waits.
         let same = async {
             while self.word(reader, prefix) != word {
                 sleep(Duration::from_millis(1)).await;
@@ -285,9 +285,9 @@ async fn the_heartbeat_is_that_of_the_replica_and_ends_with_the_task() {
     house.becomes(&reader, "llmk_none", "doubt").await;
     // The next run makes a memory of its own; what was proven before has to be proven again.
     house.start();
-    let mut offers = house.publisher.offers();
-    offers.mark_unchanged();
-    offers.changed().await.unwrap();
+    let mut handles = house.publisher.handles();
+    handles.mark_unchanged();
+    handles.changed().await.unwrap();
     let reader = house.reader().await;
     house.becomes(&reader, "llmk_demo", "known").await;
 }
@@ -300,10 +300,10 @@ async fn a_full_memory_is_replaced_and_the_old_one_ends() {
     house.proves(KEY);
     house.becomes(&first, "llmk_demo", "proven").await;
     // Every change of the row is a new record, and records are never overwritten.
-    let mut offers = house.publisher.offers();
-    offers.mark_unchanged();
+    let mut handles = house.publisher.handles();
+    handles.mark_unchanged();
     let mut n = 0;
-    while !offers.has_changed().unwrap() {
+    while !handles.has_changed().unwrap() {
         n += 1;
         assert!(n < 100_000, "it never fills");
         house.sees(vec![
@@ -319,7 +319,7 @@ async fn a_full_memory_is_replaced_and_the_old_one_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reports_are_counted_where_decisions_are_and_nonsense_is_not() {
+async fn valid_reports_are_counted_with_decisions_and_invalid_ones_are_ignored() {
     let house = House::new();
     house.sees_demo();
     let report = |prefix: &str, reason: &str, requests, at| Report {

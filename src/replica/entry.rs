@@ -25,8 +25,8 @@ pub struct Entry {
     use_queued: AtomicBool,
     /// Whether a memo with the current pepper is missing and nothing is queued to write it.
     memo_due: AtomicBool,
-    /// Whether the proof was told to the one who publishes it.
-    witnessed: AtomicBool,
+    /// Whether the proof was passed to the publisher.
+    publish_taken: AtomicBool,
     /// Whether the row has a valid memo with one of our peppers.
     remembered: bool,
     /// The number of its profile in the snapshot that it is in.
@@ -52,7 +52,7 @@ impl Entry {
             used_at: AtomicI64::new(0),
             use_queued: AtomicBool::new(false),
             memo_due: AtomicBool::new(memo_due),
-            witnessed: AtomicBool::new(false),
+            publish_taken: AtomicBool::new(false),
             profile: FREE,
         }
     }
@@ -95,7 +95,7 @@ impl Entry {
         same_memo && self.record == *record
     }
 
-    /// Whether a verdict says who holds the key.
+    /// Returns whether the key is proven.
     #[must_use]
     pub fn is_proven(&self) -> bool {
         self.proven.seal().is_some()
@@ -125,10 +125,11 @@ impl Entry {
         self.memo_due.load(Relaxed) && self.memo_due.swap(false, Relaxed)
     }
 
-    /// Whether the caller, who has just seen the key proven, is the first to be asked this.
+    /// Returns whether the caller must pass the proof to the publisher. Called after the key was proven; true at most
+    /// once.
     #[must_use]
-    pub fn take_witness_due(&self) -> bool {
-        !self.witnessed.load(Relaxed) && !self.witnessed.swap(true, Relaxed)
+    pub fn take_publish_due(&self) -> bool {
+        !self.publish_taken.load(Relaxed) && !self.publish_taken.swap(true, Relaxed)
     }
 
     /// Records a use. Returns whether the caller must queue it to be written: true for the first use since
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_use_since_forget_note_must_be_queued() {
+    fn only_the_first_use_since_dequeue_use_must_be_queued() {
         let entry = Entry::new(record());
         assert!(entry.record_use(Timestamp(10_000_000)));
         assert!(!entry.record_use(Timestamp(12_000_000)));

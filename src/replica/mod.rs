@@ -60,6 +60,17 @@ pub struct Stats {
     pub not_kept: Counter,
 }
 
+/// The last successful poll.
+#[derive(Clone, Debug)]
+pub struct Synced {
+    /// The uptime of this machine at its start, in milliseconds. Negative if the machine has booted since.
+    pub uptime_ms: i64,
+    /// The clock of the database minus the uptime, in microseconds; `None` if unknown.
+    pub database_clock: Option<i64>,
+    /// A snapshot that is at least as new as the poll.
+    pub snapshot: Arc<Snapshot>,
+}
+
 /// The replica. Cheap to clone. Only [`sync`] and the snapshot file write it.
 #[derive(Clone)]
 pub struct Replica(Arc<Shared>);
@@ -125,14 +136,17 @@ impl Replica {
         (self.freshness(clock, max_staleness), self.snapshot())
     }
 
-    /// The uptime of the last successful poll in milliseconds, the database's clock less the uptime in microseconds, and the
-    /// snapshot, which is at least as new as these. `None` before the first load.
+    /// Returns the last successful poll, with a snapshot that is at least as new. `None` before the first load.
     #[must_use]
-    pub fn synced(&self) -> Option<(i64, Option<i64>, Arc<Snapshot>)> {
-        let at = self.0.synced_at.load(Acquire);
-        let ahead = self.0.database_clock.load(Relaxed);
-        let ahead = (ahead != i64::MIN).then_some(ahead);
-        (at != i64::MIN).then(|| (at, ahead, self.0.snapshot.load_full()))
+    pub fn synced(&self) -> Option<Synced> {
+        let uptime_ms = self.0.synced_at.load(Acquire);
+        let clock = self.0.database_clock.load(Relaxed);
+        let database_clock = (clock != i64::MIN).then_some(clock);
+        (uptime_ms != i64::MIN).then(|| Synced {
+            uptime_ms,
+            database_clock,
+            snapshot: self.0.snapshot.load_full(),
+        })
     }
 
     /// Returns a channel with the generation of the latest published snapshot.

@@ -24,7 +24,7 @@ pub struct Interned {
     granted: Option<Arc<Granted>>,
 }
 
-/// What rules do not change.
+/// The part of a profile that does not depend on rules.
 #[derive(Debug)]
 struct Read {
     row: ProfileRow,
@@ -170,11 +170,6 @@ impl Profiles {
     pub(super) fn grant(&mut self, routes: &RouteTable) {
         self.list = std::mem::take(&mut self.list).into_iter().map(|one| one.granting(routes)).collect();
     }
-
-    /// Returns the number of profiles that are used.
-    pub(super) fn len(&self) -> usize {
-        self.live
-    }
 }
 
 #[cfg(test)]
@@ -197,9 +192,9 @@ mod tests {
         profiles.count(b, -1);
         profiles.count(FREE, -1);
         let before = profiles.clone();
-        assert_eq!((before.len(), before.needs_sweep()), (1, false));
+        assert_eq!((before.live, before.needs_sweep()), (1, false));
         profiles.sweep();
-        assert_eq!((profiles.len(), profiles.number(row("a"), &routes)), (1, a));
+        assert_eq!((profiles.live, profiles.number(row("a"), &routes)), (1, a));
         assert_eq!(profiles.number(row("c"), &routes), b);
         assert_eq!((before.get(b).row(), profiles.get(b).row()), (&row("b"), &row("c")));
         assert!(profiles.get(FREE).profile().is_ok() && profiles.get(FREE).granted().is_none());

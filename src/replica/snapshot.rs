@@ -87,7 +87,7 @@ impl PlanEntry {
     }
 }
 
-/// What two snapshots do not have in common.
+/// The differences between two snapshots.
 #[derive(Debug)]
 pub struct Difference<'s> {
     /// The prefixes of keys.
@@ -145,12 +145,6 @@ impl Snapshot {
         self.profiles.get(number)
     }
 
-    /// Returns the number of distinct profiles that keys use, without the empty one.
-    #[must_use]
-    pub fn profile_count(&self) -> usize {
-        self.profiles.len()
-    }
-
     /// Returns the plan with this name.
     #[must_use]
     pub fn plan(&self, name: &str) -> Option<&PlanEntry> {
@@ -195,7 +189,7 @@ impl Snapshot {
         self.tenants.iter().map(|entry| entry.tenant())
     }
 
-    /// What is not as it was in `before`.
+    /// Returns the differences from `before`.
     #[must_use]
     pub fn since<'s>(&'s self, before: &'s Self) -> Difference<'s> {
         let text = |key: &'s [u8]| std::str::from_utf8(key).ok();

@@ -135,7 +135,8 @@ impl Sync {
 
     async fn check_schema(&self) -> Result<(), StoreError> {
         let version = within(CONNECT_TIMEOUT, "connect", self.store.schema_version()).await?;
-        // A server that has loaded does not create the tables again in an empty database that took the place of its own.
+        // A server that has loaded does not create the tables again in an empty database that took the place of its
+        // own.
         let replaced = self.loaded && version.current == 0;
         if version.check().is_err() && !replaced && (self.options.migrate || self.store.embedded()) {
             // Without a timeout, because a migration that is interrupted starts from the beginning.

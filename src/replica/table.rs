@@ -93,9 +93,10 @@ impl<V: Keyed> Table<V> {
         self.shards.iter().flat_map(|shard| shard.iter())
     }
 
-    /// The keys under which the two tables do not have the same entry. Shards that the tables share are passed over.
+    /// Returns the keys whose entries differ between the two tables. Shards that both tables share are skipped.
     pub(super) fn differences<'t>(&'t self, before: &'t Self) -> Vec<&'t [u8]> {
-        // The same row of shards is of the same hasher: a table that is made anew has another one, and shares nothing.
+        // Shards can be compared only if both tables have the same hasher. A rebuilt table has a new one, and shares no
+        // shard.
         let alike = self.shards.len() == before.shards.len();
         let shared = |at: usize| alike && Arc::ptr_eq(&self.shards[at], &before.shards[at]);
         let side = |table: &'t Self, other: &'t Self| {

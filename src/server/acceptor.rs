@@ -118,7 +118,7 @@ impl Listeners {
 }
 
 impl Listener {
-    /// The next connection, ready to be given to another thread.
+    /// Returns the next connection, ready to be given to another thread.
     async fn accept(&self) -> io::Result<Socket> {
         match self {
             Self::Tcp(listener) => {
@@ -169,7 +169,7 @@ fn all<T>(mut accept: impl FnMut() -> Option<io::Result<T>>) -> impl Iterator<It
     })
 }
 
-/// Whether a failure to accept concerns only this connection, because its peer closed it.
+/// Returns whether a failure to accept concerns only this connection, because its peer closed it.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
@@ -213,7 +213,7 @@ impl<U: Unary> Acceptor<U> {
         })
     }
 
-    /// Whether a connection is open.
+    /// Returns whether a connection is open.
     pub(super) fn is_in_use(&self) -> bool {
         *self.open.borrow() > 0
     }

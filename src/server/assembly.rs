@@ -18,11 +18,11 @@ use tracing::{info, warn};
 
 use super::dedicated_runtime::DedicatedRuntime;
 use super::grpc_services;
-use super::publishing::{self, Handout};
+use super::publishing::{self, ModuleListener};
 use super::{Endpoints, ServeError, Settings};
 use crate::ext_authz::check_span::SpanSink;
 use crate::ext_authz::service::AuthorizationService;
-use crate::gate::{Gate, Witness};
+use crate::gate::{Gate, ProofSink};
 use crate::health::Health;
 use crate::last_used::LastUsed;
 use crate::memo_writer::MemoWriter;
@@ -41,6 +41,9 @@ use crate::transport::ListenStats;
 use crate::usage::Usage;
 use crate::verify::Verifier;
 use crate::verify::memo::Keyring;
+
+/// The interval of heartbeats in the database.
+const HEARTBEAT: Duration = Duration::from_secs(10);
 
 // With these limits, an orderly stop takes at most 10 s.
 
@@ -96,20 +99,14 @@ impl Assembly {
         let usage = Usage::new(settings.usage);
         let counted = settings.prune.keep_usage.map(|_| usage.clone());
         let publisher = publisher(settings, &replica, &last_used, counted.clone())?;
-        let gate =
-            gate.with_witness(publisher.clone().map(|publisher| -> Arc<dyn Witness> { Arc::new(publisher) }));
-        let gate = match counted {
-            Some(usage) => Arc::new(gate.counting(usage)),
-            None => Arc::new(gate),
-        };
+        let sink = publisher.clone().map(|publisher| -> Arc<dyn ProofSink> { Arc::new(publisher) });
+        let gate = Arc::new(gate.counting(counted).with_proof_sink(sink));
         let kind = settings.store.kind();
         let (limit, mode) = (settings.gate.max_staleness, settings.gate.mode);
         let health = Health::new(replica.clone(), Arc::clone(clock), limit, kind, mode);
         let shadow = shadow::Report::new(settings.shadow);
         let refusals = Refusals::new(settings.refusals);
-        let traces = settings.otlp_endpoint.as_deref().map(Traces::to).transpose();
-        let traces =
-            traces.map_err(|why| ServeError::Start(format!("--otlp-endpoint: {why}")))?.map(Arc::new);
+        let traces = traces(settings)?;
         let supervisor = Supervisor::default();
         let metrics = Metrics {
             gate: gate.stats(),
@@ -133,10 +130,7 @@ impl Assembly {
             AuthorizationService::new(gate, Arc::clone(clock), shadow.clone(), settings.ext_authz.clone())
                 .remembering(refusals.clone());
         let reporter = HealthReporter::new();
-        let options = heartbeat::Options {
-            interval: Duration::from_secs(10),
-            max_staleness: settings.gate.max_staleness,
-        };
+        let options = heartbeat::Options { interval: HEARTBEAT, max_staleness: limit };
         let heartbeat = Heartbeat::new(process_name(), replica.clone(), Arc::clone(&settings.store), options);
         let spans = traces.clone().map(|traces| -> Arc<dyn SpanSink> { traces });
         let assembly = Self {
@@ -157,7 +151,7 @@ impl Assembly {
         Ok((assembly, service.with_spans(spans)))
     }
 
-    /// The writer of the snapshot file, if it is enabled.
+    /// Returns the writer of the snapshot file; `None` without `--snapshot-file`.
     pub(super) fn snapshot_file(&self, settings: &Settings) -> Option<SnapshotFile> {
         let (replica, clock) = (self.replica.clone(), Arc::clone(&settings.clock));
         Some(SnapshotFile::new(replica, clock, settings.store.address(), settings.snapshot_file.clone()?))
@@ -175,11 +169,11 @@ impl Assembly {
         let certificates = settings.listen.tls.clone();
         let mut parts = vec![
             self.run(Part::Memos, move || memos.clone().run(Arc::clone(&to_memos))),
-            self.run(Part::Keep, move || write_snapshots(file.clone())),
-            self.run(Part::Usage, move || last_used.clone().run(Arc::clone(&to_uses))),
-            self.run(Part::UsageCounts, move || usage.clone().run(Arc::clone(&to_counts))),
+            self.run(Part::SnapshotFile, move || write_snapshots(file.clone())),
+            self.run(Part::LastUsed, move || last_used.clone().run(Arc::clone(&to_uses))),
+            self.run(Part::Usage, move || usage.clone().run(Arc::clone(&to_counts))),
             self.run(Part::Health, move || health.clone().run(reporter.clone())),
-            self.run(Part::Announce, move || heartbeat.clone().run()),
+            self.run(Part::Heartbeat, move || heartbeat.clone().run()),
             self.run(Part::Prune, move || prune::run(Arc::clone(&to_prune), cut)),
             self.run(Part::Refusals, move || refusals.clone().run(Arc::clone(&to_refusals))),
             self.run(Part::Shadow, move || shadow.clone().run(Arc::clone(&to_shadow))),
@@ -188,14 +182,14 @@ impl Assembly {
         parts
     }
 
-    /// Starts to publish what is proven, if that is enabled.
+    /// Starts to publish proven keys, if that is enabled.
     pub(super) fn publishing(
         &self,
         settings: &Settings,
         listener: Option<UnixListener>,
     ) -> Vec<JoinHandle<()>> {
         let Some((publisher, listener)) = self.publisher.clone().zip(listener) else { return Vec::new() };
-        let handout = Handout::new(
+        let modules = ModuleListener::new(
             publisher.clone(),
             listener,
             &settings.listen.unix_peers,
@@ -203,7 +197,7 @@ impl Assembly {
         );
         vec![
             self.run(Part::Publish, move || publisher.clone().run()),
-            self.run(Part::PublishServe, move || handout.clone().run()),
+            self.run(Part::PublishServe, move || modules.clone().run()),
         ]
     }
 
@@ -220,13 +214,13 @@ impl Assembly {
         Sync::new(self.replica.clone(), store, clock, settings.sync)
     }
 
-    /// The gRPC services other than the check.
+    /// Returns the gRPC services other than the check.
     pub(super) fn others(&self, settings: &Settings) -> Result<Routes, ServeError> {
         grpc_services::routes(self.health.clone(), &self.reporter, settings.reflection)
     }
 
-    /// Writes what saves work after the next start: the snapshot file and memos. Then writes the shadow report and
-    /// refusals.
+    /// Writes the snapshot file and memos, which save work after the next start. Then writes the shadow report and
+    /// rejections.
     async fn last_things(&self, settings: &Settings) {
         if let Some(mut file) = self.snapshot_file(settings) {
             file.write().await;
@@ -308,7 +302,7 @@ impl Assembly {
     }
 }
 
-/// The publisher, if it is enabled.
+/// Returns the publisher; `None` without `--publish`.
 fn publisher(
     settings: &Settings,
     replica: &Replica,
@@ -325,6 +319,12 @@ fn publisher(
     Ok(Some(Publisher::new(replica.clone(), last_used.clone(), usage, clock, options)))
 }
 
+/// Returns the exporter of spans; `None` without `--otlp-endpoint`.
+fn traces(settings: &Settings) -> Result<Option<Arc<Traces>>, ServeError> {
+    let traces = settings.otlp_endpoint.as_deref().map(Traces::to).transpose();
+    Ok(traces.map_err(|why| ServeError::Start(format!("--otlp-endpoint: {why}")))?.map(Arc::new))
+}
+
 /// Runs the writer of the snapshot file, if it is enabled.
 async fn write_snapshots(file: Option<SnapshotFile>) {
     if let Some(file) = file {
@@ -332,7 +332,7 @@ async fn write_snapshots(file: Option<SnapshotFile>) {
     }
 }
 
-/// Names this process: host and process id.
+/// Returns the name of this process: host and process id.
 fn process_name() -> String {
     let uname = rustix::system::uname();
     format!("{}:{}", uname.nodename().to_string_lossy(), std::process::id())

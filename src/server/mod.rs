@@ -70,7 +70,7 @@ pub struct Settings {
     pub otlp_endpoint: Option<String>,
     /// When the shadow report is written.
     pub shadow: Schedule,
-    /// When refusals are written.
+    /// When rejections are written.
     pub refusals: Schedule,
     /// Where and when the snapshot file is written, if it is enabled.
     pub snapshot_file: Option<snapshot_file::Options>,
@@ -81,7 +81,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The defaults, with this store and without listeners.
+    /// Returns the defaults, with this store and without listeners.
     #[must_use]
     pub fn on(store: Arc<dyn Store>) -> Self {
         Self {

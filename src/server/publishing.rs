@@ -31,9 +31,7 @@ const CHUNK: usize = 1 << 16;
 
 impl Render for ResponseOptions {
     fn render(&self, decision: &Decision<'_>, terms: Terms<'_>) -> Option<Rendered> {
-        let said = plain(&Answer { terms, ..Answer::of(decision) }, self)?;
-        let (status, body) = (said.status, said.body);
-        Some(Rendered { status, set: said.set, remove: said.remove, body, metadata: said.metadata })
+        plain(&Answer { terms, ..Answer::of(decision) }, self)
     }
 }
 
@@ -59,7 +57,7 @@ pub(super) fn options(settings: &Settings, key: [u8; 32]) -> crate::publisher::O
 
 /// The listening socket for modules.
 #[derive(Clone)]
-pub(super) struct Handout {
+pub(super) struct ModuleListener {
     publisher: Publisher,
     /// Shared with the next run after a panic.
     listener: Arc<Mutex<UnixListener>>,
@@ -68,7 +66,7 @@ pub(super) struct Handout {
     log: Arc<RateLimitedLog>,
 }
 
-impl Handout {
+impl ModuleListener {
     pub(super) fn new(
         publisher: Publisher,
         listener: UnixListener,
@@ -119,16 +117,16 @@ async fn serve(publisher: Publisher, stream: UnixStream) {
 }
 
 async fn converse(publisher: &Publisher, stream: &UnixStream) -> io::Result<()> {
-    let mut offers = publisher.offers();
-    offers.mark_changed();
+    let mut handles = publisher.handles();
+    handles.mark_changed();
     let (mut received, mut chunk) = (Vec::new(), vec![0; CHUNK]);
     loop {
         tokio::select! {
-            changed = offers.changed() => {
+            changed = handles.changed() => {
                 changed.map_err(io::Error::other)?;
-                let offer = offers.borrow_and_update().clone();
-                if let Some(offer) = offer {
-                    stream.async_io(Interest::WRITABLE, || offer.send(stream)).await?;
+                let handle = handles.borrow_and_update().clone();
+                if let Some(handle) = handle {
+                    stream.async_io(Interest::WRITABLE, || handle.send(stream)).await?;
                 }
             }
             ready = stream.readable() => {
@@ -206,8 +204,8 @@ mod tests {
             let listener = Arc::new(Mutex::new(UnixListener::bind(&self.path).unwrap()));
             let log = Arc::new(RateLimitedLog::new(Arc::<ManualClock>::clone(&self.clock), 1));
             let (publisher, peers) = (self.publisher.clone(), Arc::clone(&self.peers));
-            let handout = Handout { publisher: publisher.clone(), listener, peers, log };
-            self.work = vec![tokio::spawn(handout.run()), tokio::spawn(publisher.run())];
+            let modules = ModuleListener { publisher: publisher.clone(), listener, peers, log };
+            self.work = vec![tokio::spawn(modules.run()), tokio::spawn(publisher.run())];
         }
 
         async fn stop(&mut self) {
@@ -299,7 +297,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn nonsense_ends_one_connection_and_a_module_that_does_not_read_holds_up_nobody() {
+    async fn invalid_reports_end_one_connection_and_a_module_that_does_not_read_delays_no_other() {
         let mut house = House::new(&[House::own()]);
         // This module stops reading, and sends half a frame.
         let (mut half, _) = house.module().await.unwrap();

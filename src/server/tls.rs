@@ -137,7 +137,8 @@ impl Tls {
         }
     }
 
-    /// Whether the client's certificate has one of the allowed names. The handshake has already checked its chain.
+    /// Returns whether the client's certificate has one of the allowed names. The handshake has already checked its
+    /// chain.
     fn has_allowed_name(&self, connection: &ServerConnection) -> bool {
         let sans = &self.files.client_sans;
         if sans.is_empty() {
@@ -286,7 +287,7 @@ impl Contents {
     }
 }
 
-/// Whether a PEM file contains an encrypted key (RFC 5958 §3, RFC 1421 §4.6.1.1).
+/// Returns whether a PEM file contains an encrypted key (RFC 5958 §3, RFC 1421 §4.6.1.1).
 fn is_encrypted(pem: &[u8]) -> bool {
     let marks: [&[u8]; 2] = [b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED"];
     marks.iter().any(|mark| pem.windows(mark.len()).any(|part| part == *mark))
@@ -338,7 +339,7 @@ mod tests {
         write(&files);
         let tls = Tls::load(files.clone()).unwrap();
         assert!(!tls.reload().unwrap());
-        // Renewed before anybody has followed the files.
+        // Renewed before the files are followed.
         write(&files);
         assert!(tls.reload().unwrap() && !tls.reload().unwrap());
         let good = std::fs::read(&files.cert).unwrap();

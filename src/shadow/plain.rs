@@ -35,7 +35,7 @@ pub(super) fn path(path: &[u8]) -> String {
     text(&parts.collect::<Vec<_>>().join(b"/".as_slice()), PATH)
 }
 
-/// Whether a part is a number, or long with a digit in it, such as a UUID, a hash or a token.
+/// Returns whether a part is a number, or long with a digit in it, such as a UUID, a hash or a token.
 fn is_identity(part: &[u8]) -> bool {
     let digits = part.iter().filter(|b| b.is_ascii_digit()).count();
     digits > 0 && (digits == part.len() || part.len() >= LONG)

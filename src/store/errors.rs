@@ -51,7 +51,7 @@ impl From<MigrateError> for StoreError {
 }
 
 impl StoreError {
-    /// The error for a connection that changes backends.
+    /// Returns the error for a connection that changes backends.
     pub(super) fn pooler() -> Self {
         Self::WrongDatabase(
             "the connection moved to another backend: connect to the database itself, or to a pooler in session mode, \
@@ -60,7 +60,7 @@ impl StoreError {
     }
 }
 
-/// Whether a column has another type than expected. A retry would fail again.
+/// Returns whether a column has another type than expected. A retry would fail again.
 fn is_unreadable(error: &sqlx::Error) -> bool {
     use sqlx::Error::{ColumnDecode, ColumnIndexOutOfBounds, ColumnNotFound, Decode, TypeNotFound};
     matches!(
@@ -73,18 +73,18 @@ fn is_unreadable(error: &sqlx::Error) -> bool {
     )
 }
 
-/// Whether another session holds a lock: in Postgres, or on the SQLite file.
+/// Returns whether another session holds a lock: in Postgres, or on the SQLite file.
 fn is_locked(error: &dyn DatabaseError) -> bool {
     let code = error.code().unwrap_or_default();
     code == "55P03" || (code.len() < 5 && code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6)))
 }
 
-/// Whether a prepared statement exists twice, or not at all. Occurs only behind a transaction pooler.
+/// Returns whether a prepared statement exists twice, or not at all. Occurs only behind a transaction pooler.
 fn is_of_a_pooler(error: &dyn DatabaseError) -> bool {
     matches!(error.code().as_deref(), Some("42P05" | "26000"))
 }
 
-/// Whether a later retry may succeed.
+/// Returns whether a later retry may succeed.
 fn passes(error: &dyn DatabaseError) -> bool {
     /// Classes of SQLSTATE: connection, wrong state, database, rollback, resources, operator, system,
     /// busy. <https://www.postgresql.org/docs/current/errcodes-appendix.html>

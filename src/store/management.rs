@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    AdminKeyChange, AdminSessions, Adoption, AuditFilter, Behalf, Check, Claim, Claimed, KeyChange,
+    AdminKeyChange, AdminSessions, Adoption, AuditFilter, ChangeContext, Check, Claim, Claimed, KeyChange,
     KeyFilter, KeyPage, KeyPlace, Overview, PlanChange, RoutesPlan, SchemaVersion, Shadowed, StoreError,
     StoredKey, TenantChange, TenantFilter, TenantPage, TenantPlace, UsageFilter, UsageRow,
 };
@@ -187,9 +187,9 @@ pub struct Migrated {
 #[async_trait]
 pub trait Management: AdminSessions + Overview {
     /// Returns the same store with the same connections, whose changes have another author.
-    fn on_behalf(&self, behalf: Behalf) -> Arc<dyn Management>;
+    fn with_context(&self, context: ChangeContext) -> Arc<dyn Management>;
 
-    /// Whether each tenant has a database schema, which must be created.
+    /// Returns whether each tenant has a database schema, which must be created.
     fn has_schemas(&self) -> bool;
 
     /// Returns the version of the database schema, as [`Store::schema_version`](super::Store::schema_version) does,
@@ -218,7 +218,7 @@ pub trait Management: AdminSessions + Overview {
     /// if the database has no schemas.
     async fn create_schema(&self, schema: &str, adopt: bool) -> Result<(), StoreError>;
 
-    /// All tenants, oldest first.
+    /// Returns all tenants, oldest first.
     async fn tenants(&self) -> Result<Vec<Tenant>, StoreError>;
 
     /// Finds the tenants whose id, schema or exact name is `reference`.
@@ -279,7 +279,7 @@ pub trait Management: AdminSessions + Overview {
         page: usize,
     ) -> Result<TenantPage, StoreError>;
 
-    /// The tenants of which one of `names` is the id, the schema or the exact name.
+    /// Returns the tenants whose id, schema or exact name is in `names`.
     async fn tenants_named(&self, names: &[String]) -> Result<Vec<Tenant>, StoreError>;
 
     /// Adds all these keys, or none: [`StoreError::Conflict`] if a prefix, hash or id is taken.
@@ -304,7 +304,7 @@ pub trait Management: AdminSessions + Overview {
     /// Rotates the key `id` in one transaction.
     async fn rotate_key(&self, id: KeyId, rotation: &Rotation<'_>) -> Result<Rotated, StoreError>;
 
-    /// All plans, by name.
+    /// Returns all plans, by name.
     async fn plans(&self) -> Result<Vec<PlanRow>, StoreError>;
 
     /// Adds a plan. [`StoreError::Conflict`] if its name is taken.
@@ -320,13 +320,13 @@ pub trait Management: AdminSessions + Overview {
     async fn delete_plan(&self, name: &str, check: Check<'_, PlanRow>)
     -> Result<Option<PlanRow>, StoreError>;
 
-    /// All rules of routes, ordered by host, path and method.
+    /// Returns all rules of routes, ordered by host, path and method.
     async fn routes(&self) -> Result<Vec<RouteRow>, StoreError>;
 
     /// Changes the table of routes while other sessions cannot. `plan` computes the change from the current table.
     async fn change_routes(&self, plan: RoutesPlan<'_>) -> Result<RoutesChange, StoreError>;
 
-    /// All management keys, oldest first.
+    /// Returns all management keys, oldest first.
     async fn admin_keys(&self) -> Result<Vec<AdminKey>, StoreError>;
 
     /// Returns the hash of the management key with this prefix, and the key followed by the key that created it, the
@@ -353,15 +353,15 @@ pub trait Management: AdminSessions + Overview {
     /// Deletes the claim of a failed request, so that the Idempotency-Key can be used again.
     async fn give_up_claim(&self, attempt: Uuid) -> Result<(), StoreError>;
 
-    /// The servers that have announced themselves, ordered by name.
+    /// Returns the servers that have a heartbeat in the database, ordered by name.
     async fn replicas(&self) -> Result<Vec<Announced>, StoreError>;
 
     /// Writes a mark into the change log and returns it. A server that has seen the mark has applied everything that
     /// was committed before it.
     async fn mark(&self) -> Result<String, StoreError>;
 
-    /// The servers that may not have applied the changes before a mark: they have not seen it, and may still accept
-    /// keys.
+    /// Returns the servers that may not have applied the changes before a mark: they have not seen it, and may still
+    /// accept keys.
     async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError>;
 
     /// Counts the running servers that have seen a mark.

@@ -58,7 +58,7 @@ pub(super) const SQLITE_OBJECTS: &str = include_str!("../../migrations/sqlite/ob
 /// Creates the roles on Postgres and grants their privileges.
 pub(super) const ROLES: &str = include_str!("../../migrations/roles.sql");
 
-/// The migrator of a set. It ignores applied migrations of a newer program, which only add objects.
+/// Returns the migrator of a set. It ignores applied migrations of a newer program, which only add objects.
 pub(super) fn migrator(set: Set) -> Migrator {
     let migration = |&(version, description, sql): &(i64, &'static str, &'static str)| {
         let sql: SqlStr = sql.into_sql_str();
@@ -73,17 +73,17 @@ pub(super) fn migrator(set: Set) -> Migrator {
     migrator
 }
 
-/// The newest version of a set.
+/// Returns the newest version of a set.
 pub(super) fn newest(set: Set) -> i64 {
     set.iter().map(|(version, ..)| *version).max().unwrap_or(0)
 }
 
-/// The versions of a set that come after `version`.
+/// Returns the versions of a set that come after `version`.
 pub(super) fn after(set: Set, version: i64) -> Vec<i64> {
     set.iter().map(|(v, ..)| *v).filter(|v| *v > version).collect()
 }
 
-/// The entry of the audit log for applied versions; `None` if there were none.
+/// Returns the entry of the audit log for applied versions; `None` if there were none.
 pub(super) fn draft(before: i64, applied: &[i64]) -> Option<Draft> {
     let current = applied.last()?;
     let was = (before > 0).then(|| serde_json::json!({ "current": before }));

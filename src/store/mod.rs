@@ -6,7 +6,7 @@
 
 mod address_error;
 mod adoption;
-mod behalf;
+mod change_context;
 mod errors;
 pub mod inspect;
 mod lists;
@@ -27,9 +27,9 @@ use uuid::Uuid;
 
 pub use self::address_error::AddressError;
 pub use self::adoption::Adoption;
-pub use self::behalf::{
-    AdminKeyChange, AuthorKey, Behalf, Changed, Check, Claim, Claimed, KeyChange, PlanChange, Receipt,
-    RoutesPlan, Stop, TenantChange,
+pub use self::change_context::{
+    AdminKeyChange, AuthorKey, ChangeContext, ChangeError, Changed, Check, Claim, Claimed, KeyChange,
+    PlanChange, Receipt, RoutesPlan, TenantChange,
 };
 pub use self::lists::{
     AuditFilter, KeyFilter, KeyPage, KeyPlace, StoredKey, TenantFilter, TenantPage, TenantPlace, UsageBy,
@@ -42,7 +42,7 @@ pub use self::management::{
 pub use self::overview::{CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState, StoredRefusal};
 pub use self::sessions::{AdminSession, AdminSessions, Ending, SessionId};
 pub use self::source::UrlSource;
-use crate::clock::Timestamp;
+use crate::clock::{MICROS_PER_DAY, Timestamp};
 use crate::key::KeyId;
 use crate::plan::PlanRow;
 use crate::profile::ProfileRow;
@@ -197,12 +197,12 @@ pub struct Used {
 
 /// Formats the number of a day as both databases store it: `2026-01-31`.
 fn day_of(number: i64) -> String {
-    let mut text = Timestamp(number.saturating_mul(86_400_000_000)).to_string();
+    let mut text = Timestamp(number.saturating_mul(MICROS_PER_DAY)).to_string();
     text.truncate("2026-01-31".len());
     text
 }
 
-/// A request that was refused.
+/// A rejected request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Refusal {
     /// The id that the client got.
@@ -221,13 +221,13 @@ pub struct Refusal {
 /// empty list, never an error.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// The kind of the database for display: `postgres` or `sqlite`.
+    /// Returns the kind of the database for display: `postgres` or `sqlite`.
     fn kind(&self) -> &'static str;
 
-    /// The address of the database without user and password, for display and to tell databases apart.
+    /// Returns the address of the database without user and password, for display and to tell databases apart.
     fn address(&self) -> String;
 
-    /// Whether the program may migrate the tables without being asked, as in an embedded database.
+    /// Returns whether the program may migrate the tables without being asked, as in an embedded database.
     fn embedded(&self) -> bool;
 
     /// Opens a session for a replica.
@@ -259,7 +259,7 @@ pub trait Store: Send + Sync {
     /// Adds entries to the shadow report, and deletes entries older than 30 days.
     async fn write_shadowed(&self, requests: &[Shadowed]) -> Result<(), StoreError>;
 
-    /// Adds refusals, and forgets those that are older than 3 days.
+    /// Adds rejections, and deletes those that are older than 3 days.
     async fn write_refusals(&self, refusals: &[Refusal]) -> Result<(), StoreError>;
 
     /// Adds counts to those of the same day, key and reason: all of them, or none if it fails.
@@ -269,7 +269,7 @@ pub trait Store: Send + Sync {
     async fn prune_usage(&self, keep: Duration) -> Result<(), StoreError>;
 }
 
-/// What [`Store::touch_keys`] has found besides the keys that it wrote.
+/// The result of [`Store::touch_keys`].
 #[derive(Clone, Debug, Default)]
 pub struct Touched {
     /// Keys that no server had used before.
@@ -318,7 +318,7 @@ impl Row {
     }
 }
 
-/// What holds for all rows of one load or poll.
+/// The data that all rows of one load or poll share.
 #[derive(Clone, Debug, Default)]
 pub struct SyncPoint {
     /// The clock of the database; `None` if it has none.
@@ -352,13 +352,13 @@ pub enum Change {
 }
 
 impl Change {
-    /// Whether it is a mark.
+    /// Returns whether it is a mark.
     #[must_use]
     pub fn is_mark(&self) -> bool {
         matches!(self, Self::Mark)
     }
 
-    /// The current content of the row; `None` if it was deleted, and for a mark.
+    /// Returns the current content of the row; `None` if it was deleted, and for a mark.
     #[must_use]
     pub fn row(&self) -> Option<&Row> {
         if let Self::Now(row) = self { Some(row) } else { None }
@@ -392,8 +392,9 @@ pub trait Session: Send {
     /// Returns the changes since the last load or poll of this session.
     async fn changes(&mut self) -> Result<Changes, StoreError>;
 
-    /// Whether the database still has the newest change that an earlier load or poll saw ([`SyncPoint::newest_change`]). If
-    /// not, the database was set back: by a failover to a standby that was behind, or by a restored backup.
+    /// Returns whether the database still has the newest change that an earlier load or poll saw
+    /// ([`SyncPoint::newest_change`]). If not, the database was set back: by a failover to a standby that was behind,
+    /// or by a restored backup.
     async fn has(&mut self, known: &SyncPoint) -> Result<bool, StoreError>;
 }
 

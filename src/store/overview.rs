@@ -15,9 +15,9 @@ use crate::tenant::TenantId;
 pub struct KeyCounts {
     /// Keys that are accepted now.
     pub live: u64,
-    /// Those of them that expire soon.
+    /// Live keys that expire soon.
     pub expiring: u64,
-    /// Those of them that were not used for a long time.
+    /// Live keys that were not used for a long time.
     pub unused: u64,
 }
 
@@ -67,7 +67,7 @@ pub enum CountsOf<'c> {
     All,
 }
 
-/// A refusal that a server has written.
+/// A rejection that a server has written.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct StoredRefusal {
     /// When it was decided.
@@ -78,7 +78,7 @@ pub struct StoredRefusal {
     pub key: KeyId,
 }
 
-/// What the page shows at a glance.
+/// The queries of the overview page.
 #[async_trait]
 pub trait Overview: Store {
     /// Counts the keys of these tenants; `None` for all tenants.
@@ -88,12 +88,13 @@ pub trait Overview: Store {
         at: CountedAt,
     ) -> Result<KeyCounts, StoreError>;
 
-    /// The servers that have announced themselves, ordered by name.
+    /// Returns the servers that have a heartbeat in the database, ordered by name.
     async fn servers(&self) -> Result<Vec<ReplicaState>, StoreError>;
 
-    /// The refusal with this decision id.
+    /// Returns the rejection with this decision id; `None` if it is not stored.
     async fn refusal(&self, decision_id: Uuid) -> Result<Option<StoredRefusal>, StoreError>;
 
-    /// Requests on these days (UTC, as in `2026-01-31`) by day and reason. Of a key it reads only rows of that key.
+    /// Returns the requests on these days (UTC, as in `2026-01-31`) by day and reason. For a key it reads only rows of
+    /// that key.
     async fn counts(&self, of: CountsOf<'_>, days: &[String]) -> Result<Vec<DayCount>, StoreError>;
 }

@@ -68,7 +68,7 @@ pub trait AdminSessions: Store {
     /// Records when a session last sent a request.
     async fn touch_session(&self, id: SessionId, at: Timestamp) -> Result<(), StoreError>;
 
-    /// All sessions, the newest first.
+    /// Returns all sessions, the newest first.
     async fn sessions(&self) -> Result<Vec<AdminSession>, StoreError>;
 
     /// Deletes sessions, and returns them.

@@ -26,7 +26,7 @@ pub struct ManageStats {
     pub handshakes: Counter,
 }
 
-/// What is counted together.
+/// The labels of a count.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Counted {
     /// The route, such as `/v1/tenants/{ref}`; `other` if there is none for the path.
@@ -44,7 +44,7 @@ impl ManageStats {
         *requests.entry(counted).or_default() += 1;
     }
 
-    /// The counts of requests.
+    /// Returns the counts of requests.
     #[must_use]
     pub fn requests(&self) -> BTreeMap<Counted, u64> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()

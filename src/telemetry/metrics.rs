@@ -47,13 +47,13 @@ pub struct Metrics {
     pub supervisor: Supervisor,
     /// The shadow report.
     pub shadow: shadow::Report,
-    /// Refusals by decision id.
+    /// Rejections by decision id.
     pub refusals: Refusals,
     /// Usage.
     pub usage: Usage,
     /// Spans, if they are sent anywhere.
     pub traces: Option<Arc<traces::Stats>>,
-    /// Decisions of the module inside Envoy, if what is proven is published.
+    /// Decisions of the module inside Envoy; `None` without `--publish`.
     pub published: Option<Arc<publisher::Stats>>,
     /// Whether rejections are enforced.
     pub mode: Mode,
@@ -104,7 +104,7 @@ impl Metrics {
         let denied = Reason::ALL.iter().zip(&stats.denied).map(|(r, n)| (("deny", r.as_str()), n.value()));
         let unable = stats.unable.iter().map(Counter::value).sum::<u64>();
         // Read after the sum, and subtracted with saturation: a race never gives a huge number.
-        let unable = unable.saturating_sub(stats.excused().value());
+        let unable = unable.saturating_sub(stats.shadow_undecided().value());
         let shadow = stats.shadow.iter().map(Counter::value).sum();
         let allowed = [
             ("anonymous", stats.anonymous.value()),
@@ -151,7 +151,7 @@ impl Metrics {
         let reasons = Reason::ALL.iter().map(|reason| reason.as_str()).chain(["unavailable"]);
         let rows: Vec<_> = reasons
             .zip(&self.gate.shadow)
-            .map(|(reason, n)| ([("reason", reason)], self.spared(reason) + n.value()))
+            .map(|(reason, n)| ([("reason", reason)], self.rule_shadow(reason) + n.value()))
             .collect();
         page.counters(
             "tenantgate_shadow",
@@ -165,9 +165,9 @@ impl Metrics {
         )
     }
 
-    /// Requests that a rule in shadow mode let pass.
-    fn spared(&self, reason: &str) -> u64 {
-        if reason == Reason::Scope.as_str() { self.gate.spared.value() } else { 0 }
+    /// Returns the requests that a rule in shadow mode allowed.
+    fn rule_shadow(&self, reason: &str) -> u64 {
+        if reason == Reason::Scope.as_str() { self.gate.rule_shadow.value() } else { 0 }
     }
 
     fn proofs(&self, page: &mut Page<'_>) -> fmt::Result {
@@ -289,6 +289,14 @@ impl Metrics {
             "Times the database no longer had a change that was read before",
         );
         page.counter(name, help, replica.went_back.value())?;
+        self.flushes(page)?;
+        self.restarts(page)?;
+        page.info("tenantgate_build", "The running version", &[("version", env!("CARGO_PKG_VERSION"))])
+    }
+
+    /// Batches that were written to the database, a file or a collector.
+    fn flushes(&self, page: &mut Page<'_>) -> fmt::Result {
+        let replica = self.replica.stats();
         let (uses, memos) = (self.last_used.stats(), self.memos.stats());
         let (shadow, usage) = (self.shadow.stats(), self.usage.stats());
         let refusals = self.refusals.stats();
@@ -323,24 +331,23 @@ impl Metrics {
             let rows = [([("result", "written")], written.value()), ([("result", "failed")], failed.value())];
             page.counters(name, help, &rows)?;
         }
-        let own = [("bcrypt", self.verify.panics.value()), ("replica", replica.panics.value())];
-        let restarts: Vec<_> = own
-            .into_iter()
-            .chain(self.supervisor.restarts())
-            .map(|(part, n)| ([("part", part)], n))
-            .collect();
-        page.counters(
-            "tenantgate_restarts",
-            "Restarts of background tasks after a panic, by part",
-            &restarts,
-        )?;
         let (sent, lost) =
             self.traces.as_ref().map_or((0, 0), |stats| (stats.written.value(), stats.failed.value()));
         page.counters(
             "tenantgate_trace_flushes",
             "Batches of spans by result",
             &[([("result", "written")], sent), ([("result", "failed")], lost)],
-        )?;
-        page.info("tenantgate_build", "The running version", &[("version", env!("CARGO_PKG_VERSION"))])
+        )
+    }
+
+    fn restarts(&self, page: &mut Page<'_>) -> fmt::Result {
+        let replica = self.replica.stats();
+        let own = [("bcrypt", self.verify.panics.value()), ("replica", replica.panics.value())];
+        let restarts: Vec<_> = own
+            .into_iter()
+            .chain(self.supervisor.restarts())
+            .map(|(part, n)| ([("part", part)], n))
+            .collect();
+        page.counters("tenantgate_restarts", "Restarts of background tasks after a panic, by part", &restarts)
     }
 }

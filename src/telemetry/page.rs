@@ -28,7 +28,7 @@ impl Format {
         if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Text }
     }
 
-    /// The value of the `content-type` header.
+    /// Returns the value of the `content-type` header.
     #[must_use]
     pub fn content_type(self) -> &'static str {
         match self {

@@ -16,7 +16,7 @@ pub fn scrub(text: &str) -> Cow<'_, str> {
     Cow::Owned(without_passwords(&without_keys(text)))
 }
 
-/// Where the first key may begin, and with which scheme.
+/// Returns the position of the first possible key, and its scheme.
 fn first_scheme(text: &str) -> Option<(usize, &'static str)> {
     SCHEMES.iter().filter_map(|scheme| Some((text.find(scheme)?, *scheme))).min()
 }
@@ -52,7 +52,7 @@ fn without_passwords(text: &str) -> String {
         rest = found;
         let user_info = found[..authority].rfind('@');
         let password = user_info.and_then(|end| Some((end, found[..end].find(':')?)));
-        // What stands for a password in a message is none.
+        // The placeholder of a password in a message is kept.
         if let Some((end, colon)) = password.filter(|(end, colon)| &found[colon + 1..*end] != "PASSWORD") {
             clean.push_str(&found[..colon]);
             clean.push_str(":***");

@@ -67,7 +67,7 @@ impl Traces {
         Ok(Self { tracer: provider.tracer("tenantgate"), provider, stats })
     }
 
-    /// The results so far.
+    /// Returns the results so far.
     #[must_use]
     pub fn stats(&self) -> Arc<Stats> {
         Arc::clone(&self.stats)
@@ -123,7 +123,7 @@ impl SpanSink for Traces {
     }
 }
 
-/// The attributes, with the names of the log fields.
+/// Returns the attributes, with the names of the log fields.
 fn attributes(check: &CheckSpan<'_>) -> Vec<KeyValue> {
     let (decision, reason, identity) = match check.decision {
         Decision::Allow(Grant::Shadow(objection)) => ("allow", "shadow", objection.identity()),

@@ -23,7 +23,7 @@ use super::frame_scanner::FrameScanner;
 use super::memory_budget::HeaderBlock;
 
 /// The most bytes that are buffered. Further writes wait until the peer has read some.
-const MOST: usize = 64 * 1024;
+const MAX_UNSENT_BYTES: usize = 64 * 1024;
 
 /// The capacity in bytes that an idle connection keeps: enough for one or two responses.
 const KEPT: usize = 4 * 1024;
@@ -38,12 +38,11 @@ const SMALL_READ_BUDGET: usize = 4 * 1024;
 /// Incomplete header blocks with more bytes than this are accounted for.
 const SMALL_BLOCK: usize = 4 * 1024;
 
-/// By how much a byte of such a header block reduces the read budget. `h2` decodes it at once, and slowly: without this,
-/// a header block that never ends delays other connections of its worker for milliseconds at a time.
+/// By how much a byte of such a header block reduces the read budget. `h2` decodes it at once, and slowly: without
+/// this, a header block that never ends delays other connections of its worker for milliseconds at a time.
 const HEADER_COST: usize = 8;
 
-/// The most memory for one byte of a header block: a field can be an index of one byte into the compression table
-/// (RFC
+/// The most memory for one byte of a header block: a field can be an index of one byte into the compression table (RFC
 /// 7541 §6.1), which becomes an entry of a header map.
 const FIELD: usize = 80;
 
@@ -139,7 +138,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
 
     /// Returns whether the buffer is full, so that the peer must read before more can be written.
     pub(super) fn is_full(&self) -> bool {
-        self.lock().unsent.len() >= MOST
+        self.lock().unsent.len() >= MAX_UNSENT_BYTES
     }
 
     /// Sends the buffered bytes. Pending until the socket has accepted all of them.
@@ -207,7 +206,7 @@ impl<T: AsyncWrite + Unpin> Stream<T> {
 
     /// Waits for room in the buffer. There is room unless the peer does not read.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.unsent.len() < MOST { Poll::Ready(Ok(())) } else { self.flush(cx) }
+        if self.unsent.len() < MAX_UNSENT_BYTES { Poll::Ready(Ok(())) } else { self.flush(cx) }
     }
 }
 

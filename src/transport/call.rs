@@ -110,7 +110,7 @@ pub(super) fn answer<U: Unary>(
     // A pending call keeps only the headers that it needs.
     responder.headers = services.unary.compact_metadata(&responder.headers);
     let Some(pending) = budget.admit(weight(&responder.headers)) else {
-        return responder.respond(Err(Rejection::Unable(Unable::NoRoom)));
+        return responder.respond(Err(Rejection::Unable(Unable::MemoryFull)));
     };
     tokio::spawn(async move {
         let first = match first {
@@ -155,7 +155,7 @@ async fn wait_for_answer<U: Unary>(
     (first, body): (Option<Chunk>, RecvStream),
     deadline: Instant,
 ) -> Result<Frame, Rejection> {
-    let (services, late) = (&responder.services, |_| Rejection::Unable(Unable::TooLate));
+    let (services, late) = (&responder.services, |_| Rejection::Unable(Unable::DeadlineExceeded));
     let whole = gather(first, body, services.limits.message, &mut pending);
     let whole = timeout_at(deadline, whole).await.map_err(late)??;
     let mut message = only_message(whole)?;
@@ -201,7 +201,7 @@ async fn gather(
             let announced = all.get(..PREFIX).map_or(Ok(0), announced)?;
             let capacity = len.max((2 * all.capacity()).min(PREFIX + announced));
             if !pending.grow(capacity - all.capacity()) {
-                return Err(Rejection::Unable(Unable::NoRoom));
+                return Err(Rejection::Unable(Unable::MemoryFull));
             }
             all.reserve_exact(capacity - all.len());
         }

@@ -7,7 +7,7 @@
 //! No limit here ends a connection because of what a client of Envoy does. The limits of `h2` that would do so
 //! (resets before a stream is accepted, streams that end with an error, concurrent streams) are disabled. Instead,
 //! [`buffered_io`](super::buffered_io) stops reading, and [`memory_budget`](super::memory_budget) bounds the memory
-//! of each call. If a stream were refused, Envoy would allow its request under `failure_mode_allow`.
+//! of each call. If a stream were rejected, Envoy would allow its request under `failure_mode_allow`.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -191,7 +191,7 @@ impl End {
         Self::Failed(failure, None)
     }
 
-    /// The end of a connection on which `h2` returned an error.
+    /// Returns the end of a connection on which `h2` returned an error.
     fn of(error: &h2::Error) -> Self {
         let ours = !error.is_io() && !error.is_remote();
         if ours { Self::Failed(ConnectionFailure::ProtocolError, Some(error.to_string())) } else { Self::Now }

@@ -1,11 +1,11 @@
-//! When the response to a call that waits is due.
+//! The time by which a waiting call is answered.
 //!
-//! Envoy tells how long it waits (`grpc-timeout`), and allows a request without an answer under `failure_mode_allow`. So
-//! a call that waits is answered earlier, by a margin that covers the time that the call waited for its worker, which is
-//! not known, and the time that the worker may wait for a core: a client who lets many wrong secrets be proven causes
-//! both. When timers were late before, the margin is larger by as much.
+//! Envoy sends its timeout (`grpc-timeout`). Without a response in time it may allow the request
+//! (`failure_mode_allow`). Calls that wait are therefore answered before the timeout. The margin covers queueing before
+//! the call was read, and scheduling delay. A client that sends many wrong secrets causes both. The margin grows by
+//! recently measured lateness.
 //!
-//! Calls that are answered at once need none of this, and read no clock for it.
+//! Calls that are answered at once have no deadline, and read no clock for it.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -13,22 +13,21 @@ use std::time::Duration;
 use http::HeaderMap;
 use tokio::time::Instant;
 
-/// The least and the greatest margin.
+/// The smallest and the largest margin, without lateness.
 const MARGIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
-/// When the response to a call is due.
+/// The deadline of a call.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline {
     /// When the response must be sent.
     pub(super) answer_by: Instant,
-    /// When the caller gives up; `None` if it did not tell.
+    /// When the caller gives up; `None` without `grpc-timeout`.
     given_up: Option<Instant>,
 }
 
 impl Deadline {
-    /// Returns the deadline of a call that starts to wait `now`: before `grpc-timeout` by a quarter of it, but by at
-    /// least 5 ms and at most half a second, and by the recent `lateness`, but at most by half of it. At the latest
-    /// `most` from now.
+    /// Returns the deadline of a call that starts to wait `now`: `min(timeout - margin, most)` from now, or `most`
+    /// without `grpc-timeout`. The margin is `clamp(timeout / 4, 5 ms, 500 ms) + min(lateness, timeout / 2)`.
     pub(super) fn of(headers: &HeaderMap, most: Duration, lateness: &Lateness, now: Instant) -> Self {
         let timeout = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
         let margin = |of: Duration| (of / 4).clamp(MARGIN.0, MARGIN.1) + lateness.recent(now).min(of / 2);
@@ -62,14 +61,14 @@ pub(super) struct Lateness {
     seen: AtomicU64,
 }
 
-/// After how many seconds a delay counts half.
+/// The number of seconds after which a delay counts half.
 const HALVED_EVERY: u64 = 10;
 
 /// A longer delay counts as this one, so that one pause of the whole machine is forgotten within a minute.
 const LONGEST: Duration = Duration::from_secs(1);
 
 impl Lateness {
-    /// Nothing was late yet.
+    /// Creates a value without lateness.
     pub(super) fn new(now: Instant) -> Self {
         Self { began: now, seen: AtomicU64::new(0) }
     }
@@ -175,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_is_close_or_over_only_if_the_caller_told_how_long_it_waits() {
+    fn a_response_is_close_or_over_only_with_a_grpc_timeout() {
         let now = Instant::now();
         let of = |timeout| Deadline::of(&headers(timeout), MOST, &Lateness::new(now), now);
         let told = of(Some("200m"));

@@ -21,9 +21,9 @@ use crate::stats::Counter;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Unable {
     /// More calls wait for the same work than the CPU can do.
-    Crowded,
+    QueueFull,
     /// There is no memory for another pending call.
-    NoRoom,
+    MemoryFull,
     /// The code that answers the call panicked.
     Panicked,
     /// The call still waits when the server stops.
@@ -31,21 +31,27 @@ pub enum Unable {
     /// The message or the header list is larger than [`super::Limits`] allow.
     TooLarge,
     /// The message, or what the call waits for, did not arrive before the caller's deadline.
-    TooLate,
+    DeadlineExceeded,
 }
 
 impl Unable {
     /// Every reason, in the order of their names here.
-    pub const ALL: [Self; 6] =
-        [Self::Crowded, Self::NoRoom, Self::Panicked, Self::Stopping, Self::TooLarge, Self::TooLate];
+    pub const ALL: [Self; 6] = [
+        Self::QueueFull,
+        Self::MemoryFull,
+        Self::Panicked,
+        Self::Stopping,
+        Self::TooLarge,
+        Self::DeadlineExceeded,
+    ];
 
     /// Returns the name in logs: the cause that metrics count.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Crowded | Self::NoRoom => "overloaded",
+            Self::QueueFull | Self::MemoryFull => "overloaded",
             Self::Panicked => "internal",
-            Self::Stopping | Self::TooLate => "deadline_too_short",
+            Self::Stopping | Self::DeadlineExceeded => "deadline_too_short",
             Self::TooLarge => "too_large",
         }
     }
@@ -53,18 +59,18 @@ impl Unable {
     /// Returns what to do; `None` for what is logged elsewhere, with more details.
     fn advice(self) -> Option<&'static str> {
         match self {
-            Self::Crowded => Some(
+            Self::QueueFull => Some(
                 "more first proofs wait than the CPU can do: add cores or replicas, or find the client that is \
                  guessing",
             ),
-            Self::NoRoom => Some(
+            Self::MemoryFull => Some(
                 "calls that wait need more than --max-pending-bytes: raise it, or find the client that sends so \
                  many or so large requests",
             ),
             Self::Stopping => {
                 Some("it still waits while the server stops: let Envoy retry it on another one")
             }
-            Self::TooLate => Some(
+            Self::DeadlineExceeded => Some(
                 "its first proof, or the rest of its message, takes longer than its caller waits: set timeout: 2s \
                  in Envoy's grpc_service, or add cores",
             ),

@@ -6,10 +6,9 @@
 //!               └──────── any other method ─► tower_bridge ─► a tower service (health, reflection)
 //! ```
 //!
-//! The unary method (Envoy's Check) goes directly from `h2`'s stream to its response, without a task, a boxed future
-//! or a layer in between. This module exists because of the cost: a Check takes 82,000 instructions with tonic's
-//! server and
-//! 41,900 here (`benches/README.md`). It can be dropped once tonic or hyper answers a unary call at that cost.
+//! The unary method (Envoy's Check) goes directly from `h2`'s stream to its response, without a task, a boxed future or
+//! a layer in between. This module exists because of the cost: a Check takes 82,000 instructions with tonic's server
+//! and 41,900 here (`benches/README.md`). It can be dropped once tonic or hyper answers a unary call at that cost.
 //!
 //! The peer is Envoy, and one connection carries the requests of thousands of unrelated clients. So nothing that a
 //! client of Envoy does may close a connection, and everything that it can cause is answered with a response that

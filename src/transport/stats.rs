@@ -20,7 +20,7 @@ pub struct ListenStats {
 }
 
 impl ListenStats {
-    /// All counts at zero.
+    /// Creates counters at zero.
     #[must_use]
     pub fn new(clock: &Arc<dyn Clock>) -> Self {
         let failures = Arc::new(Failures::new(clock));
@@ -32,7 +32,7 @@ impl ListenStats {
         }
     }
 
-    /// The number of connections whose peers were not admitted.
+    /// Returns the number of connections whose peers were not admitted.
     #[must_use]
     pub fn turned_away(&self) -> u64 {
         let admitted = |failure: &ConnectionFailure| !failure.is_handshake();
@@ -40,7 +40,7 @@ impl ListenStats {
         all.filter(|(failure, _)| !admitted(failure)).map(|(_, (_, count))| count).sum()
     }
 
-    /// The number of connections closed because the peer did not read its responses.
+    /// Returns the number of connections closed because the peer did not read its responses.
     #[must_use]
     pub fn not_taking(&self) -> u64 {
         let name = ConnectionFailure::ResponsesNotTaken.as_str();

@@ -22,8 +22,8 @@ use crate::decision::{Fault, Proof};
 use crate::key::PlainKey;
 use crate::record::SecretHash;
 
-/// By how much bcrypt threads are nicer than the others, so that checks of proven keys are not delayed. On an idle machine bcrypt is as
-/// fast as without it; when all cores are busy it still gets about a tenth of a core.
+/// By how much bcrypt threads are nicer than the others, so that checks of proven keys are not delayed. On an idle
+/// machine bcrypt is as fast as without it; when all cores are busy it still gets about a tenth of a core.
 /// <https://man7.org/linux/man-pages/man7/sched.7.html>
 const NICE: i32 = 10;
 
@@ -153,8 +153,8 @@ impl Pool {
     }
 }
 
-/// A number for the fairness of the queue that clients cannot guess; 0 if the system has no randomness, which keeps the
-/// queue bounded.
+/// Returns a number for the fairness of the queue that clients cannot guess; 0 if the system has no randomness, which
+/// keeps the queue bounded.
 fn random() -> u64 {
     SysRng.try_next_u64().unwrap_or_default()
 }

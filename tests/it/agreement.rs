@@ -1,5 +1,5 @@
-//! Runs the guide `docs/guides/an-agreement.md`: every command in it, in order, and every request through a real Envoy with
-//! `envoy/plain/limits.yaml` and a rate-limit service. What stands behind `#` must be in the output.
+//! Runs the guide `docs/guides/an-agreement.md`: every command in it, in order, and every request through a real Envoy
+//! with `envoy/plain/limits.yaml` and a rate-limit service. What stands behind `#` must be in the output.
 
 use std::process::{Command, Stdio};
 

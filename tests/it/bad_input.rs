@@ -1,9 +1,9 @@
 //! What cannot be read, in one committed table: the refusal of commands, of the API, and what becomes of it in SQL.
 //!
-//! A command refuses a value with exit code 2 and a line that says where the first fault is and what is expected there; the
-//! API refuses it with 400 and the same sentence, by a pointer to the field; the database refuses it, or the row that has it
-//! harms itself alone. `bad_input.txt` has a line for each value; `UPDATE_SNAPSHOTS=1 cargo test --test it bad_input`
-//! rewrites it.
+//! A command refuses a value with exit code 2 and a line that says where the first fault is and what is expected there;
+//! the API refuses it with 400 and the same sentence, by a pointer to the field; the database refuses it, or the row
+//! that has it harms itself alone. `bad_input.txt` has a line for each value; `UPDATE_SNAPSHOTS=1 cargo test --test it
+//! bad_input` rewrites it.
 
 mod values;
 
@@ -17,7 +17,7 @@ use crate::support::{Ask, Backend, PATIENCE, Server, World, on_every_store, tabl
 
 on_every_store![
     every_value_that_cannot_be_read_is_in_the_committed_table,
-    what_is_only_written_oddly_is_read,
+    unusual_spellings_are_accepted,
     what_is_bad_only_together_is_refused,
 ];
 
@@ -235,7 +235,7 @@ fn every_value_that_cannot_be_read_is_in_the_committed_table(world: &World) {
 }
 
 /// What looks odd and means one thing.
-fn what_is_only_written_oddly_is_read(world: &World) {
+fn unusual_spellings_are_accepted(world: &World) {
     let update = |option: &str, value: &str| {
         world.db.json(&["key", "update", &world.live.id, &format!("--{option}={value}")])[option].clone()
     };

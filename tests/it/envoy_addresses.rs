@@ -1,9 +1,9 @@
 //! Which address tenantgate takes for the client's, for each way in which a real Envoy detects it and each
 //! `--client-address`.
 //!
-//! One Envoy for each way of detection asks five servers, by path. Keys that are limited to one network each tell what a
-//! server believes: only the key of that network passes. `envoy_addresses.txt` has a line for each Envoy and each set of
-//! headers that a client can send; `UPDATE_SNAPSHOTS=1 cargo test --test it envoy_addresses` rewrites it.
+//! One Envoy for each way of detection asks five servers, by path. Keys that are limited to one network each tell what
+//! a server believes: only the key of that network passes. `envoy_addresses.txt` has a line for each Envoy and each set
+//! of headers that a client can send; `UPDATE_SNAPSHOTS=1 cargo test --test it envoy_addresses` rewrites it.
 //!
 //! | word | the server believes that the request is from |
 //! |---|---|

@@ -1,5 +1,5 @@
-//! The limits of plans through a real Envoy with `envoy/plain/limits.yaml`: by the name of the plan in Envoy itself, and
-//! by its number at a rate-limit service.
+//! The limits of plans through a real Envoy with `envoy/plain/limits.yaml`: by the name of the plan in Envoy itself,
+//! and by its number at a rate-limit service.
 
 use crate::support::ask::KEY_HEADER;
 use crate::support::envoy::Envoy;

@@ -77,8 +77,8 @@ fn a_route_needs_scopes_by_a_rule_and_by_envoys_configuration() {
 }
 
 /// Spellings of `/v1/admin/keys`, and of what lies around it, that some proxy or upstream takes for it. One that is
-/// escaped twice (`%2561`, to which Envoy normalizes `%%61`) is not among them: it is another path for every program that
-/// follows RFC 3986.
+/// escaped twice (`%2561`, to which Envoy normalizes `%%61`) is not among them: it is another path for every program
+/// that follows RFC 3986.
 const LOOK_ALIKES: [&str; 83] = [
     // The path itself, and its neighbours.
     "/v1/admin/keys",

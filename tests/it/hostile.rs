@@ -17,8 +17,7 @@ use self::requests::{Http, Request, furnish, requests};
 use crate::support::envoy::{Envoy, Outcome};
 use crate::support::{Answer, Ask, Server, World, on_every_store};
 
-/// Rows that another suite tests, with the test. Numbers
-/// in neither list (14, 28, 36, 38) are unused.
+/// Rows that another suite tests, with the test. Numbers in neither list (14, 28, 36, 38) are unused.
 const ELSEWHERE: [(u8, &str, &str); 3] = [
     (27, "damaged", "a_key_whose_tenant_is_missing_is_never_allowed"),
     (46, "waiting", "hundreds_of_requests_share_the_one_proof_of_a_key"),

@@ -48,7 +48,7 @@ fn besiege(address: &str, words: &[&[u8]], somebody: impl Fn()) {
 }
 
 #[test]
-fn clients_that_send_nothing_keep_nobody_out() {
+fn clients_that_send_nothing_lock_no_other_client_out() {
     let world = World::on(Backend::Sqlite).expect("a world");
     let key = owner(&world);
     let manage = Manage::on(&world.db, "127.0.0.1:0");
@@ -59,7 +59,7 @@ fn clients_that_send_nothing_keep_nobody_out() {
 }
 
 #[test]
-fn clients_that_begin_no_handshake_or_half_of_one_keep_nobody_out() {
+fn clients_with_no_or_half_a_handshake_lock_no_other_client_out() {
     let world = World::on(Backend::Sqlite).expect("a world");
     let key = owner(&world);
     let encrypted = Encrypted::on(&world.db);
@@ -71,7 +71,7 @@ fn clients_that_begin_no_handshake_or_half_of_one_keep_nobody_out() {
 }
 
 #[test]
-fn clients_whose_bodies_do_not_come_keep_nobody_out() {
+fn clients_whose_bodies_do_not_arrive_lock_no_other_client_out() {
     let world = World::on(Backend::Sqlite).expect("a world");
     let key = owner(&world);
     let manage = Manage::on(&world.db, "127.0.0.1:0");

@@ -28,7 +28,7 @@ on_every_store![
     a_management_key_is_made_for_some_tenants,
     a_refusal_is_found_by_its_decision_id,
     a_refusal_of_another_tenant_is_not_found,
-    a_management_key_that_is_revoked_meanwhile_finishes_no_change,
+    a_management_key_that_is_revoked_meanwhile_completes_no_change,
     the_mode_of_a_tenant_is_changed_over_http,
     the_pages_of_the_audit_log_show_each_change_once,
     the_pages_of_tenants_show_each_once,
@@ -369,7 +369,7 @@ fn a_refusal_of_another_tenant_is_not_found(world: &World) {
     assert_eq!(get(&manage, &format!("/refusals?id={ours}"), &cookie).status, 403);
 }
 
-fn a_management_key_that_is_revoked_meanwhile_finishes_no_change(world: &World) {
+fn a_management_key_that_is_revoked_meanwhile_completes_no_change(world: &World) {
     let maker = string(&create(world, &["maker", "--role", "owner"]), "key");
     let manage = Manage::on(&world.db, "127.0.0.1:0");
     let child = manage.change(&maker, "POST", "/v1/admin_keys", &json!({ "name": "child" }));

@@ -269,7 +269,7 @@ fn excess_privileges_are_revoked_or_named() {
     may_not(&mut session, &prefix, &NOT_FOR_SERVE);
     world.db.sql("GRANT UPDATE ON tenants TO PUBLIC");
     let line = world.db.cli(&["migrate", &roles]).refused();
-    assert!(line.contains("may still do more on tenants"), "{line}");
+    assert!(line.contains("still has more privileges on tenants"), "{line}");
     world.db.sql("REVOKE UPDATE ON tenants FROM PUBLIC; GRANT CREATE ON SCHEMA public TO PUBLIC");
     world.db.cli(&["migrate", &roles]).ok();
     may_not(&mut session, &prefix, &["CREATE TABLE mine (n int)"]);
@@ -283,7 +283,10 @@ fn an_existing_superuser_with_such_a_name_is_rejected() {
     {
         world.db.sql(&format!("CREATE ROLE {prefix}_serve {how}"));
         let line = world.db.cli(&["migrate", &format!("--roles={prefix}")]).refused();
-        assert!(line.contains(&format!("the role {prefix}_serve was there")), "{line}");
+        assert!(
+            line.contains(&format!("the role {prefix}_serve already exists with more privileges")),
+            "{line}"
+        );
         let made = format!("SELECT rolname::text FROM pg_roles WHERE rolname = '{prefix}_admin'");
         assert_eq!(world.db.texts(&made), [], "all or nothing");
     }
@@ -301,7 +304,7 @@ fn sqlite_has_no_roles() {
 
 /// Also without these roles.
 #[test]
-fn the_functions_are_not_executable_by_everybody() {
+fn the_functions_are_not_executable_by_public() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let stranger = format!("stranger_{}", world.db.name());
     world.db.sql(&format!("CREATE ROLE {stranger} LOGIN"));

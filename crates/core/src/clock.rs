@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Datelike as _, Timelike as _};
 
+/// The number of microseconds in a day.
+pub const MICROS_PER_DAY: i64 = 86_400_000_000;
+
 /// An instant in microseconds since 1970-01-01T00:00:00Z, the resolution of Postgres' `timestamptz`.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Timestamp(pub i64);
@@ -57,7 +60,7 @@ impl Timestamp {
     /// Returns its day (UTC), in days since 1970-01-01.
     #[must_use]
     pub fn day(self) -> i64 {
-        self.0.div_euclid(86_400_000_000)
+        self.0.div_euclid(MICROS_PER_DAY)
     }
 
     /// Returns the time since `earlier`; zero if `earlier` is later.
@@ -91,8 +94,7 @@ impl Timestamp {
 }
 
 /// RFC 3339 in UTC with microseconds, always 27 characters, so that texts sort as instants do. Instants outside the
-/// years
-/// 0 to 9999, which RFC 3339 cannot represent, are shown as the nearest one that it can.
+/// years 0 to 9999, which RFC 3339 cannot represent, are shown as the nearest one that it can.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = Vec::with_capacity(27);

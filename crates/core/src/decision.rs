@@ -1,9 +1,8 @@
 //! Decides whether a request is allowed.
 //!
 //! [`rows`] holds the table of outcomes: an ordered list of rows. The first row whose condition holds gives the
-//! decision.
-//! [`decide`] takes the [`Facts`] and walks the table. It does no I/O, reads no clock, and knows neither HTTP nor
-//! Envoy.
+//! decision. [`decide`] takes the [`Facts`] and walks the table. It does no I/O, reads no clock, and knows neither HTTP
+//! nor Envoy.
 //!
 //! ```text
 //!   ambiguous path ───────────────────────────► Deny
@@ -22,7 +21,7 @@
 //! ```
 //!
 //! The numbers are those of the table in the documentation. The precise reason of a denial is for operators; the
-//! response to the client says less.
+//! response to the client is less specific.
 //!
 //! [`Decision::in_mode`] applies shadow mode, which allows rejected requests without an identity.
 
@@ -83,7 +82,7 @@ pub struct Access<'a> {
     /// Whether a rule matches.
     pub rule: RuleFact,
     /// The scopes that the request needs and the key lacks; `None` if it lacks none.
-    pub lacking: Option<Lacking<'a>>,
+    pub lacking: Option<MissingScopes<'a>>,
 }
 
 impl Access<'_> {
@@ -104,8 +103,8 @@ pub enum RuleFact {
 
 /// Needed scopes that a key lacks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Lacking<'a> {
-    /// The first term of the needs, which the client is told.
+pub struct MissingScopes<'a> {
+    /// The first term of the needs, which the response names.
     pub term: &'a str,
     /// Whether the rule is in shadow mode: the request is allowed, and recorded.
     pub shadow: bool,
@@ -163,7 +162,7 @@ pub enum Decision<'a> {
 }
 
 impl<'a> Decision<'a> {
-    /// Who holds the key, if that was proven.
+    /// Returns the owner of the key; `None` if the key was not proven.
     #[must_use]
     pub fn identity(&self) -> Option<Identity<'a>> {
         match self {
@@ -236,7 +235,7 @@ pub enum Grant<'a> {
     /// As this key of this tenant.
     Tenant(&'a KeyRecord, &'a Tenant),
     /// As this key of this tenant: a rule in shadow mode allows it although it would be denied.
-    Spared(&'a KeyRecord, &'a Tenant, Denial<'a>),
+    RuleShadow(&'a KeyRecord, &'a Tenant, Denial<'a>),
 }
 
 impl<'a> Grant<'a> {
@@ -247,7 +246,7 @@ impl<'a> Grant<'a> {
     #[must_use]
     pub fn identity(&self) -> Option<(&'a KeyRecord, &'a Tenant)> {
         match self {
-            Self::Tenant(key, tenant) | Self::Spared(key, tenant, _) => Some((key, tenant)),
+            Self::Tenant(key, tenant) | Self::RuleShadow(key, tenant, _) => Some((key, tenant)),
             Self::Public | Self::Anonymous | Self::Shadow(_) => None,
         }
     }
@@ -257,7 +256,7 @@ impl<'a> Grant<'a> {
     pub fn objection(&self) -> Option<Objection<'a>> {
         match self {
             Self::Shadow(objection) => Some(*objection),
-            Self::Spared(_, _, denial) => Some(Objection::Denied(*denial)),
+            Self::RuleShadow(_, _, denial) => Some(Objection::Denied(*denial)),
             Self::Public | Self::Anonymous | Self::Tenant(..) => None,
         }
     }
@@ -269,7 +268,7 @@ impl<'a> Grant<'a> {
             Self::Public => "public",
             Self::Anonymous => "anonymous",
             Self::Shadow(_) => "shadow",
-            Self::Tenant(..) | Self::Spared(..) => Self::OK,
+            Self::Tenant(..) | Self::RuleShadow(..) => Self::OK,
         }
     }
 }

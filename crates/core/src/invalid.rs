@@ -28,7 +28,7 @@ impl Invalid {
         self
     }
 
-    /// The position of the error, in bytes from 1.
+    /// Returns the position of the error, in bytes from 1.
     #[must_use]
     pub fn position(&self) -> usize {
         self.at
@@ -43,8 +43,25 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// An error for a value that is rejected as a whole. Its message is one sentence for the person who wrote the value: why
-/// it is invalid, or what is expected instead.
+/// Why a row is damaged: one of its parts is invalid.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Damage<P> {
+    /// The invalid part of the row, such as a column.
+    pub part: P,
+    /// Why it is invalid.
+    pub error: Invalid,
+}
+
+impl<P> fmt::Display for Damage<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<P: fmt::Debug> std::error::Error for Damage<P> {}
+
+/// An error for a value that is rejected as a whole. Its message is one sentence for the person who wrote the value:
+/// why it is invalid, or what is expected instead.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct InvalidValue(Cow<'static, str>);
 

@@ -25,7 +25,7 @@ pub struct PathOptions {
 pub struct Ambiguous {
     /// The offset in bytes of the character, or of the last byte of the segment.
     pub at: usize,
-    /// What is ambiguous there.
+    /// The kind of ambiguity.
     pub what: &'static str,
 }
 

@@ -1,9 +1,8 @@
 //! Decides what a management key may do, and what it may delegate.
 //!
-//! A management key has permissions, and may see all tenants or some. [`may`] decides whether it may do something,
-//! and
-//! [`delegate`] which authority it may give to another key. A key ends when its maker (the management key that
-//! created it) ends, and never may do more than its maker currently may: [`authority`] follows the chain of makers.
+//! A management key has permissions, and may see all tenants or some. [`may`] decides whether it may do something, and
+//! [`delegate`] which authority it may give to another key. A key ends when its maker (the management key that created
+//! it) ends, and never may do more than its maker currently may: [`authority`] follows the chain of makers.
 //!
 //! Depends on: `tenant`, `record` and the timestamps of `clock`. It does no I/O, and knows neither HTTP nor the
 //! command line.
@@ -272,10 +271,10 @@ impl Reach {
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct AdminKeyId(pub Uuid);
 
-/// What a management key may do, for which tenants, and until when.
+/// The permissions of a management key, its tenants, and its expiry.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Authority {
-    /// What it may do.
+    /// Its permissions.
     pub permissions: Permissions,
     /// The tenants that it may see.
     pub reach: Reach,
@@ -385,7 +384,7 @@ pub fn limit<'k>(makers: impl IntoIterator<Item = &'k AdminKey>) -> Authority {
     makers.into_iter().fold(Authority::whole(), |limit, maker| limit.and(&maker.given))
 }
 
-/// What a management request concerns.
+/// The rows that a management request concerns.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum About {
     /// Rows without a tenant, or a list that shows only rows of visible tenants.
@@ -398,7 +397,7 @@ pub enum About {
 
 /// Whether a management request is allowed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Verdict {
+pub enum Permitted {
     /// It is allowed.
     Yes,
     /// The key lacks this permission.
@@ -413,24 +412,24 @@ pub enum Verdict {
 ///
 /// | has the permission | sees | request concerns | verdict |
 /// |---|---|---|---|
-/// | no | | | [`Verdict::Lacks`] |
-/// | yes | all tenants | | [`Verdict::Yes`] |
-/// | yes | some tenants | a change of plans or routes, or a new tenant | [`Verdict::OnlyForAllTenants`] |
-/// | yes | some tenants | a tenant that it does not see | [`Verdict::NotThere`] |
-/// | yes | some tenants | something else | [`Verdict::Yes`] |
+/// | no | | | [`Permitted::Lacks`] |
+/// | yes | all tenants | | [`Permitted::Yes`] |
+/// | yes | some tenants | a change of plans or routes, or a new tenant | [`Permitted::OnlyForAllTenants`] |
+/// | yes | some tenants | a tenant that it does not see | [`Permitted::NotThere`] |
+/// | yes | some tenants | something else | [`Permitted::Yes`] |
 #[must_use]
-pub fn may(authority: &Authority, permission: Permission, about: About) -> Verdict {
+pub fn may(authority: &Authority, permission: Permission, about: About) -> Permitted {
     if !authority.permissions.has(permission) {
-        return Verdict::Lacks(permission);
+        return Permitted::Lacks(permission);
     }
     if authority.reach == Reach::All {
-        return Verdict::Yes;
+        return Permitted::Yes;
     }
     match about {
-        _ if permission.is_for_all_tenants() => Verdict::OnlyForAllTenants(permission),
-        About::NewTenant => Verdict::OnlyForAllTenants(permission),
-        About::Tenant(tenant) if !authority.reach.has(tenant) => Verdict::NotThere,
-        About::Tenant(_) | About::Shared => Verdict::Yes,
+        _ if permission.is_for_all_tenants() => Permitted::OnlyForAllTenants(permission),
+        About::NewTenant => Permitted::OnlyForAllTenants(permission),
+        About::Tenant(tenant) if !authority.reach.has(tenant) => Permitted::NotThere,
+        About::Tenant(_) | About::Shared => Permitted::Yes,
     }
 }
 

@@ -118,7 +118,7 @@ impl fmt::Display for Limit {
     }
 }
 
-/// What a limit counts.
+/// The unit that a limit counts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Counted {
     /// Requests.

@@ -1,8 +1,8 @@
 //! Combines the rules of the database, `--public` and Envoy's context extensions for a request.
 //!
-//! The result says whether the request needs a key, and which scopes the key needs.
+//! The result contains whether the request needs a key, and which scopes the key needs.
 
-use crate::decision::{Entrance, Lacking, RuleFact};
+use crate::decision::{Entrance, MissingScopes, RuleFact};
 use crate::path::{Path, PathOptions};
 use crate::request::{AccessRequest, Waived};
 use crate::route::host::request_host;
@@ -18,7 +18,7 @@ pub struct Options {
     pub deny_unmatched: bool,
 }
 
-/// What is known of a request before its key is looked up.
+/// The facts about a request that are known before its key is looked up.
 #[derive(Clone, Copy, Debug)]
 pub struct Routing<'a> {
     /// Whether it needs a key.
@@ -94,15 +94,15 @@ impl<'a> Routing<'a> {
     /// Returns the needs that a key does not meet; `None` if it meets all. `granted` has the key's scopes, as parsed
     /// and as compiled; `None` grants everything.
     #[must_use]
-    pub fn lacking(&self, granted: Option<(&Scopes, &Granted)>) -> Option<Lacking<'a>> {
+    pub fn lacking(&self, granted: Option<(&Scopes, &Granted)>) -> Option<MissingScopes<'a>> {
         let (scopes, granted) = granted?;
         let by_rule = self.entry.filter(|entry| !entry.is_met_by(granted));
         let by_rule = by_rule.and_then(|entry| entry.rule.as_ref().ok()).and_then(|rule| {
             let term = rule.needs.as_ref()?.first_term();
-            Some(Lacking { term, shadow: rule.shadow })
+            Some(MissingScopes { term, shadow: rule.shadow })
         });
         let by_envoy = self.context.needs.filter(|needs| !needs.are_met_by(scopes));
-        let by_envoy = by_envoy.map(|needs| Lacking { term: needs.first_term(), shadow: false });
+        let by_envoy = by_envoy.map(|needs| MissingScopes { term: needs.first_term(), shadow: false });
         match (by_rule, by_envoy) {
             // Shadow mode of a rule applies only to the rule's own needs.
             (Some(lacking), Some(other)) if lacking.shadow => Some(other),

@@ -3,9 +3,7 @@
 //! Keys with the same values share one profile and refer to it by a number, so that a million keys with a few thousand
 //! distinct profiles take little memory.
 
-use std::fmt;
-
-use crate::invalid::Invalid;
+use crate::invalid;
 use crate::network::Networks;
 use crate::plan::PlanName;
 use crate::scope::Scopes;
@@ -22,7 +20,7 @@ pub struct ProfileRow {
 }
 
 impl ProfileRow {
-    /// Whether all three columns are NULL, as in rows from before these columns existed.
+    /// Returns whether all three columns are NULL, as in rows from before these columns existed.
     #[must_use]
     pub fn is_free(&self) -> bool {
         self.scopes.is_none() && self.networks.is_none() && self.plan.is_none()
@@ -34,7 +32,7 @@ impl ProfileRow {
     ///
     /// Returns the first column that is invalid.
     pub fn compile(&self) -> Result<Profile, Damage> {
-        let damage = |column| move |error| Damage { column, error };
+        let damage = |part| move |error| Damage { part, error };
         Ok(Profile {
             scopes: self.scopes.as_deref().map(Scopes::parse).transpose().map_err(damage("scopes"))?,
             networks: self
@@ -59,20 +57,8 @@ pub struct Profile {
     pub plan: Option<PlanName>,
 }
 
-/// Why the profile of a row is invalid.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Damage {
-    /// The invalid column of `api_keys`.
-    pub column: &'static str,
-    /// Why its value is invalid.
-    pub error: Invalid,
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
-    }
-}
+/// Why the profile of a row is invalid: an invalid column of `api_keys`.
+pub type Damage = invalid::Damage<&'static str>;
 
 #[cfg(test)]
 mod tests {
@@ -96,7 +82,7 @@ mod tests {
             (row(None, None, Some("")), "plan"),
         ] {
             let damage = bad.compile().unwrap_err();
-            assert_eq!(damage.column, column);
+            assert_eq!(damage.part, column);
             assert!(damage.to_string().contains(": expected "), "{damage}");
             assert!(!bad.is_free());
         }

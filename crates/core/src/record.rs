@@ -256,11 +256,11 @@ pub struct KeyDetails {
     pub memo: Option<PepperId>,
     /// `api_keys.disabled_at`.
     pub disabled_at: Option<Timestamp>,
-    /// What the key may do.
+    /// The policy of the key.
     pub terms: KeyTerms,
 }
 
-/// What a key may do, unparsed, and its labels. A rotation copies all of it.
+/// The policy of a key, unparsed, and its labels. A rotation copies all of it.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct KeyTerms {
     /// `api_keys.not_before`.

@@ -93,7 +93,7 @@ impl PublicPaths {
         Ok(())
     }
 
-    /// The methods and paths.
+    /// Returns the methods and paths.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.rules.iter().map(|(method, path)| (method.as_str(), path.as_str()))
     }

@@ -5,8 +5,7 @@
 //! needed    a b | c                      (a and b) or c
 //! ```
 //!
-//! A key whose scopes are `NULL` is granted everything. The caller represents that as `Option::None`, not as a state
-//! of
+//! A key whose scopes are `NULL` is granted everything. The caller represents that as `Option::None`, not as a state of
 //! [`Scopes`]; an empty list grants nothing.
 
 use std::fmt;
@@ -190,7 +189,7 @@ impl Needs {
         &self.0
     }
 
-    /// Returns the first term, which the client is told if its key does not meet the needs.
+    /// Returns the first term, which the response names if the key does not meet the needs.
     #[must_use]
     pub fn first_term(&self) -> &str {
         self.0.first().map(Term::as_str).unwrap_or_default()

@@ -61,7 +61,7 @@ impl fmt::Display for TenantStatus {
     }
 }
 
-/// What happens to rejected requests: `--mode`, and `tenants.mode`.
+/// Whether rejections are enforced: `--mode`, and `tenants.mode`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Mode {
     /// They are rejected.

@@ -74,21 +74,21 @@ impl Slot {
 
 /// The secret that readers get over the socket. Hashes under it are useless without it.
 #[derive(Clone)]
-pub struct Key([u8; 32]);
+pub struct MemoryKey([u8; 32]);
 
-impl From<[u8; 32]> for Key {
+impl From<[u8; 32]> for MemoryKey {
     fn from(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 }
 
-impl fmt::Debug for Key {
+impl fmt::Debug for MemoryKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Key").finish_non_exhaustive()
+        f.debug_struct("MemoryKey").finish_non_exhaustive()
     }
 }
 
-impl Key {
+impl MemoryKey {
     /// Returns the bytes, for the handshake.
     #[must_use]
     pub fn expose(&self) -> &[u8; 32] {

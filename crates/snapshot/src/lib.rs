@@ -36,7 +36,7 @@ mod wire;
 mod writer;
 
 pub use self::atomics::Memory;
-pub use self::layout::{FRESH_MS, Key, VERSION, words_for};
+pub use self::layout::{FRESH_MS, MemoryKey, VERSION, words_for};
 #[cfg(not(feature = "loom"))]
 pub use self::mapping::Mapping;
 pub use self::reader::{Found, Reader};

@@ -2,7 +2,7 @@
 
 use crate::atomics::{AtomicU64, Memory, Ordering, fence};
 use crate::layout::{
-    FRESH_MS, GONE, Key, MAGIC, MOST_BYTES, MOST_SLOTS, OPEN, RECORD_HEAD, Slot, VERSION, header,
+    FRESH_MS, GONE, MAGIC, MOST_BYTES, MOST_SLOTS, MemoryKey, OPEN, RECORD_HEAD, Slot, VERSION, header,
 };
 use crate::record::{Proven, Settings};
 
@@ -23,14 +23,14 @@ pub enum Found {
 #[derive(Debug)]
 pub struct Reader<M> {
     memory: M,
-    key: Key,
+    key: MemoryKey,
     mask: u64,
 }
 
 impl<M: Memory> Reader<M> {
     /// Returns a reader of this memory; `None` if it has another version or an invalid size.
     #[must_use]
-    pub fn new(memory: M, key: Key) -> Option<Self> {
+    pub fn new(memory: M, key: MemoryKey) -> Option<Self> {
         let words = memory.words();
         let head = |at: usize| Some(words.get(at)?.load(Ordering::Acquire));
         let slots = head(header::SLOTS).filter(|slots| *slots <= MOST_SLOTS)?;
@@ -140,7 +140,7 @@ impl<M: Memory> Reader<M> {
 }
 
 /// Returns a copy of the record at a place; `None` if its hash is wrong.
-pub(crate) fn record(words: &[AtomicU64], key: &Key, place: u32) -> Option<Vec<u8>> {
+pub(crate) fn record(words: &[AtomicU64], key: &MemoryKey, place: u32) -> Option<Vec<u8>> {
     let start = usize::try_from(place).ok()?;
     let head = words.get(start..start.checked_add(RECORD_HEAD)?)?;
     let [len, low, high] = [0, 1, 2].map(|at| head[at].load(Ordering::Relaxed));

@@ -7,7 +7,7 @@ use crate::layout::MOST_BYTES;
 pub struct Proven {
     /// `llmk_<prefix>`.
     pub prefix: String,
-    /// The [digest](crate::Key::digest) of the whole key.
+    /// The [digest](crate::MemoryKey::digest) of the whole key.
     pub digest: [u8; 32],
     /// `api_keys.id`.
     pub key_id: [u8; 16],

@@ -12,7 +12,7 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
-use crate::layout::{Key, VERSION};
+use crate::layout::{MemoryKey, VERSION};
 use crate::record::{Decoder, Encoder};
 
 const MAGIC: [u8; 8] = *b"tghello\0";
@@ -27,7 +27,7 @@ pub const MOST_FRAME: usize = 1 << 16;
 #[derive(Clone, Debug)]
 pub struct Hello {
     /// The key for the digests and seals in the memory.
-    pub key: Key,
+    pub key: MemoryKey,
 }
 
 impl Hello {
@@ -35,7 +35,7 @@ impl Hello {
     ///
     /// # Errors
     ///
-    /// The socket fails.
+    /// Fails if the socket cannot send, for example because the peer has closed it or its buffer is full.
     pub fn send(&self, socket: impl AsFd, memory: BorrowedFd<'_>) -> io::Result<()> {
         let bytes = [&MAGIC[..], &VERSION.to_le_bytes(), self.key.expose()].concat();
         let (mut room, files) = ([MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))], [memory]);
@@ -50,7 +50,8 @@ impl Hello {
     ///
     /// # Errors
     ///
-    /// The socket fails, or the peer is not a server of this version.
+    /// `UnexpectedEof` if the peer has closed the socket, `InvalidData` if it is not a server of this version,
+    /// otherwise the error of the socket, such as `WouldBlock` after its timeout.
     pub fn receive(socket: impl AsFd) -> io::Result<(Self, OwnedFd)> {
         let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let (mut beside, mut bytes) = (RecvAncillaryBuffer::new(&mut room), [0; HELLO]);

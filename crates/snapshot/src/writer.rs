@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::atomics::{AtomicU64, Memory, Ordering, fence};
-use crate::layout::{FRESH_MS, GONE, Key, MAGIC, MOST_BYTES, OPEN, RECORD_HEAD, Slot, VERSION, header};
+use crate::layout::{FRESH_MS, GONE, MAGIC, MOST_BYTES, MemoryKey, OPEN, RECORD_HEAD, Slot, VERSION, header};
 use crate::reader::record;
 use crate::record::{Proven, Settings};
 
@@ -34,7 +34,7 @@ pub enum State<'p> {
 #[derive(Debug)]
 pub struct Writer<M> {
     memory: M,
-    key: Key,
+    key: MemoryKey,
     mask: u64,
     /// The number of slots that are not empty.
     used: u64,
@@ -45,12 +45,19 @@ pub struct Writer<M> {
 
 impl<M: Memory> Writer<M> {
     /// Creates an empty snapshot with `2^slots` slots in a memory of zeros. Readers give no answer until
-    /// [`Transaction::open`] and [`Writer::beat`].
+    /// [`Transaction::open`] and [`Writer::beat`]. `fresh_ms` is the maximum age of a heartbeat in milliseconds, at
+    /// most [`FRESH_MS`].
     ///
     /// # Errors
     ///
     /// The memory is too small.
-    pub fn new(memory: M, key: Key, slots: u32, settings: &Settings, fresh_ms: u64) -> Result<Self, Full> {
+    pub fn new(
+        memory: M,
+        key: MemoryKey,
+        slots: u32,
+        settings: &Settings,
+        fresh_ms: u64,
+    ) -> Result<Self, Full> {
         let end = header::LEN + (1_usize << slots);
         let mut writer = Self { memory, key, mask: (1 << slots) - 1, used: 0, end, failed: false };
         if writer.memory.words().len() < end {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use loom::sync::atomic::AtomicU64;
 use loom::thread;
-use tenantgate_snapshot::{Found, Key, Proven, Reader, Settings, State, Writer, words_for};
+use tenantgate_snapshot::{Found, MemoryKey, Proven, Reader, Settings, State, Writer, words_for};
 
 type Words = Arc<[AtomicU64]>;
 
@@ -15,7 +15,7 @@ fn row(revoked: bool) -> Proven {
 
 fn start(slots: u32) -> (Writer<Words>, Reader<Words>) {
     let memory: Words = (0..words_for(slots, 60)).map(|_| AtomicU64::new(0)).collect();
-    let key = Key::from([1; 32]);
+    let key = MemoryKey::from([1; 32]);
     let mut writer = Writer::new(Arc::clone(&memory), key.clone(), slots, &Settings::default(), 1_000)
         .expect("there is room");
     writer
@@ -29,7 +29,7 @@ fn start(slots: u32) -> (Writer<Words>, Reader<Words>) {
 }
 
 #[test]
-fn whoever_sees_a_heartbeat_sees_the_revocation_before_it() {
+fn a_reader_that_sees_a_heartbeat_sees_the_revocation_before_it() {
     loom::model(|| {
         let (mut writer, reader) = start(1);
         let write = thread::spawn(move || {
@@ -71,7 +71,7 @@ fn a_record_is_seen_whole_and_of_one_step() {
 }
 
 #[test]
-fn a_reader_that_is_told_to_stop_while_it_looks_does_not_mix_the_two() {
+fn a_change_that_closes_the_memory_and_replaces_a_key_is_not_read_by_halves() {
     loom::model(|| {
         let (mut writer, reader) = start(1);
         let write = thread::spawn(move || {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
-use tenantgate_snapshot::{Found, Key, Mapping, Reader, Settings, State, Writer, words_for};
+use tenantgate_snapshot::{Found, Mapping, MemoryKey, Reader, Settings, State, Writer, words_for};
 
 fn create() -> Mapping {
     Mapping::create(words_for(4, 1_000)).expect("a kernel with memfd")
@@ -13,7 +13,7 @@ fn create() -> Mapping {
 
 #[test]
 fn another_mapping_sees_what_is_written_and_cannot_change_it() {
-    let key = Key::from([1; 32]);
+    let key = MemoryKey::from([1; 32]);
     let mut writer = Writer::new(create(), key.clone(), 4, &Settings::default(), 1_000).unwrap();
     let file = writer.memory().file().try_clone_to_owned().unwrap();
     let reader = Reader::new(Mapping::open(file).unwrap(), key).unwrap();
@@ -50,14 +50,14 @@ fn a_file_that_could_shrink_or_is_no_snapshot_is_not_mapped() {
             .unwrap();
         let mapping = Mapping::open(file);
         assert_eq!(mapping.is_ok(), mapped, "{len}");
-        assert!(mapping.ok().and_then(|mapping| Reader::new(mapping, Key::from([1; 32]))).is_none());
+        assert!(mapping.ok().and_then(|mapping| Reader::new(mapping, MemoryKey::from([1; 32]))).is_none());
     }
 }
 
 #[test]
 fn readers_never_see_a_half_made_change() {
     // Two rows change together, as fast as possible. If they differ, the reader has seen a part of a step.
-    let key = Key::from([1; 32]);
+    let key = MemoryKey::from([1; 32]);
     let mapping = Mapping::create(words_for(4, 4_000_000)).unwrap();
     let mut writer = Writer::new(mapping, key.clone(), 4, &Settings::default(), 1_000).unwrap();
     let row = |prefix: &str, revoked| tenantgate_snapshot::Proven {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
-use tenantgate_snapshot::{Answer, Found, Key, Memory, Proven, Reader, Settings, State, Writer, words_for};
+use tenantgate_snapshot::{
+    Answer, Found, Memory, MemoryKey, Proven, Reader, Settings, State, Writer, words_for,
+};
 
 type Words = Arc<[AtomicU64]>;
 
@@ -14,8 +16,8 @@ fn memory(slots: u32, room: usize) -> Words {
     (0..words_for(slots, room)).map(|_| AtomicU64::new(0)).collect()
 }
 
-fn key() -> Key {
-    Key::from([7; 32])
+fn key() -> MemoryKey {
+    MemoryKey::from([7; 32])
 }
 
 fn settings() -> Settings {
@@ -234,7 +236,7 @@ fn a_reader_with_another_key_finds_no_record() {
     let row = proven("llmk_a", 1);
     writer.change(|change| change.set("llmk_a", State::Absent, State::Proven(&row))).unwrap();
     assert_eq!(reader.find(NOW, b"llmk_a"), Found::Proven(Box::new(row)));
-    let other = Reader::new(memory, Key::from([8; 32])).unwrap();
+    let other = Reader::new(memory, MemoryKey::from([8; 32])).unwrap();
     assert_eq!(other.settings(), None);
     assert!(!matches!(other.find(NOW, b"llmk_a"), Found::Proven(_)));
 }

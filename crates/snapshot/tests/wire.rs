@@ -6,14 +6,14 @@ use std::os::unix::net::UnixStream;
 
 use proptest::prelude::*;
 use rustix::fd::AsFd as _;
-use tenantgate_snapshot::{Hello, Key, Malformed, Mapping, Report};
+use tenantgate_snapshot::{Hello, Malformed, Mapping, MemoryKey, Report};
 
 #[test]
 fn a_hello_carries_the_key_and_the_descriptor() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let memory = Mapping::create(64).unwrap();
     for n in [1, 2] {
-        Hello { key: Key::from([n; 32]) }.send(&ours, memory.file().as_fd()).unwrap();
+        Hello { key: MemoryKey::from([n; 32]) }.send(&ours, memory.file().as_fd()).unwrap();
     }
     for n in [1, 2] {
         let (hello, file) = Hello::receive(&theirs).unwrap();
@@ -25,7 +25,7 @@ fn a_hello_carries_the_key_and_the_descriptor() {
 }
 
 #[test]
-fn whoever_is_not_a_server_of_this_version_is_refused() {
+fn only_a_server_of_this_version_is_accepted() {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     ours.write_all(&[b't'; 48]).unwrap();
     assert!(Hello::receive(&theirs).is_err());

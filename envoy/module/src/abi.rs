@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::Arc;
 
-use crate::exchange::{Exchange, Promise, Verdict};
+use crate::exchange::{ContextPolicy, Exchange, FilterAction};
 use crate::filter::{Counters, Filter, ask_after_a_panic, decide};
 
 /// The version of the ABI.
@@ -205,10 +205,10 @@ impl Exchange for Stream {
         };
     }
 
-    fn route(&self) -> Option<Promise> {
+    fn route(&self) -> Option<ContextPolicy> {
         // SAFETY: Envoy's own pointer, within its hook. The result is compared and never read.
         let config = unsafe { envoy_dynamic_module_callback_get_most_specific_route_config(self.0) };
-        promise_of(config)
+        context_policy_of(config)
     }
 
     fn clear_route_cache(&mut self) {
@@ -286,16 +286,17 @@ extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(filter: Ours) {
 }
 
 /// The configurations of routes. Only their addresses count, so there is nothing to free.
-static PROMISES: [(u8, Promise); 2] = [(0, Promise::Some), (1, Promise::None)];
+static PROMISES: [(u8, ContextPolicy); 2] = [(0, ContextPolicy::Some), (1, ContextPolicy::None)];
 
-/// The configuration of a route by what [`envoy_dynamic_module_on_http_filter_per_route_config_new`] has returned for it.
-fn promise_of(config: Ours) -> Option<Promise> {
+/// Returns the configuration of a route by what [`envoy_dynamic_module_on_http_filter_per_route_config_new`] has
+/// returned for it.
+fn context_policy_of(config: Ours) -> Option<ContextPolicy> {
     if config.is_null() {
         return None;
     }
     let known = PROMISES.iter().find(|known| ptr::from_ref(*known).cast() == config);
     // A pointer that is not ours is in doubt.
-    Some(known.map_or(Promise::Some, |known| known.1))
+    Some(known.map_or(ContextPolicy::Some, |known| known.1))
 }
 
 /// Reads the configuration of a route. Null makes Envoy reject it.
@@ -304,8 +305,8 @@ extern "C" fn envoy_dynamic_module_on_http_filter_per_route_config_new(_name: Bu
     let parsed = catch_unwind(|| {
         // SAFETY: Envoy's text, valid during this hook.
         let text = String::from_utf8(unsafe { text.copied() }).ok()?;
-        let promise = Promise::parse(&text)?;
-        PROMISES.iter().find(|known| known.1 == promise)
+        let context_policy = ContextPolicy::parse(&text)?;
+        PROMISES.iter().find(|known| known.1 == context_policy)
     });
     parsed.ok().flatten().map_or(ptr::null(), |known| ptr::from_ref(known).cast())
 }
@@ -328,11 +329,11 @@ extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
     let verdict = catch_unwind(AssertUnwindSafe(|| decide(filter, &mut stream)));
     let verdict = verdict.unwrap_or_else(|_| {
         let asked = catch_unwind(AssertUnwindSafe(|| ask_after_a_panic(filter, &mut stream)));
-        asked.unwrap_or(Verdict::Ask)
+        asked.unwrap_or(FilterAction::Ask)
     });
     match verdict {
-        Verdict::Ask | Verdict::Allowed => CONTINUE,
-        Verdict::Denied => STOP,
+        FilterAction::Ask | FilterAction::Allowed => CONTINUE,
+        FilterAction::Denied => STOP,
     }
 }
 

@@ -14,8 +14,8 @@ pub(crate) trait Exchange {
     /// Writes one boolean into the metadata of the request.
     fn set_flag(&mut self, namespace: &str, name: &str, value: bool);
 
-    /// What the module's configuration of the route says, if it has one.
-    fn route(&self) -> Option<Promise>;
+    /// Returns the module's configuration of the route; `None` if it has none.
+    fn route(&self) -> Option<ContextPolicy>;
 
     /// Makes Envoy choose the route again, by the current headers.
     fn clear_route_cache(&mut self);
@@ -27,17 +27,17 @@ pub(crate) trait Exchange {
     fn count(&mut self, counter: usize);
 }
 
-/// What the operator says of a route: the module cannot see what `ext_authz` is told of it.
+/// The operator's statement whether `ext_authz` has `context_extensions` on a route, which the module cannot see.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) enum Promise {
-    /// `context_extensions=some`, or nothing: every request is left to the server.
+pub(crate) enum ContextPolicy {
+    /// `context_extensions=some`, the default: the server decides on every request.
     #[default]
     Some,
     /// `context_extensions=none`: the server would judge a request by its key alone.
     None,
 }
 
-impl Promise {
+impl ContextPolicy {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         match text {
             "context_extensions=some" => Some(Self::Some),
@@ -49,7 +49,7 @@ impl Promise {
 
 /// The result for a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Verdict {
+pub(crate) enum FilterAction {
     /// The next filter asks the server.
     Ask,
     /// The request passes, without a call to the server.

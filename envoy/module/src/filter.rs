@@ -6,11 +6,11 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use rustix::time::{ClockId, clock_gettime};
 use tenantgate_core::clock::{Clock, Timestamp};
-use tenantgate_snapshot::{Mapping, Report};
+use tenantgate_snapshot::Mapping;
 use uuid::fmt::Hyphenated;
 use uuid::{Builder, Uuid};
 
-use crate::exchange::{Exchange, Promise, Verdict};
+use crate::exchange::{ContextPolicy, Exchange, FilterAction};
 use crate::judge::{Judgement, Published};
 use crate::link::{Link, Target};
 use crate::reports::Reports;
@@ -27,8 +27,8 @@ const REFUSED: &str = "ext_authz_denied";
 /// The field of the mark.
 const DECIDED: &str = "decided";
 
-/// Tells a Check why it is asked: `checks` if the configuration leaves every request of the route to it, else `module`. A Check
-/// that is told something of a route for which the module could have decided shows that the configuration is wrong.
+/// The metadata field that tells the server whether the module may decide on this route: `checks` (no) or `module`
+/// (yes). The server disables the module if it gets `module` together with `context_extensions`.
 const ROUTE: &str = "route";
 
 /// The ids of counters in Envoy.
@@ -54,8 +54,8 @@ pub(crate) struct Filter {
     link: Option<Link>,
     counters: Counters,
     clears_route_cache: bool,
-    /// What is said of routes without a configuration of their own.
-    promise: Promise,
+    /// The default for routes without their own configuration.
+    context_policy: ContextPolicy,
 }
 
 impl Filter {
@@ -66,13 +66,13 @@ impl Filter {
         if !crate::fingerprint::is_expected() {
             return None;
         }
-        let (clears_route_cache, promise) = (target.clears_route_cache, target.promise);
+        let (clears_route_cache, context_policy) = (target.clears_route_cache, target.context_policy);
         let (published, reports) = (Arc::<ArcSwapOption<_>>::default(), Arc::<Reports>::default());
         let link = if serves { Some(Link::start(target, &published, &reports)?) } else { None };
-        Some(Arc::new(Self { published, reports, link, counters, clears_route_cache, promise }))
+        Some(Arc::new(Self { published, reports, link, counters, clears_route_cache, context_policy }))
     }
 
-    /// Tells the thread to end.
+    /// Stops the thread.
     pub(crate) fn stop(&self) {
         if let Some(link) = &self.link {
             link.stop();
@@ -81,8 +81,8 @@ impl Filter {
 }
 
 /// Decides about a request.
-pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
-    if exchange.route().unwrap_or(filter.promise) != Promise::None {
+pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> FilterAction {
+    if exchange.route().unwrap_or(filter.context_policy) != ContextPolicy::None {
         return leave(filter, exchange, "checks");
     }
     let clock = SystemClock;
@@ -105,20 +105,20 @@ pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
             if !set || !gone {
                 return ask(filter, exchange);
             }
-            say(exchange, "allow", "ok", id.as_str(), &proven.metadata);
+            write_metadata(exchange, "allow", "ok", id.as_str(), &proven.metadata);
             filter.reports.add(&proven.prefix, "ok", clock.now());
             exchange.count(filter.counters.allowed);
             if filter.clears_route_cache {
                 exchange.clear_route_cache();
             }
             exchange.set_flag(OWN_NAMESPACE, DECIDED, true);
-            Verdict::Allowed
+            FilterAction::Allowed
         }
         Judgement::Deny(answer, proven) => {
             let id = Id::new(clock.now());
             let none = Vec::new();
             let metadata = proven.as_ref().map_or(&none, |proven| &proven.metadata);
-            say(exchange, "deny", &answer.reason, id.as_str(), metadata);
+            write_metadata(exchange, "deny", &answer.reason, id.as_str(), metadata);
             let headers: Vec<_> = answer
                 .headers
                 .iter()
@@ -128,7 +128,7 @@ pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
             filter.reports.add(prefix, &answer.reason, clock.now());
             exchange.count(filter.counters.denied);
             exchange.respond(answer.status, &headers, &answer.body, REFUSED);
-            Verdict::Denied
+            FilterAction::Denied
         }
     }
 }
@@ -141,27 +141,33 @@ fn is_grpc(exchange: &dyn Exchange) -> bool {
     exchange.values("content-type").iter().any(is_grpc)
 }
 
-/// Leaves a request to the server after a panic.
-pub(crate) fn ask_after_a_panic(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
+/// Makes the server decide on a request after a panic.
+pub(crate) fn ask_after_a_panic(filter: &Filter, exchange: &mut dyn Exchange) -> FilterAction {
     exchange.count(filter.counters.panics);
     ask(filter, exchange)
 }
 
-/// Leaves a request to the server, on a route where the module may decide.
-fn ask(filter: &Filter, exchange: &mut dyn Exchange) -> Verdict {
+/// Makes the server decide on a request, on a route where the module may decide.
+fn ask(filter: &Filter, exchange: &mut dyn Exchange) -> FilterAction {
     leave(filter, exchange, "module")
 }
 
-fn leave(filter: &Filter, exchange: &mut dyn Exchange, route: &str) -> Verdict {
+fn leave(filter: &Filter, exchange: &mut dyn Exchange, route: &str) -> FilterAction {
     // Envoy may have redirected this request internally, so a mark of the first pass is removed.
     exchange.set_flag(OWN_NAMESPACE, DECIDED, false);
     exchange.set_metadata(OWN_NAMESPACE, &[(ROUTE, route)]);
     exchange.count(filter.counters.asked);
-    Verdict::Ask
+    FilterAction::Ask
 }
 
-/// Writes the metadata of an answer.
-fn say(exchange: &mut dyn Exchange, decision: &str, reason: &str, id: &str, metadata: &[(String, String)]) {
+/// Writes the metadata of a decision.
+fn write_metadata(
+    exchange: &mut dyn Exchange,
+    decision: &str,
+    reason: &str,
+    id: &str,
+    metadata: &[(String, String)],
+) {
     let mut fields = vec![("decision", decision), ("decision_id", id), ("reason", reason), ("via", "module")];
     fields.extend(metadata.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     exchange.set_metadata(NAMESPACE, &fields);
@@ -199,6 +205,3 @@ impl Clock for SystemClock {
         Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
     }
 }
-
-/// Counts a decision, for the thread to report.
-pub(crate) type Batch = Vec<Report>;

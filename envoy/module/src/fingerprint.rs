@@ -22,7 +22,7 @@ const TEXTS: u32 = 3;
 const LOADED: u64 = 2;
 
 /// The maximum size of a section of names, in bytes.
-const MOST: u64 = 64 << 20;
+const MAX_SECTION_BYTES: u64 = 64 << 20;
 
 /// Returns whether this process is an Envoy with the expected ABI.
 pub(crate) fn is_expected() -> bool {
@@ -47,7 +47,7 @@ pub fn fingerprint(program: &Path) -> io::Result<u64> {
         let section = read(&file, start.checked_add(n * size).ok_or_else(invalid)?, 64)?;
         let (kind, flags) = (number(&section, 4, 4), number(&section, 8, 8));
         if kind == u64::from(TEXTS) && flags & LOADED != 0 {
-            let len = number(&section, 32, 8).min(MOST);
+            let len = number(&section, 32, 8).min(MAX_SECTION_BYTES);
             let texts = read(&file, number(&section, 24, 8), len)?;
             names.extend(
                 texts.split(|byte| *byte == 0).filter(|name| name.starts_with(START)).map(<[u8]>::to_vec),

@@ -136,7 +136,7 @@ mod tests {
     use std::time::Duration;
 
     use tenantgate_core::clock::ManualClock;
-    use tenantgate_snapshot::{Key, State, Writer, words_for};
+    use tenantgate_snapshot::{MemoryKey, State, Writer, words_for};
 
     use super::*;
 
@@ -154,7 +154,7 @@ mod tests {
         }
         fn set_metadata(&mut self, _: &str, _: &[(&str, &str)]) {}
         fn set_flag(&mut self, _: &str, _: &str, _: bool) {}
-        fn route(&self) -> Option<crate::exchange::Promise> {
+        fn route(&self) -> Option<crate::exchange::ContextPolicy> {
             None
         }
         fn clear_route_cache(&mut self) {}
@@ -165,7 +165,7 @@ mod tests {
     fn proven() -> Proven {
         Proven {
             prefix: "llmk_a".into(),
-            digest: Key::from([1; 32]).digest(KEY.as_bytes()),
+            digest: MemoryKey::from([1; 32]).digest(KEY.as_bytes()),
             tenant_status: "active".into(),
             expires_at: i64::MAX,
             not_before: i64::MIN,
@@ -191,7 +191,7 @@ mod tests {
         let clock = ManualClock::at(Timestamp(1_000_000));
         clock.advance(Duration::from_millis(5_500));
         let memory: Arc<[AtomicU64]> = (0..words_for(3, 300)).map(|_| AtomicU64::new(0)).collect();
-        let key = Key::from([1; 32]);
+        let key = MemoryKey::from([1; 32]);
         let mut writer = Writer::new(Arc::clone(&memory), key.clone(), 3, &settings(), 1_000).unwrap();
         writer
             .change(|change| {

@@ -1,6 +1,6 @@
 //! The background thread, which holds the connection to the server, receives the shared memory and sends reports.
 //!
-//! Without a server there is no memory, so that every request is left to the Check, and the thread reconnects.
+//! Without a server there is no memory: Checks decide on every request, and the thread reconnects.
 
 use std::io::{self, Write as _};
 use std::os::unix::net::UnixStream;
@@ -14,8 +14,8 @@ use arc_swap::ArcSwapOption;
 use tenantgate_snapshot::{Hello, Mapping, Reader, Report};
 
 use crate::abi::without_signals;
-use crate::exchange::Promise;
-use crate::filter::Batch;
+use crate::exchange::ContextPolicy;
+
 use crate::judge::Published;
 use crate::reports::Reports;
 
@@ -25,45 +25,47 @@ const TICK: Duration = Duration::from_millis(250);
 /// The pause before the next attempt to reach the server.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The address of the server, and the promises of the operator.
+/// The address of the server, and the operator's statements about `ext_authz`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Target {
     path: PathBuf,
     uid: Option<u32>,
     /// Whether Envoy chooses the route again once the headers of the tenant are set.
     pub(crate) clears_route_cache: bool,
-    /// What is said of routes without a configuration of their own.
-    pub(crate) promise: Promise,
+    /// The default for routes without their own configuration.
+    pub(crate) context_policy: ContextPolicy,
 }
 
 impl Target {
-    /// Reads `unix:/path context_extensions=none clear_route_cache=false`, and perhaps `uid=N`.
+    /// Parses `unix:/path context_extensions=none clear_route_cache=false uid=N`; `None` if it is invalid. The words,
+    /// in this order:
     ///
-    /// Two words describe the configuration of the `ext_authz` filter, which a module cannot read: no route sets a
-    /// scope or a mode by `context_extensions`, and the value of `clear_route_cache`. Without the first, the module
-    /// decides only on routes whose own configuration says so. If a route depends on the headers of the tenant and the
-    /// second is wrong, a client can choose a route with a forged header; it has no default, so that the operator cannot
-    /// forget it.
+    /// * `unix:/path`: the socket of the server.
+    /// * `context_extensions=none|some`, optional: whether routes set a scope or a mode by `context_extensions` of
+    ///   `ext_authz`. Defaults to `some`: the module decides only on routes whose own configuration has `none`.
+    /// * `clear_route_cache=true|false`: the setting of `ext_authz`. If it is wrong and a route depends on the headers
+    ///   of the tenant, a client can choose a route with a forged header. Therefore it has no default.
+    /// * `uid=N`, optional: the user of the server, if it is neither root nor the user of Envoy.
     ///
-    /// Envoy Gateway passes a text as JSON: in quotation marks.
+    /// The module cannot read the configuration of `ext_authz`. Envoy Gateway passes the text in quotation marks.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let quoted = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
         let text = quoted.filter(|text| !text.contains(['"', '\\'])).unwrap_or(text);
         let mut words = text.split_whitespace();
         let path = PathBuf::from(words.next()?.strip_prefix("unix:")?);
         let mut word = words.next()?;
-        let promise = Promise::parse(word);
-        if promise.is_some() {
+        let context_policy = ContextPolicy::parse(word);
+        if context_policy.is_some() {
             word = words.next()?;
         }
-        let promise = promise.unwrap_or_default();
+        let context_policy = context_policy.unwrap_or_default();
         let clears_route_cache = word.strip_prefix("clear_route_cache=")?.parse().ok()?;
         let uid = match words.next() {
             Some(word) => Some(word.strip_prefix("uid=")?.parse().ok()?),
             None => None,
         };
         let whole = path.is_absolute() && words.next().is_none();
-        whole.then_some(Self { path, uid, clears_route_cache, promise })
+        whole.then_some(Self { path, uid, clears_route_cache, context_policy })
     }
 
     /// Returns whether a server that runs as this user is trusted.
@@ -136,7 +138,7 @@ impl Worker {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
-            let batch: Batch = self.reports.take();
+            let batch: Vec<Report> = self.reports.take();
             if !batch.is_empty() {
                 socket.write_all(&Report::frames(&batch))?;
             }
@@ -153,13 +155,13 @@ mod tests {
     #[test]
     fn a_target_is_an_absolute_path_two_promises_and_perhaps_a_user() {
         const SAID: &str = "context_extensions=none clear_route_cache=false";
-        for (word, promise) in [
-            ("context_extensions=none ", Promise::None),
-            ("context_extensions=some ", Promise::Some),
-            ("", Promise::Some),
+        for (word, context_policy) in [
+            ("context_extensions=none ", ContextPolicy::None),
+            ("context_extensions=some ", ContextPolicy::Some),
+            ("", ContextPolicy::Some),
         ] {
             let target = Target::parse(&format!("unix:/a {word}clear_route_cache=false uid=1")).unwrap();
-            assert_eq!((target.promise, target.uid), (promise, Some(1)), "{word}");
+            assert_eq!((target.context_policy, target.uid), (context_policy, Some(1)), "{word}");
         }
         let target = Target::parse(&format!("unix:/run/a.sock {SAID} uid=7")).unwrap();
         assert_eq!((target.path.to_str(), target.uid), (Some("/run/a.sock"), Some(7)));

@@ -54,9 +54,9 @@ pub struct KeyRow {
     pub disabled_at: Option<String>,
     /// From when it is valid; `None` for at once.
     pub not_before: Option<String>,
-    /// What it grants; `None` for everything.
+    /// Its scopes; `None` grants everything.
     pub scopes: Option<String>,
-    /// Where it may be used from; `None` for anywhere.
+    /// Its networks; `None` allows every address.
     pub networks: Option<String>,
     /// Its plan.
     pub plan: Option<String>,

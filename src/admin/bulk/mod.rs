@@ -112,7 +112,7 @@ impl Import {
         Draft::of(action, format!("import {}", self.id), None::<&()>, &imported)
     }
 
-    /// Whether a dry run sees a unique value for the first time.
+    /// Returns whether a dry run sees a unique value for the first time.
     fn is_new(&mut self, what: &str) -> bool {
         let hash = self.hasher.hash_one(what);
         self.seen.insert(hash)

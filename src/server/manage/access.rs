@@ -13,7 +13,7 @@ use super::connections::Peer;
 use super::problem::Problem;
 use crate::admin::Caller;
 use crate::key::format::parse_management;
-use crate::permission::{About, Permission, Verdict, may};
+use crate::permission::{About, Permission, Permitted, may};
 
 /// Authenticates a request by its management key, or without a key as a trusted user of this machine. Passes the caller
 /// to the handlers. Other requests get 401 or 429.
@@ -66,9 +66,9 @@ async fn known(plane: &Plane, headers: &HeaderMap) -> Result<Option<Caller>, Pro
 /// Checks that the caller may do something. Otherwise 403, or 404 if the caller may not know of the object.
 pub(super) fn check(caller: &Caller, permission: Permission, about: About) -> Result<(), Problem> {
     match may(&caller.maker.authority, permission, about) {
-        Verdict::Yes => Ok(()),
-        Verdict::Lacks(permission) => Err(Problem::lacks(permission)),
-        Verdict::OnlyForAllTenants(permission) => Err(Problem::only_for_all_tenants(permission)),
-        Verdict::NotThere => Err(Problem::not_found()),
+        Permitted::Yes => Ok(()),
+        Permitted::Lacks(permission) => Err(Problem::lacks(permission)),
+        Permitted::OnlyForAllTenants(permission) => Err(Problem::only_for_all_tenants(permission)),
+        Permitted::NotThere => Err(Problem::not_found()),
     }
 }

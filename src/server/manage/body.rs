@@ -16,7 +16,7 @@ use super::problem::{FieldError, Problem};
 use crate::clock::Timestamp;
 
 /// The maximum size of a body, in bytes.
-const MOST: usize = 1 << 20;
+const MAX_BODY_BYTES: usize = 1 << 20;
 
 /// How many bytes of a larger body are read and discarded, so that a client that writes before it reads gets its
 /// answer.
@@ -43,7 +43,7 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// What a body of another media type is told.
+    /// Returns the expected media type, for the error.
     fn expected(self) -> &'static str {
         match self {
             Self::Json | Self::JsonOrEmpty => "expected a body with Content-Type: application/json",
@@ -61,13 +61,13 @@ pub(super) async fn read(mut body: Body) -> Result<Bytes, Problem> {
         let frame = frame.map_err(|_| Problem::bad_body("the body ended early"))?;
         let Ok(data) = frame.into_data() else { continue };
         size += data.len();
-        if size <= MOST {
+        if size <= MAX_BODY_BYTES {
             whole.extend_from_slice(&data);
         } else if size > DROPPED {
             break;
         }
     }
-    if size > MOST { Err(Problem::too_large()) } else { Ok(whole.into()) }
+    if size > MAX_BODY_BYTES { Err(Problem::too_large()) } else { Ok(whole.into()) }
 }
 
 /// Parses a body of this form.
@@ -129,12 +129,12 @@ impl<T> FieldValue<T> {
 }
 
 impl Fields {
-    /// The fields of a body.
+    /// Returns the fields of a body.
     pub(super) fn of(body: Value) -> Result<Self, Problem> {
         Self::at(String::new(), body).map_err(|error| Problem::invalid(vec![error]))
     }
 
-    /// The fields of an object at a pointer.
+    /// Returns the fields of an object at a pointer.
     pub(super) fn at(at: String, value: Value) -> Result<Self, FieldError> {
         match value {
             Value::Object(object) => Ok(Self { at, object, errors: Vec::new(), conflicts: Vec::new() }),
@@ -160,12 +160,12 @@ impl Fields {
         self.conflicts.push(error);
     }
 
-    /// Whether the object has a field of this name that was not taken.
+    /// Returns whether the object has a field of this name that was not taken.
     pub(super) fn has(&self, name: &str) -> bool {
         self.object.contains_key(name)
     }
 
-    /// Whether a field that was not taken is `null`.
+    /// Returns whether a field that was not taken is `null`.
     pub(super) fn is_null(&self, name: &str) -> bool {
         self.object.get(name).is_some_and(Value::is_null)
     }

@@ -1,8 +1,8 @@
 //! Accepts the connections of management and serves HTTP/1.1 on them.
 //!
-//! The number of connections is limited. When all are taken, the one that has waited longest for its client is closed to
-//! make room: for a handshake, a header list, a body, or the next request. Clients that send nothing, or slowly, therefore
-//! cannot keep out those that do. A client that takes a long answer waits anew with each part. Slow header lists,
+//! The number of connections is limited. At the limit, the connection whose client has been idle longest is closed to
+//! make room: in a handshake, a header list, a body, or before the next request. Idle or slow clients therefore cannot
+//! lock out active ones. Each write of a long response resets the idle time of its connection. Slow header lists,
 //! handshakes and requests also end after a timeout.
 
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ use crate::server::tls::{NotAdmitted, Tls};
 use crate::telemetry::manage_metrics::ManageStats;
 use crate::transport::ConnectionFailure;
 
-/// Connections at a time: each takes some 20 KB and a file descriptor, of which systems often allow 1,024.
+/// The maximum number of connections: each takes some 20 KB and a file descriptor, of which systems often allow 1,024.
 const CONNECTIONS: usize = 512;
 
 /// How long a header list may take, and how long a connection may wait for its next request.
@@ -44,20 +44,21 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 /// How long a TLS handshake may take.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a request may take from its header list to its answer; more than a client can ask to wait.
+/// How long a request may take from its header list to its response. Longer than the longest wait that a client can
+/// request.
 const REQUEST_WITHIN: Duration = Duration::from_secs(90);
 
-/// Who is at the other end of a connection.
+/// The client of a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Peer {
     /// A client over TCP.
     Tcp(IpAddr),
-    /// A process of this user on a Unix socket, unless the system does not say.
+    /// A process of this user on a Unix socket; `None` if the user is unknown.
     Unix(Option<u32>),
 }
 
 impl Peer {
-    /// The address of a client over TCP.
+    /// Returns the address of a client over TCP.
     pub(super) fn address(self) -> Option<IpAddr> {
         match self {
             Self::Tcp(address) => Some(address),
@@ -66,7 +67,7 @@ impl Peer {
     }
 }
 
-/// What all listeners share.
+/// State shared by all listeners.
 pub(super) struct Acceptor {
     app: Router,
     tls: Option<Tls>,
@@ -80,7 +81,7 @@ pub(super) struct Acceptor {
 struct Open {
     number: usize,
     next: u64,
-    /// Those that wait for their clients, the one that has waited longest first.
+    /// The connections with an idle client, the longest idle first.
     waiting: BTreeMap<u64, Arc<Notify>>,
 }
 
@@ -149,7 +150,7 @@ impl Acceptor {
             let accepted = tokio::select! {
                 accepted = accept() => accepted,
                 () = &mut stopping => break,
-                // Ended connections are forgotten.
+                // Removes ended connections.
                 Some(_) = connections.join_next() => continue,
             };
             match accepted {
@@ -170,7 +171,7 @@ impl Acceptor {
         while connections.join_next().await.is_some() {}
     }
 
-    /// A place for one more connection. If all are taken, the one that has waited longest for its client is closed.
+    /// Admits one more connection. At the limit, the connection whose client has been idle longest is closed.
     fn admit(self: &Arc<Self>) -> Option<Place> {
         let mut open = self.open();
         if open.number >= CONNECTIONS {
@@ -188,9 +189,9 @@ impl Acceptor {
         }
         open.number += 1;
         drop(open);
-        let turn = Turn { acceptor: Arc::clone(self), place: Arc::default(), evicted: Arc::default() };
-        turn.wait();
-        Some(Place(turn))
+        let idle = IdleTracker { acceptor: Arc::clone(self), place: Arc::default(), evicted: Arc::default() };
+        idle.mark_idle();
+        Some(Place(idle))
     }
 
     fn note_handshake(&self, address: IpAddr, reason: &str, detail: Option<&str>) {
@@ -205,16 +206,16 @@ async fn serve<S>(place: Place, stream: S, peer: Peer, stop: watch::Receiver<boo
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (app, turn) = (place.0.acceptor.app.clone(), place.0.clone());
-    let stream = Answering { stream, turn: turn.clone() };
+    let (app, idle) = (place.0.acceptor.app.clone(), place.0.clone());
+    let stream = Answering { stream, idle: idle.clone() };
     let service = service_fn(move |request: Request<Incoming>| {
-        let turn = turn.clone();
-        let mut request = request.map(|body| Arriving::of(body, &turn));
+        let idle = idle.clone();
+        let mut request = request.map(|body| Arriving::of(body, &idle));
         request.extensions_mut().insert(peer);
         let answer = app.clone().oneshot(request);
         async move {
             let answer = timeout(REQUEST_WITHIN, answer).await;
-            turn.wait();
+            idle.mark_idle();
             // Without an answer the connection is closed.
             let Ok(Ok(answer)) = answer else { return Err(io::Error::from(io::ErrorKind::TimedOut)) };
             Ok(answer)
@@ -237,7 +238,7 @@ where
 }
 
 /// The place of a connection among those that are open.
-struct Place(Turn);
+struct Place(IdleTracker);
 
 impl Place {
     /// Waits until another connection needs the place.
@@ -248,38 +249,38 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.begin();
+        self.0.mark_busy();
         self.0.acceptor.open().number -= 1;
     }
 }
 
-/// Whether a connection waits for its client, and since when in relation to the others.
+/// Whether the client of a connection is idle, and its place in the order of idle ones.
 #[derive(Clone)]
-struct Turn {
+struct IdleTracker {
     acceptor: Arc<Acceptor>,
     place: Arc<Mutex<Option<u64>>>,
     evicted: Arc<Notify>,
 }
 
-impl Turn {
-    /// A request has come whole.
-    fn begin(&self) {
+impl IdleTracker {
+    /// Marks the connection as busy: the request is complete.
+    fn mark_busy(&self) {
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = place.take() {
             self.acceptor.open().waiting.remove(&place);
         }
     }
 
-    /// The client has taken a part of an answer, for example of a long list.
-    fn go_on(&self) {
+    /// Resets the idle time after a write, for example of a part of a long list.
+    fn reset(&self) {
         let waits = self.place.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         if waits {
-            self.wait();
+            self.mark_idle();
         }
     }
 
-    /// The connection waits for what its client sends next.
-    fn wait(&self) {
+    /// Marks the connection as idle from now on.
+    fn mark_idle(&self) {
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         let mut open = self.acceptor.open();
         if let Some(place) = place.take() {
@@ -292,10 +293,10 @@ impl Turn {
     }
 }
 
-/// A stream that tells when its client takes something: `hyper` writes an answer after the service has returned it.
+/// A stream that resets the idle time with each write: `hyper` writes a response after the service has returned it.
 struct Answering<S> {
     stream: S,
-    turn: Turn,
+    idle: IdleTracker,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Answering<S> {
@@ -319,7 +320,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Answering<S> {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, parts));
-        self.turn.go_on();
+        self.idle.reset();
         Poll::Ready(written)
     }
 
@@ -336,18 +337,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Answering<S> {
     }
 }
 
-/// The body of a request. Until it has come, or nobody wants more of it, the connection waits for its client.
+/// The body of a request. Marks the connection as busy once the body is complete or dropped.
 struct Arriving {
     body: Incoming,
-    turn: Turn,
+    idle: IdleTracker,
 }
 
 impl Arriving {
-    fn of(body: Incoming, turn: &Turn) -> Self {
+    fn of(body: Incoming, idle: &IdleTracker) -> Self {
         if body.is_end_stream() {
-            turn.begin();
+            idle.mark_busy();
         }
-        Self { body, turn: turn.clone() }
+        Self { body, idle: idle.clone() }
     }
 }
 
@@ -361,7 +362,7 @@ impl Body for Arriving {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         if frame.is_none() || self.body.is_end_stream() {
-            self.turn.begin();
+            self.idle.mark_busy();
         }
         Poll::Ready(frame)
     }
@@ -377,7 +378,7 @@ impl Body for Arriving {
 
 impl Drop for Arriving {
     fn drop(&mut self) {
-        self.turn.begin();
+        self.idle.mark_busy();
     }
 }
 

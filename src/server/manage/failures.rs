@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::clock::Timestamp;
 
 /// The number of wrong keys allowed in a minute.
-const MOST: u32 = 10;
+const MAX_FAILURES_A_MINUTE: u32 = 10;
 
 /// In microseconds.
 const MINUTE: i64 = 60_000_000;
@@ -43,7 +43,7 @@ impl WrongKeys {
         if !window.is_on(now) {
             *window = Window { began: now, count: 0 };
         }
-        if window.count >= MOST {
+        if window.count >= MAX_FAILURES_A_MINUTE {
             let left = window.began.0 + MINUTE - now.0;
             return Err(u64::try_from(left).unwrap_or(0).div_ceil(1_000_000).max(1));
         }
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_locks_nobody_out() {
+    fn a_clock_that_is_set_back_locks_no_client_out() {
         let (wrong, here) = (WrongKeys::default(), "192.0.2.1".parse().unwrap());
         for _ in 0..10 {
             assert_eq!(wrong.count(here, at(1_000)), Ok(()));

@@ -37,7 +37,7 @@ const NOT_REPLAYABLE: &str = "secret_not_replayable";
 /// The number of random characters at the end of a prefix. The others come from a name.
 const PREFIX_RANDOM: usize = 8;
 
-/// Where an answer contains an issued key.
+/// The place of an issued key in an answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Secret {
     /// Nowhere.
@@ -100,7 +100,7 @@ pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 }
 
 /// The result of claiming an Idempotency-Key.
-pub(super) enum Turn {
+pub(super) enum ClaimOutcome {
     /// The request is the first one and must be performed. The id of the attempt, and the derivation of its secrets.
     First(Uuid, Option<Derivation>),
     /// The request was performed before. The stored answer, and the derivation of its secrets.
@@ -118,7 +118,7 @@ pub(super) async fn claim(
     path: &str,
     key: String,
     body: &[u8],
-) -> Result<Turn, AdminError> {
+) -> Result<ClaimOutcome, AdminError> {
     let (now, attempt, peppers) = (admin.now(), random::new_id(), admin.peppers());
     let derivation = Derivation::first(peppers, attempt);
     // Trusted users have no key id, so their name is part of the path.
@@ -135,12 +135,12 @@ pub(super) async fn claim(
         forgotten_before: now.before(KEPT_FOR),
     };
     match admin.claim(&claim).await? {
-        Claimed::First => Ok(Turn::First(attempt, derivation)),
-        Claimed::Running => Ok(Turn::Running),
-        Claimed::OtherBody => Ok(Turn::OtherBody),
+        Claimed::First => Ok(ClaimOutcome::First(attempt, derivation)),
+        Claimed::Running => Ok(ClaimOutcome::Running),
+        Claimed::OtherBody => Ok(ClaimOutcome::OtherBody),
         Claimed::Done { attempt, pepper, answer } => {
             let kept = serde_json::from_str(&answer).unwrap_or_default();
-            Ok(Turn::Done(kept, again(peppers, pepper.as_deref(), attempt)))
+            Ok(ClaimOutcome::Done(kept, again(peppers, pepper.as_deref(), attempt)))
         }
     }
 }

@@ -112,7 +112,7 @@ struct Plane {
 ///
 /// # Errors
 ///
-/// An address is in use, or the schema of the database is too old.
+/// The database is not available or its schema is too old, or an address cannot be bound.
 pub async fn manage(settings: ManageSettings, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
     let ManageSettings { listen, unix_mode, tls, trusted, ops_listen, admin, explain, clock } = settings;
     admin.prepare().await?;

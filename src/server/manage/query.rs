@@ -92,27 +92,27 @@ impl ListQuery {
         }
     }
 
-    /// The value of a filter.
+    /// Returns the value of a filter.
     pub(super) fn filter(&self, at: usize) -> Option<&str> {
         self.filters(at).first().map(String::as_str)
     }
 
-    /// All values of a filter that may be repeated.
+    /// Returns all values of a filter that may be repeated.
     pub(super) fn filters(&self, at: usize) -> &[String] {
         self.filters.get(at).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// The maximum number of objects on a page.
+    /// Returns the maximum number of objects on a page.
     pub(super) fn size(&self) -> usize {
         self.size
     }
 
-    /// The place after which the page begins.
+    /// Returns the place after which the page begins.
     pub(super) fn after(&self) -> Option<&str> {
         self.after.as_deref()
     }
 
-    /// The problem for a token that belongs to this list but contains an invalid place.
+    /// Returns the problem for a token that belongs to this list but contains an invalid place.
     #[expect(clippy::unused_self, reason = "only a query can have a wrong token")]
     pub(super) fn bad_token(&self) -> Problem {
         Problem::invalid(vec![wrong_token()])

@@ -189,7 +189,7 @@ fn raw_characters(authority: &str, path: Option<&str>, query: Option<&str>) -> R
     Ok(())
 }
 
-/// Whether this is a valid name for the schema of the tables.
+/// Returns whether this is a valid name for the schema of the tables.
 pub(super) fn is_schema(name: &str) -> bool {
     let fine = |c: char| !c.is_control() && !"\"'\\,".contains(c);
     (1..=63).contains(&name.len()) && name.chars().all(fine) && !name.starts_with("pg_")

@@ -18,7 +18,7 @@ impl PostgresStore {
     /// connection.
     pub(super) async fn connect(&self) -> Result<PgConnection, StoreError> {
         let address = self.address_now()?;
-        // A command on many rows takes long; what a role has set for others is not meant for it.
+        // Overrides the role's statement_timeout, because bulk commands run long.
         let patience =
             address.settings.iter().rev().find(|(name, _)| name.eq_ignore_ascii_case("statement_timeout"));
         let patience = patience.map_or("0", |(_, value)| value);
@@ -56,9 +56,10 @@ impl PostgresStore {
 
     /// Returns the settings of a session: those of the URL, those that every session needs, and `more`.
     pub(super) fn settings(&self, address: &Address, more: &[(&str, &str)]) -> Settings {
-        // Without its name, the schema of temporary tables would come first: behind a pooler they may be another client's.
+        // pg_temp is listed last explicitly; otherwise Postgres searches it first, and behind a pooler its tables may
+        // be those of another client.
         let path = ("search_path", format!("pg_catalog, {}, pg_temp", quoted(&self.schema)));
-        // A database or role may have set it to what breaks our quoting.
+        // Pinned because string quoting depends on it.
         let quotes = ("standard_conforming_strings", "on".to_owned());
         let names = ("quote_all_identifiers", "off".to_owned());
         // A policy that would hide rows becomes an error.
@@ -86,7 +87,7 @@ pub(super) async fn pin(connection: &mut PgConnection, settings: &Settings) -> R
     let mut read =
         answers(connection, &settings.iter().map(read).chain([encoding]).collect::<Vec<_>>()).await?;
     if read.pop().as_deref() == Some("SQL_ASCII") {
-        // Otherwise one text that is no UTF-8 would make Postgres refuse all rows. Such a text damages its own row.
+        // Otherwise one text that is not UTF-8 would make Postgres reject all rows. Now it only damages its own row.
         answers(connection, &["set_config('client_encoding', 'SQL_ASCII', false)".to_owned()]).await?;
     }
     if set == read { Ok(()) } else { Err(StoreError::pooler()) }

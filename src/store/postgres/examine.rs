@@ -266,7 +266,7 @@ async fn identity(connection: &mut PgConnection) -> Result<Option<Finding>, Stor
         (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     Ok(Some(match id {
         None => {
-            Finding::bad(CHECK, "the database has no identity: serve refuses it", "run `tenantgate migrate`")
+            Finding::bad(CHECK, "the database has no identity: serve rejects it", "run `tenantgate migrate`")
         }
         Some(_) if foreign => {
             let what = "the change log holds rows of another cluster (a restored dump); they do not count as changes";

@@ -59,8 +59,12 @@ pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Resul
     }
     // On a subscriber, the audit log belongs to the publisher.
     if moved::subscription(&mut transaction).await?.is_none() {
-        audit::append(&mut Link::Postgres(&mut transaction), &store.behalf.author, drafts(before, &migrated))
-            .await?;
+        audit::append(
+            &mut Link::Postgres(&mut transaction),
+            &store.context.author,
+            drafts(before, &migrated),
+        )
+        .await?;
     }
     transaction.commit().await?;
     Ok(migrated)

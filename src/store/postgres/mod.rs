@@ -29,8 +29,8 @@ use super::migrations;
 use super::sql::instant::Micros;
 use super::sql::{self, Link, Pool, SqlStore};
 use super::{
-    AddressError, Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, Refusal, SchemaVersion,
-    Session, Shadowed, ShadowedKind, Store, StoreError, Touched, UrlSource, Used, day_of,
+    AddressError, Adoption, Announcement, ChangeContext, LOCK_TIMEOUT, Migrated, NewMemo, Refusal,
+    SchemaVersion, Session, Shadowed, ShadowedKind, Store, StoreError, Touched, UrlSource, Used, day_of,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;
@@ -48,7 +48,7 @@ pub struct PostgresStore {
     address: Address,
     schema: String,
     lock_timeout: Duration,
-    behalf: Behalf,
+    context: ChangeContext,
     pool: Pool,
 }
 
@@ -96,7 +96,7 @@ impl PostgresStore {
             address,
             schema,
             lock_timeout: LOCK_TIMEOUT,
-            behalf: Behalf::default(),
+            context: ChangeContext::default(),
             pool: Pool::default(),
         })
     }
@@ -104,7 +104,7 @@ impl PostgresStore {
     /// Sets the actor for the audit log.
     #[must_use]
     pub fn acting_for(mut self, actor: Actor) -> Self {
-        self.behalf = Behalf::of(actor.into());
+        self.context = ChangeContext::of(actor.into());
         self
     }
 
@@ -146,12 +146,12 @@ impl PostgresStore {
 
 #[async_trait]
 impl SqlStore for PostgresStore {
-    fn behalf(&self) -> &Behalf {
-        &self.behalf
+    fn context(&self) -> &ChangeContext {
+        &self.context
     }
 
-    fn with_behalf(&self, behalf: Behalf) -> Self {
-        Self { behalf, ..self.clone() }
+    fn with_context(&self, context: ChangeContext) -> Self {
+        Self { context, ..self.clone() }
     }
 
     fn pool(&self) -> &Pool {
@@ -162,7 +162,7 @@ impl SqlStore for PostgresStore {
         Ok(self.connect().await?.into())
     }
 
-    async fn leads_here(&self, connection: &mut sql::Connection) -> bool {
+    async fn is_same_database(&self, connection: &mut sql::Connection) -> bool {
         connection.answers().await
     }
 
@@ -243,7 +243,7 @@ impl Store for PostgresStore {
         if sqlx::query("SELECT pg_is_in_recovery()").fetch_one(&mut probe).await?.try_get(0)? {
             return Err(session::standby());
         }
-        moved::settle(&mut probe).await?;
+        moved::remove_foreign_rows(&mut probe).await?;
         Ok(Box::new(PostgresSession::open(self).await?))
     }
 
@@ -354,7 +354,7 @@ impl Store for PostgresStore {
     async fn write_refusals(&self, refusals: &[Refusal]) -> Result<(), StoreError> {
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin().await?;
-        weigh_lightly(&mut transaction).await?;
+        use_async_commit(&mut transaction).await?;
         sqlx::query("DELETE FROM tenantgate_refusal WHERE at < now() - interval '3 days'")
             .execute(&mut *transaction)
             .await?;
@@ -375,7 +375,7 @@ impl Store for PostgresStore {
     async fn add_usage(&self, used: &[Used]) -> Result<(), StoreError> {
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin().await?;
-        weigh_lightly(&mut transaction).await?;
+        use_async_commit(&mut transaction).await?;
         sqlx::query("SELECT tenantgate_add_usage($1::text[]::date[], $2, $3, $4)")
             .bind(used.iter().map(|row| day_of(row.day)).collect::<Vec<_>>())
             .bind(used.iter().map(|row| row.key.0).collect::<Vec<_>>())
@@ -396,7 +396,7 @@ impl Store for PostgresStore {
     }
 }
 
-/// What to do with rows that another session has locked.
+/// How rows are handled that another session has locked.
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Rows {
     Wait,
@@ -408,7 +408,7 @@ impl PostgresStore {
         let (ids, at): (Vec<_>, Vec<_>) = used.iter().map(|(id, at)| (id.0, Micros(*at))).unzip();
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin().await?;
-        weigh_lightly(&mut transaction).await?;
+        use_async_commit(&mut transaction).await?;
         let skip = if rows == Rows::Skip { "SKIP LOCKED" } else { "" };
         // Rows are locked in the order of ids, so that two servers cannot deadlock.
         let sql = format!(
@@ -442,7 +442,7 @@ impl PostgresStore {
 
 /// Lets a transaction of statistics commit asynchronously and give up on locks after half a second. A crash of the
 /// database may lose half a second of statistics, but a revocation must not wait for their locks.
-async fn weigh_lightly(transaction: &mut PgConnection) -> Result<(), StoreError> {
+async fn use_async_commit(transaction: &mut PgConnection) -> Result<(), StoreError> {
     let sql =
         "SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '500ms', true)";
     sqlx::query(sql).execute(transaction).await?;

@@ -15,7 +15,7 @@ pub(super) const FOREIGN: &str =
     OR EXISTS (SELECT FROM tenantgate_change_floor WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))";
 
 /// Removes foreign rows of the log, and returns whether it did. Without the privilege they stay, and are still ignored.
-pub(super) async fn settle(connection: &mut PgConnection) -> Result<bool, StoreError> {
+pub(super) async fn remove_foreign_rows(connection: &mut PgConnection) -> Result<bool, StoreError> {
     let sql = format!("SELECT {FOREIGN}");
     let asked = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_one(&mut *connection).await;
     match asked.map_err(StoreError::from) {
@@ -34,7 +34,7 @@ pub(super) async fn settle(connection: &mut PgConnection) -> Result<bool, StoreE
 /// Removes foreign rows, and inserts the required single rows if they are missing. Returns what was wrong.
 pub(super) async fn repair(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
     let mut mended = Vec::new();
-    if settle(&mut *connection).await? {
+    if remove_foreign_rows(&mut *connection).await? {
         mended.push("the change log held rows of another cluster".to_owned());
     }
     for (sql, what) in [

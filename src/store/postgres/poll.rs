@@ -236,8 +236,8 @@ fn record(row: &PgRow) -> Result<KeyRow, StoreError> {
     Ok((record, memo(row, KEY_MEMO)?, profile))
 }
 
-/// A text; what is no UTF-8 in it is replaced, which makes the row a damaged one and not the whole load. Only a database
-/// with the encoding `SQL_ASCII` has such texts.
+/// Returns a text with invalid UTF-8 replaced, so that one such row is damaged instead of failing the load. Only a
+/// database with the encoding `SQL_ASCII` has such texts.
 fn text(row: &PgRow, place: usize) -> Result<Option<Cow<'_, str>>, StoreError> {
     let raw = row.try_get_raw(place)?;
     if raw.is_null() {

@@ -70,7 +70,7 @@ fn wrong_trigger(name: &str, expected: &str, there: Option<&Trigger>) -> Option<
         enabled if enabled == wanted => None,
         "O" if wanted == "A" => {
             let what = format!(
-                "the trigger {name} does not fire under session_replication_role = replica: what is replicated or restored goes unseen"
+                "the trigger {name} does not fire under session_replication_role = replica: replicated or restored rows are not logged"
             );
             Some(Finding::bad(CHECK, what, REMEDY))
         }

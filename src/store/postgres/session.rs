@@ -52,14 +52,14 @@ pub(super) struct PostgresSession {
     backend: Option<String>,
     /// The snapshot of the last load or poll.
     snapshot: String,
-    which: Which,
+    database: DatabaseIdentity,
     schema: String,
     changes: Arc<str>,
 }
 
 /// The identity of a database.
 #[derive(Default)]
-struct Which {
+struct DatabaseIdentity {
     identity: String,
     place: String,
     /// The id of its change log.
@@ -69,7 +69,7 @@ struct Which {
 #[async_trait]
 impl Session for PostgresSession {
     async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<SyncPoint, StoreError> {
-        self.which = which(&mut self.listener).await?;
+        self.database = database_identity(&mut self.listener).await?;
         let mut header = None;
         let mut rows = sqlx::query(sqlx::AssertSqlSafe(poll::load())).fetch(&mut self.listener);
         while let Some(row) = rows.next().await {
@@ -124,12 +124,12 @@ impl Session for PostgresSession {
         let change: Vec<_> = known.newest_change.as_deref().unwrap_or_default().split(' ').collect();
         let [log, id, xid] = change.as_slice() else { return Ok(true) };
         // A subscriber has its own change log, which cannot contain a change of its publisher's.
-        if *log != self.which.log {
+        if *log != self.database.log {
             return Ok(true);
         }
         // In another cluster, transaction ids differ. There, compare with the sequence of the log, which was copied
         // with the data.
-        let moved = known.place != self.which.place;
+        let moved = known.place != self.database.place;
         let sql = "SELECT CASE WHEN $3 THEN
                 (SELECT coalesce(last_value, 0) >= $1::text::bigint FROM pg_sequences
                  WHERE schemaname = $4 AND sequencename = 'tenantgate_change_id_seq')
@@ -141,7 +141,7 @@ impl Session for PostgresSession {
 }
 
 /// Reads the identity of the database.
-async fn which(listener: &mut PgListener) -> Result<Which, StoreError> {
+async fn database_identity(listener: &mut PgListener) -> Result<DatabaseIdentity, StoreError> {
     let sql = "SELECT i.id::text, i.log::text, (SELECT system_identifier FROM pg_control_system()) || '/' ||
                       (SELECT oid FROM pg_database WHERE datname = current_database())
                FROM (SELECT 1) AS one LEFT JOIN tenantgate_identity i ON true";
@@ -150,7 +150,7 @@ async fn which(listener: &mut PgListener) -> Result<Which, StoreError> {
         let why = "the database has no identity (tenantgate_identity is empty): run `tenantgate migrate`";
         return Err(StoreError::WrongDatabase(why.into()));
     };
-    Ok(Which { identity, log: row.try_get(1)?, place: row.try_get(2)? })
+    Ok(DatabaseIdentity { identity, log: row.try_get(1)?, place: row.try_get(2)? })
 }
 
 impl PostgresSession {
@@ -181,7 +181,7 @@ impl PostgresSession {
             listener,
             backend,
             snapshot,
-            which: Which::default(),
+            database: DatabaseIdentity::default(),
             schema,
             changes: poll::changes().into(),
         })
@@ -190,10 +190,10 @@ impl PostgresSession {
     fn sync_point(&self, header: Header) -> SyncPoint {
         SyncPoint {
             now: Some(header.now),
-            identity: self.which.identity.clone(),
-            place: self.which.place.clone(),
+            identity: self.database.identity.clone(),
+            place: self.database.place.clone(),
             position: header.snapshot,
-            newest_change: header.newest.map(|newest| format!("{} {newest}", self.which.log)),
+            newest_change: header.newest.map(|newest| format!("{} {newest}", self.database.log)),
         }
     }
 
@@ -212,7 +212,7 @@ impl PostgresSession {
     }
 }
 
-/// The error for a standby, which shows commits late.
+/// Returns the error for a standby, which shows commits late.
 pub(super) fn standby() -> StoreError {
     StoreError::WrongDatabase("the database is a standby, tenantgate needs the primary".into())
 }

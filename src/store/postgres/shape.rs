@@ -44,9 +44,9 @@ impl Kind {
 
 /// A column that tenantgate uses: table, name, type, whether it must be NOT NULL, whether it must be UNIQUE, and
 /// whether an adopted table must already have it.
-type Wanted = (&'static str, &'static str, Kind, bool, bool, bool);
+type RequiredColumn = (&'static str, &'static str, Kind, bool, bool, bool);
 
-const WANTED: [Wanted; 25] = [
+const REQUIRED_COLUMNS: [RequiredColumn; 25] = [
     ("tenants", "id", Kind::Uuid, true, true, true),
     ("tenants", "name", Kind::Text, true, false, true),
     ("tenants", "db_schema_name", Kind::Text, true, true, true),
@@ -145,10 +145,10 @@ pub(super) async fn adopt(
     Ok(notes)
 }
 
-/// Returns the default of a `timestamp` column for its conversion to `timestamptz`. One that has no time zone is read as
-/// UTC, like the values; otherwise it would depend on the time zone of each session.
+/// Returns the default of a `timestamp` column for its conversion to `timestamptz`. One that has no time zone is read
+/// as UTC, like the values; otherwise it would depend on the time zone of each session.
 ///
-/// The statement is prepared and never executed, because a default can call functions of whoever owns the table.
+/// The statement is prepared and never executed, because a default can call functions of the owner of the table.
 async fn converted_default(connection: &mut PgConnection, default: &str) -> Result<String, StoreError> {
     let sql = format!("SELECT {default}");
     let prepared = connection.prepare(AssertSqlSafe(sql).into_sql_str()).await?;
@@ -162,7 +162,7 @@ pub(super) async fn examine(connection: &mut PgConnection) -> Result<Vec<String>
     let columns = columns(connection).await?;
     let mut wrong = wrong_tables(&tables);
     wrong.extend(wrong_columns(&tables, &columns));
-    let ours = WANTED.iter().filter(|(table, .., theirs)| !theirs && tables.contains_key(*table));
+    let ours = REQUIRED_COLUMNS.iter().filter(|(table, .., theirs)| !theirs && tables.contains_key(*table));
     let missing =
         ours.filter(|(table, name, ..)| !columns.contains_key(&((*table).to_owned(), (*name).to_owned())));
     wrong.extend(
@@ -207,7 +207,7 @@ pub(super) async fn revoke(
             if only.is_some_and(|only| only != table) {
                 continue;
             }
-            // As the type reads it: `False` and `f` are the same boolean, and `maybe` is none.
+            // The value is cast to the type of the column: `False` and `f` are equal, `maybe` is an error.
             let (column_is, type_is) = (quoted(column), &is.shown);
             let matches = if value == ANY {
                 format!("$1 = '{ANY}' AND {column_is} IS NOT NULL")
@@ -224,11 +224,11 @@ pub(super) async fn revoke(
     Ok(notes)
 }
 
-fn wanted(table: &str, name: &str) -> Option<&'static Wanted> {
-    WANTED.iter().find(|(t, n, ..)| *t == table && *n == name)
+fn wanted(table: &str, name: &str) -> Option<&'static RequiredColumn> {
+    REQUIRED_COLUMNS.iter().find(|(t, n, ..)| *t == table && *n == name)
 }
 
-/// What those that stand are: `pg_class.relkind`, or what makes an ordinary table unfit.
+/// Returns the kind of each existing table: `pg_class.relkind`, or the reason why an ordinary table cannot be adopted.
 async fn tables(connection: &mut PgConnection) -> Result<BTreeMap<String, String>, StoreError> {
     let sql = "SELECT relname::text, CASE
             WHEN relkind = 'r' AND relpersistence <> 'p' THEN 'unlogged'
@@ -277,7 +277,7 @@ fn wrong_tables(tables: &BTreeMap<String, String>) -> Vec<String> {
             "r" => return None,
             "unlogged" => "UNLOGGED, and empty after a crash",
             "parent" => "a table that others inherit from, whose changes are not seen",
-            "rules" => "a table with rules, which may do something else than they are told",
+            "rules" => "a table with rewrite rules, which can replace INSERT or UPDATE",
             "p" => "a partitioned table",
             "v" => "a view",
             "m" => "a materialized view",
@@ -294,7 +294,7 @@ fn wrong_tables(tables: &BTreeMap<String, String>) -> Vec<String> {
     wrong
 }
 
-/// How many characters a column must take, if it takes fewer.
+/// Returns the length that a column must have in characters; `None` if it is long enough.
 fn too_short(table: &str, name: &str, column: &Column) -> Option<i32> {
     let (.., least) = LENGTHS.iter().find(|(t, n, _)| *t == table && *n == name)?;
     column.length.filter(|length| length < least).map(|_| *least)
@@ -303,7 +303,7 @@ fn too_short(table: &str, name: &str, column: &Column) -> Option<i32> {
 fn wrong_columns(tables: &BTreeMap<String, String>, columns: &Columns) -> Vec<String> {
     let mut wrong = Vec::new();
     for (table, name, kind, always, unique, theirs) in
-        WANTED.into_iter().filter(|(table, ..)| tables.contains_key(*table))
+        REQUIRED_COLUMNS.into_iter().filter(|(table, ..)| tables.contains_key(*table))
     {
         let Some(column) = columns.get(&(table.to_owned(), name.to_owned())) else {
             if theirs {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::Sets;
-use super::connection::{Link, ask};
+use super::connection::{Link, query};
 use super::row::Row;
 use super::value::Value;
 use crate::audit::{Action, Draft};
@@ -56,7 +56,7 @@ fn admin_key_of(row: &Row) -> Result<AdminKey, StoreError> {
     })
 }
 
-/// Formats the ids of the tenants, separated by blanks; `None` for all tenants.
+/// Formats the ids of the tenants, separated by spaces; `None` for all tenants.
 fn tenants(reach: &Reach) -> Option<String> {
     match reach {
         Reach::All => None,
@@ -99,7 +99,7 @@ impl<'a> From<&'a AdminKey> for Shown<'a> {
 
 pub(super) async fn all(link: &mut Link<'_>) -> Result<Vec<AdminKey>, StoreError> {
     let sql = format!("SELECT {ADMIN_KEY} FROM {TABLE} ORDER BY created_at, id");
-    ask(sql).all(link).await?.iter().map(admin_key_of).collect()
+    query(sql).fetch_all(link).await?.iter().map(admin_key_of).collect()
 }
 
 /// The longest chain of makers that is read. A longer chain is cut, and then counts as incomplete.
@@ -124,7 +124,7 @@ async fn links(link: &mut Link<'_>, is_first: &str, value: impl Into<Value>) -> 
              SELECT id, created_by, depth + 1 FROM {TABLE} JOIN chain ON id = maker_of_link WHERE depth < {LONGEST_CHAIN})
          SELECT {ADMIN_KEY}, hashed_key FROM {TABLE} JOIN chain ON id = link ORDER BY depth"
     );
-    ask(sql).bind(value).all(link).await
+    query(sql).bind(value).fetch_all(link).await
 }
 
 /// Holds the management key `author`, which makes a change, and its makers as they are until the transaction ends, and
@@ -147,7 +147,7 @@ pub(super) async fn hold(
         let dialect = link.dialect();
         let lock = if Some(id) == target { dialect.lock_admin_key } else { dialect.share_admin_key };
         if let Some(lock) = lock {
-            ask(lock).bind(id.0.to_string()).execute(link).await?;
+            query(lock).bind(id.0.to_string()).execute(link).await?;
         }
     }
     let Some(author) = author else { return Ok(()) };
@@ -157,7 +157,7 @@ pub(super) async fn hold(
 
 pub(super) async fn touch(link: &mut Link<'_>, id: AdminKeyId, at: Timestamp) -> Result<(), StoreError> {
     let sql = format!("UPDATE {TABLE} SET last_used_at = $2 WHERE id = $1");
-    ask(sql).bind(id.0).bind(at).execute(link).await
+    query(sql).bind(id.0).bind(at).execute(link).await
 }
 
 pub(super) async fn insert(link: &mut Link<'_>, new: &NewAdminKey) -> Result<(AdminKey, Draft), StoreError> {
@@ -166,10 +166,10 @@ pub(super) async fn insert(link: &mut Link<'_>, new: &NewAdminKey) -> Result<(Ad
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING {ADMIN_KEY}"
     );
     let key = &new.key;
-    let query = ask(sql).bind(key.id.0).bind(&key.prefix).bind(&new.hash).bind(&key.name);
+    let query = query(sql).bind(key.id.0).bind(&key.prefix).bind(&new.hash).bind(&key.name);
     let query = query.bind(key.given.permissions.to_string()).bind(tenants(&key.given.reach));
     let query = query.bind(key.created_by.map(|id| id.0)).bind(key.created_at).bind(key.given.expires_at);
-    let key = admin_key_of(&query.one(link).await?)?;
+    let key = admin_key_of(&query.fetch_one(link).await?)?;
     let draft = Draft::of(Action::AdminKeyCreate, key.id.0.to_string(), None::<&()>, &Shown::from(&key));
     Ok((key, draft))
 }
@@ -182,7 +182,7 @@ pub(super) async fn change(
     make: AdminKeyChange<'_>,
 ) -> Result<Option<(AdminKey, Option<Draft>)>, StoreError> {
     let sql = format!("SELECT {ADMIN_KEY} FROM {TABLE} WHERE id = $1{}", link.dialect().lock);
-    let row = ask(sql).bind(id.0).maybe(link).await?;
+    let row = query(sql).bind(id.0).fetch_optional(link).await?;
     let Some(before) = row.as_ref().map(admin_key_of).transpose()? else { return Ok(None) };
     let mut after = before.clone();
     make(&mut after)?;

@@ -4,9 +4,9 @@
 //! lock that a transaction takes: transactions cannot deadlock on it, and hold it only for two short statements and the
 //! commit. If two transactions computed the same next row all the same, the primary key would reject the second.
 
-use super::connection::{Link, ask};
+use super::connection::{Link, query};
 use super::rows::entry_of;
-use super::value::Wanted;
+use super::value::Conditions;
 use crate::audit::{Author, Draft, Entry, Head};
 use crate::clock::Timestamp;
 use crate::store::{AuditFilter, StoreError};
@@ -38,7 +38,7 @@ async fn head(link: &mut Link<'_>) -> Result<(Timestamp, Head), StoreError> {
         "SELECT {now} AS now, a.seq, a.hash FROM (SELECT 1) AS one
          LEFT JOIN (SELECT seq, hash FROM tenantgate_audit_log ORDER BY seq DESC LIMIT 1) AS a ON true"
     );
-    let row = ask(sql).one(link).await?;
+    let row = query(sql).fetch_one(link).await?;
     let head = match (row.get("seq")?, row.get("hash")?) {
         (Some(seq), Some(hash)) => Head { seq, hash },
         _ => Head::default(),
@@ -52,17 +52,17 @@ async fn insert(link: &mut Link<'_>, entry: &Entry) -> Result<(), StoreError> {
         "INSERT INTO tenantgate_audit_log (seq, at, actor, action, subject, before, after, request_id, address, hash)
          VALUES ($1, $2, $3, $4, $5, $6{json}, $7{json}, $8, $9, $10)"
     );
-    let query = ask(sql).bind(entry.seq).bind(entry.at).bind(&entry.actor).bind(&entry.action);
+    let query = query(sql).bind(entry.seq).bind(entry.at).bind(&entry.actor).bind(&entry.action);
     let query = query.bind(&entry.subject).bind(&entry.before).bind(&entry.after);
     query.bind(&entry.request_id).bind(&entry.address).bind(&entry.hash).execute(link).await
 }
 
 /// Builds the conditions of a filter.
-fn wanted(link: &Link<'_>, filter: &AuditFilter) -> Wanted {
+fn wanted(link: &Link<'_>, filter: &AuditFilter) -> Conditions {
     const SUBJECT: &str = "(lower(?) = subject OR ? IN (subject,
         coalesce(after, before) ->> 'key_prefix', coalesce(after, before) ->> 'tenant_id',
         coalesce(after, before) ->> 'db_schema_name', coalesce(after, before) ->> 'name'))";
-    let wanted = Wanted::default()
+    let wanted = Conditions::default()
         .and("at >= ?", filter.since)
         .and("at < ?", filter.until)
         .and("actor = ?", filter.actor.as_deref())
@@ -90,7 +90,7 @@ pub(super) async fn entries(
         wanted.sql(),
         wanted.next()
     );
-    ask(sql).bind_all(wanted).bind(page).all(link).await?.iter().map(entry_of).collect()
+    query(sql).bind_all(wanted).bind(page).fetch_all(link).await?.iter().map(entry_of).collect()
 }
 
 /// Returns the number of the row after which the newest `count` matching rows begin.
@@ -106,5 +106,5 @@ pub(super) async fn before_newest(
         wanted.sql(),
         wanted.next()
     );
-    ask(sql).bind_all(wanted).bind(count).one(link).await?.get("before")
+    query(sql).bind_all(wanted).bind(count).fetch_one(link).await?.get("before")
 }

@@ -7,9 +7,9 @@
 
 use uuid::Uuid;
 
-use super::connection::{Link, ask};
+use super::connection::{Link, query};
 use super::rows::{KEY, TENANT, stored_key_of};
-use super::value::{Value, Wanted};
+use super::value::{Conditions, Value};
 use super::{Dialect, tenants};
 use crate::key::KeyId;
 use crate::labels::Labels;
@@ -37,14 +37,14 @@ pub(super) async fn keys_page(
     after: Option<KeyId>,
     page: i64,
 ) -> Result<Vec<StoredKey>, StoreError> {
-    let wanted = wanted(Wanted::default(), link.dialect(), filter).and("id > ?", after);
+    let wanted = wanted(Conditions::default(), link.dialect(), filter).and("id > ?", after);
     let (sql, last) = (wanted.sql(), wanted.next());
     let sql = stored_keys("", &format!("{sql} ORDER BY id LIMIT ${last}"), "k.id");
-    ask(sql).bind_all(wanted).bind(page).all(link).await?.iter().map(stored_key_of).collect()
+    query(sql).bind_all(wanted).bind(page).fetch_all(link).await?.iter().map(stored_key_of).collect()
 }
 
 /// Adds the conditions of a filter to `base`.
-pub(super) fn wanted(base: Wanted, dialect: &Dialect, filter: &KeyFilter) -> Wanted {
+pub(super) fn wanted(base: Conditions, dialect: &Dialect, filter: &KeyFilter) -> Conditions {
     let (time, position) = (dialect.time, dialect.position);
     let at = |column: &str| time.replace('?', column);
     let (now, expires, begins) = (at("?"), at("expires_at"), at("not_before"));
@@ -79,7 +79,7 @@ pub(super) async fn keys_named(link: &mut Link<'_>, names: &[String]) -> Result<
                 UNION SELECT id FROM api_keys WHERE hashed_key {names_are})"
     );
     let sql = stored_keys("", &any_name, "k.id");
-    ask(sql).bind(ids(names)).bind(names).all(link).await?.iter().map(stored_key_of).collect()
+    query(sql).bind(ids(names)).bind(names).fetch_all(link).await?.iter().map(stored_key_of).collect()
 }
 
 pub(super) async fn tenants_page(
@@ -87,10 +87,10 @@ pub(super) async fn tenants_page(
     after: Option<TenantId>,
     page: i64,
 ) -> Result<Vec<Tenant>, StoreError> {
-    let wanted = Wanted::default().and("id > ?", after);
+    let wanted = Conditions::default().and("id > ?", after);
     let (sql, last) = (wanted.sql(), wanted.next());
     let sql = format!("SELECT {TENANT} FROM tenants WHERE {sql} ORDER BY id LIMIT ${last}");
-    tenants(ask(sql).bind_all(wanted).bind(page), link).await
+    tenants(query(sql).bind_all(wanted).bind(page), link).await
 }
 
 pub(super) async fn tenants_named(link: &mut Link<'_>, names: &[String]) -> Result<Vec<Tenant>, StoreError> {
@@ -98,7 +98,7 @@ pub(super) async fn tenants_named(link: &mut Link<'_>, names: &[String]) -> Resu
     let sql = format!(
         "SELECT {TENANT} FROM tenants WHERE id {ids_are} OR db_schema_name {names_are} OR name {names_are}"
     );
-    tenants(ask(sql).bind(ids(names)).bind(names), link).await
+    tenants(query(sql).bind(ids(names)).bind(names), link).await
 }
 
 /// Converts labels to a parameter: NULL if there are none.

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Postgres, Sqlite};
 
 use super::instant::Micros;
 use super::row::Row;
-use super::value::{Value, Wanted};
+use super::value::{Conditions, Value};
 use super::{Dialect, POSTGRES, SQLITE};
 use crate::store::StoreError;
 
@@ -49,12 +49,12 @@ impl Connection {
         Self { file, ..self }
     }
 
-    /// The device and inode of the SQLite file; `None` on Postgres.
+    /// Returns the device and inode of the SQLite file; `None` on Postgres.
     pub(in crate::store) fn file(&self) -> Option<(u64, u64)> {
         self.file
     }
 
-    /// Whether the database responds.
+    /// Returns whether the database responds.
     pub(in crate::store) async fn answers(&mut self) -> bool {
         match &mut self.driver {
             Driver::Postgres(connection) => connection.ping().await.is_ok(),
@@ -149,7 +149,7 @@ impl Link<'_> {
                 let rows: Vec<Vec<_>> =
                     rows.into_iter().map(|row| row.into_iter().map(Value::text).collect()).collect();
                 let json = serde_json::to_string(&rows).unwrap_or_default();
-                ask(format!("{into} {} FROM json_each($1)", all.join(", "))).bind(json).execute(self).await
+                query(format!("{into} {} FROM json_each($1)", all.join(", "))).bind(json).execute(self).await
             }
         }
     }
@@ -162,7 +162,7 @@ pub(in crate::store) struct Query {
 }
 
 /// Starts a query from its SQL.
-pub(in crate::store) fn ask(sql: impl Into<String>) -> Query {
+pub(in crate::store) fn query(sql: impl Into<String>) -> Query {
     Query { sql: sql.into(), values: Vec::new() }
 }
 
@@ -174,13 +174,13 @@ impl Query {
     }
 
     /// Adds the parameters of conditions.
-    pub(in crate::store) fn bind_all(mut self, wanted: Wanted) -> Self {
+    pub(in crate::store) fn bind_all(mut self, wanted: Conditions) -> Self {
         self.values.extend(wanted.values);
         self
     }
 
     /// Returns all rows.
-    pub(in crate::store) async fn all(self, link: &mut Link<'_>) -> Result<Vec<Row>, StoreError> {
+    pub(in crate::store) async fn fetch_all(self, link: &mut Link<'_>) -> Result<Vec<Row>, StoreError> {
         Ok(match link {
             Link::Postgres(connection) => {
                 self.postgres().fetch_all(&mut **connection).await?.into_iter().map(Row::Postgres).collect()
@@ -192,7 +192,10 @@ impl Query {
     }
 
     /// Returns the first row, if there is one.
-    pub(in crate::store) async fn maybe(self, link: &mut Link<'_>) -> Result<Option<Row>, StoreError> {
+    pub(in crate::store) async fn fetch_optional(
+        self,
+        link: &mut Link<'_>,
+    ) -> Result<Option<Row>, StoreError> {
         Ok(match link {
             Link::Postgres(connection) => {
                 self.postgres().fetch_optional(&mut **connection).await?.map(Row::Postgres)
@@ -204,8 +207,8 @@ impl Query {
     }
 
     /// Returns the first row. An error if there is none.
-    pub(in crate::store) async fn one(self, link: &mut Link<'_>) -> Result<Row, StoreError> {
-        self.maybe(link).await?.ok_or_else(|| sqlx::Error::RowNotFound.into())
+    pub(in crate::store) async fn fetch_one(self, link: &mut Link<'_>) -> Result<Row, StoreError> {
+        self.fetch_optional(link).await?.ok_or_else(|| sqlx::Error::RowNotFound.into())
     }
 
     /// Runs the statement and ignores its rows.

@@ -13,7 +13,7 @@ use crate::clock::Timestamp;
 pub(in crate::store) struct Micros(pub(in crate::store) Timestamp);
 
 /// The value of `infinity`.
-const INFINITY: Timestamp = Timestamp(i64::MAX);
+pub(in crate::store) const INFINITY: Timestamp = Timestamp(i64::MAX);
 
 /// Postgres counts from 2000-01-01.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;

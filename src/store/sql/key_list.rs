@@ -5,9 +5,9 @@
 //! takes milliseconds, whatever the filter is, and all pages together show every key once.
 
 use super::bulk::{stored_keys, wanted};
-use super::connection::{Link, ask};
+use super::connection::{Link, query};
 use super::rows::stored_key_of;
-use super::value::Wanted;
+use super::value::Conditions;
 use crate::key::KeyId;
 use crate::permission::Reach;
 use crate::record::KeyState;
@@ -17,14 +17,14 @@ use crate::store::{KeyFilter, KeyPage, KeyPlace, StoreError};
 const WALK: i64 = 5_000;
 
 /// Builds the conditions that select the rows to read. Each of them is the leading part of an index.
-fn base(link: &Link<'_>, filter: &KeyFilter, after: Option<&KeyPlace>) -> Wanted {
+fn base(link: &Link<'_>, filter: &KeyFilter, after: Option<&KeyPlace>) -> Conditions {
     let instant = link.dialect().instant;
     let state = match filter.state {
         Some(KeyState::Revoked) => Some("revoked_at IS NOT NULL"),
         Some(KeyState::Disabled) => Some("disabled_at IS NOT NULL"),
         _ => None,
     };
-    let base = Wanted::default().and("tenant_id = ?", filter.tenant);
+    let base = Conditions::default().and("tenant_id = ?", filter.tenant);
     let base = if let Some(state) = state { base.always(state) } else { base };
     let Some(after) = after else { return base };
     base.and_two(&format!("(created_at, id) > ({instant}, ?)"), &after.created_at, after.id)
@@ -40,7 +40,7 @@ pub(super) async fn page(
 ) -> Result<KeyPage, StoreError> {
     let (base_sql, all) = {
         let base = base(link, filter, after);
-        (base.sql(), wanted_of(link, base, filter, reach))
+        (base.sql(), conditions_of(link, base, filter, reach))
     };
     let last = all.next();
     let place = link.dialect().place;
@@ -51,7 +51,7 @@ pub(super) async fn page(
     );
     let sql = stored_keys(&format!(", {place} AS place"), &found, "k.created_at, k.id");
     let one_more = i64::try_from(page).unwrap_or(i64::MAX).saturating_add(1);
-    let rows = ask(sql).bind_all(all).bind(one_more).all(link).await?;
+    let rows = query(sql).bind_all(all).bind(one_more).fetch_all(link).await?;
     let mut keys = Vec::with_capacity(rows.len());
     for row in &rows {
         keys.push((stored_key_of(row)?, row.get::<String>("place")?));
@@ -67,13 +67,13 @@ pub(super) async fn page(
 
 /// Counts the keys of these tenants that match a filter.
 pub(super) async fn count(link: &mut Link<'_>, filter: &KeyFilter, reach: &Reach) -> Result<i64, StoreError> {
-    let all = wanted_of(link, Wanted::default(), filter, reach);
+    let all = conditions_of(link, Conditions::default(), filter, reach);
     let sql = format!("SELECT count(*) AS keys FROM api_keys WHERE {}", all.sql());
-    ask(sql).bind_all(all).one(link).await?.get("keys")
+    query(sql).bind_all(all).fetch_one(link).await?.get("keys")
 }
 
 /// Builds all conditions, with parameters numbered after those of `base`.
-fn wanted_of(link: &Link<'_>, base: Wanted, filter: &KeyFilter, reach: &Reach) -> Wanted {
+fn conditions_of(link: &Link<'_>, base: Conditions, filter: &KeyFilter, reach: &Reach) -> Conditions {
     // This repeats conditions of `base`, which costs nothing.
     let all = wanted(base, link.dialect(), filter);
     match reach {
@@ -98,7 +98,7 @@ async fn end_of_walk(
         base.sql(),
         WALK - 1
     );
-    let row = ask(sql).bind_all(base).maybe(link).await?;
+    let row = query(sql).bind_all(base).fetch_optional(link).await?;
     row.map(|row| Ok(KeyPlace { created_at: row.get("place")?, id: KeyId(row.id("id", "api_keys")?) }))
         .transpose()
 }

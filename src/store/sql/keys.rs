@@ -2,7 +2,7 @@
 
 use super::Sets;
 use super::bulk::labels;
-use super::connection::{Link, ask};
+use super::connection::{Link, query};
 use super::rows::{KEY, key_of};
 use super::value::Value;
 use crate::key::KeyId;
@@ -12,7 +12,7 @@ use crate::store::{NewKey, StoreError};
 /// Reads a key and locks its row until the transaction ends.
 pub(super) async fn to_change(link: &mut Link<'_>, id: KeyId) -> Result<Option<KeyDetails>, StoreError> {
     let sql = format!("SELECT {KEY} FROM api_keys WHERE id = $1{}", link.dialect().lock);
-    ask(sql).bind(id).maybe(link).await?.as_ref().map(key_of).transpose()
+    query(sql).bind(id).fetch_optional(link).await?.as_ref().map(key_of).transpose()
 }
 
 pub(super) async fn insert(link: &mut Link<'_>, key: &NewKey) -> Result<KeyDetails, StoreError> {
@@ -22,11 +22,11 @@ pub(super) async fn insert(link: &mut Link<'_>, key: &NewKey) -> Result<KeyDetai
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13{}) RETURNING {KEY}",
         link.dialect().jsonb
     );
-    let query = ask(sql).bind(key.id).bind(&key.prefix).bind(&key.hash).bind(key.tenant_id).bind(&key.name);
+    let query = query(sql).bind(key.id).bind(&key.prefix).bind(&key.hash).bind(key.tenant_id).bind(&key.name);
     let query = query.bind(key.created_at).bind(key.expires_at).bind(key.memo.map(|memo| memo.to_string()));
     let terms = &key.terms;
     let query = query.bind(terms.not_before).bind(&terms.scopes).bind(&terms.networks).bind(&terms.plan);
-    key_of(&query.bind(labels(&terms.labels)).one(link).await?)
+    key_of(&query.bind(labels(&terms.labels)).fetch_one(link).await?)
 }
 
 /// Writes the columns that differ.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::connection::ask;
+use super::connection::query;
 use super::keys::{self, insert as insert_key, to_change as key_to_change};
 use super::row::Row;
 use super::rows::{KEY, TENANT, key_of, shadowed_of, tenant_of};
 use super::{
-    Held, Sets, SqlStore, admin_keys, audit, bulk, change, change_admin_key, hold, idempotency, key_list,
-    plans, routes, tenant_list, tenants, usage,
+    PooledConnection, Sets, SqlStore, acquire, admin_keys, audit, bulk, change, change_admin_key,
+    idempotency, key_list, plans, routes, tenant_list, tenants, usage,
 };
 use crate::audit::{Action, Draft, Entry};
 use crate::clock::Timestamp;
@@ -21,36 +21,36 @@ use crate::plan::PlanRow;
 use crate::record::{KeyDetails, KeyState};
 use crate::route::RouteRow;
 use crate::store::{
-    AdminKeyChange, Adoption, Announced, AuditFilter, Behalf, Changed, Check, Claim, Claimed, ImportedKey,
-    KeyChange, KeyFilter, KeyPage, KeyPlace, Laggard, Management, Migrated, NewAdminKey, NewKey, NewTenant,
-    PlanChange, PlanUses, Rotated, Rotation, RoutesChange, RoutesPlan, SchemaVersion, Shadowed, StoreError,
-    StoredKey, TenantChange, TenantFilter, TenantPage, TenantPlace, UsageFilter, UsageRow,
+    AdminKeyChange, Adoption, Announced, AuditFilter, ChangeContext, Changed, Check, Claim, Claimed,
+    ImportedKey, KeyChange, KeyFilter, KeyPage, KeyPlace, Laggard, Management, Migrated, NewAdminKey, NewKey,
+    NewTenant, PlanChange, PlanUses, Rotated, Rotation, RoutesChange, RoutesPlan, SchemaVersion, Shadowed,
+    StoreError, StoredKey, TenantChange, TenantFilter, TenantPage, TenantPlace, UsageFilter, UsageRow,
 };
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
 /// Finishes a change: stores the answer to its request, writes the audit log, and commits.
 async fn finish(
     store: &impl SqlStore,
-    mut connection: Held,
+    mut connection: PooledConnection,
     drafts: impl IntoIterator<Item = Draft>,
     changed: Changed<'_>,
 ) -> Result<(), StoreError> {
-    let behalf = store.behalf();
+    let context = store.context();
     let link = &mut connection.link();
-    if let Some(receipt) = &behalf.receipt
+    if let Some(receipt) = &context.receipt
         && let Some(answer) = (receipt.answer)(changed)
         && let Some(attempt) = receipt.attempt
     {
         idempotency::keep(link, attempt, &answer).await?;
     }
-    audit::append(link, &behalf.author, drafts).await?;
+    audit::append(link, &context.author, drafts).await?;
     connection.commit().await
 }
 
 #[async_trait]
 impl<S: SqlStore> Management for S {
-    fn on_behalf(&self, behalf: Behalf) -> Arc<dyn Management> {
-        Arc::new(self.with_behalf(behalf))
+    fn with_context(&self, context: ChangeContext) -> Arc<dyn Management> {
+        Arc::new(SqlStore::with_context(self, context))
     }
 
     fn has_schemas(&self) -> bool {
@@ -58,7 +58,7 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn version(&self) -> Result<SchemaVersion, StoreError> {
-        SqlStore::version(self, &mut hold(self).await?.link()).await
+        SqlStore::version(self, &mut acquire(self).await?.link()).await
     }
 
     async fn adopt(&self, adoption: &Adoption) -> Result<Migrated, StoreError> {
@@ -74,13 +74,13 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn check_schema(&self, schema: &str, adopt: bool) -> Result<(), StoreError> {
-        SqlStore::check_schema(self, &mut hold(self).await?.link(), schema, adopt).await
+        SqlStore::check_schema(self, &mut acquire(self).await?.link(), schema, adopt).await
     }
 
     async fn create_schema(&self, schema: &str, adopt: bool) -> Result<(), StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         self.refuse_change(&mut connection.link()).await?;
-        admin_keys::hold(&mut connection.link(), self.behalf().key.as_ref(), None).await?;
+        admin_keys::hold(&mut connection.link(), self.context().key.as_ref(), None).await?;
         SqlStore::create_schema(self, &mut connection.link(), schema, adopt).await
     }
 
@@ -92,30 +92,30 @@ impl<S: SqlStore> Management for S {
              VALUES ($1, $2, $3, $4, $5, {}) RETURNING {TENANT}",
             link.dialect().now
         );
-        let query = ask(sql).bind(tenant.id).bind(&tenant.name).bind(&tenant.schema);
+        let query = query(sql).bind(tenant.id).bind(&tenant.name).bind(&tenant.schema);
         let query = query.bind(tenant.status.as_str()).bind(&tenant.plan);
-        let tenant = tenant_of(&query.one(link).await?)?;
+        let tenant = tenant_of(&query.fetch_one(link).await?)?;
         let draft = Draft::of_tenant(action, None, &tenant);
         finish(self, connection, draft, Changed::Tenant(&tenant)).await?;
         Ok(tenant)
     }
 
     async fn tenants(&self) -> Result<Vec<Tenant>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let sql = format!("SELECT {TENANT} FROM tenants ORDER BY created_at, {}", link.dialect().tie);
-        tenants(ask(sql), link).await
+        tenants(query(sql), link).await
     }
 
     async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let sql = format!(
             "SELECT {TENANT} FROM tenants WHERE id = $1 OR db_schema_name = $2 OR name = $2
              ORDER BY created_at, {}",
             link.dialect().tie
         );
-        tenants(ask(sql).bind(Uuid::parse_str(reference).ok()).bind(reference), link).await
+        tenants(query(sql).bind(Uuid::parse_str(reference).ok()).bind(reference), link).await
     }
 
     async fn change_tenant(
@@ -127,7 +127,7 @@ impl<S: SqlStore> Management for S {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
         let sql = format!("SELECT {TENANT} FROM tenants WHERE id = $1{}", link.dialect().lock);
-        let row = ask(sql).bind(id).maybe(link).await?;
+        let row = query(sql).bind(id).fetch_optional(link).await?;
         let Some(before) = row.as_ref().map(tenant_of).transpose()? else { return Ok(None) };
         let mut after = before.clone();
         make(&mut after)?;
@@ -143,7 +143,7 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn shadowed(&self, since: Timestamp) -> Result<Vec<Shadowed>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let sql = format!(
             "SELECT reason, network, user_agent, method, path, key_prefix, CAST(sum(requests) AS bigint) AS requests,
@@ -153,11 +153,11 @@ impl<S: SqlStore> Management for S {
              ORDER BY 7 DESC, reason, network, user_agent, method, path, key_prefix",
             link.dialect().day
         );
-        ask(sql).bind(since).all(link).await?.iter().map(shadowed_of).collect()
+        query(sql).bind(since).fetch_all(link).await?.iter().map(shadowed_of).collect()
     }
 
     async fn usage(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>, StoreError> {
-        usage::rows(&mut hold(self).await?.link(), filter).await
+        usage::rows(&mut acquire(self).await?.link(), filter).await
     }
 
     async fn insert_key(&self, key: &NewKey, action: Action) -> Result<KeyDetails, StoreError> {
@@ -174,7 +174,7 @@ impl<S: SqlStore> Management for S {
         after: Option<KeyId>,
         page: i64,
     ) -> Result<Vec<StoredKey>, StoreError> {
-        bulk::keys_page(&mut hold(self).await?.link(), filter, after, page).await
+        bulk::keys_page(&mut acquire(self).await?.link(), filter, after, page).await
     }
 
     async fn keys_by_creation(
@@ -184,15 +184,15 @@ impl<S: SqlStore> Management for S {
         after: Option<&KeyPlace>,
         page: usize,
     ) -> Result<KeyPage, StoreError> {
-        key_list::page(&mut hold(self).await?.link(), filter, reach, after, page).await
+        key_list::page(&mut acquire(self).await?.link(), filter, reach, after, page).await
     }
 
     async fn count_keys(&self, filter: &KeyFilter, reach: &Reach) -> Result<i64, StoreError> {
-        key_list::count(&mut hold(self).await?.link(), filter, reach).await
+        key_list::count(&mut acquire(self).await?.link(), filter, reach).await
     }
 
     async fn count_used(&self, tenant: TenantId, since: Timestamp) -> Result<i64, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let time = |column: &str| link.dialect().time.replace('?', column);
         let sql = format!(
@@ -201,15 +201,15 @@ impl<S: SqlStore> Management for S {
             time("last_used_at"),
             time("$2")
         );
-        ask(sql).bind(tenant).bind(since).one(link).await?.get("used")
+        query(sql).bind(tenant).bind(since).fetch_one(link).await?.get("used")
     }
 
     async fn keys_named(&self, names: &[String]) -> Result<Vec<StoredKey>, StoreError> {
-        bulk::keys_named(&mut hold(self).await?.link(), names).await
+        bulk::keys_named(&mut acquire(self).await?.link(), names).await
     }
 
     async fn tenants_page(&self, after: Option<TenantId>, page: i64) -> Result<Vec<Tenant>, StoreError> {
-        bulk::tenants_page(&mut hold(self).await?.link(), after, page).await
+        bulk::tenants_page(&mut acquire(self).await?.link(), after, page).await
     }
 
     async fn tenants_by_creation(
@@ -219,18 +219,18 @@ impl<S: SqlStore> Management for S {
         after: Option<&TenantPlace>,
         page: usize,
     ) -> Result<TenantPage, StoreError> {
-        tenant_list::page(&mut hold(self).await?.link(), filter, reach, after, page).await
+        tenant_list::page(&mut acquire(self).await?.link(), filter, reach, after, page).await
     }
 
     async fn tenants_named(&self, names: &[String]) -> Result<Vec<Tenant>, StoreError> {
-        bulk::tenants_named(&mut hold(self).await?.link(), names).await
+        bulk::tenants_named(&mut acquire(self).await?.link(), names).await
     }
 
     async fn import_keys(&self, keys: &[ImportedKey], draft: Draft) -> Result<(), StoreError> {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
         bulk::import_keys(link, keys).await?;
-        audit::append(link, &self.behalf().author, [draft]).await?;
+        audit::append(link, &self.context().author, [draft]).await?;
         connection.commit().await
     }
 
@@ -244,14 +244,14 @@ impl<S: SqlStore> Management for S {
                 SqlStore::create_schema(self, link, &tenant.schema, true).await?;
             }
         }
-        audit::append(link, &self.behalf().author, [draft]).await?;
+        audit::append(link, &self.context().author, [draft]).await?;
         connection.commit().await
     }
 
     async fn find_key(&self, reference: &str) -> Result<Option<KeyDetails>, StoreError> {
         let sql = format!("SELECT {KEY} FROM api_keys WHERE id = $1 OR key_prefix = $2");
-        let query = ask(sql).bind(Uuid::parse_str(reference).ok()).bind(reference);
-        query.maybe(&mut hold(self).await?.link()).await?.as_ref().map(key_of).transpose()
+        let query = query(sql).bind(Uuid::parse_str(reference).ok()).bind(reference);
+        query.fetch_optional(&mut acquire(self).await?.link()).await?.as_ref().map(key_of).transpose()
     }
 
     async fn change_keys(
@@ -303,7 +303,7 @@ impl<S: SqlStore> Management for S {
         let expires_at = before.expires_at.map_or(rotation.expires_at, |own| own.min(rotation.expires_at));
         let sql =
             format!("UPDATE api_keys SET expires_at = $2, replaced_by = $3 WHERE id = $1 RETURNING {KEY}");
-        let old = key_of(&ask(sql).bind(id).bind(expires_at).bind(new.id).one(link).await?)?;
+        let old = key_of(&query(sql).bind(id).bind(expires_at).bind(new.id).fetch_one(link).await?)?;
         let drafts = [
             Draft::of_key(Action::KeyRotate, Some(&before), &old),
             Draft::of_key(Action::KeyRotate, None, &new),
@@ -313,7 +313,7 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn plans(&self) -> Result<Vec<PlanRow>, StoreError> {
-        plans::all(&mut hold(self).await?.link()).await
+        plans::all(&mut acquire(self).await?.link()).await
     }
 
     async fn insert_plan(&self, plan: &PlanRow) -> Result<(), StoreError> {
@@ -331,7 +331,7 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn plan_uses(&self, name: &str) -> Result<PlanUses, StoreError> {
-        plans::uses(&mut hold(self).await?.link(), name).await
+        plans::uses(&mut acquire(self).await?.link(), name).await
     }
 
     async fn delete_plan(
@@ -347,7 +347,7 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn routes(&self) -> Result<Vec<RouteRow>, StoreError> {
-        routes::all(&mut hold(self).await?.link()).await
+        routes::all(&mut acquire(self).await?.link()).await
     }
 
     async fn change_routes(&self, plan: RoutesPlan<'_>) -> Result<RoutesChange, StoreError> {
@@ -360,15 +360,15 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn admin_keys(&self) -> Result<Vec<AdminKey>, StoreError> {
-        admin_keys::all(&mut hold(self).await?.link()).await
+        admin_keys::all(&mut acquire(self).await?.link()).await
     }
 
     async fn admin_key_chain(&self, prefix: &str) -> Result<Option<(String, Vec<AdminKey>)>, StoreError> {
-        admin_keys::chain(&mut hold(self).await?.link(), prefix).await
+        admin_keys::chain(&mut acquire(self).await?.link(), prefix).await
     }
 
     async fn touch_admin_key(&self, id: AdminKeyId, at: Timestamp) -> Result<(), StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         self.refuse_change(&mut connection.link()).await?;
         admin_keys::touch(&mut connection.link(), id, at).await
     }
@@ -402,20 +402,20 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn give_up_claim(&self, attempt: Uuid) -> Result<(), StoreError> {
-        idempotency::give_up(&mut hold(self).await?.link(), attempt).await
+        idempotency::give_up(&mut acquire(self).await?.link(), attempt).await
     }
 
     async fn mark(&self) -> Result<String, StoreError> {
         // The mark is a separate transaction: a server that sees it sees everything that was committed before it began.
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
-        ask(link.dialect().mark).one(link).await?.get("mark")
+        query(link.dialect().mark).fetch_one(link).await?.get("mark")
     }
 
     async fn replicas(&self) -> Result<Vec<Announced>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let sql = "SELECT id, name, seen_at, serves_until FROM tenantgate_replica ORDER BY name, id";
-        let rows = ask(sql).all(&mut connection.link()).await?;
+        let rows = query(sql).fetch_all(&mut connection.link()).await?;
         let announced = |row: &Row| {
             Ok(Announced {
                 id: row.id("id", "tenantgate_replica")?,
@@ -428,11 +428,11 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let behind = link.dialect().behind;
         let sql = format!("SELECT name, seen_at FROM tenantgate_replica WHERE {behind} ORDER BY name");
-        let rows = ask(sql).bind(mark).all(link).await?;
+        let rows = query(sql).bind(mark).fetch_all(link).await?;
         rows.iter()
             .map(|row| {
                 let seen_at = row.instant("seen_at")?.unwrap_or_default();
@@ -442,12 +442,12 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn caught_up(&self, mark: &str) -> Result<u64, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let (live, behind) = (link.dialect().live, link.dialect().behind);
         let sql =
             format!("SELECT count(*) AS caught_up FROM tenantgate_replica WHERE {live} AND NOT ({behind})");
-        let count: i64 = ask(sql).bind(mark).one(link).await?.get("caught_up")?;
+        let count: i64 = query(sql).bind(mark).fetch_one(link).await?.get("caught_up")?;
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
@@ -457,10 +457,10 @@ impl<S: SqlStore> Management for S {
         after: i64,
         page: i64,
     ) -> Result<Vec<Entry>, StoreError> {
-        audit::entries(&mut hold(self).await?.link(), filter, after, page).await
+        audit::entries(&mut acquire(self).await?.link(), filter, after, page).await
     }
 
     async fn audit_before_newest(&self, filter: &AuditFilter, count: i64) -> Result<i64, StoreError> {
-        audit::before_newest(&mut hold(self).await?.link(), filter, count).await
+        audit::before_newest(&mut acquire(self).await?.link(), filter, count).await
     }
 }

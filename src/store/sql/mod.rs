@@ -28,12 +28,12 @@ mod value;
 use async_trait::async_trait;
 
 pub(super) use self::connection::{Connection, Link};
-use self::pool::Held;
 pub(super) use self::pool::Pool;
+use self::pool::PooledConnection;
 pub(super) use self::row::Row;
 pub(super) use self::rows::{TENANT, tenant_of};
 use self::value::Value;
-use super::{Adoption, Behalf, Migrated, SchemaVersion, Store, StoreError};
+use super::{Adoption, ChangeContext, Migrated, SchemaVersion, Store, StoreError};
 use crate::permission::AdminKeyId;
 use crate::tenant::Tenant;
 
@@ -155,20 +155,20 @@ pub(super) const SQLITE: Dialect = Dialect {
 /// A store whose rows are managed by the SQL of this module.
 #[async_trait]
 pub(super) trait SqlStore: Store + Clone + 'static {
-    /// The author of changes, and the request that they belong to.
-    fn behalf(&self) -> &Behalf;
+    /// Returns the author of changes, and the request that they belong to.
+    fn context(&self) -> &ChangeContext;
 
     /// Returns the same store with the same connections and another author.
-    fn with_behalf(&self, behalf: Behalf) -> Self;
+    fn with_context(&self, context: ChangeContext) -> Self;
 
-    /// The connections.
+    /// Returns the connections.
     fn pool(&self) -> &Pool;
 
     /// Opens a connection.
     async fn open(&self) -> Result<Connection, StoreError>;
 
-    /// Whether a kept connection still leads to the database.
-    async fn leads_here(&self, connection: &mut Connection) -> bool;
+    /// Returns whether a kept connection still leads to the database.
+    async fn is_same_database(&self, connection: &mut Connection) -> bool;
 
     /// Returns the version of the database schema.
     async fn version(&self, link: &mut Link<'_>) -> Result<SchemaVersion, StoreError>;
@@ -209,28 +209,31 @@ pub(super) trait SqlStore: Store + Clone + 'static {
 }
 
 /// Takes a connection from the pool of the store.
-async fn hold(store: &impl SqlStore) -> Result<Held, StoreError> {
-    store.pool().hold(store).await
+async fn acquire(store: &impl SqlStore) -> Result<PooledConnection, StoreError> {
+    store.pool().acquire(store).await
 }
 
 /// Takes a connection and begins a transaction. If the connection is dropped before [`Connection::commit`], the
 /// transaction is rolled back.
-async fn change(store: &impl SqlStore) -> Result<Held, StoreError> {
+async fn change(store: &impl SqlStore) -> Result<PooledConnection, StoreError> {
     change_admin_key(store, None).await
 }
 
 /// The same, to change this management key.
-async fn change_admin_key(store: &impl SqlStore, target: Option<AdminKeyId>) -> Result<Held, StoreError> {
-    let mut connection = hold(store).await?;
+async fn change_admin_key(
+    store: &impl SqlStore,
+    target: Option<AdminKeyId>,
+) -> Result<PooledConnection, StoreError> {
+    let mut connection = acquire(store).await?;
     store.refuse_change(&mut connection.link()).await?;
     connection.begin().await?;
-    admin_keys::hold(&mut connection.link(), store.behalf().key.as_ref(), target).await?;
+    admin_keys::hold(&mut connection.link(), store.context().key.as_ref(), target).await?;
     Ok(connection)
 }
 
 /// Runs a query and converts its rows to tenants.
 async fn tenants(query: connection::Query, link: &mut Link<'_>) -> Result<Vec<Tenant>, StoreError> {
-    query.all(link).await?.iter().map(tenant_of).collect()
+    query.fetch_all(link).await?.iter().map(tenant_of).collect()
 }
 
 /// The columns that an UPDATE of one row sets.
@@ -275,7 +278,7 @@ impl Sets {
         let sql = format!("UPDATE {table} SET {} WHERE {key} = $1", sets.join(", "));
         self.values
             .into_iter()
-            .fold(connection::ask(sql).bind(value), connection::Query::bind)
+            .fold(connection::query(sql).bind(value), connection::Query::bind)
             .execute(link)
             .await
     }

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::connection::ask;
+use super::connection::query;
 use super::row::Row;
-use super::{SqlStore, hold};
+use super::{SqlStore, acquire};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::store::{
@@ -40,7 +40,7 @@ impl<S: SqlStore> Overview for S {
         tenants: Option<&BTreeSet<TenantId>>,
         at: CountedAt,
     ) -> Result<KeyCounts, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let time = |what: &str| link.dialect().time.replace('?', what);
         let (now, soon, long_ago) = (time("$1"), time("$2"), time("$3"));
@@ -54,7 +54,8 @@ impl<S: SqlStore> Overview for S {
                AND (expires_at IS NULL OR {expires} IS NULL OR {expires} > {now})
                AND (not_before IS NULL OR {begins} <= {now})"
         );
-        let row = ask(sql).bind(at.now).bind(at.expires_before).bind(at.unused_since).one(link).await?;
+        let row =
+            query(sql).bind(at.now).bind(at.expires_before).bind(at.unused_since).fetch_one(link).await?;
         Ok(KeyCounts {
             live: count(&row, "live")?,
             expiring: count(&row, "expiring")?,
@@ -63,7 +64,7 @@ impl<S: SqlStore> Overview for S {
     }
 
     async fn servers(&self) -> Result<Vec<ReplicaState>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let sql = format!(
             "SELECT name, seen_at, serves_until, (SELECT min(c.at) FROM tenantgate_change c WHERE {}) AS behind_since
@@ -78,13 +79,13 @@ impl<S: SqlStore> Overview for S {
                 behind_since: row.instant("behind_since")?,
             })
         };
-        ask(sql).all(link).await?.iter().map(state).collect()
+        query(sql).fetch_all(link).await?.iter().map(state).collect()
     }
 
     async fn refusal(&self, decision_id: Uuid) -> Result<Option<StoredRefusal>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let sql = "SELECT at, reason, key_id FROM tenantgate_refusal WHERE decision_id = $1";
-        let row = ask(sql).bind(decision_id).maybe(&mut connection.link()).await?;
+        let row = query(sql).bind(decision_id).fetch_optional(&mut connection.link()).await?;
         let refusal = |row: Row| {
             Ok(StoredRefusal {
                 at: row.instant("at")?.unwrap_or(Timestamp::MIN),
@@ -96,7 +97,7 @@ impl<S: SqlStore> Overview for S {
     }
 
     async fn counts(&self, of: CountsOf<'_>, days: &[String]) -> Result<Vec<DayCount>, StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         let link = &mut connection.link();
         let condition = match of {
             CountsOf::All => String::new(),
@@ -116,6 +117,6 @@ impl<S: SqlStore> Overview for S {
         let counted = |row: &Row| {
             Ok(DayCount { day: row.get("day")?, reason: row.get("reason")?, requests: count(row, "total")? })
         };
-        ask(sql).all(link).await?.iter().map(counted).collect()
+        query(sql).fetch_all(link).await?.iter().map(counted).collect()
     }
 }

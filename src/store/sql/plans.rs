@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Sets;
-use super::connection::{Link, Query, ask};
+use super::connection::{Link, Query, query};
 use super::row::Row;
 use crate::audit::{Action, Draft};
 use crate::plan::{Counted, PlanRow};
@@ -16,7 +16,7 @@ fn plan_of(row: &Row) -> Result<PlanRow, StoreError> {
     Ok(PlanRow { name: row.get("name")?, limits: [request?, total?, input?, output?] })
 }
 
-/// A plan in the audit log: its name and the limits that are set, by column.
+/// Returns a plan in the audit log: its name and the limits that are set, by column.
 fn shown(plan: &PlanRow) -> BTreeMap<&'static str, &str> {
     let limits = Counted::ALL.iter().zip(&plan.limits);
     let limits = limits.filter_map(|(counted, limit)| Some((counted.as_str(), limit.as_deref()?)));
@@ -25,17 +25,17 @@ fn shown(plan: &PlanRow) -> BTreeMap<&'static str, &str> {
 
 pub(in crate::store) async fn all(link: &mut Link<'_>) -> Result<Vec<PlanRow>, StoreError> {
     let sql = format!("SELECT {PLAN} FROM tenantgate_plan ORDER BY name");
-    ask(sql).all(link).await?.iter().map(plan_of).collect()
+    query(sql).fetch_all(link).await?.iter().map(plan_of).collect()
 }
 
 pub(in crate::store) async fn find(link: &mut Link<'_>, name: &str) -> Result<Option<PlanRow>, StoreError> {
     let sql = format!("SELECT {PLAN} FROM tenantgate_plan WHERE name = $1");
-    ask(sql).bind(name).maybe(link).await?.as_ref().map(plan_of).transpose()
+    query(sql).bind(name).fetch_optional(link).await?.as_ref().map(plan_of).transpose()
 }
 
 pub(super) async fn insert(link: &mut Link<'_>, plan: &PlanRow) -> Result<Draft, StoreError> {
     let sql = format!("INSERT INTO tenantgate_plan ({PLAN}) VALUES ($1, $2, $3, $4, $5)");
-    let query = plan.limits.iter().fold(ask(sql).bind(&plan.name), Query::bind);
+    let query = plan.limits.iter().fold(query(sql).bind(&plan.name), Query::bind);
     query.execute(link).await?;
     Ok(Draft::of(Action::PlanCreate, plan.name.clone(), None::<&()>, &shown(plan)))
 }
@@ -43,7 +43,7 @@ pub(super) async fn insert(link: &mut Link<'_>, plan: &PlanRow) -> Result<Draft,
 /// Reads a plan and locks its row until the transaction ends.
 async fn to_change(link: &mut Link<'_>, name: &str) -> Result<Option<PlanRow>, StoreError> {
     let sql = format!("SELECT {PLAN} FROM tenantgate_plan WHERE name = $1{}", link.dialect().lock);
-    ask(sql).bind(name).maybe(link).await?.as_ref().map(plan_of).transpose()
+    query(sql).bind(name).fetch_optional(link).await?.as_ref().map(plan_of).transpose()
 }
 
 pub(super) async fn change(
@@ -66,7 +66,7 @@ pub(super) async fn change(
 pub(super) async fn uses(link: &mut Link<'_>, name: &str) -> Result<PlanUses, StoreError> {
     let sql = "SELECT (SELECT count(*) FROM tenants WHERE plan = $1) AS tenants,
                       (SELECT count(*) FROM api_keys WHERE plan = $1) AS keys";
-    let row = ask(sql).bind(name).one(link).await?;
+    let row = query(sql).bind(name).fetch_one(link).await?;
     Ok(PlanUses { tenants: row.get("tenants")?, keys: row.get("keys")? })
 }
 
@@ -77,7 +77,7 @@ pub(super) async fn delete(
 ) -> Result<Option<(PlanRow, Draft)>, StoreError> {
     let Some(plan) = to_change(link, name).await? else { return Ok(None) };
     check(&plan)?;
-    ask("DELETE FROM tenantgate_plan WHERE name = $1").bind(name).execute(link).await?;
+    query("DELETE FROM tenantgate_plan WHERE name = $1").bind(name).execute(link).await?;
     let draft = Draft::of_removed(Action::PlanDelete, plan.name.clone(), &shown(&plan));
     Ok(Some((plan, draft)))
 }

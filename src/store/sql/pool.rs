@@ -32,19 +32,19 @@ impl Pool {
     /// # Errors
     ///
     /// A new connection cannot be opened.
-    pub(super) async fn hold(&self, store: &impl SqlStore) -> Result<Held, StoreError> {
+    pub(super) async fn acquire(&self, store: &impl SqlStore) -> Result<PooledConnection, StoreError> {
         let closed = |_| StoreError::Unavailable("the connections are closed".into());
         let permit = Arc::clone(&self.free).acquire_owned().await.map_err(closed)?;
         let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let kept = match kept {
-            Some(mut kept) => store.leads_here(&mut kept).await.then_some(kept),
+            Some(mut kept) => store.is_same_database(&mut kept).await.then_some(kept),
             None => None,
         };
         let connection = match kept {
             Some(kept) => kept,
             None => store.open().await?,
         };
-        Ok(Held { connection: Some(connection), idle: Arc::clone(&self.idle), _permit: permit })
+        Ok(PooledConnection { connection: Some(connection), idle: Arc::clone(&self.idle), _permit: permit })
     }
 }
 
@@ -56,14 +56,14 @@ impl Default for Pool {
 }
 
 /// A connection taken from a pool.
-pub(super) struct Held {
+pub(super) struct PooledConnection {
     /// `None` only while it is returned to the pool.
     connection: Option<Connection>,
     idle: Arc<Mutex<Vec<Connection>>>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Deref for Held {
+impl Deref for PooledConnection {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
@@ -71,14 +71,14 @@ impl Deref for Held {
     }
 }
 
-impl DerefMut for Held {
+impl DerefMut for PooledConnection {
     fn deref_mut(&mut self) -> &mut Connection {
         self.connection.as_mut().expect("it is given back when this value is dropped")
     }
 }
 
 /// Returns the connection to the pool. Closes it instead if it is inside a transaction, which rolls that back.
-impl Drop for Held {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take().filter(|kept| !kept.is_in_transaction()) {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);

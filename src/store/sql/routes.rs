@@ -1,7 +1,7 @@
 //! Reads and writes the rules of routes.
 
 use super::Sets;
-use super::connection::{Link, ask};
+use super::connection::{Link, query};
 use super::row::Row;
 use super::value::Value;
 use crate::route::{RouteId, RouteRow};
@@ -24,12 +24,12 @@ fn route_of(row: &Row) -> Result<RouteRow, StoreError> {
 
 pub(in crate::store) async fn all(link: &mut Link<'_>) -> Result<Vec<RouteRow>, StoreError> {
     let sql = format!("SELECT {ROUTE} FROM tenantgate_route ORDER BY host, path, method, id");
-    ask(sql).all(link).await?.iter().map(route_of).collect()
+    query(sql).fetch_all(link).await?.iter().map(route_of).collect()
 }
 
 pub(in crate::store) async fn find(link: &mut Link<'_>, id: RouteId) -> Result<Option<RouteRow>, StoreError> {
     let sql = format!("SELECT {ROUTE} FROM tenantgate_route WHERE id = $1");
-    ask(sql).bind(id.0).maybe(link).await?.as_ref().map(route_of).transpose()
+    query(sql).bind(id.0).fetch_optional(link).await?.as_ref().map(route_of).transpose()
 }
 
 /// Reads the table and locks it against changes until the transaction ends.
@@ -44,7 +44,7 @@ pub(super) async fn write(link: &mut Link<'_>, change: &RoutesChange) -> Result<
     if !change.removed.is_empty() {
         let ids: Vec<_> = change.removed.iter().map(|route| route.id.0).collect();
         let sql = format!("DELETE FROM tenantgate_route WHERE id {}", link.dialect().any(1));
-        ask(sql).bind(ids).execute(link).await?;
+        query(sql).bind(ids).execute(link).await?;
     }
     // Names are unique. They are cleared first, because two rules may exchange their names.
     for (before, _) in change.changed.iter().filter(|(before, after)| before.name != after.name) {

@@ -5,7 +5,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Decode, Postgres, Row as _, Sqlite, Type};
 use uuid::Uuid;
 
-use super::instant::Micros;
+use super::instant::{INFINITY, Micros};
 use crate::clock::Timestamp;
 use crate::store::StoreError;
 
@@ -16,9 +16,6 @@ pub(in crate::store) enum Row {
     /// A row of SQLite.
     Sqlite(SqliteRow),
 }
-
-/// The instant that both databases store as `infinity`.
-const INFINITY: Timestamp = Timestamp(i64::MAX);
 
 impl Row {
     /// Returns a value of a type that both databases have.

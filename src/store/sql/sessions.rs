@@ -3,9 +3,9 @@
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::connection::{Link, ask};
+use super::connection::{Link, query};
 use super::row::Row;
-use super::{SqlStore, audit, change, hold};
+use super::{SqlStore, acquire, audit, change};
 use crate::audit::{Action, Draft};
 use crate::clock::Timestamp;
 use crate::permission::AdminKeyId;
@@ -48,7 +48,7 @@ fn session_of(row: &Row) -> Result<AdminSession, StoreError> {
 
 async fn insert(link: &mut Link<'_>, token: &str, session: &AdminSession) -> Result<(), StoreError> {
     let sql = format!("INSERT INTO {SESSION} (hashed_token, {COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7)");
-    let query = ask(sql).bind(token).bind(session.id.0).bind(session.key.0);
+    let query = query(sql).bind(token).bind(session.id.0).bind(session.key.0);
     let query = query.bind(session.created_at).bind(session.last_seen_at);
     query.bind(&session.address).bind(&session.user_agent).execute(link).await
 }
@@ -64,19 +64,19 @@ impl<S: SqlStore> AdminSessions for S {
     ) -> Result<(), StoreError> {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
-        ask(format!("DELETE FROM {LINK} WHERE created_at <= $1")).bind(expired).execute(link).await?;
+        query(format!("DELETE FROM {LINK} WHERE created_at <= $1")).bind(expired).execute(link).await?;
         let sql = format!("INSERT INTO {LINK} (hashed_token, admin_key_id, created_at) VALUES ($1, $2, $3)");
-        ask(sql).bind(token).bind(key.0).bind(at).execute(link).await?;
+        query(sql).bind(token).bind(key.0).bind(at).execute(link).await?;
         let made = serde_json::json!({ "created_at": at.to_string() });
         let draft = Draft::of(Action::AdminKeyLoginLink, key.0.to_string(), None::<&()>, &made);
-        audit::append(link, &self.behalf().author, [draft]).await?;
+        audit::append(link, &self.context().author, [draft]).await?;
         connection.commit().await
     }
 
     async fn take_login_link(&self, token: &str) -> Result<Option<(AdminKeyId, Timestamp)>, StoreError> {
         let mut connection = change(self).await?;
         let sql = format!("DELETE FROM {LINK} WHERE hashed_token = $1 RETURNING admin_key_id, created_at");
-        let row = ask(sql).bind(token).maybe(&mut connection.link()).await?;
+        let row = query(sql).bind(token).fetch_optional(&mut connection.link()).await?;
         connection.commit().await?;
         let Some(row) = row else { return Ok(None) };
         let made = row.instant("created_at")?.unwrap_or(Timestamp::MIN);
@@ -93,11 +93,11 @@ impl<S: SqlStore> AdminSessions for S {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
         let sql = format!("DELETE FROM {SESSION} WHERE created_at <= $1 OR last_seen_at <= $2");
-        ask(sql).bind(began).bind(seen).execute(link).await?;
+        query(sql).bind(began).bind(seen).execute(link).await?;
         insert(link, token, session).await?;
         let subject = session.key.0.to_string();
         let draft = Draft::of(Action::AdminKeySignIn, subject, None::<&()>, &Shown::from(session));
-        audit::append(link, &self.behalf().author, [draft]).await?;
+        audit::append(link, &self.context().author, [draft]).await?;
         connection.commit().await
     }
 
@@ -107,20 +107,20 @@ impl<S: SqlStore> AdminSessions for S {
             "SELECT s.{columns}, k.key_prefix FROM {SESSION} s JOIN tenantgate_admin_key k ON k.id = s.admin_key_id
              WHERE s.hashed_token = $1"
         );
-        let row = ask(sql).bind(token).maybe(&mut hold(self).await?.link()).await?;
+        let row = query(sql).bind(token).fetch_optional(&mut acquire(self).await?.link()).await?;
         row.map(|row| Ok((session_of(&row)?, row.get("key_prefix")?))).transpose()
     }
 
     async fn touch_session(&self, id: SessionId, at: Timestamp) -> Result<(), StoreError> {
-        let mut connection = hold(self).await?;
+        let mut connection = acquire(self).await?;
         self.refuse_change(&mut connection.link()).await?;
         let sql = format!("UPDATE {SESSION} SET last_seen_at = $2 WHERE id = $1");
-        ask(sql).bind(id.0).bind(at).execute(&mut connection.link()).await
+        query(sql).bind(id.0).bind(at).execute(&mut connection.link()).await
     }
 
     async fn sessions(&self) -> Result<Vec<AdminSession>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM {SESSION} ORDER BY created_at DESC, id");
-        ask(sql).all(&mut hold(self).await?.link()).await?.iter().map(session_of).collect()
+        query(sql).fetch_all(&mut acquire(self).await?.link()).await?.iter().map(session_of).collect()
     }
 
     async fn end_sessions(&self, ending: Ending) -> Result<Vec<AdminSession>, StoreError> {
@@ -131,13 +131,13 @@ impl<S: SqlStore> AdminSessions for S {
         let mut connection = change(self).await?;
         let link = &mut connection.link();
         let sql = format!("DELETE FROM {SESSION} WHERE {column} = $1 RETURNING {COLUMNS}");
-        let rows = ask(sql).bind(id).all(link).await?;
+        let rows = query(sql).bind(id).fetch_all(link).await?;
         let ended: Vec<_> = rows.iter().map(session_of).collect::<Result<_, _>>()?;
         let draft = |session: &AdminSession| {
             Draft::of_removed(Action::AdminKeySignOut, session.key.0.to_string(), &Shown::from(session))
         };
         let drafts: Vec<_> = ended.iter().map(draft).collect();
-        audit::append(link, &self.behalf().author, drafts).await?;
+        audit::append(link, &self.context().author, drafts).await?;
         connection.commit().await?;
         Ok(ended)
     }

@@ -1,12 +1,12 @@
 //! Tenants in the order of their creation, a page at a time.
 
-use super::connection::{Link, ask};
+use super::connection::{Link, query};
 use super::rows::{TENANT, tenant_of};
-use super::value::Wanted;
+use super::value::Conditions;
 use crate::permission::Reach;
 use crate::store::{StoreError, TenantFilter, TenantPage, TenantPlace};
 
-/// The first `page` tenants after `after` that a filter wants, of this reach.
+/// Returns the first `page` tenants after `after` that match a filter and are in this reach.
 pub(super) async fn page(
     link: &mut Link<'_>,
     filter: &TenantFilter,
@@ -24,7 +24,7 @@ pub(super) async fn page(
         wanted.next()
     );
     let one_more = i64::try_from(page).unwrap_or(i64::MAX).saturating_add(1);
-    let mut rows = ask(sql).bind_all(wanted).bind(one_more).all(link).await?;
+    let mut rows = query(sql).bind_all(wanted).bind(one_more).fetch_all(link).await?;
     let more = rows.len() > page;
     rows.truncate(page);
     let tenants: Vec<_> = rows.iter().map(tenant_of).collect::<Result<_, _>>()?;
@@ -41,13 +41,13 @@ fn wanted(
     reach: &Reach,
     after: Option<&TenantPlace>,
     beyond: &str,
-) -> Wanted {
+) -> Conditions {
     let (instant, position) = (link.dialect().instant, link.dialect().position);
     let found = format!(
         "({position}(lower(name), lower(?)) > 0 OR {position}(db_schema_name, lower(?)) > 0 OR CAST(id AS text) = lower(?))"
     );
     let wanted =
-        Wanted::default().and("name = ?", filter.name.as_deref()).and(&found, filter.search.as_deref());
+        Conditions::default().and("name = ?", filter.name.as_deref()).and(&found, filter.search.as_deref());
     let wanted = match after {
         None => wanted,
         Some(after) => {

@@ -2,9 +2,9 @@
 
 use uuid::Uuid;
 
-use super::connection::{Link, ask};
+use super::connection::{Link, query};
 use super::row::Row;
-use super::value::Wanted;
+use super::value::Conditions;
 use crate::key::KeyId;
 use crate::permission::Reach;
 use crate::store::{StoreError, UsageBy, UsageFilter, UsageRow};
@@ -38,12 +38,12 @@ pub(super) async fn rows(link: &mut Link<'_>, filter: &UsageFilter) -> Result<Ve
          WHERE {} GROUP BY {group} ORDER BY {order} {limit}",
         wanted.sql()
     );
-    ask(sql).bind_all(wanted).all(link).await?.iter().map(|row| usage_of(row, filter.by)).collect()
+    query(sql).bind_all(wanted).fetch_all(link).await?.iter().map(|row| usage_of(row, filter.by)).collect()
 }
 
-fn wanted(link: &Link<'_>, filter: &UsageFilter, place: &str) -> Wanted {
+fn wanted(link: &Link<'_>, filter: &UsageFilter, place: &str) -> Conditions {
     let day = |at: &str| link.dialect().day.replace("$1", at);
-    let wanted = Wanted::default()
+    let wanted = Conditions::default()
         .and(&format!("u.day >= {}", day("?")), Some(filter.from))
         .and(&format!("u.day <= {}", day("?")), Some(filter.to))
         .and("u.key_id = ?", filter.key)

@@ -109,12 +109,12 @@ values! {
 
 /// Conditions joined by AND, and their parameters.
 #[derive(Default)]
-pub(in crate::store) struct Wanted {
+pub(in crate::store) struct Conditions {
     conditions: Vec<String>,
     pub(super) values: Vec<Value>,
 }
 
-impl Wanted {
+impl Conditions {
     /// Adds a condition, unless the value is `None`. Each `?` in it stands for the value.
     pub(in crate::store) fn and(mut self, condition: &str, value: Option<impl Into<Value>>) -> Self {
         if let Some(value) = value {
@@ -161,7 +161,7 @@ impl Wanted {
         if self.conditions.is_empty() { "true".into() } else { self.conditions.join(" AND ") }
     }
 
-    /// The number of the next parameter.
+    /// Returns the number of the next parameter.
     pub(in crate::store) fn next(&self) -> usize {
         self.values.len() + 1
     }

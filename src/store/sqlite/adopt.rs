@@ -13,7 +13,7 @@ use crate::store::sql::{Link, SQLITE as DIALECT, audit};
 use crate::store::{Adoption, Migrated, StoreError};
 
 /// The columns that existing tables must have, and whether they must be unique.
-const WANTED: [(&str, &[(&str, bool)]); 2] = [
+const REQUIRED_COLUMNS: [(&str, &[(&str, bool)]); 2] = [
     (
         "tenants",
         &[("id", true), ("name", false), ("db_schema_name", true), ("created_at", false), ("status", false)],
@@ -32,7 +32,7 @@ const WANTED: [(&str, &[(&str, bool)]); 2] = [
     ),
 ];
 
-/// Words for a boolean, which SQLite keeps as whatever an application wrote.
+/// Spellings of booleans that applications write: true, false.
 const BOOLEANS: [[&str; 6]; 2] =
     [["1", "true", "t", "yes", "y", "on"], ["0", "false", "f", "no", "n", "off"]];
 
@@ -76,12 +76,12 @@ pub(super) async fn migrate(store: &SqliteStore, adoption: &Adoption) -> Result<
         Draft::of(Action::Migrate, "schema".into(), None::<&()>, &is)
     });
     let drafts = migrations::draft(before, &migrated.applied).into_iter().chain(other);
-    audit::append(&mut Link::Sqlite(&mut transaction), &store.behalf.author, drafts).await?;
+    audit::append(&mut Link::Sqlite(&mut transaction), &store.context.author, drafts).await?;
     transaction.commit().await?;
     Ok(migrated)
 }
 
-/// A column as it is.
+/// A column of an existing table.
 struct Column {
     name: String,
     /// NOT NULL without a default.
@@ -102,7 +102,7 @@ async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<C
     rows.iter().map(column).collect()
 }
 
-/// What makes a table unfit, whatever its columns are.
+/// Returns why a table cannot be adopted, apart from its columns.
 async fn wrong_table(connection: &mut SqliteConnection, table: &str) -> Result<Option<String>, StoreError> {
     let sql = "SELECT type, wr FROM pragma_table_list WHERE schema = 'main' AND name = ?1";
     let Some(row) = sqlx::query(sql).bind(table).fetch_optional(connection).await? else { return Ok(None) };
@@ -117,7 +117,7 @@ async fn wrong_table(connection: &mut SqliteConnection, table: &str) -> Result<O
 /// Rejects tables that cannot be adopted, before any change.
 async fn check_shape(connection: &mut SqliteConnection, adoption: &Adoption) -> Result<(), StoreError> {
     let (mut wrong, mut there) = (Vec::new(), Vec::new());
-    for (table, wanted) in WANTED {
+    for (table, wanted) in REQUIRED_COLUMNS {
         let columns = columns(&mut *connection, table).await?;
         if columns.is_empty() {
             continue;

@@ -23,7 +23,7 @@ impl Inspect for SqliteStore {
         key_row(&mut self.connect().await?, prefix).await
     }
 
-    /// A file has no clock: always `None`.
+    /// Returns `None`, because a file has no clock.
     async fn time(&self) -> Result<Option<Timestamp>, StoreError> {
         Ok(None)
     }
@@ -122,12 +122,12 @@ pub(super) async fn identity(connection: &mut SqliteConnection) -> Result<Findin
             Finding::ok(CHECK, format!("servers know this database as {}", row.try_get::<String, _>(0)?))
         }
         None => {
-            Finding::bad(CHECK, "the database has no identity: serve refuses it", "run `tenantgate migrate`")
+            Finding::bad(CHECK, "the database has no identity: serve rejects it", "run `tenantgate migrate`")
         }
     })
 }
 
-/// Keys whose tenant a shell deleted that did not heed foreign keys.
+/// Finds keys whose tenant was deleted by a session without `foreign_keys = on`.
 async fn orphans(connection: &mut SqliteConnection) -> Result<Finding, StoreError> {
     let sql = "SELECT count(*) FROM pragma_foreign_key_check('api_keys')";
     let orphans: i64 = sqlx::query(sql).fetch_one(connection).await?.try_get(0)?;

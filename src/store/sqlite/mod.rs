@@ -28,8 +28,8 @@ use self::session::SqliteSession;
 use super::migrations;
 use super::sql::{self, Link, Pool, SqlStore};
 use super::{
-    AddressError, Adoption, Announcement, Behalf, LOCK_TIMEOUT, Migrated, NewMemo, Refusal, SchemaVersion,
-    Session, Shadowed, Store, StoreError, Touched, Used, day_of,
+    AddressError, Adoption, Announcement, ChangeContext, LOCK_TIMEOUT, Migrated, NewMemo, Refusal,
+    SchemaVersion, Session, Shadowed, Store, StoreError, Touched, Used, day_of,
 };
 use crate::audit::Actor;
 use crate::clock::Timestamp;
@@ -39,7 +39,7 @@ use crate::key::KeyId;
 #[derive(Clone)]
 pub struct SqliteStore {
     options: SqliteConnectOptions,
-    behalf: Behalf,
+    context: ChangeContext,
     /// Whether the file may be created. A file that has existed is not created again if it disappears.
     may_create: Arc<AtomicBool>,
     pool: Pool,
@@ -71,7 +71,7 @@ impl SqliteStore {
             .busy_timeout(LOCK_TIMEOUT);
         Ok(Self {
             options,
-            behalf: Behalf::default(),
+            context: ChangeContext::default(),
             may_create: Arc::new(AtomicBool::new(true)),
             pool: Pool::default(),
         })
@@ -80,7 +80,7 @@ impl SqliteStore {
     /// Sets the actor for the audit log.
     #[must_use]
     pub fn acting_for(mut self, actor: Actor) -> Self {
-        self.behalf = Behalf::of(actor.into());
+        self.context = ChangeContext::of(actor.into());
         self
     }
 
@@ -158,12 +158,12 @@ async fn version(connection: &mut SqliteConnection) -> Result<SchemaVersion, Sto
 
 #[async_trait]
 impl SqlStore for SqliteStore {
-    fn behalf(&self) -> &Behalf {
-        &self.behalf
+    fn context(&self) -> &ChangeContext {
+        &self.context
     }
 
-    fn with_behalf(&self, behalf: Behalf) -> Self {
-        Self { behalf, ..self.clone() }
+    fn with_context(&self, context: ChangeContext) -> Self {
+        Self { context, ..self.clone() }
     }
 
     fn pool(&self) -> &Pool {
@@ -176,8 +176,8 @@ impl SqlStore for SqliteStore {
         Ok(sql::Connection::from(connection).reading(meta.map(|meta| file_id(&meta))))
     }
 
-    /// A file that was replaced under the same name is another database.
-    async fn leads_here(&self, connection: &mut sql::Connection) -> bool {
+    /// Returns whether the file is the same. One that was replaced under the same name is another database.
+    async fn is_same_database(&self, connection: &mut sql::Connection) -> bool {
         let meta = std::fs::metadata(self.file()).ok();
         connection.file() == meta.map(|meta| file_id(&meta))
     }
@@ -377,4 +377,4 @@ impl Store for SqliteStore {
 }
 
 /// The text of an instant that never comes.
-const INFINITY: &str = "infinity";
+const INFINITY_TEXT: &str = "infinity";

@@ -12,7 +12,7 @@ use tokio_stream::StreamExt as _;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::{INFINITY, file_id};
+use super::{INFINITY_TEXT, file_id};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::profile::ProfileRow;
@@ -273,10 +273,10 @@ impl RawKey {
             && tenant_id.is_some()
             && instants.into_iter().flatten().all(|text| is_instant(text));
         let begins = begins.map(|text| match text.as_str() {
-            INFINITY => Timestamp(i64::MAX),
+            INFINITY_TEXT => Timestamp(i64::MAX),
             text => Timestamp::parse(text).unwrap_or(Timestamp::MIN),
         });
-        let expires_at = expires_at.filter(|text| text != INFINITY);
+        let expires_at = expires_at.filter(|text| text != INFINITY_TEXT);
         let record = KeyRecord {
             id: KeyId(id.unwrap_or_default()),
             tenant_id: TenantId(tenant_id.unwrap_or_default()),
@@ -292,5 +292,5 @@ impl RawKey {
 }
 
 fn is_instant(text: &str) -> bool {
-    text == INFINITY || Timestamp::parse(text).is_some()
+    text == INFINITY_TEXT || Timestamp::parse(text).is_some()
 }

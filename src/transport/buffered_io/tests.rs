@@ -36,7 +36,7 @@ async fn writes_wait_for_a_peer_that_does_not_read() {
     let buffered = BufferedIo::new(io);
     buffered.start_buffering(header_block(), 1 << 20);
     let mut inner = buffered.clone();
-    let all: Vec<u8> = (0..2 * MOST).map(|n| u8::try_from(n % 251).unwrap()).collect();
+    let all: Vec<u8> = (0..2 * MAX_UNSENT_BYTES).map(|n| u8::try_from(n % 251).unwrap()).collect();
     let mut sent = 0;
     poll_fn(|cx| {
         while sent < all.len() {
@@ -48,7 +48,7 @@ async fn writes_wait_for_a_peer_that_does_not_read() {
         Poll::Ready(())
     })
     .await;
-    assert!(sent < MOST + 1000, "{sent} bytes are buffered");
+    assert!(sent < MAX_UNSENT_BYTES + 1000, "{sent} bytes are buffered");
     let write = async {
         inner.write_all(&all[sent..]).await.unwrap();
         inner.shutdown().await.unwrap();

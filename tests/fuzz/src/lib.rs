@@ -1,12 +1,12 @@
 //! The code that the fuzz targets share.
 //!
-//! [`people`] lists the tenants and keys, [`house`] assembles the modules of tenantgate around them, and [`model`]
+//! [`fixtures`] lists the tenants and keys, [`server`] assembles the modules of tenantgate around them, and [`model`]
 //! computes the expected result in the slowest and most obvious way. [`routes`] does the same for rules and paths.
 //! [`seeds`] are the first inputs for mutation, and [`wire`] encodes a call.
 
-pub mod house;
+pub mod server;
 pub mod model;
-pub mod people;
+pub mod fixtures;
 pub mod routes;
 pub mod seeds;
 pub mod wire;

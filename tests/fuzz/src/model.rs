@@ -6,7 +6,7 @@
 
 use prost::Message;
 
-use crate::people::{KEYS, Key, State};
+use crate::fixtures::{KEYS, Key, State};
 
 /// The header that carries a key.
 pub const KEY_HEADER: &str = "x-llmcore-api-key";

@@ -10,7 +10,7 @@ use prost::Message as _;
 use tenantgate::ext_authz::proto::envoy::service::auth::v3::CheckRequest;
 
 use crate::model::KEY_HEADER;
-use crate::people::KEYS;
+use crate::fixtures::KEYS;
 use crate::wire;
 
 /// Writes the seeds of a target into the directory in `FUZZ_SEEDS`, if it is set. libFuzzer reads them afterwards.

@@ -8,9 +8,9 @@ use libfuzzer_sys::fuzz_target;
 use prost::Message as _;
 use tenantgate::ext_authz::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use tenantgate::ext_authz::proto::envoy::service::auth::v3::{CheckRequest, CheckResponse, OkHttpResponse};
-use tenantgate_fuzz::house::House;
+use tenantgate_fuzz::server::House;
 use tenantgate_fuzz::model::{Expected, KEY_HEADER, Verdict, expected};
-use tenantgate_fuzz::people::{KEYS, TENANTS};
+use tenantgate_fuzz::fixtures::{KEYS, TENANTS};
 use tenantgate_fuzz::seeds;
 use uuid::Uuid;
 
@@ -26,7 +26,7 @@ fuzz_target!(init: seeds::plant("check"), |message: &[u8]| {
     let response = CheckResponse::decode(answer.as_slice()).expect("a CheckResponse");
     assert_eq!(&response.encode_to_vec(), answer, "as the generated encoder writes it");
     if expected.context {
-        let_nobody_else_pass(&response, expected);
+        assert_no_other_request_passes(&response, expected);
     } else {
         holds(&response, answer, expected);
     }
@@ -34,7 +34,7 @@ fuzz_target!(init: seeds::plant("check"), |message: &[u8]| {
 
 /// Whatever Envoy's configuration says of the route: an identity belongs to the holder of a live key, and a request
 /// without identity passes only without a tenant.
-fn let_nobody_else_pass(response: &CheckResponse, expected: Expected) {
+fn assert_no_other_request_passes(response: &CheckResponse, expected: Expected) {
     let Some(HttpResponse::OkResponse(ok)) = &response.http_response else { return };
     let fields = &response.dynamic_metadata.as_ref().expect("always there").fields;
     let said = format!("{:?}", fields["reason"]);

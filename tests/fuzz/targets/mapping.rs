@@ -8,15 +8,15 @@ use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 use tenantgate_fuzz::seeds;
-use tenantgate_snapshot::{Answer, Found, Key, Proven, Reader, Report, Settings, State, Writer, words_for};
+use tenantgate_snapshot::{Answer, Found, MemoryKey, Proven, Reader, Report, Settings, State, Writer, words_for};
 
 type Words = Arc<[AtomicU64]>;
 
 const NOW: u64 = 10_000;
 const SLOTS: u32 = 3;
 
-fn key() -> Key {
-    Key::from([7; 32])
+fn key() -> MemoryKey {
+    MemoryKey::from([7; 32])
 }
 
 fn proven(prefix: &str, revoked: bool) -> Proven {

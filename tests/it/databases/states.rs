@@ -195,7 +195,7 @@ const POSTGRES: [State; 26] = [
 ];
 
 #[test]
-fn doctor_finds_every_state_and_migrate_mends_what_it_may() {
+fn doctor_finds_every_state_and_migrate_repairs_its_own_objects() {
     for (spoil, check, what, remedy, by) in POSTGRES {
         let Some(world) = World::on(Backend::Postgres) else { return };
         world.db.sql(spoil);
@@ -218,7 +218,7 @@ fn doctor_finds_every_state_and_migrate_mends_what_it_may() {
 }
 
 #[test]
-fn doctor_tells_a_subscriber_that_hears_nothing_and_a_slot_that_nobody_reads() {
+fn doctor_reports_a_stopped_subscription_and_an_unread_slot() {
     let Some(region) = Region::shared() else { return };
     let says = |database: &Database, level: &str, what: &str| {
         eventually("doctor says it", PATIENCE, || {
@@ -280,7 +280,7 @@ const SQLITE: [State; 5] = [
 ];
 
 #[test]
-fn doctor_finds_every_state_of_a_file_and_migrate_mends_what_it_may() {
+fn doctor_finds_every_state_of_a_file_and_migrate_repairs_its_own_objects() {
     for (spoil, check, what, remedy, by) in SQLITE {
         let world = World::somewhere();
         world.db.sql(spoil);

@@ -140,7 +140,7 @@ fn a_database_of_any_encoding_serves_every_row_that_can_be_read() {
 
 /// A pooler that does not reset its sessions passes on the temporary tables of another client.
 #[test]
-fn a_temporary_table_that_another_client_of_a_pooler_left_is_not_believed() {
+fn temporary_tables_of_another_client_of_a_pooler_are_not_read() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let Some(pooler) = Pooler::that_cleans_nothing(&world.db) else { return };
     let url = world.db.url().replace(&format!(":{}/", world.db.port()), &format!(":{}/", pooler.port()));

@@ -136,7 +136,7 @@ fn a_route_that_depends_on_the_tenant_is_chosen_as_with_ext_authz() {
 }
 
 #[test]
-fn what_the_module_cannot_judge_is_left_to_the_check() {
+fn a_check_decides_what_the_module_cannot() {
     let world = World::somewhere();
     let key = |args: &[&str]| {
         let made = world.db.json(&[&["key", "create", &world.acme.id], args].concat());
@@ -180,7 +180,7 @@ fn options_that_need_a_judgement_of_requests_leave_all_of_it_to_the_check() {
         let (server, socket, _directory) = publishing(&world, args);
         let Some(envoy) = with_module(&server, &socket).start() else { return };
         server.stderr.wait_for("published", PATIENCE, |lines| {
-            lines.iter().any(|line| line.contains("what is proven is published")).then_some(())
+            lines.iter().any(|line| line.contains("publishing proven keys")).then_some(())
         });
         for _ in 0..3 {
             let (_, said) = ask(&envoy, &path(), &[(KEY_HEADER, world.live.text.as_bytes())]);

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tenantgate::clock::{Clock as _, SystemClock};
 use tenantgate_snapshot::{
-    Answer, Hello, Key as Seal, Mapping, Memory as _, Proven, Settings, State, Writer, words_for,
+    Answer, Hello, Mapping, Memory as _, MemoryKey as Seal, Proven, Settings, State, Writer, words_for,
 };
 
 use super::*;
@@ -128,7 +128,7 @@ fn damage_of_the_memory_lets_no_request_pass() {
 }
 
 #[test]
-fn a_foreign_memory_is_not_believed() {
+fn forged_shared_memory_is_rejected() {
     let world = World::somewhere();
     let (server, _, directory) = publishing(&world, &[]);
     let socket = directory.path().join("foreign.sock");

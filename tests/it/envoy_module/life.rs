@@ -79,7 +79,7 @@ fn without_a_server_nothing_passes_and_a_new_one_is_found() {
 }
 
 #[test]
-fn a_server_that_is_suspended_is_not_believed_for_longer_than_a_second() {
+fn a_suspended_server_is_trusted_for_at_most_a_second() {
     let world = World::somewhere();
     let (server, socket, _directory) = publishing(&world, &[]);
     let Some(envoy) = with_module(&server, &socket).start() else { return };

@@ -54,7 +54,7 @@ fn at(envoy: &Envoy, below: &str, key: &Key) -> (u16, bool) {
 }
 
 #[test]
-fn the_module_decides_only_on_routes_of_which_the_operator_says_that_they_have_no_context() {
+fn the_module_decides_only_on_routes_that_are_configured_without_context() {
     let world = World::somewhere();
     let (none, some) = (module("context_extensions=none"), module("context_extensions=some"));
     // A Check answers 503 to a mode that it does not know, whatever the key.
@@ -84,7 +84,7 @@ fn the_module_decides_only_on_routes_of_which_the_operator_says_that_they_have_n
 }
 
 #[test]
-fn a_check_that_shows_a_false_promise_stops_the_module() {
+fn a_check_that_shows_a_wrong_configuration_disables_the_module() {
     let world = World::somewhere();
     let none = module("context_extensions=none");
     for (default, filters) in

@@ -75,8 +75,8 @@ fn stands_still(pid: u32) -> Result<(), Vec<String>> {
     if moving.is_empty() { Ok(()) } else { Err(moving) }
 }
 
-/// Stopped for longer than `--max-staleness`: its data is too old when it continues,
-/// and must not be used even for the first answers.
+/// Stopped for longer than `--max-staleness`: its data is too old when it continues, and must not be used even for the
+/// first answers.
 fn the_server_is_held_still_for_longer_than_the_bound(stage: &Stage) {
     let bound = Duration::from_millis(1_500);
     let mut play = Plan::on(stage).max_staleness(bound).begin();

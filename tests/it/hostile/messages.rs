@@ -13,8 +13,8 @@ use crate::support::{Ask, Server, World};
 /// The rows of the catalogue in this file.
 pub(super) const NUMBERS: [u8; 5] = [31, 32, 33, 35, 41];
 
-/// The allowed growth of memory after all large messages: a few times the largest message, and
-/// the reserve of the allocator. A leak would be many times as much.
+/// The allowed growth of memory after all large messages: a few times the largest message, and the reserve of the
+/// allocator. A leak would be many times as much.
 const ROOM_KIB: u64 = 48 * 1024;
 
 /// A message, with its row or its error code.

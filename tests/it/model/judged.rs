@@ -1,7 +1,7 @@
 //! Decisions on random requests, by a snapshot and by a literal and slow implementation of the contract.
 //!
-//! The slow one works on the texts of the rows as the database has them. It knows nothing of profiles, bit sets, numbers
-//! of scopes and trees of rules, which the snapshot keeps up to date from one change to the next.
+//! The slow one works on the texts of the rows as the database has them. It knows nothing of profiles, bit sets,
+//! numbers of scopes and trees of rules, which the snapshot keeps up to date from one change to the next.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -86,14 +86,14 @@ impl Asked {
         let (entrance, credential) = (routing.entrance, request.credential);
         let facts = Facts { entrance, credential, freshness: Freshness::Fresh, found, now: NOW };
         match decide(&facts).expect("nothing is pending") {
-            Decision::Allow(grant @ (Grant::Tenant(..) | Grant::Spared(..))) => {
+            Decision::Allow(grant @ (Grant::Tenant(..) | Grant::RuleShadow(..))) => {
                 let limits = terms.plan.and_then(|plan| plan.plan().ok()).map(|plan| {
                     let [requests, total] =
                         [plan.request, plan.total].map(|limit| limit.map(|l| l.to_string()));
                     format!("{} {requests:?} {total:?}", plan.name)
                 });
-                let spared = matches!(grant, Grant::Spared(..));
-                format!("ok, spared {spared}, rule {:?}, plan {limits:?}", terms.route)
+                let rule_shadow = matches!(grant, Grant::RuleShadow(..));
+                format!("ok, rule_shadow {rule_shadow}, rule {:?}, plan {limits:?}", terms.route)
             }
             Decision::Allow(grant) => grant.as_str().to_owned(),
             Decision::Deny(denial) => denial.reason.as_str().to_owned(),
@@ -140,7 +140,7 @@ impl Asked {
         refuse(lacks && !shadow, "scope")?;
         // A damaged rule got its answer above.
         let (name, limits) = (rule.and_then(|rule| rule.name.as_deref()), plan.map(limits));
-        Ok(format!("ok, spared {lacks}, rule {name:?}, plan {limits:?}"))
+        Ok(format!("ok, rule_shadow {lacks}, rule {name:?}, plan {limits:?}"))
     }
 
     /// Returns the most specific rule that matches, or a damaged one that could have matched.
@@ -299,8 +299,8 @@ impl Judged {
             "network",
             "damaged_route",
             "scope",
-            "ok, spared false",
-            "ok, spared true",
+            "ok, rule_shadow false",
+            "ok, rule_shadow true",
         ];
         for kind in all.into_iter().filter(|kind| !rare.contains(kind)) {
             assert!(self.0.contains_key(kind), "no {kind} among {self:?}");

@@ -42,7 +42,7 @@ impl Service {
             ours,
             options,
         );
-        let gate = gate.counting(Usage::new(Schedule::every(usage::INTERVAL)));
+        let gate = gate.counting(Some(Usage::new(Schedule::every(usage::INTERVAL))));
         let response =
             ResponseOptions { key_header: DEFAULT_KEY_HEADER.to_owned(), ..ResponseOptions::default() };
         let report = Report::new(Schedule::every(shadow::INTERVAL));

@@ -24,7 +24,7 @@ macro_rules! rows {
             /// All rows, in the order of evaluation.
             pub const ALL: [Self; [$(stringify!($name)),*].len()] = [$(Self::$name),*];
 
-            /// Returns the first row that holds; `None` if the secret must be verified first. This is no loop over
+            /// Returns the first row that holds; `None` if the secret must be verified first. This is not a loop over
             /// [`Row::ALL`], because a loop that is not unrolled takes more than twice the instructions.
             #[inline]
             pub(super) fn first(facts: &Facts<'_>) -> Option<Self> {
@@ -90,7 +90,7 @@ rows! {
     Good,
 }
 
-/// What a row evaluated to.
+/// The result of a row.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Step {
     /// Its condition holds: it gives the decision.
@@ -280,7 +280,7 @@ impl Row {
             Self::Good => match facts.found.map(|found| (found.key, found.tenant)) {
                 Some((key, Some(tenant))) => Decision::Allow(match lacking {
                     None => Grant::Tenant(key, tenant),
-                    Some(lacking) => Grant::Spared(key, tenant, denial(identity, Some(lacking.term))),
+                    Some(lacking) => Grant::RuleShadow(key, tenant, denial(identity, Some(lacking.term))),
                 }),
                 // Unreachable: the rows `Unknown` and `TenantMissing` come earlier.
                 _ => Decision::Unable(Fault::Internal, identity),

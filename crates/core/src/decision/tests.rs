@@ -39,8 +39,8 @@ pub(super) fn word(decision: Option<Decision<'_>>) -> String {
         Some(Decision::Allow(Grant::Shadow(objection))) => format!("shadow {}", objection.as_str()),
         Some(Decision::Allow(Grant::Anonymous)) => "anonymous".into(),
         Some(Decision::Allow(Grant::Tenant(..))) => "ok".into(),
-        Some(Decision::Allow(Grant::Spared(_, _, denial))) => {
-            format!("spared {}", denial.reason.as_str())
+        Some(Decision::Allow(Grant::RuleShadow(_, _, denial))) => {
+            format!("rule_shadow {}", denial.reason.as_str())
         }
         Some(Decision::Deny(Denial { reason, identity, .. })) => {
             format!("{}{}", reason.as_str(), if identity.is_some() { " proven" } else { "" })
@@ -228,9 +228,9 @@ fn access_is_checked_in_order_after_the_state_of_the_tenant() {
         sound: false,
         from_here: false,
         rule: RuleFact::None,
-        lacking: Some(Lacking { term: "a b", shadow: false }),
+        lacking: Some(MissingScopes { term: "a b", shadow: false }),
     };
-    let spared = Access { lacking: Some(Lacking { term: "a", shadow: true }), ..Access::FREE };
+    let rule_shadow = Access { lacking: Some(MissingScopes { term: "a", shadow: true }), ..Access::FREE };
     for (tenant, access, expected) in [
         (&suspended, worst, "tenant_inactive proven"),
         (&active, worst, "unable damaged_row"),
@@ -243,7 +243,7 @@ fn access_is_checked_in_order_after_the_state_of_the_tenant() {
             "unable damaged_route",
         ),
         (&active, Access { lacking: worst.lacking, ..Access::FREE }, "scope proven"),
-        (&active, spared, "spared scope"),
+        (&active, rule_shadow, "rule_shadow scope"),
         (&active, Access::FREE, "ok"),
     ] {
         let found = Found { key: &key, tenant: Some(tenant), proof: Proof::Right, access };
@@ -261,7 +261,7 @@ fn access_is_checked_in_order_after_the_state_of_the_tenant() {
 #[test]
 fn a_rule_in_shadow_mode_allows_the_request_as_its_tenant_in_every_mode() {
     let (key, tenant) = (key(), tenant("active"));
-    let access = Access { lacking: Some(Lacking { term: "a", shadow: true }), ..Access::FREE };
+    let access = Access { lacking: Some(MissingScopes { term: "a", shadow: true }), ..Access::FREE };
     let found = Found { key: &key, tenant: Some(&tenant), proof: Proof::Right, access };
     for mode in Mode::ALL {
         let Some(Decision::Allow(grant)) = decide(&facts(Some(found))).map(|d| d.in_mode(mode)) else {

@@ -72,7 +72,7 @@ fn roles_have_these_permissions() {
 #[test]
 fn requests_are_allowed_by_permission_and_visible_tenants() {
     use Permission::{KeysRead, KeysRevoke, PlansRead, PlansWrite, RoutesWrite, TenantsWrite};
-    use Verdict::{Lacks, NotThere, OnlyForAllTenants, Yes};
+    use Permitted::{Lacks, NotThere, OnlyForAllTenants, Yes};
     let all = authority_of("keys:read plans:write routes:write tenants:write", Reach::All, None);
     let few = Authority { reach: some(&[1]), ..all.clone() };
     let none = Authority { reach: some(&[]), ..all.clone() };
@@ -185,9 +185,9 @@ proptest! {
         let have = authority(&keys, Timestamp(0)).unwrap();
         let about = if about == 4 { About::NewTenant } else { About::Tenant(tenant(about)) };
         for permission in Permission::ALL {
-            if may(&have, permission, about) == Verdict::Yes {
+            if may(&have, permission, about) == Permitted::Yes {
                 for given in &chain {
-                    prop_assert_eq!(may(given, permission, about), Verdict::Yes);
+                    prop_assert_eq!(may(given, permission, about), Permitted::Yes);
                     prop_assert!(delegate(given, &have).is_empty());
                 }
             }

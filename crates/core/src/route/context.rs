@@ -1,4 +1,4 @@
-//! Parses what Envoy's configuration says about a route: the `context_extensions` of a Check.
+//! Parses the `context_extensions` of a Check, which Envoy's configuration sets for a route.
 
 use super::RouteMode;
 use crate::scope::NeedsText;
@@ -17,7 +17,7 @@ pub struct Context<'a> {
     pub route: Option<&'a str>,
     /// Whether any of them is invalid: an unknown or repeated name, or an empty or invalid value.
     pub bad: bool,
-    /// Whether the module inside Envoy leaves every request of the route to Checks, by its configuration.
+    /// Whether only Checks decide on the route, by the configuration of the module inside Envoy.
     pub left_by_module: bool,
 }
 
@@ -43,9 +43,9 @@ impl<'a> Context<'a> {
         self.bad |= !good;
     }
 
-    /// Returns whether Envoy's configuration says something of the route.
+    /// Returns whether the Check has context extensions of tenantgate.
     #[must_use]
-    pub fn is_told(&self) -> bool {
+    pub fn is_set(&self) -> bool {
         *self != Self { left_by_module: self.left_by_module, ..Self::default() }
     }
 
@@ -84,9 +84,9 @@ mod tests {
         assert_eq!(context.needs.map(NeedsText::first_term), Some("a b "));
         assert!(context.is_a_rule() && read(&[("tenantgate.mode", "required")]).is_a_rule());
         assert!(!read(&[("tenantgate.route", "x")]).is_a_rule() && !read(&[]).is_a_rule());
-        assert!(read(&[("tenantgate.route", "x")]).is_told() && read(&[("tenantgate.x", "x")]).is_told());
-        assert!(!read(&[("other", "x")]).is_told());
-        assert!(!Context { left_by_module: true, ..Context::default() }.is_told());
+        assert!(read(&[("tenantgate.route", "x")]).is_set() && read(&[("tenantgate.x", "x")]).is_set());
+        assert!(!read(&[("other", "x")]).is_set());
+        assert!(!Context { left_by_module: true, ..Context::default() }.is_set());
     }
 
     #[test]

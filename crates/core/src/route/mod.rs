@@ -16,7 +16,7 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use crate::invalid::Invalid;
+use crate::invalid::{self, Invalid};
 use crate::scope::Needs;
 
 pub use self::context::Context;
@@ -195,21 +195,7 @@ impl Part {
 }
 
 /// Why a row is not a valid rule.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Damage {
-    /// The damaged part.
-    pub part: Part,
-    /// Why it is invalid.
-    pub error: Invalid,
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
-    }
-}
-
-impl std::error::Error for Damage {}
+pub type Damage = invalid::Damage<Part>;
 
 /// An unparsed row of `tenantgate_route`.
 #[derive(Clone, Debug, Eq, PartialEq)]

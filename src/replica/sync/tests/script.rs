@@ -20,7 +20,7 @@ use crate::store::{
 };
 use crate::tenant::TenantId;
 
-/// What a session does at the next load or poll.
+/// The behavior of a session at the next load or poll.
 pub(super) enum Step {
     /// Returns these keys after 5 s.
     Slow(Vec<&'static str>),
@@ -53,7 +53,7 @@ pub(crate) struct Script {
     pub(super) hint: Arc<Notify>,
     /// When sessions were opened.
     pub(super) asked: Mutex<Vec<Instant>>,
-    /// What servers announced: their position, and how long they serve without polling.
+    /// The heartbeats of servers: their position, and how long they serve without polling.
     pub(in crate::replica) announced: Mutex<Vec<(String, Duration)>>,
     pub(in crate::replica) refuses_announcements: AtomicBool,
     pub(in crate::replica) retracted: Mutex<Vec<Uuid>>,

@@ -30,7 +30,7 @@ use super::Plane;
 use super::access::check;
 use super::body::{self, Fields, Form};
 use super::connections::Peer;
-use super::idempotency::{self, Secret, Turn};
+use super::idempotency::{self, ClaimOutcome, Secret};
 use super::precondition::{entity_tag, if_match, preferred_wait};
 use super::problem::{Problem, RequestId};
 use super::query::no_parameters;
@@ -150,7 +150,7 @@ impl Change {
 }
 
 impl Asked {
-    /// The use cases on behalf of the caller, with the precondition of `If-Match`.
+    /// Returns the use cases on behalf of the caller, with the precondition of `If-Match`.
     fn admin(&self) -> Result<Admin, Problem> {
         let expected = if_match(&self.parts.headers)?.unwrap_or_default();
         let extensions = &self.parts.extensions;
@@ -173,7 +173,7 @@ impl Asked {
         let mut attempt = None;
         if let Some(key) = claim {
             match idempotency::claim(&admin, &self.caller, self.parts.uri.path(), key, &self.body).await? {
-                Turn::Done(kept, derivation) => {
+                ClaimOutcome::Done(kept, derivation) => {
                     let mut answer = Answer::from_kept(kept);
                     still_sees(&admin, &self.caller, &answer.object).await?;
                     success.secret.replay(&mut answer.object, derivation);
@@ -182,9 +182,9 @@ impl Asked {
                     response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
                     return Ok(response);
                 }
-                Turn::Running => return Err(Problem::running()),
-                Turn::OtherBody => return Err(Problem::other_body()),
-                Turn::First(id, derivation) => {
+                ClaimOutcome::Running => return Err(Problem::running()),
+                ClaimOutcome::OtherBody => return Err(Problem::other_body()),
+                ClaimOutcome::First(id, derivation) => {
                     attempt = Some(id);
                     admin = admin.deriving(derivation);
                 }

@@ -56,13 +56,13 @@ fn status(text: &str) -> Result<TenantStatus, InvalidValue> {
         .ok_or_else(|| format!("expected one of {}", TenantStatus::KNOWN.join(", ")).into())
 }
 
-/// What becomes of proven keys of a tenant that are to be refused.
+/// Returns the mode for rejected requests with proven keys of a tenant.
 fn mode(text: &str) -> Result<Mode, &'static str> {
     let known = Mode::ALL.into_iter().find(|mode| mode.as_str() == text);
     known.ok_or("expected enforce or shadow")
 }
 
-/// A value that can be unset.
+/// Returns a value that can be unset.
 pub(super) fn setting<T>(said: FieldValue<T>) -> Setting<T> {
     match said {
         FieldValue::Absent => Setting::Keep,

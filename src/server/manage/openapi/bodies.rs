@@ -33,7 +33,7 @@ struct TenantPatch {
     #[schema(nullable = false)]
     name: Option<String>,
     plan: Option<String>,
-    /// `enforce` or `shadow`: what becomes of its proven keys that are to be refused. `null`: what the server's mode says.
+    /// `enforce` or `shadow`, for rejected requests with its proven keys. `null`: the mode of the server.
     mode: Option<String>,
 }
 
@@ -57,9 +57,9 @@ struct NewKey {
     expires_in: Option<String>,
     /// An RFC 3339 instant before which the key is not valid.
     not_before: Option<String>,
-    /// Separated by blanks; an empty text grants none.
+    /// Separated by spaces; an empty text grants none.
     scopes: Option<String>,
-    /// CIDRs separated by blanks.
+    /// CIDRs separated by spaces.
     networks: Option<String>,
     plan: Option<String>,
     labels: Option<BTreeMap<String, Option<String>>>,
@@ -146,7 +146,7 @@ struct NewRoute {
     mode: Option<String>,
     /// The scopes that a key needs, such as `models.read models.list | admin`.
     scopes: Option<String>,
-    /// Only count requests that would be rejected.
+    /// Allow requests whose key lacks a scope, and report them.
     shadow: Option<bool>,
 }
 

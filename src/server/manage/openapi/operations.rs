@@ -96,7 +96,7 @@ const USAGE: [Parameter; 3] = [
 ];
 
 impl Operation {
-    /// All parameters: those of the path, of the query, and headers.
+    /// Returns all parameters: those of the path, of the query, and headers.
     pub(super) fn parameters(&self) -> impl Iterator<Item = &Parameter> {
         let path = [("{reference}", &REFERENCE), ("{name}", &NAME), ("{id}", &ID)];
         let path =
@@ -112,17 +112,17 @@ impl Operation {
         path.chain(self.query).chain(keys).chain(usage).chain(tenant).chain(list).chain(headers)
     }
 
-    /// Whether it changes something.
+    /// Returns whether it changes something.
     pub(super) fn changes(&self) -> bool {
         self.method != "GET" && !matches!(self.id, "test_route" | "explain")
     }
 
-    /// Whether the body is required.
+    /// Returns whether the body is required.
     pub(super) fn needs_body(&self) -> bool {
         !matches!(self.id, "create_key" | "rotate_key" | "revoke_key")
     }
 
-    /// The part of the API that it belongs to.
+    /// Returns the part of the API that it belongs to.
     pub(super) fn tag(&self) -> &'static str {
         let first = self.path.trim_start_matches("/v1/").split('/').next().unwrap_or_default();
         match first {

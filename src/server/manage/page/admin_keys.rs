@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
-use super::once::{self, Turn};
+use super::once::{self, FormClaim};
 use super::parts::{Field, asked, copyable, done, pill, select, spaced, table, when, when_or, wrong};
 use super::visit::{Visitor, Who};
 use crate::admin::{AdminKeyWish, Expiry, ListedAdminKey};
@@ -128,13 +128,13 @@ async fn issued(visitor: &Visitor, form: &Form, body: &[u8]) -> Result<Markup, F
     let maker = &visitor.caller.maker;
     let wish = wish(form)?;
     match once::begin(visitor, "/admin-keys", form, body, Secret::AdminKey).await? {
-        Turn::First(first) => {
+        FormClaim::First(first) => {
             let made = first.admin.create_admin_key(maker, &wish).await;
             let issued = first.done(made).await?;
             let key = crate::admin::view::shown_once(&issued.key);
             Ok(shown_once(visitor, &issued.details, Some(&key)))
         }
-        Turn::Before(before) => {
+        FormClaim::Before(before) => {
             let found = visitor.admin.admin_key(maker, &before.id).await?;
             Ok(shown_once(visitor, &found.key, before.key.as_deref()))
         }

@@ -5,16 +5,14 @@ use std::collections::BTreeMap;
 use maud::{Markup, html};
 
 use super::parts::{day, meaning, number, spaced};
-use crate::clock::Timestamp;
+use crate::clock::{MICROS_PER_DAY, Timestamp};
 
 /// The number of days of a chart.
 pub(super) const DAYS: u32 = 30;
 
 const WIDTH: u32 = 720;
 const HEIGHT: u32 = 120;
-const DAY: i64 = 86_400_000_000;
-
-/// How many requests of one day passed and were refused.
+/// The number of allowed and rejected requests of one day.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Outcomes {
     pub(super) passed: u64,
@@ -39,15 +37,15 @@ pub(super) fn add(days: &mut ByDay, day: &str, reason: &str, requests: u64) {
 
 /// Returns the start of a chart that ends with the day of `now`.
 pub(super) fn start(now: Timestamp) -> Timestamp {
-    Timestamp(now.0.saturating_sub(i64::from(DAYS - 1) * DAY))
+    Timestamp(now.0.saturating_sub(i64::from(DAYS - 1) * MICROS_PER_DAY))
 }
 
-/// Renders the requests of the last [`DAYS`] days as bars: passed ones below, refused ones above.
+/// Renders the requests of the last [`DAYS`] days as bars: allowed ones below, rejected ones above.
 pub(super) fn bars(counts: &ByDay, now: Timestamp) -> Markup {
     let first = start(now);
     let days: Vec<_> = (0..DAYS)
         .map(|at| {
-            let day = day(Timestamp(first.0.saturating_add(i64::from(at) * DAY)));
+            let day = day(Timestamp(first.0.saturating_add(i64::from(at) * MICROS_PER_DAY)));
             let outcomes = counts.get(&day).copied().unwrap_or_default();
             (at, day, outcomes)
         })

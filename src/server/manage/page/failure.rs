@@ -7,7 +7,7 @@ use maud::html;
 
 use super::shell::alone;
 use crate::admin::AdminError;
-use crate::permission::{Permission, Verdict};
+use crate::permission::{Permission, Permitted};
 use crate::store::StoreError;
 
 /// Why a page is not shown or a form not processed.
@@ -79,16 +79,16 @@ impl Failure {
     }
 
     /// Converts a verdict of [`crate::permission::may`].
-    pub(super) fn of_verdict(verdict: Verdict) -> Result<(), Self> {
+    pub(super) fn of_verdict(verdict: Permitted) -> Result<(), Self> {
         match verdict {
-            Verdict::Yes => Ok(()),
-            Verdict::Lacks(permission) => Err(Self::lacks(permission)),
-            Verdict::OnlyForAllTenants(permission) => Err(Self::new(
+            Permitted::Yes => Ok(()),
+            Permitted::Lacks(permission) => Err(Self::lacks(permission)),
+            Permitted::OnlyForAllTenants(permission) => Err(Self::new(
                 StatusCode::FORBIDDEN,
                 "Not allowed",
                 format!("This needs a management key with {} for all tenants.", permission.as_str()),
             )),
-            Verdict::NotThere => Err(Self::not_found()),
+            Permitted::NotThere => Err(Self::not_found()),
         }
     }
 

@@ -21,7 +21,7 @@ impl Form {
         Self(fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
     }
 
-    /// Returns a field without surrounding blanks; `None` if it is absent or empty.
+    /// Returns a field without surrounding spaces; `None` if it is absent or empty.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         let found = self.0.iter().find(|(field, _)| field == name);
         found.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())

@@ -11,7 +11,7 @@ use maud::{Markup, html};
 use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
-use super::once::{self, Before, Turn};
+use super::once::{self, Before, FormClaim};
 use super::parts::{Field, asked, labels_field, select, version, wrong};
 use super::tenant;
 use super::visit::{Visitor, Who};
@@ -40,7 +40,7 @@ pub(super) async fn found(
     Ok((key, tenant))
 }
 
-const DAY: u64 = 24;
+const HOURS_PER_DAY: u64 = 24;
 
 /// The lifetimes that the forms offer.
 pub(super) const LIVES: [(&str, &str); 5] =
@@ -57,13 +57,13 @@ pub(super) fn expiry(text: &str) -> Result<Expiry, Failure> {
     }
     let days = text.strip_suffix('d').and_then(|days| days.parse::<u64>().ok());
     let days = days.filter(|days| (1..=36_500).contains(days));
-    days.map(|days| Expiry::In(Duration::from_hours(days * DAY)))
+    days.map(|days| Expiry::In(Duration::from_hours(days * HOURS_PER_DAY)))
         .ok_or_else(|| Failure::invalid("The expiry is not one of those offered."))
 }
 
 fn grace(text: &str) -> Result<Duration, Failure> {
     let hours = text.strip_suffix('h').and_then(|hours| hours.parse::<u64>().ok());
-    let hours = hours.filter(|hours| *hours <= 365 * DAY);
+    let hours = hours.filter(|hours| *hours <= 365 * HOURS_PER_DAY);
     hours.map(Duration::from_hours).ok_or_else(|| Failure::invalid("The grace is not one of those offered."))
 }
 
@@ -160,12 +160,12 @@ pub(super) async fn create(
 async fn issued(visitor: &Visitor, tenant: &Tenant, form: &Form, body: &[u8]) -> Result<Markup, Failure> {
     let (id, asked) = (tenant.id.0.to_string(), asked_for(form)?);
     match once::begin(visitor, &format!("/tenants/{id}/keys"), form, body, Secret::Key).await? {
-        Turn::First(first) => {
+        FormClaim::First(first) => {
             let made = first.admin.create_key(&id, &asked).await;
             let issued = first.done(made).await?;
             Ok(shown_once(visitor, tenant, &issued, "The key was created."))
         }
-        Turn::Before(before) => shown_before(visitor, tenant, &before).await,
+        FormClaim::Before(before) => shown_before(visitor, tenant, &before).await,
     }
 }
 
@@ -221,8 +221,8 @@ pub(super) async fn rotate(
     let id = key.id.0.to_string();
     let turn = once::begin(&visitor, &format!("/keys/{id}/rotate"), &form, &body, Secret::Key).await?;
     let (_, issued) = match turn {
-        Turn::Before(before) => return shown_before(&visitor, &tenant, &before).await,
-        Turn::First(first) => {
+        FormClaim::Before(before) => return shown_before(&visitor, &tenant, &before).await,
+        FormClaim::First(first) => {
             let made = first.admin.rotate_key(&id, grace, Expiry::Unsaid).await;
             first.done(made).await?
         }

@@ -17,13 +17,13 @@ use crate::random;
 use crate::server::manage::idempotency::{self, Secret};
 use crate::store::{Changed, Receipt};
 
-/// The id of a form.
+/// Returns the id of a form.
 pub(super) fn field() -> Markup {
     html! { input type="hidden" name="once" value=(random::new_id()); }
 }
 
 /// Whether a form was sent before.
-pub(super) enum Turn {
+pub(super) enum FormClaim {
     /// It was not: the key must be created.
     First(Box<First>),
     /// It was: this key was created then.
@@ -52,31 +52,36 @@ pub(super) async fn begin(
     form: &Form,
     body: &[u8],
     secret: Secret,
-) -> Result<Turn, Failure> {
+) -> Result<FormClaim, Failure> {
     let admin = visitor.admin.clone();
-    let Some(id) = form.get("once") else { return Ok(Turn::First(Box::new(First { admin, attempt: None }))) };
+    let Some(id) = form.get("once") else {
+        return Ok(FormClaim::First(Box::new(First { admin, attempt: None })));
+    };
     let id = Uuid::parse_str(id).map_err(|_| Failure::invalid("The form is not one of this page."))?;
     match idempotency::claim(&admin, &visitor.caller, path, id.to_string(), body).await? {
-        idempotency::Turn::First(attempt, derivation) => {
+        idempotency::ClaimOutcome::First(attempt, derivation) => {
             let receipt = Receipt { attempt: Some(attempt), answer: Arc::new(kept) };
             let admin = admin.deriving(derivation).reporting(receipt);
-            Ok(Turn::First(Box::new(First { admin, attempt: Some(attempt) })))
+            Ok(FormClaim::First(Box::new(First { admin, attempt: Some(attempt) })))
         }
-        idempotency::Turn::Done(mut made, derivation) => {
+        idempotency::ClaimOutcome::Done(mut made, derivation) => {
             secret.replay(&mut made, derivation);
             let text = |value: &Value| value.as_str().map(str::to_owned);
-            Ok(Turn::Before(Before { id: text(&made["id"]).unwrap_or_default(), key: text(&made["key"]) }))
+            Ok(FormClaim::Before(Before {
+                id: text(&made["id"]).unwrap_or_default(),
+                key: text(&made["key"]),
+            }))
         }
-        idempotency::Turn::Running => {
+        idempotency::ClaimOutcome::Running => {
             Err(Failure::sent_before("This form was sent twice, and the first one is still running."))
         }
-        idempotency::Turn::OtherBody => Err(Failure::sent_before(
+        idempotency::ClaimOutcome::OtherBody => Err(Failure::sent_before(
             "This form was sent before with other values. Open it again to make another key.",
         )),
     }
 }
 
-/// The stored record of a key that was created.
+/// Returns the stored record of a key that was created.
 fn kept(changed: Changed<'_>) -> Option<String> {
     let (id, prefix) = match changed {
         Changed::Key(key) | Changed::Rotated(_, key) => (key.id.0, &key.prefix),
@@ -98,7 +103,7 @@ impl First {
     }
 }
 
-/// The text in place of a key that was shown before.
+/// Returns the text in place of a key that was shown before.
 pub(super) fn not_again() -> Markup {
     html! {
         p.notice role="status" {

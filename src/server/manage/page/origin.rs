@@ -5,8 +5,9 @@ use axum::http::{HeaderMap, HeaderName};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Whether the page itself sent a changing request: `Sec-Fetch-Site` is `same-origin`, `Origin` matches the host of the
-/// request, and neither contradicts. Without both headers the sender is unknown, and the request is rejected.
+/// Returns whether the page itself sent a changing request: `Sec-Fetch-Site` is `same-origin`, `Origin` matches the
+/// host of the request, and neither contradicts. Without both headers the sender is unknown, and the request is
+/// rejected.
 ///
 /// Because of `Referrer-Policy: no-referrer`, the page sends `Origin: null` with its own forms. Other sites can do so,
 /// too, so `Sec-Fetch-Site` decides then.
@@ -38,15 +39,16 @@ impl<'h> Header<'h> {
     }
 }
 
-/// Whether an origin has the host and port of the request. The scheme cannot be compared, because a proxy may terminate
-/// TLS.
+/// Returns whether an origin has the host and port of the request. The scheme cannot be compared, because a proxy may
+/// terminate TLS.
 fn is_of_host(origin: &str, headers: &HeaderMap) -> bool {
     let authority = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
     let Header::One(host) = Header::of(headers, &HOST) else { return false };
     authority.is_some_and(|authority| !authority.is_empty() && authority.eq_ignore_ascii_case(host))
 }
 
-/// Whether the browser addresses this server by a loopback name, so that the connection is assumed to be plain HTTP.
+/// Returns whether the browser addresses this server by a loopback name, so that the connection is assumed to be plain
+/// HTTP.
 pub(super) fn is_on_this_machine(headers: &HeaderMap) -> bool {
     let Header::One(host) = Header::of(headers, &HOST) else { return false };
     let name = match host.strip_prefix('[') {

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use super::failure::Failure;
 use super::form::Form;
 use super::visit::Visitor;
-use crate::clock::Timestamp;
+use crate::clock::{MICROS_PER_DAY, Timestamp};
 use crate::record::{KeyDetails, KeyState};
 use crate::store::TenantFilter;
 use crate::tenant::{Tenant, TenantStatus};
@@ -13,7 +13,6 @@ use crate::tenant::{Tenant, TenantStatus};
 const SECOND: i64 = 1_000_000;
 const MINUTE: i64 = 60 * SECOND;
 const HOUR: i64 = 60 * MINUTE;
-const DAY: i64 = 24 * HOUR;
 
 /// Renders a status as a word with a coloured dot. The word differs, too, for readers who cannot see the colour.
 pub(super) fn pill(kind: &str, word: &str) -> Markup {
@@ -37,7 +36,7 @@ pub(super) fn tenant_pill(tenant: &Tenant) -> Markup {
     pill(kind, &spaced(tenant.status.as_str()))
 }
 
-/// Replaces underscores of an API word by blanks.
+/// Replaces underscores of an API word by spaces.
 pub(super) fn spaced(word: &str) -> String {
     word.replace('_', " ")
 }
@@ -71,8 +70,8 @@ fn distance(at: Timestamp, now: Timestamp) -> String {
     let amount = match size {
         _ if size < MINUTE => return "now".into(),
         _ if size < HOUR => format!("{} min", rounded(MINUTE)),
-        _ if size < 2 * DAY => format!("{} h", rounded(HOUR)),
-        _ if size < 90 * DAY => format!("{} days", rounded(DAY)),
+        _ if size < 2 * MICROS_PER_DAY => format!("{} h", rounded(HOUR)),
+        _ if size < 90 * MICROS_PER_DAY => format!("{} days", rounded(MICROS_PER_DAY)),
         _ => return day(at),
     };
     if away > 0 { format!("in {amount}") } else { format!("{amount} ago") }
@@ -98,14 +97,14 @@ pub(super) fn meaning(reason: &str) -> &'static str {
         "route" => "No rule allows it.",
         "path_ambiguous" => "The path can be read in two ways.",
         "tenant_inactive" => "The tenant is not active.",
-        "damaged_row" => "The row of the key cannot be read.",
-        "bad_route_context" => "Envoy's context_extensions for this route are not valid.",
-        "damaged_route" => "The rule for this request cannot be read.",
-        "deadline_too_short" => "Envoy waits for too short a time.",
-        "overloaded" => "tenantgate had too much to do.",
-        "too_large" => "The request is too large to be judged.",
+        "damaged_row" => "The row of the key, its tenant or its plan is damaged.",
+        "bad_route_context" => "Envoy's context_extensions for this route are invalid.",
+        "damaged_route" => "The rule for this request is damaged.",
+        "deadline_too_short" => "Envoy's timeout is too short.",
+        "overloaded" => "tenantgate was overloaded.",
+        "too_large" => "The request is too large.",
         "never_loaded" | "too_old" | "unknown_while_stale" => {
-            "tenantgate was out of touch with its database."
+            "tenantgate had no current data from its database."
         }
         "internal" | "unavailable" => "tenantgate could not decide.",
         _ => "",

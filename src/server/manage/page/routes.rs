@@ -36,7 +36,7 @@ async fn screen(
     };
     let body = html! {
         h1 { "Routes" }
-        p.lead { "Rules say which requests need a key, and which scopes. The most specific rule wins. A request without a rule needs a key and no scope, unless the server says otherwise." }
+        p.lead { "Rules say which requests need a key, and which scopes. The most specific rule wins. A request without a rule needs a key and no scope, unless serve --route-default or --public changes that." }
         (done(query))
         (wrong(failure))
         (tester(query, verdict.as_ref()))

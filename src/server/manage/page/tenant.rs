@@ -179,8 +179,8 @@ fn edit(tenant: &Tenant, plans: &[PlanRow], path: &str) -> Markup {
             (version(&of_tenant(tenant)))
             (name.show())
             (select("plan", "Plan", tenant.plan.as_deref().unwrap_or_default(), &options))
-            (select("mode", "Requests that are to be refused", mode, &[
-                ("", "As the server says"), ("enforce", "Are refused"), ("shadow", "Pass, and are reported"),
+            (select("mode", "Rejected requests", mode, &[
+                ("", "Use the server's mode"), ("enforce", "Are rejected"), ("shadow", "Pass, and are reported"),
             ]))
             button.primary type="submit" { "Save" }
         }

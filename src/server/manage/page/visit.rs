@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::form::Form;
 use super::{cookie, origin};
 use crate::admin::{Admin, Browser, Caller, Expected, Origin};
-use crate::permission::{About, Permission, Verdict, may};
+use crate::permission::{About, Permission, Permitted, may};
 use crate::server::manage::Plane;
 use crate::server::manage::connections::Peer;
 use crate::server::manage::problem::RequestId;
@@ -42,7 +42,7 @@ impl Visitor {
 
     /// Returns whether an action is offered to this visitor.
     pub(super) fn may(&self, permission: Permission, about: About) -> bool {
-        may(&self.caller.maker.authority, permission, about) == Verdict::Yes
+        may(&self.caller.maker.authority, permission, about) == Permitted::Yes
     }
 }
 

@@ -74,7 +74,7 @@ async fn list(
     Ok(Json(query.part(items, next.as_deref())))
 }
 
-/// The place in an order of creation that a text names: an instant, as the database writes it, and an id.
+/// Returns the place in an order of creation that a text names: an instant, as the database writes it, and an id.
 pub(in crate::server::manage) fn place(admin: &Admin, text: &str) -> Option<(String, Uuid)> {
     let (created_at, id) = text.rsplit_once(' ')?;
     // SQLite compares texts, whatever they are.

@@ -19,7 +19,7 @@ use super::query::{ListQuery, Page};
 use super::{Found, Plane, Shared};
 use crate::admin::{Admin, Caller, Origin};
 
-/// The use cases as the caller sees them.
+/// Returns the use cases as the caller sees them.
 pub(super) fn seen_by(plane: &Plane, caller: &Caller) -> Admin {
     plane.admin.on_behalf(caller, &Origin::default())
 }

@@ -6,7 +6,7 @@ use axum::{Extension, Json};
 use super::seen_by;
 use crate::admin::Admin;
 use crate::admin::view::UsageView;
-use crate::clock::Timestamp;
+use crate::clock::{MICROS_PER_DAY, Timestamp};
 use crate::permission::{About, Permission, Reach};
 use crate::server::manage::access::check;
 use crate::server::manage::problem::{FieldError, Problem};
@@ -14,8 +14,6 @@ use crate::server::manage::query::{ListQuery, Page};
 use crate::server::manage::{Found, Shared, Who};
 use crate::store::{UsageBy, UsageFilter, UsagePart, UsageRow};
 
-/// Microseconds of a day, and the default number of days.
-const DAY: i64 = 86_400_000_000;
 const DAYS: i64 = 30;
 
 /// Counts the requests of all keys that the caller may see, by day, key or reason.
@@ -65,7 +63,7 @@ fn filter(query: &ListQuery, now: Timestamp, reach: Reach) -> Result<UsageFilter
         })
     };
     let to = day(1, "to", now);
-    let from = day(0, "from", Timestamp(to.0 - (DAYS - 1) * DAY));
+    let from = day(0, "from", Timestamp(to.0 - (DAYS - 1) * MICROS_PER_DAY));
     let by = match query.filter(2) {
         None | Some("day") => UsageBy::Day,
         Some("key") => UsageBy::Key,

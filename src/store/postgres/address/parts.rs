@@ -71,33 +71,8 @@ impl Parts {
     }
 
     pub(super) fn parameter(&mut self, name: &str, value: String) -> Result<(), AddressError> {
-        let one_of = |words: &[&str]| {
-            words
-                .contains(&value.as_str())
-                .then_some(())
-                .ok_or_else(|| AddressError::invalid(name, format!("expected one of {}", words.join(", "))))
-        };
         match name {
-            // libpq tries without encryption first, and then with it; the driver would never encrypt.
-            "sslmode" | "ssl-mode" | "ssl" if value == "allow" => {
-                return Err(AddressError::rejected(format!(
-                    "{name}=allow is not supported: write {name}=prefer"
-                )));
-            }
-            "sslmode" | "ssl-mode" => {
-                one_of(&["disable", "prefer", "require", "verify-ca", "verify-full"])?;
-                self.sslmode = Some(value);
-            }
-            "ssl" => {
-                if ["true", "1", "on", "false", "0", "off"].contains(&value.as_str()) {
-                    return Err(AddressError::rejected(
-                        "ssl=true and ssl=false are not supported: write sslmode=verify-full, sslmode=require or \
-                         sslmode=disable",
-                    ));
-                }
-                one_of(&["disable", "prefer", "require", "verify-ca", "verify-full"])?;
-                self.sslmode = Some(value);
-            }
+            "sslmode" | "ssl-mode" | "ssl" => self.sslmode = Some(sslmode(name, value)?),
             "sslrootcert" | "ssl-root-cert" | "ssl-ca" => self.sslrootcert = Some(value),
             "sslcert" | "ssl-cert" => self.sslcert = Some(value),
             "sslkey" | "ssl-key" => self.sslkey = Some(value),
@@ -130,37 +105,10 @@ impl Parts {
                 }
             }
             // Sessions check for the primary in any case.
-            "target_session_attrs" => match value.as_str() {
-                "any" | "read-write" | "primary" => {}
-                _ => {
-                    return Err(AddressError::invalid(
-                        name,
-                        "tenantgate needs the primary, write target_session_attrs=read-write",
-                    ));
-                }
-            },
-            "channel_binding" => match value.as_str() {
-                "prefer" | "disable" => {}
-                _ => {
-                    return Err(AddressError::rejected(
-                        "channel_binding=require is not supported: remove it, and write sslmode=verify-full to \
-                             verify the server",
-                    ));
-                }
-            },
-            "gssencmode" => match value.as_str() {
-                "prefer" | "disable" => {}
-                _ => {
-                    return Err(AddressError::rejected(
-                        "gssencmode=require is not supported: remove it, and use sslmode",
-                    ));
-                }
-            },
-            "sslnegotiation" => match value.as_str() {
-                "postgres" => {}
-                _ => return Err(AddressError::rejected("sslnegotiation=direct is not supported: remove it")),
-            },
-            _ => return Err(unknown(name)),
+            "target_session_attrs" if ["any", "read-write", "primary"].contains(&&*value) => {}
+            "channel_binding" | "gssencmode" if ["prefer", "disable"].contains(&&*value) => {}
+            "sslnegotiation" if value == "postgres" => {}
+            _ => return Err(unsupported(name)),
         }
         Ok(())
     }
@@ -215,7 +163,38 @@ impl Parts {
     }
 }
 
-/// The error for an unsupported parameter, with what to write instead.
+/// Checks a mode of encryption.
+fn sslmode(name: &str, value: String) -> Result<String, AddressError> {
+    const MODES: [&str; 5] = ["disable", "prefer", "require", "verify-ca", "verify-full"];
+    match value.as_str() {
+        // libpq tries without encryption first, and then with it; the driver would never encrypt.
+        "allow" => Err(AddressError::rejected(format!("{name}=allow is not supported: write {name}=prefer"))),
+        "true" | "1" | "on" | "false" | "0" | "off" if name == "ssl" => Err(AddressError::rejected(
+            "ssl=true and ssl=false are not supported: write sslmode=verify-full, sslmode=require or sslmode=disable",
+        )),
+        mode if MODES.contains(&mode) => Ok(value),
+        _ => Err(AddressError::invalid(name, format!("expected one of {}", MODES.join(", ")))),
+    }
+}
+
+/// Returns the error for a parameter whose value is not supported, or that is unknown.
+fn unsupported(name: &str) -> AddressError {
+    match name {
+        "target_session_attrs" => {
+            AddressError::invalid(name, "tenantgate needs the primary, write target_session_attrs=read-write")
+        }
+        "channel_binding" => AddressError::rejected(
+            "channel_binding=require is not supported: remove it, and write sslmode=verify-full to verify the server",
+        ),
+        "gssencmode" => {
+            AddressError::rejected("gssencmode=require is not supported: remove it, and use sslmode")
+        }
+        "sslnegotiation" => AddressError::rejected("sslnegotiation=direct is not supported: remove it"),
+        _ => unknown(name),
+    }
+}
+
+/// Returns the error for an unknown parameter, with its replacement.
 fn unknown(name: &str) -> AddressError {
     const INSTEAD: [(&str, &str); 13] = [
         ("currentschema", "use --database-schema"),

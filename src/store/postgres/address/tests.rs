@@ -71,7 +71,7 @@ fn every_form_that_clients_write_is_taken_or_refused_with_what_to_write() {
 }
 
 #[test]
-fn variables_of_libpq_say_what_the_url_does_not() {
+fn variables_of_libpq_apply_where_the_url_sets_nothing() {
     const URL: &str = "postgresql://u@h/db";
     let with = |url: &str, variables: &[(&str, &str)]| {
         let value =

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::super::tests::{NOW, facts, key, tenant, word};
-use super::super::{Access, Lacking, decide};
+use super::super::{Access, MissingScopes, decide};
 use super::*;
 use crate::clock::Timestamp;
 use crate::key::format::parse;
@@ -39,7 +39,7 @@ fn tenants() -> Vec<Option<Tenant>> {
 }
 
 fn accesses() -> Vec<Access<'static>> {
-    let lacking = |shadow| Some(Lacking { term: "a", shadow });
+    let lacking = |shadow| Some(MissingScopes { term: "a", shadow });
     let mut all = vec![Access::FREE, Access { lacking: lacking(true), ..Access::FREE }];
     for rule in [RuleFact::Fine, RuleFact::None, RuleFact::Damaged] {
         for (sound, from_here) in [(true, true), (true, false), (false, false)] {
@@ -107,7 +107,7 @@ fn contract(facts: &Facts<'_>) -> String {
         (_, _, RuleFact::Damaged, _) => "unable damaged_route".into(),
         (_, _, RuleFact::None, _) => "route proven".into(),
         (_, _, RuleFact::Fine, Some(false)) => "scope proven".into(),
-        (_, _, RuleFact::Fine, Some(true)) => "spared scope".into(),
+        (_, _, RuleFact::Fine, Some(true)) => "rule_shadow scope".into(),
         (_, _, RuleFact::Fine, None) => "ok".into(),
     }
 }
@@ -148,7 +148,7 @@ fn the_first_row_that_holds_agrees_with_the_contract_for_all_facts() {
             [(row, _)] => {
                 let reason = word.strip_prefix("unable ").unwrap_or(&word);
                 let reason = reason.strip_suffix(" proven").unwrap_or(reason);
-                let reason = if reason == "spared scope" { "ok" } else { reason };
+                let reason = if reason == "rule_shadow scope" { "ok" } else { reason };
                 assert!(row.reasons().contains(&reason), "{row:?}, {word}: {facts:?}");
                 assert_eq!(row.number() == 6, word.starts_with("unable"), "{row:?}, {word}");
                 let allowed = ["public", "anonymous", "ok"].contains(&reason);

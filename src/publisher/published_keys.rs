@@ -5,7 +5,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tenantgate_snapshot::{Answer, Full, Key, Mapping, Memory, Proven, Settings, State, Writer, words_for};
+use tenantgate_snapshot::{
+    Answer, Full, Mapping, Memory, MemoryKey, Proven, Settings, State, Writer, words_for,
+};
 
 use super::Rendered;
 use crate::decision::{Decision, Denial, Grant, Reason};
@@ -43,8 +45,8 @@ fn subject(record: &KeyRecord) -> (crate::key::KeyId, TenantId, Option<SecretHas
 }
 
 /// The published state of all keys.
-pub(super) struct Book<M: Memory> {
-    key: Key,
+pub(super) struct PublishedKeys<M: Memory> {
+    key: MemoryKey,
     settings: Settings,
     fresh: Duration,
     render: Renderer,
@@ -58,7 +60,7 @@ pub(super) struct Book<M: Memory> {
     writer: Option<Writer<M>>,
 }
 
-impl<M: Memory> Drop for Book<M> {
+impl<M: Memory> Drop for PublishedKeys<M> {
     /// Closes the memory: modules ask the server from now on.
     fn drop(&mut self) {
         if let Some(writer) = &self.writer {
@@ -67,8 +69,8 @@ impl<M: Memory> Drop for Book<M> {
     }
 }
 
-impl Book<Mapping> {
-    pub(super) fn new(key: Key, mut settings: Settings, fresh: Duration, render: Renderer) -> Self {
+impl PublishedKeys<Mapping> {
+    pub(super) fn new(key: MemoryKey, mut settings: Settings, fresh: Duration, render: Renderer) -> Self {
         settings.answers = REFUSED.iter().filter_map(|reason| refusal(&render, *reason)).collect();
         let (proofs, standing, snapshot) = (BTreeMap::new(), BTreeSet::new(), None);
         Self { key, settings, fresh, render, proofs, standing, snapshot, open: false, writer: None }
@@ -112,7 +114,7 @@ impl Book<Mapping> {
     }
 }
 
-impl<M: Memory> Book<M> {
+impl<M: Memory> PublishedKeys<M> {
     /// Records proofs. Returns the prefixes of their keys.
     pub(super) fn remember(&mut self, proven: Vec<(Arc<Entry>, [u8; 32])>) -> BTreeSet<Box<str>> {
         let mut told = BTreeSet::new();
@@ -124,9 +126,10 @@ impl<M: Memory> Book<M> {
         told
     }
 
-    pub(super) fn beat(&self, looked_at_ms: i64, database_clock: Option<i64>) {
-        if let (Some(writer), Ok(at)) = (&self.writer, u64::try_from(looked_at_ms)) {
-            writer.beat(at, database_clock);
+    /// Writes a heartbeat: see [`Writer::beat`].
+    pub(super) fn beat(&self, uptime_ms: i64, database_clock: Option<i64>) {
+        if let (Some(writer), Ok(uptime_ms)) = (&self.writer, u64::try_from(uptime_ms)) {
+            writer.beat(uptime_ms, database_clock);
         }
     }
 

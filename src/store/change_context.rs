@@ -17,16 +17,16 @@ use crate::tenant::Tenant;
 
 /// The author of changes, and the request that they belong to. The default author is the program itself.
 #[derive(Clone, Default)]
-pub struct Behalf {
+pub struct ChangeContext {
     /// The author.
     pub author: Author,
-    /// The management key that makes them.
+    /// The management key of the author; `None` without one.
     pub key: Option<AuthorKey>,
-    /// What is kept of the request that makes the change, if it may be sent again.
+    /// The stored response of an idempotent request; `None` without an Idempotency-Key.
     pub receipt: Option<Receipt>,
 }
 
-impl Behalf {
+impl ChangeContext {
     /// Changes by this author, whose answers are not stored.
     #[must_use]
     pub fn of(author: Author) -> Self {
@@ -44,10 +44,10 @@ pub struct AuthorKey {
     pub check: Arc<dyn Fn(&[AdminKey]) -> Result<(), StoreError> + Send + Sync>,
 }
 
-/// Makes the answer to a request inside the transaction of the change.
+/// Renders the answer to a request inside the transaction of the change.
 ///
-/// If the request has an Idempotency-Key, the same
-/// transaction stores the answer, so that the database has both the change and the answer, or neither.
+/// If the request has an Idempotency-Key, the same transaction stores the answer, so that the database has both the
+/// change and the answer, or neither.
 #[derive(Clone)]
 pub struct Receipt {
     /// The attempt that claimed the Idempotency-Key: see [`super::Management::claim`]. `None` if the request has none.
@@ -120,7 +120,7 @@ pub enum Claimed {
 
 /// Why a change is not performed.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Stop {
+pub enum ChangeError {
     /// The row does not exist, or the author may not see it.
     Missing,
     /// The row is not in the version that the author expects.
@@ -129,45 +129,46 @@ pub enum Stop {
     Refused(String),
 }
 
-impl From<InvalidValue> for Stop {
+impl From<InvalidValue> for ChangeError {
     fn from(error: InvalidValue) -> Self {
         Self::Refused(error.into())
     }
 }
 
-impl From<String> for Stop {
+impl From<String> for ChangeError {
     fn from(why: String) -> Self {
         Self::Refused(why)
     }
 }
 
-impl From<Stop> for StoreError {
-    fn from(stop: Stop) -> Self {
-        match stop {
-            Stop::Missing => Self::Missing,
-            Stop::Stale => Self::Stale,
-            Stop::Refused(why) => Self::Conflict(why),
+impl From<ChangeError> for StoreError {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::Missing => Self::Missing,
+            ChangeError::Stale => Self::Stale,
+            ChangeError::Refused(why) => Self::Conflict(why),
         }
     }
 }
 
 /// Checks a row while other sessions cannot change it.
-pub type Check<'c, T> = &'c (dyn Fn(&T) -> Result<(), Stop> + Sync);
+pub type Check<'c, T> = &'c (dyn Fn(&T) -> Result<(), ChangeError> + Sync);
 
-/// Changes a row while other sessions cannot change it. The caller gets a [`Stop`] as the matching [`StoreError`].
-pub(super) type Make<'c, T> = &'c (dyn Fn(&mut T) -> Result<(), Stop> + Sync);
+/// Changes a row while other sessions cannot change it. The caller gets a [`ChangeError`] as the matching
+/// [`StoreError`].
+pub(super) type ChangeFn<'c, T> = &'c (dyn Fn(&mut T) -> Result<(), ChangeError> + Sync);
 
 /// A change of a key.
-pub type KeyChange<'c> = Make<'c, KeyDetails>;
+pub type KeyChange<'c> = ChangeFn<'c, KeyDetails>;
 
 /// A change of a tenant.
-pub type TenantChange<'c> = Make<'c, Tenant>;
+pub type TenantChange<'c> = ChangeFn<'c, Tenant>;
 
 /// A change of a plan.
-pub type PlanChange<'c> = Make<'c, PlanRow>;
+pub type PlanChange<'c> = ChangeFn<'c, PlanRow>;
 
 /// A change of a management key.
-pub type AdminKeyChange<'c> = Make<'c, AdminKey>;
+pub type AdminKeyChange<'c> = ChangeFn<'c, AdminKey>;
 
 /// Computes a change of the table of routes from the current table.
-pub type RoutesPlan<'c> = &'c (dyn Fn(&[RouteRow]) -> Result<RoutesChange, Stop> + Sync);
+pub type RoutesPlan<'c> = &'c (dyn Fn(&[RouteRow]) -> Result<RoutesChange, ChangeError> + Sync);

@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::model::KEY_HEADER;
-use crate::people::{KEYS, State, TENANTS};
+use crate::fixtures::{KEYS, State, TENANTS};
 
 /// The lowest cost of bcrypt.
 const COST: u32 = 4;
@@ -129,7 +129,7 @@ impl House {
         };
         let now = respond(&self.gate.view());
         let then = self.runtime.block_on(async {
-            respond(&self.gate.settle(&asked, &|| None, Instant::now() + PATIENCE).await)
+            respond(&self.gate.wait_for_verdict(&asked, &|| None, Instant::now() + PATIENCE).await)
                 .expect("a settled view has a verdict")
         });
         assert!(now.is_none_or(|now| now == then), "the synchronous answer differs");
