@@ -240,7 +240,13 @@ impl Sync {
         }
         let forgot = known.newest_change.is_some()
             && !within(self.options.poll_timeout, "poll", session.has(&known)).await?;
-        let revived = if moved { next.revived_since(&self.replica.snapshot()) } else { 0 };
+        // A restore within the database makes other tables.
+        let replaced = !known.tables.is_empty() && known.tables != point.tables;
+        let revived = if moved || replaced || forgot {
+            next.revived_since(&self.replica.snapshot(), self.replica.now(self.clock.as_ref()))
+        } else {
+            0
+        };
         if forgot || revived > 0 {
             self.replica.stats().went_back.add_one();
             error!(

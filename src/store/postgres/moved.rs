@@ -55,6 +55,13 @@ pub(super) async fn repair(connection: &mut PgConnection) -> Result<Vec<String>,
     Ok(mended)
 }
 
+/// Makes every server load everything again.
+pub(super) async fn reload(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query("INSERT INTO tenantgate_change DEFAULT VALUES").execute(&mut *connection).await?;
+    sqlx::query("SELECT pg_notify('tenantgate_change', '')").execute(connection).await?;
+    Ok(())
+}
+
 /// Gives the database a new identity, and returns it.
 pub(super) async fn renew_identity(connection: &mut PgConnection) -> Result<Uuid, StoreError> {
     sqlx::query("DELETE FROM tenantgate_replica").execute(&mut *connection).await?;
