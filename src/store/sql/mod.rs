@@ -27,7 +27,7 @@ mod value;
 
 use async_trait::async_trait;
 
-pub(super) use self::connection::{Connection, Link};
+pub(super) use self::connection::{Connection, FileIds, Link};
 use self::pool::Held;
 pub(super) use self::pool::Pool;
 pub(super) use self::row::Row;
