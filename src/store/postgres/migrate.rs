@@ -157,7 +157,12 @@ async fn publish(connection: &mut PgConnection) -> Result<Option<String>, StoreE
     let (known, level): (bool, String) = (row.try_get(0)?, row.try_get(1)?);
     let verb = if known { "ALTER" } else { "CREATE" };
     let set = if known { "SET" } else { "FOR" };
-    let sql = format!("{verb} PUBLICATION {PUBLICATION} {set} TABLE {}", PUBLISHED.join(", "));
+    let mut sql = format!("{verb} PUBLICATION {PUBLICATION} {set} TABLE {}", PUBLISHED.join(", "));
+    if known {
+        // The default of Postgres, which an operator may have changed.
+        sql +=
+            &format!("; ALTER PUBLICATION {PUBLICATION} SET (publish = 'insert, update, delete, truncate')");
+    }
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
     Ok((level != "logical").then(|| {
         format!("wal_level is {level}: set it to logical and restart Postgres before anything subscribes")

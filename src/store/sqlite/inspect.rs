@@ -28,6 +28,10 @@ impl Inspect for SqliteStore {
         Ok(None)
     }
 
+    async fn is_subscriber(&self) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
     async fn examine(&self, _: &dyn Clock, _: Purpose) -> Result<Vec<Finding>, StoreError> {
         let file = self.options.get_filename();
         let mut findings = vec![match std::fs::metadata(file) {
