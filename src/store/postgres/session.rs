@@ -202,7 +202,7 @@ impl PostgresSession {
             })
             .connect_lazy_with(address.options.clone());
         let mut listener =
-            PgListener::connect_with(&pool).await.map_err(|error| store.at_host(&address, error.into()))?;
+            PgListener::connect_with(&pool).await.map_err(|error| store.at_host(&address, error))?;
         // A lost connection must cause an error. A silent reconnect would lose hints and move to another backend.
         listener.eager_reconnect(false);
         listener.listen(CHANNEL).await?;
