@@ -11,10 +11,11 @@ use uuid::Uuid;
 use super::entry::Entry;
 use super::profiles::{FREE, Interned, Profiles, ResponseParts};
 use super::table::{Keyed, Table};
+use crate::clock::Timestamp;
 use crate::invalid::Invalid;
 use crate::plan::{Plan, PlanRow};
 use crate::profile::ProfileRow;
-use crate::record::{KeyRecord, Memo};
+use crate::record::{KeyRecord, Memo, has_expired};
 use crate::route::{RouteId, RouteRow, RouteTable};
 use crate::store::{Change, Row};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
@@ -201,12 +202,14 @@ impl Snapshot {
         }
     }
 
-    /// Returns how many keys and tenants are in force here and were revoked, suspended or deleted in `before`.
-    pub(super) fn revived_since(&self, before: &Self) -> usize {
+    /// Returns how many keys and tenants are in force here, and were revoked, disabled, expired, suspended or deleted in
+    /// `before`.
+    pub(super) fn revived_since(&self, before: &Self, now: Timestamp) -> usize {
+        let off = |key: &KeyRecord| key.revoked || key.disabled || has_expired(key.expires_at.at(), now);
         let key = |entry: &&Arc<Entry>| {
-            let record = entry.record();
-            let now = self.keys.get(record.prefix.as_bytes()).map(|now| now.record());
-            record.revoked && now.is_some_and(|now| now.id == record.id && !now.revoked)
+            let before = entry.record();
+            let here = self.keys.get(before.prefix.as_bytes()).map(|entry| entry.record());
+            off(before) && here.is_some_and(|here| here.id == before.id && !off(here))
         };
         let tenant = |before: &&Tenant| {
             let now = self.tenant(before.id).map(TenantEntry::tenant);

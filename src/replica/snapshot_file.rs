@@ -191,6 +191,7 @@ impl SnapshotFile {
             database_now: point.now.map(|now| now.0),
             identity: point.identity,
             place: point.place,
+            tables: point.tables,
             position: point.position,
             newest_change: point.newest_change,
             keys: 0,

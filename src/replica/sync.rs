@@ -80,8 +80,37 @@ pub struct Sync {
     retired: Vec<Arc<Snapshot>>,
     /// Whether the clocks of this machine and the database differed too much at the last poll.
     clocks_differ: bool,
-    /// The last logged cause of being without the database, so that each cause is logged once; `None` if connected.
-    lost: Option<String>,
+    /// What was logged since the database was lost; `None` if connected.
+    lost: Option<Lost>,
+}
+
+/// What was logged since the database was lost. The causes of an outage can follow each other (a lost connection, a
+/// refused one, then a wrong password), and can alternate at every attempt.
+#[derive(Default)]
+struct Lost {
+    /// The cause in the last line.
+    last: String,
+    /// The causes in the lines of the last minute, with the uptime of each line.
+    lines: Vec<(String, Duration)>,
+}
+
+impl Lost {
+    /// A cause is logged again after this time, if another one was logged meanwhile.
+    const REPEAT: Duration = Duration::from_mins(1);
+    /// The most lines within that time.
+    const LINES: usize = 10;
+
+    /// Returns whether to log this cause now.
+    fn is_news(&mut self, cause: &str, uptime: Duration) -> bool {
+        self.lines.retain(|(_, at)| uptime.saturating_sub(*at) < Self::REPEAT);
+        let known = self.last == cause || self.lines.iter().any(|(known, _)| known == cause);
+        if known || self.lines.len() >= Self::LINES {
+            return false;
+        }
+        cause.clone_into(&mut self.last);
+        self.lines.push((cause.to_owned(), uptime));
+        true
+    }
 }
 
 impl Sync {
@@ -241,7 +270,13 @@ impl Sync {
         }
         let forgot = known.newest_change.is_some()
             && !within(self.options.poll_timeout, "poll", session.has(&known)).await?;
-        let revived = if moved { next.revived_since(&self.replica.snapshot()) } else { 0 };
+        // A restore within the database makes other tables.
+        let replaced = !known.tables.is_empty() && known.tables != point.tables;
+        let revived = if moved || replaced || forgot {
+            next.revived_since(&self.replica.snapshot(), self.replica.now(self.clock.as_ref()))
+        } else {
+            0
+        };
         if forgot || revived > 0 {
             self.replica.stats().went_back.add_one();
             error!(
@@ -329,16 +364,14 @@ impl Sync {
         }
     }
 
-    /// Logs the loss of the database once for each cause, not for each attempt.
+    /// Logs the loss of the database, and each new cause, but not each attempt.
     fn log_lost(&mut self, error: &StoreError) {
         self.replica.stats().lost.add_one();
-        // The details of an unreachable database vary between attempts, so they are not a new cause.
-        let gone = matches!(error, StoreError::Unavailable(why) if why != PANICKED)
-            || matches!(error, StoreError::Locked(_));
-        let state = if gone { String::new() } else { error.to_string() };
-        if state == PANICKED {
+        let gone = matches!(error, StoreError::Unavailable(_) | StoreError::Locked(_));
+        let lost = self.lost.get_or_insert_default();
+        if matches!(error, StoreError::Unavailable(why) if why == PANICKED) {
             error!(part = "replica", "a part of the server panicked and is restarted");
-        } else if self.lost.as_ref() == Some(&state) {
+        } else if !lost.is_news(&error.to_string(), self.clock.uptime()) {
             debug!(%error, "the database is still not there");
         } else if matches!(error, StoreError::Credentials(_)) {
             error!(%error, "the database rejects the password or the role, known keys are served while it does");
@@ -349,7 +382,6 @@ impl Sync {
         } else {
             error!(%error, "the database is not usable, known keys are served until that is fixed");
         }
-        self.lost = Some(state);
     }
 }
 

@@ -32,6 +32,9 @@ pub trait Inspect: Management {
     /// Returns the time of the database; `None` if it has no clock.
     async fn time(&self) -> Result<Option<Timestamp>, StoreError>;
 
+    /// Whether another database writes the tenants and keys of this one, so that rows are corrected there.
+    async fn is_subscriber(&self) -> Result<bool, StoreError>;
+
     /// Examines everything that `serve` relies on, and the privileges that a process for this purpose needs. Changes
     /// nothing. If a fault prevents further checks, returns the findings up to it.
     async fn examine(&self, clock: &dyn Clock, purpose: Purpose) -> Result<Vec<Finding>, StoreError>;

@@ -327,6 +327,9 @@ pub struct SyncPoint {
     pub identity: String,
     /// The cluster or file of the database. Empty if unknown.
     pub place: String,
+    /// Which tables these are, in the notation of the database: a restore within the database makes others. Empty if
+    /// unknown.
+    pub tables: String,
     /// The position in the change log, in the notation of the database; see [`Store::announce`].
     pub position: String,
     /// The newest row of the change log, in the notation of the database; see [`Session::has`].

@@ -1,6 +1,7 @@
 //! Databases in real deployments: shared with other programs, moved, restored, replicated, replaced.
 
 mod adopted;
+mod missed;
 mod moved;
 mod reached;
 mod recipes;

@@ -12,6 +12,9 @@ use crate::store::{Row, StoreError};
 use crate::tenant::TenantId;
 use crate::verify::memo::{Peppers, Policy};
 
+/// The remedy for every row of a subscriber. If the row is right at the publisher, it may only not have arrived yet.
+const AT_THE_PUBLISHER: &str = "change nothing here, a subscription writes these rows: run doctor on the publisher, and wait for what it has sent";
+
 /// The counts.
 #[derive(Default)]
 pub(super) struct Rows {
@@ -24,6 +27,8 @@ pub(super) struct Rows {
     /// The number of keys by the pepper of their memo.
     memos: HashMap<PepperId, usize>,
     without_memo: usize,
+    /// Whether rows are corrected in another database.
+    subscriber: bool,
     /// Why the load failed; `None` if it succeeded.
     refused: Option<String>,
 }
@@ -61,7 +66,7 @@ impl Damaged {
 impl Rows {
     /// Loads and counts all rows.
     pub(super) async fn load(store: &dyn Inspect) -> Result<Self, StoreError> {
-        let mut rows = Self::default();
+        let mut rows = Self { subscriber: store.is_subscriber().await?, ..Self::default() };
         let loaded = match store.session().await {
             Ok(mut session) => session.load(&mut |row| rows.count(&row)).await.map(|_| ()),
             Err(error) => Err(error),
@@ -112,20 +117,21 @@ impl Rows {
 
     fn damage(&self) -> Finding {
         const CHECK: &str = "database.rows";
+        let remedy = |here| if self.subscriber { AT_THE_PUBLISHER } else { here };
         let orphan = self.tenants_of_keys.difference(&self.tenants).next();
         match (&self.first, orphan) {
             (None, None) => Finding::ok(CHECK, "no row is damaged"),
             (None, Some(tenant)) => {
                 let what =
                     format!("there are keys of the tenant {}, which does not exist: they get 503", tenant.0);
-                Finding::bad(CHECK, what, "restore the tenant, or DELETE its keys")
+                Finding::bad(CHECK, what, remedy("restore the tenant, or DELETE its keys"))
             }
             (Some(first), _) => {
                 let what = match self.damaged {
                     1 => format!("a row is damaged: {}", first.what),
                     rows => format!("{rows} rows are damaged; the first: {}", first.what),
                 };
-                Finding::bad(CHECK, what, first.remedy)
+                Finding::bad(CHECK, what, remedy(first.remedy))
             }
         }
     }

@@ -64,6 +64,8 @@ pub(super) struct Head {
     pub(super) plans: u64,
     #[prost(uint64, tag = "13")]
     pub(super) rules: u64,
+    #[prost(string, tag = "14")]
+    pub(super) tables: String,
 }
 
 impl Head {
@@ -73,6 +75,7 @@ impl Head {
             now,
             identity: self.identity,
             place: self.place,
+            tables: self.tables,
             position: self.position,
             newest_change: self.newest_change,
         }

@@ -12,6 +12,7 @@ use self::script::{Step, key, known};
 use super::*;
 use crate::clock::Timestamp;
 use crate::decision::Freshness;
+use crate::record::KeyRecord;
 use crate::replica::tests::logged;
 
 /// A clock that follows tokio's, which the tests pause.
@@ -314,22 +315,55 @@ fn the_loss_of_the_database_is_logged_once_for_each_cause() {
     let lost = "WARN: lost the database, known keys are served while it is gone";
     let panicked = "ERROR: a part of the server panicked and is restarted";
     assert_eq!(line(false, &gone("refused")), never);
-    assert_eq!(
-        line(false, &gone("reset")),
-        "",
-        "the details of an unreachable database are not logged again"
-    );
+    assert_eq!(line(false, &gone("refused")), "");
+    assert_eq!(line(false, &gone("reset")), never, "another cause");
     assert_eq!(line(false, &other("a standby")), never);
     assert_eq!(line(false, &other("a standby")), "");
-    assert_eq!(line(true, &gone("refused")), lost);
-    assert_eq!(line(true, &gone("reset")), "");
-    assert_eq!(line(true, &other("a standby")), unusable);
-    assert_eq!(line(true, &other("a standby")), "");
+    assert_eq!(line(true, &gone("closed")), lost);
+    assert_eq!(line(true, &gone("closed")), "");
+    assert_eq!(line(true, &other("a standby")), "", "logged within the last minute");
     assert_eq!(line(true, &other("another")), unusable);
     assert_eq!(line(true, &gone(PANICKED)), panicked);
     assert_eq!(line(true, &gone(PANICKED)), panicked);
-    assert_eq!(line(true, &gone("refused")), lost);
-    assert_eq!(sync.replica.stats().lost.value(), 12);
+    assert_eq!(sync.replica.stats().lost.value(), 11);
+}
+
+#[test]
+fn causes_that_alternate_are_logged_once_a_minute_each_and_the_lasting_one_is_logged_last() {
+    let mut lost = Lost::default();
+    let second = Duration::from_secs;
+    assert!(lost.is_news("refused", second(0)));
+    assert!(lost.is_news("reset", second(1)));
+    for at in 2..60 {
+        assert!(!lost.is_news(if at % 2 == 0 { "refused" } else { "reset" }, second(at)));
+    }
+    assert!(lost.is_news("refused", second(60)));
+    assert!(!lost.is_news("refused", second(600)), "it is the last line");
+    let lines = (0..1_000).filter(|n| lost.is_news(&format!("cause {n}"), second(601))).count();
+    assert_eq!(lines, Lost::LINES);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_valid_again_is_counted_if_the_tables_are_others_or_a_change_is_lost() {
+    let row = |off: bool| match key("a") {
+        Row::Key(record, memo, profile) => Row::Key(KeyRecord { disabled: off, ..record }, memo, profile),
+        other => other,
+    };
+    for (tables, remembers, alarms) in [("1", true, 0), ("2", true, 1), ("1", false, 1)] {
+        let mut sync = idle();
+        let snapshot = Snapshot::of(vec![row(true)], sync.replica.peppers());
+        sync.publish(snapshot);
+        let next = Snapshot::of(vec![row(false)], sync.replica.peppers());
+        let at = |tables: &str| SyncPoint { tables: tables.into(), ..known() };
+        let script = Script { sessions: Mutex::new(vec![Vec::new()].into()), remembers, ..Script::default() };
+        let mut session = script.session().await.unwrap();
+        let _ = logged();
+        let known = Some(at("1"));
+        sync.check_for_lost_changes(known, &next, &at(tables), session.as_mut()).await.unwrap();
+        assert_eq!(sync.replica.stats().went_back.value(), alarms, "{tables} {remembers}");
+        let said = logged().join("\n");
+        assert_eq!(said.contains("1 keys and tenants are active again"), alarms > 0, "{said}");
+    }
 }
 
 #[test]

@@ -37,19 +37,25 @@ impl PostgresStore {
         let mut connection = timeout(limit, address.options.connect())
             .await
             .unwrap_or(Err(sqlx::Error::PoolTimedOut))
-            .map_err(|error| self.at_host(address, error.into()))?;
+            .map_err(|error| self.at_host(address, error))?;
         pin(&mut connection, settings).await?;
         Ok(connection)
     }
 
-    /// Adds the host to an error, and for rejected credentials where to correct the password.
-    pub(super) fn at_host(&self, address: &Address, error: StoreError) -> StoreError {
+    /// Adds the host to an error, and for rejected credentials what to correct.
+    pub(super) fn at_host(&self, address: &Address, error: sqlx::Error) -> StoreError {
         let host = super::host(&address.options);
-        match error {
+        // Postgres has a code of its own for a wrong password. The other codes of the class are about the role.
+        let code = error.as_database_error().and_then(|said| said.code().map(String::from));
+        let password = code.as_deref() == Some("28P01");
+        match error.into() {
             StoreError::Unavailable(why) => StoreError::Unavailable(format!("{host}: {why}")),
-            StoreError::Credentials(why) => {
+            StoreError::Credentials(why) if password => {
                 StoreError::Credentials(format!("{host}: {why}: {}", self.source.where_the_password_is()))
             }
+            StoreError::Credentials(why) => StoreError::Credentials(format!(
+                "{host}: {why}: check the role in the database URL, its LOGIN, and pg_hba.conf on the server"
+            )),
             other => other,
         }
     }

@@ -1,8 +1,11 @@
 //! Applies migrations, adopts existing tables, and restores triggers, functions and rows that a dump or an operator has
 //! lost.
 
+use std::time::Duration;
+
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
+use tokio::time::sleep;
 
 use super::connection::quoted;
 use super::{PostgresStore, applied, moved, schema_check, shape};
@@ -40,8 +43,11 @@ pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Resul
     if before == 0 {
         migrated.notes.extend(shape::adopt(&mut transaction, adoption).await?);
     }
-    migrations::migrator(POSTGRES).run_direct(None, &mut *transaction, false).await?;
     migrated.applied = migrations::after(POSTGRES, before);
+    if before > 0 && !migrated.applied.is_empty() {
+        lock_tables(&mut transaction).await?;
+    }
+    migrations::migrator(POSTGRES).run_direct(None, &mut *transaction, false).await?;
     if before == 0 {
         migrated.notes.extend(shape::revoke(&mut transaction, adoption).await?);
     }
@@ -49,6 +55,10 @@ pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Resul
         migrated.mended = repair(&mut transaction, &store.schema).await?;
     } else {
         sqlx::raw_sql(POSTGRES_OBJECTS).execute(&mut *transaction).await?;
+    }
+    // While a trigger or function was not as it must be, changes may have been missed.
+    if before > 0 && !(migrated.applied.is_empty() && migrated.mended.is_empty()) {
+        moved::reload(&mut transaction).await?;
     }
     if adoption.new_identity {
         migrated.identity = Some(moved::renew_identity(&mut transaction).await?);
@@ -86,10 +96,30 @@ fn drafts(before: i64, migrated: &Migrated) -> impl Iterator<Item = Draft> {
 async fn repair(connection: &mut PgConnection, schema: &str) -> Result<Vec<String>, StoreError> {
     let mut wrong = schema_check::wrong(connection, schema).await?;
     if !wrong.is_empty() {
+        lock_tables(&mut *connection).await?;
         sqlx::raw_sql(POSTGRES_OBJECTS).execute(&mut *connection).await?;
     }
     wrong.extend(moved::repair(connection).await?);
     Ok(wrong)
+}
+
+/// Locks the tables that servers poll, all of them at once or none. A poll locks them one after the other: if the
+/// statements that follow did so in another order, one of the two would end in a deadlock. Tries for half a second, in
+/// which several polls end. Afterwards these statements wait as usual.
+async fn lock_tables(connection: &mut PgConnection) -> Result<(), StoreError> {
+    const LOCK: &str = "LOCK TABLE tenants, api_keys, tenantgate_plan, tenantgate_route, tenantgate_change,
+        tenantgate_change_floor, tenantgate_identity IN ACCESS EXCLUSIVE MODE NOWAIT";
+    for _ in 0..50 {
+        let mut attempt = connection.begin().await?;
+        match sqlx::raw_sql(LOCK).execute(&mut *attempt).await.map_err(StoreError::from) {
+            Ok(_) => return Ok(attempt.commit().await?),
+            Err(StoreError::Locked(_)) => attempt.rollback().await?,
+            // An older version lacks a table, or the role lacks a right, which the next statement reports.
+            Err(_) => return Ok(attempt.rollback().await?),
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
 }
 
 async fn make_schema(connection: &mut PgConnection, schema: &str) -> Result<(), StoreError> {
@@ -131,7 +161,12 @@ async fn publish(connection: &mut PgConnection) -> Result<Option<String>, StoreE
     let (known, level): (bool, String) = (row.try_get(0)?, row.try_get(1)?);
     let verb = if known { "ALTER" } else { "CREATE" };
     let set = if known { "SET" } else { "FOR" };
-    let sql = format!("{verb} PUBLICATION {PUBLICATION} {set} TABLE {}", PUBLISHED.join(", "));
+    let mut sql = format!("{verb} PUBLICATION {PUBLICATION} {set} TABLE {}", PUBLISHED.join(", "));
+    if known {
+        // The default of Postgres, which an operator may have changed.
+        sql +=
+            &format!("; ALTER PUBLICATION {PUBLICATION} SET (publish = 'insert, update, delete, truncate')");
+    }
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
     Ok((level != "logical").then(|| {
         format!("wal_level is {level}: set it to logical and restart Postgres before anything subscribes")

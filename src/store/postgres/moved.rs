@@ -55,6 +55,13 @@ pub(super) async fn repair(connection: &mut PgConnection) -> Result<Vec<String>,
     Ok(mended)
 }
 
+/// Makes every server load everything again.
+pub(super) async fn reload(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query("INSERT INTO tenantgate_change DEFAULT VALUES").execute(&mut *connection).await?;
+    sqlx::query("SELECT pg_notify('tenantgate_change', '')").execute(connection).await?;
+    Ok(())
+}
+
 /// Gives the database a new identity, and returns it.
 pub(super) async fn renew_identity(connection: &mut PgConnection) -> Result<Uuid, StoreError> {
     sqlx::query("DELETE FROM tenantgate_replica").execute(&mut *connection).await?;
@@ -62,31 +69,34 @@ pub(super) async fn renew_identity(connection: &mut PgConnection) -> Result<Uuid
     Ok(sqlx::query(sql).fetch_one(connection).await?.try_get(0)?)
 }
 
-/// Returns the name of the subscription that writes tenants and keys into this database, if there is one.
-pub(super) async fn subscription(connection: &mut PgConnection) -> Result<Option<String>, StoreError> {
-    let sql = "SELECT s.subname::text FROM pg_subscription s JOIN pg_subscription_rel r ON r.srsubid = s.oid
-               WHERE s.subenabled AND r.srrelid IN (to_regclass('tenants'), to_regclass('api_keys')) LIMIT 1";
-    let row = sqlx::query(sql).fetch_optional(connection).await?;
-    Ok(row.map(|row| row.try_get(0)).transpose()?)
+/// A subscription that writes tenants and keys into this database.
+pub(super) struct Subscription {
+    pub(super) name: String,
+    /// Whether its worker may run. A disabled one writes again as soon as it is enabled.
+    pub(super) enabled: bool,
 }
 
-/// Returns the name of a disabled subscription that would write them.
-pub(super) async fn disabled_subscription(
-    connection: &mut PgConnection,
-) -> Result<Option<String>, StoreError> {
-    let sql = "SELECT s.subname::text FROM pg_subscription s JOIN pg_subscription_rel r ON r.srsubid = s.oid
-               WHERE NOT s.subenabled AND r.srrelid IN (to_regclass('tenants'), to_regclass('api_keys')) LIMIT 1";
+/// Returns the subscription that writes tenants and keys into this database, if there is one.
+pub(super) async fn subscription(connection: &mut PgConnection) -> Result<Option<Subscription>, StoreError> {
+    let sql = "SELECT s.subname::text, s.subenabled
+               FROM pg_subscription s JOIN pg_subscription_rel r ON r.srsubid = s.oid
+               WHERE r.srrelid IN (to_regclass('tenants'), to_regclass('api_keys')) ORDER BY 2, 1 LIMIT 1";
     let row = sqlx::query(sql).fetch_optional(connection).await?;
-    Ok(row.map(|row| row.try_get(0)).transpose()?)
+    row.map(|row| Ok(Subscription { name: row.try_get(0)?, enabled: row.try_get(1)? })).transpose()
 }
 
 /// Rejects a change on a subscriber, because the publisher would undo it or conflict with it.
 pub(super) async fn refuse_on_subscriber(connection: &mut PgConnection) -> Result<(), StoreError> {
     match subscription(connection).await? {
         None => Ok(()),
-        Some(name) => Err(StoreError::Refused(format!(
+        Some(Subscription { name, enabled: true }) => Err(StoreError::Refused(format!(
             "tenants and keys are read-only here: the subscription {name:?} writes them. Run the command on the \
              publisher, or promote this database with DROP SUBSCRIPTION {name}"
+        ))),
+        Some(Subscription { name, enabled: false }) => Err(StoreError::Refused(format!(
+            "tenants and keys are read-only here: the subscription {name:?} writes them as soon as it is enabled \
+             again. Enable it with ALTER SUBSCRIPTION {name} ENABLE and run the command on the publisher, or promote \
+             this database with DROP SUBSCRIPTION {name}"
         ))),
     }
 }

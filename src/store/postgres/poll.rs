@@ -111,13 +111,36 @@ const ROUTE: &[(usize, &str)] = &[
 /// The additional columns of the header, a row of kind `h` that describes the response itself.
 const ABOUT: &str =
     "pg_current_snapshot()::text AS snapshot, pg_is_in_recovery() AS standby, clock_timestamp() AS now,
-    pg_backend_pid() || ' ' || pg_postmaster_start_time()::text AS backend,
-    (SELECT id || ' ' || xid::text FROM tenantgate_change ORDER BY id DESC LIMIT 1) AS newest";
+    pg_backend_pid() || ' ' || pg_postmaster_start_time()::text AS backend";
 
-/// Builds the SELECT of the header. `reload` is the expression for whether everything must be loaded again.
-fn header(reload: &str) -> String {
+/// The newest change: its id and transaction. If the log is empty, the newest one that was pruned, and a third word.
+const NEWEST: &str = "coalesce((SELECT id || ' ' || xid::text FROM tenantgate_change ORDER BY id DESC LIMIT 1),
+    (SELECT coalesce(CASE WHEN has_sequence_privilege('tenantgate_change_id_seq', 'SELECT, USAGE')
+                     THEN pg_sequence_last_value('tenantgate_change_id_seq') END, 0) || ' ' || xid::text || ' pruned'
+     FROM tenantgate_change_floor WHERE xid <> '0')) AS newest";
+
+/// The tables whose rows are served.
+const SERVED: &str =
+    "'tenants'::regclass, 'api_keys'::regclass, 'tenantgate_plan'::regclass, 'tenantgate_route'::regclass";
+
+/// What the change log depends on, in words: the identity of the database and of its log, the tables and, if `triggers`
+/// holds, their triggers with the transactions that last changed them. If one is not what it was, a change may be missing
+/// from the log. The names of the tables are constants of the plan, which Postgres makes anew if a table is replaced.
+fn which(triggers: &str) -> String {
+    format!(
+        "(SELECT id || ' ' || log FROM tenantgate_identity)
+         || ' ' || array_to_string(ARRAY[{SERVED}, 'tenantgate_change'::regclass]::oid[], ',')
+         || CASE WHEN {triggers} THEN ' ' || coalesce((SELECT string_agg(oid || ':' || xmin, ',' ORDER BY oid)
+             FROM pg_trigger WHERE tgrelid IN ({SERVED}) AND NOT tgisinternal), '') ELSE '' END"
+    )
+}
+
+/// Builds the SELECT of the header. `reload` is the expression for whether everything must be loaded again, `triggers`
+/// the one for whether to look at the triggers.
+fn header(reload: &str, triggers: &str) -> String {
     let typed = COLUMNS[1..].iter().map(|(name, kind)| format!("NULL::{kind} AS {name}"));
-    format!("SELECT 'h' AS rec, {}, {ABOUT}, {reload} AS reload", typed.collect::<Vec<_>>().join(", "))
+    let (typed, which) = (typed.collect::<Vec<_>>().join(", "), which(triggers));
+    format!("SELECT 'h' AS rec, {typed}, {ABOUT}, {NEWEST}, {which} AS which, {reload} AS reload")
 }
 
 /// Builds the columns of rows of one kind. Columns that are not in `named` are NULL.
@@ -133,13 +156,13 @@ fn columns(kind: &str, named: &[&[(usize, &str)]]) -> String {
 
 /// Builds a SELECT that follows the header, with NULL in the columns of the header.
 fn rows(kind: &str, named: &[&[(usize, &str)]]) -> String {
-    format!("UNION ALL SELECT {}, NULL, NULL, NULL, NULL, NULL, NULL", columns(kind, named))
+    format!("UNION ALL SELECT {}, NULL, NULL, NULL, NULL, NULL, NULL, NULL", columns(kind, named))
 }
 
 /// Builds the statement of a load.
 pub(super) fn load() -> String {
     [
-        header("NULL::bool"),
+        header("NULL::bool", "true"),
         rows("t", &[&[(ID, "t.id")], TENANT]) + " FROM tenants t",
         rows("p", &[&[(NAME, "p.name")], PLAN_LIMITS]) + " FROM tenantgate_plan p",
         rows("r", &[&[(ID, "r.id")], ROUTE]) + " FROM tenantgate_route r",
@@ -148,7 +171,8 @@ pub(super) fn load() -> String {
     .join(" ")
 }
 
-/// Builds the statement of a poll: the rows that changed since the snapshot `$1`. OFFSET 0 makes the plan look up each
+/// Builds the statement of a poll: the rows that changed since the snapshot `$1`; `$2` says whether to look at the
+/// triggers, which costs as much as a few rows. OFFSET 0 makes the plan look up each
 /// row by its index, even if the table was empty when the plan was made.
 pub(super) fn changes() -> String {
     let changed = "WITH c AS MATERIALIZED (
@@ -169,7 +193,7 @@ pub(super) fn changes() -> String {
                         networks, plan FROM api_keys WHERE key_prefix = c.key_prefix OFFSET 0)";
     [
         changed.to_owned(),
-        header(reload),
+        header(reload, "$2::bool"),
         rows("t", &[&[(ID, "c.tenant_id"), (THERE, "t.id")], TENANT])
             + &from("tenants", "id", "tenant_id", "t"),
         rows("p", &[&[(NAME, "c.plan"), (THERE_PLAN, "p.name")], PLAN_LIMITS])
@@ -190,6 +214,8 @@ pub(super) struct Header {
     pub(super) backend: String,
     pub(super) reload: bool,
     pub(super) newest: Option<String>,
+    /// See [`which`]; `None` if the database has no identity.
+    pub(super) which: Option<String>,
 }
 
 impl Header {
@@ -201,6 +227,7 @@ impl Header {
             backend: row.try_get("backend")?,
             reload: row.try_get::<Option<bool>, _>("reload")?.unwrap_or(false),
             newest: row.try_get("newest")?,
+            which: row.try_get("which")?,
         })
     }
 }

@@ -45,6 +45,9 @@ const SETTINGS: [(&str, &str); 12] = [
     ("plan_cache_mode", "force_generic_plan"),
 ];
 
+/// Every twentieth poll, about one a second, also compares the triggers.
+const POLLS_PER_TRIGGER_CHECK: u32 = 20;
+
 /// A connection to one backend of the primary.
 pub(super) struct PostgresSession {
     listener: PgListener,
@@ -53,23 +56,45 @@ pub(super) struct PostgresSession {
     /// The snapshot of the last load or poll.
     snapshot: String,
     database: DatabaseIdentity,
+    polls: u32,
+    /// The cluster, and the database in it.
+    place: String,
     schema: String,
     changes: Arc<str>,
 }
 
-/// The identity of a database.
+/// The identity of a database, and what its change log depends on.
 #[derive(Default)]
 struct DatabaseIdentity {
     identity: String,
-    place: String,
     /// The id of its change log.
     log: String,
+    tables: String,
+    /// `None` if the statement did not look at them.
+    triggers: Option<String>,
+}
+
+impl DatabaseIdentity {
+    /// Parses the text of a header.
+    fn of(text: Option<&str>) -> Result<Self, StoreError> {
+        let Some(text) = text else {
+            let why = "the database has no identity (tenantgate_identity is empty): run `tenantgate migrate`";
+            return Err(StoreError::WrongDatabase(why.into()));
+        };
+        let mut words = text.splitn(4, ' ').map(str::to_owned);
+        let [identity, log, tables] = [(); 3].map(|()| words.next().unwrap_or_default());
+        Ok(Self { identity, log, tables, triggers: words.next() })
+    }
+
+    fn is_of_the_same_tables_as(&self, other: &Self) -> bool {
+        (&self.identity, &self.log, &self.tables) == (&other.identity, &other.log, &other.tables)
+    }
 }
 
 #[async_trait]
 impl Session for PostgresSession {
     async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<SyncPoint, StoreError> {
-        self.database = database_identity(&mut self.listener).await?;
+        self.place = place(&mut self.listener).await?;
         let mut header = None;
         let mut rows = sqlx::query(sqlx::AssertSqlSafe(poll::load())).fetch(&mut self.listener);
         while let Some(row) = rows.next().await {
@@ -84,6 +109,7 @@ impl Session for PostgresSession {
         }
         drop(rows);
         let header = self.accept(header)?;
+        self.database = DatabaseIdentity::of(header.which.as_deref())?;
         Ok(self.sync_point(header))
     }
 
@@ -101,7 +127,10 @@ impl Session for PostgresSession {
     async fn changes(&mut self) -> Result<Changes, StoreError> {
         let sql = Arc::clone(&self.changes);
         let (mut header, mut changes) = (None, Vec::new());
-        let mut rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&self.snapshot).fetch(&mut self.listener);
+        self.polls = self.polls.wrapping_add(1);
+        let triggers = self.polls.is_multiple_of(POLLS_PER_TRIGGER_CHECK);
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&self.snapshot).bind(triggers);
+        let mut rows = query.fetch(&mut self.listener);
         while let Some(row) = rows.next().await {
             let row = row?;
             match row.try_get(REC)? {
@@ -114,7 +143,13 @@ impl Session for PostgresSession {
         }
         drop(rows);
         let header = self.accept(header)?;
-        if header.reload {
+        let which = DatabaseIdentity::of(header.which.as_deref())?;
+        if !which.is_of_the_same_tables_as(&self.database) {
+            // A new session also removes what a restore may have left in the change log.
+            let why = "the tables or their identity were replaced (a restore?), connecting again";
+            return Err(StoreError::Unavailable(why.into()));
+        }
+        if header.reload || which.triggers.is_some() && which.triggers != self.database.triggers {
             return Ok(Changes::Everything);
         }
         Ok(Changes::Rows(changes, self.sync_point(header)))
@@ -122,35 +157,30 @@ impl Session for PostgresSession {
 
     async fn has(&mut self, known: &SyncPoint) -> Result<bool, StoreError> {
         let change: Vec<_> = known.newest_change.as_deref().unwrap_or_default().split(' ').collect();
-        let [log, id, xid] = change.as_slice() else { return Ok(true) };
+        let [log, id, xid, pruned @ ..] = change.as_slice() else { return Ok(true) };
         // A subscriber has its own change log, which cannot contain a change of its publisher's.
         if *log != self.database.log {
             return Ok(true);
         }
         // In another cluster, transaction ids differ. There, compare with the sequence of the log, which was copied
         // with the data.
-        let moved = known.place != self.database.place;
+        let moved = known.place != self.place;
         let sql = "SELECT CASE WHEN $3 THEN
                 (SELECT coalesce(last_value, 0) >= $1::text::bigint FROM pg_sequences
                  WHERE schemaname = $4 AND sequencename = 'tenantgate_change_id_seq')
-            ELSE EXISTS (SELECT FROM tenantgate_change WHERE id = $1::text::bigint AND xid = $2::text::xid8)
+            ELSE EXISTS (SELECT FROM tenantgate_change WHERE xid = $2::text::xid8 AND ($5 OR id = $1::text::bigint))
                 OR (SELECT xid >= $2::text::xid8 FROM tenantgate_change_floor) END";
         let query = sqlx::query(sql).bind(id).bind(xid).bind(moved).bind(&self.schema);
+        let query = query.bind(!pruned.is_empty());
         Ok(query.fetch_one(&mut self.listener).await?.try_get::<Option<bool>, _>(0)?.unwrap_or(true))
     }
 }
 
-/// Reads the identity of the database.
-async fn database_identity(listener: &mut PgListener) -> Result<DatabaseIdentity, StoreError> {
-    let sql = "SELECT i.id::text, i.log::text, (SELECT system_identifier FROM pg_control_system()) || '/' ||
-                      (SELECT oid FROM pg_database WHERE datname = current_database())
-               FROM (SELECT 1) AS one LEFT JOIN tenantgate_identity i ON true";
-    let row = sqlx::query(sql).fetch_one(listener).await?;
-    let Some(identity) = row.try_get(0)? else {
-        let why = "the database has no identity (tenantgate_identity is empty): run `tenantgate migrate`";
-        return Err(StoreError::WrongDatabase(why.into()));
-    };
-    Ok(DatabaseIdentity { identity, log: row.try_get(1)?, place: row.try_get(2)? })
+/// Reads which cluster and database this is.
+async fn place(listener: &mut PgListener) -> Result<String, StoreError> {
+    let sql = "SELECT (SELECT system_identifier FROM pg_control_system()) || '/' ||
+                      (SELECT oid FROM pg_database WHERE datname = current_database())";
+    Ok(sqlx::query(sql).fetch_one(listener).await?.try_get(0)?)
 }
 
 impl PostgresSession {
@@ -172,7 +202,7 @@ impl PostgresSession {
             })
             .connect_lazy_with(address.options.clone());
         let mut listener =
-            PgListener::connect_with(&pool).await.map_err(|error| store.at_host(&address, error.into()))?;
+            PgListener::connect_with(&pool).await.map_err(|error| store.at_host(&address, error))?;
         // A lost connection must cause an error. A silent reconnect would lose hints and move to another backend.
         listener.eager_reconnect(false);
         listener.listen(CHANNEL).await?;
@@ -182,6 +212,8 @@ impl PostgresSession {
             backend,
             snapshot,
             database: DatabaseIdentity::default(),
+            polls: 0,
+            place: String::new(),
             schema,
             changes: poll::changes().into(),
         })
@@ -191,7 +223,8 @@ impl PostgresSession {
         SyncPoint {
             now: Some(header.now),
             identity: self.database.identity.clone(),
-            place: self.database.place.clone(),
+            place: self.place.clone(),
+            tables: self.database.tables.clone(),
             position: header.snapshot,
             newest_change: header.newest.map(|newest| format!("{} {newest}", self.database.log)),
         }

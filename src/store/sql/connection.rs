@@ -15,8 +15,11 @@ use crate::store::StoreError;
 pub(in crate::store) struct Connection {
     driver: Driver,
     in_transaction: bool,
-    file: Option<(u64, u64)>,
+    files: Option<FileIds>,
 }
+
+/// Device and inode of a SQLite file, its WAL and the index of the WAL; `None` for one that does not exist.
+pub(in crate::store) type FileIds = [Option<(u64, u64)>; 3];
 
 enum Driver {
     Postgres(Box<PgConnection>),
@@ -25,13 +28,13 @@ enum Driver {
 
 impl From<PgConnection> for Connection {
     fn from(connection: PgConnection) -> Self {
-        Self { driver: Driver::Postgres(Box::new(connection)), in_transaction: false, file: None }
+        Self { driver: Driver::Postgres(Box::new(connection)), in_transaction: false, files: None }
     }
 }
 
 impl From<SqliteConnection> for Connection {
     fn from(connection: SqliteConnection) -> Self {
-        Self { driver: Driver::Sqlite(Box::new(connection)), in_transaction: false, file: None }
+        Self { driver: Driver::Sqlite(Box::new(connection)), in_transaction: false, files: None }
     }
 }
 
@@ -44,14 +47,14 @@ impl Connection {
         }
     }
 
-    /// Sets the device and inode of the SQLite file that the connection has opened.
-    pub(in crate::store) fn reading(self, file: Option<(u64, u64)>) -> Self {
-        Self { file, ..self }
+    /// Sets the SQLite files that the connection has opened.
+    pub(in crate::store) fn reading(self, files: FileIds) -> Self {
+        Self { files: Some(files), ..self }
     }
 
-    /// Returns the device and inode of the SQLite file; `None` on Postgres.
-    pub(in crate::store) fn file(&self) -> Option<(u64, u64)> {
-        self.file
+    /// The SQLite files; `None` on Postgres.
+    pub(in crate::store) fn files(&self) -> Option<FileIds> {
+        self.files
     }
 
     /// Returns whether the database responds.
@@ -59,6 +62,13 @@ impl Connection {
         match &mut self.driver {
             Driver::Postgres(connection) => connection.ping().await.is_ok(),
             Driver::Sqlite(connection) => connection.ping().await.is_ok(),
+        }
+    }
+
+    /// Closes the connection. One to SQLite has closed its files afterwards.
+    pub(super) async fn close(self) {
+        if let Driver::Sqlite(connection) = self.driver {
+            let _ = connection.close().await;
         }
     }
 

@@ -27,7 +27,7 @@ mod value;
 
 use async_trait::async_trait;
 
-pub(super) use self::connection::{Connection, Link};
+pub(super) use self::connection::{Connection, FileIds, Link};
 pub(super) use self::pool::Pool;
 use self::pool::PooledConnection;
 pub(super) use self::row::Row;

@@ -37,7 +37,14 @@ impl Pool {
         let permit = Arc::clone(&self.free).acquire_owned().await.map_err(closed)?;
         let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let kept = match kept {
-            Some(mut kept) => store.is_same_database(&mut kept).await.then_some(kept),
+            Some(mut kept) => {
+                if store.is_same_database(&mut kept).await {
+                    Some(kept)
+                } else {
+                    kept.close().await;
+                    None
+                }
+            }
             None => None,
         };
         let connection = match kept {

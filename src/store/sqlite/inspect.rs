@@ -3,14 +3,14 @@
 //! The examination neither creates nor migrates the file.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Row as _};
 
 use super::session::key_row;
-use super::{SqliteStore, applied};
+use super::{LINKED, SqliteStore, applied};
 use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
 use crate::store::inspect::{Inspect, KeyRow, Purpose};
@@ -28,9 +28,17 @@ impl Inspect for SqliteStore {
         Ok(None)
     }
 
+    async fn is_subscriber(&self) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
     async fn examine(&self, _: &dyn Clock, _: Purpose) -> Result<Vec<Finding>, StoreError> {
         let file = self.options.get_filename();
         let mut findings = vec![match std::fs::metadata(file) {
+            Ok(meta) if meta.nlink() > 1 => {
+                let remedy = "delete the other names; a symbolic link is no other name";
+                Finding::warn("database.file", format!("the file has {LINKED}"), remedy)
+            }
             Ok(meta) => permissions(meta.permissions().mode()),
             Err(error) => {
                 let what = format!("{} cannot be read: {error}", file.display());

@@ -11,9 +11,9 @@ mod adopt;
 mod inspect;
 mod session;
 
-use std::fs::{Metadata, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use self::session::SqliteSession;
 use super::migrations;
-use super::sql::{self, Link, Pool, SqlStore};
+use super::sql::{self, FileIds, Link, Pool, SqlStore};
 use super::{
     AddressError, Adoption, Announcement, ChangeContext, LOCK_TIMEOUT, Migrated, NewMemo, Refusal,
     SchemaVersion, Session, Shadowed, Store, StoreError, Touched, Used, day_of,
@@ -137,10 +137,52 @@ impl SqliteStore {
     }
 }
 
-/// Returns device and inode, which tell a file from another one that replaced it under the same name.
-fn file_id(meta: &Metadata) -> (u64, u64) {
-    (meta.dev(), meta.ino())
+/// The files of a database.
+struct Files {
+    database: PathBuf,
+    wal: PathBuf,
+    index: PathBuf,
 }
+
+impl Files {
+    /// SQLite keeps the WAL beside the file itself, not beside a symbolic link to it.
+    fn of(file: &Path) -> Self {
+        let real = std::fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+        let beside = |end: &str| {
+            let mut name = real.clone().into_os_string();
+            name.push(end);
+            PathBuf::from(name)
+        };
+        Self { database: file.to_owned(), wal: beside("-wal"), index: beside("-shm") }
+    }
+
+    /// Returns device and inode of each, which tell a file from another one that replaced it under the same name.
+    fn ids(&self) -> FileIds {
+        let id = |file: &PathBuf| std::fs::metadata(file).ok().map(|meta| (meta.dev(), meta.ino()));
+        [&self.database, &self.wal, &self.index].map(id)
+    }
+
+    /// Fails if this process still has a deleted WAL open. The connections of a process share the index of the WAL, so a
+    /// new connection would use the deleted files, too.
+    fn check_that_none_is_deleted_but_open(&self) -> Result<(), StoreError> {
+        let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let open: Vec<_> = open.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect();
+        for file in [&self.wal, &self.index] {
+            let mut name = file.clone().into_os_string();
+            name.push(" (deleted)");
+            if open.iter().any(|link| link.as_os_str() == name) {
+                let why =
+                    format!("{} was deleted while a connection used it, closing that one", file.display());
+                return Err(StoreError::Unavailable(why));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with a file that has several names: SQLite keeps a WAL for each name.
+const LINKED: &str =
+    "more than one name (hard links): changes under another name are not noticed, and damage the file";
 
 async fn applied(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
     let known = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1";
@@ -171,15 +213,15 @@ impl SqlStore for SqliteStore {
     }
 
     async fn open(&self) -> Result<sql::Connection, StoreError> {
+        let files = Files::of(self.file());
+        files.check_that_none_is_deleted_but_open()?;
         let connection = self.connect().await?;
-        let meta = std::fs::metadata(self.file()).ok();
-        Ok(sql::Connection::from(connection).reading(meta.map(|meta| file_id(&meta))))
+        Ok(sql::Connection::from(connection).reading(files.ids()))
     }
 
-    /// Returns whether the file is the same. One that was replaced under the same name is another database.
+    /// A file that was replaced under the same name is another database. What is written into a deleted WAL is lost.
     async fn is_same_database(&self, connection: &mut sql::Connection) -> bool {
-        let meta = std::fs::metadata(self.file()).ok();
-        connection.file() == meta.map(|meta| file_id(&meta))
+        connection.files() == Some(Files::of(self.file()).ids())
     }
 
     async fn version(&self, link: &mut Link<'_>) -> Result<SchemaVersion, StoreError> {
@@ -212,7 +254,7 @@ impl Store for SqliteStore {
 
     async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
         self.make_file()?;
-        Ok(Box::new(SqliteSession::open(&self.options).await?))
+        Ok(Box::new(SqliteSession::open(self.file()).await?))
     }
 
     async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {

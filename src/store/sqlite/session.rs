@@ -1,8 +1,13 @@
 //! The session of a replica with SQLite.
 //!
 //! It only reads. `PRAGMA data_version` tells whether another connection has written, and the change log tells what.
+//!
+//! A connection stays on the files that it has opened. If somebody deletes or replaces one of them, the connection misses
+//! all changes, so each poll compares the files. The connection is opened for reading alone: one that can write would
+//! copy its deleted WAL over newer pages of the database when it closes.
 
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use async_trait::async_trait;
 use serde::Deserialize;
@@ -12,15 +17,15 @@ use tokio_stream::StreamExt as _;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::{INFINITY_TEXT, file_id};
+use super::{Files, INFINITY_TEXT, LINKED, applied};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, Memo, SecretHash};
 use crate::route::RouteId;
 use crate::store::inspect::KeyRow;
-use crate::store::sql::{self, TENANT, tenant_of};
-use crate::store::{Change, Changes, Row, Session, StoreError, SyncPoint};
+use crate::store::sql::{self, FileIds, TENANT, tenant_of};
+use crate::store::{Change, Changes, LOCK_TIMEOUT, Row, Session, StoreError, SyncPoint};
 use crate::tenant::TenantId;
 
 /// A connection that only reads.
@@ -30,16 +35,20 @@ pub(super) struct SqliteSession {
     cursor: i64,
     /// The value of `PRAGMA data_version` before the last poll.
     data_version: i64,
-    file: PathBuf,
-    /// Device and inode of the opened file.
-    file_id: (u64, u64),
+    files: Files,
+    /// The opened files.
+    ids: FileIds,
+    /// The length of the file. Only `VACUUM` makes it shorter.
+    length: u64,
+    /// The value of `PRAGMA schema_version`, which changes with each table and trigger.
+    schema_version: i64,
     identity: String,
 }
 
 #[async_trait]
 impl Session for SqliteSession {
     async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<SyncPoint, StoreError> {
-        self.is_the_same_file()?;
+        self.has_the_same_files()?;
         self.data_version = self.read_data_version().await?;
         let mut transaction = self.connection.begin().await?;
         let identity =
@@ -49,6 +58,8 @@ impl Session for SqliteSession {
             return Err(StoreError::WrongDatabase(why.into()));
         };
         self.identity = identity.try_get(0)?;
+        self.schema_version =
+            sqlx::query("PRAGMA schema_version").fetch_one(&mut *transaction).await?.try_get(0)?;
         let newest = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
         let sql = format!("SELECT {TENANT} FROM tenants");
         for row in sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *transaction).await? {
@@ -91,7 +102,7 @@ impl Session for SqliteSession {
     }
 
     async fn changes(&mut self) -> Result<Changes, StoreError> {
-        self.is_the_same_file()?;
+        self.has_the_same_files()?;
         let version = self.read_data_version().await?;
         if version == self.data_version {
             return Ok(Changes::Rows(Vec::new(), self.sync_point()));
@@ -100,7 +111,15 @@ impl Session for SqliteSession {
         let newest: i64 = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
         let missing: bool =
             sqlx::query(PRUNED).bind(self.cursor).fetch_one(&mut *transaction).await?.try_get(0)?;
-        if newest < self.cursor || missing {
+        let schema_version: i64 =
+            sqlx::query("PRAGMA schema_version").fetch_one(&mut *transaction).await?.try_get(0)?;
+        let identity: Option<String> = sqlx::query("SELECT (SELECT id FROM tenantgate_identity)")
+            .fetch_one(&mut *transaction)
+            .await?
+            .try_get(0)?;
+        // A load rejects another identity. A trigger may have been missing for a time.
+        let same = identity.as_ref() == Some(&self.identity) && schema_version == self.schema_version;
+        if newest < self.cursor || missing || !same {
             return Ok(Changes::Everything);
         }
         let mut changes = Vec::new();
@@ -143,25 +162,57 @@ const PRUNED: &str = "SELECT coalesce((SELECT min(id) FROM tenantgate_change WHE
 
 impl SqliteSession {
     /// Opens the file.
-    pub(super) async fn open(options: &SqliteConnectOptions) -> Result<Self, StoreError> {
-        let file = options.get_filename().to_owned();
-        let before = std::fs::metadata(&file).map(|meta| file_id(&meta)).map_err(|_| gone(&file))?;
-        let connection = options.connect().await?;
-        let session =
-            Self { connection, cursor: 0, data_version: -1, file, file_id: before, identity: String::new() };
-        session.is_the_same_file()?;
-        Ok(session)
+    pub(super) async fn open(file: &Path) -> Result<Self, StoreError> {
+        let files = Files::of(file);
+        files.check_that_none_is_deleted_but_open()?;
+        let meta = std::fs::metadata(file).map_err(|_| gone(file))?;
+        if meta.nlink() > 1 {
+            warn!("{} has {LINKED}", file.display());
+        }
+        let options = SqliteConnectOptions::new().filename(file).read_only(true).busy_timeout(LOCK_TIMEOUT);
+        let mut connection = options.connect().await?;
+        // The first statement that reads opens the WAL.
+        applied(&mut connection).await?;
+        let ids = files.ids();
+        if ids[0] != Some((meta.dev(), meta.ino())) {
+            return Err(StoreError::Unavailable(format!("{} was replaced by another file", file.display())));
+        }
+        Ok(Self {
+            connection,
+            cursor: 0,
+            data_version: -1,
+            files,
+            ids,
+            length: meta.len(),
+            schema_version: 0,
+            identity: String::new(),
+        })
     }
 
-    /// Checks that the file was not replaced. The connection would stay on the old file and miss all changes.
-    fn is_the_same_file(&self) -> Result<(), StoreError> {
-        match std::fs::metadata(&self.file) {
-            Ok(meta) if file_id(&meta) == self.file_id => Ok(()),
-            Ok(_) => {
-                Err(StoreError::Unavailable(format!("{} was replaced by another file", self.file.display())))
-            }
-            Err(_) => Err(gone(&self.file)),
+    /// Checks that no file was deleted, replaced or truncated.
+    fn has_the_same_files(&mut self) -> Result<(), StoreError> {
+        let file = self.files.database.display();
+        let unavailable = |why: String| Err(StoreError::Unavailable(why));
+        let (before, now) = (self.ids, self.files.ids());
+        let Ok(meta) = std::fs::metadata(&self.files.database) else {
+            return Err(gone(&self.files.database));
+        };
+        if now[0] != before[0] {
+            return unavailable(format!("{file} was replaced by another file"));
         }
+        for (part, path) in [(1, &self.files.wal), (2, &self.files.index)] {
+            if now[part] != before[part] {
+                let file = path.display();
+                return unavailable(format!(
+                    "{file} was deleted or replaced while serve used it, opening the database again"
+                ));
+            }
+        }
+        if meta.len() < self.length {
+            return unavailable(format!("{file} became shorter, opening it again"));
+        }
+        self.length = meta.len();
+        Ok(())
     }
 
     fn sync_point(&self) -> SyncPoint {
@@ -169,7 +220,7 @@ impl SqliteSession {
             position: self.cursor.to_string(),
             newest_change: Some(self.cursor.to_string()),
             identity: self.identity.clone(),
-            place: format!("{}:{}", self.file_id.0, self.file_id.1),
+            place: self.ids[0].map(|(device, inode)| format!("{device}:{inode}")).unwrap_or_default(),
             ..SyncPoint::default()
         }
     }

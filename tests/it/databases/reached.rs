@@ -118,6 +118,46 @@ fn a_rotated_password_needs_no_restart_and_a_rejected_one_is_logged() {
 }
 
 #[test]
+fn each_cause_of_an_outage_is_logged() {
+    let Some(cluster) = Cluster::private() else { return };
+    cluster.admin("CREATE DATABASE own");
+    let database = Database::at(Backend::Postgres, &cluster.url("own"));
+    database.cli(&["migrate"]).ok();
+    cluster.admin("CREATE ROLE gate LOGIN SUPERUSER");
+    let (file, url) = (database.dir().join("url"), cluster.url("own").replace("//tenantgate:", "//gate:"));
+    std::fs::write(&file, &url).unwrap();
+    let name = file.to_str().unwrap();
+    let server =
+        Server::plan(database.dir(), &["--ops-listen", "127.0.0.1:0", "--database-url-file", name]).start();
+    let says = |words: &str| {
+        eventually("the log contains the cause", PATIENCE, || {
+            let of_the_replica = |line: &&String| line.contains("replica::sync") && line.contains(words);
+            let log = server.stderr.lines();
+            if log.iter().any(|line| of_the_replica(&line)) { Ok(()) } else { Err(log) }
+        });
+    };
+    std::fs::write(&file, "").unwrap();
+    database.end_all_sessions();
+    says("is empty");
+    std::fs::write(&file, "mysql://h/db").unwrap();
+    says("invalid database URL");
+    std::fs::write(&file, "postgresql://h/db?sslmode=maybe").unwrap();
+    says("sslmode");
+    cluster.admin("ALTER DATABASE own CONNECTION LIMIT 0");
+    cluster.admin("ALTER ROLE gate NOSUPERUSER");
+    std::fs::write(&file, &url).unwrap();
+    says("too many connections for database");
+    cluster.admin("ALTER ROLE gate NOLOGIN");
+    says("check the role in the database URL, its LOGIN, and pg_hba.conf");
+    cluster.admin("ALTER DATABASE own ALLOW_CONNECTIONS false");
+    cluster.admin("ALTER ROLE gate LOGIN SUPERUSER");
+    says("is not currently accepting connections");
+    cluster.admin("ALTER DATABASE own ALLOW_CONNECTIONS true");
+    says("connected to the database, everything loaded");
+    assert!(!server.stderr.text().contains("check the password"), "it is not the password");
+}
+
+#[test]
 fn a_pooler_in_session_mode_works() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let Some(pooler) = Pooler::in_session_mode(&world.db) else { return };

@@ -75,6 +75,60 @@ fn another_file_is_rejected_and_a_missing_one_is_not_created() {
     );
 }
 
+#[test]
+fn a_wal_that_is_deleted_under_a_running_server_is_noticed() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    let key = Ask::with_key(&world.live.text);
+    assert_eq!(server.row(key.clone()), "200 ok");
+    world.db.sql("PRAGMA wal_checkpoint(TRUNCATE)");
+    for end in ["-wal", "-shm"] {
+        std::fs::remove_file(format!("{}{end}", file(&world.db).display())).unwrap();
+    }
+    world.db.cli(&["key", "revoke", &world.live.id]).ok();
+    server.row_becomes("401 revoked", PATIENCE, key.clone());
+    says(&server, "was deleted or replaced while serve used it");
+    // The connection that had the deleted files has not damaged the database, and the server follows it again.
+    assert_eq!(world.db.text("PRAGMA integrity_check").as_deref(), Some("ok"));
+    world.db.sql("UPDATE api_keys SET revoked_at = NULL");
+    server.row_becomes("200 ok", PATIENCE, key);
+}
+
+#[test]
+fn a_file_that_is_truncated_in_place_is_noticed() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    world.db.sql("PRAGMA wal_checkpoint(TRUNCATE)");
+    std::fs::File::create(file(&world.db)).unwrap();
+    says(&server, "became shorter");
+    eventually("it is not connected", PATIENCE, || {
+        let page = server.http("/readyz").body;
+        if page.contains("disconnected") { Ok(()) } else { Err(page) }
+    });
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "up to the staleness limit");
+}
+
+#[test]
+fn a_second_name_of_a_file_is_warned_about() {
+    let world = World::somewhere();
+    std::fs::hard_link(file(&world.db), world.db.dir().join("other.db")).unwrap();
+    let server = Server::on(&world.db).start();
+    says(&server, "more than one name");
+    let said = world.db.cli(&["doctor"]);
+    assert!(
+        said.stdout.contains("warn  database.file") && said.stdout.contains("more than one name"),
+        "{said:#?}"
+    );
+}
+
+#[test]
+fn a_running_server_rejects_a_new_identity() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    world.db.cli(&["migrate", "--new-identity"]).ok();
+    says(&server, "another database");
+}
+
 /// If rows were passed between two threads one by one, each would cost two context switches.
 #[test]
 fn a_load_passes_its_rows_in_pages() {

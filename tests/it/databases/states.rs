@@ -16,7 +16,7 @@ enum By {
 /// fixes it.
 type State = (&'static str, &'static str, &'static str, &'static str, By);
 
-const POSTGRES: [State; 26] = [
+const POSTGRES: [State; 28] = [
     // Losses by a dump without privileges, a restore or a renamed schema.
     (
         "GRANT EXECUTE ON FUNCTION tenantgate_mark() TO PUBLIC",
@@ -192,6 +192,20 @@ const POSTGRES: [State; 26] = [
         "publish_via_partition_root",
         By::Hand,
     ),
+    (
+        "CREATE PUBLICATION part FOR TABLE tenants, api_keys WITH (publish = 'insert, delete')",
+        "database.replication",
+        "the publication part sends no updates, such as revocations",
+        "ALTER PUBLICATION part SET (publish",
+        By::Hand,
+    ),
+    (
+        "CREATE PUBLICATION part FOR TABLE api_keys WITH (publish = 'insert, update')",
+        "database.replication",
+        "the publication part sends no deletions",
+        "ALTER PUBLICATION part SET (publish",
+        By::Hand,
+    ),
 ];
 
 #[test]
@@ -242,6 +256,25 @@ fn doctor_reports_a_stopped_subscription_and_an_unread_slot() {
     says(&region.copy, "ok", "writes tenants and keys");
     region.copy.sql(&format!("ALTER SUBSCRIPTION {name} SET (synchronous_commit = off)"));
     says(&region.copy, "warn", "commits asynchronously");
+    // A table whose changes do not arrive, though the worker runs.
+    let refresh = format!("ALTER SUBSCRIPTION {name} REFRESH PUBLICATION");
+    region.origin.sql("ALTER PUBLICATION tenantgate DROP TABLE api_keys");
+    region.copy.sql(&refresh);
+    says(&region.copy, "bad", "api_keys is not part of the subscription");
+    region.origin.sql("ALTER PUBLICATION tenantgate SET (publish = 'insert')");
+    says(&region.origin, "bad", "sends no updates");
+    region.origin.cli(&["migrate", "--publication"]).ok();
+    says(&region.origin, "ok", "changed here");
+    region.copy.sql("DELETE FROM api_keys; ALTER TABLE api_keys ADD CONSTRAINT none CHECK (false)");
+    region.copy.sql(&refresh);
+    says(&region.copy, "bad", "has not copied the rows of api_keys yet");
+    region.copy.sql("ALTER TABLE api_keys DROP CONSTRAINT none");
+    says(&region.copy, "warn", "commits asynchronously");
+    // Rows of a subscriber are corrected at its publisher.
+    region.copy.sql("UPDATE api_keys SET hashed_key = 'plain'");
+    let found = doctor_json(&region.copy);
+    let rows = found.iter().find(|found| found["check"] == "database.rows").expect("a finding");
+    assert!(rows["remedy"].as_str().is_some_and(|said| said.starts_with("change nothing here")), "{rows}");
     region.copy.sql(&format!("ALTER SUBSCRIPTION {name} DISABLE"));
     says(&region.copy, "bad", "is disabled: revocations of its publisher do not arrive");
     says(&region.origin, "warn", "no subscriber reads the slot");

@@ -152,6 +152,11 @@ impl Cluster {
     /// Creates a database from a dump.
     pub(crate) fn restore(&self, database: &str, dump: &str) {
         self.admin(&format!("CREATE DATABASE {database}"));
+        self.restore_over(database, dump);
+    }
+
+    /// Runs a dump in a database that exists.
+    pub(crate) fn restore_over(&self, database: &str, dump: &str) {
         let mut psql = Command::new(binaries().expect("found before").join("psql"));
         psql.args(["-q", "-v", "ON_ERROR_STOP=1", "-d"]).arg(self.url(database));
         psql.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::inherit());
