@@ -86,6 +86,7 @@ impl From<StoreError> for AdminError {
             StoreError::Missing => Self::Missing("it no longer exists".into()),
             StoreError::Stale => Self::Stale,
             StoreError::KeyEnded => Self::Ended,
+            StoreError::Disallowed(why) => Self::Refused(why),
             other => Self::Store(other),
         }
     }

@@ -84,7 +84,7 @@ pub(super) async fn disabled_subscription(
 pub(super) async fn refuse_on_subscriber(connection: &mut PgConnection) -> Result<(), StoreError> {
     match subscription(connection).await? {
         None => Ok(()),
-        Some(name) => Err(StoreError::Refused(format!(
+        Some(name) => Err(StoreError::Disallowed(format!(
             "tenants and keys are read-only here: the subscription {name:?} writes them. Run the command on the \
              publisher, or promote this database with DROP SUBSCRIPTION {name}"
         ))),

@@ -15,7 +15,7 @@ pub(super) async fn check(
     adopt: bool,
 ) -> Result<(), StoreError> {
     if !is_schema_name(schema) {
-        return Err(StoreError::Refused(format!("{schema:?} is not a valid name for a tenant's schema")));
+        return Err(StoreError::Disallowed(format!("{schema:?} is not a valid name for a tenant's schema")));
     }
     let sql = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1),
             EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1)
@@ -24,14 +24,14 @@ pub(super) async fn check(
     let row = sqlx::query(sql).bind(schema).fetch_one(connection).await?;
     let (role, full): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
     let refuse = |why: &str| {
-        Err(StoreError::Refused(format!("the schema {schema:?} {why}: choose another one with --schema")))
+        Err(StoreError::Disallowed(format!("the schema {schema:?} {why}: choose another one with --schema")))
     };
     if schema == home {
         refuse("holds the tables of tenantgate")
     } else if role {
         refuse("has the name of a role, whose sessions would find its tables first")
     } else if full && !adopt {
-        Err(StoreError::Refused(format!(
+        Err(StoreError::Disallowed(format!(
             "the schema {schema:?} exists and is not empty: choose another one with --schema, or give it to the tenant \
              with --adopt-schema"
         )))
