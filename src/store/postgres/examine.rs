@@ -55,6 +55,7 @@ pub(super) async fn examine(
         findings.push(row_security(&mut connection).await?);
         findings.extend(schema_check::triggers(&mut connection).await?);
         findings.extend(schema_check::functions(&mut connection, &store.schema).await?);
+        findings.extend(schema_check::parts(&mut connection).await?);
         findings.push(second_set(&mut connection, &store.schema).await?);
         findings.extend(identity(&mut connection).await?);
         findings.push(subscription(&mut connection).await?);
