@@ -89,6 +89,7 @@ impl From<StoreError> for AdminError {
             StoreError::KeyChanged => {
                 Self::Refused("your management key was changed in the meantime: repeat the request".into())
             }
+            StoreError::Disallowed(why) => Self::Refused(why),
             other => Self::Store(other),
         }
     }

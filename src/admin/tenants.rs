@@ -51,10 +51,7 @@ impl Admin {
         let taken = self.store.find_tenants(&tenant.schema).await?;
         if !taken.iter().any(|other| other.schema == tenant.schema) {
             // The conflict with the other tenant is reported below, which is clearer than "not empty".
-            match self.store.check_schema(&tenant.schema, adopt).await {
-                Err(StoreError::Refused(why)) => return refused(why),
-                checked => checked?,
-            }
+            self.store.check_schema(&tenant.schema, adopt).await?;
         }
         let wanted = tenant.status.clone();
         let without_schema = !self.store.has_schemas() || wanted == TenantStatus::PendingProvisioning;
@@ -162,12 +159,22 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// As [`Admin::tenant`], or the schema cannot be created.
+    /// As [`Admin::tenant`], or the schema cannot be created. A pending tenant does not get a schema that is not empty.
     pub async fn activate_tenant(&self, reference: &str) -> Result<Tenant, AdminError> {
+        self.activate_tenant_with(reference, false).await
+    }
+
+    /// The same. With `adopt`, a pending tenant gets its schema even if it is not empty.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::activate_tenant`].
+    pub async fn activate_tenant_with(&self, reference: &str, adopt: bool) -> Result<Tenant, AdminError> {
         let tenant = self.tenant(reference).await?;
+        let has_its_schema = tenant.status != TenantStatus::PendingProvisioning;
         // Checked first, because a schema would remain if the change of the row failed.
         self.judge_tenant(&tenant).map_err(StoreError::from)?;
-        self.store.create_schema(&tenant.schema, true).await?;
+        self.store.create_schema(&tenant.schema, adopt || has_its_schema).await?;
         self.set_status(&tenant, &TenantStatus::Active, Action::TenantActivate).await
     }
 

@@ -236,7 +236,13 @@ pub(super) enum TenantCommand {
         wait: WaitArgs,
     },
     /// Activate a tenant; creates its schema if it is missing
-    Activate(TenantRef),
+    Activate {
+        #[command(flatten)]
+        tenant: TenantRef,
+        /// Give a pending tenant its schema even if it is not empty
+        #[arg(long)]
+        adopt_schema: bool,
+    },
     /// Mark a tenant as deleted; its rows remain
     Delete {
         #[command(flatten)]

@@ -46,10 +46,11 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, FromArgMatches as _};
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::admin_key::AdminKeyCommand;
 use self::args::{Cli, Command, PepperCommand, TenantCommand};
 use self::failure::{Failure, unseen};
 use self::key::KeyCommand;
-use self::output::{Out, one_line, print, print_stderr};
+use self::output::{Out, check_stdout, one_line, print, print_stderr};
 use self::values::{Output, WaitArgs};
 use self::view::{DemoView, MigratedView, TenantView};
 use crate::admin::{Admin, Setting};
@@ -216,6 +217,9 @@ async fn dispatch(cli: Cli, by: &Session, out: &mut Out) -> Result<(), Failure> 
             route::route(&open_admin(by, Peppers::default()).await?, command, out).await
         }
         Command::Key(command) => {
+            if matches!(*command, KeyCommand::Create { .. } | KeyCommand::Rotate { .. }) {
+                check_stdout()?;
+            }
             let peppers = match &*command {
                 KeyCommand::Create { pepper, .. }
                 | KeyCommand::Import { pepper, .. }
@@ -225,6 +229,9 @@ async fn dispatch(cli: Cli, by: &Session, out: &mut Out) -> Result<(), Failure> 
             key::key(&open_admin(by, peppers).await?, *command, out).await
         }
         Command::AdminKey(command) => {
+            if matches!(*command, AdminKeyCommand::Create(_) | AdminKeyCommand::LoginLink(_)) {
+                check_stdout()?;
+            }
             admin_key::admin_key(&open_admin(by, Peppers::default()).await?, *command, out).await
         }
         Command::Manage(args) => manage(&args, by).await,
@@ -298,7 +305,9 @@ async fn tenant(admin: &Admin, command: TenantCommand, out: &mut Out) -> Result<
             wait_for_servers(admin, &wait).await?;
             tenant
         }
-        TenantCommand::Activate(tenant) => admin.activate_tenant(&tenant.reference).await?,
+        TenantCommand::Activate { tenant, adopt_schema } => {
+            admin.activate_tenant_with(&tenant.reference, adopt_schema).await?
+        }
         TenantCommand::Delete { tenant, yes: _ } => admin.delete_tenant(&tenant.reference).await?,
     };
     out.show(&TenantView::from(&tenant))

@@ -1,6 +1,7 @@
 //! Prints to standard output and standard error.
 
 use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 
 use serde::Serialize;
 
@@ -46,6 +47,24 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(not_written(error)),
         _ => Ok(()),
     }
+}
+
+/// Checks that a result which is never shown again can be printed.
+///
+/// At the start of a process, Rust opens `/dev/null` for reading and writing in place of a closed standard output. A
+/// shell's `>/dev/null` opens it for writing only, and is what the operator wants.
+pub(super) fn check_stdout() -> Result<(), Failure> {
+    let null = |path: &str| std::fs::metadata(path).map(|meta| meta.rdev()).ok();
+    let flags = std::fs::read_to_string("/proc/self/fdinfo/1").unwrap_or_default();
+    let flags = flags.lines().find_map(|line| line.strip_prefix("flags:"));
+    let both = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).is_some_and(|f| f & 3 == 2);
+    let same = null("/proc/self/fd/1").is_some_and(|device| Some(device) == null("/dev/null"));
+    if both && same {
+        return Err(Failure::refused(
+            "standard output is closed, and the new key would be lost: nothing was done",
+        ));
+    }
+    Ok(())
 }
 
 fn write_out(text: &str) -> io::Result<()> {

@@ -80,7 +80,7 @@ pub(super) fn long_duration(text: &str) -> Result<Duration, InvalidValue> {
 pub(super) fn name_and_value(text: &str) -> Result<(String, String), InvalidValue> {
     let (name, value) = text.split_once('=').unwrap_or_default();
     let fine = !name.is_empty() && !value.is_empty();
-    fine.then(|| (name.to_owned(), value.to_ascii_lowercase()))
+    fine.then(|| (name.to_owned(), value.to_owned()))
         .ok_or_else(|| "expected NAME=VALUE, such as is_active=false".into())
 }
 
@@ -107,6 +107,7 @@ pub(super) fn client_ip(text: &str) -> Result<IpAddr, InvalidValue> {
 }
 
 pub(super) fn rfc_3339(text: &str) -> Result<Timestamp, InvalidValue> {
-    Timestamp::parse_rfc_3339(text)
+    // Also as Postgres writes it: `2027-01-31 00:00:00+00`.
+    Timestamp::parse_zoned(text)
         .ok_or_else(|| "expected an RFC 3339 instant, such as 2027-01-31T00:00:00Z".into())
 }

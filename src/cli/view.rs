@@ -218,7 +218,11 @@ impl Text for RotatedView {
 impl Text for MigratedView {
     fn text(&self) -> String {
         let mut text = match self.applied.as_slice() {
-            [] if self.mended.is_empty() => {
+            [] if self.mended.is_empty()
+                && self.identity.is_none()
+                && self.publication.is_none()
+                && self.roles.is_none() =>
+            {
                 format!("nothing to do, the schema is at version {}", self.current)
             }
             [] => format!("the schema is at version {}", self.current),

@@ -15,6 +15,9 @@ use crate::store::{AddressError, LOCK_TIMEOUT, Management, Store, UrlSource};
 /// The default of `--database-url`.
 const DEFAULT_URL: &str = "sqlite://tenantgate.db";
 
+/// Postgres counts milliseconds in 31 bits.
+const LONGEST_LOCK_TIMEOUT: Duration = Duration::from_hours(24 * 24);
+
 /// The options that every command takes.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Database")]
@@ -145,5 +148,11 @@ pub fn inspected(database: &Database, actor: Actor) -> Result<Arc<dyn Inspect>, 
 
 fn lock_timeout(text: &str) -> Result<Duration, InvalidValue> {
     let limit = duration::parse(text)?;
-    if limit.is_zero() { Err("0 would wait forever: give a time, such as 5s".into()) } else { Ok(limit) }
+    if limit.is_zero() {
+        Err("0 would wait forever: give a time, such as 5s".into())
+    } else if limit > LONGEST_LOCK_TIMEOUT {
+        Err("expected at most 24d, such as 5s".into())
+    } else {
+        Ok(limit)
+    }
 }

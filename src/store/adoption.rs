@@ -23,12 +23,24 @@ impl Adoption {
     pub(super) fn unsaid(&self, table: &str, column: &str) -> Option<String> {
         let off = off(table, column)?;
         let said = |said: &str| said == column || said.split_once('.') == Some((table, column));
-        (!self.names().any(said)).then(|| {
-            let other = if off == "*" { "any value" } else { "or the other value" };
-            format!(
-                "{table}.{column} is a column that tenantgate does not read, rows that it switches off would be live: \
-                 say --revoke-where {column}={off} ({other}), or --ignore-column {column}"
-            )
+        if self.names().any(said) {
+            return None;
+        }
+        let end = if table == "tenants" { "suspend such tenants" } else { "set expires_at of such keys" };
+        let (revoke, ignore) = (for_shell(&format!("{column}={}", off.value())), for_shell(column));
+        let what = format!("{table}.{column} is a column that tenantgate does not read");
+        Some(match off {
+            Off::When(_) | Off::Named(_) => format!(
+                "{what}, rows that it switches off would be live: say --revoke-where {revoke} (or the other value), or \
+                 --ignore-column {ignore}"
+            ),
+            Off::Filled => format!(
+                "{what}, rows that it switches off would be live: say --revoke-where {revoke} (any value), or \
+                 --ignore-column {ignore}"
+            ),
+            Off::Dated => format!(
+                "{what}, rows that it ends would be live: {end} with SQL, and then say --ignore-column {ignore}"
+            ),
         })
     }
 
@@ -41,38 +53,320 @@ impl Adoption {
         let unknown = self.names().filter(move |said| !there(said));
         unknown.map(|name| format!("{name} is not a column of tenants or api_keys"))
     }
+
+    /// Returns the columns and values of `--revoke-where` that are about this table: whole, column, value.
+    pub(super) fn revoked_in<'a>(
+        &'a self,
+        table: &'a str,
+    ) -> impl Iterator<Item = (&'a str, &'a str, &'a str)> {
+        self.revoke_where.iter().filter_map(move |(name, value)| match name.split_once('.') {
+            Some((only, column)) => (only == table).then_some((name.as_str(), column, value.as_str())),
+            None => Some((name.as_str(), name.as_str(), value.as_str())),
+        })
+    }
 }
 
 /// The value that means every value except NULL.
 pub(super) const ANY: &str = "*";
 
-/// Returns the value with which a column of this name disables a row.
-fn off(table: &str, column: &str) -> Option<&'static str> {
-    const WORDS: [(&str, &str); 13] = [
-        ("active", "false"),
-        ("enabled", "false"),
-        ("valid", "false"),
-        ("inactive", "true"),
-        ("disabled", "true"),
-        ("revoked", "true"),
-        ("deleted", "true"),
-        ("blocked", "true"),
-        ("banned", "true"),
-        ("suspended", "true"),
-        ("archived", "true"),
-        ("locked", "true"),
-        ("deactivated", "true"),
-    ];
-    if table == "api_keys" && ["status", "state"].contains(&column) {
-        return Some("revoked");
+/// The maximum number of values that a text lists.
+pub(super) const MOST_VALUES: usize = 10;
+
+/// Words for a boolean.
+const BOOLEANS: [(bool, [&str; 6]); 2] =
+    [(true, ["1", "true", "t", "yes", "y", "on"]), (false, ["0", "false", "f", "no", "n", "off"])];
+
+/// Reads a boolean as Postgres does, without regard to case.
+pub(super) fn boolean(text: &str) -> Option<bool> {
+    let lower = text.trim().to_lowercase();
+    BOOLEANS.iter().find(|(_, words)| words.contains(&lower.as_str())).map(|(is, _)| *is)
+}
+
+/// Returns the words for a boolean, in lower case.
+pub(super) fn words_for(boolean: bool) -> [&'static str; 6] {
+    BOOLEANS[usize::from(!boolean)].1
+}
+
+/// The fault of a value of `--revoke-where` that no row has.
+pub(super) fn no_such_value(
+    (name, value): (&str, &str),
+    (table, column): (&str, &str),
+    there: &[String],
+) -> String {
+    let (more, there) = (there.len() > MOST_VALUES, &there[..there.len().min(MOST_VALUES)]);
+    let values: Vec<_> = there.iter().map(|value| format!("{value:?}")).collect();
+    format!(
+        "--revoke-where {} matches no row: {table}.{column} has {}{}",
+        for_shell(&format!("{name}={value}")),
+        if values.is_empty() { "only NULL".to_owned() } else { values.join(", ") },
+        if more { " and others" } else { "" }
+    )
+}
+
+/// Quotes an argument for a shell if it contains a blank or a quote.
+fn for_shell(argument: &str) -> String {
+    if argument.chars().any(|c| c.is_whitespace() || "'\"$`\\;&|<>()".contains(c)) {
+        format!("'{}'", argument.replace('\'', r"'\''"))
+    } else {
+        argument.to_owned()
     }
-    if let Some(word) = column.strip_suffix("_at") {
-        // These two belong to tenantgate.
-        let ours = ["revoked", "disabled"].contains(&word);
-        return WORDS.iter().any(|(name, off)| *name == word && *off == "true" && !ours).then_some(ANY);
+}
+
+/// How a column disables rows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Off {
+    /// By this boolean.
+    When(bool),
+    /// By a word; this one is the most usual.
+    Named(&'static str),
+    /// By any value.
+    Filled,
+    /// From a time on, or unless it has a value, which `--revoke-where` cannot say.
+    Dated,
+}
+
+impl Off {
+    fn value(self) -> &'static str {
+        match self {
+            Self::When(true) => "true",
+            Self::When(false) => "false",
+            Self::Named(value) => value,
+            Self::Filled | Self::Dated => ANY,
+        }
     }
-    let word = column.strip_prefix("is_").unwrap_or(column);
-    WORDS.iter().find(|(name, _)| *name == word).map(|(_, off)| *off)
+}
+
+/// The columns of tenantgate itself, whatever their names suggest.
+const OURS: [(&str, &[&str]); 2] = [
+    ("tenants", &["id", "name", "db_schema_name", "created_at", "status", "mode", "plan"]),
+    (
+        "api_keys",
+        &[
+            "id",
+            "hashed_key",
+            "key_prefix",
+            "tenant_id",
+            "created_at",
+            "expires_at",
+            "last_used_at",
+            "name",
+            "revoked_at",
+            "revocation_reason",
+            "replaced_by",
+            "key_memo",
+            "disabled_at",
+            "not_before",
+            "scopes",
+            "networks",
+            "plan",
+            "labels",
+        ],
+    ),
+];
+
+/// Whether the column is one of tenantgate itself.
+pub(super) fn is_ours(table: &str, column: &str) -> bool {
+    OURS.iter().any(|(of, columns)| *of == table && columns.contains(&column))
+}
+
+/// Words for a row that is in use.
+const ON: [&str; 22] = [
+    "active",
+    "activated",
+    "enabled",
+    "enable",
+    "valid",
+    "approved",
+    "allowed",
+    "allow",
+    "permitted",
+    "authorized",
+    "authorised",
+    "usable",
+    "available",
+    "verified",
+    "confirmed",
+    "accepted",
+    "granted",
+    "operational",
+    "live",
+    "alive",
+    "open",
+    "online",
+];
+
+/// Words for a row that is not in use any more.
+const OFF: [&str; 80] = [
+    "inactive",
+    "disabled",
+    "disable",
+    "revoked",
+    "revoke",
+    "revocation",
+    "deleted",
+    "delete",
+    "deletion",
+    "blocked",
+    "block",
+    "banned",
+    "ban",
+    "suspended",
+    "suspend",
+    "suspension",
+    "archived",
+    "archive",
+    "locked",
+    "lock",
+    "deactivated",
+    "deactivate",
+    "deactivation",
+    "removed",
+    "remove",
+    "removal",
+    "cancelled",
+    "canceled",
+    "cancellation",
+    "terminated",
+    "terminate",
+    "termination",
+    "withdrawn",
+    "withdraw",
+    "paused",
+    "pause",
+    "frozen",
+    "freeze",
+    "expired",
+    "invalid",
+    "invalidated",
+    "retired",
+    "closed",
+    "denied",
+    "deny",
+    "rejected",
+    "compromised",
+    "leaked",
+    "stolen",
+    "lost",
+    "quarantined",
+    "stopped",
+    "ended",
+    "trashed",
+    "dead",
+    "obsolete",
+    "deprecated",
+    "destroyed",
+    "erased",
+    "purged",
+    "killed",
+    "unapproved",
+    "disallowed",
+    "forbidden",
+    "prohibited",
+    "barred",
+    "rescinded",
+    "discontinued",
+    "decommissioned",
+    "voided",
+    "void",
+    "lapsed",
+    "superseded",
+    "unusable",
+    "unavailable",
+    "offline",
+    "unverified",
+    "blacklisted",
+    "blocklisted",
+    "dormant",
+];
+
+/// Words for a column that has one of several states.
+const STATE: [&str; 5] = ["status", "state", "lifecycle", "phase", "stage"];
+
+/// Words for an end of life.
+const END: [&str; 9] =
+    ["expiry", "expires", "expire", "expiration", "until", "ttl", "sunset", "validto", "goodthru"];
+
+/// Words of a column that holds an instant, or whoever or whatever caused it.
+const DATED: [&str; 13] = [
+    "at",
+    "on",
+    "date",
+    "time",
+    "timestamp",
+    "ts",
+    "datetime",
+    "when",
+    "by",
+    "reason",
+    "since",
+    "utc",
+    "after",
+];
+
+/// Words that turn the meaning.
+const NOT: [&str; 5] = ["not", "non", "no", "never", "un"];
+
+/// Returns how a column of this name disables a row. It may be wrong: then the operator names the column.
+fn off(table: &str, column: &str) -> Option<Off> {
+    if is_ours(table, column) {
+        return None;
+    }
+    let words = words(column);
+    let has = |known: &[&str]| words.iter().any(|word| known.contains(&word.as_str()));
+    // Names without separators, such as `isactive`. Short words would be found in many others.
+    let within =
+        |known: &[&str]| known.iter().any(|part| part.len() > 4 && words.iter().any(|w| w.contains(part)));
+    let ends = |known: &[&str]| {
+        words.last().is_some_and(|word| {
+            known.contains(&word.as_str())
+                || known.iter().any(|end| word.strip_suffix(end).is_some_and(|rest| within_word(rest, &OFF)))
+        })
+    };
+    let is_off = has(&OFF) || (!has(&ON) && within(&OFF));
+    let is_on = !is_off && (has(&ON) || within(&ON));
+    let dated = ends(&DATED);
+    if has(&END)
+        || (within(&END) && !has(&OFF))
+        || (words.iter().any(|word| word.starts_with("expir")) && dated)
+    {
+        return Some(Off::Dated);
+    }
+    match (is_off, is_on) {
+        (true, _) if dated => Some(Off::Filled),
+        (_, true) if dated || words.last().is_some_and(|word| word == "to") => Some(Off::Dated),
+        (true, _) | (_, true) => Some(Off::When(is_off != has(&NOT))),
+        _ if has(&STATE) || words.iter().any(|word| word.ends_with("status")) => {
+            Some(Off::Named(if table == "tenants" { "suspended" } else { "revoked" }))
+        }
+        _ => None,
+    }
+}
+
+/// Whether a word contains one of these words, if it is a long one.
+fn within_word(word: &str, known: &[&str]) -> bool {
+    known.iter().any(|part| part.len() > 4 && word.contains(part))
+}
+
+/// Splits a name into words in lower case: at capitals, underscores, blanks and other signs.
+fn words(name: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let characters: Vec<char> = name.chars().collect();
+    for (at, c) in characters.iter().enumerate() {
+        let before = at.checked_sub(1).map(|before| characters[before]);
+        let begins = c.is_uppercase()
+            && (before.is_some_and(|before| !before.is_uppercase())
+                || characters.get(at + 1).is_some_and(|next| next.is_lowercase()));
+        if begins || !c.is_alphanumeric() {
+            words.push(String::new());
+        }
+        if c.is_alphanumeric()
+            && let Some(word) = words.last_mut()
+        {
+            word.extend(c.to_lowercase());
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
 }
 
 #[cfg(test)]
@@ -81,19 +375,55 @@ mod tests {
 
     #[test]
     fn a_column_that_may_switch_rows_off_is_known_by_its_name() {
-        for (table, column, wanted) in [
-            ("api_keys", "is_active", Some("false")),
-            ("tenants", "enabled", Some("false")),
-            ("api_keys", "is_revoked", Some("true")),
-            ("api_keys", "deleted_at", Some("*")),
-            ("api_keys", "status", Some("revoked")),
-            ("tenants", "status", None),
-            ("api_keys", "revoked_at", None),
-            ("api_keys", "disabled_at", None),
-            ("api_keys", "active_at", None),
-            ("api_keys", "owner", None),
+        for (advice, columns) in [
+            (
+                "=false",
+                "is_active enabled isActive Active ACTIVE active_flag isactive key_active enabled_flag|is active|approved allowed \
+                 Enabled_Flag IsValid allow_login is_not_deleted",
+            ),
+            (
+                "=true",
+                "is_revoked isRevoked IsDeleted not_active isNotActive withdrawn paused frozen soft_deleted softdeleted expired \
+                 is_expired inactive isinactive cancelled IS_BLOCKED key_disabled deactivated",
+            ),
+            (
+                "=*",
+                "deleted_at deletedAt revokedAt disabledAt DeletedAt revoked_on removed_at cancelled_at terminated_at deletedat \
+                 revokedat block_reason revoked_by deletion_date suspended_since",
+            ),
+            ("=revoked", "status state key_status keyStatus keystatus State lifecycle"),
+            (
+                "expires_at of such keys",
+                "valid_until expiry validUntil expiration_date expiresAt expiresat active_at approved_at valid_to expired_at",
+            ),
+            (
+                "",
+                "revoked_at disabled_at owner email description created_by team_id env last_seen usage_count revocation_reason",
+            ),
         ] {
-            assert_eq!(off(table, column), wanted, "{table}.{column}");
+            for column in columns.split('|').flat_map(|part| {
+                if part == "is active" { vec![part] } else { part.split_whitespace().collect() }
+            }) {
+                let said = Adoption::default().unsaid("api_keys", column);
+                let fits = said
+                    .as_ref()
+                    .map_or(advice.is_empty(), |said| !advice.is_empty() && said.contains(advice));
+                assert!(fits, "{column}: {said:?}, expected {advice}");
+            }
+        }
+        for column in ["state", "account_status", "revoked_at", "isActive"] {
+            assert!(off("tenants", column).is_some(), "{column}");
+        }
+        assert_eq!(off("tenants", "status"), None);
+        let said = Adoption::default().unsaid("api_keys", "is active").unwrap();
+        assert!(said.contains("--revoke-where 'is active=false'"), "{said}");
+    }
+
+    #[test]
+    fn booleans_are_read_without_regard_to_case() {
+        for (text, is) in [("False", Some(false)), ("T", Some(true)), ("off", Some(false)), ("perhaps", None)]
+        {
+            assert_eq!(boolean(text), is, "{text}");
         }
     }
 }

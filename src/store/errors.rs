@@ -21,6 +21,11 @@ impl From<sqlx::Error> for StoreError {
             other => other,
         };
         match error.as_database_error() {
+            // The driver's text contains a character of the password.
+            None if error.to_string().contains("saslprep password") => Self::Credentials(
+                "the password contains a character that SCRAM does not allow (RFC 4013), give the role another one"
+                    .into(),
+            ),
             None if is_unreadable(&error) => {
                 Self::Refused(format!("a column has an unexpected type: {}", first_line(&error)))
             }
@@ -42,7 +47,11 @@ impl From<MigrateError> for StoreError {
         match error {
             MigrateError::Execute(error) => error.into(),
             MigrateError::ExecuteMigration(error, version) => match error.into() {
-                Self::Unavailable(why) => Self::Unavailable(why),
+                // These do not depend on the migration, and have exit codes of their own.
+                passing @ (Self::Unavailable(_)
+                | Self::Locked(_)
+                | Self::Credentials(_)
+                | Self::WrongDatabase(_)) => passing,
                 other => Self::Refused(format!("migration {version}: {other}")),
             },
             other => Self::Refused(first_line(&other)),
@@ -53,12 +62,17 @@ impl From<MigrateError> for StoreError {
 impl StoreError {
     /// Returns the error for a connection that changes backends.
     pub(super) fn pooler() -> Self {
-        Self::WrongDatabase(
-            "the connection moved to another backend: connect to the database itself, or to a pooler in session mode, \
-             not to a pooler in transaction mode".into(),
-        )
+        Self::WrongDatabase(POOLER.into())
+    }
+
+    /// Whether it is [`Self::pooler`].
+    pub(super) fn is_pooler(&self) -> bool {
+        matches!(self, Self::WrongDatabase(why) if why == POOLER)
     }
 }
+
+const POOLER: &str = "the connection moved to another backend: connect to the database itself, or to a pooler in session \
+                      mode, not to a pooler in transaction mode";
 
 /// Returns whether a column has another type than expected. A retry would fail again.
 fn is_unreadable(error: &sqlx::Error) -> bool {

@@ -203,7 +203,7 @@ pub trait Management: AdminSessions + Overview {
     /// Describes the session that holds the lock that a command gave up waiting for.
     async fn lock_holder(&self) -> Result<Option<String>, StoreError>;
 
-    /// Checks that a new tenant may have this schema; see [`Management::create_schema`]. [`StoreError::Refused`] if
+    /// Checks that a new tenant may have this schema; see [`Management::create_schema`]. [`StoreError::Disallowed`] if
     /// not.
     async fn check_schema(&self, schema: &str, adopt: bool) -> Result<(), StoreError>;
 

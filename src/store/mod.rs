@@ -59,6 +59,9 @@ pub enum StoreError {
     /// The database rejected the role or its password.
     #[error("{0}")]
     Credentials(String),
+    /// tenantgate itself refuses the request; the database was not asked, or only about its state. The text says what to do.
+    #[error("{0}")]
+    Disallowed(String),
     /// The tables are in another schema than the configured one.
     #[error(
         "tenants and api_keys are in the schema {found:?}, not in {wanted:?}: add --database-schema {found} \

@@ -36,6 +36,84 @@ pub(super) fn functions(objects: &'static str) -> Named {
     objects.match_indices(start).filter_map(definition).collect()
 }
 
+/// Returns whether a function runs with the privileges of its owner, and its `pg_proc.provolatile`.
+pub(super) fn attributes(objects: &str, function: &str) -> (bool, &'static str) {
+    let start = format!("FUNCTION {function}(");
+    let header = objects.split(&start).nth(1).and_then(|rest| rest.split(" AS $").next()).unwrap_or_default();
+    let volatility = if header.contains(" IMMUTABLE") {
+        "i"
+    } else if header.contains(" STABLE") {
+        "s"
+    } else {
+        "v"
+    };
+    (header.contains(" SECURITY DEFINER"), volatility)
+}
+
+/// What a dump can lose of a table of tenantgate.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub(super) struct Table {
+    pub(super) name: &'static str,
+    /// Columns and their defaults.
+    pub(super) defaults: Vec<(&'static str, &'static str)>,
+    /// Columns that are numbered.
+    pub(super) identities: Vec<&'static str>,
+    /// The columns of the primary key (`true`) and of UNIQUE constraints.
+    pub(super) keys: Vec<(bool, &'static str)>,
+}
+
+/// Returns the tables that a migration creates under names of tenantgate.
+pub(super) fn tables(sql: &'static str) -> Vec<Table> {
+    let parse = |rest: &'static str| {
+        let name = name(rest);
+        let (_, lines) = rest.split_once('\n')?;
+        // A partition has no columns of its own.
+        rest[name.len()..].starts_with(" (").then_some(())?;
+        let mut table = Table { name, ..Table::default() };
+        for line in lines.lines().take_while(|line| !line.starts_with(')')).map(str::trim) {
+            let inside = |start: &str| line.strip_prefix(start).and_then(|rest| rest.split(')').next());
+            if let Some(columns) = inside("PRIMARY KEY (") {
+                table.keys.push((true, columns));
+            } else if let Some(columns) = inside("UNIQUE (") {
+                table.keys.push((false, columns));
+            } else if line.starts_with(|c: char| c.is_ascii_lowercase()) {
+                let (column, rest) = line.split_once(' ').unwrap_or((line, ""));
+                let column = column.trim_end_matches(',');
+                if rest.contains("PRIMARY KEY") {
+                    table.keys.push((true, column));
+                } else if rest.contains(" UNIQUE") {
+                    table.keys.push((false, column));
+                }
+                if rest.contains("AS IDENTITY") {
+                    table.identities.push(column);
+                }
+                if let Some((_, default)) = rest.split_once(" DEFAULT ") {
+                    let ends = [" CHECK", " CONSTRAINT", " REFERENCES", " NOT NULL", " UNIQUE", " --"];
+                    let default =
+                        ends.iter().fold(default, |text, end| text.split(end).next().unwrap_or(text));
+                    table.defaults.push((column, default.trim_end_matches(',').trim()));
+                }
+            }
+        }
+        Some(table)
+    };
+    sql.split("CREATE TABLE ")
+        .skip(1)
+        .filter(|rest| rest.starts_with("tenantgate_"))
+        .filter_map(parse)
+        .collect()
+}
+
+/// Returns the statements that create indexes, by the names of the indexes.
+pub(super) fn indexes(sql: &'static str) -> Named {
+    let definition = |(at, start): (usize, &str)| {
+        let rest = &sql[at..];
+        let named = rest[start.len()..].trim_start_matches("IF NOT EXISTS ");
+        (name(named), rest.split(';').next().unwrap_or_default())
+    };
+    sql.match_indices("CREATE INDEX ").map(definition).collect()
+}
+
 /// Returns the first word of a definition.
 fn name(definition: &'static str) -> &'static str {
     definition.split(|c: char| !is_word(c)).next().unwrap_or_default()
@@ -59,7 +137,7 @@ pub(super) fn words(sql: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::migrations::{POSTGRES_OBJECTS, SQLITE_OBJECTS};
+    use super::super::migrations::{POSTGRES, POSTGRES_OBJECTS, SQLITE_OBJECTS};
     use super::*;
 
     #[test]
@@ -73,6 +151,24 @@ mod tests {
         assert!(functions["tenantgate_mark"].contains("RETURN pg_current_xact_id();"));
         assert!(functions["tenantgate_refuse_truncate"].contains("RAISE EXCEPTION"));
         assert!(functions.len() >= 8);
+    }
+
+    #[test]
+    fn what_a_dump_can_lose_is_read() {
+        assert_eq!(attributes(POSTGRES_OBJECTS, "tenantgate_prune"), (true, "v"));
+        assert_eq!(attributes(POSTGRES_OBJECTS, "tenantgate_refuse_truncate"), (false, "v"));
+        let all: Vec<Table> = POSTGRES.iter().flat_map(|(_, _, sql)| tables(sql)).collect();
+        let of = |name: &str| all.iter().find(|table| table.name == name).unwrap_or_else(|| panic!("{name}"));
+        let change = of("tenantgate_change");
+        assert_eq!(change.defaults, [("xid", "pg_current_xact_id()"), ("at", "now()")]);
+        assert_eq!((&*change.identities, &*change.keys), (&["id"][..], &[(true, "id")][..]));
+        assert_eq!(of("tenantgate_change_floor").defaults, [("one", "true"), ("xid", "'0'")]);
+        assert_eq!(of("tenantgate_usage").keys, [(true, "day, key_id, reason")]);
+        assert_eq!(of("tenantgate_route").keys, [(true, "id"), (false, "name")]);
+        assert!(all.iter().all(|table| table.keys.iter().any(|(primary, _)| *primary)), "{all:#?}");
+        let indexes: Named = POSTGRES.iter().flat_map(|(_, _, sql)| indexes(sql)).collect();
+        assert!(indexes["tenantgate_change_xid"].ends_with("ON tenantgate_change (xid)"));
+        assert!(indexes.contains_key("idx_api_keys_prefix") && indexes.len() >= 14, "{indexes:#?}");
     }
 
     #[test]

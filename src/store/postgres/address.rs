@@ -12,7 +12,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use self::encoding::decoded;
-use self::parts::Parts;
+use self::parts::{Parts, is_familiar};
 use crate::store::AddressError;
 
 /// Names and values of session settings.
@@ -34,7 +34,20 @@ pub(super) struct Address {
 }
 
 /// Variables of libpq whose meaning the driver does not know, and the parameters that they stand for.
-const VARIABLES: [(&str, &str); 11] = [
+const VARIABLES: [(&str, &str); 24] = [
+    ("PGHOST", "host"),
+    ("PGPORT", "port"),
+    ("PGHOSTADDR", "PGHOSTADDR"),
+    ("PGOPTIONS", "options"),
+    ("PGREQUIRESSL", "requiressl"),
+    ("PGSSLMINPROTOCOLVERSION", "ssl_min_protocol_version"),
+    ("PGSSLMAXPROTOCOLVERSION", "ssl_max_protocol_version"),
+    ("PGSSLCERTMODE", "sslcertmode"),
+    ("PGSSLCRLDIR", "sslcrldir"),
+    ("PGSSLCOMPRESSION", "sslcompression"),
+    ("PGLOADBALANCEHOSTS", "load_balance_hosts"),
+    ("PGCLIENTENCODING", "client_encoding"),
+    ("PGMINPROTOCOLVERSION", "min_protocol_version"),
     ("PGSSLMODE", "sslmode"),
     ("PGSSLROOTCERT", "sslrootcert"),
     ("PGCONNECT_TIMEOUT", "connect_timeout"),
@@ -86,6 +99,9 @@ impl Address {
 
     fn read(url: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, AddressError> {
         let url = url.trim();
+        if let Some(fault) = wrapped(url) {
+            return Err(AddressError::Form(fault.into()));
+        }
         if url.starts_with("jdbc:") {
             return Err(AddressError::rejected(format!("JDBC URLs are not supported: write {FORM}")));
         }
@@ -98,6 +114,9 @@ impl Address {
                 invalid_form()
             });
         };
+        if scheme.starts_with("sqlite+") {
+            return Err(AddressError::rejected("sqlite+… is not supported: write sqlite://FILE"));
+        }
         if !matches!(scheme.split('+').next(), Some("postgres" | "postgresql")) {
             return Err(invalid_form());
         }
@@ -111,9 +130,22 @@ impl Address {
         }
         let mut said = Vec::new();
         for pair in query.into_iter().flat_map(|query| query.split('&')).filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let Some((name, value)) = pair.split_once('=') else {
+                // It may be the rest of a password.
+                return Err(AddressError::rejected(
+                    "a parameter has no value: write NAME=VALUE, and percent-encode & in a value as %26",
+                ));
+            };
             let name = decoded("a parameter's name", name)?;
-            let value = decoded(&name, value)?;
+            let in_password = said.iter().any(|said| said == "password")
+                || (!authority.contains('@') && query.is_some_and(|query| query.contains('@')));
+            if in_password && !is_familiar(&name) {
+                return Err(AddressError::rejected(
+                    "a parameter is not known, or the password contains a raw character: percent-encode & as %26, / as \
+                     %2F and ? as %3F",
+                ));
+            }
+            let value = decoded(if is_familiar(&name) { &name } else { "the value of a parameter" }, value)?;
             parts.parameter(&name, value)?;
             said.push(name);
         }
@@ -124,6 +156,15 @@ impl Address {
             return Err(AddressError::rejected(
                 "host and hostaddr together are not supported: write the host alone",
             ));
+        }
+        if said.iter().any(|said| said == "hostaddr") {
+            said.push("PGHOSTADDR".to_owned());
+        }
+        if parts.host.is_some() {
+            said.push("host".to_owned());
+        }
+        if parts.port.is_some() {
+            said.push("port".to_owned());
         }
         for (name, parameter) in VARIABLES {
             let value = variable(name).filter(|value| !value.is_empty());
@@ -166,6 +207,25 @@ impl Address {
     }
 }
 
+/// Returns what surrounds the URL and does not belong to it.
+fn wrapped(url: &str) -> Option<&'static str> {
+    let name = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let assigned = url.strip_prefix("export ").unwrap_or(url).split_once('=');
+    let is_url = |text: &str| {
+        let scheme = text.trim_start_matches(['"', '\'']).split_once("://").map(|(scheme, _)| scheme);
+        scheme.is_some_and(|scheme| scheme.starts_with("postgres") || scheme.starts_with("sqlite"))
+    };
+    if url.starts_with('\u{feff}') {
+        Some("it begins with a byte order mark: save the file as UTF-8 without one")
+    } else if url.starts_with("export ") || assigned.is_some_and(|(to, url)| name(to) && is_url(url)) {
+        Some("write only the URL, without the name of a variable")
+    } else if url.starts_with(['"', '\'', '`']) {
+        Some("it is in quotes: remove them")
+    } else {
+        None
+    }
+}
+
 /// Rejects a URL whose user or password contains a character that must be percent-encoded. The position of the `@`
 /// shows which one it is.
 fn raw_characters(authority: &str, path: Option<&str>, query: Option<&str>) -> Result<(), AddressError> {
@@ -180,6 +240,12 @@ fn raw_characters(authority: &str, path: Option<&str>, query: Option<&str>) -> R
     if end.is_none() && path.is_none() && query.is_some_and(|query| query.contains('@')) {
         return encode('?', "%3F");
     }
+    // What looks like a port is the beginning of a password.
+    let port = authority.rsplit_once(':').map(|(_, port)| port);
+    let number = port.is_none_or(|port| port.is_empty() || port.bytes().all(|b| b.is_ascii_digit()));
+    if end.is_none() && !number && query.is_some_and(|query| query.contains('@')) {
+        return if path.is_some() { encode('/', "%2F") } else { encode('?', "%3F") };
+    }
     if end.is_some_and(|end| authority[..end].matches(':').count() > 1) {
         return encode(':', "%3A");
     }
@@ -189,10 +255,13 @@ fn raw_characters(authority: &str, path: Option<&str>, query: Option<&str>) -> R
     Ok(())
 }
 
+/// The name that Postgres replaces by that of the role.
+const USER: &str = "$user";
+
 /// Returns whether this is a valid name for the schema of the tables.
 pub(super) fn is_schema(name: &str) -> bool {
     let fine = |c: char| !c.is_control() && !"\"'\\,".contains(c);
-    (1..=63).contains(&name.len()) && name.chars().all(fine) && !name.starts_with("pg_")
+    (1..=63).contains(&name.len()) && name.chars().all(fine) && !name.starts_with("pg_") && name != USER
 }
 
 #[cfg(test)]

@@ -38,7 +38,11 @@ impl PostgresStore {
             .await
             .unwrap_or(Err(sqlx::Error::PoolTimedOut))
             .map_err(|error| self.at_host(address, error))?;
-        pin(&mut connection, settings).await?;
+        self.vetted.check(&mut connection, address).await?;
+        if let Err(error) = pin(&mut connection, settings).await {
+            self.vetted.forget();
+            return Err(error);
+        }
         Ok(connection)
     }
 
@@ -96,7 +100,15 @@ pub(super) async fn pin(connection: &mut PgConnection, settings: &Settings) -> R
         // Otherwise one text that is not UTF-8 would make Postgres reject all rows. Now it only damages its own row.
         answers(connection, &["set_config('client_encoding', 'SQL_ASCII', false)".to_owned()]).await?;
     }
-    if set == read { Ok(()) } else { Err(StoreError::pooler()) }
+    if set == read {
+        return Ok(());
+    }
+    // The next client of this backend must not get them.
+    for (name, _) in settings {
+        let reset = format!("RESET {}", name.split('.').map(quoted).collect::<Vec<_>>().join("."));
+        let _ = sqlx::raw_sql(AssertSqlSafe(reset)).execute(&mut *connection).await;
+    }
+    Err(StoreError::pooler())
 }
 
 /// Evaluates SQL expressions through the simple protocol, because prepared statements do not work behind a pooler in

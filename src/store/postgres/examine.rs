@@ -4,8 +4,8 @@
 //! itself. [`schema_check`] examines triggers and functions, [`privileges`] the role, and [`moved`] data that came from
 //! elsewhere.
 
+use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
-use sqlx::{Connection as _, Row as _};
 
 use super::moved::Subscription;
 use super::{PostgresStore, applied, migrate, moved, privileges, schema_check, shape};
@@ -22,11 +22,11 @@ pub(super) async fn examine(
     clock: &dyn Clock,
     purpose: Purpose,
 ) -> Result<Vec<Finding>, StoreError> {
-    let mut connection = store.connect().await?;
-    let pooler = pooler(store, &mut connection).await?;
-    if pooler.remedy.is_some() {
-        return Ok(vec![pooler]);
-    }
+    let mut connection = match store.connect().await {
+        Err(error) if error.is_pooler() => return Ok(vec![pooler()]),
+        connected => connected?,
+    };
+    let pooler = Finding::ok("database.pooler", "no pooler in transaction mode");
     let mut findings = vec![Finding::ok("database.reachable", store.address()), pooler];
     findings.push(version(&mut connection).await?);
     findings.push(primary(&mut connection).await?);
@@ -56,6 +56,7 @@ pub(super) async fn examine(
         findings.push(row_security(&mut connection).await?);
         findings.extend(schema_check::triggers(&mut connection).await?);
         findings.extend(schema_check::functions(&mut connection, &store.schema).await?);
+        findings.extend(schema_check::parts(&mut connection).await?);
         findings.push(second_set(&mut connection, &store.schema).await?);
         findings.extend(identity(&mut connection).await?);
         findings.push(subscription(&mut connection).await?);
@@ -90,30 +91,12 @@ async fn primary(connection: &mut PgConnection) -> Result<Finding, StoreError> {
     })
 }
 
-/// Detects a pooler in transaction mode. Its connections share backends: a second connection that begins a transaction
-/// gets the backend of the first, or moves the first to another one.
-async fn pooler(store: &PostgresStore, first: &mut PgConnection) -> Result<Finding, StoreError> {
-    let before = backend(first).await?;
-    let mut second = store.connect().await?;
-    // Through the simple protocol, because prepared statements do not work behind such a pooler.
-    sqlx::raw_sql("BEGIN").execute(&mut second).await?;
-    let other = backend(&mut second).await?;
-    let after = backend(first).await?;
-    sqlx::raw_sql("ROLLBACK").execute(&mut second).await?;
-    second.close().await?;
-    Ok(if other == before || after != before {
-        Finding::bad(
-            "database.pooler",
-            "a pooler in transaction mode: sessions move between backends, and LISTEN does not work",
-            "connect to the database itself, or use the pooler's session mode",
-        )
-    } else {
-        Finding::ok("database.pooler", "no pooler in transaction mode")
-    })
-}
-
-async fn backend(connection: &mut PgConnection) -> Result<i32, StoreError> {
-    Ok(sqlx::raw_sql("SELECT pg_backend_pid()").fetch_one(connection).await?.try_get_unchecked(0)?)
+fn pooler() -> Finding {
+    Finding::bad(
+        "database.pooler",
+        "a pooler in transaction mode: sessions move between backends, and LISTEN does not work",
+        "connect to the database itself, or use the pooler's session mode",
+    )
 }
 
 async fn transport(connection: &mut PgConnection) -> Result<Finding, StoreError> {

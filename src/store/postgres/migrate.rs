@@ -32,7 +32,7 @@ pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Resul
         refuse_tables_elsewhere(&mut transaction, &store.schema).await?;
         make_schema(&mut transaction, &store.schema).await?;
     } else if !adoption.revoke_where.is_empty() {
-        return Err(StoreError::Refused(
+        return Err(StoreError::Disallowed(
             "--revoke-where is for adopting tables, and these were adopted before: use `tenantgate key revoke`".into(),
         ));
     }
@@ -95,6 +95,7 @@ fn drafts(before: i64, migrated: &Migrated) -> impl Iterator<Item = Draft> {
 /// Restores functions, triggers and required rows if they are missing or differ. Returns what was wrong.
 async fn repair(connection: &mut PgConnection, schema: &str) -> Result<Vec<String>, StoreError> {
     let mut wrong = schema_check::wrong(connection, schema).await?;
+    wrong.extend(schema_check::mend_parts(connection).await?);
     if !wrong.is_empty() {
         lock_tables(&mut *connection).await?;
         sqlx::raw_sql(POSTGRES_OBJECTS).execute(&mut *connection).await?;

@@ -10,6 +10,7 @@ mod locks;
 mod migrate;
 mod moved;
 mod poll;
+mod pooler;
 mod privileges;
 mod schema_check;
 mod schemas;
@@ -24,6 +25,7 @@ use sqlx::{ColumnIndex, Connection as _, Row as _};
 use uuid::Uuid;
 
 use self::address::Address;
+use self::pooler::Vetted;
 use self::session::PostgresSession;
 use super::migrations;
 use super::sql::instant::Micros;
@@ -50,6 +52,7 @@ pub struct PostgresStore {
     lock_timeout: Duration,
     context: ChangeContext,
     pool: Pool,
+    vetted: Vetted,
 }
 
 impl std::fmt::Debug for PostgresStore {
@@ -98,6 +101,7 @@ impl PostgresStore {
             lock_timeout: LOCK_TIMEOUT,
             context: ChangeContext::default(),
             pool: Pool::default(),
+            vetted: Vetted::default(),
         })
     }
 
@@ -238,6 +242,8 @@ impl Store for PostgresStore {
     }
 
     async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
+        // The address may lead elsewhere than the last time.
+        self.vetted.forget();
         // LISTEN fails on a standby, too, but with an error that does not name the cause.
         let mut probe = self.connect().await?;
         if sqlx::query("SELECT pg_is_in_recovery()").fetch_one(&mut probe).await?.try_get(0)? {
@@ -252,7 +258,13 @@ impl Store for PostgresStore {
     }
 
     async fn migrate(&self) -> Result<Vec<i64>, StoreError> {
-        Ok(migrate::migrate(self, &Adoption::default()).await?.applied)
+        match migrate::migrate(self, &Adoption::default()).await {
+            Err(StoreError::Locked(why)) => {
+                let holder = locks::holder(self).await.ok().flatten();
+                Err(StoreError::Locked(holder.map_or(why.clone(), |holder| format!("{why}: {holder}"))))
+            }
+            migrated => Ok(migrated?.applied),
+        }
     }
 
     async fn prune_changes(&self, keep: Duration) -> Result<u64, StoreError> {

@@ -89,7 +89,7 @@ pub(super) async fn subscription(connection: &mut PgConnection) -> Result<Option
 pub(super) async fn refuse_on_subscriber(connection: &mut PgConnection) -> Result<(), StoreError> {
     match subscription(connection).await? {
         None => Ok(()),
-        Some(Subscription { name, enabled: true }) => Err(StoreError::Refused(format!(
+        Some(Subscription { name, enabled: true }) => Err(StoreError::Disallowed(format!(
             "tenants and keys are read-only here: the subscription {name:?} writes them. Run the command on the \
              publisher, or promote this database with DROP SUBSCRIPTION {name}"
         ))),

@@ -15,7 +15,7 @@ pub(super) async fn check(
     adopt: bool,
 ) -> Result<(), StoreError> {
     if !is_schema_name(schema) {
-        return Err(StoreError::Refused(format!("{schema:?} is not a valid name for a tenant's schema")));
+        return Err(StoreError::Disallowed(format!("{schema:?} is not a valid name for a tenant's schema")));
     }
     let sql = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1),
             EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1)
@@ -23,14 +23,15 @@ pub(super) async fn check(
             OR EXISTS (SELECT FROM pg_type t JOIN pg_namespace n ON n.oid = typnamespace WHERE nspname = $1)";
     let row = sqlx::query(sql).bind(schema).fetch_one(connection).await?;
     let (role, full): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
-    let refuse =
-        |why: &str| Err(StoreError::Refused(format!("the schema {schema:?} {why}: choose another schema")));
+    let refuse = |why: &str| {
+        Err(StoreError::Disallowed(format!("the schema {schema:?} {why}: choose another schema")))
+    };
     if schema == home {
         refuse("holds the tables of tenantgate")
     } else if role {
         refuse("has the name of a role, whose sessions would find its tables first")
     } else if full && !adopt {
-        Err(StoreError::Refused(format!(
+        Err(StoreError::Disallowed(format!(
             "the schema {schema:?} exists and is not empty: choose another schema, or give this one to the tenant \
              (--adopt-schema; over HTTP adopt_schema)"
         )))

@@ -9,8 +9,10 @@ use sqlx::{
 };
 
 use super::connection::quoted;
-use crate::store::adoption::ANY;
-use crate::store::{Adoption, StoreError};
+use crate::store::adoption::{ANY, MOST_VALUES, boolean, is_ours, no_such_value, words_for};
+use crate::store::migrations::POSTGRES;
+use crate::store::{Adoption, StoreError, schema_spec};
+use crate::tenant::TenantStatus;
 
 /// The type that a column must have.
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -87,6 +89,8 @@ const LENGTHS: [(&str, &str, i32); 4] = [
 struct Column {
     type_name: String,
     shown: String,
+    /// `pg_type.typcategory`: B boolean, N number.
+    category: String,
     is_enum: bool,
     not_null: bool,
     has_default: bool,
@@ -115,14 +119,20 @@ pub(super) async fn adopt(
     if wrong.is_empty() {
         wrong = wrong_columns(&tables, &columns);
         wrong.extend(columns.keys().filter_map(|(table, name)| adoption.unsaid(table, name)));
+        wrong.extend(wrong_statuses(&mut *connection).await?);
         wrong.extend(
             adoption.unknown(|table, name| columns.contains_key(&(table.to_owned(), name.to_owned()))),
         );
+        wrong.extend(wrong_values(&mut *connection, adoption, &columns).await?);
     }
     if !wrong.is_empty() {
         return Err(StoreError::Shape(wrong));
     }
-    let mut notes = Vec::new();
+    if tables.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut notes = make_way(&mut *connection).await?;
+    notes.extend(checks(&mut *connection).await?);
     for ((table, name), column) in columns.iter().filter(|(_, column)| column.type_name == "timestamp") {
         if wanted(table, name).is_none_or(|(_, _, kind, ..)| *kind != Kind::Instant) {
             continue;
@@ -145,8 +155,96 @@ pub(super) async fn adopt(
     Ok(notes)
 }
 
-/// Returns the default of a `timestamp` column for its conversion to `timestamptz`. One that has no time zone is read
-/// as UTC, like the values; otherwise it would depend on the time zone of each session.
+/// Removes constraints and indexes that migrations create: the two tables may have been restored from a database of tenantgate,
+/// without the others. Other indexes of such a name get another one.
+async fn make_way(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
+    const CONSTRAINTS: [(&str, &str); 5] = [
+        ("api_keys", "chk_key_scopes"),
+        ("api_keys", "chk_key_networks"),
+        ("api_keys", "chk_key_labels"),
+        ("api_keys", "fk_key_plan"),
+        ("tenants", "fk_tenant_plan"),
+    ];
+    for (table, name) in CONSTRAINTS {
+        let sql = format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}");
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
+    }
+    let created: BTreeMap<_, _> = POSTGRES.iter().flat_map(|(_, _, sql)| schema_spec::indexes(sql)).collect();
+    let sql = "SELECT c.relname::text, pg_get_indexdef(c.oid) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+        WHERE i.indrelid IN (to_regclass('tenants'), to_regclass('api_keys'))";
+    let mut notes = Vec::new();
+    for row in sqlx::query(sql).fetch_all(&mut *connection).await? {
+        let (name, is): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        // With IF NOT EXISTS, any index of that name will do.
+        let Some(ours) = created.get(name.as_str()).filter(|sql| !sql.contains("IF NOT EXISTS")) else {
+            continue;
+        };
+        if columns_of(&is) == columns_of(ours) {
+            sqlx::raw_sql(AssertSqlSafe(format!("DROP INDEX {name}"))).execute(&mut *connection).await?;
+        } else {
+            let sql = format!("ALTER INDEX {name} RENAME TO {name}_before");
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
+            notes.push(format!(
+                "the index {name} is named {name}_before now, because tenantgate has one of this name"
+            ));
+        }
+    }
+    Ok(notes)
+}
+
+/// Returns the columns and the condition of a statement that creates an index, without blanks.
+fn columns_of(sql: &str) -> String {
+    let (_, columns) = sql.split_once(" ON ").unwrap_or_default();
+    let (_, columns) = columns.split_once('(').unwrap_or_default();
+    columns.replace(['(', ')', ' ', '\n'], "").to_lowercase()
+}
+
+/// Returns one line for each status that tenantgate sets and a CHECK of `tenants.status` alone does not allow.
+///
+/// The expression is read and not evaluated, because it can call functions of whoever owns the table.
+async fn wrong_statuses(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
+    let sql = "SELECT c.conname::text, pg_get_constraintdef(c.oid) FROM pg_constraint c JOIN pg_attribute a
+            ON a.attrelid = c.conrelid AND c.conkey = ARRAY[a.attnum]
+        WHERE c.contype = 'c' AND c.conrelid = to_regclass('tenants') AND a.attname = 'status' ORDER BY 1";
+    let mut wrong = Vec::new();
+    for row in sqlx::query(sql).fetch_all(connection).await? {
+        let (name, check): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        if !check.contains("= ANY (") || check.contains(" AND ") {
+            continue;
+        }
+        let missing: Vec<_> = TenantStatus::KNOWN
+            .into_iter()
+            .filter(|status| !check.contains(&format!("'{status}'")))
+            .collect();
+        if !missing.is_empty() {
+            wrong.push(format!(
+                "tenants.status may not be {} (constraint {name}): must allow {}",
+                missing.join(", "),
+                TenantStatus::KNOWN.join(", ")
+            ));
+        }
+    }
+    Ok(wrong)
+}
+
+/// Returns one note for each CHECK of the application on columns that tenantgate writes.
+async fn checks(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
+    let sql =
+        "SELECT c.conrelid::regclass::text, c.conname::text, pg_get_constraintdef(c.oid) FROM pg_constraint c
+        WHERE c.contype = 'c' AND c.conrelid IN (to_regclass('tenants'), to_regclass('api_keys'))
+          AND c.conname NOT IN ('chk_tenant_status', 'chk_key_memo', 'chk_tenant_mode') ORDER BY 1, 2";
+    let note = |row: &sqlx::postgres::PgRow| {
+        let (table, name, check): (String, String, String) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        Ok(format!(
+            "{table} has the constraint {name}, {check}: tenantgate can write only rows that fulfill it"
+        ))
+    };
+    sqlx::query(sql).fetch_all(connection).await?.iter().map(note).collect()
+}
+
+/// Returns the default of a `timestamp` column for its conversion to `timestamptz`. One that has no time zone is read as
+/// UTC, like the values; otherwise it would depend on the time zone of each session.
 ///
 /// The statement is prepared and never executed, because a default can call functions of the owner of the table.
 async fn converted_default(connection: &mut PgConnection, default: &str) -> Result<String, StoreError> {
@@ -181,6 +279,82 @@ pub(super) async fn examine(connection: &mut PgConnection) -> Result<Vec<String>
     Ok(wrong)
 }
 
+/// Returns a condition for the rows whose column has this value, as its type reads it; the values to bind. `None` if it
+/// is not a value of the type.
+///
+/// `False` and `f` are the same boolean, and `true` is 1; texts and enums are compared letter by letter.
+fn matches(name: &str, column: &Column, value: &str) -> Option<(String, Vec<String>)> {
+    let name = quoted(name);
+    let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+    if value == ANY {
+        return Some((format!("{name} IS NOT NULL AND $1::text[] IS NOT NULL"), Vec::new()));
+    }
+    let values = match column.category.as_str() {
+        "B" => texts(&[words_for(boolean(value)?)[1]]),
+        "N" => match value.parse::<f64>() {
+            Ok(number) if number.is_finite() => texts(&[value]),
+            _ => texts(&[words_for(boolean(value)?)[0]]),
+        },
+        _ => return Some((format!("{name}::text = ANY ($1::text[])"), texts(&[value]))),
+    };
+    Some((format!("{name} = ANY ($1::text[]::{}[])", column.shown), values))
+}
+
+/// Returns the faults of the values of `--revoke-where`: those that no row has, although there are rows. A boolean cannot be
+/// misspelled, so it may be absent.
+async fn wrong_values(
+    connection: &mut PgConnection,
+    adoption: &Adoption,
+    columns: &Columns,
+) -> Result<Vec<String>, StoreError> {
+    let mut wrong = Vec::new();
+    for table in ["tenants", "api_keys"] {
+        for (name, column, value) in adoption.revoked_in(table) {
+            let Some(is) = columns.get(&(table.to_owned(), column.to_owned())) else { continue };
+            let Some((condition, values)) = matches(column, is, value) else {
+                wrong.push(format!(
+                    "--revoke-where {name}={value}: {table}.{column} is {}, and {value:?} is not a value of it",
+                    is.shown
+                ));
+                continue;
+            };
+            // `status` is meant to be the column of `api_keys`, if there is one.
+            let other = if table == "tenants" { "api_keys" } else { "tenants" };
+            let is_others = name == column
+                && is_ours(table, column)
+                && columns.contains_key(&(other.to_owned(), column.to_owned()));
+            if value == ANY || is.category == "B" || is_others {
+                continue;
+            }
+            let sql = format!(
+                "SELECT EXISTS (SELECT FROM {table} WHERE {condition}), EXISTS (SELECT FROM {table})"
+            );
+            let row = sqlx::query(AssertSqlSafe(sql)).bind(values).fetch_one(&mut *connection).await?;
+            let (found, any): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
+            if any && !found {
+                let there = values_of(&mut *connection, table, column).await?;
+                wrong.push(no_such_value((name, value), (table, column), &there));
+            }
+        }
+    }
+    Ok(wrong)
+}
+
+/// Returns the values of a column, one more than are listed.
+async fn values_of(
+    connection: &mut PgConnection,
+    table: &str,
+    column: &str,
+) -> Result<Vec<String>, StoreError> {
+    let column = quoted(column);
+    let sql = format!(
+        "SELECT DISTINCT left({column}::text, 40) FROM {table} WHERE {column} IS NOT NULL ORDER BY 1 LIMIT {}",
+        MOST_VALUES + 1
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(connection).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
 /// Revokes the keys and suspends the tenants that `--revoke-where` selects. Returns how many.
 pub(super) async fn revoke(
     connection: &mut PgConnection,
@@ -188,36 +362,25 @@ pub(super) async fn revoke(
 ) -> Result<Vec<String>, StoreError> {
     let columns = columns(&mut *connection).await?;
     let mut notes = Vec::new();
-    for (name, value) in &adoption.revoke_where {
-        let (only, column) =
-            name.split_once('.').map_or((None, name.as_str()), |(table, name)| (Some(table), name));
-        for (table, sql, verb) in [
-            (
-                "api_keys",
-                "UPDATE api_keys SET revoked_at = now(), revocation_reason = $2 WHERE revoked_at IS NULL",
-                "revoked",
-            ),
-            (
-                "tenants",
-                "UPDATE tenants SET status = 'suspended' WHERE status = 'active' AND $2 <> ''",
-                "suspended",
-            ),
-        ] {
-            let Some(is) = columns.get(&(table.to_owned(), column.to_owned())) else { continue };
-            if only.is_some_and(|only| only != table) {
-                continue;
-            }
-            // The value is cast to the type of the column: `False` and `f` are equal, `maybe` is an error.
-            let (column_is, type_is) = (quoted(column), &is.shown);
-            let matches = if value == ANY {
-                format!("$1 = '{ANY}' AND {column_is} IS NOT NULL")
-            } else {
-                format!("{column_is} = CAST($1::text AS {type_is})")
-            };
-            let sql = format!("{sql} AND {matches}");
+    for (table, sql, verb) in [
+        (
+            "api_keys",
+            "UPDATE api_keys SET revoked_at = now(), revocation_reason = $2 WHERE revoked_at IS NULL",
+            "revoked",
+        ),
+        (
+            "tenants",
+            "UPDATE tenants SET status = 'suspended' WHERE status = 'active' AND $2 <> ''",
+            "suspended",
+        ),
+    ] {
+        for (name, column, value) in adoption.revoked_in(table) {
+            let is = columns.get(&(table.to_owned(), column.to_owned()));
+            let Some((condition, values)) = is.and_then(|is| matches(column, is, value)) else { continue };
+            let sql = format!("{sql} AND {condition}");
             let reason = format!("{name} = {value} when the table was adopted");
             let done =
-                sqlx::query(AssertSqlSafe(sql)).bind(value).bind(reason).execute(&mut *connection).await?;
+                sqlx::query(AssertSqlSafe(sql)).bind(values).bind(reason).execute(&mut *connection).await?;
             notes.push(format!("{verb} {} rows of {table} where {column} is {value}", done.rows_affected()));
         }
     }
@@ -249,7 +412,7 @@ async fn columns(connection: &mut PgConnection) -> Result<Columns, StoreError> {
             CASE WHEN t.typname = 'varchar' AND a.atttypmod > 4 THEN a.atttypmod - 4 END,
             EXISTS (SELECT FROM pg_collation l WHERE l.oid = a.attcollation AND NOT l.collisdeterministic),
             (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = c.oid AND d.adnum = a.attnum),
-            a.attgenerated <> ''
+            a.attgenerated <> '', t.typcategory::text
          FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid JOIN pg_type t ON t.oid = a.atttypid
          WHERE c.oid IN (to_regclass('tenants'), to_regclass('api_keys')) AND a.attnum > 0 AND NOT a.attisdropped";
     let mut columns = Columns::new();
@@ -262,6 +425,7 @@ async fn columns(connection: &mut PgConnection) -> Result<Columns, StoreError> {
             has_default: row.try_get(6)?,
             default: row.try_get(10)?,
             is_generated: row.try_get(11)?,
+            category: row.try_get(12)?,
             unique: row.try_get(7)?,
             length: row.try_get(8)?,
             vague: row.try_get(9)?,
@@ -326,8 +490,13 @@ fn wrong_columns(tables: &BTreeMap<String, String>, columns: &Columns) -> Vec<St
             wrong.push(format!("{table}.{name} may be NULL: must be NOT NULL"));
         } else if unique && !column.unique {
             wrong.push(format!("{table}.{name} is not UNIQUE: must have a UNIQUE constraint of its own"));
-        } else if !always && column.not_null && !column.has_default {
+        } else if !always && column.not_null {
+            // A default is not enough: tenantgate writes NULL.
             wrong.push(format!("{table}.{name} is NOT NULL: must allow NULL"));
+        } else if ["revoked_at", "disabled_at"].contains(&name) && column.has_default {
+            wrong.push(format!(
+                "{table}.{name} has a default: must have none, because every new key would be switched off"
+            ));
         }
     }
     for ((table, name), column) in columns {

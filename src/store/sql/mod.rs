@@ -201,7 +201,7 @@ pub(super) trait SqlStore: Store + Clone + 'static {
 
     /// See [`super::Management::create_roles`].
     async fn create_roles(&self, _: &str) -> Result<Vec<String>, StoreError> {
-        Err(StoreError::Refused(format!(
+        Err(StoreError::Disallowed(format!(
             "{} has no roles: a user who can write the file can do everything",
             self.kind()
         )))

@@ -7,7 +7,7 @@ use super::{SqliteStore, applied, inspect};
 use crate::audit::{Action, Draft};
 use crate::diagnostics::Level;
 use crate::random;
-use crate::store::adoption::ANY;
+use crate::store::adoption::{ANY, MOST_VALUES, boolean, is_ours, no_such_value, words_for};
 use crate::store::migrations::{self, SQLITE, SQLITE_OBJECTS};
 use crate::store::sql::{Link, SQLITE as DIALECT, audit};
 use crate::store::{Adoption, Migrated, StoreError};
@@ -32,14 +32,10 @@ const REQUIRED_COLUMNS: [(&str, &[(&str, bool)]); 2] = [
     ),
 ];
 
-/// Spellings of booleans that applications write: true, false.
-const BOOLEANS: [[&str; 6]; 2] =
-    [["1", "true", "t", "yes", "y", "on"], ["0", "false", "f", "no", "n", "off"]];
-
 /// Does everything in one transaction.
 pub(super) async fn migrate(store: &SqliteStore, adoption: &Adoption) -> Result<Migrated, StoreError> {
     if adoption.publication {
-        return Err(StoreError::Refused("SQLite has no logical replication".into()));
+        return Err(StoreError::Disallowed("SQLite has no logical replication".into()));
     }
     let mut connection = store.connect().await?;
     // Two programs that start at the same time wait for each other here.
@@ -84,6 +80,8 @@ pub(super) async fn migrate(store: &SqliteStore, adoption: &Adoption) -> Result<
 /// A column of an existing table.
 struct Column {
     name: String,
+    /// Whether its declared type is one of texts.
+    text: bool,
     /// NOT NULL without a default.
     demanded: bool,
     unique: bool,
@@ -93,11 +91,17 @@ async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<C
     let sql = "SELECT name, \"notnull\" AND dflt_value IS NULL AND pk = 0,
             (pk = 1 AND (SELECT max(pk) FROM pragma_table_info(?1)) = 1) OR EXISTS (
                 SELECT 1 FROM pragma_index_list(?1) i WHERE i.\"unique\" AND NOT i.partial
-                AND (SELECT json_group_array(c.name) FROM pragma_index_info(i.name) c) = json_array(t.name))
+                AND (SELECT json_group_array(c.name) FROM pragma_index_info(i.name) c) = json_array(t.name)),
+            upper(type) GLOB '*CHAR*' OR upper(type) GLOB '*TEXT*' OR upper(type) GLOB '*CLOB*'
         FROM pragma_table_info(?1) t";
     let rows = sqlx::query(sql).bind(table).fetch_all(connection).await?;
     let column = |row: &SqliteRow| {
-        Ok(Column { name: row.try_get(0)?, demanded: row.try_get(1)?, unique: row.try_get(2)? })
+        Ok(Column {
+            name: row.try_get(0)?,
+            demanded: row.try_get(1)?,
+            unique: row.try_get(2)?,
+            text: row.try_get(3)?,
+        })
     };
     rows.iter().map(column).collect()
 }
@@ -150,41 +154,84 @@ async fn check_shape(connection: &mut SqliteConnection, adoption: &Adoption) -> 
             .iter()
             .any(|(known, columns)| *known == table && columns.iter().any(|column| column.name == name))
     };
-    wrong.extend(adoption.unknown(known));
+    wrong.extend(adoption.unknown(&known));
+    for (table, columns) in &there {
+        for (name, column, value) in adoption.revoked_in(table) {
+            let Some(is) = columns.iter().find(|known| known.name == column) else { continue };
+            // `status` is meant to be the column of `api_keys`, if there is one.
+            let has = |of: &str| of != *table && known(of, column);
+            if name == column && is_ours(table, column) && (has("tenants") || has("api_keys")) {
+                continue;
+            }
+            wrong.extend(wrong_value(&mut *connection, table, is, (name, value)).await?);
+        }
+    }
     if wrong.is_empty() { Ok(()) } else { Err(StoreError::Shape(wrong)) }
+}
+
+/// Returns a condition for the rows whose column has this value, and the list to bind. SQLite keeps a boolean as whatever
+/// an application wrote, so `false`, `f` and 0 are the same. Other values are compared letter by letter.
+fn matches(column: &Column, value: &str) -> (String, String) {
+    let quoted = format!("\"{}\"", column.name.replace('"', "\"\""));
+    let list = |words: &[&str]| serde_json::json!(words).to_string();
+    match boolean(value) {
+        _ if value == ANY => (format!("?1 <> '' AND {quoted} IS NOT NULL"), list(&[])),
+        Some(boolean) => (
+            format!("lower(CAST({quoted} AS TEXT)) IN (SELECT value FROM json_each(?1))"),
+            list(&words_for(boolean)),
+        ),
+        None => (format!("CAST({quoted} AS TEXT) IN (SELECT value FROM json_each(?1))"), list(&[value])),
+    }
+}
+
+/// Returns the fault of a value of `--revoke-where` that no row has, although there are rows. A boolean cannot be
+/// misspelled, so it may be absent.
+async fn wrong_value(
+    connection: &mut SqliteConnection,
+    table: &str,
+    column: &Column,
+    said: (&str, &str),
+) -> Result<Option<String>, StoreError> {
+    if said.1 == ANY || (boolean(said.1).is_some() && !column.text) {
+        return Ok(None);
+    }
+    let (condition, list) = matches(column, said.1);
+    let sql =
+        format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE {condition}), EXISTS (SELECT 1 FROM {table})");
+    let row = sqlx::query(AssertSqlSafe(sql)).bind(list).fetch_one(&mut *connection).await?;
+    let (found, any): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
+    if found || !any {
+        return Ok(None);
+    }
+    let quoted = format!("\"{}\"", column.name.replace('"', "\"\""));
+    let sql = format!(
+        "SELECT DISTINCT substr(CAST({quoted} AS TEXT), 1, 40) FROM {table} WHERE {quoted} IS NOT NULL ORDER BY 1 LIMIT {}",
+        MOST_VALUES + 1
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(connection).await?;
+    let there = rows.iter().map(|row| Ok(row.try_get(0)?)).collect::<Result<Vec<String>, StoreError>>()?;
+    Ok(Some(no_such_value(said, (table, &column.name), &there)))
 }
 
 /// Revokes the keys and suspends the tenants that `--revoke-where` selects. Returns how many.
 async fn revoke(connection: &mut SqliteConnection, adoption: &Adoption) -> Result<Vec<String>, StoreError> {
     let mut notes = Vec::new();
-    for (name, value) in &adoption.revoke_where {
-        let column = name.rsplit('.').next().unwrap_or(name);
-        let lower = value.to_lowercase();
-        let same = BOOLEANS.iter().find(|words| words.contains(&lower.as_str()));
-        let same = same.map_or_else(|| vec![lower.as_str()], |words| words.to_vec());
-        let same = serde_json::json!(same).to_string();
-        for (table, set, verb) in [
-            (
-                "api_keys",
-                "revoked_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), revocation_reason = ?2 WHERE revoked_at IS NULL",
-                "revoked",
-            ),
-            ("tenants", "status = 'suspended' WHERE status = 'active' AND ?2 <> ''", "suspended"),
-        ] {
-            let there = columns(&mut *connection, table).await?.iter().any(|known| known.name == column);
-            if !there || name.split_once('.').is_some_and(|(only, _)| only != table) {
-                continue;
-            }
-            let quoted = format!("\"{}\"", column.replace('"', "\"\""));
-            let matches = if value == ANY {
-                format!("?1 <> '' AND {quoted} IS NOT NULL")
-            } else {
-                format!("lower(CAST({quoted} AS TEXT)) IN (SELECT value FROM json_each(?1))")
-            };
-            let sql = format!("UPDATE {table} SET {set} AND {matches}");
+    for (table, set, verb) in [
+        (
+            "api_keys",
+            "revoked_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), revocation_reason = ?2 WHERE revoked_at IS NULL",
+            "revoked",
+        ),
+        ("tenants", "status = 'suspended' WHERE status = 'active' AND ?2 <> ''", "suspended"),
+    ] {
+        let there = columns(&mut *connection, table).await?;
+        for (name, column, value) in adoption.revoked_in(table) {
+            let Some(is) = there.iter().find(|known| known.name == column) else { continue };
+            let (condition, list) = matches(is, value);
+            let sql = format!("UPDATE {table} SET {set} AND {condition}");
             let reason = format!("{name} = {value} when the table was adopted");
             let done =
-                sqlx::query(AssertSqlSafe(sql)).bind(&same).bind(reason).execute(&mut *connection).await?;
+                sqlx::query(AssertSqlSafe(sql)).bind(list).bind(reason).execute(&mut *connection).await?;
             notes.push(format!("{verb} {} rows of {table} where {column} is {value}", done.rows_affected()));
         }
     }

@@ -95,7 +95,7 @@ fn a_tenant_cannot_use_a_schema_of_another_program() {
 }
 
 /// Statements that break the plain tables, and a part of the expected error.
-const SPOILT: [(&str, &str); 25] = [
+const SPOILT: [(&str, &str); 34] = [
     ("ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_prefix_key", "api_keys.key_prefix is not UNIQUE"),
     (
         "ALTER TABLE api_keys ALTER id DROP DEFAULT, ALTER id TYPE varchar(36)",
@@ -122,6 +122,27 @@ const SPOILT: [(&str, &str); 25] = [
     ("ALTER TABLE tenants ADD is_deleted bool NOT NULL DEFAULT false", "tenants.is_deleted"),
     ("ALTER TABLE api_keys ADD deleted_at timestamptz", "--revoke-where deleted_at=*"),
     ("ALTER TABLE api_keys ADD status text NOT NULL DEFAULT 'active'", "--revoke-where status=revoked"),
+    ("ALTER TABLE api_keys ADD \"isActive\" bool NOT NULL DEFAULT true", "--revoke-where isActive=false"),
+    ("ALTER TABLE tenants ADD \"is active\" bool NOT NULL DEFAULT true", "--revoke-where 'is active=false'"),
+    ("ALTER TABLE api_keys ADD \"revokedAt\" timestamptz", "--revoke-where revokedAt=*"),
+    ("ALTER TABLE tenants ADD disabled_at timestamptz", "--revoke-where disabled_at=*"),
+    ("ALTER TABLE api_keys ADD valid_until timestamptz", "set expires_at of such keys"),
+    (
+        "ALTER TABLE api_keys ALTER expires_at SET DEFAULT now(), ALTER expires_at SET NOT NULL",
+        "api_keys.expires_at is NOT NULL: must allow NULL",
+    ),
+    (
+        "ALTER TABLE api_keys ADD revoked_at timestamptz NOT NULL DEFAULT 'infinity'",
+        "api_keys.revoked_at is NOT NULL: must allow NULL",
+    ),
+    (
+        "ALTER TABLE api_keys ADD revoked_at timestamptz DEFAULT 'infinity'",
+        "api_keys.revoked_at has a default: must have none",
+    ),
+    (
+        "ALTER TABLE tenants ADD CONSTRAINT few CHECK (status IN ('active', 'suspended'))",
+        "tenants.status may not be pending_provisioning, deleted (constraint few)",
+    ),
     ("ALTER TABLE api_keys SET UNLOGGED", "api_keys is UNLOGGED"),
     ("CREATE TABLE old_keys () INHERITS (api_keys)", "api_keys is a table that others inherit from"),
     ("CREATE RULE kept AS ON UPDATE TO api_keys DO INSTEAD NOTHING", "api_keys is a table with rules"),
@@ -166,6 +187,74 @@ fn tables_that_cannot_be_served_are_refused_before_any_change() {
         let ours = database.text("SELECT count(*)::text FROM pg_class WHERE relname LIKE 'tenantgate%'");
         assert_eq!(ours.as_deref(), Some("0"), "{spoil}");
     }
+}
+
+/// As `pg_dump -t tenants -t api_keys | psql` leaves a database.
+#[test]
+fn the_two_tables_of_a_database_of_tenantgate_are_adopted_alone() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    world.db.json(&["plan", "create", "pro"]);
+    world.db.json(&["key", "update", "llmk_live", "--plan", "pro", "--scopes", "chat:read"]);
+    world.db.sql(
+        "DO $do$ DECLARE one text; BEGIN
+             FOR one IN SELECT format('DROP TABLE IF EXISTS %I CASCADE', relname) FROM pg_class
+                 WHERE relname LIKE 'tenantgate%' AND relkind IN ('r', 'p') LOOP EXECUTE one; END LOOP;
+             FOR one IN SELECT format('DROP FUNCTION %s CASCADE', oid::regprocedure) FROM pg_proc
+                 WHERE proname LIKE 'tenantgate%' LOOP EXECUTE one; END LOOP;
+         END $do$",
+    );
+    world.db.cli(&["migrate"]).ok();
+    assert_eq!(world.db.cli(&["doctor"]).code, Some(0));
+    let shown = world.db.json(&["key", "show", "llmk_live"]);
+    assert_eq!((&shown["plan"], &shown["status"]), (&"pro".into(), &"active".into()), "{shown}");
+    assert_eq!(Server::on(&world.db).start().row(Ask::with_key(&world.live.text)), "200 ok");
+}
+
+#[test]
+fn an_index_of_the_application_with_a_name_of_tenantgates_is_kept() {
+    let sql = format!("{PLAIN} {}; CREATE INDEX idx_api_keys_created ON api_keys (created_at)", rows());
+    let Some(database) = postgres_with(&sql) else { return };
+    let said = database.cli(&["migrate"]);
+    assert!(said.stderr.contains("idx_api_keys_created_before"), "{said:#?}");
+    let there =
+        "SELECT indexname::text FROM pg_indexes WHERE indexname LIKE 'idx_api_keys_created%' ORDER BY 1";
+    assert_eq!(database.texts(there).len(), 2);
+}
+
+#[test]
+fn the_schema_of_the_tables_is_not_that_of_each_role() {
+    let Some(database) = postgres_with(PLAIN) else { return };
+    database.cli(&["migrate", "--database-schema", "$user"]).usage();
+    let ours = database.text("SELECT count(*)::text FROM pg_class WHERE relname LIKE 'tenantgate%'");
+    assert_eq!(ours.as_deref(), Some("0"));
+}
+
+#[test]
+fn a_pending_tenant_does_not_get_a_schema_that_was_filled_meanwhile() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let pending = ["--schema", "tenant_filled", "--status", "pending_provisioning"];
+    world.db.cli(&[&["tenant", "create", "Filled"][..], &pending].concat()).ok();
+    world.db.sql("CREATE SCHEMA tenant_filled; CREATE TABLE tenant_filled.theirs (n int)");
+    let line = world.db.cli(&["tenant", "activate", "Filled"]).refused();
+    assert!(
+        line.starts_with("error: the schema \"tenant_filled\" exists") && line.contains("--adopt-schema"),
+        "{line}"
+    );
+    world.db.cli(&["tenant", "activate", "Filled", "--adopt-schema"]).ok();
+    world.db.cli(&["tenant", "suspend", "Filled"]).ok();
+    world.db.cli(&["tenant", "activate", "Filled"]).ok();
+}
+
+#[test]
+fn migrate_says_nothing_to_do_only_if_it_did_nothing() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    for (option, wanted) in
+        [("--new-identity", "the new identity is"), ("--publication", "the publication is")]
+    {
+        let said = world.db.cli(&["migrate", option]);
+        assert!(said.stdout.contains(wanted) && !said.stdout.contains("nothing to do"), "{said:#?}");
+    }
+    assert!(world.db.cli(&["migrate"]).stdout.contains("nothing to do"));
 }
 
 #[test]
@@ -229,6 +318,7 @@ fn a_switch_is_heeded_however_its_value_is_spelled() {
         ("is_active bool DEFAULT true", "false", "is_active=False"),
         ("is_active bool DEFAULT true", "false", "api_keys.is_active=f"),
         ("active int DEFAULT 1", "0", "active=0"),
+        ("active smallint DEFAULT 1", "0", "active=false"),
         ("status text DEFAULT 'active'", "'revoked'", "status=revoked"),
         ("deleted_at timestamptz", "now()", "deleted_at=*"),
     ] {
@@ -248,6 +338,30 @@ fn a_switch_is_heeded_however_its_value_is_spelled() {
         database.cli(&["migrate", "--revoke-where", says]).ok();
         assert_eq!(database.json(&["key", "show", "llmk_off"])["status"], "revoked", "{column} {says}");
         assert_eq!(database.json(&["key", "show", "llmk_ours"])["status"], "active", "{column} {says}");
+    }
+}
+
+#[test]
+fn a_value_that_no_row_has_is_refused_with_those_that_exist() {
+    for column in ["varchar(20)", "states", "char(12)", "\"char\""] {
+        let (off, value) = if column == "\"char\"" { ("R", "R") } else { ("REVOKED", "REVOKED") };
+        let sql = format!(
+            "{PLAIN} {}; CREATE TYPE states AS ENUM ('active', 'REVOKED', 'a', 'R'); ALTER TABLE api_keys ADD state {column} DEFAULT 'a';
+             INSERT INTO api_keys (hashed_key, key_prefix, tenant_id, state) SELECT 'x', 'llmk_off', id, '{off}' FROM tenants",
+            rows()
+        );
+        let Some(database) = postgres_with(&sql) else { return };
+        for value in ["revoked", "r"] {
+            let said =
+                database.cli(&["migrate", "--revoke-where", &format!("state={value}")]).refused_lines();
+            let wanted = format!("--revoke-where state={value} matches no row: api_keys.state has ");
+            assert!(said.contains(&wanted) && said.contains(&format!("{off:?}")), "{column}: {said}");
+        }
+        let ours = database.text("SELECT count(*)::text FROM pg_class WHERE relname LIKE 'tenantgate%'");
+        assert_eq!(ours.as_deref(), Some("0"), "{column}: nothing was applied");
+        database.cli(&["migrate", "--revoke-where", &format!("state={value}")]).ok();
+        assert_eq!(database.json(&["key", "show", "llmk_off"])["status"], "revoked", "{column}");
+        assert_eq!(database.json(&["key", "show", "llmk_ours"])["status"], "active", "{column}");
     }
 }
 
@@ -347,6 +461,24 @@ fn a_key_that_could_not_be_printed_is_a_failure() {
 }
 
 #[test]
+fn no_key_is_made_if_the_standard_output_is_closed() {
+    let world = World::somewhere();
+    let count = "SELECT CAST(count(*) AS TEXT) FROM api_keys";
+    let before = world.db.text(count);
+    for args in [["create", &world.acme.id], ["rotate", "llmk_live"]] {
+        let ours = crate::support::cli::command(world.db.dir());
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", r#"exec "$0" "$@" >&-"#]).arg(ours.get_program()).arg("key").args(args);
+        shell.args(["--database-url", world.db.url()]).current_dir(world.db.dir());
+        let said = shell.output().unwrap();
+        let stderr = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert_eq!(said.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("standard output is closed"), "{stderr}");
+    }
+    assert_eq!(world.db.text(count), before);
+}
+
+#[test]
 fn instants_are_read_as_postgres_writes_them_and_need_a_zone() {
     let world = World::somewhere();
     let import = |at: &str| {
@@ -360,6 +492,8 @@ fn instants_are_read_as_postgres_writes_them_and_need_a_zone() {
     };
     assert_ne!(import("2027-01-31 00:00:00").code, Some(0), "no zone");
     import("2027-01-31 00:00:00+00").ok();
+    let by_option = ["key", "create", &world.acme.id, "--expires-at", "2099-01-31 00:00:00+00"];
+    world.db.cli(&by_option).ok();
     assert_eq!(
         world.db.json(&["key", "show", "llmk_at"])["expires_at"].as_str().map(|at| &at[..19]),
         Some("2027-01-31T00:00:00")

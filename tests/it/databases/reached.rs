@@ -188,6 +188,75 @@ fn a_command_stops_waiting_for_a_lock_and_names_its_holder() {
     idle.sql("ROLLBACK");
     world.db.cli(&revoke).ok();
     world.db.cli(&["tenant", "list", "--lock-timeout", "0s"]).usage();
+    world.db.cli(&["tenant", "list", "--lock-timeout", "30d"]).usage();
+}
+
+#[test]
+fn an_adoption_behind_a_lock_names_its_holder_and_is_tried_again() {
+    let Some(database) = super::postgres_with(&format!("{} {}", super::PLAIN, rows())) else { return };
+    let mut idle = database.session();
+    idle.sql("BEGIN; SELECT count(*) FROM api_keys");
+    let pid = idle.texts("SELECT pg_backend_pid()::text").remove(0).unwrap();
+    let said = database.cli(&["migrate", "--lock-timeout", "300ms"]).unavailable();
+    assert!(said.contains(&format!("pid {pid} ")) && said.contains("--lock-timeout"), "{said}");
+    let server = Server::on(&database).args(&["--migrate", "--lock-timeout", "300ms"]).start_unready();
+    eventually("the log names the holder", PATIENCE, || {
+        let log = server.stderr.text();
+        if log.contains(&format!("pid {pid} ")) { Ok(()) } else { Err(log) }
+    });
+    idle.sql("ROLLBACK");
+    server.wait_until_ready();
+    assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
+}
+
+#[test]
+fn the_session_that_blocks_is_named_and_not_an_older_one_that_reads() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let [mut reader, mut writer] = [world.db.session(), world.db.session()];
+    reader.sql("BEGIN; SELECT count(*) FROM api_keys; SELECT pg_advisory_lock(7)");
+    writer.sql("BEGIN; UPDATE api_keys SET name = name WHERE key_prefix = 'llmk_live'");
+    let pid = writer.texts("SELECT pg_backend_pid()::text").remove(0).unwrap();
+    let said = world.db.cli(&["key", "revoke", &world.live.id, "--lock-timeout", "300ms"]).unavailable();
+    assert!(said.contains(&format!("pid {pid} ")), "{said}");
+}
+
+/// Its other clients get the backends that tenantgate has used.
+#[test]
+fn a_pooler_in_transaction_mode_is_rejected_before_anything_is_set_or_changed() {
+    let Some(world) = World::on(Backend::Postgres) else { return };
+    let Some(pooler) = Pooler::before(&world.db) else { return };
+    let url = world.db.url().replace(&format!(":{}/", world.db.port()), &format!(":{}/", pooler.port()));
+    let behind = Database::at(Backend::Postgres, &url);
+    let which = "SELECT id::text FROM tenantgate_identity";
+    let identity = world.db.text(which);
+    for command in [
+        &["tenant", "list"][..],
+        &["migrate", "--new-identity"],
+        &["key", "revoke", &world.live.id],
+        &["tenant", "list"],
+    ] {
+        let said = behind.cli(command).unavailable();
+        assert!(said.contains("not to a pooler in transaction mode"), "{said}");
+    }
+    assert_eq!(behind.cli(&["doctor"]).code, Some(1));
+    assert_eq!(world.db.text(which), identity);
+    assert_eq!(world.db.json(&["key", "show", "llmk_live"])["status"], "active");
+    // Each of these transactions has a backend of its own.
+    let settings = wait(async {
+        use sqlx::{Connection as _, PgConnection, Row as _};
+        let mut all = Vec::new();
+        let mut sessions = Vec::new();
+        for _ in 0..5 {
+            let mut session = PgConnection::connect(&url).await.unwrap();
+            sqlx::raw_sql("BEGIN").execute(&mut session).await.unwrap();
+            let sql = "SELECT concat_ws(' ', current_setting('search_path'), current_setting('row_security'),
+                                        current_setting('lock_timeout'))";
+            all.push(sqlx::raw_sql(sql).fetch_one(&mut session).await.unwrap().get_unchecked::<String, _>(0));
+            sessions.push(session);
+        }
+        all
+    });
+    assert!(settings.iter().all(|setting| setting == "\"$user\", public on 0"), "{settings:#?}");
 }
 
 /// The cost of a poll depends only on the changes, whatever the planner's statistics are. Measured as CPU time, because

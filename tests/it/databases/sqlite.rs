@@ -218,7 +218,7 @@ fn a_switch_is_heeded_however_its_value_is_spelled() {
         ("is_active BOOLEAN DEFAULT 1", "0", "is_active=false"),
         ("is_active BOOLEAN DEFAULT 1", "0", "api_keys.is_active=False"),
         ("is_active TEXT DEFAULT 'true'", "'False'", "is_active=0"),
-        ("status TEXT DEFAULT 'active'", "'Revoked'", "status=revoked"),
+        ("status TEXT DEFAULT 'active'", "'Revoked'", "status=Revoked"),
         ("deleted_at DATETIME", "CURRENT_TIMESTAMP", "deleted_at=*"),
     ] {
         let name = column.split(' ').next().unwrap_or_default();
@@ -228,6 +228,10 @@ fn a_switch_is_heeded_however_its_value_is_spelled() {
              ('2123456789abcdef0123456789abcdef', 'x', 'llmk_off', '0123456789abcdef0123456789abcdef', {off})"
         );
         let database = plain(("", ""), &more);
+        if name == "status" {
+            let said = database.cli(&["migrate", "--revoke-where", "status=revoked"]).refused_lines();
+            assert!(said.contains(r#"matches no row: api_keys.status has "Revoked", "active""#), "{said}");
+        }
         database.cli(&["migrate", "--revoke-where", says]).ok();
         assert_eq!(database.json(&["key", "show", "llmk_off"])["status"], "revoked", "{column} {says}");
         assert_eq!(Server::on(&database).start().row(Ask::with_key(KEY)), "200 ok", "{column} {says}");

@@ -16,7 +16,7 @@ enum By {
 /// fixes it.
 type State = (&'static str, &'static str, &'static str, &'static str, By);
 
-const POSTGRES: [State; 28] = [
+const POSTGRES: [State; 40] = [
     // Losses by a dump without privileges, a restore or a renamed schema.
     (
         "GRANT EXECUTE ON FUNCTION tenantgate_mark() TO PUBLIC",
@@ -81,6 +81,85 @@ const POSTGRES: [State; 28] = [
         "tenantgate_change_replicated",
         "migrate",
         By::Migrate,
+    ),
+    (
+        "ALTER FUNCTION tenantgate_key_changed() SECURITY INVOKER",
+        "database.functions",
+        "privileges of its caller",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "ALTER FUNCTION tenantgate_mark() IMMUTABLE",
+        "database.functions",
+        "another volatility",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "ALTER FUNCTION tenantgate_mark() SET work_mem = '4MB'",
+        "database.functions",
+        "has settings",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "ALTER FUNCTION tenantgate_key_changed() OWNER TO pg_monitor",
+        "database.functions",
+        "may not use tenantgate_change",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "ALTER TABLE tenantgate_change ENABLE TRIGGER tenantgate_change_replicated",
+        "database.triggers",
+        "fires for every change",
+        "migrate",
+        By::Migrate,
+    ),
+    // A restore without its last section, or an operator who looked for space.
+    (
+        "DROP INDEX tenantgate_change_xid",
+        "database.parts",
+        "tenantgate_change_xid is missing",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "ALTER TABLE tenantgate_change DROP CONSTRAINT tenantgate_change_pkey",
+        "database.parts",
+        "tenantgate_change has lost its PRIMARY KEY (id)",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "ALTER TABLE tenantgate_admin_key DROP CONSTRAINT tenantgate_admin_key_name_key",
+        "database.parts",
+        "tenantgate_admin_key has lost its UNIQUE (name)",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "ALTER TABLE tenantgate_change ALTER xid DROP DEFAULT",
+        "database.parts",
+        "tenantgate_change.xid has lost its default",
+        "migrate",
+        By::Migrate,
+    ),
+    (
+        "ALTER TABLE tenantgate_change ALTER id DROP IDENTITY",
+        "database.parts",
+        "tenantgate_change.id has lost its numbers",
+        "migrate",
+        By::Migrate,
+    ),
+    ("DROP INDEX idx_api_keys_created", "database.parts", "idx_api_keys_created", "migrate", By::Migrate),
+    (
+        "ALTER TABLE tenantgate_usage DETACH PARTITION tenantgate_usage_default",
+        "database.parts",
+        "tenantgate_usage_default is not a partition",
+        "ATTACH PARTITION tenantgate_usage_default DEFAULT",
+        By::Hand,
     ),
     ("DELETE FROM tenantgate_identity", "database.identity", "no identity", "migrate", By::Migrate),
     (

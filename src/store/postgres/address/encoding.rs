@@ -18,7 +18,14 @@ pub(super) fn decoded(part: &str, text: &str) -> Result<String, AddressError> {
         let (Some(high), Some(low)) = (digit(), digit()) else { return Err(invalid()) };
         bytes.push(u8::try_from(high * 16 + low).map_err(|_| invalid())?);
     }
-    String::from_utf8(bytes).map_err(|_| invalid())
+    let short = part.strip_prefix("the ").unwrap_or(part);
+    let text = String::from_utf8(bytes).map_err(|_| {
+        AddressError::invalid(short, "expected UTF-8 behind the percent-encoding, such as %C3%A9 for é")
+    })?;
+    if text.contains('\0') {
+        return Err(AddressError::invalid(short, "Postgres allows no NUL (%00) in it"));
+    }
+    Ok(text)
 }
 
 pub(super) fn encoded(text: &str) -> String {

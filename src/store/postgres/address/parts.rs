@@ -71,8 +71,37 @@ impl Parts {
     }
 
     pub(super) fn parameter(&mut self, name: &str, value: String) -> Result<(), AddressError> {
+        let one_of = |words: &[&str]| {
+            words
+                .contains(&value.as_str())
+                .then_some(())
+                .ok_or_else(|| AddressError::invalid(name, format!("expected one of {}", words.join(", "))))
+        };
+        // As in libpq, an empty value is none.
+        if value.is_empty() && ["host", "hostaddr", "port", "dbname", "user", "password"].contains(&name) {
+            return Ok(());
+        }
         match name {
-            "sslmode" | "ssl-mode" | "ssl" => self.sslmode = Some(sslmode(name, value)?),
+            // libpq tries without encryption first, and then with it; the driver would never encrypt.
+            "sslmode" | "ssl-mode" | "ssl" if value == "allow" => {
+                return Err(AddressError::rejected(format!(
+                    "{name}=allow is not supported: write {name}=prefer"
+                )));
+            }
+            "sslmode" | "ssl-mode" => {
+                one_of(&["disable", "prefer", "require", "verify-ca", "verify-full"])?;
+                self.sslmode = Some(value);
+            }
+            "ssl" => {
+                if ["true", "1", "on", "false", "0", "off"].contains(&value.as_str()) {
+                    return Err(AddressError::rejected(
+                        "ssl=true and ssl=false are not supported: write sslmode=verify-full, sslmode=require or \
+                         sslmode=disable",
+                    ));
+                }
+                one_of(&["disable", "prefer", "require", "verify-ca", "verify-full"])?;
+                self.sslmode = Some(value);
+            }
             "sslrootcert" | "ssl-root-cert" | "ssl-ca" => self.sslrootcert = Some(value),
             "sslcert" | "ssl-cert" => self.sslcert = Some(value),
             "sslkey" | "ssl-key" => self.sslkey = Some(value),
@@ -81,6 +110,11 @@ impl Parts {
             }
             "host" | "hostaddr" => {
                 self.host = Some(value.trim_start_matches('[').trim_end_matches(']').to_owned());
+            }
+            "port" if value.contains(',') => {
+                return Err(AddressError::rejected(
+                    "several hosts are not supported: name the port of the primary",
+                ));
             }
             "port" => self.port = Some(port_of(&value)?),
             "dbname" => self.database = Some(value),
@@ -104,11 +138,50 @@ impl Parts {
                     return Err(AddressError::invalid(name, "tenantgate always uses UTF8, remove it"));
                 }
             }
+            // rustls speaks nothing older than 1.2.
+            "ssl_min_protocol_version" if ["TLSv1", "TLSv1.1", "TLSv1.2"].contains(&value.as_str()) => {}
+            "ssl_max_protocol_version" if value == "TLSv1.3" => {}
+            "ssl_min_protocol_version" | "ssl_max_protocol_version" => {
+                return Err(AddressError::rejected(format!(
+                    "{name} is not supported: remove it, TLS 1.2 and 1.3 are used"
+                )));
+            }
+            "sslcertmode" if value == "allow" => {}
+            "sslcompression" if value == "0" => {}
+            "load_balance_hosts" if value == "disable" => {}
+            "min_protocol_version" if value == "3.0" => {}
             // Sessions check for the primary in any case.
-            "target_session_attrs" if ["any", "read-write", "primary"].contains(&&*value) => {}
-            "channel_binding" | "gssencmode" if ["prefer", "disable"].contains(&&*value) => {}
-            "sslnegotiation" if value == "postgres" => {}
-            _ => return Err(unsupported(name)),
+            "target_session_attrs" => match value.as_str() {
+                "any" | "read-write" | "primary" => {}
+                _ => {
+                    return Err(AddressError::invalid(
+                        name,
+                        "tenantgate needs the primary, write target_session_attrs=read-write",
+                    ));
+                }
+            },
+            "channel_binding" => match value.as_str() {
+                "prefer" | "disable" => {}
+                _ => {
+                    return Err(AddressError::rejected(
+                        "channel_binding=require is not supported: remove it, and write sslmode=verify-full to \
+                             verify the server",
+                    ));
+                }
+            },
+            "gssencmode" => match value.as_str() {
+                "prefer" | "disable" => {}
+                _ => {
+                    return Err(AddressError::rejected(
+                        "gssencmode=require is not supported: remove it, and use sslmode",
+                    ));
+                }
+            },
+            "sslnegotiation" => match value.as_str() {
+                "postgres" => {}
+                _ => return Err(AddressError::rejected("sslnegotiation=direct is not supported: remove it")),
+            },
+            _ => return Err(unknown(name)),
         }
         Ok(())
     }
@@ -163,76 +236,76 @@ impl Parts {
     }
 }
 
-/// Checks a mode of encryption.
-fn sslmode(name: &str, value: String) -> Result<String, AddressError> {
-    const MODES: [&str; 5] = ["disable", "prefer", "require", "verify-ca", "verify-full"];
-    match value.as_str() {
-        // libpq tries without encryption first, and then with it; the driver would never encrypt.
-        "allow" => Err(AddressError::rejected(format!("{name}=allow is not supported: write {name}=prefer"))),
-        "true" | "1" | "on" | "false" | "0" | "off" if name == "ssl" => Err(AddressError::rejected(
-            "ssl=true and ssl=false are not supported: write sslmode=verify-full, sslmode=require or sslmode=disable",
-        )),
-        mode if MODES.contains(&mode) => Ok(value),
-        _ => Err(AddressError::invalid(name, format!("expected one of {}", MODES.join(", ")))),
-    }
+/// Parameters of other clients, and what to write instead.
+const INSTEAD: [(&str, &str); 19] = [
+    ("pghostaddr", "write the host into the URL, and unset it"),
+    ("sslcertmode", "remove it"),
+    ("sslcrldir", "certificate revocation lists are not supported"),
+    ("sslcompression", "remove it"),
+    ("load_balance_hosts", "remove it, and name only the primary"),
+    ("min_protocol_version", "remove it"),
+    ("currentschema", "use --database-schema"),
+    ("schema", "use --database-schema"),
+    ("search_path", "use --database-schema"),
+    ("service", "service files are not read: write host, port, user and database into the URL"),
+    ("servicefile", "service files are not read: write host, port, user and database into the URL"),
+    ("passfile", "set the variable PGPASSFILE"),
+    ("pgbouncer", "connect to the database itself, or to a pooler in session mode"),
+    ("require_auth", "remove it, and write sslmode=verify-full to verify the server"),
+    ("requirepeer", "remove it"),
+    ("krbsrvname", "Kerberos is not supported"),
+    ("sslcrl", "certificate revocation lists are not supported"),
+    ("sslpassword", "use a key file without a password"),
+    ("requiressl", "write sslmode=require"),
+];
+
+/// Supported parameters.
+const KNOWN: [&str; 21] = [
+    "channel_binding",
+    "client_encoding",
+    "fallback_application_name",
+    "gssencmode",
+    "ssl",
+    "sslnegotiation",
+    "ssl_min_protocol_version",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "options",
+    "application_name",
+    "connect_timeout",
+    "target_session_attrs",
+];
+
+/// Returns the supported parameter whose name is spelled similarly.
+fn spelled_like(name: &str) -> Option<&'static str> {
+    let close = name.to_ascii_lowercase().replace(['-', '_'], "");
+    KNOWN.into_iter().find(|known| known.replace('_', "") == close)
 }
 
-/// Returns the error for a parameter whose value is not supported, or that is unknown.
-fn unsupported(name: &str) -> AddressError {
-    match name {
-        "target_session_attrs" => {
-            AddressError::invalid(name, "tenantgate needs the primary, write target_session_attrs=read-write")
-        }
-        "channel_binding" => AddressError::rejected(
-            "channel_binding=require is not supported: remove it, and write sslmode=verify-full to verify the server",
-        ),
-        "gssencmode" => {
-            AddressError::rejected("gssencmode=require is not supported: remove it, and use sslmode")
-        }
-        "sslnegotiation" => AddressError::rejected("sslnegotiation=direct is not supported: remove it"),
-        _ => unknown(name),
-    }
+/// Whether a parameter is one of a client. Another text may be a part of a password.
+pub(super) fn is_familiar(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    spelled_like(name).is_some()
+        || INSTEAD.iter().any(|(known, _)| *known == lower)
+        || lower.starts_with("options[")
+        || ["ssl_max_protocol_version", "ssl-root-cert", "ssl-ca"].contains(&lower.as_str())
 }
 
-/// Returns the error for an unknown parameter, with its replacement.
+/// The error for an unsupported parameter, with what to write instead.
 fn unknown(name: &str) -> AddressError {
-    const INSTEAD: [(&str, &str); 13] = [
-        ("currentschema", "use --database-schema"),
-        ("schema", "use --database-schema"),
-        ("search_path", "use --database-schema"),
-        ("service", "service files are not read: write host, port, user and database into the URL"),
-        ("servicefile", "service files are not read: write host, port, user and database into the URL"),
-        ("passfile", "set the variable PGPASSFILE"),
-        ("pgbouncer", "connect to the database itself, or to a pooler in session mode"),
-        ("require_auth", "remove it, and write sslmode=verify-full to verify the server"),
-        ("requirepeer", "remove it"),
-        ("krbsrvname", "Kerberos is not supported"),
-        ("sslcrl", "certificate revocation lists are not supported"),
-        ("sslpassword", "use a key file without a password"),
-        ("requiressl", "write sslmode=require"),
-    ];
-    const KNOWN: [&str; 14] = [
-        "sslmode",
-        "sslrootcert",
-        "sslcert",
-        "sslkey",
-        "host",
-        "hostaddr",
-        "port",
-        "dbname",
-        "user",
-        "password",
-        "options",
-        "application_name",
-        "connect_timeout",
-        "target_session_attrs",
-    ];
     let lower = name.to_ascii_lowercase();
     if let Some((_, instead)) = INSTEAD.iter().find(|(known, _)| *known == lower) {
         return AddressError::rejected(format!("the parameter {name} is not supported: {instead}"));
     }
-    let close = lower.replace(['-', '_'], "");
-    AddressError::rejected(match KNOWN.iter().find(|known| known.replace('_', "") == close) {
+    AddressError::rejected(match spelled_like(name) {
         Some(known) => format!("the parameter {name} is not supported: write {known}"),
         None => format!("the parameter {name} is not supported: remove it"),
     })

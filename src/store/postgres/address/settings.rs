@@ -1,10 +1,15 @@
 //! The parameter `options`: settings of a session.
 
-use super::{Settings, is_schema};
+use super::{Settings, USER, is_schema};
 use crate::store::AddressError;
 
 /// Parses `-c name=value -cname=value --name=value`. A backslash escapes the next character.
 pub(super) fn settings(text: &str) -> Result<Settings, AddressError> {
+    if text.trim_start().starts_with("endpoint=") || text.trim_start().starts_with("project=") {
+        return Err(AddressError::rejected(
+            "options=endpoint=… is for old clients of Neon: remove it, TLS names the endpoint to the server",
+        ));
+    }
     let invalid = || AddressError::invalid("options", "expected -c NAME=VALUE");
     let mut words = vec![String::new()];
     let mut characters = text.chars();
@@ -37,12 +42,24 @@ pub(super) fn schema_of(settings: Settings) -> Result<(Option<String>, Settings)
     let (paths, rest): (Vec<_>, Vec<_>) =
         settings.into_iter().partition(|(name, _)| name.eq_ignore_ascii_case("search_path"));
     let Some((_, path)) = paths.last() else { return Ok((None, rest)) };
-    let name = path.trim().trim_matches('"');
-    if path.contains(',') || name.contains('$') || !is_schema(name) {
-        return Err(AddressError::rejected(
-            "options sets search_path to more than one schema: name the schema of tenants and api_keys with \
-             --database-schema",
-        ));
-    }
-    Ok((Some(name.to_owned()), rest))
+    let path = path.trim();
+    // As Postgres reads it: a name in quotes is taken as it is, others in lower case.
+    let name = match path.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        Some(quoted) => quoted.replace("\"\"", "\""),
+        None => path.to_lowercase(),
+    };
+    let fault = if name.is_empty() {
+        "no schema"
+    } else if path.contains(',') {
+        "more than one schema"
+    } else if name == USER {
+        "\"$user\", which is another schema for each role"
+    } else if !is_schema(&name) {
+        "an invalid name"
+    } else {
+        return Ok((Some(name), rest));
+    };
+    Err(AddressError::rejected(format!(
+        "options sets search_path to {fault}: name the schema of tenants and api_keys with --database-schema"
+    )))
 }

@@ -97,8 +97,27 @@ fn variables_of_libpq_apply_where_the_url_sets_nothing() {
         ("PGTARGETSESSIONATTRS", "standby", "read-write"),
         ("PGSSLROOTCERT", "system", "write sslrootcert=system into the URL"),
         ("PGREQUIREAUTH", "scram-sha-256", "remove it"),
+        ("PGHOSTADDR", "127.0.0.1", "write the host into the URL"),
+        ("PGREQUIRESSL", "1", "write sslmode=require"),
+        ("PGSSLMINPROTOCOLVERSION", "TLSv1.3", "TLS 1.2 and 1.3 are used"),
+        ("PGSSLCERTMODE", "disable", "remove it"),
+        ("PGOPTIONS", "-c search_path=a,b", "more than one schema"),
+        ("PGLOADBALANCEHOSTS", "random", "name only the primary"),
+        ("PGCLIENTENCODING", "LATIN1", "always uses UTF8"),
     ] {
         let said = with(URL, &[(name, value)]).expect_err(name);
-        assert!(said.starts_with(&format!("the variable {name}")) && said.contains(wanted), "{said}");
+        let wanted = said.starts_with(&format!("the variable {name}")) && said.contains(wanted);
+        // The last variable was read, but its value is checked with the rest of the URL.
+        assert!(wanted || (name == "PGOPTIONS" && said.contains("more than one schema")), "{said}");
     }
+    let bare = "postgresql://u@/db";
+    for (name, value) in [("PGHOST", "a,b"), ("PGPORT", "21650,2"), ("PGPORT", "garbage"), ("PGPORT", "0")] {
+        let said = with(bare, &[(name, value)]).expect_err(value);
+        assert!(said.starts_with(&format!("the variable {name}: ")), "{said}");
+    }
+    let [host, port] = [("PGHOST", "h2"), ("PGPORT", "21650")];
+    assert_eq!(with(bare, &[host, port]).unwrap(), "u@h2:21650/db Prefer");
+    assert_eq!(with("postgresql://u@h:1/db", &[host, port]).unwrap(), "u@h:1/db Prefer");
+    assert_eq!(with(URL, &[("PGOPTIONS", "-c search_path=App")]).unwrap(), "u@h:5432/db Prefer app");
+    assert_eq!(with(URL, &[("PGSSLMINPROTOCOLVERSION", "TLSv1.2")]).unwrap(), "u@h:5432/db Prefer");
 }
