@@ -62,6 +62,8 @@ pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Resul
     }
     if adoption.new_identity {
         migrated.identity = Some(moved::renew_identity(&mut transaction).await?);
+        // A load compares the identity.
+        moved::reload(&mut transaction).await?;
     }
     if adoption.publication {
         migrated.notes.extend(publish(&mut transaction).await?);
