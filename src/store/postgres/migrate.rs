@@ -62,6 +62,8 @@ pub(super) async fn migrate(store: &PostgresStore, adoption: &Adoption) -> Resul
     }
     if adoption.new_identity {
         migrated.identity = Some(moved::renew_identity(&mut transaction).await?);
+        // A load compares the identity.
+        moved::reload(&mut transaction).await?;
     }
     if adoption.publication {
         migrated.notes.extend(publish(&mut transaction).await?);
@@ -160,14 +162,16 @@ async fn publish(connection: &mut PgConnection) -> Result<Option<String>, StoreE
     let known = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1), current_setting('wal_level')";
     let row = sqlx::query(known).bind(PUBLICATION).fetch_one(&mut *connection).await?;
     let (known, level): (bool, String) = (row.try_get(0)?, row.try_get(1)?);
-    let verb = if known { "ALTER" } else { "CREATE" };
-    let set = if known { "SET" } else { "FOR" };
-    let mut sql = format!("{verb} PUBLICATION {PUBLICATION} {set} TABLE {}", PUBLISHED.join(", "));
-    if known {
-        // The default of Postgres, which an operator may have changed.
-        sql +=
-            &format!("; ALTER PUBLICATION {PUBLICATION} SET (publish = 'insert, update, delete, truncate')");
-    }
+    let tables = PUBLISHED.join(", ");
+    // An operator may have changed the default of Postgres.
+    let changes = "publish = 'insert, update, delete, truncate'";
+    let sql = if known {
+        format!(
+            "ALTER PUBLICATION {PUBLICATION} SET TABLE {tables}; ALTER PUBLICATION {PUBLICATION} SET ({changes})"
+        )
+    } else {
+        format!("CREATE PUBLICATION {PUBLICATION} FOR TABLE {tables} WITH ({changes})")
+    };
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
     Ok((level != "logical").then(|| {
         format!("wal_level is {level}: set it to logical and restart Postgres before anything subscribes")

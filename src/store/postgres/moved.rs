@@ -93,7 +93,7 @@ pub(super) async fn refuse_on_subscriber(connection: &mut PgConnection) -> Resul
             "tenants and keys are read-only here: the subscription {name:?} writes them. Run the command on the \
              publisher, or promote this database with DROP SUBSCRIPTION {name}"
         ))),
-        Some(Subscription { name, enabled: false }) => Err(StoreError::Refused(format!(
+        Some(Subscription { name, enabled: false }) => Err(StoreError::Disallowed(format!(
             "tenants and keys are read-only here: the subscription {name:?} writes them as soon as it is enabled \
              again. Enable it with ALTER SUBSCRIPTION {name} ENABLE and run the command on the publisher, or promote \
              this database with DROP SUBSCRIPTION {name}"

@@ -111,36 +111,38 @@ const ROUTE: &[(usize, &str)] = &[
 /// The additional columns of the header, a row of kind `h` that describes the response itself.
 const ABOUT: &str =
     "pg_current_snapshot()::text AS snapshot, pg_is_in_recovery() AS standby, clock_timestamp() AS now,
-    pg_backend_pid() || ' ' || pg_postmaster_start_time()::text AS backend";
-
-/// The newest change: its id and transaction. If the log is empty, the newest one that was pruned, and a third word.
-const NEWEST: &str = "coalesce((SELECT id || ' ' || xid::text FROM tenantgate_change ORDER BY id DESC LIMIT 1),
-    (SELECT coalesce(CASE WHEN has_sequence_privilege('tenantgate_change_id_seq', 'SELECT, USAGE')
-                     THEN pg_sequence_last_value('tenantgate_change_id_seq') END, 0) || ' ' || xid::text || ' pruned'
-     FROM tenantgate_change_floor WHERE xid <> '0')) AS newest";
+    pg_backend_pid() || ' ' || pg_postmaster_start_time()::text AS backend,
+    (SELECT id || ' ' || xid::text FROM tenantgate_change ORDER BY id DESC LIMIT 1) AS newest";
 
 /// The tables whose rows are served.
 const SERVED: &str =
     "'tenants'::regclass, 'api_keys'::regclass, 'tenantgate_plan'::regclass, 'tenantgate_route'::regclass";
 
-/// What the change log depends on, in words: the identity of the database and of its log, the tables and, if `triggers`
-/// holds, their triggers with the transactions that last changed them. If one is not what it was, a change may be missing
-/// from the log. The names of the tables are constants of the plan, which Postgres makes anew if a table is replaced.
-fn which(triggers: &str) -> String {
+/// Which tables these are. They are constants of the plan, so that a poll costs no more; Postgres makes a plan anew if a
+/// table is replaced by another one.
+fn tables() -> String {
+    format!("array_to_string(ARRAY[{SERVED}, 'tenantgate_change'::regclass]::oid[], ',') AS tables")
+}
+
+/// Builds the statement for what changes rarely. The change log depends on it: the identity of the database and of its
+/// log, and the triggers with the transactions that last changed them. If one is not what it was, a change may be missing
+/// from the log. Also reads the newest change that was pruned, in the form of `newest` and with a third word.
+pub(super) fn foundation() -> String {
     format!(
-        "(SELECT id || ' ' || log FROM tenantgate_identity)
-         || ' ' || array_to_string(ARRAY[{SERVED}, 'tenantgate_change'::regclass]::oid[], ',')
-         || CASE WHEN {triggers} THEN ' ' || coalesce((SELECT string_agg(oid || ':' || xmin, ',' ORDER BY oid)
-             FROM pg_trigger WHERE tgrelid IN ({SERVED}) AND NOT tgisinternal), '') ELSE '' END"
+        "SELECT (SELECT id FROM tenantgate_identity)::text AS identity, (SELECT log FROM tenantgate_identity)::text AS log,
+            (SELECT string_agg(oid || ':' || xmin, ',' ORDER BY oid) FROM pg_trigger
+             WHERE tgrelid IN ({SERVED}) AND NOT tgisinternal) AS triggers,
+            (SELECT coalesce(CASE WHEN has_sequence_privilege('tenantgate_change_id_seq', 'SELECT, USAGE')
+                             THEN pg_sequence_last_value('tenantgate_change_id_seq') END, 0) || ' ' || xid::text || ' pruned'
+             FROM tenantgate_change_floor WHERE xid <> '0') AS pruned"
     )
 }
 
-/// Builds the SELECT of the header. `reload` is the expression for whether everything must be loaded again, `triggers`
-/// the one for whether to look at the triggers.
-fn header(reload: &str, triggers: &str) -> String {
+/// Builds the SELECT of the header. `reload` is the expression for whether everything must be loaded again.
+fn header(reload: &str) -> String {
     let typed = COLUMNS[1..].iter().map(|(name, kind)| format!("NULL::{kind} AS {name}"));
-    let (typed, which) = (typed.collect::<Vec<_>>().join(", "), which(triggers));
-    format!("SELECT 'h' AS rec, {typed}, {ABOUT}, {NEWEST}, {which} AS which, {reload} AS reload")
+    let (typed, tables) = (typed.collect::<Vec<_>>().join(", "), tables());
+    format!("SELECT 'h' AS rec, {typed}, {ABOUT}, {tables}, {reload} AS reload")
 }
 
 /// Builds the columns of rows of one kind. Columns that are not in `named` are NULL.
@@ -162,7 +164,7 @@ fn rows(kind: &str, named: &[&[(usize, &str)]]) -> String {
 /// Builds the statement of a load.
 pub(super) fn load() -> String {
     [
-        header("NULL::bool", "true"),
+        header("NULL::bool"),
         rows("t", &[&[(ID, "t.id")], TENANT]) + " FROM tenants t",
         rows("p", &[&[(NAME, "p.name")], PLAN_LIMITS]) + " FROM tenantgate_plan p",
         rows("r", &[&[(ID, "r.id")], ROUTE]) + " FROM tenantgate_route r",
@@ -171,8 +173,7 @@ pub(super) fn load() -> String {
     .join(" ")
 }
 
-/// Builds the statement of a poll: the rows that changed since the snapshot `$1`; `$2` says whether to look at the
-/// triggers, which costs as much as a few rows. OFFSET 0 makes the plan look up each
+/// Builds the statement of a poll: the rows that changed since the snapshot `$1`. OFFSET 0 makes the plan look up each
 /// row by its index, even if the table was empty when the plan was made.
 pub(super) fn changes() -> String {
     let changed = "WITH c AS MATERIALIZED (
@@ -193,7 +194,7 @@ pub(super) fn changes() -> String {
                         networks, plan FROM api_keys WHERE key_prefix = c.key_prefix OFFSET 0)";
     [
         changed.to_owned(),
-        header(reload, "$2::bool"),
+        header(reload),
         rows("t", &[&[(ID, "c.tenant_id"), (THERE, "t.id")], TENANT])
             + &from("tenants", "id", "tenant_id", "t"),
         rows("p", &[&[(NAME, "c.plan"), (THERE_PLAN, "p.name")], PLAN_LIMITS])
@@ -214,8 +215,8 @@ pub(super) struct Header {
     pub(super) backend: String,
     pub(super) reload: bool,
     pub(super) newest: Option<String>,
-    /// See [`which`]; `None` if the database has no identity.
-    pub(super) which: Option<String>,
+    /// See [`tables`].
+    pub(super) tables: String,
 }
 
 impl Header {
@@ -227,7 +228,7 @@ impl Header {
             backend: row.try_get("backend")?,
             reload: row.try_get::<Option<bool>, _>("reload")?.unwrap_or(false),
             newest: row.try_get("newest")?,
-            which: row.try_get("which")?,
+            tables: row.try_get("tables")?,
         })
     }
 }

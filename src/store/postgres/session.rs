@@ -45,8 +45,8 @@ const SETTINGS: [(&str, &str); 12] = [
     ("plan_cache_mode", "force_generic_plan"),
 ];
 
-/// Every twentieth poll, about one a second, also compares the triggers.
-const POLLS_PER_TRIGGER_CHECK: u32 = 20;
+/// Every twentieth poll, about one a second, also compares the foundation.
+const POLLS_PER_FOUNDATION: u32 = 20;
 
 /// A connection to one backend of the primary.
 pub(super) struct PostgresSession {
@@ -55,46 +55,33 @@ pub(super) struct PostgresSession {
     backend: Option<String>,
     /// The snapshot of the last load or poll.
     snapshot: String,
-    database: DatabaseIdentity,
+    foundation: Foundation,
     polls: u32,
+    /// Which tables were loaded.
+    tables: String,
+    /// The newest change that was pruned, for while the change log is empty.
+    pruned: Option<String>,
     /// The cluster, and the database in it.
     place: String,
     schema: String,
     changes: Arc<str>,
 }
 
-/// The identity of a database, and what its change log depends on.
-#[derive(Default)]
-struct DatabaseIdentity {
+/// What the change log depends on; see [`poll::foundation`].
+#[derive(Default, PartialEq)]
+struct Foundation {
     identity: String,
-    /// The id of its change log.
+    /// The id of the change log.
     log: String,
-    tables: String,
-    /// `None` if the statement did not look at them.
     triggers: Option<String>,
-}
-
-impl DatabaseIdentity {
-    /// Parses the text of a header.
-    fn of(text: Option<&str>) -> Result<Self, StoreError> {
-        let Some(text) = text else {
-            let why = "the database has no identity (tenantgate_identity is empty): run `tenantgate migrate`";
-            return Err(StoreError::WrongDatabase(why.into()));
-        };
-        let mut words = text.splitn(4, ' ').map(str::to_owned);
-        let [identity, log, tables] = [(); 3].map(|()| words.next().unwrap_or_default());
-        Ok(Self { identity, log, tables, triggers: words.next() })
-    }
-
-    fn is_of_the_same_tables_as(&self, other: &Self) -> bool {
-        (&self.identity, &self.log, &self.tables) == (&other.identity, &other.log, &other.tables)
-    }
 }
 
 #[async_trait]
 impl Session for PostgresSession {
     async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<SyncPoint, StoreError> {
         self.place = place(&mut self.listener).await?;
+        // Before the rows: if it changes meanwhile, a poll notices.
+        self.foundation = self.read_foundation().await?;
         let mut header = None;
         let mut rows = sqlx::query(sqlx::AssertSqlSafe(poll::load())).fetch(&mut self.listener);
         while let Some(row) = rows.next().await {
@@ -109,7 +96,7 @@ impl Session for PostgresSession {
         }
         drop(rows);
         let header = self.accept(header)?;
-        self.database = DatabaseIdentity::of(header.which.as_deref())?;
+        self.tables.clone_from(&header.tables);
         Ok(self.sync_point(header))
     }
 
@@ -128,9 +115,11 @@ impl Session for PostgresSession {
         let sql = Arc::clone(&self.changes);
         let (mut header, mut changes) = (None, Vec::new());
         self.polls = self.polls.wrapping_add(1);
-        let triggers = self.polls.is_multiple_of(POLLS_PER_TRIGGER_CHECK);
-        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&self.snapshot).bind(triggers);
-        let mut rows = query.fetch(&mut self.listener);
+        if self.polls.is_multiple_of(POLLS_PER_FOUNDATION) && self.read_foundation().await? != self.foundation
+        {
+            return Ok(Changes::Everything);
+        }
+        let mut rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&self.snapshot).fetch(&mut self.listener);
         while let Some(row) = rows.next().await {
             let row = row?;
             match row.try_get(REC)? {
@@ -143,13 +132,12 @@ impl Session for PostgresSession {
         }
         drop(rows);
         let header = self.accept(header)?;
-        let which = DatabaseIdentity::of(header.which.as_deref())?;
-        if !which.is_of_the_same_tables_as(&self.database) {
+        if header.tables != self.tables {
             // A new session also removes what a restore may have left in the change log.
-            let why = "the tables or their identity were replaced (a restore?), connecting again";
+            let why = "the tables were replaced (a restore?), connecting again";
             return Err(StoreError::Unavailable(why.into()));
         }
-        if header.reload || which.triggers.is_some() && which.triggers != self.database.triggers {
+        if header.reload {
             return Ok(Changes::Everything);
         }
         Ok(Changes::Rows(changes, self.sync_point(header)))
@@ -159,7 +147,7 @@ impl Session for PostgresSession {
         let change: Vec<_> = known.newest_change.as_deref().unwrap_or_default().split(' ').collect();
         let [log, id, xid, pruned @ ..] = change.as_slice() else { return Ok(true) };
         // A subscriber has its own change log, which cannot contain a change of its publisher's.
-        if *log != self.database.log {
+        if *log != self.foundation.log {
             return Ok(true);
         }
         // In another cluster, transaction ids differ. There, compare with the sequence of the log, which was copied
@@ -211,22 +199,35 @@ impl PostgresSession {
             listener,
             backend,
             snapshot,
-            database: DatabaseIdentity::default(),
+            foundation: Foundation::default(),
             polls: 0,
+            tables: String::new(),
+            pruned: None,
             place: String::new(),
             schema,
             changes: poll::changes().into(),
         })
     }
 
+    async fn read_foundation(&mut self) -> Result<Foundation, StoreError> {
+        let row = sqlx::query(sqlx::AssertSqlSafe(poll::foundation())).fetch_one(&mut self.listener).await?;
+        let (Some(identity), Some(log)) = (row.try_get("identity")?, row.try_get("log")?) else {
+            let why = "the database has no identity (tenantgate_identity is empty): run `tenantgate migrate`";
+            return Err(StoreError::WrongDatabase(why.into()));
+        };
+        self.pruned = row.try_get("pruned")?;
+        Ok(Foundation { identity, log, triggers: row.try_get("triggers")? })
+    }
+
     fn sync_point(&self, header: Header) -> SyncPoint {
+        let newest = header.newest.as_ref().or(self.pruned.as_ref());
         SyncPoint {
             now: Some(header.now),
-            identity: self.database.identity.clone(),
+            identity: self.foundation.identity.clone(),
             place: self.place.clone(),
-            tables: self.database.tables.clone(),
+            tables: self.tables.clone(),
             position: header.snapshot,
-            newest_change: header.newest.map(|newest| format!("{} {newest}", self.database.log)),
+            newest_change: newest.map(|newest| format!("{} {newest}", self.foundation.log)),
         }
     }
 
@@ -245,7 +246,7 @@ impl PostgresSession {
     }
 }
 
-/// Returns the error for a standby, which shows commits late.
+/// The error for a standby, which shows commits late.
 pub(super) fn standby() -> StoreError {
     StoreError::WrongDatabase("the database is a standby, tenantgate needs the primary".into())
 }

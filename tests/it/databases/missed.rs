@@ -95,7 +95,10 @@ fn a_restore_in_one_transaction_under_a_running_server_is_loaded_with_the_alarm(
     server.row_becomes("401 revoked", PATIENCE, Ask::with_key(KEY));
     assert_eq!(server.row(late), "401 unknown");
     let log = server.stderr.text();
-    assert!(log.contains("were replaced (a restore?)") && log.contains("the database went back"), "{log}");
+    assert!(
+        log.contains("the tables were replaced (a restore?)") && log.contains("the database went back"),
+        "{log}"
+    );
     assert_eq!(count(&server, "tenantgate_replica_went_back_total"), 1, "{log}");
     // And it is followed.
     database.sql("UPDATE api_keys SET revoked_at = NULL");
