@@ -209,8 +209,11 @@ impl Admin {
     ///
     /// The database is not available, a migration failed, or existing tables cannot be adopted.
     pub async fn migrate(&self, adoption: &Adoption) -> Result<(Migrated, i64), StoreError> {
+        // Read first: after the commit nothing may fail, because the changes are made.
+        let before = self.store.version().await?.current;
         let migrated = self.store.adopt(adoption).await?;
-        Ok((migrated, self.store.version().await?.current))
+        let current = migrated.applied.last().copied().unwrap_or(before);
+        Ok((migrated, current))
     }
 
     /// Creates the roles of least privilege, whose names begin with `prefix`. Returns their names.

@@ -242,8 +242,6 @@ impl Store for PostgresStore {
     }
 
     async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
-        // The address may lead elsewhere than the last time.
-        self.vetted.forget();
         // LISTEN fails on a standby, too, but with an error that does not name the cause.
         let mut probe = self.connect().await?;
         if sqlx::query("SELECT pg_is_in_recovery()").fetch_one(&mut probe).await?.try_get(0)? {
@@ -254,6 +252,8 @@ impl Store for PostgresStore {
     }
 
     async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
+        // A server asks before each session: the address may lead elsewhere than the last time.
+        self.vetted.forget();
         self.version_at(&mut self.connect().await?).await
     }
 

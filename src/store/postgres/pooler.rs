@@ -16,9 +16,9 @@ use crate::store::{CONNECT_TIMEOUT, StoreError};
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often both connections are compared. Other clients of a pooler may hide its mode for a moment.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 2;
 
-/// Returns where the server itself listens, if it is not where the connection was opened: then there is a pooler or a
+/// Whether the server does not listen where the connection was opened: then there is a pooler or a
 /// proxy in between, or the address is a name.
 pub(super) async fn may_be_at(
     connection: &mut PgConnection,

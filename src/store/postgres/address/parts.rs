@@ -70,6 +70,7 @@ impl Parts {
         Ok(())
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each parameter")]
     pub(super) fn parameter(&mut self, name: &str, value: String) -> Result<(), AddressError> {
         let one_of = |words: &[&str]| {
             words
