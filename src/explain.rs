@@ -186,9 +186,16 @@ impl Explanation<'_> {
                 None => "scopes is NULL: everything".into(),
                 Some(scopes) => format!("scopes {scopes:?}"),
             }),
-            Row::KeyDamaged => Some(format!("plan {}", key.terms.plan.as_deref().unwrap_or("of the tenant"))),
+            Row::KeyDamaged => Some(match key.terms.profile().compile() {
+                Err(damage) => damage.to_string(),
+                Ok(_) if step == Step::Held => {
+                    let tenant = self.tenant.as_ref().and_then(|tenant| tenant.plan.as_deref());
+                    format!("the plan {:?} is damaged or missing", key.terms.plan.as_deref().or(tenant)?)
+                }
+                Ok(_) => "all are valid".into(),
+            }),
             Row::TenantInactive => Some(format!("status {}", self.tenant.as_ref()?.status)),
-            Row::TenantDamaged => Some(format!("schema {:?}", self.tenant.as_ref()?.schema)),
+            Row::TenantDamaged => Some(self.tenant.as_ref()?.damage().unwrap_or("its row is valid").into()),
             _ => None,
         }
     }

@@ -361,7 +361,7 @@ impl Snapshot {
 fn is_damaged(row: &Row, profiles: &Profiles) -> bool {
     match row {
         Row::Key(record, _, profile) => record.is_damaged() || profiles.is_damaged(profile),
-        Row::Tenant(_) | Row::Plan(_) | Row::Route(_) => row.is_damaged(),
+        Row::Tenant(_) | Row::Plan(_) | Row::Route(_) => row.damage().is_some(),
     }
 }
 

@@ -397,25 +397,21 @@ impl Damaged {
 
     fn log(self) {
         for row in self.0 {
+            let why = row.damage();
             match row {
-                Row::Key(k, _, profile) => {
-                    let why = profile.compile().err();
-                    let why =
-                        why.map_or_else(|| "hashed_key, key_prefix or expires_at".into(), |d| d.to_string());
+                Row::Key(k, ..) => {
                     warn!(key.id = %k.id.0, key.prefix = %k.prefix, why, "damaged row of api_keys, its key gets 503 until it is fixed");
                 }
                 Row::Tenant(t) => {
-                    warn!(tenant.id = %t.id.0, "damaged row of tenants (name, db_schema_name or plan), its keys get 503 until it is fixed");
+                    warn!(tenant.id = %t.id.0, why, "damaged row of tenants, its keys get 503 until it is fixed");
                 }
                 Row::Plan(p) => {
-                    let why = p.compile().err().map(|error| error.to_string());
                     warn!(
                         plan = p.name,
                         why, "damaged row of tenantgate_plan, keys on it get 503 until it is fixed"
                     );
                 }
                 Row::Route(r) => {
-                    let why = r.compile().err().map(|damage| damage.to_string());
                     warn!(route.id = %r.id.0, why, "damaged row of tenantgate_route, requests that it could match get 503 until it is fixed");
                 }
             }

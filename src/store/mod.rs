@@ -302,14 +302,15 @@ pub enum Row {
 }
 
 impl Row {
-    /// Whether the row is damaged, so that it cannot be used for any request.
+    /// Returns why the row is damaged, so that it cannot be used for any request. `None` if it is not.
     #[must_use]
-    pub fn is_damaged(&self) -> bool {
+    pub fn damage(&self) -> Option<String> {
         match self {
-            Self::Key(key, _, profile) => key.is_damaged() || profile.compile().is_err(),
-            Self::Tenant(tenant) => !tenant.is_sound(),
-            Self::Plan(plan) => plan.compile().is_err(),
-            Self::Route(route) => route.compile().is_err(),
+            Self::Key(key, ..) if key.is_damaged() => Some("hashed_key or key_prefix is not valid".into()),
+            Self::Key(_, _, profile) => profile.compile().err().map(|error| error.to_string()),
+            Self::Tenant(tenant) => tenant.damage().map(Into::into),
+            Self::Plan(plan) => plan.compile().err().map(|error| error.to_string()),
+            Self::Route(route) => route.compile().err().map(|error| error.to_string()),
         }
     }
 }

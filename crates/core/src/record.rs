@@ -15,6 +15,7 @@ use crate::key::KeyId;
 use crate::key::format::is_stored_prefix;
 use crate::key::prefix::Prefix;
 use crate::labels::Labels;
+use crate::profile::ProfileRow;
 use crate::tenant::TenantId;
 
 /// The part of a row of `api_keys` that a decision needs.
@@ -272,6 +273,19 @@ pub struct KeyTerms {
     pub plan: Option<String>,
     /// `api_keys.labels`; empty if they are invalid.
     pub labels: Labels,
+}
+
+impl KeyTerms {
+    /// Returns the columns that a verdict depends on, besides the start of validity.
+    #[must_use]
+    pub fn profile(&self) -> ProfileRow {
+        let column = |text: &Option<String>| text.as_deref().map(Into::into);
+        ProfileRow {
+            scopes: column(&self.scopes),
+            networks: column(&self.networks),
+            plan: column(&self.plan),
+        }
+    }
 }
 
 impl KeyDetails {

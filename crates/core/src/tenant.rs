@@ -114,8 +114,21 @@ impl Tenant {
     /// Returns whether its row is valid: the name is not empty, and schema name and plan name have their grammar.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        let has_plan = self.plan.as_deref().is_none_or(|plan| PlanName::parse(plan).is_ok());
-        !self.name.is_empty() && is_schema_name(&self.schema) && has_plan
+        self.damage().is_none()
+    }
+
+    /// Returns which column of its row is invalid, as the subject of a sentence; `None` if it is valid.
+    #[must_use]
+    pub fn damage(&self) -> Option<&'static str> {
+        if self.name.is_empty() {
+            Some("name is empty")
+        } else if !is_schema_name(&self.schema) {
+            Some("db_schema_name is not a valid schema name")
+        } else if self.plan.as_deref().is_some_and(|plan| PlanName::parse(plan).is_err()) {
+            Some("plan is not a valid name of a plan")
+        } else {
+            None
+        }
     }
 }
 

@@ -18,12 +18,44 @@ pub(super) struct Rows {
     keys: usize,
     tenants: HashSet<TenantId>,
     tenants_of_keys: HashSet<TenantId>,
-    damaged: Vec<String>,
+    damaged: usize,
+    /// The first damaged row.
+    first: Option<Damaged>,
     /// The number of keys by the pepper of their memo.
     memos: HashMap<PepperId, usize>,
     without_memo: usize,
     /// Why the load failed; `None` if it succeeded.
     refused: Option<String>,
+}
+
+/// A damaged row.
+struct Damaged {
+    /// Which row it is, why it is damaged, and what follows.
+    what: String,
+    remedy: &'static str,
+}
+
+impl Damaged {
+    fn of(row: &Row, why: &str) -> Self {
+        let (what, remedy) = match row {
+            Row::Key(key, ..) => (
+                format!("key {}: {why}; it gets 503", key.id.0),
+                "UPDATE the row, or revoke the key and create another",
+            ),
+            Row::Tenant(tenant) => {
+                (format!("tenant {}: {why}; its keys get 503", tenant.id.0), "UPDATE the row of tenants")
+            }
+            Row::Plan(plan) => (
+                format!("plan {:?}: {why}; keys on it get 503", plan.name),
+                "change the plan with `tenantgate plan update`",
+            ),
+            Row::Route(route) => (
+                format!("route {}: {why}; requests that it could match get 503", route.id.0),
+                "remove the rule with `tenantgate route remove` and add it again",
+            ),
+        };
+        Self { what, remedy }
+    }
 }
 
 impl Rows {
@@ -43,27 +75,20 @@ impl Rows {
     }
 
     fn count(&mut self, row: &Row) {
-        let damaged = row.is_damaged();
+        if let Some(why) = row.damage() {
+            self.damaged += 1;
+            self.first.get_or_insert_with(|| Damaged::of(row, &why));
+        }
         match row {
-            Row::Key(key, memo, _) => self.count_key(key, memo.as_ref(), damaged),
-            Row::Tenant(tenant) => {
-                self.tenants.insert(tenant.id);
-                if damaged {
-                    self.damaged.push(format!("tenant {}", tenant.id.0));
-                }
-            }
-            Row::Plan(plan) if damaged => self.damaged.push(format!("plan {:?}", plan.name)),
-            Row::Route(route) if damaged => self.damaged.push(format!("route {}", route.id.0)),
+            Row::Key(key, memo, _) => self.count_key(key, memo.as_ref()),
+            Row::Tenant(tenant) => drop(self.tenants.insert(tenant.id)),
             Row::Plan(_) | Row::Route(_) => {}
         }
     }
 
-    fn count_key(&mut self, key: &KeyRecord, memo: Option<&Memo>, damaged: bool) {
+    fn count_key(&mut self, key: &KeyRecord, memo: Option<&Memo>) {
         self.keys += 1;
         self.tenants_of_keys.insert(key.tenant_id);
-        if damaged {
-            self.damaged.push(format!("key {}", key.id.0));
-        }
         match memo {
             Some(memo) => *self.memos.entry(memo.pepper).or_default() += 1,
             None => self.without_memo += 1,
@@ -88,19 +113,19 @@ impl Rows {
     fn damage(&self) -> Finding {
         const CHECK: &str = "database.rows";
         let orphan = self.tenants_of_keys.difference(&self.tenants).next();
-        match (self.damaged.as_slice(), orphan) {
-            ([], None) => Finding::ok(CHECK, "no row is damaged"),
-            ([], Some(tenant)) => {
+        match (&self.first, orphan) {
+            (None, None) => Finding::ok(CHECK, "no row is damaged"),
+            (None, Some(tenant)) => {
                 let what =
                     format!("there are keys of the tenant {}, which does not exist: they get 503", tenant.0);
                 Finding::bad(CHECK, what, "restore the tenant, or DELETE its keys")
             }
-            ([first, ..], _) => {
-                let what = format!(
-                    "{} rows are damaged, for example the {first}: their keys get 503",
-                    self.damaged.len()
-                );
-                Finding::bad(CHECK, what, "UPDATE the row, or revoke the key and create another")
+            (Some(first), _) => {
+                let what = match self.damaged {
+                    1 => format!("a row is damaged: {}", first.what),
+                    rows => format!("{rows} rows are damaged; the first: {}", first.what),
+                };
+                Finding::bad(CHECK, what, first.remedy)
             }
         }
     }

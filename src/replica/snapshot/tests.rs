@@ -191,11 +191,11 @@ fn a_damaged_row_is_found_alike_whether_its_profile_is_known_or_not() {
         (Arc::new(none.clone()).reload(&peppers()), Arc::new(all.clone()).reload(&peppers()));
     for row in &rows {
         let found = [none.finds_damaged(row), all.finds_damaged(row)];
-        assert_eq!(found, [row.is_damaged(); 2], "{row:?}");
+        assert_eq!(found, [row.damage().is_some(); 2], "{row:?}");
         assert_eq!([first.finds_damaged(row), again.finds_damaged(row)], found, "{row:?}");
     }
     assert!(
-        rows.iter().filter(|row| row.is_damaged()).count() == 7,
+        rows.iter().filter(|row| row.damage().is_some()).count() == 7,
         "four hashes, a scope, a plan and a rule"
     );
 }
