@@ -129,7 +129,7 @@ pub(super) async fn identity(connection: &mut SqliteConnection) -> Result<Findin
 
 /// Keys whose tenant a shell deleted that did not heed foreign keys.
 async fn orphans(connection: &mut SqliteConnection) -> Result<Finding, StoreError> {
-    let sql = "SELECT count(*) FROM pragma_foreign_key_check('api_keys')";
+    let sql = "SELECT count(*) FROM pragma_foreign_key_check('api_keys') WHERE parent = 'tenants'";
     let orphans: i64 = sqlx::query(sql).fetch_one(connection).await?.try_get(0)?;
     Ok(if orphans == 0 {
         Finding::ok("database.tenants", "every key has its tenant")
