@@ -150,7 +150,14 @@ impl Admin {
                     old.prefix
                 ));
             }
-            over => {
+            KeyState::NotYetValid => {
+                return refused(format!(
+                    "key {} is not yet valid: change the start with `tenantgate key update --not-before`, or make a new one \
+                     with `tenantgate key create`",
+                    old.prefix
+                ));
+            }
+            over @ (KeyState::Expired | KeyState::Revoked) => {
                 let why = over.as_str();
                 return refused(format!(
                     "key {} is {why}: make a new one with `tenantgate key create`",

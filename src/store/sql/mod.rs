@@ -30,7 +30,7 @@ use async_trait::async_trait;
 pub(super) use self::connection::{Connection, Link};
 use self::pool::Held;
 pub(super) use self::pool::Pool;
-pub(super) use self::row::Row;
+pub(super) use self::row::{Row, sqlite_text};
 pub(super) use self::rows::{TENANT, tenant_of};
 use self::value::Value;
 use super::{Adoption, Behalf, Migrated, SchemaVersion, Store, StoreError};
