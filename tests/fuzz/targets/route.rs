@@ -33,7 +33,7 @@ fuzz_target!(init: seeds::plant("route"), |bytes: &[u8]| {
     let host = request_host(host);
     // A host is accepted exactly if a rule can name it.
     let named = std::str::from_utf8(&host).is_ok_and(|name| name != "*" && !name.starts_with("*.") && HostPattern::parse(name).is_ok());
-    assert_eq!(judged.is_ok(), named || judged.as_deref() == Ok(b""), "{}", host.escape_ascii());
+    assert_eq!(judged.is_ok(), named || matches!(judged.as_deref(), Ok([])), "{}", host.escape_ascii());
     // Valid rules without duplicates: the result equals the slow implementation.
     let sound: Vec<_> = kept.iter().map(RouteRow::from).collect();
     let found: Vec<_> = RouteTable::of(&sound).candidates(&host, method, &path).iter().map(|e| e.id).collect();
