@@ -442,8 +442,8 @@ fn named_plan<'c>(change: &'c Change, before: &Snapshot) -> Option<&'c str> {
 /// Logs those of these plans, which rows name, that do not exist.
 fn log_missing_plans(next: &Snapshot, named: HashSet<Box<str>>) {
     // An invalid name is damage of the row itself.
-    let is_missing = |plan: &Box<str>| next.plan(plan).is_none() && PlanName::parse(plan).is_ok();
-    let mut missing: Vec<_> = named.into_iter().filter(is_missing).collect();
+    let mut missing: Vec<_> =
+        named.into_iter().filter(|plan| next.plan(plan).is_none() && PlanName::parse(plan).is_ok()).collect();
     missing.sort_unstable();
     for plan in missing.into_iter().take(Damaged::LINES) {
         warn!(

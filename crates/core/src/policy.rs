@@ -37,6 +37,9 @@ fn in_force(routes: &RouteTable, options: Options, request: &AccessRequest<'_>) 
     !routes.is_empty() || options.deny_unmatched || request.patterns
 }
 
+/// The host and the path of a request, normalized.
+pub type Target<'a> = (Cow<'a, [u8]>, Path<'a>);
+
 /// Normalizes the host and the path of a request, with which rules are compared; `None` if they are not judged. The
 /// host is judged only while a rule has a host.
 ///
@@ -47,7 +50,7 @@ pub fn target<'a>(
     routes: &RouteTable,
     options: Options,
     request: &AccessRequest<'a>,
-) -> Result<Option<(Cow<'a, [u8]>, Path<'a>)>, Ambiguous> {
+) -> Result<Option<Target<'a>>, Ambiguous> {
     // A Check from Envoy's network filter is about a connection, and has no path.
     let judged =
         in_force(routes, options, request) && !(request.method.is_empty() && request.path.is_empty());

@@ -62,6 +62,8 @@ fn permissions(mode: u32) -> Finding {
 }
 
 async fn integrity(connection: &mut SqliteConnection) -> Result<Finding, StoreError> {
+    // A value that a CHECK forbids is damage of its row, which `database.rows` names, and not of the file.
+    sqlx::query("PRAGMA ignore_check_constraints = ON").execute(&mut *connection).await?;
     let said: String = sqlx::query("PRAGMA quick_check(1)").fetch_one(connection).await?.try_get(0)?;
     Ok(if said == "ok" {
         Finding::ok("database.integrity", "the file is not damaged")
