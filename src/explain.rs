@@ -133,6 +133,43 @@ impl Case<'_> {
     pub fn rows(&self) -> [(Row, Step); Row::ALL.len()] {
         rows::walk(&self.facts().0)
     }
+
+    /// Returns what in the request, and in the rule that wins for it, decided a row.
+    fn because(&self, row: Row) -> Option<String> {
+        let Question { request, policy, .. } = &self.question;
+        let routes = self.snapshot.routes();
+        let rule = || {
+            let entry = Routing::of(routes, *policy, request).entry?;
+            Some((entry, entry.name.as_deref().map_or_else(|| entry.id.0.to_string(), str::to_owned)))
+        };
+        match row {
+            Row::Ambiguous => policy::target(routes, *policy, request).err().map(|why| why.to_string()),
+            Row::BadContext => request
+                .context
+                .fault
+                .map(|name| format!("{name} is unknown, repeated, or has an invalid value")),
+            Row::RouteDamaged => {
+                let (entry, name) = rule()?;
+                Some(match &entry.rule {
+                    Err(damage) => format!("rule {name}: {damage}"),
+                    Ok(_) => format!("rule {name} is valid"),
+                })
+            }
+            Row::Scope => {
+                let by_rule = rule().map(|(entry, name)| match entry.needs() {
+                    Some(needs) => format!("rule {name} needs {:?}", needs.to_string()),
+                    None => format!("rule {name} needs no scope"),
+                });
+                let by_envoy = request
+                    .context
+                    .needs
+                    .map(|needs| format!("tenantgate.scopes needs {:?}", needs.as_str()));
+                let both: Vec<_> = by_rule.into_iter().chain(by_envoy).collect();
+                Some(if both.is_empty() { "no rule matches".into() } else { both.join(", ") })
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The facts about a key, and the resulting cases.
@@ -153,9 +190,18 @@ pub struct Explanation<'a> {
 }
 
 impl Explanation<'_> {
-    /// Returns the value in the database that decided a row.
+    /// Returns what decided a row of a case: values in the database, and parts of the request.
     #[must_use]
-    pub fn because(&self, row: Row, step: Step) -> Option<String> {
+    pub fn because(&self, case: &Case<'_>, row: Row, step: Step) -> Option<String> {
+        // Of a row that does not hold, only the values of the key are of interest.
+        let of_request = || case.because(row).filter(|_| step == Step::Held || row == Row::Scope);
+        let of_request = (step != Step::NotReached).then(of_request).flatten();
+        let values: Vec<_> = self.of_key(row, step).into_iter().chain(of_request).collect();
+        (!values.is_empty()).then(|| values.join("; "))
+    }
+
+    /// Returns the values in the database that decided a row.
+    fn of_key(&self, row: Row, step: Step) -> Option<String> {
         let key = self.key.as_ref().filter(|_| step != Step::NotReached)?;
         match row {
             Row::Revoked => Some(match (key.revoked_at, &key.revocation_reason) {
@@ -186,14 +232,16 @@ impl Explanation<'_> {
                 None => "scopes is NULL: everything".into(),
                 Some(scopes) => format!("scopes {scopes:?}"),
             }),
-            Row::KeyDamaged => Some(match key.terms.profile().compile() {
-                Err(damage) => damage.to_string(),
-                Ok(_) if step == Step::Held => {
-                    let tenant = self.tenant.as_ref().and_then(|tenant| tenant.plan.as_deref());
-                    format!("the plan {:?} is damaged or missing", key.terms.plan.as_deref().or(tenant)?)
-                }
-                Ok(_) => "all are valid".into(),
-            }),
+            Row::KeyDamaged => {
+                Some(match (ProfileRow { unreadable: key.unreadable, ..key.terms.profile() }).compile() {
+                    Err(damage) => damage.to_string(),
+                    Ok(_) if step == Step::Held => {
+                        let tenant = self.tenant.as_ref().and_then(|tenant| tenant.plan.as_deref());
+                        format!("the plan {:?} is damaged or missing", key.terms.plan.as_deref().or(tenant)?)
+                    }
+                    Ok(_) => "all are valid".into(),
+                })
+            }
             Row::TenantInactive => Some(format!("status {}", self.tenant.as_ref()?.status)),
             Row::TenantDamaged => Some(self.tenant.as_ref()?.damage().unwrap_or("its row is valid").into()),
             _ => None,

@@ -147,7 +147,14 @@ impl Admin {
             KeyState::Disabled => {
                 return refused(format!("key {} is disabled: enable it, or create a new one", old.prefix));
             }
-            over => {
+            KeyState::NotYetValid => {
+                return refused(format!(
+                    "key {} is not yet valid: change the start with `tenantgate key update --not-before`, or make a new one \
+                     with `tenantgate key create`",
+                    old.prefix
+                ));
+            }
+            over @ (KeyState::Expired | KeyState::Revoked) => {
                 let why = over.as_str();
                 return refused(format!("key {} is {why}: create a new one", old.prefix));
             }

@@ -177,6 +177,7 @@ mod tests {
             memo: Some(PepperId([0; 4])),
             disabled_at: None,
             terms: KeyTerms::default(),
+            unreadable: None,
         };
         let hash = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232".into();
         StoredKey { details, tenant_schema: "tenant_a".into(), hash }

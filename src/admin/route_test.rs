@@ -6,7 +6,7 @@ use crate::decision::{Entrance, RuleFact};
 use crate::path::Path;
 use crate::policy::{self, Routing};
 use crate::record::{KeyDetails, KeyState};
-use crate::request::{self, Reader};
+use crate::request::{self, Reader, Waived};
 use crate::route::host::request_host;
 use crate::route::{Entry, RouteMode, RouteRow, RouteTable};
 use crate::scope::{Needs, Scopes};
@@ -47,7 +47,14 @@ pub struct RouteVerdict {
     pub next: Vec<RouteView>,
     /// The reason in metadata and logs, or `ok`.
     pub outcome: &'static str,
+    /// The option of `serve` that decides the outcome before or without a rule, if one does.
+    pub option: Option<&'static str>,
+    /// What the outcome does not consider, although it could deny the key.
+    pub not_considered: Vec<&'static str>,
 }
+
+/// What a verdict does not consider of a key.
+const NOT_CONSIDERED: [&str; 3] = ["networks", "plan", "tenant"];
 
 impl Admin {
     /// Evaluates the rules for a request.
@@ -74,8 +81,9 @@ fn verdict(rows: &[RouteRow], request: &TestedRequest, key: Option<(&KeyDetails,
     let asked = reader.finish(request.method.as_bytes(), request.host.as_bytes(), request.path.as_bytes());
     let routing = Routing::of(&table, request.policy, &asked);
     let path = Path::read(asked.path, request.policy.path);
+    let ambiguous = policy::target(&table, request.policy, &asked).err().or(path.as_ref().err().copied());
     let candidates = |path| table.candidates(&request_host(asked.host), asked.method, path);
-    let entries = path.as_ref().map(candidates).unwrap_or_default();
+    let entries = path.as_ref().ok().filter(|_| ambiguous.is_none()).map(candidates).unwrap_or_default();
     let view = |entry: &&Entry| rows.iter().find(|row| row.id == entry.id).map(RouteView::from);
     let rule = entries.first().and_then(view);
     let next: Vec<_> = entries.iter().skip(1).filter_map(view).collect();
@@ -87,14 +95,24 @@ fn verdict(rows: &[RouteRow], request: &TestedRequest, key: Option<(&KeyDetails,
         Entrance::Optional => RouteMode::Optional,
         Entrance::Required | Entrance::Ambiguous | Entrance::BadContext => RouteMode::Required,
     };
+    let outcome = outcome(&table, &routing, key);
+    let option = match (outcome, asked.waived) {
+        ("public", _) if asked.context.mode.is_some() => None,
+        ("public", Waived::Public) => Some("--public"),
+        ("public", Waived::Preflight) => Some("--public-preflight"),
+        ("route", _) => Some("--route-default"),
+        _ => None,
+    };
     RouteVerdict {
         why: rule.as_ref().map(|rule| why(rule, next.first())),
         rule,
         mode: mode.as_str(),
         needs: by_rule.map(ToString::to_string).into_iter().chain(by_envoy).collect(),
-        ambiguous: path.err().map(|ambiguous| ambiguous.to_string()),
+        ambiguous: ambiguous.map(|ambiguous| ambiguous.to_string()),
         next,
-        outcome: outcome(&table, &routing, key),
+        outcome,
+        option,
+        not_considered: if key.is_some() { NOT_CONSIDERED.to_vec() } else { Vec::new() },
     }
 }
 

@@ -40,6 +40,7 @@ use crate::ext_authz::header::DECISION_ID_HEADER;
 use crate::ext_authz::rejection::OUTSIDE_NETWORKS;
 use crate::ext_authz::service::SERVICE_NAME;
 use crate::key::format::parse;
+use crate::route::RouteTable;
 use crate::store::StoreError;
 use crate::store::inspect::{Inspect, Purpose};
 use crate::verify::memo::Peppers;
@@ -132,12 +133,16 @@ pub(super) async fn examine(args: &DoctorArgs, by: &Session) -> Result<Report, F
             listener::examine(target, &args.tls, clock.as_ref()).await?
         });
     }
-    report.findings.extend(Box::pin(envoy(args, by)).await?);
+    // Without the database, only this warning is missing.
+    let routes =
+        if args.envoy_admin.is_some() { store.routes().await.unwrap_or_default() } else { Vec::new() };
+    let rules_of_hosts = RouteTable::of(&routes).has_hosts();
+    report.findings.extend(Box::pin(envoy(args, by, rules_of_hosts)).await?);
     Ok(report)
 }
 
 /// Examines Envoy, as far as its addresses are given.
-async fn envoy(args: &DoctorArgs, by: &Session) -> Result<Vec<Finding>, Failure> {
+async fn envoy(args: &DoctorArgs, by: &Session, rules_of_hosts: bool) -> Result<Vec<Finding>, Failure> {
     let key_header = args.judgement.key_header.to_ascii_lowercase();
     let (header_bytes, message_bytes) = config::sizes(&args.size)?;
     let (client_address, identity) = config::exchange(&args.exchange, &key_header)?;
@@ -153,6 +158,7 @@ async fn envoy(args: &DoctorArgs, by: &Session) -> Result<Vec<Finding>, Failure>
         bearer: args.judgement.accept_bearer,
         health_service: SERVICE_NAME,
         decision_id: DECISION_ID_HEADER,
+        rules_of_hosts: rules_of_hosts && args.judgement.routing.route_default != "deny",
         header_bytes: header_bytes.into(),
         message_bytes: message_bytes.into(),
     };

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::bulk::{self, ImportArgs, KeyExportArgs};
+use super::output::print_stderr;
 use super::rows::Rows;
 use super::values::{KeyRef, WaitArgs, long_duration, rfc_3339};
 use super::view::{IssuedView, KeyView, ListedKeyView, RotatedView};
@@ -242,7 +243,11 @@ pub(super) async fn key(admin: &Admin, command: KeyCommand, out: &mut Out) -> Re
         KeyCommand::Import { import, pepper: _ } => bulk::import_keys(admin, &import, out).await?,
         KeyCommand::Export(args) => bulk::export_keys(admin, &args, out).await?,
         KeyCommand::List(args) => list(admin, args, out).await?,
-        KeyCommand::Show(key) => out.show(&shown(&admin.key(&key.reference).await?))?,
+        KeyCommand::Show(key) => {
+            let key = admin.key(&key.reference).await?;
+            warn_of_damage(&key);
+            out.show(&shown(&key))?;
+        }
         KeyCommand::Revoke(args) => revoke(admin, args, out).await?,
         KeyCommand::Rotate { key, grace, expiry, pepper: _ } => {
             let (old, issued) = admin.rotate_key(&key.reference, grace, (&expiry).into()).await?;
@@ -271,8 +276,23 @@ async fn list(admin: &Admin, args: ListArgs, out: &Out) -> Result<(), Failure> {
         unused_since: args.unused_for.map(|span| now.before(span)),
     };
     let mut rows = Rows::new(out.0);
-    admin.list_keys(&filter, args.after, args.limit, |key| rows.row(&ListedKeyView::at(key, now))).await?;
+    admin
+        .list_keys(&filter, args.after, args.limit, |key| {
+            warn_of_damage(&key.details);
+            rows.row(&ListedKeyView::at(key, now))
+        })
+        .await?;
     rows.finish::<ListedKeyView>("no keys: `tenantgate key create TENANT` creates one")
+}
+
+/// Says that a column of the key is shown with a stand-in, because its value cannot be read.
+fn warn_of_damage(key: &KeyDetails) {
+    if let Some(column) = key.unreadable {
+        let (id, why) = (key.id.0, column.error());
+        print_stderr(&format!(
+            "warning: the row of key {id} is damaged, the key gets 503 until it is corrected: {why}\n"
+        ));
+    }
 }
 
 async fn revoke(admin: &Admin, args: RevokeArgs, out: &mut Out) -> Result<(), Failure> {

@@ -113,13 +113,16 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
                     args.exchange.split_variables(from_variable);
                     args.judgement.routing.split_variables(from_variable);
                 }
-                Command::Route(route::RouteCommand::Test(args)) => {
+                Command::Route(command) => {
                     let from_variable = |name: &str| {
-                        let matches = matches.subcommand_matches("test");
-                        matches.and_then(|matches| matches.value_source(name))
+                        matches.subcommand().and_then(|(_, matches)| matches.value_source(name))
                             == Some(ValueSource::EnvVariable)
                     };
-                    args.routing.split_variables(from_variable);
+                    match command {
+                        route::RouteCommand::Test(args) => args.routing.split_variables(from_variable),
+                        route::RouteCommand::List(args) => args.routing.split_variables(from_variable),
+                        _ => {}
+                    }
                 }
                 _ => {}
             }

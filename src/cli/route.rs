@@ -10,7 +10,7 @@ use super::view::{Text, fixed_table};
 use super::{Failure, Out, wait_for_servers};
 use crate::admin::{Admin, RouteDifference, RouteVerdict, RouteView, TestedRequest};
 use crate::config::{self, RoutingArgs};
-use crate::route::lint::Finding;
+use crate::route::lint::{Finding, LintOptions};
 use crate::route::{HostPattern, Method, PathTemplate, RouteId, RouteMode, RouteRow, RouteTable, Rule};
 use crate::scope::Needs;
 
@@ -19,12 +19,7 @@ pub(super) enum RouteCommand {
     /// Add a rule
     Add(Box<AddArgs>),
     /// Show all rules, by host, path and method
-    List {
-        /// Also report rules that never win, methods that fall through to a wider rule, needs that no live key meets,
-        /// and scopes that no rule needs
-        #[arg(long)]
-        check: bool,
-    },
+    List(ListArgs),
     /// Remove a rule
     Remove {
         /// The name or id of the rule
@@ -73,6 +68,16 @@ pub(super) struct AddArgs {
     name: Option<String>,
     #[command(flatten)]
     wait: WaitArgs,
+}
+
+#[derive(clap::Args)]
+pub(super) struct ListArgs {
+    /// Also report rules that never win or that the options below override, methods that fall through to a wider rule,
+    /// needs that no live key meets, and scopes that no rule needs
+    #[arg(long)]
+    check: bool,
+    #[command(flatten)]
+    pub(super) routing: RoutingArgs,
 }
 
 #[derive(clap::Args)]
@@ -152,10 +157,14 @@ pub(super) async fn route(admin: &Admin, command: RouteCommand, out: &mut Out) -
             wait_for_servers(admin, &wait).await?;
             out.show(&RouteView::from(&route))
         }
-        RouteCommand::List { check: false } => {
+        RouteCommand::List(ListArgs { check: false, .. }) => {
             out.show(&admin.routes().await?.iter().map(RouteView::from).collect::<Vec<_>>())
         }
-        RouteCommand::List { check: true } => out.show(&checked(admin).await?),
+        RouteCommand::List(ListArgs { check: true, routing }) => {
+            let (reading, policy) = config::routing(&routing)?;
+            let options = LintOptions { public: reading.public, path: policy.path };
+            out.show(&checked(admin, &options).await?)
+        }
         RouteCommand::Remove { reference, wait } => {
             let route = admin.remove_route(&reference).await?;
             wait_for_servers(admin, &wait).await?;
@@ -206,7 +215,7 @@ struct FoundView {
     detail: String,
 }
 
-async fn checked(admin: &Admin) -> Result<CheckedRoutes, Failure> {
+async fn checked(admin: &Admin, options: &LintOptions) -> Result<CheckedRoutes, Failure> {
     let rows = admin.routes().await?;
     let table = RouteTable::of(&rows);
     let mut findings: Vec<_> = table
@@ -217,7 +226,7 @@ async fn checked(admin: &Admin) -> Result<CheckedRoutes, Failure> {
             detail: damage.to_string(),
         })
         .collect();
-    findings.extend(table.lint(&admin.granted_scopes().await?).iter().map(FoundView::of));
+    findings.extend(table.lint(&admin.granted_scopes().await?, options).iter().map(FoundView::of));
     Ok(CheckedRoutes { routes: rows.iter().map(RouteView::from).collect(), findings })
 }
 
@@ -230,10 +239,33 @@ impl FoundView {
                 rule: Some(named(rule)),
                 detail: "more specific rules win every request of this rule".into(),
             },
-            Finding::FallsThrough { rule, to } => Self {
+            Finding::NeverReached(rule) => Self {
+                finding: "never_wins",
+                rule: Some(named(rule)),
+                detail: "every path of this rule is ambiguous: it needs `serve --encoded-slash keep` or `--path-parameters \
+                         keep`; give `route list --check` the options of serve"
+                    .into(),
+            },
+            Finding::Public { rule, methods } => Self {
+                finding: "overridden",
+                rule: Some(named(rule)),
+                detail: format!(
+                    "--public comes before rules: {} requests for this rule need no key; give `route list --check` the \
+                     options of serve",
+                    methods.join(" and ")
+                ),
+            },
+            Finding::FallsThrough { rule, to, handled } => Self {
                 finding: "falls_through",
                 rule: Some(named(rule)),
-                detail: format!("other methods than {} go to the rule {}", rule.shape.method, named(to)),
+                detail: match &to.shape.method {
+                    Method::Any => format!(
+                        "requests with a method other than {} go to the rule {}",
+                        handled.join(" and "),
+                        named(to)
+                    ),
+                    Method::Named(method) => format!("{method} requests go to the rule {}", named(to)),
+                },
             },
             Finding::UnmetNeeds(rule) => Self {
                 finding: "unmet_needs",
@@ -309,7 +341,12 @@ impl Text for RouteVerdict {
         lines.extend(self.needs.iter().map(|needs| format!("needs      {needs}")));
         lines.extend(self.ambiguous.iter().map(|why| format!("ambiguous  {why}")));
         lines.extend(self.next.iter().map(|next| format!("next       {}", next.cells().join("  "))));
-        lines.push(format!("outcome    {}", self.outcome));
+        let option = self.option.map_or_else(String::new, |option| format!(", by the option {option}"));
+        lines.push(format!("outcome    {}{option}", self.outcome));
+        if !self.not_considered.is_empty() {
+            let names = self.not_considered.join(", ");
+            lines.push(format!("not shown  what the {names} of the key decide: see `tenantgate explain`"));
+        }
         lines.join("\n")
     }
 }

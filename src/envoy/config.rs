@@ -61,7 +61,26 @@ fn manager_findings(dump: &Value, manager: &Value, expected: &Expected<'_>) -> V
     let mut findings = vec![forged(stripped, exempt), routes(dump, manager, stripped, exempt, expected)];
     findings.push(underscores(manager));
     findings.push(paths(manager));
+    findings.extend(expected.rules_of_hosts.then(|| domains(dump, manager)));
     findings
+}
+
+/// Checks whether clients can avoid rules for single hosts by choosing another host.
+fn domains(dump: &Value, manager: &Value) -> Finding {
+    const CHECK: &str = "envoy.domains";
+    let hosts = routes_of(dump, manager).into_iter().flat_map(|routes| items(routes, "/virtual_hosts"));
+    let any = hosts.into_iter().find(|host| items(host, "/domains").any(|domain| domain == "*"));
+    match any.map(|host| text(host, "/name").unwrap_or_default()) {
+        None => Finding::ok(CHECK, "no virtual host accepts every host"),
+        Some(name) => Finding::warn(
+            CHECK,
+            format!(
+                "the virtual host {name:?} has the domain *, and some rules are for single hosts: a client that sends \
+                 another host avoids them"
+            ),
+            "list the hosts in domains, or run serve with --route-default deny",
+        ),
+    }
 }
 
 /// Returns whether the filter is disabled on some routes.

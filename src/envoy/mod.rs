@@ -47,6 +47,8 @@ pub struct Expected<'a> {
     pub health_service: &'a str,
     /// The response header that carries the id of a decision.
     pub decision_id: &'a str,
+    /// Whether rules for single hosts are in force, and other hosts are allowed.
+    pub rules_of_hosts: bool,
     /// The maximum size of a call's header list, in bytes.
     pub header_bytes: u64,
     /// The maximum size of a message, in bytes.

@@ -234,7 +234,7 @@ fn governed(profile: [Option<&str>; 3], limit: &str) -> Vec<Row> {
     let [scopes, networks, plan] = profile.map(|text| text.map(Into::into));
     let mut all = rows(key());
     if let Row::Key(_, _, profile) = &mut all[0] {
-        *profile = ProfileRow { scopes, networks, plan };
+        *profile = ProfileRow { scopes, networks, plan, unreadable: None };
     }
     all.push(Row::Plan(PlanRow { name: "gold".into(), limits: [Some(limit.into()), None, None, None] }));
     all.push(Row::Route(RouteRow {

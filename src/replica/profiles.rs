@@ -142,6 +142,11 @@ impl Profiles {
         self.live = (self.live + usize::from(*uses > 0)).saturating_sub(usize::from(before > 0));
     }
 
+    /// Returns whether a key has a profile of which `is_meant` is true.
+    pub(super) fn is_used(&self, is_meant: impl Fn(&ProfileRow) -> bool) -> bool {
+        self.list.iter().zip(&self.uses).any(|(one, uses)| *uses > 0 && is_meant(one.row()))
+    }
+
     /// Returns whether so many profiles are unused that [`Self::sweep`] should be called.
     pub(super) fn needs_sweep(&self) -> bool {
         self.numbers.len() > 2 * self.live + 1_000

@@ -152,6 +152,13 @@ impl Snapshot {
         self.policy.plans.get(name).map(AsRef::as_ref)
     }
 
+    /// Returns whether a key or a tenant has the plan with this name, which need not exist.
+    #[must_use]
+    pub fn names_plan(&self, name: &str) -> bool {
+        let of_tenant = |tenant: &Tenant| tenant.plan.as_deref() == Some(name);
+        self.profiles.is_used(|row| row.plan.as_deref() == Some(name)) || self.tenants().any(of_tenant)
+    }
+
     /// Returns the rows of all plans, sorted by name.
     pub fn plans(&self) -> impl Iterator<Item = &PlanRow> {
         self.policy.plans.values().map(|entry| &entry.row)

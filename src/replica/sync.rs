@@ -16,6 +16,7 @@
 //!
 //! Depends on: the traits of `store`. It knows neither SQL nor Envoy, and makes no decisions.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use super::snapshot::Reload;
 use super::{Replica, Snapshot};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Freshness;
+use crate::plan::PlanName;
 use crate::store::{CONNECT_TIMEOUT, Change, Changes, Row, Session, Store, StoreError, SyncPoint};
 use crate::supervise::{Panicked, caught};
 
@@ -186,10 +188,13 @@ impl Sync {
     async fn load_once(&mut self, session: &mut dyn Session) -> Result<bool, StoreError> {
         let asked = self.ask();
         let mut reload = self.replica.snapshot().reload(self.replica.peppers());
-        let mut damaged = Damaged::default();
+        let (mut damaged, mut named) = (Damaged::default(), HashSet::new());
         let mut sink = |row| {
             if reload.finds_damaged(&row) {
                 damaged.add(&row);
+            }
+            if let Some(plan) = row.plan().filter(|plan| !named.contains(*plan)) {
+                named.insert(Box::from(plan));
             }
             reload.add(row);
         };
@@ -200,6 +205,8 @@ impl Sync {
         check_identity(known.as_ref(), &self.replica.snapshot(), &reload, &point)?;
         damaged.log();
         let next = reload.finish();
+        log_missing_plans(&next, named);
+        log_twins(&self.replica.snapshot(), &next);
         self.check_for_lost_changes(known, &next, &point, session).await?;
         let Some((next, point, asked)) = self.catch_up(next, point, asked, session).await? else {
             return Ok(false);
@@ -353,8 +360,12 @@ impl Sync {
             let now = rows.iter().filter_map(Change::row);
             now.filter(|row| snapshot.finds_damaged(row)).for_each(|row| damaged.add(row));
             damaged.log();
+            let named =
+                rows.iter().filter_map(|change| named_plan(change, &snapshot)).map(Box::from).collect();
             self.replica.stats().changed_rows.add(rows.len() as u64);
             let next = snapshot.changed(rows, self.replica.peppers());
+            log_missing_plans(&next, named);
+            log_twins(&snapshot, &next);
             self.publish(next);
         }
         self.replica.record_sync(asked.uptime, asked.answered, point);
@@ -449,6 +460,42 @@ impl Damaged {
                 }
             }
         }
+    }
+}
+
+/// Returns the plan that a change makes necessary: one that a row names, or one that was deleted while rows name it.
+fn named_plan<'c>(change: &'c Change, before: &Snapshot) -> Option<&'c str> {
+    match change {
+        Change::Now(row) => row.plan(),
+        Change::NoPlan(name) => Some(&**name).filter(|name| before.names_plan(name)),
+        Change::NoKey(_) | Change::NoTenant(_) | Change::NoRoute(_) | Change::Mark => None,
+    }
+}
+
+/// Logs those of these plans, which rows name, that do not exist.
+fn log_missing_plans(next: &Snapshot, named: HashSet<Box<str>>) {
+    // An invalid name is damage of the row itself.
+    let mut missing: Vec<_> =
+        named.into_iter().filter(|plan| next.plan(plan).is_none() && PlanName::parse(plan).is_ok()).collect();
+    missing.sort_unstable();
+    for plan in missing.into_iter().take(Damaged::LINES) {
+        warn!(
+            plan = &*plan,
+            "keys or tenants have a plan that does not exist, their keys get 503 until it is created"
+        );
+    }
+}
+
+/// Logs rules that now have the host, method and path of another rule. Each row alone is valid, so [`Damaged`] does not
+/// find them.
+fn log_twins(before: &Snapshot, next: &Snapshot) {
+    if std::ptr::eq(before.routes(), next.routes()) {
+        return;
+    }
+    let known: HashSet<_> = before.routes().twins().map(|(entry, _)| entry.id).collect();
+    let twins = next.routes().twins().filter(|(entry, _)| !known.contains(&entry.id));
+    for (entry, damage) in twins.take(Damaged::LINES) {
+        warn!(route.id = %entry.id.0, why = %damage, "damaged row of tenantgate_route, requests that it could match get 503 until it is fixed");
     }
 }
 

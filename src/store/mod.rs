@@ -308,6 +308,16 @@ pub enum Row {
 }
 
 impl Row {
+    /// Returns the plan that the row names: of a key, or of a tenant.
+    #[must_use]
+    pub fn plan(&self) -> Option<&str> {
+        match self {
+            Self::Key(_, _, profile) => profile.plan.as_deref(),
+            Self::Tenant(tenant) => tenant.plan.as_deref(),
+            Self::Plan(_) | Self::Route(_) => None,
+        }
+    }
+
     /// Returns why the row is damaged, so that it cannot be used for any request. `None` if it is not.
     #[must_use]
     pub fn damage(&self) -> Option<String> {

@@ -205,6 +205,150 @@ fn on_sqlite_an_invalid_instant_affects_only_its_key() {
 }
 
 #[test]
+fn on_sqlite_an_instant_that_cannot_be_read_is_damage_after_the_proof() {
+    let world = World::on(Backend::Sqlite).expect("always there");
+    let (id, prefix) = (&world.live.id, &world.live.prefix);
+    for column in ["expires_at", "not_before"] {
+        world.db.sql(&format!("UPDATE api_keys SET {column} = '2099-01-01' WHERE id = '{id}'"));
+        let server = Server::on(&world.db).start();
+        assert_eq!(server.row(Ask::with_key(&world.live.text)), "503 unavailable", "{column}");
+        assert_eq!(server.row(Ask::with_key(&world.live.with_wrong_secret())), "401 mismatch", "{column}");
+        let said = server.stderr.text();
+        let line = said.lines().find(|line| line.contains("damaged row of api_keys")).expect(&said);
+        assert!(line.contains(prefix.as_str()) && line.contains(column), "{line}");
+        for args in [&["key", "show", prefix][..], &["key", "list"]] {
+            let run = world.db.cli(args);
+            assert_eq!(run.code, Some(0), "{run:#?}");
+            assert!(run.stderr.contains(id) && run.stderr.contains(column), "{args:?}: {run:#?}");
+        }
+        assert_ne!(world.db.json(&["key", "show", prefix])["status"], "active", "{column}");
+        // An export must not make another value of it, with which the key would be live elsewhere.
+        let run = world.db.cli(&["key", "export"]);
+        assert!(run.code == Some(1) && run.stderr.contains(id) && run.stderr.contains(column), "{run:#?}");
+        let found = crate::doctor::doctor_json(&world.db);
+        let found = found.iter().find(|finding| finding["check"] == "database.rows").expect("a finding");
+        assert!(found.to_string().contains(id) && found.to_string().contains(column), "{found}");
+        world.db.sql(&format!("UPDATE api_keys SET {column} = NULL WHERE id = '{id}'"));
+    }
+}
+
+/// SQLite keeps a BLOB in a column of texts, and a text that is not UTF-8.
+#[test]
+fn on_sqlite_a_value_that_is_not_text_affects_only_its_row() {
+    let world = World::on(Backend::Sqlite).expect("always there");
+    world.db.json(&["plan", "create", "gold"]);
+    world.db.json(&["route", "add", "--path", "/v1/ruled", "--name", "ruled"]);
+    let server = Server::on(&world.db).start();
+    let mut session = world.db.session();
+    session.sql("PRAGMA foreign_keys = OFF");
+    // Older versions of SQLite accept these values.
+    session.sql("PRAGMA ignore_check_constraints = ON");
+    let (id, live, other) = (&world.live.id, &world.live.text, &world.other);
+    let of_key = |column: &str| format!("UPDATE api_keys SET {column} = x'ff' WHERE id = '{id}'");
+    let wrong = [
+        (of_key("scopes"), "scopes"),
+        (of_key("networks"), "networks"),
+        (of_key("plan"), "plan"),
+        (of_key("expires_at"), "expires_at"),
+        (of_key("not_before"), "not_before"),
+        (format!("UPDATE api_keys SET scopes = CAST(x'61ff' AS TEXT) WHERE id = '{id}'"), "scopes"),
+        (of_key("hashed_key"), "hashed_key"),
+    ];
+    let good = quick_hash(live);
+    for (number, (sql, column)) in wrong.iter().enumerate() {
+        session.sql(sql);
+        server.row_becomes("503 unavailable", PATIENCE, Ask::with_key(live));
+        assert_eq!(server.row(Ask::with_key(&other.text)), "200 ok", "{sql}");
+        // Other changes are still applied.
+        session.sql(&format!(
+            "UPDATE api_keys SET disabled_at = '{}' WHERE id = '{}'",
+            "2026-01-01T00:00:00Z", other.id
+        ));
+        server.row_becomes("401 disabled", PATIENCE, Ask::with_key(&other.text));
+        session.sql(&format!("UPDATE api_keys SET disabled_at = NULL WHERE id = '{}'", other.id));
+        let fresh = Server::on(&world.db).start();
+        assert_eq!(fresh.row(Ask::with_key(live)), "503 unavailable", "{sql}");
+        assert_eq!(fresh.row(Ask::with_key(&other.text)), "200 ok", "{sql}");
+        let found = crate::doctor::doctor_json(&world.db);
+        let found = found.iter().find(|finding| finding["check"] == "database.rows").expect("a finding");
+        assert!(
+            found.to_string().contains(id.as_str()) && found.to_string().contains(column),
+            "{number}: {found}"
+        );
+        session.sql(&format!(
+            "UPDATE api_keys SET scopes = NULL, networks = NULL, plan = NULL, expires_at = NULL, not_before = NULL,
+                                 hashed_key = '{good}' WHERE id = '{id}'"
+        ));
+        server.row_becomes("200 ok", PATIENCE, Ask::with_key(live));
+    }
+    for (sql, back) in [
+        ("UPDATE tenantgate_route SET scopes = x'ff'", "UPDATE tenantgate_route SET scopes = NULL"),
+        ("UPDATE tenantgate_route SET host = x'ff'", "UPDATE tenantgate_route SET host = '*'"),
+    ] {
+        session.sql(sql);
+        server.row_becomes("503 unavailable", PATIENCE, Ask::get("/v1/ruled").key(live));
+        session.sql(back);
+        server.row_becomes("200 ok", PATIENCE, Ask::get("/v1/ruled").key(live));
+    }
+    session.sql("UPDATE tenantgate_route SET name = x'ff'");
+    session.sql("UPDATE tenantgate_plan SET name = x'ff'");
+    session
+        .sql(&format!("UPDATE api_keys SET revoked_at = '2026-01-01T00:00:00Z' WHERE id = '{}'", other.id));
+    server.row_becomes("401 revoked", PATIENCE, Ask::with_key(&other.text));
+    // A BLOB that is a text is read as that text.
+    session.sql(&format!(
+        "UPDATE api_keys SET scopes = CAST('a b' AS BLOB), name = CAST('n' AS BLOB) WHERE id = '{id}'"
+    ));
+    server.row_becomes("200 ok", PATIENCE, Ask::with_key(live));
+    let shown = world.db.json(&["key", "show", id]);
+    assert_eq!((shown["scopes"].as_str(), shown["name"].as_str()), (Some("a b"), Some("n")));
+    assert!(world.db.cli(&["key", "list"]).ok().contains(&world.live.prefix));
+    assert!(world.db.cli(&["key", "export"]).ok().contains(&world.live.prefix));
+}
+
+/// Rows that are valid alone, but not together.
+#[test]
+fn rows_that_are_damaged_by_what_others_are_get_logged_and_found() {
+    for backend in [Backend::Sqlite, Backend::Postgres] {
+        let Some(world) = World::on(backend) else { continue };
+        let server = Server::on(&world.db).start();
+        let mut session = world.db.session();
+        match backend {
+            Backend::Sqlite => session.sql("PRAGMA foreign_keys = OFF"),
+            Backend::Postgres => session.sql("ALTER TABLE api_keys DROP CONSTRAINT fk_key_plan"),
+        }
+        session.sql(&format!("UPDATE api_keys SET plan = 'nowhere' WHERE id = '{}'", world.live.id));
+        server.row_becomes("503 unavailable", PATIENCE, Ask::with_key(&world.live.text));
+        let logs = |what: &str| {
+            crate::support::eventually("a line in the log", PATIENCE, || {
+                let said = server.stderr.text();
+                if said.lines().any(|line| line.contains("WARN") && line.contains(what)) {
+                    Ok(())
+                } else {
+                    Err(said)
+                }
+            });
+        };
+        logs("nowhere");
+        let finding = || {
+            let found = crate::doctor::doctor_json(&world.db);
+            found.iter().find(|finding| finding["check"] == "database.rows").expect("a finding").to_string()
+        };
+        assert!(finding().contains("nowhere"), "{}", finding());
+        session.sql(&format!("UPDATE api_keys SET plan = NULL WHERE id = '{}'", world.live.id));
+        server.row_becomes("200 ok", PATIENCE, Ask::with_key(&world.live.text));
+        session
+            .sql("INSERT INTO tenantgate_route (path, name) VALUES ('/v1/{a}', 'one'), ('/v1/{b}', 'two')");
+        server.row_becomes("503 unavailable", PATIENCE, Ask::with_key(&world.live.text));
+        logs("that no other rule has");
+        assert!(finding().contains("that no other rule has"), "{}", finding());
+        let lines =
+            server.stderr.text().lines().filter(|line| line.contains("that no other rule has")).count();
+        assert_eq!(lines, 2, "one for each rule");
+    }
+}
+
+#[test]
 fn a_key_whose_tenant_is_missing_is_never_allowed() {
     let Some(world) = World::on(Backend::Postgres) else { return };
     let server = Server::on(&world.db).start();

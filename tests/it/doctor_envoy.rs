@@ -394,3 +394,12 @@ fn a_module_inside_envoy_is_examined_with_what_it_cannot_see() {
         "{found:?}"
     );
 }
+
+#[test]
+fn a_virtual_host_for_every_host_is_found_while_rules_have_hosts() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    spoilt(&world, &server, &[], &[]);
+    world.db.json(&["route", "add", "--host", "api.example.com", "--path", "/**"]);
+    spoilt(&world, &server, &[], &["envoy.domains warn"]);
+}

@@ -79,7 +79,7 @@ fn a_route_needs_scopes_by_a_rule_and_by_envoys_configuration() {
 /// Spellings of `/v1/admin/keys`, and of what lies around it, that some proxy or upstream takes for it. One that is
 /// escaped twice (`%2561`, to which Envoy normalizes `%%61`) is not among them: it is another path for every program
 /// that follows RFC 3986.
-const LOOK_ALIKES: [&str; 83] = [
+const LOOK_ALIKES: [&str; 91] = [
     // The path itself, and its neighbours.
     "/v1/admin/keys",
     "/v1/admin/keys/",
@@ -174,6 +174,15 @@ const LOOK_ALIKES: [&str; 83] = [
     "/v1/%c1%a1dmin/keys",
     "/v1/open/%c0%ae%c0%ae/admin/keys",
     "/v1/admin/keys%ff",
+    // Characters that belong in an escape, and one that does not, in the path of another rule.
+    "/v1/x%5B1%5D",
+    "/v1/x[1]",
+    "/v1/x%5b1%5d",
+    "/v1/x[1%5D",
+    "/v1/x[1]/",
+    "/v1/x[1]?y=1",
+    "/v1/~adm",
+    "/v1/%7eadm",
 ];
 
 /// Every spelling is in `look_alikes.txt`: the status without and with a key that lacks the scope, by an Envoy that
@@ -182,6 +191,8 @@ const LOOK_ALIKES: [&str; 83] = [
 fn no_spelling_of_a_protected_path_passes_by_its_rule() {
     let world = World::somewhere();
     world.db.json(&["route", "add", "--path", "/v1/admin/**", "--scopes", "admin"]);
+    world.db.json(&["route", "add", "--path", "/v1/x%5B1%5D", "--scopes", "admin"]);
+    world.db.json(&["route", "add", "--path", "/v1/~adm", "--scopes", "admin"]);
     world.db.json(&["route", "add", "--path", "/**", "--mode", "optional"]);
     let key = key(&world, ["--scopes", "other"]);
     let server = Server::on(&world.db).start();
@@ -224,4 +235,42 @@ fn no_spelling_of_a_protected_path_passes_by_its_rule() {
         .map(|row| [0, 1, 2, 3].map(|column: usize| columns[column][row].clone()))
         .collect();
     table::compare("look_alikes.txt", &table::render(&rows), "spellings of /v1/admin/keys");
+}
+
+#[test]
+fn no_spelling_of_a_host_passes_by_its_rule() {
+    let world = World::somewhere();
+    world.db.json(&["route", "add", "--host", "api.example.com", "--path", "/**", "--scopes", "admin"]);
+    world.db.json(&["route", "add", "--path", "/**", "--mode", "public"]);
+    let server = Server::on(&world.db).start();
+    let Some(envoy) = Envoy::before(&server).start() else { return };
+    let status = |hosts: &[&str]| {
+        let hosts: String = hosts.iter().map(|host| format!("host: {host}\r\n")).collect();
+        let page =
+            envoy.exchange(format!("GET /v1/x HTTP/1.1\r\n{hosts}connection: close\r\n\r\n").as_bytes());
+        (page.status, page.body)
+    };
+    // The client chooses the host: only Envoy's `domains` can keep it from choosing another one.
+    assert_eq!(status(&["other.example"]).0, 200);
+    for host in [
+        "api.example.com",
+        "API.Example.com",
+        "api.example.com.",
+        "api.example.com:80",
+        "api.example.com.:80",
+    ] {
+        assert_eq!(status(&[host]).0, 401, "{host}");
+    }
+    for hosts in [
+        &["api.example.com.."][..],
+        &["u@api.example.com"],
+        &["api.example.com:abc"],
+        &["api.example.com,x"],
+        &["api.example.com", "x.test"],
+        &["x.test", "api.example.com"],
+        &["api..example.com"],
+        &["%61pi.example.com"],
+    ] {
+        assert_eq!(status(hosts).0, 400, "{hosts:?}");
+    }
 }

@@ -41,7 +41,23 @@ on_every_store!(
     a_damaged_row_is_explained_as_such,
     a_past_time_is_explained_as_far_as_the_row_contains_it,
     the_terms_of_a_key_are_explained_as_a_server_applies_them,
+    a_refusal_says_what_in_the_request_decided,
 );
+
+fn a_refusal_says_what_in_the_request_decided(world: &World) {
+    world.db.json(&["route", "add", "--path", "/v1/{x}", "--scopes", "a.read | b", "--name", "read"]);
+    world.db.json(&["key", "update", &world.live.prefix, "--scopes", "c"]);
+    let because = |args: &[&str]| {
+        let said = world.db.json(&[&["explain", "--key-prefix", &world.live.prefix], args].concat());
+        let rows = said["cases"][0]["rows"].as_array().unwrap().clone();
+        let held = rows.iter().find(|row| row["state"] == "held").expect("one row is the answer");
+        held["because"].as_str().unwrap_or_default().to_owned()
+    };
+    let scope = because(&["--path", "/v1/x", "--context", "tenantgate.scopes=d"]);
+    assert_eq!(scope, r#"scopes "c"; rule read needs "a.read | b", tenantgate.scopes needs "d""#);
+    assert_eq!(because(&["--path", "/v1/../x"]), "a dot segment at position 6");
+    assert!(because(&["--path", "/v1/x", "--context", "tenantgate.mode=off"]).starts_with("tenantgate.mode"));
+}
 
 fn the_terms_of_a_key_are_explained_as_a_server_applies_them(world: &World) {
     world.db.json(&["plan", "create", "gold", "--request-limit", "100/MINUTE"]);

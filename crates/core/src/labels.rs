@@ -37,6 +37,19 @@ impl Labels {
         Ok(labels)
     }
 
+    /// Reads `api_keys.labels`, which another program may have written. Ignores what [`Labels::parse_json`] rejects, and
+    /// keeps the other labels.
+    #[must_use]
+    pub fn read(text: &str) -> Self {
+        let object: BTreeMap<String, serde_json::Value> = serde_json::from_str(text).unwrap_or_default();
+        let mut labels = Self::default();
+        for (name, value) in object {
+            // An invalid label has no effect on requests, and the next change of the labels removes it.
+            let _ = value.as_str().map(|value| labels.insert(&name, value));
+        }
+        labels
+    }
+
     /// Adds a label, given as `name=value`. Replaces the value of a label with the same name.
     ///
     /// # Errors
@@ -172,6 +185,18 @@ mod tests {
             let labels = Labels::parse_json(text).unwrap();
             assert_eq!(labels.to_string(), shown);
             assert_eq!(Labels::parse_json(shown), Ok(labels));
+        }
+    }
+
+    #[test]
+    fn reading_keeps_the_valid_labels_of_an_object() {
+        for (text, shown) in [
+            (r#"{"a":1,"b":"x"}"#, r#"{"b":"x"}"#),
+            (r#"{"A":"x","b":"\n","c":""}"#, r#"{"c":""}"#),
+            ("[]", "{}"),
+            ("no", "{}"),
+        ] {
+            assert_eq!(Labels::read(text).to_string(), shown);
         }
     }
 

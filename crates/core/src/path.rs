@@ -3,10 +3,10 @@
 //! Envoy, proxies and upstreams interpret paths differently: they may merge slashes, resolve dots, decode escapes or
 //! cut off parameters. A path on which they could differ is *ambiguous* and is rejected, because one rule could
 //! allow it while the upstream serves what another rule protects. Other paths are normalized: escapes of characters
-//! that a segment may contain unescaped (RFC 3986 §3.3) are decoded, the other escapes have capitals, and one slash
-//! at the end is removed.
+//! that a segment may contain unescaped (RFC 3986 §3.3) are decoded, the other characters are escaped, escapes have
+//! capitals, and one slash at the end is removed. So a segment has one form, however it is spelled.
 //!
-//! Most paths have neither escapes nor parameters; these are parsed in one pass and borrowed.
+//! Most paths have only characters that need no escape; these are parsed in one pass and borrowed.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,7 +20,7 @@ pub struct PathOptions {
     pub keep_parameters: bool,
 }
 
-/// Why a path is ambiguous, with the position.
+/// Why a path or a host is ambiguous, with the position.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Ambiguous {
     /// The offset in bytes of the character, or of the last byte of the segment.
@@ -46,6 +46,8 @@ enum Kind {
     Slash,
     Escape,
     Parameter,
+    /// Belongs in an escape, but Envoy and many upstreams also accept the character itself.
+    Unescaped,
     Query,
     Refused,
 }
@@ -61,6 +63,8 @@ const KINDS: [Kind; 256] = {
             b'?' => Kind::Query,
             // Some programs treat the first as a slash, and the second as the end of the path.
             b'\\' | b'#' => Kind::Refused,
+            // The printable characters that RFC 3986 §3.3 does not allow in a segment.
+            b'"' | b'<' | b'>' | b'[' | b']' | b'^' | b'`' | b'{' | b'|' | b'}' => Kind::Unescaped,
             _ => Kind::Plain,
         };
         byte += 1;
@@ -90,7 +94,7 @@ impl<'a> Path<'a> {
                     path = &path[..at];
                     break;
                 }
-                Kind::Escape | Kind::Parameter => {
+                Kind::Escape | Kind::Parameter | Kind::Unescaped => {
                     let end = path.iter().position(|byte| *byte == b'?').unwrap_or(path.len());
                     return Decoder::new(&path[..end], options).decode().map(Self);
                 }
@@ -139,7 +143,7 @@ fn judge(part: &[u8], at: usize, last: bool) -> Result<(), Ambiguous> {
     Err(Ambiguous { at, what })
 }
 
-/// Parses a path that has escapes or parameters.
+/// Parses a path that has escapes, parameters, or characters that should be escaped.
 struct Decoder<'a> {
     path: &'a [u8],
     options: PathOptions,
@@ -194,6 +198,7 @@ impl<'a> Decoder<'a> {
                 self.start = self.text.len();
             }
             Kind::Plain | Kind::Escape => self.text.push(byte),
+            Kind::Unescaped => self.put_escape(byte),
             Kind::Parameter if self.options.keep_parameters => self.text.push(byte),
             Kind::Parameter => return Err(Ambiguous { at: at + 1, what: "a path parameter" }),
             // The path ends before the query.
@@ -221,16 +226,19 @@ impl<'a> Decoder<'a> {
                 return Err(Ambiguous { at: at + 1, what: "an escaped slash, backslash or NUL" });
             }
             _ => {
-                let digit = |digit: u8| {
-                    char::from_digit(digit.into(), 16).map_or(b'0', |c| c.to_ascii_uppercase() as u8)
-                };
-                self.text.extend([b'%', digit(byte >> 4), digit(byte & 15)]);
+                self.put_escape(byte);
                 if !byte.is_ascii() {
                     self.beyond.push(byte);
                 }
             }
         }
         Ok(())
+    }
+
+    fn put_escape(&mut self, byte: u8) {
+        const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+        let digit = |digit: u8| DIGITS[usize::from(digit & 15)];
+        self.text.extend([b'%', digit(byte >> 4), digit(byte)]);
     }
 
     fn end_beyond(&mut self, at: usize) -> Result<(), Ambiguous> {
@@ -274,7 +282,8 @@ mod tests {
             ("/...", "/..."),
             ("/.a/..b", "/.a/..b"),
             ("/A", "/A"),
-            ("/a|b\"<>^`{}[]", "/a|b\"<>^`{}[]"),
+            ("/a|b\"<>^`{}[]", "/a%7Cb%22%3C%3E%5E%60%7B%7D%5B%5D"),
+            ("/v2/x[1]/%7e", "/v2/x%5B1%5D/~"),
         ] {
             assert_eq!(read(path, PathOptions::default()).as_deref(), Some(form), "{path}");
         }
@@ -395,6 +404,23 @@ mod tests {
     }
 
     #[test]
+    fn all_spellings_of_a_byte_are_the_same_segment() {
+        for byte in 0..=u8::MAX {
+            let spellings = [
+                [&b"/a"[..], &[byte], b"b"].concat(),
+                format!("/a%{byte:02X}b").into_bytes(),
+                format!("/a%{byte:02x}b").into_bytes(),
+            ];
+            // Whether a slash is escaped makes a difference. Both spellings are judged, and dots between slashes too.
+            let read = |raw: &Vec<u8>| Some(Path::read(raw, KEEP).ok()?.0.into_owned());
+            let mut forms: Vec<_> =
+                spellings.iter().filter(|_| !b"/?".contains(&byte)).filter_map(read).collect();
+            forms.dedup();
+            assert!(forms.len() <= 1, "{byte:#x}: {forms:?}");
+        }
+    }
+
+    #[test]
     fn a_path_without_escapes_is_borrowed() {
         let borrowed = |path: &str| matches!(Path::read(path.as_bytes(), KEEP), Ok(Path(Cow::Borrowed(_))));
         assert!(borrowed("/v1/models/x:generate?a=%20") && !borrowed("/%61"));
@@ -449,7 +475,8 @@ mod tests {
                     form.push_str(&shown);
                     rest = &rest[3..];
                 } else {
-                    form.push(c);
+                    let shown = if plain(c) { c.to_string() } else { format!("%{:02X}", u32::from(c)) };
+                    form.push_str(&shown);
                     rest = &rest[1..];
                 }
             }
@@ -465,7 +492,7 @@ mod tests {
         fn parsing_agrees_with_the_model(
             parts in proptest::collection::vec(proptest::sample::select(vec![
                 "/", "/", "/", "a", "b", ".", "..", ";", "%2f", "%2F", "%2e", "%61", "%3b", "%5c", "%c3%a9", "%c3", "%a9", "%00",
-                "%", "%20", "%25", "%3A", ":", "?", "#", " ", "\\", "é",
+                "%", "%20", "%25", "%3A", ":", "?", "#", " ", "\\", "é", "[", "%5B", "%5b", "|", "`", "{", "%7b", "~", "%7e",
             ]), 0..9),
             keep_encoded_slash: bool,
             keep_parameters: bool,
@@ -478,7 +505,7 @@ mod tests {
         }
 
         #[test]
-        fn normalizing_twice_changes_nothing(raw in "/[a/.;%0-9A-F:]{0,20}") {
+        fn normalizing_twice_changes_nothing(raw in "/[a/.;%0-9A-F:\\[|]{0,20}") {
             if let Some(form) = read(&raw, KEEP) {
                 let again = if form.is_empty() { "/" } else { &form };
                 prop_assert_eq!(read(again, KEEP), Some(form.clone()), "{}", raw);

@@ -2,10 +2,12 @@
 //!
 //! The result contains whether the request needs a key, and which scopes the key needs.
 
+use std::borrow::Cow;
+
 use crate::decision::{Entrance, MissingScopes, RuleFact};
-use crate::path::{Path, PathOptions};
+use crate::path::{Ambiguous, Path, PathOptions};
 use crate::request::{AccessRequest, Waived};
-use crate::route::host::request_host;
+use crate::route::host::{request_host, unambiguous_host};
 use crate::route::{Context, Entry, RouteMode, RouteTable};
 use crate::scope::{Granted, Scopes};
 
@@ -30,6 +32,36 @@ pub struct Routing<'a> {
     context: Context<'a>,
 }
 
+/// Returns whether paths are judged: a rule, a pattern of `--public` or `--route-default deny` is in force.
+fn in_force(routes: &RouteTable, options: Options, request: &AccessRequest<'_>) -> bool {
+    !routes.is_empty() || options.deny_unmatched || request.patterns
+}
+
+/// The host and the path of a request, normalized.
+pub type Target<'a> = (Cow<'a, [u8]>, Path<'a>);
+
+/// Normalizes the host and the path of a request, with which rules are compared; `None` if they are not judged. The
+/// host is judged only while a rule has a host.
+///
+/// # Errors
+///
+/// Returns what makes the path or the host ambiguous.
+pub fn target<'a>(
+    routes: &RouteTable,
+    options: Options,
+    request: &AccessRequest<'a>,
+) -> Result<Option<Target<'a>>, Ambiguous> {
+    // A Check from Envoy's network filter is about a connection, and has no path.
+    let judged =
+        in_force(routes, options, request) && !(request.method.is_empty() && request.path.is_empty());
+    if !judged {
+        return Ok(None);
+    }
+    let path = Path::read(request.path, options.path)?;
+    let host = if routes.has_hosts() { unambiguous_host(request.host)? } else { request_host(request.host) };
+    Ok(Some((host, path)))
+}
+
 impl<'a> Routing<'a> {
     /// Matches a request with the rules.
     #[must_use]
@@ -37,30 +69,19 @@ impl<'a> Routing<'a> {
         let plain = if request.waived == Waived::No { Entrance::Required } else { Entrance::Public };
         let context = request.context;
         let routing = Self { entrance: plain, rule: RuleFact::Fine, entry: None, context };
-        let in_force = !routes.is_empty() || options.deny_unmatched || request.patterns;
-        if !in_force && context == Context::default() {
+        if !in_force(routes, options, request) && context == Context::default() {
             return routing;
         }
-        routing.among(routes, options, request, in_force)
+        routing.among(routes, options, request)
     }
 
     fn with(self, entrance: Entrance) -> Self {
         Self { entrance, ..self }
     }
 
-    fn among(
-        self,
-        routes: &'a RouteTable,
-        options: Options,
-        request: &AccessRequest<'a>,
-        in_force: bool,
-    ) -> Self {
-        // A Check from Envoy's network filter is about a connection, and has no path.
-        let judged = in_force && !(request.method.is_empty() && request.path.is_empty());
-        let path = match judged.then(|| Path::read(request.path, options.path)) {
-            Some(Err(_)) => return self.with(Entrance::Ambiguous),
-            Some(Ok(path)) => Some(path),
-            None => None,
+    fn among(self, routes: &'a RouteTable, options: Options, request: &AccessRequest<'a>) -> Self {
+        let Ok(target) = target(routes, options, request) else {
+            return self.with(Entrance::Ambiguous);
         };
         if self.context.bad {
             return self.with(Entrance::BadContext);
@@ -68,8 +89,8 @@ impl<'a> Routing<'a> {
         if request.waived == Waived::Preflight {
             return self.with(Entrance::Public);
         }
-        let find = |path: Path<'_>| routes.find(&request_host(request.host), request.method, &path);
-        let entry = path.filter(|_| !routes.is_empty()).and_then(find);
+        let target = target.filter(|_| !routes.is_empty());
+        let entry = target.and_then(|(host, path)| routes.find(&host, request.method, &path));
         let rule = match entry.map(|entry| &entry.rule) {
             Some(Err(_)) => RuleFact::Damaged,
             None if options.deny_unmatched && !self.context.is_a_rule() => RuleFact::None,
@@ -236,6 +257,21 @@ mod tests {
             assert_eq!(deny.see("GET h/a", &[context]), "Required Fine -");
         }
         assert_eq!(deny.see("GET h/a", &[("tenantgate.route", "x")]), "Required None x");
+    }
+
+    #[test]
+    fn ambiguous_hosts_are_rejected_while_a_rule_has_a_host() {
+        let of_hosts =
+            [World::of(&["GET a.b/x required"]), World::of(&["GET *.b/x required", "* */** public"])];
+        for world in &of_hosts {
+            for host in ["a.b..", "u@a.b", "a.b:c", "a.b,x"] {
+                assert_eq!(world.see(&format!("GET {host}/x"), &[]), "Ambiguous Fine -", "{host}");
+            }
+            assert_eq!(world.see("GET A.b.:80/x", &[]), "Required Fine r1");
+            assert!(!world.see("GET other/x", &[]).starts_with("Ambiguous"));
+        }
+        let world = World::of(&["GET */x required"]);
+        assert_eq!(world.see("GET a.b,x/x", &[]), "Required Fine r1", "no rule has a host");
     }
 
     #[test]

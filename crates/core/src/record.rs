@@ -15,7 +15,7 @@ use crate::key::KeyId;
 use crate::key::format::is_stored_prefix;
 use crate::key::prefix::Prefix;
 use crate::labels::Labels;
-use crate::profile::ProfileRow;
+use crate::profile::{ProfileRow, Unreadable};
 use crate::tenant::TenantId;
 
 /// The part of a row of `api_keys` that a decision needs.
@@ -258,6 +258,8 @@ pub struct KeyDetails {
     pub disabled_at: Option<Timestamp>,
     /// The policy of the key.
     pub terms: KeyTerms,
+    /// A column that cannot be read; then its field has a value with which the key is not active.
+    pub unreadable: Option<Unreadable>,
 }
 
 /// The policy of a key, unparsed, and its labels. A rotation copies all of it.
@@ -284,6 +286,7 @@ impl KeyTerms {
             scopes: column(&self.scopes),
             networks: column(&self.networks),
             plan: column(&self.plan),
+            unreadable: None,
         }
     }
 }
@@ -468,6 +471,7 @@ mod tests {
             memo: None,
             disabled_at: None,
             terms: KeyTerms::default(),
+            unreadable: None,
         };
         let (then, now) = (Some(Timestamp(5)), Timestamp(5));
         for (expires_at, revoked_at, expected) in [

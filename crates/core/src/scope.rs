@@ -238,6 +238,12 @@ impl<'a> NeedsText<'a> {
         (terms <= MAX_TERMS).then_some(Self(text))
     }
 
+    /// Returns the whole text.
+    #[must_use]
+    pub fn as_str(self) -> &'a str {
+        self.0
+    }
+
     /// Returns the first term, with the spaces of the text.
     #[must_use]
     pub fn first_term(self) -> &'a str {

@@ -23,7 +23,7 @@ use crate::audit::{Action, Draft};
 use crate::clock::Timestamp;
 use crate::invalid::{Invalid, InvalidValue};
 use crate::random;
-use crate::store::StoredKey;
+use crate::store::{StoreError, StoredKey};
 use crate::tenant::{Tenant, TenantId};
 
 /// A row, after its line number in the file.
@@ -185,14 +185,22 @@ impl super::Admin {
     ///
     /// # Errors
     ///
-    /// As [`super::Admin::tenant`]; the database is not available; or `sink` fails.
+    /// As [`super::Admin::tenant`]; the database is not available; a row cannot be exported as it is; or `sink` fails.
     pub async fn export_keys<E: From<AdminError>>(
         &self,
         tenant: Option<&str>,
         mut sink: impl FnMut(&StoredKey) -> Result<(), E>,
     ) -> Result<(), E> {
         let filter = self.keys_of(tenant).await?;
-        self.each_key(&filter, None, |key| sink(key).map(|()| true)).await
+        self.each_key(&filter, None, |key| {
+            if let Some(column) = key.details.unreadable {
+                let (table, row, why) =
+                    ("api_keys", key.details.id.0.to_string(), column.error().to_string());
+                return Err(AdminError::Store(StoreError::Inconsistent { table, row, why }).into());
+            }
+            sink(key).map(|()| true)
+        })
+        .await
     }
 
     /// Passes every tenant to `sink`.

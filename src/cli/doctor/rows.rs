@@ -3,10 +3,12 @@
 //! Loads all rows as a server does, without keeping them, and counts damaged rows, keys without a tenant, and memos by
 //! pepper.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::diagnostics::Finding;
+use crate::plan::PlanName;
 use crate::record::{KeyRecord, Memo, PepperId};
+use crate::route::{RouteRow, RouteTable};
 use crate::store::inspect::Inspect;
 use crate::store::{Row, StoreError};
 use crate::tenant::TenantId;
@@ -24,6 +26,10 @@ pub(super) struct Rows {
     damaged: usize,
     /// The first damaged row.
     first: Option<Damaged>,
+    plans: HashSet<String>,
+    /// The plans that keys and tenants have.
+    named_plans: BTreeSet<String>,
+    routes: Vec<RouteRow>,
     /// The number of keys by the pepper of their memo.
     memos: HashMap<PepperId, usize>,
     without_memo: usize,
@@ -74,9 +80,28 @@ impl Rows {
         match loaded {
             Err(error @ StoreError::Unavailable(_)) => return Err(error),
             Err(error) => rows.refused = Some(error.to_string()),
-            Ok(()) => {}
+            Ok(()) => rows.count_combinations(),
         }
         Ok(rows)
+    }
+
+    /// Counts rows that are damaged by what other rows are, or are not.
+    fn count_combinations(&mut self) {
+        for (entry, why) in RouteTable::of(&self.routes).twins() {
+            let row = self.routes.iter().find(|row| row.id == entry.id);
+            if let Some(row) = row {
+                self.damaged += 1;
+                self.first.get_or_insert_with(|| Damaged::of(&Row::Route(row.clone()), &why.to_string()));
+            }
+        }
+        let is_missing = |plan: &&String| !self.plans.contains(*plan) && PlanName::parse(plan).is_ok();
+        for plan in self.named_plans.iter().filter(is_missing) {
+            self.damaged += 1;
+            self.first.get_or_insert_with(|| Damaged {
+                what: format!("keys or tenants have the plan {plan:?}, which does not exist; their keys get 503"),
+                remedy: "create the plan with `tenantgate plan create`, or give the keys and tenants another one",
+            });
+        }
     }
 
     fn count(&mut self, row: &Row) {
@@ -84,10 +109,14 @@ impl Rows {
             self.damaged += 1;
             self.first.get_or_insert_with(|| Damaged::of(row, &why));
         }
+        if let Some(plan) = row.plan().filter(|plan| !self.named_plans.contains(*plan)) {
+            self.named_plans.insert(plan.to_owned());
+        }
         match row {
             Row::Key(key, memo, _) => self.count_key(key, memo.as_ref()),
             Row::Tenant(tenant) => drop(self.tenants.insert(tenant.id)),
-            Row::Plan(_) | Row::Route(_) => {}
+            Row::Plan(plan) => drop(self.plans.insert(plan.name.clone())),
+            Row::Route(route) => self.routes.push(route.clone()),
         }
     }
 

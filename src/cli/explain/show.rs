@@ -126,7 +126,7 @@ fn case_view(explanation: &Explanation<'_>, case: &Case<'_>, options: &ResponseO
             Step::Not => "not",
             Step::NotReached => "not_reached",
         },
-        because: explanation.because(row, step),
+        because: explanation.because(case, row, step),
     };
     let rows = case.rows().into_iter().map(row).collect();
     CaseView { presented: case.presenter.as_str(), rows, outcome: outcome(&case.decision(), options) }

@@ -21,7 +21,7 @@ use super::Refused;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::plan::PlanRow;
-use crate::profile::ProfileRow;
+use crate::profile::{ProfileRow, Unreadable};
 use crate::record::{KeyRecord, Memo, PepperId, SecretHash};
 use crate::replica::Snapshot;
 use crate::route::{RouteId, RouteRow};
@@ -108,6 +108,9 @@ struct Key {
     networks: Option<String>,
     #[prost(string, optional, tag = "12")]
     plan: Option<String>,
+    /// The name of a column that could not be read.
+    #[prost(string, optional, tag = "13")]
+    unreadable: Option<String>,
 }
 
 impl Key {
@@ -126,6 +129,7 @@ impl Key {
             scopes: text(&profile.scopes),
             networks: text(&profile.networks),
             plan: text(&profile.plan),
+            unreadable: profile.unreadable.map(|column| column.column().to_owned()),
         }
     }
 
@@ -142,7 +146,9 @@ impl Key {
         };
         let text = |text: Option<String>| text.map(Into::into);
         let (scopes, networks, plan) = (text(self.scopes), text(self.networks), text(self.plan));
-        Ok(Row::Key(record, Memo::parse(&self.memo), ProfileRow { scopes, networks, plan }))
+        let column = |name: String| Unreadable::named(&name).ok_or(Refused::Malformed);
+        let unreadable = self.unreadable.map(column).transpose()?;
+        Ok(Row::Key(record, Memo::parse(&self.memo), ProfileRow { scopes, networks, plan, unreadable }))
     }
 }
 

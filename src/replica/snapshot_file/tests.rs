@@ -8,7 +8,7 @@ use crate::decision::Freshness;
 use crate::key::KeyId;
 use crate::key::format::parse;
 use crate::plan::PlanRow;
-use crate::profile::ProfileRow;
+use crate::profile::{ProfileRow, Unreadable};
 use crate::record::{KeyRecord, SecretHash};
 use crate::replica::tests::logged;
 use crate::route::{RouteId, RouteRow};
@@ -77,7 +77,12 @@ impl Machine {
 }
 
 fn profile() -> ProfileRow {
-    ProfileRow { scopes: Some("a".into()), networks: Some("::/0".into()), plan: Some("gold".into()) }
+    ProfileRow {
+        scopes: Some("a".into()),
+        networks: Some("::/0".into()),
+        plan: Some("gold".into()),
+        unreadable: Some(Unreadable::NotBefore),
+    }
 }
 
 fn plan() -> Row {

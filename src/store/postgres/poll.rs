@@ -250,7 +250,8 @@ pub(super) fn key_row(row: &PgRow) -> Result<Row, StoreError> {
 
 fn record(row: &PgRow) -> Result<KeyRow, StoreError> {
     let text = |place: usize| Ok::<_, StoreError>(text(row, place)?.map(|text| text.as_ref().into()));
-    let profile = ProfileRow { scopes: text(SCOPES)?, networks: text(NETWORKS)?, plan: text(PLAN)? };
+    let profile =
+        ProfileRow { scopes: text(SCOPES)?, networks: text(NETWORKS)?, plan: text(PLAN)?, unreadable: None };
     let record = KeyRecord {
         id: KeyId(row.try_get(ID)?),
         tenant_id: TenantId(row.try_get(TENANT_ID)?),

@@ -1,5 +1,9 @@
 //! Reads and writes the rules of routes.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use uuid::Uuid;
+
 use super::Sets;
 use super::connection::{Link, query};
 use super::row::Row;
@@ -10,16 +14,29 @@ use crate::store::{RoutesChange, StoreError};
 const ROUTE: &str = "id, name, host, method, path, mode, scopes, shadow";
 
 fn route_of(row: &Row) -> Result<RouteRow, StoreError> {
+    let (id, mode) = match row.id("id", "tenantgate_route") {
+        Ok(id) => (id, row.get("mode")?),
+        // The rule stays, under an id that stands for the text, without a mode: it is damaged, and no weaker rule wins.
+        Err(StoreError::Inconsistent { row: text, .. }) => (stand_in(&text), String::new()),
+        Err(error) => return Err(error),
+    };
     Ok(RouteRow {
-        id: RouteId(row.id("id", "tenantgate_route")?),
+        id: RouteId(id),
         name: row.get("name")?,
         host: row.get("host")?,
         method: row.get("method")?,
         path: row.get("path")?,
-        mode: row.get("mode")?,
+        mode,
         scopes: row.get("scopes")?,
         shadow: row.get("shadow")?,
     })
+}
+
+/// Returns an id for a text that is not a UUID; the same one for the same text.
+fn stand_in(text: &str) -> Uuid {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    Uuid::from_u64_pair(hasher.finish(), 0)
 }
 
 pub(in crate::store) async fn all(link: &mut Link<'_>) -> Result<Vec<RouteRow>, StoreError> {

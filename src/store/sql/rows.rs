@@ -1,9 +1,11 @@
 //! Converts rows to tenants, keys and entries of reports.
 
+use super::instant::INFINITY;
 use super::row::Row;
 use crate::audit::Entry;
 use crate::key::KeyId;
 use crate::labels::Labels;
+use crate::profile::Unreadable;
 use crate::record::{KeyDetails, KeyTerms, Memo};
 use crate::store::{Shadowed, ShadowedKind, StoreError, StoredKey};
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
@@ -30,12 +32,17 @@ pub(in crate::store) fn tenant_of(row: &Row) -> Result<Tenant, StoreError> {
 pub(super) fn key_of(row: &Row) -> Result<KeyDetails, StoreError> {
     let memo: Option<String> = row.get("key_memo")?;
     let labels: Option<String> = row.get("labels")?;
+    let of_instant = |column: Unreadable| {
+        Ok::<_, StoreError>(row.has_unreadable_instant(column.column())?.then_some(column))
+    };
+    let (expires_at, not_before) = (of_instant(Unreadable::ExpiresAt)?, of_instant(Unreadable::NotBefore)?);
     let terms = KeyTerms {
-        not_before: row.instant("not_before")?,
+        // One that cannot be read never comes: the key is not active, and a copy of it is not either.
+        not_before: if not_before.is_some() { Some(INFINITY) } else { row.instant("not_before")? },
         scopes: row.get("scopes")?,
         networks: row.get("networks")?,
         plan: row.get("plan")?,
-        labels: labels.and_then(|labels| Labels::parse_json(&labels).ok()).unwrap_or_default(),
+        labels: labels.map(|labels| Labels::read(&labels)).unwrap_or_default(),
     };
     Ok(KeyDetails {
         id: KeyId(row.id("id", "api_keys")?),
@@ -51,6 +58,7 @@ pub(super) fn key_of(row: &Row) -> Result<KeyDetails, StoreError> {
         memo: memo.as_deref().and_then(Memo::parse).map(|memo| memo.pepper),
         disabled_at: row.instant("disabled_at")?,
         terms,
+        unreadable: expires_at.or(not_before),
     })
 }
 

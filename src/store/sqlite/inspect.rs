@@ -70,6 +70,8 @@ fn permissions(mode: u32) -> Finding {
 }
 
 async fn integrity(connection: &mut SqliteConnection) -> Result<Finding, StoreError> {
+    // A value that a CHECK forbids is damage of its row, which `database.rows` names, and not of the file.
+    sqlx::query("PRAGMA ignore_check_constraints = ON").execute(&mut *connection).await?;
     let said: String = sqlx::query("PRAGMA quick_check(1)").fetch_one(connection).await?.try_get(0)?;
     Ok(if said == "ok" {
         Finding::ok("database.integrity", "the file is not damaged")
@@ -137,7 +139,7 @@ pub(super) async fn identity(connection: &mut SqliteConnection) -> Result<Findin
 
 /// Finds keys whose tenant was deleted by a session without `foreign_keys = on`.
 async fn orphans(connection: &mut SqliteConnection) -> Result<Finding, StoreError> {
-    let sql = "SELECT count(*) FROM pragma_foreign_key_check('api_keys')";
+    let sql = "SELECT count(*) FROM pragma_foreign_key_check('api_keys') WHERE parent = 'tenants'";
     let orphans: i64 = sqlx::query(sql).fetch_one(connection).await?.try_get(0)?;
     Ok(if orphans == 0 {
         Finding::ok("database.tenants", "every key has its tenant")

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::{Files, INFINITY_TEXT, LINKED, applied};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::profile::ProfileRow;
+use crate::profile::{ProfileRow, Unreadable};
 use crate::record::{KeyRecord, Memo, SecretHash};
 use crate::route::RouteId;
 use crate::store::inspect::KeyRow;
@@ -73,7 +73,7 @@ impl Session for SqliteSession {
         }
         let mut rows = sqlx::query(PAGES).fetch(&mut *transaction);
         while let Some(row) = rows.next().await {
-            let page: Option<String> = row?.try_get(0)?;
+            let page = text(&row?)?;
             let page: Vec<RawKey> = serde_json::from_str(page.as_deref().unwrap_or("[]"))
                 .map_err(|error| StoreError::Refused(format!("rows of api_keys cannot be read: {error}")))?;
             for raw in page {
@@ -126,6 +126,9 @@ impl Session for SqliteSession {
         let sql =
             "SELECT DISTINCT key_prefix, tenant_id, plan, route_id FROM tenantgate_change WHERE id > ?1";
         for row in sqlx::query(sql).bind(self.cursor).fetch_all(&mut *transaction).await? {
+            if !names_a_row(&row) {
+                return Ok(Changes::Everything);
+            }
             changes.extend(change_of(&mut transaction, &row).await?);
         }
         transaction.commit().await?;
@@ -234,6 +237,20 @@ fn gone(file: &Path) -> StoreError {
     StoreError::Unavailable(format!("{} is gone", file.display()))
 }
 
+/// Reads a result of [`PAGES`] or [`ONE`]. A value that is not UTF-8 gets replacement characters, which are valid in no
+/// column that a verdict depends on, so that it damages its own row only.
+fn text(row: &SqliteRow) -> Result<Option<String>, StoreError> {
+    Ok(sql::sqlite_text(row, 0)?)
+}
+
+/// Returns whether a row of the change log names a row by a text that a query finds again: not by a BLOB, which equals
+/// no text, nor by an id that is not a UUID.
+fn names_a_row(logged: &SqliteRow) -> bool {
+    let column = |name| logged.try_get::<Option<&str>, _>(name);
+    let id = |name| column(name).is_ok_and(|id| id.is_none_or(|id| Uuid::parse_str(id).is_ok()));
+    column("key_prefix").is_ok() && column("plan").is_ok() && id("tenant_id") && id("route_id")
+}
+
 async fn change_of(
     connection: &mut SqliteConnection,
     logged: &SqliteRow,
@@ -277,7 +294,7 @@ pub(super) async fn key_row(
 
 async fn one_key(connection: &mut SqliteConnection, prefix: &str) -> Result<Option<RawKey>, StoreError> {
     let Some(row) = sqlx::query(ONE).bind(prefix).fetch_optional(connection).await? else { return Ok(None) };
-    let raw = serde_json::from_str(row.try_get(0)?)
+    let raw = serde_json::from_str(text(&row)?.as_deref().unwrap_or_default())
         .map_err(|error| StoreError::Refused(format!("a row of api_keys cannot be read: {error}")))?;
     Ok(Some(raw))
 }
@@ -301,7 +318,7 @@ struct RawKey(
 );
 
 impl RawKey {
-    /// Converts the row. A row with an invalid instant or UUID gets no hash, so that it counts as damaged.
+    /// Converts the row. An instant or UUID that cannot be read makes its profile damaged.
     fn record(self) -> (KeyRecord, Option<Memo>, ProfileRow) {
         let Self(
             id,
@@ -319,10 +336,17 @@ impl RawKey {
         ) = self;
         let uuid = |text: Option<String>| text.and_then(|text| Uuid::parse_str(&text).ok());
         let (id, tenant_id) = (uuid(id), uuid(tenant_id));
-        let instants = [&expires_at, &begins];
-        let sound = id.is_some()
-            && tenant_id.is_some()
-            && instants.into_iter().flatten().all(|text| is_instant(text));
+        let is_bad = |text: &Option<String>| text.as_deref().is_some_and(|text| !is_instant(text));
+        let unreadable = [
+            (Unreadable::Id, id.is_none()),
+            (Unreadable::TenantId, tenant_id.is_none()),
+            (Unreadable::ExpiresAt, is_bad(&expires_at)),
+            (Unreadable::NotBefore, is_bad(&begins)),
+        ];
+        let unreadable = unreadable.into_iter().find_map(|(column, bad)| bad.then_some(column));
+        // The damage of the row decides, after the proof, and not an instant that nobody wrote.
+        let (expires_at, begins) =
+            (expires_at.filter(|text| is_instant(text)), begins.filter(|text| is_instant(text)));
         let begins = begins.map(|text| match text.as_str() {
             INFINITY_TEXT => Timestamp(i64::MAX),
             text => Timestamp::parse(text).unwrap_or(Timestamp::MIN),
@@ -332,13 +356,13 @@ impl RawKey {
             id: KeyId(id.unwrap_or_default()),
             tenant_id: TenantId(tenant_id.unwrap_or_default()),
             prefix: prefix.unwrap_or_default().as_str().into(),
-            hash: SecretHash::parse(hash.as_deref().unwrap_or_default()).filter(|_| sound),
+            hash: SecretHash::parse(hash.as_deref().unwrap_or_default()),
             expires_at: expires_at.map(|text| Timestamp::parse(&text).unwrap_or(Timestamp::MIN)).into(),
             revoked: revoked != 0,
             not_before: begins.unwrap_or(Timestamp::MIN),
             disabled: disabled != 0,
         };
-        (record, memo.as_deref().and_then(Memo::parse), ProfileRow { scopes, networks, plan })
+        (record, memo.as_deref().and_then(Memo::parse), ProfileRow { scopes, networks, plan, unreadable })
     }
 }
 

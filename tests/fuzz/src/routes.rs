@@ -15,18 +15,14 @@ fn form(segment: &[u8]) -> Option<Vec<u8>> {
     let mut form = Vec::new();
     let mut at = 0;
     while let Some(&byte) = segment.get(at) {
-        if byte != b'%' {
-            form.push(byte);
-            at += 1;
-            continue;
-        }
-        let byte = escaped(segment, at)?;
+        let raw = byte != b'%';
+        let byte = if raw { byte } else { escaped(segment, at)? };
         if byte.is_ascii() && is_plain(byte) {
             form.push(byte);
         } else {
             form.extend(format!("%{byte:02X}").bytes());
         }
-        at += 3;
+        at += if raw { 1 } else { 3 };
     }
     Some(form)
 }

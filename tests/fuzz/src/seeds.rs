@@ -57,6 +57,7 @@ const ROUTES: [(&str, u8, &str); 6] = [
     ("back", 0, "GET h /a/b/c\n* * /a/b\n* * /a/{x}/c\n* * /a/**"),
     ("head", 0, "HEAD h /a\nGET * /a\nHEAD * /a\n* * /a"),
     ("escapes", 0, "GET h:80 /%61dmin/%c3%a9/x%3ay\nGET H /admin/**\n* * /{a}/{b}/x:y"),
+    ("unescaped", 0, "GET h:x /v2/x[1]|\n* h /v2/x%5B1%5D/**\n* * /**"),
     ("slash", 1, "GET h. /a%2fb\n* * /a%2Fb\n* * /{x}"),
     ("parameters", 3, "GET [::1]:80 /a;b/..;c\n* [::1] /a%3Bb/**\n* * nonsense\nget * /"),
 ];

@@ -6,8 +6,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use tenantgate::path::{Path, PathOptions};
-use tenantgate::route::host::request_host;
-use tenantgate::route::{RouteId, RouteRow, RouteTable, Rule};
+use tenantgate::route::host::{request_host, unambiguous_host};
+use tenantgate::route::lint::LintOptions;
+use tenantgate::route::{HostPattern, RouteId, RouteRow, RouteTable, Rule};
 use tenantgate_fuzz::{routes, seeds};
 use uuid::Uuid;
 
@@ -28,7 +29,11 @@ fuzz_target!(init: seeds::plant("route"), |bytes: &[u8]| {
     let twins = |rule: &Rule| rules.iter().any(|other| other.id != rule.id && other.shape.is_same(&rule.shape));
     let kept: Vec<Rule> = rules.iter().filter(|rule| !twins(rule)).cloned().collect();
     let (Ok(path), Some(segments)) = (read, segments) else { return };
+    let judged = unambiguous_host(host);
     let host = request_host(host);
+    // A host is accepted exactly if a rule can name it.
+    let named = std::str::from_utf8(&host).is_ok_and(|name| name != "*" && !name.starts_with("*.") && HostPattern::parse(name).is_ok());
+    assert_eq!(judged.is_ok(), named || matches!(judged.as_deref(), Ok([])), "{}", host.escape_ascii());
     // Valid rules without duplicates: the result equals the slow implementation.
     let sound: Vec<_> = kept.iter().map(RouteRow::from).collect();
     let found: Vec<_> = RouteTable::of(&sound).candidates(&host, method, &path).iter().map(|e| e.id).collect();
@@ -45,7 +50,7 @@ fuzz_target!(init: seeds::plant("route"), |bytes: &[u8]| {
         let again = RouteRow::from(rule).compile().expect("a rule is read back");
         assert_eq!(again, *rule);
     }
-    let _ = table.lint(&[None]);
+    let _ = table.lint(&[None], &LintOptions::default());
 });
 
 fn row(number: u128, line: &[u8]) -> Option<RouteRow> {

@@ -187,8 +187,12 @@ fn key_of(row: &PgRow, prefix: &str) -> Result<Option<(KeyRecord, ProfileRow)>, 
         not_before: row.try_get::<Option<i64>, _>("not_before")?.map_or(Timestamp::MIN, instant),
         disabled: row.try_get("disabled")?,
     };
-    let profile =
-        ProfileRow { scopes: text("granted")?, networks: text("networks")?, plan: text("own_plan")? };
+    let profile = ProfileRow {
+        scopes: text("granted")?,
+        networks: text("networks")?,
+        plan: text("own_plan")?,
+        unreadable: None,
+    };
     Ok(Some((record, profile)))
 }
 

@@ -53,7 +53,13 @@ fn key(row: &SqliteRow) -> (KeyRecord, ProfileRow) {
         not_before: instant("not_before").unwrap_or(Timestamp::MIN),
         disabled: row.get::<Option<&str>, _>("disabled_at").is_some(),
     };
-    (record, ProfileRow { scopes: text("scopes"), networks: text("networks"), plan: text("plan") })
+    let profile = ProfileRow {
+        scopes: text("scopes"),
+        networks: text("networks"),
+        plan: text("plan"),
+        unreadable: None,
+    };
+    (record, profile)
 }
 
 fn tenant(row: &SqliteRow) -> Tenant {

@@ -171,6 +171,27 @@ fn a_rule_is_tested_with_a_key(world: &World) {
     let variable = [(DATABASE_URL, world.db.url()), ("TENANTGATE_PUBLIC", "GET /v1/a,GET /v1/open")];
     let args = ["route", "test", "--host", "a", "--path", "/v1/open", "-o", "json"];
     assert_eq!(run_in(world.db.dir(), &variable, &args).json()["outcome"], "public");
+    // The option that decides is named, and what is not considered.
+    let option = |args: &[&str]| test(args)["option"].clone();
+    assert_eq!(option(&["--path", "/v1/open", "--public", "GET /v1/open"]), "--public");
+    assert_eq!(option(&deny), "--route-default");
+    assert_eq!((option(&deny[..2]), option(&["--path", "/v1/models"])), (Value::Null, Value::Null));
+    let told = test(&["--path", "/v1/models", "--key-prefix", &reader]);
+    assert_eq!(told["not_considered"], json!(["networks", "plan", "tenant"]));
+    let text = [
+        "route",
+        "test",
+        "--host",
+        "a",
+        "--path",
+        "/v1/open",
+        "--key-prefix",
+        &reader,
+        "--public",
+        "GET /v1/open",
+    ];
+    let text = world.db.cli(&text).ok();
+    assert!(text.contains("by the option --public") && text.contains("networks, plan, tenant"), "{text}");
 }
 
 fn a_table_of_rules_is_checked(world: &World) {
@@ -198,4 +219,19 @@ fn a_table_of_rules_is_checked(world: &World) {
     for finding in ["falls_through", "unmet_needs", "unneeded_scope"] {
         assert!(found.iter().any(|name| name == finding), "{finding}: {checked}");
     }
+    world.db.json(&["route", "add", "--path", "/v1/a", "--method", "PUT", "--name", "put"]);
+    world.db.json(&["route", "add", "--path", "/v1/b%2Fc", "--name", "escaped"]);
+    let details = |args: &[&str], finding: &str, rule: &str| {
+        let checked = world.db.json(&[&["route", "list", "--check"], args].concat());
+        let all = checked["findings"].as_array().expect("an array");
+        let of_rule = all.iter().filter(|found| found["finding"] == finding && found["rule"] == rule);
+        of_rule.map(|found| string(found, "detail")).collect::<Vec<_>>()
+    };
+    let falls = "requests with a method other than GET and PUT go to the rule wide";
+    assert_eq!(details(&[], "falls_through", "narrow"), [falls]);
+    assert_eq!(details(&[], "never_wins", "escaped").len(), 1);
+    assert_eq!(details(&["--encoded-slash", "keep"], "never_wins", "escaped"), [""; 0]);
+    let public = ["--public", "GET /v1/a"];
+    assert!(details(&public, "overridden", "narrow")[0].contains("GET requests"), "by --public");
+    assert_eq!(details(&[], "overridden", "narrow"), [""; 0]);
 }

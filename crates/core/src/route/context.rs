@@ -17,6 +17,8 @@ pub struct Context<'a> {
     pub route: Option<&'a str>,
     /// Whether any of them is invalid: an unknown or repeated name, or an empty or invalid value.
     pub bad: bool,
+    /// Which of them is the first invalid one, for people.
+    pub fault: Option<&'static str>,
     /// Whether only Checks decide on the route, by the configuration of the module inside Envoy.
     pub left_by_module: bool,
 }
@@ -40,7 +42,15 @@ impl<'a> Context<'a> {
             }
             _ => false,
         };
-        self.bad |= !good;
+        if !good {
+            self.bad = true;
+            self.fault = self.fault.or(Some(match name {
+                b"mode" => "tenantgate.mode",
+                b"scopes" => "tenantgate.scopes",
+                b"route" => "tenantgate.route",
+                _ => "a name that begins with tenantgate. and is not mode, scopes or route",
+            }));
+        }
     }
 
     /// Returns whether the Check has context extensions of tenantgate.
@@ -110,6 +120,7 @@ mod tests {
         }
         let mut context = Context::default();
         context.put(b"tenantgate.route", b"\xff");
-        assert!(context.bad);
+        context.put(b"tenantgate.mode", b"");
+        assert_eq!((context.bad, context.fault), (true, Some("tenantgate.route")));
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::Ipv6Addr;
 
 use crate::invalid::Invalid;
+use crate::path::Ambiguous;
 
 /// The most bytes of a host name (RFC 1035 §2.3.4).
 pub(crate) const MAX_HOST_BYTES: usize = 253;
@@ -40,9 +41,12 @@ impl HostPattern {
 
 const WHAT: &str = "host";
 
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_')
+}
+
 fn name(text: &str) -> Result<Box<str>, Invalid> {
-    let good = |b: u8| b.is_ascii_alphanumeric() || b == b'.' || b == b'-' || b == b'_';
-    if let Some(at) = text.bytes().position(|byte| !good(byte)) {
+    if let Some(at) = text.bytes().position(|byte| !is_name_byte(byte)) {
         let expected = match text.as_bytes()[at] {
             b':' => "a host without a port",
             b'*' => "* only as the whole host, or in front as in *.example.com",
@@ -107,6 +111,40 @@ pub fn request_host(raw: &[u8]) -> Cow<'_, [u8]> {
         return Cow::Owned(host.to_ascii_lowercase());
     }
     Cow::Borrowed(host)
+}
+
+/// Normalizes the host of a request as [`request_host`] does, and rejects one that is neither a name nor an address.
+///
+/// Proxies and upstreams may take such a host for another one: they split lists at commas, or cut off a user name,
+/// a second dot or a port that is not a number. An empty host is not rejected, because it has nothing to interpret.
+///
+/// # Errors
+///
+/// Returns the first part that makes the host ambiguous.
+pub fn unambiguous_host(raw: &[u8]) -> Result<Cow<'_, [u8]>, Ambiguous> {
+    let ambiguous = |at, what| Err(Ambiguous { at, what });
+    let host = request_host(raw);
+    if raw.is_empty() {
+        return Ok(host);
+    }
+    if host.starts_with(b"[") {
+        let read = std::str::from_utf8(&host).ok().and_then(|text| literal(text).ok());
+        return if read.is_some() { Ok(host) } else { ambiguous(0, "a host that is not an IPv6 address") };
+    }
+    if let Some(at) = host.iter().position(|byte| !is_name_byte(*byte)) {
+        return ambiguous(at, "a host with a character that names may not have");
+    }
+    let mut at = 0;
+    for label in host.split(|byte| *byte == b'.') {
+        if label.is_empty() {
+            return ambiguous(at, "a host with an empty part");
+        }
+        at += label.len() + 1;
+    }
+    if host.len() > MAX_HOST_BYTES {
+        return ambiguous(MAX_HOST_BYTES, "a host that is too long");
+    }
+    Ok(host)
 }
 
 #[cfg(test)]
@@ -180,5 +218,51 @@ mod tests {
         }
         assert!(matches!(request_host(b"example.com:443"), Cow::Borrowed(_)));
         assert_eq!(&*request_host(b"\xff:1"), b"\xff");
+    }
+
+    #[test]
+    fn a_host_that_is_neither_a_name_nor_an_address_is_ambiguous() {
+        for (raw, form) in [
+            ("api.example.com", "api.example.com"),
+            ("API.example.com.:443", "api.example.com"),
+            ("a_b-c", "a_b-c"),
+            ("192.0.2.7:80", "192.0.2.7"),
+            ("[2001:DB8:0::1]:443", "[2001:db8::1]"),
+            ("example.com:", "example.com"),
+            ("", ""),
+        ] {
+            let host = unambiguous_host(raw.as_bytes());
+            assert_eq!(host.as_deref(), Ok(form.as_bytes()), "{raw}");
+        }
+        for (raw, at) in [
+            ("api.example.com..", 17),
+            ("api.example.com..:80", 17),
+            (".api.example.com", 1),
+            ("api..example.com", 5),
+            ("u@api.example.com", 2),
+            ("api.example.com:abc", 16),
+            ("api.example.com:1:2", 16),
+            ("api.example.com,x", 16),
+            ("adm.test,x.test", 9),
+            ("api.example.com ", 16),
+            ("%61pi.example.com", 1),
+            ("ap\u{456}.example.com", 3),
+            ("api.example.com/x", 16),
+            ("http://api.example.com", 5),
+            ("*.example.com", 1),
+            ("2001:db8::1", 5),
+            ("[::x]", 1),
+            ("[::1", 1),
+            ("[::1]x", 1),
+            ("[fe80::1%25eth0]", 1),
+            (":80", 1),
+            (".", 1),
+            (&"a".repeat(254), 254),
+        ] {
+            let error = unambiguous_host(raw.as_bytes()).unwrap_err();
+            assert_eq!(error.at + 1, at, "{raw}: {error}");
+        }
+        let error = unambiguous_host(b"a,b").unwrap_err().to_string();
+        assert_eq!(error, "a host with a character that names may not have at position 2");
     }
 }

@@ -3,8 +3,9 @@
 use std::ops::ControlFlow;
 
 use super::template::Segment;
-use super::{Entry, HostPattern, Method, RouteTable, Rule};
+use super::{Entry, HostPattern, Method, RouteMode, RouteTable, Rule};
 use crate::path::{Path, PathOptions};
+use crate::request::PublicPaths;
 use crate::scope::{Needs, Scopes};
 
 /// A probable mistake.
@@ -12,12 +13,23 @@ use crate::scope::{Needs, Scopes};
 pub enum Finding<'t> {
     /// More specific rules win for every request that the rule matches.
     NeverWins(&'t Rule),
+    /// Every path that the rule matches is ambiguous.
+    NeverReached(&'t Rule),
+    /// `--public` exempts the requests that the rule matches, before the rule is looked at.
+    Public {
+        /// The rule.
+        rule: &'t Rule,
+        /// The methods for which it does.
+        methods: Vec<String>,
+    },
     /// Requests with the host and path of the rule but another method fall through to a less specific rule.
     FallsThrough {
         /// The rule with a named method.
         rule: &'t Rule,
         /// The first less specific rule that matches another method.
         to: &'t Rule,
+        /// The methods for which rules have this host and path, sorted.
+        handled: Vec<String>,
     },
     /// No live key has the scopes that the rule needs.
     UnmetNeeds(&'t Rule),
@@ -25,20 +37,36 @@ pub enum Finding<'t> {
     UnneededScope(String),
 }
 
+/// The options of `serve` that come before rules.
+#[derive(Clone, Debug, Default)]
+pub struct LintOptions {
+    /// The requests that need no key.
+    pub public: PublicPaths,
+    /// Which paths are ambiguous.
+    pub path: PathOptions,
+}
+
+/// A request that matches a rule. Its host and path are normalized.
+#[derive(Clone, Debug)]
+struct Sample {
+    host: Vec<u8>,
+    method: Vec<u8>,
+    path: Vec<u8>,
+}
+
 impl RouteTable {
-    /// Checks the rules against each other and against `granted`, the scopes of all live keys (`None` grants
-    /// everything). Ignores damaged rows.
+    /// Checks the rules against each other, against the options of `serve`, and against `granted`, the scopes of all
+    /// live keys (`None` grants everything). Ignores damaged rows.
     #[must_use]
-    pub fn lint<'t>(&'t self, granted: &[Option<Scopes>]) -> Vec<Finding<'t>> {
+    pub fn lint<'t>(&'t self, granted: &[Option<Scopes>], options: &LintOptions) -> Vec<Finding<'t>> {
         let rules = || self.entries().iter().filter_map(|entry| entry.rule.as_ref().ok());
         let mut findings = Vec::new();
         for rule in rules() {
             if self.never_wins(rule) {
                 findings.push(Finding::NeverWins(rule));
             }
-            if let Some(to) = self.falls_through(rule) {
-                findings.push(Finding::FallsThrough { rule, to });
-            }
+            findings.extend(self.overridden(rule, options));
+            findings.extend(self.falls_through(rule));
             let met = |needs: &Needs| granted.iter().any(|g| g.as_ref().is_none_or(|g| needs.are_met_by(g)));
             if rule.needs.as_ref().is_some_and(|needs| !met(needs)) {
                 findings.push(Finding::UnmetNeeds(rule));
@@ -48,83 +76,137 @@ impl RouteTable {
         findings
     }
 
-    /// Returns whether more specific rules match everything that `rule` matches. Only rules that end in `**` can be
-    /// covered in this way: by rules for the path before `**`, and for any segment after it.
-    fn never_wins(&self, rule: &Rule) -> bool {
-        let Some((Segment::Rest, front)) = rule.shape.path.segments().split_last() else { return false };
-        // Paths with more segments than the longest template match the same rules.
-        let longest = self.entries().iter().filter_map(|e| e.rule.as_ref().ok());
-        let longest = longest.map(|rule| rule.shape.path.segments().len()).max().unwrap_or_default();
-        (0..=longest + 1 - front.len().min(longest)).all(|more| {
-            let winner = self.sample(rule, more, |candidate| {
-                if candidate.shape.host == rule.shape.host
-                    && covers(&candidate.shape.method, &rule.shape.method)
-                {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
-            });
-            winner.is_some_and(|winner| winner.id != rule.id)
-        })
+    /// Returns the options that leave no request for `rule`, or take all requests of a method from it.
+    fn overridden<'t>(&'t self, rule: &'t Rule, options: &LintOptions) -> Vec<Finding<'t>> {
+        let samples: Vec<_> =
+            self.samples(rule).into_iter().filter(|sample| self.wins(rule, sample)).collect();
+        let kept: Vec<_> =
+            samples.iter().filter(|sample| Path::read(&sample.path, options.path).is_ok()).collect();
+        if kept.is_empty() {
+            // A rule that never wins is another finding.
+            return samples.first().map(|_| Finding::NeverReached(rule)).into_iter().collect();
+        }
+        if rule.mode == RouteMode::Public {
+            return Vec::new();
+        }
+        let mut methods: Vec<_> = options
+            .public
+            .iter()
+            .map(|(m, _)| m)
+            .filter(|m| rule.shape.method.covers(m.as_bytes()))
+            .collect();
+        methods.sort_unstable();
+        methods.dedup();
+        // The rule may lose some of these methods to a rule that names them.
+        let is_public = |method: &str| {
+            let mut of_method = kept
+                .iter()
+                .map(|sample| Sample { method: method.as_bytes().to_vec(), ..(**sample).clone() })
+                .filter(|sample| self.wins(rule, sample))
+                .peekable();
+            of_method.peek().is_some()
+                && of_method.all(|sample| options.public.contains(method.as_bytes(), &sample.path))
+        };
+        methods.retain(|method| is_public(method));
+        let methods = methods.into_iter().map(str::to_owned).collect::<Vec<_>>();
+        Some(methods)
+            .filter(|methods| !methods.is_empty())
+            .map(|methods| Finding::Public { rule, methods })
+            .into_iter()
+            .collect()
     }
 
-    /// Returns the first less specific rule that matches a method for which no rule has this host and path.
-    fn falls_through(&self, rule: &Rule) -> Option<&Rule> {
+    /// Returns whether more specific rules match everything that `rule` matches.
+    fn never_wins(&self, rule: &Rule) -> bool {
+        !self.samples(rule).iter().any(|sample| self.wins(rule, sample))
+    }
+
+    fn wins(&self, rule: &Rule, sample: &Sample) -> bool {
+        self.first(sample, Some(&sample.method), |_| true).is_some_and(|winner| winner.id == rule.id)
+    }
+
+    /// Returns the less specific rule to which requests fall through that have the host and path of `rule`, but a
+    /// method for which no rule has this host and path.
+    fn falls_through<'t>(&'t self, rule: &'t Rule) -> Option<Finding<'t>> {
         if rule.shape.method == Method::Any {
             return None;
         }
         let same =
             |other: &Rule| other.shape.host == rule.shape.host && other.shape.path.is_same(&rule.shape.path);
-        let siblings =
-            || self.entries().iter().filter_map(|entry| entry.rule.as_ref().ok()).filter(|r| same(r));
-        if siblings().any(|sibling| sibling.shape.method == Method::Any) {
+        let rules = self.entries().iter().filter_map(|entry| entry.rule.as_ref().ok());
+        let siblings: Vec<_> = rules.filter(|other| same(other)).map(|other| &other.shape.method).collect();
+        if siblings.contains(&&Method::Any) {
             return None;
         }
-        let left_out =
-            |other: &Rule| !siblings().any(|sibling| covers(&sibling.shape.method, &other.shape.method));
-        self.sample(rule, 0, |candidate| {
-            if left_out(candidate) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })
+        // More specific rules, which match a part of the requests, come before the rule itself.
+        let mut less_specific = false;
+        let to = self.first(self.samples(rule).first()?, None, |candidate| {
+            less_specific |= same(candidate);
+            less_specific && !siblings.iter().any(|sibling| covers(sibling, &candidate.shape.method))
+        })?;
+        let mut handled: Vec<_> = siblings.into_iter().map(ToString::to_string).collect();
+        handled.sort_unstable();
+        Some(Finding::FallsThrough { rule, to, handled })
     }
 
-    /// Visits the rules that match a sample request of `rule`, the most specific first, until `take` breaks. Returns
-    /// that rule. The sample has `more` segments in place of `**`.
-    fn sample(&self, rule: &Rule, more: usize, take: impl Fn(&Rule) -> ControlFlow<()>) -> Option<&Rule> {
-        // A text that no host and no literal segment of a rule can have.
+    /// Returns requests that match `rule` and as few other rules as possible: one for each number of segments that
+    /// `**` may stand for, up to the longest template. Longer paths match the same rules.
+    fn samples(&self, rule: &Rule) -> Vec<Sample> {
+        // A text that no host, no method and no literal segment of a rule can have.
         const OTHER: &str = "%25";
         let host = match &rule.shape.host {
             HostPattern::Exact(name) => name.to_string(),
             HostPattern::Below(name) => format!("{OTHER}.{name}"),
             HostPattern::Any => OTHER.to_owned(),
         };
-        let mut path = Vec::new();
-        for segment in rule.shape.path.segments() {
-            let (text, times) = match segment {
-                Segment::Literal(text) => (&**text, 1),
-                Segment::One => (OTHER.as_bytes(), 1),
-                Segment::Rest => (OTHER.as_bytes(), more),
-            };
-            for _ in 0..times {
-                path.push(b'/');
-                path.extend(text);
+        let method = match &rule.shape.method {
+            Method::Any => OTHER,
+            Method::Named(name) => name,
+        };
+        let segments = rule.shape.path.segments();
+        let rules = self.entries().iter().filter_map(|entry| entry.rule.as_ref().ok());
+        let longest = rules.map(|rule| rule.shape.path.segments().len()).max().unwrap_or_default();
+        let most = if segments.last() == Some(&Segment::Rest) { longest + 2 - segments.len() } else { 0 };
+        let path = |more: usize| {
+            let mut path = Vec::new();
+            for segment in segments {
+                let (text, times) = match segment {
+                    Segment::Literal(text) => (&**text, 1),
+                    Segment::One => (OTHER.as_bytes(), 1),
+                    Segment::Rest => (OTHER.as_bytes(), more),
+                };
+                path.extend(std::iter::repeat_n([b"/", text].concat(), times).flatten());
             }
-        }
-        if path.is_empty() {
-            path.push(b'/');
-        }
+            if path.is_empty() { b"/".to_vec() } else { path }
+        };
+        let sample = |more| Sample {
+            host: host.clone().into_bytes(),
+            method: method.as_bytes().to_vec(),
+            path: path(more),
+        };
+        (0..=most).map(sample).collect()
+    }
+
+    /// Returns the most specific rule that matches a sample and that `take` accepts. Without a method, rules of every
+    /// method match.
+    fn first(
+        &self,
+        sample: &Sample,
+        method: Option<&[u8]>,
+        mut take: impl FnMut(&Rule) -> bool,
+    ) -> Option<&Rule> {
         let keep = PathOptions { keep_encoded_slash: true, keep_parameters: true };
-        let path = Path::read(&path, keep).ok()?;
+        let path = Path::read(&sample.path, keep).ok()?;
         let mut found = None;
-        let _ = self.walk(host.as_bytes(), None, &path, &mut |entry: &Entry| {
-            let Ok(candidate) = &entry.rule else { return ControlFlow::Continue(()) };
-            let taken = take(candidate);
-            if taken.is_break() {
+        let _ = self.walk(&sample.host, method, &path, &mut |entry: &Entry| match &entry.rule {
+            Ok(candidate) if take(candidate) => {
                 found = Some(entry.id);
+                ControlFlow::Break(())
             }
-            taken
+            _ => ControlFlow::Continue(()),
         });
-        self.entries().iter().find(|entry| Some(entry.id) == found).and_then(|entry| entry.rule.as_ref().ok())
+        let at = self.entries().binary_search_by_key(&found?, |entry| entry.id).ok()?;
+        self.entries()[at].rule.as_ref().ok()
     }
 
     fn unneeded(&self, granted: &[Option<Scopes>]) -> Vec<String> {
@@ -156,16 +238,24 @@ mod tests {
     use super::*;
 
     fn shown(rows: &[RouteRow], granted: &[Option<&str>]) -> Vec<String> {
+        with_options(rows, granted, &LintOptions { public: PublicPaths::none(), ..LintOptions::default() })
+    }
+
+    fn with_options(rows: &[RouteRow], granted: &[Option<&str>], options: &LintOptions) -> Vec<String> {
         let granted: Vec<_> = granted.iter().map(|g| g.map(|g| Scopes::parse(g).unwrap())).collect();
         let table = RouteTable::of(rows);
         let name = |rule: &Rule| rule.name.clone().unwrap_or_default();
         let show = |finding: &Finding<'_>| match finding {
             Finding::NeverWins(rule) => format!("never {}", name(rule)),
-            Finding::FallsThrough { rule, to } => format!("{} to {}", name(rule), name(to)),
+            Finding::NeverReached(rule) => format!("ambiguous {}", name(rule)),
+            Finding::Public { rule, methods } => format!("public {} {}", name(rule), methods.join(",")),
+            Finding::FallsThrough { rule, to, handled } => {
+                format!("{} but {} to {}", name(rule), handled.join(","), name(to))
+            }
             Finding::UnmetNeeds(rule) => format!("unmet {}", name(rule)),
             Finding::UnneededScope(scope) => format!("unneeded {scope}"),
         };
-        table.lint(&granted).iter().map(show).collect()
+        table.lint(&granted, options).iter().map(show).collect()
     }
 
     fn lint(rules: &[(&str, &str, &str)]) -> Vec<String> {
@@ -197,18 +287,70 @@ mod tests {
     #[test]
     fn a_rule_with_a_method_that_falls_through_is_found_with_the_less_specific_rule() {
         for (rules, expected) in [
-            (&[("*", "GET", "/a"), ("*", "*", "/**")][..], &["r1 to r2"][..]),
+            (&[("*", "GET", "/a"), ("*", "*", "/**")][..], &["r1 but GET to r2"][..]),
             (&[("*", "GET", "/a"), ("*", "*", "/a"), ("*", "*", "/**")], &[]),
             (&[("*", "GET", "/a"), ("*", "GET", "/**")], &[]),
             (&[("*", "GET", "/a"), ("*", "HEAD", "/**")], &[]),
-            (&[("*", "GET", "/a"), ("*", "PUT", "/{x}")], &["r1 to r2"]),
-            (&[("h", "GET", "/a"), ("*", "*", "/a")], &["r1 to r2"]),
-            (&[("*.h", "GET", "/a"), ("*", "*", "/a")], &["r1 to r2"]),
+            (&[("*", "GET", "/a"), ("*", "PUT", "/{x}")], &["r1 but GET to r2"]),
+            (&[("h", "GET", "/a"), ("*", "*", "/a")], &["r1 but GET to r2"]),
+            (&[("*.h", "GET", "/a"), ("*", "*", "/a")], &["r1 but GET to r2"]),
             (&[("h", "GET", "/a"), ("g", "*", "/**")], &[]),
-            (&[("*", "GET", "/a/**"), ("*", "*", "/**")], &["r1 to r2"]),
+            (&[("*", "GET", "/a/**"), ("*", "*", "/**")], &["r1 but GET to r2"]),
+            (
+                &[("*", "PUT", "/a"), ("*", "GET", "/a"), ("*", "*", "/**")],
+                &["r1 but GET,PUT to r3", "r2 but GET,PUT to r3"],
+            ),
+            // Not the more specific rule for PUT, to which no request of the other one falls through.
+            (&[("*", "PUT", "/a"), ("*", "GET", "/a/**")], &["r1 but PUT to r2"]),
         ] {
             assert_eq!(lint(rules), expected, "{rules:?}");
         }
+    }
+
+    #[test]
+    fn a_rule_that_wins_for_one_of_its_methods_is_not_reported() {
+        for rules in [
+            &[("*", "GET", "/a/**"), ("*", "*", "/a/**")][..],
+            &[("*", "*", "/a/**"), ("*", "GET", "/a/**")],
+            &[("*", "HEAD", "/**"), ("*", "GET", "/**")],
+            &[("*", "GET", "/**"), ("*", "HEAD", "/**")],
+            &[("*", "*", "/**"), ("*", "GET", "/"), ("*", "GET", "/{x}/**")],
+        ] {
+            let found: Vec<_> = lint(rules).into_iter().filter(|f| f.starts_with("never")).collect();
+            assert_eq!(found, [""; 0], "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn rules_that_an_option_overrides_are_found() {
+        let mut public = PublicPaths::default();
+        for rule in ["GET /assets/*", "PUT /a/b"] {
+            public.add(rule).unwrap();
+        }
+        let options = LintOptions { public, path: PathOptions::default() };
+        for (rules, expected) in [
+            (&[("*", "GET", "/health")][..], &["public r1 GET,HEAD"][..]),
+            (&[("*", "*", "/health")], &["public r1 GET,HEAD"]),
+            (&[("*", "POST", "/health")], &[]),
+            (&[("h", "GET", "/assets/{x}")], &["public r1 GET"]),
+            (&[("*", "GET", "/assets/**")], &[]),
+            (&[("*", "GET", "/assets"), ("*", "GET", "/assets/**")], &["public r2 GET"]),
+            (&[("*", "*", "/**")], &[]),
+            (&[("*", "*", "/a/b"), ("*", "PUT", "/a/b")], &["public r2 PUT"]),
+            (&[("*", "*", "/a%2Fb")], &["ambiguous r1"]),
+            (&[("*", "*", "/a%3Bb/{x}/**")], &["ambiguous r1"]),
+        ] {
+            let rows: Vec<_> = (1..).zip(rules).map(|(n, (h, m, p))| row(n, h, m, p)).collect();
+            assert_eq!(with_options(&rows, &[], &options), expected, "{rules:?}");
+        }
+        let rows = [RouteRow { mode: "public".into(), ..row(1, "*", "GET", "/docs") }];
+        assert_eq!(with_options(&rows, &[], &options), [""; 0], "a public rule loses nothing");
+        let keep = PathOptions { keep_encoded_slash: true, keep_parameters: true };
+        let options = LintOptions { path: keep, ..options };
+        assert_eq!(
+            with_options(&[row(1, "*", "*", "/a%2Fb;c".replace(';', "%3B").as_str())], &[], &options),
+            [""; 0]
+        );
     }
 
     #[test]

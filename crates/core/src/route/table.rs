@@ -150,6 +150,12 @@ impl RouteTable {
         self.entries.is_empty()
     }
 
+    /// Returns whether a row has a host other than `*`, so that ambiguous hosts must be rejected before matching.
+    #[must_use]
+    pub fn has_hosts(&self) -> bool {
+        self.longest > 0 || !self.exact.is_empty()
+    }
+
     /// Returns all rows, sorted by id.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
@@ -159,6 +165,11 @@ impl RouteTable {
     /// Returns the damaged rows.
     pub fn damaged(&self) -> impl Iterator<Item = (&Entry, &Damage)> {
         self.entries.iter().filter_map(|entry| Some((entry, entry.rule.as_ref().err()?)))
+    }
+
+    /// Returns the rows that are damaged because they have the shape of another row.
+    pub fn twins(&self) -> impl Iterator<Item = (&Entry, &Damage)> {
+        self.damaged().filter(|(_, damage)| damage.part == Part::Shape)
     }
 
     /// Returns another rule with the same shape as `rule`; `None` if there is none.

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::super::host::request_host;
+use super::super::lint::{Finding, LintOptions};
 use super::super::tests::row;
 use super::*;
 use crate::path::PathOptions;
@@ -239,6 +240,51 @@ proptest! {
         let expected: Vec<_> = expected.into_iter().map(|(_, name)| name).collect();
         let raw = format!("/{}", path.join("/"));
         prop_assert_eq!(all(&table, host, method, &raw), expected, "{:?} {} {}", rules, host, raw);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Every request of a small world is asked for, so that a rule that never wins for one of them never wins.
+    #[test]
+    fn exactly_the_rules_that_win_for_no_request_are_reported(
+        rules in proptest::collection::vec((any::<u128>(), a_row()), 1..10),
+    ) {
+        let mut kept: Vec<RouteRow> = Vec::new();
+        for (id, (host, method, path)) in &rules {
+            let row = row(*id, host, method, path);
+            let shape = row.compile().unwrap().shape;
+            if !kept.iter().any(|other| other.id == row.id || other.compile().unwrap().shape.is_same(&shape)) {
+                kept.push(row);
+            }
+        }
+        let table = RouteTable::of(&kept);
+        let mut paths = vec![String::new()];
+        for at in 0..4 {
+            let longer = paths.iter().filter(|path| path.matches('/').count() == at);
+            let longer: Vec<_> = longer.flat_map(|path| ["a", "b", "c"].map(|next| format!("{path}/{next}"))).collect();
+            paths.extend(longer);
+        }
+        paths[0] = "/".into();
+        let mut winners = Vec::new();
+        for path in &paths {
+            let path = Path::read(path.as_bytes(), PathOptions::default()).unwrap();
+            for host in ["a.b.c", "x.b.c", "b.c", "x.c", "c", "q"] {
+                for method in ["GET", "HEAD", "PUT", "POST"] {
+                    winners.extend(table.find(host.as_bytes(), method.as_bytes(), &path).map(|entry| entry.id));
+                }
+            }
+        }
+        let mut losers: Vec<_> = kept.iter().map(|row| row.id).filter(|id| !winners.contains(id)).collect();
+        losers.sort_unstable();
+        let findings = table.lint(&[None], &LintOptions::default());
+        let found = findings.iter().filter_map(|finding| match finding {
+            Finding::NeverWins(rule) => Some(rule.id),
+            _ => None,
+        });
+        let found: Vec<_> = found.collect();
+        prop_assert_eq!(found, losers, "{:?}", rules);
     }
 }
 

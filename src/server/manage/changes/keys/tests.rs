@@ -39,6 +39,7 @@ fn key() -> KeyDetails {
         memo: None,
         disabled_at: None,
         terms: KeyTerms::default(),
+        unreadable: None,
     }
 }
 
