@@ -23,6 +23,7 @@ const LAYERS: [&[&str]; 6] = [
         "key",
         "tenant",
         "record",
+        "public",
         "request",
         "stats",
         "audit",

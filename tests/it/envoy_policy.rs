@@ -245,7 +245,8 @@ fn no_spelling_of_a_host_passes_by_its_rule() {
     let server = Server::on(&world.db).start();
     let Some(envoy) = Envoy::before(&server).start() else { return };
     let status = |hosts: &[&str]| {
-        let hosts: String = hosts.iter().map(|host| format!("host: {host}\r\n")).collect();
+        let hosts: Vec<_> = hosts.iter().map(|host| format!("host: {host}\r\n")).collect();
+        let hosts = hosts.concat();
         let page =
             envoy.exchange(format!("GET /v1/x HTTP/1.1\r\n{hosts}connection: close\r\n\r\n").as_bytes());
         (page.status, page.body)

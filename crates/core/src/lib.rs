@@ -16,6 +16,7 @@ pub mod network;
 pub mod path;
 pub mod plan;
 pub mod profile;
+pub mod public;
 pub mod record;
 pub mod request;
 pub mod route;

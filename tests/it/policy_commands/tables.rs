@@ -178,7 +178,7 @@ fn a_rule_is_tested_with_a_key(world: &World) {
     assert_eq!((option(&deny[..2]), option(&["--path", "/v1/models"])), (Value::Null, Value::Null));
     let told = test(&["--path", "/v1/models", "--key-prefix", &reader]);
     assert_eq!(told["not_considered"], json!(["networks", "plan", "tenant"]));
-    let text = [
+    let args = [
         "route",
         "test",
         "--host",
@@ -190,8 +190,8 @@ fn a_rule_is_tested_with_a_key(world: &World) {
         "--public",
         "GET /v1/open",
     ];
-    let text = world.db.cli(&text).ok();
-    assert!(text.contains("by the option --public") && text.contains("networks, plan, tenant"), "{text}");
+    let shown = world.db.cli(&args).ok();
+    assert!(shown.contains("by the option --public") && shown.contains("networks, plan, tenant"), "{shown}");
 }
 
 fn a_table_of_rules_is_checked(world: &World) {

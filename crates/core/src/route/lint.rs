@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use super::template::Segment;
 use super::{Entry, HostPattern, Method, RouteMode, RouteTable, Rule};
 use crate::path::{Path, PathOptions};
-use crate::request::PublicPaths;
+use crate::public::PublicPaths;
 use crate::scope::{Needs, Scopes};
 
 /// A probable mistake.
