@@ -34,6 +34,9 @@ impl ChangeContext {
     }
 }
 
+/// Checks a management key, its maker, that key's maker and so on.
+pub type ChainCheck = dyn Fn(&[AdminKey]) -> Result<(), StoreError> + Send + Sync;
+
 /// The management key that makes changes.
 #[derive(Clone)]
 pub struct AuthorKey {
@@ -41,7 +44,7 @@ pub struct AuthorKey {
     pub id: AdminKeyId,
     /// Called inside the transaction of each change with the key, its maker, that key's maker and so on, which cannot
     /// change until the transaction ends: whether the key may still make the change.
-    pub check: Arc<dyn Fn(&[AdminKey]) -> Result<(), StoreError> + Send + Sync>,
+    pub check: Arc<ChainCheck>,
 }
 
 /// Renders the answer to a request inside the transaction of the change.

@@ -28,8 +28,8 @@ use uuid::Uuid;
 pub use self::address_error::AddressError;
 pub use self::adoption::Adoption;
 pub use self::change_context::{
-    AdminKeyChange, AuthorKey, ChangeContext, ChangeError, Changed, Check, Claim, Claimed, KeyChange,
-    PlanChange, Receipt, RoutesPlan, TenantChange,
+    AdminKeyChange, AuthorKey, ChainCheck, ChangeContext, ChangeError, Changed, Check, Claim, Claimed,
+    KeyChange, PlanChange, Receipt, RoutesPlan, TenantChange,
 };
 pub use self::lists::{
     AuditFilter, KeyFilter, KeyPage, KeyPlace, StoredKey, TenantFilter, TenantPage, TenantPlace, UsageBy,
