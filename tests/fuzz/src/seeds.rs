@@ -52,7 +52,7 @@ const MAPPINGS: [(&str, &[u8]); 5] = [
 ];
 
 /// Requests and rules in the format of `targets/route.rs`.
-const ROUTES: [(&str, u8, &str); 6] = [
+const ROUTES: [(&str, u8, &str); 7] = [
     ("literal", 0, "GET a.example.com /a/b\nGET a.example.com /a/b\n* *.example.com /a/{x}\n* * /**"),
     ("back", 0, "GET h /a/b/c\n* * /a/b\n* * /a/{x}/c\n* * /a/**"),
     ("head", 0, "HEAD h /a\nGET * /a\nHEAD * /a\n* * /a"),
