@@ -11,7 +11,7 @@
 //! | 3 use cases | `gate` (the path of a Check) `admin` (the path of a change) `explain` `last_used` `memo_writer` `refusals` `shadow` `usage` |
 //! | 2 mechanisms | `store` (the traits) `transport` (gRPC over HTTP/2) `replica` (the rows in memory) `verify` (bcrypt, memos, peppers) `batch_writer` `supervise` `client_tls` |
 //! | 1 judgement | `decision` `policy` `permission` |
-//! | 0 vocabulary | `key` `tenant` `record` `request` `scope` `network` `plan` `profile` `labels` `path` `route` `client_address` `invalid` `clock` `random` `duration` `stats` `audit` `trace` `diagnostics` `rate_limited_log` |
+//! | 0 vocabulary | `key` `tenant` `record` `request` `scope` `network` `plan` `profile` `labels` `path` `route` `public` `client_address` `invalid` `clock` `random` `duration` `stats` `audit` `trace` `diagnostics` `rate_limited_log` |
 //!
 //! The first paragraph of a module says what its files are for. The test `tests/it/architecture.rs` holds the code to this
 //! table.

@@ -60,7 +60,7 @@ impl Admin {
         let added = match self.store.insert_tenant(&NewTenant { status: first, ..tenant }, action).await {
             Err(StoreError::Conflict(_)) => {
                 return refused(format!(
-                    "the schema {schema:?} belongs to another tenant: choose another schema"
+                    "the schema {schema:?} belongs to another tenant: choose another one (--schema; over HTTP db_schema_name)"
                 ));
             }
             other => other?,

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
-/// Longer pages are hard to read, and should be split. Generated lists do not count.
+/// Longer pages are hard to read, and should be split. Generated lists and the changelog do not count.
 const MAX_LINES: usize = 300;
 
 /// The front page fits on two screens.
@@ -165,7 +165,8 @@ fn no_page_is_too_long() {
     let long = |page: &PathBuf| {
         let lines = length(&read(page));
         let limit = if page == Path::new("README.md") { MAX_LINES_OF_README } else { MAX_LINES };
-        (lines > limit).then(|| format!("{} has {lines} lines, at most {limit} are allowed", page.display()))
+        (lines > limit && page != Path::new("CHANGELOG.md"))
+            .then(|| format!("{} has {lines} lines, at most {limit} are allowed", page.display()))
     };
     assert_eq!(pages().iter().filter_map(long).collect::<Vec<_>>(), Vec::<String>::new());
 }

@@ -24,7 +24,10 @@ pub(super) async fn check(
     let row = sqlx::query(sql).bind(schema).fetch_one(connection).await?;
     let (role, full): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
     let refuse = |why: &str| {
-        Err(StoreError::Disallowed(format!("the schema {schema:?} {why}: choose another schema")))
+        Err(StoreError::Disallowed(format!(
+            "the schema {schema:?} {why}: choose another one (--schema; over HTTP \
+             db_schema_name)"
+        )))
     };
     if schema == home {
         refuse("holds the tables of tenantgate")
@@ -32,7 +35,7 @@ pub(super) async fn check(
         refuse("has the name of a role, whose sessions would find its tables first")
     } else if full && !adopt {
         Err(StoreError::Disallowed(format!(
-            "the schema {schema:?} exists and is not empty: choose another schema, or give this one to the tenant \
+            "the schema {schema:?} exists and is not empty: choose another one (--schema), or give it to the tenant \
              (--adopt-schema; over HTTP adopt_schema)"
         )))
     } else {

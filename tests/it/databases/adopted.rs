@@ -145,7 +145,10 @@ const SPOILT: [(&str, &str); 34] = [
     ),
     ("ALTER TABLE api_keys SET UNLOGGED", "api_keys is UNLOGGED"),
     ("CREATE TABLE old_keys () INHERITS (api_keys)", "api_keys is a table that others inherit from"),
-    ("CREATE RULE kept AS ON UPDATE TO api_keys DO INSTEAD NOTHING", "api_keys is a table with rules"),
+    (
+        "CREATE RULE kept AS ON UPDATE TO api_keys DO INSTEAD NOTHING",
+        "api_keys is a table with rewrite rules",
+    ),
     (
         "DROP TABLE api_keys; CREATE TABLE api_keys (id uuid) PARTITION BY HASH (id)",
         "api_keys is a partitioned table",

@@ -276,7 +276,7 @@ impl Judged {
             let asked = Asked::random(dice, state);
             let (expected, seen) = (asked.expected(state), asked.by(replica));
             assert_eq!(seen, expected, "{asked:?}, rules {:?}, plans {:?}", state.rules, state.plans);
-            let kind = seen.split(", rule").next().unwrap_or_default();
+            let kind = seen.split(", rule ").next().unwrap_or_default();
             *self.0.entry(kind.to_owned()).or_default() += 1;
         }
     }
