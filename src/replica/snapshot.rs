@@ -361,7 +361,7 @@ impl Snapshot {
     }
 }
 
-/// Equals [`Row::is_damaged`], but does not parse known profiles again.
+/// Equals whether there is [`Row::damage`], but does not parse known profiles again.
 fn is_damaged(row: &Row, profiles: &Profiles) -> bool {
     match row {
         Row::Key(record, _, profile) => record.is_damaged() || profiles.is_damaged(profile),
