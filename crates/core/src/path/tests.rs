@@ -1,3 +1,5 @@
+//! Tests of paths.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of the rows of keys.
+
 use super::*;
 
 const GOOD: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232";
