@@ -16,6 +16,8 @@
 //!
 //! Depends on: the traits of `store`. It knows neither SQL nor Envoy, and makes no decisions.
 
+mod problems;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,12 +25,12 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
+use self::problems::{Damaged, Lost, log_missing_plans, log_twins, named_plan};
 use super::snapshot::Reload;
 use super::{Replica, Snapshot};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Freshness;
-use crate::plan::PlanName;
-use crate::store::{CONNECT_TIMEOUT, Change, Changes, Row, Session, Store, StoreError, SyncPoint};
+use crate::store::{CONNECT_TIMEOUT, Change, Changes, Session, Store, StoreError, SyncPoint};
 use crate::supervise::{Panicked, caught};
 
 /// Options of the synchronization.
@@ -86,35 +88,6 @@ pub struct Sync {
     lost: Option<Lost>,
 }
 
-/// What was logged since the database was lost. The causes of an outage can follow each other (a lost connection, a
-/// refused one, then a wrong password), and can alternate at every attempt.
-#[derive(Default)]
-struct Lost {
-    /// The cause in the last line.
-    last: String,
-    /// The causes in the lines of the last minute, with the uptime of each line.
-    lines: Vec<(String, Duration)>,
-}
-
-impl Lost {
-    /// A cause is logged again after this time, if another one was logged meanwhile.
-    const REPEAT: Duration = Duration::from_mins(1);
-    /// The most lines within that time.
-    const LINES: usize = 10;
-
-    /// Returns whether to log this cause now.
-    fn is_news(&mut self, cause: &str, uptime: Duration) -> bool {
-        self.lines.retain(|(_, at)| uptime.saturating_sub(*at) < Self::REPEAT);
-        let known = self.last == cause || self.lines.iter().any(|(known, _)| known == cause);
-        if known || self.lines.len() >= Self::LINES {
-            return false;
-        }
-        cause.clone_into(&mut self.last);
-        self.lines.push((cause.to_owned(), uptime));
-        true
-    }
-}
-
 impl Sync {
     /// Creates the task of this replica and store.
     #[must_use]
@@ -148,7 +121,8 @@ impl Sync {
             if self.replica.snapshot().generation > generation {
                 back_off = FIRST_BACK_OFF;
             }
-            self.log_lost(&error);
+            self.replica.stats().lost.add_one();
+            self.lost.get_or_insert_default().log(&error, self.loaded, self.clock.uptime());
             sleep(back_off).await;
             back_off = (back_off * 2).min(LONGEST_BACK_OFF);
         }
@@ -374,26 +348,6 @@ impl Sync {
             self.replica.notify_marks();
         }
     }
-
-    /// Logs the loss of the database, and each new cause, but not each attempt.
-    fn log_lost(&mut self, error: &StoreError) {
-        self.replica.stats().lost.add_one();
-        let gone = matches!(error, StoreError::Unavailable(_) | StoreError::Locked(_));
-        let lost = self.lost.get_or_insert_default();
-        if matches!(error, StoreError::Unavailable(why) if why == PANICKED) {
-            error!(part = "replica", "a part of the server panicked and is restarted");
-        } else if !lost.is_news(&error.to_string(), self.clock.uptime()) {
-            debug!(%error, "the database is still not there");
-        } else if matches!(error, StoreError::Credentials(_)) {
-            error!(%error, "the database rejects the password or the role, known keys are served while it does");
-        } else if !self.loaded {
-            warn!(%error, "no database yet, trying again");
-        } else if gone {
-            warn!(%error, "lost the database, known keys are served while it is gone");
-        } else {
-            error!(%error, "the database is not usable, known keys are served until that is fixed");
-        }
-    }
 }
 
 /// When a load or poll started and was answered.
@@ -422,80 +376,6 @@ fn check_identity(
             wrong("the database shows no keys at all, though it had some")
         }
         _ => Ok(()),
-    }
-}
-
-/// Damaged rows, to be logged so that operators can fix them.
-#[derive(Default)]
-struct Damaged(Vec<Row>);
-
-impl Damaged {
-    /// The most rows that are logged for one load or poll.
-    const LINES: usize = 100;
-
-    fn add(&mut self, row: &Row) {
-        if self.0.len() < Self::LINES {
-            self.0.push(row.clone());
-        }
-    }
-
-    fn log(self) {
-        for row in self.0 {
-            let why = row.damage();
-            match row {
-                Row::Key(k, ..) => {
-                    warn!(key.id = %k.id.0, key.prefix = %k.prefix, why, "damaged row of api_keys, its key gets 503 until it is fixed");
-                }
-                Row::Tenant(t) => {
-                    warn!(tenant.id = %t.id.0, why, "damaged row of tenants, its keys get 503 until it is fixed");
-                }
-                Row::Plan(p) => {
-                    warn!(
-                        plan = p.name,
-                        why, "damaged row of tenantgate_plan, keys on it get 503 until it is fixed"
-                    );
-                }
-                Row::Route(r) => {
-                    warn!(route.id = %r.id.0, why, "damaged row of tenantgate_route, requests that it could match get 503 until it is fixed");
-                }
-            }
-        }
-    }
-}
-
-/// Returns the plan that a change makes necessary: one that a row names, or one that was deleted while rows name it.
-fn named_plan<'c>(change: &'c Change, before: &Snapshot) -> Option<&'c str> {
-    match change {
-        Change::Now(row) => row.plan(),
-        Change::NoPlan(name) => Some(&**name).filter(|name| before.names_plan(name)),
-        Change::NoKey(_) | Change::NoTenant(_) | Change::NoRoute(_) | Change::Mark => None,
-    }
-}
-
-/// Logs those of these plans, which rows name, that do not exist.
-fn log_missing_plans(next: &Snapshot, named: HashSet<Box<str>>) {
-    // An invalid name is damage of the row itself.
-    let mut missing: Vec<_> =
-        named.into_iter().filter(|plan| next.plan(plan).is_none() && PlanName::parse(plan).is_ok()).collect();
-    missing.sort_unstable();
-    for plan in missing.into_iter().take(Damaged::LINES) {
-        warn!(
-            plan = &*plan,
-            "keys or tenants have a plan that does not exist, their keys get 503 until it is created"
-        );
-    }
-}
-
-/// Logs rules that now have the host, method and path of another rule. Each row alone is valid, so [`Damaged`] does not
-/// find them.
-fn log_twins(before: &Snapshot, next: &Snapshot) {
-    if std::ptr::eq(before.routes(), next.routes()) {
-        return;
-    }
-    let known: HashSet<_> = before.routes().twins().map(|(entry, _)| entry.id).collect();
-    let twins = next.routes().twins().filter(|(entry, _)| !known.contains(&entry.id));
-    for (entry, damage) in twins.take(Damaged::LINES) {
-        warn!(route.id = %entry.id.0, why = %damage, "damaged row of tenantgate_route, requests that it could match get 503 until it is fixed");
     }
 }
 

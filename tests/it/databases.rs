@@ -1,6 +1,7 @@
 //! Databases in real deployments: shared with other programs, moved, restored, replicated, replaced.
 
 mod adopted;
+mod commands;
 mod missed;
 mod moved;
 mod reached;
@@ -8,6 +9,7 @@ mod recipes;
 mod sqlite;
 mod states;
 mod surroundings;
+mod switches;
 mod urls;
 
 use crate::support::world::quick_hash;

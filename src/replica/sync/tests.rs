@@ -14,6 +14,7 @@ use crate::clock::Timestamp;
 use crate::decision::Freshness;
 use crate::record::KeyRecord;
 use crate::replica::tests::logged;
+use crate::store::Row;
 
 /// A clock that follows tokio's, which the tests pause.
 struct TestClock(Instant);
@@ -297,50 +298,6 @@ async fn marks_and_loads_notify_and_changes_do_not() {
     assert_eq!(*marks.borrow_and_update(), 1);
     run.generation(3).await;
     assert_eq!(*marks.borrow_and_update(), 2);
-}
-
-#[test]
-fn the_loss_of_the_database_is_logged_once_for_each_cause() {
-    let gone = |why: &str| StoreError::Unavailable(why.into());
-    let other = |why: &str| StoreError::WrongDatabase(why.into());
-    let mut sync = idle();
-    let _ = logged();
-    let mut line = |loaded: bool, error: &StoreError| {
-        sync.loaded = loaded;
-        sync.log_lost(error);
-        logged().join("\n")
-    };
-    let never = "WARN: no database yet, trying again";
-    let unusable = "ERROR: the database is not usable, known keys are served until that is fixed";
-    let lost = "WARN: lost the database, known keys are served while it is gone";
-    let panicked = "ERROR: a part of the server panicked and is restarted";
-    assert_eq!(line(false, &gone("refused")), never);
-    assert_eq!(line(false, &gone("refused")), "");
-    assert_eq!(line(false, &gone("reset")), never, "another cause");
-    assert_eq!(line(false, &other("a standby")), never);
-    assert_eq!(line(false, &other("a standby")), "");
-    assert_eq!(line(true, &gone("closed")), lost);
-    assert_eq!(line(true, &gone("closed")), "");
-    assert_eq!(line(true, &other("a standby")), "", "logged within the last minute");
-    assert_eq!(line(true, &other("another")), unusable);
-    assert_eq!(line(true, &gone(PANICKED)), panicked);
-    assert_eq!(line(true, &gone(PANICKED)), panicked);
-    assert_eq!(sync.replica.stats().lost.value(), 11);
-}
-
-#[test]
-fn causes_that_alternate_are_logged_once_a_minute_each_and_the_lasting_one_is_logged_last() {
-    let mut lost = Lost::default();
-    let second = Duration::from_secs;
-    assert!(lost.is_news("refused", second(0)));
-    assert!(lost.is_news("reset", second(1)));
-    for at in 2..60 {
-        assert!(!lost.is_news(if at % 2 == 0 { "refused" } else { "reset" }, second(at)));
-    }
-    assert!(lost.is_news("refused", second(60)));
-    assert!(!lost.is_news("refused", second(600)), "it is the last line");
-    let lines = (0..1_000).filter(|n| lost.is_news(&format!("cause {n}"), second(601))).count();
-    assert_eq!(lines, Lost::LINES);
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use super::{KEY, PLAIN, postgres_with, rows};
 use crate::support::cli::run_in;
 use crate::support::world::quick_hash;
-use crate::support::{Ask, Backend, Database, PATIENCE, Server, World, eventually};
+use crate::support::{Ask, Backend, Server, World};
 
 #[test]
 fn a_schema_named_like_the_role_makes_no_second_set_of_tables() {
@@ -193,6 +193,7 @@ fn tables_that_cannot_be_served_are_refused_before_any_change() {
 }
 
 /// As `pg_dump -t tenants -t api_keys | psql` leaves a database.
+
 #[test]
 fn the_two_tables_of_a_database_of_tenantgate_are_adopted_alone() {
     let Some(world) = World::on(Backend::Postgres) else { return };
@@ -261,45 +262,6 @@ fn migrate_says_nothing_to_do_only_if_it_did_nothing() {
 }
 
 #[test]
-fn naive_timestamps_are_converted_and_disabling_columns_are_applied() {
-    let more = "INSERT INTO api_keys (hashed_key, key_prefix, tenant_id, is_active)
-                SELECT 'x', 'llmk_off', id, false FROM tenants;
-                CREATE TABLE audit_log (theirs int);";
-    let sql = format!(
-        "{} {}; ALTER TABLE api_keys ADD is_active bool NOT NULL DEFAULT true; {more}",
-        PLAIN.replace("timestamptz", "timestamp"),
-        rows()
-    );
-    let Some(database) = postgres_with(&sql) else { return };
-    database.sql(
-        "UPDATE api_keys SET expires_at = '2099-01-01 00:00:00';
-         ALTER TABLE api_keys ALTER expires_at SET DEFAULT now() + interval '1 year',
-                              ALTER created_at SET DEFAULT timezone('utc', now())",
-    );
-    database.cli(&["migrate", "--revoke-where", "is_active=false"]).ok();
-    let server = Server::on(&database).start();
-    assert_eq!(server.row(Ask::with_key(KEY)), "200 ok");
-    let shown = database.json(&["key", "list"]);
-    assert_eq!(shown[0]["expires_at"].as_str().map(|at| &at[..19]), Some("2099-01-01T00:00:00"), "{shown}");
-    assert_eq!(database.json(&["key", "show", "llmk_off"])["status"], "revoked");
-    // Later rows of the application get its own default, whatever the time zone of its session is.
-    let inserted = "SET TIME ZONE 'Asia/Tokyo';
-                    INSERT INTO api_keys (hashed_key, key_prefix, tenant_id) SELECT 'y', 'llmk_later', id FROM tenants";
-    database.sql(inserted);
-    let life = "SELECT (extract(epoch FROM expires_at - created_at) / 86400)::int::text FROM api_keys WHERE key_prefix = 'llmk_later'";
-    let days: u32 = database.text(life).expect("a life").parse().expect("days");
-    assert!((365..=366).contains(&days), "{days}");
-    database.cli(&["tenant", "create", "New"]).ok();
-    assert_eq!(
-        database.text("SELECT count(*)::text FROM audit_log").as_deref(),
-        Some("0"),
-        "their column is unchanged"
-    );
-    assert_eq!(database.json(&["migrate"])["applied"], serde_json::json!([]), "asked once");
-}
-
-/// A default may call functions of the owner of the table, and `migrate` may run as a role with more privileges.
-#[test]
 fn a_default_is_converted_without_being_executed() {
     let sql = format!(
         "{} {}; CREATE FUNCTION trap() RETURNS timestamp LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''executed''; END';
@@ -315,72 +277,6 @@ fn a_default_is_converted_without_being_executed() {
 }
 
 /// For every type of a column that disables rows, and every spelling of its value.
-#[test]
-fn a_switch_is_heeded_however_its_value_is_spelled() {
-    for (column, off, says) in [
-        ("is_active bool DEFAULT true", "false", "is_active=False"),
-        ("is_active bool DEFAULT true", "false", "api_keys.is_active=f"),
-        ("active int DEFAULT 1", "0", "active=0"),
-        ("active smallint DEFAULT 1", "0", "active=false"),
-        ("status text DEFAULT 'active'", "'revoked'", "status=revoked"),
-        ("deleted_at timestamptz", "now()", "deleted_at=*"),
-    ] {
-        let name = column.split(' ').next().unwrap_or_default();
-        let sql = format!(
-            "{PLAIN} {}; ALTER TABLE api_keys ADD {column};
-             INSERT INTO api_keys (hashed_key, key_prefix, tenant_id, {name}) SELECT 'x', 'llmk_off', id, {off} FROM tenants",
-            rows()
-        );
-        let Some(database) = postgres_with(&sql) else { return };
-        let said = database.cli(&["migrate", "--revoke-where", &format!("{name}=perhaps")]);
-        if column.contains("bool") {
-            assert!(said.refused_lines().contains("perhaps"), "{column}");
-        }
-        database.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public");
-        database.sql(&sql);
-        database.cli(&["migrate", "--revoke-where", says]).ok();
-        assert_eq!(database.json(&["key", "show", "llmk_off"])["status"], "revoked", "{column} {says}");
-        assert_eq!(database.json(&["key", "show", "llmk_ours"])["status"], "active", "{column} {says}");
-    }
-}
-
-#[test]
-fn a_value_that_no_row_has_is_refused_with_those_that_exist() {
-    for column in ["varchar(20)", "states", "char(12)", "\"char\""] {
-        let (off, value) = if column == "\"char\"" { ("R", "R") } else { ("REVOKED", "REVOKED") };
-        let sql = format!(
-            "{PLAIN} {}; CREATE TYPE states AS ENUM ('active', 'REVOKED', 'a', 'R'); ALTER TABLE api_keys ADD state {column} DEFAULT 'a';
-             INSERT INTO api_keys (hashed_key, key_prefix, tenant_id, state) SELECT 'x', 'llmk_off', id, '{off}' FROM tenants",
-            rows()
-        );
-        let Some(database) = postgres_with(&sql) else { return };
-        for value in ["revoked", "r"] {
-            let said =
-                database.cli(&["migrate", "--revoke-where", &format!("state={value}")]).refused_lines();
-            let wanted = format!("--revoke-where state={value} matches no row: api_keys.state has ");
-            assert!(said.contains(&wanted) && said.contains(&format!("{off:?}")), "{column}: {said}");
-        }
-        let ours = database.text("SELECT count(*)::text FROM pg_class WHERE relname LIKE 'tenantgate%'");
-        assert_eq!(ours.as_deref(), Some("0"), "{column}: nothing was applied");
-        database.cli(&["migrate", "--revoke-where", &format!("state={value}")]).ok();
-        assert_eq!(database.json(&["key", "show", "llmk_off"])["status"], "revoked", "{column}");
-        assert_eq!(database.json(&["key", "show", "llmk_ours"])["status"], "active", "{column}");
-    }
-}
-
-#[test]
-fn a_column_may_be_ignored() {
-    let sql = format!("{PLAIN} {}; ALTER TABLE api_keys ADD is_active bool DEFAULT false", rows());
-    let Some(database) = postgres_with(&sql) else { return };
-    assert!(
-        database
-            .cli(&["migrate", "--ignore-column", "no_such"])
-            .refused_lines()
-            .contains("no_such is not a column")
-    );
-    database.cli(&["migrate", "--ignore-column", "is_active"]).ok();
-    assert_eq!(Server::on(&database).start().row(Ask::with_key(KEY)), "200 ok");
-}
 
 #[test]
 fn losses_by_a_restore_or_a_rename_are_found_and_fixed() {
@@ -408,128 +304,6 @@ fn losses_by_a_restore_or_a_rename_are_found_and_fixed() {
     cli(&["migrate"]).ok();
     assert_eq!(cli(&["doctor"]).code, Some(0));
     cli(&["key", "create", &world.acme.id]).ok();
-}
-
-#[test]
-fn a_key_has_one_live_successor() {
-    let Some(worlds) = World::on(Backend::Postgres).map(|world| [world, World::somewhere()]) else { return };
-    for world in worlds {
-        let rotate = || world.db.cli(&["key", "rotate", "llmk_live", "--grace", "7d", "-o", "json"]);
-        let runs =
-            std::thread::scope(|scope| [(); 2].map(|()| scope.spawn(rotate)).map(|run| run.join().unwrap()));
-        let done = runs.iter().filter(|run| run.code == Some(0)).count();
-        assert_eq!(done, 1, "one of two concurrent rotations succeeds: {runs:#?}");
-        let line = rotate().refused();
-        let successor = world.db.text("SELECT s.key_prefix FROM api_keys k JOIN api_keys s ON s.id = k.replaced_by WHERE k.key_prefix = 'llmk_live'");
-        assert!(line.contains(&successor.unwrap()), "{line}");
-    }
-}
-
-/// The successor is made from the key as it was read; hashing it takes long enough for another change.
-#[test]
-fn a_rotation_does_not_undo_a_change_of_its_key() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    world.db.json(&["key", "update", "llmk_live", "--scopes", "chat:read chat:write"]);
-    let mut session = world.db.session();
-    session.sql("BEGIN; UPDATE api_keys SET scopes = 'chat:read' WHERE key_prefix = 'llmk_live'");
-    let line = std::thread::scope(|scope| {
-        let rotation = scope.spawn(|| world.db.cli(&["key", "rotate", "llmk_live", "--grace", "7d"]));
-        let waiting = "SELECT pid::text FROM pg_stat_activity WHERE wait_event_type = 'Lock'
-                       AND query LIKE '%FROM api_keys WHERE id%'";
-        eventually("the rotation waits for the other change", PATIENCE, || {
-            let pids = world.db.texts(waiting);
-            if pids.is_empty() { Err(pids) } else { Ok(()) }
-        });
-        session.sql("COMMIT");
-        rotation.join().unwrap().refused()
-    });
-    assert!(line.contains("was changed in the meantime: rotate it again"), "{line}");
-    world.db.cli(&["key", "rotate", "llmk_live", "--grace", "7d"]).ok();
-    let scopes = "SELECT s.scopes FROM api_keys k JOIN api_keys s ON s.id = k.replaced_by
-                  WHERE k.key_prefix = 'llmk_live'";
-    assert_eq!(world.db.text(scopes).unwrap(), "chat:read");
-}
-
-#[test]
-fn a_key_that_could_not_be_printed_is_a_failure() {
-    let world = World::somewhere();
-    let mut command = crate::support::cli::command(world.db.dir());
-    command.args(["key", "create", &world.acme.id, "--database-url", world.db.url()]);
-    let (read, write) = std::io::pipe().unwrap();
-    drop(read);
-    let said = command.stdout(write).stderr(std::process::Stdio::piped()).output().unwrap();
-    let stderr = String::from_utf8_lossy(&said.stderr).into_owned();
-    assert_eq!(said.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("tenantgate key revoke llmk_"), "{stderr}");
-}
-
-#[test]
-fn no_key_is_made_if_the_standard_output_is_closed() {
-    let world = World::somewhere();
-    let count = "SELECT CAST(count(*) AS TEXT) FROM api_keys";
-    let before = world.db.text(count);
-    for args in [["create", &world.acme.id], ["rotate", "llmk_live"]] {
-        let ours = crate::support::cli::command(world.db.dir());
-        let mut shell = std::process::Command::new("sh");
-        shell.args(["-c", r#"exec "$0" "$@" >&-"#]).arg(ours.get_program()).arg("key").args(args);
-        shell.args(["--database-url", world.db.url()]).current_dir(world.db.dir());
-        let said = shell.output().unwrap();
-        let stderr = String::from_utf8_lossy(&said.stderr).into_owned();
-        assert_eq!(said.status.code(), Some(1), "{stderr}");
-        assert!(stderr.contains("standard output is closed"), "{stderr}");
-    }
-    assert_eq!(world.db.text(count), before);
-}
-
-#[test]
-fn instants_are_read_as_postgres_writes_them_and_need_a_zone() {
-    let world = World::somewhere();
-    let import = |at: &str| {
-        let file = format!(
-            "hashed_key,key_prefix,tenant,expires_at\n{},llmk_at,{},{at}\n",
-            quick_hash("llmk_at_Secret0123"),
-            world.acme.id
-        );
-        std::fs::write(world.db.dir().join("keys.csv"), file).unwrap();
-        world.db.cli(&["key", "import", world.db.dir().join("keys.csv").to_str().unwrap()])
-    };
-    assert_ne!(import("2027-01-31 00:00:00").code, Some(0), "no zone");
-    import("2027-01-31 00:00:00+00").ok();
-    let by_option = ["key", "create", &world.acme.id, "--expires-at", "2099-01-31 00:00:00+00"];
-    world.db.cli(&by_option).ok();
-    assert_eq!(
-        world.db.json(&["key", "show", "llmk_at"])["expires_at"].as_str().map(|at| &at[..19]),
-        Some("2027-01-31T00:00:00")
-    );
-}
-
-#[test]
-fn an_unreadable_value_is_not_reported_as_an_outage() {
-    let Some(world) = World::on(Backend::Postgres) else { return };
-    world.db.sql("ALTER TABLE api_keys DROP COLUMN last_used_at; ALTER TABLE api_keys ADD last_used_at text DEFAULT 'x'");
-    let said = world.db.cli(&["key", "list"]);
-    assert_eq!(said.code, Some(1), "{said:#?}");
-    let said = world.db.cli(&["doctor"]);
-    assert!(said.stdout.contains("api_keys.last_used_at is text"), "{said:#?}");
-}
-
-#[test]
-fn a_missing_database_is_named_and_not_created() {
-    let database = Database::empty(Backend::Sqlite).expect("always there");
-    for command in [
-        &["key", "revoke", "llmk_x"][..],
-        &["tenant", "list"],
-        &["key", "show", "llmk_x"],
-        &["audit", "list"],
-    ] {
-        let said = run_in(database.dir(), &[], command);
-        assert_eq!((said.code, said.stdout.as_str()), (Some(3), ""), "{said:#?}");
-        assert!(said.stderr.contains("tenantgate.db"), "{said:#?}");
-    }
-    assert!(!database.dir().join("tenantgate.db").exists());
-    let world = World::somewhere();
-    let line = world.db.cli(&["key", "revoke", "llmk_nobody"]).refused();
-    assert!(line.contains("tenantgate.db"), "{line}");
 }
 
 #[test]

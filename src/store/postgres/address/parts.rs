@@ -70,39 +70,13 @@ impl Parts {
         Ok(())
     }
 
-    #[expect(clippy::too_many_lines, reason = "one arm for each parameter")]
     pub(super) fn parameter(&mut self, name: &str, value: String) -> Result<(), AddressError> {
-        let one_of = |words: &[&str]| {
-            words
-                .contains(&value.as_str())
-                .then_some(())
-                .ok_or_else(|| AddressError::invalid(name, format!("expected one of {}", words.join(", "))))
-        };
         // As in libpq, an empty value is none.
         if value.is_empty() && ["host", "hostaddr", "port", "dbname", "user", "password"].contains(&name) {
             return Ok(());
         }
         match name {
-            // libpq tries without encryption first, and then with it; the driver would never encrypt.
-            "sslmode" | "ssl-mode" | "ssl" if value == "allow" => {
-                return Err(AddressError::rejected(format!(
-                    "{name}=allow is not supported: write {name}=prefer"
-                )));
-            }
-            "sslmode" | "ssl-mode" => {
-                one_of(&["disable", "prefer", "require", "verify-ca", "verify-full"])?;
-                self.sslmode = Some(value);
-            }
-            "ssl" => {
-                if ["true", "1", "on", "false", "0", "off"].contains(&value.as_str()) {
-                    return Err(AddressError::rejected(
-                        "ssl=true and ssl=false are not supported: write sslmode=verify-full, sslmode=require or \
-                         sslmode=disable",
-                    ));
-                }
-                one_of(&["disable", "prefer", "require", "verify-ca", "verify-full"])?;
-                self.sslmode = Some(value);
-            }
+            "sslmode" | "ssl-mode" | "ssl" => self.sslmode = Some(sslmode(name, value)?),
             "sslrootcert" | "ssl-root-cert" | "ssl-ca" => self.sslrootcert = Some(value),
             "sslcert" | "ssl-cert" => self.sslcert = Some(value),
             "sslkey" | "ssl-key" => self.sslkey = Some(value),
@@ -134,55 +108,7 @@ impl Parts {
             _ if name.starts_with("options[") && name.ends_with(']') => {
                 self.options.push((name["options[".len()..name.len() - 1].to_owned(), value));
             }
-            "client_encoding" => {
-                if !value.eq_ignore_ascii_case("utf8") && !value.eq_ignore_ascii_case("utf-8") {
-                    return Err(AddressError::invalid(name, "tenantgate always uses UTF8, remove it"));
-                }
-            }
-            // rustls speaks nothing older than 1.2.
-            "ssl_min_protocol_version" if ["TLSv1", "TLSv1.1", "TLSv1.2"].contains(&value.as_str()) => {}
-            "ssl_max_protocol_version" if value == "TLSv1.3" => {}
-            "ssl_min_protocol_version" | "ssl_max_protocol_version" => {
-                return Err(AddressError::rejected(format!(
-                    "{name} is not supported: remove it, TLS 1.2 and 1.3 are used"
-                )));
-            }
-            "sslcertmode" if value == "allow" => {}
-            "sslcompression" if value == "0" => {}
-            "load_balance_hosts" if value == "disable" => {}
-            "min_protocol_version" if value == "3.0" => {}
-            // Sessions check for the primary in any case.
-            "target_session_attrs" => match value.as_str() {
-                "any" | "read-write" | "primary" => {}
-                _ => {
-                    return Err(AddressError::invalid(
-                        name,
-                        "tenantgate needs the primary, write target_session_attrs=read-write",
-                    ));
-                }
-            },
-            "channel_binding" => match value.as_str() {
-                "prefer" | "disable" => {}
-                _ => {
-                    return Err(AddressError::rejected(
-                        "channel_binding=require is not supported: remove it, and write sslmode=verify-full to \
-                             verify the server",
-                    ));
-                }
-            },
-            "gssencmode" => match value.as_str() {
-                "prefer" | "disable" => {}
-                _ => {
-                    return Err(AddressError::rejected(
-                        "gssencmode=require is not supported: remove it, and use sslmode",
-                    ));
-                }
-            },
-            "sslnegotiation" => match value.as_str() {
-                "postgres" => {}
-                _ => return Err(AddressError::rejected("sslnegotiation=direct is not supported: remove it")),
-            },
-            _ => return Err(unknown(name)),
+            _ => return fixed(name, &value),
         }
         Ok(())
     }
@@ -235,6 +161,61 @@ impl Parts {
         url.pop();
         url
     }
+}
+
+/// Returns the value of `sslmode`, under one of its names.
+fn sslmode(name: &str, value: String) -> Result<String, AddressError> {
+    const MODES: [&str; 5] = ["disable", "prefer", "require", "verify-ca", "verify-full"];
+    if MODES.contains(&value.as_str()) {
+        return Ok(value);
+    }
+    Err(match value.as_str() {
+        // libpq tries without encryption first, and then with it; the driver would never encrypt.
+        "allow" => AddressError::rejected(format!("{name}=allow is not supported: write {name}=prefer")),
+        "true" | "1" | "on" | "false" | "0" | "off" if name == "ssl" => AddressError::rejected(
+            "ssl=true and ssl=false are not supported: write sslmode=verify-full, sslmode=require or sslmode=disable",
+        ),
+        _ => AddressError::invalid(name, format!("expected one of {}", MODES.join(", "))),
+    })
+}
+
+/// Checks a parameter that the driver does not have: it may only ask for what the driver does anyway.
+fn fixed(name: &str, value: &str) -> Result<(), AddressError> {
+    let is_done = match name {
+        "client_encoding" => ["utf8", "utf-8"].contains(&value.to_ascii_lowercase().as_str()),
+        // rustls speaks nothing older than 1.2.
+        "ssl_min_protocol_version" => ["TLSv1", "TLSv1.1", "TLSv1.2"].contains(&value),
+        "ssl_max_protocol_version" => value == "TLSv1.3",
+        "sslcertmode" => value == "allow",
+        "sslcompression" => value == "0",
+        "load_balance_hosts" => value == "disable",
+        "min_protocol_version" => value == "3.0",
+        // Sessions check for the primary in any case.
+        "target_session_attrs" => ["any", "read-write", "primary"].contains(&value),
+        "channel_binding" | "gssencmode" => ["prefer", "disable"].contains(&value),
+        "sslnegotiation" => value == "postgres",
+        _ => false,
+    };
+    if is_done {
+        return Ok(());
+    }
+    Err(match name {
+        "client_encoding" => AddressError::invalid(name, "tenantgate always uses UTF8, remove it"),
+        "ssl_min_protocol_version" | "ssl_max_protocol_version" => {
+            AddressError::rejected(format!("{name} is not supported: remove it, TLS 1.2 and 1.3 are used"))
+        }
+        "target_session_attrs" => {
+            AddressError::invalid(name, "tenantgate needs the primary, write target_session_attrs=read-write")
+        }
+        "channel_binding" => AddressError::rejected(
+            "channel_binding=require is not supported: remove it, and write sslmode=verify-full to verify the server",
+        ),
+        "gssencmode" => {
+            AddressError::rejected("gssencmode=require is not supported: remove it, and use sslmode")
+        }
+        "sslnegotiation" => AddressError::rejected("sslnegotiation=direct is not supported: remove it"),
+        _ => unknown(name),
+    })
 }
 
 /// Parameters of other clients, and what to write instead.
