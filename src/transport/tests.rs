@@ -1,10 +1,13 @@
 //! Tests of whole connections in memory, with a service that the tests control.
 
 use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
 
 use h2::client::SendRequest;
-use tokio::io::duplex;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, duplex};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 use tonic::service::Routes;
@@ -124,7 +127,8 @@ impl Lines {
 
 impl io::Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -200,4 +204,56 @@ async fn late_answers_are_counted_warned_of_once_a_minute_and_make_the_next_ones
         assert!(near(*seen, wanted), "{allowed:?}");
     }
     assert!(near(allowed[6], 50), "at most half of the timeout earlier: {allowed:?}");
+}
+
+/// A peer that always has bytes: its preface, and then PING frames (RFC 9113 §6.7). Counts the bytes that were read.
+struct Endless(Arc<AtomicUsize>);
+
+impl AsyncRead for Endless {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        const PING: &[u8] = b"\0\0\x08\x06\0\0\0\0\0\x07\x07\x07\x07\x07\x07\x07\x07";
+        let at = self.0.load(SeqCst);
+        let frame =
+            if at < PREFACE.len() { &PREFACE[at..] } else { &PING[(at - PREFACE.len()) % PING.len()..] };
+        let part = &frame[..frame.len().min(buf.remaining())];
+        buf.put_slice(part);
+        self.0.fetch_add(part.len(), SeqCst);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Endless {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn other_sockets_are_served_between_the_turns_of_a_connection() {
+    let clock: Arc<dyn Clock> = Arc::<ManualClock>::default();
+    let failures = Arc::new(Failures::new(&clock));
+    let services = Services::new(Waits::default(), Routes::default(), Limits::default(), failures);
+    let (_stop, stopped) = watch::channel(false);
+    let read = Arc::<AtomicUsize>::default();
+    tokio::spawn(serve(Endless(Arc::clone(&read)), Peer::Unknown, services, stopped));
+    let (mut ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+    tokio::spawn(async move {
+        let (mut from, mut to) = theirs.into_split();
+        tokio::io::copy(&mut from, &mut to).await
+    });
+    for byte in 0..10 {
+        let before = read.load(SeqCst);
+        ours.write_u8(byte).await.unwrap();
+        assert_eq!(ours.read_u8().await.unwrap(), byte);
+        let meanwhile = read.load(SeqCst) - before;
+        assert!(meanwhile < 1024 * 1024, "it read {meanwhile} bytes during one round trip of another");
+    }
+    assert!(read.load(SeqCst) > 100_000, "it was busy");
 }
