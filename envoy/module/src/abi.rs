@@ -11,7 +11,7 @@ use std::ptr;
 use std::sync::Arc;
 
 use crate::exchange::{ContextPolicy, Exchange, FilterAction};
-use crate::filter::{Counters, Filter, ask_after_a_panic, decide};
+use crate::filter::{Counters, Filter, decide};
 
 /// The version of the ABI.
 const VERSION: &CStr = c"v0.2.0";
@@ -326,12 +326,7 @@ extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
     // SAFETY: the pointer is from `config_new`, and Envoy destroys it after the last filter of this configuration.
     let filter = unsafe { &*filter.cast::<Filter>() };
     let mut stream = Stream(stream);
-    let verdict = catch_unwind(AssertUnwindSafe(|| decide(filter, &mut stream)));
-    let verdict = verdict.unwrap_or_else(|_| {
-        let asked = catch_unwind(AssertUnwindSafe(|| ask_after_a_panic(filter, &mut stream)));
-        asked.unwrap_or(FilterAction::Ask)
-    });
-    match verdict {
+    match decide(filter, &mut stream) {
         FilterAction::Ask | FilterAction::Allowed => CONTINUE,
         FilterAction::Denied => STOP,
     }

@@ -1,5 +1,6 @@
 //! Decides about a request, and applies the decision in Envoy.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,8 +81,22 @@ impl Filter {
     }
 }
 
-/// Decides about a request.
+/// Decides about a request. If that panics, the server decides.
 pub(crate) fn decide(filter: &Filter, exchange: &mut dyn Exchange) -> FilterAction {
+    let decided = catch_unwind(AssertUnwindSafe(|| judge_and_apply(filter, exchange)));
+    decided.unwrap_or_else(|_| {
+        let asked = catch_unwind(AssertUnwindSafe(|| {
+            // First the mark is removed, so that `ext_authz` asks the server.
+            let action = ask(filter, exchange);
+            exchange.count(filter.counters.panics);
+            action
+        }));
+        // The mark of an earlier pass may still be there, so the request must not go on. It waits for its timeout.
+        asked.unwrap_or(FilterAction::Denied)
+    })
+}
+
+fn judge_and_apply(filter: &Filter, exchange: &mut dyn Exchange) -> FilterAction {
     if exchange.route().unwrap_or(filter.context_policy) != ContextPolicy::None {
         return leave(filter, exchange, "checks");
     }
@@ -141,12 +156,6 @@ fn is_grpc(exchange: &dyn Exchange) -> bool {
     exchange.values("content-type").iter().any(is_grpc)
 }
 
-/// Makes the server decide on a request after a panic.
-pub(crate) fn ask_after_a_panic(filter: &Filter, exchange: &mut dyn Exchange) -> FilterAction {
-    exchange.count(filter.counters.panics);
-    ask(filter, exchange)
-}
-
 /// Makes the server decide on a request, on a route where the module may decide.
 fn ask(filter: &Filter, exchange: &mut dyn Exchange) -> FilterAction {
     leave(filter, exchange, "module")
@@ -203,5 +212,67 @@ impl Clock for SystemClock {
     fn uptime(&self) -> Duration {
         let time = clock_gettime(ClockId::Boottime);
         Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A request that panics as soon as it is looked at, and at the second look if `twice`. It records what is written.
+    #[derive(Default)]
+    struct Broken {
+        twice: bool,
+        marked: Option<bool>,
+        counted: Vec<usize>,
+    }
+
+    impl Exchange for Broken {
+        fn values(&self, _: &str) -> Vec<Vec<u8>> {
+            Vec::new()
+        }
+        fn set_header(&mut self, _: &str, _: Option<&str>) -> bool {
+            false
+        }
+        fn set_metadata(&mut self, _: &str, _: &[(&str, &str)]) {}
+        fn set_flag(&mut self, namespace: &str, name: &str, value: bool) {
+            assert!(!self.twice, "broken again");
+            assert_eq!((namespace, name), (OWN_NAMESPACE, DECIDED));
+            self.marked = Some(value);
+        }
+        fn route(&self) -> Option<ContextPolicy> {
+            panic!("broken");
+        }
+        fn clear_route_cache(&mut self) {}
+        fn respond(&mut self, _: u16, _: &[(&str, &str)], _: &str, _: &str) {}
+        fn count(&mut self, counter: usize) {
+            self.counted.push(counter);
+        }
+    }
+
+    fn filter() -> Filter {
+        Filter {
+            published: Arc::default(),
+            reports: Arc::default(),
+            link: None,
+            counters: Counters { allowed: 0, denied: 1, asked: 2, panics: 3 },
+            clears_route_cache: false,
+            context_policy: ContextPolicy::None,
+        }
+    }
+
+    #[test]
+    fn after_a_panic_the_server_decides() {
+        let mut request = Broken::default();
+        assert_eq!(decide(&filter(), &mut request), FilterAction::Ask);
+        assert_eq!(request.marked, Some(false), "a mark of an earlier pass is removed");
+        assert_eq!(request.counted, [2, 3]);
+    }
+
+    #[test]
+    fn a_request_that_keeps_its_mark_after_a_panic_does_not_pass() {
+        let mut request = Broken { twice: true, ..Broken::default() };
+        assert_eq!(decide(&filter(), &mut request), FilterAction::Denied);
+        assert_eq!(request.marked, None);
     }
 }
