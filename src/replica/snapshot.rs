@@ -361,11 +361,13 @@ impl Snapshot {
     }
 }
 
-/// Equals whether there is [`Row::damage`], but does not parse known profiles again.
+/// Equals whether there is [`Row::damage`], but does not parse known profiles again. False for rules: the [`RouteTable`]
+/// parses them, and says which are damaged.
 fn is_damaged(row: &Row, profiles: &Profiles) -> bool {
     match row {
         Row::Key(record, _, profile) => record.is_damaged() || profiles.is_damaged(profile),
-        Row::Tenant(_) | Row::Plan(_) | Row::Route(_) => row.damage().is_some(),
+        Row::Tenant(_) | Row::Plan(_) => row.damage().is_some(),
+        Row::Route(_) => false,
     }
 }
 

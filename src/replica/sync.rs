@@ -25,7 +25,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use self::problems::{Damaged, Lost, log_missing_plans, log_twins, named_plan};
+use self::problems::{Damaged, Lost, log_damaged_rules, log_missing_plans, named_plan};
 use super::snapshot::Reload;
 use super::{Replica, Snapshot};
 use crate::clock::{Clock, Timestamp};
@@ -180,7 +180,7 @@ impl Sync {
         damaged.log();
         let next = reload.finish();
         log_missing_plans(&next, named);
-        log_twins(&self.replica.snapshot(), &next);
+        log_damaged_rules(&self.replica.snapshot(), &next);
         self.check_for_lost_changes(known, &next, &point, session).await?;
         let Some((next, point, asked)) = self.catch_up(next, point, asked, session).await? else {
             return Ok(false);
@@ -339,7 +339,7 @@ impl Sync {
             self.replica.stats().changed_rows.add(rows.len() as u64);
             let next = snapshot.changed(rows, self.replica.peppers());
             log_missing_plans(&next, named);
-            log_twins(&snapshot, &next);
+            log_damaged_rules(&snapshot, &next);
             self.publish(next);
         }
         self.replica.record_sync(asked.uptime, asked.answered, point);

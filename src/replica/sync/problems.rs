@@ -1,6 +1,6 @@
 //! What the synchronization logs for operators: outages, damaged rows, missing plans and rules that appear twice.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tracing::{debug, error, warn};
@@ -87,9 +87,8 @@ impl Damaged {
                         why, "damaged row of tenantgate_plan, keys on it get 503 until it is fixed"
                     );
                 }
-                Row::Route(r) => {
-                    warn!(route.id = %r.id.0, why, "damaged row of tenantgate_route, requests that it could match get 503 until it is fixed");
-                }
+                // See `log_damaged_rules`.
+                Row::Route(_) => {}
             }
         }
     }
@@ -118,15 +117,15 @@ pub(super) fn log_missing_plans(next: &Snapshot, named: HashSet<Box<str>>) {
     }
 }
 
-/// Logs rules that now have the host, method and path of another rule. Each row alone is valid, so [`Damaged`] does not
-/// find them.
-pub(super) fn log_twins(before: &Snapshot, next: &Snapshot) {
+/// Logs rules that are damaged now, or damaged in another way. Some are valid rows, but have the host, method and path
+/// of another rule.
+pub(super) fn log_damaged_rules(before: &Snapshot, next: &Snapshot) {
     if std::ptr::eq(before.routes(), next.routes()) {
         return;
     }
-    let known: HashSet<_> = before.routes().twins().map(|(entry, _)| entry.id).collect();
-    let twins = next.routes().twins().filter(|(entry, _)| !known.contains(&entry.id));
-    for (entry, damage) in twins.take(Damaged::LINES) {
+    let known: HashMap<_, _> = before.routes().damaged().map(|(entry, damage)| (entry.id, damage)).collect();
+    let damaged = next.routes().damaged().filter(|(entry, damage)| known.get(&entry.id) != Some(damage));
+    for (entry, damage) in damaged.take(Damaged::LINES) {
         warn!(route.id = %entry.id.0, why = %damage, "damaged row of tenantgate_route, requests that it could match get 503 until it is fixed");
     }
 }

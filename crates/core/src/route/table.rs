@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 use hashbrown::HashMap;
 
 use super::template::Segment;
-use super::{Damage, HostPattern, Method, Part, PathTemplate, RouteId, RouteRow, Rule};
+use super::{Damage, HostPattern, Method, Part, PathTemplate, RouteId, RouteRow, Rule, Shape};
 use crate::invalid::Invalid;
 use crate::path::{Path, split};
 use crate::scope::{Granted, Needed, Needs, ScopeNumbers, Scopes};
@@ -103,19 +103,31 @@ impl RouteTable {
     fn put(&mut self, row: &RouteRow) {
         let place = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
         let rule = row.compile();
-        let host = match &rule {
-            Ok(rule) => Ok(rule.shape.host.clone()),
-            Err(_) => HostPattern::parse(&row.host),
-        };
-        let shape = match &rule {
-            Ok(rule) => Ok(rule.shape.clone()),
-            Err(_) => row.shape(),
-        };
+        let twin = self.insert(row, rule.as_ref().ok().map(|rule| &rule.shape), place);
         let name = row.name.as_deref().map(Into::into);
         self.entries.push(Entry { id: row.id, name, rule, needed: None });
-        let Ok(host) = host else {
+        // Neither rule is more specific, so both are damaged.
+        for twin in twin.into_iter().flat_map(|other| [other, place]) {
+            let expected = "a host, method and path that no other rule has together";
+            let error = Invalid::new("rule", 0, expected);
+            self.entries[twin as usize].rule = Err(Damage { part: Part::Shape, error });
+        }
+    }
+
+    /// Puts a row into the trees. `shape` is that of its rule, if the row is not damaged. Returns another row with the
+    /// same shape.
+    fn insert(&mut self, row: &RouteRow, shape: Option<&Shape>, place: u32) -> Option<u32> {
+        let parsed;
+        let shape = if let Some(shape) = shape {
+            Ok(shape)
+        } else {
+            parsed = row.shape();
+            parsed.as_ref()
+        };
+        let Ok(host) = shape.map_or_else(|_| HostPattern::parse(&row.host), |shape| Ok(shape.host.clone()))
+        else {
             self.damaged.get_or_insert(place);
-            return;
+            return None;
         };
         let branch = match host {
             HostPattern::Any => self.any.get_or_insert_default(),
@@ -127,21 +139,14 @@ impl RouteTable {
         };
         let Ok(shape) = shape else {
             branch.damaged.get_or_insert(place);
-            return;
+            return None;
         };
         let methods = branch.methods(&shape.path);
-        match methods.iter().find(|(method, _)| *method == shape.method) {
-            None => methods.push((shape.method, place)),
-            // Neither rule is more specific, so both are damaged.
-            Some((_, other)) => {
-                let other = *other as usize;
-                for twin in [other, place as usize] {
-                    let expected = "a host, method and path that no other rule has together";
-                    let error = Invalid::new("rule", 0, expected);
-                    self.entries[twin].rule = Err(Damage { part: Part::Shape, error });
-                }
-            }
+        let twin = methods.iter().find(|(method, _)| *method == shape.method).map(|(_, other)| *other);
+        if twin.is_none() {
+            methods.push((shape.method.clone(), place));
         }
+        twin
     }
 
     /// Returns whether there are no rows.
