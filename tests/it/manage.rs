@@ -146,7 +146,7 @@ pub(crate) fn owner(world: &World) -> String {
 }
 
 /// Returns the same key except for its last character.
-fn almost(key: &str) -> String {
+pub(crate) fn almost(key: &str) -> String {
     let other = if key.ends_with('X') { 'Y' } else { 'X' };
     format!("{}{other}", &key[..key.len() - 1])
 }

@@ -296,7 +296,7 @@ fn the_table_of_routes_is_replaced_only_in_a_known_version(world: &World) {
     let (again, tag) = (manage.get("/v1/routes", &key), format!("if-match: {}", done.headers["etag"]));
     let same = manage.send(&key, "PUT", "/v1/routes", &again.body, &[&tag]);
     let same: Value = serde_json::from_str(&same.body).expect("JSON");
-    assert_eq!((&same["unchanged"], &same["added"]), (&2.into(), &json!([])));
+    assert_eq!((&same["unchanged"], &same["added"]), (&2.into(), &json!([])), "{same}");
     let page = manage.send(&key, "PUT", "/v1/routes", r#"[{"path":"a"},{"x":1},7]"#, &[&tag]);
     is_problem(&page, 400, "invalid_request");
     assert_eq!(pointers(&page.body), ["/0/path", "/1/path", "/1/x", "/2"]);
