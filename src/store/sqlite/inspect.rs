@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Row as _};
 
+use super::files::Files;
 use super::session::key_row;
 use super::{LINKED, SqliteStore, applied};
 use crate::clock::{Clock, Timestamp};
@@ -47,6 +48,7 @@ impl Inspect for SqliteStore {
             }
         }];
         // Without the settings of the store, such as the journal mode, which would change the file.
+        Files::of(file).wait_until_none_is_deleted_but_open().await?;
         let mut connection = SqliteConnectOptions::new().filename(file).connect().await?;
         findings.push(integrity(&mut connection).await?);
         findings.push(wal(&mut connection).await?);

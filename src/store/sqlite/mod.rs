@@ -8,12 +8,13 @@
 //! too.
 
 mod adopt;
+mod files;
 mod inspect;
 mod session;
 
 use std::fs::OpenOptions;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -24,9 +25,10 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 use uuid::Uuid;
 
+use self::files::Files;
 use self::session::SqliteSession;
 use super::migrations;
-use super::sql::{self, FileIds, Link, Pool, SqlStore};
+use super::sql::{self, Link, Pool, SqlStore};
 use super::{
     AddressError, Adoption, Announcement, ChangeContext, LOCK_TIMEOUT, Migrated, NewMemo, Refusal,
     SchemaVersion, Session, Shadowed, Store, StoreError, Touched, Used, day_of,
@@ -107,6 +109,7 @@ impl SqliteStore {
 
     async fn connect(&self) -> Result<SqliteConnection, StoreError> {
         self.make_file()?;
+        Files::of(self.file()).wait_until_none_is_deleted_but_open().await?;
         let connection = self.options.connect().await?;
         self.may_create.store(false, Relaxed);
         Ok(connection)
@@ -134,49 +137,6 @@ impl SqliteStore {
 
     fn file(&self) -> &Path {
         self.options.get_filename()
-    }
-}
-
-/// The files of a database.
-struct Files {
-    database: PathBuf,
-    wal: PathBuf,
-    index: PathBuf,
-}
-
-impl Files {
-    /// SQLite keeps the WAL beside the file itself, not beside a symbolic link to it.
-    fn of(file: &Path) -> Self {
-        let real = std::fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
-        let beside = |end: &str| {
-            let mut name = real.clone().into_os_string();
-            name.push(end);
-            PathBuf::from(name)
-        };
-        Self { database: file.to_owned(), wal: beside("-wal"), index: beside("-shm") }
-    }
-
-    /// Returns device and inode of each, which tell a file from another one that replaced it under the same name.
-    fn ids(&self) -> FileIds {
-        let id = |file: &PathBuf| std::fs::metadata(file).ok().map(|meta| (meta.dev(), meta.ino()));
-        [&self.database, &self.wal, &self.index].map(id)
-    }
-
-    /// Fails if this process still has a deleted WAL open. The connections of a process share the index of the WAL, so a
-    /// new connection would use the deleted files, too.
-    fn check_that_none_is_deleted_but_open(&self) -> Result<(), StoreError> {
-        let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-        let open: Vec<_> = open.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect();
-        for file in [&self.wal, &self.index] {
-            let mut name = file.clone().into_os_string();
-            name.push(" (deleted)");
-            if open.iter().any(|link| link.as_os_str() == name) {
-                let why =
-                    format!("{} was deleted while a connection used it, closing that one", file.display());
-                return Err(StoreError::Unavailable(why));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -213,10 +173,8 @@ impl SqlStore for SqliteStore {
     }
 
     async fn open(&self) -> Result<sql::Connection, StoreError> {
-        let files = Files::of(self.file());
-        files.check_that_none_is_deleted_but_open()?;
         let connection = self.connect().await?;
-        Ok(sql::Connection::from(connection).reading(files.ids()))
+        Ok(sql::Connection::from(connection).reading(Files::of(self.file()).ids()))
     }
 
     /// A file that was replaced under the same name is another database. What is written into a deleted WAL is lost.

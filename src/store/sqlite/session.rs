@@ -17,7 +17,8 @@ use tokio_stream::StreamExt as _;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::{Files, INFINITY_TEXT, LINKED, applied};
+use super::files::Files;
+use super::{INFINITY_TEXT, LINKED, applied};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::profile::{ProfileRow, Unreadable};
@@ -167,7 +168,7 @@ impl SqliteSession {
     /// Opens the file.
     pub(super) async fn open(file: &Path) -> Result<Self, StoreError> {
         let files = Files::of(file);
-        files.check_that_none_is_deleted_but_open()?;
+        files.wait_until_none_is_deleted_but_open().await?;
         let meta = std::fs::metadata(file).map_err(|_| gone(file))?;
         if meta.nlink() > 1 {
             warn!("{} has {LINKED}", file.display());
