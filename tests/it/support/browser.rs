@@ -14,7 +14,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::{PATIENCE, excused, left_out};
+use super::{PATIENCE, eventually, excused, left_out};
 
 static MISSING: Once = Once::new();
 
@@ -212,6 +212,20 @@ impl Browser {
             let event = json!({ "type": kind, "key": key, "code": name, "windowsVirtualKeyCode": code, "text": text });
             self.call("Input.dispatchKeyEvent", event);
         }
+    }
+
+    /// Waits until an element has the focus. One with `autofocus` gets it with the first frame, which can come after the
+    /// page has loaded.
+    #[track_caller]
+    pub(crate) fn wait_for_focus(&mut self, selector: &str) {
+        let has_it = format!("document.activeElement?.matches({}) === true", json!(selector));
+        eventually(&format!("{selector} has the focus"), PATIENCE, || {
+            if self.eval(&has_it) == true {
+                Ok(())
+            } else {
+                Err(self.eval("document.activeElement?.outerHTML"))
+            }
+        });
     }
 
     /// Presses Tab until the focused element has this text or label.
