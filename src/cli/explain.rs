@@ -184,7 +184,7 @@ impl<'a> Asked<'a> {
         })
     }
 
-    /// Whether there is something to decide: a request always, a decision from a log only with its key.
+    /// Returns whether there is something to decide: a request always, a decision from a log only with its key.
     fn has_cases(&self) -> bool {
         self.key.is_some() || self.args.decision_id.is_none()
     }

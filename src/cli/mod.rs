@@ -140,7 +140,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
     })
 }
 
-/// Whether a global argument was given on the command line, and not by an environment variable.
+/// Returns whether a global argument was given on the command line, and not by an environment variable.
 fn said(matches: &ArgMatches, name: &str) -> bool {
     let here = matches.value_source(name) == Some(ValueSource::CommandLine);
     here || matches.subcommand().is_some_and(|(_, below)| said(below, name))

@@ -11,7 +11,7 @@ use super::Mistakes;
 use crate::invalid::InvalidValue;
 use crate::server::Address;
 
-/// Whether other machines can reach an address. A name counts as reachable.
+/// Returns whether other machines can reach an address. A name counts as reachable.
 pub(super) fn reaches_beyond_here(listen: &str) -> bool {
     let Ok(Address::Tcp(address)) = address(listen) else { return false };
     let host = address.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']);

@@ -164,7 +164,7 @@ const OURS: [(&str, &[&str]); 2] = [
     ),
 ];
 
-/// Whether the column is one of tenantgate itself.
+/// Returns whether the column is one of tenantgate itself.
 pub(super) fn is_ours(table: &str, column: &str) -> bool {
     OURS.iter().any(|(of, columns)| *of == table && columns.contains(&column))
 }
@@ -342,7 +342,7 @@ fn off(table: &str, column: &str) -> Option<Off> {
     }
 }
 
-/// Whether a word contains one of these words, if it is a long one.
+/// Returns whether a word contains one of these words, if it is a long one.
 fn within_word(word: &str, known: &[&str]) -> bool {
     known.iter().any(|part| part.len() > 4 && word.contains(part))
 }

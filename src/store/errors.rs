@@ -65,7 +65,7 @@ impl StoreError {
         Self::WrongDatabase(POOLER.into())
     }
 
-    /// Whether it is [`Self::pooler`].
+    /// Returns whether it is [`Self::pooler`].
     pub(super) fn is_pooler(&self) -> bool {
         matches!(self, Self::WrongDatabase(why) if why == POOLER)
     }

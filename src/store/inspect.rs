@@ -32,7 +32,7 @@ pub trait Inspect: Management {
     /// Returns the time of the database; `None` if it has no clock.
     async fn time(&self) -> Result<Option<Timestamp>, StoreError>;
 
-    /// Whether another database writes the tenants and keys of this one, so that rows are corrected there.
+    /// Returns whether another database writes the tenants and keys of this one, so that rows are corrected there.
     async fn is_subscriber(&self) -> Result<bool, StoreError>;
 
     /// Examines everything that `serve` relies on, and the privileges that a process for this purpose needs. Changes

@@ -83,7 +83,7 @@ mod tests {
         assert!(verify(&key(&longest), &hash).unwrap() && !verify(&key(&other), &hash).unwrap());
     }
 
-    /// Whether these bytes are accepted for this hash: by the grammar first, as in every request.
+    /// Returns whether these bytes are accepted for this hash: by the grammar first, as in every request.
     fn accepts(hash: &SecretHash, presented: &[u8]) -> bool {
         parse(presented).is_ok_and(|presented| verify(&presented.to_plain(), hash).unwrap())
     }

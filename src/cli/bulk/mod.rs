@@ -60,7 +60,7 @@ trait FileRow: DeserializeOwned {
     /// The maximum number of rows in a batch.
     const BATCH: usize;
 
-    /// Whether importing the row takes long.
+    /// Returns whether importing the row takes long.
     fn is_slow(&self) -> bool;
 
     async fn import(
@@ -299,7 +299,7 @@ impl Report {
     }
 }
 
-/// Whether the name of a file means standard output.
+/// Returns whether the name of a file means standard output.
 fn is_stdout(path: &Path) -> bool {
     path == Path::new("-")
 }

@@ -142,7 +142,7 @@ impl Rows {
     }
 }
 
-/// Whether the input is standard input, which can be read only once.
+/// Returns whether the input is standard input, which can be read only once.
 pub(super) fn is_stream(path: &Path) -> bool {
     path == Path::new("-")
 }

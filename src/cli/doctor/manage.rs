@@ -105,7 +105,7 @@ async fn own_addresses() -> Vec<IpAddr> {
     own
 }
 
-/// Whether it is `manage`, and lets nobody in without a key.
+/// Examines whether it is `manage`, and lets nobody in without a key.
 async fn answers(url: &str, args: &TlsArgs) -> Finding {
     let remedy = "start manage there, or correct --target and --ca";
     let url: Uri = match url.parse() {

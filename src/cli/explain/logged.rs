@@ -55,7 +55,7 @@ pub(super) struct Logged {
 }
 
 impl Logged {
-    /// Whether the request passed in shadow mode.
+    /// Returns whether the request passed in shadow mode.
     pub(super) fn is_shadow(&self) -> bool {
         self.would_deny.is_some()
     }

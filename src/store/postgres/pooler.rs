@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How often both connections are compared. Other clients of a pooler may hide its mode for a moment.
 const ROUNDS: usize = 2;
 
-/// Whether the server does not listen where the connection was opened: then there is a pooler or a
+/// Returns whether the server does not listen where the connection was opened: then there is a pooler or a
 /// proxy in between, or the address is a name.
 pub(super) async fn may_be_at(
     connection: &mut PgConnection,
@@ -31,7 +31,7 @@ pub(super) async fn may_be_at(
     Ok(!leads_to(options, &said(0)?, &said(1)?, &said(2)?))
 }
 
-/// Whether the server that listens there is the one that the options name.
+/// Returns whether the server that listens there is the one that the options name.
 fn leads_to(options: &PgConnectOptions, listens: &str, port: &str, address: &str) -> bool {
     let wanted = options.get_port().to_string();
     let name = options.get_host();
@@ -46,8 +46,8 @@ fn leads_to(options: &PgConnectOptions, listens: &str, port: &str, address: &str
     same && port == wanted
 }
 
-/// Whether two connections share backends, as behind a pooler in transaction mode: while the second is in a transaction, it
-/// has the backend of the first, or the first moves to another one. Nothing is set.
+/// Returns whether two connections share backends, as behind a pooler in transaction mode: while the second is in a
+/// transaction, it has the backend of the first, or the first moves to another one. Nothing is set.
 pub(super) async fn shares_backends(first: &mut PgConnection, address: &Address) -> Result<bool, StoreError> {
     let limit = address.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
     // Without a second connection nothing can be compared. Each session checks its backend as well.

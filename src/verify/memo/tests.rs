@@ -26,7 +26,7 @@ fn keyring(peppers: &[&str]) -> Keyring {
 const OLD: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 const NEW: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE";
 
-/// Whether this memo recognizes the key, after the memo was written as text and parsed again.
+/// Returns whether this memo recognizes the key, after the memo was written as text and parsed again.
 fn remembers(keyring: &Keyring, memo: &Memo, row: &KeyRecord, key: &[u8]) -> bool {
     let memo = Memo::parse(&memo.to_string()).unwrap();
     let seal = keyring.peppers().read(&memo, row);

@@ -68,7 +68,7 @@ impl Failure {
         Self { retry_after: Some(seconds), ..failure }
     }
 
-    /// Whether it is [`Failure::too_many`].
+    /// Returns whether it is [`Failure::too_many`].
     pub(super) fn is_too_many(&self) -> bool {
         self.status == StatusCode::TOO_MANY_REQUESTS
     }

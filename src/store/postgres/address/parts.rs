@@ -272,7 +272,7 @@ fn spelled_like(name: &str) -> Option<&'static str> {
     KNOWN.into_iter().find(|known| known.replace('_', "") == close)
 }
 
-/// Whether a parameter is one of a client. Another text may be a part of a password.
+/// Returns whether a parameter is one of a client. Another text may be a part of a password.
 pub(super) fn is_familiar(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     spelled_like(name).is_some()
