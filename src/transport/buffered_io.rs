@@ -39,8 +39,8 @@ const SMALL_READ_BUDGET: usize = 4 * 1024;
 const SMALL_BLOCK: usize = 4 * 1024;
 
 /// By how much a byte of such a header block reduces the read budget. `h2` decodes it at once, and slowly: without
-/// this, a header block that never ends delays other connections of its worker for milliseconds at a time.
-const HEADER_COST: usize = 8;
+/// this, a header block that never ends delays other connections of its worker for a millisecond at a time.
+const HEADER_COST: usize = 16;
 
 /// The most memory for one byte of a header block: a field can be an index of one byte into the compression table (RFC
 /// 7541 §6.1), which becomes an entry of a header map.
