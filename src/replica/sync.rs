@@ -25,7 +25,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use self::problems::{Damaged, Lost, log_damaged_rules, log_missing_plans, named_plan};
+use self::problems::{Damaged, Lost, changed_rules, log_damaged_rules, log_missing_plans, named_plan};
 use super::snapshot::Reload;
 use super::{Replica, Snapshot};
 use crate::clock::{Clock, Timestamp};
@@ -180,7 +180,7 @@ impl Sync {
         damaged.log();
         let next = reload.finish();
         log_missing_plans(&next, named);
-        log_damaged_rules(&self.replica.snapshot(), &next);
+        log_damaged_rules(&Snapshot::empty(), &next, &HashSet::new());
         self.check_for_lost_changes(known, &next, &point, session).await?;
         let Some((next, point, asked)) = self.catch_up(next, point, asked, session).await? else {
             return Ok(false);
@@ -336,10 +336,11 @@ impl Sync {
             damaged.log();
             let named =
                 rows.iter().filter_map(|change| named_plan(change, &snapshot)).map(Box::from).collect();
+            let rules = changed_rules(&rows);
             self.replica.stats().changed_rows.add(rows.len() as u64);
             let next = snapshot.changed(rows, self.replica.peppers());
             log_missing_plans(&next, named);
-            log_damaged_rules(&snapshot, &next);
+            log_damaged_rules(&snapshot, &next, &rules);
             self.publish(next);
         }
         self.replica.record_sync(asked.uptime, asked.answered, point);

@@ -1,4 +1,4 @@
-//! What the synchronization logs for operators: outages, damaged rows, missing plans and rules that appear twice.
+//! What the synchronization logs for operators: outages, damaged rows and missing plans.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use tracing::{debug, error, warn};
 use super::PANICKED;
 use crate::plan::PlanName;
 use crate::replica::Snapshot;
+use crate::route::RouteId;
 use crate::store::{Change, Row, StoreError};
 
 /// What was logged since the database was lost. The causes of an outage can follow each other (a lost connection, a
@@ -117,14 +118,24 @@ pub(super) fn log_missing_plans(next: &Snapshot, named: HashSet<Box<str>>) {
     }
 }
 
-/// Logs rules that are damaged now, or damaged in another way. Some are valid rows, but have the host, method and path
-/// of another rule.
-pub(super) fn log_damaged_rules(before: &Snapshot, next: &Snapshot) {
+/// Returns the ids of the rules in a change.
+pub(super) fn changed_rules(changes: &[Change]) -> HashSet<RouteId> {
+    let rule = |change: &Change| match change.row() {
+        Some(Row::Route(rule)) => Some(rule.id),
+        _ => None,
+    };
+    changes.iter().filter_map(rule).collect()
+}
+
+/// Logs damaged rules: those of these ids, and those that are damaged in another way than before. Some are valid rows, but
+/// have the host, method and path of another rule.
+pub(super) fn log_damaged_rules(before: &Snapshot, next: &Snapshot, changed: &HashSet<RouteId>) {
     if std::ptr::eq(before.routes(), next.routes()) {
         return;
     }
     let known: HashMap<_, _> = before.routes().damaged().map(|(entry, damage)| (entry.id, damage)).collect();
-    let damaged = next.routes().damaged().filter(|(entry, damage)| known.get(&entry.id) != Some(damage));
+    let is_news = |id: &RouteId, damage| changed.contains(id) || known.get(id) != Some(&damage);
+    let damaged = next.routes().damaged().filter(|(entry, damage)| is_news(&entry.id, *damage));
     for (entry, damage) in damaged.take(Damaged::LINES) {
         warn!(route.id = %entry.id.0, why = %damage, "damaged row of tenantgate_route, requests that it could match get 503 until it is fixed");
     }

@@ -1,7 +1,11 @@
-//! Tests of what is logged about outages.
+//! Tests of what is logged about outages and damaged rules.
+
+use uuid::Uuid;
 
 use super::*;
 use crate::replica::tests::logged;
+use crate::route::RouteRow;
+use crate::verify::memo::Peppers;
 
 #[test]
 fn the_loss_of_the_database_is_logged_once_for_each_cause() {
@@ -43,4 +47,28 @@ fn causes_that_alternate_are_logged_once_a_minute_each_and_the_lasting_one_is_lo
     assert!(!lost.is_news("refused", second(600)), "it is the last line");
     let lines = (0..1_000).filter(|n| lost.is_news(&format!("cause {n}"), second(601))).count();
     assert_eq!(lines, Lost::LINES);
+}
+
+#[test]
+fn a_damaged_rule_is_logged_with_each_load_and_each_of_its_changes() {
+    let rule = |n: u128, path: &str, mode: &str| {
+        let (id, host, method) = (RouteId(Uuid::from_u128(n)), "*".to_owned(), "*".to_owned());
+        let (path, mode) = (path.to_owned(), mode.to_owned());
+        Row::Route(RouteRow { id, name: None, host, method, path, mode, scopes: None, shadow: false })
+    };
+    let _ = logged();
+    let lines = |before: &Snapshot, next: &Snapshot, changes: &[Change]| {
+        log_damaged_rules(before, next, &changed_rules(changes));
+        logged().len()
+    };
+    let loaded = Snapshot::of(vec![rule(1, "/a", "off"), rule(2, "/b", "required")], &Peppers::default());
+    assert_eq!(lines(&Snapshot::empty(), &loaded, &[]), 1, "a load");
+    let change =
+        |row: Row| (loaded.changed(vec![Change::Now(row.clone())], &Peppers::default()), [Change::Now(row)]);
+    let (next, changes) = change(rule(3, "/c", "required"));
+    assert_eq!(lines(&loaded, &next, &changes), 0, "of another rule");
+    let (next, changes) = change(rule(1, "/a2", "off"));
+    assert_eq!(lines(&loaded, &next, &changes), 1, "of the rule, although its damage is the same");
+    let (next, changes) = change(rule(3, "/b", "required"));
+    assert_eq!(lines(&loaded, &next, &changes), 2, "both have the same shape now");
 }
