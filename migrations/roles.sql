@@ -138,7 +138,7 @@ BEGIN
             scopes, networks, plan, labels) ON api_keys TO %2$I;
         GRANT SELECT, INSERT, DELETE, UPDATE (request_limit, total_limit, input_limit, output_limit) ON tenantgate_plan TO %2$I;
         GRANT SELECT, INSERT, DELETE, UPDATE (name, mode, scopes, shadow) ON tenantgate_route TO %2$I;
-        -- Management keys are never deleted, and neither their secrets nor their makers can change.
+        -- Management keys are never deleted, and neither their secrets nor their creators can change.
         GRANT SELECT, INSERT, UPDATE (name, permissions, tenants, expires_at, last_used_at, revoked_at)
             ON tenantgate_admin_key TO %2$I;
         -- Idempotency-Keys, which are deleted after a day.

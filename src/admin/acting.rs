@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Admin, AdminError, Caller, Maker, version};
+use super::{Admin, AdminError, Caller, Creator, version};
 use crate::audit::{Actor, Author};
 use crate::permission::{AdminKey, Authority, authority, may_touch};
 use crate::plan::PlanRow;
@@ -56,9 +56,9 @@ impl Admin {
             request_id: origin.request_id.clone(),
             address: origin.address.map(|address| address.to_canonical().to_string()),
         };
-        let maker = caller.maker.clone();
-        let context = ChangeContext { author: author.clone(), key: self.author_key(&maker), receipt: None };
-        Self { store: self.store.with_context(context), author, maker, ..self.clone() }
+        let creator = caller.creator.clone();
+        let context = ChangeContext { author: author.clone(), key: self.author_key(&creator), receipt: None };
+        Self { store: self.store.with_context(context), author, creator, ..self.clone() }
     }
 
     /// Returns a copy that changes a row only if it has one of these versions.
@@ -70,15 +70,15 @@ impl Admin {
     /// Returns a copy that reports each change before it is committed, and stores the response to a request.
     #[must_use]
     pub fn reporting(self, receipt: Receipt) -> Self {
-        let key = self.author_key(&self.maker);
+        let key = self.author_key(&self.creator);
         let context = ChangeContext { author: self.author.clone(), key, receipt: Some(receipt) };
         Self { store: self.store.with_context(context), ..self }
     }
 
-    /// Returns the management key of a maker. Its changes are refused once its authority is another one than that by
+    /// Returns the management key of a creator. Its changes are refused once its authority is another one than that by
     /// which they were judged: the body of a request can arrive a minute after its head.
-    fn author_key(&self, maker: &Maker) -> Option<AuthorKey> {
-        let (id, judged_by, clock) = (maker.id?, maker.authority.clone(), Arc::clone(&self.clock));
+    fn author_key(&self, creator: &Creator) -> Option<AuthorKey> {
+        let (id, judged_by, clock) = (creator.id?, creator.authority.clone(), Arc::clone(&self.clock));
         let check = move |chain: &[AdminKey]| match authority(chain, clock.now()) {
             Ok(now) if now == judged_by => Ok(()),
             Ok(_) => Err(StoreError::KeyChanged),
@@ -118,7 +118,7 @@ impl Admin {
 
     /// Returns whether the caller sees this tenant.
     pub(super) fn sees(&self, tenant: TenantId) -> bool {
-        self.maker.authority.reach.has(tenant)
+        self.creator.authority.reach.has(tenant)
     }
 
     pub(super) fn judge_tenant(&self, tenant: &Tenant) -> Result<(), ChangeError> {
@@ -147,9 +147,9 @@ impl Admin {
         self.expected.judge(|| version::of_routes(routes))
     }
 
-    /// `limit` is what all makers of the key have.
+    /// `limit` is what all creators of the key have.
     pub(super) fn judge_admin_key(&self, key: &AdminKey, limit: &Authority) -> Result<(), ChangeError> {
-        if !may_touch(&self.maker.authority, &key.given.and(limit)) {
+        if !may_touch(&self.creator.authority, &key.given.and(limit)) {
             return Err(ChangeError::Missing);
         }
         self.expected.judge(|| version::of_admin_key(key))

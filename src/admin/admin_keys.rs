@@ -28,22 +28,22 @@ use crate::verify::management;
 
 /// The author of changes of management keys.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Maker {
+pub struct Creator {
     /// The management key; `None` for users with access to the database.
     pub id: Option<AdminKeyId>,
     /// Its current permissions.
     pub authority: Authority,
 }
 
-impl Maker {
-    /// Returns the maker of the command line, which may do everything because it has access to the database.
+impl Creator {
+    /// Returns the creator of the command line, which may do everything because it has access to the database.
     #[must_use]
     pub fn database() -> Self {
         Self { id: None, authority: Authority::whole() }
     }
 }
 
-/// A management key to create. Fields that are `None` are taken from its maker.
+/// A management key to create. Fields that are `None` are taken from its creator.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct AdminKeyWish {
     /// Its name; unique.
@@ -83,7 +83,7 @@ pub struct IssuedAdminKey {
 pub struct ListedAdminKey {
     /// The key.
     pub key: AdminKey,
-    /// What all its makers have: the key may do no more than this.
+    /// What all its creators have: the key may do no more than this.
     pub limit: Authority,
     /// Why it is no longer valid; `None` if it is.
     pub ended: Option<Ended>,
@@ -103,7 +103,7 @@ pub struct Caller {
     /// The row of the key.
     pub key: AdminKey,
     /// Its current permissions.
-    pub maker: Maker,
+    pub creator: Creator,
 }
 
 impl Caller {
@@ -121,7 +121,7 @@ impl Caller {
             last_used_at: None,
             revoked_at: None,
         };
-        Self { key, maker: Maker { id: None, authority } }
+        Self { key, creator: Creator { id: None, authority } }
     }
 }
 
@@ -142,25 +142,25 @@ impl Admin {
         if key.last_used_at.is_none_or(|at| at < now.before(LAST_USED_WITHIN)) {
             self.store.touch_admin_key(key.id, now).await?;
         }
-        let maker = Maker { id: Some(key.id), authority };
-        Ok(Some(Caller { key, maker }))
+        let creator = Creator { id: Some(key.id), authority };
+        Ok(Some(Caller { key, creator }))
     }
 
     /// Creates a management key.
     ///
     /// # Errors
     ///
-    /// The name is taken, a tenant does not exist, the expiry is in the past, or the maker has less than the key would
+    /// The name is taken, a tenant does not exist, the expiry is in the past, or the creator has less than the key would
     /// have.
     pub async fn create_admin_key(
         &self,
-        maker: &Maker,
+        creator: &Creator,
         wish: &AdminKeyWish,
     ) -> Result<IssuedAdminKey, AdminError> {
         check_key_name(Some(&wish.name))?;
         let now = self.now();
-        let given = self.wished(maker, wish).await?;
-        refuse_excess(&delegate(&maker.authority, &given))?;
+        let given = self.wished(creator, wish).await?;
+        refuse_excess(&delegate(&creator.authority, &given))?;
         let no_randomness = |e| AdminError::Refused(format!("no randomness: {e}"));
         let key = format::issue_management_with(&mut self.randomness(), &wish.name).map_err(no_randomness)?;
         let new = NewAdminKey {
@@ -170,7 +170,7 @@ impl Admin {
                 prefix: key.prefix().to_owned(),
                 name: wish.name.clone(),
                 given,
-                created_by: maker.id,
+                created_by: creator.id,
                 created_at: now,
                 last_used_at: None,
                 revoked_at: None,
@@ -182,13 +182,13 @@ impl Admin {
         }
     }
 
-    async fn wished(&self, maker: &Maker, wish: &AdminKeyWish) -> Result<Authority, AdminError> {
-        let permissions = not_empty(wish.permissions.unwrap_or(maker.authority.permissions))?;
+    async fn wished(&self, creator: &Creator, wish: &AdminKeyWish) -> Result<Authority, AdminError> {
+        let permissions = not_empty(wish.permissions.unwrap_or(creator.authority.permissions))?;
         let reach = match &wish.tenants {
-            None => maker.authority.reach.clone(),
+            None => creator.authority.reach.clone(),
             Some(references) => self.reach(references).await?,
         };
-        let mut expires_at = maker.authority.expires_at;
+        let mut expires_at = creator.authority.expires_at;
         wish.expiry.instant(self.now())?.change(&mut expires_at, |at| *at);
         Ok(Authority { permissions, reach, expires_at })
     }
@@ -202,7 +202,7 @@ impl Admin {
         for reference in references {
             match self.tenant(reference).await {
                 Ok(tenant) => tenants.insert(tenant.id),
-                Err(AdminError::Missing(_)) if self.maker.authority.reach != Reach::All => {
+                Err(AdminError::Missing(_)) if self.creator.authority.reach != Reach::All => {
                     // Does not reveal whether a tenant exists that the caller may not see.
                     return Err(AdminError::Excess(shown(&[Excess::Tenants])));
                 }
@@ -215,12 +215,12 @@ impl Admin {
         Ok(Reach::Some(tenants))
     }
 
-    /// Returns the management keys that have no more than `maker`, oldest first.
+    /// Returns the management keys that have no more than `creator`, oldest first.
     ///
     /// # Errors
     ///
     /// The database is not available.
-    pub async fn admin_keys(&self, maker: &Maker) -> Result<Vec<ListedAdminKey>, AdminError> {
+    pub async fn admin_keys(&self, creator: &Creator) -> Result<Vec<ListedAdminKey>, AdminError> {
         let (keys, now) = (self.store.admin_keys().await?, self.now());
         let by_id: BTreeMap<_, _> = keys.iter().map(|key| (key.id, key)).collect();
         let listed = keys.iter().map(|key| {
@@ -228,23 +228,23 @@ impl Admin {
             let ended = authority(chain.iter().copied(), now).err();
             ListedAdminKey { key: key.clone(), limit: limit(chain.into_iter().skip(1)), ended }
         });
-        Ok(listed.filter(|listed| may_touch(&maker.authority, &listed.authority())).collect())
+        Ok(listed.filter(|listed| may_touch(&creator.authority, &listed.authority())).collect())
     }
 
     /// Changes a management key.
     ///
     /// # Errors
     ///
-    /// The key does not exist, has more than `maker`, or is revoked; the maker, or the maker of the key, has less than
+    /// The key does not exist, has more than `creator`, or is revoked; the creator, or the creator of the key, has less than
     /// the key would have; or the name is taken.
     pub async fn update_admin_key(
         &self,
-        maker: &Maker,
+        creator: &Creator,
         reference: &str,
         update: &AdminKeyUpdate,
     ) -> Result<ListedAdminKey, AdminError> {
         check_key_name(update.name.as_deref())?;
-        let found = self.admin_key(maker, reference).await?;
+        let found = self.admin_key(creator, reference).await?;
         let wish = Wish {
             permissions: update.permissions.map(not_empty).transpose()?,
             reach: match &update.tenants {
@@ -255,7 +255,7 @@ impl Admin {
             expires_at: update.expiry.instant(self.now())?,
         };
         let limit = &found.limit;
-        refuse_excess(&wish.excess(&maker.authority, &found.authority()))?;
+        refuse_excess(&wish.excess(&creator.authority, &found.authority()))?;
         if !wish.excess(limit, &found.key.given).is_empty() {
             return refused(format!(
                 "the key that made {} has less than this, and limits it: change that one first",
@@ -268,7 +268,7 @@ impl Admin {
             if key.revoked_at.is_some() {
                 return Err(ChangeError::Refused(format!("management key {} is revoked", key.prefix)));
             }
-            let excess = wish.excess(&maker.authority, &key.given.and(limit));
+            let excess = wish.excess(&creator.authority, &key.given.and(limit));
             if !excess.is_empty() {
                 return Err(ChangeError::Refused(shown(&excess)));
             }
@@ -288,12 +288,12 @@ impl Admin {
             }
             other => {
                 other?.ok_or_else(|| no_admin_key(reference))?;
-                self.admin_key(maker, &id.0.to_string()).await
+                self.admin_key(creator, &id.0.to_string()).await
             }
         }
     }
 
-    /// Returns the status of a management key that was just changed, without its makers: if one of them is no longer
+    /// Returns the status of a management key that was just changed, without its creators: if one of them is no longer
     /// valid, that is not considered.
     #[must_use]
     pub fn listed(&self, key: &AdminKey) -> ListedAdminKey {
@@ -311,8 +311,8 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// The key does not exist, or has more than `maker`.
-    pub async fn admin_key(&self, maker: &Maker, reference: &str) -> Result<ListedAdminKey, AdminError> {
+    /// The key does not exist, or has more than `creator`.
+    pub async fn admin_key(&self, creator: &Creator, reference: &str) -> Result<ListedAdminKey, AdminError> {
         if holds_key(reference) {
             return missing(
                 "this is a whole key: give its prefix (up to the second _), its id or its name, and keep the secret to yourself",
@@ -320,7 +320,7 @@ impl Admin {
         }
         let id = Uuid::parse_str(reference).ok().map(AdminKeyId);
         let named = |key: &AdminKey| Some(key.id) == id || key.prefix == reference || key.name == reference;
-        let found = self.admin_keys(maker).await?.into_iter().find(|listed| named(&listed.key));
+        let found = self.admin_keys(creator).await?.into_iter().find(|listed| named(&listed.key));
         found.ok_or_else(|| no_admin_key(reference))
     }
 
@@ -328,13 +328,13 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// The key does not exist, or has more than `maker`.
+    /// The key does not exist, or has more than `creator`.
     pub async fn revoke_admin_key(
         &self,
-        maker: &Maker,
+        creator: &Creator,
         reference: &str,
     ) -> Result<ListedAdminKey, AdminError> {
-        let (found, now) = (self.admin_key(maker, reference).await?, self.now());
+        let (found, now) = (self.admin_key(creator, reference).await?, self.now());
         let change = |key: &mut AdminKey| {
             self.judge_admin_key(key, &found.limit)?;
             key.revoked_at = key.revoked_at.or(Some(now));
@@ -381,17 +381,17 @@ fn taken(name: &str) -> String {
     format!("there is, or was, a management key {name:?}: choose another name")
 }
 
-/// Returns a key, its maker, the maker of its maker and so on. A circle, which only SQL can create, ends the chain once
+/// Returns a key, its creator, the creator of its creator and so on. A circle, which only SQL can create, ends the chain once
 /// it is as long as there are keys.
 fn chain<'k>(by_id: &BTreeMap<AdminKeyId, &'k AdminKey>, key: &'k AdminKey) -> Vec<&'k AdminKey> {
     let mut chain = vec![key];
-    let mut maker = key.created_by;
-    while let Some(next) = maker.and_then(|id| by_id.get(&id)) {
+    let mut creator = key.created_by;
+    while let Some(next) = creator.and_then(|id| by_id.get(&id)) {
         if chain.len() > by_id.len() {
             break;
         }
         chain.push(next);
-        maker = next.created_by;
+        creator = next.created_by;
     }
     chain
 }

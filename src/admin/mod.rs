@@ -28,7 +28,7 @@ mod waiting;
 use std::sync::Arc;
 
 pub use self::acting::{Expected, Origin};
-pub use self::admin_keys::{AdminKeyUpdate, AdminKeyWish, Caller, IssuedAdminKey, ListedAdminKey, Maker};
+pub use self::admin_keys::{AdminKeyUpdate, AdminKeyWish, Caller, Creator, IssuedAdminKey, ListedAdminKey};
 pub use self::audit::Verified;
 pub use self::demo::{DEMO_KEY, DEMO_TENANT};
 pub use self::key_changes::{Expiry, KeyUpdate, ToRevoke};
@@ -153,7 +153,7 @@ pub struct Admin {
     /// The author of changes; only used for an [`Admin`] that acts for a management key.
     author: Author,
     /// The permissions of the caller; unlimited for the command line.
-    maker: Maker,
+    creator: Creator,
     /// The versions of a row that may be changed.
     expected: Expected,
     /// The source of the next key; `None` for a random key.
@@ -164,8 +164,8 @@ impl Admin {
     /// Creates the management of a store. New keys get a memo by the first of the peppers.
     #[must_use]
     pub fn new(store: Arc<dyn Management>, clock: Arc<dyn Clock>, peppers: Peppers) -> Self {
-        let (author, maker) = (Author::default(), Maker::database());
-        Self { store, clock, peppers, author, maker, expected: Expected::Any, derivation: None }
+        let (author, creator) = (Author::default(), Creator::database());
+        Self { store, clock, peppers, author, creator, expected: Expected::Any, derivation: None }
     }
 
     /// Returns the peppers. The first one derives keys that can be shown again.

@@ -62,7 +62,7 @@ impl Admin {
         let no_refusal = || AdminError::Missing(format!("there is no refusal {decision_id}"));
         let found = self.store.refusal(decision_id).await?.ok_or_else(no_refusal)?;
         let key = if found.key.0.is_nil() { None } else { Some(self.key(&found.key.0.to_string()).await?) };
-        if key.is_none() && self.maker.authority.reach != Reach::All {
+        if key.is_none() && self.creator.authority.reach != Reach::All {
             return Err(no_refusal());
         }
         Ok(Refused { at: found.at, reason: found.reason, key })

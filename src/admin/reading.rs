@@ -43,7 +43,7 @@ impl Admin {
             // No tenant has such a text, and Postgres takes no NUL.
             return Ok(TenantPage::default());
         }
-        Ok(self.store.tenants_by_creation(filter, &self.maker.authority.reach, after, page).await?)
+        Ok(self.store.tenants_by_creation(filter, &self.creator.authority.reach, after, page).await?)
     }
 
     /// Returns the tenants of these keys that the caller sees, in no order.

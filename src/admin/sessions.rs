@@ -10,7 +10,7 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use uuid::Uuid;
 
-use super::{Admin, AdminError, Caller, Maker, Origin, refused};
+use super::{Admin, AdminError, Caller, Creator, Origin, refused};
 use crate::clock::Timestamp;
 use crate::key::PresentedKey;
 use crate::permission::{AdminKey, AdminKeyId, authority};
@@ -88,7 +88,7 @@ impl Admin {
     ) -> Result<LoginLink, AdminError> {
         let id = Uuid::parse_str(reference).ok().map(AdminKeyId);
         let named = |key: &AdminKey| Some(key.id) == id || key.prefix == reference || key.name == reference;
-        let keys = self.admin_keys(&Maker::database()).await?;
+        let keys = self.admin_keys(&Creator::database()).await?;
         let Some(found) = keys.into_iter().find(|listed| named(&listed.key)) else {
             return refused(format!(
                 "there is no management key {reference:?}: `tenantgate admin-key list` shows all"
@@ -213,7 +213,7 @@ impl Admin {
         let (Some(key), Ok(authority)) = (chain.first(), authority(&chain, self.now())) else {
             return Ok(None);
         };
-        Ok(Some(Caller { key: key.clone(), maker: Maker { id: Some(key.id), authority } }))
+        Ok(Some(Caller { key: key.clone(), creator: Creator { id: Some(key.id), authority } }))
     }
 }
 

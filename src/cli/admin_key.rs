@@ -9,7 +9,7 @@ use super::values::long_duration;
 use super::view::{Text, fixed_table, plain};
 use super::{Failure, Out};
 use crate::admin::view::{AdminKeyView, IssuedAdminKeyView};
-use crate::admin::{Admin, AdminKeyWish, Expiry, IssuedAdminKey, Maker};
+use crate::admin::{Admin, AdminKeyWish, Creator, Expiry, IssuedAdminKey};
 use crate::invalid::InvalidValue;
 use crate::permission::{Permission, Permissions, Role};
 
@@ -110,14 +110,14 @@ impl CreateArgs {
 
 /// Runs a command for management keys.
 pub(super) async fn admin_key(admin: &Admin, command: AdminKeyCommand, out: &mut Out) -> Result<(), Failure> {
-    let maker = Maker::database();
+    let creator = Creator::database();
     match command {
         AdminKeyCommand::Create(args) => {
-            let issued = admin.create_admin_key(&maker, &args.wish()).await?;
+            let issued = admin.create_admin_key(&creator, &args.wish()).await?;
             out.show_once(&IssuedAdminKeyView::from(&issued)).map_err(|failure| unseen(failure, &issued))
         }
         AdminKeyCommand::List => {
-            let keys = admin.admin_keys(&maker).await?;
+            let keys = admin.admin_keys(&creator).await?;
             out.show(&keys.iter().map(AdminKeyView::from).collect::<Vec<_>>())
         }
         AdminKeyCommand::LoginLink(args) => {
@@ -131,7 +131,7 @@ pub(super) async fn admin_key(admin: &Admin, command: AdminKeyCommand, out: &mut
             })
         }
         AdminKeyCommand::Revoke { reference } => {
-            out.show(&AdminKeyView::from(&admin.revoke_admin_key(&maker, &reference).await?))
+            out.show(&AdminKeyView::from(&admin.revoke_admin_key(&creator, &reference).await?))
         }
     }
 }

@@ -34,7 +34,7 @@ impl ChangeContext {
     }
 }
 
-/// Checks a management key, its maker, that key's maker and so on.
+/// Checks a management key, its creator, that key's creator and so on.
 pub type ChainCheck = dyn Fn(&[AdminKey]) -> Result<(), StoreError> + Send + Sync;
 
 /// The management key that makes changes.
@@ -42,7 +42,7 @@ pub type ChainCheck = dyn Fn(&[AdminKey]) -> Result<(), StoreError> + Send + Syn
 pub struct AuthorKey {
     /// Its id.
     pub id: AdminKeyId,
-    /// Called inside the transaction of each change with the key, its maker, that key's maker and so on, which cannot
+    /// Called inside the transaction of each change with the key, its creator, that key's creator and so on, which cannot
     /// change until the transaction ends: whether the key may still make the change.
     pub check: Arc<ChainCheck>,
 }

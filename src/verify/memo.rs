@@ -168,8 +168,8 @@ impl Keyring {
     /// Returns whether `seal` is the seal of `presented` for this row. Compares in constant time.
     #[must_use]
     pub fn knows(&self, seal: &Seal, record: &KeyRecord, hash: &SecretHash, presented: &[u8]) -> bool {
-        let maker = if seal.by == 0 { Some(&self.own) } else { self.peppers.made(seal) };
-        maker.is_some_and(|maker| key_mac(maker, record, hash, presented).ct_eq(&seal.mac).into())
+        let pepper = if seal.by == 0 { Some(&self.own) } else { self.peppers.made(seal) };
+        pepper.is_some_and(|pepper| key_mac(pepper, record, hash, presented).ct_eq(&seal.mac).into())
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tenantgate::admin::{
-    Admin, AdminError, AdminKeyUpdate, AdminKeyWish, Caller, Expiry, KeyUpdate, Maker, Origin, Setting,
+    Admin, AdminError, AdminKeyUpdate, AdminKeyWish, Caller, Creator, Expiry, KeyUpdate, Origin, Setting,
 };
 use tenantgate::audit::Actor;
 use tenantgate::clock::SystemClock;
@@ -28,7 +28,7 @@ on_every_store![
     a_key_cannot_grant_more_than_it_has,
     a_caller_sees_only_the_tenants_of_its_key,
     a_key_cannot_be_changed_to_have_more_than_its_changer,
-    a_key_ends_with_its_maker,
+    a_key_ends_with_its_creator,
     a_key_with_more_authority_is_hidden,
     the_database_rejects_invalid_management_keys,
 ];
@@ -193,9 +193,9 @@ fn caller_of(admin: &Admin, tenant: &str) -> Caller {
         tenants: Some(vec![tenant.to_owned()]),
         expiry: Expiry::Unsaid,
     };
-    let made = runtime().block_on(admin.create_admin_key(&Maker::database(), &wish)).expect("made");
+    let made = runtime().block_on(admin.create_admin_key(&Creator::database(), &wish)).expect("made");
     let key = made.details;
-    Caller { maker: Maker { id: Some(key.id), authority: key.given.clone() }, key }
+    Caller { creator: Creator { id: Some(key.id), authority: key.given.clone() }, key }
 }
 
 fn a_caller_sees_only_the_tenants_of_its_key(world: &World) {
@@ -251,12 +251,12 @@ fn a_key_cannot_be_changed_to_have_more_than_its_changer(world: &World) {
     let whole = admin(world);
     let caller = caller_of(&whole, &world.acme.id);
     let ours = whole.on_behalf(&caller, &Origin::default());
-    let maker = &caller.maker;
+    let creator = &caller.creator;
     runtime().block_on(async {
         let child = AdminKeyWish { name: "child".into(), ..wish("child", &[Permission::KeysRead]) };
-        let child = ours.create_admin_key(maker, &child).await.expect("made").details;
+        let child = ours.create_admin_key(creator, &child).await.expect("made").details;
         let id = child.id.0.to_string();
-        let change = async |update: AdminKeyUpdate| ours.update_admin_key(maker, &id, &update).await;
+        let change = async |update: AdminKeyUpdate| ours.update_admin_key(creator, &id, &update).await;
         let all = AdminKeyUpdate { tenants: Setting::Unset, ..AdminKeyUpdate::default() };
         assert!(matches!(change(all.clone()).await, Err(AdminError::Excess(_))));
         let foreign = AdminKeyUpdate {
@@ -273,11 +273,12 @@ fn a_key_cannot_be_changed_to_have_more_than_its_changer(world: &World) {
         assert!(matches!(change(taken).await, Err(AdminError::Refused(_))));
         // It cannot extend itself, either.
         let own = caller.key.id.0.to_string();
-        let error = ours.update_admin_key(maker, &own, &all).await;
+        let error = ours.update_admin_key(creator, &own, &all).await;
         assert!(matches!(error, Err(AdminError::Excess(_))), "{error:?}");
-        let elder = whole.create_admin_key(&Maker::database(), &wish("elder", &[Permission::KeysRead])).await;
+        let elder =
+            whole.create_admin_key(&Creator::database(), &wish("elder", &[Permission::KeysRead])).await;
         let elder = elder.expect("made").details.id.0.to_string();
-        let error = ours.update_admin_key(maker, &elder, &all).await;
+        let error = ours.update_admin_key(creator, &elder, &all).await;
         assert!(matches!(error, Err(AdminError::Missing(_))), "{error:?}");
     });
     let log = world.db.json(&["audit", "list", "--subject", "child"]);
@@ -293,10 +294,10 @@ fn a_key_cannot_grant_more_than_it_has(world: &World) {
             expiry: Expiry::In(std::time::Duration::from_hours(1)),
             ..wish("few", &[Permission::KeysRead, Permission::AdminKeysWrite])
         };
-        let made = admin.create_admin_key(&Maker::database(), &few).await.expect("made").details;
-        let maker = Maker { id: Some(made.id), authority: made.given.clone() };
+        let made = admin.create_admin_key(&Creator::database(), &few).await.expect("made").details;
+        let creator = Creator { id: Some(made.id), authority: made.given.clone() };
         let refused = async |wish: AdminKeyWish, says: &str| {
-            let error = admin.create_admin_key(&maker, &wish).await.expect_err("refused");
+            let error = admin.create_admin_key(&creator, &wish).await.expect_err("refused");
             assert!(matches!(&error, AdminError::Excess(why) if why.contains(says)), "{error}");
         };
         refused(wish("more", &[Permission::KeysRevoke]), "lacks keys:revoke").await;
@@ -311,31 +312,31 @@ fn a_key_cannot_grant_more_than_it_has(world: &World) {
         )
         .await;
         let unsaid = AdminKeyWish { name: "child".into(), ..AdminKeyWish::default() };
-        let child = admin.create_admin_key(&maker, &unsaid).await.expect("made").details;
+        let child = admin.create_admin_key(&creator, &unsaid).await.expect("made").details;
         assert_eq!((child.given, child.created_by), (made.given, Some(made.id)));
     });
     assert_eq!(list(world).len(), 2);
 }
 
-fn a_key_ends_with_its_maker(world: &World) {
+fn a_key_ends_with_its_creator(world: &World) {
     let admin = admin(world);
     runtime().block_on(async {
-        let mut maker = Maker::database();
+        let mut creator = Creator::database();
         for name in ["first", "second", "third"] {
             let wish = AdminKeyWish { name: name.into(), ..AdminKeyWish::default() };
-            let made = admin.create_admin_key(&maker, &wish).await.expect("made").details;
-            maker.id = Some(made.id);
+            let made = admin.create_admin_key(&creator, &wish).await.expect("made").details;
+            creator.id = Some(made.id);
         }
-        let database = Maker::database();
+        let database = Creator::database();
         let ended = async || {
             let keys = admin.admin_keys(&database).await.expect("listed");
             keys.iter().map(|listed| listed.ended).collect::<Vec<_>>()
         };
         assert_eq!(ended().await, [None, None, None]);
         admin.revoke_admin_key(&database, "second").await.expect("revoked");
-        assert_eq!(ended().await, [None, Some(Ended::Revoked), Some(Ended::WithItsMaker)]);
+        assert_eq!(ended().await, [None, Some(Ended::Revoked), Some(Ended::WithItsCreator)]);
         admin.revoke_admin_key(&database, "first").await.expect("revoked");
-        assert_eq!(ended().await, [Some(Ended::Revoked), Some(Ended::Revoked), Some(Ended::WithItsMaker)]);
+        assert_eq!(ended().await, [Some(Ended::Revoked), Some(Ended::Revoked), Some(Ended::WithItsCreator)]);
     });
     assert_eq!(list(world)[2]["status"], "ended_with_maker");
 }
@@ -345,7 +346,7 @@ fn a_key_with_more_authority_is_hidden(world: &World) {
     create(world, &["reader", "--permission", "keys:read", "--tenant", &world.acme.id]);
     let admin = admin(world);
     let acme = TenantId(uuid::Uuid::parse_str(&world.acme.id).expect("a UUID"));
-    let small = Maker {
+    let small = Creator {
         id: None,
         authority: Authority {
             permissions: Permissions::of(&[Permission::KeysRead, Permission::AdminKeysWrite]),

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
-use tenantgate::admin::{AdminKeyWish, Expiry, Maker};
+use tenantgate::admin::{AdminKeyWish, Creator, Expiry};
 use tenantgate::permission::{Permission, Permissions};
 
 use crate::admin_keys::{admin, create};
@@ -243,7 +243,7 @@ pub(crate) fn key_with(
         tenants,
         expiry: Expiry::Unsaid,
     };
-    let made = runtime().block_on(admin(world).create_admin_key(&Maker::database(), &wish));
+    let made = runtime().block_on(admin(world).create_admin_key(&Creator::database(), &wish));
     made.expect("made").key.expose().to_owned()
 }
 

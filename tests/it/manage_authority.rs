@@ -17,7 +17,7 @@ on_every_store![
     a_request_ends_with_the_authority_that_it_began_with,
     a_narrowed_key_does_not_widen_itself,
     a_repeated_request_shows_nothing_that_was_taken_away,
-    what_a_key_may_do_is_limited_by_its_maker_everywhere,
+    what_a_key_may_do_is_limited_by_its_creator_everywhere,
     concurrent_changes_of_one_management_key_do_not_block_one_another,
 ];
 
@@ -118,15 +118,15 @@ fn a_repeated_request_shows_nothing_that_was_taken_away(world: &World) {
     assert!(page.status >= 400 && !page.body.contains("New Ltd"), "{}", page.body);
 }
 
-fn what_a_key_may_do_is_limited_by_its_maker_everywhere(world: &World) {
+fn what_a_key_may_do_is_limited_by_its_creator_everywhere(world: &World) {
     let (owner, manage) = (owner(world), Manage::on(&world.db, "127.0.0.1:0"));
-    let made = create(world, &["maker", "--role", "owner"]);
-    let (maker, id) = (string(&made, "key"), string(&made, "id"));
-    let child = manage.change(&maker, "POST", "/v1/admin_keys", &json!({ "name": "child" }));
+    let made = create(world, &["creator", "--role", "owner"]);
+    let (creator, id) = (string(&made, "key"), string(&made, "id"));
+    let child = manage.change(&creator, "POST", "/v1/admin_keys", &json!({ "name": "child" }));
     let path = format!("/v1/admin_keys/{}", string(&child, "id"));
     let few = json!(["keys:read", "admin_keys:read", "admin_keys:write"]);
     narrow(&manage, &owner, &id, &json!({ "permissions": few, "tenants": [world.acme.id] }));
-    for key in [&owner, &maker, &string(&child, "key")] {
+    for key in [&owner, &creator, &string(&child, "key")] {
         let shown = manage.json(&path, key);
         let mut permissions: Vec<_> = shown["permissions"].as_array().expect("a list").iter().collect();
         permissions.sort_by_key(|name| name.as_str());
@@ -139,7 +139,7 @@ fn what_a_key_may_do_is_limited_by_its_maker_everywhere(world: &World) {
         assert!(page.body.contains("limits it"), "{}", page.body);
     }
     manage.change(&owner, "PATCH", &path, &json!({ "permissions": ["keys:read"] }));
-    let revoked = manage.change(&maker, "POST", &format!("{path}/revoke"), &json!({}));
+    let revoked = manage.change(&creator, "POST", &format!("{path}/revoke"), &json!({}));
     assert_eq!(revoked["status"], "revoked");
 }
 

@@ -347,7 +347,7 @@ fn a_management_key_cannot_grant_more_than_it_has(world: &World) {
     }
     let narrow = manage.change(&few, "PATCH", &at, &json!({ "permissions": ["keys:read"], "name": "kid" }));
     assert_eq!((&narrow["permissions"], &narrow["name"]), (&json!(["keys:read"]), &"kid".into()));
-    // The key of the child passes with the remaining authority, and ends with its maker.
+    // The key of the child passes with the remaining authority, and ends with its creator.
     let secret = string(&child, "key");
     assert_eq!(manage.json("/v1/whoami", &secret)["permissions"], json!(["keys:read"]));
     owner(world);

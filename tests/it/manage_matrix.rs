@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use tenantgate::admin::{AdminError, AdminKeyWish, Expiry, KeyUpdate, LimitUpdate, Maker, Setting};
+use tenantgate::admin::{AdminError, AdminKeyWish, Creator, Expiry, KeyUpdate, LimitUpdate, Setting};
 use tenantgate::permission::{Permission, Permissions};
 use tenantgate::plan::PlanName;
 use tenantgate::route::{RouteId, RouteRow};
@@ -89,7 +89,7 @@ impl Furnisher<'_> {
                     tenants: Some(vec![tenant.to_owned()]),
                     expiry: Expiry::Unsaid,
                 };
-                admin.create_admin_key(&Maker::database(), &wish).await?.details.id.0.to_string()
+                admin.create_admin_key(&Creator::database(), &wish).await?.details.id.0.to_string()
             } else {
                 String::new()
             })
@@ -106,7 +106,7 @@ impl Furnisher<'_> {
 
 fn every_change_and_permission_is_in_the_committed_table(world: &World) {
     let manage = Manage::on(&world.db, "127.0.0.1:0");
-    let maker = Furnisher { world, number: Cell::new(0) };
+    let furnisher = Furnisher { world, number: Cell::new(0) };
     let keys = keys_by_permission(world);
     let mut table =
         String::from("# change: status for a key of all tenants, of this tenant, of another tenant\n");
@@ -115,7 +115,7 @@ fn every_change_and_permission_is_in_the_committed_table(world: &World) {
         for (permission, all, few) in &keys {
             let status = |key: &str, own: bool| {
                 let tenant = if own { &world.acme } else { &world.sleepy };
-                let (path, body) = maker.filled(path, body, &tenant.id, &tenant.schema);
+                let (path, body) = furnisher.filled(path, body, &tenant.id, &tenant.schema);
                 manage
                     .send(key, method, &path, &body, &["if-match: *"][..usize::from(method == "PUT")])
                     .status

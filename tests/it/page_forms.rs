@@ -370,9 +370,9 @@ fn a_refusal_of_another_tenant_is_not_found(world: &World) {
 }
 
 fn a_management_key_that_is_revoked_meanwhile_completes_no_change(world: &World) {
-    let maker = string(&create(world, &["maker", "--role", "owner"]), "key");
+    let creator = string(&create(world, &["creator", "--role", "owner"]), "key");
     let manage = Manage::on(&world.db, "127.0.0.1:0");
-    let child = manage.change(&maker, "POST", "/v1/admin_keys", &json!({ "name": "child" }));
+    let child = manage.change(&creator, "POST", "/v1/admin_keys", &json!({ "name": "child" }));
     let store = management(&Database::at(world.db.url()), tenantgate::audit::Actor::default()).unwrap();
     let admin = Admin::new(store, std::sync::Arc::new(SystemClock), Peppers::default());
     // The key is still valid when the request is accepted.
@@ -385,7 +385,7 @@ fn a_management_key_that_is_revoked_meanwhile_completes_no_change(world: &World)
         ..KeyUpdate::default()
     };
     assert!(wait(ours.update_key(&world.live.id, &named("before"))).is_ok());
-    world.db.json(&["admin-key", "revoke", "maker"]);
+    world.db.json(&["admin-key", "revoke", "creator"]);
     let is_over = |error: AdminError| assert!(matches!(error, AdminError::Ended), "{error}");
     is_over(wait(ours.update_key(&world.live.id, &named("after"))).unwrap_err());
     is_over(wait(ours.create_key(&world.acme.id, &named("after"))).unwrap_err());

@@ -1,8 +1,8 @@
 //! Decides what a management key may do, and what it may delegate.
 //!
 //! A management key has permissions, and may see all tenants or some. [`may`] decides whether it may do something, and
-//! [`delegate`] which authority it may give to another key. A key ends when its maker (the management key that created
-//! it) ends, and never may do more than its maker currently may: [`authority`] follows the chain of makers.
+//! [`delegate`] which authority it may give to another key. A key ends when its creator (the management key that created
+//! it) ends, and never may do more than its creator currently may: [`authority`] follows the chain of creators.
 //!
 //! Depends on: `tenant`, `record` and the timestamps of `clock`. It does no I/O, and knows neither HTTP nor the
 //! command line.
@@ -313,7 +313,7 @@ pub struct AdminKey {
     pub name: String,
     /// The authority that it was created with.
     pub given: Authority,
-    /// Its maker: the management key that created it. `None` if an operator with access to the database did.
+    /// Its creator: the management key that created it. `None` if an operator with access to the database did.
     pub created_by: Option<AdminKeyId>,
     /// When it was created.
     pub created_at: Timestamp,
@@ -330,8 +330,8 @@ pub enum Ended {
     Revoked,
     /// It has expired.
     Expired,
-    /// Its maker, or a maker further up the chain, is revoked, has expired or does not exist any more.
-    WithItsMaker,
+    /// Its creator, or a creator further up the chain, is revoked, has expired or does not exist any more.
+    WithItsCreator,
 }
 
 impl Ended {
@@ -341,14 +341,14 @@ impl Ended {
         match self {
             Self::Revoked => "revoked",
             Self::Expired => "expired",
-            Self::WithItsMaker => "ended_with_maker",
+            Self::WithItsCreator => "ended_with_maker",
         }
     }
 }
 
-/// Returns what a management key may do at `now`: what it was created with, limited to what all its makers have.
+/// Returns what a management key may do at `now`: what it was created with, limited to what all its creators have.
 ///
-/// `chain` is the key, its maker, that key's maker and so on.
+/// `chain` is the key, its creator, that key's creator and so on.
 ///
 /// # Errors
 ///
@@ -358,30 +358,30 @@ pub fn authority<'k>(
     now: Timestamp,
 ) -> Result<Authority, Ended> {
     let mut links = chain.into_iter();
-    let Some(own) = links.next() else { return Err(Ended::WithItsMaker) };
+    let Some(own) = links.next() else { return Err(Ended::WithItsCreator) };
     if own.revoked_at.is_some() {
         return Err(Ended::Revoked);
     }
     if has_expired(own.given.expires_at, now) {
         return Err(Ended::Expired);
     }
-    let (mut authority, mut maker) = (own.given.clone(), own.created_by);
+    let (mut authority, mut creator) = (own.given.clone(), own.created_by);
     for link in links {
         let over = link.revoked_at.is_some() || has_expired(link.given.expires_at, now);
-        if over || maker != Some(link.id) {
-            return Err(Ended::WithItsMaker);
+        if over || creator != Some(link.id) {
+            return Err(Ended::WithItsCreator);
         }
         authority = authority.and(&link.given);
-        maker = link.created_by;
+        creator = link.created_by;
     }
-    // The chain is incomplete: the last maker does not exist.
-    if maker.is_some() { Err(Ended::WithItsMaker) } else { Ok(authority) }
+    // The chain is incomplete: the last creator does not exist.
+    if creator.is_some() { Err(Ended::WithItsCreator) } else { Ok(authority) }
 }
 
 /// Returns what all of these keys were created with.
 #[must_use]
-pub fn limit<'k>(makers: impl IntoIterator<Item = &'k AdminKey>) -> Authority {
-    makers.into_iter().fold(Authority::whole(), |limit, maker| limit.and(&maker.given))
+pub fn limit<'k>(creators: impl IntoIterator<Item = &'k AdminKey>) -> Authority {
+    creators.into_iter().fold(Authority::whole(), |limit, creator| limit.and(&creator.given))
 }
 
 /// The rows that a management request concerns.
@@ -433,27 +433,27 @@ pub fn may(authority: &Authority, permission: Permission, about: About) -> Permi
     }
 }
 
-/// A part of a requested authority that its maker may not delegate.
+/// A part of a requested authority that its creator may not delegate.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Excess {
-    /// Permissions that the maker lacks.
+    /// Permissions that the creator lacks.
     Permissions(Permissions),
-    /// Tenants that the maker does not see.
+    /// Tenants that the creator does not see.
     Tenants,
-    /// An expiry later than the maker's, which is given.
+    /// An expiry later than the creator's, which is given.
     Expiry(Timestamp),
 }
 
-/// Returns the parts of `wish` that a key with the authority `maker` may not delegate: permissions and tenants that
+/// Returns the parts of `wish` that a key with the authority `creator` may not delegate: permissions and tenants that
 /// it does not have, and an expiry later than its own. Empty if it may delegate all of it.
 #[must_use]
-pub fn delegate(maker: &Authority, wish: &Authority) -> Vec<Excess> {
-    let permissions = wish.permissions.without(maker.permissions);
+pub fn delegate(creator: &Authority, wish: &Authority) -> Vec<Excess> {
+    let permissions = wish.permissions.without(creator.permissions);
     let outlives = |end: &Timestamp| wish.expires_at.is_none_or(|at| at > *end);
     [
         (!permissions.is_empty()).then_some(Excess::Permissions(permissions)),
-        (!maker.reach.covers(&wish.reach)).then_some(Excess::Tenants),
-        maker.expires_at.filter(outlives).map(Excess::Expiry),
+        (!creator.reach.covers(&wish.reach)).then_some(Excess::Tenants),
+        creator.expires_at.filter(outlives).map(Excess::Expiry),
     ]
     .into_iter()
     .flatten()

@@ -1,4 +1,4 @@
-//! The requested authority of a management key, and what its maker may not grant.
+//! The requested authority of a management key, and what its creator may not grant.
 
 use super::super::{AdminError, Setting};
 use crate::clock::Timestamp;
@@ -22,23 +22,23 @@ impl Wish {
         }
     }
 
-    /// Returns which of the changed values `maker` may not grant. Unchanged values were granted by another key.
-    pub(super) fn excess(&self, maker: &Authority, given: &Authority) -> Vec<Excess> {
+    /// Returns which of the changed values `creator` may not grant. Unchanged values were granted by another key.
+    pub(super) fn excess(&self, creator: &Authority, given: &Authority) -> Vec<Excess> {
         let said = |excess: &Excess| match excess {
             Excess::Permissions(_) => self.permissions.is_some(),
             Excess::Tenants => self.reach.is_some(),
             Excess::Expiry(_) => self.expires_at != Setting::Keep,
         };
-        delegate(maker, &self.applied(given)).into_iter().filter(said).collect()
+        delegate(creator, &self.applied(given)).into_iter().filter(said).collect()
     }
 }
 
-/// Rejects an authority that exceeds that of the maker.
+/// Rejects an authority that exceeds that of the creator.
 pub(super) fn refuse_excess(excess: &[Excess]) -> Result<(), AdminError> {
     if excess.is_empty() { Ok(()) } else { Err(AdminError::Excess(shown(excess))) }
 }
 
-/// Describes what the maker may not grant.
+/// Describes what the creator may not grant.
 pub(super) fn shown(excess: &[Excess]) -> String {
     excess.iter().map(too_much).collect::<Vec<_>>().join("; ")
 }

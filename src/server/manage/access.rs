@@ -65,7 +65,7 @@ async fn known(plane: &Plane, headers: &HeaderMap) -> Result<Option<Caller>, Pro
 
 /// Checks that the caller may do something. Otherwise 403, or 404 if the caller may not know of the object.
 pub(super) fn check(caller: &Caller, permission: Permission, about: About) -> Result<(), Problem> {
-    match may(&caller.maker.authority, permission, about) {
+    match may(&caller.creator.authority, permission, about) {
         Permitted::Yes => Ok(()),
         Permitted::Lacks(permission) => Err(Problem::lacks(permission)),
         Permitted::OnlyForAllTenants(permission) => Err(Problem::only_for_all_tenants(permission)),

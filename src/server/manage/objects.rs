@@ -35,10 +35,10 @@ pub(super) struct WhoView {
 
 pub(super) async fn whoami(Extension(caller): Who, RawQuery(query): RawQuery) -> Found<WhoView> {
     no_parameters(query.as_deref())?;
-    let (key, authority) = (&caller.key, &caller.maker.authority);
+    let (key, authority) = (&caller.key, &caller.creator.authority);
     Ok(Json(WhoView {
-        id: caller.maker.id.map(|id| id.0.to_string()),
-        key_prefix: caller.maker.id.map(|_| key.prefix.clone()),
+        id: caller.creator.id.map(|id| id.0.to_string()),
+        key_prefix: caller.creator.id.map(|_| key.prefix.clone()),
         name: key.name.clone(),
         permissions: authority.permissions.iter().map(Permission::as_str).collect(),
         tenants: crate::admin::view::tenants(&authority.reach),
@@ -137,7 +137,7 @@ pub(super) async fn admin_keys(
 ) -> Found<Page<AdminKeyView>> {
     check(&caller, Permission::AdminKeysRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "admin_keys", &[])?;
-    let keys = plane.admin.admin_keys(&caller.maker).await?;
+    let keys = plane.admin.admin_keys(&caller.creator).await?;
     let order = |listed: &ListedAdminKey| format!("{} {}", listed.key.created_at, listed.key.id.0);
     Ok(Json(query.page(keys.iter().map(|listed| (order(listed), listed.into())).collect())))
 }
@@ -152,7 +152,7 @@ pub(super) async fn admin_key(
     no_parameters(query.as_deref())?;
     let uuid = Uuid::parse_str(&id).ok();
     let named = |listed: &&ListedAdminKey| Some(listed.key.id.0) == uuid || listed.key.prefix == id;
-    let keys = plane.admin.admin_keys(&caller.maker).await?;
+    let keys = plane.admin.admin_keys(&caller.creator).await?;
     let found = keys.iter().find(named).ok_or_else(Problem::not_found)?;
     Ok(Tagged(found.into(), version::of_admin_key(&found.key)))
 }

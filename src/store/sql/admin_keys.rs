@@ -18,7 +18,7 @@ use crate::tenant::TenantId;
 const TABLE: &str = "tenantgate_admin_key";
 
 const ADMIN_KEY: &str =
-    "id, key_prefix, name, permissions, tenants, CAST(created_by AS text) AS maker, created_at,
+    "id, key_prefix, name, permissions, tenants, CAST(created_by AS text) AS creator, created_at,
     expires_at, last_used_at, revoked_at";
 
 fn admin_key_of(row: &Row) -> Result<AdminKey, StoreError> {
@@ -39,17 +39,17 @@ fn admin_key_of(row: &Row) -> Result<AdminKey, StoreError> {
         reach,
         expires_at: row.expiry("expires_at")?,
     };
-    // An invalid maker must not count as none: a key without a maker was created by a command, and no other key limits
+    // An invalid creator must not count as none: a key without a creator was created by a command, and no other key limits
     // it.
-    let maker = row.get::<Option<String>>("maker")?;
-    let maker = maker.map(|id| Uuid::parse_str(&id).map(AdminKeyId)).transpose();
-    let maker = maker.map_err(|_| inconsistent("invalid created_by: expected a UUID".into()))?;
+    let creator = row.get::<Option<String>>("creator")?;
+    let creator = creator.map(|id| Uuid::parse_str(&id).map(AdminKeyId)).transpose();
+    let creator = creator.map_err(|_| inconsistent("invalid created_by: expected a UUID".into()))?;
     Ok(AdminKey {
         id: AdminKeyId(id),
         prefix: row.get("key_prefix")?,
         name: row.get("name")?,
         given,
-        created_by: maker,
+        created_by: creator,
         created_at: row.instant("created_at")?.unwrap_or_default(),
         last_used_at: row.instant("last_used_at")?,
         revoked_at: row.instant("revoked_at")?,
@@ -102,10 +102,10 @@ pub(super) async fn all(link: &mut Link<'_>) -> Result<Vec<AdminKey>, StoreError
     query(sql).fetch_all(link).await?.iter().map(admin_key_of).collect()
 }
 
-/// The longest chain of makers that is read. A longer chain is cut, and then counts as incomplete.
+/// The longest chain of creators that is read. A longer chain is cut, and then counts as incomplete.
 const LONGEST_CHAIN: i64 = 100;
 
-/// Returns the hash of the key with this prefix; the key; its maker; that key's maker and so on.
+/// Returns the hash of the key with this prefix; the key; its creator; that key's creator and so on.
 pub(super) async fn chain(
     link: &mut Link<'_>,
     prefix: &str,
@@ -118,16 +118,16 @@ pub(super) async fn chain(
 
 async fn links(link: &mut Link<'_>, is_first: &str, value: impl Into<Value>) -> Result<Vec<Row>, StoreError> {
     let sql = format!(
-        "WITH RECURSIVE chain (link, maker_of_link, depth) AS (
+        "WITH RECURSIVE chain (link, creator_of_link, depth) AS (
              SELECT id, created_by, 1 FROM {TABLE} WHERE {is_first}
              UNION ALL
-             SELECT id, created_by, depth + 1 FROM {TABLE} JOIN chain ON id = maker_of_link WHERE depth < {LONGEST_CHAIN})
+             SELECT id, created_by, depth + 1 FROM {TABLE} JOIN chain ON id = creator_of_link WHERE depth < {LONGEST_CHAIN})
          SELECT {ADMIN_KEY}, hashed_key FROM {TABLE} JOIN chain ON id = link ORDER BY depth"
     );
     query(sql).bind(value).fetch_all(link).await
 }
 
-/// Holds the management key `author`, which makes a change, and its makers as they are until the transaction ends, and
+/// Holds the management key `author`, which makes a change, and its creators as they are until the transaction ends, and
 /// checks that the key still has the authority by which the change was judged. Also locks the key `target`, which is
 /// to be changed. All locks are taken in the order of ids, so that two changes cannot deadlock.
 pub(super) async fn hold(
@@ -137,7 +137,7 @@ pub(super) async fn hold(
 ) -> Result<(), StoreError> {
     let mut held = BTreeSet::new();
     if let Some(author) = author {
-        // The makers of a key never change.
+        // The creators of a key never change.
         for row in links(link, "id = $1", author.id.0).await? {
             held.insert(AdminKeyId(row.id("id", TABLE)?));
         }

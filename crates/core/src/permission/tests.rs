@@ -19,13 +19,13 @@ fn authority_of(permissions: &str, reach: Reach, expires_at: Option<i64>) -> Aut
     Authority { permissions, reach, expires_at: expires_at.map(Timestamp) }
 }
 
-fn key(id: u128, maker: Option<u128>, given: Authority) -> AdminKey {
+fn key(id: u128, creator: Option<u128>, given: Authority) -> AdminKey {
     AdminKey {
         id: AdminKeyId(Uuid::from_u128(id)),
         prefix: format!("llma_{id}"),
         name: id.to_string(),
         given,
-        created_by: maker.map(|id| AdminKeyId(Uuid::from_u128(id))),
+        created_by: creator.map(|id| AdminKeyId(Uuid::from_u128(id))),
         created_at: Timestamp(0),
         last_used_at: None,
         revoked_at: None,
@@ -102,7 +102,7 @@ fn requests_are_allowed_by_permission_and_visible_tenants() {
 }
 
 #[test]
-fn a_key_ends_when_any_of_its_makers_ends() {
+fn a_key_ends_when_any_of_its_creators_ends() {
     let given = authority_of("keys:read", Reach::All, None);
     let chain =
         || vec![key(3, Some(2), given.clone()), key(2, Some(1), given.clone()), key(1, None, given.clone())];
@@ -111,35 +111,35 @@ fn a_key_ends_when_any_of_its_makers_ends() {
         let mut revoked = chain();
         revoked[at].revoked_at = Some(Timestamp(1));
         let ended = authority(&revoked, NOW).unwrap_err();
-        assert_eq!(ended, if own { Ended::Revoked } else { Ended::WithItsMaker });
+        assert_eq!(ended, if own { Ended::Revoked } else { Ended::WithItsCreator });
         let mut expired = chain();
         expired[at].given.expires_at = Some(NOW);
         let ended = authority(&expired, NOW).unwrap_err();
-        assert_eq!(ended, if own { Ended::Expired } else { Ended::WithItsMaker });
+        assert_eq!(ended, if own { Ended::Expired } else { Ended::WithItsCreator });
     }
     for gap in [1, 2] {
         let mut chain = chain();
         chain.remove(gap);
-        assert_eq!(authority(&chain, NOW), Err(Ended::WithItsMaker));
+        assert_eq!(authority(&chain, NOW), Err(Ended::WithItsCreator));
     }
-    assert_eq!(authority(&[], NOW), Err(Ended::WithItsMaker));
-    let names = [Ended::Revoked, Ended::Expired, Ended::WithItsMaker].map(Ended::as_str);
+    assert_eq!(authority(&[], NOW), Err(Ended::WithItsCreator));
+    let names = [Ended::Revoked, Ended::Expired, Ended::WithItsCreator].map(Ended::as_str);
     assert_eq!(names, ["revoked", "expired", "ended_with_maker"]);
 }
 
 #[test]
-fn a_key_has_at_most_the_current_authority_of_its_makers() {
+fn a_key_has_at_most_the_current_authority_of_its_creators() {
     let child = key(2, Some(1), authority_of("keys:read keys:write", some(&[1, 2]), Some(3_000)));
-    let maker = key(1, None, authority_of("keys:read tenants:read", some(&[2, 3]), Some(2_000)));
-    assert_eq!(authority(&[child, maker], NOW), Ok(authority_of("keys:read", some(&[2]), Some(2_000))));
+    let creator = key(1, None, authority_of("keys:read tenants:read", some(&[2, 3]), Some(2_000)));
+    assert_eq!(authority(&[child, creator], NOW), Ok(authority_of("keys:read", some(&[2]), Some(2_000))));
 }
 
 #[test]
 fn a_key_delegates_at_most_its_own_authority() {
-    let maker = authority_of("keys:read keys:write admin_keys:write", some(&[1, 2]), Some(5_000));
+    let creator = authority_of("keys:read keys:write admin_keys:write", some(&[1, 2]), Some(5_000));
     let write = Permissions::of(&[Permission::PlansWrite]);
     for (wish, excess) in [
-        (maker.clone(), vec![]),
+        (creator.clone(), vec![]),
         (authority_of("keys:read", some(&[1]), Some(4_000)), vec![]),
         (authority_of("keys:read plans:write", some(&[1]), Some(5_000)), vec![Excess::Permissions(write)]),
         (authority_of("keys:read", some(&[3]), Some(5_000)), vec![Excess::Tenants]),
@@ -150,9 +150,9 @@ fn a_key_delegates_at_most_its_own_authority() {
             vec![Excess::Permissions(write), Excess::Tenants, Excess::Expiry(Timestamp(5_000))],
         ),
     ] {
-        assert_eq!(delegate(&maker, &wish), excess, "{wish:?}");
+        assert_eq!(delegate(&creator, &wish), excess, "{wish:?}");
     }
-    assert!(delegate(&Authority::whole(), &maker).is_empty());
+    assert!(delegate(&Authority::whole(), &creator).is_empty());
     assert!(delegate(&Authority::whole(), &Authority::whole()).is_empty());
 }
 
@@ -175,7 +175,7 @@ fn any_authority() -> impl Strategy<Value = Authority> {
 }
 
 proptest! {
-    /// No key may do what one of its makers may not, whatever the keys of the chain were created with.
+    /// No key may do what one of its creators may not, whatever the keys of the chain were created with.
     #[test]
     fn no_chain_adds_authority(chain in prop::collection::vec(any_authority(), 1..5), about in 0_u128..5) {
         let last = chain.len() - 1;

@@ -55,7 +55,7 @@ fn permissions(fields: &mut Fields, is_patch: bool) -> Option<Permissions> {
 
 /// Returns the id of the key with this id or prefix. A name in the path is not found.
 async fn found(admin: &Admin, caller: &Caller, reference: &str) -> Result<String, AdminError> {
-    let listed = admin.admin_key(&caller.maker, reference).await?;
+    let listed = admin.admin_key(&caller.creator, reference).await?;
     let (id, prefix) = (listed.key.id.0.to_string(), &listed.key.prefix);
     if reference.eq_ignore_ascii_case(&id) || reference == prefix {
         Ok(id)
@@ -77,7 +77,7 @@ pub(in super::super) async fn create(change: Change) -> Result<Response, Problem
     let success = Success { status: StatusCode::CREATED, secret: Secret::AdminKey, render: issued };
     asked
         .make(success, async move |admin, caller| {
-            let issued = admin.create_admin_key(&caller.maker, &wish).await?;
+            let issued = admin.create_admin_key(&caller.creator, &wish).await?;
             Ok(Some(issued.key))
         })
         .await
@@ -99,7 +99,7 @@ pub(in super::super) async fn update(
     asked
         .make(CHANGED, async move |admin, caller| {
             let id = found(&admin, &caller, &reference).await?;
-            admin.update_admin_key(&caller.maker, &id, &update).await.map(|_| None)
+            admin.update_admin_key(&caller.creator, &id, &update).await.map(|_| None)
         })
         .await
 }
@@ -113,7 +113,7 @@ pub(in super::super) async fn revoke(
     asked
         .make(CHANGED, async move |admin, caller| {
             let id = found(&admin, &caller, &reference).await?;
-            admin.revoke_admin_key(&caller.maker, &id).await.map(|_| None)
+            admin.revoke_admin_key(&caller.creator, &id).await.map(|_| None)
         })
         .await
 }

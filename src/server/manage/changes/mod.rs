@@ -223,7 +223,7 @@ async fn still_sees(admin: &Admin, caller: &Caller, object: &Value) -> Result<()
     match (text("tenant_id").or(own), text("id")) {
         (Some(tenant), _) => admin.tenant(tenant).await.map(drop),
         (None, Some(id)) if object.get("permissions").is_some() => {
-            admin.admin_key(&caller.maker, id).await.map(drop)
+            admin.admin_key(&caller.creator, id).await.map(drop)
         }
         _ => Ok(()),
     }

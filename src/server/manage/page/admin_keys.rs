@@ -30,7 +30,7 @@ async fn screen(
     form: &Form,
     failure: Option<&str>,
 ) -> Result<Markup, Failure> {
-    let keys = visitor.admin.admin_keys(&visitor.caller.maker).await?;
+    let keys = visitor.admin.admin_keys(&visitor.caller.creator).await?;
     let now = visitor.admin.now();
     let rows = html! {
         @for listed in &keys {
@@ -79,7 +79,7 @@ fn reach(reach: &Reach) -> String {
 }
 
 fn new_form(visitor: &Visitor, form: &Form) -> Markup {
-    let ours = visitor.caller.maker.authority.permissions;
+    let ours = visitor.caller.creator.authority.permissions;
     let roles: Vec<_> = Role::ALL
         .into_iter()
         .filter(|role| role.permissions().without(ours).is_empty())
@@ -125,17 +125,17 @@ pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Respo
 
 /// Renders the page with the management key that a form has created.
 async fn issued(visitor: &Visitor, form: &Form, body: &[u8]) -> Result<Markup, Failure> {
-    let maker = &visitor.caller.maker;
+    let creator = &visitor.caller.creator;
     let wish = wish(form)?;
     match once::begin(visitor, "/admin-keys", form, body, Secret::AdminKey).await? {
         FormClaim::First(first) => {
-            let made = first.admin.create_admin_key(maker, &wish).await;
+            let made = first.admin.create_admin_key(creator, &wish).await;
             let issued = first.done(made).await?;
             let key = crate::admin::view::shown_once(&issued.key);
             Ok(shown_once(visitor, &issued.details, Some(&key)))
         }
         FormClaim::Before(before) => {
-            let found = visitor.admin.admin_key(maker, &before.id).await?;
+            let found = visitor.admin.admin_key(creator, &before.id).await?;
             Ok(shown_once(visitor, &found.key, before.key.as_deref()))
         }
     }
@@ -187,7 +187,7 @@ fn shown_once(visitor: &Visitor, details: &AdminKey, key: Option<&str>) -> Marku
 /// Returns the management key of a path, if it has no more than the visitor's own.
 async fn found(visitor: &Visitor, id: &str) -> Result<ListedAdminKey, Failure> {
     let id = Uuid::parse_str(id).map_err(|_| Failure::not_found())?;
-    let keys = visitor.admin.admin_keys(&visitor.caller.maker).await?;
+    let keys = visitor.admin.admin_keys(&visitor.caller.creator).await?;
     keys.into_iter().find(|listed| listed.key.id.0 == id).ok_or_else(Failure::not_found)
 }
 
@@ -279,7 +279,7 @@ pub(super) async fn revoke(Extension(visitor): Who, Path(id): Path<String>) -> R
     let id = listed.key.id;
     // Written first, because the visitor may revoke its own key, which then can change nothing.
     visitor.admin.end_sessions(Ending::OfKey(id)).await?;
-    visitor.admin.revoke_admin_key(&visitor.caller.maker, &id.0.to_string()).await?;
+    visitor.admin.revoke_admin_key(&visitor.caller.creator, &id.0.to_string()).await?;
     Ok(Redirect::to(&format!("/admin-keys/{}?done=revoked", id.0)))
 }
 

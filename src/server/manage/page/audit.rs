@@ -59,7 +59,7 @@ pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> 
 /// Returns the entries that a visitor may see, newest first. If the management key has access to some tenants only,
 /// these are entries about those tenants.
 async fn visible(visitor: &Visitor, filter: AuditFilter, pages: i64) -> Result<Vec<Entry>, Failure> {
-    let tenants = match &visitor.caller.maker.authority.reach {
+    let tenants = match &visitor.caller.creator.authority.reach {
         Reach::All => return Ok(visitor.admin.newest_audit(&filter, pages, SIZE).await?),
         Reach::Some(tenants) => tenants,
     };

@@ -62,7 +62,7 @@ async fn matching(
     query: &Form,
     now: Timestamp,
 ) -> Result<(Vec<KeyDetails>, Option<KeyPlace>), Failure> {
-    let reach = &visitor.caller.maker.authority.reach;
+    let reach = &visitor.caller.creator.authority.reach;
     // A prefix or an id identifies one key, so the other filters do not apply.
     if let Some(reference) = query.get("q").filter(|q| q.starts_with("llmk_") || Uuid::parse_str(q).is_ok()) {
         return match visitor.admin.key(reference).await {

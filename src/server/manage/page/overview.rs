@@ -33,7 +33,7 @@ pub(in crate::server::manage) type Counted =
 
 /// Returns how many keys need attention. With many keys the numbers are up to a minute old.
 async fn key_counts(plane: &Plane, visitor: &Visitor) -> Result<KeyCounts, Failure> {
-    let (now, reach) = (visitor.admin.now(), &visitor.caller.maker.authority.reach);
+    let (now, reach) = (visitor.admin.now(), &visitor.caller.creator.authority.reach);
     let of = if let Reach::Some(tenants) = reach { Some(tenants.clone()) } else { None };
     let mut kept = plane.counted.lock().await;
     kept.retain(|_, (at, _)| now.since(*at) < KEPT_FOR);
@@ -82,7 +82,7 @@ pub(super) async fn show(State(plane): Shared, Extension(visitor): Who) -> Resul
 
 /// Returns today's requests by reason, the most frequent first.
 async fn today(admin: &Admin, visitor: &Visitor) -> Result<Vec<(String, u64)>, Failure> {
-    let counts = admin.requests_by_day(&visitor.caller.maker.authority.reach, 1).await?;
+    let counts = admin.requests_by_day(&visitor.caller.creator.authority.reach, 1).await?;
     let mut today: Vec<_> = counts.into_iter().map(|count| (count.reason, count.requests)).collect();
     today.sort_by(|(one, few), (other, many)| many.cmp(few).then(one.cmp(other)));
     Ok(today)

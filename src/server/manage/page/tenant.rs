@@ -89,7 +89,7 @@ fn facts(tenant: &Tenant, now: crate::clock::Timestamp) -> Markup {
 async fn keys_of(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> {
     let now = visitor.admin.now();
     let filter = KeyFilter { tenant: Some(tenant.id), now, ..KeyFilter::default() };
-    let reach = &visitor.caller.maker.authority.reach;
+    let reach = &visitor.caller.creator.authority.reach;
     let page = visitor.admin.keys_by_creation(&filter, reach, None, KEYS).await?;
     let more = page.next.is_some();
     let keys: Vec<_> = page.keys.into_iter().map(|key| key.details).collect();

@@ -20,7 +20,7 @@ const BUSIEST: usize = 10;
 pub(super) async fn show(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
     visitor.check(Permission::UsageRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
-    let reach = &visitor.caller.maker.authority.reach;
+    let reach = &visitor.caller.creator.authority.reach;
     let tenant = match query.get("tenant") {
         None => None,
         Some(name) => Some(visitor.admin.tenant_by_id(name).await?),
@@ -78,7 +78,7 @@ fn added_up(counts: &[DayCount]) -> (ByDay, Vec<(String, u64)>) {
 
 /// Renders the busiest keys; `None` if the visitor may not see all keys that are counted.
 async fn busiest(visitor: &Visitor, tenant: Option<&Tenant>) -> Result<Option<Markup>, Failure> {
-    let sees_all = tenant.is_some() || visitor.caller.maker.authority.reach == Reach::All;
+    let sees_all = tenant.is_some() || visitor.caller.creator.authority.reach == Reach::All;
     if !sees_all || !visitor.may(Permission::KeysRead, About::Shared) {
         return Ok(None);
     }

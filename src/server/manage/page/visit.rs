@@ -31,7 +31,7 @@ pub(super) struct Visitor {
 impl Visitor {
     /// Returns an error if this visitor does not have the permission.
     pub(super) fn check(&self, permission: Permission, about: About) -> Result<(), Failure> {
-        Failure::of_verdict(may(&self.caller.maker.authority, permission, about))
+        Failure::of_verdict(may(&self.caller.creator.authority, permission, about))
     }
 
     /// Returns the use cases for a form: its object changes only if it still has the version that the form showed.
@@ -42,7 +42,7 @@ impl Visitor {
 
     /// Returns whether an action is offered to this visitor.
     pub(super) fn may(&self, permission: Permission, about: About) -> bool {
-        may(&self.caller.maker.authority, permission, about) == Permitted::Yes
+        may(&self.caller.creator.authority, permission, about) == Permitted::Yes
     }
 }
 

@@ -131,7 +131,7 @@ pub(in crate::server::manage) async fn explain(
         seen_by(&plane, &caller).key(prefix).await?;
     }
     let mut explained = (plane.explain)(request).await?;
-    if caller.maker.authority.reach != Reach::All {
+    if caller.creator.authority.reach != Reach::All {
         // Where the database is, is not for those who look after a few tenants.
         explained["database"] = Value::Null;
     }

@@ -31,7 +31,7 @@ pub(in crate::server::manage) async fn audit(
     if !errors.is_empty() {
         return Err(Problem::invalid(errors));
     }
-    let tenants = match &caller.maker.authority.reach {
+    let tenants = match &caller.creator.authority.reach {
         Reach::All => None,
         Reach::Some(tenants) => Some(tenants.iter().copied().collect()),
     };

@@ -67,7 +67,7 @@ async fn list(
     }
     let after = query.after().map(|text| place(&admin, text).ok_or_else(|| query.bad_token())).transpose()?;
     let after = after.map(|(created_at, id)| KeyPlace { created_at, id: KeyId(id) });
-    let reach = &caller.maker.authority.reach;
+    let reach = &caller.creator.authority.reach;
     let part = admin.keys_by_creation(&filter, reach, after.as_ref(), query.size()).await?;
     let next = part.next.map(|place| format!("{} {}", place.created_at, place.id.0));
     let items = part.keys.iter().map(|key| ListedKeyView::at(key, now)).collect();

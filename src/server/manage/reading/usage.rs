@@ -25,7 +25,7 @@ pub(in crate::server::manage) async fn usage(
     check(&caller, Permission::UsageRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "usage", &["from", "to", "group_by", "tenant", "key"])?;
     let admin = seen_by(&plane, &caller);
-    let mut filter = filter(&query, admin.now(), caller.maker.authority.reach.clone())?;
+    let mut filter = filter(&query, admin.now(), caller.creator.authority.reach.clone())?;
     if let Some(reference) = query.filter(3) {
         filter.tenant = Some(admin.tenant_by_id(reference).await?.id);
     }
@@ -46,7 +46,7 @@ pub(in crate::server::manage) async fn usage_of_key(
     let list = format!("usage of {reference}");
     let query = ListQuery::read(query.as_deref(), &list, &["from", "to", "group_by"])?;
     let admin = seen_by(&plane, &caller);
-    let mut filter = filter(&query, admin.now(), caller.maker.authority.reach.clone())?;
+    let mut filter = filter(&query, admin.now(), caller.creator.authority.reach.clone())?;
     filter.key = Some(admin.key(&reference).await?.id);
     part(&admin, &query, filter).await
 }
