@@ -21,8 +21,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::clock::{Clock, Timestamp};
-use crate::decision::rows::{self, Row, Step};
-use crate::decision::{Decision, Facts, Fault, Found, Freshness, Proof, decide};
+use crate::decision::rows::{self, OutcomeRow, Step};
+use crate::decision::{Decision, Facts, Fault, FoundKey, Freshness, Proof, decide};
 use crate::gate::{Terms, access};
 use crate::key::PresentedKey;
 use crate::policy::{self, Routing};
@@ -47,7 +47,7 @@ pub struct Question<'a> {
     /// The address of its client.
     pub address: Option<IpAddr>,
     /// How requests are matched with rules.
-    pub policy: policy::Options,
+    pub policy: policy::PolicyOptions,
     /// Whether only the prefix of its key is known, so that the secret is a placeholder.
     pub stand_in: bool,
     /// The time for which to decide; `None` for now.
@@ -114,7 +114,7 @@ impl Case<'_> {
             if self.proof == Proof::Right {
                 terms = told;
             }
-            Found { key: entry.record(), tenant, proof: self.proof, access }
+            FoundKey { key: entry.record(), tenant, proof: self.proof, access }
         });
         let (credential, freshness) = (request.credential, *freshness);
         (Facts { entrance: routing.entrance, credential, freshness, found, now: self.now }, terms)
@@ -130,12 +130,12 @@ impl Case<'_> {
 
     /// Returns every row of the outcome table with its result.
     #[must_use]
-    pub fn rows(&self) -> [(Row, Step); Row::ALL.len()] {
+    pub fn rows(&self) -> [(OutcomeRow, Step); OutcomeRow::ALL.len()] {
         rows::walk(&self.facts().0)
     }
 
     /// Returns what in the request, and in the rule that wins for it, decided a row.
-    fn because(&self, row: Row) -> Option<String> {
+    fn because(&self, row: OutcomeRow) -> Option<String> {
         let Question { request, policy, .. } = &self.question;
         let routes = self.snapshot.routes();
         let rule = || {
@@ -143,19 +143,21 @@ impl Case<'_> {
             Some((entry, entry.name.as_deref().map_or_else(|| entry.id.0.to_string(), str::to_owned)))
         };
         match row {
-            Row::Ambiguous => policy::target(routes, *policy, request).err().map(|why| why.to_string()),
-            Row::BadContext => request
+            OutcomeRow::Ambiguous => {
+                policy::target(routes, *policy, request).err().map(|why| why.to_string())
+            }
+            OutcomeRow::BadContext => request
                 .context
                 .fault
                 .map(|name| format!("{name} is unknown, repeated, or has an invalid value")),
-            Row::RouteDamaged => {
+            OutcomeRow::RouteDamaged => {
                 let (entry, name) = rule()?;
                 Some(match &entry.rule {
                     Err(damage) => format!("rule {name}: {damage}"),
                     Ok(_) => format!("rule {name} is valid"),
                 })
             }
-            Row::Scope => {
+            OutcomeRow::Scope => {
                 let by_rule = rule().map(|(entry, name)| match entry.needs() {
                     Some(needs) => format!("rule {name} needs {:?}", needs.to_string()),
                     None => format!("rule {name} needs no scope"),
@@ -192,47 +194,47 @@ pub struct Explanation<'a> {
 impl Explanation<'_> {
     /// Returns what decided a row of a case: values in the database, and parts of the request.
     #[must_use]
-    pub fn because(&self, case: &Case<'_>, row: Row, step: Step) -> Option<String> {
+    pub fn because(&self, case: &Case<'_>, row: OutcomeRow, step: Step) -> Option<String> {
         // Of a row that does not hold, only the values of the key are of interest.
-        let of_request = || case.because(row).filter(|_| step == Step::Held || row == Row::Scope);
+        let of_request = || case.because(row).filter(|_| step == Step::Held || row == OutcomeRow::Scope);
         let of_request = (step != Step::NotReached).then(of_request).flatten();
         let values: Vec<_> = self.of_key(row, step).into_iter().chain(of_request).collect();
         (!values.is_empty()).then(|| values.join("; "))
     }
 
     /// Returns the values in the database that decided a row.
-    fn of_key(&self, row: Row, step: Step) -> Option<String> {
+    fn of_key(&self, row: OutcomeRow, step: Step) -> Option<String> {
         let key = self.key.as_ref().filter(|_| step != Step::NotReached)?;
         match row {
-            Row::Revoked => Some(match (key.revoked_at, &key.revocation_reason) {
+            OutcomeRow::Revoked => Some(match (key.revoked_at, &key.revocation_reason) {
                 (None, _) => "revoked_at is NULL".into(),
                 (Some(at), None) => format!("revoked_at {at}"),
                 (Some(at), Some(why)) => format!("revoked_at {at}, {why:?}"),
             }),
-            Row::Expired => Some(match key.expires_at {
+            OutcomeRow::Expired => Some(match key.expires_at {
                 None => "it never expires".into(),
                 Some(at) => format!("expires_at {at}"),
             }),
-            Row::Disabled => Some(match key.disabled_at {
+            OutcomeRow::Disabled => Some(match key.disabled_at {
                 None => "disabled_at is NULL".into(),
                 Some(at) => format!("disabled_at {at}"),
             }),
-            Row::NotYetValid => Some(match key.terms.not_before {
+            OutcomeRow::NotYetValid => Some(match key.terms.not_before {
                 None => "not_before is NULL".into(),
                 Some(at) => format!("not_before {at}"),
             }),
-            Row::Network => Some(match (&key.terms.networks, self.address) {
+            OutcomeRow::Network => Some(match (&key.terms.networks, self.address) {
                 (None, _) => "networks is NULL: anywhere".into(),
                 (Some(networks), None) => {
                     format!("networks {networks}; the address is not known: give --client-address")
                 }
                 (Some(networks), Some(address)) => format!("networks {networks}, address {address}"),
             }),
-            Row::Scope => Some(match &key.terms.scopes {
+            OutcomeRow::Scope => Some(match &key.terms.scopes {
                 None => "scopes is NULL: everything".into(),
                 Some(scopes) => format!("scopes {scopes:?}"),
             }),
-            Row::KeyDamaged => {
+            OutcomeRow::KeyDamaged => {
                 Some(match (ProfileRow { unreadable: key.unreadable, ..key.terms.profile() }).compile() {
                     Err(damage) => damage.to_string(),
                     Ok(_) if step == Step::Held => {
@@ -242,8 +244,10 @@ impl Explanation<'_> {
                     Ok(_) => "all are valid".into(),
                 })
             }
-            Row::TenantInactive => Some(format!("status {}", self.tenant.as_ref()?.status)),
-            Row::TenantDamaged => Some(self.tenant.as_ref()?.damage().unwrap_or("its row is valid").into()),
+            OutcomeRow::TenantInactive => Some(format!("status {}", self.tenant.as_ref()?.status)),
+            OutcomeRow::TenantDamaged => {
+                Some(self.tenant.as_ref()?.damage().unwrap_or("its row is valid").into())
+            }
             _ => None,
         }
     }
@@ -268,9 +272,9 @@ struct Subject {
 
 impl Subject {
     /// Returns the rows as a replica loads them.
-    fn rows(&self) -> Vec<store::Row> {
-        let key = store::Row::Key(self.record.clone(), self.memo, self.profile.clone());
-        self.tenant.iter().cloned().map(store::Row::Tenant).chain([key]).collect()
+    fn rows(&self) -> Vec<store::SnapshotRow> {
+        let key = store::SnapshotRow::Key(self.record.clone(), self.memo, self.profile.clone());
+        self.tenant.iter().cloned().map(store::SnapshotRow::Tenant).chain([key]).collect()
     }
 }
 
@@ -298,8 +302,8 @@ impl Explainer {
             cases: Vec::new(),
             notes: Vec::new(),
         };
-        let plans = self.store.plans().await?.into_iter().map(store::Row::Plan);
-        let rules = self.store.routes().await?.into_iter().map(store::Row::Route);
+        let plans = self.store.plans().await?.into_iter().map(store::SnapshotRow::Plan);
+        let rules = self.store.routes().await?.into_iter().map(store::SnapshotRow::Route);
         let rows: Vec<_> = plans.chain(rules).collect();
         let case = |presenter, proof, subject: Option<&Subject>| {
             let rows = rows.iter().cloned().chain(subject.into_iter().flat_map(Subject::rows)).collect();
@@ -377,7 +381,7 @@ impl Explainer {
     fn verifier(&self) -> Result<Verifier, StoreError> {
         let no = |why: &dyn std::fmt::Display| StoreError::Unavailable(format!("cannot verify a key: {why}"));
         let keyring = Keyring::new(self.peppers.clone()).map_err(|e| no(&e))?;
-        let options = verify::Options { threads: 1, ..verify::Options::default() };
+        let options = verify::VerifyOptions { threads: 1, ..verify::VerifyOptions::default() };
         Verifier::start(options, keyring).map_err(|e| no(&e))
     }
 }

@@ -27,7 +27,7 @@ use tokio::time::{Instant, timeout_at};
 pub use self::access::{Terms, access};
 use crate::clock::{Clock, Moment, Timestamp};
 use crate::decision::{
-    Access, Decision, Facts, Fault, Found, Freshness, Grant, Objection, Proof, Reason, decide,
+    Access, Decision, Facts, Fault, FoundKey, Freshness, Grant, Objection, Proof, Reason, decide,
 };
 use crate::key::PresentedKey;
 use crate::last_used::LastUsed;
@@ -42,21 +42,21 @@ use crate::verify::Verifier;
 
 /// Options of the gate.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct GateOptions {
     /// The maximum age of the last successful poll for which known keys are allowed.
     pub max_staleness: Duration,
     /// Whether rejections are enforced.
     pub mode: Mode,
     /// How requests are matched with rules.
-    pub policy: policy::Options,
+    pub policy: policy::PolicyOptions,
 }
 
-impl Default for Options {
+impl Default for GateOptions {
     fn default() -> Self {
         Self {
             max_staleness: Duration::from_mins(5),
             mode: Mode::Enforce,
-            policy: policy::Options::default(),
+            policy: policy::PolicyOptions::default(),
         }
     }
 }
@@ -170,7 +170,7 @@ pub struct Gate {
     usage: Option<Usage>,
     proof_sink: Option<Arc<dyn ProofSink>>,
     clock: Arc<dyn Clock>,
-    options: Options,
+    options: GateOptions,
     stats: Arc<Stats>,
     /// The uptime until which requests wait for the first load.
     starts_until: Duration,
@@ -185,7 +185,7 @@ impl Gate {
         last_used: LastUsed,
         memos: MemoWriter,
         clock: Arc<dyn Clock>,
-        options: Options,
+        options: GateOptions,
     ) -> Self {
         let starts_until = clock.uptime() + STARTING;
         let (usage, proof_sink, stats) = (None, None, Arc::default());
@@ -345,7 +345,7 @@ impl View<'_> {
         let mut terms = Terms::default();
         let found = entry.map(|(entry, presented)| {
             let (tenant, proof) = (tenant.map(TenantEntry::tenant), self.proof(entry, presented));
-            let mut found = Found { key: entry.record(), tenant, proof, access: Access::FREE };
+            let mut found = FoundKey { key: entry.record(), tenant, proof, access: Access::FREE };
             if proof == Proof::Right {
                 (found.access, terms) = access(&self.snapshot, &routing, (entry, tenant), address);
             }

@@ -50,7 +50,7 @@
 //!   leaves the program only through [`admin::Issued`].
 //! - A verdict of bcrypt is stored in the row that it is about: in memory and, sealed with a pepper, in the database.
 //!   There is no separate cache to invalidate, and therefore none that could accept a revoked key.
-//! - No module below layer 5 knows the configuration; each mechanism has its own `Options`.
+//! - No module below layer 5 knows the configuration; each mechanism has its own options.
 //! - A third database needs one more adapter and no change below layer 4.
 
 // layer 0

@@ -25,9 +25,9 @@ pub struct TestedRequest {
     /// The `context_extensions` of its route in Envoy's configuration.
     pub context: Vec<(String, String)>,
     /// Which requests need no key: the options of `serve`.
-    pub reading: request::Options,
+    pub reading: request::RequestOptions,
     /// How requests are matched with rules: the options of `serve`.
-    pub policy: policy::Options,
+    pub policy: policy::PolicyOptions,
 }
 
 /// The outcome of a request by its rules and its key. Networks, plans and the tenant are not considered.
@@ -255,16 +255,16 @@ mod tests {
     #[test]
     fn the_outcome_is_that_of_a_check() {
         let rows = [rule("/open/**", "public", None), rule("/x/**", "required", Some("no scope"))];
-        let outcome = |path: &str, context: &[(&str, &str)], policy: policy::Options| {
+        let outcome = |path: &str, context: &[(&str, &str)], policy: policy::PolicyOptions| {
             let said = verdict(&rows, &TestedRequest { policy, ..asked(path, context) }, None);
             (said.mode, said.outcome)
         };
-        let policy = policy::Options::default();
+        let policy = policy::PolicyOptions::default();
         // Scopes that Envoy asks for need a key, although the rule is public.
         let scopes = [("tenantgate.scopes", "a")];
         assert_eq!(outcome("/open/a", &scopes, policy), ("required", "missing"));
         assert_eq!(outcome("/health", &[], policy), ("public", "public"));
-        let keep = policy::Options {
+        let keep = policy::PolicyOptions {
             path: crate::path::PathOptions { keep_encoded_slash: true, ..policy.path },
             ..policy
         };

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::args::AuditCommand;
-use super::rows::{Row, Rows};
+use super::rows::{PrintRow, RowPrinter};
 use super::view::{Text, plain};
 use super::{Failure, Out};
 use crate::admin::view::{EntryView, Seen};
@@ -33,13 +33,13 @@ pub(super) async fn audit(
     let instant = |when: Option<super::values::When>| when.map(|when| when.instant(now));
     let actor = whose.map(|actor| actor.as_str().to_owned());
     let filter = AuditFilter { since: instant(since), until: instant(until), actor, subject, tenants: None };
-    let mut rows = Rows::new(out.0);
+    let mut rows = RowPrinter::new(out.0);
     let show = |page: &[Entry]| page.iter().try_for_each(|entry| rows.row(&EntryView::from(entry)));
     admin.audit(&filter, limit, show).await?;
     rows.finish::<EntryView<'_>>("no matching entries")
 }
 
-impl Row for EntryView<'_> {
+impl PrintRow for EntryView<'_> {
     fn line(&self) -> String {
         let before = self.before.as_ref().map(Seen::fields);
         let after = self.after.as_ref().map(Seen::fields).unwrap_or_default();

@@ -25,7 +25,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use zeroize::Zeroizing;
 
-use self::rows::Rows;
+use self::rows::RowCounts;
 use super::explain::read_key;
 use super::target::{Target, TlsArgs, target};
 use super::view::{Text, plain};
@@ -218,7 +218,7 @@ async fn database(
         findings.iter().all(|finding| finding.level != Level::Bad || finding.check == "database.triggers");
     let schema = findings.iter().find(|finding| finding.check == "database.schema");
     if purpose == Purpose::Serve && loadable && schema.is_some_and(|schema| schema.level == Level::Ok) {
-        findings.extend(Rows::load(store).await?.findings(peppers));
+        findings.extend(RowCounts::load(store).await?.findings(peppers));
     }
     Ok(findings)
 }

@@ -267,7 +267,7 @@ fn advice(decision: &DecisionView, asked: &Asked<'_>) -> Vec<String> {
 }
 
 /// Sends the request through Envoy, if requested.
-async fn sent(asked: &Asked<'_>, options: &request::Options) -> Result<Option<ThroughView>, Failure> {
+async fn sent(asked: &Asked<'_>, options: &request::RequestOptions) -> Result<Option<ThroughView>, Failure> {
     let Some(url) = &asked.args.through else { return Ok(None) };
     let carried = asked.key.as_ref().map(|key| carried(key, asked.args.bearer));
     let name = if asked.args.bearer { AUTHORIZATION } else { &options.key_header };
@@ -281,7 +281,7 @@ async fn judged(
     asked: &Asked<'_>,
     explainer: &Explainer,
     by: &Session,
-    (options, policy, mode): (&request::Options, policy::Options, Mode),
+    (options, policy, mode): (&request::RequestOptions, policy::PolicyOptions, Mode),
     database: &str,
 ) -> Result<ExplainView, Failure> {
     open_admin(by, Peppers::default()).await?;
@@ -316,7 +316,7 @@ fn carried(key: &str, bearer: bool) -> Zeroizing<String> {
 
 /// Reads the request as the server would.
 fn read<'a>(
-    options: &request::Options,
+    options: &request::RequestOptions,
     carried: Option<&'a Zeroizing<String>>,
     asked: &'a Asked<'_>,
 ) -> request::AccessRequest<'a> {
@@ -337,7 +337,7 @@ fn read<'a>(
 
 fn remarks(
     asked: &Asked<'_>,
-    options: &request::Options,
+    options: &request::RequestOptions,
     key: Option<&Zeroizing<String>>,
     explanation: &Explanation<'_>,
 ) -> Vec<String> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::bulk::{self, ImportArgs, KeyExportArgs};
 use super::output::print_stderr;
-use super::rows::Rows;
+use super::rows::RowPrinter;
 use super::values::{KeyRef, WaitArgs, long_duration, rfc_3339};
 use super::view::{IssuedView, KeyView, ListedKeyView, RotatedView};
 use super::{Failure, Out, unseen, wait_for_servers};
@@ -275,7 +275,7 @@ async fn list(admin: &Admin, args: ListArgs, out: &Out) -> Result<(), Failure> {
         expires_before: args.expires_before,
         unused_since: args.unused_for.map(|span| now.before(span)),
     };
-    let mut rows = Rows::new(out.0);
+    let mut rows = RowPrinter::new(out.0);
     admin
         .list_keys(&filter, args.after, args.limit, |key| {
             warn_of_damage(&key.details);

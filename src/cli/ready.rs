@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::Failure;
 use super::view::Text;
-use crate::envoy::http::{Answer, Server, address, send};
+use crate::envoy::http::{HttpResponse, Server, address, send};
 
 /// The time limit: a health check that hangs has failed.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -56,7 +56,7 @@ fn reachable(listen: &str) -> String {
     host("0.0.0.0:", "127.0.0.1:").or_else(|| host("[::]:", "[::1]:")).unwrap_or_else(|| listen.to_owned())
 }
 
-fn read(answer: &Answer) -> Option<ReadyView> {
+fn read(answer: &HttpResponse) -> Option<ReadyView> {
     let ready = match answer.status {
         200 => true,
         503 => false,

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::args::{ReportCommand, ReportKeysArgs};
-use super::rows::{Row, Rows};
+use super::rows::{PrintRow, RowPrinter};
 use super::view::{plain, short};
 use super::{Failure, Out, shadow, usage};
 use crate::admin::{Admin, Criteria, Finding};
@@ -20,7 +20,7 @@ pub(super) async fn report(admin: &Admin, command: &ReportCommand, out: &Out) ->
 }
 
 async fn keys(admin: &Admin, args: &ReportKeysArgs, out: &Out) -> Result<(), Failure> {
-    let mut rows = Rows::new(out.0);
+    let mut rows = RowPrinter::new(out.0);
     let show = |key: &StoredKey, findings: &[Finding]| rows.row(&FoundView::of(key, findings));
     admin.report_keys(args.tenant.as_deref(), &Criteria::from(args), show).await?;
     rows.finish::<FoundView>("no findings")
@@ -59,7 +59,7 @@ impl FoundView {
     }
 }
 
-impl Row for FoundView {
+impl PrintRow for FoundView {
     const COLUMNS: &'static [&'static str] = &[
         "id",
         "key_prefix",

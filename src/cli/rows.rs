@@ -11,8 +11,8 @@ use super::Failure;
 use super::values::Output;
 
 /// A row of a result.
-pub(super) trait Row: Serialize {
-    /// The names of [`Row::cells`], in their order.
+pub(super) trait PrintRow: Serialize {
+    /// The names of [`PrintRow::cells`], in their order.
     const COLUMNS: &'static [&'static str] = &[];
 
     /// Returns the line above all rows of text; `None` if there is none.
@@ -30,24 +30,24 @@ pub(super) trait Row: Serialize {
 }
 
 /// Prints rows to standard output.
-pub(super) struct Rows {
+pub(super) struct RowPrinter {
     output: Output,
     to: BufWriter<Stdout>,
     written: u64,
 }
 
-impl Rows {
+impl RowPrinter {
     pub(super) fn new(output: Output) -> Self {
         Self { output, to: BufWriter::new(io::stdout()), written: 0 }
     }
 
-    pub(super) fn row<R: Row>(&mut self, row: &R) -> Result<(), Failure> {
+    pub(super) fn row<R: PrintRow>(&mut self, row: &R) -> Result<(), Failure> {
         let first = self.written == 0;
         self.written += 1;
         self.write(row, first).map_err(|error| unwritten(&error))
     }
 
-    fn write<R: Row>(&mut self, row: &R, first: bool) -> io::Result<()> {
+    fn write<R: PrintRow>(&mut self, row: &R, first: bool) -> io::Result<()> {
         match self.output {
             Output::Text => {
                 if let Some(head) = R::head().filter(|_| first) {
@@ -69,7 +69,7 @@ impl Rows {
     }
 
     /// Ends the output. Without any row, text output is `nothing`.
-    pub(super) fn finish<R: Row>(mut self, nothing: &str) -> Result<(), Failure> {
+    pub(super) fn finish<R: PrintRow>(mut self, nothing: &str) -> Result<(), Failure> {
         let end = match (self.output, self.written) {
             (Output::Text, 0) => writeln!(self.to, "{nothing}"),
             (Output::Json, 0) => writeln!(self.to, "[]"),

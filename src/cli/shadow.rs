@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::rows::{Row, Rows};
+use super::rows::{PrintRow, RowPrinter};
 use super::values::When;
 use super::view::{plain, short};
 use super::{Failure, Out};
@@ -11,7 +11,7 @@ use crate::store::Shadowed;
 
 /// Prints the report.
 pub(super) async fn report(admin: &Admin, since: When, out: &Out) -> Result<(), Failure> {
-    let mut rows = Rows::new(out.0);
+    let mut rows = RowPrinter::new(out.0);
     for row in admin.shadow_report(since.instant(admin.now())).await? {
         rows.row(&ShadowedView::from(row))?;
     }
@@ -51,7 +51,7 @@ impl From<Shadowed> for ShadowedView {
     }
 }
 
-impl Row for ShadowedView {
+impl PrintRow for ShadowedView {
     const COLUMNS: &'static [&'static str] = &[
         "reason",
         "network",

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::args::ReportUsageArgs;
-use super::rows::{Row, Rows};
+use super::rows::{PrintRow, RowPrinter};
 use super::view::plain;
 use super::{Failure, Out};
 use crate::admin::Admin;
@@ -19,7 +19,7 @@ pub(super) async fn report(admin: &Admin, args: &ReportUsageArgs, out: &Out) -> 
     let since = args.since.instant(admin.now());
     let counted = admin.usage(args.tenant.as_deref(), since, args.by.into()).await?;
     let most = counted.iter().map(|row| row.requests).max().unwrap_or(0);
-    let mut rows = Rows::new(out.0);
+    let mut rows = RowPrinter::new(out.0);
     for row in counted {
         rows.row(&BarView::of(row, most))?;
     }
@@ -60,7 +60,7 @@ fn bar(n: u64, most: u64) -> String {
     format!("{}{}", "█".repeat(eighths / 8), EIGHTHS.get(eighths % 8).unwrap_or(&""))
 }
 
-impl Row for BarView {
+impl PrintRow for BarView {
     const COLUMNS: &'static [&'static str] =
         &["day", "tenant_id", "key_id", "key_prefix", "reason", "requests"];
 

@@ -7,7 +7,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 
-use super::rows::Row;
+use super::rows::PrintRow;
 use crate::admin::view::TermsView;
 pub(super) use crate::admin::view::{IssuedView, KeyView, ListedKeyView, RotatedView, TenantView};
 use crate::store::Migrated;
@@ -49,7 +49,7 @@ impl KeyView {
     }
 }
 
-impl Row for ListedKeyView {
+impl PrintRow for ListedKeyView {
     fn head() -> Option<String> {
         Some(columns(["PREFIX", "STATUS", "TENANT", "NAME", "EXPIRES", "LAST USED", "MEMO", "ID"]))
     }

@@ -1,4 +1,4 @@
-//! The options of `serve`, and their translation into the `Options` of each module.
+//! The options of `serve`, and their translation into the options of each module.
 //!
 //! All mistakes are collected, so that one run shows all of them. Only this module knows the spelling of options.
 
@@ -121,14 +121,14 @@ pub fn settings(
         ops_listen,
         reflection,
         ext_authz,
-        gate: gate::Options { max_staleness, mode, policy },
-        sync: replica::sync::Options {
+        gate: gate::GateOptions { max_staleness, mode, policy },
+        sync: replica::sync::SyncOptions {
             interval,
             max_staleness,
             migrate: args.sync.migrate,
-            ..replica::sync::Options::default()
+            ..replica::sync::SyncOptions::default()
         },
-        prune: replica::prune::Options { keep_usage, ..replica::prune::Options::default() },
+        prune: replica::prune::PruneOptions { keep_usage, ..replica::prune::PruneOptions::default() },
         otlp_endpoint,
         peppers,
         snapshot_file,
@@ -138,13 +138,13 @@ pub fn settings(
     Ok((settings, Logging { filter, format }))
 }
 
-fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> ext_authz::service::Options {
+fn ext_authz_options(args: &ServeArgs, mistakes: &mut Mistakes) -> ext_authz::service::AuthorizationOptions {
     let request = request_options(&args.judgement, mistakes);
     let words = [("deny", OnUnavailable::Deny), ("error", OnUnavailable::Error)];
     let on_unavailable = mistakes.one_of("--on-unavailable", &args.answers.on_unavailable, &words);
     let (client_address, identity) = args.answers.exchange.read(&request.key_header, mistakes);
     let metadata = metadata(&args.answers.metadata, mistakes);
-    ext_authz::service::Options {
+    ext_authz::service::AuthorizationOptions {
         response: ResponseOptions {
             key_header: request.key_header.clone(),
             keep_key_header: args.answers.keep_key_header,
@@ -173,7 +173,7 @@ pub fn exchange(args: &ExchangeArgs, key_header: &str) -> Result<(ClientAddress,
 /// # Errors
 ///
 /// The error lists all mistakes.
-pub fn judgement(args: &JudgementArgs) -> Result<(request::Options, Peppers), Mistakes> {
+pub fn judgement(args: &JudgementArgs) -> Result<(request::RequestOptions, Peppers), Mistakes> {
     let mut mistakes = Mistakes::default();
     let judgement = (request_options(args, &mut mistakes), peppers(args, &mut mistakes));
     if mistakes.0.is_empty() { Ok(judgement) } else { Err(mistakes) }
@@ -195,10 +195,10 @@ pub fn sizes(args: &SizeArgs) -> Result<(u32, u32), Mistakes> {
 /// # Errors
 ///
 /// As for [`judgement`].
-pub fn routing(args: &RoutingArgs) -> Result<(request::Options, policy::Options), Mistakes> {
+pub fn routing(args: &RoutingArgs) -> Result<(request::RequestOptions, policy::PolicyOptions), Mistakes> {
     let mut mistakes = Mistakes::default();
     let (public, preflight) = (public(&args.public, &mut mistakes), args.public_preflight);
-    let reading = request::Options { public, preflight, ..request::Options::default() };
+    let reading = request::RequestOptions { public, preflight, ..request::RequestOptions::default() };
     let policy = policy_options(args, &mut mistakes);
     if mistakes.0.is_empty() { Ok((reading, policy)) } else { Err(mistakes) }
 }
@@ -211,25 +211,25 @@ pub fn routing(args: &RoutingArgs) -> Result<(request::Options, policy::Options)
 pub fn judgement_in_mode(
     args: &JudgementArgs,
     mode: &ModeArgs,
-) -> Result<(request::Options, policy::Options, Peppers, Mode), Mistakes> {
+) -> Result<(request::RequestOptions, policy::PolicyOptions, Peppers, Mode), Mistakes> {
     let mut mistakes = Mistakes::default();
     let (options, peppers) = (request_options(args, &mut mistakes), peppers(args, &mut mistakes));
     let (policy, mode) = (policy_options(&args.routing, &mut mistakes), mode.read(&mut mistakes));
     if mistakes.0.is_empty() { Ok((options, policy, peppers, mode)) } else { Err(mistakes) }
 }
 
-fn request_options(args: &JudgementArgs, mistakes: &mut Mistakes) -> request::Options {
+fn request_options(args: &JudgementArgs, mistakes: &mut Mistakes) -> request::RequestOptions {
     let accept_bearer = args.accept_bearer;
     let key_header = mistakes.note("--key-header", key_header(&args.key_header, accept_bearer));
     let public = public(&args.routing.public, mistakes);
     let preflight = args.routing.public_preflight;
-    request::Options { key_header: key_header.unwrap_or_default(), accept_bearer, public, preflight }
+    request::RequestOptions { key_header: key_header.unwrap_or_default(), accept_bearer, public, preflight }
 }
 
 /// Reads the options of rules. An invalid value is recorded and replaced by `false`.
-fn policy_options(args: &RoutingArgs, mistakes: &mut Mistakes) -> policy::Options {
+fn policy_options(args: &RoutingArgs, mistakes: &mut Mistakes) -> policy::PolicyOptions {
     let (refuse, deny) = ([("refuse", false), ("keep", true)], [("allow", false), ("deny", true)]);
-    policy::Options {
+    policy::PolicyOptions {
         path: PathOptions {
             keep_encoded_slash: mistakes.one_of("--encoded-slash", &args.encoded_slash, &refuse),
             keep_parameters: mistakes.one_of("--path-parameters", &args.path_parameters, &refuse),
@@ -359,7 +359,7 @@ fn snapshot_file(
     args: &ServeArgs,
     max_staleness: Duration,
     mistakes: &mut Mistakes,
-) -> Option<snapshot_file::Options> {
+) -> Option<snapshot_file::SnapshotFileOptions> {
     let path = args.sync.snapshot_file.clone()?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if args.judgement.pepper.pepper_file.is_none() {
@@ -369,7 +369,7 @@ fn snapshot_file(
         mistakes
             .add("--snapshot-file", format!("{} must be a file in an existing directory", path.display()));
     }
-    Some(snapshot_file::Options { path, interval: Duration::from_secs(10), max_staleness })
+    Some(snapshot_file::SnapshotFileOptions { path, interval: Duration::from_secs(10), max_staleness })
 }
 
 #[cfg(test)]

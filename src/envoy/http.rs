@@ -34,7 +34,7 @@ pub struct Server<'a> {
 
 /// The response.
 #[derive(Debug)]
-pub struct Answer {
+pub struct HttpResponse {
     /// The status.
     pub status: u16,
     /// The headers.
@@ -43,7 +43,7 @@ pub struct Answer {
     pub body: String,
 }
 
-impl Answer {
+impl HttpResponse {
     /// Returns the first value of a header, as text.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -101,7 +101,7 @@ pub async fn send(
     method: &Method,
     path: &str,
     headers: &[(&str, &str)],
-) -> Result<Answer, RequestError> {
+) -> Result<HttpResponse, RequestError> {
     let host = server.url.authority().map(ToString::to_string).unwrap_or_default();
     let mut request = Request::builder().method(method).uri(path).header("host", host);
     for (name, value) in headers {
@@ -114,7 +114,7 @@ pub async fn send(
 async fn connect_and_send(
     server: &Server<'_>,
     request: Request<Empty<Bytes>>,
-) -> Result<Answer, RequestError> {
+) -> Result<HttpResponse, RequestError> {
     let tls = server.url.scheme_str() == Some("https");
     let host = server.url.host().unwrap_or_default().trim_matches(['[', ']']);
     let port = server.url.port_u16().unwrap_or(if tls { 443 } else { 80 });
@@ -126,7 +126,7 @@ async fn connect_and_send(
     exchange(client.connect(host, stream).await?, request).await
 }
 
-async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Answer, RequestError>
+async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<HttpResponse, RequestError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -135,7 +135,7 @@ where
         let (head, body) = sender.send_request(request).await?.into_parts();
         let body = Limited::new(body, LONGEST).collect().await.map_err(RequestError::Body)?.to_bytes();
         let body = String::from_utf8_lossy(&body).into_owned();
-        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+        Ok(HttpResponse { status: head.status.as_u16(), headers: head.headers, body })
     };
     // The connection ends when the sender is dropped, after the response.
     tokio::join!(answer, connection).0

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::Expected;
 use super::address::FORGEABLE;
-use super::http::{Answer, RequestError, Server, send};
+use super::http::{HttpResponse, RequestError, Server, send};
 use super::verdict::{self, Answerer};
 use crate::client_address::X_FORWARDED_FOR;
 use crate::diagnostics::Finding;
@@ -140,7 +140,7 @@ impl Probe<'_> {
 }
 
 /// Returns the request as the upstream echoes it; `None` if it does not.
-fn echoed(answer: &Answer, marker: &str, by_sink: bool) -> Option<String> {
+fn echoed(answer: &HttpResponse, marker: &str, by_sink: bool) -> Option<String> {
     (!by_sink && answer.body.contains(marker)).then(|| answer.body.clone())
 }
 
@@ -198,10 +198,10 @@ enum ProbeError {
 
 /// Returns the response to a request, and what reached the sink.
 async fn with_sink(
-    asked: impl Future<Output = Result<Answer, RequestError>>,
+    asked: impl Future<Output = Result<HttpResponse, RequestError>>,
     sink: Option<TcpListener>,
     marker: &str,
-) -> (Result<Answer, ProbeError>, Option<String>) {
+) -> (Result<HttpResponse, ProbeError>, Option<String>) {
     let Some(listener) = sink else { return (asked.await.map_err(ProbeError::from), None) };
     let mut seen = None;
     let answer = tokio::select! {
@@ -216,7 +216,7 @@ async fn take_all(
     listener: TcpListener,
     marker: &str,
     seen: &mut Option<String>,
-) -> Result<Answer, ProbeError> {
+) -> Result<HttpResponse, ProbeError> {
     loop {
         let (stream, _) = listener.accept().await.map_err(ProbeError::Sink)?;
         let head = take(stream).await.unwrap_or_default();

@@ -3,7 +3,7 @@
 //! Rejections of tenantgate carry the id of the decision. Envoy's own responses are recognized by status and text (as
 //! observed with 1.40). All others come from the upstream.
 
-use super::http::Answer;
+use super::http::HttpResponse;
 
 /// The program that answered a request, the meaning, and the next check.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -41,7 +41,7 @@ impl Answerer {
 
 /// Determines who gave an answer. `decision_id` is the header that marks rejections of tenantgate.
 #[must_use]
-pub fn of(answer: &Answer, decision_id: &str) -> Attribution {
+pub fn of(answer: &HttpResponse, decision_id: &str) -> Attribution {
     let verdict = |by, what: &str, next: &str| Attribution { by, what: what.into(), next: next.into() };
     if let Some(id) = answer.header(decision_id) {
         let next =
@@ -133,7 +133,7 @@ mod tests {
         if id {
             headers.insert("x-id", "1".parse().unwrap());
         }
-        of(&Answer { status, headers, body: body.into() }, "x-id").by
+        of(&HttpResponse { status, headers, body: body.into() }, "x-id").by
     }
 
     #[test]

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue};
 use super::codec::{Fields, NotACheckRequest, Visitor, walk};
 use super::wire::Message;
 use crate::client_address::{ClientAddress, address_from_the_right, only_address, parse_address};
-use crate::request::{AUTHORIZATION, Options, PREFLIGHT_HEADERS};
+use crate::request::{AUTHORIZATION, PREFLIGHT_HEADERS, RequestOptions};
 use crate::route::context::CONTEXT_PREFIX;
 use crate::shadow::Origin;
 use crate::trace::TRACEPARENT;
@@ -139,7 +139,7 @@ impl<'a> Visitor<'a> for CompactVisitor<'a, '_> {
 /// Fails if `message` is not a valid `CheckRequest`.
 pub(super) fn compact(
     message: &[u8],
-    options: &Options,
+    options: &RequestOptions,
     from: &ClientAddress,
 ) -> Result<Vec<u8>, NotACheckRequest> {
     let names = [options.key_header.as_str(), AUTHORIZATION].map(|name| Some(name.as_bytes()));
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_compact_message_is_parsed_like_the_whole_one() {
-        let options = Options { accept_bearer: true, ..Options::default() };
+        let options = RequestOptions { accept_bearer: true, ..RequestOptions::default() };
         let from = ClientAddress::XForwardedFor(1);
         for file in CAPTURED.into_iter().chain(["http1_bearer", "http1_dup_key", "http1_no_key"]) {
             let whole = captured(file);
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_route_that_the_module_leaves_alone_is_known_by_its_metadata() {
-        let options = Options::default();
+        let options = RequestOptions::default();
         for (namespace, name, value, told, expected) in [
             ("envoy.tenantgate", "route", "checks", true, true),
             ("envoy.tenantgate", "route", "module", true, false),

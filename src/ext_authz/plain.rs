@@ -1,6 +1,6 @@
 //! Renders a response as strings, for the module inside Envoy.
 //!
-//! Encodes a `CheckResponse` with [`answer`] and decodes it again, so that both paths share one renderer. It costs
+//! Encodes a `CheckResponse` with [`write_response`] and decodes it again, so that both paths share one renderer. It costs
 //! microseconds, and is done once for a key, not once for a request.
 
 use prost::Message as _;
@@ -10,7 +10,7 @@ use super::header::DECISION_ID_HEADER;
 use super::proto::envoy::config::core::v3::HeaderValueOption;
 use super::proto::envoy::service::auth::v3::CheckResponse;
 use super::proto::envoy::service::auth::v3::check_response::HttpResponse;
-use super::translate::{Answer, ROOM, ResponseOptions, answer};
+use super::translate::{ROOM, ResponseContent, ResponseOptions, write_response};
 use crate::publisher::Rendered;
 
 /// The fields of metadata that the module adds itself.
@@ -18,10 +18,10 @@ const BY_DECISION: [&str; 3] = ["decision", "decision_id", "reason"];
 
 /// Returns the response as strings; `None` if a metadata field is not a string, such as a list or a limit.
 #[must_use]
-pub fn plain(content: &Answer<'_>, options: &ResponseOptions) -> Option<Rendered> {
+pub fn plain(content: &ResponseContent<'_>, options: &ResponseOptions) -> Option<Rendered> {
     let id = Uuid::nil();
     let mut bytes = Vec::with_capacity(ROOM);
-    answer(&mut bytes, content, id, false, options);
+    write_response(&mut bytes, content, id, false, options);
     let response = CheckResponse::decode(&*bytes).ok()?;
     let headers = |options: Vec<HeaderValueOption>| {
         let pairs = options.into_iter().filter_map(|option| option.header);
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn a_refusal_is_its_status_headers_and_body() {
         let decision = Decision::Deny(Denial { reason: Reason::Unknown, identity: None, needs: None });
-        let plain = plain(&Answer::of(&decision), &ResponseOptions::default()).unwrap();
+        let plain = plain(&ResponseContent::of(&decision), &ResponseOptions::default()).unwrap();
         assert_eq!((plain.status, plain.body.as_str()), (401, "{\"detail\":\"Invalid API key\"}"));
         let id = plain.set.iter().find(|(_, value)| value.is_empty()).unwrap();
         assert_eq!((id.0.as_str(), plain.metadata), ("x-llmcore-decision-id", vec![]));
@@ -92,7 +92,7 @@ mod tests {
     fn a_row_with_the_id_zero_is_rendered_like_any_other() {
         let (key, tenant) = rows(Uuid::nil(), Uuid::nil(), "Acme");
         let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
-        let said = plain(&Answer::of(&decision), &ResponseOptions::default()).unwrap();
+        let said = plain(&ResponseContent::of(&decision), &ResponseOptions::default()).unwrap();
         let zero = Uuid::nil().to_string();
         for name in ["x-llmcore-tenant-id", "x-llmcore-key-id"] {
             assert!(said.set.contains(&(name.into(), zero.clone())), "{said:?}");
@@ -104,13 +104,13 @@ mod tests {
         let (key, tenant) = rows(Uuid::from_u128(1), Uuid::from_u128(2), "Acme é");
         let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
         let options = ResponseOptions { key_header: "x-key".into(), ..ResponseOptions::default() };
-        let said = plain(&Answer::of(&decision), &options).unwrap();
+        let said = plain(&ResponseContent::of(&decision), &options).unwrap();
         assert_eq!((said.status, said.remove), (0, vec!["x-key".to_owned()]));
         assert!(said.set.contains(&("x-llmcore-tenant-name".into(), "Acme%20%C3%A9".into())));
         let names = ["key_id", "key_prefix", "tenant_id", "tenant_name", "tenant_schema", "tenant_status"];
         assert_eq!(texts(&said.metadata), names);
         let scopes = Scopes::parse("a b").unwrap();
         let terms = Terms { scopes: Some(&scopes), ..Terms::default() };
-        assert_eq!(plain(&Answer { terms, ..Answer::of(&decision) }, &options), None);
+        assert_eq!(plain(&ResponseContent { terms, ..ResponseContent::of(&decision) }, &options), None);
     }
 }

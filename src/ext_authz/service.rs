@@ -16,7 +16,7 @@ use uuid::{Builder, Uuid};
 
 use super::check_span::{CheckSpan, SpanSink};
 use super::origin::{client_address, compact, compact_metadata, origin};
-use super::translate::{Answer, ROOM, ResponseOptions, answer, read};
+use super::translate::{ROOM, ResponseContent, ResponseOptions, read, write_response};
 use crate::client_address::ClientAddress;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Decision, Fault, Grant, Identity, Objection};
@@ -35,9 +35,9 @@ pub const SERVICE_NAME: &str = "envoy.service.auth.v3.Authorization";
 
 /// Options of the service.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct AuthorizationOptions {
     /// How requests are parsed.
-    pub request: request::Options,
+    pub request: request::RequestOptions,
     /// How responses are rendered.
     pub response: ResponseOptions,
     /// The source of the client's address.
@@ -47,7 +47,7 @@ pub struct Options {
 /// The service `envoy.service.auth.v3.Authorization`.
 pub struct AuthorizationService {
     gate: Arc<Gate>,
-    options: Options,
+    options: AuthorizationOptions,
     shadow: Report,
     /// Records rejections by decision id; `None` if disabled.
     refusals: Option<Refusals>,
@@ -59,7 +59,12 @@ pub struct AuthorizationService {
 impl AuthorizationService {
     /// Creates the service.
     #[must_use]
-    pub fn new(gate: Arc<Gate>, clock: Arc<dyn Clock>, shadow: Report, options: Options) -> Self {
+    pub fn new(
+        gate: Arc<Gate>,
+        clock: Arc<dyn Clock>,
+        shadow: Report,
+        options: AuthorizationOptions,
+    ) -> Self {
         Self { gate, options, shadow, refusals: None, spans: None, log: DecisionLog::new(clock) }
     }
 
@@ -168,8 +173,8 @@ impl AuthorizationService {
         }
         let cache = verdict.tenant.map(TenantEntry::responses);
         let response = &self.options.response;
-        let content = Answer { decision, terms: verdict.terms, cache };
-        let frame = Frame::of(ROOM, |message| answer(message, &content, id, bearer, response));
+        let content = ResponseContent { decision, terms: verdict.terms, cache };
+        let frame = Frame::of(ROOM, |message| write_response(message, &content, id, bearer, response));
         self.gate.record(verdict, started);
         if let Some(spans) = &self.spans {
             self.trace(spans.as_ref(), verdict, started, (id, call));

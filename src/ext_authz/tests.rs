@@ -9,10 +9,10 @@ use uuid::Uuid;
 use super::codec::{Visitor, walk};
 use super::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use super::proto::envoy::service::auth::v3::{CheckRequest, CheckResponse};
-use super::translate::{Answer, OnUnavailable, ResponseOptions, answer, read};
+use super::translate::{OnUnavailable, ResponseContent, ResponseOptions, read, write_response};
 use super::wire::Message;
 use crate::decision::{Decision, Denial, Fault, Reason};
-use crate::request::{Credential, DEFAULT_KEY_HEADER, Options, Waived};
+use crate::request::{Credential, DEFAULT_KEY_HEADER, RequestOptions, Waived};
 
 /// A length-delimited field.
 fn field(number: u64, content: &[u8]) -> Vec<u8> {
@@ -135,7 +135,7 @@ fn groups_may_be_nested_as_deeply_as_in_the_generated_decoder() {
 
 #[test]
 fn a_request_is_parsed_with_its_key_and_its_path() {
-    let options = Options { accept_bearer: true, ..Options::default() };
+    let options = RequestOptions { accept_bearer: true, ..RequestOptions::default() };
     let key = DEFAULT_KEY_HEADER.as_bytes();
     let target = [field(2, b"GET"), field(4, b"/docs")].concat();
     let kind = |content: &[u8]| {
@@ -169,7 +169,7 @@ fn refusal(decision: &Decision<'_>, on_unavailable: OnUnavailable) -> Refusal {
         ..ResponseOptions::default()
     };
     let mut bytes = Vec::new();
-    answer(&mut bytes, &Answer::of(decision), Uuid::from_u128(7), false, &options);
+    write_response(&mut bytes, &ResponseContent::of(decision), Uuid::from_u128(7), false, &options);
     let response = CheckResponse::decode(&bytes[..]).unwrap();
     let Some(HttpResponse::DeniedResponse(denied) | HttpResponse::ErrorResponse(denied)) =
         response.http_response

@@ -10,7 +10,7 @@
 //! | code ≠ 0 with `error_response` (1.37 or later) | allows if `failure_mode_allow` is set, otherwise rejects as above |
 //! | a gRPC error | allows if `failure_mode_allow` is set, otherwise rejects with `status_on_error` |
 //!
-//! Every response is therefore rendered by [`answer`], which never writes an empty one.
+//! Every response is therefore rendered by [`write_response`], which never writes an empty one.
 
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
@@ -26,7 +26,7 @@ use crate::gate::Terms;
 use crate::plan::{Limit, Plan};
 use crate::record::KeyRecord;
 use crate::replica::{PlanEntry, ResponseCache};
-use crate::request::{AUTHORIZATION, AccessRequest, Options, Reader};
+use crate::request::{AUTHORIZATION, AccessRequest, Reader, RequestOptions};
 use crate::scope::Scopes;
 use crate::tenant::Tenant;
 
@@ -65,7 +65,7 @@ impl<'a> Visitor<'a> for Headers<'_, 'a> {
 /// # Errors
 ///
 /// Fails if `message` is not a valid `CheckRequest`.
-pub fn read<'a>(message: &'a [u8], options: &Options) -> Result<AccessRequest<'a>, NotACheckRequest> {
+pub fn read<'a>(message: &'a [u8], options: &RequestOptions) -> Result<AccessRequest<'a>, NotACheckRequest> {
     let mut headers = Headers(Reader::new(options));
     let target = walk(message, &mut headers)?;
     let mut request = headers.0.finish(target.method, target.host, target.path);
@@ -92,7 +92,7 @@ pub struct ResponseOptions {
 
 /// The content of a response.
 #[derive(Clone, Copy, Debug)]
-pub struct Answer<'a> {
+pub struct ResponseContent<'a> {
     /// The decision.
     pub decision: &'a Decision<'a>,
     /// The terms of the key: the data for the response that is not in its row.
@@ -101,7 +101,7 @@ pub struct Answer<'a> {
     pub cache: Option<&'a ResponseCache>,
 }
 
-impl<'a> Answer<'a> {
+impl<'a> ResponseContent<'a> {
     /// Creates a response without terms and cache.
     #[must_use]
     pub fn of(decision: &'a Decision<'a>) -> Self {
@@ -113,7 +113,13 @@ impl<'a> Answer<'a> {
 /// or an attempt at one, and is removed.
 ///
 /// It writes directly into the buffer, because building the generated messages takes forty allocations.
-pub fn answer(to: &mut Vec<u8>, content: &Answer<'_>, id: Uuid, bearer: bool, options: &ResponseOptions) {
+pub fn write_response(
+    to: &mut Vec<u8>,
+    content: &ResponseContent<'_>,
+    id: Uuid,
+    bearer: bool,
+    options: &ResponseOptions,
+) {
     let mut buffer = [0; Hyphenated::LENGTH];
     let id: &str = id.hyphenated().encode_lower(&mut buffer);
     let mut response = Message(to);
@@ -152,7 +158,7 @@ fn status(response: &mut Message<'_>, code: u8) {
 fn allowed(
     ok: &mut Message<'_>,
     grant: &Grant<'_>,
-    content: &Answer<'_>,
+    content: &ResponseContent<'_>,
     bearer: bool,
     options: &ResponseOptions,
 ) {
@@ -241,7 +247,7 @@ fn tenant_headers(ok: &mut Message<'_>, tenant: &Tenant, options: &ResponseOptio
 
 /// Writes `dynamic_metadata`, which Envoy puts into the namespace `envoy.filters.http.ext_authz`. The identity is
 /// included only if the key was proven.
-fn metadata(fields: &mut Message<'_>, content: &Answer<'_>, id: &str, options: &ResponseOptions) {
+fn metadata(fields: &mut Message<'_>, content: &ResponseContent<'_>, id: &str, options: &ResponseOptions) {
     let (word, reason, identity) = match content.decision {
         Decision::Allow(grant) => {
             let identity = grant.identity().map(|(key, tenant)| Identity { key, tenant: Some(tenant) });

@@ -45,17 +45,17 @@ fn render_as(decision: &Decision<'_>, bearer: bool, mode: OnUnavailable) -> Chec
 }
 
 fn render_by(decision: &Decision<'_>, bearer: bool, options: &ResponseOptions) -> CheckResponse {
-    render_of(&Answer::of(decision), bearer, options)
+    render_of(&ResponseContent::of(decision), bearer, options)
 }
 
-fn render_of(content: &Answer<'_>, bearer: bool, options: &ResponseOptions) -> CheckResponse {
+fn render_of(content: &ResponseContent<'_>, bearer: bool, options: &ResponseOptions) -> CheckResponse {
     let (cache, parts, mut bytes) = (ResponseCache::new(), ResponseParts::new(), Vec::new());
-    answer(&mut bytes, content, Uuid::nil(), bearer, options);
+    write_response(&mut bytes, content, Uuid::nil(), bearer, options);
     for time in ["first", "next"] {
         let mut again = Vec::new();
         let terms = Terms { cache: Some(&parts), ..content.terms };
-        let cached = Answer { decision: content.decision, terms, cache: Some(&cache) };
-        answer(&mut again, &cached, Uuid::nil(), bearer, options);
+        let cached = ResponseContent { decision: content.decision, terms, cache: Some(&cache) };
+        write_response(&mut again, &cached, Uuid::nil(), bearer, options);
         assert_eq!(again, bytes, "the {time} response with caches");
     }
     let response = CheckResponse::decode(bytes.as_slice()).unwrap();
@@ -185,7 +185,7 @@ fn metadata_has_scopes_plan_and_route_in_the_forms_that_envoy_reads() {
     let scopes = Scopes::parse("a b.*").unwrap();
     let terms = Terms { scopes: Some(&scopes), plan: Some(&plan), route: Some("orders"), cache: None };
     let decision = Decision::Allow(Grant::Tenant(&key, &tenant));
-    let content = Answer { terms, ..Answer::of(&decision) };
+    let content = ResponseContent { terms, ..ResponseContent::of(&decision) };
     let all = fields(&render_of(&content, false, &options(OnUnavailable::Deny)));
     for field in [
         "scopes=[\"a\", \"b.*\"]",
@@ -202,7 +202,7 @@ fn metadata_has_scopes_plan_and_route_in_the_forms_that_envoy_reads() {
     chosen.metadata.add("plan").unwrap();
     // The fragments of a plan are rendered once, for the choice of the process.
     let plan = gold();
-    let content = Answer { terms: Terms { plan: Some(&plan), ..terms }, ..content };
+    let content = ResponseContent { terms: Terms { plan: Some(&plan), ..terms }, ..content };
     let names: Vec<_> =
         render_of(&content, false, &chosen).dynamic_metadata.unwrap().fields.into_keys().collect();
     assert_eq!(names.join(" "), "decision decision_id plan reason");
@@ -227,7 +227,8 @@ fn chosen_headers_are_set_if_they_have_a_value_and_otherwise_removed() {
         ),
         (Terms::default(), "x-llmcore-key-prefix:llmk_demo", &["x-scopes", "x-llmcore-plan"]),
     ] {
-        let response = render_of(&Answer { terms, ..Answer::of(&decision) }, false, &chosen);
+        let response =
+            render_of(&ResponseContent { terms, ..ResponseContent::of(&decision) }, false, &chosen);
         let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
         let headers = ok.headers.into_iter().map(|option| option.header.unwrap());
         let headers: Vec<_> = headers.map(|header| format!("{}:{}", header.key, header.value)).collect();
@@ -236,7 +237,7 @@ fn chosen_headers_are_set_if_they_have_a_value_and_otherwise_removed() {
         assert_eq!(ok.headers_to_remove[1..], *removed);
     }
     let public = Decision::Allow(Grant::Public);
-    let response = render_of(&Answer::of(&public), false, &chosen);
+    let response = render_of(&ResponseContent::of(&public), false, &chosen);
     let Some(HttpResponse::OkResponse(ok)) = response.http_response else { panic!() };
     assert_eq!(ok.headers_to_remove[1..], ["x-scopes", "x-llmcore-plan", "x-llmcore-key-prefix"]);
 }
@@ -254,7 +255,7 @@ fn metadata_has_limits_only_on_an_allow_and_terms_only_after_proof() {
         (Decision::Allow(Grant::Anonymous), false, false),
         (Decision::Allow(Grant::RuleShadow(&key, &tenant, denied)), true, true),
     ] {
-        let content = Answer { terms, ..Answer::of(&decision) };
+        let content = ResponseContent { terms, ..ResponseContent::of(&decision) };
         let all = fields(&render_of(&content, false, &options(OnUnavailable::Deny)));
         let has = |name: &str| all.iter().any(|field| field.starts_with(name));
         assert_eq!(

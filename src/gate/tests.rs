@@ -15,7 +15,7 @@ use crate::record::{KeyRecord, SecretHash};
 use crate::request::Waived;
 use crate::route::{Context, RouteId, RouteRow};
 use crate::scope::Scopes;
-use crate::store::Row;
+use crate::store::SnapshotRow;
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 use crate::verify::memo::{Keyring, Peppers};
 use crate::verify::{self, bcrypt};
@@ -35,9 +35,10 @@ impl Setup {
         let clock = Arc::new(ManualClock::at(Timestamp(1_000_000_000)));
         let replica = Replica::default();
         let keyring = Keyring::new(Peppers::default()).unwrap();
-        let verifier = Verifier::start(verify::Options::default(), keyring).unwrap();
+        let verifier = Verifier::start(verify::VerifyOptions::default(), keyring).unwrap();
         let memos = MemoWriter::new(Peppers::default(), Schedule::every(Duration::from_secs(1)));
-        let (same, options) = (Arc::<ManualClock>::clone(&clock), Options { mode, ..Options::default() });
+        let (same, options) =
+            (Arc::<ManualClock>::clone(&clock), GateOptions { mode, ..GateOptions::default() });
         let gate = Gate::new(
             replica.clone(),
             verifier,
@@ -49,7 +50,7 @@ impl Setup {
         Self { clock, replica, gate }
     }
 
-    fn sees(&self, rows: Vec<Row>) {
+    fn sees(&self, rows: Vec<SnapshotRow>) {
         self.replica.sees(rows, self.clock.as_ref());
     }
 
@@ -112,7 +113,7 @@ fn key() -> KeyRecord {
     )
 }
 
-fn rows(key: KeyRecord) -> Vec<Row> {
+fn rows(key: KeyRecord) -> Vec<SnapshotRow> {
     let tenant = Tenant {
         id: TenantId(Uuid::from_u128(2)),
         name: "Demo".into(),
@@ -122,7 +123,7 @@ fn rows(key: KeyRecord) -> Vec<Row> {
         created_at: Timestamp(0),
         plan: None,
     };
-    vec![Row::Key(key, None, ProfileRow::default()), Row::Tenant(tenant)]
+    vec![SnapshotRow::Key(key, None, ProfileRow::default()), SnapshotRow::Tenant(tenant)]
 }
 
 #[tokio::test]
@@ -230,14 +231,17 @@ fn every_decision_has_its_own_counter() {
 }
 
 /// Rows of the key with this profile, a plan with this limit, and a rule.
-fn governed(profile: [Option<&str>; 3], limit: &str) -> Vec<Row> {
+fn governed(profile: [Option<&str>; 3], limit: &str) -> Vec<SnapshotRow> {
     let [scopes, networks, plan] = profile.map(|text| text.map(Into::into));
     let mut all = rows(key());
-    if let Row::Key(_, _, profile) = &mut all[0] {
+    if let SnapshotRow::Key(_, _, profile) = &mut all[0] {
         *profile = ProfileRow { scopes, networks, plan, unreadable: None };
     }
-    all.push(Row::Plan(PlanRow { name: "gold".into(), limits: [Some(limit.into()), None, None, None] }));
-    all.push(Row::Route(RouteRow {
+    all.push(SnapshotRow::Plan(PlanRow {
+        name: "gold".into(),
+        limits: [Some(limit.into()), None, None, None],
+    }));
+    all.push(SnapshotRow::Route(RouteRow {
         id: RouteId(Uuid::from_u128(3)),
         name: Some("a".into()),
         host: "*".into(),
@@ -295,7 +299,7 @@ async fn a_changed_rule_applies_with_the_next_snapshot() {
         (false, "a", "scope"),
         (false, "*", "damaged_route"),
     ] {
-        if let Some(Row::Route(rule)) = all.last_mut() {
+        if let Some(SnapshotRow::Route(rule)) = all.last_mut() {
             *rule = RouteRow { shadow, scopes: Some(scopes.into()), ..rule.clone() };
         }
         setup.sees(all.clone());
@@ -310,8 +314,8 @@ async fn a_key_without_plan_has_the_plan_of_its_tenant() {
     for (own, expected) in [(None, "gold"), (Some("silver"), "silver")] {
         let setup = Setup::new(Mode::Enforce);
         let mut all = governed([None, None, own], "1/DAY");
-        all.push(Row::Plan(PlanRow { name: "silver".into(), limits: [const { None }; 4] }));
-        if let Row::Tenant(tenant) = &mut all[1] {
+        all.push(SnapshotRow::Plan(PlanRow { name: "silver".into(), limits: [const { None }; 4] }));
+        if let SnapshotRow::Tenant(tenant) = &mut all[1] {
             tenant.plan = Some("gold".into());
         }
         setup.sees(all);

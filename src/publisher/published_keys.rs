@@ -227,9 +227,9 @@ impl<M: Memory> PublishedKeys<M> {
         if profile.networks.is_some() {
             return None;
         }
-        let options = request::Options::default();
+        let options = request::RequestOptions::default();
         let request = Reader::new(&options).finish(b"", b"", b"");
-        let routing = Routing::of(snapshot.routes(), policy::Options::default(), &request);
+        let routing = Routing::of(snapshot.routes(), policy::PolicyOptions::default(), &request);
         let (access, terms) = gate::access(snapshot, &routing, (entry, Some(tenant)), &|| None);
         // Rendered for a key that passes, because the rejection of its holder contains a part of it.
         let rendered = (self.render)(&Decision::Allow(Grant::Tenant(record, tenant)), terms);

@@ -13,7 +13,7 @@ use crate::key::format::parse;
 use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, SecretHash};
 use crate::route::{RouteId, RouteRow};
-use crate::store::Row;
+use crate::store::SnapshotRow;
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 use crate::verify::memo::{Keyring, Peppers};
 use crate::verify::{Provable as _, bcrypt};
@@ -96,13 +96,13 @@ impl House {
         )
     }
 
-    fn sees(&self, rows: Vec<Row>) {
+    fn sees(&self, rows: Vec<SnapshotRow>) {
         self.replica.sees(rows, self.clock.as_ref());
     }
 
     /// The key `llmk_demo` and its tenant.
     fn sees_demo(&self) {
-        self.sees(vec![plain(self.key("llmk_demo")), Row::Tenant(tenant())]);
+        self.sees(vec![plain(self.key("llmk_demo")), SnapshotRow::Tenant(tenant())]);
     }
 
     /// As the gate does after a proof.
@@ -146,8 +146,8 @@ impl House {
     }
 }
 
-fn plain(key: KeyRecord) -> Row {
-    Row::Key(key, None, ProfileRow::default())
+fn plain(key: KeyRecord) -> SnapshotRow {
+    SnapshotRow::Key(key, None, ProfileRow::default())
 }
 
 fn tenant() -> Tenant {
@@ -175,7 +175,10 @@ async fn what_is_proven_is_published_and_follows_its_row() {
     assert!(reader.is_of(&proven, KEY.as_bytes()) && !reader.is_of(&proven, OTHER.as_bytes()));
     assert_eq!(proven.set, [("x-tenant".to_owned(), "Demo".to_owned())]);
     // The name of the tenant.
-    house.sees(vec![plain(house.key("llmk_demo")), Row::Tenant(Tenant { name: "New".into(), ..tenant() })]);
+    house.sees(vec![
+        plain(house.key("llmk_demo")),
+        SnapshotRow::Tenant(Tenant { name: "New".into(), ..tenant() }),
+    ]);
     house.becomes(&reader, "llmk_demo", "proven").await;
     let renamed = async {
         loop {
@@ -189,18 +192,18 @@ async fn what_is_proven_is_published_and_follows_its_row() {
     };
     timeout(Duration::from_mins(1), renamed).await.expect("the new name is published");
     // A row that is gone.
-    house.sees(vec![Row::Tenant(tenant())]);
+    house.sees(vec![SnapshotRow::Tenant(tenant())]);
     house.becomes(&reader, "llmk_demo", "absent").await;
     // The same prefix with another hash was not proven.
     let hash = SecretHash::parse(&bcrypt::hash(&parse(KEY.as_bytes()).unwrap().to_plain(), 4).unwrap());
-    house.sees(vec![plain(KeyRecord { hash, ..house.key("llmk_demo") }), Row::Tenant(tenant())]);
+    house.sees(vec![plain(KeyRecord { hash, ..house.key("llmk_demo") }), SnapshotRow::Tenant(tenant())]);
     house.becomes(&reader, "llmk_demo", "known").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_module_cannot_judge_is_published_as_known() {
     let house = House::new();
-    let keys = || vec![plain(house.key("llmk_demo")), Row::Tenant(tenant())];
+    let keys = || vec![plain(house.key("llmk_demo")), SnapshotRow::Tenant(tenant())];
     house.sees(keys());
     let reader = house.reader().await;
     house.proves(KEY);
@@ -212,14 +215,22 @@ async fn what_a_module_cannot_judge_is_published_as_known() {
     };
     let long = "n".repeat(9_000);
     for (what, row, of) in [
-        ("networks", Row::Key(house.key("llmk_demo"), None, profile(None, Some("10.0.0.0/8"))), tenant()),
-        ("scopes", Row::Key(house.key("llmk_demo"), None, profile(Some("a"), None)), tenant()),
-        ("damaged scopes", Row::Key(house.key("llmk_demo"), None, profile(Some("\u{7f}"), None)), tenant()),
+        (
+            "networks",
+            SnapshotRow::Key(house.key("llmk_demo"), None, profile(None, Some("10.0.0.0/8"))),
+            tenant(),
+        ),
+        ("scopes", SnapshotRow::Key(house.key("llmk_demo"), None, profile(Some("a"), None)), tenant()),
+        (
+            "damaged scopes",
+            SnapshotRow::Key(house.key("llmk_demo"), None, profile(Some("\u{7f}"), None)),
+            tenant(),
+        ),
         ("shadow mode", plain(house.key("llmk_demo")), Tenant { mode: Some(Mode::Shadow), ..tenant() }),
         ("a long name", plain(house.key("llmk_demo")), Tenant { name: long, ..tenant() }),
         ("a damaged hash", plain(KeyRecord { hash: None, ..house.key("llmk_demo") }), tenant()),
     ] {
-        house.sees(vec![row, Row::Tenant(of)]);
+        house.sees(vec![row, SnapshotRow::Tenant(of)]);
         house.becomes(&reader, "llmk_demo", "known").await;
         house.sees(keys());
         house.proves(KEY);
@@ -227,7 +238,11 @@ async fn what_a_module_cannot_judge_is_published_as_known() {
         timeout(Duration::from_secs(90), back).await.unwrap_or_else(|_| panic!("{what}"));
     }
     // A secret that could be guessed from a hash.
-    house.sees(vec![plain(house.key("llmk_weak")), plain(house.key("llmk_demo")), Row::Tenant(tenant())]);
+    house.sees(vec![
+        plain(house.key("llmk_weak")),
+        plain(house.key("llmk_demo")),
+        SnapshotRow::Tenant(tenant()),
+    ]);
     house.proves(WEAK);
     house.proves(KEY);
     house.becomes(&reader, "llmk_weak", "known").await;
@@ -239,7 +254,7 @@ async fn what_a_module_cannot_judge_is_published_as_known() {
 #[tokio::test(start_paused = true)]
 async fn rules_and_what_envoy_tells_of_routes_end_all_of_it() {
     let house = House::new();
-    let keys = || vec![plain(house.key("llmk_demo")), Row::Tenant(tenant())];
+    let keys = || vec![plain(house.key("llmk_demo")), SnapshotRow::Tenant(tenant())];
     house.sees(keys());
     let reader = house.reader().await;
     house.proves(KEY);
@@ -254,7 +269,7 @@ async fn rules_and_what_envoy_tells_of_routes_end_all_of_it() {
         scopes: None,
         shadow: false,
     };
-    house.sees([keys(), vec![Row::Route(rule)]].concat());
+    house.sees([keys(), vec![SnapshotRow::Route(rule)]].concat());
     for prefix in ["llmk_demo", "llmk_none"] {
         house.becomes(&reader, prefix, "doubt").await;
     }
@@ -308,7 +323,7 @@ async fn a_full_memory_is_replaced_and_the_old_one_ends() {
         assert!(n < 100_000, "it never fills");
         house.sees(vec![
             plain(house.key("llmk_demo")),
-            Row::Tenant(Tenant { name: format!("{n}{}", "n".repeat(6_000)), ..tenant() }),
+            SnapshotRow::Tenant(Tenant { name: format!("{n}{}", "n".repeat(6_000)), ..tenant() }),
         ]);
         house.proves(KEY);
         sleep(BEAT).await;

@@ -21,7 +21,7 @@ use crate::store::{Announcement, Store, StoreError};
 
 /// Options of the heartbeat.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct HeartbeatOptions {
     /// The interval without a mark.
     pub interval: Duration,
     /// How long this server accepts keys without a successful poll.
@@ -35,13 +35,13 @@ pub struct Heartbeat {
     name: String,
     replica: Replica,
     store: Arc<dyn Store>,
-    options: Options,
+    options: HeartbeatOptions,
 }
 
 impl Heartbeat {
     /// Creates the heartbeat of this replica. `name` is shown to people.
     #[must_use]
-    pub fn new(name: String, replica: Replica, store: Arc<dyn Store>, options: Options) -> Self {
+    pub fn new(name: String, replica: Replica, store: Arc<dyn Store>, options: HeartbeatOptions) -> Self {
         Self { id: random::new_id(), name, replica, store, options }
     }
 
@@ -97,7 +97,8 @@ mod tests {
 
     fn heartbeat() -> (Heartbeat, Replica, Arc<Script>) {
         let (replica, script) = (Replica::default(), Arc::new(Script::default()));
-        let options = Options { interval: Duration::from_secs(10), max_staleness: Duration::from_mins(5) };
+        let options =
+            HeartbeatOptions { interval: Duration::from_secs(10), max_staleness: Duration::from_mins(5) };
         let store = Arc::<Script>::clone(&script);
         (Heartbeat::new("here".into(), replica.clone(), store, options), replica, script)
     }

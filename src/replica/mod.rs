@@ -284,7 +284,7 @@ mod tests {
 
     use super::*;
     use crate::clock::ManualClock;
-    use crate::store::Row;
+    use crate::store::SnapshotRow;
 
     thread_local! {
         static LINES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -323,7 +323,7 @@ mod tests {
 
     impl Replica {
         /// Publishes a snapshot of exactly these rows, as if they had just been loaded.
-        pub(crate) fn sees(&self, rows: Vec<Row>, clock: &dyn Clock) {
+        pub(crate) fn sees(&self, rows: Vec<SnapshotRow>, clock: &dyn Clock) {
             let mut reload = self.snapshot().reload(self.peppers());
             for row in rows {
                 reload.add(row);

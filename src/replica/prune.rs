@@ -17,7 +17,7 @@ const USAGE_RETENTION: Duration = Duration::from_hours(400 * 24);
 
 /// Options of pruning.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct PruneOptions {
     /// The interval.
     pub interval: Duration,
     /// The age up to which changes are kept: longer than the usual pauses of a replica, after which it would have to
@@ -27,7 +27,7 @@ pub struct Options {
     pub keep_usage: Option<Duration>,
 }
 
-impl Default for Options {
+impl Default for PruneOptions {
     fn default() -> Self {
         Self {
             interval: Duration::from_mins(10),
@@ -38,7 +38,7 @@ impl Default for Options {
 }
 
 /// Prunes both, forever. A failed attempt does no harm: the next one prunes more.
-pub async fn run(store: Arc<dyn Store>, options: Options) {
+pub async fn run(store: Arc<dyn Store>, options: PruneOptions) {
     loop {
         sleep(options.interval).await;
         match store.prune_changes(options.keep).await {
@@ -60,7 +60,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_continues_after_success_and_failure() {
-        let (script, options) = (Arc::new(Script::default()), Options::default());
+        let (script, options) = (Arc::new(Script::default()), PruneOptions::default());
         let running = tokio::spawn(run(Arc::<Script>::clone(&script), options));
         sleep(2 * options.interval + Duration::from_secs(1)).await;
         assert_eq!(*script.pruned.lock().unwrap(), [options.keep; 2]);
@@ -71,7 +71,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_server_that_does_not_count_prunes_no_counts() {
         let (script, options) =
-            (Arc::new(Script::default()), Options { keep_usage: None, ..Options::default() });
+            (Arc::new(Script::default()), PruneOptions { keep_usage: None, ..PruneOptions::default() });
         let running = tokio::spawn(run(Arc::<Script>::clone(&script), options));
         sleep(options.interval + Duration::from_secs(1)).await;
         assert_eq!(script.pruned.lock().unwrap().len(), 1);

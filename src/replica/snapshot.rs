@@ -17,7 +17,7 @@ use crate::plan::{Plan, PlanRow};
 use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, Memo, has_expired};
 use crate::route::{RouteId, RouteRow, RouteTable};
-use crate::store::{Change, Row};
+use crate::store::{Change, SnapshotRow};
 use crate::tenant::{Tenant, TenantId, TenantStatus};
 use crate::verify::memo::Peppers;
 
@@ -273,14 +273,15 @@ impl Snapshot {
 
     /// Creates a snapshot of these rows.
     #[must_use]
-    pub fn of(rows: Vec<Row>, peppers: &Peppers) -> Self {
+    pub fn of(rows: Vec<SnapshotRow>, peppers: &Peppers) -> Self {
         Self::empty().changed(rows.into_iter().map(Change::Now).collect(), peppers)
     }
 
     /// Returns the snapshot after these changes.
     pub(super) fn changed(&self, changes: Vec<Change>, peppers: &Peppers) -> Self {
         let mut next = Self { generation: self.generation + 1, ..self.clone() };
-        let rules = changes.iter().any(|c| matches!(c, Change::Now(Row::Route(_)) | Change::NoRoute(_)));
+        let rules =
+            changes.iter().any(|c| matches!(c, Change::Now(SnapshotRow::Route(_)) | Change::NoRoute(_)));
         for change in changes {
             next.apply(change, peppers);
         }
@@ -306,14 +307,14 @@ impl Snapshot {
 
     fn apply(&mut self, change: Change, peppers: &Peppers) {
         match change {
-            Change::Now(Row::Key(record, memo, profile)) => {
+            Change::Now(SnapshotRow::Key(record, memo, profile)) => {
                 let profile = self.number(profile);
                 let entry = self.entry_for(record, memo.as_ref(), profile, peppers);
                 self.count_key(&entry, 1);
                 let before = self.keys.put(entry);
                 before.inspect(|before| self.count_key(before, -1));
             }
-            Change::Now(Row::Tenant(tenant)) => {
+            Change::Now(SnapshotRow::Tenant(tenant)) => {
                 self.count_tenant(&tenant, 1);
                 let before = self.tenants.put(Arc::new(TenantEntry::new(tenant)));
                 before.inspect(|before| self.count_tenant(before.tenant(), -1));
@@ -326,7 +327,9 @@ impl Snapshot {
                 let before = self.tenants.remove(id.0.as_bytes());
                 before.inspect(|before| self.count_tenant(before.tenant(), -1));
             }
-            Change::Now(row @ (Row::Plan(_) | Row::Route(_))) => Arc::make_mut(&mut self.policy).put(row),
+            Change::Now(row @ (SnapshotRow::Plan(_) | SnapshotRow::Route(_))) => {
+                Arc::make_mut(&mut self.policy).put(row)
+            }
             Change::NoPlan(name) => drop(Arc::make_mut(&mut self.policy).plans.remove(&name)),
             Change::NoRoute(id) => drop(Arc::make_mut(&mut self.policy).rules.remove(&id)),
             Change::Mark => {}
@@ -339,7 +342,7 @@ impl Snapshot {
     }
 
     /// Returns whether a row of a poll is damaged.
-    pub(super) fn finds_damaged(&self, row: &Row) -> bool {
+    pub(super) fn finds_damaged(&self, row: &SnapshotRow) -> bool {
         is_damaged(row, &self.profiles)
     }
 
@@ -361,22 +364,24 @@ impl Snapshot {
     }
 }
 
-/// Equals whether there is [`Row::damage`], but does not parse known profiles again. False for rules: the [`RouteTable`]
+/// Equals whether there is [`SnapshotRow::damage`], but does not parse known profiles again. False for rules: the [`RouteTable`]
 /// parses them, and says which are damaged.
-fn is_damaged(row: &Row, profiles: &Profiles) -> bool {
+fn is_damaged(row: &SnapshotRow, profiles: &Profiles) -> bool {
     match row {
-        Row::Key(record, _, profile) => record.is_damaged() || profiles.is_damaged(profile),
-        Row::Tenant(_) | Row::Plan(_) => row.damage().is_some(),
-        Row::Route(_) => false,
+        SnapshotRow::Key(record, _, profile) => record.is_damaged() || profiles.is_damaged(profile),
+        SnapshotRow::Tenant(_) | SnapshotRow::Plan(_) => row.damage().is_some(),
+        SnapshotRow::Route(_) => false,
     }
 }
 
 impl Policy {
-    fn put(&mut self, row: Row) {
+    fn put(&mut self, row: SnapshotRow) {
         match row {
-            Row::Plan(row) => drop(self.plans.insert(row.name.as_str().into(), Arc::new(PlanEntry::of(row)))),
-            Row::Route(row) => drop(self.rules.insert(row.id, row)),
-            Row::Key(..) | Row::Tenant(_) => {}
+            SnapshotRow::Plan(row) => {
+                drop(self.plans.insert(row.name.as_str().into(), Arc::new(PlanEntry::of(row))))
+            }
+            SnapshotRow::Route(row) => drop(self.rules.insert(row.id, row)),
+            SnapshotRow::Key(..) | SnapshotRow::Tenant(_) => {}
         }
     }
 
@@ -398,20 +403,20 @@ pub(super) struct Reload {
 }
 
 impl Reload {
-    pub(super) fn add(&mut self, row: Row) {
+    pub(super) fn add(&mut self, row: SnapshotRow) {
         match row {
-            Row::Key(record, memo, profile) => {
+            SnapshotRow::Key(record, memo, profile) => {
                 // The scopes are compiled at the end, when all rules are known.
                 let profile = self.profiles.number(profile, &self.before.routes);
                 self.keys.push(self.before.entry_for(record, memo.as_ref(), profile, &self.peppers));
             }
-            Row::Tenant(tenant) => self.tenants.push(Arc::new(TenantEntry::new(tenant))),
-            row @ (Row::Plan(_) | Row::Route(_)) => self.policy.put(row),
+            SnapshotRow::Tenant(tenant) => self.tenants.push(Arc::new(TenantEntry::new(tenant))),
+            row @ (SnapshotRow::Plan(_) | SnapshotRow::Route(_)) => self.policy.put(row),
         }
     }
 
     /// Returns whether a row is damaged.
-    pub(super) fn finds_damaged(&self, row: &Row) -> bool {
+    pub(super) fn finds_damaged(&self, row: &SnapshotRow) -> bool {
         is_damaged(row, &self.profiles)
     }
 

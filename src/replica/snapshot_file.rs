@@ -28,7 +28,7 @@ const SLACK: Duration = Duration::from_secs(2);
 
 /// Options of the file.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct SnapshotFileOptions {
     /// The path of the file.
     pub path: PathBuf,
     /// The pause between two writes while the data changes. Writing a million keys takes one to two seconds of one
@@ -68,7 +68,7 @@ pub struct SnapshotFile {
     clock: Arc<dyn Clock>,
     /// The name of the database, from its store.
     source: String,
-    options: Options,
+    options: SnapshotFileOptions,
     written: Option<Written>,
     failing: bool,
 }
@@ -85,7 +85,12 @@ struct Written {
 impl SnapshotFile {
     /// Creates the snapshot file of this replica. `source` is the name of the database, from its store.
     #[must_use]
-    pub fn new(replica: Replica, clock: Arc<dyn Clock>, source: String, options: Options) -> Self {
+    pub fn new(
+        replica: Replica,
+        clock: Arc<dyn Clock>,
+        source: String,
+        options: SnapshotFileOptions,
+    ) -> Self {
         Self { replica, clock, source, options, written: None, failing: false }
     }
 

@@ -35,7 +35,7 @@ use crate::supervise::{Panicked, caught};
 
 /// Options of the synchronization.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct SyncOptions {
     /// The tick: how long to wait for a hint before polling. Bounds the delay until a change is applied.
     pub interval: Duration,
     /// The timeout of a poll, after which the session counts as lost.
@@ -48,7 +48,7 @@ pub struct Options {
     pub migrate: bool,
 }
 
-impl Default for Options {
+impl Default for SyncOptions {
     fn default() -> Self {
         Self {
             interval: Duration::from_millis(50),
@@ -75,7 +75,7 @@ pub struct Sync {
     replica: Replica,
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
-    options: Options,
+    options: SyncOptions,
     /// Whether this process has loaded from the database. Before that, the snapshot is empty or from the snapshot
     /// file.
     loaded: bool,
@@ -91,7 +91,7 @@ pub struct Sync {
 impl Sync {
     /// Creates the task of this replica and store.
     #[must_use]
-    pub fn new(replica: Replica, store: Arc<dyn Store>, clock: Arc<dyn Clock>, options: Options) -> Self {
+    pub fn new(replica: Replica, store: Arc<dyn Store>, clock: Arc<dyn Clock>, options: SyncOptions) -> Self {
         let (loaded, retired, clocks_differ, lost) = (false, Vec::new(), false, None);
         Self { replica, store, clock, options, loaded, retired, clocks_differ, lost }
     }

@@ -47,7 +47,7 @@ impl Address {
 
 /// The listeners, the peers that may connect, and the limits.
 #[derive(Clone)]
-pub struct Options {
+pub struct ListenOptions {
     /// The addresses.
     pub listen: Vec<Address>,
     /// TLS for TCP listeners.
@@ -66,7 +66,7 @@ pub struct Options {
     pub publish: Option<PathBuf>,
 }
 
-impl Default for Options {
+impl Default for ListenOptions {
     fn default() -> Self {
         Self {
             listen: Vec::new(),
@@ -95,7 +95,7 @@ enum Socket {
 }
 
 impl Listeners {
-    pub(super) async fn bind(options: &Options) -> Result<Self, ServeError> {
+    pub(super) async fn bind(options: &ListenOptions) -> Result<Self, ServeError> {
         let mut listeners = Vec::new();
         for address in &options.listen {
             listeners.push(match address {
@@ -190,7 +190,7 @@ pub(super) struct Acceptor<U> {
 
 impl<U: Unary> Acceptor<U> {
     pub(super) fn new(
-        options: &Options,
+        options: &ListenOptions,
         services: Arc<Services<U>>,
         stop: watch::Receiver<bool>,
         stats: Arc<ListenStats>,

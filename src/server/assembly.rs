@@ -130,7 +130,7 @@ impl Assembly {
             AuthorizationService::new(gate, Arc::clone(clock), shadow.clone(), settings.ext_authz.clone())
                 .remembering(refusals.clone());
         let reporter = HealthReporter::new();
-        let options = heartbeat::Options { interval: HEARTBEAT, max_staleness: limit };
+        let options = heartbeat::HeartbeatOptions { interval: HEARTBEAT, max_staleness: limit };
         let heartbeat = Heartbeat::new(process_name(), replica.clone(), Arc::clone(&settings.store), options);
         let spans = traces.clone().map(|traces| -> Arc<dyn SpanSink> { traces });
         let assembly = Self {

@@ -24,14 +24,14 @@ use tokio::task::JoinHandle;
 use tracing::warn;
 
 use self::acceptor::{Acceptor, Listeners, bind_tcp, bind_unix, remove_sockets};
-pub use self::acceptor::{Address, Options as ListenOptions};
+pub use self::acceptor::{Address, ListenOptions};
 use self::assembly::Assembly;
 use self::dedicated_runtime::DedicatedRuntime;
 pub use self::manage::{Explain, ExplainedRequest, ManageSettings, manage};
 pub use self::tls::{Protocol, Tls, TlsError, TlsFiles};
 use crate::batch_writer::Schedule;
 use crate::clock::{Clock, SystemClock};
-use crate::ext_authz::service::{AuthorizationService, Options as ServiceOptions};
+use crate::ext_authz::service::{AuthorizationOptions, AuthorizationService};
 use crate::replica::{prune, snapshot_file, sync};
 use crate::store::{Store, StoreError};
 use crate::transport::Services;
@@ -49,17 +49,17 @@ pub struct Settings {
     /// The database.
     pub store: Arc<dyn Store>,
     /// How requests are read and answered.
-    pub ext_authz: ServiceOptions,
+    pub ext_authz: AuthorizationOptions,
     /// How requests are decided.
-    pub gate: gate::Options,
+    pub gate: gate::GateOptions,
     /// How keys are verified.
-    pub verify: verify::Options,
+    pub verify: verify::VerifyOptions,
     /// How the replica polls the database.
-    pub sync: sync::Options,
+    pub sync: sync::SyncOptions,
     /// When uses of keys are written.
     pub last_used: Schedule,
     /// How the change log and usage are pruned, and whether usage is counted.
-    pub prune: prune::Options,
+    pub prune: prune::PruneOptions,
     /// The peppers for memos, and whether a memo is required.
     pub peppers: Peppers,
     /// When memos are written.
@@ -73,7 +73,7 @@ pub struct Settings {
     /// When rejections are written.
     pub refusals: Schedule,
     /// Where and when the snapshot file is written, if it is enabled.
-    pub snapshot_file: Option<snapshot_file::Options>,
+    pub snapshot_file: Option<snapshot_file::SnapshotFileOptions>,
     /// Warnings about settings that are valid but risky. They are logged once the listeners are bound.
     pub remarks: Vec<String>,
     /// The clock.
@@ -89,12 +89,12 @@ impl Settings {
             ops_listen: String::new(),
             reflection: true,
             store,
-            ext_authz: ServiceOptions::default(),
-            gate: gate::Options::default(),
-            verify: verify::Options::default(),
-            sync: sync::Options::default(),
+            ext_authz: AuthorizationOptions::default(),
+            gate: gate::GateOptions::default(),
+            verify: verify::VerifyOptions::default(),
+            sync: sync::SyncOptions::default(),
             last_used: Schedule::every(last_used::INTERVAL),
-            prune: prune::Options::default(),
+            prune: prune::PruneOptions::default(),
             peppers: Peppers::default(),
             memos: Schedule::every(memo_writer::INTERVAL),
             usage: Schedule::every(usage::INTERVAL),

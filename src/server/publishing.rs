@@ -17,7 +17,7 @@ use super::Settings;
 use crate::clock::Clock;
 use crate::decision::Decision;
 use crate::ext_authz::plain::plain;
-use crate::ext_authz::translate::{Answer, ResponseOptions};
+use crate::ext_authz::translate::{ResponseContent, ResponseOptions};
 use crate::gate::Terms;
 use crate::publisher::{Publisher, Render, Rendered};
 use crate::rate_limited_log::RateLimitedLog;
@@ -31,7 +31,7 @@ const CHUNK: usize = 1 << 16;
 
 impl Render for ResponseOptions {
     fn render(&self, decision: &Decision<'_>, terms: Terms<'_>) -> Option<Rendered> {
-        plain(&Answer { terms, ..Answer::of(decision) }, self)
+        plain(&ResponseContent { terms, ..ResponseContent::of(decision) }, self)
     }
 }
 

@@ -296,7 +296,7 @@ pub struct Announcement<'a> {
 
 /// A row as a replica reads it.
 #[derive(Clone, Debug)]
-pub enum Row {
+pub enum SnapshotRow {
     /// Of `api_keys`, with its memo if it has one, and its profile, which keys can share.
     Key(KeyRecord, Option<Memo>, ProfileRow),
     /// Of `tenants`.
@@ -307,7 +307,7 @@ pub enum Row {
     Route(RouteRow),
 }
 
-impl Row {
+impl SnapshotRow {
     /// Returns the plan that the row names: of a key, or of a tenant.
     #[must_use]
     pub fn plan(&self) -> Option<&str> {
@@ -354,7 +354,7 @@ pub struct SyncPoint {
 #[expect(clippy::large_enum_variant, reason = "nearly every change is a row with its current content")]
 pub enum Change {
     /// The current content of a row.
-    Now(Row),
+    Now(SnapshotRow),
     /// The key with this prefix was deleted.
     NoKey(Box<str>),
     /// This tenant was deleted.
@@ -376,7 +376,7 @@ impl Change {
 
     /// Returns the current content of the row; `None` if it was deleted, and for a mark.
     #[must_use]
-    pub fn row(&self) -> Option<&Row> {
+    pub fn row(&self) -> Option<&SnapshotRow> {
         if let Self::Now(row) = self { Some(row) } else { None }
     }
 }
@@ -396,7 +396,7 @@ pub enum Changes {
 #[async_trait]
 pub trait Session: Send {
     /// Reads all rows as of one instant, and passes them to `sink` one by one.
-    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<SyncPoint, StoreError>;
+    async fn load(&mut self, sink: &mut (dyn FnMut(SnapshotRow) + Send)) -> Result<SyncPoint, StoreError>;
 
     /// Waits for a hint that something changed. Hints may be late, superfluous or missing.
     ///

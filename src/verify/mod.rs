@@ -40,7 +40,7 @@ use crate::stats::{Counter, Gauge, Histogram};
 
 /// The limits of first proofs.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct VerifyOptions {
     /// Threads that run bcrypt. Defaults to one fewer than there are cores, which leaves one for proven keys.
     pub threads: usize,
     /// The maximum number of waiting proofs. With four proofs a second per thread, 64 take 16 seconds; further ones
@@ -52,7 +52,7 @@ pub struct Options {
     pub wrong_attempts: usize,
 }
 
-impl Default for Options {
+impl Default for VerifyOptions {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self { threads: (cores - 1).max(1), queue: 64, queue_per_key: 8, wrong_attempts: 4_096 }
@@ -132,7 +132,7 @@ impl Verifier {
     /// # Errors
     ///
     /// Fails if the operating system cannot start a thread.
-    pub fn start(options: Options, keyring: Keyring) -> std::io::Result<Self> {
+    pub fn start(options: VerifyOptions, keyring: Keyring) -> std::io::Result<Self> {
         let pool = Pool::start(options)?;
         Ok(Self { keyring, _open: Arc::new(Open(Arc::clone(&pool))), pool })
     }

@@ -17,7 +17,7 @@ use tracing::error;
 use super::memo::Seal;
 use super::queue::FairQueue;
 use super::wrong::WrongAttempts;
-use super::{Options, Provable, Stats, bcrypt};
+use super::{Provable, Stats, VerifyOptions, bcrypt};
 use crate::decision::{Fault, Proof};
 use crate::key::PlainKey;
 use crate::record::SecretHash;
@@ -55,7 +55,7 @@ pub(super) struct State {
 
 impl Pool {
     /// Starts the threads.
-    pub(super) fn start(options: Options) -> io::Result<Arc<Self>> {
+    pub(super) fn start(options: VerifyOptions) -> io::Result<Arc<Self>> {
         let state = State {
             queue: FairQueue::new(options.queue, options.queue_per_key),
             flights: HashMap::new(),

@@ -12,16 +12,16 @@ use crate::record::SecretHash;
 use crate::tenant::TenantId;
 use crate::verify::memo::Peppers;
 
-fn verifier(options: Options) -> Verifier {
+fn verifier(options: VerifyOptions) -> Verifier {
     Verifier::start(options, Keyring::new(Peppers::default()).unwrap()).unwrap()
 }
 
 const KEY: &[u8] = b"llmk_demo_secret123";
 const WRONG: &[u8] = b"llmk_demo_secret124";
 
-struct Row(KeyRecord, Proven);
+struct TestKey(KeyRecord, Proven);
 
-impl Provable for Row {
+impl Provable for TestKey {
     fn record(&self) -> &KeyRecord {
         &self.0
     }
@@ -30,20 +30,20 @@ impl Provable for Row {
     }
 }
 
-fn row(cost: u32) -> Arc<Row> {
+fn row(cost: u32) -> Arc<TestKey> {
     let text = bcrypt::hash(&parse(KEY).unwrap().to_plain(), cost).unwrap();
     let (id, tenant_id) = (KeyId(Uuid::new_v4()), TenantId(Uuid::nil()));
     let hash = SecretHash::parse(&text);
     let record = KeyRecord::new(id, tenant_id, "llmk_demo".into(), hash);
-    Arc::new(Row(record, Proven::default()))
+    Arc::new(TestKey(record, Proven::default()))
 }
 
 fn soon() -> tokio::time::Instant {
     tokio::time::Instant::now() + Duration::from_mins(1)
 }
 
-async fn prove(verifier: &Verifier, row: &Arc<Row>, key: &[u8]) -> Proof {
-    verifier.prove(Arc::<Row>::clone(row), parse(key).unwrap(), soon()).await
+async fn prove(verifier: &Verifier, row: &Arc<TestKey>, key: &[u8]) -> Proof {
+    verifier.prove(Arc::<TestKey>::clone(row), parse(key).unwrap(), soon()).await
 }
 
 fn runs(verifier: &Verifier) -> u64 {
@@ -52,7 +52,7 @@ fn runs(verifier: &Verifier) -> u64 {
 
 #[tokio::test]
 async fn a_proven_key_and_later_guesses_need_no_bcrypt() {
-    let (verifier, row) = (verifier(Options::default()), row(4));
+    let (verifier, row) = (verifier(VerifyOptions::default()), row(4));
     assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Pending);
     assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
     for time in ["by the seal", "by the token", "by the token"] {
@@ -64,9 +64,9 @@ async fn a_proven_key_and_later_guesses_need_no_bcrypt() {
 
 #[tokio::test]
 async fn a_row_with_a_seal_needs_no_bcrypt() {
-    let (verifier, row) = (verifier(Options::default()), row(4));
+    let (verifier, row) = (verifier(VerifyOptions::default()), row(4));
     let seal = verifier.keyring().seal(&row.0, &row.0.hash.unwrap(), KEY);
-    let row = Arc::new(Row(row.0.clone(), Proven::from(Some(seal))));
+    let row = Arc::new(TestKey(row.0.clone(), Proven::from(Some(seal))));
     assert_eq!(prove(&verifier, &row, WRONG).await, Proof::Wrong);
     assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
     assert_eq!(runs(&verifier), 0);
@@ -75,7 +75,7 @@ async fn a_row_with_a_seal_needs_no_bcrypt() {
 
 #[tokio::test]
 async fn a_wrong_attempt_is_remembered_and_does_not_block_the_right_key() {
-    let (verifier, row) = (verifier(Options::default()), row(4));
+    let (verifier, row) = (verifier(VerifyOptions::default()), row(4));
     assert_eq!(prove(&verifier, &row, WRONG).await, Proof::Wrong);
     assert_eq!(prove(&verifier, &row, WRONG).await, Proof::Wrong);
     assert_eq!(runs(&verifier), 1);
@@ -84,7 +84,7 @@ async fn a_wrong_attempt_is_remembered_and_does_not_block_the_right_key() {
 
 #[tokio::test]
 async fn any_number_of_callers_wait_for_one_proof() {
-    let (verifier, row) = (verifier(Options::default()), row(6));
+    let (verifier, row) = (verifier(VerifyOptions::default()), row(6));
     let callers: Vec<_> = (0..500)
         .map(|_| {
             let (verifier, row) = (verifier.clone(), Arc::clone(&row));
@@ -99,9 +99,9 @@ async fn any_number_of_callers_wait_for_one_proof() {
 
 #[tokio::test]
 async fn a_proof_continues_after_its_caller_has_left() {
-    let (verifier, row) = (verifier(Options::default()), row(8));
+    let (verifier, row) = (verifier(VerifyOptions::default()), row(8));
     let now = tokio::time::Instant::now();
-    let first = verifier.prove(Arc::<Row>::clone(&row), parse(KEY).unwrap(), now).await;
+    let first = verifier.prove(Arc::<TestKey>::clone(&row), parse(KEY).unwrap(), now).await;
     assert_eq!(first, Proof::Impossible(Fault::DeadlineTooShort));
     assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
     assert_eq!(runs(&verifier), 1);
@@ -109,7 +109,7 @@ async fn a_proof_continues_after_its_caller_has_left() {
 
 #[tokio::test]
 async fn a_full_queue_is_an_overload_and_never_a_rejection() {
-    let options = Options { threads: 1, queue: 1, queue_per_key: 1, wrong_attempts: 10 };
+    let options = VerifyOptions { threads: 1, queue: 1, queue_per_key: 1, wrong_attempts: 10 };
     let (verifier, row) = (verifier(options), row(8));
     let guesses: Vec<_> = (0..20)
         .map(|n| {
@@ -134,7 +134,7 @@ async fn a_full_queue_is_an_overload_and_never_a_rejection() {
 #[tokio::test]
 async fn a_row_without_a_required_memo_is_rejected_without_bcrypt() {
     let keyring = Keyring::new(Peppers::new(Vec::new(), Policy::Required)).unwrap();
-    let (verifier, row) = (Verifier::start(Options::default(), keyring).unwrap(), row(4));
+    let (verifier, row) = (Verifier::start(VerifyOptions::default(), keyring).unwrap(), row(4));
     assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Wrong);
     assert_eq!(prove(&verifier, &row, KEY).await, Proof::Wrong);
     assert_eq!(runs(&verifier), 0);
@@ -142,8 +142,8 @@ async fn a_row_without_a_required_memo_is_rejected_without_bcrypt() {
 
 #[tokio::test]
 async fn a_damaged_hash_is_neither_right_nor_wrong() {
-    let (verifier, whole) = (verifier(Options::default()), row(4));
-    let row = Arc::new(Row(KeyRecord { hash: None, ..whole.0.clone() }, Proven::default()));
+    let (verifier, whole) = (verifier(VerifyOptions::default()), row(4));
+    let row = Arc::new(TestKey(KeyRecord { hash: None, ..whole.0.clone() }, Proven::default()));
     let damaged = Proof::Impossible(Fault::DamagedRow);
     assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), damaged);
     assert_eq!(prove(&verifier, &row, KEY).await, damaged);
@@ -151,7 +151,7 @@ async fn a_damaged_hash_is_neither_right_nor_wrong() {
 
 #[tokio::test]
 async fn the_threads_end_with_the_last_clone() {
-    let verifier = verifier(Options::default());
+    let verifier = verifier(VerifyOptions::default());
     let pool = Arc::downgrade(&verifier.pool);
     let clone = verifier.clone();
     drop(verifier);
@@ -165,7 +165,7 @@ async fn the_threads_end_with_the_last_clone() {
 }
 
 /// A row that panics once, when a thread of bcrypt stores its verdict.
-struct Cursed(Row, AtomicBool);
+struct Cursed(TestKey, AtomicBool);
 
 impl Provable for Cursed {
     fn record(&self) -> &KeyRecord {
@@ -180,7 +180,7 @@ impl Provable for Cursed {
 
 #[tokio::test]
 async fn a_panic_of_a_thread_accepts_no_key_and_the_retry_is_proven() {
-    let options = Options { threads: 1, ..Options::default() };
+    let options = VerifyOptions { threads: 1, ..VerifyOptions::default() };
     let (verifier, row) = (verifier(options), row(4));
     let row = Arc::new(Cursed(Arc::into_inner(row).unwrap(), AtomicBool::new(false)));
     let prove = || verifier.prove(Arc::<Cursed>::clone(&row), parse(KEY).unwrap(), soon());

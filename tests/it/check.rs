@@ -1,12 +1,12 @@
 //! Tests every row of the outcome table over gRPC.
 //!
-//! `support::answer` compares what belongs to a row (status, code, body, headers, metadata keys) for every single
+//! `support::verified_response` compares what belongs to a row (status, code, body, headers, metadata keys) for every single
 //! Here the tests check which row applies, in which order, and its values.
 
 use std::collections::BTreeMap;
 
-use crate::support::answer::{IDENTITY, UNPROVEN};
 use crate::support::ask::KEY_HEADER;
+use crate::support::verified_response::{IDENTITY, UNPROVEN};
 use crate::support::world::{Key, Tenant, quick_hash};
 use crate::support::{Ask, Backend, PATIENCE, Server, World, eventually, on_every_store};
 

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::support::answer::{IDENTITY, UNPROVEN};
 use crate::support::ask::KEY_HEADER;
 use crate::support::cli::{Run, run_in};
 use crate::support::link::free_port;
+use crate::support::verified_response::{IDENTITY, UNPROVEN};
 use crate::support::{Server, World};
 
 /// The fields of every printed answer.

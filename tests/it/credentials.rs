@@ -1,7 +1,7 @@
 //! Tests all places of a key in a request, and values there that are not keys.
 
-use crate::support::answer::IDENTITY;
 use crate::support::ask::KEY_HEADER;
+use crate::support::verified_response::IDENTITY;
 use crate::support::wire::{Headers, in_pieces};
 use crate::support::{Ask, Server, World};
 

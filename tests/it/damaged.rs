@@ -178,7 +178,7 @@ fn a_hostile_name_stays_inside_its_header(world: &World) {
         let header = answer.headers()["x-llmcore-tenant-name"].to_owned();
         if header == "a%0D%0Ax-llmcore-tenant-id:%20b" { Ok(()) } else { Err(header) }
     });
-    // A name that would give an empty header; `support::answer` checks the answer.
+    // A name that would give an empty header; `support::verified_response` checks the answer.
     session.sql(&format!("UPDATE tenants SET name = '' WHERE {by_id}"));
     crate::support::eventually("the empty name", PATIENCE, || {
         let answer = server.check(Ask::with_key(&world.live.text));

@@ -14,9 +14,9 @@ use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::support::answer::IDENTITY;
 use crate::support::ask::KEY_HEADER;
 use crate::support::envoy::{Envoy, FILE, MTLS, Outcome, Seen, UDS, binary};
+use crate::support::verified_response::IDENTITY;
 use crate::support::world::{Key, Tenant};
 use crate::support::{Backend, PATIENCE, Server, World, eventually, runtime, wait};
 use crate::tls::{authority, file, issued_for};

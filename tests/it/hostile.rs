@@ -15,7 +15,7 @@ use std::path::Path;
 
 use self::requests::{Http, Request, furnish, requests};
 use crate::support::envoy::{Envoy, Outcome};
-use crate::support::{Answer, Ask, Server, World, on_every_store};
+use crate::support::{Ask, Server, VerifiedResponse, World, on_every_store};
 
 /// Rows that another suite tests, with the test. Numbers in neither list (14, 28, 36, 38) are unused.
 const ELSEWHERE: [(u8, &str, &str); 3] = [
@@ -70,7 +70,7 @@ fn every_bad_request_gets_its_answer_from_tenantgate() {
 
 /// A rejection has the same text for all inputs.
 #[track_caller]
-fn tells_nothing_of_the_request(answer: &Answer, request: &Request) {
+fn tells_nothing_of_the_request(answer: &VerifiedResponse, request: &Request) {
     if answer.http_status() != 200 {
         let said = format!("{:?} {:?}", answer.body(), answer.headers());
         assert!(!said.contains("llmk_") && !said.contains("forged"), "{request}: {said}");

@@ -42,7 +42,7 @@ use std::time::{Duration, Instant};
 
 use tenantgate::clock::SystemClock;
 use tenantgate::replica::Replica;
-use tenantgate::replica::sync::{Options, Sync};
+use tenantgate::replica::sync::{Sync, SyncOptions};
 use tenantgate::store::Store;
 use tenantgate::store::postgres::PostgresStore;
 use tenantgate::store::sqlite::SqliteStore;
@@ -145,7 +145,7 @@ fn number(variable: &str) -> Option<u64> {
 
 fn start_sync(witness: Witness, replica: Replica) -> tokio::task::AbortHandle {
     // The witness decides when to poll; the tick only has to be later.
-    let options = Options { interval: Duration::from_hours(1), ..Options::default() };
+    let options = SyncOptions { interval: Duration::from_hours(1), ..SyncOptions::default() };
     let sync = Sync::new(replica, Arc::new(witness), Arc::new(SystemClock), options);
     runtime().spawn(sync.run()).abort_handle()
 }

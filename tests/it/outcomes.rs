@@ -10,7 +10,7 @@ use crate::support::http::samples;
 use crate::support::link::free_port;
 use crate::support::postgres::PASSWORD;
 use crate::support::table;
-use crate::support::{Answer, Ask, Backend, Database, Server, World, on_every_store};
+use crate::support::{Ask, Backend, Database, Server, VerifiedResponse, World, on_every_store};
 
 on_every_store![every_outcome_is_in_the_committed_table];
 
@@ -127,7 +127,7 @@ fn risen(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> Strin
     moved.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ")
 }
 
-fn row(outcome: &str, answer: &Answer, metric: &str) -> [String; 7] {
+fn row(outcome: &str, answer: &VerifiedResponse, metric: &str) -> [String; 7] {
     let kind = match (answer.http_status(), answer.is_error_response()) {
         (200, _) => "ok_response",
         (_, false) => "denied_response",

@@ -18,8 +18,8 @@ use tenantgate::replica::{prune, snapshot_file};
 use tenantgate::server::{Address, Settings, serve};
 use tenantgate::store::sqlite::SqliteStore;
 use tenantgate::store::{
-    Announcement, Changes, Management as _, NewMemo, Refusal, Row, SchemaVersion, Session, Shadowed, Store,
-    StoreError, SyncPoint, Touched, Used,
+    Announcement, Changes, Management as _, NewMemo, Refusal, SchemaVersion, Session, Shadowed, SnapshotRow,
+    Store, StoreError, SyncPoint, Touched, Used,
 };
 use tenantgate::telemetry::{self, LogFormat, panics};
 use tenantgate::verify::memo::{Peppers, Policy};
@@ -112,7 +112,7 @@ struct TrappedSession {
 
 #[async_trait]
 impl Session for TrappedSession {
-    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<SyncPoint, StoreError> {
+    async fn load(&mut self, sink: &mut (dyn FnMut(SnapshotRow) + Send)) -> Result<SyncPoint, StoreError> {
         self.springs.step_on("load");
         self.session.load(sink).await
     }
@@ -251,10 +251,11 @@ fn settings(world: &World, springs: &Arc<Springs>, dir: &Path) -> Settings {
     settings.last_used = Schedule::every(OFTEN);
     settings.memos = Schedule::every(OFTEN);
     settings.usage = Schedule::every(OFTEN);
-    settings.prune = prune::Options { interval: OFTEN, ..prune::Options::default() };
+    settings.prune = prune::PruneOptions { interval: OFTEN, ..prune::PruneOptions::default() };
     settings.peppers = Peppers::new(vec![Pepper::random().unwrap()], Policy::Optional);
     let (path, max_staleness) = (dir.join("snapshot"), Duration::from_mins(5));
-    settings.snapshot_file = Some(snapshot_file::Options { path, interval: OFTEN, max_staleness });
+    settings.snapshot_file =
+        Some(snapshot_file::SnapshotFileOptions { path, interval: OFTEN, max_staleness });
     settings
 }
 

@@ -1,8 +1,8 @@
 //! Tests which requests pass without a key, and look-alikes that must not.
 
-use crate::support::answer::{IDENTITY, UNPROVEN};
 use crate::support::ask::KEY_HEADER;
 use crate::support::cli::run_in;
+use crate::support::verified_response::{IDENTITY, UNPROVEN};
 use crate::support::{Ask, Server, World};
 
 /// The identity headers and the key header, which clients must not pass to the upstream.

@@ -27,7 +27,7 @@
 
 pub mod rows;
 
-use self::rows::Row;
+use self::rows::OutcomeRow;
 use crate::clock::Timestamp;
 use crate::record::KeyRecord;
 use crate::request::Credential;
@@ -61,7 +61,7 @@ pub enum Proof {
 
 /// The row of the key whose prefix the request has, from the snapshot.
 #[derive(Clone, Copy, Debug)]
-pub struct Found<'a> {
+pub struct FoundKey<'a> {
     /// The row of `api_keys`.
     pub key: &'a KeyRecord,
     /// Its row of `tenants`; `None` if the row is missing, which the database schema forbids.
@@ -135,7 +135,7 @@ pub struct Facts<'a> {
     /// How current the snapshot is.
     pub freshness: Freshness,
     /// The row with the presented prefix; `None` if the snapshot has none.
-    pub found: Option<Found<'a>>,
+    pub found: Option<FoundKey<'a>>,
     /// The current time, by the later of the clocks of this machine and of the database.
     pub now: Timestamp,
 }
@@ -431,7 +431,7 @@ impl Fault {
 /// Returns the decision of the first row of the table that holds; `None` if the secret must be verified first.
 #[must_use]
 pub fn decide<'a>(facts: &Facts<'a>) -> Option<Decision<'a>> {
-    Row::first(facts).map(|row| row.answer(facts))
+    OutcomeRow::first(facts).map(|row| row.answer(facts))
 }
 
 #[cfg(test)]

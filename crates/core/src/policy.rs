@@ -13,7 +13,7 @@ use crate::scope::{Granted, Scopes};
 
 /// How requests are matched with rules.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Options {
+pub struct PolicyOptions {
     /// How paths are parsed.
     pub path: PathOptions,
     /// `--route-default deny`: requests that no rule matches are denied.
@@ -33,7 +33,7 @@ pub struct Routing<'a> {
 }
 
 /// Returns whether paths are judged: a rule, a pattern of `--public` or `--route-default deny` is in force.
-fn in_force(routes: &RouteTable, options: Options, request: &AccessRequest<'_>) -> bool {
+fn in_force(routes: &RouteTable, options: PolicyOptions, request: &AccessRequest<'_>) -> bool {
     !routes.is_empty() || options.deny_unmatched || request.patterns
 }
 
@@ -48,7 +48,7 @@ pub type Target<'a> = (Cow<'a, [u8]>, Path<'a>);
 /// Returns what makes the path or the host ambiguous.
 pub fn target<'a>(
     routes: &RouteTable,
-    options: Options,
+    options: PolicyOptions,
     request: &AccessRequest<'a>,
 ) -> Result<Option<Target<'a>>, Ambiguous> {
     // A Check from Envoy's network filter is about a connection, and has no path.
@@ -65,7 +65,7 @@ pub fn target<'a>(
 impl<'a> Routing<'a> {
     /// Matches a request with the rules.
     #[must_use]
-    pub fn of(routes: &'a RouteTable, options: Options, request: &AccessRequest<'a>) -> Self {
+    pub fn of(routes: &'a RouteTable, options: PolicyOptions, request: &AccessRequest<'a>) -> Self {
         let plain = if request.waived == Waived::No { Entrance::Required } else { Entrance::Public };
         let context = request.context;
         let routing = Self { entrance: plain, rule: RuleFact::Fine, entry: None, context };
@@ -79,7 +79,7 @@ impl<'a> Routing<'a> {
         Self { entrance, ..self }
     }
 
-    fn among(self, routes: &'a RouteTable, options: Options, request: &AccessRequest<'a>) -> Self {
+    fn among(self, routes: &'a RouteTable, options: PolicyOptions, request: &AccessRequest<'a>) -> Self {
         let Ok(target) = target(routes, options, request) else {
             return self.with(Entrance::Ambiguous);
         };
@@ -143,7 +143,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::request::{Options as RequestOptions, PublicPaths, Reader};
+    use crate::request::{PublicPaths, Reader, RequestOptions};
     use crate::route::{RouteId, RouteRow};
 
     /// Makes a rule from `METHOD host/path mode needs`; `!` before the mode means shadow.
@@ -166,7 +166,7 @@ mod tests {
 
     struct World {
         routes: RouteTable,
-        options: Options,
+        options: PolicyOptions,
         reading: RequestOptions,
     }
 
@@ -174,7 +174,7 @@ mod tests {
         fn of(rules: &[&str]) -> Self {
             let rows: Vec<_> = (1..).zip(rules).map(|(number, text)| rule(number, text)).collect();
             let reading = RequestOptions { preflight: true, ..RequestOptions::default() };
-            Self { routes: RouteTable::of(&rows), options: Options::default(), reading }
+            Self { routes: RouteTable::of(&rows), options: PolicyOptions::default(), reading }
         }
 
         /// Parses `METHOD host/path` with context extensions, and returns the entrance, the rule and its name as

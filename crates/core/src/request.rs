@@ -4,7 +4,7 @@
 //! program might choose a different part of it. Credentials of other kinds (another scheme, another bearer token) are
 //! ignored.
 //!
-//! Header names must be in lower case, as in HTTP/2. [`Options`] names the headers to read. This module does not know
+//! Header names must be in lower case, as in HTTP/2. [`RequestOptions`] names the headers to read. This module does not know
 //! Envoy's messages.
 
 use crate::key::PresentedKey;
@@ -20,7 +20,7 @@ pub const AUTHORIZATION: &str = "authorization";
 
 /// How requests are parsed.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct RequestOptions {
     /// The header that carries the key, in lower case.
     pub key_header: String,
     /// Whether a key in `Authorization: Bearer llmk_…` is accepted, too.
@@ -31,7 +31,7 @@ pub struct Options {
     pub preflight: bool,
 }
 
-impl Default for Options {
+impl Default for RequestOptions {
     fn default() -> Self {
         Self {
             key_header: DEFAULT_KEY_HEADER.into(),
@@ -94,7 +94,7 @@ pub struct AccessRequest<'a> {
 /// Parses a request header by header.
 #[derive(Debug)]
 pub struct Reader<'o, 'a> {
-    options: &'o Options,
+    options: &'o RequestOptions,
     key: Slot<'a>,
     bearer: Slot<'a>,
     ours: bool,
@@ -123,7 +123,7 @@ impl<'a> Slot<'a> {
 impl<'o, 'a> Reader<'o, 'a> {
     /// Starts to parse a request.
     #[must_use]
-    pub fn new(options: &'o Options) -> Self {
+    pub fn new(options: &'o RequestOptions) -> Self {
         let (context, preflight) = (Context::default(), [false; 2]);
         Self { options, key: Slot::Empty, bearer: Slot::Empty, ours: false, context, preflight }
     }
@@ -221,7 +221,7 @@ mod tests {
 
     const KEY: &str = "llmk_demo_secret123";
 
-    fn read<'a>(options: &Options, headers: &[(&str, &'a [u8])]) -> AccessRequest<'a> {
+    fn read<'a>(options: &RequestOptions, headers: &[(&str, &'a [u8])]) -> AccessRequest<'a> {
         let mut reader = Reader::new(options);
         for (name, value) in headers {
             reader.header(name.as_bytes(), value);
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn one_key_header_is_accepted_and_several_are_malformed() {
-        let options = Options::default();
+        let options = RequestOptions::default();
         let joined = format!("{KEY},{KEY}");
         for (headers, expected) in [
             (vec![], "missing"),
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_bearer_key_is_accepted_if_enabled_and_other_tokens_are_ignored() {
-        let options = Options { accept_bearer: true, ..Options::default() };
+        let options = RequestOptions { accept_bearer: true, ..RequestOptions::default() };
         for (values, expected, ours) in [
             (vec!["Bearer llmk_demo_secret123"], "presented", true),
             (vec!["bEARER llmk_demo_secret123"], "presented", true),
@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn keys_in_both_headers_are_malformed_and_another_bearer_token_is_ignored() {
-        let options = Options { accept_bearer: true, ..Options::default() };
+        let options = RequestOptions { accept_bearer: true, ..RequestOptions::default() };
         for (key, authorization, expected) in [
             (KEY, "Bearer llmk_demo_secret123", "malformed"),
             (KEY, "Bearer llmk_other", "malformed"),

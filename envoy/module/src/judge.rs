@@ -3,10 +3,12 @@
 //! This file only collects the facts. [`decide`] judges them by the same table as for a Check.
 
 use tenantgate_core::clock::{Clock, Timestamp};
-use tenantgate_core::decision::{Access, Decision, Entrance, Facts, Found, Freshness, Grant, Proof, decide};
+use tenantgate_core::decision::{
+    Access, Decision, Entrance, Facts, FoundKey, Freshness, Grant, Proof, decide,
+};
 use tenantgate_core::key::KeyId;
 use tenantgate_core::record::KeyRecord;
-use tenantgate_core::request::{AUTHORIZATION, Credential, Options, PublicPaths, Reader, Waived};
+use tenantgate_core::request::{AUTHORIZATION, Credential, PublicPaths, Reader, RequestOptions, Waived};
 use tenantgate_core::tenant::{Tenant, TenantId, TenantStatus};
 use tenantgate_snapshot::{self as snapshot, Answer, Memory, Proven, Settings};
 use uuid::Uuid;
@@ -17,7 +19,7 @@ use crate::exchange::Exchange;
 #[derive(Debug)]
 pub(crate) struct Published<M> {
     reader: snapshot::Reader<M>,
-    options: Options,
+    options: RequestOptions,
     answers: Vec<Answer>,
 }
 
@@ -40,7 +42,7 @@ impl<M: Memory> Published<M> {
         for path in &public {
             paths.add(path).ok()?;
         }
-        let options = Options { key_header, accept_bearer, public: paths, preflight };
+        let options = RequestOptions { key_header, accept_bearer, public: paths, preflight };
         Some(Self { reader, options, answers })
     }
 
@@ -84,7 +86,7 @@ impl<M: Memory> Published<M> {
             entrance: Entrance::Required,
             credential: request.credential,
             freshness: Freshness::Fresh,
-            found: rows.as_ref().map(|(key, tenant)| Found {
+            found: rows.as_ref().map(|(key, tenant)| FoundKey {
                 key,
                 tenant: Some(tenant),
                 proof: Proof::Right,

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 pub(super) use self::export::{ExportArgs, KeyExportArgs, export_keys, export_tenants};
 use self::progress::Progress;
 pub(super) use self::source::Format;
-use self::source::{ReadRow, Rows, is_stream, measure};
+use self::source::{FileRows, ReadRow, is_stream, measure};
 use super::values::Output;
 use super::{Failure, Out, print};
 use crate::admin::bulk::{Import, KeyRow, Numbered, Outcome, Source, TenantRow};
@@ -47,8 +47,8 @@ impl ImportArgs {
         })
     }
 
-    fn rows<R: FileRow>(&self) -> Result<Rows, Failure> {
-        Rows::open(&self.file, self.format()?, R::COLUMNS, R::NEEDED)
+    fn rows<R: FileRow>(&self) -> Result<FileRows, Failure> {
+        FileRows::open(&self.file, self.format()?, R::COLUMNS, R::NEEDED)
     }
 }
 
@@ -176,7 +176,7 @@ async fn import<R: FileRow>(admin: &Admin, args: &ImportArgs, out: &Out) -> Resu
 /// Reads all rows and imports them in batches.
 async fn pass<R: FileRow>(
     admin: &Admin,
-    mut rows: Rows,
+    mut rows: FileRows,
     mut import: Import,
     bytes: Option<u64>,
     report: &mut Report,

@@ -75,14 +75,14 @@ enum Records {
 }
 
 /// A file that is read row by row.
-pub(super) struct Rows {
+pub(super) struct FileRows {
     name: PathBuf,
     records: Records,
     since: Rc<Cell<usize>>,
     digest: Rc<RefCell<Sha256>>,
 }
 
-impl Rows {
+impl FileRows {
     /// Opens a file, or standard input for `-`.
     pub(super) fn open(
         path: &Path,

@@ -10,7 +10,7 @@ use crate::plan::PlanName;
 use crate::record::{KeyRecord, Memo, PepperId};
 use crate::route::{RouteRow, RouteTable};
 use crate::store::inspect::Inspect;
-use crate::store::{Row, StoreError};
+use crate::store::{SnapshotRow, StoreError};
 use crate::tenant::TenantId;
 use crate::verify::memo::{Peppers, Policy};
 
@@ -19,7 +19,7 @@ const AT_THE_PUBLISHER: &str = "change nothing here, a subscription writes these
 
 /// The counts.
 #[derive(Default)]
-pub(super) struct Rows {
+pub(super) struct RowCounts {
     keys: usize,
     tenants: HashSet<TenantId>,
     tenants_of_keys: HashSet<TenantId>,
@@ -47,20 +47,20 @@ struct Damaged {
 }
 
 impl Damaged {
-    fn of(row: &Row, why: &str) -> Self {
+    fn of(row: &SnapshotRow, why: &str) -> Self {
         let (what, remedy) = match row {
-            Row::Key(key, ..) => (
+            SnapshotRow::Key(key, ..) => (
                 format!("key {}: {why}; it gets 503", key.id.0),
                 "UPDATE the row, or revoke the key and create another",
             ),
-            Row::Tenant(tenant) => {
+            SnapshotRow::Tenant(tenant) => {
                 (format!("tenant {}: {why}; its keys get 503", tenant.id.0), "UPDATE the row of tenants")
             }
-            Row::Plan(plan) => (
+            SnapshotRow::Plan(plan) => (
                 format!("plan {:?}: {why}; keys on it get 503", plan.name),
                 "change the plan with `tenantgate plan update`",
             ),
-            Row::Route(route) => (
+            SnapshotRow::Route(route) => (
                 format!("route {}: {why}; requests that it could match get 503", route.id.0),
                 "remove the rule with `tenantgate route remove` and add it again",
             ),
@@ -69,7 +69,7 @@ impl Damaged {
     }
 }
 
-impl Rows {
+impl RowCounts {
     /// Loads and counts all rows.
     pub(super) async fn load(store: &dyn Inspect) -> Result<Self, StoreError> {
         let mut rows = Self { subscriber: store.is_subscriber().await?, ..Self::default() };
@@ -91,7 +91,8 @@ impl Rows {
             let row = self.routes.iter().find(|row| row.id == entry.id);
             if let Some(row) = row {
                 self.damaged += 1;
-                self.first.get_or_insert_with(|| Damaged::of(&Row::Route(row.clone()), &why.to_string()));
+                self.first
+                    .get_or_insert_with(|| Damaged::of(&SnapshotRow::Route(row.clone()), &why.to_string()));
             }
         }
         let is_missing = |plan: &&String| !self.plans.contains(*plan) && PlanName::parse(plan).is_ok();
@@ -104,7 +105,7 @@ impl Rows {
         }
     }
 
-    fn count(&mut self, row: &Row) {
+    fn count(&mut self, row: &SnapshotRow) {
         if let Some(why) = row.damage() {
             self.damaged += 1;
             self.first.get_or_insert_with(|| Damaged::of(row, &why));
@@ -113,10 +114,10 @@ impl Rows {
             self.named_plans.insert(plan.to_owned());
         }
         match row {
-            Row::Key(key, memo, _) => self.count_key(key, memo.as_ref()),
-            Row::Tenant(tenant) => drop(self.tenants.insert(tenant.id)),
-            Row::Plan(plan) => drop(self.plans.insert(plan.name.clone())),
-            Row::Route(route) => self.routes.push(route.clone()),
+            SnapshotRow::Key(key, memo, _) => self.count_key(key, memo.as_ref()),
+            SnapshotRow::Tenant(tenant) => drop(self.tenants.insert(tenant.id)),
+            SnapshotRow::Plan(plan) => drop(self.plans.insert(plan.name.clone())),
+            SnapshotRow::Route(route) => self.routes.push(route.clone()),
         }
     }
 

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::super::Failure;
 use crate::clock::Timestamp;
-use crate::decision::rows::Row;
+use crate::decision::rows::OutcomeRow;
 use crate::invalid::InvalidValue;
 use crate::telemetry::scrub::scrub;
 
@@ -125,14 +125,14 @@ fn read(line: &str, source: String) -> Logged {
     let (would_deny, cause) = (field(&["would_deny"]), field(&["cause"]));
     // The most specific of the three words.
     let word = cause.as_ref().or(would_deny.as_ref()).or(reason.as_ref());
-    let row = word.and_then(|word| Row::named(word));
+    let row = word.and_then(|word| OutcomeRow::named(word));
     let unable = word.is_some_and(|word| word == "unavailable");
     Logged {
         source,
         decision: field(&["decision"]),
-        row: row.map(Row::number).or(unable.then_some(6)),
+        row: row.map(OutcomeRow::number).or(unable.then_some(6)),
         condition: row
-            .map(Row::condition)
+            .map(OutcomeRow::condition)
             .or(unable.then_some("undecidable: see the log of tenantgate for the cause")),
         reason,
         would_deny,
@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(read(r#"{"reason":"unavailable"}"#, String::new()).row, Some(6));
         assert_eq!(read(r#"{"reason":"shadow","would_deny":"tenant_inactive"}"#, String::new()).row, Some(5));
         let unable = read(r#"reason="shadow" would_deny="unavailable" cause="too_old""#, String::new());
-        assert_eq!((unable.row, unable.condition), (Some(6), Some(Row::TooOld.condition())));
+        assert_eq!((unable.row, unable.condition), (Some(6), Some(OutcomeRow::TooOld.condition())));
     }
 
     #[test]

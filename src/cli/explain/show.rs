@@ -7,10 +7,10 @@ use super::super::check::{CheckView, of_answer, text};
 use super::super::view::{KeyView, TenantView, Text, plain, table};
 use super::logged::Logged;
 use super::through::ThroughView;
-use crate::decision::rows::{Row, Step};
+use crate::decision::rows::{OutcomeRow, Step};
 use crate::decision::{Decision, Fault, Grant, Objection};
 use crate::explain::{Case, Explanation};
-use crate::ext_authz::translate::{Answer, ResponseOptions, answer};
+use crate::ext_authz::translate::{ResponseContent, ResponseOptions, write_response};
 use crate::gate::Terms;
 
 /// A row of the outcome table with its result.
@@ -118,7 +118,7 @@ impl ExplainView {
 }
 
 fn case_view(explanation: &Explanation<'_>, case: &Case<'_>, options: &ResponseOptions) -> CaseView {
-    let row = |(row, step): (Row, Step)| RowView {
+    let row = |(row, step): (OutcomeRow, Step)| RowView {
         row: row.number(),
         condition: row.condition(),
         state: match step {
@@ -136,7 +136,13 @@ fn case_view(explanation: &Explanation<'_>, case: &Case<'_>, options: &ResponseO
 fn outcome((decision, terms): &(Decision<'_>, Terms<'_>), options: &ResponseOptions) -> OutcomeView {
     let mut message = Vec::new();
     // The id of the response is not shown.
-    answer(&mut message, &Answer { terms: *terms, ..Answer::of(decision) }, Uuid::nil(), false, options);
+    write_response(
+        &mut message,
+        &ResponseContent { terms: *terms, ..ResponseContent::of(decision) },
+        Uuid::nil(),
+        false,
+        options,
+    );
     let (said, code) = of_answer(&message);
     let CheckView { allowed, http_status, body, mut metadata, .. } = said;
     OutcomeView {

@@ -19,7 +19,7 @@ fn peppers() -> Peppers {
     Peppers::new(Pepper::parse_all("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").unwrap(), Policy::Optional)
 }
 
-fn key(n: u128, sound: bool, remembered: bool) -> Row {
+fn key(n: u128, sound: bool, remembered: bool) -> SnapshotRow {
     let (id, tenant_id) = (KeyId(Uuid::from_u128(n)), TenantId(Uuid::from_u128(n)));
     let hash = SecretHash::parse(if sound { HASH } else { "" });
     let prefix = format!("llmk_{n}").as_str().into();
@@ -27,15 +27,15 @@ fn key(n: u128, sound: bool, remembered: bool) -> Row {
     let memo = peppers().memo(&record, parse(b"llmk_a_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg").unwrap());
     let scopes = ["a.*", "b", "é"].get(usize::try_from(n).unwrap_or(9)).map(|&scopes| scopes.into());
     let profile = ProfileRow { scopes: scopes.filter(|_| remembered), ..ProfileRow::default() };
-    Row::Key(record, memo.filter(|_| remembered), profile)
+    SnapshotRow::Key(record, memo.filter(|_| remembered), profile)
 }
 
-fn plan(n: u128, sound: bool) -> Row {
+fn plan(n: u128, sound: bool) -> SnapshotRow {
     let limits = [Some(if sound { "1/DAY" } else { "1/WEEK" }.to_owned()), None, None, None];
-    Row::Plan(PlanRow { name: format!("plan-{n}"), limits })
+    SnapshotRow::Plan(PlanRow { name: format!("plan-{n}"), limits })
 }
 
-fn route(n: u128, sound: bool) -> Row {
+fn route(n: u128, sound: bool) -> SnapshotRow {
     let rule = RouteRow {
         id: RouteId(Uuid::from_u128(n)),
         name: None,
@@ -46,11 +46,11 @@ fn route(n: u128, sound: bool) -> Row {
         scopes: Some("a.x | b".into()),
         shadow: false,
     };
-    Row::Route(rule)
+    SnapshotRow::Route(rule)
 }
 
-fn tenant(n: u128, sound: bool) -> Row {
-    Row::Tenant(Tenant {
+fn tenant(n: u128, sound: bool) -> SnapshotRow {
+    SnapshotRow::Tenant(Tenant {
         id: TenantId(Uuid::from_u128(n)),
         name: if sound { format!("Tenant {n}") } else { String::new() },
         schema: "tenant_demo".into(),
@@ -108,13 +108,13 @@ proptest! {
         for batch in batches {
             for (n, change) in &batch {
                 match change {
-                    Change::Now(row @ Row::Key(..)) => drop(keys.insert(*n, row.clone())),
-                    Change::Now(row @ Row::Tenant(_)) => drop(tenants.insert(*n, row.clone())),
+                    Change::Now(row @ SnapshotRow::Key(..)) => drop(keys.insert(*n, row.clone())),
+                    Change::Now(row @ SnapshotRow::Tenant(_)) => drop(tenants.insert(*n, row.clone())),
                     Change::NoKey(_) => drop(keys.remove(n)),
                     Change::NoTenant(_) => drop(tenants.remove(n)),
-                    Change::Now(row @ Row::Plan(_)) => drop(plans.insert(*n, row.clone())),
+                    Change::Now(row @ SnapshotRow::Plan(_)) => drop(plans.insert(*n, row.clone())),
                     Change::NoPlan(_) => drop(plans.remove(n)),
-                    Change::Now(row @ Row::Route(_)) => drop(routes.insert(*n, row.clone())),
+                    Change::Now(row @ SnapshotRow::Route(_)) => drop(routes.insert(*n, row.clone())),
                     Change::NoRoute(_) => drop(routes.remove(n)),
                     Change::Mark => {}
                 }
@@ -170,7 +170,7 @@ fn cached_responses_are_kept_until_the_tenant_changes() {
 #[test]
 fn a_table_that_grew_by_changes_is_made_again() {
     let (peppers, empty) = (peppers(), Snapshot::empty());
-    let grown = |kind: fn(u128) -> Row| {
+    let grown = |kind: fn(u128) -> SnapshotRow| {
         let changes = (0..1_025).map(|n| Change::Now(kind(n))).collect();
         empty.changed(changes, &peppers)
     };
@@ -181,7 +181,7 @@ fn a_table_that_grew_by_changes_is_made_again() {
 
 #[test]
 fn a_damaged_row_is_found_alike_whether_its_profile_is_known_or_not() {
-    let rows: Vec<Row> = (0..4)
+    let rows: Vec<SnapshotRow> = (0..4)
         .flat_map(|n| [key(n, true, true), key(n, false, true), key(n, true, false)])
         .chain([plan(1, true), plan(1, false)])
         .collect();
@@ -202,10 +202,14 @@ fn a_damaged_row_is_found_alike_whether_its_profile_is_known_or_not() {
 fn a_key_with_a_known_profile_is_loaded_with_one_allocation() {
     let mut reload = Arc::new(Snapshot::empty()).reload(&Peppers::default());
     let row = |n: u32| {
-        let Row::Key(record, ..) = key(0, true, false) else { unreachable!() };
+        let SnapshotRow::Key(record, ..) = key(0, true, false) else { unreachable!() };
         let prefix = format!("llmk_{n}").as_str().into();
         let networks = Some("10.0.0.0/8 192.0.2.0/24".into());
-        Row::Key(KeyRecord { prefix, ..record }, None, ProfileRow { networks, ..ProfileRow::default() })
+        SnapshotRow::Key(
+            KeyRecord { prefix, ..record },
+            None,
+            ProfileRow { networks, ..ProfileRow::default() },
+        )
     };
     reload.add(row(0));
     reload.keys.reserve(2);

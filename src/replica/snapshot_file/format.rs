@@ -25,7 +25,7 @@ use crate::profile::{ProfileRow, Unreadable};
 use crate::record::{KeyRecord, Memo, PepperId, SecretHash};
 use crate::replica::Snapshot;
 use crate::route::{RouteId, RouteRow};
-use crate::store::{Row, SyncPoint};
+use crate::store::{SnapshotRow, SyncPoint};
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 use crate::verify::memo::Peppers;
 
@@ -133,7 +133,7 @@ impl Key {
         }
     }
 
-    fn row(self) -> Result<Row, Refused> {
+    fn row(self) -> Result<SnapshotRow, Refused> {
         let record = KeyRecord {
             id: KeyId(uuid(&self.id)?),
             tenant_id: TenantId(uuid(&self.tenant_id)?),
@@ -148,7 +148,11 @@ impl Key {
         let (scopes, networks, plan) = (text(self.scopes), text(self.networks), text(self.plan));
         let column = |name: String| Unreadable::named(&name).ok_or(Refused::Malformed);
         let unreadable = self.unreadable.map(column).transpose()?;
-        Ok(Row::Key(record, Memo::parse(&self.memo), ProfileRow { scopes, networks, plan, unreadable }))
+        Ok(SnapshotRow::Key(
+            record,
+            Memo::parse(&self.memo),
+            ProfileRow { scopes, networks, plan, unreadable },
+        ))
     }
 }
 
@@ -183,8 +187,8 @@ impl TenantRow {
         }
     }
 
-    fn row(self) -> Result<Row, Refused> {
-        Ok(Row::Tenant(Tenant {
+    fn row(self) -> Result<SnapshotRow, Refused> {
+        Ok(SnapshotRow::Tenant(Tenant {
             id: TenantId(uuid(&self.id)?),
             name: self.name,
             schema: self.schema,
@@ -216,9 +220,9 @@ impl PlanMessage {
         Self { name: plan.name.clone(), request_limit, total_limit, input_limit, output_limit }
     }
 
-    fn row(self) -> Row {
+    fn row(self) -> SnapshotRow {
         let limits = [self.request_limit, self.total_limit, self.input_limit, self.output_limit];
-        Row::Plan(PlanRow { name: self.name, limits })
+        SnapshotRow::Plan(PlanRow { name: self.name, limits })
     }
 }
 
@@ -248,10 +252,10 @@ impl RuleMessage {
         Self { id: id.0.as_bytes().to_vec(), name, host, method, path, mode, scopes, shadow }
     }
 
-    fn row(self) -> Result<Row, Refused> {
+    fn row(self) -> Result<SnapshotRow, Refused> {
         let Self { id, name, host, method, path, mode, scopes, shadow } = self;
         let id = RouteId(uuid(&id)?);
-        Ok(Row::Route(RouteRow { id, name, host, method, path, mode, scopes, shadow }))
+        Ok(SnapshotRow::Route(RouteRow { id, name, host, method, path, mode, scopes, shadow }))
     }
 }
 
@@ -272,7 +276,7 @@ pub(super) fn open<'a>(bytes: &'a [u8], peppers: &Peppers) -> Result<(Head, &'a 
 }
 
 /// Passes every row of the file to `sink`.
-pub(super) fn rows(head: &Head, mut body: &[u8], mut sink: impl FnMut(Row)) -> Result<(), Refused> {
+pub(super) fn rows(head: &Head, mut body: &[u8], mut sink: impl FnMut(SnapshotRow)) -> Result<(), Refused> {
     for _ in 0..head.keys {
         sink(next::<Key>(&mut body)?.row()?);
     }

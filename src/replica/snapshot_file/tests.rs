@@ -12,7 +12,7 @@ use crate::profile::{ProfileRow, Unreadable};
 use crate::record::{KeyRecord, SecretHash};
 use crate::replica::tests::logged;
 use crate::route::{RouteId, RouteRow};
-use crate::store::Row;
+use crate::store::SnapshotRow;
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 use crate::verify::memo::{Peppers, Policy};
 use crate::verify::pepper::Pepper;
@@ -36,7 +36,7 @@ impl Machine {
 
     fn file(&self, replica: &Replica) -> SnapshotFile {
         let path = self.folder.path().join("snapshot");
-        let options = Options { path, interval: Duration::from_secs(10), max_staleness: BOUND };
+        let options = SnapshotFileOptions { path, interval: Duration::from_secs(10), max_staleness: BOUND };
         let clock: Arc<dyn Clock> = Arc::<ManualClock>::clone(&self.clock);
         SnapshotFile::new(replica.clone(), clock, "postgres://here/own".into(), options)
     }
@@ -54,7 +54,8 @@ impl Machine {
             plan: Some("gold".into()),
         };
         let mut reload = replica.snapshot().reload(&self.peppers);
-        for row in [Row::Key(record(), None, profile()), Row::Tenant(tenant), plan(), rule()] {
+        for row in [SnapshotRow::Key(record(), None, profile()), SnapshotRow::Tenant(tenant), plan(), rule()]
+        {
             reload.add(row);
         }
         let _ = replica.publish(reload.finish());
@@ -85,13 +86,13 @@ fn profile() -> ProfileRow {
     }
 }
 
-fn plan() -> Row {
+fn plan() -> SnapshotRow {
     let limits = [Some("1/DAY".into()), Some("2/DAY".into()), None, Some("x".into())];
-    Row::Plan(PlanRow { name: "gold".into(), limits })
+    SnapshotRow::Plan(PlanRow { name: "gold".into(), limits })
 }
 
-fn rule() -> Row {
-    Row::Route(RouteRow {
+fn rule() -> SnapshotRow {
+    SnapshotRow::Route(RouteRow {
         id: RouteId(Uuid::from_u128(3)),
         name: Some("r".into()),
         host: "h".into(),
@@ -129,8 +130,8 @@ async fn a_restored_snapshot_is_complete_and_as_old_as_its_last_poll() {
     let snapshot = replica.snapshot();
     let entry = snapshot.key("llmk_a").unwrap();
     assert_eq!((entry.record(), snapshot.profile(entry.profile()).row()), (&record(), &profile()));
-    assert!(matches!(plan(), Row::Plan(plan) if snapshot.plans().eq([&plan])));
-    assert!(matches!(rule(), Row::Route(rule) if snapshot.rules().eq([&rule])));
+    assert!(matches!(plan(), SnapshotRow::Plan(plan) if snapshot.plans().eq([&plan])));
+    assert!(matches!(rule(), SnapshotRow::Route(rule) if snapshot.rules().eq([&rule])));
     assert!(snapshot.plan("gold").unwrap().plan().is_err() && !snapshot.routes().is_empty());
     let tenant = snapshot.tenant(TenantId(Uuid::from_u128(2))).unwrap().tenant();
     assert_eq!((tenant.name.as_str(), &tenant.status), ("Acme", &TenantStatus::Suspended));
@@ -146,7 +147,7 @@ async fn memos_are_restored_and_a_file_written_with_an_older_pepper_is_read() {
     let replica = Replica::new(machine.peppers.clone());
     let key = parse(b"llmk_a_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg").unwrap();
     let memo = machine.peppers.memo(&record(), key).unwrap();
-    replica.sees(vec![Row::Key(record(), Some(memo), ProfileRow::default())], machine.clock.as_ref());
+    replica.sees(vec![SnapshotRow::Key(record(), Some(memo), ProfileRow::default())], machine.clock.as_ref());
     machine.file(&replica).write().await;
     for (list, known) in [(&[&old][..], true), (&[&new, &old], true), (&[&new], false), (&[], false)] {
         machine.peppers = peppers(list);

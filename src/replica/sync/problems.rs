@@ -9,7 +9,7 @@ use super::PANICKED;
 use crate::plan::PlanName;
 use crate::replica::Snapshot;
 use crate::route::RouteId;
-use crate::store::{Change, Row, StoreError};
+use crate::store::{Change, SnapshotRow, StoreError};
 
 /// What was logged since the database was lost. The causes of an outage can follow each other (a lost connection, a
 /// refused one, then a wrong password), and can alternate at every attempt.
@@ -60,13 +60,13 @@ impl Lost {
 
 /// Damaged rows, to be logged so that operators can fix them.
 #[derive(Default)]
-pub(super) struct Damaged(Vec<Row>);
+pub(super) struct Damaged(Vec<SnapshotRow>);
 
 impl Damaged {
     /// The most rows that are logged for one load or poll.
     const LINES: usize = 100;
 
-    pub(super) fn add(&mut self, row: &Row) {
+    pub(super) fn add(&mut self, row: &SnapshotRow) {
         if self.0.len() < Self::LINES {
             self.0.push(row.clone());
         }
@@ -76,20 +76,20 @@ impl Damaged {
         for row in self.0 {
             let why = row.damage();
             match row {
-                Row::Key(k, ..) => {
+                SnapshotRow::Key(k, ..) => {
                     warn!(key.id = %k.id.0, key.prefix = %k.prefix, why, "damaged row of api_keys, its key gets 503 until it is fixed");
                 }
-                Row::Tenant(t) => {
+                SnapshotRow::Tenant(t) => {
                     warn!(tenant.id = %t.id.0, why, "damaged row of tenants, its keys get 503 until it is fixed");
                 }
-                Row::Plan(p) => {
+                SnapshotRow::Plan(p) => {
                     warn!(
                         plan = p.name,
                         why, "damaged row of tenantgate_plan, keys on it get 503 until it is fixed"
                     );
                 }
                 // See `log_damaged_rules`.
-                Row::Route(_) => {}
+                SnapshotRow::Route(_) => {}
             }
         }
     }
@@ -121,7 +121,7 @@ pub(super) fn log_missing_plans(next: &Snapshot, named: HashSet<Box<str>>) {
 /// Returns the ids of the rules in a change.
 pub(super) fn changed_rules(changes: &[Change]) -> HashSet<RouteId> {
     let rule = |change: &Change| match change.row() {
-        Some(Row::Route(rule)) => Some(rule.id),
+        Some(SnapshotRow::Route(rule)) => Some(rule.id),
         _ => None,
     };
     changes.iter().filter_map(rule).collect()

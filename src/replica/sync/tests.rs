@@ -14,7 +14,7 @@ use crate::clock::Timestamp;
 use crate::decision::Freshness;
 use crate::record::KeyRecord;
 use crate::replica::tests::logged;
-use crate::store::Row;
+use crate::store::SnapshotRow;
 
 /// A clock that follows tokio's, which the tests pause.
 struct TestClock(Instant);
@@ -41,10 +41,10 @@ fn run(sessions: Vec<Vec<Step>>) -> Run {
 }
 
 fn start(script: Script) -> Run {
-    start_as(Options::default(), Replica::default(), script)
+    start_as(SyncOptions::default(), Replica::default(), script)
 }
 
-fn start_as(options: Options, replica: Replica, script: Script) -> Run {
+fn start_as(options: SyncOptions, replica: Replica, script: Script) -> Run {
     let (script, clock) = (Arc::new(script), Arc::new(TestClock(Instant::now())));
     let (store, same_clock) = (Arc::<Script>::clone(&script), Arc::<TestClock>::clone(&clock));
     let sync = Sync::new(replica.clone(), store, same_clock, options);
@@ -54,7 +54,7 @@ fn start_as(options: Options, replica: Replica, script: Script) -> Run {
 /// A task that is not running.
 fn idle() -> Sync {
     let (store, clock) = (Arc::new(Script::default()), Arc::new(TestClock(Instant::now())));
-    Sync::new(Replica::default(), store, clock, Options::default())
+    Sync::new(Replica::default(), store, clock, SyncOptions::default())
 }
 
 impl Run {
@@ -208,7 +208,7 @@ async fn an_old_schema_is_migrated_on_request_or_if_embedded() {
     {
         let sessions = Mutex::new(vec![vec![Step::Load(vec!["a"])]].into());
         let script = Script { sessions, embedded, old_schema: old, ..Script::default() };
-        let run = start_as(Options { migrate, ..Options::default() }, Replica::default(), script);
+        let run = start_as(SyncOptions { migrate, ..SyncOptions::default() }, Replica::default(), script);
         run.generation(1).await;
         assert_eq!(run.script.migrated.load(Relaxed), old);
     }
@@ -223,7 +223,7 @@ async fn another_database_is_rejected_while_the_snapshot_file_may_be_served() {
         replica.restored(reload.finish(), known(), Duration::from_secs(age_secs), Duration::ZERO);
         let sessions = vec![vec![Step::Stranger(vec!["b"])], vec![Step::Load(vec!["c"])]];
         let script = Script { sessions: Mutex::new(sessions.into()), ..Script::default() };
-        let run = start_as(Options::default(), replica, script);
+        let run = start_as(SyncOptions::default(), replica, script);
         run.generation(2).await;
         assert_eq!((run.knows("b"), run.knows("c")), (!rejected, rejected), "{age_secs}");
     }
@@ -303,7 +303,9 @@ async fn marks_and_loads_notify_and_changes_do_not() {
 #[tokio::test(start_paused = true)]
 async fn what_is_valid_again_is_counted_if_the_tables_are_others_or_a_change_is_lost() {
     let row = |off: bool| match key("a") {
-        Row::Key(record, memo, profile) => Row::Key(KeyRecord { disabled: off, ..record }, memo, profile),
+        SnapshotRow::Key(record, memo, profile) => {
+            SnapshotRow::Key(KeyRecord { disabled: off, ..record }, memo, profile)
+        }
         other => other,
     };
     for (tables, remembers, alarms) in [("1", true, 0), ("2", true, 1), ("1", false, 1)] {

@@ -92,12 +92,12 @@ pub struct ManageSettings {
 }
 
 /// The caller of a request.
-type Who = Extension<Arc<Caller>>;
+type CallerExtension = Extension<Arc<Caller>>;
 
 /// The shared state, as handlers extract it.
 type Shared = State<Arc<Plane>>;
 
-type Found<T> = Result<Json<T>, Problem>;
+type JsonResult<T> = Result<Json<T>, Problem>;
 
 /// The state that all requests share.
 struct Plane {

@@ -10,7 +10,7 @@ use super::precondition::Tagged;
 use super::problem::Problem;
 use super::query::{ListQuery, Page, no_parameters};
 use super::reading::{place, seen_by};
-use super::{Found, Shared, Who};
+use super::{CallerExtension, JsonResult, Shared};
 use crate::admin::view::{AdminKeyView, PlanView, TenantView, UsedPlanView};
 use crate::admin::{ListedAdminKey, RouteView, version};
 use crate::permission::{About, Permission};
@@ -33,7 +33,10 @@ pub(super) struct WhoView {
     expires_at: Option<String>,
 }
 
-pub(super) async fn whoami(Extension(caller): Who, RawQuery(query): RawQuery) -> Found<WhoView> {
+pub(super) async fn whoami(
+    Extension(caller): CallerExtension,
+    RawQuery(query): RawQuery,
+) -> JsonResult<WhoView> {
     no_parameters(query.as_deref())?;
     let (key, authority) = (&caller.key, &caller.creator.authority);
     Ok(Json(WhoView {
@@ -48,9 +51,9 @@ pub(super) async fn whoami(Extension(caller): Who, RawQuery(query): RawQuery) ->
 
 pub(super) async fn tenants(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
-) -> Found<Page<TenantView>> {
+) -> JsonResult<Page<TenantView>> {
     check(&caller, Permission::TenantsRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "tenants", &["name"])?;
     let admin = seen_by(&plane, &caller);
@@ -64,7 +67,7 @@ pub(super) async fn tenants(
 
 pub(super) async fn tenant(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
 ) -> FoundVersion<TenantView> {
@@ -77,9 +80,9 @@ pub(super) async fn tenant(
 
 pub(super) async fn plans(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
-) -> Found<Page<PlanView>> {
+) -> JsonResult<Page<PlanView>> {
     check(&caller, Permission::PlansRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "plans", &[])?;
     let all = plane.admin.plans().await?;
@@ -88,7 +91,7 @@ pub(super) async fn plans(
 
 pub(super) async fn plan(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
 ) -> FoundVersion<UsedPlanView> {
@@ -101,7 +104,7 @@ pub(super) async fn plan(
 
 pub(super) async fn routes(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
 ) -> FoundVersion<Page<RouteView>> {
     check(&caller, Permission::RoutesRead, About::Shared)?;
@@ -118,7 +121,7 @@ pub(super) async fn routes(
 
 pub(super) async fn route(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
 ) -> FoundVersion<RouteView> {
@@ -132,9 +135,9 @@ pub(super) async fn route(
 
 pub(super) async fn admin_keys(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
-) -> Found<Page<AdminKeyView>> {
+) -> JsonResult<Page<AdminKeyView>> {
     check(&caller, Permission::AdminKeysRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "admin_keys", &[])?;
     let keys = plane.admin.admin_keys(&caller.creator).await?;
@@ -144,7 +147,7 @@ pub(super) async fn admin_keys(
 
 pub(super) async fn admin_key(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
 ) -> FoundVersion<AdminKeyView> {

@@ -300,10 +300,10 @@ impl Store for PostgresStore {
     }
 
     async fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Result<Touched, StoreError> {
-        match self.touch(used, Rows::Wait).await {
+        match self.touch(used, LockedRows::Wait).await {
             // Another server that writes the same keys takes milliseconds. A session that was left in a transaction may
             // keep its row for hours, and delays that row alone.
-            Err(StoreError::Locked(_)) => self.touch(used, Rows::Skip).await,
+            Err(StoreError::Locked(_)) => self.touch(used, LockedRows::Skip).await,
             touched => touched,
         }
     }
@@ -410,18 +410,18 @@ impl Store for PostgresStore {
 
 /// How rows are handled that another session has locked.
 #[derive(Clone, Copy, Eq, PartialEq)]
-enum Rows {
+enum LockedRows {
     Wait,
     Skip,
 }
 
 impl PostgresStore {
-    async fn touch(&self, used: &[(KeyId, Timestamp)], rows: Rows) -> Result<Touched, StoreError> {
+    async fn touch(&self, used: &[(KeyId, Timestamp)], rows: LockedRows) -> Result<Touched, StoreError> {
         let (ids, at): (Vec<_>, Vec<_>) = used.iter().map(|(id, at)| (id.0, Micros(*at))).unzip();
         let mut connection = self.connect().await?;
         let mut transaction = connection.begin().await?;
         use_async_commit(&mut transaction).await?;
-        let skip = if rows == Rows::Skip { "SKIP LOCKED" } else { "" };
+        let skip = if rows == LockedRows::Skip { "SKIP LOCKED" } else { "" };
         // Rows are locked in the order of ids, so that two servers cannot deadlock.
         let sql = format!(
             "WITH used AS (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS u (id, at)),
@@ -443,7 +443,7 @@ impl PostgresStore {
             let id = KeyId(row.try_get(0)?);
             match row.try_get::<Option<bool>, _>(1)? {
                 Some(_) => touched.first.push(id),
-                None if rows == Rows::Skip => touched.locked.push(id),
+                None if rows == LockedRows::Skip => touched.locked.push(id),
                 // Another server has moved it further while this one waited.
                 None => {}
             }

@@ -15,7 +15,7 @@ use crate::record::{KeyRecord, SecretHash};
 use crate::route::{RouteId, RouteRow};
 use crate::store::inspect::KeyRow;
 use crate::store::sql::instant::{Micros, expiry, instant};
-use crate::store::{Change, Row, StoreError};
+use crate::store::{Change, SnapshotRow, StoreError};
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
 
 /// The columns of every row. They are read by index, which is faster than by name for a million rows.
@@ -244,8 +244,8 @@ pub(super) async fn one_key(
     row.as_ref().map(record).transpose()
 }
 
-pub(super) fn key_row(row: &PgRow) -> Result<Row, StoreError> {
-    record(row).map(|(record, memo, profile)| Row::Key(record, memo, profile))
+pub(super) fn key_row(row: &PgRow) -> Result<SnapshotRow, StoreError> {
+    record(row).map(|(record, memo, profile)| SnapshotRow::Key(record, memo, profile))
 }
 
 fn record(row: &PgRow) -> Result<KeyRow, StoreError> {
@@ -305,7 +305,7 @@ pub(super) fn tenant_change(row: &PgRow) -> Result<Change, StoreError> {
     if row.try_get::<Option<Uuid>, _>(THERE)?.is_none() {
         return Ok(Change::NoTenant(TenantId(row.try_get(ID)?)));
     }
-    Ok(Change::Now(Row::Tenant(tenant_row(row)?)))
+    Ok(Change::Now(SnapshotRow::Tenant(tenant_row(row)?)))
 }
 
 pub(super) fn plan_row(row: &PgRow) -> Result<PlanRow, StoreError> {
@@ -317,7 +317,7 @@ pub(super) fn plan_change(row: &PgRow) -> Result<Change, StoreError> {
     if row.try_get::<Option<&str>, _>(THERE_PLAN)?.is_none() {
         return Ok(Change::NoPlan(row.try_get::<&str, _>(NAME)?.into()));
     }
-    Ok(Change::Now(Row::Plan(plan_row(row)?)))
+    Ok(Change::Now(SnapshotRow::Plan(plan_row(row)?)))
 }
 
 pub(super) fn route_row(row: &PgRow) -> Result<RouteRow, StoreError> {
@@ -337,5 +337,5 @@ pub(super) fn route_change(row: &PgRow) -> Result<Change, StoreError> {
     if row.try_get::<Option<Uuid>, _>(THERE)?.is_none() {
         return Ok(Change::NoRoute(RouteId(row.try_get(ID)?)));
     }
-    Ok(Change::Now(Row::Route(route_row(row)?)))
+    Ok(Change::Now(SnapshotRow::Route(route_row(row)?)))
 }

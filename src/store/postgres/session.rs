@@ -19,7 +19,7 @@ use tokio_stream::StreamExt as _;
 use super::PostgresStore;
 use super::connection::pin;
 use super::poll::{self, Header, REC};
-use crate::store::{CONNECT_TIMEOUT, Changes, Row, Session, StoreError, SyncPoint};
+use crate::store::{CONNECT_TIMEOUT, Changes, Session, SnapshotRow, StoreError, SyncPoint};
 
 const CHANNEL: &str = "tenantgate_change";
 
@@ -78,7 +78,7 @@ struct Foundation {
 
 #[async_trait]
 impl Session for PostgresSession {
-    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<SyncPoint, StoreError> {
+    async fn load(&mut self, sink: &mut (dyn FnMut(SnapshotRow) + Send)) -> Result<SyncPoint, StoreError> {
         self.place = place(&mut self.listener).await?;
         // Before the rows: if it changes meanwhile, a poll notices.
         self.foundation = self.read_foundation().await?;
@@ -88,9 +88,9 @@ impl Session for PostgresSession {
             let row = row?;
             match row.try_get(REC)? {
                 "h" => header = Some(Header::read(&row)?),
-                "t" => sink(Row::Tenant(poll::tenant_row(&row)?)),
-                "p" => sink(Row::Plan(poll::plan_row(&row)?)),
-                "r" => sink(Row::Route(poll::route_row(&row)?)),
+                "t" => sink(SnapshotRow::Tenant(poll::tenant_row(&row)?)),
+                "p" => sink(SnapshotRow::Plan(poll::plan_row(&row)?)),
+                "r" => sink(SnapshotRow::Route(poll::route_row(&row)?)),
                 _ => sink(poll::key_row(&row)?),
             }
         }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::Sets;
 use super::connection::{Link, query};
-use super::row::Row;
+use super::row::SqlRow;
 use super::value::Value;
 use crate::audit::{Action, Draft};
 use crate::clock::Timestamp;
@@ -21,7 +21,7 @@ const ADMIN_KEY: &str =
     "id, key_prefix, name, permissions, tenants, CAST(created_by AS text) AS creator, created_at,
     expires_at, last_used_at, revoked_at";
 
-fn admin_key_of(row: &Row) -> Result<AdminKey, StoreError> {
+fn admin_key_of(row: &SqlRow) -> Result<AdminKey, StoreError> {
     let id = row.id("id", TABLE)?;
     let inconsistent = |why: String| StoreError::Inconsistent { table: TABLE, row: id.to_string(), why };
     let permissions: String = row.get("permissions")?;
@@ -116,7 +116,11 @@ pub(super) async fn chain(
     Ok(Some((first.get("hashed_key")?, keys?)))
 }
 
-async fn links(link: &mut Link<'_>, is_first: &str, value: impl Into<Value>) -> Result<Vec<Row>, StoreError> {
+async fn links(
+    link: &mut Link<'_>,
+    is_first: &str,
+    value: impl Into<Value>,
+) -> Result<Vec<SqlRow>, StoreError> {
     let sql = format!(
         "WITH RECURSIVE chain (link, creator_of_link, depth) AS (
              SELECT id, created_by, 1 FROM {TABLE} WHERE {is_first}

@@ -6,7 +6,7 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 use sqlx::{AssertSqlSafe, Connection as _, Postgres, Sqlite};
 
 use super::instant::Micros;
-use super::row::Row;
+use super::row::SqlRow;
 use super::value::{Conditions, Value};
 use super::{Dialect, POSTGRES, SQLITE};
 use crate::store::StoreError;
@@ -190,13 +190,17 @@ impl Query {
     }
 
     /// Returns all rows.
-    pub(in crate::store) async fn fetch_all(self, link: &mut Link<'_>) -> Result<Vec<Row>, StoreError> {
+    pub(in crate::store) async fn fetch_all(self, link: &mut Link<'_>) -> Result<Vec<SqlRow>, StoreError> {
         Ok(match link {
-            Link::Postgres(connection) => {
-                self.postgres().fetch_all(&mut **connection).await?.into_iter().map(Row::Postgres).collect()
-            }
+            Link::Postgres(connection) => self
+                .postgres()
+                .fetch_all(&mut **connection)
+                .await?
+                .into_iter()
+                .map(SqlRow::Postgres)
+                .collect(),
             Link::Sqlite(connection) => {
-                self.sqlite().fetch_all(&mut **connection).await?.into_iter().map(Row::Sqlite).collect()
+                self.sqlite().fetch_all(&mut **connection).await?.into_iter().map(SqlRow::Sqlite).collect()
             }
         })
     }
@@ -205,19 +209,19 @@ impl Query {
     pub(in crate::store) async fn fetch_optional(
         self,
         link: &mut Link<'_>,
-    ) -> Result<Option<Row>, StoreError> {
+    ) -> Result<Option<SqlRow>, StoreError> {
         Ok(match link {
             Link::Postgres(connection) => {
-                self.postgres().fetch_optional(&mut **connection).await?.map(Row::Postgres)
+                self.postgres().fetch_optional(&mut **connection).await?.map(SqlRow::Postgres)
             }
             Link::Sqlite(connection) => {
-                self.sqlite().fetch_optional(&mut **connection).await?.map(Row::Sqlite)
+                self.sqlite().fetch_optional(&mut **connection).await?.map(SqlRow::Sqlite)
             }
         })
     }
 
     /// Returns the first row. An error if there is none.
-    pub(in crate::store) async fn fetch_one(self, link: &mut Link<'_>) -> Result<Row, StoreError> {
+    pub(in crate::store) async fn fetch_one(self, link: &mut Link<'_>) -> Result<SqlRow, StoreError> {
         self.fetch_optional(link).await?.ok_or_else(|| sqlx::Error::RowNotFound.into())
     }
 

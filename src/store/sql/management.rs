@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::connection::query;
 use super::keys::{self, insert as insert_key, to_change as key_to_change};
-use super::row::Row;
+use super::row::SqlRow;
 use super::rows::{KEY, TENANT, key_of, shadowed_of, tenant_of};
 use super::{
     PooledConnection, Sets, SqlStore, acquire, admin_keys, audit, bulk, change, change_admin_key,
@@ -416,7 +416,7 @@ impl<S: SqlStore> Management for S {
         let mut connection = acquire(self).await?;
         let sql = "SELECT id, name, seen_at, serves_until FROM tenantgate_replica ORDER BY name, id";
         let rows = query(sql).fetch_all(&mut connection.link()).await?;
-        let announced = |row: &Row| {
+        let announced = |row: &SqlRow| {
             Ok(Announced {
                 id: row.id("id", "tenantgate_replica")?,
                 name: row.get("name")?,

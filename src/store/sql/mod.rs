@@ -30,7 +30,7 @@ use async_trait::async_trait;
 pub(super) use self::connection::{Connection, FileIds, Link};
 pub(super) use self::pool::Pool;
 use self::pool::PooledConnection;
-pub(super) use self::row::{Row, sqlite_text};
+pub(super) use self::row::{SqlRow, sqlite_text};
 pub(super) use self::rows::{TENANT, tenant_of};
 use self::value::Value;
 use super::{Adoption, ChangeContext, Migrated, SchemaVersion, Store, StoreError};

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::connection::query;
-use super::row::Row;
+use super::row::SqlRow;
 use super::{SqlStore, acquire};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
@@ -29,7 +29,7 @@ fn days_list(days: &[String]) -> String {
     if days.is_empty() { "NULL".into() } else { days.join(", ") }
 }
 
-fn count(row: &Row, column: &str) -> Result<u64, StoreError> {
+fn count(row: &SqlRow, column: &str) -> Result<u64, StoreError> {
     Ok(u64::try_from(row.get::<i64>(column)?).unwrap_or(0))
 }
 
@@ -71,7 +71,7 @@ impl<S: SqlStore> Overview for S {
              FROM tenantgate_replica r ORDER BY name",
             link.dialect().unapplied
         );
-        let state = |row: &Row| {
+        let state = |row: &SqlRow| {
             Ok(ReplicaState {
                 name: row.get("name")?,
                 seen_at: row.instant("seen_at")?.unwrap_or(Timestamp::MIN),
@@ -86,7 +86,7 @@ impl<S: SqlStore> Overview for S {
         let mut connection = acquire(self).await?;
         let sql = "SELECT at, reason, key_id FROM tenantgate_refusal WHERE decision_id = $1";
         let row = query(sql).bind(decision_id).fetch_optional(&mut connection.link()).await?;
-        let refusal = |row: Row| {
+        let refusal = |row: SqlRow| {
             Ok(StoredRefusal {
                 at: row.instant("at")?.unwrap_or(Timestamp::MIN),
                 reason: row.get("reason")?,
@@ -114,7 +114,7 @@ impl<S: SqlStore> Overview for S {
             link.dialect().usage_day,
             days_list(days)
         );
-        let counted = |row: &Row| {
+        let counted = |row: &SqlRow| {
             Ok(DayCount { day: row.get("day")?, reason: row.get("reason")?, requests: count(row, "total")? })
         };
         query(sql).fetch_all(link).await?.iter().map(counted).collect()

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use super::Sets;
 use super::connection::{Link, Query, query};
-use super::row::Row;
+use super::row::SqlRow;
 use crate::audit::{Action, Draft};
 use crate::plan::{Counted, PlanRow};
 use crate::store::{Check, PlanChange, PlanUses, StoreError};
 
 const PLAN: &str = "name, request_limit, total_limit, input_limit, output_limit";
 
-fn plan_of(row: &Row) -> Result<PlanRow, StoreError> {
+fn plan_of(row: &SqlRow) -> Result<PlanRow, StoreError> {
     let [request, total, input, output] = Counted::ALL.map(|counted| row.get(counted.as_str()));
     Ok(PlanRow { name: row.get("name")?, limits: [request?, total?, input?, output?] })
 }

@@ -6,14 +6,14 @@ use uuid::Uuid;
 
 use super::Sets;
 use super::connection::{Link, query};
-use super::row::Row;
+use super::row::SqlRow;
 use super::value::Value;
 use crate::route::{RouteId, RouteRow};
 use crate::store::{RoutesChange, StoreError};
 
 const ROUTE: &str = "id, name, host, method, path, mode, scopes, shadow";
 
-fn route_of(row: &Row) -> Result<RouteRow, StoreError> {
+fn route_of(row: &SqlRow) -> Result<RouteRow, StoreError> {
     let (id, mode) = match row.id("id", "tenantgate_route") {
         Ok(id) => (id, row.get("mode")?),
         // The rule stays, under an id that stands for the text, without a mode: it is damaged, and no weaker rule wins.

@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::store::StoreError;
 
 /// A row of either database.
-pub(in crate::store) enum Row {
+pub(in crate::store) enum SqlRow {
     /// A row of Postgres.
     Postgres(PgRow),
     /// A row of SQLite.
@@ -66,7 +66,7 @@ pub(in crate::store) fn sqlite_text(
     Ok(bytes.map(text))
 }
 
-impl Row {
+impl SqlRow {
     /// Returns a value of a type that both databases have.
     pub(in crate::store) fn get<T: Cell>(&self, column: &str) -> Result<T, StoreError> {
         Ok(match self {

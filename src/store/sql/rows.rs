@@ -1,7 +1,7 @@
 //! Converts rows to tenants, keys and entries of reports.
 
 use super::instant::INFINITY;
-use super::row::Row;
+use super::row::SqlRow;
 use crate::audit::Entry;
 use crate::key::KeyId;
 use crate::labels::Labels;
@@ -17,7 +17,7 @@ pub(in crate::store) const TENANT: &str = "id, name, db_schema_name, status, mod
 pub(super) const KEY: &str = "id, key_prefix, name, tenant_id, created_at, expires_at, last_used_at, revoked_at, revocation_reason, replaced_by, key_memo,
     disabled_at, not_before, scopes, networks, plan, CAST(labels AS text) AS labels";
 
-pub(in crate::store) fn tenant_of(row: &Row) -> Result<Tenant, StoreError> {
+pub(in crate::store) fn tenant_of(row: &SqlRow) -> Result<Tenant, StoreError> {
     Ok(Tenant {
         id: TenantId(row.id("id", "tenants")?),
         name: row.get("name")?,
@@ -29,7 +29,7 @@ pub(in crate::store) fn tenant_of(row: &Row) -> Result<Tenant, StoreError> {
     })
 }
 
-pub(super) fn key_of(row: &Row) -> Result<KeyDetails, StoreError> {
+pub(super) fn key_of(row: &SqlRow) -> Result<KeyDetails, StoreError> {
     let memo: Option<String> = row.get("key_memo")?;
     let labels: Option<String> = row.get("labels")?;
     let of_instant = |column: Unreadable| {
@@ -62,7 +62,7 @@ pub(super) fn key_of(row: &Row) -> Result<KeyDetails, StoreError> {
     })
 }
 
-pub(super) fn stored_key_of(row: &Row) -> Result<StoredKey, StoreError> {
+pub(super) fn stored_key_of(row: &SqlRow) -> Result<StoredKey, StoreError> {
     Ok(StoredKey {
         details: key_of(row)?,
         tenant_schema: row.get("db_schema_name")?,
@@ -70,7 +70,7 @@ pub(super) fn stored_key_of(row: &Row) -> Result<StoredKey, StoreError> {
     })
 }
 
-pub(super) fn shadowed_of(row: &Row) -> Result<Shadowed, StoreError> {
+pub(super) fn shadowed_of(row: &SqlRow) -> Result<Shadowed, StoreError> {
     let kind = ShadowedKind {
         reason: row.get("reason")?,
         network: row.get("network")?,
@@ -87,7 +87,7 @@ pub(super) fn shadowed_of(row: &Row) -> Result<Shadowed, StoreError> {
     })
 }
 
-pub(super) fn entry_of(row: &Row) -> Result<Entry, StoreError> {
+pub(super) fn entry_of(row: &SqlRow) -> Result<Entry, StoreError> {
     Ok(Entry {
         seq: row.get("seq")?,
         at: row.instant("at")?.unwrap_or_default(),

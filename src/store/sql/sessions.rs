@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 
 use super::connection::{Link, query};
-use super::row::Row;
+use super::row::SqlRow;
 use super::{SqlStore, acquire, audit, change};
 use crate::audit::{Action, Draft};
 use crate::clock::Timestamp;
@@ -35,7 +35,7 @@ impl<'a> From<&'a AdminSession> for Shown<'a> {
     }
 }
 
-fn session_of(row: &Row) -> Result<AdminSession, StoreError> {
+fn session_of(row: &SqlRow) -> Result<AdminSession, StoreError> {
     Ok(AdminSession {
         id: SessionId(row.id("id", SESSION)?),
         key: AdminKeyId(row.id("admin_key_id", SESSION)?),

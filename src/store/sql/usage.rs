@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::connection::{Link, query};
-use super::row::Row;
+use super::row::SqlRow;
 use super::value::Conditions;
 use crate::key::KeyId;
 use crate::permission::Reach;
@@ -68,7 +68,7 @@ fn wanted(link: &Link<'_>, filter: &UsageFilter, place: &str) -> Conditions {
     }
 }
 
-fn usage_of(row: &Row, by: UsageBy) -> Result<UsageRow, StoreError> {
+fn usage_of(row: &SqlRow, by: UsageBy) -> Result<UsageRow, StoreError> {
     let requests = u64::try_from(row.get::<i64>("total")?).unwrap_or(0);
     let sum = UsageRow { requests, ..UsageRow::default() };
     Ok(match by {

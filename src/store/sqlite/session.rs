@@ -26,7 +26,7 @@ use crate::record::{KeyRecord, Memo, SecretHash};
 use crate::route::RouteId;
 use crate::store::inspect::KeyRow;
 use crate::store::sql::{self, FileIds, TENANT, tenant_of};
-use crate::store::{Change, Changes, LOCK_TIMEOUT, Row, Session, StoreError, SyncPoint};
+use crate::store::{Change, Changes, LOCK_TIMEOUT, Session, SnapshotRow, StoreError, SyncPoint};
 use crate::tenant::TenantId;
 
 /// A connection that only reads.
@@ -48,7 +48,7 @@ pub(super) struct SqliteSession {
 
 #[async_trait]
 impl Session for SqliteSession {
-    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<SyncPoint, StoreError> {
+    async fn load(&mut self, sink: &mut (dyn FnMut(SnapshotRow) + Send)) -> Result<SyncPoint, StoreError> {
         self.has_the_same_files()?;
         self.data_version = self.read_data_version().await?;
         let mut transaction = self.connection.begin().await?;
@@ -64,8 +64,8 @@ impl Session for SqliteSession {
         let newest = sqlx::query(NEWEST_CHANGE).fetch_one(&mut *transaction).await?.try_get(0)?;
         let sql = format!("SELECT {TENANT} FROM tenants");
         for row in sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *transaction).await? {
-            match tenant_of(&sql::Row::Sqlite(row)) {
-                Ok(tenant) => sink(Row::Tenant(tenant)),
+            match tenant_of(&sql::SqlRow::Sqlite(row)) {
+                Ok(tenant) => sink(SnapshotRow::Tenant(tenant)),
                 Err(StoreError::Inconsistent { row, why, .. }) => {
                     warn!(row, why, "damaged row of tenants, its keys get 503 until it is fixed");
                 }
@@ -79,13 +79,13 @@ impl Session for SqliteSession {
                 .map_err(|error| StoreError::Refused(format!("rows of api_keys cannot be read: {error}")))?;
             for raw in page {
                 let (record, memo, profile) = raw.record();
-                sink(Row::Key(record, memo, profile));
+                sink(SnapshotRow::Key(record, memo, profile));
             }
         }
         drop(rows);
         let link = &mut sql::Link::Sqlite(&mut transaction);
-        sql::plans::all(link).await?.into_iter().for_each(|plan| sink(Row::Plan(plan)));
-        sql::routes::all(link).await?.into_iter().for_each(|route| sink(Row::Route(route)));
+        sql::plans::all(link).await?.into_iter().for_each(|plan| sink(SnapshotRow::Plan(plan)));
+        sql::routes::all(link).await?.into_iter().for_each(|route| sink(SnapshotRow::Route(route)));
         transaction.commit().await?;
         self.cursor = newest;
         Ok(self.sync_point())
@@ -264,25 +264,27 @@ async fn change_of(
         let row = one_key(connection, &prefix).await?;
         let row = row.map(|raw| {
             let (record, memo, profile) = raw.record();
-            Row::Key(record, memo, profile)
+            SnapshotRow::Key(record, memo, profile)
         });
         return Ok(Some(row.map_or(Change::NoKey(prefix.into()), Change::Now)));
     }
     if let Some(name) = logged.try_get::<Option<String>, _>("plan")? {
         let plan = sql::plans::find(&mut sql::Link::Sqlite(connection), &name).await?;
-        return Ok(Some(plan.map_or(Change::NoPlan(name.into()), |plan| Change::Now(Row::Plan(plan)))));
+        return Ok(Some(
+            plan.map_or(Change::NoPlan(name.into()), |plan| Change::Now(SnapshotRow::Plan(plan))),
+        ));
     }
     if let Some(id) = logged.try_get::<Option<String>, _>("route_id")? {
         let Ok(id) = Uuid::parse_str(&id).map(RouteId) else { return Ok(None) };
         let route = sql::routes::find(&mut sql::Link::Sqlite(connection), id).await?;
-        return Ok(Some(route.map_or(Change::NoRoute(id), |route| Change::Now(Row::Route(route)))));
+        return Ok(Some(route.map_or(Change::NoRoute(id), |route| Change::Now(SnapshotRow::Route(route)))));
     }
     let Some(id) = logged.try_get::<Option<String>, _>("tenant_id")? else { return Ok(None) };
     let Ok(tenant_id) = Uuid::parse_str(&id).map(TenantId) else { return Ok(None) };
     let sql = format!("SELECT {TENANT} FROM tenants WHERE id = ?1");
     let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&id).fetch_optional(connection).await?;
-    let tenant = row.map(|row| tenant_of(&sql::Row::Sqlite(row))).transpose()?;
-    Ok(Some(tenant.map_or(Change::NoTenant(tenant_id), |tenant| Change::Now(Row::Tenant(tenant)))))
+    let tenant = row.map(|row| tenant_of(&sql::SqlRow::Sqlite(row))).transpose()?;
+    Ok(Some(tenant.map_or(Change::NoTenant(tenant_id), |tenant| Change::Now(SnapshotRow::Tenant(tenant)))))
 }
 
 /// Reads one key in the same way as a load.

@@ -9,7 +9,7 @@ use tenantgate::audit::{Action, Actor};
 use tenantgate::batch_writer::Schedule;
 use tenantgate::clock::{ManualClock, SystemClock, Timestamp};
 use tenantgate::config;
-use tenantgate::ext_authz::translate::{Answer, ResponseOptions, answer, read};
+use tenantgate::ext_authz::translate::{ResponseContent, ResponseOptions, write_response, read};
 use tenantgate::gate::{self, Gate, View};
 use tenantgate::key::KeyId;
 use tenantgate::last_used::LastUsed;
@@ -88,7 +88,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct House {
     runtime: Runtime,
     gate: Gate,
-    request: request::Options,
+    request: request::RequestOptions,
     response: ResponseOptions,
 }
 
@@ -102,16 +102,16 @@ impl House {
         runtime.block_on(async {
             let mut loaded = replica.generation();
             let sync =
-                Sync::new(replica.clone(), database.store.clone(), clock.clone(), sync::Options::default());
+                Sync::new(replica.clone(), database.store.clone(), clock.clone(), sync::SyncOptions::default());
             tokio::select! {
                 error = sync.run() => panic!("{error}"),
                 _ = loaded.changed() => {}
             }
         });
         let keyring = Keyring::new(Peppers::default()).expect("randomness");
-        let verifier = Verifier::start(verify::Options::default(), keyring).expect("threads");
+        let verifier = Verifier::start(verify::VerifyOptions::default(), keyring).expect("threads");
         let memos = MemoWriter::new(Peppers::default(), Schedule::every(Duration::from_secs(1)));
-        let gate = Gate::new(replica, verifier, LastUsed::new(Schedule::every(Duration::from_secs(30))), memos, clock, gate::Options::default());
+        let gate = Gate::new(replica, verifier, LastUsed::new(Schedule::every(Duration::from_secs(30))), memos, clock, gate::GateOptions::default());
         Self { runtime, gate, request: reading(), response: response_options() }
     }
 
@@ -122,8 +122,8 @@ impl House {
         let respond = |view: &View<'_>| {
             let verdict = view.judge(&asked, &|| None).ok()?;
             let (mut bytes, cache) = (Vec::new(), verdict.tenant.map(TenantEntry::responses));
-            let said = Answer { decision: &verdict.decision, terms: verdict.terms, cache };
-            answer(&mut bytes, &said, Uuid::nil(), asked.bearer, &self.response);
+            let said = ResponseContent { decision: &verdict.decision, terms: verdict.terms, cache };
+            write_response(&mut bytes, &said, Uuid::nil(), asked.bearer, &self.response);
             self.gate.record(&verdict, view.started());
             Some(bytes)
         };
@@ -138,8 +138,8 @@ impl House {
 }
 
 /// Reads both places of keys.
-pub fn reading() -> request::Options {
-    request::Options { key_header: KEY_HEADER.into(), accept_bearer: true, ..request::Options::default() }
+pub fn reading() -> request::RequestOptions {
+    request::RequestOptions { key_header: KEY_HEADER.into(), accept_bearer: true, ..request::RequestOptions::default() }
 }
 
 /// The format of answers.

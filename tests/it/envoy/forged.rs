@@ -3,9 +3,9 @@
 use std::io::Read as _;
 
 use super::{FORGED, INACTIVE, MALFORMED, MISSING, with_key};
-use crate::support::answer::IDENTITY;
 use crate::support::ask::KEY_HEADER;
 use crate::support::envoy::Envoy;
+use crate::support::verified_response::IDENTITY;
 use crate::support::{Server, World};
 
 /// No forged header reaches the upstream, whatever the reason to pass is.

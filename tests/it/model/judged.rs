@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use tenantgate::clock::Timestamp;
-use tenantgate::decision::{Decision, Facts, Found, Freshness, Grant, Proof, decide};
+use tenantgate::decision::{Decision, Facts, FoundKey, Freshness, Grant, Proof, decide};
 use tenantgate::gate::{Terms, access};
 use tenantgate::plan::PlanRow;
 use tenantgate::policy::{self, Routing};
 use tenantgate::profile::ProfileRow;
 use tenantgate::replica::{Snapshot, TenantEntry};
-use tenantgate::request::{Credential, DEFAULT_KEY_HEADER, Options, PublicPaths, Reader};
+use tenantgate::request::{Credential, DEFAULT_KEY_HEADER, PublicPaths, Reader, RequestOptions};
 use tenantgate::route::RouteRow;
 use tenantgate::tenant::TenantStatus;
 
@@ -63,13 +63,13 @@ impl Asked {
 
     /// Returns the decision of a replica, as text.
     pub(super) fn by(&self, snapshot: &Snapshot) -> String {
-        let options = Options { public: PublicPaths::none(), ..Options::default() };
+        let options = RequestOptions { public: PublicPaths::none(), ..RequestOptions::default() };
         let mut reader = Reader::new(&options);
         if let Some(key) = &self.key {
             reader.header(DEFAULT_KEY_HEADER.as_bytes(), key.as_bytes());
         }
         let request = reader.finish(self.method.as_bytes(), self.host.as_bytes(), self.path.as_bytes());
-        let routing = Routing::of(snapshot.routes(), policy::Options::default(), &request);
+        let routing = Routing::of(snapshot.routes(), policy::PolicyOptions::default(), &request);
         let mut terms = Terms::default();
         let prefix = match request.credential {
             Credential::Presented(key) => Some(key.prefix()),
@@ -81,7 +81,7 @@ impl Asked {
             let (access, told) = access(snapshot, &routing, (entry, tenant), &|| Some(self.address));
             terms = told;
             // Few hashes of the writers are sound; what becomes of the others is known before anything else is judged.
-            Found { key, tenant, proof: Proof::Right, access }
+            FoundKey { key, tenant, proof: Proof::Right, access }
         });
         let (entrance, credential) = (routing.entrance, request.credential);
         let facts = Facts { entrance, credential, freshness: Freshness::Fresh, found, now: NOW };

@@ -11,8 +11,8 @@ use tenantgate::clock::Timestamp;
 use tenantgate::key::KeyId;
 use tenantgate::replica::{Replica, Snapshot};
 use tenantgate::store::{
-    Announcement, Changes, NewMemo, Refusal, Row, SchemaVersion, Session, Shadowed, Store, StoreError,
-    SyncPoint, Touched, Used,
+    Announcement, Changes, NewMemo, Refusal, SchemaVersion, Session, Shadowed, SnapshotRow, Store,
+    StoreError, SyncPoint, Touched, Used,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -103,7 +103,7 @@ struct Watched {
 
 #[async_trait]
 impl Session for Watched {
-    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<SyncPoint, StoreError> {
+    async fn load(&mut self, sink: &mut (dyn FnMut(SnapshotRow) + Send)) -> Result<SyncPoint, StoreError> {
         let look = self.session.load(sink).await?;
         self.answered = Some((look.position.clone(), How::Load));
         Ok(look)

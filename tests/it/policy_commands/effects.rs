@@ -4,7 +4,7 @@ use prost_types::value::Kind;
 use serde_json::Value;
 use tenantgate::config;
 use tenantgate::ext_authz::proto::envoy::service::auth::v3::authorization_client::AuthorizationClient;
-use tenantgate::store::{Change, Changes, Row};
+use tenantgate::store::{Change, Changes, SnapshotRow};
 
 use super::key_with;
 use crate::support::world::string;
@@ -125,7 +125,7 @@ fn every_change_reaches_the_servers(world: &World) {
         Changes::Everything => panic!("everything"),
     };
     let about = |change: &Change| match change {
-        Change::Now(Row::Key(key, _, profile)) => {
+        Change::Now(SnapshotRow::Key(key, _, profile)) => {
             format!(
                 "key {} {:?} {:?} {}",
                 key.prefix,
@@ -134,9 +134,9 @@ fn every_change_reaches_the_servers(world: &World) {
                 key.disabled
             )
         }
-        Change::Now(Row::Tenant(tenant)) => format!("tenant {:?}", tenant.plan.as_deref()),
-        Change::Now(Row::Plan(plan)) => format!("plan {} {:?}", plan.name, plan.limits[0].as_deref()),
-        Change::Now(Row::Route(route)) => {
+        Change::Now(SnapshotRow::Tenant(tenant)) => format!("tenant {:?}", tenant.plan.as_deref()),
+        Change::Now(SnapshotRow::Plan(plan)) => format!("plan {} {:?}", plan.name, plan.limits[0].as_deref()),
+        Change::Now(SnapshotRow::Route(route)) => {
             format!("route {} {:?} {}", route.path, route.scopes.as_deref(), route.shadow)
         }
         Change::NoPlan(name) => format!("no plan {name}"),

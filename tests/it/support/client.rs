@@ -19,7 +19,7 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
-use super::{Answer, PATIENCE, wait};
+use super::{PATIENCE, VerifiedResponse, wait};
 
 /// The service that Envoy calls.
 pub(crate) const SERVICE: &str = "envoy.service.auth.v3.Authorization";
@@ -50,9 +50,9 @@ impl Client {
     }
 
     /// Sends one Check, for asynchronous code.
-    pub(crate) async fn ask(&self, request: impl Into<CheckRequest>) -> Result<Answer, Status> {
+    pub(crate) async fn ask(&self, request: impl Into<CheckRequest>) -> Result<VerifiedResponse, Status> {
         let mut client = AuthorizationClient::new(self.channel.clone());
-        client.check(request.into()).await.map(|response| Answer::of(response.into_inner()))
+        client.check(request.into()).await.map(|response| VerifiedResponse::of(response.into_inner()))
     }
 
     /// Sends one Check with a timeout.
@@ -60,16 +60,20 @@ impl Client {
         &self,
         timeout: Duration,
         request: impl Into<CheckRequest>,
-    ) -> Result<Answer, Status> {
+    ) -> Result<VerifiedResponse, Status> {
         let mut client = AuthorizationClient::new(self.channel.clone());
         let mut request = Request::new(request.into());
         request.set_timeout(timeout);
-        client.check(request).await.map(|response| Answer::of(response.into_inner()))
+        client.check(request).await.map(|response| VerifiedResponse::of(response.into_inner()))
     }
 
     /// Sends one Check with this `traceparent`.
     #[track_caller]
-    pub(crate) fn check_traced(&self, traceparent: &'static str, request: impl Into<CheckRequest>) -> Answer {
+    pub(crate) fn check_traced(
+        &self,
+        traceparent: &'static str,
+        request: impl Into<CheckRequest>,
+    ) -> VerifiedResponse {
         self.check_with(&[("traceparent", traceparent)], request)
     }
 
@@ -79,27 +83,27 @@ impl Client {
         &self,
         metadata: &[(&'static str, &'static str)],
         request: impl Into<CheckRequest>,
-    ) -> Answer {
+    ) -> VerifiedResponse {
         let mut client = AuthorizationClient::new(self.channel.clone());
         let mut request = Request::new(request.into());
         for (name, value) in metadata {
             request.metadata_mut().append(*name, MetadataValue::from_static(value));
         }
         let answer = wait(client.check(request)).expect("an answer to a Check");
-        Answer::of(answer.into_inner())
+        VerifiedResponse::of(answer.into_inner())
     }
 
     /// Sends one Check.
     #[track_caller]
-    pub(crate) fn check(&self, request: impl Into<CheckRequest>) -> Answer {
+    pub(crate) fn check(&self, request: impl Into<CheckRequest>) -> VerifiedResponse {
         wait(self.ask(request)).unwrap_or_else(|status| panic!("no answer to a Check: {status:?}"))
     }
 
     /// Sends one Check with bytes that no encoder writes.
-    pub(crate) fn check_bytes(&self, bytes: Vec<u8>) -> Result<Answer, Status> {
+    pub(crate) fn check_bytes(&self, bytes: Vec<u8>) -> Result<VerifiedResponse, Status> {
         let answer = self.call(&format!("/{SERVICE}/Check"), bytes)?;
         assert!(!answer.is_empty(), "an empty CheckResponse allows");
-        Ok(Answer::of(CheckResponse::decode(answer.as_slice()).expect("a CheckResponse")))
+        Ok(VerifiedResponse::of(CheckResponse::decode(answer.as_slice()).expect("a CheckResponse")))
     }
 
     /// The connection, for other clients.

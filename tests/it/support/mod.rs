@@ -1,7 +1,7 @@
 //! The test support that all suites share.
 //!
 //! A test gets a `World` (a database of its own with known tenants and keys), starts a `Server` (the real binary) on
-//! it, sends Checks over the network and gets an `Answer`, which is already verified against the documentation. The
+//! it, sends Checks over the network and gets an `VerifiedResponse`, which is already verified against the documentation. The
 //! interface is synchronous; one runtime works underneath.
 //!
 //! ```text
@@ -14,7 +14,6 @@
 //! There are no fixed waiting times: every wait is `eventually`, level-triggered, with a deadline and a sentence that
 //! names what did not happen.
 
-pub(crate) mod answer;
 pub(crate) mod ask;
 pub(crate) mod browser;
 pub(crate) mod cli;
@@ -34,6 +33,7 @@ pub(crate) mod server;
 pub(crate) mod service;
 pub(crate) mod table;
 pub(crate) mod transcript;
+pub(crate) mod verified_response;
 pub(crate) mod wire;
 pub(crate) mod world;
 
@@ -45,12 +45,12 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 
-pub(crate) use answer::Answer;
 pub(crate) use ask::Ask;
 pub(crate) use client::Client;
 pub(crate) use database::{Backend, Database};
 pub(crate) use region::Region;
 pub(crate) use server::Server;
+pub(crate) use verified_response::VerifiedResponse;
 pub(crate) use world::World;
 
 /// The deadline of waits in tests. It is generous, because a passing test never reaches it.

@@ -10,7 +10,7 @@ use tonic::Status;
 use super::cli::command;
 use super::http::{self, Page};
 use super::transcript::{Transcript, field, says};
-use super::{Answer, Client, Database, PATIENCE, eventually, wait};
+use super::{Client, Database, PATIENCE, VerifiedResponse, eventually, wait};
 
 /// A server to start, with its options.
 pub(crate) struct Plan {
@@ -140,12 +140,12 @@ impl Server {
 
     /// Sends one Check.
     #[track_caller]
-    pub(crate) fn check(&self, request: impl Into<CheckRequest>) -> Answer {
+    pub(crate) fn check(&self, request: impl Into<CheckRequest>) -> VerifiedResponse {
         self.client.check(request)
     }
 
     /// Sends one Check with bytes that no encoder writes.
-    pub(crate) fn check_bytes(&self, bytes: Vec<u8>) -> Result<Answer, Status> {
+    pub(crate) fn check_bytes(&self, bytes: Vec<u8>) -> Result<VerifiedResponse, Status> {
         self.client.check_bytes(bytes)
     }
 

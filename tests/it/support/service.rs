@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tenantgate::batch_writer::Schedule;
 use tenantgate::clock::{Clock, SystemClock};
-use tenantgate::ext_authz::service::{AuthorizationService, Options};
+use tenantgate::ext_authz::service::{AuthorizationOptions, AuthorizationService};
 use tenantgate::ext_authz::translate::ResponseOptions;
 use tenantgate::gate::{self, Gate};
 use tenantgate::last_used::{self, LastUsed};
@@ -31,9 +31,9 @@ impl Service {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         let (peppers, replica) = (Peppers::default(), Replica::default());
         let keyring = Keyring::new(peppers.clone()).expect("randomness");
-        let verifier = Verifier::start(verify::Options::default(), keyring).expect("threads");
+        let verifier = Verifier::start(verify::VerifyOptions::default(), keyring).expect("threads");
         let memos = MemoWriter::new(peppers, Schedule::every(memo_writer::INTERVAL));
-        let (ours, options) = (Arc::clone(&clock), gate::Options::default());
+        let (ours, options) = (Arc::clone(&clock), gate::GateOptions::default());
         let gate = Gate::new(
             replica.clone(),
             verifier,
@@ -46,14 +46,15 @@ impl Service {
         let response =
             ResponseOptions { key_header: DEFAULT_KEY_HEADER.to_owned(), ..ResponseOptions::default() };
         let report = Report::new(Schedule::every(shadow::INTERVAL));
-        let options = Options { response, ..Options::default() };
+        let options = AuthorizationOptions { response, ..AuthorizationOptions::default() };
         Self { authorization: AuthorizationService::new(Arc::new(gate), clock, report, options), replica }
     }
 
     /// Starts to poll the world's database, which must be SQLite.
     pub(crate) fn follow(&self, world: &World) {
         let store: Arc<dyn Store> = Arc::new(SqliteStore::new(world.db.url()).expect("an address"));
-        let sync = Sync::new(self.replica.clone(), store, Arc::new(SystemClock), sync::Options::default());
+        let sync =
+            Sync::new(self.replica.clone(), store, Arc::new(SystemClock), sync::SyncOptions::default());
         runtime().spawn(sync.run());
     }
 

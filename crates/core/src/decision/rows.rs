@@ -5,7 +5,7 @@
 //! evaluated to.
 
 use super::{
-    Decision, Denial, Entrance, Facts, Fault, Found, Freshness, Grant, Identity, Proof, Reason, RuleFact,
+    Decision, Denial, Entrance, Facts, Fault, FoundKey, Freshness, Grant, Identity, Proof, Reason, RuleFact,
 };
 use crate::record::has_expired;
 use crate::request::Credential;
@@ -16,16 +16,16 @@ macro_rules! rows {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// A row of the table.
         #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-        pub enum Row {
+        pub enum OutcomeRow {
             $($(#[$doc])* $name,)*
         }
 
-        impl Row {
+        impl OutcomeRow {
             /// All rows, in the order of evaluation.
             pub const ALL: [Self; [$(stringify!($name)),*].len()] = [$(Self::$name),*];
 
             /// Returns the first row that holds; `None` if the secret must be verified first. This is not a loop over
-            /// [`Row::ALL`], because a loop that is not unrolled takes more than twice the instructions.
+            /// [`OutcomeRow::ALL`], because a loop that is not unrolled takes more than twice the instructions.
             #[inline]
             pub(super) fn first(facts: &Facts<'_>) -> Option<Self> {
                 $(if Self::$name.holds(facts)? {
@@ -101,7 +101,7 @@ pub enum Step {
     NotReached,
 }
 
-impl Row {
+impl OutcomeRow {
     /// Returns its number in the documented table of outcomes.
     #[must_use]
     pub fn number(self) -> u8 {
@@ -245,7 +245,7 @@ impl Row {
 
     /// Returns its decision, given that it is the first row that holds.
     pub(super) fn answer<'a>(self, facts: &Facts<'a>) -> Decision<'a> {
-        let identity = facts.found.map(|Found { key, tenant, .. }| Identity { key, tenant });
+        let identity = facts.found.map(|FoundKey { key, tenant, .. }| Identity { key, tenant });
         let lacking = facts.found.and_then(|found| found.access.lacking);
         let unproven = |reason| Decision::Deny(Denial { reason, identity: None, needs: None });
         let proven = |reason| Decision::Deny(Denial { reason, identity, needs: None });
@@ -295,9 +295,9 @@ fn denial<'a>(identity: Option<Identity<'a>>, needs: Option<&'a str>) -> Denial<
 
 /// Evaluates the table: returns every row in order, with what it evaluated to.
 #[must_use]
-pub fn walk(facts: &Facts<'_>) -> [(Row, Step); Row::ALL.len()] {
+pub fn walk(facts: &Facts<'_>) -> [(OutcomeRow, Step); OutcomeRow::ALL.len()] {
     let mut over = false;
-    Row::ALL.map(|row| {
+    OutcomeRow::ALL.map(|row| {
         let step = match row.holds(facts).filter(|_| !over) {
             Some(true) => Step::Held,
             Some(false) => Step::Not,

@@ -26,7 +26,7 @@ pub(super) fn tenant(status: &str) -> Tenant {
     }
 }
 
-pub(super) fn facts(found: Option<Found<'_>>) -> Facts<'_> {
+pub(super) fn facts(found: Option<FoundKey<'_>>) -> Facts<'_> {
     let credential = Credential::Presented(parse(b"llmk_demo_secret123").unwrap());
     Facts { entrance: Entrance::Required, credential, freshness: Freshness::Fresh, found, now: NOW }
 }
@@ -76,7 +76,7 @@ fn the_age_of_the_snapshot_decides_about_unknown_and_known_keys() {
         (Freshness::Stale, "unable unknown_while_stale", "ok"),
         (Freshness::Fresh, "unknown", "ok"),
     ] {
-        let found = Found { key: &key, tenant: Some(&tenant), proof: Proof::Right, access: Access::FREE };
+        let found = FoundKey { key: &key, tenant: Some(&tenant), proof: Proof::Right, access: Access::FREE };
         assert_eq!(word(decide(&Facts { freshness, ..facts(None) })), unknown);
         assert_eq!(word(decide(&Facts { freshness, ..facts(Some(found)) })), known);
     }
@@ -92,7 +92,7 @@ fn the_state_of_a_key_is_hidden_until_the_secret_is_verified() {
         (Proof::Impossible(Fault::Overloaded), "unable overloaded"),
         (Proof::Right, "revoked proven"),
     ] {
-        let found = Found { key: &key, tenant: Some(&tenant), proof, access: Access::FREE };
+        let found = FoundKey { key: &key, tenant: Some(&tenant), proof, access: Access::FREE };
         assert_eq!(word(decide(&facts(Some(found)))), expected);
     }
 }
@@ -114,7 +114,8 @@ fn after_proof_the_first_row_that_holds_decides() {
         (false, None, Some(tenant("active")), "ok"),
     ] {
         let key = KeyRecord { expires_at: expires_at.into(), revoked, ..key() };
-        let found = Found { key: &key, tenant: tenant.as_ref(), proof: Proof::Right, access: Access::FREE };
+        let found =
+            FoundKey { key: &key, tenant: tenant.as_ref(), proof: Proof::Right, access: Access::FREE };
         assert_eq!(word(decide(&facts(Some(found)))), expected);
     }
 }
@@ -122,14 +123,14 @@ fn after_proof_the_first_row_that_holds_decides() {
 #[test]
 fn shadow_mode_allows_rejected_requests_and_changes_nothing_else() {
     let (key, active) = (key(), tenant("active"));
-    let right = Found { key: &key, tenant: Some(&active), proof: Proof::Right, access: Access::FREE };
+    let right = FoundKey { key: &key, tenant: Some(&active), proof: Proof::Right, access: Access::FREE };
     for (facts, enforced, shadowed) in [
         (Facts { entrance: Entrance::Public, ..facts(None) }, "public", "public"),
         (facts(Some(right)), "ok", "ok"),
         (Facts { credential: Credential::Missing, ..facts(None) }, "missing", "shadow missing"),
         (Facts { credential: Credential::Malformed, ..facts(None) }, "malformed", "shadow malformed"),
         (facts(None), "unknown", "shadow unknown"),
-        (facts(Some(Found { proof: Proof::Wrong, ..right })), "mismatch", "shadow mismatch"),
+        (facts(Some(FoundKey { proof: Proof::Wrong, ..right })), "mismatch", "shadow mismatch"),
         (
             Facts { freshness: Freshness::NeverLoaded, ..facts(None) },
             "unable never_loaded",
@@ -155,7 +156,7 @@ fn a_tenants_own_mode_applies_only_after_the_secret_is_verified() {
         (Some(Mode::Shadow), Mode::Enforce, Proof::Impossible(Fault::Overloaded), "unable overloaded"),
     ] {
         let tenant = Tenant { mode: own, ..tenant("active") };
-        let found = Found { key: &key, tenant: Some(&tenant), proof, access: Access::FREE };
+        let found = FoundKey { key: &key, tenant: Some(&tenant), proof, access: Access::FREE };
         let decision = decide(&facts(Some(found))).unwrap();
         assert_eq!(word(Some(decision.in_mode(server))), expected, "{own:?} {server:?} {proof:?}");
     }
@@ -165,7 +166,7 @@ fn a_tenants_own_mode_applies_only_after_the_secret_is_verified() {
 fn a_decision_has_an_identity_only_after_the_secret_is_verified() {
     let (good, active) = (key(), tenant("active"));
     let revoked = KeyRecord { revoked: true, ..key() };
-    let found = |key, tenant, proof| Some(Found { key, tenant, proof, access: Access::FREE });
+    let found = |key, tenant, proof| Some(FoundKey { key, tenant, proof, access: Access::FREE });
     for (found, expected) in [
         (found(&good, Some(&active), Proof::Right), Some((&good, Some(&active)))),
         (found(&good, None, Proof::Right), Some((&good, None))),
@@ -216,7 +217,7 @@ fn the_states_of_a_key_are_checked_in_order() {
         (false, false, None, NOW, "tenant_inactive proven"),
     ] {
         let key = KeyRecord { revoked, disabled, expires_at: expires_at.into(), not_before, ..key() };
-        let found = Found { key: &key, tenant: Some(&tenant), proof: Proof::Right, access: Access::FREE };
+        let found = FoundKey { key: &key, tenant: Some(&tenant), proof: Proof::Right, access: Access::FREE };
         assert_eq!(word(decide(&facts(Some(found)))), expected);
     }
 }
@@ -246,14 +247,14 @@ fn access_is_checked_in_order_after_the_state_of_the_tenant() {
         (&active, rule_shadow, "rule_shadow scope"),
         (&active, Access::FREE, "ok"),
     ] {
-        let found = Found { key: &key, tenant: Some(tenant), proof: Proof::Right, access };
+        let found = FoundKey { key: &key, tenant: Some(tenant), proof: Proof::Right, access };
         let decision = decide(&facts(Some(found)));
         assert_eq!(word(decision), expected);
         if let Some(Decision::Deny(denial)) = decision {
             let needs = (denial.reason == Reason::Scope).then_some("a b");
             assert_eq!(denial.needs, needs);
         }
-        let wrong = Found { proof: Proof::Wrong, ..found };
+        let wrong = FoundKey { proof: Proof::Wrong, ..found };
         assert_eq!(word(decide(&facts(Some(wrong)))), "mismatch");
     }
 }
@@ -262,7 +263,7 @@ fn access_is_checked_in_order_after_the_state_of_the_tenant() {
 fn a_rule_in_shadow_mode_allows_the_request_as_its_tenant_in_every_mode() {
     let (key, tenant) = (key(), tenant("active"));
     let access = Access { lacking: Some(MissingScopes { term: "a", shadow: true }), ..Access::FREE };
-    let found = Found { key: &key, tenant: Some(&tenant), proof: Proof::Right, access };
+    let found = FoundKey { key: &key, tenant: Some(&tenant), proof: Proof::Right, access };
     for mode in Mode::ALL {
         let Some(Decision::Allow(grant)) = decide(&facts(Some(found))).map(|d| d.in_mode(mode)) else {
             panic!()

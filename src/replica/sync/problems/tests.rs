@@ -54,7 +54,7 @@ fn a_damaged_rule_is_logged_with_each_load_and_each_of_its_changes() {
     let rule = |n: u128, path: &str, mode: &str| {
         let (id, host, method) = (RouteId(Uuid::from_u128(n)), "*".to_owned(), "*".to_owned());
         let (path, mode) = (path.to_owned(), mode.to_owned());
-        Row::Route(RouteRow { id, name: None, host, method, path, mode, scopes: None, shadow: false })
+        SnapshotRow::Route(RouteRow { id, name: None, host, method, path, mode, scopes: None, shadow: false })
     };
     let _ = logged();
     let lines = |before: &Snapshot, next: &Snapshot, changes: &[Change]| {
@@ -63,8 +63,9 @@ fn a_damaged_rule_is_logged_with_each_load_and_each_of_its_changes() {
     };
     let loaded = Snapshot::of(vec![rule(1, "/a", "off"), rule(2, "/b", "required")], &Peppers::default());
     assert_eq!(lines(&Snapshot::empty(), &loaded, &[]), 1, "a load");
-    let change =
-        |row: Row| (loaded.changed(vec![Change::Now(row.clone())], &Peppers::default()), [Change::Now(row)]);
+    let change = |row: SnapshotRow| {
+        (loaded.changed(vec![Change::Now(row.clone())], &Peppers::default()), [Change::Now(row)])
+    };
     let (next, changes) = change(rule(3, "/c", "required"));
     assert_eq!(lines(&loaded, &next, &changes), 0, "of another rule");
     let (next, changes) = change(rule(1, "/a2", "off"));

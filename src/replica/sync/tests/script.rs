@@ -15,7 +15,7 @@ use crate::key::KeyId;
 use crate::profile::ProfileRow;
 use crate::record::KeyRecord;
 use crate::store::{
-    Announcement, Change, Changes, NewMemo, Refusal, Row, SchemaVersion, Session, Shadowed, Store,
+    Announcement, Change, Changes, NewMemo, Refusal, SchemaVersion, Session, Shadowed, SnapshotRow, Store,
     StoreError, SyncPoint, Touched, Used,
 };
 use crate::tenant::TenantId;
@@ -72,9 +72,9 @@ struct Scripted {
     hint: Arc<Notify>,
 }
 
-pub(super) fn key(prefix: &str) -> Row {
+pub(super) fn key(prefix: &str) -> SnapshotRow {
     let record = KeyRecord::new(KeyId(Uuid::nil()), TenantId(Uuid::nil()), prefix.into(), None);
-    Row::Key(record, None, ProfileRow::default())
+    SnapshotRow::Key(record, None, ProfileRow::default())
 }
 
 pub(super) fn known() -> SyncPoint {
@@ -87,7 +87,7 @@ fn broken() -> StoreError {
 
 #[async_trait]
 impl Session for Scripted {
-    async fn load(&mut self, sink: &mut (dyn FnMut(Row) + Send)) -> Result<SyncPoint, StoreError> {
+    async fn load(&mut self, sink: &mut (dyn FnMut(SnapshotRow) + Send)) -> Result<SyncPoint, StoreError> {
         let (keys, identity) = match self.steps.pop_front() {
             Some(Step::Load(keys)) => (keys, "ours"),
             Some(Step::Stranger(keys)) => (keys, "another"),

@@ -8,7 +8,7 @@ use super::super::idempotency::Secret;
 use super::super::problem::Problem;
 use super::keys::expiry;
 use super::tenants::{name, setting};
-use super::{Answer, Change, Path, Success, nothing_matches};
+use super::{ChangeRequest, ChangeResponse, Path, Success, nothing_matches};
 use crate::admin::view::{AdminKeyView, IssuedAdminKeyView};
 use crate::admin::{Admin, AdminError, AdminKeyUpdate, AdminKeyWish, Caller, version};
 use crate::permission::{Permission, Permissions, Role};
@@ -16,16 +16,16 @@ use crate::store::Changed;
 
 const CHANGED: Success = Success { status: StatusCode::OK, secret: Secret::None, render: changed };
 
-fn changed(changed: Changed<'_>, admin: &Admin) -> Option<Answer> {
+fn changed(changed: Changed<'_>, admin: &Admin) -> Option<ChangeResponse> {
     let Changed::AdminKey(key) = changed else { return None };
     let listed = admin.listed(key);
-    Some(Answer::of(&AdminKeyView::from(&listed), version::of_admin_key(key)))
+    Some(ChangeResponse::of(&AdminKeyView::from(&listed), version::of_admin_key(key)))
 }
 
-fn issued(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
+fn issued(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
     let Changed::AdminKey(key) = changed else { return None };
     let location = format!("/v1/admin_keys/{}", key.id.0);
-    Some(Answer::of(&IssuedAdminKeyView::hidden(key), version::of_admin_key(key)).at(location))
+    Some(ChangeResponse::of(&IssuedAdminKeyView::hidden(key), version::of_admin_key(key)).at(location))
 }
 
 /// Reads the permissions of a key: `role` or `permissions`. A patch cannot remove all.
@@ -64,7 +64,7 @@ async fn found(admin: &Admin, caller: &Caller, reference: &str) -> Result<String
     }
 }
 
-pub(in super::super) async fn create(change: Change) -> Result<Response, Problem> {
+pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, Problem> {
     change.may(Permission::AdminKeysWrite)?;
     let (asked, mut fields) = change.fields(Form::Json).await?;
     let name = fields.text_needed("name", name);
@@ -85,7 +85,7 @@ pub(in super::super) async fn create(change: Change) -> Result<Response, Problem
 
 pub(in super::super) async fn update(
     axum::extract::Path(reference): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::AdminKeysWrite)?;
     let (asked, mut fields) = change.fields(Form::MergePatch).await?;
@@ -106,7 +106,7 @@ pub(in super::super) async fn update(
 
 pub(in super::super) async fn revoke(
     axum::extract::Path(reference): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::AdminKeysWrite)?;
     let asked = change.no_fields().await?;

@@ -9,7 +9,7 @@ use super::super::body::{FieldValue, Fields, Form, instant};
 use super::super::idempotency::Secret;
 use super::super::problem::Problem;
 use super::tenants::{name, setting};
-use super::{Answer, Change, Path, Success, nothing_matches};
+use super::{ChangeRequest, ChangeResponse, Path, Success, nothing_matches};
 use crate::admin::view::{IssuedView, KeyView};
 use crate::admin::{Admin, Expiry, KeyUpdate, version};
 use crate::duration;
@@ -27,21 +27,21 @@ const LONGEST_REASON: usize = 1_000;
 
 const CHANGED: Success = Success { status: StatusCode::OK, secret: Secret::None, render: changed };
 
-fn changed(changed: Changed<'_>, admin: &Admin) -> Option<Answer> {
+fn changed(changed: Changed<'_>, admin: &Admin) -> Option<ChangeResponse> {
     let Changed::Key(key) = changed else { return None };
-    Some(Answer::of(&KeyView::at(key, admin.now()), version::of_key(key)))
+    Some(ChangeResponse::of(&KeyView::at(key, admin.now()), version::of_key(key)))
 }
 
-fn issued(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
+fn issued(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
     let Changed::Key(key) = changed else { return None };
-    Some(Answer::of(&IssuedView::hidden(key), version::of_key(key)).at(path(key)))
+    Some(ChangeResponse::of(&IssuedView::hidden(key), version::of_key(key)).at(path(key)))
 }
 
-fn rotated(changed: Changed<'_>, admin: &Admin) -> Option<Answer> {
+fn rotated(changed: Changed<'_>, admin: &Admin) -> Option<ChangeResponse> {
     let Changed::Rotated(old, new) = changed else { return None };
     let both = serde_json::json!({ "old": KeyView::at(old, admin.now()), "new": IssuedView::hidden(new) });
     // The answer has two objects with different versions.
-    Some(Answer { object: both, version: None, location: Some(path(new)) })
+    Some(ChangeResponse { object: both, version: None, location: Some(path(new)) })
 }
 
 fn path(key: &KeyDetails) -> String {
@@ -109,7 +109,7 @@ fn labels(fields: &mut Fields, members: Vec<(String, Option<String>)>, update: &
 
 pub(in super::super) async fn create(
     axum::extract::Path(reference): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::KeysWrite)?;
     let (asked, mut fields) = change.fields(Form::JsonOrEmpty).await?;
@@ -143,7 +143,7 @@ pub(in super::super) async fn create(
 
 pub(in super::super) async fn patch(
     axum::extract::Path(reference): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::KeysWrite)?;
     let (asked, mut fields) = change.fields(Form::MergePatch).await?;
@@ -154,7 +154,7 @@ pub(in super::super) async fn patch(
 
 pub(in super::super) async fn disable(
     axum::extract::Path(reference): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::KeysWrite)?;
     let asked = change.no_fields().await?;
@@ -163,7 +163,7 @@ pub(in super::super) async fn disable(
 
 pub(in super::super) async fn enable(
     axum::extract::Path(reference): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::KeysWrite)?;
     let asked = change.no_fields().await?;
@@ -172,7 +172,7 @@ pub(in super::super) async fn enable(
 
 pub(in super::super) async fn revoke(
     axum::extract::Path(reference): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::KeysRevoke)?;
     let (asked, mut fields) = change.fields(Form::JsonOrEmpty).await?;
@@ -197,7 +197,7 @@ fn reason(text: &str) -> Result<String, &'static str> {
 /// Rotates a key. Without a grace period the old key ends at once, which needs the permission to revoke.
 pub(in super::super) async fn rotate(
     axum::extract::Path(reference): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     let (may_write, may_revoke) = (change.may(Permission::KeysWrite), change.may(Permission::KeysRevoke));
     if let (Err(problem), Err(_)) = (&may_write, &may_revoke) {

@@ -44,14 +44,14 @@ const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-re
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// A request for a change, whose body has not been read yet.
-pub(in crate::server::manage) struct Change {
+pub(in crate::server::manage) struct ChangeRequest {
     plane: Arc<Plane>,
     caller: Arc<Caller>,
     parts: Parts,
     body: Body,
 }
 
-impl FromRequest<Arc<Plane>> for Change {
+impl FromRequest<Arc<Plane>> for ChangeRequest {
     type Rejection = Problem;
 
     async fn from_request(request: Request, plane: &Arc<Plane>) -> Result<Self, Problem> {
@@ -63,13 +63,13 @@ impl FromRequest<Arc<Plane>> for Change {
 
 /// The answer to a change, made in the transaction of the change.
 #[derive(Clone, Debug)]
-struct Answer {
+struct ChangeResponse {
     object: Value,
     version: Option<String>,
     location: Option<String>,
 }
 
-impl Answer {
+impl ChangeResponse {
     fn of(object: &impl Serialize, version: String) -> Self {
         let object = serde_json::to_value(object).unwrap_or_default();
         Self { object, version: Some(version), location: None }
@@ -91,10 +91,10 @@ impl Answer {
 }
 
 /// Makes the answer from the changed objects; `None` if the transaction is not the last one of the request.
-type Render = fn(Changed<'_>, &Admin) -> Option<Answer>;
+type RenderResponse = fn(Changed<'_>, &Admin) -> Option<ChangeResponse>;
 
 /// A request for a change, whose body has been read.
-struct Asked {
+struct ParsedChange {
     plane: Arc<Plane>,
     caller: Arc<Caller>,
     parts: Parts,
@@ -105,13 +105,13 @@ struct Asked {
 struct Success {
     status: StatusCode,
     secret: Secret,
-    render: Render,
+    render: RenderResponse,
 }
 
 /// The result of a change, with the key that it has issued, if any.
 type Made = Result<Option<PlainKey>, AdminError>;
 
-impl Change {
+impl ChangeRequest {
     /// Rejects a caller that lacks a permission, before any object is read.
     fn may(&self, permission: Permission) -> Result<(), Problem> {
         check(&self.caller, permission, About::Shared)
@@ -123,33 +123,33 @@ impl Change {
     }
 
     /// Reads the body as JSON. Rejects query parameters.
-    async fn read(self, form: Form) -> Result<(Asked, Value), Problem> {
+    async fn read(self, form: Form) -> Result<(ParsedChange, Value), Problem> {
         no_parameters(self.parts.uri.query())?;
         self.read_with_parameters(form).await
     }
 
-    async fn read_with_parameters(self, form: Form) -> Result<(Asked, Value), Problem> {
+    async fn read_with_parameters(self, form: Form) -> Result<(ParsedChange, Value), Problem> {
         let Self { plane, caller, parts, body } = self;
         let body = body::read(body).await?;
         let value = body::parse(&parts.headers, &body, form)?;
-        Ok((Asked { plane, caller, parts, body }, value))
+        Ok((ParsedChange { plane, caller, parts, body }, value))
     }
 
     /// Reads the body as one object.
-    async fn fields(self, form: Form) -> Result<(Asked, Fields), Problem> {
+    async fn fields(self, form: Form) -> Result<(ParsedChange, Fields), Problem> {
         let (asked, value) = self.read(form).await?;
         Ok((asked, Fields::of(value)?))
     }
 
     /// Reads a body that must have no fields.
-    async fn no_fields(self) -> Result<Asked, Problem> {
+    async fn no_fields(self) -> Result<ParsedChange, Problem> {
         let (asked, fields) = self.fields(Form::JsonOrEmpty).await?;
         fields.finish()?;
         Ok(asked)
     }
 }
 
-impl Asked {
+impl ParsedChange {
     /// Returns the use cases on behalf of the caller, with the precondition of `If-Match`.
     fn admin(&self) -> Result<Admin, Problem> {
         let expected = if_match(&self.parts.headers)?.unwrap_or_default();
@@ -174,7 +174,7 @@ impl Asked {
         if let Some(key) = claim {
             match idempotency::claim(&admin, &self.caller, self.parts.uri.path(), key, &self.body).await? {
                 ClaimOutcome::Done(kept, derivation) => {
-                    let mut answer = Answer::from_kept(kept);
+                    let mut answer = ChangeResponse::from_kept(kept);
                     still_sees(&admin, &self.caller, &answer.object).await?;
                     success.secret.replay(&mut answer.object, derivation);
                     let applied = applied(&admin, wait).await;
@@ -232,8 +232,8 @@ async fn still_sees(admin: &Admin, caller: &Caller, object: &Value) -> Result<()
 /// Creates the receipt that makes the answer, passes it to `seen`, and returns it for storing.
 fn receipt(
     attempt: Option<uuid::Uuid>,
-    seen: &Arc<Mutex<Option<Answer>>>,
-    render: Render,
+    seen: &Arc<Mutex<Option<ChangeResponse>>>,
+    render: RenderResponse,
     admin: Admin,
 ) -> Receipt {
     let seen = Arc::clone(seen);
@@ -257,8 +257,12 @@ async fn applied(admin: &Admin, wait: Option<std::time::Duration>) -> Option<(u6
 }
 
 /// Builds the response to a successful change.
-fn respond(status: StatusCode, answer: Answer, waited: Option<(u64, Result<Applied, ()>)>) -> Response {
-    let Answer { mut object, version, location } = answer;
+fn respond(
+    status: StatusCode,
+    answer: ChangeResponse,
+    waited: Option<(u64, Result<Applied, ()>)>,
+) -> Response {
+    let ChangeResponse { mut object, version, location } = answer;
     let mut status = status;
     let (mut told, mut seconds) = (None, None);
     if let Some((wait, applied)) = waited {

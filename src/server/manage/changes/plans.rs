@@ -7,19 +7,19 @@ use super::super::body::{Fields, Form};
 use super::super::idempotency::Secret;
 use super::super::problem::Problem;
 use super::tenants::setting;
-use super::{Answer, Change, Path, Success, nothing_matches};
+use super::{ChangeRequest, ChangeResponse, Path, Success, nothing_matches};
 use crate::admin::view::PlanView;
 use crate::admin::{Admin, LimitUpdate, version};
 use crate::permission::Permission;
 use crate::plan::{Counted, Limit, PlanName};
 use crate::store::Changed;
 
-fn shown(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
+fn shown(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
     let Changed::Plan(plan) = changed else { return None };
-    Some(Answer::of(&PlanView::from(plan), version::of_plan(plan)))
+    Some(ChangeResponse::of(&PlanView::from(plan), version::of_plan(plan)))
 }
 
-fn created(changed: Changed<'_>, admin: &Admin) -> Option<Answer> {
+fn created(changed: Changed<'_>, admin: &Admin) -> Option<ChangeResponse> {
     let Changed::Plan(plan) = changed else { return None };
     shown(changed, admin).map(|answer| answer.at(format!("/v1/plans/{}", plan.name)))
 }
@@ -33,7 +33,7 @@ fn named(text: &str) -> Result<PlanName, Problem> {
     PlanName::parse(text).map_err(|_| Problem::not_found())
 }
 
-pub(in super::super) async fn create(change: Change) -> Result<Response, Problem> {
+pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, Problem> {
     change.may(Permission::PlansWrite)?;
     let (asked, mut fields) = change.fields(Form::Json).await?;
     let name = fields.text_needed("name", PlanName::parse);
@@ -47,7 +47,7 @@ pub(in super::super) async fn create(change: Change) -> Result<Response, Problem
 
 pub(in super::super) async fn update(
     axum::extract::Path(name): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::PlansWrite)?;
     let (asked, mut fields) = change.fields(Form::MergePatch).await?;
@@ -60,7 +60,7 @@ pub(in super::super) async fn update(
 
 pub(in super::super) async fn delete(
     axum::extract::Path(name): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::PlansWrite)?;
     let (asked, name) = (change.no_fields().await?, named(&name)?);

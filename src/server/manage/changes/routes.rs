@@ -12,7 +12,7 @@ use super::super::precondition::{entity_tag, if_match};
 use super::super::problem::{FieldError, Problem};
 use super::super::query::pointer;
 use super::tenants::{name, setting};
-use super::{Answer, Change, Path, Success};
+use super::{ChangeRequest, ChangeResponse, Path, Success};
 use crate::admin::{Admin, RouteUpdate, RouteView, version};
 use crate::invalid::Invalid;
 use crate::permission::Permission;
@@ -20,22 +20,22 @@ use crate::route::{HostPattern, Method, Part, PathTemplate, RouteId, RouteMode, 
 use crate::scope::Needs;
 use crate::store::Changed;
 
-fn shown(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
+fn shown(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
     let Changed::Routes(change) = changed else { return None };
     let after = change.changed.iter().map(|(_, after)| after).chain(&change.added).next();
     // A change without effect is answered with the current rule.
     let route = after.or(change.unchanged.as_ref())?;
-    Some(Answer::of(&RouteView::from(route), version::of_route(route)))
+    Some(ChangeResponse::of(&RouteView::from(route), version::of_route(route)))
 }
 
-fn created(changed: Changed<'_>, admin: &Admin) -> Option<Answer> {
+fn created(changed: Changed<'_>, admin: &Admin) -> Option<ChangeResponse> {
     let Changed::Routes(change) = changed else { return None };
     let id = change.added.first()?.id.0;
     shown(changed, admin).map(|answer| answer.at(format!("/v1/routes/{id}")))
 }
 
-fn removed(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
-    matches!(changed, Changed::Routes(_)).then(|| Answer {
+fn removed(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
+    matches!(changed, Changed::Routes(_)).then(|| ChangeResponse {
         object: Value::Null,
         version: None,
         location: None,
@@ -105,7 +105,7 @@ fn id(text: &str) -> Result<RouteId, Problem> {
     Uuid::parse_str(text).map(RouteId).map_err(|_| Problem::not_found())
 }
 
-pub(in super::super) async fn create(change: Change) -> Result<Response, Problem> {
+pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, Problem> {
     change.may(Permission::RoutesWrite)?;
     let (asked, mut fields) = change.fields(Form::Json).await?;
     let rule = rule(&mut fields);
@@ -116,7 +116,7 @@ pub(in super::super) async fn create(change: Change) -> Result<Response, Problem
 
 pub(in super::super) async fn update(
     axum::extract::Path(reference): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::RoutesWrite)?;
     let (asked, mut fields) = change.fields(Form::MergePatch).await?;
@@ -145,7 +145,7 @@ pub(in super::super) async fn update(
 
 pub(in super::super) async fn delete(
     axum::extract::Path(reference): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::RoutesWrite)?;
     let (asked, id) = (change.no_fields().await?, id(&reference)?);
@@ -154,7 +154,7 @@ pub(in super::super) async fn delete(
 }
 
 /// Replaces the whole table, which needs `If-Match`. With `dry_run`, answers only what would change.
-pub(in super::super) async fn replace(change: Change) -> Result<Response, Problem> {
+pub(in super::super) async fn replace(change: ChangeRequest) -> Result<Response, Problem> {
     change.may(Permission::RoutesWrite)?;
     let dry_run = dry_run(change.parts.uri.query())?;
     let (asked, value) = change.read_with_parameters(Form::Json).await?;
@@ -176,10 +176,10 @@ pub(in super::super) async fn replace(change: Change) -> Result<Response, Proble
     asked.make(success, async move |admin, _| admin.apply_routes(&rules, false).await.map(|_| None)).await
 }
 
-fn applied(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
+fn applied(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
     let Changed::Routes(change) = changed else { return None };
     let difference = crate::admin::RouteDifference::of(change, change.table.len(), false);
-    Some(Answer::of(&difference, version::of_routes(&change.table)))
+    Some(ChangeResponse::of(&difference, version::of_routes(&change.table)))
 }
 
 /// Parses the only parameter, `dry_run=true` or `false`.

@@ -6,7 +6,7 @@ use axum::response::Response;
 use super::super::body::{FieldValue, Form};
 use super::super::idempotency::Secret;
 use super::super::problem::Problem;
-use super::{Answer, Change, Path, Success, nothing_matches};
+use super::{ChangeRequest, ChangeResponse, Path, Success, nothing_matches};
 use crate::admin::view::TenantView;
 use crate::admin::{Admin, Setting, version};
 use crate::invalid::InvalidValue;
@@ -18,19 +18,19 @@ use crate::tenant::{Mode, Tenant, TenantStatus, is_schema_name, is_tenant_name};
 
 const SUCCESS: Success = Success { status: StatusCode::OK, secret: Secret::None, render: shown };
 
-fn shown(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
+fn shown(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
     let Changed::Tenant(tenant) = changed else { return None };
     Some(answer(tenant))
 }
 
-fn answer(tenant: &Tenant) -> Answer {
+fn answer(tenant: &Tenant) -> ChangeResponse {
     let location = format!("/v1/tenants/{}", tenant.id.0);
-    Answer::of(&TenantView::from(tenant), version::of_tenant(tenant)).at(location)
+    ChangeResponse::of(&TenantView::from(tenant), version::of_tenant(tenant)).at(location)
 }
 
 /// Makes the answer for a tenant that existed before, without `Location`.
-fn changed(changed: Changed<'_>, admin: &Admin) -> Option<Answer> {
-    shown(changed, admin).map(|answer| Answer { location: None, ..answer })
+fn changed(changed: Changed<'_>, admin: &Admin) -> Option<ChangeResponse> {
+    shown(changed, admin).map(|answer| ChangeResponse { location: None, ..answer })
 }
 
 /// Parses the name of a tenant, a key or a management key.
@@ -71,7 +71,7 @@ pub(super) fn setting<T>(said: FieldValue<T>) -> Setting<T> {
     }
 }
 
-pub(in super::super) async fn create(change: Change) -> Result<Response, Problem> {
+pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, Problem> {
     change.may_make(Permission::TenantsWrite)?;
     let (asked, mut fields) = change.fields(Form::Json).await?;
     let name = fields.text_needed("name", name);
@@ -93,7 +93,7 @@ pub(in super::super) async fn create(change: Change) -> Result<Response, Problem
         .await
 }
 
-fn shown_when_made(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
+fn shown_when_made(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
     match changed {
         Changed::Tenant(tenant) if tenant.status != TenantStatus::PendingProvisioning => Some(answer(tenant)),
         _ => None,
@@ -102,7 +102,7 @@ fn shown_when_made(changed: Changed<'_>, _: &Admin) -> Option<Answer> {
 
 pub(in super::super) async fn update(
     axum::extract::Path(reference): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::TenantsWrite)?;
     let (asked, mut fields) = change.fields(Form::MergePatch).await?;
@@ -121,7 +121,7 @@ pub(in super::super) async fn update(
 
 pub(in super::super) async fn suspend(
     axum::extract::Path(reference): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::TenantsWrite)?;
     let asked = change.no_fields().await?;
@@ -136,7 +136,7 @@ pub(in super::super) async fn suspend(
 
 pub(in super::super) async fn activate(
     axum::extract::Path(reference): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::TenantsWrite)?;
     let asked = change.no_fields().await?;
@@ -152,7 +152,7 @@ pub(in super::super) async fn activate(
 /// Deletes a tenant. The body must repeat the schema of the tenant, so that no other tenant is deleted by mistake.
 pub(in super::super) async fn delete(
     axum::extract::Path(reference): Path<String>,
-    change: Change,
+    change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::TenantsWrite)?;
     let (asked, mut fields) = change.fields(Form::Json).await?;
@@ -166,7 +166,7 @@ pub(in super::super) async fn delete(
             "expected the schema of this tenant",
         )]));
     }
-    let (id, render) = (found.id.0.to_string(), changed as super::Render);
+    let (id, render) = (found.id.0.to_string(), changed as super::RenderResponse);
     asked
         .make(Success { render, ..SUCCESS }, async move |admin, _| {
             admin.delete_tenant(&id).await.map(|_| None)

@@ -14,7 +14,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use self::operations::{Answer, OPERATIONS, Operation, Parameter};
+use self::operations::{OPERATIONS, Operation, Parameter, SuccessResponse};
 use super::objects::WhoView;
 use super::reading::{ImpactView, ReplicaView};
 use crate::admin::view::{
@@ -93,12 +93,12 @@ fn header(description: &str) -> Value {
 
 /// Describes the headers of a successful answer.
 fn headers(operation: &Operation) -> Map<String, Value> {
-    let versioned = match operation.answer {
-        Answer::Object(name) | Answer::Created(name) => VERSIONED.contains(&name),
-        Answer::List(name) => name == "Route",
-        Answer::Nothing => false,
+    let versioned = match operation.response {
+        SuccessResponse::Object(name) | SuccessResponse::Created(name) => VERSIONED.contains(&name),
+        SuccessResponse::List(name) => name == "Route",
+        SuccessResponse::Nothing => false,
     };
-    let created = matches!(operation.answer, Answer::Created(_));
+    let created = matches!(operation.response, SuccessResponse::Created(_));
     let repeatable = operation.changes() && operation.method == "POST";
     let headers = [
         (versioned, "ETag", "The version, for If-Match"),
@@ -114,7 +114,7 @@ fn described(operation: &Operation) -> Value {
     let Operation { id, summary, needs, body, .. } = operation;
     let needs = if needs.is_empty() { "any live management key".to_owned() } else { (*needs).to_owned() };
     let parameters: Vec<_> = operation.parameters().map(Parameter::described).collect();
-    let (status, mut answer) = response(operation.answer);
+    let (status, mut answer) = response(operation.response);
     let headers = headers(operation);
     if !headers.is_empty() {
         answer["headers"] = headers.into();
@@ -146,14 +146,16 @@ fn described(operation: &Operation) -> Value {
     described
 }
 
-fn response(answer: Answer) -> (&'static str, Value) {
+fn response(answer: SuccessResponse) -> (&'static str, Value) {
     let object = |status, text: &str, schema: Value| {
         (status, json!({ "description": text, "content": { "application/json": { "schema": schema } } }))
     };
     match answer {
-        Answer::Object(name) => object("200", "The object", reference(name)),
-        Answer::Created(name) => object("201", "The new object; a key is shown only here", reference(name)),
-        Answer::List(name) => {
+        SuccessResponse::Object(name) => object("200", "The object", reference(name)),
+        SuccessResponse::Created(name) => {
+            object("201", "The new object; a key is shown only here", reference(name))
+        }
+        SuccessResponse::List(name) => {
             let page = json!({
                 "type": "object",
                 "required": ["items", "next_page_token"],
@@ -164,7 +166,7 @@ fn response(answer: Answer) -> (&'static str, Value) {
             });
             object("200", "A page", page)
         }
-        Answer::Nothing => ("204", json!({ "description": "Deleted" })),
+        SuccessResponse::Nothing => ("204", json!({ "description": "Deleted" })),
     }
 }
 

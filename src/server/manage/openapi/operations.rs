@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 /// The successful answer of an operation.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Answer {
+pub(super) enum SuccessResponse {
     /// An object of this schema.
     Object(&'static str),
     /// A new object of this schema.
@@ -28,7 +28,7 @@ pub(super) struct Operation {
     pub(super) query: &'static [Parameter],
     /// The schema of the body.
     pub(super) body: Option<&'static str>,
-    pub(super) answer: Answer,
+    pub(super) response: SuccessResponse,
 }
 
 /// A parameter: name, type or words, description.
@@ -101,12 +101,12 @@ impl Operation {
         let path = [("{reference}", &REFERENCE), ("{name}", &NAME), ("{id}", &ID)];
         let path =
             path.into_iter().filter(|(part, _)| self.path.contains(part)).map(|(_, parameter)| parameter);
-        let list = PAGE.iter().filter(|_| matches!(self.answer, Answer::List(_)));
+        let list = PAGE.iter().filter(|_| matches!(self.response, SuccessResponse::List(_)));
         let keys = KEYS.iter().filter(|_| matches!(self.id, "list_keys" | "list_keys_of_tenant"));
-        let usage = USAGE.iter().filter(|_| matches!(self.answer, Answer::List("Usage")));
+        let usage = USAGE.iter().filter(|_| matches!(self.response, SuccessResponse::List("Usage")));
         let tenant = OF_TENANT.iter().filter(|_| matches!(self.id, "list_keys" | "get_usage"));
         let changes = self.changes();
-        let version = changes && !matches!(self.answer, Answer::Created(_));
+        let version = changes && !matches!(self.response, SuccessResponse::Created(_));
         let headers = [(version, &IF_MATCH), (changes && self.method == "POST", &AGAIN), (changes, &PREFER)];
         let headers = headers.into_iter().filter(|(is, _)| *is).map(|(_, parameter)| parameter);
         path.chain(self.query).chain(keys).chain(usage).chain(tenant).chain(list).chain(headers)
@@ -136,10 +136,10 @@ const fn get(
     path: &'static str,
     id: &'static str,
     needs: &'static str,
-    answer: Answer,
+    response: SuccessResponse,
     summary: &'static str,
 ) -> Operation {
-    Operation { method: "GET", path, id, summary, needs, query: &[], body: None, answer }
+    Operation { method: "GET", path, id, summary, needs, query: &[], body: None, response }
 }
 
 const fn change(
@@ -147,17 +147,17 @@ const fn change(
     id: &'static str,
     needs: &'static str,
     body: Option<&'static str>,
-    answer: Answer,
+    response: SuccessResponse,
     summary: &'static str,
 ) -> Operation {
-    Operation { method, path, id, summary, needs, query: &[], body, answer }
+    Operation { method, path, id, summary, needs, query: &[], body, response }
 }
 
 const DRY_RUN: [Parameter; 1] = [Parameter("dry_run", "boolean", "Only show what would change")];
 
 /// All operations, in the order of the documentation.
 pub(super) const OPERATIONS: [Operation; 40] = {
-    use Answer::{Created, List, Nothing, Object};
+    use SuccessResponse::{Created, List, Nothing, Object};
     let named = Operation {
         query: &[Parameter("name", "string", "The exact name")],
         ..get("/v1/tenants", "list_tenants", "tenants:read", List("Tenant"), "List tenants, oldest first")

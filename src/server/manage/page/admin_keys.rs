@@ -12,14 +12,17 @@ use super::form::Form;
 use super::layout::{Place, page};
 use super::once::{self, FormClaim};
 use super::parts::{Field, asked, copyable, done, pill, select, spaced, table, when, when_or, wrong};
-use super::visit::{Visitor, Who};
+use super::visit::{Visitor, VisitorExtension};
 use crate::admin::{AdminKeyWish, Expiry, ListedAdminKey};
 use crate::clock::Timestamp;
 use crate::permission::{About, AdminKey, Permission, Permissions, Reach, Role};
 use crate::server::manage::idempotency::Secret;
 use crate::store::{AdminSession, Ending, SessionId};
 
-pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
+pub(super) async fn list(
+    Extension(visitor): VisitorExtension,
+    RawQuery(query): RawQuery,
+) -> Result<Markup, Failure> {
     visitor.check(Permission::AdminKeysRead, About::Shared)?;
     screen(&visitor, &Form::read(query.unwrap_or_default()), &Form::default(), None).await
 }
@@ -110,7 +113,7 @@ fn new_form(visitor: &Visitor, form: &Form) -> Markup {
     }
 }
 
-pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
+pub(super) async fn create(Extension(visitor): VisitorExtension, body: Bytes) -> Result<Response, Failure> {
     visitor.check(Permission::AdminKeysWrite, About::Shared)?;
     let form = Form::read(&body);
     match issued(&visitor, &form, &body).await {
@@ -192,7 +195,7 @@ async fn found(visitor: &Visitor, id: &str) -> Result<ListedAdminKey, Failure> {
 }
 
 pub(super) async fn show(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Markup, Failure> {
@@ -273,7 +276,10 @@ fn sessions_of(
     }
 }
 
-pub(super) async fn revoke(Extension(visitor): Who, Path(id): Path<String>) -> Result<Redirect, Failure> {
+pub(super) async fn revoke(
+    Extension(visitor): VisitorExtension,
+    Path(id): Path<String>,
+) -> Result<Redirect, Failure> {
     visitor.check(Permission::AdminKeysWrite, About::Shared)?;
     let listed = found(&visitor, &id).await?;
     let id = listed.key.id;
@@ -284,7 +290,7 @@ pub(super) async fn revoke(Extension(visitor): Who, Path(id): Path<String>) -> R
 }
 
 pub(super) async fn end_sessions(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
 ) -> Result<Redirect, Failure> {
     visitor.check(Permission::AdminKeysWrite, About::Shared)?;
@@ -294,7 +300,7 @@ pub(super) async fn end_sessions(
 }
 
 pub(super) async fn end_session(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
 ) -> Result<Redirect, Failure> {
     visitor.check(Permission::AdminKeysWrite, About::Shared)?;

@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::parts::{Field, when};
-use super::visit::{Visitor, Who};
+use super::visit::{Visitor, VisitorExtension};
 use crate::audit::Entry;
 use crate::clock::Timestamp;
 use crate::permission::{About, Permission, Reach};
@@ -27,7 +27,10 @@ const LATEST: usize = 6;
 /// The maximum number of characters of a value.
 const VALUE_CHARS: usize = 120;
 
-pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
+pub(super) async fn list(
+    Extension(visitor): VisitorExtension,
+    RawQuery(query): RawQuery,
+) -> Result<Markup, Failure> {
     visitor.check(Permission::AuditRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
     let pages = query.get("page").and_then(|page| page.parse().ok()).unwrap_or(0).clamp(0, 10_000);

@@ -11,7 +11,7 @@ use super::form::Form;
 use super::key_forms::{actions, found};
 use super::layout::{Place, page};
 use super::parts::{Field, copyable, done, key_pill, meaning, tenant_pill, when, when_or};
-use super::visit::{Visitor, Who};
+use super::visit::{Visitor, VisitorExtension};
 use crate::admin::{RouteVerdict, TestedRequest};
 use crate::clock::Timestamp;
 use crate::permission::{About, Permission};
@@ -19,7 +19,7 @@ use crate::record::KeyDetails;
 use crate::tenant::{Tenant, TenantStatus};
 
 pub(super) async fn show(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Markup, Failure> {

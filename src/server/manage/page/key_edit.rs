@@ -12,7 +12,7 @@ use super::key_forms::found;
 use super::key_forms::{LIVES, expiry, setting};
 use super::layout::{Place, page};
 use super::parts::{Field, labels_field, minutes, select, version, wrong};
-use super::visit::{Visitor, Who};
+use super::visit::{Visitor, VisitorExtension};
 use crate::admin::version::of_key;
 use crate::admin::{Expiry, KeyUpdate, Setting};
 use crate::clock::Timestamp;
@@ -25,7 +25,10 @@ use crate::scope::Scopes;
 /// The option that keeps the current expiry.
 const AS_IT_IS: &str = "keep";
 
-pub(super) async fn edit(Extension(visitor): Who, Path(reference): Path<String>) -> Result<Markup, Failure> {
+pub(super) async fn edit(
+    Extension(visitor): VisitorExtension,
+    Path(reference): Path<String>,
+) -> Result<Markup, Failure> {
     let (key, _) = found(&visitor, &reference, Permission::KeysWrite).await?;
     let plans = visitor.admin.plans().await?;
     let form = filled_in(&key);
@@ -117,7 +120,7 @@ fn or_unset<T>(setting: Setting<T>) -> Setting<T> {
 }
 
 pub(super) async fn update(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
 ) -> Result<Response, Failure> {

@@ -14,7 +14,7 @@ use super::layout::{Place, page};
 use super::once::{self, Before, FormClaim};
 use super::parts::{Field, asked, labels_field, select, version, wrong};
 use super::tenant;
-use super::visit::{Visitor, Who};
+use super::visit::{Visitor, VisitorExtension};
 use crate::admin::version::of_key;
 use crate::admin::{AdminError, Expiry, Issued, KeyUpdate, Setting};
 use crate::clock::Timestamp;
@@ -94,7 +94,10 @@ fn asked_for(form: &Form) -> Result<KeyUpdate, Failure> {
     })
 }
 
-pub(super) async fn new(Extension(visitor): Who, Path(reference): Path<String>) -> Result<Markup, Failure> {
+pub(super) async fn new(
+    Extension(visitor): VisitorExtension,
+    Path(reference): Path<String>,
+) -> Result<Markup, Failure> {
     let tenant = tenant::found(&visitor, &reference, Permission::KeysWrite).await?;
     let plans = visitor.admin.plans().await?;
     Ok(new_page(&visitor, &tenant, &plans, &Form::default(), None))
@@ -139,7 +142,7 @@ fn new_page(
 }
 
 pub(super) async fn create(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
 ) -> Result<Response, Failure> {
@@ -209,7 +212,7 @@ fn show(visitor: &Visitor, tenant: &Tenant, details: &KeyDetails, key: Option<&s
 }
 
 pub(super) async fn rotate(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
 ) -> Result<Markup, Failure> {
@@ -240,7 +243,7 @@ fn to(key: &KeyDetails, done: &str) -> Redirect {
 }
 
 pub(super) async fn disable(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
 ) -> Result<Redirect, Failure> {
     let (key, _) = found(&visitor, &reference, Permission::KeysWrite).await?;
@@ -250,7 +253,7 @@ pub(super) async fn disable(
 
 /// Enables a key, unless it was changed since it was shown: another person may have disabled it again.
 pub(super) async fn enable(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
 ) -> Result<Redirect, Failure> {
@@ -260,7 +263,7 @@ pub(super) async fn enable(
 }
 
 pub(super) async fn revoke(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
 ) -> Result<Redirect, Failure> {

@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::parts::{key_pill, next_page, select, table, tenant_choice, when_or};
-use super::visit::{Visitor, Who};
+use super::visit::{Visitor, VisitorExtension};
 use crate::admin::{AdminError, LONG, SOON};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
@@ -27,7 +27,10 @@ const SIZE: usize = 50;
 /// Tenants by id, to show their names.
 pub(super) type Names = BTreeMap<TenantId, Tenant>;
 
-pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
+pub(super) async fn list(
+    Extension(visitor): VisitorExtension,
+    RawQuery(query): RawQuery,
+) -> Result<Markup, Failure> {
     visitor.check(Permission::KeysRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
     let now = visitor.admin.now();

@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::layout::{Place, page};
 use super::parts::{number, pill, when};
 use super::refusals;
-use super::visit::{Shared, Visitor, Who};
+use super::visit::{Shared, Visitor, VisitorExtension};
 use crate::admin::Admin;
 use crate::clock::Timestamp;
 use crate::permission::{About, Permission, Reach};
@@ -47,7 +47,10 @@ async fn key_counts(plane: &Plane, visitor: &Visitor) -> Result<KeyCounts, Failu
     Ok(counts)
 }
 
-pub(super) async fn show(State(plane): Shared, Extension(visitor): Who) -> Result<Markup, Failure> {
+pub(super) async fn show(
+    State(plane): Shared,
+    Extension(visitor): VisitorExtension,
+) -> Result<Markup, Failure> {
     let admin = &visitor.admin;
     let counts = if visitor.may(Permission::KeysRead, About::Shared) {
         Some(key_counts(&plane, &visitor).await?)

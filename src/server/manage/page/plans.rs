@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::parts::{Field, asked, done, table, version, wrong};
-use super::visit::{Visitor, Who};
+use super::visit::{Visitor, VisitorExtension};
 use crate::admin::version::of_plan;
 use crate::admin::{AdminError, LimitUpdate, Setting};
 use crate::permission::{About, Permission};
@@ -24,7 +24,10 @@ const LIMITS: [(&str, &str); 4] = [
     ("output_limit", "Tokens out"),
 ];
 
-pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
+pub(super) async fn list(
+    Extension(visitor): VisitorExtension,
+    RawQuery(query): RawQuery,
+) -> Result<Markup, Failure> {
     visitor.check(Permission::PlansRead, About::Shared)?;
     screen(&visitor, &Form::read(query.unwrap_or_default()), &Form::default(), None).await
 }
@@ -151,7 +154,10 @@ fn name_of(text: &str) -> Result<PlanName, Failure> {
     PlanName::parse(text).map_err(|_| Failure::not_found())
 }
 
-pub(super) async fn edit(Extension(visitor): Who, Path(name): Path<String>) -> Result<Markup, Failure> {
+pub(super) async fn edit(
+    Extension(visitor): VisitorExtension,
+    Path(name): Path<String>,
+) -> Result<Markup, Failure> {
     visitor.check(Permission::PlansWrite, About::Shared)?;
     let name = name_of(&name)?;
     let (plan, _) = visitor.admin.plan(&name).await?;
@@ -159,7 +165,7 @@ pub(super) async fn edit(Extension(visitor): Who, Path(name): Path<String>) -> R
 }
 
 pub(super) async fn update(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(name): Path<String>,
     body: Bytes,
 ) -> Result<Response, Failure> {
@@ -179,7 +185,7 @@ pub(super) async fn update(
     }
 }
 
-pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
+pub(super) async fn create(Extension(visitor): VisitorExtension, body: Bytes) -> Result<Response, Failure> {
     visitor.check(Permission::PlansWrite, About::Shared)?;
     let form = Form::read(body);
     let created = match asked_for(&form) {
@@ -196,7 +202,7 @@ pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Respo
 }
 
 pub(super) async fn delete(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(name): Path<String>,
     body: Bytes,
 ) -> Result<Redirect, Failure> {

@@ -9,11 +9,14 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::parts::{meaning, minutes, spaced, when};
-use super::visit::{Visitor, Who};
+use super::visit::{Visitor, VisitorExtension};
 use crate::admin::{AdminError, Refused};
 use crate::permission::{About, Permission};
 
-pub(super) async fn show(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
+pub(super) async fn show(
+    Extension(visitor): VisitorExtension,
+    RawQuery(query): RawQuery,
+) -> Result<Markup, Failure> {
     visitor.check(Permission::KeysRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
     let answer = match query.get("id") {

@@ -11,13 +11,16 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::parts::{Field, asked, done, meaning, pill, select, table, version, wrong};
-use super::visit::{Visitor, Who};
+use super::visit::{Visitor, VisitorExtension};
 use crate::admin::version::of_route;
 use crate::admin::{RouteUpdate, RouteVerdict, Setting, TestedRequest};
 use crate::permission::{About, Permission};
 use crate::route::{RouteId, RouteRow};
 
-pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
+pub(super) async fn list(
+    Extension(visitor): VisitorExtension,
+    RawQuery(query): RawQuery,
+) -> Result<Markup, Failure> {
     visitor.check(Permission::RoutesRead, About::Shared)?;
     screen(&visitor, &Form::read(query.unwrap_or_default()), &Form::default(), None).await
 }
@@ -236,14 +239,17 @@ fn id_of(text: &str) -> Result<RouteId, Failure> {
     Uuid::parse_str(text).map(RouteId).map_err(|_| Failure::not_found())
 }
 
-pub(super) async fn edit(Extension(visitor): Who, Path(id): Path<String>) -> Result<Markup, Failure> {
+pub(super) async fn edit(
+    Extension(visitor): VisitorExtension,
+    Path(id): Path<String>,
+) -> Result<Markup, Failure> {
     visitor.check(Permission::RoutesWrite, About::Shared)?;
     let rule = visitor.admin.route(id_of(&id)?).await?;
     Ok(edit_page(&visitor, rule.id, &filled_in(&rule), &of_route(&rule), None))
 }
 
 pub(super) async fn update(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<Response, Failure> {
@@ -270,7 +276,7 @@ pub(super) async fn update(
     }
 }
 
-pub(super) async fn add(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
+pub(super) async fn add(Extension(visitor): VisitorExtension, body: Bytes) -> Result<Response, Failure> {
     visitor.check(Permission::RoutesWrite, About::Shared)?;
     let form = Form::read(body);
     match visitor.admin.add_route(rule_of(&form)).await {
@@ -284,7 +290,7 @@ pub(super) async fn add(Extension(visitor): Who, body: Bytes) -> Result<Response
 }
 
 pub(super) async fn remove(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<Redirect, Failure> {

@@ -11,7 +11,7 @@ use maud::{Markup, html};
 use super::failure::Failure;
 use super::form::Form;
 use super::shell::alone;
-use super::visit::{Shared, Who, browser};
+use super::visit::{Shared, VisitorExtension, browser};
 use super::{cookie, origin};
 use crate::admin::SignedIn;
 use crate::key::format::parse_management;
@@ -133,7 +133,10 @@ fn refused(plane: &Plane, peer: Option<Peer>, text: &str) -> Failure {
 }
 
 /// Ends the session.
-pub(super) async fn sign_out(Extension(visitor): Who, headers: HeaderMap) -> Result<Response, Failure> {
+pub(super) async fn sign_out(
+    Extension(visitor): VisitorExtension,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
     visitor.admin.end_sessions(Ending::One(visitor.session.id)).await?;
     let mut response = Redirect::to("/sign-in").into_response();
     if let Some(cookie) = cookie::clear(&headers) {

@@ -12,7 +12,7 @@ use super::form::Form;
 use super::keys::rows;
 use super::layout::{Place, page};
 use super::parts::{Field, asked, copyable, done, number, select, table, tenant_pill, version, when};
-use super::visit::{Visitor, Who};
+use super::visit::{Visitor, VisitorExtension};
 use crate::admin::version::of_tenant;
 use crate::admin::{AdminError, Setting};
 use crate::permission::{About, Permission};
@@ -36,7 +36,7 @@ pub(super) async fn found(
 }
 
 pub(super) async fn show(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Markup, Failure> {
@@ -192,7 +192,7 @@ fn to(tenant: &Tenant, done: &str) -> Redirect {
 }
 
 pub(super) async fn update(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
 ) -> Result<Redirect, Failure> {
@@ -215,7 +215,7 @@ pub(super) async fn update(
 }
 
 pub(super) async fn suspend(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
 ) -> Result<Redirect, Failure> {
     let tenant = found(&visitor, &reference, Permission::TenantsWrite).await?;
@@ -224,7 +224,7 @@ pub(super) async fn suspend(
 }
 
 pub(super) async fn activate(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
 ) -> Result<Redirect, Failure> {
@@ -234,7 +234,7 @@ pub(super) async fn activate(
 }
 
 pub(super) async fn delete(
-    Extension(visitor): Who,
+    Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
 ) -> Result<Redirect, Failure> {

@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::parts::{Field, table, tenant_pill, when, wrong};
-use super::visit::{Visitor, Who};
+use super::visit::{Visitor, VisitorExtension};
 use crate::permission::{About, Permission};
 use crate::server::manage::reading::place;
 use crate::store::{TenantFilter, TenantPage, TenantPlace};
@@ -19,7 +19,10 @@ use crate::tenant::{TenantId, TenantStatus};
 /// The number of tenants on a page.
 const SIZE: usize = 50;
 
-pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
+pub(super) async fn list(
+    Extension(visitor): VisitorExtension,
+    RawQuery(query): RawQuery,
+) -> Result<Markup, Failure> {
     visitor.check(Permission::TenantsRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
     let search = query.get("q").map(str::to_owned);
@@ -68,7 +71,7 @@ pub(super) async fn list(Extension(visitor): Who, RawQuery(query): RawQuery) -> 
     Ok(page(&visitor, Place::Tenants, "Tenants", &body))
 }
 
-pub(super) async fn new(Extension(visitor): Who) -> Result<Markup, Failure> {
+pub(super) async fn new(Extension(visitor): VisitorExtension) -> Result<Markup, Failure> {
     visitor.check(Permission::TenantsWrite, About::NewTenant)?;
     Ok(new_page(&visitor, &Form::default(), None))
 }
@@ -104,7 +107,7 @@ fn new_page(visitor: &Visitor, form: &Form, failure: Option<&str>) -> Markup {
     page(visitor, Place::Tenants, "New tenant", &body)
 }
 
-pub(super) async fn create(Extension(visitor): Who, body: Bytes) -> Result<Response, Failure> {
+pub(super) async fn create(Extension(visitor): VisitorExtension, body: Bytes) -> Result<Response, Failure> {
     visitor.check(Permission::TenantsWrite, About::NewTenant)?;
     let form = Form::read(body);
     let created = match form.need("name", "The name") {

@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::form::Form;
 use super::layout::{Place, page};
 use super::parts::{number, table, tenant_choice};
-use super::visit::{Visitor, Who};
+use super::visit::{Visitor, VisitorExtension};
 use crate::permission::{About, Permission, Reach};
 use crate::store::DayCount;
 use crate::tenant::Tenant;
@@ -17,7 +17,10 @@ use crate::tenant::Tenant;
 /// The number of keys that are shown.
 const BUSIEST: usize = 10;
 
-pub(super) async fn show(Extension(visitor): Who, RawQuery(query): RawQuery) -> Result<Markup, Failure> {
+pub(super) async fn show(
+    Extension(visitor): VisitorExtension,
+    RawQuery(query): RawQuery,
+) -> Result<Markup, Failure> {
     visitor.check(Permission::UsageRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
     let reach = &visitor.caller.creator.authority.reach;

@@ -47,7 +47,7 @@ impl Visitor {
 }
 
 /// Extracts the visitor of a request.
-pub(super) type Who = axum::Extension<Arc<Visitor>>;
+pub(super) type VisitorExtension = axum::Extension<Arc<Visitor>>;
 
 /// The state of the server, which all screens get.
 pub(super) type Shared = State<Arc<Plane>>;

@@ -19,7 +19,7 @@ use crate::server::manage::access::check;
 use crate::server::manage::body::{self, Fields, Form, instant};
 use crate::server::manage::problem::Problem;
 use crate::server::manage::query::no_parameters;
-use crate::server::manage::{Found, Shared, Who};
+use crate::server::manage::{CallerExtension, JsonResult, Shared};
 
 /// A request to explain. Absent fields have the defaults of `tenantgate explain`.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -78,11 +78,11 @@ fn context(fields: &mut Fields) -> Vec<(String, String)> {
 /// Answers which rule applies to a request.
 pub(in crate::server::manage) async fn test_route(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Found<RouteVerdict> {
+) -> JsonResult<RouteVerdict> {
     check(&caller, Permission::RoutesRead, About::Shared)?;
     let mut fields = fields(&headers, query.as_deref(), body).await?;
     let method = fields.text_needed("method", text);
@@ -105,11 +105,11 @@ pub(in crate::server::manage) async fn test_route(
 /// Answers how a request is answered, and why.
 pub(in crate::server::manage) async fn explain(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Found<Value> {
+) -> JsonResult<Value> {
     check(&caller, Permission::KeysRead, About::Shared)?;
     let mut fields = fields(&headers, query.as_deref(), body).await?;
     let address = |text: &str| match parse_address(text.as_bytes()) {

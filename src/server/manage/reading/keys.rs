@@ -24,7 +24,7 @@ use crate::server::manage::body::instant;
 use crate::server::manage::precondition::Tagged;
 use crate::server::manage::problem::{FieldError, Problem};
 use crate::server::manage::query::{ListQuery, Page, no_parameters};
-use crate::server::manage::{Found, Plane, Shared, Who};
+use crate::server::manage::{CallerExtension, JsonResult, Plane, Shared};
 use crate::store::{KeyFilter, KeyPlace};
 
 /// The filters of `key list`.
@@ -33,9 +33,9 @@ const FILTERS: [&str; 7] = ["status", "name", "scope", "label", "expires_before"
 /// Lists the keys of all tenants that the caller may see.
 pub(in crate::server::manage) async fn keys(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
-) -> Found<Page<ListedKeyView>> {
+) -> JsonResult<Page<ListedKeyView>> {
     check(&caller, Permission::KeysRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "keys", &FILTERS)?;
     list(&plane, &caller, &query, query.filter(FILTERS.len() - 1)).await
@@ -44,10 +44,10 @@ pub(in crate::server::manage) async fn keys(
 /// Lists the keys of one tenant.
 pub(in crate::server::manage) async fn keys_of_tenant(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
-) -> Found<Page<ListedKeyView>> {
+) -> JsonResult<Page<ListedKeyView>> {
     check(&caller, Permission::KeysRead, About::Shared)?;
     let list_name = format!("keys of {reference}");
     let query = ListQuery::read(query.as_deref(), &list_name, &FILTERS[..FILTERS.len() - 1])?;
@@ -59,7 +59,7 @@ async fn list(
     caller: &Arc<Caller>,
     query: &ListQuery,
     tenant: Option<&str>,
-) -> Found<Page<ListedKeyView>> {
+) -> JsonResult<Page<ListedKeyView>> {
     let (admin, now) = (seen_by(plane, caller), plane.admin.now());
     let mut filter = filter(query, now)?;
     if let Some(reference) = tenant {
@@ -125,7 +125,7 @@ fn read<T>(
 /// Shows one key.
 pub(in crate::server::manage) async fn key(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Tagged<KeyView>, Problem> {
@@ -148,10 +148,10 @@ pub(in crate::server::manage) struct ImpactView {
 /// Counts the keys that suspending a tenant would affect.
 pub(in crate::server::manage) async fn impact(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
-) -> Found<ImpactView> {
+) -> JsonResult<ImpactView> {
     check(&caller, Permission::TenantsRead, About::Shared)?;
     no_parameters(query.as_deref())?;
     let admin = seen_by(&plane, &caller);

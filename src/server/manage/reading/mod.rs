@@ -16,7 +16,7 @@ pub(super) use self::keys::place;
 pub(super) use self::keys::{ImpactView, impact, key, keys, keys_of_tenant};
 pub(super) use self::usage::{usage, usage_of_key};
 use super::query::{ListQuery, Page};
-use super::{Found, Plane, Shared};
+use super::{JsonResult, Plane, Shared};
 use crate::admin::{Admin, Caller, Origin};
 
 /// Returns the use cases as the caller sees them.
@@ -35,7 +35,10 @@ pub(super) struct ReplicaView {
 }
 
 /// Lists the servers, ordered by name. Needs no permission.
-pub(super) async fn replicas(State(plane): Shared, RawQuery(query): RawQuery) -> Found<Page<ReplicaView>> {
+pub(super) async fn replicas(
+    State(plane): Shared,
+    RawQuery(query): RawQuery,
+) -> JsonResult<Page<ReplicaView>> {
     let query = ListQuery::read(query.as_deref(), "replicas", &[])?;
     let views = plane.admin.replicas().await?.into_iter().map(|replica| {
         let view = ReplicaView {

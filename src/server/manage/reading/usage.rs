@@ -11,7 +11,7 @@ use crate::permission::{About, Permission, Reach};
 use crate::server::manage::access::check;
 use crate::server::manage::problem::{FieldError, Problem};
 use crate::server::manage::query::{ListQuery, Page};
-use crate::server::manage::{Found, Shared, Who};
+use crate::server::manage::{CallerExtension, JsonResult, Shared};
 use crate::store::{UsageBy, UsageFilter, UsagePart, UsageRow};
 
 const DAYS: i64 = 30;
@@ -19,9 +19,9 @@ const DAYS: i64 = 30;
 /// Counts the requests of all keys that the caller may see, by day, key or reason.
 pub(in crate::server::manage) async fn usage(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
-) -> Found<Page<UsageView>> {
+) -> JsonResult<Page<UsageView>> {
     check(&caller, Permission::UsageRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "usage", &["from", "to", "group_by", "tenant", "key"])?;
     let admin = seen_by(&plane, &caller);
@@ -38,10 +38,10 @@ pub(in crate::server::manage) async fn usage(
 /// Counts the requests of one key.
 pub(in crate::server::manage) async fn usage_of_key(
     State(plane): Shared,
-    Extension(caller): Who,
+    Extension(caller): CallerExtension,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
-) -> Found<Page<UsageView>> {
+) -> JsonResult<Page<UsageView>> {
     check(&caller, Permission::UsageRead, About::Shared)?;
     let list = format!("usage of {reference}");
     let query = ListQuery::read(query.as_deref(), &list, &["from", "to", "group_by"])?;
@@ -85,7 +85,7 @@ fn filter(query: &ListQuery, now: Timestamp, reach: Reach) -> Result<UsageFilter
     Ok(UsageFilter { from, to, tenant: None, key: None, reach, by, part, busiest: None })
 }
 
-async fn part(admin: &Admin, query: &ListQuery, filter: UsageFilter) -> Found<Page<UsageView>> {
+async fn part(admin: &Admin, query: &ListQuery, filter: UsageFilter) -> JsonResult<Page<UsageView>> {
     let fine = match (filter.by, query.after()) {
         (_, None) | (UsageBy::Reason, _) => true,
         (UsageBy::Key, Some(id)) => uuid::Uuid::parse_str(id).is_ok(),

@@ -120,7 +120,7 @@ fn for_all_facts(with: impl Fn(&Facts<'_>)) {
     for (key, tenant) in keys.iter().flat_map(|key| tenants.iter().map(move |tenant| (key, tenant))) {
         let tenant = tenant.as_ref();
         for access in accesses() {
-            all_found.extend(PROOFS.map(|proof| Some(Found { key, tenant, proof, access })));
+            all_found.extend(PROOFS.map(|proof| Some(FoundKey { key, tenant, proof, access })));
         }
     }
     for entrance in
@@ -171,26 +171,26 @@ fn rows_after_the_one_that_holds_are_not_reached() {
 #[test]
 fn the_secret_is_verified_after_the_rows_that_do_not_depend_on_it() {
     let (key, tenant) = (key(), tenant("active"));
-    let found = Found { key: &key, tenant: Some(&tenant), proof: Proof::Pending, access: Access::FREE };
-    let (before, after) = Row::ALL.split_at(10);
+    let found = FoundKey { key: &key, tenant: Some(&tenant), proof: Proof::Pending, access: Access::FREE };
+    let (before, after) = OutcomeRow::ALL.split_at(10);
     let expected = before.iter().map(|row| (*row, Step::Not));
     let expected = expected.chain(after.iter().map(|row| (*row, Step::NotReached)));
     assert_eq!(walk(&facts(Some(found))).to_vec(), expected.collect::<Vec<_>>());
-    assert_eq!(before.last(), Some(&Row::Unknown));
+    assert_eq!(before.last(), Some(&OutcomeRow::Unknown));
 }
 
 #[test]
 fn every_row_has_a_distinct_condition() {
-    let conditions: BTreeSet<_> = Row::ALL.map(Row::condition).into_iter().collect();
-    assert_eq!(conditions.len(), Row::ALL.len());
-    assert_eq!(Row::Revoked.condition(), "the key is revoked");
+    let conditions: BTreeSet<_> = OutcomeRow::ALL.map(OutcomeRow::condition).into_iter().collect();
+    assert_eq!(conditions.len(), OutcomeRow::ALL.len());
+    assert_eq!(OutcomeRow::Revoked.condition(), "the key is revoked");
 }
 
 #[test]
 fn every_reason_and_every_fault_has_a_row() {
     for reason in Reason::ALL.map(Reason::as_str).into_iter().chain(Fault::ALL.map(Fault::as_str)) {
-        assert!(Row::named(reason).is_some(), "{reason}");
+        assert!(OutcomeRow::named(reason).is_some(), "{reason}");
     }
-    assert_eq!(Row::named("ok"), Some(Row::Good));
-    assert_eq!(Row::named("nonsense"), None);
+    assert_eq!(OutcomeRow::named("ok"), Some(OutcomeRow::Good));
+    assert_eq!(OutcomeRow::named("nonsense"), None);
 }

@@ -1,6 +1,6 @@
 //! Checks every answer in every test against the documented table of outcomes.
 //!
-//! An [`Answer`] is always verified against the contract: its reason determines status, code, body, headers and the
+//! An [`VerifiedResponse`] is always verified against the contract: its reason determines status, code, body, headers and the
 //! exact metadata keys. A test that compares `401 mismatch` has therefore compared all of them.
 
 use std::collections::BTreeMap;
@@ -65,12 +65,12 @@ const ROWS: [Row; 18] = [
 
 /// A `CheckResponse` that fulfils the contract.
 #[derive(Clone)]
-pub(crate) struct Answer {
+pub(crate) struct VerifiedResponse {
     pub(crate) response: CheckResponse,
     pub(crate) metadata: BTreeMap<String, String>,
 }
 
-impl Answer {
+impl VerifiedResponse {
     /// Verifies a response against the contract.
     #[track_caller]
     pub(crate) fn of(response: CheckResponse) -> Self {
@@ -241,7 +241,7 @@ impl Answer {
     }
 }
 
-impl fmt::Debug for Answer {
+impl fmt::Debug for VerifiedResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { response, metadata } = self;
         write!(f, "{:?} {:?} metadata {metadata:?}", response.status, response.http_response)
